@@ -1,0 +1,54 @@
+# Everything a fresh machine needs is Python (3.10 or newer) and make.
+PYTHON ?= python3
+
+# Set-up is stamped: it runs again only when what it installs has changed.
+DEV := .venv
+LIGHT := .venv-demo
+DEMO := build/demo
+
+.PHONY: help demo test bench fixtures golden clean
+
+help:
+	@echo "make demo      install the light package (no torch), fold a checkpoint, show the result"
+	@echo "make test      install everything; run ruff, mypy and all tests"
+	@echo "make bench     run the benchmarks of tests/bench"
+	@echo "make fixtures  build the files of fixtures/ again"
+	@echo "make golden    write the outputs in fixtures/golden and README.md again"
+	@echo "make clean     remove what the others made"
+
+$(LIGHT)/stamp: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(LIGHT)
+	$(LIGHT)/bin/python -m pip install --quiet --constraint constraints.txt --editable .
+	@touch $@
+
+$(DEV)/stamp: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(DEV)
+	$(DEV)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+demo: $(LIGHT)/stamp
+	@mkdir -p $(DEMO)
+	$(LIGHT)/bin/wnconvert fold fixtures/g_02500000 -o $(DEMO)/g_02500000.folded --force
+	@echo
+	@echo "The folded generator is $(DEMO)/g_02500000.folded. Next:"
+	@echo "  $(LIGHT)/bin/wnconvert fold --help"
+	@echo "  $(LIGHT)/bin/wnconvert fold YOUR_CHECKPOINT --dry-run"
+
+test: $(DEV)/stamp
+	$(DEV)/bin/ruff check
+	$(DEV)/bin/ruff format --check
+	$(DEV)/bin/mypy
+	$(DEV)/bin/python -m pytest
+
+bench: $(DEV)/stamp
+	$(DEV)/bin/python -m tests.bench
+
+fixtures: $(DEV)/stamp
+	$(DEV)/bin/python fixtures/make.py
+
+golden: $(DEV)/stamp
+	$(DEV)/bin/python -m pytest --refresh tests/test_golden.py tests/test_readme.py
+
+clean:
+	rm -rf $(DEV) $(LIGHT) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
