@@ -122,7 +122,7 @@ class _Writer:
         elif self.recall(id(value)):
             pass
         elif isinstance(value, tuple):
-            self.tuple(value)
+            self.fixed(value)
         elif isinstance(value, list):
             self.start(value, b"]")
             self.then(*self.batches(value, b"e"))
@@ -130,13 +130,13 @@ class _Writer:
             self.start(value, b"}")
             self.then(*self.batches(value.pairs, b"u"))
         elif isinstance(value, Set):
-            self.set(value)
+            self.set_of(value)
         elif isinstance(value, PersistentId):
             self.then((True, value.pid), (False, b"Q"))
         elif isinstance(value, Extension):
             self.out += b"\x84" + struct.pack("<i", value.code)
         elif isinstance(value, Object):
-            self.object(value)
+            self.record(value)
         else:
             raise TypeError(f"not a pickle value: {type(value)}")
 
@@ -177,7 +177,7 @@ class _Writer:
 
         return finish
 
-    def tuple(self, value: tuple[Value, ...]) -> None:
+    def fixed(self, value: tuple[Value, ...]) -> None:
         parts = [(True, item) for item in value]
         if not value:
             self.out += b")"
@@ -187,7 +187,7 @@ class _Writer:
         else:
             self.then((False, b"("), *parts, (False, self.made(value, b"1", b"t")))
 
-    def set(self, value: Set) -> None:
+    def set_of(self, value: Set) -> None:
         if value.frozen:
             parts = [(True, item) for item in value.items]
             self.then((False, b"("), *parts, (False, self.made(value, b"1", b"\x91")))
@@ -195,7 +195,7 @@ class _Writer:
             self.start(value, b"\x8f")
             self.then(*self.batches(value.items, b"\x90"))
 
-    def object(self, value: Object) -> None:
+    def record(self, value: Object) -> None:
         if value.op == "OBJ":
             parts = [(False, b"("), (True, value.callee), *((True, arg) for arg in value.args)]
             drop, make = b"1", b"o"

@@ -140,7 +140,7 @@ def load(source: bytes | Stream) -> Pickle:
     >>> load(pickle.dumps({"epoch": 3, "names": ["a", "b"]})).root
     Dict(pairs=[('epoch', 3), ('names', ['a', 'b'])])
     """
-    stream = io.BytesIO(source) if isinstance(source, bytes) else source
+    stream: Any = io.BytesIO(source) if isinstance(source, bytes) else source
     machine = _Machine()
     try:
         for opcode, arg, _ in pickletools.genops(stream):

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["DTYPES", "FOLDABLE", "ByteRange", "DType", "StoredTensor", "TensorInfo", "dtype_named"]
+__all__ = ["DTYPES", "FOLDABLE", "ByteRange", "DType", "StoredTensor", "TensorInfo"]
+__all__ += ["contiguous_strides", "dtype_named"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +60,8 @@ class DType:
             import ml_dtypes
 
             return np.dtype(ml_dtypes.bfloat16)
-        return np.dtype(self.name)
+        dtype: np.dtype[Any] = np.dtype(self.name)
+        return dtype
 
     def __str__(self) -> str:
         return self.name
