@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-from wnconvert.dims import AUTO, dim_of
+from wnconvert.dims import AUTO, dim_of, rows_of
 from wnconvert.errors import LayerError
 from wnconvert.tensors import TensorInfo
 
@@ -66,6 +66,11 @@ class Layer:
     g: TensorInfo
     v: TensorInfo
     note: str = ""
+
+    @property
+    def rows(self) -> int:
+        """Number of norms, that is of elements of g."""
+        return rows_of(self.v.shape, self.dim)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,14 +7,15 @@ executor follows it to the bytes.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["DTYPES", "FOLDABLE", "ByteRange", "DType", "StoredTensor", "TensorInfo"]
-__all__ += ["contiguous_strides", "dtype_named"]
+__all__ = ["DTYPES", "FOLDABLE", "ByteRange", "DType", "Entry", "Sibling", "StateDict", "StoredTensor"]
+__all__ += ["TensorInfo", "Tree", "contiguous_strides", "dtype_named"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,9 +60,9 @@ class DType:
         if self.name == "bfloat16":
             import ml_dtypes
 
-            return np.dtype(ml_dtypes.bfloat16)
-        dtype: np.dtype[Any] = np.dtype(self.name)
-        return dtype
+            bfloat16: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
+            return bfloat16
+        return np.dtype(self.name)
 
     def __str__(self) -> str:
         return self.name
@@ -202,3 +203,52 @@ def contiguous_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
         strides.append(step)
         step *= max(size, 1)
     return tuple(reversed(strides))
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One key of a state dict; ``tensor`` is None for a value that is no tensor."""
+
+    name: str
+    tensor: StoredTensor | None
+
+
+@dataclass(frozen=True, slots=True)
+class StateDict:
+    """A mapping of names to tensors inside a file, at a path such as ``generator`` (the root is ``""``).
+
+    ``dims`` holds, by weight, the dim that a pickled module's own ``WeightNorm`` records state.
+    """
+
+    path: str
+    entries: tuple[Entry, ...]
+    dims: Mapping[str, int | None] = field(default_factory=dict)
+
+    @property
+    def tensors(self) -> dict[str, StoredTensor]:
+        """The tensors by name."""
+        return {entry.name: entry.tensor for entry in self.entries if entry.tensor is not None}
+
+
+@dataclass(frozen=True, slots=True)
+class Sibling:
+    """Anything else in a file, by its path, with what it is in a word or two."""
+
+    path: str
+    kind: str
+
+
+@dataclass(frozen=True, slots=True)
+class Tree:
+    """What a checkpoint holds, by names, dtypes and shapes.
+
+    ``metadata`` is safetensors' own; ``record`` what earlier runs of wnconvert left in the file; ``notes``
+    are the reader's.
+    """
+
+    state_dicts: tuple[StateDict, ...]
+    optimizers: tuple[str, ...] = ()
+    siblings: tuple[Sibling, ...] = ()
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    record: tuple[Mapping[str, Any], ...] = ()
+    notes: tuple[str, ...] = ()

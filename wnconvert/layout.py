@@ -1,0 +1,62 @@
+"""The bytes of an output file before they exist: what stands where, and how each run is made.
+
+The writers of containers make a :class:`Layout` from a plan; the executor fills it. Sizes are all known,
+so headers are written first and the work of one blob never waits for that of another.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from wnconvert.tensors import ByteRange, DType, StoredTensor
+
+__all__ = ["Blob", "CopyBytes", "FoldLayer", "Gather", "Layout", "Work"]
+
+
+@dataclass(frozen=True, slots=True)
+class CopyBytes:
+    """The bytes of the source as they are."""
+
+    source: ByteRange
+
+
+@dataclass(frozen=True, slots=True)
+class Gather:
+    """The elements of ``tensor`` in C order, cast to ``dtype`` in one rounding where that differs."""
+
+    tensor: StoredTensor
+    dtype: DType
+
+
+@dataclass(frozen=True, slots=True)
+class FoldLayer:
+    """w = g·v/‖v‖ in ``dtype``; ``where`` names the layer for the user."""
+
+    where: str
+    g: StoredTensor
+    v: StoredTensor
+    dim: int | None
+    dtype: DType
+
+
+Work: TypeAlias = CopyBytes | Gather | FoldLayer
+
+
+@dataclass(frozen=True, slots=True)
+class Blob:
+    """``size`` bytes at ``start`` of the output. Their CRC-32 is written at each offset of ``crc_at``."""
+
+    start: int
+    size: int
+    work: Work
+    crc_at: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """A whole output file: ``size`` bytes, made of literal ``pieces`` (offset, bytes) and ``blobs``."""
+
+    size: int
+    pieces: tuple[tuple[int, bytes], ...]
+    blobs: tuple[Blob, ...]

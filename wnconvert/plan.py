@@ -1,0 +1,297 @@
+"""Plans: what every output tensor will be, as plain frozen data.
+
+A plan is made from a :class:`~wnconvert.tensors.Tree` alone, before a tensor is read; ``--dry-run`` prints
+it, and ``wnconvert.convert`` runs exactly it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias
+
+from wnconvert.errors import ArgumentError, LayerError
+from wnconvert.schemes import Found, Layer, Refused, Selection, find
+from wnconvert.tensors import DType, Entry, StateDict, TensorInfo, Tree
+
+__all__ = ["Dropped", "Fold", "Keep", "Plan", "PlannedStateDict", "Step", "plan_fold"]
+
+
+@dataclass(frozen=True, slots=True)
+class Keep:
+    """Put the value of ``source`` under ``name``; a tensor is cast where ``dtype`` differs from its own."""
+
+    name: str
+    source: str
+    dtype: DType | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Fold:
+    """Put w = g·v/‖v‖ of ``layer`` under its name, in ``dtype``."""
+
+    layer: Layer
+    dtype: DType
+
+    @property
+    def name(self) -> str:
+        """The name of the weight."""
+        return self.layer.name
+
+
+Step: TypeAlias = Keep | Fold
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedStateDict:
+    """The steps that make one state dict of the output, in output order."""
+
+    path: str
+    steps: tuple[Step, ...]
+
+    @property
+    def folds(self) -> tuple[Fold, ...]:
+        """The layers that are folded in it."""
+        return tuple(step for step in self.steps if isinstance(step, Fold))
+
+
+@dataclass(frozen=True, slots=True)
+class Dropped:
+    """Something of the source that the output does not have, and why."""
+
+    path: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a conversion will do, whole: the output is these state dicts, less what is dropped.
+
+    ``only`` is the path of the one state dict that the output holds, or None where it keeps all siblings.
+    ``record`` is what will be written into the output so that ``split`` can restore the form.
+    """
+
+    verb: str
+    container: str
+    state_dicts: tuple[PlannedStateDict, ...]
+    only: str | None = None
+    dropped: tuple[Dropped, ...] = ()
+    record: tuple[Mapping[str, Any], ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def layers(self) -> list[tuple[str, Fold]]:
+        """Every layer that is folded, with the path of its state dict."""
+        return [(planned.path, fold) for planned in self.state_dicts for fold in planned.folds]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The plan as JSON-able data; README documents it."""
+        return {
+            "schema": 1,
+            "verb": self.verb,
+            "container": self.container,
+            "layers": [describe_layer(path, fold) for path, fold in self.layers],
+            "state_dicts": [
+                {"path": planned.path, "tensors": len(planned.steps), "layers": len(planned.folds)}
+                for planned in self.state_dicts
+            ],
+            "dropped": [{"path": item.path, "why": item.why} for item in self.dropped],
+            "notes": list(self.notes),
+        }
+
+
+def describe_layer(path: str, fold: Fold) -> dict[str, Any]:
+    """One layer of a plan as JSON-able data."""
+    layer = fold.layer
+    return {
+        "state_dict": path,
+        "name": layer.name,
+        "form": layer.form,
+        "dim": layer.dim,
+        "shape": list(layer.v.shape),
+        "dtype": str(fold.dtype),
+        "rows": layer.rows,
+    }
+
+
+def plan_fold(
+    tree: Tree,
+    container: str,
+    *,
+    selection: Selection = Selection(),  # noqa: B008 - frozen
+    only: str | None = None,
+    dtype: DType | None = None,
+    keep_optimizer: bool = False,
+) -> Plan:
+    """Plan the folding of every wanted layer of ``tree`` into a file of ``container``.
+
+    ``container`` is ``"torch"`` (all state dicts and siblings) or ``"safetensors"`` (one state dict).
+    Raises ``LayerError`` where layers are refused and ``ArgumentError`` where ``only`` or the selection
+    names nothing, or a safetensors file would have to hold several state dicts.
+    """
+    chosen = _choose(tree, only)
+    found = {state.path: _find(state, selection) for state in chosen}
+    _check_selection(selection, found.values())
+    if container == "safetensors":
+        chosen = (_the_one(chosen, found),)
+    _check_refused({state.path: found[state.path].refused for state in chosen})
+    planned = tuple(
+        PlannedStateDict(state.path, _fold_steps(state, found[state.path].layers, dtype)) for state in chosen
+    )
+    alone = chosen[0].path if container == "safetensors" else only
+    plan = Plan("fold", container, planned, alone)
+    return replace(
+        plan,
+        dropped=_dropped(tree, alone, any(item.folds for item in planned) and not keep_optimizer),
+        record=(*tree.record, *_fold_record(chosen, planned)),
+        notes=(*tree.notes, *(note for state in chosen for note in _notes(found[state.path]))),
+    )
+
+
+def _choose(tree: Tree, only: str | None) -> tuple[StateDict, ...]:
+    if only is None:
+        return tree.state_dicts
+    chosen = tuple(state for state in tree.state_dicts if state.path == only.removeprefix("."))
+    if not chosen:
+        raise ArgumentError(
+            f"there is no state dict at {only!r}",
+            fix=f"--only one of: {_listed(state.path or '.' for state in tree.state_dicts) or '(there is none)'}",
+        )
+    return chosen
+
+
+def _find(state: StateDict, selection: Selection) -> Found:
+    found = find((tensor.info for tensor in state.tensors.values()), selection)
+    if not state.dims:
+        return found
+    # A pickled module says its dim; g's shape must say the same (of one element, it says nothing).
+    layers, refused = [], list(found.refused)
+    for layer in found.layers:
+        stated = state.dims.get(layer.name, layer.dim)
+        if stated != layer.dim and layer.g.numel != 1:
+            reason = f"its WeightNorm hook says dim {stated}, g {layer.g.shape} beside v {layer.v.shape} does not"
+            refused.append(Refused(layer.name, reason, f"--exclude '{layer.name}' leaves it as it is"))
+        else:
+            layers.append(layer)
+    return replace(found, layers=tuple(layers), refused=tuple(refused))
+
+
+def _check_selection(selection: Selection, found: Iterable[Found]) -> None:
+    """A glob that was meant to choose and chose nothing is a slip of the pen."""
+    names = [
+        name
+        for item in found
+        for name in (*(layer.name for layer in item.layers), *(no.name for no in item.refused), *item.unwanted)
+    ]
+    for glob in selection.layers if names else ():
+        if not any(Selection(layers=(glob,)).wants(name) for name in names):
+            raise ArgumentError(f"--layers {glob!r} matches no layer", fix=f"the layers are: {_listed(names)}")
+
+
+def _the_one(chosen: Sequence[StateDict], found: Mapping[str, Found]) -> StateDict:
+    """The one state dict that a safetensors file can hold: the only one, or the only one with layers."""
+    with_layers = [state for state in chosen if found[state.path].layers or found[state.path].refused]
+    candidates = with_layers or chosen
+    if len(candidates) == 1:
+        return candidates[0]
+    paths = _listed(state.path or "." for state in candidates)
+    if not candidates:
+        raise ArgumentError("there is no state dict in it that a safetensors file could hold", fix="-o OUT.pt")
+    raise ArgumentError(
+        f"a safetensors file holds one state dict, and there are {len(candidates)}: {paths}",
+        fix=f"--only {candidates[0].path or '.'} (or another of them), or -o OUT.pt for all",
+    )
+
+
+def _check_refused(refused: Mapping[str, Sequence[Refused]]) -> None:
+    items = [(path, item) for path, of_path in refused.items() for item in of_path]
+    if len(items) == 1:
+        path, item = items[0]
+        raise LayerError(item.reason, where=_where(path, item.name), fix=item.fix)
+    if items:
+        lines = "".join(f"\n  {_where(path, item.name)}: {item.reason}" for path, item in items[:10])
+        more = f"\n  and {len(items) - 10} more" if len(items) > 10 else ""
+        raise LayerError(
+            f"{len(items)} layers cannot be folded:{lines}{more}",
+            fix="--exclude leaves them as they are",
+        )
+
+
+def _where(path: str, name: str) -> str:
+    return f"{path}: layer {name}" if path else f"layer {name}"
+
+
+def _fold_steps(state: StateDict, layers: Sequence[Layer], dtype: DType | None) -> tuple[Step, ...]:
+    """Every key in its place; w stands where the first half of its pair stood."""
+    half_of = {half.name: layer for layer in layers for half in (layer.g, layer.v)}
+    steps: dict[str, Step] = {}
+    for entry in state.entries:
+        layer = half_of.get(entry.name)
+        if layer is None:
+            steps[entry.name] = Keep(entry.name, entry.name, _cast(entry, dtype))
+        elif layer.name not in steps:
+            steps[layer.name] = Fold(layer, dtype or layer.v.dtype)
+    return tuple(steps.values())
+
+
+def _cast(entry: Entry, dtype: DType | None) -> DType | None:
+    if dtype is None or entry.tensor is None or not entry.tensor.info.dtype.foldable:
+        return None
+    return dtype if dtype != entry.tensor.info.dtype else None
+
+
+def _dropped(tree: Tree, alone: str | None, drop_optimizer: bool) -> tuple[Dropped, ...]:
+    if alone is not None:
+        states = (state.path for state in tree.state_dicts if state.path != alone)
+        others = (*states, *tree.optimizers, *(sibling.path for sibling in tree.siblings))
+        return tuple(Dropped(path, f"only {alone or 'the state dict'} is kept") for path in others)
+    if drop_optimizer:
+        return tuple(
+            Dropped(path, "its state is by position, and folding changed the parameters (--keep-optimizer keeps it)")
+            for path in tree.optimizers
+        )
+    return ()
+
+
+def _fold_record(
+    states: Sequence[StateDict], planned: Sequence[PlannedStateDict]
+) -> tuple[Mapping[str, Any], ...]:
+    """One entry of the record: what ``split`` needs to give each pair its names, shapes and places back."""
+    record = {}
+    for state, item in zip(states, planned, strict=True):
+        place = {entry.name: index for index, entry in enumerate(state.entries)}
+        if item.folds:
+            record[item.path] = [_fold_origin(fold.layer, place) for fold in item.folds]
+    return ({"verb": "fold", "state_dicts": record},) if record else ()
+
+
+def _fold_origin(layer: Layer, place: Mapping[str, int]) -> dict[str, Any]:
+    def half(info: TensorInfo) -> dict[str, Any]:
+        return {
+            "name": info.name,
+            "shape": list(info.shape),
+            "dtype": str(info.dtype),
+            "place": place[info.name],
+        }
+
+    return {
+        "name": layer.name,
+        "form": layer.form,
+        "dim": layer.dim,
+        "g": half(layer.g),
+        "v": half(layer.v),
+    }
+
+
+def _notes(found: Found) -> Iterable[str]:
+    for layer in found.layers:
+        if layer.note:
+            yield f"{layer.name}: {layer.note}"
+    for half in found.halves:
+        yield f"{half} stands without its other half and is left as it is"
+
+
+def _listed(names: Iterable[str], most: int = 8) -> str:
+    every = list(names)
+    more = f" and {len(every) - most} more" if len(every) > most else ""
+    return ", ".join(every[:most]) + more
