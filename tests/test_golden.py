@@ -22,8 +22,8 @@ def test_commands_print_what_is_written(path: Path, tmp_path: Path, refresh: boo
     assert any("wnconvert" in step.command for step in written)
     if refresh:
         path.write_text(steady("".join(map(str, printed))))
-    else:
-        assert not differences(written, printed)
+    elif wrong := differences(written, printed):
+        pytest.fail(f"{wrong}If this is meant: make golden", pytrace=False)
 
 
 def test_there_are_goldens_and_each_is_claimed_by_a_test() -> None:
