@@ -13,11 +13,14 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
-from tests.oracle import DTYPES, NARROW, exact_fold, exact_norms, nearest_root, ulps_off
+from tests.oracle import DTYPES, NARROW, exact_fold, exact_norms, nearest_root, squares, ulps_off
 from wnconvert.errors import LayerError, NumbersError
 from wnconvert.weightnorm import (
     Block,
     Rows,
+    _accurate_sums,
+    _exact_sum,
+    _fast_sums,
     blocks,
     cast,
     count_overflow,
@@ -198,6 +201,34 @@ def test_the_largest_float64_g_on_one_element_does_not_overflow() -> None:
     w, report = fold_with_report(v, np.full(3, largest), 0)
     assert report.overflow.count == 0
     np.testing.assert_allclose(w[:, 0], largest, rtol=1e-15)
+
+
+@pytest.mark.parametrize("dtype", NARROW)
+@pytest.mark.parametrize("scale", [2.0**-22, 2.0**-13, 1.0, 2.0**13])
+def test_many_results_are_the_float64_ones_rounded(dtype: str, scale: float) -> None:
+    # Rounding twice can differ from rounding once, but not in 10⁵ numbers of this seed.
+    v, g = normal(26, (200, 500), dtype), normal(27, (200,), dtype, scale)
+    v[:, :3] = 0
+    assert same(fold(v, g, 0), cast(fold(v, g, 0, dtype="float64"), dtype))
+
+
+@pytest.mark.parametrize("shape", [(1, 2, 7), (1, 2, 129), (1, 1, 9001), (7, 3, 1), (500, 2, 3), (37, 3, 11)])
+def test_the_sums_of_squares_keep_to_their_error_bounds(shape: tuple[int, int, int]) -> None:
+    for seed in range(5):
+        x = normal(seed, shape, "float32").astype(np.float64)
+        x[..., 0] *= 2.0**-12 if seed % 2 else 2.0**12
+        exact = squares(x, 1)
+        for sums in (_fast_sums(x.copy()), _accurate_sums(x.copy())):
+            for at, square in enumerate(exact):
+                low, high = sums.bounds(at)
+                assert low <= square <= high
+        assert sums.error < 2.0**-66
+        x *= 1 + 2.0**-40  # 53 bits: beyond the fast sum
+        accurate = _accurate_sums(x.copy())
+        for at, square in enumerate(squares(x, 1)):
+            low, high = accurate.bounds(at)
+            assert low <= square <= high
+            assert _exact_sum(x[:, at].ravel()) == square
 
 
 # --- norms

@@ -232,6 +232,55 @@ def _round(x: Array, out: Array) -> None:
     np.copyto(out, single, casting="unsafe")
 
 
+def _round_both(y: Floats, steps: int, low: Array) -> NDArray[np.bool_]:
+    """Round y into ``low``, and tell where y's bits + ``steps`` round to another value. ``y`` is spoilt."""
+    high = _scratch("high", y.shape, low.dtype)
+    _round(y, low)
+    np.add(y.view(np.int64), steps, out=y.view(np.int64))
+    _round(y, high)
+    codes = np.dtype(f"u{low.itemsize}")
+    return np.asarray(low.view(codes) != high.view(codes))
+
+
+def _round_short(y: Floats, steps: int, low: Array) -> NDArray[np.bool_]:
+    """``_round_both`` for 16-bit formats and no NaN, without their slow casts.
+
+    Where both ends give the same float32, and that is no midpoint of the short format, they give the same
+    short float: all midpoints are float32 and rounding is monotone. It is then that float32 rounded, in
+    bits, half up. Only the others, and float16's subnormals and overflows, go the long way.
+    """
+    single, beyond = (_scratch(use, y.shape, np.float32) for use in ("single", "beyond"))
+    np.copyto(single, y, casting="unsafe")
+    np.add(y.view(np.int64), steps, out=y.view(np.int64))
+    np.copyto(beyond, y, casting="unsafe")
+    bits, spare = single.view(np.uint32), beyond.view(np.uint32)
+    doubt = bits != spare
+    dropped = 13 if low.dtype == np.float16 else 16
+    np.bitwise_and(bits, (1 << dropped) - 1, out=spare)
+    doubt |= spare == 1 << (dropped - 1)
+    if low.dtype == np.float16:
+        magnitude = np.bitwise_and(bits, 0x7FFFFFFF, out=_scratch("magnitude", y.shape, np.uint32))
+        np.subtract(magnitude, 0x38800000, out=spare)  # 2⁻¹⁴, the smallest normal number
+        doubt |= spare >= 0x477FF000 - 0x38800000  # 65520, the first that overflows
+        np.subtract(magnitude, 0x38000000 - 0x1000, out=spare)  # the exponents' biases, 127 and 15
+        np.right_shift(spare, 13, out=spare)
+        np.right_shift(bits, 16, out=bits)
+        np.bitwise_and(bits, 0x8000, out=bits)
+        np.bitwise_or(bits, spare, out=bits)
+    else:
+        np.add(bits, 0x8000, out=bits)
+        np.right_shift(bits, 16, out=bits)
+    np.copyto(low.view(np.uint16), bits, casting="unsafe")
+    if doubt.any():
+        ends = y[doubt]
+        np.subtract(ends.view(np.int64), steps, out=ends.view(np.int64))
+        found = np.empty(ends.shape, low.dtype)
+        differ = _round_both(ends, steps, found)
+        low[doubt] = found
+        doubt[doubt] = differ
+    return np.asarray(doubt)
+
+
 _local = threading.local()
 
 
@@ -525,12 +574,10 @@ class _Fold:
         if self.out == "float64":
             low = y
         else:
-            low, high = (_scratch(use, block.shape, self.form.dtype) for use in ("low", "high"))
-            _round(y, low)
-            bits = y.view(np.int64)
-            np.add(bits, 2 * steps, out=bits)  # at least as many units of relative size 2⁻⁵³ further out
-            _round(y, high)
-            differ = low.view(self.form.codes) != high.view(self.form.codes)
+            low = _scratch("low", block.shape, self.form.dtype)
+            # Adding to the bits goes outwards by at least as many units of relative size 2⁻⁵³.
+            short = low.itemsize == 2 and not self.nonfinite[block.rows].any()
+            differ = (_round_short if short else _round_both)(y, 2 * steps, low)
             if differ.any():
                 self._settle(block, x, sums, low, differ)
         large = self.large[block.rows]
