@@ -245,25 +245,24 @@ def _round_both(y: Floats, steps: int, low: Array) -> NDArray[np.bool_]:
 def _round_short(y: Floats, steps: int, low: Array) -> NDArray[np.bool_]:
     """``_round_both`` for 16-bit formats and no NaN, without their slow casts.
 
-    Where both ends give the same float32, and that is no midpoint of the short format, they give the same
-    short float: all midpoints are float32 and rounding is monotone. It is then that float32 rounded, in
-    bits, half up. Only the others, and float16's subnormals and overflows, go the long way.
+    All their midpoints are float32, and the interval is far narrower than float32's spacing: if it holds
+    a midpoint, its lower end rounds to that as float32. Any other float32 is rounded further in its bits,
+    half up. Only midpoints, and float16's subnormals and overflows, go the long way.
     """
-    single, beyond = (_scratch(use, y.shape, np.float32) for use in ("single", "beyond"))
+    single, spare = _scratch("single", y.shape, np.float32), _scratch("spare", y.shape, np.uint32)
     np.copyto(single, y, casting="unsafe")
-    np.add(y.view(np.int64), steps, out=y.view(np.int64))
-    np.copyto(beyond, y, casting="unsafe")
-    bits, spare = single.view(np.uint32), beyond.view(np.uint32)
-    doubt = bits != spare
+    bits = single.view(np.uint32)
     dropped = 13 if low.dtype == np.float16 else 16
     np.bitwise_and(bits, (1 << dropped) - 1, out=spare)
-    doubt |= spare == 1 << (dropped - 1)
+    doubt = np.asarray(spare == 1 << (dropped - 1))
     if low.dtype == np.float16:
         magnitude = np.bitwise_and(bits, 0x7FFFFFFF, out=_scratch("magnitude", y.shape, np.uint32))
+        zero = magnitude == 0  # below 2⁻¹⁵⁰: no doubt, or pruned layers would be slow
         np.subtract(magnitude, 0x38800000, out=spare)  # 2⁻¹⁴, the smallest normal number
-        doubt |= spare >= 0x477FF000 - 0x38800000  # 65520, the first that overflows
+        doubt |= (spare >= 0x477FF000 - 0x38800000) & ~zero  # 65520, the first that overflows
         np.subtract(magnitude, 0x38000000 - 0x1000, out=spare)  # the exponents' biases, 127 and 15
         np.right_shift(spare, 13, out=spare)
+        np.copyto(spare, 0, where=zero)
         np.right_shift(bits, 16, out=bits)
         np.bitwise_and(bits, 0x8000, out=bits)
         np.bitwise_or(bits, spare, out=bits)
@@ -271,18 +270,12 @@ def _round_short(y: Floats, steps: int, low: Array) -> NDArray[np.bool_]:
         np.add(bits, 0x8000, out=bits)
         np.right_shift(bits, 16, out=bits)
     np.copyto(low.view(np.uint16), bits, casting="unsafe")
-    doubtful = np.count_nonzero(doubt)
-    if doubtful > doubt.size // 16:  # a pruned layer: its zeros look subnormal, and picking them out is slow
-        np.subtract(y.view(np.int64), steps, out=y.view(np.int64))
-        return _round_both(y, steps, low)
-    if doubtful:
-        ends = y[doubt]
-        np.subtract(ends.view(np.int64), steps, out=ends.view(np.int64))
-        found = np.empty(ends.shape, low.dtype)
-        differ = _round_both(ends, steps, found)
+    if doubt.any():
+        found = np.empty(np.count_nonzero(doubt), low.dtype)
+        differ = _round_both(y[doubt], steps, found)
         low[doubt] = found
         doubt[doubt] = differ
-    return np.asarray(doubt)
+    return doubt
 
 
 _local = threading.local()
