@@ -2,11 +2,14 @@
 
 The writers of containers make a :class:`Layout` from a plan; the executor fills it. Sizes are all known,
 so headers are written first and the work of one blob never waits for that of another.
+
+Two works are equal where they make the same bytes; ``where``, which names what is made for the user, does
+not count.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from wnconvert.tensors import ByteRange, DType, StoredTensor
@@ -27,17 +30,18 @@ class Gather:
 
     tensor: StoredTensor
     dtype: DType
+    where: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True, slots=True)
 class FoldLayer:
-    """w = g·v/‖v‖ in ``dtype``; ``where`` names the layer for the user."""
+    """w = g·v/‖v‖ in ``dtype``."""
 
-    where: str
     g: StoredTensor
     v: StoredTensor
     dim: int | None
     dtype: DType
+    where: str = field(default="", compare=False)
 
 
 Work: TypeAlias = CopyBytes | Gather | FoldLayer

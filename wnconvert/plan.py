@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 
 from wnconvert.errors import ArgumentError, LayerError
 from wnconvert.schemes import Found, Layer, Refused, Selection, find
-from wnconvert.tensors import DType, Entry, StateDict, TensorInfo, Tree
+from wnconvert.tensors import ByteRange, DType, Entry, StateDict, TensorInfo, Tree
 
 __all__ = ["Dropped", "Fold", "Keep", "Plan", "PlannedStateDict", "Step", "plan_fold"]
 
@@ -44,7 +44,7 @@ Step: TypeAlias = Keep | Fold
 
 @dataclass(frozen=True, slots=True)
 class PlannedStateDict:
-    """The steps that make one state dict of the output, in output order."""
+    """The steps that make one state dict of the output, in output order; ``path`` is where it is in the source."""
 
     path: str
     steps: tuple[Step, ...]
@@ -143,8 +143,12 @@ def plan_fold(
     return replace(
         plan,
         dropped=_dropped(tree, alone, any(item.folds for item in planned) and not keep_optimizer),
-        record=(*tree.record, *_fold_record(chosen, planned)),
-        notes=(*tree.notes, *(note for state in chosen for note in _notes(found[state.path]))),
+        record=_record(tree, chosen, planned),
+        notes=(
+            *tree.notes,
+            *(note for state in chosen for note in _notes(found[state.path])),
+            *(_tie_notes(chosen[0]) if container == "safetensors" else ()),
+        ),
     )
 
 
@@ -253,16 +257,25 @@ def _dropped(tree: Tree, alone: str | None, drop_optimizer: bool) -> tuple[Dropp
     return ()
 
 
-def _fold_record(
-    states: Sequence[StateDict], planned: Sequence[PlannedStateDict]
+def _record(
+    tree: Tree, states: Sequence[StateDict], planned: Sequence[PlannedStateDict]
 ) -> tuple[Mapping[str, Any], ...]:
-    """One entry of the record: what ``split`` needs to give each pair its names, shapes and places back."""
+    """The record of the output: earlier steps on the state dicts that it keeps, and this fold.
+
+    A step holds what ``split`` needs to give each pair its names, shapes and places back.
+    """
+    kept = {state.path: item.path for state, item in zip(states, planned, strict=True)}
+    steps = []
+    for step in tree.record:
+        of_states = {kept[path]: layers for path, layers in step["state_dicts"].items() if path in kept}
+        if of_states:
+            steps.append({**step, "state_dicts": of_states})
     record = {}
     for state, item in zip(states, planned, strict=True):
         place = {entry.name: index for index, entry in enumerate(state.entries)}
         if item.folds:
             record[item.path] = [_fold_origin(fold.layer, place) for fold in item.folds]
-    return ({"verb": "fold", "state_dicts": record},) if record else ()
+    return (*steps, *([{"verb": "fold", "state_dicts": record}] if record else ()))
 
 
 def _fold_origin(layer: Layer, place: Mapping[str, int]) -> dict[str, Any]:
@@ -289,6 +302,17 @@ def _notes(found: Found) -> Iterable[str]:
             yield f"{layer.name}: {layer.note}"
     for half in found.halves:
         yield f"{half} stands without its other half and is left as it is"
+
+
+def _tie_notes(state: StateDict) -> Iterable[str]:
+    """Names on one storage, which safetensors cannot share."""
+    by_storage: dict[ByteRange, list[str]] = {}
+    for name, tensor in state.tensors.items():
+        if tensor.storage.size:
+            by_storage.setdefault(tensor.storage, []).append(name)
+    for names in by_storage.values():
+        if len(names) > 1:
+            yield f"{_listed(names)} share memory; a safetensors file holds a copy of each"
 
 
 def _listed(names: Iterable[str], most: int = 8) -> str:

@@ -1,0 +1,5 @@
+"""``python -m wnconvert``."""
+
+from wnconvert.cli import main
+
+main()

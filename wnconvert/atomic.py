@@ -1,0 +1,123 @@
+"""Write a file whole or not at all: a temporary file beside the target, fsync, rename.
+
+Whatever happens, the target is what it was before or what it was to become; a process that is killed can
+leave at most a file named ``….wnconvert-….tmp`` beside it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import secrets
+import shutil
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+from wnconvert.errors import OutputError
+
+__all__ = ["Staged", "check_target", "staged"]
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+class Staged:
+    """A file being written: its descriptor, open for reading and writing, and its temporary path."""
+
+    def __init__(self, fd: int, path: Path) -> None:
+        self.fd = fd
+        self.path = path
+
+    def write(self, data: bytes | memoryview, at: int) -> None:
+        """Write all of ``data`` at an offset; threads may write at the same time.
+
+        Raises ``OutputError`` where the disk is full.
+        """
+        view = memoryview(data)
+        try:
+            while view:
+                done = os.pwrite(self.fd, view, at)
+                view, at = view[done:], at + done
+        except OSError as error:
+            raise _translated(error, self.path.parent) from error
+
+
+def check_target(target: Path, *, force: bool, size: int = 0) -> Path:
+    """The real path of a target that may be written with ``size`` bytes (links followed).
+
+    Raises ``OutputError`` where the target exists (unless ``force``), is no file, its folder does not
+    exist, or the disk has less space than ``size``.
+    """
+    real = Path(os.path.realpath(target))
+    try:
+        if not real.parent.is_dir():
+            raise OutputError(
+                f"its folder {target.parent} does not exist", where=str(target), fix=f"mkdir -p {target.parent}"
+            )
+        if real.exists():
+            if not stat.S_ISREG(real.stat().st_mode):
+                kind = "a folder" if real.is_dir() else "not a regular file"
+                raise OutputError(f"it is {kind}", where=str(target), fix="-o names the file to write")
+            if not force:
+                raise OutputError("it exists", where=str(target), fix="--force replaces it, or choose another -o")
+        free = shutil.disk_usage(real.parent).free
+    except OSError as error:
+        raise _translated(error, target) from error
+    if size > free:
+        raise OutputError(
+            f"the disk is full: {size} bytes are needed, {free} are free", where=str(target), fix="free some space"
+        )
+    return real
+
+
+@contextlib.contextmanager
+def staged(target: Path, *, force: bool, size: int = 0) -> Iterator[Staged]:
+    """A file that takes the place of ``target`` when the block ends well, and vanishes when it does not.
+
+    An existing target keeps its mode. Raises ``OutputError`` as ``check_target`` does, and where the
+    folder cannot be written to.
+    """
+    real = check_target(target, force=force, size=size)
+    # A name of 255 bytes has no room for a suffix.
+    temporary = real.with_name(f"{real.name[:200]}.wnconvert-{secrets.token_hex(4)}.tmp")
+    try:
+        fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        raise _translated(error, target) from error
+    try:
+        yield Staged(fd, temporary)
+        try:
+            _publish(fd, temporary, target, real, force=force)
+        except OSError as error:
+            raise _translated(error, target) from error
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    finally:
+        os.close(fd)
+
+
+def _publish(fd: int, temporary: Path, target: Path, real: Path, *, force: bool) -> None:
+    os.fsync(fd)
+    check_target(target, force=force)  # someone else may have made it meanwhile
+    with contextlib.suppress(FileNotFoundError):
+        os.fchmod(fd, stat.S_IMODE(real.stat().st_mode))
+    temporary.replace(real)
+    # The rename itself is on disk only when its folder is; where folders cannot be synced, so be it.
+    with contextlib.suppress(OSError):
+        folder = os.open(real.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def _translated(error: OSError, where: Path) -> OutputError:
+    if error.errno in _FULL:
+        return OutputError("the disk is full", where=str(where), fix="free some space, or choose another -o")
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return OutputError(
+            "its folder cannot be written to", where=str(where), fix="-o names a place where you may write"
+        )
+    return OutputError(f"it cannot be written ({error.strerror})", where=str(where), fix="choose another -o")

@@ -1,0 +1,129 @@
+"""Checkpoints of every format: told apart by content, opened as a tree, written by the target's container.
+
+The only module that knows which formats there are.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from wnconvert.errors import FormatError, InputError
+from wnconvert.layout import Layout
+from wnconvert.plan import Plan
+from wnconvert.safetensors_file import open_safetensors, safetensors_layout
+from wnconvert.tensors import Tree
+from wnconvert.torch_file import TorchFile, open_legacy, open_zip
+from wnconvert.torch_writer import torch_layout
+from wnconvert.zips import MARKS
+
+__all__ = ["Checkpoint", "container_of", "layout_of", "open_checkpoint"]
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """An opened checkpoint: what it holds, and the files in which the bytes lie (``shards``).
+
+    ``container`` names the format: ``safetensors``, ``torch zip``, ``torch legacy``, ``TorchScript``.
+    """
+
+    path: Path
+    container: str
+    size: int
+    tree: Tree
+    shards: tuple[Path, ...]
+    torch: TorchFile | None = None
+
+
+def container_of(path: Path) -> str:
+    """The container that a target's suffix asks for: ``safetensors``, else ``torch``.
+
+    >>> container_of(Path("model.safetensors")), container_of(Path("g_02500000.folded"))
+    ('safetensors', 'torch')
+    """
+    return "safetensors" if path.suffix == ".safetensors" else "torch"
+
+
+def layout_of(checkpoint: Checkpoint, plan: Plan) -> Layout:
+    """The bytes of the output that ``plan`` describes."""
+    if plan.container == "safetensors":
+        return safetensors_layout(checkpoint.tree, plan)
+    return torch_layout(checkpoint.torch, checkpoint.tree, plan)
+
+
+def open_checkpoint(path: Path) -> Checkpoint:
+    """Open a checkpoint; only names, dtypes and shapes are read.
+
+    Raises ``InputError`` for what cannot be opened or is no checkpoint (and says what it is) and
+    ``FormatError`` for a checkpoint that is damaged.
+    """
+    try:
+        status = path.stat()
+        if stat.S_ISDIR(status.st_mode):
+            raise InputError("a folder, not a checkpoint file", fix="name the file in it")
+        if not stat.S_ISREG(status.st_mode):
+            raise InputError("not a regular file", fix="save it to a file first")
+        with path.open("rb") as file:
+            return _open(file, path, status.st_size)
+    except FileNotFoundError as error:
+        raise InputError("there is no such file", where=os.fspath(path), fix="check the path") from error
+    except OSError as error:
+        raise InputError(f"it cannot be read ({error.strerror})", where=os.fspath(path)) from error
+    except InputError as error:
+        error.where = error.where or os.fspath(path)
+        raise
+
+
+def _open(file: BinaryIO, path: Path, size: int) -> Checkpoint:
+    head = file.read(_HEAD)
+    if head[2:4] == b"\x03\x04" and (head[:2] == b"PK" or (head[:2] in MARKS and head[8:9] != b"{")):
+        opened = open_zip(file, size)
+    elif head[8:9] == b"{":
+        return Checkpoint(path, "safetensors", size, open_safetensors(file, path, size), (path,))
+    elif any(magic in head[:32] for magic in _LEGACY_MAGIC):
+        opened = open_legacy(file, size)
+    else:
+        raise _unknown(head)
+    return Checkpoint(path, opened.container, size, opened.tree(), (path,), opened)
+
+
+_HEAD = 512
+
+# The pickled magic number of torch's legacy format: LONG1 of ten bytes, or its digits (protocols 0 and 1).
+_LEGACY_MAGIC = (b"\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19", b"L119547037146038801333356L")
+
+# What else is found under a checkpoint's name: how it begins, what it is, and what to do.
+_AGAIN = "download the file itself"
+_OTHERS = (
+    (0, b"version https://git-lfs", "a Git-LFS pointer, not the file itself", "git lfs pull"),
+    (257, b"ustar", "a tar archive", "unpack it, and name the checkpoint in it"),
+    (0, b"\x1f\x8b", "a gzip archive", "unpack it first"),
+    (0, b"7z\xbc\xaf\x27\x1c", "a 7z archive", "unpack it first"),
+    (0, b"Rar!", "a RAR archive", "unpack it first"),
+    (0, b"\x28\xb5\x2f\xfd", "a zstd archive", "unpack it first"),
+    (0, b"PK\x05\x06", "an empty zip archive", _AGAIN),
+    (0, b"\x89HDF", "an HDF5 file (Keras, TensorFlow)", "wnconvert reads PyTorch checkpoints"),
+    (0, b"GGUF", "a GGUF file", "convert the PyTorch checkpoint that it was made of"),
+    (0, b"\x93NUMPY", "a NumPy array", "wnconvert reads PyTorch checkpoints"),
+)
+
+
+def _unknown(head: bytes) -> InputError:
+    if not head:
+        return InputError("an empty file", fix=_AGAIN)
+    for at, magic, what, fix in _OTHERS:
+        if head[at : at + len(magic)] == magic:
+            return InputError(what, fix=fix)
+    text = head.lstrip().lower()
+    if text.startswith((b"<!doctype html", b"<html", b"<?xml", b"<head")):
+        return InputError("a web page (HTML), saved under a checkpoint's name", fix=_AGAIN)
+    if text.startswith((b"{", b"[")):
+        return InputError("a JSON text, not a checkpoint", fix="name the checkpoint that lies beside it")
+    if head[:1] == b"\x80" and head[1:2] in b"\x02\x03\x04\x05":
+        return InputError("a plain pickle, not written by torch.save", fix="save its state dict with torch.save")
+    if len(head) < 9:
+        return FormatError(f"it has {len(head)} bytes, too few for any checkpoint", fix=_AGAIN)
+    return InputError("no checkpoint of a known format", fix="wnconvert reads safetensors and what torch.save wrote")

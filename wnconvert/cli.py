@@ -1,0 +1,169 @@
+"""The command line: parse, call, render, exit code. Heavy imports wait inside the commands."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import sys
+import traceback
+import warnings
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import Any, NoReturn
+
+import click
+
+from wnconvert import __version__
+from wnconvert.errors import WnconvertError
+
+__all__ = ["cli", "main"]
+
+EXIT_CODES = """\b
+Exit codes: 0 done (nothing to do is done too), 1 checked and different,
+2 could not, 3 a bug, 130 interrupted."""
+
+
+class DimType(click.ParamType):
+    """An axis, ``none`` for the whole tensor, or ``auto``."""
+
+    name = "auto|none|N"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int | str | None:
+        """Turn the option's text into the argument of the Python twin."""
+        if value in (None, "auto"):
+            return value  # type: ignore[no-any-return]
+        if value == "none":
+            return None
+        try:
+            return int(value)
+        except ValueError:
+            self.fail(f"{value!r} is no axis; use a number, none or auto", param, ctx)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}, epilog=EXIT_CODES)
+@click.version_option(__version__, prog_name="wnconvert")
+def cli() -> None:
+    """Convert and inspect weight-normalized PyTorch checkpoints (w = g·v/‖v‖).
+
+    Files are data: nothing in a checkpoint is imported or run, and nothing in it is lost.
+    """
+
+
+@cli.command(epilog=EXIT_CODES)
+@click.argument("src", type=click.Path())
+@click.option(
+    "-o", "--out", type=click.Path(), metavar="OUT",
+    help="File to write; .safetensors is written as such, all else as torch.save writes.  [default: SRC with .folded before its suffix]",
+)
+@click.option("--only", metavar="PATH", help="Keep this state dict alone, e.g. generator (. is the root).")
+@click.option("--dtype", type=click.Choice(["float16", "bfloat16", "float32"]), help="Fold and cast in one rounding; other float tensors of the state dict are cast too.")
+@click.option("--layers", metavar="GLOB", multiple=True, help="Fold only layers of such names, e.g. 'dec.*' (repeatable).")
+@click.option("--exclude", metavar="GLOB", multiple=True, help="Leave layers of such names as they are (repeatable).")
+@click.option("--dim", type=DimType(), default="auto", show_default=True, help="The axis that is not summed over; auto reads it from the shape of g.")
+@click.option("--zero-rows", type=click.Choice(["error", "zero"]), default="error", show_default=True, help="A zero row of v has no direction: refuse it, or write zeros.")
+@click.option("--allow-nonfinite", is_flag=True, help="Write NaN, infinities and overflow as they come.")
+@click.option("--keep-optimizer", is_flag=True, help="Keep optimizer state although its positions no longer fit.")
+@click.option("--verify", is_flag=True, help="Read the output back with an independent reader and recompute every layer.")
+@click.option("--force", is_flag=True, help="Replace OUT if it exists.")
+@click.option("--threads", type=click.IntRange(min=1), help="Threads.  [default: the processors, at most 4]")
+@click.option("--dry-run", is_flag=True, help="Print the plan and write nothing.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the table.")
+@click.option("--quiet", is_flag=True, help="Print nothing but errors.")
+@click.option("--no-progress", is_flag=True, help="Show no progress on a terminal.")
+def fold(src: str, out: str | None, *, as_json: bool, quiet: bool, no_progress: bool, dry_run: bool, **options: Any) -> None:
+    """Fold g and v into plain weights.
+
+    SRC is a checkpoint of any kind: safetensors, what torch.save wrote at any time, a whole pickled module,
+    a TorchScript archive. Every state dict in it is folded, in both forms of weight norm.
+
+    \b
+    wnconvert fold g_02500000 --only generator -o generator.safetensors
+    """
+    from wnconvert.files import default_output, fold_file
+    from wnconvert.report import plan_text, result_text
+
+    output = out or str(default_output(src, "folded"))
+    if dry_run:
+        plan = fold_file(src, output, dry_run=True, **options)
+        _say(plan.notes, quiet=quiet)
+        _print(json.dumps(plan.to_dict(), indent=1) if as_json else plan_text(plan, output), quiet=quiet)
+        return
+    with _progress(src, shown=not (quiet or no_progress)) as progress:
+        result = fold_file(src, output, progress=progress, **options)
+    _say(result.notes, quiet=quiet)
+    _print(json.dumps(result.to_dict(), indent=1) if as_json else result_text(result), quiet=quiet)
+
+
+def _say(notes: tuple[str, ...], *, quiet: bool) -> None:
+    for note in () if quiet else notes:
+        click.echo(f"note: {_one_line(note)}", err=True)
+
+
+def _print(text: str, *, quiet: bool) -> None:
+    if not quiet:
+        click.echo(text)
+
+
+def _one_line(text: str) -> str:
+    """A text without control characters: names in a file must not move the cursor of a terminal."""
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
+
+
+@contextlib.contextmanager
+def _progress(label: str, *, shown: bool) -> Iterator[Callable[[int, int], None]]:
+    """A bar on stderr, where that is a terminal, for whatever takes longer than a second."""
+    if not (shown and sys.stderr.isatty()):
+        yield lambda done, total: None
+        return
+    from tqdm import tqdm
+
+    with tqdm(desc=os.path.basename(label), unit="B", unit_scale=True, delay=1, leave=False) as bar:
+
+        def update(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield update
+
+
+def main() -> NoReturn:
+    """Run the command line and exit: errors in the user's words, never a traceback but for a bug."""
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")  # a warning of a library says nothing to a user of this tool
+    signal.signal(signal.SIGTERM, _terminated)
+    sys.exit(_run())
+
+
+def _run() -> int:
+    try:
+        code = cli(standalone_mode=False)
+        return code if isinstance(code, int) else 0
+    except WnconvertError as error:
+        lines = [_one_line(line) for line in str(error).splitlines()]
+        click.echo("\n".join([f"error: {lines[0]}", *lines[1:]]), err=True)
+        if error.fix:
+            click.echo(f"fix: {_one_line(error.fix)}", err=True)
+        return error.exit_code
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("interrupted; nothing is written", err=True)
+        return 130
+    except BrokenPipeError:
+        # The reader of stdout is gone (| head); Python must not fail again when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception:  # noqa: BLE001 - the last resort, and it says so
+        traceback.print_exc()
+        click.echo("this is a bug of wnconvert: please report the lines above", err=True)
+        return 3
+
+
+def _terminated(signum: int, frame: FrameType | None) -> NoReturn:
+    """End on SIGTERM as after Ctrl-C: what was begun is cleaned up."""
+    raise KeyboardInterrupt

@@ -1,0 +1,171 @@
+"""The verbs on files: open, plan, convert. ``wnconvert fold`` and ``fold_file`` are the same call."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Literal, TypeAlias, overload
+
+from wnconvert.checkpoint import container_of, open_checkpoint
+from wnconvert.convert import Numbers, Result, convert
+from wnconvert.dims import AUTO
+from wnconvert.errors import ArgumentError, OutputError, WnconvertError
+from wnconvert.plan import Plan, plan_fold
+from wnconvert.schemes import Selection
+from wnconvert.tensors import DType, dtype_named
+
+__all__ = ["DTYPE_CHOICES", "ZERO_ROWS_CHOICES", "default_output", "fold_file", "folding_dtype", "folding_numbers"]
+
+StrPath: TypeAlias = str | os.PathLike[str]
+
+DTYPE_CHOICES = ("float16", "bfloat16", "float32")
+ZERO_ROWS_CHOICES = ("error", "zero")
+
+# Longest first: x.pth.tar has the suffix .pth.tar, not .tar.
+_SUFFIXES = (".pth.tar", ".pt.tar", ".ckpt.tar", ".safetensors", ".ckpt", ".pth", ".bin", ".pt", ".th", ".pkl", ".tar")
+
+
+def default_output(source: StrPath, verb: str) -> Path:
+    """Where a conversion writes unless it is told: beside the source, ``.folded`` before the known suffix.
+
+    >>> default_output("x.pth.tar", "folded").name, default_output("g_02500000", "folded").name
+    ('x.folded.pth.tar', 'g_02500000.folded')
+    """
+    path = Path(source)
+    for suffix in _SUFFIXES:
+        stem = path.name.removesuffix(suffix)
+        if stem != path.name and stem:
+            return path.with_name(f"{stem}.{verb}{suffix}")
+    return path.with_name(f"{path.name}.{verb}")
+
+
+def folding_dtype(name: str | None) -> DType | None:
+    """The dtype that ``--dtype`` names. Raises ``ArgumentError`` for one that is not offered."""
+    if name is not None and name not in DTYPE_CHOICES:
+        raise ArgumentError(f"dtype {name!r} is not offered", fix=f"one of {', '.join(DTYPE_CHOICES)}")
+    return None if name is None else dtype_named(name)
+
+
+def folding_numbers(zero_rows: str, allow_nonfinite: bool) -> Numbers:  # noqa: FBT001 - the option's value
+    """The policy that ``--zero-rows`` and ``--allow-nonfinite`` state. Raises ``ArgumentError``."""
+    if zero_rows not in ZERO_ROWS_CHOICES:
+        raise ArgumentError(f"zero_rows {zero_rows!r} is not offered", fix="'error' or 'zero'")
+    return Numbers(zero_rows, allow_nonfinite)
+
+
+@overload
+def fold_file(
+    src: StrPath,
+    out: StrPath | None = ...,
+    *,
+    only: str | None = ...,
+    dtype: str | None = ...,
+    layers: Iterable[str] = ...,
+    exclude: Iterable[str] = ...,
+    dim: int | str | None = ...,
+    zero_rows: str = ...,
+    allow_nonfinite: bool = ...,
+    keep_optimizer: bool = ...,
+    verify: bool = ...,
+    force: bool = ...,
+    threads: int | None = ...,
+    dry_run: Literal[False] = ...,
+    progress: Callable[[int, int], None] = ...,
+) -> Result: ...
+
+
+@overload
+def fold_file(
+    src: StrPath,
+    out: StrPath | None = ...,
+    *,
+    only: str | None = ...,
+    dtype: str | None = ...,
+    layers: Iterable[str] = ...,
+    exclude: Iterable[str] = ...,
+    dim: int | str | None = ...,
+    zero_rows: str = ...,
+    allow_nonfinite: bool = ...,
+    keep_optimizer: bool = ...,
+    verify: bool = ...,
+    force: bool = ...,
+    threads: int | None = ...,
+    dry_run: Literal[True],
+    progress: Callable[[int, int], None] = ...,
+) -> Plan: ...
+
+
+def fold_file(
+    src: StrPath,
+    out: StrPath | None = None,
+    *,
+    only: str | None = None,
+    dtype: str | None = None,
+    layers: Iterable[str] = (),
+    exclude: Iterable[str] = (),
+    dim: int | str | None = AUTO,
+    zero_rows: str = "error",
+    allow_nonfinite: bool = False,
+    keep_optimizer: bool = False,
+    verify: bool = False,
+    force: bool = False,
+    threads: int | None = None,
+    dry_run: bool = False,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Result | Plan:
+    """Fold the weight-normalized layers of a checkpoint file into plain weights.
+
+    ``src`` is a checkpoint of any readable format; ``out`` is written as safetensors where its suffix says
+    so, else as a torch zip (default: ``.folded`` before the suffix of ``src``). ``only`` is the path of
+    the one state dict to keep. ``dtype`` (``"float16"``, ``"bfloat16"``, ``"float32"``) folds and casts
+    in one rounding. ``layers`` and ``exclude`` are globs on weights' names. ``dim`` is an axis, None for
+    the whole tensor, or ``"auto"``: read from g's shape. ``zero_rows`` is ``"error"`` or ``"zero"``.
+    ``progress`` is called with the bytes done and in all. With ``dry_run`` nothing is written and the
+    ``Plan`` is returned.
+
+    Raises ``WnconvertError``: ``InputError``, ``LayerError``, ``NumbersError``, ``OutputError``,
+    ``ArgumentError``, ``VerifyError``; nothing is written then.
+
+    >>> plan = fold_file("fixtures/g_02500000", dry_run=True)
+    >>> len(plan.layers), plan.layers[0][1].name
+    (78, 'conv_pre.weight')
+    """
+    source = Path(src)
+    output = default_output(source, "folded") if out is None else Path(out)
+    numbers = folding_numbers(zero_rows, allow_nonfinite)
+    if threads is not None and threads < 1:
+        raise ArgumentError(f"{threads} threads cannot work", fix="--threads 1 or more")
+    try:
+        checkpoint = open_checkpoint(source)
+        plan = plan_fold(
+            checkpoint.tree,
+            container_of(output),
+            selection=Selection(_globs(layers), _globs(exclude), dim),
+            only=only,
+            dtype=folding_dtype(dtype),
+            keep_optimizer=keep_optimizer,
+        )
+        if dry_run:
+            return plan
+        return convert(
+            checkpoint,
+            plan,
+            output,
+            force=force,
+            threads=threads,
+            numbers=numbers,
+            verify=verify,
+            progress=progress,
+        )
+    except OutputError as error:
+        error.where = error.where or str(output)
+        raise
+    except WnconvertError as error:
+        if not error.where.startswith(str(source)):
+            error.where = f"{source}: {error.where}" if error.where else str(source)
+        raise
+
+
+def _globs(globs: Iterable[str]) -> tuple[str, ...]:
+    return (globs,) if isinstance(globs, str) else tuple(globs)

@@ -1,0 +1,69 @@
+"""The names in a pickle that are not torch's own, and those that would run something when loaded.
+
+This is no scanner for malice; it keeps wnconvert from handing on what it was given. What loads a file
+decides what it trusts (``torch.load(weights_only=True)``).
+"""
+
+from __future__ import annotations
+
+from wnconvert.pickles import Global, Object, Value, globals_of, walk
+from wnconvert.tensors import DTYPES
+
+__all__ = ["dangerous_names", "foreign_names"]
+
+_DANGEROUS_MODULES = frozenset("os posix nt subprocess sys shutil socket runpy importlib".split())
+_BUILTINS = ("builtins", "__builtin__")
+_DANGEROUS_BUILTINS = frozenset("eval exec compile __import__".split())
+_GETATTR = ("builtins.getattr", "__builtin__.getattr")
+
+_TORCHS_OWN = frozenset(
+    {
+        "collections.OrderedDict",
+        "torch.Size",
+        "torch.device",
+        "torch.nn.parameter.Parameter",
+        "torch.serialization._get_layout",
+        "torch.storage.UntypedStorage",
+        "torch.storage.TypedStorage",
+    }
+    | {f"torch.{dtype.name}" for dtype in DTYPES.values()}
+    | {f"torch.{dtype.storage}" for dtype in DTYPES.values() if dtype.storage}
+    | {f"{module}.{name}" for module in _BUILTINS for name in ("set", "frozenset", "complex", "bytearray", "slice")}
+    | {"_codecs.encode"}
+)
+
+
+def foreign_names(root: Value) -> list[str]:
+    """The dotted names in a pickle that ``torch.load(weights_only=True)`` might not know, sorted."""
+    return sorted(
+        named.dotted
+        for named in globals_of(root)
+        if named.dotted not in _TORCHS_OWN and not named.dotted.startswith("torch._utils._rebuild_")
+    )
+
+
+def dangerous_names(root: Value) -> list[str]:
+    """The names in a pickle that reach the operating system or the interpreter, sorted.
+
+    ``getattr`` of something inert with a constant plain name is how nested classes are pickled; with
+    any other name it could reach anything.
+    """
+    named = {item.dotted for item in globals_of(root) if _is_dangerous(item)}
+    for value in walk(root):
+        if isinstance(value, Object) and value.is_call_of(*_GETATTR) and not _is_plain_getattr(value):
+            named.add("builtins.getattr")
+    return sorted(named)
+
+
+def _is_dangerous(item: Global) -> bool:
+    parts = item.name.split(".")
+    if item.module.split(".")[0] in _DANGEROUS_MODULES or _DANGEROUS_MODULES & set(parts):
+        return True  # "torch.serialization" "os.system" is os.system too
+    return bool(_DANGEROUS_BUILTINS & set(parts)) and (item.module in _BUILTINS or len(parts) > 1)
+
+
+def _is_plain_getattr(call: Object) -> bool:
+    if not isinstance(call.args, tuple) or len(call.args) != 2:
+        return False
+    name = call.args[1]
+    return isinstance(name, str) and not name.startswith("__") and name not in _DANGEROUS_MODULES

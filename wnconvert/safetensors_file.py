@@ -1,0 +1,160 @@
+"""safetensors files: the header in, validated by the safetensors library; the layout of a new file out.
+
+Source of the format: https://github.com/huggingface/safetensors (README).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from safetensors import SafetensorError, safe_open
+
+from wnconvert.errors import FormatError, OutputError
+from wnconvert.layout import Blob, CopyBytes, FoldLayer, Gather, Layout, Work
+from wnconvert.plan import Fold, Plan, Step
+from wnconvert.provenance import METADATA_KEY, read_history, write_history
+from wnconvert.tensors import (
+    DTYPES,
+    ByteRange,
+    DType,
+    Entry,
+    StateDict,
+    StoredTensor,
+    TensorInfo,
+    Tree,
+    contiguous_strides,
+)
+
+__all__ = ["check_structure", "open_safetensors", "safetensors_layout"]
+
+# The format allows 100 MB; a header of 100,000 tensors takes 12 MB.
+MAX_HEADER = 32 << 20
+_CUT = "download the file again: it is cut short or damaged"
+_CODES = {dtype.code: dtype for dtype in DTYPES.values() if dtype.code}
+
+
+def open_safetensors(file: BinaryIO, path: Path, size: int) -> Tree:
+    """Read the header of a safetensors file of ``size`` bytes.
+
+    Raises ``FormatError`` where the safetensors library refuses it or a name stands in it twice.
+    """
+    file.seek(0)
+    (length,) = struct.unpack("<Q", file.read(8))
+    if length > MAX_HEADER:
+        raise FormatError(f"its header claims {length} bytes", fix="no checkpoint needs that: do not trust it")
+    if 8 + length > size:
+        raise FormatError(f"its header claims {length} bytes, the file has {size}", fix=_CUT)
+    check_structure(path)
+    header: dict[str, Any] = json.loads(file.read(length), object_pairs_hook=_no_duplicates)
+    metadata = header.pop("__metadata__", None) or {}
+    # The library has checked shapes, sizes and offsets; sorted by place, they leave no gap.
+    entries = tuple(Entry(name, _stored(name, info, 8 + length)) for name, info in header.items())
+    history = read_history(metadata.get(METADATA_KEY, ""))
+    return Tree(
+        state_dicts=(StateDict("", entries),),
+        metadata={key: value for key, value in metadata.items() if key != METADATA_KEY},
+        record=history.steps,
+        notes=history.notes,
+    )
+
+
+def check_structure(path: Path) -> None:
+    """Have the safetensors library check a file's header and the place of every tensor.
+
+    Raises ``FormatError`` with the library's words.
+    """
+    try:
+        with safe_open(os.fspath(path), framework="numpy"):
+            pass
+    except SafetensorError as error:
+        reason = str(error).removeprefix("Error while deserializing header: ")
+        raise FormatError(f"the safetensors library refuses it: {reason}", fix=_CUT) from error
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise FormatError(f"its header has the key {twice!r} twice", fix="save it again")
+    return made
+
+
+def _stored(name: str, info: dict[str, Any], base: int) -> StoredTensor:
+    dtype = _CODES.get(info["dtype"])
+    if dtype is None:
+        raise FormatError(f"tensor {name} has the dtype {info['dtype']}, which is not known here")
+    start, end = info["data_offsets"]
+    shape = tuple(info["shape"])
+    return StoredTensor(
+        TensorInfo(name, dtype, shape), ByteRange(base + start, end - start), 0, contiguous_strides(shape)
+    )
+
+
+# -- writing
+
+
+@dataclass(frozen=True, slots=True)
+class _Made:
+    name: str
+    dtype: DType
+    shape: tuple[int, ...]
+    work: Work
+
+    @property
+    def nbytes(self) -> int:
+        return TensorInfo(self.name, self.dtype, self.shape).nbytes
+
+
+def safetensors_layout(tree: Tree, plan: Plan) -> Layout:
+    """Lay out the safetensors file that ``plan`` describes.
+
+    The header names tensors in planned order; their bytes lie with wider dtypes first, as the safetensors
+    library lays them, so that each is aligned. Raises ``OutputError`` for a dtype that safetensors does not have.
+    """
+    (planned,) = plan.state_dicts
+    path = plan.only or ""
+    tensors = next(state.tensors for state in tree.state_dicts if state.path == path)
+    made = [_made(step, tensors) for step in planned.steps if isinstance(step, Fold) or step.source in tensors]
+    for item in made:
+        if not item.dtype.code:
+            raise OutputError(
+                f"{item.name} is {item.dtype}, which safetensors cannot hold", fix="-o OUT.pt, which can"
+            )
+    metadata = {"format": "pt", **tree.metadata}
+    if plan.record:
+        metadata[METADATA_KEY] = write_history(plan.record)
+    starts: dict[str, int] = {}
+    at = 0
+    for item in sorted(made, key=lambda item: -item.dtype.bits):
+        starts[item.name] = at
+        at += item.nbytes
+    header: dict[str, Any] = {"__metadata__": metadata}
+    for item in made:
+        place = [starts[item.name], starts[item.name] + item.nbytes]
+        header[item.name] = {"dtype": item.dtype.code, "shape": list(item.shape), "data_offsets": place}
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    base = 8 + len(text)
+    blobs = tuple(Blob(base + starts[item.name], item.nbytes, item.work) for item in made)
+    return Layout(base + at, ((0, struct.pack("<Q", len(text)) + text),), blobs)
+
+
+def _made(step: Step, tensors: Mapping[str, StoredTensor]) -> _Made:
+    if isinstance(step, Fold):
+        layer = step.layer
+        g, v = tensors[layer.g.name], tensors[layer.v.name]
+        work: Work = FoldLayer(g, v, layer.dim, step.dtype, f"layer {step.name}")
+        return _Made(step.name, step.dtype, layer.v.shape, work)
+    stored = tensors[step.source]
+    info = stored.info
+    if step.dtype is None and stored.is_contiguous:
+        return _Made(step.name, info.dtype, info.shape, CopyBytes(stored.data))
+    dtype = step.dtype or info.dtype
+    return _Made(step.name, dtype, info.shape, Gather(stored, dtype, info.name))

@@ -1,0 +1,259 @@
+"""torch's files: zip archives, legacy pickles and TorchScript archives, opened as a tree and byte ranges.
+
+Only the pickle is read; storages stay where they lie. Sources of the formats: ``torch/serialization.py``
+(``_save``, ``_legacy_save``, ``_legacy_load``) and ``caffe2/serialize/inline_container.cc``.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+from wnconvert.errors import FormatError
+from wnconvert.foreign import foreign_names
+from wnconvert.pickles import PersistentId, Pickle, Value, load, walk
+from wnconvert.provenance import NO_HISTORY, RECORD_NAME, History, read_history
+from wnconvert.tensors import ByteRange, Entry, Sibling, StateDict, StoredTensor, TensorInfo, Tree
+from wnconvert.torch_objects import (
+    Contents,
+    FoundStateDict,
+    Storage,
+    TensorRecord,
+    find_contents,
+    get,
+    read_storage,
+    read_tensor,
+)
+from wnconvert.zips import Record, read_directory
+
+__all__ = ["TorchFile", "open_legacy", "open_zip"]
+
+MAX_PICKLE = 64 << 20
+_MAX_RECORD = 8 << 20
+_CUT = "download the file again: it is cut short or damaged"
+
+
+@dataclass(frozen=True, slots=True)
+class TorchFile:
+    """An opened torch file: its pickle as data, and where each storage's bytes lie.
+
+    ``container`` is ``"torch zip"``, ``"torch legacy"`` or ``"TorchScript"``; ``records`` are the other
+    records of the archive that must not be lost; ``mark`` are its first two bytes.
+    """
+
+    container: str
+    pickle: Pickle
+    contents: Contents
+    storages: Mapping[str, ByteRange]
+    records: tuple[Record, ...] = ()
+    mark: bytes = b"PK"
+    history: History = NO_HISTORY
+
+    def stored(self, name: str, record: TensorRecord) -> StoredTensor:
+        """A tensor record as a view of bytes of the file."""
+        info = TensorInfo(name, record.dtype, record.shape)
+        data = self.storages[record.storage.key]
+        return StoredTensor(info, data, record.offset, record.strides, record.storage.location)
+
+    def tree(self) -> Tree:
+        """What the file holds, by names, dtypes and shapes."""
+        return Tree(
+            state_dicts=tuple(self._state_dict(found) for found in self.contents.state_dicts),
+            optimizers=tuple(item.path for item in self.contents.optimizers),
+            siblings=tuple(Sibling(path, _kind(value)) for path, value in self.contents.siblings),
+            metadata=self.history.metadata,
+            record=self.history.steps,
+            notes=(*self._notes(), *self.history.notes),
+        )
+
+    def _state_dict(self, found: FoundStateDict) -> StateDict:
+        entries = []
+        for name, value in found.items:
+            record = read_tensor(value)
+            entries.append(Entry(name, self.stored(name, record) if record else None))
+        _check_names(found.path, [entry.name for entry in entries])
+        return StateDict(found.path, tuple(entries), found.dims)
+
+    def _notes(self) -> list[str]:
+        notes = []
+        if self.container == "TorchScript":
+            notes.append("a TorchScript archive: its code is left out, its tensors become a plain state dict")
+        elif names := foreign_names(self.pickle.root):
+            shown = ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
+            notes.append(f"the file names classes or functions of others, kept as data, never imported: {shown}")
+        if self.container == "torch legacy":
+            notes.append("a file in torch's legacy format: a .pt comes out as a zip, torch's format since 1.6")
+        if get(self.pickle.root, "weight") and get(self.pickle.root, "hash"):
+            notes.append("the keys 'hash' and 'id' (RVC) describe the file as it was")
+        return notes
+
+
+def _kind(value: Value) -> str:
+    return type(value).__name__.lower()
+
+
+def _check_names(path: str, names: list[str]) -> None:
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise FormatError(f"the state dict {path or 'in it'} has the key {twice[0]!r} twice", fix="save it again")
+
+
+# -- zip archives
+
+
+def open_zip(file: BinaryIO, size: int) -> TorchFile:
+    """Open a zip archive of torch, TorchScript or GPT-SoVITS (marked) from a file of ``size`` bytes."""
+    file.seek(0)
+    mark = file.read(2)
+    directory = read_directory(file, size)
+    pickled = next((name for name in directory if name == "data.pkl" or name.endswith("/data.pkl")), None)
+    if pickled is None:
+        raise FormatError("a zip archive, but not one of torch (it has no data.pkl)", fix="name a checkpoint")
+    prefix = pickled.removesuffix("data.pkl")
+    records = {name.removeprefix(prefix): record for name, record in directory.items()}
+    if _content(file, records, "byteorder").strip() == b"big":
+        raise FormatError("a big-endian file", fix="load and save it on a little-endian machine")
+    is_script = "constants.pkl" in records
+    if records["data.pkl"].compressed:
+        raise FormatError("its data.pkl is compressed", fix="save it with torch.save, which does not compress")
+    if records["data.pkl"].data.size > MAX_PICKLE:
+        raise FormatError(f"its pickle is longer than {MAX_PICKLE >> 20} MiB", fix="keep bulk data in tensors")
+    pickle = load(_content(file, records, "data.pkl", MAX_PICKLE))
+    storages = {}
+    for name, record in records.items():
+        if name.startswith("data/"):
+            if record.compressed:
+                raise FormatError(f"its storage {name} is compressed", fix="save it with torch.save")
+            storages[name.removeprefix("data/")] = record.data
+    _check_storages(pickle.root, storages)
+    others = tuple(
+        Record(name, record.data, record.compressed)
+        for name, record in records.items()
+        if not is_script and name not in _OWN_RECORDS and not name.startswith((".data/", "data/"))
+    )
+    for record in others:
+        if record.compressed:
+            raise FormatError(f"its record {record.name} is compressed", fix="save it with torch.save")
+    return TorchFile(
+        "TorchScript" if is_script else "torch zip",
+        pickle,
+        find_contents(pickle.root),
+        storages,
+        others,
+        mark,
+        read_history(_content(file, records, RECORD_NAME)),
+    )
+
+
+# Records that describe the pickle and the layout; a new file gets its own. The last three must never be
+# copied: with them torch computes where storages lie instead of looking (calculate_storage_offsets).
+_OWN_RECORDS = frozenset(
+    {"data.pkl", "version", "byteorder", RECORD_NAME, ".format_version", ".storage_alignment"}
+)
+
+
+def _content(file: BinaryIO, records: Mapping[str, Record], name: str, most: int = _MAX_RECORD) -> bytes:
+    record = records.get(name)
+    if record is None or record.compressed or record.data.size > most:
+        return b""
+    file.seek(record.data.start)
+    return file.read(record.data.size)
+
+
+# -- legacy pickles
+
+
+class _Capped:
+    """A file of which a pickle may read only so much, however long it claims its strings are."""
+
+    def __init__(self, file: BinaryIO, most: int) -> None:
+        self.file = file
+        self.left = most
+
+    def _take(self, data: bytes) -> bytes:
+        self.left -= len(data)
+        if self.left < 0:
+            raise FormatError(f"its pickle is longer than {MAX_PICKLE >> 20} MiB", fix="keep bulk data in tensors")
+        return data
+
+    def read(self, size: int, /) -> bytes:
+        return self._take(self.file.read(min(size, self.left + 1)))
+
+    def readline(self) -> bytes:
+        return self._take(self.file.readline(self.left + 1))
+
+    def tell(self) -> int:
+        return self.file.tell()
+
+
+def open_legacy(file: BinaryIO, size: int) -> TorchFile:
+    """Open a file of ``torch.save(..., _use_new_zipfile_serialization=False)``, or of torch before 1.6.
+
+    Five pickles (magic, protocol, system, object, storage keys), then each storage as a count of
+    elements (8 bytes) and its bytes.
+    """
+    file.seek(0)
+    stream = _Capped(file, MAX_PICKLE)
+    load(stream)  # the magic number, by which it was recognised
+    version, system = load(stream).root, load(stream).root
+    if version != 1001:
+        raise FormatError(f"torch's legacy format {_brief(version)} is not known", fix="save it with a newer torch")
+    if get(system, "little_endian") is False:
+        raise FormatError("a big-endian file", fix="load and save it on a little-endian machine")
+    pickle, keys = load(stream), load(stream).root
+    if not isinstance(keys, list) or not all(isinstance(key, (str, int)) for key in keys):
+        raise FormatError("its list of storages makes no sense", fix=_CUT)
+    named = _storages_of(pickle.root)
+    storages: dict[str, ByteRange] = {}
+    at = file.tell()
+    for key in map(str, keys):
+        if key not in named:
+            raise FormatError(f"its storage {key} belongs to no tensor", fix=_CUT)
+        if at + 8 > size:
+            raise FormatError(f"its storage {key} is missing: the file ends before it", fix=_CUT)
+        file.seek(at)
+        (count,) = struct.unpack("<q", file.read(8))
+        itemsize = named[key].itemsize
+        if count < 0 or at + 8 + count * itemsize > size:
+            raise FormatError(f"its storage {key} is cut short", fix=_CUT)
+        storages[key] = ByteRange(at + 8, count * itemsize)
+        at += 8 + count * itemsize
+    _check_storages(pickle.root, storages)
+    return TorchFile("torch legacy", pickle, find_contents(pickle.root), storages)
+
+
+def _brief(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else text[:37] + "..."
+
+
+# -- checks
+
+
+def _storages_of(root: Value) -> dict[str, Storage]:
+    storages = (read_storage(value) for value in walk(root) if isinstance(value, PersistentId))
+    return {storage.key: storage for storage in storages if storage is not None}
+
+
+def _check_storages(root: Value, ranges: Mapping[str, ByteRange]) -> None:
+    """Every storage is there and long enough, and no tensor reaches outside of its own."""
+    for storage in _storages_of(root).values():
+        if storage.key not in ranges:
+            raise FormatError(f"its storage {storage.key} is missing", fix=_CUT)
+        if ranges[storage.key].size < storage.nbytes:
+            raise FormatError(
+                f"its storage {storage.key} has {ranges[storage.key].size} bytes, {storage.nbytes} are needed", fix=_CUT
+            )
+    for value in walk(root):
+        record = read_tensor(value)
+        if record is None or 0 in record.shape:
+            continue
+        last = record.offset + sum((n - 1) * step for n, step in zip(record.shape, record.strides, strict=True))
+        if (last + 1) * record.dtype.itemsize > ranges[record.storage.key].size:
+            raise FormatError(
+                f"a tensor of shape {record.shape} and strides {record.strides} reaches outside of its storage",
+                fix=_CUT,
+            )

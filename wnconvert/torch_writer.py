@@ -1,0 +1,258 @@
+"""A plan and an opened source to the layout of a torch zip archive.
+
+The source's pickle is not changed: edits are new records that the pickle writer puts in the place of old
+ones. A storage is written once, when the first record that uses it is; what nothing refers to any more
+(the g and v of a folded layer) is not written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from wnconvert.errors import OutputError
+from wnconvert.foreign import dangerous_names
+from wnconvert.layout import CopyBytes, FoldLayer, Gather, Layout, Work
+from wnconvert.pickle_writer import dump
+from wnconvert.pickles import Dict, Object, PersistentId, Value, walk
+from wnconvert.plan import Fold, Keep, Plan, PlannedStateDict
+from wnconvert.provenance import RECORD_NAME, write_history
+from wnconvert.tensors import DType, StoredTensor, TensorInfo, Tree, contiguous_strides
+from wnconvert.torch_file import TorchFile
+from wnconvert.torch_modules import module_edits
+from wnconvert.torch_objects import (
+    FoundStateDict,
+    get,
+    mapping_pairs,
+    read_storage,
+    read_tensor,
+    state_dict_node,
+    storage_record,
+    tensor_record,
+    with_pairs,
+    with_storage,
+)
+from wnconvert.zips import MARKS, NewRecord, zip_layout
+
+__all__ = ["torch_layout"]
+
+_PREFIX = "archive/"
+
+
+def torch_layout(source: TorchFile | None, tree: Tree, plan: Plan) -> Layout:
+    """Lay out the torch zip archive that ``plan`` describes.
+
+    ``source`` is None where the tensors come from a file without a pickle (safetensors).
+    Raises ``OutputError`` where the pickle would hand on a name that runs something.
+    """
+    editor = _Editor(source, tree)
+    root = editor.root(plan)
+    if names := dangerous_names(root):
+        raise OutputError(
+            f"the file names {', '.join(names)}, which could run something where it is loaded",
+            fix="-o OUT.safetensors, which holds tensors alone",
+        )
+    archive = _Storages(source)
+    pickle = dump(root, source.pickle.protocol if source else 2, lambda value: archive.take(editor.edited(value)))
+    records = [
+        NewRecord(_PREFIX + "data.pkl", len(pickle), pickle),
+        NewRecord(_PREFIX + "byteorder", 6, b"little"),
+        *archive.records(),
+        NewRecord(_PREFIX + "version", 2, b"3\n"),
+    ]
+    for other in source.records if source else ():
+        records.append(NewRecord(_PREFIX + other.name, other.data.size, CopyBytes(other.data)))
+    if plan.record or tree.metadata:
+        history = write_history(plan.record, tree.metadata).encode()
+        records.append(NewRecord(_PREFIX + RECORD_NAME, len(history), history))
+    mark = source.mark if source and source.mark in MARKS else b"PK"
+    return zip_layout(records, mark=mark)
+
+
+@dataclass(frozen=True, slots=True)
+class _Making:
+    """Stands as the key of a storage that does not exist yet: how it will be made."""
+
+    work: Work
+    nbytes: int
+
+
+class _Storages:
+    """The storages of the new archive, numbered in the order in which the pickle names them."""
+
+    def __init__(self, source: TorchFile | None) -> None:
+        self.source = source
+        self.numbers: dict[Work, int] = {}
+        self.sizes: list[int] = []
+
+    def take(self, value: Value) -> Value:
+        """A persistent id with the number that its storage has in the new archive; other values as they are."""
+        if not isinstance(value, PersistentId) or not isinstance(value.pid, tuple) or not value.pid:
+            return value
+        if value.pid[0] == "module" and len(value.pid) > 1:
+            return value.pid[1]  # legacy files name a module's class so, beside its source text
+        if value.pid[0] != "storage":
+            return value
+        making = value.pid[2]
+        if not isinstance(making, _Making):
+            storage = read_storage(value)
+            if storage is None or self.source is None:
+                return value
+            data = self.source.storages[storage.key]
+            making = _Making(CopyBytes(data), data.size)
+        number = self.numbers.setdefault(making.work, len(self.numbers))
+        if number == len(self.sizes):
+            self.sizes.append(making.nbytes)
+        kind, cls, _, location, numel = value.pid[:5]
+        return PersistentId((kind, cls, str(number), location, numel))
+
+    def records(self) -> Iterable[NewRecord]:
+        for (work, number), size in zip(self.numbers.items(), self.sizes, strict=True):
+            yield NewRecord(f"{_PREFIX}data/{number}", size, work)
+
+
+class _Editor:
+    """Makes the records that stand in the place of old ones."""
+
+    def __init__(self, source: TorchFile | None, tree: Tree) -> None:
+        self.source = source
+        self.tensors = {state.path: state.tensors for state in tree.state_dicts}
+        self.edits: dict[int, Value] = {}
+        self.made: dict[tuple[object, ...], Value] = {}  # a value under two names stays one value
+
+    def edited(self, value: Value) -> Value:
+        return self.edits.get(id(value), value)
+
+    def root(self, plan: Plan) -> Value:
+        """The root of the new pickle."""
+        if self.source is None:
+            (planned,) = plan.state_dicts
+            return state_dict_node(self._pairs(planned, {}))
+        found = {state.path: state for state in self.source.contents.state_dicts}
+        if self.source.container == "TorchScript":
+            (planned,) = plan.state_dicts
+            return state_dict_node(self._pairs(planned, dict(found[planned.path].items)))
+        self._straighten_views()
+        for planned in plan.state_dicts:
+            state = found[planned.path]
+            if state.modules:
+                value_of = partial(self._value, planned.path, values=dict(state.items))
+                self.edits |= module_edits(state.modules, planned, value_of)
+            else:
+                self._edit_mapping(state, planned)
+        if plan.only is not None:
+            return _nested(found[plan.only].keys, found[plan.only].node)
+        dropped = {item.path for item in plan.dropped}
+        for item in self.source.contents.optimizers:
+            if item.path in dropped:
+                self.edits[id(item.holder)] = _without(self.edited(item.holder), item.node)
+        return self.source.pickle.root
+
+    def _straighten_views(self) -> None:
+        """Storages that are views of a root storage (the oldest files) become the root itself."""
+        if self.source is None or self.source.container != "torch legacy":
+            return
+        for value in walk(self.source.pickle.root):
+            record = read_tensor(value)
+            if record and record.storage.first and value.is_call_of(*_REBUILDS):
+                storage = record.storage
+                base = storage_record(storage.key, storage.dtype, storage.location, storage.numel)
+                self.edits[id(value)] = with_storage(value, base, record.offset, record.shape, record.strides)
+
+    # -- tensors
+
+    def _pairs(self, planned: PlannedStateDict, values: dict[str, Value]) -> list[tuple[str, Value]]:
+        """The items of a state dict as planned."""
+        return [(step.name, self._value(planned.path, step, values)) for step in planned.steps]
+
+    def _value(self, path: str, step: Keep | Fold, values: dict[str, Value]) -> Value:
+        tensors = self.tensors[path]
+        if isinstance(step, Fold):
+            g, v = tensors[step.layer.g.name], tensors[step.layer.v.name]
+            where = f"{path}: layer {step.name}" if path else f"layer {step.name}"
+            work: Work = FoldLayer(g, v, step.layer.dim, step.dtype, where)
+            return self._tensor(values.get(v.info.name), v, work, step.dtype)
+        stored, value = tensors.get(step.source), values.get(step.source)
+        if stored is None or (value is not None and step.dtype is None):
+            return value
+        if step.dtype is None:
+            return self._tensor(None, stored, CopyBytes(stored.data), stored.info.dtype)
+        return self._cast(value, stored, step.dtype)
+
+    def _tensor(self, value: Value, like: StoredTensor, work: Work, dtype: DType) -> Value:
+        """A contiguous tensor of its own storage, with the shape and device of ``like``."""
+        shape = like.info.shape
+        key = (id(value), work) if value is not None else (work,)
+        if key not in self.made:
+            nbytes = TensorInfo("", dtype, shape).nbytes
+            storage = _storage(work, nbytes, dtype, like.location, like.info.numel)
+            strides = contiguous_strides(shape)
+            if value is None:
+                self.made[key] = tensor_record(storage, 0, shape, strides)
+            else:
+                self.made[key] = with_storage(value, storage, 0, shape, strides)
+        return self.made[key]
+
+    def _cast(self, value: Value, stored: StoredTensor, dtype: DType) -> Value:
+        """The same view of a cast copy of the whole storage, so that aliases stay aliases."""
+        if value is None:
+            return self._tensor(None, stored, Gather(stored, dtype, stored.info.name), dtype)
+        key = (id(value), dtype)
+        if key not in self.made:
+            numel = stored.storage.size // stored.info.dtype.itemsize
+            whole = StoredTensor(TensorInfo("", stored.info.dtype, (numel,)), stored.storage, 0, (1,))
+            work = Gather(whole, dtype, stored.info.name)
+            storage = _storage(work, numel * dtype.itemsize, dtype, stored.location, numel)
+            self.made[key] = with_storage(value, storage, stored.offset, stored.info.shape, stored.strides)
+        return self.made[key]
+
+    # -- mappings
+
+    def _edit_mapping(self, state: FoundStateDict, planned: PlannedStateDict) -> None:
+        others = [pair for pair in mapping_pairs(state.node) or () if not isinstance(pair[0], str)]
+        pairs = [*self._pairs(planned, dict(state.items)), *others]
+        self.edits[id(state.node)] = with_pairs(state.node, pairs)
+        metadata = get(state.node.state, "_metadata") if isinstance(state.node, Object) else None
+        if metadata is not None:
+            gone = _metadata_gone(planned)
+            kept = [pair for pair in mapping_pairs(metadata) or () if pair[0] not in gone]
+            self.edits[id(metadata)] = with_pairs(metadata, kept)
+
+
+_REBUILDS = ("torch._utils._rebuild_tensor", "torch._utils._rebuild_tensor_v2")
+
+
+def _storage(work: Work, nbytes: int, dtype: DType, location: str, numel: int) -> PersistentId:
+    record = storage_record("", dtype, location, numel)
+    kind, cls, _, *rest = record.pid
+    return PersistentId((kind, cls, _Making(work, nbytes), *rest))
+
+
+def _nested(keys: Sequence[str], node: Value) -> Value:
+    """``node`` under the keys that led to it, so that loaders which read ``ckpt["generator"]`` go on working."""
+    for key in reversed(keys):
+        node = Dict([(key, node)])
+    return node
+
+
+def _without(holder: Value, item: Value) -> Value:
+    """A list, tuple or mapping without one of its items."""
+    if isinstance(holder, (list, tuple)):
+        return type(holder)(value for value in holder if value is not item)
+    return with_pairs(holder, [pair for pair in mapping_pairs(holder) or () if pair[1] is not item])
+
+
+def _metadata_gone(planned: PlannedStateDict) -> set[str]:
+    """The modules that go with parametrized keys: ``P.parametrizations``, ``.N`` and ``.N.0``."""
+    kept = [step.name for step in planned.steps]
+    gone: set[str] = set()
+    for fold in planned.folds:
+        if fold.layer.form != "parametrize":
+            continue
+        of_weight = fold.layer.g.name.removesuffix(".original0")
+        of_module = of_weight.rpartition(".")[0]
+        gone |= {of_weight, f"{of_weight}.0"}
+        if not any(name.startswith(f"{of_module}.") for name in kept):
+            gone.add(of_module)
+    return gone
