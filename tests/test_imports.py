@@ -14,17 +14,17 @@ from tests.golden import ROOT
 
 #: A module may import what stands before it: the lines above its own, and its own line to the left.
 ORDER = """
-errors dims tensors layout
-schemes weightnorm atomic
+errors dims tensors layout blocks
+schemes rounding sums weightnorm atomic
 plan provenance pickles pickle_writer safetensors_file
 foreign zips torch_objects torch_modules torch_file torch_writer
-checkpoint
-convert stats compare
-state_dict
+checkpoint sources
+verify convert stats compare
+state_dict files
 modules onnx_graph
 export
 report plots
-cli
+cli __main__
 """.split()
 MODULES = sorted(path for path in (ROOT / "wnconvert").rglob("*.py") if path.name != "__init__.py")
 

@@ -14,23 +14,11 @@ from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
 from tests.oracle import DTYPES, NARROW, exact_fold, exact_norms, nearest_root, squares, ulps_off
+from wnconvert.blocks import Block, blocks
 from wnconvert.errors import LayerError, NumbersError
-from wnconvert.weightnorm import (
-    Block,
-    Rows,
-    _accurate_sums,
-    _exact_sum,
-    _fast_sums,
-    blocks,
-    cast,
-    count_overflow,
-    fold,
-    fold_blocks,
-    fold_with_report,
-    norm_blocks,
-    norms,
-    split,
-)
+from wnconvert.rounding import cast, count_overflow
+from wnconvert.sums import accurate_sums, exact_sum, fast_sums
+from wnconvert.weightnorm import Rows, fold, fold_blocks, fold_with_report, norm_blocks, norms, split
 
 Array = NDArray[Any]
 DIMS = ((0, (3, 4, 2)), (1, (3, 4, 2)), (2, (3, 2, 4)), (None, (3, 5)))
@@ -218,17 +206,17 @@ def test_the_sums_of_squares_keep_to_their_error_bounds(shape: tuple[int, int, i
         x = normal(seed, shape, "float32").astype(np.float64)
         x[..., 0] *= 2.0**-12 if seed % 2 else 2.0**12
         exact = squares(x, 1)
-        for sums in (_fast_sums(x.copy()), _accurate_sums(x.copy())):
+        for sums in (fast_sums(x.copy()), accurate_sums(x.copy())):
             for at, square in enumerate(exact):
                 low, high = sums.bounds(at)
                 assert low <= square <= high
         assert sums.error < 2.0**-66
         x *= 1 + 2.0**-40  # 53 bits: beyond the fast sum
-        accurate = _accurate_sums(x.copy())
+        accurate = accurate_sums(x.copy())
         for at, square in enumerate(squares(x, 1)):
             low, high = accurate.bounds(at)
             assert low <= square <= high
-            assert _exact_sum(x[:, at].ravel()) == square
+            assert exact_sum(x[:, at].ravel()) == square
 
 
 # --- norms

@@ -17,24 +17,16 @@ from pathlib import Path
 from typing import Any
 
 from wnconvert.atomic import Staged, staged
+from wnconvert.blocks import BLOCK_BYTES, Array, Block, blocks
 from wnconvert.checkpoint import Checkpoint, layout_of
 from wnconvert.errors import NumbersError
 from wnconvert.layout import Blob, CopyBytes, FoldLayer, Gather, Layout
 from wnconvert.plan import Plan, describe_layer
+from wnconvert.rounding import cast, count_overflow
 from wnconvert.sources import Source
 from wnconvert.tensors import ByteRange
 from wnconvert.verify import check_structure, verify_output
-from wnconvert.weightnorm import (
-    BLOCK_BYTES,
-    Array,
-    Block,
-    RowReport,
-    blocks,
-    cast,
-    count_overflow,
-    fold_blocks,
-    say_rows,
-)
+from wnconvert.weightnorm import RowReport, fold_blocks, say_rows
 
 __all__ = ["Numbers", "Result", "convert"]
 

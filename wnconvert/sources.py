@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from wnconvert.blocks import BLOCK_BYTES, Block
 from wnconvert.errors import FormatError, InputError
 from wnconvert.tensors import ByteRange, StoredTensor
-from wnconvert.weightnorm import BLOCK_BYTES, Block
 
 __all__ = ["Source"]
 

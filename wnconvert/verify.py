@@ -20,12 +20,13 @@ import numpy as np
 from safetensors import safe_open
 
 from wnconvert import safetensors_file
+from wnconvert.blocks import BLOCK_BYTES, Array, Block, blocks
 from wnconvert.checkpoint import Checkpoint, open_checkpoint
 from wnconvert.errors import VerifyError, WnconvertError
 from wnconvert.plan import Fold, Keep, Plan, PlannedStateDict
+from wnconvert.rounding import cast
 from wnconvert.sources import Source
 from wnconvert.tensors import DType, StoredTensor, dtype_named
-from wnconvert.weightnorm import BLOCK_BYTES, Array, Block, blocks, cast
 
 __all__ = ["check_structure", "verify_output"]
 
