@@ -1,3 +1,65 @@
-"""wnconvert: fold, split, migrate, inspect and export weight-normalized PyTorch checkpoints and models."""
+"""wnconvert: fold, split, migrate, inspect and export weight-normalized PyTorch checkpoints and models.
+
+>>> import wnconvert
+>>> plan = wnconvert.fold_file("fixtures/g_02500000", dry_run=True)
+>>> len(plan.layers)
+78
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from wnconvert.convert import Result
+    from wnconvert.errors import (
+        ArgumentError,
+        FormatError,
+        InputError,
+        LayerError,
+        NumbersError,
+        OutputError,
+        VerifyError,
+        WnconvertError,
+    )
+    from wnconvert.files import fold_file
+    from wnconvert.plan import Plan
+    from wnconvert.state_dict import fold_state_dict
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "ArgumentError",
+    "FormatError",
+    "InputError",
+    "LayerError",
+    "NumbersError",
+    "OutputError",
+    "Plan",
+    "Result",
+    "VerifyError",
+    "WnconvertError",
+    "__version__",
+    "fold_file",
+    "fold_state_dict",
+]
+
+# Where each name comes from; looked up on first use, so that `wnconvert --help` does not import numpy.
+_HOMES = {
+    "fold_file": "files",
+    "fold_state_dict": "state_dict",
+    "Plan": "plan",
+    "Result": "convert",
+}
+
+
+def __getattr__(name: str) -> Any:
+    from importlib import import_module
+
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"wnconvert.{_HOMES.get(name, 'errors')}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

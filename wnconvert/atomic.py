@@ -53,20 +53,26 @@ def check_target(target: Path, *, force: bool, size: int = 0) -> Path:
     try:
         if not real.parent.is_dir():
             raise OutputError(
-                f"its folder {target.parent} does not exist", where=str(target), fix=f"mkdir -p {target.parent}"
+                f"its folder {target.parent} does not exist",
+                where=str(target),
+                fix=f"mkdir -p {target.parent}",
             )
         if real.exists():
             if not stat.S_ISREG(real.stat().st_mode):
                 kind = "a folder" if real.is_dir() else "not a regular file"
                 raise OutputError(f"it is {kind}", where=str(target), fix="-o names the file to write")
             if not force:
-                raise OutputError("it exists", where=str(target), fix="--force replaces it, or choose another -o")
+                raise OutputError(
+                    "it exists", where=str(target), fix="--force replaces it, or choose another -o"
+                )
         free = shutil.disk_usage(real.parent).free
     except OSError as error:
         raise _translated(error, target) from error
     if size > free:
         raise OutputError(
-            f"the disk is full: {size} bytes are needed, {free} are free", where=str(target), fix="free some space"
+            f"the disk is full: {size} bytes are needed, {free} are free",
+            where=str(target),
+            fix="free some space",
         )
     return real
 

@@ -123,7 +123,11 @@ def _unknown(head: bytes) -> InputError:
     if text.startswith((b"{", b"[")):
         return InputError("a JSON text, not a checkpoint", fix="name the checkpoint that lies beside it")
     if head[:1] == b"\x80" and head[1:2] in b"\x02\x03\x04\x05":
-        return InputError("a plain pickle, not written by torch.save", fix="save its state dict with torch.save")
+        return InputError(
+            "a plain pickle, not written by torch.save", fix="save its state dict with torch.save"
+        )
     if len(head) < 9:
         return FormatError(f"it has {len(head)} bytes, too few for any checkpoint", fix=_AGAIN)
-    return InputError("no checkpoint of a known format", fix="wnconvert reads safetensors and what torch.save wrote")
+    return InputError(
+        "no checkpoint of a known format", fix="wnconvert reads safetensors and what torch.save wrote"
+    )

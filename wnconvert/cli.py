@@ -25,26 +25,19 @@ Exit codes: 0 done (nothing to do is done too), 1 checked and different,
 2 could not, 3 a bug, 130 interrupted."""
 
 
-class DimType(click.ParamType):
-    """An axis, ``none`` for the whole tensor, or ``auto``."""
-
-    name = "auto|none|N"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> int | str | None:
-        """Turn the option's text into the argument of the Python twin."""
-        if value in (None, "auto"):
-            return value  # type: ignore[no-any-return]
-        if value == "none":
-            return None
-        try:
-            return int(value)
-        except ValueError:
-            self.fail(f"{value!r} is no axis; use a number, none or auto", param, ctx)
+def _dim(_: click.Context, __: click.Parameter, value: str) -> int | str | None:
+    """The argument that ``--dim`` means."""
+    if value == "none":
+        return None
+    try:
+        return value if value == "auto" else int(value)
+    except ValueError:
+        raise click.BadParameter(f"{value!r} is no axis: use a number, none or auto") from None
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}, epilog=EXIT_CODES)
+@click.group(
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}, epilog=EXIT_CODES
+)
 @click.version_option(__version__, prog_name="wnconvert")
 def cli() -> None:
     """Convert and inspect weight-normalized PyTorch checkpoints (w = g·v/‖v‖).
@@ -56,25 +49,60 @@ def cli() -> None:
 @cli.command(epilog=EXIT_CODES)
 @click.argument("src", type=click.Path())
 @click.option(
-    "-o", "--out", type=click.Path(), metavar="OUT",
+    "-o",
+    "--out",
+    type=click.Path(),
+    metavar="OUT",
     help="File to write; .safetensors is written as such, all else as torch.save writes.  [default: SRC with .folded before its suffix]",
 )
 @click.option("--only", metavar="PATH", help="Keep this state dict alone, e.g. generator (. is the root).")
-@click.option("--dtype", type=click.Choice(["float16", "bfloat16", "float32"]), help="Fold and cast in one rounding; other float tensors of the state dict are cast too.")
-@click.option("--layers", metavar="GLOB", multiple=True, help="Fold only layers of such names, e.g. 'dec.*' (repeatable).")
-@click.option("--exclude", metavar="GLOB", multiple=True, help="Leave layers of such names as they are (repeatable).")
-@click.option("--dim", type=DimType(), default="auto", show_default=True, help="The axis that is not summed over; auto reads it from the shape of g.")
-@click.option("--zero-rows", type=click.Choice(["error", "zero"]), default="error", show_default=True, help="A zero row of v has no direction: refuse it, or write zeros.")
+@click.option(
+    "--dtype",
+    type=click.Choice(["float16", "bfloat16", "float32"]),
+    help="Fold and cast in one rounding; other float tensors of the state dict are cast too.",
+)
+@click.option(
+    "--layers",
+    metavar="GLOB",
+    multiple=True,
+    help="Fold only layers of such names, e.g. 'dec.*' (repeatable).",
+)
+@click.option(
+    "--exclude", metavar="GLOB", multiple=True, help="Leave layers of such names as they are (repeatable)."
+)
+@click.option(
+    "--dim",
+    callback=_dim,
+    metavar="N|none|auto",
+    default="auto",
+    show_default=True,
+    help="The axis that is not summed over; auto reads it from the shape of g.",
+)
+@click.option(
+    "--zero-rows",
+    type=click.Choice(["error", "zero"]),
+    default="error",
+    show_default=True,
+    help="A zero row of v has no direction: refuse it, or write zeros.",
+)
 @click.option("--allow-nonfinite", is_flag=True, help="Write NaN, infinities and overflow as they come.")
-@click.option("--keep-optimizer", is_flag=True, help="Keep optimizer state although its positions no longer fit.")
-@click.option("--verify", is_flag=True, help="Read the output back with an independent reader and recompute every layer.")
+@click.option(
+    "--keep-optimizer", is_flag=True, help="Keep optimizer state although its positions no longer fit."
+)
+@click.option(
+    "--verify",
+    is_flag=True,
+    help="Read the output back with an independent reader and recompute every layer.",
+)
 @click.option("--force", is_flag=True, help="Replace OUT if it exists.")
 @click.option("--threads", type=click.IntRange(min=1), help="Threads.  [default: the processors, at most 4]")
 @click.option("--dry-run", is_flag=True, help="Print the plan and write nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the table.")
 @click.option("--quiet", is_flag=True, help="Print nothing but errors.")
 @click.option("--no-progress", is_flag=True, help="Show no progress on a terminal.")
-def fold(src: str, out: str | None, *, as_json: bool, quiet: bool, no_progress: bool, dry_run: bool, **options: Any) -> None:
+def fold(
+    src: str, out: str | None, *, as_json: bool, quiet: bool, no_progress: bool, dry_run: bool, **options: Any
+) -> None:
     """Fold g and v into plain weights.
 
     SRC is a checkpoint of any kind: safetensors, what torch.save wrote at any time, a whole pickled module,

@@ -19,53 +19,16 @@ from typing import Any
 from wnconvert.atomic import Staged, staged
 from wnconvert.blocks import BLOCK_BYTES, Array, Block, blocks
 from wnconvert.checkpoint import Checkpoint, layout_of
-from wnconvert.errors import NumbersError
 from wnconvert.layout import Blob, CopyBytes, FoldLayer, Gather, Layout
 from wnconvert.plan import Plan, describe_layer
+from wnconvert.policy import Numbers, Problem, raise_problems
 from wnconvert.rounding import cast, count_overflow
 from wnconvert.sources import Source
 from wnconvert.tensors import ByteRange
 from wnconvert.verify import check_structure, verify_output
-from wnconvert.weightnorm import RowReport, fold_blocks, say_rows
+from wnconvert.weightnorm import fold_blocks
 
-__all__ = ["Numbers", "Result", "convert"]
-
-
-@dataclass(frozen=True, slots=True)
-class Numbers:
-    """What to do with rows that have no answer: zero rows of v, NaN, infinities, overflow.
-
-    ``zero_rows`` is ``"error"`` or ``"zero"`` (they become zero whatever g is); ``allow_nonfinite``
-    writes NaN and infinities as they come.
-    """
-
-    zero_rows: str = "error"
-    allow_nonfinite: bool = False
-
-    def problems(self, report: RowReport) -> list[str]:
-        """What is wrong with a folded layer under this policy, in words."""
-        found = []
-        if report.zero.count and self.zero_rows != "zero":
-            found.append(f"{_are(report.zero.count)} zero in v, and 0/0 is no number: {say_rows(report.zero)}")
-        if not self.allow_nonfinite:
-            if report.nonfinite.count:
-                found.append(f"NaN or infinity in g or v: {say_rows(report.nonfinite)}")
-            if report.overflow.count:
-                found.append(f"too large for the dtype: {say_rows(report.overflow)}")
-        return found
-
-    def note(self, report: RowReport) -> str:
-        """What a user should know of a layer that was folded under this policy."""
-        if not report.zero.count:
-            return ""
-        note = f"{_are(report.zero.count)} zero in v and became zero: {say_rows(report.zero)}"
-        if report.zero_with_g.count:
-            note += f" ({report.zero_with_g.count} with a g that is not 0)"
-        return note
-
-
-def _are(count: int) -> str:
-    return "one row is" if count == 1 else f"{count} rows are"
+__all__ = ["Result", "convert"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +110,7 @@ class _Outcome:
     """What came of a blob: its checksum, and what was wrong or worth a note."""
 
     crc: int
-    problems: tuple[str, ...] = ()
+    problems: tuple[Problem, ...] = ()
     note: str = ""
 
 
@@ -197,7 +160,7 @@ class _Run:
             for at in blob.crc_at:
                 self.target.write(outcome.crc.to_bytes(4, "little"), at)
         in_order = [(blob.work, outcomes[blob]) for blob in self.layout.blobs]
-        _raise_problems([(_where(work), outcome.problems) for work, outcome in in_order if outcome.problems])
+        raise_problems((_where(work), outcome.problems) for work, outcome in in_order)
         return tuple(f"{_where(work)}: {outcome.note}" for work, outcome in in_order if outcome.note)
 
     def blob(self, blob: Blob) -> _Outcome:
@@ -211,7 +174,9 @@ class _Run:
     def copy(self, start: int, data: ByteRange) -> _Outcome:
         out = _Sink(self, start, 1)
         for at in range(0, data.size, BLOCK_BYTES):
-            out.put(self.source.chunk(ByteRange(data.start + at, min(BLOCK_BYTES, data.size - at), data.shard)))
+            out.put(
+                self.source.chunk(ByteRange(data.start + at, min(BLOCK_BYTES, data.size - at), data.shard))
+            )
         return _Outcome(out.crc)
 
     def gather(self, start: int, work: Gather) -> _Outcome:
@@ -225,10 +190,7 @@ class _Run:
                 values, before = cast(values, work.dtype), values
                 overflow += count_overflow(before, values)
             out.array(block, values)
-        if not overflow or self.numbers.allow_nonfinite:
-            return _Outcome(out.crc)
-        what = "one element is" if overflow == 1 else f"{overflow} elements are"
-        return _Outcome(out.crc, (f"{what} too large for {work.dtype}",))
+        return _Outcome(out.crc, self.numbers.cast_problems(overflow, work.dtype))
 
     def fold(self, start: int, work: FoldLayer) -> _Outcome:
         out = _Sink(self, start, work.dtype.itemsize)
@@ -236,7 +198,7 @@ class _Run:
         g = self.source.whole(work.g)
         read = self.source.reader(work.v)
         report = fold_blocks(read, out.array, info.shape, work.dim, g, info.dtype, work.dtype)
-        return _Outcome(out.crc, tuple(self.numbers.problems(report)), self.numbers.note(report))
+        return _Outcome(out.crc, self.numbers.problems(report), self.numbers.note(report))
 
     def advance(self, count: int) -> None:
         if self.cancelled.is_set():
@@ -277,15 +239,3 @@ def _raise_first(futures: Mapping[Future[_Outcome], Blob]) -> None:
 
 def _where(work: CopyBytes | Gather | FoldLayer) -> str:
     return "" if isinstance(work, CopyBytes) else work.where
-
-
-def _raise_problems(problems: list[tuple[str, tuple[str, ...]]]) -> None:
-    if not problems:
-        return
-    fix = "--zero-rows zero, --allow-nonfinite, another --dtype, or --exclude"
-    if len(problems) == 1:
-        where, words = problems[0]
-        raise NumbersError("; ".join(words), where=where, fix=fix)
-    lines = "".join(f"\n  {where}: {'; '.join(words)}" for where, words in problems[:10])
-    more = f"\n  and {len(problems) - 10} more" if len(problems) > 10 else ""
-    raise NumbersError(f"{len(problems)} tensors have numbers without an answer:{lines}{more}", fix=fix)

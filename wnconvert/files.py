@@ -8,22 +8,30 @@ from pathlib import Path
 from typing import Literal, TypeAlias, overload
 
 from wnconvert.checkpoint import container_of, open_checkpoint
-from wnconvert.convert import Numbers, Result, convert
+from wnconvert.convert import Result, convert
 from wnconvert.dims import AUTO
 from wnconvert.errors import ArgumentError, OutputError, WnconvertError
+from wnconvert.options import dtype_of, numbers_of, selection_of
 from wnconvert.plan import Plan, plan_fold
-from wnconvert.schemes import Selection
-from wnconvert.tensors import DType, dtype_named
 
-__all__ = ["DTYPE_CHOICES", "ZERO_ROWS_CHOICES", "default_output", "fold_file", "folding_dtype", "folding_numbers"]
+__all__ = ["default_output", "fold_file"]
 
 StrPath: TypeAlias = str | os.PathLike[str]
 
-DTYPE_CHOICES = ("float16", "bfloat16", "float32")
-ZERO_ROWS_CHOICES = ("error", "zero")
-
 # Longest first: x.pth.tar has the suffix .pth.tar, not .tar.
-_SUFFIXES = (".pth.tar", ".pt.tar", ".ckpt.tar", ".safetensors", ".ckpt", ".pth", ".bin", ".pt", ".th", ".pkl", ".tar")
+_SUFFIXES = (
+    ".pth.tar",
+    ".pt.tar",
+    ".ckpt.tar",
+    ".safetensors",
+    ".ckpt",
+    ".pth",
+    ".bin",
+    ".pt",
+    ".th",
+    ".pkl",
+    ".tar",
+)
 
 
 def default_output(source: StrPath, verb: str) -> Path:
@@ -38,20 +46,6 @@ def default_output(source: StrPath, verb: str) -> Path:
         if stem != path.name and stem:
             return path.with_name(f"{stem}.{verb}{suffix}")
     return path.with_name(f"{path.name}.{verb}")
-
-
-def folding_dtype(name: str | None) -> DType | None:
-    """The dtype that ``--dtype`` names. Raises ``ArgumentError`` for one that is not offered."""
-    if name is not None and name not in DTYPE_CHOICES:
-        raise ArgumentError(f"dtype {name!r} is not offered", fix=f"one of {', '.join(DTYPE_CHOICES)}")
-    return None if name is None else dtype_named(name)
-
-
-def folding_numbers(zero_rows: str, allow_nonfinite: bool) -> Numbers:  # noqa: FBT001 - the option's value
-    """The policy that ``--zero-rows`` and ``--allow-nonfinite`` state. Raises ``ArgumentError``."""
-    if zero_rows not in ZERO_ROWS_CHOICES:
-        raise ArgumentError(f"zero_rows {zero_rows!r} is not offered", fix="'error' or 'zero'")
-    return Numbers(zero_rows, allow_nonfinite)
 
 
 @overload
@@ -133,7 +127,7 @@ def fold_file(
     """
     source = Path(src)
     output = default_output(source, "folded") if out is None else Path(out)
-    numbers = folding_numbers(zero_rows, allow_nonfinite)
+    numbers = numbers_of(zero_rows, allow_nonfinite=allow_nonfinite)
     if threads is not None and threads < 1:
         raise ArgumentError(f"{threads} threads cannot work", fix="--threads 1 or more")
     try:
@@ -141,9 +135,9 @@ def fold_file(
         plan = plan_fold(
             checkpoint.tree,
             container_of(output),
-            selection=Selection(_globs(layers), _globs(exclude), dim),
+            selection=selection_of(layers, exclude, dim),
             only=only,
-            dtype=folding_dtype(dtype),
+            dtype=dtype_of(dtype),
             keep_optimizer=keep_optimizer,
         )
         if dry_run:
@@ -165,7 +159,3 @@ def fold_file(
         if not error.where.startswith(str(source)):
             error.where = f"{source}: {error.where}" if error.where else str(source)
         raise
-
-
-def _globs(globs: Iterable[str]) -> tuple[str, ...]:
-    return (globs,) if isinstance(globs, str) else tuple(globs)

@@ -28,7 +28,11 @@ _TORCHS_OWN = frozenset(
     }
     | {f"torch.{dtype.name}" for dtype in DTYPES.values()}
     | {f"torch.{dtype.storage}" for dtype in DTYPES.values() if dtype.storage}
-    | {f"{module}.{name}" for module in _BUILTINS for name in ("set", "frozenset", "complex", "bytearray", "slice")}
+    | {
+        f"{module}.{name}"
+        for module in _BUILTINS
+        for name in ("set", "frozenset", "complex", "bytearray", "slice")
+    }
     | {"_codecs.encode"}
 )
 

@@ -110,7 +110,9 @@ class _Writer:
         else:
             size = value.bit_length() // 8 + 1
             encoded = value.to_bytes(size, "little", signed=True)
-            self.out += (b"\x8a" + bytes([size]) if size < 256 else b"\x8b" + struct.pack("<i", size)) + encoded
+            self.out += (
+                b"\x8a" + bytes([size]) if size < 256 else b"\x8b" + struct.pack("<i", size)
+            ) + encoded
 
     def compound(self, original: Value) -> None:
         value = self.replaced.get(id(original))

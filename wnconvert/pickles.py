@@ -147,7 +147,15 @@ def load(source: bytes | Stream) -> Pickle:
             machine.step(opcode.name, arg)
     except FormatError:
         raise
-    except (IndexError, KeyError, ValueError, OverflowError, TypeError, AttributeError, struct.error) as error:
+    except (
+        IndexError,
+        KeyError,
+        ValueError,
+        OverflowError,
+        TypeError,
+        AttributeError,
+        struct.error,
+    ) as error:
         # genops reports malformed arguments as ValueError and friends; an empty stack or an unknown memo
         # entry surfaces here as IndexError or KeyError. All of them mean the same to the user.
         raise FormatError(f"the pickle in it is damaged ({_reason(error)})", fix=_DAMAGED) from error

@@ -14,7 +14,8 @@ from wnconvert.errors import ArgumentError, LayerError
 from wnconvert.schemes import Found, Layer, Refused, Selection, find
 from wnconvert.tensors import ByteRange, DType, Entry, StateDict, TensorInfo, Tree
 
-__all__ = ["Dropped", "Fold", "Keep", "Plan", "PlannedStateDict", "Step", "plan_fold"]
+__all__ = ["Dropped", "Fold", "Keep", "Plan", "PlannedStateDict", "Step"]
+__all__ += ["describe_layer", "metadata_gone", "plan_fold"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +153,21 @@ def plan_fold(
     )
 
 
+def metadata_gone(planned: PlannedStateDict) -> set[str]:
+    """Keys of ``_metadata`` that go with parametrized keys: ``P.parametrizations``, ``.N`` and ``.N.0``."""
+    kept = [step.name for step in planned.steps]
+    gone: set[str] = set()
+    for fold in planned.folds:
+        if fold.layer.form != "parametrize":
+            continue
+        of_weight = fold.layer.g.name.removesuffix(".original0")
+        of_module = of_weight.rpartition(".")[0]
+        gone |= {of_weight, f"{of_weight}.0"}
+        if not any(name.startswith(f"{of_module}.") for name in kept):
+            gone.add(of_module)
+    return gone
+
+
 def _choose(tree: Tree, only: str | None) -> tuple[StateDict, ...]:
     if only is None:
         return tree.state_dicts
@@ -173,7 +189,9 @@ def _find(state: StateDict, selection: Selection) -> Found:
     for layer in found.layers:
         stated = state.dims.get(layer.name, layer.dim)
         if stated != layer.dim and layer.g.numel != 1:
-            reason = f"its WeightNorm hook says dim {stated}, g {layer.g.shape} beside v {layer.v.shape} does not"
+            reason = (
+                f"its WeightNorm hook says dim {stated}, g {layer.g.shape} beside v {layer.v.shape} does not"
+            )
             refused.append(Refused(layer.name, reason, f"--exclude '{layer.name}' leaves it as it is"))
         else:
             layers.append(layer)
@@ -185,11 +203,17 @@ def _check_selection(selection: Selection, found: Iterable[Found]) -> None:
     names = [
         name
         for item in found
-        for name in (*(layer.name for layer in item.layers), *(no.name for no in item.refused), *item.unwanted)
+        for name in (
+            *(layer.name for layer in item.layers),
+            *(no.name for no in item.refused),
+            *item.unwanted,
+        )
     ]
     for glob in selection.layers if names else ():
         if not any(Selection(layers=(glob,)).wants(name) for name in names):
-            raise ArgumentError(f"--layers {glob!r} matches no layer", fix=f"the layers are: {_listed(names)}")
+            raise ArgumentError(
+                f"--layers {glob!r} matches no layer", fix=f"the layers are: {_listed(names)}"
+            )
 
 
 def _the_one(chosen: Sequence[StateDict], found: Mapping[str, Found]) -> StateDict:
@@ -200,7 +224,9 @@ def _the_one(chosen: Sequence[StateDict], found: Mapping[str, Found]) -> StateDi
         return candidates[0]
     paths = _listed(state.path or "." for state in candidates)
     if not candidates:
-        raise ArgumentError("there is no state dict in it that a safetensors file could hold", fix="-o OUT.pt")
+        raise ArgumentError(
+            "there is no state dict in it that a safetensors file could hold", fix="-o OUT.pt"
+        )
     raise ArgumentError(
         f"a safetensors file holds one state dict, and there are {len(candidates)}: {paths}",
         fix=f"--only {candidates[0].path or '.'} (or another of them), or -o OUT.pt for all",
@@ -251,7 +277,10 @@ def _dropped(tree: Tree, alone: str | None, drop_optimizer: bool) -> tuple[Dropp
         return tuple(Dropped(path, f"only {alone or 'the state dict'} is kept") for path in others)
     if drop_optimizer:
         return tuple(
-            Dropped(path, "its state is by position, and folding changed the parameters (--keep-optimizer keeps it)")
+            Dropped(
+                path,
+                "its state is by position, and folding changed the parameters (--keep-optimizer keeps it)",
+            )
             for path in tree.optimizers
         )
     return ()

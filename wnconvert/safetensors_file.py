@@ -47,7 +47,9 @@ def open_safetensors(file: BinaryIO, path: Path, size: int) -> Tree:
     file.seek(0)
     (length,) = struct.unpack("<Q", file.read(8))
     if length > MAX_HEADER:
-        raise FormatError(f"its header claims {length} bytes", fix="no checkpoint needs that: do not trust it")
+        raise FormatError(
+            f"its header claims {length} bytes", fix="no checkpoint needs that: do not trust it"
+        )
     if 8 + length > size:
         raise FormatError(f"its header claims {length} bytes, the file has {size}", fix=_CUT)
     check_structure(path)
@@ -121,7 +123,9 @@ def safetensors_layout(tree: Tree, plan: Plan) -> Layout:
     (planned,) = plan.state_dicts
     path = plan.only or ""
     tensors = next(state.tensors for state in tree.state_dicts if state.path == path)
-    made = [_made(step, tensors) for step in planned.steps if isinstance(step, Fold) or step.source in tensors]
+    made = [
+        _made(step, tensors) for step in planned.steps if isinstance(step, Fold) or step.source in tensors
+    ]
     for item in made:
         if not item.dtype.code:
             raise OutputError(

@@ -93,7 +93,9 @@ class Source:
             start, size, shard = tensor.data.start, dtype.itemsize, tensor.data.shard
 
             def read(block: Block) -> Array:
-                data = self.chunk(ByteRange(start + block.start * size, (block.stop - block.start) * size, shard))
+                data = self.chunk(
+                    ByteRange(start + block.start * size, (block.stop - block.start) * size, shard)
+                )
                 return np.frombuffer(data, kind).reshape(block.shape)
 
             return read

@@ -83,9 +83,13 @@ class TorchFile:
             notes.append("a TorchScript archive: its code is left out, its tensors become a plain state dict")
         elif names := foreign_names(self.pickle.root):
             shown = ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
-            notes.append(f"the file names classes or functions of others, kept as data, never imported: {shown}")
+            notes.append(
+                f"the file names classes or functions of others, kept as data, never imported: {shown}"
+            )
         if self.container == "torch legacy":
-            notes.append("a file in torch's legacy format: a .pt comes out as a zip, torch's format since 1.6")
+            notes.append(
+                "a file in torch's legacy format: a .pt comes out as a zip, torch's format since 1.6"
+            )
         if get(self.pickle.root, "weight") and get(self.pickle.root, "hash"):
             notes.append("the keys 'hash' and 'id' (RVC) describe the file as it was")
         return notes
@@ -98,7 +102,9 @@ def _kind(value: Value) -> str:
 def _check_names(path: str, names: list[str]) -> None:
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
-        raise FormatError(f"the state dict {path or 'in it'} has the key {twice[0]!r} twice", fix="save it again")
+        raise FormatError(
+            f"the state dict {path or 'in it'} has the key {twice[0]!r} twice", fix="save it again"
+        )
 
 
 # -- zip archives
@@ -118,9 +124,13 @@ def open_zip(file: BinaryIO, size: int) -> TorchFile:
         raise FormatError("a big-endian file", fix="load and save it on a little-endian machine")
     is_script = "constants.pkl" in records
     if records["data.pkl"].compressed:
-        raise FormatError("its data.pkl is compressed", fix="save it with torch.save, which does not compress")
+        raise FormatError(
+            "its data.pkl is compressed", fix="save it with torch.save, which does not compress"
+        )
     if records["data.pkl"].data.size > MAX_PICKLE:
-        raise FormatError(f"its pickle is longer than {MAX_PICKLE >> 20} MiB", fix="keep bulk data in tensors")
+        raise FormatError(
+            f"its pickle is longer than {MAX_PICKLE >> 20} MiB", fix="keep bulk data in tensors"
+        )
     pickle = load(_content(file, records, "data.pkl", MAX_PICKLE))
     storages = {}
     for name, record in records.items():
@@ -176,7 +186,9 @@ class _Capped:
     def _take(self, data: bytes) -> bytes:
         self.left -= len(data)
         if self.left < 0:
-            raise FormatError(f"its pickle is longer than {MAX_PICKLE >> 20} MiB", fix="keep bulk data in tensors")
+            raise FormatError(
+                f"its pickle is longer than {MAX_PICKLE >> 20} MiB", fix="keep bulk data in tensors"
+            )
         return data
 
     def read(self, size: int, /) -> bytes:
@@ -200,7 +212,9 @@ def open_legacy(file: BinaryIO, size: int) -> TorchFile:
     load(stream)  # the magic number, by which it was recognised
     version, system = load(stream).root, load(stream).root
     if version != 1001:
-        raise FormatError(f"torch's legacy format {_brief(version)} is not known", fix="save it with a newer torch")
+        raise FormatError(
+            f"torch's legacy format {_brief(version)} is not known", fix="save it with a newer torch"
+        )
     if get(system, "little_endian") is False:
         raise FormatError("a big-endian file", fix="load and save it on a little-endian machine")
     pickle, keys = load(stream), load(stream).root
@@ -245,13 +259,16 @@ def _check_storages(root: Value, ranges: Mapping[str, ByteRange]) -> None:
             raise FormatError(f"its storage {storage.key} is missing", fix=_CUT)
         if ranges[storage.key].size < storage.nbytes:
             raise FormatError(
-                f"its storage {storage.key} has {ranges[storage.key].size} bytes, {storage.nbytes} are needed", fix=_CUT
+                f"its storage {storage.key} has {ranges[storage.key].size} bytes, {storage.nbytes} are needed",
+                fix=_CUT,
             )
     for value in walk(root):
         record = read_tensor(value)
         if record is None or 0 in record.shape:
             continue
-        last = record.offset + sum((n - 1) * step for n, step in zip(record.shape, record.strides, strict=True))
+        last = record.offset + sum(
+            (n - 1) * step for n, step in zip(record.shape, record.strides, strict=True)
+        )
         if (last + 1) * record.dtype.itemsize > ranges[record.storage.key].size:
             raise FormatError(
                 f"a tensor of shape {record.shape} and strides {record.strides} reaches outside of its storage",

@@ -44,7 +44,9 @@ def module_edits(
 def _attribute_edits(state: Value, weights: Mapping[str, Value]) -> dict[int, Value]:
     """A module's own record without cached weights, its hooks, and an RNN's flat weights."""
     edits: dict[int, Value] = {}
-    edits[id(state)] = with_pairs(state, [pair for pair in mapping_pairs(state) or () if pair[0] not in weights])
+    edits[id(state)] = with_pairs(
+        state, [pair for pair in mapping_pairs(state) or () if pair[0] not in weights]
+    )
     hooks = get(state, "_forward_pre_hooks")
     if pairs := mapping_pairs(hooks):
         kept = [pair for pair in pairs if (weight_norm_hook(pair[1]) or ("",))[0] not in weights]

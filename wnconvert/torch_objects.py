@@ -16,7 +16,14 @@ from wnconvert.tensors import DTYPES, DType
 
 __all__ = ["Contents", "FoundModule", "FoundOptimizer", "FoundStateDict", "Storage", "TensorRecord"]
 __all__ += ["find_contents", "get", "is_script_module", "mapping_pairs", "read_storage", "read_tensor"]
-__all__ += ["state_dict_node", "storage_record", "tensor_record", "weight_norm_hook", "with_pairs", "with_storage"]
+__all__ += [
+    "state_dict_node",
+    "storage_record",
+    "tensor_record",
+    "weight_norm_hook",
+    "with_pairs",
+    "with_storage",
+]
 
 _STORAGES: dict[str, DType] = {dtype.storage: dtype for dtype in DTYPES.values() if dtype.storage}
 _STORAGE_MODULES = ("torch", "torch.cuda", "torch.storage")
@@ -93,7 +100,9 @@ def read_tensor(value: Value) -> TensorRecord | None:
     if storage is None:
         raise FormatError("a tensor of it has no storage")
     offset, shape, strides = args[1:4]
-    if not (_count(offset) and _counts(shape) and _counts(strides) and len(shape) == len(strides) <= _MAX_RANK):
+    if not (
+        _count(offset) and _counts(shape) and _counts(strides) and len(shape) == len(strides) <= _MAX_RANK
+    ):
         raise FormatError(f"a tensor of it has an absurd offset, shape or stride: {_shown(args[1:4])}")
     dtype = storage.dtype
     if core.is_call_of("torch._utils._rebuild_tensor_v3"):
@@ -182,7 +191,9 @@ def mapping_pairs(value: Value) -> list[tuple[Value, Value]] | None:
     if not pairs and value.is_call_of("collections.OrderedDict"):
         # Python 2 wrote OrderedDict([[key, value], …]).
         items = value.args[0] if isinstance(value.args, tuple) and value.args else []
-        if isinstance(items, list) and all(isinstance(item, (list, tuple)) and len(item) == 2 for item in items):
+        if isinstance(items, list) and all(
+            isinstance(item, (list, tuple)) and len(item) == 2 for item in items
+        ):
             return [(item[0], item[1]) for item in items]
         return None
     return pairs if pairs or value.is_call_of("collections.OrderedDict") else None
@@ -301,7 +312,9 @@ def _module_state(keys: tuple[str, ...], root: Object) -> FoundStateDict:
         else:
             transient = get(node.state, "_non_persistent_buffers_set")
             hidden = list(getattr(transient, "items", ()))
-            children = [pair for pair in mapping_pairs(get(node.state, "_modules")) or () if is_module(pair[1])]
+            children = [
+                pair for pair in mapping_pairs(get(node.state, "_modules")) or () if is_module(pair[1])
+            ]
             for kind in ("_parameters", "_buffers"):
                 for key, value in mapping_pairs(get(node.state, kind)) or ():
                     if isinstance(key, str) and value is not None and key not in hidden:

@@ -16,7 +16,7 @@ from wnconvert.foreign import dangerous_names
 from wnconvert.layout import CopyBytes, FoldLayer, Gather, Layout, Work
 from wnconvert.pickle_writer import dump
 from wnconvert.pickles import Dict, Object, PersistentId, Value, walk
-from wnconvert.plan import Fold, Keep, Plan, PlannedStateDict
+from wnconvert.plan import Fold, Keep, Plan, PlannedStateDict, metadata_gone
 from wnconvert.provenance import RECORD_NAME, write_history
 from wnconvert.tensors import DType, StoredTensor, TensorInfo, Tree, contiguous_strides
 from wnconvert.torch_file import TorchFile
@@ -54,7 +54,9 @@ def torch_layout(source: TorchFile | None, tree: Tree, plan: Plan) -> Layout:
             fix="-o OUT.safetensors, which holds tensors alone",
         )
     archive = _Storages(source)
-    pickle = dump(root, source.pickle.protocol if source else 2, lambda value: archive.take(editor.edited(value)))
+    pickle = dump(
+        root, source.pickle.protocol if source else 2, lambda value: archive.take(editor.edited(value))
+    )
     records = [
         NewRecord(_PREFIX + "data.pkl", len(pickle), pickle),
         NewRecord(_PREFIX + "byteorder", 6, b"little"),
@@ -215,7 +217,7 @@ class _Editor:
         self.edits[id(state.node)] = with_pairs(state.node, pairs)
         metadata = get(state.node.state, "_metadata") if isinstance(state.node, Object) else None
         if metadata is not None:
-            gone = _metadata_gone(planned)
+            gone = metadata_gone(planned)
             kept = [pair for pair in mapping_pairs(metadata) or () if pair[0] not in gone]
             self.edits[id(metadata)] = with_pairs(metadata, kept)
 
@@ -241,18 +243,3 @@ def _without(holder: Value, item: Value) -> Value:
     if isinstance(holder, (list, tuple)):
         return type(holder)(value for value in holder if value is not item)
     return with_pairs(holder, [pair for pair in mapping_pairs(holder) or () if pair[1] is not item])
-
-
-def _metadata_gone(planned: PlannedStateDict) -> set[str]:
-    """The modules that go with parametrized keys: ``P.parametrizations``, ``.N`` and ``.N.0``."""
-    kept = [step.name for step in planned.steps]
-    gone: set[str] = set()
-    for fold in planned.folds:
-        if fold.layer.form != "parametrize":
-            continue
-        of_weight = fold.layer.g.name.removesuffix(".original0")
-        of_module = of_weight.rpartition(".")[0]
-        gone |= {of_weight, f"{of_weight}.0"}
-        if not any(name.startswith(f"{of_module}.") for name in kept):
-            gone.add(of_module)
-    return gone

@@ -46,17 +46,23 @@ def check_structure(path: Path, container: str) -> None:
             safetensors_file.check_structure(path)
         else:
             with path.open("rb") as file:
-                file.seek(2)  # GPT-SoVITS's mark is over the magic of the first header; zipfile looks at the end
+                file.seek(
+                    2
+                )  # GPT-SoVITS's mark is over the magic of the first header; zipfile looks at the end
                 zipfile.ZipFile(file).close()
         open_checkpoint(path)
     except (WnconvertError, zipfile.BadZipFile) as error:
-        raise VerifyError(f"what was written cannot be read back ({error}); nothing is kept", fix=_BUG) from error
+        raise VerifyError(
+            f"what was written cannot be read back ({error}); nothing is kept", fix=_BUG
+        ) from error
 
 
 _BUG = "this is a bug of wnconvert: please report it with the output of --dry-run --json"
 
 
-def verify_output(checkpoint: Checkpoint, plan: Plan, source: Source, path: Path) -> tuple[str, tuple[str, ...]]:
+def verify_output(
+    checkpoint: Checkpoint, plan: Plan, source: Source, path: Path
+) -> tuple[str, tuple[str, ...]]:
     """Read the output at ``path`` back and compute every layer again; what did it, and notes.
 
     Without torch, or where the pickle names classes of others, a torch file is read by ``zipfile``'s test
@@ -124,7 +130,11 @@ def _torch_reader(checkpoint: Checkpoint, path: Path) -> Open:
         root = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # noqa: BLE001 - weights_only refuses in many ways; the reason is told
         raise _NoTorch(str(error).strip().splitlines()[0][:120]) from error
-    keys = {state.path: state.keys for state in checkpoint.torch.contents.state_dicts} if checkpoint.torch else {}
+    keys = (
+        {state.path: state.keys for state in checkpoint.torch.contents.state_dicts}
+        if checkpoint.torch
+        else {}
+    )
 
     def open_tensor(state: str, name: str) -> Read:
         value: Any = root
@@ -206,7 +216,12 @@ def _check_kept(source: Source, tensor: StoredTensor, step: Keep, read: Read) ->
 
 # Of each foldable dtype: bits of the significand, exponent of the smallest subnormal, and how many units in the
 # last place a folded element may be off. (Elements of rows that are kept may be one off; others half.)
-_ULPS = {"float64": (53, -1074, 4), "float32": (24, -149, 1), "float16": (11, -24, 1), "bfloat16": (8, -133, 1)}
+_ULPS = {
+    "float64": (53, -1074, 4),
+    "float32": (24, -149, 1),
+    "float16": (11, -24, 1),
+    "bfloat16": (8, -133, 1),
+}
 
 
 def _check_layer(source: Source, g: StoredTensor, v: StoredTensor, fold: Fold, read: Read) -> None:

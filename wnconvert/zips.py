@@ -104,7 +104,9 @@ def _find_directory(file: BinaryIO, size: int) -> tuple[int, int, int]:
     if start + length > end:
         raise FormatError("its zip directory lies outside of the file", fix=_CUT)
     if length > _MAX_DIRECTORY:
-        raise FormatError(f"its zip directory takes {length} bytes", fix="no checkpoint needs that: do not trust it")
+        raise FormatError(
+            f"its zip directory takes {length} bytes", fix="no checkpoint needs that: do not trust it"
+        )
     return start, length, count
 
 
@@ -175,9 +177,7 @@ def zip_layout(records: Sequence[NewRecord], *, align: int = 64, mark: bytes = b
         padding = -(plain_end + 4) % align
         extra += struct.pack("<2sH", b"FB", padding) + b"Z" * padding
         short = min(record.size, _FULL32)
-        header = _LOCAL.pack(
-            b"PK\x03\x04", 45, 0, 0, 0, _DATE, crc, short, short, len(name), len(extra)
-        )
+        header = _LOCAL.pack(b"PK\x03\x04", 45, 0, 0, 0, _DATE, crc, short, short, len(name), len(extra))
         header = (mark + header[2:] if at == 0 else header) + name + extra
         start = at + len(header)
         if isinstance(record.content, bytes):
@@ -233,6 +233,4 @@ def _ends(count: int, length: int, start: int) -> bytes:
         wide = _END64.pack(b"PK\x06\x06", _END64.size - 12, 45, 45, 0, 0, count, count, length, start)
         wide += _LOCATOR.pack(b"PK\x06\x07", 0, start + length, 1)
     few = min(count, _FULL16)
-    return wide + _END.pack(
-        b"PK\x05\x06", 0, 0, few, few, min(length, _FULL32), min(start, _FULL32), 0
-    )
+    return wide + _END.pack(b"PK\x05\x06", 0, 0, few, few, min(length, _FULL32), min(start, _FULL32), 0)

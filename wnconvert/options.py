@@ -1,0 +1,42 @@
+"""The arguments that the verbs share, from a user's words to what the plans take."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from wnconvert.errors import ArgumentError
+from wnconvert.policy import Numbers
+from wnconvert.schemes import Selection
+from wnconvert.tensors import DType, dtype_named
+
+__all__ = ["DTYPE_CHOICES", "ZERO_ROWS_CHOICES", "dtype_of", "numbers_of", "selection_of"]
+
+DTYPE_CHOICES = ("float16", "bfloat16", "float32")
+ZERO_ROWS_CHOICES = ("error", "zero")
+
+
+def dtype_of(name: str | None) -> DType | None:
+    """The dtype that ``--dtype`` names. Raises ``ArgumentError`` for one that is not offered."""
+    if name is not None and name not in DTYPE_CHOICES:
+        raise ArgumentError(f"dtype {name!r} is not offered", fix=f"one of {', '.join(DTYPE_CHOICES)}")
+    return None if name is None else dtype_named(name)
+
+
+def numbers_of(zero_rows: str, *, allow_nonfinite: bool) -> Numbers:
+    """The policy that ``--zero-rows`` and ``--allow-nonfinite`` state. Raises ``ArgumentError``."""
+    if zero_rows not in ZERO_ROWS_CHOICES:
+        raise ArgumentError(
+            f"zero_rows {zero_rows!r} is not offered", fix=f"one of {', '.join(ZERO_ROWS_CHOICES)}"
+        )
+    return Numbers(zero_rows, allow_nonfinite)
+
+
+def selection_of(layers: Iterable[str], exclude: Iterable[str], dim: int | str | None) -> Selection:
+    """The layers that ``--layers`` and ``--exclude`` choose (globs), and ``--dim``. Raises ``ArgumentError``."""
+    if isinstance(dim, str) and dim != "auto":
+        raise ArgumentError(f"dim {dim!r} is no axis", fix="a number, None for the whole tensor, or 'auto'")
+    return Selection(_globs(layers), _globs(exclude), dim)
+
+
+def _globs(globs: Iterable[str]) -> tuple[str, ...]:
+    return (globs,) if isinstance(globs, str) else tuple(globs)

@@ -1,0 +1,79 @@
+"""What to do with rows that have no answer: zero directions, NaN, infinities, overflow."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from wnconvert.errors import NumbersError
+from wnconvert.weightnorm import RowReport, say_rows
+
+__all__ = ["Numbers", "Problem", "raise_problems"]
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """What is wrong with some tensor's numbers, and the option that would let it pass."""
+
+    what: str
+    option: str
+
+
+@dataclass(frozen=True, slots=True)
+class Numbers:
+    """The user's policy.
+
+    ``zero_rows`` is ``"error"`` or ``"zero"`` (they become zero whatever g is); ``allow_nonfinite``
+    writes NaN and infinities as they come.
+    """
+
+    zero_rows: str = "error"
+    allow_nonfinite: bool = False
+
+    def problems(self, report: RowReport) -> tuple[Problem, ...]:
+        """What is wrong with a folded layer under this policy."""
+        found = []
+        if report.zero.count and self.zero_rows != "zero":
+            found.append(
+                Problem(f"v is zero in {say_rows(report.zero)}, and 0/0 is no number", "--zero-rows zero")
+            )
+        if report.nonfinite.count and not self.allow_nonfinite:
+            found.append(
+                Problem(f"NaN or infinity in g or v, in {say_rows(report.nonfinite)}", "--allow-nonfinite")
+            )
+        if report.overflow.count and not self.allow_nonfinite:
+            found.append(
+                Problem(f"too large for the dtype, in {say_rows(report.overflow)}", "--dtype float32")
+            )
+        return tuple(found)
+
+    def cast_problems(self, overflow: int, dtype: object) -> tuple[Problem, ...]:
+        """What is wrong with a cast that made ``overflow`` finite elements infinite."""
+        if not overflow or self.allow_nonfinite:
+            return ()
+        what = "one element is" if overflow == 1 else f"{overflow} elements are"
+        return (Problem(f"{what} too large for {dtype}", "--dtype bfloat16"),)
+
+    def note(self, report: RowReport) -> str:
+        """What a user should know of a layer that was folded under this policy."""
+        if not report.zero.count:
+            return ""
+        note = f"v is zero in {say_rows(report.zero)}, which became zero"
+        if report.zero_with_g.count:
+            note += f" ({report.zero_with_g.count} of them with a g that is not 0)"
+        return note
+
+
+def raise_problems(problems: Iterable[tuple[str, Sequence[Problem]]]) -> None:
+    """Raise ``NumbersError`` for all problems at once, by the names of their tensors; or nothing."""
+    found = [(where, of_tensor) for where, of_tensor in problems if of_tensor]
+    if not found:
+        return
+    options = dict.fromkeys(problem.option for _, of_tensor in found for problem in of_tensor)
+    fix = f"{', or '.join(options)}; --exclude leaves a layer as it is"
+    lines = [(where, "; ".join(problem.what for problem in of_tensor)) for where, of_tensor in found]
+    if len(lines) == 1:
+        raise NumbersError(lines[0][1], where=lines[0][0], fix=fix)
+    listed = "".join(f"\n  {where}: {what}" for where, what in lines[:10])
+    more = f"\n  and {len(lines) - 10} more" if len(lines) > 10 else ""
+    raise NumbersError(f"{len(lines)} tensors have numbers without an answer:{listed}{more}", fix=fix)
