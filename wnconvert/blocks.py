@@ -78,6 +78,7 @@ def blocks(shape: tuple[int, ...], dim: Dim, itemsize: int, limit: int = BLOCK_B
 
 
 def box(shape: tuple[int, ...], dim: Dim) -> tuple[int, int, int]:
+    """Number of slabs, rows and inner elements of a tensor."""
     if dim is None:
         return 1, 1, math.prod(shape)
     return math.prod(shape[:dim]), shape[dim], math.prod(shape[dim + 1 :])

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from wnconvert.errors import FormatError, InputError
+from wnconvert.errors import InputError
 from wnconvert.layout import Layout
 from wnconvert.plan import Plan
 from wnconvert.safetensors_file import open_safetensors, safetensors_layout
@@ -95,7 +95,7 @@ _HEAD = 512
 # The pickled magic number of torch's legacy format: LONG1 of ten bytes, or its digits (protocols 0 and 1).
 _LEGACY_MAGIC = (b"\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19", b"L119547037146038801333356L")
 
-# What else is found under a checkpoint's name: how it begins, what it is, and what to do.
+# What else is found under a checkpoint's name: where and how it begins, what it is, and what to do.
 _AGAIN = "download the file itself"
 _OTHERS = (
     (0, b"version https://git-lfs", "a Git-LFS pointer, not the file itself", "git lfs pull"),
@@ -108,26 +108,27 @@ _OTHERS = (
     (0, b"\x89HDF", "an HDF5 file (Keras, TensorFlow)", "wnconvert reads PyTorch checkpoints"),
     (0, b"GGUF", "a GGUF file", "convert the PyTorch checkpoint that it was made of"),
     (0, b"\x93NUMPY", "a NumPy array", "wnconvert reads PyTorch checkpoints"),
+    *(
+        (0, b"\x80%c" % protocol, "a plain pickle", "save its state dict with torch.save")
+        for protocol in range(6)
+    ),
+)
+# The same for texts, which may begin with white space, in any case.
+_TEXTS = (
+    ((b"<!doctype html", b"<html", b"<head", b"<?xml"), "a web page (HTML), not a checkpoint", _AGAIN),
+    ((b"{", b"["), "a JSON text, not a checkpoint", "name the checkpoint that lies beside it"),
 )
 
 
 def _unknown(head: bytes) -> InputError:
-    if not head:
-        return InputError("an empty file", fix=_AGAIN)
-    for at, magic, what, fix in _OTHERS:
-        if head[at : at + len(magic)] == magic:
-            return InputError(what, fix=fix)
     text = head.lstrip().lower()
-    if text.startswith((b"<!doctype html", b"<html", b"<?xml", b"<head")):
-        return InputError("a web page (HTML), saved under a checkpoint's name", fix=_AGAIN)
-    if text.startswith((b"{", b"[")):
-        return InputError("a JSON text, not a checkpoint", fix="name the checkpoint that lies beside it")
-    if head[:1] == b"\x80" and head[1:2] in b"\x02\x03\x04\x05":
-        return InputError(
-            "a plain pickle, not written by torch.save", fix="save its state dict with torch.save"
-        )
-    if len(head) < 9:
-        return FormatError(f"it has {len(head)} bytes, too few for any checkpoint", fix=_AGAIN)
-    return InputError(
-        "no checkpoint of a known format", fix="wnconvert reads safetensors and what torch.save wrote"
-    )
+    what, fix = "no checkpoint of a known format", "wnconvert reads safetensors and what torch.save wrote"
+    if not head:
+        what, fix = "an empty file", _AGAIN
+    for at, magic, name, remedy in _OTHERS:
+        if head[at : at + len(magic)] == magic:
+            what, fix = name, remedy
+    for begins, name, remedy in _TEXTS:
+        if text.startswith(begins):
+            what, fix = name, remedy
+    return InputError(what, fix=fix)

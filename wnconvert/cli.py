@@ -10,13 +10,13 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
-from types import FrameType
+from pathlib import Path
 from typing import Any, NoReturn
 
 import click
 
 from wnconvert import __version__
-from wnconvert.errors import WnconvertError
+from wnconvert.errors import WnconvertError, printable
 
 __all__ = ["cli", "main"]
 
@@ -53,7 +53,8 @@ def cli() -> None:
     "--out",
     type=click.Path(),
     metavar="OUT",
-    help="File to write; .safetensors is written as such, all else as torch.save writes.  [default: SRC with .folded before its suffix]",
+    help="File to write: safetensors if so called, else as torch.save writes.  "
+    "[default: SRC, .folded before its suffix]",
 )
 @click.option("--only", metavar="PATH", help="Keep this state dict alone, e.g. generator (. is the root).")
 @click.option(
@@ -103,7 +104,7 @@ def cli() -> None:
 def fold(
     src: str, out: str | None, *, as_json: bool, quiet: bool, no_progress: bool, dry_run: bool, **options: Any
 ) -> None:
-    """Fold g and v into plain weights.
+    r"""Fold g and v into plain weights.
 
     SRC is a checkpoint of any kind: safetensors, what torch.save wrote at any time, a whole pickled module,
     a TorchScript archive. Every state dict in it is folded, in both forms of weight norm.
@@ -128,17 +129,12 @@ def fold(
 
 def _say(notes: tuple[str, ...], *, quiet: bool) -> None:
     for note in () if quiet else notes:
-        click.echo(f"note: {_one_line(note)}", err=True)
+        click.echo(f"note: {printable(note)}", err=True)
 
 
 def _print(text: str, *, quiet: bool) -> None:
     if not quiet:
         click.echo(text)
-
-
-def _one_line(text: str) -> str:
-    """A text without control characters: names in a file must not move the cursor of a terminal."""
-    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
 
 
 @contextlib.contextmanager
@@ -149,7 +145,7 @@ def _progress(label: str, *, shown: bool) -> Iterator[Callable[[int, int], None]
         return
     from tqdm import tqdm
 
-    with tqdm(desc=os.path.basename(label), unit="B", unit_scale=True, delay=1, leave=False) as bar:
+    with tqdm(desc=Path(label).name, unit="B", unit_scale=True, delay=1, leave=False) as bar:
 
         def update(done: int, total: int) -> None:
             bar.total = total
@@ -171,10 +167,10 @@ def _run() -> int:
         code = cli(standalone_mode=False)
         return code if isinstance(code, int) else 0
     except WnconvertError as error:
-        lines = [_one_line(line) for line in str(error).splitlines()]
+        lines = [printable(line) for line in str(error).splitlines()]
         click.echo("\n".join([f"error: {lines[0]}", *lines[1:]]), err=True)
         if error.fix:
-            click.echo(f"fix: {_one_line(error.fix)}", err=True)
+            click.echo(f"fix: {printable(error.fix)}", err=True)
         return error.exit_code
     except click.ClickException as error:
         error.show()
@@ -192,6 +188,6 @@ def _run() -> int:
         return 3
 
 
-def _terminated(signum: int, frame: FrameType | None) -> NoReturn:
+def _terminated(*_: object) -> NoReturn:
     """End on SIGTERM as after Ctrl-C: what was begun is cleaned up."""
     raise KeyboardInterrupt

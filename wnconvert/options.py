@@ -32,7 +32,7 @@ def numbers_of(zero_rows: str, *, allow_nonfinite: bool) -> Numbers:
 
 
 def selection_of(layers: Iterable[str], exclude: Iterable[str], dim: int | str | None) -> Selection:
-    """The layers that ``--layers`` and ``--exclude`` choose (globs), and ``--dim``. Raises ``ArgumentError``."""
+    """What ``--layers``, ``--exclude`` (globs) and ``--dim`` choose. Raises ``ArgumentError``."""
     if isinstance(dim, str) and dim != "auto":
         raise ArgumentError(f"dim {dim!r} is no axis", fix="a number, None for the whole tensor, or 'auto'")
     return Selection(_globs(layers), _globs(exclude), dim)

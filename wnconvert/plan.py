@@ -45,7 +45,10 @@ Step: TypeAlias = Keep | Fold
 
 @dataclass(frozen=True, slots=True)
 class PlannedStateDict:
-    """The steps that make one state dict of the output, in output order; ``path`` is where it is in the source."""
+    """The steps that make one state dict of the output, in output order.
+
+    ``path`` is where it is in the source.
+    """
 
     path: str
     steps: tuple[Step, ...]
@@ -139,11 +142,14 @@ def plan_fold(
     planned = tuple(
         PlannedStateDict(state.path, _fold_steps(state, found[state.path].layers, dtype)) for state in chosen
     )
-    alone = chosen[0].path if container == "safetensors" else only
-    plan = Plan("fold", container, planned, alone)
-    return replace(
-        plan,
-        dropped=_dropped(tree, alone, any(item.folds for item in planned) and not keep_optimizer),
+    alone = chosen[0].path if container == "safetensors" or only is not None else None
+    changed = any(item.folds for item in planned)
+    return Plan(
+        "fold",
+        container,
+        planned,
+        only=alone,
+        dropped=_dropped(tree, alone, drop_optimizer=changed and not keep_optimizer),
         record=_record(tree, chosen, planned),
         notes=(
             *tree.notes,
@@ -175,9 +181,13 @@ def _choose(tree: Tree, only: str | None) -> tuple[StateDict, ...]:
     if not chosen:
         raise ArgumentError(
             f"there is no state dict at {only!r}",
-            fix=f"--only one of: {_listed(state.path or '.' for state in tree.state_dicts) or '(there is none)'}",
+            fix=f"--only one of: {_listed(map(_shown, tree.state_dicts)) or '(there is none)'}",
         )
     return chosen
+
+
+def _shown(state: StateDict) -> str:
+    return state.path or "."
 
 
 def _find(state: StateDict, selection: Selection) -> Found:
@@ -222,14 +232,14 @@ def _the_one(chosen: Sequence[StateDict], found: Mapping[str, Found]) -> StateDi
     candidates = with_layers or chosen
     if len(candidates) == 1:
         return candidates[0]
-    paths = _listed(state.path or "." for state in candidates)
+    paths = _listed(map(_shown, candidates))
     if not candidates:
         raise ArgumentError(
             "there is no state dict in it that a safetensors file could hold", fix="-o OUT.pt"
         )
     raise ArgumentError(
         f"a safetensors file holds one state dict, and there are {len(candidates)}: {paths}",
-        fix=f"--only {candidates[0].path or '.'} (or another of them), or -o OUT.pt for all",
+        fix=f"--only {_shown(candidates[0])} (or another of them), or -o OUT.pt for all",
     )
 
 
@@ -270,7 +280,7 @@ def _cast(entry: Entry, dtype: DType | None) -> DType | None:
     return dtype if dtype != entry.tensor.info.dtype else None
 
 
-def _dropped(tree: Tree, alone: str | None, drop_optimizer: bool) -> tuple[Dropped, ...]:
+def _dropped(tree: Tree, alone: str | None, *, drop_optimizer: bool) -> tuple[Dropped, ...]:
     if alone is not None:
         states = (state.path for state in tree.state_dicts if state.path != alone)
         others = (*states, *tree.optimizers, *(sibling.path for sibling in tree.siblings))

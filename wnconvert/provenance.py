@@ -73,4 +73,4 @@ def write_history(steps: Sequence[Mapping[str, Any]], metadata: Mapping[str, str
     record: dict[str, Any] = {"schema": 1, "version": __version__, "history": list(steps)}
     if metadata:
         record["metadata"] = dict(metadata)
-    return json.dumps(record, ensure_ascii=False, separators=(",", ":"))
+    return json.dumps(record, separators=(",", ":"))

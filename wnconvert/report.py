@@ -1,4 +1,4 @@
-"""Results as text: tables for people. (As data, each result has its own ``to_dict``.)"""
+"""Results as text: tables for people. As data, each result has its own ``to_dict``."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 from tabulate import tabulate
 
 from wnconvert.convert import Result
+from wnconvert.errors import printable
 from wnconvert.plan import Keep, Plan, describe_layer
 
 __all__ = ["bytes_text", "plan_text", "result_text"]
@@ -60,7 +61,7 @@ def _cell(column: str, value: Any) -> str:
         return "none" if value is None else str(value)
     if column == "shape":
         return "×".join(map(str, value)) or "()"
-    return str(value)
+    return printable(str(value))
 
 
 def _table(heads: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
@@ -82,4 +83,4 @@ def _counts(plan: Plan) -> str:
 
 
 def _dropped(plan: Plan) -> list[str]:
-    return [f"left out: {item.path} ({item.why})" for item in plan.dropped]
+    return [f"left out: {printable(item.path)} ({item.why})" for item in plan.dropped]

@@ -118,7 +118,8 @@ def safetensors_layout(tree: Tree, plan: Plan) -> Layout:
     """Lay out the safetensors file that ``plan`` describes.
 
     The header names tensors in planned order; their bytes lie with wider dtypes first, as the safetensors
-    library lays them, so that each is aligned. Raises ``OutputError`` for a dtype that safetensors does not have.
+    library lays them, so that each is aligned. Raises ``OutputError`` for a dtype or a name that safetensors does
+    not have.
     """
     (planned,) = plan.state_dicts
     path = plan.only or ""
@@ -131,6 +132,8 @@ def safetensors_layout(tree: Tree, plan: Plan) -> Layout:
             raise OutputError(
                 f"{item.name} is {item.dtype}, which safetensors cannot hold", fix="-o OUT.pt, which can"
             )
+        if item.name == "__metadata__" or not item.name.isprintable():
+            raise OutputError(f"safetensors cannot name a tensor {item.name!r}", fix="-o OUT.pt, which can")
     metadata = {"format": "pt", **tree.metadata}
     if plan.record:
         metadata[METADATA_KEY] = write_history(plan.record)

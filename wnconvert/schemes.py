@@ -115,12 +115,13 @@ class Found:
     halves: tuple[str, ...]
 
 
-def find(infos: Iterable[TensorInfo], selection: Selection = Selection()) -> Found:  # noqa: B008 - frozen
+def find(infos: Iterable[TensorInfo], selection: Selection = Selection()) -> Found:
     """Find the weight-normalized layers among the tensors of one state dict.
 
     >>> from wnconvert.tensors import dtype_named
     >>> f32 = dtype_named("float32")
-    >>> found = find([TensorInfo("conv.weight_g", f32, (8, 1, 1)), TensorInfo("conv.weight_v", f32, (8, 4, 3))])
+    >>> g, v = TensorInfo("conv.weight_g", f32, (8, 1, 1)), TensorInfo("conv.weight_v", f32, (8, 4, 3))
+    >>> found = find([g, v])
     >>> [(layer.name, layer.form, layer.dim) for layer in found.layers]
     [('conv.weight', 'legacy', 0)]
     """
@@ -169,7 +170,8 @@ def _group(names: Mapping[str, TensorInfo]) -> dict[tuple[str, str], _Group]:
                 if match := pattern.fullmatch(info.name):
                     weight = match["owner"] + match["param"]
                     group = groups.setdefault((scheme.form, weight), _Group(scheme.form, weight))
-                    setattr(group, part, info)
+                    if getattr(group, part) is None:
+                        setattr(group, part, info)
     return groups
 
 

@@ -17,10 +17,10 @@ from wnconvert.blocks import Array
 from wnconvert.dims import AUTO
 from wnconvert.errors import ArgumentError, LayerError
 from wnconvert.options import dtype_of, numbers_of, selection_of
-from wnconvert.plan import Fold, Keep, PlannedStateDict, metadata_gone, plan_fold
+from wnconvert.plan import Fold, PlannedStateDict, metadata_gone, plan_fold
 from wnconvert.policy import Problem, raise_problems
 from wnconvert.rounding import cast, count_overflow
-from wnconvert.tensors import DTYPES, ByteRange, DType, Entry, StateDict, StoredTensor, TensorInfo, Tree
+from wnconvert.tensors import DTYPES, ByteRange, Entry, StateDict, StoredTensor, TensorInfo, Tree
 from wnconvert.weightnorm import fold_with_report
 
 __all__ = ["fold_state_dict"]

@@ -38,6 +38,7 @@ class Sums:
         return np.sqrt(self.high)
 
     def bounds(self, at: int) -> tuple[Fraction, Fraction]:
+        """Between what the exact sum of row ``at`` lies."""
         total = Fraction(float(self.high[at])) + Fraction(float(self.low[at]))
         total *= Fraction(4) ** int(self.exponent[at])
         return total * (1 - Fraction(self.error)), total * (1 + Fraction(self.error))
