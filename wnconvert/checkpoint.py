@@ -108,10 +108,7 @@ _OTHERS = (
     (0, b"\x89HDF", "an HDF5 file (Keras, TensorFlow)", "wnconvert reads PyTorch checkpoints"),
     (0, b"GGUF", "a GGUF file", "convert the PyTorch checkpoint that it was made of"),
     (0, b"\x93NUMPY", "a NumPy array", "wnconvert reads PyTorch checkpoints"),
-    *(
-        (0, b"\x80%c" % protocol, "a plain pickle", "save its state dict with torch.save")
-        for protocol in range(6)
-    ),
+    *((0, b"\x80%c" % version, "a plain pickle", "save it with torch.save") for version in range(6)),
 )
 # The same for texts, which may begin with white space, in any case.
 _TEXTS = (

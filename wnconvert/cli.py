@@ -20,6 +20,7 @@ from wnconvert.errors import WnconvertError, printable
 
 __all__ = ["cli", "main"]
 
+# The control character \b keeps click from filling the paragraph.
 EXIT_CODES = """\b
 Exit codes: 0 done (nothing to do is done too), 1 checked and different,
 2 could not, 3 a bug, 130 interrupted."""
@@ -46,7 +47,13 @@ def cli() -> None:
     """
 
 
-@cli.command(epilog=EXIT_CODES)
+@cli.command(
+    epilog=f"""\b
+Example:
+  wnconvert fold g_02500000 --only generator -o generator.safetensors
+
+{EXIT_CODES}"""
+)
 @click.argument("src", type=click.Path())
 @click.option(
     "-o",
@@ -104,13 +111,10 @@ def cli() -> None:
 def fold(
     src: str, out: str | None, *, as_json: bool, quiet: bool, no_progress: bool, dry_run: bool, **options: Any
 ) -> None:
-    r"""Fold g and v into plain weights.
+    """Fold g and v into plain weights.
 
     SRC is a checkpoint of any kind: safetensors, what torch.save wrote at any time, a whole pickled module,
     a TorchScript archive. Every state dict in it is folded, in both forms of weight norm.
-
-    \b
-    wnconvert fold g_02500000 --only generator -o generator.safetensors
     """
     from wnconvert.files import default_output, fold_file
     from wnconvert.report import plan_text, result_text

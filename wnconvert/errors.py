@@ -28,10 +28,10 @@ __all__ = [
 
 
 def printable(text: str) -> str:
-    """A text whose control characters are spelled out: names in a file must not move a terminal's cursor.
+    r"""A text whose control characters are spelled out: names in a file must not move a terminal's cursor.
 
-    >>> printable("conv\\x1b[2J.weight")
-    'conv\\\\x1b[2J.weight'
+    >>> print(printable("conv" + chr(27) + "[2J.weight"))
+    conv\x1b[2J.weight
     """
     return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
 

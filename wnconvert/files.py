@@ -41,6 +41,8 @@ def default_output(source: StrPath, verb: str) -> Path:
     ('x.folded.pth.tar', 'g_02500000.folded')
     """
     path = Path(source)
+    if not path.name:
+        return path  # "." has no name to change, and is no checkpoint either
     for suffix in _SUFFIXES:
         stem = path.name.removesuffix(suffix)
         if stem != path.name and stem:

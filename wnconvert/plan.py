@@ -149,7 +149,10 @@ def plan_fold(
         container,
         planned,
         only=alone,
-        dropped=_dropped(tree, alone, drop_optimizer=changed and not keep_optimizer),
+        dropped=(
+            *_dropped(tree, alone, drop_optimizer=changed and not keep_optimizer),
+            *(_not_tensors(chosen[0]) if container == "safetensors" else ()),
+        ),
         record=_record(tree, chosen, planned),
         notes=(
             *tree.notes,
@@ -177,7 +180,7 @@ def metadata_gone(planned: PlannedStateDict) -> set[str]:
 def _choose(tree: Tree, only: str | None) -> tuple[StateDict, ...]:
     if only is None:
         return tree.state_dicts
-    chosen = tuple(state for state in tree.state_dicts if state.path == only.removeprefix("."))
+    chosen = tuple(state for state in tree.state_dicts if _shown(state) == only)
     if not chosen:
         raise ArgumentError(
             f"there is no state dict at {only!r}",
@@ -294,6 +297,13 @@ def _dropped(tree: Tree, alone: str | None, *, drop_optimizer: bool) -> tuple[Dr
             for path in tree.optimizers
         )
     return ()
+
+
+def _not_tensors(state: StateDict) -> Iterable[Dropped]:
+    for entry in state.entries:
+        if entry.tensor is None:
+            path = f"{state.path}.{entry.name}" if state.path else entry.name
+            yield Dropped(path, "it is no tensor, and a safetensors file holds tensors alone")
 
 
 def _record(

@@ -78,9 +78,13 @@ def _counts(plan: Plan) -> str:
     kept = sum(isinstance(step, Keep) for step in steps)
     if cast:
         counts.append(f"{cast} tensors cast")
-    counts.append(f"{kept - cast} kept as they are")
+    if kept > cast or not cast:
+        counts.append(f"{kept - cast} tensors kept as they are")
     return ", ".join(counts)
 
 
 def _dropped(plan: Plan) -> list[str]:
-    return [f"left out: {printable(item.path)} ({item.why})" for item in plan.dropped]
+    by_reason: dict[str, list[str]] = {}
+    for item in plan.dropped:
+        by_reason.setdefault(item.why, []).append(printable(item.path))
+    return [f"left out: {', '.join(paths)} ({why})" for why, paths in by_reason.items()]

@@ -118,8 +118,8 @@ def safetensors_layout(tree: Tree, plan: Plan) -> Layout:
     """Lay out the safetensors file that ``plan`` describes.
 
     The header names tensors in planned order; their bytes lie with wider dtypes first, as the safetensors
-    library lays them, so that each is aligned. Raises ``OutputError`` for a dtype or a name that safetensors does
-    not have.
+    library lays them, so that each is aligned. Raises ``OutputError`` for a dtype or a name that
+    safetensors does not have.
     """
     (planned,) = plan.state_dicts
     path = plan.only or ""
