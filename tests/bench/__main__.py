@@ -1,0 +1,153 @@
+"""Ratios within one run, as a Markdown table: wnconvert against a synced copy and the usual torch script.
+
+``python -m tests.bench [names…] [--rounds N] [--folder DIR]``; the folder needs 16 GiB for all of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.bench import inputs
+from tests.bench.inputs import GIB, MIB, Shapes
+from tests.bench.measure import Command, Runs, in_turns, machine, run
+
+WNCONVERT = Path(sys.executable).with_name("wnconvert")
+USUAL = Path(__file__).with_name("usual.py")
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One line of the table. ``most``: the ratio or the bytes that are to be met, 0 for none."""
+
+    what: str
+    ours: Runs
+    other: str = ""
+    others: Runs | None = None
+    most: float = 0
+    most_anonymous: int = 0
+
+    def cells(self) -> list[str]:
+        seconds = ratio = ""
+        if self.others:
+            quotient = self.ours.median / self.others.median
+            seconds = f"{self.others.median:.3g} s"
+            ratio = f"**{quotient:.2f}**" + (f" ({_verdict(quotient, self.most)})" if self.most else "")
+        memory = _mib(self.ours.anonymous)
+        if self.most_anonymous:
+            memory += f" ({_verdict(self.ours.anonymous / MIB, self.most_anonymous / MIB)})"
+        if self.others and self.others.anonymous:
+            seconds += f", {_mib(self.others.anonymous)}"
+        return [self.what, f"{self.ours.median:.3g} s", memory, self.other, seconds, ratio]
+
+
+HEAD = ["", "wnconvert", "its memory", "against", "takes", "ratio"]
+
+
+def _verdict(found: float, most: float) -> str:
+    return f"at most {most:g}" if found <= most else f"MISSED: at most {most:g}"
+
+
+def _mib(size: int) -> str:
+    return f"{size / MIB:.0f} MiB" if size else ""
+
+
+def _fold(source: Path, target: Path) -> Command:
+    return [WNCONVERT, "fold", source, "-o", target, "--quiet"]
+
+
+def _usual(source: Path, target: Path) -> Command:
+    return [sys.executable, USUAL, source, target]
+
+
+def _copy(source: Path, target: Path) -> Command:
+    return ["dd", f"if={source}", f"of={target}", "bs=4M", "conv=fsync", "status=none"]
+
+
+def start(_folder: Path, rounds: int) -> Iterator[Row]:
+    """Start-up alone."""
+    ours, bare = in_turns(4 * rounds, [WNCONVERT, "--help"], [sys.executable, "-c", "pass"])
+    yield Row("`wnconvert --help`", ours, "`python -c pass`", bare, most=6)
+
+
+def small(folder: Path, rounds: int) -> Iterator[Row]:
+    """A generator of HiFi-GAN V1."""
+    for suffix, most in ((".safetensors", 0.2), (".pt", 0.25)):
+        with _file(folder, f"hifigan{suffix}", inputs.hifigan()) as (source, target):
+            ours, usual = in_turns(2 * rounds, _fold(source, target), _usual(source, target), target=target)
+            yield Row(f"HiFi-GAN V1, 78 layers, {suffix}", ours, "torch script", usual, most)
+
+
+def large(folder: Path, rounds: int) -> Iterator[Row]:
+    """Files of gigabytes: time, and memory that does not grow with them."""
+    for suffix in (".safetensors", ".pt"):
+        with _file(folder, f"large{suffix}", inputs.many_layers(2 * GIB)) as (source, target):
+            commands = [_fold(source, target), _copy(source, target)]
+            ours, copy = in_turns(rounds, *commands, target=target, memory=True)
+            yield Row(f"2 GiB, {suffix}", ours, "`dd conv=fsync`", copy, 1.5, 64 * MIB)
+            usual = run(_usual(source, target), target=target, memory=True)
+            yield Row(f"2 GiB, {suffix}", ours, "torch script", usual)
+        with _file(folder, f"larger{suffix}", inputs.many_layers(4 * GIB)) as (source, target):
+            ours = run(_fold(source, target), target=target, memory=True)
+            yield Row(f"4 GiB, {suffix}", ours, most_anonymous=64 * MIB)
+
+
+def whole(folder: Path, rounds: int) -> Iterator[Row]:
+    """One layer that is the whole file; over an inner axis or all of it there are two passes."""
+    layers = {
+        "dim 0": inputs.layer("conv", 8192, 256, 256),
+        "dim 2": inputs.layer("conv", 1024, 1024, 512, dim=2),
+        "the whole tensor": inputs.layer("conv", 1024, 1024, 512, dim=None),
+    }
+    for dim, shapes in layers.items():
+        with _file(folder, "whole.safetensors", shapes) as (source, target):
+            commands = [_fold(source, target), _copy(source, target)]
+            ours, copy = in_turns(rounds, *commands, target=target, memory=True)
+            yield Row(f"one layer of 2 GiB, {dim}", ours, "`dd conv=fsync`", copy, 0, 64 * MIB)
+
+
+@contextlib.contextmanager
+def _file(folder: Path, name: str, shapes: Shapes) -> Iterator[tuple[Path, Path]]:
+    """An input, removed afterwards, and the path for its output."""
+    source = folder / name
+    inputs.write(source, shapes)
+    try:
+        yield source, folder / f"out{source.suffix}"
+    finally:
+        source.unlink()
+
+
+BENCHES: dict[str, Callable[[Path, int], Iterator[Row]]] = {
+    bench.__name__: bench for bench in (start, small, large, whole)
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("names", nargs="*", help=f"of {', '.join(BENCHES)}; all of them without a name")
+    parser.add_argument("--rounds", type=int, default=5, help="more give steadier medians")
+    parser.add_argument("--folder", type=Path, default=Path("build"), help="a folder on the disk to be used")
+    options = parser.parse_args()
+    if wrong := set(options.names) - set(BENCHES):
+        parser.error(f"no bench is called {', '.join(sorted(wrong))}")
+    options.folder.mkdir(parents=True, exist_ok=True)
+    print(machine())
+    print("Medians; input in the page cache, output synced; memory is the largest `RssAnon`.\n")
+    print(_line(HEAD), _line(["---"] * len(HEAD)), sep="\n", flush=True)
+    with tempfile.TemporaryDirectory(dir=options.folder, prefix="bench-") as folder:
+        for name in options.names or BENCHES:
+            for row in BENCHES[name](Path(folder), options.rounds):
+                print(_line(row.cells()), flush=True)
+
+
+def _line(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,77 @@
+"""Wall time and anonymous memory of whole processes, in turns."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import re
+import statistics
+import subprocess
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+Command = Sequence[str | Path]
+
+
+@dataclass(frozen=True, slots=True)
+class Runs:
+    """What runs of one command took: seconds each, and the most anonymous memory (0: not looked at)."""
+
+    seconds: tuple[float, ...]
+    anonymous: int = 0
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.seconds)
+
+
+def run(command: Command, *, target: Path | None = None, memory: bool = False) -> Runs:
+    """Run a command that must succeed; what it wrote to ``target`` is removed."""
+    os.sync()  # what other runs have left to be written is not this one's time
+    began = time.perf_counter()
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
+        most = _most_anonymous(process) if memory else 0
+        code = process.wait()
+        seconds = time.perf_counter() - began
+    if code:
+        raise subprocess.CalledProcessError(code, command)
+    if target is not None:
+        target.unlink()
+    return Runs((seconds,), most)
+
+
+def _most_anonymous(process: subprocess.Popen[bytes]) -> int:
+    """The largest ``RssAnon`` of a process until it ends (``ru_maxrss`` counts mapped files and misleads)."""
+    most = 0
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        while process.poll() is None:
+            found = re.search(r"RssAnon:\s+(\d+) kB", Path(f"/proc/{process.pid}/status").read_text())
+            most = max(most, int(found[1]) * 1024 if found else 0)
+            time.sleep(0.004)
+    return most
+
+
+def in_turns(rounds: int, *commands: Command, target: Path | None = None, memory: bool = False) -> list[Runs]:
+    """Run commands one after another, ``rounds`` times over, after one round that warms the caches."""
+    made = [[run(command, target=target, memory=memory) for command in commands] for _ in range(rounds + 1)][
+        1:
+    ]
+    return [
+        Runs(tuple(runs.seconds[0] for runs in of_one), max(runs.anonymous for runs in of_one))
+        for of_one in zip(*made, strict=True)
+    ]
+
+
+def machine() -> str:
+    """The machine and the versions, in a line."""
+    cpus = re.findall(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / (1 << 30)
+    packages = ", ".join(f"{name} {version(name)}" for name in ("numpy", "torch", "safetensors"))
+    return (
+        f"{cpus[0] if cpus else platform.machine()}, {os.cpu_count()} processors, {memory:.0f} GiB; "
+        f"Python {platform.python_version()}, {packages}."
+    )
