@@ -176,8 +176,13 @@ def _run() -> int:
         if error.fix:
             click.echo(f"fix: {printable(error.fix)}", err=True)
         return error.exit_code
-    except click.ClickException as error:
+    except click.exceptions.NoArgsIsHelpError as error:
         error.show()
+        return error.exit_code
+    except click.ClickException as error:
+        click.echo(f"error: {printable(error.format_message())}", err=True)
+        context = getattr(error, "ctx", None)
+        click.echo(f"fix: {context.command_path if context else 'wnconvert'} --help", err=True)
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
         click.echo("interrupted; nothing is written", err=True)

@@ -69,20 +69,25 @@ def _read(g: Shape, v: Shape) -> DimFit:
             return DimFit(axes[0])
         if axes and axes[0] == 0:
             return DimFit(0, f"g {g} fits several axes of v {v}; axis 0 is taken (--dim decides otherwise)")
-    raise LayerError(_misfit(g, v), fix="--exclude the layer, or repair the checkpoint")
+    raise LayerError(_misfit(g, v), fix="--exclude it, or repair the checkpoint")
 
 
 def _check(g: Shape, v: Shape, dim: object) -> Dim:
     if dim is None or dim == -1:
         if math.prod(g) == 1:
             return None
-        raise LayerError(f"{_misfit(g, v)} over the whole tensor (--dim none)", fix="leave --dim out")
+        raise LayerError(
+            f"{_misfit(g, v)} over the whole tensor (--dim none)",
+            fix="leave --dim out, or --exclude what does not fit",
+        )
     if not isinstance(dim, int) or not -len(v) <= dim < len(v):
-        raise LayerError(f"v {v} has no axis {dim}", fix="leave --dim out, or --exclude the layer")
+        raise LayerError(f"v {v} has no axis {dim}", fix="leave --dim out, or --exclude what does not fit")
     axis = dim % len(v)
     kept = tuple(size if at == axis else 1 for at, size in enumerate(v))
     if g != kept and g != (v[axis],) and not (v[axis] == 1 and math.prod(g) == 1):
-        raise LayerError(f"{_misfit(g, v)} along --dim {dim}", fix="leave --dim out, or --exclude the layer")
+        raise LayerError(
+            f"{_misfit(g, v)} along --dim {dim}", fix="leave --dim out, or --exclude what does not fit"
+        )
     return axis
 
 

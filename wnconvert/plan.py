@@ -225,7 +225,7 @@ def _check_selection(selection: Selection, found: Iterable[Found]) -> None:
     for glob in selection.layers if names else ():
         if not any(Selection(layers=(glob,)).wants(name) for name in names):
             raise ArgumentError(
-                f"--layers {glob!r} matches no layer", fix=f"the layers are: {_listed(names)}"
+                f"--layers {glob!r} matches no layer", fix=f"the layers are: {_listed(dict.fromkeys(names))}"
             )
 
 
@@ -254,10 +254,9 @@ def _check_refused(refused: Mapping[str, Sequence[Refused]]) -> None:
     if items:
         lines = "".join(f"\n  {_where(path, item.name)}: {item.reason}" for path, item in items[:10])
         more = f"\n  and {len(items) - 10} more" if len(items) > 10 else ""
-        raise LayerError(
-            f"{len(items)} layers cannot be folded:{lines}{more}",
-            fix="--exclude leaves them as they are",
-        )
+        fixes = {item.fix for _, item in items}
+        fix = fixes.pop() if len(fixes) == 1 else "--exclude leaves them as they are"
+        raise LayerError(f"{len(items)} layers cannot be folded:{lines}{more}", fix=fix)
 
 
 def _where(path: str, name: str) -> str:

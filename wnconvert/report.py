@@ -73,14 +73,17 @@ def _table(heads: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
 def _counts(plan: Plan) -> str:
     steps = [step for planned in plan.state_dicts for step in planned.steps]
     cast = sum(isinstance(step, Keep) and step.dtype is not None for step in steps)
-    layers = len(plan.layers)
-    counts = [f"{layers} layer{'' if layers == 1 else 's'} folded"]
-    kept = sum(isinstance(step, Keep) for step in steps)
+    kept = sum(isinstance(step, Keep) for step in steps) - cast
+    counts = [f"{_number(len(plan.layers), 'layer')} folded"]
     if cast:
-        counts.append(f"{cast} tensors cast")
-    if kept > cast or not cast:
-        counts.append(f"{kept - cast} tensors kept as they are")
+        counts.append(f"{_number(cast, 'tensor')} cast")
+    if kept or not cast:
+        counts.append(f"{_number(kept, 'tensor')} kept")
     return ", ".join(counts)
+
+
+def _number(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def _dropped(plan: Plan) -> list[str]:

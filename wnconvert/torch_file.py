@@ -31,7 +31,7 @@ from wnconvert.zips import Record, read_directory
 
 __all__ = ["TorchFile", "open_legacy", "open_zip"]
 
-MAX_PICKLE = 64 << 20
+MAX_PICKLE = 32 << 20  # of one text with one emoji, 32 MiB become 192 MiB while they are read
 _MAX_RECORD = 8 << 20
 _CUT = "download the file again: it is cut short or damaged"
 
@@ -84,7 +84,7 @@ class TorchFile:
         elif names := foreign_names(self.pickle.root):
             shown = ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
             notes.append(
-                f"the file names classes or functions of others, kept as data, never imported: {shown}"
+                f"it names classes or functions, kept as data and never imported: {shown}"
             )
         if self.container == "torch legacy":
             notes.append(
