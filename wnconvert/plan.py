@@ -144,7 +144,7 @@ def plan_fold(
     )
     alone = chosen[0].path if container == "safetensors" or only is not None else None
     changed = any(item.folds for item in planned)
-    return Plan(
+    plan = Plan(
         "fold",
         container,
         planned,
@@ -153,28 +153,29 @@ def plan_fold(
             *_dropped(tree, alone, drop_optimizer=changed and not keep_optimizer),
             *(_not_tensors(chosen[0]) if container == "safetensors" else ()),
         ),
-        record=_record(tree, chosen, planned),
         notes=(
             *tree.notes,
             *(note for state in chosen for note in _notes(found[state.path])),
             *(_tie_notes(chosen[0]) if container == "safetensors" else ()),
         ),
     )
+    return replace(plan, record=_record(tree, plan))
 
 
 def metadata_gone(planned: PlannedStateDict) -> set[str]:
     """Keys of ``_metadata`` that go with parametrized keys: ``P.parametrizations``, ``.N`` and ``.N.0``."""
-    kept = [step.name for step in planned.steps]
+    mark = "parametrizations"
+    left = {
+        step.name[: step.name.rindex(f"{mark}.") + len(mark)]
+        for step in planned.steps
+        if f"{mark}." in step.name
+    }
     gone: set[str] = set()
     for fold in planned.folds:
-        if fold.layer.form != "parametrize":
-            continue
-        of_weight = fold.layer.g.name.removesuffix(".original0")
-        of_module = of_weight.rpartition(".")[0]
-        gone |= {of_weight, f"{of_weight}.0"}
-        if not any(name.startswith(f"{of_module}.") for name in kept):
-            gone.add(of_module)
-    return gone
+        if fold.layer.form == "parametrize":
+            of_weight = fold.layer.g.name.removesuffix(".original0")
+            gone |= {of_weight, f"{of_weight}.0", of_weight.rpartition(".")[0]}
+    return gone - left
 
 
 def _choose(tree: Tree, only: str | None) -> tuple[StateDict, ...]:
@@ -305,43 +306,40 @@ def _not_tensors(state: StateDict) -> Iterable[Dropped]:
             yield Dropped(path, "it is no tensor, and a safetensors file holds tensors alone")
 
 
-def _record(
-    tree: Tree, states: Sequence[StateDict], planned: Sequence[PlannedStateDict]
-) -> tuple[Mapping[str, Any], ...]:
+def _record(tree: Tree, plan: Plan) -> tuple[Mapping[str, Any], ...]:
     """The record of the output: earlier steps on the state dicts that it keeps, and this fold.
 
-    A step holds what ``split`` needs to give each pair its names, shapes and places back.
+    A step holds, by path in the output, what ``split`` needs to give each pair its names, shapes and
+    places (among all keys) back.
     """
-    kept = {state.path: item.path for state, item in zip(states, planned, strict=True)}
+    alone = plan.container == "safetensors"
+    kept = {planned.path: "" if alone else planned.path for planned in plan.state_dicts}
     steps = []
     for step in tree.record:
         of_states = {kept[path]: layers for path, layers in step["state_dicts"].items() if path in kept}
         if of_states:
             steps.append({**step, "state_dicts": of_states})
-    record = {}
-    for state, item in zip(states, planned, strict=True):
-        place = {entry.name: index for index, entry in enumerate(state.entries)}
-        if item.folds:
-            record[item.path] = [_fold_origin(fold.layer, place) for fold in item.folds]
-    return (*steps, *([{"verb": "fold", "state_dicts": record}] if record else ()))
+    folded = {}
+    states = {state.path: state for state in tree.state_dicts}
+    for planned in plan.state_dicts:
+        entries = [entry for entry in states[planned.path].entries if entry.tensor or not alone]
+        place = {entry.name: index for index, entry in enumerate(entries)}
+        if planned.folds:
+            folded[kept[planned.path]] = [_fold_origin(fold.layer, place) for fold in planned.folds]
+    return (*steps, *([{"verb": "fold", "state_dicts": folded}] if folded else ()))
 
 
 def _fold_origin(layer: Layer, place: Mapping[str, int]) -> dict[str, Any]:
-    def half(info: TensorInfo) -> dict[str, Any]:
-        return {
+    halves = {
+        half: {
             "name": info.name,
             "shape": list(info.shape),
             "dtype": str(info.dtype),
             "place": place[info.name],
         }
-
-    return {
-        "name": layer.name,
-        "form": layer.form,
-        "dim": layer.dim,
-        "g": half(layer.g),
-        "v": half(layer.v),
+        for half, info in (("g", layer.g), ("v", layer.v))
     }
+    return {"name": layer.name, "form": layer.form, "dim": layer.dim, **halves}
 
 
 def _notes(found: Found) -> Iterable[str]:
