@@ -139,6 +139,8 @@ def find(infos: Iterable[TensorInfo], selection: Selection = Selection()) -> Fou
         elif not selection.wants(group.weight):
             unwanted.append(group.weight)
         elif reason := _reason_against(group, names, groups):
+            if any(other.name == group.weight for other in refused):
+                continue  # there in both forms: said once
             refused.append(Refused(group.weight, reason, f"--exclude '{group.weight}' leaves it as it is"))
         else:
             try:
