@@ -9,8 +9,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import secrets
-import shutil
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -42,6 +40,16 @@ class Staged:
         except OSError as error:
             raise _translated(error, self.path.parent) from error
 
+    def resize(self, size: int) -> None:
+        """Make the file ``size`` bytes long; what is not written reads as zeros.
+
+        Raises ``OutputError`` where no file may be so long.
+        """
+        try:
+            os.ftruncate(self.fd, size)
+        except OSError as error:
+            raise _translated(error, self.path.parent) from error
+
 
 def check_target(target: Path, *, force: bool, size: int = 0) -> Path:
     """The real path of a target that may be written with ``size`` bytes (links followed).
@@ -65,9 +73,10 @@ def check_target(target: Path, *, force: bool, size: int = 0) -> Path:
                 raise OutputError(
                     "it exists", where=str(target), fix="--force replaces it, or choose another -o"
                 )
-        free = shutil.disk_usage(real.parent).free
+        disk = os.statvfs(real.parent)
     except OSError as error:
         raise _translated(error, target) from error
+    free = disk.f_bavail * disk.f_frsize
     if size > free:
         raise OutputError(
             f"the disk is full: {size} bytes are needed, {free} are free",
@@ -86,30 +95,44 @@ def staged(target: Path, *, force: bool, size: int = 0) -> Iterator[Staged]:
     """
     real = check_target(target, force=force, size=size)
     # A name of 255 bytes has no room for a suffix.
-    temporary = real.with_name(f"{real.name[:200]}.wnconvert-{secrets.token_hex(4)}.tmp")
+    name = os.fsdecode(os.fsencode(real.name)[:200])
+    temporary = real.with_name(f"{name}.wnconvert-{os.urandom(4).hex()}.tmp")
+    fd = -1
     try:
-        fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
-    except OSError as error:
-        raise _translated(error, target) from error
-    try:
+        fd = _create(temporary, real, target)
         yield Staged(fd, temporary)
         try:
             _publish(fd, temporary, target, real, force=force)
         except OSError as error:
             raise _translated(error, target) from error
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # what went wrong first is what is told
+            temporary.unlink(missing_ok=True)
         raise
     finally:
-        os.close(fd)
+        if fd >= 0:
+            os.close(fd)
+
+
+def _create(temporary: Path, real: Path, target: Path) -> int:
+    """Create the temporary file with the mode of the target from the start: it may hold what is private."""
+    try:
+        mode = stat.S_IMODE(real.stat().st_mode) if real.exists() else None
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        fd = os.open(temporary, flags, 0o666 if mode is None else mode)
+        if mode is not None:
+            with contextlib.suppress(OSError):  # not every file system has modes
+                os.fchmod(fd, mode)  # what umask took away
+    except OSError as error:
+        raise _translated(error, target) from error
+    return fd
 
 
 def _publish(fd: int, temporary: Path, target: Path, real: Path, *, force: bool) -> None:
     os.fsync(fd)
     check_target(target, force=force)  # someone else may have made it meanwhile
-    with contextlib.suppress(FileNotFoundError):
-        os.fchmod(fd, stat.S_IMODE(real.stat().st_mode))
-    temporary.replace(real)
+    if force or not _linked(temporary, real):
+        temporary.replace(real)
     # The rename itself is on disk only when its folder is; where folders cannot be synced, so be it.
     with contextlib.suppress(OSError):
         folder = os.open(real.parent, os.O_RDONLY)
@@ -119,7 +142,21 @@ def _publish(fd: int, temporary: Path, target: Path, real: Path, *, force: bool)
             os.close(folder)
 
 
+def _linked(temporary: Path, real: Path) -> bool:
+    """Rename, but never over a file made since the last look; False where there are no hard links."""
+    try:
+        os.link(temporary, real)
+    except FileExistsError:
+        raise
+    except OSError:
+        return False
+    temporary.unlink()
+    return True
+
+
 def _translated(error: OSError, where: Path) -> OutputError:
+    if error.errno == errno.EEXIST:
+        return OutputError("it exists", where=str(where), fix="--force replaces it, or choose another -o")
     if error.errno in _FULL:
         return OutputError("the disk is full", where=str(where), fix="free some space, or choose another -o")
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):

@@ -10,8 +10,7 @@ import os
 import threading
 import time
 import zlib
-from collections.abc import Callable, Mapping
-from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from wnconvert.atomic import Staged, staged
 from wnconvert.blocks import BLOCK_BYTES, Array, Block, blocks
 from wnconvert.checkpoint import Checkpoint, layout_of
 from wnconvert.layout import Blob, CopyBytes, FoldLayer, Gather, Layout
-from wnconvert.plan import Plan, describe_layer
+from wnconvert.plan import Plan
 from wnconvert.policy import Numbers, Problem, raise_problems
 from wnconvert.rounding import cast, count_overflow
 from wnconvert.sources import Source
@@ -107,9 +106,8 @@ def _processors() -> int:
 
 @dataclass(frozen=True, slots=True)
 class _Outcome:
-    """What came of a blob: its checksum, and what was wrong or worth a note."""
+    """What came of a blob: what was wrong, or worth a note."""
 
-    crc: int
     problems: tuple[Problem, ...] = ()
     note: str = ""
 
@@ -119,7 +117,7 @@ class _Cancelled(Exception):  # noqa: N818 - no error: another thread has one
 
 
 class _Run:
-    """One run of a layout; its methods ``copy``, ``gather`` and ``fold`` are called from several threads."""
+    """One run of a layout. Every thread takes blobs until none is left, or one of them has failed."""
 
     def __init__(
         self,
@@ -137,51 +135,64 @@ class _Run:
         self.total = sum(blob.size for blob in layout.blobs)
         self.done = 0
         self.lock = threading.Lock()
-        self.cancelled = threading.Event()
+        # The largest first, so that no thread is left with a large one at the end.
+        self.order = iter(sorted(range(len(layout.blobs)), key=lambda index: -layout.blobs[index].size))
+        self.outcomes = [_Outcome()] * len(layout.blobs)
+        self.errors: list[BaseException] = []
 
     def all(self, threads: int) -> tuple[str, ...]:
         """Write the whole layout; return the notes of its blobs in order."""
-        os.ftruncate(self.target.fd, self.layout.size)
+        self.target.resize(self.layout.size)
         for at, piece in self.layout.pieces:
             self.target.write(piece, at)
-        # The largest first, so that no thread is left with a large one at the end.
-        order = sorted(self.layout.blobs, key=lambda blob: -blob.size)
-        outcomes: dict[Blob, _Outcome] = {}
-        with ThreadPoolExecutor(max(threads, 1)) as pool:
-            try:
-                futures = {pool.submit(self.blob, blob): blob for blob in order}
-                _raise_first(futures)
-                outcomes = {blob: future.result() for future, blob in futures.items()}
-            except BaseException:
-                self.cancelled.set()
-                pool.shutdown(cancel_futures=True)
-                raise
-        for blob, outcome in outcomes.items():
-            for at in blob.crc_at:
-                self.target.write(outcome.crc.to_bytes(4, "little"), at)
-        in_order = [(blob.work, outcomes[blob]) for blob in self.layout.blobs]
-        raise_problems((_where(work), outcome.problems) for work, outcome in in_order)
-        return tuple(f"{_where(work)}: {outcome.note}" for work, outcome in in_order if outcome.note)
+        others = [threading.Thread(target=self.work) for _ in range(min(threads, len(self.outcomes)) - 1)]
+        try:
+            for thread in others:
+                thread.start()
+            self.work()
+            for thread in others:
+                thread.join()
+        except BaseException as error:  # noqa: BLE001 - Ctrl-C while waiting; raised below
+            self.errors.append(error)
+        if self.errors:
+            for thread in others:
+                if thread.ident is not None:
+                    thread.join()
+            raise self.errors[0]
+        in_order = list(zip(self.layout.blobs, self.outcomes, strict=True))
+        raise_problems((_where(blob.work), outcome.problems) for blob, outcome in in_order)
+        return tuple(f"{_where(blob.work)}: {outcome.note}" for blob, outcome in in_order if outcome.note)
+
+    def work(self) -> None:
+        try:
+            while not self.errors and (index := self.take()) is not None:
+                self.outcomes[index] = self.blob(self.layout.blobs[index])
+        except BaseException as error:  # noqa: BLE001 - the main thread raises the first one
+            self.errors.append(error)
+
+    def take(self) -> int | None:
+        with self.lock:
+            return next(self.order, None)
 
     def blob(self, blob: Blob) -> _Outcome:
-        work = blob.work
-        if isinstance(work, CopyBytes):
-            return self.copy(blob.start, work.source)
-        if isinstance(work, Gather):
-            return self.gather(blob.start, work)
-        return self.fold(blob.start, work)
+        out = _Sink(self, blob)
+        if isinstance(blob.work, CopyBytes):
+            outcome = self.copy(out, blob.work.source)
+        elif isinstance(blob.work, Gather):
+            outcome = self.gather(out, blob.work)
+        else:
+            outcome = self.fold(out, blob.work)
+        for at in blob.crc_at:
+            self.target.write(out.crc.to_bytes(4, "little"), at)
+        return outcome
 
-    def copy(self, start: int, data: ByteRange) -> _Outcome:
-        out = _Sink(self, start, 1)
-        for at in range(0, data.size, BLOCK_BYTES):
-            out.put(
-                self.source.chunk(ByteRange(data.start + at, min(BLOCK_BYTES, data.size - at), data.shard))
-            )
-        return _Outcome(out.crc)
+    def copy(self, out: _Sink, data: ByteRange) -> _Outcome:
+        for at in range(data.start, data.end, BLOCK_BYTES):
+            out.put(self.source.chunk(ByteRange(at, min(BLOCK_BYTES, data.end - at), data.shard)))
+        return _Outcome()
 
-    def gather(self, start: int, work: Gather) -> _Outcome:
+    def gather(self, out: _Sink, work: Gather) -> _Outcome:
         info = work.tensor.info
-        out = _Sink(self, start, work.dtype.itemsize)
         read = self.source.reader(work.tensor)
         overflow = 0
         for block in blocks((info.numel,), None, info.dtype.itemsize):
@@ -190,51 +201,50 @@ class _Run:
                 values, before = cast(values, work.dtype), values
                 overflow += count_overflow(before, values)
             out.array(block, values)
-        return _Outcome(out.crc, self.numbers.cast_problems(overflow, work.dtype))
+        return _Outcome(self.numbers.cast_problems(overflow, work.dtype))
 
-    def fold(self, start: int, work: FoldLayer) -> _Outcome:
-        out = _Sink(self, start, work.dtype.itemsize)
-        info = work.v.info
-        g = self.source.whole(work.g)
-        read = self.source.reader(work.v)
+    def fold(self, out: _Sink, work: FoldLayer) -> _Outcome:
+        values = self.source.reader(work.v)
+
+        def read(block: Block) -> Array:
+            self.check()  # of two passes, the first writes nothing
+            return values(block)
+
+        g, info = self.source.whole(work.g), work.v.info
         report = fold_blocks(read, out.array, info.shape, work.dim, g, info.dtype, work.dtype)
-        return _Outcome(out.crc, self.numbers.problems(report), self.numbers.note(report))
+        return _Outcome(self.numbers.problems(report), self.numbers.note(report))
+
+    def check(self) -> None:
+        """Stop here where another thread has failed."""
+        if self.errors:
+            raise _Cancelled
 
     def advance(self, count: int) -> None:
-        if self.cancelled.is_set():
-            raise _Cancelled
+        self.check()
         with self.lock:
             self.done += count
             self.progress(self.done, self.total)
 
 
 class _Sink:
-    """Where a blob's bytes go, in order, with their checksum."""
+    """Where a blob's bytes go, in order, with their checksum where the container wants one."""
 
-    def __init__(self, run: _Run, start: int, itemsize: int) -> None:
+    def __init__(self, run: _Run, blob: Blob) -> None:
         self.run = run
-        self.start = start
-        self.itemsize = itemsize
-        self.done = 0
+        self.at = blob.start
+        self.checked = bool(blob.crc_at)
         self.crc = 0
 
-    def array(self, block: Block, values: Array) -> None:
+    def array(self, _block: Block, values: Array) -> None:
         """Take the elements of the next block."""
         self.put(values.reshape(-1).view("u1").data)
 
     def put(self, data: memoryview) -> None:
         self.run.advance(len(data))
-        self.crc = zlib.crc32(data, self.crc)
-        self.run.target.write(data, self.start + self.done)
-        self.done += len(data)
-
-
-def _raise_first(futures: Mapping[Future[_Outcome], Blob]) -> None:
-    """Wait for all; where one fails, raise its error rather than those of the threads it stopped."""
-    done, _ = wait(futures, return_when=FIRST_EXCEPTION)
-    errors = [error for future in done if (error := future.exception()) and not isinstance(error, _Cancelled)]
-    if errors:
-        raise errors[0]
+        if self.checked:
+            self.crc = zlib.crc32(data, self.crc)
+        self.run.target.write(data, self.at)
+        self.at += len(data)
 
 
 def _where(work: CopyBytes | Gather | FoldLayer) -> str:

@@ -1,29 +1,32 @@
 """The bytes of a checkpoint's tensors, block by block, from any thread.
 
 Contiguous tensors are read with ``preadv`` into a buffer that each thread keeps; other views (transposed,
-expanded, channels last) are gathered from a mapping of the file, in C order.
+expanded, channels last) are gathered from short spans of the file. Nothing is mapped: a mapped file that
+becomes shorter ends the process, and no error can be told.
 """
 
 from __future__ import annotations
 
-import mmap
+import math
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from wnconvert.blocks import BLOCK_BYTES, Block
+from wnconvert.blocks import BLOCK_BYTES, Array, Block, Read
 from wnconvert.errors import FormatError, InputError
 from wnconvert.tensors import ByteRange, StoredTensor
 
 __all__ = ["Source"]
 
-Array = NDArray[Any]
+# A view that is not contiguous is put in C order in tiles, made of spans of the file: a column of a
+# transposed matrix is read in runs as long as the tile is high, or with its neighbours where they are close.
+_TILE_BYTES = 8 << 20
+_SPAN_BYTES = 64 << 10
 
 
 class Source:
@@ -32,8 +35,6 @@ class Source:
     def __init__(self, shards: Sequence[Path]) -> None:
         self._shards = tuple(shards)
         self._fds: list[int] = []
-        self._maps: dict[int, mmap.mmap] = {}
-        self._lock = threading.Lock()
         self._local = threading.local()
         try:
             for path in shards:
@@ -55,8 +56,6 @@ class Source:
         for fd in self._fds:
             os.close(fd)
         self._fds = []
-        # A mapping is freed with the last array that looks at it.
-        self._maps = {}
 
     def chunk(self, data: ByteRange) -> memoryview:
         """At most a block of bytes; valid until this thread reads again.
@@ -82,29 +81,23 @@ class Source:
             ) from error
         return view
 
-    def reader(self, tensor: StoredTensor) -> Callable[[Block], Array]:
+    def reader(self, tensor: StoredTensor) -> Read:
         """A function from a block of a tensor to its elements, an array of the block's shape.
 
-        bfloat16 comes as ml_dtypes' type; dtypes that are not foldable as raw elements (``V`` or unsigned).
+        bfloat16 comes as ml_dtypes' type, dtypes that are not foldable as raw elements. What the function
+        gives is valid until this thread reads again; each thread needs a function of its own.
         """
-        dtype, raw = tensor.info.dtype, np.dtype(f"V{tensor.info.dtype.itemsize}")
-        kind = dtype.numpy() if dtype.foldable else raw
-        if tensor.is_contiguous:
-            start, size, shard = tensor.data.start, dtype.itemsize, tensor.data.shard
+        dtype = tensor.info.dtype
+        kind = dtype.numpy() if dtype.foldable else np.dtype(f"V{dtype.itemsize}")
+        if not tensor.is_contiguous:
+            return _Gathered(self, tensor, kind)
+        start, size, shard = tensor.data.start, dtype.itemsize, tensor.data.shard
 
-            def read(block: Block) -> Array:
-                data = self.chunk(
-                    ByteRange(start + block.start * size, (block.stop - block.start) * size, shard)
-                )
-                return np.frombuffer(data, kind).reshape(block.shape)
+        def read(block: Block) -> Array:
+            data = self.chunk(ByteRange(start + block.start * size, (block.stop - block.start) * size, shard))
+            return np.frombuffer(data, kind).reshape(block.shape)
 
-            return read
-        strided = self._strided(tensor, raw)
-
-        def gather(block: Block) -> Array:
-            return strided.flat[block.start : block.stop].view(kind).reshape(block.shape)
-
-        return gather
+        return read
 
     def whole(self, tensor: StoredTensor) -> Array:
         """All elements of a foldable tensor, in its own shape (for magnitudes, which are small)."""
@@ -114,11 +107,55 @@ class Source:
             return np.empty(shape, tensor.info.dtype.numpy())
         return self.reader(tensor)(every).reshape(shape).copy()
 
-    def _strided(self, tensor: StoredTensor, raw: np.dtype[Any]) -> Array:
-        shard = tensor.storage.shard
-        with self._lock:
-            if shard not in self._maps:
-                self._maps[shard] = mmap.mmap(self._fds[shard], 0, access=mmap.ACCESS_READ)
-        strides = tuple(step * raw.itemsize for step in tensor.strides)
-        start = tensor.storage.start + tensor.offset * raw.itemsize
-        return np.ndarray(tensor.info.shape, raw, self._maps[shard], start, strides)
+
+class _Gathered:
+    """The elements of a view in C order, through a tile of them that is kept for the next block."""
+
+    def __init__(self, source: Source, tensor: StoredTensor, kind: np.dtype[Any]) -> None:
+        self.source = source
+        self.tensor = tensor
+        self.kind = kind
+        self.strides = tuple(step * kind.itemsize for step in tensor.strides)
+        self.first = 0
+        self.tile: Array = np.empty(0, kind)
+
+    def __call__(self, block: Block) -> Array:
+        out = np.empty(block.stop - block.start, self.kind)
+        at = block.start
+        while at < block.stop:
+            if not self.first <= at < self.first + self.tile.size:
+                self.load(at)
+            piece = self.tile[at - self.first : block.stop - self.first]
+            out[at - block.start :][: piece.size] = piece
+            at += piece.size
+        return out.reshape(block.shape)
+
+    def load(self, at: int) -> None:
+        """Make the tile hold element ``at``: all that lies behind some elements of one axis."""
+        shape = self.tensor.info.shape
+        most = _TILE_BYTES // self.kind.itemsize
+        axis = next(axis for axis in range(len(shape)) if math.prod(shape[axis + 1 :]) <= most)
+        behind = math.prod(shape[axis + 1 :])
+        index = np.unravel_index(at - at % behind, shape)[: axis + 1]
+        offset = sum(int(place) * step for place, step in zip(index, self.strides, strict=False))
+        self.first = at - at % behind
+        self.tile = np.empty(0, self.kind)  # never two
+        tile = np.empty((min(most // behind, shape[axis] - int(index[axis])), *shape[axis + 1 :]), self.kind)
+        start = self.tensor.storage.start + self.tensor.offset * self.kind.itemsize + offset
+        self.gather(tile, start, self.strides[axis:])
+        self.tile = tile.reshape(-1)
+
+    def gather(self, out: Array, start: int, strides: tuple[int, ...]) -> None:
+        """Fill ``out`` with the view that begins at a byte of the file, one short span after another."""
+        reach = [(size - 1) * step for size, step in zip(out.shape, strides, strict=True)]
+        span = sum(reach) + self.kind.itemsize
+        if span <= _SPAN_BYTES:
+            data = self.source.chunk(ByteRange(start, span, self.tensor.storage.shard))
+            out[...] = np.ndarray(out.shape, self.kind, data, 0, strides)
+            return
+        longest = max(reach)
+        axis = reach.index(longest)
+        count = max((_SPAN_BYTES - (span - longest)) // strides[axis], 1)
+        for first in range(0, out.shape[axis], count):
+            part = (*[slice(None)] * axis, slice(first, first + count))
+            self.gather(out[part], start + first * strides[axis], strides)
