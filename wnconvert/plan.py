@@ -10,9 +10,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
+from wnconvert.dims import dim_of
 from wnconvert.errors import ArgumentError, LayerError
 from wnconvert.schemes import Found, Layer, Refused, Selection, find
-from wnconvert.tensors import ByteRange, DType, Entry, StateDict, TensorInfo, Tree
+from wnconvert.tensors import DType, Entry, StateDict, StoredTensor, Tree
 
 __all__ = ["Dropped", "Fold", "Keep", "Plan", "PlannedStateDict", "Step"]
 __all__ += ["describe_layer", "metadata_gone", "plan_fold"]
@@ -156,7 +157,7 @@ def plan_fold(
         notes=(
             *tree.notes,
             *(note for state in chosen for note in _notes(found[state.path])),
-            *(_tie_notes(chosen[0]) if container == "safetensors" else ()),
+            *(_tie_notes(chosen[0], planned[0]) if container == "safetensors" else ()),
         ),
     )
     return replace(plan, record=_record(tree, plan))
@@ -201,15 +202,23 @@ def _find(state: StateDict, selection: Selection) -> Found:
     # A pickled module says its dim; g's shape must say the same (of one element, it says nothing).
     layers, refused = [], list(found.refused)
     for layer in found.layers:
-        stated = state.dims.get(layer.name, layer.dim)
-        if stated != layer.dim and layer.g.numel != 1:
+        if layer.name in state.dims and not _agrees(layer, state.dims[layer.name]):
             reason = (
-                f"its WeightNorm hook says dim {stated}, g {layer.g.shape} beside v {layer.v.shape} does not"
+                f"its WeightNorm hook says dim {state.dims[layer.name]}, "
+                f"g {layer.g.shape} beside v {layer.v.shape} does not"
             )
             refused.append(Refused(layer.name, reason, f"--exclude '{layer.name}' leaves it as it is"))
         else:
             layers.append(layer)
     return replace(found, layers=tuple(layers), refused=tuple(refused))
+
+
+def _agrees(layer: Layer, stated: int | None) -> bool:
+    try:
+        dim = dim_of(layer.g.shape, layer.v.shape, stated).dim
+    except LayerError:
+        return False
+    return dim == layer.dim or layer.g.numel == 1
 
 
 def _check_selection(selection: Selection, found: Iterable[Found]) -> None:
@@ -350,15 +359,23 @@ def _notes(found: Found) -> Iterable[str]:
         yield f"{half} stands without its other half and is left as it is"
 
 
-def _tie_notes(state: StateDict) -> Iterable[str]:
-    """Names on one storage, which safetensors cannot share."""
-    by_storage: dict[ByteRange, list[str]] = {}
-    for name, tensor in state.tensors.items():
-        if tensor.storage.size:
-            by_storage.setdefault(tensor.storage, []).append(name)
-    for names in by_storage.values():
+def _tie_notes(state: StateDict, planned: PlannedStateDict) -> Iterable[str]:
+    """Names of the output that are the same elements in the source, which safetensors cannot share."""
+    tensors = state.tensors
+    tied: dict[object, list[str]] = {}
+    for step in planned.steps:
+        sources = (step.layer.g.name, step.layer.v.name) if isinstance(step, Fold) else (step.source,)
+        read = [tensors[name] for name in sources if name in tensors]
+        if read and all(tensor.info.numel for tensor in read):
+            tied.setdefault(tuple(map(_elements, read)), []).append(step.name)
+    for names in tied.values():
         if len(names) > 1:
             yield f"{_listed(names)} share memory; a safetensors file holds a copy of each"
+
+
+def _elements(tensor: StoredTensor) -> tuple[object, ...]:
+    """Equal for two tensors of the same elements in any order: what is transposed is tied too."""
+    return (tensor.storage, tensor.info.dtype, tensor.offset, tensor.info.numel)
 
 
 def _listed(names: Iterable[str], most: int = 8) -> str:
