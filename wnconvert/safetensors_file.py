@@ -94,6 +94,8 @@ def _stored(name: str, info: dict[str, Any], base: int) -> StoredTensor:
         raise FormatError(f"tensor {name} has the dtype {info['dtype']}, which is not known here")
     start, end = info["data_offsets"]
     shape = tuple(info["shape"])
+    if any(size >= 1 << 63 for size in shape):
+        raise FormatError(f"tensor {name} has the absurd shape {shape}", fix=_CUT)
     return StoredTensor(
         TensorInfo(name, dtype, shape), ByteRange(base + start, end - start), 0, contiguous_strides(shape)
     )
@@ -132,7 +134,7 @@ def safetensors_layout(tree: Tree, plan: Plan) -> Layout:
             raise OutputError(
                 f"{item.name} is {item.dtype}, which safetensors cannot hold", fix="-o OUT.pt, which can"
             )
-        if item.name == "__metadata__" or not item.name.isprintable():
+        if item.name == "__metadata__" or any("\ud800" <= char <= "\udfff" for char in item.name):
             raise OutputError(f"safetensors cannot name a tensor {item.name!r}", fix="-o OUT.pt, which can")
     metadata = {"format": "pt", **tree.metadata}
     if plan.record:

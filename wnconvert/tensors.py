@@ -99,7 +99,8 @@ _ALL = (
     DType("float8_e8m0fnu", 8, "F8_E8M0"),
     DType("float8_e4m3fnuz", 8, "F8_E4M3FNUZ"),
     DType("float8_e5m2fnuz", 8, "F8_E5M2FNUZ"),
-    DType("float4_e2m1fn_x2", 4, "F4"),
+    DType("float4_e2m1fn_x2", 8),  # torch counts pairs, safetensors counts numbers
+    DType("float4_e2m1fn", 4, "F4"),
     DType("float6_e2m3fn", 6, "F6_E2M3"),
     DType("float6_e3m2fn", 6, "F6_E3M2"),
     DType("qint8", 8, "", "QInt8Storage"),

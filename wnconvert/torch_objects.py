@@ -147,9 +147,14 @@ def _shown(value: Value) -> str:
 
 
 def storage_record(key: str, dtype: DType | None, location: str, numel: int) -> PersistentId:
-    """The persistent id of a storage; ``numel`` counts bytes where ``dtype`` is None."""
-    cls = Global("torch", dtype.storage) if dtype else Global("torch.storage", "UntypedStorage")
-    return PersistentId(("storage", cls, key, location, numel))
+    """The persistent id of a storage of ``numel`` elements of ``dtype``, of bytes where that is None.
+
+    A dtype without a storage class of its own (float8, uint16) lies in an untyped storage, counted in bytes.
+    """
+    if dtype and dtype.storage:
+        return PersistentId(("storage", Global("torch", dtype.storage), key, location, numel))
+    nbytes = numel * dtype.itemsize if dtype else numel
+    return PersistentId(("storage", Global("torch.storage", "UntypedStorage"), key, location, nbytes))
 
 
 def with_storage(
@@ -166,11 +171,16 @@ def with_storage(
     return made if core is value else replace(value, args=(made, *value.args[1:]))
 
 
-def tensor_record(storage: PersistentId, offset: int, shape: Sequence[int], strides: Sequence[int]) -> Object:
+def tensor_record(
+    storage: PersistentId, offset: int, shape: Sequence[int], strides: Sequence[int], dtype: DType
+) -> Object:
     """The record of a plain tensor, as ``torch.save`` writes it."""
     hooks = Object("REDUCE", Global("collections", "OrderedDict"), ())
     args = (storage, offset, tuple(shape), tuple(strides), False, hooks)
-    return Object("REDUCE", Global("torch._utils", "_rebuild_tensor_v2"), args)
+    if dtype.storage:
+        return Object("REDUCE", Global("torch._utils", "_rebuild_tensor_v2"), args)
+    rebuild = Global("torch._utils", "_rebuild_tensor_v3")
+    return Object("REDUCE", rebuild, (*args, Global("torch", dtype.name)))
 
 
 def state_dict_node(pairs: Sequence[tuple[str, Value]]) -> Object:

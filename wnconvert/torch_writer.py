@@ -185,13 +185,17 @@ class _Editor:
     def _tensor(self, value: Value, like: StoredTensor, work: Work, dtype: DType) -> Value:
         """A contiguous tensor of its own storage, with the shape and device of ``like``."""
         shape = like.info.shape
+        if dtype.bits < 8:
+            raise OutputError(
+                f"{like.info.name} is {dtype}, which a torch file cannot hold", fix="-o OUT.safetensors"
+            )
         key = (id(value), work) if value is not None else (work,)
         if key not in self.made:
             nbytes = TensorInfo("", dtype, shape).nbytes
             storage = _storage(work, nbytes, dtype, like.location, like.info.numel)
             strides = contiguous_strides(shape)
             if value is None:
-                self.made[key] = tensor_record(storage, 0, shape, strides)
+                self.made[key] = tensor_record(storage, 0, shape, strides, dtype)
             else:
                 self.made[key] = with_storage(value, storage, 0, shape, strides)
         return self.made[key]
