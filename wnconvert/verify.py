@@ -157,7 +157,7 @@ def _numpy(tensor: Any) -> Array:
     import torch
 
     name = str(tensor.dtype).removeprefix("torch.")
-    raw: Array = tensor.contiguous().reshape(-1).view(torch.uint8).numpy()
+    raw: Array = tensor.clone(memory_format=torch.contiguous_format).flatten().view(torch.uint8).numpy()
     return raw.view(_kind(dtype_named(name)))
 
 
