@@ -81,7 +81,7 @@ def test_a_block_that_fails_leaves_the_old_file_and_nothing_else(
     [
         (errno.ENOSPC, "full"),
         (errno.EDQUOT, "full"),
-        (errno.EFBIG, "full"),
+        (errno.EFBIG, "it cannot be written .File too large."),
         (errno.EROFS, "cannot be written to"),
         (errno.EIO, "it cannot be written"),
         (errno.EBUSY, "it cannot be written"),

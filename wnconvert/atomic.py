@@ -17,7 +17,7 @@ from wnconvert.errors import OutputError
 
 __all__ = ["Staged", "check_target", "staged"]
 
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_FULL = {errno.ENOSPC, errno.EDQUOT}
 
 
 class Staged:
