@@ -1,0 +1,161 @@
+"""Whatever is spoilt on its way to the disk is found, with torch and without, and nothing is kept."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from tests.golden import FIXTURES
+from tests.test_convert import FOLDABLE
+from tests.test_sources import stored
+from wnconvert import verify
+from wnconvert.atomic import Staged
+from wnconvert.checkpoint import layout_of, open_checkpoint
+from wnconvert.convert import Result
+from wnconvert.errors import VerifyError
+from wnconvert.files import fold_file
+from wnconvert.layout import CopyBytes, FoldLayer, Gather, Work
+
+
+@pytest.fixture(params=["torch", "no torch"])
+def reader(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Whether torch is there to read outputs back."""
+    if request.param == "no torch":
+        monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
+    return str(request.param)
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """One tensor of each kind: folded, cast, copied; the folded one along dim 0, 1 and None."""
+    torch.manual_seed(0)
+    state = {"count": torch.arange(50), "other.weight": torch.randn(30, 40)}
+    for name, g in {"rows": (60, 1, 1), "inner": (1, 5, 1), "whole": (1, 1, 1)}.items():
+        state |= {f"{name}.weight_g": torch.rand(g) + 0.5, f"{name}.weight_v": torch.randn(60, 5, 7)}
+    save_file(state, tmp_path / "in.safetensors")
+    return tmp_path / "in.safetensors"
+
+
+def fold(source: Path, out: Path, dtype: str | None) -> Result:
+    return fold_file(source, out, dtype=dtype, verify=True, zero_rows="zero")
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+@pytest.mark.parametrize("name", [*FOLDABLE, "zero_row.safetensors"])
+def test_every_fixture_is_read_back_and_right(tmp_path: Path, reader: str, name: str, suffix: str) -> None:
+    only = {"gan.pt": "generator", "do_02500000": "msd"}.get(name) if suffix == ".safetensors" else None
+    result = fold_file(FIXTURES / name, tmp_path / f"out{suffix}", only=only, verify=True, zero_rows="zero")
+    skipped = [note for note in result.notes if "not read back with torch" in note]
+    by_torch = reader == "torch" and name not in {"lightning.ckpt", "sovits.pth", "waveglow_module.pt"}
+    if suffix == ".safetensors":
+        assert result.verified == "the safetensors library"
+    else:
+        assert ("torch.load" in result.verified) == by_torch
+    assert bool(skipped) == (suffix == ".pt" and not by_torch)
+
+
+def test_what_was_not_read_with_torch_is_said_with_its_reason(tmp_path: Path) -> None:
+    for name, reason in {"waveglow_module.pt": "GLOBAL glow.WaveGlow", "sovits.pth": "mark"}.items():
+        notes = fold_file(FIXTURES / name, tmp_path / name, verify=True).notes
+        (note,) = [note for note in notes if "not read back with torch" in note]
+        assert reason in note
+        assert note.isprintable()
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+@pytest.mark.parametrize(
+    ("kind", "dtype"),
+    [
+        (FoldLayer, None),
+        (FoldLayer, "float16"),
+        (FoldLayer, "bfloat16"),
+        (CopyBytes, None),
+        (Gather, "float16"),
+        (Gather, "bfloat16"),
+    ],
+)
+@pytest.mark.usefixtures("reader")
+def test_one_flipped_bit_is_found(
+    source: Path, monkeypatch: pytest.MonkeyPatch, kind: type[Work], dtype: str | None, suffix: str
+) -> None:
+    out = source.with_name(f"out{suffix}")
+    plan = fold_file(source, out, dtype=dtype, dry_run=True)
+    blobs = [blob for blob in layout_of(open_checkpoint(source), plan).blobs if isinstance(blob.work, kind)]
+    places = [at for blob in blobs for at in (blob.start, blob.start + blob.size - 2)]
+    assert places, "a check of nothing"
+    for at in places:
+        with monkeypatch.context() as patch:
+            patch.setattr(Staged, "write", flipping(at, 0x10))
+            with pytest.raises(VerifyError, match="nothing is kept"):
+                fold(source, out, dtype)
+    assert [path.name for path in source.parent.iterdir()] == [source.name]
+    assert fold(source, out, dtype).verified
+
+
+def flipping(at: int, bits: int) -> Callable[[Staged, bytes | memoryview, int], None]:
+    """A write that flips bits of the byte at an offset of the file."""
+    write = Staged.write
+
+    def flipped(self: Staged, data: bytes | memoryview, start: int) -> None:
+        changed = bytearray(data)
+        if start <= at < start + len(changed):
+            changed[at - start] ^= bits
+        write(self, bytes(changed), start)
+
+    return flipped
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_a_spoilt_header_is_found_without_being_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: Path, suffix: str
+) -> None:
+    size = layout_of(open_checkpoint(source), fold_file(source, f"x{suffix}", dry_run=True)).size
+    monkeypatch.setattr(Staged, "write", flipping(size - 20 if suffix == ".pt" else 3, 0xFF))
+    with pytest.raises(VerifyError, match="cannot be read back"):
+        fold_file(source, tmp_path / f"out{suffix}")
+    assert [path.name for path in tmp_path.iterdir()] == [source.name]
+
+
+def test_the_command_ends_with_1(tmp_path: Path, source: Path) -> None:
+    spoil = """
+import sys
+from tests.test_verify import flipping
+from wnconvert.atomic import Staged
+from wnconvert.cli import main
+Staged.write = flipping(int(sys.argv.pop(1)), 0x10)
+main()
+"""
+    out = tmp_path / "out.safetensors"
+    blob = layout_of(open_checkpoint(source), fold_file(source, out, dry_run=True)).blobs[0]
+    command = [sys.executable, "-c", spoil, str(blob.start), "fold", str(source), "-o", str(out)]
+    done = subprocess.run([*command, "--verify"], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: ")
+    assert not out.exists()
+    assert subprocess.run(command, capture_output=True, check=False).returncode == 0
+    assert out.exists(), "nobody looked"
+
+
+@pytest.mark.parametrize(
+    "shape", [(), (1,), (7,), (3, 0, 2), (1, 1000), (1000, 1), (5, 30, 20), (2, 3, 1, 400)]
+)
+def test_pieces_cover_a_tensor_once_and_in_order(
+    monkeypatch: pytest.MonkeyPatch, shape: tuple[int, ...]
+) -> None:
+    monkeypatch.setattr(verify, "BLOCK_BYTES", 800)
+    tensor = torch.arange(torch.Size(shape).numel(), dtype=torch.int64).reshape(shape)
+    save = tensor.reshape(shape or (1,))
+    seen: list[int] = []
+    for block, piece in verify._pieces(stored(tensor)):
+        found = save[piece].flatten().tolist()
+        assert found == list(range(block.start, block.stop))
+        assert 0 < len(found) <= 100
+        seen += found
+    assert seen == list(range(tensor.numel()))
