@@ -81,7 +81,7 @@ def _open(file: BinaryIO, path: Path, size: int) -> Checkpoint:
     head = file.read(_HEAD)
     if head[2:4] == b"\x03\x04" and (head[:2] == b"PK" or (head[:2] in MARKS and head[8:9] != b"{")):
         opened = open_zip(file, size)
-    elif head[8:9] == b"{":
+    elif head[8:9] == b"{" and b"\0" in head[:8]:  # else the length of its header is a text itself
         return Checkpoint(path, "safetensors", size, open_safetensors(file, path, size), (path,))
     elif any(magic in head[:32] for magic in _LEGACY_MAGIC):
         opened = open_legacy(file, size)

@@ -294,7 +294,7 @@ def _cast(entry: Entry, dtype: DType | None) -> DType | None:
 
 def _dropped(tree: Tree, alone: str | None, *, drop_optimizer: bool) -> tuple[Dropped, ...]:
     if alone is not None:
-        states = (state.path for state in tree.state_dicts if state.path != alone)
+        states = (_shown(state) for state in tree.state_dicts if state.path != alone)
         others = (*states, *tree.optimizers, *(sibling.path for sibling in tree.siblings))
         return tuple(Dropped(path, f"only {alone or 'the state dict'} is kept") for path in others)
     if drop_optimizer:

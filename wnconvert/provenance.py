@@ -44,6 +44,7 @@ def read_history(text: bytes | str) -> History:
         return NO_HISTORY
     try:
         record = json.loads(text)
+        json.dumps(record, ensure_ascii=False).encode()  # half a surrogate pair can be written nowhere
     except (ValueError, RecursionError):
         record = None
     if not _is_record(record):
