@@ -15,15 +15,15 @@ from tests.golden import ROOT
 #: A module may import what stands before it: the lines above its own, and its own line to the left.
 ORDER = """
 errors dims tensors layout blocks
-schemes rounding sums weightnorm policy options atomic
+schemes kinds rounding sums weightnorm policy options atomic stats
 plan provenance pickles pickle_writer safetensors_file
 foreign zips torch_objects torch_modules torch_file torch_writer
 checkpoint sources
-verify convert stats compare
-state_dict files
+verify convert compare inspection
+files state_dict
 modules onnx_graph
 export
-report plots
+tables report plots
 cli __main__
 """.split()
 MODULES = sorted(path for path in (ROOT / "wnconvert").rglob("*.py") if path.name != "__init__.py")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 import sys
 import traceback
@@ -19,6 +20,10 @@ from wnconvert import __version__
 from wnconvert.errors import WnconvertError, printable
 
 __all__ = ["cli", "main"]
+
+#: What ``inspect --sort`` and ``--format`` take; a test holds them to what the report module knows.
+SORTS = ("name", "form", "rows", "g-min", "g-mean", "g-max", "norm", "ratio")
+FORMATS = ("table", "json", "csv", "markdown")
 
 # The control character \b keeps click from filling the paragraph.
 EXIT_CODES = """\b
@@ -131,6 +136,63 @@ def fold(
     _print(json.dumps(result.to_dict(), indent=1) if as_json else result_text(result), quiet=quiet)
 
 
+@cli.command(
+    epilog=f"""\b
+Example:
+  wnconvert inspect ckpt.safetensors --full --sort ratio --top 20
+
+{EXIT_CODES}"""
+)
+@click.argument("src", nargs=-1, required=True, type=click.Path())
+@click.option("--full", is_flag=True, help="Read v too: ‖v‖, g/‖v‖, zero rows, overflow, untouched layers.")
+@click.option(
+    "--all", "all_weights", is_flag=True, help="Show every plain weight of two and more dimensions too."
+)
+@click.option("--layers", metavar="GLOB", multiple=True, help="Show only layers of such names (repeatable).")
+@click.option("--sort", type=click.Choice(SORTS), help="Order by a column, the largest first.")
+@click.option("--top", type=click.IntRange(min=1), metavar="N", help="Show the first N layers only.")
+@click.option(
+    "--format", "style", type=click.Choice(FORMATS), default="table", show_default=True, help="How to print."
+)
+@click.option("--wide", is_flag=True, help="Show long names whole, however wide the terminal is.")
+@click.option("--plot", type=click.Path(), metavar="FILE", help="Draw the magnitudes into a .png or .svg.")
+def inspect(
+    src: tuple[str, ...],
+    *,
+    sort: str | None,
+    top: int | None,
+    style: str,
+    wide: bool,
+    plot: str | None,
+    **options: Any,
+) -> None:
+    """Show what is in a checkpoint: its form, its layers' magnitudes, whether it is healthy.
+
+    Only g is read, kilobytes of a file of gigabytes. Of several files (a training run) one row a layer is
+    shown, with the layers that moved most first.
+    """
+    from wnconvert.inspection import inspect_file
+    from wnconvert.report import inspection_text, moves_text
+
+    found = [inspect_file(path, **options) for path in src]
+    width = None if wide else shutil.get_terminal_size().columns
+    if plot is not None:
+        from wnconvert.plots import plot_magnitudes
+
+        plot_magnitudes(found, plot)
+    if style == "json":
+        data = (
+            found[0].to_dict()
+            if len(found) == 1
+            else {"schema": 1, "files": [item.to_dict() for item in found]}
+        )
+        click.echo(json.dumps(data, indent=1))
+    elif len(found) == 1:
+        click.echo(inspection_text(found[0], style=style, sort=sort, top=top, width=width))
+    else:
+        click.echo(moves_text(found, style=style, top=top, width=width))
+
+
 def _say(notes: tuple[str, ...], *, quiet: bool) -> None:
     for note in () if quiet else notes:
         click.echo(f"note: {printable(note)}", err=True)
@@ -169,32 +231,35 @@ def main() -> NoReturn:
 def _run() -> int:
     try:
         code = cli(standalone_mode=False)
-        return code if isinstance(code, int) else 0
     except WnconvertError as error:
-        lines = [printable(line) for line in str(error).splitlines()]
-        click.echo("\n".join([f"error: {lines[0]}", *lines[1:]]), err=True)
-        if error.fix:
-            click.echo(f"fix: {printable(error.fix)}", err=True)
-        return error.exit_code
+        _say_error(str(error), error.fix)
+        code = error.exit_code
     except click.exceptions.NoArgsIsHelpError as error:
         error.show()
-        return error.exit_code
+        code = error.exit_code
     except click.ClickException as error:
-        click.echo(f"error: {printable(error.format_message())}", err=True)
         context = getattr(error, "ctx", None)
-        click.echo(f"fix: {context.command_path if context else 'wnconvert'} --help", err=True)
-        return error.exit_code
+        _say_error(error.format_message(), f"{context.command_path if context else 'wnconvert'} --help")
+        code = error.exit_code
     except (click.Abort, KeyboardInterrupt):
         click.echo("interrupted; nothing is written", err=True)
-        return 130
+        code = 130
     except BrokenPipeError:
         # The reader of stdout is gone (| head); Python must not fail again when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        code = 0
     except Exception:  # noqa: BLE001 - the last resort, and it says so
         traceback.print_exc()
         click.echo("this is a bug of wnconvert: please report the lines above", err=True)
-        return 3
+        code = 3
+    return code if isinstance(code, int) else 0
+
+
+def _say_error(what: str, fix: str) -> None:
+    lines = [printable(line) for line in what.splitlines()]
+    click.echo("\n".join([f"error: {lines[0]}", *lines[1:]]), err=True)
+    if fix:
+        click.echo(f"fix: {printable(fix)}", err=True)
 
 
 def _terminated(*_: object) -> NoReturn:

@@ -1,0 +1,35 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.golden import FIXTURES
+from wnconvert.errors import ArgumentError
+from wnconvert.inspection import inspect_file
+from wnconvert.plots import plot_magnitudes
+
+pytest.importorskip("matplotlib")
+
+
+@pytest.mark.parametrize(("suffix", "begins"), [(".png", b"\x89PNG"), (".svg", b"<?xml")])
+def test_one_file_becomes_boxes_and_several_become_lines(tmp_path: Path, suffix: str, begins: bytes) -> None:
+    found = inspect_file(FIXTURES / "g_02500000")
+    for name, files in (("boxes", [found]), ("lines", [found, found])):
+        path = tmp_path / f"{name}{suffix}"
+        plot_magnitudes(files, path)
+        assert path.read_bytes().startswith(begins)
+
+
+def test_every_layer_is_named_in_a_picture_of_many(tmp_path: Path) -> None:
+    plot_magnitudes([inspect_file(FIXTURES / "g_02500000")], tmp_path / "x.svg")
+    text = (tmp_path / "x.svg").read_text()
+    assert text.count("<!-- resblocks.") == 72
+
+
+def test_nothing_to_draw_and_other_suffixes_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ArgumentError, match="no magnitudes"):
+        plot_magnitudes([inspect_file(FIXTURES / "plain.pt")], tmp_path / "x.png")
+    with pytest.raises(ArgumentError, match=r"neither a \.png nor an \.svg"):
+        plot_magnitudes([inspect_file(FIXTURES / "gan.pt")], tmp_path / "x.pdf")
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,385 @@
+"""What is in a checkpoint: containers, state dicts, layers and their magnitudes, and what folding would do.
+
+Only g is read, and v or plain weights where that is asked for. Of a file with a layer that is refused the
+others are shown and that one is flagged.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from wnconvert.checkpoint import Checkpoint, open_checkpoint
+from wnconvert.errors import LayerError
+from wnconvert.foreign import dangerous_names, foreign_names
+from wnconvert.kinds import find_kinds
+from wnconvert.options import selection_of
+from wnconvert.pickles import PersistentId, Value, walk
+from wnconvert.plan import plan_fold
+from wnconvert.schemes import Found, Selection, find
+from wnconvert.sources import Source
+from wnconvert.stats import Elements, LayerStats, layer_stats, plain_stats
+from wnconvert.tensors import StateDict, StoredTensor, Tree
+from wnconvert.torch_objects import read_storage
+
+__all__ = [
+    "Inspection",
+    "KindSummary",
+    "Move",
+    "SiblingSummary",
+    "StateDictSummary",
+    "inspect_file",
+    "inspect_tree",
+    "moves",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class StateDictSummary:
+    """A state dict: number of tensors, of elements, bytes, and layers by form."""
+
+    path: str
+    tensors: int
+    parameters: int
+    bytes: int
+    layers: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class SiblingSummary:
+    """Anything else in the file, with the bytes of the tensors in it."""
+
+    path: str
+    kind: str
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class KindSummary:
+    """Another reparameterization or normalization: how often, an example, and whether it folds exactly."""
+
+    state_dict: str
+    kind: str
+    count: int
+    example: str
+    folds: str
+    how: str
+
+
+@dataclass(frozen=True, slots=True)
+class Inspection:
+    """What is in a checkpoint or state dict; sizes in bytes, ``parameters`` in elements.
+
+    ``dtypes`` counts elements by dtype. ``foreign`` and ``dangerous`` are names in the pickle that are not
+    torch's own, and those that would run something. ``fold`` and ``migrate`` say what these would do.
+    """
+
+    source: str
+    container: str
+    bytes: int
+    parameters: int
+    dtypes: Mapping[str, int]
+    devices: tuple[str, ...]
+    state_dicts: tuple[StateDictSummary, ...]
+    siblings: tuple[SiblingSummary, ...]
+    layers: tuple[LayerStats, ...]
+    kinds: tuple[KindSummary, ...]
+    fold: str
+    migrate: str
+    foreign: tuple[str, ...] = ()
+    dangerous: tuple[str, ...] = ()
+    notes: tuple[str, ...] = field(default=())
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able data; README documents it."""
+        plain = {
+            "schema": 1,
+            "source": self.source,
+            "container": self.container,
+            "bytes": self.bytes,
+            "parameters": self.parameters,
+            "dtypes": dict(self.dtypes),
+            "devices": list(self.devices),
+            "state_dicts": [asdict(item) for item in self.state_dicts],
+            "siblings": [asdict(item) for item in self.siblings],
+            "foreign": list(self.foreign),
+            "dangerous": list(self.dangerous),
+            "fold": self.fold,
+            "migrate": self.migrate,
+            "notes": list(self.notes),
+        }
+        return plain | {
+            "layers": [item.to_dict() for item in self.layers],
+            "kinds": [asdict(item) for item in self.kinds],
+        }
+
+
+def inspect_file(
+    src: str | os.PathLike[str],
+    *,
+    layers: Iterable[str] = (),
+    full: bool = False,
+    all_weights: bool = False,
+) -> Inspection:
+    """Inspect a checkpoint file of any readable format; nothing in it is imported or run.
+
+    ``layers`` are globs on weights' names. With ``full`` v is read too, and the magnitudes of folded layers
+    (by the record of the fold) are computed from their weights; ``all_weights`` does that for every plain
+    weight of two and more dimensions.
+
+    Raises ``InputError`` for what is no checkpoint and ``FormatError`` for a damaged one.
+
+    >>> found = inspect_file("fixtures/g_02500000")
+    >>> len(found.layers), found.layers[0].name, found.fold
+    (78, 'conv_pre.weight', 'would make 78 plain weights')
+    """
+    path = Path(src)
+    checkpoint = open_checkpoint(path)
+    with Source(checkpoint.shards) as source:
+        found = inspect_tree(checkpoint.tree, source, layers=layers, full=full, all_weights=all_weights)
+    others = replace(found, source=os.fspath(path), container=checkpoint.container, bytes=checkpoint.size)
+    return _with_pickle(others, checkpoint)
+
+
+def inspect_tree(
+    tree: Tree,
+    elements: Elements,
+    *,
+    layers: Iterable[str] = (),
+    full: bool = False,
+    all_weights: bool = False,
+) -> Inspection:
+    """Inspect what a tree names, reading elements where needed."""
+    selection = selection_of(layers, (), "auto")
+    rows: list[LayerStats] = []
+    states: list[StateDictSummary] = []
+    dtypes: Counter[str] = Counter()
+    notes: list[str] = []
+    for state in tree.state_dicts:
+        tensors = state.tensors
+        found = find(tensor.info for tensor in tensors.values())
+        folded = _folded(tree, state)
+        for tensor in tensors.values():
+            dtypes[str(tensor.info.dtype)] += tensor.info.numel
+        forms = Counter(layer.form for layer in found.layers)
+        forms.update({"folded": len(folded), "refused": len(found.refused)})
+        states.append(
+            StateDictSummary(
+                state.path,
+                len(tensors),
+                sum(tensor.info.numel for tensor in tensors.values()),
+                _bytes_of(tensors.values()),
+                {form: count for form, count in forms.items() if count},
+            )
+        )
+        notes += [f"{half} stands without its other half" for half in found.halves]
+        notes += [f"{layer.name}: {layer.note}" for layer in found.layers if layer.note]
+        notes += [f"{refused.name} is refused: {refused.reason}" for refused in found.refused]
+        rows += _rows(elements, state, found, selection, full=full)
+        if full or all_weights:
+            rows += _plain_rows(elements, state, folded, selection, all_weights=all_weights)
+    return Inspection(
+        source="",
+        container="state dict",
+        bytes=sum(state.bytes for state in states),
+        parameters=sum(state.parameters for state in states),
+        dtypes=dict(dtypes.most_common()),
+        devices=tuple(
+            dict.fromkeys(tensor.location for state in tree.state_dicts for tensor in state.tensors.values())
+        ),
+        state_dicts=tuple(states),
+        siblings=tuple(SiblingSummary(item.path, item.kind, 0) for item in tree.siblings),
+        layers=tuple(rows),
+        kinds=tuple(_kinds(tree)),
+        fold=_fold_in_words(tree),
+        migrate=_migrate_in_words(states),
+        notes=tuple(notes),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """Mean |g| of one layer in each of several files (None where it is not there).
+
+    ``moved`` is how far it went between its least and greatest, as a part of the first.
+    """
+
+    name: str
+    means: tuple[float | None, ...]
+    moved: float
+
+
+def moves(found: Sequence[Inspection]) -> list[Move]:
+    """The layers of several files (a training run), those that moved most first.
+
+    Layers are matched by name, and by the path of their state dict where a file has several with layers.
+    """
+    several = any(len({layer.state_dict for layer in item.layers}) > 1 for item in found)
+    means: dict[str, list[float | None]] = {}
+    for at, inspection in enumerate(found):
+        for layer in inspection.layers:
+            name = f"{layer.state_dict}: {layer.name}" if several and layer.state_dict else layer.name
+            means.setdefault(name, [None] * len(found))[at] = layer.g.mean if layer.g else None
+    made = [Move(name, tuple(values), _moved(values)) for name, values in means.items()]
+    return sorted(made, key=lambda move: -move.moved)
+
+
+def _moved(values: Sequence[float | None]) -> float:
+    known = [value for value in values if value is not None]
+    return (max(known) - min(known)) / known[0] if known and known[0] else 0.0
+
+
+# -- rows
+
+
+def _rows(
+    elements: Elements, state: StateDict, found: Found, selection: Selection, *, full: bool
+) -> Iterator[LayerStats]:
+    tensors = state.tensors
+    tied: dict[object, list[str]] = {}
+    for layer in found.layers:
+        tied.setdefault(_views(tensors, layer.g.name, layer.v.name), []).append(layer.name)
+    for layer in found.layers:
+        if selection.wants(layer.name):
+            g, v = tensors[layer.g.name], tensors[layer.v.name]
+            stats = layer_stats(elements, state.path, layer, g, v, full=full)
+            twins = [name for name in tied[_views(tensors, g.info.name, v.info.name)] if name != layer.name]
+            yield replace(stats, flags=(*stats.flags, f"tied to {twins[0]}")) if twins else stats
+    for refused in found.refused:
+        if selection.wants(refused.name):
+            yield LayerStats(state.path, refused.name, "refused", None, (), "", 0, flags=("refused",))
+    for name in _plain_siblings(tensors, found):
+        if selection.wants(name):
+            stats = plain_stats(elements, state.path, tensors[name], form="plain", dim=0, read=full)
+            yield replace(stats, flags=(*stats.flags, "plain among normalized siblings"))
+
+
+def _views(tensors: Mapping[str, StoredTensor], g: str, v: str) -> object:
+    """Equal for two layers that are tied; names where nothing is stored (views of memory have no place)."""
+    views = tensors[g].view, tensors[v].view
+    return views if tensors[v].storage.size else (g, v)
+
+
+def _plain_siblings(tensors: Mapping[str, StoredTensor], found: Found) -> Iterator[str]:
+    """Plain weights in the place of a layer: a module of the same parent, the same parameter and rank."""
+
+    def place(name: str, rank: int) -> tuple[str, str, int]:
+        module, _, parameter = name.rpartition(".")
+        return module.rpartition(".")[0], parameter, rank
+
+    places = {place(layer.name, len(layer.v.shape)) for layer in found.layers}
+    for name, tensor in tensors.items():
+        rank = len(tensor.info.shape)
+        if rank > 1 and tensor.info.dtype.foldable and place(name, rank) in places:
+            yield name
+
+
+def _plain_rows(
+    elements: Elements,
+    state: StateDict,
+    folded: Mapping[str, int | None],
+    selection: Selection,
+    *,
+    all_weights: bool,
+) -> Iterator[LayerStats]:
+    halves = find(tensor.info for tensor in state.tensors.values())
+    taken = {half.name for layer in halves.layers for half in (layer.g, layer.v)}
+    for name, tensor in state.tensors.items():
+        if not selection.wants(name) or not tensor.info.dtype.foldable or name in taken:
+            continue
+        if name in folded:
+            yield plain_stats(elements, state.path, tensor, form="folded", dim=folded[name], read=True)
+        elif all_weights and len(tensor.info.shape) > 1:
+            yield plain_stats(elements, state.path, tensor, form="plain", dim=0, read=True)
+
+
+def _folded(tree: Tree, state: StateDict) -> dict[str, int | None]:
+    """Layers that the record says were folded and that are there as it says: weight and dim."""
+    tensors = state.tensors
+    found: dict[str, int | None] = {}
+    for step in tree.record:
+        for layer in step["state_dicts"].get(state.path, ()) if step["verb"] == "fold" else ():
+            name, dim, v = (
+                (layer.get(key) for key in ("name", "dim", "v")) if isinstance(layer, dict) else ("",) * 3
+            )
+            stored = tensors.get(name) if isinstance(name, str) else None
+            if stored is None or not isinstance(v, dict) or v.get("shape") != list(stored.info.shape):
+                continue
+            if dim is None or (isinstance(dim, int) and 0 <= dim < len(stored.info.shape)):
+                found[str(name)] = dim
+    return found
+
+
+# -- words
+
+
+def _fold_in_words(tree: Tree) -> str:
+    try:
+        plan = plan_fold(tree, "torch")
+    except LayerError as error:
+        return f"would refuse: {error.what.splitlines()[0].rstrip(':')} ({error.fix})"
+    count = len(plan.layers)
+    if not count:
+        return "nothing to fold"
+    left = f", and leave out {', '.join(item.path for item in plan.dropped)}" if plan.dropped else ""
+    return f"would make {count} plain weight{'' if count == 1 else 's'}{left}"
+
+
+def _migrate_in_words(states: Iterable[StateDictSummary]) -> str:
+    counts: Counter[str] = Counter()
+    for state in states:
+        counts.update(state.layers)
+    said = [
+        f"{counts[form]} layer{'' if counts[form] == 1 else 's'} from {form} to {other}"
+        for form, other in (("legacy", "parametrize"), ("parametrize", "legacy"))
+        if counts[form]
+    ]
+    return f"would take {', or '.join(said)}" if said else "nothing to migrate"
+
+
+def _kinds(tree: Tree) -> Iterator[KindSummary]:
+    for state in tree.state_dicts:
+        for found in find_kinds(tensor.info for tensor in state.tensors.values()):
+            kind = found.kind
+            yield KindSummary(state.path, kind.name, found.count, found.example, kind.folds, kind.how)
+
+
+# -- sizes
+
+
+def _bytes_of(tensors: Iterable[StoredTensor]) -> int:
+    """Bytes that tensors take; a shared storage once, tensors in memory each by its own size."""
+    every = list(tensors)
+    storages = {tensor.storage for tensor in every}
+    stored = sum(storage.size for storage in storages)
+    return stored or sum(tensor.info.nbytes for tensor in every)
+
+
+def _with_pickle(found: Inspection, checkpoint: Checkpoint) -> Inspection:
+    """What only a pickle tells: sizes of siblings, optimizers, devices of all storages, names of classes."""
+    opened = checkpoint.torch
+    if opened is None:
+        return replace(found, devices=())  # safetensors names none
+    siblings = [*opened.contents.siblings, *((item.path, item.node) for item in opened.contents.optimizers)]
+    kinds = {item.path: item.kind for item in checkpoint.tree.siblings}
+    kinds |= dict.fromkeys(checkpoint.tree.optimizers, "optimizer")
+    storages = [read_storage(value) for value in walk(opened.pickle.root) if isinstance(value, PersistentId)]
+    script = checkpoint.container == "TorchScript"
+    return replace(
+        found,
+        siblings=tuple(
+            SiblingSummary(path, kinds.get(path, ""), _tensor_bytes(value)) for path, value in siblings
+        ),
+        devices=tuple(dict.fromkeys(storage.location for storage in storages if storage)),
+        foreign=() if script else tuple(foreign_names(opened.pickle.root)),
+        dangerous=() if script else tuple(dangerous_names(opened.pickle.root)),
+    )
+
+
+def _tensor_bytes(value: Value) -> int:
+    storages = (read_storage(item) for item in walk(value) if isinstance(item, PersistentId))
+    return sum({storage.key: storage.nbytes for storage in storages if storage}.values())

@@ -1,0 +1,88 @@
+"""Tables of text: aligned for a terminal, as Markdown, as CSV; long names give way in the middle to fit."""
+
+from __future__ import annotations
+
+import csv
+import io
+from dataclasses import dataclass, replace
+
+from tabulate import tabulate
+
+from wnconvert.errors import printable
+
+__all__ = ["Table", "number_text", "shortened"]
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Heads and rows of text.
+
+    ``right`` names the columns of numbers, ``elastic`` those that may be shortened, first to last.
+    """
+
+    heads: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    right: frozenset[str] = frozenset()
+    elastic: tuple[str, ...] = ()
+
+    def text(self, width: int | None = None) -> str:
+        """Aligned columns, in ``width`` characters where that is given and can be done.
+
+        >>> print(Table(("layer", "rows"), (("conv.weight", "8"),), frozenset({"rows"})).text())
+        layer          rows
+        -----------  ------
+        conv.weight       8
+        """
+        table = self if width is None else self._fitted(width)
+        lines = table._rendered("simple").splitlines()
+        return "\n".join(line.rstrip() for line in lines)
+
+    def markdown(self) -> str:
+        """A pipe table of GitHub's Markdown."""
+        return self._rendered("github")
+
+    def csv(self) -> str:
+        """Comma-separated values with a head line; quotes where needed."""
+        out = io.StringIO()
+        writer = csv.writer(out, lineterminator="\n")
+        writer.writerow(self.heads)
+        writer.writerows(self.rows)
+        return out.getvalue().rstrip("\n")
+
+    def _rendered(self, style: str) -> str:
+        align = ["right" if head in self.right else "left" for head in self.heads]
+        cells = [[printable(cell) for cell in row] for row in self.rows]
+        return tabulate(
+            cells, self.heads, tablefmt=style, disable_numparse=True, colalign=align if cells else None
+        )
+
+    def _fitted(self, width: int) -> Table:
+        table = self
+        for at in (self.heads.index(head) for head in self.elastic if head in self.heads):
+            excess = max(map(len, table._rendered("simple").splitlines())) - width
+            if excess > 0 and table.rows:
+                room = max(max(len(row[at]) for row in table.rows) - excess, 20)
+                rows = tuple((*row[:at], shortened(row[at], room), *row[at + 1 :]) for row in table.rows)
+                table = replace(table, rows=rows)
+        return table
+
+
+def shortened(text: str, room: int) -> str:
+    """A text in ``room`` characters: its middle gives way, for both ends of a name say something.
+
+    >>> shortened("generator.resblocks.11.convs2.2.weight", 21)
+    'generator.…2.2.weight'
+    """
+    if len(text) <= room:
+        return text
+    head = (room - 1) // 2
+    return f"{text[:head]}…{text[len(text) - (room - 1 - head) :]}"
+
+
+def number_text(value: float | None) -> str:
+    """A number with four digits that mean something; nothing for None.
+
+    >>> number_text(0.123456), number_text(12), number_text(None)
+    ('0.1235', '12', '')
+    """
+    return "" if value is None else f"{value:.4g}"
