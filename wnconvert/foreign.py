@@ -6,7 +6,7 @@ decides what it trusts (``torch.load(weights_only=True)``).
 
 from __future__ import annotations
 
-from wnconvert.pickles import Global, Object, Value, globals_of, walk
+from wnconvert.pickles import Global, Object, Value, children, globals_of, walk
 from wnconvert.tensors import DTYPES
 
 __all__ = ["dangerous_names", "foreign_names"]
@@ -50,24 +50,39 @@ def dangerous_names(root: Value) -> list[str]:
     """The names in a pickle that reach the operating system or the interpreter, sorted.
 
     ``getattr`` of something inert with a constant plain name is how nested classes are pickled; with
-    any other name it could reach anything.
+    any other name it could reach anything. (``__new__`` is how objects with keyword arguments are.)
     """
     named = {item.dotted for item in globals_of(root) if _is_dangerous(item)}
     for value in walk(root):
-        if isinstance(value, Object) and value.is_call_of(*_GETATTR) and not _is_plain_getattr(value):
-            named.add("builtins.getattr")
+        inert = value.callee if isinstance(value, Object) and _is_plain_getattr(value) else None
+        named |= {
+            item.dotted
+            for item in children(value)
+            if isinstance(item, Global) and item.dotted in _GETATTR and item is not inert
+        }
     return sorted(named)
 
 
 def _is_dangerous(item: Global) -> bool:
-    parts = item.name.split(".")
-    if item.module.split(".")[0] in _DANGEROUS_MODULES or _DANGEROUS_MODULES & set(parts):
-        return True  # "torch.serialization" "os.system" is os.system too
-    return bool(_DANGEROUS_BUILTINS & set(parts)) and (item.module in _BUILTINS or len(parts) > 1)
+    first, *attributes = item.name.split(".")  # "torch.serialization" "os.system" is os.system too
+    return (
+        item.module.split(".")[0] in _DANGEROUS_MODULES
+        or _leads_out(first)
+        or not all(_is_plain(name) for name in attributes)
+        or (item.module in _BUILTINS and first in _DANGEROUS_BUILTINS)
+    )
+
+
+def _leads_out(name: str) -> bool:
+    """Whether an attribute of this name is a dangerous module, or where those are found."""
+    return name in _DANGEROUS_MODULES or name in _BUILTINS or name == "__builtins__"
+
+
+def _is_plain(name: str) -> bool:
+    return name == "__new__" or not (name.startswith("__") or _leads_out(name))
 
 
 def _is_plain_getattr(call: Object) -> bool:
-    if not isinstance(call.args, tuple) or len(call.args) != 2:
+    if not (call.is_call_of(*_GETATTR) and isinstance(call.args, tuple) and len(call.args) == 2):
         return False
-    name = call.args[1]
-    return isinstance(name, str) and not name.startswith("__") and name not in _DANGEROUS_MODULES
+    return isinstance(call.args[1], str) and _is_plain(call.args[1])

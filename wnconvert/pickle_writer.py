@@ -92,7 +92,7 @@ class _Writer:
         else:
             self.compound(value)
 
-    def boolean(self, value: bool) -> None:
+    def boolean(self, value: bool) -> None:  # noqa: FBT001 - the value itself
         if self.protocol >= 2:
             self.out += b"\x88" if value else b"\x89"
         else:
@@ -105,7 +105,7 @@ class _Writer:
             self.out += b"M" + struct.pack("<H", value)
         elif -(1 << 31) <= value < 1 << 31:
             self.out += b"J" + struct.pack("<i", value)
-        elif self.protocol < 2:
+        elif self.protocol < 2 and value.bit_length() < 10_000:  # Python refuses longer digits
             self.out += b"L%dL\n" % value
         else:
             size = value.bit_length() // 8 + 1

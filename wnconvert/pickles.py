@@ -6,14 +6,17 @@ a :class:`Global` its name, an :class:`Object` its callee, arguments and every l
 stand as callee, class or key, so nested classes (``getattr(Outer, "Inner")``), bound methods, objects
 that are their own list or dict, and cycles all come back as they came (:mod:`wnconvert.pickle_writer`).
 
-The machine runs over ``pickletools.genops`` of the standard library. It knows nothing of torch.
+The machine runs over the opcode table of the standard library's ``pickletools``. It knows nothing of torch.
 """
 
 from __future__ import annotations
 
+import codecs
 import io
 import pickletools
 import struct
+import sys
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias
@@ -21,16 +24,17 @@ from typing import Any, Protocol, TypeAlias
 from wnconvert.errors import FormatError
 
 __all__ = ["Dict", "Extension", "Global", "Latin1", "Object", "PersistentId", "Pickle", "Set", "Value"]
-__all__ += ["globals_of", "load", "walk"]
+__all__ += ["children", "globals_of", "load", "walk"]
 
 # None, bool, int, float, str, bytes, bytearray, tuple, list, or one of the nodes below.
 Value: TypeAlias = Any
 
 # What a hostile pickle may cost before it is refused. A real one of 10,000 tensors has 250,000 operations
-# (20 MB here); Python's own pickler cannot nest deeper than its recursion limit.
+# (25 MB here); Python's own pickler cannot nest deeper than its recursion limit.
 MAX_MEMORY = 144 << 20
 MAX_MARKS = 5_000
 MAX_DEPTH = 5_000
+_NEWEST = 5
 _COST_OF_VALUE = 48
 _COST_OF_NODE = 192
 
@@ -143,8 +147,9 @@ def load(source: bytes | Stream) -> Pickle:
     stream: Any = io.BytesIO(source) if isinstance(source, bytes) else source
     machine = _Machine()
     try:
-        for opcode, arg, _ in pickletools.genops(stream):
-            machine.step(opcode.name, arg)
+        for name, arg in _operations(stream):
+            machine.step(name, arg)
+        root = machine.stack.pop()
     except FormatError:
         raise
     except (
@@ -156,10 +161,9 @@ def load(source: bytes | Stream) -> Pickle:
         AttributeError,
         struct.error,
     ) as error:
-        # genops reports malformed arguments as ValueError and friends; an empty stack or an unknown memo
+        # pickletools reports malformed arguments as ValueError and friends; an empty stack or an unknown memo
         # entry surfaces here as IndexError or KeyError. All of them mean the same to the user.
         raise FormatError(f"the pickle in it is damaged ({_reason(error)})", fix=_DAMAGED) from error
-    root = machine.stack.pop()
     _check_depth(root)
     return Pickle(root, machine.protocol)
 
@@ -173,6 +177,50 @@ def _reason(error: Exception) -> str:
     if isinstance(error, KeyError):
         return f"it refers to memo entry {error}, which it never stored"
     return str(error) or type(error).__name__
+
+
+def _operations(stream: Any) -> Iterator[tuple[str, Value]]:
+    """The opcodes of one pickle through its STOP, by name, each with its argument or None."""
+    name = ""
+    while name != "STOP":
+        code = stream.read(1)
+        opcode = _OPCODES.get(code)
+        if opcode is None:
+            raise ValueError(f"its byte {code.hex()} is no opcode" if code else "it ends before its STOP")
+        name = opcode.name
+        reader = _READERS.get(name) or (opcode.arg and opcode.arg.reader)
+        yield name, reader(stream) if reader else None
+
+
+def _line(stream: Any) -> bytes:
+    line: bytes = stream.readline()
+    if not line.endswith(b"\n"):
+        raise ValueError("it ends in the middle of a line")
+    return line[:-1]
+
+
+def _string(stream: Any) -> str:
+    """The quoted ``str`` of Python 2's protocol 0."""
+    line = _line(stream)
+    if len(line) < 2 or line[:1] != line[-1:] or line[:1] not in (b"'", b'"'):
+        raise ValueError("it has a string without its quotes")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # odd escapes
+        return codecs.escape_decode(line[1:-1])[0].decode("latin-1")
+
+
+def _two_names(stream: Any) -> tuple[str, str]:
+    return _line(stream).decode(), _line(stream).decode()
+
+
+_OPCODES = {opcode.code.encode("latin-1"): opcode for opcode in pickletools.opcodes}
+# pickletools takes these for ASCII, and joins the two names of a global by a space, which each may hold.
+_READERS: dict[str, Callable[[Any], Any]] = {
+    "STRING": _string,
+    "PERSID": lambda stream: _line(stream).decode(),
+    "GLOBAL": _two_names,
+    "INST": _two_names,
+}
 
 
 def _refuse(what: str) -> FormatError:
@@ -193,6 +241,8 @@ class _Machine:
     def step(self, name: str, arg: Value) -> None:
         self.operations += 1
         self.spent += _COST_OF_NODE if name in _MAKES_NODE else _COST_OF_VALUE
+        if arg is not None:
+            self.spent += sys.getsizeof(arg)
         if self.spent > MAX_MEMORY:
             raise _refuse(f"asks for more than {MAX_MEMORY >> 20} MiB of objects")
         if name in _PUSHES_ARG:
@@ -230,19 +280,15 @@ class _Machine:
 
     # -- making
 
-    def globally(self, arg: Value) -> None:
-        module, _, name = arg.partition(" ")
-        if not module or not name or " " in name:
-            raise _refuse(f"names the odd global {arg!r}")
+    def globally(self, names: Value) -> None:
+        if not all(isinstance(name, str) and name and name.isprintable() for name in names):
+            raise _refuse("names a class or function in a way that no Python name is spelled")
+        module, name = map(str, names)
         self.stack.append(Global(module, name))
 
     def stack_global(self, _: Value) -> None:
         name, module = self.stack.pop(), self.stack.pop()
-        if not (isinstance(name, str) and isinstance(module, str) and name and module):
-            raise _refuse("names a global by something that is no string")
-        if "\n" in name + module:
-            raise _refuse("names a global with a line break in it")
-        self.stack.append(Global(str(module), str(name)))
+        self.globally((module, name))
 
     def tuple_of(self, count: int) -> None:
         items = tuple(self.stack[-count:])
@@ -269,6 +315,11 @@ class _Machine:
         args = self.to_mark()
         self.globally(arg)
         self.stack[-1] = Object("OBJ", self.stack[-1], tuple(args))
+
+    def proto(self, version: int) -> None:
+        if version > _NEWEST:
+            raise _refuse(f"is of protocol {version}, which does not exist")
+        self.protocol = version
 
     def buffer(self, _: Value) -> None:
         raise FormatError(
@@ -319,11 +370,11 @@ _PUSHES_ARG = frozenset(
 )
 _MAKES_NODE = frozenset(
     "MARK EMPTY_LIST LIST EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 EMPTY_DICT DICT EMPTY_SET FROZENSET GLOBAL "
-    "STACK_GLOBAL REDUCE NEWOBJ NEWOBJ_EX OBJ INST BINPERSID PERSID EXT1 EXT2 EXT4 BUILD PUT BINPUT LONG_BINPUT "
-    "MEMOIZE SETITEM APPEND".split()
+    "STACK_GLOBAL REDUCE NEWOBJ NEWOBJ_EX OBJ INST BINPERSID PERSID EXT1 EXT2 EXT4 BUILD PUT BINPUT "
+    "LONG_BINPUT MEMOIZE SETITEM APPEND".split()
 )
 _OPS: dict[str, Callable[[_Machine, Value], object]] = {
-    "PROTO": lambda m, arg: setattr(m, "protocol", arg),
+    "PROTO": _Machine.proto,
     "FRAME": lambda m, arg: None,
     "STOP": lambda m, arg: None,
     "NONE": lambda m, arg: m.push(None),
@@ -380,7 +431,8 @@ _OPS: dict[str, Callable[[_Machine, Value], object]] = {
 # -- looking at what was read
 
 
-def _children(value: Value) -> Iterator[Value]:
+def children(value: Value) -> Iterator[Value]:
+    """What directly hangs below a value, in the order of writing."""
     if isinstance(value, (tuple, list)):
         yield from value
     elif isinstance(value, Dict):
@@ -409,7 +461,7 @@ def _levels(root: Value) -> Iterator[list[Value]]:
         yield level
         below = []
         for value in level:
-            for child in _children(value):
+            for child in children(value):
                 if isinstance(child, _COMPOUND) and id(child) not in seen:
                     seen.add(id(child))
                     below.append(child)

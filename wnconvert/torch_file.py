@@ -10,7 +10,7 @@ import struct
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from wnconvert.errors import FormatError
 from wnconvert.foreign import foreign_names
@@ -26,6 +26,7 @@ from wnconvert.torch_objects import (
     get,
     read_storage,
     read_tensor,
+    shown,
 )
 from wnconvert.zips import Record, read_directory
 
@@ -83,9 +84,7 @@ class TorchFile:
             notes.append("a TorchScript archive: its code is left out, its tensors become a plain state dict")
         elif names := foreign_names(self.pickle.root):
             shown = ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
-            notes.append(
-                f"it names classes or functions, kept as data and never imported: {shown}"
-            )
+            notes.append(f"it names classes or functions, kept as data and never imported: {shown}")
         if self.container == "torch legacy":
             notes.append(
                 "a file in torch's legacy format: a .pt comes out as a zip, torch's format since 1.6"
@@ -213,7 +212,7 @@ def open_legacy(file: BinaryIO, size: int) -> TorchFile:
     version, system = load(stream).root, load(stream).root
     if version != 1001:
         raise FormatError(
-            f"torch's legacy format {_brief(version)} is not known", fix="save it with a newer torch"
+            f"torch's legacy format {shown(version)} is not known", fix="save it with a newer torch"
         )
     if get(system, "little_endian") is False:
         raise FormatError("a big-endian file", fix="load and save it on a little-endian machine")
@@ -237,11 +236,6 @@ def open_legacy(file: BinaryIO, size: int) -> TorchFile:
         at += 8 + count * itemsize
     _check_storages(pickle.root, storages)
     return TorchFile("torch legacy", pickle, find_contents(pickle.root), storages)
-
-
-def _brief(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 40 else text[:37] + "..."
 
 
 # -- checks

@@ -17,6 +17,7 @@ from wnconvert.tensors import DTYPES, DType
 __all__ = ["Contents", "FoundModule", "FoundOptimizer", "FoundStateDict", "Storage", "TensorRecord"]
 __all__ += ["find_contents", "get", "is_script_module", "mapping_pairs", "read_storage", "read_tensor"]
 __all__ += [
+    "shown",
     "state_dict_node",
     "storage_record",
     "tensor_record",
@@ -72,7 +73,7 @@ def read_storage(value: Value) -> Storage | None:
         return None
     _, cls, key, location, numel = pid[:5]
     if not isinstance(cls, Global) or cls.module not in _STORAGE_MODULES:
-        raise FormatError(f"a storage of it is of the unknown kind {_shown(cls)}")
+        raise FormatError(f"a storage of it is of the unknown kind {shown(cls)}")
     if cls.name != "UntypedStorage" and cls.name not in _STORAGES:
         raise FormatError(f"a storage of it is of the unknown kind {cls.dotted}")
     first = 0
@@ -82,7 +83,7 @@ def read_storage(value: Value) -> Storage | None:
             raise FormatError("a storage of it is a view of another in a way that torch never wrote")
         first = pid[5][1]
     if not (isinstance(key, (str, int)) and isinstance(location, str) and _count(numel)):
-        raise FormatError(f"a storage of it has no sensible key, device or size: {_shown(pid[2:5])}")
+        raise FormatError(f"a storage of it has no sensible key, device or size: {shown(pid[2:5])}")
     return Storage(str(key), _STORAGES.get(cls.name), str(location), numel, first)
 
 
@@ -103,7 +104,7 @@ def read_tensor(value: Value) -> TensorRecord | None:
     if not (
         _count(offset) and _counts(shape) and _counts(strides) and len(shape) == len(strides) <= _MAX_RANK
     ):
-        raise FormatError(f"a tensor of it has an absurd offset, shape or stride: {_shown(args[1:4])}")
+        raise FormatError(f"a tensor of it has an absurd offset, shape or stride: {shown(args[1:4])}")
     dtype = storage.dtype
     if core.is_call_of("torch._utils._rebuild_tensor_v3"):
         named = args[6] if len(args) > 6 else None
@@ -138,8 +139,20 @@ def _counts(value: Value) -> bool:
     return isinstance(value, (tuple, list)) and all(_count(item) for item in value)
 
 
-def _shown(value: Value) -> str:
-    text = value.dotted if isinstance(value, Global) else repr(value)
+def shown(value: Value, levels: int = 2) -> str:
+    """A value in few words; whatever hangs below it, this takes no time."""
+    if isinstance(value, Global):
+        text = value.dotted
+    elif isinstance(value, tuple) and levels and len(value) <= 8:
+        text = f"({', '.join(shown(item, levels - 1) for item in value)})"
+    elif value is None or isinstance(value, (bool, float)):
+        text = repr(value)
+    elif isinstance(value, int):
+        text = str(value) if value.bit_length() < 200 else "a number without end"
+    elif isinstance(value, str):
+        text = repr(str(value[:80]))
+    else:
+        text = f"a {type(value).__name__.lower()}"
     return text if len(text) <= 80 else text[:77] + "..."
 
 
