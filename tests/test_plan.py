@@ -98,6 +98,15 @@ def test_a_given_dtype_casts_layers_and_other_floats_but_nothing_else() -> None:
     }
 
 
+def test_what_is_no_tensor_is_not_counted_as_one() -> None:
+    plan = plan_fold(nested(), "torch")
+    assert [state["tensors"] for state in plan.to_dict()["state_dicts"]] == [2, 1, 1]
+    values = [
+        step.name for step in plan.state_dicts[0].steps if isinstance(step, Keep) and not step.is_tensor
+    ]
+    assert values == ["epoch", "model", "optimizer", "ema", "mode"]
+
+
 def test_plans_are_frozen_data_and_equal_plans_are_equal() -> None:
     plan = plan_fold(gan(), "torch")
     assert plan == plan_fold(gan(), "torch")
@@ -188,6 +197,42 @@ def test_what_is_no_tensor_in_a_state_dict_is_left_out_of_safetensors_and_listed
     state = replace(state, entries=(*state.entries, Entry("steps", None)))
     plan = plan_fold(tree(state), "safetensors")
     assert [(item.path, "no tensor" in item.why) for item in plan.dropped] == [("model.steps", True)]
+
+
+def nested() -> Tree:
+    """A dict with a tensor in it is a state dict itself, beside the one that it holds."""
+    root = state_at("", ("step", ()), BIAS)
+    inner = tuple(Entry(name, None) for name in ("epoch", "model", "optimizer", "ema", "mode"))
+    return tree(
+        replace(root, entries=(*root.entries, *inner)),
+        state_at("model", *pair("weight")),
+        state_at("ema.model", BIAS),
+        optimizers=("optimizer",),
+        siblings=(Sibling("ema.decay", "float"),),
+    )
+
+
+def test_a_state_dict_alone_has_no_other_state_dict_or_optimizer_in_it() -> None:
+    plan = plan_fold(nested(), "torch", only=".")
+    assert names(plan) == {"": ["step", "bias", "epoch", "mode"]}
+    assert dropped(plan) == ["model", "ema.model", "optimizer", "ema.decay"]
+    plan = plan_fold(nested(), "safetensors", only=".")
+    assert names(plan) == {"": ["step", "bias"]}
+    assert dropped(plan) == ["model", "ema.model", "optimizer", "ema.decay", "epoch", "mode"]
+    plan = plan_fold(nested(), "torch", only="model")
+    assert names(plan) == {"model": ["weight"]}
+    assert dropped(plan) == [".", "ema.model", "optimizer", "ema.decay"]
+
+
+def test_a_state_dict_with_others_in_it_keeps_them_where_all_is_kept() -> None:
+    plan = plan_fold(nested(), "torch")
+    assert names(plan)[""] == ["step", "bias", "epoch", "model", "optimizer", "ema", "mode"]
+    assert dropped(plan) == ["optimizer"]
+
+
+def test_two_state_dicts_at_one_path_are_refused() -> None:
+    with pytest.raises(LayerError, match=r"two state dicts at a\.b"):
+        plan_fold(tree(state_at("a.b", BIAS), state_at("a.b", *pair("weight"))), "torch")
 
 
 # -- the optimizer

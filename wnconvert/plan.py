@@ -6,6 +6,7 @@ it, and ``wnconvert.convert`` runs exactly it.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
@@ -26,6 +27,7 @@ class Keep:
     name: str
     source: str
     dtype: DType | None = None
+    is_tensor: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +55,11 @@ class PlannedStateDict:
 
     path: str
     steps: tuple[Step, ...]
+
+    @property
+    def tensors(self) -> tuple[Step, ...]:
+        """The steps that put a tensor."""
+        return tuple(step for step in self.steps if isinstance(step, Fold) or step.is_tensor)
 
     @property
     def folds(self) -> tuple[Fold, ...]:
@@ -97,7 +104,7 @@ class Plan:
             "container": self.container,
             "layers": [describe_layer(path, fold) for path, fold in self.layers],
             "state_dicts": [
-                {"path": planned.path, "tensors": len(planned.steps), "layers": len(planned.folds)}
+                {"path": planned.path, "tensors": len(planned.tensors), "layers": len(planned.folds)}
                 for planned in self.state_dicts
             ],
             "dropped": [{"path": item.path, "why": item.why} for item in self.dropped],
@@ -137,30 +144,35 @@ def plan_fold(
     chosen = _choose(tree, only)
     found = {state.path: _find(state, selection) for state in chosen}
     _check_selection(selection, found.values())
-    if container == "safetensors":
-        chosen = (_the_one(chosen, found),)
+    alone = container == "safetensors" or only is not None
+    if alone:
+        chosen = (_without_others(_the_one(chosen, found), tree),)
     _check_refused({state.path: found[state.path].refused for state in chosen})
+    not_tensors: tuple[Dropped, ...] = ()
+    if container == "safetensors":
+        not_tensors = tuple(_not_tensors(chosen[0]))
+        chosen = (replace(chosen[0], entries=tuple(entry for entry in chosen[0].entries if entry.tensor)),)
     planned = tuple(
         PlannedStateDict(state.path, _fold_steps(state, found[state.path].layers, dtype)) for state in chosen
     )
-    alone = chosen[0].path if container == "safetensors" or only is not None else None
-    changed = any(item.folds for item in planned)
+    dropped: tuple[Dropped, ...] = ()
+    if alone:
+        dropped = _dropped_beside(tree, chosen[0])
+    elif any(item.folds for item in planned) and not keep_optimizer:
+        dropped = _dropped_optimizers(tree)
     plan = Plan(
         "fold",
         container,
         planned,
-        only=alone,
-        dropped=(
-            *_dropped(tree, alone, drop_optimizer=changed and not keep_optimizer),
-            *(_not_tensors(chosen[0]) if container == "safetensors" else ()),
-        ),
+        only=chosen[0].path if alone else None,
+        dropped=(*dropped, *not_tensors),
         notes=(
             *tree.notes,
             *(note for state in chosen for note in _notes(found[state.path])),
             *(_tie_notes(chosen[0], planned[0]) if container == "safetensors" else ()),
         ),
     )
-    return replace(plan, record=_record(tree, plan))
+    return replace(plan, record=_record(tree, plan, chosen))
 
 
 def metadata_gone(planned: PlannedStateDict) -> set[str]:
@@ -180,6 +192,9 @@ def metadata_gone(planned: PlannedStateDict) -> set[str]:
 
 
 def _choose(tree: Tree, only: str | None) -> tuple[StateDict, ...]:
+    for path, count in Counter(state.path for state in tree.state_dicts).items():
+        if count > 1:
+            raise LayerError(f"there are two state dicts at {path}", fix="rename a key that has a dot in it")
     if only is None:
         return tree.state_dicts
     chosen = tuple(state for state in tree.state_dicts if _shown(state) == only)
@@ -280,7 +295,8 @@ def _fold_steps(state: StateDict, layers: Sequence[Layer], dtype: DType | None) 
     for entry in state.entries:
         layer = half_of.get(entry.name)
         if layer is None:
-            steps[entry.name] = Keep(entry.name, entry.name, _cast(entry, dtype))
+            is_tensor = entry.tensor is not None
+            steps[entry.name] = Keep(entry.name, entry.name, _cast(entry, dtype), is_tensor)
         elif layer.name not in steps:
             steps[layer.name] = Fold(layer, dtype or layer.v.dtype)
     return tuple(steps.values())
@@ -292,49 +308,55 @@ def _cast(entry: Entry, dtype: DType | None) -> DType | None:
     return dtype if dtype != entry.tensor.info.dtype else None
 
 
-def _dropped(tree: Tree, alone: str | None, *, drop_optimizer: bool) -> tuple[Dropped, ...]:
-    if alone is not None:
-        states = (_shown(state) for state in tree.state_dicts if state.path != alone)
-        others = (*states, *tree.optimizers, *(sibling.path for sibling in tree.siblings))
-        return tuple(Dropped(path, f"only {alone or 'the state dict'} is kept") for path in others)
-    if drop_optimizer:
-        return tuple(
-            Dropped(
-                path,
-                "its state is by position, and folding changed the parameters (--keep-optimizer keeps it)",
-            )
-            for path in tree.optimizers
-        )
-    return ()
+def _without_others(state: StateDict, tree: Tree) -> StateDict:
+    """A state dict without the keys that lead to others: ``{"step": tensor, "model": {…}}`` has two."""
+    leading: set[str] = set()
+    for path in (*(other.path for other in tree.state_dicts if other.path != state.path), *tree.optimizers):
+        while path not in leading:
+            leading.add(path)
+            path = path.rpartition(".")[0]  # noqa: PLW2901 - up to the root
+    kept = (entry for entry in state.entries if entry.tensor or _below(state, entry) not in leading)
+    return replace(state, entries=tuple(kept))
+
+
+def _below(state: StateDict, entry: Entry) -> str:
+    return f"{state.path}.{entry.name}" if state.path else entry.name
+
+
+def _dropped_beside(tree: Tree, alone: StateDict) -> tuple[Dropped, ...]:
+    states = (_shown(state) for state in tree.state_dicts if state.path != alone.path)
+    others = (*states, *tree.optimizers, *(sibling.path for sibling in tree.siblings))
+    return tuple(Dropped(path, f"only {alone.path or 'the state dict'} is kept") for path in others)
+
+
+def _dropped_optimizers(tree: Tree) -> tuple[Dropped, ...]:
+    why = "its state is by position, and folding changed the parameters (--keep-optimizer keeps it)"
+    return tuple(Dropped(path, why) for path in tree.optimizers)
 
 
 def _not_tensors(state: StateDict) -> Iterable[Dropped]:
     for entry in state.entries:
         if entry.tensor is None:
-            path = f"{state.path}.{entry.name}" if state.path else entry.name
-            yield Dropped(path, "it is no tensor, and a safetensors file holds tensors alone")
+            yield Dropped(_below(state, entry), "it is no tensor, and a safetensors file holds tensors alone")
 
 
-def _record(tree: Tree, plan: Plan) -> tuple[Mapping[str, Any], ...]:
+def _record(tree: Tree, plan: Plan, chosen: Sequence[StateDict]) -> tuple[Mapping[str, Any], ...]:
     """The record of the output: earlier steps on the state dicts that it keeps, and this fold.
 
     A step holds, by path in the output, what ``split`` needs to give each pair its names, shapes and
-    places (among all keys) back.
+    places (among all keys that the output keeps) back.
     """
-    alone = plan.container == "safetensors"
-    kept = {planned.path: "" if alone else planned.path for planned in plan.state_dicts}
+    kept = {state.path: "" if plan.container == "safetensors" else state.path for state in chosen}
     steps = []
     for step in tree.record:
         of_states = {kept[path]: layers for path, layers in step["state_dicts"].items() if path in kept}
         if of_states:
             steps.append({**step, "state_dicts": of_states})
     folded = {}
-    states = {state.path: state for state in tree.state_dicts}
-    for planned in plan.state_dicts:
-        entries = [entry for entry in states[planned.path].entries if entry.tensor or not alone]
-        place = {entry.name: index for index, entry in enumerate(entries)}
+    for state, planned in zip(chosen, plan.state_dicts, strict=True):
+        place = {entry.name: index for index, entry in enumerate(state.entries)}
         if planned.folds:
-            folded[kept[planned.path]] = [_fold_origin(fold.layer, place) for fold in planned.folds]
+            folded[kept[state.path]] = [_fold_origin(fold.layer, place) for fold in planned.folds]
     return (*steps, *([{"verb": "fold", "state_dicts": folded}] if folded else ()))
 
 

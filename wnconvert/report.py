@@ -82,7 +82,7 @@ def _cell(column: str, value: Any) -> str:
 def _counts(plan: Plan) -> str:
     steps = [step for planned in plan.state_dicts for step in planned.steps]
     cast = sum(isinstance(step, Keep) and step.dtype is not None for step in steps)
-    kept = sum(isinstance(step, Keep) for step in steps) - cast
+    kept = sum(isinstance(step, Keep) and step.is_tensor for step in steps) - cast
     counts = [f"{_number(len(plan.layers), 'layer')} folded"]
     if cast:
         counts.append(f"{_number(cast, 'tensor')} cast")
