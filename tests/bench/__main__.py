@@ -58,7 +58,7 @@ def _mib(size: int) -> str:
 
 
 def _fold(source: Path, target: Path) -> Command:
-    return [WNCONVERT, "fold", source, "-o", target, "--quiet"]
+    return [WNCONVERT, "fold", source, "-o", target]
 
 
 def _usual(source: Path, target: Path) -> Command:

@@ -16,6 +16,9 @@ from pathlib import Path
 
 Command = Sequence[str | Path]
 
+# Installed packages are compiled; without this a source tree would be compiled in every run.
+_ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+
 
 @dataclass(frozen=True, slots=True)
 class Runs:
@@ -33,7 +36,7 @@ def run(command: Command, *, target: Path | None = None, memory: bool = False) -
     """Run a command that must succeed; what it wrote to ``target`` is removed."""
     os.sync()  # what other runs have left to be written is not this one's time
     began = time.perf_counter()
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, env=_ENVIRONMENT) as process:
         most = _most_anonymous(process) if memory else 0
         code = process.wait()
         seconds = time.perf_counter() - began
