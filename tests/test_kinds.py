@@ -23,7 +23,7 @@ def kinds_of(module: torch.nn.Module) -> dict[str, int]:
 def test_torchs_own_reparameterizations_are_told_apart() -> None:
     nn = torch.nn
     legacy = nn.utils.spectral_norm(nn.Linear(4, 4))
-    pruned = prune.l1_unstructured(nn.Conv1d(4, 4, 3), "weight", amount=3)
+    pruned = prune.l1_unstructured(nn.Conv1d(4, 4, 3), "weight", amount=3)  # type: ignore[no-untyped-call]
     spectral = nn.utils.parametrizations.spectral_norm(nn.Linear(4, 4))
     orthogonal = nn.utils.parametrizations.orthogonal(nn.Linear(4, 4))
     stacked = nn.utils.parametrizations.spectral_norm(nn.utils.parametrizations.weight_norm(nn.Linear(4, 4)))

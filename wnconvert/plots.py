@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from wnconvert.errors import ArgumentError, OutputError
+from wnconvert.atomic import staged
+from wnconvert.errors import ArgumentError
 from wnconvert.inspection import Inspection, moves
 from wnconvert.tables import shortened
 
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["plot_magnitudes"]
 
 _SUFFIXES = (".png", ".svg")
+_NO_DATE = {".svg": {"Date": None}}  # the same magnitudes give the same picture
 _NAMED = 150  # so many names can be read one below the other; beyond, every few are named
 _LINES_NAMED = 8
 _ROW_INCHES = 0.16
@@ -26,7 +29,8 @@ def plot_magnitudes(found: Sequence[Inspection], path: str | Path) -> None:
     """Draw |g| per layer on a log axis into a ``.png`` or ``.svg``; several files become lines over files.
 
     A layer is a box of quartiles with whiskers to its least and greatest |g|. Raises ``ArgumentError`` for
-    another suffix, where matplotlib is not installed, or where there is nothing to draw.
+    another suffix, where matplotlib is not installed, or where there is nothing to draw; a picture that is
+    there is replaced.
     """
     if Path(path).suffix not in _SUFFIXES:
         raise ArgumentError(f"{path} is neither a .png nor an .svg", fix="--plot FILE.png")
@@ -43,10 +47,10 @@ def plot_magnitudes(found: Sequence[Inspection], path: str | Path) -> None:
     else:
         figure = Figure(figsize=(9, 5), layout="constrained")
         _lines(figure.subplots(), found)
-    try:
-        figure.savefig(path, dpi=150)
-    except OSError as error:
-        raise OutputError(f"it cannot be written ({error.strerror})", where=str(path)) from error
+    drawing = io.BytesIO()
+    figure.savefig(drawing, format=Path(path).suffix[1:], dpi=150, metadata=_NO_DATE.get(Path(path).suffix))
+    with staged(Path(path), force=True) as target:
+        target.write(drawing.getvalue(), 0)
 
 
 def _boxes(axes: Axes, found: Inspection) -> None:
