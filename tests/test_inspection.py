@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,10 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 from tests.golden import FIXTURES, ROOT
-from wnconvert.errors import InputError
+from wnconvert.errors import ArgumentError, InputError
 from wnconvert.files import fold_file
 from wnconvert.inspection import Inspection, inspect_file, moves
+from wnconvert.state_dict import inspect_state_dict
 from wnconvert.stats import LayerStats
 
 REAL = ROOT.parent / "shared" / "real"
@@ -226,3 +228,29 @@ def test_what_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
     (tmp_path / "page.pt").write_text("<!DOCTYPE html><html></html>")
     with pytest.raises(InputError, match="web page"):
         inspect_file(tmp_path / "page.pt")
+
+
+def test_a_state_dict_in_memory_shows_what_its_file_shows() -> None:
+    state = torch.load(FIXTURES / "g_02500000", weights_only=True)["generator"]
+    found, on_disk = inspect_state_dict(state, full=True), inspect_file(FIXTURES / "g_02500000", full=True)
+    assert [replace(layer, state_dict="") for layer in on_disk.layers] == list(found.layers)
+    assert (found.parameters, found.bytes) == (on_disk.parameters, on_disk.state_dicts[0].bytes)
+
+
+def test_tied_tensors_in_memory_are_known_and_equal_ones_are_not_tied() -> None:
+    g, v = torch.ones(2, 1), torch.ones(2, 3)
+    state = {
+        "a.weight_g": g,
+        "a.weight_v": v,
+        "b.weight_g": g,
+        "b.weight_v": v,
+        "c.weight_g": g.clone(),
+        "c.weight_v": v,
+    }
+    flags = {layer.name: layer.flags for layer in inspect_state_dict(state).layers}
+    assert flags == {"a.weight": ("tied to b.weight",), "b.weight": ("tied to a.weight",), "c.weight": ()}
+
+
+def test_a_whole_checkpoint_is_no_state_dict() -> None:
+    with pytest.raises(ArgumentError, match="a state dict at 'generator'"):
+        inspect_state_dict(torch.load(FIXTURES / "g_02500000", weights_only=True))

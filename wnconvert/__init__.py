@@ -23,8 +23,9 @@ if TYPE_CHECKING:
         WnconvertError,
     )
     from wnconvert.files import fold_file
+    from wnconvert.inspection import Inspection, inspect_file
     from wnconvert.plan import Plan
-    from wnconvert.state_dict import fold_state_dict
+    from wnconvert.state_dict import fold_state_dict, inspect_state_dict
 
 __version__ = "0.1.0"
 
@@ -32,6 +33,7 @@ __all__ = [
     "ArgumentError",
     "FormatError",
     "InputError",
+    "Inspection",
     "LayerError",
     "NumbersError",
     "OutputError",
@@ -42,12 +44,17 @@ __all__ = [
     "__version__",
     "fold_file",
     "fold_state_dict",
+    "inspect_file",
+    "inspect_state_dict",
 ]
 
 # Where each name comes from; looked up on first use, so that `wnconvert --help` does not import numpy.
 _HOMES = {
     "fold_file": "files",
     "fold_state_dict": "state_dict",
+    "inspect_file": "inspection",
+    "inspect_state_dict": "state_dict",
+    "Inspection": "inspection",
     "Plan": "plan",
     "Result": "convert",
 }

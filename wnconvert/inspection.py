@@ -259,9 +259,8 @@ def _rows(
 
 
 def _views(tensors: Mapping[str, StoredTensor], g: str, v: str) -> object:
-    """Equal for two layers that are tied; names where nothing is stored (views of memory have no place)."""
-    views = tensors[g].view, tensors[v].view
-    return views if tensors[v].storage.size else (g, v)
+    """Equal for two layers that are tied."""
+    return tensors[g].view, tensors[v].view
 
 
 def _plain_siblings(tensors: Mapping[str, StoredTensor], found: Found) -> Iterator[str]:
@@ -352,11 +351,8 @@ def _kinds(tree: Tree) -> Iterator[KindSummary]:
 
 
 def _bytes_of(tensors: Iterable[StoredTensor]) -> int:
-    """Bytes that tensors take; a shared storage once, tensors in memory each by its own size."""
-    every = list(tensors)
-    storages = {tensor.storage for tensor in every}
-    stored = sum(storage.size for storage in storages)
-    return stored or sum(tensor.info.nbytes for tensor in every)
+    """Bytes that tensors take, a shared storage counted once."""
+    return sum(storage.size for storage in {tensor.storage for tensor in tensors})
 
 
 def _with_pickle(found: Inspection, checkpoint: Checkpoint) -> Inspection:

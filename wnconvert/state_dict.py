@@ -1,29 +1,26 @@
 """The verbs on a state dict in memory: a mapping of names to torch tensors or numpy arrays.
 
-torch is used only where the values are torch's, and so it is imported already. CPU tensors are viewed as
-numpy arrays without a copy; others come to the CPU, and their weights go back to their device.
+No torch is needed for numpy arrays (:mod:`wnconvert.values`).
 """
 
 from __future__ import annotations
 
-import sys
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import numpy as np
-
-from wnconvert.blocks import Array
 from wnconvert.dims import AUTO
-from wnconvert.errors import ArgumentError, LayerError
+from wnconvert.errors import ArgumentError
+from wnconvert.inspection import Inspection, inspect_tree
 from wnconvert.options import dtype_of, numbers_of, selection_of
 from wnconvert.plan import Fold, PlannedStateDict, metadata_gone, plan_fold
 from wnconvert.policy import Problem, raise_problems
 from wnconvert.rounding import cast, count_overflow
-from wnconvert.tensors import DTYPES, ByteRange, Entry, StateDict, StoredTensor, TensorInfo, Tree
+from wnconvert.tensors import Entry, StateDict, Tree
+from wnconvert.values import InMemory, array_of, made_like, stored_tensor, view_of
 from wnconvert.weightnorm import fold_with_report
 
-__all__ = ["fold_state_dict"]
+__all__ = ["fold_state_dict", "inspect_state_dict"]
 
 
 def fold_state_dict(
@@ -46,53 +43,77 @@ def fold_state_dict(
     Raises ``LayerError`` for layers that are refused, ``NumbersError`` for their numbers and
     ``ArgumentError`` where there is no tensor in ``state_dict``, but in a mapping inside it.
 
+    >>> import numpy as np
     >>> folded = fold_state_dict({"conv.weight_g": np.float32([[10]]), "conv.weight_v": np.float32([[3, 4]])})
     >>> folded
     {'conv.weight': array([[6., 8.]], dtype=float32)}
     """
-    entries = tuple(Entry(str(name), _stored(str(name), value)) for name, value in state_dict.items())
-    if not any(entry.tensor for entry in entries):
-        _refuse_nested(state_dict)
+    tree, values = _tree(state_dict)
     numbers = numbers_of(zero_rows, allow_nonfinite=allow_nonfinite)
-    plan = plan_fold(
-        Tree((StateDict("", entries),)),
-        "torch",
-        selection=selection_of(layers, exclude, dim),
-        dtype=dtype_of(dtype),
-    )
-    (planned,) = plan.state_dicts
-    values = {str(name): value for name, value in state_dict.items()}
+    selection = selection_of(layers, exclude, dim)
+    (planned,) = plan_fold(tree, "torch", selection=selection, dtype=dtype_of(dtype)).state_dicts
     folded: dict[str, Any] = OrderedDict() if isinstance(state_dict, OrderedDict) else {}
     made: dict[object, Any] = {}  # what is tied stays tied
     problems: list[tuple[str, tuple[Problem, ...]]] = []
     for step in planned.steps:
         if isinstance(step, Fold):
             g, v = values[step.layer.g.name], values[step.layer.v.name]
-            key: object = (_view(g), _view(v), step.dtype)
+            key: object = (view_of(g), view_of(v), step.dtype)
             if key not in made:
-                w, report = fold_with_report(_array(v), _array(g), step.layer.dim, dtype=step.dtype)
+                w, report = fold_with_report(array_of(v), array_of(g), step.layer.dim, dtype=step.dtype)
                 problems.append((f"layer {step.name}", numbers.problems(report)))
-                made[key] = _like(v, w)
-        else:
+                made[key] = made_like(v, w)
+            folded[step.name] = made[key]
+        elif step.dtype is not None:
             value = values[step.source]
-            key = (_view(value), step.dtype)
-            if step.dtype is None:
-                made[key] = value
-            elif key not in made:
-                before = _array(value)
+            key = (view_of(value), step.dtype)
+            if key not in made:
+                before = array_of(value)
                 after = cast(before, step.dtype)
                 problems.append((step.name, numbers.cast_problems(count_overflow(before, after), step.dtype)))
-                made[key] = _like(value, after)
-        folded[step.name] = made[key]
+                made[key] = made_like(value, after)
+            folded[step.name] = made[key]
+        else:
+            folded[step.name] = values[step.source]
     raise_problems(problems)
     _keep_metadata(state_dict, folded, planned)
     return folded
 
 
+def inspect_state_dict(
+    state_dict: Mapping[str, Any],
+    *,
+    layers: Iterable[str] = (),
+    full: bool = False,
+    all_weights: bool = False,
+) -> Inspection:
+    """Inspect a state dict in memory: its layers, their magnitudes, what folding it would do.
+
+    Values and options as for ``fold_state_dict`` and ``inspect_file``. Raises ``ArgumentError`` where there
+    is no tensor in ``state_dict``, but in a mapping inside it.
+
+    >>> import numpy as np
+    >>> found = inspect_state_dict({"weight_g": np.float32([[10]]), "weight_v": np.float32([[3, 4]])})
+    >>> found.layers[0].g.mean, found.fold
+    (10.0, 'would make 1 plain weight')
+    """
+    tree, values = _tree(state_dict)
+    return inspect_tree(tree, InMemory(values), layers=layers, full=full, all_weights=all_weights)
+
+
+def _tree(state_dict: Mapping[str, Any]) -> tuple[Tree, dict[str, Any]]:
+    """What a state dict holds by names, dtypes and shapes, and its values by name."""
+    values = {str(name): value for name, value in state_dict.items()}
+    entries = tuple(Entry(name, stored_tensor(name, value)) for name, value in values.items())
+    if not any(entry.tensor for entry in entries):
+        _refuse_nested(state_dict)
+    return Tree((StateDict("", entries),)), values
+
+
 def _refuse_nested(state_dict: Mapping[str, Any]) -> None:
     """A whole checkpoint was passed where a state dict is meant: silence would be taken for success."""
     for name, value in state_dict.items():
-        if isinstance(value, Mapping) and any(_stored("", item) for item in value.values()):
+        if isinstance(value, Mapping) and any(stored_tensor("", item) for item in value.values()):
             raise ArgumentError(
                 f"there is no tensor in it, but a state dict at {name!r}", fix=f"pass checkpoint[{name!r}]"
             )
@@ -105,75 +126,3 @@ def _keep_metadata(state_dict: Mapping[str, Any], folded: dict[str, Any], planne
         gone = metadata_gone(planned)
         kept = OrderedDict((key, value) for key, value in metadata.items() if key not in gone)
         folded._metadata = kept  # type: ignore[attr-defined]  # as torch.nn.Module.state_dict does
-
-
-# -- values
-
-
-def _is_torch(value: object) -> bool:
-    torch = sys.modules.get("torch")
-    return torch is not None and isinstance(value, torch.Tensor)
-
-
-def _stored(name: str, value: Any) -> StoredTensor | None:
-    """A value's name, dtype and shape, or None where it is no plain tensor (a sparse one is not)."""
-    if _is_torch(value):
-        plain = str(value.layout) == "torch.strided"
-        dtype, shape = DTYPES.get(str(value.dtype).removeprefix("torch.")), tuple(value.shape)
-    elif isinstance(value, (np.ndarray, np.generic)):
-        plain, dtype, shape = True, DTYPES.get(value.dtype.name), tuple(value.shape)
-    else:
-        return None
-    if dtype is None or not plain:
-        return None
-    return StoredTensor(TensorInfo(name, dtype, shape), ByteRange(0, 0), 0, ())
-
-
-def _view(value: Any) -> object:
-    """Equal for two values where they are the same elements in memory; by identity for all else."""
-    if _is_torch(value) and str(value.layout) == "torch.strided" and value.device.type != "meta":
-        return (
-            str(value.device),
-            value.data_ptr(),
-            tuple(value.shape),
-            value.stride(),
-            str(value.dtype),
-            type(value),
-        )
-    if isinstance(value, np.ndarray):
-        return ("numpy", value.ctypes.data, value.shape, value.strides, value.dtype.str)
-    return id(value)
-
-
-def _array(value: Any) -> Array:
-    """A tensor's elements as a numpy array; no copy of a CPU tensor."""
-    if not _is_torch(value):
-        return np.asarray(value)
-    import torch
-
-    if value.device.type == "meta":
-        raise LayerError(
-            "a tensor on the meta device has no numbers", fix="load the checkpoint with its data"
-        )
-    value = value.detach().cpu()
-    if value.dtype == torch.bfloat16:
-        bits: Array = value.view(torch.int16).numpy()
-        return bits.view(DTYPES["bfloat16"].numpy())
-    plain: Array = value.numpy()
-    return plain
-
-
-def _like(value: Any, array: Array) -> Any:
-    """New elements as the kind of thing that ``value`` is: a Parameter, its device, its requires_grad."""
-    if not _is_torch(value):
-        return array
-    import torch
-
-    if array.dtype == DTYPES["bfloat16"].numpy():
-        tensor = torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
-    else:
-        tensor = torch.from_numpy(array)
-    tensor = tensor.to(value.device)
-    if isinstance(value, torch.nn.Parameter):
-        return torch.nn.Parameter(tensor, requires_grad=value.requires_grad)
-    return tensor
