@@ -8,7 +8,7 @@ ones. A storage is written once, when the first record that uses it is; what not
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from wnconvert.errors import OutputError
@@ -173,7 +173,7 @@ class _Editor:
         if isinstance(step, Fold):
             g, v = tensors[step.layer.g.name], tensors[step.layer.v.name]
             where = f"{path}: layer {step.name}" if path else f"layer {step.name}"
-            work: Work = FoldLayer(g, v, step.layer.dim, step.dtype, where)
+            work: Work = FoldLayer(_nameless(g), _nameless(v), step.layer.dim, step.dtype, where)
             return self._tensor(values.get(v.info.name), v, work, step.dtype)
         stored, value = tensors.get(step.source), values.get(step.source)
         if stored is None or (value is not None and step.dtype is None):
@@ -227,6 +227,11 @@ class _Editor:
 
 
 _REBUILDS = ("torch._utils._rebuild_tensor", "torch._utils._rebuild_tensor_v2")
+
+
+def _nameless(tensor: StoredTensor) -> StoredTensor:
+    """A tensor that equals another where their bytes do: what is tied is made once."""
+    return replace(tensor, info=replace(tensor.info, name=""))
 
 
 def _storage(work: Work, nbytes: int, dtype: DType, location: str, numel: int) -> PersistentId:
