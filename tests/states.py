@@ -67,6 +67,11 @@ def new_pair(name: str, shape: Shape = (8, 4, 3), dtype: str = "float32") -> lis
     ]
 
 
+def load(path: Path) -> Any:
+    """A torch file as torch reads it."""
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
 def state_dicts(path: Path) -> dict[str, State]:
     """Every state dict of a file by its path, as torch or the safetensors library reads them."""
     content = path.read_bytes()
