@@ -9,8 +9,9 @@ from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from wnconvert.blocks import Array
 from wnconvert.dims import AUTO
-from wnconvert.errors import ArgumentError
+from wnconvert.errors import ArgumentError, LayerError
 from wnconvert.inspection import Inspection, inspect_tree
 from wnconvert.options import dtype_of, numbers_of, selection_of
 from wnconvert.plan import Fold, PlannedStateDict, metadata_gone, plan_fold
@@ -60,15 +61,17 @@ def fold_state_dict(
             g, v = values[step.layer.g.name], values[step.layer.v.name]
             key: object = (view_of(g), view_of(v), step.dtype)
             if key not in made:
-                w, report = fold_with_report(array_of(v), array_of(g), step.layer.dim, dtype=step.dtype)
-                problems.append((f"layer {step.name}", numbers.problems(report)))
+                where = f"layer {step.name}"
+                halves = _numbers(where, v), _numbers(where, g)
+                w, report = fold_with_report(*halves, step.layer.dim, dtype=step.dtype)
+                problems.append((where, numbers.problems(report)))
                 made[key] = made_like(v, w)
             folded[step.name] = made[key]
         elif step.dtype is not None:
             value = values[step.source]
             key = (view_of(value), step.dtype)
             if key not in made:
-                before = array_of(value)
+                before = _numbers(step.name, value)
                 after = cast(before, step.dtype)
                 problems.append((step.name, numbers.cast_problems(count_overflow(before, after), step.dtype)))
                 made[key] = made_like(value, after)
@@ -76,6 +79,7 @@ def fold_state_dict(
         else:
             folded[step.name] = values[step.source]
     raise_problems(problems)
+    folded.update(_not_named(state_dict))
     _keep_metadata(state_dict, folded, planned)
     return folded
 
@@ -101,13 +105,26 @@ def inspect_state_dict(
     return inspect_tree(tree, InMemory(values), layers=layers, full=full, all_weights=all_weights)
 
 
-def _tree(state_dict: Mapping[str, Any]) -> tuple[Tree, dict[str, Any]]:
+def _not_named(state_dict: Mapping[Any, Any]) -> dict[Any, Any]:
+    """What stands under a key that is no text; a file keeps it too."""
+    return {key: value for key, value in state_dict.items() if not isinstance(key, str)}
+
+
+def _tree(state_dict: Mapping[Any, Any]) -> tuple[Tree, dict[str, Any]]:
     """What a state dict holds by names, dtypes and shapes, and its values by name."""
-    values = {str(name): value for name, value in state_dict.items()}
+    values = {name: value for name, value in state_dict.items() if isinstance(name, str)}
     entries = tuple(Entry(name, stored_tensor(name, value)) for name, value in values.items())
     if not any(entry.tensor for entry in entries):
         _refuse_nested(state_dict)
     return Tree((StateDict("", entries),)), values
+
+
+def _numbers(where: str, value: Any) -> Array:
+    try:
+        return array_of(value)
+    except LayerError as error:
+        error.where = where
+        raise
 
 
 def _refuse_nested(state_dict: Mapping[str, Any]) -> None:
