@@ -24,15 +24,17 @@ from wnconvert.torch_objects import (
     TensorRecord,
     find_contents,
     get,
+    is_script_module,
     read_storage,
     read_tensor,
     shown,
 )
 from wnconvert.zips import Record, read_directory
 
-__all__ = ["TorchFile", "open_legacy", "open_zip"]
+__all__ = ["PREFIX", "TorchFile", "open_legacy", "open_zip"]
 
 MAX_PICKLE = 32 << 20  # of one text with one emoji, 32 MiB become 192 MiB while they are read
+PREFIX = "archive/"  # of the records of a new archive, as torch.save has it
 _MAX_RECORD = 8 << 20
 _CUT = "download the file again: it is cut short or damaged"
 
@@ -42,7 +44,7 @@ class TorchFile:
     """An opened torch file: its pickle as data, and where each storage's bytes lie.
 
     ``container`` is ``"torch zip"``, ``"torch legacy"`` or ``"TorchScript"``; ``records`` are the other
-    records of the archive that must not be lost; ``mark`` are its first two bytes.
+    records of the archive, which must not be lost, by their new names; ``mark`` are its first two bytes.
     """
 
     container: str
@@ -114,14 +116,19 @@ def open_zip(file: BinaryIO, size: int) -> TorchFile:
     file.seek(0)
     mark = file.read(2)
     directory = read_directory(file, size)
-    pickled = next((name for name in directory if name == "data.pkl" or name.endswith("/data.pkl")), None)
+    # The shortest: an archive may carry other files of that name in folders of its own.
+    pickled = min((name for name in directory if f"/{name}".endswith("/data.pkl")), key=len, default=None)
     if pickled is None:
         raise FormatError("a zip archive, but not one of torch (it has no data.pkl)", fix="name a checkpoint")
     prefix = pickled.removesuffix("data.pkl")
-    records = {name.removeprefix(prefix): record for name, record in directory.items()}
+    records = {
+        name.removeprefix(prefix): record for name, record in directory.items() if name.startswith(prefix)
+    }
+    outside = {name: record for name, record in directory.items() if not name.startswith(prefix)}
+    if any(name.startswith(PREFIX) for name in outside):
+        raise FormatError(f"its records lie in {prefix}, and others in {PREFIX}", fix=_CUT)
     if _content(file, records, "byteorder").strip() == b"big":
         raise FormatError("a big-endian file", fix="load and save it on a little-endian machine")
-    is_script = "constants.pkl" in records
     if records["data.pkl"].compressed:
         raise FormatError(
             "its data.pkl is compressed", fix="save it with torch.save, which does not compress"
@@ -138,10 +145,15 @@ def open_zip(file: BinaryIO, size: int) -> TorchFile:
                 raise FormatError(f"its storage {name} is compressed", fix="save it with torch.save")
             storages[name.removeprefix("data/")] = record.data
     _check_storages(pickle.root, storages)
+    is_script = "constants.pkl" in records and is_script_module(pickle.root)
+    kept = {
+        PREFIX + name: record
+        for name, record in records.items()
+        if name and name not in _OWN_RECORDS and not name.startswith((".data/", "data/"))
+    }
     others = tuple(
         Record(name, record.data, record.compressed)
-        for name, record in records.items()
-        if not is_script and name not in _OWN_RECORDS and not name.startswith((".data/", "data/"))
+        for name, record in ({} if is_script else {**kept, **outside}).items()
     )
     for record in others:
         if record.compressed:
@@ -253,7 +265,7 @@ def _check_storages(root: Value, ranges: Mapping[str, ByteRange]) -> None:
             raise FormatError(f"its storage {storage.key} is missing", fix=_CUT)
         if ranges[storage.key].size < storage.nbytes:
             raise FormatError(
-                f"its storage {storage.key} has {ranges[storage.key].size} bytes, {storage.nbytes} are needed",
+                f"its storage {storage.key} has {ranges[storage.key].size} bytes of {storage.nbytes}",
                 fix=_CUT,
             )
     for value in walk(root):
@@ -265,6 +277,6 @@ def _check_storages(root: Value, ranges: Mapping[str, ByteRange]) -> None:
         )
         if (last + 1) * record.dtype.itemsize > ranges[record.storage.key].size:
             raise FormatError(
-                f"a tensor of shape {record.shape} and strides {record.strides} reaches outside of its storage",
+                f"a tensor of shape {record.shape}, strides {record.strides} reaches outside of its storage",
                 fix=_CUT,
             )

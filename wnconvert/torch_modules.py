@@ -7,9 +7,9 @@ Parameter in the place of g and v, the cached weight and the ``WeightNorm`` hook
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from wnconvert.pickles import Value
+from wnconvert.pickles import Object, Value
 from wnconvert.plan import Fold, Keep, PlannedStateDict
 from wnconvert.torch_objects import FoundModule, get, mapping_pairs, weight_norm_hook, with_pairs
 
@@ -22,36 +22,64 @@ def module_edits(
     """The records that stand in the place of old ones, by ``id``; ``value_of`` makes a step's tensor."""
     steps: dict[str, Keep | Fold] = {step.name: step for step in planned.steps if isinstance(step, Keep)}
     steps |= {half.name: fold for fold in planned.folds for half in (fold.layer.g, fold.layer.v)}
-    edits: dict[int, Value] = {}
+    names: dict[int, list[str]] = {}  # a module that others share has several
+    nodes: dict[int, Object] = {}
     for module in modules:
-        state = module.node.state
-        weights: dict[str, Value] = {}
-        for kind in ("_parameters", "_buffers"):
-            pairs: dict[Value, Value] = {}
-            for key, value in mapping_pairs(get(state, kind)) or ():
-                step = steps.get(f"{module.prefix}{key}")
-                if isinstance(step, Fold):
-                    key = step.name.removeprefix(module.prefix)  # noqa: PLW2901 - both halves become w
-                    weights[key] = value_of(step)
-                pairs[key] = value if step is None or value is None else value_of(step)
-            if pairs:
-                edits[id(get(state, kind))] = with_pairs(get(state, kind), list(pairs.items()))
-        if weights:
-            edits |= _attribute_edits(state, weights)
+        names.setdefault(id(module.node), []).append(module.prefix)
+        nodes[id(module.node)] = module.node
+    edits: dict[int, Value] = {}
+    for key, node in nodes.items():
+        edits |= _module_edits(node.state, names[key], steps, value_of)
     return edits
+
+
+def _module_edits(
+    state: Value,
+    prefixes: Sequence[str],
+    steps: Mapping[str, Keep | Fold],
+    value_of: Callable[[Keep | Fold], Value],
+) -> dict[int, Value]:
+    edits: dict[int, Value] = {}
+    weights: dict[str, Value] = {}
+    for kind in ("_parameters", "_buffers"):
+        pairs: list[tuple[Value, Value]] = []
+        for key, value in mapping_pairs(get(state, kind)) or ():
+            step = _step_of(key, prefixes, steps)
+            if isinstance(step, Fold):
+                name = step.name.rpartition(".")[2]
+                if name not in weights:  # both halves become w
+                    weights[name] = value_of(step)
+                    pairs.append((name, weights[name]))
+            else:
+                pairs.append((key, value if step is None or value is None else value_of(step)))
+        if pairs:
+            edits[id(get(state, kind))] = with_pairs(get(state, kind), pairs)
+    if weights:
+        edits |= _attribute_edits(state, weights)
+    return edits
+
+
+def _step_of(key: Value, prefixes: Sequence[str], steps: Mapping[str, Keep | Fold]) -> Keep | Fold | None:
+    """What becomes of a module's tensor: folded where any of its names is."""
+    found = [steps[name] for prefix in prefixes if isinstance(key, str) and (name := prefix + key) in steps]
+    return next((step for step in found if isinstance(step, Fold)), found[0] if found else None)
 
 
 def _attribute_edits(state: Value, weights: Mapping[str, Value]) -> dict[int, Value]:
     """A module's own record without cached weights, its hooks, and an RNN's flat weights."""
     edits: dict[int, Value] = {}
-    edits[id(state)] = with_pairs(
-        state, [pair for pair in mapping_pairs(state) or () if pair[0] not in weights]
-    )
+    kept = [pair for pair in mapping_pairs(state) or () if not _is_one_of(pair[0], weights)]
+    edits[id(state)] = with_pairs(state, kept)
     hooks = get(state, "_forward_pre_hooks")
     if pairs := mapping_pairs(hooks):
         kept = [pair for pair in pairs if (weight_norm_hook(pair[1]) or ("",))[0] not in weights]
         edits[id(hooks)] = with_pairs(hooks, kept)
     flat, names = get(state, "_flat_weights"), get(state, "_flat_weights_names")
     if isinstance(flat, list) and isinstance(names, list) and len(flat) == len(names):
-        edits[id(flat)] = [weights.get(name, value) for name, value in zip(names, flat, strict=True)]
+        both = zip(names, flat, strict=True)
+        edits[id(flat)] = [weights[name] if _is_one_of(name, weights) else value for name, value in both]
     return edits
+
+
+def _is_one_of(name: Value, weights: Mapping[str, Value]) -> bool:
+    return isinstance(name, str) and name in weights

@@ -7,11 +7,11 @@ spellings: ``torch/_utils.py`` (``_rebuild_tensor_v2`` and friends), ``torch/ser
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from wnconvert.errors import FormatError
-from wnconvert.pickles import Dict, Global, Object, PersistentId, Value
+from wnconvert.pickles import Dict, Global, Object, PersistentId, Set, Value
 from wnconvert.tensors import DTYPES, DType
 
 __all__ = ["Contents", "FoundModule", "FoundOptimizer", "FoundStateDict", "Storage", "TensorRecord"]
@@ -82,7 +82,7 @@ def read_storage(value: Value) -> Storage | None:
         if not (isinstance(pid[5], tuple) and len(pid[5]) == 3 and _count(pid[5][1])):
             raise FormatError("a storage of it is a view of another in a way that torch never wrote")
         first = pid[5][1]
-    if not (isinstance(key, (str, int)) and isinstance(location, str) and _count(numel)):
+    if not ((isinstance(key, str) or _count(key)) and isinstance(location, str) and _count(numel)):
         raise FormatError(f"a storage of it has no sensible key, device or size: {shown(pid[2:5])}")
     return Storage(str(key), _STORAGES.get(cls.name), str(location), numel, first)
 
@@ -318,32 +318,67 @@ def _class_of(value: Value) -> str:
     return cls.dotted if isinstance(cls, Global) else ""
 
 
-def _module_state(keys: tuple[str, ...], root: Object) -> FoundStateDict:
+class _Names:
+    """What the names of a file may take: references make many and long ones out of few bytes."""
+
+    def __init__(self) -> None:
+        self.left = 16 << 20  # 100,000 tensors with names of 80 letters take 14 MiB
+
+    def spend(self, *names: str) -> None:
+        self.left -= sum(len(name) for name in names) + 64
+        if self.left < 0:
+            raise FormatError("its names take more than any checkpoint needs", fix="do not trust this file")
+
+
+def _module_state(keys: tuple[str, ...], root: Object, names: _Names) -> FoundStateDict:
     """A pickled module as its ``state_dict()`` would be, in torch's order."""
     items: list[tuple[str, Value]] = []
     modules: list[FoundModule] = []
-    todo: list[tuple[str, Object]] = [("", root)]
-    seen: set[int] = set()
+    todo: list[tuple[str, Object, frozenset[int]]] = [("", root, frozenset())]
     while todo:
-        prefix, node = todo.pop()
+        prefix, node, above = todo.pop()
+        names.spend(prefix)
         modules.append(FoundModule(prefix, node))
-        seen.add(id(node))  # a module that contains itself is not followed twice
-        if is_script_module(node):
-            pairs = node.state.pairs
-            children = [(key, value) for key, value in pairs if is_script_module(value)]
-            items += [(prefix + key, value) for key, value in pairs if read_tensor(value)]
-        else:
-            transient = get(node.state, "_non_persistent_buffers_set")
-            hidden = list(getattr(transient, "items", ()))
-            children = [
-                pair for pair in mapping_pairs(get(node.state, "_modules")) or () if is_module(pair[1])
-            ]
-            for kind in ("_parameters", "_buffers"):
-                for key, value in mapping_pairs(get(node.state, kind)) or ():
-                    if isinstance(key, str) and value is not None and key not in hidden:
-                        items.append((prefix + key, value))
-        todo += [(f"{prefix}{key}.", item) for key, item in reversed(children) if id(item) not in seen]
+        tensors, children = _parts_of(node)
+        for key, value in tensors:
+            names.spend(prefix, key)
+            items.append((prefix + key, value))
+        above |= {
+            id(node)
+        }  # a module under two names has its keys twice; one that contains itself ends there
+        todo += [
+            (f"{prefix}{key}.", item, above) for key, item in reversed(children) if id(item) not in above
+        ]
     return FoundStateDict(keys, root, tuple(items), tuple(modules))
+
+
+def _parts_of(node: Object) -> tuple[list[tuple[str, Value]], list[tuple[str, Object]]]:
+    """The own parameters and buffers of a module, and its children."""
+    if is_script_module(node):
+        pairs = _named(node.state)
+        tensors = [(key, value) for key, value in pairs if read_tensor(value)]
+        return tensors, [(key, value) for key, value in pairs if is_script_module(value)]
+    hidden = _set_items(get(node.state, "_non_persistent_buffers_set"))
+    tensors = [
+        (key, value)
+        for kind in ("_parameters", "_buffers")
+        for key, value in _named(get(node.state, kind))
+        if value is not None and not (kind == "_buffers" and key in hidden)
+    ]
+    return tensors, [(key, value) for key, value in _named(get(node.state, "_modules")) if is_module(value)]
+
+
+def _named(value: Value) -> list[tuple[str, Value]]:
+    """The pairs of a mapping whose keys are strings."""
+    return [(str(key), item) for key, item in mapping_pairs(value) or () if isinstance(key, str)]
+
+
+def _set_items(value: Value) -> set[str]:
+    """The strings in a set."""
+    items: Value = value.items if isinstance(value, Set) else ()
+    if isinstance(value, Object) and value.is_call_of("builtins.set", "__builtin__.set") and value.args:
+        items = value.args[0]  # protocols 0 to 3
+    return {item for item in items if isinstance(item, str)} if isinstance(items, (list, tuple)) else set()
 
 
 # -- finding
@@ -359,7 +394,7 @@ def _children(value: Value) -> Iterator[tuple[str, Value, Value]]:
             yield str(index), value, item
         return
     for key, item in mapping_pairs(value) or ():
-        if isinstance(key, (str, int)):
+        if isinstance(key, str) or (isinstance(key, int) and key.bit_length() < 64):
             yield str(key), value, item
     if isinstance(value, Object) and isinstance(value.state, Dict):
         for key, item in value.state.pairs:
@@ -392,48 +427,98 @@ class Contents:
     siblings: tuple[tuple[str, Value], ...]
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Place:
+    """A key below another place; linked, so that a million of them stay small."""
+
+    above: _Place | None
+    key: str
+
+    @property
+    def way(self) -> list[_Place]:
+        """The places from below the root to this one."""
+        places: list[_Place] = []
+        place = self
+        while place.above is not None:
+            places.append(place)
+            place = place.above
+        return places[::-1]
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        return tuple(place.key for place in self.way)
+
+
 def find_contents(root: Value) -> Contents:
-    """Find every state dict and optimizer below ``root``, outermost first, in the order of the file."""
+    """Find every state dict and optimizer below ``root``, outermost first, in the order of the file.
+
+    Raises ``FormatError`` where two of them have one path.
+    """
     states: list[FoundStateDict] = []
-    optimizers: list[FoundOptimizer] = []
-    todo: list[tuple[tuple[str, ...], Value, Value]] = [((), None, root)]
+    optimizers: dict[int, list[FoundOptimizer]] = {}  # by the record, which two holders may share
+    top = _Place(None, "")
+    todo: list[tuple[_Place, Value, Value]] = [(top, None, root)]
     seen: set[int] = set()
-    branches: dict[tuple[str, ...], Value] = {}  # what is searched and is no state dict itself
+    branches: list[tuple[_Place, Value]] = []  # what is searched and is no state dict itself
+    ends: list[_Place] = []
+    names = _Names()
     while todo:
-        keys, holder, value = todo.pop()
-        if id(value) in seen:
+        place, holder, value = todo.pop()
+        if id(value) in seen and id(value) not in optimizers:
             continue
+        is_new = id(value) not in seen
         seen.add(id(value))
-        if is_optimizer(value):
+        if not is_new or is_optimizer(value):
             # A file that is only an optimizer has nothing that a conversion could change.
-            optimizers += [FoundOptimizer(".".join(keys), holder, value)] if keys else []
+            if place is not top:
+                ends.append(place)
+                names.spend(*place.keys)
+                found = FoundOptimizer(".".join(place.keys), holder, value)
+                optimizers.setdefault(id(value), []).append(found)
             continue
         if is_module(value) or is_script_module(value):
-            states.append(_module_state(keys, value))
+            ends.append(place)
+            names.spend(*place.keys)
+            states.append(_module_state(place.keys, value, names))
             continue
-        pairs = mapping_pairs(value) or ()
-        if any(isinstance(key, str) and read_tensor(item) for key, item in pairs):
-            items = tuple((str(key), item) for key, item in pairs if isinstance(key, str))
-            states.append(FoundStateDict(keys, value, items))
+        items = _named(value)
+        if any(read_tensor(item) for _, item in items):
+            ends.append(place)
+            names.spend(*place.keys)
+            for key, _ in items:
+                names.spend(key)
+            states.append(FoundStateDict(place.keys, value, tuple(items)))
         else:
-            branches[keys] = value
+            branches.append((place, value))
         below = [
-            ((*keys, key), direct, item)
+            (_Place(place, key), direct, item)
             for key, direct, item in _children(value)
             if isinstance(item, (tuple, list, Dict, Object)) and not read_tensor(item)
         ]
         todo += reversed(below)
-    found = {state.keys for state in states} | {tuple(item.path.split(".")) for item in optimizers}
-    return Contents(tuple(states), tuple(optimizers), tuple(_siblings(branches, found)))
+    _check_paths(states)
+    every = tuple(item for of_one in optimizers.values() for item in of_one)
+    return Contents(tuple(states), every, tuple(_siblings(branches, ends, top)))
+
+
+def _check_paths(states: Sequence[FoundStateDict]) -> None:
+    paths: set[str] = set()
+    for state in states:
+        if state.path in paths:
+            raise FormatError(
+                f"it has two state dicts at {state.path}", fix="save one of them under another key"
+            )
+        paths.add(state.path)
 
 
 def _siblings(
-    branches: Mapping[tuple[str, ...], Value], found: set[tuple[str, ...]]
+    branches: Sequence[tuple[_Place, Value]], ends: Sequence[_Place], top: _Place
 ) -> Iterator[tuple[str, Value]]:
     """What stands beside state dicts and optimizers on the way to them, and everything at the top."""
-    ways = {keys[:length] for keys in found for length in range(len(keys))} | {()}
-    for keys, value in branches.items():
-        if keys in ways:
+    led = {(id(place.above), place.key) for end in ends for place in end.way}
+    ways = {above for above, _ in led} | {id(top)}
+    for place, value in branches:
+        if id(place) in ways:
             for key, _, item in _children(value):
-                if (*keys, key) not in ways and (*keys, key) not in found:
-                    yield ".".join((*keys, key)), item
+                if (id(place), key) not in led:
+                    yield ".".join((*place.keys, key)), item

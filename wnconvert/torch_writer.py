@@ -19,7 +19,7 @@ from wnconvert.pickles import Dict, Object, PersistentId, Value, walk
 from wnconvert.plan import Fold, Keep, Plan, PlannedStateDict, metadata_gone
 from wnconvert.provenance import RECORD_NAME, write_history
 from wnconvert.tensors import DType, StoredTensor, TensorInfo, Tree, contiguous_strides
-from wnconvert.torch_file import TorchFile
+from wnconvert.torch_file import PREFIX, TorchFile
 from wnconvert.torch_modules import module_edits
 from wnconvert.torch_objects import (
     FoundStateDict,
@@ -37,8 +37,6 @@ from wnconvert.zips import MARKS, NewRecord, zip_layout
 
 __all__ = ["torch_layout"]
 
-_PREFIX = "archive/"
-
 
 def torch_layout(source: TorchFile | None, tree: Tree, plan: Plan) -> Layout:
     """Lay out the torch zip archive that ``plan`` describes.
@@ -50,7 +48,7 @@ def torch_layout(source: TorchFile | None, tree: Tree, plan: Plan) -> Layout:
     root = editor.root(plan)
     if names := dangerous_names(root):
         raise OutputError(
-            f"the file names {', '.join(names)}, which could run something where it is loaded",
+            f"the file names {', '.join(names[:6])}, which could run something where it is loaded",
             fix="-o OUT.safetensors, which holds tensors alone",
         )
     archive = _Storages(source)
@@ -58,16 +56,16 @@ def torch_layout(source: TorchFile | None, tree: Tree, plan: Plan) -> Layout:
         root, source.pickle.protocol if source else 2, lambda value: archive.take(editor.edited(value))
     )
     records = [
-        NewRecord(_PREFIX + "data.pkl", len(pickle), pickle),
-        NewRecord(_PREFIX + "byteorder", 6, b"little"),
+        NewRecord(PREFIX + "data.pkl", len(pickle), pickle),
+        NewRecord(PREFIX + "byteorder", 6, b"little"),
         *archive.records(),
-        NewRecord(_PREFIX + "version", 2, b"3\n"),
+        NewRecord(PREFIX + "version", 2, b"3\n"),
     ]
-    for other in source.records if source else ():
-        records.append(NewRecord(_PREFIX + other.name, other.data.size, CopyBytes(other.data)))
+    others = source.records if source else ()
+    records += [NewRecord(other.name, other.data.size, CopyBytes(other.data)) for other in others]
     if plan.record or tree.metadata:
         history = write_history(plan.record, tree.metadata).encode()
-        records.append(NewRecord(_PREFIX + RECORD_NAME, len(history), history))
+        records.append(NewRecord(PREFIX + RECORD_NAME, len(history), history))
     mark = source.mark if source and source.mark in MARKS else b"PK"
     return zip_layout(records, mark=mark)
 
@@ -89,7 +87,7 @@ class _Storages:
         self.sizes: list[int] = []
 
     def take(self, value: Value) -> Value:
-        """A persistent id with the number that its storage has in the new archive; other values as they are."""
+        """A persistent id with the number that its storage has in the new archive; others as they are."""
         if not isinstance(value, PersistentId) or not isinstance(value.pid, tuple) or not value.pid:
             return value
         if value.pid[0] == "module" and len(value.pid) > 1:
@@ -111,7 +109,7 @@ class _Storages:
 
     def records(self) -> Iterable[NewRecord]:
         for (work, number), size in zip(self.numbers.items(), self.sizes, strict=True):
-            yield NewRecord(f"{_PREFIX}data/{number}", size, work)
+            yield NewRecord(f"{PREFIX}data/{number}", size, work)
 
 
 class _Editor:
@@ -222,8 +220,13 @@ class _Editor:
         metadata = get(state.node.state, "_metadata") if isinstance(state.node, Object) else None
         if metadata is not None:
             gone = metadata_gone(planned)
-            kept = [pair for pair in mapping_pairs(metadata) or () if pair[0] not in gone]
-            self.edits[id(metadata)] = with_pairs(metadata, kept)
+            before = self.edited(metadata)  # two state dicts may share it
+            pairs = [
+                pair
+                for pair in mapping_pairs(before) or ()
+                if not (isinstance(pair[0], str) and pair[0] in gone)
+            ]
+            self.edits[id(metadata)] = with_pairs(before, pairs)
 
 
 _REBUILDS = ("torch._utils._rebuild_tensor", "torch._utils._rebuild_tensor_v2")
@@ -241,7 +244,7 @@ def _storage(work: Work, nbytes: int, dtype: DType, location: str, numel: int) -
 
 
 def _nested(keys: Sequence[str], node: Value) -> Value:
-    """``node`` under the keys that led to it, so that loaders which read ``ckpt["generator"]`` go on working."""
+    """``node`` under the keys that led to it, where loaders look for it (``ckpt["generator"]``)."""
     for key in reversed(keys):
         node = Dict([(key, node)])
     return node

@@ -11,6 +11,7 @@ import struct
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import BinaryIO
 
 from wnconvert.errors import FormatError
@@ -25,6 +26,7 @@ _END = struct.Struct("<4sHHHHIIH")
 _END64 = struct.Struct("<4sQHHIIQQQQ")
 _LOCATOR = struct.Struct("<4sIQI")
 _FULL16, _FULL32 = 0xFFFF, 0xFFFFFFFF
+_MAX_NAME = 4096
 _MAX_DIRECTORY = 32 << 20  # 200,000 records of a torch file take 16 MiB
 
 #: What GPT-SoVITS writes over the first two bytes, ``PK``, to mark a model's version.
@@ -65,6 +67,8 @@ def read_directory(file: BinaryIO, size: int) -> dict[str, Record]:
         at = name_at + n_name + n_extra + n_comment
         if name in records:
             raise FormatError(f"record {name} is in its zip directory twice", fix=_CUT)
+        if n_name > _MAX_NAME:
+            raise FormatError(f"it has a record with a name of {n_name} bytes", fix="do not trust this file")
         if flags & 1:
             raise FormatError(f"record {name} is encrypted", fix="decrypt the archive first")
         data = _data_of(file, name, header, packed, start)
@@ -116,9 +120,8 @@ def _widen(extra: bytes, plain: int, packed: int, header: int) -> tuple[int, int
     while at + 4 <= len(extra):
         kind, length = struct.unpack_from("<HH", extra, at)
         if kind == 1:
-            wide = [
-                value for (value,) in struct.iter_unpack("<Q", extra[at + 4 : at + 4 + length - length % 8])
-            ]
+            field = extra[at + 4 : at + 4 + length]
+            wide = [value for (value,) in struct.iter_unpack("<Q", field[: len(field) // 8 * 8])]
             fields = [plain, packed, header]
             for index, value in enumerate(fields):
                 if value == _FULL32 and wide:
@@ -142,7 +145,7 @@ def _data_of(file: BinaryIO, name: str, header: int, packed: int, limit: int) ->
 
 def _check_overlaps(records: dict[str, Record]) -> None:
     by_start = sorted((record for record in records.values() if record.data.size), key=lambda r: r.data.start)
-    for before, after in zip(by_start, by_start[1:], strict=False):
+    for before, after in pairwise(by_start):
         if before.data.end > after.data.start:
             raise FormatError(f"records {before.name} and {after.name} overlap", fix="do not trust this file")
 
@@ -177,7 +180,9 @@ def zip_layout(records: Sequence[NewRecord], *, align: int = 64, mark: bytes = b
         padding = -(plain_end + 4) % align
         extra += struct.pack("<2sH", b"FB", padding) + b"Z" * padding
         short = min(record.size, _FULL32)
-        header = _LOCAL.pack(b"PK\x03\x04", 45, 0, 0, 0, _DATE, crc, short, short, len(name), len(extra))
+        header = _LOCAL.pack(
+            b"PK\x03\x04", 45, _flags(name), 0, 0, _DATE, crc, short, short, len(name), len(extra)
+        )
         header = (mark + header[2:] if at == 0 else header) + name + extra
         start = at + len(header)
         if isinstance(record.content, bytes):
@@ -207,6 +212,11 @@ _CRC_IN_LOCAL = 14
 _CRC_IN_CENTRAL = 16
 
 
+def _flags(name: bytes) -> int:
+    """Bit 11 says that a name is UTF-8."""
+    return 0 if name.isascii() else 1 << 11
+
+
 def _wide(*values: int) -> bytes:
     return struct.pack(f"<HH{len(values)}Q", 1, 8 * len(values), *values)
 
@@ -219,7 +229,23 @@ def _central_entry(record: NewRecord, header_at: int, crc: int) -> bytes:
     short, place = min(record.size, _FULL32), min(header_at, _FULL32)
     return (
         _CENTRAL.pack(
-            b"PK\x01\x02", 45, 45, 0, 0, 0, _DATE, crc, short, short, len(name), len(extra), 0, 0, 0, 0, place
+            b"PK\x01\x02",
+            45,
+            45,
+            _flags(name),
+            0,
+            0,
+            _DATE,
+            crc,
+            short,
+            short,
+            len(name),
+            len(extra),
+            0,
+            0,
+            0,
+            0,
+            place,
         )
         + name
         + extra
