@@ -246,6 +246,19 @@ def test_a_short_write_is_continued(target: Path, monkeypatch: pytest.MonkeyPatc
     assert content(target) == b"more than two bytes"
 
 
+@pytest.mark.parametrize("given", [True, False])
+def test_to_begin_with_the_sync_is_only_advice(
+    target: Path, monkeypatch: pytest.MonkeyPatch, *, given: bool
+) -> None:
+    monkeypatch.setattr("os.posix_fadvise", fail(errno.EINVAL), raising=False)
+    if not given:
+        monkeypatch.delattr("os.posix_fadvise")
+    with staged(target, force=True) as file:
+        file.write(b"new", 0)
+        file.begin_sync(0, 3)
+    assert content(target) == b"new"
+
+
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="counts the files in /proc")
 def test_no_file_stays_open(target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208 - as long as it is listed, it is open

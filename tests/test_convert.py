@@ -16,6 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from fixtures import make
 from tests.golden import FIXTURES, ROOT
 from wnconvert import convert
 from wnconvert.atomic import Staged
@@ -27,11 +28,7 @@ from wnconvert.tensors import ByteRange
 
 #: Every fixture, but those with a layer that is refused.
 FOLDABLE = sorted(
-    path.name
-    for path in FIXTURES.iterdir()
-    if path.is_file()
-    and path.suffix not in {".py", ".md"}
-    and path.stem not in {"float8", "misfit", "stack", "zero_row"}
+    name for name in make.FIXTURES if Path(name).stem not in {"float8", "misfit", "stack", "zero_row"}
 )
 
 
