@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from wnconvert.convert import Result
 from wnconvert.errors import printable
-from wnconvert.inspection import Inspection, moves
 from wnconvert.plan import Keep, Plan, describe_layer
 from wnconvert.tables import Table, number_text
+
+if TYPE_CHECKING:
+    from wnconvert.inspection import Inspection
 
 __all__ = ["FORMATS", "SORTS", "bytes_text", "inspection_text", "moves_text", "plan_text", "result_text"]
 
@@ -99,7 +101,7 @@ def _dropped(plan: Plan) -> list[str]:
     by_reason: dict[str, list[str]] = {}
     for item in plan.dropped:
         by_reason.setdefault(item.why, []).append(printable(item.path))
-    return [f"left out: {', '.join(paths)} ({why})" for why, paths in by_reason.items()]
+    return [f"left out: {', '.join(paths)} ({printable(why)})" for why, paths in by_reason.items()]
 
 
 # -- inspect
@@ -195,6 +197,8 @@ def moves_text(
     found: Sequence[Inspection], *, style: str = "table", top: int | None = None, width: int | None = None
 ) -> str:
     """Mean |g| of each layer over several files, the layers that moved most first."""
+    from wnconvert.inspection import moves  # which a fold's table need not wait for
+
     heads = ("layer", *_apart([inspection.source for inspection in found]), "moved")
     rows = tuple(
         (move.name, *map(number_text, move.means), f"{move.moved:.2%}") for move in moves(found)[:top]
