@@ -260,8 +260,8 @@ def _run() -> int:
 
 
 def _say_error(what: str, fix: str) -> None:
-    lines = [printable(line) for line in what.splitlines()]
-    click.echo("\n".join([f"error: {lines[0]}", *lines[1:]]), err=True)
+    lines = what.split("\n  ")  # as errors list items; any other line break stands in a name
+    click.echo("\n  ".join(printable(line) for line in ("error: " + lines[0], *lines[1:])), err=True)
     if fix:
         click.echo(f"fix: {printable(fix)}", err=True)
 
