@@ -158,6 +158,6 @@ def fold_file(
         error.where = error.where or str(output)
         raise
     except WnconvertError as error:
-        if not error.where.startswith(str(source)):
+        if error.where != str(source):
             error.where = f"{source}: {error.where}" if error.where else str(source)
         raise
