@@ -126,13 +126,10 @@ class _Editor:
 
     def root(self, plan: Plan) -> Value:
         """The root of the new pickle."""
-        if self.source is None:
-            (planned,) = plan.state_dicts
-            return state_dict_node(self._pairs(planned, {}))
+        if self.source is None or self.source.container == "TorchScript":
+            made = [(planned.path, state_dict_node(self._pairs(planned, {}))) for planned in plan.state_dicts]
+            return made[0][1] if len(made) == 1 else Dict(list(made))
         found = {state.path: state for state in self.source.contents.state_dicts}
-        if self.source.container == "TorchScript":
-            (planned,) = plan.state_dicts
-            return state_dict_node(self._pairs(planned, dict(found[planned.path].items)))
         self._straighten_views()
         for planned in plan.state_dicts:
             state = found[planned.path]
@@ -177,7 +174,9 @@ class _Editor:
         if stored is None or (value is not None and step.dtype is None):
             return value
         if step.dtype is None:
-            return self._tensor(None, stored, CopyBytes(stored.data), stored.info.dtype)
+            own = stored.info.dtype
+            kept = CopyBytes(stored.data) if stored.is_contiguous else Gather(_nameless(stored), own)
+            return self._tensor(None, stored, kept, own)
         return self._cast(value, stored, step.dtype)
 
     def _tensor(self, value: Value, like: StoredTensor, work: Work, dtype: DType) -> Value:
