@@ -475,7 +475,7 @@ BOMBS: dict[str, str] = {
     "memo": "b'N' + b'\\x94' * 30_000_000 + b'.'",
     "changes": "b'cA\\nB\\n)R' + b'NNsNa' * 6_000_000 + b'.'",
     "a long number": "b'\\x8b' + struct.pack('<i', 31 << 20) + b'\\x7f' * (31 << 20) + b'0'",
-    "wide text": "b'X' + struct.pack('<I', 31 << 20) + b'a' * 32505852 + b'\\xf0\\x9f\\x98\\x80' + b'0'",
+    "wide text": "b'X' + struct.pack('<I', 23 << 20) + b'a' * 24117244 + b'\\xf0\\x9f\\x98\\x80' + b'0'",
     "texts": "b'(' + (b'X' + struct.pack('<I', 1 << 10) + b'\\xf0\\x9f\\x98\\x80' * (1 << 8)) * 31_000",
     "marks": "b'(' * 30_000_000",
 }

@@ -52,8 +52,10 @@ def dangerous_names(root: Value) -> list[str]:
     ``getattr`` of something inert with a constant plain name is how nested classes are pickled; with
     any other name it could reach anything. (``__new__`` is how objects with keyword arguments are.)
     """
-    named = {item.dotted for item in globals_of(root) if _is_dangerous(item)}
+    named = set()
     for value in walk(root):
+        if isinstance(value, Global) and _is_dangerous(value):
+            named.add(value.dotted)
         inert = value.callee if isinstance(value, Object) and _is_plain_getattr(value) else None
         named |= {
             item.dotted

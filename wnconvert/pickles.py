@@ -17,7 +17,7 @@ import pickletools
 import struct
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias
 
@@ -431,27 +431,31 @@ _OPS: dict[str, Callable[[_Machine, Value], object]] = {
 # -- looking at what was read
 
 
-def children(value: Value) -> Iterator[Value]:
+def children(value: Value) -> Sequence[Value]:
     """What directly hangs below a value, in the order of writing."""
-    if isinstance(value, (tuple, list)):
-        yield from value
-    elif isinstance(value, Dict):
-        for pair in value.pairs:
-            yield from pair
-    elif isinstance(value, Set):
-        yield from value.items
-    elif isinstance(value, PersistentId):
-        yield value.pid
-    elif isinstance(value, Object):
-        yield from (value.callee, value.args, value.kwargs)
-        for kind, payload in value.changes:
-            if kind == "build":
-                yield payload
-            elif kind == "set":
-                for pair in payload:
-                    yield from pair
-            else:
-                yield from payload
+    kind = type(value)
+    if kind is tuple or kind is list:
+        return value  # type: ignore[no-any-return]
+    if kind is Dict:
+        return [part for pair in value.pairs for part in pair]
+    if kind is Set:
+        return value.items  # type: ignore[no-any-return]
+    if kind is PersistentId:
+        return (value.pid,)
+    if kind is not Object:
+        return ()
+    parts = [value.callee, value.args, value.kwargs]
+    for change, payload in value.changes:
+        if change == "build":
+            parts.append(payload)
+        elif change == "set":
+            parts += (part for pair in payload for part in pair)
+        else:
+            parts += payload
+    return parts
+
+
+_COMPOUND = frozenset({tuple, list, Dict, Set, PersistentId, Object, Global, Extension})
 
 
 def _levels(root: Value) -> Iterator[list[Value]]:
@@ -462,13 +466,10 @@ def _levels(root: Value) -> Iterator[list[Value]]:
         below = []
         for value in level:
             for child in children(value):
-                if isinstance(child, _COMPOUND) and id(child) not in seen:
+                if type(child) in _COMPOUND and id(child) not in seen:
                     seen.add(id(child))
                     below.append(child)
         level = below
-
-
-_COMPOUND = (tuple, list, Dict, Set, PersistentId, Object, Global, Extension)
 
 
 def _check_depth(root: Value) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import struct
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import BinaryIO
 
@@ -33,7 +33,7 @@ from wnconvert.zips import Record, read_directory
 
 __all__ = ["PREFIX", "TorchFile", "open_legacy", "open_zip"]
 
-MAX_PICKLE = 32 << 20  # of one text with one emoji, 32 MiB become 192 MiB while they are read
+MAX_PICKLE = 24 << 20  # 24 MiB of text with one emoji in it take 168 MiB while they are read
 PREFIX = "archive/"  # of the records of a new archive, as torch.save has it
 _MAX_RECORD = 8 << 20
 _CUT = "download the file again: it is cut short or damaged"
@@ -231,7 +231,7 @@ def open_legacy(file: BinaryIO, size: int) -> TorchFile:
     pickle, keys = load(stream), load(stream).root
     if not isinstance(keys, list) or not all(isinstance(key, (str, int)) for key in keys):
         raise FormatError("its list of storages makes no sense", fix=_CUT)
-    named = _storages_of(pickle.root)
+    named = _storages_of(walk(pickle.root))
     storages: dict[str, ByteRange] = {}
     at = file.tell()
     for key in map(str, keys):
@@ -253,14 +253,15 @@ def open_legacy(file: BinaryIO, size: int) -> TorchFile:
 # -- checks
 
 
-def _storages_of(root: Value) -> dict[str, Storage]:
-    storages = (read_storage(value) for value in walk(root) if isinstance(value, PersistentId))
+def _storages_of(values: Iterable[Value]) -> dict[str, Storage]:
+    storages = (read_storage(value) for value in values if isinstance(value, PersistentId))
     return {storage.key: storage for storage in storages if storage is not None}
 
 
 def _check_storages(root: Value, ranges: Mapping[str, ByteRange]) -> None:
     """Every storage is there and long enough, and no tensor reaches outside of its own."""
-    for storage in _storages_of(root).values():
+    values = list(walk(root))
+    for storage in _storages_of(values).values():
         if storage.key not in ranges:
             raise FormatError(f"its storage {storage.key} is missing", fix=_CUT)
         if ranges[storage.key].size < storage.nbytes:
@@ -268,7 +269,7 @@ def _check_storages(root: Value, ranges: Mapping[str, ByteRange]) -> None:
                 f"its storage {storage.key} has {ranges[storage.key].size} bytes of {storage.nbytes}",
                 fix=_CUT,
             )
-    for value in walk(root):
+    for value in values:
         record = read_tensor(value)
         if record is None or 0 in record.shape:
             continue
