@@ -195,7 +195,8 @@ def _reason_against(
             return f"it is there twice, in the {group.form} and in the {scheme.form} form"
     for info in (group.g, group.v):
         if info is not None and not info.dtype.foldable:
-            return f"{info.name} is {info.dtype}, which cannot be folded without its scale"
+            scale = " without its scale" if info.dtype.is_float8 else ""
+            return f"{info.name} is {info.dtype}, which cannot be folded{scale}"
     return ""
 
 

@@ -12,6 +12,7 @@ import math
 import os
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -26,7 +27,7 @@ from wnconvert.errors import VerifyError, WnconvertError
 from wnconvert.plan import Fold, Keep, Plan, PlannedStateDict
 from wnconvert.rounding import cast
 from wnconvert.sources import Source
-from wnconvert.tensors import DType, StoredTensor, dtype_named
+from wnconvert.tensors import DType, StoredTensor, TensorInfo, dtype_named
 
 __all__ = ["check_structure", "verify_output"]
 
@@ -187,10 +188,18 @@ def _own_reader(path: Path, written: Source) -> Open:
     tensors = {state.path: state.tensors for state in tree.state_dicts}
 
     def open_tensor(state: str, name: str) -> ReadBack:
-        read = written.reader(tensors[state][name])
+        read = written.reader(_in_bytes(tensors[state][name]))
         return lambda block, piece: read(block)
 
     return open_tensor
+
+
+def _in_bytes(tensor: StoredTensor) -> StoredTensor:
+    """A tensor of numbers of 4 or 6 bits as the bytes in which they lie; any other as it is."""
+    if tensor.info.dtype.bits >= 8:
+        return tensor
+    info = TensorInfo(tensor.info.name, dtype_named("uint8"), (tensor.info.nbytes,))
+    return replace(tensor, info=info, strides=(1,))
 
 
 def _pieces(tensor: StoredTensor) -> Iterator[tuple[Block, Piece]]:
@@ -215,6 +224,7 @@ def _pieces(tensor: StoredTensor) -> Iterator[tuple[Block, Piece]]:
 
 
 def _check_kept(source: Source, tensor: StoredTensor, step: Keep, read_back: ReadBack) -> None:
+    tensor = _in_bytes(tensor)
     read = source.reader(tensor)
     for block, piece in _pieces(tensor):
         expected = read(block)
