@@ -245,6 +245,20 @@ def test_two_dtypes_are_compared_in_the_coarser(fine: str, coarse: str) -> None:
     assert not compare(step(rounded, 2), values)
 
 
+def test_many_tensors_of_other_dtypes_are_one_note() -> None:
+    state = fold_state_dict(layer() | layer("post") | {"n": torch.tensor(1)})
+    half = {name: value.half() if value.is_floating_point() else value for name, value in state.items()}
+    found = compare_state_dicts(state, half)
+    assert found
+    assert found.notes == ("2 tensors are float32 in A and float16 in B: compared as float16",)
+
+
+def test_a_torchscript_archive_equals_its_fold_and_notes_nothing_of_writing(tmp_path: Path) -> None:
+    folded = fold_file(FIXTURES / "scripted.pt", tmp_path / "f.pt").output
+    found = compare_files(FIXTURES / "scripted.pt", folded)
+    assert (bool(found), found.notes) == (True, ())
+
+
 def test_a_value_past_the_coarser_dtype_is_not_next_to_its_largest() -> None:
     assert not compare(np.array([1e30], np.float32), np.array([65504], np.float16))
     assert not compare(np.array([1e30], np.float32), np.array([math.inf], np.float16))

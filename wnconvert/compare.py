@@ -618,7 +618,6 @@ def _compare(
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Comparison:
     states, notes = _state_pairs(a, b, only)
-    notes = [*(f"{side.label}: {note}" for side in (a, b) for note in side.tree.notes), *notes]
     pairs: list[_Pair] = []
     only_in_a: list[str] = []
     only_in_b: list[str] = []
@@ -646,11 +645,6 @@ def _compare(
     for at, (pair, verdict) in enumerate(zip(pairs, verdicts, strict=True)):
         if pair.why or verdict == "different":
             differing.append(measured[at].difference(pair) if at in measured else pair.differs(pair.why))
-        floats = {pair.a.dtype, pair.b.dtype}
-        if not pair.why and len(floats) > 1:
-            notes.append(
-                f"{pair.a.name} is {pair.a.dtype} in A and {pair.b.dtype} in B: compared as {pair.coarser}"
-            )
     return Comparison(
         a=a.label,
         b=b.label,
@@ -665,8 +659,19 @@ def _compare(
         rtol=rules.rtol,
         atol=rules.atol,
         tolerance_needed=_needed(measured.values()),
-        notes=(*notes, *run.notes()),
+        notes=(*notes, *_dtype_notes(pairs), *run.notes()),
     )
+
+
+def _dtype_notes(pairs: Iterable[_Pair]) -> Iterator[str]:
+    """Floats that are not of one dtype on both sides."""
+    names: dict[tuple[DType, DType, DType], list[str]] = {}
+    for pair in pairs:
+        if not pair.why and pair.a.dtype != pair.b.dtype:
+            names.setdefault((pair.a.dtype, pair.b.dtype, pair.coarser), []).append(pair.a.name)
+    for (a, b, coarser), of_one in names.items():
+        who = f"{of_one[0]} is" if len(of_one) == 1 else f"{len(of_one)} tensors are"
+        yield f"{who} {a} in A and {b} in B: compared as {coarser}"
 
 
 # -- the two readings
