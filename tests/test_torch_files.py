@@ -471,6 +471,17 @@ def test_state_dicts_that_share_their_metadata_are_both_edited(tmp_path: Path) -
     assert not [key for key in metadata_of(got[1]) if "parametrizations" in key]
 
 
+def test_metadata_that_is_no_mapping_stays(tmp_path: Path) -> None:
+    state = collections.OrderedDict(pair())
+    vars(state)["_metadata"] = ("x", 1)
+    assert metadata_of(folded(state, tmp_path)) == ("x", 1)
+
+
+def test_only_keeps_places_in_lists_and_whole_numbers(tmp_path: Path) -> None:
+    got = folded({"models": [pair(5), {7: pair()}]}, tmp_path, only="models.1.7")
+    assert list(got["models"][1][7]) == ["a.weight"]
+
+
 def test_what_is_no_tensor_stays_in_its_place(tmp_path: Path) -> None:
     state: dict[Any, Any] = {
         "epoch": 3,

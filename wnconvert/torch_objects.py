@@ -7,8 +7,9 @@ spellings: ``torch/_utils.py`` (``_rebuild_tensor_v2`` and friends), ``torch/ser
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeAlias
 
 from wnconvert.errors import FormatError
 from wnconvert.pickles import Dict, Global, Object, PersistentId, Set, Value
@@ -269,6 +270,14 @@ class FoundModule:
     node: Object
 
 
+#: What leads one step down: a key of a mapping, an attribute, the place in a list.
+Key: TypeAlias = str | int
+
+
+def _path(keys: Iterable[Key]) -> str:
+    return ".".join(map(str, keys))
+
+
 @dataclass(frozen=True, slots=True)
 class FoundStateDict:
     """A state dict in a pickle: where it is, the record that holds it, and its items in order.
@@ -277,7 +286,7 @@ class FoundStateDict:
     what its ``state_dict()`` would be; ``dims`` are the dims that its ``WeightNorm`` hooks state.
     """
 
-    keys: tuple[str, ...]
+    keys: tuple[Key, ...]
     node: Value
     items: tuple[tuple[str, Value], ...]
     modules: tuple[FoundModule, ...] = ()
@@ -285,7 +294,7 @@ class FoundStateDict:
     @property
     def path(self) -> str:
         """The keys with dots between them; ``""`` for the root."""
-        return ".".join(self.keys)
+        return _path(self.keys)
 
     @property
     def dims(self) -> dict[str, int | None]:
@@ -330,7 +339,7 @@ class _Names:
             raise FormatError("its names take more than any checkpoint needs", fix="do not trust this file")
 
 
-def _module_state(keys: tuple[str, ...], root: Object, names: _Names) -> FoundStateDict:
+def _module_state(keys: tuple[Key, ...], root: Object, names: _Names) -> FoundStateDict:
     """A pickled module as its ``state_dict()`` would be, in torch's order."""
     items: list[tuple[str, Value]] = []
     modules: list[FoundModule] = []
@@ -375,27 +384,30 @@ def _named(value: Value) -> list[tuple[str, Value]]:
 
 def _set_items(value: Value) -> set[str]:
     """The strings in a set."""
-    items: Value = value.items if isinstance(value, Set) else ()
-    if isinstance(value, Object) and value.is_call_of("builtins.set", "__builtin__.set") and value.args:
-        items = value.args[0]  # protocols 0 to 3
-    return {item for item in items if isinstance(item, str)} if isinstance(items, (list, tuple)) else set()
+    if isinstance(value, Set):
+        return {item for item in value.items if isinstance(item, str)}
+    if isinstance(value, Object) and value.is_call_of("builtins.set", "__builtin__.set"):
+        # Protocols 0 to 3 call it with a list.
+        lists = value.args if isinstance(value.args, tuple) else ()
+        return {item for part in lists if isinstance(part, list) for item in part if isinstance(item, str)}
+    return set()
 
 
 # -- finding
 
 
-def _children(value: Value) -> Iterator[tuple[str, Value, Value]]:
-    """What hangs below a value: name, the value that directly holds it, and itself.
+def _children(value: Value) -> Iterator[tuple[Key, Value, Value]]:
+    """What hangs below a value: its key, the value that directly holds it, and itself.
 
     Items of mappings and lists, and attributes of objects.
     """
     if isinstance(value, (tuple, list)):
         for index, item in enumerate(value):
-            yield str(index), value, item
+            yield index, value, item
         return
     for key, item in mapping_pairs(value) or ():
         if isinstance(key, str) or (isinstance(key, int) and key.bit_length() < 64):
-            yield str(key), value, item
+            yield key, value, item
     if isinstance(value, Object) and isinstance(value.state, Dict):
         for key, item in value.state.pairs:
             if isinstance(key, str) and key != "_metadata":
@@ -432,7 +444,7 @@ class _Place:
     """A key below another place; linked, so that a million of them stay small."""
 
     above: _Place | None
-    key: str
+    key: Key
 
     @property
     def way(self) -> list[_Place]:
@@ -445,8 +457,12 @@ class _Place:
         return places[::-1]
 
     @property
-    def keys(self) -> tuple[str, ...]:
+    def keys(self) -> tuple[Key, ...]:
         return tuple(place.key for place in self.way)
+
+    @property
+    def path(self) -> str:
+        return _path(self.keys)
 
 
 def find_contents(root: Value) -> Contents:
@@ -472,19 +488,19 @@ def find_contents(root: Value) -> Contents:
             # A file that is only an optimizer has nothing that a conversion could change.
             if place is not top:
                 ends.append(place)
-                names.spend(*place.keys)
-                found = FoundOptimizer(".".join(place.keys), holder, value)
+                names.spend(*map(str, place.keys))
+                found = FoundOptimizer(place.path, holder, value)
                 optimizers.setdefault(id(value), []).append(found)
             continue
         if is_module(value) or is_script_module(value):
             ends.append(place)
-            names.spend(*place.keys)
+            names.spend(*map(str, place.keys))
             states.append(_module_state(place.keys, value, names))
             continue
         items = _named(value)
         if any(read_tensor(item) for _, item in items):
             ends.append(place)
-            names.spend(*place.keys)
+            names.spend(*map(str, place.keys))
             for key, _ in items:
                 names.spend(key)
             states.append(FoundStateDict(place.keys, value, tuple(items)))
@@ -521,4 +537,4 @@ def _siblings(
         if id(place) in ways:
             for key, _, item in _children(value):
                 if (id(place), key) not in led:
-                    yield ".".join((*place.keys, key)), item
+                    yield _path((*place.keys, key)), item

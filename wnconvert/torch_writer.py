@@ -15,7 +15,7 @@ from wnconvert.errors import OutputError
 from wnconvert.foreign import dangerous_names
 from wnconvert.layout import CopyBytes, FoldLayer, Gather, Layout, Work
 from wnconvert.pickle_writer import dump
-from wnconvert.pickles import Dict, Object, PersistentId, Value, walk
+from wnconvert.pickles import Dict, Global, Object, PersistentId, Value, walk
 from wnconvert.plan import Fold, Keep, Plan, PlannedStateDict, metadata_gone
 from wnconvert.provenance import RECORD_NAME, write_history
 from wnconvert.tensors import DType, StoredTensor, TensorInfo, Tree, contiguous_strides
@@ -23,6 +23,7 @@ from wnconvert.torch_file import PREFIX, TorchFile
 from wnconvert.torch_modules import module_edits
 from wnconvert.torch_objects import (
     FoundStateDict,
+    Key,
     get,
     mapping_pairs,
     read_storage,
@@ -88,9 +89,9 @@ class _Storages:
 
     def take(self, value: Value) -> Value:
         """A persistent id with the number that its storage has in the new archive; others as they are."""
-        if not isinstance(value, PersistentId) or not isinstance(value.pid, tuple) or not value.pid:
+        if not (isinstance(value, PersistentId) and isinstance(value.pid, tuple) and len(value.pid) > 2):
             return value
-        if value.pid[0] == "module" and len(value.pid) > 1:
+        if value.pid[0] == "module" and isinstance(value.pid[1], Global):
             return value.pid[1]  # legacy files name a module's class so, beside its source text
         if value.pid[0] != "storage":
             return value
@@ -217,15 +218,11 @@ class _Editor:
         pairs = [*self._pairs(planned, dict(state.items)), *others]
         self.edits[id(state.node)] = with_pairs(state.node, pairs)
         metadata = get(state.node.state, "_metadata") if isinstance(state.node, Object) else None
-        if metadata is not None:
+        before = self.edited(metadata)  # two state dicts may share it
+        if entries := mapping_pairs(before):
             gone = metadata_gone(planned)
-            before = self.edited(metadata)  # two state dicts may share it
-            pairs = [
-                pair
-                for pair in mapping_pairs(before) or ()
-                if not (isinstance(pair[0], str) and pair[0] in gone)
-            ]
-            self.edits[id(metadata)] = with_pairs(before, pairs)
+            kept = [pair for pair in entries if not (isinstance(pair[0], str) and pair[0] in gone)]
+            self.edits[id(metadata)] = with_pairs(before, kept)
 
 
 _REBUILDS = ("torch._utils._rebuild_tensor", "torch._utils._rebuild_tensor_v2")
@@ -242,7 +239,7 @@ def _storage(work: Work, nbytes: int, dtype: DType, location: str, numel: int) -
     return PersistentId((kind, cls, _Making(work, nbytes), *rest))
 
 
-def _nested(keys: Sequence[str], node: Value) -> Value:
+def _nested(keys: Sequence[Key], node: Value) -> Value:
     """``node`` under the keys that led to it, where loaders look for it (``ckpt["generator"]``)."""
     for key in reversed(keys):
         node = Dict([(key, node)])
