@@ -62,16 +62,17 @@ def gan(tmp_path: Path) -> Path:
 
 
 def twin(name: str) -> Callable[..., Any]:
-    found: Callable[..., Any] = getattr(wnconvert, f"{name}_file")
+    found: Callable[..., Any] = getattr(wnconvert, {"compare": "compare_files"}.get(name, f"{name}_file"))
     return found
 
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_command_has_the_options_and_defaults_of_its_python_twin(name: str) -> None:
     parameters = inspect.signature(twin(name)).parameters
-    given = COMMANDS[name].make_context(name, ["SRC"]).params
+    files = ["A", "B"] if name == "compare" else ["SRC"]
+    given = COMMANDS[name].make_context(name, files).params
     assert set(given) - OF_THE_CLI == set(parameters) - OF_PYTHON
-    defaults = {at: given[at] for at in parameters if at in given and at != "src"}
+    defaults = {at: given[at] for at in parameters if at in given and at not in ("src", "a", "b")}
     assert defaults
     assert defaults == {at: parameters[at].default for at in defaults}
 
@@ -80,7 +81,7 @@ def test_a_command_has_the_options_and_defaults_of_its_python_twin(name: str) ->
 def test_parameters_of_a_twin_come_by_name_but_for_the_files(name: str) -> None:
     kinds = {at: parameter.kind for at, parameter in inspect.signature(twin(name)).parameters.items()}
     by_name = {at for at, kind in kinds.items() if kind is inspect.Parameter.KEYWORD_ONLY}
-    assert set(kinds) - by_name <= {"src", "out"}
+    assert set(kinds) - by_name <= {"src", "out", "a", "b"}
 
 
 def test_choices_are_those_that_python_takes() -> None:
@@ -98,7 +99,9 @@ def test_the_help_of_a_command_has_an_example_and_the_exit_codes(name: str) -> N
     assert f"Example:\n    wnconvert {name} " in done.stdout
     assert "Exit codes: 0 done" in done.stdout
     assert run(name, "-h").stdout == done.stdout
-    assert all(getattr(option, "help", "") for option in COMMANDS[name].params if option.name != "src")
+    assert all(
+        getattr(option, "help", "") for option in COMMANDS[name].params if isinstance(option, click.Option)
+    )
 
 
 def test_every_command_is_in_the_help() -> None:

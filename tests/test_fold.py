@@ -234,13 +234,14 @@ def test_a_given_dim_decides_what_shapes_do_not(tmp_path: Path) -> None:
         fold_file(source, out, dim=None, force=True)
 
 
-def test_rows_that_are_v_stay_v_in_a_wider_dtype(tmp_path: Path) -> None:
+def test_rows_whose_g_is_their_norm_are_v_but_in_a_wider_dtype_the_exact_number(tmp_path: Path) -> None:
     v = torch.rand(8, 5).half()
     g = v.double().norm(dim=1, keepdim=True).half()
     torch.save({"w_g": g, "w_v": v}, tmp_path / "in.pt")
-    for dtype in (None, "float32"):
+    exact = (g.double() * v.double() / v.double().norm(dim=1, keepdim=True)).float()
+    for dtype, expected in ((None, v), ("float32", exact)):
         fold_file(tmp_path / "in.pt", tmp_path / "out.pt", dtype=dtype, force=True)
-        assert torch.equal(torch.load(tmp_path / "out.pt", weights_only=True)["w"].half(), v)
+        assert torch.equal(torch.load(tmp_path / "out.pt", weights_only=True)["w"], expected)
 
 
 def test_only_keeps_the_generator_under_its_key(tmp_path: Path) -> None:
@@ -452,3 +453,10 @@ def test_the_output_runs_in_the_module_that_was_built_without_weight_norm(
         expected, found = normed(x), bare(x)
     assert expected.abs().max() > 1e-3
     assert torch.allclose(found, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_only_reaches_into_a_list_by_its_place(tmp_path: Path) -> None:
+    state = {"w_g": torch.ones(2, 1), "w_v": torch.rand(2, 3)}
+    torch.save({"nets": [{"b": torch.zeros(1)}, state]}, tmp_path / "in.pt")
+    out = fold_file(tmp_path / "in.pt", tmp_path / "out.pt", only="nets.1", verify=True).output
+    assert list(torch.load(out, weights_only=True)["nets"][1]) == ["w"]

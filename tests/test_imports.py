@@ -23,7 +23,7 @@ verify convert compare inspection
 files state_dict
 modules onnx_graph
 export
-tables report plots
+tables report inspection_report comparison_report plots
 cli __main__
 """.split()
 MODULES = sorted(path for path in (ROOT / "wnconvert").rglob("*.py") if path.name != "__init__.py")

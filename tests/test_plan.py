@@ -482,3 +482,8 @@ def test_a_plan_is_jsonable_and_says_what_it_does() -> None:
     }
     assert data["state_dicts"][0] == {"path": "generator", "tensors": 2, "layers": 1}
     assert [item["path"] for item in data["dropped"]] == ["optim_g", "optim_d"]
+
+
+def test_an_exclude_that_matches_nothing_is_noted_and_one_that_matches_is_not() -> None:
+    plan = plan_fold(gan(), "torch", selection=Selection(exclude=("pre.*", "nothing.*")))
+    assert plan.notes == ("--exclude 'nothing.*' matches no layer",)

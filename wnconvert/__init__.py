@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from wnconvert.compare import Comparison, compare_files, compare_state_dicts
     from wnconvert.convert import Result
     from wnconvert.errors import (
         ArgumentError,
@@ -31,6 +32,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "ArgumentError",
+    "Comparison",
     "FormatError",
     "InputError",
     "Inspection",
@@ -42,6 +44,8 @@ __all__ = [
     "VerifyError",
     "WnconvertError",
     "__version__",
+    "compare_files",
+    "compare_state_dicts",
     "fold_file",
     "fold_state_dict",
     "inspect_file",
@@ -50,6 +54,9 @@ __all__ = [
 
 # Where each name comes from; looked up on first use, so that `wnconvert --help` does not import numpy.
 _HOMES = {
+    "compare_files": "compare",
+    "compare_state_dicts": "compare",
+    "Comparison": "compare",
     "fold_file": "files",
     "fold_state_dict": "state_dict",
     "inspect_file": "inspection",

@@ -173,7 +173,7 @@ def inspect(
     shown, with the layers that moved most first.
     """
     from wnconvert.inspection import inspect_file
-    from wnconvert.report import inspection_text, moves_text
+    from wnconvert.inspection_report import inspection_text, moves_text
 
     found = [inspect_file(path, **options) for path in src]
     width = None if wide else shutil.get_terminal_size().columns
@@ -192,6 +192,60 @@ def inspect(
         click.echo(inspection_text(found[0], style=style, sort=sort, top=top, width=width))
     else:
         click.echo(moves_text(found, style=style, top=top, width=width))
+
+
+@cli.command(
+    epilog=f"""\b
+Example:
+  wnconvert compare g_02500000 generator.safetensors
+
+{EXIT_CODES}"""
+)
+@click.argument("a", type=click.Path())
+@click.argument("b", type=click.Path())
+@click.option("--rtol", type=click.FloatRange(min=0), help="Equal where |a-b| <= atol + rtol·|b|.")
+@click.option(
+    "--atol", type=click.FloatRange(min=0), help="See --rtol.  [default of both: 1 ulp of the coarser dtype]"
+)
+@click.option(
+    "--strip-prefix",
+    metavar="PREFIX",
+    multiple=True,
+    help="Take this off the names of either side, e.g. module. (repeatable).",
+)
+@click.option(
+    "--only",
+    metavar="PATH",
+    multiple=True,
+    help="Compare this state dict, on whichever side has it; twice: A's, then B's.",
+)
+@click.option(
+    "--layers", metavar="GLOB", multiple=True, help="Compare only tensors of such names (repeatable)."
+)
+@click.option(
+    "--exclude", metavar="GLOB", multiple=True, help="Leave tensors of such names out (repeatable)."
+)
+@click.option("--threads", type=click.IntRange(min=1), help="Threads.  [default: the processors, at most 4]")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the table.")
+@click.option("--wide", is_flag=True, help="Show long names whole, however wide the terminal is.")
+@click.option("--quiet", is_flag=True, help="Print nothing but errors; the exit code says it.")
+@click.option("--no-progress", is_flag=True, help="Show no progress on a terminal.")
+def compare(
+    a: str, b: str, *, as_json: bool, wide: bool, quiet: bool, no_progress: bool, **options: Any
+) -> int:
+    """Tell whether two checkpoints are the same function, across forms, containers and nesting.
+
+    Weight-normalized layers are compared by the weights that they compute. Exit code 0: equal, 1: not.
+    """
+    from wnconvert.compare import compare_files
+    from wnconvert.comparison_report import comparison_text
+
+    with _progress(f"{Path(a).name} {Path(b).name}", shown=not (quiet or no_progress)) as progress:
+        found = compare_files(a, b, progress=progress, **options)
+    _say(found.notes, quiet=quiet)
+    width = None if wide else shutil.get_terminal_size().columns
+    _print(json.dumps(found.to_dict(), indent=1) if as_json else comparison_text(found, width), quiet=quiet)
+    return 0 if found else 1
 
 
 def _say(notes: tuple[str, ...], *, quiet: bool) -> None:

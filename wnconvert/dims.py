@@ -68,7 +68,7 @@ def _read(g: Shape, v: Shape) -> DimFit:
         if len(axes) == 1:
             return DimFit(axes[0])
         if axes and axes[0] == 0:
-            return DimFit(0, f"g {g} fits several axes of v {v}; axis 0 is taken (--dim decides otherwise)")
+            return DimFit(0, f"g {g} fits several axes of v {v}; axis 0 is taken (else: fold --dim)")
     raise LayerError(_misfit(g, v), fix="--exclude it, or repair the checkpoint")
 
 

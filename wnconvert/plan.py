@@ -143,7 +143,7 @@ def plan_fold(
     """
     chosen = _choose(tree, only)
     found = {state.path: _find(state, selection) for state in chosen}
-    _check_selection(selection, found.values())
+    idle = _check_selection(selection, found.values())
     alone = container == "safetensors" or only is not None
     if alone:
         chosen = (_without_others(_the_one(chosen, found), tree),)
@@ -168,6 +168,7 @@ def plan_fold(
         dropped=(*dropped, *not_tensors),
         notes=(
             *tree.notes,
+            *idle,
             *(note for state in chosen for note in _notes(found[state.path])),
             *(_tie_notes(chosen[0], planned[0]) if container == "safetensors" else ()),
         ),
@@ -236,8 +237,8 @@ def _agrees(layer: Layer, stated: int | None) -> bool:
     return dim == layer.dim or layer.g.numel == 1
 
 
-def _check_selection(selection: Selection, found: Iterable[Found]) -> None:
-    """A glob that was meant to choose and chose nothing is a slip of the pen."""
+def _check_selection(selection: Selection, found: Iterable[Found]) -> tuple[str, ...]:
+    """A glob that was meant to choose and chose nothing is a slip of the pen; one that excludes, a note."""
     names = [
         name
         for item in found
@@ -252,6 +253,11 @@ def _check_selection(selection: Selection, found: Iterable[Found]) -> None:
             raise ArgumentError(
                 f"--layers {glob!r} matches no layer", fix=f"the layers are: {_listed(dict.fromkeys(names))}"
             )
+    return tuple(
+        f"--exclude {glob!r} matches no layer"
+        for glob in selection.exclude
+        if all(Selection(exclude=(glob,)).wants(name) for name in names)
+    )
 
 
 def _the_one(chosen: Sequence[StateDict], found: Mapping[str, Found]) -> StateDict:

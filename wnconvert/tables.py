@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from tabulate import tabulate
 
 from wnconvert.errors import printable
 
-__all__ = ["Table", "number_text", "shortened"]
+__all__ = ["Table", "bytes_text", "counted", "layer_table", "listed", "number_text", "shortened"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,3 +88,60 @@ def number_text(value: float | None) -> str:
     ('0.1235', '12', '')
     """
     return "" if value is None else f"{value:.4g}"
+
+
+def bytes_text(count: int) -> str:
+    """A number of bytes in decimal units.
+
+    >>> bytes_text(999), bytes_text(1_234_567)
+    ('999 B', '1.2 MB')
+    """
+    size = float(count)
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 999.95:
+            return f"{size:.0f} B" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} TB"
+
+
+def counted(count: int, noun: str) -> str:
+    """A number of things.
+
+    >>> counted(1, "layer"), counted(3, "layer")
+    ('1 layer', '3 layers')
+    """
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def listed(names: Sequence[str], most: int = 20) -> str:
+    """Names, the first of them where there are many."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+# -- rows of layers
+
+_HEADS = {"name": "layer", "state_dict": "state dict", "zero_rows": "zero rows"}
+_RIGHT = frozenset(("dim", "rows", "zero rows", "count", "tensors", "parameters", "bytes"))
+
+
+def layer_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> Table:
+    """Rows of named values as a table; where they are of several state dicts, these come first."""
+    if len({row["state_dict"] for row in rows}) > 1:
+        columns = ["state_dict", *columns]
+    heads = tuple(_HEADS.get(column, column) for column in columns)
+    cells = tuple(tuple(_cell(column, row[column]) for column in columns) for row in rows)
+    right = _RIGHT | {head for head in heads if head.startswith(("|", "‖", "g/"))}
+    return Table(heads, cells, right, elastic=("layer", "flags"))
+
+
+def _cell(column: str, value: Any) -> str:
+    if column == "dim":
+        return "none" if value is None else str(value)
+    if column == "shape":
+        return "×".join(map(str, value)) or "()"
+    if column == "flags":
+        return ", ".join(value)
+    if value is None or isinstance(value, float):
+        return number_text(value)
+    return str(value)

@@ -89,7 +89,7 @@ class TorchFile:
             notes.append(f"it names classes or functions, kept as data and never imported: {shown}")
         if self.container == "torch legacy":
             notes.append(
-                "a file in torch's legacy format: a .pt comes out as a zip, torch's format since 1.6"
+                "a file in torch's legacy format, which is read but not written: torch's since 1.6 is a zip"
             )
         if get(self.pickle.root, "weight") and get(self.pickle.root, "hash"):
             notes.append("the keys 'hash' and 'id' (RVC) describe the file as it was")

@@ -142,15 +142,11 @@ def _torch_reader(checkpoint: Checkpoint, path: Path) -> Open:
     def open_tensor(state: str, name: str) -> ReadBack:
         value: Any = root
         for key in keys.get(state, ()):
-            value = value[int(key)] if isinstance(value, (list, tuple)) else _item(value, key)
+            value = value[key]
         tensor = value[name].detach().reshape(value[name].shape or (1,))
         return lambda block, piece: _numpy(tensor[piece])
 
     return open_tensor
-
-
-def _item(mapping: Any, key: str) -> Any:
-    return mapping[key] if key in mapping else mapping[int(key)]
 
 
 def _numpy(tensor: Any) -> Array:

@@ -172,7 +172,8 @@ class _Fold:
         self.form = FORMATS[out]
         self.out = out
         self.fast = "float64" not in (source.dtype, self.g_name, out)
-        self.may_keep = dtype_named(self.g_name).holds(dtype_named(source.dtype))
+        # In another dtype than v's the exact number is asked for, and v is not it.
+        self.may_keep = out == source.dtype and dtype_named(self.g_name).holds(dtype_named(source.dtype))
         limit = float(self.form.value(self.form.inf - 1))
         self.large = np.isfinite(self.g) & (np.abs(self.g) >= limit * 0.99)
         self.zero, self.nonfinite, self.overflow, self.kept = (np.zeros(len(self.g), bool) for _ in range(4))
