@@ -167,15 +167,14 @@ def test_what_is_tied_stays_on_one_storage(dtype: str | None, tmp_path: Path) ->
         assert sum("/data/" in name for name in archive.namelist()) == 4
 
 
-def test_a_state_dict_is_read_with_mmap_and_with_computed_offsets_alike(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_state_dict_is_read_with_mmap_and_with_computed_offsets_alike(tmp_path: Path) -> None:
     out = tmp_path / "out"
     fold_file(FIXTURES / "g_02500000", out)
     plain = torch.load(out, weights_only=True)["generator"]
     mapped = torch.load(out, weights_only=True, mmap=True)["generator"]
-    monkeypatch.setattr(torch.utils.serialization.config.load, "calculate_storage_offsets", True)
-    computed = torch.load(out, weights_only=True, mmap=True)["generator"]
+    config: Any = torch.utils.serialization.config
+    with config.patch({"load.calculate_storage_offsets": True}):
+        computed = torch.load(out, weights_only=True, mmap=True)["generator"]
     assert len(plain) == len(mapped) == len(computed) == 78 * 2
     assert all(same(plain[name], mapped[name]) and same(plain[name], computed[name]) for name in plain)
     with zipfile.ZipFile(out) as archive:

@@ -17,7 +17,7 @@ ORDER = """
 errors dims tensors layout blocks
 schemes kinds rounding sums weightnorm policy options atomic stats values
 plan provenance pickles pickle_writer safetensors_file
-foreign zips torch_objects torch_modules torch_file torch_writer
+foreign zips torch_objects torch_contents torch_modules torch_file torch_writer
 checkpoint sources
 verify convert compare inspection
 files state_dict

@@ -557,3 +557,12 @@ def test_both_apis_of_torch_agree(dim: int | None) -> None:
             theirs = torch.norm_except_dim(fresh, 2, -1 if dim is None else dim)
             assert ours.shape == tuple(theirs.shape)
             np.testing.assert_allclose(ours, theirs, rtol=1e-6)
+
+
+def test_a_signalling_nan_is_a_nan_and_no_warning() -> None:
+    g = np.array([[0x7F800001]], np.uint32).view(np.float32)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        report = fold_with_report(np.ones((1, 3), np.float32), g, 0)[1]
+        assert report.nonfinite.count == 1
+        assert count_overflow(g, cast(g, "float16")) == 0

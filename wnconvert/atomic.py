@@ -21,11 +21,15 @@ _FULL = {errno.ENOSPC, errno.EDQUOT}
 
 
 class Staged:
-    """A file being written: its descriptor, open for reading and writing, and its temporary path."""
+    """A file being written: its descriptor, open for reading and writing, and its temporary path.
 
-    def __init__(self, fd: int, path: Path) -> None:
+    ``target`` is what it will become, by the name that the user gave.
+    """
+
+    def __init__(self, fd: int, path: Path, target: Path) -> None:
         self.fd = fd
         self.path = path
+        self.target = target
 
     def write(self, data: bytes | memoryview, at: int) -> None:
         """Write all of ``data`` at an offset; threads may write at the same time.
@@ -38,7 +42,7 @@ class Staged:
                 done = os.pwrite(self.fd, view, at)
                 view, at = view[done:], at + done
         except OSError as error:
-            raise _translated(error, self.path.parent) from error
+            raise _translated(error, self.target) from error
 
     def begin_sync(self, at: int, size: int) -> None:
         """Have the system begin to put a part on the disk, so that little is left for the last ``fsync``."""
@@ -55,7 +59,7 @@ class Staged:
         try:
             os.ftruncate(self.fd, size)
         except OSError as error:
-            raise _translated(error, self.path.parent) from error
+            raise _translated(error, self.target) from error
 
 
 def check_target(target: Path, *, force: bool, size: int = 0) -> Path:
@@ -107,7 +111,7 @@ def staged(target: Path, *, force: bool, size: int = 0) -> Iterator[Staged]:
     fd = -1
     try:
         fd = _create(temporary, real, target)
-        yield Staged(fd, temporary)
+        yield Staged(fd, temporary, target)
         try:
             _publish(fd, temporary, target, real, force=force)
         except OSError as error:

@@ -81,7 +81,8 @@ def cast(array: Array, dtype: DTypeLike) -> Array:
 
 def count_overflow(before: Array, after: Array) -> int:
     """Number of finite elements of ``before`` that a cast made infinite in ``after``."""
-    return int(np.count_nonzero(np.isinf(after) & np.isfinite(before)))
+    with np.errstate(invalid="ignore"):  # a signalling NaN is a NaN here
+        return int(np.count_nonzero(np.isinf(after) & np.isfinite(before)))
 
 
 def _round(x: Array, out: Array) -> None:

@@ -17,12 +17,10 @@ from wnconvert.foreign import foreign_names
 from wnconvert.pickles import PersistentId, Pickle, Value, load, walk
 from wnconvert.provenance import NO_HISTORY, RECORD_NAME, History, read_history
 from wnconvert.tensors import ByteRange, Entry, Sibling, StateDict, StoredTensor, TensorInfo, Tree
+from wnconvert.torch_contents import Contents, FoundStateDict, find_contents
 from wnconvert.torch_objects import (
-    Contents,
-    FoundStateDict,
     Storage,
     TensorRecord,
-    find_contents,
     get,
     is_script_module,
     read_storage,

@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from wnconvert.pickles import Object, Value
 from wnconvert.plan import Fold, Keep, PlannedStateDict
-from wnconvert.torch_objects import FoundModule, get, mapping_pairs, weight_norm_hook, with_pairs
+from wnconvert.torch_contents import FoundModule
+from wnconvert.torch_objects import get, mapping_pairs, weight_norm_hook, with_pairs
 
 __all__ = ["module_edits"]
 

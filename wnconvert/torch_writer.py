@@ -19,11 +19,10 @@ from wnconvert.pickles import Dict, Global, Object, PersistentId, Value, walk
 from wnconvert.plan import Fold, Keep, Plan, PlannedStateDict, metadata_gone
 from wnconvert.provenance import RECORD_NAME, write_history
 from wnconvert.tensors import DType, StoredTensor, TensorInfo, Tree, contiguous_strides
+from wnconvert.torch_contents import FoundStateDict, Key
 from wnconvert.torch_file import PREFIX, TorchFile
 from wnconvert.torch_modules import module_edits
 from wnconvert.torch_objects import (
-    FoundStateDict,
-    Key,
     get,
     mapping_pairs,
     read_storage,

@@ -167,7 +167,8 @@ class _Fold:
 
     def __init__(self, source: _Source, g: Array, out: str) -> None:
         self.source = source
-        self.g = np.asarray(g).reshape(-1).astype(np.float64)
+        with np.errstate(invalid="ignore"):  # a signalling NaN is a NaN here
+            self.g = np.asarray(g).reshape(-1).astype(np.float64)
         self.g_name = name_of(g.dtype)
         self.form = FORMATS[out]
         self.out = out
