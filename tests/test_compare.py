@@ -22,7 +22,9 @@ from tests.golden import ROOT
 from tests.oracle import DTYPES
 from tests.states import State, folded64
 from wnconvert import compare as module
-from wnconvert.compare import COLUMNS, Comparison, compare_files, compare_state_dicts
+from wnconvert import readings
+from wnconvert.compare import compare_files, compare_state_dicts
+from wnconvert.comparison import COLUMNS, Comparison
 from wnconvert.errors import ArgumentError, FormatError, InputError, LayerError
 from wnconvert.files import fold_file
 from wnconvert.state_dict import fold_state_dict
@@ -151,7 +153,7 @@ def test_layers_with_the_same_bits_are_equal_without_a_fold(monkeypatch: pytest.
     def never(*_: object) -> None:
         raise AssertionError("folded")
 
-    monkeypatch.setattr(module, "fold_blocks", never)
+    monkeypatch.setattr(readings, "Folding", never)
     assert compare_state_dicts(layer(), layer(form="parametrize"))
     with pytest.raises(AssertionError, match="folded"):
         compare_state_dicts(layer(), layer(seed=1))

@@ -14,11 +14,12 @@ from tests.golden import ROOT
 
 #: A module may import what stands before it: the lines above its own, and its own line to the left.
 ORDER = """
-errors dims tensors layout blocks
-schemes kinds rounding sums weightnorm policy options atomic stats values
+errors words dims tensors layout blocks
+schemes kinds rounding sums weightnorm policy options workers atomic stats values
 plan provenance pickles pickle_writer safetensors_file
 foreign zips torch_objects torch_contents torch_modules torch_file torch_writer
 checkpoint sources
+comparison gaps pairing readings
 verify convert compare inspection
 files state_dict
 modules onnx_graph

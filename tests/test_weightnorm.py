@@ -18,7 +18,7 @@ from wnconvert.blocks import Block, blocks
 from wnconvert.errors import LayerError, NumbersError
 from wnconvert.rounding import cast, count_overflow
 from wnconvert.sums import accurate_sums, exact_sum, fast_sums
-from wnconvert.weightnorm import Rows, fold, fold_blocks, fold_with_report, norm_blocks, norms, split
+from wnconvert.weightnorm import Folding, Rows, fold, fold_with_report, norm_blocks, norms, split
 
 Array = NDArray[Any]
 DIMS = ((0, (3, 4, 2)), (1, (3, 4, 2)), (2, (3, 2, 4)), (None, (3, 5)))
@@ -439,10 +439,10 @@ def test_a_dtype_without_weight_norm_is_refused() -> None:
         fold(np.ones((4, 2), np.int64), np.ones(4), 0)
 
 
-def test_blocks_are_written_once_each_in_order_through_reused_buffers() -> None:
+def test_blocks_come_once_each_in_order_through_reused_buffers() -> None:
     v, g = normal(21, (5, 6), "float32"), normal(22, (6,), "float32")
     buffer = np.empty(6, np.float32)
-    written: list[Block] = []
+    found: list[Block] = []
     out = np.empty(30, np.float32)
 
     def read(block: Block) -> Array:
@@ -450,12 +450,10 @@ def test_blocks_are_written_once_each_in_order_through_reused_buffers() -> None:
         data[:] = v.reshape(-1)[block.start : block.stop]
         return data.reshape(block.shape)
 
-    def write(block: Block, w: Array) -> None:
-        written.append(block)
+    for block, w in Folding(read, (5, 6), 1, g, "float32", "float32", limit=24).blocks():
+        found.append(block)
         out[block.start : block.stop] = w.ravel()
-
-    fold_blocks(read, write, (5, 6), 1, g, "float32", "float32", limit=24)
-    assert written == list(blocks((5, 6), 1, 4, 24))
+    assert found == list(blocks((5, 6), 1, 4, 24))
     assert same(out.reshape(5, 6), fold(v, g, 1))
 
 

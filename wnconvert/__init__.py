@@ -11,7 +11,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from wnconvert.compare import Comparison, compare_files, compare_state_dicts
+    from wnconvert.compare import compare_files, compare_state_dicts
+    from wnconvert.comparison import Comparison
     from wnconvert.convert import Result
     from wnconvert.errors import (
         ArgumentError,
@@ -56,7 +57,7 @@ __all__ = [
 _HOMES = {
     "compare_files": "compare",
     "compare_state_dicts": "compare",
-    "Comparison": "compare",
+    "Comparison": "comparison",
     "fold_file": "files",
     "fold_state_dict": "state_dict",
     "inspect_file": "inspection",

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["BLOCK_BYTES", "Array", "Block", "Dim", "Floats", "Read", "Write", "blocks", "box", "scratch"]
+__all__ = ["BLOCK_BYTES", "Array", "Block", "Dim", "Floats", "Read", "blocks", "box", "scratch"]
 
 #: Bytes of a block: its float64 scratch stays in a shared cache; smaller ones cost two threads the GIL.
 BLOCK_BYTES = 1 << 20
@@ -86,8 +86,6 @@ def box(shape: tuple[int, ...], dim: Dim) -> tuple[int, int, int]:
 
 #: From a block to its elements, an array of the block's shape that the next call may reuse.
 Read = Callable[[Block], Array]
-#: Takes the elements of a block.
-Write = Callable[[Block, Array], object]
 
 
 _local = threading.local()

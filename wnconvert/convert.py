@@ -7,7 +7,6 @@ and the output is the same for any number of threads.
 from __future__ import annotations
 
 import os
-import threading
 import time
 import zlib
 from collections.abc import Callable
@@ -25,7 +24,8 @@ from wnconvert.rounding import cast, count_overflow
 from wnconvert.sources import Source
 from wnconvert.tensors import ByteRange
 from wnconvert.verify import check_structure, verify_output
-from wnconvert.weightnorm import fold_blocks
+from wnconvert.weightnorm import Folding
+from wnconvert.workers import Workers
 
 __all__ = ["Result", "convert"]
 
@@ -87,7 +87,7 @@ def convert(
         staged(output, force=force, size=layout.size) as target,
         Source(checkpoint.shards) as source,
     ):
-        notes = _Run(source, target, layout, numbers, progress).all(threads or _processors())
+        notes = _Run(source, target, layout, numbers, Workers(threads, progress)).all()
         check_structure(target.path, plan.container)
         verified, more = verify_output(checkpoint, plan, source, target.path) if verify else ("", ())
     return Result(
@@ -103,10 +103,6 @@ def convert(
     )
 
 
-def _processors() -> int:
-    return min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, 4)
-
-
 @dataclass(frozen=True, slots=True)
 class _Outcome:
     """What came of a blob: what was wrong, or worth a note."""
@@ -115,67 +111,30 @@ class _Outcome:
     note: str = ""
 
 
-class _Cancelled(Exception):  # noqa: N818 - no error: another thread has one
-    """Another thread failed, or the user interrupted."""
-
-
 class _Run:
-    """One run of a layout. Every thread takes blobs until none is left, or one of them has failed."""
+    """One run of a layout."""
 
     def __init__(
-        self,
-        source: Source,
-        target: Staged,
-        layout: Layout,
-        numbers: Numbers,
-        progress: Callable[[int, int], None],
+        self, source: Source, target: Staged, layout: Layout, numbers: Numbers, workers: Workers
     ) -> None:
         self.source = source
         self.target = target
         self.layout = layout
         self.numbers = numbers
-        self.progress = progress
-        self.total = sum(blob.size for blob in layout.blobs)
-        self.done = 0
-        self.lock = threading.Lock()
-        # The largest first, so that no thread is left with a large one at the end.
-        self.order = iter(sorted(range(len(layout.blobs)), key=lambda index: -layout.blobs[index].size))
-        self.outcomes = [_Outcome()] * len(layout.blobs)
-        self.errors: list[BaseException] = []
+        self.workers = workers
 
-    def all(self, threads: int) -> tuple[str, ...]:
+    def all(self) -> tuple[str, ...]:
         """Write the whole layout; return the notes of its blobs in order."""
         self.target.resize(self.layout.size)
         for at, piece in self.layout.pieces:
             self.target.write(piece, at)
-        others = [threading.Thread(target=self.work) for _ in range(min(threads, len(self.outcomes)) - 1)]
-        try:
-            for thread in others:
-                thread.start()
-            self.work()
-            for thread in others:
-                thread.join()
-        except BaseException as error:  # noqa: BLE001 - Ctrl-C while waiting; raised below
-            self.errors.append(error)
-        if self.errors:
-            for thread in others:
-                if thread.ident is not None:
-                    thread.join()
-            raise self.errors[0]
-        in_order = list(zip(self.layout.blobs, self.outcomes, strict=True))
-        raise_problems((_where(blob.work), outcome.problems) for blob, outcome in in_order)
-        return tuple(f"{_where(blob.work)}: {outcome.note}" for blob, outcome in in_order if outcome.note)
-
-    def work(self) -> None:
-        try:
-            while not self.errors and (index := self.take()) is not None:
-                self.outcomes[index] = self.blob(self.layout.blobs[index])
-        except BaseException as error:  # noqa: BLE001 - the main thread raises the first one
-            self.errors.append(error)
-
-    def take(self) -> int | None:
-        with self.lock:
-            return next(self.order, None)
+        blobs = self.layout.blobs
+        outcomes = self.workers.each(
+            lambda index: self.blob(blobs[index]), {index: blob.size for index, blob in enumerate(blobs)}
+        )
+        in_order = [(_where(blob.work), outcomes[index]) for index, blob in enumerate(blobs)]
+        raise_problems((where, outcome.problems) for where, outcome in in_order)
+        return tuple(f"{where}: {outcome.note}" for where, outcome in in_order if outcome.note)
 
     def blob(self, blob: Blob) -> _Outcome:
         out = _Sink(self, blob)
@@ -204,30 +163,22 @@ class _Run:
             if work.dtype != info.dtype:
                 values, before = cast(values, work.dtype), values
                 overflow += count_overflow(before, values)
-            out.array(block, values)
+            out.array(values)
         return _Outcome(self.numbers.cast_problems(overflow, work.dtype))
 
     def fold(self, out: _Sink, work: FoldLayer) -> _Outcome:
         values = self.source.reader(work.v)
 
         def read(block: Block) -> Array:
-            self.check()  # of two passes, the first writes nothing
+            self.workers.check()  # of two passes, the first writes nothing
             return values(block)
 
         g, info = self.source.whole(work.g), work.v.info
-        report = fold_blocks(read, out.array, info.shape, work.dim, g, info.dtype, work.dtype)
+        folding = Folding(read, info.shape, work.dim, g, info.dtype, work.dtype)
+        for _, w in folding.blocks():
+            out.array(w)
+        report = folding.report()
         return _Outcome(self.numbers.problems(report), self.numbers.note(report))
-
-    def check(self) -> None:
-        """Stop here where another thread has failed."""
-        if self.errors:
-            raise _Cancelled
-
-    def advance(self, count: int) -> None:
-        self.check()
-        with self.lock:
-            self.done += count
-            self.progress(self.done, self.total)
 
 
 class _Sink:
@@ -239,12 +190,12 @@ class _Sink:
         self.checked = bool(blob.crc_at)
         self.crc = 0
 
-    def array(self, _block: Block, values: Array) -> None:
+    def array(self, values: Array) -> None:
         """Take the elements of the next block."""
         self.put(values.reshape(-1).view("u1").data)
 
     def put(self, data: memoryview) -> None:
-        self.run.advance(len(data))
+        self.run.workers.advance(len(data))
         if self.checked:
             self.crc = zlib.crc32(data, self.crc)
         self.run.target.write(data, self.at)

@@ -9,7 +9,7 @@ from wnconvert.policy import Numbers
 from wnconvert.schemes import Selection
 from wnconvert.tensors import DType, dtype_named
 
-__all__ = ["DTYPE_CHOICES", "ZERO_ROWS_CHOICES", "dtype_of", "numbers_of", "selection_of"]
+__all__ = ["DTYPE_CHOICES", "ZERO_ROWS_CHOICES", "dtype_of", "numbers_of", "selection_of", "texts_of"]
 
 DTYPE_CHOICES = ("float16", "bfloat16", "float32")
 ZERO_ROWS_CHOICES = ("error", "zero")
@@ -35,8 +35,9 @@ def selection_of(layers: Iterable[str], exclude: Iterable[str], dim: int | str |
     """What ``--layers``, ``--exclude`` (globs) and ``--dim`` choose. Raises ``ArgumentError``."""
     if isinstance(dim, str) and dim != "auto":
         raise ArgumentError(f"dim {dim!r} is no axis", fix="a number, None for the whole tensor, or 'auto'")
-    return Selection(_globs(layers), _globs(exclude), dim)
+    return Selection(texts_of(layers), texts_of(exclude), dim)
 
 
-def _globs(globs: Iterable[str]) -> tuple[str, ...]:
-    return (globs,) if isinstance(globs, str) else tuple(globs)
+def texts_of(texts: Iterable[str]) -> tuple[str, ...]:
+    """Texts, of which one may stand alone."""
+    return (texts,) if isinstance(texts, str) else tuple(texts)

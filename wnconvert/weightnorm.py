@@ -24,7 +24,7 @@ from fractions import Fraction
 import numpy as np
 from numpy.typing import NDArray
 
-from wnconvert.blocks import BLOCK_BYTES, Array, Block, Dim, Floats, Read, Write, blocks, box, scratch
+from wnconvert.blocks import BLOCK_BYTES, Array, Block, Dim, Floats, Read, blocks, box, scratch
 from wnconvert.dims import rows_of
 from wnconvert.errors import LayerError, NumbersError
 from wnconvert.rounding import FORMATS, DTypeLike, cast, name_of, round_both, round_short
@@ -32,11 +32,11 @@ from wnconvert.sums import UNIT, Sums, accurate_sums, exact_sum, fast_sums, merg
 from wnconvert.tensors import dtype_named
 
 __all__ = [
+    "Folding",
     "RowReport",
     "Rows",
     "fill_directions",
     "fold",
-    "fold_blocks",
     "fold_with_report",
     "norm_blocks",
     "norms",
@@ -91,20 +91,22 @@ class _Source:
         self.block: Block | None = None
         self.x: Floats = np.empty((0, 0, 0))
 
-    def load(self) -> Iterator[tuple[Block, Floats]]:
-        """Each block as float64 in a scratch array."""
-        for block in blocks(*self.cut):
-            self.x = scratch("x", block.shape, np.float64)
-            np.copyto(self.x, self.read(block))
-            self.block = block
-            yield block, self.x
+    def blocks(self) -> Iterator[Block]:
+        """All blocks, in the order of memory."""
+        return blocks(*self.cut)
+
+    def load(self, block: Block) -> Floats:
+        """A block as float64 in a scratch array."""
+        self.block, self.x = block, scratch("x", block.shape, np.float64)
+        np.copyto(self.x, self.read(block))
+        return self.x
 
     def sums(self) -> Sums:
         """Accurate sums of all rows: the first of two passes."""
         count = self.count
         total = Sums(np.zeros(count), np.zeros(count), np.full(count, -1100, np.int32), 0.0)
-        for block, x in self.load():
-            merge(total, block.rows, accurate_sums(x))
+        for block in self.blocks():
+            merge(total, block.rows, accurate_sums(self.load(block)))
         return total
 
     def ladder(self, row: int, sums: Sums, at: int) -> Iterator[tuple[Fraction, Fraction]]:
@@ -121,7 +123,7 @@ class _Source:
         if self.whole_rows and self.block is not None:
             yield self.x[:, row - self.block.row].ravel()
             return
-        for block in blocks(*self.cut):  # not into the scratch array: that still holds the block at work
+        for block in self.blocks():  # not into the scratch array: that still holds the block at work
             if block.row <= row < block.row + block.shape[1]:
                 yield self.read(block)[:, row - block.row].astype(np.float64).ravel()
 
@@ -162,29 +164,77 @@ def _round_norms(source: _Source, sums: Sums, first: int, name: str, wanted: Flo
     return low
 
 
-class _Fold:
-    """One fold at work: the rows' scales, and their application to blocks."""
+class Folding:
+    """A fold at work: ``blocks`` gives w piece by piece, and then ``report`` tells what was odd.
 
-    def __init__(self, source: _Source, g: Array, out: str) -> None:
-        self.source = source
+    ``read(block)`` gives v's elements as an array of ``block.shape`` that may be reused by the next call.
+    ``g`` has one element a row, in any shape. One pass where rows are contiguous and fit a block, else two.
+    All is processed: zero rows of v give zeros, NaN and infinities go their IEEE way.
+
+    Raises ``LayerError`` where a dtype cannot be folded or g has another number of elements.
+
+    >>> v = np.array([[3.0, 4.0]])
+    >>> folding = Folding(lambda block: v[None], (1, 2), 0, np.array([10.0]), "float64", "float64")
+    >>> [(block.start, w.tolist()) for block, w in folding.blocks()], folding.report().kept.count
+    ([(0, [[[6.0, 8.0]]])], 0)
+    """
+
+    def __init__(  # noqa: PLR0917 -- the tensor, its magnitudes, what is made of them
+        self,
+        read: Read,
+        shape: tuple[int, ...],
+        dim: Dim,
+        g: Array,
+        v_dtype: DTypeLike,
+        out_dtype: DTypeLike,
+        *,
+        limit: int = BLOCK_BYTES,
+    ) -> None:
+        if g.size != rows_of(shape, dim):
+            raise LayerError(f"g {g.shape} does not fit v {shape} along dim {dim}")
+        self.source = source = _Source(read, shape, dim, name_of(v_dtype), limit)
+        self.out = out = name_of(out_dtype)
         with np.errstate(invalid="ignore"):  # a signalling NaN is a NaN here
             self.g = np.asarray(g).reshape(-1).astype(np.float64)
         self.g_name = name_of(g.dtype)
         self.form = FORMATS[out]
-        self.out = out
         self.fast = "float64" not in (source.dtype, self.g_name, out)
         # In another dtype than v's the exact number is asked for, and v is not it.
         self.may_keep = out == source.dtype and dtype_named(self.g_name).holds(dtype_named(source.dtype))
-        limit = float(self.form.value(self.form.inf - 1))
-        self.large = np.isfinite(self.g) & (np.abs(self.g) >= limit * 0.99)
+        largest = float(self.form.value(self.form.inf - 1))
+        self.large = np.isfinite(self.g) & (np.abs(self.g) >= largest * 0.99)
         self.zero, self.nonfinite, self.overflow, self.kept = (np.zeros(len(self.g), bool) for _ in range(4))
 
+    def blocks(self) -> Iterator[tuple[Block, Array]]:
+        """Each of ``blocks(shape, dim, …)`` in order, and its w: valid until this thread folds again."""
+        source = self.source
+        whole: tuple[Sums, Floats, NDArray[np.int32]] | None = None
+        # Never around a yield: what asks for the blocks keeps its own way with errors.
+        if source.count and not source.whole_rows:
+            with np.errstate(all="ignore"):
+                sums = source.sums()
+                whole = sums, *self._scale(sums, slice(0, source.count))
+        for block in source.blocks():
+            with np.errstate(all="ignore"):
+                x = source.load(block)
+                rows = block.rows
+                if whole is None:
+                    part = fast_sums(x) if self.fast else accurate_sums(x)
+                    scale = self._scale(part, rows)
+                else:
+                    sums, mantissa, exponent = whole
+                    part = Sums(sums.high[rows], sums.low[rows], sums.exponent[rows], sums.error)
+                    scale = mantissa[rows], exponent[rows]
+                w = self._apply(block, x, part, scale)
+            yield block, w
+
     def report(self) -> RowReport:
+        """What was odd about the rows of the blocks so far."""
         zero_with_g = self.zero & (self.g != 0)
         kinds = (self.zero, zero_with_g, self.nonfinite, self.overflow, self.kept)
         return RowReport(*(_rows(flags) for flags in kinds))
 
-    def scale(self, sums: Sums, rows: slice) -> tuple[Floats, NDArray[np.int32]]:
+    def _scale(self, sums: Sums, rows: slice) -> tuple[Floats, NDArray[np.int32]]:
         """g/‖v‖ of each row as (mantissa, exponent); 1 where the row is v, 0 where v is 0. Sets the flags."""
         g = self.g[rows]
         self.zero[rows] = zero = sums.high == 0
@@ -200,7 +250,7 @@ class _Fold:
         mantissa[zero], exponent[zero] = 0, 0
         return mantissa, exponent
 
-    def apply(self, block: Block, x: Floats, sums: Sums, scale: tuple[Floats, NDArray[np.int32]]) -> Array:
+    def _apply(self, block: Block, x: Floats, sums: Sums, scale: tuple[Floats, NDArray[np.int32]]) -> Array:
         """The block's values of w, in a scratch array. ``sums`` and ``scale`` are those of its rows."""
         mantissa, exponent = scale
         # Relative error: half that of the sum, and a rounding each for root, quotient, product and the shift.
@@ -271,64 +321,15 @@ class _Fold:
 # --- the verbs ---------------------------------------------------------------------------------------
 
 
-def fold_blocks(  # noqa: PLR0917 -- source, target, then what they hold: the executor's one call
-    read: Read,
-    write: Write,
-    shape: tuple[int, ...],
-    dim: Dim,
-    g: Array,
-    v_dtype: DTypeLike,
-    out_dtype: DTypeLike,
-    *,
-    limit: int = BLOCK_BYTES,
-) -> RowReport:
-    """Fold a tensor block by block: ``write(block, w)`` for each of ``blocks(shape, dim, …)``, in order.
-
-    ``read(block)`` gives v's elements as an array of ``block.shape`` that may be reused by the next call;
-    so is the array that ``write`` gets. ``g`` has one element a row, in any shape. One pass where rows are
-    contiguous and fit a block, else two. All is processed: zero rows of v give zeros, NaN and
-    infinities go their IEEE way, and the report tells.
-
-    Raises ``LayerError`` where a dtype cannot be folded or g has another number of elements.
-
-    >>> v, out = np.array([[3.0, 4.0]]), np.empty((1, 2))
-    >>> fold_blocks(lambda b: v[None], lambda b, w: out.__setitem__(..., w[0]), (1, 2), 0,
-    ...             np.array([10.0]), "float64", "float64").kept.count
-    0
-    >>> out
-    array([[6., 8.]])
-    """
-    if g.size != rows_of(shape, dim):
-        raise LayerError(f"g {g.shape} does not fit v {shape} along dim {dim}")
-    source = _Source(read, shape, dim, name_of(v_dtype), limit)
-    work = _Fold(source, g, name_of(out_dtype))
-    with np.errstate(all="ignore"):
-        if source.whole_rows:
-            for block, x in source.load():
-                sums = fast_sums(x) if work.fast else accurate_sums(x)
-                write(block, work.apply(block, x, sums, work.scale(sums, block.rows)))
-        elif source.count:
-            sums = source.sums()
-            mantissa, exponent = work.scale(sums, slice(0, source.count))
-            for block, x in source.load():
-                rows = block.rows
-                part = Sums(sums.high[rows], sums.low[rows], sums.exponent[rows], sums.error)
-                write(block, work.apply(block, x, part, (mantissa[rows], exponent[rows])))
-    return work.report()
-
-
 def fold_with_report(
     v: Array, g: Array, dim: Dim, *, dtype: DTypeLike | None = None, limit: int = BLOCK_BYTES
 ) -> tuple[Array, RowReport]:
     """``fold``, and what was odd about its rows."""
-    flat = v.reshape(-1)
     out = np.empty(v.size, FORMATS[name_of(dtype or v.dtype)].dtype)
-
-    def write(block: Block, w: Array) -> None:
+    folding = Folding(_reader(v.reshape(-1)), v.shape, dim, g, v.dtype, out.dtype, limit=limit)
+    for block, w in folding.blocks():
         out[block.start : block.stop] = w.reshape(-1)
-
-    report = fold_blocks(_reader(flat), write, v.shape, dim, g, v.dtype, out.dtype, limit=limit)
-    return out.reshape(v.shape), report
+    return out.reshape(v.shape), folding.report()
 
 
 def fold(v: Array, g: Array, dim: Dim, *, dtype: DTypeLike | None = None) -> Array:
@@ -338,7 +339,7 @@ def fold(v: Array, g: Array, dim: Dim, *, dtype: DTypeLike | None = None) -> Arr
     bfloat16 in any mixture. A row whose g is the rounded norm of v is v, bit for bit. Zero rows of v
     give zeros; ``fold_with_report`` tells of those and of NaN and infinities.
 
-    Raises ``LayerError`` as ``fold_blocks`` does. Source: ``torch._weight_norm``.
+    Raises ``LayerError`` as ``Folding`` does. Source: ``torch._weight_norm``.
 
     >>> fold(np.array([[3, 4], [0, 2]], np.float32), np.array([10, 3], np.float32), 0)
     array([[6., 8.],
@@ -358,7 +359,7 @@ def norm_blocks(
 ) -> tuple[Array, RowReport]:
     """The norms of a tensor's rows, correctly rounded to ``g_dtype``: shape (D,), and what was odd.
 
-    ``read`` as in ``fold_blocks``, each block once (again only for a norm next to a midpoint). In the
+    ``read`` as in ``Folding``, each block once (again only for a norm next to a midpoint). In the
     report: ``zero``, ``nonfinite``, ``overflow``.
     """
     source = _Source(read, shape, dim, name_of(v_dtype), limit)
@@ -368,7 +369,8 @@ def norm_blocks(
     zero, finite = np.zeros(len(found), bool), np.ones(len(found), bool)
     with np.errstate(all="ignore"):
         if source.whole_rows:
-            for block, x in source.load():
+            for block in source.blocks():
+                x = source.load(block)
                 sums = fast_sums(x) if fast else accurate_sums(x)
                 found[block.rows] = _round_norms(source, sums, block.row, name)
                 zero[block.rows], finite[block.rows] = sums.high == 0, np.isfinite(sums.high)

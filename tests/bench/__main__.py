@@ -110,6 +110,33 @@ def whole(folder: Path, rounds: int) -> Iterator[Row]:
             yield Row(f"one layer of 2 GiB, {dim}", ours, "`dd conv=fsync`", copy, 0, 64 * MIB)
 
 
+def inspect(folder: Path, rounds: int) -> Iterator[Row]:
+    """Only names and magnitudes are read."""
+    with _file(folder, "large.safetensors", inputs.many_layers(2 * GIB)) as (source, _):
+        commands: list[Command] = [[WNCONVERT, "inspect", source], [sys.executable, "-c", "import torch"]]
+        ours, other = in_turns(2 * rounds, *commands, memory=True)
+        yield Row("`inspect`, 2 GiB", ours, "`import torch`", other, 0.4, 40 * MIB)
+
+
+def compare(folder: Path, rounds: int) -> Iterator[Row]:
+    """In one form, across forms, and with every tensor an ulp off, so that each block is computed."""
+    shapes = inputs.many_layers(2 * GIB)
+    with _file(folder, "a.safetensors", shapes) as (a, out), _file(folder, "b.safetensors", shapes) as (b, _):
+        ours: Command = [WNCONVERT, "compare", a, b]
+        fold: Command = [*_fold(a, out), "--force"]
+        runs, cmp = in_turns(rounds, ours, ["cmp", a, b], memory=True)
+        yield Row("`compare`, 2 GiB, one form", runs, "`cmp`", cmp, 2, 64 * MIB)
+        run([*_fold(a, b), "--force"])
+        for change in ("", ", all an ulp off"):
+            if change:
+                inputs.shift(b)
+            runs, other = in_turns(rounds, ours, fold, memory=True)
+            yield Row(
+                f"`compare`, 2 GiB, across forms{change}", runs, "`wnconvert fold`", other, 1.5, 64 * MIB
+            )
+        out.unlink()
+
+
 @contextlib.contextmanager
 def _file(folder: Path, name: str, shapes: Shapes) -> Iterator[tuple[Path, Path]]:
     """An input, removed afterwards, and the path for its output."""
@@ -122,7 +149,7 @@ def _file(folder: Path, name: str, shapes: Shapes) -> Iterator[tuple[Path, Path]
 
 
 BENCHES: dict[str, Callable[[Path, int], Iterator[Row]]] = {
-    bench.__name__: bench for bench in (start, small, large, whole)
+    bench.__name__: bench for bench in (start, small, large, whole, inspect, compare)
 }
 
 
