@@ -14,7 +14,7 @@ from tests.golden import ROOT
 
 #: A module may import what stands before it: the lines above its own, and its own line to the left.
 ORDER = """
-errors words dims tensors layout blocks
+errors dims tensors layout blocks
 schemes kinds rounding sums weightnorm policy options workers atomic stats values
 plan provenance pickles pickle_writer safetensors_file
 foreign zips torch_objects torch_contents torch_modules torch_file torch_writer
