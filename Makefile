@@ -28,10 +28,12 @@ $(DEV)/stamp: pyproject.toml constraints.txt
 
 demo: $(LIGHT)/stamp
 	@mkdir -p $(DEMO)
-	$(LIGHT)/bin/wnconvert fold fixtures/g_02500000 -o $(DEMO)/g_02500000.folded --force
+	$(LIGHT)/bin/wnconvert fold fixtures/g_02500000 -o $(DEMO)/g_02500000.folded --force > $(DEMO)/result
+	@head -n 5 $(DEMO)/result; echo ...; tail -n 2 $(DEMO)/result
+	$(LIGHT)/bin/wnconvert compare fixtures/g_02500000 $(DEMO)/g_02500000.folded
 	@echo
 	@echo "The folded generator is $(DEMO)/g_02500000.folded. Next:"
-	@echo "  $(LIGHT)/bin/wnconvert fold --help"
+	@echo "  $(LIGHT)/bin/wnconvert inspect YOUR_CHECKPOINT"
 	@echo "  $(LIGHT)/bin/wnconvert fold YOUR_CHECKPOINT --dry-run"
 
 test: $(DEV)/stamp

@@ -232,7 +232,7 @@ def test_data_goes_to_stdout_and_notes_to_stderr(tmp_path: Path) -> None:
 def test_json_is_one_object_with_every_key(more: list[str], gan: Path) -> None:
     done = run("fold", gan, "--json", *more)
     data = json.loads(done.stdout)
-    plan = {"schema", "verb", "container", "layers", "state_dicts", "dropped", "notes"}
+    plan = {"schema", "verb", "container", "only", "layers", "state_dicts", "dropped", "notes"}
     result = {"source", "source_container", "output", "bytes_in", "bytes_out", "seconds", "verified"}
     assert set(data) == (plan if more else plan | result)
     assert data["schema"] == 1

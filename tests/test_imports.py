@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ from tests.golden import ROOT
 
 #: A module may import what stands before it: the lines above its own, and its own line to the left.
 ORDER = """
-errors dims tensors layout blocks
+errors words dims tensors layout blocks
 schemes kinds rounding sums weightnorm policy options workers atomic stats values
 plan provenance pickles pickle_writer safetensors_file
 foreign zips torch_objects torch_contents torch_modules torch_file torch_writer
@@ -81,6 +82,13 @@ def test_a_module_imports_only_what_stands_before_it(path: Path) -> None:
 def test_an_import_of_a_later_module_is_seen_in_every_spelling(source: str) -> None:
     assert wrongly_imported("schemes", source) == {"plan"}
     assert not wrongly_imported("checkpoint", source)
+
+
+def test_the_table_of_modules_in_contributing_is_this_list() -> None:
+    rows = re.findall(r"^\| (`\w+`(?:, `\w+`)*) \|", (ROOT / "CONTRIBUTING.md").read_text(), re.MULTILINE)
+    told = [name for row in rows for name in re.findall(r"\w+", row)]
+    there = {path.stem for path in MODULES} - {"__main__"}
+    assert told == [name for name in ORDER if name in there]
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)

@@ -221,18 +221,13 @@ def test_a_state_dict_alone_has_no_other_state_dict_or_optimizer_in_it() -> None
     assert dropped(plan) == ["model", "ema.model", "optimizer", "ema.decay", "epoch", "mode"]
     plan = plan_fold(nested(), "torch", only="model")
     assert names(plan) == {"model": ["weight"]}
-    assert dropped(plan) == [".", "ema.model", "optimizer", "ema.decay"]
+    assert dropped(plan) == ["ema.model", "optimizer", "ema.decay", "step", "bias", "epoch", "mode"]
 
 
 def test_a_state_dict_with_others_in_it_keeps_them_where_all_is_kept() -> None:
     plan = plan_fold(nested(), "torch")
     assert names(plan)[""] == ["step", "bias", "epoch", "model", "optimizer", "ema", "mode"]
     assert dropped(plan) == ["optimizer"]
-
-
-def test_two_state_dicts_at_one_path_are_refused() -> None:
-    with pytest.raises(LayerError, match=r"two state dicts at a\.b"):
-        plan_fold(tree(state_at("a.b", BIAS), state_at("a.b", *pair("weight"))), "torch")
 
 
 # -- the optimizer
@@ -470,7 +465,7 @@ def test_a_plan_is_jsonable_and_says_what_it_does() -> None:
     plan = plan_fold(gan(), "torch", dtype=dtype_named("bfloat16"))
     data = json.loads(json.dumps(plan.to_dict()))
     assert data["schema"] == 1
-    assert set(data) == {"schema", "verb", "container", "layers", "state_dicts", "dropped", "notes"}
+    assert set(data) == {"schema", "verb", "container", "only", "layers", "state_dicts", "dropped", "notes"}
     assert data["layers"][1] == {
         "state_dict": "discriminator",
         "name": "post.weight",
@@ -487,3 +482,14 @@ def test_a_plan_is_jsonable_and_says_what_it_does() -> None:
 def test_an_exclude_that_matches_nothing_is_noted_and_one_that_matches_is_not() -> None:
     plan = plan_fold(gan(), "torch", selection=Selection(exclude=("pre.*", "nothing.*")))
     assert plan.notes == ("--exclude 'nothing.*' matches no layer",)
+
+
+def test_a_value_that_is_no_tensor_under_the_name_of_the_weight_is_not_overwritten() -> None:
+    state = state_at("", *pair("c.weight"))
+    for entries in ((Entry("c.weight", None), *state.entries), (*state.entries, Entry("c.weight", None))):
+        with pytest.raises(LayerError, match="has the name of its weight"):
+            plan_fold(tree(replace(state, entries=entries)), "torch")
+        kept = plan_fold(
+            tree(replace(state, entries=entries)), "torch", selection=Selection(exclude=("c.*",))
+        )
+        assert len(kept.state_dicts[0].steps) == 3

@@ -50,8 +50,8 @@ def test_a_plan_is_a_table_of_layers_and_what_would_be_written() -> None:
         "a.weight  legacy      0  8×4×3    float32       8\n"
         "b.gain    legacy   none  6        float16       1\n"
         "would write out.pt: 2 layers folded, 1 tensor kept\n"
-        "left out: optim (its state is by position, and folding changed the parameters"
-        " (--keep-optimizer keeps it))"
+        "left out: optim: optimizer state is by position, and folding changes the positions;"
+        " --keep-optimizer keeps it"
     )
 
 
@@ -84,13 +84,13 @@ def test_what_is_left_out_is_grouped_by_its_reason() -> None:
     text = plan_text(
         planned(state_at("gen", *pair("w")), state_at("ema", BIAS), container="safetensors"), "o"
     )
-    assert text.splitlines()[-1] == "left out: ema, optim, epoch (only gen is kept)"
+    assert text.splitlines()[-1] == "left out: ema, optim, epoch: only gen is kept"
 
 
 def test_the_root_state_dict_has_a_name_too() -> None:
     inner, root = state_at("model", *pair("w")), state_at("", BIAS)
     text = plan_text(planned(root, inner, container="safetensors"), "o")
-    assert text.splitlines()[-1] == "left out: ., optim, epoch (only model is kept)"
+    assert text.splitlines()[-1] == "left out: optim, epoch, bias: only model is kept"
 
 
 def test_control_characters_of_names_are_spelled_out() -> None:

@@ -246,3 +246,17 @@ def test_numpy_arrays_need_no_torch() -> None:
         [sys.executable, "-W", "error", "-c", WITHOUT_TORCH], capture_output=True, text=True, check=True
     )
     assert done.stdout == "[[6 8]] False\nblocked\n"
+
+
+def test_negated_views_are_resolved() -> None:
+    v = torch.view_as_complex(torch.randn(4, 3, 2)).conj().imag
+    state = {"w_g": torch.rand(4, 1) + 0.5, "w_v": v}
+    assert v.is_neg()
+    expected = fold_state_dict({"w_g": state["w_g"], "w_v": v.resolve_neg()})["w"]
+    assert torch.equal(fold_state_dict(state)["w"], expected)
+
+
+@pytest.mark.parametrize("wrong", [5, None, [1]])
+def test_what_is_no_mapping_is_refused(wrong: Any) -> None:
+    with pytest.raises(ArgumentError, match="is no state dict"):
+        fold_state_dict(wrong)

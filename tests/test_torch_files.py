@@ -773,3 +773,71 @@ def test_ten_thousand_tensors_open_quickly(tmp_path: Path) -> None:
     began = time.process_time()
     assert len(open_checkpoint(path).tree.state_dicts[0].entries) == 10_000
     assert time.process_time() - began < 3  # 0.6 s on a slow machine; a quadratic search takes minutes
+
+
+def test_numbers_that_are_stored_negated_or_conjugated_are_refused_by_name(tmp_path: Path) -> None:
+    negated = torch.view_as_complex(torch.randn(4, 3, 2)).conj().imag
+    assert negated.is_neg()
+    for name, value in (("a", negated), ("b", torch.ones(2, dtype=torch.complex64).conj())):
+        torch.save({"w": torch.ones(2), name: value}, tmp_path / "in.pt")
+        with pytest.raises(FormatError, match=f"{name} is stored with torch's negative or conjugate bit"):
+            fold_file(tmp_path / "in.pt", tmp_path / "out.pt")
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_the_flat_weights_of_a_cast_rnn_are_its_parameters(tmp_path: Path) -> None:
+    rnn = torch.nn.utils.weight_norm(torch.nn.LSTM(3, 4), "weight_hh_l0")
+    torch.save(rnn, tmp_path / "in.pt")
+    fold_file(tmp_path / "in.pt", tmp_path / "out.pt", dtype="float16")
+    read = torch.load(tmp_path / "out.pt", weights_only=False)
+    assert [weight.dtype for weight in read._flat_weights] == [torch.float16] * 4
+    names = zip(read._flat_weights_names, read._flat_weights, strict=True)
+    assert all(getattr(read, name) is weight for name, weight in names)
+
+
+def test_only_what_a_kept_tensor_shows_of_a_storage_can_be_too_large(tmp_path: Path) -> None:
+    buffer = torch.full((100,), 1e6)
+    buffer[:4] = 1
+    torch.save({"model": {"s": buffer[:4]}, "other": [buffer]}, tmp_path / "in.pt")
+    fold_file(tmp_path / "in.pt", tmp_path / "out.pt", dtype="float16")
+    read = torch.load(tmp_path / "out.pt", weights_only=True)
+    assert read["model"]["s"].tolist() == [1] * 4
+    assert torch.equal(read["other"][0], buffer)
+
+
+Pair = collections.namedtuple("Pair", "model optimizer")
+
+
+class Slotted:
+    __slots__ = ("model", "note")
+
+    def __init__(self, model: dict[str, Tensor]) -> None:
+        self.model = model
+        self.note = "kept"
+
+
+def test_state_dicts_in_namedtuples_tuples_and_slots_are_found(tmp_path: Path) -> None:
+    state = {"w_g": torch.rand(4, 1) + 0.5, "w_v": torch.randn(4, 3)}
+    optimizer = torch.optim.Adam([torch.zeros(2, requires_grad=True)]).state_dict()
+    for holder in (Pair(state, optimizer), (state, optimizer), Slotted(state)):
+        torch.save(holder, tmp_path / "in.pt")
+        result = fold_file(tmp_path / "in.pt", tmp_path / "out.pt", force=True)
+        assert len(result.plan.layers) == 1
+        read = torch.load(tmp_path / "out.pt", weights_only=False)
+        assert type(read) is type(holder)
+        if isinstance(read, Slotted):
+            assert (list(read.model), read.note) == (["w"], "kept")
+        else:
+            assert list(read[0]) == ["w"]
+            assert read[1] is None, "the optimizer's place stays"
+
+
+def test_a_tensor_with_an_attribute_is_a_tensor(tmp_path: Path) -> None:
+    v = torch.randn(4, 3)
+    v.mark = "mine"  # type: ignore[attr-defined]
+    torch.save({"w_g": torch.rand(4, 1) + 0.5, "w_v": v, "b": v}, tmp_path / "in.pt")
+    fold_file(tmp_path / "in.pt", tmp_path / "out.pt")
+    read = torch.load(tmp_path / "out.pt", weights_only=False)
+    assert list(read) == ["w", "b"]
+    assert (read["w"].mark, read["b"].mark) == ("mine", "mine")
+    assert torch.equal(read["b"], v)

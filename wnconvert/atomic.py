@@ -70,6 +70,8 @@ def check_target(target: Path, *, force: bool, size: int = 0) -> Path:
     """
     real = Path(os.path.realpath(target))
     try:
+        if real.parent.exists() and not real.parent.is_dir():
+            raise OutputError(f"{target.parent} is no folder", where=str(target), fix="choose another -o")
         if not real.parent.is_dir():
             raise OutputError(
                 f"its folder {target.parent} does not exist",

@@ -44,7 +44,7 @@ def container_of(path: Path) -> str:
     >>> container_of(Path("model.safetensors")), container_of(Path("g_02500000.folded"))
     ('safetensors', 'torch')
     """
-    return "safetensors" if path.suffix == ".safetensors" else "torch"
+    return "safetensors" if path.suffix.lower() == ".safetensors" else "torch"
 
 
 def layout_of(checkpoint: Checkpoint, plan: Plan) -> Layout:

@@ -18,7 +18,8 @@ from typing import Any, NoReturn
 import click
 
 from wnconvert import __version__
-from wnconvert.errors import WnconvertError, printable
+from wnconvert.errors import WnconvertError
+from wnconvert.words import printable
 
 __all__ = ["cli", "main"]
 
@@ -47,7 +48,7 @@ def _dim(_: click.Context, __: click.Parameter, value: str) -> int | str | None:
 )
 @click.version_option(__version__, prog_name="wnconvert")
 def cli() -> None:
-    """Convert and inspect weight-normalized PyTorch checkpoints (w = g·v/‖v‖).
+    """Fold, inspect and compare weight-normalized PyTorch checkpoints (w = g·v/‖v‖).
 
     Files are data: nothing in a checkpoint is imported or run, and nothing in it is lost.
     """
@@ -125,10 +126,13 @@ def fold(
     from wnconvert.files import default_output, fold_file
     from wnconvert.report import plan_text, result_text
 
-    output = out or str(default_output(src, "folded"))
+    output = str(default_output(src, "folded")) if out is None else out
     if dry_run:
         plan = fold_file(src, output, dry_run=True, **options)
-        _say(plan.notes, quiet=quiet)
+        there = (
+            () if options["force"] or not Path(output).exists() else (f"{output} exists: --force is needed",)
+        )
+        _say((*plan.notes, *there), quiet=quiet)
         _print(json.dumps(plan.to_dict(), indent=1) if as_json else plan_text(plan, output), quiet=quiet)
         return
     with _progress(src, shown=not (quiet or no_progress)) as progress:
@@ -175,12 +179,12 @@ def inspect(
     from wnconvert.inspection import inspect_file
     from wnconvert.inspection_report import inspection_text, moves_text
 
+    if sort is not None and len(src) > 1:
+        raise click.UsageError("--sort is for one file; several are sorted by how far they moved")
+    if sort in ("norm", "ratio") and not options["full"]:
+        raise click.UsageError(f"--sort {sort} needs --full, which reads v")
     found = [inspect_file(path, **options) for path in src]
-    width = None if wide else shutil.get_terminal_size().columns
-    if plot is not None:
-        from wnconvert.plots import plot_magnitudes
-
-        plot_magnitudes(found, plot)
+    width = _width(wide=wide)
     if style == "json":
         data = (
             found[0].to_dict()
@@ -192,6 +196,10 @@ def inspect(
         click.echo(inspection_text(found[0], style=style, sort=sort, top=top, width=width))
     else:
         click.echo(moves_text(found, style=style, top=top, width=width))
+    if plot is not None:
+        from wnconvert.plots import plot_magnitudes
+
+        plot_magnitudes(found, plot)
 
 
 @cli.command(
@@ -243,9 +251,15 @@ def compare(
     with _progress(f"{Path(a).name} {Path(b).name}", shown=not (quiet or no_progress)) as progress:
         found = compare_files(a, b, progress=progress, **options)
     _say(found.notes, quiet=quiet)
-    width = None if wide else shutil.get_terminal_size().columns
-    _print(json.dumps(found.to_dict(), indent=1) if as_json else comparison_text(found, width), quiet=quiet)
+    text = json.dumps(found.to_dict(), indent=1) if as_json else comparison_text(found, _width(wide=wide))
+    _print(text, quiet=quiet)
     return 0 if found else 1
+
+
+def _width(*, wide: bool) -> int | None:
+    """The width that tables have to fit: the terminal's, or what COLUMNS asks for; none in a pipe."""
+    fits = sys.stdout.isatty() or "COLUMNS" in os.environ
+    return shutil.get_terminal_size().columns if fits and not wide else None
 
 
 def _say(notes: tuple[str, ...], *, quiet: bool) -> None:
@@ -279,7 +293,8 @@ def main() -> NoReturn:
     """Run the command line and exit: errors in the user's words, never a traceback but for a bug."""
     if not sys.warnoptions:
         warnings.simplefilter("ignore")  # a warning of a library says nothing to a user of this tool
-    signal.signal(signal.SIGTERM, _terminated)
+    for ending in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(ending, _terminated)
     gc.disable()  # what a short process makes goes with it; to look for cycles took 20 ms
     code = _run()
     gc.freeze()
@@ -321,5 +336,5 @@ def _say_error(what: str, fix: str) -> None:
 
 
 def _terminated(*_: object) -> NoReturn:
-    """End on SIGTERM as after Ctrl-C: what was begun is cleaned up."""
+    """End as after Ctrl-C: what was begun is cleaned up."""
     raise KeyboardInterrupt

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from wnconvert.comparison import Comparison, Difference, Operand
-from wnconvert.errors import printable
-from wnconvert.tables import Table, counted, listed, number_text
+from wnconvert.tables import Table, number_text
+from wnconvert.words import counted, listed, printable
 
 __all__ = ["comparison_text"]
 

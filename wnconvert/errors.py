@@ -23,17 +23,7 @@ __all__ = [
     "OutputError",
     "VerifyError",
     "WnconvertError",
-    "printable",
 ]
-
-
-def printable(text: str) -> str:
-    r"""A text whose control characters are spelled out: names in a file must not move a terminal's cursor.
-
-    >>> print(printable("conv" + chr(27) + "[2J.weight"))
-    conv\x1b[2J.weight
-    """
-    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
 
 
 class WnconvertError(Exception):

@@ -128,6 +128,8 @@ def fold_file(
     (78, 'conv_pre.weight')
     """
     source = Path(src)
+    if out is not None and not os.fspath(out):
+        raise ArgumentError("the name of the output is empty", fix="-o OUT, or leave it out")
     output = default_output(source, "folded") if out is None else Path(out)
     numbers = numbers_of(zero_rows, allow_nonfinite=allow_nonfinite)
     if threads is not None and threads < 1:

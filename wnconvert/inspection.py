@@ -6,6 +6,7 @@ others are shown and that one is flagged.
 
 from __future__ import annotations
 
+import math
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -25,6 +26,7 @@ from wnconvert.sources import Source
 from wnconvert.stats import Elements, LayerStats, layer_stats, plain_stats
 from wnconvert.tensors import StateDict, StoredTensor, Tree
 from wnconvert.torch_objects import read_storage
+from wnconvert.words import listed
 
 __all__ = [
     "Inspection",
@@ -74,12 +76,14 @@ class KindSummary:
 class Inspection:
     """What is in a checkpoint or state dict; sizes in bytes, ``parameters`` in elements.
 
+    ``version`` is what the file says of its format.
     ``dtypes`` counts elements by dtype. ``foreign`` and ``dangerous`` are names in the pickle that are not
     torch's own, and those that would run something. ``fold`` and ``migrate`` say what these would do.
     """
 
     source: str
     container: str
+    version: str
     bytes: int
     parameters: int
     dtypes: Mapping[str, int]
@@ -100,6 +104,7 @@ class Inspection:
             "schema": 1,
             "source": self.source,
             "container": self.container,
+            "version": self.version,
             "bytes": self.bytes,
             "parameters": self.parameters,
             "dtypes": dict(self.dtypes),
@@ -185,6 +190,7 @@ def inspect_tree(
     return Inspection(
         source="",
         container="state dict",
+        version="",
         bytes=sum(state.bytes for state in states),
         parameters=sum(state.parameters for state in states),
         dtypes=dict(dtypes.most_common()),
@@ -195,7 +201,7 @@ def inspect_tree(
         siblings=tuple(SiblingSummary(item.path, item.kind, 0) for item in tree.siblings),
         layers=tuple(rows),
         kinds=tuple(_kinds(tree)),
-        fold=_fold_in_words(tree),
+        fold=_fold_in_words(tree, rows),
         migrate=_migrate_in_words(states),
         notes=tuple(notes),
     )
@@ -205,12 +211,13 @@ def inspect_tree(
 class Move:
     """Mean |g| of one layer in each of several files (None where it is not there).
 
-    ``moved`` is how far it went between its least and greatest, as a part of the first.
+    ``moved`` is how far it went between its least and greatest, as a part of the first; None where it is in
+    one file alone.
     """
 
     name: str
     means: tuple[float | None, ...]
-    moved: float
+    moved: float | None
 
 
 def moves(found: Sequence[Inspection]) -> list[Move]:
@@ -225,12 +232,12 @@ def moves(found: Sequence[Inspection]) -> list[Move]:
             name = f"{layer.state_dict}: {layer.name}" if several and layer.state_dict else layer.name
             means.setdefault(name, [None] * len(found))[at] = layer.g.mean if layer.g else None
     made = [Move(name, tuple(values), _moved(values)) for name, values in means.items()]
-    return sorted(made, key=lambda move: -move.moved)
+    return sorted(made, key=lambda move: math.inf if move.moved is None else -move.moved)
 
 
-def _moved(values: Sequence[float | None]) -> float:
+def _moved(values: Sequence[float | None]) -> float | None:
     known = [value for value in values if value is not None]
-    return (max(known) - min(known)) / known[0] if known and known[0] else 0.0
+    return (max(known) - min(known)) / known[0] if len(known) > 1 and known[0] else None
 
 
 # -- rows
@@ -316,7 +323,13 @@ def _folded(tree: Tree, state: StateDict) -> dict[str, int | None]:
 # -- words
 
 
-def _fold_in_words(tree: Tree) -> str:
+def _fold_in_words(tree: Tree, rows: Sequence[LayerStats]) -> str:
+    """What ``fold`` would do, as far as what was read tells."""
+    bad = [
+        row.name for row in rows if (row.zero_rows and row.norm) or any("NaN" in flag for flag in row.flags)
+    ]
+    if bad:
+        return f"would refuse the numbers of {listed(bad, 3)} (see the flags)"
     try:
         plan = plan_fold(tree, "torch")
     except LayerError as error:
@@ -367,6 +380,7 @@ def _with_pickle(found: Inspection, checkpoint: Checkpoint) -> Inspection:
     script = checkpoint.container == "TorchScript"
     return replace(
         found,
+        version=f"{opened.version}, pickle protocol {opened.pickle.protocol}",
         siblings=tuple(
             SiblingSummary(path, kinds.get(path, ""), _tensor_bytes(value)) for path, value in siblings
         ),

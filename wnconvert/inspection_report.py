@@ -6,9 +6,9 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from wnconvert.errors import printable
 from wnconvert.inspection import Inspection, moves
-from wnconvert.tables import Table, bytes_text, counted, layer_table, number_text
+from wnconvert.tables import Table, bytes_text, exact_text, layer_table, number_text
+from wnconvert.words import counted, printable
 
 __all__ = ["FORMATS", "SORTS", "inspection_text", "moves_text"]
 
@@ -45,7 +45,7 @@ def inspection_text(
     of_v = ["‖v‖ mean", "g/‖v‖ min", "g/‖v‖ max"] if any(row["norm"] for row in layers) else []
     columns = ["name", "form", "dim", "shape", "dtype", *(f"|g| {part}" for part in _PARTS), *of_v, "flags"]
     if style == "csv":
-        return layer_table(layers, columns).csv()
+        return layer_table(layers, columns, exact_text).csv()
     # What is the same in every row is said above, or is nothing.
     dull = {column for column in ("dtype", "flags") if len({str(row[column]) for row in layers}) == 1}
     dull -= {"flags"} if any(row["flags"] for row in layers) else set()
@@ -72,7 +72,8 @@ def _sort_key(column: str) -> Callable[[dict[str, Any]], Any]:
 
 def _facts(found: Inspection) -> Iterator[tuple[str, str]]:
     """The first block: what the file is, what it holds, what could be done with it."""
-    yield "file", f"{found.source} ({found.container}, {bytes_text(found.bytes)})"
+    version = f" version {found.version}" if found.version else ""
+    yield "file", f"{found.source} ({found.container}{version}, {bytes_text(found.bytes)})"
     dtypes = ", ".join(f"{name} {count:,}" for name, count in found.dtypes.items())
     yield "parameters", f"{found.parameters:,}" + (f" ({dtypes})" if dtypes else "")
     yield "devices", ", ".join(found.devices) or "none named"
@@ -103,14 +104,17 @@ def moves_text(
     found: Sequence[Inspection], *, style: str = "table", top: int | None = None, width: int | None = None
 ) -> str:
     """Mean |g| of each layer over several files, the layers that moved most first."""
+    number, part = (exact_text, exact_text) if style == "csv" else (number_text, _percent)
     heads = ("layer", *_apart([inspection.source for inspection in found]), "moved")
-    rows = tuple(
-        (move.name, *map(number_text, move.means), f"{move.moved:.2%}") for move in moves(found)[:top]
-    )
+    rows = tuple((move.name, *map(number, move.means), part(move.moved)) for move in moves(found)[:top])
     table = Table(heads, rows, frozenset(heads[1:]), elastic=("layer",))
     if style == "csv":
         return table.csv()
     return table.markdown() if style == "markdown" else table.text(width)
+
+
+def _percent(part: float | None) -> str:
+    return "" if part is None else f"{part:.2%}"
 
 
 def _apart(paths: Sequence[str]) -> list[str]:

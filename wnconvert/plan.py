@@ -6,7 +6,6 @@ it, and ``wnconvert.convert`` runs exactly it.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
@@ -15,6 +14,7 @@ from wnconvert.dims import dim_of
 from wnconvert.errors import ArgumentError, LayerError
 from wnconvert.schemes import Found, Layer, Refused, Selection, find
 from wnconvert.tensors import DType, Entry, StateDict, StoredTensor, Tree
+from wnconvert.words import listed
 
 __all__ = ["Dropped", "Fold", "Keep", "Plan", "PlannedStateDict", "Step"]
 __all__ += ["describe_layer", "metadata_gone", "plan_fold"]
@@ -102,6 +102,7 @@ class Plan:
             "schema": 1,
             "verb": self.verb,
             "container": self.container,
+            "only": self.only,
             "layers": [describe_layer(path, fold) for path, fold in self.layers],
             "state_dicts": [
                 {"path": planned.path, "tensors": len(planned.tensors), "layers": len(planned.folds)}
@@ -193,16 +194,13 @@ def metadata_gone(planned: PlannedStateDict) -> set[str]:
 
 
 def _choose(tree: Tree, only: str | None) -> tuple[StateDict, ...]:
-    for path, count in Counter(state.path for state in tree.state_dicts).items():
-        if count > 1:
-            raise LayerError(f"there are two state dicts at {path}", fix="rename a key that has a dot in it")
     if only is None:
         return tree.state_dicts
     chosen = tuple(state for state in tree.state_dicts if _shown(state) == only)
     if not chosen:
         raise ArgumentError(
             f"there is no state dict at {only!r}",
-            fix=f"--only one of: {_listed(map(_shown, tree.state_dicts)) or '(there is none)'}",
+            fix=f"--only one of: {listed(map(_shown, tree.state_dicts), 8) or '(there is none)'}",
         )
     return chosen
 
@@ -213,17 +211,20 @@ def _shown(state: StateDict) -> str:
 
 def _find(state: StateDict, selection: Selection) -> Found:
     found = find((tensor.info for tensor in state.tensors.values()), selection)
-    if not state.dims:
-        return found
-    # A pickled module says its dim; g's shape must say the same (of one element, it says nothing).
+    others = {entry.name for entry in state.entries if entry.tensor is None}
     layers, refused = [], list(found.refused)
     for layer in found.layers:
-        if layer.name in state.dims and not _agrees(layer, state.dims[layer.name]):
+        leave = f"--exclude '{layer.name}' leaves it as it is"
+        if layer.name in others:
+            reason = "something that is no plain tensor has the name of its weight"
+            refused.append(Refused(layer.name, reason, leave))
+        # A pickled module says its dim; g's shape must say the same (of one element, it says nothing).
+        elif layer.name in state.dims and not _agrees(layer, state.dims[layer.name]):
             reason = (
                 f"its WeightNorm hook says dim {state.dims[layer.name]}, "
                 f"g {layer.g.shape} beside v {layer.v.shape} does not"
             )
-            refused.append(Refused(layer.name, reason, f"--exclude '{layer.name}' leaves it as it is"))
+            refused.append(Refused(layer.name, reason, leave))
         else:
             layers.append(layer)
     return replace(found, layers=tuple(layers), refused=tuple(refused))
@@ -251,7 +252,7 @@ def _check_selection(selection: Selection, found: Iterable[Found]) -> tuple[str,
     for glob in selection.layers if names else ():
         if not any(Selection(layers=(glob,)).wants(name) for name in names):
             raise ArgumentError(
-                f"--layers {glob!r} matches no layer", fix=f"the layers are: {_listed(dict.fromkeys(names))}"
+                f"--layers {glob!r} matches no layer", fix=f"the layers are: {listed(dict.fromkeys(names))}"
             )
     return tuple(
         f"--exclude {glob!r} matches no layer"
@@ -266,7 +267,7 @@ def _the_one(chosen: Sequence[StateDict], found: Mapping[str, Found]) -> StateDi
     candidates = with_layers or chosen
     if len(candidates) == 1:
         return candidates[0]
-    paths = _listed(map(_shown, candidates))
+    paths = listed(map(_shown, candidates))
     if not candidates:
         raise ArgumentError(
             "there is no state dict in it that a safetensors file could hold", fix="-o OUT.pt"
@@ -330,13 +331,20 @@ def _below(state: StateDict, entry: Entry) -> str:
 
 
 def _dropped_beside(tree: Tree, alone: StateDict) -> tuple[Dropped, ...]:
-    states = (_shown(state) for state in tree.state_dicts if state.path != alone.path)
-    others = (*states, *tree.optimizers, *(sibling.path for sibling in tree.siblings))
-    return tuple(Dropped(path, f"only {alone.path or 'the state dict'} is kept") for path in others)
+    paths = [state.path for state in tree.state_dicts]
+    paths += [*tree.optimizers, *(sibling.path for sibling in tree.siblings)]
+    others = [path for path in paths if path not in ("", alone.path)]
+    if alone.path and "" in paths:  # the root has no name; what else is in it has
+        led = {path.split(".")[0] for path in paths}
+        root = next(state for state in tree.state_dicts if not state.path)
+        others += [entry.name for entry in root.entries if entry.name not in led]
+    return tuple(
+        Dropped(path, f"only {alone.path or 'the state dict'} is kept") for path in dict.fromkeys(others)
+    )
 
 
 def _dropped_optimizers(tree: Tree) -> tuple[Dropped, ...]:
-    why = "its state is by position, and folding changed the parameters (--keep-optimizer keeps it)"
+    why = "optimizer state is by position, and folding changes the positions; --keep-optimizer keeps it"
     return tuple(Dropped(path, why) for path in tree.optimizers)
 
 
@@ -398,15 +406,9 @@ def _tie_notes(state: StateDict, planned: PlannedStateDict) -> Iterable[str]:
             tied.setdefault(tuple(map(_elements, read)), []).append(step.name)
     for names in tied.values():
         if len(names) > 1:
-            yield f"{_listed(names)} share memory; a safetensors file holds a copy of each"
+            yield f"{listed(names)} share memory; a safetensors file holds a copy of each"
 
 
 def _elements(tensor: StoredTensor) -> tuple[object, ...]:
     """Equal for two tensors of the same elements in any order: what is transposed is tied too."""
     return (tensor.storage, tensor.info.dtype, tensor.offset, tensor.info.numel)
-
-
-def _listed(names: Iterable[str], most: int = 8) -> str:
-    every = list(names)
-    more = f" and {len(every) - most} more" if len(every) > most else ""
-    return ", ".join(every[:most]) + more

@@ -101,7 +101,7 @@ def _lines(axes: Axes, found: Sequence[Inspection]) -> None:
             markersize=3,
             linewidth=1.6 if named else 0.7,
             color=f"C{place}" if named else "0.75",
-            label=f"{shortened(move.name, 40)}  {move.moved:.1%}" if named else None,
+            label=f"{shortened(move.name, 40)}  {move.moved or 0:.1%}" if named else None,
             zorder=3 if named else 1,
         )
     _log(axes.yaxis, axes.set_yscale)
@@ -122,10 +122,10 @@ def _lines(axes: Axes, found: Sequence[Inspection]) -> None:
 
 
 def _log(axis: Axis, set_scale: Callable[[str], None]) -> None:
-    """A log axis whose ticks are plain numbers: 0.5, 1, 2, 5."""
+    """A log axis whose ticks are plain numbers: 1, 1.5, 2, 3, 5, 7."""
     from matplotlib.ticker import LogLocator, NullFormatter
 
     set_scale("log")
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
     axis.set_major_formatter("{x:g}")
     axis.set_minor_formatter(NullFormatter())

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from wnconvert.convert import Result
-from wnconvert.errors import printable
 from wnconvert.plan import Keep, Plan, describe_layer
-from wnconvert.tables import bytes_text, counted, layer_table
+from wnconvert.tables import bytes_text, layer_table
+from wnconvert.words import counted, printable
 
 __all__ = ["plan_text", "result_text"]
 
@@ -52,4 +52,4 @@ def _dropped(plan: Plan) -> list[str]:
     by_reason: dict[str, list[str]] = {}
     for item in plan.dropped:
         by_reason.setdefault(item.why, []).append(printable(item.path))
-    return [f"left out: {', '.join(paths)} ({printable(why)})" for why, paths in by_reason.items()]
+    return [f"left out: {', '.join(paths)}: {printable(why)}" for why, paths in by_reason.items()]

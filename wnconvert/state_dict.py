@@ -110,8 +110,11 @@ def _not_named(state_dict: Mapping[Any, Any]) -> dict[Any, Any]:
     return {key: value for key, value in state_dict.items() if not isinstance(key, str)}
 
 
-def _tree(state_dict: Mapping[Any, Any]) -> tuple[Tree, dict[str, Any]]:
+def _tree(state_dict: Any) -> tuple[Tree, dict[str, Any]]:
     """What a state dict holds by names, dtypes and shapes, and its values by name."""
+    if not isinstance(state_dict, Mapping):
+        kind = type(state_dict).__name__
+        raise ArgumentError(f"a {kind} is no state dict", fix="pass a mapping of names to tensors")
     values = {name: value for name, value in state_dict.items() if isinstance(name, str)}
     entries = tuple(Entry(name, stored_tensor(name, value)) for name, value in values.items())
     if not any(entry.tensor for entry in entries):

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from tabulate import tabulate
 
-from wnconvert.errors import printable
+from wnconvert.words import printable
 
-__all__ = ["Table", "bytes_text", "counted", "layer_table", "listed", "number_text", "shortened"]
+__all__ = [
+    "Table",
+    "bytes_text",
+    "exact_text",
+    "layer_table",
+    "number_text",
+    "shortened",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +48,10 @@ class Table:
 
     def markdown(self) -> str:
         """A pipe table of GitHub's Markdown."""
-        return self._rendered("github")
+        heads = tuple(head.replace("|", "\\|") for head in self.heads)
+        rows = tuple(tuple(cell.replace("|", "\\|") for cell in row) for row in self.rows)
+        right = frozenset(head.replace("|", "\\|") for head in self.right)
+        return Table(heads, rows, right)._rendered("github")
 
     def csv(self) -> str:
         """Comma-separated values with a head line; quotes where needed."""
@@ -64,9 +74,22 @@ class Table:
             excess = max(map(len, table._rendered("simple").splitlines())) - width
             if excess > 0 and table.rows:
                 room = max(max(len(row[at]) for row in table.rows) - excess, 20)
-                rows = tuple((*row[:at], shortened(row[at], room), *row[at + 1 :]) for row in table.rows)
+                cells = _told_apart([row[at] for row in table.rows], room)
+                rows = tuple(
+                    (*row[:at], cell, *row[at + 1 :]) for row, cell in zip(table.rows, cells, strict=True)
+                )
                 table = replace(table, rows=rows)
         return table
+
+
+def _told_apart(texts: Sequence[str], room: int) -> list[str]:
+    """Texts in ``room`` characters, or in as many as keep different ones different."""
+    different = len(set(texts))
+    while True:
+        short = [shortened(text, room) for text in texts]
+        if len(set(short)) == different:
+            return short
+        room += 4
 
 
 def shortened(text: str, room: int) -> str:
@@ -79,6 +102,11 @@ def shortened(text: str, room: int) -> str:
         return text
     head = (room - 1) // 2
     return f"{text[:head]}…{text[len(text) - (room - 1 - head) :]}"
+
+
+def exact_text(value: float | None) -> str:
+    """A number with all its digits; nothing for None."""
+    return "" if value is None else repr(value)
 
 
 def number_text(value: float | None) -> str:
@@ -104,44 +132,34 @@ def bytes_text(count: int) -> str:
     return f"{size:.1f} TB"
 
 
-def counted(count: int, noun: str) -> str:
-    """A number of things.
-
-    >>> counted(1, "layer"), counted(3, "layer")
-    ('1 layer', '3 layers')
-    """
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
-
-
-def listed(names: Sequence[str], most: int = 20) -> str:
-    """Names, the first of them where there are many."""
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
-
-
 # -- rows of layers
 
 _HEADS = {"name": "layer", "state_dict": "state dict", "zero_rows": "zero rows"}
 _RIGHT = frozenset(("dim", "rows", "zero rows", "count", "tensors", "parameters", "bytes"))
 
 
-def layer_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> Table:
+def layer_table(
+    rows: Sequence[Mapping[str, Any]],
+    columns: Sequence[str],
+    number: Callable[[float | None], str] = number_text,
+) -> Table:
     """Rows of named values as a table; where they are of several state dicts, these come first."""
     if len({row["state_dict"] for row in rows}) > 1:
         columns = ["state_dict", *columns]
     heads = tuple(_HEADS.get(column, column) for column in columns)
-    cells = tuple(tuple(_cell(column, row[column]) for column in columns) for row in rows)
+    cells = tuple(tuple(_cell(row, column, number) for column in columns) for row in rows)
     right = _RIGHT | {head for head in heads if head.startswith(("|", "‖", "g/"))}
     return Table(heads, cells, right, elastic=("layer", "flags"))
 
 
-def _cell(column: str, value: Any) -> str:
+def _cell(row: Mapping[str, Any], column: str, number: Callable[[float | None], str]) -> str:
+    value = row[column]
+    if column in ("dim", "shape") and row["form"] == "refused":
+        return ""  # there is no telling
     if column == "dim":
         return "none" if value is None else str(value)
     if column == "shape":
         return "×".join(map(str, value)) or "()"
     if column == "flags":
         return ", ".join(value)
-    if value is None or isinstance(value, float):
-        return number_text(value)
-    return str(value)
+    return number(value) if value is None or isinstance(value, float) else str(value)

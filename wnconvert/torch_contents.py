@@ -158,10 +158,16 @@ def _children(value: Value) -> Iterator[tuple[Key, Value, Value]]:
     for key, item in mapping_pairs(value) or ():
         if isinstance(key, str) or (isinstance(key, int) and key.bit_length() < 64):
             yield key, value, item
-    if isinstance(value, Object) and isinstance(value.state, Dict):
-        for key, item in value.state.pairs:
+    if not isinstance(value, Object):
+        return
+    if isinstance(value.args, tuple):  # a namedtuple is made of its items
+        for index, item in enumerate(value.args):
+            yield index, value.args, item
+    # The state of a class with slots is (its dict or None, its slots).
+    for state in value.state if isinstance(value.state, tuple) else (value.state,):
+        for key, item in state.pairs if isinstance(state, Dict) else ():
             if isinstance(key, str) and key != "_metadata":
-                yield key, value.state, item
+                yield key, state, item
 
 
 def is_optimizer(value: Value) -> bool:

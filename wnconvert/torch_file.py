@@ -42,7 +42,8 @@ class TorchFile:
     """An opened torch file: its pickle as data, and where each storage's bytes lie.
 
     ``container`` is ``"torch zip"``, ``"torch legacy"`` or ``"TorchScript"``; ``records`` are the other
-    records of the archive, which must not be lost, by their new names; ``mark`` are its first two bytes.
+    records of the archive, which must not be lost, by their new names; ``mark`` are its first two bytes;
+    ``version`` is what the file says of its format.
     """
 
     container: str
@@ -52,6 +53,7 @@ class TorchFile:
     records: tuple[Record, ...] = ()
     mark: bytes = b"PK"
     history: History = NO_HISTORY
+    version: str = ""
 
     def stored(self, name: str, record: TensorRecord) -> StoredTensor:
         """A tensor record as a view of bytes of the file."""
@@ -74,6 +76,11 @@ class TorchFile:
         entries = []
         for name, value in found.items:
             record = read_tensor(value)
+            if record and record.is_lazy:
+                raise FormatError(
+                    f"{name} is stored with torch's negative or conjugate bit set",
+                    fix="save tensor.resolve_neg().resolve_conj() of it",
+                )
             entries.append(Entry(name, self.stored(name, record) if record else None))
         _check_names(found.path, [entry.name for entry in entries])
         return StateDict(found.path, tuple(entries), found.dims)
@@ -84,7 +91,7 @@ class TorchFile:
             notes.append("a TorchScript archive: its code is left out, its tensors become a plain state dict")
         elif names := foreign_names(self.pickle.root):
             shown = ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
-            notes.append(f"it names classes or functions, kept as data and never imported: {shown}")
+            notes.append(f"the file names classes or functions, kept as data and never imported: {shown}")
         if self.container == "torch legacy":
             notes.append(
                 "a file in torch's legacy format, which is read but not written: torch's since 1.6 is a zip"
@@ -164,11 +171,12 @@ def open_zip(file: BinaryIO, size: int) -> TorchFile:
         others,
         mark,
         read_history(_content(file, records, RECORD_NAME)),
+        _content(file, records, "version").decode("ascii", "replace").strip(),
     )
 
 
-# Records that describe the pickle and the layout; a new file gets its own. The last three must never be
-# copied: with them torch computes where storages lie instead of looking (calculate_storage_offsets).
+# Records that describe the pickle and the layout; a new file gets its own. The last two, and what stands in
+# .data/, must never be copied: with them torch computes where storages lie instead of looking.
 _OWN_RECORDS = frozenset(
     {"data.pkl", "version", "byteorder", RECORD_NAME, ".format_version", ".storage_alignment"}
 )
@@ -245,7 +253,7 @@ def open_legacy(file: BinaryIO, size: int) -> TorchFile:
         storages[key] = ByteRange(at + 8, count * itemsize)
         at += 8 + count * itemsize
     _check_storages(pickle.root, storages)
-    return TorchFile("torch legacy", pickle, find_contents(pickle.root), storages)
+    return TorchFile("torch legacy", pickle, find_contents(pickle.root), storages, version=str(version))
 
 
 # -- checks

@@ -42,6 +42,7 @@ def _module_edits(
 ) -> dict[int, Value]:
     edits: dict[int, Value] = {}
     weights: dict[str, Value] = {}
+    cast: dict[str, Value] = {}
     for kind in ("_parameters", "_buffers"):
         pairs: list[tuple[Value, Value]] = []
         for key, value in mapping_pairs(get(state, kind)) or ():
@@ -51,13 +52,16 @@ def _module_edits(
                 if name not in weights:  # both halves become w
                     weights[name] = value_of(step)
                     pairs.append((name, weights[name]))
+            elif step is None or value is None:
+                pairs.append((key, value))
             else:
-                pairs.append((key, value if step is None or value is None else value_of(step)))
+                cast[key] = value_of(step)
+                pairs.append((key, cast[key]))
         if pairs:
             edits[id(get(state, kind))] = with_pairs(get(state, kind), pairs)
     if weights:
         edits |= _attribute_edits(state, weights)
-    return edits
+    return edits | _flat_edits(state, cast | weights)
 
 
 def _step_of(key: Value, prefixes: Sequence[str], steps: Mapping[str, Keep | Fold]) -> Keep | Fold | None:
@@ -67,7 +71,7 @@ def _step_of(key: Value, prefixes: Sequence[str], steps: Mapping[str, Keep | Fol
 
 
 def _attribute_edits(state: Value, weights: Mapping[str, Value]) -> dict[int, Value]:
-    """A module's own record without cached weights, its hooks, and an RNN's flat weights."""
+    """A module's own record without cached weights, and its hooks."""
     edits: dict[int, Value] = {}
     kept = [pair for pair in mapping_pairs(state) or () if not _is_one_of(pair[0], weights)]
     edits[id(state)] = with_pairs(state, kept)
@@ -75,11 +79,16 @@ def _attribute_edits(state: Value, weights: Mapping[str, Value]) -> dict[int, Va
     if pairs := mapping_pairs(hooks):
         kept = [pair for pair in pairs if (weight_norm_hook(pair[1]) or ("",))[0] not in weights]
         edits[id(hooks)] = with_pairs(hooks, kept)
-    flat, names = get(state, "_flat_weights"), get(state, "_flat_weights_names")
-    if isinstance(flat, list) and isinstance(names, list) and len(flat) == len(names):
-        both = zip(names, flat, strict=True)
-        edits[id(flat)] = [weights[name] if _is_one_of(name, weights) else value for name, value in both]
     return edits
+
+
+def _flat_edits(state: Value, parameters: Mapping[str, Value]) -> dict[int, Value]:
+    """An RNN's flat weights, which are its parameters once more."""
+    flat, names = get(state, "_flat_weights"), get(state, "_flat_weights_names")
+    if not (isinstance(flat, list) and isinstance(names, list) and len(flat) == len(names)):
+        return {}
+    both = zip(names, flat, strict=True)
+    return {id(flat): [parameters[name] if _is_one_of(name, parameters) else value for name, value in both]}
 
 
 def _is_one_of(name: Value, weights: Mapping[str, Value]) -> bool:

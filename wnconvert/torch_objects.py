@@ -63,13 +63,17 @@ class Storage:
 
 @dataclass(frozen=True, slots=True)
 class TensorRecord:
-    """A tensor as its record states it; offset and strides count elements of ``dtype``."""
+    """A tensor as its record states it; offset and strides count elements of ``dtype``.
+
+    ``is_lazy`` where its numbers are the storage's negated or conjugated (torch's ``is_neg``, ``is_conj``).
+    """
 
     storage: Storage
     dtype: DType
     offset: int
     shape: tuple[int, ...]
     strides: tuple[int, ...]
+    is_lazy: bool = False
 
 
 def read_storage(value: Value) -> Storage | None:
@@ -111,29 +115,35 @@ def read_tensor(value: Value) -> TensorRecord | None:
         _count(offset) and _counts(shape) and _counts(strides) and len(shape) == len(strides) <= _MAX_RANK
     ):
         raise FormatError(f"a tensor of it has an absurd offset, shape or stride: {shown(args[1:4])}")
-    dtype = storage.dtype
+    dtype, metadata = storage.dtype, args[6:7]
     if core.is_call_of("torch._utils._rebuild_tensor_v3"):
-        named = args[6] if len(args) > 6 else None
+        named, metadata = args[6] if len(args) > 6 else None, args[7:8]
         dtype = DTYPES.get(named.name) if isinstance(named, Global) and named.module == "torch" else None
     if dtype is None:
         raise FormatError("a tensor of it has a dtype that is not known here")
-    return TensorRecord(storage, dtype, offset + storage.first, tuple(shape), tuple(strides))
+    is_lazy = any(get(math_bits, bit) is True for math_bits in metadata for bit in ("neg", "conj"))
+    return TensorRecord(storage, dtype, offset + storage.first, tuple(shape), tuple(strides), is_lazy)
 
 
 _TENSORS = tuple(f"torch._utils._rebuild_tensor{suffix}" for suffix in ("", "_v2", "_v3"))
+# A tensor of a subclass, or with attributes: how it is rebuilt, its class, the arguments of that, its state.
+_FROM_TYPE = "torch._tensor._rebuild_from_type_v2"
 _PARAMETERS = ("torch._utils._rebuild_parameter", "torch._utils._rebuild_parameter_with_state")
 
 
 def _core(value: Value) -> Object | None:
     """The ``_rebuild_tensor`` record in a tensor's or parameter's record."""
-    for _ in range(2):
+    for _ in range(3):
         if not isinstance(value, Object) or value.op != "REDUCE" or not isinstance(value.args, tuple):
             return None
         if value.is_call_of(*_TENSORS) and len(value.args) >= 4:
             return value
-        if not value.is_call_of(*_PARAMETERS) or not value.args:
+        if value.is_call_of(_FROM_TYPE) and len(value.args) == 4:
+            value = Object("REDUCE", value.args[0], value.args[2])
+        elif value.is_call_of(*_PARAMETERS) and value.args:
+            value = value.args[0]
+        else:
             return None
-        value = value.args[0]
     return None
 
 
@@ -180,6 +190,9 @@ def with_storage(
     value: Value, storage: PersistentId, offset: int, shape: Sequence[int], strides: Sequence[int]
 ) -> Object:
     """The tensor or parameter record ``value`` over another storage, all else (requires_grad) as it was."""
+    if value.is_call_of(*_PARAMETERS):
+        inner = with_storage(value.args[0], storage, offset, shape, strides)
+        return Object(value.op, value.callee, (inner, *value.args[1:]), value.kwargs, value.changes)
     core = _core(value)
     if core is None:
         raise TypeError("not a tensor record")
@@ -187,7 +200,10 @@ def with_storage(
     if core.is_call_of("torch._utils._rebuild_tensor_v3"):
         # v3 exists for dtypes without a storage class; a foldable dtype is spelled in v2.
         made = replace(made, callee=Global("torch._utils", "_rebuild_tensor_v2"), args=made.args[:6])
-    return made if core is value else replace(value, args=(made, *value.args[1:]))
+    if core is value:
+        return made
+    _, cls, _, state = value.args
+    return Object(value.op, value.callee, (made.callee, cls, made.args, state), value.kwargs, value.changes)
 
 
 def tensor_record(

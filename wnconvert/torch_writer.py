@@ -18,7 +18,7 @@ from wnconvert.pickle_writer import dump
 from wnconvert.pickles import Dict, Global, Object, PersistentId, Value, walk
 from wnconvert.plan import Fold, Keep, Plan, PlannedStateDict, metadata_gone
 from wnconvert.provenance import RECORD_NAME, write_history
-from wnconvert.tensors import DType, StoredTensor, TensorInfo, Tree, contiguous_strides
+from wnconvert.tensors import ByteRange, DType, StoredTensor, TensorInfo, Tree, contiguous_strides
 from wnconvert.torch_contents import FoundStateDict, Key
 from wnconvert.torch_file import PREFIX, TorchFile
 from wnconvert.torch_modules import module_edits
@@ -120,12 +120,18 @@ class _Editor:
         self.tensors = {state.path: state.tensors for state in tree.state_dicts}
         self.edits: dict[int, Value] = {}
         self.made: dict[tuple[object, ...], Value] = {}  # a value under two names stays one value
+        self.views: dict[tuple[str, ByteRange], set[object]] = {}  # of the tensors that a state dict keeps
 
     def edited(self, value: Value) -> Value:
         return self.edits.get(id(value), value)
 
     def root(self, plan: Plan) -> Value:
         """The root of the new pickle."""
+        for planned in plan.state_dicts:
+            for step in planned.steps:
+                stored = self.tensors[planned.path].get(step.source) if isinstance(step, Keep) else None
+                if stored is not None:
+                    self.views.setdefault((planned.path, stored.storage), set()).add(stored.view)
         if self.source is None or self.source.container == "TorchScript":
             made = [(planned.path, state_dict_node(self._pairs(planned, {}))) for planned in plan.state_dicts]
             return made[0][1] if len(made) == 1 else Dict(list(made))
@@ -177,7 +183,9 @@ class _Editor:
             own = stored.info.dtype
             kept = CopyBytes(stored.data) if stored.is_contiguous else Gather(_nameless(stored), own)
             return self._tensor(None, stored, kept, own)
-        return self._cast(value, stored, step.dtype)
+        if value is None or len(self.views[path, stored.storage]) == 1:
+            return self._tensor(value, stored, Gather(_nameless(stored), step.dtype, step.source), step.dtype)
+        return self._cast_storage(value, stored, step.dtype)
 
     def _tensor(self, value: Value, like: StoredTensor, work: Work, dtype: DType) -> Value:
         """A contiguous tensor of its own storage, with the shape and device of ``like``."""
@@ -197,15 +205,13 @@ class _Editor:
                 self.made[key] = with_storage(value, storage, 0, shape, strides)
         return self.made[key]
 
-    def _cast(self, value: Value, stored: StoredTensor, dtype: DType) -> Value:
-        """The same view of a cast copy of the whole storage, so that aliases stay aliases."""
-        if value is None:
-            return self._tensor(None, stored, Gather(stored, dtype, stored.info.name), dtype)
+    def _cast_storage(self, value: Value, stored: StoredTensor, dtype: DType) -> Value:
+        """The same view of a cast copy of the whole storage: what is several views of one stays so."""
         key = (id(value), dtype)
         if key not in self.made:
             numel = stored.storage.size // stored.info.dtype.itemsize
             whole = StoredTensor(TensorInfo("", stored.info.dtype, (numel,)), stored.storage, 0, (1,))
-            work = Gather(whole, dtype, stored.info.name)
+            work = Gather(whole, dtype, f"the storage of {stored.info.name}")
             storage = _storage(work, numel * dtype.itemsize, dtype, stored.location, numel)
             self.made[key] = with_storage(value, storage, stored.offset, stored.info.shape, stored.strides)
         return self.made[key]
@@ -246,7 +252,9 @@ def _nested(keys: Sequence[Key], node: Value) -> Value:
 
 
 def _without(holder: Value, item: Value) -> Value:
-    """A list, tuple or mapping without one of its items."""
-    if isinstance(holder, (list, tuple)):
-        return type(holder)(value for value in holder if value is not item)
+    """A list or mapping without one of its items; in a tuple, whose places count, None stands for it."""
+    if isinstance(holder, tuple):
+        return tuple(None if value is item else value for value in holder)
+    if isinstance(holder, list):
+        return [value for value in holder if value is not item]
     return with_pairs(holder, [pair for pair in mapping_pairs(holder) or () if pair[1] is not item])

@@ -71,6 +71,8 @@ def view_of(value: Any) -> object:
             tuple(value.shape),
             value.stride(),
             str(value.dtype),
+            value.is_neg(),
+            value.is_conj(),
             type(value),
         )
     if isinstance(value, np.ndarray):
@@ -88,7 +90,7 @@ def array_of(value: Any) -> Array:
         raise LayerError(
             "a tensor on the meta device has no numbers", fix="load the checkpoint with its data"
         )
-    value = value.detach().cpu()
+    value = value.detach().cpu().resolve_conj().resolve_neg()
     if value.dtype == torch.bfloat16:
         bits: Array = value.view(torch.int16).numpy()
         return bits.view(DTYPES["bfloat16"].numpy())
