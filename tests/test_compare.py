@@ -504,32 +504,30 @@ def test_spectral_norm_is_not_folded_but_compared_by_its_parts() -> None:
 def test_a_prefix_is_stripped_on_either_side_and_hinted_at_where_all_names_have_it() -> None:
     a = {f"module.{name}": value for name, value in (layer() | layer("post", seed=1)).items()}
     b = fold_state_dict(layer() | layer("post", seed=1))
-    found = compare_state_dicts(a, b)
-    assert not found
-    assert found.compared == 0
-    assert "the names differ by a prefix: --strip-prefix module. takes it off" in found.notes
     for left, right in ((a, b), (b, a)):
+        with pytest.raises(ArgumentError, match="no name in common") as caught:
+            compare_state_dicts(left, right)
+        assert caught.value.fix == "the names differ by a prefix: --strip-prefix module. takes it off"
         found = compare_state_dicts(left, right, strip_prefix="module.")
         assert (bool(found), found.identical) == (True, 2)
-    assert any("--strip-prefix module." in note for note in compare_state_dicts(b, a).notes)
 
 
 def test_other_prefixes_on_both_sides_are_hinted_at_and_stripped() -> None:
     a = {f"_orig_mod.{name}": value for name, value in layer().items()}
     b = {f"module.{name}": value for name, value in layer(form="parametrize").items()}
-    assert any(
-        "--strip-prefix _orig_mod. --strip-prefix module." in note for note in compare_state_dicts(a, b).notes
-    )
+    with pytest.raises(ArgumentError) as caught:
+        compare_state_dicts(a, b)
+    assert "--strip-prefix _orig_mod. --strip-prefix module." in caught.value.fix
     assert compare_state_dicts(a, b, strip_prefix=("_orig_mod.", "module."))
 
 
 def test_there_is_no_hint_where_some_names_agree_or_none_would() -> None:
     one = torch.ones(1)
-    for a, b in (
-        ({"module.x": one, "y": one}, {"x": one, "y": one}),
-        ({"module.x": one}, {"y": one}),
-    ):
-        assert not any("prefix" in note for note in compare_state_dicts(a, b).notes)
+    found = compare_state_dicts({"module.x": one, "y": one}, {"x": one, "y": one})
+    assert (found.only_in_a, found.only_in_b, found.notes) == (("module.x",), ("x",), ())
+    with pytest.raises(ArgumentError, match="no name in common") as caught:
+        compare_state_dicts({"module.x": one}, {"y": one})
+    assert "prefix" not in caught.value.fix
 
 
 def test_names_that_become_one_without_the_prefix_are_refused() -> None:
@@ -819,3 +817,18 @@ def test_memory_does_not_grow_with_the_files(dim: int, tmp_path: Path) -> None:
     assert found.compared == 1"""
     assert anonymous_peak(code) < 64
     assert anonymous_peak("held = bytes(range(256)) * (80 << 12)") > 64, "the measure sees what is held"
+
+
+def test_state_dicts_are_paired_by_path_and_the_last_two_whatever_theirs(tmp_path: Path) -> None:
+    model, encoder = {"w": torch.ones(3)}, {"w": torch.zeros(3)}
+    torch.save({"model": model, "enc": encoder}, tmp_path / "a.pt")
+    torch.save({"net": model, "enc": encoder}, tmp_path / "b.pt")
+    torch.save({"net": model, "enc": dict(model)}, tmp_path / "c.pt")
+    torch.save({"enc": encoder}, tmp_path / "d.pt")
+    found = compare_files(tmp_path / "a.pt", tmp_path / "b.pt")
+    assert found
+    assert found.pairs == (("enc", "enc"), ("model", "net"))
+    assert not compare_files(tmp_path / "a.pt", tmp_path / "c.pt")
+    with pytest.raises(ArgumentError, match="alone has the state dict model"):
+        compare_files(tmp_path / "a.pt", tmp_path / "d.pt")
+    assert compare_files(tmp_path / "a.pt", tmp_path / "d.pt", only="enc")

@@ -74,7 +74,7 @@ def test_a_layer_is_untouched_where_g_is_the_norm_in_every_row(
 
 def test_what_would_overflow_float16_is_flagged_and_what_just_fits_is_not(tmp_path: Path) -> None:
     v = f32([[1, 0]])
-    for g, flagged in ((65504.0, False), (65536.0, True)):
+    for g, flagged in ((65504.0, False), (65510.0, False), (65520.0, True)):
         path = save(tmp_path / f"{g}.safetensors", {"c.weight_g": f32([[g]]), "c.weight_v": v})
         (layer,) = inspect_file(path, full=True).layers
         assert ("would overflow float16" in layer.flags) is flagged
@@ -254,3 +254,31 @@ def test_tied_tensors_in_memory_are_known_and_equal_ones_are_not_tied() -> None:
 def test_a_whole_checkpoint_is_no_state_dict() -> None:
     with pytest.raises(ArgumentError, match="a state dict at 'generator'"):
         inspect_state_dict(torch.load(FIXTURES / "g_02500000", weights_only=True))
+
+
+def test_a_weight_is_shown_once_whatever_is_asked_for(tmp_path: Path) -> None:
+    v = np.ones((2, 3, 3), np.float32)
+    tensors = {"c.0.weight_g": np.ones((2, 1, 1), np.float32), "c.0.weight_v": v, "c.1.weight": v}
+    found = inspect_file(save(tmp_path / "x.safetensors", tensors), full=True, all_weights=True)
+    assert [layer.name for layer in found.layers] == ["c.0.weight", "c.1.weight"]
+
+
+def test_a_layer_that_starts_at_zero_moved_most(tmp_path: Path) -> None:
+    v = np.ones((1, 4), np.float32)
+    files = []
+    for at, (a, b) in enumerate([(0.0, 1.0), (5.0, 1.1)]):
+        tensors = {"a.weight_g": f32([[a]]), "a.weight_v": v, "b.weight_g": f32([[b]]), "b.weight_v": v}
+        files.append(inspect_file(save(tmp_path / f"{at}.safetensors", tensors)))
+    assert [move.name for move in moves(files)] == ["a.weight", "b.weight"]
+
+
+def test_names_with_a_line_break_are_layers_too(tmp_path: Path) -> None:
+    tensors = {"a\nb.weight_g": f32([[1]]), "a\nb.weight_v": f32([[3, 4]])}
+    (layer,) = inspect_file(save(tmp_path / "x.safetensors", tensors)).layers
+    assert layer.name == "a\nb.weight"
+
+
+def test_the_mean_of_huge_magnitudes_is_finite(tmp_path: Path) -> None:
+    g = np.full((3, 1), 1.7e308)
+    found = inspect_file(save(tmp_path / "x.safetensors", {"w_g": g, "w_v": np.ones((3, 2))}))
+    json.dumps(found.to_dict(), allow_nan=False)

@@ -184,9 +184,13 @@ def inspect_tree(
         notes += [f"{half} stands without its other half" for half in found.halves]
         notes += [f"{layer.name}: {layer.note}" for layer in found.layers if layer.note]
         notes += [f"{refused.name} is refused: {refused.reason}" for refused in found.refused]
-        rows += _rows(elements, state, found, selection, full=full)
+        of_state = list(_rows(elements, state, found, selection, full=full))
         if full or all_weights:
-            rows += _plain_rows(elements, state, folded, selection, all_weights=all_weights)
+            known = {row.name for row in of_state}
+            known |= {half.name for layer in found.layers for half in (layer.g, layer.v)}
+            wanted = [name for name in tensors if name not in known and selection.wants(name)]
+            of_state += _plain_rows(elements, state, folded, wanted, all_weights=all_weights)
+        rows += of_state
     return Inspection(
         source="",
         container="state dict",
@@ -237,7 +241,12 @@ def moves(found: Sequence[Inspection]) -> list[Move]:
 
 def _moved(values: Sequence[float | None]) -> float | None:
     known = [value for value in values if value is not None]
-    return (max(known) - min(known)) / known[0] if len(known) > 1 and known[0] else None
+    if len(known) < 2:
+        return None
+    way = max(known) - min(known)
+    if known[0]:
+        return way / known[0]
+    return math.inf if way else 0.0
 
 
 # -- rows
@@ -288,15 +297,14 @@ def _plain_rows(
     elements: Elements,
     state: StateDict,
     folded: Mapping[str, int | None],
-    selection: Selection,
+    names: Iterable[str],
     *,
     all_weights: bool,
 ) -> Iterator[LayerStats]:
-    halves = find(tensor.info for tensor in state.tensors.values())
-    taken = {half.name for layer in halves.layers for half in (layer.g, layer.v)}
-    for name, tensor in state.tensors.items():
-        if not selection.wants(name) or not tensor.info.dtype.foldable or name in taken:
-            continue
+    """Those of ``names`` that were folded, and with ``all_weights`` every weight that is no vector."""
+    tensors = state.tensors
+    for tensor in (tensors[name] for name in names if tensors[name].info.dtype.foldable):
+        name = tensor.info.name
         if name in folded:
             yield plain_stats(elements, state.path, tensor, form="folded", dim=folded[name], read=True)
         elif all_weights and len(tensor.info.shape) > 1:

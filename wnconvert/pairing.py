@@ -143,6 +143,7 @@ def paired(a: Side, b: Side, rules: Rules, only: tuple[str, ...] = ()) -> Paired
     only_in_a: list[str] = []
     only_in_b: list[str] = []
     names: set[str] = set()
+    hints: list[str] = []
     for state_a, state_b in states:
         items_a, notes_a = _items(a, state_a, rules)
         items_b, notes_b = _items(b, state_b, rules)
@@ -153,15 +154,21 @@ def paired(a: Side, b: Side, rules: Rules, only: tuple[str, ...] = ()) -> Paired
         only_in_a += [qualified(path, name) for name in items_a if name not in items_b]
         only_in_b += [qualified(path, name) for name in items_b if name not in items_a]
         names |= {name for item in (*items_a.values(), *items_b.values()) for name in (item.name, item.key)}
-        hint = _hint(items_a, items_b)
-        notes += [*notes_a, *notes_b, *([hint] if hint else [])]
+        if hint := _hint(items_a, items_b):
+            hints.append(hint)
+        notes += [*notes_a, *notes_b]
     rules.check(names)
+    if not pairs:
+        fix = hints[0] if hints else "name two checkpoints of one model"
+        raise ArgumentError(
+            f"there is nothing to compare: {a.label} and {b.label} have no name in common", fix=fix
+        )
     return Paired(
         tuple((state_a.path, state_b.path) for state_a, state_b in states),
         tuple(pairs),
         tuple(only_in_a),
         tuple(only_in_b),
-        (*notes, *_dtype_notes(pairs)),
+        (*notes, *hints, *_dtype_notes(pairs)),
     )
 
 
@@ -173,9 +180,8 @@ def _state_pairs(
     for side, found in zip((a, b), states, strict=True):
         if not found:
             raise ArgumentError("there is nothing to compare: no tensor is in it", where=side.label)
-    if not only and {state.path for state in states[0]} == {state.path for state in states[1]}:
-        others = {state.path: state for state in states[1]}
-        return [(state, others[state.path]) for state in states[0]], []
+    if not only and {state.path for state in states[0]} & {state.path for state in states[1]}:
+        return _by_path(a, b, *states), []
     both = only if len(only) == 2 else (only or (None,)) * 2
     chosen = [_named(found, path) for found, path in zip(states, both, strict=True)]
     if only and (chosen == [None, None] or (len(only) == 2 and None in chosen)):
@@ -190,7 +196,7 @@ def _state_pairs(
         state = chosen[at] if only and chosen[at] else None
         if state is None and len(candidates) > 1:
             raise ArgumentError(
-                "it is not plain which state dicts are to be compared: "
+                "there are several state dicts to choose from: "
                 f"{_offered(a, states[0])}; {_offered(b, states[1])}",
                 fix=f"--only {_shown(candidates[0])} (or another), once for both, or twice: A's, then B's",
             )
@@ -201,6 +207,28 @@ def _state_pairs(
         if not only and (left := [_shown(state) for state in found if state is not one])
     ]
     return [(picked[0], picked[1])], notes
+
+
+def _by_path(
+    a: Side, b: Side, of_a: Sequence[StateDict], of_b: Sequence[StateDict]
+) -> list[tuple[StateDict, StateDict]]:
+    """State dicts of the same path, and the last two where each side has one more.
+
+    What only one side has cannot be compared, and must not be passed over.
+    """
+    others = {state.path: state for state in of_b}
+    pairs = [(state, others[state.path]) for state in of_a if state.path in others]
+    left_a = [state for state in of_a if state.path not in others]
+    left_b = [state for state in of_b if state.path not in {one.path for one, _ in pairs}]
+    if len(left_a) == len(left_b) == 1:
+        return [*pairs, (left_a[0], left_b[0])]
+    if left_a or left_b:
+        side, left = (a, left_a) if left_a else (b, left_b)
+        raise ArgumentError(
+            f"{side.label} alone has the state dict {', '.join(map(_shown, left))}",
+            fix=f"--only {_shown(pairs[0][0])} compares what both have",
+        )
+    return pairs
 
 
 def _named(states: Sequence[StateDict], path: str | None) -> StateDict | None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from wnconvert.atomic import staged
 from wnconvert.errors import ArgumentError
 from wnconvert.inspection import Inspection, moves
+from wnconvert.stats import Spread
 from wnconvert.tables import shortened
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ _NO_DATE = {".svg": {"Date": None}}  # the same magnitudes give the same picture
 _NAMED = 150  # so many names can be read one below the other; beyond, every few are named
 _LINES_NAMED = 8
 _ROW_INCHES = 0.16
+_SEEN = "\u200b"  # matplotlib leaves labels out of a legend that begin with "_", as _orig_mod. does
 
 
 def plot_magnitudes(found: Sequence[Inspection], path: str | Path) -> None:
@@ -38,7 +40,7 @@ def plot_magnitudes(found: Sequence[Inspection], path: str | Path) -> None:
         from matplotlib.figure import Figure
     except ModuleNotFoundError as error:
         raise ArgumentError("pictures need matplotlib", fix='pip install "wnconvert[plot]"') from error
-    drawn = [layer for layer in found[0].layers if layer.g is not None]
+    drawn = [layer for inspection in found for layer in inspection.layers if layer.g is not None]
     if not drawn:
         raise ArgumentError("there are no magnitudes to draw", fix="--full reads those of folded layers")
     if len(found) == 1:
@@ -53,10 +55,21 @@ def plot_magnitudes(found: Sequence[Inspection], path: str | Path) -> None:
         target.write(drawing.getvalue(), 0)
 
 
+def _values(spread: Spread) -> tuple[float, ...]:
+    return spread.min, spread.q1, spread.median, spread.q3, spread.max
+
+
 def _boxes(axes: Axes, found: Inspection) -> None:
-    layers = [(layer.name, layer.g) for layer in found.layers if layer.g is not None]
-    # A logarithm has no place for 0: what is 0 stands at the left edge.
-    edge = min((spread.min for _, spread in layers if spread.min > 0), default=1e-8)
+    several = len({layer.state_dict for layer in found.layers}) > 1
+    layers = [
+        (f"{layer.state_dict}: {layer.name}" if several else layer.name, layer.g)
+        for layer in found.layers
+        if layer.g is not None
+    ]
+    # A logarithm has no place for 0: what is 0 stands left of all else.
+    least = min((value for _, spread in layers for value in _values(spread) if value > 0), default=1.0)
+    has_zero = any(spread.min <= 0 for _, spread in layers)
+    edge = least / 2 if has_zero else least
     boxes = [
         {
             "whislo": max(spread.min, edge),
@@ -80,14 +93,18 @@ def _boxes(axes: Axes, found: Inspection) -> None:
         capprops={"color": "#4878a8", "linewidth": 0.7},
     )
     _log(axes.xaxis, axes.set_xscale)
-    axes.set_xlabel("|g| over a layer's rows: least, quartiles, greatest")
+    zero = "; 0 stands at the left edge" if has_zero else ""
+    axes.set_xlabel(f"|g| over a layer's rows: least, quartiles, greatest{zero}")
     step = -(-len(layers) // _NAMED)
     axes.set_yticks(
-        range(0, len(layers), step), [shortened(name, 40) for name, _ in layers[::step]], fontsize=6.5
+        range(0, len(layers), step),
+        [shortened(name, 40) for name, _ in layers[::step]],
+        fontsize=6.5,
+        parse_math=False,
     )
     axes.set_ylim(len(layers) - 0.5, -0.5)
     axes.grid(axis="x", which="both", alpha=0.25)
-    axes.set_title(Path(found.source).name, fontsize=10)
+    axes.set_title(Path(found.source).name, fontsize=10, parse_math=False)
 
 
 def _lines(axes: Axes, found: Sequence[Inspection]) -> None:
@@ -96,21 +113,23 @@ def _lines(axes: Axes, found: Sequence[Inspection]) -> None:
         named = place < _LINES_NAMED
         axes.plot(
             range(len(found)),
-            [float("nan") if mean is None else mean for mean in move.means],
+            [mean or float("nan") for mean in move.means],
             marker="o",
             markersize=3,
             linewidth=1.6 if named else 0.7,
             color=f"C{place}" if named else "0.75",
-            label=f"{shortened(move.name, 40)}  {move.moved or 0:.1%}" if named else None,
+            label=f"{_SEEN}{shortened(move.name, 40)}  {move.moved or 0:.1%}" if named else None,
             zorder=3 if named else 1,
         )
     _log(axes.yaxis, axes.set_yscale)
     axes.set_ylabel("mean |g|")
     names = [shortened(Path(item.source).name, 24) for item in found]
-    axes.set_xticks(range(len(found)), names, fontsize=7, rotation=30 if len(found) > 6 else 0)
+    axes.set_xticks(
+        range(len(found)), names, fontsize=7, rotation=30 if len(found) > 6 else 0, parse_math=False
+    )
     axes.grid(axis="y", which="both", alpha=0.25)
     handles, labels = axes.get_legend_handles_labels()
-    axes.legend(
+    legend = axes.legend(
         handles[::-1],
         labels[::-1],
         fontsize=7,
@@ -119,6 +138,8 @@ def _lines(axes: Axes, found: Sequence[Inspection]) -> None:
         loc="center left",
         bbox_to_anchor=(1, 0.5),
     )
+    for text in legend.get_texts():
+        text.set_parse_math(False)
 
 
 def _log(axis: Axis, set_scale: Callable[[str], None]) -> None:

@@ -32,7 +32,7 @@ class Scheme:
     beside: re.Pattern[str]
 
 
-_OWNER = r"(?P<owner>(?:.*\.)?)"
+_OWNER = r"(?s:(?P<owner>(?:.*\.)?))"  # a name may hold a line break
 _LEGACY = _OWNER + r"(?P<param>[^.]+?)_"
 _PARAMETRIZE = _OWNER + r"parametrizations\.(?P<param>[^.]+)\."
 

@@ -21,7 +21,7 @@ __all__ = ["Elements", "LayerStats", "Spread", "layer_stats", "plain_stats"]
 
 #: A layer is untouched where |g - ‖v‖| is at most this part of ‖v‖ in every row.
 UNTOUCHED = 1e-5
-_FLOAT16_MAX = 65504.0
+_FLOAT16_BEYOND = 65520.0  # the first value that float16 rounds to infinity
 
 
 class Elements(Protocol):
@@ -126,9 +126,9 @@ def _with_v(elements: Elements, stats: LayerStats, g: Floats, v: StoredTensor) -
         flags.append("1 zero row in v" if report.zero.count == 1 else f"{report.zero.count} zero rows in v")
     if report.nonfinite.count:
         flags.append("NaN or inf in v")
-    if (largest > _FLOAT16_MAX).any():
+    if (largest >= _FLOAT16_BEYOND).any():
         flags.append("would overflow float16")
-    if stats.rows and (np.abs(g - norms) <= UNTOUCHED * norms).all() and norms.any():
+    if norms.any() and np.isfinite(norms).all() and (np.abs(g - norms) <= UNTOUCHED * norms).all():
         flags.append("untouched")
     return replace(
         stats, norm=_spread(norms), ratio=_spread(ratio), zero_rows=report.zero.count, flags=tuple(flags)
@@ -140,7 +140,8 @@ def _spread(values: Floats) -> Spread | None:
     if not finite.size:
         return None
     least, q1, median, q3, greatest = np.quantile(finite, (0, 0.25, 0.5, 0.75, 1)).tolist()
-    return Spread(least, q1, median, float(finite.mean()), q3, greatest)
+    mean = float((finite / finite.size).sum())  # the sum itself may be too large for a float64
+    return Spread(least, q1, median, mean, q3, greatest)
 
 
 def _flags_of_g(g: Floats) -> tuple[str, ...]:
