@@ -135,6 +135,7 @@ def test_a_plain_conv_among_normalized_ones_is_flagged_and_others_are_not(tmp_pa
         "convs.1.weight": np.ones((2, 3, 3), np.float32),
         "proj.0.weight": np.ones((2, 3, 3), np.float32),
         "convs.2.weight": np.ones((2, 3), np.float32),
+        "convs.emb.weight": np.ones((2, 3, 3), np.float32),
     }
     found = inspect_file(save(tmp_path / "x.safetensors", tensors))
     flagged = [layer.name for layer in found.layers if "plain among normalized siblings" in layer.flags]

@@ -67,3 +67,18 @@ def test_keys_at_the_root_are_seen_and_the_first_place_is_named() -> None:
 
 def test_every_kind_says_whether_and_how_it_folds() -> None:
     assert all(kind.folds in ("yes", "no", "if known") and kind.how for kind in KINDS)
+
+
+def test_one_thing_on_another_is_neither_alone() -> None:
+    assert kinds("c.weight_orig", "c.weight_mask", "c.weight_u", "c.weight_v") == {
+        "prune on spectral norm": 1
+    }
+    stem = "c.parametrizations.weight."
+    assert kinds(f"{stem}original", f"{stem}0.base", f"{stem}1._u", f"{stem}1._v") == {
+        "stacked parametrizations": 1
+    }
+
+
+def test_layer_norms_of_vocoders_are_affine_norms() -> None:
+    assert kinds("norm.gamma", "norm.beta", shape=(8,)) == {"affine norm": 1}
+    assert kinds("norm.gamma", "norm.beta", shape=(8, 1)) == {}

@@ -43,3 +43,14 @@ def test_fold_needs_no_torch(light: Path, tmp_path: Path, source: str, suffix: s
     out = folder / f"out{suffix}"
     quiet(light / "wnconvert", "fold", source, "-o", out, folder=folder)
     assert out.stat().st_size > 0
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_dry_run_verify_inspect_and_compare_need_no_torch(light: Path, tmp_path: Path, source: str) -> None:
+    folder, tool = sandbox(tmp_path), light / "wnconvert"
+    assert "would write" in quiet(tool, "fold", source, "--dry-run", folder=folder)
+    assert "read back and recomputed" in quiet(
+        tool, "fold", source, "-o", "out.pt", "--verify", folder=folder
+    )
+    assert "layers:" in quiet(tool, "inspect", source, "--full", folder=folder)
+    assert "equal" in quiet(tool, "compare", source, "out.pt", folder=folder)

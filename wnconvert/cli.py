@@ -177,13 +177,15 @@ def inspect(
     shown, with the layers that moved most first.
     """
     from wnconvert.inspection import inspect_file
-    from wnconvert.inspection_report import inspection_text, moves_text
+    from wnconvert.inspection_report import arranged, inspection_text, moves_text
 
     if sort is not None and len(src) > 1:
         raise click.UsageError("--sort is for one file; several are sorted by how far they moved")
     if sort in ("norm", "ratio") and not options["full"]:
         raise click.UsageError(f"--sort {sort} needs --full, which reads v")
     found = [inspect_file(path, **options) for path in src]
+    if len(found) == 1:
+        found = [arranged(found[0], sort=sort, top=top)]
     width = _width(wide=wide)
     if style == "json":
         data = (
@@ -193,7 +195,7 @@ def inspect(
         )
         click.echo(json.dumps(data, indent=1))
     elif len(found) == 1:
-        click.echo(inspection_text(found[0], style=style, sort=sort, top=top, width=width))
+        click.echo(inspection_text(found[0], style=style, width=width))
     else:
         click.echo(moves_text(found, style=style, top=top, width=width))
     if plot is not None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -280,11 +281,10 @@ def _views(tensors: Mapping[str, StoredTensor], g: str, v: str) -> object:
 
 
 def _plain_siblings(tensors: Mapping[str, StoredTensor], found: Found) -> Iterator[str]:
-    """Plain weights in the place of a layer: a module of the same parent, the same parameter and rank."""
+    """Plain weights in the place of a layer: a module of the same name but for numbers, of the same rank."""
 
-    def place(name: str, rank: int) -> tuple[str, str, int]:
-        module, _, parameter = name.rpartition(".")
-        return module.rpartition(".")[0], parameter, rank
+    def place(name: str, rank: int) -> tuple[str, int]:
+        return re.sub(r"\d+", "#", name), rank
 
     places = {place(layer.name, len(layer.v.shape)) for layer in found.layers}
     for name, tensor in tensors.items():

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from wnconvert.inspection import Inspection, moves
 from wnconvert.tables import Table, bytes_text, exact_text, layer_table, number_text
 from wnconvert.words import counted, printable
 
-__all__ = ["FORMATS", "SORTS", "inspection_text", "moves_text"]
+__all__ = ["FORMATS", "SORTS", "arranged", "inspection_text", "moves_text"]
 
 #: Formats of ``inspect``.
 FORMATS = ("table", "json", "csv", "markdown")
@@ -29,19 +30,18 @@ SORTS = {
 _PARTS = ("min", "mean", "max")
 
 
-def inspection_text(
-    found: Inspection,
-    *,
-    style: str = "table",
-    sort: str | None = None,
-    top: int | None = None,
-    width: int | None = None,
-) -> str:
+def arranged(found: Inspection, *, sort: str | None = None, top: int | None = None) -> Inspection:
+    """The same inspection with its layers in another order, and the first ``top`` of them alone."""
+    layers = list(found.layers)
+    if sort is not None:
+        key = _sort_key(SORTS[sort])
+        layers.sort(key=lambda layer: key(_flat(layer.to_dict())))
+    return replace(found, layers=tuple(layers[:top]))
+
+
+def inspection_text(found: Inspection, *, style: str = "table", width: int | None = None) -> str:
     """An inspection as text, Markdown, or CSV (the layers alone)."""
     layers = [_flat(item.to_dict()) for item in found.layers]
-    if sort is not None:
-        layers.sort(key=_sort_key(SORTS[sort]))
-    layers = layers[:top]
     of_v = ["‖v‖ mean", "g/‖v‖ min", "g/‖v‖ max"] if any(row["norm"] for row in layers) else []
     columns = ["name", "form", "dim", "shape", "dtype", *(f"|g| {part}" for part in _PARTS), *of_v, "flags"]
     if style == "csv":

@@ -33,6 +33,9 @@ class Kind:
 #: A key that several kinds share is claimed by the first of them.
 KINDS: tuple[Kind, ...] = (
     Kind(
+        "prune on spectral norm", ("_orig", "_mask", "_u"), "if known", "where the order of the two is known"
+    ),
+    Kind(
         "spectral norm (legacy)",
         ("_orig", "_u"),
         "yes",
@@ -42,6 +45,12 @@ KINDS: tuple[Kind, ...] = (
     Kind(
         "stacked parametrizations",
         ("original0", "original1", "1.*"),
+        "if known",
+        "where the order of the parametrizations is known",
+    ),
+    Kind(
+        "stacked parametrizations",
+        ("original", "1.*"),
         "if known",
         "where the order of the parametrizations is known",
     ),
@@ -91,6 +100,14 @@ KINDS: tuple[Kind, ...] = (
         without=("running_mean", "mean_weight"),
         ranks=(("weight", 1), ("bias", 1)),
     ),
+    Kind(
+        "affine norm",
+        ("gamma", "beta"),
+        "no",
+        "layer, group or instance norm, it depends on the data",
+        without=("running_mean",),
+        ranks=(("gamma", 1), ("beta", 1)),
+    ),
 )
 
 # A stem and what stands behind it: conv.weight|_orig, conv.parametrizations.weight.|0._u, bn.|running_mean.
@@ -126,15 +143,15 @@ def find_kinds(infos: Iterable[TensorInfo]) -> tuple[FoundKind, ...]:
             if match := split.fullmatch(info.name):
                 stems.setdefault(match["stem"], {})[match["key"]] = info
                 break
-    found: dict[str, list[str]] = {}
+    found: dict[Kind, list[str]] = {}
     for stem, keys in stems.items():
         kind = next((kind for kind in KINDS if _shows(kind, keys)), None)
         if kind is not None:
-            found.setdefault(kind.name, []).append(stem)
+            found.setdefault(kind, []).append(stem)
     return tuple(
-        FoundKind(kind, len(found[kind.name]), found[kind.name][0].rstrip("."))
+        FoundKind(kind, len(found[kind]), found[kind][0].rstrip(".") or ".")
         for kind in KINDS
-        if kind.name in found
+        if kind in found
     )
 
 
