@@ -46,3 +46,13 @@ def test_names_cannot_move_the_cursor() -> None:
 
 def test_an_empty_table_is_its_heads() -> None:
     assert Table(("a", "b"), ()).text().splitlines()[0].split() == ["a", "b"]
+
+
+def test_columns_that_may_go_give_way_in_their_order_and_are_named() -> None:
+    table = Table(
+        ("layer", "a", "b", "c"), (("conv.weight", "1" * 20, "2" * 20, "3" * 20),), spare=("b", "c")
+    )
+    assert "(no room for b: --wide)" in table.text(60)
+    assert "(no room for b, c: --wide)" in table.text(40)
+    assert "no room" not in table.text(100)
+    assert max(map(len, table.text(60).splitlines())) <= 60

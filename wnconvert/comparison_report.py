@@ -10,13 +10,15 @@ __all__ = ["comparison_text"]
 
 _NUMBERS = ("different", "max abs", "max rel", "ulps", "cosine", "SNR dB", "worst at")
 
+_SPARE = ("cosine", "max rel", "worst at", "different", "SNR dB")
+
 
 def comparison_text(found: Comparison, width: int | None = None) -> str:
     """What ``compare`` prints; names give way where ``width`` is too little."""
     several = len(found.pairs) > 1
     heads = ("name", "tensor", *_NUMBERS)
     rows = tuple(_row(item, several=several) for item in found.differing)
-    table = Table(heads, rows, frozenset(_NUMBERS), elastic=("name", "tensor"))
+    table = Table(heads, rows, frozenset(_NUMBERS), elastic=("name", "tensor"), spare=_SPARE)
     counts = [f"{found.identical} the same to the bit", f"{found.within} within {found.tolerance}"]
     counts += [f"{len(found.differing)} different"] if found.differing else []
     compared = f"{counted(found.compared, 'tensor')} compared, {counted(found.layers, 'layer')} among them"

@@ -47,7 +47,7 @@ def inspection_text(found: Inspection, *, style: str = "table", width: int | Non
     if style == "csv":
         return layer_table(layers, columns, exact_text).csv()
     # What is the same in every row is said above, or is nothing.
-    dull = {column for column in ("dtype", "flags") if len({str(row[column]) for row in layers}) == 1}
+    dull = {column for column in ("form", "dtype", "flags") if len({str(row[column]) for row in layers}) == 1}
     dull -= {"flags"} if any(row["flags"] for row in layers) else set()
     table = layer_table(layers, [column for column in columns if column not in dull])
     if style == "markdown":

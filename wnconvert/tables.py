@@ -26,13 +26,15 @@ __all__ = [
 class Table:
     """Heads and rows of text.
 
-    ``right`` names the columns of numbers, ``elastic`` those that may be shortened, first to last.
+    ``right`` names the columns of numbers, ``elastic`` those that may be shortened and ``spare`` those that
+    may be left out where there is no room, first to last.
     """
 
     heads: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     right: frozenset[str] = frozenset()
     elastic: tuple[str, ...] = ()
+    spare: tuple[str, ...] = ()
 
     def text(self, width: int | None = None) -> str:
         """Aligned columns, in ``width`` characters where that is given and can be done.
@@ -43,8 +45,9 @@ class Table:
         conv.weight       8
         """
         table = self if width is None else self._fitted(width)
-        lines = table._rendered("simple").splitlines()
-        return "\n".join(line.rstrip() for line in lines)
+        lines = [line.rstrip() for line in table._rendered("simple").splitlines()]
+        left_out = [head for head in self.heads if head not in table.heads]
+        return "\n".join([*lines, *([f"(no room for {', '.join(left_out)}: --wide)"] if left_out else [])])
 
     def markdown(self) -> str:
         """A pipe table of GitHub's Markdown."""
@@ -79,7 +82,14 @@ class Table:
                     (*row[:at], cell, *row[at + 1 :]) for row, cell in zip(table.rows, cells, strict=True)
                 )
                 table = replace(table, rows=rows)
+        for head in self.spare:
+            if head in table.heads and max(map(len, table._rendered("simple").splitlines())) > width:
+                table = table._without(table.heads.index(head))
         return table
+
+    def _without(self, at: int) -> Table:
+        rows = tuple((*row[:at], *row[at + 1 :]) for row in self.rows)
+        return replace(self, heads=(*self.heads[:at], *self.heads[at + 1 :]), rows=rows)
 
 
 def _told_apart(texts: Sequence[str], room: int) -> list[str]:
@@ -149,7 +159,8 @@ def layer_table(
     heads = tuple(_HEADS.get(column, column) for column in columns)
     cells = tuple(tuple(_cell(row, column, number) for column in columns) for row in rows)
     right = _RIGHT | {head for head in heads if head.startswith(("|", "‖", "g/"))}
-    return Table(heads, cells, right, elastic=("layer", "flags"))
+    spare = ("‖v‖ mean", "|g| min", "|g| max", "g/‖v‖ min", "dtype", "form", "dim")
+    return Table(heads, cells, right, elastic=("layer", "flags"), spare=spare)
 
 
 def _cell(row: Mapping[str, Any], column: str, number: Callable[[float | None], str]) -> str:
