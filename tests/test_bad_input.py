@@ -84,9 +84,24 @@ def refused(run: Runner, source: Path, *options: str | Path, says: str, fix: str
         last = ended.stderr.splitlines()[-1]
         assert last.startswith("fix: ")
         assert fix in last
+    looked_at(run, source, ended)
     assert listing(source.parent) == before
     out.unlink()
     return ended
+
+
+def looked_at(run: Runner, source: Path, folded: Ended) -> None:
+    """inspect and compare refuse the file in the same words, or show what is whole in it."""
+    commands: list[list[str | Path]] = [["inspect", source, "--full"], ["compare", source, source]]
+    for command in commands:
+        ended = run(*command)
+        assert ended.code in {0, 2}, ended
+        assert "Traceback" not in ended.stderr
+        if ended.code == 2 and command[0] == "inspect":
+            # Which of two tensors that overlap the safetensors library names is left to chance.
+            words = [text.splitlines()[0].split(" for tensor ")[0] for text in (ended.stderr, folded.stderr)]
+            assert words[0] == words[1]
+        assert (ended.code == 0) == bool(ended.stdout)
 
 
 def pair(rows: int = 4, *more: int) -> State:
@@ -540,4 +555,6 @@ def test_a_file_with_wrong_bytes_is_folded_or_refused(name: str, run: Runner, tm
         ended = run("fold", source, "-o", out, "--force")
         assert ended.code in (0, 2), ended.stderr
         assert ended.code == 0 or ended.stderr.startswith("error: ")
+        assert run("inspect", source, "--full").code in (0, 2)
+        assert run("compare", source, source).code in (0, 1, 2)
         assert {path.name for path in tmp_path.iterdir()} <= {"in.pt", "out.pt"}

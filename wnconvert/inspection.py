@@ -20,6 +20,7 @@ from wnconvert.errors import LayerError
 from wnconvert.foreign import dangerous_names, foreign_names
 from wnconvert.kinds import find_kinds
 from wnconvert.options import selection_of
+from wnconvert.pickle_writer import dump
 from wnconvert.pickles import PersistentId, Value, walk
 from wnconvert.plan import plan_fold
 from wnconvert.schemes import Found, Selection, find
@@ -54,7 +55,7 @@ class StateDictSummary:
 
 @dataclass(frozen=True, slots=True)
 class SiblingSummary:
-    """Anything else in the file, with the bytes of the tensors in it."""
+    """Anything else in the file, with its bytes: those of its tensors, and of its pickle."""
 
     path: str
     kind: str
@@ -390,7 +391,8 @@ def _with_pickle(found: Inspection, checkpoint: Checkpoint) -> Inspection:
         found,
         version=f"{opened.version}, pickle protocol {opened.pickle.protocol}",
         siblings=tuple(
-            SiblingSummary(path, kinds.get(path, ""), _tensor_bytes(value)) for path, value in siblings
+            SiblingSummary(path, kinds.get(path, ""), _tensor_bytes(value) + len(dump(value, 2)))
+            for path, value in siblings
         ),
         devices=tuple(dict.fromkeys(storage.location for storage in storages if storage)),
         foreign=() if script else tuple(foreign_names(opened.pickle.root)),

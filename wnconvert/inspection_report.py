@@ -84,8 +84,7 @@ def _facts(found: Inspection) -> Iterator[tuple[str, str]]:
     if not found.state_dicts:
         yield "state dict", "none"
     for sibling in found.siblings:
-        size = f", {bytes_text(sibling.bytes)} of tensors" if sibling.bytes else ""
-        yield "sibling", f"{sibling.path} ({sibling.kind}{size})"
+        yield "sibling", f"{sibling.path} ({sibling.kind}, {bytes_text(sibling.bytes)})"
     if found.foreign:
         yield "names", f"{', '.join(found.foreign)} (kept as data, never imported)"
     if found.dangerous:
