@@ -296,7 +296,8 @@ def main() -> NoReturn:
     if not sys.warnoptions:
         warnings.simplefilter("ignore")  # a warning of a library says nothing to a user of this tool
     for ending in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(ending, _terminated)
+        if signal.getsignal(ending) != signal.SIG_IGN:  # nohup has it ignored
+            signal.signal(ending, _terminated)
     gc.disable()  # what a short process makes goes with it; to look for cycles took 20 ms
     code = _run()
     gc.freeze()
