@@ -832,3 +832,19 @@ def test_state_dicts_are_paired_by_path_and_the_last_two_whatever_theirs(tmp_pat
     with pytest.raises(ArgumentError, match="alone has the state dict model"):
         compare_files(tmp_path / "a.pt", tmp_path / "d.pt")
     assert compare_files(tmp_path / "a.pt", tmp_path / "d.pt", only="enc")
+
+
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor:UserWarning")
+def test_a_tensor_that_cannot_be_compared_is_never_passed_over(tmp_path: Path) -> None:
+    quantized = [torch.quantize_per_tensor(torch.ones(3) * at, 0.1, 0, torch.qint8) for at in (1, 2)]
+    sparse = [torch.eye(2).to_sparse(), (2 * torch.eye(2)).to_sparse()]
+    for values in (quantized, sparse):
+        for at, value in enumerate(values):
+            torch.save({"w": torch.ones(2), "q": value, "epoch": 3}, tmp_path / f"{at}.pt")
+        with pytest.raises(ArgumentError, match="q is a quantized, sparse or meta tensor"):
+            compare_files(tmp_path / "0.pt", tmp_path / "1.pt")
+        with pytest.raises(ArgumentError, match="q is a quantized, sparse or meta tensor"):
+            compare_state_dicts(*({"w": torch.ones(2), "q": value} for value in values))
+        found = compare_files(tmp_path / "0.pt", tmp_path / "1.pt", exclude="q")
+        assert found
+        assert found.compared == 1

@@ -27,7 +27,7 @@ from wnconvert.policy import Numbers
 from wnconvert.readings import Readings
 from wnconvert.sources import Source
 from wnconvert.tensors import DTYPES, Entry, StateDict, StoredTensor, Tree
-from wnconvert.values import InMemory, stored_tensor
+from wnconvert.values import InMemory, is_torch, stored_tensor
 from wnconvert.workers import Workers
 
 __all__ = ["compare_files", "compare_state_dicts"]
@@ -183,7 +183,10 @@ class _Bits(InMemory):
 
 def _memory(label: str, state_dict: Mapping[str, Any]) -> Side:
     values = {str(name): value for name, value in state_dict.items()}
-    entries = tuple(Entry(name, _stored(name, value)) for name, value in values.items())
+    entries = tuple(
+        Entry(name, stored := _stored(name, value), is_opaque=stored is None and is_torch(value))
+        for name, value in values.items()
+    )
     if not any(entry.tensor for entry in entries):
         for name, value in values.items():
             if isinstance(value, Mapping):

@@ -251,6 +251,13 @@ def _has_layers(state: StateDict) -> bool:
 def _items(side: Side, state: StateDict, rules: Rules) -> tuple[dict[str, Item], list[str]]:
     """What one state dict computes, by name, and notes. Raises ``LayerError`` for a layer that is refused."""
     tensors = state.tensors
+    for entry in state.entries:
+        if entry.is_opaque and rules.wants(entry.name):
+            raise ArgumentError(
+                f"{entry.name} is a quantized, sparse or meta tensor, which cannot be compared",
+                where=side.label,
+                fix=f"--exclude '{entry.name}' compares the rest",
+            )
     refused = [item.name for item in find(tensor.info for tensor in tensors.values()).refused]
     unwanted = {name for name in refused if not rules.wants(name)}
     try:

@@ -18,7 +18,7 @@ from wnconvert.plan import Fold, PlannedStateDict, metadata_gone, plan_fold
 from wnconvert.policy import Problem, raise_problems
 from wnconvert.rounding import cast, count_overflow
 from wnconvert.tensors import Entry, StateDict, Tree
-from wnconvert.values import InMemory, array_of, made_like, stored_tensor, view_of
+from wnconvert.values import InMemory, array_of, is_torch, made_like, stored_tensor, view_of
 from wnconvert.weightnorm import fold_with_report
 
 __all__ = ["fold_state_dict", "inspect_state_dict"]
@@ -116,7 +116,10 @@ def _tree(state_dict: Any) -> tuple[Tree, dict[str, Any]]:
         kind = type(state_dict).__name__
         raise ArgumentError(f"a {kind} is no state dict", fix="pass a mapping of names to tensors")
     values = {name: value for name, value in state_dict.items() if isinstance(name, str)}
-    entries = tuple(Entry(name, stored_tensor(name, value)) for name, value in values.items())
+    entries = tuple(
+        Entry(name, stored := stored_tensor(name, value), is_opaque=stored is None and is_torch(value))
+        for name, value in values.items()
+    )
     if not any(entry.tensor for entry in entries):
         _refuse_nested(state_dict)
     return Tree((StateDict("", entries),)), values

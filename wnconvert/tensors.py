@@ -208,10 +208,14 @@ def contiguous_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One key of a state dict; ``tensor`` is None for a value that is no tensor."""
+    """One key of a state dict; ``tensor`` is None for a value that is no plain tensor.
+
+    ``is_opaque`` where it is a tensor all the same: quantized, sparse, on the meta device.
+    """
 
     name: str
     tensor: StoredTensor | None
+    is_opaque: bool = False
 
 
 @dataclass(frozen=True, slots=True)

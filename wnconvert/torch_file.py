@@ -22,6 +22,7 @@ from wnconvert.torch_objects import (
     Storage,
     TensorRecord,
     get,
+    is_rebuilt,
     is_script_module,
     read_storage,
     read_tensor,
@@ -81,7 +82,8 @@ class TorchFile:
                     f"{name} is stored with torch's negative or conjugate bit set",
                     fix="save tensor.resolve_neg().resolve_conj() of it",
                 )
-            entries.append(Entry(name, self.stored(name, record) if record else None))
+            stored = self.stored(name, record) if record else None
+            entries.append(Entry(name, stored, is_opaque=stored is None and is_rebuilt(value)))
         _check_names(found.path, [entry.name for entry in entries])
         return StateDict(found.path, tuple(entries), found.dims)
 

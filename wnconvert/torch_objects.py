@@ -19,6 +19,7 @@ __all__ = [
     "TensorRecord",
     "get",
     "is_module",
+    "is_rebuilt",
     "is_script_module",
     "mapping_pairs",
     "read_storage",
@@ -123,6 +124,15 @@ def read_tensor(value: Value) -> TensorRecord | None:
         raise FormatError("a tensor of it has a dtype that is not known here")
     is_lazy = any(get(math_bits, bit) is True for math_bits in metadata for bit in ("neg", "conj"))
     return TensorRecord(storage, dtype, offset + storage.first, tuple(shape), tuple(strides), is_lazy)
+
+
+def is_rebuilt(value: Value) -> bool:
+    """Whether a record is a tensor of whatever kind: quantized, sparse, meta ones too."""
+    return (
+        isinstance(value, Object)
+        and isinstance(value.callee, Global)
+        and value.callee.dotted.startswith(("torch._utils._rebuild_", "torch._tensor._rebuild_"))
+    )
 
 
 _TENSORS = tuple(f"torch._utils._rebuild_tensor{suffix}" for suffix in ("", "_v2", "_v3"))
