@@ -26,7 +26,8 @@ import torch
 
 import wnconvert
 from tests.golden import FIXTURES
-from wnconvert.cli import cli
+from wnconvert import inspection_report
+from wnconvert.cli import SORTS, cli
 from wnconvert.options import DTYPE_CHOICES, ZERO_ROWS_CHOICES
 
 #: Options that say how to print, and parameters that only Python has.
@@ -90,6 +91,10 @@ def test_choices_are_those_that_python_takes() -> None:
         kind = choices[name]
         assert isinstance(kind, click.Choice)
         assert tuple(kind.choices) == expected
+
+
+def test_inspect_sorts_by_what_the_report_can_sort_by() -> None:
+    assert tuple(inspection_report.SORTS) == SORTS
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -23,7 +23,7 @@ from wnconvert.words import printable
 
 __all__ = ["cli", "main"]
 
-#: What ``inspect --sort`` and ``--format`` take; a test holds them to what the report module knows.
+#: What ``inspect --sort`` and ``--format`` take; a test holds the first to what the report knows.
 SORTS = ("name", "form", "rows", "g-min", "g-mean", "g-max", "norm", "ratio")
 FORMATS = ("table", "json", "csv", "markdown")
 

@@ -11,10 +11,7 @@ from wnconvert.inspection import Inspection, moves
 from wnconvert.tables import Table, bytes_text, exact_text, layer_table, number_text
 from wnconvert.words import counted, printable
 
-__all__ = ["FORMATS", "SORTS", "arranged", "inspection_text", "moves_text"]
-
-#: Formats of ``inspect``.
-FORMATS = ("table", "json", "csv", "markdown")
+__all__ = ["SORTS", "arranged", "inspection_text", "moves_text"]
 
 #: What ``inspect --sort`` takes, and the value that it sorts by: names upwards, numbers the largest first.
 SORTS = {
