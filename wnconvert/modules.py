@@ -1,0 +1,310 @@
+"""The verbs on a live ``nn.Module``: fold, split, migrate it in place; fold a copy; fold for a while.
+
+A verb changes all that it was asked to or nothing: layers are found and refused, and all numbers computed,
+before the first edit, and edits are undone where one fails. The numbers are those of ``fold_state_dict``.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from wnconvert.blocks import Array
+from wnconvert.errors import ArgumentError, NumbersError
+from wnconvert.inspection import Inspection, inspect_tree
+from wnconvert.live import FORMS, Live, LiveFound, find_live, named
+from wnconvert.live_choice import Layers, check_form, raise_refused, select
+from wnconvert.module_split import split_module
+from wnconvert.options import numbers_of, selection_of
+from wnconvert.policy import Numbers, Problem, raise_problems
+from wnconvert.schemes import Refused, Selection
+from wnconvert.surgery import Edits, put_in, put_plain, refresh_flat_weights, take_out
+from wnconvert.tensors import Entry, StateDict, Tree
+from wnconvert.values import InMemory, array_of, is_torch, made_like, stored_tensor, view_of
+from wnconvert.weightnorm import fold_with_report
+
+__all__ = ["Layers", "fold_module", "folded", "inspect_module", "migrate_module", "split_module"]
+__all__ += ["weights_folded"]
+
+AnyModule = TypeVar("AnyModule", bound=nn.Module)
+
+
+def fold_module(
+    module: nn.Module,
+    *,
+    layers: Iterable[str] = (),
+    exclude: Iterable[str] = (),
+    zero_rows: str = "error",
+    allow_nonfinite: bool = False,
+) -> Layers:
+    """Fold the weight-normalized layers of a module in place; twice is once.
+
+    Each weight is computed from g and v (a cached ``.weight`` may be stale) and is what v was: a Parameter
+    or a buffer on its device, in its dtype and shape, with its ``requires_grad``. It is a new Parameter
+    without gradient or hooks: an optimizer must be made anew. Modules that share g and v share the weight;
+    a shared module is folded once, and named by its first name. Weight norm's own hooks go, others stay.
+    Options as for ``fold_state_dict``; of a shared module, every name is excluded if one is.
+
+    Returns the layers as they were, with form and dim. Spectral norm and other reparameterizations are left
+    alone; ``.others`` of the result names them.
+
+    Raises ``ArgumentError`` where ``module`` is no ``nn.Module``, ``LayerError`` for layers under more than
+    weight norm, inside TorchScript, on the meta device or with a g that does not fit, and ``NumbersError``
+    for their numbers; the module is unchanged then. Source: ``torch.nn.utils.remove_weight_norm``.
+
+    >>> from torch.nn.utils.parametrizations import weight_norm
+    >>> model = nn.Sequential(weight_norm(nn.Conv1d(4, 8, 3)), nn.ReLU())
+    >>> [(layer.name, layer.form, layer.dim) for layer in fold_module(model)]
+    [('0.weight', 'parametrize', 0)]
+    >>> type(model[0]).__name__, fold_module(model)
+    ('Conv1d', ())
+    """
+    selection = selection_of(layers, exclude, "auto")
+    return _fold(module, selection, numbers_of(zero_rows, allow_nonfinite=allow_nonfinite))[0]
+
+
+def folded(
+    module: AnyModule,
+    *,
+    layers: Iterable[str] = (),
+    exclude: Iterable[str] = (),
+    zero_rows: str = "error",
+    allow_nonfinite: bool = False,
+) -> AnyModule:
+    """A folded deep copy of a module, which is left alone.
+
+    Works where ``copy.deepcopy`` does not: legacy weight norm and recurrent modules keep weights that are
+    part of a graph. Options and errors as for ``fold_module``; ``ArgumentError`` where a module cannot be
+    copied for other reasons.
+
+    >>> from torch.nn.utils.parametrizations import weight_norm
+    >>> model = weight_norm(nn.Linear(3, 2))
+    >>> list(folded(model).state_dict()), list(model.state_dict())[1:]
+    (['bias', 'weight'], ['parametrizations.weight.original0', 'parametrizations.weight.original1'])
+    """
+    selection = selection_of(layers, exclude, "auto")
+    numbers = numbers_of(zero_rows, allow_nonfinite=allow_nonfinite)
+    select(find_live(module), selection, "folded")  # what is refused need not be copied first
+    copied = _copy(module)
+    _fold(copied, selection, numbers)
+    return copied
+
+
+@contextmanager
+def weights_folded(
+    module: nn.Module,
+    *,
+    layers: Iterable[str] = (),
+    exclude: Iterable[str] = (),
+    zero_rows: str = "error",
+    allow_nonfinite: bool = False,
+) -> Iterator[Layers]:
+    """Fold a module for the length of a ``with`` block, which gets the layers; then all is as before.
+
+    The very same Parameters come back, in their order, with the hooks, classes and caches of before, after
+    an exception too. Other changes made inside the block stay (``eval()``, new hooks, batch statistics);
+    what is done to the folded weights is lost with them, so training, loading, and moving or casting the
+    module belong outside. Options and errors as for ``fold_module``.
+
+    >>> from torch.nn.utils.parametrizations import weight_norm
+    >>> model = weight_norm(nn.Linear(3, 2))
+    >>> with torch.no_grad(), weights_folded(model):
+    ...     type(model).__name__, model(torch.zeros(1, 3)).shape
+    ('Linear', torch.Size([1, 2]))
+    >>> type(model).__name__
+    'ParametrizedLinear'
+    """
+    selection = selection_of(layers, exclude, "auto")
+    done, edits = _fold(module, selection, numbers_of(zero_rows, allow_nonfinite=allow_nonfinite))
+    try:
+        yield done
+    finally:
+        edits.undo()
+
+
+def migrate_module(
+    module: nn.Module, *, to: str, layers: Iterable[str] = (), exclude: Iterable[str] = ()
+) -> Layers:
+    """Take a module's layers to the ``"parametrize"`` or to the ``"legacy"`` form, in place.
+
+    g and v stay the very same Parameters, so an optimizer goes on with them; hooks and names change as if
+    torch's own function for that form had been applied. Layers in that form already are left alone. In the
+    legacy form the cached weight is off any graph, so the module can be deep-copied until its next forward.
+    The order of ``parameters()`` may change: it matters to an optimizer whose *state dict* is loaded later.
+
+    Returns the layers that were taken there, as they are now. Raises as ``fold_module`` does, but for
+    numbers and the meta device, and ``ArgumentError`` for another form. Source:
+    ``torch.nn.utils.weight_norm`` and ``torch.nn.utils.parametrizations.weight_norm``.
+
+    >>> from torch.nn.utils.parametrizations import weight_norm
+    >>> model = weight_norm(nn.Linear(3, 2))
+    >>> [layer.g.name for layer in migrate_module(model, to="legacy")]
+    ['weight_g']
+    >>> list(model.state_dict())
+    ['bias', 'weight_g', 'weight_v']
+    """
+    check_form(to)
+    chosen, others = select(find_live(module), selection_of(layers, exclude, "auto"), "migrated")
+    moved = [live for live in chosen if live.layer.form != to]
+    with torch.inference_mode(mode=False), torch.no_grad():
+        weights = [
+            _value(live) if to == "legacy" or isinstance(live.module, nn.RNNBase) else None for live in moved
+        ]
+        with Edits(live.module for live in moved):
+            for live, w in zip(moved, weights, strict=True):
+                take_out(live)
+                put_in(live.module, live.param, live.g, live.v, w, dim=live.stated, form=to)
+            refresh_flat_weights((live.module, live.param, w) for live, w in zip(moved, weights, strict=True))
+    return Layers((live.in_form(to).layer for live in moved), others)
+
+
+def inspect_module(
+    module: nn.Module,
+    *,
+    layers: Iterable[str] = (),
+    full: bool = False,
+    all_weights: bool = False,
+) -> Inspection:
+    """Inspect a module's state dict: its layers, their magnitudes, what folding would do.
+
+    Options as for ``inspect_file``. Each layer's dim is the one that its module states. The notes name what
+    is refused and why, weights under another reparameterization (``kinds`` counts these too), and pairs that
+    look like layers by their names only.
+
+    Raises ``ArgumentError`` where ``module`` is no ``nn.Module``.
+
+    >>> from torch.nn.utils.parametrizations import weight_norm
+    >>> found = inspect_module(weight_norm(nn.Linear(3, 2), dim=None))
+    >>> [(layer.name, layer.form, layer.dim) for layer in found.layers], found.fold
+    ([('weight', 'parametrize', None)], 'would make 1 plain weight')
+    """
+    live = find_live(module)
+    values = {name: value for name, value in module.state_dict().items() if not is_lazy(value)}
+    entries = [
+        Entry(name, stored := stored_tensor(name, value), is_opaque=stored is None and is_torch(value))
+        for name, value in values.items()
+    ]
+    dims = {name: item.layer.dim for item in live.layers for name in item.names}
+    tree = Tree((StateDict("", tuple(entries), dims),))
+    found = inspect_tree(tree, InMemory(values), layers=layers, full=full, all_weights=all_weights)
+    rows = tuple(replace(row, dim=dims.get(row.name, row.dim)) for row in found.layers)
+    return replace(found, layers=rows, notes=tuple(_notes(found, live)))
+
+
+def _notes(found: Inspection, live: LiveFound) -> Iterator[str]:
+    """What the keys tell, and what only the live module tells."""
+    refused = {name: item.reason for item in live.refused for name in item.names}
+    for note in found.notes:
+        if note.partition(" is refused: ")[0] not in refused:
+            yield note
+    for name, reason in refused.items():
+        yield f"{name} is refused: {reason}"
+    others = {name: kind for names, kind in live.others.items() for name in names}
+    for name, kind in others.items():
+        yield f"{name} is under {kind}, which is left alone"
+    for row in found.layers:
+        if row.form in FORMS and row.name not in {*live.names, *others}:
+            yield f"{row.name} is a layer by its keys only: no weight norm of torch's is on it, and it stays"
+
+
+# -- the numbers
+
+
+def _fold(module: nn.Module, selection: Selection, numbers: Numbers) -> tuple[Layers, Edits]:
+    chosen, others = select(find_live(module), selection, "folded")
+    # What is made under inference_mode could not be trained later.
+    with torch.inference_mode(mode=False), torch.no_grad():
+        weights = _folded_weights(chosen, numbers)
+        with Edits(live.module for live in chosen) as edits:
+            for live, w in zip(chosen, weights, strict=True):
+                legacy = live.layer.form == "legacy"
+                halves = (f"{live.param}_g", f"{live.param}_v") if legacy else ()
+                put_plain(live.module, live.param, w, place_of=halves)
+                take_out(live)
+            refresh_flat_weights((live.module, live.param, None) for live in chosen)
+    return Layers((live.layer for live in chosen), others), edits
+
+
+def _folded_weights(chosen: Iterable[Live], numbers: Numbers) -> list[Tensor]:
+    """The weight of each layer: one object where g and v are, one memory where theirs is."""
+    every = list(chosen)
+    meta = [live for live in every if "meta" in {live.g.device.type, live.v.device.type}]
+    reason, fix = "it is on the meta device and has no numbers", "give the module its data first"
+    raise_refused((Refused(live.layer.name, reason, fix) for live in meta), "folded")
+    arrays: dict[object, Array] = {}
+    made: dict[object, Tensor] = {}
+    problems: list[tuple[str, tuple[Problem, ...]]] = []
+    for live in every:
+        bits = (view_of(live.g), view_of(live.v), live.layer.dim)
+        if bits not in arrays:
+            w, report = fold_with_report(array_of(live.v), array_of(live.g), live.layer.dim)
+            arrays[bits] = w
+            problems.append((f"layer {live.layer.name}", numbers.problems(report)))
+        made.setdefault(_objects(live), made_like(live.v, arrays[bits]))
+    try:
+        raise_problems(problems)
+    except NumbersError as error:
+        raise NumbersError(error.what, where=error.where, fix=_in_python(error.fix)) from None
+    return [made[_objects(live)] for live in every]
+
+
+def _objects(live: Live) -> tuple[object, ...]:
+    return id(live.g), id(live.v), live.layer.dim
+
+
+def _in_python(fix: str) -> str:
+    """A fix in the words of the functions here, where the command line has others."""
+    for option, argument in (
+        ("--zero-rows zero", 'zero_rows="zero"'),
+        ("--allow-nonfinite", "allow_nonfinite=True"),
+        ("--dtype float32", "module.float() before"),
+        ("--exclude", "exclude=…"),
+    ):
+        fix = fix.replace(option, argument)
+    return fix
+
+
+def _value(live: Live) -> Tensor:
+    """What a layer's weight is now, as a tensor off any graph; rows without an answer go their way."""
+    v = live.v.detach()
+    if "meta" in {live.g.device.type, v.device.type}:
+        return torch.empty_like(v)
+    w: Tensor = made_like(v, fold_with_report(array_of(v), array_of(live.g), live.layer.dim)[0])
+    return w
+
+
+# -- copies
+
+
+def _copy(module: AnyModule) -> AnyModule:
+    """A deep copy of a module that may hold tensors which are part of a graph."""
+    memo: dict[int, Any] = {}
+    flat: list[tuple[nn.RNNBase, dict[str, Any]]] = []
+    with torch.inference_mode(mode=False), torch.no_grad():
+        for each, _ in named(module):
+            held = [*vars(each).values()]
+            if isinstance(each, nn.RNNBase):
+                held += each._flat_weights
+                flat.append((each, {key: vars(each)[key] for key in ("_flat_weights", "_flat_weight_refs")}))
+            memo |= {
+                id(value): value.detach().clone()
+                for value in held
+                if isinstance(value, Tensor) and not value.is_leaf
+            }
+        try:
+            return copy.deepcopy(module, memo)
+        except Exception as error:
+            raise ArgumentError(
+                f"the module cannot be copied: {error}",
+                fix="fold_module folds it in place, weights_folded for the length of a block",
+            ) from error
+        finally:
+            for each, lists in flat:  # copying an RNN makes it renew them
+                vars(each).update(lists)
