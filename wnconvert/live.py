@@ -232,7 +232,8 @@ def _candidates(module: nn.Module) -> Iterator[_Candidate]:
             inputs=computed.inputs,
         )
     for param, made_by in parametrizations_of(module).items():
-        parts = list(made_by)
+        # By number, as torch calls them: where an original is parametrized in turn, that is a child too.
+        parts = [part for key, part in made_by._modules.items() if key.isdecimal() and part is not None]
         norms = [part for part in parts if isinstance(part, _WeightNorm)]
         kinds = [_kind_of(part) for part in parts]
         if not norms:
