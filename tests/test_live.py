@@ -139,6 +139,13 @@ def on_originals(change: Callable[[Any], object]) -> nn.Module:
     return module  # type: ignore[no-any-return]
 
 
+def test_the_same_hook_twice_is_a_stack() -> None:
+    module = linear("legacy")
+    module.register_forward_pre_hook(WeightNorm("weight", 0))
+    with pytest.raises(LayerError, match="weight norm of weight is stacked"):
+        fold_module(module)
+
+
 @pytest.mark.parametrize("stack", STACKS)
 def test_a_stack_is_refused_by_name_and_nothing_is_changed(stack: str) -> None:
     build, word = STACKS[stack]
@@ -197,6 +204,8 @@ def test_the_meta_device_has_nothing_to_fold_but_can_be_migrated(form: str) -> N
         fold_module(model)
     assert "meta device" in str(caught.value)
     assert "data" in caught.value.fix
+    with pytest.raises(LayerError, match="2 layers cannot be inspected"):
+        inspect_module(model)
     assert portrait(model) == before
     migrate_module(model, to=OTHER[form])
     assert (

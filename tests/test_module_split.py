@@ -189,6 +189,15 @@ def test_a_wildcard_takes_what_one_would_split_and_a_name_what_it_names() -> Non
         assert "conv.weight" in caught.value.fix
 
 
+def test_a_weight_that_a_hook_would_overwrite_is_refused() -> None:
+    module = norm(nn.Linear(3, 3), "legacy")
+    del module.weight
+    module.weight = nn.Parameter(torch.ones(3, 3))
+    with pytest.raises(LayerError, match="weight norm has a hook that computes it"):
+        split_module(module, layers="weight", dim=0)
+    assert split_module(module, layers="*", dim=0) == (), "that it takes to be split"
+
+
 def test_an_axis_that_is_not_there_is_refused() -> None:
     model = nn.Sequential(nn.Conv1d(3, 4, 5), nn.Linear(4, 4))
     before = portrait(model)

@@ -196,6 +196,20 @@ def migrated_there_and_back_is_the_same(module: nn.Module) -> bool:
     return list(before) == list(after) and all(same(before[name], after[name]) for name in before)
 
 
+@both_forms
+def test_the_memory_format_stays(form: str) -> None:
+    module = norm(nn.Conv2d(4, 8, 3), form)
+    if form == "legacy":
+        module.weight = module.weight.detach()
+    module.to(memory_format=torch.channels_last)
+    expected = fold_state_dict(module.state_dict())["weight"]
+    fold_module(module)
+    assert module.weight.is_contiguous(memory_format=torch.channels_last)
+    assert not module.weight.is_contiguous()
+    assert same(module.weight, expected)
+    assert module.weight.is_leaf
+
+
 def test_a_stale_cached_weight_is_never_read() -> None:
     module = norm(nn.Linear(3, 2), "legacy")
     with torch.no_grad():

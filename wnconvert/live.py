@@ -7,7 +7,7 @@ kernel, which writes past its buffer.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -212,7 +212,7 @@ class _Candidate:
     v: Tensor | None = None
     halves: tuple[str, str] = ("", "")
     reason: str = ""
-    inputs: tuple[str, ...] = field(default=())
+    hook: Any = None
 
 
 def _candidates(module: nn.Module) -> Iterator[_Candidate]:
@@ -229,7 +229,7 @@ def _candidates(module: nn.Module) -> Iterator[_Candidate]:
             v=tensor_of(module, v),
             halves=(g, v),
             reason=_own_way(computed.hook, WeightNorm, "compute_weight"),
-            inputs=computed.inputs,
+            hook=computed.hook,
         )
     for param, made_by in parametrizations_of(module).items():
         # By number, as torch calls them: where an original is parametrized in turn, that is a child too.
@@ -297,10 +297,10 @@ def _stacked(candidate: _Candidate, module: nn.Module) -> str:
     if isinstance(module, ParametrizationList):
         return "another parametrization"
     for other in computed_by_hooks(module):
-        is_itself = other.inputs == candidate.inputs
-        if candidate.param in other.inputs or (not is_itself and other.target == candidate.param):
-            return f"{other.kind} of {other.target}"
-        if candidate.form == "legacy" and other.target in candidate.halves:
+        meets = other.target == candidate.param or candidate.param in other.inputs
+        if candidate.form == "legacy":
+            meets = meets or other.target in candidate.halves
+        if meets and other.hook is not candidate.hook:
             return f"{other.kind} of {other.target}"
     for param, made_by in parametrizations_of(module).items():
         if candidate.form == "legacy" and param in (*candidate.halves, candidate.param):

@@ -110,13 +110,17 @@ def _plain_weights(root: nn.Module) -> list[_Plain]:
     for module, prefixes in named(root):
         if isinstance(module, ParametrizationList):
             continue
-        inputs = {name: each for each in computed_by_hooks(module) for name in each.inputs}
+        computed = computed_by_hooks(module)
+        inputs = {name: each for each in computed for name in each.inputs}
+        targets = {each.target: each.kind for each in computed}
         for param, w in module._parameters.items():
             if w is None or (param in inputs and inputs[param].kind == "weight norm"):
                 continue
             reason = reason_against_tensor("it", w)
             if param in inputs:
                 reason = f"{inputs[param].kind} computes {inputs[param].target} from it"
+            elif param in targets:
+                reason = f"{targets[param]} has a hook that computes it"
             elif isinstance(module, torch.jit.ScriptModule):
                 reason = "it is compiled into a TorchScript module"
             elif not reason and w.dim() == 0:

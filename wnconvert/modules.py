@@ -178,7 +178,8 @@ def inspect_module(
     is refused and why, weights under another reparameterization (``kinds`` counts these too), and pairs that
     look like layers by their names only.
 
-    Raises ``ArgumentError`` where ``module`` is no ``nn.Module``.
+    Raises ``ArgumentError`` where ``module`` is no ``nn.Module`` and ``LayerError`` for layers on the meta
+    device.
 
     >>> from torch.nn.utils.parametrizations import weight_norm
     >>> found = inspect_module(weight_norm(nn.Linear(3, 2), dim=None))
@@ -186,6 +187,7 @@ def inspect_module(
     ([('weight', 'parametrize', None)], 'would make 1 plain weight')
     """
     live = find_live(module)
+    _refuse_meta(live.layers, "inspected")
     values = {name: value for name, value in module.state_dict().items() if not is_lazy(value)}
     entries = [
         Entry(name, stored := stored_tensor(name, value), is_opaque=stored is None and is_torch(value))
@@ -235,9 +237,7 @@ def _fold(module: nn.Module, selection: Selection, numbers: Numbers) -> tuple[La
 def _folded_weights(chosen: Iterable[Live], numbers: Numbers) -> list[Tensor]:
     """The weight of each layer: one object where g and v are, one memory where theirs is."""
     every = list(chosen)
-    meta = [live for live in every if "meta" in {live.g.device.type, live.v.device.type}]
-    reason, fix = "it is on the meta device and has no numbers", "give the module its data first"
-    raise_refused((Refused(live.layer.name, reason, fix) for live in meta), "folded")
+    _refuse_meta(every, "folded")
     arrays: dict[object, Array] = {}
     made: dict[object, Tensor] = {}
     problems: list[tuple[str, tuple[Problem, ...]]] = []
@@ -247,12 +247,30 @@ def _folded_weights(chosen: Iterable[Live], numbers: Numbers) -> list[Tensor]:
             w, report = fold_with_report(array_of(live.v), array_of(live.g), live.layer.dim)
             arrays[bits] = w
             problems.append((f"layer {live.layer.name}", numbers.problems(report)))
-        made.setdefault(_objects(live), made_like(live.v, arrays[bits]))
+        if _objects(live) not in made:
+            made[_objects(live)] = _as(live.v, arrays[bits])
     try:
         raise_problems(problems)
     except NumbersError as error:
         raise NumbersError(error.what, where=error.where, fix=_in_python(error.fix)) from None
     return [made[_objects(live)] for live in every]
+
+
+def _refuse_meta(layers: Iterable[Live], done: str) -> None:
+    reason, fix = "it is on the meta device and has no numbers", "give the module its data first"
+    raise_refused((Refused(live.layer.name, reason, fix) for live in layers if _is_meta(live)), done)
+
+
+def _is_meta(live: Live) -> bool:
+    return live.g.is_meta or live.v.is_meta
+
+
+def _as(v: Tensor, array: Array) -> Tensor:
+    """New elements as the kind of thing that v is, in its memory format too (channels last)."""
+    made: Tensor = made_like(v, array)
+    if not v.is_contiguous():
+        made.data = torch.empty_like(v).copy_(made.data)
+    return made
 
 
 def _objects(live: Live) -> tuple[object, ...]:
@@ -274,10 +292,9 @@ def _in_python(fix: str) -> str:
 def _value(live: Live) -> Tensor:
     """What a layer's weight is now, as a tensor off any graph; rows without an answer go their way."""
     v = live.v.detach()
-    if "meta" in {live.g.device.type, v.device.type}:
+    if _is_meta(live):
         return torch.empty_like(v)
-    w: Tensor = made_like(v, fold_with_report(array_of(v), array_of(live.g), live.layer.dim)[0])
-    return w
+    return _as(v, fold_with_report(array_of(v), array_of(live.g), live.layer.dim)[0])
 
 
 # -- copies
@@ -292,7 +309,8 @@ def _copy(module: AnyModule) -> AnyModule:
             held = [*vars(each).values()]
             if isinstance(each, nn.RNNBase):
                 held += each._flat_weights
-                flat.append((each, {key: vars(each)[key] for key in ("_flat_weights", "_flat_weight_refs")}))
+                lists = ("_flat_weights", "_flat_weight_refs")
+                flat.append((each, {key: vars(each)[key] for key in lists if key in vars(each)}))
             memo |= {
                 id(value): value.detach().clone()
                 for value in held
@@ -306,5 +324,5 @@ def _copy(module: AnyModule) -> AnyModule:
                 fix="fold_module folds it in place, weights_folded for the length of a block",
             ) from error
         finally:
-            for each, lists in flat:  # copying an RNN makes it renew them
-                vars(each).update(lists)
+            for rnn, before in flat:  # copying an RNN makes it renew them
+                vars(rnn).update(before)
