@@ -26,8 +26,8 @@ import torch
 
 import wnconvert
 from tests.golden import FIXTURES
-from wnconvert import inspection_report
-from wnconvert.cli import SORTS, cli
+from wnconvert import inspection_report, schemes
+from wnconvert.cli import FORMS, SORTS, cli
 from wnconvert.options import DTYPE_CHOICES, ZERO_ROWS_CHOICES
 
 #: Options that say how to print, and parameters that only Python has.
@@ -91,6 +91,10 @@ def test_choices_are_those_that_python_takes() -> None:
         kind = choices[name]
         assert isinstance(kind, click.Choice)
         assert tuple(kind.choices) == expected
+
+
+def test_forms_are_those_that_a_pair_can_have() -> None:
+    assert set(FORMS) == set(schemes.FORMS)
 
 
 def test_inspect_sorts_by_what_the_report_can_sort_by() -> None:
@@ -237,12 +241,12 @@ def test_data_goes_to_stdout_and_notes_to_stderr(tmp_path: Path) -> None:
 def test_json_is_one_object_with_every_key(more: list[str], gan: Path) -> None:
     done = run("fold", gan, "--json", *more)
     data = json.loads(done.stdout)
-    plan = {"schema", "verb", "container", "only", "layers", "state_dicts", "dropped", "notes"}
+    plan = {"schema", "verb", "container", "only", "layers", "already", "state_dicts", "dropped", "notes"}
     result = {"source", "source_container", "output", "bytes_in", "bytes_out", "seconds", "verified"}
     assert set(data) == (plan if more else plan | result)
     assert data["schema"] == 1
     assert len(data["layers"]) == 6
-    layer = {"state_dict", "name", "form", "dim", "shape", "dtype", "rows"}
+    layer = {"state_dict", "name", "form", "to", "dim", "shape", "dtype", "rows"}
     assert all(set(item) == layer for item in data["layers"])
     if not more:
         assert data["bytes_out"] == gan.with_name("gan.folded.pt").stat().st_size

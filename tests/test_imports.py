@@ -17,13 +17,14 @@ from tests.golden import ROOT
 ORDER = """
 errors words dims tensors layout blocks
 schemes kinds rounding sums weightnorm policy options workers atomic stats values
-plan provenance pickles pickle_writer safetensors_file
+plan order provenance scope fold_plan migrate_plan split_plan module_metadata making
+pickles pickle_writer safetensors_file
 foreign zips torch_objects torch_contents torch_modules torch_file torch_writer
 checkpoint sources
 comparison gaps pairing readings
 verify convert compare inspection
 files state_dict
-modules onnx_graph
+live live_choice surgery module_split modules onnx_graph
 export
 tables report inspection_report comparison_report plots
 cli __main__

@@ -9,7 +9,7 @@ import pytest
 from tests.golden import FIXTURES
 from tests.states import new_pair, pair, state_at
 from wnconvert import Plan, fold_file
-from wnconvert.plan import plan_fold
+from wnconvert.fold_plan import plan_fold
 from wnconvert.report import plan_text, result_text
 from wnconvert.tables import bytes_text
 from wnconvert.tensors import Sibling, StateDict, Tree, dtype_named

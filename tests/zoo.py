@@ -444,7 +444,7 @@ VOCODERS = (
         norm=apply,
         saves=False,
     ),
-    Row("VitsModel", lambda: of("VitsModel")(vits_config()), vits_inputs, {0: 15}, run=run_vits),
+    Row("VitsModel", lambda: of("VitsModel")(vits_config()), vits_inputs, {0: 15}, run=run_vits, size=0.5),
     Row(
         "VitsModel, decoder too",
         lambda: of("VitsModel")(vits_config()),
@@ -453,6 +453,7 @@ VOCODERS = (
         run=run_vits,
         norm=lambda model: model.decoder.apply_weight_norm(),
         folds=("decoder.*",),
+        size=0.5,
     ),
     Row(
         "UnivNetModel",

@@ -24,10 +24,23 @@ if TYPE_CHECKING:
         VerifyError,
         WnconvertError,
     )
-    from wnconvert.files import fold_file
+    from wnconvert.files import fold_file, migrate_file, split_file
     from wnconvert.inspection import Inspection, inspect_file
+    from wnconvert.modules import (
+        fold_module,
+        folded,
+        inspect_module,
+        migrate_module,
+        split_module,
+        weights_folded,
+    )
     from wnconvert.plan import Plan
-    from wnconvert.state_dict import fold_state_dict, inspect_state_dict
+    from wnconvert.state_dict import (
+        fold_state_dict,
+        inspect_state_dict,
+        migrate_state_dict,
+        split_state_dict,
+    )
 
 __version__ = "0.1.0"
 
@@ -48,9 +61,19 @@ __all__ = [
     "compare_files",
     "compare_state_dicts",
     "fold_file",
+    "fold_module",
     "fold_state_dict",
+    "folded",
     "inspect_file",
+    "inspect_module",
     "inspect_state_dict",
+    "migrate_file",
+    "migrate_module",
+    "migrate_state_dict",
+    "split_file",
+    "split_module",
+    "split_state_dict",
+    "weights_folded",
 ]
 
 # Where each name comes from; looked up on first use, so that `wnconvert --help` does not import numpy.
@@ -62,7 +85,17 @@ _HOMES = {
     "fold_state_dict": "state_dict",
     "inspect_file": "inspection",
     "inspect_state_dict": "state_dict",
+    "migrate_file": "files",
+    "migrate_state_dict": "state_dict",
+    "split_file": "files",
+    "split_state_dict": "state_dict",
     "Inspection": "inspection",
+    "fold_module": "modules",
+    "folded": "modules",
+    "inspect_module": "modules",
+    "migrate_module": "modules",
+    "split_module": "modules",
+    "weights_folded": "modules",
     "Plan": "plan",
     "Result": "convert",
 }

@@ -13,7 +13,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import click
 
@@ -23,9 +23,11 @@ from wnconvert.words import printable
 
 __all__ = ["cli", "main"]
 
-#: What ``inspect --sort`` and ``--format`` take; a test holds the first to what the report knows.
+#: What ``inspect --sort`` and ``--format`` take; tests hold these to what the modules know.
 SORTS = ("name", "form", "rows", "g-min", "g-mean", "g-max", "norm", "ratio")
 FORMATS = ("table", "json", "csv", "markdown")
+#: What ``split`` and ``migrate`` take as ``--to``.
+FORMS = ("parametrize", "legacy")
 
 # The control character \b keeps click from filling the paragraph.
 EXIT_CODES = """\b
@@ -48,43 +50,98 @@ def _dim(_: click.Context, __: click.Parameter, value: str) -> int | str | None:
 )
 @click.version_option(__version__, prog_name="wnconvert")
 def cli() -> None:
-    """Fold, inspect and compare weight-normalized PyTorch checkpoints (w = g·v/‖v‖).
+    """Fold, split, migrate, inspect and compare weight-normalized PyTorch checkpoints (w = g·v/‖v‖).
 
     Files are data: nothing in a checkpoint is imported or run, and nothing in it is lost.
     """
 
 
-@cli.command(
-    epilog=f"""\b
-Example:
-  wnconvert fold g_02500000 --only generator -o generator.safetensors
+_Command = TypeVar("_Command", bound=Callable[..., Any])
 
-{EXIT_CODES}"""
+
+def _with(*options: Callable[[Any], Any]) -> Callable[[_Command], _Command]:
+    """Several options as one decorator; the help shows them in this order."""
+
+    def decorate(command: _Command) -> _Command:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+def _epilog(example: str) -> str:
+    return f"\b\nExample:\n  {example}\n\n{EXIT_CODES}"
+
+
+_THREADS = click.option(
+    "--threads", type=click.IntRange(min=1), help="Threads.  [default: the processors, at most 4]"
 )
-@click.argument("src", type=click.Path())
-@click.option(
-    "-o",
-    "--out",
-    type=click.Path(),
-    metavar="OUT",
-    help="File to write: safetensors if so called, else as torch.save writes.  "
-    "[default: SRC, .folded before its suffix]",
+_JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the table.")
+_NO_PROGRESS = click.option("--no-progress", is_flag=True, help="Show no progress on a terminal.")
+_DROPS_OPTIMIZER = click.option(
+    "--keep-optimizer", is_flag=True, help="Keep optimizer state although its positions no longer fit."
 )
-@click.option("--only", metavar="PATH", help="Keep this state dict alone, e.g. generator (. is the root).")
+
+
+def _target(default: str) -> Callable[[_Command], _Command]:
+    """What a conversion reads and where it writes; ``default`` is what goes before the suffix."""
+    return _with(
+        click.argument("src", type=click.Path()),
+        click.option(
+            "-o",
+            "--out",
+            type=click.Path(),
+            metavar="OUT",
+            help="File to write: safetensors if so called, else as torch.save writes.  "
+            f"[default: SRC, {default} before its suffix]",
+        ),
+        click.option(
+            "--only", metavar="PATH", help="Keep this state dict alone, e.g. generator (. is the root)."
+        ),
+    )
+
+
+def _globs(does: str) -> Callable[[_Command], _Command]:
+    return _with(
+        click.option(
+            "--layers",
+            metavar="GLOB",
+            multiple=True,
+            help=f"{does} only layers of such names, e.g. 'dec.*' (repeatable).",
+        ),
+        click.option(
+            "--exclude",
+            metavar="GLOB",
+            multiple=True,
+            help="Leave layers of such names as they are (repeatable).",
+        ),
+    )
+
+
+_WRITING = _with(
+    click.option(
+        "--verify",
+        is_flag=True,
+        help="Read the output back with an independent reader and recompute every layer.",
+    ),
+    click.option("--force", is_flag=True, help="Replace OUT if it exists."),
+    _THREADS,
+    click.option("--dry-run", is_flag=True, help="Print the plan and write nothing."),
+    _JSON,
+    click.option("--quiet", is_flag=True, help="Print nothing but errors."),
+    _NO_PROGRESS,
+)
+
+
+@cli.command(epilog=_epilog("wnconvert fold g_02500000 --only generator -o generator.safetensors"))
+@_target(".folded")
 @click.option(
     "--dtype",
     type=click.Choice(["float16", "bfloat16", "float32"]),
     help="Fold and cast in one rounding; other float tensors of the state dict are cast too.",
 )
-@click.option(
-    "--layers",
-    metavar="GLOB",
-    multiple=True,
-    help="Fold only layers of such names, e.g. 'dec.*' (repeatable).",
-)
-@click.option(
-    "--exclude", metavar="GLOB", multiple=True, help="Leave layers of such names as they are (repeatable)."
-)
+@_globs("Fold")
 @click.option(
     "--dim",
     callback=_dim,
@@ -101,34 +158,93 @@ Example:
     help="A zero row of v has no direction: refuse it, or write zeros.",
 )
 @click.option("--allow-nonfinite", is_flag=True, help="Write NaN, infinities and overflow as they come.")
-@click.option(
-    "--keep-optimizer", is_flag=True, help="Keep optimizer state although its positions no longer fit."
-)
-@click.option(
-    "--verify",
-    is_flag=True,
-    help="Read the output back with an independent reader and recompute every layer.",
-)
-@click.option("--force", is_flag=True, help="Replace OUT if it exists.")
-@click.option("--threads", type=click.IntRange(min=1), help="Threads.  [default: the processors, at most 4]")
-@click.option("--dry-run", is_flag=True, help="Print the plan and write nothing.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the table.")
-@click.option("--quiet", is_flag=True, help="Print nothing but errors.")
-@click.option("--no-progress", is_flag=True, help="Show no progress on a terminal.")
-def fold(
-    src: str, out: str | None, *, as_json: bool, quiet: bool, no_progress: bool, dry_run: bool, **options: Any
-) -> None:
+@_DROPS_OPTIMIZER
+@_WRITING
+def fold(src: str, out: str | None, **options: Any) -> None:
     """Fold g and v into plain weights.
 
     SRC is a checkpoint of any kind: safetensors, what torch.save wrote at any time, a whole pickled module,
     a TorchScript archive. Every state dict in it is folded, in both forms of weight norm.
     """
-    from wnconvert.files import default_output, fold_file
+    from wnconvert.files import fold_file
+
+    _convert(fold_file, "folded", src, out, **options)
+
+
+@cli.command(epilog=_epilog("wnconvert split generator.safetensors --like g_02500000"))
+@_target(".split")
+@click.option(
+    "--like", type=click.Path(), metavar="REF", help="Take layers, dims and form of this checkpoint."
+)
+@click.option(
+    "--to",
+    type=click.Choice(FORMS),
+    help="The form to write.  [default: as recorded or as in REF, else parametrize]",
+)
+@_globs("Split")
+@click.option(
+    "--dim",
+    callback=_dim,
+    metavar="N|none",
+    default="auto",
+    help="With --layers: the axis that is not summed over (0 is torch's default), none: the whole tensor.",
+)
+@_DROPS_OPTIMIZER
+@_WRITING
+def split(src: str, out: str | None, **options: Any) -> None:
+    """Split plain weights into g and v, to train on; folded, they are the same bits again.
+
+    g is the norm of each row, correctly rounded, and v the weight itself. A file that wnconvert fold wrote
+    gets its layers back as they were; for any other say which they are: --like REF, or --layers with --dim.
+    """
+    from wnconvert.files import split_file
+
+    _convert(split_file, "split", src, out, **options)
+
+
+@cli.command(epilog=_epilog("wnconvert migrate g_02500000 --to parametrize"))
+@_target(".parametrize or .legacy")
+@click.option(
+    "--to",
+    type=click.Choice(FORMS),
+    default="parametrize",
+    show_default=True,
+    help="parametrize: the names of torch 2.1 and later; legacy: weight_g and weight_v.",
+)
+@_globs("Migrate")
+@click.option(
+    "--drop-optimizer", is_flag=True, help="Leave optimizer state out (where its positions would not fit)."
+)
+@_WRITING
+def migrate(src: str, out: str | None, *, to: str, **options: Any) -> None:
+    """Rename layers of the old weight_norm to the new parametrize form, or back.
+
+    Names and order of keys change as torch has them, bytes do not; optimizer state in the file stays valid.
+    """
+    from wnconvert.files import migrate_file
+
+    _convert(migrate_file, to, src, out, to=to, **options)
+
+
+def _convert(
+    verb: Callable[..., Any],
+    kind: str,
+    src: str,
+    out: str | None,
+    *,
+    as_json: bool,
+    quiet: bool,
+    no_progress: bool,
+    dry_run: bool,
+    **options: Any,
+) -> None:
+    """Run a verb on a file, or plan it, and say what came of it."""
+    from wnconvert.files import default_output
     from wnconvert.report import plan_text, result_text
 
-    output = str(default_output(src, "folded")) if out is None else out
+    output = str(default_output(src, kind)) if out is None else out
     if dry_run:
-        plan = fold_file(src, output, dry_run=True, **options)
+        plan = verb(src, output, dry_run=True, **options)
         there = (
             () if options["force"] or not Path(output).exists() else (f"{output} exists: --force is needed",)
         )
@@ -136,18 +252,12 @@ def fold(
         _print(json.dumps(plan.to_dict(), indent=1) if as_json else plan_text(plan, output), quiet=quiet)
         return
     with _progress(src, shown=not (quiet or no_progress)) as progress:
-        result = fold_file(src, output, progress=progress, **options)
+        result = verb(src, output, progress=progress, **options)
     _say(result.notes, quiet=quiet)
     _print(json.dumps(result.to_dict(), indent=1) if as_json else result_text(result), quiet=quiet)
 
 
-@cli.command(
-    epilog=f"""\b
-Example:
-  wnconvert inspect ckpt.safetensors --full --sort ratio --top 20
-
-{EXIT_CODES}"""
-)
+@cli.command(epilog=_epilog("wnconvert inspect ckpt.safetensors --full --sort ratio --top 20"))
 @click.argument("src", nargs=-1, required=True, type=click.Path())
 @click.option("--full", is_flag=True, help="Read v too: ‖v‖, g/‖v‖, zero rows, overflow, untouched layers.")
 @click.option(
@@ -204,13 +314,7 @@ def inspect(
         plot_magnitudes(found, plot)
 
 
-@cli.command(
-    epilog=f"""\b
-Example:
-  wnconvert compare g_02500000 generator.safetensors
-
-{EXIT_CODES}"""
-)
+@cli.command(epilog=_epilog("wnconvert compare g_02500000 generator.safetensors"))
 @click.argument("a", type=click.Path())
 @click.argument("b", type=click.Path())
 @click.option("--rtol", type=click.FloatRange(min=0), help="Equal where |a-b| <= atol + rtol·|b|.")
@@ -235,11 +339,11 @@ Example:
 @click.option(
     "--exclude", metavar="GLOB", multiple=True, help="Leave tensors of such names out (repeatable)."
 )
-@click.option("--threads", type=click.IntRange(min=1), help="Threads.  [default: the processors, at most 4]")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the table.")
+@_THREADS
+@_JSON
 @click.option("--wide", is_flag=True, help="Show long names whole, however wide the terminal is.")
 @click.option("--quiet", is_flag=True, help="Print nothing but errors; the exit code says it.")
-@click.option("--no-progress", is_flag=True, help="Show no progress on a terminal.")
+@_NO_PROGRESS
 def compare(
     a: str, b: str, *, as_json: bool, wide: bool, quiet: bool, no_progress: bool, **options: Any
 ) -> int:

@@ -15,16 +15,16 @@ from pathlib import Path
 from typing import Any
 
 from wnconvert.atomic import Staged, staged
-from wnconvert.blocks import BLOCK_BYTES, Array, Block, blocks
+from wnconvert.blocks import BLOCK_BYTES, Array, Block, Read, blocks
 from wnconvert.checkpoint import Checkpoint, layout_of
-from wnconvert.layout import Blob, CopyBytes, FoldLayer, Gather, Layout
+from wnconvert.layout import Blob, CopyBytes, Directions, FoldLayer, Gather, Layout, Norms, Work
 from wnconvert.plan import Plan
-from wnconvert.policy import Numbers, Problem, raise_problems
+from wnconvert.policy import Numbers, Problem, raise_problems, split_note, split_problems
 from wnconvert.rounding import cast, count_overflow
 from wnconvert.sources import Source
-from wnconvert.tensors import ByteRange
+from wnconvert.tensors import ByteRange, StoredTensor
 from wnconvert.verify import check_structure, verify_output
-from wnconvert.weightnorm import Folding
+from wnconvert.weightnorm import Folding, direction_blocks, norm_blocks
 from wnconvert.workers import Workers
 
 __all__ = ["Result", "convert"]
@@ -130,7 +130,7 @@ class _Run:
             self.target.write(piece, at)
         blobs = self.layout.blobs
         outcomes = self.workers.each(
-            lambda index: self.blob(blobs[index]), {index: blob.size for index, blob in enumerate(blobs)}
+            lambda index: self.blob(blobs[index]), {index: blob.effort for index, blob in enumerate(blobs)}
         )
         in_order = [(_where(blob.work), outcomes[index]) for index, blob in enumerate(blobs)]
         raise_problems((where, outcome.problems) for where, outcome in in_order)
@@ -142,8 +142,12 @@ class _Run:
             outcome = self.copy(out, blob.work.source)
         elif isinstance(blob.work, Gather):
             outcome = self.gather(out, blob.work)
-        else:
+        elif isinstance(blob.work, FoldLayer):
             outcome = self.fold(out, blob.work)
+        elif isinstance(blob.work, Norms):
+            outcome = self.norms(out, blob.work)
+        else:
+            outcome = self.directions(out, blob.work)
         out.sync(_SYNC_BYTES // 16)
         for at in blob.crc_at:
             self.target.write(out.crc.to_bytes(4, "little"), at)
@@ -167,18 +171,35 @@ class _Run:
         return _Outcome(self.numbers.cast_problems(overflow, work.dtype))
 
     def fold(self, out: _Sink, work: FoldLayer) -> _Outcome:
-        values = self.source.reader(work.v)
-
-        def read(block: Block) -> Array:
-            self.workers.check()  # of two passes, the first writes nothing
-            return values(block)
-
         g, info = self.source.whole(work.g), work.v.info
-        folding = Folding(read, info.shape, work.dim, g, info.dtype, work.dtype)
+        folding = Folding(self.reader(work.v), info.shape, work.dim, g, info.dtype, work.dtype)
         for _, w in folding.blocks():
             out.array(w)
         report = folding.report()
         return _Outcome(self.numbers.problems(report), self.numbers.note(report))
+
+    def norms(self, out: _Sink, work: Norms) -> _Outcome:
+        info = work.w.info
+        g, report = norm_blocks(self.reader(work.w), info.shape, work.dim, info.dtype, work.dtype)
+        self.workers.advance(max(info.nbytes - g.nbytes, 0))
+        out.array(g)
+        return _Outcome(split_problems(report, work.dtype), split_note(report))
+
+    def directions(self, out: _Sink, work: Directions) -> _Outcome:
+        info = work.w.info
+        for v in direction_blocks(self.reader(work.w), info.shape, work.dim, info.dtype):
+            out.array(v)
+        return _Outcome()
+
+    def reader(self, tensor: StoredTensor) -> Read:
+        """The blocks of a tensor; of two passes the first writes nothing, so failures are looked for here."""
+        values = self.source.reader(tensor)
+
+        def read(block: Block) -> Array:
+            self.workers.check()
+            return values(block)
+
+        return read
 
 
 class _Sink:
@@ -209,5 +230,5 @@ class _Sink:
             self.synced = self.at
 
 
-def _where(work: CopyBytes | Gather | FoldLayer) -> str:
+def _where(work: Work) -> str:
     return "" if isinstance(work, CopyBytes) else work.where

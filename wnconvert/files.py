@@ -1,9 +1,13 @@
-"""The verbs on files: open, plan, convert. ``wnconvert fold`` and ``fold_file`` are the same call."""
+"""The verbs on files: open, plan, convert. ``wnconvert fold`` and ``fold_file`` are the same call.
+
+With ``dry_run`` each of them returns the very plan that it would run.
+"""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Literal, TypeAlias, overload
 
@@ -11,10 +15,15 @@ from wnconvert.checkpoint import container_of, open_checkpoint
 from wnconvert.convert import Result, convert
 from wnconvert.dims import AUTO
 from wnconvert.errors import ArgumentError, OutputError, WnconvertError
-from wnconvert.options import dtype_of, numbers_of, selection_of
-from wnconvert.plan import Plan, plan_fold
+from wnconvert.fold_plan import plan_fold
+from wnconvert.migrate_plan import plan_migrate
+from wnconvert.options import check_form, dtype_of, numbers_of, selection_of
+from wnconvert.plan import Plan
+from wnconvert.policy import Numbers
+from wnconvert.split_plan import plan_split
+from wnconvert.tensors import Tree
 
-__all__ = ["default_output", "fold_file"]
+__all__ = ["default_output", "fold_file", "migrate_file", "split_file"]
 
 StrPath: TypeAlias = str | os.PathLike[str]
 
@@ -34,11 +43,13 @@ _SUFFIXES = (
 )
 
 
-def default_output(source: StrPath, verb: str) -> Path:
+def default_output(source: StrPath, kind: str) -> Path:
     """Where a conversion writes unless it is told: beside the source, ``.folded`` before the known suffix.
 
-    >>> default_output("x.pth.tar", "folded").name, default_output("g_02500000", "folded").name
-    ('x.folded.pth.tar', 'g_02500000.folded')
+    ``kind`` is ``"folded"``, ``"split"``, or the form to which a file is migrated.
+
+    >>> default_output("x.pth.tar", "folded").name, default_output("g_02500000", "legacy").name
+    ('x.folded.pth.tar', 'g_02500000.legacy')
     """
     path = Path(source)
     if not path.name:
@@ -46,8 +57,8 @@ def default_output(source: StrPath, verb: str) -> Path:
     for suffix in _SUFFIXES:
         stem = path.name.removesuffix(suffix)
         if stem != path.name and stem:
-            return path.with_name(f"{stem}.{verb}{suffix}")
-    return path.with_name(f"{path.name}.{verb}")
+            return path.with_name(f"{stem}.{kind}{suffix}")
+    return path.with_name(f"{path.name}.{kind}")
 
 
 @overload
@@ -127,23 +138,228 @@ def fold_file(
     >>> len(plan.layers), plan.layers[0][1].name
     (78, 'conv_pre.weight')
     """
-    source = Path(src)
-    if out is not None and not os.fspath(out):
-        raise ArgumentError("the name of the output is empty", fix="-o OUT, or leave it out")
-    output = default_output(source, "folded") if out is None else Path(out)
-    numbers = numbers_of(zero_rows, allow_nonfinite=allow_nonfinite)
-    if threads is not None and threads < 1:
-        raise ArgumentError(f"{threads} threads cannot work", fix="--threads 1 or more")
-    try:
-        checkpoint = open_checkpoint(source)
-        plan = plan_fold(
-            checkpoint.tree,
-            container_of(output),
+    return _run(
+        src,
+        out,
+        "folded",
+        partial(
+            plan_fold,
             selection=selection_of(layers, exclude, dim),
             only=only,
             dtype=dtype_of(dtype),
             keep_optimizer=keep_optimizer,
-        )
+        ),
+        numbers=numbers_of(zero_rows, allow_nonfinite=allow_nonfinite),
+        verify=verify,
+        force=force,
+        threads=threads,
+        dry_run=dry_run,
+        progress=progress,
+    )
+
+
+@overload
+def split_file(
+    src: StrPath,
+    out: StrPath | None = ...,
+    *,
+    to: str | None = ...,
+    like: StrPath | None = ...,
+    only: str | None = ...,
+    layers: Iterable[str] = ...,
+    exclude: Iterable[str] = ...,
+    dim: int | str | None = ...,
+    keep_optimizer: bool = ...,
+    verify: bool = ...,
+    force: bool = ...,
+    threads: int | None = ...,
+    dry_run: Literal[False] = ...,
+    progress: Callable[[int, int], None] = ...,
+) -> Result: ...
+
+
+@overload
+def split_file(
+    src: StrPath,
+    out: StrPath | None = ...,
+    *,
+    to: str | None = ...,
+    like: StrPath | None = ...,
+    only: str | None = ...,
+    layers: Iterable[str] = ...,
+    exclude: Iterable[str] = ...,
+    dim: int | str | None = ...,
+    keep_optimizer: bool = ...,
+    verify: bool = ...,
+    force: bool = ...,
+    threads: int | None = ...,
+    dry_run: Literal[True],
+    progress: Callable[[int, int], None] = ...,
+) -> Plan: ...
+
+
+def split_file(
+    src: StrPath,
+    out: StrPath | None = None,
+    *,
+    to: str | None = None,
+    like: StrPath | None = None,
+    only: str | None = None,
+    layers: Iterable[str] = (),
+    exclude: Iterable[str] = (),
+    dim: int | str | None = AUTO,
+    keep_optimizer: bool = False,
+    verify: bool = False,
+    force: bool = False,
+    threads: int | None = None,
+    dry_run: bool = False,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Result | Plan:
+    """Split plain weights of a checkpoint file into g = ‖w‖ and v = w; folded, they are w again, bit for bit.
+
+    Which weights, along which dim and in which form (``to``: ``"parametrize"``, ``"legacy"``) is read from
+    ``like``, another checkpoint with layers; else from ``layers`` (globs) and ``dim`` (an axis, None for the
+    whole tensor); else from what ``fold`` recorded in the file, names, shapes and places with it. Layers that
+    are split already are left alone and counted (``Plan.already``). Rows of zeros get g = 0 and a uniform
+    unit direction. Other options as for ``fold_file``.
+
+    Raises as ``fold_file`` does: ``ArgumentError`` where nothing says what to split, ``LayerError`` where a
+    layer is not there or has another shape, ``NumbersError`` for a row without a norm that its dtype can
+    hold.
+
+    >>> plan = split_file("fixtures/plain.pt", layers="conv.weight", dim=0, to="legacy", dry_run=True)
+    >>> [(change.name, change.after.g.name, change.after.g.shape) for _, change in plan.layers]
+    [('conv.weight', 'conv.weight_g', (8, 1, 1))]
+    """
+    check_form(to)
+    return _run(
+        src,
+        out,
+        "split",
+        partial(
+            plan_split,
+            to=to,
+            like=None if like is None else _reference(like),
+            selection=selection_of(layers, exclude, dim),
+            only=only,
+            keep_optimizer=keep_optimizer,
+        ),
+        verify=verify,
+        force=force,
+        threads=threads,
+        dry_run=dry_run,
+        progress=progress,
+    )
+
+
+@overload
+def migrate_file(
+    src: StrPath,
+    out: StrPath | None = ...,
+    *,
+    to: str = ...,
+    only: str | None = ...,
+    layers: Iterable[str] = ...,
+    exclude: Iterable[str] = ...,
+    drop_optimizer: bool = ...,
+    verify: bool = ...,
+    force: bool = ...,
+    threads: int | None = ...,
+    dry_run: Literal[False] = ...,
+    progress: Callable[[int, int], None] = ...,
+) -> Result: ...
+
+
+@overload
+def migrate_file(
+    src: StrPath,
+    out: StrPath | None = ...,
+    *,
+    to: str = ...,
+    only: str | None = ...,
+    layers: Iterable[str] = ...,
+    exclude: Iterable[str] = ...,
+    drop_optimizer: bool = ...,
+    verify: bool = ...,
+    force: bool = ...,
+    threads: int | None = ...,
+    dry_run: Literal[True],
+    progress: Callable[[int, int], None] = ...,
+) -> Plan: ...
+
+
+def migrate_file(
+    src: StrPath,
+    out: StrPath | None = None,
+    *,
+    to: str = "parametrize",
+    only: str | None = None,
+    layers: Iterable[str] = (),
+    exclude: Iterable[str] = (),
+    drop_optimizer: bool = False,
+    verify: bool = False,
+    force: bool = False,
+    threads: int | None = None,
+    dry_run: bool = False,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Result | Plan:
+    """Give the layers of a checkpoint file the names of the other form of weight norm; no tensor changes.
+
+    ``to`` is ``"parametrize"`` (``torch.nn.utils.parametrizations.weight_norm``, from torch 2.1 on) or
+    ``"legacy"`` (``torch.nn.utils.weight_norm``); a mixture ends in that form. Keys stand where torch
+    has them, ``_metadata`` follows, and going back gives the same bytes again. The state of an optimizer
+    stays valid, since the parameters keep their order; where they would not it is an error, and
+    ``drop_optimizer`` leaves the state out. Other options as for ``fold_file``.
+
+    Raises as ``fold_file`` does; ``LayerError`` also for a whole pickled module.
+
+    >>> plan = migrate_file("fixtures/g_02500000", dry_run=True)
+    >>> plan.layers[0][1].before.g.name, plan.layers[0][1].after.g.name
+    ('conv_pre.weight_g', 'conv_pre.parametrizations.weight.original0')
+    """
+    check_form(to)
+    return _run(
+        src,
+        out,
+        to,
+        partial(
+            plan_migrate,
+            to=to,
+            selection=selection_of(layers, exclude, AUTO),
+            only=only,
+            drop_optimizer=drop_optimizer,
+        ),
+        verify=verify,
+        force=force,
+        threads=threads,
+        dry_run=dry_run,
+        progress=progress,
+    )
+
+
+def _run(
+    src: StrPath,
+    out: StrPath | None,
+    kind: str,
+    make_plan: Callable[[Tree, str], Plan],
+    *,
+    numbers: Numbers = Numbers(),  # noqa: B008 - frozen
+    verify: bool,
+    force: bool,
+    threads: int | None,
+    dry_run: bool,
+    progress: Callable[[int, int], None],
+) -> Result | Plan:
+    """Open ``src``, plan what goes into a file called ``out``, and write it; errors say which file it was."""
+    source = Path(src)
+    if out is not None and not os.fspath(out):
+        raise ArgumentError("the name of the output is empty", fix="-o OUT, or leave it out")
+    output = default_output(source, kind) if out is None else Path(out)
+    if threads is not None and threads < 1:
+        raise ArgumentError(f"{threads} threads cannot work", fix="--threads 1 or more")
+    try:
+        checkpoint = open_checkpoint(source)
+        plan = make_plan(checkpoint.tree, container_of(output))
         if dry_run:
             return plan
         return convert(
@@ -163,3 +379,8 @@ def fold_file(
         if error.where != str(source):
             error.where = f"{source}: {error.where}" if error.where else str(source)
         raise
+
+
+def _reference(like: StrPath) -> Tree:
+    """The tree of the checkpoint that ``--like`` names."""
+    return open_checkpoint(Path(like)).tree

@@ -17,12 +17,12 @@ from typing import Any
 
 from wnconvert.checkpoint import Checkpoint, open_checkpoint
 from wnconvert.errors import LayerError
+from wnconvert.fold_plan import plan_fold
 from wnconvert.foreign import dangerous_names, foreign_names
 from wnconvert.kinds import find_kinds
 from wnconvert.options import selection_of
 from wnconvert.pickle_writer import dump
 from wnconvert.pickles import PersistentId, Value, walk
-from wnconvert.plan import plan_fold
 from wnconvert.schemes import Found, Selection, find
 from wnconvert.sources import Source
 from wnconvert.stats import Elements, LayerStats, layer_stats, plain_stats

@@ -14,7 +14,7 @@ from typing import TypeAlias
 
 from wnconvert.tensors import ByteRange, DType, StoredTensor
 
-__all__ = ["Blob", "CopyBytes", "FoldLayer", "Gather", "Layout", "Work"]
+__all__ = ["Blob", "CopyBytes", "Directions", "FoldLayer", "Gather", "Layout", "Norms", "Work"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,26 @@ class FoldLayer:
     where: str = field(default="", compare=False)
 
 
-Work: TypeAlias = CopyBytes | Gather | FoldLayer
+@dataclass(frozen=True, slots=True)
+class Norms:
+    """g = ‖w‖ of each row, correctly rounded to ``dtype``."""
+
+    w: StoredTensor
+    dim: int | None
+    dtype: DType
+    where: str = field(default="", compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Directions:
+    """v = w in its own dtype; zero rows become unit directions."""
+
+    w: StoredTensor
+    dim: int | None
+    where: str = field(default="", compare=False)
+
+
+Work: TypeAlias = CopyBytes | Gather | FoldLayer | Norms | Directions
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +74,11 @@ class Blob:
     size: int
     work: Work
     crc_at: tuple[int, ...] = ()
+
+    @property
+    def effort(self) -> int:
+        """About the bytes that must be read or written for it, whichever is more."""
+        return max(self.size, self.work.w.info.nbytes) if isinstance(self.work, Norms) else self.size
 
 
 @dataclass(frozen=True, slots=True)

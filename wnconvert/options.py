@@ -6,10 +6,11 @@ from collections.abc import Iterable
 
 from wnconvert.errors import ArgumentError
 from wnconvert.policy import Numbers
-from wnconvert.schemes import Selection
+from wnconvert.schemes import FORMS, Selection
 from wnconvert.tensors import DType, dtype_named
 
-__all__ = ["DTYPE_CHOICES", "ZERO_ROWS_CHOICES", "dtype_of", "numbers_of", "selection_of", "texts_of"]
+__all__ = ["DTYPE_CHOICES", "ZERO_ROWS_CHOICES"]
+__all__ += ["check_form", "dtype_of", "numbers_of", "selection_of", "texts_of"]
 
 DTYPE_CHOICES = ("float16", "bfloat16", "float32")
 ZERO_ROWS_CHOICES = ("error", "zero")
@@ -20,6 +21,12 @@ def dtype_of(name: str | None) -> DType | None:
     if name is not None and name not in DTYPE_CHOICES:
         raise ArgumentError(f"dtype {name!r} is not offered", fix=f"one of {', '.join(DTYPE_CHOICES)}")
     return None if name is None else dtype_named(name)
+
+
+def check_form(to: str | None) -> None:
+    """Raise ``ArgumentError`` where ``to`` is neither None nor a form that a pair can have."""
+    if to is not None and to not in FORMS:
+        raise ArgumentError(f"there is no form {to!r}", fix=f"one of {', '.join(FORMS)}")
 
 
 def numbers_of(zero_rows: str, *, allow_nonfinite: bool) -> Numbers:

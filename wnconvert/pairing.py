@@ -8,7 +8,8 @@ from glob import escape
 
 from wnconvert.comparison import Operand, qualified
 from wnconvert.errors import ArgumentError, WnconvertError
-from wnconvert.plan import Fold, plan_fold
+from wnconvert.fold_plan import plan_fold
+from wnconvert.plan import Fold
 from wnconvert.schemes import SCHEMES, Selection, find
 from wnconvert.stats import Elements
 from wnconvert.tensors import DType, StateDict, StoredTensor, Tree

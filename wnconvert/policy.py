@@ -8,15 +8,15 @@ from dataclasses import dataclass
 from wnconvert.errors import NumbersError
 from wnconvert.weightnorm import RowReport, say_rows
 
-__all__ = ["Numbers", "Problem", "raise_problems"]
+__all__ = ["Numbers", "Problem", "raise_problems", "split_note", "split_problems"]
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """What is wrong with some tensor's numbers, and the option that would let it pass."""
+    """What is wrong with some tensor's numbers, and the option that would let it pass, if there is one."""
 
     what: str
-    option: str
+    option: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,13 +64,33 @@ class Numbers:
         return note
 
 
+def split_problems(report: RowReport, dtype: object) -> tuple[Problem, ...]:
+    """What is wrong with a weight that is to be split: rows without a norm that ``dtype`` could hold.
+
+    There is no option for it: a fold would not give such rows back.
+    """
+    found = []
+    if report.nonfinite.count:
+        found.append(Problem(f"NaN or infinity in {say_rows(report.nonfinite)}, which have no norm"))
+    if report.overflow.count:
+        found.append(Problem(f"a norm that {dtype} cannot hold, in {say_rows(report.overflow)}"))
+    return tuple(found)
+
+
+def split_note(report: RowReport) -> str:
+    """What a user should know of a weight that was split."""
+    if not report.zero.count:
+        return ""
+    return f"w is zero in {say_rows(report.zero)}: g is 0 there, and v a uniform unit direction"
+
+
 def raise_problems(problems: Iterable[tuple[str, Sequence[Problem]]]) -> None:
     """Raise ``NumbersError`` for all problems at once, by the names of their tensors; or nothing."""
     found = [(where, of_tensor) for where, of_tensor in problems if of_tensor]
     if not found:
         return
     options = dict.fromkeys(problem.option for _, of_tensor in found for problem in of_tensor)
-    fix = f"{', or '.join(options)}; --exclude leaves a layer as it is"
+    fix = "; ".join(filter(None, (", or ".join(filter(None, options)), "--exclude leaves a layer as it is")))
     lines = [(where, "; ".join(problem.what for problem in of_tensor)) for where, of_tensor in found]
     if len(lines) == 1:
         raise NumbersError(lines[0][1], where=lines[0][0], fix=fix)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from wnconvert.convert import Result
-from wnconvert.plan import Keep, Plan, describe_layer
+from wnconvert.plan import Keep, Plan
 from wnconvert.tables import bytes_text, layer_table
 from wnconvert.words import counted, printable
 
@@ -29,16 +29,29 @@ def result_text(result: Result) -> str:
 
 
 def _layers(plan: Plan) -> str:
-    rows = [describe_layer(path, fold) for path, fold in plan.layers]
-    columns = ["name", "form", "dim", "shape", "dtype", "rows"]
+    rows = [change.to_dict(path) for path, change in plan.layers]
+    columns = _COLUMNS[plan.verb]
     return layer_table(rows, columns).text() if rows else ""
+
+
+# A fold ends in plain weights and a split begins with them: that needs no column.
+_COLUMNS = {
+    "fold": ["name", "form", "dim", "shape", "dtype", "rows"],
+    "split": ["name", "to", "dim", "shape", "dtype", "rows"],
+    "migrate": ["name", "form", "to", "dim", "shape", "dtype", "rows"],
+}
+_DONE = {"fold": "folded", "split": "split", "migrate": "migrated"}
+_ALREADY = {"split": "split already", "migrate": "in that form already"}
 
 
 def _counts(plan: Plan) -> str:
     steps = [step for planned in plan.state_dicts for step in planned.steps]
-    cast = sum(isinstance(step, Keep) and step.dtype is not None for step in steps)
-    kept = sum(isinstance(step, Keep) and step.is_tensor for step in steps) - cast
-    counts = [f"{counted(len(plan.layers), 'layer')} folded"]
+    keeps = [step for step in steps if isinstance(step, Keep) and step.is_tensor]
+    cast = sum(step.dtype is not None for step in keeps)
+    kept = sum(step.dtype is None and step.name == step.source for step in keeps)
+    counts = [f"{counted(len(plan.layers), 'layer')} {_DONE[plan.verb]}"]
+    if plan.already:
+        counts.append(f"{plan.already} {_ALREADY[plan.verb]}")
     if cast:
         counts.append(f"{counted(cast, 'tensor')} cast")
     if not plan.state_dicts:

@@ -8,21 +8,19 @@ from __future__ import annotations
 import json
 import os
 import struct
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from safetensors import SafetensorError, safe_open
 
 from wnconvert.errors import FormatError, OutputError
-from wnconvert.layout import Blob, CopyBytes, FoldLayer, Gather, Layout, Work
-from wnconvert.plan import Fold, Plan, Step
+from wnconvert.layout import Blob, Layout
+from wnconvert.making import made
+from wnconvert.plan import Plan
 from wnconvert.provenance import METADATA_KEY, read_history, write_history
 from wnconvert.tensors import (
     DTYPES,
     ByteRange,
-    DType,
     Entry,
     StateDict,
     StoredTensor,
@@ -104,18 +102,6 @@ def _stored(name: str, info: dict[str, Any], base: int) -> StoredTensor:
 # -- writing
 
 
-@dataclass(frozen=True, slots=True)
-class _Made:
-    name: str
-    dtype: DType
-    shape: tuple[int, ...]
-    work: Work
-
-    @property
-    def nbytes(self) -> int:
-        return TensorInfo(self.name, self.dtype, self.shape).nbytes
-
-
 def safetensors_layout(tree: Tree, plan: Plan) -> Layout:
     """Lay out the safetensors file that ``plan`` describes.
 
@@ -126,44 +112,28 @@ def safetensors_layout(tree: Tree, plan: Plan) -> Layout:
     (planned,) = plan.state_dicts
     path = plan.only or ""
     tensors = next(state.tensors for state in tree.state_dicts if state.path == path)
-    made = [
-        _made(step, tensors) for step in planned.steps if isinstance(step, Fold) or step.source in tensors
-    ]
-    for item in made:
-        if not item.dtype.code:
+    items = [made(step, tensors) for step in planned.tensors]
+    for info in (item.info for item in items):
+        if not info.dtype.code:
             raise OutputError(
-                f"{item.name} is {item.dtype}, which safetensors cannot hold", fix="-o OUT.pt, which can"
+                f"{info.name} is {info.dtype}, which safetensors cannot hold", fix="-o OUT.pt, which can"
             )
-        if item.name == "__metadata__" or any("\ud800" <= char <= "\udfff" for char in item.name):
-            raise OutputError(f"safetensors cannot name a tensor {item.name!r}", fix="-o OUT.pt, which can")
+        if info.name == "__metadata__" or any("\ud800" <= char <= "\udfff" for char in info.name):
+            raise OutputError(f"safetensors cannot name a tensor {info.name!r}", fix="-o OUT.pt, which can")
     metadata = {"format": "pt", **tree.metadata}
     if plan.record:
         metadata[METADATA_KEY] = write_history(plan.record)
     starts: dict[str, int] = {}
     at = 0
-    for item in sorted(made, key=lambda item: -item.dtype.bits):
-        starts[item.name] = at
-        at += item.nbytes
+    for info in sorted((item.info for item in items), key=lambda info: -info.dtype.bits):
+        starts[info.name] = at
+        at += info.nbytes
     header: dict[str, Any] = {"__metadata__": metadata}
-    for item in made:
-        place = [starts[item.name], starts[item.name] + item.nbytes]
-        header[item.name] = {"dtype": item.dtype.code, "shape": list(item.shape), "data_offsets": place}
+    for info in (item.info for item in items):
+        place = [starts[info.name], starts[info.name] + info.nbytes]
+        header[info.name] = {"dtype": info.dtype.code, "shape": list(info.shape), "data_offsets": place}
     text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     base = 8 + len(text)
-    blobs = tuple(Blob(base + starts[item.name], item.nbytes, item.work) for item in made)
+    blobs = tuple(Blob(base + starts[item.info.name], item.info.nbytes, item.work) for item in items)
     return Layout(base + at, ((0, struct.pack("<Q", len(text)) + text),), blobs)
-
-
-def _made(step: Step, tensors: Mapping[str, StoredTensor]) -> _Made:
-    if isinstance(step, Fold):
-        layer = step.layer
-        g, v = tensors[layer.g.name], tensors[layer.v.name]
-        work: Work = FoldLayer(g, v, layer.dim, step.dtype, f"layer {step.name}")
-        return _Made(step.name, step.dtype, layer.v.shape, work)
-    stored = tensors[step.source]
-    info = stored.info
-    if step.dtype is None and stored.is_contiguous:
-        return _Made(step.name, info.dtype, info.shape, CopyBytes(stored.data))
-    dtype = step.dtype or info.dtype
-    return _Made(step.name, dtype, info.shape, Gather(stored, dtype, info.name))

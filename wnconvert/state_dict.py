@@ -6,22 +6,26 @@ No torch is needed for numpy arrays (:mod:`wnconvert.values`).
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from wnconvert.blocks import Array
 from wnconvert.dims import AUTO
 from wnconvert.errors import ArgumentError, LayerError
+from wnconvert.fold_plan import plan_fold
 from wnconvert.inspection import Inspection, inspect_tree
-from wnconvert.options import dtype_of, numbers_of, selection_of
-from wnconvert.plan import Fold, PlannedStateDict, metadata_gone, plan_fold
-from wnconvert.policy import Problem, raise_problems
+from wnconvert.migrate_plan import plan_migrate
+from wnconvert.module_metadata import NEW_ENTRY, metadata_keys
+from wnconvert.options import check_form, dtype_of, numbers_of, selection_of
+from wnconvert.plan import Fold, Keep, Magnitude, Plan, PlannedStateDict, Step
+from wnconvert.policy import Numbers, Problem, raise_problems, split_problems
 from wnconvert.rounding import cast, count_overflow
-from wnconvert.tensors import Entry, StateDict, Tree
+from wnconvert.split_plan import plan_split
+from wnconvert.tensors import DType, Entry, StateDict, Tree
 from wnconvert.values import InMemory, array_of, is_torch, made_like, stored_tensor, view_of
-from wnconvert.weightnorm import fold_with_report
+from wnconvert.weightnorm import directions, fold_with_report, norm_blocks, reader_of
 
-__all__ = ["fold_state_dict", "inspect_state_dict"]
+__all__ = ["fold_state_dict", "inspect_state_dict", "migrate_state_dict", "split_state_dict"]
 
 
 def fold_state_dict(
@@ -52,36 +56,59 @@ def fold_state_dict(
     tree, values = _tree(state_dict)
     numbers = numbers_of(zero_rows, allow_nonfinite=allow_nonfinite)
     selection = selection_of(layers, exclude, dim)
-    (planned,) = plan_fold(tree, "torch", selection=selection, dtype=dtype_of(dtype)).state_dicts
-    folded: dict[str, Any] = OrderedDict() if isinstance(state_dict, OrderedDict) else {}
-    made: dict[object, Any] = {}  # what is tied stays tied
-    problems: list[tuple[str, tuple[Problem, ...]]] = []
-    for step in planned.steps:
-        if isinstance(step, Fold):
-            g, v = values[step.layer.g.name], values[step.layer.v.name]
-            key: object = (view_of(g), view_of(v), step.dtype)
-            if key not in made:
-                where = f"layer {step.name}"
-                halves = _numbers(where, v), _numbers(where, g)
-                w, report = fold_with_report(*halves, step.layer.dim, dtype=step.dtype)
-                problems.append((where, numbers.problems(report)))
-                made[key] = made_like(v, w)
-            folded[step.name] = made[key]
-        elif step.dtype is not None:
-            value = values[step.source]
-            key = (view_of(value), step.dtype)
-            if key not in made:
-                before = _numbers(step.name, value)
-                after = cast(before, step.dtype)
-                problems.append((step.name, numbers.cast_problems(count_overflow(before, after), step.dtype)))
-                made[key] = made_like(value, after)
-            folded[step.name] = made[key]
-        else:
-            folded[step.name] = values[step.source]
-    raise_problems(problems)
-    folded.update(_not_named(state_dict))
-    _keep_metadata(state_dict, folded, planned)
-    return folded
+    plan = plan_fold(tree, "torch", selection=selection, dtype=dtype_of(dtype))
+    return _made(state_dict, plan, values, numbers)
+
+
+def split_state_dict(
+    state_dict: Mapping[str, Any],
+    *,
+    to: str | None = None,
+    like: Mapping[str, Any] | None = None,
+    layers: Iterable[str] = (),
+    exclude: Iterable[str] = (),
+    dim: int | str | None = AUTO,
+) -> dict[str, Any]:
+    """Split plain weights of a state dict into g = ‖w‖ and v = w; the mapping and its tensors are left alone.
+
+    ``like`` is another state dict, with layers; values, result and other options as for
+    ``fold_state_dict`` and ``split_file``. v is the very tensor that w is, unless a row of it is zero.
+
+    Raises as ``split_file`` does.
+
+    >>> import numpy as np
+    >>> split = split_state_dict({"conv.weight": np.float32([[3, 4]])}, layers="*", dim=0, to="legacy")
+    >>> {name: value.tolist() for name, value in split.items()}
+    {'conv.weight_g': [[5.0]], 'conv.weight_v': [[3.0, 4.0]]}
+    """
+    check_form(to)
+    tree, values = _tree(state_dict)
+    reference = None if like is None else _tree(like)[0]
+    selection = selection_of(layers, exclude, dim)
+    plan = plan_split(tree, "torch", to=to, like=reference, selection=selection)
+    return _made(state_dict, plan, values)
+
+
+def migrate_state_dict(
+    state_dict: Mapping[str, Any],
+    *,
+    to: str = "parametrize",
+    layers: Iterable[str] = (),
+    exclude: Iterable[str] = (),
+) -> dict[str, Any]:
+    """Give the layers of a state dict the names of the other form; the values are the very same objects.
+
+    ``to`` is ``"parametrize"`` or ``"legacy"``; other options and the result as for ``fold_state_dict``,
+    the order of keys and ``_metadata`` as torch has them. Raises as ``migrate_file`` does.
+
+    >>> import numpy as np
+    >>> list(migrate_state_dict({"weight_g": np.float32([[10]]), "weight_v": np.float32([[3, 4]])}))
+    ['parametrizations.weight.original0', 'parametrizations.weight.original1']
+    """
+    check_form(to)
+    tree, values = _tree(state_dict)
+    plan = plan_migrate(tree, "torch", to=to, selection=selection_of(layers, exclude, AUTO))
+    return _made(state_dict, plan, values)
 
 
 def inspect_state_dict(
@@ -103,6 +130,78 @@ def inspect_state_dict(
     """
     tree, values = _tree(state_dict)
     return inspect_tree(tree, InMemory(values), layers=layers, full=full, all_weights=all_weights)
+
+
+def _made(
+    state_dict: Mapping[str, Any],
+    plan: Plan,
+    values: Mapping[str, Any],
+    numbers: Numbers = Numbers(),  # noqa: B008 - frozen
+) -> dict[str, Any]:
+    """A new mapping as planned: an ``OrderedDict`` with its ``_metadata`` where the source is one."""
+    (planned,) = plan.state_dicts
+    maker = _Maker(values, numbers)
+    made: dict[str, Any] = OrderedDict() if isinstance(state_dict, OrderedDict) else {}
+    for step in planned.steps:
+        made[step.name] = maker.value(step)
+    raise_problems(maker.problems)
+    made.update(_not_named(state_dict))
+    _set_metadata(state_dict, made, planned)
+    return made
+
+
+class _Maker:
+    """Makes the values of steps; what is tied stays tied."""
+
+    def __init__(self, values: Mapping[str, Any], numbers: Numbers) -> None:
+        self.values = values
+        self.numbers = numbers
+        self.made: dict[object, Any] = {}
+        self.problems: list[tuple[str, tuple[Problem, ...]]] = []
+
+    def value(self, step: Step) -> Any:
+        """The value that a step puts."""
+        if isinstance(step, Keep):
+            value = self.values[step.source]
+            return value if step.dtype is None else self.once(self.cast, step.source, value, step.dtype)
+        layer = step.layer
+        where = f"layer {layer.name}"
+        if isinstance(step, Fold):
+            g, v = self.values[layer.g.name], self.values[layer.v.name]
+            return self.once(self.fold, where, v, g, layer.dim, step.dtype)
+        w = self.values[layer.name]
+        if isinstance(step, Magnitude):
+            return self.once(self.norms, where, w, layer.dim, layer.g.dtype, layer.g.shape)
+        return self.once(self.directions, where, w, layer.dim)
+
+    def once(self, make: Callable[..., Any], where: str, *args: Any) -> Any:
+        """What ``make`` makes of these arguments, or made of the same before."""
+        key = (make.__name__, *(view_of(arg) if hasattr(arg, "ndim") else arg for arg in args))
+        if key not in self.made:
+            self.made[key] = make(where, *args)
+        return self.made[key]
+
+    def cast(self, where: str, value: Any, dtype: DType) -> Any:
+        before = _numbers(where, value)
+        after = cast(before, dtype)
+        self.problems.append((where, self.numbers.cast_problems(count_overflow(before, after), dtype)))
+        return made_like(value, after)
+
+    def fold(self, where: str, v: Any, g: Any, dim: int | None, dtype: DType) -> Any:
+        w, report = fold_with_report(_numbers(where, v), _numbers(where, g), dim, dtype=dtype)
+        self.problems.append((where, self.numbers.problems(report)))
+        return made_like(v, w)
+
+    def norms(self, where: str, w: Any, dim: int | None, dtype: DType, shape: tuple[int, ...]) -> Any:
+        array = _numbers(where, w)
+        g, report = norm_blocks(reader_of(array), array.shape, dim, array.dtype, dtype)
+        self.problems.append((where, split_problems(report, dtype)))
+        return made_like(w, g.reshape(shape))
+
+    def directions(self, where: str, w: Any, dim: int | None) -> Any:
+        array = _numbers(where, w)
+        v = directions(array, dim)
+        return w if v is array else made_like(w, v)
 
 
 def _not_named(state_dict: Mapping[Any, Any]) -> dict[Any, Any]:
@@ -142,10 +241,10 @@ def _refuse_nested(state_dict: Mapping[str, Any]) -> None:
             )
 
 
-def _keep_metadata(state_dict: Mapping[str, Any], folded: dict[str, Any], planned: PlannedStateDict) -> None:
-    """torch's ``_metadata``, an attribute of the OrderedDict, without the modules that went."""
+def _set_metadata(state_dict: Mapping[str, Any], made: dict[str, Any], planned: PlannedStateDict) -> None:
+    """torch's ``_metadata``, an attribute of the OrderedDict, as the modules come and go."""
     metadata = getattr(state_dict, "_metadata", None)
-    if isinstance(metadata, Mapping) and isinstance(folded, OrderedDict):
-        gone = metadata_gone(planned)
-        kept = OrderedDict((key, value) for key, value in metadata.items() if key not in gone)
-        folded._metadata = kept  # type: ignore[attr-defined]  # as torch.nn.Module.state_dict does
+    if isinstance(metadata, Mapping) and isinstance(made, OrderedDict):
+        keys = metadata_keys(planned, list(metadata))
+        entries = ((key, metadata[key] if key in metadata else dict(NEW_ENTRY)) for key in keys)
+        made._metadata = OrderedDict(entries)  # type: ignore[attr-defined]  # as torch.nn.Module.state_dict does

@@ -222,12 +222,14 @@ class Entry:
 class StateDict:
     """A mapping of names to tensors inside a file, at a path such as ``generator`` (the root is ``""``).
 
-    ``dims`` holds, by weight, the dim that a pickled module's own ``WeightNorm`` records state.
+    ``dims`` holds, by weight, the dim that a pickled module's own ``WeightNorm`` records state;
+    ``is_module`` where it is a whole pickled module and stays one in a torch file.
     """
 
     path: str
     entries: tuple[Entry, ...]
     dims: Mapping[str, int | None] = field(default_factory=dict)
+    is_module: bool = False
 
     @property
     def tensors(self) -> dict[str, StoredTensor]:

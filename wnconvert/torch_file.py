@@ -85,7 +85,9 @@ class TorchFile:
             stored = self.stored(name, record) if record else None
             entries.append(Entry(name, stored, is_opaque=stored is None and is_rebuilt(value)))
         _check_names(found.path, [entry.name for entry in entries])
-        return StateDict(found.path, tuple(entries), found.dims)
+        # A TorchScript archive comes out as a plain state dict.
+        is_module = bool(found.modules) and self.container != "TorchScript"
+        return StateDict(found.path, tuple(entries), found.dims, is_module)
 
     def _notes(self) -> list[str]:
         notes = []

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from wnconvert.pickles import Object, Value
-from wnconvert.plan import Fold, Keep, PlannedStateDict
+from wnconvert.plan import Fold, Keep, PlannedStateDict, Step
 from wnconvert.torch_contents import FoundModule
 from wnconvert.torch_objects import get, mapping_pairs, weight_norm_hook, with_pairs
 
@@ -18,11 +18,12 @@ __all__ = ["module_edits"]
 
 
 def module_edits(
-    modules: Iterable[FoundModule], planned: PlannedStateDict, value_of: Callable[[Keep | Fold], Value]
+    modules: Iterable[FoundModule], planned: PlannedStateDict, value_of: Callable[[Step], Value]
 ) -> dict[int, Value]:
     """The records that stand in the place of old ones, by ``id``; ``value_of`` makes a step's tensor."""
-    steps: dict[str, Keep | Fold] = {step.name: step for step in planned.steps if isinstance(step, Keep)}
-    steps |= {half.name: fold for fold in planned.folds for half in (fold.layer.g, fold.layer.v)}
+    steps: dict[str, Step] = {step.name: step for step in planned.steps if isinstance(step, Keep)}
+    folds = (step for step in planned.steps if isinstance(step, Fold))
+    steps |= {half.name: fold for fold in folds for half in fold.layer.halves}
     names: dict[int, list[str]] = {}  # a module that others share has several
     nodes: dict[int, Object] = {}
     for module in modules:
@@ -37,8 +38,8 @@ def module_edits(
 def _module_edits(
     state: Value,
     prefixes: Sequence[str],
-    steps: Mapping[str, Keep | Fold],
-    value_of: Callable[[Keep | Fold], Value],
+    steps: Mapping[str, Step],
+    value_of: Callable[[Step], Value],
 ) -> dict[int, Value]:
     edits: dict[int, Value] = {}
     weights: dict[str, Value] = {}
@@ -64,7 +65,7 @@ def _module_edits(
     return edits | _flat_edits(state, cast | weights)
 
 
-def _step_of(key: Value, prefixes: Sequence[str], steps: Mapping[str, Keep | Fold]) -> Keep | Fold | None:
+def _step_of(key: Value, prefixes: Sequence[str], steps: Mapping[str, Step]) -> Step | None:
     """What becomes of a module's tensor: folded where any of its names is."""
     found = [steps[name] for prefix in prefixes if isinstance(key, str) and (name := prefix + key) in steps]
     return next((step for step in found if isinstance(step, Fold)), found[0] if found else None)

@@ -8,15 +8,17 @@ ones. A storage is written once, when the first record that uses it is; what not
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 from wnconvert.errors import OutputError
 from wnconvert.foreign import dangerous_names
-from wnconvert.layout import CopyBytes, FoldLayer, Gather, Layout, Work
+from wnconvert.layout import CopyBytes, Gather, Layout, Work
+from wnconvert.making import Made, made
+from wnconvert.module_metadata import NEW_ENTRY, metadata_keys
 from wnconvert.pickle_writer import dump
 from wnconvert.pickles import Dict, Global, Object, PersistentId, Value, walk
-from wnconvert.plan import Fold, Keep, Plan, PlannedStateDict, metadata_gone
+from wnconvert.plan import Keep, Plan, PlannedStateDict, Step
 from wnconvert.provenance import RECORD_NAME, write_history
 from wnconvert.tensors import ByteRange, DType, StoredTensor, TensorInfo, Tree, contiguous_strides
 from wnconvert.torch_contents import FoundStateDict, Key
@@ -169,40 +171,32 @@ class _Editor:
         """The items of a state dict as planned."""
         return [(step.name, self._value(planned.path, step, values)) for step in planned.steps]
 
-    def _value(self, path: str, step: Keep | Fold, values: dict[str, Value]) -> Value:
+    def _value(self, path: str, step: Step, values: dict[str, Value]) -> Value:
         tensors = self.tensors[path]
-        if isinstance(step, Fold):
-            g, v = tensors[step.layer.g.name], tensors[step.layer.v.name]
-            where = f"{path}: layer {step.name}" if path else f"layer {step.name}"
-            work: Work = FoldLayer(_nameless(g), _nameless(v), step.layer.dim, step.dtype, where)
-            return self._tensor(values.get(v.info.name), v, work, step.dtype)
-        stored, value = tensors.get(step.source), values.get(step.source)
-        if stored is None or (value is not None and step.dtype is None):
-            return value
-        if step.dtype is None:
-            own = stored.info.dtype
-            kept = CopyBytes(stored.data) if stored.is_contiguous else Gather(_nameless(stored), own)
-            return self._tensor(None, stored, kept, own)
-        if value is None or len(self.views[path, stored.storage]) == 1:
-            return self._tensor(value, stored, Gather(_nameless(stored), step.dtype, step.source), step.dtype)
-        return self._cast_storage(value, stored, step.dtype)
+        if isinstance(step, Keep):
+            stored, value = tensors.get(step.source), values.get(step.source)
+            if stored is None or (value is not None and step.dtype is None):
+                return value
+            if value is not None and step.dtype and len(self.views[path, stored.storage]) > 1:
+                return self._cast_storage(value, stored, step.dtype)
+        item = made(step, tensors, path)
+        return self._tensor(values.get(item.like.info.name), item)
 
-    def _tensor(self, value: Value, like: StoredTensor, work: Work, dtype: DType) -> Value:
-        """A contiguous tensor of its own storage, with the shape and device of ``like``."""
-        shape = like.info.shape
-        if dtype.bits < 8:
+    def _tensor(self, value: Value, item: Made) -> Value:
+        """A contiguous tensor of its own storage, of the device of its source."""
+        info = item.info
+        if info.dtype.bits < 8:
             raise OutputError(
-                f"{like.info.name} is {dtype}, which a torch file cannot hold", fix="-o OUT.safetensors"
+                f"{info.name} is {info.dtype}, which a torch file cannot hold", fix="-o OUT.safetensors"
             )
-        key = (id(value), work) if value is not None else (work,)
+        key = (id(value), item.work) if value is not None else (item.work,)
         if key not in self.made:
-            nbytes = TensorInfo("", dtype, shape).nbytes
-            storage = _storage(work, nbytes, dtype, like.location, like.info.numel)
-            strides = contiguous_strides(shape)
+            storage = _storage(item.work, info.nbytes, info.dtype, item.like.location, info.numel)
+            strides = contiguous_strides(info.shape)
             if value is None:
-                self.made[key] = tensor_record(storage, 0, shape, strides, dtype)
+                self.made[key] = tensor_record(storage, 0, info.shape, strides, info.dtype)
             else:
-                self.made[key] = with_storage(value, storage, 0, shape, strides)
+                self.made[key] = with_storage(value, storage, 0, info.shape, strides)
         return self.made[key]
 
     def _cast_storage(self, value: Value, stored: StoredTensor, dtype: DType) -> Value:
@@ -225,17 +219,14 @@ class _Editor:
         metadata = get(state.node.state, "_metadata") if isinstance(state.node, Object) else None
         before = self.edited(metadata)  # two state dicts may share it
         if entries := mapping_pairs(before):
-            gone = metadata_gone(planned)
-            kept = [pair for pair in entries if not (isinstance(pair[0], str) and pair[0] in gone)]
-            self.edits[id(metadata)] = with_pairs(before, kept)
+            others = [pair for pair in entries if not isinstance(pair[0], str)]
+            known = {str(key): value for key, value in entries if isinstance(key, str)}
+            keys = metadata_keys(planned, list(known))
+            new = [(key, known[key] if key in known else Dict(list(NEW_ENTRY.items()))) for key in keys]
+            self.edits[id(metadata)] = with_pairs(before, [*new, *others])
 
 
 _REBUILDS = ("torch._utils._rebuild_tensor", "torch._utils._rebuild_tensor_v2")
-
-
-def _nameless(tensor: StoredTensor) -> StoredTensor:
-    """A tensor that equals another where their bytes do: what is tied is made once."""
-    return replace(tensor, info=replace(tensor.info, name=""))
 
 
 def _storage(work: Work, nbytes: int, dtype: DType, location: str, numel: int) -> PersistentId:

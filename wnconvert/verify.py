@@ -18,14 +18,16 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 from safetensors import safe_open
 
 from wnconvert import safetensors_file
-from wnconvert.blocks import BLOCK_BYTES, Array, Block, blocks, box
+from wnconvert.blocks import BLOCK_BYTES, Array, Block, Read, blocks, box
 from wnconvert.checkpoint import Checkpoint, open_checkpoint
 from wnconvert.errors import VerifyError, WnconvertError
-from wnconvert.plan import Fold, Keep, Plan, PlannedStateDict
+from wnconvert.plan import Fold, Keep, Magnitude, Plan, PlannedStateDict
 from wnconvert.rounding import cast
+from wnconvert.schemes import Layer
 from wnconvert.sources import Source
 from wnconvert.tensors import DType, StoredTensor, TensorInfo, dtype_named
 
@@ -91,7 +93,10 @@ def _check_state_dict(
         if isinstance(step, Fold):
             g, v = tensors[step.layer.g.name], tensors[step.layer.v.name]
             _check_layer(source, g, v, step, reader(step.name))
-        elif step.source in tensors:
+        elif isinstance(step, Magnitude):
+            layer = step.layer
+            _check_split(source, tensors[layer.name], layer, reader(layer.g.name), reader(layer.v.name))
+        elif isinstance(step, Keep) and step.source in tensors:
             _check_kept(source, tensors[step.source], step, reader(step.name))
 
 
@@ -245,11 +250,8 @@ def _check_layer(source: Source, g: StoredTensor, v: StoredTensor, fold: Fold, r
     dim, shape = fold.layer.dim, v.info.shape
     _, rows, inner = box(shape, dim)
     read = source.reader(v)
-    squares = np.zeros(rows, np.longdouble)
     with np.errstate(all="ignore"):
-        for block in blocks(shape, dim, v.info.dtype.itemsize):
-            squares[block.rows] += (read(block).astype(np.longdouble) ** 2).sum(axis=(0, 2))
-        norms = np.sqrt(squares)
+        norms = np.sqrt(_squares(read, v, dim))
         scale = np.where(norms == 0, 0, source.whole(g).reshape(-1).astype(np.longdouble) / norms)
         for block, piece in _pieces(v):
             row = np.arange(block.start, block.stop) // inner % rows
@@ -258,6 +260,33 @@ def _check_layer(source: Source, g: StoredTensor, v: StoredTensor, fold: Fold, r
                 raise VerifyError(
                     f"layer {fold.name} was read back and is not g·v/‖v‖; nothing is kept", fix=_BUG
                 )
+
+
+def _check_split(source: Source, w: StoredTensor, layer: Layer, g_back: ReadBack, v_back: ReadBack) -> None:
+    """‖w‖ written out in extended precision against g as read back; and v, which is w but for zero rows."""
+    dim, shape = layer.dim, w.info.shape
+    _, rows, inner = box(shape, dim)
+    norms = np.sqrt(_squares(source.reader(w), w, dim))
+    every = StoredTensor(layer.g, w.storage, 0, (0,) * len(layer.g.shape))
+    g = np.concatenate([g_back(block, piece).reshape(-1) for block, piece in _pieces(every)] or [norms[:0]])
+    if not _agrees(g, norms, layer.g.dtype):
+        raise VerifyError(f"layer {layer.name} was read back, and g is not ‖w‖; nothing is kept", fix=_BUG)
+    read = source.reader(w)
+    for block, piece in _pieces(w):
+        expected, v = read(block).reshape(-1), v_back(block, piece).reshape(-1)
+        zero = norms[np.arange(block.start, block.stop) // inner % rows] == 0
+        if not (v[~zero].tobytes() == expected[~zero].tobytes() and v[zero].all()):
+            raise VerifyError(f"layer {layer.name} was read back, and v is not w; nothing is kept", fix=_BUG)
+
+
+def _squares(read: Read, tensor: StoredTensor, dim: int | None) -> NDArray[np.longdouble]:
+    """The sum of squares of each row, in extended precision."""
+    shape = tensor.info.shape
+    squares = np.zeros(box(shape, dim)[1], np.longdouble)
+    with np.errstate(all="ignore"):
+        for block in blocks(shape, dim, tensor.info.dtype.itemsize):
+            squares[block.rows] += (read(block).astype(np.longdouble) ** 2).sum(axis=(0, 2))
+    return squares
 
 
 def _agrees(found: Array, expected: Array, dtype: DType) -> bool:

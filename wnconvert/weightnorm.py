@@ -35,11 +35,13 @@ __all__ = [
     "Folding",
     "RowReport",
     "Rows",
-    "fill_directions",
+    "direction_blocks",
+    "directions",
     "fold",
     "fold_with_report",
     "norm_blocks",
     "norms",
+    "reader_of",
     "say_rows",
     "split",
 ]
@@ -326,7 +328,7 @@ def fold_with_report(
 ) -> tuple[Array, RowReport]:
     """``fold``, and what was odd about its rows."""
     out = np.empty(v.size, FORMATS[name_of(dtype or v.dtype)].dtype)
-    folding = Folding(_reader(v.reshape(-1)), v.shape, dim, g, v.dtype, out.dtype, limit=limit)
+    folding = Folding(reader_of(v), v.shape, dim, g, v.dtype, out.dtype, limit=limit)
     for block, w in folding.blocks():
         out[block.start : block.stop] = w.reshape(-1)
     return out.reshape(v.shape), folding.report()
@@ -388,7 +390,7 @@ def norms(v: Array, dim: Dim, dtype: DTypeLike | None = None) -> Array:
     >>> norms(np.array([[3, 4], [0, 2]], np.float32), 0)
     array([5., 2.], dtype=float32)
     """
-    return norm_blocks(_reader(v.reshape(-1)), v.shape, dim, v.dtype, dtype or v.dtype)[0]
+    return norm_blocks(reader_of(v), v.shape, dim, v.dtype, dtype or v.dtype)[0]
 
 
 def split(w: Array, dim: Dim) -> tuple[Array, Array]:
@@ -403,31 +405,58 @@ def split(w: Array, dim: Dim) -> tuple[Array, Array]:
     >>> g.tolist(), v.tolist()
     ([[5.0], [0.0]], [[3.0, 4.0], [0.7071067690849304, 0.7071067690849304]])
     """
-    g, report = norm_blocks(_reader(w.reshape(-1)), w.shape, dim, w.dtype, w.dtype)
+    g, report = norm_blocks(reader_of(w), w.shape, dim, w.dtype, w.dtype)
     for rows, what in (
         (report.nonfinite, "NaN or infinities"),
         (report.overflow, f"a norm that {name_of(w.dtype)} cannot hold"),
     ):
         if rows.count:
             raise NumbersError(f"{what} in {say_rows(rows)}", fix="--exclude the layer")
-    v = w
-    if not g.all() and w.size:
-        outer, count, inner = box(w.shape, dim)
-        v = w.copy()
-        filled = v.reshape(outer, count, inner)
-        fill_directions(filled, g == 0, outer * inner)
-        v = filled.reshape(w.shape)
     shape = () if dim is None else tuple(size if axis == dim else 1 for axis, size in enumerate(w.shape))
-    return g.reshape(shape), v
+    return g.reshape(shape), directions(w, dim)
 
 
-def fill_directions(values: Array, zero: Array, length: int) -> None:
-    """Give zero rows of a block a direction in place: ±1/√length, with the zeros' signs.
+def directions(w: Array, dim: Dim) -> Array:
+    """A direction for each row of w: w itself where no row is zero, else a copy with ±1/√n in such rows.
 
-    ``values`` (slabs, rows, inner), ``zero`` a flag a row, ``length`` the elements of a whole row.
+    >>> directions(np.array([[3, 4], [0, -0.0]], np.float32), 0).tolist()
+    [[3.0, 4.0], [0.7071067690849304, -0.7071067690849304]]
     """
-    unit = cast(np.array([1 / math.sqrt(length)]), values.dtype)[0]
-    values[:, zero] = np.copysign(unit, values[:, zero])
+    outer, count, inner = box(w.shape, dim)
+    if not w.size or not _is_zero(w.reshape(outer, count, inner)).any():
+        return w
+    pieces = direction_blocks(reader_of(w), w.shape, dim, w.dtype)
+    return np.concatenate([piece.reshape(-1) for piece in pieces]).reshape(w.shape)
+
+
+def direction_blocks(
+    read: Read, shape: tuple[int, ...], dim: Dim, dtype: DTypeLike, *, limit: int = BLOCK_BYTES
+) -> Iterator[Array]:
+    """A direction for each row of w, block by block: w itself; of a zero row ±1/√n, with the zeros' signs.
+
+    ``read`` as in ``Folding``; each block is valid until the next is asked for. Two passes where rows
+    are not contiguous or exceed a block: which are zero is known only at their end.
+    """
+    source = _Source(read, shape, dim, name_of(dtype), limit)
+    outer, count, inner = box(shape, dim)
+    zero = np.ones(count, bool)
+    if not source.whole_rows:
+        for block in source.blocks():
+            zero[block.rows] &= _is_zero(read(block))
+    unit = cast(np.array([1 / math.sqrt(outer * inner or 1)]), dtype)[0]
+    for block in source.blocks():
+        values = read(block)
+        rows = _is_zero(values) if source.whole_rows else zero[block.rows]
+        if rows.any():
+            values = values.copy()
+            values[:, rows] = np.copysign(unit, values[:, rows])
+        yield values
+
+
+def _is_zero(values: Array) -> NDArray[np.bool_]:
+    """Of each row of a block, whether it is zero (slabs, rows, inner)."""
+    found: NDArray[np.bool_] = ~(values != 0).any(axis=(0, 2))
+    return found
 
 
 def say_rows(rows: Rows) -> str:
@@ -442,5 +471,7 @@ def say_rows(rows: Rows) -> str:
     return f"{rows.count} rows ({', '.join(map(str, rows.first))}{more})"
 
 
-def _reader(flat: Array) -> Read:
+def reader_of(array: Array) -> Read:
+    """The blocks of an array in memory."""
+    flat = array.reshape(-1)
     return lambda block: flat[block.start : block.stop].reshape(block.shape)

@@ -1,0 +1,414 @@
+"""The plan of ``split``: plain weights become pairs.
+
+Which ones is said by the file itself, by another checkpoint, or by globs and a dim; it is never guessed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from wnconvert.dims import AUTO, dim_of
+from wnconvert.errors import ArgumentError, LayerError
+from wnconvert.order import as_in, restored
+from wnconvert.plan import Change, Direction, Dropped, Keep, Magnitude, Plan, PlannedStateDict, Step
+from wnconvert.provenance import Origin, origins, recorded, without_layers
+from wnconvert.schemes import Layer, Refused, Selection, in_form, owner_of, spelled
+from wnconvert.scope import (
+    check_refused,
+    check_selection,
+    choose,
+    find_layers,
+    idle_excludes,
+    kept_as_is,
+    optimizers_left_out,
+    placed,
+    refuse_modules,
+    scope_of,
+    taken,
+    tie_notes,
+)
+from wnconvert.tensors import StateDict, StoredTensor, TensorInfo, Tree
+from wnconvert.words import listed
+
+__all__ = ["plan_split"]
+
+_WHY_NO_OPTIMIZER = (
+    "optimizer state is by position, and splitting changes the positions; --keep-optimizer keeps it"
+)
+_THREE_WAYS = (
+    "--like REF takes layers, dims and form of another checkpoint; --layers GLOB --dim N (0 is torch's own "
+    "default, none the whole tensor) names the weights; a file that wnconvert fold wrote says it itself"
+)
+
+
+def plan_split(
+    tree: Tree,
+    container: str,
+    *,
+    to: str | None = None,
+    like: Tree | None = None,
+    selection: Selection = Selection(),  # noqa: B008 - frozen
+    only: str | None = None,
+    keep_optimizer: bool = False,
+) -> Plan:
+    """Plan the splitting of plain weights of ``tree`` into g and v, into a file of ``container``.
+
+    Which, along which dim and in which form is read from ``like`` (another checkpoint), else from the
+    selection's globs and dim, else from what folds recorded in the file; never guessed. ``to`` is the form,
+    None for that of the record or of ``like``, else parametrize.
+
+    Raises as ``plan_fold`` does; ``LayerError`` also for layers of ``like`` or of the record that are not
+    there or have another shape, and for whole pickled modules.
+    """
+    chosen = choose(tree, only)
+    wishes = _wishes(tree, chosen, selection, like, to)
+    busy = (path for path, wish in wishes.items() if wish.layers or wish.refused or wish.already)
+    scope = scope_of(tree, container, chosen, only, busy)
+    mine = {state.path: wishes[state.path] for state in scope.states if state.path in wishes}
+    check_refused({path: wish.refused for path, wish in mine.items()}, "split")
+    changed = [state for state in scope.states if state.path in mine and mine[state.path].layers]
+    if container == "torch":
+        refuse_modules(changed, "split", "split_module")
+    planned = tuple(_split(state, mine.get(state.path)) for state in scope.states)
+    optimizers: tuple[Dropped, ...] = ()
+    if changed and scope.only is None and not keep_optimizer:
+        optimizers = optimizers_left_out(tree, _WHY_NO_OPTIMIZER)
+    kept = {state.path: "" if container == "safetensors" else state.path for state in scope.states}
+    undone = {item.path: [change.name for change in item.changes] for item in planned}
+    names = [name for wish in wishes.values() for name in wish.names]
+    return Plan(
+        "split",
+        container,
+        planned,
+        only=scope.only,
+        dropped=(*optimizers, *scope.dropped),
+        already=sum(wish.already for wish in mine.values()),
+        record=recorded(without_layers(tree.record, "fold", undone), kept, "split", {}),
+        notes=(
+            *tree.notes,
+            *idle_excludes(selection, names),
+            *(note for wish in mine.values() for note in wish.notes),
+            *(
+                note
+                for state, item in zip(scope.states, planned, strict=True)
+                for note in _untied(state, item)
+            ),
+            *(tie_notes(scope.states[0], planned[0]) if container == "safetensors" else ()),
+        ),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Wish:
+    """What is wanted of one state dict.
+
+    ``layers`` by weight, as they will be; ``order`` the keys with the pairs in their places; ``already``
+    counts layers that are split; ``names`` is all that the globs could mean.
+    """
+
+    layers: Mapping[str, Layer]
+    order: Sequence[str]
+    already: int
+    names: Sequence[str]
+    refused: tuple[Refused, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def _wishes(
+    tree: Tree, chosen: Sequence[StateDict], selection: Selection, like: Tree | None, to: str | None
+) -> dict[str, _Wish]:
+    """By path, what is wanted of each of the chosen state dicts that something is wanted of."""
+    by_globs = bool(selection.layers) and selection.dim != AUTO
+    if selection.dim != AUTO and not selection.layers:
+        raise ArgumentError("--dim alone says no layers", fix="--layers GLOB beside it")
+    if like is not None:
+        if by_globs:
+            raise ArgumentError("--like says every dim itself", fix="leave --dim out, or --like")
+        return _as_like(chosen, like, selection, to)
+    if by_globs:
+        return _as_globs_say(chosen, selection, to)
+    steps = {state.path: origins(tree.record, state.path, "fold") for state in chosen}
+    if not any(steps.values()):
+        if selection.layers:
+            raise ArgumentError("--layers names weights, but not the axis of their norms", fix=_AXES)
+        what = "nothing says which weights to split: the file has no record of a fold"
+        raise ArgumentError(what, fix=_THREE_WAYS)
+    return {state.path: _as_recorded(state, steps[state.path], selection, to) for state in chosen}
+
+
+_AXES = "--dim 0 (a norm for each leading row, torch's own default), --dim none (one of the whole tensor), …"
+
+
+# -- as the record says
+
+
+def _as_recorded(
+    state: StateDict, steps: Sequence[Sequence[Origin]], selection: Selection, to: str | None
+) -> _Wish:
+    """The layers that folds of this file recorded, with the names, shapes and places that they had."""
+    there = _There(state, selection)
+    known = {origin.layer.name: origin.layer for step in steps for origin in step}
+    for layer in known.values():
+        there.want(layer, "the record says that it was folded, but")
+    check_selection(selection, list(known))
+    order = there.order()
+    for step in reversed(steps):  # the last fold is undone first: its places are those before it
+        order = _restored(order, step, there.layers)
+    return there.wish(order, to, names=list(known))
+
+
+def _restored(order: Sequence[str], step: Sequence[Origin], layers: Mapping[str, Layer]) -> list[str]:
+    places: dict[str, int] = {}
+    folded = sorted(
+        max(origin.places)
+        for origin in step
+        if origin.layer.name not in layers and origin.layer.name in order
+    )
+    for origin in step:
+        if origin.layer.name in layers:
+            for half, place in zip(origin.layer.halves, origin.places, strict=True):
+                # A layer that stays folded takes one place where it took two.
+                places[half.name] = place - sum(other < place for other in folded)
+    return restored(order, places)
+
+
+# -- as another checkpoint has it
+
+
+def _as_like(
+    chosen: Sequence[StateDict], like: Tree, selection: Selection, to: str | None
+) -> dict[str, _Wish]:
+    """The layers of another checkpoint, in its order."""
+    references = {}
+    for state in like.state_dicts:
+        found = find_layers(state, selection)
+        if found.refused:
+            no = found.refused[0]
+            raise LayerError(f"of --like, {no.name} is no layer to go by: {no.reason}", fix=no.fix)
+        if found.layers:
+            references[state.path] = state, found.layers
+    if not references:
+        raise ArgumentError(
+            "--like has no weight-normalized layers to go by", fix="name a checkpoint that is not folded"
+        )
+    check_selection(selection, [layer.name for _, layers in references.values() for layer in layers])
+    wishes = {}
+    for state in chosen:
+        path = _counterpart(state, references, alone=len(chosen) == 1)
+        if path is None:
+            continue
+        reference, layers = references[path]
+        there = _There(state, selection)
+        for layer in layers:
+            there.want(layer, "--like has it as a layer, but")
+        moved = [half.name for layer in there.layers.values() for half in layer.halves]
+        order = as_in(there.order(), moved, [entry.name for entry in reference.entries])
+        wishes[state.path] = there.wish(order, to, names=[layer.name for layer in layers])
+    if not wishes:
+        raise ArgumentError(
+            f"no state dict of it has the layers of --like ({listed(references, 4) or '.'})",
+            fix="--only PATH names the one that is meant",
+        )
+    return wishes
+
+
+def _counterpart(
+    state: StateDict, references: Mapping[str, tuple[StateDict, Sequence[Layer]]], *, alone: bool
+) -> str | None:
+    """The path of the reference's state dict that a state dict is to be like, if there is one.
+
+    The one at the same path, else one whose layers it has all; where there is no choice, the one there is.
+    """
+    if state.path in references:
+        return state.path
+    mine = {layer.name for layer in find_layers(state, Selection()).layers} | set(state.tensors)
+    for path, (_, layers) in references.items():
+        if all(layer.name in mine for layer in layers):
+            return path
+    return next(iter(references)) if alone and len(references) == 1 else None
+
+
+# -- as globs say
+
+
+def _as_globs_say(chosen: Sequence[StateDict], selection: Selection, to: str | None) -> dict[str, _Wish]:
+    """Every float tensor that is named; of those that a wildcard catches, what looks like a weight."""
+    form = to or "parametrize"
+    wishes: dict[str, _Wish] = {}
+    passed: list[str] = []
+    for state in chosen:
+        there = _There(state, selection)
+        plain = [name for name in state.tensors if name not in there.halves]
+        for name in there.split:
+            there.count(name)
+        for name in filter(selection.wants, plain):
+            info = state.tensors[name].info
+            why = "" if name in selection.layers else _no_weight(info, state)
+            if why:
+                passed.append(f"{name} is {why}")
+            else:
+                there.want(_layer_along(info, selection.dim, form))
+        order = placed(there.order(), there.layers.values())
+        wishes[state.path] = there.wish(order, form, names=[*plain, *there.split])
+    check_selection(selection, [name for wish in wishes.values() for name in wish.names], "weight")
+    wanted = {path: wish for path, wish in wishes.items() if wish.layers or wish.refused or wish.already}
+    if passed and not wanted:
+        raise ArgumentError(
+            f"--layers catches nothing that looks like a weight: {listed(passed, 4)}",
+            fix="a name without wildcards is split whatever it looks like",
+        )
+    if passed:
+        note = f"caught by --layers and left as it is: {listed(passed, 6)} (an exact name would be split)"
+        first = next(iter(wanted))
+        wanted[first] = replace(wanted[first], notes=(note,))
+    return wanted
+
+
+def _layer_along(info: TensorInfo, dim: int | str | None, form: str) -> Layer:
+    """The pair that ``torch.nn.utils.weight_norm(module, name, dim)`` makes of a weight."""
+    rank = len(info.shape)
+    axis: int | None
+    shape: tuple[int, ...]
+    if dim == -1 or not isinstance(dim, int):
+        axis, shape = None, ()
+    elif -rank <= dim < rank:
+        axis = dim % rank
+        shape = tuple(size if at == axis else 1 for at, size in enumerate(info.shape))
+    else:
+        axis, shape = dim, ()  # refused, with the shape
+    g, v = spelled(form, info.name) or ("", "")
+    return Layer(info.name, form, axis, replace(info, name=g, shape=shape), replace(info, name=v))
+
+
+# Keys of spectral norm, prune and other parametrizations, whose plain weight is computed from them.
+_COMPUTED = re.compile(r".*(?:_orig|_mask)|(?:.*\.)?parametrizations\..*", re.DOTALL)
+_EMBEDDING = re.compile(r"emb|codebook|lookup|(?:^|[._])w[tp]e[._]", re.IGNORECASE)
+
+
+def _no_weight(info: TensorInfo, state: StateDict) -> str:
+    """Why a tensor that a wildcard catches does not look like a weight to normalize, or nothing."""
+    if not info.dtype.foldable:
+        return str(info.dtype)
+    if len(info.shape) < 2:
+        return f"{len(info.shape)}-D"
+    if _COMPUTED.fullmatch(info.name):
+        return "a part of another reparameterization"
+    owner = owner_of(info.name)
+    is_linear = f"{owner}bias" in state.tensors
+    return "like an embedding" if len(info.shape) == 2 and _EMBEDDING.search(owner) and not is_linear else ""
+
+
+# -- what all three ask of a state dict
+
+
+class _There:
+    """A state dict, and the layers that are wanted in it as far as they fit."""
+
+    def __init__(self, state: StateDict, selection: Selection) -> None:
+        self.state = state
+        self.selection = selection
+        found = find_layers(state, Selection())
+        self.split = [layer.name for layer in found.layers]
+        self.halves = {half.name for layer in found.layers for half in layer.halves}
+        self.layers: dict[str, Layer] = {}
+        self.refused: list[Refused] = []
+        self.already = 0
+
+    def count(self, name: str) -> None:
+        """Count a layer that is split already, if it is wanted."""
+        self.already += self.selection.wants(name)
+
+    def want(self, layer: Layer, who: str = "") -> None:
+        """Ask for a layer like this one, as ``who`` says: its weight must be there, plain, of that shape."""
+        name = layer.name
+        if name in self.split:
+            self.count(name)
+            return
+        if not self.selection.wants(name):
+            return
+        stored = self.state.tensors.get(name)
+        reason = self._reason_against(layer, stored, who)
+        if reason or stored is None:
+            self.refused.append(Refused(name, reason, f"--exclude '{name}' leaves it as it is"))
+            return
+        dtype = stored.info.dtype
+        # Only where g holds every value of the weight's dtype is the fold of the split the weight again.
+        finer = dtype == layer.v.dtype and layer.g.dtype.foldable and layer.g.dtype.holds(dtype)
+        self.layers[name] = replace(
+            layer,
+            g=replace(layer.g, dtype=layer.g.dtype if finer else dtype),
+            v=replace(layer.v, dtype=dtype),
+            note="",
+        )
+
+    def _reason_against(self, layer: Layer, stored: StoredTensor | None, who: str) -> str:
+        if stored is None:
+            is_other = any(entry.name == layer.name for entry in self.state.entries)
+            reason = "it is no plain tensor" if is_other else "it is not there"
+        elif not stored.info.dtype.foldable:
+            reason = f"it is {stored.info.dtype}, which has no norm"
+        elif stored.info.shape != layer.v.shape:
+            reason = f"it is {stored.info.shape}, not {layer.v.shape}"
+        elif not layer.v.shape:
+            reason = "it is a single number"
+        else:
+            try:
+                dim_of(layer.g.shape, layer.v.shape, layer.dim)
+            except LayerError as error:
+                return error.what
+            return ""
+        return f"{who} {reason}".strip()
+
+    def order(self) -> list[str]:
+        """The keys, with each pair in the place of its weight."""
+        return [
+            name
+            for entry in self.state.entries
+            for name in (
+                (self.layers[entry.name].g.name, self.layers[entry.name].v.name)
+                if entry.name in self.layers
+                else (entry.name,)
+            )
+        ]
+
+    def wish(self, order: Sequence[str], to: str | None, *, names: Sequence[str]) -> _Wish:
+        """The layers and the order of keys; a pair in another form than was said goes to torch's place."""
+        other = [layer for layer in self.layers.values() if to not in (None, layer.form)]
+        if to is not None and other:
+            after = {layer.name: in_form(layer, to) for layer in other}
+            new = {
+                old.name: half.name
+                for layer in other
+                for old, half in zip(layer.halves, after[layer.name].halves, strict=True)
+            }
+            order = placed([new.get(name, name) for name in order], after.values())
+            self.layers |= after
+        refused = (*self.refused, *taken(self.state, self.layers.values()))
+        return _Wish(self.layers, order, self.already, names, refused)
+
+
+def _split(state: StateDict, wish: _Wish | None) -> PlannedStateDict:
+    """The steps of one state dict."""
+    if wish is None:
+        return kept_as_is(state)
+    tensors = state.tensors
+    made: dict[str, Step] = {}
+    for layer in wish.layers.values():
+        made[layer.g.name], made[layer.v.name] = Magnitude(layer), Direction(layer)
+    steps = (made.get(name, Keep(name, name, is_tensor=name in tensors)) for name in wish.order)
+    changes = (Change(None, layer, layer.v.dtype) for layer in wish.layers.values())
+    return PlannedStateDict(state.path, tuple(steps), tuple(changes))
+
+
+def _untied(state: StateDict, planned: PlannedStateDict) -> Iterable[str]:
+    """Weights that shared memory with a name that stays plain: v is a tensor of its own."""
+    tensors = state.tensors
+    kept: dict[object, str] = {}
+    for step in planned.steps:
+        if isinstance(step, Keep) and step.source in tensors and tensors[step.source].info.numel:
+            kept.setdefault(tensors[step.source].view, step.source)
+    for change in planned.changes:
+        if other := kept.get(tensors[change.name].view):
+            yield f"{change.name} is split, {other}, which shared its memory, is not: two tensors now"
