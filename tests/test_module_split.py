@@ -285,6 +285,14 @@ def test_a_module_split_without_gradients_can_be_trained(around: Callable[[], An
     assert all(parameter.grad is not None for parameter in module.parameters())
 
 
+def test_the_cached_weight_of_the_legacy_form_has_memory_of_its_own() -> None:
+    module = nn.Linear(3, 2)
+    before = module.weight.detach().clone()
+    split_module(module, layers="weight", dim=0, to="legacy")
+    g_and_v(module)[1].data.zero_()
+    assert torch.equal(module.weight, before)
+
+
 def test_an_optimizer_goes_on_with_v() -> None:
     module = nn.Linear(3, 2)
     optimizer = torch.optim.SGD(module.parameters(), 0.1, momentum=0.9)

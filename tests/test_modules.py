@@ -80,6 +80,16 @@ def test_fold_gives_the_bits_of_fold_state_dict(kind: str, form: str) -> None:
 
 
 @both_forms
+def test_keys_stand_where_fold_state_dict_puts_them(form: str) -> None:
+    module = norm(nn.Conv1d(3, 4, 5), form)
+    module.register_parameter("scale", nn.Parameter(torch.ones(1)))
+    expected = list(fold_state_dict(module.state_dict()))
+    fold_module(module)
+    assert list(module.state_dict()) == expected
+    assert expected == (["bias", "weight", "scale"] if form == "legacy" else ["bias", "scale", "weight"])
+
+
+@both_forms
 def test_fold_reports_names_forms_and_dims(form: str) -> None:
     assert [(layer.name, layer.form, layer.dim) for layer in fold_module(cnn(form))] == [
         ("0.weight", form, 0),

@@ -224,6 +224,18 @@ def test_an_optimizer_made_before_goes_on_working(form: str, optimizer: str) -> 
         torch.testing.assert_close(value, here[name], rtol=1e-4, atol=1e-6)
 
 
+@both_forms
+@pytest.mark.parametrize("around", [torch.no_grad, torch.inference_mode])
+def test_a_module_migrated_without_gradients_can_be_trained(form: str, around: Callable[[], Any]) -> None:
+    model: Any = model_of("lstm", form)
+    with around():
+        migrate_module(model, to=OTHER[form])
+    values = [*model.rnn._flat_weights, *(v for v in vars(model.rnn).values() if isinstance(v, Tensor))]
+    assert not any(value.is_inference() for value in values)
+    model(input_of("lstm")).sum().backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
 def test_hooks_on_parameters_and_gradients_stay() -> None:
     module = norm(nn.Linear(3, 2), "legacy")
     module(torch.ones(1, 3)).sum().backward()
