@@ -331,8 +331,9 @@ def test_a_glob_that_matches_nothing_and_options_that_are_not_offered_are_argume
     assert "0.weight, 3.weight, 5.weight" in caught.value.fix
     with pytest.raises(ArgumentError, match="zero_rows"):
         fold_module(model, zero_rows="drop")
-    with pytest.raises(ArgumentError, match="to='new'"):
-        migrate_module(model, to="new")
+    for to in ("new", "", None):
+        with pytest.raises(ArgumentError, match="there is no form"):
+            migrate_module(model, to=cast(str, to))
     assert portrait(model) == before
     assert fold_module(nn.Linear(3, 2), layers="dec.*") == (), "nothing to choose from"
 

@@ -21,11 +21,10 @@ from torch.nn.utils.weight_norm import WeightNorm
 
 from wnconvert.dims import dim_of
 from wnconvert.errors import ArgumentError, LayerError
-from wnconvert.schemes import Layer, find
+from wnconvert.schemes import Layer, find, spelled
 from wnconvert.tensors import DTYPES, TensorInfo
 
 __all__ = [
-    "FORMS",
     "Live",
     "LiveFound",
     "RefusedLive",
@@ -35,9 +34,6 @@ __all__ = [
     "layer_of",
 ]
 __all__ += ["named", "parametrizations_of", "reason_against_tensor", "tensor_of"]
-
-#: The forms that a live layer can have: torch's old function, and its new one.
-FORMS = ("legacy", "parametrize")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -333,12 +329,7 @@ def info_of(name: str, value: Tensor) -> TensorInfo | None:
 
 def layer_of(name: str, form: str, dim: int | None, g: Tensor, v: Tensor) -> Layer:
     """A layer by the name of its weight, its form, and its halves."""
-    owner, dot, param = name.rpartition(".")
-    keys = (
-        [f"{name}_g", f"{name}_v"]
-        if form == "legacy"
-        else [f"{owner}{dot}parametrizations.{param}.original{at}" for at in (0, 1)]
-    )
+    keys = spelled(form, name) or ("", "")
     g_info, v_info = (info_of(key, value) for key, value in zip(keys, (g, v), strict=True))
     assert g_info is not None  # noqa: S101 - what has none was refused
     assert v_info is not None  # noqa: S101

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from wnconvert.errors import ArgumentError, LayerError
-from wnconvert.live import FORMS, Live, LiveFound
+from wnconvert.live import Live, LiveFound
 from wnconvert.schemes import Layer, Refused, Selection
 from wnconvert.words import listed
 
-__all__ = ["Layers", "check_form", "first_wanted", "raise_refused", "select"]
+__all__ = ["Layers", "first_wanted", "raise_refused", "select"]
 
 
 class Layers(tuple[Layer, ...]):
@@ -26,12 +26,6 @@ class Layers(tuple[Layer, ...]):
         made = super().__new__(cls, layers)
         made.others = dict(others or {})
         return made
-
-
-def check_form(form: str) -> None:
-    """Raise ``ArgumentError`` for a form that layers cannot be taken to."""
-    if form not in FORMS:
-        raise ArgumentError(f"to={form!r} is no form", fix=f"one of {', '.join(FORMS)}")
 
 
 def first_wanted(names: Iterable[str], selection: Selection) -> str | None:

@@ -13,8 +13,8 @@ from torch.nn.utils.parametrize import ParametrizationList
 from wnconvert.dims import AUTO
 from wnconvert.errors import ArgumentError, LayerError, NumbersError
 from wnconvert.live import LiveFound, computed_by_hooks, find_live, layer_of, named, reason_against_tensor
-from wnconvert.live_choice import Layers, check_form, first_wanted, raise_refused, select
-from wnconvert.options import selection_of
+from wnconvert.live_choice import Layers, first_wanted, raise_refused, select
+from wnconvert.options import check_form, selection_of
 from wnconvert.schemes import Refused, Selection
 from wnconvert.surgery import Edits, put_in, refresh_flat_weights
 from wnconvert.values import array_of, made_like
@@ -55,8 +55,7 @@ def split_module(
     >>> [(layer.name, layer.g.shape) for layer in split_module(model, layers="*.weight", dim=0)]
     [('0.weight', (8, 1, 1)), ('2.weight', (1, 1, 1))]
     """
-    if to is not None:
-        check_form(to)
+    check_form(to)
     selection = selection_of(layers, exclude, dim)
     found = find_live(module)
     plain = _plain_weights(module)

@@ -19,12 +19,12 @@ from torch.nn.parameter import is_lazy
 from wnconvert.blocks import Array
 from wnconvert.errors import ArgumentError, NumbersError
 from wnconvert.inspection import Inspection, inspect_tree
-from wnconvert.live import FORMS, Live, LiveFound, find_live, named
-from wnconvert.live_choice import Layers, check_form, raise_refused, select
+from wnconvert.live import Live, LiveFound, find_live, named
+from wnconvert.live_choice import Layers, raise_refused, select
 from wnconvert.module_split import split_module
-from wnconvert.options import numbers_of, selection_of
+from wnconvert.options import check_form, numbers_of, selection_of
 from wnconvert.policy import Numbers, Problem, raise_problems
-from wnconvert.schemes import Refused, Selection
+from wnconvert.schemes import FORMS, Refused, Selection
 from wnconvert.surgery import Edits, put_in, put_plain, refresh_flat_weights, take_out
 from wnconvert.tensors import Entry, StateDict, Tree
 from wnconvert.values import InMemory, array_of, is_torch, made_like, stored_tensor, view_of
@@ -150,7 +150,7 @@ def migrate_module(
     >>> list(model.state_dict())
     ['bias', 'weight_g', 'weight_v']
     """
-    check_form(to)
+    check_form(to or "")
     chosen, others = select(find_live(module), selection_of(layers, exclude, "auto"), "migrated")
     moved = [live for live in chosen if live.layer.form != to]
     with torch.inference_mode(mode=False), torch.no_grad():
