@@ -243,7 +243,7 @@ def test_hooks_on_parameters_and_gradients_stay() -> None:
     seen: list[Tensor] = []
     v.register_hook(seen.append)
     grad = v.grad
-    migrate_module(module, to="parametrize")
+    assert [layer.form for layer in migrate_module(module)] == ["parametrize"]
     assert g_and_v(module)[1] is v
     assert v.grad is grad
     module(torch.ones(1, 3)).sum().backward()

@@ -27,11 +27,11 @@ __all__ = ["split_module"]
 def split_module(
     module: nn.Module,
     *,
+    to: str | None = None,
+    like: nn.Module | None = None,
     layers: Iterable[str] = (),
     exclude: Iterable[str] = (),
     dim: int | str | None = AUTO,
-    like: nn.Module | None = None,
-    to: str | None = None,
 ) -> Layers:
     """Split plain weights of a module into g and v in place, so that folding gives them back bit for bit.
 

@@ -130,7 +130,7 @@ def weights_folded(
 
 
 def migrate_module(
-    module: nn.Module, *, to: str, layers: Iterable[str] = (), exclude: Iterable[str] = ()
+    module: nn.Module, *, to: str = "parametrize", layers: Iterable[str] = (), exclude: Iterable[str] = ()
 ) -> Layers:
     """Take a module's layers to the ``"parametrize"`` or to the ``"legacy"`` form, in place.
 
