@@ -20,15 +20,16 @@ from wnconvert.errors import LayerError
 from wnconvert.fold_plan import plan_fold
 from wnconvert.foreign import dangerous_names, foreign_names
 from wnconvert.kinds import find_kinds
+from wnconvert.migrate_plan import plan_migrate
 from wnconvert.options import selection_of
 from wnconvert.pickle_writer import dump
 from wnconvert.pickles import PersistentId, Value, walk
-from wnconvert.schemes import Found, Selection, find
+from wnconvert.schemes import FORMS, Found, Selection, find
 from wnconvert.sources import Source
 from wnconvert.stats import Elements, LayerStats, layer_stats, plain_stats
 from wnconvert.tensors import StateDict, StoredTensor, Tree
 from wnconvert.torch_objects import read_storage
-from wnconvert.words import listed
+from wnconvert.words import counted, listed
 
 __all__ = [
     "Inspection",
@@ -208,7 +209,7 @@ def inspect_tree(
         layers=tuple(rows),
         kinds=tuple(_kinds(tree)),
         fold=_fold_in_words(tree, rows),
-        migrate=_migrate_in_words(states),
+        migrate=_migrate_in_words(tree),
         notes=tuple(notes),
     )
 
@@ -350,15 +351,17 @@ def _fold_in_words(tree: Tree, rows: Sequence[LayerStats]) -> str:
     return f"would make {count} plain weight{'' if count == 1 else 's'}{left}"
 
 
-def _migrate_in_words(states: Iterable[StateDictSummary]) -> str:
-    counts: Counter[str] = Counter()
-    for state in states:
-        counts.update(state.layers)
-    said = [
-        f"{counts[form]} layer{'' if counts[form] == 1 else 's'} from {form} to {other}"
-        for form, other in (("legacy", "parametrize"), ("parametrize", "legacy"))
-        if counts[form]
-    ]
+def _migrate_in_words(tree: Tree) -> str:
+    """What ``migrate`` would do, in the directions in which there is something to do."""
+    said = []
+    for to in reversed(FORMS):
+        try:
+            plan = plan_migrate(tree, "torch", to=to)
+        except LayerError as error:
+            return f"would refuse: {error.what.splitlines()[0].rstrip(':')} ({error.fix})"
+        if plan.layers:
+            (before,) = {change.layer.form for _, change in plan.layers}
+            said.append(f"{counted(len(plan.layers), 'layer')} from {before} to {to}")
     return f"would take {', or '.join(said)}" if said else "nothing to migrate"
 
 

@@ -30,7 +30,7 @@ from wnconvert.scope import (
     tie_notes,
 )
 from wnconvert.tensors import StateDict, StoredTensor, TensorInfo, Tree
-from wnconvert.words import listed
+from wnconvert.words import counted, listed
 
 __all__ = ["plan_split"]
 
@@ -201,8 +201,9 @@ def _as_like(
             continue
         reference, layers = references[path]
         there = _There(state, selection)
+        _check_lacking(state, there, layers)
         for layer in layers:
-            there.want(layer, "--like has it as a layer, but")
+            there.want(layer, "unlike in --like,")
         moved = [half.name for layer in there.layers.values() for half in layer.halves]
         order = as_in(there.order(), moved, [entry.name for entry in reference.entries])
         wishes[state.path] = there.wish(order, to, names=[layer.name for layer in layers])
@@ -212,6 +213,25 @@ def _as_like(
             fix="--only PATH names the one that is meant",
         )
     return wishes
+
+
+def _check_lacking(state: StateDict, there: _There, layers: Sequence[Layer]) -> None:
+    """Raise ``LayerError`` where the reference has layers whose weights are not there, with all their names."""
+    names = {entry.name for entry in state.entries} | set(there.split)
+    lacking = [layer.name for layer in layers if layer.name not in names]
+    if len(lacking) == len(layers):
+        raise LayerError(
+            f"none of the {len(layers)} layers of --like is in it ({listed(lacking, 3)})",
+            where=state.path,
+            fix="--like names a checkpoint of the same model, with the same names",
+        )
+    if lacking:
+        raise LayerError(
+            f"it lacks {counted(len(lacking), 'layer')} of --like:"
+            + "".join(f"\n  {name}" for name in lacking),
+            where=state.path,
+            fix="--exclude leaves a layer out; --only PATH names the state dict that is meant",
+        )
 
 
 def _counterpart(
