@@ -117,6 +117,10 @@ def test_where_torch_has_no_new_weight_norm_the_classes_apply_the_legacy_one(
 
 @pytest.mark.parametrize("name", WITHOUT)
 def test_what_only_mentions_weight_norm_has_no_layer(name: str) -> None:
+    try:
+        of(name.partition(" ")[0])
+    except AttributeError:
+        pytest.skip(f"transformers {of('__version__')} does not have it yet")
     found = find(infos_of(WITHOUT[name]()))
     assert (found.layers, found.refused) == ((), ())
 

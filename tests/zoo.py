@@ -124,12 +124,21 @@ def gap(left: Outputs, right: Outputs) -> float:
 
 def of(name: str) -> Any:
     """A public class of transformers."""
-    return getattr(import_module("transformers"), name)
+    return _looked_up("transformers", name)
 
 
 def inside(model: str, name: str) -> Any:
     """A class of transformers that is public in its model's module only."""
-    return getattr(import_module(f"transformers.models.{model}.modeling_{model}"), name)
+    return _looked_up(f"transformers.models.{model}.modeling_{model}", name)
+
+
+def _looked_up(module: str, name: str) -> Any:
+    with warnings.catch_warnings():
+        # In transformers 5.20, SEW-D and VITS script functions while they are imported.
+        warnings.filterwarnings(
+            "ignore", category=DeprecationWarning, message=".*torch.jit.script.* is deprec"
+        )
+        return getattr(import_module(module), name)
 
 
 def made(model: str, config: str, /, **options: Any) -> nn.Module:
