@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     )
     from wnconvert.files import fold_file, migrate_file, split_file
     from wnconvert.inspection import Inspection, inspect_file
+    from wnconvert.live_choice import Layers
     from wnconvert.modules import (
         fold_module,
         folded,
@@ -51,6 +52,7 @@ __all__ = [
     "InputError",
     "Inspection",
     "LayerError",
+    "Layers",
     "NumbersError",
     "OutputError",
     "Plan",
@@ -96,6 +98,7 @@ _HOMES = {
     "migrate_module": "modules",
     "split_module": "modules",
     "weights_folded": "modules",
+    "Layers": "live_choice",
     "Plan": "plan",
     "Result": "convert",
 }

@@ -24,8 +24,10 @@ from wnconvert.migrate_plan import plan_migrate
 from wnconvert.options import selection_of
 from wnconvert.pickle_writer import dump
 from wnconvert.pickles import PersistentId, Value, walk
+from wnconvert.provenance import origins
 from wnconvert.schemes import FORMS, Found, Selection, find
 from wnconvert.sources import Source
+from wnconvert.split_plan import plan_split
 from wnconvert.stats import Elements, LayerStats, layer_stats, plain_stats
 from wnconvert.tensors import StateDict, StoredTensor, Tree
 from wnconvert.torch_objects import read_storage
@@ -79,9 +81,9 @@ class KindSummary:
 class Inspection:
     """What is in a checkpoint or state dict; sizes in bytes, ``parameters`` in elements.
 
-    ``version`` is what the file says of its format.
-    ``dtypes`` counts elements by dtype. ``foreign`` and ``dangerous`` are names in the pickle that are not
-    torch's own, and those that would run something. ``fold`` and ``migrate`` say what these would do.
+    ``version`` is what the file says of its format. ``dtypes`` counts elements by dtype. ``foreign`` and
+    ``dangerous`` are names in the pickle that are not torch's own, and those that would run something.
+    ``fold``, ``split`` (empty without a record of a fold) and ``migrate`` say what these would do.
     """
 
     source: str
@@ -96,6 +98,7 @@ class Inspection:
     layers: tuple[LayerStats, ...]
     kinds: tuple[KindSummary, ...]
     fold: str
+    split: str
     migrate: str
     foreign: tuple[str, ...] = ()
     dangerous: tuple[str, ...] = ()
@@ -117,6 +120,7 @@ class Inspection:
             "foreign": list(self.foreign),
             "dangerous": list(self.dangerous),
             "fold": self.fold,
+            "split": self.split,
             "migrate": self.migrate,
             "notes": list(self.notes),
         }
@@ -209,6 +213,7 @@ def inspect_tree(
         layers=tuple(rows),
         kinds=tuple(_kinds(tree)),
         fold=_fold_in_words(tree, rows),
+        split=_split_in_words(tree),
         migrate=_migrate_in_words(tree),
         notes=tuple(notes),
     )
@@ -349,6 +354,20 @@ def _fold_in_words(tree: Tree, rows: Sequence[LayerStats]) -> str:
         return "nothing to fold"
     left = f", and leave out {', '.join(item.path for item in plan.dropped)}" if plan.dropped else ""
     return f"would make {count} plain weight{'' if count == 1 else 's'}{left}"
+
+
+def _split_in_words(tree: Tree) -> str:
+    """What ``split`` would do by the file's own record, if it has one."""
+    if not any(origins(tree.record, state.path, "fold") for state in tree.state_dicts):
+        return ""
+    try:
+        plan = plan_split(tree, "torch")
+    except LayerError as error:
+        return f"would refuse: {error.what.splitlines()[0].rstrip(':')} ({error.fix})"
+    forms = dict.fromkeys(change.layer.form for _, change in plan.layers)
+    if not forms:
+        return "nothing to split"
+    return f"would give {counted(len(plan.layers), 'layer')} their g and v back ({listed(forms)})"
 
 
 def _migrate_in_words(tree: Tree) -> str:

@@ -91,6 +91,8 @@ def _facts(found: Inspection) -> Iterator[tuple[str, str]]:
         folds = {"yes": "folds exactly", "no": "does not fold", "if known": "folds exactly only"}[kind.folds]
         yield "also", f"{kind.count} × {kind.kind} (as {example}), {folds}: {kind.how}"
     yield "fold", found.fold
+    if found.split:
+        yield "split", found.split
     yield "migrate", found.migrate
     for note in found.notes:
         yield "note", note

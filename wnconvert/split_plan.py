@@ -216,7 +216,7 @@ def _as_like(
 
 
 def _check_lacking(state: StateDict, there: _There, layers: Sequence[Layer]) -> None:
-    """Raise ``LayerError`` where the reference has layers whose weights are not there, with all their names."""
+    """Raise ``LayerError`` where the reference has layers whose weights are not there, naming them all."""
     names = {entry.name for entry in state.entries} | set(there.split)
     lacking = [layer.name for layer in layers if layer.name not in names]
     if len(lacking) == len(layers):
@@ -373,6 +373,8 @@ class _There:
             reason = f"it is {stored.info.shape}, not {layer.v.shape}"
         elif not layer.v.shape:
             reason = "it is a single number"
+        elif layer.dim is not None and not -len(layer.v.shape) <= layer.dim < len(layer.v.shape):
+            reason = f"it is {layer.v.shape}, and has no axis {layer.dim}"
         else:
             try:
                 dim_of(layer.g.shape, layer.v.shape, layer.dim)
