@@ -18,7 +18,7 @@ from torch import nn
 from tests.golden import FIXTURES
 from tests.states import hold, same, state_dicts
 from tests.test_schemes import legacy, new
-from wnconvert import fold_file, fold_state_dict
+from wnconvert import fold_file, fold_state_dict, split_state_dict
 from wnconvert.errors import ArgumentError, LayerError, NumbersError
 
 FLOATS = ["float64", "float32", "float16", "bfloat16"]
@@ -260,3 +260,15 @@ def test_negated_views_are_resolved() -> None:
 def test_what_is_no_mapping_is_refused(wrong: Any) -> None:
     with pytest.raises(ArgumentError, match="is no state dict"):
         fold_state_dict(wrong)
+
+
+def test_errors_name_arguments_as_python_spells_them() -> None:
+    state = {"w_g": np.ones((2, 1), np.float32), "w_v": np.zeros((2, 3), np.float32)}
+    with pytest.raises(NumbersError) as raised:
+        fold_state_dict(state)
+    assert raised.value.fix == 'zero_rows="zero"; exclude=… leaves a layer as it is'
+    with pytest.raises(ArgumentError) as unsaid:
+        split_state_dict({"w": state["w_v"]})
+    assert "like=… takes layers" in unsaid.value.fix
+    assert "layers=… dim=… (0 is" in unsaid.value.fix
+    assert "--" not in unsaid.value.fix

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from wnconvert.blocks import Array
-from wnconvert.errors import ArgumentError, NumbersError
+from wnconvert.errors import ArgumentError, NumbersError, said_in_python
 from wnconvert.inspection import Inspection, inspect_tree
 from wnconvert.live import Live, LiveFound, find_live, named
 from wnconvert.live_choice import Layers, raise_refused, select
@@ -250,9 +250,11 @@ def _folded_weights(chosen: Iterable[Live], numbers: Numbers) -> list[Tensor]:
         if _objects(live) not in made:
             made[_objects(live)] = _as(live.v, arrays[bits])
     try:
-        raise_problems(problems)
+        with said_in_python():
+            raise_problems(problems)
     except NumbersError as error:
-        raise NumbersError(error.what, where=error.where, fix=_in_python(error.fix)) from None
+        error.fix = error.fix.replace('dtype="float32"', "module.float() before")
+        raise
     return [made[_objects(live)] for live in every]
 
 
@@ -275,18 +277,6 @@ def _as(v: Tensor, array: Array) -> Tensor:
 
 def _objects(live: Live) -> tuple[object, ...]:
     return id(live.g), id(live.v), live.layer.dim
-
-
-def _in_python(fix: str) -> str:
-    """A fix in the words of the functions here, where the command line has others."""
-    for option, argument in (
-        ("--zero-rows zero", 'zero_rows="zero"'),
-        ("--allow-nonfinite", "allow_nonfinite=True"),
-        ("--dtype float32", "module.float() before"),
-        ("--exclude", "exclude=…"),
-    ):
-        fix = fix.replace(option, argument)
-    return fix
 
 
 def _value(live: Live) -> Tensor:

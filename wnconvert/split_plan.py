@@ -14,7 +14,7 @@ from wnconvert.errors import ArgumentError, LayerError
 from wnconvert.order import as_in, restored
 from wnconvert.plan import Change, Direction, Dropped, Keep, Magnitude, Plan, PlannedStateDict, Step
 from wnconvert.provenance import Origin, origins, recorded, without_layers
-from wnconvert.schemes import Layer, Refused, Selection, in_form, owner_of, spelled
+from wnconvert.schemes import FORMS, Found, Layer, Refused, Selection, in_form, owner_of, spelled
 from wnconvert.scope import (
     check_refused,
     check_selection,
@@ -22,6 +22,7 @@ from wnconvert.scope import (
     find_layers,
     idle_excludes,
     kept_as_is,
+    looks_like_layers,
     optimizers_left_out,
     placed,
     refuse_modules,
@@ -120,22 +121,23 @@ def _wishes(
     tree: Tree, chosen: Sequence[StateDict], selection: Selection, like: Tree | None, to: str | None
 ) -> dict[str, _Wish]:
     """By path, what is wanted of each of the chosen state dicts that something is wanted of."""
-    by_globs = bool(selection.layers) and selection.dim != AUTO
-    if selection.dim != AUTO and not selection.layers:
-        raise ArgumentError("--dim alone says no layers", fix="--layers GLOB beside it")
     if like is not None:
-        if by_globs:
+        if selection.dim != AUTO:
             raise ArgumentError("--like says every dim itself", fix="leave --dim out, or --like")
         return _as_like(chosen, like, selection, to)
-    if by_globs:
+    if selection.dim != AUTO:
+        if not selection.layers:
+            raise ArgumentError("--dim alone says no layers", fix="--layers GLOB beside it")
         return _as_globs_say(chosen, selection, to)
     steps = {state.path: origins(tree.record, state.path, "fold") for state in chosen}
     if not any(steps.values()):
         if selection.layers:
             raise ArgumentError("--layers names weights, but not the axis of their norms", fix=_AXES)
-        what = "nothing says which weights to split: the file has no record of a fold"
+        what = "nothing says which weights to split: there is no record of a fold"
         raise ArgumentError(what, fix=_THREE_WAYS)
-    return {state.path: _as_recorded(state, steps[state.path], selection, to) for state in chosen}
+    wishes = {state.path: _as_recorded(state, steps[state.path], selection, to) for state in chosen}
+    check_selection(selection, [name for wish in wishes.values() for name in wish.names])
+    return wishes
 
 
 _AXES = "--dim 0 (a norm for each leading row, torch's own default), --dim none (one of the whole tensor), …"
@@ -152,26 +154,31 @@ def _as_recorded(
     known = {origin.layer.name: origin.layer for step in steps for origin in step}
     for layer in known.values():
         there.want(layer, "the record says that it was folded, but")
-    check_selection(selection, list(known))
-    order = there.order()
-    for step in reversed(steps):  # the last fold is undone first: its places are those before it
-        order = _restored(order, step, there.layers)
-    return there.wish(order, to, names=list(known))
+    return there.wish(_unfolded(state, steps, there.layers), to, names=list(known))
 
 
-def _restored(order: Sequence[str], step: Sequence[Origin], layers: Mapping[str, Layer]) -> list[str]:
-    places: dict[str, int] = {}
-    folded = sorted(
-        max(origin.places)
-        for origin in step
-        if origin.layer.name not in layers and origin.layer.name in order
-    )
-    for origin in step:
-        if origin.layer.name in layers:
-            for half, place in zip(origin.layer.halves, origin.places, strict=True):
-                # A layer that stays folded takes one place where it took two.
-                places[half.name] = place - sum(other < place for other in folded)
-    return restored(order, places)
+def _unfolded(state: StateDict, steps: Sequence[Sequence[Origin]], layers: Mapping[str, Layer]) -> list[str]:
+    """The keys as they stood before these steps, in which only ``layers`` become pairs.
+
+    The last step is undone first, and wholly: its places are those among all keys before it. Then each
+    layer that stays folded goes where a fold puts it.
+    """
+    order = [entry.name for entry in state.entries]
+    weight_of: dict[str, str] = {}
+    for step in reversed(steps):
+        there = set(order)
+        undone = {
+            origin.layer.name: origin
+            for origin in step
+            if origin.layer.name in there and there.isdisjoint(half.name for half in origin.layer.halves)
+        }
+        places: dict[str, int] = {}
+        for name, origin in undone.items():
+            halves = [half.name for half in origin.layer.halves]
+            places |= zip(halves, origin.places, strict=True)
+            weight_of |= {} if name in layers else dict.fromkeys(halves, name)
+        order = restored([*(name for name in order if name not in undone), *places], places)
+    return list(dict.fromkeys(weight_of.get(name, name) for name in order))
 
 
 # -- as another checkpoint has it
@@ -181,35 +188,32 @@ def _as_like(
     chosen: Sequence[StateDict], like: Tree, selection: Selection, to: str | None
 ) -> dict[str, _Wish]:
     """The layers of another checkpoint, in its order."""
-    references = {}
-    for state in like.state_dicts:
-        found = find_layers(state, selection)
-        if found.refused:
-            no = found.refused[0]
-            raise LayerError(f"of --like, {no.name} is no layer to go by: {no.reason}", fix=no.fix)
-        if found.layers:
-            references[state.path] = state, found.layers
-    if not references:
+    found = {state.path: find_layers(state, selection) for state in like.state_dicts}
+    check_selection(selection, [name for item in found.values() for name in looks_like_layers(item)])
+    if not any(looks_like_layers(item) for item in found.values()):
         raise ArgumentError(
             "--like has no weight-normalized layers to go by", fix="name a checkpoint that is not folded"
         )
-    check_selection(selection, [layer.name for _, layers in references.values() for layer in layers])
     wishes = {}
     for state in chosen:
-        path = _counterpart(state, references, alone=len(chosen) == 1)
-        if path is None:
+        reference = _counterpart(state, like.state_dicts, found, alone=len(chosen) == 1)
+        if reference is None:
             continue
-        reference, layers = references[path]
+        item = found[reference.path]
+        if item.refused:
+            no = item.refused[0]
+            raise LayerError(f"of --like, {no.name} is no layer to go by: {no.reason}", fix=no.fix)
         there = _There(state, selection)
-        _check_lacking(state, there, layers)
-        for layer in layers:
+        _check_lacking(state, there, item.layers)
+        for layer in item.layers:
             there.want(layer, "unlike in --like,")
         moved = [half.name for layer in there.layers.values() for half in layer.halves]
         order = as_in(there.order(), moved, [entry.name for entry in reference.entries])
-        wishes[state.path] = there.wish(order, to, names=[layer.name for layer in layers])
+        wishes[state.path] = there.wish(order, to, names=looks_like_layers(item))
     if not wishes:
+        paths = listed((path or "." for path, item in found.items() if looks_like_layers(item)), 4)
         raise ArgumentError(
-            f"no state dict of it has the layers of --like ({listed(references, 4) or '.'})",
+            f"no state dict of it has the layers of --like ({paths})",
             fix="--only PATH names the one that is meant",
         )
     return wishes
@@ -235,19 +239,23 @@ def _check_lacking(state: StateDict, there: _There, layers: Sequence[Layer]) -> 
 
 
 def _counterpart(
-    state: StateDict, references: Mapping[str, tuple[StateDict, Sequence[Layer]]], *, alone: bool
-) -> str | None:
-    """The path of the reference's state dict that a state dict is to be like, if there is one.
+    state: StateDict, references: Sequence[StateDict], found: Mapping[str, Found], *, alone: bool
+) -> StateDict | None:
+    """The state dict of the reference that a state dict is to be like, if there is one.
 
-    The one at the same path, else one whose layers it has all; where there is no choice, the one there is.
+    The one at the same path, else one whose layers it has all (unless these are plain in the one at the
+    same path); where there is no choice, the one there is.
     """
-    if state.path in references:
-        return state.path
+    of_layers = {other.path: other for other in references if looks_like_layers(found[other.path])}
+    if state.path in of_layers:
+        return of_layers[state.path]
     mine = {layer.name for layer in find_layers(state, Selection()).layers} | set(state.tensors)
-    for path, (_, layers) in references.items():
-        if all(layer.name in mine for layer in layers):
-            return path
-    return next(iter(references)) if alone and len(references) == 1 else None
+    plain = {name for other in references if other.path == state.path for name in other.tensors}
+    for path, other in of_layers.items():
+        names = looks_like_layers(found[path])
+        if mine.issuperset(names) and (alone or plain.isdisjoint(names)):
+            return other
+    return next(iter(of_layers.values())) if alone and len(of_layers) == 1 else None
 
 
 # -- as globs say
@@ -257,7 +265,7 @@ def _as_globs_say(chosen: Sequence[StateDict], selection: Selection, to: str | N
     """Every float tensor that is named; of those that a wildcard catches, what looks like a weight."""
     form = to or "parametrize"
     wishes: dict[str, _Wish] = {}
-    passed: list[str] = []
+    passed: dict[str, list[str]] = {}
     for state in chosen:
         there = _There(state, selection)
         plain = [name for name in state.tensors if name not in there.halves]
@@ -265,25 +273,25 @@ def _as_globs_say(chosen: Sequence[StateDict], selection: Selection, to: str | N
             there.count(name)
         for name in filter(selection.wants, plain):
             info = state.tensors[name].info
-            why = "" if name in selection.layers else _no_weight(info, state)
+            why = "" if name in selection.layers else _no_weight(info, there)
             if why:
-                passed.append(f"{name} is {why}")
+                passed.setdefault(why, []).append(name)
             else:
                 there.want(_layer_along(info, selection.dim, form))
         order = placed(there.order(), there.layers.values())
         wishes[state.path] = there.wish(order, form, names=[*plain, *there.split])
     check_selection(selection, [name for wish in wishes.values() for name in wish.names], "weight")
-    wanted = {path: wish for path, wish in wishes.items() if wish.layers or wish.refused or wish.already}
-    if passed and not wanted:
+    said = "; ".join(f"{why}: {listed(dict.fromkeys(names), 4)}" for why, names in passed.items())
+    if passed and not any(wish.layers or wish.refused or wish.already for wish in wishes.values()):
         raise ArgumentError(
-            f"--layers catches nothing that looks like a weight: {listed(passed, 4)}",
+            f"--layers catches nothing that looks like a weight ({said})",
             fix="a name without wildcards is split whatever it looks like",
         )
     if passed:
-        note = f"caught by --layers and left as it is: {listed(passed, 6)} (an exact name would be split)"
-        first = next(iter(wanted))
-        wanted[first] = replace(wanted[first], notes=(note,))
-    return wanted
+        note = f"--layers catches what does not look like a weight, and is left as it is ({said})"
+        first = next(iter(wishes))
+        wishes[first] = replace(wishes[first], notes=(note,))
+    return wishes
 
 
 def _layer_along(info: TensorInfo, dim: int | str | None, form: str) -> Layer:
@@ -307,16 +315,18 @@ _COMPUTED = re.compile(r".*(?:_orig|_mask)|(?:.*\.)?parametrizations\..*", re.DO
 _EMBEDDING = re.compile(r"emb|codebook|lookup|(?:^|[._])w[tp]e[._]", re.IGNORECASE)
 
 
-def _no_weight(info: TensorInfo, state: StateDict) -> str:
+def _no_weight(info: TensorInfo, there: _There) -> str:
     """Why a tensor that a wildcard catches does not look like a weight to normalize, or nothing."""
     if not info.dtype.foldable:
         return str(info.dtype)
     if len(info.shape) < 2:
         return f"{len(info.shape)}-D"
+    if info.name in there.parts:
+        return "half of a pair that is no layer"
     if _COMPUTED.fullmatch(info.name):
         return "a part of another reparameterization"
     owner = owner_of(info.name)
-    is_linear = f"{owner}bias" in state.tensors
+    is_linear = f"{owner}bias" in there.state.tensors
     return "like an embedding" if len(info.shape) == 2 and _EMBEDDING.search(owner) and not is_linear else ""
 
 
@@ -332,6 +342,10 @@ class _There:
         found = find_layers(state, Selection())
         self.split = [layer.name for layer in found.layers]
         self.halves = {half.name for layer in found.layers for half in layer.halves}
+        self.parts = {
+            *found.halves,
+            *(half for no in found.refused for form in FORMS for half in spelled(form, no.name) or ()),
+        }
         self.layers: dict[str, Layer] = {}
         self.refused: list[Refused] = []
         self.already = 0
@@ -419,7 +433,12 @@ def _split(state: StateDict, wish: _Wish | None) -> PlannedStateDict:
     made: dict[str, Step] = {}
     for layer in wish.layers.values():
         made[layer.g.name], made[layer.v.name] = Magnitude(layer), Direction(layer)
-    steps = (made.get(name, Keep(name, name, is_tensor=name in tensors)) for name in wish.order)
+    kept = {entry.name for entry in state.entries}  # others are left out of it
+    steps = (
+        made.get(name, Keep(name, name, is_tensor=name in tensors))
+        for name in wish.order
+        if name in made or name in kept
+    )
     changes = (Change(None, layer, layer.v.dtype) for layer in wish.layers.values())
     return PlannedStateDict(state.path, tuple(steps), tuple(changes))
 
@@ -433,4 +452,4 @@ def _untied(state: StateDict, planned: PlannedStateDict) -> Iterable[str]:
             kept.setdefault(tensors[step.source].view, step.source)
     for change in planned.changes:
         if other := kept.get(tensors[change.name].view):
-            yield f"{change.name} is split, {other}, which shared its memory, is not: two tensors now"
+            yield f"{other} shared memory with {change.name}, which is split: two tensors now"

@@ -11,7 +11,7 @@ from typing import Any
 
 from wnconvert.blocks import Array
 from wnconvert.dims import AUTO
-from wnconvert.errors import ArgumentError, LayerError
+from wnconvert.errors import ArgumentError, LayerError, said_in_python
 from wnconvert.fold_plan import plan_fold
 from wnconvert.inspection import Inspection, inspect_tree
 from wnconvert.migrate_plan import plan_migrate
@@ -53,11 +53,12 @@ def fold_state_dict(
     >>> folded
     {'conv.weight': array([[6., 8.]], dtype=float32)}
     """
-    tree, values = _tree(state_dict)
-    numbers = numbers_of(zero_rows, allow_nonfinite=allow_nonfinite)
-    selection = selection_of(layers, exclude, dim)
-    plan = plan_fold(tree, "torch", selection=selection, dtype=dtype_of(dtype))
-    return _made(state_dict, plan, values, numbers)
+    with said_in_python():
+        tree, values = _tree(state_dict)
+        numbers = numbers_of(zero_rows, allow_nonfinite=allow_nonfinite)
+        selection = selection_of(layers, exclude, dim)
+        plan = plan_fold(tree, "torch", selection=selection, dtype=dtype_of(dtype))
+        return _made(state_dict, plan, values, numbers)
 
 
 def split_state_dict(
@@ -81,12 +82,13 @@ def split_state_dict(
     >>> {name: value.tolist() for name, value in split.items()}
     {'conv.weight_g': [[5.0]], 'conv.weight_v': [[3.0, 4.0]]}
     """
-    check_form(to)
-    tree, values = _tree(state_dict)
-    reference = None if like is None else _tree(like)[0]
-    selection = selection_of(layers, exclude, dim)
-    plan = plan_split(tree, "torch", to=to, like=reference, selection=selection)
-    return _made(state_dict, plan, values)
+    with said_in_python():
+        check_form(to)
+        tree, values = _tree(state_dict)
+        reference = None if like is None else _tree(like)[0]
+        selection = selection_of(layers, exclude, dim)
+        plan = plan_split(tree, "torch", to=to, like=reference, selection=selection)
+        return _made(state_dict, plan, values)
 
 
 def migrate_state_dict(
@@ -105,10 +107,11 @@ def migrate_state_dict(
     >>> list(migrate_state_dict({"weight_g": np.float32([[10]]), "weight_v": np.float32([[3, 4]])}))
     ['parametrizations.weight.original0', 'parametrizations.weight.original1']
     """
-    check_form(to)
-    tree, values = _tree(state_dict)
-    plan = plan_migrate(tree, "torch", to=to, selection=selection_of(layers, exclude, AUTO))
-    return _made(state_dict, plan, values)
+    with said_in_python():
+        check_form(to)
+        tree, values = _tree(state_dict)
+        plan = plan_migrate(tree, "torch", to=to, selection=selection_of(layers, exclude, AUTO))
+        return _made(state_dict, plan, values)
 
 
 def inspect_state_dict(
@@ -128,8 +131,9 @@ def inspect_state_dict(
     >>> found.layers[0].g.mean, found.fold
     (10.0, 'would make 1 plain weight')
     """
-    tree, values = _tree(state_dict)
-    return inspect_tree(tree, InMemory(values), layers=layers, full=full, all_weights=all_weights)
+    with said_in_python():
+        tree, values = _tree(state_dict)
+        return inspect_tree(tree, InMemory(values), layers=layers, full=full, all_weights=all_weights)
 
 
 def _made(
