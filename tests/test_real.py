@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from tests.golden import ROOT
-from tests.states import hold, load, state_dicts
-from wnconvert import fold_file
+from tests.states import halves, hold, load, state_dicts
+from wnconvert import fold_file, migrate_file, split_file
 
 REAL = ROOT.parent / "shared" / "real"
 pytestmark = pytest.mark.skipif(
@@ -99,6 +99,50 @@ def alike(left: Any, right: Any) -> int:
         return sum(alike(*both) for both in zip(left, right, strict=True))
     assert left == right
     return 0
+
+
+@pytest.mark.parametrize("name", WITH)
+def test_a_folded_file_is_split_by_its_record_in_its_old_form_order_and_bits(
+    name: str, tmp_path: Path
+) -> None:
+    once, split, twice = (tmp_path / f"{at}.pt" for at in ("once", "split", "twice"))
+    fold_file(REAL / name, once)
+    result = split_file(once, split, verify=True)
+    assert len(result.plan.layers) == LAYERS[name]
+    before, after = state_dicts(REAL / name), state_dicts(split)
+    assert {path: list(state) for path, state in before.items()} == {
+        path: list(state) for path, state in after.items()
+    }
+    assert all(
+        value.shape == after[path][key].shape
+        for path, state in before.items()
+        for key, value in state.items()
+        if isinstance(value, torch.Tensor)
+    )
+    fold_file(split, twice)
+    assert twice.read_bytes() == once.read_bytes()
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+@pytest.mark.parametrize("name", WITH)
+def test_a_file_with_layers_migrates_there_and_back_to_the_same_bits(
+    name: str, suffix: str, tmp_path: Path
+) -> None:
+    there, back, again = (tmp_path / f"{at}{suffix}" for at in ("there", "back", "again"))
+    before = state_dicts(REAL / name)
+    if suffix == ".safetensors":
+        before = {"": _the_one(before)}
+    is_new = any(".original0" in key for state in before.values() for key in state)
+    this, other = ("parametrize", "legacy") if is_new else ("legacy", "parametrize")
+    assert len(migrate_file(REAL / name, there, to=other, verify=True).plan.layers) == LAYERS[name]
+    assert len(migrate_file(there, back, to=this).plan.layers) == LAYERS[name]
+    middle, after = state_dicts(there), state_dicts(back)
+    assert sum(alike(dict(before[path]), dict(after[path])) for path in before) > LAYERS[name]
+    for path, state in middle.items():
+        assert set(halves(state)) == set(halves(before[path]))
+        assert not set(state) & {half for both in halves(before[path]).values() for half in both}
+    migrate_file(back, again, to=other)
+    assert again.read_bytes() == there.read_bytes()
 
 
 def test_trees_that_differ_are_seen_to_differ() -> None:

@@ -87,6 +87,7 @@ class _Storages:
         self.source = source
         self.numbers: dict[Work, int] = {}
         self.sizes: list[int] = []
+        self.locations: dict[Value, Value] = {}
 
     def take(self, value: Value) -> Value:
         """A persistent id with the number that its storage has in the new archive; others as they are."""
@@ -106,8 +107,10 @@ class _Storages:
         number = self.numbers.setdefault(making.work, len(self.numbers))
         if number == len(self.sizes):
             self.sizes.append(making.nbytes)
-        kind, cls, _, location, numel = value.pid[:5]
-        return PersistentId((kind, cls, str(number), location, numel))
+        _, cls, _, location, numel = value.pid[:5]
+        # Texts that are one object are written once: a storage that was made is spelled as one that was kept.
+        location = self.locations.setdefault(location, location)
+        return PersistentId(("storage", cls, str(number), location, numel))
 
     def records(self) -> Iterable[NewRecord]:
         for (work, number), size in zip(self.numbers.items(), self.sizes, strict=True):
