@@ -166,6 +166,9 @@ def _origin(data: Any) -> Origin | None:
     return Origin(Layer(name, form, dim, g[0], v[0]), (g[1], v[1]))
 
 
+_MOST_AXES = 64  # that a tensor of torch or numpy has
+
+
 def _half(data: Any) -> tuple[TensorInfo, int] | None:
     if not isinstance(data, dict):
         return None
@@ -174,7 +177,7 @@ def _half(data: Any) -> tuple[TensorInfo, int] | None:
         return None
     if not isinstance(place, int) or not _is_count(place):
         return None
-    if not isinstance(shape, list) or not all(_is_count(size) for size in shape):
+    if not isinstance(shape, list) or len(shape) > _MOST_AXES or not all(map(_is_count, shape)):
         return None
     return TensorInfo(name, DTYPES[dtype], tuple(shape)), place
 

@@ -8,12 +8,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from wnconvert.dims import AUTO, dim_of
 from wnconvert.errors import ArgumentError, LayerError
 from wnconvert.order import as_in, restored
 from wnconvert.plan import Change, Direction, Dropped, Keep, Magnitude, Plan, PlannedStateDict, Step
-from wnconvert.provenance import Origin, origins, recorded, without_layers
+from wnconvert.provenance import Origin, origin_data, origins, recorded, without_layers
 from wnconvert.schemes import FORMS, Found, Layer, Refused, Selection, in_form, owner_of, spelled
 from wnconvert.scope import (
     check_refused,
@@ -77,7 +78,14 @@ def plan_split(
     if changed and scope.only is None and not keep_optimizer:
         optimizers = optimizers_left_out(tree, _WHY_NO_OPTIMIZER)
     kept = {state.path: "" if container == "safetensors" else state.path for state in scope.states}
-    undone = {item.path: [change.name for change in item.changes] for item in planned}
+    left = {path: wish.left for path, wish in mine.items()}
+    gone = {
+        item.path: [
+            *(change.name for change in item.changes),
+            *(data["name"] for data in left.get(item.path, ())),
+        ]
+        for item in planned
+    }
     names = [name for wish in wishes.values() for name in wish.names]
     return Plan(
         "split",
@@ -86,7 +94,7 @@ def plan_split(
         only=scope.only,
         dropped=(*optimizers, *scope.dropped),
         already=sum(wish.already for wish in mine.values()),
-        record=recorded(without_layers(tree.record, "fold", undone), kept, "split", {}),
+        record=recorded(without_layers(tree.record, "fold", gone), kept, "fold", left),
         notes=(
             *tree.notes,
             *idle_excludes(selection, names),
@@ -106,7 +114,8 @@ class _Wish:
     """What is wanted of one state dict.
 
     ``layers`` by weight, as they will be; ``order`` the keys with the pairs in their places; ``already``
-    counts layers that are split; ``names`` is all that the globs could mean.
+    counts layers that are split; ``names`` is all that the globs could mean; ``left`` what the record is
+    to say anew of layers that stay folded.
     """
 
     layers: Mapping[str, Layer]
@@ -115,6 +124,7 @@ class _Wish:
     names: Sequence[str]
     refused: tuple[Refused, ...] = ()
     notes: tuple[str, ...] = ()
+    left: Sequence[Mapping[str, Any]] = ()
 
 
 def _wishes(
@@ -154,17 +164,20 @@ def _as_recorded(
     known = {origin.layer.name: origin.layer for step in steps for origin in step}
     for layer in known.values():
         there.want(layer, "the record says that it was folded, but")
-    return there.wish(_unfolded(state, steps, there.layers), to, names=list(known))
+    order, left = _unfolded(state, steps, there.layers)
+    return replace(there.wish(order, to, names=list(known)), left=left if len(steps) > 1 else ())
 
 
-def _unfolded(state: StateDict, steps: Sequence[Sequence[Origin]], layers: Mapping[str, Layer]) -> list[str]:
-    """The keys as they stood before these steps, in which only ``layers`` become pairs.
+def _unfolded(
+    state: StateDict, steps: Sequence[Sequence[Origin]], layers: Mapping[str, Layer]
+) -> tuple[list[str], Sequence[Mapping[str, Any]]]:
+    """The keys as they stood before these steps, but that only ``layers`` become pairs; the others' record.
 
     The last step is undone first, and wholly: its places are those among all keys before it. Then each
-    layer that stays folded goes where a fold puts it.
+    layer that stays folded goes where one fold of all that stay would put it, and as that would record it.
     """
     order = [entry.name for entry in state.entries]
-    weight_of: dict[str, str] = {}
+    stays: dict[str, Layer] = {}
     for step in reversed(steps):
         there = set(order)
         undone = {
@@ -174,11 +187,14 @@ def _unfolded(state: StateDict, steps: Sequence[Sequence[Origin]], layers: Mappi
         }
         places: dict[str, int] = {}
         for name, origin in undone.items():
-            halves = [half.name for half in origin.layer.halves]
-            places |= zip(halves, origin.places, strict=True)
-            weight_of |= {} if name in layers else dict.fromkeys(halves, name)
+            places |= zip((half.name for half in origin.layer.halves), origin.places, strict=True)
+            if name not in layers:
+                stays[name] = origin.layer
         order = restored([*(name for name in order if name not in undone), *places], places)
-    return list(dict.fromkeys(weight_of.get(name, name) for name in order))
+    place = {name: at for at, name in enumerate(order)}
+    weight_of = {half.name: name for name, layer in stays.items() for half in layer.halves}
+    left = [origin_data(layer, place) for layer in stays.values()] if layers else []
+    return list(dict.fromkeys(weight_of.get(name, name) for name in order)), left
 
 
 # -- as another checkpoint has it
@@ -207,9 +223,8 @@ def _as_like(
         _check_lacking(state, there, item.layers)
         for layer in item.layers:
             there.want(layer, "unlike in --like,")
-        moved = [half.name for layer in there.layers.values() for half in layer.halves]
-        order = as_in(there.order(), moved, [entry.name for entry in reference.entries])
-        wishes[state.path] = there.wish(order, to, names=looks_like_layers(item))
+        names = looks_like_layers(item)
+        wishes[state.path] = there.wish(_order_as_in(reference, names, there), to, names=names)
     if not wishes:
         paths = listed((path or "." for path, item in found.items() if looks_like_layers(item)), 4)
         raise ArgumentError(
@@ -219,23 +234,37 @@ def _as_like(
     return wishes
 
 
+def _order_as_in(reference: StateDict, weights: Iterable[str], there: _There) -> list[str]:
+    """The keys with the pairs where the reference has them, whose layers have these ``weights``."""
+    order = there.order()
+    here = set(order)
+    instead: dict[str, tuple[str, ...]] = {}  # of a half that is not here: what stands for its layer
+    for name in weights:
+        halves = [half for form in FORMS for half in spelled(form, name) or ()]
+        instead |= dict.fromkeys(halves, tuple(key for key in (name, *halves) if key in here))
+    keys = (entry.name for entry in reference.entries)
+    as_here = [key for name in keys for key in ([name] if name in here else instead.get(name, ()))]
+    moved = [half.name for layer in there.layers.values() for half in layer.halves]
+    return as_in(order, moved, list(dict.fromkeys(as_here)))
+
+
 def _check_lacking(state: StateDict, there: _There, layers: Sequence[Layer]) -> None:
     """Raise ``LayerError`` where the reference has layers whose weights are not there, naming them all."""
     names = {entry.name for entry in state.entries} | set(there.split)
     lacking = [layer.name for layer in layers if layer.name not in names]
+    if not lacking:
+        return
     if len(lacking) == len(layers):
         raise LayerError(
             f"none of the {len(layers)} layers of --like is in it ({listed(lacking, 3)})",
             where=state.path,
             fix="--like names a checkpoint of the same model, with the same names",
         )
-    if lacking:
-        raise LayerError(
-            f"it lacks {counted(len(lacking), 'layer')} of --like:"
-            + "".join(f"\n  {name}" for name in lacking),
-            where=state.path,
-            fix="--exclude leaves a layer out; --only PATH names the state dict that is meant",
-        )
+    raise LayerError(
+        f"it lacks {counted(len(lacking), 'layer')} of --like:" + "".join(f"\n  {name}" for name in lacking),
+        where=state.path,
+        fix="--exclude leaves a layer out; --only PATH names the state dict that is meant",
+    )
 
 
 def _counterpart(
