@@ -7,12 +7,14 @@ legacy pair is among the parameters, and ``parametrizations`` is the last child.
 from __future__ import annotations
 
 from bisect import bisect
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 
 __all__ = ["as_in", "before_children", "behind_module", "is_buffer", "restored"]
 
-# Buffers that torch's own norms register. Of other names a state dict does not tell what they are.
-_BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
+# Buffers that torch's own norms register, and the key of a module's extra state, which stands with them. Of
+# other names a state dict does not tell what they are.
+_BUFFERS = ("running_mean", "running_var", "num_batches_tracked", "_extra_state")
 
 
 def is_buffer(name: str) -> bool:
@@ -28,10 +30,7 @@ def behind_module(names: Sequence[str], moved: Mapping[str, str]) -> list[str]:
     >>> behind_module(["a.weight_g", "a.bias", "a.sub.bias", "b"], {"a.weight_g": "a."})
     ['a.bias', 'a.sub.bias', 'a.weight_g', 'b']
     """
-    last: dict[str, int] = {}
-    for at, name in enumerate(names):
-        for prefix in _prefixes(name):
-            last[prefix] = at
+    last = {prefix: at for at, _, above in _below(names, moved.values()) for prefix in above}
 
     def place(item: tuple[int, str]) -> tuple[int, ...]:
         at, name = item
@@ -54,14 +53,15 @@ def before_children(names: Sequence[str], moved: Mapping[str, str]) -> list[str]
     first: dict[str, int] = {}  # the first key of each module
     child: dict[str, int] = {}  # the first key of a child of it
     own: dict[str, list[int]] = {}
-    for at, name in enumerate(names):
-        *above, owner = _prefixes(name)
-        if name not in moved and not is_buffer(name):
-            own.setdefault(owner, []).append(at)
-        for prefix in (*above, owner):
+    for at, name, above in _below(names, moved.values()):
+        for prefix in above:
             first.setdefault(prefix, at)
-        for prefix in above if name not in moved else ():
-            child.setdefault(prefix, at)
+            if name in moved:
+                continue
+            if "." in name[len(prefix) :]:
+                child.setdefault(prefix, at)
+            elif not is_buffer(name):
+                own.setdefault(prefix, []).append(at)
 
     def place(item: tuple[int, str]) -> tuple[int, ...]:
         at, name = item
@@ -77,16 +77,20 @@ def before_children(names: Sequence[str], moved: Mapping[str, str]) -> list[str]
     return [name for _, name in sorted(enumerate(names), key=place)]
 
 
-def restored(names: Iterable[str], places: Mapping[str, int]) -> list[str]:
+def restored(names: Sequence[str], places: Mapping[str, int]) -> list[str]:
     """Put the keys of ``places`` at these indices of the list, the others around them in their order.
+
+    Places are a record's, which may say anything: keys that are not there, places behind the last.
 
     >>> restored(["bias", "g", "v", "b"], {"g": 0, "v": 2})
     ['g', 'bias', 'v', 'b']
     """
-    found = [name for name in names if name not in places]
-    for name in sorted(places, key=lambda name: places[name]):
-        found.insert(places[name], name)
-    return found
+    found: list[str] = []
+    staying = iter([name for name in names if name not in places])
+    for name in sorted((name for name in names if name in places), key=lambda name: places[name]):
+        found += islice(staying, max(places[name] - len(found), 0))
+        found.append(name)
+    return [*found, *staying]
 
 
 def as_in(names: Sequence[str], moved: Iterable[str], reference: Sequence[str]) -> list[str]:
@@ -113,7 +117,13 @@ def as_in(names: Sequence[str], moved: Iterable[str], reference: Sequence[str]) 
     return found
 
 
-def _prefixes(name: str) -> list[str]:
-    """The prefixes of a key's modules, outermost first: ``a.b.weight`` has ``""``, ``a.``, ``a.b.``."""
-    parts = name.split(".")[:-1]
-    return ["".join(f"{part}." for part in parts[:count]) for count in range(len(parts) + 1)]
+def _below(names: Sequence[str], prefixes: Iterable[str]) -> Iterator[tuple[int, str, list[str]]]:
+    """Each key with its index and those of these prefixes that it stands below, outermost first.
+
+    No other prefix is cut out: those of a key of very many dots would take the square of its length.
+    """
+    known = set(prefixes)
+    lengths = sorted({len(prefix) for prefix in known})
+    for at, name in enumerate(names):
+        cuts = lengths[: bisect(lengths, len(name))]
+        yield at, name, [name[:cut] for cut in cuts if name[:cut] in known]
