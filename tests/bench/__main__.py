@@ -110,6 +110,16 @@ def whole(folder: Path, rounds: int) -> Iterator[Row]:
             yield Row(f"one layer of 2 GiB, {dim}", ours, "`dd conv=fsync`", copy, 0, 64 * MIB)
 
 
+def split(folder: Path, rounds: int) -> Iterator[Row]:
+    """Plain weights into g and v: along dim 0, and along an axis that takes two passes for v too."""
+    with _file(folder, "plain.safetensors", inputs.plain(2 * GIB)) as (source, target):
+        for dim in (0, 1):
+            globs = [option for glob in inputs.LAYERS for option in ("--layers", glob)]
+            ours: Command = [WNCONVERT, "split", source, "-o", target, *globs, "--dim", str(dim)]
+            runs, copy = in_turns(rounds, ours, _copy(source, target), target=target, memory=True)
+            yield Row(f"`split`, 2 GiB, dim {dim}", runs, "`dd conv=fsync`", copy, 0, 64 * MIB)
+
+
 def inspect(folder: Path, rounds: int) -> Iterator[Row]:
     """Only names and magnitudes are read."""
     with _file(folder, "large.safetensors", inputs.many_layers(2 * GIB)) as (source, _):
@@ -149,7 +159,7 @@ def _file(folder: Path, name: str, shapes: Shapes) -> Iterator[tuple[Path, Path]
 
 
 BENCHES: dict[str, Callable[[Path, int], Iterator[Row]]] = {
-    bench.__name__: bench for bench in (start, small, large, whole, inspect, compare)
+    bench.__name__: bench for bench in (start, small, large, whole, split, inspect, compare)
 }
 
 

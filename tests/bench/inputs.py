@@ -56,6 +56,16 @@ def many_layers(size: int) -> Shapes:
     return shapes
 
 
+#: The weights that are layers in ``many_layers``, as globs.
+LAYERS = ("*.conv.weight", "*.up.weight", "*.small.weight", "*.out.weight")
+
+
+def plain(size: int) -> Shapes:
+    """``many_layers`` folded."""
+    shapes = many_layers(size)
+    return {name.removesuffix("_v"): shape for name, shape in shapes.items() if not name.endswith("weight_g")}
+
+
 def nbytes(shapes: Shapes) -> int:
     return sum(4 * math.prod(shape) for shape in shapes.values())
 
