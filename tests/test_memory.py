@@ -38,10 +38,10 @@ def source(tmp_path: Path) -> Iterator[Path]:
         path.unlink()
 
 
-def anonymous(source: Path, *options: str) -> int:
-    """The most anonymous memory of a fold."""
+def anonymous(source: Path, *options: str, verb: str = "fold") -> int:
+    """The most anonymous memory of a fold, or of another verb."""
     out = source.with_name(f"out{source.suffix}")
-    command: Command = [WNCONVERT, "fold", source, "-o", out, "--threads", "2", *options]
+    command: Command = [WNCONVERT, verb, source, "-o", out, "--threads", "2", *options]
     return run(command, target=out, memory=True).anonymous
 
 
@@ -55,6 +55,30 @@ def test_256_mib_are_folded_in_little_memory(source: Path, shapes: str, suffix: 
 def test_a_cast_needs_no_more(source: Path) -> None:
     inputs.write(source.with_suffix(".pt"), SHAPES["many layers"])
     assert anonymous(source.with_suffix(".pt"), "--dtype", "bfloat16") < MOST
+
+
+@pytest.mark.parametrize("dim", ["0", "2", "none"])
+@pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
+def test_256_mib_are_split_in_little_memory(source: Path, suffix: str, dim: str) -> None:
+    inputs.write(source.with_suffix(suffix), {"conv.weight": (1024, 256, 256), "conv.bias": (1024,)})
+    options = ["--layers", "conv.weight", "--dim", dim]
+    assert 8 * MIB < anonymous(source.with_suffix(suffix), *options, verb="split") < MOST
+
+
+@pytest.mark.parametrize("dim", ["0", "none"])
+def test_many_layers_and_a_huge_row_are_split_in_little_memory(source: Path, dim: str) -> None:
+    shapes = inputs.plain(224 * MIB) | {"row.conv.weight": (1, 32, 256 * 1024)}
+    inputs.write(source.with_suffix(".safetensors"), shapes)
+    globs = [option for glob in inputs.LAYERS for option in ("--layers", glob)]
+    most = anonymous(source.with_suffix(".safetensors"), *globs, "--dim", dim, "--verify", verb="split")
+    assert 8 * MIB < most < MOST + 16 * MIB
+
+
+def test_zero_rows_are_split_in_little_memory(source: Path) -> None:
+    state = {"conv.weight": torch.zeros(256, 256, 1024)}
+    torch.save(state, source.with_suffix(".pt"))
+    options = ["--layers", "conv.weight", "--dim", "1"]
+    assert anonymous(source.with_suffix(".pt"), *options, verb="split") < MOST
 
 
 def test_a_transposed_layer_is_folded_in_little_memory(source: Path) -> None:

@@ -20,8 +20,10 @@ from wnconvert.atomic import Staged
 from wnconvert.checkpoint import layout_of, open_checkpoint
 from wnconvert.convert import Result
 from wnconvert.errors import VerifyError
-from wnconvert.files import fold_file
-from wnconvert.layout import CopyBytes, FoldLayer, Gather, Work
+from wnconvert.files import fold_file, split_file
+from wnconvert.layout import CopyBytes, Directions, FoldLayer, Gather, Norms, Work
+
+FLOATS = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 
 
 @pytest.fixture(params=["torch", "no torch"])
@@ -97,6 +99,75 @@ def test_one_flipped_bit_is_found(
                 fold(source, out, dtype)
     assert [path.name for path in source.parent.iterdir()] == [source.name]
     assert fold(source, out, dtype).verified
+
+
+@pytest.fixture
+def plain(tmp_path: Path) -> Path:
+    """Weights of all four dtypes, one with a zero row, beside what stays."""
+    torch.manual_seed(0)
+    state = {f"{str(dtype)[6:]}.weight": torch.randn(60, 5, 7).to(dtype) for dtype in FLOATS}
+    state["float32.weight"][3] = 0
+    state["float16.weight"][:, 2] = 0
+    save_file({**state, "count": torch.arange(50)}, tmp_path / "in.safetensors")
+    return tmp_path / "in.safetensors"
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+@pytest.mark.parametrize("kind", [Norms, Directions])
+@pytest.mark.parametrize("dim", [0, 1, None])
+@pytest.mark.usefixtures("reader")
+def test_one_spoilt_element_of_g_or_v_is_found(
+    plain: Path, monkeypatch: pytest.MonkeyPatch, dim: int | None, kind: type[Work], suffix: str
+) -> None:
+    out = plain.with_name(f"out{suffix}")
+    plan = split_file(plain, out, layers="*.weight", dim=dim, dry_run=True)
+    blobs = [blob for blob in layout_of(open_checkpoint(plain), plan).blobs if isinstance(blob.work, kind)]
+    assert len(blobs) == 4
+    for blob in blobs:
+        assert isinstance(blob.work, Norms | Directions)
+        size = blob.work.w.info.dtype.itemsize
+        # The lowest bit of v and one of g that is more than its last: in the first element, and in the last.
+        low = 0x01 if kind is Directions else 0x10
+        for at in (blob.start, blob.start + blob.size - size):
+            with monkeypatch.context() as patch:
+                patch.setattr(Staged, "write", flipping(at, low))
+                with pytest.raises(VerifyError, match="nothing is kept"):
+                    split_file(plain, out, layers="*.weight", dim=dim, verify=True)
+        assert [path.name for path in plain.parent.iterdir()] == [plain.name]
+    result = split_file(plain, out, layers="*.weight", dim=dim, verify=True)
+    assert result.verified
+
+
+@pytest.mark.usefixtures("reader")
+def test_a_spoilt_direction_of_a_zero_row_is_found(plain: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = plain.with_name("out.safetensors")
+    plan = split_file(plain, out, layers="float32.weight", dim=0, dry_run=True)
+    blobs = layout_of(open_checkpoint(plain), plan).blobs
+    (start,) = (blob.start for blob in blobs if isinstance(blob.work, Directions))
+    row = start + 3 * 5 * 7 * 4
+    for at, flip in ((row, 0x10), (row + 3, 0x80), (row + 3, 0x40)):  # too long, of the other sign, tiny
+        with monkeypatch.context() as patch:
+            patch.setattr(Staged, "write", flipping(at, flip))
+            with pytest.raises(VerifyError, match="v is not w"):
+                split_file(plain, out, layers="float32.weight", dim=0, verify=True)
+    assert split_file(plain, out, layers="float32.weight", dim=0, verify=True).verified
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+@pytest.mark.parametrize("dim", [0, 1, 2, None])
+@pytest.mark.usefixtures("reader")
+def test_what_is_split_is_read_back_whatever_the_shape_of_g(
+    tmp_path: Path, dim: int | None, suffix: str
+) -> None:
+    torch.manual_seed(0)
+    g = torch.ones([size if axis == dim else 1 for axis, size in enumerate((6, 5, 7))])
+    state = {"a_g": g, "a_v": torch.randn(6, 5, 7), "b_g": g.flatten(), "b_v": torch.randn(6, 5, 7)}
+    state |= {"c_g": g.double(), "c_v": torch.randn(6, 5, 7).bfloat16(), "d": torch.ones(3)}
+    torch.save(state, tmp_path / "in.pt")
+    fold_file(tmp_path / "in.pt", tmp_path / f"folded{suffix}")
+    result = split_file(tmp_path / f"folded{suffix}", tmp_path / f"out{suffix}", verify=True)
+    assert result.verified
+    assert len(result.plan.layers) == 3
 
 
 def flipping(at: int, bits: int) -> Callable[[Staged, bytes | memoryview, int], None]:

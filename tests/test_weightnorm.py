@@ -18,7 +18,17 @@ from wnconvert.blocks import Block, blocks
 from wnconvert.errors import LayerError, NumbersError
 from wnconvert.rounding import cast, count_overflow
 from wnconvert.sums import accurate_sums, exact_sum, fast_sums
-from wnconvert.weightnorm import Folding, Rows, fold, fold_with_report, norm_blocks, norms, split
+from wnconvert.weightnorm import (
+    Folding,
+    Rows,
+    direction_blocks,
+    directions,
+    fold,
+    fold_with_report,
+    norm_blocks,
+    norms,
+    split,
+)
 
 Array = NDArray[Any]
 DIMS = ((0, (3, 4, 2)), (1, (3, 4, 2)), (2, (3, 2, 4)), (None, (3, 5)))
@@ -351,6 +361,52 @@ def test_a_zero_row_splits_into_a_zero_and_a_unit_direction_with_the_zeros_signs
     assert v[0].astype(float).tolist() == [0.5, -0.5, 0.5, -0.5]
     assert same(v[1].copy(), w[1].copy())
     assert same(fold(v, g, 0), w)
+
+
+@pytest.mark.parametrize("limit", [1, 8, 40, 64, 100, 1 << 20])
+@pytest.mark.parametrize(("dim", "shape"), [*DIMS, (0, (1, 1)), (0, (7,)), (1, (5, 7)), (None, (2, 3, 2))])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_directions_and_norms_are_the_same_however_they_are_cut(
+    dtype: str, dim: int | None, shape: tuple[int, ...], limit: int
+) -> None:
+    rows = rows_in(shape, dim)
+    for zero in ((), (0,), (rows - 1,), tuple(range(rows))):
+        w = normal(17, shape, dtype)
+        w[w == 0] = 1
+        for row in zero:
+            index = tuple(slice(row, row + 1) if axis == dim else slice(None) for axis in range(len(shape)))
+            w[index] = np.copysign(np.zeros(1, w.dtype), w[index])
+        pieces = direction_blocks(reader(w), shape, dim, dtype, limit=limit)
+        v = np.concatenate([piece.reshape(-1) for piece in pieces]).reshape(shape)
+        expected = w.astype(float)
+        unit = float(np.array(1 / math.sqrt(w.size // rows)).astype(DTYPES[dtype]))
+        for row in zero:
+            index = tuple(slice(row, row + 1) if axis == dim else slice(None) for axis in range(len(shape)))
+            expected[index] = np.copysign(unit, w[index].astype(float))
+        assert same(v, expected.astype(DTYPES[dtype]))
+        assert same(directions(w, dim), v)
+        g, report = norm_blocks(reader(w), shape, dim, dtype, dtype, limit=limit)
+        assert same(g, exact_norms(w, dim, dtype))
+        assert report.zero == Rows(len(set(zero)), tuple(sorted(set(zero))))
+
+
+def test_what_has_no_zero_row_is_its_own_direction_and_the_source_is_never_written() -> None:
+    w = normal(18, (4, 3, 2), "float32")
+    w[0, 0, 0] = 0
+    assert all(directions(w, dim) is w for dim in (0, 1, 2, None))
+    w[2] = 0
+    before = w.copy()
+    assert directions(w, 0) is not w
+    assert directions(w, 1) is w
+    list(direction_blocks(reader(w), w.shape, 0, "float32", limit=16))
+    assert same(w, before)
+
+
+def test_nan_and_infinities_are_no_zero_row() -> None:
+    w = np.array([[math.nan, 0], [0, -math.inf], [0, 0]], np.float32)
+    v = directions(w, 0)
+    assert same(v[:2].copy(), w[:2].copy())
+    assert v[2].tolist() == [np.float32(math.sqrt(0.5))] * 2
 
 
 def test_split_refuses_norms_that_the_dtype_cannot_hold_and_names_the_rows() -> None:

@@ -263,7 +263,7 @@ def _check_layer(source: Source, g: StoredTensor, v: StoredTensor, fold: Fold, r
 
 
 def _check_split(source: Source, w: StoredTensor, layer: Layer, g_back: ReadBack, v_back: ReadBack) -> None:
-    """‖w‖ written out in extended precision against g as read back; and v, which is w but for zero rows."""
+    """g against ‖w‖, written out in extended precision; and v, which is w, and a unit where a row is zero."""
     dim, shape = layer.dim, w.info.shape
     _, rows, inner = box(shape, dim)
     norms = np.sqrt(_squares(source.reader(w), w, dim))
@@ -271,11 +271,12 @@ def _check_split(source: Source, w: StoredTensor, layer: Layer, g_back: ReadBack
     g = np.concatenate([g_back(block, piece).reshape(-1) for block, piece in _pieces(every)] or [norms[:0]])
     if not _agrees(g, norms, layer.g.dtype):
         raise VerifyError(f"layer {layer.name} was read back, and g is not ‖w‖; nothing is kept", fix=_BUG)
-    read = source.reader(w)
+    read, unit = source.reader(w), 1 / np.sqrt(np.longdouble(max(w.info.numel // max(rows, 1), 1)))
     for block, piece in _pieces(w):
         expected, v = read(block).reshape(-1), v_back(block, piece).reshape(-1)
         zero = norms[np.arange(block.start, block.stop) // inner % rows] == 0
-        if not (v[~zero].tobytes() == expected[~zero].tobytes() and v[zero].all()):
+        units = np.copysign(unit, expected[zero].astype(np.longdouble))
+        if v[~zero].tobytes() != expected[~zero].tobytes() or not _agrees(v[zero], units, layer.v.dtype):
             raise VerifyError(f"layer {layer.name} was read back, and v is not w; nothing is kept", fix=_BUG)
 
 
