@@ -166,6 +166,13 @@ def test_another_name_may_be_a_parameter(name: str) -> None:
 
 
 @RULES
+def test_keys_of_one_module_stand_in_the_order_in_which_they_are_given(rule: Rule) -> None:
+    names = ["a.x_v", "a.y_g", "a.bias", "a.x_g", "a.y_v"]
+    pairs = ["a.x_g", "a.x_v", "a.y_g", "a.y_v"]
+    assert rule(names, dict.fromkeys(pairs, "a.")) == ["a.bias", *pairs]
+
+
+@RULES
 def test_a_key_of_very_many_dots_takes_no_memory(rule: Rule) -> None:
     # All its prefixes together would take 25 GB.
     long = "a." * 160_000 + "w"

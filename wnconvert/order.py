@@ -25,11 +25,13 @@ def is_buffer(name: str) -> bool:
 def behind_module(names: Sequence[str], moved: Mapping[str, str]) -> list[str]:
     """Move keys behind all others of their module and its children, as ``register_parametrization`` does.
 
-    ``moved`` holds for each key that moves the prefix of its module (``""`` or one that ends in a dot).
+    ``moved`` holds for each key that moves the prefix of its module (``""`` or one that ends in a dot), in
+    the order in which those of one module are to stand.
 
     >>> behind_module(["a.weight_g", "a.bias", "a.sub.bias", "b"], {"a.weight_g": "a."})
     ['a.bias', 'a.sub.bias', 'a.weight_g', 'b']
     """
+    rank = {name: at for at, name in enumerate(moved)}
     last = {prefix: at for at, _, above in _below(names, moved.values()) for prefix in above}
 
     def place(item: tuple[int, str]) -> tuple[int, ...]:
@@ -37,7 +39,7 @@ def behind_module(names: Sequence[str], moved: Mapping[str, str]) -> list[str]:
         if name not in moved:
             return at, 0, 0, at
         # Of two modules that end together the inner one ends first.
-        return last[moved[name]], 1, -moved[name].count("."), at
+        return last[moved[name]], 1, -moved[name].count("."), rank[name]
 
     return [name for _, name in sorted(enumerate(names), key=place)]
 
@@ -50,6 +52,7 @@ def before_children(names: Sequence[str], moved: Mapping[str, str]) -> list[str]
     >>> before_children(["a.bias", "a.sub.bias", "a.weight_g", "b"], {"a.weight_g": "a."})
     ['a.bias', 'a.weight_g', 'a.sub.bias', 'b']
     """
+    rank = {name: at for at, name in enumerate(moved)}
     first: dict[str, int] = {}  # the first key of each module
     child: dict[str, int] = {}  # the first key of a child of it
     own: dict[str, list[int]] = {}
@@ -71,8 +74,8 @@ def before_children(names: Sequence[str], moved: Mapping[str, str]) -> list[str]
         before = own.get(prefix, [])
         count = bisect(before, child.get(prefix, len(names)))
         if count:
-            return before[count - 1], 1, prefix.count("."), at
-        return first[prefix], -1, prefix.count("."), at
+            return before[count - 1], 1, prefix.count("."), rank[name]
+        return first[prefix], -1, prefix.count("."), rank[name]
 
     return [name for _, name in sorted(enumerate(names), key=place)]
 
