@@ -33,11 +33,15 @@ def metadata_keys(planned: PlannedStateDict, keys: Sequence[str]) -> list[str]:
         if f"{_MARK}." in step.name
     }
     kept = [key for key in keys if key not in gone or key in left or key in come]
-    there = set(kept)
-    new = {key: owner for key, owner in come.items() if key not in there and owner.removesuffix(".") in there}
+    there = set(keys)
+    new: dict[str, list[str]] = {}
+    for key, owner in come.items():
+        if key not in there:
+            new.setdefault(owner, []).append(f"{key}.")
     # As keys of a state dict: a module stands behind all that is below the modules before it.
-    moved = {f"{key}.": owner for key, owner in new.items()}
-    order = behind_module([*(f"{key}." if key else "" for key in kept), *moved], moved)
+    prefixes = (f"{key}." if key else "" for key in kept)
+    at_home = [name for prefix in prefixes for name in (prefix, *new.get(prefix, ()))]
+    order = behind_module(at_home, {name: owner for owner, of_owner in new.items() for name in of_owner})
     return [key.removesuffix(".") for key in order]
 
 

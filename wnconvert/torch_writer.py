@@ -225,7 +225,11 @@ class _Editor:
             others = [pair for pair in entries if not isinstance(pair[0], str)]
             known = {str(key): value for key, value in entries if isinstance(key, str)}
             keys = metadata_keys(planned, list(known))
-            new = [(key, known[key] if key in known else Dict(list(NEW_ENTRY.items()))) for key in keys]
+            # A pickle has equal texts twice where they are two objects: torch's "version" is one.
+            names = [name for value in known.values() for name, _ in mapping_pairs(value) or ()]
+            own = {name: name for name in names if isinstance(name, str)}
+            entry = [(own.get(name, name), value) for name, value in NEW_ENTRY.items()]
+            new = [(key, known[key] if key in known else Dict(list(entry))) for key in keys]
             self.edits[id(metadata)] = with_pairs(before, [*new, *others])
 
 
