@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from wnconvert.errors import LayerError
 from wnconvert.order import is_buffer, restored
 from wnconvert.plan import Change, Dropped, Keep, Plan, PlannedStateDict
-from wnconvert.provenance import Origin, origin_data, origins, recorded, without_layers
+from wnconvert.provenance import Origin, Record, origin_data, origins, recorded, without_layers
 from wnconvert.schemes import Layer, Selection, in_form
 from wnconvert.scope import (
     check_refused,
@@ -86,7 +86,7 @@ def plan_migrate(
         dropped=(*optimizers, *scope.dropped),
         already=sum(layer.form == to for state in scope.states for layer in found[state.path].layers),
         record=recorded(
-            without_layers(tree.record, "migrate", undone),
+            _without_last(tree.record, undone),
             kept,
             "migrate",
             {path: item.record for path, item in made.items()},
@@ -155,6 +155,18 @@ def _recorded_order(tree: Tree, state: StateDict, after: Mapping[str, Layer]) ->
     said = {origin.layer.name: (origin.layer.g.name, origin.layer.v.name) for origin in last}
     meant = {name: (layer.g.name, layer.v.name) for name, layer in after.items()}
     return last if said == meant else ()
+
+
+def _without_last(record: Record, undone: Mapping[str, Iterable[str]]) -> Record:
+    """The record without the last migration of each state dict whose layers, by path, it just undid.
+
+    An earlier one may tell of the same layers: a mixture that became one form, and then the other.
+    """
+    steps = list(record)
+    for path, names in undone.items():
+        last = max(at for at, step in enumerate(steps) if origins([step], path, "migrate"))
+        steps[last : last + 1] = without_layers(steps[last : last + 1], "migrate", {path: names})
+    return steps
 
 
 def _places(steps: Iterable[Origin]) -> dict[str, int]:

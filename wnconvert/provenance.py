@@ -139,7 +139,7 @@ def without_layers(record: Record, verb: str, undone: Mapping[str, Iterable[str]
 
     def left(path: str, layers: Sequence[Any]) -> list[Any]:
         gone = names.get(path, set())
-        return [data for data in layers if not (isinstance(data, Mapping) and data.get("name") in gone)]
+        return [data for data in layers if not ((origin := _origin(data)) and origin.layer.name in gone)]
 
     steps = []
     for step in record:
