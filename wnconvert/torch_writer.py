@@ -35,6 +35,7 @@ from wnconvert.torch_objects import (
     with_pairs,
     with_storage,
 )
+from wnconvert.torch_optimizers import optimizer_edits, renames
 from wnconvert.zips import MARKS, NewRecord, zip_layout
 
 __all__ = ["torch_layout"]
@@ -151,10 +152,12 @@ class _Editor:
                 self._edit_mapping(state, planned)
         if plan.only is not None:
             return _nested(found[plan.only].keys, found[plan.only].node)
-        dropped = {item.path for item in plan.dropped}
+        dropped, names = {item.path for item in plan.dropped}, renames(plan)
         for item in self.source.contents.optimizers:
             if item.path in dropped:
                 self.edits[id(item.holder)] = _without(self.edited(item.holder), item.node)
+            else:
+                self.edits |= optimizer_edits(item.node, names)
         return self.source.pickle.root
 
     def _straighten_views(self) -> None:
