@@ -485,7 +485,9 @@ def test_a_reference_without_layers_or_for_other_state_dicts_is_refused() -> Non
     source = tree(state_at("a", ("a.weight", (8, 4, 3))), state_at("b", BIAS))
     with pytest.raises(ArgumentError, match="--like has no weight-normalized layers"):
         split(source, like=tree(state_at("", ("a.weight", (8, 4, 3)))))
-    with pytest.raises(ArgumentError, match=r"no state dict of it has the layers of --like \(\.\)") as caught:
+    with pytest.raises(
+        ArgumentError, match=r"no state dict .* all the layers of --like \(a\.weight, b"
+    ) as caught:
         split(source, like=tree(state_at("", *pair("a.weight"), *pair("b.weight"))))
     assert "--only" in caught.value.fix
 
@@ -576,7 +578,7 @@ def test_a_wildcard_takes_what_looks_like_a_weight_and_says_what_it_leaves() -> 
         "int64: steps, table",
         "float8_e4m3fn: q.weight",
         "a part of another reparameterization: u.weight_orig, p.parametrizations.weight.0.base",
-        "half of a pair that is no layer: bad.weight_v, lone.weight_g",
+        "half of a pair: bad.weight_g, bad.weight_v, lone.weight_g",
     ):
         assert said in note
     assert split(tree(state_at("", *MODEL)), "conv.w*", dim=0).notes == ()

@@ -226,10 +226,10 @@ def _as_like(
         names = looks_like_layers(item)
         wishes[state.path] = there.wish(_order_as_in(reference, names, there), to, names=names)
     if not wishes:
-        paths = listed((path or "." for path, item in found.items() if looks_like_layers(item)), 4)
+        every = dict.fromkeys(name for item in found.values() for name in looks_like_layers(item))
         raise ArgumentError(
-            f"no state dict of it has the layers of --like ({paths})",
-            fix="--only PATH names the one that is meant",
+            f"no state dict of it has all the layers of --like ({listed(every, 3)})",
+            fix="--like names a checkpoint of the same model; --only PATH says which state dict is meant",
         )
     return wishes
 
@@ -346,12 +346,12 @@ _EMBEDDING = re.compile(r"emb|codebook|lookup|(?:^|[._])w[tp]e[._]", re.IGNORECA
 
 def _no_weight(info: TensorInfo, there: _There) -> str:
     """Why a tensor that a wildcard catches does not look like a weight to normalize, or nothing."""
+    if info.name in there.parts:
+        return "half of a pair"
     if not info.dtype.foldable:
         return str(info.dtype)
     if len(info.shape) < 2:
         return f"{len(info.shape)}-D"
-    if info.name in there.parts:
-        return "half of a pair that is no layer"
     if _COMPUTED.fullmatch(info.name):
         return "a part of another reparameterization"
     owner = owner_of(info.name)
