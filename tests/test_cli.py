@@ -260,6 +260,15 @@ def test_keys_of_the_json_are_documented() -> None:
         assert f"`{key}`" in readme or f'"{key}"' in readme, key
 
 
+@pytest.mark.parametrize("command", [("inspect",), ("migrate", "--json"), ("fold", "--dry-run")])
+def test_a_full_disk_behind_stdout_is_an_error_and_no_bug(command: tuple[str, ...], gan: Path) -> None:
+    with Path("/dev/full").open("w") as full:
+        arguments = [sys.executable, "-m", "wnconvert", *command, str(gan)]
+        done = subprocess.run(arguments, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, "Traceback" in done.stderr) == (2, False)
+    assert "error: stdout: it cannot be written (No space left on device)" in done.stderr
+
+
 def test_quiet_prints_nothing_but_errors(gan: Path) -> None:
     done = run("fold", gan, "--quiet")
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

@@ -18,7 +18,7 @@ from typing import Any, NoReturn, TypeVar
 import click
 
 from wnconvert import __version__
-from wnconvert.errors import WnconvertError
+from wnconvert.errors import OutputError, WnconvertError
 from wnconvert.words import printable
 
 __all__ = ["cli", "main"]
@@ -187,15 +187,17 @@ def fold(src: str, out: str | None, **options: Any) -> None:
     callback=_dim,
     metavar="N|none",
     default="auto",
-    help="With --layers: the axis that is not summed over (0 is torch's default), none: the whole tensor.",
+    help="With --layers: the axis that is not summed over (0 is torch's default); none, or torch's -1: the "
+    "whole tensor.",
 )
 @_DROPS_OPTIMIZER
 @_WRITING
 def split(src: str, out: str | None, **options: Any) -> None:
-    """Split plain weights into g and v, to train on; folded, they are the same bits again.
+    """Split plain weights into g and v.
 
-    g is the norm of each row, correctly rounded, and v the weight itself. A file that wnconvert fold wrote
-    gets its layers back as they were; for any other say which they are: --like REF, or --layers with --dim.
+    To train them further; folded, they are the same bits again. g is the norm of each row, correctly
+    rounded, and v the weight itself. A file that wnconvert fold wrote gets its layers back as they were; for
+    any other say which they are: --like REF, or --layers with --dim.
     """
     from wnconvert.files import split_file
 
@@ -217,7 +219,7 @@ def split(src: str, out: str | None, **options: Any) -> None:
 )
 @_WRITING
 def migrate(src: str, out: str | None, *, to: str, **options: Any) -> None:
-    """Rename layers of the old weight_norm to the new parametrize form, or back.
+    """Rename old weight norm's layers as torch 2.1's, or back.
 
     Names and order of keys change as torch has them, bytes do not; optimizer state in the file stays valid.
     """
@@ -281,10 +283,11 @@ def inspect(
     plot: str | None,
     **options: Any,
 ) -> None:
-    """Show what is in a checkpoint: its form, its layers' magnitudes, whether it is healthy.
+    """Show what is in a checkpoint and whether it is healthy.
 
-    Only g is read, kilobytes of a file of gigabytes. Of several files (a training run) one row a layer is
-    shown, with the layers that moved most first.
+    Its form, its layers' magnitudes, what fold, split and migrate would do. Only g is read, kilobytes of a
+    file of gigabytes. Of several files (a training run) one row a layer is shown, with the layers that moved
+    most first.
     """
     from wnconvert.inspection import inspect_file
     from wnconvert.inspection_report import arranged, inspection_text, moves_text
@@ -303,11 +306,11 @@ def inspect(
             if len(found) == 1
             else {"schema": 1, "files": [item.to_dict() for item in found]}
         )
-        click.echo(json.dumps(data, indent=1))
+        _print(json.dumps(data, indent=1))
     elif len(found) == 1:
-        click.echo(inspection_text(found[0], style=style, width=width))
+        _print(inspection_text(found[0], style=style, width=width))
     else:
-        click.echo(moves_text(found, style=style, top=top, width=width))
+        _print(moves_text(found, style=style, top=top, width=width))
     if plot is not None:
         from wnconvert.plots import plot_magnitudes
 
@@ -347,9 +350,10 @@ def inspect(
 def compare(
     a: str, b: str, *, as_json: bool, wide: bool, quiet: bool, no_progress: bool, **options: Any
 ) -> int:
-    """Tell whether two checkpoints are the same function, across forms, containers and nesting.
+    """Tell whether two checkpoints are the same function.
 
-    Weight-normalized layers are compared by the weights that they compute. Exit code 0: equal, 1: not.
+    In any form, container and nesting: weight-normalized layers are compared by the weights that they
+    compute. Exit code 0: equal, 1: not.
     """
     from wnconvert.compare import compare_files
     from wnconvert.comparison_report import comparison_text
@@ -373,9 +377,16 @@ def _say(notes: tuple[str, ...], *, quiet: bool) -> None:
         click.echo(f"note: {printable(note)}", err=True)
 
 
-def _print(text: str, *, quiet: bool) -> None:
-    if not quiet:
+def _print(text: str, *, quiet: bool = False) -> None:
+    """Print to stdout, where a full disk is the user's affair and no bug; OUT is written by then."""
+    if quiet:
+        return
+    try:
         click.echo(text)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise OutputError(f"it cannot be written ({error.strerror})", where="stdout") from error
 
 
 @contextlib.contextmanager

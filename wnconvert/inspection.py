@@ -380,7 +380,8 @@ def _migrate_in_words(tree: Tree) -> str:
             return f"would refuse: {error.what.splitlines()[0].rstrip(':')} ({error.fix})"
         if plan.layers:
             (before,) = {change.layer.form for _, change in plan.layers}
-            said.append(f"{counted(len(plan.layers), 'layer')} from {before} to {to}")
+            how = " (--to legacy)" if to == "legacy" else ""
+            said.append(f"{counted(len(plan.layers), 'layer')} from {before} to {to}{how}")
     return f"would take {', or '.join(said)}" if said else "nothing to migrate"
 
 

@@ -71,7 +71,7 @@ def split_problems(report: RowReport, dtype: object) -> tuple[Problem, ...]:
     """
     found = []
     if report.nonfinite.count:
-        found.append(Problem(f"NaN or infinity in {say_rows(report.nonfinite)}, which have no norm"))
+        found.append(Problem(f"NaN or infinity in {say_rows(report.nonfinite)}: no norm"))
     if report.overflow.count:
         found.append(Problem(f"a norm that {dtype} cannot hold, in {say_rows(report.overflow)}"))
     return tuple(found)
