@@ -11,10 +11,13 @@ from typing import Any
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import save_file
 
 from tests.golden import FIXTURES
-from wnconvert import __version__, fold_file
+from tests.states import state_dicts
+from wnconvert import __version__, fold_file, split_file
 from wnconvert.checkpoint import open_checkpoint
+from wnconvert.errors import WnconvertError
 from wnconvert.provenance import (
     METADATA_KEY,
     NO_HISTORY,
@@ -120,6 +123,108 @@ def test_a_second_fold_that_folds_nothing_leaves_the_record_alone(tmp_path: Path
     fold_file(FIXTURES / "g_02500000", tmp_path / "a.pt")
     fold_file(tmp_path / "a.pt", tmp_path / "b.pt")
     assert record_in(tmp_path / "a.pt") == record_in(tmp_path / "b.pt")
+
+
+def planted(history: Any, path: Path) -> Path:
+    """A file of one folded layer with this history in it."""
+    tensors = {"a.weight": torch.ones(8, 4, 3), "bias": torch.ones(8)}
+    text = json.dumps({"history": history})
+    if path.suffix == ".safetensors":
+        save_file(tensors, path, {METADATA_KEY: text})
+        return path
+    torch.save(tensors, path)
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr(f"{archive.namelist()[0].split('/')[0]}/{RECORD_NAME}", text)
+    return path
+
+
+def history(**changes: Any) -> list[Any]:
+    """What a fold of that layer records, but for some values."""
+    halves = {
+        half: {"name": f"a.weight_{half}", "shape": shape, "dtype": "float32", "place": place}
+        for half, shape, place in (("g", [8, 1, 1], 0), ("v", [8, 4, 3], 1))
+    }
+    layer = {"name": "a.weight", "form": "legacy", "dim": 0, **halves, **changes}
+    return [{"verb": "fold", "state_dicts": {"": [layer]}}]
+
+
+LIES: list[Any] = [
+    [],
+    [1],
+    {},
+    "fold",
+    [{"verb": "fold", "state_dicts": {"": 7}}],
+    [{"verb": "fold", "state_dicts": {"": [7, None, [], "a.weight"]}}],
+    [{"verb": "fold", "state_dicts": {"elsewhere": history()[0]["state_dicts"][""]}}],
+    [{"verb": ["fold"], "state_dicts": {}}],
+    history(dim=1),
+    history(dim=1 << 200),
+    history(dim=-3),
+    history(form="__class__"),
+    history(name="../../a.weight"),
+    history(name="b.weight"),
+    history(g={"name": "a.weight_g", "shape": [1] * 100_000, "dtype": "float32", "place": 0}),
+    history(g={"name": "a.weight_g", "shape": [1 << 62, 1, 1], "dtype": "float32", "place": 0}),
+    history(g={"name": "bias", "shape": [8, 1, 1], "dtype": "float32", "place": 0}),
+    history(v={"name": "a.weight_v", "shape": [1 << 62, 4, 3], "dtype": "float32", "place": 0}),
+    history(v={"name": "a.weight_v", "shape": [8, 4, 3], "dtype": "object", "place": 0}),
+    history() * 3 + history(dim=2),
+]
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+@pytest.mark.parametrize("lie", LIES, ids=lambda lie: json.dumps(lie)[-90:])
+def test_a_record_that_lies_is_refused_in_words_and_nothing_is_written(
+    tmp_path: Path, lie: Any, suffix: str
+) -> None:
+    source = planted(lie, tmp_path / f"in{suffix}")
+    with pytest.raises(WnconvertError) as caught:
+        split_file(source, tmp_path / f"out{suffix}")
+    assert caught.value.fix
+    assert [path.name for path in tmp_path.iterdir()] == [source.name]
+    honest = planted(history(), tmp_path / f"honest{suffix}")
+    assert list(load(split_file(honest).output)) == ["a.weight_g", "a.weight_v", "bias"]
+    # What is wrong in the record is no obstacle where it is not gone by.
+    assert split_file(source, tmp_path / f"out{suffix}", layers="a.weight", dim=0).plan.layers
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_what_a_record_says_of_places_dtypes_and_steps_changes_no_number(tmp_path: Path, suffix: str) -> None:
+    half = {"name": "a.weight_g", "shape": [8], "dtype": "float64", "place": (1 << 63) - 1}
+    for number, odd in enumerate(
+        (
+            history(g=half),
+            history(g={**half, "dtype": "bool"}),
+            history(g={**half, "place": 0}) + history() + history(g=half),
+            history(extra={"deep": [[[]]]}),
+        )
+    ):
+        source = planted(odd, tmp_path / f"{number}{suffix}")
+        out = split_file(source, verify=True).output
+        state = load(out)
+        assert sorted(state) == ["a.weight_g", "a.weight_v", "bias"]
+        assert torch.equal(state["a.weight_v"], torch.ones(8, 4, 3))
+        assert torch.equal(state["a.weight_g"].flatten().float(), torch.full((8,), 12**0.5))
+
+
+def test_a_record_of_very_many_steps_takes_no_square_of_time(tmp_path: Path) -> None:
+    tensors = {f"{at}.weight": torch.ones(2, 2) for at in range(2000)} | {"a.weight": torch.ones(8, 4, 3)}
+    steps = history(name="gone", g=half_of("gone", "g"), v=half_of("gone", "v")) * 20_000
+    text = json.dumps({"history": history() + steps})
+    save_file(tensors, tmp_path / "in.safetensors", {METADATA_KEY: text})
+    plan = split_file(tmp_path / "in.safetensors", exclude="gone", dry_run=True)
+    assert [change.name for _, change in plan.layers] == ["a.weight"]
+
+
+def half_of(name: str, half: str) -> dict[str, Any]:
+    shape = [8, 1, 1] if half == "g" else [8, 4, 3]
+    return {"name": f"{name}_{half}", "shape": shape, "dtype": "float32", "place": 0}
+
+
+def load(path: Path) -> dict[str, torch.Tensor]:
+    """A file's tensors in the order of its keys, as others read them."""
+    ((_, state),) = state_dicts(path).items()
+    return state
 
 
 def test_a_planted_record_does_no_harm(tmp_path: Path) -> None:

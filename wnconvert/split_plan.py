@@ -177,20 +177,23 @@ def _unfolded(
     layer that stays folded goes where one fold of all that stay would put it, and as that would record it.
     """
     order = [entry.name for entry in state.entries]
+    there = set(order)
     stays: dict[str, Layer] = {}
     for step in reversed(steps):
-        there = set(order)
         undone = {
             origin.layer.name: origin
             for origin in step
             if origin.layer.name in there and there.isdisjoint(half.name for half in origin.layer.halves)
         }
+        if not undone:
+            continue
         places: dict[str, int] = {}
         for name, origin in undone.items():
             places |= zip((half.name for half in origin.layer.halves), origin.places, strict=True)
             if name not in layers:
                 stays[name] = origin.layer
         order = restored([*(name for name in order if name not in undone), *places], places)
+        there = there - undone.keys() | places.keys()
     place = {name: at for at, name in enumerate(order)}
     weight_of = {half.name: name for name, layer in stays.items() for half in layer.halves}
     left = [origin_data(layer, place) for layer in stays.values()] if layers else []
