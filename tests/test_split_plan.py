@@ -441,13 +441,49 @@ def test_of_several_state_dicts_each_finds_its_own() -> None:
     assert len(split(source, like=like, only="ema").layers) == 1  # which says that it is meant
 
 
+@pytest.mark.parametrize("mine", ["", "module."])
+@pytest.mark.parametrize("theirs", ["", "module.", "module._orig_mod."])
+def test_names_that_differ_by_a_prefix_get_the_globs_that_say_the_same(mine: str, theirs: str) -> None:
+    source = tree(state_at("", (f"{mine}a.weight", (8, 4, 3)), (f"{mine}bias", (8,))))
+    like = tree(state_at("", *pair(f"{theirs}a.weight")))
+    if mine == theirs:
+        assert split(source, like=like).already == 0
+        return
+    with pytest.raises(LayerError) as raised:
+        split(source, like=like)
+    said = f"say it by --layers '{mine}a.weight' --dim 0 --to legacy"
+    assert (said in raised.value.fix) is (mine == "" or theirs == "")
+    assert len(split(source, f"{mine}a.weight", dim=0).layers) == 1
+
+
+def test_a_reference_that_was_folded_says_by_its_record_what_it_was() -> None:
+    unfolded = tree(state_at("", ("bias", (8,)), *pair("a.weight")))
+    record = plan_fold(unfolded, "torch").record
+    like = tree(state_at("", ("bias", (8,)), ("a.weight", (8, 4, 3))), record=record)
+    source = tree(state_at("", ("a.weight", (8, 4, 3)), ("bias", (8,))))
+    (planned,) = split(source, like=like).state_dicts
+    assert [step.name for step in planned.steps] == ["bias", "a.weight_g", "a.weight_v"]
+    with pytest.raises(ArgumentError, match="no weight-normalized layers"):
+        split(source, like=replace(like, record=()))
+
+
+def test_a_dim_that_the_record_contradicts_is_said() -> None:
+    unfolded = tree(state_at("", *pair("a.weight")))
+    source = tree(state_at("", ("a.weight", (8, 4, 3))), record=plan_fold(unfolded, "torch").record)
+    assert split(source, "a.*", dim=0).notes == ()
+    (note,) = split(source, "a.*", dim=1).notes
+    assert note == "a.weight: the record says that it was folded along dim 0; it is split along 1"
+
+
 def test_layers_that_are_not_there_are_listed() -> None:
     like = tree(state_at("", *pair("a.weight"), *pair("b.weight"), *pair("c.weight")))
     source = tree(state_at("", ("a.weight", (8, 4, 3))))
     with pytest.raises(LayerError, match=r"it lacks 2 layers of --like:\n  b.weight\n  c.weight$"):
         split(source, like=like)
     assert len(split(source, like=like, exclude=["[bc].*"]).layers) == 1
-    with pytest.raises(LayerError, match="none of the 3 layers of --like is in it"):
+    with pytest.raises(
+        LayerError, match=r"none of the layers of --like is in it: a\.weight, b\.weight, c\.weight$"
+    ):
         split(tree(state_at("", BIAS)), like=like)
 
 
@@ -632,7 +668,8 @@ def test_exclude_holds_for_globs_too() -> None:
 def test_what_the_globs_mean_and_is_split_already_is_counted() -> None:
     source = tree(state_at("", *pair("a.weight"), *new_pair("b.weight"), ("c.weight", (8, 4))))
     plan = split(source, "*", dim=0)
-    assert (len(plan.layers), plan.already, plan.notes) == (1, 2, ())
+    assert (len(plan.layers), plan.already) == (1, 2)
+    assert plan.notes == ("a.weight split already in the other form: wnconvert migrate --to parametrize",)
     plan = split(source, "[ab].*", dim=0)
     assert (plan.layers, plan.already, names(plan)) == ([], 2, keys(source))
 
@@ -703,6 +740,19 @@ def test_another_form_than_the_recorded_one_has_its_own_places(
     assert names(like) == [*long, "c.bias"]
 
 
+def test_a_weight_that_shared_memory_with_a_name_that_stays_is_noted_but_not_for_want_of_elements() -> None:
+    for shape, notes in (((8, 4), 1), ((0, 4), 0)):
+        state = state_at("", ("a", shape), ("b", shape), ("c", shape))
+        a, b, c = state.entries
+        assert a.tensor
+        assert b.tensor
+        tied = replace(b, tensor=replace(b.tensor, storage=a.tensor.storage))
+        source = tree(replace(state, entries=(a, tied, c)))
+        assert len(split(source, "a", dim=0).notes) == notes
+        assert split(source, "a", "b", dim=0).notes == ()
+        assert split(source, "c", dim=0).notes == ()
+
+
 # -- which state dicts, and what is left out
 
 
@@ -738,6 +788,8 @@ def test_only_keeps_one_state_dict_and_its_record(container: str) -> None:
         "pre.weight_v",
         "bias",
     ]
+    plan = plan_split(gan(), container, only="generator")
+    assert [item.path for item in plan.dropped] == ["discriminator", "ema", "optim_g", "epoch"]
     with pytest.raises(ArgumentError, match="nothing says"):
         plan_split(gan(), container, only="ema")
 
