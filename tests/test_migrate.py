@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 import subprocess
@@ -307,6 +308,77 @@ def test_a_record_of_a_mixture_outlives_the_round_that_passes_it(tmp_path: Path)
         assert len(record_of(source)) == 1 + at % 2
     assert made[0] == made[2] == made[4]
     assert made[1] == made[3] == made[5]
+
+
+OWNERS = ["", "a.", "a.b.", "a.b.c.", "d."]
+WEIGHTS = st.lists(
+    st.tuples(st.sampled_from(OWNERS), st.sampled_from(["weight", "in_proj"]), st.sampled_from(FORMS)),
+    unique_by=lambda weight: weight[:2],
+    min_size=1,
+    max_size=5,
+)
+OTHERS = st.lists(
+    st.tuples(st.sampled_from(OWNERS), st.sampled_from(["bias", "running_mean", "emb_g", "sub.bias"])).map(
+        "".join
+    ),
+    unique=True,
+    max_size=6,
+)
+
+
+@st.composite
+def any_places(draw: st.DrawFn) -> list[Any]:
+    """The keys of layers of both forms, and others, in any order."""
+    layers = [
+        half
+        for owner, param, form in draw(WEIGHTS)
+        for half in (pair if form == "legacy" else new_pair)(owner + param)
+    ]
+    return draw(st.permutations([*layers, *draw(OTHERS)]))
+
+
+@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
+@given(any_places(), st.sampled_from([".pt", ".safetensors"]))
+def test_keys_in_any_order_come_back_byte_for_byte(keys: list[Any], suffix: str) -> None:
+    state = state_of(keys)
+    forms = {form_of(g) for g, _ in halves(state).values()}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        torch.save(state, folder / "in.pt")
+        for form in FORMS:
+            source, made = migrated(folder / "in.pt", form, folder, f"0{suffix}"), []
+            for at in range(4):
+                made.append(source.read_bytes())
+                ((_, found),) = state_dicts(source).items()
+                expected = renamed(state, (form, OTHER[form])[at % 2])
+                assert set(found) == set(expected)
+                assert all(same(found[key], value) for key, value in expected.items())
+                source = migrated(source, (OTHER[form], form)[at % 2], folder, f"{at + 1}{suffix}")
+            assert (made[0], made[1]) == (made[2], made[3])
+            if forms == {form}:
+                assert list(state_dicts(folder / f"2{suffix}")[""]) == list(state)
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+@pytest.mark.parametrize("as_zip", [True, False])
+def test_what_torch_saves_in_any_way_comes_back_byte_for_byte(
+    protocol: int, as_zip: bool, tmp_path: Path
+) -> None:
+    made = twins(holder(2, [1], [leaf("conv", True, 0), leaf("lstm", True, 0)], share=True))
+    for form in FORMS:
+        state = made[form].state_dict()
+        tree = {"model": state, "ema": copy.copy(state), "average": dict(state), "epoch": 1}
+        assert tree["ema"]._metadata is state._metadata  # type: ignore[attr-defined]
+        save: dict[str, Any] = {"pickle_protocol": protocol, "_use_new_zipfile_serialization": as_zip}
+        torch.save(tree, tmp_path / "in.pt", **save)
+        source = migrated(tmp_path / "in.pt", form, tmp_path, "0.pt")
+        there = migrated(source, OTHER[form], tmp_path, "1.pt")
+        assert migrated(there, form, tmp_path, "2.pt").read_bytes() == source.read_bytes()
+        after = torch.load(there, weights_only=False)  # which knows every protocol
+        for path in ("model", "ema"):
+            is_torchs_own(after[path], made[OTHER[form]])
+        assert list(after["average"]) == list(after["model"])
+        assert after["average"]["c0.bias"].data_ptr() == after["model"]["c0.bias"].data_ptr()
 
 
 def test_layers_by_layers_there_and_back(tmp_path: Path) -> None:
@@ -712,6 +784,21 @@ def test_an_optimizer_stays_where_nothing_changes_though_it_was_to_be_dropped(tm
     result = migrate_file(source, tmp_path / "out.pt", drop_optimizer=True)
     assert (result.plan.layers, result.plan.dropped, result.plan.already) == ([], (), 1)
     assert "optimizer" in load(tmp_path / "out.pt")
+
+
+def test_a_dropped_optimizer_is_named_by_its_path(tmp_path: Path) -> None:
+    result = migrate_file(FIXTURES / "do_02500000", tmp_path / "out.pt", drop_optimizer=True)
+    assert [item.path for item in result.plan.dropped] == ["optim_g", "optim_d"]
+    assert list(load(tmp_path / "out.pt")) == ["mpd", "msd", "steps", "epoch"]
+    plan = migrate_file(FIXTURES / "lightning.ckpt", to="legacy", drop_optimizer=True, dry_run=True)
+    assert [item.path for item in plan.dropped] == ["optimizer_states.0"]
+    kept = migrate_file(FIXTURES / "do_02500000", tmp_path / "kept.pt")
+    assert kept.plan.dropped == ()
+    before, after = load(FIXTURES / "do_02500000"), load(tmp_path / "kept.pt")
+    for name in ("optim_g", "optim_d"):
+        assert before[name]["param_groups"] == after[name]["param_groups"]
+        for at, state in before[name]["state"].items():
+            assert all(same(after[name]["state"][at][key], value) for key, value in state.items())
 
 
 # -- refusals

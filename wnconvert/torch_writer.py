@@ -126,6 +126,7 @@ class _Editor:
         self.tensors = {state.path: state.tensors for state in tree.state_dicts}
         self.edits: dict[int, Value] = {}
         self.made: dict[tuple[object, ...], Value] = {}  # a value under two names stays one value
+        self.names: dict[tuple[int, str], str] = {}  # a text that is two keys stays one text
         self.views: dict[tuple[str, ByteRange], set[object]] = {}  # of the tensors that a state dict keeps
 
     def edited(self, value: Value) -> Value:
@@ -175,7 +176,12 @@ class _Editor:
 
     def _pairs(self, planned: PlannedStateDict, values: dict[str, Value]) -> list[tuple[str, Value]]:
         """The items of a state dict as planned."""
-        return [(step.name, self._value(planned.path, step, values)) for step in planned.steps]
+        return [(self._name(step), self._value(planned.path, step, values)) for step in planned.steps]
+
+    def _name(self, step: Step) -> str:
+        """The key of a step; of copies of a state dict, which share their keys, the renamed ones do too."""
+        source = step.source if isinstance(step, Keep) else step.name
+        return self.names.setdefault((id(source), step.name), step.name)
 
     def _value(self, path: str, step: Step, values: dict[str, Value]) -> Value:
         tensors = self.tensors[path]
