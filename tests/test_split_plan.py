@@ -473,6 +473,32 @@ def test_a_dim_that_the_record_contradicts_is_said() -> None:
     assert split(source, "a.*", dim=0).notes == ()
     (note,) = split(source, "a.*", dim=1).notes
     assert note == "a.weight: the record says that it was folded along dim 0; it is split along 1"
+    square = fold(tree(state_at("", *pair("a.weight", (4, 4)))))
+    assert len(split(square, "a.weight", dim=1).notes) == 1
+    one_row = fold(tree(state_at("", *pair("a.weight", (1, 4)))))
+    assert split(one_row, "a.weight", dim=None).notes == ()  # the same numbers
+
+
+def test_what_the_record_of_a_reference_says_must_fit_the_reference() -> None:
+    source = tree(state_at("", ("a.weight", (8, 4, 3)), BIAS))
+    assert len(split(source, like=recorded()).layers) == 1
+    with pytest.raises(LayerError, match=r"of --like, a\.weight is no layer to go by: .*not \(8, 4, 4\)"):
+        split(source, like=recorded(v_shape=[8, 4, 4]))
+    with pytest.raises(ArgumentError, match="no weight-normalized layers"):
+        split(source, like=recorded(dim=7))
+    assert split(source, like=recorded(v_shape=[8, 4, 4]), exclude=["a.*"]).layers == []
+    names_of_both = tree(state_at("", *pair("b.weight"), ("a.weight", (8, 4, 3))), record=recorded().record)
+    both = tree(state_at("", ("a.weight", (8, 4, 3)), ("b.weight", (8, 4, 3))))
+    assert len(split(both, like=names_of_both).layers) == 2
+
+
+def test_a_layer_of_the_reference_that_is_excluded_need_not_be_there() -> None:
+    like = tree(state_at("", *pair("a.weight"), *pair("b.weight")))
+    source = tree(state_at("m", ("a.weight", (8, 4, 3))), state_at("n", BIAS))
+    with pytest.raises(ArgumentError, match="no state dict of it has all the layers"):
+        split(source, like=like)
+    assert [path for path, _ in split(source, like=like, exclude=["b.*"]).layers] == ["m"]
+    assert [path for path, _ in split(source, "a.*", like=like).layers] == ["m"]
 
 
 def test_layers_that_are_not_there_are_listed() -> None:

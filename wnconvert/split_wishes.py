@@ -149,7 +149,7 @@ def _reference(like: Tree, state: StateDict, selection: Selection) -> _Reference
         (*found.layers, *folded.layers.values()),
         (*looks_like_layers(found), *folded.names),
         frozenset(state.tensors),
-        found.refused,
+        (*found.refused, *folded.refused),
     )
 
 
@@ -261,7 +261,8 @@ def _counterpart(state: StateDict, references: Sequence[_Reference], *, alone: b
         if item.path == state.path:
             return item
     for item in with_layers:
-        if mine.issuperset(item.names) and (alone or plain.isdisjoint(item.names)):
+        wanted = {*(layer.name for layer in item.layers), *(no.name for no in item.refused)}
+        if mine >= wanted and (alone or plain.isdisjoint(wanted)):
             return item
     return with_layers[0] if alone and len(with_layers) == 1 else None
 
@@ -311,8 +312,9 @@ def _dims_of_record(tree: Tree, state: StateDict, layers: Mapping[str, Layer]) -
     steps = origins(tree.record, state.path, "fold")
     folded = {origin.layer.name: origin.layer for step in steps for origin in step}
     for name, layer in layers.items():
-        if name in folded and folded[name].rows != layer.rows:
-            dims = ("none" if dim is None else str(dim) for dim in (folded[name].dim, layer.dim))
+        was = folded.get(name, layer)
+        if was.dim != layer.dim and not was.rows == layer.rows == 1:
+            dims = ("none" if dim is None else str(dim) for dim in (was.dim, layer.dim))
             yield "{}: the record says that it was folded along dim {}; it is split along {}".format(
                 name, *dims
             )
