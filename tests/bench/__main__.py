@@ -120,6 +120,15 @@ def split(folder: Path, rounds: int) -> Iterator[Row]:
             yield Row(f"`split`, 2 GiB, dim {dim}", runs, "`dd conv=fsync`", copy, 0, 64 * MIB)
 
 
+def migrate(folder: Path, rounds: int) -> Iterator[Row]:
+    """Names alone change: a copy, in both containers."""
+    for suffix in (".safetensors", ".pt"):
+        with _file(folder, f"large{suffix}", inputs.many_layers(2 * GIB)) as (source, target):
+            ours: Command = [WNCONVERT, "migrate", source, "-o", target]
+            runs, copy = in_turns(rounds, ours, _copy(source, target), target=target, memory=True)
+            yield Row(f"`migrate`, 2 GiB `{suffix}`", runs, "`dd conv=fsync`", copy, 1.5, 64 * MIB)
+
+
 def inspect(folder: Path, rounds: int) -> Iterator[Row]:
     """Only names and magnitudes are read."""
     with _file(folder, "large.safetensors", inputs.many_layers(2 * GIB)) as (source, _):
@@ -159,7 +168,7 @@ def _file(folder: Path, name: str, shapes: Shapes) -> Iterator[tuple[Path, Path]
 
 
 BENCHES: dict[str, Callable[[Path, int], Iterator[Row]]] = {
-    bench.__name__: bench for bench in (start, small, large, whole, split, inspect, compare)
+    bench.__name__: bench for bench in (start, small, large, whole, split, migrate, inspect, compare)
 }
 
 
