@@ -46,5 +46,15 @@ def selection_of(layers: Iterable[str], exclude: Iterable[str], dim: int | str |
 
 
 def texts_of(texts: Iterable[str]) -> tuple[str, ...]:
-    """Texts, of which one may stand alone."""
-    return (texts,) if isinstance(texts, str) else tuple(texts)
+    """Texts, of which one may stand alone. Raises ``ArgumentError`` for what is no text.
+
+    >>> texts_of("dec.*"), texts_of(["enc.*", "dec.*"])
+    (('dec.*',), ('enc.*', 'dec.*'))
+    """
+    given: object = texts
+    if isinstance(given, str):
+        return (given,)
+    every = tuple(given) if isinstance(given, Iterable) else (given,)
+    if not all(isinstance(text, str) for text in every):
+        raise ArgumentError(f"{given!r:.80} is no list of texts", fix="a str, or a list of them")
+    return every
