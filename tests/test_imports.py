@@ -24,7 +24,7 @@ checkpoint sources
 comparison gaps pairing readings
 verify convert compare inspection
 files state_dict
-live live_choice surgery module_split modules onnx_graph
+live live_choice edits surgery module_split modules onnx_graph
 export
 tables report inspection_report comparison_report plots
 cli __main__

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import linecache
+import sys
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -10,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
+from torch.nn.utils import parametrizations, parametrize
 from torch.nn.utils.weight_norm import WeightNorm
 
 from tests.live_models import (
@@ -25,6 +27,7 @@ from tests.live_models import (
     trained,
 )
 from tests.states import halves, same
+from wnconvert.errors import LayerError
 from wnconvert.modules import (
     fold_module,
     folded,
@@ -135,6 +138,144 @@ def test_a_block_inside_cached_keeps_the_cache() -> None:
         with weights_folded(module):
             torch.testing.assert_close(module.weight.detach(), before.detach())
         torch.testing.assert_close(module.weight, before)
+
+
+@both_forms
+def test_a_parametrization_of_another_tensor_made_in_the_block_stays_and_works(form: str) -> None:
+    for layers in ("*", "*ih*"):  # all of them folded, and one of two
+        lstm: Any = norm(norm(nn.LSTM(3, 4), form, "weight_hh_l0"), form, "weight_ih_l0")
+        pairs = [*g_and_v(lstm, "weight_hh_l0"), *g_and_v(lstm, "weight_ih_l0")]
+        twin = copy.deepcopy(lstm) if form == "parametrize" else None
+        with weights_folded(lstm, layers=layers):
+            parametrize.register_parametrization(lstm, "bias_ih_l0", nn.Softplus())
+            expected = lstm(torch.ones(2, 1, 3))[0]
+        again = [*g_and_v(lstm, "weight_hh_l0"), *g_and_v(lstm, "weight_ih_l0")]
+        assert [*map(id, again)] == [*map(id, pairs)]
+        torch.testing.assert_close(lstm(torch.ones(2, 1, 3))[0], expected)
+        assert parametrize.is_parametrized(lstm, "bias_ih_l0")
+        assert lstm.bias_ih_l0.gt(0).all()
+        assert len(fold_module(lstm)) == 2
+        parametrize.remove_parametrizations(lstm, "bias_ih_l0")
+        assert type(lstm) is nn.LSTM
+        if twin is not None:
+            assert isinstance(twin.bias_ih_l0, nn.Parameter), "the class of copies is not touched"
+
+
+@both_forms
+def test_what_the_block_made_of_the_folded_weight_goes_with_it(form: str) -> None:
+    module: Any = trained(norm(nn.Linear(3, 3), form))
+    expected, before = module(torch.ones(1, 3)), portrait(module)
+    with weights_folded(module):
+        parametrizations.orthogonal(module)
+    assert portrait(module) == before
+    assert torch.equal(module(torch.ones(1, 3)), expected)
+
+
+def test_what_the_block_takes_away_stays_away() -> None:
+    module: Any = norm(parametrizations.orthogonal(nn.LSTM(3, 3), "weight_hh_l0"), name="weight_ih_l0")
+    g, v = g_and_v(module, "weight_ih_l0")
+    with weights_folded(module):
+        parametrize.remove_parametrizations(module, "weight_hh_l0")
+        assert not parametrize.is_parametrized(module)
+    assert [*module.parametrizations] == ["weight_ih_l0"]
+    assert g_and_v(module, "weight_ih_l0") == (g, v)
+    assert isinstance(module.weight_hh_l0, nn.Parameter)
+    module(torch.ones(2, 1, 3))
+
+
+def test_a_class_given_in_the_block_is_kept_under_that_of_the_parametrization() -> None:
+    class Mine(nn.Linear):
+        pass
+
+    module: Any = norm(nn.Linear(3, 2))
+    with weights_folded(module):
+        module.__class__ = Mine
+    assert isinstance(module, Mine)
+    assert parametrize.is_parametrized(module, "weight")
+    fold_module(module)
+    assert type(module) is Mine
+
+
+@both_forms
+def test_blocks_left_in_the_wrong_order_lose_nothing(form: str) -> None:
+    model = model_of("lstm", form)
+    x, before = input_of("lstm"), {name: id(value) for name, value in model.named_parameters()}
+    expected = model(x)
+    outer, inner = weights_folded(model, layers="*hh*"), weights_folded(model)
+    outer.__enter__()
+    inner.__enter__()
+    outer.__exit__(None, None, None)
+    inner.__exit__(None, None, None)
+    assert {name: id(value) for name, value in model.named_parameters()} == before
+    assert torch.equal(model(x), expected)
+
+
+class Interrupt:
+    """Raises KeyboardInterrupt at one line of the modules that edit, or counts the lines that run.
+
+    A `with` counts for no line: Python leaves it without looking for signals, which a tracer cannot do.
+    """
+
+    FILES = ("edits.py", "surgery.py", "module_split.py", "modules.py")
+
+    def __init__(self, at: int = -1) -> None:
+        self.at = at
+        self.lines: list[tuple[str, int]] = []
+
+    def __call__(self, frame: Any, event: str, _: object) -> Any:
+        file, line = frame.f_code.co_filename, frame.f_lineno
+        if not file.endswith(self.FILES):
+            return None
+        if event == "line" and not linecache.getline(file, line).strip().startswith("with "):
+            self.lines.append((file, line))
+            if len(self.lines) == self.at + 1:
+                raise KeyboardInterrupt
+        return self
+
+    def runs(self, verb: Callable[[nn.Module], object], model: nn.Module) -> bool:
+        """Whether a verb gets to its end."""
+        outer = sys.gettrace()
+        sys.settrace(self)
+        try:
+            verb(model)
+        except KeyboardInterrupt:
+            return False
+        finally:
+            sys.settrace(outer)
+        return True
+
+
+def in_a_block(model: nn.Module) -> None:
+    with weights_folded(model):
+        pass
+
+
+@both_forms
+@pytest.mark.parametrize("verb", ["fold", "migrate", "split", "block"])
+def test_an_interrupt_at_any_line_leaves_all_as_it_was_or_done(verb: str, form: str) -> None:
+    def model() -> nn.Module:
+        made = nn.Sequential(nn.Linear(3, 4), nn.LSTM(4, 4))
+        if verb != "split":
+            norm(made[0], form)
+            norm(norm(made[1], form, "weight_hh_l0"), form, "weight_ih_l0")
+        return made
+
+    run = {
+        "fold": fold_module,
+        "migrate": lambda it: migrate_module(it, to=OTHER[form]),
+        "split": lambda it: split_module(it, layers="*", exclude="*bias*", dim=0, to=form),
+        "block": in_a_block,
+    }[verb]
+    counted, done = Interrupt(), model()
+    assert counted.runs(run, done)
+    last = {line: at for at, line in enumerate(counted.lines)}  # where each line runs for the last time
+    for at in sorted({*last.values(), *range(0, len(counted.lines), 13)}):
+        it = model()
+        before = portrait(it)
+        assert not Interrupt(at).runs(run, it), counted.lines[at]
+        if verb == "block" or list(it.state_dict()) != list(done.state_dict()):
+            assert portrait(it) == before, counted.lines[at]
+        it[1](torch.ones(2, 1, 4))  # type: ignore[index]
 
 
 # -- migrate
@@ -299,3 +440,92 @@ def test_no_deprecated_function_is_used() -> None:
         migrate_module(module, to="parametrize")
         fold_module(module)
         split_module(module, layers="weight", dim=0, to="legacy")
+
+
+def taken(holder: str, name: str) -> Any:
+    """A module in which something of a user's has a name."""
+
+    class Owner(nn.Linear):
+        pass
+
+    module: Any = Owner(3, 4)
+    if holder == "Parameter":
+        module.register_parameter(name, nn.Parameter(torch.ones(7)))
+    elif holder == "buffer":
+        module.register_buffer(name, torch.ones(7))
+    elif holder == "submodule":
+        module.add_module(name, nn.ModuleDict({"mine": nn.Linear(1, 1)}))
+    elif holder == "attribute of the module":
+        setattr(module, name, "a note")
+    else:
+        setattr(Owner, name, property(lambda it: it.bias))
+    return module
+
+
+HOLDERS = ["Parameter", "buffer", "submodule", "attribute of the module", "attribute of its class"]
+
+
+@pytest.mark.parametrize("holder", HOLDERS)
+@pytest.mark.parametrize("name", ["weight_g", "weight_v"])
+def test_names_that_the_legacy_form_needs_are_not_taken_from_others(holder: str, name: str) -> None:
+    cases: list[tuple[Any, Callable[[Any], object]]] = [
+        (norm(taken(holder, name)), lambda it: migrate_module(it, to="legacy")),
+        (taken(holder, name), lambda it: split_module(it, layers="weight", dim=0, to="legacy")),
+    ]
+    for module, verb in cases:
+        before = portrait(module)
+        with pytest.raises(LayerError, match=f"layer weight: the name {name} is taken by an? {holder}"):
+            verb(module)
+        assert portrait(module) == before
+    assert len(fold_module(norm(taken(holder, name)))) == 1
+
+
+@pytest.mark.parametrize("holder", HOLDERS)
+def test_a_name_of_parametrizations_that_is_not_torchs_is_not_taken(holder: str) -> None:
+    classes = {name: dict(vars(kind)) for name, kind in (("Linear", nn.Linear), ("Module", nn.Module))}
+    cases: list[tuple[Any, Callable[[Any], object]]] = [
+        (norm(taken(holder, "parametrizations"), "legacy"), migrate_module),
+        (taken(holder, "parametrizations"), lambda it: split_module(it, layers="weight", dim=0)),
+    ]
+    for module, verb in cases:
+        before = portrait(module)
+        with pytest.raises(LayerError, match=f"the name parametrizations is taken by an? {holder}"):
+            verb(module)
+        assert portrait(module) == before
+    assert classes == {"Linear": dict(vars(nn.Linear)), "Module": dict(vars(nn.Module))}
+
+
+def test_an_attribute_of_the_class_that_would_hide_the_weight_is_refused() -> None:
+    class Shadowed(nn.Module):
+        weight = None
+
+    module = Shadowed()
+    module._parameters["weight_g"] = nn.Parameter(torch.ones(4, 1))
+    module._parameters["weight_v"] = nn.Parameter(torch.ones(4, 3))
+    module.register_forward_pre_hook(WeightNorm("weight", 0))
+    for verb in (fold_module, migrate_module):
+        with pytest.raises(LayerError, match="the name weight is taken by an attribute of its class"):
+            verb(module)
+
+
+@pytest.mark.parametrize("fleeting", ["g", "v", "gv", ""])
+def test_buffers_that_a_state_dict_leaves_out_stay_left_out(fleeting: str) -> None:
+    def module() -> nn.Module:
+        made = nn.Module()
+        made.register_buffer("weight_g", torch.rand(4, 1), persistent="g" not in fleeting)
+        made.register_buffer("weight_v", torch.randn(4, 3), persistent="v" not in fleeting)
+        made.register_forward_pre_hook(WeightNorm("weight", 0))
+        return made
+
+    it = module()
+    before = portrait(it), list(it.state_dict())
+    with weights_folded(it):
+        assert list(it.state_dict()) == ([] if "v" in fleeting else ["weight"])
+        assert it._non_persistent_buffers_set == ({"weight"} if "v" in fleeting else set())
+    assert (portrait(it), list(it.state_dict())) == before
+    migrate_module(it)
+    assert it._non_persistent_buffers_set == set()
+    halves = {"g": "parametrizations.weight.original0", "v": "parametrizations.weight.original1"}
+    assert list(it.state_dict()) == [key for half, key in halves.items() if half not in fleeting]
+    migrate_module(it, to="legacy")
+    assert list(it.state_dict()) == before[1]

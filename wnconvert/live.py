@@ -23,6 +23,7 @@ from wnconvert.dims import dim_of
 from wnconvert.errors import ArgumentError, LayerError
 from wnconvert.schemes import Layer, find, spelled
 from wnconvert.tensors import DTYPES, TensorInfo
+from wnconvert.values import array_of
 
 __all__ = [
     "Live",
@@ -31,6 +32,8 @@ __all__ = [
     "computed_by_hooks",
     "find_live",
     "info_of",
+    "is_on_class",
+    "is_wrapper",
     "layer_of",
 ]
 __all__ += ["named", "parametrizations_of", "reason_against_tensor", "tensor_of"]
@@ -146,6 +149,11 @@ def named(root: object) -> list[tuple[nn.Module, tuple[str, ...]]]:
     def visit(module: nn.Module, prefix: str, above: frozenset[int]) -> None:
         found.setdefault(id(module), (module, []))[1].append(prefix)
         above |= {id(module)}
+        if getattr(module, "_modules", None) is None:
+            raise ArgumentError(
+                f"{prefix.rstrip('.') or 'the module'} was never initialized as an nn.Module",
+                fix=f"call super().__init__() in {type(module).__name__}.__init__",
+            )
         for key, child in module._modules.items():
             if child is not None and id(child) not in above:  # a module may hold one that holds it
                 visit(child, f"{prefix}{key}.", above)
@@ -185,15 +193,19 @@ def computed_by_hooks(module: nn.Module) -> list[_Computed]:
 def parametrizations_of(module: nn.Module) -> dict[str, ParametrizationList]:
     """The parametrized tensors of a module by name."""
     held = module._modules.get("parametrizations")
-    if not isinstance(held, nn.ModuleDict):
-        return {}
-    return {name: each for name, each in held._modules.items() if isinstance(each, ParametrizationList)}
+    every = {} if held is None else held._modules
+    return {name: each for name, each in every.items() if isinstance(each, ParametrizationList)}
 
 
 def tensor_of(module: nn.Module, name: str) -> Tensor | None:
     """A module's own Parameter or buffer."""
     found = module._parameters.get(name)
     return module._buffers.get(name) if found is None else found
+
+
+def is_on_class(module: nn.Module, name: str) -> bool:
+    """Whether a name is an attribute of a module's class, which would hide a Parameter of that name."""
+    return any(name in vars(cls) for cls in type(module).__mro__)
 
 
 @dataclass(slots=True)
@@ -279,6 +291,8 @@ def _reasons_against(candidate: _Candidate, module: nn.Module) -> Iterator[str]:
             yield reason
     if candidate.form == "legacy" and tensor_of(module, candidate.param) is not None:
         yield "the plain weight of that name is there too, and only one of them can be right"
+    elif candidate.form == "legacy" and is_on_class(module, candidate.param):
+        yield f"the name {candidate.param} is taken by an attribute of its class"
     if g is not None and v is not None:
         shapes = tuple(g.shape), tuple(v.shape)
         try:
@@ -308,15 +322,28 @@ def reason_against_tensor(name: str, value: Tensor) -> str:
     """Why a tensor cannot be a half of a layer, nor a weight."""
     if is_lazy(value):
         return f"{name} is not initialized yet: run the module once"
-    # DTensor and its like are wrappers: their numbers are elsewhere.
-    if type(value).__torch_dispatch__ is not Tensor.__torch_dispatch__:
+    if is_wrapper(value):
         return f"{name} is a {type(value).__name__}, which is no plain tensor"
     info = info_of(name, value)
     if info is None or not info.dtype.foldable:
         what = str(value.dtype).removeprefix("torch.")
         how = "" if value.layout == torch.strided else f" {str(value.layout).removeprefix('torch.')}"
         return f"{name} is{how} {what}, which cannot be weight-normalized"
+    return "" if value.is_meta else _reason_against_reading(name, value)
+
+
+def _reason_against_reading(name: str, value: Tensor) -> str:
+    """Why a tensor's numbers cannot be had: a class of its own, or a transform of ``torch.func``."""
+    try:
+        array_of(value.detach()[:0] if value.dim() else value)
+    except Exception as error:  # noqa: BLE001 - whatever such a class raises
+        return f"{name} is a {type(value).__name__} whose numbers cannot be read: {error}"
     return ""
+
+
+def is_wrapper(value: Tensor) -> bool:
+    """Whether a tensor's numbers are elsewhere, or nowhere: a DTensor, a FakeTensor and their like."""
+    return type(value).__torch_dispatch__ is not Tensor.__torch_dispatch__
 
 
 def info_of(name: str, value: Tensor) -> TensorInfo | None:

@@ -9,7 +9,11 @@ from wnconvert.live import Live, LiveFound
 from wnconvert.schemes import Layer, Refused, Selection
 from wnconvert.words import listed
 
-__all__ = ["Layers", "first_wanted", "raise_refused", "select"]
+__all__ = ["ON_META", "TIED_FIX", "Layers", "first_wanted", "raise_refused", "select"]
+
+#: Why a layer on the meta device is refused, and what to do.
+ON_META = ("it is on the meta device and has no numbers", "give the module its data first")
+TIED_FIX = "choose both, or exclude both"
 
 
 class Layers(tuple[Layer, ...]):

@@ -11,12 +11,20 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import ParametrizationList
 
 from wnconvert.dims import AUTO
-from wnconvert.errors import ArgumentError, LayerError, NumbersError
-from wnconvert.live import LiveFound, computed_by_hooks, find_live, layer_of, named, reason_against_tensor
-from wnconvert.live_choice import Layers, first_wanted, raise_refused, select
+from wnconvert.edits import Edits
+from wnconvert.errors import ArgumentError, NumbersError
+from wnconvert.live import (
+    LiveFound,
+    computed_by_hooks,
+    find_live,
+    layer_of,
+    named,
+    reason_against_tensor,
+)
+from wnconvert.live_choice import ON_META, TIED_FIX, Layers, first_wanted, raise_refused, select
 from wnconvert.options import check_form, selection_of
 from wnconvert.schemes import Refused, Selection
-from wnconvert.surgery import Edits, put_in, refresh_flat_weights
+from wnconvert.surgery import made_as, put_in, reason_against_form, refresh_flat_weights, settings_of
 from wnconvert.values import array_of, made_like
 from wnconvert.weightnorm import split
 from wnconvert.words import listed
@@ -43,13 +51,15 @@ def split_module(
 
     v is the very same Parameter as the weight was (with its ``.grad``, if any), but where rows are zero:
     these have no direction, get a uniform one and g = 0, in a new Parameter. g is a new Parameter of the
-    weight's dtype and ``requires_grad``. What is split already is left alone; what is tied stays tied.
+    weight's dtype and ``requires_grad``, with what was set on it (``weight.no_decay = True``). What is split
+    already is left alone; what is tied stays tied.
 
     Returns the layers as they are now. Raises ``ArgumentError`` where the arguments do not say what to do,
     where a glob catches no weight that can be split, and where ``module`` lacks layers of ``like``;
-    ``LayerError`` for weights that are refused, such as an integer one or one that is tied to a weight that
-    is not split; ``NumbersError`` for NaN, infinities and norms that the dtype cannot hold. The module is
-    unchanged then. Source: ``torch.nn.utils.parametrizations.weight_norm``.
+    ``LayerError`` for weights that are refused, such as an integer one, one that is tied to a weight that is
+    not split, or one whose ``weight_g`` would take the name of something else; ``NumbersError`` for NaN,
+    infinities and norms that the dtype cannot hold. The module is unchanged then. Source:
+    ``torch.nn.utils.parametrizations.weight_norm``.
 
     >>> model = nn.Sequential(nn.Conv1d(4, 8, 3), nn.ReLU(), nn.Conv1d(8, 1, 3))
     >>> [(layer.name, layer.g.shape) for layer in split_module(model, layers="*.weight", dim=0)]
@@ -64,19 +74,19 @@ def split_module(
     else:
         chosen = _like(plain, found, find_live(like), selection, to)
     _refuse(chosen, plain)
-    with torch.inference_mode(mode=False), torch.no_grad():
+    with Edits() as edits, torch.inference_mode(False), torch.no_grad():
         halves = _halves(chosen)
-        with Edits(weight.module for weight in chosen):
-            for weight in chosen:
-                g, v = halves[weight.key]
-                del weight.module._parameters[weight.param]
-                value = weight.w.detach().clone() if weight.form == "legacy" else weight.w
-                put_in(weight.module, weight.param, g, v, value, dim=weight.dim, form=weight.form)
-            refresh_flat_weights((weight.module, weight.param, weight.w.detach()) for weight in chosen)
-    return Layers(
-        layer_of(weight.name, weight.form, None if weight.dim == -1 else weight.dim, *halves[weight.key])
-        for weight in chosen
-    )
+        edits.watch(weight.module for weight in chosen)
+        for weight in chosen:
+            g, v = halves[weight.key]
+            del weight.module._parameters[weight.param]
+            value = weight.w.detach().clone() if weight.form == "legacy" else weight.w
+            put_in(weight.module, weight.param, g, v, value, dim=weight.dim, form=weight.form)
+        refresh_flat_weights((weight.module, weight.param, weight.w.detach()) for weight in chosen)
+        return Layers(
+            layer_of(weight.name, weight.form, None if weight.dim == -1 else weight.dim, *halves[weight.key])
+            for weight in chosen
+        )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -201,7 +211,11 @@ def _like(
                 reason = f"its shape is {shapes[0]}, that of like=… is {shapes[1]}"
             name = model.layer.name if model.layer.name in weight.names else weight.names[0]
             new = replace(weight, name=name, form=form or model.layer.form, reason=reason)
-            chosen.setdefault(weight.place, _along(new, model.layer.dim))
+            new = _along(new, model.layer.dim)
+            old = chosen.setdefault(weight.place, new)
+            if not old.reason and (old.dim, old.form) != (new.dim, new.form):
+                reason = f"like=… has layers of other dims or forms for {listed(weight.names)}"
+                chosen[weight.place] = replace(old, reason=reason)
     if missing:
         raise ArgumentError(
             f"like=… has layers that the module lacks: {listed(missing)}",
@@ -211,14 +225,20 @@ def _like(
 
 
 def _refuse(chosen: list[_Plain], plain: list[_Plain]) -> None:
-    refused = [Refused(weight.name, weight.reason, "") for weight in chosen if weight.reason]
+    refused = []
+    for weight in chosen:
+        reason = weight.reason or reason_against_form(weight.module, weight.param, weight.form)
+        if reason:
+            refused.append(Refused(weight.name, reason, ""))
+        elif weight.w.is_meta:
+            refused.append(Refused(weight.name, *ON_META))
     ways = {weight.place: (weight.dim, weight.form) for weight in chosen}
     for weight in chosen:
         for other in plain:
             tied = other.w is weight.w and other.place != weight.place
             if tied and ways.get(other.place, ("",))[0] != weight.dim:
                 reason = f"it is tied to {other.names[0]}, which is not split the same way"
-                refused.append(Refused(weight.name, reason, "choose both, or exclude both"))
+                refused.append(Refused(weight.name, reason, TIED_FIX))
                 break
     raise_refused(refused, "split")
 
@@ -235,11 +255,10 @@ def _halves(chosen: list[_Plain]) -> dict[tuple[int, int], tuple[Tensor, Tensor]
             g, v = split(w, None if weight.dim == -1 else weight.dim)
         except NumbersError as error:
             bad.append(f"layer {weight.name}: {error.what}")
-        except LayerError as error:  # on the meta device
-            error.where = f"layer {weight.name}"
-            raise
         else:
-            halves[weight.key] = made_like(weight.w, g), weight.w if v is w else made_like(weight.w, v)
+            of_g: Tensor = made_like(weight.w, g)
+            vars(of_g).update(settings_of(weight.w))
+            halves[weight.key] = of_g, weight.w if v is w else made_as(weight.w, v)
     if len(bad) == 1:
         where, _, what = bad[0].partition(": ")
         raise NumbersError(what, where=where, fix="exclude=… leaves it as it is")

@@ -17,17 +17,18 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from wnconvert.blocks import Array
+from wnconvert.edits import Edits
 from wnconvert.errors import ArgumentError, NumbersError, said_in_python
 from wnconvert.inspection import Inspection, inspect_tree
-from wnconvert.live import Live, LiveFound, find_live, named
-from wnconvert.live_choice import Layers, raise_refused, select
+from wnconvert.live import Live, LiveFound, find_live, is_wrapper, named
+from wnconvert.live_choice import ON_META, TIED_FIX, Layers, raise_refused, select
 from wnconvert.module_split import split_module
 from wnconvert.options import check_form, numbers_of, selection_of
 from wnconvert.policy import Numbers, Problem, raise_problems
 from wnconvert.schemes import FORMS, Refused, Selection
-from wnconvert.surgery import Edits, put_in, put_plain, refresh_flat_weights, take_out
-from wnconvert.tensors import Entry, StateDict, Tree
-from wnconvert.values import InMemory, array_of, is_torch, made_like, stored_tensor, view_of
+from wnconvert.surgery import fold_to, made_as, move_to, reason_against_form, refresh_flat_weights
+from wnconvert.tensors import Entry, StateDict, StoredTensor, Tree
+from wnconvert.values import InMemory, array_of, is_torch, stored_tensor, view_of
 from wnconvert.weightnorm import fold_with_report
 
 __all__ = ["Layers", "fold_module", "folded", "inspect_module", "migrate_module", "split_module"]
@@ -47,17 +48,19 @@ def fold_module(
     """Fold the weight-normalized layers of a module in place; twice is once.
 
     Each weight is computed from g and v (a cached ``.weight`` may be stale) and is what v was: a Parameter
-    or a buffer on its device, in its dtype and shape, with its ``requires_grad``. It is a new Parameter
-    without gradient or hooks: an optimizer must be made anew. Modules that share g and v share the weight;
-    a shared module is folded once, and named by its first name. Weight norm's own hooks go, others stay.
+    or a buffer on its device, in its dtype and shape, of its class, with its ``requires_grad`` and what was
+    set on it (``v.no_decay = True``). It is a new Parameter without gradient or hooks: an optimizer must be
+    made anew. Modules that share g and v share the weight, and are folded together or not at all; a shared
+    module is folded once, and named by its first name. Weight norm's own hooks go, others stay.
     Options as for ``fold_state_dict``; of a shared module, every name is excluded if one is.
 
     Returns the layers as they were, with form and dim. Spectral norm and other reparameterizations are left
     alone; ``.others`` of the result names them.
 
     Raises ``ArgumentError`` where ``module`` is no ``nn.Module``, ``LayerError`` for layers under more than
-    weight norm, inside TorchScript, on the meta device or with a g that does not fit, and ``NumbersError``
-    for their numbers; the module is unchanged then. Source: ``torch.nn.utils.remove_weight_norm``.
+    weight norm, inside TorchScript, on the meta device, with a g that does not fit, or tied to layers that
+    are not chosen, and ``NumbersError`` for their numbers; the module is unchanged then. Source:
+    ``torch.nn.utils.remove_weight_norm``.
 
     >>> from torch.nn.utils.parametrizations import weight_norm
     >>> model = nn.Sequential(weight_norm(nn.Conv1d(4, 8, 3)), nn.ReLU())
@@ -67,7 +70,9 @@ def fold_module(
     ('Conv1d', ())
     """
     selection = selection_of(layers, exclude, "auto")
-    return _fold(module, selection, numbers_of(zero_rows, allow_nonfinite=allow_nonfinite))[0]
+    numbers = numbers_of(zero_rows, allow_nonfinite=allow_nonfinite)
+    with Edits() as edits:
+        return _fold(module, selection, numbers, edits)
 
 
 def folded(
@@ -91,9 +96,9 @@ def folded(
     """
     selection = selection_of(layers, exclude, "auto")
     numbers = numbers_of(zero_rows, allow_nonfinite=allow_nonfinite)
-    select(find_live(module), selection, "folded")  # what is refused need not be copied first
+    _chosen(module, selection)  # what is refused need not be copied first
     copied = _copy(module)
-    _fold(copied, selection, numbers)
+    _fold(copied, selection, numbers, Edits())
     return copied
 
 
@@ -109,9 +114,10 @@ def weights_folded(
     """Fold a module for the length of a ``with`` block, which gets the layers; then all is as before.
 
     The very same Parameters come back, in their order, with the hooks, classes and caches of before, after
-    an exception too. Other changes made inside the block stay (``eval()``, new hooks, batch statistics);
-    what is done to the folded weights is lost with them, so training, loading, and moving or casting the
-    module belong outside. Options and errors as for ``fold_module``.
+    an exception too. Other changes made inside the block stay (``eval()``, new hooks, batch statistics,
+    parametrizations of other tensors); what is done to the folded weights is lost with them, so training,
+    loading, and moving or casting the module belong outside. The module itself is changed, for all threads:
+    only one may enter or leave such a block at a time. Options and errors as for ``fold_module``.
 
     >>> from torch.nn.utils.parametrizations import weight_norm
     >>> model = weight_norm(nn.Linear(3, 2))
@@ -122,11 +128,12 @@ def weights_folded(
     'ParametrizedLinear'
     """
     selection = selection_of(layers, exclude, "auto")
-    done, edits = _fold(module, selection, numbers_of(zero_rows, allow_nonfinite=allow_nonfinite))
-    try:
-        yield done
-    finally:
-        edits.undo()
+    numbers = numbers_of(zero_rows, allow_nonfinite=allow_nonfinite)
+    with Edits() as edits:  # undoes it too where an interrupt keeps `finally` from it
+        try:
+            yield _fold(module, selection, numbers, edits)
+        finally:
+            edits.undo()
 
 
 def migrate_module(
@@ -138,9 +145,12 @@ def migrate_module(
     torch's own function for that form had been applied. Layers in that form already are left alone. In the
     legacy form the cached weight is off any graph, so the module can be deep-copied until its next forward.
     The order of ``parameters()`` may change: it matters to an optimizer whose *state dict* is loaded later.
+    In the legacy form the weight is computed before all other forward pre-hooks: one that reads the weight
+    sees that of the moment, one that edits g or v (clamps it, say) takes effect one forward late.
 
     Returns the layers that were taken there, as they are now. Raises as ``fold_module`` does, but for
-    numbers and the meta device, and ``ArgumentError`` for another form. Source:
+    numbers, ties and the meta device; ``LayerError`` where something else has a name that the form needs
+    (``weight_g``, ``weight_v``; ``parametrizations``), and ``ArgumentError`` for another form. Source:
     ``torch.nn.utils.weight_norm`` and ``torch.nn.utils.parametrizations.weight_norm``.
 
     >>> from torch.nn.utils.parametrizations import weight_norm
@@ -153,16 +163,17 @@ def migrate_module(
     check_form(to or "")
     chosen, others = select(find_live(module), selection_of(layers, exclude, "auto"), "migrated")
     moved = [live for live in chosen if live.layer.form != to]
-    with torch.inference_mode(mode=False), torch.no_grad():
+    reasons = [(live, reason_against_form(live.module, live.param, to)) for live in moved]
+    raise_refused((Refused(live.layer.name, reason, "") for live, reason in reasons if reason), "migrated")
+    with Edits() as edits, torch.inference_mode(False), torch.no_grad():
         weights = [
             _value(live) if to == "legacy" or isinstance(live.module, nn.RNNBase) else None for live in moved
         ]
-        with Edits(live.module for live in moved):
-            for live, w in zip(moved, weights, strict=True):
-                take_out(live)
-                put_in(live.module, live.param, live.g, live.v, w, dim=live.stated, form=to)
-            refresh_flat_weights((live.module, live.param, w) for live, w in zip(moved, weights, strict=True))
-    return Layers((live.in_form(to).layer for live in moved), others)
+        edits.watch(live.module for live in moved)
+        for live, w in zip(moved, weights, strict=True):
+            move_to(live, w, to)
+        refresh_flat_weights((live.module, live.param, w) for live, w in zip(moved, weights, strict=True))
+        return Layers((live.in_form(to).layer for live in moved), others)
 
 
 def inspect_module(
@@ -190,7 +201,7 @@ def inspect_module(
     _refuse_meta(live.layers, "inspected")
     values = {name: value for name, value in module.state_dict().items() if not is_lazy(value)}
     entries = [
-        Entry(name, stored := stored_tensor(name, value), is_opaque=stored is None and is_torch(value))
+        Entry(name, stored := _stored(name, value), is_opaque=stored is None and is_torch(value))
         for name, value in values.items()
     ]
     dims = {name: item.layer.dim for item in live.layers for name in item.names}
@@ -198,6 +209,11 @@ def inspect_module(
     found = inspect_tree(tree, InMemory(values), layers=layers, full=full, all_weights=all_weights)
     rows = tuple(replace(row, dim=dims.get(row.name, row.dim)) for row in found.layers)
     return replace(found, layers=rows, notes=tuple(_notes(found, live)))
+
+
+def _stored(name: str, value: Any) -> StoredTensor | None:
+    """As in a state dict, but for what has no memory of its own (a FakeTensor)."""
+    return None if is_torch(value) and is_wrapper(value) else stored_tensor(name, value)
 
 
 def _notes(found: Inspection, live: LiveFound) -> Iterator[str]:
@@ -219,19 +235,29 @@ def _notes(found: Inspection, live: LiveFound) -> Iterator[str]:
 # -- the numbers
 
 
-def _fold(module: nn.Module, selection: Selection, numbers: Numbers) -> tuple[Layers, Edits]:
-    chosen, others = select(find_live(module), selection, "folded")
+def _fold(module: nn.Module, selection: Selection, numbers: Numbers, edits: Edits) -> Layers:
+    chosen, others = _chosen(module, selection)
     # What is made under inference_mode could not be trained later.
-    with torch.inference_mode(mode=False), torch.no_grad():
+    with torch.inference_mode(False), torch.no_grad():
         weights = _folded_weights(chosen, numbers)
-        with Edits(live.module for live in chosen) as edits:
-            for live, w in zip(chosen, weights, strict=True):
-                legacy = live.layer.form == "legacy"
-                halves = (f"{live.param}_g", f"{live.param}_v") if legacy else ()
-                put_plain(live.module, live.param, w, place_of=halves)
-                take_out(live)
-            refresh_flat_weights((live.module, live.param, None) for live in chosen)
-    return Layers((live.layer for live in chosen), others), edits
+        edits.watch(live.module for live in chosen)
+        for live, w in zip(chosen, weights, strict=True):
+            fold_to(live, w)
+        refresh_flat_weights((live.module, live.param, None) for live in chosen)
+        edits.settle()
+    return Layers((live.layer for live in chosen), others)
+
+
+def _chosen(module: nn.Module, selection: Selection) -> tuple[tuple[Live, ...], dict[str, str]]:
+    """The layers to fold, and what else is wanted; what is tied is chosen together."""
+    found = find_live(module)
+    chosen, others = select(found, selection, "folded")
+    places = {(live.module, live.param) for live in chosen}
+    left = {_objects(live): live.names[0] for live in found.layers if (live.module, live.param) not in places}
+    reason = "it is tied to {}, which is not folded"
+    tied = [(live.layer.name, left[_objects(live)]) for live in chosen if _objects(live) in left]
+    raise_refused((Refused(name, reason.format(other), TIED_FIX) for name, other in tied), "folded")
+    return chosen, others
 
 
 def _folded_weights(chosen: Iterable[Live], numbers: Numbers) -> list[Tensor]:
@@ -248,7 +274,7 @@ def _folded_weights(chosen: Iterable[Live], numbers: Numbers) -> list[Tensor]:
             arrays[bits] = w
             problems.append((f"layer {live.layer.name}", numbers.problems(report)))
         if _objects(live) not in made:
-            made[_objects(live)] = _as(live.v, arrays[bits])
+            made[_objects(live)] = made_as(live.v, arrays[bits])
     try:
         with said_in_python():
             raise_problems(problems)
@@ -259,20 +285,11 @@ def _folded_weights(chosen: Iterable[Live], numbers: Numbers) -> list[Tensor]:
 
 
 def _refuse_meta(layers: Iterable[Live], done: str) -> None:
-    reason, fix = "it is on the meta device and has no numbers", "give the module its data first"
-    raise_refused((Refused(live.layer.name, reason, fix) for live in layers if _is_meta(live)), done)
+    raise_refused((Refused(live.layer.name, *ON_META) for live in layers if _is_meta(live)), done)
 
 
 def _is_meta(live: Live) -> bool:
     return live.g.is_meta or live.v.is_meta
-
-
-def _as(v: Tensor, array: Array) -> Tensor:
-    """New elements as the kind of thing that v is, in its memory format too (channels last)."""
-    made: Tensor = made_like(v, array)
-    if not v.is_contiguous():
-        made.data = torch.empty_like(v).copy_(made.data)
-    return made
 
 
 def _objects(live: Live) -> tuple[object, ...]:
@@ -284,7 +301,7 @@ def _value(live: Live) -> Tensor:
     v = live.v.detach()
     if _is_meta(live):
         return torch.empty_like(v)
-    return _as(v, fold_with_report(array_of(v), array_of(live.g), live.layer.dim)[0])
+    return made_as(v, fold_with_report(array_of(v), array_of(live.g), live.layer.dim)[0])
 
 
 # -- copies
@@ -294,7 +311,7 @@ def _copy(module: AnyModule) -> AnyModule:
     """A deep copy of a module that may hold tensors which are part of a graph."""
     memo: dict[int, Any] = {}
     flat: list[tuple[nn.RNNBase, dict[str, Any]]] = []
-    with torch.inference_mode(mode=False), torch.no_grad():
+    with torch.inference_mode(False), torch.no_grad():
         for each, _ in named(module):
             held = [*vars(each).values()]
             if isinstance(each, nn.RNNBase):
