@@ -10,6 +10,7 @@ from typing import Any, cast
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.utils import parametrizations, parametrize, prune
 from torch.nn.utils.weight_norm import WeightNorm
 
@@ -390,3 +391,80 @@ def test_cached_parametrizations_do_not_outlive_the_layer() -> None:
         module.weight.data.zero_()
         split_module(module, layers="weight", dim=0)
         assert torch.equal(module(x)[0], module.bias)
+
+
+@both_forms
+def test_a_transform_of_torch_func_has_no_numbers_to_fold(form: str) -> None:
+    module = norm(nn.Linear(3, 4), form)
+    before = portrait(module)
+
+    def loss(x: Tensor) -> Tensor:
+        with weights_folded(module):
+            y: Tensor = module(x).sum()
+        return y
+
+    with pytest.raises(LayerError, match="numbers cannot be read"):
+        torch.func.grad(loss)(torch.ones(3))
+    assert portrait(module) == before
+
+
+@both_forms
+def test_a_tensor_whose_numbers_cannot_be_had_is_refused(form: str) -> None:
+    class Secret(Tensor):
+        @classmethod
+        def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if func is Tensor.numpy:
+                raise TypeError("it is a secret")
+            return super().__torch_function__(func, types, args, kwargs)  # type: ignore[no-untyped-call]
+
+    module = norm(nn.Linear(3, 4), form)
+    home, name = (module, "weight_v") if form == "legacy" else (module.parametrizations.weight, "original1")
+    home._parameters[name] = nn.Parameter(torch.ones(4, 3).as_subclass(Secret))
+    with pytest.raises(LayerError, match="is a Secret whose numbers cannot be read: it is a secret"):
+        fold_module(module)
+
+
+@both_forms
+def test_fake_tensors_are_refused_and_inspection_says_so(form: str) -> None:
+    with FakeTensorMode():
+        module = norm(nn.Linear(3, 4), form)
+    with pytest.raises(LayerError, match="is a FakeTensor, which is no plain tensor"):
+        fold_module(module)
+    (note,) = inspect_module(module).notes
+    assert note.startswith("weight is refused: ")
+    assert "FakeTensor" in note
+
+
+def test_a_traced_graph_that_goes_on_computing_a_weight_is_refused() -> None:
+    class Direct(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = norm(nn.Linear(3, 2))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return nn.functional.linear(x, self.layer.weight)
+
+    graph = torch.fx.symbolic_trace(Direct())
+    with pytest.raises(LayerError, match=r"layer layer\.weight: Module is not the class that torch made"):
+        fold_module(graph)
+    assert any(note.startswith("layer.weight is refused") for note in inspect_module(graph).notes)
+    assert fold_module(graph, exclude="layer.*") == ()
+
+
+@pytest.mark.parametrize("wrong", [None, 5, [1], b"weight", ["weight", None]])
+def test_globs_that_are_no_texts_are_argument_errors(wrong: Any) -> None:
+    module = norm(nn.Linear(3, 2))
+    for arguments in ({"layers": wrong}, {"exclude": wrong}):
+        with pytest.raises(ArgumentError, match="is no list of texts"):
+            fold_module(module, **arguments)
+
+
+def test_a_module_that_was_never_initialized_is_an_argument_error() -> None:
+    class Forgetful(nn.Module):
+        def __init__(self) -> None:
+            pass
+
+    for module in (Forgetful(), nn.Sequential(Forgetful())):
+        with pytest.raises(ArgumentError, match="never initialized") as caught:
+            fold_module(module)
+        assert "super().__init__() in Forgetful" in caught.value.fix

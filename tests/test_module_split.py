@@ -30,6 +30,7 @@ from wnconvert.errors import ArgumentError, LayerError, NumbersError
 from wnconvert.modules import (
     fold_module,
     folded,
+    migrate_module,
     split_module,
 )
 
@@ -321,3 +322,85 @@ def test_a_split_that_fails_is_undone(monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(MemoryError):
             split_module(model, layers="*", dim=0, to=to)
         assert portrait(model) == before
+
+
+@pytest.mark.parametrize("to", FORMS)
+def test_what_was_set_on_the_weight_is_set_on_both_halves(to: str) -> None:
+    class Marked(nn.Parameter):
+        pass
+
+    module: Any = nn.Conv2d(3, 4, 3)
+    module.to(memory_format=torch.channels_last)
+    w: Any = Marked(module.weight.detach())
+    w.data[1] = 0
+    w.no_decay = True
+    module.weight = w
+    split_module(module, layers="weight", dim=0, to=to)
+    g, v = g_and_v(module)
+    assert (g.no_decay, v.no_decay) == (True, True)
+    assert type(v) is Marked
+    assert v is not w
+    assert v.stride() == w.stride(), "channels last stays so in a new v too"
+    fold_module(module)
+    assert type(module.weight) is Marked
+    assert module.weight.stride() == w.stride()
+    assert torch.equal(module.weight, w)
+
+
+def test_layers_of_like_that_disagree_on_one_weight_are_refused() -> None:
+    for other in (norm(nn.Linear(4, 4), dim=1), norm(nn.Linear(4, 4), "legacy")):
+        like = nn.Sequential(norm(nn.Linear(4, 4)), other)
+        shared = nn.Linear(4, 4)
+        model = nn.Sequential(shared, shared)
+        before = portrait(model)
+        with pytest.raises(
+            LayerError, match=r"like=… has layers of other dims or forms for 0.weight, 1.weight"
+        ):
+            split_module(model, like=like)
+        assert portrait(model) == before
+        assert len(split_module(model, like=like, layers="0.*")) == 1
+
+
+class Locked(nn.Linear):
+    """A layer that lets nobody change its attributes."""
+
+    locked = False
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if self.locked:
+            raise AttributeError("locked")
+        super().__setattr__(name, value)
+
+    def __delattr__(self, name: str) -> None:
+        raise AttributeError("locked")
+
+
+@pytest.mark.parametrize("to", FORMS)
+def test_a_class_that_minds_its_attributes_is_not_asked(to: str) -> None:
+    module = Locked(3, 4)
+    before = module.weight.detach().clone()
+    module.__dict__["locked"] = True
+    split_module(module, layers=["weight", "bias"], dim=0, to="parametrize")
+    migrate_module(module, to="legacy")
+    migrate_module(module, to=to)
+    assert type(module).__mro__[to == "parametrize"] is Locked
+    fold_module(module)
+    assert type(module) is Locked
+    assert torch.equal(module.weight, before)
+
+
+def test_a_split_on_the_meta_device_says_what_fold_says() -> None:
+    module = nn.Linear(3, 4, device="meta")
+    with pytest.raises(
+        LayerError, match="layer weight: it is on the meta device and has no numbers"
+    ) as caught:
+        split_module(module, layers="weight", dim=0)
+    assert caught.value.fix == "give the module its data first"
+
+
+def test_torch_cannot_parametrize_inside_a_transform() -> None:
+    module = nn.Linear(3, 4)
+    before = portrait(module)
+    with pytest.raises(LayerError, match=r"inside a transform of torch\.func"):
+        torch.func.vmap(lambda _: split_module(module, layers="weight", dim=0))(torch.ones(2))
+    assert portrait(module) == before

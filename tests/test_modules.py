@@ -615,3 +615,66 @@ def test_errors_are_the_projects() -> None:
     assert caught.value.where == "layer weight"
     assert caught.value.what.startswith("weight norm and spectral norm are stacked")
     assert caught.value.fix == "exclude='weight' leaves it as it is"
+
+
+@both_forms
+def test_a_name_that_holds_none_becomes_the_weight(form: str) -> None:
+    for home in ("_parameters", "_buffers"):
+        module = norm(nn.Linear(3, 2), form)
+        expected = fold_state_dict(module.state_dict())["weight"]
+        getattr(module, home)["weight"] = None
+        fold_module(module)
+        assert same(module.weight, expected)
+        assert "weight" not in module._buffers
+        assert list(module.state_dict()) == ["bias", "weight"]
+
+
+@both_forms
+def test_layers_tied_to_some_that_are_not_folded_are_refused(form: str) -> None:
+    a, b = norm(nn.Linear(3, 2), form), norm(nn.Linear(3, 2), form)
+    for half in (0, 1):
+        share(a, b, half)
+    model = nn.Sequential(a, b)
+    before = portrait(model)
+    for verb in (fold_module, folded):
+        with pytest.raises(
+            LayerError, match=r"layer 0.weight: it is tied to 1.weight, which is not"
+        ) as caught:
+            verb(model, layers="0.*")
+        assert caught.value.fix == "choose both, or exclude both"
+    assert portrait(model) == before
+    assert len(migrate_module(model, layers="0.*", to="parametrize")) == (form == "legacy"), "stays tied"
+
+
+class Marked(nn.Parameter):
+    """A Parameter of a user's own class."""
+
+
+class Kind(torch.Tensor):
+    """A tensor of a user's own class."""
+
+
+@both_forms
+@pytest.mark.parametrize("make", [nn.Parameter, Marked, lambda it: nn.Parameter(it.as_subclass(Kind))])
+@pytest.mark.parametrize("around", [torch.no_grad, torch.inference_mode, torch.enable_grad])
+def test_the_weight_is_of_the_class_of_v_with_what_was_set_on_it(
+    form: str, make: Callable[..., Any], around: Callable[[], Any]
+) -> None:
+    module = norm(nn.Conv2d(3, 4, 3), form)
+    home, name = (module, "weight_v") if form == "legacy" else (module.parametrizations.weight, "original1")
+    v = make(torch.randn(4, 3, 3, 3).to(memory_format=torch.channels_last))
+    v.no_decay, v.buffer = True, torch.ones(1)
+    home._parameters[name] = v
+    expected = fold_state_dict(module.state_dict())["weight"]
+    with around():
+        fold_module(module)
+    w: Any = module.weight
+    assert type(w) is type(v)
+    assert w.stride() == v.stride()
+    assert w.no_decay is True
+    assert not hasattr(w, "buffer"), "a tensor that was v's alone"
+    assert same(w.detach().as_subclass(torch.Tensor), torch.as_tensor(expected).as_subclass(torch.Tensor))
+    module(torch.ones(1, 3, 4, 4)).sum().backward()
+    assert w.is_leaf
+    assert w.grad is not None
+    assert isinstance(w, nn.Parameter)
