@@ -54,8 +54,9 @@ def read_history(text: bytes | str) -> History:
         record = None
     if not _is_record(record):
         return History(notes=("its wnconvert record makes no sense and is left out",))
-    metadata = record.get("metadata", {})
-    return History(tuple(record["history"]), {str(key): str(value) for key, value in metadata.items()})
+    metadata = {str(key): str(value) for key, value in record.get("metadata", {}).items()}
+    metadata.pop(METADATA_KEY, None)  # which would go out as safetensors' own: a record in the record
+    return History(tuple(record["history"]), metadata)
 
 
 def _is_record(record: Any) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import struct
+from collections import Counter
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -80,8 +81,7 @@ def check_structure(path: Path) -> None:
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     made = dict(pairs)
     if len(made) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
+        twice = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
         raise FormatError(f"its header has the key {twice!r} twice", fix="save it again")
     return made
 

@@ -17,7 +17,7 @@ from wnconvert.tensors import Entry, StateDict, StoredTensor, Tree
 from wnconvert.words import listed
 
 __all__ = ["Scope", "check_refused", "check_selection", "choose", "find_layers", "idle_excludes"]
-__all__ += ["kept_as_is", "looks_like_layers", "notes_on", "optimizers_left_out", "placed"]
+__all__ += ["elements_of", "kept_as_is", "looks_like_layers", "notes_on", "optimizers_left_out", "placed"]
 __all__ += ["refuse_modules", "scope_of", "taken", "tie_notes"]
 
 
@@ -204,13 +204,13 @@ def tie_notes(state: StateDict, planned: PlannedStateDict) -> Iterable[str]:
         read = [tensors[name] for name in sources if name in tensors]
         if read and all(tensor.info.numel for tensor in read):
             kind = "" if isinstance(step, (Keep, Fold)) else type(step).__name__
-            tied.setdefault((kind, *map(_elements, read)), []).append(step.name)
+            tied.setdefault((kind, *map(elements_of, read)), []).append(step.name)
     for names in tied.values():
         if len(names) > 1:
             yield f"{listed(names)} share memory; a safetensors file holds a copy of each"
 
 
-def _elements(tensor: StoredTensor) -> tuple[object, ...]:
+def elements_of(tensor: StoredTensor) -> tuple[object, ...]:
     """Equal for two tensors of the same elements in any order: what is transposed is tied too."""
     return (tensor.storage, tensor.info.dtype, tensor.offset, tensor.info.numel)
 

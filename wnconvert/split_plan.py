@@ -9,10 +9,11 @@ from collections.abc import Iterable
 
 from wnconvert.plan import Change, Direction, Dropped, Keep, Magnitude, Plan, PlannedStateDict, Step
 from wnconvert.provenance import recorded, without_layers
-from wnconvert.schemes import Selection
+from wnconvert.schemes import Refused, Selection, find
 from wnconvert.scope import (
     check_refused,
     choose,
+    elements_of,
     idle_excludes,
     kept_as_is,
     optimizers_left_out,
@@ -59,6 +60,8 @@ def plan_split(
     if container == "torch":
         refuse_modules(changed, "split", "split_module")
     planned = tuple(_split(state, mine.get(state.path)) for state in scope.states)
+    unlike = (_not_found_again(*both) for both in zip(scope.states, planned, strict=True))
+    check_refused({item.path: tuple(no) for item, no in zip(planned, unlike, strict=True)}, "split")
     optimizers: tuple[Dropped, ...] = ()
     if changed and scope.only is None and not keep_optimizer:
         optimizers = optimizers_left_out(tree, _WHY_NO_OPTIMIZER)
@@ -112,13 +115,32 @@ def _split(state: StateDict, wish: Wish | None) -> PlannedStateDict:
     return PlannedStateDict(state.path, tuple(steps), tuple(changes))
 
 
+def _not_found_again(state: StateDict, planned: PlannedStateDict) -> Iterable[Refused]:
+    """Layers that a fold of the output would not see as they are meant, as the keys beside them are."""
+    layers = {change.name: change.layer for change in planned.changes}
+    tensors = state.tensors
+    kept = (tensors[step.source].info for step in planned.tensors if isinstance(step, Keep))
+    found = find((*kept, *(half for layer in layers.values() for half in layer.halves)))
+    again = {layer.name: layer for layer in found.layers}
+    reasons = {no.name: no.reason for no in found.refused}
+    for name, layer in layers.items():
+        if name not in again:
+            reason = reasons.get(name, "no layer has such a name")
+        elif again[name].dim != layer.dim and layer.g.numel != 1:
+            reason = f"its g {layer.g.shape} would be read along dim {again[name].dim}, not {layer.dim}"
+        else:
+            continue
+        leave = f"--exclude '{name}' leaves it as it is"
+        yield Refused(name, f"a fold would not find it again: {reason}", leave)
+
+
 def _untied(state: StateDict, planned: PlannedStateDict) -> Iterable[str]:
     """Weights that shared memory with a name that stays plain: v is a tensor of its own."""
     tensors = state.tensors
     kept: dict[object, str] = {}
     for step in planned.steps:
         if isinstance(step, Keep) and step.source in tensors and tensors[step.source].info.numel:
-            kept.setdefault(tensors[step.source].view, step.source)
+            kept.setdefault(elements_of(tensors[step.source]), step.source)
     for change in planned.changes:
-        if other := kept.get(tensors[change.name].view):
+        if other := kept.get(elements_of(tensors[change.name])):
             yield f"{other} shared memory with {change.name}, which is split: two tensors now"

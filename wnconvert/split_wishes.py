@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
 
 from wnconvert.dims import AUTO, dim_of
@@ -165,10 +166,12 @@ def _as_like(
             fix="name a checkpoint that is not folded, or that wnconvert fold wrote",
         )
     wishes = {}
+    followed = set()
     for state in chosen:
         item = _counterpart(state, references, alone=len(chosen) == 1)
         if item is None:
             continue
+        followed.add(item.path)
         if item.refused:
             no = item.refused[0]
             raise LayerError(f"of --like, {no.name} is no layer to go by: {no.reason}", fix=no.fix)
@@ -177,6 +180,11 @@ def _as_like(
         for layer in item.layers:
             there.want(layer, "unlike in --like,")
         wishes[state.path] = there.wish(_order_as_in(item, there), to, names=item.names)
+    idle = [item.path or "." for item in references if item.layers and item.path not in followed]
+    if idle and wishes:
+        first = next(iter(wishes))
+        note = f"--like has layers in {listed(idle, 4)} too, without a counterpart here"
+        wishes[first] = replace(wishes[first], notes=(*wishes[first].notes, note))
     if not wishes:
         every = dict.fromkeys(name for item in references for name in item.names)
         raise ArgumentError(
@@ -216,35 +224,32 @@ def _check_lacking(there: _There, layers: Sequence[Layer]) -> None:
     )
 
 
+# A name may be made to have very many, and very long ones.
+_PREFIXES = 8
+_LONGEST_PREFIX = 200
+
 _SAME_MODEL = "--like names a checkpoint of the same model, with the same names"
 
 
 def _prefix_hint(layers: Sequence[Layer], names: set[str]) -> str:
     """What to do where all names of the reference and of the file differ by one prefix, or nothing."""
-    first = layers[0].name
-    longer = [first[:at] for at in range(1, len(first)) if first[at - 1] == "."]
+    weights = [layer.name for layer in layers]
+    first = weights[0]
+    longer = islice((first.removesuffix(name) for name in names if first.endswith(f".{name}")), _PREFIXES)
+    shorter = islice((name.removesuffix(first) for name in names if name.endswith(f".{first}")), _PREFIXES)
     taken_off = next(
-        (prefix for prefix in longer if all(layer.name.removeprefix(prefix) in names for layer in layers)), ""
+        (it for it in longer if all(each.startswith(it) and each[len(it) :] in names for each in weights)), ""
     )
-    put_before = next(
-        (
-            prefix
-            for name in names
-            if name.endswith(f".{first}")
-            for prefix in (name.removesuffix(first),)
-            if all(prefix + layer.name in names for layer in layers)
-        ),
-        "",
-    )
-    if not taken_off and not put_before:
+    put_before = next((it for it in shorter if all(it + each in names for each in weights)), "")
+    if not 0 < len(taken_off + put_before) <= _LONGEST_PREFIX:
         return ""
     said = f"the names differ by the prefix {taken_off or put_before!r}"
     dims = {layer.dim for layer in layers}
     if len(dims) > 1:
         return f"{said}: rename the keys of one of them"
     (dim,) = dims
-    weights = [put_before + layer.name.removeprefix(taken_off) for layer in layers]
-    globs = " ".join(f"--layers '{name}'" for name in weights[:3]) + (" …" if len(weights) > 3 else "")
+    globs = " ".join(f"--layers '{put_before}{each.removeprefix(taken_off)}'" for each in weights[:3])
+    globs += " …" if len(weights) > 3 else ""
     return f"{said}: say it by {globs} --dim {'none' if dim is None else dim} --to {layers[0].form}"
 
 
@@ -323,17 +328,19 @@ def _dims_of_record(tree: Tree, state: StateDict, layers: Mapping[str, Layer]) -
 def _layer_along(info: TensorInfo, dim: int | str | None, form: str) -> Layer:
     """The pair that ``torch.nn.utils.weight_norm(module, name, dim)`` makes of a weight."""
     rank = len(info.shape)
-    axis: int | None
-    shape: tuple[int, ...]
-    if dim == -1 or not isinstance(dim, int):
-        axis, shape = None, ()
-    elif -rank <= dim < rank:
-        axis = dim % rank
-        shape = tuple(size if at == axis else 1 for at, size in enumerate(info.shape))
-    else:
-        axis, shape = dim, ()  # refused, with the shape
+    axis = None if dim == -1 or not isinstance(dim, int) else dim
+    if axis is not None and -rank <= axis < rank:
+        axis %= rank
+    shape = _g_shape(info.shape, axis)
     g, v = spelled(form, info.name) or ("", "")
     return Layer(info.name, form, axis, replace(info, name=g, shape=shape), replace(info, name=v))
+
+
+def _g_shape(shape: tuple[int, ...], dim: int | None) -> tuple[int, ...]:
+    """The shape that torch gives to g; ``()`` where there is no such axis, which is refused."""
+    if dim is None or dim >= len(shape):
+        return ()
+    return tuple(size if axis == dim else 1 for axis, size in enumerate(shape))
 
 
 # Keys of spectral norm, prune and other parametrizations, whose plain weight is computed from them.
@@ -400,9 +407,13 @@ class _There:
         dtype = stored.info.dtype
         # Only where g holds every value of the weight's dtype is the fold of the split the weight again.
         finer = dtype == layer.v.dtype and layer.g.dtype.foldable and layer.g.dtype.holds(dtype)
+        g, v = layer.g.shape, layer.v.shape
+        # A plain vector that fits several axes would be read along the first of them.
+        is_clear = layer.g.numel == 1 or dim_of(g, v).dim == layer.dim
+        shape = g if is_clear else _g_shape(v, layer.dim)
         self.layers[name] = replace(
             layer,
-            g=replace(layer.g, dtype=layer.g.dtype if finer else dtype),
+            g=replace(layer.g, dtype=layer.g.dtype if finer else dtype, shape=shape),
             v=replace(layer.v, dtype=dtype),
             note="",
         )
@@ -441,6 +452,7 @@ class _There:
 
     def wish(self, order: Sequence[str], to: str | None, *, names: Sequence[str]) -> Wish:
         """The layers and the order of keys; a pair in another form than was said goes to torch's place."""
+        refused = {no.name: no for no in (*self.refused, *taken(self.state, self.layers.values()))}
         other = [layer for layer in self.layers.values() if to not in (None, layer.form)]
         if to is not None and other:
             after = {layer.name: in_form(layer, to) for layer in other}
@@ -451,10 +463,12 @@ class _There:
             }
             order = placed([new.get(name, name) for name in order], after.values())
             self.layers |= after
-        refused = (*self.refused, *taken(self.state, self.layers.values()))
+        refused |= {no.name: no for no in taken(self.state, self.layers.values())}
         differ = [name for name in self.already if to not in (None, self.split[name])]
         note = f"{listed(differ, 3)} split already in the other form: wnconvert migrate --to {to}"
-        return Wish(self.layers, order, len(self.already), names, refused, (note,) if differ else ())
+        return Wish(
+            self.layers, order, len(self.already), names, tuple(refused.values()), (note,) if differ else ()
+        )
 
 
 def _is_no_axis(layer: Layer) -> bool:

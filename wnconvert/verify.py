@@ -11,7 +11,7 @@ import importlib.util
 import math
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -70,7 +70,8 @@ def verify_output(
     """
     notes: tuple[str, ...] = ()
     with Source((path,)) as written:
-        own = _own_reader(path, written)
+        found = {state.path: state.tensors for state in open_checkpoint(path).tree.state_dicts}
+        own = _own_reader(found, written)
         if plan.container == "safetensors":
             reader, by = _safetensors_reader(path, own), "the safetensors library"
         else:
@@ -80,15 +81,33 @@ def verify_output(
                 _test_zip(path, contents=True)
                 reader, by = own, "zipfile's test and wnconvert's own reader"
                 notes = (f"not read back with torch: {reason}",)
+        before = {state.path: state.tensors for state in checkpoint.tree.state_dicts}
         for planned in plan.state_dicts:
-            _check_state_dict(checkpoint, planned, source, partial(reader, planned.path))
+            names = found["" if plan.container == "safetensors" else planned.path]
+            _check_names(before[planned.path], planned, list(names))
+            _check_state_dict(before[planned.path], planned, source, partial(reader, planned.path))
     return by, notes
 
 
+def _check_names(before: Mapping[str, StoredTensor], planned: PlannedStateDict, names: list[str]) -> None:
+    """Every tensor of the source went somewhere, every layer is whole, and all names are as planned."""
+    used: set[str] = set()
+    for step in planned.tensors:
+        if isinstance(step, Keep):
+            used.add(step.source)
+        else:
+            used |= {half.name for half in step.layer.halves} if isinstance(step, Fold) else {step.layer.name}
+    halves = {half.name for change in planned.changes if change.after for half in change.after.halves}
+    if names != [step.name for step in planned.tensors] or not halves <= set(names) or set(before) - used:
+        raise VerifyError("what was read back has not the names that it should; nothing is kept", fix=_BUG)
+
+
 def _check_state_dict(
-    checkpoint: Checkpoint, planned: PlannedStateDict, source: Source, reader: Callable[[str], ReadBack]
+    tensors: Mapping[str, StoredTensor],
+    planned: PlannedStateDict,
+    source: Source,
+    reader: Callable[[str], ReadBack],
 ) -> None:
-    tensors = next(state.tensors for state in checkpoint.tree.state_dicts if state.path == planned.path)
     for step in planned.steps:
         if isinstance(step, Fold):
             g, v = tensors[step.layer.g.name], tensors[step.layer.v.name]
@@ -184,10 +203,7 @@ def _test_zip(path: Path, *, contents: bool) -> None:
         raise VerifyError(f"{error}; nothing is kept", fix=_BUG) from error
 
 
-def _own_reader(path: Path, written: Source) -> Open:
-    tree = open_checkpoint(path).tree
-    tensors = {state.path: state.tensors for state in tree.state_dicts}
-
+def _own_reader(tensors: Mapping[str, Mapping[str, StoredTensor]], written: Source) -> Open:
     def open_tensor(state: str, name: str) -> ReadBack:
         read = written.reader(_in_bytes(tensors[state][name]))
         return lambda block, piece: read(block)
@@ -269,7 +285,10 @@ def _check_split(source: Source, w: StoredTensor, layer: Layer, g_back: ReadBack
     norms = np.sqrt(_squares(source.reader(w), w, dim))
     every = StoredTensor(layer.g, w.storage, 0, (0,) * len(layer.g.shape))
     g = np.concatenate([g_back(block, piece).reshape(-1) for block, piece in _pieces(every)] or [norms[:0]])
-    if not _agrees(g, norms, layer.g.dtype):
+    # Half a unit, and what a sum of that many squares may be off: a g that is the next number is no norm.
+    off = np.abs(g.astype(np.longdouble) - norms)
+    slack = norms * (w.info.numel // max(rows, 1)) * np.finfo(np.longdouble).eps
+    if (off > _ulp(norms, layer.g.dtype) / 2 + slack).any() or np.signbit(g.astype(np.float64)).any():
         raise VerifyError(f"layer {layer.name} was read back, and g is not ‖w‖; nothing is kept", fix=_BUG)
     read, unit = source.reader(w), 1 / np.sqrt(np.longdouble(max(w.info.numel // max(rows, 1), 1)))
     for block, piece in _pieces(w):
@@ -291,9 +310,15 @@ def _squares(read: Read, tensor: StoredTensor, dim: int | None) -> NDArray[np.lo
 
 
 def _agrees(found: Array, expected: Array, dtype: DType) -> bool:
-    bits, least, most = _ULPS[dtype.name]
-    ulp = np.ldexp(np.longdouble(1), np.maximum(np.frexp(expected)[1] - bits, least))
+    most = _ULPS[dtype.name][2]
     # What lies past the largest value, and what is no number, was allowed or refused before.
     finite = np.isfinite(expected.astype(dtype.numpy()).astype(np.float64))
     off = np.abs(found.reshape(-1).astype(np.longdouble) - expected)
-    return found.size == expected.size and bool(np.all(~finite | (off <= most * ulp)))
+    return found.size == expected.size and bool(np.all(~finite | (off <= most * _ulp(expected, dtype))))
+
+
+def _ulp(values: NDArray[np.longdouble], dtype: DType) -> NDArray[np.longdouble]:
+    """The unit in the last place of numbers in a dtype."""
+    bits, least, _ = _ULPS[dtype.name]
+    unit: NDArray[np.longdouble] = np.ldexp(np.longdouble(1), np.maximum(np.frexp(values)[1] - bits, least))
+    return unit
