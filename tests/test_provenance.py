@@ -238,3 +238,8 @@ def test_a_planted_record_does_no_harm(tmp_path: Path) -> None:
     result = fold_file(path, tmp_path / "out.pt")
     assert result.notes == ("its wnconvert record makes no sense and is left out",)
     assert [step["verb"] for step in record_in(tmp_path / "out.pt")["history"]] == ["fold"]
+
+
+def test_a_record_in_the_metadata_of_a_record_is_left_out() -> None:
+    text = write_history([STEP], {"format": "pt", METADATA_KEY: write_history([STEP])})
+    assert read_history(text).metadata == {"format": "pt"}

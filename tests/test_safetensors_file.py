@@ -239,6 +239,14 @@ def test_a_name_that_stands_twice_is_named(tmp_path: Path) -> None:
         opened(tmp_path, REFUSED["the same name twice"])
 
 
+def test_a_key_that_stands_twice_among_very_many_is_named(tmp_path: Path) -> None:
+    # To look for each of them in all of them would take minutes.
+    pairs = ",".join(f'"key {at}":"x"' for at in [*range(150_000), 149_999])
+    header = f'{{"__metadata__":{{{pairs}}}}}'.encode()
+    with pytest.raises(FormatError, match="the key 'key 149999' twice"):
+        opened(tmp_path, struct.pack("<Q", len(header)) + header)
+
+
 def test_the_file_that_these_damage_is_fine(tmp_path: Path) -> None:
     assert opened(tmp_path, file_of({"a": ONE}, bytes(4))).container == "safetensors"
 

@@ -775,3 +775,93 @@ def test_torch_makes_the_same_pairs_up_to_the_last_bits(tmp_path: Path) -> None:
         assert {k: v.shape for k, v in out.items()} == {k: v.shape for k, v in torchs.items()}
         assert list(out) == list(torchs)
         assert all(torch.allclose(out[name], torchs[name], rtol=1e-6) for name in torchs)
+
+
+# -- what must never be lost, and what a fold must find again
+
+
+def reference(name: str, form: str, shape: tuple[int, ...] = (4, 3)) -> State:
+    w = torch.arange(float(math.prod(shape))).reshape(shape) + 1
+    owner, _, param = name.rpartition(".")
+    at = f"{owner}." if owner else ""
+    keys = {
+        "legacy": (f"{name}_g", f"{name}_v"),
+        "parametrize": tuple(f"{at}parametrizations.{param}.original{half}" for half in "01"),
+    }[form]
+    return dict(zip(keys, (torch.ones(shape[0], *[1] * (len(shape) - 1)), w), strict=True))
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize(("form", "to"), [("legacy", "parametrize"), ("parametrize", "legacy")])
+def test_a_key_that_a_pair_would_pass_through_is_not_lost(
+    form: str, to: str, suffix: str, tmp_path: Path
+) -> None:
+    own = list(reference("conv.weight", form))[1]
+    source = write({"conv.weight": torch.ones(4, 3), own: torch.ones(7)}, tmp_path / f"in{suffix}")
+    like = write(reference("conv.weight", form), tmp_path / f"like{suffix}")
+    before = listing(tmp_path)
+    with pytest.raises(LayerError, match="is taken"):
+        split(source, like=like, to=to)
+    assert listing(tmp_path) == before
+    recorded = fold(like, f"recorded{suffix}")
+    state = read(recorded) | {own: torch.ones(7)}
+    if suffix == ".safetensors":
+        with safe_open(recorded, framework="pt") as file:
+            metadata = file.metadata()
+        safetensors.torch.save_file(state, recorded, metadata=metadata)
+        with pytest.raises(LayerError, match="is taken"):
+            split(recorded, to=to)
+
+
+@pytest.mark.parametrize(
+    ("beside", "name", "reason"),
+    [
+        (reference("w", "legacy"), "w", "there twice|is there too"),
+        ({"w_mask": torch.ones(4, 3)}, "w", "w_mask beside it"),
+        ({}, "a.", "no layer has such a name"),
+        ({}, "", "no layer has such a name"),
+    ],
+)
+@pytest.mark.parametrize("to", FORMS)
+def test_what_a_fold_would_not_find_again_is_not_split(
+    beside: State, name: str, reason: str, to: str, tmp_path: Path
+) -> None:
+    if "w_mask" in beside and to == "parametrize":
+        return  # there prune's mask is no sign of a stack
+    source = write({name: torch.ones(4, 3), **beside}, tmp_path / "in.safetensors")
+    with pytest.raises(LayerError, match=f"a fold would not find it again: .*({reason})|is taken"):
+        split(source, layers=[name], dim=0, to=to)
+    assert not (tmp_path / "in.split.safetensors").exists()
+
+
+def test_a_recorded_g_that_fits_several_axes_is_written_in_torchs_shape(tmp_path: Path) -> None:
+    state = {"w_g": torch.tensor([1.0, 2, 3]), "w_v": torch.arange(9.0).reshape(3, 3) + 1}
+    plain = fold(write(state, tmp_path / "in.pt"), "plain.pt", dim=1)
+    pair = split(plain, "pair.pt")
+    assert read(pair)["w_g"].shape == (1, 3)
+    assert same(read(fold(pair))["w"], read(plain)["w"])
+    plain = fold(tmp_path / "in.pt", "rows.pt", dim=0)
+    assert read(split(plain, "rows.split.pt"))["w_g"].shape == (3,)
+
+
+def test_layers_of_a_reference_that_have_no_counterpart_are_said(tmp_path: Path) -> None:
+    torch.save(
+        {"gen": reference("a.weight", "legacy"), "disc": reference("d.weight", "legacy")}, tmp_path / "r"
+    )
+    torch.save({"other": {"a.weight": torch.ones(4, 3)}}, tmp_path / "in.pt")
+    result = split_file(tmp_path / "in.pt", like=tmp_path / "r")
+    assert result.notes == ("--like has layers in disc too, without a counterpart here",)
+
+
+def test_a_view_of_a_split_weight_in_another_order_is_said_to_be_untied(tmp_path: Path) -> None:
+    w = torch.arange(12.0).reshape(4, 3) + 1
+    result = split_file(write({"a.weight": w, "c.weight": w.t()}, tmp_path / "in.pt"), layers="a.*", dim=0)
+    assert result.notes == ("c.weight shared memory with a.weight, which is split: two tensors now",)
+
+
+def test_a_name_of_very_many_dots_in_a_reference_costs_no_square_of_it(run: Runner, tmp_path: Path) -> None:
+    name = "a." * 200_000 + "weight"
+    like = write(reference(name, "legacy"), tmp_path / "like.safetensors")
+    source = write({"weight": torch.ones(4, 3)}, tmp_path / "in.safetensors")
+    done = run("split", source, "--like", like)
+    assert (done.code, "fix: --like names a checkpoint of the same model" in done.stderr) == (2, True)

@@ -73,3 +73,29 @@ def test_a_name_that_another_state_dict_keeps_is_left_alone(tmp_path: Path) -> N
     (group,) = load(tmp_path / "out.pt")["optimizer"]["param_groups"]
     assert "0.weight_v" in group["param_names"]
     assert "0.parametrizations.weight.original1" not in group["param_names"]
+
+
+@pytest.mark.parametrize("prefix", ["module.", "model._orig_mod."])
+def test_names_of_a_wrapper_follow_with_their_prefix(prefix: str, tmp_path: Path) -> None:
+    model, optimizer = trained("legacy")
+    states: dict[str, Any] = dict(get_state_dict(model, optimizer)[1])
+    wrapped = {
+        "state": {prefix + name: value for name, value in states["state"].items()},
+        "param_groups": [
+            {**group, "params": [prefix + name for name in group["params"]]}
+            for group in states["param_groups"]
+        ],
+    }
+    torch.save({"model": model.state_dict(), "optimizer": wrapped}, tmp_path / "in.pt")
+    migrate_file(tmp_path / "in.pt", tmp_path / "out.pt")
+    found = load(tmp_path / "out.pt")
+    assert set(found["optimizer"]["state"]) == {prefix + name for name in found["model"]}
+    assert set(found["optimizer"]["param_groups"][0]["params"]) == {prefix + name for name in found["model"]}
+
+
+def test_names_that_are_nobodys_stay(tmp_path: Path) -> None:
+    model, _ = trained("legacy")
+    odd = {"state": {"1.weight_g": 1, "other.0.weight_g": 2}, "param_groups": [{"params": ["x.0.weight_g"]}]}
+    torch.save({"model": model.state_dict(), "optimizer": odd}, tmp_path / "in.pt")
+    migrate_file(tmp_path / "in.pt", tmp_path / "out.pt")
+    assert load(tmp_path / "out.pt")["optimizer"] == odd

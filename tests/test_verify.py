@@ -6,7 +6,9 @@ import importlib.util
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,13 +17,14 @@ from safetensors.torch import save_file
 from tests.golden import FIXTURES
 from tests.test_convert import FOLDABLE
 from tests.test_sources import stored
-from wnconvert import verify
+from wnconvert import convert, split_plan, verify
 from wnconvert.atomic import Staged
 from wnconvert.checkpoint import layout_of, open_checkpoint
 from wnconvert.convert import Result
 from wnconvert.errors import VerifyError
 from wnconvert.files import fold_file, split_file
 from wnconvert.layout import CopyBytes, Directions, FoldLayer, Gather, Norms, Work
+from wnconvert.weightnorm import norm_blocks
 
 FLOATS = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 
@@ -126,8 +129,8 @@ def test_one_spoilt_element_of_g_or_v_is_found(
     for blob in blobs:
         assert isinstance(blob.work, Norms | Directions)
         size = blob.work.w.info.dtype.itemsize
-        # The lowest bit of v and one of g that is more than its last: in the first element, and in the last.
-        low = 0x01 if kind is Directions else 0x10
+        # The lowest bit, first and last; extended precision cannot tell that of a float64 norm.
+        low = 0x10 if kind is Norms and size == 8 else 0x01
         for at in (blob.start, blob.start + blob.size - size):
             with monkeypatch.context() as patch:
                 patch.setattr(Staged, "write", flipping(at, low))
@@ -230,3 +233,39 @@ def test_pieces_cover_a_tensor_once_and_in_order(
         assert 0 < len(found) <= 100
         seen += found
     assert seen == list(range(tensor.numel()))
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_a_g_that_is_the_number_beside_the_norm_is_found(
+    plain: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
+) -> None:
+    def beside(*arguments: Any, **more: Any) -> Any:
+        g, report = norm_blocks(*arguments, **more)
+        return (g.view(f"u{g.itemsize}") + 1).view(g.dtype), report
+
+    out = plain.with_name(f"out{suffix}")
+    monkeypatch.setattr(convert, "norm_blocks", beside)
+    with pytest.raises(VerifyError, match="g is not ‖w‖"):
+        split_file(plain, out, layers="*", dim=0, verify=True)
+    assert not out.exists()
+
+
+def test_a_plan_that_loses_a_key_or_half_a_layer_is_found(
+    plain: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = split_plan._split
+
+    def losing(at: int) -> Any:
+        def split(*arguments: Any) -> Any:
+            planned = made(*arguments)
+            return replace(planned, steps=planned.steps[:at] + planned.steps[at + 1 :])
+
+        return split
+
+    count = len(split_file(plain, layers="*", dim=0, dry_run=True).state_dicts[0].steps)
+    assert count > 2
+    for at in range(count):
+        monkeypatch.setattr(split_plan, "_split", losing(at))
+        with pytest.raises(VerifyError, match="has not the names that it should"):
+            split_file(plain, plain.with_name("out.pt"), layers="*", dim=0, verify=True)
+    assert not plain.with_name("out.pt").exists()

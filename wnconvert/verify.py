@@ -320,5 +320,6 @@ def _agrees(found: Array, expected: Array, dtype: DType) -> bool:
 def _ulp(values: NDArray[np.longdouble], dtype: DType) -> NDArray[np.longdouble]:
     """The unit in the last place of numbers in a dtype."""
     bits, least, _ = _ULPS[dtype.name]
-    unit: NDArray[np.longdouble] = np.ldexp(np.longdouble(1), np.maximum(np.frexp(values)[1] - bits, least))
+    exponents = np.where(values == 0, least, np.frexp(values)[1] - bits)
+    unit: NDArray[np.longdouble] = np.ldexp(np.longdouble(1), np.maximum(exponents, least))
     return unit
