@@ -17,7 +17,8 @@ from tests.golden import ROOT
 ORDER = """
 errors words dims tensors layout blocks
 schemes kinds rounding sums weightnorm policy options workers atomic stats values
-plan order provenance scope split_wishes fold_plan migrate_plan split_plan module_metadata making
+plan order provenance scope
+split_wishes split_like split_ways fold_plan migrate_plan split_plan module_metadata making
 pickles pickle_writer safetensors_file
 foreign zips torch_objects torch_contents torch_modules torch_optimizers torch_file torch_writer
 checkpoint sources

@@ -21,7 +21,8 @@ from wnconvert.scope import (
     scope_of,
     tie_notes,
 )
-from wnconvert.split_wishes import Wish, wishes_for
+from wnconvert.split_ways import wishes_for
+from wnconvert.split_wishes import Wish
 from wnconvert.tensors import StateDict, Tree
 
 __all__ = ["plan_split"]
