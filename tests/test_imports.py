@@ -20,14 +20,16 @@ schemes kinds rounding sums weightnorm policy options workers atomic stats value
 plan order provenance scope
 split_wishes split_like split_ways fold_plan migrate_plan split_plan module_metadata making
 pickles pickle_writer safetensors_file
+protobuf onnx_model onnx_arithmetic onnx_surgery onnx_plan onnx_file onnx_writer
 foreign zips torch_objects torch_contents torch_modules torch_optimizers torch_file torch_writer
 checkpoint sources
 comparison gaps pairing readings
+signatures runtime proof onnx_check
 verify convert compare inspection
 files state_dict
-live live_choice edits surgery module_split modules onnx_graph
-export
-tables report inspection_report comparison_report plots
+live live_choice edits surgery module_split modules
+factory exporters initializer_names export
+tables report inspection_report comparison_report export_report plots
 cli __main__
 """.split()
 MODULES = sorted(path for path in (ROOT / "wnconvert").rglob("*.py") if path.name != "__init__.py")
