@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from wnconvert.atomic import Staged, staged
+from wnconvert.atomic import Staged, file_in, free_name, staged, staged_folder
 from wnconvert.errors import OutputError
 
 
@@ -285,3 +285,151 @@ def test_no_file_stays_open(target: Path, monkeypatch: pytest.MonkeyPatch) -> No
     with pytest.raises(OutputError):
         write(target)
     assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
+
+
+# -- a file and what it names
+
+
+def write_both(target: Path, *, force: bool = True, data: str = "model.pt.data") -> None:
+    with staged_folder(target, force=force) as folder:
+        for name, content in ((target.name, b"new"), (data, b"new data")):
+            with file_in(folder, name, target) as file:
+                file.resize(len(content))
+                file.write(content, 0)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_the_files_of_a_folder_stand_beside_the_target_when_the_block_ends(target: Path) -> None:
+    write_both(target)
+    assert contents(target.parent) == {"model.pt": b"new", "model.pt.data": b"new data"}
+    target.unlink()
+    write_both(target, force=False, data=free_name(target))
+    assert contents(target.parent) == {
+        "model.pt": b"new",
+        "model.pt.data": b"new data",
+        "model.pt.2.data": b"new data",
+    }
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, SystemExit, GeneratorExit])
+def test_of_a_block_that_fails_no_file_is_left(target: Path, error: type[BaseException]) -> None:
+    def fails(folder: Path) -> None:
+        (folder / "model.pt").write_bytes(b"half")
+        (folder / "model.pt.data").write_bytes(b"half")
+        raise error
+
+    with pytest.raises(error), staged_folder(target, force=True) as folder:
+        fails(folder)
+    assert content(target) == b"old"
+
+
+@pytest.mark.parametrize("links", [True, False])
+@pytest.mark.parametrize("force", [True, False])
+def test_what_the_target_names_is_never_put_over_a_file(
+    target: Path, monkeypatch: pytest.MonkeyPatch, *, force: bool, links: bool
+) -> None:
+    if not force:
+        target.unlink()
+    if not links:
+        monkeypatch.setattr("os.link", fail(errno.ENOTSUP))
+    (target.parent / "model.pt.data").write_bytes(b"of another")
+    before = contents(target.parent)
+    with pytest.raises(OutputError, match="it exists"):
+        write_both(target, force=force)
+    assert contents(target.parent) == before
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_where_the_target_cannot_be_placed_nothing_else_stays(
+    target: Path, monkeypatch: pytest.MonkeyPatch, *, links: bool
+) -> None:
+    if not links:
+        monkeypatch.setattr("os.link", fail(errno.ENOTSUP))
+    monkeypatch.setattr("pathlib.Path.replace", fail(errno.EIO))
+    with pytest.raises(OutputError, match="it cannot be written"):
+        write_both(target)
+    assert content(target) == b"old"
+
+
+def test_a_target_that_appears_while_a_folder_is_filled_is_not_replaced(target: Path) -> None:
+    target.unlink()
+
+    def fill(folder: Path) -> None:
+        (folder / "model.pt").write_bytes(b"new")
+        target.write_bytes(b"of another process")
+
+    with pytest.raises(OutputError, match="it exists"), staged_folder(target, force=False) as folder:
+        fill(folder)
+    assert content(target) == b"of another process"
+
+
+@pytest.mark.parametrize("call", ["os.fsync", "pathlib.Path.mkdir"])
+def test_a_call_that_fails_for_a_folder_is_told(
+    target: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    monkeypatch.setattr(call, fail(errno.ENOSPC))
+    with pytest.raises(OutputError, match="the disk is full"):
+        write_both(target)
+    assert content(target) == b"old"
+
+
+def test_a_folder_is_refused_what_a_file_is(target: Path) -> None:
+    for path, force, what in (
+        (target, False, "it exists"),
+        (target.parent, True, "a folder"),
+        (target.parent / "none" / "x", True, "does not exist"),
+    ):
+        with pytest.raises(OutputError, match=what), staged_folder(path, force=force):
+            pytest.fail("the block must not run")
+    with pytest.raises(OutputError, match="disk is full"), staged_folder(target, force=True, size=1 << 60):
+        pytest.fail("the block must not run")
+    assert content(target) == b"old"
+
+
+def test_the_folder_is_private_and_its_files_get_the_mode_of_the_target(target: Path) -> None:
+    target.chmod(0o600)
+    with staged_folder(target, force=True) as folder:
+        assert mode(folder) == 0o700
+        (folder / "model.pt").write_bytes(b"new")
+        (folder / "model.pt.data").write_bytes(b"new data")
+    assert mode(target) == mode(target.with_name("model.pt.data")) == 0o600
+
+
+def test_through_a_link_a_file_is_written_but_none_that_needs_another(target: Path, tmp_path: Path) -> None:
+    link = tmp_path / "link.pt"
+    link.symlink_to(target)
+    with pytest.raises(OutputError, match="link into another folder"):
+        write_both(link, data="link.pt.data")
+    assert content(target) == b"old"
+    with staged_folder(link, force=True) as folder:
+        (folder / "link.pt").write_bytes(b"new")
+    assert link.is_symlink()
+    assert content(target) == b"new"
+
+
+def test_the_data_is_on_disk_under_its_name_before_the_target_is(
+    target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+    fsync, replace, link = os.fsync, Path.replace, os.link
+
+    def synced(fd: int) -> None:
+        calls.append("folder" if stat.S_ISDIR(os.fstat(fd).st_mode) else "file")
+        fsync(fd)
+
+    def linked(source: Path, to: Path) -> None:
+        calls.append("data")
+        link(source, to)
+
+    def replaced(source: Path, to: Path) -> Path:
+        calls.append("target")
+        return replace(source, to)
+
+    monkeypatch.setattr("os.fsync", synced)
+    monkeypatch.setattr("os.link", linked)
+    monkeypatch.setattr("pathlib.Path.replace", replaced)
+    write_both(target)
+    assert calls == ["file", "file", "data", "folder", "target", "folder"]

@@ -1,7 +1,7 @@
 """Write a file whole or not at all: a temporary file beside the target, fsync, rename.
 
 Whatever happens, the target is what it was before or what it was to become; a process that is killed can
-leave at most a file named ``….wnconvert-….tmp`` beside it.
+leave at most a file or folder named ``….wnconvert-….tmp`` beside it.
 """
 
 from __future__ import annotations
@@ -9,13 +9,14 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import shutil
 import stat
 from collections.abc import Iterator
 from pathlib import Path
 
 from wnconvert.errors import OutputError
 
-__all__ = ["Staged", "check_target", "staged"]
+__all__ = ["Staged", "check_target", "file_in", "free_name", "staged", "staged_folder"]
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 
@@ -107,9 +108,7 @@ def staged(target: Path, *, force: bool, size: int = 0) -> Iterator[Staged]:
     folder cannot be written to.
     """
     real = check_target(target, force=force, size=size)
-    # A name of 255 bytes has no room for a suffix.
-    name = os.fsdecode(os.fsencode(real.name)[:200])
-    temporary = real.with_name(f"{name}.wnconvert-{os.urandom(4).hex()}.tmp")
+    temporary = _beside(real)
     fd = -1
     try:
         fd = _create(temporary, real, target)
@@ -125,6 +124,62 @@ def staged(target: Path, *, force: bool, size: int = 0) -> Iterator[Staged]:
     finally:
         if fd >= 0:
             os.close(fd)
+
+
+@contextlib.contextmanager
+def staged_folder(target: Path, *, force: bool, size: int = 0) -> Iterator[Path]:
+    """A private folder whose files are put beside ``target`` when the block ends well; it vanishes anyway.
+
+    The file called ``target.name`` takes the place of ``target``, after all others stand there: they are
+    what it names (an ONNX model's external data), so their names must be free (``free_name``), ``force`` or
+    not. An existing target keeps its mode. Raises ``OutputError`` as ``staged`` does, and where a name is
+    taken; then nothing is left of any of them.
+    """
+    real = check_target(target, force=force, size=size)
+    folder = _beside(real)
+    try:
+        try:
+            folder.mkdir(0o700)
+        except OSError as error:
+            raise _translated(error, target) from error
+        yield folder
+        try:
+            _publish_all(folder, target, real, force=force)
+        except OSError as error:
+            raise _translated(error, target) from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def file_in(folder: Path, name: str, target: Path) -> Iterator[Staged]:
+    """A new file in a folder of ``staged_folder``; errors name the ``target`` that the user asked for."""
+    fd = _create(folder / name, folder / name, target)
+    try:
+        yield Staged(fd, folder / name, target)
+    finally:
+        os.close(fd)
+
+
+def free_name(target: Path, suffix: str = ".data") -> str:
+    """A name for a file beside ``target`` that no file has: ``model.onnx.data``, ``model.onnx.2.data``, ….
+
+    >>> free_name(Path("nowhere/model.onnx"))
+    'model.onnx.data'
+    """
+    folder = Path(os.path.realpath(target)).parent
+    number, name = 1, f"{target.name}{suffix}"
+    while os.path.lexists(folder / name):
+        number += 1
+        name = f"{target.name}.{number}{suffix}"
+    return name
+
+
+def _beside(real: Path) -> Path:
+    """A temporary name beside a file."""
+    # A name of 255 bytes has no room for a suffix.
+    name = os.fsdecode(os.fsencode(real.name)[:200])
+    return real.with_name(f"{name}.wnconvert-{os.urandom(4).hex()}.tmp")
 
 
 def _create(temporary: Path, real: Path, target: Path) -> int:
@@ -146,13 +201,60 @@ def _publish(fd: int, temporary: Path, target: Path, real: Path, *, force: bool)
     check_target(target, force=force)  # someone else may have made it meanwhile
     if force or not _linked(temporary, real):
         temporary.replace(real)
-    # The rename itself is on disk only when its folder is; where folders cannot be synced, so be it.
+    _sync_folder(real.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """The rename itself is on disk only when its folder is; where folders cannot be synced, so be it."""
     with contextlib.suppress(OSError):
-        folder = os.open(real.parent, os.O_RDONLY)
+        fd = os.open(folder, os.O_RDONLY)
         try:
-            os.fsync(folder)
+            os.fsync(fd)
         finally:
-            os.close(folder)
+            os.close(fd)
+
+
+def _publish_all(folder: Path, target: Path, real: Path, *, force: bool) -> None:
+    others = sorted(path for path in folder.iterdir() if path.name != target.name)
+    if others and target.parent.resolve() != real.parent:
+        raise OutputError(
+            "it is a link into another folder, and what it needs must lie beside it",
+            where=str(target),
+            fix=f"-o {real}",
+        )
+    check_target(target, force=force)
+    for path in (*others, folder / target.name):
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+        if real.exists():
+            with contextlib.suppress(OSError):  # not every file system has modes
+                path.chmod(stat.S_IMODE(real.stat().st_mode))
+    placed: list[Path] = []
+    try:
+        for path in others:
+            _put(path, real.with_name(path.name))
+            placed.append(real.with_name(path.name))
+        _sync_folder(real.parent)  # before the file that names them
+        if force or not _linked(folder / target.name, real):
+            (folder / target.name).replace(real)
+    except BaseException:
+        for path in placed:
+            with contextlib.suppress(OSError):  # what went wrong first is what is told
+                path.unlink(missing_ok=True)
+        raise
+    _sync_folder(real.parent)
+
+
+def _put(temporary: Path, real: Path) -> None:
+    """Rename, never over a file."""
+    taken = OutputError("it exists", where=str(real), fix="move it away, or choose another -o")
+    try:
+        if os.path.lexists(real):
+            raise taken
+        if not _linked(temporary, real):
+            temporary.rename(real)
+    except FileExistsError as error:
+        raise taken from error
 
 
 def _linked(temporary: Path, real: Path) -> bool:
