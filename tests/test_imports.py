@@ -24,7 +24,7 @@ protobuf onnx_model onnx_arithmetic onnx_surgery onnx_plan onnx_file onnx_writer
 foreign zips torch_objects torch_contents torch_modules torch_optimizers torch_file torch_writer
 checkpoint sources
 comparison gaps pairing readings
-signatures runtime proof onnx_check
+signatures runtime output_proof proof onnx_check
 verify convert compare inspection
 files state_dict
 live live_choice edits surgery module_split modules

@@ -6,7 +6,7 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
-__all__ = ["COLUMNS", "Comparison", "Difference", "Needed", "Operand", "qualified"]
+__all__ = ["COLUMNS", "Comparison", "Difference", "Needed", "Operand", "qualified", "rounded_up"]
 
 #: The columns of ``Comparison.rows``.
 COLUMNS = ("name", "A", "B", "why", "different", "max abs", "max rel", "ulps", "cosine", "SNR dB", "worst")
@@ -133,9 +133,9 @@ class Comparison:
             return []
         ways = []
         if need.atol is not None:
-            ways.append(f"--atol {_up(need.atol)}" + (f" --rtol {self.rtol!r}" if self.rtol else ""))
+            ways.append(f"--atol {rounded_up(need.atol)}" + (f" --rtol {self.rtol!r}" if self.rtol else ""))
         if need.rtol is not None:
-            ways.append(f"--rtol {_up(need.rtol)}" + (f" --atol {self.atol!r}" if self.atol else ""))
+            ways.append(f"--rtol {rounded_up(need.rtol)}" + (f" --atol {self.atol!r}" if self.atol else ""))
         return ways
 
     def rows(self) -> list[tuple[Any, ...]]:
@@ -183,10 +183,10 @@ class Comparison:
         }
 
 
-def _up(value: float) -> str:
+def rounded_up(value: float) -> str:
     """A number in three digits, never less than it is.
 
-    >>> _up(0.001), _up(0.0010001)
+    >>> rounded_up(0.001), rounded_up(0.0010001)
     ('0.001', '0.00101')
     """
     text = f"{value:.2e}"

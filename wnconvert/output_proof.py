@@ -1,0 +1,161 @@
+"""How far one output is from its reference, over all samples: gathered sample by sample, then plain data."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from wnconvert.blocks import Array
+from wnconvert.gaps import Judge, Measure, Tolerance
+from wnconvert.rounding import FORMATS
+from wnconvert.signatures import Sample
+from wnconvert.tensors import DTYPES, DType
+
+__all__ = ["Meter", "OutputProof", "Worst", "flat"]
+
+#: Elements that are made float64 at a time.
+_BITE = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Worst:
+    """An element of an output: where it is, both values, and the sample in which it is."""
+
+    index: tuple[int, ...]
+    reference: float
+    candidate: float
+    seed: int
+    sizes: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class OutputProof:
+    """How far an output is from the reference, over all samples.
+
+    ``shape`` is that of the sample of the worst element (else of the first). Over elements that are finite
+    on both sides, b being the reference: ``max_abs`` = max |a-b|, ``max_rel`` = max |a-b|/|b| (infinite
+    where only b is 0), ``snr_db`` = 10·log₁₀ Σb²/Σ(a-b)², None where it has no value; ``identical`` tells
+    whether that is because nothing differs. ``unmatched`` of the ``out_of_tolerance`` are NaN or infinite
+    on one side only. ``worst`` is the first of these, else the largest |a-b|.
+    ``needed_atol`` is the least atol that would have passed beside the rtol that was given,
+    ``needed_rtol`` the other way round; None where there is none. Integers and bools must be equal.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    elements: int
+    identical: bool
+    max_abs: float
+    max_rel: float
+    snr_db: float | None
+    worst: Worst | None
+    out_of_tolerance: int
+    unmatched: int
+    needed_atol: float | None
+    needed_rtol: float | None
+
+    @property
+    def passed(self) -> bool:
+        """Whether all elements are within tolerance."""
+        return not self.out_of_tolerance
+
+
+def flat(array: Array) -> Array:
+    """The elements end to end in C order."""
+    return np.ascontiguousarray(array).reshape(-1)
+
+
+@dataclass(slots=True)
+class Meter:
+    """One output, gathered over samples: float formats as ``Measure`` does it, all else as float64 too.
+
+    Complex numbers are compared part by part. ``unequal`` counts integers and bools that differ.
+    """
+
+    name: str
+    dtype: DType
+    tolerance: Tolerance
+    elements: int = 0
+    unequal: int = 0
+    shape: tuple[int, ...] = ()
+    worst: Worst | None = None
+    measure: Measure = field(init=False)
+
+    def __post_init__(self) -> None:
+        form = DTYPES[_form(self.dtype).name]
+        self.measure = Measure(Judge(Tolerance(0.0, 0.0) if self.is_exact else self.tolerance, form))
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether elements must be equal."""
+        return self.dtype.name == "bool" or "int" in self.dtype.name
+
+    def add(self, sample: Sample, found: Array, expected: Array) -> None:
+        """Add an output of one sample."""
+        left, right = flat(found), flat(expected)
+        parts = 2 if right.dtype.kind == "c" else 1
+        start, form = self.elements * parts, _form(self.dtype)
+        at_first: int | None = None
+        for at, x, y in _bites(left, right):
+            self.measure.add(start + at * parts, _floats(x, form), _floats(y, form))
+            if self.is_exact:
+                differ = x != y
+                self.unequal += int(np.count_nonzero(differ))
+                at_first = at + int(differ.argmax()) if at_first is None and differ.any() else at_first
+        worst = self.measure.worst
+        here = (worst - start) // parts if worst is not None and worst >= start else None
+        if here is None and self.worst is None:
+            here = at_first  # integers past 2**53 that float64 does not tell apart
+        if here is not None:
+            index = tuple(int(place) for place in np.unravel_index(here, expected.shape))
+            values = (_number(right[here]), _number(left[here]))
+            self.worst = Worst(index, *values, sample.seed, dict(sample.sizes))
+        if here is not None or not self.elements:
+            self.shape = expected.shape
+        self.elements += right.size
+
+    def result(self) -> OutputProof:
+        """What was gathered."""
+        measure = self.measure
+        tolerable = not self.is_exact and not measure.unmatched
+        out = self.unequal if self.is_exact else measure.different
+        return OutputProof(
+            self.name,
+            self.dtype.name,
+            self.shape,
+            self.elements,
+            identical=not (measure.max_abs or measure.unmatched or self.unequal),
+            max_abs=measure.max_abs,
+            max_rel=measure.max_rel,
+            snr_db=None if self.is_exact else measure.snr_db,
+            worst=self.worst,
+            out_of_tolerance=out,
+            unmatched=measure.unmatched,
+            needed_atol=measure.atol if tolerable and math.isfinite(measure.atol) else None,
+            needed_rtol=measure.rtol if tolerable and math.isfinite(measure.rtol) else None,
+        )
+
+
+def _bites(left: Array, right: Array) -> Iterator[tuple[int, Array, Array]]:
+    return ((at, left[at : at + _BITE], right[at : at + _BITE]) for at in range(0, right.size, _BITE))
+
+
+def _form(dtype: DType) -> np.dtype[Any]:
+    """The float format in which a dtype is compared: its own, else one that holds it."""
+    if dtype.name in FORMATS:
+        return dtype.numpy()
+    return np.dtype("float32" if dtype.is_float8 or dtype.name == "complex64" else "float64")
+
+
+def _floats(x: Array, form: np.dtype[Any]) -> Array:
+    return x.view(form) if x.dtype.kind == "c" else x.astype(form, copy=False)
+
+
+def _number(value: Any) -> float:
+    """An element as a number of Python; of a complex one, its size."""
+    return abs(complex(value)) if np.iscomplexobj(value) else float(value)

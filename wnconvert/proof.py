@@ -1,0 +1,291 @@
+"""Two functions run on the same samples and compared: names of outputs, shapes and dtypes, then values."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from wnconvert.blocks import Array
+from wnconvert.comparison import Needed, rounded_up
+from wnconvert.errors import ArgumentError, InputError, VerifyError, WnconvertError
+from wnconvert.gaps import Tolerance, same_bits
+from wnconvert.output_proof import Meter, OutputProof, Worst, flat
+from wnconvert.signatures import Sample, Signature, arrays
+from wnconvert.tensors import DTYPES
+from wnconvert.words import listed, printable
+
+__all__ = ["ATOL", "RTOL", "ExportReport", "Function", "OutputProof", "Proof", "Step", "Worst", "prove"]
+
+ATOL = 1e-5
+RTOL = 1e-3
+
+#: From inputs by name to outputs by name, in order.
+Function: TypeAlias = Callable[[Mapping[str, Array]], Mapping[str, Array]]
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """What a comparison of two functions found; true where all outputs are equal within the tolerance.
+
+    ``mismatches`` are names, shapes and dtypes that differ, and samples that the candidate cannot run, in
+    words. Seconds are of one run of all samples.
+    """
+
+    outputs: tuple[OutputProof, ...]
+    mismatches: tuple[str, ...]
+    samples: tuple[Sample, ...]
+    rtol: float
+    atol: float
+    reference_seconds: float = 0.0
+    candidate_seconds: float = 0.0
+
+    def __bool__(self) -> bool:
+        return bool(self.outputs) and not self.mismatches and all(output.passed for output in self.outputs)
+
+    @property
+    def tolerance(self) -> str:
+        """The tolerance that was applied, in words."""
+        return f"{self.atol:g} + {self.rtol:g}·|reference|"
+
+    @property
+    def needed(self) -> Needed | None:
+        """The least tolerance under which all values would have passed, or None where none would do."""
+        failed = [output for output in self.outputs if not output.passed]
+        atols = [output.needed_atol for output in failed]
+        rtols = [output.needed_rtol for output in failed]
+        atol = None if None in atols else max((value for value in atols if value is not None), default=0.0)
+        rtol = None if None in rtols else max((value for value in rtols if value is not None), default=0.0)
+        return None if atol is None and rtol is None else Needed(rtol, atol, 0)
+
+    @property
+    def advice(self) -> str:
+        """The options under which it would have passed, rounded up so that it does; empty where it passed."""
+        if self:
+            return ""
+        need = None if self.mismatches else self.needed
+        if need is None:
+            return "no tolerance would have passed"
+        ways = [f"--atol {rounded_up(need.atol)}"] if need.atol is not None else []
+        ways += [f"--rtol {rounded_up(need.rtol)}"] if need.rtol is not None else []
+        return f"{' or '.join(ways)} would have passed"
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A step that was done: its name, what came of it in a few words, and its wall time."""
+
+    name: str
+    detail: str
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class ExportReport:
+    """What an export or a check of a model did and found; true where the model is equal to its reference.
+
+    ``model`` is its path and ``size`` its bytes, external data among them; ``reference`` says in words what
+    it is equal to. What ``check_onnx`` does not do is None: the exporter, nodes as exported and now,
+    layers that were folded in the module and in the graph, and how many initializers were named after them.
+    """
+
+    model: str
+    size: int
+    reference: str
+    proof: Proof
+    opset: int | None = None
+    residual_weight_norm: int | None = None
+    exporter: str | None = None
+    nodes_exported: int | None = None
+    nodes: int | None = None
+    folded_in_module: int | None = None
+    folded_in_graph: int | None = None
+    initializers_named: int | None = None
+    steps: tuple[Step, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.proof)
+
+    @property
+    def outputs(self) -> tuple[OutputProof, ...]:
+        """The outputs, one by one."""
+        return self.proof.outputs
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as JSON-able data; README documents it. What is not finite is null."""
+        proof = self.proof
+        mine = {key: value for key, value in asdict(self).items() if key not in ("proof", "model")}
+        return {
+            "schema": 1,
+            "model": self.model,
+            "equal": bool(self),
+            **_plain(mine),
+            "rtol": proof.rtol,
+            "atol": proof.atol,
+            "tolerance": proof.tolerance,
+            "advice": proof.advice,
+            "samples": [{"seed": sample.seed, "sizes": dict(sample.sizes)} for sample in proof.samples],
+            "outputs": [{**_plain(asdict(output)), "passed": output.passed} for output in proof.outputs],
+            "mismatches": list(proof.mismatches),
+            "reference_seconds": proof.reference_seconds,
+            "candidate_seconds": proof.candidate_seconds,
+        }
+
+
+def _plain(value: Any) -> Any:
+    """A value as JSON has them: sequences as lists, numbers that are not finite as None."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (tuple, list)):
+        return [_plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def prove(
+    reference: Function,
+    candidate: Function,
+    signature: Signature,
+    *,
+    samples: Sequence[Sample],
+    rtol: float = RTOL,
+    atol: float = ATOL,
+    who: str = "the module",
+) -> Proof:
+    """Run both functions on samples and compare: |candidate-reference| <= atol + rtol·|reference|.
+
+    NaN is equal to NaN, and an infinity to itself. A ``VerifyError`` of the candidate is a mismatch.
+    ``who`` names the reference in messages. Raises ``InputError`` where the reference gives other numbers
+    when it is run again, or nothing that could be compared; ``ArgumentError`` for a tolerance that is none.
+
+    >>> from wnconvert.signatures import samples, signature_of
+    >>> signature = signature_of(["x=float32[2]"])
+    >>> double = lambda feeds: {"y": feeds["x"] * 2}
+    >>> bool(prove(double, double, signature, samples=samples(signature)))
+    True
+    """
+    tolerance = Tolerance(rtol, atol)
+    if not samples:
+        raise ArgumentError("no samples: that would compare nothing", fix="a number of samples from 1 on")
+    meters: dict[str, Meter] = {}
+    mismatches: list[str] = []
+    reference_seconds = candidate_seconds = 0.0
+    for sample in samples:
+        feeds = arrays(signature, sample)
+        with _Placed(sample):
+            expected, seconds = _run(reference, feeds)
+            reference_seconds += seconds
+            again, _ = _run(reference, feeds)
+            _check_comparable(expected, who)
+            _check_steady(expected, again, tolerance, who)
+        try:
+            found, seconds = _run(candidate, feeds)
+        except VerifyError as error:
+            mismatches.append(f"at {sample}: {error}")
+            continue
+        candidate_seconds += seconds
+        names = _names_apart(tuple(expected), tuple(found))
+        if names:
+            mismatches.append(names)
+            break
+        for name, right in expected.items():
+            apart = _form_apart(name, found[name], right)
+            if apart:
+                mismatches.append(f"{apart}, at {sample}")
+                continue
+            meter = meters.setdefault(name, Meter(name, DTYPES[right.dtype.name], tolerance))
+            meter.add(sample, found[name], right)
+    outputs = tuple(meter.result() for meter in meters.values())
+    if not mismatches and not any(output.elements for output in outputs):
+        raise InputError(
+            f"all outputs of {who} are empty: that would compare nothing", fix="larger sizes of its inputs"
+        )
+    return Proof(outputs, tuple(mismatches), tuple(samples), rtol, atol, reference_seconds, candidate_seconds)
+
+
+class _Placed:
+    """Errors raised inside say at which sizes."""
+
+    def __init__(self, sample: Sample) -> None:
+        self.sample = sample
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, WnconvertError) and self.sample.sizes:
+            error.where = f"{error.where}, at {self.sample}" if error.where else f"at {self.sample}"
+
+
+def _run(function: Function, feeds: Mapping[str, Array]) -> tuple[dict[str, Array], float]:
+    """Outputs and seconds; the function gets its own copy of the inputs, for it may write to them."""
+    own = {name: array.copy() for name, array in feeds.items()}
+    start = time.perf_counter()
+    outputs = function(own)
+    seconds = time.perf_counter() - start
+    return {name: np.asarray(array) for name, array in outputs.items()}, seconds
+
+
+def _check_comparable(outputs: Mapping[str, Array], who: str) -> None:
+    if not outputs:
+        raise InputError(
+            f"{who} has no outputs: that would compare nothing", fix="a forward that returns tensors"
+        )
+    for name, array in outputs.items():
+        if array.dtype.name not in DTYPES:
+            raise InputError(f"output {printable(name)} of {who} is of {array.dtype}, not of numbers")
+
+
+def _check_steady(
+    first: Mapping[str, Array], again: Mapping[str, Array], tolerance: Tolerance, who: str
+) -> None:
+    """Refuse a reference that gives other outputs when it is run again.
+
+    A hundredth of the tolerance is left to kernels that add in another order each time.
+    """
+    fix = "model.eval(), no noise in forward, or the noise (or its seed) as an input"
+    said = f"{who} is stochastic: run twice on the same input"
+    if tuple(first) != tuple(again):
+        raise InputError(
+            f"{said}, it gives other outputs: {_names_apart(tuple(first), tuple(again))}", fix=fix
+        )
+    strict = Tolerance((tolerance.rtol or 0) / 100, (tolerance.atol or 0) / 100)
+    for name, right in first.items():
+        apart = _form_apart(name, again[name], right)
+        if apart:
+            raise InputError(f"{said}, {apart}", fix=fix)
+        if same_bits(flat(again[name]), flat(right)):
+            continue
+        meter = Meter(name, DTYPES[right.dtype.name], strict)
+        meter.add(Sample(0, {}), again[name], right)
+        result = meter.result()
+        if not result.passed:
+            far = "NaN once" if result.unmatched else f"up to {result.max_abs:.3g} apart"
+            raise InputError(f"{said}, its output {printable(name)} is {far}", fix=fix)
+
+
+def _names_apart(found: tuple[str, ...], expected: tuple[str, ...]) -> str:
+    """How names of outputs differ, in words; empty where they do not."""
+    if found == expected:
+        return ""
+    order = " in this order" if sorted(found) == sorted(expected) else ""
+    found_names, names = (listed(map(printable, every)) for every in (found, expected))
+    return f"outputs: {found_names or 'none'}; expected{order}: {names}"
+
+
+def _form_apart(name: str, found: Array, expected: Array) -> str:
+    """How shapes or dtypes differ, in words; empty where they do not."""
+    name = printable(name)
+    if found.shape != expected.shape:
+        return f"output {name}: shape {_shape(found)}, expected {_shape(expected)}"
+    if found.dtype != expected.dtype:
+        return f"output {name}: dtype {found.dtype}, expected {expected.dtype}"
+    return ""
+
+
+def _shape(array: Array) -> str:
+    return f"[{','.join(map(str, array.shape))}]"
