@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -156,6 +157,35 @@ def compare(folder: Path, rounds: int) -> Iterator[Row]:
         out.unlink()
 
 
+def onnx(folder: Path, rounds: int) -> Iterator[Row]:
+    """A HiFi-GAN of 50 MB as torch's exporters leave it, against the tools that simplify any graph."""
+    from tests.bench import models
+
+    for exporter, dynamo in (("torchscript", False), ("dynamo", True)):
+        source, target = folder / "hifigan.onnx", folder / "out.onnx"
+        models.export(source, dynamo=dynamo)
+        tools = {name: shutil.which(name, path=str(WNCONVERT.parent)) for name in ("onnxsim", "onnxslim")}
+        others: dict[str, Command] = {name: [path, source, target] for name, path in tools.items() if path}
+        ours, *runs = in_turns(rounds, _fold(source, target), *others.values(), target=target, memory=True)
+        for name, run_of in zip(others, runs, strict=True):
+            yield Row(f"HiFi-GAN, 50 MB, `.onnx` ({exporter})", ours, f"`{name}`", run_of, 0.5)
+        source.unlink()
+
+
+def export(folder: Path, rounds: int) -> Iterator[Row]:
+    """From a factory to a proven file, against torch's exporter and one run of onnxruntime."""
+    from tests.bench import models
+
+    target = folder / "out.onnx"
+    ours: Command = [
+        *(WNCONVERT, "export", f"{models.__file__}:hifigan", "-o", target),
+        *("--input", models.INPUT, "--range", models.RANGE, "--quiet"),
+    ]
+    usual: Command = [sys.executable, "-m", "tests.bench.usual_export", target]
+    runs, others = in_turns(rounds, ours, usual, target=target)
+    yield Row("`export`, HiFi-GAN, 78 layers", runs, "torch's exporter, one run", others, 1.2)
+
+
 @contextlib.contextmanager
 def _file(folder: Path, name: str, shapes: Shapes) -> Iterator[tuple[Path, Path]]:
     """An input, removed afterwards, and the path for its output."""
@@ -168,7 +198,8 @@ def _file(folder: Path, name: str, shapes: Shapes) -> Iterator[tuple[Path, Path]
 
 
 BENCHES: dict[str, Callable[[Path, int], Iterator[Row]]] = {
-    bench.__name__: bench for bench in (start, small, large, whole, split, migrate, inspect, compare)
+    bench.__name__: bench
+    for bench in (start, small, large, whole, split, migrate, inspect, compare, onnx, export)
 }
 
 
