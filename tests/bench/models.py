@@ -20,7 +20,8 @@ def hifigan() -> torch.nn.Module:
     for name, value in model.named_parameters():
         if name.endswith("original0"):
             value.data.mul_(torch.empty_like(value).uniform_(0.9, 1.1))
-    return torch.nn.Module.eval(model)
+    found: torch.nn.Module = model.eval()
+    return found
 
 
 def export(path: Path, *, dynamo: bool) -> None:
