@@ -20,7 +20,9 @@ schemes kinds rounding sums weightnorm policy options workers atomic stats value
 plan order provenance scope
 split_wishes split_like split_ways fold_plan migrate_plan split_plan module_metadata making
 pickles pickle_writer safetensors_file
-protobuf onnx_model onnx_arithmetic onnx_surgery onnx_plan onnx_file onnx_writer
+protobuf onnx_model
+onnx_constants onnx_monomials onnx_uses onnx_rules onnx_values onnx_frontier onnx_arithmetic onnx_surgery
+onnx_plan onnx_file onnx_writer
 foreign zips torch_objects torch_contents torch_modules torch_optimizers torch_file torch_writer
 checkpoint sources
 comparison gaps pairing readings

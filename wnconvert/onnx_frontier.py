@@ -1,0 +1,133 @@
+"""Where a computed weight gives way to a stored one: the last values that are still the weight, in some view.
+
+A value is a *view* of the weight where it has its elements in another order, shape or dtype. Views hang
+together as trees: Transpose of a product is below the product. What is stored is the view at which all uses
+of a tree come together, so a weight that is only used transposed is stored so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from wnconvert.onnx_model import Function
+from wnconvert.onnx_uses import Index, ValueId
+from wnconvert.tensors import DType, StoredTensor
+
+__all__ = ["Tree", "View", "bases_of", "calls_of", "trees_of"]
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """A layout of the weight: v's elements with the shape and strides of ``v``; ``dim`` is an axis of it."""
+
+    v: StoredTensor
+    dim: int | None
+    dtype: DType
+
+
+@dataclass(frozen=True, slots=True)
+class Tree:
+    """Values that are one weight, made from one of them, the root; ``base`` is the one that is stored.
+
+    ``output`` is the name of a graph output that the root itself is, or ``""``.
+    """
+
+    root: ValueId
+    base: ValueId
+    output: str = ""
+
+
+def trees_of(index: Index, values: Mapping[ValueId, View], given: Iterable[ValueId] = ()) -> tuple[Tree, ...]:
+    """The trees of the views of one weight in one graph or function, those that nothing uses left out.
+
+    ``given`` are views that a function is given, whose trees are none of ours.
+    """
+    parents = {value: _parent(index, value, values) for value in values}
+    outside = set(given)
+    wanted: dict[ValueId, list[ValueId]] = {}
+    for value in values:
+        line = _line(value, parents)
+        if line[-1] in outside:
+            continue
+        for place in _places(index, value, values, parents):
+            wanted.setdefault(line[-1], []).append(place)
+    trees: list[Tree] = []
+    for root, places in wanted.items():
+        lines = [_line(place, parents)[::-1] for place in places]  # from the root down
+        depth = 0
+        while all(len(line) > depth and line[depth] == lines[0][depth] for line in lines):
+            depth += 1
+        trees.append(Tree(root, lines[0][depth - 1], root[1] if root in index.outputs else ""))
+    return tuple(trees)
+
+
+def _parent(index: Index, value: ValueId, values: Mapping[ValueId, View]) -> ValueId | None:
+    """The view that a view is made from."""
+    node = index.makers.get(value)
+    if node is None:
+        return None
+    for name in node.inputs:
+        source = index.resolve(value[0], name) if name else None
+        if source in values:
+            return source
+    return None
+
+
+def _line(value: ValueId, parents: Mapping[ValueId, ValueId | None]) -> list[ValueId]:
+    """A value, its parent, and so on up to its root."""
+    line = [value]
+    while (parent := parents[line[-1]]) is not None:
+        line.append(parent)
+    return line
+
+
+def _places(
+    index: Index,
+    value: ValueId,
+    values: Mapping[ValueId, View],
+    parents: Mapping[ValueId, ValueId | None],
+) -> list[ValueId]:
+    """Where the weight has to be for what uses a value: there, or above a view that keeps its own name."""
+    places: list[ValueId] = []
+    if value in index.outputs:
+        places.append(parents[value] or value)
+    for path, node in index.users.get(value, ()):
+        if not any((path, name) in values for name in node.outputs):
+            places.append(value)
+    return places
+
+
+def bases_of(trees: Iterable[Tree], values: Mapping[ValueId, View]) -> dict[View, list[ValueId]]:
+    """The layouts to be stored, each with the values that it stands for: one where that can be."""
+    bases = [tree.base for tree in trees]
+    roots = [tree.root for tree in trees]
+    chosen = bases
+    if len({values[base] for base in bases}) > 1 and len({values[root] for root in roots}) == 1:
+        chosen = roots
+    layouts: dict[View, list[ValueId]] = {}
+    for value in chosen:
+        layouts.setdefault(values[value], []).append(value)
+    return layouts
+
+
+def calls_of(index: Index, function: str, most: int = 100_000) -> set[tuple[int, ...]] | None:
+    """Every way to a function from the graph: the starts of the calling nodes, outermost first.
+
+    None where there are more than ``most``.
+    """
+    ways: set[tuple[int, ...]] = set()
+    waiting: list[tuple[str, tuple[int, ...]]] = [(function, ())]
+    while waiting:
+        path, below = waiting.pop()
+        for caller, node in index.calls.get(path, ()):
+            root, way = index.roots[caller], (node.record.start, *below)
+            if not isinstance(index.scopes[root], Function):
+                ways.add(way)
+            elif len(way) > len(index.functions):
+                return None  # a function that calls itself
+            else:
+                waiting.append((root, way))
+        if len(ways) + len(waiting) > most:
+            return None
+    return ways
