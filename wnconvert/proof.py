@@ -188,7 +188,7 @@ def prove(
             mismatches.append(f"at {sample}: {error}")
             continue
         candidate_seconds += seconds
-        names = _names_apart(tuple(expected), tuple(found))
+        names = _names_apart(tuple(found), tuple(expected))
         if names:
             mismatches.append(names)
             break
@@ -251,7 +251,7 @@ def _check_steady(
     said = f"{who} is stochastic: run twice on the same input"
     if tuple(first) != tuple(again):
         raise InputError(
-            f"{said}, it gives other outputs: {_names_apart(tuple(first), tuple(again))}", fix=fix
+            f"{said}, it gives other outputs: {_names_apart(tuple(again), tuple(first))}", fix=fix
         )
     strict = Tolerance((tolerance.rtol or 0) / 100, (tolerance.atol or 0) / 100)
     for name, right in first.items():
