@@ -22,7 +22,7 @@ split_wishes split_like split_ways fold_plan migrate_plan split_plan module_meta
 pickles pickle_writer safetensors_file
 protobuf onnx_model
 onnx_constants onnx_monomials onnx_uses onnx_rules onnx_values onnx_frontier onnx_arithmetic onnx_surgery
-onnx_plan onnx_file onnx_writer
+onnx_tensors onnx_file onnx_plan onnx_writer
 foreign zips torch_objects torch_contents torch_modules torch_optimizers torch_file torch_writer
 checkpoint sources
 comparison gaps pairing readings
@@ -30,7 +30,7 @@ signatures runtime output_proof proof onnx_check
 verify convert compare inspection
 files state_dict
 live live_choice edits surgery module_split modules
-factory exporters initializer_names export
+exporters factory module_weights initializer_names export
 tables report inspection_report comparison_report export_report plots
 cli __main__
 """.split()

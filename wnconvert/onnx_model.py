@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
-from wnconvert.tensors import ByteRange, DType, StoredTensor
+from wnconvert.tensors import ByteRange, DType, StoredTensor, TensorInfo
 
 __all__ = ["Attribute", "Constant", "Edits", "Function", "Graph", "Model", "NewTensor", "Node", "Port"]
 __all__ += ["Scope"]
@@ -22,6 +22,7 @@ class Constant:
 
     ``tensor`` is None where its elements do not lie end to end as numbers (strings, half precision spelled as
     varints). ``values`` are its elements in C order where they are few (at most 64) and numbers, else None.
+    ``info`` is there wherever dtype and shape are known, with ``tensor`` or without.
     """
 
     name: str
@@ -29,6 +30,7 @@ class Constant:
     values: tuple[int | float, ...] | None
     record: ByteRange
     is_external: bool = False
+    info: TensorInfo | None = None
 
 
 @dataclass(frozen=True, slots=True)

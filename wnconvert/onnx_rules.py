@@ -103,9 +103,10 @@ def _numbers(op: str, inputs: Sequence[Value | None], settings: Mapping[str, Any
         op, inputs, settings = "Cast", inputs[:1], {"to": code}
     arrays = [value.numbers if value is not None else None for value in inputs]
     if op == "ConstantOfShape" and isinstance(fill := settings.get("value"), Constant):
-        if fill.values is None or fill.tensor is None:
+        info = fill.info if fill.tensor is None else fill.tensor.info
+        if fill.values is None or info is None:
             return None
-        settings = {"value": array_of(fill.values, (), fill.tensor.info.dtype)}
+        settings = {"value": array_of(fill.values, (), info.dtype)}
     if any(array is None or array.size > MOST_ELEMENTS for array in arrays) and op != "Slice":
         return None
     return evaluate(op, arrays, settings)

@@ -103,14 +103,14 @@ class _Walk:
 
     def stored(self, place: ValueId, constant: Constant) -> Value | None:
         """A stored tensor."""
-        if constant.tensor is None:
+        info = constant.info if constant.tensor is None else constant.tensor.info
+        if info is None:
             return None
-        info = constant.tensor.info
         numbers = None
         if constant.values is not None:
             numbers = array_of(constant.values, info.shape, info.dtype)
         monomial = None
-        if info.dtype.foldable or info.dtype.is_float8:
+        if constant.tensor is not None and (info.dtype.foldable or info.dtype.is_float8):
             number = self.numbers.setdefault(place, len(self.leaves))
             if number == len(self.leaves):
                 self.leaves.append(Leaf(place, constant, info.shape, info.dtype))
