@@ -17,6 +17,7 @@ from tests.golden import ROOT
 ORDER = """
 errors words dims tensors layout blocks
 schemes kinds rounding sums weightnorm policy options workers atomic stats values
+sharding shard_index
 plan order provenance scope
 split_wishes split_like split_ways fold_plan migrate_plan split_plan module_metadata making
 pickles pickle_writer safetensors_file
