@@ -1,0 +1,109 @@
+"""Tiny modules to export, in both forms of weight norm; and factories of them by name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tests.live_models import norm, trained
+
+
+class Vocoder(nn.Module):
+    """Convolutions there and back, a linear layer over the whole tensor, a dynamic length."""
+
+    def __init__(self, form: str = "parametrize", channels: int = 6) -> None:
+        super().__init__()
+        self.conv_pre = norm(nn.Conv1d(4, channels, 3, padding=1), form)
+        self.up = norm(nn.ConvTranspose1d(channels, 5, 4, 2, padding=1), form)
+        self.proj = norm(nn.Linear(5, 3), form, dim=None)
+
+    def forward(self, mel: Tensor) -> Tensor:
+        x: Tensor = self.up(self.conv_pre(mel).relu())
+        y: Tensor = self.proj(x.transpose(1, 2))
+        return y.tanh()
+
+
+class Speech(nn.Module):
+    """Two inputs, a recurrent layer, a dict of outputs, keyword-only and optional inputs."""
+
+    def __init__(self, form: str = "parametrize") -> None:
+        super().__init__()
+        self.emb = nn.Embedding(100, 4)
+        self.lstm = nn.LSTM(4, 5, batch_first=True)
+        norm(self.lstm, form, "weight_hh_l0")
+        norm(self.lstm, form, "weight_ih_l0")
+        self.scale = nn.Parameter(torch.tensor(0.7))
+
+    def forward(self, mel: Tensor, *, ids: Tensor, gain: float = 1.0) -> dict[str, Any]:
+        y, (h, c) = self.lstm(mel.transpose(1, 2) + self.emb(ids))
+        return {"wave": y * self.scale * gain, "state": (h, c), "note": None}
+
+
+class Dropped(nn.Module):
+    """Dropout that ``eval()`` does not turn off."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lin = norm(nn.Linear(8, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = nn.functional.dropout(self.lin(x), training=True)
+        return y
+
+
+class Noisy(Dropped):
+    """Noise in forward."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.lin(x)
+        return y + torch.randn_like(y)
+
+
+class Eigen(nn.Module):
+    """An operation that neither exporter knows, two modules down."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Sequential(norm(nn.Linear(4, 4)), _Eigenvalues())
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.inner(x)
+        return y
+
+
+class _Eigenvalues(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.linalg.eigvals(x).real
+
+
+class Branching(nn.Module):
+    """Control flow that depends on values."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * 2 if x.sum() > 0 else x
+
+
+def vocoder(form: str = "parametrize", seed: int = 5, **options: Any) -> nn.Module:
+    torch.manual_seed(seed)
+    return trained(Vocoder(form, **options))
+
+
+def speech(form: str = "parametrize") -> nn.Module:
+    torch.manual_seed(6)
+    return trained(Speech(form))
+
+
+MADE = vocoder()
+
+
+def broken(**_: Any) -> nn.Module:
+    raise RuntimeError("no config.json beside it")
+
+
+def no_module() -> dict[str, Any]:
+    return MADE.state_dict()
+
+
+NUMBER = 3

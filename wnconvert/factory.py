@@ -1,0 +1,314 @@
+"""The model to export: built by a factory, or read from a file that holds one; and its weights.
+
+A factory is the user's own code and is run. Files are data: weights are read by wnconvert's own reader, and
+only ``trust`` lets a pickle run what it names.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.util
+import inspect
+import io
+import json
+import sys
+import traceback
+import warnings
+import zipfile
+from collections.abc import Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import nn
+from torch.export import ExportedProgram
+
+from wnconvert.checkpoint import Checkpoint, open_checkpoint
+from wnconvert.errors import ArgumentError, InputError, WnconvertError
+from wnconvert.exporters import Exportable, quiet_torch
+from wnconvert.words import listed, printable
+
+__all__ = ["build", "kwargs_of"]
+
+_HOW = "MODEL is package.module:factory, path/to/file.py:factory, a .pt2 or a TorchScript archive"
+
+
+def kwargs_of(text: str) -> dict[str, Any]:
+    """The arguments of a factory, from JSON or a file of it (``@file.json``). Raises ``ArgumentError``.
+
+    >>> kwargs_of('{"channels": 8}')
+    {'channels': 8}
+    """
+    if text.startswith("@"):
+        try:
+            text = Path(text[1:]).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            reason = getattr(error, "strerror", None) or "it is no text"
+            raise ArgumentError(
+                f"--kwargs {printable(text)}: it cannot be read ({reason})", fix="check the path"
+            ) from error
+    example = """such as --kwargs '{"channels": 8}', or --kwargs @file.json"""
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ArgumentError(f"--kwargs is no JSON: {error}", fix=example) from error
+    if not isinstance(found, dict):
+        raise ArgumentError(f"--kwargs is a JSON {type(found).__name__}, not an object", fix=example)
+    return found
+
+
+def build(
+    model: str, *, kwargs: Mapping[str, Any] | None = None, trust: bool = False, only: str | None = None
+) -> Exportable:
+    """The model that a text names: what a factory gives, or what a file holds.
+
+    ``package.module:factory`` and ``path/to/file.py:factory`` import code and call it with ``kwargs``; the
+    factory may be a function or a class, or a module made already, behind any number of dots. Of a file,
+    ``only`` says which of several pickled modules is meant.
+
+    Raises ``ArgumentError`` for a factory that is not there, or fails; ``InputError`` for a file that holds
+    no model, or one that only ``trust`` may load.
+    """
+    where, colon, name = model.rpartition(":")
+    if colon and where and name and not Path(model).is_file():
+        _find_beside(Path(where).parent if _is_file(where) else Path())
+        return _made(_attribute(_imported(where), where, name), model, kwargs or {})
+    if kwargs:
+        raise ArgumentError("--kwargs are for a factory, and MODEL is a file", fix="leave them out")
+    path = Path(model)
+    if not path.exists():
+        near = f"{model}:NAME, for a factory in it" if _can_be_imported(model) else _HOW
+        raise InputError("there is no such file", where=printable(model), fix=near)
+    if path.suffix == ".py":
+        raise ArgumentError(f"{printable(model)} names no factory", fix=f"{printable(model)}:NAME")
+    if program := _exported_program(path, trust=trust):
+        return program
+    return _held(path, open_checkpoint(path), trust=trust, only=only)
+
+
+# -- factories
+
+
+def _is_file(where: str) -> bool:
+    return where.endswith(".py") or "/" in where
+
+
+def _can_be_imported(model: str) -> bool:
+    if not all(part.isidentifier() for part in model.split(".")):
+        return False
+    _find_beside(Path())
+    with contextlib.suppress(ImportError, ValueError):
+        return importlib.util.find_spec(model.partition(".")[0]) is not None
+    return False
+
+
+def _find_beside(folder: Path) -> None:
+    """Modules in a folder can be imported from now on, as where a script in it is run."""
+    place = str(folder.resolve())
+    if place not in sys.path:
+        sys.path.insert(0, place)
+
+
+def _imported(where: str) -> ModuleType:
+    """The module of that path or dotted name, newly run where it is a file."""
+    try:
+        if not _is_file(where):
+            return importlib.import_module(where)
+        path = Path(where)
+        if not path.is_file():
+            raise ArgumentError("there is no such file", where=printable(where), fix=_HOW)
+        spec = importlib.util.spec_from_file_location(path.stem, path)
+        if spec is None or spec.loader is None:
+            raise ArgumentError("it is no Python file", where=printable(where), fix=_HOW)
+        module = importlib.util.module_from_spec(spec)
+        sys.modules.setdefault(path.stem, module)  # dataclasses look their module up
+        spec.loader.exec_module(module)
+    except WnconvertError:
+        raise
+    except ModuleNotFoundError as error:
+        lacking = error.name or ""
+        if _is_file(where) or not f"{where}.".startswith(f"{lacking}."):
+            fix = f"install {printable(lacking)}, or run in the environment of the model"
+            raise ArgumentError(
+                f"it imports {printable(lacking)}, which is not there", where=printable(where), fix=fix
+            ) from error
+        raise ArgumentError(
+            f"there is no module {printable(lacking)}",
+            where=printable(where),
+            fix="run in the folder that holds it, install it, or name its file: path/to/file.py:factory",
+        ) from error
+    except (Exception, SystemExit) as error:
+        raise _fails(where, error, "importing it") from error
+    return module
+
+
+def _attribute(module: ModuleType, where: str, name: str) -> Any:
+    found: Any = module
+    for part in name.split("."):
+        if not hasattr(found, part):
+            public = [each for each in dir(found) if not each.startswith("_")]
+            near = get_close_matches(part, public, 3)
+            made = [each for each in public if _makes_modules(getattr(found, each, None), module)]
+            fix = f"did you mean {listed(near)}?" if near else f"it has {listed(made) or 'no factory'}"
+            raise ArgumentError(f"it has no {printable(part)}", where=printable(where), fix=printable(fix))
+        found = getattr(found, part)
+    return found
+
+
+def _makes_modules(value: Any, module: ModuleType) -> bool:
+    if isinstance(value, nn.Module):
+        return True
+    own = getattr(value, "__module__", None) == module.__name__
+    return own and (inspect.isfunction(value) or (inspect.isclass(value) and issubclass(value, nn.Module)))
+
+
+def _made(factory: Any, model: str, kwargs: Mapping[str, Any]) -> Exportable:
+    """What a factory gives."""
+    if isinstance(factory, (nn.Module, ExportedProgram)):
+        if kwargs:
+            raise ArgumentError(f"{printable(model)} is a module already: it takes no --kwargs")
+        return factory
+    if not callable(factory):
+        kind = type(factory).__name__
+        raise ArgumentError(f"it is a {kind}, which makes no model", where=printable(model), fix=_HOW)
+    try:
+        found = factory(**kwargs)
+    except (Exception, SystemExit) as error:
+        raise _fails(model, error, "calling it") from error
+    if not isinstance(found, (nn.Module, ExportedProgram)):
+        kind = type(found).__name__
+        raise ArgumentError(
+            f"it gives a {kind}, not an nn.Module",
+            where=printable(model),
+            fix="a factory that returns the module to export",
+        )
+    return found
+
+
+def _fails(model: str, error: BaseException, doing: str) -> ArgumentError:
+    """A failure of the user's own code: what it says, and the line."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if Path(frame.filename).parent.name not in ("wnconvert", "importlib")]
+    own = [frame for frame in own if not frame.filename.startswith("<")]
+    at = f" ({Path(own[-1].filename).name}, line {own[-1].lineno})" if own else ""
+    text = printable(str(error).strip().split("\n")[0])
+    signature = "--kwargs '{…}' with what it needs" if isinstance(error, TypeError) else "mend it there"
+    return ArgumentError(
+        f"{doing} fails: {type(error).__name__}: {text}{at}", where=printable(model), fix=signature
+    )
+
+
+# -- files
+
+
+def _exported_program(path: Path, *, trust: bool) -> ExportedProgram | None:
+    """A program that ``torch.export.save`` wrote, or None where the file is none.
+
+    Pickles in it are loaded only if torch's own ``weights_only`` takes them, unless ``trust``.
+    """
+    if not zipfile.is_zipfile(path):
+        return None
+    with zipfile.ZipFile(path) as archive:
+        names = archive.namelist()
+        inside = {name.partition("/")[2] or name for name in names}
+        if not inside & {"archive_format", "serialized_exported_program.json"} or "data.pkl" in inside:
+            return None
+        if not trust:
+            _check_program(path, archive)
+    try:
+        with quiet_torch():
+            return torch.export.load(path)
+    except Exception as error:
+        raise InputError(
+            f"an exported program (torch.export) that cannot be loaded: {printable(str(error))}",
+            where=str(path),
+            fix="export it again with this version of torch, or name the factory of the module",
+        ) from error
+
+
+def _check_program(path: Path, archive: zipfile.ZipFile) -> None:
+    for name in archive.namelist():
+        if "aotinductor/" in name and not name.endswith("/"):
+            what = "compiled code (AOTInductor), which runs when it is loaded"
+        elif _is_safe(archive.read(name)):
+            continue
+        else:
+            what = f"a pickle that may run code when it is loaded ({printable(name)})"
+        raise InputError(
+            f"an exported program with {what}", where=str(path), fix="--trust, if you know who made it"
+        )
+
+
+def _is_safe(content: bytes) -> bool:
+    """Whether a record of an archive is no pickle of torch's, or one that names nothing but tensors."""
+    if not content.startswith((b"PK", b"\x80")):
+        return True
+    try:
+        torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except Exception:  # noqa: BLE001 - whatever it cannot make sense of
+        return False
+    return True
+
+
+def _held(path: Path, checkpoint: Checkpoint, *, trust: bool, only: str | None) -> nn.Module:
+    """The module in a TorchScript archive or in a whole pickled module."""
+    if checkpoint.container == "TorchScript":
+        return _script(path)
+    modules = [state.path for state in checkpoint.tree.state_dicts if state.is_module]
+    if not modules:
+        raise InputError(
+            "a checkpoint: it has weights, and no model that could be run",
+            where=str(path),
+            fix=f"MODEL is package.module:factory or path/to/file.py:factory, with --weights {path}",
+        )
+    if not trust:
+        raise InputError(
+            "a whole pickled module: to load it runs code that the file names, whatever that is",
+            where=str(path),
+            fix=f"a factory with --weights {path}, which reads its tensors alone; or --trust, if you know "
+            "who made it",
+        )
+    return _trusted(path, modules, only)
+
+
+def _script(path: Path) -> nn.Module:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # TorchScript itself is deprecated
+            found: nn.Module = torch.jit.load(str(path), map_location="cpu")  # type: ignore[no-untyped-call]
+    except Exception as error:
+        raise InputError(
+            f"a TorchScript archive that torch cannot load: {printable(str(error).strip().splitlines()[0])}",
+            where=str(path),
+            fix="save it again with this version of torch, or name the factory of the module",
+        ) from error
+    return found
+
+
+def _trusted(path: Path, modules: list[str], only: str | None) -> nn.Module:
+    """A whole pickled module, loaded as torch loads it: its code runs."""
+    at = next(iter(modules)) if only is None else only.removeprefix(".")
+    shown = [each or "." for each in modules]
+    if at not in modules:
+        raise ArgumentError(f"there is no module at {only!r}", fix=f"--only one of: {listed(shown)}")
+    if only is None and len(modules) > 1:
+        raise ArgumentError(f"{len(modules)} modules are in it: {listed(shown)}", fix=f"--only {shown[0]}")
+    _find_beside(Path())
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of classes whose source has changed
+            found = torch.load(path, map_location="cpu", weights_only=False)
+    except (Exception, SystemExit) as error:
+        raise InputError(
+            f"torch cannot load it: {type(error).__name__}: {printable(str(error).splitlines()[0])}",
+            where=str(path),
+            fix="run in the folder of the model's code, or name its factory with --weights",
+        ) from error
+    for key in filter(None, at.split(".")):
+        found = found[key] if isinstance(found, Mapping) else found[int(key)]
+    if not isinstance(found, nn.Module):
+        raise InputError(f"what is in it is a {type(found).__name__}, not an nn.Module", where=str(path))
+    return found
