@@ -16,7 +16,7 @@ from tests.golden import ROOT
 #: A module may import what stands before it: the lines above its own, and its own line to the left.
 ORDER = """
 errors words dims tensors layout blocks
-schemes kinds rounding sums weightnorm policy options workers atomic stats values
+schemes kinds rounding sums weightnorm policy options workers atomic atomic_folder stats values
 sharding shard_index
 plan order provenance scope
 split_wishes split_like split_ways fold_plan migrate_plan split_plan module_metadata making

@@ -16,7 +16,8 @@ from pathlib import Path
 
 from wnconvert.errors import OutputError
 
-__all__ = ["Staged", "check_target", "file_in", "free_name", "staged", "staged_folder"]
+__all__ = ["Staged", "beside", "check_parent", "check_room", "check_target", "file_in", "free_name"]
+__all__ += ["staged", "staged_folder", "sync_folder", "translated"]
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 
@@ -43,7 +44,7 @@ class Staged:
                 done = os.pwrite(self.fd, view, at)
                 view, at = view[done:], at + done
         except OSError as error:
-            raise _translated(error, self.target) from error
+            raise translated(error, self.target) from error
 
     def begin_sync(self, at: int, size: int) -> None:
         """Have the system begin to put a part on the disk, so that little is left for the last ``fsync``."""
@@ -60,7 +61,7 @@ class Staged:
         try:
             os.ftruncate(self.fd, size)
         except OSError as error:
-            raise _translated(error, self.target) from error
+            raise translated(error, self.target) from error
 
 
 def check_target(target: Path, *, force: bool, size: int = 0) -> Path:
@@ -71,14 +72,7 @@ def check_target(target: Path, *, force: bool, size: int = 0) -> Path:
     """
     real = Path(os.path.realpath(target))
     try:
-        if real.parent.exists() and not real.parent.is_dir():
-            raise OutputError(f"{target.parent} is no folder", where=str(target), fix="choose another -o")
-        if not real.parent.is_dir():
-            raise OutputError(
-                f"its folder {target.parent} does not exist",
-                where=str(target),
-                fix=f"mkdir -p {target.parent}",
-            )
+        check_parent(target, real)
         if real.exists():
             if not stat.S_ISREG(real.stat().st_mode):
                 kind = "a folder" if real.is_dir() else "not a regular file"
@@ -87,9 +81,27 @@ def check_target(target: Path, *, force: bool, size: int = 0) -> Path:
                 raise OutputError(
                     "it exists", where=str(target), fix="--force replaces it, or choose another -o"
                 )
-        disk = os.statvfs(real.parent)
+        check_room(target, real, size)
     except OSError as error:
-        raise _translated(error, target) from error
+        raise translated(error, target) from error
+    return real
+
+
+def check_parent(target: Path, real: Path) -> None:
+    """Raise ``OutputError`` where the folder that a target is to lie in does not exist, or is none."""
+    if real.parent.exists() and not real.parent.is_dir():
+        raise OutputError(f"{target.parent} is no folder", where=str(target), fix="choose another -o")
+    if not real.parent.is_dir():
+        raise OutputError(
+            f"its folder {target.parent} does not exist",
+            where=str(target),
+            fix=f"mkdir -p {target.parent}",
+        )
+
+
+def check_room(target: Path, real: Path, size: int) -> None:
+    """Raise ``OutputError`` where the disk of a target has less space than ``size``."""
+    disk = os.statvfs(real.parent)
     free = disk.f_bavail * disk.f_frsize
     if size > free:
         raise OutputError(
@@ -97,7 +109,6 @@ def check_target(target: Path, *, force: bool, size: int = 0) -> Path:
             where=str(target),
             fix="free some space",
         )
-    return real
 
 
 @contextlib.contextmanager
@@ -108,7 +119,7 @@ def staged(target: Path, *, force: bool, size: int = 0) -> Iterator[Staged]:
     folder cannot be written to.
     """
     real = check_target(target, force=force, size=size)
-    temporary = _beside(real)
+    temporary = beside(real)
     fd = -1
     try:
         fd = _create(temporary, real, target)
@@ -116,7 +127,7 @@ def staged(target: Path, *, force: bool, size: int = 0) -> Iterator[Staged]:
         try:
             _publish(fd, temporary, target, real, force=force)
         except OSError as error:
-            raise _translated(error, target) from error
+            raise translated(error, target) from error
     except BaseException:
         with contextlib.suppress(OSError):  # what went wrong first is what is told
             temporary.unlink(missing_ok=True)
@@ -136,17 +147,17 @@ def staged_folder(target: Path, *, force: bool, size: int = 0) -> Iterator[Path]
     taken; then nothing is left of any of them.
     """
     real = check_target(target, force=force, size=size)
-    folder = _beside(real)
+    folder = beside(real)
     try:
         try:
             folder.mkdir(0o700)
         except OSError as error:
-            raise _translated(error, target) from error
+            raise translated(error, target) from error
         yield folder
         try:
             _publish_all(folder, target, real, force=force)
         except OSError as error:
-            raise _translated(error, target) from error
+            raise translated(error, target) from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -175,7 +186,7 @@ def free_name(target: Path, suffix: str = ".data") -> str:
     return name
 
 
-def _beside(real: Path) -> Path:
+def beside(real: Path) -> Path:
     """A temporary name beside a file."""
     # A name of 255 bytes has no room for a suffix.
     name = os.fsdecode(os.fsencode(real.name)[:200])
@@ -192,7 +203,7 @@ def _create(temporary: Path, real: Path, target: Path) -> int:
             with contextlib.suppress(OSError):  # not every file system has modes
                 os.fchmod(fd, mode)  # what umask took away
     except OSError as error:
-        raise _translated(error, target) from error
+        raise translated(error, target) from error
     return fd
 
 
@@ -201,11 +212,14 @@ def _publish(fd: int, temporary: Path, target: Path, real: Path, *, force: bool)
     check_target(target, force=force)  # someone else may have made it meanwhile
     if force or not _linked(temporary, real):
         temporary.replace(real)
-    _sync_folder(real.parent)
+    sync_folder(real.parent)
 
 
-def _sync_folder(folder: Path) -> None:
-    """The rename itself is on disk only when its folder is; where folders cannot be synced, so be it."""
+def sync_folder(folder: Path) -> None:
+    """Put the names in a folder on the disk; where folders cannot be synced, so be it.
+
+    A rename is on disk only when its folder is.
+    """
     with contextlib.suppress(OSError):
         fd = os.open(folder, os.O_RDONLY)
         try:
@@ -234,7 +248,7 @@ def _publish_all(folder: Path, target: Path, real: Path, *, force: bool) -> None
         for path in others:
             _put(path, real.with_name(path.name))
             placed.append(real.with_name(path.name))
-        _sync_folder(real.parent)  # before the file that names them
+        sync_folder(real.parent)  # before the file that names them
         if force or not _linked(folder / target.name, real):
             (folder / target.name).replace(real)
     except BaseException:
@@ -242,7 +256,7 @@ def _publish_all(folder: Path, target: Path, real: Path, *, force: bool) -> None
             with contextlib.suppress(OSError):  # what went wrong first is what is told
                 path.unlink(missing_ok=True)
         raise
-    _sync_folder(real.parent)
+    sync_folder(real.parent)
 
 
 def _put(temporary: Path, real: Path) -> None:
@@ -269,7 +283,8 @@ def _linked(temporary: Path, real: Path) -> bool:
     return True
 
 
-def _translated(error: OSError, where: Path) -> OutputError:
+def translated(error: OSError, where: Path) -> OutputError:
+    """An error of the system on the way to a target, in the user's words."""
     if error.errno == errno.EEXIST:
         return OutputError("it exists", where=str(where), fix="--force replaces it, or choose another -o")
     if error.errno in _FULL:
