@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tests.live_models import norm, trained
+from tests.live_models import norm
+from tests.states import halves
 
 
 class Vocoder(nn.Module):
@@ -36,7 +37,7 @@ class Speech(nn.Module):
         norm(self.lstm, form, "weight_ih_l0")
         self.scale = nn.Parameter(torch.tensor(0.7))
 
-    def forward(self, mel: Tensor, *, ids: Tensor, gain: float = 1.0) -> dict[str, Any]:
+    def forward(self, mel: Tensor, *, ids: Tensor, gain: float = 1.0) -> Any:
         y, (h, c) = self.lstm(mel.transpose(1, 2) + self.emb(ids))
         return {"wave": y * self.scale * gain, "state": (h, c), "note": None}
 
@@ -75,7 +76,8 @@ class Eigen(nn.Module):
 
 class _Eigenvalues(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
-        return torch.linalg.eigvals(x).real
+        y: Tensor = torch.linalg.eigvals(x).real
+        return y
 
 
 class Branching(nn.Module):
@@ -85,14 +87,29 @@ class Branching(nn.Module):
         return x * 2 if x.sum() > 0 else x
 
 
-def vocoder(form: str = "parametrize", seed: int = 5, **options: Any) -> nn.Module:
+def scramble(model: nn.Module, seed: int) -> None:
+    """Give every layer a v, and a g that is not its norm, sometimes negative: the same in both forms."""
+    values = model.state_dict()
+    generator = torch.Generator().manual_seed(seed)
+    for _, (g, v) in sorted(halves(values).items()):
+        values[v].normal_(generator=generator)
+        values[g].uniform_(0.5, 1.5, generator=generator)
+        values[g].view(-1)[1::5].neg_()
+
+
+def vocoder(form: str = "parametrize", seed: int = 5, **options: Any) -> Any:
+    """The same numbers in both forms, with magnitudes that are not ‖v‖."""
     torch.manual_seed(seed)
-    return trained(Vocoder(form, **options))
+    made = Vocoder(form, **options)
+    scramble(made, seed)
+    return made
 
 
-def speech(form: str = "parametrize") -> nn.Module:
+def speech(form: str = "parametrize") -> Any:
     torch.manual_seed(6)
-    return trained(Speech(form))
+    made = Speech(form)
+    scramble(made, 6)
+    return made
 
 
 MADE = vocoder()
@@ -102,7 +119,7 @@ def broken(**_: Any) -> nn.Module:
     raise RuntimeError("no config.json beside it")
 
 
-def no_module() -> dict[str, Any]:
+def no_module() -> Any:
     return MADE.state_dict()
 
 
