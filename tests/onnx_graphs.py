@@ -7,11 +7,12 @@ places), ``applied`` does with numpy what a writer would do with edits.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
+import onnx
 from onnx import (
     AttributeProto,
     FunctionProto,
@@ -24,10 +25,12 @@ from onnx import (
 )
 
 from wnconvert import weightnorm
+from wnconvert.onnx_arithmetic import Found, find
 from wnconvert.onnx_model import Attribute, Constant, Edits, Function, Graph, Model, Node, Port
+from wnconvert.onnx_surgery import edits
 from wnconvert.tensors import DTYPES, ByteRange, StoredTensor, TensorInfo, contiguous_strides
 
-__all__ = ["Read", "applied", "model_of", "read", "run"]
+__all__ = ["COMBINED", "NORMS", "Build", "Read", "applied", "folded", "model_of", "read", "run"]
 
 _DTYPES: dict[int, str] = {
     TensorProto.FLOAT: "float32",
@@ -161,6 +164,13 @@ def model_of(proto: ModelProto) -> Model:
     return read(proto).model
 
 
+def folded(proto: ModelProto) -> tuple[Found, ModelProto]:
+    """What is found in a model, and the model with all of it folded."""
+    model = model_of(proto)
+    found = find(model)
+    return found, applied(proto, edits(model, found.layers))
+
+
 def applied(proto: ModelProto, edits: Edits) -> ModelProto:
     """A copy of a model with edits made."""
     made = ModelProto()
@@ -211,3 +221,158 @@ def run(proto: ModelProto, feeds: Mapping[str, np.ndarray[Any, Any]]) -> list[np
         proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
     return list(session.run(None, dict(feeds)))
+
+
+Floats: TypeAlias = np.ndarray[Any, Any]
+
+
+class Build:
+    """A graph, a node at a time: every method gives the name of the value that it makes."""
+
+    def __init__(self, opset: int = 17, prefix: str = "t") -> None:
+        self.opset = opset
+        self.prefix = prefix
+        self.nodes: list[NodeProto] = []
+        self.stored: list[TensorProto] = []
+        self.functions: list[FunctionProto] = []
+
+    def op(self, op: str, *inputs: str, name: str = "", domain: str = "", **attributes: Any) -> str:
+        made = name or f"{self.prefix}{len(self.nodes)}"
+        self.nodes.append(helper.make_node(op, inputs, [made], domain=domain, **attributes))
+        return made
+
+    def tensor(self, name: str, values: Floats) -> str:
+        self.stored.append(numpy_helper.from_array(np.ascontiguousarray(values).reshape(values.shape), name))
+        return name
+
+    def number(self, value: float, dtype: type = np.float32) -> str:
+        return self.op("Constant", value=numpy_helper.from_array(np.array(value, dtype)))
+
+    def ints(self, *values: int) -> str:
+        return self.op("Constant", value=numpy_helper.from_array(np.array(values, np.int64)))
+
+    def reduce(self, op: str, x: str, axes: Sequence[int] | None, *, keepdims: int = 1) -> str:
+        """A reduction as the opset spells it."""
+        if axes is None:
+            return self.op(op, x, keepdims=keepdims)
+        if self.opset >= (13 if op == "ReduceSum" else 18):
+            return self.op(op, x, self.ints(*axes), keepdims=keepdims)
+        return self.op(op, x, axes=list(axes), keepdims=keepdims)
+
+    def unsqueeze(self, x: str, axes: Sequence[int]) -> str:
+        if self.opset >= 13:
+            return self.op("Unsqueeze", x, self.ints(*axes))
+        return self.op("Unsqueeze", x, axes=list(axes))
+
+    def graph(self, outputs: Sequence[str], inputs: Mapping[str, Sequence[int]] = {}) -> GraphProto:
+        """What was built, as a graph of float32 inputs and outputs (of the first input's rank, any sizes)."""
+        rank = len(next(iter(inputs.values()))) if inputs else None
+        any_size = None if rank is None else [None] * rank
+        return helper.make_graph(
+            self.nodes,
+            "graph",
+            [helper.make_tensor_value_info(name, 1, shape) for name, shape in inputs.items()],
+            [helper.make_tensor_value_info(name, 1, any_size) for name in outputs],
+            self.stored,
+        )
+
+    def model(
+        self, outputs: Sequence[str], inputs: Mapping[str, Sequence[int]], ir_version: int = 8
+    ) -> ModelProto:
+        domains = {function.domain: 1 for function in self.functions}
+        opsets = [
+            helper.make_opsetid("", self.opset),
+            *(helper.make_opsetid(*item) for item in domains.items()),
+        ]
+        made = helper.make_model(
+            self.graph(outputs, inputs), opset_imports=opsets, functions=self.functions, ir_version=ir_version
+        )
+        onnx.checker.check_model(made)
+        return made
+
+
+def _kept(shape: Sequence[int], dim: int | None) -> list[int]:
+    return [size if axis == dim else 1 for axis, size in enumerate(shape)]
+
+
+def _others(shape: Sequence[int], dim: int | None) -> list[int]:
+    return [axis for axis in range(len(shape)) if axis != dim]
+
+
+def _rows_first(b: Build, v: str, shape: Sequence[int], dim: int | None) -> str:
+    """How torch's norm_except_dim spelled it: rows first, then flat."""
+    order = [dim or 0, *(axis for axis in range(len(shape)) if axis != (dim or 0))]
+    moved = v if dim in {0, None} else b.op("Transpose", v, perm=order)
+    flat = b.op("Reshape", moved, b.ints(1 if dim is None else shape[dim], -1))
+    rows = b.reduce("ReduceL2", flat, [1], keepdims=0)
+    return b.op("Reshape", rows, b.ints(*_kept(shape, dim)))
+
+
+def _squared(how: Callable[[Build, str], str], root: Callable[[Build, str], str]) -> Norm:
+    return lambda b, v, shape, dim: root(b, b.reduce("ReduceSum", how(b, v), _others(shape, dim)))
+
+
+def _in_two(b: Build, v: str, shape: Sequence[int], dim: int | None) -> str:
+    norm = v
+    for axis in _others(shape, dim):
+        norm = b.reduce("ReduceL2", norm, [axis])
+    return norm
+
+
+def _cast_about(b: Build, v: str, shape: Sequence[int], dim: int | None) -> str:
+    wide = b.op("Cast", b.op("Identity", v), to=TensorProto.DOUBLE)
+    return b.op("Cast", b.reduce("ReduceL2", wide, _others(shape, dim)), to=TensorProto.FLOAT)
+
+
+def _expanded(b: Build, v: str, shape: Sequence[int], dim: int | None) -> str:
+    norm = b.reduce("ReduceL2", v, _others(shape, dim))
+    return b.op("Expand", norm, b.op("Shape", v))
+
+
+def _by_shape(b: Build, v: str, shape: Sequence[int], dim: int | None) -> str:
+    """The shape of the norm put together from that of v, as tracing does it."""
+    parts = [b.ints(1) if axis != dim else "" for axis in range(len(shape))]
+    if dim is not None:
+        size = b.op("Gather", b.op("Shape", v), b.number(dim, np.int64), axis=0)
+        parts[dim] = b.unsqueeze(size, [0])
+    norm = b.reduce("ReduceL2", v, _others(shape, dim), keepdims=0)
+    return b.op("Reshape", norm, b.op("Concat", *parts, axis=0))
+
+
+def _sqrt(b: Build, x: str) -> str:
+    return b.op("Sqrt", x)
+
+
+Norm: TypeAlias = Callable[[Build, str, Sequence[int], "int | None"], str]
+
+#: Spellings of ‖v‖ over all axes but one, in a shape that broadcasts with v.
+NORMS: dict[str, Norm] = {
+    "ReduceL2": lambda b, v, shape, dim: b.reduce("ReduceL2", v, _others(shape, dim)),
+    "negative axes": lambda b, v, shape, dim: b.reduce(
+        "ReduceL2", v, [axis - len(shape) for axis in _others(shape, dim)]
+    ),
+    "ReduceSumSquare": lambda b, v, shape, dim: _sqrt(b, b.reduce("ReduceSumSquare", v, _others(shape, dim))),
+    "Pow 2, Sqrt": _squared(lambda b, v: b.op("Pow", v, b.number(2)), _sqrt),
+    "v·v, Pow 0.5": _squared(lambda b, v: b.op("Mul", v, v), lambda b, x: b.op("Pow", x, b.number(0.5))),
+    "Abs, Pow 2": _squared(lambda b, v: b.op("Pow", b.op("Abs", v), b.number(2)), _sqrt),
+    "rows first": _rows_first,
+    "no kept dims": lambda b, v, shape, dim: b.unsqueeze(
+        b.reduce("ReduceL2", v, _others(shape, dim), keepdims=0), _others(shape, dim)
+    ),
+    "axis by axis": _in_two,
+    "Cast to double": _cast_about,
+    "Expand": _expanded,
+    "by Shape": _by_shape,
+}
+
+Combine: TypeAlias = Callable[[Build, str, str, str], str]
+
+#: Spellings of g·v/n.
+COMBINED: dict[str, Combine] = {
+    "g(v/n)": lambda b, g, v, n: b.op("Mul", g, b.op("Div", v, n)),
+    "v(g/n)": lambda b, g, v, n: b.op("Mul", v, b.op("Div", g, n)),
+    "gv/n": lambda b, g, v, n: b.op("Div", b.op("Mul", g, v), n),
+    "(1/n)vg": lambda b, g, v, n: b.op("Mul", b.op("Mul", b.op("Div", b.number(1), n), v), g),
+    "g·v·Reciprocal": lambda b, g, v, n: b.op("Mul", b.op("Mul", v, b.op("Reciprocal", n)), g),
+    "v/(n/g)": lambda b, g, v, n: b.op("Div", v, b.op("Div", n, g)),
+}

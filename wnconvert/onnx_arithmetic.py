@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -70,7 +70,7 @@ def find(model: Model) -> Found:
     for value in seen:
         if (sighting := _sighting(value, leaves)) is not None:
             groups.setdefault(sighting.key, []).append(sighting)
-    drafts = [_draft(model, index, key, group, leaves) for key, group in groups.items()]
+    drafts = [_draft(model, index, key, groups, leaves) for key in groups]
     kept = [draft for draft in drafts if draft.weights or draft.passed or draft.reason]
     _judge_functions(index, kept)
     names = _Names()
@@ -198,15 +198,21 @@ def _view(
 
 
 def _draft(
-    model: Model, index: Index, key: _Key, group: Sequence[_Sighting], leaves: Sequence[Leaf]
+    model: Model,
+    index: Index,
+    key: _Key,
+    groups: Mapping[_Key, Sequence[_Sighting]],
+    leaves: Sequence[Leaf],
 ) -> _Draft:
     """The layer of one g and v: which layouts of its weight are to be stored, and what they stand for."""
     g, v, dim = leaves[key[0]], leaves[key[1]], key[2]
     draft = _Draft(g, v, dim)
     home = index.roots[v.value[0]]
     in_function = isinstance(index.scopes[home], Function)
+    # 1·v/‖v‖ is weight norm of a kind, but here it may be on its way to g·v/‖v‖.
+    steps = _places_of(groups, key) if _is_ones(g) else set()
     stacks: dict[tuple[str, tuple[int, ...]], list[_Sighting]] = {}
-    for sighting in group:
+    for sighting in groups[key]:
         root = index.roots[sighting.seen.place[0]]
         if in_function and root == home and sighting.seen.calls:
             continue  # what a function stores is the same under every call
@@ -216,7 +222,7 @@ def _draft(
     for (root, calls), sightings in stacks.items():
         values = {sighting.seen.place: sighting.view for sighting in sightings}
         given = [sighting.seen.place for sighting in sightings if sighting.seen.is_formal]
-        trees = trees_of(index, values, given)
+        trees = trees_of(index, values, given, steps)
         for tree in trees:
             if tree.output:
                 draft.refuse(*_output(index, tree.root))
@@ -233,6 +239,12 @@ def _draft(
     if draft.weights or draft.passed:
         _judge_tensors(model, draft)
     return draft
+
+
+def _places_of(groups: Mapping[_Key, Sequence[_Sighting]], key: _Key) -> set[ValueId]:
+    """Where the same v is the direction of another layer."""
+    others = (group for other, group in groups.items() if other[1] == key[1] and other != key)
+    return {sighting.seen.place for group in others for sighting in group}
 
 
 def _said(scope: Graph | Function) -> str:

@@ -7,7 +7,7 @@ of a tree come together, so a weight that is only used transposed is stored so.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from wnconvert.onnx_model import Function
@@ -38,20 +38,34 @@ class Tree:
     output: str = ""
 
 
-def trees_of(index: Index, values: Mapping[ValueId, View], given: Iterable[ValueId] = ()) -> tuple[Tree, ...]:
+def trees_of(
+    index: Index,
+    values: Mapping[ValueId, View],
+    given: Iterable[ValueId] = (),
+    steps: Collection[ValueId] = (),
+) -> tuple[Tree, ...]:
     """The trees of the views of one weight in one graph or function, those that nothing uses left out.
 
-    ``given`` are views that a function is given, whose trees are none of ours.
+    ``given`` are views that a function is given, whose trees are none of ours; a node that makes one of
+    ``steps`` is no use.
     """
     parents = {value: _parent(index, value, values) for value in values}
     outside = set(given)
     wanted: dict[ValueId, list[ValueId]] = {}
+    returned: dict[ValueId, list[ValueId]] = {}
     for value in values:
-        line = _line(value, parents)
-        if line[-1] in outside:
+        root = _line(value, parents)[-1]
+        if root in outside:
             continue
-        for place in _places(index, value, values, parents):
-            wanted.setdefault(line[-1], []).append(place)
+        if places := [value] * _uses(index, value, parents, steps):
+            wanted.setdefault(root, []).extend(places)
+        if value in index.outputs:
+            # A view keeps its name, and its node, which is then the use. What a function returns is its
+            # caller's to use: it matters here where the function uses the weight as well.
+            in_function = isinstance(index.scopes[value[0]], Function)
+            (returned if in_function else wanted).setdefault(root, []).append(parents[value] or value)
+    for root in returned.keys() & wanted.keys():
+        wanted[root] += returned[root]
     trees: list[Tree] = []
     for root, places in wanted.items():
         lines = [_line(place, parents)[::-1] for place in places]  # from the root down
@@ -82,20 +96,17 @@ def _line(value: ValueId, parents: Mapping[ValueId, ValueId | None]) -> list[Val
     return line
 
 
-def _places(
+def _uses(
     index: Index,
     value: ValueId,
-    values: Mapping[ValueId, View],
     parents: Mapping[ValueId, ValueId | None],
-) -> list[ValueId]:
-    """Where the weight has to be for what uses a value: there, or above a view that keeps its own name."""
-    places: list[ValueId] = []
-    if value in index.outputs:
-        places.append(parents[value] or value)
-    for path, node in index.users.get(value, ()):
-        if not any((path, name) in values for name in node.outputs):
-            places.append(value)
-    return places
+    steps: Collection[ValueId],
+) -> int:
+    """How many nodes use a value for anything but another view."""
+    return sum(
+        not any((path, name) in parents or (path, name) in steps for name in node.outputs)
+        for path, node in index.users.get(value, ())
+    )
 
 
 def bases_of(trees: Iterable[Tree], values: Mapping[ValueId, View]) -> dict[View, list[ValueId]]:
