@@ -70,11 +70,11 @@ class _Reader:
         return ByteRange(self.at, 16)
 
     def tensor(self, proto: TensorProto, record: ByteRange) -> Constant:
-        if proto.data_type not in _DTYPES or (
-            proto.data_type in {TensorProto.FLOAT16, TensorProto.BFLOAT16} and proto.int32_data
-        ):
+        if proto.data_type not in _DTYPES:
             return Constant(proto.name, None, None, record)
         dtype, shape = DTYPES[_DTYPES[proto.data_type]], tuple(proto.dims)
+        if proto.int32_data and dtype.foldable:
+            return Constant(proto.name, None, None, record, info=TensorInfo(proto.name, dtype, shape))
         array = numpy_helper.to_array(proto)
         where = ByteRange(10**12 + record.start * 10**6, array.nbytes)
         self.arrays[where.start] = array
@@ -82,7 +82,7 @@ class _Reader:
         few = math.prod(shape) <= 64 and not dtype.is_float8
         values = tuple(array.astype(np.float64 if dtype.foldable else np.int64).reshape(-1).tolist())
         stored = StoredTensor(info, where, 0, contiguous_strides(shape))
-        return Constant(proto.name, stored, values if few else None, record)
+        return Constant(proto.name, stored, values if few else None, record, info=info)
 
     def ports(self, container: Any) -> tuple[Port, ...]:
         return tuple(Port(port.name, self.record(container, at)) for at, port in enumerate(container))

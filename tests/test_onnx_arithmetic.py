@@ -383,6 +383,28 @@ def test_float8_is_refused_by_name() -> None:
     assert made == model
 
 
+def test_numbers_that_do_not_lie_end_to_end_are_refused() -> None:
+    b = Build(18)
+    bits = numbers(4, 3).astype(np.float16).view(np.uint16).astype(np.int32)
+    stored = onnx.TensorProto(name="a_v", data_type=TensorProto.FLOAT16, dims=[4, 3])
+    stored.int32_data.extend(bits.reshape(-1).tolist())
+    b.stored.append(stored)
+    g, v = b.tensor("a_g", numbers(4, 1)), b.op("Cast", "a_v", to=TensorProto.FLOAT)
+    model = used(b, COMBINED["g(v/n)"](b, g, v, NORMS["ReduceL2"](b, v, (4, 3), 0)), (4, 3))
+    found, made = folded(model)
+    assert [one.reason for one in found.refused] == ["the elements of a_v are not stored end to end"]
+    assert "raw_data" in found.refused[0].fix
+    assert made == model
+
+
+def test_a_value_that_is_made_of_itself_does_no_harm() -> None:
+    b, g, v = layered()
+    w = COMBINED["g(v/n)"](b, g, v, NORMS["ReduceL2"](b, v, SHAPE, 0))
+    model = used(b, w)
+    model.graph.node.insert(len(model.graph.node) - 1, helper.make_node("Identity", [w], [w]))
+    assert len(find(model_of(model)).layers) <= 1
+
+
 def test_a_weight_that_is_an_output_is_refused() -> None:
     b, g, v = layered()
     b.op("Mul", g, b.op("Div", v, b.reduce("ReduceL2", v, [1, 2])), name="w")

@@ -17,7 +17,7 @@ from wnconvert.tensors import TensorInfo
 
 __all__ = ["Found", "NormLayer", "Passed", "Weight", "find"]
 
-_INLINE = "inline the model's functions first (onnx.inliner.inline_local_functions)"
+_INLINE = "inline the model's functions first (onnx.inliner.inline_local_functions), or "
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +79,7 @@ def find(model: Model) -> Found:
     for draft in kept:
         name = names.unique(_name_of(draft.v.value[1]))
         if draft.reason:
-            refused.append(Refused(name, draft.reason, draft.fix))
+            refused.append(Refused(name, draft.reason, f"{draft.fix}--exclude '{name}' leaves it as it is"))
         else:
             layers.append(_layer(name, draft))
     return Found(tuple(layers), tuple(refused))
@@ -100,7 +100,7 @@ class _Sighting:
 
 @dataclass(slots=True)
 class _Draft:
-    """A layer in the making; ``reason`` and ``fix`` where it must be refused."""
+    """A layer in the making; ``reason`` where it must be refused, ``fix`` what to do but leaving it."""
 
     g: Leaf
     v: Leaf
@@ -110,7 +110,7 @@ class _Draft:
     reason: str = ""
     fix: str = ""
 
-    def refuse(self, reason: str, fix: str) -> None:
+    def refuse(self, reason: str, fix: str = "") -> None:
         if not self.reason:
             self.reason, self.fix = reason, fix
 
@@ -164,7 +164,7 @@ def _dim(g: Factor, squares: Factor, leaves: Sequence[Leaf]) -> int | None:
     kept = [axis for axis, atom in enumerate(squares.axes) if atom >= 0]
     if kept:
         return kept[0]
-    shape = leaves[squares.tensor].shape
+    shape = leaves[squares.tensor].info.shape
     return 0 if shape[:1] == (1,) and len(g.axes) == len(shape) else None
 
 
@@ -172,9 +172,9 @@ def _view(
     monomial: Monomial, v: Factor, squares: Factor, value: Value, leaves: Sequence[Leaf]
 ) -> View | None:
     """How v's elements lie in the value; None where no shape and strides say that, or dim is no axis then."""
-    stored = leaves[v.tensor].constant.tensor
+    stored = leaves[v.tensor].stored
     axis_of = {atom: axis for axis, atom in enumerate(v.axes) if atom >= 0}
-    if stored is None or len(axis_of) != sum(map(len, monomial.dims)):
+    if len(axis_of) != sum(map(len, monomial.dims)):
         return None
     norms = next((atom for atom in squares.axes if atom >= 0), None)
     shape, strides, dim, at = monomial.shape, [0] * len(monomial.dims), None, 0
@@ -258,21 +258,26 @@ def _output(index: Index, value: ValueId) -> tuple[str, str]:
         return f"{_said(scope)} both uses and returns it", _INLINE
     return (
         f"the computed weight is itself an output, {value[1]}, of {_said(scope)}",
-        "take it out of the outputs, or fold the checkpoint before the export",
+        "take it out of the outputs, or ",
     )
 
 
 def _judge_tensors(model: Model, draft: _Draft) -> None:
     """Refuse what cannot be folded for its dtype, or what a caller may replace."""
     for tensor in (draft.g, draft.v):
-        name, dtype = tensor.value[1], tensor.dtype
+        name, dtype = tensor.value[1], tensor.info.dtype
         if not dtype.foldable:
             scale = " without its scale" if dtype.is_float8 else ""
-            draft.refuse(f"{name} is {dtype}, which cannot be folded{scale}", "leave it as it is")
+            draft.refuse(f"{name} is {dtype}, which cannot be folded{scale}")
+        elif tensor.constant.tensor is None:
+            draft.refuse(
+                f"the elements of {name} are not stored end to end",
+                "save the model again with raw_data (onnx.numpy_helper.from_array), or ",
+            )
         if model.ir_version >= 4 and tensor.value in {("", port.name) for port in model.graph.inputs}:
             draft.refuse(
                 f"{name} is an input of the graph too, so a caller may replace it",
-                "export again with keep_initializers_as_inputs=False",
+                "export again with keep_initializers_as_inputs=False, or ",
             )
 
 
@@ -295,7 +300,7 @@ def _judge_functions(index: Index, drafts: Sequence[_Draft]) -> None:
 
 
 def _layer(name: str, draft: _Draft) -> NormLayer:
-    g, v = (TensorInfo(tensor.value[1], tensor.dtype, tensor.shape) for tensor in (draft.g, draft.v))
+    g, v = (replace(tensor.info, name=tensor.value[1]) for tensor in (draft.g, draft.v))
     layer = Layer(name, "onnx", draft.dim, g, v)
     return NormLayer(layer, draft.v.value[0], draft.g.constant, draft.v.constant, draft.weights, draft.passed)
 

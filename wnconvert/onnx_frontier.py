@@ -91,7 +91,7 @@ def _parent(index: Index, value: ValueId, values: Mapping[ValueId, View]) -> Val
 def _line(value: ValueId, parents: Mapping[ValueId, ValueId | None]) -> list[ValueId]:
     """A value, its parent, and so on up to its root."""
     line = [value]
-    while (parent := parents[line[-1]]) is not None:
+    while (parent := parents[line[-1]]) is not None and parent not in line:  # names may be given twice
         line.append(parent)
     return line
 

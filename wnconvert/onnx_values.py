@@ -18,7 +18,7 @@ from wnconvert.onnx_model import Attribute, Constant, Function, Graph, Model, No
 from wnconvert.onnx_monomials import leaf
 from wnconvert.onnx_rules import Value, array_of, made
 from wnconvert.onnx_uses import Index, ValueId
-from wnconvert.tensors import DTYPES, DType
+from wnconvert.tensors import DTYPES, ByteRange, DType, StoredTensor, TensorInfo, contiguous_strides
 
 __all__ = ["Leaf", "Seen", "values_of"]
 
@@ -34,8 +34,13 @@ class Leaf:
 
     value: ValueId
     constant: Constant
-    shape: tuple[int, ...]
-    dtype: DType
+    info: TensorInfo
+
+    @property
+    def stored(self) -> StoredTensor:
+        """Where it lies; nowhere, for one whose elements do not lie end to end."""
+        nowhere = StoredTensor(self.info, ByteRange(0, 0), 0, contiguous_strides(self.info.shape))
+        return self.constant.tensor or nowhere
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,10 +115,10 @@ class _Walk:
         if constant.values is not None:
             numbers = array_of(constant.values, info.shape, info.dtype)
         monomial = None
-        if constant.tensor is not None and (info.dtype.foldable or info.dtype.is_float8):
+        if info.dtype.foldable or info.dtype.is_float8:
             number = self.numbers.setdefault(place, len(self.leaves))
             if number == len(self.leaves):
-                self.leaves.append(Leaf(place, constant, info.shape, info.dtype))
+                self.leaves.append(Leaf(place, constant, info))
             monomial = leaf(number, info.shape)
         return Value(info.shape, info.dtype, numbers, monomial)
 
