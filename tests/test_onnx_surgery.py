@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -657,6 +658,8 @@ EXPORTERS: dict[str, dict[str, Any]] = {
         "export_modules_as_functions": True,
     },
 }
+#: torch cannot export parametrizations as functions.
+CASES = [case for case in itertools.product(EXPORTERS, FORMS) if case != ("functions", "parametrize")]
 LAYERS = ["columns", "conv", "flat", "grouped", "rows", "up", "whole"]
 
 
@@ -675,11 +678,8 @@ def of_form(kind: Callable[..., nn.Module], form: str) -> nn.Module:
         return kind(FORMS[form])
 
 
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("exporter", EXPORTERS)
+@pytest.mark.parametrize(("exporter", "form"), CASES)
 def test_what_an_exporter_leaves_is_folded(exporter: str, form: str) -> None:
-    if (exporter, form) == ("functions", "parametrize"):
-        form = "legacy"  # torch cannot export parametrizations as functions
     model = exported(of_form(Net, form), torch.randn(1, 3, 20), EXPORTERS[exporter])
     made = check_folded(model, layers=7)
     assert {f"{name}.weight" for name in LAYERS} <= shapes(made).keys()
