@@ -23,6 +23,7 @@ from wnconvert.errors import FormatError, InputError, WnconvertError
 CONTAINERS = {
     "legacy_nonzip.pth": "torch legacy",
     "scripted.pt": "TorchScript",
+    "tcn.onnx": "ONNX",
     **{path.name: "safetensors" for path in FIXTURES.glob("*.safetensors")},
 }
 SOURCES = sorted(MADE)
@@ -46,11 +47,13 @@ def test_a_suffix_says_nothing_about_what_a_file_is(name: str, tmp_path: Path) -
             assert (opened.path, opened.size) == (renamed, renamed.stat().st_size)
 
 
-def test_a_target_is_safetensors_where_its_suffix_says_so_and_torch_elsewhere() -> None:
+def test_a_target_is_safetensors_or_onnx_where_its_suffix_says_so_and_torch_elsewhere() -> None:
     for name in ("a.safetensors", "x/a.b.safetensors"):
         assert container_of(Path(name)) == "safetensors"
-    for name in ("a.pt", "a", "safetensors", ".safetensors", "a.safetensors.bak", "a.safetensor", "a.onnx"):
+    for name in ("a.pt", "a", "safetensors", ".safetensors", "a.safetensors.bak", "a.safetensor", "onnx"):
         assert container_of(Path(name)) == "torch"
+    for name in ("a.onnx", "x/a.b.ONNX"):
+        assert container_of(Path(name)) == "onnx"
 
 
 # -- what is no checkpoint

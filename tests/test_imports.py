@@ -27,11 +27,11 @@ onnx_tensors onnx_file onnx_plan onnx_writer
 foreign zips torch_objects torch_contents torch_modules torch_optimizers torch_file torch_writer
 checkpoint sources
 comparison gaps pairing readings
-signatures runtime output_proof proof onnx_check
-verify convert compare inspection
+signatures runtime output_proof proof onnx_slices onnx_check
+verify onnx_data convert compare inspection
 files state_dict
 live live_choice edits surgery module_split modules
-exporters factory module_weights initializer_names export
+callables exporters factory module_weights initializer_names exported_graph export
 tables report inspection_report comparison_report export_report plots
 cli __main__
 """.split()

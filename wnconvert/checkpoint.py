@@ -18,16 +18,18 @@ from wnconvert.safetensors_file import open_safetensors, safetensors_layout
 from wnconvert.tensors import Tree
 
 if TYPE_CHECKING:
+    from wnconvert.onnx_file import OnnxFile
     from wnconvert.torch_file import TorchFile
 
-__all__ = ["Checkpoint", "container_of", "layout_of", "open_checkpoint"]
+__all__ = ["Checkpoint", "container_of", "layout_of", "no_graph", "open_checkpoint"]
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
     """An opened checkpoint: what it holds, and the files in which the bytes lie (``shards``).
 
-    ``container`` names the format: ``safetensors``, ``torch zip``, ``torch legacy``, ``TorchScript``.
+    ``container`` names the format: ``safetensors``, ``torch zip``, ``torch legacy``, ``TorchScript``,
+    ``ONNX``.
     """
 
     path: Path
@@ -36,15 +38,27 @@ class Checkpoint:
     tree: Tree
     shards: tuple[Path, ...]
     torch: TorchFile | None = None
+    onnx: OnnxFile | None = None
 
 
 def container_of(path: Path) -> str:
-    """The container that a target's suffix asks for: ``safetensors``, else ``torch``.
+    """The container that a target's suffix asks for: ``safetensors``, ``onnx``, else ``torch``.
 
     >>> container_of(Path("model.safetensors")), container_of(Path("g_02500000.folded"))
     ('safetensors', 'torch')
     """
-    return "safetensors" if path.suffix.lower() == ".safetensors" else "torch"
+    return {".safetensors": "safetensors", ".onnx": "onnx"}.get(path.suffix.lower(), "torch")
+
+
+def no_graph(checkpoint: Checkpoint, what: str) -> Checkpoint:
+    """A checkpoint, which is no ONNX model. Raises ``InputError`` that says ``what`` it cannot be."""
+    if checkpoint.onnx is None:
+        return checkpoint
+    raise InputError(
+        f"an ONNX model cannot be {what}",
+        where=os.fspath(checkpoint.path),
+        fix="name the checkpoint that it was exported from; fold, inspect and check read ONNX models",
+    )
 
 
 def layout_of(checkpoint: Checkpoint, plan: Plan) -> Layout:
@@ -92,8 +106,17 @@ def _open(file: BinaryIO, path: Path, size: int) -> Checkpoint:
     elif any(magic in head[:32] for magic in _LEGACY_MAGIC):
         opened = open_legacy(file, size)
     else:
-        raise _unknown(head)
+        return _open_onnx(file, path, size, head)
     return Checkpoint(path, opened.container, size, opened.tree(), (path,), opened)
+
+
+def _open_onnx(file: BinaryIO, path: Path, size: int, head: bytes) -> Checkpoint:
+    from wnconvert.onnx_file import looks_like_onnx, open_onnx
+
+    if not looks_like_onnx(file, size):
+        raise _unknown(head)
+    opened = open_onnx(file, path, size)
+    return Checkpoint(path, "ONNX", size, opened.tree(), opened.shards, onnx=opened)
 
 
 _HEAD = 512
@@ -113,6 +136,8 @@ _OTHERS = (
     (0, b"PK\x05\x06", "an empty zip archive", _AGAIN),
     (0, b"\x89HDF", "an HDF5 file (Keras, TensorFlow)", "wnconvert reads PyTorch checkpoints"),
     (0, b"GGUF", "a GGUF file", "convert the PyTorch checkpoint that it was made of"),
+    (4, b"ORTM", "a model in onnxruntime's own format", "name the .onnx file that it was made of"),
+    (4, b"TFL3", "a TensorFlow Lite model", "wnconvert reads PyTorch checkpoints and ONNX models"),
     (0, b"\x93NUMPY", "a NumPy array", "wnconvert reads PyTorch checkpoints"),
     *((0, b"\x80%c" % version, "a plain pickle", "save it with torch.save") for version in range(6)),
 )
@@ -125,7 +150,10 @@ _TEXTS = (
 
 def _unknown(head: bytes) -> InputError:
     text = head.lstrip().lower()
-    what, fix = "no checkpoint of a known format", "wnconvert reads safetensors and what torch.save wrote"
+    what, fix = (
+        "no checkpoint of a known format",
+        "wnconvert reads safetensors, ONNX and what torch.save wrote",
+    )
     if not head:
         what, fix = "an empty file", _AGAIN
     for at, magic, name, remedy in _OTHERS:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from wnconvert.blocks import Array
-from wnconvert.checkpoint import open_checkpoint
+from wnconvert.checkpoint import no_graph, open_checkpoint
 from wnconvert.comparison import Comparison, Difference
 from wnconvert.errors import ArgumentError
 from wnconvert.gaps import Measure, Tolerance, needed
@@ -167,7 +167,7 @@ def _paths(only: str | Sequence[str]) -> tuple[str, ...]:
 
 @contextmanager
 def _opened(path: str | os.PathLike[str]) -> Iterator[Side]:
-    checkpoint = open_checkpoint(Path(path))
+    checkpoint = no_graph(open_checkpoint(Path(path)), "compared (wnconvert check runs it beside its module)")
     with Source(checkpoint.shards) as source:
         yield Side(os.fspath(path), checkpoint.tree, source)
 

@@ -12,9 +12,9 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from wnconvert.atomic import Staged, staged
+from wnconvert.atomic import Staged, file_in, free_name, staged, staged_folder
 from wnconvert.blocks import BLOCK_BYTES, Array, Block, Read, blocks
 from wnconvert.checkpoint import Checkpoint, layout_of
 from wnconvert.layout import Blob, CopyBytes, Directions, FoldLayer, Gather, Layout, Norms, Work
@@ -27,7 +27,10 @@ from wnconvert.verify import check_structure, verify_output
 from wnconvert.weightnorm import Folding, direction_blocks, norm_blocks
 from wnconvert.workers import Workers
 
-__all__ = ["Result", "convert"]
+if TYPE_CHECKING:
+    from wnconvert.onnx_plan import OnnxFold
+
+__all__ = ["Result", "convert", "convert_onnx"]
 
 # The disk is at work on one part while the next is folded; all left to the end, 2 GiB took a third longer.
 _SYNC_BYTES = 8 << 20
@@ -99,6 +102,69 @@ def convert(
         bytes_out=layout.size,
         seconds=time.perf_counter() - began,
         notes=(*plan.notes, *notes, *more),
+        verified=verified,
+    )
+
+
+def convert_onnx(
+    checkpoint: Checkpoint,
+    fold: OnnxFold,
+    output: Path,
+    *,
+    force: bool = False,
+    threads: int | None = None,
+    numbers: Numbers = Numbers(),  # noqa: B008 - frozen
+    progress: Callable[[int, int], None] = lambda done, total: None,
+    data_name: str = "",
+    proven: bool = True,
+) -> Result:
+    """Fold an opened ONNX model, run the result beside the original, and put it at ``output``.
+
+    Where tensors of the source lie in data files, those of the output lie in one beside it, ``data_name``
+    (by default a free name). With ``proven`` False nothing is run; who says so proves it otherwise.
+
+    Raises as ``convert`` does; ``InputError`` where onnx or onnxruntime is not there to check the result.
+    """
+    from wnconvert.onnx_check import check_fold, check_installed
+    from wnconvert.onnx_data import own_data_of, remove_unused
+    from wnconvert.onnx_writer import onnx_layouts
+
+    began = time.perf_counter()
+    opened = checkpoint.onnx
+    assert opened is not None  # noqa: S101 - its plan was made of it
+    if proven:
+        check_installed()
+    data_name = data_name or free_name(output)
+    model, data = onnx_layouts(opened, fold.edits, data_name)
+    layouts = {output.name: model} if data is None else {data_name: data, output.name: model}
+    size = sum(layout.size for layout in layouts.values())
+    bytes_in = sum(path.stat().st_size for path in checkpoint.shards)
+    old = own_data_of(output) if force else ()
+    notes: tuple[str, ...] = fold.plan.notes
+    verified = ""
+    with (
+        staged_folder(output, force=force, size=size) as folder,
+        Source(checkpoint.shards) as source,
+    ):
+        workers = Workers(threads, progress)
+        for name, layout in layouts.items():
+            with file_in(folder, name, output) as target:
+                notes += _Run(source, target, layout, numbers, workers).all()
+        check_structure(folder / output.name, "onnx")
+        if proven:
+            verified, more = check_fold(opened, fold, folder / output.name, numbers)
+            notes += more
+    in_place = output.resolve() == checkpoint.path.resolve()
+    deleted = remove_unused(old, output, () if in_place else checkpoint.shards)
+    return Result(
+        plan=fold.plan,
+        source=checkpoint.path,
+        source_container=checkpoint.container,
+        output=output,
+        bytes_in=bytes_in,
+        bytes_out=size,
+        seconds=time.perf_counter() - began,
+        notes=(*notes, *deleted),
         verified=verified,
     )
 

@@ -9,10 +9,10 @@ import os
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
-from typing import Literal, TypeAlias, overload
+from typing import TYPE_CHECKING, Literal, TypeAlias, overload
 
-from wnconvert.checkpoint import container_of, open_checkpoint
-from wnconvert.convert import Result, convert
+from wnconvert.checkpoint import Checkpoint, container_of, no_graph, open_checkpoint
+from wnconvert.convert import Result, convert, convert_onnx
 from wnconvert.dims import AUTO
 from wnconvert.errors import ArgumentError, OutputError, WnconvertError
 from wnconvert.fold_plan import plan_fold
@@ -20,8 +20,14 @@ from wnconvert.migrate_plan import plan_migrate
 from wnconvert.options import check_form, dtype_of, numbers_of, selection_of
 from wnconvert.plan import Plan
 from wnconvert.policy import Numbers
+from wnconvert.schemes import Selection
 from wnconvert.split_plan import plan_split
 from wnconvert.tensors import Tree
+from wnconvert.words import listed
+
+if TYPE_CHECKING:
+    from wnconvert.onnx_file import OnnxFile
+    from wnconvert.onnx_plan import OnnxFold
 
 __all__ = ["default_output", "fold_file", "migrate_file", "split_file"]
 
@@ -33,6 +39,7 @@ _SUFFIXES = (
     ".pt.tar",
     ".ckpt.tar",
     ".safetensors",
+    ".onnx",
     ".ckpt",
     ".pth",
     ".bin",
@@ -121,10 +128,12 @@ def fold_file(
     dry_run: bool = False,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Result | Plan:
-    """Fold the weight-normalized layers of a checkpoint file into plain weights.
+    """Fold the weight-normalized layers of a checkpoint file, or of an ONNX model, into plain weights.
 
     ``src`` is a checkpoint of any readable format; ``out`` is written as safetensors where its suffix says
-    so, else as a torch zip (default: ``.folded`` before the suffix of ``src``). ``only`` is the path of
+    so, else as a torch zip (default: ``.folded`` before the suffix of ``src``). An ONNX model stays one, is
+    run beside the original before it is put in place (this needs onnx and onnxruntime), and takes neither
+    ``only``, ``dtype``, ``dim`` nor ``keep_optimizer``. ``only`` is the path of
     the one state dict to keep. ``dtype`` (``"float16"``, ``"bfloat16"``, ``"float32"``) folds and casts
     in one rounding. ``layers`` and ``exclude`` are globs on weights' names. ``dim`` is an axis, None for
     the whole tensor, or ``"auto"``: read from g's shape. ``zero_rows`` is ``"error"`` or ``"zero"``.
@@ -138,16 +147,22 @@ def fold_file(
     >>> len(plan.layers), plan.layers[0][1].name
     (78, 'conv_pre.weight')
     """
+    selection = selection_of(layers, exclude, dim)
+    given = {"--only": only, "--dtype": dtype, "--keep-optimizer": keep_optimizer or None}
+    given["--dim"] = None if dim == AUTO else str(dim)
     return _run(
         src,
         out,
         "folded",
         partial(
             plan_fold,
-            selection=selection_of(layers, exclude, dim),
+            selection=selection,
             only=only,
             dtype=dtype_of(dtype),
             keep_optimizer=keep_optimizer,
+        ),
+        plan_graph=partial(
+            _plan_graph, selection=selection, given=[name for name in given if given[name] is not None]
         ),
         numbers=numbers_of(zero_rows, allow_nonfinite=allow_nonfinite),
         verify=verify,
@@ -343,6 +358,7 @@ def _run(
     kind: str,
     make_plan: Callable[[Tree, str], Plan],
     *,
+    plan_graph: Callable[[OnnxFile], OnnxFold] | None = None,
     numbers: Numbers = Numbers(),  # noqa: B008 - frozen
     verify: bool,
     force: bool,
@@ -359,6 +375,21 @@ def _run(
         raise ArgumentError(f"{threads} threads cannot work", fix="--threads 1 or more")
     try:
         checkpoint = open_checkpoint(source)
+        if checkpoint.onnx is not None and plan_graph is not None:
+            _check_suffix(output)
+            fold = plan_graph(checkpoint.onnx)
+            if dry_run:
+                return fold.plan
+            return convert_onnx(
+                checkpoint,
+                fold,
+                output,
+                force=force,
+                threads=threads,
+                numbers=numbers,
+                progress=progress,
+            )
+        _check_is_checkpoint(checkpoint, output, kind)
         plan = make_plan(checkpoint.tree, container_of(output))
         if dry_run:
             return plan
@@ -381,6 +412,37 @@ def _run(
         raise
 
 
+def _plan_graph(opened: OnnxFile, *, selection: Selection, given: list[str]) -> OnnxFold:
+    from wnconvert.onnx_plan import plan_onnx
+
+    if given:
+        raise ArgumentError(
+            f"{listed(given)} can only be said of a checkpoint, and this is an ONNX model",
+            fix="leave it out; --layers and --exclude choose layers",
+        )
+    return plan_onnx(opened, selection)
+
+
+def _check_suffix(output: Path) -> None:
+    """An ONNX model stays one: its graph has no place in a checkpoint."""
+    name = output.name.lower()
+    if not name.endswith(".onnx") and any(name.endswith(suffix) for suffix in _SUFFIXES):
+        raise ArgumentError(
+            f"{output.name} would be a checkpoint, and the graph of an ONNX model has no place in one",
+            fix="-o OUT.onnx; or fold the checkpoint that the model was exported from",
+        )
+
+
+def _check_is_checkpoint(checkpoint: Checkpoint, output: Path, kind: str) -> None:
+    """What is not folded is no ONNX model, and no checkpoint becomes one."""
+    no_graph(checkpoint, kind if kind == "split" else "migrated")
+    if container_of(output) == "onnx":
+        raise ArgumentError(
+            f"{output.name} would be an ONNX model, and a checkpoint has no graph",
+            fix="wnconvert export, which takes the module's code too; or -o OUT.safetensors",
+        )
+
+
 def _reference(like: StrPath) -> Tree:
     """The tree of the checkpoint that ``--like`` names."""
-    return open_checkpoint(Path(like)).tree
+    return no_graph(open_checkpoint(Path(like)), "the reference of a split").tree

@@ -22,10 +22,17 @@ def result_text(result: Result) -> str:
     lines = [
         _layers(result.plan),
         f"{result.output}: {_counts(result.plan)}; {sizes}, in {result.seconds:.2f} s",
-        f"read back and recomputed by {result.verified}" if result.verified else "",
+        _verified(result),
         *_dropped(result.plan),
     ]
     return "\n".join(line for line in lines if line)
+
+
+def _verified(result: Result) -> str:
+    if not result.verified:
+        return ""
+    done = "checked" if result.plan.container == "onnx" else "read back and recomputed"
+    return f"{done} by {result.verified}"
 
 
 def _layers(plan: Plan) -> str:

@@ -1,0 +1,286 @@
+"""A folded ONNX model against the original: onnx's checker, then onnxruntime, layer by layer and whole.
+
+Every layer's own arithmetic is cut out of the original and run; then both models are run on made-up inputs.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from wnconvert.blocks import Array
+from wnconvert.checkpoint import open_checkpoint
+from wnconvert.errors import InputError, VerifyError, WnconvertError
+from wnconvert.onnx_file import OnnxFile
+from wnconvert.onnx_model import NewTensor
+from wnconvert.onnx_plan import OnnxFold
+from wnconvert.onnx_slices import Slices, UnreachableError
+from wnconvert.onnx_uses import ValueId
+from wnconvert.policy import Numbers
+from wnconvert.runtime import Opened, ValueInfo, open_model, run
+from wnconvert.sources import Source
+from wnconvert.tensors import DType, StoredTensor
+from wnconvert.words import counted, listed, printable
+
+__all__ = ["check_fold", "check_installed"]
+
+_BUG = "this is a bug of wnconvert: please report it with the output of --dry-run --json"
+
+#: How far an element of a layer may be off that onnxruntime computes: it rounds at every step.
+_RTOL = {"float64": 1e-9, "float32": 1e-4, "float16": 5e-3, "bfloat16": 8e-3}
+#: How far an output may be off, as a part of its greatest value: rounding goes through the whole network.
+_WHOLE = {"float64": 1e-7, "float32": 2e-3, "float16": 2e-2, "bfloat16": 5e-2}
+#: Of whole numbers, which a network picks, so many may be others: where two are nearly as good.
+_PICKED = 0.01
+#: Sizes that are tried for the first axis where it is dynamic, and for all others.
+_SIZES = ((1, 16), (1, 64), (2, 32), (1, 100), (1, 400), (1, 7), (1, 1), (4, 4), (1, 1600), (1, 16000))
+
+
+def check_installed() -> None:
+    """Raise ``InputError`` where onnx or onnxruntime, which check what is written, is not installed."""
+    missing = [name for name in ("onnx", "onnxruntime") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise InputError(
+            f"an ONNX model is checked before it is put in place, and {listed(missing)} is not installed",
+            fix='pip install "wnconvert[onnx]"',
+        )
+
+
+def check_fold(
+    opened: OnnxFile,
+    fold: OnnxFold,
+    path: Path,
+    numbers: Numbers = Numbers(),  # noqa: B008 - frozen
+) -> tuple[str, tuple[str, ...]]:
+    """Hold the folded model at ``path`` against the original; what did it, and notes.
+
+    Raises ``VerifyError`` where onnx's checker refuses the new model, or it computes something else.
+    """
+    notes = [*_checked(opened.path, path), *_layers(opened, fold, path, numbers)]
+    whole, more = _whole(opened.path, path)
+    notes += more
+    done = [f"{counted(len(fold.layers), 'layer')} against the original's own arithmetic"] * bool(fold.layers)
+    done += [f"the whole model on {whole}"] * bool(whole)
+    by = "onnx.checker" + (f" and onnxruntime: {', '.join(done)}" if done else "")
+    return by, tuple(notes)
+
+
+def _checked(original: Path, path: Path) -> Iterator[str]:
+    """Have onnx's checker read a model; a note where it refuses the original too."""
+    import onnx.checker
+
+    try:
+        onnx.checker.check_model(str(path))
+    except Exception as error:  # noqa: BLE001 - it raises what its C++ raises
+        try:
+            onnx.checker.check_model(str(original))
+        except Exception as before:  # noqa: BLE001
+            yield f"onnx.checker refuses the original too: {_first_line(before)}"
+        else:
+            what = f"onnx.checker refuses what was written ({_first_line(error)}); nothing is kept"
+            raise VerifyError(what, fix=_BUG) from error
+
+
+def _first_line(error: BaseException) -> str:
+    return printable(str(error).strip().partition("\n")[0][:200])
+
+
+# -- layers
+
+
+@dataclass(frozen=True, slots=True)
+class _Claim:
+    """That a value of the original, under some calls, is a new tensor."""
+
+    tensor: NewTensor
+    value: ValueId
+    calls: tuple[int, ...]
+
+
+def _claims(fold: OnnxFold) -> Iterator[_Claim]:
+    for layer in fold.layers:
+        tensors = [tensor for tensor in fold.edits.tensors if tensor.layer == layer.layer.name]
+        by_view = {(tensor.v, tensor.dim, tensor.dtype): tensor for tensor in tensors}
+        for weight in layer.weights:
+            tensor = by_view[weight.view.v, weight.view.dim, weight.view.dtype]
+            yield from (_Claim(tensor, value, ()) for value in weight.values)
+        for passed in layer.passed:
+            tensor = by_view[passed.view.v, passed.view.dim, passed.view.dtype]
+            yield _Claim(tensor, passed.value, passed.calls)
+
+
+def _layers(opened: OnnxFile, fold: OnnxFold, path: Path, numbers: Numbers) -> Iterator[str]:
+    """Compare every new tensor with what onnxruntime computes of the original's nodes."""
+    if not fold.layers:
+        return
+    written = open_checkpoint(path)
+    stored = {name: tensor for state in written.tree.state_dicts for name, tensor in state.tensors.items()}
+    slices = Slices(opened)
+    by_formula: list[str] = []
+    with (
+        Source(written.shards) as new,
+        Source(opened.shards) as old,
+        tempfile.TemporaryDirectory() as folder,
+    ):
+        for claim in _claims(fold):
+            tensor = claim.tensor
+            found = new.whole(_of(stored, tensor.name)).astype(np.float64)
+            try:
+                expected = _computed(slices, claim, Path(folder, "layer.onnx"))
+            except (UnreachableError, WnconvertError):
+                expected = _formula(old, tensor)
+                by_formula.append(tensor.layer)
+            _compare(tensor, found, expected, numbers)
+    if by_formula:
+        names = listed(dict.fromkeys(by_formula), 6)
+        yield f"onnxruntime cannot run the arithmetic of {names} alone: compared with g·v/‖v‖ instead"
+
+
+def _of(stored: Mapping[str, StoredTensor], name: str) -> StoredTensor:
+    if name not in stored:
+        raise VerifyError(f"{printable(name)} is not in what was written; nothing is kept", fix=_BUG)
+    return stored[name]
+
+
+def _computed(slices: Slices, claim: _Claim, path: Path) -> Array:
+    path.write_bytes(slices.model(claim.value, claim.calls, claim.tensor.dtype))
+    (value,) = run(open_model(path, optimize=False), {}).values()
+    return value.astype(np.float64)
+
+
+def _formula(source: Source, tensor: NewTensor) -> Array:
+    g, v = (source.whole(half).astype(np.float64) for half in (tensor.g, tensor.v))
+    axes = tuple(axis for axis in range(v.ndim) if axis != tensor.dim)
+    shape = [size if axis == tensor.dim else 1 for axis, size in enumerate(v.shape)]
+    with np.errstate(all="ignore"):
+        made: Array = g.reshape(shape) * v / np.sqrt(np.square(v).sum(axis=axes, keepdims=True))
+    return made
+
+
+def _compare(tensor: NewTensor, found: Array, expected: Array, numbers: Numbers) -> None:
+    layer = printable(tensor.layer)
+    if found.shape != expected.shape:
+        raise VerifyError(
+            f"layer {layer} was computed in the shape {expected.shape} and is {found.shape}; nothing is kept",
+            fix=_BUG,
+        )
+    least = float(np.finfo(tensor.dtype.numpy()).tiny)
+    with np.errstate(all="ignore"):
+        good = np.abs(found - expected) <= _RTOL[tensor.dtype.name] * np.abs(expected) + least
+    if numbers.zero_rows == "zero":
+        good |= np.isnan(expected) & (found == 0)
+    if numbers.allow_nonfinite:
+        good |= ~np.isfinite(expected) & ~np.isfinite(found)
+    if not good.all():
+        place = tuple(int(index) for index in np.argwhere(~good)[0])
+        raise VerifyError(
+            f"layer {layer} is {found[place]:.6g} at {place}, where the original computes "
+            f"{expected[place]:.6g}; nothing is kept",
+            fix=_BUG,
+        )
+
+
+# -- the whole model
+
+
+def _whole(original: Path, path: Path) -> tuple[str, list[str]]:
+    """Run both models on made-up inputs: what they were, or a note why that could not be done."""
+    alone = "each layer was compared alone"
+    try:
+        before = open_model(original, optimize=False)
+    except WnconvertError as error:
+        return "", [f"the whole model was not run ({error.what}); {alone}"]
+    feeds, expected, why = _first_that_runs(before)
+    if not expected:
+        return "", [f"the whole model was not run on made-up inputs ({why}); {alone}"]
+    if not _same(expected, run(before, feeds)):
+        return "", [f"the original computes something else at every run; {alone}"]
+    del before  # two models at a time would take twice the memory
+    found = run(open_model(path, optimize=False), feeds)
+    notes: list[str] = []
+    if list(found) != list(expected):
+        raise VerifyError("what was written has other outputs; nothing is kept", fix=_BUG)
+    for name, values in expected.items():
+        notes += _compare_output(name, found[name], values)
+    return _told(feeds), notes
+
+
+def _first_that_runs(opened: Opened) -> tuple[dict[str, Array], dict[str, Array], str]:
+    """Inputs on which a model runs, its outputs, and else why it did not."""
+    why = ""
+    for first, others in _SIZES:
+        for whole in (None, others):
+            try:
+                feeds = {port.name: _made_up(port, first, others, whole) for port in opened.inputs}
+                found = run(opened, feeds)
+            except WnconvertError as error:
+                why = why or error.what
+                continue
+            if any(values.size for values in found.values()):
+                return feeds, found, ""
+            why = why or "its outputs are empty"
+        if not any(isinstance(size, str) or size is None for port in opened.inputs for size in port.shape):
+            break
+    return {}, {}, why
+
+
+def _made_up(port: ValueInfo, first: int, others: int, whole: int | None) -> Array:
+    """Values for an input: normal floats, and whole numbers that are small, or the length of the rest."""
+    if port.dtype is None:
+        raise InputError(f"its input {printable(port.name)} is {port.kind}")
+    sizes = [
+        size
+        if isinstance(size, int) and size >= 0
+        else (first if axis == 0 and len(port.shape) > 1 else others)
+        for axis, size in enumerate(port.shape)
+    ]
+    random = np.random.default_rng(0)
+    dtype: DType = port.dtype
+    if dtype.foldable:
+        return random.normal(0, 0.5, sizes).astype(dtype.numpy())
+    if dtype.name == "bool":
+        return np.ones(sizes, bool)
+    if dtype.name.startswith(("int", "uint")):
+        return np.asarray(
+            random.integers(0, 2, sizes) if whole is None else np.full(sizes, whole), dtype.name
+        )
+    raise InputError(f"its input {printable(port.name)} is {dtype}")
+
+
+def _same(a: Mapping[str, Array], b: Mapping[str, Array]) -> bool:
+    return all(a[name].tobytes() == b[name].tobytes() for name in a)
+
+
+def _compare_output(name: str, found: Array, expected: Array) -> Sequence[str]:
+    shown = printable(name)
+    if found.shape != expected.shape or found.dtype != expected.dtype:
+        raise VerifyError(
+            f"output {shown} is {found.dtype}{found.shape}, and was {expected.dtype}{expected.shape}; "
+            "nothing is kept",
+            fix=_BUG,
+        )
+    if expected.dtype.name not in _WHOLE:
+        other = int(np.count_nonzero(found != expected))
+        if other > max(1, _PICKED * expected.size):
+            raise VerifyError(f"output {shown} has {other} other values; nothing is kept", fix=_BUG)
+        return [f"output {shown} has {counted(other, 'other value')} of {expected.size}"] if other else []
+    a, b = found.astype(np.float64), expected.astype(np.float64)
+    finite = np.isfinite(b)
+    most = float(np.abs(b[finite]).max(initial=0))
+    off = float(np.abs(a[finite] - b[finite]).max(initial=0))
+    if not np.array_equal(np.isfinite(a), finite) or not off <= _WHOLE[expected.dtype.name] * most:
+        raise VerifyError(
+            f"output {shown} is off by {off:.3g}, its greatest value being {most:.3g}; nothing is kept",
+            fix="--exclude some of the layers shows which; please report it" if finite.all() else _BUG,
+        )
+    return []
+
+
+def _told(feeds: Mapping[str, Array]) -> str:
+    shapes = (f"{printable(name)} {list(values.shape)}".replace(" ", "") for name, values in feeds.items())
+    return listed(shapes, 4) or "no inputs"

@@ -1,0 +1,87 @@
+"""The plan of folding an ONNX model, with the edits that carry it out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from wnconvert.errors import LayerError
+from wnconvert.onnx_arithmetic import NormLayer, find
+from wnconvert.onnx_file import OnnxFile
+from wnconvert.onnx_model import Edits, Model
+from wnconvert.onnx_surgery import edits
+from wnconvert.plan import Change, Fold, Keep, Plan, PlannedStateDict, Step
+from wnconvert.schemes import Selection
+from wnconvert.scope import check_refused, check_selection, idle_excludes
+from wnconvert.tensors import DType, StateDict
+from wnconvert.words import counted, listed
+
+__all__ = ["OnnxFold", "plan_onnx"]
+
+
+@dataclass(frozen=True, slots=True)
+class OnnxFold:
+    """A plan, the layers that it folds, and what changes in the model for it."""
+
+    plan: Plan
+    layers: tuple[NormLayer, ...]
+    edits: Edits
+
+
+def plan_onnx(opened: OnnxFile, selection: Selection = Selection()) -> OnnxFold:  # noqa: B008 - frozen
+    """Plan the folding of every wanted layer of an ONNX model.
+
+    Raises ``LayerError`` where layers are refused, ``ArgumentError`` where the selection names nothing.
+    """
+    model, tree = opened.model, opened.tree()
+    found = find(model)
+    names = [*(item.layer.name for item in found.layers), *(no.name for no in found.refused)]
+    check_selection(selection, names)
+    check_refused({"": [no for no in found.refused if selection.wants(no.name)]}, "folded")
+    layers = tuple(item for item in found.layers if selection.wants(item.layer.name))
+    if layers and opened.has_training:
+        raise LayerError(
+            "training graphs stand in the file, which use the weights that folding would take away",
+            fix="export the model for inference",
+        )
+    changed = edits(model, layers)
+    planned = tuple(_planned(model, state, layers, changed) for state in tree.state_dicts)
+    notes = (*tree.notes, *idle_excludes(selection, names), *_notes(model, changed))
+    return OnnxFold(Plan("fold", "onnx", planned, notes=notes), layers, changed)
+
+
+def _planned(model: Model, state: StateDict, layers: Sequence[NormLayer], changed: Edits) -> PlannedStateDict:
+    """The tensors of a scope that stay, and each new weight where v stood."""
+    dtypes: dict[str, DType] = {tensor.layer: tensor.dtype for tensor in changed.tensors}
+    here = [item.layer for item in layers if item.path == state.path]
+    after: dict[str, list[Step]] = {}
+    for layer in here:
+        after.setdefault(layer.v.name, []).append(Fold(layer, dtypes[layer.name]))
+    gone = set(_gone(model, state.path, changed))
+    steps: list[Step] = []
+    for entry in state.entries:
+        if entry.name not in gone:
+            steps.append(Keep(entry.name, entry.name, is_tensor=entry.tensor is not None))
+        steps += after.get(entry.name, ())
+    changes = tuple(Change(layer, None, dtypes[layer.name]) for layer in here)
+    return PlannedStateDict(state.path, tuple(steps), changes)
+
+
+def _gone(model: Model, path: str, changed: Edits) -> Iterator[str]:
+    """The names of stored tensors of a scope that nothing uses any more."""
+    scope = next(scope for scope in model.scopes() if scope.path == path)
+    for constant in getattr(scope, "constants", ()):
+        if constant.record.start in changed.dropped:
+            yield constant.name
+    for node in scope.nodes:
+        if node.record.start in changed.dropped:
+            yield from node.outputs
+
+
+def _notes(model: Model, changed: Edits) -> Iterable[str]:
+    inputs = [port.name for port in model.graph.inputs if port.record.start in changed.dropped]
+    if inputs:
+        yield f"inputs that only repeated stored tensors go with them: {listed(inputs, 6)}"
+    nodes = sum(node.record.start in changed.dropped for scope in model.scopes() for node in scope.nodes)
+    if nodes:
+        yield f"left out with the weight norm: {counted(nodes, 'node')} that nothing uses any more"
