@@ -25,7 +25,7 @@ protobuf onnx_model
 onnx_constants onnx_monomials onnx_uses onnx_rules onnx_values onnx_frontier onnx_arithmetic onnx_surgery
 onnx_tensors onnx_file onnx_plan onnx_writer
 foreign zips torch_objects torch_contents torch_modules torch_optimizers torch_file torch_writer
-checkpoint sources
+shard_plan merging folders checkpoint sources
 comparison gaps pairing readings
 signatures runtime output_proof proof onnx_slices onnx_check
 verify onnx_data convert compare inspection

@@ -13,7 +13,8 @@ from typing import Any, TypeAlias
 from wnconvert.schemes import Layer
 from wnconvert.tensors import DType
 
-__all__ = ["Change", "Direction", "Dropped", "Fold", "Keep", "Magnitude", "Plan", "PlannedStateDict", "Step"]
+__all__ = ["Change", "Direction", "Dropped", "Fold", "Keep", "Magnitude", "Plan"]
+__all__ += ["PlannedShard", "PlannedStateDict", "Step"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,13 +133,23 @@ class Dropped:
 
 
 @dataclass(frozen=True, slots=True)
+class PlannedShard:
+    """A file of weights in a folder: its name, its tensors in order, and the bytes that these take."""
+
+    name: str
+    tensors: tuple[str, ...]
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """What a conversion will do, whole: the output is these state dicts, less what is dropped.
 
     ``verb`` is ``"fold"``, ``"split"`` or ``"migrate"``. ``only`` is the path of the one state dict that
     the output holds, or None where it keeps all siblings. ``already`` counts layers that are as the verb
     would make them. ``record`` is what will be written into the output so that ``split`` or ``migrate`` can
-    undo it.
+    undo it. Where the output is a folder, ``shards`` are its files of weights, and ``copied`` the paths of
+    what goes along as it is; both are empty for a file.
     """
 
     verb: str
@@ -149,6 +160,8 @@ class Plan:
     already: int = 0
     record: tuple[Mapping[str, Any], ...] = ()
     notes: tuple[str, ...] = ()
+    shards: tuple[PlannedShard, ...] = ()
+    copied: tuple[str, ...] = ()
 
     @property
     def layers(self) -> list[tuple[str, Change]]:
@@ -168,6 +181,11 @@ class Plan:
                 {"path": planned.path, "tensors": len(planned.tensors), "layers": len(planned.changes)}
                 for planned in self.state_dicts
             ],
+            "shards": [
+                {"name": shard.name, "tensors": len(shard.tensors), "bytes": shard.size}
+                for shard in self.shards
+            ],
+            "copied": list(self.copied),
             "dropped": [{"path": item.path, "why": item.why} for item in self.dropped],
             "notes": list(self.notes),
         }
