@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from wnconvert.checkpoint import Checkpoint, open_checkpoint
 from wnconvert.errors import LayerError
@@ -32,6 +32,9 @@ from wnconvert.stats import Elements, LayerStats, layer_stats, plain_stats
 from wnconvert.tensors import StateDict, StoredTensor, Tree
 from wnconvert.torch_objects import read_storage
 from wnconvert.words import counted, listed
+
+if TYPE_CHECKING:
+    from wnconvert.onnx_file import OnnxFile
 
 __all__ = [
     "Inspection",
@@ -83,7 +86,8 @@ class Inspection:
 
     ``version`` is what the file says of its format. ``dtypes`` counts elements by dtype. ``foreign`` and
     ``dangerous`` are names in the pickle that are not torch's own, and those that would run something.
-    ``fold``, ``split`` (empty without a record of a fold) and ``migrate`` say what these would do.
+    ``fold``, ``split`` (empty without a record of a fold) and ``migrate`` (empty for an ONNX model) say what
+    these would do.
     """
 
     source: str
@@ -137,11 +141,12 @@ def inspect_file(
     full: bool = False,
     all_weights: bool = False,
 ) -> Inspection:
-    """Inspect a checkpoint file of any readable format; nothing in it is imported or run.
+    """Inspect a checkpoint file of any readable format, or an ONNX model; nothing in it is imported or run.
 
     ``layers`` are globs on weights' names. With ``full`` v is read too, and the magnitudes of folded layers
     (by the record of the fold) are computed from their weights; ``all_weights`` does that for every plain
-    weight of two and more dimensions.
+    weight of two and more dimensions. Of an ONNX model the layers are those in its graph, and the plain
+    weights that its convolutions, products and recurrent layers use.
 
     Raises ``InputError`` for what is no checkpoint and ``FormatError`` for a damaged one.
 
@@ -151,6 +156,8 @@ def inspect_file(
     """
     path = Path(src)
     checkpoint = open_checkpoint(path)
+    if checkpoint.onnx is not None:
+        return _inspect_onnx(checkpoint, checkpoint.onnx, layers, full=full, all_weights=all_weights)
     with Source(checkpoint.shards) as source:
         found = inspect_tree(checkpoint.tree, source, layers=layers, full=full, all_weights=all_weights)
     others = replace(found, source=os.fspath(path), container=checkpoint.container, bytes=checkpoint.size)
@@ -216,6 +223,45 @@ def inspect_tree(
         split=_split_in_words(tree),
         migrate=_migrate_in_words(tree),
         notes=tuple(notes),
+    )
+
+
+def _inspect_onnx(
+    checkpoint: Checkpoint, opened: OnnxFile, layers: Iterable[str], *, full: bool, all_weights: bool
+) -> Inspection:
+    """Inspect an ONNX model: its state dicts are the scopes that store tensors."""
+    from wnconvert.onnx_inspection import graph_layers
+
+    selection = selection_of(layers, (), "auto")
+    with Source(checkpoint.shards) as source:
+        found = graph_layers(opened, source, selection, full=full, all_weights=all_weights)
+    dtypes: Counter[str] = Counter()
+    states = []
+    for state in checkpoint.tree.state_dicts:
+        tensors = state.tensors.values()
+        for tensor in tensors:
+            dtypes[str(tensor.info.dtype)] += tensor.info.numel
+        forms = Counter(row.form for row in found.rows if row.state_dict == state.path)
+        numel = sum(tensor.info.numel for tensor in tensors)
+        states.append(
+            StateDictSummary(state.path, len(state.tensors), numel, _bytes_of(tensors), dict(forms))
+        )
+    return Inspection(
+        source=os.fspath(checkpoint.path),
+        container=checkpoint.container,
+        version=opened.version,
+        bytes=sum(path.stat().st_size for path in checkpoint.shards),
+        parameters=sum(state.parameters for state in states),
+        dtypes=dict(dtypes.most_common()),
+        devices=(),
+        state_dicts=tuple(states),
+        siblings=(),
+        layers=found.rows,
+        kinds=(),
+        fold=found.fold,
+        split="",
+        migrate="",
+        notes=(*checkpoint.tree.notes, *found.notes),
     )
 
 

@@ -70,6 +70,8 @@ def _sort_key(column: str) -> Callable[[dict[str, Any]], Any]:
 def _facts(found: Inspection) -> Iterator[tuple[str, str]]:
     """The first block: what the file is, what it holds, what could be done with it."""
     version = f" version {found.version}" if found.version else ""
+    if found.container == "ONNX":
+        version = f", {found.version}"
     yield "file", f"{found.source} ({found.container}{version}, {bytes_text(found.bytes)})"
     dtypes = ", ".join(f"{name} {count:,}" for name, count in found.dtypes.items())
     yield "parameters", f"{found.parameters:,}" + (f" ({dtypes})" if dtypes else "")
@@ -93,7 +95,8 @@ def _facts(found: Inspection) -> Iterator[tuple[str, str]]:
     yield "fold", found.fold
     if found.split:
         yield "split", found.split
-    yield "migrate", found.migrate
+    if found.migrate:
+        yield "migrate", found.migrate
     for note in found.notes:
         yield "note", note
 
