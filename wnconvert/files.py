@@ -387,6 +387,7 @@ def _run(
                 force=force,
                 threads=threads,
                 numbers=numbers,
+                verify=verify,
                 progress=progress,
             )
         _check_is_checkpoint(checkpoint, output, kind)

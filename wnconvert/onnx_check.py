@@ -13,18 +13,18 @@ from pathlib import Path
 
 import numpy as np
 
-from wnconvert.blocks import Array
+from wnconvert.blocks import BLOCK_BYTES, Array
 from wnconvert.checkpoint import open_checkpoint
 from wnconvert.errors import InputError, VerifyError, WnconvertError
-from wnconvert.onnx_file import OnnxFile
-from wnconvert.onnx_model import NewTensor
+from wnconvert.onnx_file import OnnxFile, stored_in
+from wnconvert.onnx_model import Constant, Function, NewTensor, Node
 from wnconvert.onnx_plan import OnnxFold
 from wnconvert.onnx_slices import Slices, UnreachableError
 from wnconvert.onnx_uses import ValueId
 from wnconvert.policy import Numbers
 from wnconvert.runtime import Opened, ValueInfo, open_model, run
 from wnconvert.sources import Source
-from wnconvert.tensors import DType, StoredTensor
+from wnconvert.tensors import ByteRange, DType, StoredTensor
 from wnconvert.words import counted, listed, printable
 
 __all__ = ["check_fold", "check_installed"]
@@ -56,16 +56,21 @@ def check_fold(
     fold: OnnxFold,
     path: Path,
     numbers: Numbers = Numbers(),  # noqa: B008 - frozen
+    *,
+    verify: bool = False,
 ) -> tuple[str, tuple[str, ...]]:
     """Hold the folded model at ``path`` against the original; what did it, and notes.
 
-    Raises ``VerifyError`` where onnx's checker refuses the new model, or it computes something else.
+    With ``verify`` every tensor that stays is read from both too. Raises ``VerifyError`` where onnx's
+    checker refuses the new model, or it holds or computes something else.
     """
+    kept = _kept(opened, fold, path) if verify else ""
     notes = [*_checked(opened.path, path), *_layers(opened, fold, path, numbers)]
     whole, more = _whole(opened.path, path)
     notes += more
     done = [f"{counted(len(fold.layers), 'layer')} against the original's own arithmetic"] * bool(fold.layers)
     done += [f"the whole model on {whole}"] * bool(whole)
+    done += [kept] * bool(kept)
     by = "onnx.checker" + (f" and onnxruntime: {', '.join(done)}" if done else "")
     return by, tuple(notes)
 
@@ -88,6 +93,51 @@ def _checked(original: Path, path: Path) -> Iterator[str]:
 
 def _first_line(error: BaseException) -> str:
     return printable(str(error).strip().partition("\n")[0][:200])
+
+
+def _kept(opened: OnnxFile, fold: OnnxFold, path: Path) -> str:
+    """Compare the bytes of all tensors that stay, which stand in the same order in both."""
+    written = open_checkpoint(path)
+    assert written.onnx is not None  # noqa: S101 - it was read back before
+    new = {tensor.name for tensor in fold.edits.tensors}
+    gone = [item.record for item in _records(opened) if item.record.start in fold.edits.dropped]
+    before = [
+        tensor for tensor in _stored(opened) if not any(one.start <= tensor[1] < one.end for one in gone)
+    ]
+    after = [tensor for tensor in _stored(written.onnx) if tensor[0] not in new]
+    wrong = VerifyError("what was written does not hold the tensors that stay; nothing is kept", fix=_BUG)
+    if len(before) != len(after):
+        raise wrong
+    with Source(opened.shards) as old_source, Source(written.shards) as new_source:
+        for (_, _, old), (name, _, found) in zip(before, after, strict=True):
+            if old.info.shape != found.info.shape or old.info.dtype != found.info.dtype:
+                raise wrong
+            for at in range(0, old.info.nbytes, BLOCK_BYTES):
+                size = min(BLOCK_BYTES, old.info.nbytes - at)
+                a, b = (
+                    source.chunk(ByteRange(tensor.data.start + at, size, tensor.data.shard))
+                    for source, tensor in ((old_source, old), (new_source, found))
+                )
+                if a != b:
+                    what = f"{printable(name)} was read back with other values; nothing is kept"
+                    raise VerifyError(what, fix=_BUG)
+    return counted(len(before), "other tensor")
+
+
+def _records(opened: OnnxFile) -> Iterator[Function | Node | Constant]:
+    """Everything that can be left out and that tensors may stand in."""
+    yield from opened.model.functions
+    for scope in opened.model.scopes():
+        yield from scope.nodes
+        yield from getattr(scope, "constants", ())
+
+
+def _stored(opened: OnnxFile) -> Iterator[tuple[str, int, StoredTensor]]:
+    """Names, records and places of all stored tensors that are numbers end to end."""
+    for scope in opened.model.scopes():
+        for constant in stored_in(scope):
+            if constant.tensor is not None:
+                yield constant.name, constant.record.start, constant.tensor
 
 
 # -- layers

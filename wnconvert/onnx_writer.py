@@ -37,6 +37,8 @@ _INSIDE: dict[str, dict[int, str]] = {
 }
 _NODE_INPUT, _FUNCTION_INPUT, _FUNCTION_NODE, _GRAPH_TENSOR = 1, 4, 7, 5
 _ATTRIBUTE_TENSOR = 4  # AttributeProto.AttributeType
+#: The first IR version in which an initializer need not be an input too.
+_STORED_ALONE = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,8 +116,6 @@ class _Writer:
 
     def record(self, kind: str, record: Record) -> list[_Part]:
         """A record as it will be, with its tag."""
-        if record.start in self.edits.dropped:
-            return []
         if not self.is_edited(record):
             return [record.range]
         parts = self.tensor(record) if kind == "tensor" else self.message(kind, record)
@@ -131,7 +131,7 @@ class _Writer:
         added = [self.added(kind, tensor) for tensor in self.new.get(start, ())]
         place: int | None = 0 if kind == "graph" else None  # of what is added, among the parts
         for record in self.wire.records(message):
-            if names is not None and record.number == number:
+            if record.start in self.edits.dropped or (names is not None and record.number == number):
                 continue
             if kind == "function" and record.number == _FUNCTION_NODE and place is None:
                 place = len(parts)
@@ -141,6 +141,8 @@ class _Writer:
                 place = len(parts)
         place = len(parts) if place is None else place
         parts[place:place] = [part for each in added for part in each]
+        if start == self.opened.model.graph.record.start and self.opened.model.ir_version < _STORED_ALONE:
+            parts += [_input(tensor) for tensor in self.new.get(start, ())]
         if names is not None:  # its place in a message is free; others write it first, or behind the name
             parts[:0] = [bytes_record(number, name.encode()) for name in names]
         return parts
@@ -198,6 +200,13 @@ class _Writer:
         if tensor.v.storage.shard:
             return [head, self.external(size, work), int_record(14, EXTERNAL)]
         return [head, length_head(9, size), _Made(size, work)]
+
+
+def _input(tensor: NewTensor) -> bytes:
+    """A ValueInfoProto among the inputs, which names a tensor with its type and shape."""
+    shape = b"".join(bytes_record(1, int_record(1, size)) for size in tensor.v.info.shape)
+    kind = int_record(1, CODES[tensor.dtype.name]) + bytes_record(2, shape)
+    return bytes_record(11, bytes_record(1, tensor.name.encode()) + bytes_record(2, bytes_record(1, kind)))
 
 
 def _size(parts: Iterable[_Part]) -> int:
