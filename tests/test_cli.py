@@ -26,13 +26,25 @@ import torch
 
 import wnconvert
 from tests.golden import FIXTURES
-from wnconvert import inspection_report, schemes
-from wnconvert.cli import FORMS, SORTS, cli
+from wnconvert import exporters, inspection_report, schemes
+from wnconvert.cli import EXPORTERS, FORMS, SORTS, cli
 from wnconvert.options import DTYPE_CHOICES, ZERO_ROWS_CHOICES
 
 #: Options that say how to print, and parameters that only Python has.
 OF_THE_CLI = {"as_json", "quiet", "no_progress", "sort", "top", "style", "wide", "plot"}
-OF_PYTHON = {"progress"}
+OF_PYTHON = {"progress", "dynamic"}
+#: How MODEL becomes a module; Python is given that.
+OF_MODEL = {"weights", "kwargs", "only", "strip_prefix", "trust"}
+TWINS = {"compare": "compare_files", "export": "export_onnx", "check": "check_onnx"}
+#: The files that a command is given, and what it cannot do without.
+GIVEN = {
+    "compare": ["A", "B"],
+    "export": ["MODEL", "-o", "OUT", "--input", "x=float32[1]"],
+    "check": ["PATH", "MODEL", "--input", "x=float32[1]"],
+}
+#: What Python calls what comes from the command line under another name.
+CALLED = {"export": {"model": "module", "out": "path"}, "check": {"model": "reference"}}
+FILES = {"src", "out", "a", "b", "path", "module", "reference"}
 COMMANDS: dict[str, click.Command] = dict(cli.commands)
 
 
@@ -63,17 +75,20 @@ def gan(tmp_path: Path) -> Path:
 
 
 def twin(name: str) -> Callable[..., Any]:
-    found: Callable[..., Any] = getattr(wnconvert, {"compare": "compare_files"}.get(name, f"{name}_file"))
+    found: Callable[..., Any] = getattr(wnconvert, TWINS.get(name, f"{name}_file"))
     return found
 
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_command_has_the_options_and_defaults_of_its_python_twin(name: str) -> None:
     parameters = inspect.signature(twin(name)).parameters
-    files = ["A", "B"] if name == "compare" else ["SRC"]
-    given = COMMANDS[name].make_context(name, files).params
-    assert set(given) - OF_THE_CLI == set(parameters) - OF_PYTHON
-    defaults = {at: given[at] for at in parameters if at in given and at not in ("src", "a", "b")}
+    called = CALLED.get(name, {})
+    context = COMMANDS[name].make_context(name, list(GIVEN.get(name, ["SRC"])))
+    given = {called.get(at, at): value for at, value in context.params.items()}
+    apart = OF_THE_CLI | (OF_MODEL if called else set())
+    assert set(given) - apart == set(parameters) - OF_PYTHON
+    needed = FILES - {"out"} | {"inputs"}
+    defaults = {at: given[at] for at in parameters if at in given and at not in needed}
     assert defaults
     assert defaults == {at: parameters[at].default for at in defaults}
 
@@ -82,7 +97,7 @@ def test_a_command_has_the_options_and_defaults_of_its_python_twin(name: str) ->
 def test_parameters_of_a_twin_come_by_name_but_for_the_files(name: str) -> None:
     kinds = {at: parameter.kind for at, parameter in inspect.signature(twin(name)).parameters.items()}
     by_name = {at for at, kind in kinds.items() if kind is inspect.Parameter.KEYWORD_ONLY}
-    assert set(kinds) - by_name <= {"src", "out", "a", "b"}
+    assert set(kinds) - by_name <= FILES
 
 
 def test_choices_are_those_that_python_takes() -> None:
@@ -91,6 +106,10 @@ def test_choices_are_those_that_python_takes() -> None:
         kind = choices[name]
         assert isinstance(kind, click.Choice)
         assert tuple(kind.choices) == expected
+
+
+def test_exporters_are_those_that_python_takes() -> None:
+    assert exporters.EXPORTERS == EXPORTERS
 
 
 def test_forms_are_those_that_a_pair_can_have() -> None:
@@ -241,7 +260,8 @@ def test_data_goes_to_stdout_and_notes_to_stderr(tmp_path: Path) -> None:
 def test_json_is_one_object_with_every_key(more: list[str], gan: Path) -> None:
     done = run("fold", gan, "--json", *more)
     data = json.loads(done.stdout)
-    plan = {"schema", "verb", "container", "only", "layers", "already", "state_dicts", "dropped", "notes"}
+    plan = {"schema", "verb", "container", "only", "layers", "already", "state_dicts", "shards", "copied"}
+    plan |= {"dropped", "notes"}
     result = {"source", "source_container", "output", "bytes_in", "bytes_out", "seconds", "verified"}
     assert set(data) == (plan if more else plan | result)
     assert data["schema"] == 1

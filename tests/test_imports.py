@@ -28,7 +28,7 @@ foreign zips torch_objects torch_contents torch_modules torch_optimizers torch_f
 shard_plan merging folders checkpoint sources
 comparison gaps pairing readings
 signatures runtime output_proof proof onnx_slices onnx_check
-verify onnx_data convert compare onnx_inspection inspection
+verify onnx_data executor convert compare onnx_inspection inspection
 files state_dict
 live live_choice edits surgery module_split modules
 callables exporters factory module_weights prepared initializer_names exported_graph export

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         VerifyError,
         WnconvertError,
     )
+    from wnconvert.export import check_onnx, export_onnx
     from wnconvert.files import fold_file, migrate_file, split_file
     from wnconvert.inspection import Inspection, inspect_file
     from wnconvert.live_choice import Layers
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
         weights_folded,
     )
     from wnconvert.plan import Plan
+    from wnconvert.proof import ExportReport
     from wnconvert.state_dict import (
         fold_state_dict,
         inspect_state_dict,
@@ -48,6 +50,7 @@ __version__ = "0.1.0"
 __all__ = [
     "ArgumentError",
     "Comparison",
+    "ExportReport",
     "FormatError",
     "InputError",
     "Inspection",
@@ -60,8 +63,10 @@ __all__ = [
     "VerifyError",
     "WnconvertError",
     "__version__",
+    "check_onnx",
     "compare_files",
     "compare_state_dicts",
+    "export_onnx",
     "fold_file",
     "fold_module",
     "fold_state_dict",
@@ -83,6 +88,9 @@ _HOMES = {
     "compare_files": "compare",
     "compare_state_dicts": "compare",
     "Comparison": "comparison",
+    "check_onnx": "export",
+    "export_onnx": "export",
+    "ExportReport": "proof",
     "fold_file": "files",
     "fold_state_dict": "state_dict",
     "inspect_file": "inspection",

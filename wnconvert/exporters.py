@@ -1,4 +1,4 @@
-"""torch's two ONNX exporters behind one function, and modules as functions of inputs by name.
+"""torch's two ONNX exporters behind one function.
 
 Source: ``torch.onnx.export``, with ``dynamo=True`` (by ``torch.export``) and ``dynamo=False`` (by tracing).
 """
@@ -6,164 +6,29 @@ Source: ``torch.onnx.export``, with ``dynamo=True`` (by ``torch.export``) and ``
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import inspect
 import io
 import logging
 import os
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from difflib import get_close_matches
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
-from torch.utils import _pytree as pytree
 
+from wnconvert.callables import EITHER_WAY, Exportable, caller, named_outputs, said
 from wnconvert.errors import ArgumentError
 from wnconvert.signatures import Signature
-from wnconvert.words import listed, printable
 
-__all__ = ["EXPORTERS", "Exportable", "called", "check_inputs", "export_raw", "input_names"]
-__all__ += ["named_outputs", "quiet_torch", "said"]
+__all__ = ["EXPORTERS", "export_raw", "quiet_torch"]
 
 EXPORTERS = ("dynamo", "torchscript")
-
-Exportable: TypeAlias = nn.Module | ExportedProgram
-
-_EITHER_WAY = inspect.Parameter.POSITIONAL_OR_KEYWORD
-
-
-# -- modules as functions
-
-
-def input_names(model: Exportable) -> tuple[list[str], list[str], bool]:
-    """The inputs of a model: all by name, those that must be given, and whether it takes others too.
-
-    >>> input_names(nn.Linear(3, 2))
-    (['input'], ['input'], False)
-    """
-    if isinstance(model, ExportedProgram):
-        names = list(model.graph_signature.user_inputs)
-        return [str(name) for name in names], [str(name) for name in names], False
-    if isinstance(model, torch.jit.ScriptModule):
-        schema: Any = model.forward
-        arguments = schema.schema.arguments[1:]
-        required = [each.name for each in arguments if not each.has_default_value()]
-        return [each.name for each in arguments], required, False
-    parameters = inspect.signature(model.forward).parameters
-    variadic = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
-    named = [name for name, each in parameters.items() if each.kind not in variadic]
-    required = [name for name in named if parameters[name].default is inspect.Parameter.empty]
-    return named, required, any(each.kind in variadic for each in parameters.values())
-
-
-def check_inputs(model: Exportable, names: Sequence[str]) -> None:
-    """Raise ``ArgumentError`` for an input that the model does not have, and for one that it lacks."""
-    known, required, takes_others = input_names(model)
-    what = "the exported program" if isinstance(model, ExportedProgram) else "forward"
-    has = f"the inputs of {what} are: {listed(map(printable, known), 12) or '(there are none)'}"
-    for name in names:
-        if name not in known and (not takes_others or not name.isidentifier()):
-            near = get_close_matches(name, known, 1)
-            fix = f"did you mean {printable(near[0])}? {has}" if near else has
-            raise ArgumentError(f"the model has no input {printable(name)!r}", fix=fix)
-    lacking = [name for name in required if name not in names]
-    if lacking:
-        more = " ".join(f"--input '{printable(name)}=float32[…]'" for name in lacking[:4])
-        raise ArgumentError(
-            f"{what} needs {listed(map(printable, lacking))} too", fix=f"{more}, of its dtype and shape"
-        )
-
-
-def called(model: Exportable, inputs: Mapping[str, Tensor]) -> Any:
-    """What a model gives for inputs by name. Raises ``ArgumentError`` where it fails, with what it says."""
-    try:
-        if isinstance(model, ExportedProgram):
-            model = model.module()
-        if isinstance(model, torch.jit.ScriptModule):
-            # By position where that is possible: what was traced may have lost the names.
-            in_order = list(inputs) == input_names(model)[0][: len(inputs)]
-            return model(*inputs.values()) if in_order else model(**inputs)
-        return _caller(model, model.forward, list(inputs))(*inputs.values())
-    except Exception as error:
-        shapes = ", ".join(f"{name}{list(value.shape)}" for name, value in inputs.items())
-        raise ArgumentError(
-            f"the model fails on {shapes}: {said(error) or type(error).__name__}",
-            where=_place_of(error),
-            fix="shapes, dtypes, bounds and ranges that its forward takes",
-        ) from error
-
-
-def _place_of(error: BaseException) -> str:
-    """The line of the caller's own code in which an exception was raised."""
-    at = ""
-    trace = error.__traceback__
-    while trace is not None:
-        path = Path(trace.tb_frame.f_code.co_filename)
-        if path.suffix == ".py" and not {"torch", "wnconvert"} & set(path.parts[-4:]):
-            at = f"{path.name}, line {trace.tb_lineno}"
-        trace = trace.tb_next
-    return at
-
-
-def _caller(
-    function: Callable[..., Any], forward: Callable[..., Any], names: Sequence[str]
-) -> Callable[..., Any]:
-    """A function of tensors in the order of ``names``, which reach ``function`` as ``forward`` takes them."""
-    kinds = {name: each.kind for name, each in inspect.signature(forward).parameters.items()}
-    takes_any_name = inspect.Parameter.VAR_KEYWORD in kinds.values()
-
-    def call(*values: Tensor) -> Any:
-        given = dict(zip(names, values, strict=True))
-        # What goes into *args comes by position, behind all that stands before it.
-        others = [] if takes_any_name else [given.pop(name) for name in names if name not in kinds]
-        by_position = [
-            name
-            for name, kind in kinds.items()
-            if name in given
-            and (kind is inspect.Parameter.POSITIONAL_ONLY or (others and kind is _EITHER_WAY))
-        ]
-        return function(*(given.pop(name) for name in by_position), *others, **given)
-
-    return call
-
-
-def named_outputs(found: Any, names: Sequence[str] = ()) -> list[tuple[str, Tensor]]:
-    """The tensors in what a module gives, in torch's order, each with a name: ``names``, else by its place.
-
-    What is no tensor is left out. Raises ``ArgumentError`` where there is none, or not as many as names.
-
-    >>> zero = torch.zeros(1)
-    >>> [name for name, _ in named_outputs({"wave": zero, "state": (zero, None)})]
-    ['wave', 'state.0']
-    >>> [name for name, _ in named_outputs(zero)], [name for name, _ in named_outputs((zero, zero))]
-    (['output'], ['output_0', 'output_1'])
-    """
-    leaves, _ = pytree.tree_flatten_with_path(found)
-    tensors = [(path, leaf) for path, leaf in leaves if isinstance(leaf, Tensor)]
-    if not tensors:
-        kind = type(found).__name__
-        raise ArgumentError(
-            f"the model gives no tensor (it gives a {kind})", fix="a forward that returns tensors"
-        )
-    own = [_name_at(path) for path, _ in tensors]
-    if names and len(names) != len(own):
-        raise ArgumentError(
-            f"{len(names)} names of outputs are given, and the model has {len(own)}: {listed(own, 8)}",
-            fix="one --output NAME for each, in this order",
-        )
-    return list(zip(names or own, (leaf for _, leaf in tensors), strict=True))
-
-
-def _name_at(path: tuple[Any, ...]) -> str:
-    keys = [str(getattr(part, "key", getattr(part, "idx", getattr(part, "name", part)))) for part in path]
-    if not keys:
-        return "output"
-    return f"output_{'.'.join(keys)}" if keys[0].isdecimal() else ".".join(keys)
 
 
 # -- the exporters
@@ -190,6 +55,11 @@ def export_raw(
         raise ArgumentError(
             "torch's older exporter takes no exported programs",
             fix="--exporter dynamo, or the module itself",
+        )
+    if exporter == "dynamo" and importlib.util.find_spec("onnxscript") is None:
+        raise ArgumentError(
+            "torch's newer exporter needs onnxscript, which is not installed",
+            fix='pip install "wnconvert[export]", or --exporter torchscript',
         )
     letters = _letters(signature)
     own = (_for_dynamo if exporter == "dynamo" else _for_torchscript)(model, inputs, letters, signature)
@@ -251,14 +121,14 @@ def _flatten(model: nn.Module, names: Sequence[str]) -> None:
 
     On the instance: with a module around it, the names of all parameters would change.
     """
-    call = _caller(model.forward, model.forward, names)
+    call = caller(model.forward, model.forward, names)
 
     def forward(*values: Tensor) -> tuple[Tensor, ...]:
         return tuple(tensor for _, tensor in named_outputs(call(*values)))
 
     # The exporters ask for the names of inputs.
     forward.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
-        [inspect.Parameter(name, _EITHER_WAY) for name in names]
+        [inspect.Parameter(name, EITHER_WAY) for name in names]
     )
     model.__dict__["forward"] = forward
 
@@ -303,27 +173,6 @@ def _no_traces() -> Iterator[None]:
             os.dup2(kept, 2)
             os.close(kept)
         torch._C._jit_set_onnx_log_output_stream("stdout")
-
-
-def said(error: BaseException) -> str:
-    """What an exception says, in a line or a few; its kind where it says nothing."""
-    text = _COLOR.sub("", str(error)).strip()
-    lines = [line.strip() for line in text.splitlines()]
-    kept: list[str] = []
-    for line in lines:
-        if not line or line.startswith(_CHATTER):
-            if kept:
-                break
-            continue
-        kept.append(line)
-    text = " ".join(kept[:_LINES])
-    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
-
-
-_COLOR = re.compile(r"\x1b\[[0-9;]*m")
-_CHATTER = ("For more information", "Caused by:", "For extended logs", "consider using", "Suggested fixes")
-_LINES = 6
-_LONGEST = 600
 
 
 def _refused(error: Exception, exporter: str, letters: Mapping[str, Mapping[int, str]]) -> ArgumentError:
@@ -388,5 +237,7 @@ def _to_try(exporter: str, message: str, letters: Mapping[str, Mapping[int, str]
             f"--range {letter}=LOW..HIGH as torch says, a number in place of {letter} (a fixed size), "
             f"or --exporter {other}"
         )
+    if "2GB" in message or "2GiB" in message or "maximum protobuf size" in message:
+        return "--external-data, which puts weights into a file beside the model"
     fixed = ", a number in place of each letter" if dynamic else ""
     return f"--exporter {other}, a higher --opset{fixed}, or a forward without that operation"

@@ -26,9 +26,10 @@ import torch
 from torch import nn
 from torch.export import ExportedProgram
 
+from wnconvert.callables import Exportable
 from wnconvert.checkpoint import Checkpoint, open_checkpoint
 from wnconvert.errors import ArgumentError, InputError, WnconvertError
-from wnconvert.exporters import Exportable, quiet_torch
+from wnconvert.exporters import quiet_torch
 from wnconvert.words import listed, printable
 
 __all__ = ["build", "kwargs_of"]

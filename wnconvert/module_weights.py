@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from wnconvert.callables import Exportable
 from wnconvert.checkpoint import Checkpoint, open_checkpoint
 from wnconvert.errors import ArgumentError, InputError, LayerError, WnconvertError
 from wnconvert.live import find_live
@@ -28,7 +29,7 @@ _SHOWN = 12
 
 
 def load_weights(
-    module: nn.Module, path: Path, *, only: str | None = None, strip_prefix: Iterable[str] = ()
+    module: Exportable, path: Path, *, only: str | None = None, strip_prefix: Iterable[str] = ()
 ) -> tuple[str, ...]:
     """Put the weights of a checkpoint into a module, each layer in the form that the module has it in.
 
@@ -39,8 +40,8 @@ def load_weights(
     Raises ``InputError`` that lists what is missing, unexpected or of another shape; the module is
     unchanged then. Else as ``open_checkpoint`` and ``fold_state_dict``.
     """
-    if isinstance(module, torch.jit.ScriptModule):
-        raise ArgumentError("a TorchScript archive has its weights in it", fix="leave --weights out")
+    if not isinstance(module, nn.Module) or isinstance(module, torch.jit.ScriptModule):
+        raise ArgumentError("MODEL is a file that has its weights in it", fix="leave --weights out")
     prefixes = tuple(strip_prefix)
     checkpoint = open_checkpoint(path)
     try:

@@ -1,0 +1,230 @@
+"""A torch model as a function: from inputs by name to outputs by name, run as it is and left as it was."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+from torch.utils import _pytree as pytree
+
+from wnconvert.blocks import Array
+from wnconvert.errors import ArgumentError, InputError
+from wnconvert.proof import Function
+from wnconvert.values import array_of, made_like
+from wnconvert.words import listed, printable
+
+__all__ = ["EITHER_WAY", "Exportable", "caller", "check_inputs", "evaluating", "function_of", "input_names"]
+__all__ += ["named_outputs", "said", "tensors_of"]
+
+Exportable: TypeAlias = nn.Module | ExportedProgram
+
+EITHER_WAY = inspect.Parameter.POSITIONAL_OR_KEYWORD
+
+# -- inputs and outputs
+
+
+def input_names(model: Exportable) -> tuple[list[str], list[str], bool]:
+    """The inputs of a model: all by name, those that must be given, and whether it takes others too.
+
+    >>> input_names(nn.Linear(3, 2))
+    (['input'], ['input'], False)
+    """
+    if isinstance(model, ExportedProgram):
+        names = list(model.graph_signature.user_inputs)
+        return [str(name) for name in names], [str(name) for name in names], False
+    if isinstance(model, torch.jit.ScriptModule):
+        schema: Any = model.forward
+        arguments = schema.schema.arguments[1:]
+        required = [each.name for each in arguments if not each.has_default_value()]
+        return [each.name for each in arguments], required, False
+    parameters = inspect.signature(model.forward).parameters
+    variadic = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
+    named = [name for name, each in parameters.items() if each.kind not in variadic]
+    required = [name for name in named if parameters[name].default is inspect.Parameter.empty]
+    return named, required, any(each.kind in variadic for each in parameters.values())
+
+
+def check_inputs(model: Exportable, names: Sequence[str]) -> None:
+    """Raise ``ArgumentError`` for an input that the model does not have, and for one that it lacks."""
+    known, required, takes_others = input_names(model)
+    what = "the exported program" if isinstance(model, ExportedProgram) else "forward"
+    has = f"the inputs of {what} are: {listed(map(printable, known), 12) or '(there are none)'}"
+    for name in names:
+        if name not in known and (not takes_others or not name.isidentifier()):
+            near = get_close_matches(name, known, 1)
+            fix = f"did you mean {printable(near[0])}? {has}" if near else has
+            raise ArgumentError(f"the model has no input {printable(name)!r}", fix=fix)
+    lacking = [name for name in required if name not in names]
+    if lacking:
+        more = " ".join(f"--input '{printable(name)}=float32[…]'" for name in lacking[:4])
+        raise ArgumentError(
+            f"{what} needs {listed(map(printable, lacking))} too", fix=f"{more}, of its dtype and shape"
+        )
+
+
+def _called(model: nn.Module, inputs: Mapping[str, Tensor]) -> Any:
+    """What a model gives for inputs by name. Raises ``ArgumentError`` where it fails, with what it says."""
+    try:
+        if isinstance(model, torch.jit.ScriptModule):
+            # By position where that is possible: what was traced may have lost the names.
+            in_order = list(inputs) == input_names(model)[0][: len(inputs)]
+            return model(*inputs.values()) if in_order else model(**inputs)
+        return caller(model, model.forward, list(inputs))(*inputs.values())
+    except Exception as error:
+        shapes = ", ".join(f"{name}{list(value.shape)}" for name, value in inputs.items())
+        raise ArgumentError(
+            f"the model fails on {shapes}: {said(error) or type(error).__name__}",
+            where=_place_of(error),
+            fix="shapes, dtypes, bounds and ranges that its forward takes",
+        ) from error
+
+
+def _place_of(error: BaseException) -> str:
+    """The line of the caller's own code in which an exception was raised."""
+    at = ""
+    trace = error.__traceback__
+    while trace is not None:
+        path = Path(trace.tb_frame.f_code.co_filename)
+        if path.suffix == ".py" and not {"torch", "wnconvert"} & set(path.parts[-4:]):
+            at = f"{path.name}, line {trace.tb_lineno}"
+        trace = trace.tb_next
+    return at
+
+
+def caller(
+    function: Callable[..., Any], forward: Callable[..., Any], names: Sequence[str]
+) -> Callable[..., Any]:
+    """A function of tensors in the order of ``names``, which reach ``function`` as ``forward`` takes them."""
+    kinds = {name: each.kind for name, each in inspect.signature(forward).parameters.items()}
+    takes_any_name = inspect.Parameter.VAR_KEYWORD in kinds.values()
+
+    def call(*values: Tensor) -> Any:
+        given = dict(zip(names, values, strict=True))
+        # What goes into *args comes by position, behind all that stands before it.
+        others = [] if takes_any_name else [given.pop(name) for name in names if name not in kinds]
+        by_position = [
+            name
+            for name, kind in kinds.items()
+            if name in given
+            and (kind is inspect.Parameter.POSITIONAL_ONLY or (others and kind is EITHER_WAY))
+        ]
+        return function(*(given.pop(name) for name in by_position), *others, **given)
+
+    return call
+
+
+def named_outputs(found: Any, names: Sequence[str] = ()) -> list[tuple[str, Tensor]]:
+    """The tensors in what a module gives, in torch's order, each with a name: ``names``, else by its place.
+
+    What is no tensor is left out. Raises ``ArgumentError`` where there is none, or not as many as names.
+
+    >>> zero = torch.zeros(1)
+    >>> [name for name, _ in named_outputs({"wave": zero, "state": (zero, None)})]
+    ['wave', 'state.0']
+    >>> [name for name, _ in named_outputs(zero)], [name for name, _ in named_outputs((zero, zero))]
+    (['output'], ['output_0', 'output_1'])
+    """
+    leaves, _ = pytree.tree_flatten_with_path(found)
+    tensors = [(path, leaf) for path, leaf in leaves if isinstance(leaf, Tensor)]
+    if not tensors:
+        kind = type(found).__name__
+        raise ArgumentError(
+            f"the model gives no tensor (it gives a {kind})", fix="a forward that returns tensors"
+        )
+    own = [_name_at(path) for path, _ in tensors]
+    if names and len(names) != len(own):
+        raise ArgumentError(
+            f"{len(names)} names of outputs are given, and the model has {len(own)}: {listed(own, 8)}",
+            fix="one --output NAME for each, in this order",
+        )
+    return list(zip(names or own, (leaf for _, leaf in tensors), strict=True))
+
+
+def _name_at(path: tuple[Any, ...]) -> str:
+    keys = [str(getattr(part, "key", getattr(part, "idx", getattr(part, "name", part)))) for part in path]
+    if not keys:
+        return "output"
+    return f"output_{'.'.join(keys)}" if keys[0].isdecimal() else ".".join(keys)
+
+
+def said(error: BaseException) -> str:
+    """What an exception says, in a line or a few; its kind where it says nothing."""
+    text = _COLOR.sub("", str(error)).strip()
+    lines = [line.strip() for line in text.splitlines()]
+    kept: list[str] = []
+    for line in lines:
+        if not line or line.startswith(_CHATTER):
+            if kept:
+                break
+            continue
+        kept.append(line)
+    text = " ".join(kept[:_LINES])
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
+
+
+_COLOR = re.compile(r"\x1b\[[0-9;]*m")
+_CHATTER = ("For more information", "Caused by:", "For extended logs", "consider using", "Suggested fixes")
+_LINES = 6
+_LONGEST = 600
+
+
+# -- run, and left as it was
+
+
+def tensors_of(arrays: Mapping[str, Array], device: torch.device | None = None) -> dict[str, Tensor]:
+    """Arrays as torch tensors, bfloat16 among them."""
+    found = {name: made_like(torch.empty(0), array) for name, array in arrays.items()}
+    return {name: value if device is None else value.to(device) for name, value in found.items()}
+
+
+def function_of(model: Exportable, names: Sequence[str] = ()) -> Function:
+    """A model as a function of arrays; outputs have ``names``, else names of their places.
+
+    Raises ``InputError`` for a model without numbers.
+    """
+    runner = model.module() if isinstance(model, ExportedProgram) else model
+    held = [*runner.parameters(), *runner.buffers()]
+    if any(value.is_meta for value in held):
+        raise InputError("the model is on the meta device and has no numbers", fix="give it its data first")
+    device = held[0].device if held else None
+
+    def function(feeds: Mapping[str, Array]) -> dict[str, Array]:
+        found = named_outputs(_called(runner, tensors_of(feeds, device)), names)
+        # A copy, for the model may hand out its own memory and write to it again.
+        return {name: array_of(value).copy() for name, value in found}
+
+    return function
+
+
+@contextlib.contextmanager
+def evaluating(model: Exportable) -> Iterator[None]:
+    """A model in eval mode, without gradients; modes, cached weights and torch's random state come back."""
+    modules = [] if isinstance(model, ExportedProgram) else list(model.modules())
+    modes = [(module, module.training) for module in modules]
+    # Weight norm's hook of old caches what it computed; a recurrent layer keeps a list of its weights too.
+    cached = [
+        (module, {key: value for key, value in vars(module).items() if isinstance(value, Tensor)})
+        for module in modules
+        if not isinstance(module, torch.jit.ScriptModule)
+    ]
+    flat = [(module, list(module._flat_weights)) for module in modules if isinstance(module, nn.RNNBase)]
+    try:
+        with torch.random.fork_rng(), torch.no_grad():
+            for module in modules:
+                module.training = False
+            yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+        for module, values in cached:
+            vars(module).update(values)
+        for rnn, weights in flat:
+            rnn._flat_weights[:] = weights

@@ -1,0 +1,57 @@
+"""The model that a command line names: built, and its weights loaded."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from wnconvert.callables import Exportable
+from wnconvert.factory import build, kwargs_of
+from wnconvert.module_weights import load_weights
+from wnconvert.proof import Step
+
+__all__ = ["Prepared", "prepared"]
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A model ready to be exported, and what was done for it."""
+
+    module: Exportable
+    steps: tuple[Step, ...]
+    notes: tuple[str, ...] = ()
+
+
+def prepared(
+    model: str,
+    *,
+    weights: str | None = None,
+    kwargs: str | None = None,
+    only: str | None = None,
+    strip_prefix: Iterable[str] = (),
+    trust: bool = False,
+    progress: Callable[[Step], None] = lambda step: None,
+) -> Prepared:
+    """Build what ``model`` names, with ``kwargs`` as JSON, and load ``weights`` into it.
+
+    ``progress`` is told each step when it is done. Raises as ``build`` and ``load_weights`` do.
+    """
+    began = time.perf_counter()
+    made = build(
+        model,
+        kwargs=None if kwargs is None else kwargs_of(kwargs),
+        trust=trust,
+        only=only if weights is None else None,
+    )
+    steps = [Step("build", type(made).__name__, time.perf_counter() - began)]
+    progress(steps[-1])
+    notes: tuple[str, ...] = ()
+    if weights is not None:
+        began = time.perf_counter()
+        detail, *notes_of_weights = load_weights(made, Path(weights), only=only, strip_prefix=strip_prefix)
+        notes = tuple(notes_of_weights)
+        steps.append(Step("load", detail, time.perf_counter() - began))
+        progress(steps[-1])
+    return Prepared(made, tuple(steps), notes)
