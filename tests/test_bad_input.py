@@ -170,7 +170,7 @@ def test_a_name_in_the_place_of_a_folder(run: Runner, tmp_path: Path) -> None:
         (b"\n  <html lang=en>", "web page"),
         (b"\x1f\x8b\x08\0\0\0\0\0\0\0", "gzip"),
         (b"PK\5\6" + bytes(18), "empty zip"),
-        (b'{"weight_map": {}}', "JSON"),
+        (b'{"weight_map": {}}', "names no tensor"),
         (b"\x80\x02}q\0.", "plain pickle"),
         (b"abc", "no checkpoint"),
         (b"\0" * 100, "no checkpoint|safetensors"),

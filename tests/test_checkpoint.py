@@ -90,7 +90,7 @@ FOREIGN: dict[str, tuple[bytes, str]] = {
     "HTML after white space": (b"\n  <html lang='en'>", "a web page"),
     "XML": (b"<?xml version='1.0'?><Error><Code>AccessDenied</Code></Error>", "a web page"),
     "JSON": (b'{"model_type": "hifigan"}', "a JSON text"),
-    "a JSON index": (b'{\n  "metadata": {"total_size": 1}, "weight_map": {}}', "a JSON text"),
+    "a JSON index": (b'{\n  "metadata": {"total_size": 1}, "weight_map": {}}', "names no tensor"),
     "JSON with a brace as its ninth byte": (b'{"arch":{"x": 1}}', "a JSON text"),
     "a JSON list": (b"[1, 2]", "a JSON text"),
     "tar": (tar(), "a tar archive"),

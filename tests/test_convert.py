@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from fixtures import make
 from tests.golden import FIXTURES, ROOT
-from wnconvert import convert
+from wnconvert import executor
 from wnconvert.atomic import Staged
 from wnconvert.errors import FormatError, NumbersError, OutputError
 from wnconvert.files import fold_file
@@ -303,13 +303,13 @@ def test_the_largest_blobs_are_taken_first(
     tmp_path: Path, pair: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sizes = []
-    blob = convert._Run.blob
+    blob = executor._Run.blob
 
-    def noted(self: convert._Run, given: Blob) -> convert._Outcome:
+    def noted(self: executor._Run, given: Blob) -> executor._Outcome:
         sizes.append(given.size)
         return blob(self, given)
 
-    monkeypatch.setattr(convert._Run, "blob", noted)
+    monkeypatch.setattr(executor._Run, "blob", noted)
     fold_file(pair, tmp_path / "out.safetensors", threads=1)
     assert sizes == sorted(sizes, reverse=True)
     assert sizes[0] == 4 << 20

@@ -124,6 +124,11 @@ def test_an_index_of_any_name_can_be_named(folder: Path) -> None:
     assert (found.files, found.naming) == ((ONE, TWO), Naming("model", "safetensors"))
 
 
+def test_an_index_that_is_called_as_weights_is_an_index_where_it_is_named(folder: Path) -> None:
+    (folder / INDEX).rename(folder / "model.safetensors")
+    assert find_weights(folder, "model.safetensors").files == (ONE, TWO)
+
+
 def test_a_shard_that_is_missing_is_named(folder: Path) -> None:
     (folder / TWO).unlink()
     with pytest.raises(FormatError, match=f"names {TWO}, which is not there"):

@@ -5,19 +5,22 @@ The only module that knows which formats there are.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from wnconvert.errors import InputError
+from wnconvert.errors import FormatError, InputError
 from wnconvert.layout import Layout
 from wnconvert.plan import Plan
 from wnconvert.safetensors_file import open_safetensors, safetensors_layout
 from wnconvert.tensors import Tree
 
 if TYPE_CHECKING:
+    from wnconvert.folders import Folder
     from wnconvert.onnx_file import OnnxFile
     from wnconvert.torch_file import TorchFile
 
@@ -39,6 +42,7 @@ class Checkpoint:
     shards: tuple[Path, ...]
     torch: TorchFile | None = None
     onnx: OnnxFile | None = None
+    folder: Folder | None = None
 
 
 def container_of(path: Path) -> str:
@@ -71,19 +75,28 @@ def layout_of(checkpoint: Checkpoint, plan: Plan) -> Layout:
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
-    """Open a checkpoint; only names, dtypes and shapes are read.
+    """Open a checkpoint: a file, a folder with weights, or the index of such; one file is one shard.
 
-    Raises ``InputError`` for what cannot be opened or is no checkpoint (and says what it is) and
-    ``FormatError`` for a checkpoint that is damaged.
+    Only names, dtypes and shapes are read. Raises ``InputError`` for what cannot be opened or is no
+    checkpoint (and says what it is) and ``FormatError`` for a checkpoint that is damaged.
     """
-    try:
+    with _said_of(path):
         status = path.stat()
         if stat.S_ISDIR(status.st_mode):
-            raise InputError("a folder, not a checkpoint file", fix="name the file in it")
-        if not stat.S_ISREG(status.st_mode):
-            raise InputError("not a regular file", fix="save it to a file first")
-        with path.open("rb") as file:
-            return _open(file, path, status.st_size)
+            return _open_folder(path)
+        if stat.S_ISREG(status.st_mode):
+            with path.open("rb") as file:
+                head = file.read(_HEAD)
+            if _is_index(head, path.name):
+                return _open_folder(path.parent, path.name)
+    return _open_file(path)
+
+
+@contextlib.contextmanager
+def _said_of(path: Path) -> Iterator[None]:
+    """What is raised inside says of which file it is."""
+    try:
+        yield
     except FileNotFoundError as error:
         raise InputError("there is no such file", where=os.fspath(path), fix="check the path") from error
     except OSError as error:
@@ -91,6 +104,58 @@ def open_checkpoint(path: Path) -> Checkpoint:
     except InputError as error:
         error.where = error.where or os.fspath(path)
         raise
+
+
+def _open_file(path: Path) -> Checkpoint:
+    with _said_of(path):
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise InputError("not a regular file", fix="save it to a file first")
+        with path.open("rb") as file:
+            return _open(file, path, status.st_size)
+
+
+def _is_index(head: bytes, name: str) -> bool:
+    """Whether a file is the index of several: by its content, or by a name that nothing else has."""
+    if b'"weight_map"' in head and head.lstrip()[:1] == b"{":
+        return True
+    return name.endswith(".json") and ".index." in name
+
+
+def _open_folder(root: Path, index: str = "") -> Checkpoint:
+    """Open the weights of a folder, all of its files, as one checkpoint."""
+    from wnconvert.folders import find_weights
+    from wnconvert.merging import merged
+    from wnconvert.shard_index import check_held
+
+    folder = find_weights(root, index)
+    opened = {name: _open_file(root / name) for name in folder.files}
+    for name, checkpoint in opened.items():
+        of_torch = checkpoint.torch is not None and checkpoint.container != "TorchScript"
+        if not (of_torch if name.endswith(".bin") else checkpoint.container == "safetensors"):
+            raise FormatError(
+                f"{name} is not what its name says: {checkpoint.container}",
+                fix="name the file itself, and -o a file",
+            )
+    tree = merged({name: checkpoint.tree for name, checkpoint in opened.items()})
+    if folder.index:
+        check_held(
+            folder.index,
+            {
+                name: [entry.name for state in checkpoint.tree.state_dicts for entry in state.entries]
+                for name, checkpoint in opened.items()
+            },
+        )
+    first = opened[folder.files[0]]
+    return Checkpoint(
+        root / index,
+        first.container,
+        sum(checkpoint.size for checkpoint in opened.values()),
+        tree,
+        tuple(root / name for name in folder.files),
+        first.torch if len(opened) == 1 else None,
+        folder=folder,
+    )
 
 
 def _open(file: BinaryIO, path: Path, size: int) -> Checkpoint:

@@ -89,7 +89,7 @@ def find_weights(root: Path, index: str = "") -> Folder:
     names = sorted(path.name for path in root.iterdir() if not path.is_dir())
     found = list(_found(names))
     if index:
-        chosen = next((item for item in found if item[0] == index), (index, None))
+        chosen = (index, Naming.of_index(index))
     elif len(found) == 1:
         (chosen,) = found
     elif found:
@@ -102,7 +102,7 @@ def find_weights(root: Path, index: str = "") -> Folder:
         raise _no_weights(names)
     name, naming = chosen
     _check_inside(root, name)
-    if naming is not None and naming.index != name:
+    if not index and naming is not None and naming.index != name:
         folder = Folder(root, naming, (name,))
     else:
         with (root / name).open("rb") as file:
