@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from tests.golden import FIXTURES
 from tests.test_convert import FOLDABLE
 from tests.test_sources import stored
-from wnconvert import convert, split_plan, verify
+from wnconvert import executor, split_plan, verify
 from wnconvert.atomic import Staged
 from wnconvert.checkpoint import layout_of, open_checkpoint
 from wnconvert.convert import Result
@@ -244,7 +244,7 @@ def test_a_g_that_is_the_number_beside_the_norm_is_found(
         return (g.view(f"u{g.itemsize}") + 1).view(g.dtype), report
 
     out = plain.with_name(f"out{suffix}")
-    monkeypatch.setattr(convert, "norm_blocks", beside)
+    monkeypatch.setattr(executor, "norm_blocks", beside)
     with pytest.raises(VerifyError, match="g is not ‖w‖"):
         split_file(plain, out, layers="*", dim=0, verify=True)
     assert not out.exists()
