@@ -32,7 +32,7 @@ def opened(proto: ModelProto, folder: Path) -> tuple[Path, Model]:
 
 
 def through_files(folder: Path) -> Callable[[ModelProto], tuple[Found, ModelProto]]:
-    """``onnx_graphs.folded`` with our own reader, writer and checks, its result held against that of numpy's."""
+    """``onnx_graphs.folded`` with our own reader, writer and checks, held against what numpy makes."""
 
     def folded(proto: ModelProto) -> tuple[Found, ModelProto]:
         path, model = opened(proto, folder)
