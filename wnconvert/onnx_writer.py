@@ -128,7 +128,6 @@ class _Writer:
         names = {"node": self.edits.inputs.get(start), "function": self.formals.get(start)}.get(kind)
         number = _NODE_INPUT if kind == "node" else _FUNCTION_INPUT
         parts: list[_Part] = []
-        added = [self.added(kind, tensor) for tensor in self.new.get(start, ())]
         place: int | None = 0 if kind == "graph" else None  # of what is added, among the parts
         for record in self.wire.records(message):
             if record.start in self.edits.dropped or (names is not None and record.number == number):
@@ -140,6 +139,9 @@ class _Writer:
             if kind == "graph" and record.number <= _GRAPH_TENSOR:
                 place = len(parts)
         place = len(parts) if place is None else place
+        added = [
+            self.added(kind, tensor) for tensor in self.new.get(start, ())
+        ]  # in data files behind others
         parts[place:place] = [part for each in added for part in each]
         if start == self.opened.model.graph.record.start and self.opened.model.ir_version < _STORED_ALONE:
             parts += [_input(tensor) for tensor in self.new.get(start, ())]

@@ -24,11 +24,13 @@ class Numbers:
     """The user's policy.
 
     ``zero_rows`` is ``"error"`` or ``"zero"`` (they become zero whatever g is); ``allow_nonfinite``
-    writes NaN and infinities as they come.
+    writes NaN and infinities as they come. ``can_cast`` is False where a wider dtype cannot be asked for: in
+    an ONNX model, whose other nodes would not take it.
     """
 
     zero_rows: str = "error"
     allow_nonfinite: bool = False
+    can_cast: bool = True
 
     def problems(self, report: RowReport) -> tuple[Problem, ...]:
         """What is wrong with a folded layer under this policy."""
@@ -42,9 +44,8 @@ class Numbers:
                 Problem(f"NaN or infinity in g or v, in {say_rows(report.nonfinite)}", "--allow-nonfinite")
             )
         if report.overflow.count and not self.allow_nonfinite:
-            found.append(
-                Problem(f"too large for the dtype, in {say_rows(report.overflow)}", "--dtype float32")
-            )
+            option = "--dtype float32" if self.can_cast else "--allow-nonfinite"
+            found.append(Problem(f"too large for the dtype, in {say_rows(report.overflow)}", option))
         return tuple(found)
 
     def cast_problems(self, overflow: int, dtype: object) -> tuple[Problem, ...]:
