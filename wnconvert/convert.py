@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -136,10 +136,10 @@ def convert_onnx(
         staged_folder(output, force=force, size=size) as folder,
         Source(checkpoint.shards) as source,
     ):
-        workers = Workers(threads, progress)
+        workers, policy = Workers(threads, progress), replace(numbers, can_cast=False)
         for name, layout in layouts.items():
             with file_in(folder, name, output) as target:
-                notes += execute(source, target, layout, numbers, workers)
+                notes += execute(source, target, layout, policy, workers)
         check_structure(folder / output.name, "onnx")
         if proven:
             verified, more = check_fold(opened, fold, folder / output.name, numbers, verify=verify)
