@@ -449,7 +449,7 @@ def test_float16_that_overflows(run: Runner, tmp_path: Path) -> None:
 def test_an_output_that_exists(run: Runner, tmp_path: Path) -> None:
     source, out = saved(pair(), tmp_path), written(OLD, tmp_path, "there.pt")
     refused(run, source, "-o", out, says=r"there\.pt: it exists", fix="--force")
-    refused(run, source, "-o", tmp_path, says="a folder", fix="-o")
+    refused(run, source, "-o", tmp_path, says="the source lies in it", fix="-o")
     assert run("fold", source, "-o", out, "--force").code == 0
     assert out.read_bytes() != OLD
 

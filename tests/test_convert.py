@@ -305,7 +305,7 @@ def test_the_largest_blobs_are_taken_first(
     sizes = []
     blob = executor._Run.blob
 
-    def noted(self: executor._Run, given: Blob) -> executor._Outcome:
+    def noted(self: executor._Run, given: Blob) -> executor.Outcome:
         sizes.append(given.size)
         return blob(self, given)
 

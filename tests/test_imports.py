@@ -29,7 +29,7 @@ shard_plan merging folders checkpoint sources
 comparison gaps pairing readings
 signatures runtime output_proof proof onnx_slices onnx_check
 verify onnx_data executor convert compare onnx_inspection inspection
-files state_dict
+targets files state_dict
 live live_choice edits surgery module_split modules
 callables exporters factory module_weights prepared initializer_names exported_graph export
 tables report inspection_report comparison_report export_report plots

@@ -95,8 +95,8 @@ def _target(default: str) -> Callable[[_Command], _Command]:
             "--out",
             type=click.Path(),
             metavar="OUT",
-            help="File to write: safetensors if so called, else as torch.save writes.  "
-            f"[default: SRC, {default} before its suffix]",
+            help="File to write: safetensors if so called, else as torch.save writes; or a folder, if SRC is "
+            f"one or OUT ends in a slash.  [default: SRC, {default} before its suffix]",
         ),
         click.option(
             "--only", metavar="PATH", help="Keep this state dict alone, e.g. generator (. is the root)."
@@ -127,7 +127,14 @@ _WRITING = _with(
         is_flag=True,
         help="Read the output back with an independent reader and recompute every layer.",
     ),
-    click.option("--force", is_flag=True, help="Replace OUT if it exists."),
+    click.option(
+        "--max-shard-size",
+        metavar="SIZE",
+        default="5GB",
+        show_default=True,
+        help="Weights of a folder go into files of at most this: 500MB, 2GiB; a tensor is never cut.",
+    ),
+    click.option("--force", is_flag=True, help="Replace OUT if it exists; a folder whole."),
     _THREADS,
     click.option("--dry-run", is_flag=True, help="Print the plan and write nothing."),
     _JSON,

@@ -7,7 +7,8 @@ and the output is the same for any number of threads.
 from __future__ import annotations
 
 import zlib
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from wnconvert.atomic import Staged
 from wnconvert.blocks import BLOCK_BYTES, Array, Block, Read, blocks
@@ -19,7 +20,7 @@ from wnconvert.tensors import ByteRange, StoredTensor
 from wnconvert.weightnorm import Folding, direction_blocks, norm_blocks
 from wnconvert.workers import Workers
 
-__all__ = ["execute"]
+__all__ = ["Outcome", "execute", "notes_of", "outcomes"]
 
 # The disk is at work on one part while the next is folded; all left to the end, 2 GiB took a third longer.
 _SYNC_BYTES = 8 << 20
@@ -32,15 +33,29 @@ def execute(
 
     Raises ``NumbersError`` for rows that ``numbers`` does not allow, all of them at once.
     """
+    return notes_of(outcomes(source, target, layout, numbers, workers))
+
+
+def outcomes(
+    source: Source, target: Staged, layout: Layout, numbers: Numbers, workers: Workers
+) -> list[Outcome]:
+    """Write a whole layout; what came of its blobs, in their order."""
     return _Run(source, target, layout, numbers, workers).all()
 
 
+def notes_of(every: Sequence[Outcome]) -> tuple[str, ...]:
+    """What is worth a note. Raises ``NumbersError`` for all that is not allowed, at once."""
+    raise_problems((outcome.where, outcome.problems) for outcome in every)
+    return tuple(f"{outcome.where}: {outcome.note}" for outcome in every if outcome.note)
+
+
 @dataclass(frozen=True, slots=True)
-class _Outcome:
-    """What came of a blob: what was wrong, or worth a note."""
+class Outcome:
+    """What came of a blob, and where: what was wrong, or worth a note."""
 
     problems: tuple[Problem, ...] = ()
     note: str = ""
+    where: str = ""
 
 
 class _Run:
@@ -55,20 +70,18 @@ class _Run:
         self.numbers = numbers
         self.workers = workers
 
-    def all(self) -> tuple[str, ...]:
-        """Write the whole layout; return the notes of its blobs in order."""
+    def all(self) -> list[Outcome]:
+        """Write the whole layout; what came of its blobs, in order."""
         self.target.resize(self.layout.size)
         for at, piece in self.layout.pieces:
             self.target.write(piece, at)
         blobs = self.layout.blobs
-        outcomes = self.workers.each(
+        made = self.workers.each(
             lambda index: self.blob(blobs[index]), {index: blob.effort for index, blob in enumerate(blobs)}
         )
-        in_order = [(_where(blob.work), outcomes[index]) for index, blob in enumerate(blobs)]
-        raise_problems((where, outcome.problems) for where, outcome in in_order)
-        return tuple(f"{where}: {outcome.note}" for where, outcome in in_order if outcome.note)
+        return [replace(made[index], where=_where(blob.work)) for index, blob in enumerate(blobs)]
 
-    def blob(self, blob: Blob) -> _Outcome:
+    def blob(self, blob: Blob) -> Outcome:
         out = _Sink(self, blob)
         if isinstance(blob.work, CopyBytes):
             outcome = self.copy(out, blob.work.source)
@@ -85,12 +98,12 @@ class _Run:
             self.target.write(out.crc.to_bytes(4, "little"), at)
         return outcome
 
-    def copy(self, out: _Sink, data: ByteRange) -> _Outcome:
+    def copy(self, out: _Sink, data: ByteRange) -> Outcome:
         for at in range(data.start, data.end, BLOCK_BYTES):
             out.put(self.source.chunk(ByteRange(at, min(BLOCK_BYTES, data.end - at), data.shard)))
-        return _Outcome()
+        return Outcome()
 
-    def gather(self, out: _Sink, work: Gather) -> _Outcome:
+    def gather(self, out: _Sink, work: Gather) -> Outcome:
         info = work.tensor.info
         read = self.source.reader(work.tensor)
         overflow = 0
@@ -100,28 +113,28 @@ class _Run:
                 values, before = cast(values, work.dtype), values
                 overflow += count_overflow(before, values)
             out.array(values)
-        return _Outcome(self.numbers.cast_problems(overflow, work.dtype))
+        return Outcome(self.numbers.cast_problems(overflow, work.dtype))
 
-    def fold(self, out: _Sink, work: FoldLayer) -> _Outcome:
+    def fold(self, out: _Sink, work: FoldLayer) -> Outcome:
         g, info = self.source.whole(work.g), work.v.info
         folding = Folding(self.reader(work.v), info.shape, work.dim, g, info.dtype, work.dtype)
         for _, w in folding.blocks():
             out.array(w)
         report = folding.report()
-        return _Outcome(self.numbers.problems(report), self.numbers.note(report))
+        return Outcome(self.numbers.problems(report), self.numbers.note(report))
 
-    def norms(self, out: _Sink, work: Norms) -> _Outcome:
+    def norms(self, out: _Sink, work: Norms) -> Outcome:
         info = work.w.info
         g, report = norm_blocks(self.reader(work.w), info.shape, work.dim, info.dtype, work.dtype)
         self.workers.advance(max(info.nbytes - g.nbytes, 0))
         out.array(g)
-        return _Outcome(split_problems(report, work.dtype), split_note(report))
+        return Outcome(split_problems(report, work.dtype), split_note(report))
 
-    def directions(self, out: _Sink, work: Directions) -> _Outcome:
+    def directions(self, out: _Sink, work: Directions) -> Outcome:
         info = work.w.info
         for v in direction_blocks(self.reader(work.w), info.shape, work.dim, info.dtype):
             out.array(v)
-        return _Outcome()
+        return Outcome()
 
     def reader(self, tensor: StoredTensor) -> Read:
         """The blocks of a tensor; of two passes the first writes nothing, so failures are looked for here."""

@@ -9,10 +9,10 @@ import os
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeAlias, overload
+from typing import TYPE_CHECKING, Literal, overload
 
 from wnconvert.checkpoint import Checkpoint, container_of, no_graph, open_checkpoint
-from wnconvert.convert import Result, convert, convert_onnx
+from wnconvert.convert import Result, convert, convert_folder, convert_onnx
 from wnconvert.dims import AUTO
 from wnconvert.errors import ArgumentError, OutputError, WnconvertError
 from wnconvert.fold_plan import plan_fold
@@ -21,7 +21,16 @@ from wnconvert.options import check_form, dtype_of, numbers_of, selection_of
 from wnconvert.plan import Plan
 from wnconvert.policy import Numbers
 from wnconvert.schemes import Selection
+from wnconvert.sharding import DEFAULT_SHARD_SIZE, bytes_of
 from wnconvert.split_plan import plan_split
+from wnconvert.targets import (
+    FolderTarget,
+    StrPath,
+    check_apart,
+    default_output,
+    has_suffix,
+    is_folder_target,
+)
 from wnconvert.tensors import Tree
 from wnconvert.words import listed
 
@@ -29,43 +38,7 @@ if TYPE_CHECKING:
     from wnconvert.onnx_file import OnnxFile
     from wnconvert.onnx_plan import OnnxFold
 
-__all__ = ["default_output", "fold_file", "migrate_file", "split_file"]
-
-StrPath: TypeAlias = str | os.PathLike[str]
-
-# Longest first: x.pth.tar has the suffix .pth.tar, not .tar.
-_SUFFIXES = (
-    ".pth.tar",
-    ".pt.tar",
-    ".ckpt.tar",
-    ".safetensors",
-    ".onnx",
-    ".ckpt",
-    ".pth",
-    ".bin",
-    ".pt",
-    ".th",
-    ".pkl",
-    ".tar",
-)
-
-
-def default_output(source: StrPath, kind: str) -> Path:
-    """Where a conversion writes unless it is told: beside the source, ``.folded`` before the known suffix.
-
-    ``kind`` is ``"folded"``, ``"split"``, or the form to which a file is migrated.
-
-    >>> default_output("x.pth.tar", "folded").name, default_output("g_02500000", "legacy").name
-    ('x.folded.pth.tar', 'g_02500000.legacy')
-    """
-    path = Path(source)
-    if not path.name:
-        return path  # "." has no name to change, and is no checkpoint either
-    for suffix in _SUFFIXES:
-        stem = path.name.removesuffix(suffix)
-        if stem != path.name and stem:
-            return path.with_name(f"{stem}.{kind}{suffix}")
-    return path.with_name(f"{path.name}.{kind}")
+__all__ = ["StrPath", "default_output", "fold_file", "migrate_file", "split_file"]
 
 
 @overload
@@ -81,6 +54,7 @@ def fold_file(
     zero_rows: str = ...,
     allow_nonfinite: bool = ...,
     keep_optimizer: bool = ...,
+    max_shard_size: str | int = ...,
     verify: bool = ...,
     force: bool = ...,
     threads: int | None = ...,
@@ -102,6 +76,7 @@ def fold_file(
     zero_rows: str = ...,
     allow_nonfinite: bool = ...,
     keep_optimizer: bool = ...,
+    max_shard_size: str | int = ...,
     verify: bool = ...,
     force: bool = ...,
     threads: int | None = ...,
@@ -122,6 +97,7 @@ def fold_file(
     zero_rows: str = "error",
     allow_nonfinite: bool = False,
     keep_optimizer: bool = False,
+    max_shard_size: str | int = DEFAULT_SHARD_SIZE,
     verify: bool = False,
     force: bool = False,
     threads: int | None = None,
@@ -165,6 +141,7 @@ def fold_file(
             _plan_graph, selection=selection, given=[name for name in given if given[name] is not None]
         ),
         numbers=numbers_of(zero_rows, allow_nonfinite=allow_nonfinite),
+        max_shard_size=max_shard_size,
         verify=verify,
         force=force,
         threads=threads,
@@ -185,6 +162,7 @@ def split_file(
     exclude: Iterable[str] = ...,
     dim: int | str | None = ...,
     keep_optimizer: bool = ...,
+    max_shard_size: str | int = ...,
     verify: bool = ...,
     force: bool = ...,
     threads: int | None = ...,
@@ -205,6 +183,7 @@ def split_file(
     exclude: Iterable[str] = ...,
     dim: int | str | None = ...,
     keep_optimizer: bool = ...,
+    max_shard_size: str | int = ...,
     verify: bool = ...,
     force: bool = ...,
     threads: int | None = ...,
@@ -224,6 +203,7 @@ def split_file(
     exclude: Iterable[str] = (),
     dim: int | str | None = AUTO,
     keep_optimizer: bool = False,
+    max_shard_size: str | int = DEFAULT_SHARD_SIZE,
     verify: bool = False,
     force: bool = False,
     threads: int | None = None,
@@ -259,6 +239,7 @@ def split_file(
             only=only,
             keep_optimizer=keep_optimizer,
         ),
+        max_shard_size=max_shard_size,
         verify=verify,
         force=force,
         threads=threads,
@@ -277,6 +258,7 @@ def migrate_file(
     layers: Iterable[str] = ...,
     exclude: Iterable[str] = ...,
     drop_optimizer: bool = ...,
+    max_shard_size: str | int = ...,
     verify: bool = ...,
     force: bool = ...,
     threads: int | None = ...,
@@ -295,6 +277,7 @@ def migrate_file(
     layers: Iterable[str] = ...,
     exclude: Iterable[str] = ...,
     drop_optimizer: bool = ...,
+    max_shard_size: str | int = ...,
     verify: bool = ...,
     force: bool = ...,
     threads: int | None = ...,
@@ -312,6 +295,7 @@ def migrate_file(
     layers: Iterable[str] = (),
     exclude: Iterable[str] = (),
     drop_optimizer: bool = False,
+    max_shard_size: str | int = DEFAULT_SHARD_SIZE,
     verify: bool = False,
     force: bool = False,
     threads: int | None = None,
@@ -344,6 +328,7 @@ def migrate_file(
             only=only,
             drop_optimizer=drop_optimizer,
         ),
+        max_shard_size=max_shard_size,
         verify=verify,
         force=force,
         threads=threads,
@@ -360,21 +345,29 @@ def _run(
     *,
     plan_graph: Callable[[OnnxFile], OnnxFold] | None = None,
     numbers: Numbers = Numbers(),  # noqa: B008 - frozen
+    max_shard_size: str | int,
     verify: bool,
     force: bool,
     threads: int | None,
     dry_run: bool,
     progress: Callable[[int, int], None],
 ) -> Result | Plan:
-    """Open ``src``, plan what goes into a file called ``out``, and write it; errors say which file it was."""
+    """Open ``src``, plan what goes into ``out``, and write it; errors say which file it was."""
     source = Path(src)
     if out is not None and not os.fspath(out):
         raise ArgumentError("the name of the output is empty", fix="-o OUT, or leave it out")
     output = default_output(source, kind) if out is None else Path(out)
     if threads is not None and threads < 1:
         raise ArgumentError(f"{threads} threads cannot work", fix="--threads 1 or more")
+    bytes_of(max_shard_size)
     try:
         checkpoint = open_checkpoint(source)
+        to_folder = is_folder_target(output if out is None else out, from_folder=bool(checkpoint.folder))
+        if max_shard_size != DEFAULT_SHARD_SIZE and (checkpoint.onnx or not to_folder):
+            raise ArgumentError(
+                f"--max-shard-size cuts the weights of a folder, and {output} will be a file",
+                fix="-o FOLDER/",
+            )
         if checkpoint.onnx is not None and plan_graph is not None:
             _check_suffix(output)
             fold = plan_graph(checkpoint.onnx)
@@ -390,10 +383,30 @@ def _run(
                 verify=verify,
                 progress=progress,
             )
+        if to_folder:
+            no_graph(checkpoint, kind if kind == "split" else "migrated")
+            target = FolderTarget.of(checkpoint, output, max_shard_size)
+            plan = target.planned(make_plan(checkpoint.tree, target.container), checkpoint)
+            if dry_run:
+                return plan
+            target.check(checkpoint)
+            return convert_folder(
+                checkpoint,
+                plan,
+                target.beside,
+                output,
+                force=force,
+                threads=threads,
+                numbers=numbers,
+                verify=verify,
+                progress=progress,
+            )
         _check_is_checkpoint(checkpoint, output, kind)
         plan = make_plan(checkpoint.tree, container_of(output))
         if dry_run:
             return plan
+        if checkpoint.folder:
+            check_apart(checkpoint, output)
         return convert(
             checkpoint,
             plan,
@@ -408,7 +421,7 @@ def _run(
         error.where = error.where or str(output)
         raise
     except WnconvertError as error:
-        if error.where != str(source):
+        if error.where != str(source) and not error.where.startswith(f"{source}{os.sep}"):
             error.where = f"{source}: {error.where}" if error.where else str(source)
         raise
 
@@ -427,7 +440,7 @@ def _plan_graph(opened: OnnxFile, *, selection: Selection, given: list[str]) -> 
 def _check_suffix(output: Path) -> None:
     """An ONNX model stays one: its graph has no place in a checkpoint."""
     name = output.name.lower()
-    if not name.endswith(".onnx") and any(name.endswith(suffix) for suffix in _SUFFIXES):
+    if not name.endswith(".onnx") and has_suffix(name):
         raise ArgumentError(
             f"{output.name} would be a checkpoint, and the graph of an ONNX model has no place in one",
             fix="-o OUT.onnx; or fold the checkpoint that the model was exported from",

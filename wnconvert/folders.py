@@ -18,7 +18,7 @@ from wnconvert.shard_index import ShardIndex, read_index
 from wnconvert.sharding import Naming
 from wnconvert.words import listed
 
-__all__ = ["Beside", "File", "Folder", "cache_of", "find_beside", "find_weights", "has_weights"]
+__all__ = ["Beside", "File", "Folder", "cache_of", "find_beside", "find_weights", "has_weights", "is_weights"]
 
 #: A folder's weights in one file, as transformers, diffusers and peft call it; a variant stands in between.
 _SINGLE = re.compile(
@@ -117,6 +117,15 @@ def find_weights(root: Path, index: str = "") -> Folder:
     taken = {*folder.files, name}
     others = tuple(other for other in names if other not in taken and _is_weights(other, found))
     return Folder(folder.root, folder.naming, folder.files, folder.index, others)
+
+
+def is_weights(name: str) -> bool:
+    """Whether a file of that name is all weights of a folder, without an index.
+
+    >>> is_weights("model.safetensors"), is_weights("generator.safetensors")
+    (True, False)
+    """
+    return _SINGLE.fullmatch(name) is not None
 
 
 def has_weights(root: Path) -> bool:

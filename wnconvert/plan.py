@@ -148,8 +148,8 @@ class Plan:
     ``verb`` is ``"fold"``, ``"split"`` or ``"migrate"``. ``only`` is the path of the one state dict that
     the output holds, or None where it keeps all siblings. ``already`` counts layers that are as the verb
     would make them. ``record`` is what will be written into the output so that ``split`` or ``migrate`` can
-    undo it. Where the output is a folder, ``shards`` are its files of weights, and ``copied`` the paths of
-    what goes along as it is; both are empty for a file.
+    undo it. Where the output is a folder, ``shards`` are its files of weights, ``index`` is the name of their
+    index if they are several, and ``copied`` are the paths of what goes along as it is.
     """
 
     verb: str
@@ -161,6 +161,7 @@ class Plan:
     record: tuple[Mapping[str, Any], ...] = ()
     notes: tuple[str, ...] = ()
     shards: tuple[PlannedShard, ...] = ()
+    index: str = ""
     copied: tuple[str, ...] = ()
 
     @property

@@ -5,14 +5,14 @@ from __future__ import annotations
 from wnconvert.convert import Result
 from wnconvert.plan import Keep, Plan
 from wnconvert.tables import bytes_text, layer_table
-from wnconvert.words import counted, printable
+from wnconvert.words import counted, listed, printable
 
 __all__ = ["plan_text", "result_text"]
 
 
 def plan_text(plan: Plan, output: str) -> str:
     """What ``--dry-run`` prints: the layers, and what would be written."""
-    lines = [_layers(plan), f"would write {output}: {_counts(plan)}", *_dropped(plan)]
+    lines = [_layers(plan), f"would write {output}: {_counts(plan)}", *_files(plan), *_dropped(plan)]
     return "\n".join(line for line in lines if line)
 
 
@@ -22,6 +22,7 @@ def result_text(result: Result) -> str:
     lines = [
         _layers(result.plan),
         f"{result.output}: {_counts(result.plan)}; {sizes}, in {result.seconds:.2f} s",
+        *_files(result.plan),
         _verified(result),
         *_dropped(result.plan),
     ]
@@ -66,6 +67,24 @@ def _counts(plan: Plan) -> str:
     elif kept or not cast:
         counts.append(f"{counted(kept, 'tensor')} kept")
     return ", ".join(counts)
+
+
+_MOST_FILES = 10
+
+
+def _files(plan: Plan) -> list[str]:
+    """The files of a folder: those that are written, and those that go along."""
+    lines = [
+        f"  {shard.name}: {counted(len(shard.tensors), 'tensor')}, {bytes_text(shard.size)}"
+        for shard in plan.shards[:_MOST_FILES]
+    ]
+    if len(plan.shards) > _MOST_FILES:
+        lines.append(f"  and {len(plan.shards) - _MOST_FILES} more")
+    if plan.index:
+        lines.append(f"  {plan.index}")
+    if plan.copied:
+        lines.append(f"copied as they are: {listed(map(printable, plan.copied), _MOST_FILES)}")
+    return lines
 
 
 def _dropped(plan: Plan) -> list[str]:

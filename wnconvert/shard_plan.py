@@ -26,7 +26,7 @@ def sharded(plan: Plan, tree: Tree, naming: Naming, most: int) -> Plan:
     )
     names = naming.shards(len(shards))
     planned = (PlannedShard(name, shard.names, shard.size) for name, shard in zip(names, shards, strict=True))
-    return replace(plan, shards=tuple(planned))
+    return replace(plan, shards=tuple(planned), index=naming.index if len(names) > 1 else "")
 
 
 def part_of(plan: Plan, shard: PlannedShard) -> Plan:
@@ -35,7 +35,7 @@ def part_of(plan: Plan, shard: PlannedShard) -> Plan:
     steps = {step.name: step for step in planned.tensors}
     own = replace(planned, steps=tuple(steps[name] for name in shard.tensors))
     record = plan.record if shard == plan.shards[0] else ()
-    return replace(plan, state_dicts=(own,), record=record, shards=(), copied=())
+    return replace(plan, state_dicts=(own,), record=record, shards=(), index="", copied=())
 
 
 def total_size(plan: Plan) -> int:

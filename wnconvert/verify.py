@@ -11,7 +11,7 @@ import importlib.util
 import math
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -25,13 +25,15 @@ from wnconvert import safetensors_file
 from wnconvert.blocks import BLOCK_BYTES, Array, Block, Read, blocks, box
 from wnconvert.checkpoint import Checkpoint, open_checkpoint
 from wnconvert.errors import VerifyError, WnconvertError
+from wnconvert.making import made
 from wnconvert.plan import Fold, Keep, Magnitude, Plan, PlannedStateDict
 from wnconvert.rounding import cast
 from wnconvert.schemes import Layer
 from wnconvert.sources import Source
 from wnconvert.tensors import DType, StoredTensor, TensorInfo, dtype_named
 
-__all__ = ["check_structure", "verify_output"]
+__all__ = ["bytes_to_verify", "check_folder_structure", "check_structure", "verify_copies"]
+__all__ += ["verify_output"]
 
 _BUG = "this is a bug of wnconvert: please report it with the output of --dry-run --json"
 
@@ -60,37 +62,84 @@ def check_structure(path: Path, container: str) -> None:
         ) from error
 
 
+def check_folder_structure(folder: Path, plan: Plan) -> None:
+    """The same of every file of weights of a new folder, and the index held against them."""
+    for shard in plan.shards:
+        check_structure(folder / shard.name, plan.container)
+    try:
+        open_checkpoint(folder)
+    except WnconvertError as error:
+        raise VerifyError(
+            f"what was written cannot be read back ({error.what}); nothing is kept", fix=_BUG
+        ) from error
+
+
+def verify_copies(
+    before: Path, after: Path, names: Iterable[str], advance: Callable[[int], None] = lambda count: None
+) -> None:
+    """Read files that were copied from one folder to another back. Raises ``VerifyError``."""
+    for name in names:
+        with (before / name).open("rb") as old, (after / name).open("rb") as new:
+            while (block := old.read(BLOCK_BYTES)) or new.read(1):
+                if new.read(len(block)) != block or not block:
+                    raise VerifyError(f"{name} was read back, and is no copy; nothing is kept", fix=_BUG)
+                advance(len(block))
+
+
+def bytes_to_verify(checkpoint: Checkpoint, plan: Plan) -> int:
+    """The bytes of the output that ``verify_output`` holds against the source."""
+    before = {state.path: state.tensors for state in checkpoint.tree.state_dicts}
+    return sum(
+        made(step, before[planned.path]).info.nbytes
+        for planned in plan.state_dicts
+        for step in planned.tensors
+        if not isinstance(step, Keep) or step.source in before[planned.path]
+    )
+
+
 def verify_output(
-    checkpoint: Checkpoint, plan: Plan, source: Source, path: Path
+    checkpoint: Checkpoint,
+    plan: Plan,
+    source: Source,
+    path: Path,
+    advance: Callable[[int], None] = lambda count: None,
 ) -> tuple[str, tuple[str, ...]]:
-    """Read the output at ``path`` back and compute every layer again; what did it, and notes.
+    """Read the output, a file or folder, back and compute every layer again; what did it, and notes.
 
     Without torch, or where the pickle names classes of others, a torch file is read by ``zipfile``'s test
     of every checksum and by our own reader. Raises ``VerifyError`` for the first tensor that is wrong.
     """
     notes: tuple[str, ...] = ()
-    with Source((path,)) as written:
-        found = {state.path: state.tensors for state in open_checkpoint(path).tree.state_dicts}
+    opened = open_checkpoint(path)
+    with Source(opened.shards) as written:
+        found = {state.path: state.tensors for state in opened.tree.state_dicts}
         own = _own_reader(found, written)
         if plan.container == "safetensors":
-            reader, by = _safetensors_reader(path, own), "the safetensors library"
+            reader, by = _safetensors_reader(opened.shards, own), "the safetensors library"
         else:
             try:
-                reader, by = _torch_reader(checkpoint, path), "torch.load(weights_only=True)"
+                reader, by = _torch_reader(checkpoint, opened.shards), "torch.load(weights_only=True)"
             except _NoTorch as reason:
-                _test_zip(path, contents=True)
+                for shard in opened.shards:
+                    _test_zip(shard, contents=True)
                 reader, by = own, "zipfile's test and wnconvert's own reader"
                 notes = (f"not read back with torch: {reason}",)
         before = {state.path: state.tensors for state in checkpoint.tree.state_dicts}
         for planned in plan.state_dicts:
             names = found["" if plan.container == "safetensors" else planned.path]
-            _check_names(before[planned.path], planned, list(names))
-            _check_state_dict(before[planned.path], planned, source, partial(reader, planned.path))
+            order = [name for shard in plan.shards for name in shard.tensors]
+            _check_names(before[planned.path], planned, list(names), order)
+            _check_state_dict(before[planned.path], planned, source, partial(reader, planned.path), advance)
     return by, notes
 
 
-def _check_names(before: Mapping[str, StoredTensor], planned: PlannedStateDict, names: list[str]) -> None:
-    """Every tensor of the source went somewhere, every layer is whole, and all names are as planned."""
+def _check_names(
+    before: Mapping[str, StoredTensor], planned: PlannedStateDict, names: list[str], order: list[str]
+) -> None:
+    """Every tensor of the source went somewhere, every layer is whole, and all names are as planned.
+
+    ``order`` is that of the names in several files.
+    """
     used: set[str] = set()
     for step in planned.tensors:
         if isinstance(step, Keep):
@@ -98,7 +147,13 @@ def _check_names(before: Mapping[str, StoredTensor], planned: PlannedStateDict, 
         else:
             used |= {half.name for half in step.layer.halves} if isinstance(step, Fold) else {step.layer.name}
     halves = {half.name for change in planned.changes if change.after for half in change.after.halves}
-    if names != [step.name for step in planned.tensors] or not halves <= set(names) or set(before) - used:
+    steps = [step.name for step in planned.tensors]
+    if (
+        names != (order or steps)
+        or sorted(names) != sorted(steps)
+        or not halves <= set(names)
+        or set(before) - used
+    ):
         raise VerifyError("what was read back has not the names that it should; nothing is kept", fix=_BUG)
 
 
@@ -107,6 +162,7 @@ def _check_state_dict(
     planned: PlannedStateDict,
     source: Source,
     reader: Callable[[str], ReadBack],
+    advance: Callable[[int], None],
 ) -> None:
     for step in planned.steps:
         if isinstance(step, Fold):
@@ -117,6 +173,8 @@ def _check_state_dict(
             _check_split(source, tensors[layer.name], layer, reader(layer.g.name), reader(layer.v.name))
         elif isinstance(step, Keep) and step.source in tensors:
             _check_kept(source, tensors[step.source], step, reader(step.name))
+        if not isinstance(step, Keep) or step.source in tensors:
+            advance(made(step, tensors).info.nbytes)
 
 
 # -- readers of the output
@@ -126,10 +184,12 @@ def _check_state_dict(
 _IN_NUMPY = frozenset("F64 F32 F16 BF16 I64 I32 I16 I8 U64 U32 U16 U8 BOOL C64".split())
 
 
-def _safetensors_reader(path: Path, own: Open) -> Open:
-    file: Any = safe_open(os.fspath(path), framework="numpy")
+def _safetensors_reader(paths: Sequence[Path], own: Open) -> Open:
+    files: list[Any] = [safe_open(os.fspath(path), framework="numpy") for path in paths]
+    holding = {name: file for file in files for name in file.keys()}  # noqa: SIM118 - it is no mapping
 
     def open_tensor(_state: str, name: str) -> ReadBack:
+        file = holding[name]
         view = file.get_slice(name)
         if view.get_dtype() not in _IN_NUMPY:
             return own("", name)
@@ -144,7 +204,7 @@ class _NoTorch(Exception):  # noqa: N818 - a reason, not an error
     """Why torch cannot be the reader."""
 
 
-def _torch_reader(checkpoint: Checkpoint, path: Path) -> Open:
+def _torch_reader(checkpoint: Checkpoint, paths: Sequence[Path]) -> Open:
     if importlib.util.find_spec("torch") is None:
         raise _NoTorch("it is not installed")
     import torch
@@ -152,11 +212,12 @@ def _torch_reader(checkpoint: Checkpoint, path: Path) -> Open:
     if checkpoint.torch and checkpoint.torch.mark != b"PK":
         raise _NoTorch("it does not know GPT-SoVITS's mark")
     try:
-        root = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        roots = [torch.load(path, map_location="cpu", weights_only=True, mmap=True) for path in paths]
     except Exception as error:
         # weights_only refuses in many ways; its reason stands behind several lines of advice.
         reason = re.search(r"WeightsUnpickler error: (.+?)(?: was not|$)", str(error), re.MULTILINE)
         raise _NoTorch(reason[1] if reason else type(error).__name__) from error
+    root = roots[0] if len(roots) == 1 else {name: value for part in roots for name, value in part.items()}
     keys = (
         {state.path: state.keys for state in checkpoint.torch.contents.state_dicts}
         if checkpoint.torch

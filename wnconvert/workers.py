@@ -29,12 +29,19 @@ class Workers:
         self.threads = threads or _processors()
         self.progress = progress
         self.done = self.total = 0
+        self.expected = False
         self.lock = threading.Lock()
         self.errors: list[BaseException] = []
 
+    def expect(self, count: int) -> None:
+        """Say how many bytes there are in all, where that is known before the jobs are."""
+        self.total += count
+        self.expected = True
+
     def each(self, work: Callable[[int], T], sizes: Mapping[int, int]) -> dict[int, T]:
         """What ``work`` makes of each job, given the bytes of each. Raises the first error of any thread."""
-        self.total += sum(sizes.values())
+        if not self.expected:
+            self.total += sum(sizes.values())
         # The largest first, so that no thread is left with a large one at the end.
         order = iter(sorted(sizes, key=lambda job: -sizes[job]))
         results: dict[int, T] = {}

@@ -1,0 +1,166 @@
+"""Where a conversion writes: a file or a folder, called as the user says or after the source."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TypeAlias
+
+from wnconvert.checkpoint import Checkpoint
+from wnconvert.errors import ArgumentError, OutputError
+from wnconvert.folders import Beside, cache_of, find_beside, has_weights, is_weights
+from wnconvert.plan import Dropped, Plan
+from wnconvert.shard_plan import sharded
+from wnconvert.sharding import Naming, bytes_of
+from wnconvert.words import listed
+
+__all__ = ["FolderTarget", "StrPath", "check_apart", "default_output", "has_suffix", "is_folder_target"]
+
+StrPath: TypeAlias = str | os.PathLike[str]
+
+# Longest first: x.pth.tar has the suffix .pth.tar, not .tar.
+_SUFFIXES = (
+    ".pth.tar",
+    ".pt.tar",
+    ".ckpt.tar",
+    ".safetensors",
+    ".onnx",
+    ".ckpt",
+    ".pth",
+    ".bin",
+    ".pt",
+    ".th",
+    ".pkl",
+    ".tar",
+)
+
+
+def default_output(source: StrPath, kind: str) -> Path:
+    """Where a conversion writes unless it is told: beside the source, ``.folded`` before the known suffix.
+
+    ``kind`` is ``"folded"``, ``"split"``, or the form to which a file is migrated. A folder, or its index,
+    becomes a folder beside it. Raises ``ArgumentError`` for a folder of the hub's cache, where nothing else
+    may lie.
+
+    >>> default_output("x.pth.tar", "folded").name, default_output("g_02500000", "legacy").name
+    ('x.folded.pth.tar', 'g_02500000.legacy')
+    >>> default_output("hub/model.safetensors.index.json", "folded").name
+    'hub.folded'
+    """
+    path = Path(source)
+    is_index = Naming.of_index(path.name) is not None
+    if is_index or path.is_dir():
+        return _beside_folder(path.parent if is_index else path, kind)
+    if not path.name:
+        return path  # "/" has no name to change, and is no checkpoint either
+    for suffix in _SUFFIXES:
+        stem = path.name.removesuffix(suffix)
+        if stem != path.name and stem:
+            return path.with_name(f"{stem}.{kind}{suffix}")
+    return path.with_name(f"{path.name}.{kind}")
+
+
+def _beside_folder(folder: Path, kind: str) -> Path:
+    if cache_of(Path(os.path.realpath(folder))) is not None:
+        raise ArgumentError(
+            "it lies in the cache of the hub, which is not written to", where=str(folder), fix="-o FOLDER"
+        )
+    if folder.name in ("", ".."):
+        folder = Path(os.path.realpath(folder))
+    return folder.with_name(f"{folder.name}.{kind}") if folder.name else folder
+
+
+def has_suffix(name: str) -> bool:
+    """Whether a file is called as checkpoints are.
+
+    >>> has_suffix("x.pt"), has_suffix("model-v1.5")
+    (True, False)
+    """
+    return name.lower().endswith(_SUFFIXES)
+
+
+def is_folder_target(out: StrPath, *, from_folder: bool) -> bool:
+    """Whether a conversion to ``out`` makes a folder.
+
+    It does where ``out`` ends in a slash or is a folder, and from a folder wherever no suffix says otherwise.
+    """
+    text = os.fspath(out)
+    if text.endswith(os.sep) or Path(text).is_dir():
+        return True
+    return from_folder and not has_suffix(text)
+
+
+@dataclass(frozen=True, slots=True)
+class FolderTarget:
+    """A folder to be written: where, of what container, and what goes along.
+
+    A folder of torch's ``.bin`` files stays one; any other source becomes safetensors.
+    """
+
+    path: Path
+    container: str
+    naming: Naming
+    beside: Beside
+    most: int
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint, path: Path, max_shard_size: str | int) -> FolderTarget:
+        """The target of a conversion of ``checkpoint``.
+
+        Raises ``InputError`` for what lies in the source's folder and cannot be copied.
+        """
+        most = bytes_of(max_shard_size)
+        folder = checkpoint.folder
+        if folder is None:
+            return cls(path, "safetensors", Naming("model", "safetensors"), Beside(), most)
+        container = "torch" if folder.naming.suffix == "bin" else "safetensors"
+        naming = folder.naming
+        if not is_weights(naming.shards(1)[0]):  # nobody would find it where there is but one
+            naming = Naming("pytorch_model" if container == "torch" else "model", naming.suffix)
+        return cls(path, container, naming, find_beside(folder), most)
+
+    def planned(self, plan: Plan, checkpoint: Checkpoint) -> Plan:
+        """The plan with its shards, what is copied, and what is left out of the source's folder.
+
+        Raises ``OutputError`` where a file that goes along is called as a file that is written.
+        """
+        made = sharded(plan, checkpoint.tree, self.naming, self.most)
+        copied = tuple(file.path for file in self.beside.files)
+        written = {shard.name for shard in made.shards} | {made.index}
+        taken = sorted(written & {*copied, *(path for path, _ in (*self.beside.folders, *self.beside.links))})
+        if taken:
+            raise OutputError(f"{listed(taken)} would be written, and lies in the folder", fix="move it away")
+        left = (Dropped(path, _why(path)) for path in self.beside.left_out)
+        return replace(made, copied=copied, dropped=(*made.dropped, *left))
+
+    def check(self, checkpoint: Checkpoint) -> None:
+        """Raise ``OutputError`` where the source would be lost, or what is no model be replaced."""
+        check_apart(checkpoint, self.path)
+        if not self.path.is_dir() or not any(self.path.iterdir()):
+            return
+        if not has_weights(self.path):
+            raise OutputError(
+                "it is a folder without weights in it, and would be replaced whole",
+                fix=f"-o {self.path / 'NAME'} for a new folder in it; or move it away",
+            )
+        if (self.path / ".git").exists():
+            raise OutputError("it is a git repository, and would be replaced whole", fix="choose another -o")
+
+
+def check_apart(checkpoint: Checkpoint, output: Path) -> None:
+    """Raise ``OutputError`` where an output lies in the source's folder, or the source in the output."""
+    source = Path(os.path.realpath(checkpoint.folder.root if checkpoint.folder else checkpoint.path))
+    real = Path(os.path.realpath(output))
+    if real == source:
+        raise OutputError("it is the source itself", fix="choose another -o, and move it over afterwards")
+    if real.is_relative_to(source):
+        raise OutputError("it lies in the source", fix="choose an -o beside it")
+    if source.is_relative_to(real):
+        raise OutputError("the source lies in it", fix="choose an -o beside it")
+
+
+def _why(path: str) -> str:
+    if path.startswith("."):
+        return "it describes the folder as it was"
+    return "other weights, which were not read"
