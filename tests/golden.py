@@ -22,7 +22,7 @@ ROOT = Path(__file__).parent.parent
 FIXTURES = ROOT / "fixtures"
 GOLDEN = FIXTURES / "golden"
 
-#: A line that stands for any lines.
+#: A line that stands for any lines, or in a line for any text.
 ANYTHING = "..."
 
 _TIME = re.compile(r"\bin \d+(?:\.\d+)? s\b")
@@ -103,19 +103,23 @@ def steady(text: str) -> str:
 
 
 def says(written: str, printed: str) -> bool:
-    """Whether a printed text is the written one, where a line `...` stands for any lines.
+    """Whether a printed text is the written one: a line `...` stands for any lines, in a line for any text.
 
-    >>> says("a\\n...\\nd\\n", "a\\nb\\nc\\nd\\n"), says("a\\n", "a\\nb\\n")
-    (True, False)
+    >>> says("a\\n...\\nd\\n", "a\\nb\\nc\\nd\\n"), says("a\\n", "a\\nb\\n"), says("a ... c\\n", "a b c\\n")
+    (True, False, True)
     """
     lines = steady(written).splitlines(keepends=True)
-    pattern = "".join("(?s:.*)" if line.rstrip() == ANYTHING else re.escape(line) for line in lines)
+    pattern = "".join("(?s:.*)" if line.rstrip() == ANYTHING else _line(line) for line in lines)
     return re.fullmatch(pattern, steady(printed)) is not None
 
 
+def _line(line: str) -> str:
+    return re.escape(line).replace(re.escape(ANYTHING), ".*")
+
+
 def sandbox(folder: Path) -> Path:
-    """A copy of the fixtures' data in a new folder."""
-    away = shutil.ignore_patterns("golden", "*.py", "README.md", "__pycache__")
+    """A copy of the fixtures in a new folder."""
+    away = shutil.ignore_patterns("golden", "make.py", "README.md", "__pycache__")
     return Path(shutil.copytree(FIXTURES, folder / "fixtures", ignore=away))
 
 

@@ -15,6 +15,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from onnxruntime.quantization import quantize_dynamic
 from torch import nn
 
 from tests import zoo
@@ -183,3 +184,17 @@ def run(path: Path, feeds: Mapping[str, Floats]) -> list[Floats]:
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     found: list[Floats] = session.run(None, dict(feeds))
     return found
+
+
+def test_a_graph_that_could_not_be_quantized_can_be_when_it_is_folded(tmp_path: Path) -> None:
+    raw, out, small = tmp_path / "raw.onnx", tmp_path / "folded.onnx", tmp_path / "int8.onnx"
+    feeds = as_torch_exports(CASES[0].build("legacy"), CASES[0], "torchscript", raw)
+    with pytest.raises(ValueError, match=r"Expected .*Mul_output_0 to be an initializer"):
+        quantize_dynamic(raw, small)
+    fold_file(raw, out)
+    quantize_dynamic(out, small)
+    operators = [node.op_type for node in onnx.load(small).graph.node]
+    assert operators.count("ConvInteger") > 0
+    (expected,), (found,) = run(out, feeds), run(small, feeds)
+    assert found.shape == expected.shape
+    assert np.corrcoef(found.ravel(), expected.ravel())[0, 1] > 0.9
