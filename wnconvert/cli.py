@@ -284,6 +284,7 @@ def _convert(
 )
 @click.option("--wide", is_flag=True, help="Show long names whole, however wide the terminal is.")
 @click.option("--plot", type=click.Path(), metavar="FILE", help="Draw the magnitudes into a .png or .svg.")
+@_NO_PROGRESS
 def inspect(
     src: tuple[str, ...],
     *,
@@ -292,6 +293,7 @@ def inspect(
     style: str,
     wide: bool,
     plot: str | None,
+    no_progress: bool,
     **options: Any,
 ) -> None:
     """Show what is in a checkpoint and whether it is healthy.
@@ -307,7 +309,10 @@ def inspect(
         raise click.UsageError("--sort is for one file; several are sorted by how far they moved")
     if sort in ("norm", "ratio") and not options["full"]:
         raise click.UsageError(f"--sort {sort} needs --full, which reads v")
-    found = [inspect_file(path, **options) for path in src]
+    found = []
+    for path in src:
+        with _progress(path, shown=not no_progress) as progress:
+            found.append(inspect_file(path, progress=progress, **options))
     if len(found) == 1:
         found = [arranged(found[0], sort=sort, top=top)]
     width = _width(wide=wide)

@@ -10,7 +10,7 @@ import math
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -86,8 +86,8 @@ class Inspection:
 
     ``version`` is what the file says of its format. ``dtypes`` counts elements by dtype. ``foreign`` and
     ``dangerous`` are names in the pickle that are not torch's own, and those that would run something.
-    ``fold``, ``split`` (empty without a record of a fold) and ``migrate`` (empty for an ONNX model) say what
-    these would do.
+    ``files`` are the names of a folder's files of weights. ``fold``, ``split`` (empty without a record of a
+    fold) and ``migrate`` (empty for an ONNX model) say what these would do.
     """
 
     source: str
@@ -107,6 +107,7 @@ class Inspection:
     foreign: tuple[str, ...] = ()
     dangerous: tuple[str, ...] = ()
     notes: tuple[str, ...] = field(default=())
+    files: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able data; README documents it."""
@@ -115,6 +116,7 @@ class Inspection:
             "source": self.source,
             "container": self.container,
             "version": self.version,
+            "files": list(self.files),
             "bytes": self.bytes,
             "parameters": self.parameters,
             "dtypes": dict(self.dtypes),
@@ -140,13 +142,17 @@ def inspect_file(
     layers: Iterable[str] = (),
     full: bool = False,
     all_weights: bool = False,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Inspection:
-    """Inspect a checkpoint file of any readable format, or an ONNX model; nothing in it is imported or run.
+    """Inspect a checkpoint file of any readable format, a folder with weights or its index, or an ONNX model.
+
+    Nothing in it is imported or run.
 
     ``layers`` are globs on weights' names. With ``full`` v is read too, and the magnitudes of folded layers
     (by the record of the fold) are computed from their weights; ``all_weights`` does that for every plain
     weight of two and more dimensions. Of an ONNX model the layers are those in its graph, and the plain
-    weights that its convolutions, products and recurrent layers use.
+    weights that its convolutions, products and recurrent layers use. ``progress`` is called with the bytes
+    read and about how many there are to read.
 
     Raises ``InputError`` for what is no checkpoint and ``FormatError`` for a damaged one.
 
@@ -158,10 +164,38 @@ def inspect_file(
     checkpoint = open_checkpoint(path)
     if checkpoint.onnx is not None:
         return _inspect_onnx(checkpoint, checkpoint.onnx, layers, full=full, all_weights=all_weights)
-    with Source(checkpoint.shards) as source:
+    reading = _Reading(progress, _to_read(checkpoint.tree, full=full, all_weights=all_weights))
+    with Source(checkpoint.shards, reading.done) as source:
         found = inspect_tree(checkpoint.tree, source, layers=layers, full=full, all_weights=all_weights)
-    others = replace(found, source=os.fspath(path), container=checkpoint.container, bytes=checkpoint.size)
+    others = replace(
+        found,
+        source=os.fspath(path),
+        container=checkpoint.container,
+        bytes=checkpoint.size,
+        files=checkpoint.folder.files if checkpoint.folder else (),
+    )
     return _with_pickle(others, checkpoint)
+
+
+class _Reading:
+    """How far an inspection has come, in bytes; some are read twice, so the total is no promise."""
+
+    def __init__(self, progress: Callable[[int, int], None], total: int) -> None:
+        self.progress = progress
+        self.read = 0
+        self.total = total
+
+    def done(self, count: int) -> None:
+        """Count bytes that were read."""
+        self.read += count
+        self.progress(self.read, max(self.read, self.total))
+
+
+def _to_read(tree: Tree, *, full: bool, all_weights: bool) -> int:
+    tensors = [tensor.info for state in tree.state_dicts for tensor in state.tensors.values()]
+    if full or all_weights:
+        return sum(info.nbytes for info in tensors)
+    return sum(layer.g.nbytes for layer in find(tensors).layers)
 
 
 def inspect_tree(
@@ -450,7 +484,8 @@ def _with_pickle(found: Inspection, checkpoint: Checkpoint) -> Inspection:
     """What only a pickle tells: sizes of siblings, optimizers, devices of all storages, names of classes."""
     opened = checkpoint.torch
     if opened is None:
-        return replace(found, devices=())  # safetensors names none
+        devices = () if checkpoint.container == "safetensors" else found.devices  # safetensors names none
+        return replace(found, devices=devices)
     siblings = [*opened.contents.siblings, *((item.path, item.node) for item in opened.contents.optimizers)]
     kinds = {item.path: item.kind for item in checkpoint.tree.siblings}
     kinds |= dict.fromkeys(checkpoint.tree.optimizers, "optimizer")

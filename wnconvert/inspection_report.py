@@ -72,7 +72,9 @@ def _facts(found: Inspection) -> Iterator[tuple[str, str]]:
     version = f" version {found.version}" if found.version else ""
     if found.container == "ONNX":
         version = f", {found.version}"
-    yield "file", f"{found.source} ({found.container}{version}, {bytes_text(found.bytes)})"
+    files = f", {counted(len(found.files), 'file')}" if found.files else ""
+    what = f"{found.container}{version}{files}, {bytes_text(found.bytes)}"
+    yield "folder" if found.files else "file", f"{found.source} ({what})"
     dtypes = ", ".join(f"{name} {count:,}" for name, count in found.dtypes.items())
     yield "parameters", f"{found.parameters:,}" + (f" ({dtypes})" if dtypes else "")
     yield "devices", ", ".join(found.devices) or "none named"

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -30,9 +30,13 @@ _SPAN_BYTES = 64 << 10
 
 
 class Source:
-    """The opened files of a checkpoint; close it, or use it in a ``with`` statement."""
+    """The opened files of a checkpoint; close it, or use it in a ``with`` statement.
 
-    def __init__(self, shards: Sequence[Path]) -> None:
+    ``on_read`` is called with the number of bytes of every reading, from any thread.
+    """
+
+    def __init__(self, shards: Sequence[Path], on_read: Callable[[int], None] = lambda count: None) -> None:
+        self._on_read = on_read
         self._shards = tuple(shards)
         self._fds: list[int] = []
         self._local = threading.local()
@@ -75,6 +79,7 @@ class Source:
                         "it became shorter while it was read", where=str(self._shards[data.shard])
                     )
                 done += count
+            self._on_read(done)
         except OSError as error:
             raise InputError(
                 f"it cannot be read ({error.strerror})", where=str(self._shards[data.shard])
