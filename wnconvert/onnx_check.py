@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import importlib.util
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +34,8 @@ _BUG = "this is a bug of wnconvert: please report it with the output of --dry-ru
 
 #: How far an element of a layer may be off that onnxruntime computes: it rounds at every step.
 _RTOL = {"float64": 1e-9, "float32": 1e-4, "float16": 5e-3, "bfloat16": 8e-3}
+#: Twice the smallest number of each dtype.
+_LEAST = {"float64": 1e-323, "float32": 3e-45, "float16": 1.2e-7, "bfloat16": 2e-40}
 #: How far an output may be off, as a part of its greatest value: rounding goes through the whole network.
 _WHOLE = {"float64": 1e-7, "float32": 2e-3, "float16": 2e-2, "bfloat16": 5e-2}
 #: Of whole numbers, which a network picks, so many may be others: where two are nearly as good.
@@ -185,7 +188,10 @@ def _layers(opened: OnnxFile, fold: OnnxFold, path: Path, numbers: Numbers) -> I
             except (UnreachableError, WnconvertError):
                 expected = _formula(old, tensor)
                 by_formula.append(tensor.layer)
-            _compare(tensor, found, expected, numbers)
+            lost = _compare(tensor, found, expected, numbers, partial(_formula, old, tensor))
+            if lost:
+                count = counted(lost, "element")
+                yield f"layer {tensor.layer}: {count} that the original computes as NaN or infinity, not so now"
     if by_formula:
         names = listed(dict.fromkeys(by_formula), 6)
         yield f"onnxruntime cannot run the arithmetic of {names} alone: compared with g·v/‖v‖ instead"
@@ -212,20 +218,35 @@ def _formula(source: Source, tensor: NewTensor) -> Array:
     return made
 
 
-def _compare(tensor: NewTensor, found: Array, expected: Array, numbers: Numbers) -> None:
+def _near(found: Array, expected: Array, dtype: DType) -> Array:
+    with np.errstate(all="ignore"):
+        off = np.abs(found - expected)
+        made: Array = off <= _RTOL[dtype.name] * np.abs(expected) + _LEAST[dtype.name]
+    return made
+
+
+def _compare(
+    tensor: NewTensor, found: Array, expected: Array, numbers: Numbers, exact: Callable[[], Array]
+) -> int:
+    """Compare a layer with what was computed; the number of elements that only a wider arithmetic gives.
+
+    Where squares of a float32 row underflow, the original divides by zero, and ``exact`` is finite.
+    """
     layer = printable(tensor.layer)
     if found.shape != expected.shape:
         raise VerifyError(
             f"layer {layer} was computed in the shape {expected.shape} and is {found.shape}; nothing is kept",
             fix=_BUG,
         )
-    least = float(np.finfo(tensor.dtype.numpy()).tiny)
-    with np.errstate(all="ignore"):
-        good = np.abs(found - expected) <= _RTOL[tensor.dtype.name] * np.abs(expected) + least
+    good = _near(found, expected, tensor.dtype)
     if numbers.zero_rows == "zero":
         good |= np.isnan(expected) & (found == 0)
     if numbers.allow_nonfinite:
         good |= ~np.isfinite(expected) & ~np.isfinite(found)
+    lost = ~good & ~np.isfinite(expected) & np.isfinite(found)
+    if lost.any():
+        lost &= _near(found, exact(), tensor.dtype)
+        good |= lost
     if not good.all():
         place = tuple(int(index) for index in np.argwhere(~good)[0])
         raise VerifyError(
@@ -233,6 +254,7 @@ def _compare(tensor: NewTensor, found: Array, expected: Array, numbers: Numbers)
             f"{expected[place]:.6g}; nothing is kept",
             fix=_BUG,
         )
+    return int(np.count_nonzero(lost))
 
 
 # -- the whole model
@@ -323,8 +345,8 @@ def _compare_output(name: str, found: Array, expected: Array, numbers: Numbers) 
     finite = np.isfinite(b)
     most = float(np.abs(b[finite]).max(initial=0))
     off = float(np.abs(a[finite] - b[finite]).max(initial=0))
-    # Where zero rows became zero the original computes NaN.
-    alike = numbers.zero_rows == "zero" or np.array_equal(np.isfinite(a), finite)
+    # Where the original has NaN, of zero rows or squares that underflow, there may be numbers now.
+    alike = bool(np.isfinite(a[finite]).all()) and (numbers.allow_nonfinite or not np.isinf(a[~finite]).any())
     if not alike or not off <= _WHOLE[expected.dtype.name] * most:
         raise VerifyError(
             f"output {shown} is off by {off:.3g}, its greatest value being {most:.3g}; nothing is kept",
