@@ -222,7 +222,8 @@ def _near(found: Array, expected: Array, dtype: DType) -> Array:
     with np.errstate(all="ignore"):
         off = np.abs(found - expected)
         near: Array = off <= _RTOL[dtype.name] * np.abs(expected) + _LEAST[dtype.name]
-    return near & np.isfinite(expected) | (found == expected)
+    made: Array = near & np.isfinite(expected) | (found == expected)
+    return made
 
 
 def _compare(
