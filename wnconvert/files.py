@@ -362,12 +362,7 @@ def _run(
     bytes_of(max_shard_size)
     try:
         checkpoint = open_checkpoint(source)
-        to_folder = is_folder_target(output if out is None else out, from_folder=bool(checkpoint.folder))
-        if max_shard_size != DEFAULT_SHARD_SIZE and (checkpoint.onnx or not to_folder):
-            raise ArgumentError(
-                f"--max-shard-size cuts the weights of a folder, and {output} will be a file",
-                fix="-o FOLDER/",
-            )
+        to_folder = _makes_folder(checkpoint, output if out is None else out, max_shard_size)
         if checkpoint.onnx is not None and plan_graph is not None:
             _check_suffix(output)
             fold = plan_graph(checkpoint.onnx)
@@ -384,7 +379,6 @@ def _run(
                 progress=progress,
             )
         if to_folder:
-            no_graph(checkpoint, kind if kind == "split" else "migrated")
             target = FolderTarget.of(checkpoint, output, max_shard_size)
             plan = target.planned(make_plan(checkpoint.tree, target.container), checkpoint)
             if dry_run:
@@ -424,6 +418,18 @@ def _run(
         if error.where != str(source) and not error.where.startswith(f"{source}{os.sep}"):
             error.where = f"{source}: {error.where}" if error.where else str(source)
         raise
+
+
+def _makes_folder(checkpoint: Checkpoint, out: StrPath, max_shard_size: str | int) -> bool:
+    """Whether the output is a folder; raise ``ArgumentError`` for what only fits the other."""
+    to_folder = is_folder_target(out, from_folder=checkpoint.folder is not None)
+    if to_folder and checkpoint.onnx:
+        raise ArgumentError(f"an ONNX model is a file, and {out} a folder", fix="-o OUT.onnx")
+    if max_shard_size != DEFAULT_SHARD_SIZE and not to_folder:
+        raise ArgumentError(
+            f"--max-shard-size cuts the weights of a folder, and {out} will be a file", fix="-o FOLDER/"
+        )
+    return to_folder
 
 
 def _plan_graph(opened: OnnxFile, *, selection: Selection, given: list[str]) -> OnnxFold:
