@@ -70,9 +70,27 @@ def check_inputs(model: Exportable, names: Sequence[str]) -> None:
         )
 
 
-def _called(model: nn.Module, inputs: Mapping[str, Tensor]) -> Any:
-    """What a model gives for inputs by name. Raises ``ArgumentError`` where it fails, with what it says."""
+def _positional(program: ExportedProgram) -> int:
+    """How many inputs of an exported program come by position, the first of them."""
+    arguments, keywords = program.module_call_graph[0].signature.in_spec.children()
+    nested = not all(each.is_leaf() for each in (*arguments.children(), *keywords.children()))
+    if nested or arguments.num_children + keywords.num_children != len(program.graph_signature.user_inputs):
+        raise ArgumentError(
+            "the exported program takes lists or dicts of tensors", fix="a forward that takes tensors"
+        )
+    return int(arguments.num_children)
+
+
+def _called(model: nn.Module, inputs: Mapping[str, Tensor], by_position: int | None = None) -> Any:
+    """What a model gives for inputs by name. Raises ``ArgumentError`` where it fails, with what it says.
+
+    ``by_position`` of an exported program's inputs come so, and no other way.
+    """
     try:
+        if by_position is not None:
+            first = list(inputs)[:by_position]
+            others = {name: value for name, value in inputs.items() if name not in first}
+            return model(*(inputs[name] for name in first), **others)
         if isinstance(model, torch.jit.ScriptModule):
             # By position where that is possible: what was traced may have lost the names.
             in_order = list(inputs) == input_names(model)[0][: len(inputs)]
@@ -191,13 +209,14 @@ def function_of(model: Exportable, names: Sequence[str] = ()) -> Function:
     Raises ``InputError`` for a model without numbers.
     """
     runner = model.module() if isinstance(model, ExportedProgram) else model
+    by_position = _positional(model) if isinstance(model, ExportedProgram) else None
     held = [*runner.parameters(), *runner.buffers()]
     if any(value.is_meta for value in held):
         raise InputError("the model is on the meta device and has no numbers", fix="give it its data first")
     device = held[0].device if held else None
 
     def function(feeds: Mapping[str, Array]) -> dict[str, Array]:
-        found = named_outputs(_called(runner, tensors_of(feeds, device)), names)
+        found = named_outputs(_called(runner, tensors_of(feeds, device), by_position), names)
         # A copy, for the model may hand out its own memory and write to it again.
         return {name: array_of(value).copy() for name, value in found}
 
@@ -215,7 +234,13 @@ def evaluating(model: Exportable) -> Iterator[None]:
         for module in modules
         if not isinstance(module, torch.jit.ScriptModule)
     ]
-    flat = [(module, list(module._flat_weights)) for module in modules if isinstance(module, nn.RNNBase)]
+    flat = [
+        (module, key, vars(module)[key], list(vars(module)[key]))
+        for module in modules
+        if isinstance(module, nn.RNNBase)
+        for key in ("_flat_weights", "_flat_weight_refs")
+        if key in vars(module)
+    ]
     try:
         with torch.random.fork_rng(), torch.no_grad():
             for module in modules:
@@ -226,5 +251,6 @@ def evaluating(model: Exportable) -> Iterator[None]:
             module.training = mode
         for module, values in cached:
             vars(module).update(values)
-        for rnn, weights in flat:
-            rnn._flat_weights[:] = weights
+        for rnn, key, found, items in flat:
+            found[:] = items
+            vars(rnn)[key] = found

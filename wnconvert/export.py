@@ -120,7 +120,8 @@ def export_onnx(
                 fold, named = _planned(exported, copy, steps)
                 write_folded(exported, fold, folder / target.name, free_name(target))
                 size, written = _checked(folder / target.name, target, steps)
-                opened = open_model(folder / target.name)
+                opened = replace(open_model(folder / target.name), path=target)  # as it is told
+                _check_dynamic(opened, signature, exporter)
                 proof = _proven(reference, opened, signature, drawn, steps, rtol=rtol, atol=atol)
                 report = ExportReport(
                     model=str(target),
@@ -289,6 +290,21 @@ def _names_in(opened: Opened, own: tuple[str, ...]) -> tuple[str, ...]:
     """The names of a module's outputs as a model calls them: its own, or those in the same place."""
     theirs = tuple(port.name for port in opened.outputs)
     return theirs if len(theirs) == len(own) and set(theirs) != set(own) else own
+
+
+def _check_dynamic(opened: Opened, signature: Signature, exporter: str) -> None:
+    """Raise ``ArgumentError`` where the exporter fixed a size that was to be dynamic."""
+    shapes = {port.name: port.shape for port in opened.inputs}
+    for spec in signature.inputs:
+        for letter, size in zip(spec.shape, shapes.get(spec.name, ()), strict=False):
+            span = signature.ranges.get(letter) if isinstance(letter, str) else None
+            if span and span.low < span.high and isinstance(size, int):
+                other = next(each for each in EXPORTERS if each != exporter)
+                raise ArgumentError(
+                    f"torch's exporter fixed {letter} of the input {printable(spec.name)} at {size}: the "
+                    "model does not take other sizes, or the exporter does not see that it does",
+                    fix=f"--exporter {other}, or {size} in place of {letter}",
+                )
 
 
 def _unused(opened: Opened, signature: Signature) -> tuple[str, ...]:

@@ -71,10 +71,27 @@ def export_raw(
     if exporter == "dynamo":
         common["external_data"] = external_data  # the older one does it where it must
     try:
-        with quiet_torch(), torch.no_grad():
+        with quiet_torch(), torch.no_grad(), _dispatched_anew():
             torch.onnx.export(**own, **common, f=str(path), verbose=False)
     except Exception as error:
         raise _refused(error, exporter, letters) from error
+
+
+@contextlib.contextmanager
+def _dispatched_anew() -> Iterator[None]:
+    """Recurrent layers are looked up anew, before and after.
+
+    torch.onnx (2.13, by ``torch.export._patches``) exchanges the kernels of LSTM and GRU for those of dynamic
+    lengths while it exports. What was looked up before would stay in use, and fix the length silently.
+    """
+    caches = [getattr(op.input, "_dispatch_cache", {}) for op in (torch.ops.aten.lstm, torch.ops.aten.gru)]
+    for cache in caches:
+        cache.clear()
+    try:
+        yield
+    finally:
+        for cache in caches:
+            cache.clear()
 
 
 def _letters(signature: Signature) -> dict[str, dict[int, str]]:
