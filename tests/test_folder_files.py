@@ -5,7 +5,12 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import stat
+import subprocess
+import sys
+import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +20,7 @@ import safetensors.torch
 import torch
 from huggingface_hub import load_state_dict_from_file, split_torch_state_dict_into_shards
 
-from tests.golden import FIXTURES
+from tests.golden import FIXTURES, ROOT
 from tests.states import same
 from tests.test_bad_input import Runner
 from tests.zoo import ROWS, Row, of
@@ -588,6 +593,70 @@ def test_a_dry_run_says_the_files_and_writes_none(tmp_path: Path, folder: Path, 
     assert {key: done[key] for key in plan} == plan
     many = run("fold", folder, "--dry-run", "--max-shard-size", "1KB").stdout
     assert " more\n" in many
+
+
+# -- the end of the process
+
+
+@pytest.mark.parametrize("how", ["one step", "two"])
+def test_a_fold_that_is_killed_leaves_the_old_folder_or_the_new_one(tmp_path: Path, how: str) -> None:
+    state = {"a.weight_g": torch.ones(8, 1), "a.weight_v": torch.randn(8, 64), "b.weight": torch.ones(8, 64)}
+    folder = tmp_path / "source"
+    folder.mkdir()
+    safetensors.torch.save_file(state, folder / "model.safetensors")
+    (folder / "sub" / "empty").mkdir(parents=True)
+    (folder / "sub" / "tokens").write_bytes(b"new")
+    (folder / "again").symlink_to("sub")
+    (tmp_path / "beside").mkdir()
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.kill_folders", folder, tmp_path / "beside" / "out", how],
+        cwd=ROOT,
+        env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},  # a process with threads should not fork
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    told = [json.loads(line) for line in done.stdout.splitlines()]
+    states = Counter(state for _, _, state, _ in told)
+    assert set(states) == ({"before", "new"} if how == "one step" else {"before", "new", "aside"})
+    assert states["aside"] <= 2  # the moment between two renames
+    assert Counter(how for how, killed, _, _ in told if killed)["killed_at_each_call"] > 60
+    assert all(len(others) <= (2 if state == "aside" else 1) for _, _, state, others in told)
+    names = {name for _, _, _, others in told for name in others}
+    assert all(name.startswith("out.wnconvert-") and name.endswith(".tmp") for name in names)
+    assert all(state == "new" and not others for _, killed, state, others in told if not killed)
+
+
+SLOW = """
+import sys, time
+from wnconvert.atomic import Staged
+from wnconvert.cli import main
+write = Staged.write
+Staged.write = lambda *given: (time.sleep(0.05), write(*given))
+sys.argv[0] = "wnconvert"
+main()
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_fold_that_is_interrupted_ends_with_130_and_cleans_up(
+    tmp_path: Path, folder: Path, number: signal.Signals
+) -> None:
+    out = tmp_path / "out"
+    fold_file(folder, out)
+    before = listing(out)
+    command = [sys.executable, "-c", SLOW, "fold", str(folder), "-o", str(out), "--force"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        while len(list(tmp_path.iterdir())) < 3:
+            assert process.poll() is None
+            time.sleep(0.005)
+        time.sleep(0.2)
+        process.send_signal(number)
+        _, told = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert "Traceback" not in told
+    assert listing(out) == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["hifigan", "out"]
 
 
 # -- transformers

@@ -1,17 +1,19 @@
 """Write a folder whole or not at all: a temporary folder beside the target, synced, then renamed.
 
-An old folder is renamed aside, the new one in, then the old one is deleted. A process that is killed leaves
-the old folder, the new one, or neither for the moment between two renames; what else it leaves are folders
-beside it, ``….wnconvert-….tmp`` (the new one) and ``….wnconvert-….old.tmp`` (the old one, whole until the
-new one is in place).
+An old folder is renamed aside, the new one in, then the old one is deleted. On Linux the two renames are
+one step, so a process that is killed leaves the old folder or the new one, and at most the other, or a
+part of it, beside it as ``….wnconvert-….tmp``. A file system that cannot exchange names takes two steps:
+killed between them, a process leaves both folders, whole, and the old one is ``….wnconvert-….old.tmp``.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import shutil
 import stat
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -75,11 +77,11 @@ def replaced_folder(target: Path, *, force: bool, size: int = 0) -> Iterator[Pat
         except BaseException:  # Ctrl-C while gigabytes are deleted
             _clean(temporary, real, aside, status)
             raise
-    if os.path.lexists(aside):
+    for left in filter(os.path.lexists, (temporary, aside)):
         raise OutputError(
-            f"it is written, but the old folder could not be deleted: it is {aside}",
+            f"it is written, but the old folder could not be deleted: it is {left}",
             where=str(target),
-            fix=f"rm -r {aside}",
+            fix=f"rm -r {left}",
         )
 
 
@@ -98,14 +100,38 @@ def _swap(temporary: Path, real: Path, aside: Path) -> None:
     if os.path.lexists(real):
         with contextlib.suppress(OSError):  # not every file system has modes
             temporary.chmod(stat.S_IMODE(real.stat().st_mode))
+        if _exchange(temporary, real):
+            sync_folder(real.parent)
+            return
         real.rename(aside)
     # Over a folder made since the last look a rename fails, unless that is empty.
     temporary.rename(real)
     sync_folder(real.parent)
 
 
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Let two folders change their names in one step; False, and nothing is done, where that cannot be.
+
+    Source: renameat2(2).
+    """
+    if sys.platform != "linux":
+        return False
+    try:
+        rename = ctypes.CDLL(None, use_errno=True).renameat2
+    except (OSError, AttributeError):  # a C library that is older than the call
+        return False
+    names = os.fsencode(one), os.fsencode(other)
+    return bool(rename(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_EXCHANGE) == 0)
+
+
 def _clean(temporary: Path, real: Path, aside: Path, status: os.stat_result | None) -> None:
-    """Whatever came between: the old folder stays where the new one did not get in, and goes where it did."""
+    """Whatever came between: the old folder stays where the new one did not get in, and goes where it did.
+
+    After an exchange the temporary name is that of the old one.
+    """
     if os.path.lexists(aside):
         placed = status is not None and real.exists() and os.path.samestat(real.stat(), status)
         if placed:
