@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
@@ -110,6 +111,13 @@ def speech(form: str = "parametrize") -> Any:
     made = Speech(form)
     scramble(made, 6)
     return made
+
+
+def scripted(model: nn.Module) -> Any:
+    """A module as TorchScript."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it is deprecated
+        return torch.jit.script(model)
 
 
 MADE = vocoder()
