@@ -71,6 +71,8 @@ def open_model(path: str | Path, *, optimize: bool = True) -> Opened:
     options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimize else levels.ORT_DISABLE_ALL
     options.intra_op_num_threads = _processors()
     options.inter_op_num_threads = 1
+    # A thread that waits for work must not take a processor from those who have some.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
         session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except _errors(runtime) as error:
