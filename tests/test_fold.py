@@ -56,8 +56,9 @@ def compare(source: Path, out: Path, exclude: list[str], dtype: torch.dtype | No
     return sum(hold(before[path], after[path], exclude=exclude, dtype=dtype) for path in before)
 
 
-def test_every_fixture_is_folded_here() -> None:
-    assert set(LAYERS) == set(MADE)
+def test_every_fixture_but_folders_and_onnx_models_is_folded_here() -> None:
+    files = {name for name in MADE if (FIXTURES / name).is_file()}
+    assert set(LAYERS) == {name for name in files if not name.endswith(".onnx")}
 
 
 @pytest.mark.parametrize("name", LAYERS)
