@@ -17,7 +17,7 @@ from wnconvert.atomic import free_name, staged_folder
 from wnconvert.blocks import Array
 from wnconvert.callables import Exportable, check_inputs, evaluating, function_of, input_names, tensors_of
 from wnconvert.checkpoint import Checkpoint, open_checkpoint
-from wnconvert.errors import ArgumentError
+from wnconvert.errors import ArgumentError, WnconvertError
 from wnconvert.exported_graph import (
     check_exported,
     check_given,
@@ -96,7 +96,7 @@ def export_onnx(
         names = _output_names(reference, signature, drawn[0], rtol, atol)
         reference = function_of(module, names)
         try:
-            with staged_folder(target, force=force) as folder:
+            with staged_folder(target, force=force) as folder, _told_as(folder, target):
                 raw = folder / "raw"
                 raw.mkdir()
                 copy, layers = _copy(module, steps)
@@ -202,6 +202,16 @@ class _UnequalError(Exception):
     def __init__(self, report: ExportReport) -> None:
         super().__init__()
         self.report = report
+
+
+@contextmanager
+def _told_as(folder: Path, target: Path) -> Iterator[None]:
+    """Errors name the file that was asked for, not the place where it is made."""
+    try:
+        yield
+    except WnconvertError as error:
+        error.where = error.where.replace(str(folder / target.name), str(target))
+        raise
 
 
 # -- steps
