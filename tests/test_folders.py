@@ -99,9 +99,9 @@ def test_the_one_of_several_that_is_named_is_taken_and_the_others_are_left(folde
 @pytest.mark.parametrize(
     ("names", "says"),
     [
-        ((), "without model.safetensors, pytorch_model.bin, or an index"),
-        (("config.json", "model.bin"), "it has model.bin"),
-        (("generator.safetensors", "x.pt"), r"it has generator.safetensors, x.pt\)"),
+        ((), "with none of model.safetensors, pytorch_model.bin, "),
+        (("config.json", "model.bin"), "in it, but model.bin"),
+        (("generator.safetensors", "x.pt"), "in it, but generator.safetensors, x.pt"),
         ((ONE, TWO), "but without their index"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,8 +12,8 @@ import pytest
 import torch
 
 from tests.bench import inputs
-from tests.bench.inputs import MIB
-from tests.bench.measure import Command, run
+from tests.bench.inputs import GIB, MIB
+from tests.bench.measure import Command, bytes_read, run
 from tests.golden import FIXTURES
 
 WNCONVERT = Path(sys.executable).with_name("wnconvert")
@@ -35,7 +36,7 @@ pytestmark = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="
 def source(tmp_path: Path) -> Iterator[Path]:
     yield tmp_path / "in"
     for path in tmp_path.iterdir():
-        path.unlink()
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def anonymous(source: Path, *options: str, verb: str = "fold") -> int:
@@ -79,6 +80,26 @@ def test_zero_rows_are_split_in_little_memory(source: Path) -> None:
     torch.save(state, source.with_suffix(".pt"))
     options = ["--layers", "conv.weight", "--dim", "1"]
     assert anonymous(source.with_suffix(".pt"), *options, verb="split") < MOST
+
+
+def test_a_folder_of_256_mib_is_folded_and_verified_in_little_memory(source: Path) -> None:
+    inputs.write_folder(source, SHAPES["many layers"], 4)
+    for options in ((), ("--max-shard-size", "20MB", "--verify")):
+        out = source.with_name("out.folder")
+        command: Command = [WNCONVERT, "fold", source, "-o", out, "--threads", "2", *options]
+        assert 8 * MIB < run(command, target=out, memory=True).anonymous < MOST + (16 * MIB if options else 0)
+
+
+def test_inspection_of_a_folder_of_gigabytes_reads_less_than_a_mib_beside_the_magnitudes(
+    source: Path,
+) -> None:
+    shapes = inputs.many_layers(4 * GIB)
+    inputs.write_folder(source, shapes, 8, sparse=True)
+    small = source.with_name("small")
+    inputs.write_folder(small, inputs.layer("conv", 8, 8, 3), 1)
+    g = sum(4 * shape[0] for name, shape in shapes.items() if name.endswith("_g"))
+    few, many = (bytes_read([WNCONVERT, "inspect", folder]) for folder in (small, source))
+    assert g < many - few < g + MIB
 
 
 def test_a_transposed_layer_is_folded_in_little_memory(source: Path) -> None:

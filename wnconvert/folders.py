@@ -27,7 +27,7 @@ _SINGLE = re.compile(
     re.ASCII,
 )
 _SHARD = re.compile(r".+-\d{5,}-of-\d{5,}\.(?:safetensors|bin)", re.ASCII)
-_LOOKED_FOR = "model.safetensors, pytorch_model.bin, or an index of several (*.safetensors.index.json)"
+_LOOKED_FOR = "model.safetensors, pytorch_model.bin, *.safetensors.index.json, *.bin.index.json"
 _CHECKPOINT = (".safetensors", ".pt", ".pth", ".ckpt", ".bin", ".onnx")
 
 # An index of 100,000 tensors takes 12 MB.
@@ -155,8 +155,8 @@ def _no_weights(names: list[str]) -> InputError:
             fix="download the index too: it says which tensor is in which file",
         )
     there = [name for name in names if name.endswith(_CHECKPOINT)]
-    beside = f" (it has {listed(there, 3)})" if there else ""
-    return InputError(f"a folder without {_LOOKED_FOR}{beside}", fix="name the file in it")
+    beside = f", but {listed(there, 3)}" if there else ""
+    return InputError(f"a folder with none of {_LOOKED_FOR} in it{beside}", fix="name the file in it")
 
 
 def _check_files(folder: Folder, names: list[str]) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from tests.bench import inputs
 from tests.bench.inputs import GIB, MIB, Shapes
-from tests.bench.measure import Command, Runs, in_turns, machine, run
+from tests.bench.measure import Command, Runs, bytes_read, in_turns, machine, run
 
 WNCONVERT = Path(sys.executable).with_name("wnconvert")
 USUAL = Path(__file__).with_name("usual.py")
@@ -157,6 +157,29 @@ def compare(folder: Path, rounds: int) -> Iterator[Row]:
         out.unlink()
 
 
+def sharded(folder: Path, rounds: int) -> Iterator[Row]:
+    """A folder of 4 GiB in eight files: folded, verified, looked at."""
+    source, target, shapes = folder / "model", folder / "out", inputs.many_layers(4 * GIB)
+    inputs.write_folder(source, shapes, 8)
+    copy_one = 'dd if="$f" of="$2/${f##*/}" bs=4M conv=fsync status=none || exit'
+    loop = f'mkdir "$2" && for f in "$1"/*; do {copy_one}; done'
+    commands: list[Command] = [_fold(source, target), ["sh", "-c", loop, "sh", source, target]]
+    ours, copy = in_turns(rounds, *commands, target=target, memory=True)
+    yield Row("a folder of 4 GiB in 8 files", ours, "`dd conv=fsync` of each", copy, 1.5, 64 * MIB)
+    verify = run([*_fold(source, target), "--verify"], target=target, memory=True)
+    yield Row("the same, `--verify`", verify, most_anonymous=64 * MIB)
+    (small := folder / "small").mkdir()
+    inputs.write(small / "model.safetensors", inputs.layer("conv", 8, 8, 3))
+    look: list[Command] = [[WNCONVERT, "inspect", of] for of in (source, small)]
+    ours, other = in_turns(rounds, look[0], [sys.executable, "-c", "import torch"], memory=True)
+    magnitudes = sum(4 * shape[0] for name, shape in shapes.items() if name.endswith("_g"))
+    read = bytes_read(look[0]) - bytes_read(look[1]) - magnitudes
+    what = f"`inspect` of it, {read / 1024:.0f} KiB read beside g ({_verdict(read / MIB, 1)} MiB)"
+    yield Row(what, ours, "`import torch`", other, most_anonymous=64 * MIB)
+    shutil.rmtree(source)
+    shutil.rmtree(small)
+
+
 def onnx(folder: Path, rounds: int) -> Iterator[Row]:
     """A HiFi-GAN of 50 MB as torch's exporters leave it, against the tools that simplify any graph."""
     from tests.bench import models
@@ -199,7 +222,7 @@ def _file(folder: Path, name: str, shapes: Shapes) -> Iterator[tuple[Path, Path]
 
 BENCHES: dict[str, Callable[[Path, int], Iterator[Row]]] = {
     bench.__name__: bench
-    for bench in (start, small, large, whole, split, migrate, inspect, compare, onnx, export)
+    for bench in (start, small, large, whole, split, migrate, inspect, compare, sharded, onnx, export)
 }
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -70,9 +71,44 @@ def nbytes(shapes: Shapes) -> int:
     return sum(4 * math.prod(shape) for shape in shapes.values())
 
 
+def write_folder(folder: Path, shapes: Shapes, files: int, *, sparse: bool = False) -> None:
+    """Write shards of about the same size, and their index; ``sparse`` ones are zeros and take no disk."""
+    folder.mkdir()
+    most, at = nbytes(shapes), 0
+    parts: list[Shapes] = [{} for _ in range(files)]
+    weight_map = {}
+    for name, shape in shapes.items():
+        number = min(files * at // most, files - 1)
+        parts[number][name] = shape
+        weight_map[name] = f"model-{number + 1:05}-of-{files:05}.safetensors"
+        at += nbytes({name: shape})
+    for number, part in enumerate(parts):
+        path = folder / f"model-{number + 1:05}-of-{files:05}.safetensors"
+        if not sparse:
+            write(path, part)
+            continue
+        text = _header(part)
+        path.write_bytes(text)
+        os.truncate(path, len(text) + nbytes(part))
+    index = {"metadata": {"total_size": most}, "weight_map": weight_map}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    (folder / "config.json").write_text("{}")
+
+
 def write(path: Path, shapes: Shapes) -> None:
     """Write a state dict of float32 tensors, as safetensors or, by the path's suffix, as torch does."""
     plain = path.with_suffix(".safetensors")
+    with plain.open("wb") as file:
+        file.write(_header(shapes))
+        for piece in _pieces(nbytes(shapes)):
+            file.write(piece)
+    if path != plain:
+        torch.save({"generator": load_file(plain)}, path)
+        plain.unlink()
+
+
+def _header(shapes: Shapes) -> bytes:
+    """The first bytes of a safetensors file."""
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     at = 0
     for name, shape in shapes.items():
@@ -80,13 +116,7 @@ def write(path: Path, shapes: Shapes) -> None:
         header[name] = {"dtype": "F32", "shape": shape, "data_offsets": [start, at]}
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
-    with plain.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for piece in _pieces(at):
-            file.write(piece)
-    if path != plain:
-        torch.save({"generator": load_file(plain)}, path)
-        plain.unlink()
+    return len(text).to_bytes(8, "little") + text
 
 
 def shift(path: Path) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import os
 import platform
 import re
+import shutil
 import statistics
 import subprocess
 import time
@@ -42,7 +43,9 @@ def run(command: Command, *, target: Path | None = None, memory: bool = False) -
         seconds = time.perf_counter() - began
     if code:
         raise subprocess.CalledProcessError(code, command)
-    if target is not None:
+    if target is not None and target.is_dir():
+        shutil.rmtree(target)
+    elif target is not None:
         target.unlink()
     return Runs((seconds,), most)
 
@@ -56,6 +59,18 @@ def _most_anonymous(process: subprocess.Popen[bytes]) -> int:
             most = max(most, int(found[1]) * 1024 if found else 0)
             time.sleep(0.004)
     return most
+
+
+def bytes_read(command: Command) -> int:
+    """What a command reads in all, by any call but through mapped memory."""
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, env=_ENVIRONMENT) as process:
+        os.waitid(
+            os.P_PID, process.pid, os.WEXITED | os.WNOWAIT
+        )  # what it did is told until it is waited for
+        found = re.search(r"rchar: (\d+)", Path(f"/proc/{process.pid}/io").read_text())
+    if process.returncode or not found:
+        raise subprocess.CalledProcessError(process.returncode, command)
+    return int(found[1])
 
 
 def in_turns(rounds: int, *commands: Command, target: Path | None = None, memory: bool = False) -> list[Runs]:
