@@ -432,6 +432,10 @@ def test_a_bin_of_one_file_keeps_what_torch_knows_of_its_modules(tmp_path: Path)
     back: Any = torch.load(tmp_path / "out" / "pytorch_model.bin", weights_only=False)
     kept: Any = torch.nn.BatchNorm1d(3).state_dict()
     assert back._metadata == kept._metadata
+    plan = fold_file(folder, tmp_path / "cut", max_shard_size="12B", dry_run=True)
+    assert [item.path for item in plan.dropped] == ["_metadata"]
+    fold_file(folder, tmp_path / "cut", max_shard_size="12B", verify=True)
+    assert [item.path for item in fold_file(tmp_path / "cut", dry_run=True).dropped] == []
 
 
 # -- errors, before anything is written

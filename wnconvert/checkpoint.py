@@ -43,6 +43,7 @@ class Checkpoint:
     torch: TorchFile | None = None
     onnx: OnnxFile | None = None
     folder: Folder | None = None
+    knows_modules: bool = False
 
 
 def container_of(path: Path) -> str:
@@ -155,6 +156,7 @@ def _open_folder(root: Path, index: str = "") -> Checkpoint:
         tuple(root / name for name in folder.files),
         first.torch if len(opened) == 1 else None,
         folder=folder,
+        knows_modules=any(item.torch is not None and item.torch.knows_modules for item in opened.values()),
     )
 
 

@@ -1,4 +1,4 @@
-"""The verbs on files: open, plan, convert. ``wnconvert fold`` and ``fold_file`` are the same call.
+"""The verbs on files and folders: open, plan, convert; ``wnconvert fold`` and ``fold_file`` are one call.
 
 With ``dry_run`` each of them returns the very plan that it would run.
 """
@@ -104,14 +104,18 @@ def fold_file(
     dry_run: bool = False,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Result | Plan:
-    """Fold the weight-normalized layers of a checkpoint file, or of an ONNX model, into plain weights.
+    """Fold the weight-normalized layers of a checkpoint, or of an ONNX model, into plain weights.
 
     ``src`` is a checkpoint of any readable format; ``out`` is written as safetensors where its suffix says
     so, else as a torch zip (default: ``.folded`` before the suffix of ``src``). An ONNX model stays one, is
     run beside the original before it is put in place (this needs onnx and onnxruntime), and takes neither
-    ``only``, ``dtype``, ``dim`` nor ``keep_optimizer``. ``only`` is the path of
-    the one state dict to keep. ``dtype`` (``"float16"``, ``"bfloat16"``, ``"float32"``) folds and casts
-    in one rounding. ``layers`` and ``exclude`` are globs on weights' names. ``dim`` is an axis, None for
+    ``only``, ``dtype``, ``dim`` nor ``keep_optimizer``. A folder with weights, or the index of one, becomes a
+    folder, unless ``out`` has a checkpoint's suffix; a file becomes one where ``out`` ends in a slash or is a
+    folder. Its weights lie in files of at most ``max_shard_size`` (bytes, or ``"5GB"``, ``"2GiB"``); all
+    other files go along. With ``force`` an old folder is replaced whole.
+
+    ``only`` is the path of the one state dict to keep. ``dtype`` (``"float16"``, ``"bfloat16"``,
+    ``"float32"``) folds and casts in one rounding. ``layers`` and ``exclude`` are globs on weights' names. ``dim`` is an axis, None for
     the whole tensor, or ``"auto"``: read from g's shape. ``zero_rows`` is ``"error"`` or ``"zero"``.
     ``progress`` is called with the bytes done and in all. With ``dry_run`` nothing is written and the
     ``Plan`` is returned.

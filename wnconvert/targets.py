@@ -131,7 +131,9 @@ class FolderTarget:
         taken = sorted(written & {*copied, *(path for path, _ in (*self.beside.folders, *self.beside.links))})
         if taken:
             raise OutputError(f"{listed(taken)} would be written, and lies in the folder", fix="move it away")
-        left = (Dropped(path, _why(path)) for path in self.beside.left_out)
+        left = [Dropped(path, _why(path)) for path in self.beside.left_out]
+        if made.container == "torch" and made.index and checkpoint.knows_modules:
+            left.append(Dropped("_metadata", "torch's versions of modules have no place in several files"))
         return replace(made, copied=copied, dropped=(*made.dropped, *left))
 
     def check(self, checkpoint: Checkpoint) -> None:

@@ -14,7 +14,7 @@ from typing import BinaryIO
 
 from wnconvert.errors import FormatError
 from wnconvert.foreign import foreign_names
-from wnconvert.pickles import PersistentId, Pickle, Value, load, walk
+from wnconvert.pickles import Object, PersistentId, Pickle, Value, load, walk
 from wnconvert.provenance import NO_HISTORY, RECORD_NAME, History, read_history
 from wnconvert.tensors import ByteRange, Entry, Sibling, StateDict, StoredTensor, TensorInfo, Tree
 from wnconvert.torch_contents import Contents, FoundStateDict, find_contents
@@ -72,6 +72,12 @@ class TorchFile:
             record=self.history.steps,
             notes=(*self._notes(), *self.history.notes),
         )
+
+    @property
+    def knows_modules(self) -> bool:
+        """Whether a state dict in it has ``_metadata``: the versions of its modules."""
+        nodes = (found.node for found in self.contents.state_dicts)
+        return any(isinstance(node, Object) and get(node.state, "_metadata") is not None for node in nodes)
 
     def _state_dict(self, found: FoundStateDict) -> StateDict:
         entries = []
