@@ -27,7 +27,10 @@ import torch
 import wnconvert
 from tests.golden import FIXTURES
 from wnconvert import exporters, inspection_report, schemes
-from wnconvert.cli import EXPORTERS, FORMS, SORTS, cli
+from wnconvert.cli import cli
+from wnconvert.cli_export import EXPORTERS
+from wnconvert.cli_files import SORTS
+from wnconvert.cli_options import FORMS
 from wnconvert.options import DTYPE_CHOICES, ZERO_ROWS_CHOICES
 
 #: Options that say how to print, and parameters that only Python has.

@@ -33,7 +33,7 @@ targets files state_dict
 live live_choice edits surgery module_split modules
 callables exporters factory module_weights prepared initializer_names exported_graph export
 tables report inspection_report comparison_report export_report plots
-cli __main__
+terminal cli_options cli_files cli_export cli __main__
 """.split()
 MODULES = sorted(path for path in (ROOT / "wnconvert").rglob("*.py") if path.name != "__init__.py")
 
