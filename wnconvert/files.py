@@ -115,10 +115,10 @@ def fold_file(
     other files go along. With ``force`` an old folder is replaced whole.
 
     ``only`` is the path of the one state dict to keep. ``dtype`` (``"float16"``, ``"bfloat16"``,
-    ``"float32"``) folds and casts in one rounding. ``layers`` and ``exclude`` are globs on weights' names. ``dim`` is an axis, None for
-    the whole tensor, or ``"auto"``: read from g's shape. ``zero_rows`` is ``"error"`` or ``"zero"``.
-    ``progress`` is called with the bytes done and in all. With ``dry_run`` nothing is written and the
-    ``Plan`` is returned.
+    ``"float32"``) folds and casts in one rounding. ``layers`` and ``exclude`` are globs on weights' names.
+    ``dim`` is an axis, None for the whole tensor, or ``"auto"``: read from g's shape. ``zero_rows`` is
+    ``"error"`` or ``"zero"``. ``progress`` is called with the bytes done and in all. With ``dry_run`` nothing
+    is written and the ``Plan`` is returned.
 
     Raises ``WnconvertError``: ``InputError``, ``LayerError``, ``NumbersError``, ``OutputError``,
     ``ArgumentError``, ``VerifyError``; nothing is written then.
