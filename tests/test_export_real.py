@@ -19,7 +19,7 @@ from onnxruntime.quantization import quantize_dynamic
 from torch import nn
 
 from tests import zoo
-from wnconvert import export_onnx, fold_file, inspect_file, inspect_module
+from wnconvert import WnconvertError, export_onnx, fold_file, inspect_file, inspect_module
 from wnconvert.blocks import Array as Floats
 from wnconvert.signatures import export_arrays, signature_of
 
@@ -75,7 +75,7 @@ CASES = (
         ("spectrogram=float32[1,6,T]", "global_conditioning=float32[1,4,1]"),
         ("T=8..60",),
     ),
-    # EnCodec keeps strides as tensors, and torch.export refuses what depends on data.
+    # EnCodec keeps strides as tensors: torch.export refuses what depends on data. It unrolls an RNN.
     Case(
         "EnCodec decoder",
         decoder("EncodecModel"),
@@ -86,7 +86,7 @@ CASES = (
     Case("DAC decoder", decoder("DacModel"), ("hidden_state=float32[1,16,T]",), ("T=8..40",)),
     Case("Wav2Vec2", row("Wav2Vec2Model"), ("input_values=float32[1,T]",), ("T=200..900",)),
     Case("CNN", row("CNN"), ("input=float32[N,1,8,8]",), ("N=2..9",)),
-    Case("RNN", row("RNN"), ("input=float32[2,T,3]",), ("T=2..30",)),
+    Case("RNN", row("RNN"), ("input=float32[2,T,3]",), ("T=2..30",), ("torchscript",)),
 )
 EXPORTS = [
     pytest.param(case, exporter, form, id=f"{case.name}, {exporter}, {form}")
@@ -115,6 +115,13 @@ def test_a_real_model_is_exported_and_proven_at_other_lengths(
     onnx.checker.check_model(path, full_check=True)
     names = {tensor.name for tensor in onnx.load(path).graph.initializer}
     assert set(layers) <= names, "initializers are named after their layers"
+
+
+def test_a_length_that_the_newer_exporter_fixes_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(WnconvertError, match="fixed T") as caught:
+        export_onnx(row("RNN")("legacy"), tmp_path / "rnn.onnx", inputs=["input=float32[2,T,3]"])
+    assert "--exporter torchscript" in caught.value.fix or 'exporter="torchscript"' in caught.value.fix
+    assert list(tmp_path.iterdir()) == []
 
 
 FOLDS = [
