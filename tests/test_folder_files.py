@@ -376,10 +376,31 @@ def test_a_snapshot_of_the_hubs_cache_is_read_and_never_written_beside(tmp_path:
     with pytest.raises(ArgumentError, match="in the cache of the hub") as caught:
         fold_file(snapshot)
     assert caught.value.fix == "-o FOLDER"
+    with pytest.raises(ArgumentError, match="in the cache of the hub") as caught:
+        fold_file(snapshot / "model-00001-of-00003.safetensors")
+    assert caught.value.fix == "-o FILE"
     migrate_file(snapshot, tmp_path / "out", to="legacy")
     assert not any(path.is_symlink() for path in (tmp_path / "out").rglob("*"))
     assert {name: content for name, content in listing(tmp_path / "out").items() if name in OTHERS} == OTHERS
     assert compare_files(tmp_path / "out", FIXTURES / "hifigan.safetensors")
+
+
+def test_a_folder_of_snapshots_that_is_no_cache_of_the_hub_is_like_any_other(
+    tmp_path: Path, folder: Path
+) -> None:
+    (tmp_path / "snapshots").mkdir()
+    folder.rename(tmp_path / "snapshots" / "epoch_3")
+    assert fold_file(tmp_path / "snapshots" / "epoch_3").output == tmp_path / "snapshots" / "epoch_3.folded"
+
+
+def test_names_that_are_no_text_go_along(tmp_path: Path, folder: Path, run: Runner) -> None:
+    name = os.fsdecode(b"\xff\x1b[2J.txt")
+    (folder / name).write_bytes(b"x")
+    ended = run("fold", folder, "-o", tmp_path / "out")
+    assert ended.code == 0
+    assert "\x1b" not in ended.stdout
+    assert (tmp_path / "out" / name).read_bytes() == b"x"
+    assert json.loads(run("fold", folder, "--json").stdout)["copied"][-1] == "tokenizer/vocab.json"
 
 
 def test_modes_links_and_empty_folders_go_along(tmp_path: Path, folder: Path) -> None:
@@ -629,6 +650,37 @@ def test_a_fold_that_is_killed_leaves_the_old_folder_or_the_new_one(tmp_path: Pa
     names = {name for _, _, _, others in told for name in others}
     assert all(name.startswith("out.wnconvert-") and name.endswith(".tmp") for name in names)
     assert all(state == "new" and not others for _, killed, state, others in told if not killed)
+
+
+@pytest.mark.parametrize("what", ["config.json", "model-00003-of-00003.safetensors"])
+def test_a_source_that_changes_while_it_is_read_is_an_error(tmp_path: Path, folder: Path, what: str) -> None:
+    with pytest.raises((InputError, OutputError)) as caught:
+        fold_file(folder, tmp_path / "out", progress=lambda done, total: os.truncate(folder / what, 1))
+    assert what in caught.value.where
+    assert [path.name for path in tmp_path.iterdir()] == ["hifigan"]
+
+
+def test_a_file_that_vanishes_before_it_is_copied_is_an_error(tmp_path: Path, folder: Path) -> None:
+    def vanish(_done: int, _total: int) -> None:
+        (folder / "config.json").unlink(missing_ok=True)
+
+    with pytest.raises(InputError, match="cannot be read"):
+        fold_file(folder, tmp_path / "out", progress=vanish)
+    assert [path.name for path in tmp_path.iterdir()] == ["hifigan"]
+
+
+def test_a_file_larger_than_the_limit_of_the_process_is_refused(tmp_path: Path, folder: Path) -> None:
+    limit = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))\n{SLOW}"
+    done = subprocess.run(
+        [sys.executable, "-c", limit, "fold", folder, "-o", tmp_path / "out"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "File too large" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["hifigan"]
 
 
 SLOW = """

@@ -198,11 +198,11 @@ def _check_inside(root: Path, path: str, *, cached: bool = True) -> None:
 def cache_of(folder: Path) -> Path | None:
     """The entry of the hub's cache that a folder is a snapshot of, or lies in one; else None.
 
-    >>> str(cache_of(Path("hub/models--a--b/snapshots/0123abcd")))
-    'hub/models--a--b'
+    >>> cache_of(Path("runs/snapshots/epoch_3")) is None  # runs/blobs is not there
+    True
     """
     for at in (folder, *folder.parents):
-        if at.parent.name == "snapshots":
+        if at.parent.name == "snapshots" and (at.parent.parent / "blobs").is_dir():
             return at.parent.parent
     return None
 

@@ -40,8 +40,8 @@ def default_output(source: StrPath, kind: str) -> Path:
     """Where a conversion writes unless it is told: beside the source, ``.folded`` before the known suffix.
 
     ``kind`` is ``"folded"``, ``"split"``, or the form to which a file is migrated. A folder, or its index,
-    becomes a folder beside it. Raises ``ArgumentError`` for a folder of the hub's cache, where nothing else
-    may lie.
+    becomes a folder beside it. Raises ``ArgumentError`` for what lies in the hub's cache, where nothing else
+    may.
 
     >>> default_output("x.pth.tar", "folded").name, default_output("g_02500000", "legacy").name
     ('x.folded.pth.tar', 'g_02500000.legacy')
@@ -50,7 +50,14 @@ def default_output(source: StrPath, kind: str) -> Path:
     """
     path = Path(source)
     is_index = Naming.of_index(path.name) is not None
-    if is_index or path.is_dir():
+    is_folder = is_index or path.is_dir()
+    if cache_of(Path(os.path.realpath(path if path.is_dir() else path.parent))) is not None:
+        raise ArgumentError(
+            "it lies in the cache of the hub, which is not written to",
+            where=str(path),
+            fix="-o FOLDER" if is_folder else "-o FILE",
+        )
+    if is_folder:
         return _beside_folder(path.parent if is_index else path, kind)
     if not path.name:
         return path  # "/" has no name to change, and is no checkpoint either
@@ -62,10 +69,6 @@ def default_output(source: StrPath, kind: str) -> Path:
 
 
 def _beside_folder(folder: Path, kind: str) -> Path:
-    if cache_of(Path(os.path.realpath(folder))) is not None:
-        raise ArgumentError(
-            "it lies in the cache of the hub, which is not written to", where=str(folder), fix="-o FOLDER"
-        )
     if folder.name in ("", ".."):
         folder = Path(os.path.realpath(folder))
     return folder.with_name(f"{folder.name}.{kind}") if folder.name else folder
