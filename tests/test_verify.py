@@ -53,7 +53,9 @@ def fold(source: Path, out: Path, dtype: str | None) -> Result:
 
 
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
-@pytest.mark.parametrize("name", [*FOLDABLE, "zero_row.safetensors"])
+@pytest.mark.parametrize(
+    "name", [*(name for name in FOLDABLE if not name.endswith(".onnx")), "zero_row.safetensors"]
+)
 def test_every_fixture_is_read_back_and_right(tmp_path: Path, reader: str, name: str, suffix: str) -> None:
     only = {"gan.pt": "generator", "do_02500000": "msd"}.get(name) if suffix == ".safetensors" else None
     result = fold_file(FIXTURES / name, tmp_path / f"out{suffix}", only=only, verify=True, zero_rows="zero")

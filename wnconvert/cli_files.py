@@ -60,9 +60,10 @@ def fold(src: str, out: str | None, **options: Any) -> None:
     """Fold g and v into plain weights.
 
     SRC is a checkpoint of any kind: safetensors, what torch.save wrote at any time, a whole pickled module,
-    a TorchScript archive. Every state dict in it is folded, in both forms of weight norm. Or it is an ONNX
-    model: what its graph computes of g and v becomes stored weights, and the rest stays byte for byte; it is
-    run beside the original before it is put in place.
+    a TorchScript archive, or a folder as the Hugging Face hub has it (or its index), whose other files go
+    along. Every state dict in it is folded, in both forms of weight norm. Or it is an ONNX model: what its
+    graph computes of g and v becomes stored weights, and the rest stays byte for byte; it is run beside the
+    original before it is put in place.
     """
     from wnconvert.files import fold_file
 
