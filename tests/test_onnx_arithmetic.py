@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import onnx
@@ -479,3 +480,68 @@ def test_every_pair_of_spellings_is_another_graph() -> None:
         COMBINED[combined](b, g, v, NORMS[norm](b, v, SHAPE, 0))
         graphs.add(str(b.nodes))
     assert len(graphs) == len(NORMS) * len(COMBINED)
+
+
+def test_a_node_without_inputs_is_no_stored_tensor() -> None:
+    b, g, v = layered()
+    w = COMBINED["g(v/n)"](b, g, v, NORMS["ReduceL2"](b, v, SHAPE, 0))
+    b.op("Add", b.op("Mul", "x", w), b.op("RandomNormal", shape=list(SHAPE), scale=1e-9), name="y")
+    check_folded(b.model(["y"], {"x": SHAPE}), left=3)
+
+
+@pytest.mark.parametrize("axis", [1, -1, None])
+def test_a_normalization_along_one_axis_is_weight_norm(axis: int | None) -> None:
+    b, g, v = layered(shape=(4, 6))
+    settings: dict[str, Any] = {} if axis is None else {"axis": axis, "p": 2}
+    w = b.op("Mul", b.op("LpNormalization", v, **settings), g)
+    assert check_folded(used(b, w, (4, 6))).layers[0].layer.dim == 0
+
+
+@pytest.mark.parametrize("settings", [{"p": 1, "axis": 1}, {"axis": 0}, {"axis": 7}])
+def test_a_normalization_of_another_kind_is_not(settings: dict[str, Any]) -> None:
+    b, g, v = layered(shape=(4, 6))
+    w = b.op("Mul", b.op("LpNormalization", v, **settings), g)
+    b.op("Mul", "x", w, name="y")
+    model = helper.make_model(b.graph(["y"], {"x": (4, 6)}), opset_imports=[helper.make_opsetid("", 17)])
+    assert find(model_of(model)) == Found((), ())
+
+
+def test_a_switch_that_is_neither_on_nor_off_is_not_guessed_at() -> None:
+    for number, layers in ((1, 1), (2, 0), (-1, 0)):
+        b, g, v = layered(shape=(4, 4))
+        w = COMBINED["g(v/n)"](b, g, v, b.op("ReduceL2", v, axes=[1], keepdims=number))
+        assert len(find(model_of(used(b, w, (4, 4)))).layers) == layers
+
+
+def test_nodes_that_stand_in_any_order_are_followed() -> None:
+    # As onnxruntime's converter to float16 leaves a graph: its casts stand behind everything.
+    for first, _ in itertools.permutations(range(5), 2):
+        b, g, v = layered()
+        model = used(b, COMBINED["g(v/n)"](b, g, v, NORMS["ReduceL2"](b, v, SHAPE, 0)))
+        nodes = list(model.graph.node)
+        del model.graph.node[:]
+        model.graph.node.extend(nodes[first:][::-1] + nodes[:first])
+        assert len(find(model_of(model)).layers) == 1
+
+
+def test_a_branch_that_uses_what_stands_behind_it_is_followed() -> None:
+    b, g, v = layered()
+    inner = Build(17, prefix="in_")
+    inner.op("Mul", g, inner.op("Div", v, "norm"), name="unused")
+    inner.op("Mul", "x", "unused", name="then_y")
+    graphs = [inner.graph(["then_y"]), Build(17, prefix="el_").graph(["x"])]
+    b.op("If", b.op("Greater", b.op("ReduceSum", "x", keepdims=0), b.number(0)), name="y")
+    for name, graph in zip(("then_branch", "else_branch"), graphs, strict=True):
+        b.nodes[-1].attribute.append(helper.make_attribute(name, graph))
+    b.op("ReduceL2", v, axes=[1, 2], name="norm")
+    model = helper.make_model(b.graph(["y"], {"x": SHAPE}), opset_imports=[helper.make_opsetid("", 17)])
+    assert [item.layer.name for item in find(model_of(model)).layers] == ["conv.weight"]
+
+
+def test_numbers_that_broadcast_to_many_are_not_worked_out() -> None:
+    b, g, v = layered()
+    many = b.tensor("many", np.ones((64, 1, 1), np.float32))
+    sides = [b.tensor("rows", np.ones((1, 64, 1), np.float32)), b.tensor("more", np.zeros((1, 1, 64), bool))]
+    b.op("ReduceSum", b.op("Where", sides[1], many, sides[0]), name="z")
+    model = used(b, COMBINED["g(v/n)"](b, g, v, NORMS["ReduceL2"](b, v, SHAPE, 0)))
+    check_folded(model, left=3)

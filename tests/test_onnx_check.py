@@ -300,6 +300,45 @@ def test_bfloat16_that_onnxruntime_does_not_compute_is_held_against_the_formula(
     assert any("compared with g·v/‖v‖ instead" in note for note in result.notes)
 
 
+def test_arithmetic_in_hundreds_of_steps_is_held_against_the_formula(tmp_path: Path) -> None:
+    b = Build(17)
+    g, v = b.tensor("a.weight_g", np.ones((4, 1), np.float32)), b.tensor("a.weight_v", np.eye(4, dtype="f"))
+    step = v
+    for _ in range(600):
+        step = b.op("Identity", step)
+    w = COMBINED["g(v/n)"](b, g, step, NORMS["ReduceL2"](b, step, (4, 4), 0))
+    b.op("MatMul", "x", w, name="y")
+    onnx.save(b.model(["y"], {"x": (2, 4)}), tmp_path / "model.onnx")
+    result = fold_file(tmp_path / "model.onnx")
+    assert "1 layer against g·v/‖v‖, the whole model on x[2,4]" in result.verified
+    assert any("cannot run the arithmetic of a.weight alone" in note for note in result.notes)
+
+
+def test_no_input_is_made_up_that_would_fill_the_memory(tmp_path: Path) -> None:
+    def nodes(b: Build, w: str) -> None:
+        b.op("MatMul", b.op("Reshape", "x", b.ints(7, 4)), w, name="y")  # 28 elements: none of ours
+
+    verified, notes = checked(tmp_path, with_inputs(("x", 1, ["N", "A", "B", "C", "D"]), nodes=nodes))
+    assert "whole" not in verified
+    assert "was not run on made-up inputs" in notes[0]
+    (tmp_path / "model.folded.onnx").unlink()
+    verified, notes = checked(tmp_path, with_inputs(("x", 1, [1 << 20, 1 << 20]), nodes=nodes))
+    assert "its input x would have 1099511627776 elements" in notes[0]
+
+
+def test_of_a_graph_that_says_two_things_that_is_said(tmp_path: Path) -> None:
+    def nodes(b: Build, w: str) -> None:
+        b.op("MatMul", "x", w, name="y")
+
+    proto = with_inputs(("x", 1, ["N", 4]), nodes=nodes)
+    divided = next(item for item in proto.graph.node if item.op_type == "Div")
+    proto.graph.initializer.append(numpy_helper.from_array(np.ones((4, 4), np.float32), divided.output[0]))
+    onnx.save(proto, tmp_path / "model.onnx")
+    with pytest.raises(VerifyError) as caught:
+        fold_file(tmp_path / "model.onnx")
+    assert caught.value.fix.startswith("onnx.checker refuses the original too (")
+
+
 @pytest.fixture(autouse=True)
 def no_files_stay(tmp_path: Path) -> Iterator[None]:
     yield

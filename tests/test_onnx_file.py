@@ -260,6 +260,29 @@ def test_a_link_that_leaves_the_folder_is_refused_and_one_that_stays_is_followed
         open_checkpoint(folder / "model.onnx")
 
 
+def test_data_beside_the_file_that_a_link_names_is_read(tmp_path: Path) -> None:
+    blobs, folder = tmp_path / "blobs", tmp_path / "snapshot"  # as a cache of downloads lies
+    blobs.mkdir()
+    folder.mkdir()
+    with_data(blobs / "1f3a")
+    (blobs / "data.bin").rename(blobs / "77c0")
+    (folder / "model.onnx").symlink_to("../blobs/1f3a")
+    (folder / "data.bin").symlink_to("../blobs/77c0")
+    assert open_checkpoint(folder / "model.onnx").shards[1] == folder / "data.bin"
+    (blobs / "77c0").rename(tmp_path / "77c0")
+    (folder / "data.bin").unlink()
+    (folder / "data.bin").symlink_to("../77c0")
+    with pytest.raises(InputError, match="leaves the model's folder"):
+        open_checkpoint(folder / "model.onnx")
+
+
+def test_thousands_of_subgraphs_of_one_name_have_paths_of_their_own(path: Path) -> None:
+    body = bytes_record(5, bytes_record(1, b"then_branch") + bytes_record(6, bytes_record(2, b"g")))
+    node = bytes_record(1, bytes_record(3, b"same") + bytes_record(4, b"If") + body)
+    found = opened(path, int_record(1, 8) + bytes_record(7, node * 20_000))
+    assert len({scope.path for scope in found.model.scopes()}) == 20_001
+
+
 # -- files that lie
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import itertools
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,8 @@ def through_files(folder: Path) -> Callable[[ModelProto], tuple[Found, ModelProt
         result = fold_file(path, exclude=[item.name for item in found.refused], verify=True)
         made = onnx.load(result.output)
         assert made == applied(proto, edits(model_of(proto), expected.layers))
-        assert len(result.plan.layers) == len(found.layers)
+        made_of = {tensor.layer for tensor in edits(model, found.layers).tensors}
+        assert {change.before.name for _, change in result.plan.layers if change.before} == made_of
         if not found.layers:
             assert result.output.read_bytes() == path.read_bytes()
         return found, made
@@ -232,6 +234,19 @@ def test_data_that_another_model_uses_is_not_deleted(tmp_path: Path) -> None:
     write(tmp_path / "of_others.onnx", layered(), external=True)
     fold_file(source, tmp_path / "of_others.onnx", force=True)
     assert (tmp_path / "of_others.bin").exists()  # not called as wnconvert calls it
+
+
+def test_data_is_not_deleted_where_a_model_of_another_name_uses_it(tmp_path: Path) -> None:
+    out = tmp_path / "out.onnx"
+    fold_file(write(tmp_path / "model.onnx", layered(), external=True), out)
+    (tmp_path / "out.onnx.bak").write_bytes(out.read_bytes())
+    (tmp_path / "others").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    fold_file(tmp_path / "model.onnx", out, force=True)
+    assert (tmp_path / "out.onnx.data").exists()
+    (tmp_path / "out.onnx.bak").unlink()
+    fold_file(tmp_path / "model.onnx", out, force=True)
+    assert (tmp_path / "out.onnx.data").exists()  # it is not that of the model which is replaced now
 
 
 def test_what_must_not_be_written_leaves_nothing(tmp_path: Path) -> None:

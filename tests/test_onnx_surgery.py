@@ -340,6 +340,60 @@ def test_a_branch_that_returns_its_weight_is_refused() -> None:
     check_refused(b.model(["y"], X), "is itself an output")
 
 
+def test_what_a_branch_hands_out_is_not_replaced_by_what_is_stored_in_it() -> None:
+    b = Build()
+    graphs = []
+    for at in range(2):
+        inner = Build(prefix=f"in{at}_")
+        w = norm(inner, *pair(inner)) if at else inner.tensor("k", numbers(4, 4))
+        graphs.append(inner.graph([inner.op("Transpose", w, perm=[1, 0])]))
+    known = b.op("Constant", value=numpy_helper.from_array(np.array(False)))
+    w = b.op("If", known, then_branch=graphs[0], else_branch=graphs[1])
+    b.op("MatMul", "x", w, name="y")
+    made = check_folded(b.model(["y"], X))
+    assert sorted(ops(made)) == ["Constant", "If", "MatMul", "Transpose", "Transpose"]
+
+
+def test_a_layer_in_a_branch_that_nothing_uses_any_more_goes_with_it() -> None:
+    b = Build()
+    g, v = pair(b)
+    graphs = []
+    for at in range(2):
+        inner = Build(prefix=f"in{at}_")
+        if at:
+            scaled = inner.op("MatMul", v, norm(inner, *pair(inner, "b")))
+            inner.op("ReduceMax", scaled, axes=[1], name="out")
+        else:
+            inner.op("ReduceL2", v, axes=[1], name="out")
+        graphs.append(inner.graph(["out"]))
+    known = b.op("Constant", value=numpy_helper.from_array(np.array(True)))
+    n = b.op("If", known, then_branch=graphs[0], else_branch=graphs[1])
+    b.op("MatMul", "x", b.op("Mul", v, b.op("Div", g, n)), name="y")
+    model = b.model(["y"], X)
+    found, made = folded(model)
+    assert [item.layer.name for item in found.layers] == ["b", "a"]
+    assert (set(shapes(made)), ops(made)) == ({"a"}, ["MatMul"])
+    check_equal(model, made)
+
+
+def test_a_tensor_that_a_loop_may_replace_is_refused() -> None:
+    b = Build()
+    g = b.tensor("a_g", numbers(4, 1))
+
+    def inside(inner: Build) -> str:
+        return inner.op("MatMul", "state", norm(inner, g, inner.tensor("a_v", numbers(4, 4))))
+
+    body = loop_body(inside)
+    body.input.append(helper.make_tensor_value_info("a_v", 1, [4, 4]))
+    go = b.op("Constant", value=numpy_helper.from_array(np.array(True)))
+    b.op("Loop", b.number(2, np.int64), go, "x", body=body, name="y")
+    model = helper.make_model(b.graph(["y"], X), opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    found, made = folded(model)
+    assert not found.layers
+    assert ["may replace it" in one.reason for one in found.refused] == [True]
+    assert made == model
+
+
 def loop_body(how: Callable[[Build], str]) -> onnx.GraphProto:
     inner = Build(17, prefix="body_")
     made = how(inner)

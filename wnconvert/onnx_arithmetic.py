@@ -216,6 +216,8 @@ def _draft(
         root = index.roots[sighting.seen.place[0]]
         if in_function and root == home and sighting.seen.calls:
             continue  # what a function stores is the same under every call
+        if root == home and v.value[0] not in index.around(sighting.seen.place[0]):
+            continue  # what a branch of If hands out: no tensor of the branch is seen there
         stacks.setdefault((root, sighting.seen.calls), []).append(sighting)
     local: dict[View, list[ValueId]] = {}
     passed: list[Passed] = []
@@ -237,7 +239,7 @@ def _draft(
     draft.weights = tuple(Weight(view, tuple(values)) for view, values in local.items())
     draft.passed = tuple(passed)
     if draft.weights or draft.passed:
-        _judge_tensors(model, draft)
+        _judge_tensors(model, index, draft)
     return draft
 
 
@@ -262,7 +264,7 @@ def _output(index: Index, value: ValueId) -> tuple[str, str]:
     )
 
 
-def _judge_tensors(model: Model, draft: _Draft) -> None:
+def _judge_tensors(model: Model, index: Index, draft: _Draft) -> None:
     """Refuse what cannot be folded for its dtype, or what a caller may replace."""
     for tensor in (draft.g, draft.v):
         name, dtype = tensor.value[1], tensor.info.dtype
@@ -274,10 +276,12 @@ def _judge_tensors(model: Model, draft: _Draft) -> None:
                 f"the elements of {name} are not stored end to end",
                 "save the model again with raw_data (onnx.numpy_helper.from_array), or ",
             )
-        if model.ir_version >= 4 and tensor.value in {("", port.name) for port in model.graph.inputs}:
+        path = tensor.value[0]
+        if (model.ir_version >= 4 or path) and tensor.value in index.inputs:
             draft.refuse(
-                f"{name} is an input of the graph too, so a caller may replace it",
-                "export again with keep_initializers_as_inputs=False, or ",
+                f"{name} is an input of {_said(index.scopes[path])} too, so a caller may replace it",
+                "export again with keep_initializers_as_inputs=False, or take it out of the inputs "
+                "(python -m onnxruntime.tools.remove_initializer_from_input), or ",
             )
 
 

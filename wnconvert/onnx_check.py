@@ -6,6 +6,7 @@ Every layer's own arithmetic is cut out of the original and run; then both model
 from __future__ import annotations
 
 import importlib.util
+import math
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -43,6 +44,8 @@ _WHOLE = {"float64": 1e-7, "float32": 2e-3, "float16": 2e-2, "bfloat16": 5e-2}
 _PICKED = 0.01
 #: Sizes that are tried for the first axis where it is dynamic, and for all others.
 _SIZES = ((1, 16), (1, 64), (2, 32), (1, 100), (1, 400), (1, 7), (1, 1), (4, 4), (1, 1600), (1, 16000))
+#: Elements of an input that are made up at most: made float64 first.
+_MOST_MADE_UP = 1 << 22
 
 
 def check_installed() -> None:
@@ -71,10 +74,20 @@ def check_fold(
     kept = _kept(opened, fold, path) if verify else ""
     with ThreadPoolExecutor(1) as pool:  # onnxruntime leaves the other processors to the layers
         running = pool.submit(_whole, opened.path, path, numbers)
-        notes = [*_checked(opened.path, path), *_layers(opened, fold, path, numbers)]
-        whole, more = running.result()
-    notes += more
-    done = [f"{counted(len(fold.layers), 'layer')} against the original's own arithmetic"] * bool(fold.layers)
+        notes = list(_checked(opened.path, path))
+        try:
+            by_formula, more = _layers(opened, fold, path, numbers)
+            whole, others = running.result()
+        except VerifyError as error:
+            if refused := _refused(
+                opened.path
+            ):  # a graph that says two things, of which each reader takes one
+                error.fix = f"onnx.checker refuses the original too ({refused}): export it again"
+            raise
+    notes += [*more, *others]
+    run_alone = len(fold.layers) - len(by_formula)
+    done = [f"{counted(run_alone, 'layer')} against the original's own arithmetic"] * bool(run_alone)
+    done += [f"{counted(len(by_formula), 'layer')} against g·v/‖v‖"] * bool(by_formula)
     done += [f"the whole model on {whole}"] * bool(whole)
     done += [kept] * bool(kept)
     by = "onnx.checker" + (f" and onnxruntime: {', '.join(done)}" if done else "")
@@ -83,22 +96,22 @@ def check_fold(
 
 def _checked(original: Path, path: Path) -> Iterator[str]:
     """Have onnx's checker read a model; a note where it refuses the original too."""
+    if why := _refused(path):
+        before = _refused(original)
+        if not before:
+            raise VerifyError(f"onnx.checker refuses what was written ({why}); nothing is kept", fix=_BUG)
+        yield f"onnx.checker refuses the original too: {before}"
+
+
+def _refused(path: Path) -> str:
+    """Why onnx's checker refuses a model; nothing where it does not."""
     import onnx.checker
 
     try:
         onnx.checker.check_model(str(path))
     except Exception as error:  # noqa: BLE001 - it raises what its C++ raises
-        try:
-            onnx.checker.check_model(str(original))
-        except Exception as before:  # noqa: BLE001
-            yield f"onnx.checker refuses the original too: {_first_line(before)}"
-        else:
-            what = f"onnx.checker refuses what was written ({_first_line(error)}); nothing is kept"
-            raise VerifyError(what, fix=_BUG) from error
-
-
-def _first_line(error: BaseException) -> str:
-    return printable(str(error).strip().partition("\n")[0][:200])
+        return printable(str(error).strip().partition("\n")[0][:200]) or "it says not why"
+    return ""
 
 
 def _kept(opened: OnnxFile, fold: OnnxFold, path: Path) -> str:
@@ -170,14 +183,20 @@ def _claims(fold: OnnxFold) -> Iterator[_Claim]:
             yield _Claim(tensor, passed.value, passed.calls)
 
 
-def _layers(opened: OnnxFile, fold: OnnxFold, path: Path, numbers: Numbers) -> Iterator[str]:
-    """Compare every new tensor with what onnxruntime computes of the original's nodes."""
+def _layers(
+    opened: OnnxFile, fold: OnnxFold, path: Path, numbers: Numbers
+) -> tuple[dict[str, None], list[str]]:
+    """Compare every new tensor with what onnxruntime computes of the original's nodes.
+
+    The names of layers of which it cannot run them, which are compared with the formula, and notes.
+    """
+    by_formula: dict[str, None] = {}
+    notes: list[str] = []
     if not fold.layers:
-        return
+        return by_formula, notes
     written = open_checkpoint(path)
     stored = {name: tensor for state in written.tree.state_dicts for name, tensor in state.tensors.items()}
     slices = Slices(opened)
-    by_formula: list[str] = []
     with (
         Source(written.shards) as new,
         Source(opened.shards) as old,
@@ -190,14 +209,17 @@ def _layers(opened: OnnxFile, fold: OnnxFold, path: Path, numbers: Numbers) -> I
                 expected = _computed(slices, claim, Path(folder, "layer.onnx"))
             except (UnreachableError, WnconvertError):
                 expected = _formula(old, tensor)
-                by_formula.append(tensor.layer)
+                by_formula[tensor.layer] = None
             lost = _compare(tensor, found, expected, numbers, partial(_formula, old, tensor))
             if lost:
                 count = counted(lost, "element")
-                yield f"layer {tensor.layer}: {count} that the original computes as NaN or inf, not so now"
+                what = "that the original computes as NaN or inf, not so now"
+                notes.append(f"layer {printable(tensor.layer)}: {count} {what}")
     if by_formula:
-        names = listed(dict.fromkeys(by_formula), 6)
-        yield f"onnxruntime cannot run the arithmetic of {names} alone: compared with g·v/‖v‖ instead"
+        names = listed(map(printable, by_formula), 6)
+        what = "alone: compared with g·v/‖v‖ instead"
+        notes.append(f"onnxruntime cannot run the arithmetic of {names} {what}")
+    return by_formula, notes
 
 
 def _of(stored: Mapping[str, StoredTensor], name: str) -> StoredTensor:
@@ -317,6 +339,8 @@ def _made_up(port: ValueInfo, first: int, others: int, whole: int | None) -> Arr
     ]
     random = np.random.default_rng(0)
     dtype: DType = port.dtype
+    if math.prod(sizes) > _MOST_MADE_UP:
+        raise InputError(f"its input {printable(port.name)} would have {math.prod(sizes)} elements")
     if dtype.foldable:
         return random.normal(0, 0.5, sizes).astype(dtype.numpy())
     if dtype.name == "bool":

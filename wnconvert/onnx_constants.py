@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["MOST_ELEMENTS", "Array", "Settings", "axes_of", "evaluate"]
+__all__ = ["MOST_ELEMENTS", "Array", "Settings", "axes_of", "evaluate", "flag"]
 
 Array: TypeAlias = NDArray[Any]
 #: The attributes of a node, those that are plain numbers or sequences of them.
@@ -44,6 +44,17 @@ def axes_of(inputs: Sequence[Array | None], settings: Settings, at: int = 1) -> 
     return tuple(int(axis) for axis in numbers.reshape(-1))
 
 
+def flag(settings: Settings, name: str, default: int = 0) -> bool:
+    """An attribute that is 0 or 1.
+
+    Raises ``ValueError`` for any other number: runtimes do not agree on what that means.
+    """
+    number = settings.get(name, default)
+    if number not in {0, 1}:
+        raise ValueError(name)
+    return bool(number)
+
+
 def evaluate(op: str, inputs: Sequence[Array | None], settings: Settings) -> Array | None:
     """What an op of the ONNX domain makes of small known tensors; None where that is not known.
 
@@ -59,7 +70,8 @@ def evaluate(op: str, inputs: Sequence[Array | None], settings: Settings) -> Arr
     if rule is None or not inputs or inputs[0] is None:
         return None
     try:
-        made = np.asarray(rule(inputs, settings))
+        with np.errstate(all="ignore"):
+            made = np.asarray(rule(inputs, settings))
     except (ArithmeticError, IndexError, KeyError, TypeError, ValueError):
         return None  # not what the specification lets stand there: nothing is known of it
     return made if made.size <= MOST_ELEMENTS else None
@@ -132,7 +144,7 @@ def _unsqueeze(inputs: Sequence[Any], settings: Settings) -> Array:
 def _reshape(inputs: Sequence[Any], settings: Settings) -> Array:
     data = inputs[0]
     shape = settings["shape"] if "shape" in settings else inputs[1].tolist()
-    if not settings.get("allowzero"):
+    if not flag(settings, "allowzero"):
         shape = [data.shape[at] if size == 0 else size for at, size in enumerate(shape)]
     return np.asarray(data.reshape(tuple(shape)))
 
@@ -159,12 +171,19 @@ def _expand(inputs: Sequence[Any], _: Settings) -> Array:
     return np.broadcast_to(data, wanted)
 
 
+def _where(inputs: Sequence[Any], _: Settings) -> Array:
+    shape = np.broadcast_shapes(*(part.shape for part in inputs))
+    if np.prod(shape, dtype=float) > MOST_ELEMENTS:
+        raise ValueError("where")
+    return np.asarray(np.where(*inputs))
+
+
 def _reduced(how: Callable[..., Any]) -> _Rule:
     def rule(inputs: Sequence[Any], settings: Settings) -> Any:
         axes = axes_of(inputs, settings)
-        if not axes and settings.get("noop_with_empty_axes"):
+        if not axes and flag(settings, "noop_with_empty_axes"):
             return inputs[0]
-        return how(inputs[0], axis=axes or None, keepdims=bool(settings.get("keepdims", 1)))
+        return how(inputs[0], axis=axes or None, keepdims=flag(settings, "keepdims", 1))
 
     return rule
 
@@ -218,5 +237,5 @@ _RULES: dict[str, _Rule] = {
     "Sub": _of_two(np.subtract),
     "Transpose": lambda inputs, settings: np.transpose(inputs[0], settings.get("perm")),
     "Unsqueeze": _unsqueeze,
-    "Where": lambda inputs, _: np.where(inputs[0], inputs[1], inputs[2]),
+    "Where": _where,
 }

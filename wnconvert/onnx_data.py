@@ -8,6 +8,7 @@ from pathlib import Path
 
 from wnconvert.checkpoint import open_checkpoint
 from wnconvert.errors import WnconvertError
+from wnconvert.onnx_file import looks_like_onnx
 
 __all__ = ["own_data_of", "remove_unused"]
 
@@ -28,14 +29,15 @@ def own_data_of(target: Path) -> tuple[Path, ...]:
 def remove_unused(files: Iterable[Path], target: Path, needed: Iterable[Path]) -> Iterator[str]:
     """Delete data files that the model at ``target`` used before, unless another model needs them; notes.
 
-    Others are the models of the same folder and ``needed``. Where one of them cannot be read, all stay.
+    Others are the models of the same folder, whatever they are called, and ``needed``. Where one of them
+    cannot be read, all stay.
     """
     old = tuple(files)
     if not old:
         return
     used = {path.resolve() for path in needed if path != target}
-    for model in target.parent.glob("*.onnx"):
-        data = _data_of(model)
+    for model in target.parent.iterdir():
+        data = _data_of(model) if model not in old and _is_model(model) else ()
         if data is None:
             used |= {path.resolve() for path in old}
         else:
@@ -48,6 +50,18 @@ def remove_unused(files: Iterable[Path], target: Path, needed: Iterable[Path]) -
         except OSError:
             continue
         yield f"{path.name}, the data of the model that was replaced, is deleted"
+
+
+def _is_model(path: Path) -> bool:
+    if path.suffix == ".onnx":
+        return True
+    try:
+        if not path.is_file():
+            return False
+        with path.open("rb") as file:
+            return looks_like_onnx(file, path.stat().st_size)
+    except OSError:
+        return False
 
 
 def _data_of(model: Path) -> tuple[Path, ...] | None:

@@ -102,6 +102,7 @@ class _Reader:
         self.tensors = Tensors(wire, path)
         self.things = 0
         self.paths: set[str] = set()
+        self.given: Counter[str] = Counter()
 
     def file(self) -> OnnxFile:
         wire = self.wire
@@ -202,10 +203,10 @@ class _Reader:
             )
 
     def unique(self, path: str) -> str:
-        chosen, number = path, 1
+        chosen = path
         while chosen in self.paths:
-            number += 1
-            chosen = f"{path}#{number}"
+            self.given[path] += 1
+            chosen = f"{path}#{self.given[path] + 1}"
         self.paths.add(chosen)
         return chosen
 

@@ -90,10 +90,10 @@ def _parent(index: Index, value: ValueId, values: Mapping[ValueId, View]) -> Val
 
 def _line(value: ValueId, parents: Mapping[ValueId, ValueId | None]) -> list[ValueId]:
     """A value, its parent, and so on up to its root."""
-    line = [value]
-    while (parent := parents[line[-1]]) is not None and parent not in line:  # names may be given twice
-        line.append(parent)
-    return line
+    line, at = {value: None}, value
+    while (parent := parents[at]) is not None and parent not in line:  # names may be given twice
+        line[parent], at = None, parent
+    return list(line)
 
 
 def _uses(

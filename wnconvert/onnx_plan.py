@@ -45,6 +45,8 @@ def plan_onnx(opened: OnnxFile, selection: Selection = Selection()) -> OnnxFold:
             fix="export the model for inference",
         )
     changed = edits(model, layers)
+    made = {tensor.layer for tensor in changed.tensors}
+    layers = tuple(item for item in layers if item.layer.name in made)  # others go with what they stand in
     planned = tuple(_planned(model, state, layers, changed) for state in tree.state_dicts)
     notes = (*tree.notes, *idle_excludes(selection, names), *_notes(model, changed))
     return OnnxFold(Plan("fold", "onnx", planned, notes=notes), layers, changed)

@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from wnconvert.onnx_constants import MOST_ELEMENTS, Array, axes_of, evaluate
+from wnconvert.onnx_constants import MOST_ELEMENTS, Array, axes_of, evaluate, flag
 from wnconvert.onnx_model import Constant
 from wnconvert.onnx_monomials import (
     Monomial,
@@ -183,7 +183,7 @@ def _reshape(inputs: _Inputs, settings: Mapping[str, Any]) -> Monomial | None:
     old = monomial.shape
     wanted = settings["shape"] if "shape" in settings else _list(inputs[1])
     shape = [
-        old[at] if size == 0 and not settings.get("allowzero") else int(size)
+        old[at] if size == 0 and not flag(settings, "allowzero") else int(size)
         for at, size in enumerate(wanted)
     ]
     if shape.count(-1) == 1:
@@ -288,18 +288,29 @@ def _sums(before: int, after: Fraction) -> _Rule:
             return None
         axes = axes_of(_arrays(inputs), settings)
         if not axes:
-            if settings.get("noop_with_empty_axes"):
+            if flag(settings, "noop_with_empty_axes"):
                 return None
             axes = tuple(range(len(monomial.dims)))
         rank = len(monomial.dims)
         if not all(-rank <= axis < rank for axis in axes):
             return None
         raised = power(monomial, Fraction(before))
-        keepdims = bool(settings.get("keepdims", 1))
+        keepdims = flag(settings, "keepdims", 1)
         total = summed(raised, axes, keepdims=keepdims) if raised is not None else None
         return power(total, after) if total is not None else None
 
     return rule
+
+
+def _normalized(inputs: _Inputs, settings: Mapping[str, Any]) -> Monomial | None:
+    """The input divided by its norm along one axis."""
+    monomial, axis = _one(inputs), settings.get("axis", -1)
+    if monomial is None or settings.get("p", 2) != 2 or not -len(monomial.dims) <= axis < len(monomial.dims):
+        return None
+    squared = power(monomial, Fraction(2))
+    total = summed(squared, (axis,), keepdims=True) if squared is not None else None
+    inverse = power(total, -_HALF) if total is not None else None
+    return multiplied(monomial, inverse) if inverse is not None else None
 
 
 _HALF = Fraction(1, 2)
@@ -314,6 +325,7 @@ _RULES: dict[str, _Rule] = {
     "Expand": _expand,
     "Flatten": _flatten,
     "Identity": _same,
+    "LpNormalization": _normalized,
     "Mul": _multiply,
     "Pow": _power,
     "Reciprocal": _to_the(Fraction(-1)),

@@ -39,7 +39,10 @@ class Slices:
         from onnx import ModelProto, helper
 
         cut = _Cut(self)
-        name = cut.value(value, calls)
+        try:
+            name = cut.value(value, calls)
+        except RecursionError as error:  # hundreds of nodes in a row, or nodes in a ring
+            raise UnreachableError(value[1]) from error
         output = helper.make_tensor_value_info(name, CODES[dtype.name], None)
         graph = helper.make_graph(cut.nodes, "value", [], [output], cut.tensors)
         opsets = [helper.make_opsetid(*item) for item in self.opened.model.opsets.items()]

@@ -23,7 +23,8 @@ def edits(model: Model, layers: Sequence[NormLayer]) -> Edits:
     """What folding ``layers`` (some or all of those that ``find`` found in ``model``) changes.
 
     Each weight becomes one tensor in the scope of its v; what used the computed weight uses that; what
-    nothing uses any more goes. A function that computed weights from what it is given is given them.
+    nothing uses any more goes, with the layers that are stored in it. A function that computed weights
+    from what it is given is given them.
 
     Raises ``LayerError`` where a function computes weights of which only some are wanted.
     """
@@ -42,6 +43,7 @@ def edits(model: Model, layers: Sequence[NormLayer]) -> Edits:
             dtype=view.dtype,
         )
         for (number, view), name in surgery.names.items()
+        if layers[number].path not in gone.scopes
     )
     return Edits(
         tensors=tensors,

@@ -255,7 +255,9 @@ class Tensors:
         folder = self._path.parent
         path = folder / location
         try:
-            inside = Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
+            # A model that is itself a link has data beside the link or beside the file: caches are made so.
+            homes = (Path(os.path.realpath(folder)), Path(os.path.realpath(self._path)).parent)
+            inside = any(Path(os.path.realpath(path)).is_relative_to(home) for home in homes)
             status = path.stat() if inside else None
         except FileNotFoundError as error:
             raise InputError(

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from wnconvert.onnx_model import Constant, Function, Graph, Model, Node, Scope
 
-__all__ = ["Index", "Removal", "ValueId", "function_key", "index_of", "removal"]
+__all__ = ["Index", "Removal", "ValueId", "function_key", "in_order", "index_of", "removal"]
 
 #: A value: the path of the scope that defines it, and its name.
 ValueId: TypeAlias = tuple[str, str]
@@ -26,7 +26,8 @@ class Index:
 
     ``parents`` is the scope around each subgraph; ``roots`` the graph or function that a scope lies in;
     ``users`` the nodes that take a value (as often as they do), each with the path of its scope; ``calls``
-    the nodes that call a function, by the function's path.
+    the nodes that call a function, by the function's path. ``inputs`` are those of graphs, with a stored
+    tensor to stand in or without; those without, and a function's, are ``formals``.
     """
 
     scopes: dict[str, Scope] = field(default_factory=dict)
@@ -37,18 +38,24 @@ class Index:
     formals: set[ValueId] = field(default_factory=set)
     makers: dict[ValueId, Node] = field(default_factory=dict)
     users: dict[ValueId, list[tuple[str, Node]]] = field(default_factory=dict)
+    inputs: set[ValueId] = field(default_factory=set)
     outputs: set[ValueId] = field(default_factory=set)
     calls: dict[str, list[tuple[str, Node]]] = field(default_factory=dict)
 
     def resolve(self, path: str, name: str) -> ValueId | None:
         """The value that a name means in a scope: its own, or that of a scope around it."""
-        at: str | None = path
-        while at is not None:
+        for at in self.around(path):
             here = (at, name)
             if here in self.makers or here in self.constants or here in self.formals:
                 return here
-            at = self.parents[at]
         return None
+
+    def around(self, path: str) -> Iterator[str]:
+        """A scope, the one around it, and so on: those whose values it sees."""
+        at: str | None = path
+        while at is not None:
+            yield at
+            at = self.parents[at]
 
     def called(self, node: Node) -> Function | None:
         """The function that a node calls; None for an operator."""
@@ -88,7 +95,9 @@ def _define(index: Index, scope: Scope) -> None:
     if isinstance(scope, Graph):
         for constant in scope.constants:
             index.constants[path, constant.name] = constant
-        index.formals |= {(path, port.name) for port in scope.inputs} - index.constants.keys()
+        ports = {(path, port.name) for port in scope.inputs}
+        index.inputs |= ports
+        index.formals |= ports - index.constants.keys()
     else:
         index.formals |= {(path, name) for name in scope.inputs}
     for node in scope.nodes:
@@ -99,17 +108,56 @@ def _define(index: Index, scope: Scope) -> None:
             index.roots[graph.path] = index.roots[path]
 
 
+def in_order(nodes: Sequence[Node]) -> Sequence[Node]:
+    """Nodes of one scope, each behind those that make what it uses; as they stand where they stand so.
+
+    onnxruntime runs graphs in any order, and converters to float16 put their casts behind everything. Of
+    nodes that wait for each other the first in the file comes first.
+    """
+    makers = {name: at for at, node in enumerate(nodes) for name in node.outputs if name}
+    before = [[makers[name] for name in _used(node) if name in makers] for node in nodes]
+    if all(maker < at for at, used in enumerate(before) for maker in used):
+        return nodes
+    order: list[int] = []
+    begun: set[int] = set()
+    for first in range(len(nodes)):
+        waiting = [first]
+        while waiting:
+            at = waiting[-1]
+            begun.add(at)
+            more = [maker for maker in before[at] if maker not in begun]
+            before[at] = []
+            waiting += reversed(more)
+            if not more:
+                waiting.pop()
+                order.append(at)
+    return [nodes[at] for at in dict.fromkeys(order)]
+
+
+def _used(node: Node) -> Iterator[str]:
+    """The names that a node uses, those in its subgraphs included."""
+    yield from node.inputs
+    waiting = list(node.graphs)
+    while waiting:
+        graph = waiting.pop()
+        yield from graph.outputs
+        for inner in graph.nodes:
+            yield from inner.inputs
+            waiting += inner.graphs
+
+
 @dataclass(slots=True)
 class Removal:
     """What nothing uses any more: starts of records, values, and formal inputs of functions by position.
 
-    ``nodes`` are the starts of nodes that go, those in their subgraphs included; ``records`` the starts of
-    what a writer leaves out.
+    ``nodes`` are the starts of nodes that go, those in their subgraphs included, and ``scopes`` the paths
+    of these and of functions that go; ``records`` the starts of what a writer leaves out.
     """
 
     records: set[int] = field(default_factory=set)
     nodes: set[int] = field(default_factory=set)
     values: set[ValueId] = field(default_factory=set)
+    scopes: set[str] = field(default_factory=set)
     formals: dict[str, set[int]] = field(default_factory=dict)
 
 
@@ -128,7 +176,6 @@ class _Removing:
         self.calls = {path: len(calls) for path, calls in index.calls.items()}
         self.gone = Removal()
         self.waiting: list[ValueId] = []
-        self.scopes_gone: set[str] = set()  # their values need no edits of their own
 
     def run(self, replaced: Collection[ValueId]) -> Removal:
         for value in replaced:
@@ -187,7 +234,7 @@ class _Removing:
             self._drop_inside(graph)
 
     def _drop_inside(self, scope: Scope) -> None:
-        self.scopes_gone.add(scope.path)
+        self.gone.scopes.add(scope.path)
         for node in scope.nodes:
             self._drop(scope.path, node)
 
@@ -196,5 +243,5 @@ class _Removing:
         if value is None or not self.counts.get(value):
             return
         self.counts[value] -= 1
-        if not self.counts[value] and value[0] not in self.scopes_gone:
+        if not self.counts[value] and value[0] not in self.gone.scopes:
             self.waiting.append(value)

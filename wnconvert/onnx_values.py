@@ -1,7 +1,7 @@
 """What each value of an ONNX model is, as far as it depends on stored tensors alone: symbolically, by shapes.
 
-Nodes are walked in order; a call of a function walks its body with the arguments bound. No tensor is read:
-large ones are known by name and shape, of small ones the reader gives the numbers.
+Nodes are walked in the order of what they use; a call of a function walks its body with the arguments
+bound. No tensor is read: large ones are known by name and shape, of small ones the reader gives the numbers.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from wnconvert.onnx_constants import Array
 from wnconvert.onnx_model import Attribute, Constant, Function, Graph, Model, Node, Scope
 from wnconvert.onnx_monomials import leaf
 from wnconvert.onnx_rules import Value, array_of, made
-from wnconvert.onnx_uses import Index, ValueId
+from wnconvert.onnx_uses import Index, ValueId, in_order
 from wnconvert.tensors import DTYPES, ByteRange, DType, StoredTensor, TensorInfo, contiguous_strides
 
 __all__ = ["Leaf", "Seen", "values_of"]
@@ -80,6 +80,7 @@ class _Walk:
     numbers: dict[ValueId, int] = field(default_factory=dict)
     seen: list[Seen] = field(default_factory=list)
     unbound: dict[str, tuple[Value | None, ...]] = field(default_factory=dict)
+    ordered: dict[str, Sequence[Node]] = field(default_factory=dict)
     budget: int = _MOST_CALLED_NODES
     depth: int = 0
 
@@ -92,7 +93,9 @@ class _Walk:
             env.update(dict.fromkeys(port.name for port in scope.inputs))
             for constant in scope.constants:
                 env[constant.name] = self.stored((scope.path, constant.name), constant)
-        for node in scope.nodes:
+        if scope.path not in self.ordered:
+            self.ordered[scope.path] = in_order(scope.nodes)
+        for node in self.ordered[scope.path]:
             outputs = self.node(scope.path, node, env, calls, bound)
             for name, value in zip(node.outputs, outputs, strict=False):
                 env[name] = value
@@ -138,7 +141,7 @@ class _Walk:
                 branches[attribute.name] = tuple(inner.get(name) for name in graph.outputs)
         if (function := self.index.called(node)) is not None:
             return self.call(function, node, inputs, calls, bound)
-        if node.domain not in {"", "ai.onnx"} or (names and not any(inputs)):
+        if node.domain not in {"", "ai.onnx"} or not (any(inputs) or (node.op == "Constant" and not names)):
             return ()
         if node.op == "If":
             return branches.get(_taken(inputs[0]), ())
