@@ -339,6 +339,55 @@ def test_of_a_graph_that_says_two_things_that_is_said(tmp_path: Path) -> None:
     assert caught.value.fix.startswith("onnx.checker refuses the original too (")
 
 
+def noisy() -> ModelProto:
+    """A vocoder with noise in it, as VITS has: the whole cannot be compared by what it computes."""
+    proto = vocoder()
+    at, cut = next((at, one) for at, one in enumerate(proto.graph.node) if one.op_type == "Slice")
+    inner = cut.input[0]
+    cut.input[0] = "noisy"
+    proto.graph.node.insert(at, helper.make_node("Add", [inner, "noise"], ["noisy"]))
+    proto.graph.node.insert(at, helper.make_node("RandomNormalLike", [inner], ["noise"]))
+    return proto
+
+
+SMALL: dict[str, Callable[[ModelProto], None]] = {
+    "a number by 1 %": attribute("LeakyRelu", "alpha", 0.101),
+    "the name of a producer": lambda proto: setattr(proto, "producer_name", "other"),
+    "an opset": lambda proto: setattr(proto.opset_import[0], "version", 16),
+    "a text": lambda proto: setattr(proto.graph, "doc_string", "text"),
+    "a type more": lambda proto: proto.graph.value_info.append(helper.make_tensor_value_info("t5", 1, None)),
+    "a node more": lambda proto: proto.graph.node.append(helper.make_node("Identity", ["x"], ["more"])),
+    "metadata": lambda proto: helper.set_model_props(proto, {"key": "value"}),
+}
+
+
+@pytest.mark.parametrize("kind", [*SPOILED, *SMALL])
+@pytest.mark.parametrize("verify", [True, False])
+def test_what_no_run_can_tell_is_told_by_the_bytes(kind: str, tmp_path: Path, *, verify: bool) -> None:
+    onnx.save(noisy(), tmp_path / "model.onnx")
+    proto = onnx.load(fold_file(tmp_path / "model.onnx").output)
+    onnx.save(proto, tmp_path / "spoiled.onnx")
+    opened, fold = planned(tmp_path / "model.onnx")
+    check_fold(opened, fold, tmp_path / "spoiled.onnx", verify=verify)
+    (SMALL[kind] if kind in SMALL else SPOILED[kind][0])(proto)
+    onnx.save(proto, tmp_path / "spoiled.onnx")
+    with pytest.raises(VerifyError) as caught:
+        check_fold(opened, fold, tmp_path / "spoiled.onnx", verify=verify)
+    assert caught.value.exit_code == 1
+    assert caught.value.fix
+
+
+@pytest.mark.parametrize("external", [True, False])
+def test_all_that_can_be_edited_passes(tmp_path: Path, *, external: bool) -> None:
+    proto = noisy()
+    proto.ir_version = 3
+    for stored in proto.graph.initializer:
+        proto.graph.input.append(helper.make_tensor_value_info(stored.name, 1, list(stored.dims)))
+    data: dict[str, Any] = {"save_as_external_data": external, "location": "data.bin", "size_threshold": 0}
+    onnx.save(proto, tmp_path / "model.onnx", **data)
+    assert fold_file(tmp_path / "model.onnx", verify=True).verified
+
+
 @pytest.fixture(autouse=True)
 def no_files_stay(tmp_path: Path) -> Iterator[None]:
     yield

@@ -6,6 +6,7 @@ import inspect
 import itertools
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,13 @@ from tests.golden import FIXTURES
 from tests.onnx_graphs import Build, applied, model_of
 from wnconvert import compare_files, fold_file, migrate_file, split_file, weightnorm
 from wnconvert.checkpoint import open_checkpoint
-from wnconvert.errors import ArgumentError, InputError, LayerError, NumbersError, OutputError
+from wnconvert.convert import convert_onnx
+from wnconvert.errors import ArgumentError, InputError, LayerError, NumbersError, OutputError, VerifyError
 from wnconvert.onnx_arithmetic import Found, find
 from wnconvert.onnx_model import Model
-from wnconvert.onnx_surgery import edits
+from wnconvert.onnx_plan import plan_onnx
+from wnconvert.onnx_surgery import edits, renamed
+from wnconvert.onnx_writer import check_unchanged
 
 COUNT = itertools.count()
 
@@ -353,3 +357,20 @@ def test_any_number_of_threads_gives_the_same_bytes(tmp_path: Path) -> None:
     for suffix in ("", ".data"):
         one, three = (path.with_name(path.name + suffix).read_bytes() for path in made)
         assert one == three
+
+
+def test_initializers_that_were_renamed_are_told_from_those_that_were_spoiled(tmp_path: Path) -> None:
+    source = write(tmp_path / "model.onnx", layered())
+    checkpoint = open_checkpoint(source)
+    assert checkpoint.onnx is not None
+    fold = plan_onnx(checkpoint.onnx)
+    names = {"lin.bias": "lin.beta", "lin.weight": "lin.kernel"}
+    fold = replace(fold, edits=renamed(checkpoint.onnx.model, fold.edits, names))
+    out = convert_onnx(checkpoint, fold, tmp_path / "out.onnx", proven=False).output
+    assert set(arrays(out)) == {"lin.beta", "lin.kernel"}
+    check_unchanged(checkpoint.onnx, fold.edits, out)
+    made = onnx.load(out)
+    next(item for item in made.graph.initializer if item.name == "lin.beta").dims[:] = [2, 4]
+    onnx.save(made, out)
+    with pytest.raises(VerifyError, match="where nothing was to change"):
+        check_unchanged(checkpoint.onnx, fold.edits, out)

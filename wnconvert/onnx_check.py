@@ -24,6 +24,7 @@ from wnconvert.onnx_model import Constant, Function, NewTensor, Node
 from wnconvert.onnx_plan import OnnxFold
 from wnconvert.onnx_slices import Slices, UnreachableError
 from wnconvert.onnx_uses import ValueId
+from wnconvert.onnx_writer import check_unchanged
 from wnconvert.policy import Numbers
 from wnconvert.runtime import Opened, ValueInfo, open_model, run
 from wnconvert.sources import Source
@@ -68,8 +69,9 @@ def check_fold(
 ) -> tuple[str, tuple[str, ...]]:
     """Hold the folded model at ``path`` against the original; what did it, and notes.
 
-    With ``verify`` every tensor that stays is read from both too. Raises ``VerifyError`` where onnx's
-    checker refuses the new model, or it holds or computes something else.
+    All that stands in the model but the edits is compared byte for byte; with ``verify`` tensors in data
+    files are too. Raises ``VerifyError`` where onnx's checker refuses the new model, or it holds or computes
+    something else.
     """
     kept = _kept(opened, fold, path) if verify else ""
     with ThreadPoolExecutor(1) as pool:  # onnxruntime leaves the other processors to the layers
@@ -79,12 +81,12 @@ def check_fold(
             by_formula, more = _layers(opened, fold, path, numbers)
             whole, others = running.result()
         except VerifyError as error:
-            if refused := _refused(
-                opened.path
-            ):  # a graph that says two things, of which each reader takes one
+            # A graph that says two things, of which each reader takes one.
+            if refused := _refused(opened.path):
                 error.fix = f"onnx.checker refuses the original too ({refused}): export it again"
             raise
     notes += [*more, *others]
+    check_unchanged(opened, fold.edits, path)
     run_alone = len(fold.layers) - len(by_formula)
     done = [f"{counted(run_alone, 'layer')} against the original's own arithmetic"] * bool(run_alone)
     done += [f"{counted(len(by_formula), 'layer')} against g·v/‖v‖"] * bool(by_formula)

@@ -1,17 +1,20 @@
 """A model and its edits to the bytes of a new ONNX file: what is not edited is copied as it lies.
 
 A record that holds an edit is written anew around its other records, so that lengths fit; a file without
-edits comes out byte for byte. Tensors in data files go into one new data file.
+edits comes out byte for byte. Tensors in data files go into one new data file. What was written can be held
+against the source and the edits, a record at a time.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TypeAlias
 
-from wnconvert.errors import OutputError
+from wnconvert.blocks import BLOCK_BYTES
+from wnconvert.errors import OutputError, VerifyError
 from wnconvert.layout import Blob, CopyBytes, FoldLayer, Layout, Work
 from wnconvert.onnx_file import OnnxFile
 from wnconvert.onnx_model import Edits, Function, NewTensor
@@ -19,8 +22,9 @@ from wnconvert.onnx_tensors import CODES, EXTERNAL
 from wnconvert.protobuf import Message, Record, Wire, bytes_record, int_record, length_head
 from wnconvert.tensors import ByteRange
 
-__all__ = ["onnx_layouts"]
+__all__ = ["check_unchanged", "onnx_layouts"]
 
+_BUG = "this is a bug of wnconvert: please report it with the output of --dry-run --json"
 #: protobuf cannot hold more.
 _MOST_BYTES = (1 << 31) - 1
 _ALIGNED, _ALIGNED_LARGE, _LARGE = 64, 4096, 1 << 20
@@ -36,6 +40,8 @@ _INSIDE: dict[str, dict[int, str]] = {
     "sparse": {1: "tensor", 2: "tensor"},
 }
 _NODE_INPUT, _FUNCTION_INPUT, _FUNCTION_NODE, _GRAPH_TENSOR = 1, 4, 7, 5
+_TENSOR_NAME, _ENTRY = 8, 13
+_PLACE = ("location", "offset", "length")
 _ATTRIBUTE_TENSOR = 4  # AttributeProto.AttributeType
 #: The first IR version in which an initializer need not be an input too.
 _STORED_ALONE = 4
@@ -157,9 +163,9 @@ class _Writer:
         data = self.opened.externals.get(record.start)
         parts: list[_Part] = []
         for item in self.wire.records(record):
-            if name is not None and item.number == 8:
+            if name is not None and item.number == _TENSOR_NAME:
                 continue
-            if data is not None and item.number == 13 and self.key(item) in ("location", "offset", "length"):
+            if data is not None and item.number == _ENTRY and _key(self.wire, item) in _PLACE:
                 continue
             parts.append(item.range)
         if name is not None:
@@ -167,10 +173,6 @@ class _Writer:
         if data is not None:
             parts.append(self.external(data.size, CopyBytes(data)))
         return parts
-
-    def key(self, record: Record) -> str:
-        keys = [self.wire.text(item) for item in self.wire.records(record) if item.number == 1]
-        return keys[-1] if keys else ""
 
     def external(self, size: int, work: Work) -> bytes:
         """The entries that tell where a tensor lies in the new data file."""
@@ -244,3 +246,100 @@ def _merged(parts: Iterable[_Part]) -> Iterator[_Part]:
             last = part
     if last is not None:
         yield last
+
+
+# -- what was written, held against the source
+
+
+def check_unchanged(opened: OnnxFile, edits: Edits, path: Path) -> None:
+    """Compare the model at ``path`` with the source: all but the edits must be there, in its order.
+
+    Raises ``VerifyError`` where a record is not what it was. Tensors in data files are not read.
+    """
+    with opened.path.open("rb") as before, path.open("rb") as after:
+        size = path.stat().st_size
+        compared = _Compared(_Writer(Wire(before, opened.size), opened, edits, ""), Wire(after, size))
+        compared.message("model", Message(0, opened.size), Message(0, size))
+
+
+@dataclass(frozen=True, slots=True)
+class _Compared:
+    """The source, with what is to be edited, and what was written, walked side by side."""
+
+    writer: _Writer
+    after: Wire
+
+    def message(self, kind: str, old: Record | Message, new: Record | Message) -> None:
+        """Compare the content of a message that holds an edit."""
+        writer, inside = self.writer, _INSIDE.get(kind, {})
+        start = old.start if isinstance(old, Record) else -1
+        edited = self.edited_fields(kind, start)
+        expected = [
+            record
+            for record in writer.wire.records(old)
+            if record.start not in writer.edits.dropped and not edited(writer.wire, record)
+        ]
+        added = {tensor.name for tensor in writer.new.get(start, ())}
+        found = [
+            record
+            for record in self.after.records(new)
+            if not edited(self.after, record) and not (added and self.name(kind, record) in added)
+        ]
+        if len(found) != len(expected):
+            raise self.differs(old.start)
+        for record, other in zip(expected, found, strict=True):
+            if (record.number, record.wire) != (other.number, other.wire):
+                raise self.differs(record.start)
+            child = inside.get(record.number)
+            if child is not None and writer.is_edited(record):
+                self.message(child, record, other)
+            elif not self.equal(record, other):
+                raise self.differs(record.start)
+        wanted = {"node": writer.edits.inputs.get(start), "function": writer.formals.get(start)}.get(kind)
+        number = _NODE_INPUT if kind == "node" else _FUNCTION_INPUT
+        records = (record for record in self.after.records(new) if record.number == number)
+        if wanted is not None and tuple(map(self.after.text, records)) != wanted:
+            raise self.differs(old.start)
+
+    def edited_fields(self, kind: str, start: int) -> Callable[[Wire, Record], bool]:
+        """Which records of a message are others now: names of inputs, the name and place of a tensor."""
+        edits = self.writer.edits
+        if kind == "tensor":
+            external, renamed = start in self.writer.opened.externals, start in edits.renamed
+            return lambda wire, record: (
+                (renamed and record.number == _TENSOR_NAME)
+                or (external and record.number == _ENTRY and _key(wire, record) in _PLACE)
+            )
+        if kind == "node" and start in edits.inputs:
+            return lambda wire, record: record.number == _NODE_INPUT
+        if kind == "function" and start in self.writer.formals:
+            return lambda wire, record: record.number == _FUNCTION_INPUT
+        return lambda wire, record: False
+
+    def name(self, kind: str, record: Record) -> str:
+        """The name of an initializer, of an input that repeats it, or of the value of a Constant node."""
+        fields = {"graph": {_GRAPH_TENSOR: _TENSOR_NAME, 11: 1}, "function": {_FUNCTION_NODE: 2}}
+        number = fields.get(kind, {}).get(record.number)
+        if number is None:
+            return ""
+        names = [self.after.text(item) for item in self.after.records(record) if item.number == number]
+        return names[-1] if names else ""
+
+    def equal(self, old: Record, new: Record) -> bool:
+        """Whether two records have the same bytes, read in blocks."""
+        size = old.end - old.start
+        return size == new.end - new.start and all(
+            self.writer.wire.span(old.start + at, min(BLOCK_BYTES, size - at))
+            == self.after.span(new.start + at, min(BLOCK_BYTES, size - at))
+            for at in range(0, size, BLOCK_BYTES)
+        )
+
+    def differs(self, at: int) -> VerifyError:
+        what = f"what was written is not what the source has at byte {at}, where nothing was to change"
+        return VerifyError(f"{what}; nothing is kept", fix=_BUG)
+
+
+def _key(wire: Wire, record: Record) -> str:
+    """The key of an entry of external data."""
+    keys = [wire.text(item) for item in wire.records(record) if item.number == 1]
+    return keys[-1] if keys else ""

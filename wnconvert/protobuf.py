@@ -119,6 +119,10 @@ class Wire:
             raise self.damaged(record.start, "floats that end in the middle of one")
         return list(struct.unpack(f"<{len(data) // size}{code}", data))
 
+    def span(self, at: int, size: int) -> bytes:
+        """Some bytes as they lie."""
+        return self._bytes(at, size)
+
     def damaged(self, at: int, what: str) -> FormatError:
         """The error for what contradicts the format at a byte."""
         return FormatError(f"it is damaged at byte {at}: {what}", fix=_CUT)
