@@ -184,6 +184,15 @@ def test_a_constant_node_is_a_stored_tensor(path: Path) -> None:
     assert isinstance(found.model.graph.nodes[0].attributes["value"].value, Constant)
 
 
+@pytest.mark.parametrize(("kind", "expected"), [(1, 0.5), (2, None), (4, (1.0, 1.0)), (0, (1.0, 1.0))])
+def test_an_attribute_of_two_values_has_that_of_its_type(path: Path, kind: int, expected: Any) -> None:
+    node = helper.make_node("Constant", [], ["w"], value=numpy_helper.from_array(np.ones(2, np.float32)))
+    node.attribute[0].f = 0.5
+    node.attribute[0].type = kind
+    value = opened(path, model_of(nodes=[node])).model.graph.nodes[0].attributes["value"].value
+    assert (value.values if isinstance(value, Constant) else value) == (0 if expected is None else expected)
+
+
 def test_the_file_says_who_made_it(path: Path) -> None:
     proto = model_of(producer_name="me", producer_version="1.0")
     proto.opset_import.append(helper.make_opsetid("ai.onnx.ml", 3))

@@ -261,7 +261,8 @@ class _Reader:
             self.graph(item, f"{inside}.{read.name}{at if many else ''}", depth + 1)
             for at, item in enumerate(graphs)
         )
-        one = constants[0] if tensors and tensors[0].number == 5 else None
+        is_tensor = read.type in (0, _TENSOR) and bool(tensors) and tensors[0].number == 5
+        one = constants[0] if is_tensor else None
         return Attribute(read.name, read.value() if one is None else one, made, read.reference)
 
     def function(self, record: Record) -> Function:
@@ -301,7 +302,8 @@ class _Reader:
         )
 
 
-#: AttributeProto.type to the field that it tells of.
+#: AttributeProto.type of a tensor, and of other kinds to the field that they tell of.
+_TENSOR = 4
 _FIELDS = {1: 2, 2: 3, 3: 4, 6: 7, 7: 8, 8: 9}
 
 _Value = int | float | bytes | tuple[int, ...] | tuple[float, ...] | tuple[bytes, ...] | None
