@@ -47,9 +47,8 @@ def refused(*arguments: Any, **options: Any) -> ArgumentError | InputError:
 def test_a_factory_may_be_a_function_a_class_or_a_module_made_already() -> None:
     assert isinstance(build(f"{MODELS}:vocoder"), Vocoder)
     assert isinstance(build(f"{MODELS}:Vocoder"), Vocoder)
-    made: Any = export_models.MADE
-    assert build(f"{MODELS}:MADE") is made
-    assert build(f"{MODELS}:MADE.conv_pre") is made.conv_pre
+    assert build(f"{MODELS}:MADE.conv_pre") is export_models.MADE.conv_pre
+    assert build(f"{MODELS}:MADE") is export_models.MADE
 
 
 def test_kwargs_reach_the_factory() -> None:
