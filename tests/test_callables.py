@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from tests.export_models import Branching, scripted, speech, vocoder
-from wnconvert.callables import check_inputs, evaluating, function_of, input_names, named_outputs, tensors_of
+from wnconvert.callables import check_inputs, function_of, input_names, named_outputs, tensors_of, unwrapped
 from wnconvert.errors import ArgumentError, InputError
+from wnconvert.module_state import evaluating
 from wnconvert.tensors import DTYPES
 
 
@@ -150,3 +151,33 @@ def test_a_model_without_numbers_is_refused() -> None:
 
 def test_a_model_without_parameters_runs() -> None:
     assert function_of(Branching())({"x": ONE})["output"].tolist() == [2]
+
+
+def test_hooks_find_inputs_where_people_pass_them() -> None:
+    model = nn.Linear(1, 1)
+    seen: list[int] = []
+    model.register_forward_pre_hook(lambda module, inputs: seen.append(len(inputs)))
+    function_of(model)({"input": ONE})
+    assert seen == [1]
+
+
+def test_a_model_that_ends_the_process_is_told() -> None:
+    class Ends(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            raise SystemExit(f"no licence for {len(x)}")
+
+    with pytest.raises(ArgumentError, match="no licence"):
+        function_of(Ends())({"x": ONE})
+
+
+def test_outputs_of_one_name_are_told_apart() -> None:
+    zero = torch.zeros(1)
+    found = named_outputs({"a": {"b": zero}, "a.b": zero, "a.b_2": zero})
+    assert [name for name, _ in found] == ["a.b", "a.b_2", "a.b_2_2"]
+
+
+def test_what_is_wrapped_around_a_module_is_taken_off() -> None:
+    model = nn.Linear(1, 1)
+    compiled: Any = torch.compile(nn.DataParallel(model), backend="eager")
+    assert unwrapped(compiled) is model
+    assert unwrapped(model) is model

@@ -407,3 +407,100 @@ def test_a_baked_in_length_is_found(tmp_path: Path) -> None:
     report = export_onnx(Baked(), tmp_path / "m.onnx", inputs=["x=float32[1,T]"], exporter="torchscript")
     assert not report
     assert report.outputs[0].out_of_tolerance
+
+
+# -- what a forward may do
+
+
+class Caching(nn.Module):
+    """Gives what it computed first, ever after; and counts."""
+
+    count: torch.Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lin = norm(nn.Linear(4, 4))
+        self.first: torch.Tensor | None = None
+        self.register_buffer("count", torch.zeros(1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.count += 1
+        if self.first is None:
+            self.first = self.lin(x)
+        return self.first + 0 * x.sum()
+
+
+def test_a_module_that_remembers_is_as_new_on_each_sample_and_afterwards(tmp_path: Path) -> None:
+    model = Caching()
+    before = portrait(model)
+    report = export_onnx(model, tmp_path / "m.onnx", inputs=["x=float32[B,4]"], exporter="torchscript")
+    assert report
+    assert [output.name for output in report.outputs] == ["output"]
+    assert portrait(model) == before
+    assert check_onnx(tmp_path / "m.onnx", model, inputs=["x=float32[B,4]"])
+    assert portrait(model) == before
+
+
+def test_batch_statistics_are_as_before(tmp_path: Path) -> None:
+    class Batch(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.bn = nn.BatchNorm1d(4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y: torch.Tensor = self.bn.train()(x)
+            return y
+
+    model = Batch()
+    before = portrait(model)
+    for exporter in EXPORTERS:
+        export_onnx(model, tmp_path / f"{exporter}.onnx", inputs=["x=float32[B,4]"], exporter=exporter)
+        assert portrait(model) == before
+
+
+@pytest.mark.parametrize("exporter", EXPORTERS)
+def test_what_is_wrapped_around_a_module_is_taken_off(tmp_path: Path, exporter: str) -> None:
+    path = tmp_path / "m.onnx"
+    wrapped: Any = torch.compile(nn.DataParallel(vocoder()), backend="eager")
+    assert export_onnx(wrapped, path, inputs=MEL, ranges=RANGES, exporter=exporter)
+    assert {"conv_pre.weight", "up.weight", "proj.weight"} <= set(initializers(path))
+    assert check_onnx(path, wrapped, inputs=MEL, ranges=RANGES)
+
+
+@pytest.mark.parametrize("exporter", EXPORTERS)
+def test_names_of_outputs_that_weights_have_are_not_used_twice(tmp_path: Path, exporter: str) -> None:
+    class Named(nn.Linear):
+        def forward(self, x: torch.Tensor) -> Any:
+            y = super().forward(x)
+            return {"weight": y, "weight_out": y * 2, "a": {"b": y * 3}, "a.b": y * 4}
+
+    report = export_onnx(norm(Named(3, 2)), tmp_path / "m.onnx", inputs=["x=float32[B,3]"], exporter=exporter)
+    assert report
+    names = [output.name for output in report.outputs]
+    assert names == ["weight_out", "weight_out_out", "a.b", "a.b_2"]
+
+
+def test_names_of_outputs_that_are_taken_are_refused(tmp_path: Path) -> None:
+    for name, what in (("mel", "an input is called so"), ("up.weight", "a weight is called so")):
+        assert what in str(refused(tmp_path, vocoder(), MEL, outputs=[name]))
+    assert "that is no name" in str(refused(tmp_path, vocoder(), MEL, outputs=[""]))
+    assert "two outputs are called a" in str(refused(tmp_path, vocoder(), MEL, outputs=["a", "a"]))
+
+
+def test_outputs_that_atol_alone_lets_pass_are_told(tmp_path: Path) -> None:
+    class Faint(nn.Linear):
+        def forward(self, x: torch.Tensor) -> Any:
+            y = super().forward(x)
+            return y, y * 1e-8, y * 0
+
+    report = export_onnx(Faint(3, 2), tmp_path / "m.onnx", inputs=["x=float32[B,3]"])
+    assert report
+    (note,) = (note for note in report.notes if "proves little" in note)
+    assert note.startswith("output output_1 proves little")
+
+
+def test_no_folder_of_this_machine_is_named_in_what_is_exported(tmp_path: Path) -> None:
+    path = tmp_path / "m.onnx"
+    assert export_onnx(vocoder(), path, inputs=MEL, ranges=RANGES)
+    for folder in (Path(__file__).parent, Path(torch.__file__).parent, tmp_path, Path.home()):
+        assert str(folder).encode() not in path.read_bytes()

@@ -145,3 +145,30 @@ def test_a_target_that_is_there_is_told_before_anything_is_exported(tmp_path: Pa
     assert done.returncode == 2
     assert "it exists" in done.stderr
     assert "export  " not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("export", "--input", "mel=float32[1,4"), "mel=float32[1,4"),
+        (("export", *MEL, "--range", "L=3..4"), "no input has the size L"),
+        (("export", *MEL, "--output", "a", "--output", "a"), "two outputs are called a"),
+        (("export", *MEL, "--output", ""), "that is no name"),
+        (("export", *MEL, "--kwargs", "{"), "--kwargs is no JSON"),
+        (("export", *MEL, "--weights", "no.pt"), "no.pt: there is no such file"),
+        (("export", *MEL, "--seed", str(2**40)), "no seed"),
+        (("check", *MEL, "--output", "a", "--output", "a"), "two outputs are called a"),
+        (("check", *MEL), "no.onnx: there is no such file"),
+    ],
+)
+def test_a_slip_is_told_before_the_models_own_code_runs(
+    tmp_path: Path, arguments: tuple[str, ...], says: str
+) -> None:
+    (tmp_path / "slow.py").write_text("print('it runs')\nmake = None\n")
+    verb, *others = arguments
+    model = f"{tmp_path}/slow.py:make"
+    first = ("no.onnx", model) if verb == "check" else (model, "-o", tmp_path / "m.onnx")
+    done = run(verb, *first, *others)
+    assert done.returncode == 2
+    assert says in done.stderr
+    assert "it runs" not in done.stderr

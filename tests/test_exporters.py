@@ -8,6 +8,7 @@ from pathlib import Path
 
 import onnx
 import pytest
+import torch
 from torch import Tensor, nn
 
 from tests.export_models import Branching, Eigen, scripted, speech
@@ -95,3 +96,21 @@ def test_an_optional_input_in_between_is_left_at_its_default(tmp_path: Path, exp
     raw(Optional(), path, "a=float32[3]", "b=float32[3]", exporter=exporter)
     (node,) = (node for node in onnx.load(str(path)).graph.node if node.op_type == "Sub")
     assert list(node.input) == ["a", "b"]
+
+
+@pytest.mark.parametrize("exporter", EXPORTERS)
+@pytest.mark.parametrize("opset", [None, 17])
+def test_no_folder_of_this_machine_is_named_in_the_file(
+    tmp_path: Path, exporter: str, opset: int | None
+) -> None:
+    path = tmp_path / "m.onnx"
+    signature = signature_of(["mel=float32[1,4,T]", "ids=int64[1,T]<9"])
+    given = tensors_of(export_arrays(signature))
+    names = ("wave", "h", "c")
+    export_raw(folded(speech()), given, signature, path, exporter=exporter, outputs=names, opset=opset)
+    content = path.read_bytes()
+    here = (Path(__file__), Path(torch.__file__), tmp_path)
+    for folder in {str(place.parent) for place in here} | {str(Path.home()), ".py"}:
+        assert folder.encode() not in content, folder
+    if exporter == "dynamo" and opset is None:  # torch's conversion to another opset drops all of it
+        assert b"pkg.torch.onnx.class_hierarchy" in content  # other metadata stays

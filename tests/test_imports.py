@@ -31,7 +31,7 @@ signatures runtime output_proof proof onnx_slices onnx_check
 verify onnx_data executor convert compare onnx_inspection inspection
 targets files state_dict
 live live_choice edits surgery module_split modules
-callables exporters factory module_weights prepared initializer_names exported_graph export
+module_state callables exporters factory module_weights prepared initializer_names exported_graph export
 tables report inspection_report comparison_report export_report plots
 terminal cli_options cli_files cli_export cli __main__
 """.split()

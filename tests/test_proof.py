@@ -16,8 +16,8 @@ from hypothesis.extra import numpy as hnp
 from wnconvert.blocks import Array
 from wnconvert.errors import ArgumentError, InputError, VerifyError
 from wnconvert.output_proof import OutputProof
-from wnconvert.proof import ExportReport, Function, Proof, Step, prove
-from wnconvert.signatures import samples, signature_of
+from wnconvert.proof import ExportReport, Function, Proof, Step, prove, steady_run
+from wnconvert.signatures import arrays, samples, signature_of
 
 DYNAMIC = signature_of(["x=float32[2,T]"], ["T=3..9"])
 FIXED = signature_of(["x=float32[4]"])
@@ -330,3 +330,54 @@ def test_a_report_is_as_true_as_its_proof_and_plain_json() -> None:
         assert told["samples"][1] == {"seed": 1, "sizes": {"T": 9}}
     assert bad.to_dict()["outputs"][0]["max_rel"] is None
     assert bad.to_dict()["exporter"] is None
+
+
+def test_noise_at_other_sizes_is_stochastic_where_it_makes_a_difference() -> None:
+    stream = np.random.default_rng(0)
+
+    def noisy_when_long(feeds: Mapping[str, Array]) -> dict[str, Array]:
+        scale = 1.0 if feeds["x"].shape[1] > 4 else 0.0
+        return {"y": feeds["x"] * 2 + np.float32(scale) * stream.random(feeds["x"].shape, np.float32)}
+
+    with pytest.raises(InputError, match="stochastic") as caught:
+        proven(noisy_when_long, double)
+    assert caught.value.where.startswith("at T = ")
+
+
+def test_a_reference_is_run_once_on_each_sample_but_twice_on_the_first() -> None:
+    runs: list[int] = []
+
+    def counted(feeds: Mapping[str, Array]) -> dict[str, Array]:
+        runs.append(feeds["x"].size)
+        return double(feeds)
+
+    sizes = [sample.sizes["T"] for sample in samples(DYNAMIC)]
+    per = arrays(DYNAMIC, samples(DYNAMIC)[0])["x"].size // sizes[0]
+    assert proven(counted, double)
+    assert runs == [per * size for size in (sizes[0], *sizes)]
+    runs.clear()
+    first = steady_run(counted, DYNAMIC, samples(DYNAMIC)[0])
+    assert prove(counted, double, DYNAMIC, samples=samples(DYNAMIC), first=first)
+    assert runs == [per * size for size in (sizes[0], *sizes)]
+
+
+def test_a_reference_that_remembers_begins_anew_with_each_sample() -> None:
+    seen: list[float] = []
+
+    def remembers(feeds: Mapping[str, Array]) -> dict[str, Array]:
+        seen.append(float(feeds["x"].flat[0]))
+        return {"y": np.asarray(seen[:1])}
+
+    def fresh(feeds: Mapping[str, Array]) -> dict[str, Array]:
+        return {"y": np.asarray([float(feeds["x"].flat[0])])}
+
+    assert not proven(remembers, fresh)
+    seen.clear()
+    assert prove(remembers, fresh, DYNAMIC, samples=samples(DYNAMIC), forget=seen.clear)
+
+
+def test_the_largest_of_the_reference_is_told() -> None:
+    assert told([-3.0, 1.0, math.nan], [-3.0, 1.0, math.nan]).largest == 3
+    assert told([math.inf, 0.0], [math.inf, 0.0]).largest == 0
+    assert told([3 - 4j], [3 - 4j]).largest == 4
+    assert told([7, -9], [7, -9]).largest == 9

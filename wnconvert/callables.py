@@ -1,12 +1,12 @@
-"""A torch model as a function: from inputs by name to outputs by name, run as it is and left as it was."""
+"""A torch model as a function: from inputs by name to outputs by name, run as it is."""
 
 from __future__ import annotations
 
-import contextlib
 import inspect
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -21,14 +21,30 @@ from wnconvert.proof import Function
 from wnconvert.values import array_of, made_like
 from wnconvert.words import listed, printable
 
-__all__ = ["EITHER_WAY", "Exportable", "caller", "check_inputs", "evaluating", "function_of", "input_names"]
-__all__ += ["named_outputs", "said", "tensors_of"]
+__all__ = ["EITHER_WAY", "Exportable", "caller", "check_inputs", "function_of", "input_names"]
+__all__ += ["named_outputs", "said", "tensors_of", "unwrapped"]
 
 Exportable: TypeAlias = nn.Module | ExportedProgram
 
 EITHER_WAY = inspect.Parameter.POSITIONAL_OR_KEYWORD
+_VARIADIC = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
+
+_PARALLEL = (nn.DataParallel, nn.parallel.DistributedDataParallel)
+_COMPILED = "_orig_mod"  # of torch._dynamo's OptimizedModule, which takes long to import
+
 
 # -- inputs and outputs
+
+
+def unwrapped(model: Exportable) -> Exportable:
+    """The module inside of what ``torch.compile``, ``DataParallel`` or its distributed kin put around it.
+
+    >>> unwrapped(nn.DataParallel(nn.Linear(3, 2)))
+    Linear(in_features=3, out_features=2, bias=True)
+    """
+    while isinstance(model, _PARALLEL) or (isinstance(model, nn.Module) and _COMPILED in model._modules):
+        model = model.get_submodule("module" if isinstance(model, _PARALLEL) else _COMPILED)
+    return model
 
 
 def input_names(model: Exportable) -> tuple[list[str], list[str], bool]:
@@ -46,10 +62,9 @@ def input_names(model: Exportable) -> tuple[list[str], list[str], bool]:
         required = [each.name for each in arguments if not each.has_default_value()]
         return [each.name for each in arguments], required, False
     parameters = inspect.signature(model.forward).parameters
-    variadic = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
-    named = [name for name, each in parameters.items() if each.kind not in variadic]
+    named = [name for name, each in parameters.items() if each.kind not in _VARIADIC]
     required = [name for name in named if parameters[name].default is inspect.Parameter.empty]
-    return named, required, any(each.kind in variadic for each in parameters.values())
+    return named, required, any(each.kind in _VARIADIC for each in parameters.values())
 
 
 def check_inputs(model: Exportable, names: Sequence[str]) -> None:
@@ -96,7 +111,7 @@ def _called(model: nn.Module, inputs: Mapping[str, Tensor], by_position: int | N
             in_order = list(inputs) == input_names(model)[0][: len(inputs)]
             return model(*inputs.values()) if in_order else model(**inputs)
         return caller(model, model.forward, list(inputs))(*inputs.values())
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         shapes = ", ".join(f"{name}{list(value.shape)}" for name, value in inputs.items())
         raise ArgumentError(
             f"the model fails on {shapes}: {said(error) or type(error).__name__}",
@@ -128,11 +143,16 @@ def caller(
         given = dict(zip(names, values, strict=True))
         # What goes into *args comes by position, behind all that stands before it.
         others = [] if takes_any_name else [given.pop(name) for name in names if name not in kinds]
+        # By position as far as that goes, as people call modules: hooks look for inputs there.
+        first = list(takewhile(lambda name: name in given or kinds[name] in _VARIADIC, kinds))
         by_position = [
             name
             for name, kind in kinds.items()
             if name in given
-            and (kind is inspect.Parameter.POSITIONAL_ONLY or (others and kind is EITHER_WAY))
+            and (
+                kind is inspect.Parameter.POSITIONAL_ONLY
+                or (kind is EITHER_WAY and (others or name in first))
+            )
         ]
         return function(*(given.pop(name) for name in by_position), *others, **given)
 
@@ -157,7 +177,7 @@ def named_outputs(found: Any, names: Sequence[str] = ()) -> list[tuple[str, Tens
         raise ArgumentError(
             f"the model gives no tensor (it gives a {kind})", fix="a forward that returns tensors"
         )
-    own = [_name_at(path) for path, _ in tensors]
+    own = _each_once([_name_at(path) for path, _ in tensors])
     if names and len(names) != len(own):
         raise ArgumentError(
             f"{len(names)} names of outputs are given, and the model has {len(own)}: {listed(own, 8)}",
@@ -171,6 +191,15 @@ def _name_at(path: tuple[Any, ...]) -> str:
     if not keys:
         return "output"
     return f"output_{'.'.join(keys)}" if keys[0].isdecimal() else ".".join(keys)
+
+
+def _each_once(names: list[str]) -> list[str]:
+    """Names with a number after those that are there already: keys may have dots in them."""
+    found: list[str] = []
+    for name in names:
+        numbers = (f"{name}_{at}" for at in range(2, len(names) + 2))
+        found.append(next(each for each in (name, *numbers) if each not in found))
+    return found
 
 
 def said(error: BaseException) -> str:
@@ -194,7 +223,7 @@ _LINES = 6
 _LONGEST = 600
 
 
-# -- run, and left as it was
+# -- run
 
 
 def tensors_of(arrays: Mapping[str, Array], device: torch.device | None = None) -> dict[str, Tensor]:
@@ -221,36 +250,3 @@ def function_of(model: Exportable, names: Sequence[str] = ()) -> Function:
         return {name: array_of(value).copy() for name, value in found}
 
     return function
-
-
-@contextlib.contextmanager
-def evaluating(model: Exportable) -> Iterator[None]:
-    """A model in eval mode, without gradients; modes, cached weights and torch's random state come back."""
-    modules = [] if isinstance(model, ExportedProgram) else list(model.modules())
-    modes = [(module, module.training) for module in modules]
-    # Weight norm's hook of old caches what it computed; a recurrent layer keeps a list of its weights too.
-    cached = [
-        (module, {key: value for key, value in vars(module).items() if isinstance(value, Tensor)})
-        for module in modules
-        if not isinstance(module, torch.jit.ScriptModule)
-    ]
-    flat = [
-        (module, key, vars(module)[key], list(vars(module)[key]))
-        for module in modules
-        if isinstance(module, nn.RNNBase)
-        for key in ("_flat_weights", "_flat_weight_refs")
-        if key in vars(module)
-    ]
-    try:
-        with torch.random.fork_rng(), torch.no_grad():
-            for module in modules:
-                module.training = False
-            yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
-        for module, values in cached:
-            vars(module).update(values)
-        for rnn, key, found, items in flat:
-            found[:] = items
-            vars(rnn)[key] = found

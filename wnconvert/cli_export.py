@@ -50,7 +50,7 @@ _FED = with_options(
         "ranges",
         metavar="T=LOW..HIGH",
         multiple=True,
-        help="The sizes of a letter, e.g. T=16..400.",
+        help="The sizes of a letter, e.g. T=16..400.  [default: 16..128]",
     ),
     click.option(
         "--output", "outputs", metavar="NAME", multiple=True, help="Name the outputs, in order (repeatable)."
@@ -127,7 +127,13 @@ def export(
     lengths than were exported. Exit code 1: they differ, and there is no OUT.
     """
     _check_torch()
+    _check_texts(options)
+    from pathlib import Path
+
+    from wnconvert.atomic import check_target
     from wnconvert.export import export_onnx
+
+    check_target(Path(out), force=options["force"])
 
     def run(module: Any, progress: Callable[[Any], None]) -> Any:
         return export_onnx(module, out, progress=progress, **options)
@@ -165,7 +171,14 @@ def check(
     Exit code 0: equal, 1: not.
     """
     _check_torch()
+    _check_texts(options)
+    from pathlib import Path
+
+    from wnconvert.checkpoint import open_checkpoint
     from wnconvert.export import check_onnx
+    from wnconvert.exported_graph import graph_of
+
+    graph_of(open_checkpoint(Path(path)))
 
     def run(module: Any, progress: Callable[[Any], None]) -> Any:
         return check_onnx(path, module, progress=progress, **options)
@@ -181,6 +194,15 @@ def _check_torch() -> None:
         raise ArgumentError(
             "the module is run in torch, which is not installed", fix='pip install "wnconvert[export]"'
         )
+
+
+def _check_texts(options: Mapping[str, Any]) -> None:
+    """Tell a slip in a text before the model's own code runs, which may take long."""
+    from wnconvert.signatures import check_outputs, samples, signature_of
+
+    signature = signature_of(options["inputs"], options["ranges"])
+    samples(signature, options["samples"], options["seed"])
+    check_outputs(options["outputs"])
 
 
 def _prove(

@@ -15,7 +15,7 @@ from torch.export import ExportedProgram
 
 from wnconvert.atomic import free_name, staged_folder
 from wnconvert.blocks import Array
-from wnconvert.callables import Exportable, check_inputs, evaluating, function_of, input_names, tensors_of
+from wnconvert.callables import Exportable, check_inputs, function_of, input_names, tensors_of, unwrapped
 from wnconvert.checkpoint import Checkpoint, open_checkpoint
 from wnconvert.errors import ArgumentError, WnconvertError
 from wnconvert.exported_graph import (
@@ -33,15 +33,16 @@ from wnconvert.exported_graph import keep_failed as keep_failed_at
 from wnconvert.exporters import EXPORTERS, export_raw
 from wnconvert.files import StrPath
 from wnconvert.live import find_live
+from wnconvert.module_state import evaluating
 from wnconvert.modules import folded
 from wnconvert.onnx_check import check_installed
 from wnconvert.onnx_data import own_data_of, remove_unused
 from wnconvert.onnx_file import OnnxFile
 from wnconvert.onnx_plan import OnnxFold, plan_onnx
 from wnconvert.onnx_surgery import renamed
-from wnconvert.proof import ATOL, RTOL, ExportReport, Function, Proof, Step, prove
+from wnconvert.proof import ATOL, RTOL, ExportReport, Function, Proof, Run, Step, prove, steady_run
 from wnconvert.runtime import Opened, open_model, run
-from wnconvert.signatures import Range, Sample, Signature, arrays, export_arrays, signature_of
+from wnconvert.signatures import Range, Sample, Signature, check_outputs, export_arrays, signature_of
 from wnconvert.signatures import samples as samples_of
 from wnconvert.words import counted, listed, printable
 
@@ -84,16 +85,20 @@ def export_onnx(
     exporter refuses; ``InputError`` for a module that is stochastic; ``LayerError``, ``OutputError``,
     ``VerifyError``. Nothing is written then.
     """
-    target = Path(path)
+    target, module = Path(path), unwrapped(module)
     check_installed()
     exporter, notes = _exporter_for(module, exporter)
     steps = _Steps(progress)
+    check_outputs(outputs)
     signature = _signature(module, inputs, ranges, dynamic)
     drawn = samples_of(signature, samples, seed)
     old = own_data_of(target) if force else ()
-    with evaluating(module):
-        reference = function_of(module, outputs)
-        names = _output_names(reference, signature, drawn[0], rtol, atol)
+    with evaluating(module) as forget:
+        # Before an export, which takes longer: whether the module runs, and gives the same again.
+        first = steady_run(function_of(module, outputs), signature, drawn[0], rtol=rtol, atol=atol)
+        forget()
+        names = _output_names(module, signature, first, outputs)
+        first = _renamed(first, names)
         reference = function_of(module, names)
         try:
             with staged_folder(target, force=force) as folder, _told_as(folder, target):
@@ -122,7 +127,17 @@ def export_onnx(
                 size, written = _checked(folder / target.name, target, steps)
                 opened = replace(open_model(folder / target.name), path=target)  # as it is told
                 _check_dynamic(opened, signature, exporter)
-                proof = _proven(reference, opened, signature, drawn, steps, rtol=rtol, atol=atol)
+                proof = _proven(
+                    reference,
+                    opened,
+                    signature,
+                    drawn,
+                    steps,
+                    first=first,
+                    forget=forget,
+                    rtol=rtol,
+                    atol=atol,
+                )
                 report = ExportReport(
                     model=str(target),
                     size=size,
@@ -136,7 +151,7 @@ def export_onnx(
                     folded_in_module=layers,
                     folded_in_graph=len(fold.layers),
                     initializers_named=named,
-                    notes=(*notes, *signature.notes, *_unused(opened, signature)),
+                    notes=(*notes, *signature.notes, *_unused(opened, signature), *_faint(proof)),
                 )
                 if not proof:
                     # Out of the block, which else would put the model in place.
@@ -172,17 +187,21 @@ def check_onnx(
     in their order. Returns a report that is true where all outputs are equal. Raises as ``export_onnx``
     does; the module is left as it was.
     """
-    source = Path(path)
+    source, reference = Path(path), unwrapped(reference)
     check_installed()
     steps = _Steps(progress)
+    check_outputs(outputs)
     signature = _signature(reference, inputs, ranges, dynamic)
     drawn = samples_of(signature, samples, seed)
     size, written = _checked(source, source, steps, given=True)
     opened = open_model(source)
-    with evaluating(reference):
-        first = function_of(reference, outputs)(arrays(signature, drawn[0]))
-        function = function_of(reference, outputs or _names_in(opened, tuple(first)))
-        proof = _proven(function, opened, signature, drawn, steps, rtol=rtol, atol=atol)
+    with evaluating(reference) as forget:
+        first = steady_run(function_of(reference, outputs), signature, drawn[0], rtol=rtol, atol=atol)
+        names = outputs or _names_in(opened, tuple(first.outputs))
+        function, first = function_of(reference, names), _renamed(first, names)
+        proof = _proven(
+            function, opened, signature, drawn, steps, first=first, forget=forget, rtol=rtol, atol=atol
+        )
     return ExportReport(
         model=str(source),
         size=size,
@@ -192,7 +211,7 @@ def check_onnx(
         residual_weight_norm=residual_of(written),
         nodes=nodes_of(written),
         steps=tuple(steps.every),
-        notes=(*signature.notes, *_unused(opened, signature)),
+        notes=(*signature.notes, *_unused(opened, signature), *_faint(proof)),
     )
 
 
@@ -283,17 +302,35 @@ def _check_program(program: ExportedProgram, signature: Signature) -> None:
 
 
 def _output_names(
-    reference: Function, signature: Signature, sample: Sample, rtol: float, atol: float
+    model: Exportable, signature: Signature, first: Run, asked: Sequence[str]
 ) -> tuple[str, ...]:
-    """The names of all outputs. Raises ``InputError`` where a second run gives others: before an export."""
-    found, again = (reference(arrays(signature, sample)) for _ in range(2))
-    same = all(
-        left.tobytes() == right.tobytes() for left, right in zip(found.values(), again.values(), strict=False)
-    )
-    if not same:
-        prove(reference, reference, signature, samples=[sample], rtol=rtol, atol=atol)
-    names, inputs = list(found), set(signature.names)
-    return tuple(f"{name}_out" if name in inputs else name for name in names)
+    """The names of all outputs in the file, where inputs and weights have theirs.
+
+    Raises ``ArgumentError`` where one that was asked for is taken.
+    """
+    taken = {*signature.names, *_names_of_weights(model)}
+    for name in asked:
+        if name in taken:
+            what = "an input" if name in signature.names else "a weight"
+            raise ArgumentError(f"output {printable(name)}: {what} is called so", fix="another --output NAME")
+    found: list[str] = []
+    for name in first.outputs:
+        numbers = (f"{name}_out{at}" for at in ("", *range(2, len(taken) + 2)))
+        found.append(next(each for each in (name, *numbers) if each not in taken))
+        taken.add(found[-1])
+    return tuple(found)
+
+
+def _names_of_weights(model: Exportable) -> Iterator[str]:
+    """The names that initializers of a model may have."""
+    for tensors in (model.named_parameters, model.named_buffers):
+        yield from (name for name, _ in tensors())
+    if not isinstance(model, (ExportedProgram, torch.jit.ScriptModule)):
+        yield from (name for live in find_live(model).layers for name in live.names)
+
+
+def _renamed(run: Run, names: Sequence[str]) -> Run:
+    return replace(run, outputs=dict(zip(names, run.outputs.values(), strict=True)))
 
 
 def _names_in(opened: Opened, own: tuple[str, ...]) -> tuple[str, ...]:
@@ -321,6 +358,19 @@ def _unused(opened: Opened, signature: Signature) -> tuple[str, ...]:
     there = {port.name for port in opened.inputs}
     unused = [printable(name) for name in signature.names if name not in there]
     return (f"inputs that the model does not use are not in the file: {listed(unused)}",) if unused else ()
+
+
+def _faint(proof: Proof) -> tuple[str, ...]:
+    """Notes on outputs that prove little: atol alone lets all of their values pass."""
+    return tuple(
+        f"output {printable(output.name)} proves little: it is at most {output.largest:.3g}, so zeros would "
+        f"pass too; --atol {output.largest * ATOL:.0e} compares it"
+        for output in proof.outputs
+        if output.passed
+        and not output.identical
+        and output.needed_atol is not None
+        and output.largest <= proof.atol + proof.rtol * output.largest
+    )
 
 
 def _said(model: Exportable) -> str:
@@ -381,9 +431,7 @@ def _proven(
     signature: Signature,
     drawn: Sequence[Sample],
     steps: _Steps,
-    *,
-    rtol: float,
-    atol: float,
+    **options: Any,
 ) -> Proof:
     """The model against its reference; what the exporter left out of the inputs is not fed."""
     there = {port.name for port in opened.inputs}
@@ -392,6 +440,6 @@ def _proven(
         return run(opened, {name: array for name, array in feeds.items() if name in there})
 
     with steps("run") as step:
-        proof = prove(reference, candidate, signature, samples=drawn, rtol=rtol, atol=atol, who="the module")
+        proof = prove(reference, candidate, signature, samples=drawn, **options)
         step.detail = f"{counted(len(drawn), 'sample')}, torch and onnxruntime"
     return proof

@@ -30,6 +30,8 @@ __all__ = ["EXPORTERS", "export_raw", "quiet_torch"]
 
 EXPORTERS = ("dynamo", "torchscript")
 
+_PLACES = "pkg.torch.onnx.stack_trace"
+
 
 # -- the exporters
 
@@ -48,8 +50,8 @@ def export_raw(
     """Write a model as ONNX, as one of torch's exporters gives it: in eval mode, without gradients.
 
     ``model`` is one's own copy, for its ``forward`` is replaced. ``outputs`` are the names of all outputs.
-    With ``external_data`` weights may lie in files beside ``path``. Raises ``ArgumentError`` where the
-    exporter refuses, with what torch says of it.
+    With ``external_data`` weights may lie in files beside ``path``. No place on this machine is named in
+    them. Raises ``ArgumentError`` where the exporter refuses, with what torch says of it.
     """
     if exporter == "torchscript" and isinstance(model, ExportedProgram):
         raise ArgumentError(
@@ -67,14 +69,27 @@ def export_raw(
         "input_names": list(inputs),
         "output_names": list(outputs),
         "opset_version": opset,
+        "verbose": False,
     }
-    if exporter == "dynamo":
-        common["external_data"] = external_data  # the older one does it where it must
     try:
         with quiet_torch(), torch.no_grad(), _dispatched_anew():
-            torch.onnx.export(**own, **common, f=str(path), verbose=False)
-    except Exception as error:
+            if exporter == "dynamo":
+                program: Any = torch.onnx.export(**own, **common)
+                _forget_places(program.model)
+                program.save(str(path), external_data=external_data)
+            else:  # which puts weights into files of their own where it must
+                torch.onnx.export(**own, **common, f=str(path))
+    except (Exception, SystemExit) as error:
         raise _refused(error, exporter, letters) from error
+
+
+def _forget_places(model: Any) -> None:
+    """Take out of a model of onnxscript's where in whose files each node was made, down to the folders."""
+    from onnxscript import ir
+
+    for graph in (model.graph, *model.functions.values()):
+        for node in ir.traversal.RecursiveGraphIterator(graph):
+            node.metadata_props.pop(_PLACES, None)
 
 
 @contextlib.contextmanager
@@ -192,7 +207,7 @@ def _no_traces() -> Iterator[None]:
         torch._C._jit_set_onnx_log_output_stream("stdout")
 
 
-def _refused(error: Exception, exporter: str, letters: Mapping[str, Mapping[int, str]]) -> ArgumentError:
+def _refused(error: BaseException, exporter: str, letters: Mapping[str, Mapping[int, str]]) -> ArgumentError:
     """What the exporter refused, in torch's words, where in the model, and what to try."""
     if isinstance(error, ArgumentError):
         return error

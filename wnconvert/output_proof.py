@@ -42,7 +42,8 @@ class OutputProof:
     whether that is because nothing differs. ``unmatched`` of the ``out_of_tolerance`` are NaN or infinite
     on one side only. ``worst`` is the first of these, else the largest |a-b|.
     ``needed_atol`` is the least atol that would have passed beside the rtol that was given,
-    ``needed_rtol`` the other way round; None where there is none. Integers and bools must be equal.
+    ``needed_rtol`` the other way round; None where there is none. ``largest`` = max |b|. Integers and bools
+    must be equal.
     """
 
     name: str
@@ -58,6 +59,7 @@ class OutputProof:
     unmatched: int
     needed_atol: float | None
     needed_rtol: float | None
+    largest: float = 0.0
 
     @property
     def passed(self) -> bool:
@@ -82,6 +84,7 @@ class Meter:
     tolerance: Tolerance
     elements: int = 0
     unequal: int = 0
+    largest: float = 0.0
     shape: tuple[int, ...] = ()
     worst: Worst | None = None
     measure: Measure = field(init=False)
@@ -95,6 +98,11 @@ class Meter:
         """Whether elements must be equal."""
         return self.dtype.name == "bool" or "int" in self.dtype.name
 
+    @property
+    def out(self) -> int:
+        """How many elements are out of tolerance."""
+        return self.unequal if self.is_exact else self.measure.different
+
     def add(self, sample: Sample, found: Array, expected: Array) -> None:
         """Add an output of one sample."""
         left, right = flat(found), flat(expected)
@@ -102,7 +110,9 @@ class Meter:
         start, form = self.elements * parts, _form(self.dtype)
         at_first: int | None = None
         for at, x, y in _bites(left, right):
-            self.measure.add(start + at * parts, _floats(x, form), _floats(y, form))
+            y_floats = _floats(y, form)
+            self.measure.add(start + at * parts, _floats(x, form), y_floats)
+            self.largest = max(self.largest, _largest(y_floats))
             if self.is_exact:
                 differ = x != y
                 self.unequal += int(np.count_nonzero(differ))
@@ -123,7 +133,6 @@ class Meter:
         """What was gathered."""
         measure = self.measure
         tolerable = not self.is_exact and not measure.unmatched
-        out = self.unequal if self.is_exact else measure.different
         return OutputProof(
             self.name,
             self.dtype.name,
@@ -134,10 +143,11 @@ class Meter:
             max_rel=measure.max_rel,
             snr_db=None if self.is_exact else measure.snr_db,
             worst=self.worst,
-            out_of_tolerance=out,
+            out_of_tolerance=self.out,
             unmatched=measure.unmatched,
             needed_atol=measure.atol if tolerable and math.isfinite(measure.atol) else None,
             needed_rtol=measure.rtol if tolerable and math.isfinite(measure.rtol) else None,
+            largest=self.largest,
         )
 
 
@@ -154,6 +164,12 @@ def _form(dtype: DType) -> np.dtype[Any]:
 
 def _floats(x: Array, form: np.dtype[Any]) -> Array:
     return x.view(form) if x.dtype.kind == "c" else x.astype(form, copy=False)
+
+
+def _largest(x: Array) -> float:
+    """The largest |x| that is finite."""
+    sizes = np.abs(x)
+    return float(np.max(sizes, where=np.isfinite(sizes), initial=0))
 
 
 def _number(value: Any) -> float:

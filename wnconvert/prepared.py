@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from wnconvert.callables import Exportable
+from wnconvert.checkpoint import open_checkpoint
 from wnconvert.factory import build, kwargs_of
 from wnconvert.module_weights import load_weights
 from wnconvert.proof import Step
@@ -38,10 +39,13 @@ def prepared(
 
     ``progress`` is told each step when it is done. Raises as ``build`` and ``load_weights`` do.
     """
+    arguments = None if kwargs is None else kwargs_of(kwargs)
+    if weights is not None:
+        open_checkpoint(Path(weights))  # what is wrong with it is told before the model's own code runs
     began = time.perf_counter()
     made = build(
         model,
-        kwargs=None if kwargs is None else kwargs_of(kwargs),
+        kwargs=arguments,
         trust=trust,
         only=only if weights is None else None,
     )

@@ -22,7 +22,7 @@ from wnconvert.values import array_of, stored_tensor
 from wnconvert.words import listed, printable
 
 __all__ = ["EXPORT_SEED", "InputSpec", "Range", "Sample", "Signature", "arrays", "export_arrays"]
-__all__ += ["export_sample", "parse_input", "parse_range", "samples", "signature_of"]
+__all__ += ["check_outputs", "export_sample", "parse_input", "parse_range", "samples", "signature_of"]
 
 #: The seed of the values that are exported: none of a sample's, so that what a trace bakes in is seen.
 EXPORT_SEED = 2**32 - 1
@@ -157,6 +157,15 @@ def parse_range(text: str) -> tuple[str, Range]:
         return parts["letter"], Range(int(parts["low"]), int(parts["high"]))
     except ArgumentError as error:
         raise ArgumentError(f"range {_quoted(text)}: {error.what}", fix=error.fix) from None
+
+
+def check_outputs(names: Sequence[str]) -> None:
+    """Raise ``ArgumentError`` where a name of an output is none, or is there twice."""
+    for name in names:
+        if not name or name != name.strip():
+            raise ArgumentError(f"output {_quoted(name)}: that is no name", fix="such as --output wave")
+        if list(names).count(name) > 1:
+            raise ArgumentError(f"two outputs are called {printable(name)}", fix="another name for each")
 
 
 def _quoted(text: str) -> str:
