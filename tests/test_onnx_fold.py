@@ -253,6 +253,16 @@ def test_data_is_not_deleted_where_a_model_of_another_name_uses_it(tmp_path: Pat
     assert (tmp_path / "out.onnx.data").exists()  # it is not that of the model which is replaced now
 
 
+def test_a_model_is_not_written_over_the_data_of_its_source(tmp_path: Path) -> None:
+    source, data = tmp_path / "model.onnx", tmp_path / "weights.data"
+    onnx.save(layered(8, 16), source, save_as_external_data=True, location=data.name, size_threshold=0)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert data.name in before
+    with pytest.raises(OutputError, match="the source keeps its data there"):
+        fold_file(source, data, force=True)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
 def test_what_must_not_be_written_leaves_nothing(tmp_path: Path) -> None:
     proto = layered()
     zero = numpy_helper.to_array(proto.graph.initializer[1]).copy()

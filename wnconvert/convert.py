@@ -6,7 +6,7 @@ import contextlib
 import os
 import stat
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from wnconvert.atomic import file_in, free_name, staged, staged_folder, translated
 from wnconvert.atomic_folder import replaced_folder
 from wnconvert.checkpoint import Checkpoint, layout_of
+from wnconvert.errors import OutputError
 from wnconvert.executor import Outcome, execute, notes_of, outcomes
 from wnconvert.layout import Blob, CopyBytes, Layout
 from wnconvert.plan import Plan
@@ -164,6 +165,12 @@ def convert_folder(
     )
 
 
+def _check_apart(output: Path, data: Iterable[Path]) -> None:
+    """Refuse to write a model over the data of its own source."""
+    if any(output.exists() and path.exists() and output.samefile(path) for path in data):
+        raise OutputError("the source keeps its data there", where=str(output), fix="choose another -o")
+
+
 def _layouts(checkpoint: Checkpoint, plan: Plan) -> dict[str, Layout]:
     """The layouts of all shards, by name, and of their index."""
     if len(plan.shards) == 1:
@@ -226,6 +233,7 @@ def convert_onnx(
     assert opened is not None  # noqa: S101 - its plan was made of it
     if proven:
         check_installed()
+    _check_apart(output, checkpoint.shards[1:])
     data_name = data_name or free_name(output)
     model, data = onnx_layouts(opened, fold.edits, data_name)
     layouts = {output.name: model} if data is None else {data_name: data, output.name: model}

@@ -78,7 +78,8 @@ def layer_stats(
 ) -> LayerStats:
     """What g tells of a layer and, where ``full``, what v tells (it is read once, block by block)."""
     info = v.info
-    values = elements.whole(g).reshape(-1).astype(np.float64)
+    with np.errstate(invalid="ignore"):  # a signalling NaN is a NaN here
+        values = elements.whole(g).reshape(-1).astype(np.float64)
     stats = LayerStats(
         path,
         layer.name,
