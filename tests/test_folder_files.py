@@ -512,7 +512,42 @@ def test_with_force_a_folder_is_replaced_whole(tmp_path: Path, folder: Path) -> 
         assert set(listing(tmp_path / out)) == {*OTHERS, "model.safetensors"}
 
 
-@pytest.mark.parametrize("size", ["", "5XB", "0", -1])
+@pytest.mark.parametrize("inside", ["", "below"])
+def test_a_folder_that_is_worked_or_lived_in_or_compared_with_is_not_replaced(
+    tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, inside: str
+) -> None:
+    out, flat = tmp_path / "out", tmp_path / "flat.safetensors"
+    fold_file(folder, out)
+    (out / "below").mkdir()
+    fold_file(folder, flat)
+    like = out / inside / "like.safetensors"
+    migrate_file(folder, like, to="legacy")
+    before = listing(out)
+    with pytest.raises(OutputError, match="--like lies in it"):
+        split_file(flat, f"{out}/", like=like, force=True)
+    with monkeypatch.context() as there:
+        there.setenv("HOME", str(out / inside))
+        with pytest.raises(OutputError, match="your home lies in it"):
+            fold_file(folder, out, force=True)
+    with monkeypatch.context() as there:
+        there.chdir(out / inside)
+        with pytest.raises(OutputError, match="the folder that you are in lies in it"):
+            fold_file(folder, out, force=True)
+    assert listing(out) == before
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    like = like.rename(tmp_path / "like.safetensors")
+    split_file(flat, f"{out}/", like=like, force=True)
+    assert set(listing(out)) == {"model.safetensors"}
+
+
+def test_an_index_of_any_name_is_a_folder_and_does_not_go_along(tmp_path: Path, folder: Path) -> None:
+    (folder / "model.safetensors.index.json").rename(folder / "mine.json")
+    fold_file(folder / "mine.json")
+    assert set(listing(tmp_path / "hifigan.folded")) == {*OTHERS, "model.safetensors"}
+
+
+@pytest.mark.parametrize("size", ["", "5XB", "0", -1, "9" * 5000, "9" * 400 + ".5", "0." + "0" * 400 + "1"])
 def test_what_is_no_size_is_refused(folder: Path, size: str | int) -> None:
     with pytest.raises(ArgumentError, match="is no size of a shard"):
         fold_file(folder, max_shard_size=size)

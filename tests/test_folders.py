@@ -129,8 +129,23 @@ def test_an_index_that_is_called_as_weights_is_an_index_where_it_is_named(folder
     assert find_weights(folder, "model.safetensors").files == (ONE, TWO)
 
 
-def test_a_shard_that_is_missing_is_named(folder: Path) -> None:
+@pytest.mark.parametrize("name", [INDEX, "model.safetensors"])
+@pytest.mark.parametrize("kind", ["pipe", "link to nothing"])
+def test_an_index_that_is_no_file_is_refused_and_not_waited_for(folder: Path, name: str, kind: str) -> None:
+    (folder / INDEX).unlink()
+    if kind == "pipe":
+        os.mkfifo(folder / name)
+    else:
+        (folder / name).symlink_to("nothing")
+    with pytest.raises(FormatError, match=f"{name} is no regular file"):
+        find_weights(folder)
+
+
+@pytest.mark.parametrize("to", ["", "nothing", TWO])
+def test_a_shard_that_is_missing_is_named(folder: Path, to: str) -> None:
     (folder / TWO).unlink()
+    if to:
+        (folder / TWO).symlink_to(to)
     with pytest.raises(FormatError, match=f"names {TWO}, which is not there"):
         find_weights(folder)
 

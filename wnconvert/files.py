@@ -243,6 +243,7 @@ def split_file(
             only=only,
             keep_optimizer=keep_optimizer,
         ),
+        like=like,
         max_shard_size=max_shard_size,
         verify=verify,
         force=force,
@@ -349,6 +350,7 @@ def _run(
     *,
     plan_graph: Callable[[OnnxFile], OnnxFold] | None = None,
     numbers: Numbers = Numbers(),  # noqa: B008 - frozen
+    like: StrPath | None = None,
     max_shard_size: str | int,
     verify: bool,
     force: bool,
@@ -387,7 +389,7 @@ def _run(
             plan = target.planned(make_plan(checkpoint.tree, target.container), checkpoint)
             if dry_run:
                 return plan
-            target.check(checkpoint)
+            target.check(checkpoint, like)
             return convert_folder(
                 checkpoint,
                 plan,

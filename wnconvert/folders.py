@@ -10,7 +10,7 @@ import os
 import re
 import stat
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 
 from wnconvert.errors import FormatError, InputError
@@ -42,7 +42,8 @@ _OWN = (".git", ".cache")
 class Folder:
     """The weights of a folder: their files by name, in order, and the index if there are several.
 
-    ``naming`` is how they are called; ``others`` are further weights, which are not read.
+    ``naming`` is how they are called; ``others`` are further weights, which are not read. ``listing`` is what
+    the index is called, if not as ``naming`` has it.
     """
 
     root: Path
@@ -50,11 +51,12 @@ class Folder:
     files: tuple[str, ...]
     index: ShardIndex | None = None
     others: tuple[str, ...] = ()
+    listing: str = ""
 
     @property
     def weights(self) -> frozenset[str]:
         """The names of all files that hold weights, or say where they are."""
-        return frozenset({*self.files, self.naming.index, *self.others})
+        return frozenset({*self.files, self.naming.index, self.listing, *self.others})
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +104,8 @@ def find_weights(root: Path, index: str = "") -> Folder:
         raise _no_weights(names)
     name, naming = chosen
     _check_inside(root, name)
+    if not (root / name).is_file():  # a pipe would be waited for
+        raise FormatError(f"{name} is no regular file", fix="download it again")
     if not index and naming is not None and naming.index != name:
         folder = Folder(root, naming, (name,))
     else:
@@ -112,11 +116,11 @@ def find_weights(root: Path, index: str = "") -> Folder:
         read = read_index(text)
         stem = "model" if read.suffix == ".safetensors" else "pytorch_model"
         naming = naming or Naming(stem, read.suffix.removeprefix("."))
-        folder = Folder(root, naming, read.files, read)
+        folder = Folder(root, naming, read.files, read, listing=name)
     _check_files(folder, names)
     taken = {*folder.files, name}
     others = tuple(other for other in names if other not in taken and _is_weights(other, found))
-    return Folder(folder.root, folder.naming, folder.files, folder.index, others)
+    return replace(folder, others=others)
 
 
 def is_weights(name: str) -> bool:
@@ -162,11 +166,11 @@ def _no_weights(names: list[str]) -> InputError:
 def _check_files(folder: Folder, names: list[str]) -> None:
     """What is named is there, inside, and of what is there no shard is forgotten."""
     for file in folder.files:
-        if not os.path.lexists(folder.root / file):
+        _check_inside(folder.root, file)
+        if not (folder.root / file).exists():
             raise FormatError(
                 f"the index names {file}, which is not there", fix="download the files that are missing"
             )
-        _check_inside(folder.root, file)
     for name in names:
         if folder.naming.is_shard(name) and name not in folder.files:
             what = "the index does not name" if folder.index else f"is no part of {folder.files[0]}"

@@ -18,7 +18,8 @@ __all__ = ["DEFAULT_SHARD_SIZE", "Naming", "Shard", "bytes_of", "into_shards"]
 DEFAULT_SHARD_SIZE = "5GB"
 
 _UNITS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(?:([KMGT])(I?)B?|B)?", re.ASCII | re.IGNORECASE)
+# More digits are no size, and Python turns only so many into a number.
+_SIZE = re.compile(r"(\d{1,30}(?:\.\d{1,30})?)\s*(?:([KMGT])(I?)B?|B)?", re.ASCII | re.IGNORECASE)
 
 
 def bytes_of(size: str | int) -> int:

@@ -49,7 +49,7 @@ def default_output(source: StrPath, kind: str) -> Path:
     'hub.folded'
     """
     path = Path(source)
-    is_index = Naming.of_index(path.name) is not None
+    is_index = path.name.endswith(".json")  # no checkpoint is called so
     is_folder = is_index or path.is_dir()
     if cache_of(Path(os.path.realpath(path if path.is_dir() else path.parent))) is not None:
         raise ArgumentError(
@@ -139,9 +139,21 @@ class FolderTarget:
             left.append(Dropped("_metadata", "torch's versions of modules have no place in several files"))
         return replace(made, copied=copied, dropped=(*made.dropped, *left))
 
-    def check(self, checkpoint: Checkpoint) -> None:
-        """Raise ``OutputError`` where the source would be lost, or what is no model be replaced."""
+    def check(self, checkpoint: Checkpoint, like: StrPath | None = None) -> None:
+        """Raise ``OutputError`` where the source would be lost, or what is no model be replaced.
+
+        ``like`` is a reference that was read too.
+        """
         check_apart(checkpoint, self.path)
+        for what, path in (
+            ("--like", like),
+            ("the folder that you are in", os.curdir),
+            ("your home", os.environ.get("HOME")),
+        ):
+            if path is not None and _lies_in(path, self.path):
+                raise OutputError(
+                    f"{what} lies in it, and it would be replaced whole", fix="choose another -o"
+                )
         if not self.path.is_dir() or not any(self.path.iterdir()):
             return
         if not has_weights(self.path):
@@ -163,6 +175,13 @@ def check_apart(checkpoint: Checkpoint, output: Path) -> None:
         raise OutputError("it lies in the source", fix="choose an -o beside it")
     if source.is_relative_to(real):
         raise OutputError("the source lies in it", fix="choose an -o beside it")
+
+
+def _lies_in(path: StrPath, folder: Path) -> bool:
+    try:
+        return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
+    except FileNotFoundError:  # the folder that one is in was deleted
+        return False
 
 
 def _why(path: str) -> str:
