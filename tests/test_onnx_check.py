@@ -258,6 +258,20 @@ def test_whole_numbers_are_made_up_too(tmp_path: Path, ids: str, shape: list[Any
     assert not notes
 
 
+def test_an_axis_has_one_size_wherever_it_is_named(tmp_path: Path) -> None:
+    model = vocoder()
+    graph = model.graph
+    graph.input.append(helper.make_tensor_value_info("speaker", TensorProto.FLOAT, ["B"]))
+    graph.output[0].name = "z"
+    reshape = numpy_helper.from_array(np.array([-1, 1, 1]), "column")
+    graph.initializer.append(reshape)
+    graph.node.append(helper.make_node("Reshape", ["speaker", "column"], ["per_item"]))
+    graph.node.append(helper.make_node("Add", ["y", "per_item"], ["z"]))
+    onnx.save(model, tmp_path / "model.onnx")
+    result = fold_file(tmp_path / "model.onnx")
+    assert "x[1,4,16], speaker[1]" in result.verified
+
+
 def test_zeros_that_were_asked_for_pass_where_the_original_has_none(tmp_path: Path) -> None:
     proto = vocoder()
     stored = initializer(proto, "a.weight_v")

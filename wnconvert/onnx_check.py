@@ -316,7 +316,8 @@ def _first_that_runs(opened: Opened) -> tuple[dict[str, Array], dict[str, Array]
     for first, others in _SIZES:
         for whole in (None, others):
             try:
-                feeds = {port.name: _made_up(port, first, others, whole) for port in opened.inputs}
+                sizes = _sizes(opened.inputs, first, others)
+                feeds = {port.name: _made_up(port, sizes[port.name], whole) for port in opened.inputs}
                 found = run(opened, feeds)
             except WnconvertError as error:
                 why = why or error.what
@@ -329,16 +330,24 @@ def _first_that_runs(opened: Opened) -> tuple[dict[str, Array], dict[str, Array]
     return {}, {}, why
 
 
-def _made_up(port: ValueInfo, first: int, others: int, whole: int | None) -> Array:
+def _sizes(ports: Sequence[ValueInfo], first: int, others: int) -> dict[str, list[int]]:
+    """Shapes of inputs: dynamic first axes are the batch, and an axis has one size wherever it is named."""
+    batch = {port.shape[0] for port in ports if len(port.shape) > 1 and isinstance(port.shape[0], str)}
+
+    def size_of(port: ValueInfo, axis: int) -> int:
+        size = port.shape[axis]
+        if isinstance(size, int) and size >= 0:
+            return size
+        is_batch = size in batch if isinstance(size, str) else axis == 0 and len(port.shape) > 1
+        return first if is_batch else others
+
+    return {port.name: [size_of(port, axis) for axis in range(len(port.shape))] for port in ports}
+
+
+def _made_up(port: ValueInfo, sizes: Sequence[int], whole: int | None) -> Array:
     """Values for an input: normal floats, and whole numbers that are small, or the length of the rest."""
     if port.dtype is None:
         raise InputError(f"its input {printable(port.name)} is {port.kind}")
-    sizes = [
-        size
-        if isinstance(size, int) and size >= 0
-        else (first if axis == 0 and len(port.shape) > 1 else others)
-        for axis, size in enumerate(port.shape)
-    ]
     random = np.random.default_rng(0)
     dtype: DType = port.dtype
     if math.prod(sizes) > _MOST_MADE_UP:
