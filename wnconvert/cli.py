@@ -27,9 +27,10 @@ __all__ = ["cli", "main"]
 )
 @click.version_option(__version__, prog_name="wnconvert")
 def cli() -> None:
-    """Fold, split, migrate, inspect and compare weight-normalized PyTorch checkpoints (w = g·v/‖v‖).
+    """Convert and inspect weight-normalized PyTorch checkpoints and models (w = g·v/‖v‖).
 
-    Files are data: nothing in a checkpoint is imported or run, and nothing in it is lost.
+    Files are data: nothing in a checkpoint is imported or run, and nothing in it is lost. Only export and
+    check run code: that of the model that you name.
     """
 
 

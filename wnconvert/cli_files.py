@@ -187,8 +187,8 @@ def inspect(
     """Show what is in a checkpoint and whether it is healthy.
 
     Its form, its layers' magnitudes, what fold, split and migrate would do. Only g is read, kilobytes of a
-    file of gigabytes (of an ONNX model plain weights too). Of several files (a training run) one row a layer
-    is shown, with the layers that moved most first.
+    file of gigabytes; of an ONNX model plain weights are read and shown too. Of several files (a training
+    run) one row a layer is shown, with the layers that moved most first.
     """
     from wnconvert.inspection import inspect_file
     from wnconvert.inspection_report import arranged, inspection_text, moves_text
