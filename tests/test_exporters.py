@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from tests.export_models import Branching, Eigen, scripted, speech
 from wnconvert.callables import tensors_of
-from wnconvert.errors import ArgumentError
+from wnconvert.errors import ArgumentError, OutputError
 from wnconvert.exporters import EXPORTERS, export_raw, quiet_torch
 from wnconvert.modules import folded
 from wnconvert.signatures import export_arrays, signature_of
@@ -114,3 +114,11 @@ def test_no_folder_of_this_machine_is_named_in_the_file(
         assert folder.encode() not in content, folder
     if exporter == "dynamo" and opset is None:  # torch's conversion to another opset drops all of it
         assert b"pkg.torch.onnx.class_hierarchy" in content  # other metadata stays
+
+
+@pytest.mark.parametrize("exporter", EXPORTERS)
+def test_a_full_disk_is_not_the_models_fault(exporter: str) -> None:
+    signature = signature_of(["x=float32[4,4]"])
+    given = tensors_of(export_arrays(signature))
+    with pytest.raises(OutputError, match="the disk is full"):
+        export_raw(nn.Linear(4, 4), given, signature, Path("/dev/full"), exporter=exporter, outputs=("y",))

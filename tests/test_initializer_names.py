@@ -109,3 +109,18 @@ def test_another_dtype_or_size_is_another_tensor() -> None:
     weight = numbers(5, 3)
     assert names_of({"val_1": weight.astype(np.float64)}, {"a.weight": weight}) == {}
     assert names_of({"val_1": weight[:4]}, {"a.weight": weight}) == {}
+
+
+def test_only_biases_and_weights_of_one_recurrent_layer_are_joined() -> None:
+    biases = {
+        f"lstm.bias_{kind}_l{layer}": numbers(8, seed=layer) for layer in (0, 1) for kind in ("ih", "hh")
+    }
+    biases["lstm.bias_hh_l0"] = numbers(8, seed=7)
+    across = np.concatenate([biases["lstm.bias_hh_l0"], biases["lstm.bias_ih_l1"]])
+    within = np.concatenate([biases["lstm.bias_ih_l0"], biases["lstm.bias_hh_l0"]])
+    assert names_of({"val_1": across, "val_2": within}, biases) == {"val_2": "lstm.bias_ih_l0+bias_hh_l0"}
+
+
+def test_many_parameters_with_the_names_of_layers_are_not_joined() -> None:
+    many = {f"x_l{at}": numbers(4, seed=at) for at in range(300)}  # of four of them there are 3·10⁸
+    assert names_of({"val_1": numbers(16, seed=999)}, many) == {}

@@ -229,7 +229,8 @@ def _told_as(folder: Path, target: Path) -> Iterator[None]:
     try:
         yield
     except WnconvertError as error:
-        error.where = error.where.replace(str(folder / target.name), str(target))
+        for made in (folder / target.name, folder / "raw" / "raw.onnx"):
+            error.where = error.where.replace(str(made), str(target))
         raise
 
 
@@ -396,7 +397,12 @@ def _copy(module: Exportable, steps: _Steps) -> tuple[Exportable, int]:
         return module, 0
     with steps("fold") as step:
         layers = len(find_live(module).layers)
-        copy = folded(module).to("cpu")
+        try:
+            copy = folded(module).to("cpu")
+        except ArgumentError as error:
+            if "copied" in error.what:  # what is advised there, to fold in place, does not help here
+                error.fix = "take what cannot be copied off the module before the export"
+            raise
         for each in copy.modules():
             each.training = False
         step.detail = f"{counted(layers, 'layer')} in a copy"

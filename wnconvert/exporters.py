@@ -6,6 +6,7 @@ Source: ``torch.onnx.export``, with ``dynamo=True`` (by ``torch.export``) and ``
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib.util
 import inspect
 import io
@@ -22,6 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
+from wnconvert.atomic import translated
 from wnconvert.callables import EITHER_WAY, Exportable, caller, named_outputs, said
 from wnconvert.errors import ArgumentError
 from wnconvert.signatures import Signature
@@ -30,6 +32,7 @@ __all__ = ["EXPORTERS", "export_raw", "quiet_torch"]
 
 EXPORTERS = ("dynamo", "torchscript")
 
+_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}  # of the system, not of the model
 _PLACES = "pkg.torch.onnx.stack_trace"
 
 
@@ -80,7 +83,10 @@ def export_raw(
             else:  # which puts weights into files of their own where it must
                 torch.onnx.export(**own, **common, f=str(path))
     except (Exception, SystemExit) as error:
-        raise _refused(error, exporter, letters) from error
+        full = next(
+            (each for each in _causes(error) if isinstance(each, OSError) and each.errno in _DISK), None
+        )
+        raise translated(full, path) if full else _refused(error, exporter, letters) from error
 
 
 def _forget_places(model: Any) -> None:

@@ -5,6 +5,7 @@ Pure, on arrays, and by content alone: so it does not matter which exporter did 
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from itertools import combinations
@@ -18,6 +19,7 @@ __all__ = ["names_of"]
 
 #: What was evaluated once more (by an exporter that folds constants) is this close, beside its largest.
 _CLOSE = 1e-6
+_RECURRENT = re.compile(r"(?:weight|bias)_(?:ih|hh|hr)_l(\d+)(?:_reverse)?")
 _MASK = (1 << 64) - 1
 
 #: Size and dtype, and two sums over all elements that do not depend on their order.
@@ -57,7 +59,8 @@ def names_of(initializers: Mapping[str, Array], parameters: Mapping[str, Array])
     pair(lambda name, other: marks[name] == prints[other] and marks[name] not in several)
     joined = _joined({name: prints[name] for name in free if name not in found.values()})
     found |= {name: joined[mark] for name, mark in marks.items() if name not in found and mark in joined}
-    pair(lambda name, other: marks[name] not in several and _close(wanted[name], free[other]))
+    limits = {name: _CLOSE * float(np.max(np.abs(array))) for name, array in free.items()}
+    pair(lambda name, other: marks[name] not in several and _close(wanted[name], free[other], limits[other]))
     pair(lambda name, other: marks[name] not in several and _proportional(wanted[name], free[other]))
     for name, array in wanted.items():
         same = [other for other, mark in prints.items() if mark == marks[name]]
@@ -98,15 +101,16 @@ def _paired(wanted: list[str], free: list[str], alike: Callable[[str, str], bool
 
 def _joined(prints: Mapping[str, _Print]) -> dict[_Print, str]:
     """What two or four parameters of one module are end to end, by a name for it; sums simply add."""
-    by_owner: dict[str, list[str]] = {}
+    by_layer: dict[tuple[str, str], list[str]] = {}  # of a recurrent module, each both ways
     for name in prints:
-        by_owner.setdefault(name.rpartition(".")[0], []).append(name)
+        owner, _, own = name.rpartition(".")
+        if layer := _RECURRENT.fullmatch(own):
+            by_layer.setdefault((owner, layer[1]), []).append(name)
     found: dict[_Print, str] = {}
     twice: set[_Print] = set()
-    for owner, names in by_owner.items():
-        of_one = [name for name in names if "_l" in name.rpartition(".")[2]]  # a recurrent layer's
+    for (owner, _), names in by_layer.items():
         for count in (2, 4):
-            for parts in combinations(sorted(of_one, key=list(prints).index), count):
+            for parts in combinations(names, count):
                 sizes, dtypes, firsts, seconds = zip(*(prints[name] for name in parts), strict=True)
                 if len(set(dtypes)) > 1:
                     continue
@@ -117,11 +121,12 @@ def _joined(prints: Mapping[str, _Print]) -> dict[_Print, str]:
     return {key: name for key, name in found.items() if key not in twice}
 
 
-def _close(array: Array, parameter: Array) -> bool:
-    if array.dtype != parameter.dtype:
+def _close(array: Array, parameter: Array, limit: float) -> bool:
+    if array.dtype != parameter.dtype or array.shape not in (parameter.shape, parameter.shape[::-1]):
         return False
+    if abs(float(array.flat[0]) - float(parameter.flat[0])) > limit:
+        return False  # without a look at the rest: every initializer meets every parameter here
     wide = parameter.astype(np.float64)
-    limit = _CLOSE * float(np.max(np.abs(wide)))
     for other in (wide, wide.T):
         if other.shape == array.shape and float(np.max(np.abs(array - other))) <= limit:
             return True
@@ -137,6 +142,10 @@ def _proportional(array: Array, parameter: Array) -> bool:
         or array[0].size < 2
     ):
         return False
+    return _rows_proportional(array[:1], parameter[:1]) and _rows_proportional(array, parameter)
+
+
+def _rows_proportional(array: Array, parameter: Array) -> bool:
     ours, theirs = (each.reshape(len(each), -1).astype(np.float64) for each in (array, parameter))
     lengths = np.linalg.norm(ours, axis=1) * np.linalg.norm(theirs, axis=1)
     products = np.abs(np.einsum("ij,ij->i", ours, theirs))
