@@ -29,6 +29,7 @@ from wnconvert.errors import ArgumentError, FormatError, InputError, NumbersErro
 from wnconvert.files import default_output, fold_file, migrate_file, split_file
 from wnconvert.inspection import inspect_file
 from wnconvert.sources import Source
+from wnconvert.verify import verify_copies
 
 INDEX = "model.safetensors.index.json"
 OTHERS = {
@@ -702,6 +703,33 @@ def test_a_file_that_vanishes_before_it_is_copied_is_an_error(tmp_path: Path, fo
     with pytest.raises(InputError, match="cannot be read"):
         fold_file(folder, tmp_path / "out", progress=vanish)
     assert [path.name for path in tmp_path.iterdir()] == ["hifigan"]
+
+
+def test_a_file_that_grows_while_it_is_copied_is_an_error(tmp_path: Path, folder: Path) -> None:
+    def grow(_done: int, _total: int) -> None:
+        with (folder / "config.json").open("ab") as file:
+            file.write(b"more")
+
+    with pytest.raises(InputError, match="it became longer while it was read") as caught:
+        fold_file(folder, tmp_path / "out", progress=grow)
+    assert caught.value.where == str(folder / "config.json")
+    assert [path.name for path in tmp_path.iterdir()] == ["hifigan"]
+
+
+def test_a_pipe_that_takes_the_place_of_a_file_is_not_waited_for(tmp_path: Path, folder: Path) -> None:
+    def replace(_done: int, _total: int) -> None:
+        (folder / "config.json").unlink()
+        os.mkfifo(folder / "config.json")
+
+    with pytest.raises((InputError, OutputError)):
+        fold_file(folder, tmp_path / "out", progress=replace)
+    assert [path.name for path in tmp_path.iterdir()] == ["hifigan"]
+
+
+def test_a_file_that_vanishes_before_its_copy_is_read_back_is_an_error(tmp_path: Path, folder: Path) -> None:
+    (tmp_path / "copy").touch()
+    with pytest.raises(InputError, match="cannot be read"):
+        verify_copies(folder, tmp_path, ["copy"])
 
 
 def test_a_file_larger_than_the_limit_of_the_process_is_refused(tmp_path: Path, folder: Path) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from wnconvert.atomic import file_in, free_name, staged, staged_folder, translated
 from wnconvert.atomic_folder import replaced_folder
 from wnconvert.checkpoint import Checkpoint, layout_of
-from wnconvert.errors import OutputError
+from wnconvert.errors import FormatError, OutputError
 from wnconvert.executor import Outcome, execute, notes_of, outcomes
 from wnconvert.layout import Blob, CopyBytes, Layout
 from wnconvert.plan import Plan
@@ -197,6 +197,8 @@ def _copy(root: Path, beside: Beside, folder: Path, output: Path, workers: Worke
                 with contextlib.suppress(OSError):  # not every file system has modes
                     os.fchmod(target.fd, file.mode)
                 execute(source, target, Layout(file.size, (), blobs), Numbers(), workers)
+                if source.size() != file.size:
+                    raise FormatError("it became longer while it was read", where=str(root / file.path))
         for path, mode in reversed(beside.folders):
             (folder / path).chmod(mode | stat.S_IRWXU)  # it must be possible to delete it again
     except OSError as error:

@@ -42,7 +42,8 @@ class Source:
         self._local = threading.local()
         try:
             for path in shards:
-                self._fds.append(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
+                # A pipe that has come in its place is not waited for: it cannot be read at a place.
+                self._fds.append(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK))
         except OSError as error:
             self.close()
             raise InputError(f"it cannot be read ({error.strerror})", where=str(error.filename)) from error
@@ -60,6 +61,10 @@ class Source:
         for fd in self._fds:
             os.close(fd)
         self._fds = []
+
+    def size(self, shard: int = 0) -> int:
+        """The bytes of an opened file, as it is now."""
+        return os.fstat(self._fds[shard]).st_size
 
     def chunk(self, data: ByteRange) -> memoryview:
         """At most a block of bytes; valid until this thread reads again.

@@ -24,7 +24,7 @@ from safetensors import safe_open
 from wnconvert import safetensors_file
 from wnconvert.blocks import BLOCK_BYTES, Array, Block, Read, blocks, box
 from wnconvert.checkpoint import Checkpoint, open_checkpoint
-from wnconvert.errors import VerifyError, WnconvertError
+from wnconvert.errors import InputError, VerifyError, WnconvertError
 from wnconvert.making import made
 from wnconvert.plan import Fold, Keep, Magnitude, Plan, PlannedStateDict
 from wnconvert.rounding import cast
@@ -77,13 +77,22 @@ def check_folder_structure(folder: Path, plan: Plan) -> None:
 def verify_copies(
     before: Path, after: Path, names: Iterable[str], advance: Callable[[int], None] = lambda count: None
 ) -> None:
-    """Read files that were copied from one folder to another back. Raises ``VerifyError``."""
-    for name in names:
-        with (before / name).open("rb") as old, (after / name).open("rb") as new:
-            while (block := old.read(BLOCK_BYTES)) or new.read(1):
-                if new.read(len(block)) != block or not block:
-                    raise VerifyError(f"{name} was read back, and is no copy; nothing is kept", fix=_BUG)
-                advance(len(block))
+    """Read files that were copied from one folder to another back.
+
+    Raises ``VerifyError``, and ``InputError`` for one that is not there any more.
+    """
+    try:
+        for name in names:
+            with (before / name).open("rb") as old, (after / name).open("rb") as new:
+                while (block := old.read(BLOCK_BYTES)) or new.read(1):
+                    if new.read(len(block)) != block or not block:
+                        raise VerifyError(
+                            f"{name} was read back, and is no copy; nothing is kept",
+                            fix=f"if nobody changed it meanwhile, {_BUG}",
+                        )
+                    advance(len(block))
+    except OSError as error:
+        raise InputError(f"it cannot be read ({error.strerror})", where=str(error.filename)) from error
 
 
 def bytes_to_verify(checkpoint: Checkpoint, plan: Plan) -> int:
