@@ -19,6 +19,7 @@ from tests.export_models import Dropped, Noisy, scramble, speech, vocoder
 from tests.live_models import norm, portrait
 from wnconvert import ExportReport, check_onnx, export_onnx
 from wnconvert.errors import ArgumentError, InputError, OutputError, WnconvertError
+from wnconvert.export_report import proof_text
 from wnconvert.exporters import EXPORTERS
 from wnconvert.modules import folded
 
@@ -487,7 +488,7 @@ def test_names_of_outputs_that_are_taken_are_refused(tmp_path: Path) -> None:
     assert "two outputs are called a" in str(refused(tmp_path, vocoder(), MEL, outputs=["a", "a"]))
 
 
-def test_outputs_that_atol_alone_lets_pass_are_told(tmp_path: Path) -> None:
+def test_outputs_that_atol_alone_would_let_pass_are_proven_by_their_own_size(tmp_path: Path) -> None:
     class Faint(nn.Linear):
         def forward(self, x: torch.Tensor) -> Any:
             y = super().forward(x)
@@ -495,8 +496,15 @@ def test_outputs_that_atol_alone_lets_pass_are_told(tmp_path: Path) -> None:
 
     report = export_onnx(Faint(3, 2), tmp_path / "m.onnx", inputs=["x=float32[B,3]"])
     assert report
-    (note,) = (note for note in report.notes if "proves little" in note)
-    assert note.startswith("output output_1 proves little")
+    assert 0 < report.outputs[1].largest < 1e-6
+    other = check_onnx(tmp_path / "m.onnx", Faint(3, 2), inputs=["x=float32[B,3]"])
+    assert not other.outputs[1].out_of_tolerance
+    assert other.outputs[1].unproven
+    assert not other.outputs[1].passed
+    assert other.outputs[2].passed, "zeros are zeros"
+    text = proof_text(other)
+    assert "output output_1 is at most" in text
+    assert "so that zeros would be within 1e-05" in text
 
 
 def test_no_folder_of_this_machine_is_named_in_what_is_exported(tmp_path: Path) -> None:

@@ -278,7 +278,10 @@ def test_the_tolerance_that_would_have_passed_is_the_least_that_does(
     output = told(b, a, rtol=rtol, atol=atol)
     expected = np.abs(a - b) > atol + rtol * np.abs(b)
     assert output.out_of_tolerance == expected.sum()
-    assert output.needed_atol is not None
+    if output.needed_atol is None:
+        zeros = told(b, np.zeros(6), rtol=rtol, atol=float(np.abs(a - b).max()))
+        assert zeros.out_of_tolerance == 0, "where atol alone would do, zeros would do as well"
+        return
     assert told(b, a, rtol=rtol, atol=output.needed_atol).passed
     if output.needed_atol > 1e-3:  # so that a millionth less is more than what rounding of the bound can hide
         assert not told(b, a, rtol=rtol, atol=output.needed_atol * (1 - 1e-6)).passed
@@ -293,8 +296,9 @@ def test_the_advice_passes(a: Array, b: Array) -> None:
         assert proof.advice == ""
         return
     words = proof.advice.split()
-    assert words[0] == "--atol"
-    assert told(b, a, atol=float(words[1])).passed
+    assert "--atol" in words or "--rtol" in words or proof.advice == "no tolerance would have passed"
+    if "--atol" in words:
+        assert told(b, a, atol=float(words[words.index("--atol") + 1])).passed
     if "--rtol" in words:
         assert told(b, a, rtol=float(words[words.index("--rtol") + 1])).passed
 
@@ -381,3 +385,26 @@ def test_the_largest_of_the_reference_is_told() -> None:
     assert told([math.inf, 0.0], [math.inf, 0.0]).largest == 0
     assert told([3 - 4j], [3 - 4j]).largest == 4
     assert told([7, -9], [7, -9]).largest == 9
+
+
+def test_an_output_near_zero_is_not_proven_by_atol_alone() -> None:
+    signature = signature_of(["x=float32[4]"])
+    drawn = samples(signature)
+
+    def scaled(factor: float) -> Function:
+        return lambda feeds: {"y": feeds["x"] * np.float32(factor)}
+
+    near = prove(scaled(1e-7), scaled(1.0001e-7), signature, samples=drawn)
+    assert near
+    far = prove(scaled(1e-7), scaled(1.1e-7), signature, samples=drawn)
+    assert not far
+    assert not far.outputs[0].out_of_tolerance
+    assert far.needed is not None
+    atol = far.needed.atol
+    assert atol is not None
+    assert atol < far.outputs[0].largest, "what would pass must be less than what zeros would pass"
+    assert prove(scaled(1e-7), scaled(1.1e-7), signature, samples=drawn, atol=atol)
+    assert far.needed.rtol == pytest.approx(0.1, rel=1e-3)
+    assert prove(scaled(1e-7), scaled(1.1e-7), signature, samples=drawn, rtol=0.11)
+    assert not prove(scaled(1e-7), scaled(0), signature, samples=drawn)
+    assert prove(scaled(0), scaled(1e-7), signature, samples=drawn), "what is zero has no size of its own"

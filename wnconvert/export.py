@@ -151,7 +151,7 @@ def export_onnx(
                     folded_in_module=layers,
                     folded_in_graph=len(fold.layers),
                     initializers_named=named,
-                    notes=(*notes, *signature.notes, *_unused(opened, signature), *_faint(proof)),
+                    notes=(*notes, *signature.notes, *_unused(opened, signature)),
                 )
                 if not proof:
                     # Out of the block, which else would put the model in place.
@@ -211,7 +211,7 @@ def check_onnx(
         residual_weight_norm=residual_of(written),
         nodes=nodes_of(written),
         steps=tuple(steps.every),
-        notes=(*signature.notes, *_unused(opened, signature), *_faint(proof)),
+        notes=(*signature.notes, *_unused(opened, signature)),
     )
 
 
@@ -359,19 +359,6 @@ def _unused(opened: Opened, signature: Signature) -> tuple[str, ...]:
     there = {port.name for port in opened.inputs}
     unused = [printable(name) for name in signature.names if name not in there]
     return (f"inputs that the model does not use are not in the file: {listed(unused)}",) if unused else ()
-
-
-def _faint(proof: Proof) -> tuple[str, ...]:
-    """Notes on outputs that prove little: atol alone lets all of their values pass."""
-    return tuple(
-        f"output {printable(output.name)} proves little: it is at most {output.largest:.3g}, so zeros would "
-        f"pass too; --atol {output.largest * ATOL:.0e} compares it"
-        for output in proof.outputs
-        if output.passed
-        and not output.identical
-        and output.needed_atol is not None
-        and output.largest <= proof.atol + proof.rtol * output.largest
-    )
 
 
 def _said(model: Exportable) -> str:

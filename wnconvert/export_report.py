@@ -89,6 +89,11 @@ def _verdict(report: ExportReport) -> list[str]:
 
 
 def _failure(output: OutputProof, proof: Proof) -> str:
+    if output.unproven:
+        return (
+            f"output {output.name} is at most {output.largest:.3g}, so that zeros would be within "
+            f"{proof.tolerance} too, and it is off by {output.max_abs:.3g}"
+        )
     count = f"{output.out_of_tolerance} of {counted(output.elements, 'element')}"
     odd = f" ({output.unmatched} NaN or infinite on one side only)" if output.unmatched else ""
     said = f"output {output.name}: {count} further off than {proof.tolerance}{odd}"

@@ -19,6 +19,8 @@ __all__ = ["Meter", "OutputProof", "Worst", "flat"]
 
 #: Elements that are made float64 at a time.
 _BITE = 1 << 20
+#: Of an output that atol alone would let pass, this part of its largest value is near enough.
+LEAST_RTOL = 1e-3
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +45,8 @@ class OutputProof:
     on one side only. ``worst`` is the first of these, else the largest |a-b|.
     ``needed_atol`` is the least atol that would have passed beside the rtol that was given,
     ``needed_rtol`` the other way round; None where there is none. ``largest`` = max |b|. Integers and bools
-    must be equal.
+    must be equal. ``unproven``: b is so small that zeros were within tolerance too, and a is off by more
+    than the rtol (at least ``LEAST_RTOL``) of the largest b: another model would have passed.
     """
 
     name: str
@@ -60,11 +63,12 @@ class OutputProof:
     needed_atol: float | None
     needed_rtol: float | None
     largest: float = 0.0
+    unproven: bool = False
 
     @property
     def passed(self) -> bool:
-        """Whether all elements are within tolerance."""
-        return not self.out_of_tolerance
+        """Whether all elements are within tolerance, and that means something."""
+        return not self.out_of_tolerance and not self.unproven
 
 
 def flat(array: Array) -> Array:
@@ -133,6 +137,13 @@ class Meter:
         """What was gathered."""
         measure = self.measure
         tolerable = not self.is_exact and not measure.unmatched
+        given = self.tolerance.atol or 0.0, self.tolerance.rtol or 0.0
+        unproven = tolerable and not self.out and self._is_unproven(*given)
+        # What would pass must prove something too.
+        atol = None if self._is_unproven(measure.atol, given[1]) else measure.atol
+        rtol = measure.rtol
+        if self._is_unproven(given[0], rtol):
+            rtol = measure.max_abs / self.largest
         return OutputProof(
             self.name,
             self.dtype.name,
@@ -145,10 +156,16 @@ class Meter:
             worst=self.worst,
             out_of_tolerance=self.out,
             unmatched=measure.unmatched,
-            needed_atol=measure.atol if tolerable and math.isfinite(measure.atol) else None,
-            needed_rtol=measure.rtol if tolerable and math.isfinite(measure.rtol) else None,
+            needed_atol=atol if tolerable and atol is not None and math.isfinite(atol) else None,
+            needed_rtol=rtol if tolerable and math.isfinite(rtol) else None,
             largest=self.largest,
+            unproven=unproven,
         )
+
+    def _is_unproven(self, atol: float, rtol: float) -> bool:
+        """Whether zeros would be within tolerance too, and this is no nearer than something else might be."""
+        faint = 0 < self.largest <= atol + rtol * self.largest
+        return faint and self.measure.max_abs > max(rtol, LEAST_RTOL) * self.largest
 
 
 def _bites(left: Array, right: Array) -> Iterator[tuple[int, Array, Array]]:
