@@ -21,6 +21,8 @@ __all__ = ["Meter", "OutputProof", "Worst", "flat"]
 _BITE = 1 << 20
 #: Of an output that atol alone would let pass, this part of its largest value is near enough.
 LEAST_RTOL = 1e-3
+#: A tolerance as it is advised is rounded up by less than this.
+_ROUNDED = 1.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,11 +141,11 @@ class Meter:
         tolerable = not self.is_exact and not measure.unmatched
         given = self.tolerance.atol or 0.0, self.tolerance.rtol or 0.0
         unproven = tolerable and not self.out and self._is_unproven(*given)
-        # What would pass must prove something too.
-        atol = None if self._is_unproven(measure.atol, given[1]) else measure.atol
+        # What would pass must prove something too, also where it is rounded up.
+        atol = None if self._is_unproven(measure.atol * _ROUNDED, given[1]) else measure.atol
         rtol = measure.rtol
-        if self._is_unproven(given[0], rtol):
-            rtol = measure.max_abs / self.largest
+        if self._zeros_would_pass(given[0], rtol * _ROUNDED):
+            rtol = max(rtol, self._share)
         return OutputProof(
             self.name,
             self.dtype.name,
@@ -164,8 +166,15 @@ class Meter:
 
     def _is_unproven(self, atol: float, rtol: float) -> bool:
         """Whether zeros would be within tolerance too, and this is no nearer than something else might be."""
-        faint = 0 < self.largest <= atol + rtol * self.largest
-        return faint and self.measure.max_abs > max(rtol, LEAST_RTOL) * self.largest
+        return self._zeros_would_pass(atol, rtol) and self._share > max(rtol, LEAST_RTOL)
+
+    def _zeros_would_pass(self, atol: float, rtol: float) -> bool:
+        return 0 < self.largest <= atol + rtol * self.largest
+
+    @property
+    def _share(self) -> float:
+        """The largest |a-b| as a part of the largest |b|."""
+        return self.measure.max_abs / self.largest if self.largest else math.inf
 
 
 def _bites(left: Array, right: Array) -> Iterator[tuple[int, Array, Array]]:
