@@ -206,6 +206,21 @@ def test_opset_is_that_which_was_asked_for(tmp_path: Path) -> None:
     assert onnx.load(str(tmp_path / "m.onnx")).opset_import[0].version == 13
 
 
+@pytest.mark.parametrize("opset", [11, 99])
+def test_an_opset_that_the_newer_exporter_silently_exchanges_is_an_error(tmp_path: Path, opset: int) -> None:
+    with pytest.raises(ArgumentError) as caught:
+        export_onnx(vocoder(), tmp_path / "m.onnx", inputs=MEL, opset=opset)
+    assert f"not {opset}" in caught.value.what
+    assert caught.value.fix.startswith("--exporter torchscript, or --opset ")
+    assert not [*tmp_path.iterdir()]
+
+
+def test_an_opset_that_the_older_exporter_does_not_know_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ArgumentError, match="99") as caught:
+        export_onnx(vocoder(), tmp_path / "m.onnx", inputs=MEL, opset=99, exporter="torchscript")
+    assert caught.value.fix.startswith("another --opset")
+
+
 # -- other kinds of models
 
 
@@ -279,7 +294,7 @@ def test_a_module_that_is_trained_is_compared_in_eval_mode(tmp_path: Path) -> No
 def test_a_stochastic_model_is_recognised(tmp_path: Path, model: nn.Module, exporter: str) -> None:
     with pytest.raises(InputError, match="is stochastic: run twice on the same input") as caught:
         export_onnx(model, tmp_path / "m.onnx", inputs=["x=float32[3,8]"], exporter=exporter)
-    assert "eval()" in caught.value.fix
+    assert "without noise, dropout and memory" in caught.value.fix
     assert not [*tmp_path.iterdir()]
 
 

@@ -60,6 +60,7 @@ def test_check_of_what_was_exported_is_0_and_of_other_weights_1(exported: Path, 
     report = json.loads(other.stdout)
     assert report["equal"] is False
     assert report["outputs"][0]["passed"] is False
+    assert report["notes"] == ["no --weights: the model has those that its factory gave it"]
     assert [step["name"] for step in report["steps"]] == ["build", "check", "run"]
 
 
@@ -83,6 +84,7 @@ def test_what_differs_is_1_and_leaves_no_file(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert "different from" in done.stdout
     assert "would have passed" in done.stdout
+    assert "m.onnx, not written: " in done.stdout
     assert not [*tmp_path.iterdir()]
     kept = run(*arguments, "--rtol", "0", "--keep-failed")
     assert kept.returncode == 1

@@ -209,7 +209,7 @@ def noisy(scale: float) -> Function:
 def test_a_stochastic_reference_is_recognised(scale: float) -> None:
     with pytest.raises(InputError, match=r"the module is stochastic.*output y is up to .* apart") as caught:
         proven(noisy(scale), double)
-    assert "model.eval()" in caught.value.fix
+    assert "without noise, dropout and memory" in caught.value.fix
 
 
 def test_noise_of_rounding_is_no_stochastic_reference() -> None:

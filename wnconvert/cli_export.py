@@ -34,7 +34,11 @@ _MODEL = with_options(
         multiple=True,
         help="Take this off the names in CKPT, e.g. module. (repeatable).",
     ),
-    click.option("--trust", is_flag=True, help="Load a whole pickled module: runs the code it names."),
+    click.option(
+        "--trust",
+        is_flag=True,
+        help="Load a whole pickled module, or pickles in a .pt2: runs the code they name.",
+    ),
 )
 _FED = with_options(
     click.option(

@@ -121,6 +121,7 @@ def export_onnx(
                     exported = open_checkpoint(raw / "raw.onnx")
                     graph = graph_of(exported)
                     opset_made = graph.model.opsets.get("", 0)
+                    _check_opset(opset, opset_made, exporter)
                     step.detail = f"opset {opset_made}, {counted(nodes_of(graph), 'node')}"
                 fold, named = _planned(exported, copy, steps)
                 write_folded(exported, fold, folder / target.name, free_name(target))
@@ -338,6 +339,16 @@ def _names_in(opened: Opened, own: tuple[str, ...]) -> tuple[str, ...]:
     """The names of a module's outputs as a model calls them: its own, or those in the same place."""
     theirs = tuple(port.name for port in opened.outputs)
     return theirs if len(theirs) == len(own) and set(theirs) != set(own) else own
+
+
+def _check_opset(asked: int | None, made: int, exporter: str) -> None:
+    """Raise ``ArgumentError`` where the exporter gave another opset: the newer one does so silently."""
+    if asked is not None and asked != made:
+        other = next(each for each in EXPORTERS if each != exporter)
+        raise ArgumentError(
+            f"torch's exporter made opset {made}, not {asked}: it cannot bring this model to that one",
+            fix=f"--exporter {other}, or --opset {made}",
+        )
 
 
 def _check_dynamic(opened: Opened, signature: Signature, exporter: str) -> None:

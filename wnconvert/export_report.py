@@ -60,7 +60,7 @@ def _place(worst: Worst | None) -> str:
 
 
 def _model(report: ExportReport) -> str:
-    """What the model is: bytes, opset, exporter, nodes, and that no weight norm is left."""
+    """What the model is, or would be: bytes, opset, nodes, and that no weight norm is left."""
     parts = [bytes_text(report.size)]
     parts += [f"opset {report.opset}"] if report.opset is not None else []
     if report.nodes is not None:
@@ -69,7 +69,8 @@ def _model(report: ExportReport) -> str:
     if report.residual_weight_norm is not None:
         left = report.residual_weight_norm
         parts.append(f"{counted(left, 'layer')} of weight norm left" if left else "no weight norm left")
-    return f"{report.model}: {', '.join(parts)}"
+    name = f"{report.model}, not written" if report.exporter and not report else report.model
+    return f"{name}: {', '.join(parts)}"
 
 
 def _verdict(report: ExportReport) -> list[str]:

@@ -277,5 +277,7 @@ def _to_try(exporter: str, message: str, letters: Mapping[str, Mapping[int, str]
         )
     if "2GB" in message or "2GiB" in message or "maximum protobuf size" in message:
         return "--external-data, which puts weights into a file beside the model"
+    if "onnx_opset_version" in message:
+        return "another --opset, or none: the exporter's own"
     fixed = ", a number in place of each letter" if dynamic else ""
     return f"--exporter {other}, a higher --opset{fixed}, or a forward without that operation"

@@ -53,8 +53,9 @@ def check_installed() -> None:
     """Raise ``InputError`` where onnx or onnxruntime, which check what is written, is not installed."""
     missing = [name for name in ("onnx", "onnxruntime") if importlib.util.find_spec(name) is None]
     if missing:
+        are = "are" if len(missing) > 1 else "is"
         raise InputError(
-            f"an ONNX model is checked before it is put in place, and {listed(missing)} is not installed",
+            f"an ONNX model is checked before it is put in place, and {listed(missing)} {are} not installed",
             fix='pip install "wnconvert[onnx]"',
         )
 

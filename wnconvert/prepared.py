@@ -52,6 +52,8 @@ def prepared(
     steps = [Step("build", type(made).__name__, time.perf_counter() - began)]
     progress(steps[-1])
     notes: tuple[str, ...] = ()
+    if weights is None and not Path(model).is_file():
+        notes = ("no --weights: the model has those that its factory gave it",)
     if weights is not None:
         began = time.perf_counter()
         detail, *notes_of_weights = load_weights(made, Path(weights), only=only, strip_prefix=strip_prefix)

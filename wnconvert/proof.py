@@ -301,7 +301,7 @@ def _check_steady(
 
     A hundredth of the tolerance is left to kernels that add in another order each time.
     """
-    fix = "model.eval(), no noise and no memory in forward, or the noise (or its seed) as an input"
+    fix = "a forward without noise, dropout and memory, or with the noise (or its seed) as an input"
     said = f"{who} is stochastic: run twice on the same input"
     if tuple(first) != tuple(again):
         raise InputError(
