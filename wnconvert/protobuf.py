@@ -151,6 +151,8 @@ class Wire:
         raise self.damaged(at, f"field {number} has the unknown wire type {wire}")
 
     def _varint(self, data: bytes, at: int, where: int) -> tuple[int, int]:
+        if at < len(data) and data[at] < 0x80:  # as nearly all are
+            return data[at], at + 1
         value = shift = 0
         for place in range(at, min(at + _LONGEST_VARINT, len(data))):
             byte = data[place]
