@@ -21,7 +21,8 @@ from torch import nn
 from tests import zoo
 from wnconvert import WnconvertError, export_onnx, fold_file, inspect_file, inspect_module
 from wnconvert.blocks import Array as Floats
-from wnconvert.signatures import export_arrays, signature_of
+from wnconvert.samples import export_arrays
+from wnconvert.signatures import signature_of
 
 ROWS = {row.name: row for row in zoo.ROWS}
 EXPORTERS = ("dynamo", "torchscript")

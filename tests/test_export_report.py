@@ -7,7 +7,8 @@ import numpy as np
 from wnconvert.blocks import Array
 from wnconvert.export_report import proof_text, report_text
 from wnconvert.proof import ExportReport, Function, Step, prove
-from wnconvert.signatures import samples, signature_of
+from wnconvert.samples import samples_of
+from wnconvert.signatures import signature_of
 
 SIGNATURE = signature_of(["x=float32[1,2,T]"], ["T=16..400"])
 STEPS = (Step("build", "make:net", 0.25), Step("export", "opset 20", 13.5))
@@ -19,7 +20,7 @@ def times(factor: float, name: str = "wave") -> Function:
 
 def report_of(candidate: Function, reference: Function | None = None, name: str = "wave") -> ExportReport:
     reference = reference or times(2, name)
-    proof = prove(reference, candidate, SIGNATURE, samples=samples(SIGNATURE))
+    proof = prove(reference, candidate, SIGNATURE, samples=samples_of(SIGNATURE))
     return ExportReport(
         "model.onnx",
         2_500_000,
@@ -84,13 +85,13 @@ def test_weight_norm_that_is_left_is_said() -> None:
 
 def test_fixed_shapes_are_told_by_seeds() -> None:
     signature = signature_of(["x=float32[2]"])
-    proof = prove(times(2), times(2), signature, samples=samples(signature, 2, 7))
+    proof = prove(times(2), times(2), signature, samples=samples_of(signature, 2, 7))
     assert "on 2 samples (seeds 7, 8)" in proof_text(ExportReport("a.onnx", 10, "the module", proof))
 
 
 def test_each_letter_has_its_sizes() -> None:
     signature = signature_of(["x=float32[S,T]"], ["T=3..9", "S=1..4"])
-    proof = prove(times(2), times(2), signature, samples=samples(signature, 2))
+    proof = prove(times(2), times(2), signature, samples=samples_of(signature, 2))
     assert "(S = 1, 4; T = 3, 9)" in proof_text(ExportReport("a.onnx", 10, "the module", proof))
 
 

@@ -16,7 +16,8 @@ from wnconvert.callables import tensors_of
 from wnconvert.errors import ArgumentError, OutputError
 from wnconvert.exporters import EXPORTERS, export_raw, quiet_torch
 from wnconvert.modules import folded
-from wnconvert.signatures import export_arrays, signature_of
+from wnconvert.samples import export_arrays
+from wnconvert.signatures import signature_of
 
 
 def raw(model: nn.Module, path: Path, *inputs: str, exporter: str, outputs: tuple[str, ...] = ("y",)) -> None:

@@ -27,11 +27,12 @@ onnx_tensors onnx_file onnx_plan onnx_writer
 foreign zips torch_objects torch_contents torch_modules torch_optimizers torch_file torch_writer
 shard_plan merging folders checkpoint sources
 comparison gaps pairing readings
-signatures runtime output_proof proof onnx_slices onnx_check
+signatures samples runtime output_proof proof onnx_slices onnx_check
 verify onnx_data executor convert compare onnx_inspection inspection
 targets files state_dict
 live live_choice edits surgery module_split modules
-module_state callables exporters factory module_weights prepared initializer_names exported_graph export
+module_state callables exporters factory module_weights prepared initializer_names exported_graph
+export_request export
 tables report inspection_report comparison_report export_report plots
 terminal cli_options cli_files cli_export cli __main__
 """.split()

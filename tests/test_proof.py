@@ -17,7 +17,8 @@ from wnconvert.blocks import Array
 from wnconvert.errors import ArgumentError, InputError, VerifyError
 from wnconvert.output_proof import OutputProof
 from wnconvert.proof import ExportReport, Function, Proof, Step, prove, steady_run
-from wnconvert.signatures import arrays, samples, signature_of
+from wnconvert.samples import arrays, samples_of
+from wnconvert.signatures import signature_of
 
 DYNAMIC = signature_of(["x=float32[2,T]"], ["T=3..9"])
 FIXED = signature_of(["x=float32[4]"])
@@ -33,13 +34,13 @@ def gives(**outputs: Any) -> Function:
 
 
 def proven(reference: Function, candidate: Function, rtol: float = 1e-3, atol: float = 1e-5) -> Proof:
-    return prove(reference, candidate, DYNAMIC, samples=samples(DYNAMIC), rtol=rtol, atol=atol)
+    return prove(reference, candidate, DYNAMIC, samples=samples_of(DYNAMIC), rtol=rtol, atol=atol)
 
 
 def told(reference: Any, candidate: Any, rtol: float = 1e-3, atol: float = 1e-5) -> OutputProof:
     """What is said of one output on one sample."""
     both = gives(y=reference), gives(y=candidate)
-    return prove(*both, FIXED, samples=samples(FIXED, 1), rtol=rtol, atol=atol).outputs[0]
+    return prove(*both, FIXED, samples=samples_of(FIXED, 1), rtol=rtol, atol=atol).outputs[0]
 
 
 def test_equal_functions_are_proven() -> None:
@@ -92,7 +93,7 @@ def test_nan_and_infinities_are_equal_to_themselves_only(odd: float) -> None:
 
 
 def test_no_tolerance_passes_nan() -> None:
-    proof = prove(gives(y=[1.0]), gives(y=[math.nan]), FIXED, samples=samples(FIXED))
+    proof = prove(gives(y=[1.0]), gives(y=[math.nan]), FIXED, samples=samples_of(FIXED))
     assert proof.advice == "no tolerance would have passed"
 
 
@@ -291,7 +292,7 @@ def test_the_tolerance_that_would_have_passed_is_the_least_that_does(
 
 @given(FLOATS, FLOATS)
 def test_the_advice_passes(a: Array, b: Array) -> None:
-    proof = prove(gives(y=b), gives(y=a), FIXED, samples=samples(FIXED, 1))
+    proof = prove(gives(y=b), gives(y=a), FIXED, samples=samples_of(FIXED, 1))
     if proof:
         assert proof.advice == ""
         return
@@ -355,13 +356,13 @@ def test_a_reference_is_run_once_on_each_sample_but_twice_on_the_first() -> None
         runs.append(feeds["x"].size)
         return double(feeds)
 
-    sizes = [sample.sizes["T"] for sample in samples(DYNAMIC)]
-    per = arrays(DYNAMIC, samples(DYNAMIC)[0])["x"].size // sizes[0]
+    sizes = [sample.sizes["T"] for sample in samples_of(DYNAMIC)]
+    per = arrays(DYNAMIC, samples_of(DYNAMIC)[0])["x"].size // sizes[0]
     assert proven(counted, double)
     assert runs == [per * size for size in (sizes[0], *sizes)]
     runs.clear()
-    first = steady_run(counted, DYNAMIC, samples(DYNAMIC)[0])
-    assert prove(counted, double, DYNAMIC, samples=samples(DYNAMIC), first=first)
+    first = steady_run(counted, DYNAMIC, samples_of(DYNAMIC)[0])
+    assert prove(counted, double, DYNAMIC, samples=samples_of(DYNAMIC), first=first)
     assert runs == [per * size for size in (sizes[0], *sizes)]
 
 
@@ -377,7 +378,7 @@ def test_a_reference_that_remembers_begins_anew_with_each_sample() -> None:
 
     assert not proven(remembers, fresh)
     seen.clear()
-    assert prove(remembers, fresh, DYNAMIC, samples=samples(DYNAMIC), forget=seen.clear)
+    assert prove(remembers, fresh, DYNAMIC, samples=samples_of(DYNAMIC), forget=seen.clear)
 
 
 def test_the_largest_of_the_reference_is_told() -> None:
@@ -389,7 +390,7 @@ def test_the_largest_of_the_reference_is_told() -> None:
 
 def test_an_output_near_zero_is_not_proven_by_atol_alone() -> None:
     signature = signature_of(["x=float32[4]"])
-    drawn = samples(signature)
+    drawn = samples_of(signature)
 
     def scaled(factor: float) -> Function:
         return lambda feeds: {"y": feeds["x"] * np.float32(factor)}

@@ -202,10 +202,11 @@ def _check_torch() -> None:
 
 def _check_texts(options: Mapping[str, Any]) -> None:
     """Tell a slip in a text before the model's own code runs, which may take long."""
-    from wnconvert.signatures import check_outputs, samples, signature_of
+    from wnconvert.samples import samples_of
+    from wnconvert.signatures import check_outputs, signature_of
 
     signature = signature_of(options["inputs"], options["ranges"])
-    samples(signature, options["samples"], options["seed"])
+    samples_of(signature, options["samples"], options["seed"])
     check_outputs(options["outputs"])
 
 

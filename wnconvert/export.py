@@ -15,9 +15,19 @@ from torch.export import ExportedProgram
 
 from wnconvert.atomic import free_name, staged_folder
 from wnconvert.blocks import Array
-from wnconvert.callables import Exportable, check_inputs, function_of, input_names, tensors_of, unwrapped
+from wnconvert.callables import Exportable, function_of, tensors_of, unwrapped
 from wnconvert.checkpoint import Checkpoint, open_checkpoint
 from wnconvert.errors import ArgumentError, WnconvertError
+from wnconvert.export_request import (
+    check_dynamic,
+    check_opset,
+    exporter_for,
+    names_in,
+    output_names,
+    renamed_outputs,
+    requested_signature,
+    unused_inputs,
+)
 from wnconvert.exported_graph import (
     check_exported,
     check_given,
@@ -30,7 +40,7 @@ from wnconvert.exported_graph import (
     write_folded,
 )
 from wnconvert.exported_graph import keep_failed as keep_failed_at
-from wnconvert.exporters import EXPORTERS, export_raw
+from wnconvert.exporters import export_raw
 from wnconvert.files import StrPath
 from wnconvert.live import find_live
 from wnconvert.module_state import evaluating
@@ -40,11 +50,11 @@ from wnconvert.onnx_data import own_data_of, remove_unused
 from wnconvert.onnx_file import OnnxFile
 from wnconvert.onnx_plan import OnnxFold, plan_onnx
 from wnconvert.onnx_surgery import renamed
-from wnconvert.proof import ATOL, RTOL, ExportReport, Function, Proof, Run, Step, prove, steady_run
+from wnconvert.proof import ATOL, RTOL, ExportReport, Function, Proof, Step, prove, steady_run
 from wnconvert.runtime import Opened, open_model, run
-from wnconvert.signatures import Range, Sample, Signature, check_outputs, export_arrays, signature_of
-from wnconvert.signatures import samples as samples_of
-from wnconvert.words import counted, listed, printable
+from wnconvert.samples import Sample, export_arrays, samples_of
+from wnconvert.signatures import Range, Signature, check_outputs
+from wnconvert.words import counted
 
 __all__ = ["check_onnx", "export_onnx"]
 
@@ -87,18 +97,18 @@ def export_onnx(
     """
     target, module = Path(path), unwrapped(module)
     check_installed()
-    exporter, notes = _exporter_for(module, exporter)
+    exporter, notes = exporter_for(module, exporter)
     steps = _Steps(progress)
     check_outputs(outputs)
-    signature = _signature(module, inputs, ranges, dynamic)
+    signature = requested_signature(module, inputs, ranges, dynamic)
     drawn = samples_of(signature, samples, seed)
     old = own_data_of(target) if force else ()
     with evaluating(module) as forget:
         # Before an export, which takes longer: whether the module runs, and gives the same again.
         first = steady_run(function_of(module, outputs), signature, drawn[0], rtol=rtol, atol=atol)
         forget()
-        names = _output_names(module, signature, first, outputs)
-        first = _renamed(first, names)
+        names = output_names(module, signature, first, outputs)
+        first = renamed_outputs(first, names)
         reference = function_of(module, names)
         try:
             with staged_folder(target, force=force) as folder, _told_as(folder, target):
@@ -121,13 +131,13 @@ def export_onnx(
                     exported = open_checkpoint(raw / "raw.onnx")
                     graph = graph_of(exported)
                     opset_made = graph.model.opsets.get("", 0)
-                    _check_opset(opset, opset_made, exporter)
+                    check_opset(opset, opset_made, exporter)
                     step.detail = f"opset {opset_made}, {counted(nodes_of(graph), 'node')}"
                 fold, named = _planned(exported, copy, steps)
                 write_folded(exported, fold, folder / target.name, free_name(target))
                 size, written = _checked(folder / target.name, target, steps)
                 opened = replace(open_model(folder / target.name), path=target)  # as it is told
-                _check_dynamic(opened, signature, exporter)
+                check_dynamic(opened, signature, exporter)
                 proof = _proven(
                     reference,
                     opened,
@@ -152,7 +162,7 @@ def export_onnx(
                     folded_in_module=layers,
                     folded_in_graph=len(fold.layers),
                     initializers_named=named,
-                    notes=(*notes, *signature.notes, *_unused(opened, signature)),
+                    notes=(*notes, *signature.notes, *unused_inputs(opened, signature)),
                 )
                 if not proof:
                     # Out of the block, which else would put the model in place.
@@ -192,14 +202,14 @@ def check_onnx(
     check_installed()
     steps = _Steps(progress)
     check_outputs(outputs)
-    signature = _signature(reference, inputs, ranges, dynamic)
+    signature = requested_signature(reference, inputs, ranges, dynamic)
     drawn = samples_of(signature, samples, seed)
     size, written = _checked(source, source, steps, given=True)
     opened = open_model(source)
     with evaluating(reference) as forget:
         first = steady_run(function_of(reference, outputs), signature, drawn[0], rtol=rtol, atol=atol)
-        names = outputs or _names_in(opened, tuple(first.outputs))
-        function, first = function_of(reference, names), _renamed(first, names)
+        names = outputs or names_in(opened, tuple(first.outputs))
+        function, first = function_of(reference, names), renamed_outputs(first, names)
         proof = _proven(
             function, opened, signature, drawn, steps, first=first, forget=forget, rtol=rtol, atol=atol
         )
@@ -212,7 +222,7 @@ def check_onnx(
         residual_weight_norm=residual_of(written),
         nodes=nodes_of(written),
         steps=tuple(steps.every),
-        notes=(*signature.notes, *_unused(opened, signature)),
+        notes=(*signature.notes, *unused_inputs(opened, signature)),
     )
 
 
@@ -258,118 +268,6 @@ class _Steps:
         yield doing
         self.every.append(Step(name, doing.detail, time.perf_counter() - began))
         self.progress(self.every[-1])
-
-
-# -- what is asked
-
-
-def _exporter_for(module: Exportable, exporter: str) -> tuple[str, tuple[str, ...]]:
-    """The exporter that takes such a model, and a note where it is another than was asked for."""
-    if exporter not in EXPORTERS:
-        raise ArgumentError(f"no exporter is called {exporter!r}", fix=f"one of {listed(EXPORTERS)}")
-    if isinstance(module, torch.jit.ScriptModule) and exporter == "dynamo":
-        return "torchscript", ("torch's newer exporter takes no TorchScript; the older one was used",)
-    return exporter, ()
-
-
-def _signature(
-    model: Exportable,
-    inputs: Any,
-    ranges: Any,
-    dynamic: Mapping[str, Mapping[int, str]] | None,
-) -> Signature:
-    """What is fed, in the order in which the model takes it."""
-    known, _, _ = input_names(model)
-    signature = signature_of(inputs, ranges, dynamic=dynamic, names=known)
-    check_inputs(model, signature.names)
-    if isinstance(model, ExportedProgram):
-        _check_program(model, signature)
-    order = {name: at for at, name in enumerate(known)}
-    ordered = sorted(signature.inputs, key=lambda spec: order.get(spec.name, len(order)))
-    return replace(signature, inputs=tuple(ordered))
-
-
-def _check_program(program: ExportedProgram, signature: Signature) -> None:
-    """What an exported program has fixed is no letter's."""
-    values = {node.name: node.meta.get("val") for node in program.graph.nodes if node.op == "placeholder"}
-    for spec in signature.inputs:
-        shape = tuple(getattr(values.get(spec.name), "shape", ()))
-        for axis, size in enumerate(spec.shape):
-            span = signature.ranges.get(size) if isinstance(size, str) else None
-            if span and axis < len(shape) and isinstance(shape[axis], int) and span.low < span.high:
-                raise ArgumentError(
-                    f"input {spec.name}: the exported program has {size} fixed at {shape[axis]}",
-                    fix=f"{shape[axis]} in place of {size}; or export the program with a dynamic {size}",
-                )
-
-
-def _output_names(
-    model: Exportable, signature: Signature, first: Run, asked: Sequence[str]
-) -> tuple[str, ...]:
-    """The names of all outputs in the file, where inputs and weights have theirs.
-
-    Raises ``ArgumentError`` where one that was asked for is taken.
-    """
-    taken = {*signature.names, *_names_of_weights(model)}
-    for name in asked:
-        if name in taken:
-            what = "an input" if name in signature.names else "a weight"
-            raise ArgumentError(f"output {printable(name)}: {what} is called so", fix="another --output NAME")
-    found: list[str] = []
-    for name in first.outputs:
-        numbers = (f"{name}_out{at}" for at in ("", *range(2, len(taken) + 2)))
-        found.append(next(each for each in (name, *numbers) if each not in taken))
-        taken.add(found[-1])
-    return tuple(found)
-
-
-def _names_of_weights(model: Exportable) -> Iterator[str]:
-    """The names that initializers of a model may have."""
-    for tensors in (model.named_parameters, model.named_buffers):
-        yield from (name for name, _ in tensors())
-    if not isinstance(model, (ExportedProgram, torch.jit.ScriptModule)):
-        yield from (name for live in find_live(model).layers for name in live.names)
-
-
-def _renamed(run: Run, names: Sequence[str]) -> Run:
-    return replace(run, outputs=dict(zip(names, run.outputs.values(), strict=True)))
-
-
-def _names_in(opened: Opened, own: tuple[str, ...]) -> tuple[str, ...]:
-    """The names of a module's outputs as a model calls them: its own, or those in the same place."""
-    theirs = tuple(port.name for port in opened.outputs)
-    return theirs if len(theirs) == len(own) and set(theirs) != set(own) else own
-
-
-def _check_opset(asked: int | None, made: int, exporter: str) -> None:
-    """Raise ``ArgumentError`` where the exporter gave another opset: the newer one does so silently."""
-    if asked is not None and asked != made:
-        other = next(each for each in EXPORTERS if each != exporter)
-        raise ArgumentError(
-            f"torch's exporter made opset {made}, not {asked}: it cannot bring this model to that one",
-            fix=f"--exporter {other}, or --opset {made}",
-        )
-
-
-def _check_dynamic(opened: Opened, signature: Signature, exporter: str) -> None:
-    """Raise ``ArgumentError`` where the exporter fixed a size that was to be dynamic."""
-    shapes = {port.name: port.shape for port in opened.inputs}
-    for spec in signature.inputs:
-        for letter, size in zip(spec.shape, shapes.get(spec.name, ()), strict=False):
-            span = signature.ranges.get(letter) if isinstance(letter, str) else None
-            if span and span.low < span.high and isinstance(size, int):
-                other = next(each for each in EXPORTERS if each != exporter)
-                raise ArgumentError(
-                    f"torch's exporter fixed {letter} of the input {printable(spec.name)} at {size}: the "
-                    "model does not take other sizes, or the exporter does not see that it does",
-                    fix=f"--exporter {other}, or {size} in place of {letter}",
-                )
-
-
-def _unused(opened: Opened, signature: Signature) -> tuple[str, ...]:
-    there = {port.name for port in opened.inputs}
-    unused = [printable(name) for name in signature.names if name not in there]
-    return (f"inputs that the model does not use are not in the file: {listed(unused)}",) if unused else ()
 
 
 def _said(model: Exportable) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 from wnconvert.blocks import Array
 from wnconvert.gaps import Judge, Measure, Tolerance
 from wnconvert.rounding import FORMATS
-from wnconvert.signatures import Sample
+from wnconvert.samples import Sample
 from wnconvert.tensors import DTYPES, DType
 
 __all__ = ["Meter", "OutputProof", "Worst", "flat"]

@@ -15,7 +15,8 @@ from wnconvert.comparison import Needed, rounded_up
 from wnconvert.errors import ArgumentError, InputError, VerifyError, WnconvertError
 from wnconvert.gaps import Tolerance, same_bits
 from wnconvert.output_proof import Meter, OutputProof, Worst, flat
-from wnconvert.signatures import Sample, Signature, arrays
+from wnconvert.samples import Sample, arrays
+from wnconvert.signatures import Signature
 from wnconvert.tensors import DTYPES
 from wnconvert.words import listed, printable
 
@@ -210,10 +211,11 @@ def prove(
     gives other numbers then, or nothing that could be compared; ``ArgumentError`` for a tolerance that is
     none.
 
-    >>> from wnconvert.signatures import samples, signature_of
+    >>> from wnconvert.samples import samples_of
+    >>> from wnconvert.signatures import signature_of
     >>> signature = signature_of(["x=float32[2]"])
     >>> double = lambda feeds: {"y": feeds["x"] * 2}
-    >>> bool(prove(double, double, signature, samples=samples(signature)))
+    >>> bool(prove(double, double, signature, samples=samples_of(signature)))
     True
     """
     tolerance = Tolerance(rtol, atol)

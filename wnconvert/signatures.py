@@ -1,4 +1,4 @@
-"""What is fed to a model: inputs by name, dtype and shape, ranges of dynamic sizes, and samples of both.
+"""What is fed to a model: inputs by name, dtype and shape, and ranges of dynamic sizes.
 
 An input is told as text, ``mel=float32[1,80,T]``: a letter (any identifier) is a dynamic size with a range,
 ``T=16..400``. Integers are drawn below a bound, ``ids=int64[1,L]<100``.
@@ -7,7 +7,6 @@ An input is told as text, ``mel=float32[1,80,T]``: a letter (any identifier) is 
 from __future__ import annotations
 
 import re
-import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -21,11 +20,8 @@ from wnconvert.tensors import DTYPES, DType
 from wnconvert.values import array_of, stored_tensor
 from wnconvert.words import listed, printable
 
-__all__ = ["EXPORT_SEED", "InputSpec", "Range", "Sample", "Signature", "arrays", "export_arrays"]
-__all__ += ["check_outputs", "export_sample", "parse_input", "parse_range", "samples", "signature_of"]
-
-#: The seed of the values that are exported: none of a sample's, so that what a trace bakes in is seen.
-EXPORT_SEED = 2**32 - 1
+__all__ = ["InputSpec", "Range", "Signature", "check_outputs", "exported_sizes", "parse_input", "parse_range"]
+__all__ += ["signature_of"]
 
 _INTEGERS = ("int64", "int32", "int16", "int8", "uint8", "uint16", "uint32", "uint64")
 _FLOATS = ("float32", "float16", "bfloat16", "float64", "complex64", "complex128")
@@ -107,21 +103,6 @@ class Signature:
     def names(self) -> tuple[str, ...]:
         """The names of the inputs."""
         return tuple(spec.name for spec in self.inputs)
-
-
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """One input of every kind: the seed of its values and the size of each letter.
-
-    >>> str(Sample(3, {"T": 57})), str(Sample(3, {}))
-    ('T = 57', 'seed 3')
-    """
-
-    seed: int
-    sizes: Mapping[str, int]
-
-    def __str__(self) -> str:
-        return ", ".join(f"{letter} = {size}" for letter, size in self.sizes.items()) or f"seed {self.seed}"
 
 
 # -- texts
@@ -239,7 +220,7 @@ def signature_of(
         )
         specs.append(spec)
     _check_names(specs, axes)
-    exported = _exported(specs, examples)
+    exported = exported_sizes(specs, examples)
     letters = {letter: None for spec in specs for letter in spec.letters}
     told = _ranges(ranges)
     for letter in told:
@@ -311,8 +292,8 @@ def _check_names(specs: Sequence[InputSpec], unused: Mapping[str, object]) -> No
         raise ArgumentError(f"dynamic: no example tensor is called {printable(str(name))}", fix=where)
 
 
-def _exported(specs: Sequence[InputSpec], examples: Mapping[str, Array]) -> dict[str, int]:
-    """The size of each letter in the examples."""
+def exported_sizes(specs: Sequence[InputSpec], examples: Mapping[str, Array]) -> dict[str, int]:
+    """The size of each letter in the examples. Raises ``ArgumentError`` where it has two."""
     found: dict[str, int] = {}
     for spec in specs:
         if spec.name in examples:
@@ -344,90 +325,3 @@ def _two(letter: str, value: Any) -> tuple[int, int]:
     if isinstance(value, (tuple, list)) and len(value) == 2 and all(isinstance(end, int) for end in value):
         return value[0], value[1]
     raise ArgumentError(f"range of {letter}: {value!r} is no pair of numbers", fix='such as {"T": (16, 400)}')
-
-
-# -- samples
-
-
-def export_sample(signature: Signature) -> Sample:
-    """The sizes that are exported: those of the examples, else the middle of each range."""
-    sizes = {letter: (span.low + span.high + 1) // 2 for letter, span in signature.ranges.items()}
-    return Sample(EXPORT_SEED, sizes | _exported(signature.inputs, signature.examples))
-
-
-def export_arrays(signature: Signature) -> dict[str, Array]:
-    """The values that are exported, by input: the examples where given."""
-    return arrays(signature, export_sample(signature)) | dict(signature.examples)
-
-
-def samples(signature: Signature, count: int = 4, seed: int = 0) -> tuple[Sample, ...]:
-    """Samples at sizes other than the exported ones: the lowest, the highest, then odd ones between.
-
-    Where a range has one size only, all are of that size. Seeds are ``seed``, ``seed + 1``, … Raises
-    ``ArgumentError`` for a count or a seed that is none.
-
-    >>> [str(sample) for sample in samples(signature_of("x=float32[T]", ["T=16..400"]))]
-    ['T = 16', 'T = 400', 'T = 253', 'T = 107']
-    """
-    if count < 1:
-        raise ArgumentError(f"{count} samples would compare nothing", fix="a number from 1 on")
-    if not 0 <= seed <= EXPORT_SEED - count:
-        raise ArgumentError(f"no seed: {seed}", fix=f"a number from 0 to {EXPORT_SEED - count}")
-    exported = export_sample(signature).sizes
-    columns = {
-        letter: _spread(span, exported[letter], count, turn)
-        for turn, (letter, span) in enumerate(signature.ranges.items())
-    }
-    return tuple(
-        Sample(seed + at, {letter: sizes[at] for letter, sizes in columns.items()}) for at in range(count)
-    )
-
-
-def _spread(span: Range, exported: int, count: int, turn: int) -> list[int]:
-    """Sizes of one letter: its lowest, its highest, then odd ones; other letters take other turns."""
-    low = span.low + (span.low == exported)
-    high = span.high - (span.high == exported)
-    if low > high:
-        return [exported] * count
-    inside = range(low + 1 + low % 2, high, 2)  # the odd ones
-    if not set(inside[:2]) - {exported}:
-        inside = range(low, high + 1)
-    found = [low, high]
-    for at in range(2, count):
-        # Multiples of the golden ratio, less whole ones, spread evenly however many there are.
-        place = int(((at - 1) * 0.6180339887 + turn * 0.31) % 1 * len(inside))
-        turns = (inside[(place + step) % len(inside)] for step in range(min(len(inside), count + 2)))
-        free = [size for size in turns if size != exported]
-        found.append(next((size for size in free if size not in found), free[0]))
-    return found[:count]
-
-
-def arrays(signature: Signature, sample: Sample) -> dict[str, Array]:
-    """The values of a sample by input: standard normal floats, uniform integers, random bools.
-
-    They depend on the seed and on the input's name, dtype and shape. Raises ``ArgumentError`` where they
-    do not fit in memory.
-    """
-    found = {}
-    for spec in signature.inputs:
-        shape = spec.sizes(sample.sizes)
-        stream = np.random.Generator(np.random.PCG64([sample.seed, zlib.crc32(spec.name.encode())]))
-        try:
-            found[spec.name] = _drawn(stream, spec, shape)
-        except (MemoryError, ValueError) as error:  # numpy: ValueError past what an address can hold
-            size = "×".join(map(str, shape))
-            what = f"input {printable(spec.name)}: {size} elements do not fit in memory"
-            raise ArgumentError(what, fix="smaller sizes") from error
-    return found
-
-
-def _drawn(stream: np.random.Generator, spec: InputSpec, shape: tuple[int, ...]) -> Array:
-    dtype = spec.dtype.numpy()
-    if spec.below is not None:
-        return np.asarray(stream.integers(0, spec.below, shape, dtype))
-    if spec.dtype.name == "bool":
-        return np.asarray(stream.integers(0, 2, shape, np.uint8)).astype(np.bool_)
-    real = np.asarray(stream.standard_normal(shape))
-    if dtype.kind == "c":
-        return np.asarray(real + 1j * stream.standard_normal(shape)).astype(dtype)
-    return real.astype(dtype)

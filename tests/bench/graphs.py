@@ -19,7 +19,8 @@ import torch
 import transformers
 
 from wnconvert import WnconvertError, export_onnx, inspect_file
-from wnconvert.signatures import export_arrays, signature_of
+from wnconvert.samples import export_arrays
+from wnconvert.signatures import signature_of
 
 
 @dataclass(frozen=True, slots=True)
