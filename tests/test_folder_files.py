@@ -27,7 +27,7 @@ from tests.zoo import ROWS, Row, of
 from wnconvert.compare import compare_files
 from wnconvert.errors import ArgumentError, FormatError, InputError, NumbersError, OutputError, VerifyError
 from wnconvert.files import default_output, fold_file, migrate_file, split_file
-from wnconvert.inspection import inspect_file
+from wnconvert.inspecting import inspect_file
 from wnconvert.sources import Source
 from wnconvert.verify import verify_copies
 

@@ -15,7 +15,8 @@ from safetensors.torch import load_file
 from wnconvert.errors import OutputError
 from wnconvert.files import fold_file
 from wnconvert.foreign import dangerous_names, foreign_names
-from wnconvert.pickles import Global, Object, load
+from wnconvert.pickle_values import Global, Object
+from wnconvert.pickles import load
 
 NAMES = [
     "os.system",

@@ -20,7 +20,7 @@ schemes kinds rounding sums weightnorm policy options workers atomic atomic_fold
 sharding shard_index
 plan order provenance scope
 split_wishes split_like split_ways fold_plan migrate_plan split_plan module_metadata making
-pickles pickle_writer safetensors_file
+pickle_values pickles pickle_writer safetensors_file
 protobuf onnx_model
 onnx_constants onnx_monomials onnx_uses onnx_rules onnx_values onnx_frontier onnx_arithmetic onnx_surgery
 onnx_tensors onnx_file onnx_plan onnx_writer
@@ -28,7 +28,8 @@ foreign zips torch_objects torch_contents torch_modules torch_optimizers torch_f
 shard_plan merging folders checkpoint sources
 comparison gaps pairing readings
 signatures samples runtime output_proof proof onnx_slices onnx_check
-verify onnx_data executor convert compare onnx_inspection inspection
+verify onnx_data executor convert compare onnx_inspection
+inspection prospects inspecting
 targets files state_dict
 live live_choice edits surgery module_split modules
 module_state callables exporters factory module_weights prepared initializer_names exported_graph

@@ -18,7 +18,8 @@ from safetensors.numpy import save_file
 from tests.golden import FIXTURES, ROOT
 from wnconvert.errors import ArgumentError, InputError
 from wnconvert.files import fold_file
-from wnconvert.inspection import Inspection, inspect_file, moves
+from wnconvert.inspecting import inspect_file
+from wnconvert.inspection import Inspection, moves
 from wnconvert.state_dict import inspect_state_dict
 from wnconvert.stats import LayerStats
 
@@ -213,7 +214,7 @@ def test_only_g_is_read_of_a_large_file(tmp_path: Path) -> None:
     path = tmp_path / "large.safetensors"
     save(path, {"a.weight_g": np.ones((4, 1), np.float32), "a.weight_v": np.ones((4, 1 << 20), np.float32)})
     code = f"""
-from wnconvert.inspection import inspect_file
+from wnconvert.inspecting import inspect_file
 from wnconvert.sources import Source
 taken = []
 chunk = Source.chunk

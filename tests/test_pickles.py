@@ -23,8 +23,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wnconvert.errors import FormatError
+from wnconvert.pickle_values import Dict, Global, Latin1, Object, PersistentId, Value, globals_of, walk
 from wnconvert.pickle_writer import dump
-from wnconvert.pickles import Dict, Global, Latin1, Object, PersistentId, Value, globals_of, load, walk
+from wnconvert.pickles import load
 
 PROTOCOLS = range(pickle.HIGHEST_PROTOCOL + 1)
 

@@ -9,7 +9,7 @@ from safetensors.numpy import save_file
 
 from tests.golden import FIXTURES
 from wnconvert.errors import ArgumentError
-from wnconvert.inspection import inspect_file
+from wnconvert.inspecting import inspect_file
 from wnconvert.plots import plot_magnitudes
 
 pytest.importorskip("matplotlib")

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     )
     from wnconvert.export import check_onnx, export_onnx
     from wnconvert.files import fold_file, migrate_file, split_file
-    from wnconvert.inspection import Inspection, inspect_file
+    from wnconvert.inspecting import inspect_file
+    from wnconvert.inspection import Inspection
     from wnconvert.live_choice import Layers
     from wnconvert.modules import (
         fold_module,
@@ -93,7 +94,7 @@ _HOMES = {
     "ExportReport": "proof",
     "fold_file": "files",
     "fold_state_dict": "state_dict",
-    "inspect_file": "inspection",
+    "inspect_file": "inspecting",
     "inspect_state_dict": "state_dict",
     "migrate_file": "files",
     "migrate_state_dict": "state_dict",

@@ -190,7 +190,7 @@ def inspect(
     file of gigabytes; of an ONNX model plain weights are read and shown too. Of several files (a training
     run) one row a layer is shown, with the layers that moved most first.
     """
-    from wnconvert.inspection import inspect_file
+    from wnconvert.inspecting import inspect_file
     from wnconvert.inspection_report import arranged, inspection_text, moves_text
 
     if sort is not None and len(src) > 1:

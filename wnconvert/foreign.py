@@ -6,7 +6,7 @@ decides what it trusts (``torch.load(weights_only=True)``).
 
 from __future__ import annotations
 
-from wnconvert.pickles import Global, Object, Value, children, globals_of, walk
+from wnconvert.pickle_values import Global, Object, Value, children, globals_of, walk
 from wnconvert.tensors import DTYPES
 
 __all__ = ["dangerous_names", "foreign_names"]

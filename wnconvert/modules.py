@@ -19,7 +19,8 @@ from torch.nn.parameter import is_lazy
 from wnconvert.blocks import Array
 from wnconvert.edits import Edits
 from wnconvert.errors import ArgumentError, NumbersError, said_in_python
-from wnconvert.inspection import Inspection, inspect_tree
+from wnconvert.inspecting import inspect_tree
+from wnconvert.inspection import Inspection
 from wnconvert.live import Live, LiveFound, find_live, is_wrapper, named
 from wnconvert.live_choice import ON_META, TIED_FIX, Layers, raise_refused, select
 from wnconvert.module_split import split_module

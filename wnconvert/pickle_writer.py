@@ -9,7 +9,7 @@ import struct
 from collections.abc import Callable
 from typing import Any
 
-from wnconvert.pickles import Dict, Extension, Global, Latin1, Object, PersistentId, Set, Value
+from wnconvert.pickle_values import Dict, Extension, Global, Latin1, Object, PersistentId, Set, Value
 
 __all__ = ["dump"]
 

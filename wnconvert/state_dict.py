@@ -13,7 +13,8 @@ from wnconvert.blocks import Array
 from wnconvert.dims import AUTO
 from wnconvert.errors import ArgumentError, LayerError, said_in_python
 from wnconvert.fold_plan import plan_fold
-from wnconvert.inspection import Inspection, inspect_tree
+from wnconvert.inspecting import inspect_tree
+from wnconvert.inspection import Inspection
 from wnconvert.migrate_plan import plan_migrate
 from wnconvert.module_metadata import NEW_ENTRY, metadata_keys
 from wnconvert.options import check_form, dtype_of, numbers_of, selection_of

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from wnconvert.errors import FormatError
-from wnconvert.pickles import Dict, Object, Set, Value
+from wnconvert.pickle_values import Dict, Object, Set, Value
 from wnconvert.torch_objects import (
     get,
     is_module,

@@ -14,7 +14,8 @@ from typing import BinaryIO
 
 from wnconvert.errors import FormatError
 from wnconvert.foreign import foreign_names
-from wnconvert.pickles import Object, PersistentId, Pickle, Value, load, walk
+from wnconvert.pickle_values import Object, PersistentId, Pickle, Value, walk
+from wnconvert.pickles import load
 from wnconvert.provenance import NO_HISTORY, RECORD_NAME, History, read_history
 from wnconvert.tensors import ByteRange, Entry, Sibling, StateDict, StoredTensor, TensorInfo, Tree
 from wnconvert.torch_contents import Contents, FoundStateDict, find_contents

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from wnconvert.pickles import Object, Value
+from wnconvert.pickle_values import Object, Value
 from wnconvert.plan import Fold, Keep, PlannedStateDict, Step
 from wnconvert.torch_contents import FoundModule
 from wnconvert.torch_objects import get, mapping_pairs, weight_norm_hook, with_pairs

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from wnconvert.errors import FormatError
-from wnconvert.pickles import Dict, Global, Object, PersistentId, Value
+from wnconvert.pickle_values import Dict, Global, Object, PersistentId, Value
 from wnconvert.tensors import DTYPES, DType
 
 __all__ = [

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Set
 from dataclasses import dataclass
 
-from wnconvert.pickles import Dict, Object, Value
+from wnconvert.pickle_values import Dict, Object, Value
 from wnconvert.plan import Keep, Plan
 from wnconvert.torch_objects import get, mapping_pairs, with_pairs
 

@@ -16,8 +16,8 @@ from wnconvert.foreign import dangerous_names
 from wnconvert.layout import CopyBytes, Gather, Layout, Work
 from wnconvert.making import Made, made
 from wnconvert.module_metadata import NEW_ENTRY, metadata_keys
+from wnconvert.pickle_values import Dict, Global, Object, PersistentId, Value, walk
 from wnconvert.pickle_writer import dump
-from wnconvert.pickles import Dict, Global, Object, PersistentId, Value, walk
 from wnconvert.plan import Keep, Plan, PlannedStateDict, Step
 from wnconvert.provenance import RECORD_NAME, write_history
 from wnconvert.tensors import ByteRange, DType, StoredTensor, TensorInfo, Tree, contiguous_strides
