@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from tests.test_signatures import FLOATS, INTEGERS, RANGES
 from wnconvert.errors import ArgumentError
-from wnconvert.samples import EXPORT_SEED, Sample, arrays, export_sample, samples_of
+from wnconvert.samples import EXPORT_SEED, Sample, arrays, export_arrays, export_sample, samples_of
 from wnconvert.signatures import Range, signature_of
 from wnconvert.tensors import DTYPES
 
@@ -30,8 +30,37 @@ def test_samples_are_low_then_high_then_odd_and_never_exported(
             continue
         assert set(sizes) <= set(others)
         assert sizes[:2] == [others[0], others[-1]][:count]
-        if any(size % 2 for size in others[1:-1]):
-            assert all(size % 2 for size in sizes[2:])
+        low, *inside, high = others if len(others) > 1 else (others[0], others[0])
+        evens = [size for size in sizes[2:] if size % 2 == 0]
+        if low % 2 and high % 2 and count > 2 and any(size % 2 == 0 for size in inside):
+            assert len(evens) >= 1
+            assert len(evens) == 1 or not any(size % 2 for size in inside)
+        elif any(size % 2 for size in inside):
+            assert not evens
+
+
+@pytest.mark.parametrize("text", ["B=3..41", "B=1..9", "B=5..301", "B=1..3"])
+def test_where_both_ends_are_odd_an_even_size_is_among_the_samples(text: str) -> None:
+    for count in (3, 4, 20):
+        drawn = samples_of(signature_of(["x=float32[B]"], [text]), count)
+        assert {sample.sizes["B"] % 2 for sample in drawn} == {0, 1} or text == "B=1..3"
+
+
+@pytest.mark.parametrize("name", ["flag", "causal", "eos", "down", "left"])
+@pytest.mark.parametrize("kind", ["bool[]", "bool[1]", "int64[]<2", "int64[]<3", "uint8[1]<4"])
+def test_inputs_of_few_values_take_them_in_turn(name: str, kind: str) -> None:
+    signature = signature_of([f"{name}={kind}"])
+    drawn = [int(arrays(signature, sample)[name].reshape(-1)[0]) for sample in samples_of(signature)]
+    below = signature.inputs[0].below or 2
+    assert set(drawn) == set(range(below))
+    assert set(drawn) - {int(export_arrays(signature)[name].reshape(-1)[0])}
+
+
+def test_three_flags_take_all_pairs_of_values_in_four_samples() -> None:
+    signature = signature_of(["a=bool[]", "b=bool[]", "c=bool[]"])
+    drawn = [arrays(signature, sample) for sample in samples_of(signature, seed=7)]
+    for one, other in (("a", "b"), ("a", "c"), ("b", "c")):
+        assert len({(bool(found[one]), bool(found[other])) for found in drawn}) == 4
 
 
 def test_samples_spread_over_a_range_without_repeating() -> None:

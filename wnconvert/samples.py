@@ -15,6 +15,8 @@ from wnconvert.words import printable
 
 __all__ = ["EXPORT_SEED", "Sample", "arrays", "export_arrays", "export_sample", "samples_of"]
 
+#: Up to so many values an input takes them in turn: at random a flag might be the same on all samples.
+_FEW = 16
 #: The seed of the values that are exported: none of a sample's, so that what a trace bakes in is seen.
 EXPORT_SEED = 2**32 - 1
 
@@ -48,6 +50,7 @@ def export_arrays(signature: Signature) -> dict[str, Array]:
 def samples_of(signature: Signature, count: int = 4, seed: int = 0) -> tuple[Sample, ...]:
     """Samples at sizes other than the exported ones: the lowest, the highest, then odd ones between.
 
+    Where both ends are odd one is even, for what is wrong with padding may be wrong at every second size.
     Where a range has one size only, all are of that size. Seeds are ``seed``, ``seed + 1``, … Raises
     ``ArgumentError`` for a count or a seed that is none.
 
@@ -75,11 +78,13 @@ def _spread(span: Range, exported: int, count: int, turn: int) -> list[int]:
     high = span.high - (span.high == exported)
     if low > high:
         return [exported] * count
-    inside = range(low + 1 + low % 2, high, 2)  # the odd ones
-    if not set(inside[:2]) - {exported}:
-        inside = range(low, high + 1)
+    odd, even = (range(low + 1 + (low + parity) % 2, high, 2) for parity in (0, 1))
+    if not set(odd[:2]) - {exported}:
+        odd = range(low, high + 1)
     found = [low, high]
     for at in range(2, count):
+        is_even = at == min(3, count - 1) and low % 2 and high % 2 and set(even[:2]) - {exported}
+        inside = even if is_even else odd
         # Multiples of the golden ratio, less whole ones, spread evenly however many there are.
         place = int(((at - 1) * 0.6180339887 + turn * 0.31) % 1 * len(inside))
         turns = (inside[(place + step) % len(inside)] for step in range(min(len(inside), count + 2)))
@@ -91,10 +96,12 @@ def _spread(span: Range, exported: int, count: int, turn: int) -> list[int]:
 def arrays(signature: Signature, sample: Sample) -> dict[str, Array]:
     """The values of a sample by input: standard normal floats, uniform integers, random bools.
 
-    They depend on the seed and on the input's name, dtype and shape. Raises ``ArgumentError`` where they
-    do not fit in memory.
+    They depend on the seed and on the input's name, dtype and shape. Where an input has few values its first
+    element takes them in turn, several inputs not in step. Raises ``ArgumentError`` where they do not fit in
+    memory.
     """
     found = {}
+    few = 0
     for spec in signature.inputs:
         shape = spec.sizes(sample.sizes)
         stream = np.random.Generator(np.random.PCG64([sample.seed, zlib.crc32(spec.name.encode())]))
@@ -104,7 +111,17 @@ def arrays(signature: Signature, sample: Sample) -> dict[str, Array]:
             size = "×".join(map(str, shape))
             what = f"input {printable(spec.name)}: {size} elements do not fit in memory"
             raise ArgumentError(what, fix="smaller sizes") from error
+        below = 2 if spec.dtype.name == "bool" else spec.below
+        if below is not None and below <= _FEW:
+            start = zlib.crc32(spec.name.encode())
+            found[spec.name].reshape(-1)[0] = (start + _turn(sample.seed, below, few)) % below
+            few += 1
     return found
+
+
+def _turn(seed: int, below: int, place: int) -> int:
+    """How far an input with few values is at a seed: of two values, three inputs take all pairs in four."""
+    return (seed & (1, 2, 3)[place % 3]).bit_count() if below == 2 else seed
 
 
 def _drawn(stream: np.random.Generator, spec: InputSpec, shape: tuple[int, ...]) -> Array:
