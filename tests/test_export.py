@@ -206,12 +206,16 @@ def test_opset_is_that_which_was_asked_for(tmp_path: Path) -> None:
     assert onnx.load(str(tmp_path / "m.onnx")).opset_import[0].version == 13
 
 
-@pytest.mark.parametrize("opset", [11, 99])
-def test_an_opset_that_the_newer_exporter_silently_exchanges_is_an_error(tmp_path: Path, opset: int) -> None:
+@pytest.mark.parametrize(
+    ("opset", "fix"), [(11, "--exporter torchscript, or --opset 18"), (99, "--opset 18")]
+)
+def test_an_opset_that_the_newer_exporter_silently_exchanges_is_an_error(
+    tmp_path: Path, opset: int, fix: str
+) -> None:
     with pytest.raises(ArgumentError) as caught:
         export_onnx(vocoder(), tmp_path / "m.onnx", inputs=MEL, opset=opset)
     assert f"not {opset}" in caught.value.what
-    assert caught.value.fix.startswith("--exporter torchscript, or --opset ")
+    assert caught.value.fix == fix
     assert not [*tmp_path.iterdir()]
 
 

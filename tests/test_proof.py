@@ -38,8 +38,8 @@ def proven(reference: Function, candidate: Function, rtol: float = 1e-3, atol: f
 
 
 def told(reference: Any, candidate: Any, rtol: float = 1e-3, atol: float = 1e-5) -> OutputProof:
-    """What is said of one output on one sample."""
-    both = gives(y=reference), gives(y=candidate)
+    """What is said of one output on one sample; beside another, for zeros alone prove nothing."""
+    both = gives(y=reference, one=1.0), gives(y=candidate, one=1.0)
     return prove(*both, FIXED, samples=samples_of(FIXED, 1), rtol=rtol, atol=atol).outputs[0]
 
 
@@ -292,7 +292,7 @@ def test_the_tolerance_that_would_have_passed_is_the_least_that_does(
 
 @given(FLOATS, FLOATS)
 def test_the_advice_passes(a: Array, b: Array) -> None:
-    proof = prove(gives(y=b), gives(y=a), FIXED, samples=samples_of(FIXED, 1))
+    proof = prove(gives(y=b, one=1.0), gives(y=a, one=1.0), FIXED, samples=samples_of(FIXED, 1))
     if proof:
         assert proof.advice == ""
         return
@@ -408,4 +408,26 @@ def test_an_output_near_zero_is_not_proven_by_atol_alone() -> None:
     assert far.needed.rtol == pytest.approx(0.1, rel=1e-3)
     assert prove(scaled(1e-7), scaled(1.1e-7), signature, samples=drawn, rtol=0.11)
     assert not prove(scaled(1e-7), scaled(0), signature, samples=drawn)
-    assert prove(scaled(0), scaled(1e-7), signature, samples=drawn), "what is zero has no size of its own"
+    with pytest.raises(InputError, match="which proves nothing"):
+        prove(scaled(0), scaled(1e-7), signature, samples=drawn)
+
+
+@pytest.mark.parametrize("value", [0.0, math.nan, math.inf, -math.inf])
+def test_outputs_that_say_nothing_are_an_error_and_beside_others_they_are_told(value: float) -> None:
+    nothing = np.full(3, value)
+    with pytest.raises(InputError, match="all outputs of the module are 0, NaN or infinite"):
+        prove(gives(y=nothing), gives(y=nothing), FIXED, samples=samples_of(FIXED))
+    assert not prove(
+        gives(y=nothing), gives(y=nothing + 1 if value == 0 else [0, 0, 0]), FIXED, samples=samples_of(FIXED)
+    )
+    proof = prove(
+        gives(y=nothing, z=[1.0, 2.0]), gives(y=nothing, z=[1.0, 2.0]), FIXED, samples=samples_of(FIXED)
+    )
+    assert proof
+    assert [output.alike for output in proof.outputs] == [True, False]
+
+
+def test_an_output_that_is_one_number_on_all_samples_is_told() -> None:
+    assert told([0.5, 0.5], [0.5, 0.5]).alike
+    assert not told([0.5, 0.25], [0.5, 0.25]).alike
+    assert not told([0.5], [0.5]).alike, "one element alone is no sign"

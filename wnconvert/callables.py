@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -22,7 +23,7 @@ from wnconvert.values import array_of, made_like
 from wnconvert.words import listed, printable
 
 __all__ = ["EITHER_WAY", "Exportable", "caller", "check_inputs", "function_of", "input_names"]
-__all__ += ["named_outputs", "said", "tensors_of", "unwrapped"]
+__all__ += ["named_outputs", "places_of", "said", "tensors_at", "tensors_of", "unwrapped"]
 
 Exportable: TypeAlias = nn.Module | ExportedProgram
 
@@ -116,7 +117,7 @@ def _called(model: nn.Module, inputs: Mapping[str, Tensor], by_position: int | N
         raise ArgumentError(
             f"the model fails on {shapes}: {said(error) or type(error).__name__}",
             where=_place_of(error),
-            fix="shapes, dtypes, bounds and ranges that its forward takes",
+            fix="shapes, dtypes and bounds that its forward takes, and a range of which it takes every size",
         ) from error
 
 
@@ -162,7 +163,8 @@ def caller(
 def named_outputs(found: Any, names: Sequence[str] = ()) -> list[tuple[str, Tensor]]:
     """The tensors in what a module gives, in torch's order, each with a name: ``names``, else by its place.
 
-    What is no tensor is left out. Raises ``ArgumentError`` where there is none, or not as many as names.
+    What is no tensor is left out; dataclasses are opened. Raises ``ArgumentError`` where there is none, or
+    not as many as names.
 
     >>> zero = torch.zeros(1)
     >>> [name for name, _ in named_outputs({"wave": zero, "state": (zero, None)})]
@@ -170,8 +172,7 @@ def named_outputs(found: Any, names: Sequence[str] = ()) -> list[tuple[str, Tens
     >>> [name for name, _ in named_outputs(zero)], [name for name, _ in named_outputs((zero, zero))]
     (['output'], ['output_0', 'output_1'])
     """
-    leaves, _ = pytree.tree_flatten_with_path(found)
-    tensors = [(path, leaf) for path, leaf in leaves if isinstance(leaf, Tensor)]
+    tensors = [(path, leaf) for path, leaf in _leaves(found) if isinstance(leaf, Tensor)]
     if not tensors:
         kind = type(found).__name__
         raise ArgumentError(
@@ -184,6 +185,34 @@ def named_outputs(found: Any, names: Sequence[str] = ()) -> list[tuple[str, Tens
             fix="one --output NAME for each, in this order",
         )
     return list(zip(names or own, (leaf for _, leaf in tensors), strict=True))
+
+
+def tensors_at(found: Any, places: Sequence[int]) -> tuple[Tensor, ...]:
+    """Of what a module gives the leaves at some places, which ``places_of`` gave of it before."""
+    leaves = _leaves(found)
+    return tuple(leaves[place][1] for place in places)
+
+
+def places_of(model: nn.Module, inputs: Mapping[str, Tensor]) -> tuple[int, ...]:
+    """Which of the leaves that a model gives are tensors; as it is traced, numbers can be tensors too.
+
+    Raises ``ArgumentError`` where the model fails.
+    """
+    leaves = _leaves(_called(model, inputs))
+    return tuple(place for place, (_, leaf) in enumerate(leaves) if isinstance(leaf, Tensor))
+
+
+def _leaves(found: Any) -> list[tuple[tuple[Any, ...], Any]]:
+    """What a module gives without the lists, dicts and dataclasses around it, each with its path."""
+    leaves, _ = pytree.tree_flatten_with_path(found)
+    every: list[tuple[tuple[Any, ...], Any]] = []
+    for path, leaf in leaves:
+        if dataclasses.is_dataclass(leaf) and not isinstance(leaf, type):  # one that torch does not know
+            inside = {each.name: getattr(leaf, each.name) for each in dataclasses.fields(leaf)}
+            every += [((*path, *more), value) for more, value in _leaves(inside)]
+        else:
+            every.append((tuple(path), leaf))
+    return every
 
 
 def _name_at(path: tuple[Any, ...]) -> str:

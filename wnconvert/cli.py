@@ -42,7 +42,7 @@ def main() -> NoReturn:
     """Run the command line and exit: errors in the user's words, never a traceback but for a bug."""
     if not sys.warnoptions:
         warnings.simplefilter("ignore")  # a warning of a library says nothing to a user of this tool
-    for ending in (signal.SIGTERM, signal.SIGHUP):
+    for ending in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(ending) != signal.SIG_IGN:  # nohup has it ignored
             signal.signal(ending, _terminated)
     gc.disable()  # what a short process makes goes with it; to look for cycles took 20 ms
@@ -54,30 +54,46 @@ def main() -> NoReturn:
 def _run() -> int:
     try:
         code = cli(standalone_mode=False)
-    except WnconvertError as error:
-        say_error(str(error), error.fix)
-        code = error.exit_code
-    except click.exceptions.NoArgsIsHelpError as error:
-        error.show()
-        code = error.exit_code
-    except click.ClickException as error:
-        context = getattr(error, "ctx", None)
-        say_error(error.format_message(), f"{context.command_path if context else 'wnconvert'} --help")
-        code = error.exit_code
     except (click.Abort, KeyboardInterrupt):
-        click.echo("interrupted; nothing is written", err=True)
-        code = 130
-    except BrokenPipeError:
-        # The reader of stdout is gone (| head); Python must not fail again when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 0
-    except Exception:  # noqa: BLE001 - the last resort, and it says so
-        traceback.print_exc()
-        click.echo("this is a bug of wnconvert: please report the lines above", err=True)
-        code = 3
+        return _interrupted()
+    except Exception as error:  # noqa: BLE001 - the last resort, and it says so
+        # torch, while it is imported, can swallow a Ctrl-C and fail at what was not imported then.
+        return _interrupted() if _signals else _failed(error)
     return code if isinstance(code, int) else 0
 
 
-def _terminated(*_: object) -> NoReturn:
+def _failed(error: Exception) -> int:
+    """Say what went wrong; the exit code."""
+    match error:
+        case WnconvertError():
+            say_error(str(error), error.fix)
+            return error.exit_code
+        case click.exceptions.NoArgsIsHelpError():
+            error.show()
+            return error.exit_code
+        case click.ClickException():
+            context = getattr(error, "ctx", None)
+            say_error(error.format_message(), f"{context.command_path if context else 'wnconvert'} --help")
+            return error.exit_code
+        case BrokenPipeError():
+            # The reader of stdout is gone (| head); Python must not fail again when it flushes at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 0
+    traceback.print_exception(error)
+    click.echo("this is a bug of wnconvert: please report the lines above", err=True)
+    return 3
+
+
+def _interrupted() -> int:
+    click.echo("interrupted; nothing is written", err=True)
+    return 130
+
+
+#: Those that asked for an end.
+_signals: list[int] = []
+
+
+def _terminated(number: int, _: object) -> NoReturn:
     """End as after Ctrl-C: what was begun is cleaned up."""
+    _signals.append(number)
     raise KeyboardInterrupt

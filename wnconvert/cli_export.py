@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import sys
+import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import click
 
 from wnconvert.cli_options import JSON, epilog, with_options
-from wnconvert.errors import ArgumentError
-from wnconvert.terminal import fitting_width, put, say
+from wnconvert.errors import ArgumentError, OutputError
+from wnconvert.terminal import fitting_width, put, say, stdout_to_stderr
 
 __all__ = ["EXPORTERS", "check", "export"]
 
@@ -138,6 +137,7 @@ def export(
     from wnconvert.export import export_onnx
 
     check_target(Path(out), force=options["force"])
+    _check_other(out, model, weights)
 
     def run(module: Any, progress: Callable[[Any], None]) -> Any:
         return export_onnx(module, out, progress=progress, **options)
@@ -200,6 +200,13 @@ def _check_torch() -> None:
         )
 
 
+def _check_other(out: str, *read: str | None) -> None:
+    """Never take the only copy of a model or its weights for the place of an ONNX file."""
+    for path in filter(None, read):
+        if os.path.realpath(path) == os.path.realpath(out):
+            raise OutputError("it is what is to be exported", where=out, fix="another -o")
+
+
 def _check_texts(options: Mapping[str, Any]) -> None:
     """Tell a slip in a text before the model's own code runs, which may take long."""
     from wnconvert.samples import samples_of
@@ -229,7 +236,7 @@ def _prove(
         if not quiet:
             click.echo(step_text(step), err=True)
 
-    with contextlib.redirect_stdout(sys.stderr):  # what the model's own code prints is no report
+    with stdout_to_stderr():  # what the model's own code prints is no report
         made = prepared(model, progress=progress, **how)
         report = run(made.module, progress)
     report = replace(report, steps=(*made.steps, *report.steps), notes=(*made.notes, *report.notes))

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from wnconvert.atomic import free_name, staged_folder
 from wnconvert.blocks import Array
 from wnconvert.callables import Exportable, function_of, tensors_of, unwrapped
 from wnconvert.checkpoint import Checkpoint, open_checkpoint
-from wnconvert.errors import ArgumentError, WnconvertError
+from wnconvert.errors import ArgumentError, LayerError, WnconvertError
 from wnconvert.export_request import (
     check_dynamic,
     check_opset,
@@ -40,7 +41,7 @@ from wnconvert.exported_graph import (
     write_folded,
 )
 from wnconvert.exported_graph import keep_failed as keep_failed_at
-from wnconvert.exporters import export_raw
+from wnconvert.exporters import EXPORTERS, export_raw
 from wnconvert.files import StrPath
 from wnconvert.live import find_live
 from wnconvert.module_state import evaluating
@@ -50,11 +51,12 @@ from wnconvert.onnx_data import own_data_of, remove_unused
 from wnconvert.onnx_file import OnnxFile
 from wnconvert.onnx_plan import OnnxFold, plan_onnx
 from wnconvert.onnx_surgery import renamed
+from wnconvert.options import texts_of
 from wnconvert.proof import ATOL, RTOL, ExportReport, Function, Proof, Step, prove, steady_run
 from wnconvert.runtime import Opened, open_model, run
 from wnconvert.samples import Sample, export_arrays, samples_of
 from wnconvert.signatures import Range, Signature, check_outputs
-from wnconvert.words import counted
+from wnconvert.words import counted, printable
 
 __all__ = ["check_onnx", "export_onnx"]
 
@@ -98,7 +100,7 @@ def export_onnx(
     target, module = Path(path), unwrapped(module)
     check_installed()
     exporter, notes = exporter_for(module, exporter)
-    steps = _Steps(progress)
+    steps, outputs = _Steps(progress), texts_of(outputs)
     check_outputs(outputs)
     signature = requested_signature(module, inputs, ranges, dynamic)
     drawn = samples_of(signature, samples, seed)
@@ -131,11 +133,13 @@ def export_onnx(
                     exported = open_checkpoint(raw / "raw.onnx")
                     graph = graph_of(exported)
                     opset_made = graph.model.opsets.get("", 0)
-                    check_opset(opset, opset_made, exporter)
+                    check_opset(opset, opset_made)
                     step.detail = f"opset {opset_made}, {counted(nodes_of(graph), 'node')}"
                 fold, named = _planned(exported, copy, steps)
                 write_folded(exported, fold, folder / target.name, free_name(target))
-                size, written = _checked(folder / target.name, target, steps)
+                size, written = _checked(
+                    folder / target.name, steps, partial(check_exported, raw=graph, target=target)
+                )
                 opened = replace(open_model(folder / target.name), path=target)  # as it is told
                 check_dynamic(opened, signature, exporter)
                 proof = _proven(
@@ -162,7 +166,7 @@ def export_onnx(
                     folded_in_module=layers,
                     folded_in_graph=len(fold.layers),
                     initializers_named=named,
-                    notes=(*notes, *signature.notes, *unused_inputs(opened, signature)),
+                    notes=(*notes, *signature.notes, *unused_inputs(opened, signature), *_alike(proof)),
                 )
                 if not proof:
                     # Out of the block, which else would put the model in place.
@@ -200,11 +204,12 @@ def check_onnx(
     """
     source, reference = Path(path), unwrapped(reference)
     check_installed()
-    steps = _Steps(progress)
+    exporter_for(reference, EXPORTERS[0])
+    steps, outputs = _Steps(progress), texts_of(outputs)
     check_outputs(outputs)
     signature = requested_signature(reference, inputs, ranges, dynamic)
     drawn = samples_of(signature, samples, seed)
-    size, written = _checked(source, source, steps, given=True)
+    size, written = _checked(source, steps, partial(check_given, target=source))
     opened = open_model(source)
     with evaluating(reference) as forget:
         first = steady_run(function_of(reference, outputs), signature, drawn[0], rtol=rtol, atol=atol)
@@ -222,7 +227,7 @@ def check_onnx(
         residual_weight_norm=residual_of(written),
         nodes=nodes_of(written),
         steps=tuple(steps.every),
-        notes=(*signature.notes, *unused_inputs(opened, signature)),
+        notes=(*signature.notes, *unused_inputs(opened, signature), *_alike(proof)),
     )
 
 
@@ -270,6 +275,15 @@ class _Steps:
         self.progress(self.every[-1])
 
 
+def _alike(proof: Proof) -> tuple[str, ...]:
+    """Notes on outputs that say little of the weights they were computed with."""
+    return tuple(
+        f"output {printable(output.name)} is the same number everywhere, on all samples: that proves little"
+        for output in proof.outputs
+        if output.alike
+    )
+
+
 def _said(model: Exportable) -> str:
     """The reference in words."""
     kind = type(model).__name__
@@ -299,6 +313,9 @@ def _copy(module: Exportable, steps: _Steps) -> tuple[Exportable, int]:
             if "copied" in error.what:  # what is advised there, to fold in place, does not help here
                 error.fix = "take what cannot be copied off the module before the export"
             raise
+        except LayerError as error:  # as above: these are arguments of a fold
+            error.fix = f"fold before the export, a checkpoint or by fold_module: {error.fix}"
+            raise
         for each in copy.modules():
             each.training = False
         step.detail = f"{counted(layers, 'layer')} in a copy"
@@ -317,12 +334,12 @@ def _planned(exported: Checkpoint, copy: Exportable, steps: _Steps) -> tuple[Onn
     return replace(fold, edits=renamed(graph.model, fold.edits, new)), len(new)
 
 
-def _checked(path: Path, target: Path, steps: _Steps, *, given: bool = False) -> tuple[int, OnnxFile]:
+def _checked(path: Path, steps: _Steps, check: Callable[[OnnxFile], None]) -> tuple[int, OnnxFile]:
     """Have onnx's checker read a model and count the weight norm in it; its bytes, and the model."""
     with steps("check") as step:
         opened = open_checkpoint(path)
         graph = graph_of(opened)
-        (check_given if given else check_exported)(graph, target)
+        check(graph)
         step.detail = f"onnx.checker; {counted(residual_of(graph), 'layer')} of weight norm left"
     return sum(shard.stat().st_size for shard in opened.shards), graph
 

@@ -13,6 +13,8 @@ _HEADS = ("output", "shape", "max abs", "max rel", "SNR dB", "worst at", "needs 
 _RIGHT = frozenset(("max abs", "max rel", "SNR dB", "needs atol", "or rtol"))
 _SPARE = ("or rtol", "max rel", "SNR dB", "worst at", "shape")
 _FEW = 10
+#: Bits of formats in which two runtimes that round differently are seldom within the default tolerance.
+_SHORT = {"float16": 11, "bfloat16": 8}
 
 
 def report_text(report: ExportReport, width: int | None = None) -> str:
@@ -99,6 +101,8 @@ def _failure(output: OutputProof, proof: Proof) -> str:
     odd = f" ({output.unmatched} NaN or infinite on one side only)" if output.unmatched else ""
     said = f"output {output.name}: {count} further off than {proof.tolerance}{odd}"
     worst = output.worst
+    if output.dtype in _SHORT:
+        said += f" ({output.dtype} holds {_SHORT[output.dtype]} bits: --rtol and --atol to that)"
     return f"{said}: {worst.candidate:.6g} for {worst.reference:.6g} at {_place(worst)}" if worst else said
 
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import nn
 from torch.export import ExportedProgram
 
 from wnconvert.callables import Exportable, check_inputs, input_names
@@ -24,6 +25,8 @@ __all__ += ["requested_signature", "unused_inputs"]
 
 def exporter_for(module: Exportable, exporter: str) -> tuple[str, tuple[str, ...]]:
     """The exporter that takes such a model, and a note where it is another than was asked for."""
+    if not isinstance(module, (nn.Module, ExportedProgram)):
+        raise ArgumentError(f"{type(module).__name__} is no model", fix="an nn.Module, or an ExportedProgram")
     if exporter not in EXPORTERS:
         raise ArgumentError(f"no exporter is called {exporter!r}", fix=f"one of {listed(EXPORTERS)}")
     if isinstance(module, torch.jit.ScriptModule) and exporter == "dynamo":
@@ -101,13 +104,13 @@ def names_in(opened: Opened, own: tuple[str, ...]) -> tuple[str, ...]:
     return theirs if len(theirs) == len(own) and set(theirs) != set(own) else own
 
 
-def check_opset(asked: int | None, made: int, exporter: str) -> None:
+def check_opset(asked: int | None, made: int) -> None:
     """Raise ``ArgumentError`` where the exporter gave another opset: the newer one does so silently."""
     if asked is not None and asked != made:
-        other = next(each for each in EXPORTERS if each != exporter)
+        older = "--exporter torchscript, or " if asked < made else ""
         raise ArgumentError(
             f"torch's exporter made opset {made}, not {asked}: it cannot bring this model to that one",
-            fix=f"--exporter {other}, or --opset {made}",
+            fix=f"{older}--opset {made}",
         )
 
 
@@ -130,4 +133,4 @@ def unused_inputs(opened: Opened, signature: Signature) -> tuple[str, ...]:
     """A note on the inputs that the exporter left out, for nothing uses them."""
     there = {port.name for port in opened.inputs}
     unused = [printable(name) for name in signature.names if name not in there]
-    return (f"inputs that the model does not use are not in the file: {listed(unused)}",) if unused else ()
+    return (f"inputs that the exporter found no use of, and left out: {listed(unused)}",) if unused else ()

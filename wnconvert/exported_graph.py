@@ -15,7 +15,7 @@ from wnconvert.blocks import Array
 from wnconvert.callables import Exportable
 from wnconvert.checkpoint import Checkpoint
 from wnconvert.convert import convert_onnx
-from wnconvert.errors import InputError, VerifyError, WnconvertError
+from wnconvert.errors import ArgumentError, InputError, VerifyError, WnconvertError
 from wnconvert.initializer_names import names_of
 from wnconvert.onnx_arithmetic import find
 from wnconvert.onnx_file import OnnxFile
@@ -127,10 +127,19 @@ def check_given(graph: OnnxFile, target: Path) -> None:
         raise InputError(f"onnx.checker refuses it: {said}", where=str(target), fix="export it again")
 
 
-def check_exported(graph: OnnxFile, target: Path) -> None:
-    """Have onnx's checker read what was written, and find no weight norm in it. Raises ``VerifyError``."""
+def check_exported(graph: OnnxFile, raw: OnnxFile, target: Path) -> None:
+    """Have onnx's checker read what was made of the exporter's ``raw`` graph, and find no weight norm in it.
+
+    Raises ``ArgumentError`` where it refuses what the exporter wrote too, else ``VerifyError``.
+    """
     bug = "please report it as a bug"
     if said := _refused_by_checker(graph.path):
+        if _refused_by_checker(raw.path):
+            raise ArgumentError(
+                f"torch's exporter wrote what onnx.checker refuses: {said}",
+                where=str(target),
+                fix="another --opset (22 for bfloat16), --exporter, or an export in float32",
+            )
         raise VerifyError(f"onnx.checker refuses the export: {said}", where=str(target), fix=bug)
     left = find(graph.model)
     names = [*(item.layer.name for item in left.layers), *(no.name for no in left.refused)]

@@ -14,6 +14,7 @@ import logging
 import os
 import re
 import warnings
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -24,8 +25,11 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from wnconvert.atomic import translated
-from wnconvert.callables import EITHER_WAY, Exportable, caller, named_outputs, said
+from wnconvert.callables import EITHER_WAY, Exportable, caller, places_of, said, tensors_at
 from wnconvert.errors import ArgumentError
+from wnconvert.module_state import evaluating
+from wnconvert.proof import placed
+from wnconvert.samples import export_sample
 from wnconvert.signatures import Signature
 
 __all__ = ["EXPORTERS", "export_raw", "quiet_torch"]
@@ -34,6 +38,14 @@ EXPORTERS = ("dynamo", "torchscript")
 
 _DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}  # of the system, not of the model
 _PLACES = "pkg.torch.onnx.stack_trace"
+#: Where a module keeps the hooks of its forward.
+_HOOKS = (
+    "_forward_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+)
 
 
 # -- the exporters
@@ -56,6 +68,8 @@ def export_raw(
     With ``external_data`` weights may lie in files beside ``path``. No place on this machine is named in
     them. Raises ``ArgumentError`` where the exporter refuses, with what torch says of it.
     """
+    if opset is not None and type(opset) is not int:
+        raise ArgumentError(f"opset {opset!r} is no number", fix="such as opset=17")
     if exporter == "torchscript" and isinstance(model, ExportedProgram):
         raise ArgumentError(
             "torch's older exporter takes no exported programs",
@@ -67,6 +81,10 @@ def export_raw(
             fix='pip install "wnconvert[export]", or --exporter torchscript',
         )
     letters = _letters(signature)
+    if isinstance(model, nn.Module) and not isinstance(model, torch.jit.ScriptModule):
+        with evaluating(model), placed(export_sample(signature)):
+            places = places_of(model, inputs)
+        _flatten(model, list(inputs), places)
     own = (_for_dynamo if exporter == "dynamo" else _for_torchscript)(model, inputs, letters, signature)
     common: dict[str, Any] = {
         "input_names": list(inputs),
@@ -135,7 +153,6 @@ def _for_dynamo(
 ) -> dict[str, Any]:
     if isinstance(model, ExportedProgram):
         return {"model": model, "dynamo": True}
-    _flatten(model, list(inputs))
     dims = {
         letter: torch.export.Dim(letter, min=span.low, max=span.high)
         for letter, span in signature.ranges.items()
@@ -148,21 +165,25 @@ def _for_dynamo(
 def _for_torchscript(
     model: Exportable, inputs: Mapping[str, Tensor], letters: Mapping[str, Mapping[int, str]], _: Signature
 ) -> dict[str, Any]:
-    if isinstance(model, nn.Module) and not isinstance(model, torch.jit.ScriptModule):
-        _flatten(model, list(inputs))
     axes = {name: dict(by_axis) for name, by_axis in letters.items() if by_axis}
     return {"model": model, "args": tuple(inputs.values()), "dynamic_axes": axes, "dynamo": False}
 
 
-def _flatten(model: nn.Module, names: Sequence[str]) -> None:
+def _flatten(model: nn.Module, names: Sequence[str], places: Sequence[int]) -> None:
     """Give a module a forward of the inputs that are fed, by position, to a tuple of its tensors.
 
-    On the instance: with a module around it, the names of all parameters would change.
+    On the instance: with a module around it, the names of all parameters would change. Its own hooks are
+    run inside, by a twin that shares all else with it, for they are to see what they always see.
     """
-    call = caller(model.forward, model.forward, names)
+    function: Any = model.forward
+    if any(model.__dict__.get(kept) for kept in _HOOKS):
+        function = object.__new__(type(model))
+        function.__dict__.update(model.__dict__)
+        model.__dict__.update((kept, OrderedDict()) for kept in _HOOKS)
+    call = caller(function, model.forward, names)
 
     def forward(*values: Tensor) -> tuple[Tensor, ...]:
-        return tuple(tensor for _, tensor in named_outputs(call(*values)))
+        return tensors_at(call(*values), places)
 
     # The exporters ask for the names of inputs.
     forward.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
@@ -265,11 +286,14 @@ def _line_in(causes: Sequence[BaseException]) -> str:
     return ""
 
 
+_RANGE_IS_WRONG = ("constraints violated", "not all values of", "not in vr[")
+
+
 def _to_try(exporter: str, message: str, letters: Mapping[str, Mapping[int, str]]) -> str:
     """What may help, by what torch complains of."""
     other = next(each for each in EXPORTERS if each != exporter)
     dynamic = sorted({letter for by_axis in letters.values() for letter in by_axis.values()})
-    if dynamic and ("onstraints violated" in message or "not all values of" in message.lower()):
+    if dynamic and any(each in message.lower() for each in _RANGE_IS_WRONG):
         letter = dynamic[0]
         return (
             f"--range {letter}=LOW..HIGH as torch says, a number in place of {letter} (a fixed size), "
@@ -277,6 +301,8 @@ def _to_try(exporter: str, message: str, letters: Mapping[str, Mapping[int, str]
         )
     if "2GB" in message or "2GiB" in message or "maximum protobuf size" in message:
         return "--external-data, which puts weights into a file beside the model"
+    if "egister it as" in message and "buffer" in message:
+        return "register_buffer, or a Parameter, for the tensors that the module holds"
     if "onnx_opset_version" in message:
         return "another --opset, or none: the exporter's own"
     fixed = ", a number in place of each letter" if dynamic else ""

@@ -48,7 +48,8 @@ class OutputProof:
     ``needed_atol`` is the least atol that would have passed beside the rtol that was given,
     ``needed_rtol`` the other way round; None where there is none. ``largest`` = max |b|. Integers and bools
     must be equal. ``unproven``: b is so small that zeros were within tolerance too, and a is off by more
-    than the rtol (at least ``LEAST_RTOL``) of the largest b: another model would have passed.
+    than the rtol (at least ``LEAST_RTOL``) of the largest b: another model would have passed. ``alike``: all
+    elements of b, at least two of them, are one number, or NaN, over all samples; that proves little.
     """
 
     name: str
@@ -66,6 +67,7 @@ class OutputProof:
     needed_rtol: float | None
     largest: float = 0.0
     unproven: bool = False
+    alike: bool = False
 
     @property
     def passed(self) -> bool:
@@ -91,6 +93,7 @@ class Meter:
     elements: int = 0
     unequal: int = 0
     largest: float = 0.0
+    span: tuple[float, float] = (math.inf, -math.inf)
     shape: tuple[int, ...] = ()
     worst: Worst | None = None
     measure: Measure = field(init=False)
@@ -118,7 +121,9 @@ class Meter:
         for at, x, y in _bites(left, right):
             y_floats = _floats(y, form)
             self.measure.add(start + at * parts, _floats(x, form), y_floats)
-            self.largest = max(self.largest, _largest(y_floats))
+            low, high = _span(y_floats)
+            self.span = min(self.span[0], low), max(self.span[1], high)
+            self.largest = max(map(abs, self.span)) if low <= high else self.largest
             if self.is_exact:
                 differ = x != y
                 self.unequal += int(np.count_nonzero(differ))
@@ -162,6 +167,7 @@ class Meter:
             needed_rtol=rtol if tolerable and math.isfinite(rtol) else None,
             largest=self.largest,
             unproven=unproven,
+            alike=self.elements > 1 and self.span[0] >= self.span[1],
         )
 
     def _is_unproven(self, atol: float, rtol: float) -> bool:
@@ -192,10 +198,10 @@ def _floats(x: Array, form: np.dtype[Any]) -> Array:
     return x.view(form) if x.dtype.kind == "c" else x.astype(form, copy=False)
 
 
-def _largest(x: Array) -> float:
-    """The largest |x| that is finite."""
-    sizes = np.abs(x)
-    return float(np.max(sizes, where=np.isfinite(sizes), initial=0))
+def _span(x: Array) -> tuple[float, float]:
+    """The least and the greatest of the numbers that are finite; inf and -inf where there is none."""
+    finite = x[np.isfinite(x)]
+    return (float(finite.min()), float(finite.max())) if finite.size else (math.inf, -math.inf)
 
 
 def _number(value: Any) -> float:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any, TypeAlias
 
@@ -30,9 +31,10 @@ __all__ = [
     "Run",
     "Step",
     "Worst",
+    "placed",
     "prove",
+    "steady_run",
 ]
-__all__ += ["steady_run"]
 
 ATOL = 1e-5
 RTOL = 1e-3
@@ -182,7 +184,7 @@ def steady_run(
     could be compared.
     """
     feeds = arrays(signature, sample)
-    with _Placed(sample):
+    with placed(sample):
         first, again = _run(reference, feeds), _run(reference, feeds)
         _check_comparable(first.outputs, who)
         _check_steady(first.outputs, again.outputs, Tolerance(rtol, atol), who)
@@ -230,7 +232,7 @@ def prove(
         if at == 0:
             run = first or steady_run(reference, signature, sample, rtol=rtol, atol=atol, who=who)
         else:
-            with _Placed(sample):
+            with placed(sample):
                 run = _run(reference, feeds)
                 _check_comparable(run.outputs, who)
         expected, reference_seconds = run.outputs, reference_seconds + run.seconds
@@ -253,28 +255,33 @@ def prove(
             meter = meters.setdefault(name, Meter(name, DTYPES[right.dtype.name], tolerance))
             meter.add(sample, found[name], right)
         if at and before != (len(mismatches), sum(meter.out for meter in meters.values())):
-            with _Placed(sample):  # which of both it is that gives something else
+            with placed(sample):  # which of both it is that gives something else
                 _check_steady(expected, _run(reference, feeds).outputs, tolerance, who)
     outputs = tuple(meter.result() for meter in meters.values())
     if not mismatches and not any(output.elements for output in outputs):
         raise InputError(
             f"all outputs of {who} are empty: that would compare nothing", fix="larger sizes of its inputs"
         )
-    return Proof(outputs, tuple(mismatches), tuple(samples), rtol, atol, reference_seconds, candidate_seconds)
+    proof = Proof(
+        outputs, tuple(mismatches), tuple(samples), rtol, atol, reference_seconds, candidate_seconds
+    )
+    if proof and not any(output.largest for output in outputs):
+        raise InputError(
+            f"all outputs of {who} are 0, NaN or infinite on all samples, which proves nothing",
+            fix="inputs on which it gives something: another bound, range or --seed, or examples in Python",
+        )
+    return proof
 
 
-class _Placed:
+@contextmanager
+def placed(sample: Sample) -> Iterator[None]:
     """Errors raised inside say at which sizes."""
-
-    def __init__(self, sample: Sample) -> None:
-        self.sample = sample
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, WnconvertError) and self.sample.sizes:
-            error.where = f"{error.where}, at {self.sample}" if error.where else f"at {self.sample}"
+    try:
+        yield
+    except WnconvertError as error:
+        if sample.sizes:
+            error.where = f"{error.where}, at {sample}" if error.where else f"at {sample}"
+        raise
 
 
 def _run(function: Function, feeds: Mapping[str, Array]) -> Run:

@@ -224,7 +224,7 @@ def _not_loaded(path: Path, message: str, version: str) -> WnconvertError:
         said = f"it is of opset {newer[1]}, and {newer[2]} is the last that is known"
     if re.search(r"NOT_IMPLEMENTED|opset|IR version|No Op registered", message):
         what = f"onnxruntime {version} cannot run this model: {said}"
-        fix = "a newer onnxruntime, or an export with a lower --opset; operators of one's own cannot be run"
+        fix = "an export in float32, with a lower --opset, without operators of your own; a newer onnxruntime"
         return InputError(what, where=where, fix=fix)
     return FormatError(f"not a valid ONNX model: {said}", where=where, fix="export it again")
 

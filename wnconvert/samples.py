@@ -58,6 +58,8 @@ def samples_of(signature: Signature, count: int = 4, seed: int = 0) -> tuple[Sam
     >>> [str(sample) for sample in samples_of(signature_of("x=float32[T]", ["T=16..400"]))]
     ['T = 16', 'T = 400', 'T = 253', 'T = 107']
     """
+    if type(count) is not int or type(seed) is not int:
+        raise ArgumentError(f"{count} samples from seed {seed}: these are no whole numbers", fix="samples=4")
     if count < 1:
         raise ArgumentError(f"{count} samples would compare nothing", fix="a number from 1 on")
     if not 0 <= seed <= EXPORT_SEED - count:

@@ -16,6 +16,7 @@ import numpy as np
 
 from wnconvert.blocks import Array
 from wnconvert.errors import ArgumentError
+from wnconvert.options import texts_of
 from wnconvert.tensors import DTYPES, DType
 from wnconvert.values import array_of, stored_tensor
 from wnconvert.words import listed, printable
@@ -207,7 +208,7 @@ def signature_of(
     '16..400'
     """
     given = _by_name(inputs, names)
-    axes = {name: dict(by_axis) for name, by_axis in (dynamic or {}).items()}
+    axes = _dynamic(dynamic or {})
     specs, examples, notes = [], {}, []
     for name, value in given:
         if isinstance(value, str):
@@ -238,6 +239,15 @@ def signature_of(
                 fix="a range that holds it, or another example",
             )
     return Signature(tuple(specs), {letter: told[letter] for letter in letters}, examples, tuple(notes))
+
+
+def _dynamic(dynamic: Any) -> dict[str, dict[int, str]]:
+    """The letters of examples, by name and axis, held to that form."""
+    by_name = dynamic if isinstance(dynamic, Mapping) else {"": dynamic}
+    for by_axis in by_name.values():
+        if not isinstance(by_axis, Mapping) or not all(type(axis) is int for axis in by_axis):
+            raise ArgumentError(f"dynamic: {by_axis!r:.80} gives no axis a letter", fix='{"mel": {2: "T"}}')
+    return {name: dict(by_axis) for name, by_axis in by_name.items()}
 
 
 def _by_name(inputs: Any, names: Sequence[str]) -> list[tuple[str, Any]]:
@@ -313,7 +323,7 @@ def _ranges(ranges: Any) -> dict[str, Range]:
             for letter, value in ranges.items()
         }
     told: dict[str, Range] = {}
-    for text in [ranges] if isinstance(ranges, str) else ranges:
+    for text in texts_of(ranges):
         letter, found = parse_range(text)
         if letter in told:
             raise ArgumentError(f"two ranges for {letter}: {told[letter]} and {found}", fix="one of them")

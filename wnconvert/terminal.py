@@ -14,7 +14,7 @@ import click
 from wnconvert.errors import OutputError
 from wnconvert.words import printable
 
-__all__ = ["fitting_width", "progress_bar", "put", "say", "say_error"]
+__all__ = ["fitting_width", "progress_bar", "put", "say", "say_error", "stdout_to_stderr"]
 
 
 def fitting_width(*, wide: bool) -> int | None:
@@ -56,6 +56,26 @@ def progress_bar(label: str, *, shown: bool) -> Iterator[Callable[[int, int], No
             bar.update(done - bar.n)
 
         yield update
+
+
+@contextlib.contextmanager
+def stdout_to_stderr() -> Iterator[None]:
+    """What code of others prints meanwhile, in Python or in C, goes to stderr: stdout is for the report."""
+    sys.stdout.flush()
+    try:
+        kept = os.dup(1)
+    except OSError:  # it is closed
+        kept = -1
+    try:
+        if kept >= 0:
+            with contextlib.suppress(OSError):  # stderr is closed
+                os.dup2(2, 1)
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    finally:
+        if kept >= 0:
+            os.dup2(kept, 1)
+            os.close(kept)
 
 
 def say_error(what: str, fix: str) -> None:
