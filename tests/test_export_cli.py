@@ -67,15 +67,38 @@ def test_check_of_what_was_exported_is_0_and_of_other_weights_1(exported: Path, 
 def test_quiet_says_nothing_and_what_the_model_prints_is_no_output(tmp_path: Path) -> None:
     (tmp_path / "chatty.py").write_text(
         "from tests.export_models import vocoder\nprint('from the module')\n"
-        "def make():\n    print('from the factory')\n    return vocoder()\n"
+        "import os\ndef make():\n    print('from the factory')\n    os.write(1, b'from C\\n')\n"
+        "    return vocoder()\n"
     )
     model = f"{tmp_path}/chatty.py:make"
     done = run("export", model, "-o", tmp_path / "m.onnx", *MEL, *OLDER, "--json")
     assert json.loads(done.stdout)["equal"] is True
     assert "from the factory" in done.stderr
+    assert "from C" in done.stderr
     quiet = run("export", model, "-o", tmp_path / "q.onnx", *MEL, *OLDER, "--quiet")
     assert (quiet.returncode, quiet.stdout) == (0, "")
-    assert set(quiet.stderr.splitlines()) == {"from the module", "from the factory"}
+    assert set(quiet.stderr.splitlines()) == {"from the module", "from the factory", "from C"}
+
+
+@pytest.mark.parametrize("kind", ["weights", "model"])
+def test_what_is_exported_is_never_replaced(tmp_path: Path, weights: Path, kind: str) -> None:
+    own = tmp_path / "own.pt"
+    own.write_bytes(weights.read_bytes())
+    model = (own,) if kind == "model" else (f"{MODELS}:Vocoder", "--weights", own)
+    done = run("export", *model, "-o", own, "--force", *MEL)
+    assert done.returncode == 2
+    assert "it is what is to be exported" in done.stderr
+    assert own.read_bytes() == weights.read_bytes()
+
+
+def test_an_interrupt_that_torch_swallows_is_one(tmp_path: Path) -> None:
+    (tmp_path / "late.py").write_text(
+        "import os, signal\ndef make():\n    try:\n        os.kill(os.getpid(), signal.SIGINT)\n"
+        "        import time; time.sleep(5)\n    except KeyboardInterrupt:\n        pass\n"
+        "    raise RuntimeError('half imported')\n"
+    )
+    done = run("export", f"{tmp_path}/late.py:make", "-o", tmp_path / "m.onnx", *MEL)
+    assert (done.returncode, done.stderr.strip()) == (130, "interrupted; nothing is written")
 
 
 def test_what_differs_is_1_and_leaves_no_file(tmp_path: Path) -> None:
