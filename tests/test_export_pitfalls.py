@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 import torch
 from torch import Tensor, nn
@@ -205,3 +206,20 @@ def test_what_is_no_module_is_told(tmp_path: Path) -> None:
         arguments: Any = ("m", tmp_path / "m.onnx") if run is export_onnx else (tmp_path / "m.onnx", "m")
         with pytest.raises(ArgumentError, match="str is no model"):
             run(*arguments, inputs=X)
+
+
+@pytest.mark.parametrize("exporter", EXPORTERS)
+def test_biases_into_which_a_batch_norm_is_fused_are_named_after_their_layers(
+    tmp_path: Path, exporter: str
+) -> None:
+    model = nn.Sequential(norm(nn.Conv1d(3, 4, 3)), nn.BatchNorm1d(4), nn.Conv1d(4, 2, 1, bias=False))
+    model.append(nn.BatchNorm1d(2))
+    for module in model:
+        if isinstance(module, nn.BatchNorm1d):
+            for value in (module.weight, module.bias, module.running_mean):
+                assert value is not None
+                nn.init.normal_(value)
+    path = tmp_path / "m.onnx"
+    assert export_onnx(model, path, inputs=["input=float32[1,3,T]"], exporter=exporter)
+    names = {tensor.name for tensor in onnx.load(str(path)).graph.initializer}
+    assert names == {"0.weight", "0.bias", "2.weight", "2.bias"}

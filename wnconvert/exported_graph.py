@@ -16,7 +16,7 @@ from wnconvert.callables import Exportable
 from wnconvert.checkpoint import Checkpoint
 from wnconvert.convert import convert_onnx
 from wnconvert.errors import ArgumentError, InputError, VerifyError, WnconvertError
-from wnconvert.initializer_names import names_of
+from wnconvert.initializer_names import biases_of, names_of
 from wnconvert.onnx_arithmetic import find
 from wnconvert.onnx_file import OnnxFile
 from wnconvert.onnx_model import Graph
@@ -54,6 +54,9 @@ def residual_of(graph: OnnxFile) -> int:
 
 # -- names
 
+#: Operators whose third input is a bias.
+_BIASED = ("Conv", "ConvTranspose", "Gemm")
+
 
 def parameters_of(model: Exportable) -> dict[str, Array]:
     """Parameters and buffers by name, each once, folded."""
@@ -90,7 +93,11 @@ def new_names(exported: Checkpoint, fold: OnnxFold, parameters: Mapping[str, Arr
         taken |= {name for node in scope.nodes for name in node.outputs}
         if isinstance(scope, Graph) and scope is not graph:
             taken |= {constant.name for constant in scope.constants} | {port.name for port in scope.inputs}
-    return {old: new for old, new in names_of(found, parameters).items() if new not in taken}
+    names = names_of(found, parameters)
+    operands = [node.inputs[1:] for node in graph.nodes if node.op in _BIASED and len(node.inputs) == 3]
+    free = [name for name in found if name not in parameters]
+    names |= biases_of([(weight, bias) for weight, bias in operands if bias in free], names)
+    return {old: new for old, new in names.items() if new not in taken | (found.keys() - names.keys())}
 
 
 # -- files

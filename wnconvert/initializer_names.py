@@ -15,7 +15,7 @@ import numpy as np
 
 from wnconvert.blocks import Array
 
-__all__ = ["names_of"]
+__all__ = ["biases_of", "names_of"]
 
 #: What was evaluated once more (by an exporter that folds constants) is this close, beside its largest.
 _CLOSE = 1e-6
@@ -68,6 +68,23 @@ def names_of(initializers: Mapping[str, Array], parameters: Mapping[str, Array])
             found.setdefault(name, f"{same[0]}.transposed")
     counts = Counter(found.values())
     return {name: found[name] for name in wanted if name in found and counts[found[name]] == 1}
+
+
+def biases_of(operands: Iterable[tuple[str, str]], names: Mapping[str, str]) -> dict[str, str]:
+    """Names of biases that no parameter is (a batch norm is fused into them): that of the weight beside them.
+
+    ``operands`` are weights and biases of operators, ``names`` the new names that initializers get.
+
+    >>> biases_of([("c.weight", "onnx::Conv_16")], {})
+    {'onnx::Conv_16': 'c.bias'}
+    """
+    found: dict[str, str] = {}
+    for weight, bias in operands:
+        owner, dot, own = names.get(weight, weight).rpartition(".")
+        name = f"{owner}{dot}bias"
+        if own == "weight" and bias not in names and name not in (*found.values(), *names.values()):
+            found.setdefault(bias, name)
+    return found
 
 
 def _several(marks: Iterable[_Print]) -> set[_Print]:
