@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.export_models import Speech, Vocoder, speech, vocoder
-from tests.live_models import norm, portrait, trained
+from tests.live_models import g_and_v, norm, portrait, trained
 from wnconvert.errors import ArgumentError, InputError, LayerError
 from wnconvert.module_weights import load_weights
 from wnconvert.modules import folded
@@ -134,7 +134,132 @@ def test_integers_and_scalars_load_as_they_are(tmp_path: Path) -> None:
     assert all(torch.equal(model.state_dict()[name], value) for name, value in source.state_dict().items())
 
 
+class Tied(nn.Module):
+    """Two layers with the very same weight, under any form; of one the bias too."""
+
+    def __init__(self, form: str) -> None:
+        super().__init__()
+        self.head, self.emb = nn.Linear(3, 3, bias=False), nn.Linear(3, 3)
+        self.again = self.emb
+        if form == PLAIN:
+            self.head.weight = self.emb.weight
+            return
+        norm(self.head, form)
+        norm(self.emb, form)
+        g, v = g_and_v(self.emb)
+        owner: Any = self.head.parametrizations.weight if form == "parametrize" else self.head  # type: ignore[union-attr]
+        for name, half in zip(
+            ("original0", "original1") if form == "parametrize" else ("weight_g", "weight_v"),
+            (g, v),
+            strict=True,
+        ):
+            setattr(owner, name, half)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.head(self.emb(x).tanh()) + self.again(x)
+        return y
+
+
+@pytest.mark.parametrize("here", EVERY_FORM)
+@pytest.mark.parametrize("there", EVERY_FORM)
+def test_tied_weights_come_from_the_one_name_that_the_file_has(tmp_path: Path, here: str, there: str) -> None:
+    torch.manual_seed(2)
+    source, model = trained(Tied(there)), Tied(here)
+    safetensors.torch.save_model(source, str(tmp_path / "w.safetensors"))
+    assert len(safetensors.torch.load_file(tmp_path / "w.safetensors")) == (2 if there == PLAIN else 3)
+    _, note = load_weights(model, tmp_path / "w.safetensors")
+    x = torch.randn(5, 3)
+    assert torch.allclose(model(x), source(x), rtol=1e-5, atol=1e-6)
+    assert note.startswith("in the file under another name of the same tensor in the model: ")
+    assert "head.weight (as " in note or "emb.weight (as " in note
+    assert isinstance(model.head, nn.Linear)
+    assert (
+        g_and_v(model.head)[0] is g_and_v(model.emb)[0]
+        if here != PLAIN
+        else model.head.weight is model.emb.weight
+    )
+
+
+def test_weights_that_are_equal_but_not_tied_are_missing(tmp_path: Path) -> None:
+    state = Tied(PLAIN).state_dict()
+    del state["head.weight"]
+    torch.save(state, tmp_path / "w.pt")
+    model = Tied(PLAIN)
+    model.head.weight = nn.Parameter(model.emb.weight.detach())
+    assert "missing: head.weight" in str(refused(model, tmp_path / "w.pt"))
+
+
+def test_a_pair_of_which_one_half_is_tied_is_missing(tmp_path: Path) -> None:
+    torch.save({"emb.weight": torch.ones(3, 3), "emb.bias": torch.ones(3)}, tmp_path / "w.pt")
+    model = Tied("legacy")
+    model.head.weight_g = nn.Parameter(torch.ones(3, 1))
+    error = refused(model, tmp_path / "w.pt")
+    assert [line.strip() for line in str(error).splitlines()[1:]] == ["missing: head.weight"]
+
+
+@pytest.mark.parametrize("root", [True, False])
+def test_what_batch_norm_counts_may_be_absent(tmp_path: Path, *, root: bool) -> None:
+    def made() -> nn.Module:
+        return nn.BatchNorm1d(3) if root else nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3))
+
+    source, model = made(), made()
+    source(torch.randn(5, 3))
+    model(torch.randn(5, 3))
+    model(torch.randn(5, 3))
+    name = "num_batches_tracked" if root else "1.num_batches_tracked"
+    state = source.state_dict()
+    del state[name]
+    torch.save(state, tmp_path / "w.pt")
+    _, note = load_weights(model, tmp_path / "w.pt")
+    assert note == f"not in the file, as in those of old torch, and left as in the model: {name}"
+    found = model.state_dict()
+    assert found.pop(name) == 2
+    assert all(torch.equal(found[each], value) for each, value in state.items())
+
+
+def test_a_buffer_that_is_only_called_as_that_count_is_missing(tmp_path: Path) -> None:
+    model = nn.Linear(2, 2)
+    torch.save(model.state_dict(), tmp_path / "w.pt")
+    model.register_buffer("num_batches_tracked", torch.tensor(0))
+    assert "missing: num_batches_tracked" in str(refused(model, tmp_path / "w.pt"))
+
+
 # -- what does not fit
+
+
+class Extra(nn.Linear):
+    """A layer with state of its own beside its tensors."""
+
+    def __init__(self, extra: Any) -> None:
+        super().__init__(2, 2)
+        self.extra = extra
+
+    def get_extra_state(self) -> Any:
+        return self.extra
+
+    def set_extra_state(self, state: Any) -> None:
+        self.extra = state
+
+
+def test_state_that_is_no_tensor_is_refused_in_words(tmp_path: Path) -> None:
+    torch.save(nn.Sequential(Extra({"steps": 3})).state_dict(), tmp_path / "w.pt")
+    model = nn.Sequential(Extra({"steps": 0}))
+    error = refused(model, tmp_path / "w.pt")
+    assert "state that is no tensor, as from get_extra_state: 0._extra_state" in str(error)
+    assert "factory" in error.fix
+
+
+def test_extra_state_that_is_a_tensor_is_loaded(tmp_path: Path) -> None:
+    torch.save(Extra(torch.ones(3)).state_dict(), tmp_path / "w.pt")
+    model = Extra(torch.zeros(3))
+    load_weights(model, tmp_path / "w.pt")
+    assert model.extra.tolist() == [1, 1, 1]
+
+
+def test_a_lazy_model_is_refused_in_words(tmp_path: Path) -> None:
+    torch.save(nn.Linear(2, 2).state_dict(), tmp_path / "w.pt")
+    with pytest.raises(ArgumentError, match="without a shape yet: weight, bias"):
+        load_weights(nn.LazyLinear(2), tmp_path / "w.pt")
 
 
 def refused(model: nn.Module, path: Path, **options: Any) -> InputError | ArgumentError | LayerError:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from glob import escape
 from pathlib import Path
@@ -16,6 +16,7 @@ from wnconvert.callables import Exportable
 from wnconvert.checkpoint import Checkpoint, open_checkpoint
 from wnconvert.errors import ArgumentError, InputError, LayerError, WnconvertError
 from wnconvert.live import find_live
+from wnconvert.module_state import check_shaped
 from wnconvert.schemes import Layer, Selection
 from wnconvert.scope import choose, find_layers
 from wnconvert.sources import Source
@@ -35,13 +36,16 @@ def load_weights(
 
     Of several state dicts in the file the one is taken that fits, or that ``only`` names. ``strip_prefix``
     is taken off the names (``module.``). A folded weight for a normalized layer becomes g = ‖w‖ and v = w.
-    Returns notes for people.
+    What the module has under two names may be in the file under one, and batch norm's count of batches
+    may be absent. Returns notes for people.
 
     Raises ``InputError`` that lists what is missing, unexpected or of another shape; the module is
-    unchanged then. Else as ``open_checkpoint`` and ``fold_state_dict``.
+    unchanged then. ``ArgumentError`` for state that is no tensor, and as ``check_shaped``. Else as
+    ``open_checkpoint`` and ``fold_state_dict``.
     """
     if not isinstance(module, nn.Module) or isinstance(module, torch.jit.ScriptModule):
         raise ArgumentError("MODEL is a file that has its weights in it", fix="leave --weights out")
+    check_shaped(module)
     prefixes = tuple(strip_prefix)
     checkpoint = open_checkpoint(path)
     try:
@@ -54,15 +58,19 @@ def load_weights(
         error.where = f"{path}: {error.where}" if error.where else str(path)
         raise
     at = f" at {fit.state.path}" if fit.state.path else ""
-    return (f"weights of {path}{at}: {counted(len(values), 'tensor')}", *fit.notes)
+    return (f"weights of {path}{at}: {counted(len(values), 'tensor')}", *fit.notes, *_lacking(fit))
 
 
 @dataclass(frozen=True, slots=True)
 class _Wanted:
-    """What a module's state dict has by name, and its layers by the names of their weights."""
+    """What a module's state dict has by name, and its layers by the names of their weights.
+
+    ``counts`` are the names of what batch norm counts, which torch loads without.
+    """
 
     tensors: Mapping[str, Tensor]
     layers: Mapping[str, Layer]
+    counts: frozenset[str]
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -74,14 +82,35 @@ class _Wanted:
         """Shapes by name, with a plain weight in place of each pair."""
         return _without_pairs(self.shapes, self.layers.values())
 
+    def halves(self, weight: str) -> list[str]:
+        """The names of what a weight is stored as: its own, or those of a pair."""
+        layer = self.layers.get(weight)
+        return [half.name for half in layer.halves] if layer else [weight]
+
+    def twins(self, absent: Iterable[str], present: Iterable[str]) -> dict[str, str]:
+        """Those weights of the absent that are the very tensors of present ones, both halves of a pair."""
+        # The first of several is the last that is put in.
+        by_tensors = {self._identity(name): name for name in reversed([*present])}
+        found = {name: by_tensors.get(self._identity(name)) for name in absent}
+        return {name: twin for name, twin in found.items() if twin is not None}
+
+    def _identity(self, weight: str) -> tuple[int, ...]:
+        return tuple(id(self.tensors[name]) for name in self.halves(weight))
+
 
 @dataclass(frozen=True, slots=True)
 class _Fit:
-    """How a state dict of the file fits the module, both with plain weights in place of pairs."""
+    """How a state dict of the file fits the module, both with plain weights in place of pairs.
+
+    Two kinds of names it may lack: ``twins``, each with the name that it has for the same tensors of the
+    module, and ``uncounted``, which stay as the module has them.
+    """
 
     state: StateDict
     tensors: Mapping[str, StoredTensor]
     layers: Mapping[str, Layer]
+    twins: Mapping[str, str]
+    uncounted: tuple[str, ...]
     missing: tuple[str, ...]
     unexpected: tuple[str, ...]
     reshaped: tuple[str, ...]
@@ -94,9 +123,24 @@ class _Fit:
 
 
 def _wanted(module: nn.Module) -> _Wanted:
-    tensors = {name: value for name, value in module.state_dict().items() if isinstance(value, Tensor)}
+    state: Mapping[str, object] = module.state_dict(keep_vars=True)  # the parameters themselves
+    tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
+    if others := [printable(name) for name in state if name not in tensors]:
+        raise ArgumentError(
+            f"the model keeps state that is no tensor, as from get_extra_state: {listed(others, 8)}",
+            fix="load the weights in a factory of your own: files are data here, and nothing is unpickled",
+        )
     layers = {name: live.named(name).layer for live in find_live(module).layers for name in live.names}
-    return _Wanted(tensors, {name: layer for name, layer in layers.items() if layer.v.name in tensors})
+    counts = {
+        f"{name}.num_batches_tracked".lstrip(".")
+        for name, each in module.named_modules(remove_duplicate=False)
+        if isinstance(each, nn.modules.batchnorm._NormBase)
+    }
+    return _Wanted(
+        tensors,
+        {name: layer for name, layer in layers.items() if layer.v.name in tensors},
+        frozenset(counts & tensors.keys()),
+    )
 
 
 def _without_pairs(
@@ -124,15 +168,28 @@ def _fit(state: StateDict, wanted: _Wanted, prefixes: tuple[str, ...]) -> _Fit:
     layers = {layer.name: layer for layer in found.layers}
     here = _without_pairs({name: each.info.shape for name, each in tensors.items()}, layers.values())
     there = wanted.weights
-    missing = tuple(name for name in there if name not in here)
+    absent = [name for name in there if name not in here]
+    twins = wanted.twins(absent, (name for name in there if name in here))
+    uncounted = tuple(name for name in absent if name in wanted.counts and name not in twins)
+    missing = tuple(name for name in absent if name not in twins and name not in uncounted)
     unexpected = tuple(name for name in here if name not in there)
     reshaped = tuple(
         f"{name}: {_sizes(here[name])} in the file, {_sizes(there[name])} in the model"
         for name in there
         if name in here and here[name] != there[name]
     )
-    notes = tuple(f"{no.name} is no layer to go by: {no.reason}" for no in found.refused)
-    return _Fit(named, tensors, layers, missing, unexpected, reshaped, notes, _hint(missing, unexpected))
+    return _Fit(
+        named,
+        tensors,
+        layers,
+        twins,
+        uncounted,
+        missing,
+        unexpected,
+        reshaped,
+        tuple(f"{no.name} is no layer to go by: {no.reason}" for no in found.refused),
+        _hint(missing, unexpected),
+    )
 
 
 def _stripped(tensors: Mapping[str, StoredTensor], prefixes: tuple[str, ...]) -> dict[str, StoredTensor]:
@@ -199,6 +256,16 @@ def _sizes(shape: tuple[int, ...]) -> str:
     return f"[{','.join(map(str, shape))}]"
 
 
+def _lacking(fit: _Fit) -> Iterator[str]:
+    """What is said of names that the file may well lack."""
+    if fit.twins:
+        pairs = [f"{printable(name)} (as {printable(twin)})" for name, twin in fit.twins.items()]
+        yield f"in the file under another name of the same tensor in the model: {listed(pairs, 4)}"
+    if fit.uncounted:
+        names = listed(map(printable, fit.uncounted), 4)
+        yield f"not in the file, as in those of old torch, and left as in the model: {names}"
+
+
 # -- numbers
 
 
@@ -233,6 +300,8 @@ def _in_form(values: dict[str, Tensor], fit: _Fit, wanted: _Wanted) -> dict[str,
             values[half.name] = _cast(values[half.name], wanted, name)
     made: dict[str, Any] = fold_state_dict(values, layers=map(escape, folded)) if folded else dict(values)
     for name, layer in wanted.layers.items():
+        if name in fit.twins:
+            continue
         there = fit.layers.get(name)
         if there is None or name in folded:
             weight = {name: _cast(made.pop(name), wanted, name)}
@@ -241,7 +310,9 @@ def _in_form(values: dict[str, Tensor], fit: _Fit, wanted: _Wanted) -> dict[str,
             g, v = made.pop(there.g.name), made.pop(there.v.name)
             made |= {layer.g.name: g, layer.v.name: v}
         made[layer.g.name] = made[layer.g.name].reshape(layer.g.shape)
-    return made
+    for name, twin in fit.twins.items():
+        made |= {own: made[its] for own, its in zip(wanted.halves(name), wanted.halves(twin), strict=True)}
+    return made | {name: wanted.tensors[name] for name in fit.uncounted}
 
 
 def _cast(value: Tensor, wanted: _Wanted, weight: str) -> Tensor:
