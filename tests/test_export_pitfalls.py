@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -223,3 +224,67 @@ def test_biases_into_which_a_batch_norm_is_fused_are_named_after_their_layers(
     assert export_onnx(model, path, inputs=["input=float32[1,3,T]"], exporter=exporter)
     names = {tensor.name for tensor in onnx.load(str(path)).graph.initializer}
     assert names == {"0.weight", "0.bias", "2.weight", "2.bias"}
+
+
+# -- what a forward leaves behind
+
+
+class Leaves(nn.Module):
+    """A forward that writes to whatever it can."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lin = norm(nn.Linear(4, 4))
+        self.cache = torch.zeros(3)
+        self.seen: dict[str, list[int]] = {"calls": []}
+        self.last: deque[int] = deque(maxlen=4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.cache.add_(1)
+        self.seen["calls"].append(1)
+        self.last.append(len(self.seen["calls"]))
+        y: Tensor = self.lin(x)
+        return y
+
+
+def test_caches_in_attributes_come_back(tmp_path: Path) -> None:
+    model = Leaves()
+    seen, calls = model.seen, model.seen["calls"]
+    assert export_onnx(model, tmp_path / "m.onnx", inputs=X, exporter="torchscript")
+    assert check_onnx(tmp_path / "m.onnx", model, inputs=X)
+    assert model.cache.tolist() == [0, 0, 0]
+    assert model.seen is seen
+    assert model.seen == {"calls": []}
+    assert model.seen["calls"] is calls
+    assert not model.last
+
+
+def test_a_lazy_module_is_refused_and_stays_one(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.LazyLinear(3))
+    with pytest.raises(ArgumentError, match="parameters without a shape yet") as caught:
+        export_onnx(model, tmp_path / "m.onnx", inputs=["input=float32[2,4]"])
+    assert caught.value.fix.startswith("run it once")
+    assert type(model[0]) is nn.LazyLinear
+
+
+class Renormalizes(nn.Module):
+    """A forward that writes to its own parameter behind autograd's back."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.p = nn.Parameter(torch.arange(1.0, 5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.p.data = self.p.data / self.p.data.norm()
+        return x * self.p
+
+
+def test_a_forward_that_writes_to_parameters_is_refused_where_torch_would_end_the_process(
+    tmp_path: Path,
+) -> None:
+    model = Renormalizes()
+    with pytest.raises(ArgumentError, match=r"forward writes to parameters.*: p$") as caught:
+        export_onnx(model, tmp_path / "m.onnx", inputs=X)
+    assert caught.value.fix.startswith("--exporter torchscript")
+    assert export_onnx(model, tmp_path / "m.onnx", inputs=X, exporter="torchscript")
+    assert model.p.tolist() == [1, 2, 3, 4]

@@ -31,6 +31,7 @@ from wnconvert.module_state import evaluating
 from wnconvert.proof import placed
 from wnconvert.samples import export_sample
 from wnconvert.signatures import Signature
+from wnconvert.words import listed
 
 __all__ = ["EXPORTERS", "export_raw", "quiet_torch"]
 
@@ -82,8 +83,7 @@ def export_raw(
         )
     letters = _letters(signature)
     if isinstance(model, nn.Module) and not isinstance(model, torch.jit.ScriptModule):
-        with evaluating(model), placed(export_sample(signature)):
-            places = places_of(model, inputs)
+        places = _tried(model, inputs, signature, exporter)
         _flatten(model, list(inputs), places)
     own = (_for_dynamo if exporter == "dynamo" else _for_torchscript)(model, inputs, letters, signature)
     common: dict[str, Any] = {
@@ -167,6 +167,35 @@ def _for_torchscript(
 ) -> dict[str, Any]:
     axes = {name: dict(by_axis) for name, by_axis in letters.items() if by_axis}
     return {"model": model, "args": tuple(inputs.values()), "dynamic_axes": axes, "dynamo": False}
+
+
+def _tried(
+    model: nn.Module, inputs: Mapping[str, Tensor], signature: Signature, exporter: str
+) -> tuple[int, ...]:
+    """Run a model on what is exported; which of the leaves it gives are tensors.
+
+    Raises ``ArgumentError`` where it fails, and for a forward on which torch's newer exporter ends the process:
+    it exports ``aten.set_`` of a parameter, and cannot take that apart.
+    """
+    before = _marks(model)
+    with evaluating(model), placed(export_sample(signature)):
+        places = places_of(model, inputs)
+        written = [name for name, mark in _marks(model).items() if mark != before[name]]
+    if written and exporter == "dynamo":
+        raise ArgumentError(
+            f"forward writes to parameters, and torch's newer exporter cannot: {listed(written)}",
+            fix="--exporter torchscript, or a forward that computes new tensors",
+        )
+    return places
+
+
+def _marks(model: nn.Module) -> dict[str, tuple[int, str]]:
+    """Where each parameter lies and the sum of its numbers, NaN or not."""
+    return {
+        name: (value.data_ptr(), repr(value.detach().sum(dtype=torch.float64).item()))
+        for name, value in model.named_parameters()
+        if value.is_floating_point()
+    }
 
 
 def _flatten(model: nn.Module, names: Sequence[str], places: Sequence[int]) -> None:
