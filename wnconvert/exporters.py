@@ -174,8 +174,8 @@ def _tried(
 ) -> tuple[int, ...]:
     """Run a model on what is exported; which of the leaves it gives are tensors.
 
-    Raises ``ArgumentError`` where it fails, and for a forward on which torch's newer exporter ends the process:
-    it exports ``aten.set_`` of a parameter, and cannot take that apart.
+    Raises ``ArgumentError`` where it fails, and for a forward on which torch's newer exporter ends the
+    process: it exports ``aten.set_`` of a parameter, and cannot take that apart.
     """
     before = _marks(model)
     with evaluating(model), placed(export_sample(signature)):
