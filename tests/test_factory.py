@@ -92,6 +92,8 @@ def test_a_module_in_the_folder_that_one_is_in_is_found(
         ("nowhere.py:make", "there is no such file", "MODEL is"),
         ("nowhere.pt", "there is no such file", "MODEL is"),
         (MODELS, "there is no such file", f"{MODELS}:NAME"),
+        (f"{MODELS}:", f"{MODELS} names no factory", f"{MODELS}:NAME"),
+        ("voc.py:", "voc.py names no factory", "voc.py:NAME"),
         ("tests/export_models.py", "names no factory", "tests/export_models.py:NAME"),
     ],
 )
@@ -114,6 +116,11 @@ def test_kwargs_that_a_factory_does_not_take_are_told() -> None:
         ("import not_installed_at_all\n", "it imports not_installed_at_all, which is not there"),
         ("def make(:\n", "importing it fails: SyntaxError"),
         ("import sys\nsys.exit(3)\n", "importing it fails: SystemExit"),
+        (
+            "class Odd(BaseException): pass\nraise Odd('so')\n",
+            "importing it fails: Odd: so (spoiled.py, line 2)",
+        ),
+        ("raise ValueError\n", "importing it fails: ValueError (spoiled.py, line 1)"),
         ("x = 1 / 0\n", "importing it fails: ZeroDivisionError: division by zero (spoiled.py, line 1)"),
     ],
 )
@@ -122,6 +129,34 @@ def test_a_file_that_cannot_be_imported_is_told(tmp_path: Path, content: str, sa
     error = refused(f"{tmp_path}/spoiled.py:make")
     assert says in str(error)
     assert "spoiled.py" in error.where
+
+
+@pytest.mark.parametrize(
+    ("raised", "says"),
+    [
+        ("Odd('so')", "calling it fails: Odd: so (voc_fails.py, line 3)"),
+        ("Odd", "calling it fails: Odd (voc_fails.py, line 3)"),
+        ("ValueError", "calling it fails: ValueError (voc_fails.py, line 3)"),
+        ("ValueError(' ')", "calling it fails: ValueError (voc_fails.py, line 3)"),
+        ("SystemExit(1)", "calling it fails: SystemExit: 1 (voc_fails.py, line 3)"),
+    ],
+)
+def test_whatever_a_factory_raises_is_told(tmp_path: Path, raised: str, says: str) -> None:
+    (tmp_path / "voc_fails.py").write_text(
+        f"class Odd(BaseException): pass\ndef make():\n    raise {raised}\n"
+    )
+    assert str(refused(f"{tmp_path}/voc_fails.py:make")).endswith(says)
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, GeneratorExit])
+@pytest.mark.parametrize("name", ["make", "late"])
+def test_what_stops_a_program_is_no_failure_of_a_factory(
+    tmp_path: Path, stop: type[BaseException], name: str
+) -> None:
+    late = "" if name == "late" else f"raise {stop.__name__}"
+    (tmp_path / "voc_stops.py").write_text(f"{late}\ndef late():\n    raise {stop.__name__}\n")
+    with pytest.raises(stop):
+        build(f"{tmp_path}/voc_stops.py:{name}")
 
 
 def test_kwargs_come_from_json_or_a_file_of_it(tmp_path: Path) -> None:
@@ -177,6 +212,19 @@ def test_a_whole_pickled_module_needs_trust(files: Path) -> None:
     assert isinstance(build(str(files / "whole.pt"), trust=True), nn.Sequential)
 
 
+class Unready(nn.Module):
+    """It cannot be unpickled, and does not say why."""
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        raise ValueError
+
+
+def test_a_pickled_module_that_fails_without_a_word_is_told(tmp_path: Path) -> None:
+    torch.save(Unready(), tmp_path / "unready.pt")
+    error = refused(str(tmp_path / "unready.pt"), trust=True)
+    assert str(error).endswith("torch cannot load it: ValueError")
+
+
 def test_of_several_pickled_modules_one_is_named(files: Path) -> None:
     error = refused(str(files / "several.pt"), trust=True)
     assert "2 modules are in it: a, b" in str(error)
@@ -216,6 +264,28 @@ def test_compiled_code_in_an_exported_program_is_refused(files: Path, tmp_path: 
     with zipfile.ZipFile(bad, "a") as archive:
         archive.writestr("program/data/aotinductor/model/model.so", b"\x7fELF")
     assert "compiled code" in str(refused(str(bad)))
+
+
+@pytest.mark.parametrize("trust", [False, True])
+def test_code_in_an_exported_program_is_run_with_trust_alone(
+    files: Path, tmp_path: Path, trust: bool
+) -> None:
+    ran, bad = tmp_path / "it-ran", tmp_path / "bad.pt2"
+    with zipfile.ZipFile(files / "program.pt2") as source, zipfile.ZipFile(bad, "w") as target:
+        for name in source.namelist():
+            content = source.read(name)
+            if name.endswith("models/model.json"):
+                data = json.loads(content)
+                data["guards_code"].append(f"__import__('pathlib').Path({str(ran)!r}).touch() is None")
+                content = json.dumps(data).encode()
+            target.writestr(name, content)
+    if trust:
+        program = build(str(bad), trust=True)
+        assert isinstance(program, torch.export.ExportedProgram)
+        program.module()(torch.randn(1, 4, 9))
+    else:
+        assert "a guard that is no comparison of sizes" in str(refused(str(bad)))
+    assert ran.exists() == trust
 
 
 def test_kwargs_are_not_for_files(files: Path) -> None:

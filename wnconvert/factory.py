@@ -1,7 +1,8 @@
-"""The model to export: built by a factory, or read from a file that holds one; and its weights.
+"""The model to export: built by a factory, or read from a file that holds one.
 
-A factory is the user's own code and is run. Files are data: weights are read by wnconvert's own reader, and
-only ``trust`` lets a pickle run what it names.
+A factory is the user's own code and is run. A file is data: an exported program is held against what torch
+writes (``exported_programs``), TorchScript is run by torch's own interpreter, and only ``trust`` lets a file
+run Python code that it holds or names.
 """
 
 from __future__ import annotations
@@ -10,12 +11,10 @@ import contextlib
 import importlib
 import importlib.util
 import inspect
-import io
 import json
 import sys
 import traceback
 import warnings
-import zipfile
 from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
@@ -29,12 +28,14 @@ from torch.export import ExportedProgram
 from wnconvert.callables import Exportable
 from wnconvert.checkpoint import Checkpoint, open_checkpoint
 from wnconvert.errors import ArgumentError, InputError, WnconvertError
-from wnconvert.exporters import quiet_torch
+from wnconvert.exported_programs import is_exported_program, load_exported_program
 from wnconvert.words import listed, printable
 
 __all__ = ["build", "kwargs_of"]
 
 _HOW = "MODEL is package.module:factory, path/to/file.py:factory, a .pt2 or a TorchScript archive"
+#: What is raised in the user's code and is not its failure: everything else is, whatever it derives from.
+_STOPS = (KeyboardInterrupt, GeneratorExit)
 
 
 def kwargs_of(text: str) -> dict[str, Any]:
@@ -77,6 +78,8 @@ def build(
     if colon and where and name and not Path(model).is_file():
         _find_beside(Path(where).parent if _is_file(where) else Path())
         return _made(_attribute(_imported(where), where, name), model, kwargs or {})
+    if colon and where and not name and not Path(model).exists():
+        raise ArgumentError(f"{printable(where)} names no factory", fix=f"{printable(where)}:NAME")
     if kwargs:
         raise ArgumentError("--kwargs are for a factory, and MODEL is a file", fix="leave them out")
     path = Path(model)
@@ -85,8 +88,8 @@ def build(
         raise InputError("there is no such file", where=printable(model), fix=near)
     if path.suffix == ".py":
         raise ArgumentError(f"{printable(model)} names no factory", fix=f"{printable(model)}:NAME")
-    if program := _exported_program(path, trust=trust):
-        return program
+    if is_exported_program(path):
+        return load_exported_program(path, trust=trust)
     return _held(path, open_checkpoint(path), trust=trust, only=only)
 
 
@@ -141,7 +144,9 @@ def _imported(where: str) -> ModuleType:
             where=printable(where),
             fix="run in the folder that holds it, install it, or name its file: path/to/file.py:factory",
         ) from error
-    except (Exception, SystemExit) as error:
+    except _STOPS:
+        raise
+    except BaseException as error:
         raise _fails(where, error, "importing it") from error
     return module
 
@@ -177,7 +182,9 @@ def _made(factory: Any, model: str, kwargs: Mapping[str, Any]) -> Exportable:
         raise ArgumentError(f"it is a {kind}, which makes no model", where=printable(model), fix=_HOW)
     try:
         found = factory(**kwargs)
-    except (Exception, SystemExit) as error:
+    except _STOPS:
+        raise
+    except BaseException as error:
         raise _fails(model, error, "calling it") from error
     if not isinstance(found, (nn.Module, ExportedProgram)):
         kind = type(found).__name__
@@ -195,63 +202,17 @@ def _fails(model: str, error: BaseException, doing: str) -> ArgumentError:
     own = [frame for frame in frames if Path(frame.filename).parent.name not in ("wnconvert", "importlib")]
     own = [frame for frame in own if not frame.filename.startswith("<")]
     at = f" ({Path(own[-1].filename).name}, line {own[-1].lineno})" if own else ""
-    text = printable(str(error).strip().split("\n")[0])
     signature = "--kwargs '{…}' with what it needs" if isinstance(error, TypeError) else "mend it there"
-    return ArgumentError(
-        f"{doing} fails: {type(error).__name__}: {text}{at}", where=printable(model), fix=signature
-    )
+    return ArgumentError(f"{doing} fails: {_said(error)}{at}", where=printable(model), fix=signature)
+
+
+def _said(error: BaseException) -> str:
+    """The class of an error, and what it says, where it says anything."""
+    text = str(error).strip().split("\n")[0]
+    return printable(f"{type(error).__name__}: {text}" if text else type(error).__name__)
 
 
 # -- files
-
-
-def _exported_program(path: Path, *, trust: bool) -> ExportedProgram | None:
-    """A program that ``torch.export.save`` wrote, or None where the file is none.
-
-    Pickles in it are loaded only if torch's own ``weights_only`` takes them, unless ``trust``.
-    """
-    if not zipfile.is_zipfile(path):
-        return None
-    with zipfile.ZipFile(path) as archive:
-        names = archive.namelist()
-        inside = {name.partition("/")[2] or name for name in names}
-        if not inside & {"archive_format", "serialized_exported_program.json"} or "data.pkl" in inside:
-            return None
-        if not trust:
-            _check_program(path, archive)
-    try:
-        with quiet_torch():
-            return torch.export.load(path)
-    except Exception as error:
-        raise InputError(
-            f"an exported program (torch.export) that cannot be loaded: {printable(str(error))}",
-            where=str(path),
-            fix="export it again with this version of torch, or name the factory of the module",
-        ) from error
-
-
-def _check_program(path: Path, archive: zipfile.ZipFile) -> None:
-    for name in archive.namelist():
-        if "aotinductor/" in name and not name.endswith("/"):
-            what = "compiled code (AOTInductor), which runs when it is loaded"
-        elif _is_safe(archive.read(name)):
-            continue
-        else:
-            what = f"a pickle that may run code when it is loaded ({printable(name)})"
-        raise InputError(
-            f"an exported program with {what}", where=str(path), fix="--trust, if you know who made it"
-        )
-
-
-def _is_safe(content: bytes) -> bool:
-    """Whether a record of an archive is no pickle of torch's, or one that names nothing but tensors."""
-    if not content.startswith((b"PK", b"\x80")):
-        return True
-    try:
-        torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except Exception:  # noqa: BLE001 - whatever it cannot make sense of
-        return False
-    return True
 
 
 def _held(path: Path, checkpoint: Checkpoint, *, trust: bool, only: str | None) -> nn.Module:
@@ -282,7 +243,7 @@ def _script(path: Path) -> nn.Module:
             found: nn.Module = torch.jit.load(str(path), map_location="cpu")  # type: ignore[no-untyped-call]
     except Exception as error:
         raise InputError(
-            f"a TorchScript archive that torch cannot load: {printable(str(error).strip().splitlines()[0])}",
+            f"a TorchScript archive that torch cannot load: {_said(error)}",
             where=str(path),
             fix="save it again with this version of torch, or name the factory of the module",
         ) from error
@@ -302,9 +263,11 @@ def _trusted(path: Path, modules: list[str], only: str | None) -> nn.Module:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of classes whose source has changed
             found = torch.load(path, map_location="cpu", weights_only=False)
-    except (Exception, SystemExit) as error:
+    except _STOPS:
+        raise
+    except BaseException as error:
         raise InputError(
-            f"torch cannot load it: {type(error).__name__}: {printable(str(error).splitlines()[0])}",
+            f"torch cannot load it: {_said(error)}",
             where=str(path),
             fix="run in the folder of the model's code, or name its factory with --weights",
         ) from error
