@@ -32,8 +32,8 @@ verify onnx_data executor convert compare onnx_inspection
 inspection prospects inspecting
 targets files state_dict
 live live_choice edits surgery module_split modules
-module_state callables exporters exported_programs factory module_weights prepared initializer_names
-exported_graph export_request export
+module_state callables exporters exported_texts exported_programs factory module_weights prepared
+initializer_names exported_graph export_request export
 tables report inspection_report comparison_report export_report plots
 terminal cli_options cli_files cli_export cli __main__
 """.split()

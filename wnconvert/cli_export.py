@@ -36,7 +36,7 @@ _MODEL = with_options(
     click.option(
         "--trust",
         is_flag=True,
-        help="Load a whole pickled module, or pickles in a .pt2: runs the code they name.",
+        help="Load a whole pickled module, or a .pt2 of more than torch's operators: runs their code.",
     ),
 )
 _FED = with_options(
