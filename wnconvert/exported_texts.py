@@ -1,7 +1,7 @@
 """Texts in an exported program, and which may stand where: torch makes code of most of them.
 
 Rules are grammars: of sizes (which sympy evaluates), of guards (which are run), of trees (whose types are
-imported), of names (which stand in generated code), of operators (which are called). Nothing is evaluated here.
+imported), of names (which stand in generated code), of operators (which are called). None is evaluated here.
 """
 
 from __future__ import annotations
