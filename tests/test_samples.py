@@ -56,6 +56,15 @@ def test_inputs_of_few_values_take_them_in_turn(name: str, kind: str) -> None:
     assert set(drawn) - {int(export_arrays(signature)[name].reshape(-1)[0])}
 
 
+def test_inputs_of_few_values_are_not_in_step_for_ever() -> None:
+    signature = signature_of(["u=int64[]<4", "v=int64[]<4", "a=bool[]", "b=bool[]", "c=bool[]", "d=bool[]"])
+    drawn = [arrays(signature, sample) for sample in samples_of(signature, 100)]
+    assert len({(int(found["u"]), int(found["v"])) for found in drawn}) == 16
+    for one in "abcd":
+        for other in "abcd".replace(one, ""):
+            assert len({(bool(found[one]), bool(found[other])) for found in drawn}) == 4
+
+
 def test_three_flags_take_all_pairs_of_values_in_four_samples() -> None:
     signature = signature_of(["a=bool[]", "b=bool[]", "c=bool[]"])
     drawn = [arrays(signature, sample) for sample in samples_of(signature, seed=7)]
@@ -75,7 +84,7 @@ def test_several_letters_differ_where_they_may() -> None:
 
 
 def test_fixed_shapes_give_one_seed_a_sample() -> None:
-    assert samples_of(signature_of(["x=bool[2]"]), 2, 5) == (Sample(5, {}), Sample(6, {}))
+    assert samples_of(signature_of(["x=bool[2]"]), 2, 5) == (Sample(5, {}), Sample(6, {}, 1))
 
 
 @pytest.mark.parametrize(("count", "seed"), [(0, 0), (-1, 0), (4, -1), (4, EXPORT_SEED)])

@@ -277,11 +277,14 @@ class _Steps:
 
 def _alike(proof: Proof) -> tuple[str, ...]:
     """Notes on outputs that say little of the weights they were computed with."""
-    return tuple(
-        f"output {printable(output.name)} is the same number everywhere, on all samples: that proves little"
-        for output in proof.outputs
-        if output.alike
-    )
+    found = []
+    for output in proof.outputs:
+        if output.alike:
+            found.append(f"output {printable(output.name)} is the same number everywhere: that proves little")
+        elif output.unproven:
+            what = f"is at most {output.largest:.3g}, so that zeros would do too"
+            found.append(f"output {printable(output.name)} {what}: that proves little")
+    return tuple(found)
 
 
 def _said(model: Exportable) -> str:

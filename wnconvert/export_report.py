@@ -81,6 +81,7 @@ def _verdict(report: ExportReport) -> list[str]:
         count = counted(len(proof.samples), "sample")
         return [f"equal to {report.reference} on {count} ({_sizes(proof)}), within {proof.tolerance}"]
     said = [_failure(output, proof) for output in proof.outputs if not output.passed]
+    said += [_failure(output, proof) for output in proof.outputs if proof.within and output.unproven]
     said = [*proof.mismatches, *said]
     more = [f"and {len(said) - _FEW} more"] if len(said) > _FEW else []
     return [
@@ -92,7 +93,7 @@ def _verdict(report: ExportReport) -> list[str]:
 
 
 def _failure(output: OutputProof, proof: Proof) -> str:
-    if output.unproven:
+    if output.passed:
         return (
             f"output {output.name} is at most {output.largest:.3g}, so that zeros would be within "
             f"{proof.tolerance} too, and it is off by {output.max_abs:.3g}"

@@ -71,8 +71,13 @@ class OutputProof:
 
     @property
     def passed(self) -> bool:
-        """Whether all elements are within tolerance, and that means something."""
-        return not self.out_of_tolerance and not self.unproven
+        """Whether all elements are within tolerance."""
+        return not self.out_of_tolerance
+
+    @property
+    def tells(self) -> bool:
+        """Whether that means something: these are whole numbers, or not so small that zeros would do."""
+        return _is_exact(self.dtype) or bool(self.largest and not self.unproven)
 
 
 def flat(array: Array) -> Array:
@@ -105,7 +110,7 @@ class Meter:
     @property
     def is_exact(self) -> bool:
         """Whether elements must be equal."""
-        return self.dtype.name == "bool" or "int" in self.dtype.name
+        return _is_exact(self.dtype.name)
 
     @property
     def out(self) -> int:
@@ -181,6 +186,10 @@ class Meter:
     def _share(self) -> float:
         """The largest |a-b| as a part of the largest |b|."""
         return self.measure.max_abs / self.largest if self.largest else math.inf
+
+
+def _is_exact(dtype: str) -> bool:
+    return dtype == "bool" or "int" in dtype
 
 
 def _bites(left: Array, right: Array) -> Iterator[tuple[int, Array, Array]]:

@@ -23,7 +23,7 @@ EXPORT_SEED = 2**32 - 1
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One input of every kind: the seed of its values and the size of each letter.
+    """One input of every kind: the seed of its values, the size of each letter, and which sample it is.
 
     >>> str(Sample(3, {"T": 57})), str(Sample(3, {}))
     ('T = 57', 'seed 3')
@@ -31,6 +31,7 @@ class Sample:
 
     seed: int
     sizes: Mapping[str, int]
+    turn: int = 0
 
     def __str__(self) -> str:
         return ", ".join(f"{letter} = {size}" for letter, size in self.sizes.items()) or f"seed {self.seed}"
@@ -39,7 +40,7 @@ class Sample:
 def export_sample(signature: Signature) -> Sample:
     """The sizes that are exported: those of the examples, else the middle of each range."""
     sizes = {letter: (span.low + span.high + 1) // 2 for letter, span in signature.ranges.items()}
-    return Sample(EXPORT_SEED, sizes | exported_sizes(signature.inputs, signature.examples))
+    return Sample(EXPORT_SEED, sizes | exported_sizes(signature.inputs, signature.examples), -1)
 
 
 def export_arrays(signature: Signature) -> dict[str, Array]:
@@ -70,7 +71,7 @@ def samples_of(signature: Signature, count: int = 4, seed: int = 0) -> tuple[Sam
         for turn, (letter, span) in enumerate(signature.ranges.items())
     }
     return tuple(
-        Sample(seed + at, {letter: sizes[at] for letter, sizes in columns.items()}) for at in range(count)
+        Sample(seed + at, {letter: sizes[at] for letter, sizes in columns.items()}, at) for at in range(count)
     )
 
 
@@ -99,7 +100,7 @@ def arrays(signature: Signature, sample: Sample) -> dict[str, Array]:
     """The values of a sample by input: standard normal floats, uniform integers, random bools.
 
     They depend on the seed and on the input's name, dtype and shape. Where an input has few values its first
-    element takes them in turn, several inputs not in step. Raises ``ArgumentError`` where they do not fit in
+    element takes them in turn. Raises ``ArgumentError`` where they do not fit in
     memory.
     """
     found = {}
@@ -114,16 +115,25 @@ def arrays(signature: Signature, sample: Sample) -> dict[str, Array]:
             what = f"input {printable(spec.name)}: {size} elements do not fit in memory"
             raise ArgumentError(what, fix="smaller sizes") from error
         below = 2 if spec.dtype.name == "bool" else spec.below
-        if below is not None and below <= _FEW:
-            start = zlib.crc32(spec.name.encode())
-            found[spec.name].reshape(-1)[0] = (start + _turn(sample.seed, below, few)) % below
+        if below is not None and 1 < below <= _FEW:
+            found[spec.name].reshape(-1)[0] = _in_turn(sample, spec, below, few)
             few += 1
     return found
 
 
-def _turn(seed: int, below: int, place: int) -> int:
-    """How far an input with few values is at a seed: of two values, three inputs take all pairs in four."""
-    return (seed & (1, 2, 3)[place % 3]).bit_count() if below == 2 else seed
+def _in_turn(sample: Sample, spec: InputSpec, below: int, place: int) -> int:
+    """The value of an input with few values: each once in so many samples, flags in four of them.
+
+    Three flags take all pairs of values in four samples; beyond that, who is in step with whom is random.
+    """
+    length = 4 if below == 2 else below
+    block, at = divmod(sample.turn, length)
+    first = sample.seed - sample.turn
+    stream = np.random.Generator(np.random.PCG64([first, zlib.crc32(spec.name.encode()), block + 1]))
+    if below > 2:
+        return int(stream.permutation(below)[at])
+    mask = (1, 2, 3)[place] if place < 3 else int(stream.integers(1, 4))
+    return ((at & mask).bit_count() + int(stream.integers(2))) % 2
 
 
 def _drawn(stream: np.random.Generator, spec: InputSpec, shape: tuple[int, ...]) -> Array:
