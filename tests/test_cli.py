@@ -244,11 +244,34 @@ def test_interrupted_is_130_and_leaves_nothing_behind(number: signal.Signals, ga
         process.send_signal(number)
         _, printed = process.communicate(timeout=20)
     assert process.returncode == 130
-    assert printed.strip() == "interrupted; nothing is written"  # after a line that ends click's ^C
+    assert printed.strip() == "interrupted; nothing is left half written"  # after a line that ends click's ^C
     assert [path.name for path in gan.parent.iterdir()] == ["gan.pt"]
 
 
 # -- what is printed, and where
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
+@pytest.mark.parametrize("command", ["inspect", "fold --force"])
+def test_closed_streams_are_no_bug_and_no_output(command: str, closed: str, gan: Path) -> None:
+    line = f"{sys.executable} -m wnconvert {command} {gan} {closed}"
+    done = subprocess.run(
+        ["/bin/sh", "-c", line], capture_output=True, text=True, env=environment(), check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    if command != "inspect":
+        assert len(torch.load(gan.with_name("gan.folded.pt"), weights_only=True)) > 1
+
+
+@pytest.mark.parametrize("command", ["inspect", "fold --force --json"])
+def test_a_reader_that_is_gone_is_no_difference(command: str, gan: Path) -> None:
+    line = f"{{ sleep 1; {sys.executable} -m wnconvert {command} {gan}; echo $? >&2; }} | true"
+    done = subprocess.run(
+        ["/bin/sh", "-c", line], capture_output=True, text=True, env=environment(), check=False
+    )
+    assert done.stderr.strip().splitlines()[-1] == "0", done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_data_goes_to_stdout_and_notes_to_stderr(tmp_path: Path) -> None:

@@ -91,6 +91,16 @@ def test_what_is_exported_is_never_replaced(tmp_path: Path, weights: Path, kind:
     assert own.read_bytes() == weights.read_bytes()
 
 
+def test_steps_that_nobody_can_read_do_not_end_an_export(tmp_path: Path) -> None:
+    line = f"{sys.executable} -m wnconvert export {MODELS}:vocoder -o {tmp_path}/m.onnx"
+    line += " --input 'mel=float32[1,4,T]' --exporter torchscript 2>/dev/full"
+    done = subprocess.run(
+        ["/bin/sh", "-c", line], env=environment(), cwd=ROOT, capture_output=True, check=False
+    )
+    assert done.returncode == 0
+    assert (tmp_path / "m.onnx").exists()
+
+
 def test_an_interrupt_that_torch_swallows_is_one(tmp_path: Path) -> None:
     (tmp_path / "late.py").write_text(
         "import os, signal\ndef make():\n    try:\n        os.kill(os.getpid(), signal.SIGINT)\n"
@@ -98,7 +108,7 @@ def test_an_interrupt_that_torch_swallows_is_one(tmp_path: Path) -> None:
         "    raise RuntimeError('half imported')\n"
     )
     done = run("export", f"{tmp_path}/late.py:make", "-o", tmp_path / "m.onnx", *MEL)
-    assert (done.returncode, done.stderr.strip()) == (130, "interrupted; nothing is written")
+    assert (done.returncode, done.stderr.strip()) == (130, "interrupted; nothing is left half written")
 
 
 def test_what_differs_is_1_and_leaves_no_file(tmp_path: Path) -> None:

@@ -202,14 +202,20 @@ def places_of(model: nn.Module, inputs: Mapping[str, Tensor]) -> tuple[int, ...]
     return tuple(place for place, (_, leaf) in enumerate(leaves) if isinstance(leaf, Tensor))
 
 
-def _leaves(found: Any) -> list[tuple[tuple[Any, ...], Any]]:
-    """What a module gives without the lists, dicts and dataclasses around it, each with its path."""
+def _leaves(found: Any, around: tuple[int, ...] = ()) -> list[tuple[tuple[Any, ...], Any]]:
+    """What a module gives without the lists, dicts and dataclasses around it, each with its path.
+
+    ``around`` are the dataclasses that it lies in, which may lie in themselves.
+    """
     leaves, _ = pytree.tree_flatten_with_path(found)
     every: list[tuple[tuple[Any, ...], Any]] = []
     for path, leaf in leaves:
-        if dataclasses.is_dataclass(leaf) and not isinstance(leaf, type):  # one that torch does not know
+        is_open = dataclasses.is_dataclass(leaf) and not isinstance(
+            leaf, type
+        )  # one that torch does not know
+        if is_open and id(leaf) not in around:
             inside = {each.name: getattr(leaf, each.name) for each in dataclasses.fields(leaf)}
-            every += [((*path, *more), value) for more, value in _leaves(inside)]
+            every += [((*path, *more), value) for more, value in _leaves(inside, (*around, id(leaf)))]
         else:
             every.append((tuple(path), leaf))
     return every

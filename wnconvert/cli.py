@@ -8,6 +8,7 @@ import signal
 import sys
 import traceback
 import warnings
+from pathlib import Path
 from typing import NoReturn
 
 import click
@@ -17,7 +18,7 @@ from wnconvert.cli_export import check, export
 from wnconvert.cli_files import compare, fold, inspect, migrate, split
 from wnconvert.cli_options import EXIT_CODES
 from wnconvert.errors import WnconvertError
-from wnconvert.terminal import say_error
+from wnconvert.terminal import discard, say_error
 
 __all__ = ["cli", "main"]
 
@@ -40,6 +41,9 @@ for _command in (fold, split, migrate, inspect, compare, export, check):
 
 def main() -> NoReturn:
     """Run the command line and exit: errors in the user's words, never a traceback but for a bug."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # it is closed; the next file that is opened must not take its number
+            setattr(sys, name, Path(os.devnull).open(mode))  # noqa: SIM115 - until the end
     if not sys.warnoptions:
         warnings.simplefilter("ignore")  # a warning of a library says nothing to a user of this tool
     for ending in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -56,6 +60,8 @@ def _run() -> int:
         code = cli(standalone_mode=False)
     except (click.Abort, KeyboardInterrupt):
         return _interrupted()
+    except SystemExit:  # so click alone ends, where a reader is gone, and with the code for "they differ"
+        return _failed(BrokenPipeError())
     except Exception as error:  # noqa: BLE001 - the last resort, and it says so
         # torch, while it is imported, can swallow a Ctrl-C and fail at what was not imported then.
         return _interrupted() if _signals else _failed(error)
@@ -76,8 +82,7 @@ def _failed(error: Exception) -> int:
             say_error(error.format_message(), f"{context.command_path if context else 'wnconvert'} --help")
             return error.exit_code
         case BrokenPipeError():
-            # The reader of stdout is gone (| head); Python must not fail again when it flushes at exit.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            discard(sys.stdout)  # its reader is gone (| head)
             return 0
     traceback.print_exception(error)
     click.echo("this is a bug of wnconvert: please report the lines above", err=True)
@@ -85,7 +90,7 @@ def _failed(error: Exception) -> int:
 
 
 def _interrupted() -> int:
-    click.echo("interrupted; nothing is written", err=True)
+    click.echo("interrupted; nothing is left half written", err=True)
     return 130
 
 

@@ -11,7 +11,7 @@ import click
 
 from wnconvert.cli_options import JSON, epilog, with_options
 from wnconvert.errors import ArgumentError, OutputError
-from wnconvert.terminal import fitting_width, put, say, stdout_to_stderr
+from wnconvert.terminal import fitting_width, mention, put, say, stdout_to_stderr
 
 __all__ = ["EXPORTERS", "check", "export"]
 
@@ -234,7 +234,7 @@ def _prove(
 
     def progress(step: Any) -> None:
         if not quiet:
-            click.echo(step_text(step), err=True)
+            mention(step_text(step))
 
     with stdout_to_stderr():  # what the model's own code prints is no report
         made = prepared(model, progress=progress, **how)

@@ -54,8 +54,8 @@ def residual_of(graph: OnnxFile) -> int:
 
 # -- names
 
-#: Operators whose third input is a bias.
-_BIASED = ("Conv", "ConvTranspose", "Gemm")
+#: What a batch norm is fused into; the weight of a Gemm may be an embedding's.
+_CONVOLUTIONS = ("Conv", "ConvTranspose")
 
 
 def parameters_of(model: Exportable) -> dict[str, Array]:
@@ -94,7 +94,7 @@ def new_names(exported: Checkpoint, fold: OnnxFold, parameters: Mapping[str, Arr
         if isinstance(scope, Graph) and scope is not graph:
             taken |= {constant.name for constant in scope.constants} | {port.name for port in scope.inputs}
     names = names_of(found, parameters)
-    operands = [node.inputs[1:] for node in graph.nodes if node.op in _BIASED and len(node.inputs) == 3]
+    operands = [node.inputs[1:] for node in graph.nodes if node.op in _CONVOLUTIONS and len(node.inputs) == 3]
     free = [name for name in found if name not in parameters]
     names |= biases_of([(weight, bias) for weight, bias in operands if bias in free], names)
     return {old: new for old, new in names.items() if new not in taken | (found.keys() - names.keys())}

@@ -73,7 +73,7 @@ def names_of(initializers: Mapping[str, Array], parameters: Mapping[str, Array])
 def biases_of(operands: Iterable[tuple[str, str]], names: Mapping[str, str]) -> dict[str, str]:
     """Names of biases that no parameter is (a batch norm is fused into them): that of the weight beside them.
 
-    ``operands`` are weights and biases of operators, ``names`` the new names that initializers get.
+    ``operands`` are weights and biases of convolutions, ``names`` the new names that initializers get.
 
     >>> biases_of([("c.weight", "onnx::Conv_16")], {})
     {'onnx::Conv_16': 'c.bias'}

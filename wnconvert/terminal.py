@@ -8,13 +8,23 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TextIO
 
 import click
 
 from wnconvert.errors import OutputError
 from wnconvert.words import printable
 
-__all__ = ["fitting_width", "progress_bar", "put", "say", "say_error", "stdout_to_stderr"]
+__all__ = [
+    "discard",
+    "fitting_width",
+    "mention",
+    "progress_bar",
+    "put",
+    "say",
+    "say_error",
+    "stdout_to_stderr",
+]
 
 
 def fitting_width(*, wide: bool) -> int | None:
@@ -26,7 +36,21 @@ def fitting_width(*, wide: bool) -> int | None:
 def say(notes: tuple[str, ...], *, quiet: bool) -> None:
     """Print notes to stderr."""
     for note in () if quiet else notes:
-        click.echo(f"note: {printable(note)}", err=True)
+        mention(f"note: {printable(note)}")
+
+
+def mention(text: str) -> None:
+    """Print a line to stderr; where nobody can read it the work goes on."""
+    try:
+        click.echo(text, err=True)
+    except OSError:
+        discard(sys.stderr)
+
+
+def discard(stream: TextIO) -> None:
+    """Have what is written to a stream go nowhere: Python must not fail at it again when it ends."""
+    with contextlib.suppress(OSError, ValueError):  # it has no descriptor
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def put(text: str, *, quiet: bool = False) -> None:
