@@ -69,7 +69,9 @@ def load_exported_program(path: Path, *, trust: bool) -> ExportedProgram:
     """
     try:
         with quiet_torch():
-            return torch.export.load(path) if trust else _checked(path)
+            program = torch.export.load(path) if trust else _checked(path)
+            program.module()  # which fails for what is at odds with itself
+            return program
     except _UnsafeError as error:
         raise InputError(
             f"an exported program with {printable(str(error))}",

@@ -10,6 +10,7 @@ import ast
 import dataclasses
 import functools
 import json
+import keyword
 import re
 from collections.abc import Callable
 from typing import Any
@@ -300,19 +301,26 @@ def _are_functions(text: str) -> bool:
 
 _FUNCTION = re.compile(r"(__main__|(?!__)\w+)(\.(?!__)[\w<>]+){0,99}", re.ASCII)
 _ANY = Rule(lambda text: True, "")
-_NAME = Rule(_matching(r"[A-Za-z_]\w{0,999}"), "a name that is no name in Python, and becomes code")
-_OPEN_NAME = Rule(_matching(r"(?!__)[A-Za-z_]\w{0,999}"), "a name that torch does not write")
-_NAME_OR_NONE = Rule(_matching(r"([A-Za-z_]\w{0,999})?"), _NAME.otherwise)
+#: What may not be a name in Python.
+_WORDS = rf"(?!({'|'.join(keyword.kwlist)})\Z)"
+_NAME = Rule(
+    _matching(_WORDS + r"[A-Za-z_]\w{0,999}"),
+    "a name that is none in Python without accents, and becomes code",
+)
+_OPEN_NAME = Rule(_matching(_WORDS + r"(?!__)[A-Za-z_]\w{0,999}"), _NAME.otherwise)
+_NAME_OR_NONE = Rule(_matching(_WORDS + r"([A-Za-z_]\w{0,999})?"), _NAME.otherwise)
 _PATH = Rule(
     _matching(r"(?!__)[\w-]{1,999}(\.(?!__)[\w-]{1,999})*"),
-    "the name of a weight or module that torch does not write",
+    "the name of a weight or module with more in it than letters without accents, digits, _ and -",
 )
 _CALLED_PATH = Rule(_matching(r"[\w.@-]{0,9999}"), _PATH.otherwise)
 PLAIN = Rule(_matching(r"[\w .:/+<=-]{0,999}"), "a text that may become code")
-_OPERATOR = Rule(lambda text: text in _operators(), "an operator that is none of torch's own")
+_OPERATOR = Rule(lambda text: text in _operators(), "an operator that is not known to be harmless")
 _EXPRESSION = Rule(_is_expression, "a size that is no plain arithmetic, and is evaluated when it is loaded")
 _RANGED = Rule(
-    _matching(r"(?!.*[uf][0-9]{6})[\w +*/(),.-]{1,999}"), "a range of a size that is no plain arithmetic"
+    # torch counts up to the number in the name of a size that depends on data (u3, zuf3).
+    _matching(r"[a-z]{1,4}[0-9]{1,5}|(?![uz])[\w +*/(),.-]{1,999}"),
+    "a range of a size that is no plain arithmetic",
 )
 _GUARD = Rule(_is_guard, "a guard that is no comparison of sizes, and is run when it is loaded")
 _TREE = Rule(_is_tree, "inputs or outputs that are no tuples, lists and dicts, and may import what they name")

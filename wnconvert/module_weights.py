@@ -58,7 +58,7 @@ def load_weights(
         error.where = f"{path}: {error.where}" if error.where else str(path)
         raise
     at = f" at {fit.state.path}" if fit.state.path else ""
-    return (f"weights of {path}{at}: {counted(len(values), 'tensor')}", *fit.notes, *_lacking(fit))
+    return (f"weights of {path}{at}: {counted(len(fit.tensors), 'tensor')}", *fit.notes, *_lacking(fit))
 
 
 @dataclass(frozen=True, slots=True)
