@@ -95,7 +95,17 @@ def export_onnx(
 
     Raises ``WnconvertError``: ``ArgumentError`` for inputs that the module does not have, or what the
     exporter refuses; ``InputError`` for a module that is stochastic; ``LayerError``, ``OutputError``,
-    ``VerifyError``. Nothing is written then.
+    ``VerifyError``. Nothing is written then. Source of the exporters: ``torch.onnx.export``.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> from torch.nn.utils.parametrizations import weight_norm
+    >>> module = weight_norm(torch.nn.Linear(3, 2))
+    >>> with TemporaryDirectory() as folder:
+    ...     path = f"{folder}/m.onnx"
+    ...     report = export_onnx(module, path, inputs="input=float32[B,3]", exporter="torchscript")
+    ...     again = check_onnx(path, module, inputs="input=float32[B,3]")
+    >>> bool(report), report.residual_weight_norm, [output.name for output in report.outputs], bool(again)
+    (True, 0, ['output'], True)
     """
     target, module = Path(path), unwrapped(module)
     check_installed()
@@ -114,27 +124,20 @@ def export_onnx(
         reference = function_of(module, names)
         try:
             with staged_folder(target, force=force) as folder, _told_as(folder, target):
+                copy, layers = _copy(module, steps)
                 raw = folder / "raw"
                 raw.mkdir()
-                copy, layers = _copy(module, steps)
-                with steps("export") as step:
-                    export_raw(
-                        copy,
-                        tensors_of(export_arrays(signature)),
-                        signature,
-                        raw / "raw.onnx",
-                        exporter=exporter,
-                        outputs=names,
-                        opset=opset,
-                        external_data=external_data,
-                    )
-                    if external_data and exporter == "torchscript":
-                        take_out_data(raw / "raw.onnx")
-                    exported = open_checkpoint(raw / "raw.onnx")
-                    graph = graph_of(exported)
-                    opset_made = graph.model.opsets.get("", 0)
-                    check_opset(opset, opset_made)
-                    step.detail = f"opset {opset_made}, {counted(nodes_of(graph), 'node')}"
+                exported = _exported(
+                    copy,
+                    signature,
+                    raw / "raw.onnx",
+                    steps,
+                    exporter=exporter,
+                    outputs=names,
+                    opset=opset,
+                    external_data=external_data,
+                )
+                graph = graph_of(exported)
                 fold, named = _planned(exported, copy, steps)
                 write_folded(exported, fold, folder / target.name, free_name(target))
                 size, written = _checked(
@@ -161,7 +164,7 @@ def export_onnx(
                     opset=written.model.opsets.get(""),
                     residual_weight_norm=0,
                     exporter=exporter,
-                    nodes_exported=nodes_of(graph_of(exported)),
+                    nodes_exported=nodes_of(graph),
                     nodes=nodes_of(written),
                     folded_in_module=layers,
                     folded_in_graph=len(fold.layers),
@@ -200,7 +203,7 @@ def check_onnx(
 
     Arguments as for ``export_onnx``. Outputs of the module that are not called as the model's are compared
     in their order. Returns a report that is true where all outputs are equal. Raises as ``export_onnx``
-    does; the module is left as it was.
+    does; the module is left as it was. There is an example at ``export_onnx``.
     """
     source, reference = Path(path), unwrapped(reference)
     check_installed()
@@ -323,6 +326,39 @@ def _copy(module: Exportable, steps: _Steps) -> tuple[Exportable, int]:
             each.training = False
         step.detail = f"{counted(layers, 'layer')} in a copy"
     return copy, layers
+
+
+def _exported(
+    copy: Exportable,
+    signature: Signature,
+    path: Path,
+    steps: _Steps,
+    *,
+    exporter: str,
+    outputs: Sequence[str],
+    opset: int | None,
+    external_data: bool,
+) -> Checkpoint:
+    """What torch's exporter makes of a copy, opened."""
+    with steps("export") as step:
+        export_raw(
+            copy,
+            tensors_of(export_arrays(signature)),
+            signature,
+            path,
+            exporter=exporter,
+            outputs=outputs,
+            opset=opset,
+            external_data=external_data,
+        )
+        if external_data and exporter == "torchscript":
+            take_out_data(path)
+        exported = open_checkpoint(path)
+        graph = graph_of(exported)
+        made = graph.model.opsets.get("", 0)
+        check_opset(opset, made)
+        step.detail = f"opset {made}, {counted(nodes_of(graph), 'node')}"
+    return exported
 
 
 def _planned(exported: Checkpoint, copy: Exportable, steps: _Steps) -> tuple[OnnxFold, int]:
