@@ -833,3 +833,15 @@ def test_transformers_loads_a_folder_with_no_missing_or_unexpected_keys(tmp_path
             assert torch.allclose(left, right, atol=1e-5)
     for folder in ("split", "migrated") if plain else ("folded",):  # the test can fail
         assert from_pretrained(model, tmp_path / folder)[1]
+
+
+def test_one_file_of_several_is_taken_alone_and_it_is_said(tmp_path: Path, state: State) -> None:
+    folder = save(tmp_path / "sharded", state, 3)
+    part = next(path for path in sorted(folder.iterdir()) if "00001-of" in path.name)
+    said = f"it is one of the files of a checkpoint, and layers may lie across them: name {folder}"
+    plan = fold_file(part, tmp_path / "out.safetensors", dry_run=True)
+    assert said in plan.notes
+    assert said in inspect_file(part).notes
+    assert not any("one of the files" in note for note in inspect_file(folder).notes)
+    (folder / INDEX).unlink()
+    assert said not in inspect_file(part).notes

@@ -9,7 +9,7 @@ import contextlib
 import os
 import stat
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -90,7 +90,13 @@ def open_checkpoint(path: Path) -> Checkpoint:
                 head = file.read(_HEAD)
             if _is_index(head, path.name):
                 return _open_folder(path.parent, path.name)
-    return _open_file(path)
+    opened = _open_file(path)
+    if "-of-" in path.name:
+        from wnconvert.folders import part_notes
+
+        notes = (*opened.tree.notes, *part_notes(path))
+        opened = replace(opened, tree=replace(opened.tree, notes=notes))
+    return opened
 
 
 @contextlib.contextmanager

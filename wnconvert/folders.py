@@ -19,6 +19,7 @@ from wnconvert.sharding import Naming
 from wnconvert.words import listed
 
 __all__ = ["Beside", "File", "Folder", "cache_of", "find_beside", "find_weights", "has_weights", "is_weights"]
+__all__ += ["part_notes"]
 
 #: A folder's weights in one file, as transformers, diffusers and peft call it; a variant stands in between.
 _SINGLE = re.compile(
@@ -130,6 +131,13 @@ def is_weights(name: str) -> bool:
     (True, False)
     """
     return _SINGLE.fullmatch(name) is not None
+
+
+def part_notes(path: Path) -> tuple[str, ...]:
+    """A note on a file of weights that is one of several, beside their index."""
+    if not _SHARD.fullmatch(path.name) or not any(path.parent.glob("*.index.json")):
+        return ()
+    return (f"it is one of the files of a checkpoint, and layers may lie across them: name {path.parent}",)
 
 
 def has_weights(root: Path) -> bool:

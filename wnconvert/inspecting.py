@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from wnconvert.checkpoint import Checkpoint, open_checkpoint
+from wnconvert.folders import part_notes
 from wnconvert.foreign import dangerous_names, foreign_names
 from wnconvert.inspection import Inspection, KindSummary, SiblingSummary, StateDictSummary
 from wnconvert.kinds import find_kinds
@@ -71,6 +72,7 @@ def inspect_file(
         container=checkpoint.container,
         bytes=checkpoint.size,
         files=checkpoint.folder.files if checkpoint.folder else (),
+        notes=(*part_notes(path), *found.notes),
     )
     return _with_pickle(others, checkpoint)
 
