@@ -10,15 +10,11 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import shutil
-import signal
 import sys
-import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
+from tests.kills import killed_after_a_while, killed_at_each_call
 from wnconvert import atomic_folder
 from wnconvert.files import fold_file
 
@@ -30,50 +26,6 @@ CALLS = (
 )
 OLD = {"config.json": b"old", "model.safetensors": b"old weights", "sub/tokens": b"t"}
 Contents = dict[str, bytes]
-
-
-def fold_in_child(source: Path, target: Path, hook: Callable[[], None]) -> int:
-    """Fork a child that folds and runs ``hook`` before each of the calls; the id of its process."""
-    pid = os.fork()
-    if pid:
-        return pid
-    for owner, name in CALLS:
-        call = getattr(owner, name)
-
-        def hooked(*given: Any, call: Callable[..., Any] = call, **options: Any) -> Any:
-            hook()
-            return call(*given, **options)
-
-        setattr(owner, name, hooked)
-    try:
-        fold_file(source, target, force=target.exists(), threads=2, max_shard_size="3KB")
-    finally:
-        os._exit(0)  # a fork must not go on as its parent; what it left tells how it went
-
-
-def killed_at_each_call(source: Path, target: Path) -> Iterator[int]:
-    """Kill the child before its first call, its second, …, until it comes to its end."""
-    for stage in range(10_000):
-        left = iter(range(stage))
-
-        def hook(left: Iterator[int] = left) -> None:
-            if next(left, None) is None:
-                os.kill(os.getpid(), signal.SIGKILL)
-
-        status = os.waitpid(fold_in_child(source, target, hook), 0)[1]
-        yield status
-        if not os.WIFSIGNALED(status):
-            return
-
-
-def killed_after_a_while(source: Path, target: Path, times: int = 24) -> Iterator[int]:
-    """Kill a child whose calls are slow after a random time."""
-    rng = random.Random(0)
-    for _ in range(times):
-        pid = fold_in_child(source, target, lambda: time.sleep(0.001))
-        time.sleep(rng.uniform(0, 0.2))
-        os.kill(pid, signal.SIGKILL)
-        yield os.waitpid(pid, 0)[1]
 
 
 def contents(folder: Path) -> Contents | None:
@@ -99,10 +51,14 @@ def main(source: Path, target: Path, *, two: bool) -> None:
         atomic_folder._exchange = lambda *_: False
     fold_file(source, target, max_shard_size="3KB")
     new = contents(target) or {}
+
+    def act() -> None:
+        fold_file(source, target, force=target.exists(), threads=2, max_shard_size="3KB")
+
     for kill in (killed_at_each_call, killed_after_a_while):
         for before in (OLD, None):
             prepare(target, before)
-            for status in kill(source, target):
+            for status in kill(act, CALLS, 0.2):
                 others = [path.name for path in target.parent.iterdir() if path != target]
                 told = [kill.__name__, os.WIFSIGNALED(status), state(target, before, new), others]
                 print(json.dumps(told), flush=True)

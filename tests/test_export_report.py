@@ -6,9 +6,10 @@ import numpy as np
 
 from wnconvert.blocks import Array
 from wnconvert.export_report import proof_text, report_text
-from wnconvert.proof import ExportReport, Function, Step, prove
+from wnconvert.proof import ExportReport, Function, prove
 from wnconvert.samples import samples_of
 from wnconvert.signatures import signature_of
+from wnconvert.steps import Step
 
 SIGNATURE = signature_of(["x=float32[1,2,T]"], ["T=16..400"])
 STEPS = (Step("build", "make:net", 0.25), Step("export", "opset 20", 13.5))

@@ -27,7 +27,7 @@ onnx_tensors onnx_file onnx_plan onnx_writer
 foreign zips torch_objects torch_contents torch_modules torch_optimizers torch_file torch_writer
 shard_plan merging folders checkpoint sources
 comparison gaps pairing readings
-signatures samples runtime output_proof proof onnx_slices onnx_check
+steps signatures samples runtime output_proof proof onnx_slices onnx_check
 verify onnx_data executor convert compare onnx_inspection
 inspection prospects inspecting
 targets files state_dict

@@ -302,7 +302,10 @@ def test_spectral_norm_is_not_weight_norm() -> None:
     check_untouched(used(b, b.op("Mul", g, b.op("Div", v, sigma)), (4, 3)))
 
 
-def test_a_branch_is_followed_where_its_condition_is_known() -> None:
+@pytest.mark.parametrize(("known", "check"), [(3, check_folded), (4, check_untouched)])
+def test_a_branch_is_followed_where_its_condition_is_known_and_not_the_other(
+    known: int, check: Callable[..., Any]
+) -> None:
     b, g, v = layered()
     branches = [Build(prefix="then"), Build(prefix="else")]
     graphs = [
@@ -310,22 +313,9 @@ def test_a_branch_is_followed_where_its_condition_is_known() -> None:
         for at, inner in enumerate(branches)
     ]
     rank = b.op("Size", b.op("Shape", v))
-    three = b.op("Equal", rank, b.number(3, np.int64))
-    n = b.op("If", three, then_branch=graphs[0], else_branch=graphs[1])
-    check_folded(used(b, COMBINED["g(v/n)"](b, g, v, n)))
-
-
-def test_a_branch_is_not_followed_where_it_is_the_other() -> None:
-    b, g, v = layered()
-    branches = [Build(prefix="then"), Build(prefix="else")]
-    graphs = [
-        inner.graph([inner.reduce("ReduceL2" if at == 0 else "ReduceL1", v, [1, 2])])
-        for at, inner in enumerate(branches)
-    ]
-    rank = b.op("Size", b.op("Shape", v))
-    three = b.op("Equal", rank, b.number(4, np.int64))
-    n = b.op("If", three, then_branch=graphs[0], else_branch=graphs[1])
-    check_untouched(used(b, COMBINED["g(v/n)"](b, g, v, n)))
+    condition = b.op("Equal", rank, b.number(known, np.int64))
+    n = b.op("If", condition, then_branch=graphs[0], else_branch=graphs[1])
+    check(used(b, COMBINED["g(v/n)"](b, g, v, n)))
 
 
 # Dtypes.

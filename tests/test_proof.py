@@ -16,9 +16,10 @@ from hypothesis.extra import numpy as hnp
 from wnconvert.blocks import Array
 from wnconvert.errors import ArgumentError, InputError, VerifyError
 from wnconvert.output_proof import OutputProof
-from wnconvert.proof import ExportReport, Function, Proof, Step, prove, steady_run
+from wnconvert.proof import ExportReport, Function, Proof, prove, steady_run
 from wnconvert.samples import arrays, samples_of
 from wnconvert.signatures import signature_of
+from wnconvert.steps import Step
 
 DYNAMIC = signature_of(["x=float32[2,T]"], ["T=3..9"])
 FIXED = signature_of(["x=float32[4]"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import click
@@ -109,20 +109,7 @@ _REPORTING = with_options(
 @click.option("--keep-failed", is_flag=True, help="Keep what is not equal as OUT with .failed in its name.")
 @click.option("--force", is_flag=True, help="Replace OUT if it exists.")
 @_REPORTING
-def export(
-    model: str,
-    out: str,
-    *,
-    weights: str | None,
-    kwargs: str | None,
-    only: str | None,
-    strip_prefix: tuple[str, ...],
-    trust: bool,
-    as_json: bool,
-    wide: bool,
-    quiet: bool,
-    **options: Any,
-) -> int:
+def export(model: str, out: str, **options: Any) -> int:
     """Export a model to ONNX, weight norm folded, and prove it.
 
     MODEL is package.module:factory or path/to/file.py:factory, code that is run; or a .pt2 exported program
@@ -130,6 +117,7 @@ def export(
     lengths than were exported. Exit code 1: they differ, and there is no OUT.
     """
     _check_torch()
+    built, shown = _taken(options, _BUILT), _taken(options, _SHOWN)
     _check_texts(options)
     from pathlib import Path
 
@@ -137,13 +125,12 @@ def export(
     from wnconvert.export import export_onnx
 
     check_target(Path(out), force=options["force"])
-    _check_other(out, model, weights)
+    _check_other(out, model, built["weights"])
 
     def run(module: Any, progress: Callable[[Any], None]) -> Any:
         return export_onnx(module, out, progress=progress, **options)
 
-    how = {"weights": weights, "kwargs": kwargs, "only": only, "strip_prefix": strip_prefix, "trust": trust}
-    return _prove(run, model, how, as_json=as_json, wide=wide, quiet=quiet)
+    return _prove(run, model, built, **shown)
 
 
 @click.command(
@@ -155,26 +142,14 @@ def export(
 @_FED
 @_PROOF
 @_REPORTING
-def check(
-    path: str,
-    model: str,
-    *,
-    weights: str | None,
-    kwargs: str | None,
-    only: str | None,
-    strip_prefix: tuple[str, ...],
-    trust: bool,
-    as_json: bool,
-    wide: bool,
-    quiet: bool,
-    **options: Any,
-) -> int:
+def check(path: str, model: str, **options: Any) -> int:
     """Tell whether an ONNX model computes what a module does.
 
     MODEL and options are as for export. The module in torch is compared with MODEL.ONNX in onnxruntime.
     Exit code 0: equal, 1: not.
     """
     _check_torch()
+    built, shown = _taken(options, _BUILT), _taken(options, _SHOWN)
     _check_texts(options)
     from pathlib import Path
 
@@ -187,8 +162,17 @@ def check(
     def run(module: Any, progress: Callable[[Any], None]) -> Any:
         return check_onnx(path, module, progress=progress, **options)
 
-    how = {"weights": weights, "kwargs": kwargs, "only": only, "strip_prefix": strip_prefix, "trust": trust}
-    return _prove(run, model, how, as_json=as_json, wide=wide, quiet=quiet)
+    return _prove(run, model, built, **shown)
+
+
+#: The options that say which model it is, and those that say what is printed.
+_BUILT = ("weights", "kwargs", "only", "strip_prefix", "trust")
+_SHOWN = ("as_json", "wide", "quiet")
+
+
+def _taken(options: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """Some of the options; the others are left."""
+    return {name: options.pop(name) for name in names}
 
 
 def _check_torch() -> None:
@@ -220,7 +204,7 @@ def _check_texts(options: Mapping[str, Any]) -> None:
 def _prove(
     run: Callable[[Any, Callable[[Any], None]], Any],
     model: str,
-    how: Mapping[str, Any],
+    built: Mapping[str, Any],
     *,
     as_json: bool,
     wide: bool,
@@ -237,7 +221,7 @@ def _prove(
             mention(step_text(step))
 
     with stdout_to_stderr():  # what the model's own code prints is no report
-        made = prepared(model, progress=progress, **how)
+        made = prepared(model, progress=progress, **built)
         report = run(made.module, progress)
     report = replace(report, steps=(*made.steps, *report.steps), notes=(*made.notes, *report.notes))
     say(report.notes, quiet=quiet)

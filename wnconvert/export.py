@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import shutil
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -52,11 +51,12 @@ from wnconvert.onnx_file import OnnxFile
 from wnconvert.onnx_plan import OnnxFold, plan_onnx
 from wnconvert.onnx_surgery import renamed
 from wnconvert.options import texts_of
-from wnconvert.proof import ATOL, RTOL, ExportReport, Function, Proof, Step, prove, steady_run
+from wnconvert.proof import ATOL, RTOL, ExportReport, Function, Proof, prove, steady_run
 from wnconvert.runtime import Opened, open_model, run
 from wnconvert.samples import Sample, export_arrays, samples_of
 from wnconvert.signatures import Range, Signature, check_outputs
-from wnconvert.words import counted, printable
+from wnconvert.steps import Step, Steps
+from wnconvert.words import counted
 
 __all__ = ["check_onnx", "export_onnx"]
 
@@ -110,7 +110,7 @@ def export_onnx(
     target, module = Path(path), unwrapped(module)
     check_installed()
     exporter, notes = exporter_for(module, exporter)
-    steps, outputs = _Steps(progress), texts_of(outputs)
+    steps, outputs = Steps(progress), texts_of(outputs)
     check_outputs(outputs)
     signature = requested_signature(module, inputs, ranges, dynamic)
     drawn = samples_of(signature, samples, seed)
@@ -140,7 +140,7 @@ def export_onnx(
                 graph = graph_of(exported)
                 fold, named = _planned(exported, copy, steps)
                 write_folded(exported, fold, folder / target.name, free_name(target))
-                size, written = _checked(
+                size, written, left = _checked(
                     folder / target.name, steps, partial(check_exported, raw=graph, target=target)
                 )
                 opened = replace(open_model(folder / target.name), path=target)  # as it is told
@@ -162,14 +162,14 @@ def export_onnx(
                     reference=_said(module),
                     proof=proof,
                     opset=written.model.opsets.get(""),
-                    residual_weight_norm=0,
+                    residual_weight_norm=left,
                     exporter=exporter,
                     nodes_exported=nodes_of(graph),
                     nodes=nodes_of(written),
                     folded_in_module=layers,
                     folded_in_graph=len(fold.layers),
                     initializers_named=named,
-                    notes=(*notes, *signature.notes, *unused_inputs(opened, signature), *_alike(proof)),
+                    notes=(*notes, *signature.notes, *unused_inputs(opened, signature), *proof.notes),
                 )
                 if not proof:
                     # Out of the block, which else would put the model in place.
@@ -208,11 +208,11 @@ def check_onnx(
     source, reference = Path(path), unwrapped(reference)
     check_installed()
     exporter_for(reference, EXPORTERS[0])
-    steps, outputs = _Steps(progress), texts_of(outputs)
+    steps, outputs = Steps(progress), texts_of(outputs)
     check_outputs(outputs)
     signature = requested_signature(reference, inputs, ranges, dynamic)
     drawn = samples_of(signature, samples, seed)
-    size, written = _checked(source, steps, partial(check_given, target=source))
+    size, written, left = _checked(source, steps, partial(check_given, target=source))
     opened = open_model(source)
     with evaluating(reference) as forget:
         first = steady_run(function_of(reference, outputs), signature, drawn[0], rtol=rtol, atol=atol)
@@ -227,10 +227,10 @@ def check_onnx(
         reference=_said(reference),
         proof=proof,
         opset=written.model.opsets.get(""),
-        residual_weight_norm=residual_of(written),
+        residual_weight_norm=left,
         nodes=nodes_of(written),
         steps=tuple(steps.every),
-        notes=(*signature.notes, *unused_inputs(opened, signature), *_alike(proof)),
+        notes=(*signature.notes, *unused_inputs(opened, signature), *proof.notes),
     )
 
 
@@ -253,43 +253,6 @@ def _told_as(folder: Path, target: Path) -> Iterator[None]:
         raise
 
 
-# -- steps
-
-
-@dataclass(slots=True)
-class _Doing:
-    """A step under way; what came of it is told when it is done."""
-
-    detail: str = ""
-
-
-class _Steps:
-    """The steps that are done, each told as it ends."""
-
-    def __init__(self, progress: Callable[[Step], None]) -> None:
-        self.progress = progress
-        self.every: list[Step] = []
-
-    @contextmanager
-    def __call__(self, name: str) -> Iterator[_Doing]:
-        began, doing = time.perf_counter(), _Doing()
-        yield doing
-        self.every.append(Step(name, doing.detail, time.perf_counter() - began))
-        self.progress(self.every[-1])
-
-
-def _alike(proof: Proof) -> tuple[str, ...]:
-    """Notes on outputs that say little of the weights they were computed with."""
-    found = []
-    for output in proof.outputs:
-        if output.alike:
-            found.append(f"output {printable(output.name)} is the same number everywhere: that proves little")
-        elif output.unproven:
-            what = f"is at most {output.largest:.3g}, so that zeros would do too"
-            found.append(f"output {printable(output.name)} {what}: that proves little")
-    return tuple(found)
-
-
 def _said(model: Exportable) -> str:
     """The reference in words."""
     kind = type(model).__name__
@@ -307,7 +270,7 @@ def _said(model: Exportable) -> str:
 # -- the parts
 
 
-def _copy(module: Exportable, steps: _Steps) -> tuple[Exportable, int]:
+def _copy(module: Exportable, steps: Steps) -> tuple[Exportable, int]:
     """What is exported: a folded copy, or what cannot be folded but in the graph."""
     if isinstance(module, (ExportedProgram, torch.jit.ScriptModule)):
         return module, 0
@@ -332,7 +295,7 @@ def _exported(
     copy: Exportable,
     signature: Signature,
     path: Path,
-    steps: _Steps,
+    steps: Steps,
     *,
     exporter: str,
     outputs: Sequence[str],
@@ -361,7 +324,7 @@ def _exported(
     return exported
 
 
-def _planned(exported: Checkpoint, copy: Exportable, steps: _Steps) -> tuple[OnnxFold, int]:
+def _planned(exported: Checkpoint, copy: Exportable, steps: Steps) -> tuple[OnnxFold, int]:
     """What is edited in the exported graph: the weight norm that is left in it, and names."""
     graph = graph_of(exported)
     with steps("fold") as step:
@@ -373,14 +336,15 @@ def _planned(exported: Checkpoint, copy: Exportable, steps: _Steps) -> tuple[Onn
     return replace(fold, edits=renamed(graph.model, fold.edits, new)), len(new)
 
 
-def _checked(path: Path, steps: _Steps, check: Callable[[OnnxFile], None]) -> tuple[int, OnnxFile]:
-    """Have onnx's checker read a model and count the weight norm in it; its bytes, and the model."""
+def _checked(path: Path, steps: Steps, check: Callable[[OnnxFile], None]) -> tuple[int, OnnxFile, int]:
+    """Have onnx's checker read a model; its bytes, the model, and the layers of weight norm in it."""
     with steps("check") as step:
         opened = open_checkpoint(path)
         graph = graph_of(opened)
         check(graph)
-        step.detail = f"onnx.checker; {counted(residual_of(graph), 'layer')} of weight norm left"
-    return sum(shard.stat().st_size for shard in opened.shards), graph
+        left = residual_of(graph)
+        step.detail = f"onnx.checker; {counted(left, 'layer')} of weight norm left"
+    return sum(shard.stat().st_size for shard in opened.shards), graph, left
 
 
 def _proven(
@@ -388,7 +352,7 @@ def _proven(
     opened: Opened,
     signature: Signature,
     drawn: Sequence[Sample],
-    steps: _Steps,
+    steps: Steps,
     **options: Any,
 ) -> Proof:
     """The model against its reference; what the exporter left out of the inputs is not fed."""

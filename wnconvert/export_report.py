@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from wnconvert.output_proof import OutputProof, Worst
-from wnconvert.proof import ExportReport, Proof, Step
+from wnconvert.proof import ExportReport, Proof
+from wnconvert.steps import Step
 from wnconvert.tables import Table, bytes_text, number_text
 from wnconvert.words import counted, printable
 

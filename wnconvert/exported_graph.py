@@ -18,13 +18,14 @@ from wnconvert.convert import convert_onnx
 from wnconvert.errors import ArgumentError, InputError, VerifyError, WnconvertError
 from wnconvert.initializer_names import biases_of, names_of
 from wnconvert.onnx_arithmetic import find
+from wnconvert.onnx_check import refused
 from wnconvert.onnx_file import OnnxFile
 from wnconvert.onnx_model import Graph
 from wnconvert.onnx_plan import OnnxFold
 from wnconvert.sources import Source
 from wnconvert.state_dict import fold_state_dict
 from wnconvert.values import array_of
-from wnconvert.words import listed, printable
+from wnconvert.words import listed
 
 __all__ = ["check_exported", "check_given", "graph_of", "keep_failed", "new_names", "nodes_of"]
 __all__ += ["parameters_of", "residual_of", "take_out_data", "write_folded"]
@@ -130,7 +131,7 @@ def keep_failed(exported: Checkpoint, fold: OnnxFold, target: Path) -> tuple[str
 
 def check_given(graph: OnnxFile, target: Path) -> None:
     """Have onnx's checker read a model. Raises ``InputError``."""
-    if said := _refused_by_checker(graph.path):
+    if said := refused(graph.path, full_check=True):
         raise InputError(f"onnx.checker refuses it: {said}", where=str(target), fix="export it again")
 
 
@@ -140,8 +141,8 @@ def check_exported(graph: OnnxFile, raw: OnnxFile, target: Path) -> None:
     Raises ``ArgumentError`` where it refuses what the exporter wrote too, else ``VerifyError``.
     """
     bug = "please report it as a bug"
-    if said := _refused_by_checker(graph.path):
-        if _refused_by_checker(raw.path):
+    if said := refused(graph.path, full_check=True):
+        if refused(raw.path, full_check=True):
             raise ArgumentError(
                 f"torch's exporter wrote what onnx.checker refuses: {said}",
                 where=str(target),
@@ -152,13 +153,3 @@ def check_exported(graph: OnnxFile, raw: OnnxFile, target: Path) -> None:
     names = [*(item.layer.name for item in left.layers), *(no.name for no in left.refused)]
     if names:
         raise VerifyError(f"weight norm is left in the graph: {listed(names)}", where=str(target), fix=bug)
-
-
-def _refused_by_checker(path: Path) -> str:
-    import onnx.checker
-
-    try:
-        onnx.checker.check_model(str(path), full_check=True)
-    except Exception as error:  # noqa: BLE001 - it raises what its C++ raises
-        return printable((str(error).strip() or type(error).__name__).splitlines()[0])
-    return ""

@@ -372,51 +372,22 @@ def _run(
         if checkpoint.onnx is not None and plan_graph is not None:
             _check_suffix(output)
             fold = plan_graph(checkpoint.onnx)
-            if dry_run:
-                return fold.plan
-            return convert_onnx(
-                checkpoint,
-                fold,
-                output,
-                force=force,
-                threads=threads,
-                numbers=numbers,
-                verify=verify,
-                progress=progress,
-            )
-        if to_folder:
+            plan, write = fold.plan, partial(convert_onnx, checkpoint, fold, output)
+        elif to_folder:
             target = FolderTarget.of(checkpoint, output, max_shard_size)
             plan = target.planned(make_plan(checkpoint.tree, target.container), checkpoint)
-            if dry_run:
-                return plan
-            target.check(checkpoint, like)
-            return convert_folder(
-                checkpoint,
-                plan,
-                target.beside,
-                output,
-                force=force,
-                threads=threads,
-                numbers=numbers,
-                verify=verify,
-                progress=progress,
-            )
-        _check_is_checkpoint(checkpoint, output, kind)
-        plan = make_plan(checkpoint.tree, container_of(output))
+            if not dry_run:
+                target.check(checkpoint, like)
+            write = partial(convert_folder, checkpoint, plan, target.beside, output)
+        else:
+            _check_is_checkpoint(checkpoint, output, kind)
+            plan = make_plan(checkpoint.tree, container_of(output))
+            if checkpoint.folder and not dry_run:
+                check_apart(checkpoint, output)
+            write = partial(convert, checkpoint, plan, output)
         if dry_run:
             return plan
-        if checkpoint.folder:
-            check_apart(checkpoint, output)
-        return convert(
-            checkpoint,
-            plan,
-            output,
-            force=force,
-            threads=threads,
-            numbers=numbers,
-            verify=verify,
-            progress=progress,
-        )
+        return write(force=force, threads=threads, numbers=numbers, verify=verify, progress=progress)
     except OutputError as error:
         error.where = error.where or str(output)
         raise

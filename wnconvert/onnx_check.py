@@ -83,8 +83,8 @@ def check_fold(
             whole, others = running.result()
         except VerifyError as error:
             # A graph that says two things, of which each reader takes one.
-            if refused := _refused(opened.path):
-                error.fix = f"onnx.checker refuses the original too ({refused}): export it again"
+            if why := refused(opened.path):
+                error.fix = f"onnx.checker refuses the original too ({why}): export it again"
             raise
     notes += [*more, *others]
     check_unchanged(opened, fold.edits, path)
@@ -97,24 +97,24 @@ def check_fold(
     return by, tuple(notes)
 
 
-def _checked(original: Path, path: Path) -> Iterator[str]:
-    """Have onnx's checker read a model; a note where it refuses the original too."""
-    if why := _refused(path):
-        before = _refused(original)
-        if not before:
-            raise VerifyError(f"onnx.checker refuses what was written ({why}); nothing is kept", fix=_BUG)
-        yield f"onnx.checker refuses the original too: {before}"
-
-
-def _refused(path: Path) -> str:
-    """Why onnx's checker refuses a model; nothing where it does not."""
+def refused(path: Path, *, full_check: bool = False) -> str:
+    """Why onnx's checker refuses a model, with ``full_check`` its shapes too; nothing where it does not."""
     import onnx.checker
 
     try:
-        onnx.checker.check_model(str(path))
+        onnx.checker.check_model(str(path), full_check=full_check)
     except Exception as error:  # noqa: BLE001 - it raises what its C++ raises
         return printable(str(error).strip().partition("\n")[0][:200]) or "it says not why"
     return ""
+
+
+def _checked(original: Path, path: Path) -> Iterator[str]:
+    """Have onnx's checker read a model; a note where it refuses the original too."""
+    if why := refused(path):
+        before = refused(original)
+        if not before:
+            raise VerifyError(f"onnx.checker refuses what was written ({why}); nothing is kept", fix=_BUG)
+        yield f"onnx.checker refuses the original too: {before}"
 
 
 def _kept(opened: OnnxFile, fold: OnnxFold, path: Path) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from wnconvert.callables import Exportable
 from wnconvert.checkpoint import open_checkpoint
 from wnconvert.factory import build, kwargs_of
 from wnconvert.module_weights import load_weights
-from wnconvert.proof import Step
+from wnconvert.steps import Step, Steps
 
 __all__ = ["Prepared", "prepared"]
 
@@ -42,22 +41,15 @@ def prepared(
     arguments = None if kwargs is None else kwargs_of(kwargs)
     if weights is not None:
         open_checkpoint(Path(weights))  # what is wrong with it is told before the model's own code runs
-    began = time.perf_counter()
-    made = build(
-        model,
-        kwargs=arguments,
-        trust=trust,
-        only=only if weights is None else None,
-    )
-    steps = [Step("build", type(made).__name__, time.perf_counter() - began)]
-    progress(steps[-1])
-    notes: tuple[str, ...] = ()
+    steps = Steps(progress)
+    with steps("build") as step:
+        made = build(model, kwargs=arguments, trust=trust, only=only if weights is None else None)
+        step.detail = type(made).__name__
+    notes: list[str] = []
     if weights is None and not Path(model).is_file():
-        notes = ("no --weights: the model has those that its factory gave it",)
+        notes.append("no --weights: the model has those that its factory gave it")
     if weights is not None:
-        began = time.perf_counter()
-        detail, *notes_of_weights = load_weights(made, Path(weights), only=only, strip_prefix=strip_prefix)
-        notes = tuple(notes_of_weights)
-        steps.append(Step("load", detail, time.perf_counter() - began))
-        progress(steps[-1])
-    return Prepared(made, tuple(steps), notes)
+        with steps("load") as step:
+            found = load_weights(made, Path(weights), only=only, strip_prefix=strip_prefix)
+            step.detail, *notes = found
+    return Prepared(made, tuple(steps.every), tuple(notes))

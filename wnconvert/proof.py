@@ -18,6 +18,7 @@ from wnconvert.gaps import Tolerance, same_bits
 from wnconvert.output_proof import Meter, OutputProof, Worst, flat
 from wnconvert.samples import Sample, arrays
 from wnconvert.signatures import Signature
+from wnconvert.steps import Step
 from wnconvert.tensors import DTYPES
 from wnconvert.words import listed, printable
 
@@ -29,7 +30,6 @@ __all__ = [
     "OutputProof",
     "Proof",
     "Run",
-    "Step",
     "Worst",
     "placed",
     "prove",
@@ -69,6 +69,20 @@ class Proof:
         return bool(self.outputs) and not self.mismatches and all(output.passed for output in self.outputs)
 
     @property
+    def notes(self) -> tuple[str, ...]:
+        """On outputs that say little of the weights they were computed with."""
+        found = []
+        for output in self.outputs:
+            if output.alike:
+                found.append(
+                    f"output {printable(output.name)} is the same number everywhere: that proves little"
+                )
+            elif output.unproven:
+                what = f"is at most {output.largest:.3g}, so that zeros would do too"
+                found.append(f"output {printable(output.name)} {what}: that proves little")
+        return tuple(found)
+
+    @property
     def tolerance(self) -> str:
         """The tolerance that was applied, in words."""
         return f"{self.atol:g} + {self.rtol:g}·|reference|"
@@ -94,15 +108,6 @@ class Proof:
         ways = [f"--atol {rounded_up(need.atol)}"] if need.atol is not None else []
         ways += [f"--rtol {rounded_up(need.rtol)}"] if need.rtol is not None else []
         return f"{' or '.join(ways)} would have passed"
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """A step that was done: its name, what came of it in a few words, and its wall time."""
-
-    name: str
-    detail: str
-    seconds: float
 
 
 @dataclass(frozen=True, slots=True)
