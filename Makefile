@@ -49,7 +49,7 @@ fixtures: $(DEV)/stamp
 	$(DEV)/bin/python fixtures/make.py
 
 golden: $(DEV)/stamp
-	$(DEV)/bin/python -m pytest --refresh tests/test_golden.py tests/test_readme.py
+	$(DEV)/bin/python -m pytest --refresh tests/whole/test_golden.py tests/whole/test_readme.py
 
 clean:
 	rm -rf $(DEV) $(LIGHT) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -11,9 +11,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from wnconvert.compare import compare_files, compare_state_dicts
-    from wnconvert.comparison import Comparison
-    from wnconvert.convert import Result
     from wnconvert.errors import (
         ArgumentError,
         FormatError,
@@ -24,27 +21,21 @@ if TYPE_CHECKING:
         VerifyError,
         WnconvertError,
     )
-    from wnconvert.export import check_onnx, export_onnx
-    from wnconvert.files import fold_file, migrate_file, split_file
-    from wnconvert.inspecting import inspect_file
-    from wnconvert.inspection import Inspection
-    from wnconvert.live_choice import Layers
-    from wnconvert.modules import (
-        fold_module,
-        folded,
-        inspect_module,
-        migrate_module,
-        split_module,
-        weights_folded,
-    )
-    from wnconvert.plan import Plan
-    from wnconvert.proof import ExportReport
-    from wnconvert.state_dict import (
-        fold_state_dict,
-        inspect_state_dict,
-        migrate_state_dict,
-        split_state_dict,
-    )
+    from wnconvert.plan.plan import Plan
+    from wnconvert.verbs.comparison.compare import compare_files, compare_state_dicts
+    from wnconvert.verbs.comparison.result import Comparison
+    from wnconvert.verbs.conversion.convert import Result
+    from wnconvert.verbs.conversion.files import fold_file, migrate_file, split_file
+    from wnconvert.verbs.conversion.state_dict import fold_state_dict, migrate_state_dict, split_state_dict
+    from wnconvert.verbs.export.check import check_onnx
+    from wnconvert.verbs.export.export import export_onnx
+    from wnconvert.verbs.inspection.inspect import inspect_file, inspect_state_dict
+    from wnconvert.verbs.inspection.result import Inspection
+    from wnconvert.verbs.modules.convert import fold_module, folded, migrate_module, weights_folded
+    from wnconvert.verbs.modules.inspect import inspect_module
+    from wnconvert.verbs.modules.selection import Layers
+    from wnconvert.verbs.modules.split import split_module
+    from wnconvert.verbs.proof.report import ExportReport
 
 __version__ = "0.1.0"
 
@@ -86,30 +77,30 @@ __all__ = [
 
 # Where each name comes from; looked up on first use, so that `wnconvert --help` does not import numpy.
 _HOMES = {
-    "compare_files": "compare",
-    "compare_state_dicts": "compare",
-    "Comparison": "comparison",
-    "check_onnx": "export",
-    "export_onnx": "export",
-    "ExportReport": "proof",
-    "fold_file": "files",
-    "fold_state_dict": "state_dict",
-    "inspect_file": "inspecting",
-    "inspect_state_dict": "state_dict",
-    "migrate_file": "files",
-    "migrate_state_dict": "state_dict",
-    "split_file": "files",
-    "split_state_dict": "state_dict",
-    "Inspection": "inspection",
-    "fold_module": "modules",
-    "folded": "modules",
-    "inspect_module": "modules",
-    "migrate_module": "modules",
-    "split_module": "modules",
-    "weights_folded": "modules",
-    "Layers": "live_choice",
-    "Plan": "plan",
-    "Result": "convert",
+    "compare_files": "verbs.comparison.compare",
+    "compare_state_dicts": "verbs.comparison.compare",
+    "Comparison": "verbs.comparison.result",
+    "check_onnx": "verbs.export.check",
+    "export_onnx": "verbs.export.export",
+    "ExportReport": "verbs.proof.report",
+    "fold_file": "verbs.conversion.files",
+    "fold_state_dict": "verbs.conversion.state_dict",
+    "inspect_file": "verbs.inspection.inspect",
+    "inspect_state_dict": "verbs.inspection.inspect",
+    "migrate_file": "verbs.conversion.files",
+    "migrate_state_dict": "verbs.conversion.state_dict",
+    "split_file": "verbs.conversion.files",
+    "split_state_dict": "verbs.conversion.state_dict",
+    "Inspection": "verbs.inspection.result",
+    "fold_module": "verbs.modules.convert",
+    "folded": "verbs.modules.convert",
+    "inspect_module": "verbs.modules.inspect",
+    "migrate_module": "verbs.modules.convert",
+    "split_module": "verbs.modules.split",
+    "weights_folded": "verbs.modules.convert",
+    "Layers": "verbs.modules.selection",
+    "Plan": "plan.plan",
+    "Result": "verbs.conversion.convert",
 }
 
 

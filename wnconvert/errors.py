@@ -14,10 +14,6 @@ A bare ``ValueError`` or ``KeyError`` out of this package is a bug of ours.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 __all__ = [
     "ArgumentError",
     "FormatError",
@@ -27,7 +23,6 @@ __all__ = [
     "OutputError",
     "VerifyError",
     "WnconvertError",
-    "said_in_python",
 ]
 
 
@@ -86,38 +81,3 @@ class VerifyError(WnconvertError):
     """The output was read back and is not what was planned."""
 
     exit_code = 1
-
-
-_OPTION = re.compile(
-    r"--(?P<name>[a-z]+(?:-[a-z]+)*)(?: (?P<value>'[^']*'|-?\d+|zero|none|b?float\d+|[A-Z]+))?"
-)
-_FLAGS = ("allow-nonfinite", "drop-optimizer", "force", "keep-optimizer")
-
-
-@contextmanager
-def said_in_python() -> Iterator[None]:
-    """What is raised inside names arguments as Python spells them, not as the command line does.
-
-    >>> try:
-    ...     with said_in_python():
-    ...         raise ArgumentError("--dim alone says no layers", fix="--layers GLOB, or --zero-rows zero")
-    ... except ArgumentError as error:
-    ...     print(error.what, "|", error.fix)
-    dim=… alone says no layers | layers=…, or zero_rows="zero"
-    """
-    try:
-        yield
-    except WnconvertError as error:
-        error.what, error.fix = _OPTION.sub(_argument, error.what), _OPTION.sub(_argument, error.fix)
-        raise
-
-
-def _argument(option: re.Match[str]) -> str:
-    value = option["value"] or "…"
-    if option["name"] in _FLAGS:
-        value = "True"
-    elif value == "none":
-        value = "None"
-    elif value.isalnum() and not value.isdigit():
-        value = "…" if value.isupper() else f'"{value}"'
-    return f"{option['name'].replace('-', '_')}={value}"

@@ -1,0 +1,451 @@
+"""The command line: its twin in Python, exit codes, what goes to stdout and what to stderr."""
+
+from __future__ import annotations
+
+import fcntl
+import inspect
+import json
+import os
+import pty
+import select
+import signal
+import struct
+import subprocess
+import sys
+import sysconfig
+import termios
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+import safetensors.torch
+import torch
+
+import wnconvert
+from tests.helpers.golden import FIXTURES
+from wnconvert.cli import cli
+from wnconvert.cli.export import EXPORTER_CHOICES
+from wnconvert.cli.files import SORT_CHOICES
+from wnconvert.cli.options import FORM_CHOICES
+from wnconvert.layers import schemes
+from wnconvert.reports import inspections as inspection_report
+from wnconvert.verbs.export import exporters
+from wnconvert.verbs.options import DTYPE_CHOICES, ZERO_ROWS_CHOICES
+
+#: Options that say how to print, and parameters that only Python has.
+OF_THE_CLI = {"as_json", "quiet", "no_progress", "sort", "top", "style", "wide", "plot"}
+OF_PYTHON = {"progress", "dynamic"}
+#: How MODEL becomes a module; Python is given that.
+OF_MODEL = {"weights", "kwargs", "only", "strip_prefix", "trust"}
+TWINS = {"compare": "compare_files", "export": "export_onnx", "check": "check_onnx"}
+#: The files that a command is given, and what it cannot do without.
+GIVEN = {
+    "compare": ["A", "B"],
+    "export": ["MODEL", "-o", "OUT", "--input", "x=float32[1]"],
+    "check": ["PATH", "MODEL", "--input", "x=float32[1]"],
+}
+#: What Python calls what comes from the command line under another name.
+CALLED = {"export": {"model": "module", "out": "path"}, "check": {"model": "reference"}}
+FILES = {"src", "out", "a", "b", "path", "module", "reference"}
+COMMANDS: dict[str, click.Command] = dict(cli.commands)
+
+
+def environment(**more: str) -> dict[str, str]:
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    return {**clean, "COLUMNS": "100", "LC_ALL": "C.UTF-8", **more}
+
+
+def run(*arguments: str | Path, **more: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "wnconvert", *arguments],
+        capture_output=True,
+        text=True,
+        env=environment(**more),
+        timeout=60,
+        check=False,
+    )
+
+
+@pytest.fixture
+def gan(tmp_path: Path) -> Path:
+    path = tmp_path / "gan.pt"
+    path.write_bytes((FIXTURES / "gan.pt").read_bytes())
+    return path
+
+
+# -- the twin
+
+
+def twin(name: str) -> Callable[..., Any]:
+    found: Callable[..., Any] = getattr(wnconvert, TWINS.get(name, f"{name}_file"))
+    return found
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_command_has_the_options_and_defaults_of_its_python_twin(name: str) -> None:
+    parameters = inspect.signature(twin(name)).parameters
+    called = CALLED.get(name, {})
+    context = COMMANDS[name].make_context(name, list(GIVEN.get(name, ["SRC"])))
+    given = {called.get(at, at): value for at, value in context.params.items()}
+    apart = OF_THE_CLI | (OF_MODEL if called else set())
+    assert set(given) - apart == set(parameters) - OF_PYTHON
+    needed = FILES - {"out"} | {"inputs"}
+    defaults = {at: given[at] for at in parameters if at in given and at not in needed}
+    assert defaults
+    assert defaults == {at: parameters[at].default for at in defaults}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_parameters_of_a_twin_come_by_name_but_for_the_files(name: str) -> None:
+    kinds = {at: parameter.kind for at, parameter in inspect.signature(twin(name)).parameters.items()}
+    by_name = {at for at, kind in kinds.items() if kind is inspect.Parameter.KEYWORD_ONLY}
+    assert set(kinds) - by_name <= FILES
+
+
+def test_choices_are_those_that_python_takes() -> None:
+    choices = {option.name: option.type for option in COMMANDS["fold"].params}
+    for name, expected in (("dtype", DTYPE_CHOICES), ("zero_rows", ZERO_ROWS_CHOICES)):
+        kind = choices[name]
+        assert isinstance(kind, click.Choice)
+        assert tuple(kind.choices) == expected
+
+
+def test_exporters_are_those_that_python_takes() -> None:
+    assert exporters.EXPORTERS == EXPORTER_CHOICES
+
+
+def test_forms_are_those_that_a_pair_can_have() -> None:
+    assert set(FORM_CHOICES) == set(schemes.FORMS)
+
+
+def test_inspect_sorts_by_what_the_report_can_sort_by() -> None:
+    assert tuple(inspection_report.SORTS) == SORT_CHOICES
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_help_of_a_command_has_an_example_and_the_exit_codes(name: str) -> None:
+    done = run(name, "--help")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"Example:\n    wnconvert {name} " in done.stdout
+    assert "Exit codes: 0 done" in done.stdout
+    assert run(name, "-h").stdout == done.stdout
+    assert all(
+        getattr(option, "help", "") for option in COMMANDS[name].params if isinstance(option, click.Option)
+    )
+
+
+def test_every_command_is_in_the_help() -> None:
+    done = run("--help")
+    assert done.returncode == 0
+    assert COMMANDS
+    assert all(f"\n  {name}  " in done.stdout for name in COMMANDS)
+
+
+def test_version_is_the_packages() -> None:
+    assert run("--version").stdout == f"wnconvert, version {wnconvert.__version__}\n"
+
+
+def test_the_console_script_is_the_module() -> None:
+    script = Path(sysconfig.get_path("scripts"), "wnconvert")
+    done = subprocess.run([script, "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout == run("--version").stdout
+
+
+# -- exit codes
+
+
+def test_done_is_0_and_nothing_to_do_is_done_too(gan: Path) -> None:
+    assert run("fold", gan).returncode == 0
+    assert gan.with_name("gan.folded.pt").exists()
+    done = run("fold", gan.with_name("gan.folded.pt"))
+    assert done.returncode == 0
+    assert "0 layers folded" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["fold", "no.pt"], "error: no.pt: there is no such file\nfix: check the path\n"),
+        (["fold"], "error: Missing argument 'SRC'.\nfix: python -m wnconvert fold --help\n"),
+        (["fold", "GAN", "--no-such"], "wnconvert fold --help\n"),
+        (["fold", "GAN", "--dim", "x"], "'x' is no axis"),
+        (["fold", "GAN", "--threads", "0"], "wnconvert fold --help\n"),
+        (["fold", "GAN", "--dtype", "int8"], "'int8' is not one of"),
+        (["fold", "GAN", "-o", "no/out.pt"], "fix: mkdir -p no\n"),
+        (["fold", "GAN", "-o", "GAN"], "it exists\nfix: --force"),
+        (["fold", "GAN", "--only", "x"], "fix: --only one of: generator, discriminator, ema.model\n"),
+        (["fold", "GAN", "--dim", "1"], "error: "),
+        (["nothing"], "wnconvert --help\n"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_could_not_is_2_with_what_to_do_and_no_traceback(arguments: list[str], says: str, gan: Path) -> None:
+    before = sorted(gan.parent.iterdir())
+    done = run(*(str(gan) if argument == "GAN" else argument for argument in arguments))
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert says in done.stderr
+    assert done.stderr.startswith("error: ")
+    assert "\nfix: " in done.stderr
+    assert "Traceback" not in done.stderr
+    assert sorted(gan.parent.iterdir()) == before
+
+
+def plant(code: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    """Run the command line after some code has changed what it calls."""
+    text = f"import sys\nsys.argv = {['wnconvert', *map(str, arguments)]!r}\n{code}\n"
+    text += "from wnconvert.cli import main\nmain()"
+    return subprocess.run(
+        [sys.executable, "-c", text], capture_output=True, text=True, env=environment(), check=False
+    )
+
+
+def test_checked_and_different_is_1(gan: Path) -> None:
+    raises = "from wnconvert.errors import VerifyError\nimport wnconvert.files as files\n"
+    raises += "def fold_file(*_, **__): raise VerifyError('it differs')\nfiles.fold_file = fold_file"
+    done = plant(raises, "fold", gan)
+    assert (done.returncode, done.stderr) == (1, "error: it differs\n")
+
+
+def test_a_bug_is_3_and_keeps_its_traceback(gan: Path) -> None:
+    done = plant("import wnconvert.files as files\nfiles.fold_file = lambda *_, **__: {}['x']", "fold", gan)
+    assert done.returncode == 3
+    assert "KeyError: 'x'" in done.stderr
+    assert done.stderr.endswith("this is a bug of wnconvert: please report the lines above\n")
+
+
+WAITING = """
+import sys, time
+import wnconvert.convert as convert
+def wait(*_):
+    print("begun", flush=True)
+    time.sleep(30)
+convert.check_structure = wait
+sys.argv = {argv!r}
+from wnconvert.cli import main
+main()
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_is_130_and_leaves_nothing_behind(number: signal.Signals, gan: Path) -> None:
+    slow = "import wnconvert.rounding, wnconvert.convert as convert, time\n"
+    slow += (
+        "def wait(*_):\n    print('begun', flush=True)\n    time.sleep(30)\nconvert.check_structure = wait\n"
+    )
+    arguments = ["wnconvert", "fold", str(gan)]
+    code = f"import sys\nsys.argv = {arguments!r}\n{slow}from wnconvert.cli import main\nmain()"
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "begun\n"
+        process.send_signal(number)
+        _, printed = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert printed.strip() == "interrupted; nothing is left half written"  # after a line that ends click's ^C
+    assert [path.name for path in gan.parent.iterdir()] == ["gan.pt"]
+
+
+# -- what is printed, and where
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
+@pytest.mark.parametrize("command", ["inspect", "fold --force"])
+def test_closed_streams_are_no_bug_and_no_output(command: str, closed: str, gan: Path) -> None:
+    line = f"{sys.executable} -m wnconvert {command} {gan} {closed}"
+    done = subprocess.run(
+        ["/bin/sh", "-c", line], capture_output=True, text=True, env=environment(), check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    if command != "inspect":
+        assert len(torch.load(gan.with_name("gan.folded.pt"), weights_only=True)) > 1
+
+
+@pytest.mark.parametrize("command", ["inspect", "fold --force --json"])
+def test_a_reader_that_is_gone_is_no_difference(command: str, gan: Path) -> None:
+    line = f"{{ sleep 1; {sys.executable} -m wnconvert {command} {gan}; echo $? >&2; }} | true"
+    done = subprocess.run(
+        ["/bin/sh", "-c", line], capture_output=True, text=True, env=environment(), check=False
+    )
+    assert done.stderr.strip().splitlines()[-1] == "0", done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_data_goes_to_stdout_and_notes_to_stderr(tmp_path: Path) -> None:
+    done = run("fold", FIXTURES / "tied.pt", "-o", tmp_path / "out.safetensors")
+    assert all(line.startswith("note: ") for line in done.stderr.splitlines())
+    assert len(done.stderr.splitlines()) == 2
+    assert "note:" not in done.stdout
+    assert done.stdout.startswith("layer ")
+
+
+@pytest.mark.parametrize("more", [[], ["--dry-run"]])
+def test_json_is_one_object_with_every_key(more: list[str], gan: Path) -> None:
+    done = run("fold", gan, "--json", *more)
+    data = json.loads(done.stdout)
+    plan = {"schema", "verb", "container", "only", "layers", "already", "state_dicts", "shards", "copied"}
+    plan |= {"dropped", "notes"}
+    result = {"source", "source_container", "output", "bytes_in", "bytes_out", "seconds", "verified"}
+    assert set(data) == (plan if more else plan | result)
+    assert data["schema"] == 1
+    assert len(data["layers"]) == 6
+    layer = {"state_dict", "name", "form", "to", "dim", "shape", "dtype", "rows"}
+    assert all(set(item) == layer for item in data["layers"])
+    if not more:
+        assert data["bytes_out"] == gan.with_name("gan.folded.pt").stat().st_size
+        assert data["verified"] is None
+
+
+def test_keys_of_the_json_are_documented() -> None:
+    readme = (FIXTURES.parent / "README.md").read_text()
+    plan = wnconvert.fold_file(FIXTURES / "gan.pt", dry_run=True).to_dict()
+    for key in (*plan, *plan["layers"][0], "bytes_in", "bytes_out", "seconds", "verified"):
+        assert f"`{key}`" in readme or f'"{key}"' in readme, key
+
+
+@pytest.mark.parametrize("command", [("inspect",), ("migrate", "--json"), ("fold", "--dry-run")])
+def test_a_full_disk_behind_stdout_is_an_error_and_no_bug(command: tuple[str, ...], gan: Path) -> None:
+    with Path("/dev/full").open("w") as full:
+        arguments = [sys.executable, "-m", "wnconvert", *command, str(gan)]
+        done = subprocess.run(arguments, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, "Traceback" in done.stderr) == (2, False)
+    assert "error: stdout: it cannot be written (No space left on device)" in done.stderr
+
+
+def test_quiet_prints_nothing_but_errors(gan: Path) -> None:
+    done = run("fold", gan, "--quiet")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert gan.with_name("gan.folded.pt").exists()
+    for more in (["--dry-run"], ["--json", "--force"]):
+        done = run("fold", gan, "--quiet", *more)
+        assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert run("fold", gan, "--quiet").stderr.startswith("error: ")
+
+
+def test_control_characters_of_names_are_spelled_out(tmp_path: Path) -> None:
+    name = "w\x1b[2J\r\nerror: all is lost\x07"
+    state = {f"{name}_g": torch.ones(2, 1), f"{name}_v": torch.ones(2, 3)}
+    torch.save({f"net{name}": state, "b\x1b]0;x\x07": 1}, tmp_path / "in.pt")
+    torch.save({**state, f"{name}_u": torch.ones(2)}, tmp_path / "refused.pt")
+    bad = {f"{at}{key}": value[:1] for at in "ab" for key, value in state.items()}
+    torch.save(
+        {key: value.reshape(-1)[:1].repeat(5 + ("_v" in key)) for key, value in bad.items()},
+        tmp_path / "two.pt",
+    )
+    for arguments in (
+        ["in.pt", "-o", "out.pt"],
+        ["in.pt", "--dry-run"],
+        ["in.pt", "-o", "out.safetensors"],
+        ["in.pt", "--only", "x\x1b[2J"],
+        ["in.pt", "--layers", "x\x1b[2J"],
+        ["refused.pt"],
+        ["two.pt"],
+        ["no\x1b[2J.pt"],
+        ["in.pt", "--dtype", "\x1b[2J"],
+    ):
+        paths = [str(tmp_path / item) if "." in item and "=" not in item else item for item in arguments]
+        done = run("fold", *paths)
+        printed = done.stdout + done.stderr
+        assert printed
+        assert "\\x1b[2J" in printed
+        assert not [char for char in printed if char < " " and char != "\n"], arguments
+        assert "\nerror: all is lost" not in printed
+
+
+def test_warnings_are_never_shown(gan: Path) -> None:
+    warn = "import warnings, wnconvert.files as files\nreal = files.fold_file\n"
+    warn += "def fold_file(*a, **k):\n    for kind in (DeprecationWarning, UserWarning):\n"
+    warn += "        warnings.warn('old', kind, stacklevel=1)\n    return real(*a, **k)\n"
+    warn += "files.fold_file = fold_file"
+    done = plant(warn, "fold", gan)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_reader_that_goes_away_is_no_error(tmp_path: Path) -> None:
+    state: dict[str, torch.Tensor] = {}
+    for at in range(3000):  # more lines than a pipe holds
+        state |= {f"layer.{at:04}.weight_g": torch.ones(1, 1), f"layer.{at:04}.weight_v": torch.ones(1, 1)}
+    safetensors.torch.save_file(state, tmp_path / "in.safetensors")
+    command = f"{sys.executable} -m wnconvert fold {tmp_path / 'in.safetensors'} --dry-run | head -1"
+    done = subprocess.run(
+        ["/bin/sh", "-c", command], capture_output=True, text=True, env=environment(), check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("layer ")
+    assert len(done.stdout.splitlines()) == 1
+
+
+# -- progress
+
+
+def on_terminal(code: str) -> str:
+    """What a program prints on stderr where that is a terminal; stdout goes elsewhere."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stderr=theirs, stdout=subprocess.DEVNULL, env=environment(TERM="xterm")
+    ) as process:
+        os.close(theirs)
+        printed = b"".join(_read(ours))
+        process.wait(timeout=20)
+    os.close(ours)
+    assert process.returncode == 0, printed.decode()
+    return printed.decode()
+
+
+def _read(descriptor: int) -> Iterator[bytes]:
+    until = time.monotonic() + 30
+    while time.monotonic() < until:
+        ready, _, _ = select.select([descriptor], [], [], 1)
+        try:
+            data = os.read(descriptor, 1 << 16) if ready else b""
+        except OSError:  # Linux says so where the other side is closed
+            return
+        if ready and not data:
+            return
+        yield data
+
+
+SLOW = """
+import sys, time
+import wnconvert.files as files
+real = files.fold_file
+def fold_file(*arguments, progress, **options):
+    for done in range(1, 5):
+        progress(done * 1000, 4000)
+        time.sleep(0.5)
+    return real(*arguments, progress=progress, **options)
+files.fold_file = fold_file
+sys.argv = {argv!r}
+from wnconvert.cli import main
+main()
+"""
+
+
+def slow(gan: Path, *more: str) -> str:
+    return SLOW.format(argv=["wnconvert", "fold", str(gan), "--force", *more])
+
+
+def test_progress_is_shown_on_a_terminal_and_gone_at_the_end(gan: Path) -> None:
+    printed = on_terminal(slow(gan))
+    assert "gan.pt" in printed
+    assert "%" in printed
+    assert printed.endswith("\r")
+    assert printed.rstrip("\r").rsplit("\r", 1)[-1].strip() == ""
+
+
+@pytest.mark.parametrize("more", ["--no-progress", "--quiet"])
+def test_progress_is_not_shown_where_it_is_not_wanted(more: str, gan: Path) -> None:
+    assert on_terminal(slow(gan, more)) == ""
+
+
+def test_progress_is_not_shown_where_there_is_no_terminal(gan: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", slow(gan)], capture_output=True, text=True, env=environment(), check=True
+    )
+    assert done.stderr == ""

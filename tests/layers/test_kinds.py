@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+import torch
+from torch.nn.utils import prune
+
+from wnconvert.layers.kinds import KINDS, find_kinds
+from wnconvert.tensors.dtypes import dtype_named
+from wnconvert.tensors.tree import TensorInfo
+
+
+def kinds(*names: str, shape: tuple[int, ...] = (4, 4)) -> dict[str, int]:
+    infos = [TensorInfo(name, dtype_named("float32"), shape) for name in names]
+    return {found.kind.name: found.count for found in find_kinds(infos)}
+
+
+def kinds_of(module: torch.nn.Module) -> dict[str, int]:
+    infos = [
+        TensorInfo(name, dtype_named(str(tensor.dtype).removeprefix("torch.")), tuple(tensor.shape))
+        for name, tensor in module.state_dict().items()
+    ]
+    return {found.kind.name: found.count for found in find_kinds(infos)}
+
+
+def test_torchs_own_reparameterizations_are_told_apart() -> None:
+    nn = torch.nn
+    legacy = nn.utils.spectral_norm(nn.Linear(4, 4))
+    pruned = prune.l1_unstructured(nn.Conv1d(4, 4, 3), "weight", amount=3)  # type: ignore[no-untyped-call]
+    spectral = nn.utils.parametrizations.spectral_norm(nn.Linear(4, 4))
+    orthogonal = nn.utils.parametrizations.orthogonal(nn.Linear(4, 4))
+    stacked = nn.utils.parametrizations.spectral_norm(nn.utils.parametrizations.weight_norm(nn.Linear(4, 4)))
+    assert kinds_of(legacy) == {"spectral norm (legacy)": 1}
+    assert kinds_of(pruned) == {"prune": 1}
+    assert kinds_of(spectral) == {"spectral norm (parametrize)": 1}
+    assert kinds_of(orthogonal) == {"orthogonal": 1}
+    assert kinds_of(stacked) == {"stacked parametrizations": 1}
+
+
+def test_weight_norm_itself_and_plain_layers_are_no_kind() -> None:
+    nn = torch.nn
+    normed = nn.utils.parametrizations.weight_norm(nn.Conv1d(4, 4, 3))
+    assert kinds_of(nn.Sequential(normed, nn.Linear(4, 4), nn.LSTM(4, 4), nn.PReLU(4))) == {}
+
+
+def test_batch_norm_and_affine_norms_differ_by_their_statistics() -> None:
+    nn = torch.nn
+    module = nn.Sequential(
+        nn.BatchNorm1d(8), nn.LayerNorm(8), nn.GroupNorm(2, 8), nn.InstanceNorm1d(8, affine=True)
+    )
+    assert kinds_of(module) == {"batch norm": 1, "affine norm": 3}
+
+
+def test_adapters_and_rare_norms_are_known_by_their_keys() -> None:
+    assert kinds("q.lora_magnitude_vector.default.weight") == {"DoRA": 1}
+    assert kinds("lora_unet_q.dora_scale") == {"DoRA (LyCORIS)": 1}
+    assert kinds("n.weight", "n.bias", "n.mean_weight", "n.var_weight", shape=(3,)) == {"switchable norm": 1}
+    assert kinds("c.weight", "c.gain") == {"weight standardization with gain": 1}
+    assert kinds("c.parametrizations.weight.original") == {"other parametrization": 1}
+
+
+def test_keys_at_the_root_are_seen_and_the_first_place_is_named() -> None:
+    infos = [
+        TensorInfo(name, dtype_named("float32"), (4,))
+        for name in ("weight_orig", "weight_mask", "a.weight_orig", "a.weight_mask")
+    ]
+    (found,) = find_kinds(infos)
+    assert (found.count, found.example) == (2, "weight")
+
+
+def test_every_kind_says_whether_and_how_it_folds() -> None:
+    assert all(kind.folds in ("yes", "no", "if known") and kind.how for kind in KINDS)
+
+
+def test_one_thing_on_another_is_neither_alone() -> None:
+    assert kinds("c.weight_orig", "c.weight_mask", "c.weight_u", "c.weight_v") == {
+        "prune on spectral norm": 1
+    }
+    stem = "c.parametrizations.weight."
+    assert kinds(f"{stem}original", f"{stem}0.base", f"{stem}1._u", f"{stem}1._v") == {
+        "stacked parametrizations": 1
+    }
+
+
+def test_layer_norms_of_vocoders_are_affine_norms() -> None:
+    assert kinds("norm.gamma", "norm.beta", shape=(8,)) == {"affine norm": 1}
+    assert kinds("norm.gamma", "norm.beta", shape=(8, 1)) == {}

@@ -1,0 +1,188 @@
+"""What a file is, is told from its content; what it is not, in words."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import os
+import pickle
+import shutil
+import tarfile
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from fixtures.make import FIXTURES as MADE
+from tests.helpers.golden import FIXTURES
+from wnconvert.errors import FormatError, InputError, WnconvertError
+from wnconvert.storage.checkpoint import container_of, open_checkpoint
+
+CONTAINERS = {
+    "legacy_nonzip.pth": "torch legacy",
+    "scripted.pt": "TorchScript",
+    "tcn.onnx": "ONNX",
+    **{path.name: "safetensors" for path in FIXTURES.glob("*.safetensors")},
+}
+SOURCES = sorted(name for name in MADE if (FIXTURES / name).is_file())
+
+
+def test_there_are_fixtures() -> None:
+    assert len(SOURCES) >= 19
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_a_suffix_says_nothing_about_what_a_file_is(name: str, tmp_path: Path) -> None:
+    container = CONTAINERS.get(name, "torch zip")
+    tree = open_checkpoint(FIXTURES / name).tree
+    assert tree.state_dicts
+    for suffix in ("", ".pt", ".safetensors", ".tar", ".html", ".json", ".gz", ".onnx"):
+        if suffix != Path(name).suffix:
+            renamed = tmp_path / f"renamed{suffix}"
+            shutil.copy(FIXTURES / name, renamed)
+            opened = open_checkpoint(renamed)
+            assert (opened.container, opened.tree) == (container, tree)
+            assert (opened.path, opened.size) == (renamed, renamed.stat().st_size)
+
+
+def test_a_target_is_safetensors_or_onnx_where_its_suffix_says_so_and_torch_elsewhere() -> None:
+    for name in ("a.safetensors", "x/a.b.safetensors"):
+        assert container_of(Path(name)) == "safetensors"
+    for name in ("a.pt", "a", "safetensors", ".safetensors", "a.safetensors.bak", "a.safetensor", "onnx"):
+        assert container_of(Path(name)) == "torch"
+    for name in ("a.onnx", "x/a.b.ONNX"):
+        assert container_of(Path(name)) == "onnx"
+
+
+# -- what is no checkpoint
+
+
+def tar() -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        archive.addfile(tarfile.TarInfo("model/data.pkl"))
+    return buffer.getvalue()
+
+
+def zipped(*names: str) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name in names:
+            archive.writestr(name, b"x")
+    return buffer.getvalue()
+
+
+def array() -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, np.zeros(3))
+    return buffer.getvalue()
+
+
+LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
+
+#: Content of a file, and words that only its own message has.
+FOREIGN: dict[str, tuple[bytes, str]] = {
+    "nothing": (b"", "an empty file"),
+    "Git LFS": (LFS, "a Git-LFS pointer"),
+    "HTML": (b"<!DOCTYPE html><html>404</html>", "a web page"),
+    "HTML after white space": (b"\n  <html lang='en'>", "a web page"),
+    "XML": (b"<?xml version='1.0'?><Error><Code>AccessDenied</Code></Error>", "a web page"),
+    "JSON": (b'{"model_type": "hifigan"}', "a JSON text"),
+    "a JSON index": (b'{\n  "metadata": {"total_size": 1}, "weight_map": {}}', "names no tensor"),
+    "JSON with a brace as its ninth byte": (b'{"arch":{"x": 1}}', "a JSON text"),
+    "a JSON list": (b"[1, 2]", "a JSON text"),
+    "tar": (tar(), "a tar archive"),
+    "gzip": (gzip.compress(b"x"), "a gzip archive"),
+    "7z": (b"7z\xbc\xaf\x27\x1c" + bytes(20), "a 7z archive"),
+    "RAR": (b"Rar!\x1a\x07\x01\x00", "a RAR archive"),
+    "zstd": (b"\x28\xb5\x2f\xfd" + bytes(20), "a zstd archive"),
+    "an empty zip": (zipped(), "an empty zip archive"),
+    "a zip of other things": (zipped("a.txt", "b.txt"), "not one of torch"),
+    "HDF5": (b"\x89HDF\r\n\x1a\n" + bytes(20), "an HDF5 file"),
+    "GGUF": (b"GGUF\x03\x00\x00\x00" + bytes(20), "a GGUF file"),
+    "NumPy": (array(), "a NumPy array"),
+    "a pickle": (pickle.dumps({"a": 1}), "a plain pickle"),
+    "an old pickle": (pickle.dumps({"a": 1}, protocol=2), "a plain pickle"),
+    "zeros": (bytes(4096), "no checkpoint of a known format"),
+    "text": (b"epoch 1, loss 0.5\n", "no checkpoint of a known format"),
+    "one byte": (b"P", "no checkpoint of a known format"),
+}
+
+
+@pytest.mark.parametrize("kind", FOREIGN)
+@pytest.mark.parametrize("name", ["model.pt", "model.safetensors"])
+def test_what_is_no_checkpoint_is_told_by_what_it_is(kind: str, name: str, tmp_path: Path) -> None:
+    content, says = FOREIGN[kind]
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(InputError) as caught:
+        open_checkpoint(path)
+    assert says in caught.value.what
+    assert caught.value.where == str(path)
+    assert caught.value.fix
+
+
+def test_an_lfs_pointer_is_mended_by_git(tmp_path: Path) -> None:
+    path = tmp_path / "model.pt"
+    path.write_bytes(LFS)
+    with pytest.raises(InputError) as caught:
+        open_checkpoint(path)
+    assert caught.value.fix == "git lfs pull"
+
+
+def test_folders_and_what_is_not_there_are_told(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for path, says in (
+        (tmp_path, "a folder"),
+        (tmp_path / "no.pt", "no such file"),
+        (tmp_path / "no" / "no.pt", "no such file"),
+        (tmp_path / "file" / "a.pt", "cannot be read"),
+        (Path(os.devnull), "not a regular file"),
+    ):
+        with pytest.raises(InputError, match=says) as caught:
+            open_checkpoint(path)
+        assert caught.value.where == str(path)
+
+
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(InputError, match="not a regular file"):
+        open_checkpoint(tmp_path / "pipe")
+
+
+def test_a_file_may_be_named_in_bytes_that_are_no_text(tmp_path: Path) -> None:
+    for name in ("hifigan.safetensors", "tied.pt"):
+        path = tmp_path / os.fsdecode(b"\xff" + name.encode())
+        shutil.copy(FIXTURES / name, path)
+        assert open_checkpoint(path).tree == open_checkpoint(FIXTURES / name).tree
+
+
+@pytest.mark.parametrize("name", ["hifigan.safetensors", "tied.pt", "legacy_nonzip.pth", "sovits.pth"])
+def test_a_checkpoint_that_is_cut_short_is_refused(name: str, tmp_path: Path) -> None:
+    content = (FIXTURES / name).read_bytes()
+    path = tmp_path / name
+    for length in {*range(0, 64, 7), *range(0, len(content), len(content) // 40), len(content) - 1}:
+        path.write_bytes(content[:length])
+        with pytest.raises(InputError) as caught:
+            open_checkpoint(path)
+        assert caught.value.fix, length
+    path.write_bytes(content)
+    assert open_checkpoint(path).tree.state_dicts
+
+
+def test_a_big_endian_file_is_refused(tmp_path: Path) -> None:
+    buffer = io.BytesIO()
+    torch.save({"a": torch.ones(1)}, buffer)
+    source, path = zipfile.ZipFile(buffer), tmp_path / "big.pt"
+    with zipfile.ZipFile(path, "w") as archive:
+        for name in source.namelist():
+            archive.writestr(name, b"big" if name.endswith("/byteorder") else source.read(name))
+    with pytest.raises(FormatError, match="big-endian"):
+        open_checkpoint(path)
+
+
+def test_every_refusal_has_the_one_root() -> None:
+    assert issubclass(FormatError, InputError)
+    assert issubclass(InputError, WnconvertError)

@@ -1,0 +1,321 @@
+"""The executor: the same bytes with any number of threads, whole or not at all, whatever happens."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from fixtures import make
+from tests.helpers.golden import FIXTURES, ROOT
+from wnconvert.errors import FormatError, NumbersError, OutputError
+from wnconvert.plan.layout import Blob
+from wnconvert.storage.sources import Source
+from wnconvert.storage.staging import Staged
+from wnconvert.tensors.tree import ByteRange
+from wnconvert.verbs.conversion import executor
+from wnconvert.verbs.conversion.files import fold_file
+
+#: Every fixture, but those with a layer that is refused.
+FOLDABLE = sorted(
+    name for name in make.FIXTURES if Path(name).stem not in {"float8", "misfit", "stack", "zero_row"}
+)
+
+
+@pytest.fixture
+def large(tmp_path: Path) -> Path:
+    """Layers of several blocks in each way of cutting them, beside small ones, strided ones and copies."""
+    generator = torch.Generator().manual_seed(0)
+
+    def layer(name: str, shape: tuple[int, ...], dim: int | None) -> dict[str, torch.Tensor]:
+        v = torch.randn(shape, generator=generator)
+        g = torch.rand([size if axis == dim else 1 for axis, size in enumerate(shape)], generator=generator)
+        return {f"{name}.weight_g": g + 0.5, f"{name}.weight_v": v}
+
+    state = layer("rows", (700, 900), 0) | layer("inner", (500, 40, 30), 2) | layer("whole", (700, 800), None)
+    state |= layer("long_rows", (2, 400_000), 0)
+    for number in range(40):
+        state |= layer(f"small.{number}", (5, 4, 3), 0) | {f"small.{number}.bias": torch.zeros(5)}
+    state["transposed.weight_v"] = torch.randn((900, 700), generator=generator).t()
+    state["transposed.weight_g"] = torch.ones(700, 1)
+    state["copied"] = torch.randn(600_000, generator=generator)
+    state["copied_transposed"] = torch.randn((600, 700), generator=generator).t()
+    path = tmp_path / "large.pt"
+    torch.save({"generator": state, "steps": 3}, path)
+    return path
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> Path:
+    """One layer of 4 MiB, and 30 tensors of 64 KiB."""
+    state = {f"kept.{number}": torch.randn(16_384) for number in range(30)}
+    state |= {"conv.weight_g": torch.ones(512, 1), "conv.weight_v": torch.randn(512, 2048)}
+    save_file(state, tmp_path / "pair.safetensors")
+    return tmp_path / "pair.safetensors"
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def assert_same_bytes_with_any_threads(source: Path, out: Path, **options: str) -> None:
+    made = []
+    for threads in (1, 2, 7):
+        fold_file(source, out, threads=threads, force=True, **options)  # type: ignore[call-overload]
+        made.append(out.read_bytes())
+    assert made[0] == made[1] == made[2]
+
+
+@pytest.mark.parametrize("name", FOLDABLE)
+def test_every_fixture_gives_the_same_bytes_with_1_2_and_7_threads(tmp_path: Path, name: str) -> None:
+    suffix = ".onnx" if name.endswith(".onnx") else ".pt"
+    assert_same_bytes_with_any_threads(FIXTURES / name, tmp_path / f"out{suffix}")
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+@pytest.mark.parametrize("options", [{}, {"dtype": "bfloat16"}])
+def test_layers_of_many_blocks_give_the_same_bytes_with_1_2_and_7_threads(
+    tmp_path: Path, large: Path, suffix: str, options: dict[str, str]
+) -> None:
+    assert_same_bytes_with_any_threads(large, tmp_path / f"out{suffix}", **options)
+
+
+def test_layers_of_many_blocks_are_folded_as_torch_folds_them(tmp_path: Path, large: Path) -> None:
+    fold_file(large, tmp_path / "out.safetensors")
+    found = load_file(tmp_path / "out.safetensors")
+    state = torch.load(large)["generator"]
+    for name, dim in {
+        "rows": 0,
+        "inner": 2,
+        "whole": -1,
+        "long_rows": 0,
+        "transposed": 0,
+        "small.7": 0,
+    }.items():
+        v, g = (state[f"{name}.weight_{half}"].double() for half in "vg")
+        torch.testing.assert_close(
+            found[f"{name}.weight"], torch._weight_norm(v, g, dim).float(), rtol=1e-7, atol=0
+        )
+    for name in ("copied", "copied_transposed"):
+        assert torch.equal(found[name], state[name])
+
+
+def test_a_file_may_be_folded_in_place(tmp_path: Path, large: Path) -> None:
+    fold_file(large, tmp_path / "beside.pt")
+    with pytest.raises(OutputError, match="it exists"):
+        fold_file(large, large)
+    fold_file(large, large, force=True)
+    assert large.read_bytes() == (tmp_path / "beside.pt").read_bytes()
+    assert names(tmp_path) == ["beside.pt", "large.pt"]
+
+
+def test_progress_counts_every_byte_that_is_written_once(tmp_path: Path, large: Path) -> None:
+    seen: list[tuple[int, int]] = []
+    fold_file(large, tmp_path / "out.pt", progress=lambda done, total: seen.append((done, total)))
+    done, totals = [number for number, _ in seen], {total for _, total in seen}
+    assert done == sorted(done)
+    assert totals == {done[-1]}
+    assert (tmp_path / "out.pt").stat().st_size > done[-1] > 0
+
+
+def test_a_progress_that_fails_ends_the_fold(tmp_path: Path, pair: Path) -> None:
+    def fails(_done: int, _total: int) -> None:
+        raise RuntimeError("from the caller")
+
+    with pytest.raises(RuntimeError, match="from the caller"):
+        fold_file(pair, tmp_path / "out.pt", progress=fails)
+    assert names(tmp_path) == ["pair.safetensors"]
+
+
+# -- what goes wrong in a thread
+
+
+@pytest.mark.parametrize("threads", [1, 2, 7])
+def test_the_first_error_is_told_and_the_other_threads_stop(
+    tmp_path: Path, pair: Path, monkeypatch: pytest.MonkeyPatch, threads: int
+) -> None:
+    chunk, calls, failed = Source.chunk, Counter[bool](), threading.Event()
+
+    def fails(self: Source, data: ByteRange) -> memoryview:
+        calls[failed.is_set()] += 1
+        if calls.total() == 3:
+            failed.set()
+            raise FormatError("the third read fails")
+        if failed.is_set():
+            raise FormatError("a later one")
+        time.sleep(0.002)
+        return chunk(self, data)
+
+    monkeypatch.setattr(Source, "chunk", fails)
+    with pytest.raises(FormatError, match="the third read fails"):
+        fold_file(pair, tmp_path / "out.pt", threads=threads)
+    assert calls[True] < threads
+    assert names(tmp_path) == ["pair.safetensors"]
+    assert threading.active_count() == 1
+
+
+def test_an_interrupt_stops_every_thread(
+    tmp_path: Path, large: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, calls = Staged.write, Counter[bool]()
+
+    def slow(self: Staged, data: bytes | memoryview, at: int) -> None:
+        calls["interrupted" in names(tmp_path)] += 1
+        if calls.total() == 5:
+            (tmp_path / "interrupted").touch()
+            raise KeyboardInterrupt
+        time.sleep(0.01)
+        write(self, data, at)
+
+    monkeypatch.setattr(Staged, "write", slow)
+    with pytest.raises(KeyboardInterrupt):
+        fold_file(large, tmp_path / "out.pt", threads=4)
+    assert calls[True] <= 4
+    assert names(tmp_path) == ["interrupted", "large.pt"]
+    assert threading.active_count() == 1
+
+
+def test_a_thread_that_cannot_start_is_an_error_and_nothing_is_left(
+    tmp_path: Path, pair: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", fails)
+    with pytest.raises(RuntimeError, match="can't start"):
+        fold_file(pair, tmp_path / "out.pt", threads=2)
+    assert names(tmp_path) == ["pair.safetensors"]
+
+
+def test_every_bad_tensor_is_told_at_once(tmp_path: Path) -> None:
+    state = {}
+    for number in range(12):
+        state[f"{number:02}.weight_v"] = torch.zeros(2, 3) if number % 4 else torch.ones(2, 3)
+        state[f"{number:02}.weight_g"] = torch.ones(2, 1)
+    save_file(state, tmp_path / "in.safetensors")
+    with pytest.raises(NumbersError, match="9 tensors") as caught:
+        fold_file(tmp_path / "in.safetensors", tmp_path / "out.pt", threads=3)
+    assert [line.split(":")[0].strip() for line in str(caught.value).splitlines()[1:4]] == [
+        "layer 01.weight", "layer 02.weight", "layer 03.weight",
+    ]  # fmt: skip
+    assert names(tmp_path) == ["in.safetensors"]
+
+
+# -- a source that changes
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_a_source_that_shrinks_while_it_is_read_is_an_error(tmp_path: Path, large: Path, suffix: str) -> None:
+    def truncate(_done: int, _total: int) -> None:
+        os.truncate(large, 5000)
+
+    with pytest.raises(FormatError, match="it became shorter while it was read"):
+        fold_file(large, tmp_path / f"out{suffix}", progress=truncate)
+    assert names(tmp_path) == ["large.pt"]
+
+
+def test_a_source_that_is_replaced_while_it_is_read_is_folded_as_it_was(tmp_path: Path, large: Path) -> None:
+    fold_file(large, tmp_path / "before.pt")
+    fold_file(large, tmp_path / "out.pt", progress=lambda done, total: large.unlink(missing_ok=True))
+    assert (tmp_path / "out.pt").read_bytes() == (tmp_path / "before.pt").read_bytes()
+
+
+# -- the end of the process
+
+SLOW = """
+import sys, time
+from wnconvert.atomic import Staged
+from wnconvert.cli import main
+write = Staged.write
+Staged.write = lambda *given: (time.sleep(0.05), write(*given))
+sys.argv[0] = "wnconvert"
+main()
+"""
+
+
+def test_a_fold_that_is_killed_leaves_the_old_file_or_the_new_one(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "tests.helpers.kill_folds",
+            FIXTURES / "gan.pt",
+            tmp_path / "folder" / "out.pt",
+        ],
+        cwd=ROOT,
+        env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},  # a process with threads should not fork
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    told = [json.loads(line) for line in done.stdout.splitlines()]
+    assert {state for _, _, state, _ in told} == {"before", "new"}
+    assert Counter(how for how, killed, _, _ in told if killed)["killed_at_each_call"] > 60
+    assert all(len(others) <= 1 for _, _, _, others in told)
+    assert all(name.startswith("out.pt.wnconvert-") for _, _, _, others in told for name in others)
+    assert all(state == "new" and not others for _, killed, state, others in told if not killed)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("threads", [1, 3])
+def test_a_fold_that_is_interrupted_ends_at_once_with_130_and_cleans_up(
+    tmp_path: Path, large: Path, number: signal.Signals, threads: int
+) -> None:
+    out = tmp_path / "out.pt"
+    out.write_bytes(b"old")
+    command = [sys.executable, "-c", SLOW, "fold", str(large), "-o", str(out), "--force"]
+    command.append(f"--threads={threads}")
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        while len(names(tmp_path)) < 3:
+            assert process.poll() is None
+            time.sleep(0.005)
+        time.sleep(0.05)
+        process.send_signal(number)
+        began = time.monotonic()
+        _, told = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert "Traceback" not in told
+    assert time.monotonic() - began < 5
+    assert out.read_bytes() == b"old"
+    assert names(tmp_path) == ["large.pt", "out.pt"]
+
+
+def test_a_file_larger_than_the_limit_of_the_process_is_refused(tmp_path: Path, large: Path) -> None:
+    limit = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))\n{SLOW}"
+    done = subprocess.run(
+        [sys.executable, "-c", limit, "fold", large, "-o", tmp_path / "out.pt"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "File too large" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert names(tmp_path) == ["large.pt"]
+
+
+def test_the_largest_blobs_are_taken_first(
+    tmp_path: Path, pair: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = []
+    blob = executor._Run.blob
+
+    def noted(self: executor._Run, given: Blob) -> executor.Outcome:
+        sizes.append(given.size)
+        return blob(self, given)
+
+    monkeypatch.setattr(executor._Run, "blob", noted)
+    fold_file(pair, tmp_path / "out.safetensors", threads=1)
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes[0] == 4 << 20

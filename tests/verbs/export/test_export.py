@@ -1,0 +1,552 @@
+"""Modules exported and proven: both forms and exporters, what is fed, what fails, and what is left behind."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from torch import nn
+
+from tests.helpers import export_models
+from tests.helpers.export_models import Dropped, Noisy, scramble, speech, vocoder
+from tests.helpers.live_models import norm, portrait
+from wnconvert import ExportReport, check_onnx, export_onnx
+from wnconvert.errors import ArgumentError, InputError, OutputError, WnconvertError
+from wnconvert.reports.exports import proof_text
+from wnconvert.verbs.export.exporters import EXPORTERS
+from wnconvert.verbs.modules.convert import folded
+
+MEL = ["mel=float32[1,4,T]"]
+BOTH = ["mel=float32[1,4,T]", "ids=int64[1,T]<100"]
+RANGES = ["T=2..40"]
+
+
+def initializers(path: Path) -> dict[str, Any]:
+    """The stored tensors of a model, read by onnx."""
+    model = onnx.load(str(path))
+    return {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+
+
+def nodes(path: Path) -> list[str]:
+    return [node.op_type for node in onnx.load(str(path)).graph.node]
+
+
+def run(path: Path, **feeds: Any) -> list[Any]:
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return list(session.run(None, {name: np.asarray(value) for name, value in feeds.items()}))
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], tuple[Path, ExportReport]]:
+    """The vocoder, by form and exporter; each exported once."""
+    folder = tmp_path_factory.mktemp("exported")
+    made: dict[tuple[str, str], tuple[Path, ExportReport]] = {}
+
+    def export(form: str, exporter: str) -> tuple[Path, ExportReport]:
+        if (form, exporter) not in made:
+            path = folder / f"{form}.{exporter}.onnx"
+            report = export_onnx(vocoder(form), path, inputs=MEL, ranges=RANGES, exporter=exporter)
+            made[form, exporter] = path, report
+        return made[form, exporter]
+
+    return export
+
+
+# -- what is written
+
+
+@pytest.mark.parametrize("exporter", EXPORTERS)
+@pytest.mark.parametrize("form", ["legacy", "parametrize"])
+def test_a_model_of_either_form_is_exported_folded_and_equal(
+    exported: Callable[[str, str], tuple[Path, ExportReport]], form: str, exporter: str
+) -> None:
+    path, report = exported(form, exporter)
+    assert report
+    assert report.residual_weight_norm == 0
+    assert (report.folded_in_module, report.exporter) == (3, exporter)
+    assert not {"ReduceL2", "Sqrt", "Div", "Pow", "ReduceSumSquare"} & set(nodes(path))
+    state = {name: value.numpy() for name, value in folded(vocoder(form)).state_dict().items()}
+    stored = initializers(path)
+    assert {"conv_pre.weight", "conv_pre.bias", "up.weight", "up.bias", "proj.weight", "proj.bias"} <= set(
+        stored
+    )
+    assert not [name for name in stored if name.startswith(("val_", "onnx::", "mul"))]
+    for name, value in state.items():
+        found = stored[name] if stored[name].shape == value.shape else stored[name].T
+        assert np.array_equal(found, value), name
+
+
+@pytest.mark.parametrize("exporter", EXPORTERS)
+def test_the_length_is_dynamic_and_other_lengths_are_compared(
+    exported: Callable[[str, str], tuple[Path, ExportReport]], exporter: str
+) -> None:
+    path, report = exported("parametrize", exporter)
+    assert [sample.sizes["T"] for sample in report.proof.samples][:2] == [2, 40]
+    assert 21 not in [sample.sizes["T"] for sample in report.proof.samples]  # the exported one
+    mel = torch.randn(1, 4, 33)
+    (found,) = run(path, mel=mel)
+    with torch.no_grad():
+        expected = vocoder()(mel).numpy()
+    assert found.shape == expected.shape
+    assert np.allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_steps_are_told_as_they_are_done(tmp_path: Path) -> None:
+    told: list[str] = []
+    report = export_onnx(
+        vocoder(),
+        tmp_path / "m.onnx",
+        inputs=MEL,
+        ranges=RANGES,
+        exporter="torchscript",
+        progress=lambda step: told.append(step.name),
+    )
+    assert told == ["fold", "export", "fold", "name", "check", "run"]
+    assert [step.name for step in report.steps] == told
+    assert [path.name for path in tmp_path.iterdir()] == ["m.onnx"]
+
+
+@pytest.mark.parametrize("exporter", EXPORTERS)
+@pytest.mark.parametrize("form", ["legacy", "parametrize"])
+def test_recurrent_layers_two_inputs_and_a_dict_of_outputs(tmp_path: Path, form: str, exporter: str) -> None:
+    path = tmp_path / "speech.onnx"
+    report = export_onnx(speech(form), path, inputs=BOTH[::-1], ranges=RANGES, exporter=exporter)
+    assert report
+    assert [output.name for output in report.outputs] == ["wave", "state.0", "state.1"]
+    stored = initializers(path)
+    assert {"emb.weight", "lstm.weight_ih_l0", "lstm.weight_hh_l0", "lstm.bias_ih_l0+bias_hh_l0"} <= set(
+        stored
+    )
+    assert [port.name for port in onnx.load(str(path)).graph.input] == ["mel", "ids"]
+
+
+def test_a_second_export_in_a_process_has_a_dynamic_length_too(tmp_path: Path) -> None:
+    for name in "ab":
+        lstm = nn.LSTM(4, 5, batch_first=True)
+        assert export_onnx(lstm, tmp_path / f"{name}.onnx", inputs=["input=float32[1,T,4]"])
+
+
+def test_a_length_that_the_exporter_bakes_in_is_found(tmp_path: Path) -> None:
+    # torch 2.13 writes the exported length of an LSTM without batch_first into a Reshape.
+    report = export_onnx(nn.LSTM(4, 5), tmp_path / "m.onnx", inputs=["input=float32[T,1,4]"])
+    if not report:
+        assert "Reshape" in report.proof.mismatches[0]
+        assert ".tmp" not in "".join(report.proof.mismatches)
+    assert (tmp_path / "m.onnx").exists() == bool(report)
+
+
+@pytest.mark.parametrize("exporter", EXPORTERS)
+def test_outputs_are_named_as_asked(tmp_path: Path, exporter: str) -> None:
+    path = tmp_path / "m.onnx"
+    assert (
+        export_onnx(vocoder(), path, inputs=MEL, ranges=RANGES, exporter=exporter, outputs=["audio"])
+        .outputs[0]
+        .name
+        == "audio"
+    )
+    assert [port.name for port in onnx.load(str(path)).graph.output] == ["audio"]
+    with pytest.raises(ArgumentError, match="2 names of outputs are given, and the model has 1: output"):
+        export_onnx(vocoder(), tmp_path / "n.onnx", inputs=MEL, outputs=["a", "b"])
+
+
+def test_an_output_that_is_called_as_an_input_gets_another_name(tmp_path: Path) -> None:
+    class Echo(nn.Module):
+        def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+            return {"x": x * 2, "y": x}
+
+    report = export_onnx(Echo(), tmp_path / "m.onnx", inputs=["x=float32[3]"], exporter="torchscript")
+    assert report
+    assert [output.name for output in report.outputs] == ["x_out", "y"]
+
+
+@pytest.mark.parametrize("exporter", EXPORTERS)
+def test_weights_may_lie_beside_the_model(tmp_path: Path, exporter: str) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(norm(nn.Linear(64, 64)), nn.ReLU(), norm(nn.Linear(64, 3)))
+    scramble(model, 0)
+    path = tmp_path / "m.onnx"
+    report = export_onnx(model, path, inputs=["input=float32[B,64]"], external_data=True, exporter=exporter)
+    assert report
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["m.onnx", "m.onnx.data"]
+    assert report.size == sum(each.stat().st_size for each in tmp_path.iterdir())
+    assert np.array_equal(initializers(path)["0.weight"], folded(model).state_dict()["0.weight"].numpy())
+    assert check_onnx(path, model, inputs=["input=float32[B,64]"])
+
+
+def test_examples_may_be_tensors_with_letters_for_their_axes(tmp_path: Path) -> None:
+    report = export_onnx(
+        vocoder(),
+        tmp_path / "m.onnx",
+        inputs=[torch.randn(1, 4, 12)],
+        dynamic={"mel": {2: "T"}},
+        ranges={"T": (8, 24)},
+        exporter="torchscript",
+    )
+    assert report
+    assert {sample.sizes["T"] for sample in report.proof.samples} >= {8, 24}
+
+
+@pytest.mark.parametrize("exporter", EXPORTERS)
+def test_a_fixed_size_needs_no_letter(tmp_path: Path, exporter: str) -> None:
+    report = export_onnx(vocoder(), tmp_path / "m.onnx", inputs=["mel=float32[1,4,9]"], exporter=exporter)
+    assert report
+    assert len({sample.seed for sample in report.proof.samples}) == 4
+
+
+def test_opset_is_that_which_was_asked_for(tmp_path: Path) -> None:
+    report = export_onnx(vocoder(), tmp_path / "m.onnx", inputs=MEL, opset=13, exporter="torchscript")
+    assert report.opset == 13
+    assert onnx.load(str(tmp_path / "m.onnx")).opset_import[0].version == 13
+
+
+@pytest.mark.parametrize(
+    ("opset", "fix"), [(11, "--exporter torchscript, or --opset 18"), (99, "--opset 18")]
+)
+def test_an_opset_that_the_newer_exporter_silently_exchanges_is_an_error(
+    tmp_path: Path, opset: int, fix: str
+) -> None:
+    with pytest.raises(ArgumentError) as caught:
+        export_onnx(vocoder(), tmp_path / "m.onnx", inputs=MEL, opset=opset)
+    assert f"not {opset}" in caught.value.what
+    assert caught.value.fix == fix
+    assert not [*tmp_path.iterdir()]
+
+
+def test_an_opset_that_the_older_exporter_does_not_know_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ArgumentError, match="99") as caught:
+        export_onnx(vocoder(), tmp_path / "m.onnx", inputs=MEL, opset=99, exporter="torchscript")
+    assert caught.value.fix.startswith("another --opset")
+
+
+# -- other kinds of models
+
+
+@pytest.fixture(scope="module")
+def mel() -> torch.Tensor:
+    return torch.randn(1, 4, 9)
+
+
+@pytest.mark.parametrize("form", ["legacy", "parametrize"])
+def test_torchscript_is_folded_in_the_graph(tmp_path: Path, form: str, mel: torch.Tensor) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        script = torch.jit.trace(vocoder(form).eval(), (mel,))  # type: ignore[no-untyped-call]
+    report = export_onnx(script, tmp_path / "m.onnx", inputs=MEL, ranges=RANGES)
+    assert report
+    assert (report.folded_in_module, report.folded_in_graph, report.residual_weight_norm) == (0, 3, 0)
+    assert any("older one was used" in note for note in report.notes)
+    assert {"conv_pre.weight", "up.weight", "proj.weight"} <= set(initializers(tmp_path / "m.onnx"))
+
+
+def program(mel: torch.Tensor, *, dynamic: bool = True) -> torch.export.ExportedProgram:
+    length = torch.export.Dim("length", min=2, max=64)
+    shapes = ({2: length},) if dynamic else None
+    return torch.export.export(vocoder(), (mel,), dynamic_shapes=shapes)
+
+
+def test_an_exported_program_is_a_model(tmp_path: Path, mel: torch.Tensor) -> None:
+    report = export_onnx(program(mel), tmp_path / "m.onnx", inputs=MEL, ranges=RANGES)
+    assert report
+    assert report.residual_weight_norm == 0
+    assert {"conv_pre.weight", "up.weight", "proj.weight"} <= set(initializers(tmp_path / "m.onnx"))
+
+
+def test_what_an_exported_program_has_fixed_cannot_be_a_letter(tmp_path: Path, mel: torch.Tensor) -> None:
+    with pytest.raises(ArgumentError, match="has T fixed at 9"):
+        export_onnx(program(mel, dynamic=False), tmp_path / "m.onnx", inputs=MEL, ranges=RANGES)
+    with pytest.raises(ArgumentError, match="takes no exported programs"):
+        export_onnx(program(mel), tmp_path / "m.onnx", inputs=MEL, ranges=RANGES, exporter="torchscript")
+    assert not [*tmp_path.iterdir()]
+
+
+# -- the module is left as it was
+
+
+@pytest.mark.parametrize("exporter", EXPORTERS)
+@pytest.mark.parametrize("make", [vocoder, speech])
+@pytest.mark.parametrize("form", ["legacy", "parametrize"])
+def test_the_module_and_the_random_state_are_left_as_they_were(
+    tmp_path: Path, form: str, make: Callable[[str], nn.Module], exporter: str
+) -> None:
+    model = make(form).train()
+    model.get_submodule("conv_pre" if make is vocoder else "emb").eval()
+    before, state = portrait(model), torch.get_rng_state()
+    inputs = MEL if make is vocoder else BOTH
+    assert export_onnx(model, tmp_path / "m.onnx", inputs=inputs, ranges=RANGES, exporter=exporter)
+    assert portrait(model) == before
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_module_that_is_trained_is_compared_in_eval_mode(tmp_path: Path) -> None:
+    model = nn.Sequential(norm(nn.Linear(4, 4)), nn.Dropout(0.5), nn.BatchNorm1d(4)).train()
+    assert export_onnx(model, tmp_path / "m.onnx", inputs=["input=float32[B,4]"], exporter="torchscript")
+    assert model.training
+
+
+# -- what is refused
+
+
+@pytest.mark.parametrize("model", [Dropped(), Noisy()])
+@pytest.mark.parametrize("exporter", EXPORTERS)
+def test_a_stochastic_model_is_recognised(tmp_path: Path, model: nn.Module, exporter: str) -> None:
+    with pytest.raises(InputError, match="is stochastic: run twice on the same input") as caught:
+        export_onnx(model, tmp_path / "m.onnx", inputs=["x=float32[3,8]"], exporter=exporter)
+    assert "without noise, dropout and memory" in caught.value.fix
+    assert not [*tmp_path.iterdir()]
+
+
+def refused(tmp_path: Path, model: nn.Module, inputs: list[str], **options: Any) -> WnconvertError:
+    with pytest.raises(WnconvertError) as caught:
+        export_onnx(model, tmp_path / "m.onnx", inputs=inputs, **options)
+    assert caught.value.exit_code == 2
+    assert not [*tmp_path.iterdir()]
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    ("inputs", "what", "fix"),
+    [
+        (["mle=float32[1,4,T]"], "the model has no input 'mle'", "did you mean mel?"),
+        (["x=float32[1,4,T]"], "the model has no input 'x'", "the inputs of forward are: mel"),
+        ([*MEL, "ids=int64[3]<5"], "the model has no input 'ids'", "the inputs of forward are: mel"),
+        (["mel=float32[1,4"], "mel=float32[1,4", "such as"),
+        (["mel=float33[1,4,T]"], "float33", "float32"),
+        (["mel=float32[1,7,T]"], "the model fails on mel[1, 7, 16]", "shapes, dtypes"),
+        (["mel=int64[1,4,T]<9"], "the model fails on mel[1, 4, 16]", "shapes, dtypes"),
+    ],
+)
+def test_inputs_that_do_not_fit_are_told(tmp_path: Path, inputs: list[str], what: str, fix: str) -> None:
+    error = refused(tmp_path, vocoder(), inputs)
+    assert what in str(error)
+    assert fix in error.fix
+
+
+def test_an_input_that_is_lacking_is_told(tmp_path: Path) -> None:
+    error = refused(tmp_path, speech(), MEL)
+    assert "forward needs ids too" in str(error)
+    assert "--input 'ids=" in error.fix
+
+
+def test_an_operation_that_the_exporter_refuses_is_told_with_its_layer(tmp_path: Path) -> None:
+    for exporter, other in (EXPORTERS, EXPORTERS[::-1]):
+        error = refused(tmp_path, export_models.Eigen(), ["x=float32[4,4]"], exporter=exporter)
+        assert error.where == "layer inner.1"
+        assert "linalg_eig" in str(error)
+        assert f"--exporter {other}" in error.fix
+
+
+def test_control_flow_is_told_with_its_line(tmp_path: Path) -> None:
+    error = refused(tmp_path, export_models.Branching(), ["x=float32[4,4]"])
+    assert "data-dependent" in str(error)
+    assert error.where.startswith("export_models.py, line")
+
+
+def test_nothing_of_torchs_reaches_the_user(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    for exporter in EXPORTERS:
+        export_onnx(speech(), tmp_path / f"{exporter}.onnx", inputs=BOTH, exporter=exporter)
+        with pytest.raises(ArgumentError):
+            export_onnx(
+                export_models.Eigen(), tmp_path / "x.onnx", inputs=["x=float32[4,4]"], exporter=exporter
+            )
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_target_that_exists_is_kept_unless_forced(tmp_path: Path) -> None:
+    path = tmp_path / "m.onnx"
+    path.write_text("mine")
+    with pytest.raises(OutputError, match="it exists"):
+        export_onnx(vocoder(), path, inputs=MEL, exporter="torchscript")
+    assert path.read_text() == "mine"
+    assert export_onnx(vocoder(), path, inputs=MEL, exporter="torchscript", force=True)
+    onnx.checker.check_model(str(path))
+
+
+def test_an_exporter_that_there_is_not_is_told(tmp_path: Path) -> None:
+    assert "no exporter is called 'onnxruntime'" in str(
+        refused(tmp_path, vocoder(), MEL, exporter="onnxruntime")
+    )
+
+
+def test_a_module_without_numbers_is_refused(tmp_path: Path) -> None:
+    assert "meta device" in str(refused(tmp_path, nn.Linear(3, 2, device="meta"), ["input=float32[3]"]))
+
+
+# -- what is different
+
+
+class Tracing(nn.Module):
+    """Computes something else where it is traced than where it is run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lin = norm(nn.Linear(4, 4))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = self.lin(x)
+        return y * 2 if torch.jit._trace.is_tracing() else y  # type: ignore[no-untyped-call]
+
+
+def test_what_is_not_equal_leaves_no_file(tmp_path: Path) -> None:
+    path = tmp_path / "m.onnx"
+    report = export_onnx(Tracing(), path, inputs=["x=float32[B,4]"], exporter="torchscript")
+    assert not report
+    assert report.outputs[0].worst is not None
+    assert "would have passed" in report.proof.advice
+    assert not [*tmp_path.iterdir()]
+
+
+@pytest.mark.parametrize("external", [False, True])
+def test_what_is_not_equal_can_be_kept_under_a_name_that_says_so(tmp_path: Path, external: bool) -> None:
+    report = export_onnx(
+        Tracing(),
+        tmp_path / "m.onnx",
+        inputs=["x=float32[B,4]"],
+        exporter="torchscript",
+        keep_failed=True,
+        external_data=external,
+    )
+    assert not report
+    assert (tmp_path / "m.failed.onnx").exists()
+    assert not (tmp_path / "m.onnx").exists()
+    assert any("m.failed.onnx" in note for note in report.notes)
+    run(tmp_path / "m.failed.onnx", x=np.ones((2, 4), np.float32))
+
+
+def test_a_baked_in_length_is_found(tmp_path: Path) -> None:
+    class Baked(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x * int(x.shape[1])
+
+    report = export_onnx(Baked(), tmp_path / "m.onnx", inputs=["x=float32[1,T]"], exporter="torchscript")
+    assert not report
+    assert report.outputs[0].out_of_tolerance
+
+
+# -- what a forward may do
+
+
+class Caching(nn.Module):
+    """Gives what it computed first, ever after; and counts."""
+
+    count: torch.Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lin = norm(nn.Linear(4, 4))
+        self.first: torch.Tensor | None = None
+        self.register_buffer("count", torch.zeros(1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.count += 1
+        if self.first is None:
+            self.first = self.lin(x)
+        return self.first + 0 * x.sum()
+
+
+def test_a_module_that_remembers_is_as_new_on_each_sample_and_afterwards(tmp_path: Path) -> None:
+    model = Caching()
+    before = portrait(model)
+    report = export_onnx(model, tmp_path / "m.onnx", inputs=["x=float32[B,4]"], exporter="torchscript")
+    assert report
+    assert [output.name for output in report.outputs] == ["output"]
+    assert portrait(model) == before
+    assert check_onnx(tmp_path / "m.onnx", model, inputs=["x=float32[B,4]"])
+    assert portrait(model) == before
+
+
+def test_batch_statistics_are_as_before(tmp_path: Path) -> None:
+    class Batch(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.bn = nn.BatchNorm1d(4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y: torch.Tensor = self.bn.train()(x)
+            return y
+
+    model = Batch()
+    before = portrait(model)
+    for exporter in EXPORTERS:
+        export_onnx(model, tmp_path / f"{exporter}.onnx", inputs=["x=float32[B,4]"], exporter=exporter)
+        assert portrait(model) == before
+
+
+@pytest.mark.parametrize("exporter", EXPORTERS)
+def test_what_is_wrapped_around_a_module_is_taken_off(tmp_path: Path, exporter: str) -> None:
+    path = tmp_path / "m.onnx"
+    wrapped: Any = torch.compile(nn.DataParallel(vocoder()), backend="eager")
+    assert export_onnx(wrapped, path, inputs=MEL, ranges=RANGES, exporter=exporter)
+    assert {"conv_pre.weight", "up.weight", "proj.weight"} <= set(initializers(path))
+    assert check_onnx(path, wrapped, inputs=MEL, ranges=RANGES)
+
+
+@pytest.mark.parametrize("exporter", EXPORTERS)
+def test_names_of_outputs_that_weights_have_are_not_used_twice(tmp_path: Path, exporter: str) -> None:
+    class Named(nn.Linear):
+        def forward(self, x: torch.Tensor) -> Any:
+            y = super().forward(x)
+            return {"weight": y, "weight_out": y * 2, "a": {"b": y * 3}, "a.b": y * 4}
+
+    report = export_onnx(norm(Named(3, 2)), tmp_path / "m.onnx", inputs=["x=float32[B,3]"], exporter=exporter)
+    assert report
+    names = [output.name for output in report.outputs]
+    assert names == ["weight_out", "weight_out_out", "a.b", "a.b_2"]
+
+
+def test_names_of_outputs_that_are_taken_are_refused(tmp_path: Path) -> None:
+    for name, what in (("mel", "an input is called so"), ("up.weight", "a weight is called so")):
+        assert what in str(refused(tmp_path, vocoder(), MEL, outputs=[name]))
+    assert "that is no name" in str(refused(tmp_path, vocoder(), MEL, outputs=[""]))
+    assert "two outputs are called a" in str(refused(tmp_path, vocoder(), MEL, outputs=["a", "a"]))
+
+
+class Faint(nn.Linear):
+    """Outputs that are nearly zero, and zero; and one that is not, where that is wanted."""
+
+    quiet = 1e-8
+    loud = False
+
+    def forward(self, x: torch.Tensor) -> Any:
+        y = super().forward(x)
+        return (y * self.quiet, y * 0, *([y] * self.loud))
+
+
+def test_outputs_that_atol_alone_would_let_pass_are_proven_by_their_own_size(tmp_path: Path) -> None:
+    report = export_onnx(Faint(3, 2), tmp_path / "m.onnx", inputs=["x=float32[B,3]"])
+    assert report
+    assert 0 < report.outputs[0].largest < 1e-6
+    other = check_onnx(tmp_path / "m.onnx", Faint(3, 2), inputs=["x=float32[B,3]"])
+    assert not other
+    assert not other.outputs[0].out_of_tolerance
+    assert other.outputs[0].unproven
+    text = proof_text(other)
+    assert "output output_0 is at most" in text
+    assert "so that zeros would be within 1e-05" in text
+
+
+def test_a_faint_output_beside_others_is_a_note(tmp_path: Path) -> None:
+    model, other = Faint(3, 2), Faint(3, 2)
+    model.loud = other.loud = True
+    assert export_onnx(model, tmp_path / "m.onnx", inputs=["x=float32[B,3]"])
+    other.load_state_dict(model.state_dict())
+    other.quiet = 1.1e-8
+    report = check_onnx(tmp_path / "m.onnx", other, inputs=["x=float32[B,3]"])
+    assert report
+    assert report.outputs[0].unproven
+    (faint, alike) = (note for note in report.notes if "proves little" in note)
+    assert faint.startswith("output output_0 is at most ")
+    assert alike == "output output_1 is the same number everywhere: that proves little"
+
+
+def test_no_folder_of_this_machine_is_named_in_what_is_exported(tmp_path: Path) -> None:
+    path = tmp_path / "m.onnx"
+    assert export_onnx(vocoder(), path, inputs=MEL, ranges=RANGES)
+    for folder in (Path(__file__).parent, Path(torch.__file__).parent, tmp_path, Path.home()):
+        assert str(folder).encode() not in path.read_bytes()

@@ -1,0 +1,285 @@
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from safetensors.numpy import save_file
+
+from tests.helpers.golden import FIXTURES, ROOT
+from wnconvert.errors import ArgumentError, InputError
+from wnconvert.verbs.conversion.files import fold_file
+from wnconvert.verbs.inspection.inspect import inspect_file, inspect_state_dict
+from wnconvert.verbs.inspection.magnitudes import LayerStats
+from wnconvert.verbs.inspection.result import Inspection, moves
+
+REAL = ROOT.parent / "shared" / "real"
+
+
+def layer_of(found: Inspection, name: str) -> LayerStats:
+    return next(layer for layer in found.layers if layer.name == name)
+
+
+def f32(values: object) -> NDArray[np.float32]:
+    return np.array(values, np.float32)
+
+
+def save(path: Path, tensors: dict[str, NDArray[Any]]) -> Path:
+    save_file(tensors, path)
+    return path
+
+
+def test_magnitudes_are_those_of_g(tmp_path: Path) -> None:
+    g = f32([[[-2.0]], [[4.0]], [[0.0]]])
+    path = save(tmp_path / "x.safetensors", {"c.weight_g": g, "c.weight_v": np.ones((3, 2, 2), np.float32)})
+    (layer,) = inspect_file(path).layers
+    assert layer.g is not None
+    assert (layer.g.min, layer.g.mean, layer.g.median, layer.g.max) == (0, 2, 2, 4)
+    assert layer.flags == ("negative g", "zero g")
+    assert layer.norm is None, "v was not to be read"
+
+
+def test_full_reads_v_too(tmp_path: Path) -> None:
+    v = f32([[3, 4], [0, 0], [6, 8]])
+    g = f32([[10], [1], [10]])
+    path = save(tmp_path / "x.safetensors", {"c.weight_g": g, "c.weight_v": v})
+    (layer,) = inspect_file(path, full=True).layers
+    assert layer.norm is not None
+    assert layer.ratio is not None
+    assert (layer.norm.min, layer.norm.max, layer.zero_rows) == (0, 10, 1)
+    assert (layer.ratio.min, layer.ratio.max) == (1, 2)
+    assert layer.flags == ("1 zero row in v",)
+
+
+@pytest.mark.parametrize(("change", "untouched"), [(0, True), (9e-6, True), (2e-5, False)])
+def test_a_layer_is_untouched_where_g_is_the_norm_in_every_row(
+    tmp_path: Path, change: float, untouched: bool
+) -> None:
+    v = np.random.default_rng(0).normal(size=(8, 5))
+    g = np.linalg.norm(v, axis=1, keepdims=True)
+    g[3] *= 1 + change
+    path = save(tmp_path / "x.safetensors", {"c.weight_g": g, "c.weight_v": v})
+    (layer,) = inspect_file(path, full=True).layers
+    assert ("untouched" in layer.flags) is untouched
+
+
+def test_what_would_overflow_float16_is_flagged_and_what_just_fits_is_not(tmp_path: Path) -> None:
+    v = f32([[1, 0]])
+    for g, flagged in ((65504.0, False), (65510.0, False), (65520.0, True)):
+        path = save(tmp_path / f"{g}.safetensors", {"c.weight_g": f32([[g]]), "c.weight_v": v})
+        (layer,) = inspect_file(path, full=True).layers
+        assert ("would overflow float16" in layer.flags) is flagged
+
+
+def test_no_number_in_g_or_v_is_flagged_and_the_rest_still_measured(tmp_path: Path) -> None:
+    g, v = f32([[np.nan], [2]]), f32([[1, 1], [np.inf, 0]])
+    path = save(tmp_path / "x.safetensors", {"c.weight_g": g, "c.weight_v": v})
+    (layer,) = inspect_file(path, full=True).layers
+    assert layer.g is not None
+    assert layer.g.mean == 2
+    assert layer.flags == ("NaN or inf in g", "NaN or inf in v")
+
+
+@pytest.mark.parametrize("name", ["vits.pth", "hifigan.safetensors", "codec_bf16.safetensors", "gan.pt"])
+def test_a_folded_file_shows_the_magnitudes_of_the_unfolded_one(tmp_path: Path, name: str) -> None:
+    source = Path(shutil.copy(FIXTURES / name, tmp_path))
+    before = {(layer.state_dict, layer.name): layer for layer in inspect_file(source).layers}
+    after = inspect_file(fold_file(source).output, full=True).layers
+    assert {(layer.state_dict, layer.name) for layer in after} == set(before)
+    for layer in after:
+        old = before[layer.state_dict, layer.name]
+        assert layer.form == "folded"
+        assert layer.g is not None
+        assert old.g is not None
+        tolerance = 1e-2 if old.dtype == "bfloat16" else 1e-6
+        for part in ("min", "q1", "median", "mean", "q3", "max"):
+            assert getattr(layer.g, part) == pytest.approx(getattr(old.g, part), rel=tolerance)
+
+
+def test_a_folded_layer_is_read_only_where_full_asks_for_it(tmp_path: Path) -> None:
+    source = Path(shutil.copy(FIXTURES / "gan.pt", tmp_path))
+    found = inspect_file(fold_file(source).output)
+    assert found.layers == ()
+    assert [state.layers for state in found.state_dicts] == [{"folded": 2}] * 3
+
+
+def test_all_shows_every_plain_weight_of_two_and_more_dimensions() -> None:
+    names = {layer.name for layer in inspect_file(FIXTURES / "plain.pt", all_weights=True).layers}
+    assert names
+    assert all(len(layer.shape) > 1 for layer in inspect_file(FIXTURES / "plain.pt", all_weights=True).layers)
+    assert inspect_file(FIXTURES / "plain.pt").layers == ()
+
+
+def test_of_a_file_with_a_bad_layer_the_others_are_shown_and_that_one_is_flagged() -> None:
+    found = inspect_file(FIXTURES / "stack.safetensors")
+    assert layer_of(found, "one.weight").g is not None
+    assert layer_of(found, "both.weight").flags == ("refused",)
+    (note,) = found.notes
+    assert note.startswith("both.weight is refused: both.parametrizations.weight.1._u beside it")
+    assert found.fold.startswith("would refuse")
+
+
+def test_a_plain_conv_among_normalized_ones_is_flagged_and_others_are_not(tmp_path: Path) -> None:
+    tensors = {
+        "convs.0.weight_g": np.ones((2, 1, 1), np.float32),
+        "convs.0.weight_v": np.ones((2, 3, 3), np.float32),
+        "convs.1.weight": np.ones((2, 3, 3), np.float32),
+        "proj.0.weight": np.ones((2, 3, 3), np.float32),
+        "convs.2.weight": np.ones((2, 3), np.float32),
+        "convs.emb.weight": np.ones((2, 3, 3), np.float32),
+    }
+    found = inspect_file(save(tmp_path / "x.safetensors", tensors))
+    flagged = [layer.name for layer in found.layers if "plain among normalized siblings" in layer.flags]
+    assert flagged == ["convs.1.weight"]
+
+
+def test_tied_layers_name_each_other() -> None:
+    found = inspect_file(FIXTURES / "tied.pt")
+    assert layer_of(found, "encoder.conv.weight").flags == ("tied to decoder.conv.weight",)
+    assert layer_of(found, "head.weight").flags == ()
+
+
+def test_the_first_block_tells_what_the_file_is() -> None:
+    found = inspect_file(FIXTURES / "do_02500000")
+    assert [state.path for state in found.state_dicts] == ["mpd", "msd"]
+    assert {sibling.path for sibling in found.siblings} == {"optim_g", "optim_d", "steps", "epoch"}
+    assert next(sibling for sibling in found.siblings if sibling.path == "optim_g").bytes > 1000
+    assert found.fold == "would make 9 plain weights, and leave out optim_g, optim_d"
+    assert [(kind.kind, kind.folds) for kind in found.kinds] == [("spectral norm (legacy)", "yes")]
+    assert found.devices == ("cpu",)
+
+
+def test_foreign_names_are_listed_and_dangerous_ones_are_told_apart(tmp_path: Path) -> None:
+    class Trap:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return os.getcwd, ()
+
+    path = tmp_path / "trap.pt"
+    torch.save({"sd": {"w": torch.ones(2)}, "x": Trap()}, path)
+    found = inspect_file(path)
+    assert found.dangerous == ("posix.getcwd",)
+    assert inspect_file(FIXTURES / "lightning.ckpt").foreign == ("acme_tts.configs.AudioConfig",)
+    assert inspect_file(FIXTURES / "lightning.ckpt").dangerous == ()
+
+
+@pytest.mark.parametrize(
+    "path", sorted(path for path in FIXTURES.iterdir() if path.suffix not in (".py", ".md", ".png", ""))
+)
+def test_every_fixture_is_inspected_and_is_json(path: Path) -> None:
+    for full in (False, True):
+        data = json.loads(
+            json.dumps(inspect_file(path, full=full, all_weights=full).to_dict(), allow_nan=False)
+        )
+        assert data["schema"] == 1
+        assert data["state_dicts"]
+
+
+def test_every_real_checkpoint_is_inspected() -> None:
+    if not REAL.exists():
+        pytest.skip("the folder of checkpoints trained by others is not here")
+    found = [inspect_file(path, full=True) for path in sorted(REAL.glob("*/*"))]
+    assert len(found) == 13
+    assert sum(bool(item.layers) for item in found) == 9
+    assert all(layer.g is not None for item in found for layer in item.layers)
+
+
+def test_moves_puts_the_layer_that_moved_most_first(tmp_path: Path) -> None:
+    v = np.ones((1, 4), np.float32)
+    files = []
+    for at, (a, b) in enumerate([(1, 1), (1.5, 1.1), (2, 1.2)]):
+        tensors = {
+            "a.weight_g": f32([[a]]),
+            "a.weight_v": v,
+            "b.weight_g": f32([[b]]),
+            "b.weight_v": v,
+        }
+        files.append(save(tmp_path / f"{at}.safetensors", tensors))
+    moved = moves([inspect_file(path) for path in files])
+    assert [move.name for move in moved] == ["a.weight", "b.weight"]
+    assert list(moved[0].means) == [1.0, 1.5, 2.0]
+    assert [round(move.moved or 0, 3) for move in moved] == [1.0, 0.2]
+
+
+def test_only_g_is_read_of_a_large_file(tmp_path: Path) -> None:
+    path = tmp_path / "large.safetensors"
+    save(path, {"a.weight_g": np.ones((4, 1), np.float32), "a.weight_v": np.ones((4, 1 << 20), np.float32)})
+    code = f"""
+from wnconvert.inspecting import inspect_file
+from wnconvert.sources import Source
+taken = []
+chunk = Source.chunk
+Source.chunk = lambda self, data: taken.append(data.size) or chunk(self, data)
+inspect_file({str(path)!r})
+print(sum(taken))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(done.stdout) == 16
+
+
+def test_what_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "page.pt").write_text("<!DOCTYPE html><html></html>")
+    with pytest.raises(InputError, match="web page"):
+        inspect_file(tmp_path / "page.pt")
+
+
+def test_a_state_dict_in_memory_shows_what_its_file_shows() -> None:
+    state = torch.load(FIXTURES / "g_02500000", weights_only=True)["generator"]
+    found, on_disk = inspect_state_dict(state, full=True), inspect_file(FIXTURES / "g_02500000", full=True)
+    assert [replace(layer, state_dict="") for layer in on_disk.layers] == list(found.layers)
+    assert (found.parameters, found.bytes) == (on_disk.parameters, on_disk.state_dicts[0].bytes)
+
+
+def test_tied_tensors_in_memory_are_known_and_equal_ones_are_not_tied() -> None:
+    g, v = torch.ones(2, 1), torch.ones(2, 3)
+    state = {
+        "a.weight_g": g,
+        "a.weight_v": v,
+        "b.weight_g": g,
+        "b.weight_v": v,
+        "c.weight_g": g.clone(),
+        "c.weight_v": v,
+    }
+    flags = {layer.name: layer.flags for layer in inspect_state_dict(state).layers}
+    assert flags == {"a.weight": ("tied to b.weight",), "b.weight": ("tied to a.weight",), "c.weight": ()}
+
+
+def test_a_whole_checkpoint_is_no_state_dict() -> None:
+    with pytest.raises(ArgumentError, match="a state dict at 'generator'"):
+        inspect_state_dict(torch.load(FIXTURES / "g_02500000", weights_only=True))
+
+
+def test_a_weight_is_shown_once_whatever_is_asked_for(tmp_path: Path) -> None:
+    v = np.ones((2, 3, 3), np.float32)
+    tensors = {"c.0.weight_g": np.ones((2, 1, 1), np.float32), "c.0.weight_v": v, "c.1.weight": v}
+    found = inspect_file(save(tmp_path / "x.safetensors", tensors), full=True, all_weights=True)
+    assert [layer.name for layer in found.layers] == ["c.0.weight", "c.1.weight"]
+
+
+def test_a_layer_that_starts_at_zero_moved_most(tmp_path: Path) -> None:
+    v = np.ones((1, 4), np.float32)
+    files = []
+    for at, (a, b) in enumerate([(0.0, 1.0), (5.0, 1.1)]):
+        tensors = {"a.weight_g": f32([[a]]), "a.weight_v": v, "b.weight_g": f32([[b]]), "b.weight_v": v}
+        files.append(inspect_file(save(tmp_path / f"{at}.safetensors", tensors)))
+    assert [move.name for move in moves(files)] == ["a.weight", "b.weight"]
+
+
+def test_names_with_a_line_break_are_layers_too(tmp_path: Path) -> None:
+    tensors = {"a\nb.weight_g": f32([[1]]), "a\nb.weight_v": f32([[3, 4]])}
+    (layer,) = inspect_file(save(tmp_path / "x.safetensors", tensors)).layers
+    assert layer.name == "a\nb.weight"
+
+
+def test_the_mean_of_huge_magnitudes_is_finite(tmp_path: Path) -> None:
+    g = np.full((3, 1), 1.7e308)
+    found = inspect_file(save(tmp_path / "x.safetensors", {"w_g": g, "w_v": np.ones((3, 2))}))
+    json.dumps(found.to_dict(), allow_nan=False)

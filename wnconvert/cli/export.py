@@ -1,0 +1,231 @@
+"""The commands on models and ONNX files: export, check."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import click
+
+from wnconvert.cli.options import JSON, epilog, with_options
+from wnconvert.cli.terminal import fitting_width, mention, put, say, stdout_to_stderr
+from wnconvert.errors import ArgumentError, OutputError
+
+__all__ = ["EXPORTER_CHOICES", "check", "export"]
+
+
+#: What ``export`` takes as ``--exporter``; a test holds these to what the module knows.
+EXPORTER_CHOICES = ("dynamo", "torchscript")
+
+
+_MODEL = with_options(
+    click.option(
+        "--weights", type=click.Path(), metavar="CKPT", help="Load this checkpoint, of any kind and form."
+    ),
+    click.option("--kwargs", metavar="JSON|@FILE", help="Arguments of the factory, a JSON object."),
+    click.option(
+        "--only", metavar="PATH", help="Of several state dicts in CKPT take this one, e.g. generator."
+    ),
+    click.option(
+        "--strip-prefix",
+        metavar="PREFIX",
+        multiple=True,
+        help="Take this off the names in CKPT, e.g. module. (repeatable).",
+    ),
+    click.option(
+        "--trust",
+        is_flag=True,
+        help="Load a whole pickled module, or a .pt2 of more than torch's operators: runs their code.",
+    ),
+)
+_FED = with_options(
+    click.option(
+        "--input",
+        "inputs",
+        metavar="NAME=DTYPE[SHAPE]",
+        multiple=True,
+        required=True,
+        help="An input, e.g. 'mel=float32[1,80,T]' or 'ids=int64[1,L]<100'; a letter is a dynamic size.",
+    ),
+    click.option(
+        "--range",
+        "ranges",
+        metavar="T=LOW..HIGH",
+        multiple=True,
+        help="The sizes of a letter, e.g. T=16..400.  [default: 16..128]",
+    ),
+    click.option(
+        "--output", "outputs", metavar="NAME", multiple=True, help="Name the outputs, in order (repeatable)."
+    ),
+)
+_PROOF = with_options(
+    click.option(
+        "--rtol",
+        type=click.FloatRange(min=0),
+        default=1e-3,
+        show_default=True,
+        help="Equal where |onnx-torch| <= atol + rtol·|torch|.",
+    ),
+    click.option("--atol", type=click.FloatRange(min=0), default=1e-5, show_default=True, help="See --rtol."),
+    click.option(
+        "--samples",
+        type=click.IntRange(min=1),
+        default=4,
+        show_default=True,
+        help="Inputs to compare on: of the least, the largest and odd sizes.",
+    ),
+    click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the inputs."),
+)
+_REPORTING = with_options(
+    JSON,
+    click.option("--wide", is_flag=True, help="Show long names whole, however wide the terminal is."),
+    click.option("--quiet", is_flag=True, help="Print nothing but errors; the exit code says it."),
+)
+
+
+@click.command(
+    epilog=epilog(
+        "wnconvert export models.py:Generator -o gan.onnx --weights g_02500000 --only generator \\\n"
+        "      --input 'mel=float32[1,80,T]' --range T=16..400"
+    )
+)
+@click.argument("model")
+@click.option("-o", "--out", type=click.Path(), metavar="OUT", required=True, help="The ONNX file to write.")
+@_MODEL
+@_FED
+@click.option(
+    "--opset", type=click.IntRange(min=7), metavar="N", help="ONNX opset.  [default: the exporter's]"
+)
+@click.option(
+    "--exporter",
+    type=click.Choice(EXPORTER_CHOICES),
+    default="dynamo",
+    show_default=True,
+    help="torch's newer exporter, or its older one.",
+)
+@click.option("--external-data", is_flag=True, help="Put weights into a file beside OUT.")
+@_PROOF
+@click.option("--keep-failed", is_flag=True, help="Keep what is not equal as OUT with .failed in its name.")
+@click.option("--force", is_flag=True, help="Replace OUT if it exists.")
+@_REPORTING
+def export(model: str, out: str, **options: Any) -> int:
+    """Export a model to ONNX, weight norm folded, and prove it.
+
+    MODEL is package.module:factory or path/to/file.py:factory, code that is run; or a .pt2 exported program
+    or a TorchScript archive. The unfolded module in torch is compared with OUT in onnxruntime, at other
+    lengths than were exported. Exit code 1: they differ, and there is no OUT.
+    """
+    _check_torch()
+    built, shown = _taken(options, _BUILT), _taken(options, _SHOWN)
+    _check_texts(options)
+    from pathlib import Path
+
+    from wnconvert.storage.staging import check_target
+    from wnconvert.verbs.export.export import export_onnx
+
+    check_target(Path(out), force=options["force"])
+    _check_other(out, model, built["weights"])
+
+    def run(module: Any, progress: Callable[[Any], None]) -> Any:
+        return export_onnx(module, out, progress=progress, **options)
+
+    return _prove(run, model, built, **shown)
+
+
+@click.command(
+    epilog=epilog("wnconvert check gan.onnx models.py:Generator --weights g.pt --input 'mel=float32[1,80,T]'")
+)
+@click.argument("path", type=click.Path(), metavar="MODEL.ONNX")
+@click.argument("model")
+@_MODEL
+@_FED
+@_PROOF
+@_REPORTING
+def check(path: str, model: str, **options: Any) -> int:
+    """Tell whether an ONNX model computes what a module does.
+
+    MODEL and options are as for export. The module in torch is compared with MODEL.ONNX in onnxruntime.
+    Exit code 0: equal, 1: not.
+    """
+    _check_torch()
+    built, shown = _taken(options, _BUILT), _taken(options, _SHOWN)
+    _check_texts(options)
+    from pathlib import Path
+
+    from wnconvert.storage.checkpoint import open_checkpoint
+    from wnconvert.verbs.export.check import check_onnx
+    from wnconvert.verbs.export.graph import graph_of
+
+    graph_of(open_checkpoint(Path(path)))
+
+    def run(module: Any, progress: Callable[[Any], None]) -> Any:
+        return check_onnx(path, module, progress=progress, **options)
+
+    return _prove(run, model, built, **shown)
+
+
+#: The options that say which model it is, and those that say what is printed.
+_BUILT = ("weights", "kwargs", "only", "strip_prefix", "trust")
+_SHOWN = ("as_json", "wide", "quiet")
+
+
+def _taken(options: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """Some of the options; the others are left."""
+    return {name: options.pop(name) for name in names}
+
+
+def _check_torch() -> None:
+    from importlib.util import find_spec
+
+    if find_spec("torch") is None:
+        raise ArgumentError(
+            "the module is run in torch, which is not installed", fix='pip install "wnconvert[export]"'
+        )
+
+
+def _check_other(out: str, *read: str | None) -> None:
+    """Never take the only copy of a model or its weights for the place of an ONNX file."""
+    for path in filter(None, read):
+        if os.path.realpath(path) == os.path.realpath(out):
+            raise OutputError("it is what is to be exported", where=out, fix="another -o")
+
+
+def _check_texts(options: Mapping[str, Any]) -> None:
+    """Tell a slip in a text before the model's own code runs, which may take long."""
+    from wnconvert.verbs.proof.samples import samples_of
+    from wnconvert.verbs.proof.signatures import check_outputs, signature_of
+
+    signature = signature_of(options["inputs"], options["ranges"])
+    samples_of(signature, options["samples"], options["seed"])
+    check_outputs(options["outputs"])
+
+
+def _prove(
+    run: Callable[[Any, Callable[[Any], None]], Any],
+    model: str,
+    built: Mapping[str, Any],
+    *,
+    as_json: bool,
+    wide: bool,
+    quiet: bool,
+) -> int:
+    """Build the model, export or check it, and say what came of it; each step as it is done."""
+    from dataclasses import replace
+
+    from wnconvert.reports.exports import proof_text, step_text
+    from wnconvert.verbs.loading.model import prepared
+
+    def progress(step: Any) -> None:
+        if not quiet:
+            mention(step_text(step))
+
+    with stdout_to_stderr():  # what the model's own code prints is no report
+        made = prepared(model, progress=progress, **built)
+        report = run(made.module, progress)
+    report = replace(report, steps=(*made.steps, *report.steps), notes=(*made.notes, *report.notes))
+    say(report.notes, quiet=quiet)
+    text = json.dumps(report.to_dict(), indent=1) if as_json else proof_text(report, fitting_width(wide=wide))
+    put(text, quiet=quiet)
+    return 0 if report else 1

@@ -1,0 +1,7 @@
+"""Files of weights as data: bytes in, layouts out.
+
+zips         zip archives: directory in, layout out
+safetensors  safetensors: header in, layout out
+pickle       pickles as data: read by a small machine that imports and calls nothing, and written back
+torch        what torch.save writes: state dicts, modules and optimizers in a pickle
+"""

@@ -1,0 +1,244 @@
+"""The writer that gives pickles back: records of :mod:`wnconvert.formats.pickle.reader` to bytes.
+
+Iterative, so nothing nests too deep for it; it keeps the source's protocol, identity and cycles.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from typing import Any
+
+from wnconvert.formats.pickle.values import Dict, Extension, Global, Latin1, Object, PersistentId, Set, Value
+
+__all__ = ["dump"]
+
+
+_BATCH = 1000  # items between a MARK and its APPENDS or SETITEMS, as Python's pickler has it
+
+
+def dump(root: Value, protocol: int, substitute: Callable[[Value], Value] = lambda value: value) -> bytes:
+    """Write ``root`` as a pickle of ``protocol`` (0 is written as 1: its text forms hold no storages).
+
+    ``substitute`` is called once with each tuple, list and node as it is about to be written and returns
+    what to write in its place; references to the same node stay references to one node.
+
+    >>> import pickle
+    >>> pickle.loads(dump(Dict([("epoch", 3)]), 2))
+    {'epoch': 3}
+    """
+    return _Writer(max(protocol, 1), substitute).run(root)
+
+
+class _Writer:
+    """An iterative pickler: ``todo`` holds values to write and actions to take, last first."""
+
+    def __init__(self, protocol: int, substitute: Callable[[Value], Value]) -> None:
+        self.protocol = protocol
+        self.substitute = substitute
+        self.out = bytearray()
+        self.memo: dict[object, int] = {}
+        self.replaced: dict[int, Value] = {}
+        self.alive: list[Value] = []  # what the memo knows by id must not be freed
+        self.todo: list[tuple[bool, Any]] = []
+
+    def run(self, root: Value) -> bytes:
+        if self.protocol >= 2:
+            self.out += b"\x80" + bytes([self.protocol])
+        self.todo = [(True, root)]
+        while self.todo:
+            is_value, item = self.todo.pop()
+            if is_value:
+                self.value(item)
+            elif isinstance(item, bytes):
+                self.out += item
+            else:
+                item()
+        self.out += b"."
+        return bytes(self.out)
+
+    def then(self, *steps: tuple[bool, Any]) -> None:
+        self.todo.extend(reversed(steps))
+
+    def remember(self, key: object) -> None:
+        index = self.memo[key] = len(self.memo)
+        if self.protocol >= 4:
+            self.out += b"\x94"
+        elif index < 256:
+            self.out += b"q" + bytes([index])
+        else:
+            self.out += b"r" + struct.pack("<I", index)
+
+    def recall(self, key: object) -> bool:
+        index = self.memo.get(key)
+        if index is None:
+            return False
+        self.out += b"h" + bytes([index]) if index < 256 else b"j" + struct.pack("<I", index)
+        return True
+
+    def value(self, value: Value) -> None:
+        if value is None:
+            self.out += b"N"
+        elif isinstance(value, bool):
+            self.boolean(value)
+        elif isinstance(value, int):
+            self.integer(value)
+        elif isinstance(value, float):
+            self.out += b"G" + struct.pack(">d", value)
+        elif isinstance(value, (str, bytes, bytearray)):
+            if not self.recall(id(value)):
+                self.out += _text(value, self.protocol) if isinstance(value, str) else _binary(value)
+                self.alive.append(value)
+                self.remember(id(value))
+        else:
+            self.compound(value)
+
+    def boolean(self, value: bool) -> None:  # noqa: FBT001 - the value itself
+        if self.protocol >= 2:
+            self.out += b"\x88" if value else b"\x89"
+        else:
+            self.out += b"I01\n" if value else b"I00\n"
+
+    def integer(self, value: int) -> None:
+        if 0 <= value < 1 << 8:
+            self.out += b"K" + bytes([value])
+        elif 0 <= value < 1 << 16:
+            self.out += b"M" + struct.pack("<H", value)
+        elif -(1 << 31) <= value < 1 << 31:
+            self.out += b"J" + struct.pack("<i", value)
+        elif self.protocol < 2 and value.bit_length() < 10_000:  # Python refuses longer digits
+            self.out += b"L%dL\n" % value
+        else:
+            size = value.bit_length() // 8 + 1
+            encoded = value.to_bytes(size, "little", signed=True)
+            self.out += (
+                b"\x8a" + bytes([size]) if size < 256 else b"\x8b" + struct.pack("<i", size)
+            ) + encoded
+
+    def compound(self, original: Value) -> None:
+        value = self.replaced.get(id(original))
+        if value is None:
+            value = self.replaced[id(original)] = self.substitute(original)
+            self.alive += (original, value)
+        if isinstance(value, Global):
+            self.named(value)
+        elif self.recall(id(value)):
+            pass
+        elif isinstance(value, tuple):
+            self.fixed(value)
+        elif isinstance(value, list):
+            self.start(value, b"]")
+            self.then(*self.batches(value, b"e"))
+        elif isinstance(value, Dict):
+            self.start(value, b"}")
+            self.then(*self.batches(value.pairs, b"u"))
+        elif isinstance(value, Set):
+            self.set_of(value)
+        elif isinstance(value, PersistentId):
+            self.then((True, value.pid), (False, b"Q"))
+        elif isinstance(value, Extension):
+            self.out += b"\x84" + struct.pack("<i", value.code)
+        elif isinstance(value, Object):
+            self.record(value)
+        else:
+            raise TypeError(f"not a pickle value: {type(value)}")
+
+    def start(self, value: Value, opcode: bytes) -> None:
+        self.out += opcode
+        self.remember(id(value))
+
+    def batches(self, items: list[Value], opcode: bytes) -> list[tuple[bool, Any]]:
+        steps: list[tuple[bool, Any]] = []
+        for first in range(0, len(items), _BATCH):
+            batch = items[first : first + _BATCH]
+            flat = [part for pair in batch for part in pair] if opcode == b"u" else batch
+            steps += [(False, b"("), *((True, item) for item in flat), (False, opcode)]
+        return steps
+
+    def named(self, value: Global) -> None:
+        key = (value.module, value.name)
+        if self.recall(key):
+            return
+        if self.protocol >= 4:
+            # The two names are written without memo entries of their own, so that they cannot differ.
+            self.out += _text(value.module, 4) + _text(value.name, 4) + b"\x93"
+        else:
+            self.out += b"c" + value.module.encode() + b"\n" + value.name.encode() + b"\n"
+        self.remember(key)
+
+    # A tuple, a frozenset or a call is only made after its parts. Where a part leads back to it, writing
+    # the parts has already made it; then the parts are dropped and the made one is taken.
+
+    def made(self, value: Value, drop: bytes, make: bytes) -> Callable[[], None]:
+        def finish() -> None:
+            if id(value) in self.memo:
+                self.out += drop
+                self.recall(id(value))
+            else:
+                self.out += make
+                self.remember(id(value))
+
+        return finish
+
+    def fixed(self, value: tuple[Value, ...]) -> None:
+        parts = [(True, item) for item in value]
+        if not value:
+            self.out += b")"
+        elif self.protocol >= 2 and len(value) <= 3:
+            make = {1: b"\x85", 2: b"\x86", 3: b"\x87"}[len(value)]
+            self.then(*parts, (False, self.made(value, b"0" * len(value), make)))
+        else:
+            self.then((False, b"("), *parts, (False, self.made(value, b"1", b"t")))
+
+    def set_of(self, value: Set) -> None:
+        if value.frozen:
+            parts = [(True, item) for item in value.items]
+            self.then((False, b"("), *parts, (False, self.made(value, b"1", b"\x91")))
+        else:
+            self.start(value, b"\x8f")
+            self.then(*self.batches(value.items, b"\x90"))
+
+    def record(self, value: Object) -> None:
+        if value.op == "OBJ":
+            parts = [(False, b"("), (True, value.callee), *((True, arg) for arg in value.args)]
+            drop, make = b"1", b"o"
+        elif value.op == "NEWOBJ_EX":
+            parts = [(True, value.callee), (True, value.args), (True, value.kwargs)]
+            drop, make = b"000", b"\x92"
+        else:
+            parts = [(True, value.callee), (True, value.args)]
+            drop, make = b"00", b"R" if value.op == "REDUCE" else b"\x81"
+
+        def finish() -> None:
+            known = id(value) in self.memo
+            self.made(value, drop, make)()
+            if not known:
+                self.then(*self.changes(value))
+
+        self.then(*parts, (False, finish))
+
+    def changes(self, value: Object) -> list[tuple[bool, Any]]:
+        steps: list[tuple[bool, Any]] = []
+        for kind, payload in value.changes:
+            if kind == "build":
+                steps += [(True, payload), (False, b"b")]
+            else:
+                steps += self.batches(payload, {"append": b"e", "set": b"u", "add": b"\x90"}[kind])
+        return steps
+
+
+def _text(value: str, protocol: int) -> bytes:
+    if isinstance(value, Latin1):
+        raw = value.encode("latin-1")
+        return (b"U" + bytes([len(raw)]) if len(raw) < 256 else b"T" + struct.pack("<i", len(raw))) + raw
+    raw = value.encode("utf-8", "surrogatepass")
+    if protocol >= 4 and len(raw) < 256:
+        return b"\x8c" + bytes([len(raw)]) + raw
+    return b"X" + struct.pack("<I", len(raw)) + raw
+
+
+def _binary(value: bytes | bytearray) -> bytes:
+    if isinstance(value, bytearray):
+        return b"\x96" + struct.pack("<Q", len(value)) + bytes(value)
+    head = b"C" + bytes([len(value)]) if len(value) < 256 else b"B" + struct.pack("<I", len(value))
+    return head + value

@@ -1,0 +1,140 @@
+"""safetensors files: the header in, validated by the safetensors library; the layout of a new file out.
+
+Source of the format: https://github.com/huggingface/safetensors (README).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+from collections import Counter
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from safetensors import SafetensorError, safe_open
+
+from wnconvert.errors import FormatError, OutputError
+from wnconvert.plan.layout import Blob, Layout
+from wnconvert.plan.plan import Plan
+from wnconvert.plan.record import METADATA_KEY, read_history, write_history
+from wnconvert.plan.steps import work_of
+from wnconvert.tensors.dtypes import DTYPES
+from wnconvert.tensors.tree import (
+    ByteRange,
+    Entry,
+    StateDict,
+    StoredTensor,
+    TensorInfo,
+    Tree,
+    contiguous_strides,
+)
+
+__all__ = ["check_header", "open_safetensors", "safetensors_layout"]
+
+
+# The format allows 100 MB; a header of 100,000 tensors takes 12 MB.
+MAX_HEADER = 32 << 20
+_CUT = "download the file again: it is cut short or damaged"
+_CODES = {dtype.code: dtype for dtype in DTYPES.values() if dtype.code}
+
+
+def open_safetensors(file: BinaryIO, path: Path, size: int) -> Tree:
+    """Read the header of a safetensors file of ``size`` bytes.
+
+    Raises ``FormatError`` where the safetensors library refuses it or a name stands in it twice.
+    """
+    file.seek(0)
+    (length,) = struct.unpack("<Q", file.read(8))
+    if length > MAX_HEADER:
+        raise FormatError(
+            f"its header claims {length} bytes", fix="no checkpoint needs that: do not trust it"
+        )
+    if 8 + length > size:
+        raise FormatError(f"its header claims {length} bytes, the file has {size}", fix=_CUT)
+    check_header(path)
+    header: dict[str, Any] = json.loads(file.read(length), object_pairs_hook=_no_duplicates)
+    metadata = header.pop("__metadata__", None) or {}
+    # The library has checked shapes, sizes and offsets; sorted by place, they leave no gap.
+    entries = tuple(Entry(name, _stored(name, info, 8 + length)) for name, info in header.items())
+    history = read_history(metadata.get(METADATA_KEY, ""))
+    return Tree(
+        state_dicts=(StateDict("", entries),),
+        metadata={key: value for key, value in metadata.items() if key != METADATA_KEY},
+        record=history.steps,
+        notes=history.notes,
+    )
+
+
+def check_header(path: Path) -> None:
+    """Have the safetensors library check a file's header and the place of every tensor.
+
+    Raises ``FormatError`` with the library's words.
+    """
+    try:
+        with safe_open(os.fspath(path), framework="numpy"):
+            pass
+    except SafetensorError as error:
+        reason = str(error).removeprefix("Error while deserializing header: ")
+        raise FormatError(f"the safetensors library refuses it: {reason}", fix=_CUT) from error
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        twice = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
+        raise FormatError(f"its header has the key {twice!r} twice", fix="save it again")
+    return made
+
+
+def _stored(name: str, info: dict[str, Any], base: int) -> StoredTensor:
+    dtype = _CODES.get(info["dtype"])
+    if dtype is None:
+        raise FormatError(f"tensor {name} has the dtype {info['dtype']}, which is not known here")
+    start, end = info["data_offsets"]
+    shape = tuple(info["shape"])
+    if any(size >= 1 << 63 for size in shape):
+        raise FormatError(f"tensor {name} has the absurd shape {shape}", fix=_CUT)
+    return StoredTensor(
+        TensorInfo(name, dtype, shape), ByteRange(base + start, end - start), 0, contiguous_strides(shape)
+    )
+
+
+# -- writing
+
+
+def safetensors_layout(tree: Tree, plan: Plan) -> Layout:
+    """Lay out the safetensors file that ``plan`` describes.
+
+    The header names tensors in planned order; their bytes lie with wider dtypes first, as the safetensors
+    library lays them, so that each is aligned. Raises ``OutputError`` for a dtype or a name that
+    safetensors does not have.
+    """
+    (planned,) = plan.state_dicts
+    path = plan.only or ""
+    tensors = next(state.tensors for state in tree.state_dicts if state.path == path)
+    items = [work_of(step, tensors) for step in planned.tensors]
+    for info in (item.info for item in items):
+        if not info.dtype.code:
+            raise OutputError(
+                f"{info.name} is {info.dtype}, which safetensors cannot hold", fix="-o OUT.pt, which can"
+            )
+        if info.name == "__metadata__" or any("\ud800" <= char <= "\udfff" for char in info.name):
+            raise OutputError(f"safetensors cannot name a tensor {info.name!r}", fix="-o OUT.pt, which can")
+    metadata = {"format": "pt", **tree.metadata}
+    if plan.record:
+        metadata[METADATA_KEY] = write_history(plan.record)
+    starts: dict[str, int] = {}
+    at = 0
+    for info in sorted((item.info for item in items), key=lambda info: -info.dtype.bits):
+        starts[info.name] = at
+        at += info.nbytes
+    header: dict[str, Any] = {"__metadata__": metadata}
+    for info in (item.info for item in items):
+        place = [starts[info.name], starts[info.name] + info.nbytes]
+        header[info.name] = {"dtype": info.dtype.code, "shape": list(info.shape), "data_offsets": place}
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    base = 8 + len(text)
+    blobs = tuple(Blob(base + starts[item.info.name], item.info.nbytes, item.work) for item in items)
+    return Layout(base + at, ((0, struct.pack("<Q", len(text)) + text),), blobs)

@@ -1,0 +1,9 @@
+"""What torch.save writes: state dicts, modules and optimizers in a pickle.
+
+names     names that are not torch's, and dangerous ones
+records   what torch's records mean: storages, tensors, modules
+contents  where state dicts and optimizers are in a pickle
+edits     records that take the place of old ones: modules, optimizers
+reader    zip, legacy and TorchScript files opened
+writer    a plan to the layout of a torch zip
+"""

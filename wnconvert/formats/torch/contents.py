@@ -1,0 +1,296 @@
+"""Where the state dicts and optimizers of a pickle are, at any depth, and what stands beside them.
+
+A state dict is a mapping with tensors in it, or a whole pickled module as its ``state_dict()`` would be; an
+optimizer is a dict, or an object, with ``state`` and ``param_groups``. What is below an optimizer is its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from wnconvert.errors import FormatError
+from wnconvert.formats.pickle.values import Dict, Object, Set, Value
+from wnconvert.formats.torch.records import (
+    get,
+    is_module,
+    is_script_module,
+    mapping_pairs,
+    read_tensor,
+    weight_norm_hook,
+)
+
+__all__ = [
+    "Contents",
+    "FoundModule",
+    "FoundOptimizer",
+    "FoundStateDict",
+    "Key",
+    "find_contents",
+    "is_optimizer",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class FoundModule:
+    """A pickled module (its record) and the prefix of its parameters' names."""
+
+    prefix: str
+    node: Object
+
+
+#: What leads one step down: a key of a mapping, an attribute, the place in a list.
+Key: TypeAlias = str | int
+
+
+def _path(keys: Iterable[Key]) -> str:
+    return ".".join(map(str, keys))
+
+
+@dataclass(frozen=True, slots=True)
+class FoundStateDict:
+    """A state dict in a pickle: where it is, the record that holds it, and its items in order.
+
+    ``keys`` leads to it from the root. For a pickled module ``modules`` are its parts and the items are
+    what its ``state_dict()`` would be; ``dims`` are the dims that its ``WeightNorm`` hooks state.
+    """
+
+    keys: tuple[Key, ...]
+    node: Value
+    items: tuple[tuple[str, Value], ...]
+    modules: tuple[FoundModule, ...] = ()
+
+    @property
+    def path(self) -> str:
+        """The keys with dots between them; ``""`` for the root."""
+        return _path(self.keys)
+
+    @property
+    def dims(self) -> dict[str, int | None]:
+        """By weight, the dim that a ``WeightNorm`` hook states (torch's -1 is the whole tensor: None)."""
+        dims = {}
+        for module in self.modules:
+            for _, hook in mapping_pairs(get(module.node.state, "_forward_pre_hooks")) or ():
+                if named := weight_norm_hook(hook):
+                    dims[module.prefix + named[0]] = named[1]
+        return dims
+
+
+class _Names:
+    """What the names of a file may take: references make many and long ones out of few bytes."""
+
+    def __init__(self) -> None:
+        self.left = 16 << 20  # 100,000 tensors with names of 80 letters take 14 MiB
+
+    def spend(self, *names: str) -> None:
+        self.left -= sum(len(name) for name in names) + 64
+        if self.left < 0:
+            raise FormatError("its names take more than any checkpoint needs", fix="do not trust this file")
+
+
+def _module_state(keys: tuple[Key, ...], root: Object, names: _Names) -> FoundStateDict:
+    """A pickled module as its ``state_dict()`` would be, in torch's order."""
+    items: list[tuple[str, Value]] = []
+    modules: list[FoundModule] = []
+    todo: list[tuple[str, Object, frozenset[int]]] = [("", root, frozenset())]
+    while todo:
+        prefix, node, above = todo.pop()
+        names.spend(prefix)
+        modules.append(FoundModule(prefix, node))
+        tensors, children = _parts_of(node)
+        for key, value in tensors:
+            names.spend(prefix, key)
+            items.append((prefix + key, value))
+        above |= {
+            id(node)
+        }  # a module under two names has its keys twice; one that contains itself ends there
+        todo += [
+            (f"{prefix}{key}.", item, above) for key, item in reversed(children) if id(item) not in above
+        ]
+    return FoundStateDict(keys, root, tuple(items), tuple(modules))
+
+
+def _parts_of(node: Object) -> tuple[list[tuple[str, Value]], list[tuple[str, Object]]]:
+    """The own parameters and buffers of a module, and its children."""
+    if is_script_module(node):
+        pairs = _named(node.state)
+        tensors = [(key, value) for key, value in pairs if read_tensor(value)]
+        return tensors, [(key, value) for key, value in pairs if is_script_module(value)]
+    hidden = _set_items(get(node.state, "_non_persistent_buffers_set"))
+    tensors = [
+        (key, value)
+        for kind in ("_parameters", "_buffers")
+        for key, value in _named(get(node.state, kind))
+        if value is not None and not (kind == "_buffers" and key in hidden)
+    ]
+    return tensors, [(key, value) for key, value in _named(get(node.state, "_modules")) if is_module(value)]
+
+
+def _named(value: Value) -> list[tuple[str, Value]]:
+    """The pairs of a mapping whose keys are strings."""
+    return [(str(key), item) for key, item in mapping_pairs(value) or () if isinstance(key, str)]
+
+
+def _set_items(value: Value) -> set[str]:
+    """The strings in a set."""
+    if isinstance(value, Set):
+        return {item for item in value.items if isinstance(item, str)}
+    if isinstance(value, Object) and value.is_call_of("builtins.set", "__builtin__.set"):
+        # Protocols 0 to 3 call it with a list.
+        lists = value.args if isinstance(value.args, tuple) else ()
+        return {item for part in lists if isinstance(part, list) for item in part if isinstance(item, str)}
+    return set()
+
+
+# -- finding
+
+
+def _children(value: Value) -> Iterator[tuple[Key, Value, Value]]:
+    """What hangs below a value: its key, the value that directly holds it, and itself.
+
+    Items of mappings and lists, and attributes of objects.
+    """
+    if isinstance(value, (tuple, list)):
+        for index, item in enumerate(value):
+            yield index, value, item
+        return
+    for key, item in mapping_pairs(value) or ():
+        if isinstance(key, str) or (isinstance(key, int) and key.bit_length() < 64):
+            yield key, value, item
+    if not isinstance(value, Object):
+        return
+    if isinstance(value.args, tuple):  # a namedtuple is made of its items
+        for index, item in enumerate(value.args):
+            yield index, value.args, item
+    # The state of a class with slots is (its dict or None, its slots).
+    for state in value.state if isinstance(value.state, tuple) else (value.state,):
+        for key, item in state.pairs if isinstance(state, Dict) else ():
+            if isinstance(key, str) and key != "_metadata":
+                yield key, state, item
+
+
+def is_optimizer(value: Value) -> bool:
+    """Whether a value is an optimizer: a dict, or an object, with ``state`` and ``param_groups``."""
+    mapping = value.state if isinstance(value, Object) and isinstance(value.state, Dict) else value
+    names = {key for key, _ in mapping_pairs(mapping) or () if isinstance(key, str)}
+    return {"state", "param_groups"} <= names
+
+
+@dataclass(frozen=True, slots=True)
+class FoundOptimizer:
+    """An optimizer in a pickle: its path, and the record whose item it is."""
+
+    path: str
+    holder: Value
+    node: Value
+
+
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """The state dicts and optimizers of a pickle, and the rest: ``siblings`` by path."""
+
+    state_dicts: tuple[FoundStateDict, ...]
+    optimizers: tuple[FoundOptimizer, ...]
+    siblings: tuple[tuple[str, Value], ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Place:
+    """A key below another place; linked, so that a million of them stay small."""
+
+    above: _Place | None
+    key: Key
+
+    @property
+    def way(self) -> list[_Place]:
+        """The places from below the root to this one."""
+        places: list[_Place] = []
+        place = self
+        while place.above is not None:
+            places.append(place)
+            place = place.above
+        return places[::-1]
+
+    @property
+    def keys(self) -> tuple[Key, ...]:
+        return tuple(place.key for place in self.way)
+
+    @property
+    def path(self) -> str:
+        return _path(self.keys)
+
+
+def find_contents(root: Value) -> Contents:
+    """Find every state dict and optimizer below ``root``, outermost first, in the order of the file.
+
+    Raises ``FormatError`` where two of them have one path.
+    """
+    states: list[FoundStateDict] = []
+    optimizers: dict[int, list[FoundOptimizer]] = {}  # by the record, which two holders may share
+    top = _Place(None, "")
+    todo: list[tuple[_Place, Value, Value]] = [(top, None, root)]
+    seen: set[int] = set()
+    branches: list[tuple[_Place, Value]] = []  # what is searched and is no state dict itself
+    ends: list[_Place] = []
+    names = _Names()
+    while todo:
+        place, holder, value = todo.pop()
+        if id(value) in seen and id(value) not in optimizers:
+            continue
+        is_new = id(value) not in seen
+        seen.add(id(value))
+        if not is_new or is_optimizer(value):
+            # A file that is only an optimizer has nothing that a conversion could change.
+            if place is not top:
+                ends.append(place)
+                names.spend(*map(str, place.keys))
+                found = FoundOptimizer(place.path, holder, value)
+                optimizers.setdefault(id(value), []).append(found)
+            continue
+        if is_module(value) or is_script_module(value):
+            ends.append(place)
+            names.spend(*map(str, place.keys))
+            states.append(_module_state(place.keys, value, names))
+            continue
+        items = _named(value)
+        if any(read_tensor(item) for _, item in items):
+            ends.append(place)
+            names.spend(*map(str, place.keys))
+            for key, _ in items:
+                names.spend(key)
+            states.append(FoundStateDict(place.keys, value, tuple(items)))
+        else:
+            branches.append((place, value))
+        below = [
+            (_Place(place, key), direct, item)
+            for key, direct, item in _children(value)
+            if isinstance(item, (tuple, list, Dict, Object)) and not read_tensor(item)
+        ]
+        todo += reversed(below)
+    _check_paths(states)
+    every = tuple(item for of_one in optimizers.values() for item in of_one)
+    return Contents(tuple(states), every, tuple(_siblings(branches, ends, top)))
+
+
+def _check_paths(states: Sequence[FoundStateDict]) -> None:
+    paths: set[str] = set()
+    for state in states:
+        if state.path in paths:
+            raise FormatError(
+                f"it has two state dicts at {state.path}", fix="save one of them under another key"
+            )
+        paths.add(state.path)
+
+
+def _siblings(
+    branches: Sequence[tuple[_Place, Value]], ends: Sequence[_Place], top: _Place
+) -> Iterator[tuple[str, Value]]:
+    """What stands beside state dicts and optimizers on the way to them, and everything at the top."""
+    led = {(id(place.above), place.key) for end in ends for place in end.way}
+    ways = {above for above, _ in led} | {id(top)}
+    for place, value in branches:
+        if id(place) in ways:
+            for key, _, item in _children(value):
+                if (id(place), key) not in led:
+                    yield _path((*place.keys, key)), item

@@ -1,0 +1,301 @@
+"""torch's files: zip archives, legacy pickles and TorchScript archives, opened as a tree and byte ranges.
+
+Only the pickle is read; storages stay where they lie. Sources of the formats: ``torch/serialization.py``
+(``_save``, ``_legacy_save``, ``_legacy_load``) and ``caffe2/serialize/inline_container.cc``.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import BinaryIO
+
+from wnconvert.errors import FormatError
+from wnconvert.formats.pickle.reader import load
+from wnconvert.formats.pickle.values import Object, PersistentId, Pickle, Value, walk
+from wnconvert.formats.torch.contents import Contents, FoundStateDict, find_contents
+from wnconvert.formats.torch.names import foreign_names
+from wnconvert.formats.torch.records import (
+    Storage,
+    TensorRecord,
+    get,
+    is_rebuilt,
+    is_script_module,
+    read_storage,
+    read_tensor,
+    shown,
+)
+from wnconvert.formats.zips import ZipEntry, read_directory
+from wnconvert.plan.record import NO_HISTORY, RECORD_NAME, History, read_history
+from wnconvert.tensors.tree import ByteRange, Entry, Sibling, StateDict, StoredTensor, TensorInfo, Tree
+
+__all__ = ["PREFIX", "TorchFile", "open_legacy", "open_zip"]
+
+
+MAX_PICKLE = 24 << 20  # 24 MiB of text with one emoji in it take 168 MiB while they are read
+PREFIX = "archive/"  # of the records of a new archive, as torch.save has it
+_MAX_RECORD = 8 << 20
+_CUT = "download the file again: it is cut short or damaged"
+
+
+@dataclass(frozen=True, slots=True)
+class TorchFile:
+    """An opened torch file: its pickle as data, and where each storage's bytes lie.
+
+    ``container`` is ``"torch zip"``, ``"torch legacy"`` or ``"TorchScript"``; ``records`` are the other
+    records of the archive, which must not be lost, by their new names; ``mark`` are its first two bytes;
+    ``version`` is what the file says of its format.
+    """
+
+    container: str
+    pickle: Pickle
+    contents: Contents
+    storages: Mapping[str, ByteRange]
+    records: tuple[ZipEntry, ...] = ()
+    mark: bytes = b"PK"
+    history: History = NO_HISTORY
+    version: str = ""
+
+    def stored(self, name: str, record: TensorRecord) -> StoredTensor:
+        """A tensor record as a view of bytes of the file."""
+        info = TensorInfo(name, record.dtype, record.shape)
+        data = self.storages[record.storage.key]
+        return StoredTensor(info, data, record.offset, record.strides, record.storage.location)
+
+    def tree(self) -> Tree:
+        """What the file holds, by names, dtypes and shapes."""
+        return Tree(
+            state_dicts=tuple(self._state_dict(found) for found in self.contents.state_dicts),
+            optimizers=tuple(item.path for item in self.contents.optimizers),
+            siblings=tuple(Sibling(path, _kind(value)) for path, value in self.contents.siblings),
+            metadata=self.history.metadata,
+            record=self.history.steps,
+            notes=(*self._notes(), *self.history.notes),
+        )
+
+    @property
+    def knows_modules(self) -> bool:
+        """Whether a state dict in it has ``_metadata``: the versions of its modules."""
+        nodes = (found.node for found in self.contents.state_dicts)
+        return any(isinstance(node, Object) and get(node.state, "_metadata") is not None for node in nodes)
+
+    def _state_dict(self, found: FoundStateDict) -> StateDict:
+        entries = []
+        for name, value in found.items:
+            record = read_tensor(value)
+            if record and record.is_lazy:
+                raise FormatError(
+                    f"{name} is stored with torch's negative or conjugate bit set",
+                    fix="save tensor.resolve_neg().resolve_conj() of it",
+                )
+            stored = self.stored(name, record) if record else None
+            entries.append(Entry(name, stored, is_opaque=stored is None and is_rebuilt(value)))
+        _check_names(found.path, [entry.name for entry in entries])
+        # A TorchScript archive comes out as a plain state dict.
+        is_module = bool(found.modules) and self.container != "TorchScript"
+        return StateDict(found.path, tuple(entries), found.dims, is_module)
+
+    def _notes(self) -> list[str]:
+        notes = []
+        if self.container == "TorchScript":
+            notes.append("a TorchScript archive: its code is left out, its tensors become a plain state dict")
+        elif names := foreign_names(self.pickle.root):
+            shown = ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
+            notes.append(f"the file names classes or functions, kept as data and never imported: {shown}")
+        if self.container == "torch legacy":
+            notes.append(
+                "a file in torch's legacy format, which is read but not written: torch's since 1.6 is a zip"
+            )
+        if get(self.pickle.root, "weight") and get(self.pickle.root, "hash"):
+            notes.append("the keys 'hash' and 'id' (RVC) describe the file as it was")
+        return notes
+
+
+def _kind(value: Value) -> str:
+    return type(value).__name__.lower()
+
+
+def _check_names(path: str, names: list[str]) -> None:
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise FormatError(
+            f"the state dict {path or 'in it'} has the key {twice[0]!r} twice", fix="save it again"
+        )
+
+
+# -- zip archives
+
+
+def open_zip(file: BinaryIO, size: int) -> TorchFile:
+    """Open a zip archive of torch, TorchScript or GPT-SoVITS (marked) from a file of ``size`` bytes."""
+    file.seek(0)
+    mark = file.read(2)
+    directory = read_directory(file, size)
+    # The shortest: an archive may carry other files of that name in folders of its own.
+    pickled = min((name for name in directory if f"/{name}".endswith("/data.pkl")), key=len, default=None)
+    if pickled is None:
+        raise FormatError("a zip archive, but not one of torch (it has no data.pkl)", fix="name a checkpoint")
+    prefix = pickled.removesuffix("data.pkl")
+    records = {
+        name.removeprefix(prefix): record for name, record in directory.items() if name.startswith(prefix)
+    }
+    outside = {name: record for name, record in directory.items() if not name.startswith(prefix)}
+    if any(name.startswith(PREFIX) for name in outside):
+        raise FormatError(f"its records lie in {prefix}, and others in {PREFIX}", fix=_CUT)
+    if _content(file, records, "byteorder").strip() == b"big":
+        raise FormatError("a big-endian file", fix="load and save it on a little-endian machine")
+    if records["data.pkl"].compressed:
+        raise FormatError(
+            "its data.pkl is compressed", fix="save it with torch.save, which does not compress"
+        )
+    if records["data.pkl"].data.size > MAX_PICKLE:
+        raise FormatError(
+            f"its pickle is longer than {MAX_PICKLE >> 20} MiB", fix="keep bulk data in tensors"
+        )
+    pickle = load(_content(file, records, "data.pkl", MAX_PICKLE))
+    storages = {}
+    for name, record in records.items():
+        if name.startswith("data/"):
+            if record.compressed:
+                raise FormatError(f"its storage {name} is compressed", fix="save it with torch.save")
+            storages[name.removeprefix("data/")] = record.data
+    _check_storages(pickle.root, storages)
+    is_script = "constants.pkl" in records and is_script_module(pickle.root)
+    kept = {
+        PREFIX + name: record
+        for name, record in records.items()
+        if name and name not in _OWN_RECORDS and not name.startswith((".data/", "data/"))
+    }
+    others = tuple(
+        ZipEntry(name, record.data, record.compressed)
+        for name, record in ({} if is_script else {**kept, **outside}).items()
+    )
+    for record in others:
+        if record.compressed:
+            raise FormatError(f"its record {record.name} is compressed", fix="save it with torch.save")
+    return TorchFile(
+        "TorchScript" if is_script else "torch zip",
+        pickle,
+        find_contents(pickle.root),
+        storages,
+        others,
+        mark,
+        read_history(_content(file, records, RECORD_NAME)),
+        _content(file, records, "version").decode("ascii", "replace").strip(),
+    )
+
+
+# Records that describe the pickle and the layout; a new file gets its own. The last two, and what stands in
+# .data/, must never be copied: with them torch computes where storages lie instead of looking.
+_OWN_RECORDS = frozenset(
+    {"data.pkl", "version", "byteorder", RECORD_NAME, ".format_version", ".storage_alignment"}
+)
+
+
+def _content(file: BinaryIO, records: Mapping[str, ZipEntry], name: str, most: int = _MAX_RECORD) -> bytes:
+    record = records.get(name)
+    if record is None or record.compressed or record.data.size > most:
+        return b""
+    file.seek(record.data.start)
+    return file.read(record.data.size)
+
+
+# -- legacy pickles
+
+
+class _Capped:
+    """A file of which a pickle may read only so much, however long it claims its strings are."""
+
+    def __init__(self, file: BinaryIO, most: int) -> None:
+        self.file = file
+        self.left = most
+
+    def _take(self, data: bytes) -> bytes:
+        self.left -= len(data)
+        if self.left < 0:
+            raise FormatError(
+                f"its pickle is longer than {MAX_PICKLE >> 20} MiB", fix="keep bulk data in tensors"
+            )
+        return data
+
+    def read(self, size: int, /) -> bytes:
+        return self._take(self.file.read(min(size, self.left + 1)))
+
+    def readline(self) -> bytes:
+        return self._take(self.file.readline(self.left + 1))
+
+    def tell(self) -> int:
+        return self.file.tell()
+
+
+def open_legacy(file: BinaryIO, size: int) -> TorchFile:
+    """Open a file of ``torch.save(..., _use_new_zipfile_serialization=False)``, or of torch before 1.6.
+
+    Five pickles (magic, protocol, system, object, storage keys), then each storage as a count of
+    elements (8 bytes) and its bytes.
+    """
+    file.seek(0)
+    stream = _Capped(file, MAX_PICKLE)
+    load(stream)  # the magic number, by which it was recognised
+    version, system = load(stream).root, load(stream).root
+    if version != 1001:
+        raise FormatError(
+            f"torch's legacy format {shown(version)} is not known", fix="save it with a newer torch"
+        )
+    if get(system, "little_endian") is False:
+        raise FormatError("a big-endian file", fix="load and save it on a little-endian machine")
+    pickle, keys = load(stream), load(stream).root
+    if not isinstance(keys, list) or not all(isinstance(key, (str, int)) for key in keys):
+        raise FormatError("its list of storages makes no sense", fix=_CUT)
+    named = _storages_of(walk(pickle.root))
+    storages: dict[str, ByteRange] = {}
+    at = file.tell()
+    for key in map(str, keys):
+        if key not in named:
+            raise FormatError(f"its storage {key} belongs to no tensor", fix=_CUT)
+        if at + 8 > size:
+            raise FormatError(f"its storage {key} is missing: the file ends before it", fix=_CUT)
+        file.seek(at)
+        (count,) = struct.unpack("<q", file.read(8))
+        itemsize = named[key].itemsize
+        if count < 0 or at + 8 + count * itemsize > size:
+            raise FormatError(f"its storage {key} is cut short", fix=_CUT)
+        storages[key] = ByteRange(at + 8, count * itemsize)
+        at += 8 + count * itemsize
+    _check_storages(pickle.root, storages)
+    return TorchFile("torch legacy", pickle, find_contents(pickle.root), storages, version=str(version))
+
+
+# -- checks
+
+
+def _storages_of(values: Iterable[Value]) -> dict[str, Storage]:
+    storages = (read_storage(value) for value in values if isinstance(value, PersistentId))
+    return {storage.key: storage for storage in storages if storage is not None}
+
+
+def _check_storages(root: Value, ranges: Mapping[str, ByteRange]) -> None:
+    """Every storage is there and long enough, and no tensor reaches outside of its own."""
+    values = list(walk(root))
+    for storage in _storages_of(values).values():
+        if storage.key not in ranges:
+            raise FormatError(f"its storage {storage.key} is missing", fix=_CUT)
+        if ranges[storage.key].size < storage.nbytes:
+            raise FormatError(
+                f"its storage {storage.key} has {ranges[storage.key].size} bytes of {storage.nbytes}",
+                fix=_CUT,
+            )
+    for value in values:
+        record = read_tensor(value)
+        if record is None or 0 in record.shape:
+            continue
+        last = record.offset + sum(
+            (n - 1) * step for n, step in zip(record.shape, record.strides, strict=True)
+        )
+        if (last + 1) * record.dtype.itemsize > ranges[record.storage.key].size:
+            raise FormatError(
+                f"a tensor of shape {record.shape}, strides {record.strides} reaches outside of its storage",
+                fix=_CUT,
+            )

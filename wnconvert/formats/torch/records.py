@@ -1,0 +1,314 @@
+"""What the records of torch's pickles mean: storages, tensors, mappings, modules.
+
+Only reading and making of records; which of them become what is decided elsewhere. Sources of the
+spellings: ``torch/_utils.py`` (``_rebuild_tensor_v2`` and friends), ``torch/serialization.py``
+(``persistent_id``), ``torch/nn/modules/module.py`` and ``torch/nn/utils/weight_norm.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from wnconvert.errors import FormatError
+from wnconvert.formats.pickle.values import Dict, Global, Object, PersistentId, Value
+from wnconvert.tensors.dtypes import DTYPES, DType
+
+__all__ = [
+    "Storage",
+    "TensorRecord",
+    "get",
+    "is_module",
+    "is_rebuilt",
+    "is_script_module",
+    "mapping_pairs",
+    "read_storage",
+    "read_tensor",
+    "shown",
+    "state_dict_node",
+    "storage_record",
+    "tensor_record",
+    "weight_norm_hook",
+    "with_pairs",
+    "with_storage",
+]
+
+
+_STORAGES: dict[str, DType] = {dtype.storage: dtype for dtype in DTYPES.values() if dtype.storage}
+_STORAGE_MODULES = ("torch", "torch.cuda", "torch.storage")
+_MAX_RANK = 64  # torch's own limit
+
+
+@dataclass(frozen=True, slots=True)
+class Storage:
+    """torch's ``("storage", class, key, location, numel)``; ``dtype`` is None for an untyped one (bytes).
+
+    ``first`` is the element of the root storage at which a storage of the oldest files, a view, begins.
+    """
+
+    key: str
+    dtype: DType | None
+    location: str
+    numel: int
+    first: int = 0
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of what ``numel`` counts."""
+        return self.dtype.itemsize if self.dtype else 1
+
+    @property
+    def nbytes(self) -> int:
+        """Size in bytes."""
+        return self.numel * self.itemsize
+
+
+@dataclass(frozen=True, slots=True)
+class TensorRecord:
+    """A tensor as its record states it; offset and strides count elements of ``dtype``.
+
+    ``is_lazy`` where its numbers are the storage's negated or conjugated (torch's ``is_neg``, ``is_conj``).
+    """
+
+    storage: Storage
+    dtype: DType
+    offset: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    is_lazy: bool = False
+
+
+def read_storage(value: Value) -> Storage | None:
+    """The storage that a persistent id names, or None for any other value."""
+    pid = value.pid if isinstance(value, PersistentId) else None
+    if not isinstance(pid, tuple) or len(pid) not in (5, 6) or pid[0] != "storage":
+        return None
+    _, cls, key, location, numel = pid[:5]
+    if not isinstance(cls, Global) or cls.module not in _STORAGE_MODULES:
+        raise FormatError(f"a storage of it is of the unknown kind {shown(cls)}")
+    if cls.name != "UntypedStorage" and cls.name not in _STORAGES:
+        raise FormatError(f"a storage of it is of the unknown kind {cls.dotted}")
+    first = 0
+    if len(pid) == 6 and pid[5] is not None:
+        # Storages that are views of a root storage, as the oldest torch wrote them.
+        if not (isinstance(pid[5], tuple) and len(pid[5]) == 3 and _count(pid[5][1])):
+            raise FormatError("a storage of it is a view of another in a way that torch never wrote")
+        first = pid[5][1]
+    if not ((isinstance(key, str) or _count(key)) and isinstance(location, str) and _count(numel)):
+        raise FormatError(f"a storage of it has no sensible key, device or size: {shown(pid[2:5])}")
+    return Storage(str(key), _STORAGES.get(cls.name), str(location), numel, first)
+
+
+def read_tensor(value: Value) -> TensorRecord | None:
+    """The tensor that a record rebuilds, or None for any other value.
+
+    Understands ``_rebuild_tensor``, ``_rebuild_tensor_v2``, ``_rebuild_tensor_v3`` and the
+    ``_rebuild_parameter`` around them. Raises ``FormatError`` where such a record makes no sense.
+    """
+    core = _core(value)
+    if core is None:
+        return None
+    args = core.args
+    storage = read_storage(args[0])
+    if storage is None:
+        raise FormatError("a tensor of it has no storage")
+    offset, shape, strides = args[1:4]
+    if not (
+        _count(offset) and _counts(shape) and _counts(strides) and len(shape) == len(strides) <= _MAX_RANK
+    ):
+        raise FormatError(f"a tensor of it has an absurd offset, shape or stride: {shown(args[1:4])}")
+    dtype, metadata = storage.dtype, args[6:7]
+    if core.is_call_of("torch._utils._rebuild_tensor_v3"):
+        named, metadata = args[6] if len(args) > 6 else None, args[7:8]
+        dtype = DTYPES.get(named.name) if isinstance(named, Global) and named.module == "torch" else None
+    if dtype is None:
+        raise FormatError("a tensor of it has a dtype that is not known here")
+    is_lazy = any(get(math_bits, bit) is True for math_bits in metadata for bit in ("neg", "conj"))
+    return TensorRecord(storage, dtype, offset + storage.first, tuple(shape), tuple(strides), is_lazy)
+
+
+def is_rebuilt(value: Value) -> bool:
+    """Whether a record is a tensor of whatever kind: quantized, sparse, meta ones too."""
+    return (
+        isinstance(value, Object)
+        and isinstance(value.callee, Global)
+        and value.callee.dotted.startswith(("torch._utils._rebuild_", "torch._tensor._rebuild_"))
+    )
+
+
+_TENSORS = tuple(f"torch._utils._rebuild_tensor{suffix}" for suffix in ("", "_v2", "_v3"))
+# A tensor of a subclass, or with attributes: how it is rebuilt, its class, the arguments of that, its state.
+_FROM_TYPE = "torch._tensor._rebuild_from_type_v2"
+_PARAMETERS = ("torch._utils._rebuild_parameter", "torch._utils._rebuild_parameter_with_state")
+
+
+def _core(value: Value) -> Object | None:
+    """The ``_rebuild_tensor`` record in a tensor's or parameter's record."""
+    for _ in range(3):
+        if not isinstance(value, Object) or value.op != "REDUCE" or not isinstance(value.args, tuple):
+            return None
+        if value.is_call_of(*_TENSORS) and len(value.args) >= 4:
+            return value
+        if value.is_call_of(_FROM_TYPE) and len(value.args) == 4:
+            value = Object("REDUCE", value.args[0], value.args[2])
+        elif value.is_call_of(*_PARAMETERS) and value.args:
+            value = value.args[0]
+        else:
+            return None
+    return None
+
+
+def _count(value: Value) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 63
+
+
+def _counts(value: Value) -> bool:
+    return isinstance(value, (tuple, list)) and all(_count(item) for item in value)
+
+
+def shown(value: Value, levels: int = 2) -> str:
+    """A value in few words; whatever hangs below it, this takes no time."""
+    if isinstance(value, Global):
+        text = value.dotted
+    elif isinstance(value, tuple) and levels and len(value) <= 8:
+        text = f"({', '.join(shown(item, levels - 1) for item in value)})"
+    elif value is None or isinstance(value, (bool, float)):
+        text = repr(value)
+    elif isinstance(value, int):
+        text = str(value) if value.bit_length() < 200 else "a number without end"
+    elif isinstance(value, str):
+        text = repr(str(value[:80]))
+    else:
+        text = f"a {type(value).__name__.lower()}"
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+# -- making
+
+
+def storage_record(key: str, dtype: DType | None, location: str, numel: int) -> PersistentId:
+    """The persistent id of a storage of ``numel`` elements of ``dtype``, of bytes where that is None.
+
+    A dtype without a storage class of its own (float8, uint16) lies in an untyped storage, counted in bytes.
+    """
+    if dtype and dtype.storage:
+        return PersistentId(("storage", Global("torch", dtype.storage), key, location, numel))
+    nbytes = numel * dtype.itemsize if dtype else numel
+    return PersistentId(("storage", Global("torch.storage", "UntypedStorage"), key, location, nbytes))
+
+
+def with_storage(
+    value: Value, storage: PersistentId, offset: int, shape: Sequence[int], strides: Sequence[int]
+) -> Object:
+    """The tensor or parameter record ``value`` over another storage, all else (requires_grad) as it was."""
+    if value.is_call_of(*_PARAMETERS):
+        inner = with_storage(value.args[0], storage, offset, shape, strides)
+        return Object(value.op, value.callee, (inner, *value.args[1:]), value.kwargs, value.changes)
+    core = _core(value)
+    if core is None:
+        raise TypeError("not a tensor record")
+    made = replace(core, args=(storage, offset, tuple(shape), tuple(strides), *core.args[4:]))
+    if core.is_call_of("torch._utils._rebuild_tensor_v3"):
+        # v3 exists for dtypes without a storage class; a foldable dtype is spelled in v2.
+        made = replace(made, callee=Global("torch._utils", "_rebuild_tensor_v2"), args=made.args[:6])
+    if core is value:
+        return made
+    _, cls, _, state = value.args
+    return Object(value.op, value.callee, (made.callee, cls, made.args, state), value.kwargs, value.changes)
+
+
+def tensor_record(
+    storage: PersistentId, offset: int, shape: Sequence[int], strides: Sequence[int], dtype: DType
+) -> Object:
+    """The record of a plain tensor, as ``torch.save`` writes it."""
+    hooks = Object("REDUCE", Global("collections", "OrderedDict"), ())
+    args = (storage, offset, tuple(shape), tuple(strides), False, hooks)
+    if dtype.storage:
+        return Object("REDUCE", Global("torch._utils", "_rebuild_tensor_v2"), args)
+    rebuild = Global("torch._utils", "_rebuild_tensor_v3")
+    return Object("REDUCE", rebuild, (*args, Global("torch", dtype.name)))
+
+
+def state_dict_node(pairs: Sequence[tuple[str, Value]]) -> Object:
+    """An ``OrderedDict`` of these pairs."""
+    return Object("REDUCE", Global("collections", "OrderedDict"), (), changes=[("set", list(pairs))])
+
+
+# -- mappings
+
+
+def mapping_pairs(value: Value) -> list[tuple[Value, Value]] | None:
+    """The pairs of a dict, or of an object that is one (``OrderedDict``, a foreign dict); else None."""
+    if isinstance(value, Dict):
+        return value.pairs
+    if not isinstance(value, Object):
+        return None
+    pairs = value.pairs
+    if not pairs and value.is_call_of("collections.OrderedDict"):
+        # Python 2 wrote OrderedDict([[key, value], …]).
+        items = value.args[0] if isinstance(value.args, tuple) and value.args else []
+        if isinstance(items, list) and all(
+            isinstance(item, (list, tuple)) and len(item) == 2 for item in items
+        ):
+            return [(item[0], item[1]) for item in items]
+        return None
+    return pairs if pairs or value.is_call_of("collections.OrderedDict") else None
+
+
+def with_pairs(value: Value, pairs: Sequence[tuple[Value, Value]]) -> Dict | Object:
+    """The mapping ``value`` with other pairs, and all else (class, ``_metadata``) as it was."""
+    if isinstance(value, Dict):
+        return Dict(list(pairs))
+    args = () if value.is_call_of("collections.OrderedDict") else value.args
+    first = next((at for at, (kind, _) in enumerate(value.changes) if kind == "set"), 0)
+    others = [change for change in value.changes if change[0] != "set"]
+    changes = [*others[:first], ("set", list(pairs)), *others[first:]]
+    return Object(value.op, value.callee, args, value.kwargs, changes)
+
+
+def get(value: Value, key: str) -> Value:
+    """What a mapping has under ``key``, or None."""
+    found = None
+    for name, item in mapping_pairs(value) or ():
+        if name == key:
+            found = item  # the last one wins, as in a dict
+    return found
+
+
+# -- modules
+
+
+def is_module(value: Value) -> bool:
+    """Whether a record is a pickled ``nn.Module``."""
+    state = value.state if isinstance(value, Object) else None
+    return state is not None and all(get(state, key) is not None for key in ("_parameters", "_modules"))
+
+
+def is_script_module(value: Value) -> bool:
+    """Whether a record is an object of a TorchScript archive."""
+    return (
+        isinstance(value, Object)
+        and isinstance(value.callee, Global)
+        and value.callee.module.split(".")[0] == "__torch__"
+        and isinstance(value.state, Dict)
+    )
+
+
+def weight_norm_hook(hook: Value) -> tuple[str, int | None] | None:
+    """Parameter name and dim of a legacy ``WeightNorm`` hook, or None for any other value."""
+    if _class_of(hook) != "torch.nn.utils.weight_norm.WeightNorm":
+        return None
+    name, dim = get(hook.state, "name"), get(hook.state, "dim")
+    if not isinstance(name, str) or not (dim is None or isinstance(dim, int)):
+        return None
+    return str(name), None if dim == -1 else dim
+
+
+def _class_of(value: Value) -> str:
+    """The dotted name of the class of which a record is an instance."""
+    if not isinstance(value, Object):
+        return ""
+    cls = value.callee
+    if value.is_call_of("copyreg._reconstructor", "copy_reg._reconstructor", "copyreg.__newobj__"):
+        cls = value.args[0] if isinstance(value.args, tuple) and value.args else None  # protocols 0 and 1
+    return cls.dotted if isinstance(cls, Global) else ""

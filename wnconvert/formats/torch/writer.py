@@ -1,0 +1,267 @@
+"""A plan and an opened source to the layout of a torch zip archive.
+
+The source's pickle is not changed: edits are new records that the pickle writer puts in the place of old
+ones. A storage is written once, when the first record that uses it is; what nothing refers to any more
+(the g and v of a folded layer) is not written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from wnconvert.errors import OutputError
+from wnconvert.formats.pickle.values import Dict, Global, Object, PersistentId, Value, walk
+from wnconvert.formats.pickle.writer import dump
+from wnconvert.formats.torch.contents import FoundStateDict, Key
+from wnconvert.formats.torch.edits import module_edits, optimizer_edits, renames
+from wnconvert.formats.torch.names import dangerous_names
+from wnconvert.formats.torch.reader import PREFIX, TorchFile
+from wnconvert.formats.torch.records import (
+    get,
+    mapping_pairs,
+    read_storage,
+    read_tensor,
+    state_dict_node,
+    storage_record,
+    tensor_record,
+    with_pairs,
+    with_storage,
+)
+from wnconvert.formats.zips import MARKS, NewRecord, zip_layout
+from wnconvert.plan.layout import CopyBytes, Gather, Layout, Work
+from wnconvert.plan.order import NEW_ENTRY, metadata_keys
+from wnconvert.plan.plan import Plan, PlannedStateDict
+from wnconvert.plan.record import RECORD_NAME, write_history
+from wnconvert.plan.steps import Keep, MadeTensor, Step, work_of
+from wnconvert.tensors.dtypes import DType
+from wnconvert.tensors.tree import ByteRange, StoredTensor, TensorInfo, Tree, contiguous_strides
+
+__all__ = ["torch_layout"]
+
+
+def torch_layout(source: TorchFile | None, tree: Tree, plan: Plan) -> Layout:
+    """Lay out the torch zip archive that ``plan`` describes.
+
+    ``source`` is None where the tensors come from a file without a pickle (safetensors).
+    Raises ``OutputError`` where the pickle would hand on a name that runs something.
+    """
+    editor = _Editor(source, tree)
+    root = editor.root(plan)
+    if names := dangerous_names(root):
+        raise OutputError(
+            f"the file names {', '.join(names[:6])}, which could run something where it is loaded",
+            fix="-o OUT.safetensors, which holds tensors alone",
+        )
+    archive = _Storages(source)
+    pickle = dump(
+        root, source.pickle.protocol if source else 2, lambda value: archive.take(editor.edited(value))
+    )
+    records = [
+        NewRecord(PREFIX + "data.pkl", len(pickle), pickle),
+        NewRecord(PREFIX + "byteorder", 6, b"little"),
+        *archive.records(),
+        NewRecord(PREFIX + "version", 2, b"3\n"),
+    ]
+    others = source.records if source else ()
+    records += [NewRecord(other.name, other.data.size, CopyBytes(other.data)) for other in others]
+    if plan.record or tree.metadata:
+        history = write_history(plan.record, tree.metadata).encode()
+        records.append(NewRecord(PREFIX + RECORD_NAME, len(history), history))
+    mark = source.mark if source and source.mark in MARKS else b"PK"
+    return zip_layout(records, mark=mark)
+
+
+@dataclass(frozen=True, slots=True)
+class _Making:
+    """Stands as the key of a storage that does not exist yet: how it will be made."""
+
+    work: Work
+    nbytes: int
+
+
+class _Storages:
+    """The storages of the new archive, numbered in the order in which the pickle names them."""
+
+    def __init__(self, source: TorchFile | None) -> None:
+        self.source = source
+        self.numbers: dict[Work, int] = {}
+        self.sizes: list[int] = []
+        self.locations: dict[Value, Value] = {}
+
+    def take(self, value: Value) -> Value:
+        """A persistent id with the number that its storage has in the new archive; others as they are."""
+        if not (isinstance(value, PersistentId) and isinstance(value.pid, tuple) and len(value.pid) > 2):
+            return value
+        if value.pid[0] == "module" and isinstance(value.pid[1], Global):
+            return value.pid[1]  # legacy files name a module's class so, beside its source text
+        if value.pid[0] != "storage":
+            return value
+        making = value.pid[2]
+        if not isinstance(making, _Making):
+            storage = read_storage(value)
+            if storage is None or self.source is None:
+                return value
+            data = self.source.storages[storage.key]
+            making = _Making(CopyBytes(data), data.size)
+        number = self.numbers.setdefault(making.work, len(self.numbers))
+        if number == len(self.sizes):
+            self.sizes.append(making.nbytes)
+        _, cls, _, location, numel = value.pid[:5]
+        # Texts that are one object are written once: a storage that was made is spelled as one that was kept.
+        location = self.locations.setdefault(location, location)
+        return PersistentId(("storage", cls, str(number), location, numel))
+
+    def records(self) -> Iterable[NewRecord]:
+        for (work, number), size in zip(self.numbers.items(), self.sizes, strict=True):
+            yield NewRecord(f"{PREFIX}data/{number}", size, work)
+
+
+class _Editor:
+    """Makes the records that stand in the place of old ones."""
+
+    def __init__(self, source: TorchFile | None, tree: Tree) -> None:
+        self.source = source
+        self.tensors = {state.path: state.tensors for state in tree.state_dicts}
+        self.edits: dict[int, Value] = {}
+        self.made: dict[tuple[object, ...], Value] = {}  # a value under two names stays one value
+        self.names: dict[tuple[int, str], str] = {}  # a text that is two keys stays one text
+        self.views: dict[tuple[str, ByteRange], set[object]] = {}  # of the tensors that a state dict keeps
+
+    def edited(self, value: Value) -> Value:
+        return self.edits.get(id(value), value)
+
+    def root(self, plan: Plan) -> Value:
+        """The root of the new pickle."""
+        for planned in plan.state_dicts:
+            for step in planned.steps:
+                stored = self.tensors[planned.path].get(step.source) if isinstance(step, Keep) else None
+                if stored is not None:
+                    self.views.setdefault((planned.path, stored.storage), set()).add(stored.view)
+        if self.source is None or self.source.container == "TorchScript":
+            made = [(planned.path, state_dict_node(self._pairs(planned, {}))) for planned in plan.state_dicts]
+            return made[0][1] if len(made) == 1 else Dict(list(made))
+        found = {state.path: state for state in self.source.contents.state_dicts}
+        self._straighten_views()
+        for planned in plan.state_dicts:
+            state = found[planned.path]
+            if state.modules:
+                value_of = partial(self._value, planned.path, values=dict(state.items))
+                self.edits |= module_edits(state.modules, planned, value_of)
+            else:
+                self._edit_mapping(state, planned)
+        if plan.only is not None:
+            return _nested(found[plan.only].keys, found[plan.only].node)
+        dropped, names = {item.path for item in plan.dropped}, renames(plan)
+        for item in self.source.contents.optimizers:
+            if item.path in dropped:
+                self.edits[id(item.holder)] = _without(self.edited(item.holder), item.node)
+            else:
+                self.edits |= optimizer_edits(item.node, names)
+        return self.source.pickle.root
+
+    def _straighten_views(self) -> None:
+        """Storages that are views of a root storage (the oldest files) become the root itself."""
+        if self.source is None or self.source.container != "torch legacy":
+            return
+        for value in walk(self.source.pickle.root):
+            record = read_tensor(value)
+            if record and record.storage.first and value.is_call_of(*_REBUILDS):
+                storage = record.storage
+                base = storage_record(storage.key, storage.dtype, storage.location, storage.numel)
+                self.edits[id(value)] = with_storage(value, base, record.offset, record.shape, record.strides)
+
+    # -- tensors
+
+    def _pairs(self, planned: PlannedStateDict, values: dict[str, Value]) -> list[tuple[str, Value]]:
+        """The items of a state dict as planned."""
+        return [(self._name(step), self._value(planned.path, step, values)) for step in planned.steps]
+
+    def _name(self, step: Step) -> str:
+        """The key of a step; of copies of a state dict, which share their keys, the renamed ones do too."""
+        source = step.source if isinstance(step, Keep) else step.name
+        return self.names.setdefault((id(source), step.name), step.name)
+
+    def _value(self, path: str, step: Step, values: dict[str, Value]) -> Value:
+        tensors = self.tensors[path]
+        if isinstance(step, Keep):
+            stored, value = tensors.get(step.source), values.get(step.source)
+            if stored is None or (value is not None and step.dtype is None):
+                return value
+            if value is not None and step.dtype and len(self.views[path, stored.storage]) > 1:
+                return self._cast_storage(value, stored, step.dtype)
+        item = work_of(step, tensors, path)
+        return self._tensor(values.get(item.like.info.name), item)
+
+    def _tensor(self, value: Value, item: MadeTensor) -> Value:
+        """A contiguous tensor of its own storage, of the device of its source."""
+        info = item.info
+        if info.dtype.bits < 8:
+            raise OutputError(
+                f"{info.name} is {info.dtype}, which a torch file cannot hold", fix="-o OUT.safetensors"
+            )
+        key = (id(value), item.work) if value is not None else (item.work,)
+        if key not in self.made:
+            storage = _storage(item.work, info.nbytes, info.dtype, item.like.location, info.numel)
+            strides = contiguous_strides(info.shape)
+            if value is None:
+                self.made[key] = tensor_record(storage, 0, info.shape, strides, info.dtype)
+            else:
+                self.made[key] = with_storage(value, storage, 0, info.shape, strides)
+        return self.made[key]
+
+    def _cast_storage(self, value: Value, stored: StoredTensor, dtype: DType) -> Value:
+        """The same view of a cast copy of the whole storage: what is several views of one stays so."""
+        key = (id(value), dtype)
+        if key not in self.made:
+            numel = stored.storage.size // stored.info.dtype.itemsize
+            whole = StoredTensor(TensorInfo("", stored.info.dtype, (numel,)), stored.storage, 0, (1,))
+            work = Gather(whole, dtype, f"the storage of {stored.info.name}")
+            storage = _storage(work, numel * dtype.itemsize, dtype, stored.location, numel)
+            self.made[key] = with_storage(value, storage, stored.offset, stored.info.shape, stored.strides)
+        return self.made[key]
+
+    # -- mappings
+
+    def _edit_mapping(self, state: FoundStateDict, planned: PlannedStateDict) -> None:
+        others = [pair for pair in mapping_pairs(state.node) or () if not isinstance(pair[0], str)]
+        pairs = [*self._pairs(planned, dict(state.items)), *others]
+        self.edits[id(state.node)] = with_pairs(state.node, pairs)
+        metadata = get(state.node.state, "_metadata") if isinstance(state.node, Object) else None
+        before = self.edited(metadata)  # two state dicts may share it
+        if entries := mapping_pairs(before):
+            others = [pair for pair in entries if not isinstance(pair[0], str)]
+            known = {str(key): value for key, value in entries if isinstance(key, str)}
+            keys = metadata_keys(planned, list(known))
+            # A pickle has equal texts twice where they are two objects: torch's "version" is one.
+            names = [name for value in known.values() for name, _ in mapping_pairs(value) or ()]
+            own = {name: name for name in names if isinstance(name, str)}
+            entry = [(own.get(name, name), value) for name, value in NEW_ENTRY.items()]
+            new = [(key, known[key] if key in known else Dict(list(entry))) for key in keys]
+            self.edits[id(metadata)] = with_pairs(before, [*new, *others])
+
+
+_REBUILDS = ("torch._utils._rebuild_tensor", "torch._utils._rebuild_tensor_v2")
+
+
+def _storage(work: Work, nbytes: int, dtype: DType, location: str, numel: int) -> PersistentId:
+    record = storage_record("", dtype, location, numel)
+    kind, cls, _, *rest = record.pid
+    return PersistentId((kind, cls, _Making(work, nbytes), *rest))
+
+
+def _nested(keys: Sequence[Key], node: Value) -> Value:
+    """``node`` under the keys that led to it, where loaders look for it (``ckpt["generator"]``)."""
+    for key in reversed(keys):
+        node = Dict([(key, node)])
+    return node
+
+
+def _without(holder: Value, item: Value) -> Value:
+    """A list or mapping without one of its items; in a tuple, whose places count, None stands for it."""
+    if isinstance(holder, tuple):
+        return tuple(None if value is item else value for value in holder)
+    if isinstance(holder, list):
+        return [value for value in holder if value is not item]
+    return with_pairs(holder, [pair for pair in mapping_pairs(holder) or () if pair[1] is not item])

@@ -1,0 +1,263 @@
+"""Zip archives, uncompressed, as torch writes them: their directory in, a layout of a new one out.
+
+Reading never inflates anything and never trusts a size. Writing puts every header before the data is
+there: sizes are known, checksums are patched in by the executor. Zip64 is used where sizes need it.
+Source: PKWARE's APPNOTE.TXT 6.3.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import BinaryIO
+
+from wnconvert.errors import FormatError
+from wnconvert.plan.layout import Blob, Layout, Work
+from wnconvert.tensors.tree import ByteRange
+
+__all__ = ["MARKS", "NewRecord", "ZipEntry", "read_directory", "zip_layout"]
+
+
+_LOCAL = struct.Struct("<4sHHHHHIIIHH")
+_CENTRAL = struct.Struct("<4sHHHHHHIIIHHHHHII")
+_END = struct.Struct("<4sHHHHIIH")
+_END64 = struct.Struct("<4sQHHIIQQQQ")
+_LOCATOR = struct.Struct("<4sIQI")
+_FULL16, _FULL32 = 0xFFFF, 0xFFFFFFFF
+_MAX_NAME = 4096
+_MAX_DIRECTORY = 32 << 20  # 200,000 records of a torch file take 16 MiB
+
+#: What GPT-SoVITS writes over the first two bytes, ``PK``, to mark a model's version.
+MARKS = tuple(b"%02d" % number for number in range(100))
+
+_CUT = "download the file again: it is cut short or damaged"
+
+
+@dataclass(frozen=True, slots=True)
+class ZipEntry:
+    """A file of the archive: its bytes as they lie there, and whether they are compressed."""
+
+    name: str
+    data: ByteRange
+    compressed: bool
+
+
+def read_directory(file: BinaryIO, size: int) -> dict[str, ZipEntry]:
+    """The records of a zip archive of ``size`` bytes by name, in the order of its directory.
+
+    Raises ``FormatError`` for an archive that is cut short, names a record twice, or whose records
+    overlap or reach outside of it.
+    """
+    start, length, count = _find_directory(file, size)
+    raw = _read(file, start, length)
+    records: dict[str, ZipEntry] = {}
+    at = 0
+    while at < length and raw[at : at + 4] == b"PK\x01\x02":
+        if at + _CENTRAL.size > length:
+            raise FormatError("its zip directory ends in the middle of an entry", fix=_CUT)
+        _, _, _, flags, method, _, _, _, packed, plain, n_name, n_extra, n_comment, _, _, _, header = (
+            _CENTRAL.unpack_from(raw, at)
+        )
+        name_at = at + _CENTRAL.size
+        name = raw[name_at : name_at + n_name].decode("utf-8", "backslashreplace")
+        extra = raw[name_at + n_name : name_at + n_name + n_extra]
+        plain, packed, header = _widen(extra, plain, packed, header)
+        at = name_at + n_name + n_extra + n_comment
+        if name in records:
+            raise FormatError(f"record {name} is in its zip directory twice", fix=_CUT)
+        if n_name > _MAX_NAME:
+            raise FormatError(f"it has a record with a name of {n_name} bytes", fix="do not trust this file")
+        if flags & 1:
+            raise FormatError(f"record {name} is encrypted", fix="decrypt the archive first")
+        data = _data_of(file, name, header, packed, start)
+        records[name] = ZipEntry(name, data, method != 0 or plain != packed)
+    if at != length or (count != _FULL16 and len(records) != count):
+        raise FormatError("its zip directory does not have the entries that it announces", fix=_CUT)
+    _check_overlaps(records)
+    return records
+
+
+def _read(file: BinaryIO, start: int, length: int) -> bytes:
+    file.seek(start)
+    data = file.read(length)
+    if len(data) < length:
+        raise FormatError(f"it ends at byte {start + len(data)}, where more was announced", fix=_CUT)
+    return data
+
+
+def _find_directory(file: BinaryIO, size: int) -> tuple[int, int, int]:
+    """Offset, length and number of entries of the central directory."""
+    tail_at = max(0, size - _END.size - _FULL16)
+    tail = _read(file, tail_at, size - tail_at)
+    at = tail.rfind(b"PK\x05\x06")
+    if at < 0 or at + _END.size > len(tail):
+        raise FormatError("its zip directory, which stands at the end, is missing", fix=_CUT)
+    _, _, _, _, count, length, start, _ = _END.unpack_from(tail, at)
+    end = tail_at + at
+    if _FULL32 in (length, start) or count == _FULL16:
+        locator_at = end - _LOCATOR.size
+        if locator_at >= 0:
+            magic, _, end64, _ = _LOCATOR.unpack(_read(file, locator_at, _LOCATOR.size))
+            if magic == b"PK\x06\x07":
+                if end64 + _END64.size > locator_at:
+                    raise FormatError("its zip64 directory lies outside of the file", fix=_CUT)
+                _, _, _, _, _, _, _, count, length, start = _END64.unpack(_read(file, end64, _END64.size))
+                end = end64
+    if start + length > end:
+        raise FormatError("its zip directory lies outside of the file", fix=_CUT)
+    if length > _MAX_DIRECTORY:
+        raise FormatError(
+            f"its zip directory takes {length} bytes", fix="no checkpoint needs that: do not trust it"
+        )
+    return start, length, count
+
+
+def _widen(extra: bytes, plain: int, packed: int, header: int) -> tuple[int, int, int]:
+    """Sizes and offset with those that a zip64 extra field gives in 64 bits."""
+    at = 0
+    while at + 4 <= len(extra):
+        kind, length = struct.unpack_from("<HH", extra, at)
+        if kind == 1:
+            field = extra[at + 4 : at + 4 + length]
+            wide = [value for (value,) in struct.iter_unpack("<Q", field[: len(field) // 8 * 8])]
+            fields = [plain, packed, header]
+            for index, value in enumerate(fields):
+                if value == _FULL32 and wide:
+                    fields[index] = wide.pop(0)
+            return fields[0], fields[1], fields[2]
+        at += 4 + length
+    return plain, packed, header
+
+
+def _data_of(file: BinaryIO, name: str, header: int, packed: int, limit: int) -> ByteRange:
+    """Where a record's bytes lie, by its local header (whose extra field torch pads for alignment)."""
+    if header + _LOCAL.size > limit:
+        raise FormatError(f"record {name} lies outside of the file", fix=_CUT)
+    magic, *_, n_name, n_extra = _LOCAL.unpack(_read(file, header, _LOCAL.size))
+    marked = header == 0 and magic[:2] in MARKS and magic[2:] == b"\x03\x04"
+    start = header + _LOCAL.size + n_name + n_extra
+    if not (magic == b"PK\x03\x04" or marked) or start + packed > limit:
+        raise FormatError(f"record {name} lies outside of the file or has no header", fix=_CUT)
+    return ByteRange(start, packed)
+
+
+def _check_overlaps(records: dict[str, ZipEntry]) -> None:
+    by_start = sorted((record for record in records.values() if record.data.size), key=lambda r: r.data.start)
+    for before, after in pairwise(by_start):
+        if before.data.end > after.data.start:
+            raise FormatError(f"records {before.name} and {after.name} overlap", fix="do not trust this file")
+
+
+# -- writing
+
+
+@dataclass(frozen=True, slots=True)
+class NewRecord:
+    """A file of a new archive: literal bytes, or work that will make ``size`` of them."""
+
+    name: str
+    size: int
+    content: bytes | Work
+
+
+def zip_layout(records: Sequence[NewRecord], *, align: int = 64, mark: bytes = b"PK") -> Layout:
+    """Lay out an uncompressed archive of ``records``, the data of each at a multiple of ``align`` bytes.
+
+    ``mark`` replaces the first two bytes.
+    """
+    pieces: list[tuple[int, bytes]] = []
+    directory: list[tuple[NewRecord, int, int]] = []  # record, header offset, crc
+    blobs: list[tuple[NewRecord, int, int]] = []  # record, header offset, data offset
+    at = 0
+    for record in records:
+        name = record.name.encode()
+        crc = zlib.crc32(record.content) if isinstance(record.content, bytes) else 0
+        extra = _wide(record.size, record.size) if record.size >= _FULL32 else b""
+        plain_end = at + _LOCAL.size + len(name) + len(extra)
+        # Padding goes into an extra field of its own, whose head takes 4 bytes; torch calls it FB too.
+        padding = -(plain_end + 4) % align
+        extra += struct.pack("<2sH", b"FB", padding) + b"Z" * padding
+        short = min(record.size, _FULL32)
+        header = _LOCAL.pack(
+            b"PK\x03\x04", 45, _flags(name), 0, 0, _DATE, crc, short, short, len(name), len(extra)
+        )
+        header = (mark + header[2:] if at == 0 else header) + name + extra
+        start = at + len(header)
+        if isinstance(record.content, bytes):
+            pieces.append((at, header + record.content))
+        else:
+            pieces.append((at, header))
+            blobs.append((record, at, start))
+        directory.append((record, at, crc))
+        at = start + record.size
+    crc_in_directory: dict[str, int] = {}
+    central = bytearray()
+    for record, header_at, crc in directory:
+        crc_in_directory[record.name] = at + len(central) + _CRC_IN_CENTRAL
+        central += _central_entry(record, header_at, crc)
+    tail = bytes(central) + _ends(len(directory), len(central), at)
+    pieces.append((at, tail))
+    work = tuple(
+        Blob(start, record.size, record.content, (header_at + _CRC_IN_LOCAL, crc_in_directory[record.name]))
+        for record, header_at, start in blobs
+        if not isinstance(record.content, bytes)
+    )
+    return Layout(at + len(tail), tuple(pieces), work)
+
+
+_DATE = 0x21  # 1980-01-01, the first that zip can say: the same input gives the same bytes
+_CRC_IN_LOCAL = 14
+_CRC_IN_CENTRAL = 16
+
+
+def _flags(name: bytes) -> int:
+    """Bit 11 says that a name is UTF-8."""
+    return 0 if name.isascii() else 1 << 11
+
+
+def _wide(*values: int) -> bytes:
+    return struct.pack(f"<HH{len(values)}Q", 1, 8 * len(values), *values)
+
+
+def _central_entry(record: NewRecord, header_at: int, crc: int) -> bytes:
+    name = record.name.encode()
+    values = [record.size, record.size] if record.size >= _FULL32 else []
+    values += [header_at] if header_at >= _FULL32 else []
+    extra = _wide(*values) if values else b""
+    short, place = min(record.size, _FULL32), min(header_at, _FULL32)
+    return (
+        _CENTRAL.pack(
+            b"PK\x01\x02",
+            45,
+            45,
+            _flags(name),
+            0,
+            0,
+            _DATE,
+            crc,
+            short,
+            short,
+            len(name),
+            len(extra),
+            0,
+            0,
+            0,
+            0,
+            place,
+        )
+        + name
+        + extra
+    )
+
+
+def _ends(count: int, length: int, start: int) -> bytes:
+    """The end records: zip64's where a number does not fit, and the plain one."""
+    wide = b""
+    if count >= _FULL16 or length >= _FULL32 or start >= _FULL32:
+        wide = _END64.pack(b"PK\x06\x06", _END64.size - 12, 45, 45, 0, 0, count, count, length, start)
+        wide += _LOCATOR.pack(b"PK\x06\x07", 0, start + length, 1)
+    few = min(count, _FULL16)
+    return wide + _END.pack(b"PK\x05\x06", 0, 0, few, few, min(length, _FULL32), min(start, _FULL32), 0)

@@ -1,0 +1,85 @@
+"""Which axis a magnitude belongs to, read from the shapes of g and v.
+
+A state dict does not store weight norm's ``dim``; the shape of g tells it. Pure shapes: no numpy here,
+so the naming rules can be used without it.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from wnconvert.errors import LayerError
+from wnconvert.tensors.tree import Dim, Shape
+
+__all__ = ["AUTO", "DimFit", "dim_of"]
+
+
+#: Ask for dim to be read from g's shape.
+AUTO = "auto"
+
+
+@dataclass(frozen=True, slots=True)
+class DimFit:
+    """The axis that is *not* summed over (None: the norm of the whole tensor), and why if it was a guess."""
+
+    dim: Dim
+    note: str = ""
+
+
+def dim_of(g_shape: Shape, v_shape: Shape, dim: int | str | None = AUTO) -> DimFit:
+    """Read ``dim`` of ``torch.nn.utils.weight_norm`` from the shapes of g and v.
+
+    Given a ``dim`` (an axis, negative ones counted from the end; None or -1: the whole tensor, as torch
+    has it), checks that g fits it instead.
+
+    Raises ``LayerError`` with both shapes where g fits no axis, or not the given one.
+
+    >>> dim_of((512, 1, 1), (512, 80, 7)).dim, dim_of((1, 1, 128), (1024, 64, 128)).dim
+    (0, 2)
+    >>> dim_of((), (30, 20)).dim is None
+    True
+    """
+    if dim == AUTO:
+        return _read(g_shape, v_shape)
+    return DimFit(_check(g_shape, v_shape, dim))
+
+
+def _read(g: Shape, v: Shape) -> DimFit:
+    if math.prod(g) == 1:
+        # One norm for everything. Where v has a size-1 axis 0 that is the same numbers as dim 0.
+        return DimFit(0 if len(g) == len(v) > 0 and v[0] == 1 else None)
+    if len(g) == len(v):
+        axes = [axis for axis, size in enumerate(g) if size != 1]
+        if len(axes) == 1 and g[axes[0]] == v[axes[0]]:
+            return DimFit(axes[0])
+    elif len(g) == 1:
+        axes = [axis for axis, size in enumerate(v) if size == g[0]]
+        if len(axes) == 1:
+            return DimFit(axes[0])
+        if axes and axes[0] == 0:
+            return DimFit(0, f"g {g} fits several axes of v {v}; axis 0 is taken (else: fold --dim)")
+    raise LayerError(_misfit(g, v), fix="--exclude it, or repair the checkpoint")
+
+
+def _check(g: Shape, v: Shape, dim: object) -> Dim:
+    if dim is None or dim == -1:
+        if math.prod(g) == 1:
+            return None
+        raise LayerError(
+            f"{_misfit(g, v)} over the whole tensor (--dim none)",
+            fix="leave --dim out, or --exclude what does not fit",
+        )
+    if not isinstance(dim, int) or not -len(v) <= dim < len(v):
+        raise LayerError(f"v {v} has no axis {dim}", fix="leave --dim out, or --exclude what does not fit")
+    axis = dim % len(v)
+    kept = tuple(size if at == axis else 1 for at, size in enumerate(v))
+    if g != kept and g != (v[axis],) and not (v[axis] == 1 and math.prod(g) == 1):
+        raise LayerError(
+            f"{_misfit(g, v)} along --dim {dim}", fix="leave --dim out, or --exclude what does not fit"
+        )
+    return axis
+
+
+def _misfit(g: Shape, v: Shape) -> str:
+    return f"g {g} does not fit v {v}"

@@ -1,0 +1,139 @@
+"""How weight-normalized layers are spelled in a state dict, one row a convention."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+
+from wnconvert.layers.dims import AUTO
+from wnconvert.tensors.tree import TensorInfo, rows_of
+
+__all__ = ["FORMS", "SCHEMES", "Layer", "Refused", "Scheme", "Selection", "in_form", "owner_of", "spelled"]
+
+
+@dataclass(frozen=True, slots=True)
+class Scheme:
+    """One way to spell a layer: patterns of the keys of g and v, and of what must not stand beside them.
+
+    Each pattern captures ``owner`` (the module with its dot, or nothing) and ``param``; the weight is the
+    two together. ``beside`` matches keys that show another reparameterization stacked on the pair.
+    ``spelling`` gives the keys back: of g and of v, from owner and param.
+    """
+
+    form: str
+    spelling: tuple[str, str]
+    g: re.Pattern[str]
+    v: re.Pattern[str]
+    beside: re.Pattern[str]
+
+
+_OWNER = r"(?s:(?P<owner>(?:.*\.)?))"  # a name may hold a line break
+_LEGACY = _OWNER + r"(?P<param>[^.]+?)_"
+_PARAMETRIZE = _OWNER + r"parametrizations\.(?P<param>[^.]+)\."
+
+#: The known conventions. A new one is a new row (and a fixture that shows it).
+SCHEMES: tuple[Scheme, ...] = (
+    Scheme(
+        form="legacy",  # torch.nn.utils.weight_norm
+        spelling=("{owner}{param}_g", "{owner}{param}_v"),
+        g=re.compile(_LEGACY + "g"),
+        v=re.compile(_LEGACY + "v"),
+        beside=re.compile(_LEGACY + "(?:[gv]_)?(?:orig|mask|u)"),  # spectral norm, prune
+    ),
+    Scheme(
+        form="parametrize",  # torch.nn.utils.parametrizations.weight_norm
+        spelling=("{owner}parametrizations.{param}.original0", "{owner}parametrizations.{param}.original1"),
+        g=re.compile(_PARAMETRIZE + "original0"),
+        v=re.compile(_PARAMETRIZE + "original1"),
+        beside=re.compile(_PARAMETRIZE + r"(?:\d+\..*|original(?![01]$).*)"),
+    ),
+)
+
+#: The forms that a pair can have.
+FORMS = tuple(scheme.form for scheme in SCHEMES)
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """A weight-normalized layer, named by the weight it computes.
+
+    ``dim`` is the axis that the norm is not summed over, None where it is taken of the whole tensor.
+    """
+
+    name: str
+    form: str
+    dim: int | None
+    g: TensorInfo
+    v: TensorInfo
+    note: str = ""
+
+    @property
+    def rows(self) -> int:
+        """Number of norms, that is of elements of g."""
+        return rows_of(self.v.shape, self.dim)
+
+    @property
+    def halves(self) -> tuple[TensorInfo, TensorInfo]:
+        """g and v."""
+        return self.g, self.v
+
+
+def owner_of(weight: str) -> str:
+    """The prefix of a weight's module, with its dot, or nothing.
+
+    >>> owner_of("dec.conv.weight"), owner_of("weight")
+    ('dec.conv.', '')
+    """
+    return weight[: weight.rfind(".") + 1]
+
+
+def spelled(form: str, weight: str) -> tuple[str, str] | None:
+    """The keys of g and v of a weight in a form; None for a form that is not known.
+
+    >>> spelled("legacy", "conv.weight"), spelled("parametrize", "weight")[1]
+    (('conv.weight_g', 'conv.weight_v'), 'parametrizations.weight.original1')
+    """
+    owner = owner_of(weight)
+    for scheme in SCHEMES:
+        if scheme.form == form:
+            g, v = (key.format(owner=owner, param=weight[len(owner) :]) for key in scheme.spelling)
+            return g, v
+    return None
+
+
+def in_form(layer: Layer, form: str) -> Layer:
+    """A layer as it is spelled in another (known) form."""
+    keys = spelled(form, layer.name)
+    assert keys is not None  # noqa: S101 - options know the forms
+    return replace(
+        layer, form=form, g=replace(layer.g, name=keys[0]), v=replace(layer.v, name=keys[1]), note=""
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """What looks like a layer but must not be converted, with the reason and what to do."""
+
+    name: str
+    reason: str
+    fix: str
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Which layers are wanted: globs on the names of weights (``fnmatch``), and dim if it is given.
+
+    >>> Selection(layers=("dec.*",), exclude=("*.conv_post.weight",)).wants("dec.conv_post.weight")
+    False
+    """
+
+    layers: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    dim: int | str | None = AUTO
+
+    def wants(self, name: str) -> bool:
+        """Whether the layer of this name is to be converted."""
+        if self.layers and not any(fnmatchcase(name, glob) for glob in self.layers):
+            return False
+        return not any(fnmatchcase(name, glob) for glob in self.exclude)

@@ -1,0 +1,157 @@
+"""The four float formats, and casts between them that round once, to nearest even.
+
+``round_both`` and ``round_short`` are Ziv's test: both ends of an interval are rounded, and where they
+agree the rounding of everything between them is settled. Source: Ziv 1991, "Fast evaluation of elementary
+mathematical functions with correctly rounded last bit".
+"""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from typing import Any, NamedTuple
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import NDArray
+
+from wnconvert.errors import LayerError
+from wnconvert.tensors.blocks import Array, Floats, scratch
+from wnconvert.tensors.dtypes import DType
+
+__all__ = [
+    "FLOAT_FORMATS",
+    "DTypeLike",
+    "Format",
+    "cast",
+    "count_overflow",
+    "name_of",
+    "round_both",
+    "round_short",
+]
+
+
+DTypeLike = DType | np.dtype[Any] | str
+
+
+class Format(NamedTuple):
+    """A float format as codes: the magnitudes' bit patterns, which count upwards with the values."""
+
+    dtype: np.dtype[Any]
+    codes: np.dtype[Any]
+    inf: int
+    beyond: Fraction  # where the next value after the largest would be
+
+    def value(self, code: int) -> Fraction:
+        """The magnitude that a code stands for; for infinity's, where the next value would be."""
+        if code >= self.inf:
+            return self.beyond
+        return Fraction(float(np.array(code, self.codes).view(self.dtype)[()]))
+
+    def nearest_root(self, square: Fraction, code: int) -> int:
+        """The code of the value nearest to √square, ties to even, given one at most as large."""
+        while code < self.inf:
+            middle = (self.value(code) + self.value(code + 1)) / 2
+            if square < middle**2 or (square == middle**2 and code % 2 == 0):
+                break
+            code += 1
+        return code
+
+
+FLOAT_FORMATS = {
+    "float64": Format(np.dtype(np.float64), np.dtype(np.uint64), 0x7FF << 52, Fraction(2) ** 1024),
+    "float32": Format(np.dtype(np.float32), np.dtype(np.uint32), 0xFF << 23, Fraction(2) ** 128),
+    "float16": Format(np.dtype(np.float16), np.dtype(np.uint16), 0x1F << 10, Fraction(2) ** 16),
+    "bfloat16": Format(np.dtype(ml_dtypes.bfloat16), np.dtype(np.uint16), 0xFF << 7, Fraction(2) ** 128),
+}
+
+
+def name_of(dtype: DTypeLike) -> str:
+    """The name of a foldable dtype. Raises ``LayerError`` for any other."""
+    name = dtype if isinstance(dtype, str) else dtype.name
+    if name not in FLOAT_FORMATS:
+        raise LayerError(f"{name} cannot be folded", fix="--exclude the layer")
+    return name
+
+
+def cast(array: Array, dtype: DTypeLike) -> Array:
+    """Cast between the four foldable dtypes with one rounding, to nearest even; any shape.
+
+    float64 to bfloat16 goes through float32 in ml_dtypes and in torch, and so rounds twice.
+
+    >>> x = np.array(1 + 2.0**-8 + 2.0**-40)
+    >>> float(x.astype(ml_dtypes.bfloat16)), float(cast(x, "bfloat16"))
+    (1.0, 1.0078125)
+    """
+    to = FLOAT_FORMATS[name_of(dtype)].dtype
+    out = np.empty(array.shape, to)
+    with np.errstate(all="ignore"):
+        _round(array, out)
+    return out
+
+
+def count_overflow(before: Array, after: Array) -> int:
+    """Number of finite elements of ``before`` that a cast made infinite in ``after``."""
+    with np.errstate(invalid="ignore"):  # a signalling NaN is a NaN here
+        return int(np.count_nonzero(np.isinf(after) & np.isfinite(before)))
+
+
+def _round(x: Array, out: Array) -> None:
+    if x.dtype != np.float64 or out.dtype != ml_dtypes.bfloat16:
+        np.copyto(out, x, casting="unsafe")
+        return
+    # Where float32 gives a tie between two bfloat16, it may have rounded to that tie: step off it, to the
+    # side of x. Bit patterns order magnitudes, so this is right for both signs.
+    single = scratch("round", x.shape, np.float32)
+    np.copyto(single, x, casting="unsafe")
+    bits = single.view(np.uint32)
+    ties = (bits & 0xFFFF) == 0x8000
+    if ties.any():
+        away = np.abs(x[ties]) - np.abs(single[ties].astype(np.float64))
+        bits[ties] += np.sign(away).astype(np.int32).view(np.uint32)
+    np.copyto(out, single, casting="unsafe")
+
+
+def round_both(y: Floats, steps: int, low: Array) -> NDArray[np.bool_]:
+    """Round y into ``low``, and tell where y's bits + ``steps`` round to another value. ``y`` is spoilt."""
+    high = scratch("high", y.shape, low.dtype)
+    _round(y, low)
+    np.add(y.view(np.int64), steps, out=y.view(np.int64))
+    _round(y, high)
+    codes = np.dtype(f"u{low.itemsize}")
+    return np.asarray(low.view(codes) != high.view(codes))
+
+
+def round_short(y: Floats, steps: int, low: Array) -> NDArray[np.bool_]:
+    """``round_both`` for 16-bit formats and no NaN, without their slow casts.
+
+    All their midpoints are float32, and the interval is far narrower than float32's spacing: if it holds
+    a midpoint, its lower end rounds to that as float32. Any other float32 is rounded further in its bits,
+    half up. Only midpoints, and float16's subnormals and overflows, go the long way.
+    """
+    single, spare = scratch("single", y.shape, np.float32), scratch("spare", y.shape, np.uint32)
+    np.copyto(single, y, casting="unsafe")
+    bits = single.view(np.uint32)
+    dropped = 13 if low.dtype == np.float16 else 16
+    np.bitwise_and(bits, (1 << dropped) - 1, out=spare)
+    doubt = np.asarray(spare == 1 << (dropped - 1))
+    if low.dtype == np.float16:
+        magnitude = np.bitwise_and(bits, 0x7FFFFFFF, out=scratch("magnitude", y.shape, np.uint32))
+        zero = magnitude == 0  # below 2⁻¹⁵⁰: no doubt, or pruned layers would be slow
+        np.subtract(magnitude, 0x38800000, out=spare)  # 2⁻¹⁴, the smallest normal number
+        doubt |= (spare >= 0x477FF000 - 0x38800000) & ~zero  # 65520, the first that overflows
+        np.subtract(magnitude, 0x38000000 - 0x1000, out=spare)  # the exponents' biases, 127 and 15
+        np.right_shift(spare, 13, out=spare)
+        np.copyto(spare, 0, where=zero)
+        np.right_shift(bits, 16, out=bits)
+        np.bitwise_and(bits, 0x8000, out=bits)
+        np.bitwise_or(bits, spare, out=bits)
+    else:
+        np.add(bits, 0x8000, out=bits)
+        np.right_shift(bits, 16, out=bits)
+    np.copyto(low.view(np.uint16), bits, casting="unsafe")
+    if doubt.any():
+        found = np.empty(np.count_nonzero(doubt), low.dtype)
+        differ = round_both(y[doubt], steps, found)
+        low[doubt] = found
+        doubt[doubt] = differ
+    return doubt

@@ -1,0 +1,156 @@
+"""Rows without an answer: zero directions, NaN, infinities, overflow. What was odd, and what is an error."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wnconvert.errors import NumbersError
+
+__all__ = [
+    "Problem",
+    "RowPolicy",
+    "RowReport",
+    "Rows",
+    "raise_problems",
+    "rows_where",
+    "say_rows",
+    "split_note",
+    "split_problems",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """What is wrong with some tensor's numbers, and the option that would let it pass, if there is one."""
+
+    what: str
+    option: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class RowPolicy:
+    """The user's policy.
+
+    ``zero_rows`` is ``"error"`` or ``"zero"`` (they become zero whatever g is); ``allow_nonfinite``
+    writes NaN and infinities as they come. ``can_cast`` is False where a wider dtype cannot be asked for: in
+    an ONNX model, whose other nodes would not take it.
+    """
+
+    zero_rows: str = "error"
+    allow_nonfinite: bool = False
+    can_cast: bool = True
+
+    def problems(self, report: RowReport) -> tuple[Problem, ...]:
+        """What is wrong with a folded layer under this policy."""
+        found = []
+        if report.zero.count and self.zero_rows != "zero":
+            found.append(
+                Problem(f"v is zero in {say_rows(report.zero)}, and 0/0 is no number", "--zero-rows zero")
+            )
+        if report.nonfinite.count and not self.allow_nonfinite:
+            found.append(
+                Problem(f"NaN or infinity in g or v, in {say_rows(report.nonfinite)}", "--allow-nonfinite")
+            )
+        if report.overflow.count and not self.allow_nonfinite:
+            option = "--dtype float32" if self.can_cast else "--allow-nonfinite"
+            found.append(Problem(f"too large for the dtype, in {say_rows(report.overflow)}", option))
+        return tuple(found)
+
+    def cast_problems(self, overflow: int, dtype: object) -> tuple[Problem, ...]:
+        """What is wrong with a cast that made ``overflow`` finite elements infinite."""
+        if not overflow or self.allow_nonfinite:
+            return ()
+        what = "one element is" if overflow == 1 else f"{overflow} elements are"
+        return (Problem(f"{what} too large for {dtype}", "--dtype bfloat16"),)
+
+    def note(self, report: RowReport) -> str:
+        """What a user should know of a layer that was folded under this policy."""
+        if not report.zero.count:
+            return ""
+        note = f"v is zero in {say_rows(report.zero)}, which became zero"
+        if report.zero_with_g.count:
+            note += f" ({report.zero_with_g.count} of them with a g that is not 0)"
+        return note
+
+
+def split_problems(report: RowReport, dtype: object) -> tuple[Problem, ...]:
+    """What is wrong with a weight that is to be split: rows without a norm that ``dtype`` could hold.
+
+    There is no option for it: a fold would not give such rows back.
+    """
+    found = []
+    if report.nonfinite.count:
+        found.append(Problem(f"NaN or infinity in {say_rows(report.nonfinite)}: no norm"))
+    if report.overflow.count:
+        found.append(Problem(f"a norm that {dtype} cannot hold, in {say_rows(report.overflow)}"))
+    return tuple(found)
+
+
+def split_note(report: RowReport) -> str:
+    """What a user should know of a weight that was split."""
+    if not report.zero.count:
+        return ""
+    return f"w is zero in {say_rows(report.zero)}: g is 0 there, and v a uniform unit direction"
+
+
+def raise_problems(problems: Iterable[tuple[str, Sequence[Problem]]]) -> None:
+    """Raise ``NumbersError`` for all problems at once, by the names of their tensors; or nothing."""
+    found = [(where, of_tensor) for where, of_tensor in problems if of_tensor]
+    if not found:
+        return
+    options = dict.fromkeys(problem.option for _, of_tensor in found for problem in of_tensor)
+    fix = "; ".join(filter(None, (", or ".join(filter(None, options)), "--exclude leaves a layer as it is")))
+    lines = [(where, "; ".join(problem.what for problem in of_tensor)) for where, of_tensor in found]
+    if len(lines) == 1:
+        raise NumbersError(lines[0][1], where=lines[0][0], fix=fix)
+    listed = "".join(f"\n  {where}: {what}" for where, what in lines[:10])
+    more = f"\n  and {len(lines) - 10} more" if len(lines) > 10 else ""
+    raise NumbersError(f"{len(lines)} tensors have numbers without an answer:{listed}{more}", fix=fix)
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """How many rows, and the first ten of them."""
+
+    count: int = 0
+    first: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class RowReport:
+    """What was odd, by kind of row; whether it is an error is for the caller to say.
+
+    ``zero``: rows of v without a nonzero element; ``zero_with_g``: those whose g is not 0;
+    ``nonfinite``: rows with a NaN or an infinity in v or g; ``overflow``: finite rows whose result has an
+    infinity; ``kept``: rows whose g is the rounded norm, so that w is v.
+    """
+
+    zero: Rows = Rows()
+    zero_with_g: Rows = Rows()
+    nonfinite: Rows = Rows()
+    overflow: Rows = Rows()
+    kept: Rows = Rows()
+
+
+def rows_where(flags: NDArray[np.bool_]) -> Rows:
+    """The rows whose flag is set."""
+    if not flags.any():
+        return Rows()
+    found = np.flatnonzero(flags)
+    return Rows(len(found), tuple(found[:10].tolist()))
+
+
+def say_rows(rows: Rows) -> str:
+    """Rows for a message.
+
+    >>> say_rows(Rows(1, (4,))), say_rows(Rows(12, tuple(range(10))))
+    ('row 4', '12 rows (0, 1, 2, 3, 4, 5, 6, 7, 8, 9, …)')
+    """
+    if rows.count == 1:
+        return f"row {rows.first[0]}"
+    more = ", …" if rows.count > len(rows.first) else ""
+    return f"{rows.count} rows ({', '.join(map(str, rows.first))}{more})"

@@ -1,0 +1,159 @@
+"""Sums of squares: fast ones with a bound on their error, accurate ones to 70 bits, exact ones.
+
+Source: Rump, Ogita and Oishi 2008, "Accurate floating-point summation" (the error-free extraction of
+``accurate_sums``).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from fractions import Fraction
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wnconvert.tensors.blocks import Array, Floats, scratch
+
+__all__ = ["UNIT", "Sums", "accurate_sums", "exact_sum", "fast_sums", "merge"]
+
+
+#: The unit roundoff of float64.
+UNIT = 2.0**-53
+
+
+@dataclass(slots=True)
+class Sums:
+    """Σv² of each row as (high + low)·4^exponent, with a bound on the relative error.
+
+    Rows with NaN or infinities have it in ``high``.
+    """
+
+    high: Floats
+    low: Floats
+    exponent: NDArray[np.int32]
+    error: float
+
+    def root(self) -> Floats:
+        """√(high + low), within 1 ulp, without the exponent."""
+        return np.sqrt(self.high)
+
+    def bounds(self, at: int) -> tuple[Fraction, Fraction]:
+        """Between what the exact sum of row ``at`` lies."""
+        total = Fraction(float(self.high[at])) + Fraction(float(self.low[at]))
+        total *= Fraction(4) ** int(self.exponent[at])
+        return total * (1 - Fraction(self.error)), total * (1 + Fraction(self.error))
+
+
+def _adds(slabs: int, inner: int) -> float:
+    """Longest chain of additions in ``_row_sum``: its relative error for positive terms is at most this·2⁻⁵³.
+
+    numpy sums a contiguous axis pairwise: runs of at most 128 in 8 accumulators (15 additions, 3 to
+    combine, 7 left over), then a binary tree; one more per 8,192, should it ever be buffered. Slabs are
+    added four at a time: at most 7 additions a level, ⌈log₄⌉ levels.
+    """
+    return 32 + math.log2(inner) + inner / 8192 + 7 * math.ceil(math.log(slabs, 4) + 1)
+
+
+def _row_sum(x: Array) -> Floats:
+    """Sums over the first and last axis, in a tree. ``x`` is spoilt."""
+    slabs, rows, inner = x.shape
+    flat = x.reshape(slabs, rows * inner)
+    while slabs > 1:
+        step = max(slabs // 4, 1)
+        whole = slabs // step * step
+        sums = flat[:step]
+        for at in range(step, whole, step):
+            sums += flat[at : at + step]
+        if whole < slabs:
+            sums[: slabs - whole] += flat[whole:slabs]
+        slabs = step
+    if inner == 1:
+        return np.array(flat[0], np.float64)
+    return np.asarray(np.add.reduce(flat[0].reshape(rows, inner), axis=1), np.float64)
+
+
+def fast_sums(x: Floats) -> Sums:
+    """Σv² of values of at most 24 bits: squares are exact and in range, only the additions round."""
+    squares = scratch("squares", x.shape, np.float64)
+    np.multiply(x, x, out=squares)
+    high = _row_sum(squares)
+    zeros = np.zeros(len(high))
+    return Sums(high, zeros, zeros.astype(np.int32), _adds(x.shape[0], x.shape[2]) * UNIT)
+
+
+def accurate_sums(x: Floats) -> Sums:
+    """Σv² of any values to about 70 bits.
+
+    Each row is scaled by a power of two to a largest element in [½, 1). Squares p = h² + (v-h)(v+h), h the
+    upper 26 bits of v, so that h² is exact. With a power of two s >= 2N for N terms, (p+s)-s is p
+    to a multiple of s·2⁻⁵²: those parts add up exactly, in any order, and the rest is below s·2⁻⁵³.
+    """
+    slabs, _, inner = x.shape
+    terms = slabs * inner
+    p, h, q = (scratch(use, x.shape, np.float64) for use in ("squares", "upper", "extract"))
+    np.abs(x, out=p)
+    top = np.maximum.reduce(np.maximum.reduce(p, axis=0), axis=1)
+    exponent = np.frexp(top)[1]
+    half = exponent // 2  # 2^1074 is no float64, but two factors make it
+    np.multiply(x, np.ldexp(1.0, -half)[:, None], out=p)
+    np.multiply(p, np.ldexp(1.0, half - exponent)[:, None], out=p)
+    np.bitwise_and(p.view(np.int64), np.int64(-(1 << 27)), out=h.view(np.int64))
+    np.subtract(p, h, out=q)
+    np.add(p, h, out=p)
+    np.multiply(q, p, out=q)
+    low = _row_sum(q)
+    np.multiply(h, h, out=p)
+    extractor = 2.0 ** (math.ceil(math.log2(terms)) + 1)
+    np.add(p, extractor, out=q)
+    np.subtract(q, extractor, out=q)
+    np.subtract(p, q, out=p)
+    high = _row_sum(q)
+    low += _row_sum(p)
+    # The rest is N terms below 2⁻⁵³·s with s <= 4N, against a sum of at least 1/4; the lower products are at
+    # most 2⁻²⁵ of the sum, each within 2 roundings.
+    error = _adds(slabs, inner) * (terms**2 * 2.0**-102 + 2.0**-76)
+    finite = np.isfinite(top)
+    zero = top == 0
+    high, low = np.where(finite, high, top), np.where(finite, low, 0.0)
+    sums = Sums(high, low, np.where(zero, -1100, exponent), error)
+    _normalize(sums)
+    return sums
+
+
+def _normalize(sums: Sums) -> None:
+    high = sums.high + sums.low
+    low = sums.low - (high - sums.high)
+    sums.high, sums.low = high, np.where(np.isfinite(high), low, 0.0)
+
+
+def merge(into: Sums, rows: slice, part: Sums) -> None:
+    """Add the sums of a block to those of all rows."""
+    exponent = np.maximum(into.exponent[rows], part.exponent)
+    old, new = 2 * (into.exponent[rows] - exponent), 2 * (part.exponent - exponent)
+    a, b = np.ldexp(into.high[rows], old), np.ldexp(part.high, new)
+    high = a + b
+    back = high - a
+    rest = (a - (high - back)) + (b - back)
+    rest = rest + np.ldexp(into.low[rows], old) + np.ldexp(part.low, new)
+    total = Sums(high, np.where(np.isfinite(high), rest, 0.0), exponent, 0.0)
+    _normalize(total)
+    into.high[rows], into.low[rows], into.exponent[rows] = total.high, total.low, total.exponent
+    into.error = max(into.error, part.error) + 2.0**-100
+
+
+def exact_sum(x: Floats) -> Fraction:
+    """Σv² of a finite 1-D row exactly: limbs of 18 bits, their products added up per exponent."""
+    total = 0
+    low = -1074
+    for at in range(0, len(x), 1 << 16):  # 2¹⁶ products below 2³⁶ add up exactly in float64
+        mantissa, exponent = np.frexp(np.abs(x[at : at + (1 << 16)]))
+        digits = np.ldexp(mantissa, 53).astype(np.int64)
+        place = exponent - low
+        limbs = (digits & 0x3FFFF, (digits >> 18) & 0x3FFFF, digits >> 36)
+        for i in range(3):
+            for j in range(3):
+                counts = np.bincount(place, weights=(limbs[i] * limbs[j]).astype(np.float64))
+                for power in np.flatnonzero(counts).tolist():
+                    total += int(counts[power]) << (2 * power + 18 * (i + j))
+    return total * Fraction(4) ** (low - 53)

@@ -1,0 +1,38 @@
+"""The fields of ONNX messages that a rewrite looks at, by protobuf number."""
+
+from __future__ import annotations
+
+from wnconvert.onnx.file.wire import Wire, WireField
+
+__all__ = [
+    "ENTRY",
+    "FUNCTION_INPUT",
+    "FUNCTION_NODE",
+    "GRAPH_TENSOR",
+    "INSIDE",
+    "NODE_INPUT",
+    "PLACE",
+    "TENSOR_NAME",
+    "external_key",
+]
+
+
+#: Messages by the fields in which tensors, nodes and graphs stand: what a rewrite goes down into.
+INSIDE: dict[str, dict[int, str]] = {
+    "model": {7: "graph", 20: "training", 25: "function"},
+    "training": {1: "graph", 2: "graph"},
+    "graph": {1: "node", 5: "tensor", 15: "sparse"},
+    "function": {7: "node", 11: "attribute"},
+    "node": {5: "attribute"},
+    "attribute": {5: "tensor", 6: "graph", 10: "tensor", 11: "graph", 22: "sparse", 23: "sparse"},
+    "sparse": {1: "tensor", 2: "tensor"},
+}
+NODE_INPUT, FUNCTION_INPUT, FUNCTION_NODE, GRAPH_TENSOR = 1, 4, 7, 5
+TENSOR_NAME, ENTRY = 8, 13
+PLACE = ("location", "offset", "length")
+
+
+def external_key(wire: Wire, record: WireField) -> str:
+    """The key of an entry of external data."""
+    keys = [wire.text(item) for item in wire.records(record) if item.number == 1]
+    return keys[-1] if keys else ""

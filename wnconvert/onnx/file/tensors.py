@@ -1,0 +1,306 @@
+"""Tensors of an ONNX model: their dtype, shape and where their elements lie, in the model or in a data file.
+
+Everything in a file is untrusted: sizes are held against the bytes that are there, and a data file must lie
+in the folder of the model. No large tensor is read.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import stat
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from wnconvert.errors import FormatError, InputError
+from wnconvert.messages import printable
+from wnconvert.onnx.file.model import Constant
+from wnconvert.onnx.file.wire import BYTES, Wire, WireField
+from wnconvert.tensors.dtypes import DTYPES, DType
+from wnconvert.tensors.tree import ByteRange, StoredTensor, TensorInfo, contiguous_strides
+
+__all__ = ["CODES", "EXTERNAL", "Tensors"]
+
+
+#: TensorProto.DataType of the dtypes that we know; a few are smaller than a byte, or texts.
+CODES: dict[str, int] = {
+    "float32": 1,
+    "uint8": 2,
+    "int8": 3,
+    "uint16": 4,
+    "int16": 5,
+    "int32": 6,
+    "int64": 7,
+    "bool": 9,
+    "float16": 10,
+    "float64": 11,
+    "uint32": 12,
+    "uint64": 13,
+    "complex64": 14,
+    "complex128": 15,
+    "bfloat16": 16,
+    "float8_e4m3fn": 17,
+    "float8_e4m3fnuz": 18,
+    "float8_e5m2": 19,
+    "float8_e5m2fnuz": 20,
+    "float8_e8m0fnu": 24,
+}
+_DTYPES = {code: DTYPES[name] for name, code in CODES.items()}
+_BITS = {code: dtype.bits for code, dtype in _DTYPES.items()}
+_BITS |= {21: 4, 22: 4, 23: 4, 25: 2, 26: 2, 27: 6, 28: 6}  # uint4, int4, float4, uint2, int2, float6
+_STRING = 8
+
+# The fields that hold elements as numbers, and those whose elements lie end to end: their code and size.
+_DIMS, _TYPE, _NAME, _RAW, _ENTRY, _LOCATION = 1, 2, 8, 9, 13, 14
+_RUNS = {4: "f", 10: "d"}
+_WHOLE = {5, 7, 11}
+_TEXTS = 6
+#: TensorProto.DataLocation of what lies in another file.
+EXTERNAL = 1
+
+_STRUCT = {
+    "float64": "d",
+    "float32": "f",
+    "float16": "e",
+    "int64": "q",
+    "int32": "i",
+    "int16": "h",
+    "int8": "b",
+    "uint64": "Q",
+    "uint32": "I",
+    "uint16": "H",
+    "uint8": "B",
+    "bool": "B",
+}
+_FEW = 64
+_MOST_DIMS = 64
+_CUT = "get the file again: it is cut short or damaged"
+
+
+@dataclass(slots=True)
+class _Parts:
+    """What a TensorProto's records say."""
+
+    dims: list[int] = field(default_factory=list)
+    code: int = 0
+    name: str = ""
+    raw: ByteRange | None = None
+    runs: list[WireField] = field(default_factory=list)
+    texts: bool = False
+    entries: dict[str, str] = field(default_factory=dict)
+    is_external: bool = False
+
+
+class Tensors:
+    """Reads tensors of a model in ``folder``; ``shards`` are the data files that they name, after the model.
+
+    ``externals`` has the place of every tensor that lies in a data file, by the start of its record.
+    """
+
+    def __init__(self, wire: Wire, path: Path) -> None:
+        self._wire = wire
+        self._path = path
+        self._places: dict[str, int] = {}
+        self._sizes = [wire.size]
+        self.shards = [path]
+        self.externals: dict[int, ByteRange] = {}
+
+    def constant(self, record: WireField) -> Constant:
+        """A tensor by its record.
+
+        Raises ``FormatError`` where its bytes are not what its shape needs, and ``InputError`` for a data
+        file that is not there or must not be read.
+        """
+        parts = self._parts(record)
+        shown = printable(parts.name) or "without a name"
+        if any(size < 0 or size >= 1 << 62 for size in parts.dims) or len(parts.dims) > _MOST_DIMS:
+            raise FormatError(f"tensor {shown} has the absurd shape {parts.dims[:_MOST_DIMS]}", fix=_CUT)
+        numel = math.prod(parts.dims)
+        data: ByteRange | None
+        if parts.is_external:
+            if parts.code not in _BITS:
+                raise FormatError(f"tensor {shown} is no tensor of numbers and lies in a data file", fix=_CUT)
+            data = self._external(parts, shown, (numel * _BITS[parts.code] + 7) // 8)
+            self.externals[record.start] = data
+        else:
+            data = self._inside(parts, shown, numel)
+        dtype = _DTYPES.get(parts.code)
+        if dtype is None:
+            return Constant(parts.name, None, None, record.range, parts.is_external)
+        info = TensorInfo(parts.name, dtype, tuple(parts.dims))
+        stored = None if data is None else StoredTensor(info, data, 0, contiguous_strides(info.shape))
+        values = self._values(parts, dtype, numel, data, shown) if numel <= _FEW else None
+        return Constant(parts.name, stored, values, record.range, parts.is_external, info)
+
+    def _parts(self, record: WireField) -> _Parts:
+        wire, parts = self._wire, _Parts()
+        for item in wire.records(record):
+            if item.number == _DIMS:
+                parts.dims += wire.wholes(item)
+            elif item.number == _TYPE:
+                parts.code = wire.whole(item)
+            elif item.number == _NAME:
+                parts.name = wire.text(item)
+            elif item.number == _RAW:
+                if item.wire != BYTES or parts.raw is not None:
+                    raise wire.damaged(item.start, "a tensor has its bytes twice, or not at all")
+                parts.raw = ByteRange(item.body, item.end - item.body)
+            elif item.number in _RUNS or item.number in _WHOLE:
+                if item.end > item.body:
+                    parts.runs.append(item)
+            elif item.number == _TEXTS:
+                parts.texts = True
+            elif item.number == _ENTRY:
+                key, value = self._entry(item)
+                parts.entries[key] = value
+            elif item.number == _LOCATION:
+                parts.is_external = wire.whole(item) == EXTERNAL
+        return parts
+
+    def _entry(self, record: WireField) -> tuple[str, str]:
+        """Key and value of a StringStringEntryProto."""
+        texts = {1: "", 2: ""}
+        for item in self._wire.records(record):
+            if item.number in texts:
+                texts[item.number] = self._wire.text(item)
+        return texts[1], texts[2]
+
+    # -- elements in the model
+
+    def _inside(self, parts: _Parts, shown: str, numel: int) -> ByteRange | None:
+        """The bytes of the elements; None where they do not lie end to end."""
+        if parts.code not in _BITS:
+            return None  # texts, or a type of tomorrow
+        needed = (numel * _BITS[parts.code] + 7) // 8
+        if parts.raw is not None and (parts.runs or parts.texts):
+            raise FormatError(f"tensor {shown} has its elements twice", fix=_CUT)
+        if parts.raw is None and parts.runs:
+            if {run.number for run in parts.runs} != {_field_of(parts.code)}:
+                raise FormatError(f"tensor {shown} has elements of another dtype than its own", fix=_CUT)
+            if parts.runs[0].number in _WHOLE:
+                return None
+            if len(parts.runs) > 1 or parts.runs[0].wire != BYTES:
+                return None  # each with a tag of its own, which no exporter writes
+            parts.raw = ByteRange(parts.runs[0].body, parts.runs[0].end - parts.runs[0].body)
+        have = ByteRange(0, 0) if parts.raw is None else parts.raw
+        if have.size != needed:
+            shape = tuple(parts.dims)
+            raise FormatError(
+                f"tensor {shown} of shape {shape} needs {needed} bytes and has {have.size}", fix=_CUT
+            )
+        return have
+
+    def _values(
+        self, parts: _Parts, dtype: DType, numel: int, data: ByteRange | None, shown: str
+    ) -> tuple[int | float, ...] | None:
+        """The elements of a small tensor as numbers."""
+        if data is not None:
+            return _numbers(self._bytes(data), dtype)
+        found: list[int | float] = []
+        for run in parts.runs:
+            code = _RUNS.get(run.number)
+            found += self._wire.wholes(run) if code is None else self._wire.floats(run, code)
+            if len(found) > 2 * _FEW:
+                break
+        if dtype.name.startswith("complex"):
+            return None
+        if len(found) != numel:
+            raise FormatError(f"tensor {shown} has not the elements that its shape needs", fix=_CUT)
+        if dtype.name in ("float16", "bfloat16") or dtype.is_float8:  # their bits, as whole numbers
+            bits = b"".join(
+                (int(value) & (1 << dtype.bits) - 1).to_bytes(dtype.itemsize, "little") for value in found
+            )
+            return _numbers(bits, dtype)
+        return tuple(found)
+
+    def _bytes(self, data: ByteRange) -> bytes:
+        if not data.size:
+            return b""
+        with self.shards[data.shard].open("rb") as file:
+            return os.pread(file.fileno(), data.size, data.start)
+
+    # -- elements in a data file
+
+    def _external(self, parts: _Parts, shown: str, needed: int) -> ByteRange:
+        where = f"tensor {shown}"
+        if parts.raw is not None or parts.runs:
+            raise FormatError(f"{where} has its elements twice, in the model and in a data file", fix=_CUT)
+        shard = self._shard(parts.entries.get("location", ""), where)
+        start = _whole(parts.entries, "offset", where) or 0
+        length = _whole(parts.entries, "length", where)
+        if length is not None and length != needed:
+            raise FormatError(f"{where} needs {needed} bytes, and its external data has {length}", fix=_CUT)
+        if start + needed > self._sizes[shard]:
+            file = self.shards[shard].name
+            raise FormatError(
+                f"{where} ends at byte {start + needed} of {printable(file)}, which has {self._sizes[shard]}",
+                fix=f"get {printable(file)} again: it is cut short or of another model",
+            )
+        return ByteRange(start, needed, shard)
+
+    def _shard(self, location: str, where: str) -> int:
+        """The number of a data file."""
+        if location in self._places:
+            return self._places[location]
+        shown = printable(location)
+        leaves = (
+            Path(location).is_absolute() or ".." in Path(location).parts or re.match(r"[A-Za-z]:", location)
+        )
+        if not location or "\0" in location or leaves:
+            raise InputError(
+                f"{where} asks for the data file {shown!r}, which is no path inside the model's folder",
+                fix="do not trust it; data files lie beside the model, and onnx.save writes such a model",
+            )
+        folder = self._path.parent
+        path = folder / location
+        try:
+            # A model that is itself a link has data beside the link or beside the file: caches are made so.
+            homes = (Path(os.path.realpath(folder)), Path(os.path.realpath(self._path)).parent)
+            inside = any(Path(os.path.realpath(path)).is_relative_to(home) for home in homes)
+            status = path.stat() if inside else None
+        except FileNotFoundError as error:
+            raise InputError(
+                f"its data file {shown} is not there ({where} lies in it)",
+                fix=f"put {shown} beside the model",
+            ) from error
+        except OSError as error:
+            raise InputError(f"its data file {shown} cannot be read ({error.strerror})") from error
+        if status is None:
+            raise InputError(
+                f"its data file {shown} is a link that leaves the model's folder",
+                fix="copy the files themselves into one folder",
+            )
+        if not stat.S_ISREG(status.st_mode):
+            raise InputError(
+                f"its data file {shown} is not a regular file", fix=f"put {shown} beside the model"
+            )
+        self._places[location] = len(self.shards)
+        self.shards.append(path)
+        self._sizes.append(status.st_size)
+        return self._places[location]
+
+
+def _whole(entries: Mapping[str, str], key: str, where: str) -> int | None:
+    text = entries.get(key)
+    if text is None:
+        return None
+    if not re.fullmatch(r"[0-9]{1,18}", text):
+        raise FormatError(f"{where} has the {key} {printable(text)[:40]!r} in its external data", fix=_CUT)
+    return int(text)
+
+
+def _field_of(code: int) -> int:
+    """The field in which elements of a dtype stand as numbers."""
+    return {1: 4, 14: 4, 11: 10, 15: 10, 7: 7, 12: 11, 13: 11}.get(code, 5)
+
+
+def _numbers(data: bytes, dtype: DType) -> tuple[int | float, ...] | None:
+    """Bytes as the numbers that they are; None for dtypes whose numbers nobody asks for."""
+    if dtype.name == "bfloat16":
+        wide = b"".join(b"\0\0" + data[at : at + 2] for at in range(0, len(data), 2))
+        return struct.unpack(f"<{len(data) // 2}f", wide)
+    code = _STRUCT.get(dtype.name)
+    return None if code is None else struct.unpack(f"<{len(data) // dtype.itemsize}{code}", data)

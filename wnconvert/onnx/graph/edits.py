@@ -1,0 +1,258 @@
+"""From the layers that are wanted to what changes in an ONNX model: pure, on names and records."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from wnconvert.errors import LayerError
+from wnconvert.messages import listed
+from wnconvert.onnx.file.model import GraphEdits, Model, NewTensor, Node, OnnxFunction, Port
+from wnconvert.onnx.graph.index import Index, Removal, ValueId, index_of, removal
+from wnconvert.onnx.graph.layers import NormLayer
+from wnconvert.onnx.graph.views import View, calls_of
+from wnconvert.tensors.tree import StoredTensor
+
+__all__ = ["edits", "renamed"]
+
+
+#: A tensor to be stored: the layer, by number, and its layout.
+_Key = tuple[int, View]
+
+
+def edits(model: Model, layers: Sequence[NormLayer]) -> GraphEdits:
+    """What folding ``layers`` (some or all of those that ``find`` found in ``model``) changes.
+
+    Each weight becomes one tensor in the scope of its v; what used the computed weight uses that; what
+    nothing uses any more goes, with the layers that are stored in it. A function that computed weights
+    from what it is given is given them.
+
+    Raises ``LayerError`` where a function computes weights of which only some are wanted.
+    """
+    index = index_of(model)
+    surgery = _Surgery(index, layers)
+    gone = removal(index, surgery.replaced)
+    surgery.name_tensors(gone)
+    tensors = tuple(
+        NewTensor(
+            path=layers[number].path,
+            name=name,
+            layer=layers[number].layer.name,
+            g=_stored(layers[number]),
+            v=view.v,
+            dim=view.dim,
+            dtype=view.dtype,
+        )
+        for (number, view), name in surgery.names.items()
+        if layers[number].path not in gone.scopes
+    )
+    return GraphEdits(
+        tensors=tensors,
+        dropped=frozenset(gone.records),
+        inputs=surgery.inputs(gone),
+        formals=surgery.formals(gone),
+    )
+
+
+def _stored(layer: NormLayer) -> StoredTensor:
+    assert layer.g.tensor is not None  # noqa: S101 - else its shape would not be known
+    return layer.g.tensor
+
+
+@dataclass(frozen=True, slots=True)
+class _Formal:
+    """A weight that a function is to be given: under each of its calls, one tensor."""
+
+    function: str
+    tensors: frozenset[tuple[tuple[int, ...], _Key]]
+
+
+class _Surgery:
+    """What stands for each computed weight: a tensor, or what a function is given."""
+
+    def __init__(self, index: Index, layers: Sequence[NormLayer]) -> None:
+        self.index = index
+        self.layers = layers
+        self.names: dict[_Key, str] = {}
+        self.replaced: dict[ValueId, _Key | _Formal] = {}
+        self.added: dict[str, list[_Formal]] = {}
+        self.handed: dict[int, list[_Key | _Formal]] = {}
+        self.formal_names: dict[_Formal, str] = {}
+        passed: dict[tuple[str, ValueId], dict[tuple[int, ...], _Key]] = {}
+        for number, layer in enumerate(layers):
+            for weight in layer.weights:
+                self.names[number, weight.view] = ""
+                self.replaced.update(dict.fromkeys(weight.values, (number, weight.view)))
+            for one in layer.passed:
+                self.names[number, one.view] = ""
+                passed.setdefault((one.function, one.value), {})[one.calls] = (number, one.view)
+        for (function, value), tensors in passed.items():
+            if calls_of(index, function) != tensors.keys():
+                scope = index.scopes[function]
+                name = scope.name if isinstance(scope, OnnxFunction) else function
+                some = listed(sorted({layers[number].layer.name for number, _ in tensors.values()}))
+                raise LayerError(
+                    f"function {name} computes {some} and other weights, which can only be folded together",
+                    fix="fold all layers, or inline the model's functions first "
+                    "(onnx.inliner.inline_local_functions)",
+                )
+            self.replaced[value] = self._give(_Formal(function, frozenset(tensors.items())))
+
+    def _give(self, formal: _Formal) -> _Formal:
+        """Let a function be given a weight: each call hands it over, a calling function has it first."""
+        if formal in self.added.setdefault(formal.function, []):
+            return formal
+        self.added[formal.function].append(formal)
+        for path, node in self.index.calls[formal.function]:
+            start, root = node.record.start, self.index.roots[path]
+            here = {calls[:-1]: key for calls, key in formal.tensors if calls[-1] == start}
+            hand: _Key | _Formal
+            if isinstance(self.index.scopes[root], OnnxFunction):
+                hand = self._give(_Formal(root, frozenset(here.items())))
+            else:
+                hand = here[()]
+            self.handed.setdefault(start, []).append(hand)
+        return formal
+
+    def name_tensors(self, gone: Removal) -> None:
+        """Names for the new tensors and formals, unlike any that stays in the model."""
+        left = self.index.names()
+        left.subtract(name for _, name in gone.values)
+        taken = {name for name, count in left.items() if count > 0}
+        for key in self.names:
+            self.names[key] = _unique(self.layers[key[0]].layer.name, taken)
+        for formals in self.added.values():
+            for formal in formals:
+                number = min(number for _, (number, _) in formal.tensors)
+                name = self.layers[number].layer.name if len(formal.tensors) == 1 else "weight"
+                self.formal_names[formal] = _unique(name, taken)
+
+    def _name(self, source: _Key | _Formal) -> str:
+        return self.formal_names[source] if isinstance(source, _Formal) else self.names[source]
+
+    def inputs(self, gone: Removal) -> dict[int, tuple[str, ...]]:
+        """The new inputs of the nodes whose inputs change."""
+        touched: dict[int, tuple[str, Node]] = {}
+        for value in self.replaced:
+            for path, node in self.index.users.get(value, ()):
+                touched[node.record.start] = (path, node)
+        for function in {*self.added, *gone.formals}:
+            for path, node in self.index.calls.get(function, ()):
+                touched[node.record.start] = (path, node)
+        return {
+            start: self._inputs(path, node, gone)
+            for start, (path, node) in touched.items()
+            if start not in gone.nodes
+        }
+
+    def _inputs(self, path: str, node: Node, gone: Removal) -> tuple[str, ...]:
+        function = self.index.called(node)
+        fewer = gone.formals.get(function.path, set()) if function is not None else set()
+        names: list[str] = []
+        for position, name in enumerate(node.inputs):
+            if position in fewer:
+                continue
+            value = self.index.resolve(path, name) if name else None
+            source = self.replaced.get(value) if value is not None else None
+            names.append(self._name(source) if source is not None else name)
+        more = self.handed.get(node.record.start, [])
+        if more and function is not None:  # inputs left out at the end must be counted
+            names += [""] * (len(function.inputs) - len(fewer) - len(names))
+        return (*names, *(self._name(source) for source in more))
+
+    def formals(self, gone: Removal) -> dict[str, tuple[str, ...]]:
+        """The new formal inputs of the functions whose inputs change."""
+        changed: dict[str, tuple[str, ...]] = {}
+        for path in {*self.added, *gone.formals}:
+            function = self.index.scopes[path]
+            if not isinstance(function, OnnxFunction) or function.record.start in gone.records:
+                continue
+            fewer = gone.formals.get(path, set())
+            kept = [name for position, name in enumerate(function.inputs) if position not in fewer]
+            changed[path] = (*kept, *(self.formal_names[formal] for formal in self.added.get(path, ())))
+        return changed
+
+
+def _unique(name: str, taken: set[str]) -> str:
+    chosen, number = name, 1
+    while chosen in taken:
+        number += 1
+        chosen = f"{name}_{number}"
+    taken.add(chosen)
+    return chosen
+
+
+def renamed(model: Model, edits: GraphEdits, names: Mapping[str, str]) -> GraphEdits:
+    """The edits with initializers of the top graph renamed as well: old name to new name.
+
+    Old names are those of the model's own initializers or of new tensors. Where they are used, subgraphs
+    included, the new names stand.
+
+    Raises ``LayerError`` for a name that no such initializer has, for one of a graph's input or output,
+    and for a new name that something else has.
+    """
+    index = index_of(model)
+    names = {old: new for old, new in names.items() if old != new}
+    added = {tensor.name for tensor in edits.tensors if not tensor.path}
+    stays = {
+        name: constant
+        for (path, name), constant in index.constants.items()
+        if not path and constant.record.start not in edits.dropped
+    }
+    _check_names(index, edits, names, stays.keys() | added)
+    inputs = dict(edits.inputs)
+    for path, scope in index.scopes.items():
+        if index.roots[path]:
+            continue  # a function sees no initializers
+        for node in scope.nodes:
+            old = inputs.get(node.record.start, node.inputs)
+            if node.record.start not in edits.dropped and not names.keys().isdisjoint(old):
+                new = tuple(
+                    names[name]
+                    if name in names and (name in added or index.resolve(path, name) == ("", name))
+                    else name
+                    for name in old
+                )
+                inputs[node.record.start] = new
+    typed = {port.record.start for port in index.scopes[""].values if port.name in names}
+    return replace(
+        edits,
+        tensors=tuple(
+            replace(tensor, name=names.get(tensor.name, tensor.name)) if not tensor.path else tensor
+            for tensor in edits.tensors
+        ),
+        dropped=edits.dropped | typed,
+        renamed={
+            **edits.renamed,
+            **{stays[old].record.start: new for old, new in names.items() if old in stays},
+        },
+        inputs=inputs,
+    )
+
+
+def _check_names(index: Index, edits: GraphEdits, names: Mapping[str, str], known: set[str]) -> None:
+    fix = "give every initializer a name of its own"
+    ports = _ports(index)
+    for old in names:
+        if old not in known:
+            raise LayerError(f"no initializer of the graph is called {old}", fix=fix)
+        if ("", old) in index.outputs or old in ports:
+            raise LayerError(f"{old} is an input or output of the graph and keeps its name", fix=fix)
+    taken = _left(index, edits) - names.keys() | {tensor.name for tensor in edits.tensors} - names.keys()
+    new_names = list(names.values())
+    for new in new_names:
+        if new in taken or new_names.count(new) > 1 or not new:
+            raise LayerError(f"{new or 'the empty name'} is taken by another value", fix=fix)
+
+
+def _ports(index: Index) -> set[str]:
+    graph = index.scopes[""]
+    return {port.name for port in graph.inputs if isinstance(port, Port)}
+
+
+def _left(index: Index, edits: GraphEdits) -> set[str]:
+    """The names of the values that the edits leave."""
+    made = {name for (_, name), node in index.makers.items() if node.record.start not in edits.dropped}
+    stored = {name for (_, name), one in index.constants.items() if one.record.start not in edits.dropped}
+    formals = {name for names in edits.formals.values() for name in names}
+    return made | stored | formals | {name for _, name in index.formals}

@@ -1,0 +1,248 @@
+"""Who makes and who uses each value of an ONNX model, over subgraphs and functions."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+from wnconvert.onnx.file.model import Constant, Graph, GraphScope, Model, Node, OnnxFunction
+
+__all__ = ["Index", "Removal", "ValueId", "function_key", "in_order", "index_of", "removal"]
+
+
+#: A value: the path of the scope that defines it, and its name.
+ValueId: TypeAlias = tuple[str, str]
+
+
+def function_key(domain: str, name: str, overload: str) -> tuple[str, str, str]:
+    """What a node and the function that it calls have in common."""
+    return ("" if domain == "ai.onnx" else domain, name, overload)
+
+
+@dataclass(slots=True)
+class Index:
+    """The names of a model, resolved.
+
+    ``parents`` is the scope around each subgraph; ``roots`` the graph or function that a scope lies in;
+    ``users`` the nodes that take a value (as often as they do), each with the path of its scope; ``calls``
+    the nodes that call a function, by the function's path. ``inputs`` are those of graphs, with a stored
+    tensor to stand in or without; those without, and a function's, are ``formals``.
+    """
+
+    scopes: dict[str, GraphScope] = field(default_factory=dict)
+    parents: dict[str, str | None] = field(default_factory=dict)
+    roots: dict[str, str] = field(default_factory=dict)
+    functions: dict[tuple[str, str, str], OnnxFunction] = field(default_factory=dict)
+    constants: dict[ValueId, Constant] = field(default_factory=dict)
+    formals: set[ValueId] = field(default_factory=set)
+    makers: dict[ValueId, Node] = field(default_factory=dict)
+    users: dict[ValueId, list[tuple[str, Node]]] = field(default_factory=dict)
+    inputs: set[ValueId] = field(default_factory=set)
+    outputs: set[ValueId] = field(default_factory=set)
+    calls: dict[str, list[tuple[str, Node]]] = field(default_factory=dict)
+
+    def resolve(self, path: str, name: str) -> ValueId | None:
+        """The value that a name means in a scope: its own, or that of a scope around it."""
+        for at in self.around(path):
+            here = (at, name)
+            if here in self.makers or here in self.constants or here in self.formals:
+                return here
+        return None
+
+    def around(self, path: str) -> Iterator[str]:
+        """A scope, the one around it, and so on: those whose values it sees."""
+        at: str | None = path
+        while at is not None:
+            yield at
+            at = self.parents[at]
+
+    def called(self, node: Node) -> OnnxFunction | None:
+        """The function that a node calls; None for an operator."""
+        return self.functions.get(function_key(node.domain, node.op, node.overload))
+
+    def names(self) -> Counter[str]:
+        """Every name that a value has, with the number of scopes in which it has it."""
+        return Counter(name for _, name in {*self.makers, *self.constants, *self.formals})
+
+
+def index_of(model: Model) -> Index:
+    """The index of a model."""
+    index = Index()
+    for function in model.functions:
+        key = function_key(function.domain, function.name, function.overload)
+        index.functions.setdefault(key, function)
+    for scope in model.scopes():
+        _define(index, scope)
+    for path, scope in index.scopes.items():
+        for node in scope.nodes:
+            for name in filter(None, node.inputs):
+                if (value := index.resolve(path, name)) is not None:
+                    index.users.setdefault(value, []).append((path, node))
+            if (function_called := index.called(node)) is not None:
+                index.calls.setdefault(function_called.path, []).append((path, node))
+        for name in scope.outputs:
+            if (value := index.resolve(path, name)) is not None:
+                index.outputs.add(value)
+    return index
+
+
+def _define(index: Index, scope: GraphScope) -> None:
+    path = scope.path
+    index.scopes[path] = scope
+    index.parents.setdefault(path, None)
+    index.roots.setdefault(path, path)
+    if isinstance(scope, Graph):
+        for constant in scope.constants:
+            index.constants[path, constant.name] = constant
+        ports = {(path, port.name) for port in scope.inputs}
+        index.inputs |= ports
+        index.formals |= ports - index.constants.keys()
+    else:
+        index.formals |= {(path, name) for name in scope.inputs}
+    for node in scope.nodes:
+        for name in filter(None, node.outputs):
+            index.makers[path, name] = node
+        for graph in node.graphs:
+            index.parents[graph.path] = path
+            index.roots[graph.path] = index.roots[path]
+
+
+def in_order(nodes: Sequence[Node]) -> Sequence[Node]:
+    """Nodes of one scope, each behind those that make what it uses; as they stand where they stand so.
+
+    onnxruntime runs graphs in any order, and converters to float16 put their casts behind everything. Of
+    nodes that wait for each other the first in the file comes first.
+    """
+    makers = {name: at for at, node in enumerate(nodes) for name in node.outputs if name}
+    before = [[makers[name] for name in _used(node) if name in makers] for node in nodes]
+    if all(maker < at for at, used in enumerate(before) for maker in used):
+        return nodes
+    order: list[int] = []
+    begun: set[int] = set()
+    for first in range(len(nodes)):
+        waiting = [first]
+        while waiting:
+            at = waiting[-1]
+            begun.add(at)
+            more = [maker for maker in before[at] if maker not in begun]
+            before[at] = []
+            waiting += reversed(more)
+            if not more:
+                waiting.pop()
+                order.append(at)
+    return [nodes[at] for at in dict.fromkeys(order)]
+
+
+def _used(node: Node) -> Iterator[str]:
+    """The names that a node uses, those in its subgraphs included."""
+    yield from node.inputs
+    waiting = list(node.graphs)
+    while waiting:
+        graph = waiting.pop()
+        yield from graph.outputs
+        for inner in graph.nodes:
+            yield from inner.inputs
+            waiting += inner.graphs
+
+
+@dataclass(slots=True)
+class Removal:
+    """What nothing uses any more: starts of records, values, and formal inputs of functions by position.
+
+    ``nodes`` are the starts of nodes that go, those in their subgraphs included, and ``scopes`` the paths
+    of these and of functions that go; ``records`` the starts of what a writer leaves out.
+    """
+
+    records: set[int] = field(default_factory=set)
+    nodes: set[int] = field(default_factory=set)
+    values: set[ValueId] = field(default_factory=set)
+    scopes: set[str] = field(default_factory=set)
+    formals: dict[str, set[int]] = field(default_factory=dict)
+
+
+def removal(index: Index, replaced: Collection[ValueId]) -> Removal:
+    """What dies when nothing uses some values any more: transitively, and never what was unused before.
+
+    A value that is the output of a graph or function lives. A function that nothing calls any more goes.
+    """
+    return _Removing(index).run(replaced)
+
+
+class _Removing:
+    def __init__(self, index: Index) -> None:
+        self.index = index
+        self.counts = {value: len(users) for value, users in index.users.items()}
+        self.calls = {path: len(calls) for path, calls in index.calls.items()}
+        self.gone = Removal()
+        self.waiting: list[ValueId] = []
+
+    def run(self, replaced: Collection[ValueId]) -> Removal:
+        for value in replaced:
+            self.counts[value] = 0
+        self.waiting += sorted(replaced, reverse=True)
+        while self.waiting:
+            self._unused(self.waiting.pop())
+        for path, scope in self.index.scopes.items():
+            self.gone.records |= {
+                port.record.start for port in scope.values if (path, port.name) in self.gone.values
+            }
+        graph = self.index.scopes[""]
+        if isinstance(graph, Graph):  # before IR 4 initializers stand among the inputs too
+            gone = {port.record.start for port in graph.inputs if ("", port.name) in self.gone.values}
+            self.gone.records |= gone
+        return self.gone
+
+    def _unused(self, value: ValueId) -> None:
+        index = self.index
+        if self.counts.get(value) or value in index.outputs or value in self.gone.values:
+            return
+        if value in index.constants:
+            self.gone.values.add(value)
+            self.gone.records.add(index.constants[value].record.start)
+        elif value in index.makers:
+            node, path = index.makers[value], value[0]
+            made = [(path, name) for name in node.outputs if name]
+            if not any(self.counts.get(other) or other in index.outputs for other in made):
+                self.gone.values.update(made)
+                self.gone.records.add(node.record.start)
+                self._drop(path, node)
+        elif isinstance(function := index.scopes[value[0]], OnnxFunction):
+            self.gone.values.add(value)
+            position = function.inputs.index(value[1])
+            self.gone.formals.setdefault(function.path, set()).add(position)
+            for path, node in index.calls.get(function.path, ()):
+                if node.record.start not in self.gone.nodes and position < len(node.inputs):
+                    self._release(path, node.inputs[position])
+
+    def _drop(self, path: str, node: Node) -> None:
+        """A node goes, and with it all that it and its subgraphs use and call."""
+        if node.record.start in self.gone.nodes:
+            return
+        function = self.index.called(node)
+        fewer = self.gone.formals.get(function.path, set()) if function is not None else set()
+        for position, name in enumerate(node.inputs):
+            if position not in fewer:  # else it was released when the formal went
+                self._release(path, name)
+        self.gone.nodes.add(node.record.start)
+        if function is not None:
+            self.calls[function.path] -= 1
+            if not self.calls[function.path]:
+                self.gone.records.add(function.record.start)
+                self._drop_inside(function)
+        for graph in node.graphs:
+            self._drop_inside(graph)
+
+    def _drop_inside(self, scope: GraphScope) -> None:
+        self.gone.scopes.add(scope.path)
+        for node in scope.nodes:
+            self._drop(scope.path, node)
+
+    def _release(self, path: str, name: str) -> None:
+        value = self.index.resolve(path, name) if name else None
+        if value is None or not self.counts.get(value):
+            return
+        self.counts[value] -= 1
+        if not self.counts[value] and value[0] not in self.gone.scopes:
+            self.waiting.append(value)

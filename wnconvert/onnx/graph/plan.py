@@ -1,0 +1,93 @@
+"""The plan of folding an ONNX model, with the edits that carry it out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from wnconvert.errors import LayerError
+from wnconvert.layers.schemes import Selection
+from wnconvert.messages import counted, listed
+from wnconvert.onnx.file.model import GraphEdits, Model
+from wnconvert.onnx.file.reader import OnnxFile
+from wnconvert.onnx.graph.edits import edits
+from wnconvert.onnx.graph.layers import NormLayer, find_graph_layers
+from wnconvert.plan.plan import Change, Plan, PlannedStateDict
+from wnconvert.plan.steps import Fold, Keep, Step
+from wnconvert.plan.wanted import check_refused, check_selection, idle_excludes
+from wnconvert.tensors.dtypes import DType
+from wnconvert.tensors.tree import StateDict
+
+__all__ = ["OnnxFold", "plan_onnx"]
+
+
+@dataclass(frozen=True, slots=True)
+class OnnxFold:
+    """A plan, the layers that it folds, and what changes in the model for it."""
+
+    plan: Plan
+    layers: tuple[NormLayer, ...]
+    edits: GraphEdits
+
+
+def plan_onnx(opened: OnnxFile, selection: Selection = Selection()) -> OnnxFold:  # noqa: B008 - frozen
+    """Plan the folding of every wanted layer of an ONNX model.
+
+    Raises ``LayerError`` where layers are refused, ``ArgumentError`` where the selection names nothing.
+    """
+    model, tree = opened.model, opened.tree()
+    found = find_graph_layers(model)
+    names = [*(item.layer.name for item in found.layers), *(no.name for no in found.refused)]
+    check_selection(selection, names)
+    check_refused({"": [no for no in found.refused if selection.wants(no.name)]}, "folded")
+    layers = tuple(item for item in found.layers if selection.wants(item.layer.name))
+    if layers and opened.has_training:
+        raise LayerError(
+            "training graphs stand in the file, which use the weights that folding would take away",
+            fix="export the model for inference",
+        )
+    changed = edits(model, layers)
+    made = {tensor.layer for tensor in changed.tensors}
+    layers = tuple(item for item in layers if item.layer.name in made)  # others go with what they stand in
+    planned = tuple(_planned(model, state, layers, changed) for state in tree.state_dicts)
+    notes = (*tree.notes, *idle_excludes(selection, names), *_notes(model, changed))
+    return OnnxFold(Plan("fold", "onnx", planned, notes=notes), layers, changed)
+
+
+def _planned(
+    model: Model, state: StateDict, layers: Sequence[NormLayer], changed: GraphEdits
+) -> PlannedStateDict:
+    """The tensors of a scope that stay, and each new weight where v stood."""
+    dtypes: dict[str, DType] = {tensor.layer: tensor.dtype for tensor in changed.tensors}
+    here = [item.layer for item in layers if item.path == state.path]
+    after: dict[str, list[Step]] = {}
+    for layer in here:
+        after.setdefault(layer.v.name, []).append(Fold(layer, dtypes[layer.name]))
+    gone = set(_gone(model, state.path, changed))
+    steps: list[Step] = []
+    for entry in state.entries:
+        if entry.name not in gone:
+            steps.append(Keep(entry.name, entry.name, is_tensor=entry.tensor is not None))
+        steps += after.get(entry.name, ())
+    changes = tuple(Change(layer, None, dtypes[layer.name]) for layer in here)
+    return PlannedStateDict(state.path, tuple(steps), changes)
+
+
+def _gone(model: Model, path: str, changed: GraphEdits) -> Iterator[str]:
+    """The names of stored tensors of a scope that nothing uses any more."""
+    scope = next(scope for scope in model.scopes() if scope.path == path)
+    for constant in getattr(scope, "constants", ()):
+        if constant.record.start in changed.dropped:
+            yield constant.name
+    for node in scope.nodes:
+        if node.record.start in changed.dropped:
+            yield from node.outputs
+
+
+def _notes(model: Model, changed: GraphEdits) -> Iterable[str]:
+    inputs = [port.name for port in model.graph.inputs if port.record.start in changed.dropped]
+    if inputs:
+        yield f"inputs that only repeated stored tensors go with them: {listed(inputs, 6)}"
+    nodes = sum(node.record.start in changed.dropped for scope in model.scopes() for node in scope.nodes)
+    if nodes:
+        yield f"left out with the weight norm: {counted(nodes, 'node')} that nothing uses any more"

@@ -1,0 +1,343 @@
+"""What an ONNX operator makes of what is known of its inputs: numbers of numbers, monomials of monomials."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from wnconvert.onnx.file.model import Constant
+from wnconvert.onnx.graph.constants import MOST_ELEMENTS, Array, axes_of, evaluate, flag
+from wnconvert.onnx.graph.monomials import (
+    Monomial,
+    expanded,
+    magnitude,
+    multiplied,
+    ones,
+    power,
+    regrouped,
+    summed,
+    transposed,
+    unsqueezed,
+)
+from wnconvert.tensors.dtypes import DTYPES, DType
+
+__all__ = ["KnownValue", "numbers_as_array", "result_of"]
+
+
+#: TensorProto.DataType, as far as casts are followed.
+_NAMES = {1: "float32", 6: "int32", 7: "int64", 9: "bool", 10: "float16", 11: "float64", 16: "bfloat16"}
+_HALVES = {"float16", "bfloat16"}
+_INT64, _BOOL, _FLOAT32 = DTYPES["int64"], DTYPES["bool"], DTYPES["float32"]
+
+#: The powers that norms are made with.
+_EXPONENTS = {Fraction(number) for number in ("2", "1", "1/2", "-1/2", "-1", "-2")}
+
+
+@dataclass(frozen=True, slots=True)
+class KnownValue:
+    """What is known of a value: shape and dtype, and its numbers, or the monomial that it is, or both.
+
+    ``coarse`` where it was rounded to float16 or bfloat16 on its way: then it is no wider than that.
+    """
+
+    shape: tuple[int, ...]
+    dtype: DType
+    numbers: Array | None = None
+    monomial: Monomial | None = None
+    coarse: bool = False
+
+    @property
+    def product(self) -> Monomial | None:
+        """As a factor: its monomial, or nothing but ones."""
+        if self.monomial is None and self.numbers is not None and bool(np.all(self.numbers == 1)):
+            return ones(self.shape)
+        return self.monomial
+
+
+def numbers_as_array(values: Sequence[int | float], shape: tuple[int, ...], dtype: DType) -> Array | None:
+    """The numbers of a small tensor; None where they are not those of its dtype."""
+    kind = np.bool_ if dtype == _BOOL else np.float64 if dtype.foldable or dtype.is_float8 else np.int64
+    try:
+        return np.array(values, kind).reshape(shape)
+    except (OverflowError, ValueError):
+        return None
+
+
+def result_of(op: str, inputs: Sequence[KnownValue | None], settings: Mapping[str, Any]) -> KnownValue | None:
+    """What an operator makes of values of which at least one is known."""
+    if op in {"Mul", "Div", "Pow", "Add", "Sub"} and "axis" in settings:
+        return None  # how opset 6 and older broadcast
+    numbers = _numbers(op, inputs, settings)
+    first = inputs[0]
+    rule = _RULES.get(op)
+    monomial = None
+    if rule is not None and first is not None:
+        try:
+            monomial = rule(inputs, settings)
+        except (KeyError, IndexError, TypeError, ValueError):
+            monomial = None  # not what the specification lets stand there
+    if numbers is None and monomial is None:
+        return None
+    dtype, coarse = _dtype(op, inputs, settings)
+    if dtype is None:
+        return None
+    if numbers is None and monomial is not None:
+        return KnownValue(monomial.shape, dtype, None, monomial, coarse)
+    assert numbers is not None  # noqa: S101 - said above
+    if monomial is not None and monomial.shape != numbers.shape:
+        return None
+    return KnownValue(numbers.shape, dtype, numbers, monomial, coarse)
+
+
+def _numbers(op: str, inputs: Sequence[KnownValue | None], settings: Mapping[str, Any]) -> Array | None:
+    first = inputs[0] if inputs else None
+    if op in {"Shape", "Size"} and first is not None:
+        sizes = first.shape[slice(settings.get("start", 0), settings.get("end"))]
+        return np.array(sizes, np.int64) if op == "Shape" else np.array(math.prod(first.shape))
+    if op == "CastLike":
+        code = _code(inputs[1].dtype) if inputs[1] is not None else None
+        op, inputs, settings = "Cast", inputs[:1], {"to": code}
+    arrays = [value.numbers if value is not None else None for value in inputs]
+    if op == "ConstantOfShape" and isinstance(fill := settings.get("value"), Constant):
+        info = fill.info if fill.tensor is None else fill.tensor.info
+        if fill.values is None or info is None:
+            return None
+        settings = {"value": numbers_as_array(fill.values, (), info.dtype)}
+    if any(array is None or array.size > MOST_ELEMENTS for array in arrays) and op != "Slice":
+        return None
+    return evaluate(op, arrays, settings)
+
+
+def _code(dtype: DType) -> int | None:
+    return next((code for code, name in _NAMES.items() if name == dtype.name), None)
+
+
+def _dtype(
+    op: str, inputs: Sequence[KnownValue | None], settings: Mapping[str, Any]
+) -> tuple[DType | None, bool]:
+    """The dtype of what an operator makes, and whether it was rounded to a half type on its way."""
+    known = [value for value in inputs if value is not None]
+    if op in {"Shape", "Size"}:
+        return _INT64, False
+    if op in {"Equal", "Greater", "Less", "Not", "And", "Or"}:
+        return _BOOL, False
+    if op == "ConstantOfShape":
+        fill = settings.get("value")
+        return (fill.tensor.info.dtype if isinstance(fill, Constant) and fill.tensor else _FLOAT32), False
+    if op in {"Cast", "CastLike"}:
+        return _cast_to(inputs, settings)
+    dtype = known[1].dtype if op == "Where" and len(known) > 1 else known[0].dtype
+    arithmetic = op not in _VIEWS
+    return dtype, any(value.coarse for value in known) or (arithmetic and dtype.name in _HALVES)
+
+
+def _cast_to(inputs: Sequence[KnownValue | None], settings: Mapping[str, Any]) -> tuple[DType | None, bool]:
+    """The dtype that Cast or CastLike gives, None for one that is not followed; whether it is coarse then."""
+    source = inputs[0]
+    if len(inputs) > 1:
+        target = inputs[1].dtype if inputs[1] is not None else None
+    else:
+        target = DTYPES.get(_NAMES.get(settings.get("to", 0), ""))
+    if source is None or target is None:
+        return None, False
+    widens = source.dtype.is_float8 or (
+        target.foldable and source.dtype.foldable and target.holds(source.dtype)
+    )
+    if source.coarse and widens and target != source.dtype:
+        return None, False  # what float16 has lost does not come back
+    return target, source.coarse or (not widens and target.name in _HALVES)
+
+
+_Inputs: TypeAlias = Sequence[KnownValue | None]
+_Rule: TypeAlias = Callable[[_Inputs, Mapping[str, Any]], Monomial | None]
+
+
+def _arrays(inputs: _Inputs) -> list[Array | None]:
+    return [value.numbers if value is not None else None for value in inputs]
+
+
+def _one(inputs: _Inputs) -> Monomial | None:
+    return inputs[0].monomial if inputs[0] is not None else None
+
+
+def _same(inputs: _Inputs, _: Mapping[str, Any]) -> Monomial | None:
+    return _one(inputs)
+
+
+def _cast(inputs: _Inputs, settings: Mapping[str, Any]) -> Monomial | None:
+    dtype, _ = _cast_to(inputs, settings)
+    return _one(inputs) if dtype is not None and dtype.foldable else None
+
+
+def _shaped(inputs: _Inputs, shape: Sequence[int]) -> Monomial | None:
+    monomial = _one(inputs)
+    return regrouped(monomial, shape) if monomial is not None else None
+
+
+def _reshape(inputs: _Inputs, settings: Mapping[str, Any]) -> Monomial | None:
+    monomial = _one(inputs)
+    if monomial is None:
+        return None
+    old = monomial.shape
+    wanted = settings["shape"] if "shape" in settings else _list(inputs[1])
+    shape = [
+        old[at] if size == 0 and not flag(settings, "allowzero") else int(size)
+        for at, size in enumerate(wanted)
+    ]
+    if shape.count(-1) == 1:
+        rest = math.prod(size for size in shape if size != -1)
+        if rest < 1 or math.prod(old) % rest:
+            return None
+        shape[shape.index(-1)] = math.prod(old) // rest
+    return regrouped(monomial, shape) if all(size > 0 for size in shape) else None
+
+
+def _list(value: KnownValue | None) -> list[int]:
+    if value is None or value.numbers is None:
+        raise KeyError("numbers")
+    return [int(number) for number in value.numbers.reshape(-1)]
+
+
+def _flatten(inputs: _Inputs, settings: Mapping[str, Any]) -> Monomial | None:
+    monomial = _one(inputs)
+    if monomial is None:
+        return None
+    shape, axis = monomial.shape, settings.get("axis", 1)
+    axis += len(shape) if axis < 0 else 0
+    return regrouped(monomial, (math.prod(shape[:axis]), math.prod(shape[axis:])))
+
+
+def _squeeze(inputs: _Inputs, settings: Mapping[str, Any]) -> Monomial | None:
+    monomial = _one(inputs)
+    if monomial is None:
+        return None
+    axes, shape = axes_of(_arrays(inputs), settings), monomial.shape
+    if axes is None:
+        gone = {axis for axis, size in enumerate(shape) if size == 1}
+    else:
+        gone = {axis % len(shape) for axis in axes}
+    if any(shape[axis] != 1 for axis in gone):
+        return None
+    return regrouped(monomial, [size for axis, size in enumerate(shape) if axis not in gone])
+
+
+def _unsqueeze(inputs: _Inputs, settings: Mapping[str, Any]) -> Monomial | None:
+    monomial, axes = _one(inputs), axes_of(_arrays(inputs), settings)
+    return unsqueezed(monomial, axes) if monomial is not None and axes is not None else None
+
+
+def _transpose(inputs: _Inputs, settings: Mapping[str, Any]) -> Monomial | None:
+    monomial = _one(inputs)
+    if monomial is None:
+        return None
+    order = settings.get("perm")
+    return transposed(monomial, order if order is not None else range(len(monomial.dims))[::-1])
+
+
+def _expand(inputs: _Inputs, _: Mapping[str, Any]) -> Monomial | None:
+    monomial = _one(inputs)
+    return expanded(monomial, _list(inputs[1])) if monomial is not None else None
+
+
+def _multiply(inputs: _Inputs, _: Mapping[str, Any]) -> Monomial | None:
+    a, b = (value.product if value is not None else None for value in inputs)
+    return multiplied(a, b) if a is not None and b is not None else None
+
+
+def _divide(inputs: _Inputs, _: Mapping[str, Any]) -> Monomial | None:
+    a, b = (value.product if value is not None else None for value in inputs)
+    inverse = power(b, Fraction(-1)) if b is not None else None
+    return multiplied(a, inverse) if a is not None and inverse is not None else None
+
+
+def _to_the(exponent: Fraction) -> _Rule:
+    def rule(inputs: _Inputs, _: Mapping[str, Any]) -> Monomial | None:
+        monomial = _one(inputs)
+        return power(monomial, exponent) if monomial is not None else None
+
+    return rule
+
+
+def _power(inputs: _Inputs, _: Mapping[str, Any]) -> Monomial | None:
+    monomial, exponents = _one(inputs), inputs[1].numbers if inputs[1] is not None else None
+    if monomial is None or exponents is None or exponents.size != 1:
+        return None
+    number = float(exponents.reshape(-1)[0])
+    if not math.isfinite(number) or Fraction(number) not in _EXPONENTS:
+        return None
+    if exponents.ndim > len(monomial.dims):
+        monomial = regrouped(
+            monomial, (*exponents.shape[: exponents.ndim - len(monomial.dims)], *monomial.shape)
+        )
+    return power(monomial, Fraction(number)) if monomial is not None else None
+
+
+def _absolute(inputs: _Inputs, _: Mapping[str, Any]) -> Monomial | None:
+    monomial = _one(inputs)
+    return magnitude(monomial) if monomial is not None else None
+
+
+def _sums(before: int, after: Fraction) -> _Rule:
+    """A sum of the input raised to a power, itself raised to another."""
+
+    def rule(inputs: _Inputs, settings: Mapping[str, Any]) -> Monomial | None:
+        monomial = _one(inputs)
+        if monomial is None:
+            return None
+        axes = axes_of(_arrays(inputs), settings)
+        if not axes:
+            if flag(settings, "noop_with_empty_axes"):
+                return None
+            axes = tuple(range(len(monomial.dims)))
+        rank = len(monomial.dims)
+        if not all(-rank <= axis < rank for axis in axes):
+            return None
+        raised = power(monomial, Fraction(before))
+        keepdims = flag(settings, "keepdims", 1)
+        total = summed(raised, axes, keepdims=keepdims) if raised is not None else None
+        return power(total, after) if total is not None else None
+
+    return rule
+
+
+def _normalized(inputs: _Inputs, settings: Mapping[str, Any]) -> Monomial | None:
+    """The input divided by its norm along one axis."""
+    monomial, axis = _one(inputs), settings.get("axis", -1)
+    if monomial is None or settings.get("p", 2) != 2 or not -len(monomial.dims) <= axis < len(monomial.dims):
+        return None
+    squared = power(monomial, Fraction(2))
+    total = summed(squared, (axis,), keepdims=True) if squared is not None else None
+    inverse = power(total, -_HALF) if total is not None else None
+    return multiplied(monomial, inverse) if inverse is not None else None
+
+
+_HALF = Fraction(1, 2)
+#: What leaves the numbers as they are.
+_VIEWS = {"Expand", "Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze", "Abs"}
+
+_RULES: dict[str, _Rule] = {
+    "Abs": _absolute,
+    "Cast": _cast,
+    "CastLike": _cast,
+    "Div": _divide,
+    "Expand": _expand,
+    "Flatten": _flatten,
+    "Identity": _same,
+    "LpNormalization": _normalized,
+    "Mul": _multiply,
+    "Pow": _power,
+    "Reciprocal": _to_the(Fraction(-1)),
+    "ReduceL2": _sums(2, _HALF),
+    "ReduceSum": _sums(1, Fraction(1)),
+    "ReduceSumSquare": _sums(2, Fraction(1)),
+    "Reshape": _reshape,
+    "Sqrt": _to_the(_HALF),
+    "Squeeze": _squeeze,
+    "Transpose": _transpose,
+    "Unsqueeze": _unsqueeze,
+}

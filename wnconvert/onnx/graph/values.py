@@ -1,0 +1,219 @@
+"""What each value of an ONNX model is, as far as it depends on stored tensors alone: symbolically, by shapes.
+
+Nodes are walked in the order of what they use; a call of a function walks its body with the arguments
+bound. No tensor is read: large ones are known by name and shape, of small ones the reader gives the numbers.
+"""
+
+from __future__ import annotations
+
+from collections import ChainMap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from wnconvert.onnx.file.model import Attribute, Constant, Graph, GraphScope, Model, Node, OnnxFunction
+from wnconvert.onnx.graph.constants import Array
+from wnconvert.onnx.graph.index import Index, ValueId, in_order
+from wnconvert.onnx.graph.monomials import leaf
+from wnconvert.onnx.graph.rules import KnownValue, numbers_as_array, result_of
+from wnconvert.tensors.dtypes import DTYPES, DType
+from wnconvert.tensors.tree import ByteRange, StoredTensor, TensorInfo, contiguous_strides
+
+__all__ = ["Leaf", "Seen", "values_of"]
+
+
+#: How many nodes of functions are walked in all; every call walks a body anew, and calls nest.
+_MOST_CALLED_NODES = 300_000
+_DEEPEST = 60
+_INT64, _FLOAT32 = DTYPES["int64"], DTYPES["float32"]
+
+
+@dataclass(frozen=True, slots=True)
+class Leaf:
+    """A stored tensor, known as the value it is."""
+
+    value: ValueId
+    constant: Constant
+    info: TensorInfo
+
+    @property
+    def stored(self) -> StoredTensor:
+        """Where it lies; nowhere, for one whose elements do not lie end to end."""
+        nowhere = StoredTensor(self.info, ByteRange(0, 0), 0, contiguous_strides(self.info.shape))
+        return self.constant.tensor or nowhere
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """A value that was seen: where, under which calls (starts of the calling nodes, outermost first), what.
+
+    ``is_formal`` where it is what a call hands to a function.
+    """
+
+    place: ValueId
+    calls: tuple[int, ...]
+    value: KnownValue
+    is_formal: bool = False
+
+
+_Env: TypeAlias = ChainMap[str, KnownValue | None]
+_Bound: TypeAlias = Mapping[str, Attribute]
+
+
+def values_of(model: Model, index: Index) -> tuple[list[Leaf], list[Seen]]:
+    """The stored tensors, and every value that is a product of three factors or more."""
+    walk = _Walk(index)
+    walk.scope(model.graph, ChainMap(), (), {})
+    for function in model.functions:
+        walk.alone(function)
+    return walk.leaves, walk.seen
+
+
+class _UnknownError(Exception):
+    """An attribute that the caller does not give."""
+
+
+@dataclass(slots=True)
+class _Walk:
+    index: Index
+    leaves: list[Leaf] = field(default_factory=list)
+    numbers: dict[ValueId, int] = field(default_factory=dict)
+    seen: list[Seen] = field(default_factory=list)
+    unbound: dict[str, tuple[KnownValue | None, ...]] = field(default_factory=dict)
+    ordered: dict[str, Sequence[Node]] = field(default_factory=dict)
+    budget: int = _MOST_CALLED_NODES
+    depth: int = 0
+
+    def scope(self, scope: GraphScope, env: _Env, calls: tuple[int, ...], bound: _Bound) -> None:
+        """Walk a scope, putting what its values are into ``env``."""
+        if self.depth > _DEEPEST:
+            return
+        self.depth += 1
+        if isinstance(scope, Graph):
+            env.update(dict.fromkeys(port.name for port in scope.inputs))
+            for constant in scope.constants:
+                env[constant.name] = self.stored((scope.path, constant.name), constant)
+        if scope.path not in self.ordered:
+            self.ordered[scope.path] = in_order(scope.nodes)
+        for node in self.ordered[scope.path]:
+            outputs = self.node(scope.path, node, env, calls, bound)
+            for name, value in zip(node.outputs, outputs, strict=False):
+                env[name] = value
+                self.note((scope.path, name), calls, value)
+        self.depth -= 1
+
+    def note(
+        self, place: ValueId, calls: tuple[int, ...], value: KnownValue | None, *, is_formal: bool = False
+    ) -> None:
+        """Remember a product of three factors or more."""
+        if value is not None and value.monomial is not None and len(value.monomial.factors) > 2:
+            self.seen.append(Seen(place, calls, value, is_formal))
+
+    def stored(self, place: ValueId, constant: Constant) -> KnownValue | None:
+        """A stored tensor."""
+        info = constant.info if constant.tensor is None else constant.tensor.info
+        if info is None:
+            return None
+        numbers = None
+        if constant.values is not None:
+            numbers = numbers_as_array(constant.values, info.shape, info.dtype)
+        monomial = None
+        if info.dtype.foldable or info.dtype.is_float8:
+            number = self.numbers.setdefault(place, len(self.leaves))
+            if number == len(self.leaves):
+                self.leaves.append(Leaf(place, constant, info))
+            monomial = leaf(number, info.shape)
+        return KnownValue(info.shape, info.dtype, numbers, monomial)
+
+    def node(
+        self, path: str, node: Node, env: _Env, calls: tuple[int, ...], bound: _Bound
+    ) -> Sequence[KnownValue | None]:
+        """What a node makes."""
+        names = list(node.inputs)
+        while names and not names[-1]:  # left out at the end, as if there were none
+            names.pop()
+        inputs = [env.get(name) if name else None for name in names]
+        branches: dict[str, tuple[KnownValue | None, ...]] = {}
+        for attribute in node.attributes.values():
+            for graph in attribute.graphs:
+                inner: _Env = env.new_child()
+                self.scope(graph, inner, calls, bound)
+                branches[attribute.name] = tuple(inner.get(name) for name in graph.outputs)
+        if (function := self.index.called(node)) is not None:
+            return self.call(function, node, inputs, calls, bound)
+        if node.domain not in {"", "ai.onnx"} or not (any(inputs) or (node.op == "Constant" and not names)):
+            return ()
+        if node.op == "If":
+            return branches.get(_taken(inputs[0]), ())
+        try:
+            settings = _settings(node, bound)
+        except _UnknownError:
+            return ()
+        constant = node.op == "Constant"
+        return (self.constant(path, node, settings) if constant else result_of(node.op, inputs, settings),)
+
+    def constant(self, path: str, node: Node, settings: Mapping[str, Any]) -> KnownValue | None:
+        """The value of a Constant node."""
+        for name, kind in (("value_int", _INT64), ("value_ints", _INT64), ("value_float", _FLOAT32)):
+            if name in settings:
+                return _known(np.asarray(settings[name]), kind)
+        if "value_floats" in settings:
+            return _known(np.asarray(settings["value_floats"], np.float64), _FLOAT32)
+        constant = settings.get("value")
+        if not isinstance(constant, Constant) or not node.outputs:
+            return None
+        return self.stored((path, node.outputs[0]), replace(constant, name=node.outputs[0]))
+
+    def call(
+        self,
+        function: OnnxFunction,
+        node: Node,
+        inputs: Sequence[KnownValue | None],
+        calls: tuple[int, ...],
+        bound: _Bound,
+    ) -> tuple[KnownValue | None, ...]:
+        """What a call returns."""
+        if not any(inputs) or self.budget < len(function.nodes):
+            return self.alone(function)
+        self.budget -= len(function.nodes) + 1
+        env: _Env = ChainMap(dict(zip(function.inputs, inputs, strict=False)))
+        calls = (*calls, node.record.start)
+        for name, value in env.items():
+            self.note((function.path, name), calls, value, is_formal=True)
+        given = {name: bound.get(value.reference, value) for name, value in node.attributes.items()}
+        self.scope(function, env, calls, given)
+        return tuple(env.get(name) for name in function.outputs)
+
+    def alone(self, function: OnnxFunction) -> tuple[KnownValue | None, ...]:
+        """What a function returns whatever it is given."""
+        if function.path not in self.unbound:
+            self.unbound[function.path] = ()  # a function that calls itself returns nothing known
+            env: _Env = ChainMap()
+            self.scope(function, env, (), {})
+            self.unbound[function.path] = tuple(env.get(name) for name in function.outputs)
+        return self.unbound[function.path]
+
+
+def _known(numbers: Array, dtype: DType) -> KnownValue:
+    return KnownValue(numbers.shape, dtype, numbers)
+
+
+def _settings(node: Node, bound: _Bound) -> dict[str, Any]:
+    settings: dict[str, Any] = {}
+    for name, attribute in node.attributes.items():
+        given = attribute
+        if attribute.reference:
+            if attribute.reference not in bound or bound[attribute.reference].reference:
+                raise _UnknownError(name)
+            given = bound[attribute.reference]
+        settings[name] = given.value
+    return settings
+
+
+def _taken(condition: KnownValue | None) -> str:
+    """The branch of If that is taken, where that is known."""
+    if condition is None or condition.numbers is None or condition.numbers.size != 1:
+        return ""
+    return "then_branch" if condition.numbers.reshape(-1)[0] else "else_branch"

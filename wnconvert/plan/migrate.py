@@ -1,0 +1,186 @@
+"""The plan of ``migrate``: every wanted layer gets the names of the other form; no tensor changes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from wnconvert.errors import LayerError
+from wnconvert.layers.schemes import Layer, Selection, in_form
+from wnconvert.messages import listed
+from wnconvert.plan.order import is_buffer, restored
+from wnconvert.plan.plan import Change, LeftOut, Plan, PlannedStateDict
+from wnconvert.plan.record import Origin, Record, origin_data, origins, recorded, without_layers
+from wnconvert.plan.scope import choose, in_torch_order, kept_as_is, optimizers_left_out, scope_of, tie_notes
+from wnconvert.plan.steps import Keep
+from wnconvert.plan.wanted import (
+    check_refused,
+    check_selection,
+    find_layers,
+    idle_excludes,
+    looks_like_layers,
+    name_conflicts,
+    notes_on,
+    refuse_modules,
+)
+from wnconvert.tensors.tree import StateDict, Tree
+
+__all__ = ["plan_migrate"]
+
+
+_DROPPED = "left out as asked (--drop-optimizer)"
+
+
+def plan_migrate(
+    tree: Tree,
+    container: str,
+    *,
+    to: str = "parametrize",
+    selection: Selection = Selection(),  # noqa: B008 - frozen
+    only: str | None = None,
+    drop_optimizer: bool = False,
+) -> Plan:
+    """Plan the renaming of every wanted layer of ``tree`` to the form ``to``, into a file of ``container``.
+
+    Pairs stand where torch would register them, or where the record of an earlier migration says that they
+    stood. Raises as ``plan_fold`` does, and ``LayerError`` for whole pickled modules, for names that are
+    taken, and where parameters would change their order beside an optimizer's state, which is by position.
+    """
+    chosen = choose(tree, only)
+    found = {state.path: find_layers(state, selection) for state in chosen}
+    names = [name for item in found.values() for name in looks_like_layers(item)]
+    check_selection(selection, names)
+    wanted = {path: [layer for layer in item.layers if layer.form != to] for path, item in found.items()}
+    busy = (path for path, item in found.items() if item.layers or item.refused)
+    scope = scope_of(tree, container, chosen, only, busy)
+    refused = {
+        state.path: (
+            *found[state.path].refused,
+            *name_conflicts(state, (in_form(layer, to) for layer in wanted[state.path])),
+        )
+        for state in scope.states
+    }
+    check_refused(refused, "migrated")
+    changed = [state for state in scope.states if wanted[state.path]]
+    if container == "torch":
+        refuse_modules(changed, "migrated", "migrate_module")
+    made = {state.path: _Migration(tree, state, wanted[state.path], to) for state in changed}
+    optimizers: tuple[LeftOut, ...] = ()
+    if changed and scope.only is None and tree.optimizers:
+        if drop_optimizer:
+            optimizers = optimizers_left_out(tree, _DROPPED)
+        else:
+            _check_order(tree, made.values())
+    planned = tuple(
+        made[state.path].planned if state.path in made else kept_as_is(state) for state in scope.states
+    )
+    kept = {state.path: "" if container == "safetensors" else state.path for state in scope.states}
+    undone = {path: [layer.name for layer in wanted[path]] for path, item in made.items() if item.origins}
+    return Plan(
+        "migrate",
+        container,
+        planned,
+        only=scope.only,
+        dropped=(*optimizers, *scope.dropped),
+        already=sum(layer.form == to for state in scope.states for layer in found[state.path].layers),
+        record=recorded(
+            _without_last(tree.record, undone),
+            kept,
+            "migrate",
+            {path: item.record for path, item in made.items()},
+        ),
+        notes=(
+            *tree.notes,
+            *idle_excludes(selection, names),
+            *(note for state in scope.states for note in notes_on(found[state.path])),
+            *(tie_notes(scope.states[0], planned[0]) if container == "safetensors" else ()),
+        ),
+    )
+
+
+class _Migration:
+    """One state dict with layers that change their form."""
+
+    def __init__(self, tree: Tree, state: StateDict, layers: Sequence[Layer], to: str) -> None:
+        self.path = state.path
+        after = {layer.name: in_form(layer, to) for layer in layers}
+        new = {
+            old.name: half.name
+            for layer in layers
+            for old, half in zip(layer.halves, after[layer.name].halves, strict=True)
+        }
+        old = {renamed: name for name, renamed in new.items()}
+        before = [entry.name for entry in state.entries]
+        self.in_place = [new.get(name, name) for name in before]
+        self.origins = _recorded_order(tree, state, after)
+        if self.origins:
+            self.order = restored(self.in_place, _places(self.origins))
+        else:
+            self.order = in_torch_order(self.in_place, after.values())
+        tensors = state.tensors
+        self.planned = PlannedStateDict(
+            state.path,
+            tuple(
+                Keep(name, source, is_tensor=source in tensors)
+                for name in self.order
+                for source in (old.get(name, name),)
+            ),
+            tuple(Change(layer, after[layer.name], layer.v.dtype) for layer in layers),
+        )
+        self.tensors = {new.get(name, name) for name in tensors}
+        self.record: list[dict[str, object]] = []
+        if not self.origins and not self._is_undone_by_rule(layers, old, before):
+            place = {name: at for at, name in enumerate(before)}
+            self.record = [origin_data(layer, place) for layer in layers]
+
+    def _is_undone_by_rule(self, layers: Sequence[Layer], old: Mapping[str, str], before: list[str]) -> bool:
+        back = [old.get(name, name) for name in self.order]
+        return in_torch_order(back, layers) == before
+
+    def passing(self) -> tuple[str, str] | None:
+        """A key whose order among parameters changes, and one that it passes; None where none does."""
+        left, right = (
+            [name for name in names if name in self.tensors and not is_buffer(name)]
+            for names in (self.in_place, self.order)
+        )
+        return next(((was, now) for was, now in zip(left, right, strict=True) if was != now), None)
+
+
+def _recorded_order(tree: Tree, state: StateDict, after: Mapping[str, Layer]) -> tuple[Origin, ...]:
+    """What the last migration of this state dict recorded, where it is just these layers that go back."""
+    steps = origins(tree.record, state.path, "migrate")
+    last = steps[-1] if steps else ()
+    said = {origin.layer.name: (origin.layer.g.name, origin.layer.v.name) for origin in last}
+    meant = {name: (layer.g.name, layer.v.name) for name, layer in after.items()}
+    return last if said == meant else ()
+
+
+def _without_last(record: Record, undone: Mapping[str, Iterable[str]]) -> Record:
+    """The record without the last migration of each state dict whose layers, by path, it just undid.
+
+    An earlier one may tell of the same layers: a mixture that became one form, and then the other.
+    """
+    steps = list(record)
+    for path, names in undone.items():
+        last = max(at for at, step in enumerate(steps) if origins([step], path, "migrate"))
+        steps[last : last + 1] = without_layers(steps[last : last + 1], "migrate", {path: names})
+    return steps
+
+
+def _places(steps: Iterable[Origin]) -> dict[str, int]:
+    return {
+        half.name: place
+        for origin in steps
+        for half, place in zip(origin.layer.halves, origin.places, strict=True)
+    }
+
+
+def _check_order(tree: Tree, migrations: Iterable[_Migration]) -> None:
+    """Optimizer state is by position: where a pair passes another parameter it would go to the wrong one."""
+    for item in migrations:
+        if passing := item.passing():
+            where = f"{item.path}: " if item.path else ""
+            raise LayerError(
+                f"{where}{passing[0]} and {passing[1]} would change their order, and the optimizer's state "
+                f"({listed(tree.optimizers, 3)}) is by position",
+                fix="--drop-optimizer leaves the state out; --exclude leaves a layer as it is",
+            )

@@ -1,0 +1,139 @@
+"""Plans: what every output tensor will be, as plain frozen data.
+
+A plan is made from a :class:`~wnconvert.tensors.tree.Tree` alone, before a tensor is read; ``--dry-run``
+prints it, and ``verbs.conversion`` runs exactly it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from wnconvert.layers.schemes import Layer
+from wnconvert.plan.steps import Keep, Step
+from wnconvert.tensors.dtypes import DType
+
+__all__ = ["Change", "LeftOut", "Plan", "PlannedShard", "PlannedStateDict"]
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What becomes of one layer: ``before`` and ``after`` are its pairs, None where it is a plain weight.
+
+    ``dtype`` is that of the weight in the output, or of v.
+    """
+
+    before: Layer | None
+    after: Layer | None
+    dtype: DType
+
+    @property
+    def layer(self) -> Layer:
+        """The pair that is there, before or after."""
+        layer = self.before or self.after
+        assert layer is not None  # noqa: S101 - one of them always is
+        return layer
+
+    @property
+    def name(self) -> str:
+        """The name of the weight."""
+        return self.layer.name
+
+    def to_dict(self, path: str) -> dict[str, Any]:
+        """JSON-able data; ``path`` is that of its state dict."""
+        return {
+            "state_dict": path,
+            "name": self.name,
+            "form": self.before.form if self.before else "plain",
+            "to": self.after.form if self.after else "plain",
+            "dim": self.layer.dim,
+            "shape": list(self.layer.v.shape),
+            "dtype": str(self.dtype),
+            "rows": self.layer.rows,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedStateDict:
+    """The steps that make one state dict of the output, in output order, and the layers that they change.
+
+    ``path`` is where it is in the source.
+    """
+
+    path: str
+    steps: tuple[Step, ...]
+    changes: tuple[Change, ...] = ()
+
+    @property
+    def tensors(self) -> tuple[Step, ...]:
+        """The steps that put a tensor."""
+        return tuple(step for step in self.steps if not isinstance(step, Keep) or step.is_tensor)
+
+
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """Something of the source that the output does not have, and why."""
+
+    path: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedShard:
+    """A file of weights in a folder: its name, its tensors in order, and the bytes that these take."""
+
+    name: str
+    tensors: tuple[str, ...]
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a conversion will do, whole: the output is these state dicts, less what is dropped.
+
+    ``verb`` is ``"fold"``, ``"split"`` or ``"migrate"``. ``only`` is the path of the one state dict that
+    the output holds, or None where it keeps all siblings. ``already`` counts layers that are as the verb
+    would make them. ``record`` is what will be written into the output so that ``split`` or ``migrate`` can
+    undo it. Where the output is a folder, ``shards`` are its files of weights, ``index`` is the name of their
+    index if they are several, and ``copied`` are the paths of what goes along as it is.
+    """
+
+    verb: str
+    container: str
+    state_dicts: tuple[PlannedStateDict, ...]
+    only: str | None = None
+    dropped: tuple[LeftOut, ...] = ()
+    already: int = 0
+    record: tuple[Mapping[str, Any], ...] = ()
+    notes: tuple[str, ...] = ()
+    shards: tuple[PlannedShard, ...] = ()
+    index: str = ""
+    copied: tuple[str, ...] = ()
+
+    @property
+    def layers(self) -> list[tuple[str, Change]]:
+        """Every layer that is changed, with the path of its state dict."""
+        return [(planned.path, change) for planned in self.state_dicts for change in planned.changes]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The plan as JSON-able data; README documents it."""
+        return {
+            "schema": 1,
+            "verb": self.verb,
+            "container": self.container,
+            "only": self.only,
+            "layers": [change.to_dict(path) for path, change in self.layers],
+            "already": self.already,
+            "state_dicts": [
+                {"path": planned.path, "tensors": len(planned.tensors), "layers": len(planned.changes)}
+                for planned in self.state_dicts
+            ],
+            "shards": [
+                {"name": shard.name, "tensors": len(shard.tensors), "bytes": shard.size}
+                for shard in self.shards
+            ],
+            "copied": list(self.copied),
+            "dropped": [{"path": item.path, "why": item.why} for item in self.dropped],
+            "notes": list(self.notes),
+        }

@@ -1,0 +1,168 @@
+"""Which state dicts an output has, and what it leaves out; pure, and shared by the planners of all verbs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+from wnconvert.errors import ArgumentError
+from wnconvert.layers.schemes import Layer, owner_of
+from wnconvert.messages import listed
+from wnconvert.plan.order import before_children, behind_module
+from wnconvert.plan.plan import LeftOut, PlannedStateDict
+from wnconvert.plan.steps import Fold, Keep
+from wnconvert.tensors.tree import Entry, StateDict, StoredTensor, Tree
+
+__all__ = [
+    "Scope",
+    "choose",
+    "elements_of",
+    "in_torch_order",
+    "kept_as_is",
+    "optimizers_left_out",
+    "scope_of",
+    "tie_notes",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """The state dicts that the output has, and what it leaves out for that.
+
+    ``only`` is the path of the one state dict that it keeps, None where it keeps all siblings.
+    """
+
+    states: tuple[StateDict, ...]
+    only: str | None = None
+    dropped: tuple[LeftOut, ...] = ()
+
+
+def choose(tree: Tree, only: str | None) -> tuple[StateDict, ...]:
+    """The state dicts that ``--only`` names, or all. Raises ``ArgumentError`` where it names none."""
+    if only is None:
+        return tree.state_dicts
+    chosen = tuple(state for state in tree.state_dicts if _shown(state) == only)
+    if not chosen:
+        raise ArgumentError(
+            f"there is no state dict at {only!r}",
+            fix=f"--only one of: {listed(map(_shown, tree.state_dicts), 8) or '(there is none)'}",
+        )
+    return chosen
+
+
+def scope_of(
+    tree: Tree, container: str, chosen: Sequence[StateDict], only: str | None, busy: Iterable[str]
+) -> Scope:
+    """What a file of ``container`` takes of the ``chosen`` state dicts; ``busy`` are paths with layers.
+
+    Raises ``ArgumentError`` where a safetensors file would have to hold several state dicts.
+    """
+    if container != "safetensors" and only is None:
+        return Scope(tuple(chosen))
+    alone = _without_others(_the_one(chosen, set(busy)), tree)
+    dropped = _dropped_beside(tree, alone)
+    if container == "safetensors":
+        dropped += tuple(_not_tensors(alone))
+        alone = replace(alone, entries=tuple(entry for entry in alone.entries if entry.tensor))
+    return Scope((alone,), alone.path, dropped)
+
+
+def in_torch_order(names: Sequence[str], layers: Iterable[Layer]) -> list[str]:
+    """The keys of a state dict with the pairs of these layers in the places where torch registers them."""
+    found = list(names)
+    by_form: dict[str, dict[str, str]] = {}
+    for layer in layers:
+        owners = by_form.setdefault(layer.form, {})
+        owners |= {half.name: owner_of(layer.name) for half in layer.halves}
+    for form, owners in by_form.items():
+        found = (behind_module if form == "parametrize" else before_children)(found, owners)
+    return found
+
+
+def kept_as_is(state: StateDict) -> PlannedStateDict:
+    """Every key of a state dict as it is."""
+    steps = (Keep(entry.name, entry.name, is_tensor=entry.tensor is not None) for entry in state.entries)
+    return PlannedStateDict(state.path, tuple(steps))
+
+
+def optimizers_left_out(tree: Tree, why: str) -> tuple[LeftOut, ...]:
+    """All optimizers of a file as left out."""
+    return tuple(LeftOut(path, why) for path in tree.optimizers)
+
+
+def tie_notes(state: StateDict, planned: PlannedStateDict) -> Iterable[str]:
+    """Names of the output that are the same elements in the source, which safetensors cannot share."""
+    tensors = state.tensors
+    tied: dict[object, list[str]] = {}
+    for step in planned.steps:
+        if isinstance(step, Keep):
+            sources: tuple[str, ...] = (step.source,)
+        else:
+            layer = step.layer
+            sources = (layer.g.name, layer.v.name) if isinstance(step, Fold) else (layer.name,)
+        read = [tensors[name] for name in sources if name in tensors]
+        if read and all(tensor.info.numel for tensor in read):
+            kind = "" if isinstance(step, (Keep, Fold)) else type(step).__name__
+            tied.setdefault((kind, *map(elements_of, read)), []).append(step.name)
+    for names in tied.values():
+        if len(names) > 1:
+            yield f"{listed(names)} share memory; a safetensors file holds a copy of each"
+
+
+def elements_of(tensor: StoredTensor) -> tuple[object, ...]:
+    """Equal for two tensors of the same elements in any order: what is transposed is tied too."""
+    return (tensor.storage, tensor.info.dtype, tensor.offset, tensor.info.numel)
+
+
+def _shown(state: StateDict) -> str:
+    return state.path or "."
+
+
+def _the_one(chosen: Sequence[StateDict], busy: set[str]) -> StateDict:
+    """The one state dict that a safetensors file can hold: the only one, or the only one with layers."""
+    candidates = [state for state in chosen if state.path in busy] or chosen
+    if len(candidates) == 1:
+        return candidates[0]
+    paths = listed(map(_shown, candidates))
+    if not candidates:
+        raise ArgumentError(
+            "there is no state dict in it that a safetensors file could hold", fix="-o OUT.pt"
+        )
+    raise ArgumentError(
+        f"a safetensors file holds one state dict, and there are {len(candidates)}: {paths}",
+        fix=f"--only {_shown(candidates[0])} (or another of them), or -o OUT.pt for all",
+    )
+
+
+def _without_others(state: StateDict, tree: Tree) -> StateDict:
+    """A state dict without the keys that lead to others: ``{"step": tensor, "model": {…}}`` has two."""
+    leading: set[str] = set()
+    for path in (*(other.path for other in tree.state_dicts if other.path != state.path), *tree.optimizers):
+        while path not in leading:
+            leading.add(path)
+            path = path.rpartition(".")[0]  # noqa: PLW2901 - up to the root
+    kept = (entry for entry in state.entries if entry.tensor or _below(state, entry) not in leading)
+    return replace(state, entries=tuple(kept))
+
+
+def _below(state: StateDict, entry: Entry) -> str:
+    return f"{state.path}.{entry.name}" if state.path else entry.name
+
+
+def _dropped_beside(tree: Tree, alone: StateDict) -> tuple[LeftOut, ...]:
+    paths = [state.path for state in tree.state_dicts]
+    paths += [*tree.optimizers, *(sibling.path for sibling in tree.siblings)]
+    others = [path for path in paths if path not in ("", alone.path)]
+    if alone.path and "" in paths:  # the root has no name; what else is in it has
+        led = {path.split(".")[0] for path in paths}
+        root = next(state for state in tree.state_dicts if not state.path)
+        others += [entry.name for entry in root.entries if entry.name not in led]
+    return tuple(
+        LeftOut(path, f"only {alone.path or 'the state dict'} is kept") for path in dict.fromkeys(others)
+    )
+
+
+def _not_tensors(state: StateDict) -> Iterable[LeftOut]:
+    for entry in state.entries:
+        if entry.tensor is None:
+            yield LeftOut(_below(state, entry), "it is no tensor, and a safetensors file holds tensors alone")

@@ -1,0 +1,99 @@
+"""Three ways to say what is to be split: a record, another checkpoint, globs and a dim; never a guess."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+
+from wnconvert.errors import ArgumentError
+from wnconvert.layers.schemes import Layer, Selection, owner_of, spelled
+from wnconvert.messages import listed
+from wnconvert.plan.record import origins
+from wnconvert.plan.scope import in_torch_order
+from wnconvert.plan.split.candidates import Candidates, SplitRequest, g_shape
+from wnconvert.plan.wanted import check_selection
+from wnconvert.tensors.tree import StateDict, TensorInfo, Tree
+
+__all__ = ["as_globs_say"]
+
+
+def as_globs_say(
+    tree: Tree, chosen: Sequence[StateDict], selection: Selection, to: str | None
+) -> dict[str, SplitRequest]:
+    """Every float tensor that is named; of those that a wildcard catches, what looks like a weight."""
+    form = to or "parametrize"
+    wishes: dict[str, SplitRequest] = {}
+    passed: dict[str, list[str]] = {}
+    for state in chosen:
+        there = Candidates(state, selection)
+        plain = [name for name in state.tensors if name not in there.halves]
+        for name in there.split:
+            there.count(name)
+        for name in filter(selection.wants, plain):
+            info = state.tensors[name].info
+            why = "" if name in selection.layers else _no_weight(info, there)
+            if why:
+                passed.setdefault(why, []).append(name)
+            else:
+                there.want(_layer_along(info, selection.dim, form))
+        order = in_torch_order(there.order(), there.layers.values())
+        wish = there.wish(order, form, names=[*plain, *there.split])
+        said = _dims_of_record(tree, state, there.layers)
+        wishes[state.path] = replace(wish, notes=(*wish.notes, *said))
+    check_selection(selection, [name for wish in wishes.values() for name in wish.names], "weight")
+    said = "; ".join(f"{why}: {listed(dict.fromkeys(names), 4)}" for why, names in passed.items())
+    if passed and not any(wish.layers or wish.refused or wish.already for wish in wishes.values()):
+        raise ArgumentError(
+            f"--layers catches nothing that looks like a weight ({said})",
+            fix="a name without wildcards is split whatever it looks like",
+        )
+    if passed:
+        note = f"--layers catches what does not look like a weight, and is left as it is ({said})"
+        first = next(iter(wishes))
+        wishes[first] = replace(wishes[first], notes=(*wishes[first].notes, note))
+    return wishes
+
+
+def _dims_of_record(tree: Tree, state: StateDict, layers: Mapping[str, Layer]) -> Iterable[str]:
+    """A note on each layer that was folded along another dim than it is to be split."""
+    steps = origins(tree.record, state.path, "fold")
+    folded = {origin.layer.name: origin.layer for step in steps for origin in step}
+    for name, layer in layers.items():
+        was = folded.get(name, layer)
+        if was.dim != layer.dim and not was.rows == layer.rows == 1:
+            dims = ("none" if dim is None else str(dim) for dim in (was.dim, layer.dim))
+            yield "{}: the record says that it was folded along dim {}; it is split along {}".format(
+                name, *dims
+            )
+
+
+def _layer_along(info: TensorInfo, dim: int | str | None, form: str) -> Layer:
+    """The pair that ``torch.nn.utils.weight_norm(module, name, dim)`` makes of a weight."""
+    rank = len(info.shape)
+    axis = None if dim == -1 or not isinstance(dim, int) else dim
+    if axis is not None and -rank <= axis < rank:
+        axis %= rank
+    shape = g_shape(info.shape, axis)
+    g, v = spelled(form, info.name) or ("", "")
+    return Layer(info.name, form, axis, replace(info, name=g, shape=shape), replace(info, name=v))
+
+
+# Keys of spectral norm, prune and other parametrizations, whose plain weight is computed from them.
+_COMPUTED = re.compile(r".*(?:_orig|_mask)|(?:.*\.)?parametrizations\..*", re.DOTALL)
+_EMBEDDING = re.compile(r"emb|codebook|lookup|(?:^|[._])w[tp]e[._]", re.IGNORECASE)
+
+
+def _no_weight(info: TensorInfo, there: Candidates) -> str:
+    """Why a tensor that a wildcard catches does not look like a weight to normalize, or nothing."""
+    if info.name in there.parts:
+        return "half of a pair"
+    if not info.dtype.foldable:
+        return str(info.dtype)
+    if len(info.shape) < 2:
+        return f"{len(info.shape)}-D"
+    if _COMPUTED.fullmatch(info.name):
+        return "a part of another reparameterization"
+    owner = owner_of(info.name)
+    is_linear = f"{owner}bias" in there.state.tensors
+    return "like an embedding" if len(info.shape) == 2 and _EMBEDDING.search(owner) and not is_linear else ""

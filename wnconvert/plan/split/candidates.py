@@ -1,0 +1,207 @@
+"""What is wanted of a split of one state dict: which weights, in which form, and where the pairs stand.
+
+And the first way to say it: the file's own record of a fold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from wnconvert.errors import LayerError
+from wnconvert.layers.dims import dim_of
+from wnconvert.layers.schemes import FORMS, Layer, Refused, Selection, in_form, spelled
+from wnconvert.messages import listed
+from wnconvert.plan.order import restored
+from wnconvert.plan.record import Origin, origin_data
+from wnconvert.plan.scope import in_torch_order
+from wnconvert.plan.wanted import find_layers, name_conflicts
+from wnconvert.tensors.tree import StateDict, StoredTensor
+
+__all__ = ["Candidates", "SplitRequest", "as_recorded", "g_shape"]
+
+
+@dataclass(frozen=True, slots=True)
+class SplitRequest:
+    """What is wanted of one state dict.
+
+    ``layers`` by weight, as they will be; ``order`` the keys with the pairs in their places; ``already``
+    counts layers that are split; ``names`` is all that the globs could mean; ``left`` what the record is
+    to say anew of layers that stay folded.
+    """
+
+    layers: Mapping[str, Layer]
+    order: Sequence[str]
+    already: int
+    names: Sequence[str]
+    refused: tuple[Refused, ...] = ()
+    notes: tuple[str, ...] = ()
+    left: Sequence[Mapping[str, Any]] = ()
+
+
+# -- what all ways ask of a state dict
+
+
+class Candidates:
+    """A state dict, and the layers that are wanted in it as far as they fit."""
+
+    def __init__(self, state: StateDict, selection: Selection) -> None:
+        self.state = state
+        self.selection = selection
+        found = find_layers(state, Selection())
+        self.split = {layer.name: layer.form for layer in found.layers}
+        self.halves = {half.name for layer in found.layers for half in layer.halves}
+        self.parts = {
+            *found.halves,
+            *(half for no in found.refused for form in FORMS for half in spelled(form, no.name) or ()),
+        }
+        self.layers: dict[str, Layer] = {}
+        self.refused: list[Refused] = []
+        self.already: list[str] = []
+
+    def count(self, name: str) -> None:
+        """Count a layer that is split already, if it is wanted."""
+        if self.selection.wants(name):
+            self.already.append(name)
+
+    def want(self, layer: Layer, who: str = "") -> None:
+        """Ask for a layer like this one, as ``who`` says: its weight must be there, plain, of that shape."""
+        name = layer.name
+        if name in self.split:
+            self.count(name)
+            return
+        if not self.selection.wants(name):
+            return
+        stored = self.state.tensors.get(name)
+        reason = self._reason_against(layer, stored, who)
+        if reason or stored is None:
+            fix = f"--exclude '{name}' leaves it as it is"
+            if stored is not None and _is_no_axis(layer):
+                fix = f"--dim 0 to {len(layer.v.shape) - 1}, or none; {fix}"
+            self.refused.append(Refused(name, reason, fix))
+            return
+        dtype = stored.info.dtype
+        # Only where g holds every value of the weight's dtype is the fold of the split the weight again.
+        finer = dtype == layer.v.dtype and layer.g.dtype.foldable and layer.g.dtype.holds(dtype)
+        g, v = layer.g.shape, layer.v.shape
+        # A plain vector that fits several axes would be read along the first of them.
+        is_clear = layer.g.numel == 1 or dim_of(g, v).dim == layer.dim
+        shape = g if is_clear else g_shape(v, layer.dim)
+        self.layers[name] = replace(
+            layer,
+            g=replace(layer.g, dtype=layer.g.dtype if finer else dtype, shape=shape),
+            v=replace(layer.v, dtype=dtype),
+            note="",
+        )
+
+    def _reason_against(self, layer: Layer, stored: StoredTensor | None, who: str) -> str:
+        if stored is None:
+            is_other = any(entry.name == layer.name for entry in self.state.entries)
+            reason = "it is no plain tensor" if is_other else "it is not there"
+        elif not stored.info.dtype.foldable:
+            reason = f"it is {stored.info.dtype}, which has no norm"
+        elif stored.info.shape != layer.v.shape:
+            reason = f"it is {stored.info.shape}, not {layer.v.shape}"
+        elif not layer.v.shape:
+            reason = "it is a single number"
+        elif _is_no_axis(layer):
+            reason = f"it is {layer.v.shape}, and has no axis {layer.dim}"
+        else:
+            try:
+                dim_of(layer.g.shape, layer.v.shape, layer.dim)
+            except LayerError as error:
+                return error.what
+            return ""
+        return f"{who} {reason}".strip()
+
+    def order(self) -> list[str]:
+        """The keys, with each pair in the place of its weight."""
+        return [
+            name
+            for entry in self.state.entries
+            for name in (
+                (self.layers[entry.name].g.name, self.layers[entry.name].v.name)
+                if entry.name in self.layers
+                else (entry.name,)
+            )
+        ]
+
+    def wish(self, order: Sequence[str], to: str | None, *, names: Sequence[str]) -> SplitRequest:
+        """The layers and the order of keys; a pair in another form than was said goes to torch's place."""
+        refused = {no.name: no for no in (*self.refused, *name_conflicts(self.state, self.layers.values()))}
+        other = [layer for layer in self.layers.values() if to not in (None, layer.form)]
+        if to is not None and other:
+            after = {layer.name: in_form(layer, to) for layer in other}
+            new = {
+                old.name: half.name
+                for layer in other
+                for old, half in zip(layer.halves, after[layer.name].halves, strict=True)
+            }
+            order = in_torch_order([new.get(name, name) for name in order], after.values())
+            self.layers |= after
+        refused |= {no.name: no for no in name_conflicts(self.state, self.layers.values())}
+        differ = [name for name in self.already if to not in (None, self.split[name])]
+        note = f"{listed(differ, 3)} split already in the other form: wnconvert migrate --to {to}"
+        return SplitRequest(
+            self.layers, order, len(self.already), names, tuple(refused.values()), (note,) if differ else ()
+        )
+
+
+def _is_no_axis(layer: Layer) -> bool:
+    rank = len(layer.v.shape)
+    return layer.dim is not None and rank > 0 and not -rank <= layer.dim < rank
+
+
+def g_shape(shape: tuple[int, ...], dim: int | None) -> tuple[int, ...]:
+    """The shape that torch gives to g; ``()`` where there is no such axis, which is refused."""
+    if dim is None or dim >= len(shape):
+        return ()
+    return tuple(size if axis == dim else 1 for axis, size in enumerate(shape))
+
+
+# -- as the record says
+
+
+def as_recorded(
+    state: StateDict, steps: Sequence[Sequence[Origin]], selection: Selection, to: str | None
+) -> SplitRequest:
+    """The layers that folds of this file recorded, with the names, shapes and places that they had."""
+    there = Candidates(state, selection)
+    known = {origin.layer.name: origin.layer for step in steps for origin in step}
+    for layer in known.values():
+        there.want(layer, "the record says that it was folded, but")
+    order, left = _unfolded(state, steps, there.layers)
+    return replace(there.wish(order, to, names=list(known)), left=left if len(steps) > 1 else ())
+
+
+def _unfolded(
+    state: StateDict, steps: Sequence[Sequence[Origin]], layers: Mapping[str, Layer]
+) -> tuple[list[str], Sequence[Mapping[str, Any]]]:
+    """The keys as they stood before these steps, but that only ``layers`` become pairs; the others' record.
+
+    The last step is undone first, and wholly: its places are those among all keys before it. Then each
+    layer that stays folded goes where one fold of all that stay would put it, and as that would record it.
+    """
+    order = [entry.name for entry in state.entries]
+    there = set(order)
+    stays: dict[str, Layer] = {}
+    for step in reversed(steps):
+        undone = {
+            origin.layer.name: origin
+            for origin in step
+            if origin.layer.name in there and there.isdisjoint(half.name for half in origin.layer.halves)
+        }
+        if not undone:
+            continue
+        places: dict[str, int] = {}
+        for name, origin in undone.items():
+            places |= zip((half.name for half in origin.layer.halves), origin.places, strict=True)
+            if name not in layers:
+                stays[name] = origin.layer
+        order = restored([*(name for name in order if name not in undone), *places], places)
+        there = there - undone.keys() | places.keys()
+    place = {name: at for at, name in enumerate(order)}
+    weight_of = {half.name: name for name, layer in stays.items() for half in layer.halves}
+    left = [origin_data(layer, place) for layer in stays.values()] if layers else []
+    return list(dict.fromkeys(weight_of.get(name, name) for name in order)), left

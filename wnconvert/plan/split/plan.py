@@ -1,0 +1,180 @@
+"""The plan of ``split``: plain weights become pairs.
+
+Which ones is said by the file itself, by another checkpoint, or by globs and a dim; it is never guessed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from wnconvert.errors import ArgumentError
+from wnconvert.layers.dims import AUTO
+from wnconvert.layers.find import find_pairs
+from wnconvert.layers.schemes import Refused, Selection
+from wnconvert.messages import counted
+from wnconvert.plan.plan import Change, LeftOut, Plan, PlannedStateDict
+from wnconvert.plan.record import origins, recorded, without_layers
+from wnconvert.plan.scope import choose, elements_of, kept_as_is, optimizers_left_out, scope_of, tie_notes
+from wnconvert.plan.split.by_globs import as_globs_say
+from wnconvert.plan.split.by_reference import as_like
+from wnconvert.plan.split.candidates import SplitRequest, as_recorded
+from wnconvert.plan.steps import Direction, Keep, Magnitude, Step
+from wnconvert.plan.wanted import check_refused, check_selection, find_layers, idle_excludes, refuse_modules
+from wnconvert.tensors.tree import StateDict, Tree
+
+__all__ = ["plan_split", "wishes_for"]
+
+
+_WHY_NO_OPTIMIZER = (
+    "optimizer state is by position, and splitting changes the positions; --keep-optimizer keeps it"
+)
+
+
+def plan_split(
+    tree: Tree,
+    container: str,
+    *,
+    to: str | None = None,
+    like: Tree | None = None,
+    selection: Selection = Selection(),  # noqa: B008 - frozen
+    only: str | None = None,
+    keep_optimizer: bool = False,
+) -> Plan:
+    """Plan the splitting of plain weights of ``tree`` into g and v, into a file of ``container``.
+
+    Which, along which dim and in which form is read from ``like`` (another checkpoint), else from the
+    selection's globs and dim, else from what folds recorded in the file; never guessed. ``to`` is the form,
+    None for that of the record or of ``like``, else parametrize.
+
+    Raises as ``plan_fold`` does; ``LayerError`` also for layers of ``like`` or of the record that are not
+    there or have another shape, and for whole pickled modules.
+    """
+    chosen = choose(tree, only)
+    wishes = wishes_for(tree, chosen, selection, like, to)
+    busy = (path for path, wish in wishes.items() if wish.layers or wish.refused or wish.already)
+    scope = scope_of(tree, container, chosen, only, busy)
+    mine = {state.path: wishes[state.path] for state in scope.states if state.path in wishes}
+    check_refused({path: wish.refused for path, wish in mine.items()}, "split")
+    changed = [state for state in scope.states if state.path in mine and mine[state.path].layers]
+    if container == "torch":
+        refuse_modules(changed, "split", "split_module")
+    planned = tuple(_split(state, mine.get(state.path)) for state in scope.states)
+    unlike = (_not_found_again(*both) for both in zip(scope.states, planned, strict=True))
+    check_refused({item.path: tuple(no) for item, no in zip(planned, unlike, strict=True)}, "split")
+    optimizers: tuple[LeftOut, ...] = ()
+    if changed and scope.only is None and not keep_optimizer:
+        optimizers = optimizers_left_out(tree, _WHY_NO_OPTIMIZER)
+    kept = {state.path: "" if container == "safetensors" else state.path for state in scope.states}
+    left = {path: wish.left for path, wish in mine.items()}
+    gone = {
+        item.path: [
+            *(change.name for change in item.changes),
+            *(data["name"] for data in left.get(item.path, ())),
+        ]
+        for item in planned
+    }
+    names = [name for wish in wishes.values() for name in wish.names]
+    return Plan(
+        "split",
+        container,
+        planned,
+        only=scope.only,
+        dropped=(*optimizers, *scope.dropped),
+        already=sum(wish.already for wish in mine.values()),
+        record=recorded(without_layers(tree.record, "fold", gone), kept, "fold", left),
+        notes=(
+            *tree.notes,
+            *idle_excludes(selection, names),
+            *(note for wish in mine.values() for note in wish.notes),
+            *(
+                note
+                for state, item in zip(scope.states, planned, strict=True)
+                for note in _untied(state, item)
+            ),
+            *(tie_notes(scope.states[0], planned[0]) if container == "safetensors" else ()),
+        ),
+    )
+
+
+def _split(state: StateDict, wish: SplitRequest | None) -> PlannedStateDict:
+    """The steps of one state dict."""
+    if wish is None:
+        return kept_as_is(state)
+    tensors = state.tensors
+    made: dict[str, Step] = {}
+    for layer in wish.layers.values():
+        made[layer.g.name], made[layer.v.name] = Magnitude(layer), Direction(layer)
+    kept = {entry.name for entry in state.entries}  # others are left out of it
+    steps = (
+        made.get(name, Keep(name, name, is_tensor=name in tensors))
+        for name in wish.order
+        if name in made or name in kept
+    )
+    changes = (Change(None, layer, layer.v.dtype) for layer in wish.layers.values())
+    return PlannedStateDict(state.path, tuple(steps), tuple(changes))
+
+
+def _not_found_again(state: StateDict, planned: PlannedStateDict) -> Iterable[Refused]:
+    """Layers that a fold of the output would not see as they are meant, as the keys beside them are."""
+    layers = {change.name: change.layer for change in planned.changes}
+    tensors = state.tensors
+    kept = (tensors[step.source].info for step in planned.tensors if isinstance(step, Keep))
+    found = find_pairs((*kept, *(half for layer in layers.values() for half in layer.halves)))
+    again = {layer.name: layer for layer in found.layers}
+    reasons = {no.name: no.reason for no in found.refused}
+    for name, layer in layers.items():
+        if name not in again:
+            reason = reasons.get(name, "no layer has such a name")
+        elif again[name].dim != layer.dim and layer.g.numel != 1:
+            reason = f"its g {layer.g.shape} would be read along dim {again[name].dim}, not {layer.dim}"
+        else:
+            continue
+        leave = f"--exclude '{name}' leaves it as it is"
+        yield Refused(name, f"a fold would not find it again: {reason}", leave)
+
+
+def _untied(state: StateDict, planned: PlannedStateDict) -> Iterable[str]:
+    """Weights that shared memory with a name that stays plain: v is a tensor of its own."""
+    tensors = state.tensors
+    kept: dict[object, str] = {}
+    for step in planned.steps:
+        if isinstance(step, Keep) and step.source in tensors and tensors[step.source].info.numel:
+            kept.setdefault(elements_of(tensors[step.source]), step.source)
+    for change in planned.changes:
+        if other := kept.get(elements_of(tensors[change.name])):
+            yield f"{other} shared memory with {change.name}, which is split: two tensors now"
+
+
+_THREE_WAYS = (
+    "--like REF takes layers, dims and form of another checkpoint; --layers GLOB --dim N (0 is torch's own "
+    "default, none the whole tensor) names the weights; a file that wnconvert fold wrote says it itself"
+)
+_AXES = (
+    "--dim 0 (a norm for each leading row, torch's own default), --dim none (one of the whole tensor), or "
+    "another axis"
+)
+
+
+def wishes_for(
+    tree: Tree, chosen: Sequence[StateDict], selection: Selection, like: Tree | None, to: str | None
+) -> dict[str, SplitRequest]:
+    """By path, what is wanted of each of the chosen state dicts that something is wanted of."""
+    if like is not None:
+        if selection.dim != AUTO:
+            raise ArgumentError("--like says every dim itself", fix="leave --dim out, or --like")
+        return as_like(chosen, like, selection, to)
+    if selection.dim != AUTO:
+        if not selection.layers:
+            raise ArgumentError("--dim alone says no layers", fix="--layers GLOB beside it")
+        return as_globs_say(tree, chosen, selection, to)
+    steps = {state.path: origins(tree.record, state.path, "fold") for state in chosen}
+    if not any(steps.values()):
+        if selection.layers:
+            raise ArgumentError("--layers names weights, but not the axis of their norms", fix=_AXES)
+        what = "nothing says which weights to split: there is no record of a fold"
+        split = sum(len(find_layers(state, Selection()).layers) for state in chosen)
+        there_are = f" ({counted(split, 'layer')} split already)" if split else ""
+        raise ArgumentError(what + there_are, fix=_THREE_WAYS)
+    wishes = {state.path: as_recorded(state, steps[state.path], selection, to) for state in chosen}
+    check_selection(selection, [name for wish in wishes.values() for name in wish.names])
+    return wishes

@@ -1,0 +1,132 @@
+"""Which layers of a state dict are wanted, and the errors and notes for those that are not converted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+
+from wnconvert.errors import ArgumentError, LayerError
+from wnconvert.layers.dims import dim_of
+from wnconvert.layers.find import FoundPairs, find_pairs
+from wnconvert.layers.schemes import Layer, Refused, Selection
+from wnconvert.messages import listed
+from wnconvert.tensors.tree import StateDict
+
+__all__ = [
+    "check_refused",
+    "check_selection",
+    "find_layers",
+    "idle_excludes",
+    "looks_like_layers",
+    "name_conflicts",
+    "notes_on",
+    "refuse_modules",
+]
+
+
+def find_layers(state: StateDict, selection: Selection) -> FoundPairs:
+    """The layers of a state dict as :func:`wnconvert.layers.find.find` sees them, and as its hooks say."""
+    found = find_pairs((tensor.info for tensor in state.tensors.values()), selection)
+    others = {entry.name for entry in state.entries if entry.tensor is None}
+    layers, refused = [], list(found.refused)
+    for layer in found.layers:
+        leave = f"--exclude '{layer.name}' leaves it as it is"
+        if layer.name in others:
+            reason = "something that is no plain tensor has the name of its weight"
+            refused.append(Refused(layer.name, reason, leave))
+        # A pickled module says its dim; g's shape must say the same (of one element, it says nothing).
+        elif layer.name in state.dims and not _agrees(layer, state.dims[layer.name]):
+            reason = (
+                f"its WeightNorm hook says dim {state.dims[layer.name]}, "
+                f"g {layer.g.shape} beside v {layer.v.shape} does not"
+            )
+            refused.append(Refused(layer.name, reason, leave))
+        else:
+            layers.append(layer)
+    return replace(found, layers=tuple(layers), refused=tuple(refused))
+
+
+def _agrees(layer: Layer, stated: int | None) -> bool:
+    try:
+        dim = dim_of(layer.g.shape, layer.v.shape, stated).dim
+    except LayerError:
+        return False
+    return dim == layer.dim or layer.g.numel == 1
+
+
+def looks_like_layers(found: FoundPairs) -> list[str]:
+    """The weights of everything that looks like a layer, wanted or not."""
+    layers = (layer.name for layer in found.layers)
+    return [*layers, *(no.name for no in found.refused), *found.unwanted]
+
+
+def check_selection(selection: Selection, names: Sequence[str], kind: str = "layer") -> None:
+    """A glob that was meant to choose among ``names`` and chose nothing is a slip of the pen."""
+    for glob in selection.layers if names else ():
+        if not any(Selection(layers=(glob,)).wants(name) for name in names):
+            raise ArgumentError(
+                f"--layers {glob!r} matches no {kind}",
+                fix=f"the {kind}s are: {listed(dict.fromkeys(names))}",
+            )
+
+
+def idle_excludes(selection: Selection, names: Sequence[str]) -> tuple[str, ...]:
+    """A note on each glob that was meant to leave something out and met nothing."""
+    return tuple(
+        f"--exclude {glob!r} matches no layer"
+        for glob in selection.exclude
+        if all(Selection(exclude=(glob,)).wants(name) for name in names)
+    )
+
+
+def check_refused(refused: Mapping[str, Sequence[Refused]], verb: str) -> None:
+    """Raise one ``LayerError`` for all layers that are refused, by the paths of their state dicts."""
+    items = [(path, item) for path, of_path in refused.items() for item in of_path]
+    if len(items) == 1:
+        path, item = items[0]
+        raise LayerError(item.reason, where=_where(path, item.name), fix=item.fix)
+    if items:
+        lines = "".join(f"\n  {_where(path, item.name)}: {item.reason}" for path, item in items[:10])
+        more = f"\n  and {len(items) - 10} more" if len(items) > 10 else ""
+        fixes = {item.fix for _, item in items}
+        # What helps beside leaving them is said where it is the same for all.
+        ways = {item.fix.removesuffix(f"--exclude '{item.name}' leaves it as it is") for _, item in items}
+        way = ways.pop() if len(ways) == 1 else ""
+        fix = fixes.pop() if len(fixes) == 1 else f"{way}--exclude leaves them as they are"
+        raise LayerError(f"{len(items)} layers cannot be {verb}:{lines}{more}", fix=fix)
+
+
+def _where(path: str, name: str) -> str:
+    return f"{path}: layer {name}" if path else f"layer {name}"
+
+
+def name_conflicts(state: StateDict, layers: Iterable[Layer]) -> Iterable[Refused]:
+    """Of layers as they will be, those of which a key is there already, as something else."""
+    there = {entry.name for entry in state.entries}
+    for layer in layers:
+        if name := next((half.name for half in layer.halves if half.name in there), ""):
+            leave = f"--exclude '{layer.name}' leaves it as it is"
+            yield Refused(layer.name, f"the name {name} is taken", leave)
+
+
+def refuse_modules(states: Iterable[StateDict], done: str, verb: str) -> None:
+    """Refuse to change the form of whole pickled modules.
+
+    The class of a parametrized module is made at run time: no pickle can name it. Raises ``LayerError``.
+    """
+    for state in states:
+        if state.is_module:
+            raise LayerError(
+                f"a whole pickled module, whose form is in its code too, cannot be {done} in the file",
+                where=state.path,
+                fix=f"wnconvert fold it; -o OUT.safetensors for its tensors alone; or load it and use {verb}",
+            )
+
+
+def notes_on(found: FoundPairs) -> Iterable[str]:
+    """What a user should know of the layers of a state dict, and of halves of some."""
+    for layer in found.layers:
+        if layer.note:
+            yield f"{layer.name}: {layer.note}"
+    for half in found.halves:
+        yield f"{half} stands without its other half and is left as it is"

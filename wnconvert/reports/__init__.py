@@ -1,0 +1,9 @@
+"""Results as text and pictures.
+
+tables       tables: terminal, Markdown, CSV
+conversions  plans and results as text
+inspections  inspections as text
+comparisons  comparisons as text
+exports      exports and checks as text
+plots        pictures of magnitudes
+"""

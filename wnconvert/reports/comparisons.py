@@ -1,0 +1,48 @@
+"""Comparisons as text: a row for each difference, names on one side only, then counts and the tolerance."""
+
+from __future__ import annotations
+
+from wnconvert.messages import counted, listed, printable
+from wnconvert.reports.tables import Table, number_text
+from wnconvert.verbs.comparison.result import Comparison, Difference, Operand
+
+__all__ = ["comparison_text"]
+
+
+_NUMBERS = ("different", "max abs", "max rel", "ulps", "cosine", "SNR dB", "worst at")
+
+_SPARE = ("cosine", "max rel", "worst at", "different", "SNR dB")
+
+
+def comparison_text(found: Comparison, width: int | None = None) -> str:
+    """What ``compare`` prints; names give way where ``width`` is too little."""
+    several = len(found.pairs) > 1
+    heads = ("name", "tensor", *_NUMBERS)
+    rows = tuple(_row(item, several=several) for item in found.differing)
+    table = Table(heads, rows, frozenset(_NUMBERS), elastic=("name", "tensor"), spare=_SPARE)
+    counts = [f"{found.identical} the same to the bit", f"{found.within} within {found.tolerance}"]
+    counts += [f"{len(found.differing)} different"] if found.differing else []
+    compared = f"{counted(found.compared, 'tensor')} compared, {counted(found.layers, 'layer')} among them"
+    lines = [f"only in {found.a}: {listed(found.only_in_a)}"] if found.only_in_a else []
+    lines += [f"only in {found.b}: {listed(found.only_in_b)}"] if found.only_in_b else []
+    lines.append(f"{'equal' if found else 'different'}: {compared}: {', '.join(counts)}")
+    lines += [found.advice] if found.advice else []
+    return "\n".join([*([table.text(width)] if rows else []), *map(printable, lines)])
+
+
+def _row(item: Difference, *, several: bool) -> tuple[str, ...]:
+    name = f"{item.state_dict}: {item.name}" if several and item.state_dict else item.name
+    if item.why in ("shape", "dtype"):
+        return (name, f"{_tensor(item.a)} | {_tensor(item.b)}", *("" for _ in _NUMBERS))
+    worst = "" if item.worst is None else f"[{', '.join(map(str, item.worst))}]"
+    shape = "×".join(map(str, item.a.shape)) or "()"
+    ulps = "" if item.ulps is None else str(item.ulps)
+    before, after = (
+        map(number_text, (item.max_abs, item.max_rel)),
+        map(number_text, (item.cosine, item.snr_db)),
+    )
+    return (name, shape, str(item.different), *before, ulps, *after, worst)
+
+
+def _tensor(operand: Operand) -> str:
+    return f"{operand.dtype} {'×'.join(map(str, operand.shape)) or '()'}"

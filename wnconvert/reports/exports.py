@@ -1,0 +1,120 @@
+"""Exports and checks as text: a line for each step, a row for each output, then in words what was proven."""
+
+from __future__ import annotations
+
+from wnconvert.messages import counted, printable
+from wnconvert.reports.tables import Table, bytes_text, number_text
+from wnconvert.verbs.proof.outputs import OutputProof, Worst
+from wnconvert.verbs.proof.proof import Proof
+from wnconvert.verbs.proof.report import ExportReport, TimedStep
+
+__all__ = ["proof_text", "report_text", "step_text"]
+
+
+_HEADS = ("output", "shape", "max abs", "max rel", "SNR dB", "worst at", "needs atol", "or rtol")
+_RIGHT = frozenset(("max abs", "max rel", "SNR dB", "needs atol", "or rtol"))
+_SPARE = ("or rtol", "max rel", "SNR dB", "worst at", "shape")
+_FEW = 10
+#: Bits of formats in which two runtimes that round differently are seldom within the default tolerance.
+_SHORT = {"float16": 11, "bfloat16": 8}
+
+
+def report_text(report: ExportReport, width: int | None = None) -> str:
+    """What ``export`` prints: the steps, then what :func:`proof_text` tells."""
+    return "\n".join([*map(step_text, report.steps), proof_text(report, width)])
+
+
+def step_text(step: TimedStep) -> str:
+    """A step in one line, seconds before what came of it.
+
+    >>> print(step_text(TimedStep("export", "opset 20, 412 nodes", 3.21)))
+    export     3.2 s  opset 20, 412 nodes
+    """
+    return printable(f"{step.name:<9}{step.seconds:5.1f} s  {step.detail}").rstrip()
+
+
+def proof_text(report: ExportReport, width: int | None = None) -> str:
+    """What ``check`` prints: outputs, what the model is, and whether it is equal to its reference."""
+    rows = tuple(map(_row, report.outputs))
+    lines = [Table(_HEADS, rows, _RIGHT, elastic=("output",), spare=_SPARE).text(width)] if rows else []
+    return "\n".join([*lines, *map(printable, [_model(report), *_verdict(report)])])
+
+
+def _row(output: OutputProof) -> tuple[str, ...]:
+    exact = output.needed_atol is None and output.needed_rtol is None
+    none = "none" if exact and not output.passed else ""
+    return (
+        output.name,
+        "×".join(map(str, output.shape)) or "()",
+        number_text(output.max_abs),
+        number_text(output.max_rel),
+        "identical" if output.identical else number_text(output.snr_db),
+        _place(output.worst),
+        none or number_text(output.needed_atol),
+        none or number_text(output.needed_rtol),
+    )
+
+
+def _place(worst: Worst | None) -> str:
+    """An index, and the sample that it is in."""
+    if worst is None:
+        return ""
+    sizes = ", ".join(f"{letter} = {size}" for letter, size in worst.sizes.items())
+    return f"[{', '.join(map(str, worst.index))}], {sizes or f'seed {worst.seed}'}"
+
+
+def _model(report: ExportReport) -> str:
+    """What the model is, or would be: bytes, opset, nodes, and that no weight norm is left."""
+    parts = [bytes_text(report.size)]
+    parts += [f"opset {report.opset}"] if report.opset is not None else []
+    if report.nodes is not None:
+        exported = f" ({report.nodes_exported} as exported)" if report.nodes_exported is not None else ""
+        parts.append(f"{counted(report.nodes, 'node')}{exported}")
+    if report.residual_weight_norm is not None:
+        left = report.residual_weight_norm
+        parts.append(f"{counted(left, 'layer')} of weight norm left" if left else "no weight norm left")
+    name = f"{report.model}, not written" if report.exporter and not report else report.model
+    return f"{name}: {', '.join(parts)}"
+
+
+def _verdict(report: ExportReport) -> list[str]:
+    proof = report.proof
+    if proof:
+        count = counted(len(proof.samples), "sample")
+        return [f"equal to {report.reference} on {count} ({_sizes(proof)}), within {proof.tolerance}"]
+    said = [_failure(output, proof) for output in proof.outputs if not output.passed]
+    said += [_failure(output, proof) for output in proof.outputs if proof.within and output.unproven]
+    said = [*proof.mismatches, *said]
+    more = [f"and {len(said) - _FEW} more"] if len(said) > _FEW else []
+    return [
+        f"different from {report.reference} on samples of {_sizes(proof)}:",
+        *said[:_FEW],
+        *more,
+        proof.advice,
+    ]
+
+
+def _failure(output: OutputProof, proof: Proof) -> str:
+    if output.passed:
+        return (
+            f"output {output.name} is at most {output.largest:.3g}, so that zeros would be within "
+            f"{proof.tolerance} too, and it is off by {output.max_abs:.3g}"
+        )
+    count = f"{output.out_of_tolerance} of {counted(output.elements, 'element')}"
+    odd = f" ({output.unmatched} NaN or infinite on one side only)" if output.unmatched else ""
+    said = f"output {output.name}: {count} further off than {proof.tolerance}{odd}"
+    worst = output.worst
+    if output.dtype in _SHORT:
+        said += f" ({output.dtype} holds {_SHORT[output.dtype]} bits: --rtol and --atol to that)"
+    return f"{said}: {worst.candidate:.6g} for {worst.reference:.6g} at {_place(worst)}" if worst else said
+
+
+def _sizes(proof: Proof) -> str:
+    """The sizes of each letter over all samples, or the seeds."""
+    letters = proof.samples[0].sizes
+    if not letters:
+        seeds = [str(sample.seed) for sample in proof.samples]
+        return f"seed{'s' if len(seeds) > 1 else ''} {', '.join(seeds)}"
+    return "; ".join(
+        f"{letter} = {', '.join(str(sample.sizes[letter]) for sample in proof.samples)}" for letter in letters
+    )

@@ -1,0 +1,153 @@
+"""Pictures of magnitudes: boxes per layer for one file, lines over files for several."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from wnconvert.errors import ArgumentError
+from wnconvert.reports.tables import shortened
+from wnconvert.storage.staging import staged
+from wnconvert.verbs.inspection.magnitudes import Spread
+from wnconvert.verbs.inspection.result import Inspection, moves
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
+
+__all__ = ["plot_magnitudes"]
+
+
+_SUFFIXES = (".png", ".svg")
+_NO_DATE = {".svg": {"Date": None}}  # the same magnitudes give the same picture
+_NAMED = 150  # so many names can be read one below the other; beyond, every few are named
+_LINES_NAMED = 8
+_ROW_INCHES = 0.16
+_SEEN = "\u200b"  # matplotlib leaves labels out of a legend that begin with "_", as _orig_mod. does
+
+
+def plot_magnitudes(found: Sequence[Inspection], path: str | Path) -> None:
+    """Draw |g| per layer on a log axis into a ``.png`` or ``.svg``; several files become lines over files.
+
+    A layer is a box of quartiles with whiskers to its least and greatest |g|. Raises ``ArgumentError`` for
+    another suffix, where matplotlib is not installed, or where there is nothing to draw; a picture that is
+    there is replaced.
+    """
+    if Path(path).suffix not in _SUFFIXES:
+        raise ArgumentError(f"{path} is neither a .png nor an .svg", fix="--plot FILE.png")
+    try:
+        from matplotlib.figure import Figure
+    except ModuleNotFoundError as error:
+        raise ArgumentError("pictures need matplotlib", fix='pip install "wnconvert[plot]"') from error
+    drawn = [layer for inspection in found for layer in inspection.layers if layer.g is not None]
+    if not drawn:
+        raise ArgumentError("there are no magnitudes to draw", fix="--full reads those of folded layers")
+    if len(found) == 1:
+        figure = Figure(figsize=(9, 1 + _ROW_INCHES * min(max(len(drawn), 8), _NAMED)), layout="constrained")
+        _boxes(figure.subplots(), found[0])
+    else:
+        figure = Figure(figsize=(9, 5), layout="constrained")
+        _lines(figure.subplots(), found)
+    drawing = io.BytesIO()
+    figure.savefig(drawing, format=Path(path).suffix[1:], dpi=150, metadata=_NO_DATE.get(Path(path).suffix))
+    with staged(Path(path), force=True) as target:
+        target.write(drawing.getvalue(), 0)
+
+
+def _values(spread: Spread) -> tuple[float, ...]:
+    return spread.min, spread.q1, spread.median, spread.q3, spread.max
+
+
+def _boxes(axes: Axes, found: Inspection) -> None:
+    several = len({layer.state_dict for layer in found.layers}) > 1
+    layers = [
+        (f"{layer.state_dict}: {layer.name}" if several else layer.name, layer.g)
+        for layer in found.layers
+        if layer.g is not None
+    ]
+    # A logarithm has no place for 0: what is 0 stands left of all else.
+    least = min((value for _, spread in layers for value in _values(spread) if value > 0), default=1.0)
+    has_zero = any(spread.min <= 0 for _, spread in layers)
+    edge = least / 2 if has_zero else least
+    boxes = [
+        {
+            "whislo": max(spread.min, edge),
+            "q1": max(spread.q1, edge),
+            "med": max(spread.median, edge),
+            "q3": max(spread.q3, edge),
+            "whishi": max(spread.max, edge),
+        }
+        for _, spread in layers
+    ]
+    axes.bxp(
+        boxes,
+        positions=range(len(layers)),
+        orientation="horizontal",
+        widths=0.6,
+        showfliers=False,
+        patch_artist=True,
+        boxprops={"facecolor": "#a9c4de", "edgecolor": "#4878a8", "linewidth": 0.7},
+        medianprops={"color": "#10243c", "linewidth": 1.2},
+        whiskerprops={"color": "#4878a8", "linewidth": 0.7},
+        capprops={"color": "#4878a8", "linewidth": 0.7},
+    )
+    _log(axes.xaxis, axes.set_xscale)
+    zero = "; 0 stands at the left edge" if has_zero else ""
+    axes.set_xlabel(f"|g| over a layer's rows: least, quartiles, greatest{zero}")
+    step = -(-len(layers) // _NAMED)
+    axes.set_yticks(
+        range(0, len(layers), step),
+        [shortened(name, 40) for name, _ in layers[::step]],
+        fontsize=6.5,
+        parse_math=False,
+    )
+    axes.set_ylim(len(layers) - 0.5, -0.5)
+    axes.grid(axis="x", which="both", alpha=0.25)
+    axes.set_title(Path(found.source).name, fontsize=10, parse_math=False)
+
+
+def _lines(axes: Axes, found: Sequence[Inspection]) -> None:
+    drawn = moves(found)
+    for place, move in reversed(list(enumerate(drawn))):
+        named = place < _LINES_NAMED
+        axes.plot(
+            range(len(found)),
+            [mean or float("nan") for mean in move.means],
+            marker="o",
+            markersize=3,
+            linewidth=1.6 if named else 0.7,
+            color=f"C{place}" if named else "0.75",
+            label=f"{_SEEN}{shortened(move.name, 40)}  {move.moved or 0:.1%}" if named else None,
+            zorder=3 if named else 1,
+        )
+    _log(axes.yaxis, axes.set_yscale)
+    axes.set_ylabel("mean |g|")
+    names = [shortened(Path(item.source).name, 24) for item in found]
+    axes.set_xticks(
+        range(len(found)), names, fontsize=7, rotation=30 if len(found) > 6 else 0, parse_math=False
+    )
+    axes.grid(axis="y", which="both", alpha=0.25)
+    handles, labels = axes.get_legend_handles_labels()
+    legend = axes.legend(
+        handles[::-1],
+        labels[::-1],
+        fontsize=7,
+        title="moved most",
+        title_fontsize=8,
+        loc="center left",
+        bbox_to_anchor=(1, 0.5),
+    )
+    for text in legend.get_texts():
+        text.set_parse_math(False)
+
+
+def _log(axis: Axis, set_scale: Callable[[str], None]) -> None:
+    """A log axis whose ticks are plain numbers: 1, 1.5, 2, 3, 5, 7."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    set_scale("log")
+    axis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_formatter(NullFormatter())

@@ -1,0 +1,173 @@
+"""Tables of text: aligned for a terminal, as Markdown, as CSV; long names give way in the middle to fit."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from tabulate import tabulate
+
+from wnconvert.messages import printable
+
+__all__ = ["Table", "bytes_text", "exact_text", "layer_table", "number_text", "shortened"]
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Heads and rows of text.
+
+    ``right`` names the columns of numbers, ``elastic`` those that may be shortened and ``spare`` those that
+    may be left out where there is no room, first to last.
+    """
+
+    heads: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    right: frozenset[str] = frozenset()
+    elastic: tuple[str, ...] = ()
+    spare: tuple[str, ...] = ()
+
+    def text(self, width: int | None = None) -> str:
+        """Aligned columns, in ``width`` characters where that is given and can be done.
+
+        >>> print(Table(("layer", "rows"), (("conv.weight", "8"),), frozenset({"rows"})).text())
+        layer          rows
+        -----------  ------
+        conv.weight       8
+        """
+        table = self if width is None else self._fitted(width)
+        lines = [line.rstrip() for line in table._rendered("simple").splitlines()]
+        left_out = [head for head in self.heads if head not in table.heads]
+        return "\n".join([*lines, *([f"(no room for {', '.join(left_out)}: --wide)"] if left_out else [])])
+
+    def markdown(self) -> str:
+        """A pipe table of GitHub's Markdown."""
+        heads = tuple(head.replace("|", "\\|") for head in self.heads)
+        rows = tuple(tuple(cell.replace("|", "\\|") for cell in row) for row in self.rows)
+        right = frozenset(head.replace("|", "\\|") for head in self.right)
+        return Table(heads, rows, right)._rendered("github")
+
+    def csv(self) -> str:
+        """Comma-separated values with a head line; quotes where needed."""
+        out = io.StringIO()
+        writer = csv.writer(out, lineterminator="\n")
+        writer.writerow(self.heads)
+        writer.writerows(self.rows)
+        return out.getvalue().rstrip("\n")
+
+    def _rendered(self, style: str) -> str:
+        align = ["right" if head in self.right else "left" for head in self.heads]
+        cells = [[printable(cell) for cell in row] for row in self.rows]
+        return tabulate(
+            cells, self.heads, tablefmt=style, disable_numparse=True, colalign=align if cells else None
+        )
+
+    def _fitted(self, width: int) -> Table:
+        table = self
+        for at in (self.heads.index(head) for head in self.elastic if head in self.heads):
+            excess = max(map(len, table._rendered("simple").splitlines())) - width
+            if excess > 0 and table.rows:
+                room = max(max(len(row[at]) for row in table.rows) - excess, 20)
+                cells = _told_apart([row[at] for row in table.rows], room)
+                rows = tuple(
+                    (*row[:at], cell, *row[at + 1 :]) for row, cell in zip(table.rows, cells, strict=True)
+                )
+                table = replace(table, rows=rows)
+        for head in self.spare:
+            if head in table.heads and max(map(len, table._rendered("simple").splitlines())) > width:
+                table = table._without(table.heads.index(head))
+        return table
+
+    def _without(self, at: int) -> Table:
+        rows = tuple((*row[:at], *row[at + 1 :]) for row in self.rows)
+        return replace(self, heads=(*self.heads[:at], *self.heads[at + 1 :]), rows=rows)
+
+
+def _told_apart(texts: Sequence[str], room: int) -> list[str]:
+    """Texts in ``room`` characters, or in as many as keep different ones different."""
+    different = len(set(texts))
+    while True:
+        short = [shortened(text, room) for text in texts]
+        if len(set(short)) == different:
+            return short
+        room += 4
+
+
+def shortened(text: str, room: int) -> str:
+    """A text in ``room`` characters: its middle gives way, for both ends of a name say something.
+
+    >>> shortened("generator.resblocks.11.convs2.2.weight", 21)
+    'generator.…2.2.weight'
+    """
+    if len(text) <= room:
+        return text
+    head = (room - 1) // 2
+    return f"{text[:head]}…{text[len(text) - (room - 1 - head) :]}"
+
+
+def exact_text(value: float | None) -> str:
+    """A number with all its digits; nothing for None."""
+    return "" if value is None else repr(value)
+
+
+def number_text(value: float | None) -> str:
+    """A number with four digits that mean something; nothing for None.
+
+    >>> number_text(0.123456), number_text(12), number_text(None)
+    ('0.1235', '12', '')
+    """
+    return "" if value is None else f"{value:.4g}"
+
+
+def bytes_text(count: int) -> str:
+    """A number of bytes in decimal units.
+
+    >>> bytes_text(999), bytes_text(1_234_567)
+    ('999 B', '1.2 MB')
+    """
+    size = float(count)
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 999.95:
+            return f"{size:.0f} B" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} TB"
+
+
+# -- rows of layers
+
+
+# -- rows of layers
+
+
+_HEADS = {"name": "layer", "state_dict": "state dict", "zero_rows": "zero rows"}
+_RIGHT = frozenset(("dim", "rows", "zero rows", "count", "tensors", "parameters", "bytes"))
+
+
+def layer_table(
+    rows: Sequence[Mapping[str, Any]],
+    columns: Sequence[str],
+    number: Callable[[float | None], str] = number_text,
+) -> Table:
+    """Rows of named values as a table; where they are of several state dicts, these come first."""
+    if len({row["state_dict"] for row in rows}) > 1:
+        columns = ["state_dict", *columns]
+    heads = tuple(_HEADS.get(column, column) for column in columns)
+    cells = tuple(tuple(_cell(row, column, number) for column in columns) for row in rows)
+    right = _RIGHT | {head for head in heads if head.startswith(("|", "‖", "g/"))}
+    spare = ("‖v‖ mean", "|g| min", "|g| max", "g/‖v‖ min", "dtype", "form", "dim")
+    return Table(heads, cells, right, elastic=("layer", "flags"), spare=spare)
+
+
+def _cell(row: Mapping[str, Any], column: str, number: Callable[[float | None], str]) -> str:
+    value = row[column]
+    if column in ("dim", "shape") and row["form"] == "refused":
+        return ""  # there is no telling
+    if column == "dim":
+        return "none" if value is None else str(value)
+    if column == "shape":
+        return "×".join(map(str, value)) or "()"
+    if column == "flags":
+        return ", ".join(value)
+    return number(value) if value is None or isinstance(value, float) else str(value)

@@ -1,0 +1,277 @@
+"""Folders as the Hugging Face hub lays them out: which files are the weights, and what lies beside them.
+
+What a folder holds is input like any other: nothing in it may lead out of it. A link is followed where it
+stays in the folder, and from a snapshot of the hub's own cache to that cache's blobs.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePath
+
+from wnconvert.errors import FormatError, InputError
+from wnconvert.messages import listed
+from wnconvert.storage.index import ShardIndex, read_index
+from wnconvert.storage.shards import Naming
+
+__all__ = [
+    "File",
+    "Folder",
+    "OtherFiles",
+    "cache_of",
+    "find_beside",
+    "find_weights",
+    "has_weights",
+    "is_weights",
+    "part_notes",
+]
+
+
+#: A folder's weights in one file, as transformers, diffusers and peft call it; a variant stands in between.
+_SINGLE = re.compile(
+    r"(?P<stem>model(?=.*\.safetensors$)|pytorch_model|diffusion_pytorch_model|adapter_model)"
+    r"(?:\.(?P<variant>[\w-]+))?\.(?P<suffix>safetensors|bin)",
+    re.ASCII,
+)
+_SHARD = re.compile(r".+-\d{5,}-of-\d{5,}\.(?:safetensors|bin)", re.ASCII)
+_LOOKED_FOR = "model.safetensors, pytorch_model.bin, *.safetensors.index.json, *.bin.index.json"
+_CHECKPOINT = (".safetensors", ".pt", ".pth", ".ckpt", ".bin", ".onnx")
+
+# An index of 100,000 tensors takes 12 MB.
+MAX_INDEX = 32 << 20
+
+#: What describes a folder as it was: version control, with all weights in it once more, and what the hub's
+#: client knows of its downloads.
+_OWN = (".git", ".cache")
+
+
+@dataclass(frozen=True, slots=True)
+class Folder:
+    """The weights of a folder: their files by name, in order, and the index if there are several.
+
+    ``naming`` is how they are called; ``others`` are further weights, which are not read. ``listing`` is what
+    the index is called, if not as ``naming`` has it.
+    """
+
+    root: Path
+    naming: Naming
+    files: tuple[str, ...]
+    index: ShardIndex | None = None
+    others: tuple[str, ...] = ()
+    listing: str = ""
+
+    @property
+    def weights(self) -> frozenset[str]:
+        """The names of all files that hold weights, or say where they are."""
+        return frozenset({*self.files, self.naming.index, self.listing, *self.others})
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """A file beside the weights: its path in the folder, its size, its mode."""
+
+    path: str
+    size: int
+    mode: int
+
+
+@dataclass(frozen=True, slots=True)
+class OtherFiles:
+    """All that lies in a folder beside its weights: what goes along, and what does not.
+
+    ``folders`` (path and mode) come before what is in them; ``links`` are links to folders, with what they
+    are to say.
+    """
+
+    files: tuple[File, ...] = ()
+    folders: tuple[tuple[str, int], ...] = ()
+    links: tuple[tuple[str, str], ...] = ()
+    left_out: tuple[str, ...] = ()
+
+
+def find_weights(root: Path, index: str = "") -> Folder:
+    """The weights of a folder; ``index`` is the name of an index in it, where the user named one.
+
+    Raises ``InputError`` where there are none, or several (and says which), ``FormatError`` for an index
+    that makes no sense or names what is not there or leaves the folder.
+    """
+    names = sorted(path.name for path in root.iterdir() if not path.is_dir())
+    found = list(_found(names))
+    if index:
+        chosen = (index, Naming.of_index(index))
+    elif len(found) == 1:
+        (chosen,) = found
+    elif found:
+        several = [name for name, _ in found]
+        raise InputError(
+            f"a folder that holds weights more than once: {listed(several)}",
+            fix=f"name one of them: {root / several[0]}",
+        )
+    else:
+        raise _no_weights(names)
+    name, naming = chosen
+    _check_inside(root, name)
+    if not (root / name).is_file():  # a pipe would be waited for
+        raise FormatError(f"{name} is no regular file", fix="download it again")
+    if not index and naming is not None and naming.index != name:
+        folder = Folder(root, naming, (name,))
+    else:
+        with (root / name).open("rb") as file:
+            text = file.read(MAX_INDEX + 1)
+        if len(text) > MAX_INDEX:
+            raise FormatError(f"the index {name} is longer than {MAX_INDEX >> 20} MiB", fix="do not trust it")
+        read = read_index(text)
+        stem = "model" if read.suffix == ".safetensors" else "pytorch_model"
+        naming = naming or Naming(stem, read.suffix.removeprefix("."))
+        folder = Folder(root, naming, read.files, read, listing=name)
+    _check_files(folder, names)
+    taken = {*folder.files, name}
+    others = tuple(other for other in names if other not in taken and _is_weights(other, found))
+    return replace(folder, others=others)
+
+
+def is_weights(name: str) -> bool:
+    """Whether a file of that name is all weights of a folder, without an index.
+
+    >>> is_weights("model.safetensors"), is_weights("generator.safetensors")
+    (True, False)
+    """
+    return _SINGLE.fullmatch(name) is not None
+
+
+def part_notes(path: Path) -> tuple[str, ...]:
+    """A note on a file of weights that is one of several, beside their index."""
+    if not _SHARD.fullmatch(path.name) or not any(path.parent.glob("*.index.json")):
+        return ()
+    return (f"it is one of the files of a checkpoint, and layers may lie across them: name {path.parent}",)
+
+
+def has_weights(root: Path) -> bool:
+    """Whether weights, or an index of some, lie in a folder."""
+    names = [path.name for path in root.iterdir()]
+    return any(_found(names)) or any(map(_SHARD.fullmatch, names))
+
+
+def _found(names: Iterable[str]) -> Iterator[tuple[str, Naming]]:
+    """The indices, and the files that are all weights in one, each with its naming."""
+    for name in names:
+        naming, single = Naming.of_index(name), _SINGLE.fullmatch(name)
+        if naming:
+            yield name, naming
+        elif single and not _SHARD.fullmatch(name):
+            yield name, Naming(single["stem"], single["suffix"], single["variant"] or "")
+
+
+def _is_weights(name: str, found: Iterable[tuple[str, Naming]]) -> bool:
+    return any(name == other or naming.is_shard(name) for other, naming in found)
+
+
+def _no_weights(names: list[str]) -> InputError:
+    if shards := [name for name in names if _SHARD.fullmatch(name)]:
+        return InputError(
+            f"a folder with {listed(shards, 3)}, but without their index (*.index.json)",
+            fix="download the index too: it says which tensor is in which file",
+        )
+    there = [name for name in names if name.endswith(_CHECKPOINT)]
+    beside = f", but {listed(there, 3)}" if there else ""
+    return InputError(f"a folder with none of {_LOOKED_FOR} in it{beside}", fix="name the file in it")
+
+
+def _check_files(folder: Folder, names: list[str]) -> None:
+    """What is named is there, inside, and of what is there no shard is forgotten."""
+    for file in folder.files:
+        _check_inside(folder.root, file)
+        if not (folder.root / file).exists():
+            raise FormatError(
+                f"the index names {file}, which is not there", fix="download the files that are missing"
+            )
+    for name in names:
+        if folder.naming.is_shard(name) and name not in folder.files:
+            what = "the index does not name" if folder.index else f"is no part of {folder.files[0]}"
+            raise FormatError(
+                f"{name} lies there too, which {what}", fix="it is left from another download: move it away"
+            )
+
+
+# -- links
+
+
+def _check_inside(root: Path, path: str, *, cached: bool = True) -> None:
+    """Raise ``FormatError`` where what has a path in a folder is not in it, whatever links there are.
+
+    A file (``cached``) may lie among the blobs of the hub's cache, where the folder is a snapshot.
+    """
+    real, inside = Path(os.path.realpath(root / path)), Path(os.path.realpath(root))
+    if real.is_relative_to(inside):
+        return
+    cache = cache_of(inside)
+    if cached and cache is not None and real.is_relative_to(cache / "blobs"):
+        return
+    raise FormatError(
+        f"{path} is a link that leaves the folder, to {real}",
+        fix="put the file itself there, if you trust it",
+    )
+
+
+def cache_of(folder: Path) -> Path | None:
+    """The entry of the hub's cache that a folder is a snapshot of, or lies in one; else None.
+
+    >>> cache_of(Path("runs/snapshots/epoch_3")) is None  # runs/blobs is not there
+    True
+    """
+    for at in (folder, *folder.parents):
+        if at.parent.name == "snapshots" and (at.parent.parent / "blobs").is_dir():
+            return at.parent.parent
+    return None
+
+
+# -- what else is there
+
+
+def find_beside(folder: Folder) -> OtherFiles:
+    """All that lies in a folder, at any depth, beside its weights.
+
+    Raises ``FormatError`` for what leaves the folder, and ``InputError`` for what is no file.
+    """
+    files: list[File] = []
+    folders: list[tuple[str, int]] = []
+    links: list[tuple[str, str]] = []
+    for path, below, names in os.walk(folder.root, onerror=_raise):
+        inner = Path(path).relative_to(folder.root)
+        if inner == Path():
+            below[:] = [name for name in below if name not in _OWN]
+            names[:] = [name for name in names if name not in {*folder.weights, *_OWN}]
+        for name in sorted(below):
+            if Path(path, name).is_symlink():
+                _check_inside(folder.root, str(inner / name), cached=False)
+                links.append((str(inner / name), _said(folder.root, inner / name)))
+            else:
+                folders.append((str(inner / name), stat.S_IMODE(Path(path, name).stat().st_mode)))
+        files += [_file(folder.root, inner / name) for name in sorted(names)]
+    own = (name for name in _OWN if os.path.lexists(folder.root / name))
+    return OtherFiles(tuple(files), tuple(folders), tuple(links), (*sorted(folder.others), *own))
+
+
+def _raise(error: OSError) -> None:
+    raise error
+
+
+def _file(root: Path, path: PurePath) -> File:
+    _check_inside(root, str(path))
+    try:
+        status = (root / path).stat()
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror})", fix="move it away") from error
+    if not stat.S_ISREG(status.st_mode):
+        raise InputError(f"{path} is no regular file, and cannot be copied", fix="move it away")
+    return File(str(path), status.st_size, stat.S_IMODE(status.st_mode))
+
+
+def _said(root: Path, link: PurePath) -> str:
+    """What a link inside a folder has to say wherever the folder lies."""
+    real = os.path.realpath(root / link)
+    return os.path.relpath(real, os.path.realpath(root / link.parent))

@@ -1,0 +1,276 @@
+"""Which tensors go into which shard; several files as one tree, and one plan as several.
+
+The convention is that of ``huggingface_hub.split_state_dict_into_shards_factory``, but for one thing: a
+tensor larger than a shard ends the shard before it, so the shards, one after another, have the tensors in
+their order.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Hashable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from itertools import chain
+from typing import Any
+
+from wnconvert.errors import ArgumentError, FormatError
+from wnconvert.plan.plan import Plan, PlannedShard
+from wnconvert.plan.steps import MadeTensor, work_of
+from wnconvert.tensors.tree import Entry, StateDict, StoredTensor, Tree
+
+__all__ = [
+    "DEFAULT_SHARD_SIZE",
+    "Naming",
+    "Shard",
+    "bytes_of",
+    "index_metadata",
+    "into_shards",
+    "merged",
+    "part_of",
+    "plain_state_dict",
+    "sharded",
+    "total_size",
+]
+
+
+DEFAULT_SHARD_SIZE = "5GB"
+
+_UNITS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
+# More digits are no size, and Python turns only so many into a number.
+_SIZE = re.compile(r"(\d{1,30}(?:\.\d{1,30})?)\s*(?:([KMGT])(I?)B?|B)?", re.ASCII | re.IGNORECASE)
+
+
+def bytes_of(size: str | int) -> int:
+    """The bytes that a size means: KB, MB, GB, TB are powers of 1000, KiB, MiB, … of 1024.
+
+    Raises ``ArgumentError`` for what is no size, or less than a byte.
+
+    >>> bytes_of("5GB"), bytes_of("1.5 MiB"), bytes_of("200"), bytes_of(200)
+    (5000000000, 1572864, 200, 200)
+    """
+    found = _SIZE.fullmatch(str(size).strip())
+    made = 0
+    if found:
+        number, unit, binary = found.groups()
+        base = (1024 if binary else 1000) ** _UNITS[(unit or "").upper()]
+        made = int(number) * base if number.isdigit() else int(float(number) * base)
+    if made < 1:
+        raise ArgumentError(f"{size!r} is no size of a shard", fix="--max-shard-size 5GB, 500MB, 2GiB, …")
+    return made
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """The tensors of one shard, by name, in order, and the bytes that they take."""
+
+    names: tuple[str, ...]
+    size: int
+
+
+def into_shards(items: Iterable[tuple[str, int, Hashable]], most: int) -> tuple[Shard, ...]:
+    """Cut tensors, each a name, its bytes and what it lies in, into shards of at most ``most`` bytes.
+
+    A tensor is never cut: one that is larger is a shard of its own. Tensors with an equal third item lie in
+    one storage: they stand in one shard, behind the first of them, and their bytes count once. There is
+    always a shard, if an empty one.
+
+    >>> [shard.names for shard in into_shards([("a", 6, 0), ("b", 3, 1), ("c", 3, 2), ("d", 6, 0)], 9)]
+    [('a', 'd', 'b'), ('c',)]
+    """
+    names: dict[Hashable, list[str]] = {}
+    sizes: dict[Hashable, int] = {}
+    for name, size, storage in items:
+        names.setdefault(storage, []).append(name)
+        sizes[storage] = max(sizes.get(storage, 0), size)
+    shards: list[list[Hashable]] = [[]]
+    taken = 0
+    for storage, size in sizes.items():
+        if shards[-1] and taken + size > most:
+            shards.append([])
+            taken = 0
+        shards[-1].append(storage)
+        taken += size
+    return tuple(
+        Shard(
+            tuple(name for storage in shard for name in names[storage]),
+            sum(sizes[storage] for storage in shard),
+        )
+        for shard in shards
+    )
+
+
+_INDEX = re.compile(
+    r"(?P<stem>.+)\.(?P<suffix>safetensors|bin)\.index(?:\.(?P<variant>[\w-]+))?\.json", re.ASCII
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Naming:
+    """How the files of a folder are called: ``model.safetensors``, or its shards and their index.
+
+    ``variant`` is what stands for half precision and the like (``fp16`` in ``model.fp16.safetensors``).
+    """
+
+    stem: str
+    suffix: str
+    variant: str = ""
+
+    @property
+    def index(self) -> str:
+        """The name of the index.
+
+        >>> Naming("model", "safetensors").index, Naming("model", "safetensors", "fp16").index
+        ('model.safetensors.index.json', 'model.safetensors.index.fp16.json')
+        """
+        return f"{self.stem}.{self.suffix}.index{self._variant}.json"
+
+    def shards(self, count: int) -> tuple[str, ...]:
+        """The names of so many shards; one is the whole.
+
+        >>> Naming("model", "safetensors").shards(1), Naming("pytorch_model", "bin").shards(2)[0]
+        (('model.safetensors',), 'pytorch_model-00001-of-00002.bin')
+        """
+        stem = f"{self.stem}{self._variant}"
+        if count == 1:
+            return (f"{stem}.{self.suffix}",)
+        return tuple(f"{stem}-{n:05}-of-{count:05}.{self.suffix}" for n in range(1, count + 1))
+
+    def is_shard(self, name: str) -> bool:
+        """Whether a file is called as a shard of these is, however many there are.
+
+        >>> Naming("model", "bin").is_shard("model-00007-of-00009.bin"), Naming("x", "bin").is_shard("x.bin")
+        (True, False)
+        """
+        pattern = rf"{re.escape(self.stem + self._variant)}-\d{{5,}}-of-\d{{5,}}\.{re.escape(self.suffix)}"
+        return re.fullmatch(pattern, name, re.ASCII) is not None
+
+    @property
+    def _variant(self) -> str:
+        return f".{self.variant}" if self.variant else ""
+
+    @classmethod
+    def of_index(cls, name: str) -> Naming | None:
+        """What an index of such a name names; None for the name of another file.
+
+        >>> Naming.of_index("model.safetensors.index.json"), Naming.of_index("config.json")
+        (Naming(stem='model', suffix='safetensors', variant=''), None)
+        """
+        found = _INDEX.fullmatch(name)
+        return cls(found["stem"], found["suffix"], found["variant"] or "") if found else None
+
+
+def merged(trees: Mapping[str, Tree]) -> Tree:
+    """The trees of shards, by the names of their files, as one; a byte range's ``shard`` is its place here.
+
+    Keys stand as they stand in the files, one file after another, so shards and the one file that they
+    were made of give the same plan. The record of what wnconvert did is that of the first shard that
+    has one (it is written into the first), and those of others after it.
+
+    Raises ``FormatError`` where a file holds more than a plain state dict, or their metadata differ.
+    """
+    states = [plain_state_dict(name, tree) for name, tree in trees.items()]
+    entries = (_moved(entry, shard) for shard, state in enumerate(states) for entry in state.entries)
+    return Tree(
+        state_dicts=(StateDict("", tuple(entries)),),
+        metadata=_metadata(trees),
+        record=tuple(chain.from_iterable(tree.record for tree in trees.values())),
+        notes=tuple(dict.fromkeys(chain.from_iterable(tree.notes for tree in trees.values()))),
+    )
+
+
+def plain_state_dict(name: str, tree: Tree) -> StateDict:
+    """The one thing that a file of weights may hold. Raises ``FormatError`` where it holds another."""
+    more = [path for path in (*tree.optimizers, *(item.path for item in tree.siblings)) if path]
+    more += [state.path for state in tree.state_dicts if state.path]
+    states = [state for state in tree.state_dicts if not state.path] or [StateDict("", ())]
+    more += [entry.name for entry in states[0].entries if entry.tensor is None]
+    if more or states[0].is_module:
+        what = f"it has {more[0]}" if more else "it is a pickled module"
+        raise FormatError(
+            f"{name} is no plain state dict, as the weights of a folder are: {what}",
+            fix=f"name the file, {name}, and -o a file",
+        )
+    return states[0]
+
+
+def _moved(entry: Entry, shard: int) -> Entry:
+    """An entry of a file as one of the shard of that number."""
+    tensor = entry.tensor
+    assert tensor is not None  # noqa: S101 - of a plain state dict
+    return replace(entry, tensor=replace(tensor, storage=replace(tensor.storage, shard=shard)))
+
+
+def _metadata(trees: Mapping[str, Tree]) -> Mapping[str, str]:
+    """What the files say of themselves: a key that several have is the same in all."""
+    made: dict[str, str] = {}
+    said_by: dict[str, str] = {}
+    for file, tree in trees.items():
+        for key, value in tree.metadata.items():
+            if made.setdefault(key, value) != value:
+                raise FormatError(
+                    f"{said_by[key]} and {file} differ in the metadata {key!r}: "
+                    f"{made[key]!r:.80}, {value!r:.80}",
+                    fix="download them again: they do not belong together",
+                )
+            said_by.setdefault(key, file)
+    return made
+
+
+def sharded(plan: Plan, tree: Tree, naming: Naming, most: int) -> Plan:
+    """The plan with its tensors in shards of at most ``most`` bytes, called as ``naming`` says.
+
+    The plan has one state dict. In torch files names that are the same elements lie in one storage: they
+    stay in one shard, and count once.
+    """
+    shards = into_shards(
+        ((item.info.name, item.info.nbytes, _storage(item, plan.container)) for item in _made(plan, tree)),
+        most,
+    )
+    names = naming.shards(len(shards))
+    planned = (PlannedShard(name, shard.names, shard.size) for name, shard in zip(names, shards, strict=True))
+    return replace(plan, shards=tuple(planned), index=naming.index if len(names) > 1 else "")
+
+
+def part_of(plan: Plan, shard: PlannedShard) -> Plan:
+    """The plan of one shard; the first has the record of what was done."""
+    (planned,) = plan.state_dicts
+    steps = {step.name: step for step in planned.tensors}
+    own = replace(planned, steps=tuple(steps[name] for name in shard.tensors))
+    record = plan.record if shard == plan.shards[0] else ()
+    return replace(plan, state_dicts=(own,), record=record, shards=(), index="", copied=())
+
+
+def total_size(plan: Plan) -> int:
+    """The bytes of all tensors, as an index has it."""
+    return sum(shard.size for shard in plan.shards)
+
+
+def index_metadata(plan: Plan, tree: Tree, before: Mapping[str, Any]) -> dict[str, Any]:
+    """The metadata of an index, ``before`` without what was only true of the source.
+
+    ``total_parameters``, which transformers writes, moves by the elements that came or went.
+    """
+    metadata = {key: value for key, value in before.items() if key != "total_size"}
+    count = metadata.get("total_parameters")
+    if isinstance(count, int):
+        (planned,) = plan.state_dicts
+        now = sum(item.info.numel for item in _made(plan, tree))
+        metadata["total_parameters"] = (
+            count + now - sum(t.info.numel for t in _tensors(tree, planned.path).values())
+        )
+    return metadata
+
+
+def _made(plan: Plan, tree: Tree) -> list[MadeTensor]:
+    (planned,) = plan.state_dicts
+    tensors = _tensors(tree, planned.path)
+    return [work_of(step, tensors) for step in planned.tensors]
+
+
+def _tensors(tree: Tree, path: str) -> dict[str, StoredTensor]:
+    return next(state.tensors for state in tree.state_dicts if state.path == path)
+
+
+def _storage(item: MadeTensor, container: str) -> Hashable:
+    """Equal for two tensors that a file of that container has in one storage."""
+    return item.info.name if container == "safetensors" else item.work

@@ -1,0 +1,172 @@
+"""The bytes of a checkpoint's tensors, block by block, from any thread.
+
+Contiguous tensors are read with ``preadv`` into a buffer that each thread keeps; other views (transposed,
+expanded, channels last) are gathered from short spans of the file. Nothing is mapped: a mapped file that
+becomes shorter ends the process, and no error can be told.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from wnconvert.errors import FormatError, InputError
+from wnconvert.tensors.blocks import BLOCK_BYTES, Array, Block, Read
+from wnconvert.tensors.tree import ByteRange, StoredTensor
+
+__all__ = ["Source"]
+
+
+# A view that is not contiguous is put in C order in tiles, made of spans of the file: a column of a
+# transposed matrix is read in runs as long as the tile is high, or with its neighbours where they are close.
+_TILE_BYTES = 8 << 20
+_SPAN_BYTES = 64 << 10
+
+
+class Source:
+    """The opened files of a checkpoint; close it, or use it in a ``with`` statement.
+
+    ``on_read`` is called with the number of bytes of every reading, from any thread.
+    """
+
+    def __init__(self, shards: Sequence[Path], on_read: Callable[[int], None] = lambda count: None) -> None:
+        self._on_read = on_read
+        self._shards = tuple(shards)
+        self._fds: list[int] = []
+        self._local = threading.local()
+        try:
+            for path in shards:
+                # A pipe that has come in its place is not waited for: it cannot be read at a place.
+                self._fds.append(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK))
+        except OSError as error:
+            self.close()
+            raise InputError(f"it cannot be read ({error.strerror})", where=str(error.filename)) from error
+
+    def __enter__(self) -> Source:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the files."""
+        for fd in self._fds:
+            os.close(fd)
+        self._fds = []
+
+    def size(self, shard: int = 0) -> int:
+        """The bytes of an opened file, as it is now."""
+        return os.fstat(self._fds[shard]).st_size
+
+    def chunk(self, data: ByteRange) -> memoryview:
+        """At most a block of bytes; valid until this thread reads again.
+
+        Raises ``FormatError`` where the file has become shorter since it was opened.
+        """
+        buffer = getattr(self._local, "buffer", None)
+        if buffer is None or len(buffer) < data.size:
+            buffer = self._local.buffer = memoryview(bytearray(max(data.size, BLOCK_BYTES)))
+        view = buffer[: data.size]
+        done = 0
+        try:
+            while done < data.size:
+                count = os.preadv(self._fds[data.shard], [view[done:]], data.start + done)
+                if count == 0:
+                    raise FormatError(
+                        "it became shorter while it was read", where=str(self._shards[data.shard])
+                    )
+                done += count
+            self._on_read(done)
+        except OSError as error:
+            raise InputError(
+                f"it cannot be read ({error.strerror})", where=str(self._shards[data.shard])
+            ) from error
+        return view
+
+    def reader(self, tensor: StoredTensor) -> Read:
+        """A function from a block of a tensor to its elements, an array of the block's shape.
+
+        bfloat16 comes as ml_dtypes' type, dtypes that are not foldable as raw elements. What the function
+        gives is valid until this thread reads again; each thread needs a function of its own.
+        """
+        dtype = tensor.info.dtype
+        kind = dtype.numpy() if dtype.foldable else np.dtype(f"V{dtype.itemsize}")
+        if not tensor.is_contiguous:
+            return _Gathered(self, tensor, kind)
+        start, size, shard = tensor.data.start, dtype.itemsize, tensor.data.shard
+
+        def read(block: Block) -> Array:
+            data = self.chunk(ByteRange(start + block.start * size, (block.stop - block.start) * size, shard))
+            return np.frombuffer(data, kind).reshape(block.shape)
+
+        return read
+
+    def whole(self, tensor: StoredTensor) -> Array:
+        """All elements of a foldable tensor, in its own shape (for magnitudes, which are small)."""
+        shape = tensor.info.shape
+        every = Block(0, (1, 1, tensor.info.numel), 0)
+        if not tensor.info.numel:
+            return np.empty(shape, tensor.info.dtype.numpy())
+        return self.reader(tensor)(every).reshape(shape).copy()
+
+
+class _Gathered:
+    """The elements of a view in C order, through a tile of them that is kept for the next block."""
+
+    def __init__(self, source: Source, tensor: StoredTensor, kind: np.dtype[Any]) -> None:
+        self.source = source
+        self.tensor = tensor
+        self.kind = kind
+        self.strides = tuple(step * kind.itemsize for step in tensor.strides)
+        self.first = 0
+        self.tile: Array = np.empty(0, kind)
+
+    def __call__(self, block: Block) -> Array:
+        out = np.empty(block.stop - block.start, self.kind)
+        at = block.start
+        while at < block.stop:
+            if not self.first <= at < self.first + self.tile.size:
+                self.load(at)
+            piece = self.tile[at - self.first : block.stop - self.first]
+            out[at - block.start :][: piece.size] = piece
+            at += piece.size
+        return out.reshape(block.shape)
+
+    def load(self, at: int) -> None:
+        """Make the tile hold element ``at``: all that lies behind some elements of one axis."""
+        shape = self.tensor.info.shape
+        most = _TILE_BYTES // self.kind.itemsize
+        axis = next(axis for axis in range(len(shape)) if math.prod(shape[axis + 1 :]) <= most)
+        behind = math.prod(shape[axis + 1 :])
+        index = np.unravel_index(at - at % behind, shape)[: axis + 1]
+        offset = sum(int(place) * step for place, step in zip(index, self.strides, strict=False))
+        self.first = at - at % behind
+        self.tile = np.empty(0, self.kind)  # never two
+        tile = np.empty((min(most // behind, shape[axis] - int(index[axis])), *shape[axis + 1 :]), self.kind)
+        start = self.tensor.storage.start + self.tensor.offset * self.kind.itemsize + offset
+        self.gather(tile, start, self.strides[axis:])
+        self.tile = tile.reshape(-1)
+
+    def gather(self, out: Array, start: int, strides: tuple[int, ...]) -> None:
+        """Fill ``out`` with the view that begins at a byte of the file, one short span after another."""
+        reach = [(size - 1) * step for size, step in zip(out.shape, strides, strict=True)]
+        span = sum(reach) + self.kind.itemsize
+        if span <= _SPAN_BYTES:
+            data = self.source.chunk(ByteRange(start, span, self.tensor.storage.shard))
+            out[...] = np.ndarray(out.shape, self.kind, data, 0, strides)
+            return
+        longest = max(reach)
+        axis = reach.index(longest)
+        count = max((_SPAN_BYTES - (span - longest)) // strides[axis], 1)
+        for first in range(0, out.shape[axis], count):
+            part = (*[slice(None)] * axis, slice(first, first + count))
+            self.gather(out[part], start + first * strides[axis], strides)

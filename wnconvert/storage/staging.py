@@ -1,0 +1,308 @@
+"""Write a file whole or not at all: a temporary file beside the target, fsync, rename.
+
+Whatever happens, the target is what it was before or what it was to become; a process that is killed can
+leave at most a file or folder named ``….wnconvert-….tmp`` beside it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+from wnconvert.errors import OutputError
+
+__all__ = [
+    "Staged",
+    "beside",
+    "check_parent",
+    "check_room",
+    "check_target",
+    "file_in",
+    "free_name",
+    "staged",
+    "staged_folder",
+    "sync_folder",
+    "translated",
+]
+
+
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+
+
+class Staged:
+    """A file being written: its descriptor, open for reading and writing, and its temporary path.
+
+    ``target`` is what it will become, by the name that the user gave.
+    """
+
+    def __init__(self, fd: int, path: Path, target: Path) -> None:
+        self.fd = fd
+        self.path = path
+        self.target = target
+
+    def write(self, data: bytes | memoryview, at: int) -> None:
+        """Write all of ``data`` at an offset; threads may write at the same time.
+
+        Raises ``OutputError`` where the disk is full.
+        """
+        view = memoryview(data)
+        try:
+            while view:
+                done = os.pwrite(self.fd, view, at)
+                view, at = view[done:], at + done
+        except OSError as error:
+            raise translated(error, self.target) from error
+
+    def begin_sync(self, at: int, size: int) -> None:
+        """Have the system begin to put a part on the disk, so that little is left for the last ``fsync``."""
+        if hasattr(os, "posix_fadvise"):
+            # Linux begins to write what is dirty, and drops only what it had written before.
+            with contextlib.suppress(OSError):  # it is advice
+                os.posix_fadvise(self.fd, at, size, os.POSIX_FADV_DONTNEED)
+
+    def resize(self, size: int) -> None:
+        """Make the file ``size`` bytes long; what is not written reads as zeros.
+
+        Raises ``OutputError`` where no file may be so long.
+        """
+        try:
+            os.ftruncate(self.fd, size)
+        except OSError as error:
+            raise translated(error, self.target) from error
+
+
+def check_target(target: Path, *, force: bool, size: int = 0) -> Path:
+    """The real path of a target that may be written with ``size`` bytes (links followed).
+
+    Raises ``OutputError`` where the target exists (unless ``force``), is no file, its folder does not
+    exist, or the disk has less space than ``size``.
+    """
+    real = Path(os.path.realpath(target))
+    try:
+        check_parent(target, real)
+        if real.exists():
+            if not stat.S_ISREG(real.stat().st_mode):
+                kind = "a folder" if real.is_dir() else "not a regular file"
+                raise OutputError(f"it is {kind}", where=str(target), fix="-o names the file to write")
+            if not force:
+                raise OutputError(
+                    "it exists", where=str(target), fix="--force replaces it, or choose another -o"
+                )
+        check_room(target, real, size)
+    except OSError as error:
+        raise translated(error, target) from error
+    return real
+
+
+def check_parent(target: Path, real: Path) -> None:
+    """Raise ``OutputError`` where the folder that a target is to lie in does not exist, or is none."""
+    if real.parent.exists() and not real.parent.is_dir():
+        raise OutputError(f"{target.parent} is no folder", where=str(target), fix="choose another -o")
+    if not real.parent.is_dir():
+        raise OutputError(
+            f"its folder {target.parent} does not exist",
+            where=str(target),
+            fix=f"mkdir -p {target.parent}",
+        )
+
+
+def check_room(target: Path, real: Path, size: int) -> None:
+    """Raise ``OutputError`` where the disk of a target has less space than ``size``."""
+    disk = os.statvfs(real.parent)
+    free = disk.f_bavail * disk.f_frsize
+    if size > free:
+        raise OutputError(
+            f"the disk is full: {size} bytes are needed, {free} are free",
+            where=str(target),
+            fix="free some space",
+        )
+
+
+@contextlib.contextmanager
+def staged(target: Path, *, force: bool, size: int = 0) -> Iterator[Staged]:
+    """A file that takes the place of ``target`` when the block ends well, and vanishes when it does not.
+
+    An existing target keeps its mode. Raises ``OutputError`` as ``check_target`` does, and where the
+    folder cannot be written to.
+    """
+    real = check_target(target, force=force, size=size)
+    temporary = beside(real)
+    fd = -1
+    try:
+        fd = _create(temporary, real, target)
+        yield Staged(fd, temporary, target)
+        try:
+            _publish(fd, temporary, target, real, force=force)
+        except OSError as error:
+            raise translated(error, target) from error
+    except BaseException:
+        with contextlib.suppress(OSError):  # what went wrong first is what is told
+            temporary.unlink(missing_ok=True)
+        raise
+    finally:
+        if fd >= 0:
+            os.close(fd)
+
+
+@contextlib.contextmanager
+def staged_folder(target: Path, *, force: bool, size: int = 0) -> Iterator[Path]:
+    """A private folder whose files are put beside ``target`` when the block ends well; it vanishes anyway.
+
+    The file called ``target.name`` takes the place of ``target``, after all others stand there: they are
+    what it names (an ONNX model's external data), so their names must be free (``free_name``), ``force`` or
+    not. An existing target keeps its mode. Raises ``OutputError`` as ``staged`` does, and where a name is
+    taken; then nothing is left of any of them.
+    """
+    real = check_target(target, force=force, size=size)
+    folder = beside(real)
+    try:
+        try:
+            folder.mkdir(0o700)
+        except OSError as error:
+            raise translated(error, target) from error
+        yield folder
+        try:
+            _publish_all(folder, target, real, force=force)
+        except OSError as error:
+            raise translated(error, target) from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def file_in(folder: Path, name: str, target: Path) -> Iterator[Staged]:
+    """A new file in a folder of ``staged_folder``; errors name the ``target`` that the user asked for."""
+    fd = _create(folder / name, folder / name, target)
+    try:
+        yield Staged(fd, folder / name, target)
+    finally:
+        os.close(fd)
+
+
+def free_name(target: Path, suffix: str = ".data") -> str:
+    """A name for a file beside ``target`` that no file has: ``model.onnx.data``, ``model.onnx.2.data``, ….
+
+    >>> free_name(Path("nowhere/model.onnx"))
+    'model.onnx.data'
+    """
+    folder = Path(os.path.realpath(target)).parent
+    number, name = 1, f"{target.name}{suffix}"
+    while os.path.lexists(folder / name):
+        number += 1
+        name = f"{target.name}.{number}{suffix}"
+    return name
+
+
+def beside(real: Path) -> Path:
+    """A temporary name beside a file."""
+    # A name of 255 bytes has no room for a suffix.
+    name = os.fsdecode(os.fsencode(real.name)[:200])
+    return real.with_name(f"{name}.wnconvert-{os.urandom(4).hex()}.tmp")
+
+
+def _create(temporary: Path, real: Path, target: Path) -> int:
+    """Create the temporary file with the mode of the target from the start: it may hold what is private."""
+    try:
+        mode = stat.S_IMODE(real.stat().st_mode) if real.exists() else None
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        fd = os.open(temporary, flags, 0o666 if mode is None else mode)
+        if mode is not None:
+            with contextlib.suppress(OSError):  # not every file system has modes
+                os.fchmod(fd, mode)  # what umask took away
+    except OSError as error:
+        raise translated(error, target) from error
+    return fd
+
+
+def _publish(fd: int, temporary: Path, target: Path, real: Path, *, force: bool) -> None:
+    os.fsync(fd)
+    check_target(target, force=force)  # someone else may have made it meanwhile
+    if force or not _linked(temporary, real):
+        temporary.replace(real)
+    sync_folder(real.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Put the names in a folder on the disk; where folders cannot be synced, so be it.
+
+    A rename is on disk only when its folder is.
+    """
+    with contextlib.suppress(OSError):
+        fd = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+
+def _publish_all(folder: Path, target: Path, real: Path, *, force: bool) -> None:
+    others = sorted(path for path in folder.iterdir() if path.name != target.name)
+    if others and target.parent.resolve() != real.parent:
+        raise OutputError(
+            "it is a link into another folder, and what it needs must lie beside it",
+            where=str(target),
+            fix=f"-o {real}",
+        )
+    check_target(target, force=force)
+    for path in (*others, folder / target.name):
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+        if real.exists():
+            with contextlib.suppress(OSError):  # not every file system has modes
+                path.chmod(stat.S_IMODE(real.stat().st_mode))
+    placed: list[Path] = []
+    try:
+        for path in others:
+            _put(path, real.with_name(path.name))
+            placed.append(real.with_name(path.name))
+        sync_folder(real.parent)  # before the file that names them
+        if force or not _linked(folder / target.name, real):
+            (folder / target.name).replace(real)
+    except BaseException:
+        for path in placed:
+            with contextlib.suppress(OSError):  # what went wrong first is what is told
+                path.unlink(missing_ok=True)
+        raise
+    sync_folder(real.parent)
+
+
+def _put(temporary: Path, real: Path) -> None:
+    """Rename, never over a file."""
+    taken = OutputError("it exists", where=str(real), fix="move it away, or choose another -o")
+    try:
+        if os.path.lexists(real):
+            raise taken
+        if not _linked(temporary, real):
+            temporary.rename(real)
+    except FileExistsError as error:
+        raise taken from error
+
+
+def _linked(temporary: Path, real: Path) -> bool:
+    """Rename, but never over a file made since the last look; False where there are no hard links."""
+    try:
+        os.link(temporary, real)
+    except FileExistsError:
+        raise
+    except OSError:
+        return False
+    temporary.unlink()
+    return True
+
+
+def translated(error: OSError, where: Path) -> OutputError:
+    """An error of the system on the way to a target, in the user's words."""
+    if error.errno == errno.EEXIST:
+        return OutputError("it exists", where=str(where), fix="--force replaces it, or choose another -o")
+    if error.errno in _FULL:
+        return OutputError("the disk is full", where=str(where), fix="free some space, or choose another -o")
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return OutputError(
+            "its folder cannot be written to", where=str(where), fix="-o names a place where you may write"
+        )
+    return OutputError(f"it cannot be written ({error.strerror})", where=str(where), fix="choose another -o")

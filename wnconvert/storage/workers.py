@@ -1,0 +1,91 @@
+"""Jobs on several threads, the largest first, until all are done or one has failed."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Mapping
+from typing import TypeVar
+
+__all__ = ["Cancelled", "Workers"]
+
+
+T = TypeVar("T")
+
+
+class Cancelled(Exception):  # noqa: N818 - no error: another thread has one
+    """Another thread failed, or the user interrupted."""
+
+
+class Workers:
+    """Threads that share jobs, the first error of any of them, and a count of the bytes done.
+
+    ``threads`` defaults to the processors at hand, at most 4. ``progress`` is called with the bytes done
+    and the bytes in all, never from two threads at once.
+    """
+
+    def __init__(
+        self, threads: int | None, progress: Callable[[int, int], None] = lambda done, total: None
+    ) -> None:
+        self.threads = threads or _processors()
+        self.progress = progress
+        self.done = self.total = 0
+        self.expected = False
+        self.lock = threading.Lock()
+        self.errors: list[BaseException] = []
+
+    def expect(self, count: int) -> None:
+        """Say how many bytes there are in all, where that is known before the jobs are."""
+        self.total += count
+        self.expected = True
+
+    def each(self, work: Callable[[int], T], sizes: Mapping[int, int]) -> dict[int, T]:
+        """What ``work`` makes of each job, given the bytes of each. Raises the first error of any thread."""
+        if not self.expected:
+            self.total += sum(sizes.values())
+        # The largest first, so that no thread is left with a large one at the end.
+        order = iter(sorted(sizes, key=lambda job: -sizes[job]))
+        results: dict[int, T] = {}
+
+        def take() -> int | None:
+            with self.lock:
+                return next(order, None)
+
+        def work_off() -> None:
+            try:
+                while not self.errors and (job := take()) is not None:
+                    results[job] = work(job)
+            except BaseException as error:  # noqa: BLE001 - raised below, if it is the first one
+                self.errors.append(error)
+
+        others = [threading.Thread(target=work_off) for _ in range(min(self.threads, len(sizes)) - 1)]
+        try:
+            for thread in others:
+                thread.start()
+            work_off()
+            for thread in others:
+                thread.join()
+        except BaseException as error:  # noqa: BLE001 - Ctrl-C while waiting; raised below
+            self.errors.append(error)
+        if self.errors:
+            for thread in others:
+                if thread.ident is not None:
+                    thread.join()
+            raise self.errors[0]
+        return results
+
+    def check(self) -> None:
+        """Stop here where another thread has failed."""
+        if self.errors:
+            raise Cancelled
+
+    def advance(self, count: int) -> None:
+        """Count bytes as done, or stop here where another thread has failed."""
+        self.check()
+        with self.lock:
+            self.done += count
+            self.progress(self.done, self.total)
+
+
+def _processors() -> int:
+    return min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, 4)

@@ -1,0 +1,131 @@
+"""Cutting a tensor into blocks, and the scratch arrays in which a thread works on one.
+
+A contiguous tensor is seen as a box of A slabs, D rows and B inner elements, D being the axis that is not
+summed over (the whole tensor is one row).
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wnconvert.tensors.tree import Dim, StoredTensor
+
+__all__ = [
+    "BLOCK_BYTES",
+    "Array",
+    "Block",
+    "Elements",
+    "Floats",
+    "Read",
+    "blocks",
+    "box",
+    "reader_of",
+    "scratch",
+]
+
+
+#: Bytes of a block: its float64 scratch stays in a shared cache; smaller ones cost two threads the GIL.
+BLOCK_BYTES = 1 << 20
+
+Array = NDArray[Any]
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """A contiguous run of a tensor's elements in C order: ``shape`` = (slabs, rows, inner elements).
+
+    ``start`` is its first element, ``row`` its first row.
+    """
+
+    start: int
+    shape: tuple[int, int, int]
+    row: int
+
+    @property
+    def stop(self) -> int:
+        """The element after the last one."""
+        return self.start + math.prod(self.shape)
+
+    @property
+    def rows(self) -> slice:
+        """The rows of the block among all rows."""
+        return slice(self.row, self.row + self.shape[1])
+
+
+def blocks(shape: tuple[int, ...], dim: Dim, itemsize: int, limit: int = BLOCK_BYTES) -> Iterator[Block]:
+    """Cut a tensor into blocks of at most ``limit`` bytes (at least one element), in the order of memory.
+
+    Whole slabs where they fit, else rows of one slab, else pieces of one row. The cut depends on the
+    arguments only, so sums do not depend on threads or on where the tensor lies.
+
+    >>> [block.shape for block in blocks((6, 4, 2), 0, itemsize=4, limit=64)]
+    [(1, 2, 8), (1, 2, 8), (1, 2, 8)]
+    """
+    outer, rows, inner = box(shape, dim)
+    most = max(limit // itemsize, 1)
+    if outer * rows * inner == 0:
+        return
+    if rows * inner <= most:
+        step = most // (rows * inner)
+        for slab in range(0, outer, step):
+            yield Block(slab * rows * inner, (min(step, outer - slab), rows, inner), 0)
+        return
+    for slab in range(outer):
+        start = slab * rows * inner
+        if inner <= most:
+            step = most // inner
+            for row in range(0, rows, step):
+                yield Block(start + row * inner, (1, min(step, rows - row), inner), row)
+            continue
+        for row in range(rows):
+            for piece in range(0, inner, most):
+                yield Block(start + row * inner + piece, (1, 1, min(most, inner - piece)), row)
+
+
+def box(shape: tuple[int, ...], dim: Dim) -> tuple[int, int, int]:
+    """Number of slabs, rows and inner elements of a tensor."""
+    if dim is None:
+        return 1, 1, math.prod(shape)
+    return math.prod(shape[:dim]), shape[dim], math.prod(shape[dim + 1 :])
+
+
+#: From a block to its elements, an array of the block's shape that the next call may reuse.
+Read = Callable[[Block], Array]
+
+
+_local = threading.local()
+
+
+def scratch(use: str, shape: tuple[int, ...], dtype: Any) -> Array:
+    """An array that lives until this thread asks for the same ``use`` again."""
+    size = math.prod(shape)
+    dtype = np.dtype(dtype)
+    pool: dict[tuple[str, np.dtype[Any]], Array] = _local.__dict__.setdefault("pool", {})
+    have = pool.get((use, dtype))
+    if have is None or have.size < size:
+        have = pool[use, dtype] = np.empty(size, dtype)
+    return have[:size].reshape(shape)
+
+
+class Elements(Protocol):
+    """Where the elements of tensors come from: the files of a checkpoint, or a mapping in memory."""
+
+    def reader(self, tensor: StoredTensor) -> Callable[[Block], Array]:
+        """A function from a block of a tensor to its elements."""
+
+    def whole(self, tensor: StoredTensor) -> Array:
+        """All elements of a small tensor."""
+
+
+def reader_of(array: Array) -> Read:
+    """The blocks of an array in memory."""
+    flat = array.reshape(-1)
+    return lambda block: flat[block.start : block.stop].reshape(block.shape)

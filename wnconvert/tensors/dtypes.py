@@ -1,0 +1,114 @@
+"""Dtypes: one table for torch, safetensors, ONNX and numpy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+
+__all__ = ["DTYPES", "FOLDABLE", "DType", "dtype_named"]
+
+
+@dataclass(frozen=True, slots=True)
+class DType:
+    """One element type under its names in torch, in safetensors and in torch's pickles.
+
+    ``bits`` is the size of an element; ``code`` is safetensors' name, ``storage`` the class that torch's
+    pickles name (both empty where the format has none). ``str()`` gives torch's name.
+
+    >>> dtype_named("bfloat16").code, dtype_named("bfloat16").storage
+    ('BF16', 'BFloat16Storage')
+    """
+
+    name: str
+    bits: int
+    code: str = ""
+    storage: str = ""
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of one element (for the 4- and 6-bit types, which no torch file holds, rounded up)."""
+        return -(-self.bits // 8)
+
+    @property
+    def is_float8(self) -> bool:
+        """Whether this is one of the float8 types, whose layers are refused."""
+        return self.name.startswith("float8")
+
+    @property
+    def foldable(self) -> bool:
+        """Whether a layer of this dtype can be folded."""
+        return self.name in FOLDABLE
+
+    def holds(self, other: DType) -> bool:
+        """Whether every value of ``other`` is a value of this dtype (both foldable)."""
+        return other.name in FOLDABLE[self.name]
+
+    def numpy(self) -> np.dtype[Any]:
+        """The numpy dtype of a foldable dtype (bfloat16 comes from ml_dtypes)."""
+        import numpy as np  # `--help` must not pay for numpy
+
+        if self.name == "bfloat16":
+            import ml_dtypes
+
+            bfloat16: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
+            return bfloat16
+        return np.dtype(self.name)
+
+    def __str__(self) -> str:
+        return self.name
+
+
+# The dtypes that can be folded, each with the dtypes whose every value it holds. float16 and bfloat16
+# hold neither the other: one has the precision, the other the range.
+FOLDABLE: dict[str, frozenset[str]] = {
+    "float64": frozenset({"float64", "float32", "float16", "bfloat16"}),
+    "float32": frozenset({"float32", "float16", "bfloat16"}),
+    "float16": frozenset({"float16"}),
+    "bfloat16": frozenset({"bfloat16"}),
+}
+
+_ALL = (
+    DType("float64", 64, "F64", "DoubleStorage"),
+    DType("float32", 32, "F32", "FloatStorage"),
+    DType("float16", 16, "F16", "HalfStorage"),
+    DType("bfloat16", 16, "BF16", "BFloat16Storage"),
+    DType("int64", 64, "I64", "LongStorage"),
+    DType("int32", 32, "I32", "IntStorage"),
+    DType("int16", 16, "I16", "ShortStorage"),
+    DType("int8", 8, "I8", "CharStorage"),
+    DType("uint8", 8, "U8", "ByteStorage"),
+    DType("bool", 8, "BOOL", "BoolStorage"),
+    DType("uint16", 16, "U16"),
+    DType("uint32", 32, "U32"),
+    DType("uint64", 64, "U64"),
+    DType("complex32", 32),
+    DType("complex64", 64, "C64", "ComplexFloatStorage"),
+    DType("complex128", 128, "", "ComplexDoubleStorage"),
+    DType("float8_e4m3fn", 8, "F8_E4M3"),
+    DType("float8_e5m2", 8, "F8_E5M2"),
+    DType("float8_e8m0fnu", 8, "F8_E8M0"),
+    DType("float8_e4m3fnuz", 8, "F8_E4M3FNUZ"),
+    DType("float8_e5m2fnuz", 8, "F8_E5M2FNUZ"),
+    DType("float4_e2m1fn_x2", 8),  # torch counts pairs, safetensors counts numbers
+    DType("float4_e2m1fn", 4, "F4"),
+    DType("float6_e2m3fn", 6, "F6_E2M3"),
+    DType("float6_e3m2fn", 6, "F6_E3M2"),
+    DType("qint8", 8, "", "QInt8Storage"),
+    DType("quint8", 8, "", "QUInt8Storage"),
+    DType("qint32", 32, "", "QInt32Storage"),
+)
+
+#: Every known dtype by torch's name.
+DTYPES: dict[str, DType] = {dtype.name: dtype for dtype in _ALL}
+
+
+def dtype_named(name: str) -> DType:
+    """The dtype with torch's ``name``; the name is known to exist.
+
+    >>> dtype_named("float32").itemsize
+    4
+    """
+    return DTYPES[name]

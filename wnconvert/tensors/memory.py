@@ -1,0 +1,139 @@
+"""torch tensors and numpy arrays in memory, as one kind of value and as a tree like that of a file.
+
+torch is never imported for its own sake: where a value is torch's, it is imported already. CPU tensors are
+viewed as numpy arrays without a copy; others come to the CPU, and what is made of them goes back.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from wnconvert.errors import ArgumentError, LayerError
+from wnconvert.tensors.blocks import Array, Block
+from wnconvert.tensors.dtypes import DTYPES
+from wnconvert.tensors.tree import ByteRange, Entry, StateDict, StoredTensor, TensorInfo, Tree
+
+__all__ = ["InMemory", "array_of", "is_torch", "made_like", "stored_tensor", "tree_of", "view_of"]
+
+
+class InMemory:
+    """The elements of tensors that are values of a mapping, read as those of a file are."""
+
+    def __init__(self, values: Mapping[str, Any]) -> None:
+        self.values = values
+
+    def reader(self, tensor: StoredTensor) -> Callable[[Block], Array]:
+        """A function from a block of a tensor to its elements."""
+        flat = self.whole(tensor).reshape(-1)
+        return lambda block: flat[block.start : block.stop].reshape(block.shape)
+
+    def whole(self, tensor: StoredTensor) -> Array:
+        """All elements of a tensor."""
+        return array_of(self.values[tensor.info.name])
+
+
+def is_torch(value: object) -> bool:
+    """Whether a value is a torch tensor; without torch, none is."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(value, torch.Tensor)
+
+
+def stored_tensor(name: str, value: Any) -> StoredTensor | None:
+    """A value's name, dtype and shape, or None where it is no plain tensor (a sparse one is not).
+
+    Its storage is where it lies in memory, so that tied tensors are known.
+    """
+    if is_torch(value) and str(value.layout) == "torch.strided":
+        dtype = DTYPES.get(str(value.dtype).removeprefix("torch."))
+        start = 0 if value.device.type == "meta" else value.data_ptr()
+        strides = value.stride()
+    elif isinstance(value, (np.ndarray, np.generic)):
+        value = np.asarray(value)
+        dtype, start = DTYPES.get(value.dtype.name), value.ctypes.data
+        strides = tuple(step // value.itemsize for step in value.strides)
+    else:
+        return None
+    if dtype is None:
+        return None
+    info = TensorInfo(name, dtype, tuple(value.shape))
+    return StoredTensor(info, ByteRange(start, info.nbytes), 0, strides)
+
+
+def view_of(value: Any) -> object:
+    """Equal for two values where they are the same elements in memory; by identity for all else."""
+    if is_torch(value) and str(value.layout) == "torch.strided" and value.device.type != "meta":
+        return (
+            str(value.device),
+            value.data_ptr(),
+            tuple(value.shape),
+            value.stride(),
+            str(value.dtype),
+            value.is_neg(),
+            value.is_conj(),
+            type(value),
+        )
+    if isinstance(value, np.ndarray):
+        return ("numpy", value.ctypes.data, value.shape, value.strides, value.dtype.str)
+    return id(value)
+
+
+def array_of(value: Any) -> Array:
+    """A tensor's elements as a numpy array; no copy of a CPU tensor."""
+    if not is_torch(value):
+        return np.asarray(value)
+    import torch
+
+    if value.device.type == "meta":
+        raise LayerError(
+            "a tensor on the meta device has no numbers", fix="load the checkpoint with its data"
+        )
+    value = value.detach().cpu().resolve_conj().resolve_neg()
+    if value.dtype == torch.bfloat16:
+        bits: Array = value.view(torch.int16).numpy()
+        return bits.view(DTYPES["bfloat16"].numpy())
+    plain: Array = value.numpy()
+    return plain
+
+
+def made_like(value: Any, array: Array) -> Any:
+    """New elements as the kind of thing that ``value`` is: a Parameter, its device, its requires_grad."""
+    if not is_torch(value):
+        return array
+    import torch
+
+    if array.dtype == DTYPES["bfloat16"].numpy():
+        tensor = torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+    else:
+        tensor = torch.from_numpy(array)
+    tensor = tensor.to(value.device)
+    if isinstance(value, torch.nn.Parameter):
+        return torch.nn.Parameter(tensor, requires_grad=value.requires_grad)
+    return tensor
+
+
+def tree_of(state_dict: Any) -> tuple[Tree, dict[str, Any]]:
+    """What a state dict holds by names, dtypes and shapes, and its values by name."""
+    if not isinstance(state_dict, Mapping):
+        kind = type(state_dict).__name__
+        raise ArgumentError(f"a {kind} is no state dict", fix="pass a mapping of names to tensors")
+    values = {name: value for name, value in state_dict.items() if isinstance(name, str)}
+    entries = tuple(
+        Entry(name, stored := stored_tensor(name, value), is_opaque=stored is None and is_torch(value))
+        for name, value in values.items()
+    )
+    if not any(entry.tensor for entry in entries):
+        _refuse_nested(state_dict)
+    return Tree((StateDict("", entries),)), values
+
+
+def _refuse_nested(state_dict: Mapping[str, Any]) -> None:
+    """A whole checkpoint was passed where a state dict is meant: silence would be taken for success."""
+    for name, value in state_dict.items():
+        if isinstance(value, Mapping) and any(stored_tensor("", item) for item in value.values()):
+            raise ArgumentError(
+                f"there is no tensor in it, but a state dict at {name!r}", fix=f"pass checkpoint[{name!r}]"
+            )

@@ -1,0 +1,178 @@
+"""Names, dtypes and shapes of tensors, and where their bytes lie.
+
+This is the common tongue of the package: the readers produce it, the rules and plans speak it, the
+executor follows it to the bytes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from wnconvert.tensors.dtypes import DType
+
+__all__ = [
+    "ByteRange",
+    "Entry",
+    "Sibling",
+    "StateDict",
+    "StoredTensor",
+    "TensorInfo",
+    "Tree",
+    "contiguous_strides",
+    "rows_of",
+]
+
+Dim = int | None
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
+    """A tensor's name, dtype and shape: all that naming rules and plans look at."""
+
+    name: str
+    dtype: DType
+    shape: tuple[int, ...]
+
+    @property
+    def numel(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the elements take when they lie end to end."""
+        return (self.numel * self.dtype.bits + 7) // 8
+
+
+@dataclass(frozen=True, slots=True)
+class ByteRange:
+    """``size`` bytes from ``start`` of file number ``shard`` of a checkpoint (one file is shard 0)."""
+
+    start: int
+    size: int
+    shard: int = 0
+
+    @property
+    def end(self) -> int:
+        """The offset after the last byte."""
+        return self.start + self.size
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """A tensor as a view of a storage: ``shape`` and ``strides`` from element ``offset`` of ``storage``.
+
+    Two names on one storage share memory; two names with equal views are tied. ``location`` is the
+    device that the file names (``cpu``, ``cuda:1``).
+    """
+
+    info: TensorInfo
+    storage: ByteRange
+    offset: int
+    strides: tuple[int, ...]
+    location: str = "cpu"
+
+    @property
+    def view(self) -> tuple[object, ...]:
+        """Equal for two tensors exactly where they are the same elements of the same storage."""
+        return (self.storage, self.info.dtype, self.offset, self.info.shape, self.strides)
+
+    @property
+    def is_contiguous(self) -> bool:
+        """Whether the elements lie end to end in C order (``torch.Tensor.is_contiguous``)."""
+        if self.info.numel == 0:
+            return True
+        step = 1
+        for size, stride in zip(reversed(self.info.shape), reversed(self.strides), strict=True):
+            if size != 1 and stride != step:
+                return False
+            step *= size
+        return True
+
+    @property
+    def data(self) -> ByteRange:
+        """The bytes of a contiguous tensor."""
+        start = self.storage.start + self.offset * self.info.dtype.itemsize
+        return ByteRange(start, self.info.nbytes, self.storage.shard)
+
+
+def contiguous_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Strides in elements of a C-contiguous tensor, as torch gives them.
+
+    >>> contiguous_strides((2, 3, 4))
+    (12, 4, 1)
+    """
+    strides: list[int] = []
+    step = 1
+    for size in reversed(shape):
+        strides.append(step)
+        step *= max(size, 1)
+    return tuple(reversed(strides))
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One key of a state dict; ``tensor`` is None for a value that is no plain tensor.
+
+    ``is_opaque`` where it is a tensor all the same: quantized, sparse, on the meta device.
+    """
+
+    name: str
+    tensor: StoredTensor | None
+    is_opaque: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class StateDict:
+    """A mapping of names to tensors inside a file, at a path such as ``generator`` (the root is ``""``).
+
+    ``dims`` holds, by weight, the dim that a pickled module's own ``WeightNorm`` records state;
+    ``is_module`` where it is a whole pickled module and stays one in a torch file.
+    """
+
+    path: str
+    entries: tuple[Entry, ...]
+    dims: Mapping[str, int | None] = field(default_factory=dict)
+    is_module: bool = False
+
+    @property
+    def tensors(self) -> dict[str, StoredTensor]:
+        """The tensors by name."""
+        return {entry.name: entry.tensor for entry in self.entries if entry.tensor is not None}
+
+
+@dataclass(frozen=True, slots=True)
+class Sibling:
+    """Anything else in a file, by its path, with what it is in a word or two."""
+
+    path: str
+    kind: str
+
+
+@dataclass(frozen=True, slots=True)
+class Tree:
+    """What a checkpoint holds, by names, dtypes and shapes.
+
+    ``metadata`` is safetensors' own; ``record`` what earlier runs of wnconvert left in the file; ``notes``
+    are the reader's.
+    """
+
+    state_dicts: tuple[StateDict, ...]
+    optimizers: tuple[str, ...] = ()
+    siblings: tuple[Sibling, ...] = ()
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    record: tuple[Mapping[str, Any], ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def rows_of(shape: Shape, dim: Dim) -> int:
+    """Number of norms, that is of elements of g: the size of axis ``dim``, or 1 for the whole tensor.
+
+    >>> rows_of((512, 80, 7), 0), rows_of((512, 80, 7), None)
+    (512, 1)
+    """
+    return 1 if dim is None else shape[dim]

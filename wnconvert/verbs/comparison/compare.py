@@ -1,0 +1,220 @@
+"""Are two checkpoints the same function? Effective weights of both, element by element.
+
+Each side's layers are folded on the fly, so form, container, nesting and names that differ only in form do
+not count. There are two readings: the first finds what is equal, the second, where something differs,
+measures how far.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from wnconvert.errors import ArgumentError
+from wnconvert.numerics.distance import Measure, Tolerance, needed
+from wnconvert.numerics.rows import RowPolicy
+from wnconvert.storage.checkpoint import no_graph, open_checkpoint
+from wnconvert.storage.sources import Source
+from wnconvert.storage.workers import Workers
+from wnconvert.tensors.blocks import Array
+from wnconvert.tensors.dtypes import DTYPES
+from wnconvert.tensors.memory import InMemory, is_torch, stored_tensor
+from wnconvert.tensors.tree import Entry, StateDict, StoredTensor, Tree
+from wnconvert.verbs.comparison.pairing import Pair, Rules, Side, paired
+from wnconvert.verbs.comparison.readings import Readings
+from wnconvert.verbs.comparison.result import Comparison, Difference
+from wnconvert.verbs.options import selection_of, texts_of
+
+__all__ = ["compare_files", "compare_state_dicts"]
+
+
+def compare_files(
+    a: str | os.PathLike[str],
+    b: str | os.PathLike[str],
+    *,
+    rtol: float | None = None,
+    atol: float | None = None,
+    strip_prefix: Iterable[str] = (),
+    only: str | Sequence[str] = (),
+    layers: Iterable[str] = (),
+    exclude: Iterable[str] = (),
+    threads: int | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Comparison:
+    """Compare the effective weights of two checkpoint files of any readable format and form.
+
+    Equal is within 1 ulp of the coarser dtype, or |a-b| <= atol + rtol·|b| where either is given. NaN equals
+    NaN; what is no float is compared bit for bit. The first of ``strip_prefix`` that a name begins with is
+    taken off, on both sides. ``only`` is the path of the state dict to compare, on whichever side has it,
+    or two paths, A's and B's. ``layers`` and ``exclude`` are globs on the names of tensors (weights, and
+    all others). ``progress`` is called with the bytes compared and in all.
+
+    Raises ``InputError`` for what cannot be read, ``LayerError`` for a layer that cannot be folded, and
+    ``ArgumentError`` where there is nothing to compare, or no telling what with what.
+
+    >>> found = compare_files("fixtures/g_02500000", "fixtures/hifigan.safetensors")
+    >>> bool(found), found.layers, found.identical
+    (True, 78, 156)
+    """
+    tolerance = Tolerance(rtol, atol)
+    rules = Rules(texts_of(strip_prefix), selection_of(layers, exclude, "auto"))
+    with _opened(a) as left, _opened(b) as right:
+        return _compare(left, right, rules, tolerance, Workers(threads, progress), only=_paths(only))
+
+
+def compare_state_dicts(
+    a: Mapping[str, Any],
+    b: Mapping[str, Any],
+    *,
+    rtol: float | None = None,
+    atol: float | None = None,
+    strip_prefix: Iterable[str] = (),
+    layers: Iterable[str] = (),
+    exclude: Iterable[str] = (),
+    threads: int | None = None,
+) -> Comparison:
+    """Compare the effective weights of two state dicts of torch tensors or numpy arrays, in any form.
+
+    Options and errors as for ``compare_files``.
+
+    >>> layer = {"conv.weight_g": np.float32([[10]]), "conv.weight_v": np.float32([[3, 4]])}
+    >>> found = compare_state_dicts(layer, {"conv.weight": np.float32([[6, 8.001]])})
+    >>> bool(found), found.advice
+    (False, '--atol 0.00101 or --rtol 0.000126 would have passed')
+    """
+    tolerance = Tolerance(rtol, atol)
+    rules = Rules(texts_of(strip_prefix), selection_of(layers, exclude, "auto"))
+    return _compare(_memory("A", a), _memory("B", b), rules, tolerance, Workers(threads))
+
+
+def _compare(
+    a: Side, b: Side, rules: Rules, tolerance: Tolerance, workers: Workers, *, only: tuple[str, ...] = ()
+) -> Comparison:
+    found = paired(a, b, rules, only)
+    readings = Readings(a, b, found.pairs, tolerance, workers)
+    verdicts = readings.verdicts()
+    measured = readings.measures(verdicts) if "different" in verdicts else {}
+    return Comparison(
+        a=a.label,
+        b=b.label,
+        pairs=found.states,
+        differing=tuple(
+            _difference(pair, measured.get(at))
+            for at, (pair, verdict) in enumerate(zip(found.pairs, verdicts, strict=True))
+            if pair.why or verdict == "different"
+        ),
+        only_in_a=found.only_in_a,
+        only_in_b=found.only_in_b,
+        compared=len(found.pairs),
+        identical=verdicts.count("identical"),
+        within=verdicts.count("within"),
+        layers=sum(pair.a.g is not None or pair.b.g is not None for pair in found.pairs),
+        rtol=tolerance.rtol,
+        atol=tolerance.atol,
+        tolerance_needed=needed(measured.values()),
+        notes=(*found.notes, *_zero_notes((a, b), readings)),
+    )
+
+
+def _difference(pair: Pair, measure: Measure | None) -> Difference:
+    """What a user is told of a pair; without a measure, it was not read."""
+    plain = Difference(pair.a.name, pair.state_dict, pair.a.operand, pair.b.operand, pair.why)
+    if measure is None:
+        return plain
+    packed = pair.a.dtype.bits % 8 != 0  # then places are of bytes
+    worst = None if measure.worst is None or packed else np.unravel_index(measure.worst, pair.a.shape)
+    counted = replace(
+        plain,
+        why="values" if measure.judge else "bits",
+        different=measure.different,
+        worst=None if worst is None else tuple(map(int, worst)),
+    )
+    if not measure.judge:
+        return counted
+    return replace(
+        counted,
+        unmatched=measure.unmatched,
+        max_abs=measure.max_abs,
+        max_rel=measure.max_rel,
+        ulps=measure.ulps,
+        cosine=measure.cosine,
+        snr_db=measure.snr_db,
+    )
+
+
+def _zero_notes(sides: tuple[Side, Side], readings: Readings) -> Iterator[str]:
+    for (at, side), report in sorted(readings.reports.items()):
+        if note := RowPolicy("zero", allow_nonfinite=True).note(report):
+            yield f"{sides[side].label}: layer {readings.pairs[at].a.name}: {note}"
+
+
+# -- the sides
+
+
+def _paths(only: str | Sequence[str]) -> tuple[str, ...]:
+    paths = texts_of(only)
+    if len(paths) > 2:
+        raise ArgumentError(
+            f"only names {len(paths)} state dicts", fix="--only once for both sides, or twice: A's, then B's"
+        )
+    return paths
+
+
+@contextmanager
+def _opened(path: str | os.PathLike[str]) -> Iterator[Side]:
+    checkpoint = no_graph(open_checkpoint(Path(path)), "compared (wnconvert check runs it beside its module)")
+    with Source(checkpoint.shards) as source:
+        yield Side(os.fspath(path), checkpoint.tree, source)
+
+
+class _Bits(InMemory):
+    """Values as the files have them: native floats, all else as bits."""
+
+    def whole(self, tensor: StoredTensor) -> Array:
+        dtype = tensor.info.dtype
+        kind = dtype.numpy() if dtype.foldable else np.dtype(f"V{dtype.itemsize}")
+        return _raw(self.values[tensor.info.name], tensor.info.name).view(kind).reshape(tensor.info.shape)
+
+
+def _memory(label: str, state_dict: Mapping[str, Any]) -> Side:
+    values = {str(name): value for name, value in state_dict.items()}
+    entries = tuple(
+        Entry(name, stored := _stored(name, value), is_opaque=stored is None and is_torch(value))
+        for name, value in values.items()
+    )
+    if not any(entry.tensor for entry in entries):
+        for name, value in values.items():
+            if isinstance(value, Mapping):
+                raise ArgumentError(
+                    f"there is no tensor in it, but a mapping at {name!r}",
+                    where=label,
+                    fix=f"pass checkpoint[{name!r}]",
+                )
+    return Side(label, Tree((StateDict("", entries),)), _Bits(values))
+
+
+def _stored(name: str, value: Any) -> StoredTensor | None:
+    stored = stored_tensor(name, value)
+    if stored is None or stored.info.dtype.bits % 8 == 0:
+        return stored
+    return replace(stored, info=replace(stored.info, dtype=DTYPES["uint8"]))  # torch counts such in bytes
+
+
+def _raw(value: Any, name: str) -> Array:
+    """The bytes of a tensor's elements in C order; no copy of a contiguous tensor in the CPU's memory."""
+    if isinstance(value, (np.ndarray, np.generic)):
+        native = np.asarray(value, value.dtype.newbyteorder("="))
+        return np.ascontiguousarray(native).reshape(-1).view(np.uint8)
+    if value.device.type == "meta" or value.is_quantized:
+        raise ArgumentError("it is no plain tensor with numbers", where=name, fix="exclude it")
+    import torch  # it is there: the value is its tensor
+
+    plain = value.detach().cpu().resolve_conj().resolve_neg().contiguous().reshape(-1)
+    raw: Array = plain.view(torch.uint8).numpy()
+    return raw

@@ -1,0 +1,338 @@
+"""What is compared with what: the state dicts of both sides, and in them the names."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from glob import escape
+
+from wnconvert.errors import ArgumentError, WnconvertError
+from wnconvert.layers.find import find_pairs
+from wnconvert.layers.schemes import SCHEMES, Selection
+from wnconvert.plan.fold import plan_fold
+from wnconvert.plan.steps import Fold
+from wnconvert.tensors.blocks import Elements
+from wnconvert.tensors.dtypes import DType
+from wnconvert.tensors.tree import StateDict, StoredTensor, Tree
+from wnconvert.verbs.comparison.result import Operand, qualified
+
+__all__ = ["Item", "Pair", "Paired", "Rules", "Side", "paired"]
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """A or B: what it is called, what it holds, and its elements."""
+
+    label: str
+    tree: Tree
+    elements: Elements
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What both sides are asked: the prefixes that are taken off names, and the names that are wanted."""
+
+    prefixes: tuple[str, ...]
+    selection: Selection
+
+    def stripped(self, name: str) -> str:
+        """A name without the first of the prefixes that it begins with."""
+        prefix = next((prefix for prefix in self.prefixes if name.startswith(prefix)), "")
+        return name.removeprefix(prefix)
+
+    def wants(self, name: str) -> bool:
+        """Whether a name is compared: a glob may mean it with its prefix or without."""
+        names = {name, self.stripped(name)}
+        chosen = Selection(layers=self.selection.layers)
+        kept = Selection(exclude=self.selection.exclude)
+        return any(map(chosen.wants, names)) and all(map(kept.wants, names))
+
+    def check(self, names: Collection[str]) -> None:
+        """Refuse globs that leave nothing, or choose nothing."""
+        if not names:
+            raise ArgumentError(
+                "there is nothing to compare: no tensor has a name that is wanted",
+                fix="other globs for --layers and --exclude",
+            )
+        for glob in self.selection.layers:
+            if not any(map(Selection(layers=(glob,)).wants, names)):
+                raise ArgumentError(f"--layers {glob!r} matches no name", fix="leave it out, or mend it")
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """A tensor by the name of what it computes: v with its g, or a plain tensor.
+
+    ``key`` is that name with its prefix.
+    """
+
+    name: str
+    key: str
+    form: str
+    values: StoredTensor
+    g: StoredTensor | None = None
+    dim: int | None = None
+
+    @property
+    def dtype(self) -> DType:
+        """Of the elements that are compared."""
+        return self.values.info.dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the elements that are compared."""
+        return self.values.info.shape
+
+    @property
+    def operand(self) -> Operand:
+        """The item as one side of a difference."""
+        return Operand(self.form, str(self.dtype), self.shape)
+
+
+#: Digits of the floats.
+_DIGITS = {"float64": 53, "float32": 24, "float16": 11, "bfloat16": 8}
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A name on both sides."""
+
+    state_dict: str
+    a: Item
+    b: Item
+
+    @property
+    def why(self) -> str:
+        """What differs before an element is read, if anything."""
+        if self.a.shape != self.b.shape:
+            return "shape"
+        floats = self.a.dtype.foldable and self.b.dtype.foldable
+        return "" if floats or self.a.dtype == self.b.dtype else "dtype"
+
+    @property
+    def coarser(self) -> DType:
+        """The dtype with fewer digits."""
+        return min(self.a.dtype, self.b.dtype, key=lambda dtype: _DIGITS.get(dtype.name, 0))
+
+    @property
+    def same_layout(self) -> bool:
+        """Whether both are layers that the same bits of g and v make equal."""
+        a, b = self.a, self.b
+        if a.g is None or b.g is None:
+            return False
+        halves = [(item.dim, item.dtype, item.g.info.dtype, item.g.info.numel) for item in (a, b) if item.g]
+        return halves[0] == halves[1]
+
+
+@dataclass(frozen=True, slots=True)
+class Paired:
+    """The paths of the state dicts that belong together, the names on both sides, and those on one."""
+
+    states: tuple[tuple[str, str], ...]
+    pairs: tuple[Pair, ...]
+    only_in_a: tuple[str, ...]
+    only_in_b: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+def paired(a: Side, b: Side, rules: Rules, only: tuple[str, ...] = ()) -> Paired:
+    """Match the names of both sides; ``only`` is the path of a state dict, or two: A's and B's.
+
+    Raises ``LayerError`` for a layer that is refused, and ``ArgumentError`` where there is nothing to compare
+    or no telling what with what.
+    """
+    states, notes = _state_pairs(a, b, only)
+    pairs: list[Pair] = []
+    only_in_a: list[str] = []
+    only_in_b: list[str] = []
+    names: set[str] = set()
+    hints: list[str] = []
+    for state_a, state_b in states:
+        items_a, notes_a = _items(a, state_a, rules)
+        items_b, notes_b = _items(b, state_b, rules)
+        pairs += [
+            Pair(state_a.path, item, items_b[name]) for name, item in items_a.items() if name in items_b
+        ]
+        path = state_a.path if len(states) > 1 else ""
+        only_in_a += [qualified(path, name) for name in items_a if name not in items_b]
+        only_in_b += [qualified(path, name) for name in items_b if name not in items_a]
+        names |= {name for item in (*items_a.values(), *items_b.values()) for name in (item.name, item.key)}
+        if hint := _hint(items_a, items_b):
+            hints.append(hint)
+        notes += [*notes_a, *notes_b]
+    rules.check(names)
+    if not pairs:
+        fix = hints[0] if hints else "name two checkpoints of one model"
+        raise ArgumentError(
+            f"there is nothing to compare: {a.label} and {b.label} have no name in common", fix=fix
+        )
+    return Paired(
+        tuple((state_a.path, state_b.path) for state_a, state_b in states),
+        tuple(pairs),
+        tuple(only_in_a),
+        tuple(only_in_b),
+        (*notes, *hints, *_dtype_notes(pairs)),
+    )
+
+
+def _state_pairs(
+    a: Side, b: Side, only: tuple[str, ...]
+) -> tuple[list[tuple[StateDict, StateDict]], list[str]]:
+    """The state dicts to compare, and notes on those that are left out."""
+    states = [[state for state in side.tree.state_dicts if state.tensors] for side in (a, b)]
+    for side, found in zip((a, b), states, strict=True):
+        if not found:
+            raise ArgumentError("there is nothing to compare: no tensor is in it", where=side.label)
+    if not only and {state.path for state in states[0]} & {state.path for state in states[1]}:
+        return _by_path(a, b, *states), []
+    both = only if len(only) == 2 else (only or (None,)) * 2
+    chosen = [_named(found, path) for found, path in zip(states, both, strict=True)]
+    if only and (chosen == [None, None] or (len(only) == 2 and None in chosen)):
+        missing = only[chosen.index(None) % len(only)]
+        raise ArgumentError(
+            f"there is no state dict at {missing!r}: {_offered(a, states[0])}; {_offered(b, states[1])}",
+            fix="--only one of these, once for both sides, or twice: A's, then B's",
+        )
+    picked = []
+    for at, found in enumerate(states):
+        candidates = [state for state in found if _has_layers(state)] or found
+        state = chosen[at] if only and chosen[at] else None
+        if state is None and len(candidates) > 1:
+            raise ArgumentError(
+                "there are several state dicts to choose from: "
+                f"{_offered(a, states[0])}; {_offered(b, states[1])}",
+                fix=f"--only {_shown(candidates[0])} (or another), once for both, or twice: A's, then B's",
+            )
+        picked.append(state or candidates[0])
+    notes = [
+        f"{side.label}: {', '.join(left)} {'is' if len(left) == 1 else 'are'} not compared"
+        for side, found, one in zip((a, b), states, picked, strict=True)
+        if not only and (left := [_shown(state) for state in found if state is not one])
+    ]
+    return [(picked[0], picked[1])], notes
+
+
+def _by_path(
+    a: Side, b: Side, of_a: Sequence[StateDict], of_b: Sequence[StateDict]
+) -> list[tuple[StateDict, StateDict]]:
+    """State dicts of the same path, and the last two where each side has one more.
+
+    What only one side has cannot be compared, and must not be passed over.
+    """
+    others = {state.path: state for state in of_b}
+    pairs = [(state, others[state.path]) for state in of_a if state.path in others]
+    left_a = [state for state in of_a if state.path not in others]
+    left_b = [state for state in of_b if state.path not in {one.path for one, _ in pairs}]
+    if len(left_a) == len(left_b) == 1:
+        return [*pairs, (left_a[0], left_b[0])]
+    if left_a or left_b:
+        side, left = (a, left_a) if left_a else (b, left_b)
+        raise ArgumentError(
+            f"{side.label} alone has the state dict {', '.join(map(_shown, left))}",
+            fix=f"--only {_shown(pairs[0][0])} compares what both have",
+        )
+    return pairs
+
+
+def _named(states: Sequence[StateDict], path: str | None) -> StateDict | None:
+    return next((state for state in states if _shown(state) == path), None)
+
+
+def _shown(state: StateDict) -> str:
+    return state.path or "."
+
+
+def _offered(side: Side, states: Sequence[StateDict]) -> str:
+    return f"{side.label} has {', '.join(map(_shown, states))}"
+
+
+def _has_layers(state: StateDict) -> bool:
+    found = find_pairs(tensor.info for tensor in state.tensors.values())
+    return bool(found.layers or found.refused)
+
+
+def _items(side: Side, state: StateDict, rules: Rules) -> tuple[dict[str, Item], list[str]]:
+    """What one state dict computes, by name, and notes. Raises ``LayerError`` for a layer that is refused."""
+    tensors = state.tensors
+    for entry in state.entries:
+        if entry.is_opaque and rules.wants(entry.name):
+            raise ArgumentError(
+                f"{entry.name} is a quantized, sparse or meta tensor, which cannot be compared",
+                where=side.label,
+                fix=f"--exclude '{entry.name}' compares the rest",
+            )
+    refused = [item.name for item in find_pairs(tensor.info for tensor in tensors.values()).refused]
+    unwanted = {name for name in refused if not rules.wants(name)}
+    try:
+        plan = plan_fold(Tree((state,)), "torch", selection=Selection(exclude=tuple(map(escape, unwanted))))
+    except WnconvertError as error:
+        error.where = f"{side.label}: {error.where}" if error.where else side.label
+        raise
+    items: dict[str, Item] = {}
+    for step in plan.state_dicts[0].steps:
+        if isinstance(step, Fold):
+            layer = step.layer
+            g, v = tensors[layer.g.name], tensors[layer.v.name]
+            item = Item(rules.stripped(step.name), step.name, layer.form, v, g, layer.dim)
+        elif step.name not in tensors or (unwanted and _weight_of(step.name) in unwanted):
+            continue
+        else:
+            item = Item(rules.stripped(step.name), step.name, "plain", tensors[step.name])
+        if not rules.wants(step.name):
+            continue
+        if item.name in items:
+            raise ArgumentError(
+                f"two of its names are {item.name!r} without the prefix",
+                where=side.label,
+                fix="a longer --strip-prefix",
+            )
+        items[item.name] = item
+    others = sum(entry.tensor is None for entry in state.entries)
+    notes = [f"{side.label}: {note}" for note in plan.notes]
+    if others:
+        what = "one value that is no tensor is" if others == 1 else f"{others} values that are no tensors are"
+        notes.append(f"{side.label}: {what} not compared")
+    return items, notes
+
+
+def _weight_of(key: str) -> str:
+    """The weight that a key would belong to as part of a layer, or the key itself."""
+    for scheme in SCHEMES:
+        for pattern in (scheme.g, scheme.v, scheme.beside):
+            if match := pattern.fullmatch(key):
+                return match["owner"] + match["param"]
+    return key
+
+
+def _hint(a: Iterable[str], b: Iterable[str]) -> str:
+    """What to strip where no name is on both sides, but would be without the prefix that all share."""
+    a, b = set(a), set(b)
+    if not a or not b or a & b:
+        return ""
+    prefix_a, prefix_b = _common(a), _common(b)
+    while prefix_a and prefix_b and prefix_a.split(".")[-2] == prefix_b.split(".")[-2]:
+        prefix_a, prefix_b = (prefix[: prefix.rfind(".", 0, -1) + 1] for prefix in (prefix_a, prefix_b))
+    if not {name.removeprefix(prefix_a) for name in a} & {name.removeprefix(prefix_b) for name in b}:
+        return ""
+    said = [f"--strip-prefix {prefix}" for prefix in (prefix_a, prefix_b) if prefix]
+    return f"the names differ by a prefix: {' '.join(said)} takes it off"
+
+
+def _common(names: Collection[str]) -> str:
+    """The modules in which all names are, with the last dot."""
+    first, last = min(names), max(names)
+    same = next(
+        (at for at, pair in enumerate(zip(first, last, strict=False)) if pair[0] != pair[1]), len(first)
+    )
+    return first[: first.rfind(".", 0, same) + 1]
+
+
+def _dtype_notes(pairs: Iterable[Pair]) -> Iterator[str]:
+    """Floats that are not of one dtype on both sides."""
+    names: dict[tuple[DType, DType, DType], list[str]] = {}
+    for pair in pairs:
+        if not pair.why and pair.a.dtype != pair.b.dtype:
+            names.setdefault((pair.a.dtype, pair.b.dtype, pair.coarser), []).append(pair.a.name)
+    for (a, b, coarser), of_one in names.items():
+        who = f"{of_one[0]} is" if len(of_one) == 1 else f"{len(of_one)} tensors are"
+        yield f"{who} {a} in A and {b} in B: compared as {coarser}"

@@ -1,0 +1,173 @@
+"""The two readings of what is paired: what is equal, and how far apart the rest is.
+
+The first stops in a tensor at the first block that is out of tolerance. Blocks of the same elements of both
+sides are compared as bits before anything is computed; two layers whose g and v have the same bits are equal
+without a fold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TypeAlias, TypeVar
+
+import numpy as np
+
+from wnconvert.numerics.distance import Measure, Tolerance, ToleranceTest, same_bits
+from wnconvert.numerics.folding import Folding
+from wnconvert.numerics.rows import RowReport
+from wnconvert.storage.workers import Workers
+from wnconvert.tensors.blocks import Array, Block, blocks, scratch
+from wnconvert.tensors.dtypes import DTYPES
+from wnconvert.tensors.tree import Dim, StoredTensor, TensorInfo
+from wnconvert.verbs.comparison.pairing import Item, Pair, Side
+
+__all__ = ["Readings"]
+
+
+_T = TypeVar("_T")
+#: The same elements of both sides, and where they begin; valid until the next are asked for.
+_Pieces: TypeAlias = Iterator[tuple[int, Array, Array]]
+
+
+class Readings:
+    """Both readings of some pairs; a pair is a job of one thread, so the order of sums is always the same.
+
+    ``reports`` tells of the folds that were done, by the place of the pair and the side, 0 or 1.
+    """
+
+    def __init__(
+        self, a: Side, b: Side, pairs: Sequence[Pair], tolerance: Tolerance, workers: Workers
+    ) -> None:
+        self.elements = a.elements, b.elements
+        self.pairs = pairs
+        self.tolerance = tolerance
+        self.workers = workers
+        self.reports: dict[tuple[int, int], RowReport] = {}
+
+    def verdicts(self) -> list[str]:
+        """Of each pair: ``identical``, ``within`` the tolerance, ``different``, or nothing where not read."""
+        found = self._each(self._verdict, [at for at, pair in enumerate(self.pairs) if not pair.why])
+        return [found.get(at, "") for at in range(len(self.pairs))]
+
+    def measures(self, verdicts: Sequence[str]) -> dict[int, Measure]:
+        """How far pairs are apart, of all that are not identical: each has its part in what is needed."""
+        return self._each(
+            self._measure, [at for at, verdict in enumerate(verdicts) if verdict in ("within", "different")]
+        )
+
+    def _each(self, work: Callable[[int], _T], jobs: Iterable[int]) -> dict[int, _T]:
+        sizes = {at: self.pairs[at].a.values.info.nbytes for at in jobs}
+
+        def counted(at: int) -> _T:
+            result = work(at)
+            self.workers.advance(sizes[at])
+            return result
+
+        return self.workers.each(counted, sizes)
+
+    def _verdict(self, at: int) -> str:
+        pair = self.pairs[at]
+        if pair.same_layout and self._same_halves(pair):
+            return "identical"
+        verdict, judge = "identical", self._judge(pair)
+        for _, left, right in self._pieces(at):
+            if same_bits(left, right):
+                continue
+            if judge is None or not judge.within(left, right):
+                return "different"
+            verdict = "within"
+        return verdict
+
+    def _measure(self, at: int) -> Measure:
+        measure = Measure(self._judge(self.pairs[at]))
+        for start, left, right in self._pieces(at):
+            measure.add(start, left, right)
+        return measure
+
+    def _judge(self, pair: Pair) -> ToleranceTest | None:
+        return ToleranceTest(self.tolerance, pair.coarser) if pair.a.dtype.foldable else None
+
+    def _same_halves(self, pair: Pair) -> bool:
+        """Whether two layers have the same bits in g and in v."""
+        halves = ((elements, item.g) for elements, item in zip(self.elements, (pair.a, pair.b), strict=True))
+        g, h = (elements.whole(g).reshape(-1) for elements, g in halves if g)
+        return same_bits(g, h) and all(same_bits(left, right) for _, left, right in self._stored(pair))
+
+    def _pieces(self, at: int) -> _Pieces:
+        """The effective weights of both sides."""
+        a, b = self.pairs[at].a, self.pairs[at].b
+        if a.g is None and b.g is None:
+            return self._stored(self.pairs[at])
+        if a.g is None:
+            return _abreast(self._plain(0, a.values, _cut_of(b)), self._folded(at, 1, b))
+        if b.g is None:
+            return _abreast(self._folded(at, 0, a), self._plain(1, b.values, _cut_of(a)))
+        return _abreast(_kept(self._folded(at, 0, a), "A"), _kept(self._folded(at, 1, b), "B"))
+
+    def _stored(self, pair: Pair) -> _Pieces:
+        """Both sides' values as they are stored."""
+        a, b = _whole_bytes(pair.a.values), _whole_bytes(pair.b.values)
+        cut = (a.info.numel,), None, max(a.info.dtype.itemsize, b.info.dtype.itemsize)
+        return _abreast(self._plain(0, a, cut), self._plain(1, b, cut))
+
+    def _plain(self, side: int, tensor: StoredTensor, cut: _Cut) -> Iterator[Array]:
+        read = self.elements[side].reader(tensor)
+        for block in blocks(*cut):
+            self.workers.check()
+            yield read(block).reshape(-1)
+
+    def _folded(self, at: int, side: int, layer: Item) -> Iterator[Array]:
+        """The weights of a layer, block by block, each valid until this thread folds again."""
+        elements = self.elements[side]
+        values = elements.reader(layer.values)
+
+        def read(block: Block) -> Array:
+            self.workers.check()
+            return values(block)
+
+        g = elements.whole(layer.g or layer.values)
+        folding = Folding(read, layer.shape, layer.dim, g, layer.dtype, layer.dtype)
+        for _, w in folding.blocks():
+            yield w.reshape(-1)
+        self.reports[at, side] = folding.report()
+
+
+#: Shape, dim and size of an element: what decides the blocks of a tensor.
+_Cut: TypeAlias = tuple[tuple[int, ...], Dim, int]
+
+
+def _cut_of(layer: Item) -> _Cut:
+    """As the fold of a layer is cut."""
+    return layer.shape, layer.dim, layer.dtype.itemsize
+
+
+def _whole_bytes(tensor: StoredTensor) -> StoredTensor:
+    """A tensor whose elements are no whole bytes (4 and 6 bits) as bytes; any other as it is."""
+    if tensor.info.dtype.bits % 8 == 0:
+        return tensor
+    info = TensorInfo(tensor.info.name, DTYPES["uint8"], (tensor.info.nbytes,))
+    return StoredTensor(info, tensor.data, 0, (1,))
+
+
+def _kept(arrays: Iterator[Array], use: str) -> Iterator[Array]:
+    """Arrays that outlive the other side's fold."""
+    for array in arrays:
+        kept = scratch(use, array.shape, array.dtype)
+        np.copyto(kept, array)
+        yield kept
+
+
+def _abreast(left: Iterator[Array], right: Iterator[Array]) -> _Pieces:
+    """Two runs of blocks, cut where either is."""
+    at = 0
+    x = y = np.empty(0)
+    while True:
+        if not x.size:
+            x = next(left, x)
+        if not y.size:
+            y = next(right, y)
+        count = min(x.size, y.size)
+        if not count:
+            return
+        yield at, x[:count], y[:count]
+        x, y, at = x[count:], y[count:], at + count

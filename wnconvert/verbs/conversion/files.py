@@ -1,0 +1,324 @@
+"""The verbs on files and folders: open, plan, convert; ``wnconvert fold`` and ``fold_file`` are one call.
+
+With ``dry_run`` each of them returns the very plan that it would run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Literal, overload
+
+from wnconvert.layers.dims import AUTO
+from wnconvert.plan.fold import plan_fold
+from wnconvert.plan.migrate import plan_migrate
+from wnconvert.plan.plan import Plan
+from wnconvert.plan.split.plan import plan_split
+from wnconvert.storage.shards import DEFAULT_SHARD_SIZE
+from wnconvert.verbs.conversion.convert import Result
+from wnconvert.verbs.conversion.run import open_reference, plan_onnx_fold, run_conversion
+from wnconvert.verbs.conversion.targets import StrPath
+from wnconvert.verbs.options import check_form, dtype_of, numbers_of, selection_of
+
+__all__ = ["fold_file", "migrate_file", "split_file"]
+
+
+@overload
+def fold_file(
+    src: StrPath,
+    out: StrPath | None = ...,
+    *,
+    only: str | None = ...,
+    dtype: str | None = ...,
+    layers: Iterable[str] = ...,
+    exclude: Iterable[str] = ...,
+    dim: int | str | None = ...,
+    zero_rows: str = ...,
+    allow_nonfinite: bool = ...,
+    keep_optimizer: bool = ...,
+    max_shard_size: str | int = ...,
+    verify: bool = ...,
+    force: bool = ...,
+    threads: int | None = ...,
+    dry_run: Literal[False] = ...,
+    progress: Callable[[int, int], None] = ...,
+) -> Result: ...
+
+
+@overload
+def fold_file(
+    src: StrPath,
+    out: StrPath | None = ...,
+    *,
+    only: str | None = ...,
+    dtype: str | None = ...,
+    layers: Iterable[str] = ...,
+    exclude: Iterable[str] = ...,
+    dim: int | str | None = ...,
+    zero_rows: str = ...,
+    allow_nonfinite: bool = ...,
+    keep_optimizer: bool = ...,
+    max_shard_size: str | int = ...,
+    verify: bool = ...,
+    force: bool = ...,
+    threads: int | None = ...,
+    dry_run: Literal[True],
+    progress: Callable[[int, int], None] = ...,
+) -> Plan: ...
+
+
+def fold_file(
+    src: StrPath,
+    out: StrPath | None = None,
+    *,
+    only: str | None = None,
+    dtype: str | None = None,
+    layers: Iterable[str] = (),
+    exclude: Iterable[str] = (),
+    dim: int | str | None = AUTO,
+    zero_rows: str = "error",
+    allow_nonfinite: bool = False,
+    keep_optimizer: bool = False,
+    max_shard_size: str | int = DEFAULT_SHARD_SIZE,
+    verify: bool = False,
+    force: bool = False,
+    threads: int | None = None,
+    dry_run: bool = False,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Result | Plan:
+    """Fold the weight-normalized layers of a checkpoint, or of an ONNX model, into plain weights.
+
+    ``src`` is a checkpoint of any readable format; ``out`` is written as safetensors where its suffix says
+    so, else as a torch zip (default: ``.folded`` before the suffix of ``src``). An ONNX model stays one, is
+    run beside the original before it is put in place (this needs onnx and onnxruntime), and takes neither
+    ``only``, ``dtype``, ``dim`` nor ``keep_optimizer``. A folder with weights, or the index of one, becomes a
+    folder, unless ``out`` has a checkpoint's suffix; a file becomes one where ``out`` ends in a slash or is a
+    folder. Its weights lie in files of at most ``max_shard_size`` (bytes, or ``"5GB"``, ``"2GiB"``); all
+    other files go along. With ``force`` an old folder is replaced whole.
+
+    ``only`` is the path of the one state dict to keep. ``dtype`` (``"float16"``, ``"bfloat16"``,
+    ``"float32"``) folds and casts in one rounding. ``layers`` and ``exclude`` are globs on weights' names.
+    ``dim`` is an axis, None for the whole tensor, or ``"auto"``: read from g's shape. ``zero_rows`` is
+    ``"error"`` or ``"zero"``. ``progress`` is called with the bytes done and in all. With ``dry_run`` nothing
+    is written and the ``Plan`` is returned.
+
+    Raises ``WnconvertError``: ``InputError``, ``LayerError``, ``NumbersError``, ``OutputError``,
+    ``ArgumentError``, ``VerifyError``; nothing is written then.
+
+    >>> plan = fold_file("fixtures/g_02500000", dry_run=True)
+    >>> len(plan.layers), plan.layers[0][1].name
+    (78, 'conv_pre.weight')
+    """
+    selection = selection_of(layers, exclude, dim)
+    given = {"--only": only, "--dtype": dtype, "--keep-optimizer": keep_optimizer or None}
+    given["--dim"] = None if dim == AUTO else str(dim)
+    return run_conversion(
+        src,
+        out,
+        "folded",
+        partial(
+            plan_fold,
+            selection=selection,
+            only=only,
+            dtype=dtype_of(dtype),
+            keep_optimizer=keep_optimizer,
+        ),
+        plan_graph=partial(
+            plan_onnx_fold, selection=selection, given=[name for name in given if given[name] is not None]
+        ),
+        numbers=numbers_of(zero_rows, allow_nonfinite=allow_nonfinite),
+        max_shard_size=max_shard_size,
+        verify=verify,
+        force=force,
+        threads=threads,
+        dry_run=dry_run,
+        progress=progress,
+    )
+
+
+@overload
+def split_file(
+    src: StrPath,
+    out: StrPath | None = ...,
+    *,
+    to: str | None = ...,
+    like: StrPath | None = ...,
+    only: str | None = ...,
+    layers: Iterable[str] = ...,
+    exclude: Iterable[str] = ...,
+    dim: int | str | None = ...,
+    keep_optimizer: bool = ...,
+    max_shard_size: str | int = ...,
+    verify: bool = ...,
+    force: bool = ...,
+    threads: int | None = ...,
+    dry_run: Literal[False] = ...,
+    progress: Callable[[int, int], None] = ...,
+) -> Result: ...
+
+
+@overload
+def split_file(
+    src: StrPath,
+    out: StrPath | None = ...,
+    *,
+    to: str | None = ...,
+    like: StrPath | None = ...,
+    only: str | None = ...,
+    layers: Iterable[str] = ...,
+    exclude: Iterable[str] = ...,
+    dim: int | str | None = ...,
+    keep_optimizer: bool = ...,
+    max_shard_size: str | int = ...,
+    verify: bool = ...,
+    force: bool = ...,
+    threads: int | None = ...,
+    dry_run: Literal[True],
+    progress: Callable[[int, int], None] = ...,
+) -> Plan: ...
+
+
+def split_file(
+    src: StrPath,
+    out: StrPath | None = None,
+    *,
+    to: str | None = None,
+    like: StrPath | None = None,
+    only: str | None = None,
+    layers: Iterable[str] = (),
+    exclude: Iterable[str] = (),
+    dim: int | str | None = AUTO,
+    keep_optimizer: bool = False,
+    max_shard_size: str | int = DEFAULT_SHARD_SIZE,
+    verify: bool = False,
+    force: bool = False,
+    threads: int | None = None,
+    dry_run: bool = False,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Result | Plan:
+    """Split plain weights of a checkpoint file into g = ‖w‖ and v = w; folded, they are w again, bit for bit.
+
+    Which weights, along which dim and in which form (``to``: ``"parametrize"``, ``"legacy"``) is read from
+    ``like``, another checkpoint with layers; else from ``layers`` (globs) and ``dim`` (an axis, None for the
+    whole tensor); else from what ``fold`` recorded in the file, names, shapes and places with it. Layers that
+    are split already are left alone and counted (``Plan.already``). Rows of zeros get g = 0 and a uniform
+    unit direction. Other options as for ``fold_file``.
+
+    Raises as ``fold_file`` does: ``ArgumentError`` where nothing says what to split, ``LayerError`` where a
+    layer is not there or has another shape, ``NumbersError`` for a row without a norm that its dtype can
+    hold.
+
+    >>> plan = split_file("fixtures/plain.pt", layers="conv.weight", dim=0, to="legacy", dry_run=True)
+    >>> [(change.name, change.after.g.name, change.after.g.shape) for _, change in plan.layers]
+    [('conv.weight', 'conv.weight_g', (8, 1, 1))]
+    """
+    check_form(to)
+    return run_conversion(
+        src,
+        out,
+        "split",
+        partial(
+            plan_split,
+            to=to,
+            like=None if like is None else open_reference(like),
+            selection=selection_of(layers, exclude, dim),
+            only=only,
+            keep_optimizer=keep_optimizer,
+        ),
+        like=like,
+        max_shard_size=max_shard_size,
+        verify=verify,
+        force=force,
+        threads=threads,
+        dry_run=dry_run,
+        progress=progress,
+    )
+
+
+@overload
+def migrate_file(
+    src: StrPath,
+    out: StrPath | None = ...,
+    *,
+    to: str = ...,
+    only: str | None = ...,
+    layers: Iterable[str] = ...,
+    exclude: Iterable[str] = ...,
+    drop_optimizer: bool = ...,
+    max_shard_size: str | int = ...,
+    verify: bool = ...,
+    force: bool = ...,
+    threads: int | None = ...,
+    dry_run: Literal[False] = ...,
+    progress: Callable[[int, int], None] = ...,
+) -> Result: ...
+
+
+@overload
+def migrate_file(
+    src: StrPath,
+    out: StrPath | None = ...,
+    *,
+    to: str = ...,
+    only: str | None = ...,
+    layers: Iterable[str] = ...,
+    exclude: Iterable[str] = ...,
+    drop_optimizer: bool = ...,
+    max_shard_size: str | int = ...,
+    verify: bool = ...,
+    force: bool = ...,
+    threads: int | None = ...,
+    dry_run: Literal[True],
+    progress: Callable[[int, int], None] = ...,
+) -> Plan: ...
+
+
+def migrate_file(
+    src: StrPath,
+    out: StrPath | None = None,
+    *,
+    to: str = "parametrize",
+    only: str | None = None,
+    layers: Iterable[str] = (),
+    exclude: Iterable[str] = (),
+    drop_optimizer: bool = False,
+    max_shard_size: str | int = DEFAULT_SHARD_SIZE,
+    verify: bool = False,
+    force: bool = False,
+    threads: int | None = None,
+    dry_run: bool = False,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Result | Plan:
+    """Give the layers of a checkpoint file the names of the other form of weight norm; no tensor changes.
+
+    ``to`` is ``"parametrize"`` (``torch.nn.utils.parametrizations.weight_norm``, from torch 2.1 on) or
+    ``"legacy"`` (``torch.nn.utils.weight_norm``); a mixture ends in that form. Keys stand where torch
+    has them, ``_metadata`` follows, and going back gives the same bytes again. The state of an optimizer
+    stays valid, since the parameters keep their order; where they would not it is an error, and
+    ``drop_optimizer`` leaves the state out. Other options as for ``fold_file``.
+
+    Raises as ``fold_file`` does; ``LayerError`` also for a whole pickled module.
+
+    >>> plan = migrate_file("fixtures/g_02500000", dry_run=True)
+    >>> plan.layers[0][1].before.g.name, plan.layers[0][1].after.g.name
+    ('conv_pre.weight_g', 'conv_pre.parametrizations.weight.original0')
+    """
+    check_form(to)
+    return run_conversion(
+        src,
+        out,
+        to,
+        partial(
+            plan_migrate,
+            to=to,
+            selection=selection_of(layers, exclude, AUTO),
+            only=only,
+            drop_optimizer=drop_optimizer,
+        ),
+        max_shard_size=max_shard_size,
+        verify=verify,
+        force=force,
+        threads=threads,
+        dry_run=dry_run,
+        progress=progress,
+    )

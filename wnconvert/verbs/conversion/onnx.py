@@ -1,0 +1,161 @@
+"""An ONNX model folded and put in place, with its data file.
+
+Data files of models that are replaced are deleted where they were ours and nobody needs them.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from wnconvert.errors import OutputError, WnconvertError
+from wnconvert.numerics.rows import RowPolicy
+from wnconvert.onnx.file.reader import looks_like_onnx
+from wnconvert.storage.checkpoint import Checkpoint, open_checkpoint
+from wnconvert.storage.sources import Source
+from wnconvert.storage.staging import file_in, free_name, staged_folder
+from wnconvert.storage.workers import Workers
+from wnconvert.verbs.conversion.convert import Result
+from wnconvert.verbs.conversion.executor import execute
+from wnconvert.verbs.conversion.verify import check_structure
+
+if TYPE_CHECKING:
+    from wnconvert.onnx.graph.plan import OnnxFold
+
+__all__ = ["convert_onnx", "own_data_of", "remove_unused"]
+
+
+def own_data_of(target: Path) -> tuple[Path, ...]:
+    """The data files of the ONNX model at ``target`` that are called as wnconvert calls them.
+
+    Nothing where there is no such model, or the target is a link.
+    """
+    if target.is_symlink():
+        return ()
+    name = re.compile(re.escape(target.name) + r"(?:\.\d+)?\.data")
+    return tuple(
+        path for path in _data_of(target) or () if path.parent == target.parent and name.fullmatch(path.name)
+    )
+
+
+def remove_unused(files: Iterable[Path], target: Path, needed: Iterable[Path]) -> Iterator[str]:
+    """Delete data files that the model at ``target`` used before, unless another model needs them; notes.
+
+    Others are the models of the same folder, whatever they are called, and ``needed``. Where one of them
+    cannot be read, all stay.
+    """
+    old = tuple(files)
+    if not old:
+        return
+    used = {path.resolve() for path in needed if path != target}
+    for model in target.parent.iterdir():
+        data = _data_of(model) if model not in old and _is_model(model) else ()
+        if data is None:
+            used |= {path.resolve() for path in old}
+        else:
+            used |= {path.resolve() for path in data}
+    for path in old:
+        if path.resolve() in used:
+            continue
+        try:
+            path.unlink(missing_ok=True)
+        except OSError:
+            continue
+        yield f"{path.name}, the data of the model that was replaced, is deleted"
+
+
+def _is_model(path: Path) -> bool:
+    if path.suffix == ".onnx":
+        return True
+    try:
+        if not path.is_file():
+            return False
+        with path.open("rb") as file:
+            return looks_like_onnx(file, path.stat().st_size)
+    except OSError:
+        return False
+
+
+def _data_of(model: Path) -> tuple[Path, ...] | None:
+    """The data files of an ONNX model; None where it cannot be read."""
+    if not model.is_file():
+        return ()
+    try:
+        return open_checkpoint(model).shards[1:]
+    except WnconvertError:
+        return None
+
+
+def _check_apart(output: Path, data: Iterable[Path]) -> None:
+    """Refuse to write a model over the data of its own source."""
+    if any(output.exists() and path.exists() and output.samefile(path) for path in data):
+        raise OutputError("the source keeps its data there", where=str(output), fix="choose another -o")
+
+
+def convert_onnx(
+    checkpoint: Checkpoint,
+    fold: OnnxFold,
+    output: Path,
+    *,
+    force: bool = False,
+    threads: int | None = None,
+    numbers: RowPolicy = RowPolicy(),  # noqa: B008 - frozen
+    verify: bool = False,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+    data_name: str = "",
+    proven: bool = True,
+) -> Result:
+    """Fold an opened ONNX model, run the result beside the original, and put it at ``output``.
+
+    Where tensors of the source lie in data files, those of the output lie in one beside it, ``data_name``
+    (by default a free name). With ``verify`` tensors that stay are read back too. With ``proven`` False
+    nothing is run; who says so proves it otherwise.
+
+    Raises as ``convert`` does; ``InputError`` where onnx or onnxruntime is not there to check the result.
+    """
+    from wnconvert.onnx.file.writer import onnx_layouts
+    from wnconvert.verbs.conversion.onnx_check import check_fold, check_installed
+
+    began = time.perf_counter()
+    opened = checkpoint.onnx
+    assert opened is not None  # noqa: S101 - its plan was made of it
+    if proven:
+        check_installed()
+    _check_apart(output, checkpoint.shards[1:])
+    data_name = data_name or free_name(output)
+    model, data = onnx_layouts(opened, fold.edits, data_name)
+    layouts = {output.name: model} if data is None else {data_name: data, output.name: model}
+    size = sum(layout.size for layout in layouts.values())
+    bytes_in = sum(path.stat().st_size for path in checkpoint.shards)
+    old = own_data_of(output) if force else ()
+    notes: tuple[str, ...] = fold.plan.notes
+    verified = ""
+    with (
+        staged_folder(output, force=force, size=size) as folder,
+        Source(checkpoint.shards) as source,
+    ):
+        workers, policy = Workers(threads, progress), replace(numbers, can_cast=False)
+        for name, layout in layouts.items():
+            with file_in(folder, name, output) as target:
+                notes += execute(source, target, layout, policy, workers)
+        check_structure(folder / output.name, "onnx")
+        if proven:
+            verified, more = check_fold(opened, fold, folder / output.name, numbers, verify=verify)
+            notes += more
+    in_place = output.resolve() == checkpoint.path.resolve()
+    deleted = remove_unused(old, output, () if in_place else checkpoint.shards)
+    return Result(
+        plan=fold.plan,
+        source=checkpoint.path,
+        source_container=checkpoint.container,
+        output=output,
+        bytes_in=bytes_in,
+        bytes_out=size,
+        seconds=time.perf_counter() - began,
+        notes=(*notes, *deleted),
+        verified=verified,
+    )

@@ -1,0 +1,282 @@
+"""A folded ONNX model against the original: onnx's checker, then onnxruntime, layer by layer and whole.
+
+Every layer's own arithmetic is cut out of the original and run; then both models are run on made-up inputs.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from wnconvert.errors import InputError, VerifyError, WnconvertError
+from wnconvert.messages import REPORT_BUG, counted, listed, printable
+from wnconvert.numerics.rows import RowPolicy
+from wnconvert.onnx.file.model import Constant, NewTensor, Node, OnnxFunction
+from wnconvert.onnx.file.reader import OnnxFile, stored_in
+from wnconvert.onnx.file.unchanged import check_unchanged
+from wnconvert.onnx.graph.index import ValueId
+from wnconvert.onnx.graph.plan import OnnxFold
+from wnconvert.onnx.runtime import open_model, run
+from wnconvert.onnx.slices import Slices, UnreachableError
+from wnconvert.storage.checkpoint import open_checkpoint
+from wnconvert.storage.sources import Source
+from wnconvert.tensors.blocks import BLOCK_BYTES, Array
+from wnconvert.tensors.dtypes import DType
+from wnconvert.tensors.tree import ByteRange, StoredTensor
+from wnconvert.verbs.conversion.onnx_run import compare_whole
+
+__all__ = ["check_fold", "check_installed"]
+
+
+#: How far an element of a layer may be off that onnxruntime computes: it rounds at every step.
+_RTOL = {"float64": 1e-9, "float32": 1e-4, "float16": 5e-3, "bfloat16": 8e-3}
+#: Twice the smallest number of each dtype.
+_LEAST = {"float64": 1e-323, "float32": 3e-45, "float16": 1.2e-7, "bfloat16": 2e-40}
+
+
+def check_installed() -> None:
+    """Raise ``InputError`` where onnx or onnxruntime, which check what is written, is not installed."""
+    missing = [name for name in ("onnx", "onnxruntime") if importlib.util.find_spec(name) is None]
+    if missing:
+        are = "are" if len(missing) > 1 else "is"
+        raise InputError(
+            f"an ONNX model is checked before it is put in place, and {listed(missing)} {are} not installed",
+            fix='pip install "wnconvert[onnx]"',
+        )
+
+
+def check_fold(
+    opened: OnnxFile,
+    fold: OnnxFold,
+    path: Path,
+    numbers: RowPolicy = RowPolicy(),  # noqa: B008 - frozen
+    *,
+    verify: bool = False,
+) -> tuple[str, tuple[str, ...]]:
+    """Hold the folded model at ``path`` against the original; what did it, and notes.
+
+    All that stands in the model but the edits is compared byte for byte; with ``verify`` tensors in data
+    files are too. Raises ``VerifyError`` where onnx's checker refuses the new model, or it holds or computes
+    something else.
+    """
+    kept = _kept(opened, fold, path) if verify else ""
+    with ThreadPoolExecutor(1) as pool:  # onnxruntime leaves the other processors to the layers
+        running = pool.submit(compare_whole, opened.path, path, numbers)
+        notes = list(_checked(opened.path, path))
+        try:
+            by_formula, more = _layers(opened, fold, path, numbers)
+            whole, others = running.result()
+        except VerifyError as error:
+            # A graph that says two things, of which each reader takes one.
+            if why := refused(opened.path):
+                error.fix = f"onnx.checker refuses the original too ({why}): export it again"
+            raise
+    notes += [*more, *others]
+    check_unchanged(opened, fold.edits, path)
+    run_alone = len(fold.layers) - len(by_formula)
+    done = [f"{counted(run_alone, 'layer')} against the original's own arithmetic"] * bool(run_alone)
+    done += [f"{counted(len(by_formula), 'layer')} against g·v/‖v‖"] * bool(by_formula)
+    done += [f"the whole model on {whole}"] * bool(whole)
+    done += [kept] * bool(kept)
+    by = "onnx.checker" + (f" and onnxruntime: {', '.join(done)}" if done else "")
+    return by, tuple(notes)
+
+
+def refused(path: Path, *, full_check: bool = False) -> str:
+    """Why onnx's checker refuses a model, with ``full_check`` its shapes too; nothing where it does not."""
+    import onnx.checker
+
+    try:
+        onnx.checker.check_model(str(path), full_check=full_check)
+    except Exception as error:  # noqa: BLE001 - it raises what its C++ raises
+        return printable(str(error).strip().partition("\n")[0][:200]) or "it says not why"
+    return ""
+
+
+def _checked(original: Path, path: Path) -> Iterator[str]:
+    """Have onnx's checker read a model; a note where it refuses the original too."""
+    if why := refused(path):
+        before = refused(original)
+        if not before:
+            raise VerifyError(
+                f"onnx.checker refuses what was written ({why}); nothing is kept", fix=REPORT_BUG
+            )
+        yield f"onnx.checker refuses the original too: {before}"
+
+
+def _kept(opened: OnnxFile, fold: OnnxFold, path: Path) -> str:
+    """Compare the bytes of all tensors that stay, which stand in the same order in both."""
+    written = open_checkpoint(path)
+    assert written.onnx is not None  # noqa: S101 - it was read back before
+    new = {tensor.name for tensor in fold.edits.tensors}
+    gone = [item.record for item in _records(opened) if item.record.start in fold.edits.dropped]
+    before = [
+        tensor for tensor in _stored(opened) if not any(one.start <= tensor[1] < one.end for one in gone)
+    ]
+    after = [tensor for tensor in _stored(written.onnx) if tensor[0] not in new]
+    wrong = VerifyError(
+        "what was written does not hold the tensors that stay; nothing is kept", fix=REPORT_BUG
+    )
+    if len(before) != len(after):
+        raise wrong
+    with Source(opened.shards) as old_source, Source(written.shards) as new_source:
+        for (_, _, old), (name, _, found) in zip(before, after, strict=True):
+            if old.info.shape != found.info.shape or old.info.dtype != found.info.dtype:
+                raise wrong
+            for at in range(0, old.info.nbytes, BLOCK_BYTES):
+                size = min(BLOCK_BYTES, old.info.nbytes - at)
+                a, b = (
+                    source.chunk(ByteRange(tensor.data.start + at, size, tensor.data.shard))
+                    for source, tensor in ((old_source, old), (new_source, found))
+                )
+                if a != b:
+                    what = f"{printable(name)} was read back with other values; nothing is kept"
+                    raise VerifyError(what, fix=REPORT_BUG)
+    return counted(len(before), "other tensor")
+
+
+def _records(opened: OnnxFile) -> Iterator[OnnxFunction | Node | Constant]:
+    """Everything that can be left out and that tensors may stand in."""
+    yield from opened.model.functions
+    for scope in opened.model.scopes():
+        yield from scope.nodes
+        yield from getattr(scope, "constants", ())
+
+
+def _stored(opened: OnnxFile) -> Iterator[tuple[str, int, StoredTensor]]:
+    """Names, records and places of all stored tensors that are numbers end to end."""
+    for scope in opened.model.scopes():
+        for constant in stored_in(scope):
+            if constant.tensor is not None:
+                yield constant.name, constant.record.start, constant.tensor
+
+
+# -- layers
+
+
+@dataclass(frozen=True, slots=True)
+class _Claim:
+    """That a value of the original, under some calls, is a new tensor."""
+
+    tensor: NewTensor
+    value: ValueId
+    calls: tuple[int, ...]
+
+
+def _claims(fold: OnnxFold) -> Iterator[_Claim]:
+    for layer in fold.layers:
+        tensors = [tensor for tensor in fold.edits.tensors if tensor.layer == layer.layer.name]
+        by_view = {(tensor.v, tensor.dim, tensor.dtype): tensor for tensor in tensors}
+        for weight in layer.weights:
+            tensor = by_view[weight.view.v, weight.view.dim, weight.view.dtype]
+            yield from (_Claim(tensor, value, ()) for value in weight.values)
+        for passed in layer.passed:
+            tensor = by_view[passed.view.v, passed.view.dim, passed.view.dtype]
+            yield _Claim(tensor, passed.value, passed.calls)
+
+
+def _layers(
+    opened: OnnxFile, fold: OnnxFold, path: Path, numbers: RowPolicy
+) -> tuple[dict[str, None], list[str]]:
+    """Compare every new tensor with what onnxruntime computes of the original's nodes.
+
+    The names of layers of which it cannot run them, which are compared with the formula, and notes.
+    """
+    by_formula: dict[str, None] = {}
+    notes: list[str] = []
+    if not fold.layers:
+        return by_formula, notes
+    written = open_checkpoint(path)
+    stored = {name: tensor for state in written.tree.state_dicts for name, tensor in state.tensors.items()}
+    slices = Slices(opened)
+    with (
+        Source(written.shards) as new,
+        Source(opened.shards) as old,
+        tempfile.TemporaryDirectory() as folder,
+    ):
+        for claim in _claims(fold):
+            tensor = claim.tensor
+            found = new.whole(_of(stored, tensor.name)).astype(np.float64)
+            try:
+                expected = _computed(slices, claim, Path(folder, "layer.onnx"))
+            except (UnreachableError, WnconvertError):
+                expected = _formula(old, tensor)
+                by_formula[tensor.layer] = None
+            lost = _compare(tensor, found, expected, numbers, partial(_formula, old, tensor))
+            if lost:
+                count = counted(lost, "element")
+                what = "that the original computes as NaN or inf, not so now"
+                notes.append(f"layer {printable(tensor.layer)}: {count} {what}")
+    if by_formula:
+        names = listed(map(printable, by_formula), 6)
+        what = "alone: compared with g·v/‖v‖ instead"
+        notes.append(f"onnxruntime cannot run the arithmetic of {names} {what}")
+    return by_formula, notes
+
+
+def _of(stored: Mapping[str, StoredTensor], name: str) -> StoredTensor:
+    if name not in stored:
+        raise VerifyError(f"{printable(name)} is not in what was written; nothing is kept", fix=REPORT_BUG)
+    return stored[name]
+
+
+def _computed(slices: Slices, claim: _Claim, path: Path) -> Array:
+    path.write_bytes(slices.model(claim.value, claim.calls, claim.tensor.dtype))
+    (value,) = run(open_model(path, optimize=False), {}).values()
+    return value.astype(np.float64)
+
+
+def _formula(source: Source, tensor: NewTensor) -> Array:
+    g, v = (source.whole(half).astype(np.float64) for half in (tensor.g, tensor.v))
+    axes = tuple(axis for axis in range(v.ndim) if axis != tensor.dim)
+    shape = [size if axis == tensor.dim else 1 for axis, size in enumerate(v.shape)]
+    with np.errstate(all="ignore"):
+        made: Array = g.reshape(shape) * v / np.sqrt(np.square(v).sum(axis=axes, keepdims=True))
+    return made
+
+
+def _near(found: Array, expected: Array, dtype: DType) -> Array:
+    with np.errstate(all="ignore"):
+        off = np.abs(found - expected)
+        near: Array = off <= _RTOL[dtype.name] * np.abs(expected) + _LEAST[dtype.name]
+    made: Array = near & np.isfinite(expected) | (found == expected)
+    return made
+
+
+def _compare(
+    tensor: NewTensor, found: Array, expected: Array, numbers: RowPolicy, exact: Callable[[], Array]
+) -> int:
+    """Compare a layer with what was computed; the number of elements that only a wider arithmetic gives.
+
+    Where squares of a float32 row underflow, the original divides by zero, and ``exact`` is finite.
+    """
+    layer = printable(tensor.layer)
+    if found.shape != expected.shape:
+        raise VerifyError(
+            f"layer {layer} was computed in the shape {expected.shape} and is {found.shape}; nothing is kept",
+            fix=REPORT_BUG,
+        )
+    good = _near(found, expected, tensor.dtype)
+    if numbers.zero_rows == "zero":
+        good |= np.isnan(expected) & (found == 0)
+    if numbers.allow_nonfinite:
+        good |= ~np.isfinite(expected) & ~np.isfinite(found)
+    lost = ~good & ~np.isfinite(expected) & np.isfinite(found)
+    if lost.any():
+        lost &= _near(found, exact(), tensor.dtype)
+        good |= lost
+    if not good.all():
+        place = tuple(int(index) for index in np.argwhere(~good)[0])
+        raise VerifyError(
+            f"layer {layer} is {found[place]:.6g} at {place}, where the original computes "
+            f"{expected[place]:.6g}; nothing is kept",
+            fix=REPORT_BUG,
+        )
+    return int(np.count_nonzero(lost))

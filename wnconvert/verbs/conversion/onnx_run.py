@@ -1,0 +1,138 @@
+"""A folded ONNX model and its original run on made-up inputs, and their outputs compared."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from wnconvert.errors import InputError, VerifyError, WnconvertError
+from wnconvert.messages import REPORT_BUG, counted, listed, printable
+from wnconvert.numerics.rows import RowPolicy
+from wnconvert.onnx.runtime import Opened, ValueInfo, open_model, run
+from wnconvert.tensors.blocks import Array
+from wnconvert.tensors.dtypes import DType
+
+__all__ = ["compare_whole"]
+
+#: How far an output may be off, as a part of its greatest value: rounding goes through the whole network.
+_WHOLE = {"float64": 1e-7, "float32": 2e-3, "float16": 2e-2, "bfloat16": 5e-2}
+#: Of whole numbers, which a network picks, so many may be others: where two are nearly as good.
+_PICKED = 0.01
+#: Sizes that are tried for the first axis where it is dynamic, and for all others.
+_SIZES = ((1, 16), (1, 64), (2, 32), (1, 100), (1, 400), (1, 7), (1, 1), (4, 4), (1, 1600), (1, 16000))
+#: Elements of an input that are made up at most: made float64 first.
+_MOST_MADE_UP = 1 << 22
+
+
+def compare_whole(original: Path, path: Path, numbers: RowPolicy) -> tuple[str, list[str]]:
+    """Run both models on made-up inputs: what they were, or a note why that could not be done."""
+    alone = "each layer was compared alone"
+    try:
+        before = open_model(original, optimize=False)
+    except WnconvertError as error:
+        return "", [f"the whole model was not run ({error.what}); {alone}"]
+    feeds, expected, why = _first_that_runs(before)
+    if not expected:
+        return "", [f"the whole model was not run on made-up inputs ({why}); {alone}"]
+    if not _same(expected, run(before, feeds)):
+        return "", [f"the original computes something else at every run; {alone}"]
+    del before  # two models at a time would take twice the memory
+    found = run(open_model(path, optimize=False), feeds)
+    notes: list[str] = []
+    if list(found) != list(expected):
+        raise VerifyError("what was written has other outputs; nothing is kept", fix=REPORT_BUG)
+    for name, values in expected.items():
+        notes += _compare_output(name, found[name], values, numbers)
+    return _told(feeds), notes
+
+
+def _first_that_runs(opened: Opened) -> tuple[dict[str, Array], dict[str, Array], str]:
+    """Inputs on which a model runs, its outputs, and else why it did not."""
+    why = ""
+    for first, others in _SIZES:
+        for whole in (None, others):
+            try:
+                sizes = _sizes(opened.inputs, first, others)
+                feeds = {port.name: _made_up(port, sizes[port.name], whole) for port in opened.inputs}
+                found = run(opened, feeds)
+            except WnconvertError as error:
+                why = why or error.what
+                continue
+            if any(values.size for values in found.values()):
+                return feeds, found, ""
+            why = why or "its outputs are empty"
+        if not any(isinstance(size, str) or size is None for port in opened.inputs for size in port.shape):
+            break
+    return {}, {}, why
+
+
+def _sizes(ports: Sequence[ValueInfo], first: int, others: int) -> dict[str, list[int]]:
+    """Shapes of inputs: dynamic first axes are the batch, and an axis has one size wherever it is named."""
+    batch = {port.shape[0] for port in ports if len(port.shape) > 1 and isinstance(port.shape[0], str)}
+
+    def size_of(port: ValueInfo, axis: int) -> int:
+        size = port.shape[axis]
+        if isinstance(size, int) and size >= 0:
+            return size
+        is_batch = size in batch if isinstance(size, str) else axis == 0 and len(port.shape) > 1
+        return first if is_batch else others
+
+    return {port.name: [size_of(port, axis) for axis in range(len(port.shape))] for port in ports}
+
+
+def _made_up(port: ValueInfo, sizes: Sequence[int], whole: int | None) -> Array:
+    """Values for an input: normal floats, and whole numbers that are small, or the length of the rest."""
+    if port.dtype is None:
+        raise InputError(f"its input {printable(port.name)} is {port.kind}")
+    random = np.random.default_rng(0)
+    dtype: DType = port.dtype
+    if math.prod(sizes) > _MOST_MADE_UP:
+        raise InputError(f"its input {printable(port.name)} would have {math.prod(sizes)} elements")
+    if dtype.foldable:
+        return random.normal(0, 0.5, sizes).astype(dtype.numpy())
+    if dtype.name == "bool":
+        return np.ones(sizes, bool)
+    if dtype.name.startswith(("int", "uint")):
+        return np.asarray(
+            random.integers(0, 2, sizes) if whole is None else np.full(sizes, whole), dtype.name
+        )
+    raise InputError(f"its input {printable(port.name)} is {dtype}")
+
+
+def _same(a: Mapping[str, Array], b: Mapping[str, Array]) -> bool:
+    return all(a[name].tobytes() == b[name].tobytes() for name in a)
+
+
+def _compare_output(name: str, found: Array, expected: Array, numbers: RowPolicy) -> Sequence[str]:
+    shown = printable(name)
+    if found.shape != expected.shape or found.dtype != expected.dtype:
+        raise VerifyError(
+            f"output {shown} is {found.dtype}{found.shape}, and was {expected.dtype}{expected.shape}; "
+            "nothing is kept",
+            fix=REPORT_BUG,
+        )
+    if expected.dtype.name not in _WHOLE:
+        other = int(np.count_nonzero(found != expected))
+        if other > max(1, _PICKED * expected.size):
+            raise VerifyError(f"output {shown} has {other} other values; nothing is kept", fix=REPORT_BUG)
+        return [f"output {shown} has {counted(other, 'other value')} of {expected.size}"] if other else []
+    a, b = found.astype(np.float64), expected.astype(np.float64)
+    finite = np.isfinite(b)
+    most = float(np.abs(b[finite]).max(initial=0))
+    off = float(np.abs(a[finite] - b[finite]).max(initial=0))
+    # Where the original has NaN, of zero rows or squares that underflow, there may be numbers now.
+    alike = bool(np.isfinite(a[finite]).all()) and (numbers.allow_nonfinite or not np.isinf(a[~finite]).any())
+    if not alike or not off <= _WHOLE[expected.dtype.name] * most:
+        raise VerifyError(
+            f"output {shown} is off by {off:.3g}, its greatest value being {most:.3g}; nothing is kept",
+            fix=REPORT_BUG,
+        )
+    return [f"output {shown} of the original has no finite value"] * bool(b.size and not finite.any())
+
+
+def _told(feeds: Mapping[str, Array]) -> str:
+    shapes = (f"{printable(name)} {list(values.shape)}".replace(" ", "") for name, values in feeds.items())
+    return listed(shapes, 4) or "no inputs"

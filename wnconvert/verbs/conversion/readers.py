@@ -1,0 +1,139 @@
+"""Readers of an output: the safetensors library, torch, zipfile, and our own."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+from safetensors import safe_open
+
+from wnconvert.errors import VerifyError
+from wnconvert.messages import REPORT_BUG
+from wnconvert.storage.checkpoint import Checkpoint
+from wnconvert.storage.sources import Source
+from wnconvert.tensors.blocks import BLOCK_BYTES, Array, Block
+from wnconvert.tensors.dtypes import DType, dtype_named
+from wnconvert.tensors.tree import StoredTensor, TensorInfo
+
+__all__ = ["TorchMissing", "in_bytes", "own_reader", "safetensors_reader", "test_zip", "torch_reader"]
+
+
+# What picks a piece of a tensor: places on leading axes, then a slice of the next one.
+Piece: TypeAlias = tuple[int | slice, ...]
+# A tensor of the output: a piece, also given as a run of elements, to its elements in any shape.
+ReadBack: TypeAlias = Callable[[Block, Piece], Array]
+# A reader of the output: a tensor by the path of its state dict and its name.
+Open: TypeAlias = Callable[[str, str], ReadBack]
+
+
+# -- readers of the output
+
+
+# What safetensors gives as numpy arrays; of other dtypes the bytes are read by our own reader.
+_IN_NUMPY = frozenset("F64 F32 F16 BF16 I64 I32 I16 I8 U64 U32 U16 U8 BOOL C64".split())
+
+
+def safetensors_reader(paths: Sequence[Path], own: Open) -> Open:
+    """Reads with the safetensors library; ``own`` reads the dtypes that it has no numpy type for."""
+    files: list[Any] = [safe_open(os.fspath(path), framework="numpy") for path in paths]
+    holding = {name: file for file in files for name in file.keys()}  # noqa: SIM118 - it is no mapping
+
+    def open_tensor(_state: str, name: str) -> ReadBack:
+        file = holding[name]
+        view = file.get_slice(name)
+        if view.get_dtype() not in _IN_NUMPY:
+            return own("", name)
+        if not view.get_shape():
+            return lambda block, piece: np.asarray(file.get_tensor(name))
+        return lambda block, piece: np.asarray(view[piece])
+
+    return open_tensor
+
+
+class TorchMissing(Exception):  # noqa: N818 - a reason, not an error
+    """Why torch cannot be the reader."""
+
+
+def torch_reader(checkpoint: Checkpoint, paths: Sequence[Path]) -> Open:
+    """Reads with ``torch.load(weights_only=True)``; raises ``TorchMissing`` where that cannot be done."""
+    if importlib.util.find_spec("torch") is None:
+        raise TorchMissing("it is not installed")
+    import torch
+
+    if checkpoint.torch and checkpoint.torch.mark != b"PK":
+        raise TorchMissing("it does not know GPT-SoVITS's mark")
+    try:
+        roots = [torch.load(path, map_location="cpu", weights_only=True, mmap=True) for path in paths]
+    except Exception as error:
+        # weights_only refuses in many ways; its reason stands behind several lines of advice.
+        reason = re.search(r"WeightsUnpickler error: (.+?)(?: was not|$)", str(error), re.MULTILINE)
+        raise TorchMissing(reason[1] if reason else type(error).__name__) from error
+    root = roots[0] if len(roots) == 1 else {name: value for part in roots for name, value in part.items()}
+    keys = (
+        {state.path: state.keys for state in checkpoint.torch.contents.state_dicts}
+        if checkpoint.torch
+        else {}
+    )
+
+    def open_tensor(state: str, name: str) -> ReadBack:
+        value: Any = root
+        for key in keys.get(state, ()):
+            value = value[key]
+        tensor = value[name].detach().reshape(value[name].shape or (1,))
+        return lambda block, piece: _numpy(tensor[piece])
+
+    return open_tensor
+
+
+def _numpy(tensor: Any) -> Array:
+    """A torch tensor's elements, the foldable as numpy's floats, others as raw elements."""
+    import torch
+
+    name = str(tensor.dtype).removeprefix("torch.")
+    raw: Array = tensor.clone(memory_format=torch.contiguous_format).flatten().view(torch.uint8).numpy()
+    return raw.view(_kind(dtype_named(name)))
+
+
+def _kind(dtype: DType) -> np.dtype[Any]:
+    return dtype.numpy() if dtype.foldable else np.dtype(f"V{dtype.itemsize}")
+
+
+def test_zip(path: Path, *, contents: bool) -> None:
+    """The directory of a zip archive, and every checksum but that of the record that GPT-SoVITS marks."""
+    import zipfile  # which a safetensors file need not wait for
+
+    try:
+        with path.open("rb") as file, zipfile.ZipFile(file) as archive:
+            for info in archive.infolist() if contents else ():
+                file.seek(info.header_offset)
+                if file.read(2) != b"PK":
+                    continue
+                with archive.open(info) as record:
+                    while record.read(BLOCK_BYTES):
+                        pass
+    except zipfile.BadZipFile as error:
+        raise VerifyError(f"{error}; nothing is kept", fix=REPORT_BUG) from error
+
+
+def own_reader(tensors: Mapping[str, Mapping[str, StoredTensor]], written: Source) -> Open:
+    """Reads with our own reader, from the written files."""
+
+    def open_tensor(state: str, name: str) -> ReadBack:
+        read = written.reader(in_bytes(tensors[state][name]))
+        return lambda block, piece: read(block)
+
+    return open_tensor
+
+
+def in_bytes(tensor: StoredTensor) -> StoredTensor:
+    """A tensor of numbers of 4 or 6 bits as the bytes in which they lie; any other as it is."""
+    if tensor.info.dtype.bits >= 8:
+        return tensor
+    info = TensorInfo(tensor.info.name, dtype_named("uint8"), (tensor.info.nbytes,))
+    return replace(tensor, info=info, strides=(1,))

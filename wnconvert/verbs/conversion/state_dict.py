@@ -1,0 +1,211 @@
+"""The verbs on a state dict in memory: a mapping of names to torch tensors or numpy arrays.
+
+No torch is needed for numpy arrays (:mod:`wnconvert.tensors.memory`).
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from wnconvert.errors import LayerError
+from wnconvert.layers.dims import AUTO
+from wnconvert.messages import options_as_python
+from wnconvert.numerics.folding import fold_with_report
+from wnconvert.numerics.norms import norm_blocks
+from wnconvert.numerics.rounding import cast, count_overflow
+from wnconvert.numerics.rows import Problem, RowPolicy, raise_problems, split_problems
+from wnconvert.numerics.splitting import directions
+from wnconvert.plan.fold import plan_fold
+from wnconvert.plan.migrate import plan_migrate
+from wnconvert.plan.order import NEW_ENTRY, metadata_keys
+from wnconvert.plan.plan import Plan, PlannedStateDict
+from wnconvert.plan.split.plan import plan_split
+from wnconvert.plan.steps import Fold, Keep, Magnitude, Step
+from wnconvert.tensors.blocks import Array, reader_of
+from wnconvert.tensors.dtypes import DType
+from wnconvert.tensors.memory import array_of, made_like, tree_of, view_of
+from wnconvert.verbs.options import check_form, dtype_of, numbers_of, selection_of
+
+__all__ = ["fold_state_dict", "migrate_state_dict", "split_state_dict"]
+
+
+def fold_state_dict(
+    state_dict: Mapping[str, Any],
+    *,
+    dtype: str | None = None,
+    layers: Iterable[str] = (),
+    exclude: Iterable[str] = (),
+    dim: int | str | None = AUTO,
+    zero_rows: str = "error",
+    allow_nonfinite: bool = False,
+) -> dict[str, Any]:
+    """Fold the weight-normalized layers of a state dict; the mapping and its tensors are left alone.
+
+    Values may be torch tensors (on any device; Parameters stay Parameters) or numpy arrays (bfloat16 as
+    ml_dtypes'); what is no tensor is kept. A new mapping is returned, an ``OrderedDict`` with its
+    ``_metadata`` where the source is one; unchanged values in it are the very same objects. Options as for
+    ``fold_file``.
+
+    Raises ``LayerError`` for layers that are refused, ``NumbersError`` for their numbers and
+    ``ArgumentError`` where there is no tensor in ``state_dict``, but in a mapping inside it.
+
+    >>> import numpy as np
+    >>> folded = fold_state_dict({"conv.weight_g": np.float32([[10]]), "conv.weight_v": np.float32([[3, 4]])})
+    >>> folded
+    {'conv.weight': array([[6., 8.]], dtype=float32)}
+    """
+    with options_as_python():
+        tree, values = tree_of(state_dict)
+        numbers = numbers_of(zero_rows, allow_nonfinite=allow_nonfinite)
+        selection = selection_of(layers, exclude, dim)
+        plan = plan_fold(tree, "torch", selection=selection, dtype=dtype_of(dtype))
+        return _made(state_dict, plan, values, numbers)
+
+
+def split_state_dict(
+    state_dict: Mapping[str, Any],
+    *,
+    to: str | None = None,
+    like: Mapping[str, Any] | None = None,
+    layers: Iterable[str] = (),
+    exclude: Iterable[str] = (),
+    dim: int | str | None = AUTO,
+) -> dict[str, Any]:
+    """Split plain weights of a state dict into g = ‖w‖ and v = w; the mapping and its tensors are left alone.
+
+    ``like`` is another state dict, with layers; values, result and other options as for
+    ``fold_state_dict`` and ``split_file``. v is the very tensor that w is, unless a row of it is zero.
+
+    Raises as ``split_file`` does.
+
+    >>> import numpy as np
+    >>> split = split_state_dict({"conv.weight": np.float32([[3, 4]])}, layers="*", dim=0, to="legacy")
+    >>> {name: value.tolist() for name, value in split.items()}
+    {'conv.weight_g': [[5.0]], 'conv.weight_v': [[3.0, 4.0]]}
+    """
+    with options_as_python():
+        check_form(to)
+        tree, values = tree_of(state_dict)
+        reference = None if like is None else tree_of(like)[0]
+        selection = selection_of(layers, exclude, dim)
+        plan = plan_split(tree, "torch", to=to, like=reference, selection=selection)
+        return _made(state_dict, plan, values)
+
+
+def migrate_state_dict(
+    state_dict: Mapping[str, Any],
+    *,
+    to: str = "parametrize",
+    layers: Iterable[str] = (),
+    exclude: Iterable[str] = (),
+) -> dict[str, Any]:
+    """Give the layers of a state dict the names of the other form; the values are the very same objects.
+
+    ``to`` is ``"parametrize"`` or ``"legacy"``; other options and the result as for ``fold_state_dict``,
+    the order of keys and ``_metadata`` as torch has them. Raises as ``migrate_file`` does.
+
+    >>> import numpy as np
+    >>> list(migrate_state_dict({"weight_g": np.float32([[10]]), "weight_v": np.float32([[3, 4]])}))
+    ['parametrizations.weight.original0', 'parametrizations.weight.original1']
+    """
+    with options_as_python():
+        check_form(to)
+        tree, values = tree_of(state_dict)
+        plan = plan_migrate(tree, "torch", to=to, selection=selection_of(layers, exclude, AUTO))
+        return _made(state_dict, plan, values)
+
+
+def _made(
+    state_dict: Mapping[str, Any],
+    plan: Plan,
+    values: Mapping[str, Any],
+    numbers: RowPolicy = RowPolicy(),  # noqa: B008 - frozen
+) -> dict[str, Any]:
+    """A new mapping as planned: an ``OrderedDict`` with its ``_metadata`` where the source is one."""
+    (planned,) = plan.state_dicts
+    maker = _Maker(values, numbers)
+    made: dict[str, Any] = OrderedDict() if isinstance(state_dict, OrderedDict) else {}
+    for step in planned.steps:
+        made[step.name] = maker.value(step)
+    raise_problems(maker.problems)
+    made.update(_not_named(state_dict))
+    _set_metadata(state_dict, made, planned)
+    return made
+
+
+class _Maker:
+    """Makes the values of steps; what is tied stays tied."""
+
+    def __init__(self, values: Mapping[str, Any], numbers: RowPolicy) -> None:
+        self.values = values
+        self.numbers = numbers
+        self.made: dict[object, Any] = {}
+        self.problems: list[tuple[str, tuple[Problem, ...]]] = []
+
+    def value(self, step: Step) -> Any:
+        """The value that a step puts."""
+        if isinstance(step, Keep):
+            value = self.values[step.source]
+            return value if step.dtype is None else self.once(self.cast, step.source, value, step.dtype)
+        layer = step.layer
+        where = f"layer {layer.name}"
+        if isinstance(step, Fold):
+            g, v = self.values[layer.g.name], self.values[layer.v.name]
+            return self.once(self.fold, where, v, g, layer.dim, step.dtype)
+        w = self.values[layer.name]
+        if isinstance(step, Magnitude):
+            return self.once(self.norms, where, w, layer.dim, layer.g.dtype, layer.g.shape)
+        return self.once(self.directions, where, w, layer.dim)
+
+    def once(self, make: Callable[..., Any], where: str, *args: Any) -> Any:
+        """What ``make`` makes of these arguments, or made of the same before."""
+        key = (make.__name__, *(view_of(arg) if hasattr(arg, "ndim") else arg for arg in args))
+        if key not in self.made:
+            self.made[key] = make(where, *args)
+        return self.made[key]
+
+    def cast(self, where: str, value: Any, dtype: DType) -> Any:
+        before = _numbers(where, value)
+        after = cast(before, dtype)
+        self.problems.append((where, self.numbers.cast_problems(count_overflow(before, after), dtype)))
+        return made_like(value, after)
+
+    def fold(self, where: str, v: Any, g: Any, dim: int | None, dtype: DType) -> Any:
+        w, report = fold_with_report(_numbers(where, v), _numbers(where, g), dim, dtype=dtype)
+        self.problems.append((where, self.numbers.problems(report)))
+        return made_like(v, w)
+
+    def norms(self, where: str, w: Any, dim: int | None, dtype: DType, shape: tuple[int, ...]) -> Any:
+        array = _numbers(where, w)
+        g, report = norm_blocks(reader_of(array), array.shape, dim, array.dtype, dtype)
+        self.problems.append((where, split_problems(report, dtype)))
+        return made_like(w, g.reshape(shape))
+
+    def directions(self, where: str, w: Any, dim: int | None) -> Any:
+        array = _numbers(where, w)
+        v = directions(array, dim)
+        return w if v is array else made_like(w, v)
+
+
+def _not_named(state_dict: Mapping[Any, Any]) -> dict[Any, Any]:
+    """What stands under a key that is no text; a file keeps it too."""
+    return {key: value for key, value in state_dict.items() if not isinstance(key, str)}
+
+
+def _numbers(where: str, value: Any) -> Array:
+    try:
+        return array_of(value)
+    except LayerError as error:
+        error.where = where
+        raise
+
+
+def _set_metadata(state_dict: Mapping[str, Any], made: dict[str, Any], planned: PlannedStateDict) -> None:
+    """torch's ``_metadata``, an attribute of the OrderedDict, as the modules come and go."""
+    metadata = getattr(state_dict, "_metadata", None)
+    if isinstance(metadata, Mapping) and isinstance(made, OrderedDict):
+        keys = metadata_keys(planned, list(metadata))
+        entries = ((key, metadata[key] if key in metadata else dict(NEW_ENTRY)) for key in keys)
+        made._metadata = OrderedDict(entries)  # type: ignore[attr-defined]  # as torch.nn.Module.state_dict does

@@ -1,0 +1,296 @@
+"""torch's two ONNX exporters behind one function.
+
+Source: ``torch.onnx.export``, with ``dynamo=True`` (by ``torch.export``) and ``dynamo=False`` (by tracing).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import importlib.util
+import inspect
+import re
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+
+from wnconvert.errors import ArgumentError
+from wnconvert.messages import listed
+from wnconvert.storage.staging import translated
+from wnconvert.verbs.proof.functions import EITHER_WAY, Exportable, caller, places_of, said, tensors_at
+from wnconvert.verbs.proof.proof import errors_name_sizes
+from wnconvert.verbs.proof.running import evaluating, quiet_torch
+from wnconvert.verbs.proof.samples import export_sample
+from wnconvert.verbs.proof.signatures import Signature
+
+__all__ = ["EXPORTERS", "export_raw"]
+
+
+EXPORTERS = ("dynamo", "torchscript")
+
+_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}  # of the system, not of the model
+_PLACES = "pkg.torch.onnx.stack_trace"
+#: Where a module keeps the hooks of its forward.
+_HOOKS = (
+    "_forward_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+)
+
+
+def export_raw(
+    model: Exportable,
+    inputs: Mapping[str, Tensor],
+    signature: Signature,
+    path: Path,
+    *,
+    exporter: str,
+    outputs: Sequence[str],
+    opset: int | None = None,
+    external_data: bool = False,
+) -> None:
+    """Write a model as ONNX, as one of torch's exporters gives it: in eval mode, without gradients.
+
+    ``model`` is one's own copy, for its ``forward`` is replaced. ``outputs`` are the names of all outputs.
+    With ``external_data`` weights may lie in files beside ``path``. No place on this machine is named in
+    them. Raises ``ArgumentError`` where the exporter refuses, with what torch says of it.
+    """
+    if opset is not None and type(opset) is not int:
+        raise ArgumentError(f"opset {opset!r} is no number", fix="such as opset=17")
+    if exporter == "torchscript" and isinstance(model, ExportedProgram):
+        raise ArgumentError(
+            "torch's older exporter takes no exported programs",
+            fix="--exporter dynamo, or the module itself",
+        )
+    if exporter == "dynamo" and importlib.util.find_spec("onnxscript") is None:
+        raise ArgumentError(
+            "torch's newer exporter needs onnxscript, which is not installed",
+            fix='pip install "wnconvert[export]", or --exporter torchscript',
+        )
+    letters = _letters(signature)
+    if isinstance(model, nn.Module) and not isinstance(model, torch.jit.ScriptModule):
+        places = _tried(model, inputs, signature, exporter)
+        _flatten(model, list(inputs), places)
+    own = (_for_dynamo if exporter == "dynamo" else _for_torchscript)(model, inputs, letters, signature)
+    common: dict[str, Any] = {
+        "input_names": list(inputs),
+        "output_names": list(outputs),
+        "opset_version": opset,
+        "verbose": False,
+    }
+    try:
+        with quiet_torch(), torch.no_grad(), _dispatched_anew():
+            if exporter == "dynamo":
+                program: Any = torch.onnx.export(**own, **common)
+                _forget_places(program.model)
+                program.save(str(path), external_data=external_data)
+            else:  # which puts weights into files of their own where it must
+                torch.onnx.export(**own, **common, f=str(path))
+    except (Exception, SystemExit) as error:
+        full = next(
+            (each for each in _causes(error) if isinstance(each, OSError) and each.errno in _DISK), None
+        )
+        raise translated(full, path) if full else _refused(error, exporter, letters) from error
+
+
+def _forget_places(model: Any) -> None:
+    """Take out of a model of onnxscript's where in whose files each node was made, down to the folders."""
+    from onnxscript import ir
+
+    for graph in (model.graph, *model.functions.values()):
+        for node in ir.traversal.RecursiveGraphIterator(graph):
+            node.metadata_props.pop(_PLACES, None)
+
+
+@contextlib.contextmanager
+def _dispatched_anew() -> Iterator[None]:
+    """Recurrent layers are looked up anew, before and after.
+
+    torch.onnx (2.13, by ``torch.export._patches``) exchanges the kernels of LSTM and GRU for those of dynamic
+    lengths while it exports. What was looked up before would stay in use, and fix the length silently.
+    """
+    caches = [getattr(op.input, "_dispatch_cache", {}) for op in (torch.ops.aten.lstm, torch.ops.aten.gru)]
+    for cache in caches:
+        cache.clear()
+    try:
+        yield
+    finally:
+        for cache in caches:
+            cache.clear()
+
+
+def _letters(signature: Signature) -> dict[str, dict[int, str]]:
+    """Of each input, the letters of the axes whose size may change."""
+    return {
+        spec.name: {
+            axis: size
+            for axis, size in enumerate(spec.shape)
+            if isinstance(size, str) and signature.ranges[size].low < signature.ranges[size].high
+        }
+        for spec in signature.inputs
+    }
+
+
+def _for_dynamo(
+    model: Exportable,
+    inputs: Mapping[str, Tensor],
+    letters: Mapping[str, Mapping[int, str]],
+    signature: Signature,
+) -> dict[str, Any]:
+    if isinstance(model, ExportedProgram):
+        return {"model": model, "dynamo": True}
+    dims = {
+        letter: torch.export.Dim(letter, min=span.low, max=span.high)
+        for letter, span in signature.ranges.items()
+        if span.low < span.high
+    }
+    shapes = tuple({axis: dims[letter] for axis, letter in letters[name].items()} for name in inputs)
+    return {"model": model, "args": tuple(inputs.values()), "dynamic_shapes": shapes, "dynamo": True}
+
+
+def _for_torchscript(
+    model: Exportable, inputs: Mapping[str, Tensor], letters: Mapping[str, Mapping[int, str]], _: Signature
+) -> dict[str, Any]:
+    axes = {name: dict(by_axis) for name, by_axis in letters.items() if by_axis}
+    return {"model": model, "args": tuple(inputs.values()), "dynamic_axes": axes, "dynamo": False}
+
+
+def _tried(
+    model: nn.Module, inputs: Mapping[str, Tensor], signature: Signature, exporter: str
+) -> tuple[int, ...]:
+    """Run a model on what is exported; which of the leaves it gives are tensors.
+
+    Raises ``ArgumentError`` where it fails, and for a forward on which torch's newer exporter ends the
+    process: it exports ``aten.set_`` of a parameter, and cannot take that apart.
+    """
+    before = _marks(model)
+    with evaluating(model), errors_name_sizes(export_sample(signature)):
+        places = places_of(model, inputs)
+        after = _marks(model)
+        # What is written by name counts as a version, and is exported well: max_norm of an embedding.
+        written = [
+            name
+            for name, (version, *mark) in after.items()
+            if mark != [*before[name][1:]] and version == before[name][0]
+        ]
+    if written and exporter == "dynamo":
+        raise ArgumentError(
+            f"forward writes to .data of parameters, and torch's newer exporter cannot: {listed(written)}",
+            fix="--exporter torchscript, or a forward that computes new tensors",
+        )
+    return places
+
+
+def _marks(model: nn.Module) -> dict[str, tuple[int, int, str]]:
+    """The version of each parameter, where it lies, and the sum of its numbers, NaN or not."""
+    return {
+        name: (value._version, value.data_ptr(), repr(value.detach().sum(dtype=torch.float64).item()))
+        for name, value in model.named_parameters()
+        if value.is_floating_point()
+    }
+
+
+def _flatten(model: nn.Module, names: Sequence[str], places: Sequence[int]) -> None:
+    """Give a module a forward of the inputs that are fed, by position, to a tuple of its tensors.
+
+    On the instance: with a module around it, the names of all parameters would change. Its own hooks are
+    run inside, by a twin that shares all else with it, for they are to see what they always see.
+    """
+    function: Any = model.forward
+    if any(model.__dict__.get(kept) for kept in _HOOKS):
+        function = object.__new__(type(model))
+        function.__dict__.update(model.__dict__)
+        model.__dict__.update((kept, OrderedDict()) for kept in _HOOKS)
+    call = caller(function, model.forward, names)
+
+    def forward(*values: Tensor) -> tuple[Tensor, ...]:
+        return tensors_at(call(*values), places)
+
+    # The exporters ask for the names of inputs.
+    forward.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [inspect.Parameter(name, EITHER_WAY) for name in names]
+    )
+    model.__dict__["forward"] = forward
+
+
+def _refused(error: BaseException, exporter: str, letters: Mapping[str, Mapping[int, str]]) -> ArgumentError:
+    """What the exporter refused, in torch's words, where in the model, and what to try."""
+    if isinstance(error, ArgumentError):
+        return error
+    causes = list(_causes(error))
+    root = causes[-1]
+    layer = next(filter(None, map(_layer_in, causes)), "")
+    return ArgumentError(
+        f"torch's exporter refused the model: {said(root) or type(root).__name__}",
+        where=f"layer {layer}" if layer else _line_in(causes),
+        fix=_to_try(exporter, "\n".join(map(str, causes)), letters),
+    )
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    seen: set[int] = set()
+    each: BaseException | None = error
+    while each is not None and id(each) not in seen:
+        seen.add(id(each))
+        yield each
+        each = each.__cause__
+
+
+def _layer_in(error: BaseException) -> str:
+    """The module whose operation the exporter was at, as the frames of its own functions tell."""
+    found = ""
+    for frame in _frames(error.__traceback__):
+        node, graph = frame.f_locals.get("node"), frame.f_locals.get("graph")
+        if isinstance(node, torch.fx.Node):
+            stack = node.meta.get("nn_module_stack") or {}
+            paths = [str(path) for path, _ in stack.values()]
+            found = (paths[-1] if paths else "").removeprefix("L['self'].") or found
+        elif isinstance(graph, torch._C.Graph) and (named := re.search(r"operator '([\w:]+)'", str(error))):
+            line = re.search(re.escape(named[1]) + r"\(.*scope: (\S+)", str(graph))
+            found = line[1].rpartition("::")[2] if line else found
+    return found
+
+
+def _frames(trace: TracebackType | None) -> Iterator[Any]:
+    while trace is not None:
+        yield trace.tb_frame
+        trace = trace.tb_next
+
+
+def _line_in(causes: Sequence[BaseException]) -> str:
+    """The line of the model's code that torch names."""
+    for error in reversed(causes):
+        if place := re.search(r'File "([^"]+)", line (\d+), in (\w+)', str(error)):
+            return f"{Path(place[1]).name}, line {place[2]}"
+    return ""
+
+
+_RANGE_IS_WRONG = ("constraints violated", "not all values of", "not in vr[")
+
+
+def _to_try(exporter: str, message: str, letters: Mapping[str, Mapping[int, str]]) -> str:
+    """What may help, by what torch complains of."""
+    other = next(each for each in EXPORTERS if each != exporter)
+    dynamic = sorted({letter for by_axis in letters.values() for letter in by_axis.values()})
+    if dynamic and any(each in message.lower() for each in _RANGE_IS_WRONG):
+        letter = dynamic[0]
+        return (
+            f"--range {letter}=LOW..HIGH as torch says, a number in place of {letter} (a fixed size), "
+            f"or --exporter {other}"
+        )
+    if "2GB" in message or "2GiB" in message or "maximum protobuf size" in message:
+        return "--external-data, which puts weights into a file beside the model"
+    if "egister it as" in message and "buffer" in message:
+        return "register_buffer, or a Parameter, for the tensors that the module holds"
+    if "onnx_opset_version" in message:
+        return "another --opset, or none: the exporter's own"
+    fixed = ", a number in place of each letter" if dynamic else ""
+    return f"--exporter {other}, a higher --opset{fixed}, or a forward without that operation"

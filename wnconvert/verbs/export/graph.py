@@ -1,0 +1,170 @@
+"""An ONNX graph as an exporter left it: its weight norm folded, its initializers named, checked, written."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.export import ExportedProgram
+
+from wnconvert.errors import ArgumentError, InputError, VerifyError, WnconvertError
+from wnconvert.messages import listed
+from wnconvert.onnx.file.model import Graph
+from wnconvert.onnx.file.reader import OnnxFile
+from wnconvert.onnx.graph.layers import find_graph_layers
+from wnconvert.onnx.graph.plan import OnnxFold
+from wnconvert.storage.checkpoint import Checkpoint
+from wnconvert.storage.sources import Source
+from wnconvert.storage.staging import free_name
+from wnconvert.tensors.blocks import Array
+from wnconvert.tensors.memory import array_of
+from wnconvert.verbs.conversion.onnx import convert_onnx
+from wnconvert.verbs.conversion.onnx_check import refused
+from wnconvert.verbs.conversion.state_dict import fold_state_dict
+from wnconvert.verbs.export.names import biases_of, names_of
+from wnconvert.verbs.proof.functions import Exportable
+
+__all__ = [
+    "check_exported",
+    "check_given",
+    "graph_of",
+    "keep_failed",
+    "new_names",
+    "nodes_of",
+    "parameters_of",
+    "residual_of",
+    "take_out_data",
+    "write_folded",
+]
+
+
+def graph_of(checkpoint: Checkpoint) -> OnnxFile:
+    """The model in an opened file. Raises ``InputError`` where it holds none."""
+    if checkpoint.onnx is None:
+        raise InputError(
+            f"a checkpoint ({checkpoint.container}), not an ONNX model",
+            where=str(checkpoint.path),
+            fix="the .onnx file first, then MODEL",
+        )
+    return checkpoint.onnx
+
+
+def nodes_of(graph: OnnxFile) -> int:
+    """How many nodes a model has, subgraphs and functions among them."""
+    return sum(len(scope.nodes) for scope in graph.model.scopes())
+
+
+def residual_of(graph: OnnxFile) -> int:
+    """How many layers of weight norm a model computes."""
+    found = find_graph_layers(graph.model)
+    return len(found.layers) + len(found.refused)
+
+
+# -- names
+
+#: What a batch norm is fused into; the weight of a Gemm may be an embedding's.
+
+
+# -- names
+
+
+_CONVOLUTIONS = ("Conv", "ConvTranspose")
+
+
+def parameters_of(model: Exportable) -> dict[str, Array]:
+    """Parameters and buffers by name, each once, folded."""
+    if isinstance(model, (ExportedProgram, torch.jit.ScriptModule)):
+        values: dict[str, Any] = (
+            dict(model.state_dict) if isinstance(model, ExportedProgram) else model.state_dict()
+        )
+        with suppress(WnconvertError):  # it is for names alone
+            values = fold_state_dict(values)
+    else:
+        values = dict((*model.named_parameters(), *model.named_buffers()))
+    return {name: array_of(value) for name, value in values.items() if isinstance(value, torch.Tensor)}
+
+
+def new_names(exported: Checkpoint, fold: OnnxFold, parameters: Mapping[str, Array]) -> dict[str, str]:
+    """New names of the initializers that a fold leaves: those of parameters, where nothing has them yet.
+
+    Initializers with a parameter's name are not read.
+    """
+    graph = graph_of(exported).model.graph
+    fixed = {port.name for port in graph.inputs} | set(graph.outputs)
+    found: dict[str, Array] = {}
+    with Source(exported.shards) as source:
+        for constant in graph.constants:
+            tensor = constant.tensor
+            if constant.record.start in fold.edits.dropped or constant.name in fixed or tensor is None:
+                continue
+            if constant.name in parameters:
+                found[constant.name] = parameters[constant.name]
+            elif tensor.info.dtype.foldable:
+                found[constant.name] = source.whole(tensor)
+    taken = {tensor.name for tensor in fold.edits.tensors} | fixed
+    for scope in graph_of(exported).model.scopes():
+        taken |= {name for node in scope.nodes for name in node.outputs}
+        if isinstance(scope, Graph) and scope is not graph:
+            taken |= {constant.name for constant in scope.constants} | {port.name for port in scope.inputs}
+    names = names_of(found, parameters)
+    operands = [node.inputs[1:] for node in graph.nodes if node.op in _CONVOLUTIONS and len(node.inputs) == 3]
+    free = [name for name in found if name not in parameters]
+    names |= biases_of([(weight, bias) for weight, bias in operands if bias in free], names)
+    return {old: new for old, new in names.items() if new not in taken | (found.keys() - names.keys())}
+
+
+# -- files
+
+
+def write_folded(
+    exported: Checkpoint, fold: OnnxFold, path: Path, data_name: str, *, force: bool = False
+) -> None:
+    """Write an exported model as planned; whether it computes the same is proven later."""
+    convert_onnx(exported, fold, path, data_name=data_name, proven=False, force=force)
+
+
+def take_out_data(path: Path) -> None:
+    """Put the weights of a model into a file beside it, where the exporter cannot."""
+    import onnx
+
+    model = onnx.load(str(path))
+    onnx.save_model(model, str(path), save_as_external_data=True, location=f"{path.name}.data")
+
+
+def keep_failed(exported: Checkpoint, fold: OnnxFold, target: Path) -> tuple[str, ...]:
+    """Keep what failed under a name that says so."""
+    failed = target.with_name(f"{target.name.removesuffix('.onnx')}.failed.onnx")
+    write_folded(exported, fold, failed, free_name(failed), force=True)
+    return (f"what failed is kept as {failed}",)
+
+
+# -- checks
+
+
+def check_given(graph: OnnxFile, target: Path) -> None:
+    """Have onnx's checker read a model. Raises ``InputError``."""
+    if said := refused(graph.path, full_check=True):
+        raise InputError(f"onnx.checker refuses it: {said}", where=str(target), fix="export it again")
+
+
+def check_exported(graph: OnnxFile, raw: OnnxFile, target: Path) -> None:
+    """Have onnx's checker read what was made of the exporter's ``raw`` graph, and find no weight norm in it.
+
+    Raises ``ArgumentError`` where it refuses what the exporter wrote too, else ``VerifyError``.
+    """
+    bug = "please report it as a bug"
+    if said := refused(graph.path, full_check=True):
+        if refused(raw.path, full_check=True):
+            raise ArgumentError(
+                f"torch's exporter wrote what onnx.checker refuses: {said}",
+                where=str(target),
+                fix="another --opset (22 for bfloat16), --exporter, or an export in float32",
+            )
+        raise VerifyError(f"onnx.checker refuses the export: {said}", where=str(target), fix=bug)
+    left = find_graph_layers(graph.model)
+    names = [*(item.layer.name for item in left.layers), *(no.name for no in left.refused)]
+    if names:
+        raise VerifyError(f"weight norm is left in the graph: {listed(names)}", where=str(target), fix=bug)

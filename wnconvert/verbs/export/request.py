@@ -1,0 +1,144 @@
+"""What is asked of an export: its exporter, signature and names of outputs; and whether that was made."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+from torch.export import ExportedProgram
+
+from wnconvert.errors import ArgumentError
+from wnconvert.messages import listed, printable
+from wnconvert.onnx.runtime import Opened
+from wnconvert.verbs.export.exporters import EXPORTERS
+from wnconvert.verbs.modules.find import find_live
+from wnconvert.verbs.proof.functions import Exportable, check_inputs, input_names
+from wnconvert.verbs.proof.proof import Run
+from wnconvert.verbs.proof.signatures import Signature, signature_of
+
+__all__ = [
+    "check_dynamic",
+    "check_opset",
+    "exporter_for",
+    "names_in",
+    "output_names",
+    "renamed_outputs",
+    "requested_signature",
+    "unused_inputs",
+]
+
+
+def exporter_for(module: Exportable, exporter: str) -> tuple[str, tuple[str, ...]]:
+    """The exporter that takes such a model, and a note where it is another than was asked for."""
+    if not isinstance(module, (nn.Module, ExportedProgram)):
+        raise ArgumentError(f"{type(module).__name__} is no model", fix="an nn.Module, or an ExportedProgram")
+    if exporter not in EXPORTERS:
+        raise ArgumentError(f"no exporter is called {exporter!r}", fix=f"one of {listed(EXPORTERS)}")
+    if isinstance(module, torch.jit.ScriptModule) and exporter == "dynamo":
+        return "torchscript", ("torch's newer exporter takes no TorchScript; the older one was used",)
+    return exporter, ()
+
+
+def requested_signature(
+    model: Exportable,
+    inputs: Any,
+    ranges: Any,
+    dynamic: Mapping[str, Mapping[int, str]] | None,
+) -> Signature:
+    """What is fed, in the order in which the model takes it."""
+    known, _, _ = input_names(model)
+    signature = signature_of(inputs, ranges, dynamic=dynamic, names=known)
+    check_inputs(model, signature.names)
+    if isinstance(model, ExportedProgram):
+        _check_program(model, signature)
+    order = {name: at for at, name in enumerate(known)}
+    ordered = sorted(signature.inputs, key=lambda spec: order.get(spec.name, len(order)))
+    return replace(signature, inputs=tuple(ordered))
+
+
+def _check_program(program: ExportedProgram, signature: Signature) -> None:
+    """What an exported program has fixed is no letter's."""
+    values = {node.name: node.meta.get("val") for node in program.graph.nodes if node.op == "placeholder"}
+    for spec in signature.inputs:
+        shape = tuple(getattr(values.get(spec.name), "shape", ()))
+        for axis, size in enumerate(spec.shape):
+            span = signature.ranges.get(size) if isinstance(size, str) else None
+            if span and axis < len(shape) and isinstance(shape[axis], int) and span.low < span.high:
+                raise ArgumentError(
+                    f"input {spec.name}: the exported program has {size} fixed at {shape[axis]}",
+                    fix=f"{shape[axis]} in place of {size}; or export the program with a dynamic {size}",
+                )
+
+
+def output_names(
+    model: Exportable, signature: Signature, first: Run, asked: Sequence[str]
+) -> tuple[str, ...]:
+    """The names of all outputs in the file, where inputs and weights have theirs.
+
+    Raises ``ArgumentError`` where one that was asked for is taken.
+    """
+    taken = {*signature.names, *_names_of_weights(model)}
+    for name in asked:
+        if name in taken:
+            what = "an input" if name in signature.names else "a weight"
+            raise ArgumentError(f"output {printable(name)}: {what} is called so", fix="another --output NAME")
+    found: list[str] = []
+    for name in first.outputs:
+        numbers = (f"{name}_out{at}" for at in ("", *range(2, len(taken) + 2)))
+        found.append(next(each for each in (name, *numbers) if each not in taken))
+        taken.add(found[-1])
+    return tuple(found)
+
+
+def _names_of_weights(model: Exportable) -> Iterator[str]:
+    """The names that initializers of a model may have."""
+    for tensors in (model.named_parameters, model.named_buffers):
+        yield from (name for name, _ in tensors())
+    if not isinstance(model, (ExportedProgram, torch.jit.ScriptModule)):
+        yield from (name for live in find_live(model).layers for name in live.names)
+
+
+def renamed_outputs(run: Run, names: Sequence[str]) -> Run:
+    """A run with other names for its outputs, in order."""
+    return replace(run, outputs=dict(zip(names, run.outputs.values(), strict=True)))
+
+
+def names_in(opened: Opened, own: tuple[str, ...]) -> tuple[str, ...]:
+    """The names of a module's outputs as a model calls them: its own, or those in the same place."""
+    theirs = tuple(port.name for port in opened.outputs)
+    return theirs if len(theirs) == len(own) and set(theirs) != set(own) else own
+
+
+def check_opset(asked: int | None, made: int) -> None:
+    """Raise ``ArgumentError`` where the exporter gave another opset: the newer one does so silently."""
+    if asked is not None and asked != made:
+        older = "--exporter torchscript, or " if asked < made else ""
+        raise ArgumentError(
+            f"torch's exporter made opset {made}, not {asked}: it cannot bring this model to that one",
+            fix=f"{older}--opset {made}",
+        )
+
+
+def check_dynamic(opened: Opened, signature: Signature, exporter: str) -> None:
+    """Raise ``ArgumentError`` where the exporter fixed a size that was to be dynamic."""
+    shapes = {port.name: port.shape for port in opened.inputs}
+    for spec in signature.inputs:
+        for letter, size in zip(spec.shape, shapes.get(spec.name, ()), strict=False):
+            span = signature.ranges.get(letter) if isinstance(letter, str) else None
+            if span and span.low < span.high and isinstance(size, int):
+                other = next(each for each in EXPORTERS if each != exporter)
+                raise ArgumentError(
+                    f"torch's exporter fixed {letter} of the input {printable(spec.name)} at {size}: the "
+                    "model does not take other sizes, or the exporter does not see that it does",
+                    fix=f"--exporter {other}, or {size} in place of {letter}",
+                )
+
+
+def unused_inputs(opened: Opened, signature: Signature) -> tuple[str, ...]:
+    """A note on the inputs that the exporter left out, for nothing uses them."""
+    there = {port.name for port in opened.inputs}
+    unused = [printable(name) for name in signature.names if name not in there]
+    return (f"inputs that the exporter found no use of, and left out: {listed(unused)}",) if unused else ()

@@ -1,0 +1,169 @@
+"""An ONNX model inspected: weight norm in its graph, plain weights, and the magnitudes of both."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from wnconvert.layers.schemes import Selection
+from wnconvert.messages import counted
+from wnconvert.onnx.file.model import Node
+from wnconvert.onnx.file.reader import OnnxFile, stored_in
+from wnconvert.onnx.graph.index import Index, ValueId, index_of
+from wnconvert.onnx.graph.layers import GraphLayers, find_graph_layers
+from wnconvert.storage.checkpoint import Checkpoint
+from wnconvert.storage.sources import Source
+from wnconvert.tensors.blocks import Elements
+from wnconvert.tensors.tree import StoredTensor
+from wnconvert.verbs.inspection.magnitudes import LayerStats, layer_stats, plain_stats
+from wnconvert.verbs.inspection.result import Inspection, StateDictSummary, bytes_held
+from wnconvert.verbs.options import selection_of
+
+if TYPE_CHECKING:
+    from wnconvert.onnx.file.reader import OnnxFile
+
+__all__ = ["GraphInspection", "graph_layers", "inspect_onnx"]
+
+
+@dataclass(frozen=True, slots=True)
+class GraphInspection:
+    """The rows of an inspection, by the paths of their scopes; ``fold`` says what folding would do."""
+
+    rows: tuple[LayerStats, ...]
+    fold: str
+    notes: tuple[str, ...] = ()
+
+
+def graph_layers(
+    opened: OnnxFile, elements: Elements, selection: Selection, *, full: bool, all_weights: bool
+) -> GraphInspection:
+    """What is normalized in an ONNX model and what is plain.
+
+    Of weight norm g is read, and v where ``full``; of plain weights that convolutions, products and
+    recurrent layers use, the norms of rows. ``all_weights`` adds every other tensor of two and more
+    dimensions.
+    """
+    found = find_graph_layers(opened.model)
+    rows = list(_normed(elements, found, selection, full=full))
+    halves = {(item.path, half.name) for item in found.layers for half in (item.g, item.v)}
+    rows += _plain(opened, elements, selection, halves, all_weights=all_weights)
+    notes = [f"{refused.name} is refused: {refused.reason}" for refused in found.refused]
+    if opened.has_training:
+        notes.append("training graphs stand in the file, which use weights too")
+    return GraphInspection(tuple(rows), _fold_in_words(found, rows), tuple(notes))
+
+
+def _normed(
+    elements: Elements, found: GraphLayers, selection: Selection, *, full: bool
+) -> Iterator[LayerStats]:
+    for item in found.layers:
+        g, v = item.g.tensor, item.v.tensor
+        if selection.wants(item.layer.name) and g is not None and v is not None:
+            yield layer_stats(elements, item.path, item.layer, g, v, full=full)
+    for refused in found.refused:
+        if selection.wants(refused.name):
+            yield LayerStats("", refused.name, "refused", None, (), "", 0, flags=("refused",))
+
+
+def _plain(
+    opened: OnnxFile,
+    elements: Elements,
+    selection: Selection,
+    halves: set[tuple[str, str]],
+    *,
+    all_weights: bool,
+) -> Iterator[LayerStats]:
+    """Stored tensors that are weights by what uses them, each along the axis of its outputs (or dim 0)."""
+    index = index_of(opened.model)
+    dims = dict(_weights(index))
+    for scope in opened.model.scopes():
+        for constant in stored_in(scope):
+            stored, place = constant.tensor, (scope.path, constant.name)
+            if stored is None or not _is_weight(stored) or place in halves:
+                continue
+            if (place in dims or all_weights) and selection.wants(constant.name):
+                dim = dims.get(place, 0) % len(stored.info.shape)
+                yield plain_stats(elements, scope.path, stored, form="plain", dim=dim, read=True)
+
+
+def _is_weight(stored: StoredTensor) -> bool:
+    return stored.info.dtype.foldable and len(stored.info.shape) > 1
+
+
+def _weights(index: Index) -> Iterator[tuple[ValueId, int]]:
+    """The values that nodes use as weights, and the axis of each whose places have a norm of their own."""
+    for value, users in index.users.items():
+        for _, node in users:
+            dim = _dim(node, value[1])
+            if dim is not None:
+                yield value, dim
+
+
+def _dim(node: Node, name: str) -> int | None:
+    """The axis of a weight that is not summed over, as torch has it; None where it is no weight of a node."""
+    if node.domain not in ("", "ai.onnx") or name not in node.inputs:
+        return None
+    position = node.inputs.index(name)
+    if node.op in ("Conv", "ConvTranspose") and position == 1:
+        return 0
+    if node.op in ("RNN", "LSTM", "GRU") and position in (1, 2):
+        return 1
+    if node.op == "Gemm" and position == 1:
+        transposed = node.attributes.get("transB")
+        return 0 if transposed is not None and transposed.value else 1
+    if node.op == "MatMul" and position in (0, 1):
+        return -1 if position else -2
+    return None
+
+
+def _fold_in_words(found: GraphLayers, rows: list[LayerStats]) -> str:
+    bad = [row.name for row in rows if row.form == "onnx" and any("NaN" in flag for flag in row.flags)]
+    zero = [row.name for row in rows if row.form == "onnx" and row.zero_rows]
+    if bad or zero:
+        return f"would refuse the numbers of {(bad + zero)[0]} (see the flags)"
+    if found.refused:
+        first = found.refused[0]
+        return f"would refuse {first.name}: {first.reason} ({first.fix})"
+    if found.layers:
+        return f"would make {counted(len(found.layers), 'plain weight')}"
+    return "nothing to fold: no weight norm is left in the graph"
+
+
+def inspect_onnx(
+    checkpoint: Checkpoint, opened: OnnxFile, layers: Iterable[str], *, full: bool, all_weights: bool
+) -> Inspection:
+    """Inspect an ONNX model: its state dicts are the scopes that store tensors."""
+    selection = selection_of(layers, (), "auto")
+    with Source(checkpoint.shards) as source:
+        found = graph_layers(opened, source, selection, full=full, all_weights=all_weights)
+    dtypes: Counter[str] = Counter()
+    states = []
+    for state in checkpoint.tree.state_dicts:
+        tensors = state.tensors.values()
+        for tensor in tensors:
+            dtypes[str(tensor.info.dtype)] += tensor.info.numel
+        forms = Counter(row.form for row in found.rows if row.state_dict == state.path)
+        numel = sum(tensor.info.numel for tensor in tensors)
+        states.append(
+            StateDictSummary(state.path, len(state.tensors), numel, bytes_held(tensors), dict(forms))
+        )
+    return Inspection(
+        source=os.fspath(checkpoint.path),
+        container=checkpoint.container,
+        version=opened.version,
+        bytes=sum(path.stat().st_size for path in checkpoint.shards),
+        parameters=sum(state.parameters for state in states),
+        dtypes=dict(dtypes.most_common()),
+        devices=(),
+        state_dicts=tuple(states),
+        siblings=(),
+        layers=found.rows,
+        kinds=(),
+        fold=found.fold,
+        split="",
+        migrate="",
+        notes=(*checkpoint.tree.notes, *found.notes),
+    )

@@ -1,0 +1,147 @@
+"""What is in a checkpoint, as frozen data: containers, state dicts, layers and their magnitudes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from wnconvert.tensors.tree import StoredTensor
+from wnconvert.verbs.inspection.magnitudes import LayerStats
+
+__all__ = ["Inspection", "KindSummary", "Move", "SiblingSummary", "StateDictSummary", "bytes_held", "moves"]
+
+
+@dataclass(frozen=True, slots=True)
+class StateDictSummary:
+    """A state dict: number of tensors, of elements, bytes, and layers by form."""
+
+    path: str
+    tensors: int
+    parameters: int
+    bytes: int
+    layers: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class SiblingSummary:
+    """Anything else in the file, with its bytes: those of its tensors, and of its pickle."""
+
+    path: str
+    kind: str
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class KindSummary:
+    """Another reparameterization or normalization: how often, an example, and whether it folds exactly."""
+
+    state_dict: str
+    kind: str
+    count: int
+    example: str
+    folds: str
+    how: str
+
+
+@dataclass(frozen=True, slots=True)
+class Inspection:
+    """What is in a checkpoint or state dict; sizes in bytes, ``parameters`` in elements.
+
+    ``version`` is what the file says of its format. ``dtypes`` counts elements by dtype. ``foreign`` and
+    ``dangerous`` are names in the pickle that are not torch's own, and those that would run something.
+    ``files`` are the names of a folder's files of weights. ``fold``, ``split`` (empty without a record of a
+    fold) and ``migrate`` (empty for an ONNX model) say what these would do.
+    """
+
+    source: str
+    container: str
+    version: str
+    bytes: int
+    parameters: int
+    dtypes: Mapping[str, int]
+    devices: tuple[str, ...]
+    state_dicts: tuple[StateDictSummary, ...]
+    siblings: tuple[SiblingSummary, ...]
+    layers: tuple[LayerStats, ...]
+    kinds: tuple[KindSummary, ...]
+    fold: str
+    split: str
+    migrate: str
+    foreign: tuple[str, ...] = ()
+    dangerous: tuple[str, ...] = ()
+    notes: tuple[str, ...] = field(default=())
+    files: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able data; README documents it."""
+        plain = {
+            "schema": 1,
+            "source": self.source,
+            "container": self.container,
+            "version": self.version,
+            "files": list(self.files),
+            "bytes": self.bytes,
+            "parameters": self.parameters,
+            "dtypes": dict(self.dtypes),
+            "devices": list(self.devices),
+            "state_dicts": [asdict(item) for item in self.state_dicts],
+            "siblings": [asdict(item) for item in self.siblings],
+            "foreign": list(self.foreign),
+            "dangerous": list(self.dangerous),
+            "fold": self.fold,
+            "split": self.split,
+            "migrate": self.migrate,
+            "notes": list(self.notes),
+        }
+        return plain | {
+            "layers": [item.to_dict() for item in self.layers],
+            "kinds": [asdict(item) for item in self.kinds],
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """Mean |g| of one layer in each of several files (None where it is not there).
+
+    ``moved`` is how far it went between its least and greatest, as a part of the first; None where it is in
+    one file alone.
+    """
+
+    name: str
+    means: tuple[float | None, ...]
+    moved: float | None
+
+
+def moves(found: Sequence[Inspection]) -> list[Move]:
+    """The layers of several files (a training run), those that moved most first.
+
+    Layers are matched by name, and by the path of their state dict where a file has several with layers.
+    """
+    several = any(len({layer.state_dict for layer in item.layers}) > 1 for item in found)
+    means: dict[str, list[float | None]] = {}
+    for at, inspection in enumerate(found):
+        for layer in inspection.layers:
+            name = f"{layer.state_dict}: {layer.name}" if several and layer.state_dict else layer.name
+            means.setdefault(name, [None] * len(found))[at] = layer.g.mean if layer.g else None
+    made = [Move(name, tuple(values), _moved(values)) for name, values in means.items()]
+    return sorted(made, key=lambda move: math.inf if move.moved is None else -move.moved)
+
+
+def _moved(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    if len(known) < 2:
+        return None
+    way = max(known) - min(known)
+    if known[0]:
+        return way / known[0]
+    return math.inf if way else 0.0
+
+
+# -- sizes
+
+
+def bytes_held(tensors: Iterable[StoredTensor]) -> int:
+    """Bytes that tensors take, a shared storage counted once."""
+    return sum(storage.size for storage in {tensor.storage for tensor in tensors})

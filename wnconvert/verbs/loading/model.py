@@ -1,0 +1,327 @@
+"""The model to export: built by a factory, or read from a file that holds one.
+
+A factory is the user's own code and is run. A file is data: an exported program is held against what torch
+writes (``programs``), TorchScript is run by torch's own interpreter, and only ``trust`` lets a file
+run Python code that it holds or names.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import inspect
+import json
+import sys
+import traceback
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import nn
+from torch.export import ExportedProgram
+
+import wnconvert
+from wnconvert.errors import ArgumentError, InputError, WnconvertError
+from wnconvert.messages import listed, printable
+from wnconvert.storage.checkpoint import Checkpoint, open_checkpoint
+from wnconvert.verbs.loading.programs import is_exported_program, load_exported_program
+from wnconvert.verbs.loading.weights import load_weights
+from wnconvert.verbs.proof.functions import Exportable
+from wnconvert.verbs.proof.report import TimedStep, TimedSteps
+
+__all__ = ["Prepared", "build", "kwargs_of", "prepared"]
+
+
+_HOW = "MODEL is package.module:factory, path/to/file.py:factory, a .pt2 or a TorchScript archive"
+#: What is raised in the user's code and is not its failure: everything else is, whatever it derives from.
+_STOPS = (KeyboardInterrupt, GeneratorExit)
+
+
+def kwargs_of(text: str) -> dict[str, Any]:
+    """The arguments of a factory, from JSON or a file of it (``@file.json``). Raises ``ArgumentError``.
+
+    >>> kwargs_of('{"channels": 8}')
+    {'channels': 8}
+    """
+    if text.startswith("@"):
+        try:
+            text = Path(text[1:]).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            reason = getattr(error, "strerror", None) or "it is no text"
+            raise ArgumentError(
+                f"--kwargs {printable(text)}: it cannot be read ({reason})", fix="check the path"
+            ) from error
+    example = """such as --kwargs '{"channels": 8}', or --kwargs @file.json"""
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ArgumentError(f"--kwargs is no JSON: {error}", fix=example) from error
+    if not isinstance(found, dict):
+        raise ArgumentError(f"--kwargs is a JSON {type(found).__name__}, not an object", fix=example)
+    return found
+
+
+def build(
+    model: str, *, kwargs: Mapping[str, Any] | None = None, trust: bool = False, only: str | None = None
+) -> Exportable:
+    """The model that a text names: what a factory gives, or what a file holds.
+
+    ``package.module:factory`` and ``path/to/file.py:factory`` import code and call it with ``kwargs``; the
+    factory may be a function or a class, or a module made already, behind any number of dots. Of a file,
+    ``only`` says which of several pickled modules is meant.
+
+    Raises ``ArgumentError`` for a factory that is not there, or fails; ``InputError`` for a file that holds
+    no model, or one that only ``trust`` may load.
+    """
+    where, colon, name = model.rpartition(":")
+    if colon and where and name and not Path(model).is_file():
+        _find_beside(Path(where).parent if _is_file(where) else Path())
+        return _made(_attribute(_imported(where), where, name), model, kwargs or {})
+    if colon and where and not name and not Path(model).exists():
+        raise ArgumentError(f"{printable(where)} names no factory", fix=f"{printable(where)}:NAME")
+    if kwargs:
+        raise ArgumentError("--kwargs are for a factory, and MODEL is a file", fix="leave them out")
+    path = Path(model)
+    if not path.exists():
+        near = f"{model}:NAME, for a factory in it" if _can_be_imported(model) else _HOW
+        raise InputError("there is no such file", where=printable(model), fix=near)
+    if path.suffix == ".py":
+        raise ArgumentError(f"{printable(model)} names no factory", fix=f"{printable(model)}:NAME")
+    if is_exported_program(path):
+        return load_exported_program(path, trust=trust)
+    return _held(path, open_checkpoint(path), trust=trust, only=only)
+
+
+# -- factories
+
+
+def _is_file(where: str) -> bool:
+    return where.endswith(".py") or "/" in where
+
+
+def _can_be_imported(model: str) -> bool:
+    if not all(part.isidentifier() for part in model.split(".")):
+        return False
+    _find_beside(Path())
+    with contextlib.suppress(ImportError, ValueError):
+        return importlib.util.find_spec(model.partition(".")[0]) is not None
+    return False
+
+
+def _find_beside(folder: Path) -> None:
+    """Modules in a folder can be imported from now on, as where a script in it is run."""
+    place = str(folder.resolve())
+    if place not in sys.path:
+        sys.path.insert(0, place)
+
+
+def _imported(where: str) -> ModuleType:
+    """The module of that path or dotted name, newly run where it is a file."""
+    try:
+        if not _is_file(where):
+            return importlib.import_module(where)
+        path = Path(where)
+        if not path.is_file():
+            raise ArgumentError("there is no such file", where=printable(where), fix=_HOW)
+        spec = importlib.util.spec_from_file_location(path.stem, path)
+        if spec is None or spec.loader is None:
+            raise ArgumentError("it is no Python file", where=printable(where), fix=_HOW)
+        module = importlib.util.module_from_spec(spec)
+        sys.modules.setdefault(path.stem, module)  # dataclasses look their module up
+        spec.loader.exec_module(module)
+    except WnconvertError:
+        raise
+    except ModuleNotFoundError as error:
+        lacking = error.name or ""
+        if _is_file(where) or not f"{where}.".startswith(f"{lacking}."):
+            fix = f"install {printable(lacking)}, or run in the environment of the model"
+            raise ArgumentError(
+                f"it imports {printable(lacking)}, which is not there", where=printable(where), fix=fix
+            ) from error
+        raise ArgumentError(
+            f"there is no module {printable(lacking)}",
+            where=printable(where),
+            fix="run in the folder that holds it, install it, or name its file: path/to/file.py:factory",
+        ) from error
+    except _STOPS:
+        raise
+    except BaseException as error:
+        raise _fails(where, error, "importing it") from error
+    return module
+
+
+def _attribute(module: ModuleType, where: str, name: str) -> Any:
+    found: Any = module
+    for part in name.split("."):
+        if not hasattr(found, part):
+            public = [each for each in dir(found) if not each.startswith("_")]
+            near = get_close_matches(part, public, 3)
+            made = [each for each in public if _makes_modules(getattr(found, each, None), module)]
+            fix = f"did you mean {listed(near)}?" if near else f"it has {listed(made) or 'no factory'}"
+            raise ArgumentError(f"it has no {printable(part)}", where=printable(where), fix=printable(fix))
+        found = getattr(found, part)
+    return found
+
+
+def _makes_modules(value: Any, module: ModuleType) -> bool:
+    if isinstance(value, nn.Module):
+        return True
+    own = getattr(value, "__module__", None) == module.__name__
+    return own and (inspect.isfunction(value) or (inspect.isclass(value) and issubclass(value, nn.Module)))
+
+
+def _made(factory: Any, model: str, kwargs: Mapping[str, Any]) -> Exportable:
+    """What a factory gives."""
+    if isinstance(factory, (nn.Module, ExportedProgram)):
+        if kwargs:
+            raise ArgumentError(f"{printable(model)} is a module already: it takes no --kwargs")
+        return factory
+    if not callable(factory):
+        kind = type(factory).__name__
+        raise ArgumentError(f"it is a {kind}, which makes no model", where=printable(model), fix=_HOW)
+    try:
+        found = factory(**kwargs)
+    except _STOPS:
+        raise
+    except BaseException as error:
+        raise _fails(model, error, "calling it") from error
+    if not isinstance(found, (nn.Module, ExportedProgram)):
+        kind = type(found).__name__
+        raise ArgumentError(
+            f"it gives a {kind}, not an nn.Module",
+            where=printable(model),
+            fix="a factory that returns the module to export",
+        )
+    return found
+
+
+def _fails(model: str, error: BaseException, doing: str) -> ArgumentError:
+    """A failure of the user's own code: what it says, and the line."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if not _is_ours(Path(frame.filename))]
+    own = [frame for frame in own if not frame.filename.startswith("<")]
+    at = f" ({Path(own[-1].filename).name}, line {own[-1].lineno})" if own else ""
+    signature = "--kwargs '{…}' with what it needs" if isinstance(error, TypeError) else "mend it there"
+    return ArgumentError(f"{doing} fails: {_said(error)}{at}", where=printable(model), fix=signature)
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a file is part of this package or of the machinery that imports modules."""
+    return Path(wnconvert.__file__).parent in path.parents or path.parent.name == "importlib"
+
+
+def _said(error: BaseException) -> str:
+    """The class of an error, and what it says, where it says anything."""
+    text = str(error).strip().split("\n")[0]
+    return printable(f"{type(error).__name__}: {text}" if text else type(error).__name__)
+
+
+# -- files
+
+
+def _held(path: Path, checkpoint: Checkpoint, *, trust: bool, only: str | None) -> nn.Module:
+    """The module in a TorchScript archive or in a whole pickled module."""
+    if checkpoint.container == "TorchScript":
+        return _script(path)
+    modules = [state.path for state in checkpoint.tree.state_dicts if state.is_module]
+    if not modules:
+        raise InputError(
+            "a checkpoint: it has weights, and no model that could be run",
+            where=str(path),
+            fix=f"MODEL is package.module:factory or path/to/file.py:factory, with --weights {path}",
+        )
+    if not trust:
+        raise InputError(
+            "a whole pickled module: to load it runs code that the file names, whatever that is",
+            where=str(path),
+            fix=f"a factory with --weights {path}, which reads its tensors alone; or --trust, if you know "
+            "who made it",
+        )
+    return _trusted(path, modules, only)
+
+
+def _script(path: Path) -> nn.Module:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # TorchScript itself is deprecated
+            found: nn.Module = torch.jit.load(str(path), map_location="cpu")  # type: ignore[no-untyped-call]
+    except Exception as error:
+        raise InputError(
+            f"a TorchScript archive that torch cannot load: {_said(error)}",
+            where=str(path),
+            fix="save it again with this version of torch, or name the factory of the module",
+        ) from error
+    return found
+
+
+def _trusted(path: Path, modules: list[str], only: str | None) -> nn.Module:
+    """A whole pickled module, loaded as torch loads it: its code runs."""
+    at = next(iter(modules)) if only is None else only.removeprefix(".")
+    shown = [each or "." for each in modules]
+    if at not in modules:
+        raise ArgumentError(f"there is no module at {only!r}", fix=f"--only one of: {listed(shown)}")
+    if only is None and len(modules) > 1:
+        raise ArgumentError(f"{len(modules)} modules are in it: {listed(shown)}", fix=f"--only {shown[0]}")
+    _find_beside(Path())
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of classes whose source has changed
+            found = torch.load(path, map_location="cpu", weights_only=False)
+    except _STOPS:
+        raise
+    except BaseException as error:
+        raise InputError(
+            f"torch cannot load it: {_said(error)}",
+            where=str(path),
+            fix="run in the folder of the model's code, or name its factory with --weights",
+        ) from error
+    for key in filter(None, at.split(".")):
+        found = found[key] if isinstance(found, Mapping) else found[int(key)]
+    if not isinstance(found, nn.Module):
+        raise InputError(f"what is in it is a {type(found).__name__}, not an nn.Module", where=str(path))
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A model ready to be exported, and what was done for it."""
+
+    module: Exportable
+    steps: tuple[TimedStep, ...]
+    notes: tuple[str, ...] = ()
+
+
+def prepared(
+    model: str,
+    *,
+    weights: str | None = None,
+    kwargs: str | None = None,
+    only: str | None = None,
+    strip_prefix: Iterable[str] = (),
+    trust: bool = False,
+    progress: Callable[[TimedStep], None] = lambda step: None,
+) -> Prepared:
+    """Build what ``model`` names, with ``kwargs`` as JSON, and load ``weights`` into it.
+
+    ``progress`` is told each step when it is done. Raises as ``build`` and ``load_weights`` do.
+    """
+    arguments = None if kwargs is None else kwargs_of(kwargs)
+    if weights is not None:
+        open_checkpoint(Path(weights))  # what is wrong with it is told before the model's own code runs
+    steps = TimedSteps(progress)
+    with steps("build") as step:
+        made = build(model, kwargs=arguments, trust=trust, only=only if weights is None else None)
+        step.detail = type(made).__name__
+    notes: list[str] = []
+    if weights is None and not Path(model).is_file():
+        notes.append("no --weights: the model has those that its factory gave it")
+    if weights is not None:
+        with steps("load") as step:
+            found = load_weights(made, Path(weights), only=only, strip_prefix=strip_prefix)
+            step.detail, *notes = found
+    return Prepared(made, tuple(steps.every), tuple(notes))

@@ -1,0 +1,340 @@
+"""The weights of a checkpoint file put into a module: any container, any form, and strictly all of them."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from glob import escape
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from wnconvert.errors import ArgumentError, InputError, LayerError, WnconvertError
+from wnconvert.layers.schemes import Layer, Selection
+from wnconvert.messages import counted, listed, printable
+from wnconvert.plan.scope import choose
+from wnconvert.plan.wanted import find_layers
+from wnconvert.storage.checkpoint import Checkpoint, open_checkpoint
+from wnconvert.storage.sources import Source
+from wnconvert.tensors.tree import Entry, StateDict, StoredTensor
+from wnconvert.verbs.conversion.state_dict import fold_state_dict, split_state_dict
+from wnconvert.verbs.modules.find import find_live
+from wnconvert.verbs.proof.functions import Exportable
+from wnconvert.verbs.proof.running import check_shaped
+
+__all__ = ["load_weights"]
+
+
+_SHOWN = 12
+
+
+def load_weights(
+    module: Exportable, path: Path, *, only: str | None = None, strip_prefix: Iterable[str] = ()
+) -> tuple[str, ...]:
+    """Put the weights of a checkpoint into a module, each layer in the form that the module has it in.
+
+    Of several state dicts in the file the one is taken that fits, or that ``only`` names. ``strip_prefix``
+    is taken off the names (``module.``). A folded weight for a normalized layer becomes g = ‖w‖ and v = w.
+    What the module has under two names may be in the file under one, and batch norm's count of batches
+    may be absent. Returns notes for people.
+
+    Raises ``InputError`` that lists what is missing, unexpected or of another shape; the module is
+    unchanged then. ``ArgumentError`` for state that is no tensor, and as ``check_shaped``. Else as
+    ``open_checkpoint`` and ``fold_state_dict``.
+    """
+    if not isinstance(module, nn.Module) or isinstance(module, torch.jit.ScriptModule):
+        raise ArgumentError("MODEL is a file that has its weights in it", fix="leave --weights out")
+    check_shaped(module)
+    prefixes = tuple(strip_prefix)
+    checkpoint = open_checkpoint(path)
+    try:
+        wanted = _wanted(module)
+        fits = [_fit(state, wanted, prefixes) for state in choose(checkpoint.tree, only)]
+        fit = _chosen(fits)
+        values = _in_form(_read(checkpoint, fit), fit, wanted)
+        _put(module, values)
+    except WnconvertError as error:
+        error.where = f"{path}: {error.where}" if error.where else str(path)
+        raise
+    at = f" at {fit.state.path}" if fit.state.path else ""
+    return (f"weights of {path}{at}: {counted(len(fit.tensors), 'tensor')}", *fit.notes, *_lacking(fit))
+
+
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """What a module's state dict has by name, and its layers by the names of their weights.
+
+    ``counts`` are the names of what batch norm counts, which torch loads without.
+    """
+
+    tensors: Mapping[str, Tensor]
+    layers: Mapping[str, Layer]
+    counts: frozenset[str]
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes by name."""
+        return {name: tuple(value.shape) for name, value in self.tensors.items()}
+
+    @property
+    def weights(self) -> dict[str, tuple[int, ...]]:
+        """Shapes by name, with a plain weight in place of each pair."""
+        return _without_pairs(self.shapes, self.layers.values())
+
+    def halves(self, weight: str) -> list[str]:
+        """The names of what a weight is stored as: its own, or those of a pair."""
+        layer = self.layers.get(weight)
+        return [half.name for half in layer.halves] if layer else [weight]
+
+    def twins(self, absent: Iterable[str], present: Iterable[str]) -> dict[str, str]:
+        """Those weights of the absent that are the very tensors of present ones, both halves of a pair."""
+        # The first of several is the last that is put in.
+        by_tensors = {self._identity(name): name for name in reversed([*present])}
+        found = {name: by_tensors.get(self._identity(name)) for name in absent}
+        return {name: twin for name, twin in found.items() if twin is not None}
+
+    def _identity(self, weight: str) -> tuple[int, ...]:
+        return tuple(id(self.tensors[name]) for name in self.halves(weight))
+
+
+@dataclass(frozen=True, slots=True)
+class _Fit:
+    """How a state dict of the file fits the module, both with plain weights in place of pairs.
+
+    Two kinds of names it may lack: ``twins``, each with the name that it has for the same tensors of the
+    module, and ``uncounted``, which stay as the module has them.
+    """
+
+    state: StateDict
+    tensors: Mapping[str, StoredTensor]
+    layers: Mapping[str, Layer]
+    twins: Mapping[str, str]
+    uncounted: tuple[str, ...]
+    missing: tuple[str, ...]
+    unexpected: tuple[str, ...]
+    reshaped: tuple[str, ...]
+    notes: tuple[str, ...]
+    hint: str
+
+    @property
+    def misfits(self) -> int:
+        return len(self.missing) + len(self.unexpected) + len(self.reshaped)
+
+
+def _wanted(module: nn.Module) -> _Wanted:
+    state: Mapping[str, object] = module.state_dict(keep_vars=True)  # the parameters themselves
+    tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
+    if others := [printable(name) for name in state if name not in tensors]:
+        raise ArgumentError(
+            f"the model keeps state that is no tensor, as from get_extra_state: {listed(others, 8)}",
+            fix="load the weights in a factory of your own: files are data here, and nothing is unpickled",
+        )
+    layers = {name: live.named(name).layer for live in find_live(module).layers for name in live.names}
+    counts = {
+        f"{name}.num_batches_tracked".lstrip(".")
+        for name, each in module.named_modules(remove_duplicate=False)
+        if isinstance(each, nn.modules.batchnorm._NormBase)
+    }
+    return _Wanted(
+        tensors,
+        {name: layer for name, layer in layers.items() if layer.v.name in tensors},
+        frozenset(counts & tensors.keys()),
+    )
+
+
+def _without_pairs(
+    shapes: Mapping[str, tuple[int, ...]], layers: Iterable[Layer]
+) -> dict[str, tuple[int, ...]]:
+    halves = {half.name: layer for layer in layers for half in layer.halves}
+    found: dict[str, tuple[int, ...]] = {}
+    for name, shape in shapes.items():
+        layer = halves.get(name)
+        if layer is None:
+            found[name] = shape
+        else:
+            found.setdefault(layer.name, layer.v.shape)
+    return found
+
+
+def _fit(state: StateDict, wanted: _Wanted, prefixes: tuple[str, ...]) -> _Fit:
+    tensors = _stripped(state.tensors, prefixes)
+    named = StateDict(
+        state.path,
+        tuple(Entry(name, tensor) for name, tensor in tensors.items()),
+        state.dims if not prefixes else {},
+    )
+    found = find_layers(named, Selection())
+    layers = {layer.name: layer for layer in found.layers}
+    here = _without_pairs({name: each.info.shape for name, each in tensors.items()}, layers.values())
+    there = wanted.weights
+    absent = [name for name in there if name not in here]
+    twins = wanted.twins(absent, (name for name in there if name in here))
+    uncounted = tuple(name for name in absent if name in wanted.counts and name not in twins)
+    missing = tuple(name for name in absent if name not in twins and name not in uncounted)
+    unexpected = tuple(name for name in here if name not in there)
+    reshaped = tuple(
+        f"{name}: {_sizes(here[name])} in the file, {_sizes(there[name])} in the model"
+        for name in there
+        if name in here and here[name] != there[name]
+    )
+    return _Fit(
+        named,
+        tensors,
+        layers,
+        twins,
+        uncounted,
+        missing,
+        unexpected,
+        reshaped,
+        tuple(f"{no.name} is no layer to go by: {no.reason}" for no in found.refused),
+        _hint(missing, unexpected),
+    )
+
+
+def _stripped(tensors: Mapping[str, StoredTensor], prefixes: tuple[str, ...]) -> dict[str, StoredTensor]:
+    found: dict[str, StoredTensor] = {}
+    for name, tensor in tensors.items():
+        prefix = next((each for each in prefixes if name.startswith(each)), "")
+        short = name.removeprefix(prefix)
+        if short in found:
+            raise ArgumentError(f"two tensors are called {short} without the prefix", fix="another prefix")
+        info = tensor.info
+        renamed = type(info)(short, info.dtype, info.shape)
+        found[short] = StoredTensor(renamed, tensor.storage, tensor.offset, tensor.strides, tensor.location)
+    return found
+
+
+def _hint(missing: tuple[str, ...], unexpected: tuple[str, ...]) -> str:
+    """What to do where the names differ by a prefix."""
+    if not missing or not unexpected:
+        return ""
+    first = missing[0]
+    for name in unexpected:
+        if name.endswith(f".{first}"):
+            prefix = name.removesuffix(first)
+            if {prefix + each for each in missing} <= set(unexpected):
+                return f"--strip-prefix {printable(prefix)}"
+    return ""
+
+
+def _chosen(fits: list[_Fit]) -> _Fit:
+    """The one state dict that fits; one error lists what does not."""
+    if not fits:
+        raise InputError("there is no state dict in it", fix="a checkpoint with the weights of the model")
+    good = [fit for fit in fits if not fit.misfits]
+    if len(good) > 1:
+        paths = [printable(fit.state.path or ".") for fit in good]
+        raise ArgumentError(
+            f"{len(good)} of its state dicts fit the model: {listed(paths)}", fix=f"--only {paths[0]}"
+        )
+    if good:
+        return good[0]
+    if len(fits) > 1:
+        each = "".join(
+            f"\n  {printable(fit.state.path or '.')}: {counted(len(fit.missing), 'tensor')} missing, "
+            f"{len(fit.unexpected)} unexpected, {len(fit.reshaped)} of another shape"
+            for fit in fits[:_SHOWN]
+        )
+        raise InputError(
+            f"none of its {len(fits)} state dicts fits the model:{each}",
+            fix="--only PATH says which is meant, and what does not fit is listed then",
+        )
+    (fit,) = fits
+    lines = [f"missing: {name}" for name in fit.missing]
+    lines += [f"unexpected: {name}" for name in fit.unexpected]
+    lines += [f"shape: {each}" for each in fit.reshaped]
+    shown = "".join(f"\n  {printable(line)}" for line in (*lines[:_SHOWN], *fit.notes))
+    more = f"\n  and {len(lines) - _SHOWN} more" if len(lines) > _SHOWN else ""
+    raise InputError(
+        f"the weights do not fit the model ({counted(len(lines), 'name')}):{shown}{more}",
+        fix=fit.hint or "the checkpoint of this very model, or --kwargs that build the model of this one",
+    )
+
+
+def _sizes(shape: tuple[int, ...]) -> str:
+    return f"[{','.join(map(str, shape))}]"
+
+
+def _lacking(fit: _Fit) -> Iterator[str]:
+    """What is said of names that the file may well lack."""
+    if fit.twins:
+        pairs = [f"{printable(name)} (as {printable(twin)})" for name, twin in fit.twins.items()]
+        yield f"in the file under another name of the same tensor in the model: {listed(pairs, 4)}"
+    if fit.uncounted:
+        names = listed(map(printable, fit.uncounted), 4)
+        yield f"not in the file, as in those of old torch, and left as in the model: {names}"
+
+
+# -- numbers
+
+
+def _read(checkpoint: Checkpoint, fit: _Fit) -> dict[str, Tensor]:
+    """The tensors of a state dict, through our own reader."""
+    found: dict[str, Tensor] = OrderedDict()
+    with Source(checkpoint.shards) as source:
+        for name, tensor in fit.tensors.items():
+            found[name] = _tensor(source, tensor)
+    return found
+
+
+def _tensor(source: Source, tensor: StoredTensor) -> Tensor:
+    info = tensor.info
+    dtype = getattr(torch, info.dtype.name, None)
+    if not isinstance(dtype, torch.dtype) or info.dtype.name.startswith("q"):
+        raise LayerError(f"{info.name} is {info.dtype}, which cannot be loaded", fix="save it dequantized")
+    if not info.numel:
+        return torch.empty(info.shape, dtype=dtype)
+    content = bytearray(source.whole(tensor).tobytes())
+    return torch.frombuffer(content, dtype=dtype).reshape(info.shape)
+
+
+def _in_form(values: dict[str, Tensor], fit: _Fit, wanted: _Wanted) -> dict[str, Any]:
+    """The values in the form in which the module has each layer.
+
+    Numbers change in the module's own dtype: rounded to half precision, g would not fit v any more.
+    """
+    folded = [name for name, layer in fit.layers.items() if not _alike(layer, wanted.layers.get(name))]
+    for name in folded:
+        for half in fit.layers[name].halves:
+            values[half.name] = _cast(values[half.name], wanted, name)
+    made: dict[str, Any] = fold_state_dict(values, layers=map(escape, folded)) if folded else dict(values)
+    for name, layer in wanted.layers.items():
+        if name in fit.twins:
+            continue
+        there = fit.layers.get(name)
+        if there is None or name in folded:
+            weight = {name: _cast(made.pop(name), wanted, name)}
+            made |= split_state_dict(weight, layers=[escape(name)], dim=layer.dim, to=layer.form)
+        else:
+            g, v = made.pop(there.g.name), made.pop(there.v.name)
+            made |= {layer.g.name: g, layer.v.name: v}
+        made[layer.g.name] = made[layer.g.name].reshape(layer.g.shape)
+    for name, twin in fit.twins.items():
+        made |= {own: made[its] for own, its in zip(wanted.halves(name), wanted.halves(twin), strict=True)}
+    return made | {name: wanted.tensors[name] for name in fit.uncounted}
+
+
+def _cast(value: Tensor, wanted: _Wanted, weight: str) -> Tensor:
+    """A float tensor in the dtype of the weight that it is for."""
+    layer = wanted.layers.get(weight)
+    like = wanted.tensors[layer.v.name if layer else weight]
+    return value.to(like.dtype) if like.is_floating_point() and value.is_floating_point() else value
+
+
+def _alike(layer: Layer, wanted: Layer | None) -> bool:
+    """Whether g and v may stay what they are."""
+    return wanted is not None and (layer.dim == wanted.dim or layer.rows == wanted.rows == 1)
+
+
+def _put(module: nn.Module, values: Mapping[str, Any]) -> None:
+    try:
+        module.load_state_dict(values)
+    except RuntimeError as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        raise InputError(
+            f"the weights do not fit the model: {printable(' '.join(lines[1:] or lines))}",
+            fix="the checkpoint of this very model",
+        ) from error

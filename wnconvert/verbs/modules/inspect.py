@@ -1,0 +1,76 @@
+"""The layers of a live module with their magnitudes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from typing import Any
+
+from torch import nn
+from torch.nn.parameter import is_lazy
+
+from wnconvert.layers.schemes import FORMS
+from wnconvert.tensors.memory import InMemory, is_torch, stored_tensor
+from wnconvert.tensors.tree import Entry, StateDict, StoredTensor, Tree
+from wnconvert.verbs.inspection.inspect import inspect_tree
+from wnconvert.verbs.inspection.result import Inspection
+from wnconvert.verbs.modules.convert import refuse_meta
+from wnconvert.verbs.modules.find import LiveFound, find_live, is_wrapper
+
+__all__ = ["inspect_module"]
+
+
+def inspect_module(
+    module: nn.Module,
+    *,
+    layers: Iterable[str] = (),
+    full: bool = False,
+    all_weights: bool = False,
+) -> Inspection:
+    """Inspect a module's state dict: its layers, their magnitudes, what folding would do.
+
+    Options as for ``inspect_file``. Each layer's dim is the one that its module states. The notes name what
+    is refused and why, weights under another reparameterization (``kinds`` counts these too), and pairs that
+    look like layers by their names only.
+
+    Raises ``ArgumentError`` where ``module`` is no ``nn.Module`` and ``LayerError`` for layers on the meta
+    device.
+
+    >>> from torch.nn.utils.parametrizations import weight_norm
+    >>> found = inspect_module(weight_norm(nn.Linear(3, 2), dim=None))
+    >>> [(layer.name, layer.form, layer.dim) for layer in found.layers], found.fold
+    ([('weight', 'parametrize', None)], 'would make 1 plain weight')
+    """
+    live = find_live(module)
+    refuse_meta(live.layers, "inspected")
+    values = {name: value for name, value in module.state_dict().items() if not is_lazy(value)}
+    entries = [
+        Entry(name, stored := _stored(name, value), is_opaque=stored is None and is_torch(value))
+        for name, value in values.items()
+    ]
+    dims = {name: item.layer.dim for item in live.layers for name in item.names}
+    tree = Tree((StateDict("", tuple(entries), dims),))
+    found = inspect_tree(tree, InMemory(values), layers=layers, full=full, all_weights=all_weights)
+    rows = tuple(replace(row, dim=dims.get(row.name, row.dim)) for row in found.layers)
+    return replace(found, layers=rows, notes=tuple(_notes(found, live)))
+
+
+def _stored(name: str, value: Any) -> StoredTensor | None:
+    """As in a state dict, but for what has no memory of its own (a FakeTensor)."""
+    return None if is_torch(value) and is_wrapper(value) else stored_tensor(name, value)
+
+
+def _notes(found: Inspection, live: LiveFound) -> Iterator[str]:
+    """What the keys tell, and what only the live module tells."""
+    refused = {name: item.reason for item in live.refused for name in item.names}
+    for note in found.notes:
+        if note.partition(" is refused: ")[0] not in refused:
+            yield note
+    for name, reason in refused.items():
+        yield f"{name} is refused: {reason}"
+    others = {name: kind for names, kind in live.others.items() for name in names}
+    for name, kind in others.items():
+        yield f"{name} is under {kind}, which is left alone"
+    for row in found.layers:
+        if row.form in FORMS and row.name not in {*live.names, *others}:
+            yield f"{row.name} is a layer by its keys only: no weight norm of torch's is on it, and it stays"

@@ -1,0 +1,68 @@
+"""The arguments that the verbs share, from a user's words to what the plans take."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from wnconvert.errors import ArgumentError
+from wnconvert.layers.schemes import FORMS, Selection
+from wnconvert.numerics.rows import RowPolicy
+from wnconvert.tensors.dtypes import DType, dtype_named
+
+__all__ = [
+    "DTYPE_CHOICES",
+    "ZERO_ROWS_CHOICES",
+    "check_form",
+    "dtype_of",
+    "numbers_of",
+    "selection_of",
+    "texts_of",
+]
+
+
+DTYPE_CHOICES = ("float16", "bfloat16", "float32")
+ZERO_ROWS_CHOICES = ("error", "zero")
+
+
+def dtype_of(name: str | None) -> DType | None:
+    """The dtype that ``--dtype`` names. Raises ``ArgumentError`` for one that is not offered."""
+    if name is not None and name not in DTYPE_CHOICES:
+        raise ArgumentError(f"dtype {name!r} is not offered", fix=f"one of {', '.join(DTYPE_CHOICES)}")
+    return None if name is None else dtype_named(name)
+
+
+def check_form(to: str | None) -> None:
+    """Raise ``ArgumentError`` where ``to`` is neither None nor a form that a pair can have."""
+    if to is not None and to not in FORMS:
+        raise ArgumentError(f"there is no form {to!r}", fix=f"one of {', '.join(FORMS)}")
+
+
+def numbers_of(zero_rows: str, *, allow_nonfinite: bool) -> RowPolicy:
+    """The policy that ``--zero-rows`` and ``--allow-nonfinite`` state. Raises ``ArgumentError``."""
+    if zero_rows not in ZERO_ROWS_CHOICES:
+        raise ArgumentError(
+            f"zero_rows {zero_rows!r} is not offered", fix=f"one of {', '.join(ZERO_ROWS_CHOICES)}"
+        )
+    return RowPolicy(zero_rows, allow_nonfinite)
+
+
+def selection_of(layers: Iterable[str], exclude: Iterable[str], dim: int | str | None) -> Selection:
+    """What ``--layers``, ``--exclude`` (globs) and ``--dim`` choose. Raises ``ArgumentError``."""
+    if isinstance(dim, str) and dim != "auto":
+        raise ArgumentError(f"dim {dim!r} is no axis", fix="a number, None for the whole tensor, or 'auto'")
+    return Selection(texts_of(layers), texts_of(exclude), dim)
+
+
+def texts_of(texts: Iterable[str]) -> tuple[str, ...]:
+    """Texts, of which one may stand alone. Raises ``ArgumentError`` for what is no text.
+
+    >>> texts_of("dec.*"), texts_of(["enc.*", "dec.*"])
+    (('dec.*',), ('enc.*', 'dec.*'))
+    """
+    given: object = texts
+    if isinstance(given, str):
+        return (given,)
+    every = tuple(given) if isinstance(given, Iterable) else (given,)
+    if not all(isinstance(text, str) for text in every):
+        raise ArgumentError(f"{given!r:.80} is no list of texts", fix="a str, or a list of them")
+    return every

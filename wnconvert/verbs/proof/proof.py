@@ -1,0 +1,289 @@
+"""Two functions run on the same samples and compared: names of outputs, shapes and dtypes, then values."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+
+from wnconvert.errors import ArgumentError, InputError, VerifyError, WnconvertError
+from wnconvert.messages import listed, printable
+from wnconvert.numerics.distance import Needed, Tolerance, rounded_up, same_bits
+from wnconvert.tensors.blocks import Array
+from wnconvert.tensors.dtypes import DTYPES
+from wnconvert.verbs.proof.outputs import OutputMeter, OutputProof, flat
+from wnconvert.verbs.proof.samples import Sample, arrays
+from wnconvert.verbs.proof.signatures import Signature
+
+__all__ = ["ATOL", "RTOL", "NumericFunction", "Proof", "Run", "errors_name_sizes", "prove", "steady_run"]
+
+
+ATOL = 1e-5
+RTOL = 1e-3
+
+#: From inputs by name to outputs by name, in order.
+NumericFunction: TypeAlias = Callable[[Mapping[str, Array]], Mapping[str, Array]]
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """What a comparison of two functions found; true where all outputs are equal within the tolerance.
+
+    One of them at least must tell something: what is nearly zero is within an absolute tolerance anyhow.
+    ``mismatches`` are names, shapes and dtypes that differ, and samples that the candidate cannot run, in
+    words. Seconds are of one run of all samples.
+    """
+
+    outputs: tuple[OutputProof, ...]
+    mismatches: tuple[str, ...]
+    samples: tuple[Sample, ...]
+    rtol: float
+    atol: float
+    reference_seconds: float = 0.0
+    candidate_seconds: float = 0.0
+
+    def __bool__(self) -> bool:
+        return self.within and any(output.tells for output in self.outputs)
+
+    @property
+    def within(self) -> bool:
+        """Whether all is within the tolerance, be it that this means nothing."""
+        return bool(self.outputs) and not self.mismatches and all(output.passed for output in self.outputs)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """On outputs that say little of the weights they were computed with."""
+        found = []
+        for output in self.outputs:
+            if output.alike:
+                found.append(
+                    f"output {printable(output.name)} is the same number everywhere: that proves little"
+                )
+            elif output.unproven:
+                what = f"is at most {output.largest:.3g}, so that zeros would do too"
+                found.append(f"output {printable(output.name)} {what}: that proves little")
+        return tuple(found)
+
+    @property
+    def tolerance(self) -> str:
+        """The tolerance that was applied, in words."""
+        return f"{self.atol:g} + {self.rtol:g}·|reference|"
+
+    @property
+    def needed(self) -> Needed | None:
+        """The least tolerance under which all values would have passed, or None where none would do."""
+        failed = [output for output in self.outputs if not output.passed or (self.within and output.unproven)]
+        atols = [output.needed_atol for output in failed]
+        rtols = [output.needed_rtol for output in failed]
+        atol = None if None in atols else max((value for value in atols if value is not None), default=0.0)
+        rtol = None if None in rtols else max((value for value in rtols if value is not None), default=0.0)
+        return None if atol is None and rtol is None else Needed(rtol, atol, 0)
+
+    @property
+    def advice(self) -> str:
+        """The options under which it would have passed, rounded up so that it does; empty where it passed."""
+        if self:
+            return ""
+        need = None if self.mismatches else self.needed
+        if need is None:
+            return "no tolerance would have passed"
+        ways = [f"--atol {rounded_up(need.atol)}"] if need.atol is not None else []
+        ways += [f"--rtol {rounded_up(need.rtol)}"] if need.rtol is not None else []
+        return f"{' or '.join(ways)} would have passed"
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What a function gave for a sample, and how long that took."""
+
+    outputs: Mapping[str, Array]
+    seconds: float
+
+
+def steady_run(
+    reference: NumericFunction,
+    signature: Signature,
+    sample: Sample,
+    *,
+    rtol: float = RTOL,
+    atol: float = ATOL,
+    who: str = "the module",
+) -> Run:
+    """What a reference gives for a sample when it is run twice.
+
+    Raises ``InputError`` where the second run gives other numbers than the first, or there is nothing that
+    could be compared.
+    """
+    feeds = arrays(signature, sample)
+    with errors_name_sizes(sample):
+        first, again = _run(reference, feeds), _run(reference, feeds)
+        _check_comparable(first.outputs, who)
+        _check_steady(first.outputs, again.outputs, Tolerance(rtol, atol), who)
+    return first
+
+
+def prove(
+    reference: NumericFunction,
+    candidate: NumericFunction,
+    signature: Signature,
+    *,
+    samples: Sequence[Sample],
+    rtol: float = RTOL,
+    atol: float = ATOL,
+    who: str = "the module",
+    first: Run | None = None,
+    forget: Callable[[], None] = lambda: None,
+) -> Proof:
+    """Run both functions on samples and compare: |candidate-reference| <= atol + rtol·|reference|.
+
+    NaN is equal to NaN, and an infinity to itself. A ``VerifyError`` of the candidate is a mismatch.
+    ``who`` names the reference in messages. ``first`` is what ``steady_run`` gave for the first sample,
+    where that is known. ``forget`` is called before each sample, for a reference that remembers.
+
+    The reference is run twice on the first sample and on each that differs. Raises ``InputError`` where it
+    gives other numbers then, or nothing that could be compared; ``ArgumentError`` for a tolerance that is
+    none.
+
+    >>> from wnconvert.verbs.proof.samples import samples_of
+    >>> from wnconvert.verbs.proof.signatures import signature_of
+    >>> signature = signature_of(["x=float32[2]"])
+    >>> double = lambda feeds: {"y": feeds["x"] * 2}
+    >>> bool(prove(double, double, signature, samples=samples_of(signature)))
+    True
+    """
+    tolerance = Tolerance(rtol, atol)
+    if not samples:
+        raise ArgumentError("no samples: that would compare nothing", fix="a number of samples from 1 on")
+    meters: dict[str, OutputMeter] = {}
+    mismatches: list[str] = []
+    reference_seconds = candidate_seconds = 0.0
+    for at, sample in enumerate(samples):
+        forget()
+        feeds = arrays(signature, sample)
+        if at == 0:
+            run = first or steady_run(reference, signature, sample, rtol=rtol, atol=atol, who=who)
+        else:
+            with errors_name_sizes(sample):
+                run = _run(reference, feeds)
+                _check_comparable(run.outputs, who)
+        expected, reference_seconds = run.outputs, reference_seconds + run.seconds
+        try:
+            run = _run(candidate, feeds)
+        except VerifyError as error:
+            mismatches.append(f"at {sample}: {error}")
+            continue
+        found, candidate_seconds = run.outputs, candidate_seconds + run.seconds
+        names = _names_apart(tuple(found), tuple(expected))
+        if names:
+            mismatches.append(names)
+            break
+        before = len(mismatches), sum(meter.out for meter in meters.values())
+        for name, right in expected.items():
+            apart = _form_apart(name, found[name], right)
+            if apart:
+                mismatches.append(f"{apart}, at {sample}")
+                continue
+            meter = meters.setdefault(name, OutputMeter(name, DTYPES[right.dtype.name], tolerance))
+            meter.add(sample, found[name], right)
+        if at and before != (len(mismatches), sum(meter.out for meter in meters.values())):
+            with errors_name_sizes(sample):  # which of both it is that gives something else
+                _check_steady(expected, _run(reference, feeds).outputs, tolerance, who)
+    outputs = tuple(meter.result() for meter in meters.values())
+    if not mismatches and not any(output.elements for output in outputs):
+        raise InputError(
+            f"all outputs of {who} are empty: that would compare nothing", fix="larger sizes of its inputs"
+        )
+    proof = Proof(
+        outputs, tuple(mismatches), tuple(samples), rtol, atol, reference_seconds, candidate_seconds
+    )
+    if proof.within and not any(output.tells or output.unproven for output in outputs):
+        raise InputError(
+            f"all outputs of {who} are 0, NaN or infinite on all samples, which proves nothing",
+            fix="inputs on which it gives something: another bound, range or --seed, or examples in Python",
+        )
+    return proof
+
+
+@contextmanager
+def errors_name_sizes(sample: Sample) -> Iterator[None]:
+    """Errors raised inside say at which sizes."""
+    try:
+        yield
+    except WnconvertError as error:
+        if sample.sizes:
+            error.where = f"{error.where}, at {sample}" if error.where else f"at {sample}"
+        raise
+
+
+def _run(function: NumericFunction, feeds: Mapping[str, Array]) -> Run:
+    """A run of a function, which gets its own copy of the inputs, for it may write to them."""
+    own = {name: array.copy() for name, array in feeds.items()}
+    start = time.perf_counter()
+    outputs = function(own)
+    seconds = time.perf_counter() - start
+    return Run({name: np.asarray(array) for name, array in outputs.items()}, seconds)
+
+
+def _check_comparable(outputs: Mapping[str, Array], who: str) -> None:
+    if not outputs:
+        raise InputError(
+            f"{who} has no outputs: that would compare nothing", fix="a forward that returns tensors"
+        )
+    for name, array in outputs.items():
+        if array.dtype.name not in DTYPES:
+            raise InputError(f"output {printable(name)} of {who} is of {array.dtype}, not of numbers")
+
+
+def _check_steady(
+    first: Mapping[str, Array], again: Mapping[str, Array], tolerance: Tolerance, who: str
+) -> None:
+    """Refuse a reference that gives other outputs when it is run again.
+
+    A hundredth of the tolerance is left to kernels that add in another order each time.
+    """
+    fix = "a forward without noise, dropout and memory, or with the noise (or its seed) as an input"
+    said = f"{who} is stochastic: run twice on the same input"
+    if tuple(first) != tuple(again):
+        raise InputError(
+            f"{said}, it gives other outputs: {_names_apart(tuple(again), tuple(first))}", fix=fix
+        )
+    strict = Tolerance((tolerance.rtol or 0) / 100, (tolerance.atol or 0) / 100)
+    for name, right in first.items():
+        apart = _form_apart(name, again[name], right)
+        if apart:
+            raise InputError(f"{said}, {apart}", fix=fix)
+        if same_bits(flat(again[name]), flat(right)):
+            continue
+        meter = OutputMeter(name, DTYPES[right.dtype.name], strict)
+        meter.add(Sample(0, {}), again[name], right)
+        result = meter.result()
+        if not result.passed:
+            far = "NaN once" if result.unmatched else f"up to {result.max_abs:.3g} apart"
+            raise InputError(f"{said}, its output {printable(name)} is {far}", fix=fix)
+
+
+def _names_apart(found: tuple[str, ...], expected: tuple[str, ...]) -> str:
+    """How names of outputs differ, in words; empty where they do not."""
+    if found == expected:
+        return ""
+    order = " in this order" if sorted(found) == sorted(expected) else ""
+    found_names, names = (listed(map(printable, every)) for every in (found, expected))
+    return f"outputs: {found_names or 'none'}; expected{order}: {names}"
+
+
+def _form_apart(name: str, found: Array, expected: Array) -> str:
+    """How shapes or dtypes differ, in words; empty where they do not."""
+    name = printable(name)
+    if found.shape != expected.shape:
+        return f"output {name}: shape {_shape(found)}, expected {_shape(expected)}"
+    if found.dtype != expected.dtype:
+        return f"output {name}: dtype {found.dtype}, expected {expected.dtype}"
+    return ""
+
+
+def _shape(array: Array) -> str:
+    return f"[{','.join(map(str, array.shape))}]"

@@ -1,0 +1,232 @@
+"""A torch model run quietly in eval mode, and then exactly as it was, whatever its forward does to it."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import operator
+import os
+import random
+import warnings
+from collections import Counter, OrderedDict, defaultdict, deque
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+from torch.nn.parameter import is_lazy
+
+from wnconvert.errors import ArgumentError
+from wnconvert.messages import listed, printable
+
+__all__ = ["check_shaped", "evaluating", "quiet_torch"]
+
+
+Undo: TypeAlias = Callable[[], None]
+
+#: Attributes of these types are caches as often as not, so what is in them comes back too.
+_CONTAINERS = (dict, OrderedDict, defaultdict, Counter, list, set, deque, bytearray)
+
+
+def check_shaped(model: nn.Module | ExportedProgram) -> None:
+    """Raise ``ArgumentError`` for lazy modules: a first run gives them shapes, and another class for good.
+
+    >>> check_shaped(nn.Sequential(nn.LazyLinear(3)))
+    Traceback (most recent call last):
+    wnconvert.errors.ArgumentError: the model has parameters without a shape yet: 0.weight, 0.bias
+    """
+    named = [*model.named_parameters(), *model.named_buffers()]
+    names = [printable(name) for name, value in named if is_lazy(value)]
+    if names:
+        raise ArgumentError(
+            f"the model has parameters without a shape yet: {listed(names, 8)}",
+            fix="run it once on an input, in Python, before it is exported, checked or given weights",
+        )
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module | ExportedProgram) -> Iterator[Undo]:
+    """A model in eval mode, without gradients; after it the model and random states are as they were.
+
+    What comes back: modes, attributes, the numbers of parameters, buffers and tensors in attributes, and what
+    is in containers there, however deep. What is inside other objects is not looked into, those of one's own
+    classes, arrays of numpy and sparse tensors among them.
+
+    The block gets a function that brings back what it began with: eval mode, and nothing that a forward
+    has left behind since (batch statistics, caches, counters). Raises as ``check_shaped``.
+
+    >>> norm = nn.BatchNorm1d(3, momentum=0.5)
+    >>> with evaluating(norm) as forget:
+    ...     _ = norm.train()(torch.ones(2, 3))
+    >>> norm.running_mean, norm.num_batches_tracked
+    (tensor([0., 0., 0.]), tensor(0))
+    """
+    check_shaped(model)
+    modules = [] if isinstance(model, ExportedProgram) else list(model.modules())
+    modes = [(module, module.training) for module in modules]
+    held = [*model.parameters(), *model.buffers()]
+    devices = sorted({value.device.index for value in held if value.is_cuda})
+    drawn, drawn_by_numpy = random.getstate(), np.random.get_state()
+    undo: list[Undo] = []
+    try:
+        with torch.random.fork_rng(devices=devices), torch.no_grad():
+            for module in modules:
+                module.training = False
+            own = [vars(module) for module in modules if not isinstance(module, torch.jit.ScriptModule)]
+            # A deep copy would break what is shared.
+            containers, tensors = _reached(own)
+            undo += map(_entries, containers)
+            undo += _numbers([*held, *tensors])
+
+            def forget() -> None:
+                for each in undo:
+                    each()
+
+            yield forget
+    finally:
+        for each in undo:
+            each()
+        for module, mode in modes:
+            module.training = mode
+        random.setstate(drawn)
+        np.random.set_state(drawn_by_numpy)
+
+
+def _reached(roots: Iterable[Any]) -> tuple[list[Any], list[Tensor]]:
+    """The containers that can change and the tensors in some containers, themselves among them, each once."""
+    found: dict[int, Any] = {}
+    todo = list(roots)
+    while todo:  # no recursion: containers may be deep, and in themselves
+        value = todo.pop()
+        if id(value) in found:
+            continue
+        found[id(value)] = value
+        if not isinstance(value, (Tensor, bytearray)):
+            inside = value.values() if isinstance(value, dict) else value
+            todo += [each for each in inside if isinstance(each, (Tensor, tuple)) or _is_container(each)]
+    every = found.values()
+    return list(filter(_is_container, every)), [value for value in every if isinstance(value, Tensor)]
+
+
+def _is_container(value: Any) -> bool:
+    # Not a class of one's own, whose methods may do anything.
+    return type(value) in _CONTAINERS
+
+
+def _entries(value: Any) -> Undo:
+    """What brings back the items of a container: the very same ones, in their order."""
+    kept = value.copy()
+
+    def undo() -> None:
+        if isinstance(value, bytearray):
+            if value != kept:
+                value[:] = kept
+            return
+        now, then = ([*each, *each.values()] if isinstance(each, dict) else [*each] for each in (value, kept))
+        if len(now) == len(then) and all(map(operator.is_, now, then)):
+            return
+        value.clear()
+        value.update(kept) if isinstance(value, (dict, set)) else value.extend(kept)
+
+    return undo
+
+
+def _numbers(tensors: Iterable[Tensor]) -> Iterator[Undo]:
+    """What brings back the numbers of tensors, and their shapes.
+
+    Memory that several share is kept once, and of memory that a tensor is a part of, that part.
+    """
+    spans: dict[int, tuple[torch.UntypedStorage, int, int]] = {}
+    for tensor in tensors:
+        # Sparse tensors and those made of others have no memory of their own.
+        if tensor.layout is not torch.strided or hasattr(tensor, "__tensor_flatten__"):
+            continue
+        storage = tensor.untyped_storage()
+        if storage.device.type == "meta":  # of fake tensors too, which say otherwise
+            continue
+        yield _place(tensor)
+        if tensor.numel():
+            width, steps = tensor.element_size(), zip(tensor.shape, tensor.stride(), strict=True)
+            first = int(tensor.storage_offset()) * width
+            last = first + width + width * sum((size - 1) * step for size, step in steps)
+            _, low, high = spans.get(storage.data_ptr(), (storage, first, last))
+            spans[storage.data_ptr()] = storage, min(low, first), max(high, last)
+    for span in spans.values():
+        yield _bytes(*span)
+
+
+def _place(tensor: Tensor) -> Undo:
+    """What brings a tensor back to its memory, where another was put in its place (``tensor.data = …``)."""
+    kept = tensor.detach()
+
+    def undo() -> None:
+        now, then = ((each.data_ptr(), each.dtype, each.shape, each.stride()) for each in (tensor, kept))
+        if now != then:
+            tensor.data = kept
+
+    return undo
+
+
+def _bytes(storage: torch.UntypedStorage, low: int, high: int) -> Undo:
+    """What brings back a stretch of memory, which is not written to where it is the same.
+
+    Bytes, for NaN is equal to NaN then; and memory, for no tensor there may be written to in all modes.
+    """
+    high = min(high, storage.nbytes())  # elements of less than a byte
+    there = torch.empty(0, dtype=torch.uint8, device=storage.device)
+    there.set_(storage, low, (high - low,), (1,))
+    kept = there.clone()
+
+    def undo() -> None:
+        if storage.nbytes() < high:
+            storage.resize_(high)
+        if not torch.equal(there, kept):
+            there.copy_(kept)
+
+    return undo
+
+
+# -- quiet, and what is said instead
+
+
+@contextlib.contextmanager
+def quiet_torch() -> Iterator[None]:
+    """No warnings, log lines or prints of torch's inside (nor of the model's)."""
+    level = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    sink = io.StringIO()
+    try:
+        with (
+            warnings.catch_warnings(),
+            contextlib.redirect_stdout(sink),
+            contextlib.redirect_stderr(sink),
+            _no_traces(),
+        ):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)
+
+
+@contextlib.contextmanager
+def _no_traces() -> Iterator[None]:
+    """Where the older exporter fails, it prints the whole graph, and not by way of Python."""
+    torch._C._jit_set_onnx_log_output_stream("stderr")  # which is not buffered
+    try:
+        kept = os.dup(2)
+    except OSError:  # it is closed
+        kept = -1
+    try:
+        if kept >= 0:
+            with Path(os.devnull).open("wb") as nowhere:
+                os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        if kept >= 0:
+            os.dup2(kept, 2)
+            os.close(kept)
+        torch._C._jit_set_onnx_log_output_stream("stdout")
