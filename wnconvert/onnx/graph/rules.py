@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from wnconvert.onnx.file.model import Constant
-from wnconvert.onnx.graph.constants import MOST_ELEMENTS, Array, axes_of, evaluate, flag
+from wnconvert.onnx.graph.constants import MOST_ELEMENTS, axes_of, evaluate, flag
 from wnconvert.onnx.graph.monomials import (
     Monomial,
     expanded,
@@ -24,6 +24,7 @@ from wnconvert.onnx.graph.monomials import (
     transposed,
     unsqueezed,
 )
+from wnconvert.tensors.blocks import Array
 from wnconvert.tensors.dtypes import DTYPES, DType
 
 __all__ = ["KnownValue", "numbers_as_array", "result_of"]

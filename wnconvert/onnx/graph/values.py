@@ -14,10 +14,10 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from wnconvert.onnx.file.model import Attribute, Constant, Graph, GraphScope, Model, Node, OnnxFunction
-from wnconvert.onnx.graph.constants import Array
 from wnconvert.onnx.graph.index import Index, ValueId, in_order
 from wnconvert.onnx.graph.monomials import leaf
 from wnconvert.onnx.graph.rules import KnownValue, numbers_as_array, result_of
+from wnconvert.tensors.blocks import Array
 from wnconvert.tensors.dtypes import DTYPES, DType
 from wnconvert.tensors.tree import ByteRange, StoredTensor, TensorInfo, contiguous_strides
 
