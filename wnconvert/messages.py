@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 
 from wnconvert.errors import WnconvertError
 
-__all__ = ["REPORT_BUG", "counted", "listed", "options_as_python", "printable"]
+__all__ = ["REPORT_BUG", "counted", "listed", "option", "options_as_python", "printable", "raise_listed"]
 
 
 #: The fix of an error that no input should cause.
@@ -40,28 +41,75 @@ def listed(names: Iterable[str], most: int = 20) -> str:
     return ", ".join(every[:most]) + more
 
 
-_OPTION = re.compile(
-    r"--(?P<name>[a-z]+(?:-[a-z]+)*)(?: (?P<value>'[^']*'|-?\d+|zero|none|b?float\d+|[A-Z]+))?"
-)
-_FLAGS = ("allow-nonfinite", "drop-optimizer", "force", "keep-optimizer")
+def raise_listed(
+    kind: type[WnconvertError], heading: str, items: Sequence[tuple[str, str]], *, fix: str = ""
+) -> None:
+    """Raise one error for all ``items``, each a place and what is wrong there; nothing if there are none.
+
+    A single item is an error by itself. Of many, the first ten are listed under ``heading``.
+
+    >>> from wnconvert.errors import LayerError
+    >>> raise_listed(LayerError, "2 layers cannot be folded", [("layer a", "no g"), ("layer b", "no v")])
+    Traceback (most recent call last):
+    wnconvert.errors.LayerError: 2 layers cannot be folded:
+      layer a: no g
+      layer b: no v
+    """
+    if len(items) == 1:
+        raise kind(items[0][1], where=items[0][0], fix=fix)
+    if items:
+        lines = "".join(f"\n  {where}: {what}" for where, what in items[:10])
+        more = f"\n  and {len(items) - 10} more" if len(items) > 10 else ""
+        raise kind(f"{heading}:{lines}{more}", fix=fix)
+
+
+# -- options: the command line's, and the same as arguments in Python
+
+_in_python: ContextVar[bool] = ContextVar("in_python", default=False)
+
+
+def option(name: str, *value: object, glob: str = "", metavar: str = "") -> str:
+    """An option as the user types it: on the command line, or inside ``options_as_python`` in Python.
+
+    ``name`` is spelled as in Python. ``value`` is what to give: True for a flag, None, a number or a word;
+    ``glob`` is a pattern, which a shell needs quoted; ``metavar`` stands for any value.
+
+    >>> option("zero_rows", "zero"), option("dim", None), option("force", True), option("layers", glob="a.*")
+    ('--zero-rows zero', '--dim none', '--force', "--layers 'a.*'")
+    >>> with options_as_python():
+    ...     option("zero_rows", "zero"), option("dim", None), option("like", metavar="REF")
+    ('zero_rows="zero"', 'dim=None', 'like=…')
+    """
+    if _in_python.get():
+        if glob:
+            return f"{name}='{glob}'"
+        given = "…" if not value else f'"{value[0]}"' if isinstance(value[0], str) else str(value[0])
+        return f"{name}={given}"
+    said = f"--{name.replace('_', '-')}"
+    if glob or metavar:
+        return f"{said} '{glob}'" if glob else f"{said} {metavar}"
+    if not value or value[0] is True:
+        return said
+    return f"{said} {'none' if value[0] is None else value[0]}"
 
 
 @contextmanager
 def options_as_python() -> Iterator[None]:
-    """What is raised inside names arguments as Python spells them, not as the command line does.
-
-    >>> try:
-    ...     with said_in_python():
-    ...         raise ArgumentError("--dim alone says no layers", fix="--layers GLOB, or --zero-rows zero")
-    ... except ArgumentError as error:
-    ...     print(error.what, "|", error.fix)
-    dim=… alone says no layers | layers=…, or zero_rows="zero"
-    """
+    """Messages that are made inside name options as Python spells them, not as the command line does."""
+    token = _in_python.set(True)
     try:
         yield
     except WnconvertError as error:
         error.what, error.fix = _OPTION.sub(_argument, error.what), _OPTION.sub(_argument, error.fix)
         raise
+    finally:
+        _in_python.reset(token)
+
+
+_OPTION = re.compile(
+    r"--(?P<name>[a-z]+(?:-[a-z]+)*)(?: (?P<value>'[^']*'|-?\d+|zero|none|b?float\d+|[A-Z]+))?"
+)
+_FLAGS = ("allow-nonfinite", "drop-optimizer", "force", "keep-optimizer")
 
 
 def _argument(option: re.Match[str]) -> str:
