@@ -362,7 +362,7 @@ def test_control_characters_of_names_are_spelled_out(tmp_path: Path) -> None:
 
 
 def test_warnings_are_never_shown(gan: Path) -> None:
-    warn = "import warnings, wnconvert.files as files\nreal = files.fold_file\n"
+    warn = "import warnings, wnconvert.verbs.conversion.files as files\nreal = files.fold_file\n"
     warn += "def fold_file(*a, **k):\n    for kind in (DeprecationWarning, UserWarning):\n"
     warn += "        warnings.warn('old', kind, stacklevel=1)\n    return real(*a, **k)\n"
     warn += "files.fold_file = fold_file"
