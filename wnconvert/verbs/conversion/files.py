@@ -18,7 +18,7 @@ from wnconvert.storage.shards import DEFAULT_SHARD_SIZE
 from wnconvert.verbs.conversion.convert import Result
 from wnconvert.verbs.conversion.run import open_reference, plan_onnx_fold, run_conversion
 from wnconvert.verbs.conversion.targets import StrPath
-from wnconvert.verbs.options import check_form, dtype_of, numbers_of, selection_of
+from wnconvert.verbs.options import RunOptions, check_form, dtype_of, numbers_of, selection_of
 
 __all__ = ["fold_file", "migrate_file", "split_file"]
 
@@ -126,13 +126,15 @@ def fold_file(
         plan_graph=partial(
             plan_onnx_fold, selection=selection, given=[name for name in given if given[name] is not None]
         ),
-        numbers=numbers_of(zero_rows, allow_nonfinite=allow_nonfinite),
+        options=RunOptions(
+            force=force,
+            threads=threads,
+            verify=verify,
+            numbers=numbers_of(zero_rows, allow_nonfinite=allow_nonfinite),
+            progress=progress,
+        ),
         max_shard_size=max_shard_size,
-        verify=verify,
-        force=force,
-        threads=threads,
         dry_run=dry_run,
-        progress=progress,
     )
 
 
@@ -226,12 +228,9 @@ def split_file(
             keep_optimizer=keep_optimizer,
         ),
         like=like,
+        options=RunOptions(force=force, threads=threads, verify=verify, progress=progress),
         max_shard_size=max_shard_size,
-        verify=verify,
-        force=force,
-        threads=threads,
         dry_run=dry_run,
-        progress=progress,
     )
 
 
@@ -315,10 +314,7 @@ def migrate_file(
             only=only,
             drop_optimizer=drop_optimizer,
         ),
+        options=RunOptions(force=force, threads=threads, verify=verify, progress=progress),
         max_shard_size=max_shard_size,
-        verify=verify,
-        force=force,
-        threads=threads,
         dry_run=dry_run,
-        progress=progress,
     )

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 from wnconvert.errors import ArgumentError, OutputError, WnconvertError
 from wnconvert.layers.schemes import Selection
 from wnconvert.messages import listed
-from wnconvert.numerics.rows import RowPolicy
 from wnconvert.plan.plan import Plan
 from wnconvert.storage.checkpoint import Checkpoint, container_of, no_graph, open_checkpoint
 from wnconvert.storage.shards import DEFAULT_SHARD_SIZE, bytes_of
@@ -26,6 +25,7 @@ from wnconvert.verbs.conversion.targets import (
     has_suffix,
     is_folder_target,
 )
+from wnconvert.verbs.options import RunOptions
 
 if TYPE_CHECKING:
     from wnconvert.onnx.file.reader import OnnxFile
@@ -41,22 +41,16 @@ def run_conversion(
     make_plan: Callable[[Tree, str], Plan],
     *,
     plan_graph: Callable[[OnnxFile], OnnxFold] | None = None,
-    numbers: RowPolicy = RowPolicy(),  # noqa: B008 - frozen
+    options: RunOptions,
     like: StrPath | None = None,
     max_shard_size: str | int,
-    verify: bool,
-    force: bool,
-    threads: int | None,
     dry_run: bool,
-    progress: Callable[[int, int], None],
 ) -> Result | Plan:
     """Open ``src``, plan what goes into ``out``, and write it; errors say which file it was."""
     source = Path(src)
     if out is not None and not os.fspath(out):
         raise ArgumentError("the name of the output is empty", fix="-o OUT, or leave it out")
     output = default_output(source, kind) if out is None else Path(out)
-    if threads is not None and threads < 1:
-        raise ArgumentError(f"{threads} threads cannot work", fix="--threads 1 or more")
     bytes_of(max_shard_size)
     try:
         checkpoint = open_checkpoint(source)
@@ -79,7 +73,7 @@ def run_conversion(
             write = partial(convert, checkpoint, plan, output)
         if dry_run:
             return plan
-        return write(force=force, threads=threads, numbers=numbers, verify=verify, progress=progress)
+        return write(options)
     except OutputError as error:
         error.where = error.where or str(output)
         raise
