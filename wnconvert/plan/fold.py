@@ -80,16 +80,16 @@ def _fold(state: StateDict, layers: Sequence[Layer], dtype: DType | None) -> Pla
     """Every key in its place; w stands where the first half of its pair stood."""
     half_of = {half.name: layer for layer in layers for half in (layer.g, layer.v)}
     steps: dict[str, Step] = {}
+    changes: list[Change] = []
     for entry in state.entries:
         layer = half_of.get(entry.name)
         if layer is None:
             is_tensor = entry.tensor is not None
             steps[entry.name] = Keep(entry.name, entry.name, _cast(entry, dtype), is_tensor)
         elif layer.name not in steps:
-            steps[layer.name] = Fold(layer, dtype or layer.v.dtype)
-    folds = (step for step in steps.values() if isinstance(step, Fold))
-    changes = tuple(Change(fold.layer, None, fold.dtype) for fold in folds)
-    return PlannedStateDict(state.path, tuple(steps.values()), changes)
+            steps[layer.name] = fold = Fold(layer, dtype or layer.v.dtype)
+            changes.append(Change(layer, None, fold.dtype))
+    return PlannedStateDict(state.path, tuple(steps.values()), tuple(changes))
 
 
 def _cast(entry: Entry, dtype: DType | None) -> DType | None:

@@ -10,7 +10,7 @@ from wnconvert.layers.schemes import Layer, owner_of
 from wnconvert.messages import listed
 from wnconvert.plan.order import before_children, behind_module
 from wnconvert.plan.plan import LeftOut, PlannedStateDict
-from wnconvert.plan.steps import Fold, Keep
+from wnconvert.plan.steps import Keep
 from wnconvert.tensors.tree import Entry, StateDict, StoredTensor, Tree
 
 __all__ = [
@@ -95,15 +95,9 @@ def tie_notes(state: StateDict, planned: PlannedStateDict) -> Iterable[str]:
     tensors = state.tensors
     tied: dict[object, list[str]] = {}
     for step in planned.steps:
-        if isinstance(step, Keep):
-            sources: tuple[str, ...] = (step.source,)
-        else:
-            layer = step.layer
-            sources = (layer.g.name, layer.v.name) if isinstance(step, Fold) else (layer.name,)
-        read = [tensors[name] for name in sources if name in tensors]
+        read = [tensors[name] for name in step.sources if name in tensors]
         if read and all(tensor.info.numel for tensor in read):
-            kind = "" if isinstance(step, (Keep, Fold)) else type(step).__name__
-            tied.setdefault((kind, *map(elements_of, read)), []).append(step.name)
+            tied.setdefault((type(step), *map(elements_of, read)), []).append(step.name)
     for names in tied.values():
         if len(names) > 1:
             yield f"{listed(names)} share memory; a safetensors file holds a copy of each"

@@ -15,7 +15,7 @@ from typing import Any
 
 from wnconvert.errors import ArgumentError, FormatError
 from wnconvert.plan.plan import Plan, PlannedShard
-from wnconvert.plan.steps import MadeTensor, work_of
+from wnconvert.plan.steps import MadeTensor
 from wnconvert.tensors.tree import Entry, StateDict, StoredTensor, Tree
 
 __all__ = [
@@ -264,7 +264,7 @@ def index_metadata(plan: Plan, tree: Tree, before: Mapping[str, Any]) -> dict[st
 def _made(plan: Plan, tree: Tree) -> list[MadeTensor]:
     (planned,) = plan.state_dicts
     tensors = _tensors(tree, planned.path)
-    return [work_of(step, tensors) for step in planned.tensors]
+    return [step.made_of(tensors) for step in planned.tensors]
 
 
 def _tensors(tree: Tree, path: str) -> dict[str, StoredTensor]:

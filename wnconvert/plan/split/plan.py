@@ -118,7 +118,7 @@ def _not_found_again(state: StateDict, planned: PlannedStateDict) -> Iterable[Re
     """Layers that a fold of the output would not see as they are meant, as the keys beside them are."""
     layers = {change.name: change.layer for change in planned.changes}
     tensors = state.tensors
-    kept = (tensors[step.source].info for step in planned.tensors if isinstance(step, Keep))
+    kept = (tensors[step.kept].info for step in planned.tensors if step.kept is not None)
     found = find_pairs((*kept, *(half for layer in layers.values() for half in layer.halves)))
     again = {layer.name: layer for layer in found.layers}
     reasons = {no.name: no.reason for no in found.refused}
@@ -138,8 +138,8 @@ def _untied(state: StateDict, planned: PlannedStateDict) -> Iterable[str]:
     tensors = state.tensors
     kept: dict[object, str] = {}
     for step in planned.steps:
-        if isinstance(step, Keep) and step.source in tensors and tensors[step.source].info.numel:
-            kept.setdefault(elements_of(tensors[step.source]), step.source)
+        if step.kept in tensors and tensors[step.kept].info.numel:
+            kept.setdefault(elements_of(tensors[step.kept]), step.kept)
     for change in planned.changes:
         if other := kept.get(elements_of(tensors[change.name])):
             yield f"{other} shared memory with {change.name}, which is split: two tensors now"

@@ -36,7 +36,7 @@ from wnconvert.verbs.options import RunOptions
 if TYPE_CHECKING:
     from wnconvert.storage.folder import OtherFiles
 
-__all__ = ["Result", "convert", "convert_folder", "result_of"]
+__all__ = ["Result", "conversion_result", "convert", "convert_folder"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +68,7 @@ class Result:
         }
 
 
-def result_of(
+def conversion_result(
     checkpoint: Checkpoint,
     plan: Plan,
     output: Path,
@@ -122,7 +122,7 @@ def convert(
         more: tuple[str, ...] = ()
         if options.verify:
             verified, more = verify_output(checkpoint, plan, source, target.path, workers.advance)
-    return result_of(
+    return conversion_result(
         checkpoint, plan, output, began, bytes_out=layout.size, notes=(*notes, *more), verified=verified
     )
 
@@ -164,7 +164,7 @@ def convert_folder(
         if options.verify:
             verified, more = verify_output(checkpoint, plan, source, folder, workers.advance)
             verify_copies(root, folder, (file.path for file in beside.files), workers.advance)
-    return result_of(
+    return conversion_result(
         checkpoint,
         plan,
         output,

@@ -18,7 +18,7 @@ from wnconvert.storage.checkpoint import Checkpoint, open_checkpoint
 from wnconvert.storage.sources import Source
 from wnconvert.storage.staging import file_in, free_name, staged_folder
 from wnconvert.storage.workers import Workers
-from wnconvert.verbs.conversion.convert import Result, result_of
+from wnconvert.verbs.conversion.convert import Result, conversion_result
 from wnconvert.verbs.conversion.executor import execute
 from wnconvert.verbs.conversion.verify import check_structure
 from wnconvert.verbs.options import RunOptions
@@ -184,7 +184,7 @@ def _written(
         verified, more = prove(folder / output.name)
     in_place = output.resolve() == checkpoint.path.resolve()
     deleted = remove_unused(old, output, () if in_place else checkpoint.shards)
-    return result_of(
+    return conversion_result(
         checkpoint,
         fold.plan,
         output,
