@@ -19,7 +19,6 @@ __all__ = [
     "elements_of",
     "in_torch_order",
     "kept_as_is",
-    "optimizers_left_out",
     "scope_of",
     "tie_notes",
 ]
@@ -83,11 +82,6 @@ def kept_as_is(state: StateDict) -> PlannedStateDict:
     """Every key of a state dict as it is."""
     steps = (Keep(entry.name, entry.name, is_tensor=entry.tensor is not None) for entry in state.entries)
     return PlannedStateDict(state.path, tuple(steps))
-
-
-def optimizers_left_out(tree: Tree, why: str) -> tuple[LeftOut, ...]:
-    """All optimizers of a file as left out."""
-    return tuple(LeftOut(path, why) for path in tree.optimizers)
 
 
 def tie_notes(state: StateDict, planned: PlannedStateDict) -> Iterable[str]:
