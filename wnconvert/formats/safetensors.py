@@ -111,7 +111,7 @@ def safetensors_layout(tree: Tree, plan: Plan) -> Layout:
     """
     (planned,) = plan.state_dicts
     path = plan.only or ""
-    tensors = next(state.tensors for state in tree.state_dicts if state.path == path)
+    tensors = tree.state_dict(path).tensors
     items = [step.made_of(tensors) for step in planned.tensors]
     for info in (item.info for item in items):
         if not info.dtype.code:

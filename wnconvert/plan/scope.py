@@ -143,7 +143,7 @@ def _dropped_beside(tree: Tree, alone: StateDict) -> tuple[LeftOut, ...]:
     others = [path for path in paths if path not in ("", alone.path)]
     if alone.path and "" in paths:  # the root has no name; what else is in it has
         led = {path.split(".")[0] for path in paths}
-        root = next(state for state in tree.state_dicts if not state.path)
+        root = tree.state_dict("")
         others += [entry.name for entry in root.entries if entry.name not in led]
     return tuple(
         LeftOut(path, f"only {alone.path or 'the state dict'} is kept") for path in dict.fromkeys(others)

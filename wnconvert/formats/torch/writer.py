@@ -123,7 +123,7 @@ class _Editor:
 
     def __init__(self, source: TorchFile | None, tree: Tree) -> None:
         self.source = source
-        self.tensors = {state.path: state.tensors for state in tree.state_dicts}
+        self.tensors = tree.tensors
         self.edits: dict[int, Value] = {}
         self.made: dict[tuple[object, ...], Value] = {}  # a value under two names stays one value
         self.names: dict[tuple[int, str], str] = {}  # a text that is two keys stays one text

@@ -128,7 +128,7 @@ def _made(
 ) -> dict[str, Any]:
     """A new mapping as planned: an ``OrderedDict`` with its ``_metadata`` where the source is one."""
     (planned,) = plan.state_dicts
-    tensors = tree.state_dicts[0].tensors
+    tensors = tree.state_dict("").tensors
     maker = _Maker(values, tensors, numbers)
     made: dict[str, Any] = OrderedDict() if isinstance(state_dict, OrderedDict) else {}
     for step in planned.steps:

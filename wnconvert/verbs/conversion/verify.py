@@ -92,7 +92,7 @@ def verify_copies(
 
 def bytes_to_verify(checkpoint: Checkpoint, plan: Plan) -> int:
     """The bytes of the output that ``verify_output`` holds against the source."""
-    before = {state.path: state.tensors for state in checkpoint.tree.state_dicts}
+    before = checkpoint.tree.tensors
     return sum(
         step.made_of(before[planned.path]).info.nbytes
         for planned in plan.state_dicts
@@ -115,7 +115,7 @@ def verify_output(
     notes: tuple[str, ...] = ()
     opened = open_checkpoint(path)
     with Source(opened.shards) as written:
-        found = {state.path: state.tensors for state in opened.tree.state_dicts}
+        found = opened.tree.tensors
         own = own_reader(found, written)
         if plan.container == "safetensors":
             reader, by = safetensors_reader(opened.shards, own), "the safetensors library"
@@ -127,7 +127,7 @@ def verify_output(
                     test_zip(shard, contents=True)
                 reader, by = own, "zipfile's test and wnconvert's own reader"
                 notes = (f"not read back with torch: {reason}",)
-        before = {state.path: state.tensors for state in checkpoint.tree.state_dicts}
+        before = checkpoint.tree.tensors
         for planned in plan.state_dicts:
             names = found["" if plan.container == "safetensors" else planned.path]
             order = [name for shard in plan.shards for name in shard.tensors]
