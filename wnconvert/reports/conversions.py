@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from wnconvert.messages import counted, listed, printable
 from wnconvert.plan.plan import Plan
 from wnconvert.reports.tables import bytes_text, layer_table
-from wnconvert.verbs.conversion.convert import Result
+
+if TYPE_CHECKING:
+    from wnconvert.verbs.conversion.convert import Result
 
 __all__ = ["plan_text", "result_text"]
 
