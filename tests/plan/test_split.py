@@ -19,7 +19,6 @@ from wnconvert.layers.schemes import Selection
 from wnconvert.plan.fold import plan_fold
 from wnconvert.plan.plan import Plan
 from wnconvert.plan.split.plan import plan_split
-from wnconvert.plan.steps import Direction, Keep, Magnitude
 from wnconvert.tensors.tree import Entry, Sibling, StateDict, Tree
 
 BIAS = ("bias", (8,), "float32")
@@ -53,15 +52,8 @@ def after(plan: Plan, source: Tree) -> Tree:
         tensors = next(state.tensors for state in source.state_dicts if state.path == planned.path)
         specs: list[Spec] = []
         for step in planned.steps:
-            if isinstance(step, Keep):
-                info = tensors[step.source].info
-                specs.append((step.name, info.shape, str(step.dtype or info.dtype)))
-            elif isinstance(step, Magnitude):
-                specs.append((step.name, step.layer.g.shape, str(step.layer.g.dtype)))
-            elif isinstance(step, Direction):
-                specs.append((step.name, step.layer.v.shape, str(step.layer.v.dtype)))
-            else:
-                specs.append((step.name, step.layer.v.shape, str(step.dtype)))
+            made = step.made_of(tensors).info
+            specs.append((made.name, made.shape, str(made.dtype)))
         states.append(state_at(planned.path, *specs))
     record = json.loads(json.dumps(plan.record))
     return tree(*states, record=tuple(record))

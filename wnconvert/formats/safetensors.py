@@ -18,7 +18,6 @@ from wnconvert.errors import FormatError, OutputError
 from wnconvert.plan.layout import Blob, Layout
 from wnconvert.plan.plan import Plan
 from wnconvert.plan.record import METADATA_KEY, read_history, write_history
-from wnconvert.plan.steps import work_of
 from wnconvert.tensors.dtypes import DTYPES
 from wnconvert.tensors.tree import (
     ByteRange,
@@ -112,8 +111,8 @@ def safetensors_layout(tree: Tree, plan: Plan) -> Layout:
     """
     (planned,) = plan.state_dicts
     path = plan.only or ""
-    tensors = next(state.tensors for state in tree.state_dicts if state.path == path)
-    items = [work_of(step, tensors) for step in planned.tensors]
+    tensors = tree.state_dict(path).tensors
+    items = [step.made_of(tensors) for step in planned.tensors]
     for info in (item.info for item in items):
         if not info.dtype.code:
             raise OutputError(

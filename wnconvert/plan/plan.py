@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from wnconvert.layers.schemes import Layer
-from wnconvert.plan.steps import Keep, Step
+from wnconvert.plan.steps import Step
 from wnconvert.tensors.dtypes import DType
 
 __all__ = ["Change", "LeftOut", "Plan", "PlannedShard", "PlannedStateDict"]
@@ -68,7 +68,7 @@ class PlannedStateDict:
     @property
     def tensors(self) -> tuple[Step, ...]:
         """The steps that put a tensor."""
-        return tuple(step for step in self.steps if not isinstance(step, Keep) or step.is_tensor)
+        return tuple(step for step in self.steps if step.is_tensor)
 
 
 @dataclass(frozen=True, slots=True)

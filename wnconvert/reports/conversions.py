@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from wnconvert.messages import counted, listed, printable
 from wnconvert.plan.plan import Plan
-from wnconvert.plan.steps import Keep
 from wnconvert.reports.tables import bytes_text, layer_table
-from wnconvert.verbs.conversion.convert import Result
+
+if TYPE_CHECKING:
+    from wnconvert.verbs.conversion.convert import Result
 
 __all__ = ["plan_text", "result_text"]
 
@@ -55,9 +58,9 @@ _ALREADY = {"split": "split already", "migrate": "in that form already"}
 
 def _counts(plan: Plan) -> str:
     steps = [step for planned in plan.state_dicts for step in planned.steps]
-    keeps = [step for step in steps if isinstance(step, Keep) and step.is_tensor]
+    keeps = [step for step in steps if step.is_tensor and step.kept is not None]
     cast = sum(step.dtype is not None for step in keeps)
-    kept = sum(step.dtype is None and step.name == step.source for step in keeps)
+    kept = sum(step.dtype is None and step.name == step.kept for step in keeps)
     counts = [f"{counted(len(plan.layers), 'layer')} {_DONE[plan.verb]}"]
     if plan.already:
         counts.append(f"{plan.already} {_ALREADY[plan.verb]}")

@@ -15,8 +15,8 @@ from typing import Any
 
 from wnconvert.errors import ArgumentError, FormatError
 from wnconvert.plan.plan import Plan, PlannedShard
-from wnconvert.plan.steps import MadeTensor, work_of
-from wnconvert.tensors.tree import Entry, StateDict, StoredTensor, Tree
+from wnconvert.plan.steps import MadeTensor
+from wnconvert.tensors.tree import Entry, StateDict, Tree
 
 __all__ = [
     "DEFAULT_SHARD_SIZE",
@@ -256,19 +256,15 @@ def index_metadata(plan: Plan, tree: Tree, before: Mapping[str, Any]) -> dict[st
         (planned,) = plan.state_dicts
         now = sum(item.info.numel for item in _made(plan, tree))
         metadata["total_parameters"] = (
-            count + now - sum(t.info.numel for t in _tensors(tree, planned.path).values())
+            count + now - sum(t.info.numel for t in tree.state_dict(planned.path).tensors.values())
         )
     return metadata
 
 
 def _made(plan: Plan, tree: Tree) -> list[MadeTensor]:
     (planned,) = plan.state_dicts
-    tensors = _tensors(tree, planned.path)
-    return [work_of(step, tensors) for step in planned.tensors]
-
-
-def _tensors(tree: Tree, path: str) -> dict[str, StoredTensor]:
-    return next(state.tensors for state in tree.state_dicts if state.path == path)
+    tensors = tree.state_dict(planned.path).tensors
+    return [step.made_of(tensors) for step in planned.tensors]
 
 
 def _storage(item: MadeTensor, container: str) -> Hashable:

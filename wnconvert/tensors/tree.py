@@ -168,6 +168,18 @@ class Tree:
     record: tuple[Mapping[str, Any], ...] = ()
     notes: tuple[str, ...] = ()
 
+    def state_dict(self, path: str) -> StateDict:
+        """The state dict at a path. Raises ``KeyError`` where there is none."""
+        for state in self.state_dicts:
+            if state.path == path:
+                return state
+        raise KeyError(path)
+
+    @property
+    def tensors(self) -> dict[str, dict[str, StoredTensor]]:
+        """The tensors of every state dict by name, by the paths of these."""
+        return {state.path: state.tensors for state in self.state_dicts}
+
 
 def rows_of(shape: Shape, dim: Dim) -> int:
     """Number of norms, that is of elements of g: the size of axis ``dim``, or 1 for the whole tensor.

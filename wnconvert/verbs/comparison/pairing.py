@@ -10,7 +10,6 @@ from wnconvert.errors import ArgumentError, WnconvertError
 from wnconvert.layers.find import find_pairs
 from wnconvert.layers.schemes import SCHEMES, Selection
 from wnconvert.plan.fold import plan_fold
-from wnconvert.plan.steps import Fold
 from wnconvert.tensors.blocks import Elements
 from wnconvert.tensors.dtypes import DType
 from wnconvert.tensors.tree import StateDict, StoredTensor, Tree
@@ -270,8 +269,7 @@ def _items(side: Side, state: StateDict, rules: Rules) -> tuple[dict[str, Item],
         raise
     items: dict[str, Item] = {}
     for step in plan.state_dicts[0].steps:
-        if isinstance(step, Fold):
-            layer = step.layer
+        if (layer := step.layer) is not None:
             g, v = tensors[layer.g.name], tensors[layer.v.name]
             item = Item(rules.stripped(step.name), step.name, layer.form, v, g, layer.dim)
         elif step.name not in tensors or (unwanted and _weight_of(step.name) in unwanted):

@@ -13,20 +13,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from wnconvert.errors import OutputError, WnconvertError
-from wnconvert.numerics.rows import RowPolicy
 from wnconvert.onnx.file.reader import looks_like_onnx
 from wnconvert.storage.checkpoint import Checkpoint, open_checkpoint
 from wnconvert.storage.sources import Source
 from wnconvert.storage.staging import file_in, free_name, staged_folder
 from wnconvert.storage.workers import Workers
-from wnconvert.verbs.conversion.convert import Result
+from wnconvert.verbs.conversion.convert import Result, conversion_result
 from wnconvert.verbs.conversion.executor import execute
 from wnconvert.verbs.conversion.verify import check_structure
+from wnconvert.verbs.options import RunOptions
 
 if TYPE_CHECKING:
+    from wnconvert.onnx.file.reader import OnnxFile
     from wnconvert.onnx.graph.plan import OnnxFold
 
-__all__ = ["convert_onnx", "own_data_of", "remove_unused"]
+__all__ = ["convert_onnx", "own_data_of", "remove_unused", "write_onnx"]
 
 
 def own_data_of(target: Path) -> tuple[Path, ...]:
@@ -100,62 +101,96 @@ def convert_onnx(
     checkpoint: Checkpoint,
     fold: OnnxFold,
     output: Path,
-    *,
-    force: bool = False,
-    threads: int | None = None,
-    numbers: RowPolicy = RowPolicy(),  # noqa: B008 - frozen
-    verify: bool = False,
-    progress: Callable[[int, int], None] = lambda done, total: None,
-    data_name: str = "",
-    proven: bool = True,
+    options: RunOptions = RunOptions(),  # noqa: B008 - frozen
 ) -> Result:
     """Fold an opened ONNX model, run the result beside the original, and put it at ``output``.
 
-    Where tensors of the source lie in data files, those of the output lie in one beside it, ``data_name``
-    (by default a free name). With ``verify`` tensors that stay are read back too. With ``proven`` False
-    nothing is run; who says so proves it otherwise.
+    Where tensors of the source lie in data files, those of the output lie in one beside it, of a free name.
+    With ``options.verify`` tensors that stay are read back too.
 
     Raises as ``convert`` does; ``InputError`` where onnx or onnxruntime is not there to check the result.
     """
-    from wnconvert.onnx.file.writer import onnx_layouts
     from wnconvert.verbs.conversion.onnx_check import check_fold, check_installed
 
+    check_installed()
+
+    def prove(folded: Path) -> tuple[str, tuple[str, ...]]:
+        return check_fold(_opened(checkpoint), fold, folded, options.numbers, verify=options.verify)
+
+    return _written(checkpoint, fold, output, options, data_name=free_name(output), prove=prove)
+
+
+def write_onnx(
+    checkpoint: Checkpoint,
+    fold: OnnxFold,
+    output: Path,
+    options: RunOptions = RunOptions(),  # noqa: B008 - frozen
+    *,
+    data_name: str = "",
+) -> Result:
+    """Fold an opened ONNX model and put it at ``output`` without running it: the caller proves it.
+
+    Its data file is called ``data_name``, by default a free name. Raises as ``convert`` does.
+    """
+    return _written(
+        checkpoint,
+        fold,
+        output,
+        options,
+        data_name=data_name or free_name(output),
+        prove=lambda _: ("", ()),
+    )
+
+
+def _opened(checkpoint: Checkpoint) -> OnnxFile:
+    """The model of a checkpoint from which a fold of a graph was planned."""
+    assert checkpoint.onnx is not None  # noqa: S101 - the plan was made from it
+    return checkpoint.onnx
+
+
+def _written(
+    checkpoint: Checkpoint,
+    fold: OnnxFold,
+    output: Path,
+    options: RunOptions,
+    *,
+    data_name: str,
+    prove: Callable[[Path], tuple[str, tuple[str, ...]]],
+) -> Result:
+    """Write the folded model, have it proven before it is put in place, and delete data that it replaced.
+
+    ``prove`` gets the path of the new model and returns who read it back, and notes.
+    """
+    from wnconvert.onnx.file.writer import onnx_layouts
+
     began = time.perf_counter()
-    opened = checkpoint.onnx
-    assert opened is not None  # noqa: S101 - its plan was made of it
-    if proven:
-        check_installed()
     _check_apart(output, checkpoint.shards[1:])
-    data_name = data_name or free_name(output)
-    model, data = onnx_layouts(opened, fold.edits, data_name)
+    model, data = onnx_layouts(_opened(checkpoint), fold.edits, data_name)
     layouts = {output.name: model} if data is None else {data_name: data, output.name: model}
     size = sum(layout.size for layout in layouts.values())
     bytes_in = sum(path.stat().st_size for path in checkpoint.shards)
-    old = own_data_of(output) if force else ()
-    notes: tuple[str, ...] = fold.plan.notes
-    verified = ""
+    old = own_data_of(output) if options.force else ()
+    notes: tuple[str, ...] = ()
     with (
-        staged_folder(output, force=force, size=size) as folder,
+        staged_folder(output, force=options.force, size=size) as folder,
         Source(checkpoint.shards) as source,
     ):
-        workers, policy = Workers(threads, progress), replace(numbers, can_cast=False)
+        workers = Workers(options.threads, options.progress)
+        policy = replace(options.numbers, can_cast=False)
         for name, layout in layouts.items():
             with file_in(folder, name, output) as target:
                 notes += execute(source, target, layout, policy, workers)
         check_structure(folder / output.name, "onnx")
-        if proven:
-            verified, more = check_fold(opened, fold, folder / output.name, numbers, verify=verify)
-            notes += more
+        verified, more = prove(folder / output.name)
     in_place = output.resolve() == checkpoint.path.resolve()
     deleted = remove_unused(old, output, () if in_place else checkpoint.shards)
-    return Result(
-        plan=fold.plan,
-        source=checkpoint.path,
-        source_container=checkpoint.container,
-        output=output,
+    return conversion_result(
+        checkpoint,
+        fold.plan,
+        output,
+        began,
         bytes_in=bytes_in,
         bytes_out=size,
-        seconds=time.perf_counter() - began,
-        notes=(*notes, *deleted),
+        notes=(*notes, *more, *deleted),
         verified=verified,
     )

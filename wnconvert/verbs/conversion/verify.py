@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import partial
+from functools import partial, singledispatch
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +17,10 @@ from numpy.typing import NDArray
 
 from wnconvert.errors import InputError, VerifyError, WnconvertError
 from wnconvert.formats import safetensors as safetensors_file
-from wnconvert.layers.schemes import Layer
 from wnconvert.messages import REPORT_BUG
 from wnconvert.numerics.rounding import cast
 from wnconvert.plan.plan import Plan, PlannedStateDict
-from wnconvert.plan.steps import Fold, Keep, Magnitude, work_of
+from wnconvert.plan.steps import Direction, Fold, Keep, Magnitude, Step
 from wnconvert.storage.checkpoint import Checkpoint, open_checkpoint
 from wnconvert.storage.sources import Source
 from wnconvert.tensors.blocks import BLOCK_BYTES, Array, Block, Read, blocks, box
@@ -93,12 +92,11 @@ def verify_copies(
 
 def bytes_to_verify(checkpoint: Checkpoint, plan: Plan) -> int:
     """The bytes of the output that ``verify_output`` holds against the source."""
-    before = {state.path: state.tensors for state in checkpoint.tree.state_dicts}
+    before = checkpoint.tree.tensors
     return sum(
-        work_of(step, before[planned.path]).info.nbytes
+        step.made_of(before[planned.path]).info.nbytes
         for planned in plan.state_dicts
         for step in planned.tensors
-        if not isinstance(step, Keep) or step.source in before[planned.path]
     )
 
 
@@ -117,7 +115,7 @@ def verify_output(
     notes: tuple[str, ...] = ()
     opened = open_checkpoint(path)
     with Source(opened.shards) as written:
-        found = {state.path: state.tensors for state in opened.tree.state_dicts}
+        found = opened.tree.tensors
         own = own_reader(found, written)
         if plan.container == "safetensors":
             reader, by = safetensors_reader(opened.shards, own), "the safetensors library"
@@ -129,7 +127,7 @@ def verify_output(
                     test_zip(shard, contents=True)
                 reader, by = own, "zipfile's test and wnconvert's own reader"
                 notes = (f"not read back with torch: {reason}",)
-        before = {state.path: state.tensors for state in checkpoint.tree.state_dicts}
+        before = checkpoint.tree.tensors
         for planned in plan.state_dicts:
             names = found["" if plan.container == "safetensors" else planned.path]
             order = [name for shard in plan.shards for name in shard.tensors]
@@ -145,12 +143,7 @@ def _check_names(
 
     ``order`` is that of the names in several files.
     """
-    used: set[str] = set()
-    for step in planned.tensors:
-        if isinstance(step, Keep):
-            used.add(step.source)
-        else:
-            used |= {half.name for half in step.layer.halves} if isinstance(step, Fold) else {step.layer.name}
+    used = {source for step in planned.tensors for source in step.sources}
     halves = {half.name for change in planned.changes if change.after for half in change.after.halves}
     steps = [step.name for step in planned.tensors]
     if (
@@ -171,17 +164,9 @@ def _check_state_dict(
     reader: Callable[[str], ReadBack],
     advance: Callable[[int], None],
 ) -> None:
-    for step in planned.steps:
-        if isinstance(step, Fold):
-            g, v = tensors[step.layer.g.name], tensors[step.layer.v.name]
-            _check_layer(source, g, v, step, reader(step.name))
-        elif isinstance(step, Magnitude):
-            layer = step.layer
-            _check_split(source, tensors[layer.name], layer, reader(layer.g.name), reader(layer.v.name))
-        elif isinstance(step, Keep) and step.source in tensors:
-            _check_kept(source, tensors[step.source], step, reader(step.name))
-        if not isinstance(step, Keep) or step.source in tensors:
-            advance(work_of(step, tensors).info.nbytes)
+    for step in planned.tensors:
+        _check_step(step, tensors, source, reader)
+        advance(step.made_of(tensors).info.nbytes)
 
 
 def _pieces(tensor: StoredTensor) -> Iterator[tuple[Block, Piece]]:
@@ -202,11 +187,23 @@ def _pieces(tensor: StoredTensor) -> Iterator[tuple[Block, Piece]]:
             start += count
 
 
-# -- what must have been read
+# -- the checks, one for each kind of step
 
 
-def _check_kept(source: Source, tensor: StoredTensor, step: Keep, read_back: ReadBack) -> None:
-    tensor = in_bytes(tensor)
+@singledispatch
+def _check_step(
+    step: Step, tensors: Mapping[str, StoredTensor], source: Source, reader: Callable[[str], ReadBack]
+) -> None:
+    """Compare a tensor of the output with what its step must make, computed here from the source."""
+    raise NotImplementedError(type(step))
+
+
+@_check_step.register
+def _check_kept(
+    step: Keep, tensors: Mapping[str, StoredTensor], source: Source, reader: Callable[[str], ReadBack]
+) -> None:
+    """The bytes of the source, cast if the plan says so."""
+    tensor, read_back = in_bytes(tensors[step.kept]), reader(step.name)
     read = source.reader(tensor)
     for block, piece in _pieces(tensor):
         expected = read(block)
@@ -226,9 +223,13 @@ _ULPS = {
 }
 
 
-def _check_layer(source: Source, g: StoredTensor, v: StoredTensor, fold: Fold, read_back: ReadBack) -> None:
+@_check_step.register
+def _check_fold(
+    fold: Fold, tensors: Mapping[str, StoredTensor], source: Source, reader: Callable[[str], ReadBack]
+) -> None:
     """w = g·v/‖v‖ written out in extended precision, against what was read back."""
-    dim, shape = fold.layer.dim, v.info.shape
+    g, v = (tensors[name] for name in fold.sources)
+    dim, shape, read_back = fold.layer.dim, v.info.shape, reader(fold.name)
     _, rows, inner = box(shape, dim)
     read = source.reader(v)
     with np.errstate(all="ignore"):
@@ -243,8 +244,13 @@ def _check_layer(source: Source, g: StoredTensor, v: StoredTensor, fold: Fold, r
                 )
 
 
-def _check_split(source: Source, w: StoredTensor, layer: Layer, g_back: ReadBack, v_back: ReadBack) -> None:
+@_check_step.register
+def _check_split(
+    step: Magnitude, tensors: Mapping[str, StoredTensor], source: Source, reader: Callable[[str], ReadBack]
+) -> None:
     """g against ‖w‖, written out in extended precision; and v, which is w, and a unit where a row is zero."""
+    layer, w = step.layer, tensors[step.layer.name]
+    g_back, v_back = reader(layer.g.name), reader(layer.v.name)
     dim, shape = layer.dim, w.info.shape
     _, rows, inner = box(shape, dim)
     norms = np.sqrt(_squares(source.reader(w), w, dim))
@@ -266,6 +272,13 @@ def _check_split(source: Source, w: StoredTensor, layer: Layer, g_back: ReadBack
             raise VerifyError(
                 f"layer {layer.name} was read back, and v is not w; nothing is kept", fix=REPORT_BUG
             )
+
+
+@_check_step.register
+def _check_direction(
+    step: Direction, tensors: Mapping[str, StoredTensor], source: Source, reader: Callable[[str], ReadBack]
+) -> None:
+    """Nothing: v is checked with its g, whose norms tell which rows are zero."""
 
 
 def _squares(read: Read, tensor: StoredTensor, dim: int | None) -> NDArray[np.longdouble]:

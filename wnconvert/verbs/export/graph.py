@@ -21,10 +21,11 @@ from wnconvert.storage.sources import Source
 from wnconvert.storage.staging import free_name
 from wnconvert.tensors.blocks import Array
 from wnconvert.tensors.memory import array_of
-from wnconvert.verbs.conversion.onnx import convert_onnx
+from wnconvert.verbs.conversion.onnx import write_onnx
 from wnconvert.verbs.conversion.onnx_check import refused
 from wnconvert.verbs.conversion.state_dict import fold_state_dict
 from wnconvert.verbs.export.names import biases_of, names_of
+from wnconvert.verbs.options import RunOptions
 from wnconvert.verbs.proof.functions import Exportable
 
 __all__ = [
@@ -123,7 +124,7 @@ def write_folded(
     exported: Checkpoint, fold: OnnxFold, path: Path, data_name: str, *, force: bool = False
 ) -> None:
     """Write an exported model as planned; whether it computes the same is proven later."""
-    convert_onnx(exported, fold, path, data_name=data_name, proven=False, force=force)
+    write_onnx(exported, fold, path, RunOptions(force=force), data_name=data_name)
 
 
 def take_out_data(path: Path) -> None:
