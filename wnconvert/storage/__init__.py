@@ -1,6 +1,7 @@
 """Checkpoints on disk: opened whatever they are, read in blocks, written whole or not at all.
 
 workers        jobs on several threads
+files          names become opened files: the one place that opens what is read
 staging        a file out, whole or not at all
 staged_folder  a folder out, whole or not at all
 index          the index of a checkpoint in several files

@@ -9,14 +9,17 @@ import contextlib
 import os
 import stat
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING
 
 from wnconvert.errors import FormatError, InputError
 from wnconvert.formats.safetensors import open_safetensors, safetensors_layout
 from wnconvert.plan.layout import Layout
 from wnconvert.plan.plan import Plan
+from wnconvert.storage.files import open_beside, open_file
+from wnconvert.tensors.files import ReadableFile
 from wnconvert.tensors.tree import Tree
 
 if TYPE_CHECKING:
@@ -24,7 +27,7 @@ if TYPE_CHECKING:
     from wnconvert.onnx.file.reader import OnnxFile
     from wnconvert.storage.folder import Folder
 
-__all__ = ["Checkpoint", "container_of", "layout_of", "no_graph", "open_checkpoint"]
+__all__ = ["Checkpoint", "container_of", "layout_of", "no_graph", "open_checkpoint", "read_checkpoint"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,11 +89,15 @@ def open_checkpoint(path: Path) -> Checkpoint:
         if stat.S_ISDIR(status.st_mode):
             return _open_folder(path)
         if stat.S_ISREG(status.st_mode):
-            with path.open("rb") as file:
-                head = file.read(_HEAD)
-            if _is_index(head, path.name):
-                return _open_folder(path.parent, path.name)
-    opened = _open_file(path)
+            with closing(open_file(path)) as file:
+                if not _is_index(_head_of(file), path.name):
+                    return _with_part_notes(read_checkpoint(file, path))
+            return _open_folder(path.parent, path.name)
+        return _open_file(path)
+
+
+def _with_part_notes(opened: Checkpoint) -> Checkpoint:
+    path = opened.path
     if "-of-" in path.name:
         from wnconvert.storage.folder import part_notes
 
@@ -118,8 +125,42 @@ def _open_file(path: Path) -> Checkpoint:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):
             raise InputError("not a regular file", fix="save it to a file first")
-        with path.open("rb") as file:
-            return _open(file, path, status.st_size)
+        with closing(open_file(path)) as file:
+            return read_checkpoint(file, path)
+
+
+def read_checkpoint(file: ReadableFile, path: Path) -> Checkpoint:
+    """Read an opened checkpoint, one file, that is called ``path``; data files are looked for beside that."""
+    size, head = file.size, _head_of(file)
+    if head[8:9] == b"{" and b"\0" in head[:8]:  # else the length of its header is a text itself
+        return Checkpoint(path, "safetensors", size, open_safetensors(file), (path,))
+    # Six modules, a tenth of the time of a small fold.
+    from wnconvert.formats.torch.reader import open_legacy, open_zip
+    from wnconvert.formats.zips import MARKS
+
+    if head[2:4] == b"\x03\x04" and head[:2] in {b"PK", *MARKS}:
+        opened = open_zip(file)
+    elif any(magic in head[:32] for magic in _LEGACY_MAGIC):
+        opened = open_legacy(file)
+    else:
+        return _read_onnx(file, path, size, head)
+    return Checkpoint(path, opened.container, size, opened.tree(), (path,), opened)
+
+
+def _read_onnx(file: ReadableFile, path: Path, size: int, head: bytes) -> Checkpoint:
+    from wnconvert.onnx.file.reader import looks_like_onnx, open_onnx
+
+    if not looks_like_onnx(file):
+        raise _unknown(head)
+    with contextlib.ExitStack() as stack:
+        opened = open_onnx(
+            file, path, lambda location: stack.enter_context(closing(open_beside(path, location)))
+        )
+    return Checkpoint(path, "ONNX", size, opened.tree(), opened.shards, onnx=opened)
+
+
+def _head_of(file: ReadableFile) -> bytes:
+    return file.read(0, min(_HEAD, file.size))
 
 
 def _is_index(head: bytes, name: str) -> bool:
@@ -164,32 +205,6 @@ def _open_folder(root: Path, index: str = "") -> Checkpoint:
         folder=folder,
         knows_modules=any(item.torch is not None and item.torch.knows_modules for item in opened.values()),
     )
-
-
-def _open(file: BinaryIO, path: Path, size: int) -> Checkpoint:
-    head = file.read(_HEAD)
-    if head[8:9] == b"{" and b"\0" in head[:8]:  # else the length of its header is a text itself
-        return Checkpoint(path, "safetensors", size, open_safetensors(file, path, size), (path,))
-    # Six modules, a tenth of the time of a small fold.
-    from wnconvert.formats.torch.reader import open_legacy, open_zip
-    from wnconvert.formats.zips import MARKS
-
-    if head[2:4] == b"\x03\x04" and head[:2] in {b"PK", *MARKS}:
-        opened = open_zip(file, size)
-    elif any(magic in head[:32] for magic in _LEGACY_MAGIC):
-        opened = open_legacy(file, size)
-    else:
-        return _open_onnx(file, path, size, head)
-    return Checkpoint(path, opened.container, size, opened.tree(), (path,), opened)
-
-
-def _open_onnx(file: BinaryIO, path: Path, size: int, head: bytes) -> Checkpoint:
-    from wnconvert.onnx.file.reader import looks_like_onnx, open_onnx
-
-    if not looks_like_onnx(file, size):
-        raise _unknown(head)
-    opened = open_onnx(file, path, size)
-    return Checkpoint(path, "ONNX", size, opened.tree(), opened.shards, onnx=opened)
 
 
 _HEAD = 512

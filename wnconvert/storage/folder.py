@@ -10,11 +10,13 @@ import os
 import re
 import stat
 from collections.abc import Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 
 from wnconvert.errors import FormatError, InputError
 from wnconvert.messages import listed
+from wnconvert.storage.files import open_file
 from wnconvert.storage.index import ShardIndex, read_index
 from wnconvert.storage.shards import Naming
 
@@ -120,8 +122,8 @@ def find_weights(root: Path, index: str = "") -> Folder:
     if not index and naming is not None and naming.index != name:
         folder = Folder(root, naming, (name,))
     else:
-        with (root / name).open("rb") as file:
-            text = file.read(MAX_INDEX + 1)
+        with closing(open_file(root / name)) as file:
+            text = file.read(0, min(file.size, MAX_INDEX + 1))
         if len(text) > MAX_INDEX:
             raise FormatError(f"the index {name} is longer than {MAX_INDEX >> 20} MiB", fix="do not trust it")
         read = read_index(text)

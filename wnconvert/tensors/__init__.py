@@ -1,5 +1,6 @@
 """What tensors are, and how their elements are read.
 
+files   opened files: bytes that are read at any place, whatever holds them
 dtypes  dtypes: one table for torch, safetensors, ONNX and numpy
 tree    what a checkpoint holds: names, dtypes, shapes, where the bytes lie
 blocks  a tensor cut into blocks; a thread's scratch arrays; who gives elements

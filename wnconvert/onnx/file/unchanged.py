@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 from wnconvert.errors import VerifyError
 from wnconvert.messages import REPORT_BUG
@@ -24,19 +23,19 @@ from wnconvert.onnx.file.reader import OnnxFile
 from wnconvert.onnx.file.wire import Message, Wire, WireField
 from wnconvert.onnx.file.writer import ModelWriter
 from wnconvert.tensors.blocks import BLOCK_BYTES
+from wnconvert.tensors.files import ReadableFile
 
 __all__ = ["check_unchanged"]
 
 
-def check_unchanged(opened: OnnxFile, edits: GraphEdits, path: Path) -> None:
-    """Compare the model at ``path`` with the source: all but the edits must be there, in its order.
+def check_unchanged(before: ReadableFile, opened: OnnxFile, edits: GraphEdits, after: ReadableFile) -> None:
+    """Compare a written model with its source, ``before``: all but the edits must be there, in its order.
 
     Raises ``VerifyError`` where a record is not what it was. Tensors in data files are not read.
     """
-    with opened.path.open("rb") as before, path.open("rb") as after:
-        size = path.stat().st_size
-        compared = _Compared(ModelWriter(Wire(before, opened.size), opened, edits, ""), Wire(after, size))
-        compared.message("model", Message(0, opened.size), Message(0, size))
+    written = Wire(after)
+    compared = _Compared(ModelWriter(Wire(before), opened, edits, ""), written)
+    compared.message("model", Message(0, opened.size), Message(0, written.size))
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,6 +28,7 @@ from wnconvert.onnx.file.reader import OnnxFile
 from wnconvert.onnx.file.tensors import CODES, EXTERNAL
 from wnconvert.onnx.file.wire import Message, Wire, WireField, bytes_record, int_record, length_head
 from wnconvert.plan.layout import Blob, CopyBytes, FoldLayer, Layout, Work
+from wnconvert.tensors.files import ReadableFile
 from wnconvert.tensors.tree import ByteRange
 
 __all__ = ["ModelWriter", "onnx_layouts"]
@@ -51,15 +52,17 @@ class _Made:
 _Part: TypeAlias = bytes | ByteRange | _Made
 
 
-def onnx_layouts(opened: OnnxFile, edits: GraphEdits, data_name: str) -> tuple[Layout, Layout | None]:
+def onnx_layouts(
+    file: ReadableFile, opened: OnnxFile, edits: GraphEdits, data_name: str
+) -> tuple[Layout, Layout | None]:
     """The bytes of the new model, and of its data file ``data_name`` where tensors of it lie outside.
+
+    ``file`` is the model that was ``opened``.
 
     Raises ``OutputError`` where the model would be larger than protobuf allows.
     """
-    with opened.path.open("rb") as file:
-        wire = Wire(file, opened.size)
-        writer = ModelWriter(wire, opened, edits, data_name)
-        parts = writer.message("model", Message(0, opened.size))
+    writer = ModelWriter(Wire(file), opened, edits, data_name)
+    parts = writer.message("model", Message(0, opened.size))
     model = _layout(parts)
     if model.size > _MOST_BYTES:
         raise OutputError(

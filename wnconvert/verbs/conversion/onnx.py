@@ -8,14 +8,16 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from wnconvert.errors import OutputError, WnconvertError
+from wnconvert.errors import InputError, OutputError, WnconvertError
 from wnconvert.numerics.rows import RowPolicy
 from wnconvert.onnx.file.reader import looks_like_onnx
 from wnconvert.storage.checkpoint import Checkpoint, open_checkpoint
+from wnconvert.storage.files import open_file
 from wnconvert.storage.sources import Source
 from wnconvert.storage.staging import file_in, free_name, staged_folder
 from wnconvert.storage.workers import Workers
@@ -74,9 +76,9 @@ def _is_model(path: Path) -> bool:
     try:
         if not path.is_file():
             return False
-        with path.open("rb") as file:
-            return looks_like_onnx(file, path.stat().st_size)
-    except OSError:
+        with closing(open_file(path)) as file:
+            return looks_like_onnx(file)
+    except (OSError, InputError):
         return False
 
 
@@ -127,7 +129,8 @@ def convert_onnx(
         check_installed()
     _check_apart(output, checkpoint.shards[1:])
     data_name = data_name or free_name(output)
-    model, data = onnx_layouts(opened, fold.edits, data_name)
+    with closing(open_file(checkpoint.path)) as file:
+        model, data = onnx_layouts(file, opened, fold.edits, data_name)
     layouts = {output.name: model} if data is None else {data_name: data, output.name: model}
     size = sum(layout.size for layout in layouts.values())
     bytes_in = sum(path.stat().st_size for path in checkpoint.shards)

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from wnconvert.errors import InputError, VerifyError, WnconvertError
+from wnconvert.errors import VerifyError, WnconvertError
 from wnconvert.formats import safetensors as safetensors_file
 from wnconvert.layers.schemes import Layer
 from wnconvert.messages import REPORT_BUG
@@ -23,6 +24,7 @@ from wnconvert.numerics.rounding import cast
 from wnconvert.plan.plan import Plan, PlannedStateDict
 from wnconvert.plan.steps import Fold, Keep, Magnitude, work_of
 from wnconvert.storage.checkpoint import Checkpoint, open_checkpoint
+from wnconvert.storage.files import open_file
 from wnconvert.storage.sources import Source
 from wnconvert.tensors.blocks import BLOCK_BYTES, Array, Block, Read, blocks, box
 from wnconvert.tensors.dtypes import DType
@@ -77,18 +79,20 @@ def verify_copies(
 
     Raises ``VerifyError``, and ``InputError`` for one that is not there any more.
     """
-    try:
-        for name in names:
-            with (before / name).open("rb") as old, (after / name).open("rb") as new:
-                while (block := old.read(BLOCK_BYTES)) or new.read(1):
-                    if new.read(len(block)) != block or not block:
-                        raise VerifyError(
-                            f"{name} was read back, and is no copy; nothing is kept",
-                            fix=f"if nobody changed it meanwhile, {REPORT_BUG}",
-                        )
-                    advance(len(block))
-    except OSError as error:
-        raise InputError(f"it cannot be read ({error.strerror})", where=str(error.filename)) from error
+    for name in names:
+        with closing(open_file(before / name)) as old, closing(open_file(after / name)) as new:
+            wrong = VerifyError(
+                f"{name} was read back, and is not a copy; nothing is kept",
+                fix=f"if nobody changed it meanwhile, {REPORT_BUG}",
+            )
+            size = old.size
+            if new.size != size:
+                raise wrong
+            for at in range(0, size, BLOCK_BYTES):
+                count = min(BLOCK_BYTES, size - at)
+                if new.read(at, count) != old.read(at, count):
+                    raise wrong
+                advance(count)
 
 
 def bytes_to_verify(checkpoint: Checkpoint, plan: Plan) -> int:
