@@ -17,6 +17,7 @@ from wnconvert.plan.wanted import (
     looks_like_layers,
     notes_on,
 )
+from wnconvert.tensors.containers import Container
 from wnconvert.tensors.dtypes import DType
 from wnconvert.tensors.tree import Entry, StateDict, Tree
 
@@ -30,7 +31,7 @@ _WHY_NO_OPTIMIZER = (
 
 def plan_fold(
     tree: Tree,
-    container: str,
+    container: Container,
     *,
     selection: Selection = Selection(),  # noqa: B008 - frozen
     only: str | None = None,
@@ -39,7 +40,7 @@ def plan_fold(
 ) -> Plan:
     """Plan the folding of every wanted layer of ``tree`` into a file of ``container``.
 
-    ``container`` is ``"torch"`` (all state dicts and siblings) or ``"safetensors"`` (one state dict).
+    A file of torch's takes all state dicts and siblings, one of safetensors a single state dict.
     Raises ``LayerError`` where layers are refused and ``ArgumentError`` where ``only`` or the selection
     names nothing, or a safetensors file would have to hold several state dicts.
     """
@@ -54,7 +55,7 @@ def plan_fold(
     optimizers: tuple[LeftOut, ...] = ()
     if scope.only is None and any(item.changes for item in planned) and not keep_optimizer:
         optimizers = optimizers_left_out(tree, _WHY_NO_OPTIMIZER)
-    kept = {state.path: "" if container == "safetensors" else state.path for state in scope.states}
+    kept = {state.path: "" if container is Container.SAFETENSORS else state.path for state in scope.states}
     return Plan(
         "fold",
         container,
@@ -71,7 +72,7 @@ def plan_fold(
             *tree.notes,
             *idle_excludes(selection, names),
             *(note for state in scope.states for note in notes_on(found[state.path])),
-            *(tie_notes(scope.states[0], planned[0]) if container == "safetensors" else ()),
+            *(tie_notes(scope.states[0], planned[0]) if container is Container.SAFETENSORS else ()),
         ),
     )
 

@@ -22,6 +22,7 @@ from wnconvert.plan.wanted import (
     notes_on,
     refuse_modules,
 )
+from wnconvert.tensors.containers import Container
 from wnconvert.tensors.tree import StateDict, Tree
 
 __all__ = ["plan_migrate"]
@@ -32,7 +33,7 @@ _DROPPED = "left out as asked (--drop-optimizer)"
 
 def plan_migrate(
     tree: Tree,
-    container: str,
+    container: Container,
     *,
     to: str = "parametrize",
     selection: Selection = Selection(),  # noqa: B008 - frozen
@@ -61,7 +62,7 @@ def plan_migrate(
     }
     check_refused(refused, "migrated")
     changed = [state for state in scope.states if wanted[state.path]]
-    if container == "torch":
+    if container is not Container.SAFETENSORS:
         refuse_modules(changed, "migrated", "migrate_module")
     made = {state.path: _Migration(tree, state, wanted[state.path], to) for state in changed}
     optimizers: tuple[LeftOut, ...] = ()
@@ -73,7 +74,7 @@ def plan_migrate(
     planned = tuple(
         made[state.path].planned if state.path in made else kept_as_is(state) for state in scope.states
     )
-    kept = {state.path: "" if container == "safetensors" else state.path for state in scope.states}
+    kept = {state.path: "" if container is Container.SAFETENSORS else state.path for state in scope.states}
     undone = {path: [layer.name for layer in wanted[path]] for path, item in made.items() if item.origins}
     return Plan(
         "migrate",
@@ -92,7 +93,7 @@ def plan_migrate(
             *tree.notes,
             *idle_excludes(selection, names),
             *(note for state in scope.states for note in notes_on(found[state.path])),
-            *(tie_notes(scope.states[0], planned[0]) if container == "safetensors" else ()),
+            *(tie_notes(scope.states[0], planned[0]) if container is Container.SAFETENSORS else ()),
         ),
     )
 

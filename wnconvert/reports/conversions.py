@@ -6,6 +6,7 @@ from wnconvert.messages import counted, listed, printable
 from wnconvert.plan.plan import Plan
 from wnconvert.plan.steps import Keep
 from wnconvert.reports.tables import bytes_text, layer_table
+from wnconvert.tensors.containers import Container
 from wnconvert.verbs.conversion.convert import Result
 
 __all__ = ["plan_text", "result_text"]
@@ -33,7 +34,7 @@ def result_text(result: Result) -> str:
 def _verified(result: Result) -> str:
     if not result.verified:
         return ""
-    done = "checked" if result.plan.container == "onnx" else "read back and recomputed"
+    done = "checked" if result.plan.container is Container.ONNX else "read back and recomputed"
     return f"{done} by {result.verified}"
 
 

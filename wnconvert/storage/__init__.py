@@ -7,6 +7,7 @@ staged_folder  a folder out, whole or not at all
 index          the index of a checkpoint in several files
 shards         which tensors go into which file; several files as one tree, one plan as several
 folder         a hub folder: its weights, and what lies beside them
+recognition    what a file is, by its first bytes
 checkpoint     any checkpoint opened, told apart by content
 sources        its bytes in, block by block, from any thread
 """

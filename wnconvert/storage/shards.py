@@ -16,6 +16,7 @@ from typing import Any
 from wnconvert.errors import ArgumentError, FormatError
 from wnconvert.plan.plan import Plan, PlannedShard
 from wnconvert.plan.steps import MadeTensor, work_of
+from wnconvert.tensors.containers import Container
 from wnconvert.tensors.tree import Entry, StateDict, StoredTensor, Tree
 
 __all__ = [
@@ -271,6 +272,6 @@ def _tensors(tree: Tree, path: str) -> dict[str, StoredTensor]:
     return next(state.tensors for state in tree.state_dicts if state.path == path)
 
 
-def _storage(item: MadeTensor, container: str) -> Hashable:
+def _storage(item: MadeTensor, container: Container) -> Hashable:
     """Equal for two tensors that a file of that container has in one storage."""
-    return item.info.name if container == "safetensors" else item.work
+    return item.info.name if container is Container.SAFETENSORS else item.work

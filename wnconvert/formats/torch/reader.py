@@ -28,6 +28,7 @@ from wnconvert.formats.torch.records import (
 )
 from wnconvert.formats.zips import ZipEntry, read_directory
 from wnconvert.plan.record import NO_HISTORY, RECORD_NAME, History, read_history
+from wnconvert.tensors.containers import Container
 from wnconvert.tensors.files import GET_AGAIN, ReadableFile
 from wnconvert.tensors.tree import ByteRange, Entry, Sibling, StateDict, StoredTensor, TensorInfo, Tree
 
@@ -44,12 +45,11 @@ _WINDOW = 64 << 10
 class TorchFile:
     """An opened torch file: its pickle as data, and where each storage's bytes lie.
 
-    ``container`` is ``"torch zip"``, ``"torch legacy"`` or ``"TorchScript"``; ``records`` are the other
-    records of the archive, which must not be lost, by their new names; ``mark`` are its first two bytes;
-    ``version`` is what the file says of its format.
+    ``container`` is one of torch's; ``records`` are the other records of the archive, which must not be
+    lost, by their new names; ``mark`` are its first two bytes; ``version`` is the version of the format.
     """
 
-    container: str
+    container: Container
     pickle: Pickle
     contents: Contents
     storages: Mapping[str, ByteRange]
@@ -94,17 +94,17 @@ class TorchFile:
             entries.append(Entry(name, stored, is_opaque=stored is None and is_rebuilt(value)))
         _check_names(found.path, [entry.name for entry in entries])
         # A TorchScript archive comes out as a plain state dict.
-        is_module = bool(found.modules) and self.container != "TorchScript"
+        is_module = bool(found.modules) and self.container is not Container.TORCHSCRIPT
         return StateDict(found.path, tuple(entries), found.dims, is_module)
 
     def _notes(self) -> list[str]:
         notes = []
-        if self.container == "TorchScript":
+        if self.container is Container.TORCHSCRIPT:
             notes.append("a TorchScript archive: its code is left out, its tensors become a plain state dict")
         elif names := foreign_names(self.pickle.root):
             shown = ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
             notes.append(f"the file names classes or functions, kept as data and never imported: {shown}")
-        if self.container == "torch legacy":
+        if self.container is Container.TORCH_LEGACY:
             notes.append(
                 "a file in torch's legacy format, which is read but not written: torch's since 1.6 is a zip"
             )
@@ -172,7 +172,7 @@ def open_zip(file: ReadableFile) -> TorchFile:
         if record.compressed:
             raise FormatError(f"its record {record.name} is compressed", fix="save it with torch.save")
     return TorchFile(
-        "TorchScript" if is_script else "torch zip",
+        Container.TORCHSCRIPT if is_script else Container.TORCH_ZIP,
         pickle,
         find_contents(pickle.root),
         storages,
@@ -282,7 +282,9 @@ def open_legacy(file: ReadableFile) -> TorchFile:
         storages[key] = ByteRange(at + 8, count * itemsize)
         at += 8 + count * itemsize
     _check_storages(pickle.root, storages)
-    return TorchFile("torch legacy", pickle, find_contents(pickle.root), storages, version=str(version))
+    return TorchFile(
+        Container.TORCH_LEGACY, pickle, find_contents(pickle.root), storages, version=str(version)
+    )
 
 
 # -- checks

@@ -35,6 +35,7 @@ from wnconvert.plan.order import NEW_ENTRY, metadata_keys
 from wnconvert.plan.plan import Plan, PlannedStateDict
 from wnconvert.plan.record import RECORD_NAME, write_history
 from wnconvert.plan.steps import Keep, MadeTensor, Step, work_of
+from wnconvert.tensors.containers import Container
 from wnconvert.tensors.dtypes import DType
 from wnconvert.tensors.tree import ByteRange, StoredTensor, TensorInfo, Tree, contiguous_strides
 
@@ -139,7 +140,7 @@ class _Editor:
                 stored = self.tensors[planned.path].get(step.source) if isinstance(step, Keep) else None
                 if stored is not None:
                     self.views.setdefault((planned.path, stored.storage), set()).add(stored.view)
-        if self.source is None or self.source.container == "TorchScript":
+        if self.source is None or self.source.container is Container.TORCHSCRIPT:
             made = [(planned.path, state_dict_node(self._pairs(planned, {}))) for planned in plan.state_dicts]
             return made[0][1] if len(made) == 1 else Dict(list(made))
         found = {state.path: state for state in self.source.contents.state_dicts}
@@ -163,7 +164,7 @@ class _Editor:
 
     def _straighten_views(self) -> None:
         """Storages that are views of a root storage (the oldest files) become the root itself."""
-        if self.source is None or self.source.container != "torch legacy":
+        if self.source is None or self.source.container is not Container.TORCH_LEGACY:
             return
         for value in walk(self.source.pickle.root):
             record = read_tensor(value)

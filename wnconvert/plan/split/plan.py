@@ -20,6 +20,7 @@ from wnconvert.plan.split.by_reference import as_like
 from wnconvert.plan.split.candidates import SplitRequest, as_recorded
 from wnconvert.plan.steps import Direction, Keep, Magnitude, Step
 from wnconvert.plan.wanted import check_refused, check_selection, find_layers, idle_excludes, refuse_modules
+from wnconvert.tensors.containers import Container
 from wnconvert.tensors.tree import StateDict, Tree
 
 __all__ = ["plan_split", "wishes_for"]
@@ -32,7 +33,7 @@ _WHY_NO_OPTIMIZER = (
 
 def plan_split(
     tree: Tree,
-    container: str,
+    container: Container,
     *,
     to: str | None = None,
     like: Tree | None = None,
@@ -56,7 +57,7 @@ def plan_split(
     mine = {state.path: wishes[state.path] for state in scope.states if state.path in wishes}
     check_refused({path: wish.refused for path, wish in mine.items()}, "split")
     changed = [state for state in scope.states if state.path in mine and mine[state.path].layers]
-    if container == "torch":
+    if container is not Container.SAFETENSORS:
         refuse_modules(changed, "split", "split_module")
     planned = tuple(_split(state, mine.get(state.path)) for state in scope.states)
     unlike = (_not_found_again(*both) for both in zip(scope.states, planned, strict=True))
@@ -64,7 +65,7 @@ def plan_split(
     optimizers: tuple[LeftOut, ...] = ()
     if changed and scope.only is None and not keep_optimizer:
         optimizers = optimizers_left_out(tree, _WHY_NO_OPTIMIZER)
-    kept = {state.path: "" if container == "safetensors" else state.path for state in scope.states}
+    kept = {state.path: "" if container is Container.SAFETENSORS else state.path for state in scope.states}
     left = {path: wish.left for path, wish in mine.items()}
     gone = {
         item.path: [
@@ -91,7 +92,7 @@ def plan_split(
                 for state, item in zip(scope.states, planned, strict=True)
                 for note in _untied(state, item)
             ),
-            *(tie_notes(scope.states[0], planned[0]) if container == "safetensors" else ()),
+            *(tie_notes(scope.states[0], planned[0]) if container is Container.SAFETENSORS else ()),
         ),
     )
 

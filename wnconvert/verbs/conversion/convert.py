@@ -104,7 +104,7 @@ def convert(
     return Result(
         plan=plan,
         source=checkpoint.path,
-        source_container=checkpoint.container,
+        source_container=str(checkpoint.container),
         output=output,
         bytes_in=checkpoint.size,
         bytes_out=layout.size,
@@ -154,7 +154,7 @@ def convert_folder(
     return Result(
         plan=plan,
         source=checkpoint.path,
-        source_container=checkpoint.container,
+        source_container=str(checkpoint.container),
         output=output,
         bytes_in=checkpoint.size + copied,
         bytes_out=size,

@@ -21,6 +21,7 @@ from wnconvert.storage.files import open_file
 from wnconvert.storage.sources import Source
 from wnconvert.storage.staging import file_in, free_name, staged_folder
 from wnconvert.storage.workers import Workers
+from wnconvert.tensors.containers import Container
 from wnconvert.verbs.conversion.convert import Result
 from wnconvert.verbs.conversion.executor import execute
 from wnconvert.verbs.conversion.verify import check_structure
@@ -145,7 +146,7 @@ def convert_onnx(
         for name, layout in layouts.items():
             with file_in(folder, name, output) as target:
                 notes += execute(source, target, layout, policy, workers)
-        check_structure(folder / output.name, "onnx")
+        check_structure(folder / output.name, Container.ONNX)
         if proven:
             verified, more = check_fold(opened, fold, folder / output.name, numbers, verify=verify)
             notes += more
@@ -154,7 +155,7 @@ def convert_onnx(
     return Result(
         plan=fold.plan,
         source=checkpoint.path,
-        source_container=checkpoint.container,
+        source_container=str(checkpoint.container),
         output=output,
         bytes_in=bytes_in,
         bytes_out=size,

@@ -24,6 +24,7 @@ from wnconvert.plan.plan import Plan, PlannedStateDict
 from wnconvert.plan.split.plan import plan_split
 from wnconvert.plan.steps import Fold, Keep, Magnitude, Step
 from wnconvert.tensors.blocks import Array, reader_of
+from wnconvert.tensors.containers import Container
 from wnconvert.tensors.dtypes import DType
 from wnconvert.tensors.memory import array_of, made_like, tree_of, view_of
 from wnconvert.verbs.options import check_form, dtype_of, numbers_of, selection_of
@@ -60,7 +61,7 @@ def fold_state_dict(
         tree, values = tree_of(state_dict)
         numbers = numbers_of(zero_rows, allow_nonfinite=allow_nonfinite)
         selection = selection_of(layers, exclude, dim)
-        plan = plan_fold(tree, "torch", selection=selection, dtype=dtype_of(dtype))
+        plan = plan_fold(tree, Container.TORCH_ZIP, selection=selection, dtype=dtype_of(dtype))
         return _made(state_dict, plan, values, numbers)
 
 
@@ -90,7 +91,7 @@ def split_state_dict(
         tree, values = tree_of(state_dict)
         reference = None if like is None else tree_of(like)[0]
         selection = selection_of(layers, exclude, dim)
-        plan = plan_split(tree, "torch", to=to, like=reference, selection=selection)
+        plan = plan_split(tree, Container.TORCH_ZIP, to=to, like=reference, selection=selection)
         return _made(state_dict, plan, values)
 
 
@@ -113,7 +114,7 @@ def migrate_state_dict(
     with options_as_python():
         check_form(to)
         tree, values = tree_of(state_dict)
-        plan = plan_migrate(tree, "torch", to=to, selection=selection_of(layers, exclude, AUTO))
+        plan = plan_migrate(tree, Container.TORCH_ZIP, to=to, selection=selection_of(layers, exclude, AUTO))
         return _made(state_dict, plan, values)
 
 

@@ -27,6 +27,7 @@ from wnconvert.storage.checkpoint import Checkpoint, open_checkpoint
 from wnconvert.storage.files import open_file
 from wnconvert.storage.sources import Source
 from wnconvert.tensors.blocks import BLOCK_BYTES, Array, Block, Read, blocks, box
+from wnconvert.tensors.containers import Container
 from wnconvert.tensors.dtypes import DType
 from wnconvert.tensors.tree import StoredTensor
 from wnconvert.verbs.conversion.readers import (
@@ -43,15 +44,15 @@ from wnconvert.verbs.conversion.readers import (
 __all__ = ["bytes_to_verify", "check_folder_structure", "check_structure", "verify_copies", "verify_output"]
 
 
-def check_structure(path: Path, container: str) -> None:
+def check_structure(path: Path, container: Container) -> None:
     """Have the safetensors library or ``zipfile`` read the directory of a new file, and our reader its tree.
 
     Raises ``VerifyError`` where either refuses it.
     """
     try:
-        if container == "safetensors":
+        if container is Container.SAFETENSORS:
             safetensors_file.check_header(path)
-        elif container != "onnx":  # onnx_check runs that
+        elif container is not Container.ONNX:  # onnx_check runs that
             test_zip(path, contents=False)
         open_checkpoint(path)
     except WnconvertError as error:
@@ -123,7 +124,7 @@ def verify_output(
     with Source(opened.shards) as written:
         found = {state.path: state.tensors for state in opened.tree.state_dicts}
         own = own_reader(found, written)
-        if plan.container == "safetensors":
+        if plan.container is Container.SAFETENSORS:
             reader, by = safetensors_reader(opened.shards, own), "the safetensors library"
         else:
             try:
@@ -135,7 +136,7 @@ def verify_output(
                 notes = (f"not read back with torch: {reason}",)
         before = {state.path: state.tensors for state in checkpoint.tree.state_dicts}
         for planned in plan.state_dicts:
-            names = found["" if plan.container == "safetensors" else planned.path]
+            names = found["" if plan.container is Container.SAFETENSORS else planned.path]
             order = [name for shard in plan.shards for name in shard.tensors]
             _check_names(before[planned.path], planned, list(names), order)
             _check_state_dict(before[planned.path], planned, source, partial(reader, planned.path), advance)
