@@ -9,7 +9,6 @@ import json
 import os
 import struct
 import tempfile
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from wnconvert.plan.plan import Plan
 from wnconvert.plan.record import METADATA_KEY, read_history, write_history
 from wnconvert.plan.steps import work_of
 from wnconvert.tensors.dtypes import DTYPES
-from wnconvert.tensors.files import GET_AGAIN, ReadableFile
+from wnconvert.tensors.files import GET_AGAIN, ReadableFile, read_json
 from wnconvert.tensors.tree import (
     ByteRange,
     Entry,
@@ -58,7 +57,7 @@ def open_safetensors(file: ReadableFile) -> Tree:
         check_header(file.path)
     else:
         _check_copy(text, size)
-    header: dict[str, Any] = json.loads(text, object_pairs_hook=_no_duplicates)
+    header: dict[str, Any] = read_json(text, what="its header", fix="save it again")
     metadata = header.pop("__metadata__", None) or {}
     # The library has checked shapes, sizes and offsets; sorted by place, they leave no gap.
     entries = tuple(Entry(name, _stored(name, info, 8 + length)) for name, info in header.items())
@@ -92,14 +91,6 @@ def _check_copy(text: bytes, size: int) -> None:
             copy.write(struct.pack("<Q", len(text)) + text)
             copy.truncate(size)
         check_header(path)
-
-
-def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    made = dict(pairs)
-    if len(made) < len(pairs):
-        twice = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
-        raise FormatError(f"its header has the key {twice!r} twice", fix="save it again")
-    return made
 
 
 def _stored(name: str, info: dict[str, Any], base: int) -> StoredTensor:

@@ -8,13 +8,13 @@ else, and what the shards hold is held against it, tensor by tensor.
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from wnconvert.errors import FormatError
 from wnconvert.messages import listed
+from wnconvert.tensors.files import read_json
 
 __all__ = ["SUFFIXES", "ShardIndex", "check_held", "read_index", "write_index"]
 
@@ -51,7 +51,7 @@ def read_index(text: bytes) -> ShardIndex:
     ('model-00001-of-00001.safetensors',)
     """
     try:
-        data = json.loads(text, object_pairs_hook=_no_duplicates)
+        data = read_json(text, what="the index", fix=_AGAIN)
         json.dumps(data, ensure_ascii=False).encode()  # half a surrogate pair can be written nowhere
     except (ValueError, RecursionError) as error:
         raise FormatError("the index is no JSON text", fix=_AGAIN) from error
@@ -66,14 +66,6 @@ def read_index(text: bytes) -> ShardIndex:
     if len(suffixes) > 1:
         raise FormatError(f"the index names files of two kinds: {listed(sorted(suffixes))}", fix=_DISTRUST)
     return ShardIndex(weight_map, _metadata(data.get("metadata")))
-
-
-def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    made = dict(pairs)
-    if len(made) < len(pairs):
-        twice = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
-        raise FormatError(f"the index has the key {twice!r} twice", fix=_AGAIN)
-    return made
 
 
 def _check_file(name: str, file: object) -> None:

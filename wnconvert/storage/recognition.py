@@ -45,7 +45,7 @@ def is_index(head: bytes, name: str) -> bool:
 
 
 # What else is found under a checkpoint's name: where and how it begins, what it is, and what to do.
-_AGAIN = "download the file itself"
+_THE_FILE = "download the file itself"
 _OTHERS = (
     (0, b"version https://git-lfs", "a Git-LFS pointer, not the file itself", "git lfs pull"),
     (257, b"ustar", "a tar archive", "unpack it, and name the checkpoint in it"),
@@ -53,7 +53,7 @@ _OTHERS = (
     (0, b"7z\xbc\xaf\x27\x1c", "a 7z archive", "unpack it first"),
     (0, b"Rar!", "a RAR archive", "unpack it first"),
     (0, b"\x28\xb5\x2f\xfd", "a zstd archive", "unpack it first"),
-    (0, b"PK\x05\x06", "an empty zip archive", _AGAIN),
+    (0, b"PK\x05\x06", "an empty zip archive", _THE_FILE),
     (0, b"\x89HDF", "an HDF5 file (Keras, TensorFlow)", "wnconvert reads PyTorch checkpoints"),
     (0, b"GGUF", "a GGUF file", "convert the PyTorch checkpoint that it was made of"),
     (4, b"ORTM", "a model in onnxruntime's own format", "name the .onnx file that it was made of"),
@@ -63,7 +63,7 @@ _OTHERS = (
 )
 # The same for texts, which may begin with white space, in any case.
 _TEXTS = (
-    ((b"<!doctype html", b"<html", b"<head", b"<?xml"), "a web page (HTML), not a checkpoint", _AGAIN),
+    ((b"<!doctype html", b"<html", b"<head", b"<?xml"), "a web page (HTML), not a checkpoint", _THE_FILE),
     ((b"{", b"["), "a JSON text, not a checkpoint", "name the checkpoint that lies beside it"),
 )
 
@@ -76,7 +76,7 @@ def unknown_file(head: bytes) -> InputError:
         "wnconvert reads safetensors, ONNX and what torch.save wrote",
     )
     if not head:
-        what, fix = "an empty file", _AGAIN
+        what, fix = "an empty file", _THE_FILE
     for at, magic, name, remedy in _OTHERS:
         if head[at : at + len(magic)] == magic:
             what, fix = name, remedy

@@ -6,12 +6,14 @@ to offer is here, and nothing else is asked of it.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from wnconvert.errors import FormatError
+from wnconvert.tensors.tree import repeated
 
-__all__ = ["GET_AGAIN", "MemoryFile", "ReadableFile", "became_shorter"]
+__all__ = ["GET_AGAIN", "MemoryFile", "ReadableFile", "became_shorter", "read_json"]
 
 
 #: What to do about a file that ends too early, or contradicts its own format.
@@ -81,3 +83,20 @@ def became_shorter(where: str = "") -> FormatError:
     return FormatError(
         "it became shorter while it was read", where=where, fix="run it again when nothing changes the file"
     )
+
+
+def read_json(text: bytes, *, what: str, fix: str) -> Any:
+    """Read a JSON text. Raises ``FormatError`` where a key is twice in a mapping, ``ValueError`` for no JSON.
+
+    >>> read_json(b'{"a": 1, "a": 2}', what="the index", fix="")
+    Traceback (most recent call last):
+    wnconvert.errors.FormatError: the index has the key 'a' twice
+    """
+
+    def mapping(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        made = dict(pairs)
+        if len(made) < len(pairs):
+            raise FormatError(f"{what} has the key {repeated(key for key, _ in pairs)!r} twice", fix=fix)
+        return made
+
+    return json.loads(text, object_pairs_hook=mapping)

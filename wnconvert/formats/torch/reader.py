@@ -7,7 +7,6 @@ Only the pickle is read; storages stay where they lie. Sources of the formats: `
 from __future__ import annotations
 
 import struct
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -30,7 +29,16 @@ from wnconvert.formats.zips import ZipEntry, read_directory
 from wnconvert.plan.record import NO_HISTORY, RECORD_NAME, History, read_history
 from wnconvert.tensors.containers import Container
 from wnconvert.tensors.files import GET_AGAIN, ReadableFile
-from wnconvert.tensors.tree import ByteRange, Entry, Sibling, StateDict, StoredTensor, TensorInfo, Tree
+from wnconvert.tensors.tree import (
+    ByteRange,
+    Entry,
+    Sibling,
+    StateDict,
+    StoredTensor,
+    TensorInfo,
+    Tree,
+    repeated,
+)
 
 __all__ = ["PREFIX", "TorchFile", "open_legacy", "open_zip"]
 
@@ -92,7 +100,9 @@ class TorchFile:
                 )
             stored = self.stored(name, record) if record else None
             entries.append(Entry(name, stored, is_opaque=stored is None and is_rebuilt(value)))
-        _check_names(found.path, [entry.name for entry in entries])
+        if (twice := repeated(entry.name for entry in entries)) is not None:
+            where = found.path or "in it"
+            raise FormatError(f"the state dict {where} has the key {twice!r} twice", fix="save it again")
         # A TorchScript archive comes out as a plain state dict.
         is_module = bool(found.modules) and self.container is not Container.TORCHSCRIPT
         return StateDict(found.path, tuple(entries), found.dims, is_module)
@@ -115,14 +125,6 @@ class TorchFile:
 
 def _kind(value: Value) -> str:
     return type(value).__name__.lower()
-
-
-def _check_names(path: str, names: list[str]) -> None:
-    twice = [name for name, count in Counter(names).items() if count > 1]
-    if twice:
-        raise FormatError(
-            f"the state dict {path or 'in it'} has the key {twice[0]!r} twice", fix="save it again"
-        )
 
 
 # -- zip archives

@@ -16,7 +16,7 @@ from wnconvert.onnx.file.model import Attribute, Constant, Graph, GraphScope, Mo
 from wnconvert.onnx.file.tensors import Tensors
 from wnconvert.onnx.file.wire import BYTES, VARINT, Message, Wire, WireField
 from wnconvert.tensors.files import GET_AGAIN, ReadableFile
-from wnconvert.tensors.tree import ByteRange, Entry, StateDict, StoredTensor, Tree
+from wnconvert.tensors.tree import ByteRange, Entry, StateDict, StoredTensor, Tree, repeated
 
 __all__ = ["OnnxFile", "looks_like_onnx", "open_onnx", "stored_in"]
 
@@ -197,8 +197,7 @@ class _Reader:
         )
 
     def check_names(self, path: str, constants: Sequence[Constant]) -> None:
-        names = Counter(constant.name for constant in constants)
-        twice = next((name for name, count in names.items() if count > 1), None)
+        twice = repeated(constant.name for constant in constants)
         if twice is not None:
             where = f" of {printable(path)}" if path else ""
             raise FormatError(

@@ -34,7 +34,6 @@ from wnconvert.verbs.conversion.readers import (
     Piece,
     ReadBack,
     TorchMissing,
-    in_bytes,
     own_reader,
     safetensors_reader,
     test_zip,
@@ -211,7 +210,7 @@ def _pieces(tensor: StoredTensor) -> Iterator[tuple[Block, Piece]]:
 
 
 def _check_kept(source: Source, tensor: StoredTensor, step: Keep, read_back: ReadBack) -> None:
-    tensor = in_bytes(tensor)
+    tensor = tensor.in_bytes()
     read = source.reader(tensor)
     for block, piece in _pieces(tensor):
         expected = read(block)
