@@ -228,13 +228,13 @@ def test_a_tensor_in_a_data_file_lies_there(path: Path, length: str | None) -> N
 
 DATA: dict[str, tuple[dict[str, str | None], str]] = {
     "missing": ({"location": "other.bin"}, "its data file other.bin is not there"),
-    "absolute": ({"location": "/etc/passwd"}, "no path inside"),
-    "above": ({"location": "../data.bin"}, "no path inside"),
-    "above, later": ({"location": "sub/../../data.bin"}, "no path inside"),
-    "a drive": ({"location": "C:data.bin"}, "no path inside"),
-    "empty": ({"location": ""}, "no path inside"),
-    "none": ({"location": None}, "no path inside"),
-    "with a NUL": ({"location": "data\0.bin"}, "no path inside"),
+    "absolute": ({"location": "/etc/passwd"}, "not a path inside"),
+    "above": ({"location": "../data.bin"}, "not a path inside"),
+    "above, later": ({"location": "sub/../../data.bin"}, "not a path inside"),
+    "a drive": ({"location": "C:data.bin"}, "not a path inside"),
+    "empty": ({"location": ""}, "not a path inside"),
+    "none": ({"location": None}, "not a path inside"),
+    "with a NUL": ({"location": "data\0.bin"}, "not a path inside"),
     "the folder": ({"location": "."}, "not a regular file"),
     "beyond the end": ({"offset": "9"}, "ends at byte 25 of data.bin, which has 24"),
     "negative": ({"offset": "-8"}, "the offset '-8'"),
@@ -345,7 +345,7 @@ WRONG: dict[str, tuple[Callable[[], bytes], str]] = {
     ),
     "a name that is no text": (
         lambda: int_record(1, 8) + bytes_record(7, bytes_record(1, bytes_record(1, b"\xff"))),
-        "no UTF-8",
+        "not UTF-8",
     ),
 }
 
@@ -374,7 +374,7 @@ OTHERS = {
 
 @pytest.mark.parametrize("kind", OTHERS)
 def test_what_is_no_onnx_is_not_taken_for_one(path: Path, kind: str) -> None:
-    with pytest.raises(InputError, match="no checkpoint of a known format"):
+    with pytest.raises(InputError, match="not a checkpoint of a known format"):
         opened(path, OTHERS[kind])
 
 

@@ -117,10 +117,10 @@ def test_content_of_another_kind_is_refused() -> None:
     number, text, odd = wire.records(Message(0, len(content)))
     for call, what in (
         (lambda: wire.content(number), "a number where bytes"),
-        (lambda: wire.text(text), "no UTF-8"),
-        (lambda: wire.whole(text), "no whole number"),
+        (lambda: wire.text(text), "not UTF-8"),
+        (lambda: wire.whole(text), "not a whole number"),
         (lambda: wire.floats(odd), "in the middle of one"),
-        (lambda: wire.floats(number), "no float"),
+        (lambda: wire.floats(number), "not a float"),
     ):
         with pytest.raises(FormatError, match=what):
             call()

@@ -131,9 +131,9 @@ FOREIGN: dict[str, tuple[bytes, str]] = {
     "NumPy": (array(), "a NumPy array"),
     "a pickle": (pickle.dumps({"a": 1}), "a plain pickle"),
     "an old pickle": (pickle.dumps({"a": 1}, protocol=2), "a plain pickle"),
-    "zeros": (bytes(4096), "no checkpoint of a known format"),
-    "text": (b"epoch 1, loss 0.5\n", "no checkpoint of a known format"),
-    "one byte": (b"P", "no checkpoint of a known format"),
+    "zeros": (bytes(4096), "not a checkpoint of a known format"),
+    "text": (b"epoch 1, loss 0.5\n", "not a checkpoint of a known format"),
+    "one byte": (b"P", "not a checkpoint of a known format"),
 }
 
 

@@ -57,7 +57,7 @@ def test_what_lies_at_the_same_place_of_two_files_is_not_tied() -> None:
     ],
 )
 def test_a_file_that_holds_more_than_a_state_dict_is_refused(tree: Tree, says: str) -> None:
-    with pytest.raises(FormatError, match=f"2.bin is no plain state dict.*: {says}") as caught:
+    with pytest.raises(FormatError, match=f"2.bin is not a plain state dict.*: {says}") as caught:
         merged({"1.bin": ONE, "2.bin": tree})
     assert caught.value.fix
 

@@ -84,7 +84,7 @@ def check_header(path: Path) -> None:
 
 
 def _check_copy(text: bytes, size: int) -> None:
-    """The same for a file that has no path: a file of its size, with its header and a hole for the rest."""
+    """The same for a file without a path: check one of the same size with its header and a hole."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "header.safetensors")
         with path.open("wb") as copy:

@@ -30,7 +30,7 @@ _FULL16, _FULL32 = 0xFFFF, 0xFFFFFFFF
 _MAX_NAME = 4096
 _MAX_DIRECTORY = 32 << 20  # 200,000 records of a torch file take 16 MiB
 
-#: What GPT-SoVITS writes over the first two bytes, ``PK``, to mark a model's version.
+#: GPT-SoVITS writes one of these over the first two bytes, ``PK``, to mark a model's version.
 MARKS = tuple(b"%02d" % number for number in range(100))
 
 

@@ -1,6 +1,6 @@
 """Checkpoints of every format: opened as a tree, and laid out as the target's container asks.
 
-The only module that knows which formats there are.
+No other module chooses the reader or writer of a format.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ __all__ = ["Checkpoint", "container_of", "layout_of", "no_graph", "open_checkpoi
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """An opened checkpoint: what it holds, and the files in which the bytes lie (``shards``)."""
+    """An opened checkpoint: its tree of tensors, and the files in which their bytes lie (``shards``)."""
 
     path: Path
     container: Container
@@ -57,7 +57,7 @@ def container_of(path: Path) -> Container:
 
 
 def no_graph(checkpoint: Checkpoint, what: str) -> Checkpoint:
-    """A checkpoint, which is no ONNX model. Raises ``InputError`` that says ``what`` it cannot be."""
+    """The checkpoint itself, if it is not an ONNX model; else raise ``InputError``: it cannot be ``what``."""
     if checkpoint.onnx is None:
         return checkpoint
     raise InputError(
@@ -79,12 +79,12 @@ def layout_of(checkpoint: Checkpoint, plan: Plan) -> Layout:
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
-    """Open a checkpoint: a file, a folder with weights, or the index of such; one file is one shard.
+    """Open a checkpoint: a file, a folder with weights, or the index of such a folder.
 
-    Only names, dtypes and shapes are read. Raises ``InputError`` for what cannot be opened or is no
-    checkpoint (and says what it is) and ``FormatError`` for a checkpoint that is damaged.
+    Only names, dtypes and shapes are read. Raises ``InputError`` for a file that cannot be opened or is not a
+    checkpoint (the message says what it is), and ``FormatError`` for a checkpoint that is damaged.
     """
-    with _said_of(path):
+    with _naming_errors(path):
         status = path.stat()
         if stat.S_ISDIR(status.st_mode):
             return _open_folder(path)
@@ -107,8 +107,8 @@ def _with_part_notes(opened: Checkpoint) -> Checkpoint:
 
 
 @contextlib.contextmanager
-def _said_of(path: Path) -> Iterator[None]:
-    """What is raised inside says of which file it is."""
+def _naming_errors(path: Path) -> Iterator[None]:
+    """Errors that are raised inside name this file, if they name none."""
     try:
         yield
     except FileNotFoundError as error:
@@ -121,7 +121,7 @@ def _said_of(path: Path) -> Iterator[None]:
 
 
 def _open_file(path: Path) -> Checkpoint:
-    with _said_of(path):
+    with _naming_errors(path):
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):
             raise InputError("not a regular file", fix="save it to a file first")
@@ -130,7 +130,7 @@ def _open_file(path: Path) -> Checkpoint:
 
 
 def read_checkpoint(file: ReadableFile, path: Path) -> Checkpoint:
-    """Read an opened checkpoint, one file, that is called ``path``; data files are looked for beside that."""
+    """Read an opened checkpoint of one file; ``path`` is its name, and data files lie beside it."""
     container = container_in(_head_of(file))
     if container is None:
         return _read_onnx(file, path)

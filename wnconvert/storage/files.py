@@ -20,7 +20,7 @@ __all__ = ["LocalFile", "open_beside", "open_file"]
 def open_file(path: Path) -> ReadableFile:
     """Open a file for reading; close it afterwards.
 
-    Raises ``InputError`` for what is not there, cannot be read, or is not a regular file.
+    Raises ``InputError`` for a file that is not there, cannot be read, or is not a regular file.
     """
     return LocalFile(path)
 

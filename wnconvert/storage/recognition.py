@@ -1,4 +1,4 @@
-"""What a file is, by its first bytes alone: a suffix says nothing. No reader is imported for it."""
+"""The format of a file, by its first bytes alone: suffixes do not count, and no reader is imported."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _LEGACY_MAGIC = (b"\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19", b"L1195470371460388013333
 
 
 def container_in(head: bytes) -> Container | None:
-    r"""The format that the first bytes of a file show, None where they show none: ONNX has no mark.
+    r"""The format that the first bytes of a file show, or None: ONNX files have no mark.
 
     A zip archive counts as torch's; whether it is TorchScript stands farther behind.
 
@@ -44,7 +44,7 @@ def is_index(head: bytes, name: str) -> bool:
     return name.endswith(".json") and ".index." in name
 
 
-# What else is found under a checkpoint's name: where and how it begins, what it is, and what to do.
+# Other files that people take for checkpoints: where their mark stands, the mark, their name, the remedy.
 _THE_FILE = "download the file itself"
 _OTHERS = (
     (0, b"version https://git-lfs", "a Git-LFS pointer, not the file itself", "git lfs pull"),
@@ -69,11 +69,11 @@ _TEXTS = (
 
 
 def unknown_file(head: bytes) -> InputError:
-    """The error for a file that is not a checkpoint; it says what the file is, where that is known."""
+    """The error for a file that is not a checkpoint; it names the kind of file, if that is known."""
     text = head.lstrip().lower()
     what, fix = (
-        "no checkpoint of a known format",
-        "wnconvert reads safetensors, ONNX and what torch.save wrote",
+        "not a checkpoint of a known format",
+        "wnconvert reads safetensors, ONNX, and files that torch.save wrote",
     )
     if not head:
         what, fix = "an empty file", _THE_FILE

@@ -86,8 +86,8 @@ class Source:
     def reader(self, tensor: StoredTensor) -> Read:
         """A function from a block of a tensor to its elements, an array of the block's shape.
 
-        bfloat16 comes as ml_dtypes' type, dtypes that are not foldable as raw elements. What the function
-        gives is valid until this thread reads again; each thread needs a function of its own.
+        bfloat16 comes as ml_dtypes' type, dtypes that are not foldable as raw elements. The array
+        is valid until this thread reads again; each thread needs a function of its own.
         """
         dtype = tensor.info.dtype
         kind = dtype.elements()

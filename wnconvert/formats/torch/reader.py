@@ -73,7 +73,7 @@ class TorchFile:
         return StoredTensor(info, data, record.offset, record.strides, record.storage.location)
 
     def tree(self) -> Tree:
-        """What the file holds, by names, dtypes and shapes."""
+        """The content of the file, by names, dtypes and shapes."""
         return Tree(
             state_dicts=tuple(self._state_dict(found) for found in self.contents.state_dicts),
             optimizers=tuple(item.path for item in self.contents.optimizers),
@@ -185,7 +185,7 @@ def open_zip(file: ReadableFile) -> TorchFile:
     )
 
 
-# Records that describe the pickle and the layout; a new file gets its own. The last two, and what stands in
+# Records that describe the pickle and the layout; a new file gets its own. The last two, and those in
 # .data/, must never be copied: with them torch computes where storages lie instead of looking.
 _OWN_RECORDS = frozenset(
     {"data.pkl", "version", "byteorder", RECORD_NAME, ".format_version", ".storage_alignment"}
@@ -213,7 +213,7 @@ class _Pickles:
     def __init__(self, file: ReadableFile) -> None:
         self.file = file
         self.end = min(file.size, MAX_PICKLE + 1)
-        self.at = 0  # of what comes next
+        self.at = 0  # where reading goes on
         self.start = 0  # of the window
         self.window = b""
 

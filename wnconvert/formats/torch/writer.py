@@ -1,8 +1,8 @@
 """A plan and an opened source to the layout of a torch zip archive.
 
 The source's pickle is not changed: edits are new records that the pickle writer puts in the place of old
-ones. A storage is written once, when the first record that uses it is; what nothing refers to any more
-(the g and v of a folded layer) is not written.
+ones. A storage is written once, when the first record that uses it is; one that nothing refers to any more
+(g and v of a folded layer) is not written.
 """
 
 from __future__ import annotations
@@ -213,7 +213,7 @@ class _Editor:
         return self.made[key]
 
     def _cast_storage(self, value: Value, stored: StoredTensor, dtype: DType) -> Value:
-        """The same view of a cast copy of the whole storage: what is several views of one stays so."""
+        """The same view of a cast copy of the whole storage, so that all its views stay views of one."""
         key = (id(value), dtype)
         if key not in self.made:
             numel = stored.storage.size // stored.info.dtype.itemsize

@@ -1,4 +1,4 @@
-"""Where in the file of a model its edits lie: what the writer writes anew, and the check lets differ."""
+"""The places of edits in the file of a model: the writer makes them anew, and the check lets them differ."""
 
 from __future__ import annotations
 

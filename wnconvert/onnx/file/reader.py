@@ -89,8 +89,8 @@ def open_onnx(file: ReadableFile, path: Path, open_beside: Callable[[str], Reada
     ``open_beside`` opens a data file by its path in the model's folder; it raises ``FileNotFoundError`` for
     one that is not there, and its files must stay open until this returns.
 
-    Raises ``FormatError`` for what contradicts the format, ``InputError`` for data files that are not there
-    or must not be read.
+    Raises ``FormatError`` for a file that contradicts the format, ``InputError`` for data files that are not
+    there or must not be read.
     """
     try:
         return _Reader(Wire(file), path, open_beside).file()
@@ -217,7 +217,7 @@ class _Reader:
         return Port(self.wire.text(names[-1]) if names else "", record.range)
 
     def sparse(self, record: WireField) -> None:
-        """A sparse tensor: what it has in data files goes with the model."""
+        """Read a sparse tensor, only for the data files that it names."""
         for item in self.message(record):
             if item.number in (1, 2):
                 self.tensors.constant(item)
@@ -384,7 +384,7 @@ def _named(constant: Constant, name: str) -> StoredTensor | None:
 
 
 def _version(ir_version: int, opsets: Mapping[str, int], producer: str) -> str:
-    """What a file says of itself, for people."""
+    """The versions in a file, as a line for people."""
     own = [f"opset {opsets['']}"] if "" in opsets else []
     others = [f"{printable(domain)} {version}" for domain, version in opsets.items() if domain]
     by = [f"by {printable(producer)}"] if producer else []

@@ -57,7 +57,7 @@ _DIMS, _TYPE, _NAME, _RAW, _ENTRY, _LOCATION = 1, 2, 8, 9, 13, 14
 _RUNS = {4: "f", 10: "d"}
 _WHOLE = {5, 7, 11}
 _TEXTS = 6
-#: TensorProto.DataLocation of what lies in another file.
+#: TensorProto.DataLocation of elements that lie in another file.
 EXTERNAL = 1
 
 _STRUCT = {
@@ -80,7 +80,7 @@ _MOST_DIMS = 64
 
 @dataclass(slots=True)
 class _Parts:
-    """What a TensorProto's records say."""
+    """The content of a TensorProto's records."""
 
     dims: list[int] = field(default_factory=list)
     code: int = 0
@@ -112,7 +112,7 @@ class Tensors:
     def constant(self, record: WireField) -> Constant:
         """A tensor by its record.
 
-        Raises ``FormatError`` where its bytes are not what its shape needs, and ``InputError`` for a data
+        Raises ``FormatError`` where its shape needs more or fewer bytes, and ``InputError`` for a data
         file that is not there or must not be read.
         """
         parts = self._parts(record)
@@ -124,7 +124,7 @@ class Tensors:
         if parts.is_external:
             if parts.code not in _BITS:
                 raise FormatError(
-                    f"tensor {shown} is no tensor of numbers and lies in a data file", fix=GET_AGAIN
+                    f"tensor {shown} lies in a data file and does not consist of numbers", fix=GET_AGAIN
                 )
             data = self._external(parts, shown, (numel * _BITS[parts.code] + 7) // 8)
             self.externals[record.start] = data
@@ -211,7 +211,9 @@ class Tensors:
         if dtype.name.startswith("complex"):
             return None
         if len(found) != numel:
-            raise FormatError(f"tensor {shown} has not the elements that its shape needs", fix=GET_AGAIN)
+            raise FormatError(
+                f"tensor {shown} does not have the elements that its shape needs", fix=GET_AGAIN
+            )
         if dtype.name in ("float16", "bfloat16") or dtype.is_float8:  # their bits, as whole numbers
             bits = b"".join(
                 (int(value) & (1 << dtype.bits) - 1).to_bytes(dtype.itemsize, "little") for value in found
@@ -257,7 +259,7 @@ class Tensors:
         )
         if not location or "\0" in location or leaves:
             raise InputError(
-                f"{where} asks for the data file {shown!r}, which is no path inside the model's folder",
+                f"{where} asks for the data file {shown!r}, which is not a path inside the model's folder",
                 fix="do not trust it; data files lie beside the model, and onnx.save writes such a model",
             )
         try:

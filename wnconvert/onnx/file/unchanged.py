@@ -1,4 +1,4 @@
-"""A written ONNX model held against its source: all records but the edited ones must be the same."""
+"""A written ONNX model compared with its source: all records but the edited ones must be the same."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ __all__ = ["check_unchanged"]
 def check_unchanged(before: ReadableFile, opened: OnnxFile, edits: GraphEdits, after: ReadableFile) -> None:
     """Compare a written model with its source, ``before``: all but the edits must be there, in its order.
 
-    Raises ``VerifyError`` where a record is not what it was. Tensors in data files are not read.
+    Raises ``VerifyError`` where a record has changed. Tensors in data files are not read.
     """
     old, new = Wire(before), Wire(after)
     compared = _Compared(old, EditedPlaces(opened, edits), new)
@@ -79,7 +79,7 @@ class _Compared:
             raise self.differs(old.start)
 
     def edited_fields(self, kind: str, start: int) -> Callable[[Wire, WireField], bool]:
-        """Which records of a message are others now: names of inputs, the name and place of a tensor."""
+        """A test for the records of a message that an edit replaces: inputs, name and place of a tensor."""
         if kind == "tensor":
             external, renamed = start in self.edited.externals, start in self.edited.renamed
             return lambda wire, record: (
@@ -110,5 +110,5 @@ class _Compared:
         )
 
     def differs(self, at: int) -> VerifyError:
-        what = f"what was written is not what the source has at byte {at}, where nothing was to change"
+        what = f"the output differs from the source at byte {at}, where nothing was to change"
         return VerifyError(f"{what}; nothing is kept", fix=REPORT_BUG)

@@ -1,7 +1,7 @@
 """The wire format of protobuf: a message cut into its records, and records written.
 
-A *record* is a field with its tag. Only tags, lengths and what is asked for are read, so a message of
-gigabytes costs kilobytes. Source of the format: https://protobuf.dev/programming-guides/encoding
+A *record* is a field with its tag. Only tags, lengths and the contents that are asked for are read, so a
+message of gigabytes costs kilobytes. Source of the format: https://protobuf.dev/programming-guides/encoding
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ __all__ = [
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 _WINDOW = 64 << 10
 _LONGEST_VARINT = 10
-#: Names, texts and lists of numbers that are read whole; what is longer is a payload.
+#: Names, texts and lists of numbers up to this size are read whole; longer contents are payloads.
 MOST_READ = 1 << 20
 
 
@@ -66,7 +66,7 @@ class Message(NamedTuple):
 class Wire:
     """An opened file, read in small windows.
 
-    Its methods raise ``FormatError`` for bytes that are no protobuf, with the place.
+    Its methods raise ``FormatError`` for bytes that are not protobuf, with the place.
     """
 
     def __init__(self, file: ReadableFile) -> None:
@@ -100,12 +100,12 @@ class Wire:
         try:
             return self.content(record).decode()
         except UnicodeDecodeError as error:
-            raise self.damaged(record.start, "a name is no UTF-8 text") from error
+            raise self.damaged(record.start, "a name is not UTF-8 text") from error
 
     def whole(self, record: WireField) -> int:
         """The whole number of a record."""
         if record.wire != VARINT:
-            raise self.damaged(record.start, f"field {record.number} is no whole number")
+            raise self.damaged(record.start, f"field {record.number} is not a whole number")
         return signed(record.value)
 
     def wholes(self, record: WireField) -> list[int]:
@@ -126,7 +126,7 @@ class Wire:
         elif record.wire == (FIXED32 if code == "f" else FIXED64):
             data = record.value.to_bytes(size, "little")
         else:
-            raise self.damaged(record.start, f"field {record.number} is no float")
+            raise self.damaged(record.start, f"field {record.number} is not a float")
         if len(data) % size:
             raise self.damaged(record.start, "floats that end in the middle of one")
         return list(struct.unpack(f"<{len(data) // size}{code}", data))
@@ -136,7 +136,7 @@ class Wire:
         return self._bytes(at, size)
 
     def damaged(self, at: int, what: str) -> FormatError:
-        """The error for what contradicts the format at a byte."""
+        """The error for bytes that contradict the format; ``at`` is their place."""
         return FormatError(f"it is damaged at byte {at}: {what}", fix=GET_AGAIN)
 
     def _record(self, at: int, end: int) -> WireField:

@@ -1,4 +1,4 @@
-"""A model and its edits to the bytes of a new ONNX file: what is not edited is copied as it lies.
+"""A model and its edits to the bytes of a new ONNX file: all records without an edit are copied.
 
 A record that holds an edit is written anew around its other records, so that lengths fit; a file without
 edits comes out byte for byte. Tensors in data files go into one new data file.
@@ -120,7 +120,7 @@ class ModelWriter:
         names = self.edited.inputs_of(kind, start)
         number = NODE_INPUT if kind == "node" else FUNCTION_INPUT
         parts: list[_Part] = []
-        place: int | None = 0 if kind == "graph" else None  # of what is added, among the parts
+        place: int | None = 0 if kind == "graph" else None  # where new records go among the parts
         for record in self.wire.records(message):
             if record.start in self.edited.dropped or (names is not None and record.number == number):
                 continue
