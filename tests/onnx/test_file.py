@@ -18,10 +18,11 @@ from tests.helpers.golden import FIXTURES
 from wnconvert import fold_file, inspect_file
 from wnconvert.errors import FormatError, InputError, WnconvertError
 from wnconvert.onnx.file.model import Constant
-from wnconvert.onnx.file.reader import OnnxFile
+from wnconvert.onnx.file.reader import OnnxFile, open_onnx
 from wnconvert.onnx.file.wire import bytes_record, int_record
 from wnconvert.storage.checkpoint import open_checkpoint
 from wnconvert.storage.sources import Source
+from wnconvert.tensors.files import MemoryFile
 
 
 def model_of(*tensors: TensorProto, **options: Any) -> ModelProto:
@@ -211,6 +212,13 @@ def with_data(path: Path, **changes: str | None) -> None:
             tensor.external_data.add(key=key, value=value)
     path.write_bytes(model_of(tensor).SerializeToString())
     (path.parent / "data.bin").write_bytes(bytes(8) + np.arange(4, dtype=np.float32).tobytes())
+
+
+def test_a_model_and_its_data_file_are_read_from_memory(path: Path) -> None:
+    with_data(path)
+    expected = open_checkpoint(path).onnx
+    files = {item.name: MemoryFile(item.read_bytes()) for item in path.parent.iterdir()}
+    assert open_onnx(files.pop(path.name), path, files.__getitem__) == expected
 
 
 @pytest.mark.parametrize("length", ["16", None])

@@ -73,7 +73,7 @@ def open_safetensors(file: ReadableFile) -> Tree:
 def check_header(path: Path) -> None:
     """Have the safetensors library check a file's header and the place of every tensor.
 
-    Raises ``FormatError`` with the library's words.
+    The library opens the file by itself, by its path. Raises ``FormatError`` with the library's words.
     """
     try:
         with safe_open(os.fspath(path), framework="numpy"):
