@@ -24,6 +24,7 @@ from wnconvert.plan.wanted import (
     notes_on,
     refuse_modules,
 )
+from wnconvert.tensors.containers import Container
 from wnconvert.tensors.tree import StateDict, Tree
 
 __all__ = ["Draft", "FoundDraft"]
@@ -39,7 +40,7 @@ class Draft:
 
     verb: str
     tree: Tree
-    container: str
+    container: Container
     selection: Selection
     scope: Scope
     names: Sequence[str]
@@ -56,7 +57,7 @@ class Draft:
 
     def refuse_modules(self, changed: Iterable[str]) -> None:
         """Raise ``LayerError`` if one of the ``changed`` state dicts is a pickled module and stays one."""
-        if self.container == "torch":
+        if self.container is not Container.SAFETENSORS:
             paths = set(changed)
             states = (state for state in self.states if state.path in paths)
             refuse_modules(states, _DONE[self.verb], f"{self.verb}_module")
@@ -77,7 +78,9 @@ class Draft:
         self, before: Record, verb: str, layers: Mapping[str, Sequence[Mapping[str, Any]]]
     ) -> tuple[Mapping[str, Any], ...]:
         """The record of the output: the steps ``before``, and one of ``verb`` on ``layers``, by path."""
-        kept = {state.path: "" if self.container == "safetensors" else state.path for state in self.states}
+        kept = {
+            state.path: "" if self.container is Container.SAFETENSORS else state.path for state in self.states
+        }
         return recorded(before, kept, verb, layers)
 
     def plan(
@@ -90,7 +93,7 @@ class Draft:
         notes: Iterable[str] = (),
     ) -> Plan:
         """The plan that puts ``planned``, and leaves out ``optimizers`` and what the scope leaves out."""
-        is_alone = self.container == "safetensors"
+        is_alone = self.container is Container.SAFETENSORS
         return Plan(
             self.verb,
             self.container,
@@ -118,7 +121,9 @@ class FoundDraft(Draft):
     found: Mapping[str, FoundPairs]
 
     @classmethod
-    def of(cls, verb: str, tree: Tree, container: str, selection: Selection, only: str | None) -> FoundDraft:
+    def of(
+        cls, verb: str, tree: Tree, container: Container, selection: Selection, only: str | None
+    ) -> FoundDraft:
         """Find the layers of the chosen state dicts, and what of these goes into a file of ``container``.
 
         Raises ``ArgumentError`` where ``only`` or the selection names nothing, or a safetensors file would

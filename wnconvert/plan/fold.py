@@ -9,6 +9,7 @@ from wnconvert.plan.draft import FoundDraft
 from wnconvert.plan.plan import Change, Plan, PlannedStateDict
 from wnconvert.plan.record import origin_data
 from wnconvert.plan.steps import Fold, Keep, Step
+from wnconvert.tensors.containers import Container
 from wnconvert.tensors.dtypes import DType
 from wnconvert.tensors.tree import Entry, StateDict, Tree
 
@@ -22,7 +23,7 @@ _WHY_NO_OPTIMIZER = (
 
 def plan_fold(
     tree: Tree,
-    container: str,
+    container: Container,
     *,
     selection: Selection = Selection(),  # noqa: B008 - frozen
     only: str | None = None,
@@ -31,7 +32,7 @@ def plan_fold(
 ) -> Plan:
     """Plan the folding of every wanted layer of ``tree`` into a file of ``container``.
 
-    ``container`` is ``"torch"`` (all state dicts and siblings) or ``"safetensors"`` (one state dict).
+    A file of torch's takes all state dicts and siblings, one of safetensors a single state dict.
     Raises ``LayerError`` where layers are refused and ``ArgumentError`` where ``only`` or the selection
     names nothing, or a safetensors file would have to hold several state dicts.
     """

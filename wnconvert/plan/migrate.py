@@ -14,6 +14,7 @@ from wnconvert.plan.record import Origin, Record, origin_data, origins, without_
 from wnconvert.plan.scope import in_torch_order, kept_as_is
 from wnconvert.plan.steps import Keep
 from wnconvert.plan.wanted import name_conflicts
+from wnconvert.tensors.containers import Container
 from wnconvert.tensors.tree import StateDict, Tree
 
 __all__ = ["plan_migrate"]
@@ -24,7 +25,7 @@ _DROPPED = "left out as asked (--drop-optimizer)"
 
 def plan_migrate(
     tree: Tree,
-    container: str,
+    container: Container,
     *,
     to: str = "parametrize",
     selection: Selection = Selection(),  # noqa: B008 - frozen

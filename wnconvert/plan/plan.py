@@ -12,6 +12,7 @@ from typing import Any
 
 from wnconvert.layers.schemes import Layer
 from wnconvert.plan.steps import Step
+from wnconvert.tensors.containers import Container
 from wnconvert.tensors.dtypes import DType
 
 __all__ = ["Change", "LeftOut", "Plan", "PlannedShard", "PlannedStateDict"]
@@ -100,7 +101,7 @@ class Plan:
     """
 
     verb: str
-    container: str
+    container: Container
     state_dicts: tuple[PlannedStateDict, ...]
     only: str | None = None
     dropped: tuple[LeftOut, ...] = ()
@@ -121,7 +122,7 @@ class Plan:
         return {
             "schema": 1,
             "verb": self.verb,
-            "container": self.container,
+            "container": self.container.family,
             "only": self.only,
             "layers": [change.to_dict(path) for path, change in self.layers],
             "already": self.already,

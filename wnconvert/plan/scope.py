@@ -11,6 +11,7 @@ from wnconvert.messages import listed
 from wnconvert.plan.order import before_children, behind_module
 from wnconvert.plan.plan import LeftOut, PlannedStateDict
 from wnconvert.plan.steps import Keep
+from wnconvert.tensors.containers import Container
 from wnconvert.tensors.tree import Entry, StateDict, StoredTensor, Tree
 
 __all__ = [
@@ -50,17 +51,17 @@ def choose(tree: Tree, only: str | None) -> tuple[StateDict, ...]:
 
 
 def scope_of(
-    tree: Tree, container: str, chosen: Sequence[StateDict], only: str | None, busy: Iterable[str]
+    tree: Tree, container: Container, chosen: Sequence[StateDict], only: str | None, busy: Iterable[str]
 ) -> Scope:
     """What a file of ``container`` takes of the ``chosen`` state dicts; ``busy`` are paths with layers.
 
     Raises ``ArgumentError`` where a safetensors file would have to hold several state dicts.
     """
-    if container != "safetensors" and only is None:
+    if container is not Container.SAFETENSORS and only is None:
         return Scope(tuple(chosen))
     alone = _without_others(_the_one(chosen, set(busy)), tree)
     dropped = _dropped_beside(tree, alone)
-    if container == "safetensors":
+    if container is Container.SAFETENSORS:
         dropped += tuple(_not_tensors(alone))
         alone = replace(alone, entries=tuple(entry for entry in alone.entries if entry.tensor))
     return Scope((alone,), alone.path, dropped)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from wnconvert.messages import counted, listed, printable
 from wnconvert.plan.plan import Plan
 from wnconvert.reports.tables import bytes_text, layer_table
+from wnconvert.tensors.containers import Container
 
 if TYPE_CHECKING:
     from wnconvert.verbs.conversion.convert import Result
@@ -36,7 +37,7 @@ def result_text(result: Result) -> str:
 def _verified(result: Result) -> str:
     if not result.verified:
         return ""
-    done = "checked" if result.plan.container == "onnx" else "read back and recomputed"
+    done = "checked" if result.plan.container is Container.ONNX else "read back and recomputed"
     return f"{done} by {result.verified}"
 
 

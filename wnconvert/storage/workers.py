@@ -13,7 +13,7 @@ __all__ = ["Cancelled", "Workers"]
 T = TypeVar("T")
 
 
-class Cancelled(Exception):  # noqa: N818 - no error: another thread has one
+class Cancelled(Exception):  # noqa: N818 - not an error: another thread has one
     """Another thread failed, or the user interrupted."""
 
 
@@ -40,7 +40,7 @@ class Workers:
         self.expected = True
 
     def each(self, work: Callable[[int], T], sizes: Mapping[int, int]) -> dict[int, T]:
-        """What ``work`` makes of each job, given the bytes of each. Raises the first error of any thread."""
+        """The results of ``work`` by job, given the bytes of each. Raises the first error of any thread."""
         if not self.expected:
             self.total += sum(sizes.values())
         # The largest first, so that no thread is left with a large one at the end.

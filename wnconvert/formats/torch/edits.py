@@ -1,7 +1,7 @@
 """Records that take the place of old ones in a pickle: whole modules that are folded, optimizers renamed.
 
-In a whole pickled ``nn.Module``, what ``torch.nn.utils.remove_weight_norm`` does to a live module is done to
-its record: the weight becomes a Parameter in the place of g and v, the cached weight and the ``WeightNorm``
+The record of a whole pickled ``nn.Module`` is changed as ``torch.nn.utils.remove_weight_norm`` changes a live
+module: the weight becomes a Parameter in the place of g and v, the cached weight and the ``WeightNorm``
 hook go, and an RNN's ``_flat_weights`` hold the same Parameter. So with its class at hand it loads and runs.
 """
 
@@ -66,7 +66,7 @@ def _module_edits(
 
 
 def _step_of(key: Value, prefixes: Sequence[str], steps: Mapping[str, Step]) -> Step | None:
-    """What becomes of a module's tensor: folded where any of its names is."""
+    """The step for a module's tensor: a fold if any of its names is folded."""
     found = [steps[name] for prefix in prefixes if isinstance(key, str) and (name := prefix + key) in steps]
     return next((step for step in found if step.layer is not None), found[0] if found else None)
 

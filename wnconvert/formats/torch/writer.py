@@ -1,8 +1,8 @@
 """A plan and an opened source to the layout of a torch zip archive.
 
 The source's pickle is not changed: edits are new records that the pickle writer puts in the place of old
-ones. A storage is written once, when the first record that uses it is; what nothing refers to any more
-(the g and v of a folded layer) is not written.
+ones. A storage is written once, when the first record that uses it is; one that nothing refers to any more
+(g and v of a folded layer) is not written.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from wnconvert.plan.order import NEW_ENTRY, metadata_keys
 from wnconvert.plan.plan import Plan, PlannedStateDict
 from wnconvert.plan.record import RECORD_NAME, write_history
 from wnconvert.plan.steps import MadeTensor, Step
+from wnconvert.tensors.containers import Container
 from wnconvert.tensors.dtypes import DType
 from wnconvert.tensors.tree import ByteRange, StoredTensor, TensorInfo, Tree, contiguous_strides
 
@@ -139,7 +140,7 @@ class _Editor:
                 stored = None if step.kept is None else self.tensors[planned.path].get(step.kept)
                 if stored is not None:
                     self.views.setdefault((planned.path, stored.storage), set()).add(stored.view)
-        if self.source is None or self.source.container == "TorchScript":
+        if self.source is None or self.source.container is Container.TORCHSCRIPT:
             made = [(planned.path, state_dict_node(self._pairs(planned, {}))) for planned in plan.state_dicts]
             return made[0][1] if len(made) == 1 else Dict(list(made))
         found = {state.path: state for state in self.source.contents.state_dicts}
@@ -163,7 +164,7 @@ class _Editor:
 
     def _straighten_views(self) -> None:
         """Storages that are views of a root storage (the oldest files) become the root itself."""
-        if self.source is None or self.source.container != "torch legacy":
+        if self.source is None or self.source.container is not Container.TORCH_LEGACY:
             return
         for value in walk(self.source.pickle.root):
             record = read_tensor(value)
@@ -212,7 +213,7 @@ class _Editor:
         return self.made[key]
 
     def _cast_storage(self, value: Value, stored: StoredTensor, dtype: DType) -> Value:
-        """The same view of a cast copy of the whole storage: what is several views of one stays so."""
+        """The same view of a cast copy of the whole storage, so that all its views stay views of one."""
         key = (id(value), dtype)
         if key not in self.made:
             numel = stored.storage.size // stored.info.dtype.itemsize

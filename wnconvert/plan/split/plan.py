@@ -22,6 +22,7 @@ from wnconvert.plan.split.by_reference import as_like
 from wnconvert.plan.split.candidates import SplitRequest, as_recorded
 from wnconvert.plan.steps import Direction, Keep, Magnitude, Step
 from wnconvert.plan.wanted import check_selection, find_layers
+from wnconvert.tensors.containers import Container
 from wnconvert.tensors.tree import StateDict, Tree
 
 __all__ = ["plan_split", "wishes_for"]
@@ -34,7 +35,7 @@ _WHY_NO_OPTIMIZER = (
 
 def plan_split(
     tree: Tree,
-    container: str,
+    container: Container,
     *,
     to: str | None = None,
     like: Tree | None = None,

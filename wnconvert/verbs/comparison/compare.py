@@ -177,8 +177,7 @@ class _Bits(InMemory):
     """Values as the files have them: native floats, all else as bits."""
 
     def whole(self, tensor: StoredTensor) -> Array:
-        dtype = tensor.info.dtype
-        kind = dtype.numpy() if dtype.foldable else np.dtype(f"V{dtype.itemsize}")
+        kind = tensor.info.dtype.elements()
         return _raw(self.values[tensor.info.name], tensor.info.name).view(kind).reshape(tensor.info.shape)
 
 

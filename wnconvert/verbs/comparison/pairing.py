@@ -11,6 +11,7 @@ from wnconvert.layers.find import find_pairs
 from wnconvert.layers.schemes import SCHEMES, Selection
 from wnconvert.plan.fold import plan_fold
 from wnconvert.tensors.blocks import Elements
+from wnconvert.tensors.containers import Container
 from wnconvert.tensors.dtypes import DType
 from wnconvert.tensors.tree import StateDict, StoredTensor, Tree
 from wnconvert.verbs.comparison.result import Operand, qualified
@@ -263,7 +264,9 @@ def _items(side: Side, state: StateDict, rules: Rules) -> tuple[dict[str, Item],
     refused = [item.name for item in find_pairs(tensor.info for tensor in tensors.values()).refused]
     unwanted = {name for name in refused if not rules.wants(name)}
     try:
-        plan = plan_fold(Tree((state,)), "torch", selection=Selection(exclude=tuple(map(escape, unwanted))))
+        plan = plan_fold(
+            Tree((state,)), Container.TORCH_ZIP, selection=Selection(exclude=tuple(map(escape, unwanted)))
+        )
     except WnconvertError as error:
         error.where = f"{side.label}: {error.where}" if error.where else side.label
         raise

@@ -86,7 +86,7 @@ def conversion_result(
     return Result(
         plan=plan,
         source=checkpoint.path,
-        source_container=checkpoint.container,
+        source_container=str(checkpoint.container),
         output=output,
         bytes_in=checkpoint.size if bytes_in is None else bytes_in,
         bytes_out=bytes_out,

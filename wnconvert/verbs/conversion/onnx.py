@@ -8,16 +8,19 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from wnconvert.errors import OutputError, WnconvertError
+from wnconvert.errors import InputError, OutputError, WnconvertError
 from wnconvert.onnx.file.reader import looks_like_onnx
 from wnconvert.storage.checkpoint import Checkpoint, open_checkpoint
+from wnconvert.storage.files import open_file
 from wnconvert.storage.sources import Source
 from wnconvert.storage.staging import file_in, free_name, staged_folder
 from wnconvert.storage.workers import Workers
+from wnconvert.tensors.containers import Container
 from wnconvert.verbs.conversion.convert import Result, conversion_result
 from wnconvert.verbs.conversion.executor import execute
 from wnconvert.verbs.conversion.verify import check_structure
@@ -75,9 +78,9 @@ def _is_model(path: Path) -> bool:
     try:
         if not path.is_file():
             return False
-        with path.open("rb") as file:
-            return looks_like_onnx(file, path.stat().st_size)
-    except OSError:
+        with closing(open_file(path)) as file:
+            return looks_like_onnx(file)
+    except (OSError, InputError):
         return False
 
 
@@ -165,7 +168,8 @@ def _written(
 
     began = time.perf_counter()
     _check_apart(output, checkpoint.shards[1:])
-    model, data = onnx_layouts(_opened(checkpoint), fold.edits, data_name)
+    with closing(open_file(checkpoint.path)) as file:
+        model, data = onnx_layouts(file, _opened(checkpoint), fold.edits, data_name)
     layouts = {output.name: model} if data is None else {data_name: data, output.name: model}
     size = sum(layout.size for layout in layouts.values())
     bytes_in = sum(path.stat().st_size for path in checkpoint.shards)
@@ -180,7 +184,7 @@ def _written(
         for name, layout in layouts.items():
             with file_in(folder, name, output) as target:
                 notes += execute(source, target, layout, policy, workers)
-        check_structure(folder / output.name, "onnx")
+        check_structure(folder / output.name, Container.ONNX)
         verified, more = prove(folder / output.name)
     in_place = output.resolve() == checkpoint.path.resolve()
     deleted = remove_unused(old, output, () if in_place else checkpoint.shards)

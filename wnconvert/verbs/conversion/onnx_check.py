@@ -79,7 +79,8 @@ def check_fold(
                 error.fix = f"onnx.checker refuses the original too ({why}): export it again"
             raise
     notes += [*more, *others]
-    check_unchanged(opened, fold.edits, path)
+    with Source(opened.shards[:1]) as before, Source((path,)) as after:
+        check_unchanged(before.files[0], opened, fold.edits, after.files[0])
     run_alone = len(fold.layers) - len(by_formula)
     done = [f"{counted(run_alone, 'layer')} against the original's own arithmetic"] * bool(run_alone)
     done += [f"{counted(len(by_formula), 'layer')} against g·v/‖v‖"] * bool(by_formula)
@@ -195,12 +196,12 @@ def _layers(
         return by_formula, notes
     written = open_checkpoint(path)
     stored = {name: tensor for state in written.tree.state_dicts for name, tensor in state.tensors.items()}
-    slices = Slices(opened)
     with (
         Source(written.shards) as new,
         Source(opened.shards) as old,
         tempfile.TemporaryDirectory() as folder,
     ):
+        slices = Slices(opened, old.files)
         for claim in _claims(fold):
             tensor = claim.tensor
             found = new.whole(_of(stored, tensor.name)).astype(np.float64)

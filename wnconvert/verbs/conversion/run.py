@@ -14,6 +14,7 @@ from wnconvert.messages import listed
 from wnconvert.plan.plan import Plan
 from wnconvert.storage.checkpoint import Checkpoint, container_of, no_graph, open_checkpoint
 from wnconvert.storage.shards import DEFAULT_SHARD_SIZE, bytes_of
+from wnconvert.tensors.containers import Container
 from wnconvert.tensors.tree import Tree
 from wnconvert.verbs.conversion.targets import (
     FolderTarget,
@@ -37,7 +38,7 @@ def run_conversion(
     src: StrPath,
     out: StrPath | None,
     kind: str,
-    make_plan: Callable[[Tree, str], Plan],
+    make_plan: Callable[[Tree, Container], Plan],
     *,
     plan_graph: Callable[[OnnxFile], OnnxFold] | None = None,
     options: RunOptions,
@@ -91,7 +92,7 @@ def _to_onnx(checkpoint: Checkpoint, fold: OnnxFold, output: Path) -> _Job:
 
 def _to_folder(
     checkpoint: Checkpoint,
-    make_plan: Callable[[Tree, str], Plan],
+    make_plan: Callable[[Tree, Container], Plan],
     output: Path,
     max_shard_size: str | int,
     like: StrPath | None,
@@ -156,7 +157,7 @@ def _check_suffix(output: Path) -> None:
 def _check_is_checkpoint(checkpoint: Checkpoint, output: Path, kind: str) -> None:
     """What is not folded is no ONNX model, and no checkpoint becomes one."""
     no_graph(checkpoint, kind if kind == "split" else "migrated")
-    if container_of(output) == "onnx":
+    if container_of(output) is Container.ONNX:
         raise ArgumentError(
             f"{output.name} would be an ONNX model, and a checkpoint has no graph",
             fix="wnconvert export, which takes the module's code too; or -o OUT.safetensors",

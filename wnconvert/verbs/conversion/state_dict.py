@@ -25,6 +25,7 @@ from wnconvert.plan.plan import Plan, PlannedStateDict
 from wnconvert.plan.split.plan import plan_split
 from wnconvert.plan.steps import MadeTensor, Step
 from wnconvert.tensors.blocks import Array, Read, reader_of
+from wnconvert.tensors.containers import Container
 from wnconvert.tensors.memory import array_of, made_like, tree_of, view_of
 from wnconvert.tensors.tree import ByteRange, StoredTensor, TensorInfo, Tree, contiguous_strides
 from wnconvert.verbs.conversion.executor import make_tensor
@@ -62,7 +63,7 @@ def fold_state_dict(
         tree, values = tree_of(state_dict)
         numbers = numbers_of(zero_rows, allow_nonfinite=allow_nonfinite)
         selection = selection_of(layers, exclude, dim)
-        plan = plan_fold(tree, "torch", selection=selection, dtype=dtype_of(dtype))
+        plan = plan_fold(tree, Container.TORCH_ZIP, selection=selection, dtype=dtype_of(dtype))
         return _made(state_dict, plan, tree, values, numbers)
 
 
@@ -92,7 +93,7 @@ def split_state_dict(
         tree, values = tree_of(state_dict)
         reference = None if like is None else tree_of(like)[0]
         selection = selection_of(layers, exclude, dim)
-        plan = plan_split(tree, "torch", to=to, like=reference, selection=selection)
+        plan = plan_split(tree, Container.TORCH_ZIP, to=to, like=reference, selection=selection)
         return _made(state_dict, plan, tree, values)
 
 
@@ -115,7 +116,7 @@ def migrate_state_dict(
     with options_as_python():
         check_form(to)
         tree, values = tree_of(state_dict)
-        plan = plan_migrate(tree, "torch", to=to, selection=selection_of(layers, exclude, AUTO))
+        plan = plan_migrate(tree, Container.TORCH_ZIP, to=to, selection=selection_of(layers, exclude, AUTO))
         return _made(state_dict, plan, tree, values)
 
 

@@ -9,28 +9,30 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import closing
 from functools import partial, singledispatch
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from wnconvert.errors import InputError, VerifyError, WnconvertError
+from wnconvert.errors import VerifyError, WnconvertError
 from wnconvert.formats import safetensors as safetensors_file
 from wnconvert.messages import REPORT_BUG
 from wnconvert.numerics.rounding import cast
 from wnconvert.plan.plan import Plan, PlannedStateDict
 from wnconvert.plan.steps import Direction, Fold, Keep, Magnitude, Step
 from wnconvert.storage.checkpoint import Checkpoint, open_checkpoint
+from wnconvert.storage.files import open_file
 from wnconvert.storage.sources import Source
 from wnconvert.tensors.blocks import BLOCK_BYTES, Array, Block, Read, blocks, box
+from wnconvert.tensors.containers import Container
 from wnconvert.tensors.dtypes import DType
 from wnconvert.tensors.tree import StoredTensor
 from wnconvert.verbs.conversion.readers import (
     Piece,
     ReadBack,
     TorchMissing,
-    in_bytes,
     own_reader,
     safetensors_reader,
     test_zip,
@@ -40,15 +42,15 @@ from wnconvert.verbs.conversion.readers import (
 __all__ = ["bytes_to_verify", "check_folder_structure", "check_structure", "verify_copies", "verify_output"]
 
 
-def check_structure(path: Path, container: str) -> None:
+def check_structure(path: Path, container: Container) -> None:
     """Have the safetensors library or ``zipfile`` read the directory of a new file, and our reader its tree.
 
     Raises ``VerifyError`` where either refuses it.
     """
     try:
-        if container == "safetensors":
+        if container is Container.SAFETENSORS:
             safetensors_file.check_header(path)
-        elif container != "onnx":  # onnx_check runs that
+        elif container is not Container.ONNX:  # onnx_check runs that
             test_zip(path, contents=False)
         open_checkpoint(path)
     except WnconvertError as error:
@@ -76,18 +78,20 @@ def verify_copies(
 
     Raises ``VerifyError``, and ``InputError`` for one that is not there any more.
     """
-    try:
-        for name in names:
-            with (before / name).open("rb") as old, (after / name).open("rb") as new:
-                while (block := old.read(BLOCK_BYTES)) or new.read(1):
-                    if new.read(len(block)) != block or not block:
-                        raise VerifyError(
-                            f"{name} was read back, and is no copy; nothing is kept",
-                            fix=f"if nobody changed it meanwhile, {REPORT_BUG}",
-                        )
-                    advance(len(block))
-    except OSError as error:
-        raise InputError(f"it cannot be read ({error.strerror})", where=str(error.filename)) from error
+    for name in names:
+        with closing(open_file(before / name)) as old, closing(open_file(after / name)) as new:
+            wrong = VerifyError(
+                f"{name} was read back, and is not a copy; nothing is kept",
+                fix=f"if nobody changed it meanwhile, {REPORT_BUG}",
+            )
+            size = old.size
+            if new.size != size:
+                raise wrong
+            for at in range(0, size, BLOCK_BYTES):
+                count = min(BLOCK_BYTES, size - at)
+                if new.read(at, count) != old.read(at, count):
+                    raise wrong
+                advance(count)
 
 
 def bytes_to_verify(checkpoint: Checkpoint, plan: Plan) -> int:
@@ -117,7 +121,7 @@ def verify_output(
     with Source(opened.shards) as written:
         found = opened.tree.tensors
         own = own_reader(found, written)
-        if plan.container == "safetensors":
+        if plan.container is Container.SAFETENSORS:
             reader, by = safetensors_reader(opened.shards, own), "the safetensors library"
         else:
             try:
@@ -129,7 +133,7 @@ def verify_output(
                 notes = (f"not read back with torch: {reason}",)
         before = checkpoint.tree.tensors
         for planned in plan.state_dicts:
-            names = found["" if plan.container == "safetensors" else planned.path]
+            names = found["" if plan.container is Container.SAFETENSORS else planned.path]
             order = [name for shard in plan.shards for name in shard.tensors]
             _check_names(before[planned.path], planned, list(names), order)
             _check_state_dict(before[planned.path], planned, source, partial(reader, planned.path), advance)
@@ -203,7 +207,7 @@ def _check_kept(
     step: Keep, tensors: Mapping[str, StoredTensor], source: Source, reader: Callable[[str], ReadBack]
 ) -> None:
     """The bytes of the source, cast if the plan says so."""
-    tensor, read_back = in_bytes(tensors[step.kept]), reader(step.name)
+    tensor, read_back = tensors[step.kept].in_bytes(), reader(step.name)
     read = source.reader(tensor)
     for block, piece in _pieces(tensor):
         expected = read(block)
