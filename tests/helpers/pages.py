@@ -1,4 +1,4 @@
-"""README and the pages of docs/ as data: their blocks, headings and links, and what is generated into them."""
+"""README and the pages of docs/ as data: blocks, headings, links, tables, and what is generated into them."""
 
 from __future__ import annotations
 
@@ -161,13 +161,13 @@ def _unquoted(signature: inspect.Signature) -> str:
 def documented(text: str, heading: str) -> dict[str, set[str]]:
     """The types of every path in the tables below a heading: ``layers[].g.min`` → number, null.
 
-    >>> documented("## x\\n| `a` | list of strings or null | |\\n", "x")
-    {'a': {'list', 'null'}, 'a[]': {'string'}}
+    >>> documented("## x\\n| `a` | list of strings | |\\n", "x")
+    {'a': {'list'}, 'a[]': {'string'}}
     """
     types: dict[str, set[str]] = {}
     for path, kinds, *_ in table_rows(text, heading):
-        for kind in kinds.split(" or "):
-            kind, _, items = kind.partition(" of ")
+        for said in kinds.split(" or "):
+            kind, _, items = said.partition(" of ")
             types.setdefault(path.strip("`"), set()).add(kind)
             if items:
                 types.setdefault(f"{path.strip('`')}[]", set()).add(items.removesuffix("s"))
