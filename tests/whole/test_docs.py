@@ -41,13 +41,13 @@ def test_a_page_shows_what_happens(
     renewed = PYTHON.sub(lambda match: generated(match["names"]), renewed)
     if refresh:
         page.write_text(renewed)
-        return
-    wrong += "".join(
-        f"--- written\n{old}\n--- printed\n{new}\n"
-        for old, new in zip(sections(text), sections(renewed), strict=True)
-        if old != new
-    )
-    if wrong:
+    else:
+        wrong += "".join(
+            f"--- written\n{old}\n--- printed\n{new}\n"
+            for old, new in zip(sections(text), sections(renewed), strict=True)
+            if old != new
+        )
+    if wrong:  # after a refresh, what is written by hand
         pytest.fail(f"{wrong}If this is meant: make golden", pytrace=False)
 
 
@@ -126,6 +126,10 @@ def test_a_stale_output_and_a_failing_assertion_are_seen(tmp_path: Path) -> None
     assert "--- printed\n1\n" in rerun(stale, README, tmp_path, refresh=False)[1]
     assert rerun(stale, README, tmp_path, refresh=True) == (stale.replace("\n2\n", "\n1\n"), "")
     assert rerun(stale.replace("console", "console norun"), README, tmp_path, refresh=False)[1] == ""
+    by_hand = stale.replace("2\n", "...\n2\n")
+    renewed, wrong = rerun(by_hand, README, tmp_path, refresh=True)
+    assert renewed == by_hand
+    assert "--- printed\n1\n" in wrong
     with pytest.raises(AssertionError):
         rerun("```python\nx = 1\n```\n```python\nassert x == 2\n```\n", README, tmp_path, refresh=False)
 
