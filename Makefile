@@ -13,7 +13,7 @@ help:
 	@echo "make test      install everything; run ruff, mypy and all tests"
 	@echo "make bench     run the benchmarks of tests/bench"
 	@echo "make fixtures  build the files of fixtures/ again"
-	@echo "make golden    write the outputs in fixtures/golden and README.md again"
+	@echo "make golden    write the outputs in fixtures/golden, README.md and docs again"
 	@echo "make clean     remove what the others made"
 
 $(LIGHT)/stamp: pyproject.toml constraints.txt
@@ -49,7 +49,7 @@ fixtures: $(DEV)/stamp
 	$(DEV)/bin/python fixtures/make.py
 
 golden: $(DEV)/stamp
-	$(DEV)/bin/python -m pytest --refresh tests/whole/test_golden.py tests/whole/test_readme.py
+	$(DEV)/bin/python -m pytest --refresh tests/whole/test_golden.py tests/whole/test_docs.py
 
 clean:
 	rm -rf $(DEV) $(LIGHT) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
