@@ -336,7 +336,7 @@ WRONG: dict[str, tuple[Callable[[], bytes], str]] = {
     ),
     "too few elements": (
         lambda: model_of(TensorProto(name="t", data_type=7, dims=[3], int64_data=[1])).SerializeToString(),
-        "not the elements",
+        "does not have the elements",
     ),
     "a name twice": (lambda: model_of(TENSOR, TENSOR).SerializeToString(), "two initializers are called 't'"),
     "two graphs": (lambda: model_of().SerializeToString() * 2, "has 2 graphs"),

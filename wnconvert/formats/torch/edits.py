@@ -108,7 +108,7 @@ class Renames:
 
 
 def renames(plan: Plan) -> Renames:
-    """What a plan renames."""
+    """The names that a plan changes."""
     steps = [step for planned in plan.state_dicts for step in planned.steps]
     pairs = [(step.kept, step.name) for step in steps if step.kept is not None]
     kept = {old for old, new in pairs if old == new}
