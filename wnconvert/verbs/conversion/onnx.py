@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from wnconvert.errors import OutputError, WnconvertError
 from wnconvert.numerics.rows import RowPolicy
 from wnconvert.onnx.file.reader import looks_like_onnx
+from wnconvert.plan.layout import Layout
 from wnconvert.storage.checkpoint import Checkpoint, open_checkpoint
 from wnconvert.storage.sources import Source
 from wnconvert.storage.staging import file_in, free_name, staged_folder
@@ -24,9 +25,10 @@ from wnconvert.verbs.conversion.executor import execute
 from wnconvert.verbs.conversion.verify import check_structure
 
 if TYPE_CHECKING:
+    from wnconvert.onnx.file.reader import OnnxFile
     from wnconvert.onnx.graph.plan import OnnxFold
 
-__all__ = ["convert_onnx", "own_data_of", "remove_unused"]
+__all__ = ["convert_onnx", "model_layouts", "own_data_of", "remove_unused", "write_model"]
 
 
 def own_data_of(target: Path) -> tuple[Path, ...]:
@@ -96,6 +98,33 @@ def _check_apart(output: Path, data: Iterable[Path]) -> None:
         raise OutputError("the source keeps its data there", where=str(output), fix="choose another -o")
 
 
+def model_layouts(opened: OnnxFile, fold: OnnxFold, target: Path) -> dict[str, Layout]:
+    """The files that a folded model consists of, by name: its data first, where the source has data files."""
+    from wnconvert.onnx.file.writer import onnx_layouts
+
+    data_name = free_name(target)
+    model, data = onnx_layouts(opened, fold.edits, data_name)
+    return {target.name: model} if data is None else {data_name: data, target.name: model}
+
+
+def write_model(
+    checkpoint: Checkpoint,
+    layouts: Mapping[str, Layout],
+    folder: Path,
+    target: Path,
+    *,
+    numbers: RowPolicy = RowPolicy(),  # noqa: B008 - frozen
+    workers: Workers,
+) -> tuple[str, ...]:
+    """Write the files of a folded model into ``folder``, on their way to ``target``; returns notes."""
+    notes: tuple[str, ...] = ()
+    with Source(checkpoint.shards) as source:
+        for name, layout in layouts.items():
+            with file_in(folder, name, target) as file:
+                notes += execute(source, file, layout, replace(numbers, can_cast=False), workers)
+    return notes
+
+
 def convert_onnx(
     checkpoint: Checkpoint,
     fold: OnnxFold,
@@ -106,46 +135,33 @@ def convert_onnx(
     numbers: RowPolicy = RowPolicy(),  # noqa: B008 - frozen
     verify: bool = False,
     progress: Callable[[int, int], None] = lambda done, total: None,
-    data_name: str = "",
-    proven: bool = True,
 ) -> Result:
     """Fold an opened ONNX model, run the result beside the original, and put it at ``output``.
 
-    Where tensors of the source lie in data files, those of the output lie in one beside it, ``data_name``
-    (by default a free name). With ``verify`` tensors that stay are read back too. With ``proven`` False
-    nothing is run; who says so proves it otherwise.
+    Where tensors of the source lie in data files, those of the output lie in one beside it. With ``verify``
+    tensors that stay are read back too.
 
     Raises as ``convert`` does; ``InputError`` where onnx or onnxruntime is not there to check the result.
     """
-    from wnconvert.onnx.file.writer import onnx_layouts
     from wnconvert.verbs.conversion.onnx_check import check_fold, check_installed
 
     began = time.perf_counter()
     opened = checkpoint.onnx
     assert opened is not None  # noqa: S101 - its plan was made of it
-    if proven:
-        check_installed()
+    check_installed()
     _check_apart(output, checkpoint.shards[1:])
-    data_name = data_name or free_name(output)
-    model, data = onnx_layouts(opened, fold.edits, data_name)
-    layouts = {output.name: model} if data is None else {data_name: data, output.name: model}
+    layouts = model_layouts(opened, fold, output)
     size = sum(layout.size for layout in layouts.values())
     bytes_in = sum(path.stat().st_size for path in checkpoint.shards)
     old = own_data_of(output) if force else ()
     notes: tuple[str, ...] = fold.plan.notes
-    verified = ""
-    with (
-        staged_folder(output, force=force, size=size) as folder,
-        Source(checkpoint.shards) as source,
-    ):
-        workers, policy = Workers(threads, progress), replace(numbers, can_cast=False)
-        for name, layout in layouts.items():
-            with file_in(folder, name, output) as target:
-                notes += execute(source, target, layout, policy, workers)
+    with staged_folder(output, force=force, size=size) as folder:
+        notes += write_model(
+            checkpoint, layouts, folder, output, numbers=numbers, workers=Workers(threads, progress)
+        )
         check_structure(folder / output.name, "onnx")
-        if proven:
-            verified, more = check_fold(opened, fold, folder / output.name, numbers, verify=verify)
-            notes += more
+        verified, more = check_fold(opened, fold, folder / output.name, numbers, verify=verify)
+        notes += more
     in_place = output.resolve() == checkpoint.path.resolve()
     deleted = remove_unused(old, output, () if in_place else checkpoint.shards)
     return Result(

@@ -25,7 +25,7 @@ from wnconvert.onnx.graph.index import ValueId
 from wnconvert.onnx.graph.plan import OnnxFold
 from wnconvert.onnx.runtime import open_model, run
 from wnconvert.onnx.slices import Slices, UnreachableError
-from wnconvert.storage.checkpoint import open_checkpoint
+from wnconvert.storage.checkpoint import Checkpoint, open_checkpoint
 from wnconvert.storage.sources import Source
 from wnconvert.tensors.blocks import BLOCK_BYTES, Array
 from wnconvert.tensors.dtypes import DType
@@ -66,12 +66,13 @@ def check_fold(
     files are too. Raises ``VerifyError`` where onnx's checker refuses the new model, or it holds or computes
     something else.
     """
-    kept = _kept(opened, fold, path) if verify else ""
+    written = open_checkpoint(path)
+    kept = _kept(opened, fold, written) if verify else ""
     with ThreadPoolExecutor(1) as pool:  # onnxruntime leaves the other processors to the layers
         running = pool.submit(compare_whole, opened.path, path, numbers)
         notes = list(_checked(opened.path, path))
         try:
-            by_formula, more = _layers(opened, fold, path, numbers)
+            by_formula, more = _layers(opened, fold, written, numbers)
             whole, others = running.result()
         except VerifyError as error:
             # A graph that says two things, of which each reader takes one.
@@ -111,9 +112,8 @@ def _checked(original: Path, path: Path) -> Iterator[str]:
         yield f"onnx.checker refuses the original too: {before}"
 
 
-def _kept(opened: OnnxFile, fold: OnnxFold, path: Path) -> str:
+def _kept(opened: OnnxFile, fold: OnnxFold, written: Checkpoint) -> str:
     """Compare the bytes of all tensors that stay, which stand in the same order in both."""
-    written = open_checkpoint(path)
     assert written.onnx is not None  # noqa: S101 - it was read back before
     new = {tensor.name for tensor in fold.edits.tensors}
     gone = [item.record for item in _records(opened) if item.record.start in fold.edits.dropped]
@@ -183,7 +183,7 @@ def _claims(fold: OnnxFold) -> Iterator[_Claim]:
 
 
 def _layers(
-    opened: OnnxFile, fold: OnnxFold, path: Path, numbers: RowPolicy
+    opened: OnnxFile, fold: OnnxFold, written: Checkpoint, numbers: RowPolicy
 ) -> tuple[dict[str, None], list[str]]:
     """Compare every new tensor with what onnxruntime computes of the original's nodes.
 
@@ -193,7 +193,6 @@ def _layers(
     notes: list[str] = []
     if not fold.layers:
         return by_formula, notes
-    written = open_checkpoint(path)
     stored = {name: tensor for state in written.tree.state_dicts for name, tensor in state.tensors.items()}
     slices = Slices(opened)
     with (

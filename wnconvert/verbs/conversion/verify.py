@@ -41,17 +41,17 @@ from wnconvert.verbs.conversion.readers import (
 __all__ = ["bytes_to_verify", "check_folder_structure", "check_structure", "verify_copies", "verify_output"]
 
 
-def check_structure(path: Path, container: str) -> None:
+def check_structure(path: Path, container: str) -> Checkpoint:
     """Have the safetensors library or ``zipfile`` read the directory of a new file, and our reader its tree.
 
-    Raises ``VerifyError`` where either refuses it.
+    Returns the file as our reader opened it. Raises ``VerifyError`` where either refuses it.
     """
     try:
         if container == "safetensors":
             safetensors_file.check_header(path)
         elif container != "onnx":  # onnx_check runs that
             test_zip(path, contents=False)
-        open_checkpoint(path)
+        return open_checkpoint(path)
     except WnconvertError as error:
         raise VerifyError(
             f"what was written cannot be read back ({error.what}); nothing is kept", fix=REPORT_BUG
