@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch.export import ExportedProgram
 
-from wnconvert.errors import ArgumentError, LayerError, WnconvertError
+from wnconvert.errors import LayerError, WnconvertError
 from wnconvert.messages import counted
 from wnconvert.onnx.graph.edits import renamed
 from wnconvert.onnx.graph.plan import OnnxFold, plan_onnx
@@ -46,7 +46,7 @@ from wnconvert.verbs.export.request import (
     question_of,
     unused_inputs,
 )
-from wnconvert.verbs.modules.convert import folded
+from wnconvert.verbs.modules.convert import CopyError, folded
 from wnconvert.verbs.modules.find import find_live
 from wnconvert.verbs.proof.functions import Exportable, tensors_of, unwrapped
 from wnconvert.verbs.proof.proof import ATOL, RTOL
@@ -271,9 +271,8 @@ def _copy(module: Exportable, steps: TimedSteps) -> tuple[Exportable, int]:
         layers = len(find_live(module).layers)
         try:
             copy = folded(module).to("cpu")
-        except ArgumentError as error:
-            if "copied" in error.what:  # what is advised there, to fold in place, does not help here
-                error.fix = "take what cannot be copied off the module before the export"
+        except CopyError as error:  # what is advised there, to fold in place, does not help here
+            error.fix = "take what cannot be copied off the module before the export"
             raise
         except LayerError as error:  # as above: these are arguments of a fold
             error.fix = f"fold before the export, a checkpoint or by fold_module: {error.fix}"
