@@ -14,6 +14,7 @@ import numpy as np
 
 from wnconvert.errors import ArgumentError, FormatError, InputError, VerifyError, WnconvertError
 from wnconvert.messages import listed, printable
+from wnconvert.onnx.file.tensors import CODES
 from wnconvert.tensors.blocks import Array
 from wnconvert.tensors.dtypes import DTYPES, DType
 
@@ -29,7 +30,6 @@ _NAMES = {
     "float8e5m2": "float8_e5m2",
     "float8e5m2fnuz": "float8_e5m2fnuz",
 }
-_BFLOAT16 = 16  # onnx.TensorProto.BFLOAT16
 _FATAL = 4  # the severity below which onnxruntime writes nothing to stderr
 
 
@@ -173,7 +173,7 @@ def _value(runtime: Any, array: Array) -> Any:
     if make is None:
         what = f"onnxruntime {runtime.__version__} cannot be fed bfloat16"
         raise InputError(what, fix="a newer onnxruntime, or inputs of float32")
-    return make(array.view(np.uint16), _BFLOAT16)
+    return make(array.view(np.uint16), CODES["bfloat16"])
 
 
 def _arrays(opened: Opened, values: Any) -> dict[str, Array]:

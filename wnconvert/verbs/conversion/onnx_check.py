@@ -6,6 +6,7 @@ Every layer's own arithmetic is cut out of the original and run; then both model
 from __future__ import annotations
 
 import importlib.util
+import math
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +18,7 @@ import numpy as np
 
 from wnconvert.errors import InputError, VerifyError, WnconvertError
 from wnconvert.messages import REPORT_BUG, counted, listed, printable
+from wnconvert.numerics.rounding import FLOAT_FORMATS
 from wnconvert.numerics.rows import RowPolicy
 from wnconvert.onnx.file.model import Constant, NewTensor, Node, OnnxFunction
 from wnconvert.onnx.file.reader import OnnxFile, stored_in
@@ -37,8 +39,6 @@ __all__ = ["check_fold", "check_installed"]
 
 #: How far an element of a layer may be off that onnxruntime computes: it rounds at every step.
 _RTOL = {"float64": 1e-9, "float32": 1e-4, "float16": 5e-3, "bfloat16": 8e-3}
-#: Twice the smallest number of each dtype.
-_LEAST = {"float64": 1e-323, "float32": 3e-45, "float16": 1.2e-7, "bfloat16": 2e-40}
 
 
 def check_installed() -> None:
@@ -242,9 +242,10 @@ def _formula(source: Source, tensor: NewTensor) -> Array:
 
 
 def _near(found: Array, expected: Array, dtype: DType) -> Array:
+    smallest = math.ldexp(1, FLOAT_FORMATS[dtype.name].least)
     with np.errstate(all="ignore"):
         off = np.abs(found - expected)
-        near: Array = off <= _RTOL[dtype.name] * np.abs(expected) + _LEAST[dtype.name]
+        near: Array = off <= _RTOL[dtype.name] * np.abs(expected) + 2 * smallest
     made: Array = near & np.isfinite(expected) | (found == expected)
     return made
 
