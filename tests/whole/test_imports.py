@@ -27,7 +27,7 @@ ORDER = (
     "errors | messages | tensors | numerics layers | plan | formats onnx | storage | verbs | reports | cli"
 )
 #: The same for the folders of `verbs`, of which only these arrows run between two that share a place.
-VERBS = "options | inspection conversion comparison modules proof | loading export"
+VERBS = "options streams | inspection conversion comparison modules proof | loading export"
 ARROWS = {("modules", "inspection")}
 
 #: Packages that only some places may import, and where: folders or files below `wnconvert/`.

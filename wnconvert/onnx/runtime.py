@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,7 +14,7 @@ import numpy as np
 from wnconvert.errors import ArgumentError, FormatError, InputError, VerifyError, WnconvertError
 from wnconvert.messages import listed, printable
 from wnconvert.onnx.file.tensors import CODES
-from wnconvert.tensors.blocks import Array
+from wnconvert.tensors.blocks import Array, processors
 from wnconvert.tensors.dtypes import DTYPES, DType
 
 __all__ = ["Opened", "ValueInfo", "open_model", "run"]
@@ -70,7 +69,7 @@ def open_model(path: str | Path, *, optimize: bool = True) -> Opened:
     options.log_severity_level = _FATAL
     levels = runtime.GraphOptimizationLevel
     options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimize else levels.ORT_DISABLE_ALL
-    options.intra_op_num_threads = _processors()
+    options.intra_op_num_threads = processors()
     options.inter_op_num_threads = 1
     # A thread that waits for work must not take a processor from those who have some.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
@@ -121,10 +120,6 @@ def _errors(runtime: Any) -> tuple[type[Exception], ...]:
     state = runtime.capi.onnxruntime_pybind11_state
     own = (kind for kind in vars(state).values() if isinstance(kind, type) and issubclass(kind, Exception))
     return (*own, RuntimeError)
-
-
-def _processors() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _port(told: Any) -> ValueInfo:
