@@ -234,10 +234,11 @@ import sys
 from pathlib import Path
 from wnconvert.onnx.graph.plan import plan_onnx
 from wnconvert.storage.checkpoint import open_checkpoint
-from wnconvert.verbs.conversion.onnx import write_onnx
-from wnconvert.verbs.options import RunOptions
-checkpoint = open_checkpoint(Path(sys.argv[1]))
-write_onnx(checkpoint, plan_onnx(checkpoint.onnx), Path(sys.argv[2]), RunOptions(threads=2))
+from wnconvert.storage.workers import Workers
+from wnconvert.verbs.conversion.onnx import model_layouts, write_model
+checkpoint, out = open_checkpoint(Path(sys.argv[1])), Path(sys.argv[2])
+layouts = model_layouts(checkpoint.onnx, plan_onnx(checkpoint.onnx), out)
+write_model(checkpoint, layouts, out.parent, out, workers=Workers(2))
 """
     out = tmp_path / "out.onnx"
     alone = measured(

@@ -29,7 +29,8 @@ from wnconvert.onnx.graph.layers import GraphLayers, find_graph_layers
 from wnconvert.onnx.graph.plan import plan_onnx
 from wnconvert.storage.checkpoint import open_checkpoint
 from wnconvert.storage.sources import Source
-from wnconvert.verbs.conversion.onnx import write_onnx
+from wnconvert.storage.workers import Workers
+from wnconvert.verbs.conversion.onnx import model_layouts, write_model
 
 COUNT = itertools.count()
 
@@ -379,7 +380,9 @@ def test_initializers_that_were_renamed_are_told_from_those_that_were_spoiled(tm
     fold = plan_onnx(checkpoint.onnx)
     names = {"lin.bias": "lin.beta", "lin.weight": "lin.kernel"}
     fold = replace(fold, edits=renamed(checkpoint.onnx.model, fold.edits, names))
-    out = write_onnx(checkpoint, fold, tmp_path / "out.onnx").output
+    out = tmp_path / "out.onnx"
+    layouts = model_layouts(checkpoint.onnx, fold, out)
+    write_model(checkpoint, layouts, tmp_path, out, workers=Workers(None))
     assert set(arrays(out)) == {"lin.beta", "lin.kernel"}
 
     def check() -> None:

@@ -9,6 +9,7 @@ from glob import escape
 from wnconvert.errors import ArgumentError, WnconvertError
 from wnconvert.layers.find import find_pairs
 from wnconvert.layers.schemes import SCHEMES, Selection
+from wnconvert.numerics.rounding import FLOAT_FORMATS
 from wnconvert.plan.fold import plan_fold
 from wnconvert.tensors.blocks import Elements
 from wnconvert.tensors.containers import Container
@@ -89,8 +90,8 @@ class Item:
         return Operand(self.form, str(self.dtype), self.shape)
 
 
-#: Digits of the floats.
-_DIGITS = {"float64": 53, "float32": 24, "float16": 11, "bfloat16": 8}
+def _digits(dtype: DType) -> int:
+    return FLOAT_FORMATS[dtype.name].digits if dtype.name in FLOAT_FORMATS else 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +113,7 @@ class Pair:
     @property
     def coarser(self) -> DType:
         """The dtype with fewer digits."""
-        return min(self.a.dtype, self.b.dtype, key=lambda dtype: _DIGITS.get(dtype.name, 0))
+        return min(self.a.dtype, self.b.dtype, key=_digits)
 
     @property
     def same_layout(self) -> bool:
