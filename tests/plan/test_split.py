@@ -289,7 +289,7 @@ NONSENSE: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("changes", NONSENSE, ids=str)
+@pytest.mark.parametrize("changes", NONSENSE, ids=lambda changes: str(changes)[:40])
 def test_a_layer_of_the_record_that_makes_no_sense_is_none(changes: dict[str, Any]) -> None:
     with pytest.raises(ArgumentError, match="nothing says which weights to split"):
         split(recorded(**changes))
@@ -310,7 +310,7 @@ MISFITS: list[tuple[dict[str, Any], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("changes", "says"), MISFITS, ids=str)
+@pytest.mark.parametrize(("changes", "says"), MISFITS, ids=lambda value: str(value)[:24])
 def test_a_layer_of_the_record_that_does_not_fit_the_file_is_refused(
     changes: dict[str, Any], says: str
 ) -> None:

@@ -29,7 +29,10 @@ SHAPES = {
     "many layers": inputs.many_layers(256 * MIB),
 }
 
-pytestmark = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="RssAnon stands in /proc")
+pytestmark = [
+    pytest.mark.alone,
+    pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="RssAnon stands in /proc"),
+]
 
 
 @pytest.fixture

@@ -660,6 +660,7 @@ def test_a_dry_run_says_the_files_and_writes_none(tmp_path: Path, folder: Path, 
 # -- the end of the process
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("how", ["one step", "two"])
 def test_a_fold_that_is_killed_leaves_the_old_folder_or_the_new_one(tmp_path: Path, how: str) -> None:
     state = {"a.weight_g": torch.ones(8, 1), "a.weight_v": torch.randn(8, 64), "b.weight": torch.ones(8, 64)}

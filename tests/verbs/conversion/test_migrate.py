@@ -268,7 +268,7 @@ def record_of(path: Path) -> list[Any]:
 
 
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
-@pytest.mark.parametrize("keys", ODD_PLACES.values(), ids=ODD_PLACES)
+@pytest.mark.parametrize("keys", ODD_PLACES.values(), ids=[name[:24] for name in ODD_PLACES])
 def test_a_place_that_the_rules_would_not_restore_is_recorded_and_the_record_consumed(
     keys: list[Any], suffix: str, tmp_path: Path
 ) -> None:

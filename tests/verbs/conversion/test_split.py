@@ -432,7 +432,7 @@ WITH_RECORD = [
 ]
 
 
-@pytest.mark.parametrize("name", WITH_RECORD)
+@pytest.mark.parametrize("name", WITH_RECORD, ids=lambda name: name[:20])
 def test_split_undoes_a_fold_in_names_shapes_dtypes_and_order_and_fold_undoes_the_split_in_every_byte(
     tmp_path: Path, name: str
 ) -> None:

@@ -211,7 +211,7 @@ class Interrupt:
     A `with` counts for no line: Python leaves it without looking for signals, which a tracer cannot do.
     """
 
-    FILES = ("edits.py", "surgery.py", "module_split.py", "modules.py")
+    FILES = tuple(f"/verbs/modules/{name}.py" for name in ("undo", "surgery", "split", "convert"))
 
     def __init__(self, at: int = -1) -> None:
         self.at = at
