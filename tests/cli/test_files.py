@@ -205,7 +205,6 @@ def replaced(monkeypatch: pytest.MonkeyPatch, fold: Callable[..., object]) -> No
     monkeypatch.setattr("wnconvert.verbs.conversion.files.fold_file", fold)
 
 
-<<<<<<< HEAD
 def test_checked_and_different_is_1(gan: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fold(*_: object, **__: object) -> NoReturn:
         raise VerifyError("it differs")
@@ -218,42 +217,11 @@ def test_checked_and_different_is_1(gan: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_a_bug_is_3_and_keeps_its_traceback(gan: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     replaced(monkeypatch, lambda *_, **__: {}["x"])
     done = run("fold", gan)
-=======
-def test_checked_and_different_is_1(gan: Path) -> None:
-    raises = "from wnconvert.errors import VerifyError\nimport wnconvert.verbs.conversion.files as files\n"
-    raises += "def fold_file(*_, **__): raise VerifyError('it differs')\nfiles.fold_file = fold_file"
-    done = plant(raises, "fold", gan)
-    assert (done.returncode, done.stderr) == (1, "error: it differs\n")
-
-
-def test_a_bug_is_3_and_keeps_its_traceback(gan: Path) -> None:
-    done = plant(
-        "import wnconvert.verbs.conversion.files as files\nfiles.fold_file = lambda *_, **__: {}['x']",
-        "fold",
-        gan,
-    )
->>>>>>> main
     assert done.returncode == 3
     assert "KeyError: 'x'" in done.stderr
     assert done.stderr.endswith("this is a bug of wnconvert: please report the lines above\n")
 
 
-<<<<<<< HEAD
-=======
-WAITING = """
-import sys, time
-import wnconvert.verbs.conversion.convert as convert
-def wait(*_):
-    print("begun", flush=True)
-    time.sleep(30)
-convert.check_structure = wait
-sys.argv = {argv!r}
-from wnconvert.cli import main
-main()
-"""
-
-
->>>>>>> main
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted_is_130_and_leaves_nothing_behind(number: signal.Signals, gan: Path) -> None:
     slow = "import wnconvert.numerics.rounding, wnconvert.verbs.conversion.convert as convert, time\n"
@@ -381,7 +349,6 @@ def test_control_characters_of_names_are_spelled_out(tmp_path: Path) -> None:
         assert "\nerror: all is lost" not in printed
 
 
-<<<<<<< HEAD
 def test_warnings_are_never_shown(gan: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fold(*arguments: Any, **options: Any) -> object:
         for kind in (DeprecationWarning, UserWarning):
@@ -391,14 +358,6 @@ def test_warnings_are_never_shown(gan: Path, monkeypatch: pytest.MonkeyPatch) ->
     real = wnconvert.fold_file
     replaced(monkeypatch, fold)
     done = run("fold", gan)
-=======
-def test_warnings_are_never_shown(gan: Path) -> None:
-    warn = "import warnings, wnconvert.verbs.conversion.files as files\nreal = files.fold_file\n"
-    warn += "def fold_file(*a, **k):\n    for kind in (DeprecationWarning, UserWarning):\n"
-    warn += "        warnings.warn('old', kind, stacklevel=1)\n    return real(*a, **k)\n"
-    warn += "files.fold_file = fold_file"
-    done = plant(warn, "fold", gan)
->>>>>>> main
     assert (done.returncode, done.stderr) == (0, "")
 
 

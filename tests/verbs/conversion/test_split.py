@@ -23,6 +23,7 @@ from torch.nn.utils import parametrizations
 
 from tests.helpers.golden import FIXTURES
 from tests.helpers.live_models import FORMS, g_and_v, norm
+from tests.helpers.marks import crossed
 from tests.helpers.oracle import DTYPES, exact_norms
 from tests.helpers.states import halves, load, same, state_dicts
 from tests.storage.test_bad_input import OLD, Runner, listing
@@ -92,8 +93,7 @@ _LEAST = {"float64": 5e-324, "float32": 2.0**-149, "float16": 2.0**-24, "bfloat1
 
 @settings(max_examples=40, deadline=None)
 @given(data=st.data())
-@pytest.mark.parametrize("suffix", SUFFIXES)
-@pytest.mark.parametrize("dtype", DTYPES)
+@crossed(suffix=SUFFIXES, dtype=DTYPES)
 def test_a_file_split_and_folded_is_the_file(
     tmp_path_factory: pytest.TempPathFactory, dtype: str, suffix: str, data: st.DataObject
 ) -> None:
@@ -126,9 +126,11 @@ def test_a_file_split_and_folded_is_the_file(
     assert same(again["a.bias"], torch.arange(3))
 
 
-@pytest.mark.parametrize("suffix", SUFFIXES)
-@pytest.mark.parametrize("dim", [0, 1, 2, None])
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+@crossed(
+    suffix=SUFFIXES,
+    dim=[0, 1, 2, None],
+    dtype=[torch.float32, torch.float64, torch.float16, torch.bfloat16],
+)
 def test_weights_of_many_blocks_come_back(
     tmp_path: Path, dtype: torch.dtype, dim: int | None, suffix: str
 ) -> None:

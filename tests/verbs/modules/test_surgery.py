@@ -16,6 +16,7 @@ from torch.nn.utils import parametrizations, parametrize
 from torch.nn.utils.weight_norm import WeightNorm
 
 from tests.helpers.live_models import (
+    FORMS,
     OTHER,
     both_forms,
     every_model,
@@ -26,6 +27,7 @@ from tests.helpers.live_models import (
     portrait,
     trained,
 )
+from tests.helpers.marks import crossed
 from tests.helpers.states import halves, same
 from wnconvert.errors import LayerError
 from wnconvert.verbs.conversion.state_dict import fold_state_dict
@@ -245,8 +247,7 @@ def in_a_block(model: nn.Module) -> None:
         pass
 
 
-@both_forms
-@pytest.mark.parametrize("verb", ["fold", "migrate", "split", "block"])
+@crossed(form=FORMS, verb=["fold", "migrate", "split", "block"])
 def test_an_interrupt_at_any_line_leaves_all_as_it_was_or_done(verb: str, form: str) -> None:
     def model() -> nn.Module:
         made = nn.Sequential(nn.Linear(3, 4), nn.LSTM(4, 4))
