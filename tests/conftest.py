@@ -7,9 +7,13 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import hypothesis
 import pytest
+
+if TYPE_CHECKING:
+    from tests.helpers.runner import Runner
 
 #: A test's name with its parameters may be this long, and of a parameter's text so much stands in it.
 LONGEST_NAME = 120
@@ -44,6 +48,14 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.fixture
 def refresh(request: pytest.FixtureRequest) -> bool:
     return bool(request.config.getoption("--refresh"))
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Runner:
+    """The command line in this process."""
+    from tests.helpers.runner import Runner
+
+    return Runner(capsys, monkeypatch)
 
 
 def pytest_make_parametrize_id(val: object, argname: str) -> str | None:

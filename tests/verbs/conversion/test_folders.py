@@ -21,9 +21,9 @@ import torch
 from huggingface_hub import load_state_dict_from_file, split_torch_state_dict_into_shards
 
 from tests.helpers.golden import FIXTURES, ROOT
+from tests.helpers.runner import Runner
 from tests.helpers.states import same
 from tests.helpers.zoo import ROWS, Row, of
-from tests.storage.test_bad_input import Runner
 from wnconvert.errors import ArgumentError, FormatError, InputError, NumbersError, OutputError, VerifyError
 from wnconvert.storage.sources import Source
 from wnconvert.verbs.comparison.compare import compare_files
@@ -40,11 +40,6 @@ OTHERS = {
     "big.bin": bytes(range(256)) * 12_000,
 }
 State = dict[str, torch.Tensor]
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Runner:
-    return Runner(capsys, monkeypatch)
 
 
 @pytest.fixture(scope="module")

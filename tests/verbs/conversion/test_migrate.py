@@ -23,9 +23,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from tests.helpers.golden import FIXTURES
+from tests.helpers.runner import Ended, Runner, listing
 from tests.helpers.states import State, halves, load, new_pair, pair, same, state_at, state_dicts
 from tests.layers.test_schemes import legacy, new
-from tests.storage.test_bad_input import Ended, Runner, listing
 from wnconvert import migrate_file, migrate_state_dict
 from wnconvert.errors import ArgumentError, LayerError
 from wnconvert.layers.schemes import Selection
@@ -802,11 +802,6 @@ def test_a_dropped_optimizer_is_named_by_its_path(tmp_path: Path) -> None:
 
 
 # -- refusals
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Runner:
-    return Runner(capsys, monkeypatch)
 
 
 def refused(run: Runner, source: Path, *options: str | Path, says: str, fix: str) -> Ended:

@@ -25,19 +25,14 @@ from tests.helpers.golden import FIXTURES
 from tests.helpers.live_models import FORMS, g_and_v, norm
 from tests.helpers.marks import crossed
 from tests.helpers.oracle import DTYPES, exact_norms
+from tests.helpers.runner import OLD, Runner, listing
 from tests.helpers.states import halves, load, same, state_dicts
-from tests.storage.test_bad_input import OLD, Runner, listing
 from wnconvert import fold_file, inspect_file, migrate_file, split_file
 from wnconvert.errors import LayerError, NumbersError, WnconvertError
 from wnconvert.verbs.conversion.convert import Result
 
 State = dict[str, Tensor]
 SUFFIXES = [".pt", ".safetensors"]
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Runner:
-    return Runner(capsys, monkeypatch)
 
 
 @pytest.fixture(autouse=True)
