@@ -45,6 +45,10 @@ SPREAD := --numprocesses auto --dist loadgroup --no-loadscope-reorder
 test: check
 	$(PYTEST) $(SPREAD)
 
+# Names, numbers, plans and files: what of it needs torch is skipped, and nothing may import it.
+quick: $(DEV)/stamp
+	$(PYTEST) $(SPREAD) --no-torch $(addprefix tests/,numerics layers plan formats onnx storage reports)
+
 check: $(DEV)/stamp
 	$(DEV)/bin/ruff check
 	$(DEV)/bin/ruff format --check

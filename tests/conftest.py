@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,10 +38,15 @@ hypothesis.settings.load_profile("unhurried")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--no-torch", action="store_true", help="skip what needs torch: nothing may import it")
     parser.addoption("--refresh", action="store_true", help="write what commands print where it is shown")
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--no-torch"):
+        from tests.helpers.no_torch import NoTorch
+
+        sys.meta_path.insert(0, NoTorch())
     if config.getoption("--refresh") and os.environ.get("CI"):
         raise pytest.UsageError("--refresh where CI is set would approve whatever is printed")
 

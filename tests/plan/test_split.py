@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.helpers.states import Shape, new_pair, pair, state_at
+from tests.helpers.infos import Shape, new_pair, pair, state_at
 from wnconvert.errors import ArgumentError, LayerError, WnconvertError
 from wnconvert.layers.dims import AUTO
 from wnconvert.layers.schemes import Selection

@@ -16,10 +16,11 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrizations
 
+from tests.helpers.infos import halves
+from tests.helpers.live_models import infos_of
 from tests.helpers.marks import some
-from tests.helpers.states import halves, hold, same
+from tests.helpers.states import hold, same
 from tests.helpers.zoo import FORMS, ROWS, SEEDS, WITHOUT, Row, gap, inside, of, vits_config, weight_norm_is
-from tests.layers.test_schemes import infos_of
 from wnconvert.layers.find import find_pairs
 from wnconvert.verbs.conversion.files import fold_file, migrate_file, split_file
 from wnconvert.verbs.conversion.state_dict import fold_state_dict, migrate_state_dict, split_state_dict

@@ -23,9 +23,10 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from tests.helpers.golden import FIXTURES
+from tests.helpers.infos import halves, new_pair, pair, state_at
+from tests.helpers.live_models import legacy, new
 from tests.helpers.runner import Ended, Runner, listing
-from tests.helpers.states import State, halves, load, new_pair, pair, same, state_at, state_dicts
-from tests.layers.test_schemes import legacy, new
+from tests.helpers.states import State, load, same, state_dicts
 from wnconvert import migrate_file, migrate_state_dict
 from wnconvert.errors import ArgumentError, LayerError
 from wnconvert.layers.schemes import Selection

@@ -22,11 +22,12 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 from tests.helpers.golden import FIXTURES
+from tests.helpers.infos import halves
 from tests.helpers.live_models import FORMS, g_and_v, norm
 from tests.helpers.marks import crossed
 from tests.helpers.oracle import DTYPES, exact_norms
 from tests.helpers.runner import OLD, Runner, listing
-from tests.helpers.states import halves, load, same, state_dicts
+from tests.helpers.states import load, same, state_dicts
 from wnconvert import fold_file, inspect_file, migrate_file, split_file
 from wnconvert.errors import LayerError, NumbersError, WnconvertError
 from wnconvert.verbs.conversion.convert import Result

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
 from torch.nn.utils.weight_norm import WeightNorm
 
+from tests.helpers.infos import halves
 from tests.helpers.live_models import (
     FORMS,
     OTHER,
@@ -28,7 +29,7 @@ from tests.helpers.live_models import (
     trained,
 )
 from tests.helpers.marks import crossed
-from tests.helpers.states import halves, same
+from tests.helpers.states import same
 from wnconvert.errors import LayerError
 from wnconvert.verbs.conversion.state_dict import fold_state_dict
 from wnconvert.verbs.modules.convert import fold_module, folded, migrate_module, weights_folded
