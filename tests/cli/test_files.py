@@ -215,7 +215,8 @@ def test_checked_and_different_is_1(gan: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_a_bug_is_3_and_keeps_its_traceback(gan: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    replaced(monkeypatch, lambda *_, **__: {}["x"])
+    nothing: dict[str, object] = {}
+    replaced(monkeypatch, lambda *_, **__: nothing["x"])
     done = run("fold", gan)
     assert done.returncode == 3
     assert "KeyError: 'x'" in done.stderr

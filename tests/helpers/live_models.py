@@ -28,12 +28,14 @@ def norm(module: Any, form: str = "parametrize", name: str = "weight", dim: int 
         return nn.utils.weight_norm(module, name, dim)  # type: ignore[arg-type]
 
 
-def legacy(module: Any, name: str = "weight", dim: int | None = 0) -> Any:
-    return norm(module, "legacy", name, dim)
+def legacy(module: nn.Module, name: str = "weight", dim: int | None = 0) -> nn.Module:
+    normed: nn.Module = norm(module, "legacy", name, dim)
+    return normed
 
 
-def new(module: Any, name: str = "weight", dim: int | None = 0) -> Any:
-    return norm(module, "parametrize", name, dim)
+def new(module: nn.Module, name: str = "weight", dim: int | None = 0) -> nn.Module:
+    normed: nn.Module = norm(module, "parametrize", name, dim)
+    return normed
 
 
 def infos_of(module: nn.Module) -> list[TensorInfo]:

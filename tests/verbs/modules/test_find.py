@@ -33,11 +33,6 @@ from wnconvert.verbs.modules.inspect import inspect_module
 from wnconvert.verbs.modules.split import split_module
 
 
-@pytest.fixture(autouse=True)
-def seeded() -> None:
-    torch.manual_seed(0)
-
-
 def test_spectral_norm_and_others_are_left_alone_and_named() -> None:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=FutureWarning)
