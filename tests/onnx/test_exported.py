@@ -226,6 +226,7 @@ def large(path: Path, mib: int) -> None:
     onnx.save(helper.make_model(graph, ir_version=8, opset_imports=[helper.make_opsetid("", 17)]), path)
 
 
+@pytest.mark.alone
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="RssAnon stands in /proc")
 def test_a_fold_of_a_large_model_takes_little_memory_of_its_own(tmp_path: Path) -> None:
     large(tmp_path / "model.onnx", 300)

@@ -71,7 +71,9 @@ OWN = "test_inputs_that_named_an_initializer_go_with_it_before_ir_4"
 def cases(module: Any) -> list[Any]:
     tests = {name: test for name, test in vars(module).items() if name.startswith("test_") and name != OWN}
     return [
-        pytest.param(test, id=name) for name, test in tests.items() if not inspect.signature(test).parameters
+        pytest.param(test, id=name[5:60])
+        for name, test in tests.items()
+        if not inspect.signature(test).parameters
     ]
 
 
