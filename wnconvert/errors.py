@@ -14,6 +14,8 @@ A bare ``ValueError`` or ``KeyError`` out of this package is a bug of ours.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 __all__ = [
     "ArgumentError",
     "FormatError",
@@ -29,28 +31,50 @@ __all__ = [
 class WnconvertError(Exception):
     """What went wrong, where, and what to do about it, in the user's words.
 
+    An error about many things lists them as ``items``, each with its place and what is wrong there;
+    ``heading`` is then its first line.
+
     >>> print(WnconvertError("g (12,) does not fit v (16, 8, 3)", where="model.pt: layer dec.weight"))
     model.pt: layer dec.weight: g (12,) does not fit v (16, 8, 3)
+    >>> print(WnconvertError("2 layers cannot be folded", items=[("layer a", "no g"), ("layer b", "no v")]))
+    2 layers cannot be folded:
+      layer a: no g
+      layer b: no v
     """
 
     exit_code = 2
 
-    def __init__(self, what: str, *, where: str = "", fix: str = "") -> None:
-        super().__init__(what)
-        self.what = what
+    def __init__(
+        self, heading: str, *, where: str = "", fix: str = "", items: Sequence[tuple[str, str]] = ()
+    ) -> None:
+        self.heading = heading
+        self.items = tuple(items)
+        self.what = heading + _listing(self.items)
         self.where = where
         self.fix = fix
+        super().__init__(self.what)
 
     def __str__(self) -> str:
         return f"{self.where}: {self.what}" if self.where else self.what
 
     def __reduce__(self) -> tuple[object, ...]:
-        # BaseException pickles its positional arguments only; where and fix must survive a process pool.
-        return (_rebuild, (type(self), self.what, self.where, self.fix))
+        # BaseException pickles its positional arguments only; the others must survive a process pool.
+        return (_rebuild, (type(self), self.heading, self.where, self.fix, self.items))
 
 
-def _rebuild(cls: type[WnconvertError], what: str, where: str, fix: str) -> WnconvertError:
-    return cls(what, where=where, fix=fix)
+def _listing(items: Sequence[tuple[str, str]]) -> str:
+    """The first ten items, a line each, behind a heading."""
+    if not items:
+        return ""
+    lines = [f"{where}: {what}" for where, what in items[:10]]
+    lines += [f"and {len(items) - 10} more"] if len(items) > 10 else []
+    return "".join([":", *(f"\n  {line}" for line in lines)])
+
+
+def _rebuild(
+    cls: type[WnconvertError], heading: str, where: str, fix: str, items: Sequence[tuple[str, str]]
+) -> WnconvertError:
+    return cls(heading, where=where, fix=fix, items=items)
 
 
 class ArgumentError(WnconvertError):

@@ -58,9 +58,7 @@ def raise_listed(
     if len(items) == 1:
         raise kind(items[0][1], where=items[0][0], fix=fix)
     if items:
-        lines = "".join(f"\n  {where}: {what}" for where, what in items[:10])
-        more = f"\n  and {len(items) - 10} more" if len(items) > 10 else ""
-        raise kind(f"{heading}:{lines}{more}", fix=fix)
+        raise kind(heading, items=items, fix=fix)
 
 
 # -- options: the command line's, and the same as arguments in Python

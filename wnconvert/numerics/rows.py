@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wnconvert.errors import NumbersError
+from wnconvert.messages import raise_listed
 
 __all__ = [
     "Problem",
@@ -104,12 +105,8 @@ def raise_problems(problems: Iterable[tuple[str, Sequence[Problem]]]) -> None:
         return
     options = dict.fromkeys(problem.option for _, of_tensor in found for problem in of_tensor)
     fix = "; ".join(filter(None, (", or ".join(filter(None, options)), "--exclude leaves a layer as it is")))
-    lines = [(where, "; ".join(problem.what for problem in of_tensor)) for where, of_tensor in found]
-    if len(lines) == 1:
-        raise NumbersError(lines[0][1], where=lines[0][0], fix=fix)
-    listed = "".join(f"\n  {where}: {what}" for where, what in lines[:10])
-    more = f"\n  and {len(lines) - 10} more" if len(lines) > 10 else ""
-    raise NumbersError(f"{len(lines)} tensors have numbers without an answer:{listed}{more}", fix=fix)
+    items = [(where, "; ".join(problem.what for problem in of_tensor)) for where, of_tensor in found]
+    raise_listed(NumbersError, f"{len(items)} tensors have numbers without an answer", items, fix=fix)
 
 
 @dataclass(frozen=True, slots=True)

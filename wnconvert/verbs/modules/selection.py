@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from wnconvert.errors import ArgumentError, LayerError
 from wnconvert.layers.schemes import Layer, Refused, Selection
-from wnconvert.messages import listed
+from wnconvert.messages import listed, raise_listed
 from wnconvert.verbs.modules.find import Live, LiveFound
 
 __all__ = ["ON_META", "TIED_FIX", "Layers", "first_wanted", "raise_refused", "select"]
@@ -75,19 +75,18 @@ def select(found: LiveFound, selection: Selection, done: str) -> tuple[tuple[Liv
 def raise_refused(items: Iterable[Refused], done: str) -> None:
     """Raise one ``LayerError`` for all layers that are refused; or nothing."""
     every = list(items)
-    if not every:
-        return
-    first = every[0]
-    if len(every) == 1:
-        raise LayerError(first.reason, where=f"layer {first.name}", fix=first.fix or _leave(first.name))
-    lines = "".join(f"\n  layer {item.name}: {item.reason}" for item in every[:10])
-    more = f"\n  and {len(every) - 10} more" if len(every) > 10 else ""
     fixes = {item.fix for item in every}
-    fix = fixes.pop() if len(fixes) == 1 else ""
-    raise LayerError(
-        f"{len(every)} layers cannot be {done}:{lines}{more}", fix=fix or "exclude=… leaves them as they are"
+    shared = fixes.pop() if len(fixes) == 1 else ""
+    raise_listed(
+        LayerError,
+        f"{len(every)} layers cannot be {done}",
+        [(f"layer {item.name}", item.reason) for item in every],
+        fix=shared or _leave([item.name for item in every]),
     )
 
 
-def _leave(name: str) -> str:
-    return f"exclude={name!r} leaves it as it is"
+def _leave(names: Sequence[str]) -> str:
+    """How to go on without some layers."""
+    if len(names) == 1:
+        return f"exclude={names[0]!r} leaves it as it is"
+    return "exclude=… leaves them as they are"

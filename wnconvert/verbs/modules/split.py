@@ -13,7 +13,7 @@ from torch.nn.utils.parametrize import ParametrizationList
 from wnconvert.errors import ArgumentError, NumbersError
 from wnconvert.layers.dims import AUTO
 from wnconvert.layers.schemes import Refused, Selection
-from wnconvert.messages import listed
+from wnconvert.messages import listed, raise_listed
 from wnconvert.numerics.splitting import split_array
 from wnconvert.tensors.memory import array_of, made_like
 from wnconvert.verbs.modules.find import (
@@ -252,7 +252,7 @@ def _refuse(chosen: list[_Plain], plain: list[_Plain]) -> None:
 def _halves(chosen: list[_Plain]) -> dict[tuple[int, int], tuple[Tensor, Tensor]]:
     """g and v by the weight that they are made of."""
     halves: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
-    bad: list[str] = []
+    bad: list[tuple[str, str]] = []
     for weight in chosen:
         if weight.key in halves:
             continue
@@ -260,18 +260,11 @@ def _halves(chosen: list[_Plain]) -> dict[tuple[int, int], tuple[Tensor, Tensor]
             w = array_of(weight.w)
             g, v = split_array(w, None if weight.dim == -1 else weight.dim)
         except NumbersError as error:
-            bad.append(f"layer {weight.name}: {error.what}")
+            bad.append((f"layer {weight.name}", error.what))
         else:
             of_g: Tensor = made_like(weight.w, g)
             vars(of_g).update(settings_of(weight.w))
             halves[weight.key] = of_g, weight.w if v is w else made_as(weight.w, v)
-    if len(bad) == 1:
-        where, _, what = bad[0].partition(": ")
-        raise NumbersError(what, where=where, fix="exclude=… leaves it as it is")
-    if bad:
-        lines = "".join(f"\n  {line}" for line in bad[:10])
-        more = f"\n  and {len(bad) - 10} more" if len(bad) > 10 else ""
-        raise NumbersError(
-            f"{len(bad)} weights cannot be split:{lines}{more}", fix="exclude=… leaves them as they are"
-        )
+    fix = f"exclude=… leaves {'it as it is' if len(bad) == 1 else 'them as they are'}"
+    raise_listed(NumbersError, f"{len(bad)} weights cannot be split", bad, fix=fix)
     return halves
