@@ -28,11 +28,15 @@ __all__ = [
 ]
 
 
+#: How many items a message lists.
+_MOST_ITEMS = 10
+
+
 class WnconvertError(Exception):
     """What went wrong, where, and what to do about it, in the user's words.
 
-    An error about many things lists them as ``items``, each with its place and what is wrong there;
-    ``heading`` is then its first line.
+    ``heading`` says what went wrong. An error about several things lists them below it: ``items`` are their
+    places (or names), each with what is wrong there (or nothing).
 
     >>> print(WnconvertError("g (12,) does not fit v (16, 8, 3)", where="model.pt: layer dec.weight"))
     model.pt: layer dec.weight: g (12,) does not fit v (16, 8, 3)
@@ -47,28 +51,35 @@ class WnconvertError(Exception):
     def __init__(
         self, heading: str, *, where: str = "", fix: str = "", items: Sequence[tuple[str, str]] = ()
     ) -> None:
+        super().__init__(heading)
         self.heading = heading
         self.items = tuple(items)
-        self.what = heading + _listing(self.items)
         self.where = where
         self.fix = fix
-        super().__init__(self.what)
+
+    @property
+    def what(self) -> str:
+        """What went wrong, without its place."""
+        return "\n  ".join(self._lines(self.heading))
+
+    @property
+    def lines(self) -> list[str]:
+        """The message line by line: what went wrong and where, then the first ten items."""
+        return self._lines(f"{self.where}: {self.heading}" if self.where else self.heading)
+
+    def _lines(self, heading: str) -> list[str]:
+        if not self.items:
+            return [heading]
+        items = [f"{where}: {what}" if what else where for where, what in self.items[:_MOST_ITEMS]]
+        more = len(self.items) - len(items)
+        return [f"{heading}:", *items, *([f"and {more} more"] if more else [])]
 
     def __str__(self) -> str:
-        return f"{self.where}: {self.what}" if self.where else self.what
+        return "\n  ".join(self.lines)
 
     def __reduce__(self) -> tuple[object, ...]:
         # BaseException pickles its positional arguments only; the others must survive a process pool.
         return (_rebuild, (type(self), self.heading, self.where, self.fix, self.items))
-
-
-def _listing(items: Sequence[tuple[str, str]]) -> str:
-    """The first ten items, a line each, behind a heading."""
-    if not items:
-        return ""
-    lines = [f"{where}: {what}" for where, what in items[:10]]
-    lines += [f"and {len(items) - 10} more"] if len(items) > 10 else []
-    return "".join([":", *(f"\n  {line}" for line in lines)])
 
 
 def _rebuild(

@@ -46,7 +46,7 @@ def raise_listed(
 ) -> None:
     """Raise one error for all ``items``, each a place and what is wrong there; nothing if there are none.
 
-    A single item is an error by itself. Of many, the first ten are listed under ``heading``.
+    A single item is an error by itself; several are listed under ``heading``.
 
     >>> from wnconvert.errors import LayerError
     >>> raise_listed(LayerError, "2 layers cannot be folded", [("layer a", "no g"), ("layer b", "no v")])
@@ -98,7 +98,8 @@ def options_as_python() -> Iterator[None]:
     try:
         yield
     except WnconvertError as error:
-        error.what, error.fix = _OPTION.sub(_argument, error.what), _OPTION.sub(_argument, error.fix)
+        error.heading, error.fix = (_OPTION.sub(_argument, text) for text in (error.heading, error.fix))
+        error.items = tuple((where, _OPTION.sub(_argument, what)) for where, what in error.items)
         raise
     finally:
         _in_python.reset(token)

@@ -78,14 +78,14 @@ def _failed(error: Exception) -> int:
     """Say what went wrong; the exit code."""
     match error:
         case WnconvertError():
-            say_error(str(error), error.fix)
+            say_error(error.lines, error.fix)
             return error.exit_code
         case click.exceptions.NoArgsIsHelpError():
             error.show()
             return error.exit_code
         case click.ClickException():
             context = getattr(error, "ctx", None)
-            say_error(error.format_message(), f"{context.command_path if context else 'wnconvert'} --help")
+            say_error([error.format_message()], f"{context.command_path if context else 'wnconvert'} --help")
             return error.exit_code
         case BrokenPipeError():
             discard(sys.stdout)  # its reader is gone (| head)

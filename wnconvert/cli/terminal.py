@@ -6,7 +6,7 @@ import contextlib
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TextIO
 
@@ -102,9 +102,9 @@ def stdout_to_stderr() -> Iterator[None]:
             os.close(kept)
 
 
-def say_error(what: str, fix: str) -> None:
-    """Print an error, and what to do about it, to stderr."""
-    lines = what.split("\n  ")  # as errors list items; any other line break stands in a name
-    click.echo("\n  ".join(printable(line) for line in ("error: " + lines[0], *lines[1:])), err=True)
+def say_error(lines: Sequence[str], fix: str) -> None:
+    """Print an error, line by line, and what to do about it, to stderr."""
+    first, *others = map(printable, lines)
+    click.echo("\n  ".join([f"error: {first}", *others]), err=True)
     if fix:
         click.echo(f"fix: {printable(fix)}", err=True)

@@ -213,8 +213,8 @@ def test_only_g_is_read_of_a_large_file(tmp_path: Path) -> None:
     path = tmp_path / "large.safetensors"
     save(path, {"a.weight_g": np.ones((4, 1), np.float32), "a.weight_v": np.ones((4, 1 << 20), np.float32)})
     code = f"""
-from wnconvert.inspecting import inspect_file
-from wnconvert.sources import Source
+from wnconvert.verbs.inspection.inspect import inspect_file
+from wnconvert.storage.sources import Source
 taken = []
 chunk = Source.chunk
 Source.chunk = lambda self, data: taken.append(data.size) or chunk(self, data)
