@@ -204,14 +204,18 @@ def plant(code: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]
 
 
 def test_checked_and_different_is_1(gan: Path) -> None:
-    raises = "from wnconvert.errors import VerifyError\nimport wnconvert.files as files\n"
+    raises = "from wnconvert.errors import VerifyError\nimport wnconvert.verbs.conversion.files as files\n"
     raises += "def fold_file(*_, **__): raise VerifyError('it differs')\nfiles.fold_file = fold_file"
     done = plant(raises, "fold", gan)
     assert (done.returncode, done.stderr) == (1, "error: it differs\n")
 
 
 def test_a_bug_is_3_and_keeps_its_traceback(gan: Path) -> None:
-    done = plant("import wnconvert.files as files\nfiles.fold_file = lambda *_, **__: {}['x']", "fold", gan)
+    done = plant(
+        "import wnconvert.verbs.conversion.files as files\nfiles.fold_file = lambda *_, **__: {}['x']",
+        "fold",
+        gan,
+    )
     assert done.returncode == 3
     assert "KeyError: 'x'" in done.stderr
     assert done.stderr.endswith("this is a bug of wnconvert: please report the lines above\n")
@@ -219,7 +223,7 @@ def test_a_bug_is_3_and_keeps_its_traceback(gan: Path) -> None:
 
 WAITING = """
 import sys, time
-import wnconvert.convert as convert
+import wnconvert.verbs.conversion.convert as convert
 def wait(*_):
     print("begun", flush=True)
     time.sleep(30)
@@ -232,7 +236,7 @@ main()
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted_is_130_and_leaves_nothing_behind(number: signal.Signals, gan: Path) -> None:
-    slow = "import wnconvert.rounding, wnconvert.convert as convert, time\n"
+    slow = "import wnconvert.numerics.rounding, wnconvert.verbs.conversion.convert as convert, time\n"
     slow += (
         "def wait(*_):\n    print('begun', flush=True)\n    time.sleep(30)\nconvert.check_structure = wait\n"
     )
@@ -413,7 +417,7 @@ def _read(descriptor: int) -> Iterator[bytes]:
 
 SLOW = """
 import sys, time
-import wnconvert.files as files
+import wnconvert.verbs.conversion.files as files
 real = files.fold_file
 def fold_file(*arguments, progress, **options):
     for done in range(1, 5):

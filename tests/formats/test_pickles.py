@@ -496,7 +496,7 @@ def test_a_memory_bomb_is_refused_within_256_mib(bomb: str) -> None:
     script = f"""
         import resource, struct, sys
         from wnconvert.errors import FormatError
-        from wnconvert.pickles import load
+        from wnconvert.formats.pickle.reader import load
         data = {bomb}
         resource.setrlimit(resource.RLIMIT_DATA, (256 << 20, 256 << 20))
         try:

@@ -232,9 +232,9 @@ def test_a_fold_of_a_large_model_takes_little_memory_of_its_own(tmp_path: Path) 
     code = """
 import sys
 from pathlib import Path
-from wnconvert.checkpoint import open_checkpoint
-from wnconvert.convert import convert_onnx
-from wnconvert.onnx_plan import plan_onnx
+from wnconvert.storage.checkpoint import open_checkpoint
+from wnconvert.verbs.conversion.onnx import convert_onnx
+from wnconvert.onnx.graph.plan import plan_onnx
 checkpoint = open_checkpoint(Path(sys.argv[1]))
 convert_onnx(checkpoint, plan_onnx(checkpoint.onnx), Path(sys.argv[2]), threads=2, proven=False)
 """

@@ -114,7 +114,7 @@ def test_a_read_only_folder_is_refused() -> None:
     # Root may write to any folder, so a root becomes nobody: in a process, and a folder, of its own.
     code = """
 import os, pathlib, sys
-from wnconvert.atomic import staged
+from wnconvert.storage.staging import staged
 from wnconvert.errors import OutputError
 if os.geteuid() == 0:
     os.setuid(65534)

@@ -812,7 +812,7 @@ def test_memory_does_not_grow_with_the_files(dim: int, tmp_path: Path) -> None:
     save_file({"c.weight_g": g, "c.weight_v": v}, tmp_path / "a.safetensors")
     save_file({"c.weight_g": g, "c.weight_v": v * 1.0001}, tmp_path / "b.safetensors")
     code = f"""
-    from wnconvert.compare import compare_files
+    from wnconvert.verbs.comparison.compare import compare_files
     found = compare_files({str(tmp_path / "a.safetensors")!r}, {str(tmp_path / "b.safetensors")!r}, atol=0)
     assert found.compared == 1"""
     assert anonymous_peak(code) < 64

@@ -234,7 +234,7 @@ def test_a_source_that_is_replaced_while_it_is_read_is_folded_as_it_was(tmp_path
 
 SLOW = """
 import sys, time
-from wnconvert.atomic import Staged
+from wnconvert.storage.staging import Staged
 from wnconvert.cli import main
 write = Staged.write
 Staged.write = lambda *given: (time.sleep(0.05), write(*given))

@@ -749,7 +749,7 @@ def test_a_file_larger_than_the_limit_of_the_process_is_refused(tmp_path: Path, 
 
 SLOW = """
 import sys, time
-from wnconvert.atomic import Staged
+from wnconvert.storage.staging import Staged
 from wnconvert.cli import main
 write = Staged.write
 Staged.write = lambda *given: (time.sleep(0.05), write(*given))

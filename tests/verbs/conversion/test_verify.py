@@ -204,7 +204,7 @@ def test_the_command_ends_with_1(tmp_path: Path, source: Path) -> None:
     spoil = """
 import sys
 from tests.verbs.conversion.test_verify import flipping
-from wnconvert.atomic import Staged
+from wnconvert.storage.staging import Staged
 from wnconvert.cli import main
 Staged.write = flipping(int(sys.argv.pop(1)), 0x10)
 main()
