@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from wnconvert.errors import LayerError
 from wnconvert.layers.schemes import FORMS
-from wnconvert.messages import counted, listed
+from wnconvert.messages import counted, listed, option
 from wnconvert.plan.fold import plan_fold
 from wnconvert.plan.migrate import plan_migrate
 from wnconvert.plan.record import origins
@@ -19,15 +19,13 @@ __all__ = ["fold_in_words", "migrate_in_words", "split_in_words"]
 
 def fold_in_words(tree: Tree, rows: Sequence[LayerStats]) -> str:
     """What ``fold`` would do, as far as what was read tells."""
-    bad = [
-        row.name for row in rows if (row.zero_rows and row.norm) or any("NaN" in flag for flag in row.flags)
-    ]
+    bad = [row.name for row in rows if row.has_nonfinite or (row.zero_rows and row.norm)]
     if bad:
         return f"would refuse the numbers of {listed(bad, 3)} (see the flags)"
     try:
         plan = plan_fold(tree, "torch")
     except LayerError as error:
-        return f"would refuse: {error.what.splitlines()[0].rstrip(':')} ({error.fix})"
+        return _refusal(error)
     count = len(plan.layers)
     if not count:
         return "nothing to fold"
@@ -42,7 +40,7 @@ def split_in_words(tree: Tree) -> str:
     try:
         plan = plan_split(tree, "torch")
     except LayerError as error:
-        return f"would refuse: {error.what.splitlines()[0].rstrip(':')} ({error.fix})"
+        return _refusal(error)
     forms = dict.fromkeys(change.layer.form for _, change in plan.layers)
     if not forms:
         return "nothing to split"
@@ -56,9 +54,13 @@ def migrate_in_words(tree: Tree) -> str:
         try:
             plan = plan_migrate(tree, "torch", to=to)
         except LayerError as error:
-            return f"would refuse: {error.what.splitlines()[0].rstrip(':')} ({error.fix})"
+            return _refusal(error)
         if plan.layers:
             (before,) = {change.layer.form for _, change in plan.layers}
-            how = " (--to legacy)" if to == "legacy" else ""
+            how = f" ({option('to', 'legacy')})" if to == "legacy" else ""
             said.append(f"{counted(len(plan.layers), 'layer')} from {before} to {to}{how}")
     return f"would take {', or '.join(said)}" if said else "nothing to migrate"
+
+
+def _refusal(error: LayerError) -> str:
+    return f"would refuse: {error.heading} ({error.fix})"
