@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wnconvert.errors import LayerError
+from wnconvert.messages import option
 from wnconvert.tensors.blocks import Array, Floats, scratch
 from wnconvert.tensors.dtypes import DType
 
@@ -69,7 +70,7 @@ def name_of(dtype: DTypeLike) -> str:
     """The name of a foldable dtype. Raises ``LayerError`` for any other."""
     name = dtype if isinstance(dtype, str) else dtype.name
     if name not in FLOAT_FORMATS:
-        raise LayerError(f"{name} cannot be folded", fix="--exclude the layer")
+        raise LayerError(f"{name} cannot be folded", fix=f"{option('exclude')} leaves it as it is")
     return name
 
 

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from enum import Enum, auto
 
 import numpy as np
 from numpy.typing import NDArray
 
 from wnconvert.errors import NumbersError
-from wnconvert.messages import raise_listed
+from wnconvert.messages import option, raise_listed
 
 __all__ = [
     "Problem",
     "RowPolicy",
     "RowReport",
     "Rows",
+    "Wider",
     "raise_problems",
     "rows_where",
     "say_rows",
@@ -24,49 +26,60 @@ __all__ = [
 ]
 
 
+class Wider(Enum):
+    """How a layer gets a wider dtype if its numbers are too large for its own."""
+
+    BY_OPTION = auto()
+    BY_MODULE = auto()  # the user casts the live module first
+    NEVER = auto()  # an ONNX model, whose other nodes would not accept it
+
+
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """What is wrong with some tensor's numbers, and the option that would let it pass, if there is one."""
+    """What is wrong with the numbers of a tensor, and what would let them pass, if anything does."""
 
     what: str
-    option: str = ""
+    remedy: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class RowPolicy:
-    """The user's policy.
+    """What the user accepts of rows without an answer.
 
-    ``zero_rows`` is ``"error"`` or ``"zero"`` (they become zero whatever g is); ``allow_nonfinite``
-    writes NaN and infinities as they come. ``can_cast`` is False where a wider dtype cannot be asked for: in
-    an ONNX model, whose other nodes would not take it.
+    ``zero_rows`` is ``"error"`` or ``"zero"`` (they become zero whatever g is). ``allow_nonfinite`` writes
+    NaN and infinities as they come. ``wider`` decides what to recommend where numbers are too large.
     """
 
     zero_rows: str = "error"
     allow_nonfinite: bool = False
-    can_cast: bool = True
+    wider: Wider = Wider.BY_OPTION
 
     def problems(self, report: RowReport) -> tuple[Problem, ...]:
         """What is wrong with a folded layer under this policy."""
         found = []
         if report.zero.count and self.zero_rows != "zero":
-            found.append(
-                Problem(f"v is zero in {say_rows(report.zero)}, and 0/0 is no number", "--zero-rows zero")
-            )
+            what = f"v is zero in {say_rows(report.zero)}, and 0/0 is not a number"
+            found.append(Problem(what, option("zero_rows", "zero")))
         if report.nonfinite.count and not self.allow_nonfinite:
-            found.append(
-                Problem(f"NaN or infinity in g or v, in {say_rows(report.nonfinite)}", "--allow-nonfinite")
-            )
+            what = f"NaN or infinity in g or v, in {say_rows(report.nonfinite)}"
+            found.append(Problem(what, option("allow_nonfinite", True)))
         if report.overflow.count and not self.allow_nonfinite:
-            option = "--dtype float32" if self.can_cast else "--allow-nonfinite"
-            found.append(Problem(f"too large for the dtype, in {say_rows(report.overflow)}", option))
+            found.append(Problem(f"too large for the dtype, in {say_rows(report.overflow)}", self._widen()))
         return tuple(found)
+
+    def _widen(self) -> str:
+        if self.wider is Wider.BY_MODULE:
+            return "module.float() before"
+        if self.wider is Wider.BY_OPTION:
+            return option("dtype", "float32")
+        return option("allow_nonfinite", True)
 
     def cast_problems(self, overflow: int, dtype: object) -> tuple[Problem, ...]:
         """What is wrong with a cast that made ``overflow`` finite elements infinite."""
         if not overflow or self.allow_nonfinite:
             return ()
         what = "one element is" if overflow == 1 else f"{overflow} elements are"
-        return (Problem(f"{what} too large for {dtype}", "--dtype bfloat16"),)
+        return (Problem(f"{what} too large for {dtype}", option("dtype", "bfloat16")),)
 
     def note(self, report: RowReport) -> str:
         """What a user should know of a layer that was folded under this policy."""
@@ -103,8 +116,9 @@ def raise_problems(problems: Iterable[tuple[str, Sequence[Problem]]]) -> None:
     found = [(where, of_tensor) for where, of_tensor in problems if of_tensor]
     if not found:
         return
-    options = dict.fromkeys(problem.option for _, of_tensor in found for problem in of_tensor)
-    fix = "; ".join(filter(None, (", or ".join(filter(None, options)), "--exclude leaves a layer as it is")))
+    remedies = dict.fromkeys(problem.remedy for _, of_tensor in found for problem in of_tensor)
+    leave = f"{option('exclude')} leaves a layer as it is"
+    fix = "; ".join(filter(None, (", or ".join(filter(None, remedies)), leave)))
     items = [(where, "; ".join(problem.what for problem in of_tensor)) for where, of_tensor in found]
     raise_listed(NumbersError, f"{len(items)} tensors have numbers without an answer", items, fix=fix)
 

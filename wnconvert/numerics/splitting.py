@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wnconvert.errors import NumbersError
+from wnconvert.messages import option
 from wnconvert.numerics.norms import RowSource, norm_blocks
 from wnconvert.numerics.rounding import DTypeLike, cast, name_of
 from wnconvert.numerics.rows import say_rows
@@ -36,7 +37,7 @@ def split_array(w: Array, dim: Dim) -> tuple[Array, Array]:
         (report.overflow, f"a norm that {name_of(w.dtype)} cannot hold"),
     ):
         if rows.count:
-            raise NumbersError(f"{what} in {say_rows(rows)}", fix="--exclude the layer")
+            raise NumbersError(f"{what} in {say_rows(rows)}", fix=f"{option('exclude')} leaves it as it is")
     shape = () if dim is None else tuple(size if axis == dim else 1 for axis, size in enumerate(w.shape))
     return g.reshape(shape), directions(w, dim)
 

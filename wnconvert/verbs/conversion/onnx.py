@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from wnconvert.errors import OutputError, WnconvertError
-from wnconvert.numerics.rows import RowPolicy
+from wnconvert.numerics.rows import RowPolicy, Wider
 from wnconvert.onnx.file.reader import looks_like_onnx
 from wnconvert.storage.checkpoint import Checkpoint, open_checkpoint
 from wnconvert.storage.sources import Source
@@ -138,7 +138,7 @@ def convert_onnx(
         staged_folder(output, force=force, size=size) as folder,
         Source(checkpoint.shards) as source,
     ):
-        workers, policy = Workers(threads, progress), replace(numbers, can_cast=False)
+        workers, policy = Workers(threads, progress), replace(numbers, wider=Wider.NEVER)
         for name, layout in layouts.items():
             with file_in(folder, name, output) as target:
                 notes += execute(source, target, layout, policy, workers)

@@ -69,7 +69,7 @@ _NONFINITE = {FlagKind.NONFINITE_G, FlagKind.NONFINITE_V, FlagKind.NONFINITE_WEI
 
 @dataclass(frozen=True, slots=True)
 class Flag:
-    """Something odd about a layer; ``count`` rows have it, ``other`` is the name of a layer that shares it."""
+    """Something odd about a layer; ``count`` is of rows, ``other`` the name of a tied layer."""
 
     kind: FlagKind
     count: int = 0

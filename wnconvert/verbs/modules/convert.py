@@ -5,16 +5,17 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from wnconvert.errors import ArgumentError, NumbersError
+from wnconvert.errors import ArgumentError
 from wnconvert.layers.schemes import Refused, Selection
 from wnconvert.messages import options_as_python
 from wnconvert.numerics.folding import fold_with_report
-from wnconvert.numerics.rows import Problem, RowPolicy, raise_problems
+from wnconvert.numerics.rows import Problem, RowPolicy, Wider, raise_problems
 from wnconvert.tensors.blocks import Array
 from wnconvert.tensors.memory import array_of, view_of
 from wnconvert.verbs.modules.find import Live, find_live, modules_with_names
@@ -68,9 +69,9 @@ def fold_module(
     ('Conv1d', ())
     """
     selection = selection_of(layers, exclude, "auto")
-    numbers = numbers_of(zero_rows, allow_nonfinite=allow_nonfinite)
-    with UndoableEdits() as edits:
-        return _fold(module, selection, numbers, edits)
+    policy = _policy(zero_rows, allow_nonfinite=allow_nonfinite)
+    with options_as_python(), UndoableEdits() as edits:
+        return _fold(module, selection, policy, edits)
 
 
 def folded(
@@ -93,10 +94,11 @@ def folded(
     (['bias', 'weight'], ['parametrizations.weight.original0', 'parametrizations.weight.original1'])
     """
     selection = selection_of(layers, exclude, "auto")
-    numbers = numbers_of(zero_rows, allow_nonfinite=allow_nonfinite)
-    _chosen(module, selection)  # what is refused need not be copied first
-    copied = _copy(module)
-    _fold(copied, selection, numbers, UndoableEdits())
+    policy = _policy(zero_rows, allow_nonfinite=allow_nonfinite)
+    with options_as_python():
+        _chosen(module, selection)  # what is refused need not be copied first
+        copied = _copy(module)
+        _fold(copied, selection, policy, UndoableEdits())
     return copied
 
 
@@ -126,10 +128,12 @@ def weights_folded(
     'ParametrizedLinear'
     """
     selection = selection_of(layers, exclude, "auto")
-    numbers = numbers_of(zero_rows, allow_nonfinite=allow_nonfinite)
+    policy = _policy(zero_rows, allow_nonfinite=allow_nonfinite)
     with UndoableEdits() as edits:  # undoes it too where an interrupt keeps `finally` from it
         try:
-            yield _fold(module, selection, numbers, edits)
+            with options_as_python():
+                layers_folded = _fold(module, selection, policy, edits)
+            yield layers_folded
         finally:
             edits.undo()
 
@@ -177,11 +181,15 @@ def migrate_module(
 # -- the numbers
 
 
-def _fold(module: nn.Module, selection: Selection, numbers: RowPolicy, edits: UndoableEdits) -> Layers:
+def _policy(zero_rows: str, *, allow_nonfinite: bool) -> RowPolicy:
+    return replace(numbers_of(zero_rows, allow_nonfinite=allow_nonfinite), wider=Wider.BY_MODULE)
+
+
+def _fold(module: nn.Module, selection: Selection, policy: RowPolicy, edits: UndoableEdits) -> Layers:
     chosen, others = _chosen(module, selection)
     # What is made under inference_mode could not be trained later.
     with torch.inference_mode(False), torch.no_grad():
-        weights = _folded_weights(chosen, numbers)
+        weights = _folded_weights(chosen, policy)
         edits.watch(live.module for live in chosen)
         for live, w in zip(chosen, weights, strict=True):
             fold_to(live, w)
@@ -202,7 +210,7 @@ def _chosen(module: nn.Module, selection: Selection) -> tuple[tuple[Live, ...], 
     return chosen, others
 
 
-def _folded_weights(chosen: Iterable[Live], numbers: RowPolicy) -> list[Tensor]:
+def _folded_weights(chosen: Iterable[Live], policy: RowPolicy) -> list[Tensor]:
     """The weight of each layer: one object where g and v are, one memory where theirs is."""
     every = list(chosen)
     refuse_meta(every, "folded")
@@ -214,15 +222,10 @@ def _folded_weights(chosen: Iterable[Live], numbers: RowPolicy) -> list[Tensor]:
         if bits not in arrays:
             w, report = fold_with_report(array_of(live.v), array_of(live.g), live.layer.dim)
             arrays[bits] = w
-            problems.append((f"layer {live.layer.name}", numbers.problems(report)))
+            problems.append((f"layer {live.layer.name}", policy.problems(report)))
         if _objects(live) not in made:
             made[_objects(live)] = made_as(live.v, arrays[bits])
-    try:
-        with options_as_python():
-            raise_problems(problems)
-    except NumbersError as error:
-        error.fix = error.fix.replace('dtype="float32"', "module.float() before")
-        raise
+    raise_problems(problems)
     return [made[_objects(live)] for live in every]
 
 
