@@ -99,7 +99,7 @@ class Source:
         gives is valid until this thread reads again; each thread needs a function of its own.
         """
         dtype = tensor.info.dtype
-        kind = dtype.numpy() if dtype.foldable else np.dtype(f"V{dtype.itemsize}")
+        kind = dtype.raw_numpy()
         if not tensor.is_contiguous:
             return _Gathered(self, tensor, kind)
         start, size, shard = tensor.data.start, dtype.itemsize, tensor.data.shard

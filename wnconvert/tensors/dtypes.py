@@ -57,6 +57,12 @@ class DType:
             return bfloat16
         return np.dtype(self.name)
 
+    def raw_numpy(self) -> np.dtype[Any]:
+        """numpy's dtype of a foldable dtype; for any other, opaque elements of the same size."""
+        import numpy as np
+
+        return self.numpy() if self.foldable else np.dtype(f"V{self.itemsize}")
+
     def __str__(self) -> str:
         return self.name
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from wnconvert.tensors.dtypes import DType
+from wnconvert.tensors.dtypes import DType, dtype_named
 
 __all__ = [
     "ByteRange",
@@ -22,6 +22,7 @@ __all__ = [
     "TensorInfo",
     "Tree",
     "contiguous_strides",
+    "in_bytes",
     "rows_of",
 ]
 
@@ -98,6 +99,14 @@ class StoredTensor:
         """The bytes of a contiguous tensor."""
         start = self.storage.start + self.offset * self.info.dtype.itemsize
         return ByteRange(start, self.info.nbytes, self.storage.shard)
+
+
+def in_bytes(tensor: StoredTensor) -> StoredTensor:
+    """A tensor of numbers of 4 or 6 bits as the bytes in which they lie; any other as it is."""
+    if tensor.info.dtype.bits >= 8:
+        return tensor
+    info = TensorInfo(tensor.info.name, dtype_named("uint8"), (tensor.info.nbytes,))
+    return replace(tensor, info=info, strides=(1,))
 
 
 def contiguous_strides(shape: tuple[int, ...]) -> tuple[int, ...]:

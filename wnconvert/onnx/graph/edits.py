@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from wnconvert.errors import LayerError
 from wnconvert.messages import listed
 from wnconvert.onnx.file.model import GraphEdits, Model, NewTensor, Node, OnnxFunction, Port
-from wnconvert.onnx.graph.index import Index, Removal, ValueId, index_of, removal
+from wnconvert.onnx.graph.index import Index, Removal, ValueId, index_of, removal, unique_name
 from wnconvert.onnx.graph.layers import NormLayer
 from wnconvert.onnx.graph.views import View, calls_of
 from wnconvert.tensors.tree import StoredTensor
@@ -120,12 +120,12 @@ class _Surgery:
         left.subtract(name for _, name in gone.values)
         taken = {name for name, count in left.items() if count > 0}
         for key in self.names:
-            self.names[key] = _unique(self.layers[key[0]].layer.name, taken)
+            self.names[key] = unique_name(self.layers[key[0]].layer.name, taken)
         for formals in self.added.values():
             for formal in formals:
                 number = min(number for _, (number, _) in formal.tensors)
                 name = self.layers[number].layer.name if len(formal.tensors) == 1 else "weight"
-                self.formal_names[formal] = _unique(name, taken)
+                self.formal_names[formal] = unique_name(name, taken)
 
     def _name(self, source: _Key | _Formal) -> str:
         return self.formal_names[source] if isinstance(source, _Formal) else self.names[source]
@@ -171,15 +171,6 @@ class _Surgery:
             kept = [name for position, name in enumerate(function.inputs) if position not in fewer]
             changed[path] = (*kept, *(self.formal_names[formal] for formal in self.added.get(path, ())))
         return changed
-
-
-def _unique(name: str, taken: set[str]) -> str:
-    chosen, number = name, 1
-    while chosen in taken:
-        number += 1
-        chosen = f"{name}_{number}"
-    taken.add(chosen)
-    return chosen
 
 
 def renamed(model: Model, edits: GraphEdits, names: Mapping[str, str]) -> GraphEdits:

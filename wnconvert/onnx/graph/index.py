@@ -9,7 +9,7 @@ from typing import TypeAlias
 
 from wnconvert.onnx.file.model import Constant, Graph, GraphScope, Model, Node, OnnxFunction
 
-__all__ = ["Index", "Removal", "ValueId", "function_key", "in_order", "index_of", "removal"]
+__all__ = ["Index", "Removal", "ValueId", "function_key", "in_order", "index_of", "removal", "unique_name"]
 
 
 #: A value: the path of the scope that defines it, and its name.
@@ -19,6 +19,21 @@ ValueId: TypeAlias = tuple[str, str]
 def function_key(domain: str, name: str, overload: str) -> tuple[str, str, str]:
     """What a node and the function that it calls have in common."""
     return ("" if domain == "ai.onnx" else domain, name, overload)
+
+
+def unique_name(name: str, taken: set[str]) -> str:
+    """A name that is not taken yet, and is from now on: the given one, or one with a number.
+
+    >>> taken = {"weight"}
+    >>> unique_name("weight", taken), unique_name("weight", taken)
+    ('weight_2', 'weight_3')
+    """
+    chosen, number = name, 1
+    while chosen in taken:
+        number += 1
+        chosen = f"{name}_{number}"
+    taken.add(chosen)
+    return chosen
 
 
 @dataclass(slots=True)

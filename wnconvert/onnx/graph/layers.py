@@ -8,7 +8,7 @@ from itertools import pairwise
 
 from wnconvert.layers.schemes import SCHEMES, Layer, Refused
 from wnconvert.onnx.file.model import Constant, Graph, Model, OnnxFunction
-from wnconvert.onnx.graph.index import Index, ValueId, index_of
+from wnconvert.onnx.graph.index import Index, ValueId, index_of, unique_name
 from wnconvert.onnx.graph.monomials import SQUARES, VALUE, Factor, Monomial
 from wnconvert.onnx.graph.rules import KnownValue
 from wnconvert.onnx.graph.values import Leaf, Seen, values_of
@@ -74,11 +74,11 @@ def find_graph_layers(model: Model) -> GraphLayers:
     drafts = [_draft(model, index, key, groups, leaves) for key in groups]
     kept = [draft for draft in drafts if draft.weights or draft.passed or draft.reason]
     _judge_functions(index, kept)
-    names = _Names()
+    taken: set[str] = set()
     layers: list[NormLayer] = []
     refused: list[Refused] = []
     for draft in kept:
-        name = names.unique(_name_of(draft.v.value[1]))
+        name = unique_name(_name_of(draft.v.value[1]), taken)
         if draft.reason:
             refused.append(Refused(name, draft.reason, f"{draft.fix}--exclude '{name}' leaves it as it is"))
         else:
@@ -320,18 +320,3 @@ def _name_of(v: str) -> str:
         if match := scheme.v.fullmatch(v):
             return match["owner"] + match["param"]
     return f"{v}.folded"
-
-
-class _Names:
-    """Names that are given once."""
-
-    def __init__(self) -> None:
-        self.given: set[str] = set()
-
-    def unique(self, name: str) -> str:
-        chosen, number = name, 1
-        while chosen in self.given:
-            number += 1
-            chosen = f"{name}_{number}"
-        self.given.add(chosen)
-        return chosen

@@ -177,9 +177,8 @@ class _Bits(InMemory):
     """Values as the files have them: native floats, all else as bits."""
 
     def whole(self, tensor: StoredTensor) -> Array:
-        dtype = tensor.info.dtype
-        kind = dtype.numpy() if dtype.foldable else np.dtype(f"V{dtype.itemsize}")
-        return _raw(self.values[tensor.info.name], tensor.info.name).view(kind).reshape(tensor.info.shape)
+        raw = _raw(self.values[tensor.info.name], tensor.info.name)
+        return raw.view(tensor.info.dtype.raw_numpy()).reshape(tensor.info.shape)
 
 
 def _memory(label: str, state_dict: Mapping[str, Any]) -> Side:

@@ -26,12 +26,11 @@ from wnconvert.storage.checkpoint import Checkpoint, open_checkpoint
 from wnconvert.storage.sources import Source
 from wnconvert.tensors.blocks import BLOCK_BYTES, Array, Block, Read, blocks, box
 from wnconvert.tensors.dtypes import DType
-from wnconvert.tensors.tree import StoredTensor
+from wnconvert.tensors.tree import StoredTensor, in_bytes
 from wnconvert.verbs.conversion.readers import (
     Piece,
     ReadBack,
     TorchMissing,
-    in_bytes,
     own_reader,
     safetensors_reader,
     test_zip,
