@@ -1,15 +1,15 @@
-"""Every way in which wnconvert says no.
+"""All errors that wnconvert raises on purpose.
 
-    WnconvertError          the root: what, where, and what to do; exit code 2
-    ├── ArgumentError       an option or argument that cannot be meant
-    ├── InputError          a source that cannot be opened, or is no checkpoint
+    WnconvertError          the base class: what went wrong, where, what to do; exit code 2
+    ├── ArgumentError       an option or argument that makes no sense
+    ├── InputError          a source that cannot be opened, or is not a checkpoint
     │   └── FormatError     a checkpoint whose bytes contradict its own format
     ├── LayerError          a layer that is refused for its names, shapes or dtypes
     │   └── NumbersError    a layer that is refused for its numbers: zero rows, NaN, overflow
-    ├── OutputError         a target that cannot be written: exists, no folder, disk full
-    └── VerifyError         the output was read back and is not what was planned; exit code 1
+    ├── OutputError         a target that cannot be written: it exists, its folder does not, disk full
+    └── VerifyError         the output was read back and differs from the plan; exit code 1
 
-A bare ``ValueError`` or ``KeyError`` out of this package is a bug of ours.
+Any other exception that leaves this package, such as a ``KeyError``, is a bug.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _MOST_ITEMS = 10
 
 
 class WnconvertError(Exception):
-    """What went wrong, where, and what to do about it, in the user's words.
+    """An error in the user's words: what went wrong, where, and what to do about it.
 
     ``heading`` says what went wrong. An error about several things lists them below it: ``items`` are their
     places (or names), each with what is wrong there (or nothing).
@@ -59,12 +59,12 @@ class WnconvertError(Exception):
 
     @property
     def what(self) -> str:
-        """What went wrong, without its place."""
+        """The message without its place."""
         return "\n  ".join(self._lines(self.heading))
 
     @property
     def lines(self) -> list[str]:
-        """The message line by line: what went wrong and where, then the first ten items."""
+        """The message line by line: place and heading, then the first ten items."""
         return self._lines(f"{self.where}: {self.heading}" if self.where else self.heading)
 
     def _lines(self, heading: str) -> list[str]:
@@ -89,11 +89,11 @@ def _rebuild(
 
 
 class ArgumentError(WnconvertError):
-    """An option or argument that cannot be meant."""
+    """An option or argument that makes no sense."""
 
 
 class InputError(WnconvertError):
-    """A source that cannot be opened, or is no checkpoint."""
+    """A source that cannot be opened, or is not a checkpoint."""
 
 
 class FormatError(InputError):
@@ -113,6 +113,6 @@ class OutputError(WnconvertError):
 
 
 class VerifyError(WnconvertError):
-    """The output was read back and is not what was planned."""
+    """The output was read back and differs from the plan."""
 
     exit_code = 1

@@ -17,7 +17,7 @@ REPORT_BUG = "this is a bug of wnconvert: please report it with the output of --
 
 
 def printable(text: str) -> str:
-    r"""A text whose control characters are spelled out: names in a file must not move a terminal's cursor.
+    r"""A text with its control characters spelled out, so that names in files cannot control a terminal.
 
     >>> print(printable("conv" + chr(27) + "[2J.weight"))
     conv\x1b[2J.weight
@@ -26,7 +26,7 @@ def printable(text: str) -> str:
 
 
 def counted(count: int, noun: str) -> str:
-    """A number of things.
+    """A number and a noun, with an s if there is not exactly one.
 
     >>> counted(1, "layer"), counted(3, "layer")
     ('1 layer', '3 layers')
@@ -35,7 +35,7 @@ def counted(count: int, noun: str) -> str:
 
 
 def listed(names: Iterable[str], most: int = 20) -> str:
-    """Names, the first of them where there are many."""
+    """Names with commas between them; of very many only the first ``most``."""
     every = list(names)
     more = f" and {len(every) - most} more" if len(every) > most else ""
     return ", ".join(every[:most]) + more

@@ -1,7 +1,7 @@
 """The four float formats, and casts between them that round once, to nearest even.
 
-``round_both`` and ``round_short`` are Ziv's test: both ends of an interval are rounded, and where they
-agree the rounding of everything between them is settled. Source: Ziv 1991, "Fast evaluation of elementary
+``round_both`` and ``round_short`` are Ziv's test: both ends of an interval are rounded, and if they agree,
+everything between them is rounded to the same value. Source: Ziv 1991, "Fast evaluation of elementary
 mathematical functions with correctly rounded last bit".
 """
 
@@ -113,7 +113,7 @@ def _round(x: Array, out: Array) -> None:
 
 
 def round_both(y: Floats, steps: int, low: Array) -> NDArray[np.bool_]:
-    """Round y into ``low``, and tell where y's bits + ``steps`` round to another value. ``y`` is spoilt."""
+    """Round y into ``low``; true where y's bits + ``steps`` round to another value. ``y`` is overwritten."""
     high = scratch("high", y.shape, low.dtype)
     _round(y, low)
     np.add(y.view(np.int64), steps, out=y.view(np.int64))
@@ -123,11 +123,11 @@ def round_both(y: Floats, steps: int, low: Array) -> NDArray[np.bool_]:
 
 
 def round_short(y: Floats, steps: int, low: Array) -> NDArray[np.bool_]:
-    """``round_both`` for 16-bit formats and no NaN, without their slow casts.
+    """``round_both`` for 16-bit formats without NaN, avoiding their slow casts.
 
-    All their midpoints are float32, and the interval is far narrower than float32's spacing: if it holds
-    a midpoint, its lower end rounds to that as float32. Any other float32 is rounded further in its bits,
-    half up. Only midpoints, and float16's subnormals and overflows, go the long way.
+    All their midpoints are float32 values, and the interval is far narrower than float32's spacing: if it
+    holds a midpoint, its lower end rounds to that midpoint as float32. Any other float32 is rounded further
+    in its bits, half up. Only midpoints, and float16's subnormals and overflows, need ``round_both``.
     """
     single, spare = scratch("single", y.shape, np.float32), scratch("spare", y.shape, np.uint32)
     np.copyto(single, y, casting="unsafe")

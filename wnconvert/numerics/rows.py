@@ -1,4 +1,4 @@
-"""Rows without an answer: zero directions, NaN, infinities, overflow. What was odd, and what is an error."""
+"""Rows without an answer (zero directions, NaN, infinities, overflow): reports, and errors by policy."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Wider(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """What is wrong with the numbers of a tensor, and what would let them pass, if anything does."""
+    """A problem with the numbers of a tensor, and the remedy, if there is one."""
 
     what: str
     remedy: str = ""
@@ -44,7 +44,7 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class RowPolicy:
-    """What the user accepts of rows without an answer.
+    """The policy of the user for rows without an answer.
 
     ``zero_rows`` is ``"error"`` or ``"zero"`` (they become zero whatever g is). ``allow_nonfinite`` writes
     NaN and infinities as they come. ``wider`` decides what to recommend where numbers are too large.
@@ -55,7 +55,7 @@ class RowPolicy:
     wider: Wider = Wider.BY_OPTION
 
     def problems(self, report: RowReport) -> tuple[Problem, ...]:
-        """What is wrong with a folded layer under this policy."""
+        """The problems of a folded layer under this policy."""
         found = []
         if report.zero.count and self.zero_rows != "zero":
             what = f"v is zero in {say_rows(report.zero)}, and 0/0 is not a number"
@@ -75,14 +75,14 @@ class RowPolicy:
         return option("allow_nonfinite", True)
 
     def cast_problems(self, overflow: int, dtype: object) -> tuple[Problem, ...]:
-        """What is wrong with a cast that made ``overflow`` finite elements infinite."""
+        """The problem of a cast that made ``overflow`` finite elements infinite."""
         if not overflow or self.allow_nonfinite:
             return ()
         what = "one element is" if overflow == 1 else f"{overflow} elements are"
         return (Problem(f"{what} too large for {dtype}", option("dtype", "bfloat16")),)
 
     def note(self, report: RowReport) -> str:
-        """What a user should know of a layer that was folded under this policy."""
+        """A note on a layer that was folded under this policy, or ``""``."""
         if not report.zero.count:
             return ""
         note = f"v is zero in {say_rows(report.zero)}, which became zero"
@@ -92,27 +92,27 @@ class RowPolicy:
 
 
 def split_problems(report: RowReport, dtype: object) -> tuple[Problem, ...]:
-    """What is wrong with a weight that is to be split: rows without a norm that ``dtype`` could hold.
+    """The problems of a weight to split: rows without a norm that ``dtype`` can hold.
 
-    There is no option for it: a fold would not give such rows back.
+    No option allows them: a fold would not give such rows back.
     """
     found = []
     if report.nonfinite.count:
-        found.append(Problem(f"NaN or infinity in {say_rows(report.nonfinite)}: no norm"))
+        found.append(Problem(f"NaN or infinity in {say_rows(report.nonfinite)}, which has no norm"))
     if report.overflow.count:
         found.append(Problem(f"a norm that {dtype} cannot hold, in {say_rows(report.overflow)}"))
     return tuple(found)
 
 
 def split_note(report: RowReport) -> str:
-    """What a user should know of a weight that was split."""
+    """A note on a weight that was split, or ``""``."""
     if not report.zero.count:
         return ""
     return f"w is zero in {say_rows(report.zero)}: g is 0 there, and v a uniform unit direction"
 
 
 def raise_problems(problems: Iterable[tuple[str, Sequence[Problem]]]) -> None:
-    """Raise ``NumbersError`` for all problems at once, by the names of their tensors; or nothing."""
+    """Raise one ``NumbersError`` for all problems, by the names of their tensors, if there are any."""
     found = [(where, of_tensor) for where, of_tensor in problems if of_tensor]
     if not found:
         return
@@ -125,7 +125,7 @@ def raise_problems(problems: Iterable[tuple[str, Sequence[Problem]]]) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """How many rows, and the first ten of them."""
+    """A number of rows, and the first ten of them."""
 
     count: int = 0
     first: tuple[int, ...] = ()
@@ -133,7 +133,7 @@ class Rows:
 
 @dataclass(frozen=True, slots=True)
 class RowReport:
-    """What was odd, by kind of row; whether it is an error is for the caller to say.
+    """The odd rows of a tensor by kind; the caller decides which of them are errors.
 
     ``zero``: rows of v without a nonzero element; ``zero_with_g``: those whose g is not 0;
     ``nonfinite``: rows with a NaN or an infinity in v or g; ``overflow``: finite rows whose result has an
@@ -148,7 +148,7 @@ class RowReport:
 
 
 def rows_where(flags: NDArray[np.bool_]) -> Rows:
-    """The rows whose flag is set."""
+    """The rows with a true flag."""
     if not flags.any():
         return Rows()
     found = np.flatnonzero(flags)
@@ -156,7 +156,7 @@ def rows_where(flags: NDArray[np.bool_]) -> Rows:
 
 
 def say_rows(rows: Rows) -> str:
-    """Rows for a message.
+    """Rows in the words of a message.
 
     >>> say_rows(Rows(1, (4,))), say_rows(Rows(12, tuple(range(10))))
     ('row 4', '12 rows (0, 1, 2, 3, 4, 5, 6, 7, 8, 9, …)')

@@ -1,4 +1,4 @@
-"""What fold, split and migrate would do with a checkpoint, in words."""
+"""Forecasts of fold, split and migrate for a checkpoint, in words."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["fold_in_words", "migrate_in_words", "split_in_words"]
 
 
 def fold_in_words(tree: Tree, rows: Sequence[LayerStats]) -> str:
-    """What ``fold`` would do, as far as what was read tells."""
+    """A forecast of ``fold``, as far as the values that were read allow one."""
     bad = [row.name for row in rows if row.has_nonfinite or (row.zero_rows and row.norm)]
     if bad:
         return f"would refuse the numbers of {listed(bad, 3)} (see the flags)"
@@ -34,7 +34,7 @@ def fold_in_words(tree: Tree, rows: Sequence[LayerStats]) -> str:
 
 
 def split_in_words(tree: Tree) -> str:
-    """What ``split`` would do by the file's own record, if it has one."""
+    """A forecast of ``split`` by the file's own record; ``""`` if it has none."""
     if not any(origins(tree.record, state.path, "fold") for state in tree.state_dicts):
         return ""
     try:
@@ -48,8 +48,8 @@ def split_in_words(tree: Tree) -> str:
 
 
 def migrate_in_words(tree: Tree) -> str:
-    """What ``migrate`` would do, in the directions in which there is something to do."""
-    said = []
+    """A forecast of ``migrate``, in each direction in which it would change something."""
+    directions = []
     for to in reversed(FORMS):
         try:
             plan = plan_migrate(tree, "torch", to=to)
@@ -58,8 +58,8 @@ def migrate_in_words(tree: Tree) -> str:
         if plan.layers:
             (before,) = {change.layer.form for _, change in plan.layers}
             how = f" ({option('to', 'legacy')})" if to == "legacy" else ""
-            said.append(f"{counted(len(plan.layers), 'layer')} from {before} to {to}{how}")
-    return f"would take {', or '.join(said)}" if said else "nothing to migrate"
+            directions.append(f"{counted(len(plan.layers), 'layer')} from {before} to {to}{how}")
+    return f"would take {', or '.join(directions)}" if directions else "nothing to migrate"
 
 
 def _refusal(error: LayerError) -> str:

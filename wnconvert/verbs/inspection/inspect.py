@@ -1,7 +1,7 @@
 """The verbs that inspect a file or a tree.
 
-Only g is read, and v or plain weights where that is asked for. Of a file with a layer that is refused the
-others are shown and that one is flagged.
+Only g is read; v and plain weights are read if the user asks for it. If a layer is refused, it is flagged and
+the others are shown.
 """
 
 from __future__ import annotations
@@ -62,13 +62,13 @@ def inspect_file(
 
     Nothing in it is imported or run.
 
-    ``layers`` are globs on weights' names. With ``full`` v is read too, and the magnitudes of folded layers
-    (by the record of the fold) are computed from their weights; ``all_weights`` does that for every plain
-    weight of two and more dimensions. Of an ONNX model the layers are those in its graph, and the plain
-    weights that its convolutions, products and recurrent layers use. ``progress`` is called with the bytes
-    read and about how many there are to read.
+    ``layers`` are globs on the names of weights. ``full`` reads v too, and computes the magnitudes of folded
+    layers (by the record of the fold) from their weights; ``all_weights`` does that for every plain weight
+    of two and more dimensions. The layers of an ONNX model are those in its graph, and the plain weights
+    that its convolutions, products and recurrent layers use. ``progress`` is called with the number of bytes
+    read and the approximate total.
 
-    Raises ``InputError`` for what is no checkpoint and ``FormatError`` for a damaged one.
+    Raises ``InputError`` if ``src`` is not a checkpoint and ``FormatError`` if it is damaged.
 
     >>> found = inspect_file("fixtures/g_02500000")
     >>> len(found.layers), found.layers[0].name, found.fold
@@ -94,7 +94,7 @@ def inspect_file(
 
 
 class _Reading:
-    """How far an inspection has come, in bytes; some are read twice, so the total is no promise."""
+    """The progress of an inspection in bytes; some bytes are read twice, so the total is an estimate."""
 
     def __init__(self, progress: Callable[[int, int], None], total: int) -> None:
         self.progress = progress
@@ -117,7 +117,7 @@ def _bytes_to_read(tree: Tree, request: InspectRequest) -> int:
 def inspect_tree(
     tree: Tree, elements: Elements, request: InspectRequest, explained: Collection[str] = ()
 ) -> Inspection:
-    """Inspect what a tree names, reading elements where needed.
+    """Inspect the state dicts of a tree, reading elements as the request needs them.
 
     ``explained`` are layers whose refusal the caller explains: they are flagged without a note.
     """
@@ -219,12 +219,12 @@ def _rows(
 
 
 def _views(tensors: Mapping[str, StoredTensor], g: str, v: str) -> object:
-    """Equal for two layers that are tied."""
+    """A key that is equal for two layers that are tied."""
     return tensors[g].view, tensors[v].view
 
 
 def _plain_siblings(tensors: Mapping[str, StoredTensor], found: FoundPairs) -> Iterator[str]:
-    """Plain weights in the place of a layer: a module of the same name but for numbers, of the same rank."""
+    """Plain weights where one expects a layer: of a layer's rank, and of its name except for numbers."""
 
     def place(name: str, rank: int) -> tuple[str, int]:
         return re.sub(r"\d+", "#", name), rank
@@ -244,7 +244,7 @@ def _plain_rows(
     *,
     all_weights: bool,
 ) -> Iterator[LayerStats]:
-    """Those of ``names`` that were folded, and with ``all_weights`` every weight that is no vector."""
+    """Rows for folded weights among ``names``; with ``all_weights`` for all of rank 2 and more."""
     tensors = state.tensors
     for tensor in (tensors[name] for name in names if tensors[name].info.dtype.foldable):
         name = tensor.info.name
@@ -255,7 +255,7 @@ def _plain_rows(
 
 
 def _folded(tree: Tree, state: StateDict) -> dict[str, int | None]:
-    """Layers that the record says were folded and that are there as it says: weight and dim."""
+    """The layers that the record calls folded and whose weights are there in that shape: weight and dim."""
     tensors = state.tensors
     found: dict[str, int | None] = {}
     for step in tree.record:
@@ -279,10 +279,10 @@ def _kinds(tree: Tree) -> Iterator[KindSummary]:
 
 
 def _with_pickle(found: Inspection, checkpoint: Checkpoint) -> Inspection:
-    """What only a pickle tells: sizes of siblings, optimizers, devices of all storages, names of classes."""
+    """Add the facts of a pickle: sizes of siblings, optimizers, devices of all storages, names of classes."""
     opened = checkpoint.torch
     if opened is None:
-        devices = () if checkpoint.container == "safetensors" else found.devices  # safetensors names none
+        devices = () if checkpoint.container == "safetensors" else found.devices  # it names none
         return replace(found, devices=devices)
     siblings = [*opened.contents.siblings, *((item.path, item.node) for item in opened.contents.optimizers)]
     kinds = {item.path: item.kind for item in checkpoint.tree.siblings}
@@ -314,10 +314,10 @@ def inspect_state_dict(
     full: bool = False,
     all_weights: bool = False,
 ) -> Inspection:
-    """Inspect a state dict in memory: its layers, their magnitudes, what folding it would do.
+    """Inspect a state dict in memory: its layers, their magnitudes, and what folding would do.
 
-    Values and options as for ``fold_state_dict`` and ``inspect_file``. Raises ``ArgumentError`` where there
-    is no tensor in ``state_dict``, but in a mapping inside it.
+    Values as for ``fold_state_dict``, options as for ``inspect_file``. Raises ``ArgumentError`` if the
+    tensors are not in ``state_dict`` itself but in a mapping inside it.
 
     >>> import numpy as np
     >>> found = inspect_state_dict({"weight_g": np.float32([[10]]), "weight_v": np.float32([[3, 4]])})

@@ -1,7 +1,7 @@
-"""Magnitudes per layer: what g alone tells, and what only v tells.
+"""Magnitudes per layer: those that g alone gives, and those that need v.
 
-A layer's magnitudes are |g|, one a row. Of a plain weight they are the norms of its rows, which are the same
-numbers: a folded file shows what the unfolded one shows.
+The magnitudes of a layer are |g|, one for each row. Those of a plain weight are the norms of its rows, which
+are the same numbers: a folded file shows what the unfolded one shows.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Spread:
 
 
 class FlagKind(Enum):
-    """What can be odd about a layer, with its text."""
+    """The kinds of oddities of a layer, each with its text."""
 
     NEGATIVE_G = "negative g"
     ZERO_G = "zero g"
@@ -69,7 +69,7 @@ _NONFINITE = {FlagKind.NONFINITE_G, FlagKind.NONFINITE_V, FlagKind.NONFINITE_WEI
 
 @dataclass(frozen=True, slots=True)
 class Flag:
-    """Something odd about a layer; ``count`` is of rows, ``other`` the name of a tied layer."""
+    """An oddity of a layer; ``count`` is a number of rows, ``other`` the name of a tied layer."""
 
     kind: FlagKind
     count: int = 0
@@ -83,11 +83,11 @@ class Flag:
 
 @dataclass(frozen=True, slots=True)
 class LayerStats:
-    """A layer's magnitudes, and what is odd about it.
+    """A layer's magnitudes and flags.
 
     ``form`` is ``"legacy"``, ``"parametrize"``, ``"folded"`` (by the record of a fold), ``"plain"`` or
-    ``"refused"``. ``g`` is the spread of |g|, None where it was not read or has no finite value. ``norm``
-    (‖v‖), ``ratio`` (|g|/‖v‖) and ``zero_rows`` are there where v was read. ``odd`` holds the flags as data.
+    ``"refused"``. ``g`` is the spread of |g|, None if it was not read or has no finite value. ``norm`` (‖v‖),
+    ``ratio`` (|g|/‖v‖) and ``zero_rows`` are None unless v was read. ``odd`` holds the flags as data.
     """
 
     state_dict: str
@@ -105,16 +105,16 @@ class LayerStats:
 
     @property
     def flags(self) -> tuple[str, ...]:
-        """What is odd, in words."""
+        """The flags in words."""
         return tuple(map(str, self.odd))
 
     @property
     def has_nonfinite(self) -> bool:
-        """Whether NaN or infinities were seen in what was read."""
+        """Whether the values that were read have NaN or infinities."""
         return any(flag.kind in _NONFINITE for flag in self.odd)
 
     def flagged(self, *flags: Flag) -> LayerStats:
-        """The same with more flags."""
+        """The same row with more flags."""
         return replace(self, odd=(*self.odd, *flags))
 
     def to_dict(self) -> dict[str, Any]:
@@ -127,7 +127,7 @@ class LayerStats:
 def layer_stats(
     elements: Elements, path: str, layer: Layer, g: StoredTensor, v: StoredTensor, *, full: bool
 ) -> LayerStats:
-    """What g tells of a layer and, where ``full``, what v tells (it is read once, block by block)."""
+    """The row of a layer: from g, and if ``full`` from v too (which is read once, block by block)."""
     info = v.info
     with np.errstate(invalid="ignore"):  # a signalling NaN is a NaN here
         values = elements.whole(g).reshape(-1).astype(np.float64)
@@ -146,12 +146,12 @@ def layer_stats(
 
 
 def refused_layer(path: str, name: str) -> LayerStats:
-    """A layer that is refused: there is nothing to read."""
+    """The row of a layer that is refused: nothing of it is read."""
     return LayerStats(path, name, "refused", None, (), "", 0, odd=(Flag(FlagKind.REFUSED),))
 
 
 def plain_layer(path: str, tensor: StoredTensor, *, form: str, dim: int | None) -> LayerStats:
-    """A plain weight whose elements are not read."""
+    """The row of a plain weight without its magnitudes: no element is read."""
     info = tensor.info
     rows = 1 if dim is None else info.shape[dim]
     return LayerStats(path, info.name, form, dim, info.shape, str(info.dtype), rows)
@@ -160,7 +160,7 @@ def plain_layer(path: str, tensor: StoredTensor, *, form: str, dim: int | None) 
 def plain_stats(
     elements: Elements, path: str, tensor: StoredTensor, *, form: str, dim: int | None
 ) -> LayerStats:
-    """A plain weight; its magnitudes are the norms of its rows along ``dim``."""
+    """The row of a plain weight; its magnitudes are the norms of its rows along ``dim``."""
     stats, info = plain_layer(path, tensor, form=form, dim=dim), tensor.info
     norms, report = norm_blocks(elements.reader(tensor), info.shape, dim, info.dtype, "float64")
     odd = (Flag(FlagKind.NONFINITE_WEIGHT),) if report.nonfinite.count else ()

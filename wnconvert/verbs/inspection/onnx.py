@@ -29,7 +29,7 @@ __all__ = ["GraphInspection", "graph_layers", "inspect_onnx"]
 
 @dataclass(frozen=True, slots=True)
 class GraphInspection:
-    """The rows of an inspection, by the paths of their scopes; ``fold`` says what folding would do."""
+    """The rows of an inspection, by the paths of their scopes; ``fold`` is the forecast of folding."""
 
     rows: tuple[LayerStats, ...]
     fold: str
@@ -37,7 +37,7 @@ class GraphInspection:
 
 
 def graph_layers(opened: OnnxFile, elements: Elements, request: InspectRequest) -> GraphInspection:
-    """What is normalized in an ONNX model and what is plain.
+    """The normalized layers of an ONNX model, and its plain weights.
 
     Of weight norm g is read, and v for a full inspection. Of plain weights that convolutions, products and
     recurrent layers use, the norms of rows are computed; a request for all weights adds every other tensor
@@ -49,7 +49,7 @@ def graph_layers(opened: OnnxFile, elements: Elements, request: InspectRequest) 
     rows += _plain(opened, elements, request, halves)
     notes = [f"{refused.name} is refused: {refused.reason}" for refused in found.refused]
     if opened.has_training:
-        notes.append("training graphs stand in the file, which use weights too")
+        notes.append("the file has training graphs, which use weights too")
     return GraphInspection(tuple(rows), _fold_in_words(found, rows), tuple(notes))
 
 
@@ -66,7 +66,7 @@ def _normed(elements: Elements, found: GraphLayers, request: InspectRequest) -> 
 def _plain(
     opened: OnnxFile, elements: Elements, request: InspectRequest, halves: set[tuple[str, str]]
 ) -> Iterator[LayerStats]:
-    """Stored tensors that are weights by what uses them, each along the axis of its outputs (or dim 0)."""
+    """Stored tensors that nodes use as weights, each along the axis of its outputs (or dim 0)."""
     index = index_of(opened.model)
     dims = dict(_weights(index))
     for scope in opened.model.scopes():
@@ -84,7 +84,7 @@ def _is_weight(stored: StoredTensor) -> bool:
 
 
 def _weights(index: Index) -> Iterator[tuple[ValueId, int]]:
-    """The values that nodes use as weights, and the axis of each whose places have a norm of their own."""
+    """The values that nodes use as weights, each with the axis whose places have a norm of their own."""
     for value, users in index.users.items():
         for _, node in users:
             dim = _dim(node, value[1])
@@ -93,7 +93,7 @@ def _weights(index: Index) -> Iterator[tuple[ValueId, int]]:
 
 
 def _dim(node: Node, name: str) -> int | None:
-    """The axis of a weight that is not summed over, as torch has it; None where it is no weight of a node."""
+    """The dim of a value as the weight of a node, as torch counts it; None if the node has no such weight."""
     if node.domain not in ("", "ai.onnx") or name not in node.inputs:
         return None
     position = node.inputs.index(name)

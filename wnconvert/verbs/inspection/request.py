@@ -1,4 +1,4 @@
-"""What to show of a checkpoint, and how much of it to read for that."""
+"""The request of an inspection: which weights to show, and how much to read."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["InspectRequest", "request_of"]
 
 @dataclass(frozen=True, slots=True)
 class InspectRequest:
-    """What a user wants to see.
+    """The weights that a user wants to see, and how much is read for them.
 
     ``selection`` chooses weights by name. ``full`` reads v too, and the weights that the record of a fold
     names; ``all_weights`` reads every plain weight of two and more dimensions.

@@ -32,11 +32,11 @@ def inspect_module(
 ) -> Inspection:
     """Inspect a module's state dict: its layers, their magnitudes, what folding would do.
 
-    Options as for ``inspect_file``. Each layer's dim is the one that its module states. The notes name what
-    is refused and why, weights under another reparameterization (``kinds`` counts these too), and pairs that
-    look like layers by their names only.
+    Options as for ``inspect_file``. Each layer's dim is the one that its module states. The notes name
+    layers that are refused and why, weights under another reparameterization (``kinds`` counts these too),
+    and pairs that look like layers only by their names.
 
-    Raises ``ArgumentError`` where ``module`` is no ``nn.Module`` and ``LayerError`` for layers on the meta
+    Raises ``ArgumentError`` if ``module`` is not an ``nn.Module`` and ``LayerError`` for layers on the meta
     device.
 
     >>> from torch.nn.utils.parametrizations import weight_norm
@@ -62,12 +62,12 @@ def inspect_module(
 
 
 def _stored(name: str, value: Any) -> StoredTensor | None:
-    """As in a state dict, but for what has no memory of its own (a FakeTensor)."""
+    """A tensor as in a state dict; None for one that has no memory of its own (a FakeTensor)."""
     return None if is_torch(value) and is_wrapper(value) else stored_tensor(name, value)
 
 
 def _notes(rows: Iterable[LayerStats], live: LiveFound, reasons: Mapping[str, str]) -> Iterator[str]:
-    """Notes on what only the live module shows."""
+    """Notes that only a live module gives."""
     for name, reason in reasons.items():
         yield f"{name} is refused: {reason}"
     others = {name: kind for names, kind in live.others.items() for name in names}
@@ -75,4 +75,4 @@ def _notes(rows: Iterable[LayerStats], live: LiveFound, reasons: Mapping[str, st
         yield f"{name} is under {kind}, which is left alone"
     for row in rows:
         if row.form in FORMS and row.name not in {*live.names, *others}:
-            yield f"{row.name} is a layer by its keys only: no weight norm of torch's is on it, and it stays"
+            yield f"{row.name} is a layer by its keys only: torch has no weight norm on it, so it stays"
