@@ -13,7 +13,7 @@ import numpy as np
 
 from wnconvert.tensors.blocks import Array
 
-__all__ = ["MOST_ELEMENTS", "Settings", "axes_of", "evaluate", "flag"]
+__all__ = ["MOST_ELEMENTS", "Settings", "axes_of", "evaluate", "flag_attribute"]
 
 
 #: The attributes of a node that are plain numbers or sequences of them.
@@ -45,7 +45,7 @@ def axes_of(inputs: Sequence[Array | None], settings: Settings, at: int = 1) -> 
     return tuple(int(axis) for axis in numbers.reshape(-1))
 
 
-def flag(settings: Settings, name: str, default: int = 0) -> bool:
+def flag_attribute(settings: Settings, name: str, default: int = 0) -> bool:
     """An attribute that is 0 or 1.
 
     Raises ``ValueError`` for any other number: runtimes do not agree on its meaning.
@@ -145,7 +145,7 @@ def _unsqueeze(inputs: Sequence[Any], settings: Settings) -> Array:
 def _reshape(inputs: Sequence[Any], settings: Settings) -> Array:
     data = inputs[0]
     shape = settings["shape"] if "shape" in settings else inputs[1].tolist()
-    if not flag(settings, "allowzero"):
+    if not flag_attribute(settings, "allowzero"):
         shape = [data.shape[at] if size == 0 else size for at, size in enumerate(shape)]
     return np.asarray(data.reshape(tuple(shape)))
 
@@ -182,9 +182,9 @@ def _where(inputs: Sequence[Any], _: Settings) -> Array:
 def _reduced(how: Callable[..., Any]) -> _Rule:
     def rule(inputs: Sequence[Any], settings: Settings) -> Any:
         axes = axes_of(inputs, settings)
-        if not axes and flag(settings, "noop_with_empty_axes"):
+        if not axes and flag_attribute(settings, "noop_with_empty_axes"):
             return inputs[0]
-        return how(inputs[0], axis=axes or None, keepdims=flag(settings, "keepdims", 1))
+        return how(inputs[0], axis=axes or None, keepdims=flag_attribute(settings, "keepdims", 1))
 
     return rule
 

@@ -13,14 +13,14 @@ from wnconvert.onnx.graph.layers import NormLayer
 from wnconvert.onnx.graph.views import View, calls_of
 from wnconvert.tensors.tree import StoredTensor
 
-__all__ = ["edits", "renamed"]
+__all__ = ["fold_edits", "renamed"]
 
 
 #: A tensor to store: the number of its layer, and its layout.
 _Key = tuple[int, View]
 
 
-def edits(model: Model, layers: Sequence[NormLayer]) -> GraphEdits:
+def fold_edits(model: Model, layers: Sequence[NormLayer]) -> GraphEdits:
     """The changes that fold ``layers``, some or all of those that ``find_graph_layers`` found in ``model``.
 
     Each weight becomes one tensor in the scope of its v, and nodes that used the computed weight use that.

@@ -9,7 +9,16 @@ from typing import TypeAlias
 
 from wnconvert.onnx.file.model import Constant, Graph, GraphScope, Model, Node, OnnxFunction
 
-__all__ = ["Index", "Removal", "ValueId", "function_key", "in_order", "index_of", "removal", "unique_name"]
+__all__ = [
+    "Index",
+    "Removal",
+    "ValueId",
+    "function_key",
+    "in_dependency_order",
+    "index_of",
+    "removal",
+    "unique_name",
+]
 
 
 #: A value: the path of the scope that defines it, and its name.
@@ -124,7 +133,7 @@ def _define(index: Index, scope: GraphScope) -> None:
             index.roots[graph.path] = index.roots[path]
 
 
-def in_order(nodes: Sequence[Node]) -> Sequence[Node]:
+def in_dependency_order(nodes: Sequence[Node]) -> Sequence[Node]:
     """Nodes of one scope, each after the makers of its inputs; unchanged if they are in such an order.
 
     onnxruntime accepts any order, and converters to float16 put their casts at the end. Of nodes that wait

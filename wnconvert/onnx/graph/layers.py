@@ -11,11 +11,11 @@ from wnconvert.onnx.file.model import Constant, Graph, Model, OnnxFunction
 from wnconvert.onnx.graph.index import Index, ValueId, index_of, unique_name
 from wnconvert.onnx.graph.monomials import SQUARES, VALUE, Factor, Monomial
 from wnconvert.onnx.graph.rules import KnownValue
-from wnconvert.onnx.graph.values import Leaf, Seen, values_of
+from wnconvert.onnx.graph.values import Leaf, SeenValue, values_of
 from wnconvert.onnx.graph.views import View, bases_of, calls_of, trees_of
 from wnconvert.tensors.tree import TensorInfo
 
-__all__ = ["GraphLayers", "NormLayer", "Passed", "Weight", "find_graph_layers"]
+__all__ = ["FunctionWeight", "GraphLayers", "NormLayer", "Weight", "find_graph_layers"]
 
 
 _INLINE = "inline the model's functions first (onnx.inliner.inline_local_functions), or "
@@ -30,7 +30,7 @@ class Weight:
 
 
 @dataclass(frozen=True, slots=True)
-class Passed:
+class FunctionWeight:
     """A weight that a function computes from its inputs: in the call ``calls``, its ``value`` is ``view``."""
 
     function: str
@@ -48,7 +48,7 @@ class NormLayer:
     g: Constant
     v: Constant
     weights: tuple[Weight, ...]
-    passed: tuple[Passed, ...] = ()
+    passed: tuple[FunctionWeight, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +95,7 @@ class _Sighting:
     """A value that is weight norm."""
 
     key: _Key
-    seen: Seen
+    seen: SeenValue
     view: View
 
 
@@ -107,7 +107,7 @@ class _Draft:
     v: Leaf
     dim: int | None
     weights: tuple[Weight, ...] = ()
-    passed: tuple[Passed, ...] = ()
+    passed: tuple[FunctionWeight, ...] = ()
     reason: str = ""
     fix: str = ""
 
@@ -116,7 +116,7 @@ class _Draft:
             self.reason, self.fix = reason, fix
 
 
-def _sighting(seen: Seen, leaves: Sequence[Leaf]) -> _Sighting | None:
+def _sighting(seen: SeenValue, leaves: Sequence[Leaf]) -> _Sighting | None:
     """A value as weight norm; None if it is not, or if no strides describe its layout."""
     monomial = seen.value.monomial
     if monomial is None:
@@ -221,7 +221,7 @@ def _draft(
             continue  # an output of a branch of If: tensors of the branch are not visible there
         stacks.setdefault((root, sighting.seen.calls), []).append(sighting)
     local: dict[View, list[ValueId]] = {}
-    passed: list[Passed] = []
+    passed: list[FunctionWeight] = []
     for (root, calls), sightings in stacks.items():
         values = {sighting.seen.place: sighting.view for sighting in sightings}
         given = [sighting.seen.place for sighting in sightings if sighting.seen.is_formal]
@@ -238,7 +238,7 @@ def _draft(
                     f"it is stored in a function and used outside of it ({_describe(name)})", _INLINE
                 )
             else:
-                passed += [Passed(root, value, calls, view) for value in stands_for]
+                passed += [FunctionWeight(root, value, calls, view) for value in stands_for]
     draft.weights = tuple(Weight(view, tuple(values)) for view, values in local.items())
     draft.passed = tuple(passed)
     if draft.weights or draft.passed:

@@ -10,7 +10,7 @@ from wnconvert.layers.schemes import Selection
 from wnconvert.messages import counted, listed
 from wnconvert.onnx.file.model import GraphEdits, Model
 from wnconvert.onnx.file.reader import OnnxFile
-from wnconvert.onnx.graph.edits import edits
+from wnconvert.onnx.graph.edits import fold_edits
 from wnconvert.onnx.graph.layers import NormLayer, find_graph_layers
 from wnconvert.plan.plan import Change, Plan, PlannedStateDict
 from wnconvert.plan.steps import Fold, Keep, Step
@@ -46,7 +46,7 @@ def plan_onnx(opened: OnnxFile, selection: Selection = Selection()) -> OnnxFold:
             "the file has training graphs, which use the weights that folding would remove",
             fix="export the model for inference",
         )
-    changed = edits(model, layers)
+    changed = fold_edits(model, layers)
     made = {tensor.layer for tensor in changed.tensors}
     layers = tuple(
         item for item in layers if item.layer.name in made

@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from wnconvert.onnx.file.model import Constant
-from wnconvert.onnx.graph.constants import MOST_ELEMENTS, axes_of, evaluate, flag
+from wnconvert.onnx.graph.constants import MOST_ELEMENTS, axes_of, evaluate, flag_attribute
 from wnconvert.onnx.graph.monomials import (
     Monomial,
     expanded,
@@ -188,7 +188,7 @@ def _reshape(inputs: _Inputs, settings: Mapping[str, Any]) -> Monomial | None:
     old = monomial.shape
     wanted = settings["shape"] if "shape" in settings else _list(inputs[1])
     shape = [
-        old[at] if size == 0 and not flag(settings, "allowzero") else int(size)
+        old[at] if size == 0 and not flag_attribute(settings, "allowzero") else int(size)
         for at, size in enumerate(wanted)
     ]
     if shape.count(-1) == 1:
@@ -293,14 +293,14 @@ def _sums(before: int, after: Fraction) -> _Rule:
             return None
         axes = axes_of(_arrays(inputs), settings)
         if not axes:
-            if flag(settings, "noop_with_empty_axes"):
+            if flag_attribute(settings, "noop_with_empty_axes"):
                 return None
             axes = tuple(range(len(monomial.dims)))
         rank = len(monomial.dims)
         if not all(-rank <= axis < rank for axis in axes):
             return None
         raised = power(monomial, Fraction(before))
-        keepdims = flag(settings, "keepdims", 1)
+        keepdims = flag_attribute(settings, "keepdims", 1)
         total = summed(raised, axes, keepdims=keepdims) if raised is not None else None
         return power(total, after) if total is not None else None
 

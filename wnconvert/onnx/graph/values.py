@@ -14,14 +14,14 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from wnconvert.onnx.file.model import Attribute, Constant, Graph, GraphScope, Model, Node, OnnxFunction
-from wnconvert.onnx.graph.index import Index, ValueId, in_order
+from wnconvert.onnx.graph.index import Index, ValueId, in_dependency_order
 from wnconvert.onnx.graph.monomials import leaf
 from wnconvert.onnx.graph.rules import KnownValue, numbers_as_array, result_of
 from wnconvert.tensors.blocks import Array
 from wnconvert.tensors.dtypes import DTYPES, DType
 from wnconvert.tensors.tree import ByteRange, StoredTensor, TensorInfo, contiguous_strides
 
-__all__ = ["Leaf", "Seen", "values_of"]
+__all__ = ["Leaf", "SeenValue", "values_of"]
 
 
 #: The most nodes of functions to walk in all: every call walks a body again, and calls nest.
@@ -46,7 +46,7 @@ class Leaf:
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class SeenValue:
     """A value that was met on the walk: its place, the calls that led there, and the value.
 
     ``calls`` are the starts of the calling nodes, outermost first. ``is_formal`` is true for a value that a
@@ -63,7 +63,7 @@ _Env: TypeAlias = ChainMap[str, KnownValue | None]
 _Bound: TypeAlias = Mapping[str, Attribute]
 
 
-def values_of(model: Model, index: Index) -> tuple[list[Leaf], list[Seen]]:
+def values_of(model: Model, index: Index) -> tuple[list[Leaf], list[SeenValue]]:
     """The stored tensors, and every value that is a product of at least three factors."""
     walk = _Walk(index)
     walk.scope(model.graph, ChainMap(), (), {})
@@ -81,7 +81,7 @@ class _Walk:
     index: Index
     leaves: list[Leaf] = field(default_factory=list)
     numbers: dict[ValueId, int] = field(default_factory=dict)
-    seen: list[Seen] = field(default_factory=list)
+    seen: list[SeenValue] = field(default_factory=list)
     unbound: dict[str, tuple[KnownValue | None, ...]] = field(default_factory=dict)
     ordered: dict[str, Sequence[Node]] = field(default_factory=dict)
     budget: int = _MOST_CALLED_NODES
@@ -97,7 +97,7 @@ class _Walk:
             for constant in scope.constants:
                 env[constant.name] = self.stored((scope.path, constant.name), constant)
         if scope.path not in self.ordered:
-            self.ordered[scope.path] = in_order(scope.nodes)
+            self.ordered[scope.path] = in_dependency_order(scope.nodes)
         for node in self.ordered[scope.path]:
             outputs = self.node(scope.path, node, env, calls, bound)
             for name, value in zip(node.outputs, outputs, strict=False):
@@ -110,7 +110,7 @@ class _Walk:
     ) -> None:
         """Remember a value if it is a product of at least three factors."""
         if value is not None and value.monomial is not None and len(value.monomial.factors) > 2:
-            self.seen.append(Seen(place, calls, value, is_formal))
+            self.seen.append(SeenValue(place, calls, value, is_formal))
 
     def stored(self, place: ValueId, constant: Constant) -> KnownValue | None:
         """The value of a stored tensor."""
