@@ -69,26 +69,29 @@ _in_python: ContextVar[bool] = ContextVar("in_python", default=False)
 def option(name: str, *value: object, glob: str = "", metavar: str = "") -> str:
     """An option as the user types it: on the command line, or inside ``options_as_python`` in Python.
 
-    ``name`` is spelled as in Python. ``value`` is what to give: True for a flag, None, a number or a word;
-    ``glob`` is a pattern, which a shell needs quoted; ``metavar`` stands for any value.
+    ``name`` is spelled as in Python. ``value`` is True for a flag, None, a number or a word, or several words
+    for an option that can be repeated; ``glob`` is a pattern, which a shell needs quoted; ``metavar`` stands
+    for any value.
 
     >>> option("zero_rows", "zero"), option("dim", None), option("force", True), option("layers", glob="a.*")
     ('--zero-rows zero', '--dim none', '--force', "--layers 'a.*'")
     >>> with options_as_python():
     ...     option("zero_rows", "zero"), option("dim", None), option("like", metavar="REF")
     ('zero_rows="zero"', 'dim=None', 'like=…')
+    >>> option("strip_prefix", "module.", "dec.")
+    '--strip-prefix module. --strip-prefix dec.'
     """
     if _in_python.get():
         if glob:
             return f"{name}='{glob}'"
-        given = "…" if not value else f'"{value[0]}"' if isinstance(value[0], str) else str(value[0])
-        return f"{name}={given}"
-    said = f"--{name.replace('_', '-')}"
+        given = [f'"{each}"' if isinstance(each, str) else str(each) for each in value]
+        return f"{name}=[{', '.join(given)}]" if len(given) > 1 else f"{name}={given[0] if given else '…'}"
+    dashed = f"--{name.replace('_', '-')}"
     if glob or metavar:
-        return f"{said} '{glob}'" if glob else f"{said} {metavar}"
-    if not value or value[0] is True:
-        return said
-    return f"{said} {'none' if value[0] is None else value[0]}"
+        return f"{dashed} '{glob}'" if glob else f"{dashed} {metavar}"
+    if not value or value == (True,):
+        return dashed
+    return " ".join(f"{dashed} {'none' if each is None else each}" for each in value)
 
 
 @contextmanager

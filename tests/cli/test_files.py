@@ -171,7 +171,7 @@ def test_done_is_0_and_nothing_to_do_is_done_too(gan: Path) -> None:
         (["fold", "no.pt"], "error: no.pt: there is no such file\nfix: check the path\n"),
         (["fold"], "error: Missing argument 'SRC'.\nfix: python -m wnconvert fold --help\n"),
         (["fold", "GAN", "--no-such"], "wnconvert fold --help\n"),
-        (["fold", "GAN", "--dim", "x"], "'x' is no axis"),
+        (["fold", "GAN", "--dim", "x"], "'x' is not an axis"),
         (["fold", "GAN", "--threads", "0"], "wnconvert fold --help\n"),
         (["fold", "GAN", "--dtype", "int8"], "'int8' is not one of"),
         (["fold", "GAN", "-o", "no/out.pt"], "fix: mkdir -p no\n"),
@@ -362,7 +362,7 @@ def test_control_characters_of_names_are_spelled_out(tmp_path: Path) -> None:
 
 
 def test_warnings_are_never_shown(gan: Path) -> None:
-    warn = "import warnings, wnconvert.files as files\nreal = files.fold_file\n"
+    warn = "import warnings, wnconvert.verbs.conversion.files as files\nreal = files.fold_file\n"
     warn += "def fold_file(*a, **k):\n    for kind in (DeprecationWarning, UserWarning):\n"
     warn += "        warnings.warn('old', kind, stacklevel=1)\n    return real(*a, **k)\n"
     warn += "files.fold_file = fold_file"

@@ -96,7 +96,7 @@ def _failed(error: Exception) -> int:
 
 
 def _interrupted() -> int:
-    click.echo("interrupted; no file is left half written", err=True)
+    click.echo("interrupted; nothing is left half written", err=True)
     return 130
 
 

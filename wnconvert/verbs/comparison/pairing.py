@@ -323,8 +323,8 @@ def _hint(a: Iterable[str], b: Iterable[str]) -> str:
         prefix_a, prefix_b = (prefix[: prefix.rfind(".", 0, -1) + 1] for prefix in (prefix_a, prefix_b))
     if not {name.removeprefix(prefix_a) for name in a} & {name.removeprefix(prefix_b) for name in b}:
         return ""
-    options = [option("strip_prefix", prefix) for prefix in (prefix_a, prefix_b) if prefix]
-    return f"the names differ by a prefix: {' '.join(options)} takes it off"
+    prefixes = [prefix for prefix in (prefix_a, prefix_b) if prefix]
+    return f"the names differ by a prefix: {option('strip_prefix', *prefixes)} takes it off"
 
 
 def _common(names: Collection[str]) -> str:
