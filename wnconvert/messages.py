@@ -1,4 +1,4 @@
-"""Words for messages: safe names, lists that end, numbers of things, options as Python spells them."""
+"""The parts of messages: safe names, short lists, counts, and options as the user types them."""
 
 from __future__ import annotations
 

@@ -115,7 +115,7 @@ WRITING = with_options(
     click.option(
         "--verify",
         is_flag=True,
-        help="Read the output back with another reader, where there is one, and recompute every layer.",
+        help="Read the output back with another reader, if there is one, and recompute every layer.",
     ),
     click.option(
         "--max-shard-size",

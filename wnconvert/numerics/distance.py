@@ -142,7 +142,7 @@ class ToleranceTest:
             return _Gap(a, b, d, ulps, unmatched, unmatched | (d > bound))
 
     def needed(self, gap: _Gap) -> tuple[float, float]:
-        """The least rtol beside this atol, and the least atol beside this rtol, that pass these elements."""
+        """The least rtol with this atol, and the least atol with this rtol, that pass these elements."""
         size = np.abs(gap.b, out=scratch("size", gap.b.shape, np.float64))
         rest = gap.d
         with np.errstate(all="ignore"):

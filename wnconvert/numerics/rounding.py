@@ -43,7 +43,7 @@ class Format(NamedTuple):
     beyond: Fraction  # where the next value after the largest would be
 
     def value(self, code: int) -> Fraction:
-        """The magnitude that a code stands for; for infinity's, where the next value would be."""
+        """The magnitude of a code; for that of infinity, the value that would come next."""
         if code >= self.inf:
             return self.beyond
         return Fraction(float(np.array(code, self.codes).view(self.dtype)[()]))

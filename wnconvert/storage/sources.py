@@ -99,7 +99,7 @@ class Source:
         gives is valid until this thread reads again; each thread needs a function of its own.
         """
         dtype = tensor.info.dtype
-        kind = dtype.raw_numpy()
+        kind = dtype.elements()
         if not tensor.is_contiguous:
             return _Gathered(self, tensor, kind)
         start, size, shard = tensor.data.start, dtype.itemsize, tensor.data.shard

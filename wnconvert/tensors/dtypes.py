@@ -57,8 +57,12 @@ class DType:
             return bfloat16
         return np.dtype(self.name)
 
-    def raw_numpy(self) -> np.dtype[Any]:
-        """numpy's dtype of a foldable dtype; for any other, opaque elements of the same size."""
+    def elements(self) -> np.dtype[Any]:
+        """The numpy dtype that elements are read as: ``numpy()`` of a foldable dtype, else raw bytes.
+
+        >>> dtype_named("float16").elements(), dtype_named("int16").elements()
+        (dtype('float16'), dtype('V2'))
+        """
         import numpy as np
 
         return self.numpy() if self.foldable else np.dtype(f"V{self.itemsize}")

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
-from wnconvert.tensors.dtypes import DType, dtype_named
+from wnconvert.tensors.dtypes import DTYPES, DType
 
 __all__ = [
     "ByteRange",
@@ -22,7 +22,6 @@ __all__ = [
     "TensorInfo",
     "Tree",
     "contiguous_strides",
-    "in_bytes",
     "rows_of",
 ]
 
@@ -100,13 +99,12 @@ class StoredTensor:
         start = self.storage.start + self.offset * self.info.dtype.itemsize
         return ByteRange(start, self.info.nbytes, self.storage.shard)
 
-
-def in_bytes(tensor: StoredTensor) -> StoredTensor:
-    """A tensor of numbers of 4 or 6 bits as the bytes in which they lie; any other as it is."""
-    if tensor.info.dtype.bits >= 8:
-        return tensor
-    info = TensorInfo(tensor.info.name, dtype_named("uint8"), (tensor.info.nbytes,))
-    return replace(tensor, info=info, strides=(1,))
+    def in_bytes(self) -> StoredTensor:
+        """Elements of 4 or 6 bits as the bytes in which they lie end to end; any other tensor as it is."""
+        if self.info.dtype.bits % 8 == 0:
+            return self
+        info = TensorInfo(self.info.name, DTYPES["uint8"], (self.info.nbytes,))
+        return StoredTensor(info, self.data, 0, (1,), self.location)
 
 
 def contiguous_strides(shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -90,7 +90,7 @@ def result_of(op: str, inputs: Sequence[KnownValue | None], settings: Mapping[st
         return None
     if numbers is None and monomial is not None:
         return KnownValue(monomial.shape, dtype, None, monomial, coarse)
-    assert numbers is not None  # noqa: S101 - said above
+    assert numbers is not None  # noqa: S101 - both being None is handled above
     if monomial is not None and monomial.shape != numbers.shape:
         return None
     return KnownValue(numbers.shape, dtype, numbers, monomial, coarse)

@@ -1,4 +1,4 @@
-"""Whether two checkpoints hold the same weights, and how far apart they are.
+"""Comparing the weights of two checkpoints: whether they are equal, and how far apart they are.
 
 result    Comparison, the frozen result
 pairing   the tensors of both sides, matched by name

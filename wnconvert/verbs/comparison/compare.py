@@ -180,8 +180,8 @@ class _Bits(InMemory):
     """Values as files have them: floats as numpy's, all others as bits."""
 
     def whole(self, tensor: StoredTensor) -> Array:
-        raw = _raw(self.values[tensor.info.name], tensor.info.name)
-        return raw.view(tensor.info.dtype.raw_numpy()).reshape(tensor.info.shape)
+        kind = tensor.info.dtype.elements()
+        return _raw(self.values[tensor.info.name], tensor.info.name).view(kind).reshape(tensor.info.shape)
 
 
 def _memory(label: str, state_dict: Mapping[str, Any]) -> Side:

@@ -77,12 +77,12 @@ class Item:
 
     @property
     def dtype(self) -> DType:
-        """Of the elements that are compared."""
+        """The dtype of the elements that are compared."""
         return self.values.info.dtype
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the elements that are compared."""
+        """The shape of the elements that are compared."""
         return self.values.info.shape
 
     @property

@@ -16,7 +16,7 @@ from wnconvert.numerics.folding import Folding
 from wnconvert.numerics.rows import RowReport
 from wnconvert.storage.workers import Workers
 from wnconvert.tensors.blocks import Array, Block, blocks, scratch
-from wnconvert.tensors.tree import Dim, StoredTensor, in_bytes
+from wnconvert.tensors.tree import Dim, StoredTensor
 from wnconvert.verbs.comparison.pairing import Item, Pair, Side
 
 __all__ = ["Readings"]
@@ -104,7 +104,7 @@ class Readings:
 
     def _stored(self, pair: Pair) -> _Pieces:
         """The values of both sides as they are stored, piece by piece."""
-        a, b = in_bytes(pair.a.values), in_bytes(pair.b.values)
+        a, b = pair.a.values.in_bytes(), pair.b.values.in_bytes()
         cut = (a.info.numel,), None, max(a.info.dtype.itemsize, b.info.dtype.itemsize)
         return _abreast(self._plain(0, a, cut), self._plain(1, b, cut))
 

@@ -18,7 +18,7 @@ from wnconvert.storage.checkpoint import Checkpoint
 from wnconvert.storage.sources import Source
 from wnconvert.tensors.blocks import BLOCK_BYTES, Array, Block
 from wnconvert.tensors.dtypes import dtype_named
-from wnconvert.tensors.tree import StoredTensor, in_bytes
+from wnconvert.tensors.tree import StoredTensor
 
 __all__ = ["TorchMissing", "own_reader", "safetensors_reader", "test_zip", "torch_reader"]
 
@@ -96,7 +96,7 @@ def _numpy(tensor: Any) -> Array:
 
     name = str(tensor.dtype).removeprefix("torch.")
     raw: Array = tensor.clone(memory_format=torch.contiguous_format).flatten().view(torch.uint8).numpy()
-    return raw.view(dtype_named(name).raw_numpy())
+    return raw.view(dtype_named(name).elements())
 
 
 def test_zip(path: Path, *, contents: bool) -> None:
@@ -120,7 +120,7 @@ def own_reader(tensors: Mapping[str, Mapping[str, StoredTensor]], written: Sourc
     """Reads with our own reader, from the written files."""
 
     def open_tensor(state: str, name: str) -> ReadBack:
-        read = written.reader(in_bytes(tensors[state][name]))
+        read = written.reader(tensors[state][name].in_bytes())
         return lambda block, piece: read(block)
 
     return open_tensor

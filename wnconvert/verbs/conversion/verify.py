@@ -26,7 +26,7 @@ from wnconvert.storage.checkpoint import Checkpoint, open_checkpoint
 from wnconvert.storage.sources import Source
 from wnconvert.tensors.blocks import BLOCK_BYTES, Array, Block, Read, blocks, box
 from wnconvert.tensors.dtypes import DType
-from wnconvert.tensors.tree import StoredTensor, in_bytes
+from wnconvert.tensors.tree import StoredTensor
 from wnconvert.verbs.conversion.readers import (
     Piece,
     ReadBack,
@@ -205,7 +205,7 @@ def _pieces(tensor: StoredTensor) -> Iterator[tuple[Block, Piece]]:
 
 
 def _check_kept(source: Source, tensor: StoredTensor, step: Keep, read_back: ReadBack) -> None:
-    tensor = in_bytes(tensor)
+    tensor = tensor.in_bytes()
     read = source.reader(tensor)
     for block, piece in _pieces(tensor):
         expected = read(block)

@@ -31,7 +31,7 @@ __all__ = [
 ]
 
 
-#: A layer is untouched where |g - ‖v‖| is at most this part of ‖v‖ in every row.
+#: A layer is untouched if |g - ‖v‖| is at most this part of ‖v‖ in every row.
 UNTOUCHED = 1e-5
 _FLOAT16_BEYOND = 65520.0  # the first value that float16 rounds to infinity
 

@@ -215,7 +215,7 @@ def _chosen(module: nn.Module, selection: Selection) -> tuple[tuple[Live, ...], 
 
 
 def _folded_weights(chosen: Iterable[Live], policy: RowPolicy) -> list[Tensor]:
-    """The weight of each layer: one object for the same g and v, one memory where theirs is one."""
+    """The weight of each layer; layers that share the objects or the memory of g and v share the weight's."""
     every = list(chosen)
     refuse_meta(every, "folded")
     arrays: dict[object, Array] = {}
