@@ -177,7 +177,7 @@ def test_done_is_0_and_nothing_to_do_is_done_too(gan: Path) -> None:
         (["fold", "no.pt"], "error: no.pt: there is no such file\nfix: check the path\n"),
         (["fold"], "error: Missing argument 'SRC'.\nfix: wnconvert fold --help\n"),
         (["fold", "GAN", "--no-such"], "wnconvert fold --help\n"),
-        (["fold", "GAN", "--dim", "x"], "'x' is no axis"),
+        (["fold", "GAN", "--dim", "x"], "'x' is not an axis"),
         (["fold", "GAN", "--threads", "0"], "wnconvert fold --help\n"),
         (["fold", "GAN", "--dtype", "int8"], "'int8' is not one of"),
         (["fold", "GAN", "-o", "no/out.pt"], "fix: mkdir -p no\n"),

@@ -24,7 +24,7 @@ from wnconvert.errors import ArgumentError, InputError, LayerError, NumbersError
 from wnconvert.numerics import folding as weightnorm
 from wnconvert.onnx.file.model import Model
 from wnconvert.onnx.file.unchanged import check_unchanged
-from wnconvert.onnx.graph.edits import edits, renamed
+from wnconvert.onnx.graph.edits import fold_edits, renamed
 from wnconvert.onnx.graph.layers import GraphLayers, find_graph_layers
 from wnconvert.onnx.graph.plan import plan_onnx
 from wnconvert.storage.checkpoint import open_checkpoint
@@ -54,8 +54,8 @@ def through_files(folder: Path) -> Callable[[ModelProto], tuple[GraphLayers, Mod
         assert [item.name for item in found.refused] == [item.name for item in expected.refused]
         result = fold_file(path, exclude=[item.name for item in found.refused], verify=True)
         made = onnx.load(result.output)
-        assert made == applied(proto, edits(model_of(proto), expected.layers))
-        made_of = {tensor.layer for tensor in edits(model, found.layers).tensors}
+        assert made == applied(proto, fold_edits(model_of(proto), expected.layers))
+        made_of = {tensor.layer for tensor in fold_edits(model, found.layers).tensors}
         assert {change.before.name for _, change in result.plan.layers if change.before} == made_of
         if not found.layers:
             assert result.output.read_bytes() == path.read_bytes()

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from wnconvert.errors import InputError, OutputError, WnconvertError
-from wnconvert.numerics.rows import RowPolicy
+from wnconvert.numerics.rows import RowPolicy, Wider
 from wnconvert.onnx.file.reader import looks_like_onnx
 from wnconvert.plan.layout import Layout
 from wnconvert.storage.checkpoint import Checkpoint, open_checkpoint
@@ -126,7 +126,7 @@ def write_model(
     with Source(checkpoint.shards) as source:
         for name, layout in layouts.items():
             with file_in(folder, name, target) as file:
-                notes += execute(source, file, layout, replace(numbers, can_cast=False), workers)
+                notes += execute(source, file, layout, replace(numbers, wider=Wider.NEVER), workers)
     return notes
 
 

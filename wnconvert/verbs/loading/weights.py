@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from wnconvert.errors import ArgumentError, InputError, LayerError, WnconvertError
 from wnconvert.layers.schemes import Layer, Selection
-from wnconvert.messages import counted, listed, printable
+from wnconvert.messages import counted, listed, printable, raise_listed
 from wnconvert.plan.scope import choose
 from wnconvert.plan.wanted import find_layers
 from wnconvert.storage.checkpoint import Checkpoint, open_checkpoint
@@ -73,7 +73,7 @@ def load_weights(
     except WnconvertError as error:
         error.where = f"{path}: {error.where}" if error.where else str(path)
         raise
-    return Loaded(path, fit.state.path, len(fit.tensors), (*fit.notes, *_lacking(fit)))
+    return Loaded(path, fit.state.path, len(fit.tensors), tuple(_notes(fit)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +129,7 @@ class _Fit:
     missing: tuple[str, ...]
     unexpected: tuple[str, ...]
     reshaped: tuple[str, ...]
-    notes: tuple[str, ...]
+    refused: tuple[tuple[str, str], ...]
     hint: str
 
     @property
@@ -202,7 +202,7 @@ def _fit(state: StateDict, wanted: _Wanted, prefixes: tuple[str, ...]) -> _Fit:
         missing,
         unexpected,
         reshaped,
-        tuple(f"{no.name} is no layer to go by: {no.reason}" for no in found.refused),
+        tuple((no.name, no.reason) for no in found.refused),
         _hint(missing, unexpected),
     )
 
@@ -246,24 +246,31 @@ def _chosen(fits: list[_Fit]) -> _Fit:
     if good:
         return good[0]
     if len(fits) > 1:
-        each = "".join(
-            f"\n  {printable(fit.state.path or '.')}: {counted(len(fit.missing), 'tensor')} missing, "
-            f"{len(fit.unexpected)} unexpected, {len(fit.reshaped)} of another shape"
-            for fit in fits[:_SHOWN]
-        )
-        raise InputError(
-            f"none of its {len(fits)} state dicts fits the model:{each}",
+        raise_listed(
+            InputError,
+            f"none of its {len(fits)} state dicts fits the model",
+            [
+                (
+                    printable(fit.state.path or "."),
+                    (
+                        f"{counted(len(fit.missing), 'tensor')} missing, {len(fit.unexpected)} unexpected, "
+                        f"{len(fit.reshaped)} of another shape"
+                    ),
+                )
+                for fit in fits
+            ],
             fix="--only PATH says which is meant, and what does not fit is listed then",
         )
     (fit,) = fits
-    lines = [f"missing: {name}" for name in fit.missing]
-    lines += [f"unexpected: {name}" for name in fit.unexpected]
-    lines += [f"shape: {each}" for each in fit.reshaped]
-    shown = "".join(f"\n  {printable(line)}" for line in (*lines[:_SHOWN], *fit.notes))
-    more = f"\n  and {len(lines) - _SHOWN} more" if len(lines) > _SHOWN else ""
     raise InputError(
-        f"the weights do not fit the model ({counted(len(lines), 'name')}):{shown}{more}",
+        f"the weights do not fit the model ({counted(fit.misfits, 'name')})",
         fix=fit.hint or "the checkpoint of this very model, or --kwargs that build the model of this one",
+        items=[
+            *((f"layer {printable(name)}", printable(reason)) for name, reason in fit.refused),
+            *(("missing", printable(name)) for name in fit.missing),
+            *(("unexpected", printable(name)) for name in fit.unexpected),
+            *(("shape", printable(each)) for each in fit.reshaped),
+        ],
     )
 
 
@@ -271,8 +278,10 @@ def _sizes(shape: tuple[int, ...]) -> str:
     return f"[{','.join(map(str, shape))}]"
 
 
-def _lacking(fit: _Fit) -> Iterator[str]:
-    """What is said of names that the file may well lack."""
+def _notes(fit: _Fit) -> Iterator[str]:
+    """Notes on layers that are refused, and on names that the file may well lack."""
+    for name, reason in fit.refused:
+        yield f"{printable(name)} cannot be read as a layer: {reason}"
     if fit.twins:
         pairs = [f"{printable(name)} (as {printable(twin)})" for name, twin in fit.twins.items()]
         yield f"in the file under another name of the same tensor in the model: {listed(pairs, 4)}"
