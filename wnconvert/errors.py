@@ -1,18 +1,20 @@
-"""Every way in which wnconvert says no.
+"""All errors that wnconvert raises on purpose.
 
-    WnconvertError          the root: what, where, and what to do; exit code 2
-    ├── ArgumentError       an option or argument that cannot be meant
-    ├── InputError          a source that cannot be opened, or is no checkpoint
+    WnconvertError          the base class: what went wrong, where, what to do; exit code 2
+    ├── ArgumentError       an option or argument that makes no sense
+    ├── InputError          a source that cannot be opened, or is not a checkpoint
     │   └── FormatError     a checkpoint whose bytes contradict its own format
     ├── LayerError          a layer that is refused for its names, shapes or dtypes
     │   └── NumbersError    a layer that is refused for its numbers: zero rows, NaN, overflow
-    ├── OutputError         a target that cannot be written: exists, no folder, disk full
-    └── VerifyError         the output was read back and is not what was planned; exit code 1
+    ├── OutputError         a target that cannot be written: it exists, its folder does not, disk full
+    └── VerifyError         the output was read back and differs from the plan; exit code 1
 
-A bare ``ValueError`` or ``KeyError`` out of this package is a bug of ours.
+Any other exception that leaves this package, such as a ``KeyError``, is a bug.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 __all__ = [
     "ArgumentError",
@@ -26,39 +28,72 @@ __all__ = [
 ]
 
 
+#: How many items a message lists.
+_MOST_ITEMS = 10
+
+
 class WnconvertError(Exception):
-    """What went wrong, where, and what to do about it, in the user's words.
+    """An error in the user's words: what went wrong, where, and what to do about it.
+
+    ``heading`` says what went wrong. An error about several things lists them below it: ``items`` are their
+    places (or names), each with what is wrong there (or nothing).
 
     >>> print(WnconvertError("g (12,) does not fit v (16, 8, 3)", where="model.pt: layer dec.weight"))
     model.pt: layer dec.weight: g (12,) does not fit v (16, 8, 3)
+    >>> print(WnconvertError("2 layers cannot be folded", items=[("layer a", "no g"), ("layer b", "no v")]))
+    2 layers cannot be folded:
+      layer a: no g
+      layer b: no v
     """
 
     exit_code = 2
 
-    def __init__(self, what: str, *, where: str = "", fix: str = "") -> None:
-        super().__init__(what)
-        self.what = what
+    def __init__(
+        self, heading: str, *, where: str = "", fix: str = "", items: Sequence[tuple[str, str]] = ()
+    ) -> None:
+        super().__init__(heading)
+        self.heading = heading
+        self.items = tuple(items)
         self.where = where
         self.fix = fix
 
+    @property
+    def what(self) -> str:
+        """The message without its place."""
+        return "\n  ".join(self._lines(self.heading))
+
+    @property
+    def lines(self) -> list[str]:
+        """The message line by line: place and heading, then the first ten items."""
+        return self._lines(f"{self.where}: {self.heading}" if self.where else self.heading)
+
+    def _lines(self, heading: str) -> list[str]:
+        if not self.items:
+            return [heading]
+        items = [f"{where}: {what}" if what else where for where, what in self.items[:_MOST_ITEMS]]
+        more = len(self.items) - len(items)
+        return [f"{heading}:", *items, *([f"and {more} more"] if more else [])]
+
     def __str__(self) -> str:
-        return f"{self.where}: {self.what}" if self.where else self.what
+        return "\n  ".join(self.lines)
 
     def __reduce__(self) -> tuple[object, ...]:
-        # BaseException pickles its positional arguments only; where and fix must survive a process pool.
-        return (_rebuild, (type(self), self.what, self.where, self.fix))
+        # BaseException pickles its positional arguments only; the others must survive a process pool.
+        return (_rebuild, (type(self), self.heading, self.where, self.fix, self.items))
 
 
-def _rebuild(cls: type[WnconvertError], what: str, where: str, fix: str) -> WnconvertError:
-    return cls(what, where=where, fix=fix)
+def _rebuild(
+    cls: type[WnconvertError], heading: str, where: str, fix: str, items: Sequence[tuple[str, str]]
+) -> WnconvertError:
+    return cls(heading, where=where, fix=fix, items=items)
 
 
 class ArgumentError(WnconvertError):
-    """An option or argument that cannot be meant."""
+    """An option or argument that makes no sense."""
 
 
 class InputError(WnconvertError):
-    """A source that cannot be opened, or is no checkpoint."""
+    """A source that cannot be opened, or is not a checkpoint."""
 
 
 class FormatError(InputError):
@@ -78,6 +113,6 @@ class OutputError(WnconvertError):
 
 
 class VerifyError(WnconvertError):
-    """The output was read back and is not what was planned."""
+    """The output was read back and differs from the plan."""
 
     exit_code = 1

@@ -1,4 +1,4 @@
-"""Words for messages: safe names, lists that end, numbers of things, options as Python spells them."""
+"""The parts of messages: safe names, short lists, counts, and options as the user types them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ REPORT_BUG = "this is a bug of wnconvert: please report it with the output of --
 
 
 def printable(text: str) -> str:
-    r"""A text whose control characters are spelled out: names in a file must not move a terminal's cursor.
+    r"""A text with its control characters spelled out, so that names in files cannot control a terminal.
 
     >>> print(printable("conv" + chr(27) + "[2J.weight"))
     conv\x1b[2J.weight
@@ -26,7 +26,7 @@ def printable(text: str) -> str:
 
 
 def counted(count: int, noun: str) -> str:
-    """A number of things.
+    """A number and a noun, with an s if there is not exactly one.
 
     >>> counted(1, "layer"), counted(3, "layer")
     ('1 layer', '3 layers')
@@ -35,7 +35,7 @@ def counted(count: int, noun: str) -> str:
 
 
 def listed(names: Iterable[str], most: int = 20) -> str:
-    """Names, the first of them where there are many."""
+    """Names with commas between them; of very many only the first ``most``."""
     every = list(names)
     more = f" and {len(every) - most} more" if len(every) > most else ""
     return ", ".join(every[:most]) + more
@@ -46,7 +46,7 @@ def raise_listed(
 ) -> None:
     """Raise one error for all ``items``, each a place and what is wrong there; nothing if there are none.
 
-    A single item is an error by itself. Of many, the first ten are listed under ``heading``.
+    A single item is an error by itself; several are listed under ``heading``.
 
     >>> from wnconvert.errors import LayerError
     >>> raise_listed(LayerError, "2 layers cannot be folded", [("layer a", "no g"), ("layer b", "no v")])
@@ -58,9 +58,7 @@ def raise_listed(
     if len(items) == 1:
         raise kind(items[0][1], where=items[0][0], fix=fix)
     if items:
-        lines = "".join(f"\n  {where}: {what}" for where, what in items[:10])
-        more = f"\n  and {len(items) - 10} more" if len(items) > 10 else ""
-        raise kind(f"{heading}:{lines}{more}", fix=fix)
+        raise kind(heading, items=items, fix=fix)
 
 
 # -- options: the command line's, and the same as arguments in Python
@@ -71,26 +69,29 @@ _in_python: ContextVar[bool] = ContextVar("in_python", default=False)
 def option(name: str, *value: object, glob: str = "", metavar: str = "") -> str:
     """An option as the user types it: on the command line, or inside ``options_as_python`` in Python.
 
-    ``name`` is spelled as in Python. ``value`` is what to give: True for a flag, None, a number or a word;
-    ``glob`` is a pattern, which a shell needs quoted; ``metavar`` stands for any value.
+    ``name`` is spelled as in Python. ``value`` is True for a flag, None, a number or a word, or several words
+    for an option that can be repeated; ``glob`` is a pattern, which a shell needs quoted; ``metavar`` stands
+    for any value.
 
     >>> option("zero_rows", "zero"), option("dim", None), option("force", True), option("layers", glob="a.*")
     ('--zero-rows zero', '--dim none', '--force', "--layers 'a.*'")
     >>> with options_as_python():
     ...     option("zero_rows", "zero"), option("dim", None), option("like", metavar="REF")
     ('zero_rows="zero"', 'dim=None', 'like=…')
+    >>> option("strip_prefix", "module.", "dec.")
+    '--strip-prefix module. --strip-prefix dec.'
     """
     if _in_python.get():
         if glob:
             return f"{name}='{glob}'"
-        given = "…" if not value else f'"{value[0]}"' if isinstance(value[0], str) else str(value[0])
-        return f"{name}={given}"
-    said = f"--{name.replace('_', '-')}"
+        given = [f'"{each}"' if isinstance(each, str) else str(each) for each in value]
+        return f"{name}=[{', '.join(given)}]" if len(given) > 1 else f"{name}={given[0] if given else '…'}"
+    dashed = f"--{name.replace('_', '-')}"
     if glob or metavar:
-        return f"{said} '{glob}'" if glob else f"{said} {metavar}"
-    if not value or value[0] is True:
-        return said
-    return f"{said} {'none' if value[0] is None else value[0]}"
+        return f"{dashed} '{glob}'" if glob else f"{dashed} {metavar}"
+    if not value or value == (True,):
+        return dashed
+    return " ".join(f"{dashed} {'none' if each is None else each}" for each in value)
 
 
 @contextmanager
@@ -100,7 +101,8 @@ def options_as_python() -> Iterator[None]:
     try:
         yield
     except WnconvertError as error:
-        error.what, error.fix = _OPTION.sub(_argument, error.what), _OPTION.sub(_argument, error.fix)
+        error.heading, error.fix = (_OPTION.sub(_argument, text) for text in (error.heading, error.fix))
+        error.items = tuple((where, _OPTION.sub(_argument, what)) for where, what in error.items)
         raise
     finally:
         _in_python.reset(token)

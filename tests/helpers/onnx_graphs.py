@@ -26,7 +26,7 @@ from onnx import (
 
 from wnconvert.numerics import folding as weightnorm
 from wnconvert.onnx.file.model import Attribute, Constant, Graph, GraphEdits, Model, Node, OnnxFunction, Port
-from wnconvert.onnx.graph.edits import edits
+from wnconvert.onnx.graph.edits import fold_edits
 from wnconvert.onnx.graph.layers import GraphLayers, find_graph_layers
 from wnconvert.tensors.dtypes import DTYPES
 from wnconvert.tensors.tree import ByteRange, StoredTensor, TensorInfo, contiguous_strides
@@ -169,7 +169,7 @@ def folded(proto: ModelProto) -> tuple[GraphLayers, ModelProto]:
     """What is found in a model, and the model with all of it folded."""
     model = model_of(proto)
     found = find_graph_layers(model)
-    return found, applied(proto, edits(model, found.layers))
+    return found, applied(proto, fold_edits(model, found.layers))
 
 
 def applied(proto: ModelProto, edits: GraphEdits) -> ModelProto:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.helpers.states import Shape, new_pair, pair, state_at
+from tests.helpers.infos import Shape, new_pair, pair, state_at
 from wnconvert.errors import ArgumentError, LayerError
 from wnconvert.layers.schemes import Selection
 from wnconvert.plan.fold import plan_fold

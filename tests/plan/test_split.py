@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.helpers.states import Shape, new_pair, pair, state_at
+from tests.helpers.infos import Shape, new_pair, pair, state_at
 from wnconvert.errors import ArgumentError, LayerError, WnconvertError
 from wnconvert.layers.dims import AUTO
 from wnconvert.layers.schemes import Selection
@@ -284,7 +284,7 @@ NONSENSE: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("changes", NONSENSE, ids=str)
+@pytest.mark.parametrize("changes", NONSENSE, ids=lambda changes: str(changes)[:40])
 def test_a_layer_of_the_record_that_makes_no_sense_is_none(changes: dict[str, Any]) -> None:
     with pytest.raises(ArgumentError, match="nothing says which weights to split"):
         split(recorded(**changes))
@@ -305,7 +305,7 @@ MISFITS: list[tuple[dict[str, Any], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("changes", "says"), MISFITS, ids=str)
+@pytest.mark.parametrize(("changes", "says"), MISFITS, ids=lambda value: str(value)[:24])
 def test_a_layer_of_the_record_that_does_not_fit_the_file_is_refused(
     changes: dict[str, Any], says: str
 ) -> None:

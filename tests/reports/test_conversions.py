@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.golden import FIXTURES
-from tests.helpers.states import new_pair, pair, state_at
+from tests.helpers.infos import new_pair, pair, state_at
 from wnconvert import Plan, fold_file
 from wnconvert.plan.fold import plan_fold
 from wnconvert.reports.conversions import plan_text, result_text

@@ -15,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from fixtures.make import FIXTURES as MADE
 from tests.helpers.golden import FIXTURES
@@ -199,6 +198,8 @@ def test_a_checkpoint_that_is_cut_short_is_refused(name: str, tmp_path: Path) ->
 
 
 def test_a_big_endian_file_is_refused(tmp_path: Path) -> None:
+    import torch
+
     buffer = io.BytesIO()
     torch.save({"a": torch.ones(1)}, buffer)
     source, path = zipfile.ZipFile(buffer), tmp_path / "big.pt"

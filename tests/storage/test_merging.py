@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from tests.helpers.states import pair, state_at
+from tests.helpers.infos import pair, state_at
 from wnconvert.errors import FormatError
 from wnconvert.plan.fold import plan_fold
 from wnconvert.storage.shards import merged

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.helpers.states import Shape, infos, pair, state_at
+from tests.helpers.infos import Shape, infos, pair, state_at
 from wnconvert.plan.fold import plan_fold
 from wnconvert.plan.plan import Plan
 from wnconvert.storage.shards import Naming, index_metadata, part_of, sharded, total_size

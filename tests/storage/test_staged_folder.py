@@ -6,7 +6,7 @@ import errno
 import os
 import shutil
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -71,13 +71,6 @@ def swap(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str
 @pytest.fixture
 def two_renames(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("wnconvert.storage.staged_folder._exchange", lambda *_: False)
-
-
-@pytest.fixture
-def umask() -> Iterator[None]:
-    before = os.umask(0o022)
-    yield
-    os.umask(before)
 
 
 def test_a_new_folder_stands_there_when_the_block_ends(tmp_path: Path) -> None:

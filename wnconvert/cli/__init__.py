@@ -1,7 +1,7 @@
-"""The command line: the commands, and how a run of one ends: exit code, errors in the user's words.
+"""The command line: the commands, how errors are printed, and exit codes.
 
 terminal  data on stdout, the rest on stderr
-options   options that commands share
+options   options shared by several commands
 files     fold, split, migrate, inspect, compare
 export    export, check
 """
@@ -36,8 +36,8 @@ __all__ = ["cli", "main"]
 def cli() -> None:
     """Convert and inspect weight-normalized PyTorch checkpoints and models (w = g·v/‖v‖).
 
-    Files are data: nothing in a checkpoint is imported or run, and nothing in it is lost. Only export and
-    check run code: that of the model that you name.
+    Files are data: nothing in a checkpoint is imported or run. Everything in it is kept, unless an option or
+    a note says otherwise. Only export and check run code: that of the model you name.
     """
 
 
@@ -46,16 +46,16 @@ for _command in (fold, split, migrate, inspect, compare, export, check):
 
 
 def main() -> NoReturn:
-    """Run the command line and exit: errors in the user's words, never a traceback but for a bug."""
+    """Run the command line and exit; errors are in the user's words, and only a bug prints a traceback."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
-        if getattr(sys, name) is None:  # it is closed; the next file that is opened must not take its number
+        if getattr(sys, name) is None:  # it is closed, and the next file to be opened must not get its number
             setattr(sys, name, Path(os.devnull).open(mode))  # noqa: SIM115 - until the end
     if not sys.warnoptions:
-        warnings.simplefilter("ignore")  # a warning of a library says nothing to a user of this tool
+        warnings.simplefilter("ignore")  # warnings of libraries mean nothing to a user of this tool
     for ending in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(ending) != signal.SIG_IGN:  # nohup has it ignored
+        if signal.getsignal(ending) != signal.SIG_IGN:  # nohup ignores it
             signal.signal(ending, _terminated)
-    gc.disable()  # what a short process makes goes with it; to look for cycles took 20 ms
+    gc.disable()  # a short process needs no search for cycles, which took 20 ms
     code = _run()
     gc.freeze()
     sys.exit(code)
@@ -66,26 +66,26 @@ def _run() -> int:
         code = cli(standalone_mode=False)
     except (click.Abort, KeyboardInterrupt):
         return _interrupted()
-    except SystemExit:  # so click alone ends, where a reader is gone, and with the code for "they differ"
+    except SystemExit:  # click exits so if stdout's reader is gone; its code would mean "different"
         return _failed(BrokenPipeError())
-    except Exception as error:  # noqa: BLE001 - the last resort, and it says so
-        # torch, while it is imported, can swallow a Ctrl-C and fail at what was not imported then.
+    except Exception as error:  # noqa: BLE001 - reported as a bug
+        # An import of torch can swallow a Ctrl-C, and then fail because a part is not imported.
         return _interrupted() if _signals else _failed(error)
     return code if isinstance(code, int) else 0
 
 
 def _failed(error: Exception) -> int:
-    """Say what went wrong; the exit code."""
+    """Print an error and return the exit code."""
     match error:
         case WnconvertError():
-            say_error(str(error), error.fix)
+            say_error(error.lines, error.fix)
             return error.exit_code
         case click.exceptions.NoArgsIsHelpError():
             error.show()
             return error.exit_code
         case click.ClickException():
             context = getattr(error, "ctx", None)
-            say_error(error.format_message(), f"{context.command_path if context else 'wnconvert'} --help")
+            say_error([error.format_message()], f"{context.command_path if context else 'wnconvert'} --help")
             return error.exit_code
         case BrokenPipeError():
             discard(sys.stdout)  # its reader is gone (| head)
@@ -100,11 +100,11 @@ def _interrupted() -> int:
     return 130
 
 
-#: Those that asked for an end.
+#: The signals received that end the run.
 _signals: list[int] = []
 
 
 def _terminated(number: int, _: object) -> NoReturn:
-    """End as after Ctrl-C: what was begun is cleaned up."""
+    """End as after Ctrl-C: unfinished files are removed."""
     _signals.append(number)
     raise KeyboardInterrupt

@@ -26,7 +26,7 @@ from wnconvert.cli.terminal import fitting_width, progress_bar, put, say
 __all__ = ["FORMAT_CHOICES", "SORT_CHOICES", "compare", "fold", "inspect", "migrate", "split"]
 
 
-#: What ``inspect --sort`` and ``--format`` take; tests hold these to what the modules know.
+#: The choices of ``inspect --sort`` and ``--format``; a test compares them with the modules that do the work.
 SORT_CHOICES = ("name", "form", "rows", "g-min", "g-mean", "g-max", "norm", "ratio")
 FORMAT_CHOICES = ("table", "json", "csv", "markdown")
 
@@ -36,7 +36,7 @@ FORMAT_CHOICES = ("table", "json", "csv", "markdown")
 @click.option(
     "--dtype",
     type=click.Choice(["float16", "bfloat16", "float32"]),
-    help="Fold and cast in one rounding; other float tensors of the state dict are cast too.",
+    help="Cast to this dtype with a single rounding; other float tensors of the state dict are cast too.",
 )
 @globs("Fold")
 @click.option(
@@ -52,19 +52,21 @@ FORMAT_CHOICES = ("table", "json", "csv", "markdown")
     type=click.Choice(["error", "zero"]),
     default="error",
     show_default=True,
-    help="A zero row of v has no direction: refuse it, or write zeros.",
+    help="What to do with a zero row of v, which has no direction: refuse it, or write zeros.",
 )
-@click.option("--allow-nonfinite", is_flag=True, help="Write NaN, infinities and overflow as they come.")
+@click.option(
+    "--allow-nonfinite", is_flag=True, help="Write NaN, infinities and overflow instead of refusing them."
+)
 @DROPS_OPTIMIZER
 @WRITING
 def fold(src: str, out: str | None, **options: Any) -> None:
     """Fold g and v into plain weights.
 
-    SRC is a checkpoint of any kind: safetensors, what torch.save wrote at any time, a whole pickled module,
-    a TorchScript archive, or a folder as the Hugging Face hub has it (or its index), whose other files go
-    along. Every state dict in it is folded, in both forms of weight norm. Or it is an ONNX model: what its
-    graph computes of g and v becomes stored weights, and the rest stays byte for byte; it is run beside the
-    original before it is put in place.
+    SRC is a checkpoint of any kind: safetensors, a file of any version of torch.save, a whole pickled
+    module, a TorchScript archive, or a folder as on the Hugging Face hub (or its index), whose other files
+    are copied. Every state dict in it is folded, in both forms of weight norm. SRC may also be an ONNX
+    model: weights that its graph computes from g and v become stored weights, and the rest stays byte for
+    byte; the result is run beside the original before it is put in place.
     """
     from wnconvert.verbs.conversion.files import fold_file
 
@@ -74,12 +76,12 @@ def fold(src: str, out: str | None, **options: Any) -> None:
 @click.command(epilog=epilog("wnconvert split generator.safetensors --like g_02500000"))
 @target(".split")
 @click.option(
-    "--like", type=click.Path(), metavar="REF", help="Take layers, dims and form of this checkpoint."
+    "--like", type=click.Path(), metavar="REF", help="Use the layers, dims and form of this checkpoint."
 )
 @click.option(
     "--to",
     type=click.Choice(FORM_CHOICES),
-    help="The form to write.  [default: as recorded or as in REF, else parametrize]",
+    help="The form to write.  [default: as recorded, or as in REF, else parametrize]",
 )
 @globs("Split")
 @click.option(
@@ -87,17 +89,17 @@ def fold(src: str, out: str | None, **options: Any) -> None:
     callback=dim_of_text,
     metavar="N|none",
     default="auto",
-    help="With --layers: the axis that is not summed over (0 is torch's default); none, or torch's -1: the "
-    "whole tensor.",
+    help="With --layers: the axis that is not summed over (0 is torch's default); none or torch's -1 for the "
+    "norm of the whole tensor.",
 )
 @DROPS_OPTIMIZER
 @WRITING
 def split(src: str, out: str | None, **options: Any) -> None:
     """Split plain weights into g and v.
 
-    To train them further; folded, they are the same bits again. g is the norm of each row, correctly
-    rounded, and v the weight itself. A file that wnconvert fold wrote gets its layers back as they were; for
-    any other say which they are: --like REF, or --layers with --dim.
+    This lets you train a folded model further; folding it again gives the same bits. g is the norm of each
+    row, correctly rounded, and v the weight itself. A file that wnconvert fold wrote gets its layers back as
+    they were; for any other file, name them: --like REF, or --layers with --dim.
     """
     from wnconvert.verbs.conversion.files import split_file
 
@@ -115,13 +117,14 @@ def split(src: str, out: str | None, **options: Any) -> None:
 )
 @globs("Migrate")
 @click.option(
-    "--drop-optimizer", is_flag=True, help="Leave optimizer state out (where its positions would not fit)."
+    "--drop-optimizer", is_flag=True, help="Leave out optimizer state (if its positions would not fit)."
 )
 @WRITING
 def migrate(src: str, out: str | None, *, to: str, **options: Any) -> None:
-    """Rename old weight norm's layers as torch 2.1's, or back.
+    """Rename the keys of old weight norm to those of torch 2.1, or back.
 
-    Names and order of keys change as torch has them, bytes do not; optimizer state in the file stays valid.
+    The names and order of keys become those of torch, the bytes of tensors stay; optimizer state in the file
+    stays valid.
     """
     from wnconvert.verbs.conversion.files import migrate_file
 
@@ -140,7 +143,7 @@ def _convert(
     dry_run: bool,
     **options: Any,
 ) -> None:
-    """Run a verb on a file, or plan it, and say what came of it."""
+    """Run a verb on a file, or plan it, and print the result."""
     from wnconvert.reports.conversions import plan_text, result_text
     from wnconvert.verbs.conversion.targets import default_output
 
@@ -148,7 +151,9 @@ def _convert(
     if dry_run:
         plan = verb(src, output, dry_run=True, **options)
         there = (
-            () if options["force"] or not Path(output).exists() else (f"{output} exists: --force is needed",)
+            ()
+            if options["force"] or not Path(output).exists()
+            else (f"{output} exists: --force replaces it",)
         )
         say((*plan.notes, *there), quiet=quiet)
         put(json.dumps(plan.to_dict(), indent=1) if as_json else plan_text(plan, output), quiet=quiet)
@@ -161,23 +166,29 @@ def _convert(
 
 @click.command(epilog=epilog("wnconvert inspect ckpt.safetensors --full --sort ratio --top 20"))
 @click.argument("src", nargs=-1, required=True, type=click.Path())
-@click.option("--full", is_flag=True, help="Read v too: ‖v‖, g/‖v‖, zero rows, overflow, untouched layers.")
 @click.option(
-    "--all", "all_weights", is_flag=True, help="Show every plain weight of two and more dimensions too."
+    "--full", is_flag=True, help="Read v too, for ‖v‖, g/‖v‖, zero rows, overflow and untouched layers."
 )
-@click.option("--layers", metavar="GLOB", multiple=True, help="Show only layers of such names (repeatable).")
-@click.option("--sort", type=click.Choice(SORT_CHOICES), help="Order by a column, the largest first.")
-@click.option("--top", type=click.IntRange(min=1), metavar="N", help="Show the first N layers only.")
+@click.option(
+    "--all", "all_weights", is_flag=True, help="Show every plain weight of two or more dimensions too."
+)
+@click.option(
+    "--layers", metavar="GLOB", multiple=True, help="Show only layers whose names match (repeatable)."
+)
+@click.option("--sort", type=click.Choice(SORT_CHOICES), help="Sort by a column, largest first.")
+@click.option("--top", type=click.IntRange(min=1), metavar="N", help="Show only the first N layers.")
 @click.option(
     "--format",
     "style",
     type=click.Choice(FORMAT_CHOICES),
     default="table",
     show_default=True,
-    help="How to print.",
+    help="Output format.",
 )
-@click.option("--wide", is_flag=True, help="Show long names whole, however wide the terminal is.")
-@click.option("--plot", type=click.Path(), metavar="FILE", help="Draw the magnitudes into a .png or .svg.")
+@click.option(
+    "--wide", is_flag=True, help="Show long names in full, even if they are wider than the terminal."
+)
+@click.option("--plot", type=click.Path(), metavar="FILE", help="Draw the magnitudes to a .png or .svg file.")
 @NO_PROGRESS
 def inspect(
     src: tuple[str, ...],
@@ -192,15 +203,17 @@ def inspect(
 ) -> None:
     """Show what is in a checkpoint and whether it is healthy.
 
-    Its form, its layers' magnitudes, what fold, split and migrate would do. Only g is read, kilobytes of a
-    file of gigabytes; of an ONNX model plain weights are read and shown too. Of several files (a training
-    run) one row a layer is shown, with the layers that moved most first.
+    It shows the form, the magnitudes of the layers, and what fold, split and migrate would do. Only g is
+    read, kilobytes of a file of gigabytes; plain weights of an ONNX model are read and shown too. Of several
+    files (a training run) it shows one row for each layer, starting with those that moved most.
     """
     from wnconvert.reports.inspections import arranged, inspection_text, moves_text
     from wnconvert.verbs.inspection.inspect import inspect_file
 
     if sort is not None and len(src) > 1:
-        raise click.UsageError("--sort is for one file; several are sorted by how far they moved")
+        raise click.UsageError(
+            "--sort is for one file; layers of several files are sorted by how far they moved"
+        )
     if sort in ("norm", "ratio") and not options["full"]:
         raise click.UsageError(f"--sort {sort} needs --full, which reads v")
     found = []
@@ -230,7 +243,7 @@ def inspect(
 @click.command(epilog=epilog("wnconvert compare g_02500000 generator.safetensors"))
 @click.argument("a", type=click.Path())
 @click.argument("b", type=click.Path())
-@click.option("--rtol", type=click.FloatRange(min=0), help="Equal where |a-b| <= atol + rtol·|b|.")
+@click.option("--rtol", type=click.FloatRange(min=0), help="Numbers are equal if |a-b| <= atol + rtol·|b|.")
 @click.option(
     "--atol", type=click.FloatRange(min=0), help="See --rtol.  [default of both: 1 ulp of the coarser dtype]"
 )
@@ -238,32 +251,34 @@ def inspect(
     "--strip-prefix",
     metavar="PREFIX",
     multiple=True,
-    help="Take this off the names of either side, e.g. module. (repeatable).",
+    help="Remove this prefix from the names of either side, e.g. module. (repeatable).",
 )
 @click.option(
     "--only",
     metavar="PATH",
     multiple=True,
-    help="Compare this state dict, on whichever side has it; twice: A's, then B's.",
+    help="Compare this state dict, on whichever side has it; given twice: A's, then B's.",
 )
 @click.option(
-    "--layers", metavar="GLOB", multiple=True, help="Compare only tensors of such names (repeatable)."
+    "--layers", metavar="GLOB", multiple=True, help="Compare only tensors whose names match (repeatable)."
 )
 @click.option(
-    "--exclude", metavar="GLOB", multiple=True, help="Leave tensors of such names out (repeatable)."
+    "--exclude", metavar="GLOB", multiple=True, help="Leave out tensors whose names match (repeatable)."
 )
 @THREADS
 @JSON
-@click.option("--wide", is_flag=True, help="Show long names whole, however wide the terminal is.")
-@click.option("--quiet", is_flag=True, help="Print nothing but errors; the exit code says it.")
+@click.option(
+    "--wide", is_flag=True, help="Show long names in full, even if they are wider than the terminal."
+)
+@click.option("--quiet", is_flag=True, help="Print only errors; the exit code has the result.")
 @NO_PROGRESS
 def compare(
     a: str, b: str, *, as_json: bool, wide: bool, quiet: bool, no_progress: bool, **options: Any
 ) -> int:
-    """Tell whether two checkpoints are the same function.
+    """Check whether two checkpoints hold the same weights.
 
-    In any form, container and nesting: weight-normalized layers are compared by the weights that they
-    compute. Exit code 0: equal, 1: not.
+    They may differ in form, container and nesting: weight-normalized layers are compared by the weights that
+    they compute. Exit code 0: equal, 1: different.
     """
     from wnconvert.reports.comparisons import comparison_text
     from wnconvert.verbs.comparison.compare import compare_files

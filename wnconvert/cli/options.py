@@ -1,4 +1,4 @@
-"""Options that several commands share, and what their texts mean."""
+"""Options shared by several commands, and the parsing of their values."""
 
 from __future__ import annotations
 
@@ -23,30 +23,30 @@ __all__ = [
 ]
 
 
-#: What ``split`` and ``migrate`` take as ``--to``; tests hold these to what the modules know.
+#: The choices of ``--to`` of ``split`` and ``migrate``; a test compares them with the forms that exist.
 FORM_CHOICES = ("parametrize", "legacy")
 
 # The control character \b keeps click from filling the paragraph.
 EXIT_CODES = """\b
-Exit codes: 0 done (nothing to do is done too), 1 checked and different,
-2 could not, 3 a bug, 130 interrupted."""
+Exit codes: 0 done (also if there was nothing to do), 1 checked and different,
+2 not possible, 3 a bug, 130 interrupted."""
 
 
 def dim_of_text(_: click.Context, __: click.Parameter, value: str) -> int | str | None:
-    """The argument that ``--dim`` means."""
+    """The value of ``--dim``."""
     if value == "none":
         return None
     try:
         return value if value == "auto" else int(value)
     except ValueError:
-        raise click.BadParameter(f"{value!r} is no axis: use a number, none or auto") from None
+        raise click.BadParameter(f"{value!r} is not an axis: use a number, none or auto") from None
 
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 
 def with_options(*options: Callable[[Any], Any]) -> Callable[[_Command], _Command]:
-    """Several options as one decorator; the help shows them in this order."""
+    """Several options as one decorator; the help lists them in this order."""
 
     def decorate(command: _Command) -> _Command:
         for option in reversed(options):
@@ -57,22 +57,26 @@ def with_options(*options: Callable[[Any], Any]) -> Callable[[_Command], _Comman
 
 
 def epilog(example: str) -> str:
-    """The end of a command's help: an example, and the exit codes."""
+    """The end of a command's help: an example and the exit codes."""
     return f"\b\nExample:\n  {example}\n\n{EXIT_CODES}"
 
 
 THREADS = click.option(
-    "--threads", type=click.IntRange(min=1), help="Threads.  [default: the processors, at most 4]"
+    "--threads",
+    type=click.IntRange(min=1),
+    help="Number of threads.  [default: one per processor, at most 4]",
 )
 JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the table.")
-NO_PROGRESS = click.option("--no-progress", is_flag=True, help="Show no progress on a terminal.")
+NO_PROGRESS = click.option("--no-progress", is_flag=True, help="Show no progress bar.")
 DROPS_OPTIMIZER = click.option(
-    "--keep-optimizer", is_flag=True, help="Keep optimizer state although its positions no longer fit."
+    "--keep-optimizer",
+    is_flag=True,
+    help="Keep optimizer state although its positions no longer fit the parameters.",
 )
 
 
 def target(default: str) -> Callable[[_Command], _Command]:
-    """What a conversion reads and where it writes; ``default`` is what goes before the suffix."""
+    """The source and the output of a conversion; ``default`` is put before the suffix of the source."""
     return with_options(
         click.argument("src", type=click.Path()),
         click.option(
@@ -80,29 +84,29 @@ def target(default: str) -> Callable[[_Command], _Command]:
             "--out",
             type=click.Path(),
             metavar="OUT",
-            help="File to write: safetensors if so called, else as torch.save writes; or a folder, if SRC is "
-            f"one or OUT ends in a slash.  [default: SRC, {default} before its suffix]",
+            help="File to write: safetensors if it has that suffix, else in the format of torch.save; or a "
+            f"folder, if SRC is one or OUT ends in a slash.  [default: SRC with {default} before its suffix]",
         ),
         click.option(
-            "--only", metavar="PATH", help="Keep this state dict alone, e.g. generator (. is the root)."
+            "--only", metavar="PATH", help="Keep only this state dict, e.g. generator (. is the root)."
         ),
     )
 
 
 def globs(does: str) -> Callable[[_Command], _Command]:
-    """Which layers; ``does`` is what is done to them."""
+    """The options that choose layers; ``does`` is the verb."""
     return with_options(
         click.option(
             "--layers",
             metavar="GLOB",
             multiple=True,
-            help=f"{does} only layers of such names, e.g. 'dec.*' (repeatable).",
+            help=f"{does} only layers whose names match, e.g. 'dec.*' (repeatable).",
         ),
         click.option(
             "--exclude",
             metavar="GLOB",
             multiple=True,
-            help="Leave layers of such names as they are (repeatable).",
+            help="Leave layers whose names match as they are (repeatable).",
         ),
     )
 
@@ -111,19 +115,19 @@ WRITING = with_options(
     click.option(
         "--verify",
         is_flag=True,
-        help="Read the output back with an independent reader and recompute every layer.",
+        help="Read the output back with another reader, if there is one, and recompute every layer.",
     ),
     click.option(
         "--max-shard-size",
         metavar="SIZE",
         default="5GB",
         show_default=True,
-        help="Weights of a folder go into files of at most this: 500MB, 2GiB; a tensor is never cut.",
+        help="Largest file of weights in a folder, e.g. 500MB or 2GiB; a tensor is never cut.",
     ),
-    click.option("--force", is_flag=True, help="Replace OUT if it exists; a folder whole."),
+    click.option("--force", is_flag=True, help="Replace OUT if it exists; a folder is replaced as a whole."),
     THREADS,
     click.option("--dry-run", is_flag=True, help="Print the plan and write nothing."),
     JSON,
-    click.option("--quiet", is_flag=True, help="Print nothing but errors."),
+    click.option("--quiet", is_flag=True, help="Print only errors."),
     NO_PROGRESS,
 )

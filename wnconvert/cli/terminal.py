@@ -1,4 +1,4 @@
-"""What is said to a terminal: data on stdout; notes, errors and progress on stderr."""
+"""Output: data on stdout; notes, errors and progress on stderr."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import contextlib
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TextIO
 
@@ -28,7 +28,7 @@ __all__ = [
 
 
 def fitting_width(*, wide: bool) -> int | None:
-    """The width that tables have to fit: the terminal's, or what COLUMNS asks for; none in a pipe."""
+    """The width that tables must fit: the terminal's, or COLUMNS; None in a pipe."""
     fits = sys.stdout.isatty() or "COLUMNS" in os.environ
     return shutil.get_terminal_size().columns if fits and not wide else None
 
@@ -40,7 +40,7 @@ def say(notes: tuple[str, ...], *, quiet: bool) -> None:
 
 
 def mention(text: str) -> None:
-    """Print a line to stderr; where nobody can read it the work goes on."""
+    """Print a line to stderr; if that fails, the work goes on."""
     try:
         click.echo(text, err=True)
     except OSError:
@@ -48,13 +48,13 @@ def mention(text: str) -> None:
 
 
 def discard(stream: TextIO) -> None:
-    """Have what is written to a stream go nowhere: Python must not fail at it again when it ends."""
+    """Point a broken stream at /dev/null, so that Python does not fail on it again at exit."""
     with contextlib.suppress(OSError, ValueError):  # it has no descriptor
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def put(text: str, *, quiet: bool = False) -> None:
-    """Print to stdout, where a full disk is the user's affair and no bug; OUT is written by then."""
+    """Print to stdout; a full disk is an error of the user's, not a bug. OUT has been written by then."""
     if quiet:
         return
     try:
@@ -67,7 +67,7 @@ def put(text: str, *, quiet: bool = False) -> None:
 
 @contextlib.contextmanager
 def progress_bar(label: str, *, shown: bool) -> Iterator[Callable[[int, int], None]]:
-    """A bar on stderr, where that is a terminal, for whatever takes longer than a second."""
+    """A progress bar on stderr, if that is a terminal, for work that takes longer than a second."""
     if not (shown and sys.stderr.isatty()):
         yield lambda done, total: None
         return
@@ -84,27 +84,17 @@ def progress_bar(label: str, *, shown: bool) -> Iterator[Callable[[int, int], No
 
 @contextlib.contextmanager
 def stdout_to_stderr() -> Iterator[None]:
-    """What code of others prints meanwhile, in Python or in C, goes to stderr: stdout is for the report."""
+    """Send the output of other people's code, in Python or in C, to stderr: stdout is for the report."""
+    from wnconvert.verbs.streams import redirected  # which `--help` does not need
+
     sys.stdout.flush()
-    try:
-        kept = os.dup(1)
-    except OSError:  # it is closed
-        kept = -1
-    try:
-        if kept >= 0:
-            with contextlib.suppress(OSError):  # stderr is closed
-                os.dup2(2, 1)
-        with contextlib.redirect_stdout(sys.stderr):
-            yield
-    finally:
-        if kept >= 0:
-            os.dup2(kept, 1)
-            os.close(kept)
+    with redirected(1, 2), contextlib.redirect_stdout(sys.stderr):
+        yield
 
 
-def say_error(what: str, fix: str) -> None:
-    """Print an error, and what to do about it, to stderr."""
-    lines = what.split("\n  ")  # as errors list items; any other line break stands in a name
-    click.echo("\n  ".join(printable(line) for line in ("error: " + lines[0], *lines[1:])), err=True)
+def say_error(lines: Sequence[str], fix: str) -> None:
+    """Print an error, line by line, and what to do about it, to stderr."""
+    first, *others = map(printable, lines)
+    click.echo("\n  ".join([f"error: {first}", *others]), err=True)
     if fix:
         click.echo(f"fix: {printable(fix)}", err=True)

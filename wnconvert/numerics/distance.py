@@ -1,4 +1,4 @@
-"""How far numbers are apart: bits, units in the last place, tolerances, statistics."""
+"""How far apart numbers are: bits, units in the last place, tolerances, statistics."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from wnconvert.numerics.rounding import FLOAT_FORMATS, cast
 from wnconvert.tensors.blocks import Array, Floats, scratch
 from wnconvert.tensors.dtypes import DType
 
-__all__ = ["Measure", "Needed", "Tolerance", "ToleranceTest", "needed", "rounded_up", "same_bits"]
+__all__ = ["Measure", "Needed", "Tolerance", "ToleranceTest", "bites", "needed", "rounded_up", "same_bits"]
 
 
-#: Elements that are compared at a time where bits differ: their float64 scratch stays in cache.
+#: Elements that are compared at a time if bits differ: their float64 scratch stays in cache.
 _BITE = 1 << 15
 
 
 @dataclass(frozen=True, slots=True)
 class Tolerance:
-    """What is equal: |a-b| <= atol + rtol·|b| where either is given, else 1 ulp of the coarser dtype.
+    """The tolerance: |a-b| <= atol + rtol·|b| if either is given, else 1 ulp of the coarser dtype.
 
-    Raises ``ArgumentError`` for a number that is none.
+    Raises ``ArgumentError`` for a number that cannot be a tolerance.
     """
 
     rtol: float | None = None
@@ -34,11 +34,13 @@ class Tolerance:
     def __post_init__(self) -> None:
         for name, value in (("rtol", self.rtol), ("atol", self.atol)):
             if value is not None and not (math.isfinite(value) and value >= 0):
-                raise ArgumentError(f"{name} {value} is no tolerance", fix="a number that is 0 or more")
+                raise ArgumentError(
+                    f"{name} {value} is not a tolerance", fix="give a number that is 0 or more"
+                )
 
 
 def same_bits(x: Array, y: Array) -> bool:
-    """Whether two flat arrays are one, bit for bit."""
+    """Whether two flat arrays are equal bit for bit."""
     if x.dtype != y.dtype:
         return False
     codes = f"u{x.dtype.itemsize if x.dtype.itemsize in (1, 2, 4, 8) else 1}"
@@ -46,12 +48,13 @@ def same_bits(x: Array, y: Array) -> bool:
     return not np.not_equal(x, y, out=scratch("differ", x.shape, np.bool_)).any()
 
 
-def _bites(left: Array, right: Array) -> Iterator[tuple[int, Array, Array]]:
-    return ((at, left[at : at + _BITE], right[at : at + _BITE]) for at in range(0, left.size, _BITE))
+def bites(left: Array, right: Array, size: int = _BITE) -> Iterator[tuple[int, Array, Array]]:
+    """Two flat arrays of one size, so many elements at a time, each pair with the index of its first."""
+    return ((at, left[at : at + size], right[at : at + size]) for at in range(0, left.size, size))
 
 
 def _ordered(x: Array, use: str) -> Array:
-    """Floats as integers in the same order, one apart where they are neighbours; both zeros are 0."""
+    """Floats as integers in the same order; neighbours are one apart, and both zeros are 0."""
     size = x.dtype.itemsize
     codes, sign, spare = (
         x.view(f"i{size}"),
@@ -66,7 +69,7 @@ def _ordered(x: Array, use: str) -> Array:
 
 
 def _apart(x: Array, y: Array) -> Array:
-    """How many neighbours apart ordered codes are, without overflow where they are of finite floats."""
+    """The distances of ordered codes, without overflow if the floats are finite."""
     code = f"u{x.dtype.itemsize}"
     low = np.minimum(x, y, out=scratch("sign", x.shape, x.dtype))
     high = np.maximum(x, y, out=x)
@@ -76,10 +79,10 @@ def _apart(x: Array, y: Array) -> Array:
 
 @dataclass(slots=True)
 class _Gap:
-    """Elements of both sides as float64, |a-b|, and how many units of the coarser dtype that is.
+    """Elements of both sides as float64, their |a-b|, and the same in units of the coarser dtype.
 
-    ``unmatched`` are elements that are not finite on both sides, and not equal; where they are not finite
-    all numbers are 0. ``out`` are those out of tolerance. Arrays may be scratch.
+    ``unmatched`` are elements that are not equal and not finite on both sides; all numbers of elements that
+    are not finite are 0. ``out`` are the elements out of tolerance. Arrays may be scratch.
     """
 
     a: Floats
@@ -100,7 +103,7 @@ class ToleranceTest:
 
     def within(self, left: Array, right: Array) -> bool:
         """Whether all elements are within tolerance."""
-        return all(self._within(x, y) for _, x, y in _bites(left, right))
+        return all(self._within(x, y) for _, x, y in bites(left, right))
 
     def _within(self, left: Array, right: Array) -> bool:
         if self.by_ulps:
@@ -115,7 +118,7 @@ class ToleranceTest:
         return x if x.dtype == self.form.dtype else cast(x, self.form.dtype)
 
     def gap(self, left: Array, right: Array) -> _Gap:
-        """How far elements are apart."""
+        """The distances of elements."""
         a, b, d = (scratch(use, left.shape, np.float64) for use in "abd")
         unmatched = np.zeros(left.shape, np.bool_)
         with np.errstate(all="ignore"):
@@ -130,7 +133,7 @@ class ToleranceTest:
                 a[odd] = b[odd] = d[odd] = 0
                 ulps[odd] = 0
             if left.dtype != right.dtype:
-                # Past the coarser dtype's largest value all is next to it by its code, and may be far off.
+                # By its code infinity is next to the coarser dtype's largest value, but may be far from it.
                 ulps[np.isinf(x) != np.isinf(y)] = self.form.inf
             if self.by_ulps:
                 return _Gap(a, b, d, ulps, unmatched, unmatched | (ulps > 1))
@@ -140,7 +143,7 @@ class ToleranceTest:
             return _Gap(a, b, d, ulps, unmatched, unmatched | (d > bound))
 
     def needed(self, gap: _Gap) -> tuple[float, float]:
-        """The least rtol beside this atol, and the least atol beside this rtol, that pass these elements."""
+        """The least rtol with this atol, and the least atol with this rtol, that pass these elements."""
         size = np.abs(gap.b, out=scratch("size", gap.b.shape, np.float64))
         rest = gap.d
         with np.errstate(all="ignore"):
@@ -164,10 +167,10 @@ def _quotients(d: Floats, size: Floats) -> Floats:
 
 
 def _least(values: Floats, passes: Callable[[Array, float], Array]) -> float:
-    """The least tolerance, of those that elements need by themselves.
+    """The least tolerance for all elements, given the one that each needs by itself.
 
-    Each is within half a unit of the exact one, so where it does not pass its element, the next float does;
-    and so does the largest, but for those elements whose own it is.
+    Each is within half a unit of the exact one, so if it does not pass its element, the next float does. The
+    largest passes all other elements, so only those that need it are tested.
     """
     most = float(values.max())
     own = np.flatnonzero(values == most)
@@ -176,10 +179,10 @@ def _least(values: Floats, passes: Callable[[Array, float], Array]) -> float:
 
 @dataclass(slots=True)
 class Measure:
-    """How far two tensors are apart, gathered block by block; without a judge, bit for bit.
+    """The distance of two tensors, gathered block by block; without a ``judge``, bit for bit.
 
-    Fields as in ``Difference``; ``rtol`` and ``atol`` are the least that pass, each beside the other as it
-    was given; ``worst`` is a place in C order.
+    Fields as in ``Difference``. ``rtol`` and ``atol`` are the least that pass, each together with the other
+    as it was given; ``worst`` is a place in C order.
     """
 
     judge: ToleranceTest | None
@@ -202,7 +205,7 @@ class Measure:
             self._add_bits(start, left, right)
             return
         same = same_bits(left, right)
-        for at, x, y in _bites(left, right):
+        for at, x, y in bites(left, right):
             if same:
                 self._add_same(x)
             else:
@@ -210,13 +213,13 @@ class Measure:
 
     @property
     def cosine(self) -> float | None:
-        """Of the angle between both tensors; None where it has no value."""
+        """The cosine of the angle between both tensors; None if it has no value."""
         norms = math.sqrt(self.squares_a) * math.sqrt(self.squares_b)
         return self.products / norms if 0 < norms < math.inf else None
 
     @property
     def snr_db(self) -> float | None:
-        """10·log₁₀ Σb²/Σ(a-b)²; None where it has no value."""
+        """10·log₁₀ Σb²/Σ(a-b)²; None if it has no value."""
         if not (0 < self.noise < math.inf and 0 < self.squares_b < math.inf):
             return None
         return 10 * (math.log10(self.squares_b) - math.log10(self.noise))
@@ -263,12 +266,12 @@ class Measure:
 
 
 def _dot(x: Floats, y: Floats) -> float:
-    """Σxy in an order of its own; BLAS's depends on its threads."""
+    """Σxy in a fixed order; that of BLAS depends on its threads."""
     return float(np.einsum("i,i->", x, y))
 
 
 def needed(measured: Iterable[Measure]) -> Needed | None:
-    """The least tolerance under which all of them would have passed, or None."""
+    """The least tolerance with which all of them would have passed, or None."""
     floats = [item for item in measured if item.judge]
     if not floats or any(item.unmatched for item in floats):
         return None
@@ -281,10 +284,10 @@ def needed(measured: Iterable[Measure]) -> Needed | None:
 
 @dataclass(frozen=True, slots=True)
 class Needed:
-    """The least tolerance under which all values that were compared would have passed.
+    """The least tolerance with which all values that were compared would have passed.
 
-    ``rtol`` beside the atol that was given, ``atol`` beside the rtol (0 where none was): either is enough.
-    None: no such tolerance is enough. ``ulps`` is the largest distance.
+    Either is enough: ``rtol`` together with the given atol, or ``atol`` together with the given rtol (0 if
+    none was given). None if no such tolerance is enough. ``ulps`` is the largest distance.
     """
 
     rtol: float | None
@@ -293,7 +296,7 @@ class Needed:
 
 
 def rounded_up(value: float) -> str:
-    """A number in three digits, never less than it is.
+    """A number in three digits, rounded up.
 
     >>> rounded_up(0.001), rounded_up(0.0010001)
     ('0.001', '0.00101')

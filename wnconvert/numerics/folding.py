@@ -1,12 +1,12 @@
 """The fold: w = g·v/‖v‖, block by block, each value rounded once.
 
-A contiguous v is seen as a box of A slabs, D rows and B inner elements, D being the axis that is not
-summed over (the whole tensor is one row), so there are D norms. Blocks of such boxes come and go, so a tensor
-never has to be in memory as a whole.
+A contiguous v is seen as a box of A slabs, D rows and B inner elements, where D is the axis that is not
+summed over (for the whole tensor, one row), so there are D norms. Boxes are processed block by block, so a
+tensor never has to be in memory as a whole.
 
-float32, float16 and bfloat16 results are the *nearest* values of the exact quotient, ties to even.
-The float64 evaluation comes with a bound on its error; where both ends of that interval round alike
-the result is settled (Ziv's test), else (about one element in 2²³) it is decided with integers:
+float32, float16 and bfloat16 results are the values *nearest* to the exact quotient, ties to even.
+The float64 evaluation has a known bound on its error. If both ends of that interval round to the same value,
+this is the result (Ziv's test); else (about one element in 2²³) it is decided with integers:
 w < m  ⇔  (g·v)² < m²·Σv².  float64 results are within 4 ulp.
 
 Sources: Salimans and Kingma 2016 (arXiv:1602.07868); ``torch._weight_norm``; Ziv 1991, "Fast evaluation
@@ -35,13 +35,13 @@ __all__ = ["Folding", "fold_array", "fold_with_report"]
 
 
 class Folding:
-    """A fold at work: ``blocks`` gives w piece by piece, and then ``report`` tells what was odd.
+    """A fold in progress: ``blocks`` gives w piece by piece, then ``report`` describes the odd rows.
 
     ``read(block)`` gives v's elements as an array of ``block.shape`` that may be reused by the next call.
-    ``g`` has one element a row, in any shape. One pass where rows are contiguous and fit a block, else two.
-    All is processed: zero rows of v give zeros, NaN and infinities go their IEEE way.
+    ``g`` has one element for each row, in any shape. v is read once if rows are contiguous and fit a block,
+    else twice. Every row is computed: zero rows of v give zeros; NaN and infinities follow IEEE 754.
 
-    Raises ``LayerError`` where a dtype cannot be folded or g has another number of elements.
+    Raises ``LayerError`` if a dtype cannot be folded or g has another number of elements.
 
     >>> v = np.array([[3.0, 4.0]])
     >>> folding = Folding(lambda block: v[None], (1, 2), 0, np.array([10.0]), "float64", "float64")
@@ -49,7 +49,7 @@ class Folding:
     ([(0, [[[6.0, 8.0]]])], 0)
     """
 
-    def __init__(  # noqa: PLR0917 -- the tensor, its magnitudes, what is made of them
+    def __init__(  # noqa: PLR0917 -- the tensor, its magnitudes, the result's dtype
         self,
         read: Read,
         shape: tuple[int, ...],
@@ -69,17 +69,17 @@ class Folding:
         self.g_name = name_of(g.dtype)
         self.form = FLOAT_FORMATS[out]
         self.fast = "float64" not in (source.dtype, self.g_name, out)
-        # In another dtype than v's the exact number is asked for, and v is not it.
+        # v itself may be the result only in v's own dtype.
         self.may_keep = out == source.dtype and dtype_named(self.g_name).holds(dtype_named(source.dtype))
         largest = float(self.form.value(self.form.inf - 1))
         self.large = np.isfinite(self.g) & (np.abs(self.g) >= largest * 0.99)
         self.zero, self.nonfinite, self.overflow, self.kept = (np.zeros(len(self.g), bool) for _ in range(4))
 
     def blocks(self) -> Iterator[tuple[Block, Array]]:
-        """Each of ``blocks(shape, dim, …)`` in order, and its w: valid until this thread folds again."""
+        """Each of ``blocks(shape, dim, …)`` with its w, which is valid until this thread folds again."""
         source = self.source
         whole: tuple[Sums, Floats, NDArray[np.int32]] | None = None
-        # Never around a yield: what asks for the blocks keeps its own way with errors.
+        # errstate is never set around a yield: the caller keeps its own handling of errors.
         if source.count and not source.whole_rows:
             with np.errstate(all="ignore"):
                 sums = source.sums()
@@ -99,13 +99,13 @@ class Folding:
             yield block, w
 
     def report(self) -> RowReport:
-        """What was odd about the rows of the blocks so far."""
+        """The odd rows of the blocks so far."""
         zero_with_g = self.zero & (self.g != 0)
         kinds = (self.zero, zero_with_g, self.nonfinite, self.overflow, self.kept)
         return RowReport(*(rows_where(flags) for flags in kinds))
 
     def _scale(self, sums: Sums, rows: slice) -> tuple[Floats, NDArray[np.int32]]:
-        """g/‖v‖ of each row as (mantissa, exponent); 1 where the row is v, 0 where v is 0. Sets the flags."""
+        """g/‖v‖ of each row as (mantissa, exponent): 1 if w is v, 0 if v is 0. Sets the flags of the rows."""
         g = self.g[rows]
         self.zero[rows] = zero = sums.high == 0
         finite = np.isfinite(g) & np.isfinite(sums.high)
@@ -147,16 +147,18 @@ class Folding:
 
     def _multiply(self, x: Floats, mantissa: Floats, exponent: NDArray[np.int32], y: Floats) -> None:
         if self.source.dtype != "float64" and self.out != "float64":
-            # 2^±900 times any v but 0 is as far out of range as what it stands for.
+            # 2^±900 times any v but 0 is out of range, as the exact product would be.
             np.multiply(x, np.ldexp(mantissa, np.clip(exponent, -900, 900))[:, None], out=y)
         elif exponent.size == 0 or np.abs(exponent).max() < 1000:
             np.multiply(x, np.ldexp(mantissa, exponent)[:, None], out=y)
         else:
-            # Up first, as far as the row allows, so that no bit is lost; then down, in halves.
+            # First up, as far as the row allows, so that no bit is lost; then down, in two steps.
             np.abs(x, out=y)
             top = np.maximum.reduce(np.maximum.reduce(y, axis=0), axis=1)
             up = np.minimum(1024 - np.frexp(np.where(np.isfinite(top), top, 1.0))[1], 2000)
-            down = exponent - up + 1  # with half the mantissa: the largest element is at the brink now
+            down = (
+                exponent - up + 1
+            )  # with half the mantissa, because the largest element is close to overflow now
             np.multiply(x, np.ldexp(1.0, up // 2)[:, None], out=y)
             for factor in (
                 np.ldexp(1.0, up - up // 2),
@@ -167,7 +169,7 @@ class Folding:
                 np.multiply(y, factor[:, None], out=y)
 
     def _settle(self, block: Block, x: Floats, sums: Sums, low: Array, differ: NDArray[np.bool_]) -> None:
-        """Decide the elements whose error interval holds a midpoint."""
+        """Decide exactly the elements whose error interval holds a midpoint."""
         rows = block.rows
         differ &= ~(self.kept[rows] | self.nonfinite[rows] | self.zero[rows])[:, None]
         codes = low.view(self.form.codes)
@@ -194,7 +196,7 @@ class Folding:
 def fold_with_report(
     v: Array, g: Array, dim: Dim, *, dtype: DTypeLike | None = None, limit: int = BLOCK_BYTES
 ) -> tuple[Array, RowReport]:
-    """``fold_array``, and what was odd about its rows."""
+    """``fold_array``, with a report on odd rows."""
     out = np.empty(v.size, FLOAT_FORMATS[name_of(dtype or v.dtype)].dtype)
     folding = Folding(reader_of(v), v.shape, dim, g, v.dtype, out.dtype, limit=limit)
     for block, w in folding.blocks():
@@ -205,9 +207,9 @@ def fold_with_report(
 def fold_array(v: Array, g: Array, dim: Dim, *, dtype: DTypeLike | None = None) -> Array:
     """Compute w = g·v/‖v‖, the norm over all axes but ``dim`` (None: over all), as v's dtype or ``dtype``.
 
-    v of any shape and layout; g with one element a row, in any shape; float64, float32, float16 and
-    bfloat16 in any mixture. A row whose g is the rounded norm of v is v, bit for bit. Zero rows of v
-    give zeros; ``fold_with_report`` tells of those and of NaN and infinities.
+    v may have any shape and layout, and g any shape with one element for each row; float64, float32, float16
+    and bfloat16 may be mixed. A row whose g is the rounded norm of v is v, bit for bit. Zero rows of v give
+    zeros; ``fold_with_report`` reports those, NaN and infinities.
 
     Raises ``LayerError`` as ``Folding`` does. Source: ``torch._weight_norm``.
 

@@ -1,7 +1,7 @@
-"""‖v‖ of the rows of a tensor that is read block by block, correctly rounded.
+"""‖v‖ of the rows of a tensor, read block by block and correctly rounded.
 
-As in ``folding``, the float64 root comes with a bound on its error, and only a norm next to a midpoint is
-decided exactly, from ever narrower bounds on Σv² (``RowSource.ladder``).
+As in ``folding``, the float64 root has a known bound on its error. Only a norm next to a midpoint is decided
+exactly, from ever narrower bounds on Σv² (``RowSource.ladder``).
 
 Source: Rump, Ogita and Oishi 2008, "Accurate floating-point summation" (in ``sums``).
 """
@@ -34,7 +34,7 @@ __all__ = ["RowSource", "norm_blocks", "norms", "round_norms"]
 
 
 class RowSource:
-    """A tensor v behind ``read``: its blocks, its sums, and the exact sum of a row when all else fails."""
+    """A tensor v behind ``read``: its blocks, its sums, and if needed the exact sum of a row."""
 
     def __init__(self, read: Read, shape: tuple[int, ...], dim: Dim, dtype: str, limit: int) -> None:
         self.read = read
@@ -67,7 +67,7 @@ class RowSource:
         return total
 
     def ladder(self, row: int, sums: Sums, at: int) -> Iterator[tuple[Fraction, Fraction]]:
-        """Ever narrower bounds on Σv² of a row, the last of width 0; ``sums[at]`` is what is known of it."""
+        """Ever narrower bounds on Σv² of a row, the last of width 0; ``sums[at]`` is the sum known so far."""
         if row not in self.exact:
             if sums.error > 2.0**-60 and self.whole_rows and self.block is not None:
                 yield accurate_sums(self.x[:, row - self.block.row : row - self.block.row + 1]).bounds(0)
@@ -88,7 +88,7 @@ class RowSource:
 def round_norms(source: RowSource, sums: Sums, first: int, name: str, wanted: Floats | None = None) -> Floats:
     """‖v‖ of the rows from ``first`` on, correctly rounded to dtype ``name``, as float64.
 
-    Where ``wanted`` is given, rows whose norm cannot be that are left within a few ulp.
+    If ``wanted`` is given, only norms that may equal it are rounded correctly; others are within a few ulp.
     """
     root = sums.root()
     if name == "float64":
@@ -130,10 +130,10 @@ def norm_blocks(
     *,
     limit: int = BLOCK_BYTES,
 ) -> tuple[Array, RowReport]:
-    """The norms of a tensor's rows, correctly rounded to ``g_dtype``: shape (D,), and what was odd.
+    """The norms of a tensor's rows, correctly rounded to ``g_dtype``: shape (D,), and a report on odd rows.
 
-    ``read`` as in ``Folding``, each block once (again only for a norm next to a midpoint). In the
-    report: ``zero``, ``nonfinite``, ``overflow``.
+    ``read`` as in ``Folding``, each block once (again only for a norm next to a midpoint). The report has
+    ``zero``, ``nonfinite`` and ``overflow``.
     """
     source = RowSource(read, shape, dim, name_of(v_dtype), limit)
     name = name_of(g_dtype)

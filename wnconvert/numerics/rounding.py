@@ -1,7 +1,7 @@
 """The four float formats, and casts between them that round once, to nearest even.
 
-``round_both`` and ``round_short`` are Ziv's test: both ends of an interval are rounded, and where they
-agree the rounding of everything between them is settled. Source: Ziv 1991, "Fast evaluation of elementary
+``round_both`` and ``round_short`` are Ziv's test: both ends of an interval are rounded, and if they agree,
+everything between them is rounded to the same value. Source: Ziv 1991, "Fast evaluation of elementary
 mathematical functions with correctly rounded last bit".
 """
 
@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wnconvert.errors import LayerError
+from wnconvert.messages import option
 from wnconvert.tensors.blocks import Array, Floats, scratch
 from wnconvert.tensors.dtypes import DType
 
@@ -34,15 +35,20 @@ DTypeLike = DType | np.dtype[Any] | str
 
 
 class Format(NamedTuple):
-    """A float format as codes: the magnitudes' bit patterns, which count upwards with the values."""
+    """A float format as codes: the magnitudes' bit patterns, which count upwards with the values.
+
+    ``digits`` are the bits of a significand, the hidden one among them; the smallest number is 2**``least``.
+    """
 
     dtype: np.dtype[Any]
     codes: np.dtype[Any]
     inf: int
     beyond: Fraction  # where the next value after the largest would be
+    digits: int
+    least: int
 
     def value(self, code: int) -> Fraction:
-        """The magnitude that a code stands for; for infinity's, where the next value would be."""
+        """The magnitude of a code; for that of infinity, the value that would come next."""
         if code >= self.inf:
             return self.beyond
         return Fraction(float(np.array(code, self.codes).view(self.dtype)[()]))
@@ -58,10 +64,12 @@ class Format(NamedTuple):
 
 
 FLOAT_FORMATS = {
-    "float64": Format(np.dtype(np.float64), np.dtype(np.uint64), 0x7FF << 52, Fraction(2) ** 1024),
-    "float32": Format(np.dtype(np.float32), np.dtype(np.uint32), 0xFF << 23, Fraction(2) ** 128),
-    "float16": Format(np.dtype(np.float16), np.dtype(np.uint16), 0x1F << 10, Fraction(2) ** 16),
-    "bfloat16": Format(np.dtype(ml_dtypes.bfloat16), np.dtype(np.uint16), 0xFF << 7, Fraction(2) ** 128),
+    "float64": Format(np.dtype(np.float64), np.dtype(np.uint64), 0x7FF << 52, Fraction(2) ** 1024, 53, -1074),
+    "float32": Format(np.dtype(np.float32), np.dtype(np.uint32), 0xFF << 23, Fraction(2) ** 128, 24, -149),
+    "float16": Format(np.dtype(np.float16), np.dtype(np.uint16), 0x1F << 10, Fraction(2) ** 16, 11, -24),
+    "bfloat16": Format(
+        np.dtype(ml_dtypes.bfloat16), np.dtype(np.uint16), 0xFF << 7, Fraction(2) ** 128, 8, -133
+    ),
 }
 
 
@@ -69,7 +77,7 @@ def name_of(dtype: DTypeLike) -> str:
     """The name of a foldable dtype. Raises ``LayerError`` for any other."""
     name = dtype if isinstance(dtype, str) else dtype.name
     if name not in FLOAT_FORMATS:
-        raise LayerError(f"{name} cannot be folded", fix="--exclude the layer")
+        raise LayerError(f"{name} cannot be folded", fix=f"{option('exclude')} leaves it as it is")
     return name
 
 
@@ -112,7 +120,7 @@ def _round(x: Array, out: Array) -> None:
 
 
 def round_both(y: Floats, steps: int, low: Array) -> NDArray[np.bool_]:
-    """Round y into ``low``, and tell where y's bits + ``steps`` round to another value. ``y`` is spoilt."""
+    """Round y into ``low``; true where y's bits + ``steps`` round to another value. ``y`` is overwritten."""
     high = scratch("high", y.shape, low.dtype)
     _round(y, low)
     np.add(y.view(np.int64), steps, out=y.view(np.int64))
@@ -122,11 +130,11 @@ def round_both(y: Floats, steps: int, low: Array) -> NDArray[np.bool_]:
 
 
 def round_short(y: Floats, steps: int, low: Array) -> NDArray[np.bool_]:
-    """``round_both`` for 16-bit formats and no NaN, without their slow casts.
+    """``round_both`` for 16-bit formats without NaN, avoiding their slow casts.
 
-    All their midpoints are float32, and the interval is far narrower than float32's spacing: if it holds
-    a midpoint, its lower end rounds to that as float32. Any other float32 is rounded further in its bits,
-    half up. Only midpoints, and float16's subnormals and overflows, go the long way.
+    All their midpoints are float32 values, and the interval is far narrower than float32's spacing: if it
+    holds a midpoint, its lower end rounds to that midpoint as float32. Any other float32 is rounded further
+    in its bits, half up. Only midpoints, and float16's subnormals and overflows, need ``round_both``.
     """
     single, spare = scratch("single", y.shape, np.float32), scratch("spare", y.shape, np.uint32)
     np.copyto(single, y, casting="unsafe")

@@ -1,20 +1,23 @@
-"""Rows without an answer: zero directions, NaN, infinities, overflow. What was odd, and what is an error."""
+"""Rows without an answer (zero directions, NaN, infinities, overflow): reports, and errors by policy."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from enum import Enum, auto
 
 import numpy as np
 from numpy.typing import NDArray
 
 from wnconvert.errors import NumbersError
+from wnconvert.messages import option, raise_listed
 
 __all__ = [
     "Problem",
     "RowPolicy",
     "RowReport",
     "Rows",
+    "Wider",
     "raise_problems",
     "rows_where",
     "say_rows",
@@ -23,52 +26,63 @@ __all__ = [
 ]
 
 
+class Wider(Enum):
+    """How a layer gets a wider dtype if its numbers are too large for its own."""
+
+    BY_OPTION = auto()
+    BY_MODULE = auto()  # the user casts the live module first
+    NEVER = auto()  # an ONNX model, whose other nodes would not accept it
+
+
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """What is wrong with some tensor's numbers, and the option that would let it pass, if there is one."""
+    """A problem with the numbers of a tensor, and the remedy, if there is one."""
 
     what: str
-    option: str = ""
+    remedy: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class RowPolicy:
-    """The user's policy.
+    """The policy of the user for rows without an answer.
 
-    ``zero_rows`` is ``"error"`` or ``"zero"`` (they become zero whatever g is); ``allow_nonfinite``
-    writes NaN and infinities as they come. ``can_cast`` is False where a wider dtype cannot be asked for: in
-    an ONNX model, whose other nodes would not take it.
+    ``zero_rows`` is ``"error"`` or ``"zero"`` (they become zero whatever g is). ``allow_nonfinite`` writes
+    NaN and infinities as they come. ``wider`` decides what to recommend where numbers are too large.
     """
 
     zero_rows: str = "error"
     allow_nonfinite: bool = False
-    can_cast: bool = True
+    wider: Wider = Wider.BY_OPTION
 
     def problems(self, report: RowReport) -> tuple[Problem, ...]:
-        """What is wrong with a folded layer under this policy."""
+        """The problems of a folded layer under this policy."""
         found = []
         if report.zero.count and self.zero_rows != "zero":
-            found.append(
-                Problem(f"v is zero in {say_rows(report.zero)}, and 0/0 is no number", "--zero-rows zero")
-            )
+            what = f"v is zero in {say_rows(report.zero)}, and 0/0 is not a number"
+            found.append(Problem(what, option("zero_rows", "zero")))
         if report.nonfinite.count and not self.allow_nonfinite:
-            found.append(
-                Problem(f"NaN or infinity in g or v, in {say_rows(report.nonfinite)}", "--allow-nonfinite")
-            )
+            what = f"NaN or infinity in g or v, in {say_rows(report.nonfinite)}"
+            found.append(Problem(what, option("allow_nonfinite", True)))
         if report.overflow.count and not self.allow_nonfinite:
-            option = "--dtype float32" if self.can_cast else "--allow-nonfinite"
-            found.append(Problem(f"too large for the dtype, in {say_rows(report.overflow)}", option))
+            found.append(Problem(f"too large for the dtype, in {say_rows(report.overflow)}", self._widen()))
         return tuple(found)
 
+    def _widen(self) -> str:
+        if self.wider is Wider.BY_MODULE:
+            return "module.float() before"
+        if self.wider is Wider.BY_OPTION:
+            return option("dtype", "float32")
+        return option("allow_nonfinite", True)
+
     def cast_problems(self, overflow: int, dtype: object) -> tuple[Problem, ...]:
-        """What is wrong with a cast that made ``overflow`` finite elements infinite."""
+        """The problem of a cast that made ``overflow`` finite elements infinite."""
         if not overflow or self.allow_nonfinite:
             return ()
         what = "one element is" if overflow == 1 else f"{overflow} elements are"
-        return (Problem(f"{what} too large for {dtype}", "--dtype bfloat16"),)
+        return (Problem(f"{what} too large for {dtype}", option("dtype", "bfloat16")),)
 
     def note(self, report: RowReport) -> str:
-        """What a user should know of a layer that was folded under this policy."""
+        """A note on a layer that was folded under this policy, or ``""``."""
         if not report.zero.count:
             return ""
         note = f"v is zero in {say_rows(report.zero)}, which became zero"
@@ -78,43 +92,40 @@ class RowPolicy:
 
 
 def split_problems(report: RowReport, dtype: object) -> tuple[Problem, ...]:
-    """What is wrong with a weight that is to be split: rows without a norm that ``dtype`` could hold.
+    """The problems of a weight to split: rows without a norm that ``dtype`` can hold.
 
-    There is no option for it: a fold would not give such rows back.
+    No option allows them: a fold would not give such rows back.
     """
     found = []
     if report.nonfinite.count:
-        found.append(Problem(f"NaN or infinity in {say_rows(report.nonfinite)}: no norm"))
+        found.append(Problem(f"NaN or infinity in {say_rows(report.nonfinite)}, which has no norm"))
     if report.overflow.count:
         found.append(Problem(f"a norm that {dtype} cannot hold, in {say_rows(report.overflow)}"))
     return tuple(found)
 
 
 def split_note(report: RowReport) -> str:
-    """What a user should know of a weight that was split."""
+    """A note on a weight that was split, or ``""``."""
     if not report.zero.count:
         return ""
     return f"w is zero in {say_rows(report.zero)}: g is 0 there, and v a uniform unit direction"
 
 
 def raise_problems(problems: Iterable[tuple[str, Sequence[Problem]]]) -> None:
-    """Raise ``NumbersError`` for all problems at once, by the names of their tensors; or nothing."""
+    """Raise one ``NumbersError`` for all problems, by the names of their tensors, if there are any."""
     found = [(where, of_tensor) for where, of_tensor in problems if of_tensor]
     if not found:
         return
-    options = dict.fromkeys(problem.option for _, of_tensor in found for problem in of_tensor)
-    fix = "; ".join(filter(None, (", or ".join(filter(None, options)), "--exclude leaves a layer as it is")))
-    lines = [(where, "; ".join(problem.what for problem in of_tensor)) for where, of_tensor in found]
-    if len(lines) == 1:
-        raise NumbersError(lines[0][1], where=lines[0][0], fix=fix)
-    listed = "".join(f"\n  {where}: {what}" for where, what in lines[:10])
-    more = f"\n  and {len(lines) - 10} more" if len(lines) > 10 else ""
-    raise NumbersError(f"{len(lines)} tensors have numbers without an answer:{listed}{more}", fix=fix)
+    remedies = dict.fromkeys(problem.remedy for _, of_tensor in found for problem in of_tensor)
+    leave = f"{option('exclude')} leaves a layer as it is"
+    fix = "; ".join(filter(None, (", or ".join(filter(None, remedies)), leave)))
+    items = [(where, "; ".join(problem.what for problem in of_tensor)) for where, of_tensor in found]
+    raise_listed(NumbersError, f"{len(items)} tensors have numbers without an answer", items, fix=fix)
 
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """How many rows, and the first ten of them."""
+    """A number of rows, and the first ten of them."""
 
     count: int = 0
     first: tuple[int, ...] = ()
@@ -122,7 +133,7 @@ class Rows:
 
 @dataclass(frozen=True, slots=True)
 class RowReport:
-    """What was odd, by kind of row; whether it is an error is for the caller to say.
+    """The odd rows of a tensor by kind; the caller decides which of them are errors.
 
     ``zero``: rows of v without a nonzero element; ``zero_with_g``: those whose g is not 0;
     ``nonfinite``: rows with a NaN or an infinity in v or g; ``overflow``: finite rows whose result has an
@@ -137,7 +148,7 @@ class RowReport:
 
 
 def rows_where(flags: NDArray[np.bool_]) -> Rows:
-    """The rows whose flag is set."""
+    """The rows with a true flag."""
     if not flags.any():
         return Rows()
     found = np.flatnonzero(flags)
@@ -145,7 +156,7 @@ def rows_where(flags: NDArray[np.bool_]) -> Rows:
 
 
 def say_rows(rows: Rows) -> str:
-    """Rows for a message.
+    """Rows in the words of a message.
 
     >>> say_rows(Rows(1, (4,))), say_rows(Rows(12, tuple(range(10))))
     ('row 4', '12 rows (0, 1, 2, 3, 4, 5, 6, 7, 8, 9, …)')

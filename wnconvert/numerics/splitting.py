@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wnconvert.errors import NumbersError
+from wnconvert.messages import option
 from wnconvert.numerics.norms import RowSource, norm_blocks
 from wnconvert.numerics.rounding import DTypeLike, cast, name_of
 from wnconvert.numerics.rows import say_rows
@@ -19,12 +20,12 @@ __all__ = ["direction_blocks", "directions", "split_array"]
 
 
 def split_array(w: Array, dim: Dim) -> tuple[Array, Array]:
-    """Split w into g and v with fold(v, g, dim) == w bit for bit: g = ‖w‖ of each row, v = w.
+    """Split w into g = ‖w‖ of each row and v = w, so that fold(v, g, dim) == w bit for bit.
 
     g has w's dtype and rank, of size 1 in all axes but ``dim``; for dim None its shape is (), as in torch.
-    A zero row gets g = 0 and a uniform unit direction that carries the zeros' signs.
+    A zero row gets g = 0 and a uniform unit direction with the signs of its zeros.
 
-    Raises ``NumbersError`` for a row with NaN or infinities, or whose norm w's dtype cannot hold.
+    Raises ``NumbersError`` for a row with NaN or infinities, or with a norm that w's dtype cannot hold.
 
     >>> g, v = split_array(np.array([[3, 4], [0, 0]], np.float32), 0)
     >>> g.tolist(), v.tolist()
@@ -36,13 +37,13 @@ def split_array(w: Array, dim: Dim) -> tuple[Array, Array]:
         (report.overflow, f"a norm that {name_of(w.dtype)} cannot hold"),
     ):
         if rows.count:
-            raise NumbersError(f"{what} in {say_rows(rows)}", fix="--exclude the layer")
+            raise NumbersError(f"{what} in {say_rows(rows)}", fix=f"{option('exclude')} leaves it as it is")
     shape = () if dim is None else tuple(size if axis == dim else 1 for axis, size in enumerate(w.shape))
     return g.reshape(shape), directions(w, dim)
 
 
 def directions(w: Array, dim: Dim) -> Array:
-    """A direction for each row of w: w itself where no row is zero, else a copy with ±1/√n in such rows.
+    """A direction for each row of w: w itself if no row is zero, else a copy with ±1/√n in the zero rows.
 
     >>> directions(np.array([[3, 4], [0, -0.0]], np.float32), 0).tolist()
     [[3.0, 4.0], [0.7071067690849304, -0.7071067690849304]]
@@ -57,10 +58,10 @@ def directions(w: Array, dim: Dim) -> Array:
 def direction_blocks(
     read: Read, shape: tuple[int, ...], dim: Dim, dtype: DTypeLike, *, limit: int = BLOCK_BYTES
 ) -> Iterator[Array]:
-    """A direction for each row of w, block by block: w itself; of a zero row ±1/√n, with the zeros' signs.
+    """A direction for each row of w, block by block: the row itself, or ±1/√n with the signs of a zero row.
 
-    ``read`` as in ``Folding``; each block is valid until the next is asked for. Two passes where rows
-    are not contiguous or exceed a block: which are zero is known only at their end.
+    ``read`` as in ``Folding``; each block is valid until the next one is requested. Rows that are not
+    contiguous or exceed a block need two passes: only at their end is it known whether they are zero.
     """
     source = RowSource(read, shape, dim, name_of(dtype), limit)
     outer, count, inner = box(shape, dim)
@@ -79,6 +80,6 @@ def direction_blocks(
 
 
 def _is_zero(values: Array) -> NDArray[np.bool_]:
-    """Of each row of a block, whether it is zero (slabs, rows, inner)."""
+    """For each row of a block (slabs, rows, inner), whether it is zero."""
     found: NDArray[np.bool_] = ~(values != 0).any(axis=(0, 2))
     return found

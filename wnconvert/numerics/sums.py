@@ -1,4 +1,4 @@
-"""Sums of squares: fast ones with a bound on their error, accurate ones to 70 bits, exact ones.
+"""Sums of squares: fast with a bound on the error, accurate to 70 bits, or exact.
 
 Source: Rump, Ogita and Oishi 2008, "Accurate floating-point summation" (the error-free extraction of
 ``accurate_sums``).
@@ -26,7 +26,7 @@ UNIT = 2.0**-53
 class Sums:
     """Σv² of each row as (high + low)·4^exponent, with a bound on the relative error.
 
-    Rows with NaN or infinities have it in ``high``.
+    A row with NaN or infinities has these in ``high``.
     """
 
     high: Floats
@@ -39,7 +39,7 @@ class Sums:
         return np.sqrt(self.high)
 
     def bounds(self, at: int) -> tuple[Fraction, Fraction]:
-        """Between what the exact sum of row ``at`` lies."""
+        """A lower and an upper bound on the exact sum of row ``at``."""
         total = Fraction(float(self.high[at])) + Fraction(float(self.low[at]))
         total *= Fraction(4) ** int(self.exponent[at])
         return total * (1 - Fraction(self.error)), total * (1 + Fraction(self.error))
@@ -56,7 +56,7 @@ def _adds(slabs: int, inner: int) -> float:
 
 
 def _row_sum(x: Array) -> Floats:
-    """Sums over the first and last axis, in a tree. ``x`` is spoilt."""
+    """Sums over the first and last axis, as a tree. ``x`` is overwritten."""
     slabs, rows, inner = x.shape
     flat = x.reshape(slabs, rows * inner)
     while slabs > 1:
@@ -95,7 +95,7 @@ def accurate_sums(x: Floats) -> Sums:
     np.abs(x, out=p)
     top = np.maximum.reduce(np.maximum.reduce(p, axis=0), axis=1)
     exponent = np.frexp(top)[1]
-    half = exponent // 2  # 2^1074 is no float64, but two factors make it
+    half = exponent // 2  # 2^1074 is not a float64, but a product of two
     np.multiply(x, np.ldexp(1.0, -half)[:, None], out=p)
     np.multiply(p, np.ldexp(1.0, half - exponent)[:, None], out=p)
     np.bitwise_and(p.view(np.int64), np.int64(-(1 << 27)), out=h.view(np.int64))

@@ -15,7 +15,7 @@ _SPARE = ("cosine", "max rel", "worst at", "different", "SNR dB")
 
 
 def comparison_text(found: Comparison, width: int | None = None) -> str:
-    """What ``compare`` prints; names give way where ``width`` is too little."""
+    """The output of ``compare``; names are shortened to fit ``width``."""
     several = len(found.pairs) > 1
     heads = ("name", "tensor", *_NUMBERS)
     rows = tuple(_row(item, several=several) for item in found.differing)

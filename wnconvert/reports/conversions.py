@@ -1,4 +1,4 @@
-"""Conversions as text: what was done, or would be. As data, plan and result have their ``to_dict``."""
+"""Conversions as text: a plan or a result. For the same as data, they have ``to_dict``."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ __all__ = ["plan_text", "result_text"]
 
 
 def plan_text(plan: Plan, output: str) -> str:
-    """What ``--dry-run`` prints: the layers, and what would be written."""
+    """The output of ``--dry-run``: the layers, and the files that would be written."""
     lines = [_layers(plan), f"would write {output}: {_counts(plan)}", *_files(plan), *_dropped(plan)]
     return "\n".join(line for line in lines if line)
 
 
 def result_text(result: Result) -> str:
-    """What a conversion prints: the layers, then counts, bytes and time."""
+    """The output of a conversion: the layers, then counts, bytes and time."""
     sizes = f"{bytes_text(result.bytes_in)} in, {bytes_text(result.bytes_out)} out"
     lines = [
         _layers(result.plan),
@@ -47,7 +47,7 @@ def _layers(plan: Plan) -> str:
     return layer_table(rows, columns).text() if rows else ""
 
 
-# A fold ends in plain weights and a split begins with them: that needs no column.
+# All layers become plain by a fold and are plain before a split, so no column says so.
 _COLUMNS = {
     "fold": ["name", "form", "dim", "shape", "dtype", "rows"],
     "split": ["name", "to", "dim", "shape", "dtype", "rows"],
@@ -68,7 +68,7 @@ def _counts(plan: Plan) -> str:
     if cast:
         counts.append(f"{counted(cast, 'tensor')} cast")
     if not plan.state_dicts:
-        counts.append("there is no state dict: all is kept as it is")
+        counts.append("there is no state dict: everything is kept as it is")
     elif kept or not cast:
         counts.append(f"{counted(kept, 'tensor')} kept")
     return ", ".join(counts)
@@ -78,7 +78,7 @@ _MOST_FILES = 10
 
 
 def _files(plan: Plan) -> list[str]:
-    """The files of a folder: those that are written, and those that go along."""
+    """The files of a folder: those that are written, and those that are copied."""
     lines = [
         f"  {shard.name}: {counted(len(shard.tensors), 'tensor')}, {bytes_text(shard.size)}"
         for shard in plan.shards[:_MOST_FILES]

@@ -1,4 +1,4 @@
-"""Inspections as text: facts, then a row a layer; or one row a layer over several files."""
+"""Inspections as text: facts, then a row for each layer; for several files, a row for each layer over all."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from wnconvert.verbs.inspection.result import Inspection, moves
 __all__ = ["SORTS", "arranged", "inspection_text", "moves_text"]
 
 
-#: What ``inspect --sort`` takes, and the value that it sorts by: names upwards, numbers the largest first.
+#: The choices of ``inspect --sort``, each with its column: names are sorted upwards, numbers downwards.
 SORTS = {
     "name": "name",
     "form": "form",
@@ -30,7 +30,7 @@ _PARTS = ("min", "mean", "max")
 
 
 def arranged(found: Inspection, *, sort: str | None = None, top: int | None = None) -> Inspection:
-    """The same inspection with its layers in another order, and the first ``top`` of them alone."""
+    """The same inspection with its layers in another order, and only the first ``top`` of them."""
     layers = list(found.layers)
     if sort is not None:
         key = _sort_key(SORTS[sort])
@@ -39,13 +39,13 @@ def arranged(found: Inspection, *, sort: str | None = None, top: int | None = No
 
 
 def inspection_text(found: Inspection, *, style: str = "table", width: int | None = None) -> str:
-    """An inspection as text, Markdown, or CSV (the layers alone)."""
+    """An inspection as text, Markdown, or CSV (of the layers only)."""
     layers = [_flat(item.to_dict()) for item in found.layers]
     of_v = ["‖v‖ mean", "g/‖v‖ min", "g/‖v‖ max"] if any(row["norm"] for row in layers) else []
     columns = ["name", "form", "dim", "shape", "dtype", *(f"|g| {part}" for part in _PARTS), *of_v, "flags"]
     if style == "csv":
         return layer_table(layers, columns, exact_text).csv()
-    # What is the same in every row is said above, or is nothing.
+    # A column that is the same in every row is left out: the facts above state it, or it is empty.
     dull = {column for column in ("form", "dtype", "flags") if len({str(row[column]) for row in layers}) == 1}
     dull -= {"flags"} if any(row["flags"] for row in layers) else set()
     table = layer_table(layers, [column for column in columns if column not in dull])
@@ -57,7 +57,7 @@ def inspection_text(found: Inspection, *, style: str = "table", width: int | Non
 
 
 def _flat(layer: dict[str, Any]) -> dict[str, Any]:
-    """A layer's spreads as columns of their own."""
+    """A layer with the numbers of its spreads as columns."""
     for name, sign in (("g", "|g|"), ("norm", "‖v‖"), ("ratio", "g/‖v‖")):
         layer |= {f"{sign} {part}": layer[name][part] if layer[name] else None for part in _PARTS}
     return layer
@@ -70,7 +70,7 @@ def _sort_key(column: str) -> Callable[[dict[str, Any]], Any]:
 
 
 def _facts(found: Inspection) -> Iterator[tuple[str, str]]:
-    """The first block: what the file is, what it holds, what could be done with it."""
+    """The first block: the file, its contents, and the forecasts of the verbs."""
     version = f" version {found.version}" if found.version else ""
     if found.container == Container.ONNX:
         version = f", {found.version}"
@@ -91,7 +91,7 @@ def _facts(found: Inspection) -> Iterator[tuple[str, str]]:
     if found.foreign:
         yield "names", f"{', '.join(found.foreign)} (kept as data, never imported)"
     if found.dangerous:
-        yield "DANGER", f"{', '.join(found.dangerous)} would run something where this file is loaded"
+        yield "DANGER", f"{', '.join(found.dangerous)} would run something when this file is loaded"
     for kind in found.kinds:
         example = f"{kind.state_dict}: {kind.example}" if kind.state_dict else kind.example
         folds = {"yes": "folds exactly", "no": "does not fold", "if known": "folds exactly only"}[kind.folds]
@@ -108,7 +108,7 @@ def _facts(found: Inspection) -> Iterator[tuple[str, str]]:
 def moves_text(
     found: Sequence[Inspection], *, style: str = "table", top: int | None = None, width: int | None = None
 ) -> str:
-    """Mean |g| of each layer over several files, the layers that moved most first."""
+    """Mean |g| of each layer over several files, starting with the layers that moved most."""
     number, part = (exact_text, exact_text) if style == "csv" else (number_text, _percent)
     heads = ("layer", *_apart([inspection.source for inspection in found]), "moved")
     rows = tuple((move.name, *map(number, move.means), part(move.moved)) for move in moves(found)[:top])
@@ -123,6 +123,6 @@ def _percent(part: float | None) -> str:
 
 
 def _apart(paths: Sequence[str]) -> list[str]:
-    """File names where these differ, else paths."""
+    """File names if these differ, else paths."""
     names = [path.rpartition("/")[2] for path in paths]
     return names if len(set(names)) == len(names) else list(paths)

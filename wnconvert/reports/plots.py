@@ -1,4 +1,4 @@
-"""Pictures of magnitudes: boxes per layer for one file, lines over files for several."""
+"""Pictures of magnitudes: a box for each layer of one file, or a line for each layer over several files."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ __all__ = ["plot_magnitudes"]
 
 _SUFFIXES = (".png", ".svg")
 _NO_DATE = {".svg": {"Date": None}}  # the same magnitudes give the same picture
-_NAMED = 150  # so many names can be read one below the other; beyond, every few are named
+_NAMED = 150  # the most names that can be read one below the other; of more layers, every few are named
 _LINES_NAMED = 8
 _ROW_INCHES = 0.16
-_SEEN = "\u200b"  # matplotlib leaves labels out of a legend that begin with "_", as _orig_mod. does
+_SEEN = "\u200b"  # matplotlib omits labels that begin with "_" from a legend, such as _orig_mod.
 
 
 def plot_magnitudes(found: Sequence[Inspection], path: str | Path) -> None:
     """Draw |g| per layer on a log axis into a ``.png`` or ``.svg``; several files become lines over files.
 
-    A layer is a box of quartiles with whiskers to its least and greatest |g|. Raises ``ArgumentError`` for
-    another suffix, where matplotlib is not installed, or where there is nothing to draw; a picture that is
-    there is replaced.
+    A layer is a box of quartiles with whiskers to its least and greatest |g|. A picture there is replaced.
+    Raises ``ArgumentError`` for another suffix, if matplotlib is not installed, or if there is nothing to
+    draw.
     """
     if Path(path).suffix not in _SUFFIXES:
         raise ArgumentError(f"{path} is neither a .png nor an .svg", fix="--plot FILE.png")
@@ -67,7 +67,7 @@ def _boxes(axes: Axes, found: Inspection) -> None:
         for layer in found.layers
         if layer.g is not None
     ]
-    # A logarithm has no place for 0: what is 0 stands left of all else.
+    # 0 has no place on a log axis: it is drawn left of all other values.
     least = min((value for _, spread in layers for value in _values(spread) if value > 0), default=1.0)
     has_zero = any(spread.min <= 0 for _, spread in layers)
     edge = least / 2 if has_zero else least

@@ -1,4 +1,4 @@
-"""Tables of text: aligned for a terminal, as Markdown, as CSV; long names give way in the middle to fit."""
+"""Tables of text: aligned for a terminal, as Markdown, as CSV; long names are shortened in the middle."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ __all__ = ["Table", "bytes_text", "exact_text", "layer_table", "number_text", "s
 class Table:
     """Heads and rows of text.
 
-    ``right`` names the columns of numbers, ``elastic`` those that may be shortened and ``spare`` those that
-    may be left out where there is no room, first to last.
+    ``right`` names the columns of numbers. If the table is too wide, ``elastic`` columns are shortened and
+    then ``spare`` columns left out, in the order given.
     """
 
     heads: tuple[str, ...]
@@ -30,7 +30,7 @@ class Table:
     spare: tuple[str, ...] = ()
 
     def text(self, width: int | None = None) -> str:
-        """Aligned columns, in ``width`` characters where that is given and can be done.
+        """Aligned columns, in ``width`` characters if that is given and possible.
 
         >>> print(Table(("layer", "rows"), (("conv.weight", "8"),), frozenset({"rows"})).text())
         layer          rows
@@ -86,7 +86,7 @@ class Table:
 
 
 def _told_apart(texts: Sequence[str], room: int) -> list[str]:
-    """Texts in ``room`` characters, or in as many as keep different ones different."""
+    """Texts in ``room`` characters, or in more if different texts would become equal."""
     different = len(set(texts))
     while True:
         short = [shortened(text, room) for text in texts]
@@ -96,7 +96,7 @@ def _told_apart(texts: Sequence[str], room: int) -> list[str]:
 
 
 def shortened(text: str, room: int) -> str:
-    """A text in ``room`` characters: its middle gives way, for both ends of a name say something.
+    """A text in ``room`` characters, cut in the middle, because both ends of a name carry information.
 
     >>> shortened("generator.resblocks.11.convs2.2.weight", 21)
     'generator.…2.2.weight'
@@ -108,12 +108,12 @@ def shortened(text: str, room: int) -> str:
 
 
 def exact_text(value: float | None) -> str:
-    """A number with all its digits; nothing for None."""
+    """A number with all its digits; ``""`` for None."""
     return "" if value is None else repr(value)
 
 
 def number_text(value: float | None) -> str:
-    """A number with four digits that mean something; nothing for None.
+    """A number with four significant digits; ``""`` for None.
 
     >>> number_text(0.123456), number_text(12), number_text(None)
     ('0.1235', '12', '')
@@ -138,9 +138,6 @@ def bytes_text(count: int) -> str:
 # -- rows of layers
 
 
-# -- rows of layers
-
-
 _HEADS = {"name": "layer", "state_dict": "state dict", "zero_rows": "zero rows"}
 _RIGHT = frozenset(("dim", "rows", "zero rows", "count", "tensors", "parameters", "bytes"))
 
@@ -150,7 +147,7 @@ def layer_table(
     columns: Sequence[str],
     number: Callable[[float | None], str] = number_text,
 ) -> Table:
-    """Rows of named values as a table; where they are of several state dicts, these come first."""
+    """Rows of named values as a table; if they are of several state dicts, these are the first column."""
     if len({row["state_dict"] for row in rows}) > 1:
         columns = ["state_dict", *columns]
     heads = tuple(_HEADS.get(column, column) for column in columns)
@@ -163,7 +160,7 @@ def layer_table(
 def _cell(row: Mapping[str, Any], column: str, number: Callable[[float | None], str]) -> str:
     value = row[column]
     if column in ("dim", "shape") and row["form"] == "refused":
-        return ""  # there is no telling
+        return ""  # it is not known
     if column == "dim":
         return "none" if value is None else str(value)
     if column == "shape":

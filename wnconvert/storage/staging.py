@@ -24,6 +24,8 @@ __all__ = [
     "check_target",
     "file_in",
     "free_name",
+    "put_in_place",
+    "scratch_folder",
     "staged",
     "staged_folder",
     "sync_folder",
@@ -158,20 +160,34 @@ def staged_folder(target: Path, *, force: bool, size: int = 0) -> Iterator[Path]
     not. An existing target keeps its mode. Raises ``OutputError`` as ``staged`` does, and where a name is
     taken; then none of the files stays.
     """
-    real = check_target(target, force=force, size=size)
-    folder = beside(real)
+    with scratch_folder(target, force=force, size=size) as folder:
+        yield folder
+        put_in_place(folder, target, force=force)
+
+
+@contextlib.contextmanager
+def scratch_folder(target: Path, *, force: bool, size: int = 0) -> Iterator[Path]:
+    """A private folder beside ``target``, on the same disk; it is deleted when the block ends.
+
+    Raises ``OutputError`` as ``check_target`` does, and where the folder cannot be made.
+    """
+    folder = beside(check_target(target, force=force, size=size))
     try:
         try:
             folder.mkdir(0o700)
         except OSError as error:
             raise translated(error, target) from error
         yield folder
-        try:
-            _publish_all(folder, target, real, force=force)
-        except OSError as error:
-            raise translated(error, target) from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def put_in_place(folder: Path, target: Path, *, force: bool) -> None:
+    """Put the files of a folder on the same disk beside ``target``, as ``staged_folder`` does at its end."""
+    try:
+        _publish_all(folder, target, Path(os.path.realpath(target)), force=force)
+    except OSError as error:
+        raise translated(error, target) from error
 
 
 @contextlib.contextmanager

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable, Mapping
 from typing import TypeVar
+
+from wnconvert.tensors.blocks import processors
 
 __all__ = ["Cancelled", "Workers"]
 
@@ -27,7 +28,7 @@ class Workers:
     def __init__(
         self, threads: int | None, progress: Callable[[int, int], None] = lambda done, total: None
     ) -> None:
-        self.threads = threads or _processors()
+        self.threads = threads or min(processors(), 4)
         self.progress = progress
         self.done = self.total = 0
         self.expected = False
@@ -85,7 +86,3 @@ class Workers:
         with self.lock:
             self.done += count
             self.progress(self.done, self.total)
-
-
-def _processors() -> int:
-    return min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, 4)

@@ -286,7 +286,7 @@ def test_the_tolerance_is_relative_to_b() -> None:
 
 @pytest.mark.parametrize("option", [{"rtol": -1.0}, {"atol": math.nan}, {"rtol": math.inf}])
 def test_what_is_no_tolerance_is_refused(option: dict[str, float]) -> None:
-    with pytest.raises(ArgumentError, match="is no tolerance"):
+    with pytest.raises(ArgumentError, match="is not a tolerance"):
         compare(np.array([1], np.float32), np.array([1], np.float32), **option)
 
 
@@ -507,7 +507,7 @@ def test_a_prefix_is_stripped_on_either_side_and_hinted_at_where_all_names_have_
     for left, right in ((a, b), (b, a)):
         with pytest.raises(ArgumentError, match="no name in common") as caught:
             compare_state_dicts(left, right)
-        assert caught.value.fix == "the names differ by a prefix: --strip-prefix module. takes it off"
+        assert caught.value.fix == 'the names differ by a prefix: strip_prefix="module." takes it off'
         found = compare_state_dicts(left, right, strip_prefix="module.")
         assert (bool(found), found.identical) == (True, 2)
 
@@ -517,7 +517,7 @@ def test_other_prefixes_on_both_sides_are_hinted_at_and_stripped() -> None:
     b = {f"module.{name}": value for name, value in layer(form="parametrize").items()}
     with pytest.raises(ArgumentError) as caught:
         compare_state_dicts(a, b)
-    assert "--strip-prefix _orig_mod. --strip-prefix module." in caught.value.fix
+    assert 'strip_prefix=["_orig_mod.", "module."]' in caught.value.fix
     assert compare_state_dicts(a, b, strip_prefix=("_orig_mod.", "module."))
 
 
@@ -531,7 +531,7 @@ def test_there_is_no_hint_where_some_names_agree_or_none_would() -> None:
 
 
 def test_names_that_become_one_without_the_prefix_are_refused() -> None:
-    with pytest.raises(ArgumentError, match="two of its names are 'x'"):
+    with pytest.raises(ArgumentError, match="without the prefix, two of its names are 'x'"):
         compare_state_dicts(
             {"module.x": torch.ones(1), "x": torch.ones(1)}, {"x": torch.ones(1)}, strip_prefix="module."
         )
@@ -547,7 +547,7 @@ def test_globs_choose_what_is_compared_with_or_without_the_prefix() -> None:
     for options in ({"layers": "dec.*"}, {"layers": ["module.dec.*", "dec.*"]}, {"exclude": ["enc.weight"]}):
         found = compare_state_dicts(a, b, strip_prefix="module.", **options)
         assert (bool(found), found.compared) == (True, 2)
-    with pytest.raises(ArgumentError, match=r"--layers 'dac\.\*' matches no name"):
+    with pytest.raises(ArgumentError, match=r"layers='dac\.\*' matches no name"):
         compare_state_dicts(a, b, layers=["dec.*", "module.dec.*", "dac.*"])
 
 
@@ -559,9 +559,9 @@ def test_comparing_nothing_is_an_error(options: dict[str, str]) -> None:
 
 @pytest.mark.parametrize("empty", [{}, {"step": 3}])
 def test_a_side_without_tensors_is_an_error(empty: dict[str, Any]) -> None:
-    with pytest.raises(ArgumentError, match="no tensor is in it"):
+    with pytest.raises(ArgumentError, match="it holds no tensor"):
         compare_state_dicts(empty, layer())
-    with pytest.raises(ArgumentError, match="no tensor is in it"):
+    with pytest.raises(ArgumentError, match="it holds no tensor"):
         compare_state_dicts(layer(), empty)
 
 
@@ -574,7 +574,7 @@ def test_a_whole_checkpoint_in_memory_is_not_taken_for_a_state_dict() -> None:
 def test_values_that_are_no_tensors_are_noted() -> None:
     found = compare_state_dicts(layer() | {"epoch": 3}, layer())
     assert found
-    assert found.notes == ("A: one value that is no tensor is not compared",)
+    assert found.notes == ("A: one value that is not a tensor is not compared",)
 
 
 # -- state dicts in files
@@ -804,10 +804,11 @@ print(peak[0] / 1024)
     return float(done.stdout.splitlines()[-1])
 
 
+@pytest.mark.alone
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="RssAnon is Linux's")
 @pytest.mark.parametrize("dim", [0, 2])
 def test_memory_does_not_grow_with_the_files(dim: int, tmp_path: Path) -> None:
-    v = torch.randn(256, 1024, 256)
+    v = torch.randn(128, 1024, 256)  # 128 MiB
     g = v.square().sum([axis for axis in range(3) if axis != dim], keepdim=True).sqrt() * 2
     save_file({"c.weight_g": g, "c.weight_v": v}, tmp_path / "a.safetensors")
     save_file({"c.weight_g": g, "c.weight_v": v * 1.0001}, tmp_path / "b.safetensors")
@@ -829,7 +830,7 @@ def test_state_dicts_are_paired_by_path_and_the_last_two_whatever_theirs(tmp_pat
     assert found
     assert found.pairs == (("enc", "enc"), ("model", "net"))
     assert not compare_files(tmp_path / "a.pt", tmp_path / "c.pt")
-    with pytest.raises(ArgumentError, match="alone has the state dict model"):
+    with pytest.raises(ArgumentError, match=r"only .* has the state dict model"):
         compare_files(tmp_path / "a.pt", tmp_path / "d.pt")
     assert compare_files(tmp_path / "a.pt", tmp_path / "d.pt", only="enc")
 

@@ -245,6 +245,7 @@ main()
 """
 
 
+@pytest.mark.alone
 def test_a_fold_that_is_killed_leaves_the_old_file_or_the_new_one(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     done = subprocess.run(

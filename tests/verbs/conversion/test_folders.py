@@ -21,9 +21,9 @@ import torch
 from huggingface_hub import load_state_dict_from_file, split_torch_state_dict_into_shards
 
 from tests.helpers.golden import FIXTURES, ROOT
+from tests.helpers.runner import Runner
 from tests.helpers.states import same
 from tests.helpers.zoo import ROWS, Row, of
-from tests.storage.test_bad_input import Runner
 from wnconvert.errors import ArgumentError, FormatError, InputError, NumbersError, OutputError, VerifyError
 from wnconvert.storage.sources import Source
 from wnconvert.verbs.comparison.compare import compare_files
@@ -40,11 +40,6 @@ OTHERS = {
     "big.bin": bytes(range(256)) * 12_000,
 }
 State = dict[str, torch.Tensor]
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Runner:
-    return Runner(capsys, monkeypatch)
 
 
 @pytest.fixture(scope="module")
@@ -660,6 +655,7 @@ def test_a_dry_run_says_the_files_and_writes_none(tmp_path: Path, folder: Path, 
 # -- the end of the process
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("how", ["one step", "two"])
 def test_a_fold_that_is_killed_leaves_the_old_folder_or_the_new_one(tmp_path: Path, how: str) -> None:
     state = {"a.weight_g": torch.ones(8, 1), "a.weight_v": torch.randn(8, 64), "b.weight": torch.ones(8, 64)}

@@ -23,9 +23,10 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from tests.helpers.golden import FIXTURES
-from tests.helpers.states import State, halves, load, new_pair, pair, same, state_at, state_dicts
-from tests.layers.test_schemes import legacy, new
-from tests.storage.test_bad_input import Ended, Runner, listing
+from tests.helpers.infos import halves, new_pair, pair, state_at
+from tests.helpers.live_models import legacy, new
+from tests.helpers.runner import Ended, Runner, listing
+from tests.helpers.states import State, load, same, state_dicts
 from wnconvert import migrate_file, migrate_state_dict
 from wnconvert.errors import ArgumentError, LayerError
 from wnconvert.layers.schemes import Selection
@@ -269,7 +270,7 @@ def record_of(path: Path) -> list[Any]:
 
 
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
-@pytest.mark.parametrize("keys", ODD_PLACES.values(), ids=ODD_PLACES)
+@pytest.mark.parametrize("keys", ODD_PLACES.values(), ids=[name[:24] for name in ODD_PLACES])
 def test_a_place_that_the_rules_would_not_restore_is_recorded_and_the_record_consumed(
     keys: list[Any], suffix: str, tmp_path: Path
 ) -> None:
@@ -803,11 +804,6 @@ def test_a_dropped_optimizer_is_named_by_its_path(tmp_path: Path) -> None:
 
 
 # -- refusals
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Runner:
-    return Runner(capsys, monkeypatch)
 
 
 def refused(run: Runner, source: Path, *options: str | Path, says: str, fix: str) -> Ended:

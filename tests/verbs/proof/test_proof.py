@@ -268,7 +268,7 @@ def test_an_output_that_is_no_number_is_an_error() -> None:
 
 @pytest.mark.parametrize("tolerance", [{"rtol": -1.0}, {"atol": math.nan}, {"atol": math.inf}])
 def test_a_tolerance_that_is_none_is_refused(tolerance: dict[str, float]) -> None:
-    with pytest.raises(ArgumentError, match="is no tolerance"):
+    with pytest.raises(ArgumentError, match="is not a tolerance"):
         proven(double, double, **tolerance)
 
 

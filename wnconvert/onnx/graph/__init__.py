@@ -1,12 +1,12 @@
-"""What a graph computes: which of its values are weight norm, and how to fold them.
+"""The graph of an ONNX model: finding the values that are weight norm, and folding them.
 
-constants  shape arithmetic evaluated
-monomials  products of powers, by shapes
-index      who makes and who uses each value; what dies
-rules      what an operator makes of what is known
-values     what each value is, symbolically
-views      the last values that are still the weight
-layers     which values are weight norm
-edits      what changes in the model for it
+constants  evaluation of shape arithmetic
+monomials  products of powers of tensors, by shapes alone
+index      the maker and users of each value; the nodes that become unused
+rules      the result of an operator, as far as its inputs are known
+values     every value of a model, symbolically
+views      the values that are the weight in another layout
+layers     the values that are weight norm
+edits      the changes of the model that fold them
 plan       the plan of folding a graph
 """

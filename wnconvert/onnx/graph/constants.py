@@ -1,7 +1,7 @@
-"""Small tensors of an ONNX model evaluated for real: the shape arithmetic that Reshape and Expand hang on.
+"""Evaluation of small tensors of an ONNX model: the shape arithmetic on which Reshape and Expand depend.
 
-Whole numbers are int64 here, floats float64, truth values bool; what an op does to shapes is ONNX's, which
-is numpy's nearly everywhere.
+Integers are int64 here, floats float64, truth values bool; shapes follow ONNX's rules, which are numpy's
+nearly everywhere.
 """
 
 from __future__ import annotations
@@ -11,26 +11,28 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from wnconvert.onnx.file.tensors import CODES
 from wnconvert.tensors.blocks import Array
+from wnconvert.tensors.dtypes import FOLDABLE
 
-__all__ = ["MOST_ELEMENTS", "Settings", "axes_of", "evaluate", "flag"]
+__all__ = ["MOST_ELEMENTS", "Settings", "axes_of", "evaluate", "flag_attribute"]
 
 
-#: The attributes of a node, those that are plain numbers or sequences of them.
+#: The attributes of a node that are plain numbers or sequences of them.
 Settings: TypeAlias = Mapping[str, Any]
 
-#: Shape arithmetic is small; what is larger is no shape and is not evaluated.
+#: Shapes are small: a larger tensor is not evaluated.
 MOST_ELEMENTS = 512
 
-_WHOLE = {2, 3, 4, 5, 6, 7, 12, 13}  # TensorProto.DataType of the integers
-_FLOAT = {1, 10, 11, 16}
-_BOOL = 9
+_WHOLE = {code for name, code in CODES.items() if name.startswith(("int", "uint"))}
+_FLOAT = {CODES[name] for name in FOLDABLE}
+_BOOL = CODES["bool"]
 
 
 def axes_of(inputs: Sequence[Array | None], settings: Settings, at: int = 1) -> tuple[int, ...] | None:
-    """The axes that a node names, in an attribute (older opsets) or in input ``at``; None: it names none.
+    """The axes of a node, from an attribute (older opsets) or from input ``at``; None if it names none.
 
-    Raises ``KeyError`` where they are in an input whose numbers are not known.
+    Raises ``KeyError`` if they are in an input whose numbers are not known.
 
     >>> axes_of([], {"axes": (1, -1)}), axes_of([None, np.array([0])], {}), axes_of([None], {})
     ((1, -1), (0,), None)
@@ -45,10 +47,10 @@ def axes_of(inputs: Sequence[Array | None], settings: Settings, at: int = 1) -> 
     return tuple(int(axis) for axis in numbers.reshape(-1))
 
 
-def flag(settings: Settings, name: str, default: int = 0) -> bool:
+def flag_attribute(settings: Settings, name: str, default: int = 0) -> bool:
     """An attribute that is 0 or 1.
 
-    Raises ``ValueError`` for any other number: runtimes do not agree on what that means.
+    Raises ``ValueError`` for any other number: runtimes do not agree on its meaning.
     """
     number = settings.get(name, default)
     if number not in {0, 1}:
@@ -57,7 +59,7 @@ def flag(settings: Settings, name: str, default: int = 0) -> bool:
 
 
 def evaluate(op: str, inputs: Sequence[Array | None], settings: Settings) -> Array | None:
-    """What an op of the ONNX domain makes of small known tensors; None where that is not known.
+    """The result of an op of the ONNX domain on small known tensors; None if it is not known.
 
     ``inputs`` has None for an input that is left out or unknown.
 
@@ -74,7 +76,7 @@ def evaluate(op: str, inputs: Sequence[Array | None], settings: Settings) -> Arr
         with np.errstate(all="ignore"):
             made = np.asarray(rule(inputs, settings))
     except (ArithmeticError, IndexError, KeyError, TypeError, ValueError):
-        return None  # not what the specification lets stand there: nothing is known of it
+        return None  # against the specification: the result is not known
     return made if made.size <= MOST_ELEMENTS else None
 
 
@@ -145,7 +147,7 @@ def _unsqueeze(inputs: Sequence[Any], settings: Settings) -> Array:
 def _reshape(inputs: Sequence[Any], settings: Settings) -> Array:
     data = inputs[0]
     shape = settings["shape"] if "shape" in settings else inputs[1].tolist()
-    if not flag(settings, "allowzero"):
+    if not flag_attribute(settings, "allowzero"):
         shape = [data.shape[at] if size == 0 else size for at, size in enumerate(shape)]
     return np.asarray(data.reshape(tuple(shape)))
 
@@ -182,9 +184,9 @@ def _where(inputs: Sequence[Any], _: Settings) -> Array:
 def _reduced(how: Callable[..., Any]) -> _Rule:
     def rule(inputs: Sequence[Any], settings: Settings) -> Any:
         axes = axes_of(inputs, settings)
-        if not axes and flag(settings, "noop_with_empty_axes"):
+        if not axes and flag_attribute(settings, "noop_with_empty_axes"):
             return inputs[0]
-        return how(inputs[0], axis=axes or None, keepdims=flag(settings, "keepdims", 1))
+        return how(inputs[0], axis=axes or None, keepdims=flag_attribute(settings, "keepdims", 1))
 
     return rule
 

@@ -1,4 +1,4 @@
-"""From the layers that are wanted to what changes in an ONNX model: pure, on names and records."""
+"""From the wanted layers to the changes of an ONNX model: pure functions of names and records."""
 
 from __future__ import annotations
 
@@ -8,26 +8,26 @@ from dataclasses import dataclass, replace
 from wnconvert.errors import LayerError
 from wnconvert.messages import listed
 from wnconvert.onnx.file.model import GraphEdits, Model, NewTensor, Node, OnnxFunction, Port
-from wnconvert.onnx.graph.index import Index, Removal, ValueId, index_of, removal
+from wnconvert.onnx.graph.index import Index, Removal, ValueId, index_of, removal, unique_name
 from wnconvert.onnx.graph.layers import NormLayer
 from wnconvert.onnx.graph.views import View, calls_of
 from wnconvert.tensors.tree import StoredTensor
 
-__all__ = ["edits", "renamed"]
+__all__ = ["fold_edits", "renamed"]
 
 
-#: A tensor to be stored: the layer, by number, and its layout.
+#: A tensor to store: the number of its layer, and its layout.
 _Key = tuple[int, View]
 
 
-def edits(model: Model, layers: Sequence[NormLayer]) -> GraphEdits:
-    """What folding ``layers`` (some or all of those that ``find`` found in ``model``) changes.
+def fold_edits(model: Model, layers: Sequence[NormLayer]) -> GraphEdits:
+    """The changes that fold ``layers``, some or all of those that ``find_graph_layers`` found in ``model``.
 
-    Each weight becomes one tensor in the scope of its v; what used the computed weight uses that; what
-    nothing uses any more goes, with the layers that are stored in it. A function that computed weights
-    from what it is given is given them.
+    Each weight becomes one tensor in the scope of its v, and nodes that used the computed weight use that.
+    Nodes and tensors that nothing uses any more are removed, with the layers that are stored in them. A
+    function that computed weights from its inputs gets the weights as inputs.
 
-    Raises ``LayerError`` where a function computes weights of which only some are wanted.
+    Raises ``LayerError`` if a function computes several weights of which only some are wanted.
     """
     index = index_of(model)
     surgery = _Surgery(index, layers)
@@ -61,14 +61,14 @@ def _stored(layer: NormLayer) -> StoredTensor:
 
 @dataclass(frozen=True, slots=True)
 class _Formal:
-    """A weight that a function is to be given: under each of its calls, one tensor."""
+    """A weight that becomes an input of a function: each of its calls passes one tensor."""
 
     function: str
     tensors: frozenset[tuple[tuple[int, ...], _Key]]
 
 
 class _Surgery:
-    """What stands for each computed weight: a tensor, or what a function is given."""
+    """The replacement of each computed weight: a tensor, or an input of a function."""
 
     def __init__(self, index: Index, layers: Sequence[NormLayer]) -> None:
         self.index = index
@@ -99,7 +99,7 @@ class _Surgery:
             self.replaced[value] = self._give(_Formal(function, frozenset(tensors.items())))
 
     def _give(self, formal: _Formal) -> _Formal:
-        """Let a function be given a weight: each call hands it over, a calling function has it first."""
+        """Add a weight to the inputs of a function, and pass it in every call (through calling functions)."""
         if formal in self.added.setdefault(formal.function, []):
             return formal
         self.added[formal.function].append(formal)
@@ -115,17 +115,17 @@ class _Surgery:
         return formal
 
     def name_tensors(self, gone: Removal) -> None:
-        """Names for the new tensors and formals, unlike any that stays in the model."""
+        """Choose names for the new tensors and formals, different from all that stay in the model."""
         left = self.index.names()
         left.subtract(name for _, name in gone.values)
         taken = {name for name, count in left.items() if count > 0}
         for key in self.names:
-            self.names[key] = _unique(self.layers[key[0]].layer.name, taken)
+            self.names[key] = unique_name(self.layers[key[0]].layer.name, taken)
         for formals in self.added.values():
             for formal in formals:
                 number = min(number for _, (number, _) in formal.tensors)
                 name = self.layers[number].layer.name if len(formal.tensors) == 1 else "weight"
-                self.formal_names[formal] = _unique(name, taken)
+                self.formal_names[formal] = unique_name(name, taken)
 
     def _name(self, source: _Key | _Formal) -> str:
         return self.formal_names[source] if isinstance(source, _Formal) else self.names[source]
@@ -156,7 +156,7 @@ class _Surgery:
             source = self.replaced.get(value) if value is not None else None
             names.append(self._name(source) if source is not None else name)
         more = self.handed.get(node.record.start, [])
-        if more and function is not None:  # inputs left out at the end must be counted
+        if more and function is not None:  # inputs that are left out at the end count too
             names += [""] * (len(function.inputs) - len(fewer) - len(names))
         return (*names, *(self._name(source) for source in more))
 
@@ -173,23 +173,14 @@ class _Surgery:
         return changed
 
 
-def _unique(name: str, taken: set[str]) -> str:
-    chosen, number = name, 1
-    while chosen in taken:
-        number += 1
-        chosen = f"{name}_{number}"
-    taken.add(chosen)
-    return chosen
-
-
 def renamed(model: Model, edits: GraphEdits, names: Mapping[str, str]) -> GraphEdits:
-    """The edits with initializers of the top graph renamed as well: old name to new name.
+    """The edits, with initializers of the top graph renamed as well: old name to new name.
 
-    Old names are those of the model's own initializers or of new tensors. Where they are used, subgraphs
-    included, the new names stand.
+    Old names are those of the model's own initializers or of new tensors. Nodes that use them, also in
+    subgraphs, use the new names.
 
-    Raises ``LayerError`` for a name that no such initializer has, for one of a graph's input or output,
-    and for a new name that something else has.
+    Raises ``LayerError`` for an old name that no such initializer has, or that is an input or output of the
+    graph, and for a new name that is taken.
     """
     index = index_of(model)
     names = {old: new for old, new in names.items() if old != new}
@@ -203,7 +194,7 @@ def renamed(model: Model, edits: GraphEdits, names: Mapping[str, str]) -> GraphE
     inputs = dict(edits.inputs)
     for path, scope in index.scopes.items():
         if index.roots[path]:
-            continue  # a function sees no initializers
+            continue  # a function does not see initializers
         for node in scope.nodes:
             old = inputs.get(node.record.start, node.inputs)
             if node.record.start not in edits.dropped and not names.keys().isdisjoint(old):
@@ -251,7 +242,7 @@ def _ports(index: Index) -> set[str]:
 
 
 def _left(index: Index, edits: GraphEdits) -> set[str]:
-    """The names of the values that the edits leave."""
+    """The names of the values that remain after the edits."""
     made = {name for (_, name), node in index.makers.items() if node.record.start not in edits.dropped}
     stored = {name for (_, name), one in index.constants.items() if one.record.start not in edits.dropped}
     formals = {name for names in edits.formals.values() for name in names}

@@ -1,4 +1,4 @@
-"""Who makes and who uses each value of an ONNX model, over subgraphs and functions."""
+"""The maker and the users of each value of an ONNX model, over subgraphs and functions."""
 
 from __future__ import annotations
 
@@ -9,7 +9,16 @@ from typing import TypeAlias
 
 from wnconvert.onnx.file.model import Constant, Graph, GraphScope, Model, Node, OnnxFunction
 
-__all__ = ["Index", "Removal", "ValueId", "function_key", "in_order", "index_of", "removal"]
+__all__ = [
+    "Index",
+    "Removal",
+    "ValueId",
+    "function_key",
+    "in_dependency_order",
+    "index_of",
+    "removal",
+    "unique_name",
+]
 
 
 #: A value: the path of the scope that defines it, and its name.
@@ -17,18 +26,33 @@ ValueId: TypeAlias = tuple[str, str]
 
 
 def function_key(domain: str, name: str, overload: str) -> tuple[str, str, str]:
-    """What a node and the function that it calls have in common."""
+    """The key by which a node finds the function that it calls."""
     return ("" if domain == "ai.onnx" else domain, name, overload)
+
+
+def unique_name(name: str, taken: set[str]) -> str:
+    """A name that is not taken yet, and is from now on: the given one, or one with a number.
+
+    >>> taken = {"weight"}
+    >>> unique_name("weight", taken), unique_name("weight", taken)
+    ('weight_2', 'weight_3')
+    """
+    chosen, number = name, 1
+    while chosen in taken:
+        number += 1
+        chosen = f"{name}_{number}"
+    taken.add(chosen)
+    return chosen
 
 
 @dataclass(slots=True)
 class Index:
     """The names of a model, resolved.
 
-    ``parents`` is the scope around each subgraph; ``roots`` the graph or function that a scope lies in;
-    ``users`` the nodes that take a value (as often as they do), each with the path of its scope; ``calls``
-    the nodes that call a function, by the function's path. ``inputs`` are those of graphs, with a stored
-    tensor to stand in or without; those without, and a function's, are ``formals``.
+    ``parents`` has the scope around each subgraph; ``roots`` the graph or function that contains a scope;
+    ``users`` the nodes that use a value (one entry for each use), with the path of their scope; ``calls``
+    the nodes that call a function, by the function's path. ``inputs`` are the inputs of graphs. ``formals``
+    are the inputs of functions, and those inputs of graphs that have no stored tensor as a default.
     """
 
     scopes: dict[str, GraphScope] = field(default_factory=dict)
@@ -44,7 +68,7 @@ class Index:
     calls: dict[str, list[tuple[str, Node]]] = field(default_factory=dict)
 
     def resolve(self, path: str, name: str) -> ValueId | None:
-        """The value that a name means in a scope: its own, or that of a scope around it."""
+        """The value with a name as seen from a scope: its own, or one of a scope around it."""
         for at in self.around(path):
             here = (at, name)
             if here in self.makers or here in self.constants or here in self.formals:
@@ -52,7 +76,7 @@ class Index:
         return None
 
     def around(self, path: str) -> Iterator[str]:
-        """A scope, the one around it, and so on: those whose values it sees."""
+        """A scope, the scope around it, and so on: all whose values it sees."""
         at: str | None = path
         while at is not None:
             yield at
@@ -63,7 +87,7 @@ class Index:
         return self.functions.get(function_key(node.domain, node.op, node.overload))
 
     def names(self) -> Counter[str]:
-        """Every name that a value has, with the number of scopes in which it has it."""
+        """Every name of a value, with the number of scopes that define it."""
         return Counter(name for _, name in {*self.makers, *self.constants, *self.formals})
 
 
@@ -109,11 +133,11 @@ def _define(index: Index, scope: GraphScope) -> None:
             index.roots[graph.path] = index.roots[path]
 
 
-def in_order(nodes: Sequence[Node]) -> Sequence[Node]:
-    """Nodes of one scope, each behind those that make what it uses; as they stand where they stand so.
+def in_dependency_order(nodes: Sequence[Node]) -> Sequence[Node]:
+    """Nodes of one scope, each after the makers of its inputs; unchanged if they are in such an order.
 
-    onnxruntime runs graphs in any order, and converters to float16 put their casts behind everything. Of
-    nodes that wait for each other the first in the file comes first.
+    onnxruntime accepts any order, and converters to float16 put their casts at the end. Of nodes that wait
+    for each other, the first in the file comes first.
     """
     makers = {name: at for at, node in enumerate(nodes) for name in node.outputs if name}
     before = [[makers[name] for name in _used(node) if name in makers] for node in nodes]
@@ -136,7 +160,7 @@ def in_order(nodes: Sequence[Node]) -> Sequence[Node]:
 
 
 def _used(node: Node) -> Iterator[str]:
-    """The names that a node uses, those in its subgraphs included."""
+    """The names that a node and its subgraphs use."""
     yield from node.inputs
     waiting = list(node.graphs)
     while waiting:
@@ -149,10 +173,11 @@ def _used(node: Node) -> Iterator[str]:
 
 @dataclass(slots=True)
 class Removal:
-    """What nothing uses any more: starts of records, values, and formal inputs of functions by position.
+    """Everything to remove because nothing uses it any more.
 
-    ``nodes`` are the starts of nodes that go, those in their subgraphs included, and ``scopes`` the paths
-    of these and of functions that go; ``records`` the starts of what a writer leaves out.
+    ``records`` are the starts of records that a writer leaves out; ``nodes`` the starts of removed nodes,
+    also in their subgraphs; ``scopes`` the paths of these subgraphs and of removed functions; ``formals`` the
+    positions of removed inputs, by the path of their function.
     """
 
     records: set[int] = field(default_factory=set)
@@ -163,9 +188,10 @@ class Removal:
 
 
 def removal(index: Index, replaced: Collection[ValueId]) -> Removal:
-    """What dies when nothing uses some values any more: transitively, and never what was unused before.
+    """Everything that becomes unused once some values are replaced, transitively.
 
-    A value that is the output of a graph or function lives. A function that nothing calls any more goes.
+    Whatever was unused before stays, as do outputs of graphs and functions. A function that nothing calls
+    any more is removed.
     """
     return _Removing(index).run(replaced)
 
@@ -189,7 +215,7 @@ class _Removing:
                 port.record.start for port in scope.values if (path, port.name) in self.gone.values
             }
         graph = self.index.scopes[""]
-        if isinstance(graph, Graph):  # before IR 4 initializers stand among the inputs too
+        if isinstance(graph, Graph):  # before IR 4 initializers are listed as inputs too
             gone = {port.record.start for port in graph.inputs if ("", port.name) in self.gone.values}
             self.gone.records |= gone
         return self.gone
@@ -217,13 +243,13 @@ class _Removing:
                     self._release(path, node.inputs[position])
 
     def _drop(self, path: str, node: Node) -> None:
-        """A node goes, and with it all that it and its subgraphs use and call."""
+        """Remove a node, and release all that it and its subgraphs use and call."""
         if node.record.start in self.gone.nodes:
             return
         function = self.index.called(node)
         fewer = self.gone.formals.get(function.path, set()) if function is not None else set()
         for position, name in enumerate(node.inputs):
-            if position not in fewer:  # else it was released when the formal went
+            if position not in fewer:  # else it was released with the formal
                 self._release(path, name)
         self.gone.nodes.add(node.record.start)
         if function is not None:

@@ -1,4 +1,4 @@
-"""Which values of an ONNX model are weight norm, g·v/‖v‖ of stored tensors, however it is spelled."""
+"""The values of an ONNX model that are weight norm, g·v/‖v‖ of stored tensors, however it is computed."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from itertools import pairwise
 
 from wnconvert.layers.schemes import SCHEMES, Layer, Refused
 from wnconvert.onnx.file.model import Constant, Graph, Model, OnnxFunction
-from wnconvert.onnx.graph.index import Index, ValueId, index_of
+from wnconvert.onnx.graph.index import Index, ValueId, index_of, unique_name
 from wnconvert.onnx.graph.monomials import SQUARES, VALUE, Factor, Monomial
 from wnconvert.onnx.graph.rules import KnownValue
-from wnconvert.onnx.graph.values import Leaf, Seen, values_of
+from wnconvert.onnx.graph.values import Leaf, SeenValue, values_of
 from wnconvert.onnx.graph.views import View, bases_of, calls_of, trees_of
 from wnconvert.tensors.tree import TensorInfo
 
-__all__ = ["GraphLayers", "NormLayer", "Passed", "Weight", "find_graph_layers"]
+__all__ = ["FunctionWeight", "GraphLayers", "NormLayer", "Weight", "find_graph_layers"]
 
 
 _INLINE = "inline the model's functions first (onnx.inliner.inline_local_functions), or "
@@ -23,15 +23,15 @@ _INLINE = "inline the model's functions first (onnx.inliner.inline_local_functio
 
 @dataclass(frozen=True, slots=True)
 class Weight:
-    """A layout in which a weight is to be stored, and the values of the model that it stands for."""
+    """A layout in which a weight will be stored, and the values of the model that it replaces."""
 
     view: View
     values: tuple[ValueId, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Passed:
-    """A weight that a function computes from what it is given: under ``calls``, its ``value`` is ``view``."""
+class FunctionWeight:
+    """A weight that a function computes from its inputs: in the call ``calls``, its ``value`` is ``view``."""
 
     function: str
     value: ValueId
@@ -41,14 +41,14 @@ class Passed:
 
 @dataclass(frozen=True, slots=True)
 class NormLayer:
-    """A layer of an ONNX model: g and v, the scope at whose ``path`` v is stored, and where w is computed."""
+    """A layer of an ONNX model: g and v, the ``path`` of the scope that stores v, and where w is computed."""
 
     layer: Layer
     path: str
     g: Constant
     v: Constant
     weights: tuple[Weight, ...]
-    passed: tuple[Passed, ...] = ()
+    passed: tuple[FunctionWeight, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,9 +60,9 @@ class GraphLayers:
 
 
 def find_graph_layers(model: Model) -> GraphLayers:
-    """Find the weight norm in a model, by names and shapes alone: no tensor is read.
+    """Find the weight norm in a model by names and shapes alone: no tensor is read.
 
-    A value is weight norm where it is g¹·v¹·(Σv²)^(-1/2) over v's own elements, the sum over all axes
+    A value is weight norm if it is g¹·v¹·(Σv²)^(-1/2) over v's own elements, the sum over all axes
     but one or over all, with one element of g for each norm.
     """
     index = index_of(model)
@@ -74,11 +74,11 @@ def find_graph_layers(model: Model) -> GraphLayers:
     drafts = [_draft(model, index, key, groups, leaves) for key in groups]
     kept = [draft for draft in drafts if draft.weights or draft.passed or draft.reason]
     _judge_functions(index, kept)
-    names = _Names()
+    taken: set[str] = set()
     layers: list[NormLayer] = []
     refused: list[Refused] = []
     for draft in kept:
-        name = names.unique(_name_of(draft.v.value[1]))
+        name = unique_name(_name_of(draft.v.value[1]), taken)
         if draft.reason:
             refused.append(Refused(name, draft.reason, f"{draft.fix}--exclude '{name}' leaves it as it is"))
         else:
@@ -95,19 +95,19 @@ class _Sighting:
     """A value that is weight norm."""
 
     key: _Key
-    seen: Seen
+    seen: SeenValue
     view: View
 
 
 @dataclass(slots=True)
 class _Draft:
-    """A layer in the making; ``reason`` where it must be refused, ``fix`` what to do but leaving it."""
+    """A layer in the making; ``reason`` if it is refused, ``fix`` for what to do other than exclude it."""
 
     g: Leaf
     v: Leaf
     dim: int | None
     weights: tuple[Weight, ...] = ()
-    passed: tuple[Passed, ...] = ()
+    passed: tuple[FunctionWeight, ...] = ()
     reason: str = ""
     fix: str = ""
 
@@ -116,8 +116,8 @@ class _Draft:
             self.reason, self.fix = reason, fix
 
 
-def _sighting(seen: Seen, leaves: Sequence[Leaf]) -> _Sighting | None:
-    """A value as weight norm; None where it is not, or lies in a way that no tensor can."""
+def _sighting(seen: SeenValue, leaves: Sequence[Leaf]) -> _Sighting | None:
+    """A value as weight norm; None if it is not, or if no strides describe its layout."""
     monomial = seen.value.monomial
     if monomial is None:
         return None
@@ -136,7 +136,7 @@ def _sighting(seen: Seen, leaves: Sequence[Leaf]) -> _Sighting | None:
 
 
 def _magnitude(monomial: Monomial, v: Factor, squares: Factor, leaves: Sequence[Leaf]) -> Factor | None:
-    """The factor that is g: the only one beside v and its norm, but for those that are nothing but ones."""
+    """The factor that is g: the only one beside v and its norm, not counting tensors of ones."""
     rest = [(factor, exponent) for factor, exponent in monomial.factors if factor not in {v, squares}]
     units = [factor for factor, _ in rest if _is_ones(leaves[factor.tensor])]
     others = [(factor, exponent) for factor, exponent in rest if factor not in units]
@@ -151,7 +151,7 @@ def _magnitude(monomial: Monomial, v: Factor, squares: Factor, leaves: Sequence[
         for factor, exponent in others or rest
         if exponent == 1 and factor.kind == VALUE and [atom for atom in factor.axes if atom >= 0] == wanted
     ]
-    # Ones can be a factor 1 beside g as well as a g of ones: g is the one with most axes.
+    # A tensor of ones may be a factor beside g, or g itself: g is the one with most axes.
     return max(fitting, key=lambda factor: len(factor.axes), default=None)
 
 
@@ -172,7 +172,7 @@ def _dim(g: Factor, squares: Factor, leaves: Sequence[Leaf]) -> int | None:
 def _view(
     monomial: Monomial, v: Factor, squares: Factor, value: KnownValue, leaves: Sequence[Leaf]
 ) -> View | None:
-    """How v's elements lie in the value; None where no shape and strides say that, or dim is no axis then."""
+    """The layout of v's elements in the value; None if no strides describe it, or if dim is not one axis."""
     stored = leaves[v.tensor].stored
     axis_of = {atom: axis for axis, atom in enumerate(v.axes) if atom >= 0}
     if len(axis_of) != sum(map(len, monomial.dims)):
@@ -191,7 +191,7 @@ def _view(
                 return None
         strides[place] = stored.strides[axes[-1]] if axes else 0
     for place in reversed(range(len(shape))):
-        if shape[place] == 1:  # any stride does; as torch has it
+        if shape[place] == 1:  # any stride is right; this is torch's choice
             behind = place + 1
             strides[place] = strides[behind] * shape[behind] if behind < len(shape) else 1
     info = TensorInfo(stored.info.name, stored.info.dtype, shape)
@@ -205,23 +205,23 @@ def _draft(
     groups: Mapping[_Key, Sequence[_Sighting]],
     leaves: Sequence[Leaf],
 ) -> _Draft:
-    """The layer of one g and v: which layouts of its weight are to be stored, and what they stand for."""
+    """The layer of one g and v: the layouts of its weight to store, and the values that they replace."""
     g, v, dim = leaves[key[0]], leaves[key[1]], key[2]
     draft = _Draft(g, v, dim)
     home = index.roots[v.value[0]]
     in_function = isinstance(index.scopes[home], OnnxFunction)
-    # 1·v/‖v‖ is weight norm of a kind, but here it may be on its way to g·v/‖v‖.
+    # 1·v/‖v‖ has the form of weight norm, but may be a step on the way to g·v/‖v‖.
     steps = _places_of(groups, key) if _is_ones(g) else set()
     stacks: dict[tuple[str, tuple[int, ...]], list[_Sighting]] = {}
     for sighting in groups[key]:
         root = index.roots[sighting.seen.place[0]]
         if in_function and root == home and sighting.seen.calls:
-            continue  # what a function stores is the same under every call
+            continue  # a tensor that a function stores is the same in every call
         if root == home and v.value[0] not in index.around(sighting.seen.place[0]):
-            continue  # what a branch of If hands out: no tensor of the branch is seen there
+            continue  # an output of a branch of If: tensors of the branch are not visible there
         stacks.setdefault((root, sighting.seen.calls), []).append(sighting)
     local: dict[View, list[ValueId]] = {}
-    passed: list[Passed] = []
+    passed: list[FunctionWeight] = []
     for (root, calls), sightings in stacks.items():
         values = {sighting.seen.place: sighting.view for sighting in sightings}
         given = [sighting.seen.place for sighting in sightings if sighting.seen.is_formal]
@@ -234,9 +234,11 @@ def _draft(
                 local.setdefault(view, []).extend(stands_for)
             elif in_function:
                 name = index.scopes[home]
-                draft.refuse(f"it is stored in a function and used outside of it ({_said(name)})", _INLINE)
+                draft.refuse(
+                    f"it is stored in a function and used outside of it ({_describe(name)})", _INLINE
+                )
             else:
-                passed += [Passed(root, value, calls, view) for value in stands_for]
+                passed += [FunctionWeight(root, value, calls, view) for value in stands_for]
     draft.weights = tuple(Weight(view, tuple(values)) for view, values in local.items())
     draft.passed = tuple(passed)
     if draft.weights or draft.passed:
@@ -245,12 +247,12 @@ def _draft(
 
 
 def _places_of(groups: Mapping[_Key, Sequence[_Sighting]], key: _Key) -> set[ValueId]:
-    """Where the same v is the direction of another layer."""
+    """The values where the same v is the direction of another layer."""
     others = (group for other, group in groups.items() if other[1] == key[1] and other != key)
     return {sighting.seen.place for group in others for sighting in group}
 
 
-def _said(scope: Graph | OnnxFunction) -> str:
+def _describe(scope: Graph | OnnxFunction) -> str:
     return f"function {scope.name}" if isinstance(scope, OnnxFunction) else scope.path or "the graph"
 
 
@@ -258,15 +260,15 @@ def _output(index: Index, value: ValueId) -> tuple[str, str]:
     """Why a weight that is an output is refused, and what to do."""
     scope = index.scopes[value[0]]
     if isinstance(scope, OnnxFunction):
-        return f"{_said(scope)} both uses and returns it", _INLINE
+        return f"{_describe(scope)} both uses and returns it", _INLINE
     return (
-        f"the computed weight is itself an output, {value[1]}, of {_said(scope)}",
+        f"the computed weight is itself an output, {value[1]}, of {_describe(scope)}",
         "take it out of the outputs, or ",
     )
 
 
 def _judge_tensors(model: Model, index: Index, draft: _Draft) -> None:
-    """Refuse what cannot be folded for its dtype, or what a caller may replace."""
+    """Refuse a layer whose tensors have a dtype that cannot be folded, or that a caller may replace."""
     for tensor in (draft.g, draft.v):
         name, dtype = tensor.value[1], tensor.info.dtype
         if not dtype.foldable:
@@ -280,14 +282,14 @@ def _judge_tensors(model: Model, index: Index, draft: _Draft) -> None:
         path = tensor.value[0]
         if (model.ir_version >= 4 or path) and tensor.value in index.inputs:
             draft.refuse(
-                f"{name} is an input of {_said(index.scopes[path])} too, so a caller may replace it",
+                f"{name} is an input of {_describe(index.scopes[path])} too, so a caller may replace it",
                 "export again with keep_initializers_as_inputs=False, or take it out of the inputs "
                 "(python -m onnxruntime.tools.remove_initializer_from_input), or ",
             )
 
 
 def _judge_functions(index: Index, drafts: Sequence[_Draft]) -> None:
-    """Refuse layers that a function computes, but not under each of its calls."""
+    """Refuse layers that a function computes in some of its calls but not in all."""
     while True:
         ways: dict[tuple[str, ValueId], set[tuple[int, ...]]] = {}
         for draft in drafts:
@@ -301,7 +303,7 @@ def _judge_functions(index: Index, drafts: Sequence[_Draft]) -> None:
             for passed in draft.passed:
                 if not draft.reason and (passed.function, passed.value) in wrong:
                     scope = index.scopes[passed.function]
-                    draft.refuse(f"{_said(scope)} computes it, but not wherever it is called", _INLINE)
+                    draft.refuse(f"{_describe(scope)} computes it in some of its calls only", _INLINE)
 
 
 def _layer(name: str, draft: _Draft) -> NormLayer:
@@ -311,7 +313,7 @@ def _layer(name: str, draft: _Draft) -> NormLayer:
 
 
 def _name_of(v: str) -> str:
-    """The name of a weight by that of its direction, as far as that follows a known convention.
+    """The name of a weight, from the name of its v if that follows a known convention.
 
     >>> _name_of("dec.conv.weight_v"), _name_of("kernel")
     ('dec.conv.weight', 'kernel.folded')
@@ -320,18 +322,3 @@ def _name_of(v: str) -> str:
         if match := scheme.v.fullmatch(v):
             return match["owner"] + match["param"]
     return f"{v}.folded"
-
-
-class _Names:
-    """Names that are given once."""
-
-    def __init__(self) -> None:
-        self.given: set[str] = set()
-
-    def unique(self, name: str) -> str:
-        chosen, number = name, 1
-        while chosen in self.given:
-            number += 1
-            chosen = f"{name}_{number}"
-        self.given.add(chosen)
-        return chosen

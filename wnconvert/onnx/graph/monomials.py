@@ -1,9 +1,9 @@
 """Products of powers of stored tensors and of sums of their squares, by shapes alone.
 
 A *monomial* is a value such as g·v·(Σv²)^(-1/2). Its shape is a tuple of *dims*, each made of *atoms*: an
-atom is an axis of size > 1 that came from somewhere, a dim is the product of its atoms in C order (``()``
-is a dim of size 1). Atoms are numbered in the order in which they stand, and each factor says which of its
-tensor's axes runs along which atom, so equal values have equal monomials however they were spelled.
+atom is an axis of size > 1 of some tensor, and a dim is the product of its atoms in C order (``()`` is a dim
+of size 1). Atoms are numbered in order, and each factor names the atom along which each axis of its tensor
+runs, so equal values have equal monomials however the graph computes them.
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ __all__ = [
 
 Dims: TypeAlias = tuple[tuple[int, ...], ...]
 
-#: What a factor is of its tensor: itself, its absolute value, or a sum of its squares.
+#: The kinds of factors: a tensor itself, its absolute value, or a sum of its squares.
 VALUE, MAGNITUDE, SQUARES = "value", "magnitude", "squares"
 
-_MOST_FACTORS = 16  # weight norm has three; what has many more is something else
+_MOST_FACTORS = 16  # weight norm has three
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class Factor:
     """A stored tensor (by number), its magnitude, or a sum of its squares.
 
-    ``axes`` has the atom along which each axis of the tensor runs, -1 for one that does not: of size 1,
-    or summed over.
+    ``axes`` has the atom along which each axis of the tensor runs, or -1 for an axis of size 1 or one that
+    is summed over.
     """
 
     tensor: int
@@ -54,7 +54,7 @@ class Factor:
 
 @dataclass(frozen=True, slots=True)
 class Monomial:
-    """A product of powers of factors, over the atoms of ``dims`` (whose sizes these are)."""
+    """A product of powers of factors; ``dims`` holds the sizes of its atoms."""
 
     dims: Dims
     factors: tuple[tuple[Factor, Fraction], ...]
@@ -66,7 +66,7 @@ class Monomial:
 
 
 def leaf(number: int, shape: Sequence[int]) -> Monomial | None:
-    """A stored tensor as a monomial; None for one without elements.
+    """The monomial of a stored tensor; None if it has no elements.
 
     >>> leaf(0, (8, 1, 3)).dims, leaf(0, (8, 1, 3)).factors[0][0].axes
     (((8,), (), (3,)), (0, -1, 1))
@@ -79,7 +79,7 @@ def leaf(number: int, shape: Sequence[int]) -> Monomial | None:
 
 
 def ones(shape: Sequence[int]) -> Monomial | None:
-    """A tensor of ones."""
+    """The monomial of a tensor of ones; None if it has no elements."""
     return None if 0 in shape else Monomial(_dims_of(shape), ())
 
 
@@ -98,7 +98,7 @@ def _atoms(dims: Dims) -> tuple[tuple[int, ...], ...]:
 
 
 def _product(parts: Iterable[tuple[Factor, Fraction]]) -> tuple[tuple[Factor, Fraction], ...]:
-    """Equal factors gathered; |x|² is x², so that both spellings are one."""
+    """A product with equal factors merged; |x|² becomes x², so that both spellings are equal."""
     powers: dict[Factor, Fraction] = {}
     for factor, exponent in parts:
         powers[factor] = powers.get(factor, Fraction(0)) + exponent
@@ -110,14 +110,14 @@ def _product(parts: Iterable[tuple[Factor, Fraction]]) -> tuple[tuple[Factor, Fr
 
 
 def _moved(monomial: Monomial, places: Mapping[int, int]) -> Iterable[tuple[Factor, Fraction]]:
-    """The factors with their atoms renumbered."""
+    """The factors of a monomial with their atoms renumbered."""
     for factor, exponent in monomial.factors:
         axes = tuple(places[atom] if atom >= 0 else -1 for atom in factor.axes)
         yield replace(factor, axes=axes), exponent
 
 
 def transposed(monomial: Monomial, order: Sequence[int]) -> Monomial | None:
-    """The dims in another order.
+    """The monomial with its dims in another order; None if that is not an order.
 
     >>> transposed(leaf(0, (8, 3)), (1, 0)).factors[0][0].axes
     (1, 0)
@@ -132,7 +132,7 @@ def transposed(monomial: Monomial, order: Sequence[int]) -> Monomial | None:
 
 
 def regrouped(monomial: Monomial, shape: Sequence[int]) -> Monomial | None:
-    """The same elements in another shape; None where an atom would have to be cut.
+    """The same elements in another shape; None if that would cut an atom.
 
     >>> regrouped(leaf(0, (8, 4, 3)), (8, 12)).dims, regrouped(leaf(0, (8, 12)), (8, 4, 3))
     (((8,), (4, 3)), None)
@@ -153,7 +153,7 @@ def regrouped(monomial: Monomial, shape: Sequence[int]) -> Monomial | None:
 
 
 def unsqueezed(monomial: Monomial, axes: Sequence[int]) -> Monomial | None:
-    """With dims of size 1 at the given places of the result."""
+    """The monomial with dims of size 1 at the given places of the result; None if these are invalid."""
     rank = len(monomial.dims) + len(axes)
     if not all(-rank <= axis < rank for axis in axes):
         return None
@@ -165,13 +165,13 @@ def unsqueezed(monomial: Monomial, axes: Sequence[int]) -> Monomial | None:
 
 
 def expanded(monomial: Monomial, shape: Sequence[int]) -> Monomial | None:
-    """Broadcast to (and with) a shape."""
+    """The monomial broadcast to (and with) a shape; None if it does not fit."""
     other = ones(shape)
     return multiplied(monomial, other) if other is not None else None
 
 
 def multiplied(a: Monomial, b: Monomial) -> Monomial | None:
-    """The product, broadcast; None where the dims do not fit atom by atom.
+    """The product of two monomials, broadcast; None if their dims do not fit atom by atom.
 
     >>> g, v = leaf(0, (8, 1)), leaf(1, (8, 3))
     >>> [factor.axes for factor, _ in multiplied(g, v).factors]
@@ -198,7 +198,7 @@ def multiplied(a: Monomial, b: Monomial) -> Monomial | None:
 
 
 def power(monomial: Monomial, exponent: Fraction) -> Monomial | None:
-    """Raised to a power: any whole one, or halves of what is known not to be negative.
+    """A power: any whole one, or a half of a monomial that is known not to be negative; else None.
 
     >>> square = power(leaf(0, (8,)), Fraction(2))
     >>> power(square, Fraction(1, 2)) == magnitude(leaf(0, (8,))), power(leaf(0, (8,)), Fraction(1, 2))
@@ -222,7 +222,7 @@ def power(monomial: Monomial, exponent: Fraction) -> Monomial | None:
 
 
 def magnitude(monomial: Monomial) -> Monomial:
-    """The absolute value."""
+    """The absolute value of a monomial."""
     parts = [
         (replace(factor, kind=MAGNITUDE) if factor.kind == VALUE else factor, exponent)
         for factor, exponent in monomial.factors
@@ -231,7 +231,7 @@ def magnitude(monomial: Monomial) -> Monomial:
 
 
 def summed(monomial: Monomial, axes: Iterable[int], *, keepdims: bool) -> Monomial | None:
-    """Summed over axes, where that makes a sum of squares of one tensor; else None.
+    """The sum over axes, if that is a sum of squares of one tensor; else None.
 
     >>> total = summed(power(leaf(0, (8, 4, 3)), Fraction(2)), (1, 2), keepdims=True)
     >>> total.dims, total.factors[0][0].kind, total.factors[0][0].axes
@@ -246,7 +246,7 @@ def summed(monomial: Monomial, axes: Iterable[int], *, keepdims: bool) -> Monomi
     atoms = _atoms(monomial.dims)
     over = {atom for axis in gone for atom in atoms[axis]}
     if not over <= set(factor.axes):
-        return None  # summed over what was only repeated: a multiple
+        return None  # the sum over a repeated axis is a multiple
     kept = [atom for number in atoms for atom in number if atom not in over]
     places = {atom: place for place, atom in enumerate(kept)}
     axes_left = tuple(places.get(atom, -1) for atom in factor.axes)

@@ -10,7 +10,7 @@ from wnconvert.layers.schemes import Selection
 from wnconvert.messages import counted, listed
 from wnconvert.onnx.file.model import GraphEdits, Model
 from wnconvert.onnx.file.reader import OnnxFile
-from wnconvert.onnx.graph.edits import edits
+from wnconvert.onnx.graph.edits import fold_edits
 from wnconvert.onnx.graph.layers import NormLayer, find_graph_layers
 from wnconvert.plan.plan import Change, Plan, PlannedStateDict
 from wnconvert.plan.steps import Fold, Keep, Step
@@ -24,7 +24,7 @@ __all__ = ["OnnxFold", "plan_onnx"]
 
 @dataclass(frozen=True, slots=True)
 class OnnxFold:
-    """A plan, the layers that it folds, and what changes in the model for it."""
+    """A plan, the layers that it folds, and the changes of the model."""
 
     plan: Plan
     layers: tuple[NormLayer, ...]
@@ -34,7 +34,7 @@ class OnnxFold:
 def plan_onnx(opened: OnnxFile, selection: Selection = Selection()) -> OnnxFold:  # noqa: B008 - frozen
     """Plan the folding of every wanted layer of an ONNX model.
 
-    Raises ``LayerError`` where layers are refused, ``ArgumentError`` where the selection names nothing.
+    Raises ``LayerError`` if layers are refused, ``ArgumentError`` if the selection matches nothing.
     """
     model, tree = opened.model, opened.tree()
     found = find_graph_layers(model)
@@ -44,12 +44,14 @@ def plan_onnx(opened: OnnxFile, selection: Selection = Selection()) -> OnnxFold:
     layers = tuple(item for item in found.layers if selection.wants(item.layer.name))
     if layers and opened.has_training:
         raise LayerError(
-            "training graphs stand in the file, which use the weights that folding would take away",
+            "the file has training graphs, which use the weights that folding would remove",
             fix="export the model for inference",
         )
-    changed = edits(model, layers)
+    changed = fold_edits(model, layers)
     made = {tensor.layer for tensor in changed.tensors}
-    layers = tuple(item for item in layers if item.layer.name in made)  # others go with what they stand in
+    layers = tuple(
+        item for item in layers if item.layer.name in made
+    )  # others are removed with the scope that stores them
     planned = tuple(_planned(model, state, layers, changed) for state in tree.state_dicts)
     notes = (*tree.notes, *idle_excludes(selection, names), *_notes(model, changed))
     return OnnxFold(Plan("fold", Container.ONNX, planned, notes=notes), layers, changed)
@@ -58,7 +60,7 @@ def plan_onnx(opened: OnnxFile, selection: Selection = Selection()) -> OnnxFold:
 def _planned(
     model: Model, state: StateDict, layers: Sequence[NormLayer], changed: GraphEdits
 ) -> PlannedStateDict:
-    """The tensors of a scope that stay, and each new weight where v stood."""
+    """The plan of a scope: the tensors that stay, and each new weight in the place of v."""
     dtypes: dict[str, DType] = {tensor.layer: tensor.dtype for tensor in changed.tensors}
     here = [item.layer for item in layers if item.path == state.path]
     after: dict[str, list[Step]] = {}

@@ -1,4 +1,4 @@
-"""What an ONNX operator makes of what is known of its inputs: numbers of numbers, monomials of monomials."""
+"""The result of an ONNX operator: numbers from known numbers, and a monomial from monomials."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from wnconvert.onnx.file.model import Constant
-from wnconvert.onnx.graph.constants import MOST_ELEMENTS, axes_of, evaluate, flag
+from wnconvert.onnx.file.tensors import CODES
+from wnconvert.onnx.graph.constants import MOST_ELEMENTS, axes_of, evaluate, flag_attribute
 from wnconvert.onnx.graph.monomials import (
     Monomial,
     expanded,
@@ -30,8 +31,11 @@ from wnconvert.tensors.dtypes import DTYPES, DType
 __all__ = ["KnownValue", "numbers_as_array", "result_of"]
 
 
-#: TensorProto.DataType, as far as casts are followed.
-_NAMES = {1: "float32", 6: "int32", 7: "int64", 9: "bool", 10: "float16", 11: "float64", 16: "bfloat16"}
+#: The dtypes to which casts are followed, by their codes.
+_CASTS = {
+    CODES[name]: DTYPES[name]
+    for name in ("float32", "int32", "int64", "bool", "float16", "float64", "bfloat16")
+}
 _HALVES = {"float16", "bfloat16"}
 _INT64, _BOOL, _FLOAT32 = DTYPES["int64"], DTYPES["bool"], DTYPES["float32"]
 
@@ -41,9 +45,10 @@ _EXPONENTS = {Fraction(number) for number in ("2", "1", "1/2", "-1/2", "-1", "-2
 
 @dataclass(frozen=True, slots=True)
 class KnownValue:
-    """What is known of a value: shape and dtype, and its numbers, or the monomial that it is, or both.
+    """A value of which something is known: shape and dtype, and its numbers, its monomial, or both.
 
-    ``coarse`` where it was rounded to float16 or bfloat16 on its way: then it is no wider than that.
+    ``coarse`` is true if it was rounded to float16 or bfloat16 on the way, so that a wider dtype gives it no
+    more digits.
     """
 
     shape: tuple[int, ...]
@@ -54,14 +59,14 @@ class KnownValue:
 
     @property
     def product(self) -> Monomial | None:
-        """As a factor: its monomial, or nothing but ones."""
+        """The value as a factor: its monomial, or that of ones if all its numbers are 1."""
         if self.monomial is None and self.numbers is not None and bool(np.all(self.numbers == 1)):
             return ones(self.shape)
         return self.monomial
 
 
 def numbers_as_array(values: Sequence[int | float], shape: tuple[int, ...], dtype: DType) -> Array | None:
-    """The numbers of a small tensor; None where they are not those of its dtype."""
+    """The numbers of a small tensor as an array; None if they do not fit its dtype."""
     kind = np.bool_ if dtype == _BOOL else np.float64 if dtype.foldable or dtype.is_float8 else np.int64
     try:
         return np.array(values, kind).reshape(shape)
@@ -70,9 +75,9 @@ def numbers_as_array(values: Sequence[int | float], shape: tuple[int, ...], dtyp
 
 
 def result_of(op: str, inputs: Sequence[KnownValue | None], settings: Mapping[str, Any]) -> KnownValue | None:
-    """What an operator makes of values of which at least one is known."""
+    """The result of an operator on values of which at least one is known; None if it is not known."""
     if op in {"Mul", "Div", "Pow", "Add", "Sub"} and "axis" in settings:
-        return None  # how opset 6 and older broadcast
+        return None  # opset 6 and older broadcast in another way
     numbers = _numbers(op, inputs, settings)
     first = inputs[0]
     rule = _RULES.get(op)
@@ -81,7 +86,7 @@ def result_of(op: str, inputs: Sequence[KnownValue | None], settings: Mapping[st
         try:
             monomial = rule(inputs, settings)
         except (KeyError, IndexError, TypeError, ValueError):
-            monomial = None  # not what the specification lets stand there
+            monomial = None  # against the specification
     if numbers is None and monomial is None:
         return None
     dtype, coarse = _dtype(op, inputs, settings)
@@ -89,7 +94,7 @@ def result_of(op: str, inputs: Sequence[KnownValue | None], settings: Mapping[st
         return None
     if numbers is None and monomial is not None:
         return KnownValue(monomial.shape, dtype, None, monomial, coarse)
-    assert numbers is not None  # noqa: S101 - said above
+    assert numbers is not None  # noqa: S101 - both being None is handled above
     if monomial is not None and monomial.shape != numbers.shape:
         return None
     return KnownValue(numbers.shape, dtype, numbers, monomial, coarse)
@@ -115,13 +120,13 @@ def _numbers(op: str, inputs: Sequence[KnownValue | None], settings: Mapping[str
 
 
 def _code(dtype: DType) -> int | None:
-    return next((code for code, name in _NAMES.items() if name == dtype.name), None)
+    return next((code for code, known in _CASTS.items() if known == dtype), None)
 
 
 def _dtype(
     op: str, inputs: Sequence[KnownValue | None], settings: Mapping[str, Any]
 ) -> tuple[DType | None, bool]:
-    """The dtype of what an operator makes, and whether it was rounded to a half type on its way."""
+    """The dtype of an operator's result, and whether it was rounded to a half type on the way."""
     known = [value for value in inputs if value is not None]
     if op in {"Shape", "Size"}:
         return _INT64, False
@@ -138,19 +143,19 @@ def _dtype(
 
 
 def _cast_to(inputs: Sequence[KnownValue | None], settings: Mapping[str, Any]) -> tuple[DType | None, bool]:
-    """The dtype that Cast or CastLike gives, None for one that is not followed; whether it is coarse then."""
+    """The dtype of a Cast or CastLike (None if the result is not known), and whether that is coarse."""
     source = inputs[0]
     if len(inputs) > 1:
         target = inputs[1].dtype if inputs[1] is not None else None
     else:
-        target = DTYPES.get(_NAMES.get(settings.get("to", 0), ""))
+        target = _CASTS.get(settings.get("to", 0))
     if source is None or target is None:
         return None, False
     widens = source.dtype.is_float8 or (
         target.foldable and source.dtype.foldable and target.holds(source.dtype)
     )
     if source.coarse and widens and target != source.dtype:
-        return None, False  # what float16 has lost does not come back
+        return None, False  # digits that float16 has lost do not come back
     return target, source.coarse or (not widens and target.name in _HALVES)
 
 
@@ -187,7 +192,7 @@ def _reshape(inputs: _Inputs, settings: Mapping[str, Any]) -> Monomial | None:
     old = monomial.shape
     wanted = settings["shape"] if "shape" in settings else _list(inputs[1])
     shape = [
-        old[at] if size == 0 and not flag(settings, "allowzero") else int(size)
+        old[at] if size == 0 and not flag_attribute(settings, "allowzero") else int(size)
         for at, size in enumerate(wanted)
     ]
     if shape.count(-1) == 1:
@@ -284,7 +289,7 @@ def _absolute(inputs: _Inputs, _: Mapping[str, Any]) -> Monomial | None:
 
 
 def _sums(before: int, after: Fraction) -> _Rule:
-    """A sum of the input raised to a power, itself raised to another."""
+    """The rule for a sum of powers of the input, raised to another power."""
 
     def rule(inputs: _Inputs, settings: Mapping[str, Any]) -> Monomial | None:
         monomial = _one(inputs)
@@ -292,14 +297,14 @@ def _sums(before: int, after: Fraction) -> _Rule:
             return None
         axes = axes_of(_arrays(inputs), settings)
         if not axes:
-            if flag(settings, "noop_with_empty_axes"):
+            if flag_attribute(settings, "noop_with_empty_axes"):
                 return None
             axes = tuple(range(len(monomial.dims)))
         rank = len(monomial.dims)
         if not all(-rank <= axis < rank for axis in axes):
             return None
         raised = power(monomial, Fraction(before))
-        keepdims = flag(settings, "keepdims", 1)
+        keepdims = flag_attribute(settings, "keepdims", 1)
         total = summed(raised, axes, keepdims=keepdims) if raised is not None else None
         return power(total, after) if total is not None else None
 
@@ -318,7 +323,7 @@ def _normalized(inputs: _Inputs, settings: Mapping[str, Any]) -> Monomial | None
 
 
 _HALF = Fraction(1, 2)
-#: What leaves the numbers as they are.
+#: Operators that do not round.
 _VIEWS = {"Expand", "Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze", "Abs"}
 
 _RULES: dict[str, _Rule] = {

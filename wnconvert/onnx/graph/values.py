@@ -1,7 +1,7 @@
-"""What each value of an ONNX model is, as far as it depends on stored tensors alone: symbolically, by shapes.
+"""Every value of an ONNX model that depends on stored tensors alone, symbolically and by shapes.
 
-Nodes are walked in the order of what they use; a call of a function walks its body with the arguments
-bound. No tensor is read: large ones are known by name and shape, of small ones the reader gives the numbers.
+Nodes are walked in the order of their inputs; a call of a function walks its body with the arguments bound.
+No tensor is read: large ones are known by name and shape, and the reader provides the numbers of small ones.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from wnconvert.onnx.file.model import Attribute, Constant, Graph, GraphScope, Model, Node, OnnxFunction
-from wnconvert.onnx.graph.index import Index, ValueId, in_order
+from wnconvert.onnx.graph.index import Index, ValueId, in_dependency_order
 from wnconvert.onnx.graph.monomials import leaf
 from wnconvert.onnx.graph.rules import KnownValue, numbers_as_array, result_of
 from wnconvert.tensors.blocks import Array
 from wnconvert.tensors.dtypes import DTYPES, DType
 from wnconvert.tensors.tree import ByteRange, StoredTensor, TensorInfo, contiguous_strides
 
-__all__ = ["Leaf", "Seen", "values_of"]
+__all__ = ["Leaf", "SeenValue", "values_of"]
 
 
-#: How many nodes of functions are walked in all; every call walks a body anew, and calls nest.
+#: The most nodes of functions to walk in all: every call walks a body again, and calls nest.
 _MOST_CALLED_NODES = 300_000
 _DEEPEST = 60
 _INT64, _FLOAT32 = DTYPES["int64"], DTYPES["float32"]
@@ -32,7 +32,7 @@ _INT64, _FLOAT32 = DTYPES["int64"], DTYPES["float32"]
 
 @dataclass(frozen=True, slots=True)
 class Leaf:
-    """A stored tensor, known as the value it is."""
+    """A stored tensor, and the value that it is."""
 
     value: ValueId
     constant: Constant
@@ -40,16 +40,17 @@ class Leaf:
 
     @property
     def stored(self) -> StoredTensor:
-        """Where it lies; nowhere, for one whose elements do not lie end to end."""
+        """The place of its elements; an empty place if they do not lie end to end."""
         nowhere = StoredTensor(self.info, ByteRange(0, 0), 0, contiguous_strides(self.info.shape))
         return self.constant.tensor or nowhere
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
-    """A value that was seen: where, under which calls (starts of the calling nodes, outermost first), what.
+class SeenValue:
+    """A value that was met on the walk: its place, the calls that led there, and the value.
 
-    ``is_formal`` where it is what a call hands to a function.
+    ``calls`` are the starts of the calling nodes, outermost first. ``is_formal`` is true for a value that a
+    call passes to a function.
     """
 
     place: ValueId
@@ -62,8 +63,8 @@ _Env: TypeAlias = ChainMap[str, KnownValue | None]
 _Bound: TypeAlias = Mapping[str, Attribute]
 
 
-def values_of(model: Model, index: Index) -> tuple[list[Leaf], list[Seen]]:
-    """The stored tensors, and every value that is a product of three factors or more."""
+def values_of(model: Model, index: Index) -> tuple[list[Leaf], list[SeenValue]]:
+    """The stored tensors, and every value that is a product of at least three factors."""
     walk = _Walk(index)
     walk.scope(model.graph, ChainMap(), (), {})
     for function in model.functions:
@@ -80,14 +81,14 @@ class _Walk:
     index: Index
     leaves: list[Leaf] = field(default_factory=list)
     numbers: dict[ValueId, int] = field(default_factory=dict)
-    seen: list[Seen] = field(default_factory=list)
+    seen: list[SeenValue] = field(default_factory=list)
     unbound: dict[str, tuple[KnownValue | None, ...]] = field(default_factory=dict)
     ordered: dict[str, Sequence[Node]] = field(default_factory=dict)
     budget: int = _MOST_CALLED_NODES
     depth: int = 0
 
     def scope(self, scope: GraphScope, env: _Env, calls: tuple[int, ...], bound: _Bound) -> None:
-        """Walk a scope, putting what its values are into ``env``."""
+        """Walk a scope, and put its values into ``env``."""
         if self.depth > _DEEPEST:
             return
         self.depth += 1
@@ -96,7 +97,7 @@ class _Walk:
             for constant in scope.constants:
                 env[constant.name] = self.stored((scope.path, constant.name), constant)
         if scope.path not in self.ordered:
-            self.ordered[scope.path] = in_order(scope.nodes)
+            self.ordered[scope.path] = in_dependency_order(scope.nodes)
         for node in self.ordered[scope.path]:
             outputs = self.node(scope.path, node, env, calls, bound)
             for name, value in zip(node.outputs, outputs, strict=False):
@@ -107,12 +108,12 @@ class _Walk:
     def note(
         self, place: ValueId, calls: tuple[int, ...], value: KnownValue | None, *, is_formal: bool = False
     ) -> None:
-        """Remember a product of three factors or more."""
+        """Remember a value if it is a product of at least three factors."""
         if value is not None and value.monomial is not None and len(value.monomial.factors) > 2:
-            self.seen.append(Seen(place, calls, value, is_formal))
+            self.seen.append(SeenValue(place, calls, value, is_formal))
 
     def stored(self, place: ValueId, constant: Constant) -> KnownValue | None:
-        """A stored tensor."""
+        """The value of a stored tensor."""
         info = constant.info if constant.tensor is None else constant.tensor.info
         if info is None:
             return None
@@ -130,7 +131,7 @@ class _Walk:
     def node(
         self, path: str, node: Node, env: _Env, calls: tuple[int, ...], bound: _Bound
     ) -> Sequence[KnownValue | None]:
-        """What a node makes."""
+        """The outputs of a node."""
         names = list(node.inputs)
         while names and not names[-1]:  # left out at the end, as if there were none
             names.pop()
@@ -174,7 +175,7 @@ class _Walk:
         calls: tuple[int, ...],
         bound: _Bound,
     ) -> tuple[KnownValue | None, ...]:
-        """What a call returns."""
+        """The outputs of a call."""
         if not any(inputs) or self.budget < len(function.nodes):
             return self.alone(function)
         self.budget -= len(function.nodes) + 1
@@ -187,9 +188,9 @@ class _Walk:
         return tuple(env.get(name) for name in function.outputs)
 
     def alone(self, function: OnnxFunction) -> tuple[KnownValue | None, ...]:
-        """What a function returns whatever it is given."""
+        """The outputs of a function that do not depend on its inputs."""
         if function.path not in self.unbound:
-            self.unbound[function.path] = ()  # a function that calls itself returns nothing known
+            self.unbound[function.path] = ()  # for a function that calls itself nothing is known
             env: _Env = ChainMap()
             self.scope(function, env, (), {})
             self.unbound[function.path] = tuple(env.get(name) for name in function.outputs)
@@ -213,7 +214,7 @@ def _settings(node: Node, bound: _Bound) -> dict[str, Any]:
 
 
 def _taken(condition: KnownValue | None) -> str:
-    """The branch of If that is taken, where that is known."""
+    """The branch of If that is taken, or ``""`` if that is not known."""
     if condition is None or condition.numbers is None or condition.numbers.size != 1:
         return ""
     return "then_branch" if condition.numbers.reshape(-1)[0] else "else_branch"

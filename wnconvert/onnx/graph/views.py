@@ -1,8 +1,8 @@
-"""Where a computed weight gives way to a stored one: the last values that are still the weight, in some view.
+"""The values at which a stored weight replaces a computed one: the last that are still the weight.
 
-A value is a *view* of the weight where it has its elements in another order, shape or dtype. Views hang
-together as trees: Transpose of a product is below the product. What is stored is the view at which all uses
-of a tree come together, so a weight that is only used transposed is stored so.
+A value is a *view* of the weight if it has its elements in another order, shape or dtype. Views form trees:
+the Transpose of a product is below the product. The view that is stored is the lowest one that all uses of a
+tree have in common, so a weight that is only used transposed is stored transposed.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ __all__ = ["View", "ViewTree", "bases_of", "calls_of", "trees_of"]
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """A layout of the weight: v's elements with the shape and strides of ``v``; ``dim`` is an axis of it."""
+    """A layout of the weight: its elements with the shape and strides of ``v``; ``dim`` is an axis of it."""
 
     v: StoredTensor
     dim: int | None
@@ -29,9 +29,9 @@ class View:
 
 @dataclass(frozen=True, slots=True)
 class ViewTree:
-    """Values that are one weight, made from one of them, the root; ``base`` is the one that is stored.
+    """Values that are one weight, all made from the root; ``base`` is the one that is stored.
 
-    ``output`` is the name of a graph output that the root itself is, or ``""``.
+    ``output`` is the root's name if it is an output itself, else ``""``.
     """
 
     root: ValueId
@@ -45,10 +45,10 @@ def trees_of(
     given: Iterable[ValueId] = (),
     steps: Collection[ValueId] = (),
 ) -> tuple[ViewTree, ...]:
-    """The trees of the views of one weight in one graph or function, those that nothing uses left out.
+    """The trees of the views of one weight in one graph or function, without those that nothing uses.
 
-    ``given`` are views that a function is given, whose trees are none of ours; a node that makes one of
-    ``steps`` is no use.
+    ``given`` are views that a function gets as inputs: their trees are left out. A node that makes one of
+    ``steps`` does not count as a use.
     """
     parents = {value: _parent(index, value, values) for value in values}
     outside = set(given)
@@ -61,8 +61,8 @@ def trees_of(
         if places := [value] * _uses(index, value, parents, steps):
             wanted.setdefault(root, []).extend(places)
         if value in index.outputs:
-            # A view keeps its name, and its node, which is then the use. What a function returns is its
-            # caller's to use: it matters here where the function uses the weight as well.
+            # An output keeps its name and its node, so the node counts as the use. The outputs of a
+            # function are used by its callers: they count only if the function uses the weight as well.
             in_function = isinstance(index.scopes[value[0]], OnnxFunction)
             (returned if in_function else wanted).setdefault(root, []).append(parents[value] or value)
     for root in returned.keys() & wanted.keys():
@@ -78,7 +78,7 @@ def trees_of(
 
 
 def _parent(index: Index, value: ValueId, values: Mapping[ValueId, View]) -> ValueId | None:
-    """The view that a view is made from."""
+    """The view from which a view is made, or None."""
     node = index.makers.get(value)
     if node is None:
         return None
@@ -90,9 +90,9 @@ def _parent(index: Index, value: ValueId, values: Mapping[ValueId, View]) -> Val
 
 
 def _line(value: ValueId, parents: Mapping[ValueId, ValueId | None]) -> list[ValueId]:
-    """A value, its parent, and so on up to its root."""
+    """A value, its parent, and so on up to the root."""
     line, at = {value: None}, value
-    while (parent := parents[at]) is not None and parent not in line:  # names may be given twice
+    while (parent := parents[at]) is not None and parent not in line:  # a name may be defined twice
         line[parent], at = None, parent
     return list(line)
 
@@ -111,7 +111,7 @@ def _uses(
 
 
 def bases_of(trees: Iterable[ViewTree], values: Mapping[ValueId, View]) -> dict[View, list[ValueId]]:
-    """The layouts to be stored, each with the values that it stands for: one where that can be."""
+    """The layouts to store, each with the values that it replaces; a single layout if possible."""
     bases = [tree.base for tree in trees]
     roots = [tree.root for tree in trees]
     chosen = bases
@@ -124,9 +124,9 @@ def bases_of(trees: Iterable[ViewTree], values: Mapping[ValueId, View]) -> dict[
 
 
 def calls_of(index: Index, function: str, most: int = 100_000) -> set[tuple[int, ...]] | None:
-    """Every way to a function from the graph: the starts of the calling nodes, outermost first.
+    """Every chain of calls from the graph to a function: the starts of the calling nodes, outermost first.
 
-    None where there are more than ``most``.
+    None if there are more than ``most``.
     """
     ways: set[tuple[int, ...]] = set()
     waiting: list[tuple[str, tuple[int, ...]]] = [(function, ())]

@@ -101,7 +101,7 @@ def _order_as_in(reference: _Reference, there: Candidates) -> list[str]:
 
 
 def _check_lacking(there: Candidates, layers: Sequence[Layer]) -> None:
-    """Raise ``LayerError`` where the reference has layers whose weights are not there, naming them all."""
+    """Raise ``LayerError`` where the reference has layers whose weights are not there."""
     names = {entry.name for entry in there.state.entries} | set(there.split)
     lacking = [layer.name for layer in layers if layer.name not in names]
     if not lacking:
@@ -111,7 +111,8 @@ def _check_lacking(there: Candidates, layers: Sequence[Layer]) -> None:
         what = f"none of the layers of --like is in it: {listed(lacking)}"
         raise LayerError(what, where=where, fix=_prefix_hint(layers, names) or _SAME_MODEL)
     raise LayerError(
-        f"it lacks {counted(len(lacking), 'layer')} of --like:" + "".join(f"\n  {name}" for name in lacking),
+        f"it lacks {counted(len(lacking), 'layer')} of --like",
+        items=[(name, "") for name in lacking],
         where=where,
         fix="--exclude leaves a layer out; --only PATH names the state dict that is meant",
     )

@@ -1,7 +1,7 @@
-"""Whether two checkpoints hold the same weights, and how far apart they are.
+"""Comparing the weights of two checkpoints: whether they are equal, and how far apart they are.
 
-result    Comparison: what was found, frozen
-pairing   what is compared with what
-readings  what is equal; how far the rest is apart
+result    Comparison, the frozen result
+pairing   the tensors of both sides, matched by name
+readings  two readings: which pairs are equal, and how far apart the others are
 compare   compare_files, compare_state_dicts
 """

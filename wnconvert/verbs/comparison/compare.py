@@ -1,8 +1,8 @@
-"""Are two checkpoints the same function? Effective weights of both, element by element.
+"""The verb that compares two checkpoints by their effective weights, element by element.
 
-Each side's layers are folded on the fly, so form, container, nesting and names that differ only in form do
-not count. There are two readings: the first finds what is equal, the second, where something differs,
-measures how far.
+Each side's layers are folded on the fly, so form, container, nesting and the names of a form do not matter.
+There are two readings: the first finds the tensors that are equal; if some are not, the second measures how
+far apart they are.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from wnconvert.errors import ArgumentError
+from wnconvert.messages import options_as_python
 from wnconvert.numerics.distance import Measure, Tolerance, needed
 from wnconvert.numerics.rows import RowPolicy
 from wnconvert.storage.checkpoint import no_graph, open_checkpoint
@@ -49,14 +50,15 @@ def compare_files(
 ) -> Comparison:
     """Compare the effective weights of two checkpoint files of any readable format and form.
 
-    Equal is within 1 ulp of the coarser dtype, or |a-b| <= atol + rtol·|b| where either is given. NaN equals
-    NaN; what is no float is compared bit for bit. The first of ``strip_prefix`` that a name begins with is
-    taken off, on both sides. ``only`` is the path of the state dict to compare, on whichever side has it,
-    or two paths, A's and B's. ``layers`` and ``exclude`` are globs on the names of tensors (weights, and
-    all others). ``progress`` is called with the bytes compared and in all.
+    Two numbers are equal within 1 ulp of the coarser dtype, or by |a-b| <= atol + rtol·|b| if either is
+    given. NaN equals NaN; tensors that are not floats are compared bit for bit. The first of
+    ``strip_prefix`` that a name begins with is taken off, on both sides. ``only`` is the path of the state
+    dict to compare, on whichever side has it, or two paths, A's and B's. ``layers`` and ``exclude`` are
+    globs on the names of tensors (weights and all others). ``progress`` is called with the number of bytes
+    compared and the total.
 
-    Raises ``InputError`` for what cannot be read, ``LayerError`` for a layer that cannot be folded, and
-    ``ArgumentError`` where there is nothing to compare, or no telling what with what.
+    Raises ``InputError`` for a file that cannot be read, ``LayerError`` for a layer that cannot be folded,
+    and ``ArgumentError`` if there is nothing to compare, or the state dicts to compare are ambiguous.
 
     >>> found = compare_files("fixtures/g_02500000", "fixtures/hifigan.safetensors")
     >>> bool(found), found.layers, found.identical
@@ -90,7 +92,8 @@ def compare_state_dicts(
     """
     tolerance = Tolerance(rtol, atol)
     rules = Rules(texts_of(strip_prefix), selection_of(layers, exclude, "auto"))
-    return _compare(_memory("A", a), _memory("B", b), rules, tolerance, Workers(threads))
+    with options_as_python():
+        return _compare(_memory("A", a), _memory("B", b), rules, tolerance, Workers(threads))
 
 
 def _compare(
@@ -123,11 +126,11 @@ def _compare(
 
 
 def _difference(pair: Pair, measure: Measure | None) -> Difference:
-    """What a user is told of a pair; without a measure, it was not read."""
+    """The report on a pair; without a measure, its elements were not read."""
     plain = Difference(pair.a.name, pair.state_dict, pair.a.operand, pair.b.operand, pair.why)
     if measure is None:
         return plain
-    packed = pair.a.dtype.bits % 8 != 0  # then places are of bytes
+    packed = pair.a.dtype.bits % 8 != 0  # then places count bytes, not elements
     worst = None if measure.worst is None or packed else np.unravel_index(measure.worst, pair.a.shape)
     counted = replace(
         plain,
@@ -174,7 +177,7 @@ def _opened(path: str | os.PathLike[str]) -> Iterator[Side]:
 
 
 class _Bits(InMemory):
-    """Values as the files have them: native floats, all else as bits."""
+    """Values as files have them: floats as numpy's, all others as bits."""
 
     def whole(self, tensor: StoredTensor) -> Array:
         kind = tensor.info.dtype.elements()
@@ -188,7 +191,7 @@ def _memory(label: str, state_dict: Mapping[str, Any]) -> Side:
         for name, value in values.items():
             if isinstance(value, Mapping):
                 raise ArgumentError(
-                    f"there is no tensor in it, but a mapping at {name!r}",
+                    f"it holds no tensor, but a mapping at {name!r}",
                     where=label,
                     fix=f"pass checkpoint[{name!r}]",
                 )
@@ -199,7 +202,9 @@ def _stored(name: str, value: Any) -> StoredTensor | None:
     stored = stored_tensor(name, value)
     if stored is None or stored.info.dtype.bits % 8 == 0:
         return stored
-    return replace(stored, info=replace(stored.info, dtype=DTYPES["uint8"]))  # torch counts such in bytes
+    return replace(
+        stored, info=replace(stored.info, dtype=DTYPES["uint8"])
+    )  # torch counts its elements in bytes
 
 
 def _raw(value: Any, name: str) -> Array:
@@ -208,8 +213,10 @@ def _raw(value: Any, name: str) -> Array:
         native = np.asarray(value, value.dtype.newbyteorder("="))
         return np.ascontiguousarray(native).reshape(-1).view(np.uint8)
     if value.device.type == "meta" or value.is_quantized:
-        raise ArgumentError("it is no plain tensor with numbers", where=name, fix="exclude it")
-    import torch  # it is there: the value is its tensor
+        raise ArgumentError(
+            "it is a quantized or meta tensor, which cannot be compared", where=name, fix="exclude it"
+        )
+    import torch  # it is installed: the value is its tensor
 
     plain = value.detach().cpu().resolve_conj().resolve_neg().contiguous().reshape(-1)
     raw: Array = plain.view(torch.uint8).numpy()

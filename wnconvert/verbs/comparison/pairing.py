@@ -1,4 +1,4 @@
-"""What is compared with what: the state dicts of both sides, and in them the names."""
+"""The tensors of both sides matched: first state dicts by path, then tensors by name."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from glob import escape
 from wnconvert.errors import ArgumentError, WnconvertError
 from wnconvert.layers.find import find_pairs
 from wnconvert.layers.schemes import SCHEMES, Selection
+from wnconvert.messages import option
+from wnconvert.numerics.rounding import FLOAT_FORMATS
 from wnconvert.plan.fold import plan_fold
 from wnconvert.tensors.blocks import Elements
 from wnconvert.tensors.containers import Container
@@ -21,7 +23,7 @@ __all__ = ["Item", "Pair", "Paired", "Rules", "Side", "paired"]
 
 @dataclass(frozen=True, slots=True)
 class Side:
-    """A or B: what it is called, what it holds, and its elements."""
+    """One side, A or B: its label, its tree and its elements."""
 
     label: str
     tree: Tree
@@ -30,7 +32,7 @@ class Side:
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """What both sides are asked: the prefixes that are taken off names, and the names that are wanted."""
+    """The rules for names of both sides: prefixes to take off, and which names are wanted."""
 
     prefixes: tuple[str, ...]
     selection: Selection
@@ -41,29 +43,30 @@ class Rules:
         return name.removeprefix(prefix)
 
     def wants(self, name: str) -> bool:
-        """Whether a name is compared: a glob may mean it with its prefix or without."""
+        """Whether a name is compared; a glob may match it with its prefix or without."""
         names = {name, self.stripped(name)}
         chosen = Selection(layers=self.selection.layers)
         kept = Selection(exclude=self.selection.exclude)
         return any(map(chosen.wants, names)) and all(map(kept.wants, names))
 
     def check(self, names: Collection[str]) -> None:
-        """Refuse globs that leave nothing, or choose nothing."""
+        """Raise ``ArgumentError`` if the globs leave no name, or if one of them matches none."""
         if not names:
             raise ArgumentError(
-                "there is nothing to compare: no tensor has a name that is wanted",
-                fix="other globs for --layers and --exclude",
+                f"there is nothing to compare: {option('layers')} and {option('exclude')} leave no tensor",
+                fix="give other globs",
             )
         for glob in self.selection.layers:
             if not any(map(Selection(layers=(glob,)).wants, names)):
-                raise ArgumentError(f"--layers {glob!r} matches no name", fix="leave it out, or mend it")
+                what = f"{option('layers', glob=glob)} matches no name"
+                raise ArgumentError(what, fix="leave it out, or correct it")
 
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """A tensor by the name of what it computes: v with its g, or a plain tensor.
+    """A tensor to compare: v with its g, or a plain tensor.
 
-    ``key`` is that name with its prefix.
+    ``name`` is that of the weight without a prefix, ``key`` the same with its prefix.
     """
 
     name: str
@@ -75,12 +78,12 @@ class Item:
 
     @property
     def dtype(self) -> DType:
-        """Of the elements that are compared."""
+        """The dtype of the elements that are compared."""
         return self.values.info.dtype
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the elements that are compared."""
+        """The shape of the elements that are compared."""
         return self.values.info.shape
 
     @property
@@ -89,8 +92,8 @@ class Item:
         return Operand(self.form, str(self.dtype), self.shape)
 
 
-#: Digits of the floats.
-_DIGITS = {"float64": 53, "float32": 24, "float16": 11, "bfloat16": 8}
+def _digits(dtype: DType) -> int:
+    return FLOAT_FORMATS[dtype.name].digits if dtype.name in FLOAT_FORMATS else 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +106,7 @@ class Pair:
 
     @property
     def why(self) -> str:
-        """What differs before an element is read, if anything."""
+        """``"shape"`` or ``"dtype"`` if that makes the pair differ before an element is read, else ``""``."""
         if self.a.shape != self.b.shape:
             return "shape"
         floats = self.a.dtype.foldable and self.b.dtype.foldable
@@ -112,11 +115,11 @@ class Pair:
     @property
     def coarser(self) -> DType:
         """The dtype with fewer digits."""
-        return min(self.a.dtype, self.b.dtype, key=lambda dtype: _DIGITS.get(dtype.name, 0))
+        return min(self.a.dtype, self.b.dtype, key=_digits)
 
     @property
     def same_layout(self) -> bool:
-        """Whether both are layers that the same bits of g and v make equal."""
+        """Whether equal bits of g and v would make both weights equal."""
         a, b = self.a, self.b
         if a.g is None or b.g is None:
             return False
@@ -126,7 +129,7 @@ class Pair:
 
 @dataclass(frozen=True, slots=True)
 class Paired:
-    """The paths of the state dicts that belong together, the names on both sides, and those on one."""
+    """The paths of the state dicts that are compared, the names on both sides, and those on one side."""
 
     states: tuple[tuple[str, str], ...]
     pairs: tuple[Pair, ...]
@@ -138,8 +141,8 @@ class Paired:
 def paired(a: Side, b: Side, rules: Rules, only: tuple[str, ...] = ()) -> Paired:
     """Match the names of both sides; ``only`` is the path of a state dict, or two: A's and B's.
 
-    Raises ``LayerError`` for a layer that is refused, and ``ArgumentError`` where there is nothing to compare
-    or no telling what with what.
+    Raises ``LayerError`` for a layer that is refused, and ``ArgumentError`` if there is nothing to compare or
+    the state dicts to compare are ambiguous.
     """
     states, notes = _state_pairs(a, b, only)
     pairs: list[Pair] = []
@@ -162,7 +165,7 @@ def paired(a: Side, b: Side, rules: Rules, only: tuple[str, ...] = ()) -> Paired
         notes += [*notes_a, *notes_b]
     rules.check(names)
     if not pairs:
-        fix = hints[0] if hints else "name two checkpoints of one model"
+        fix = hints[0] if hints else "compare two checkpoints of the same model"
         raise ArgumentError(
             f"there is nothing to compare: {a.label} and {b.label} have no name in common", fix=fix
         )
@@ -178,11 +181,11 @@ def paired(a: Side, b: Side, rules: Rules, only: tuple[str, ...] = ()) -> Paired
 def _state_pairs(
     a: Side, b: Side, only: tuple[str, ...]
 ) -> tuple[list[tuple[StateDict, StateDict]], list[str]]:
-    """The state dicts to compare, and notes on those that are left out."""
+    """Pairs of state dicts to compare, and notes on those that are left out."""
     states = [[state for state in side.tree.state_dicts if state.tensors] for side in (a, b)]
     for side, found in zip((a, b), states, strict=True):
         if not found:
-            raise ArgumentError("there is nothing to compare: no tensor is in it", where=side.label)
+            raise ArgumentError("there is nothing to compare: it holds no tensor", where=side.label)
     if not only and {state.path for state in states[0]} & {state.path for state in states[1]}:
         return _by_path(a, b, *states), []
     both = only if len(only) == 2 else (only or (None,)) * 2
@@ -199,7 +202,7 @@ def _state_pairs(
         state = chosen[at] if only and chosen[at] else None
         if state is None and len(candidates) > 1:
             raise ArgumentError(
-                "there are several state dicts to choose from: "
+                "there are several state dicts, and it is not clear which to compare: "
                 f"{_offered(a, states[0])}; {_offered(b, states[1])}",
                 fix=f"--only {_shown(candidates[0])} (or another), once for both, or twice: A's, then B's",
             )
@@ -215,9 +218,9 @@ def _state_pairs(
 def _by_path(
     a: Side, b: Side, of_a: Sequence[StateDict], of_b: Sequence[StateDict]
 ) -> list[tuple[StateDict, StateDict]]:
-    """State dicts of the same path, and the last two where each side has one more.
+    """State dicts of the same path, and one more pair if each side has a single one left over.
 
-    What only one side has cannot be compared, and must not be passed over.
+    Raises ``ArgumentError`` for state dicts that one side alone has: they must not be passed over in silence.
     """
     others = {state.path: state for state in of_b}
     pairs = [(state, others[state.path]) for state in of_a if state.path in others]
@@ -228,7 +231,7 @@ def _by_path(
     if left_a or left_b:
         side, left = (a, left_a) if left_a else (b, left_b)
         raise ArgumentError(
-            f"{side.label} alone has the state dict {', '.join(map(_shown, left))}",
+            f"only {side.label} has the state dict {', '.join(map(_shown, left))}",
             fix=f"--only {_shown(pairs[0][0])} compares what both have",
         )
     return pairs
@@ -252,14 +255,17 @@ def _has_layers(state: StateDict) -> bool:
 
 
 def _items(side: Side, state: StateDict, rules: Rules) -> tuple[dict[str, Item], list[str]]:
-    """What one state dict computes, by name, and notes. Raises ``LayerError`` for a layer that is refused."""
+    """The weights and other tensors of a state dict by name, and notes.
+
+    Raises ``LayerError`` for a layer that is refused, ``ArgumentError`` for a tensor that cannot be compared.
+    """
     tensors = state.tensors
     for entry in state.entries:
         if entry.is_opaque and rules.wants(entry.name):
             raise ArgumentError(
                 f"{entry.name} is a quantized, sparse or meta tensor, which cannot be compared",
                 where=side.label,
-                fix=f"--exclude '{entry.name}' compares the rest",
+                fix=f"{option('exclude', glob=entry.name)} compares the rest",
             )
     refused = [item.name for item in find_pairs(tensor.info for tensor in tensors.values()).refused]
     unwanted = {name for name in refused if not rules.wants(name)}
@@ -283,21 +289,25 @@ def _items(side: Side, state: StateDict, rules: Rules) -> tuple[dict[str, Item],
             continue
         if item.name in items:
             raise ArgumentError(
-                f"two of its names are {item.name!r} without the prefix",
+                f"without the prefix, two of its names are {item.name!r}",
                 where=side.label,
-                fix="a longer --strip-prefix",
+                fix=f"give a longer prefix: {option('strip_prefix', metavar='PREFIX')}",
             )
         items[item.name] = item
     others = sum(entry.tensor is None for entry in state.entries)
     notes = [f"{side.label}: {note}" for note in plan.notes]
     if others:
-        what = "one value that is no tensor is" if others == 1 else f"{others} values that are no tensors are"
+        what = (
+            "one value that is not a tensor is"
+            if others == 1
+            else f"{others} values that are not tensors are"
+        )
         notes.append(f"{side.label}: {what} not compared")
     return items, notes
 
 
 def _weight_of(key: str) -> str:
-    """The weight that a key would belong to as part of a layer, or the key itself."""
+    """The weight to which a key would belong as a half of a layer, or the key itself."""
     for scheme in SCHEMES:
         for pattern in (scheme.g, scheme.v, scheme.beside):
             if match := pattern.fullmatch(key):
@@ -306,7 +316,7 @@ def _weight_of(key: str) -> str:
 
 
 def _hint(a: Iterable[str], b: Iterable[str]) -> str:
-    """What to strip where no name is on both sides, but would be without the prefix that all share."""
+    """Advice on a prefix, if both sides have no name in common but would have without it; else ``""``."""
     a, b = set(a), set(b)
     if not a or not b or a & b:
         return ""
@@ -315,12 +325,12 @@ def _hint(a: Iterable[str], b: Iterable[str]) -> str:
         prefix_a, prefix_b = (prefix[: prefix.rfind(".", 0, -1) + 1] for prefix in (prefix_a, prefix_b))
     if not {name.removeprefix(prefix_a) for name in a} & {name.removeprefix(prefix_b) for name in b}:
         return ""
-    said = [f"--strip-prefix {prefix}" for prefix in (prefix_a, prefix_b) if prefix]
-    return f"the names differ by a prefix: {' '.join(said)} takes it off"
+    prefixes = [prefix for prefix in (prefix_a, prefix_b) if prefix]
+    return f"the names differ by a prefix: {option('strip_prefix', *prefixes)} takes it off"
 
 
 def _common(names: Collection[str]) -> str:
-    """The modules in which all names are, with the last dot."""
+    """The prefix of modules that all names share, with its last dot."""
     first, last = min(names), max(names)
     same = next(
         (at for at, pair in enumerate(zip(first, last, strict=False)) if pair[0] != pair[1]), len(first)
@@ -329,7 +339,7 @@ def _common(names: Collection[str]) -> str:
 
 
 def _dtype_notes(pairs: Iterable[Pair]) -> Iterator[str]:
-    """Floats that are not of one dtype on both sides."""
+    """Notes on floats whose dtypes differ between both sides."""
     names: dict[tuple[DType, DType, DType], list[str]] = {}
     for pair in pairs:
         if not pair.why and pair.a.dtype != pair.b.dtype:

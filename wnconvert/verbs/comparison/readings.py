@@ -1,8 +1,7 @@
-"""The two readings of what is paired: what is equal, and how far apart the rest is.
+"""The two readings of the pairs: which are equal, and how far apart the others are.
 
-The first stops in a tensor at the first block that is out of tolerance. Blocks of the same elements of both
-sides are compared as bits before anything is computed; two layers whose g and v have the same bits are equal
-without a fold.
+The first reading leaves a tensor at its first block that is out of tolerance. Blocks are compared as bits
+before anything is computed; two layers whose g and v have the same bits are equal without a fold.
 """
 
 from __future__ import annotations
@@ -24,14 +23,14 @@ __all__ = ["Readings"]
 
 
 _T = TypeVar("_T")
-#: The same elements of both sides, and where they begin; valid until the next are asked for.
+#: The same elements of both sides, and the place of the first; valid until the next ones are asked for.
 _Pieces: TypeAlias = Iterator[tuple[int, Array, Array]]
 
 
 class Readings:
-    """Both readings of some pairs; a pair is a job of one thread, so the order of sums is always the same.
+    """Both readings of some pairs. Each pair is read by one thread, so the order of sums is always the same.
 
-    ``reports`` tells of the folds that were done, by the place of the pair and the side, 0 or 1.
+    ``reports`` holds the report of each fold, by the place of the pair and the side, 0 or 1.
     """
 
     def __init__(
@@ -44,12 +43,12 @@ class Readings:
         self.reports: dict[tuple[int, int], RowReport] = {}
 
     def verdicts(self) -> list[str]:
-        """Of each pair: ``identical``, ``within`` the tolerance, ``different``, or nothing where not read."""
+        """For each pair ``identical``, ``within`` (the tolerance), ``different``, or ``""``: not read."""
         found = self._each(self._verdict, [at for at, pair in enumerate(self.pairs) if not pair.why])
         return [found.get(at, "") for at in range(len(self.pairs))]
 
     def measures(self, verdicts: Sequence[str]) -> dict[int, Measure]:
-        """How far pairs are apart, of all that are not identical: each has its part in what is needed."""
+        """The distances of all pairs that are not identical: all of them count for the tolerance needed."""
         return self._each(
             self._measure, [at for at, verdict in enumerate(verdicts) if verdict in ("within", "different")]
         )
@@ -93,7 +92,7 @@ class Readings:
         return same_bits(g, h) and all(same_bits(left, right) for _, left, right in self._stored(pair))
 
     def _pieces(self, at: int) -> _Pieces:
-        """The effective weights of both sides."""
+        """The effective weights of both sides, piece by piece."""
         a, b = self.pairs[at].a, self.pairs[at].b
         if a.g is None and b.g is None:
             return self._stored(self.pairs[at])
@@ -104,7 +103,7 @@ class Readings:
         return _abreast(_kept(self._folded(at, 0, a), "A"), _kept(self._folded(at, 1, b), "B"))
 
     def _stored(self, pair: Pair) -> _Pieces:
-        """Both sides' values as they are stored."""
+        """The values of both sides as they are stored, piece by piece."""
         a, b = pair.a.values.in_bytes(), pair.b.values.in_bytes()
         cut = (a.info.numel,), None, max(a.info.dtype.itemsize, b.info.dtype.itemsize)
         return _abreast(self._plain(0, a, cut), self._plain(1, b, cut))
@@ -131,12 +130,12 @@ class Readings:
         self.reports[at, side] = folding.report()
 
 
-#: Shape, dim and size of an element: what decides the blocks of a tensor.
+#: Shape, dim and size of an element: they decide into which blocks a tensor is cut.
 _Cut: TypeAlias = tuple[tuple[int, ...], Dim, int]
 
 
 def _cut_of(layer: Item) -> _Cut:
-    """As the fold of a layer is cut."""
+    """The cut of a layer's fold."""
     return layer.shape, layer.dim, layer.dtype.itemsize
 
 
@@ -149,7 +148,7 @@ def _kept(arrays: Iterator[Array], use: str) -> Iterator[Array]:
 
 
 def _abreast(left: Iterator[Array], right: Iterator[Array]) -> _Pieces:
-    """Two runs of blocks, cut where either is."""
+    """Two runs of blocks, cut wherever one of them is."""
     at = 0
     x = y = np.empty(0)
     while True:

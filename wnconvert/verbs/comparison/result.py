@@ -1,4 +1,4 @@
-"""What a comparison found: plain frozen data, and the words for it."""
+"""The result of a comparison: frozen data, and the words for it."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ class Difference:
     """A name on both sides whose tensors are not equal, and why: shape, dtype, bits or values.
 
     ``different`` counts the elements out of tolerance; ``unmatched`` those among them with a NaN or an
-    infinity that the other side does not have. The rest is of values, over all elements that are finite on
-    both sides: ``max_abs`` = max |a-b|, ``max_rel`` = max |a-b|/|b| (infinite where only b is 0), ``ulps``
-    in units of the coarser dtype, ``cosine``, ``snr_db`` = 10·log₁₀ Σb²/Σ(a-b)², None where they have no
-    value. ``worst`` is the index of the first unmatched element, else of the largest |a-b|.
+    infinity that the other side does not have. The other numbers are over all elements that are finite on
+    both sides: ``max_abs`` = max |a-b|, ``max_rel`` = max |a-b|/|b| (infinite if only b is 0), ``ulps`` in
+    units of the coarser dtype, ``cosine``, ``snr_db`` = 10·log₁₀ Σb²/Σ(a-b)²; None if they have no value.
+    ``worst`` is the index of the first unmatched element, else of the largest |a-b|.
     """
 
     name: str
@@ -64,12 +64,12 @@ def _is_plain(value: object) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """What a comparison found; true where both sides are equal within the tolerance.
+    """The result of a comparison; true if both sides are equal within the tolerance.
 
     ``a`` and ``b`` name the sides, ``pairs`` the paths of the state dicts that were compared. Counts are of
     names on both sides: ``compared`` = ``identical`` (bit for bit) + ``within`` the tolerance + the length
     of ``differing``; ``layers`` of them are weight-normalized on either side. ``tolerance_needed`` is None
-    where all is equal, where no values differ, or where no tolerance would do (NaN on one side only).
+    if both sides are equal, if no values differ, or if no tolerance is enough (NaN on one side only).
     """
 
     a: str
@@ -99,7 +99,7 @@ class Comparison:
 
     @property
     def advice(self) -> str:
-        """The options under which it would have passed, in words; empty where all is equal.
+        """The options with which the comparison would have passed, in words; empty if both sides are equal.
 
         The numbers are rounded up, so they do pass.
         """
@@ -129,7 +129,7 @@ class Comparison:
         return ways
 
     def rows(self) -> list[tuple[Any, ...]]:
-        """A row for each difference, as :data:`COLUMNS` names them; None where there is no value."""
+        """A row for each difference, with the columns of :data:`COLUMNS`; None for a missing value."""
         several = len(self.pairs) > 1
         return [
             (
@@ -149,7 +149,7 @@ class Comparison:
         ]
 
     def to_dict(self) -> dict[str, Any]:
-        """The comparison as JSON-able data; README documents it."""
+        """The comparison as JSON-able data; docs/rules.md documents it."""
         return {
             "schema": 1,
             "a": self.a,

@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from wnconvert.errors import InputError, OutputError, WnconvertError
+from wnconvert.numerics.rows import RowPolicy, Wider
 from wnconvert.onnx.file.reader import looks_like_onnx
+from wnconvert.plan.layout import Layout
 from wnconvert.storage.checkpoint import Checkpoint, open_checkpoint
 from wnconvert.storage.files import open_file
 from wnconvert.storage.sources import Source
@@ -30,7 +32,7 @@ if TYPE_CHECKING:
     from wnconvert.onnx.file.reader import OnnxFile
     from wnconvert.onnx.graph.plan import OnnxFold
 
-__all__ = ["convert_onnx", "own_data_of", "remove_unused", "write_onnx"]
+__all__ = ["convert_onnx", "model_layouts", "own_data_of", "remove_unused", "write_model"]
 
 
 def own_data_of(target: Path) -> tuple[Path, ...]:
@@ -100,6 +102,34 @@ def _check_apart(output: Path, data: Iterable[Path]) -> None:
         raise OutputError("the source keeps its data there", where=str(output), fix="choose another -o")
 
 
+def model_layouts(opened: OnnxFile, fold: OnnxFold, target: Path) -> dict[str, Layout]:
+    """The files that a folded model consists of, by name: its data first, where the source has data files."""
+    from wnconvert.onnx.file.writer import onnx_layouts
+
+    data_name = free_name(target)
+    with closing(open_file(opened.path)) as file:
+        model, data = onnx_layouts(file, opened, fold.edits, data_name)
+    return {target.name: model} if data is None else {data_name: data, target.name: model}
+
+
+def write_model(
+    checkpoint: Checkpoint,
+    layouts: Mapping[str, Layout],
+    folder: Path,
+    target: Path,
+    *,
+    numbers: RowPolicy = RowPolicy(),  # noqa: B008 - frozen
+    workers: Workers,
+) -> tuple[str, ...]:
+    """Write the files of a folded model into ``folder``, on their way to ``target``; returns notes."""
+    notes: tuple[str, ...] = ()
+    with Source(checkpoint.shards) as source:
+        for name, layout in layouts.items():
+            with file_in(folder, name, target) as file:
+                notes += execute(source, file, layout, replace(numbers, wider=Wider.NEVER), workers)
+    return notes
+
+
 def convert_onnx(
     checkpoint: Checkpoint,
     fold: OnnxFold,
@@ -108,84 +138,29 @@ def convert_onnx(
 ) -> Result:
     """Fold an opened ONNX model, run the result beside the original, and put it at ``output``.
 
-    Where tensors of the source lie in data files, those of the output lie in one beside it, of a free name.
-    With ``options.verify`` tensors that stay are read back too.
+    If tensors of the source lie in data files, those of the output lie in one beside it, under a free name.
+    With ``options.verify`` the tensors that stay are read back too.
 
-    Raises as ``convert`` does; ``InputError`` where onnx or onnxruntime is not there to check the result.
+    Raises as ``convert`` does, and ``InputError`` if onnx or onnxruntime is not there to check the result.
     """
     from wnconvert.verbs.conversion.onnx_check import check_fold, check_installed
 
-    check_installed()
-
-    def prove(folded: Path) -> tuple[str, tuple[str, ...]]:
-        return check_fold(_opened(checkpoint), fold, folded, options.numbers, verify=options.verify)
-
-    return _written(checkpoint, fold, output, options, data_name=free_name(output), prove=prove)
-
-
-def write_onnx(
-    checkpoint: Checkpoint,
-    fold: OnnxFold,
-    output: Path,
-    options: RunOptions = RunOptions(),  # noqa: B008 - frozen
-    *,
-    data_name: str = "",
-) -> Result:
-    """Fold an opened ONNX model and put it at ``output`` without running it: the caller proves it.
-
-    Its data file is called ``data_name``, by default a free name. Raises as ``convert`` does.
-    """
-    return _written(
-        checkpoint,
-        fold,
-        output,
-        options,
-        data_name=data_name or free_name(output),
-        prove=lambda _: ("", ()),
-    )
-
-
-def _opened(checkpoint: Checkpoint) -> OnnxFile:
-    """The model of a checkpoint from which a fold of a graph was planned."""
-    assert checkpoint.onnx is not None  # noqa: S101 - the plan was made from it
-    return checkpoint.onnx
-
-
-def _written(
-    checkpoint: Checkpoint,
-    fold: OnnxFold,
-    output: Path,
-    options: RunOptions,
-    *,
-    data_name: str,
-    prove: Callable[[Path], tuple[str, tuple[str, ...]]],
-) -> Result:
-    """Write the folded model, have it proven before it is put in place, and delete data that it replaced.
-
-    ``prove`` gets the path of the new model and returns who read it back, and notes.
-    """
-    from wnconvert.onnx.file.writer import onnx_layouts
-
     began = time.perf_counter()
+    opened = checkpoint.onnx
+    assert opened is not None  # noqa: S101 - the plan was made from it
+    check_installed()
     _check_apart(output, checkpoint.shards[1:])
-    with closing(open_file(checkpoint.path)) as file:
-        model, data = onnx_layouts(file, _opened(checkpoint), fold.edits, data_name)
-    layouts = {output.name: model} if data is None else {data_name: data, output.name: model}
+    layouts = model_layouts(opened, fold, output)
     size = sum(layout.size for layout in layouts.values())
     bytes_in = sum(path.stat().st_size for path in checkpoint.shards)
     old = own_data_of(output) if options.force else ()
-    notes: tuple[str, ...] = ()
-    with (
-        staged_folder(output, force=options.force, size=size) as folder,
-        Source(checkpoint.shards) as source,
-    ):
+    with staged_folder(output, force=options.force, size=size) as folder:
         workers = Workers(options.threads, options.progress)
-        policy = replace(options.numbers, can_cast=False)
-        for name, layout in layouts.items():
-            with file_in(folder, name, output) as target:
-                notes += execute(source, target, layout, policy, workers)
+        notes = write_model(checkpoint, layouts, folder, output, numbers=options.numbers, workers=workers)
         check_structure(folder / output.name, Container.ONNX)
-        verified, more = prove(folder / output.name)
+        verified, more = check_fold(
+            opened, fold, folder / output.name, options.numbers, verify=options.verify
+        )
     in_place = output.resolve() == checkpoint.path.resolve()
     deleted = remove_unused(old, output, () if in_place else checkpoint.shards)
     return conversion_result(

@@ -1,8 +1,9 @@
-"""What is in a checkpoint: its layers, their magnitudes, and what the verbs would do to it.
+"""Inspecting a checkpoint: its layers, their magnitudes, and a forecast of what each verb would do.
 
+request     InspectRequest: the options of an inspection
 magnitudes  magnitudes and flags of a layer
-result      Inspection: what was found, frozen
-forecast    what fold, split and migrate would do
+result      Inspection, the frozen result
+forecast    fold, split and migrate foretold in words
 onnx        the layers of an ONNX model
 inspect     inspect_file, inspect_state_dict
 """

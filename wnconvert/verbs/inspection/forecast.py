@@ -1,4 +1,4 @@
-"""What fold, split and migrate would do with a checkpoint, in words."""
+"""Forecasts of fold, split and migrate for a checkpoint, in words."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from wnconvert.errors import LayerError
 from wnconvert.layers.schemes import FORMS
-from wnconvert.messages import counted, listed
+from wnconvert.messages import counted, listed, option
 from wnconvert.plan.fold import plan_fold
 from wnconvert.plan.migrate import plan_migrate
 from wnconvert.plan.record import origins
@@ -19,16 +19,14 @@ __all__ = ["fold_in_words", "migrate_in_words", "split_in_words"]
 
 
 def fold_in_words(tree: Tree, rows: Sequence[LayerStats]) -> str:
-    """What ``fold`` would do, as far as what was read tells."""
-    bad = [
-        row.name for row in rows if (row.zero_rows and row.norm) or any("NaN" in flag for flag in row.flags)
-    ]
+    """A forecast of ``fold``, as far as the values that were read allow one."""
+    bad = [row.name for row in rows if row.has_nonfinite or (row.zero_rows and row.norm)]
     if bad:
         return f"would refuse the numbers of {listed(bad, 3)} (see the flags)"
     try:
         plan = plan_fold(tree, Container.TORCH_ZIP)
     except LayerError as error:
-        return f"would refuse: {error.what.splitlines()[0].rstrip(':')} ({error.fix})"
+        return _refusal(error)
     count = len(plan.layers)
     if not count:
         return "nothing to fold"
@@ -37,13 +35,13 @@ def fold_in_words(tree: Tree, rows: Sequence[LayerStats]) -> str:
 
 
 def split_in_words(tree: Tree) -> str:
-    """What ``split`` would do by the file's own record, if it has one."""
+    """A forecast of ``split`` by the file's own record; ``""`` if it has none."""
     if not any(origins(tree.record, state.path, "fold") for state in tree.state_dicts):
         return ""
     try:
         plan = plan_split(tree, Container.TORCH_ZIP)
     except LayerError as error:
-        return f"would refuse: {error.what.splitlines()[0].rstrip(':')} ({error.fix})"
+        return _refusal(error)
     forms = dict.fromkeys(change.layer.form for _, change in plan.layers)
     if not forms:
         return "nothing to split"
@@ -51,15 +49,19 @@ def split_in_words(tree: Tree) -> str:
 
 
 def migrate_in_words(tree: Tree) -> str:
-    """What ``migrate`` would do, in the directions in which there is something to do."""
-    said = []
+    """A forecast of ``migrate``, in each direction in which it would change something."""
+    directions = []
     for to in reversed(FORMS):
         try:
             plan = plan_migrate(tree, Container.TORCH_ZIP, to=to)
         except LayerError as error:
-            return f"would refuse: {error.what.splitlines()[0].rstrip(':')} ({error.fix})"
+            return _refusal(error)
         if plan.layers:
             (before,) = {change.layer.form for _, change in plan.layers}
-            how = " (--to legacy)" if to == "legacy" else ""
-            said.append(f"{counted(len(plan.layers), 'layer')} from {before} to {to}{how}")
-    return f"would take {', or '.join(said)}" if said else "nothing to migrate"
+            how = f" ({option('to', 'legacy')})" if to == "legacy" else ""
+            directions.append(f"{counted(len(plan.layers), 'layer')} from {before} to {to}{how}")
+    return f"would take {', or '.join(directions)}" if directions else "nothing to migrate"
+
+
+def _refusal(error: LayerError) -> str:
+    return f"would refuse: {error.heading} ({error.fix})"

@@ -1,7 +1,7 @@
 """The verbs that inspect a file or a tree.
 
-Only g is read, and v or plain weights where that is asked for. Of a file with a layer that is refused the
-others are shown and that one is flagged.
+Only g is read; v and plain weights are read if the user asks for it. If a layer is refused, it is flagged and
+the others are shown.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,6 @@ from wnconvert.formats.torch.names import dangerous_names, foreign_names
 from wnconvert.formats.torch.records import read_storage
 from wnconvert.layers.find import FoundPairs, find_pairs
 from wnconvert.layers.kinds import find_kinds
-from wnconvert.layers.schemes import Selection
 from wnconvert.messages import options_as_python
 from wnconvert.storage.checkpoint import Checkpoint, open_checkpoint
 from wnconvert.storage.folder import part_notes
@@ -30,8 +29,17 @@ from wnconvert.tensors.containers import Container
 from wnconvert.tensors.memory import InMemory, tree_of
 from wnconvert.tensors.tree import StateDict, StoredTensor, Tree
 from wnconvert.verbs.inspection.forecast import fold_in_words, migrate_in_words, split_in_words
-from wnconvert.verbs.inspection.magnitudes import LayerStats, layer_stats, plain_stats
+from wnconvert.verbs.inspection.magnitudes import (
+    Flag,
+    FlagKind,
+    LayerStats,
+    layer_stats,
+    plain_layer,
+    plain_stats,
+    refused_layer,
+)
 from wnconvert.verbs.inspection.onnx import inspect_onnx
+from wnconvert.verbs.inspection.request import InspectRequest, request_of
 from wnconvert.verbs.inspection.result import (
     Inspection,
     KindSummary,
@@ -39,7 +47,6 @@ from wnconvert.verbs.inspection.result import (
     StateDictSummary,
     bytes_held,
 )
-from wnconvert.verbs.options import selection_of
 
 __all__ = ["inspect_file", "inspect_state_dict", "inspect_tree"]
 
@@ -56,13 +63,13 @@ def inspect_file(
 
     Nothing in it is imported or run.
 
-    ``layers`` are globs on weights' names. With ``full`` v is read too, and the magnitudes of folded layers
-    (by the record of the fold) are computed from their weights; ``all_weights`` does that for every plain
-    weight of two and more dimensions. Of an ONNX model the layers are those in its graph, and the plain
-    weights that its convolutions, products and recurrent layers use. ``progress`` is called with the bytes
-    read and about how many there are to read.
+    ``layers`` are globs on the names of weights. ``full`` reads v too, and computes the magnitudes of folded
+    layers (by the record of the fold) from their weights; ``all_weights`` does that for every plain weight
+    of two and more dimensions. The layers of an ONNX model are those in its graph, and the plain weights
+    that its convolutions, products and recurrent layers use. ``progress`` is called with the number of bytes
+    read and the approximate total.
 
-    Raises ``InputError`` for what is no checkpoint and ``FormatError`` for a damaged one.
+    Raises ``InputError`` if ``src`` is not a checkpoint and ``FormatError`` if it is damaged.
 
     >>> found = inspect_file("fixtures/g_02500000")
     >>> len(found.layers), found.layers[0].name, found.fold
@@ -70,11 +77,12 @@ def inspect_file(
     """
     path = Path(src)
     checkpoint = open_checkpoint(path)
+    request = request_of(layers, full=full, all_weights=all_weights)
     if checkpoint.onnx is not None:
-        return inspect_onnx(checkpoint, checkpoint.onnx, layers, full=full, all_weights=all_weights)
-    reading = _Reading(progress, _to_read(checkpoint.tree, full=full, all_weights=all_weights))
+        return inspect_onnx(checkpoint, checkpoint.onnx, request)
+    reading = _Reading(progress, _bytes_to_read(checkpoint.tree, request))
     with Source(checkpoint.shards, reading.done) as source:
-        found = inspect_tree(checkpoint.tree, source, layers=layers, full=full, all_weights=all_weights)
+        found = inspect_tree(checkpoint.tree, source, request)
     others = replace(
         found,
         source=os.fspath(path),
@@ -87,7 +95,7 @@ def inspect_file(
 
 
 class _Reading:
-    """How far an inspection has come, in bytes; some are read twice, so the total is no promise."""
+    """The progress of an inspection in bytes; some bytes are read twice, so the total is an estimate."""
 
     def __init__(self, progress: Callable[[int, int], None], total: int) -> None:
         self.progress = progress
@@ -100,107 +108,124 @@ class _Reading:
         self.progress(self.read, max(self.read, self.total))
 
 
-def _to_read(tree: Tree, *, full: bool, all_weights: bool) -> int:
+def _bytes_to_read(tree: Tree, request: InspectRequest) -> int:
     tensors = [tensor.info for state in tree.state_dicts for tensor in state.tensors.values()]
-    if full or all_weights:
+    if request.reads_weights:
         return sum(info.nbytes for info in tensors)
     return sum(layer.g.nbytes for layer in find_pairs(tensors).layers)
 
 
 def inspect_tree(
-    tree: Tree,
-    elements: Elements,
-    *,
-    layers: Iterable[str] = (),
-    full: bool = False,
-    all_weights: bool = False,
+    tree: Tree, elements: Elements, request: InspectRequest, explained: Collection[str] = ()
 ) -> Inspection:
-    """Inspect what a tree names, reading elements where needed."""
-    selection = selection_of(layers, (), "auto")
-    rows: list[LayerStats] = []
-    states: list[StateDictSummary] = []
+    """Inspect the state dicts of a tree, reading elements as the request needs them.
+
+    ``explained`` are layers whose refusal the caller explains: they are flagged without a note.
+    """
+    found = [_inspect_state(tree, state, elements, request, explained) for state in tree.state_dicts]
+    tensors = [tensor for state in tree.state_dicts for tensor in state.tensors.values()]
     dtypes: Counter[str] = Counter()
-    notes: list[str] = []
-    for state in tree.state_dicts:
-        tensors = state.tensors
-        found = find_pairs(tensor.info for tensor in tensors.values())
-        folded = _folded(tree, state)
-        for tensor in tensors.values():
-            dtypes[str(tensor.info.dtype)] += tensor.info.numel
-        forms = Counter(layer.form for layer in found.layers)
-        forms.update({"folded": len(folded), "refused": len(found.refused)})
-        states.append(
-            StateDictSummary(
-                state.path,
-                len(tensors),
-                sum(tensor.info.numel for tensor in tensors.values()),
-                bytes_held(tensors.values()),
-                {form: count for form, count in forms.items() if count},
-            )
-        )
-        notes += [f"{half} stands without its other half" for half in found.halves]
-        notes += [f"{layer.name}: {layer.note}" for layer in found.layers if layer.note]
-        notes += [f"{refused.name} is refused: {refused.reason}" for refused in found.refused]
-        of_state = list(_rows(elements, state, found, selection, full=full))
-        if full or all_weights:
-            known = {row.name for row in of_state}
-            known |= {half.name for layer in found.layers for half in (layer.g, layer.v)}
-            wanted = [name for name in tensors if name not in known and selection.wants(name)]
-            of_state += _plain_rows(elements, state, folded, wanted, all_weights=all_weights)
-        rows += of_state
+    for tensor in tensors:
+        dtypes[str(tensor.info.dtype)] += tensor.info.numel
+    rows = [row for of_state in found for row in of_state.rows]
     return Inspection(
         source="",
         container="state dict",
         version="",
-        bytes=sum(state.bytes for state in states),
-        parameters=sum(state.parameters for state in states),
+        bytes=sum(of_state.summary.bytes for of_state in found),
+        parameters=sum(of_state.summary.parameters for of_state in found),
         dtypes=dict(dtypes.most_common()),
-        devices=tuple(
-            dict.fromkeys(tensor.location for state in tree.state_dicts for tensor in state.tensors.values())
-        ),
-        state_dicts=tuple(states),
+        devices=tuple(dict.fromkeys(tensor.location for tensor in tensors)),
+        state_dicts=tuple(of_state.summary for of_state in found),
         siblings=tuple(SiblingSummary(item.path, item.kind, 0) for item in tree.siblings),
         layers=tuple(rows),
         kinds=tuple(_kinds(tree)),
         fold=fold_in_words(tree, rows),
         split=split_in_words(tree),
         migrate=migrate_in_words(tree),
-        notes=tuple(notes),
+        notes=tuple(note for of_state in found for note in of_state.notes),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _StateInspection:
+    """One state dict: its counts, a row for each layer that is shown, and notes."""
+
+    summary: StateDictSummary
+    rows: tuple[LayerStats, ...]
+    notes: tuple[str, ...]
+
+
+def _inspect_state(
+    tree: Tree, state: StateDict, elements: Elements, request: InspectRequest, explained: Collection[str]
+) -> _StateInspection:
+    tensors = state.tensors
+    found = find_pairs(tensor.info for tensor in tensors.values())
+    folded = _folded(tree, state)
+    rows = list(_rows(elements, state, found, request))
+    if request.reads_weights:
+        known = {row.name for row in rows}
+        known |= {half.name for layer in found.layers for half in layer.halves}
+        wanted = [name for name in tensors if name not in known and request.selection.wants(name)]
+        rows += _plain_rows(elements, state, folded, wanted, all_weights=request.all_weights)
+    forms = Counter(layer.form for layer in found.layers)
+    forms.update({"folded": len(folded), "refused": len(found.refused)})
+    summary = StateDictSummary(
+        state.path,
+        len(tensors),
+        sum(tensor.info.numel for tensor in tensors.values()),
+        bytes_held(tensors.values()),
+        {form: count for form, count in forms.items() if count},
+    )
+    return _StateInspection(summary, tuple(rows), tuple(_notes(found, explained)))
+
+
+def _notes(found: FoundPairs, explained: Collection[str]) -> Iterator[str]:
+    for half in found.halves:
+        yield f"{half} stands without its other half"
+    for layer in found.layers:
+        if layer.note:
+            yield f"{layer.name}: {layer.note}"
+    for refused in found.refused:
+        if refused.name not in explained:
+            yield f"{refused.name} is refused: {refused.reason}"
 
 
 # -- rows
 
 
 def _rows(
-    elements: Elements, state: StateDict, found: FoundPairs, selection: Selection, *, full: bool
+    elements: Elements, state: StateDict, found: FoundPairs, request: InspectRequest
 ) -> Iterator[LayerStats]:
-    tensors = state.tensors
+    tensors, wants = state.tensors, request.selection.wants
     tied: dict[object, list[str]] = {}
     for layer in found.layers:
         tied.setdefault(_views(tensors, layer.g.name, layer.v.name), []).append(layer.name)
     for layer in found.layers:
-        if selection.wants(layer.name):
+        if wants(layer.name):
             g, v = tensors[layer.g.name], tensors[layer.v.name]
-            stats = layer_stats(elements, state.path, layer, g, v, full=full)
+            stats = layer_stats(elements, state.path, layer, g, v, full=request.full)
             twins = [name for name in tied[_views(tensors, g.info.name, v.info.name)] if name != layer.name]
-            yield replace(stats, flags=(*stats.flags, f"tied to {twins[0]}")) if twins else stats
+            yield stats.flagged(*(Flag(FlagKind.TIED, other=name) for name in twins[:1]))
     for refused in found.refused:
-        if selection.wants(refused.name):
-            yield LayerStats(state.path, refused.name, "refused", None, (), "", 0, flags=("refused",))
+        if wants(refused.name):
+            yield refused_layer(state.path, refused.name)
     for name in _plain_siblings(tensors, found):
-        if selection.wants(name):
-            stats = plain_stats(elements, state.path, tensors[name], form="plain", dim=0, read=full)
-            yield replace(stats, flags=(*stats.flags, "plain among normalized siblings"))
+        if wants(name):
+            if request.full:
+                stats = plain_stats(elements, state.path, tensors[name], form="plain", dim=0)
+            else:
+                stats = plain_layer(state.path, tensors[name], form="plain", dim=0)
+            yield stats.flagged(Flag(FlagKind.PLAIN_SIBLING))
 
 
 def _views(tensors: Mapping[str, StoredTensor], g: str, v: str) -> object:
-    """Equal for two layers that are tied."""
+    """A key that is equal for two layers that are tied."""
     return tensors[g].view, tensors[v].view
 
 
 def _plain_siblings(tensors: Mapping[str, StoredTensor], found: FoundPairs) -> Iterator[str]:
-    """Plain weights in the place of a layer: a module of the same name but for numbers, of the same rank."""
+    """Plain weights where one expects a layer: of a layer's rank, and of its name except for numbers."""
 
     def place(name: str, rank: int) -> tuple[str, int]:
         return re.sub(r"\d+", "#", name), rank
@@ -220,18 +245,18 @@ def _plain_rows(
     *,
     all_weights: bool,
 ) -> Iterator[LayerStats]:
-    """Those of ``names`` that were folded, and with ``all_weights`` every weight that is no vector."""
+    """Rows for folded weights among ``names``; with ``all_weights`` for all of rank 2 and more."""
     tensors = state.tensors
     for tensor in (tensors[name] for name in names if tensors[name].info.dtype.foldable):
         name = tensor.info.name
         if name in folded:
-            yield plain_stats(elements, state.path, tensor, form="folded", dim=folded[name], read=True)
+            yield plain_stats(elements, state.path, tensor, form="folded", dim=folded[name])
         elif all_weights and len(tensor.info.shape) > 1:
-            yield plain_stats(elements, state.path, tensor, form="plain", dim=0, read=True)
+            yield plain_stats(elements, state.path, tensor, form="plain", dim=0)
 
 
 def _folded(tree: Tree, state: StateDict) -> dict[str, int | None]:
-    """Layers that the record says were folded and that are there as it says: weight and dim."""
+    """The layers that the record calls folded and whose weights are there in that shape: weight and dim."""
     tensors = state.tensors
     found: dict[str, int | None] = {}
     for step in tree.record:
@@ -255,7 +280,7 @@ def _kinds(tree: Tree) -> Iterator[KindSummary]:
 
 
 def _with_pickle(found: Inspection, checkpoint: Checkpoint) -> Inspection:
-    """What only a pickle tells: sizes of siblings, optimizers, devices of all storages, names of classes."""
+    """Add the facts of a pickle: sizes of siblings, optimizers, devices of all storages, names of classes."""
     opened = checkpoint.torch
     if opened is None:
         # safetensors names none
@@ -291,10 +316,10 @@ def inspect_state_dict(
     full: bool = False,
     all_weights: bool = False,
 ) -> Inspection:
-    """Inspect a state dict in memory: its layers, their magnitudes, what folding it would do.
+    """Inspect a state dict in memory: its layers, their magnitudes, and what folding would do.
 
-    Values and options as for ``fold_state_dict`` and ``inspect_file``. Raises ``ArgumentError`` where there
-    is no tensor in ``state_dict``, but in a mapping inside it.
+    Values as for ``fold_state_dict``, options as for ``inspect_file``. Raises ``ArgumentError`` if the
+    tensors are not in ``state_dict`` itself but in a mapping inside it.
 
     >>> import numpy as np
     >>> found = inspect_state_dict({"weight_g": np.float32([[10]]), "weight_v": np.float32([[3, 4]])})
@@ -303,4 +328,5 @@ def inspect_state_dict(
     """
     with options_as_python():
         tree, values = tree_of(state_dict)
-        return inspect_tree(tree, InMemory(values), layers=layers, full=full, all_weights=all_weights)
+        request = request_of(layers, full=full, all_weights=all_weights)
+        return inspect_tree(tree, InMemory(values), request)

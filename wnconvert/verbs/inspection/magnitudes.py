@@ -1,25 +1,37 @@
-"""Magnitudes per layer: what g alone tells, and what only v tells.
+"""Magnitudes per layer: those that g alone gives, and those that need v.
 
-A layer's magnitudes are |g|, one a row. Of a plain weight they are the norms of its rows, which are the same
-numbers: a folded file shows what the unfolded one shows.
+The magnitudes of a layer are |g|, one for each row. Those of a plain weight are the norms of its rows, which
+are the same numbers: a folded file shows what the unfolded one shows.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
+from enum import Enum
 from typing import Any
 
 import numpy as np
 
 from wnconvert.layers.schemes import Layer
+from wnconvert.messages import counted
 from wnconvert.numerics.norms import norm_blocks
 from wnconvert.tensors.blocks import Array, Block, Elements, Floats
 from wnconvert.tensors.tree import StoredTensor
 
-__all__ = ["LayerStats", "Spread", "layer_stats", "plain_stats"]
+__all__ = [
+    "Flag",
+    "FlagKind",
+    "LayerStats",
+    "Spread",
+    "layer_stats",
+    "plain_layer",
+    "plain_stats",
+    "refused_layer",
+]
 
 
-#: A layer is untouched where |g - ‖v‖| is at most this part of ‖v‖ in every row.
+#: A layer is untouched if |g - ‖v‖| is at most this part of ‖v‖ in every row.
 UNTOUCHED = 1e-5
 _FLOAT16_BEYOND = 65520.0  # the first value that float16 rounds to infinity
 
@@ -36,13 +48,46 @@ class Spread:
     max: float
 
 
+class FlagKind(Enum):
+    """The kinds of oddities of a layer, each with its text."""
+
+    NEGATIVE_G = "negative g"
+    ZERO_G = "zero g"
+    NONFINITE_G = "NaN or inf in g"
+    ZERO_ROWS = "zero rows in v"
+    NONFINITE_V = "NaN or inf in v"
+    NONFINITE_WEIGHT = "NaN or inf in the weight"
+    OVERFLOWS_FLOAT16 = "would overflow float16"
+    UNTOUCHED = "untouched"
+    TIED = "tied to another layer"
+    PLAIN_SIBLING = "plain among normalized siblings"
+    REFUSED = "refused"
+
+
+_NONFINITE = {FlagKind.NONFINITE_G, FlagKind.NONFINITE_V, FlagKind.NONFINITE_WEIGHT}
+
+
+@dataclass(frozen=True, slots=True)
+class Flag:
+    """An oddity of a layer; ``count`` is a number of rows, ``other`` the name of a tied layer."""
+
+    kind: FlagKind
+    count: int = 0
+    other: str = ""
+
+    def __str__(self) -> str:
+        if self.kind is FlagKind.ZERO_ROWS:
+            return f"{counted(self.count, 'zero row')} in v"
+        return f"tied to {self.other}" if self.kind is FlagKind.TIED else self.kind.value
+
+
 @dataclass(frozen=True, slots=True)
 class LayerStats:
     """A layer's magnitudes and flags.
 
     ``form`` is ``"legacy"``, ``"parametrize"``, ``"folded"`` (by the record of a fold), ``"plain"`` or
-    ``"refused"``. ``g`` is the spread of |g|, None where it was not read or has no finite value. ``norm``
-    (‖v‖), ``ratio`` (|g|/‖v‖) and ``zero_rows`` are there where v was read.
+    ``"refused"``. ``g`` is the spread of |g|, None if it was not read or has no finite value. ``norm`` (‖v‖),
+    ``ratio`` (|g|/‖v‖) and ``zero_rows`` are None unless v was read. ``odd`` holds the flags as data.
     """
 
     state_dict: str
@@ -56,17 +101,33 @@ class LayerStats:
     norm: Spread | None = None
     ratio: Spread | None = None
     zero_rows: int | None = None
-    flags: tuple[str, ...] = ()
+    odd: tuple[Flag, ...] = ()
+
+    @property
+    def flags(self) -> tuple[str, ...]:
+        """The flags in words."""
+        return tuple(map(str, self.odd))
+
+    @property
+    def has_nonfinite(self) -> bool:
+        """Whether the values that were read have NaN or infinities."""
+        return any(flag.kind in _NONFINITE for flag in self.odd)
+
+    def flagged(self, *flags: Flag) -> LayerStats:
+        """The same row with more flags."""
+        return replace(self, odd=(*self.odd, *flags))
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able data; README documents it."""
-        return {**asdict(self), "shape": list(self.shape), "flags": list(self.flags)}
+        """JSON-able data; docs/rules.md documents it."""
+        plain = asdict(self)
+        del plain["odd"]
+        return plain | {"shape": list(self.shape), "flags": list(self.flags)}
 
 
 def layer_stats(
     elements: Elements, path: str, layer: Layer, g: StoredTensor, v: StoredTensor, *, full: bool
 ) -> LayerStats:
-    """What g tells of a layer and, where ``full``, what v tells (it is read once, block by block)."""
+    """The row of a layer: from g, and if ``full`` from v too (which is read once, block by block)."""
     info = v.info
     with np.errstate(invalid="ignore"):  # a signalling NaN is a NaN here
         values = elements.whole(g).reshape(-1).astype(np.float64)
@@ -79,23 +140,31 @@ def layer_stats(
         str(info.dtype),
         layer.rows,
         g=_spread(np.abs(values)),
-        flags=_flags_of_g(values),
+        odd=tuple(_flags_of_g(values)),
     )
     return _with_v(elements, stats, values, v) if full else stats
 
 
-def plain_stats(
-    elements: Elements, path: str, tensor: StoredTensor, *, form: str, dim: int | None, read: bool
-) -> LayerStats:
-    """A plain weight; where ``read``, its magnitudes are the norms of its rows along ``dim``."""
+def refused_layer(path: str, name: str) -> LayerStats:
+    """The row of a layer that is refused: nothing of it is read."""
+    return LayerStats(path, name, "refused", None, (), "", 0, odd=(Flag(FlagKind.REFUSED),))
+
+
+def plain_layer(path: str, tensor: StoredTensor, *, form: str, dim: int | None) -> LayerStats:
+    """The row of a plain weight without its magnitudes: no element is read."""
     info = tensor.info
     rows = 1 if dim is None else info.shape[dim]
-    stats = LayerStats(path, info.name, form, dim, info.shape, str(info.dtype), rows)
-    if not read:
-        return stats
+    return LayerStats(path, info.name, form, dim, info.shape, str(info.dtype), rows)
+
+
+def plain_stats(
+    elements: Elements, path: str, tensor: StoredTensor, *, form: str, dim: int | None
+) -> LayerStats:
+    """The row of a plain weight; its magnitudes are the norms of its rows along ``dim``."""
+    stats, info = plain_layer(path, tensor, form=form, dim=dim), tensor.info
     norms, report = norm_blocks(elements.reader(tensor), info.shape, dim, info.dtype, "float64")
-    flags = ("NaN or inf in the weight",) if report.nonfinite.count else ()
-    return replace(stats, g=_spread(norms), zero_rows=report.zero.count, flags=flags)
+    odd = (Flag(FlagKind.NONFINITE_WEIGHT),) if report.nonfinite.count else ()
+    return replace(stats, g=_spread(norms), zero_rows=report.zero.count, odd=odd)
 
 
 def _with_v(elements: Elements, stats: LayerStats, g: Floats, v: StoredTensor) -> LayerStats:
@@ -112,18 +181,17 @@ def _with_v(elements: Elements, stats: LayerStats, g: Floats, v: StoredTensor) -
         norms, report = norm_blocks(read_and_look, stats.shape, stats.dim, v.info.dtype, "float64")
         ratio = np.abs(g) / norms
         largest = ratio * top
-    flags = list(stats.flags)
+    flags: list[Flag] = []
     if report.zero.count:
-        flags.append("1 zero row in v" if report.zero.count == 1 else f"{report.zero.count} zero rows in v")
+        flags.append(Flag(FlagKind.ZERO_ROWS, report.zero.count))
     if report.nonfinite.count:
-        flags.append("NaN or inf in v")
+        flags.append(Flag(FlagKind.NONFINITE_V))
     if (largest >= _FLOAT16_BEYOND).any():
-        flags.append("would overflow float16")
+        flags.append(Flag(FlagKind.OVERFLOWS_FLOAT16))
     if norms.any() and np.isfinite(norms).all() and (np.abs(g - norms) <= UNTOUCHED * norms).all():
-        flags.append("untouched")
-    return replace(
-        stats, norm=_spread(norms), ratio=_spread(ratio), zero_rows=report.zero.count, flags=tuple(flags)
-    )
+        flags.append(Flag(FlagKind.UNTOUCHED))
+    with_v = replace(stats, norm=_spread(norms), ratio=_spread(ratio), zero_rows=report.zero.count)
+    return with_v.flagged(*flags)
 
 
 def _spread(values: Floats) -> Spread | None:
@@ -135,12 +203,10 @@ def _spread(values: Floats) -> Spread | None:
     return Spread(least, q1, median, mean, q3, greatest)
 
 
-def _flags_of_g(g: Floats) -> tuple[str, ...]:
-    flags = []
+def _flags_of_g(g: Floats) -> Iterator[Flag]:
     if (g < 0).any():
-        flags.append("negative g")
+        yield Flag(FlagKind.NEGATIVE_G)
     if (g == 0).any():
-        flags.append("zero g")
+        yield Flag(FlagKind.ZERO_G)
     if not np.isfinite(g).all():
-        flags.append("NaN or inf in g")
-    return tuple(flags)
+        yield Flag(FlagKind.NONFINITE_G)

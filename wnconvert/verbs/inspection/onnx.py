@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from wnconvert.layers.schemes import Selection
 from wnconvert.messages import counted
 from wnconvert.onnx.file.model import Node
 from wnconvert.onnx.file.reader import OnnxFile, stored_in
@@ -18,9 +17,9 @@ from wnconvert.storage.checkpoint import Checkpoint
 from wnconvert.storage.sources import Source
 from wnconvert.tensors.blocks import Elements
 from wnconvert.tensors.tree import StoredTensor
-from wnconvert.verbs.inspection.magnitudes import LayerStats, layer_stats, plain_stats
+from wnconvert.verbs.inspection.magnitudes import LayerStats, layer_stats, plain_stats, refused_layer
+from wnconvert.verbs.inspection.request import InspectRequest
 from wnconvert.verbs.inspection.result import Inspection, StateDictSummary, bytes_held
-from wnconvert.verbs.options import selection_of
 
 if TYPE_CHECKING:
     from wnconvert.onnx.file.reader import OnnxFile
@@ -30,53 +29,44 @@ __all__ = ["GraphInspection", "graph_layers", "inspect_onnx"]
 
 @dataclass(frozen=True, slots=True)
 class GraphInspection:
-    """The rows of an inspection, by the paths of their scopes; ``fold`` says what folding would do."""
+    """The rows of an inspection, by the paths of their scopes; ``fold`` is the forecast of folding."""
 
     rows: tuple[LayerStats, ...]
     fold: str
     notes: tuple[str, ...] = ()
 
 
-def graph_layers(
-    opened: OnnxFile, elements: Elements, selection: Selection, *, full: bool, all_weights: bool
-) -> GraphInspection:
-    """What is normalized in an ONNX model and what is plain.
+def graph_layers(opened: OnnxFile, elements: Elements, request: InspectRequest) -> GraphInspection:
+    """The normalized layers of an ONNX model, and its plain weights.
 
-    Of weight norm g is read, and v where ``full``; of plain weights that convolutions, products and
-    recurrent layers use, the norms of rows. ``all_weights`` adds every other tensor of two and more
-    dimensions.
+    Of weight norm g is read, and v for a full inspection. Of plain weights that convolutions, products and
+    recurrent layers use, the norms of rows are computed; a request for all weights adds every other tensor
+    of two and more dimensions.
     """
     found = find_graph_layers(opened.model)
-    rows = list(_normed(elements, found, selection, full=full))
+    rows = list(_normed(elements, found, request))
     halves = {(item.path, half.name) for item in found.layers for half in (item.g, item.v)}
-    rows += _plain(opened, elements, selection, halves, all_weights=all_weights)
+    rows += _plain(opened, elements, request, halves)
     notes = [f"{refused.name} is refused: {refused.reason}" for refused in found.refused]
     if opened.has_training:
-        notes.append("training graphs stand in the file, which use weights too")
+        notes.append("the file has training graphs, which use weights too")
     return GraphInspection(tuple(rows), _fold_in_words(found, rows), tuple(notes))
 
 
-def _normed(
-    elements: Elements, found: GraphLayers, selection: Selection, *, full: bool
-) -> Iterator[LayerStats]:
+def _normed(elements: Elements, found: GraphLayers, request: InspectRequest) -> Iterator[LayerStats]:
     for item in found.layers:
         g, v = item.g.tensor, item.v.tensor
-        if selection.wants(item.layer.name) and g is not None and v is not None:
-            yield layer_stats(elements, item.path, item.layer, g, v, full=full)
+        if request.selection.wants(item.layer.name) and g is not None and v is not None:
+            yield layer_stats(elements, item.path, item.layer, g, v, full=request.full)
     for refused in found.refused:
-        if selection.wants(refused.name):
-            yield LayerStats("", refused.name, "refused", None, (), "", 0, flags=("refused",))
+        if request.selection.wants(refused.name):
+            yield refused_layer("", refused.name)
 
 
 def _plain(
-    opened: OnnxFile,
-    elements: Elements,
-    selection: Selection,
-    halves: set[tuple[str, str]],
-    *,
-    all_weights: bool,
+    opened: OnnxFile, elements: Elements, request: InspectRequest, halves: set[tuple[str, str]]
 ) -> Iterator[LayerStats]:
-    """Stored tensors that are weights by what uses them, each along the axis of its outputs (or dim 0)."""
+    """Stored tensors that nodes use as weights, each along the axis of its outputs (or dim 0)."""
     index = index_of(opened.model)
     dims = dict(_weights(index))
     for scope in opened.model.scopes():
@@ -84,9 +74,9 @@ def _plain(
             stored, place = constant.tensor, (scope.path, constant.name)
             if stored is None or not _is_weight(stored) or place in halves:
                 continue
-            if (place in dims or all_weights) and selection.wants(constant.name):
+            if (place in dims or request.all_weights) and request.selection.wants(constant.name):
                 dim = dims.get(place, 0) % len(stored.info.shape)
-                yield plain_stats(elements, scope.path, stored, form="plain", dim=dim, read=True)
+                yield plain_stats(elements, scope.path, stored, form="plain", dim=dim)
 
 
 def _is_weight(stored: StoredTensor) -> bool:
@@ -94,7 +84,7 @@ def _is_weight(stored: StoredTensor) -> bool:
 
 
 def _weights(index: Index) -> Iterator[tuple[ValueId, int]]:
-    """The values that nodes use as weights, and the axis of each whose places have a norm of their own."""
+    """The values that nodes use as weights, each with the axis whose places have a norm of their own."""
     for value, users in index.users.items():
         for _, node in users:
             dim = _dim(node, value[1])
@@ -103,7 +93,7 @@ def _weights(index: Index) -> Iterator[tuple[ValueId, int]]:
 
 
 def _dim(node: Node, name: str) -> int | None:
-    """The axis of a weight that is not summed over, as torch has it; None where it is no weight of a node."""
+    """The dim of a value as the weight of a node, as torch counts it; None if the node has no such weight."""
     if node.domain not in ("", "ai.onnx") or name not in node.inputs:
         return None
     position = node.inputs.index(name)
@@ -120,7 +110,7 @@ def _dim(node: Node, name: str) -> int | None:
 
 
 def _fold_in_words(found: GraphLayers, rows: list[LayerStats]) -> str:
-    bad = [row.name for row in rows if row.form == "onnx" and any("NaN" in flag for flag in row.flags)]
+    bad = [row.name for row in rows if row.form == "onnx" and row.has_nonfinite]
     zero = [row.name for row in rows if row.form == "onnx" and row.zero_rows]
     if bad or zero:
         return f"would refuse the numbers of {(bad + zero)[0]} (see the flags)"
@@ -132,13 +122,10 @@ def _fold_in_words(found: GraphLayers, rows: list[LayerStats]) -> str:
     return "nothing to fold: no weight norm is left in the graph"
 
 
-def inspect_onnx(
-    checkpoint: Checkpoint, opened: OnnxFile, layers: Iterable[str], *, full: bool, all_weights: bool
-) -> Inspection:
+def inspect_onnx(checkpoint: Checkpoint, opened: OnnxFile, request: InspectRequest) -> Inspection:
     """Inspect an ONNX model: its state dicts are the scopes that store tensors."""
-    selection = selection_of(layers, (), "auto")
     with Source(checkpoint.shards) as source:
-        found = graph_layers(opened, source, selection, full=full, all_weights=all_weights)
+        found = graph_layers(opened, source, request)
     dtypes: Counter[str] = Counter()
     states = []
     for state in checkpoint.tree.state_dicts:

@@ -1,4 +1,4 @@
-"""What is in a checkpoint, as frozen data: containers, state dicts, layers and their magnitudes."""
+"""The result of an inspection as frozen data: containers, state dicts, layers and their magnitudes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class StateDictSummary:
 
 @dataclass(frozen=True, slots=True)
 class SiblingSummary:
-    """Anything else in the file, with its bytes: those of its tensors, and of its pickle."""
+    """Anything else in the file, with the bytes of its tensors and of its pickle."""
 
     path: str
     kind: str
@@ -47,12 +47,12 @@ class KindSummary:
 
 @dataclass(frozen=True, slots=True)
 class Inspection:
-    """What is in a checkpoint or state dict; sizes in bytes, ``parameters`` in elements.
+    """The contents of a checkpoint or state dict; sizes in bytes, ``parameters`` in elements.
 
-    ``version`` is what the file says of its format. ``dtypes`` counts elements by dtype. ``foreign`` and
-    ``dangerous`` are names in the pickle that are not torch's own, and those that would run something.
-    ``files`` are the names of a folder's files of weights. ``fold``, ``split`` (empty without a record of a
-    fold) and ``migrate`` (empty for an ONNX model) say what these would do.
+    ``version`` is the version of the format that the file states. ``dtypes`` counts elements by dtype.
+    ``foreign`` are names in the pickle that are not torch's own, ``dangerous`` those that would run
+    something. ``files`` are the names of a folder's files of weights. ``fold``, ``split`` (empty without a
+    record of a fold) and ``migrate`` (empty for an ONNX model) are forecasts of these verbs.
     """
 
     source: str
@@ -75,7 +75,7 @@ class Inspection:
     files: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able data; README documents it."""
+        """JSON-able data; docs/rules.md documents it."""
         plain = {
             "schema": 1,
             "source": self.source,
@@ -103,10 +103,10 @@ class Inspection:
 
 @dataclass(frozen=True, slots=True)
 class Move:
-    """Mean |g| of one layer in each of several files (None where it is not there).
+    """Mean |g| of one layer in each of several files (None in a file without the layer).
 
-    ``moved`` is how far it went between its least and greatest, as a part of the first; None where it is in
-    one file alone.
+    ``moved`` is the difference of its greatest and least value, as a part of the first; None for a layer
+    that is in one file only.
     """
 
     name: str
@@ -115,9 +115,9 @@ class Move:
 
 
 def moves(found: Sequence[Inspection]) -> list[Move]:
-    """The layers of several files (a training run), those that moved most first.
+    """The layers of several files (of a training run), starting with those that moved most.
 
-    Layers are matched by name, and by the path of their state dict where a file has several with layers.
+    Layers are matched by name, and by the path of their state dict if a file has several with layers.
     """
     several = any(len({layer.state_dict for layer in item.layers}) > 1 for item in found)
     means: dict[str, list[float | None]] = {}
@@ -143,5 +143,5 @@ def _moved(values: Sequence[float | None]) -> float | None:
 
 
 def bytes_held(tensors: Iterable[StoredTensor]) -> int:
-    """Bytes that tensors take, a shared storage counted once."""
+    """The bytes of tensors; a storage that they share counts once."""
     return sum(storage.size for storage in {tensor.storage for tensor in tensors})

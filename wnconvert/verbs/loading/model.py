@@ -318,11 +318,11 @@ def prepared(
     with steps("build") as step:
         made = build(model, kwargs=arguments, trust=trust, only=only if weights is None else None)
         step.detail = type(made).__name__
-    notes: list[str] = []
-    if weights is None and not Path(model).is_file():
-        notes.append("no --weights: the model has those that its factory gave it")
+    notes: tuple[str, ...] = ()
     if weights is not None:
         with steps("load") as step:
-            found = load_weights(made, Path(weights), only=only, strip_prefix=strip_prefix)
-            step.detail, *notes = found
-    return Prepared(made, tuple(steps.every), tuple(notes))
+            loaded = load_weights(made, Path(weights), only=only, strip_prefix=strip_prefix)
+            step.detail, notes = str(loaded), loaded.notes
+    elif not Path(model).is_file():
+        notes = ("no --weights: the model has those that its factory gave it",)
+    return Prepared(made, tuple(steps.every), notes)

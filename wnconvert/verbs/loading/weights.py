@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from wnconvert.errors import ArgumentError, InputError, LayerError, WnconvertError
 from wnconvert.layers.schemes import Layer, Selection
-from wnconvert.messages import counted, listed, printable
+from wnconvert.messages import counted, listed, printable, raise_listed
 from wnconvert.plan.scope import choose
 from wnconvert.plan.wanted import find_layers
 from wnconvert.storage.checkpoint import Checkpoint, open_checkpoint
@@ -25,21 +25,32 @@ from wnconvert.verbs.modules.find import find_live
 from wnconvert.verbs.proof.functions import Exportable
 from wnconvert.verbs.proof.running import check_shaped
 
-__all__ = ["load_weights"]
+__all__ = ["Loaded", "load_weights"]
 
 
-_SHOWN = 12
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """Weights put into a module: the file, which state dict of it, the number of tensors, and notes."""
+
+    path: Path
+    state_dict: str
+    tensors: int
+    notes: tuple[str, ...]
+
+    def __str__(self) -> str:
+        at = f" at {self.state_dict}" if self.state_dict else ""
+        return f"weights of {self.path}{at}: {counted(self.tensors, 'tensor')}"
 
 
 def load_weights(
     module: Exportable, path: Path, *, only: str | None = None, strip_prefix: Iterable[str] = ()
-) -> tuple[str, ...]:
+) -> Loaded:
     """Put the weights of a checkpoint into a module, each layer in the form that the module has it in.
 
     Of several state dicts in the file the one is taken that fits, or that ``only`` names. ``strip_prefix``
     is taken off the names (``module.``). A folded weight for a normalized layer becomes g = ‖w‖ and v = w.
     What the module has under two names may be in the file under one, and batch norm's count of batches
-    may be absent. Returns notes for people.
+    may be absent.
 
     Raises ``InputError`` that lists what is missing, unexpected or of another shape; the module is
     unchanged then. ``ArgumentError`` for state that is no tensor, and as ``check_shaped``. Else as
@@ -59,8 +70,7 @@ def load_weights(
     except WnconvertError as error:
         error.where = f"{path}: {error.where}" if error.where else str(path)
         raise
-    at = f" at {fit.state.path}" if fit.state.path else ""
-    return (f"weights of {path}{at}: {counted(len(fit.tensors), 'tensor')}", *fit.notes, *_lacking(fit))
+    return Loaded(path, fit.state.path, len(fit.tensors), tuple(_notes(fit)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +126,7 @@ class _Fit:
     missing: tuple[str, ...]
     unexpected: tuple[str, ...]
     reshaped: tuple[str, ...]
-    notes: tuple[str, ...]
+    refused: tuple[tuple[str, str], ...]
     hint: str
 
     @property
@@ -189,7 +199,7 @@ def _fit(state: StateDict, wanted: _Wanted, prefixes: tuple[str, ...]) -> _Fit:
         missing,
         unexpected,
         reshaped,
-        tuple(f"{no.name} is no layer to go by: {no.reason}" for no in found.refused),
+        tuple((no.name, no.reason) for no in found.refused),
         _hint(missing, unexpected),
     )
 
@@ -233,24 +243,31 @@ def _chosen(fits: list[_Fit]) -> _Fit:
     if good:
         return good[0]
     if len(fits) > 1:
-        each = "".join(
-            f"\n  {printable(fit.state.path or '.')}: {counted(len(fit.missing), 'tensor')} missing, "
-            f"{len(fit.unexpected)} unexpected, {len(fit.reshaped)} of another shape"
-            for fit in fits[:_SHOWN]
-        )
-        raise InputError(
-            f"none of its {len(fits)} state dicts fits the model:{each}",
+        raise_listed(
+            InputError,
+            f"none of its {len(fits)} state dicts fits the model",
+            [
+                (
+                    printable(fit.state.path or "."),
+                    (
+                        f"{counted(len(fit.missing), 'tensor')} missing, {len(fit.unexpected)} unexpected, "
+                        f"{len(fit.reshaped)} of another shape"
+                    ),
+                )
+                for fit in fits
+            ],
             fix="--only PATH says which is meant, and what does not fit is listed then",
         )
     (fit,) = fits
-    lines = [f"missing: {name}" for name in fit.missing]
-    lines += [f"unexpected: {name}" for name in fit.unexpected]
-    lines += [f"shape: {each}" for each in fit.reshaped]
-    shown = "".join(f"\n  {printable(line)}" for line in (*lines[:_SHOWN], *fit.notes))
-    more = f"\n  and {len(lines) - _SHOWN} more" if len(lines) > _SHOWN else ""
     raise InputError(
-        f"the weights do not fit the model ({counted(len(lines), 'name')}):{shown}{more}",
+        f"the weights do not fit the model ({counted(fit.misfits, 'name')})",
         fix=fit.hint or "the checkpoint of this very model, or --kwargs that build the model of this one",
+        items=[
+            *((f"layer {printable(name)}", printable(reason)) for name, reason in fit.refused),
+            *(("missing", printable(name)) for name in fit.missing),
+            *(("unexpected", printable(name)) for name in fit.unexpected),
+            *(("shape", printable(each)) for each in fit.reshaped),
+        ],
     )
 
 
@@ -258,8 +275,10 @@ def _sizes(shape: tuple[int, ...]) -> str:
     return f"[{','.join(map(str, shape))}]"
 
 
-def _lacking(fit: _Fit) -> Iterator[str]:
-    """What is said of names that the file may well lack."""
+def _notes(fit: _Fit) -> Iterator[str]:
+    """Notes on layers that are refused, and on names that the file may well lack."""
+    for name, reason in fit.refused:
+        yield f"{printable(name)} cannot be read as a layer: {reason}"
     if fit.twins:
         pairs = [f"{printable(name)} (as {printable(twin)})" for name, twin in fit.twins.items()]
         yield f"in the file under another name of the same tensor in the model: {listed(pairs, 4)}"

@@ -1,9 +1,9 @@
 """The verbs on live modules.
 
-find       the layers of a live module, by what computes them
-selection  those that are wanted; those refused
-undo       surgery undone
-surgery    weight norm taken out and put in
+find       the layers of a live module, found by the code that computes them
+selection  the layers that a verb is for; errors for those it must refuse
+undo       edits of modules that can be undone
+surgery    taking weight norm out of a module, and putting it in
 split      split_module
 convert    fold_module, folded, weights_folded, migrate_module
 inspect    inspect_module

@@ -5,16 +5,17 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from wnconvert.errors import ArgumentError, NumbersError
+from wnconvert.errors import ArgumentError
 from wnconvert.layers.schemes import Refused, Selection
 from wnconvert.messages import options_as_python
 from wnconvert.numerics.folding import fold_with_report
-from wnconvert.numerics.rows import Problem, RowPolicy, raise_problems
+from wnconvert.numerics.rows import Problem, RowPolicy, Wider, raise_problems
 from wnconvert.tensors.blocks import Array
 from wnconvert.tensors.memory import array_of, view_of
 from wnconvert.verbs.modules.find import Live, find_live, modules_with_names
@@ -29,7 +30,7 @@ from wnconvert.verbs.modules.surgery import (
 from wnconvert.verbs.modules.undo import UndoableEdits
 from wnconvert.verbs.options import check_form, numbers_of, selection_of
 
-__all__ = ["fold_module", "folded", "migrate_module", "refuse_meta", "weights_folded"]
+__all__ = ["CopyError", "fold_module", "folded", "migrate_module", "refuse_meta", "weights_folded"]
 
 
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
@@ -43,21 +44,22 @@ def fold_module(
     zero_rows: str = "error",
     allow_nonfinite: bool = False,
 ) -> Layers:
-    """Fold the weight-normalized layers of a module in place; twice is once.
+    """Fold the weight-normalized layers of a module in place; to fold again changes nothing.
 
-    Each weight is computed from g and v (a cached ``.weight`` may be stale) and is what v was: a Parameter
-    or a buffer on its device, in its dtype and shape, of its class, with its ``requires_grad`` and what was
-    set on it (``v.no_decay = True``). It is a new Parameter without gradient or hooks: an optimizer must be
-    made anew. Modules that share g and v share the weight, and are folded together or not at all; a shared
-    module is folded once, and named by its first name. Weight norm's own hooks go, others stay.
-    Options as for ``fold_state_dict``; of a shared module, every name is excluded if one is.
+    Each weight is computed from g and v (a cached ``.weight`` may be stale). It takes after v: a Parameter
+    or a buffer, on v's device, in its dtype and shape, of its class, with its ``requires_grad`` and its
+    attributes (``v.no_decay = True``). It is a new Parameter without gradient or hooks, so make a new
+    optimizer. Modules that share g and v then share the weight, and are folded together or not at all; a
+    shared module is folded once, under its first name. The hooks of weight norm are removed, others stay.
+    Options as for ``fold_state_dict``; excluding one name of a shared module excludes the module.
 
     Returns the layers as they were, with form and dim. Spectral norm and other reparameterizations are left
     alone; ``.others`` of the result names them.
 
-    Raises ``ArgumentError`` where ``module`` is no ``nn.Module``, ``LayerError`` for layers under more than
+    Raises ``ArgumentError`` if ``module`` is not an ``nn.Module``; ``LayerError`` for layers under more than
     weight norm, inside TorchScript, on the meta device, with a g that does not fit, or tied to layers that
-    are not chosen, and ``NumbersError`` for their numbers; the module is unchanged then. Source:
+    are not chosen; and ``NumbersError`` for zero rows, NaN and overflow. After an error the module is
+    unchanged. Source:
     ``torch.nn.utils.remove_weight_norm``.
 
     >>> from torch.nn.utils.parametrizations import weight_norm
@@ -68,9 +70,9 @@ def fold_module(
     ('Conv1d', ())
     """
     selection = selection_of(layers, exclude, "auto")
-    numbers = numbers_of(zero_rows, allow_nonfinite=allow_nonfinite)
-    with UndoableEdits() as edits:
-        return _fold(module, selection, numbers, edits)
+    policy = _policy(zero_rows, allow_nonfinite=allow_nonfinite)
+    with options_as_python(), UndoableEdits() as edits:
+        return _fold(module, selection, policy, edits)
 
 
 def folded(
@@ -81,11 +83,11 @@ def folded(
     zero_rows: str = "error",
     allow_nonfinite: bool = False,
 ) -> AnyModule:
-    """A folded deep copy of a module, which is left alone.
+    """A folded deep copy of a module; the module itself is left alone.
 
-    Works where ``copy.deepcopy`` does not: legacy weight norm and recurrent modules keep weights that are
-    part of a graph. Options and errors as for ``fold_module``; ``ArgumentError`` where a module cannot be
-    copied for other reasons.
+    This works where ``copy.deepcopy`` fails: legacy weight norm and recurrent modules keep weights that are
+    part of a graph. Options and errors as for ``fold_module``; ``ArgumentError`` if a module cannot be
+    copied for another reason.
 
     >>> from torch.nn.utils.parametrizations import weight_norm
     >>> model = weight_norm(nn.Linear(3, 2))
@@ -93,10 +95,11 @@ def folded(
     (['bias', 'weight'], ['parametrizations.weight.original0', 'parametrizations.weight.original1'])
     """
     selection = selection_of(layers, exclude, "auto")
-    numbers = numbers_of(zero_rows, allow_nonfinite=allow_nonfinite)
-    _chosen(module, selection)  # what is refused need not be copied first
-    copied = _copy(module)
-    _fold(copied, selection, numbers, UndoableEdits())
+    policy = _policy(zero_rows, allow_nonfinite=allow_nonfinite)
+    with options_as_python():
+        _chosen(module, selection)  # a layer that is refused is reported before anything is copied
+        copied = _copy(module)
+        _fold(copied, selection, policy, UndoableEdits())
     return copied
 
 
@@ -109,13 +112,13 @@ def weights_folded(
     zero_rows: str = "error",
     allow_nonfinite: bool = False,
 ) -> Iterator[Layers]:
-    """Fold a module for the length of a ``with`` block, which gets the layers; then all is as before.
+    """Fold a module for the length of a ``with`` block, and restore it at the end.
 
-    The very same Parameters come back, in their order, with the hooks, classes and caches of before, after
-    an exception too. Other changes made inside the block stay (``eval()``, new hooks, batch statistics,
-    parametrizations of other tensors); what is done to the folded weights is lost with them, so training,
-    loading, and moving or casting the module belong outside. The module itself is changed, for all threads:
-    only one may enter or leave such a block at a time. Options and errors as for ``fold_module``.
+    ``as`` gives the layers. The same Parameter objects come back, in their order, with their hooks, classes
+    and caches, also after an exception. Other changes made inside the block stay (``eval()``, new hooks,
+    batch statistics, parametrizations of other tensors). Changes of the folded weights are lost with them,
+    so train, load, move or cast the module outside. The module itself is changed, for all threads: only one
+    may enter or leave such a block at a time. Options and errors as for ``fold_module``.
 
     >>> from torch.nn.utils.parametrizations import weight_norm
     >>> model = weight_norm(nn.Linear(3, 2))
@@ -126,10 +129,12 @@ def weights_folded(
     'ParametrizedLinear'
     """
     selection = selection_of(layers, exclude, "auto")
-    numbers = numbers_of(zero_rows, allow_nonfinite=allow_nonfinite)
-    with UndoableEdits() as edits:  # undoes it too where an interrupt keeps `finally` from it
+    policy = _policy(zero_rows, allow_nonfinite=allow_nonfinite)
+    with UndoableEdits() as edits:  # undoes it too if an interrupt skips `finally`
         try:
-            yield _fold(module, selection, numbers, edits)
+            with options_as_python():
+                layers_folded = _fold(module, selection, policy, edits)
+            yield layers_folded
         finally:
             edits.undo()
 
@@ -137,18 +142,18 @@ def weights_folded(
 def migrate_module(
     module: nn.Module, *, to: str = "parametrize", layers: Iterable[str] = (), exclude: Iterable[str] = ()
 ) -> Layers:
-    """Take a module's layers to the ``"parametrize"`` or to the ``"legacy"`` form, in place.
+    """Change a module's layers to the ``"parametrize"`` or the ``"legacy"`` form, in place.
 
-    g and v stay the very same Parameters, so an optimizer goes on with them; hooks and names change as if
-    torch's own function for that form had been applied. Layers in that form already are left alone. In the
-    legacy form the cached weight is off any graph, so the module can be deep-copied until its next forward.
-    The order of ``parameters()`` may change: it matters to an optimizer whose *state dict* is loaded later.
-    In the legacy form the weight is computed before all other forward pre-hooks: one that reads the weight
-    sees that of the moment, one that edits g or v (clamps it, say) takes effect one forward late.
+    g and v stay the same Parameter objects, so an optimizer goes on with them; hooks and names change as if
+    torch's own function for that form had been applied. Layers that have that form already are left alone.
+    In the legacy form the cached weight is not part of a graph, so the module can be deep-copied until its
+    next forward. The order of ``parameters()`` may change, which matters if the *state dict* of an optimizer
+    is loaded later. In the legacy form the weight is computed before all other forward pre-hooks: a hook
+    that reads the weight sees the current one, a hook that edits g or v takes effect one forward late.
 
-    Returns the layers that were taken there, as they are now. Raises as ``fold_module`` does, but for
-    numbers, ties and the meta device; ``LayerError`` where something else has a name that the form needs
-    (``weight_g``, ``weight_v``; ``parametrizations``), and ``ArgumentError`` for another form. Source:
+    Returns the layers that were changed, as they are now. Raises as ``fold_module`` does, except for
+    numbers, ties and the meta device; ``LayerError`` if something else has a name that the form needs
+    (``weight_g``, ``weight_v``; ``parametrizations``), and ``ArgumentError`` for an unknown form. Source:
     ``torch.nn.utils.weight_norm`` and ``torch.nn.utils.parametrizations.weight_norm``.
 
     >>> from torch.nn.utils.parametrizations import weight_norm
@@ -177,11 +182,15 @@ def migrate_module(
 # -- the numbers
 
 
-def _fold(module: nn.Module, selection: Selection, numbers: RowPolicy, edits: UndoableEdits) -> Layers:
+def _policy(zero_rows: str, *, allow_nonfinite: bool) -> RowPolicy:
+    return replace(numbers_of(zero_rows, allow_nonfinite=allow_nonfinite), wider=Wider.BY_MODULE)
+
+
+def _fold(module: nn.Module, selection: Selection, policy: RowPolicy, edits: UndoableEdits) -> Layers:
     chosen, others = _chosen(module, selection)
-    # What is made under inference_mode could not be trained later.
+    # A tensor that is made under inference_mode could not be trained later.
     with torch.inference_mode(False), torch.no_grad():
-        weights = _folded_weights(chosen, numbers)
+        weights = _folded_weights(chosen, policy)
         edits.watch(live.module for live in chosen)
         for live, w in zip(chosen, weights, strict=True):
             fold_to(live, w)
@@ -191,7 +200,10 @@ def _fold(module: nn.Module, selection: Selection, numbers: RowPolicy, edits: Un
 
 
 def _chosen(module: nn.Module, selection: Selection) -> tuple[tuple[Live, ...], dict[str, str]]:
-    """The layers to fold, and what else is wanted; what is tied is chosen together."""
+    """The layers to fold, and the wanted weights under another reparameterization.
+
+    Raises ``LayerError`` for a layer that is tied to one that is not chosen.
+    """
     found = find_live(module)
     chosen, others = select(found, selection, "folded")
     places = {(live.module, live.param) for live in chosen}
@@ -202,8 +214,8 @@ def _chosen(module: nn.Module, selection: Selection) -> tuple[tuple[Live, ...], 
     return chosen, others
 
 
-def _folded_weights(chosen: Iterable[Live], numbers: RowPolicy) -> list[Tensor]:
-    """The weight of each layer: one object where g and v are, one memory where theirs is."""
+def _folded_weights(chosen: Iterable[Live], policy: RowPolicy) -> list[Tensor]:
+    """The weight of each layer; layers that share the objects or the memory of g and v share the weight's."""
     every = list(chosen)
     refuse_meta(every, "folded")
     arrays: dict[object, Array] = {}
@@ -214,15 +226,10 @@ def _folded_weights(chosen: Iterable[Live], numbers: RowPolicy) -> list[Tensor]:
         if bits not in arrays:
             w, report = fold_with_report(array_of(live.v), array_of(live.g), live.layer.dim)
             arrays[bits] = w
-            problems.append((f"layer {live.layer.name}", numbers.problems(report)))
+            problems.append((f"layer {live.layer.name}", policy.problems(report)))
         if _objects(live) not in made:
             made[_objects(live)] = made_as(live.v, arrays[bits])
-    try:
-        with options_as_python():
-            raise_problems(problems)
-    except NumbersError as error:
-        error.fix = error.fix.replace('dtype="float32"', "module.float() before")
-        raise
+    raise_problems(problems)
     return [made[_objects(live)] for live in every]
 
 
@@ -240,7 +247,7 @@ def _objects(live: Live) -> tuple[object, ...]:
 
 
 def _value(live: Live) -> Tensor:
-    """What a layer's weight is now, as a tensor off any graph; rows without an answer go their way."""
+    """The current weight of a layer, detached; rows without an answer follow IEEE 754."""
     v = live.v.detach()
     if _is_meta(live):
         return torch.empty_like(v)
@@ -250,8 +257,12 @@ def _value(live: Live) -> Tensor:
 # -- copies
 
 
+class CopyError(ArgumentError):
+    """A module that ``copy.deepcopy`` refuses."""
+
+
 def _copy(module: AnyModule) -> AnyModule:
-    """A deep copy of a module that may hold tensors which are part of a graph."""
+    """A deep copy of a module, also if it holds tensors that are part of a graph."""
     memo: dict[int, Any] = {}
     flat: list[tuple[nn.RNNBase, dict[str, Any]]] = []
     with torch.inference_mode(False), torch.no_grad():
@@ -269,10 +280,10 @@ def _copy(module: AnyModule) -> AnyModule:
         try:
             return copy.deepcopy(module, memo)
         except Exception as error:
-            raise ArgumentError(
+            raise CopyError(
                 f"the module cannot be copied: {error}",
                 fix="fold_module folds it in place, weights_folded for the length of a block",
             ) from error
         finally:
-            for rnn, before in flat:  # copying an RNN makes it renew them
+            for rnn, before in flat:  # an RNN renews these when it is copied
                 vars(rnn).update(before)

@@ -1,7 +1,7 @@
-"""Weight-normalized layers of a live ``nn.Module``, known by what computes them, not by how keys are spelled.
+"""Weight-normalized layers of a live ``nn.Module``, found by the code that computes them, not by keys.
 
-Nothing here changes a module, and no weight is computed: a g that does not fit must never reach torch's
-kernel, which writes past its buffer.
+Nothing here changes a module or computes a weight: torch's kernel writes past its buffer if g does not fit,
+so such a g must never reach it.
 """
 
 from __future__ import annotations
@@ -46,10 +46,10 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Live:
-    """A weight-normalized layer where it lives: attribute ``param`` of ``module``, computed from g and v.
+    """A weight-normalized layer of a module: attribute ``param`` of ``module``, computed from g and v.
 
-    ``names`` are all names of the weight, for a shared module has several; ``layer`` carries the first.
-    ``stated`` is dim as torch holds it: -1 stands for the whole tensor.
+    ``names`` are all names of the weight, because a shared module has several; ``layer`` has the first.
+    ``stated`` is dim as torch stores it: -1 stands for the whole tensor.
     """
 
     layer: Layer
@@ -61,17 +61,17 @@ class Live:
     stated: int
 
     def named(self, name: str) -> Live:
-        """The same under another of its names."""
+        """The same layer under another of its names."""
         return replace(self, layer=layer_of(name, self.layer.form, self.layer.dim, self.g, self.v))
 
     def in_form(self, form: str) -> Live:
-        """The same as it is called in a form."""
+        """The same layer with its names in another form."""
         return replace(self, layer=layer_of(self.layer.name, form, self.layer.dim, self.g, self.v))
 
 
 @dataclass(frozen=True, slots=True)
 class RefusedLive:
-    """A weight under all of its names, why its layer must not be touched, and what to do if not the usual."""
+    """A weight under all of its names, why its layer is refused, and what to do, if not to exclude it."""
 
     names: tuple[str, ...]
     reason: str
@@ -80,9 +80,9 @@ class RefusedLive:
 
 @dataclass(frozen=True, slots=True)
 class LiveFound:
-    """The layers of a module in the order of its modules, those refused, and what else computes weights.
+    """The layers of a module in the order of its modules, the refused layers, and other computed weights.
 
-    ``others`` are weights under another reparameterization, each with what that is.
+    ``others`` are weights under another reparameterization, each with the name of that.
     """
 
     layers: tuple[Live, ...]
@@ -91,7 +91,7 @@ class LiveFound:
 
     @property
     def names(self) -> list[str]:
-        """Every name of every layer, refused ones too."""
+        """Every name of every layer, also of refused ones."""
         names = [*(item.names for item in self.layers), *(item.names for item in self.refused)]
         return [name for of_one in names for name in of_one]
 
@@ -99,7 +99,7 @@ class LiveFound:
 def find_live(root: object) -> LiveFound:
     """Find the layers of torch's two weight norms in a module and all modules below it.
 
-    Raises ``ArgumentError`` where ``root`` is no ``nn.Module``. Source: ``torch.nn.utils.weight_norm`` (a
+    Raises ``ArgumentError`` if ``root`` is not an ``nn.Module``. Source: ``torch.nn.utils.weight_norm`` (a
     ``WeightNorm`` forward pre hook), ``torch.nn.utils.parametrizations.weight_norm`` (a ``_WeightNorm``).
 
     >>> from torch.nn.utils.parametrizations import weight_norm
@@ -137,7 +137,7 @@ def find_live(root: object) -> LiveFound:
 
 
 def modules_with_names(root: object) -> list[tuple[nn.Module, tuple[str, ...]]]:
-    """Every module at and below ``root`` once, with the prefixes of all its names (each with its dot).
+    """``root`` and every module below it, once each, with the prefixes of all its names (dot included).
 
     >>> shared = nn.Linear(1, 1)
     >>> [prefixes for _, prefixes in modules_with_names(nn.Sequential(shared, shared))]
@@ -147,8 +147,8 @@ def modules_with_names(root: object) -> list[tuple[nn.Module, tuple[str, ...]]]:
         kind = type(root).__name__
         fix = "pass an nn.Module"
         if isinstance(root, Mapping):
-            fix += ", or give a state dict to the function of that name (fold_state_dict)"
-        raise ArgumentError(f"a {kind} is no module", fix=fix)
+            fix += ", or use the function for state dicts (such as fold_state_dict)"
+        raise ArgumentError(f"a {kind} is not a module", fix=fix)
     found: dict[int, tuple[nn.Module, list[str]]] = {}
 
     def visit(module: nn.Module, prefix: str, above: frozenset[int]) -> None:
@@ -160,7 +160,7 @@ def modules_with_names(root: object) -> list[tuple[nn.Module, tuple[str, ...]]]:
                 fix=f"call super().__init__() in {type(module).__name__}.__init__",
             )
         for key, child in module._modules.items():
-            if child is not None and id(child) not in above:  # a module may hold one that holds it
+            if child is not None and id(child) not in above:  # modules may hold each other
                 visit(child, f"{prefix}{key}.", above)
 
     visit(root, "", frozenset())
@@ -172,7 +172,7 @@ def modules_with_names(root: object) -> list[tuple[nn.Module, tuple[str, ...]]]:
 
 @dataclass(frozen=True, slots=True)
 class _Computed:
-    """What one of torch's forward pre hooks puts into ``target``, and the tensors that it makes it from."""
+    """A weight, ``target``, that one of torch's forward pre hooks computes from the tensors ``inputs``."""
 
     kind: str
     target: str
@@ -209,13 +209,13 @@ def tensor_of(module: nn.Module, name: str) -> Tensor | None:
 
 
 def is_on_class(module: nn.Module, name: str) -> bool:
-    """Whether a name is an attribute of a module's class, which would hide a Parameter of that name."""
+    """Whether a module's class has an attribute of this name, which would hide a Parameter."""
     return any(name in vars(cls) for cls in type(module).__mro__)
 
 
 @dataclass(slots=True)
 class _Candidate:
-    """A computed weight; ``kind`` says what it is where it is not weight norm's."""
+    """A computed weight; ``kind`` names its reparameterization if that is not weight norm."""
 
     form: str
     param: str
@@ -245,7 +245,7 @@ def _candidates(module: nn.Module) -> Iterator[_Candidate]:
             hook=computed.hook,
         )
     for param, made_by in parametrizations_of(module).items():
-        # By number, as torch calls them: where an original is parametrized in turn, that is a child too.
+        # The numbered children are the parametrizations; an original that is parametrized is a child too.
         parts = [part for key, part in made_by._modules.items() if key.isdecimal() and part is not None]
         norms = [part for part in parts if isinstance(part, _WeightNorm)]
         kinds = [_kind_of(part) for part in parts]
@@ -273,7 +273,7 @@ def _candidates(module: nn.Module) -> Iterator[_Candidate]:
 def _own_way(part: object, base: type, method: str) -> str:
     if getattr(type(part), method) is getattr(base, method):
         return ""
-    return f"{type(part).__name__} computes it in its own way"
+    return f"{type(part).__name__} computes it in a way of its own"
 
 
 def _kind_of(part: nn.Module) -> str:
@@ -283,7 +283,7 @@ def _kind_of(part: nn.Module) -> str:
 
 
 def _reasons_against(candidate: _Candidate, module: nn.Module) -> Iterator[str]:
-    """Why a layer must not be touched."""
+    """The reasons against converting a layer."""
     if candidate.reason:
         yield candidate.reason
     if stacked := _stacked(candidate, module):
@@ -295,7 +295,7 @@ def _reasons_against(candidate: _Candidate, module: nn.Module) -> Iterator[str]:
         elif reason := reason_against_tensor(half, value):
             yield reason
     if candidate.form == "legacy" and tensor_of(module, candidate.param) is not None:
-        yield "the plain weight of that name is there too, and only one of them can be right"
+        yield "there is a plain weight of that name too, and only one of them can be right"
     elif candidate.form == "legacy" and is_on_class(module, candidate.param):
         yield f"the name {candidate.param} is taken by an attribute of its class"
     if g is not None and v is not None:
@@ -308,7 +308,7 @@ def _reasons_against(candidate: _Candidate, module: nn.Module) -> Iterator[str]:
 
 
 def _stacked(candidate: _Candidate, module: nn.Module) -> str:
-    """What else has a hand in a weight or its halves."""
+    """Another reparameterization of a weight or its halves, in words, or ``""``."""
     if isinstance(module, ParametrizationList):
         return "another parametrization"
     for other in computed_by_hooks(module):
@@ -324,11 +324,11 @@ def _stacked(candidate: _Candidate, module: nn.Module) -> str:
 
 
 def reason_against_tensor(name: str, value: Tensor) -> str:
-    """Why a tensor cannot be a half of a layer, nor a weight."""
+    """Why a tensor can be neither a half of a layer nor a weight, or ``""``."""
     if is_lazy(value):
         return f"{name} is not initialized yet: run the module once"
     if is_wrapper(value):
-        return f"{name} is a {type(value).__name__}, which is no plain tensor"
+        return f"{name} is a {type(value).__name__}, which is not a plain tensor"
     info = info_of(name, value)
     if info is None or not info.dtype.foldable:
         what = str(value.dtype).removeprefix("torch.")
@@ -338,7 +338,7 @@ def reason_against_tensor(name: str, value: Tensor) -> str:
 
 
 def _reason_against_reading(name: str, value: Tensor) -> str:
-    """Why a tensor's numbers cannot be had: a class of its own, or a transform of ``torch.func``."""
+    """Why the numbers of a tensor cannot be read (its class, a transform of ``torch.func``), or ``""``."""
     try:
         array_of(value.detach()[:0] if value.dim() else value)
     except Exception as error:  # noqa: BLE001 - whatever such a class raises
@@ -347,12 +347,12 @@ def _reason_against_reading(name: str, value: Tensor) -> str:
 
 
 def is_wrapper(value: Tensor) -> bool:
-    """Whether a tensor's numbers are elsewhere, or nowhere: a DTensor, a FakeTensor and their like."""
+    """Whether a tensor has no numbers of its own: a DTensor, a FakeTensor and the like."""
     return type(value).__torch_dispatch__ is not Tensor.__torch_dispatch__
 
 
 def info_of(name: str, value: Tensor) -> TensorInfo | None:
-    """A tensor's name, dtype and shape, or None for one that is no plain tensor."""
+    """A tensor's name, dtype and shape; None if it is not a plain tensor."""
     if is_lazy(value) or value.layout != torch.strided:
         return None
     dtype = DTYPES.get(str(value.dtype).removeprefix("torch."))
@@ -360,7 +360,7 @@ def info_of(name: str, value: Tensor) -> TensorInfo | None:
 
 
 def layer_of(name: str, form: str, dim: int | None, g: Tensor, v: Tensor) -> Layer:
-    """A layer by the name of its weight, its form, and its halves."""
+    """The layer with this name of its weight, form and halves."""
     keys = spelled(form, name) or ("", "")
     g_info, v_info = (info_of(key, value) for key, value in zip(keys, (g, v), strict=True))
     assert g_info is not None  # noqa: S101 - what has none was refused
@@ -369,11 +369,11 @@ def layer_of(name: str, form: str, dim: int | None, g: Tensor, v: Tensor) -> Lay
 
 
 def _refused_scripts(infos: Iterable[TensorInfo]) -> Iterator[RefusedLive]:
-    """Layers inside TorchScript: their arithmetic is compiled, so no surgery on attributes reaches it."""
+    """Layers inside TorchScript, which are refused: no change of attributes reaches compiled code."""
     found = find_pairs(infos)
     for name in (*(layer.name for layer in found.layers), *(item.name for item in found.refused)):
         yield RefusedLive(
             (name,),
-            "it is compiled into a TorchScript module, whose code goes on computing it",
+            "it is compiled into a TorchScript module, whose code would go on computing it",
             "convert the module before it is scripted or traced",
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -10,9 +10,12 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from wnconvert.layers.schemes import FORMS
+from wnconvert.messages import options_as_python
 from wnconvert.tensors.memory import InMemory, is_torch, stored_tensor, tree_of_values
 from wnconvert.tensors.tree import StoredTensor
 from wnconvert.verbs.inspection.inspect import inspect_tree
+from wnconvert.verbs.inspection.magnitudes import LayerStats
+from wnconvert.verbs.inspection.request import request_of
 from wnconvert.verbs.inspection.result import Inspection
 from wnconvert.verbs.modules.convert import refuse_meta
 from wnconvert.verbs.modules.find import LiveFound, find_live, is_wrapper
@@ -29,11 +32,11 @@ def inspect_module(
 ) -> Inspection:
     """Inspect a module's state dict: its layers, their magnitudes, what folding would do.
 
-    Options as for ``inspect_file``. Each layer's dim is the one that its module states. The notes name what
-    is refused and why, weights under another reparameterization (``kinds`` counts these too), and pairs that
-    look like layers by their names only.
+    Options as for ``inspect_file``. Each layer's dim is the one that its module states. The notes name
+    layers that are refused and why, weights under another reparameterization (``kinds`` counts these too),
+    and pairs that look like layers only by their names.
 
-    Raises ``ArgumentError`` where ``module`` is no ``nn.Module`` and ``LayerError`` for layers on the meta
+    Raises ``ArgumentError`` if ``module`` is not an ``nn.Module`` and ``LayerError`` for layers on the meta
     device.
 
     >>> from torch.nn.utils.parametrizations import weight_norm
@@ -41,32 +44,31 @@ def inspect_module(
     >>> [(layer.name, layer.form, layer.dim) for layer in found.layers], found.fold
     ([('weight', 'parametrize', None)], 'would make 1 plain weight')
     """
-    live = find_live(module)
-    refuse_meta(live.layers, "inspected")
-    values = {name: value for name, value in module.state_dict().items() if not is_lazy(value)}
-    dims = {name: item.layer.dim for item in live.layers for name in item.names}
-    tree = tree_of_values(values, stored=_stored, dims=dims)
-    found = inspect_tree(tree, InMemory(values), layers=layers, full=full, all_weights=all_weights)
+    with options_as_python():
+        live = find_live(module)
+        refuse_meta(live.layers, "inspected")
+        values = {name: value for name, value in module.state_dict().items() if not is_lazy(value)}
+        dims = {name: item.layer.dim for item in live.layers for name in item.names}
+        reasons = {name: item.reason for item in live.refused for name in item.names}
+        tree = tree_of_values(values, stored=_stored, dims=dims)
+        request = request_of(layers, full=full, all_weights=all_weights)
+        found = inspect_tree(tree, InMemory(values), request, explained=reasons.keys())
     rows = tuple(replace(row, dim=dims.get(row.name, row.dim)) for row in found.layers)
-    return replace(found, layers=rows, notes=tuple(_notes(found, live)))
+    return replace(found, layers=rows, notes=(*found.notes, *_notes(rows, live, reasons)))
 
 
 def _stored(name: str, value: Any) -> StoredTensor | None:
-    """As in a state dict, but for what has no memory of its own (a FakeTensor)."""
+    """A tensor as in a state dict; None for one that has no memory of its own (a FakeTensor)."""
     return None if is_torch(value) and is_wrapper(value) else stored_tensor(name, value)
 
 
-def _notes(found: Inspection, live: LiveFound) -> Iterator[str]:
-    """What the keys tell, and what only the live module tells."""
-    refused = {name: item.reason for item in live.refused for name in item.names}
-    for note in found.notes:
-        if note.partition(" is refused: ")[0] not in refused:
-            yield note
-    for name, reason in refused.items():
+def _notes(rows: Iterable[LayerStats], live: LiveFound, reasons: Mapping[str, str]) -> Iterator[str]:
+    """Notes that only a live module gives."""
+    for name, reason in reasons.items():
         yield f"{name} is refused: {reason}"
     others = {name: kind for names, kind in live.others.items() for name in names}
     for name, kind in others.items():
         yield f"{name} is under {kind}, which is left alone"
-    for row in found.layers:
+    for row in rows:
         if row.form in FORMS and row.name not in {*live.names, *others}:
-            yield f"{row.name} is a layer by its keys only: no weight norm of torch's is on it, and it stays"
+            yield f"{row.name} is a layer by its keys only: torch has no weight norm on it, so it stays"

@@ -1,12 +1,12 @@
-"""Which of a live module's layers a verb is for, and what is said of those that it must not touch."""
+"""The layers of a live module that a verb is for, and the errors for those that it must not change."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from wnconvert.errors import ArgumentError, LayerError
 from wnconvert.layers.schemes import Layer, Refused, Selection
-from wnconvert.messages import listed
+from wnconvert.messages import listed, raise_listed
 from wnconvert.verbs.modules.find import Live, LiveFound
 
 __all__ = ["ON_META", "TIED_FIX", "Layers", "first_wanted", "raise_refused", "select"]
@@ -18,10 +18,10 @@ TIED_FIX = "choose both, or exclude both"
 
 
 class Layers(tuple[Layer, ...]):
-    """The layers that a verb changed, as a tuple; ``others`` names what it left alone.
+    """The layers that a verb changed, as a tuple; ``others`` holds weights that it left alone.
 
-    ``others`` holds weights under another reparameterization (spectral norm, prune, orthogonal, …), each
-    with what that is.
+    Each of ``others`` is a weight under another reparameterization, with the name of that (spectral norm,
+    prune, orthogonal, …).
     """
 
     others: Mapping[str, str]
@@ -34,7 +34,7 @@ class Layers(tuple[Layer, ...]):
 
 
 def first_wanted(names: Iterable[str], selection: Selection) -> str | None:
-    """The first of a weight's names that is wanted, if none of them is excluded."""
+    """The first of a weight's names that the selection wants; None if it excludes any of them."""
     every = tuple(names)
     if not all(Selection(exclude=selection.exclude).wants(name) for name in every):
         return None
@@ -42,7 +42,7 @@ def first_wanted(names: Iterable[str], selection: Selection) -> str | None:
 
 
 def _check_globs(selection: Selection, names: Iterable[str]) -> None:
-    """A glob that was meant to choose among layers and chose none is a slip of the pen."""
+    """Raise ``ArgumentError`` for a glob that matches no layer: it is most likely a typing error."""
     every = list(dict.fromkeys(names))
     for glob in selection.layers if every else ():
         if not any(Selection(layers=(glob,)).wants(name) for name in every):
@@ -50,10 +50,10 @@ def _check_globs(selection: Selection, names: Iterable[str]) -> None:
 
 
 def select(found: LiveFound, selection: Selection, done: str) -> tuple[tuple[Live, ...], dict[str, str]]:
-    """The wanted layers, and by name what else of the wanted is under another reparameterization.
+    """The wanted layers, and the wanted weights under another reparameterization, with the name of that.
 
-    Raises ``ArgumentError`` for a glob that matches nothing and one ``LayerError`` for all wanted layers
-    that are refused; ``done`` is what cannot be done to them (``"folded"``).
+    Raises ``ArgumentError`` for a glob that matches nothing, and one ``LayerError`` for all wanted layers
+    that are refused; ``done`` says what cannot be done to them (``"folded"``).
     """
     _check_globs(selection, [*found.names, *(name for names in found.others for name in names)])
     raise_refused(
@@ -73,21 +73,20 @@ def select(found: LiveFound, selection: Selection, done: str) -> tuple[tuple[Liv
 
 
 def raise_refused(items: Iterable[Refused], done: str) -> None:
-    """Raise one ``LayerError`` for all layers that are refused; or nothing."""
+    """Raise one ``LayerError`` for all layers that are refused, if there are any."""
     every = list(items)
-    if not every:
-        return
-    first = every[0]
-    if len(every) == 1:
-        raise LayerError(first.reason, where=f"layer {first.name}", fix=first.fix or _leave(first.name))
-    lines = "".join(f"\n  layer {item.name}: {item.reason}" for item in every[:10])
-    more = f"\n  and {len(every) - 10} more" if len(every) > 10 else ""
     fixes = {item.fix for item in every}
-    fix = fixes.pop() if len(fixes) == 1 else ""
-    raise LayerError(
-        f"{len(every)} layers cannot be {done}:{lines}{more}", fix=fix or "exclude=… leaves them as they are"
+    shared = fixes.pop() if len(fixes) == 1 else ""
+    raise_listed(
+        LayerError,
+        f"{len(every)} layers cannot be {done}",
+        [(f"layer {item.name}", item.reason) for item in every],
+        fix=shared or _leave([item.name for item in every]),
     )
 
 
-def _leave(name: str) -> str:
-    return f"exclude={name!r} leaves it as it is"
+def _leave(names: Sequence[str]) -> str:
+    """The advice to exclude some layers."""
+    if len(names) == 1:
+        return f"exclude={names[0]!r} leaves it as it is"
+    return "exclude=… leaves them as they are"

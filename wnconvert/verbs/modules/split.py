@@ -13,7 +13,7 @@ from torch.nn.utils.parametrize import ParametrizationList
 from wnconvert.errors import ArgumentError, NumbersError
 from wnconvert.layers.dims import AUTO
 from wnconvert.layers.schemes import Refused, Selection
-from wnconvert.messages import listed
+from wnconvert.messages import listed, raise_listed
 from wnconvert.numerics.splitting import split_array
 from wnconvert.tensors.memory import array_of, made_like
 from wnconvert.verbs.modules.find import (
@@ -49,22 +49,23 @@ def split_module(
 ) -> Layers:
     """Split plain weights of a module into g and v in place, so that folding gives them back bit for bit.
 
-    Which weights, and along which dim, is never guessed. Either ``layers`` (globs on names of weights) and
-    ``dim`` (an axis; None, or torch's -1, for the norm of the whole tensor) say it. A glob with a wildcard
-    takes float weights of two and more axes that are not an embedding's; a name takes any float weight.
-    Or another module says it: ``like``, whose layers (those that ``layers`` and ``exclude`` choose), dims and
-    forms are taken. ``to`` is the form, ``"parametrize"`` where neither says it.
+    The weights and their dim are never guessed. One way to choose them is ``layers`` (globs on names of
+    weights) with ``dim`` (an axis; None, or torch's -1, for the norm of the whole tensor). A glob with a
+    wildcard takes float weights of two and more axes, except those of embeddings; an exact name takes any
+    float weight. The other way is ``like``, a module whose layers, dims and forms are copied (of the layers
+    that ``layers`` and ``exclude`` choose). ``to`` is the form; the default is that of ``like``, else
+    ``"parametrize"``.
 
-    v is the very same Parameter as the weight was (with its ``.grad``, if any), but where rows are zero:
-    these have no direction, get a uniform one and g = 0, in a new Parameter. g is a new Parameter of the
-    weight's dtype and ``requires_grad``, with what was set on it (``weight.no_decay = True``). What is split
-    already is left alone; what is tied stays tied.
+    v is the same Parameter object as the weight (with its ``.grad``, if any). Only a weight with zero rows
+    gets a new Parameter for v: a zero row has no direction, so it gets a uniform one, and g = 0. g is a new
+    Parameter with the weight's dtype, ``requires_grad`` and attributes (``weight.no_decay = True``). Layers
+    that are split already are left alone; tied weights stay tied.
 
-    Returns the layers as they are now. Raises ``ArgumentError`` where the arguments do not say what to do,
-    where a glob catches no weight that can be split, and where ``module`` lacks layers of ``like``;
+    Returns the layers as they are now. Raises ``ArgumentError`` if the arguments do not choose weights and
+    dim, if a glob matches no weight that can be split, or if ``module`` lacks layers of ``like``;
     ``LayerError`` for weights that are refused, such as an integer one, one that is tied to a weight that is
-    not split, or one whose ``weight_g`` would take the name of something else; ``NumbersError`` for NaN,
-    infinities and norms that the dtype cannot hold. The module is unchanged then. Source:
+    not split, or one whose ``weight_g`` would take a name that is in use; ``NumbersError`` for NaN,
+    infinities and norms that the dtype cannot hold. After an error the module is unchanged. Source:
     ``torch.nn.utils.parametrizations.weight_norm``.
 
     >>> model = nn.Sequential(nn.Conv1d(4, 8, 3), nn.ReLU(), nn.Conv1d(8, 1, 3))
@@ -97,7 +98,10 @@ def split_module(
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Plain:
-    """A plain weight, under all of its names; why it cannot be split; how it is to be."""
+    """A plain weight under all of its names.
+
+    ``reason`` says why it cannot be split, if so; ``name``, ``dim`` and ``form`` say how to split it.
+    """
 
     names: tuple[str, ...]
     module: nn.Module
@@ -110,17 +114,17 @@ class _Plain:
 
     @property
     def place(self) -> tuple[int, str]:
-        """Equal for the same attribute of the same module."""
+        """A key that is equal for the same attribute of the same module."""
         return id(self.module), self.param
 
     @property
     def key(self) -> tuple[int, int]:
-        """Equal where g and v are the same objects."""
+        """A key that is equal for weights that will share g and v."""
         return id(self.w), self.dim
 
 
 def _plain_weights(root: nn.Module) -> list[_Plain]:
-    """Every Parameter that is a weight itself, and not what a weight is computed from."""
+    """Every Parameter that is a weight itself, not one from which a weight is computed."""
     found = []
     for module, prefixes in modules_with_names(root):
         if isinstance(module, ParametrizationList):
@@ -147,11 +151,13 @@ def _plain_weights(root: nn.Module) -> list[_Plain]:
 def _by_globs(plain: list[_Plain], found: LiveFound, selection: Selection, form: str) -> list[_Plain]:
     if not selection.layers or selection.dim == AUTO:
         raise ArgumentError(
-            "which weights to split, and along which dim, is not said",
-            fix="layers=… and dim=… (0 is torch's default, None the whole tensor), or like=… a split module",
+            "neither the weights to split nor their dim are given",
+            fix="layers=… with dim=… (0 is torch's default, None the whole tensor), or like=… a split module",
         )
     if not (selection.dim is None or type(selection.dim) is int):
-        raise ArgumentError(f"dim {selection.dim!r} is no axis", fix="a number, or None for the whole tensor")
+        raise ArgumentError(
+            f"dim {selection.dim!r} is not an axis", fix="a number, or None for the whole tensor"
+        )
     taken: dict[tuple[int, str], _Plain] = {}
     for glob in selection.layers:
         one = Selection(layers=(glob,))
@@ -159,7 +165,7 @@ def _by_globs(plain: list[_Plain], found: LiveFound, selection: Selection, form:
         if not caught and not any(map(one.wants, found.names)):
             choices = [weight.names[0] for weight in plain if _is_usual(weight)]
             raise ArgumentError(
-                f"layers={glob!r} catches no weight that can be split",
+                f"layers={glob!r} matches no weight that can be split",
                 fix=f"a name or glob among: {listed(choices) or '(there is none)'}",
             )
         taken |= {weight.place: weight for weight in caught}
@@ -172,10 +178,10 @@ def _by_globs(plain: list[_Plain], found: LiveFound, selection: Selection, form:
 
 
 def _takes(weight: _Plain, glob: str) -> bool:
-    """Whether a glob takes a weight; one with a wildcard is not meant for what nobody would split."""
+    """Whether a glob takes a weight; one with a wildcard takes only weights that are usually split."""
     if glob in weight.names:
         return True
-    usual = _is_usual(weight) or is_lazy(weight.w)  # of unknown rank: refused
+    usual = _is_usual(weight) or is_lazy(weight.w)  # its rank is unknown: it is taken, and refused later
     return usual and any(map(Selection(layers=(glob,)).wants, weight.names))
 
 
@@ -185,7 +191,7 @@ def _is_usual(weight: _Plain) -> bool:
 
 
 def _along(weight: _Plain, dim: int | None) -> _Plain:
-    """The weight with its dim as torch holds it, refused where it has no such axis."""
+    """The weight with its dim as torch stores it; refused if it has no such axis."""
     if weight.reason or dim is None or dim == -1:
         return weight
     shape = tuple(weight.w.shape)
@@ -198,10 +204,13 @@ def _like(
     plain: list[_Plain], found: LiveFound, like: LiveFound, selection: Selection, form: str | None
 ) -> list[_Plain]:
     if selection.dim != AUTO:
-        raise ArgumentError("like=… says the dims already", fix="leave dim=… out, or like=…")
+        raise ArgumentError(
+            "dim=… and like=… cannot be given together",
+            fix="leave one of them out: like=… has the dims already",
+        )
     models, _ = select(like, selection, "taken as a model")
     if not like.layers:
-        raise ArgumentError("like=… has no weight-normalized layer", fix="pass the module that has them")
+        raise ArgumentError("like=… has no weight-normalized layer", fix="pass a module that has some")
     by_name = {name: weight for weight in plain for name in weight.names}
     missing: list[str] = []
     chosen: dict[tuple[int, str], _Plain] = {}
@@ -225,7 +234,7 @@ def _like(
     if missing:
         raise ArgumentError(
             f"like=… has layers that the module lacks: {listed(missing)}",
-            fix="layers=… or exclude=… choose those that both have",
+            fix="choose the layers that both have, by layers=… or exclude=…",
         )
     return list(chosen.values())
 
@@ -243,16 +252,16 @@ def _refuse(chosen: list[_Plain], plain: list[_Plain]) -> None:
         for other in plain:
             tied = other.w is weight.w and other.place != weight.place
             if tied and ways.get(other.place, ("",))[0] != weight.dim:
-                reason = f"it is tied to {other.names[0]}, which is not split the same way"
+                reason = f"it is tied to {other.names[0]}, which is not split in the same way"
                 refused.append(Refused(weight.name, reason, TIED_FIX))
                 break
     raise_refused(refused, "split")
 
 
 def _halves(chosen: list[_Plain]) -> dict[tuple[int, int], tuple[Tensor, Tensor]]:
-    """g and v by the weight that they are made of."""
+    """g and v of each weight."""
     halves: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
-    bad: list[str] = []
+    bad: list[tuple[str, str]] = []
     for weight in chosen:
         if weight.key in halves:
             continue
@@ -260,18 +269,11 @@ def _halves(chosen: list[_Plain]) -> dict[tuple[int, int], tuple[Tensor, Tensor]
             w = array_of(weight.w)
             g, v = split_array(w, None if weight.dim == -1 else weight.dim)
         except NumbersError as error:
-            bad.append(f"layer {weight.name}: {error.what}")
+            bad.append((f"layer {weight.name}", error.what))
         else:
             of_g: Tensor = made_like(weight.w, g)
             vars(of_g).update(settings_of(weight.w))
             halves[weight.key] = of_g, weight.w if v is w else made_as(weight.w, v)
-    if len(bad) == 1:
-        where, _, what = bad[0].partition(": ")
-        raise NumbersError(what, where=where, fix="exclude=… leaves it as it is")
-    if bad:
-        lines = "".join(f"\n  {line}" for line in bad[:10])
-        more = f"\n  and {len(bad) - 10} more" if len(bad) > 10 else ""
-        raise NumbersError(
-            f"{len(bad)} weights cannot be split:{lines}{more}", fix="exclude=… leaves them as they are"
-        )
+    fix = f"exclude=… leaves {'it as it is' if len(bad) == 1 else 'them as they are'}"
+    raise_listed(NumbersError, f"{len(bad)} weights cannot be split", bad, fix=fix)
     return halves

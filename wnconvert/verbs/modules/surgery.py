@@ -1,7 +1,7 @@
-"""Surgery on instances of ``nn.Module``: weight norm taken out and put in.
+"""Surgery on instances of ``nn.Module``: taking weight norm out, and putting it in.
 
-Edits go to the containers that ``nn.Module`` keeps (``_parameters``, ``_modules``, hooks), not through
-attributes, so classes with a ``__setattr__`` of their own behave like any other.
+The containers of ``nn.Module`` (``_parameters``, ``_modules``, hooks) are edited directly, not through
+attributes, so a class with its own ``__setattr__`` behaves like any other.
 """
 
 from __future__ import annotations
@@ -34,26 +34,26 @@ __all__ = [
 
 
 def fold_to(live: Live, w: Tensor) -> None:
-    """Put a plain weight where a layer has g and v."""
+    """Put a plain weight in place of a layer's g and v."""
     (_, fleeting), halves = _fleeting(live), _halves(live)
     _put_plain(live.module, live.param, w, place_of=halves, fleeting=fleeting)
     _take_out(live)
 
 
 def move_to(live: Live, w: Tensor | None, form: str) -> None:
-    """Take a layer to a form; w is the legacy form's cached weight."""
+    """Change a layer to a form; w is the cached weight of the legacy form."""
     fleeting = _fleeting(live)
     _take_out(live)
     put_in(live.module, live.param, live.g, live.v, w, dim=live.stated, form=form, fleeting=fleeting)
 
 
 def _halves(live: Live) -> tuple[str, ...]:
-    """The names of g and v in the module itself."""
+    """The names of g and v, if they are in the module itself."""
     return (f"{live.param}_g", f"{live.param}_v") if live.layer.form == "legacy" else ()
 
 
 def _fleeting(live: Live) -> tuple[bool, bool]:
-    """Whether g and v are buffers that a state dict leaves out."""
+    """Whether g and v are buffers that are not saved in a state dict."""
     if live.layer.form == "legacy":
         names, held = (f"{live.param}_g", f"{live.param}_v"), live.module
     else:
@@ -66,7 +66,7 @@ def _fleeting(live: Live) -> tuple[bool, bool]:
 
 
 def _take_out(live: Live) -> None:
-    """Take weight norm off a weight, and all that torch put beside it: the module has no such weight then."""
+    """Remove weight norm and all that torch put beside it; the module then has no such weight."""
     module, param = live.module, live.param
     if live.layer.form == "legacy":
         hooks = module._forward_pre_hooks
@@ -95,7 +95,7 @@ def _is_norm_of(hook: object, param: str) -> bool:
 
 
 def _forget(module: nn.Module, param: str) -> None:
-    """Drop torch's load hooks for a weight (which rename keys) and its cached value."""
+    """Remove torch's load hooks for a weight (which rename keys) and its cached value."""
     hooks = module._load_state_dict_pre_hooks
     for key in [key for key, hook in hooks.items() if _compat_name(hook) == param]:
         del hooks[key]
@@ -103,7 +103,7 @@ def _forget(module: nn.Module, param: str) -> None:
 
 
 def _compat_name(hook: object) -> str | None:
-    """The weight that a load hook is for, where it is ``_weight_norm_compat_hook``."""
+    """The weight that a load hook is for, if the hook is ``_weight_norm_compat_hook``."""
     function = getattr(hook, "hook", hook)
     if not isinstance(function, FunctionType) or function.__module__ != weight_norm.__module__:
         return None
@@ -119,7 +119,7 @@ def _compat_name(hook: object) -> str | None:
 
 
 def reason_against_form(module: nn.Module, param: str, form: str) -> str:
-    """Why weight norm of a weight cannot be put into a module: something else has a name that it needs."""
+    """Why weight norm cannot be put on a weight, or ``""``: something else has a name that it needs."""
     if form == "legacy":
         needed = [f"{param}_g", f"{param}_v"]
     elif torch._C._functorch.peek_interpreter_stack() is not None:
@@ -133,7 +133,7 @@ def reason_against_form(module: nn.Module, param: str, form: str) -> str:
 
 
 def _is_torchs(module: nn.Module) -> bool:
-    """Whether torch made what a module calls ``parametrizations``, and the class that goes with it."""
+    """Whether torch made a module's ``parametrizations``, and the class that goes with them."""
     held = module._modules.get(HELD)
     if not isinstance(held, nn.ModuleDict) or not held._modules:
         return False
@@ -142,7 +142,7 @@ def _is_torchs(module: nn.Module) -> bool:
 
 
 def _holder(module: nn.Module, name: str) -> str:
-    """What has a name in a module."""
+    """A description of whatever has a name in a module, or ``""``."""
     homes: dict[str, Mapping[str, object]] = {
         "Parameter": module._parameters,
         "buffer": module._buffers,
@@ -158,7 +158,7 @@ def _holder(module: nn.Module, name: str) -> str:
 def _put_plain(
     module: nn.Module, param: str, w: Tensor, *, place_of: Collection[str], fleeting: bool
 ) -> None:
-    """Give a module a plain weight, in the place of the first of some others, or at the end."""
+    """Give a module a plain weight, in place of the first of ``place_of``, or at the end."""
     for home in (module._parameters, module._buffers):
         home.pop(param, None)  # None may hold the name
     _hold(module, param, w, fleeting=fleeting)
@@ -182,10 +182,10 @@ def put_in(
     form: str,
     fleeting: tuple[bool, bool] = (False, False),
 ) -> None:
-    """Give a module weight norm in a form, as torch's function for it does; g and v themselves, not copies.
+    """Give a module weight norm in a form, as torch's function for it does; g and v are not copied.
 
-    w is the legacy form's cached weight. ``dim`` is torch's: -1 stands for the whole tensor. ``fleeting``
-    says of g and v whether they are buffers that a state dict leaves out.
+    w is the cached weight of the legacy form. ``dim`` is torch's: -1 stands for the whole tensor.
+    ``fleeting`` says whether g and v are buffers that are not saved in a state dict.
     """
     if form == "legacy":
         holder, names = module, (f"{param}_g", f"{param}_v")
@@ -198,9 +198,9 @@ def put_in(
 
 
 def _put_hook(module: nn.Module, hook: WeightNorm) -> None:
-    """As ``torch.nn.utils.weight_norm`` does it, but for the hook's place: before all others.
+    """Register the hook as ``torch.nn.utils.weight_norm`` does, but before all other hooks.
 
-    In the other form those saw the weight of the moment too.
+    In the parametrize form, too, the other hooks see the current weight.
     """
     hooks = module._forward_pre_hooks
     others = [key for key, other in hooks.items() if not isinstance(other, WeightNorm)]
@@ -210,16 +210,16 @@ def _put_hook(module: nn.Module, hook: WeightNorm) -> None:
 
 
 def _put_parametrization(module: nn.Module, param: str, rank: int, dim: int) -> nn.Module:
-    """By ``torch.nn.utils.parametrizations.weight_norm`` itself, on a stand-in of one element."""
+    """Apply ``torch.nn.utils.parametrizations.weight_norm`` itself, to a stand-in of one element."""
     cls, is_first = type(module), HELD not in module._modules
-    # torch's function sets and deletes attributes; a class that minds is not asked.
+    # torch's function sets and deletes attributes; methods of the class that interfere are bypassed.
     unminding = {name: vars(nn.Module)[name] for name in ("__getattr__", "__setattr__", "__delattr__")}
     become(module, type(f"Parametrized{cls.__name__}", (cls,), unminding))
     stand_in = torch.zeros((1,) * rank, device="cpu")
     module._parameters[param] = nn.Parameter(stand_in, requires_grad=False)
     weight_norm(module, param, dim)
     made = type(module)
-    # torch puts a second property on the class of the first, which copies share.
+    # torch adds a second property to the class that it made for the first, which copies share.
     become(
         module,
         parametrized_class(made, cls)
@@ -247,7 +247,7 @@ def _hold(module: nn.Module, name: str, value: Tensor, *, fleeting: bool) -> Non
 
 
 def made_as(old: Tensor, array: Array) -> Tensor:
-    """New elements as the kind of tensor that another of that shape is: class, attributes, memory format."""
+    """New elements as a tensor like ``old`` in class, attributes and memory format; shapes are equal."""
     with torch._C.DisableTorchFunctionSubclass():
         made: Tensor = made_like(old, array)
         if not old.is_contiguous():
@@ -259,7 +259,7 @@ def made_as(old: Tensor, array: Array) -> Tensor:
 
 
 def settings_of(tensor: Tensor) -> dict[str, Any]:
-    """What a user set on a tensor, such as ``no_decay``; a tensor there belongs to that one alone."""
+    """The attributes that a user set on a tensor, such as ``no_decay``, except tensors."""
     return {name: value for name, value in vars(tensor).items() if not isinstance(value, Tensor)}
 
 
@@ -267,10 +267,10 @@ def settings_of(tensor: Tensor) -> dict[str, Any]:
 
 
 def refresh_flat_weights(edited: Iterable[tuple[nn.Module, str, Tensor | None]]) -> None:
-    """Make ``_flat_weights`` of every RNN, LSTM and GRU among edited modules what its attributes are.
+    """Update ``_flat_weights`` of every RNN, LSTM and GRU among edited modules to match its attributes.
 
-    Each item is a module, an edited weight of it and its value. Entries that are no Parameters are taken
-    off their graph, on which they could not be deep-copied; the next forward renews them.
+    Each item is a module, the name of an edited weight, and its value. Entries that are not Parameters are
+    detached, because tensors that are part of a graph cannot be deep-copied; the next forward renews them.
     """
     values: dict[int, dict[str, Tensor | None]] = {}
     modules = {}
@@ -294,4 +294,4 @@ def _refresh(module: nn.RNNBase, values: Mapping[str, Tensor | None]) -> None:
     own["_flat_weights"] = flat
     own["_flat_weight_refs"] = [None if value is None else weakref.ref(value) for value in flat]
     if all(isinstance(value, nn.Parameter) for value in flat):
-        module.flatten_parameters()  # one block of memory, where cuDNN computes it
+        module.flatten_parameters()  # one block of memory, for cuDNN

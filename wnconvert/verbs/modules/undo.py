@@ -1,7 +1,7 @@
-"""Surgery on modules undone: all of it where it fails, or what others have not changed since.
+"""Edits of modules that can be undone: all of them after a failure, or those that nobody has changed since.
 
-A ``Parametrized…`` class may be shared by copies of a module, so it is never edited: the instance gets
-another class.
+A ``Parametrized…`` class may be shared by copies of a module, so it is never edited: the instance gets a
+class of its own.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ _CONTAINERS = (
     "_load_state_dict_pre_hooks",
     "_non_persistent_buffers_set",
 )
-#: What torch calls the ``ModuleDict`` of a module's parametrizations.
+#: torch's name for the ``ModuleDict`` of a module's parametrizations.
 HELD = "parametrizations"
 
 
 class UndoableEdits:
-    """Surgery on some modules that can be undone; as a context it is undone where an exception passes.
+    """Edits of some modules that can be undone; used in a ``with`` statement, an exception undoes them.
 
-    Undoing puts back what the surgery changed, in its place and order, and leaves alone what others did to
-    the modules once it was settled: hooks that they registered, Parameters that they replaced, other tensors
-    that they parametrized. It may be interrupted and done again: what is to be is worked out whole before
-    anything is put back.
+    Undoing puts back everything that the edits changed, in its place and order. It leaves alone what others
+    did to the modules after ``settle``: hooks that they registered, Parameters that they replaced, other
+    tensors that they parametrized. It may be interrupted and repeated: the state to restore is computed
+    completely before anything is put back.
     """
 
     def __init__(self) -> None:
@@ -44,11 +44,11 @@ class UndoableEdits:
         self._undone: list[_State] | None = None
 
     def watch(self, modules: Iterable[nn.Module]) -> None:
-        """Remember the modules as they are; surgery begins."""
+        """Remember the modules as they are; the edits begin."""
         self._before = [_State.of(module) for module in {id(module): module for module in modules}.values()]
 
     def settle(self) -> None:
-        """The surgery is done; what changes from now on, others change."""
+        """The edits are done; whatever changes from now on is changed by others."""
         self._after = [_State.of(state.module) for state in self._before]
 
     def __enter__(self) -> UndoableEdits:
@@ -61,10 +61,10 @@ class UndoableEdits:
             self.undo()
 
     def undo(self) -> None:
-        """Put everything back; twice is once."""
+        """Put everything back; a second call changes nothing."""
         try:
             self._put_back()
-        except BaseException:  # an interrupt; half undone, g and v would be lost
+        except BaseException:  # an interrupt: if only half were undone, g and v would be lost
             self._put_back()
             raise
 
@@ -81,9 +81,10 @@ class UndoableEdits:
 
 @dataclass(frozen=True, slots=True)
 class _State:
-    """What surgery may change of a module: its class, its own attributes, the contents of its containers.
+    """Everything of a module that edits may change: its class, attributes, and contents of its containers.
 
-    ``held`` has those by name; ``held["parametrizations"]`` is what the ``ModuleDict`` of that name holds.
+    ``held`` has the contents by the container's name; ``held["parametrizations"]`` is the content of the
+    ``ModuleDict`` of that name.
     """
 
     module: nn.Module
@@ -104,7 +105,7 @@ class _State:
         return cls(module, type(module), dict(own), held)
 
     def restore(self) -> None:
-        """Make the module so again; containers stay the same objects, for handles of hooks refer to them."""
+        """Restore the module; containers stay the same objects, because handles of hooks refer to them."""
         own = self.module.__dict__
         made_by = self.held["_modules"].get(HELD)
         if isinstance(made_by, nn.ModuleDict):
@@ -130,11 +131,11 @@ def become(module: nn.Module, cls: type) -> None:
 
 
 def _undone(before: _State, after: _State) -> _State:
-    """What a module is to be once surgery, which took it from one state to another, is undone."""
+    """The state of a module after undoing the edits that took it from ``before`` to ``after``."""
     now = _State.of(before.module)
     held = {name: _merged(before.held[name], after.held[name], now.held[name]) for name in now.held}
     made_by, modules = held[HELD], held["_modules"]
-    # What others made of a weight that surgery had made goes with that weight.
+    # A parametrization that others put on a weight that the edits made goes with that weight.
     homes = ("_parameters", "_buffers")
     for param in {key for home in homes for key in after.held[home] if key not in before.held[home]}:
         if param not in before.held[HELD]:
@@ -152,7 +153,7 @@ def _undone(before: _State, after: _State) -> _State:
 
 
 def _merged(before: Mapping[Any, Any], after: Mapping[Any, Any], now: Mapping[Any, Any]) -> dict[Any, Any]:
-    """``now``, less what took ``before`` to ``after``; in the order of ``before``, then what came since."""
+    """``now`` without the changes from ``before`` to ``after``: the order of ``before``, then later items."""
     merged = {}
     for key, value in before.items():
         if key not in after or after[key] is not value:
@@ -163,7 +164,7 @@ def _merged(before: Mapping[Any, Any], after: Mapping[Any, Any], now: Mapping[An
 
 
 def _class_of(before: _State, after: _State, now: _State, made_by: Collection[str]) -> type:
-    """The class with a property for each parametrized tensor, on that which the module has from others."""
+    """The class with a property for each parametrized tensor, based on what others made of the class."""
     if now.cls is after.cls and now.held[HELD].keys() == after.held[HELD].keys():
         return before.cls
     if before.cls is after.cls and now.held[HELD].keys() == set(made_by):
@@ -181,7 +182,7 @@ def _class_of(before: _State, after: _State, now: _State, made_by: Collection[st
 def parametrized_class(
     like: type, base: type, *, without: Collection[str] = (), properties: Mapping[str, Any] | None = None
 ) -> type:
-    """A ``Parametrized…`` class of an instance's own, on a base: as another is, but for some properties."""
+    """A new ``Parametrized…`` class for one instance: like ``like``, on ``base``, with other properties."""
     left_out = {*without, "__dict__", "__weakref__"}
     namespace = {name: value for name, value in vars(like).items() if name not in left_out}
     made: type = type(f"Parametrized{base.__name__}", (base,), namespace | dict(properties or {}))

@@ -86,7 +86,7 @@ class ExportReport:
         return self.proof.outputs
 
     def to_dict(self) -> dict[str, Any]:
-        """The report as JSON-able data; README documents it. What is not finite is null."""
+        """The report as JSON-able data; docs/rules.md documents it. What is not finite is null."""
         proof = self.proof
         mine = {key: value for key, value in asdict(self).items() if key not in ("proof", "model")}
         return {

@@ -1,0 +1,34 @@
+"""The request of an inspection: which weights to show, and how much to read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from wnconvert.layers.schemes import Selection
+from wnconvert.verbs.options import selection_of
+
+__all__ = ["InspectRequest", "request_of"]
+
+
+@dataclass(frozen=True, slots=True)
+class InspectRequest:
+    """The weights that a user wants to see, and how much is read for them.
+
+    ``selection`` chooses weights by name. ``full`` reads v too, and the weights that the record of a fold
+    names; ``all_weights`` reads every plain weight of two and more dimensions.
+    """
+
+    selection: Selection
+    full: bool = False
+    all_weights: bool = False
+
+    @property
+    def reads_weights(self) -> bool:
+        """Whether plain weights are read."""
+        return self.full or self.all_weights
+
+
+def request_of(layers: Iterable[str], *, full: bool, all_weights: bool) -> InspectRequest:
+    """The request that the options of ``inspect`` make. Raises ``ArgumentError``."""
+    return InspectRequest(selection_of(layers, (), "auto"), full=full, all_weights=all_weights)
