@@ -5,5 +5,6 @@ magnitudes  magnitudes and flags of a layer
 result      Inspection, the frozen result
 forecast    fold, split and migrate foretold in words
 onnx        the layers of an ONNX model
+pickle      the facts of a torch file that only its pickle tells
 inspect     inspect_file, inspect_state_dict
 """

@@ -14,15 +14,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from wnconvert.formats.pickle.values import PersistentId, Value, walk
-from wnconvert.formats.pickle.writer import dump
-from wnconvert.formats.torch.names import dangerous_names, foreign_names
-from wnconvert.formats.torch.records import read_storage
 from wnconvert.layers.find import FoundPairs, find_pairs
 from wnconvert.layers.kinds import find_kinds
 from wnconvert.messages import options_as_python
-from wnconvert.storage.checkpoint import Checkpoint, open_checkpoint
-from wnconvert.storage.folder import part_notes
+from wnconvert.storage.checkpoint import open_checkpoint
 from wnconvert.storage.sources import Source
 from wnconvert.tensors.blocks import Elements
 from wnconvert.tensors.containers import Container
@@ -38,7 +33,6 @@ from wnconvert.verbs.inspection.magnitudes import (
     plain_stats,
     refused_layer,
 )
-from wnconvert.verbs.inspection.onnx import inspect_onnx
 from wnconvert.verbs.inspection.request import InspectRequest, request_of
 from wnconvert.verbs.inspection.result import (
     Inspection,
@@ -79,6 +73,8 @@ def inspect_file(
     checkpoint = open_checkpoint(path)
     request = request_of(layers, full=full, all_weights=all_weights)
     if checkpoint.onnx is not None:
+        from wnconvert.verbs.inspection.onnx import inspect_onnx  # ten modules on graphs
+
         return inspect_onnx(checkpoint, checkpoint.onnx, request)
     reading = _Reading(progress, _bytes_to_read(checkpoint.tree, request))
     with Source(checkpoint.shards, reading.done) as source:
@@ -89,9 +85,24 @@ def inspect_file(
         container=str(checkpoint.container),
         bytes=checkpoint.size,
         files=checkpoint.folder.files if checkpoint.folder else (),
-        notes=(*part_notes(path), *found.notes),
+        notes=(*_part_notes(path), *found.notes),
     )
-    return _with_pickle(others, checkpoint)
+    if checkpoint.torch is not None:
+        from wnconvert.verbs.inspection.pickle import with_pickle
+
+        return with_pickle(others, checkpoint, checkpoint.torch)
+    # safetensors names none
+    devices = () if checkpoint.container is Container.SAFETENSORS else others.devices
+    return replace(others, devices=devices)
+
+
+def _part_notes(path: Path) -> tuple[str, ...]:
+    """A note on a file of weights that is one of several."""
+    if "-of-" not in path.name:
+        return ()
+    from wnconvert.storage.folder import part_notes
+
+    return part_notes(path)
 
 
 class _Reading:
@@ -277,36 +288,6 @@ def _kinds(tree: Tree) -> Iterator[KindSummary]:
         for found in find_kinds(tensor.info for tensor in state.tensors.values()):
             kind = found.kind
             yield KindSummary(state.path, kind.name, found.count, found.example, kind.folds, kind.how)
-
-
-def _with_pickle(found: Inspection, checkpoint: Checkpoint) -> Inspection:
-    """Add the facts of a pickle: sizes of siblings, optimizers, devices of all storages, names of classes."""
-    opened = checkpoint.torch
-    if opened is None:
-        # safetensors names none
-        devices = () if checkpoint.container is Container.SAFETENSORS else found.devices
-        return replace(found, devices=devices)
-    siblings = [*opened.contents.siblings, *((item.path, item.node) for item in opened.contents.optimizers)]
-    kinds = {item.path: item.kind for item in checkpoint.tree.siblings}
-    kinds |= dict.fromkeys(checkpoint.tree.optimizers, "optimizer")
-    storages = [read_storage(value) for value in walk(opened.pickle.root) if isinstance(value, PersistentId)]
-    script = checkpoint.container is Container.TORCHSCRIPT
-    return replace(
-        found,
-        version=f"{opened.version}, pickle protocol {opened.pickle.protocol}",
-        siblings=tuple(
-            SiblingSummary(path, kinds.get(path, ""), _tensor_bytes(value) + len(dump(value, 2)))
-            for path, value in siblings
-        ),
-        devices=tuple(dict.fromkeys(storage.location for storage in storages if storage)),
-        foreign=() if script else tuple(foreign_names(opened.pickle.root)),
-        dangerous=() if script else tuple(dangerous_names(opened.pickle.root)),
-    )
-
-
-def _tensor_bytes(value: Value) -> int:
-    storages = (read_storage(item) for item in walk(value) if isinstance(item, PersistentId))
-    return sum({storage.key: storage.nbytes for storage in storages if storage}.values())
 
 
 def inspect_state_dict(

@@ -1,0 +1,41 @@
+"""The facts of a torch file that only its pickle tells."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from wnconvert.formats.pickle.values import PersistentId, Value, walk
+from wnconvert.formats.pickle.writer import dump
+from wnconvert.formats.torch.names import dangerous_names, foreign_names
+from wnconvert.formats.torch.reader import TorchFile
+from wnconvert.formats.torch.records import read_storage
+from wnconvert.storage.checkpoint import Checkpoint
+from wnconvert.tensors.containers import Container
+from wnconvert.verbs.inspection.result import Inspection, SiblingSummary
+
+__all__ = ["with_pickle"]
+
+
+def with_pickle(found: Inspection, checkpoint: Checkpoint, opened: TorchFile) -> Inspection:
+    """Add the facts of a pickle: sizes of siblings, optimizers, devices of all storages, names of classes."""
+    siblings = [*opened.contents.siblings, *((item.path, item.node) for item in opened.contents.optimizers)]
+    kinds = {item.path: item.kind for item in checkpoint.tree.siblings}
+    kinds |= dict.fromkeys(checkpoint.tree.optimizers, "optimizer")
+    storages = [read_storage(value) for value in walk(opened.pickle.root) if isinstance(value, PersistentId)]
+    script = checkpoint.container is Container.TORCHSCRIPT
+    return replace(
+        found,
+        version=f"{opened.version}, pickle protocol {opened.pickle.protocol}",
+        siblings=tuple(
+            SiblingSummary(path, kinds.get(path, ""), _tensor_bytes(value) + len(dump(value, 2)))
+            for path, value in siblings
+        ),
+        devices=tuple(dict.fromkeys(storage.location for storage in storages if storage)),
+        foreign=() if script else tuple(foreign_names(opened.pickle.root)),
+        dangerous=() if script else tuple(dangerous_names(opened.pickle.root)),
+    )
+
+
+def _tensor_bytes(value: Value) -> int:
+    storages = (read_storage(item) for item in walk(value) if isinstance(item, PersistentId))
+    return sum({storage.key: storage.nbytes for storage in storages if storage}.values())
