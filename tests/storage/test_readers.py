@@ -44,7 +44,7 @@ class TestSafetensors(ReaderContract):
         "absurd: a negative shape": header({"a": {**TENSOR, "shape": [-2]}}),
         "absurd: no dtype": header({"a": {"shape": [2], "data_offsets": [0, 8]}}),
         "absurd: an unknown dtype": header({"a": {**TENSOR, "dtype": "F31"}}),
-        "absurd: no object": header([1], "refuses|no checkpoint"),
+        "absurd: no object": header([1], "refuses|not a checkpoint"),
         "absurd: no JSON": header(b"{abc"),
         "absurd: deep JSON": header(b'{"a":' + b"[" * 100_000),
         "absurd: 10 KB of header": long_header(10_000),
