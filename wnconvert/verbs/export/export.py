@@ -96,6 +96,7 @@ def export_onnx(
 
     >>> from tempfile import TemporaryDirectory
     >>> from torch.nn.utils.parametrizations import weight_norm
+    >>> from wnconvert import check_onnx
     >>> module = weight_norm(torch.nn.Linear(3, 2))
     >>> with TemporaryDirectory() as folder:
     ...     path = f"{folder}/m.onnx"
