@@ -60,7 +60,7 @@ def test_check_of_what_was_exported_is_0_and_of_other_weights_1(exported: Path, 
     report = json.loads(other.stdout)
     assert report["equal"] is False
     assert report["outputs"][0]["passed"] is False
-    assert report["notes"] == ["no --weights: the model has those that its factory gave it"]
+    assert report["notes"] == ["no --weights are given: the model keeps the weights of its factory"]
     assert [step["name"] for step in report["steps"]] == ["build", "check", "run"]
 
 

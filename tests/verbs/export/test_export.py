@@ -207,7 +207,7 @@ def test_opset_is_that_which_was_asked_for(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("opset", "fix"), [(11, "--exporter torchscript, or --opset 18"), (99, "--opset 18")]
+    ("opset", "fix"), [(11, "choose --exporter torchscript, or --opset 18"), (99, "choose --opset 18")]
 )
 def test_an_opset_that_the_newer_exporter_silently_exchanges_is_an_error(
     tmp_path: Path, opset: int, fix: str

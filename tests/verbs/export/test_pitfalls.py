@@ -156,7 +156,7 @@ def test_a_model_that_fails_at_the_exported_size_is_named_and_no_exporter(
     with pytest.raises(ArgumentError, match=r"the model fails on x\[21, 4\]") as caught:
         export_onnx(model, tmp_path / "m.onnx", inputs=X, ranges=["B=2..40"], exporter=exporter)
     assert "B = 21" in caught.value.where
-    assert "a range of which it takes every size" in caught.value.fix
+    assert "a range in which it takes every size" in caught.value.fix
     assert not [*tmp_path.iterdir()]
 
 
@@ -167,7 +167,7 @@ def test_numbers_that_cannot_be_folded_are_told_with_what_helps(tmp_path: Path) 
     with pytest.raises(LayerError) as caught:
         export_onnx(model, tmp_path / "m.onnx", inputs=X)
     assert "zero" in caught.value.what
-    assert caught.value.fix.startswith("fold before the export, a checkpoint or by fold_module: ")
+    assert caught.value.fix.startswith("fold before the export, as a checkpoint or with fold_module: ")
 
 
 def test_bfloat16_that_no_runtime_has_is_no_bug_of_ours(tmp_path: Path) -> None:
@@ -175,7 +175,7 @@ def test_bfloat16_that_no_runtime_has_is_no_bug_of_ours(tmp_path: Path) -> None:
     with pytest.raises((ArgumentError, InputError)) as caught:
         export_onnx(model, tmp_path / "m.onnx", inputs=["input=bfloat16[1,4,T]"])
     assert caught.value.exit_code == 2
-    assert "an export in float32" in caught.value.fix
+    assert "export in float32" in caught.value.fix
 
 
 def test_half_precision_that_fails_is_explained(tmp_path: Path) -> None:
@@ -293,6 +293,6 @@ def test_a_forward_that_writes_to_parameters_is_refused_where_torch_would_end_th
     model = Renormalizes()
     with pytest.raises(ArgumentError, match=r"forward writes to .data of parameters.*: p$") as caught:
         export_onnx(model, tmp_path / "m.onnx", inputs=X)
-    assert caught.value.fix.startswith("--exporter torchscript")
+    assert caught.value.fix.startswith("choose --exporter torchscript")
     assert export_onnx(model, tmp_path / "m.onnx", inputs=X, exporter="torchscript")
     assert model.p.tolist() == [1, 2, 3, 4]
