@@ -53,7 +53,7 @@ def test_check_of_what_was_exported_is_0_and_of_other_weights_1(exported: Path, 
     report = json.loads(other.stdout)
     assert report["equal"] is False
     assert report["outputs"][0]["passed"] is False
-    assert report["notes"] == ["no --weights: the model has those that its factory gave it"]
+    assert report["notes"] == ["no --weights are given: the model keeps the weights of its factory"]
     assert [step["name"] for step in report["steps"]] == ["build", "check", "run"]
 
 
@@ -80,7 +80,7 @@ def test_what_is_exported_is_never_replaced(tmp_path: Path, weights: Path, kind:
     model = (own,) if kind == "model" else (f"{MODELS}:Vocoder", "--weights", own)
     done = run("export", *model, "-o", own, "--force", *MEL)
     assert done.returncode == 2
-    assert "it is what is to be exported" in done.stderr
+    assert "this is the file to export" in done.stderr
     assert own.read_bytes() == weights.read_bytes()
 
 
@@ -133,7 +133,7 @@ def test_what_differs_is_1_and_leaves_no_file(tmp_path: Path) -> None:
     [
         ((f"{MODELS}:vocodr", *MEL), "it has no vocodr", "did you mean vocoder"),
         (("no_such:f", *MEL), "there is no module no_such", "path/to/file.py:factory"),
-        ((f"{MODELS}:vocoder", "--kwargs", "{'a'}", *MEL), "--kwargs is no JSON", "such as"),
+        ((f"{MODELS}:vocoder", "--kwargs", "{'a'}", *MEL), "--kwargs is not JSON", "such as"),
         ((f"{MODELS}:vocoder", "--input", "mel=float32(1,4)"), "mel=float32(1,4)", "such as"),
         ((f"{MODELS}:vocoder", "--input", "mle=float32[1,4,9]"), "no input 'mle'", "did you mean mel?"),
         ((f"{MODELS}:vocoder", *MEL, "--weights", "no.pt"), "no.pt: there is no such file", "check the path"),
@@ -190,10 +190,10 @@ def test_a_target_that_is_there_is_told_before_anything_is_exported(tmp_path: Pa
         (("export", "--input", "mel=float32[1,4"), "mel=float32[1,4"),
         (("export", *MEL, "--range", "L=3..4"), "no input has the size L"),
         (("export", *MEL, "--output", "a", "--output", "a"), "two outputs are called a"),
-        (("export", *MEL, "--output", ""), "that is no name"),
-        (("export", *MEL, "--kwargs", "{"), "--kwargs is no JSON"),
+        (("export", *MEL, "--output", ""), "this is not a name"),
+        (("export", *MEL, "--kwargs", "{"), "--kwargs is not JSON"),
         (("export", *MEL, "--weights", "no.pt"), "no.pt: there is no such file"),
-        (("export", *MEL, "--seed", str(2**40)), "no seed"),
+        (("export", *MEL, "--seed", str(2**40)), "is not a seed"),
         (("check", *MEL, "--output", "a", "--output", "a"), "two outputs are called a"),
         (("check", *MEL), "no.onnx: there is no such file"),
     ],

@@ -1,4 +1,4 @@
-"""The commands on models and ONNX files: export, check."""
+"""The commands export and check, on models and ONNX files."""
 
 from __future__ import annotations
 
@@ -16,28 +16,31 @@ from wnconvert.errors import ArgumentError, OutputError
 __all__ = ["EXPORTER_CHOICES", "check", "export"]
 
 
-#: What ``export`` takes as ``--exporter``; a test holds these to what the module knows.
+#: The choices of ``--exporter``; a test compares them with those of the module.
 EXPORTER_CHOICES = ("dynamo", "torchscript")
 
 
 _MODEL = with_options(
     click.option(
-        "--weights", type=click.Path(), metavar="CKPT", help="Load this checkpoint, of any kind and form."
+        "--weights",
+        type=click.Path(),
+        metavar="CKPT",
+        help="Load the weights of this checkpoint, of any kind and form.",
     ),
-    click.option("--kwargs", metavar="JSON|@FILE", help="Arguments of the factory, a JSON object."),
+    click.option("--kwargs", metavar="JSON|@FILE", help="Arguments of the factory, as a JSON object."),
     click.option(
-        "--only", metavar="PATH", help="Of several state dicts in CKPT take this one, e.g. generator."
+        "--only", metavar="PATH", help="Take this one of several state dicts in CKPT, e.g. generator."
     ),
     click.option(
         "--strip-prefix",
         metavar="PREFIX",
         multiple=True,
-        help="Take this off the names in CKPT, e.g. module. (repeatable).",
+        help="Remove this prefix from the names in CKPT, e.g. module. (repeatable).",
     ),
     click.option(
         "--trust",
         is_flag=True,
-        help="Load a whole pickled module, or a .pt2 of more than torch's operators: runs their code.",
+        help="Load a pickled module or any .pt2, and let it run code. Only for files that you trust.",
     ),
 )
 _FED = with_options(
@@ -66,7 +69,7 @@ _PROOF = with_options(
         type=click.FloatRange(min=0),
         default=1e-3,
         show_default=True,
-        help="Equal where |onnx-torch| <= atol + rtol·|torch|.",
+        help="Equal means |onnx-torch| <= atol + rtol·|torch|.",
     ),
     click.option("--atol", type=click.FloatRange(min=0), default=1e-5, show_default=True, help="See --rtol."),
     click.option(
@@ -74,14 +77,16 @@ _PROOF = with_options(
         type=click.IntRange(min=1),
         default=4,
         show_default=True,
-        help="Inputs to compare on: of the least, the largest and odd sizes.",
+        help="Number of inputs to compare on: of the least, the largest and odd sizes.",
     ),
-    click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the inputs."),
+    click.option(
+        "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the inputs."
+    ),
 )
 _REPORTING = with_options(
     JSON,
     click.option("--wide", is_flag=True, help="Show long names whole, however wide the terminal is."),
-    click.option("--quiet", is_flag=True, help="Print nothing but errors; the exit code says it."),
+    click.option("--quiet", is_flag=True, help="Print nothing but errors; the exit code is the result."),
 )
 
 
@@ -103,19 +108,19 @@ _REPORTING = with_options(
     type=click.Choice(EXPORTER_CHOICES),
     default="dynamo",
     show_default=True,
-    help="torch's newer exporter, or its older one.",
+    help="torch's newer exporter (dynamo) or its older one.",
 )
-@click.option("--external-data", is_flag=True, help="Put weights into a file beside OUT.")
+@click.option("--external-data", is_flag=True, help="Write the weights to a file beside OUT.")
 @_PROOF
-@click.option("--keep-failed", is_flag=True, help="Keep what is not equal as OUT with .failed in its name.")
+@click.option("--keep-failed", is_flag=True, help="Keep a model that is not equal, with .failed in its name.")
 @click.option("--force", is_flag=True, help="Replace OUT if it exists.")
 @_REPORTING
 def export(model: str, out: str, **options: Any) -> int:
-    """Export a model to ONNX, weight norm folded, and prove it.
+    """Export a model to ONNX with weight norm folded, and prove that it is equal.
 
-    MODEL is package.module:factory or path/to/file.py:factory, code that is run; or a .pt2 exported program
-    or a TorchScript archive. The unfolded module in torch is compared with OUT in onnxruntime, at other
-    lengths than were exported. Exit code 1: they differ, and there is no OUT.
+    MODEL is package.module:factory or path/to/file.py:factory, which is run; or the file of a .pt2 exported
+    program or a TorchScript archive. The unfolded module in torch is compared with OUT in onnxruntime, at
+    other sizes than the exported ones. Exit code 1: they differ, and OUT is not written.
     """
     _check_torch()
     built, shown = _taken(options, _BUILT), _taken(options, _SHOWN)
@@ -144,10 +149,10 @@ def export(model: str, out: str, **options: Any) -> int:
 @_PROOF
 @_REPORTING
 def check(path: str, model: str, **options: Any) -> int:
-    """Tell whether an ONNX model computes what a module does.
+    """Check that an ONNX model computes the same as a module.
 
-    MODEL and options are as for export. The module in torch is compared with MODEL.ONNX in onnxruntime.
-    Exit code 0: equal, 1: not.
+    MODEL and the options are those of export. The module in torch is compared with MODEL.ONNX in onnxruntime.
+    Exit code 0: they are equal, 1: they differ.
     """
     _check_torch()
     built, shown = _taken(options, _BUILT), _taken(options, _SHOWN)
@@ -166,13 +171,13 @@ def check(path: str, model: str, **options: Any) -> int:
     return _prove(run, model, built, **shown)
 
 
-#: The options that say which model it is, and those that say what is printed.
+#: The options that choose the model, and those that choose what is printed.
 _BUILT = ("weights", "kwargs", "only", "strip_prefix", "trust")
 _SHOWN = ("as_json", "wide", "quiet")
 
 
 def _taken(options: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
-    """Some of the options; the others are left."""
+    """Take some of the options out, and return them."""
     return {name: options.pop(name) for name in names}
 
 
@@ -181,19 +186,19 @@ def _check_torch() -> None:
 
     if find_spec("torch") is None:
         raise ArgumentError(
-            "the module is run in torch, which is not installed", fix='pip install "wnconvert[export]"'
+            "running the module needs torch, which is not installed", fix='pip install "wnconvert[export]"'
         )
 
 
 def _check_other(out: str, *read: str | None) -> None:
-    """Never take the only copy of a model or its weights for the place of an ONNX file."""
+    """Raise ``OutputError`` if the ONNX file would replace the model or its weights."""
     for path in filter(None, read):
         if os.path.realpath(path) == os.path.realpath(out):
-            raise OutputError("it is what is to be exported", where=out, fix="another -o")
+            raise OutputError("this is the file to export", where=out, fix="choose another -o")
 
 
 def _check_texts(options: Mapping[str, Any]) -> None:
-    """Tell a slip in a text before the model's own code runs, which may take long."""
+    """Raise for a mistake in the options before the model's code runs, which may take long."""
     from wnconvert.verbs.proof.samples import samples_of
     from wnconvert.verbs.proof.signatures import check_outputs, signature_of
 
@@ -211,7 +216,7 @@ def _prove(
     wide: bool,
     quiet: bool,
 ) -> int:
-    """Build the model, export or check it, and say what came of it; each step as it is done."""
+    """Build the model, export or check it, and print the steps and the result."""
     from dataclasses import replace
 
     from wnconvert.reports.exports import proof_text, step_text
@@ -221,7 +226,7 @@ def _prove(
         if not quiet:
             mention(step_text(step))
 
-    with stdout_to_stderr():  # what the model's own code prints is no report
+    with stdout_to_stderr():  # the model's own prints are not part of the report
         made = prepared(model, progress=progress, **built)
         report = run(made.module, progress)
     report = replace(report, steps=(*made.steps, *report.steps), notes=(*made.notes, *report.notes))

@@ -1,4 +1,4 @@
-"""ONNX models run by onnxruntime: opened, fed, and its errors in the user's words."""
+"""Runs ONNX models in onnxruntime, and turns its errors into ours."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from wnconvert.tensors.dtypes import DTYPES, DType
 __all__ = ["Opened", "ValueInfo", "open_model", "run"]
 
 
-#: What onnxruntime calls the dtypes whose torch names are others; bfloat16 and the integers agree.
+#: The torch names of dtypes by those of onnxruntime, where these differ.
 _NAMES = {
     "float": "float32",
     "double": "float64",
@@ -29,15 +29,15 @@ _NAMES = {
     "float8e5m2": "float8_e5m2",
     "float8e5m2fnuz": "float8_e5m2fnuz",
 }
-_FATAL = 4  # the severity below which onnxruntime writes nothing to stderr
+_FATAL = 4  # onnxruntime writes nothing to stderr below this severity
 
 
 @dataclass(frozen=True, slots=True)
 class ValueInfo:
     """An input or output of a model: a number, a name or None for each size.
 
-    ``dtype`` is None where it is no tensor of numbers (``kind`` says what). ``shape`` is () where the
-    model tells no shape, too.
+    ``dtype`` is None if it is not a tensor of numbers; ``kind`` is its type in any case. ``shape`` is ()
+    also if the model does not give a shape.
     """
 
     name: str
@@ -48,7 +48,7 @@ class ValueInfo:
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """A model that onnxruntime has loaded; ``inputs`` are those that must be fed."""
+    """A model that onnxruntime has loaded; ``inputs`` are the required ones."""
 
     path: Path
     inputs: tuple[ValueInfo, ...]
@@ -59,8 +59,8 @@ class Opened:
 def open_model(path: str | Path, *, optimize: bool = True) -> Opened:
     """Load a model and its external data from beside it, to run on the CPU.
 
-    Without ``optimize`` nodes run as they stand in the file. Raises ``ArgumentError`` where onnxruntime is
-    not installed, ``InputError`` (``FormatError``) for a model that it cannot load.
+    Without ``optimize`` the nodes are run as they are in the file. Raises ``ArgumentError`` if onnxruntime
+    is not installed, ``InputError`` (or ``FormatError``) for a model that it cannot load.
     """
     runtime = _onnxruntime()
     path = Path(path)
@@ -71,7 +71,7 @@ def open_model(path: str | Path, *, optimize: bool = True) -> Opened:
     options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimize else levels.ORT_DISABLE_ALL
     options.intra_op_num_threads = processors()
     options.inter_op_num_threads = 1
-    # A thread that waits for work must not take a processor from those who have some.
+    # A thread that waits for work must not keep a processor busy.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
         session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
@@ -84,15 +84,17 @@ def open_model(path: str | Path, *, optimize: bool = True) -> Opened:
 def run(opened: Opened, feeds: Mapping[str, Array]) -> dict[str, Array]:
     """The outputs of a model by name, in its order.
 
-    Raises ``ArgumentError`` where names, dtypes or shapes of ``feeds`` are not those of its inputs,
-    ``InputError`` where an output is no tensor of numbers, ``VerifyError`` where the model fails as it runs.
+    Raises ``ArgumentError`` if the names, dtypes or shapes of ``feeds`` do not fit its inputs,
+    ``InputError`` if an output is not a tensor of numbers, ``VerifyError`` if the model fails.
     """
     runtime = _onnxruntime()
     _check_feeds(opened, feeds)
     for port in opened.outputs:
         if port.dtype is None or port.dtype.is_float8:
             what = f"output {printable(port.name)} is {port.kind}, which cannot be compared"
-            raise InputError(what, where=str(opened.path), fix="a model whose outputs are tensors of numbers")
+            raise InputError(
+                what, where=str(opened.path), fix="give a model whose outputs are tensors of numbers"
+            )
     names = [port.name for port in opened.outputs]
     try:
         if any(port.dtype == DTYPES["bfloat16"] for port in (*opened.inputs, *opened.outputs)):
@@ -116,19 +118,19 @@ def _onnxruntime() -> Any:
 
 
 def _errors(runtime: Any) -> tuple[type[Exception], ...]:
-    """What onnxruntime raises: classes of its own without a common root, and a bare RuntimeError."""
+    """The errors of onnxruntime: classes without a common base of their own, and RuntimeError."""
     state = runtime.capi.onnxruntime_pybind11_state
     own = (kind for kind in vars(state).values() if isinstance(kind, type) and issubclass(kind, Exception))
     return (*own, RuntimeError)
 
 
-def _port(told: Any) -> ValueInfo:
-    kind = re.fullmatch(r"tensor\((\w+)\)", told.type)
+def _port(port: Any) -> ValueInfo:
+    kind = re.fullmatch(r"tensor\((\w+)\)", port.type)
     name = _NAMES.get(kind[1], kind[1]) if kind else ""
-    return ValueInfo(told.name, told.type, DTYPES.get(name), tuple(told.shape))
+    return ValueInfo(port.name, port.type, DTYPES.get(name), tuple(port.shape))
 
 
-# -- what is fed
+# -- inputs
 
 
 def _check_feeds(opened: Opened, feeds: Mapping[str, Array]) -> None:
@@ -140,23 +142,23 @@ def _check_feeds(opened: Opened, feeds: Mapping[str, Array]) -> None:
     for port in opened.inputs:
         name = printable(port.name)
         if port.name not in feeds:
-            raise ArgumentError(f"nothing is fed to the input {name}", where=where, fix=have)
+            raise ArgumentError(f"the input {name} is missing", where=where, fix=have)
         array = feeds[port.name]
         if port.dtype is None or array.dtype.name != port.dtype.name:
-            what = f"input {name} is {port.dtype or port.kind}, and {array.dtype} is fed"
-            raise ArgumentError(what, where=where, fix=f"{name}={_told(port)}")
+            what = f"input {name} is {port.dtype or port.kind}, but {array.dtype} is given"
+            raise ArgumentError(what, where=where, fix=f"give {name}={_text(port)}")
         fits = len(array.shape) == len(port.shape) and all(
             size == want or not isinstance(want, int)
             for size, want in zip(array.shape, port.shape, strict=True)
         )
         if port.shape and not fits:
             shape = ",".join(map(str, array.shape))
-            what = f"input {name} is {_told(port)}, and a shape of [{shape}] is fed"
-            raise ArgumentError(what, where=where, fix=f"sizes that it takes: {name}={_told(port)}")
+            what = f"input {name} is {_text(port)}, but the shape [{shape}] is given"
+            raise ArgumentError(what, where=where, fix=f"give sizes that it takes: {name}={_text(port)}")
 
 
-def _told(port: ValueInfo) -> str:
-    """An input's dtype and shape, as input texts spell them."""
+def _text(port: ValueInfo) -> str:
+    """The dtype and shape of an input, as a text for ``--input``."""
     sizes = ",".join("?" if size is None else printable(str(size)) for size in port.shape)
     return f"{port.dtype or port.kind}[{sizes}]"
 
@@ -166,13 +168,13 @@ def _value(runtime: Any, array: Array) -> Any:
         return runtime.OrtValue.ortvalue_from_numpy(array)
     make = getattr(runtime.OrtValue, "ortvalue_from_numpy_with_onnx_type", None)
     if make is None:
-        what = f"onnxruntime {runtime.__version__} cannot be fed bfloat16"
-        raise InputError(what, fix="a newer onnxruntime, or inputs of float32")
+        what = f"onnxruntime {runtime.__version__} does not take inputs of bfloat16"
+        raise InputError(what, fix="install a newer onnxruntime, or use inputs of float32")
     return make(array.view(np.uint16), CODES["bfloat16"])
 
 
 def _arrays(opened: Opened, values: Any) -> dict[str, Array]:
-    """Outputs as arrays. onnxruntime hands out no bfloat16, so that one is copied from its memory."""
+    """Outputs as arrays. onnxruntime cannot return bfloat16, so these are copied from its memory."""
     found: dict[str, Array] = {}
     for port, value in zip(opened.outputs, values, strict=True):
         if port.dtype == DTYPES["bfloat16"]:
@@ -184,14 +186,14 @@ def _arrays(opened: Opened, values: Any) -> dict[str, Array]:
     return found
 
 
-# -- what onnxruntime says
+# -- errors
 
 
 def _check_file(path: Path) -> None:
     if not path.exists():
         raise InputError("no such file", where=str(path))
     if not path.is_file():
-        raise InputError("not a file", where=str(path), fix="the .onnx file itself")
+        raise InputError("not a file", where=str(path), fix="give the .onnx file itself")
     try:
         with path.open("rb") as file:
             empty = not file.read(1)
@@ -202,39 +204,41 @@ def _check_file(path: Path) -> None:
 
 
 def _not_loaded(path: Path, message: str, version: str) -> WnconvertError:
-    """The error for a model that was not loaded. The words looked for are onnxruntime's."""
+    """The error for a model that was not loaded, by words in onnxruntime's message."""
     said, where = _useful(message), str(path)
     if "Protobuf parsing failed" in message or "No graph was found" in message:
         return FormatError("not an ONNX model, or cut short", where=where, fix="export it again")
     if re.search("external data|external initializer|ExternalData|GetExtData", message, re.IGNORECASE):
         if "escapes" in message or "outside" in message:
-            fix = "external data must lie in the folder of the model, or below"
-            return InputError(f"external data leaves the folder of the model: {said}", where=where, fix=fix)
+            fix = "put external data into the folder of the model, or below"
+            return InputError(
+                f"external data lies outside the folder of the model: {said}", where=where, fix=fix
+            )
         if "out of bounds" in message or "can not be read in full" in message:
-            fix = "the whole file of external data"
+            fix = "put the whole file of external data beside the model"
             return InputError(f"external data is cut short: {said}", where=where, fix=fix)
         fix = "put the files of external data beside the model"
         return InputError(f"external data is missing: {said}", where=where, fix=fix)
     newer = re.search(r"Opset (\d+) is under development.*till opset (\d+)", said)
     if newer:
-        said = f"it is of opset {newer[1]}, and {newer[2]} is the last that is known"
+        said = f"its opset is {newer[1]}, and the newest known opset is {newer[2]}"
     if re.search(r"NOT_IMPLEMENTED|opset|IR version|No Op registered", message):
         what = f"onnxruntime {version} cannot run this model: {said}"
-        fix = "an export in float32, with a lower --opset, without operators of your own; a newer onnxruntime"
+        fix = "export in float32, with a lower --opset, without custom operators; or update onnxruntime"
         return InputError(what, where=where, fix=fix)
     return FormatError(f"not a valid ONNX model: {said}", where=where, fix="export it again")
 
 
 def _not_run(path: Path, message: str) -> WnconvertError:
-    """The error for a model that failed as it ran: the innermost node, and what was wrong with it."""
+    """The error for a model that failed while it ran, with the innermost node."""
     nodes = re.findall(r"while running (\S+) node\. Name:'([^']*)'", message)
     said = _useful(message.rpartition("Status Message: ")[2])
     at = f"{nodes[-1][0]} node '{printable(nodes[-1][1])}': " if nodes else ""
-    fix = "an export in which these sizes are dynamic, or ranges of sizes that it takes"
+    fix = "export it with these sizes dynamic, or give ranges of sizes that it takes"
     return VerifyError(f"the model fails in onnxruntime: {at}{said}", where=str(path), fix=fix)
 
 
-#: Where in onnxruntime's source an error arose: file, line and function (by its name or whole signature).
+#: A place in onnxruntime's source: file, line and function (its name or whole signature).
 _PLACE = re.compile(
     r"(?:Error: )?(?:/[\w./+-]*/)?\w+\.(?:cc|cpp|h|hpp):\d+ "
     r"(?:[^()]*::[^()]*\((?:[^()]|\([^()]*\))*\)(?: const)?(?: \[with [^\]]*\])?|\w+) "
@@ -242,7 +246,7 @@ _PLACE = re.compile(
 
 
 def _useful(message: str) -> str:
-    """What of onnxruntime's message is about the model, in one line.
+    """The part of onnxruntime's message that is about the model, in one line.
 
     >>> _useful("[ONNXRuntimeError] : 1 : FAIL : a.cc:3 Check External data path does not exist: w.bin")
     'External data path does not exist: w.bin'

@@ -1,7 +1,7 @@
-"""The arithmetic of one value of an ONNX model, cut out as a model of its own without inputs.
+"""Cuts the arithmetic of one value out of an ONNX model, as a small model without inputs.
 
-The nodes are those of the file, untouched but for names inside functions, so that onnxruntime computes the
-very value that the model computes.
+The nodes are those of the file, unchanged except for names inside functions, so onnxruntime computes exactly
+the value that the model computes.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ __all__ = ["Slices", "UnreachableError"]
 
 
 class UnreachableError(Exception):
-    """A value that does not depend on stored tensors alone, or in a way that is not followed here."""
+    """A value that cannot be cut out: it depends on inputs, or in a way that is not supported here."""
 
 
 class Slices:
@@ -35,9 +35,9 @@ class Slices:
         self.index: Index = index_of(opened.model)
 
     def model(self, value: ValueId, calls: tuple[int, ...], dtype: DType) -> bytes:
-        """A model whose one output is a value, of ``dtype``, under some calls (outermost first).
+        """A model with one output: a value of ``dtype``, within some function calls (outermost first).
 
-        Raises ``UnreachableError`` where that cannot be cut out.
+        Raises ``UnreachableError`` if it cannot be cut out.
         """
         from onnx import ModelProto, helper
 
@@ -78,7 +78,7 @@ class _Cut:
         self.calls_functions = False
 
     def value(self, value: ValueId, calls: tuple[int, ...]) -> str:
-        """The name that a value has here; what makes it is added."""
+        """The name of a value in the cut; the nodes and tensors that make it are added."""
         path, name = value
         in_function = isinstance(self.index.scopes[self.index.roots[path]], OnnxFunction)
         calls = calls if in_function else ()
@@ -122,7 +122,7 @@ class _Cut:
         return self.names[value, calls]
 
     def captured(self, node: Node) -> set[ValueId]:
-        """The values that subgraphs of a node take from around it."""
+        """The outer values that the subgraphs of a node use."""
         found: set[ValueId] = set()
         inside: set[str] = set()
         waiting = list(node.graphs)
@@ -138,7 +138,7 @@ class _Cut:
         return {value for value in found if value[0] not in inside}
 
     def attributes(self, node: Node, made: Any, path: str, calls: tuple[int, ...]) -> None:
-        """Put data of files into the node, and what a call gives in the place of references."""
+        """Store external data in the node, and replace references by the attributes of the call."""
         from onnx import NodeProto
 
         for attribute in made.attribute:
@@ -158,7 +158,7 @@ class _Cut:
                 attribute.name = name
 
     def formal(self, value: ValueId, calls: tuple[int, ...]) -> str:
-        """What a function is given, under the innermost call."""
+        """The name of a function's input, as the innermost call passes it."""
         path, name = value
         function = self.index.scopes[path]
         if not isinstance(function, OnnxFunction) or not calls:

@@ -118,7 +118,7 @@ class Plan:
         return [(planned.path, change) for planned in self.state_dicts for change in planned.changes]
 
     def to_dict(self) -> dict[str, Any]:
-        """The plan as JSON-able data; docs/rules.md documents it."""
+        """The plan as JSON-able data; docs/json.md documents it."""
         return {
             "schema": 1,
             "verb": self.verb,

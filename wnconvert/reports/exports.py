@@ -1,4 +1,4 @@
-"""Exports and checks as text: a line for each step, a row for each output, then in words what was proven."""
+"""Exports and checks as text: a line for each step, a row for each output, and the verdict in words."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _SHORT = ("float16", "bfloat16")
 
 
 def step_text(step: TimedStep) -> str:
-    """A step in one line, seconds before what came of it.
+    """A step in one line: its name, seconds and result.
 
     >>> print(step_text(TimedStep("export", "opset 20, 412 nodes", 3.21)))
     export     3.2 s  opset 20, 412 nodes
@@ -30,7 +30,7 @@ def step_text(step: TimedStep) -> str:
 
 
 def proof_text(report: ExportReport, width: int | None = None) -> str:
-    """What ``check`` prints: outputs, what the model is, and whether it is equal to its reference."""
+    """The report without its steps: the outputs, the model, and whether it is equal to its reference."""
     rows = tuple(map(_row, report.outputs))
     lines = [Table(_HEADS, rows, _RIGHT, elastic=("output",), spare=_SPARE).text(width)] if rows else []
     return "\n".join([*lines, *map(printable, [_model(report), *_verdict(report)])])
@@ -52,7 +52,7 @@ def _row(output: OutputProof) -> tuple[str, ...]:
 
 
 def _place(worst: Worst | None) -> str:
-    """An index, and the sample that it is in."""
+    """The index of an element, and its sample."""
     if worst is None:
         return ""
     sizes = ", ".join(f"{letter} = {size}" for letter, size in worst.sizes.items())
@@ -60,7 +60,7 @@ def _place(worst: Worst | None) -> str:
 
 
 def _model(report: ExportReport) -> str:
-    """What the model is, or would be: bytes, opset, nodes, and that no weight norm is left."""
+    """The model in a line: bytes, opset, nodes, and how much weight norm is left."""
     parts = [bytes_text(report.size)]
     parts += [f"opset {report.opset}"] if report.opset is not None else []
     if report.nodes is not None:
@@ -93,7 +93,7 @@ def _verdict(report: ExportReport) -> list[str]:
 def _failure(output: OutputProof, proof: Proof) -> str:
     if output.passed:
         return (
-            f"output {output.name} is at most {output.largest:.3g}, so that zeros would be within "
+            f"output {output.name} is at most {output.largest:.3g}, so zeros would be within "
             f"{proof.tolerance} too, and it is off by {output.max_abs:.3g}"
         )
     count = f"{output.out_of_tolerance} of {counted(output.elements, 'element')}"
@@ -102,12 +102,12 @@ def _failure(output: OutputProof, proof: Proof) -> str:
     worst = output.worst
     if output.dtype in _SHORT:
         bits = FLOAT_FORMATS[output.dtype].digits
-        said += f" ({output.dtype} holds {bits} bits: --rtol and --atol to that)"
+        said += f" ({output.dtype} has {bits} bits: choose --rtol and --atol for that)"
     return f"{said}: {worst.candidate:.6g} for {worst.reference:.6g} at {_place(worst)}" if worst else said
 
 
 def _sizes(proof: Proof) -> str:
-    """The sizes of each letter over all samples, or the seeds."""
+    """The sizes of each letter in all samples; without letters, the seeds."""
     letters = proof.samples[0].sizes
     if not letters:
         seeds = [str(sample.seed) for sample in proof.samples]

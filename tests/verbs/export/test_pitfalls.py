@@ -110,7 +110,7 @@ def test_one_output_may_be_named_by_a_text(tmp_path: Path) -> None:
 def test_a_flag_that_a_trace_fixed_is_caught(tmp_path: Path, flag: str) -> None:
     report = export_onnx(Flagged(), tmp_path / "m.onnx", inputs=[*X, flag], exporter="torchscript")
     assert not report
-    assert "inputs that the exporter found no use of, and left out: flag" in report.notes
+    assert "inputs that the exporter left out, because nothing uses them: flag" in report.notes
     assert not [*tmp_path.iterdir()]
 
 
@@ -156,7 +156,7 @@ def test_a_model_that_fails_at_the_exported_size_is_named_and_no_exporter(
     with pytest.raises(ArgumentError, match=r"the model fails on x\[21, 4\]") as caught:
         export_onnx(model, tmp_path / "m.onnx", inputs=X, ranges=["B=2..40"], exporter=exporter)
     assert "B = 21" in caught.value.where
-    assert "a range of which it takes every size" in caught.value.fix
+    assert "a range in which it takes every size" in caught.value.fix
     assert not [*tmp_path.iterdir()]
 
 
@@ -167,7 +167,7 @@ def test_numbers_that_cannot_be_folded_are_told_with_what_helps(tmp_path: Path) 
     with pytest.raises(LayerError) as caught:
         export_onnx(model, tmp_path / "m.onnx", inputs=X)
     assert "zero" in caught.value.what
-    assert caught.value.fix.startswith("fold before the export, a checkpoint or by fold_module: ")
+    assert caught.value.fix.startswith("fold before the export, as a checkpoint or with fold_module: ")
 
 
 def test_bfloat16_that_no_runtime_has_is_no_bug_of_ours(tmp_path: Path) -> None:
@@ -175,26 +175,26 @@ def test_bfloat16_that_no_runtime_has_is_no_bug_of_ours(tmp_path: Path) -> None:
     with pytest.raises((ArgumentError, InputError)) as caught:
         export_onnx(model, tmp_path / "m.onnx", inputs=["input=bfloat16[1,4,T]"])
     assert caught.value.exit_code == 2
-    assert "an export in float32" in caught.value.fix
+    assert "export in float32" in caught.value.fix
 
 
 def test_half_precision_that_fails_is_explained(tmp_path: Path) -> None:
     model = nn.Sequential(*(norm(nn.Conv1d(16, 16, 9)) for _ in range(4))).half()
     report = export_onnx(model, tmp_path / "m.onnx", inputs=["input=float16[1,16,T]"], ranges=["T=40..90"])
     assert not report
-    assert "float16 holds 11 bits: --rtol and --atol to that" in proof_text(report)
+    assert "float16 has 11 bits: choose --rtol and --atol for that" in proof_text(report)
 
 
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"dynamic": {"x": [2]}}, "gives no axis a letter"),
-        ({"dynamic": {"x": {"2": "T"}}}, "gives no axis a letter"),
-        ({"dynamic": [2]}, "gives no axis a letter"),
+        ({"dynamic": {"x": [2]}}, "does not name axes by letters"),
+        ({"dynamic": {"x": {"2": "T"}}}, "does not name axes by letters"),
+        ({"dynamic": [2]}, "does not name axes by letters"),
         ({"ranges": [("B", 2, 5)]}, "is no list of texts"),
         ({"ranges": 5}, "is no list of texts"),
-        ({"samples": 2.5}, "no whole numbers"),
-        ({"opset": "18"}, "opset '18' is no number"),
+        ({"samples": 2.5}, "not whole numbers"),
+        ({"opset": "18"}, "opset '18' is not a number"),
     ],
 )
 def test_arguments_of_other_types_are_told(tmp_path: Path, options: Any, says: str) -> None:
@@ -205,7 +205,7 @@ def test_arguments_of_other_types_are_told(tmp_path: Path, options: Any, says: s
 def test_what_is_no_module_is_told(tmp_path: Path) -> None:
     for run in (export_onnx, check_onnx):
         arguments: Any = ("m", tmp_path / "m.onnx") if run is export_onnx else (tmp_path / "m.onnx", "m")
-        with pytest.raises(ArgumentError, match="str is no model"):
+        with pytest.raises(ArgumentError, match="str is not a model"):
             run(*arguments, inputs=X)
 
 
@@ -293,6 +293,6 @@ def test_a_forward_that_writes_to_parameters_is_refused_where_torch_would_end_th
     model = Renormalizes()
     with pytest.raises(ArgumentError, match=r"forward writes to .data of parameters.*: p$") as caught:
         export_onnx(model, tmp_path / "m.onnx", inputs=X)
-    assert caught.value.fix.startswith("--exporter torchscript")
+    assert caught.value.fix.startswith("choose --exporter torchscript")
     assert export_onnx(model, tmp_path / "m.onnx", inputs=X, exporter="torchscript")
     assert model.p.tolist() == [1, 2, 3, 4]

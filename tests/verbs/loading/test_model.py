@@ -85,16 +85,20 @@ def test_a_module_in_the_folder_that_one_is_in_is_found(
         (f"{MODELS}:vocodr", "it has no vocodr", "did you mean vocoder"),
         (f"{MODELS}:zzz", "it has no zzz", "Vocoder"),
         (f"{MODELS}:MADE.conv_pos", "it has no conv_pos", "did you mean conv_pre"),
-        (f"{MODELS}:broken", "RuntimeError: no config.json beside it (export_models.py, line", "mend it"),
+        (
+            f"{MODELS}:broken",
+            "RuntimeError: no config.json beside it (export_models.py, line",
+            "mend the code",
+        ),
         (f"{MODELS}:Noisy.forward", "calling it fails: TypeError", "--kwargs"),
-        (f"{MODELS}:no_module", "it gives a", "returns the module to export"),
-        (f"{MODELS}:NUMBER", "it is a int, which makes no model", "MODEL is"),
+        (f"{MODELS}:no_module", "it returns a", "returns the module to export"),
+        (f"{MODELS}:NUMBER", "it is a int, which cannot be called to make a model", "MODEL is"),
         ("nowhere.py:make", "there is no such file", "MODEL is"),
         ("nowhere.pt", "there is no such file", "MODEL is"),
         (MODELS, "there is no such file", f"{MODELS}:NAME"),
-        (f"{MODELS}:", f"{MODELS} names no factory", f"{MODELS}:NAME"),
-        ("voc.py:", "voc.py names no factory", "voc.py:NAME"),
-        ("tests/helpers/export_models.py", "names no factory", "tests/helpers/export_models.py:NAME"),
+        (f"{MODELS}:", f"{MODELS} does not name a factory", f"{MODELS}:NAME"),
+        ("voc.py:", "voc.py does not name a factory", "voc.py:NAME"),
+        ("tests/helpers/export_models.py", "does not name a factory", "tests/helpers/export_models.py:NAME"),
     ],
 )
 def test_a_factory_that_is_not_there_or_fails_is_told_with_what_to_do(
@@ -107,13 +111,13 @@ def test_a_factory_that_is_not_there_or_fails_is_told_with_what_to_do(
 
 def test_kwargs_that_a_factory_does_not_take_are_told() -> None:
     assert "unexpected keyword argument 'depth'" in str(refused(f"{MODELS}:Vocoder", kwargs={"depth": 3}))
-    assert "it takes no --kwargs" in str(refused(f"{MODELS}:MADE", kwargs={"depth": 3}))
+    assert "leave --kwargs out" in str(refused(f"{MODELS}:MADE", kwargs={"depth": 3}))
 
 
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        ("import not_installed_at_all\n", "it imports not_installed_at_all, which is not there"),
+        ("import not_installed_at_all\n", "it imports not_installed_at_all, which is not installed"),
         ("def make(:\n", "importing it fails: SyntaxError"),
         ("import sys\nsys.exit(3)\n", "importing it fails: SystemExit"),
         (
@@ -201,13 +205,13 @@ def test_an_exported_program_is_a_model(files: Path) -> None:
 
 def test_a_state_dict_is_no_model(files: Path) -> None:
     error = refused(str(files / "weights.pt"))
-    assert "it has weights, and no model that could be run" in str(error)
+    assert "it has weights, but not a model that could be run" in str(error)
     assert f"--weights {files / 'weights.pt'}" in error.fix
 
 
 def test_a_whole_pickled_module_needs_trust(files: Path) -> None:
     error = refused(str(files / "whole.pt"))
-    assert "runs code that the file names" in str(error)
+    assert "runs any code that the file names" in str(error)
     assert "--trust" in error.fix
     assert isinstance(build(str(files / "whole.pt"), trust=True), nn.Sequential)
 
@@ -228,7 +232,7 @@ def test_a_pickled_module_that_fails_without_a_word_is_told(tmp_path: Path) -> N
 def test_of_several_pickled_modules_one_is_named(files: Path) -> None:
     error = refused(str(files / "several.pt"), trust=True)
     assert "2 modules are in it: a, b" in str(error)
-    assert error.fix == "--only a"
+    assert error.fix == "choose one, such as --only a"
     assert isinstance(build(str(files / "several.pt"), trust=True, only="a"), nn.Linear)
     assert "no module at 'c'" in str(refused(str(files / "several.pt"), trust=True, only="c"))
 
@@ -284,7 +288,7 @@ def test_code_in_an_exported_program_is_run_with_trust_alone(
         assert isinstance(program, torch.export.ExportedProgram)
         program.module()(torch.randn(1, 4, 9))
     else:
-        assert "a guard that is no comparison of sizes" in str(refused(str(bad)))
+        assert "a guard that is not a comparison of sizes" in str(refused(str(bad)))
     assert ran.exists() == trust
 
 

@@ -248,8 +248,8 @@ def attacks(ran: Path) -> dict[str, tuple[Edit, str]]:
         return in_program(lambda data: every(data, "expr_str", change))
 
     old = "a pickle that may run code"
-    size, guard = "a size that is no plain arithmetic", "a guard that is no comparison of sizes"
-    name, imports = "a name that is none in Python", "may import what they name"
+    size, guard = "a size that is not plain arithmetic", "a guard that is not a comparison of sizes"
+    name, imports = "a name that is not a Python name", "may import the types that they name"
     default = json.dumps(
         [
             1,
@@ -276,7 +276,10 @@ def attacks(ran: Path) -> dict[str, tuple[Edit, str]]:
             expression(lambda old: f"Add({old}, {hidden})"),
             size,
         ),
-        "sizes in a list": (expression(lambda _: [hidden]), "what is not known to be safe (SymExpr.expr_str"),
+        "sizes in a list": (
+            expression(lambda _: [hidden]),
+            "data that is not known to be safe (SymExpr.expr_str",
+        ),
         "a pickle of 1996": (samples(pickle.dumps(Runs(ran), 0)), old),
         "a bare pickle": (samples(pickle.dumps(Runs(ran), 2)), old),
         "a pickle behind a blank": (samples(b"(0" + pickle.dumps(Runs(ran), 0)), old),
@@ -333,7 +336,7 @@ def test_no_code_in_a_program_is_run_without_trust(
     error = refused(rewritten(real, tmp_path / "evil.pt2", edit))
     assert not ran.exists()
     assert words in str(error)
-    assert error.fix == "--trust, if you know who made it"
+    assert error.fix == "give --trust, if you know who made it"
 
 
 def test_every_attack_is_tried(tmp_path: Path) -> None:
@@ -402,7 +405,7 @@ def test_an_operator_that_is_not_torchs_own_arithmetic_is_refused(
 )
 def test_a_size_that_is_no_short_arithmetic_is_refused(text: str, real: Path, tmp_path: Path) -> None:
     edit = in_json(PROGRAM, lambda data: every(data, "expr_str", lambda _: text))
-    assert "a size that is no plain arithmetic" in str(refused(rewritten(real, tmp_path / "bad.pt2", edit)))
+    assert "a size that is not plain arithmetic" in str(refused(rewritten(real, tmp_path / "bad.pt2", edit)))
 
 
 @pytest.mark.parametrize(
@@ -431,7 +434,7 @@ def test_a_size_that_is_no_short_arithmetic_is_refused(text: str, real: Path, tm
 )
 def test_a_guard_that_is_no_comparison_of_sizes_is_refused(text: str, real: Path, tmp_path: Path) -> None:
     edit = in_json(PROGRAM, lambda data: data["guards_code"].append(text))
-    assert "a guard that is no comparison" in str(refused(rewritten(real, tmp_path / "bad.pt2", edit)))
+    assert "a guard that is not a comparison" in str(refused(rewritten(real, tmp_path / "bad.pt2", edit)))
 
 
 @pytest.mark.parametrize(
@@ -462,7 +465,7 @@ def first_input(data: Any) -> Any:
         (PROGRAM, lambda data: data.update(range_constraints={"u999999999": {}}), "a range of a size"),
         (PROGRAM, lambda data: data.update(range_constraints={"u+99999999": {}}), "a range of a size"),
         (PROGRAM, lambda data: data.update(range_constraints={"zuf3000_0000": {}}), "a range of a size"),
-        (PROGRAM, renamed("lambda"), "a name that is none in Python"),
+        (PROGRAM, renamed("lambda"), "a name that is not a Python name"),
         (PROGRAM, lambda data: every(data, "as_int", lambda _: 10**30), "an absurdly large number"),
         (PROGRAM, lambda data: every(data, "as_int", lambda _: True), "not of torch's format"),
         (PROGRAM, lambda data: every(data, "requires_grad", lambda _: "no"), "not of torch's format"),
@@ -488,11 +491,19 @@ def first_input(data: Any) -> Any:
                 first_input(data).clear(),
                 first_input(data).update(as_custom_obj={"name": "x", "class_fqn": "y"}),
             ),
-            "what is not known to be safe (CustomObjArgument",
+            "data that is not known to be safe (CustomObjArgument",
         ),
         (WEIGHTS, lambda data: every(data, "path_name", lambda _: "../x"), "a tensor in a place of its own"),
-        (WEIGHTS, lambda data: every(data, "path_name", lambda _: "weight_99"), "a tensor that is not there"),
-        (WEIGHTS, lambda data: every(data, "tensor_meta", lambda _: None), "a tensor that is not there"),
+        (
+            WEIGHTS,
+            lambda data: every(data, "path_name", lambda _: "weight_99"),
+            "a tensor whose record is missing",
+        ),
+        (
+            WEIGHTS,
+            lambda data: every(data, "tensor_meta", lambda _: None),
+            "a tensor whose record is missing",
+        ),
     ],
 )
 def test_what_torch_does_not_write_is_refused(
@@ -509,11 +520,11 @@ def test_what_torch_does_not_write_is_refused(
         ("models/other.json", b"{}", "a record that is not known to be safe (models/other.json)"),
         ("MODELS/model.json", b"{}", "a record that is not known to be safe"),
         ("data/weights/weight_0", b"", "a tensor without its numbers"),
-        (PROGRAM, b"{", "a record that is no JSON"),
-        (PROGRAM, b"[" * 100_000, "a record that is no JSON"),
+        (PROGRAM, b"{", "a record that is not JSON"),
+        (PROGRAM, b"[" * 100_000, "a record that is not JSON"),
         (PROGRAM, b" " * (65 << 20) + b"{}", "a JSON of more than 64 MiB"),
         (SAMPLES, as_torch({"a' or '": torch.ones(1)}), "a text that may become code"),
-        (SAMPLES, as_torch(({1, 2}, {})), "sample inputs that are no tensors or plain values (set)"),
+        (SAMPLES, as_torch(({1, 2}, {})), "sample inputs other than tensors and plain values (set)"),
     ],
 )
 def test_records_that_torch_does_not_write_are_refused(

@@ -214,7 +214,7 @@ def test_what_batch_norm_counts_may_be_absent(tmp_path: Path, *, root: bool) -> 
     del state[name]
     torch.save(state, tmp_path / "w.pt")
     (note,) = load_weights(model, tmp_path / "w.pt").notes
-    assert note == f"not in the file, as in those of old torch, and left as in the model: {name}"
+    assert note == f"not in the file (old torch did not write it), so left as in the model: {name}"
     found = model.state_dict()
     assert found.pop(name) == 2
     assert all(torch.equal(found[each], value) for each, value in state.items())
@@ -248,7 +248,7 @@ def test_state_that_is_no_tensor_is_refused_in_words(tmp_path: Path) -> None:
     torch.save(nn.Sequential(Extra({"steps": 3})).state_dict(), tmp_path / "w.pt")
     model = nn.Sequential(Extra({"steps": 0}))
     error = refused(model, tmp_path / "w.pt")
-    assert "state that is no tensor, as from get_extra_state: 0._extra_state" in str(error)
+    assert "state that is not a tensor, as from get_extra_state: 0._extra_state" in str(error)
     assert "factory" in error.fix
 
 
@@ -302,7 +302,7 @@ def test_a_model_of_another_size_does_not_fit(tmp_path: Path) -> None:
 def test_names_that_differ_by_a_prefix_are_told_and_it_can_be_taken_off(tmp_path: Path, prefix: str) -> None:
     torch.save({prefix + name: value for name, value in vocoder().state_dict().items()}, tmp_path / "w.pt")
     model = in_form("legacy", seed=9)
-    assert refused(model, tmp_path / "w.pt").fix == f"--strip-prefix {prefix}"
+    assert refused(model, tmp_path / "w.pt").fix == f"give --strip-prefix {prefix}"
     load_weights(model, tmp_path / "w.pt", strip_prefix=[prefix])
     assert close(model, vocoder())
 

@@ -79,7 +79,7 @@ def test_outputs_are_flattened_in_torchs_order() -> None:
     assert [name for name, _ in named_outputs((zero, zero), ["p", "q"])] == ["p", "q"]
     nothings: list[Any] = [None, 3, {}, [None]]
     for nothing in nothings:
-        with pytest.raises(ArgumentError, match="gives no tensor"):
+        with pytest.raises(ArgumentError, match="does not return a tensor"):
             named_outputs(nothing)
     with pytest.raises(ArgumentError, match="1 names of outputs are given, and the model has 2"):
         named_outputs((zero, zero), ["p"])
@@ -100,7 +100,7 @@ def test_a_failure_of_the_model_is_told_with_its_line_and_shapes() -> None:
 
     with pytest.raises(ArgumentError, match=r"the model fails on x\[3\]: shape '\[7\]' is invalid") as caught:
         function_of(Fails())({"x": np.ones(3, np.float32)})
-    assert caught.value.where.startswith("test_callables.py, line")
+    assert caught.value.where.startswith("test_functions.py, line")
 
 
 def test_what_is_handed_out_is_a_copy() -> None:

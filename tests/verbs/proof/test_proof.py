@@ -213,7 +213,7 @@ def noisy(scale: float) -> NumericFunction:
 def test_a_stochastic_reference_is_recognised(scale: float) -> None:
     with pytest.raises(InputError, match=r"the module is stochastic.*output y is up to .* apart") as caught:
         proven(noisy(scale), double)
-    assert "without noise, dropout and memory" in caught.value.fix
+    assert "remove noise, dropout and memory" in caught.value.fix
 
 
 def test_noise_of_rounding_is_no_stochastic_reference() -> None:

@@ -54,18 +54,18 @@ def test_spaces_around_sizes_are_no_matter() -> None:
         ("mel=float23[1]", "no dtype is called float23", "float32"),
         ("mel=qqqq[1]", "no dtype is called qqqq", "float32, float16"),
         ("mel=float8_e5m2[1]", "no values of float8_e5m2", "float32"),
-        ("mel=float32[1,,2]", "'' is no size", "mel=float32[1,80,T]"),
-        ("mel=float32[1,]", "'' is no size", "mel=float32[1,80,T]"),
-        ("mel=float32[0,2]", "'0' is no size", "mel=float32[1,80,T]"),
-        ("mel=float32[-1,2]", "'-1' is no size", "mel=float32[1,80,T]"),
-        ("mel=float32[1.5]", "'1.5' is no size", "mel=float32[1,80,T]"),
-        ("mel=float32[2T]", "'2T' is no size", "mel=float32[1,80,T]"),
-        ("mel=float32[99999999999]", "'99999999999' is no size", "mel=float32[1,80,T]"),
-        ("mel=float32[1]<5", "float32 takes no bound", "ids=int64"),
-        ("flag=bool[]<2", "bool takes no bound", "flag=bool[]"),
+        ("mel=float32[1,,2]", "'' is not a size", "mel=float32[1,80,T]"),
+        ("mel=float32[1,]", "'' is not a size", "mel=float32[1,80,T]"),
+        ("mel=float32[0,2]", "'0' is not a size", "mel=float32[1,80,T]"),
+        ("mel=float32[-1,2]", "'-1' is not a size", "mel=float32[1,80,T]"),
+        ("mel=float32[1.5]", "'1.5' is not a size", "mel=float32[1,80,T]"),
+        ("mel=float32[2T]", "'2T' is not a size", "mel=float32[1,80,T]"),
+        ("mel=float32[99999999999]", "'99999999999' is not a size", "mel=float32[1,80,T]"),
+        ("mel=float32[1]<5", "float32 does not take a bound", "ids=int64"),
+        ("flag=bool[]<2", "bool does not take a bound", "flag=bool[]"),
         ("ids=int64[1,L]", "integers need a bound", "ids=int64[1,L]<100"),
-        ("ids=int64[1]<0", "no bound of int64: 0", "1 to 9223372036854775808"),
-        ("ids=int8[1]<129", "no bound of int8: 129", "1 to 128"),
+        ("ids=int64[1]<0", "0 is not a bound for int64", "1 to 9223372036854775808"),
+        ("ids=int8[1]<129", "129 is not a bound for int8", "1 to 128"),
     ],
 )
 def test_a_malformed_input_is_refused_with_its_text_and_an_example(text: str, what: str, fix: str) -> None:
@@ -100,10 +100,10 @@ def test_control_characters_of_a_text_are_spelled_out() -> None:
         (["x=bool[T]"], ["S=1..2"], "no input has the size S"),
         (["x=bool[2]"], ["T=1..2"], "no input has the size T"),
         (["x=bool[T]"], ["T=1..2", "T=1..3"], "two ranges for T"),
-        (["x=bool[T]"], {"T": 3}, "no pair of numbers"),
+        (["x=bool[T]"], {"T": 3}, "not a pair of numbers"),
         (["x=bool[T]"], {"T": (3, 2)}, "3..2"),
-        ([3.5], [], "float is no tensor"),
-        ([np.array(["a"])], [], "no tensor"),
+        ([3.5], [], "float is not a tensor"),
+        ([np.array(["a"])], [], "not a tensor"),
         ([np.zeros((0, 2))], [], "no elements"),
         ([np.array([-3])], [], "negative"),
     ],
@@ -118,7 +118,7 @@ def test_what_can_be_no_signature_is_refused(inputs: object, ranges: object, wha
     ("dynamic", "ranges", "what"),
     [
         ({"x": {2: "T"}}, [], "no axis 2"),
-        ({"x": {0: "2"}}, [], "no letter"),
+        ({"x": {0: "2"}}, [], "not a letter"),
         ({"y": {0: "T"}}, [], "no example tensor is called y"),
         ({"x": {0: "T", 1: "T"}}, [], "T is 3 here and 2 elsewhere"),
         ({"x": {1: "T"}}, ["T=4..9"], "the example has T = 3"),
@@ -134,7 +134,7 @@ def test_dynamic_axes_must_fit_the_example(
 def test_a_letter_without_a_range_gets_one_that_is_noted() -> None:
     signature = signature_of(["x=float32[T]", "y=float32[S]"], ["S=2..3"])
     assert signature.ranges == {"T": Range(16, 128), "S": Range(2, 3)}
-    assert signature.notes == ("T: no range was given: 16..128",)
+    assert signature.notes == ("T: no range was given; it is 16..128",)
 
 
 def test_example_tensors_are_specs_and_the_exported_values() -> None:

@@ -149,7 +149,7 @@ class Comparison:
         ]
 
     def to_dict(self) -> dict[str, Any]:
-        """The comparison as JSON-able data; docs/rules.md documents it."""
+        """The comparison as JSON-able data; docs/json.md documents it."""
         return {
             "schema": 1,
             "a": self.a,

@@ -54,7 +54,7 @@ class Result:
     verified: str = ""
 
     def to_dict(self) -> dict[str, Any]:
-        """The result as JSON-able data; docs/rules.md documents it."""
+        """The result as JSON-able data; docs/json.md documents it."""
         return {
             **self.plan.to_dict(),
             "source": os.fspath(self.source),

@@ -1,6 +1,6 @@
-"""A folded ONNX model against the original: onnx's checker, then onnxruntime, layer by layer and whole.
+"""Checks a folded ONNX model against the original: by onnx's checker, and by onnxruntime.
 
-Every layer's own arithmetic is cut out of the original and run; then both models are run on made-up inputs.
+The arithmetic of every layer is cut out of the original and run; both whole models are run on made-up inputs.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ from wnconvert.verbs.conversion.onnx_run import compare_whole
 __all__ = ["check_fold", "check_installed"]
 
 
-#: How far an element of a layer may be off that onnxruntime computes: it rounds at every step.
+#: How far an element that onnxruntime computes may be off, relatively: it rounds at every step.
 _RTOL = {"float64": 1e-9, "float32": 1e-4, "float16": 5e-3, "bfloat16": 8e-3}
 
 
 def check_installed() -> None:
-    """Raise ``InputError`` where onnx or onnxruntime, which check what is written, is not installed."""
+    """Raise ``InputError`` if onnx or onnxruntime is not installed: they check every new model."""
     missing = [name for name in ("onnx", "onnxruntime") if importlib.util.find_spec(name) is None]
     if missing:
         are = "are" if len(missing) > 1 else "is"
@@ -60,22 +60,22 @@ def check_fold(
     *,
     verify: bool = False,
 ) -> tuple[str, tuple[str, ...]]:
-    """Hold the folded model at ``path`` against the original; what did it, and notes.
+    """Check the folded model at ``path`` against the original; what was compared, in words, and notes.
 
-    All that stands in the model but the edits is compared byte for byte; with ``verify`` tensors in data
-    files are too. Raises ``VerifyError`` where onnx's checker refuses the new model, or it holds or computes
-    something else.
+    Everything in the model except the edits is compared byte by byte; with ``verify``, tensors in data files
+    too. Raises ``VerifyError`` if onnx's checker refuses the new model, or if it holds or computes something
+    else.
     """
     written = open_checkpoint(path)
     kept = _kept(opened, fold, written) if verify else ""
-    with ThreadPoolExecutor(1) as pool:  # onnxruntime leaves the other processors to the layers
+    with ThreadPoolExecutor(1) as pool:  # the other processors are for the layers
         running = pool.submit(compare_whole, opened.path, path, numbers)
         notes = list(_checked(opened.path, path))
         try:
             by_formula, more = _layers(opened, fold, written, numbers)
             whole, others = running.result()
         except VerifyError as error:
-            # A graph that says two things, of which each reader takes one.
+            # An invalid graph may be ambiguous, and readers may differ on it.
             if why := refused(opened.path):
                 error.fix = f"onnx.checker refuses the original too ({why}): export it again"
             raise
@@ -92,29 +92,27 @@ def check_fold(
 
 
 def refused(path: Path, *, full_check: bool = False) -> str:
-    """Why onnx's checker refuses a model, with ``full_check`` its shapes too; nothing where it does not."""
+    """Why onnx's checker refuses a model; empty if it does not. ``full_check`` checks shapes too."""
     import onnx.checker
 
     try:
         onnx.checker.check_model(str(path), full_check=full_check)
     except Exception as error:  # noqa: BLE001 - it raises what its C++ raises
-        return printable(str(error).strip().partition("\n")[0][:200]) or "it says not why"
+        return printable(str(error).strip().partition("\n")[0][:200]) or "without a reason"
     return ""
 
 
 def _checked(original: Path, path: Path) -> Iterator[str]:
-    """Have onnx's checker read a model; a note where it refuses the original too."""
+    """Check a model with onnx's checker; yields a note if it refuses the original too."""
     if why := refused(path):
         before = refused(original)
         if not before:
-            raise VerifyError(
-                f"onnx.checker refuses what was written ({why}); nothing is kept", fix=REPORT_BUG
-            )
+            raise VerifyError(f"onnx.checker refuses the new model ({why}); nothing is kept", fix=REPORT_BUG)
         yield f"onnx.checker refuses the original too: {before}"
 
 
 def _kept(opened: OnnxFile, fold: OnnxFold, written: Checkpoint) -> str:
-    """Compare the bytes of all tensors that stay, which stand in the same order in both."""
+    """Compare the bytes of all tensors that are kept; their order is the same in both models."""
     assert written.onnx is not None  # noqa: S101 - it was read back before
     new = {tensor.name for tensor in fold.edits.tensors}
     gone = [item.record for item in _records(opened) if item.record.start in fold.edits.dropped]
@@ -123,7 +121,7 @@ def _kept(opened: OnnxFile, fold: OnnxFold, written: Checkpoint) -> str:
     ]
     after = [tensor for tensor in _stored(written.onnx) if tensor[0] not in new]
     wrong = VerifyError(
-        "what was written does not hold the tensors that stay; nothing is kept", fix=REPORT_BUG
+        "the new model does not hold all tensors that it should keep; nothing is kept", fix=REPORT_BUG
     )
     if len(before) != len(after):
         raise wrong
@@ -144,7 +142,7 @@ def _kept(opened: OnnxFile, fold: OnnxFold, written: Checkpoint) -> str:
 
 
 def _records(opened: OnnxFile) -> Iterator[OnnxFunction | Node | Constant]:
-    """Everything that can be left out and that tensors may stand in."""
+    """Everything in a model that an edit can leave out, and that may hold tensors."""
     yield from opened.model.functions
     for scope in opened.model.scopes():
         yield from scope.nodes
@@ -152,7 +150,7 @@ def _records(opened: OnnxFile) -> Iterator[OnnxFunction | Node | Constant]:
 
 
 def _stored(opened: OnnxFile) -> Iterator[tuple[str, int, StoredTensor]]:
-    """Names, records and places of all stored tensors that are numbers end to end."""
+    """The names, records and places of all stored tensors whose elements lie in one run of bytes."""
     for scope in opened.model.scopes():
         for constant in stored_in(scope):
             if constant.tensor is not None:
@@ -164,7 +162,7 @@ def _stored(opened: OnnxFile) -> Iterator[tuple[str, int, StoredTensor]]:
 
 @dataclass(frozen=True, slots=True)
 class _Claim:
-    """That a value of the original, under some calls, is a new tensor."""
+    """The claim that a value of the original, within some calls, equals a new tensor."""
 
     tensor: NewTensor
     value: ValueId
@@ -186,9 +184,9 @@ def _claims(fold: OnnxFold) -> Iterator[_Claim]:
 def _layers(
     opened: OnnxFile, fold: OnnxFold, written: Checkpoint, numbers: RowPolicy
 ) -> tuple[dict[str, None], list[str]]:
-    """Compare every new tensor with what onnxruntime computes of the original's nodes.
+    """Compare every new tensor with the value that onnxruntime computes from the original's nodes.
 
-    The names of layers of which it cannot run them, which are compared with the formula, and notes.
+    Returns the names of layers that it cannot compute, which are compared with the formula, and notes.
     """
     by_formula: dict[str, None] = {}
     notes: list[str] = []
@@ -212,7 +210,7 @@ def _layers(
             lost = _compare(tensor, found, expected, numbers, partial(_formula, old, tensor))
             if lost:
                 count = counted(lost, "element")
-                what = "that the original computes as NaN or inf, not so now"
+                what = "that the original computes as NaN or inf, and the new model does not"
                 notes.append(f"layer {printable(tensor.layer)}: {count} {what}")
     if by_formula:
         names = listed(map(printable, by_formula), 6)
@@ -223,7 +221,7 @@ def _layers(
 
 def _of(stored: Mapping[str, StoredTensor], name: str) -> StoredTensor:
     if name not in stored:
-        raise VerifyError(f"{printable(name)} is not in what was written; nothing is kept", fix=REPORT_BUG)
+        raise VerifyError(f"{printable(name)} is not in the new model; nothing is kept", fix=REPORT_BUG)
     return stored[name]
 
 
@@ -254,14 +252,14 @@ def _near(found: Array, expected: Array, dtype: DType) -> Array:
 def _compare(
     tensor: NewTensor, found: Array, expected: Array, numbers: RowPolicy, exact: Callable[[], Array]
 ) -> int:
-    """Compare a layer with what was computed; the number of elements that only a wider arithmetic gives.
+    """Compare a layer with the computed one; returns the number of elements that only ``exact`` confirms.
 
-    Where squares of a float32 row underflow, the original divides by zero, and ``exact`` is finite.
+    If the squares of a float32 row underflow, the original divides by zero, while ``exact`` is finite.
     """
     layer = printable(tensor.layer)
     if found.shape != expected.shape:
         raise VerifyError(
-            f"layer {layer} was computed in the shape {expected.shape} and is {found.shape}; nothing is kept",
+            f"layer {layer} should have the shape {expected.shape} and has {found.shape}; nothing is kept",
             fix=REPORT_BUG,
         )
     good = _near(found, expected, tensor.dtype)

@@ -1,4 +1,4 @@
-"""A folded ONNX model and its original run on made-up inputs, and their outputs compared."""
+"""Runs a folded ONNX model and its original on made-up inputs, and compares the outputs."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from wnconvert.tensors.dtypes import DType
 
 __all__ = ["compare_whole"]
 
-#: How far an output may be off, as a part of its greatest value: rounding goes through the whole network.
+#: How far an output may be off, as a part of its greatest value: rounding adds up through the network.
 _WHOLE = {"float64": 1e-7, "float32": 2e-3, "float16": 2e-2, "bfloat16": 5e-2}
-#: Of whole numbers, which a network picks, so many may be others: where two are nearly as good.
+#: The part of whole numbers that may differ: a network picks them, and two choices may be nearly as good.
 _PICKED = 0.01
-#: Sizes that are tried for the first axis where it is dynamic, and for all others.
+#: Sizes to try for the batch axis, and for all other dynamic axes.
 _SIZES = ((1, 16), (1, 64), (2, 32), (1, 100), (1, 400), (1, 7), (1, 1), (4, 4), (1, 1600), (1, 16000))
-#: Elements of an input that are made up at most: made float64 first.
+#: The most elements of a made-up input, which is float64 first.
 _MOST_MADE_UP = 1 << 22
 
 
 def compare_whole(original: Path, path: Path, numbers: RowPolicy) -> tuple[str, list[str]]:
-    """Run both models on made-up inputs: what they were, or a note why that could not be done."""
+    """Run both models on made-up inputs; returns these in words, empty if nothing was run, and notes."""
     alone = "each layer was compared alone"
     try:
         before = open_model(original, optimize=False)
@@ -38,19 +38,19 @@ def compare_whole(original: Path, path: Path, numbers: RowPolicy) -> tuple[str, 
     if not expected:
         return "", [f"the whole model was not run on made-up inputs ({why}); {alone}"]
     if not _same(expected, run(before, feeds)):
-        return "", [f"the original computes something else at every run; {alone}"]
-    del before  # two models at a time would take twice the memory
+        return "", [f"the original computes different outputs in each run; {alone}"]
+    del before  # two models at once would take twice the memory
     found = run(open_model(path, optimize=False), feeds)
     notes: list[str] = []
     if list(found) != list(expected):
-        raise VerifyError("what was written has other outputs; nothing is kept", fix=REPORT_BUG)
+        raise VerifyError("the new model has other outputs; nothing is kept", fix=REPORT_BUG)
     for name, values in expected.items():
         notes += _compare_output(name, found[name], values, numbers)
-    return _told(feeds), notes
+    return _shapes_text(feeds), notes
 
 
 def _first_that_runs(opened: Opened) -> tuple[dict[str, Array], dict[str, Array], str]:
-    """Inputs on which a model runs, its outputs, and else why it did not."""
+    """Inputs on which a model runs, with its outputs; or the reason why it does not run."""
     why = ""
     for first, others in _SIZES:
         for whole in (None, others):
@@ -70,7 +70,7 @@ def _first_that_runs(opened: Opened) -> tuple[dict[str, Array], dict[str, Array]
 
 
 def _sizes(ports: Sequence[ValueInfo], first: int, others: int) -> dict[str, list[int]]:
-    """Shapes of inputs: dynamic first axes are the batch, and an axis has one size wherever it is named."""
+    """Shapes of inputs: a dynamic first axis is the batch, and axes of one name have one size."""
     batch = {port.shape[0] for port in ports if len(port.shape) > 1 and isinstance(port.shape[0], str)}
 
     def size_of(port: ValueInfo, axis: int) -> int:
@@ -84,7 +84,7 @@ def _sizes(ports: Sequence[ValueInfo], first: int, others: int) -> dict[str, lis
 
 
 def _made_up(port: ValueInfo, sizes: Sequence[int], whole: int | None) -> Array:
-    """Values for an input: normal floats, and whole numbers that are small, or the length of the rest."""
+    """Values for an input: normal floats; integers of 0 and 1, or all of them ``whole``."""
     if port.dtype is None:
         raise InputError(f"its input {printable(port.name)} is {port.kind}")
     random = np.random.default_rng(0)
@@ -110,7 +110,7 @@ def _compare_output(name: str, found: Array, expected: Array, numbers: RowPolicy
     shown = printable(name)
     if found.shape != expected.shape or found.dtype != expected.dtype:
         raise VerifyError(
-            f"output {shown} is {found.dtype}{found.shape}, and was {expected.dtype}{expected.shape}; "
+            f"output {shown} is {found.dtype}{found.shape}, and should be {expected.dtype}{expected.shape}; "
             "nothing is kept",
             fix=REPORT_BUG,
         )
@@ -123,16 +123,16 @@ def _compare_output(name: str, found: Array, expected: Array, numbers: RowPolicy
     finite = np.isfinite(b)
     most = float(np.abs(b[finite]).max(initial=0))
     off = float(np.abs(a[finite] - b[finite]).max(initial=0))
-    # Where the original has NaN, of zero rows or squares that underflow, there may be numbers now.
+    # NaN of the original, from zero rows or squares that underflow, may be numbers now.
     alike = bool(np.isfinite(a[finite]).all()) and (numbers.allow_nonfinite or not np.isinf(a[~finite]).any())
     if not alike or not off <= _WHOLE[expected.dtype.name] * most:
         raise VerifyError(
-            f"output {shown} is off by {off:.3g}, its greatest value being {most:.3g}; nothing is kept",
+            f"output {shown} is off by {off:.3g}, and its greatest value is {most:.3g}; nothing is kept",
             fix=REPORT_BUG,
         )
     return [f"output {shown} of the original has no finite value"] * bool(b.size and not finite.any())
 
 
-def _told(feeds: Mapping[str, Array]) -> str:
+def _shapes_text(feeds: Mapping[str, Array]) -> str:
     shapes = (f"{printable(name)} {list(values.shape)}".replace(" ", "") for name, values in feeds.items())
     return listed(shapes, 4) or "no inputs"

@@ -1,9 +1,9 @@
 """A module exported to ONNX and proven equal.
 
 exporters  torch's two exporters behind one function
-names      which parameter an initializer is
-graph      what an exporter left: folded, named, checked
-request    what is asked of an export, and whether that was made
-check      check_onnx
-export     export_onnx
+names      finds the parameter that an initializer came from
+graph      the exported graph: folded, named, checked
+request    the question that an export or a check answers
+check      check_onnx: an existing model against a module
+export     export_onnx: a new model, and the proof
 """

@@ -1,4 +1,4 @@
-"""An ONNX model that is there already, proven equal to a module or to another model."""
+"""An existing ONNX model, proven equal to a torch module or exported program."""
 
 from __future__ import annotations
 
@@ -46,9 +46,9 @@ def check_onnx(
 ) -> ExportReport:
     """Run an ONNX model in onnxruntime beside a module in torch, and compare.
 
-    Arguments as for ``export_onnx``. Outputs of the module that are not called as the model's are compared
-    in their order. Returns a report that is true where all outputs are equal. Raises as ``export_onnx``
-    does; the module is left as it was. There is an example at ``export_onnx``.
+    The arguments are those of ``export_onnx``. Outputs are compared by name, or in their order where the
+    names of the module and the model differ. Returns a report that is true if all outputs are equal. Raises
+    the errors of ``export_onnx``. The module is left as it was. ``export_onnx`` has an example.
     """
     check_installed()
     question = question_of(
@@ -83,7 +83,7 @@ def check_onnx(
 
 
 def reference_text(model: Exportable) -> str:
-    """The reference in words."""
+    """A description of the reference: its class and the version of torch."""
     if isinstance(model, torch.jit.ScriptModule):
         kind = f"the TorchScript {model.original_name}"
     elif isinstance(model, ExportedProgram):
@@ -97,7 +97,7 @@ def reference_text(model: Exportable) -> str:
 
 @dataclass(frozen=True, slots=True)
 class CheckedModel:
-    """A model that onnx's checker has read: its bytes, and the layers whose weight norm it computes."""
+    """A model that onnx's checker accepted, its bytes, and the layers whose weight norm is left in it."""
 
     graph: OnnxFile
     size: int
@@ -110,12 +110,12 @@ class CheckedModel:
 
     @property
     def nodes(self) -> int:
-        """How many nodes it has."""
+        """The number of its nodes."""
         return nodes_of(self.graph)
 
 
 def check_model(opened: Checkpoint, steps: TimedSteps, check: Callable[[OnnxFile], None]) -> CheckedModel:
-    """Have onnx's checker read an opened model, by ``check``, and look for weight norm in it."""
+    """Run ``check``, which calls onnx's checker, on an opened model, and look for weight norm in it."""
     with steps("check") as step:
         graph = graph_of(opened)
         check(graph)
@@ -127,7 +127,7 @@ def check_model(opened: Checkpoint, steps: TimedSteps, check: Callable[[OnnxFile
 def prove_beside(
     question: Question, reference: Reference, opened: Opened, steps: TimedSteps, forget: Callable[[], None]
 ) -> Proof:
-    """Run a model beside its reference; inputs that the exporter left out of the model are not fed to it."""
+    """Run a model and its reference on the samples and compare; the model gets only inputs that it has."""
     there = {port.name for port in opened.inputs}
 
     def candidate(feeds: Mapping[str, Array]) -> dict[str, Array]:

@@ -81,22 +81,23 @@ def export_onnx(
     """Export a module to ONNX with weight norm folded, and prove that the result computes the same.
 
     ``inputs`` are texts (``"mel=float32[1,80,T]"``, ``"ids=int64[1,L]<100"``) or example tensors, by name
-    or in the order of ``forward``; ``dynamic`` gives axes of examples a letter (``{"mel": {2: "T"}}``) and
-    ``ranges`` the sizes of letters (``"T=16..400"``). ``outputs`` are names of the outputs, flattened. A
-    copy is folded and exported by torch (``exporter``: ``"dynamo"`` or ``"torchscript"``) in eval mode; what
-    weight norm the exporter left is folded in the graph. The module itself, unfolded and in eval mode, is
-    then run beside the file in onnxruntime, on ``samples`` of other values and sizes than were exported, and
-    is left as it was. ``progress`` is told each step when it is done.
+    or in the order of ``forward``; ``dynamic`` names axes of examples by a letter (``{"mel": {2: "T"}}``),
+    and ``ranges`` gives the sizes of letters (``"T=16..400"``). ``outputs`` are the names of the outputs,
+    flattened. A copy of the module is folded, and torch exports it in eval mode (``exporter``: ``"dynamo"``
+    or ``"torchscript"``); weight norm that is left in the graph is folded there. Then the module itself,
+    unfolded and in eval mode, is compared with the file in onnxruntime, on ``samples`` of other values and
+    sizes than the exported ones. The module is left as it was. ``progress`` is called after each step.
 
-    Returns a report that is true where all outputs are equal within ``atol + rtol·|module's|``. Only then is
-    there a file at ``path``; else ``keep_failed`` keeps it as ``model.failed.onnx``.
+    Returns a report that is true if all outputs are equal within ``atol + rtol·|module's|``. Only then is
+    a file written to ``path``; otherwise ``keep_failed`` keeps it as ``model.failed.onnx``.
 
-    Raises ``WnconvertError``: ``ArgumentError`` for inputs that the module does not have, or what the
-    exporter refuses; ``InputError`` for a module that is stochastic; ``LayerError``, ``OutputError``,
+    Raises ``WnconvertError``: ``ArgumentError`` for inputs that the module does not have, or if the exporter
+    refuses the module; ``InputError`` for a stochastic module; ``LayerError``, ``OutputError``,
     ``VerifyError``. Nothing is written then. Source of the exporters: ``torch.onnx.export``.
 
     >>> from tempfile import TemporaryDirectory
     >>> from torch.nn.utils.parametrizations import weight_norm
+    >>> from wnconvert import check_onnx
     >>> module = weight_norm(torch.nn.Linear(3, 2))
     >>> with TemporaryDirectory() as folder:
     ...     path = f"{folder}/m.onnx"
@@ -135,7 +136,7 @@ def export_onnx(
 
 @contextmanager
 def _errors_name(folder: Path, target: Path) -> Iterator[None]:
-    """Errors name the file that was asked for, not the place where it is made."""
+    """Errors raised inside name the target, not the scratch file."""
     try:
         yield
     except WnconvertError as error:
@@ -161,7 +162,7 @@ def _noted(report: ExportReport, notes: Iterable[str]) -> ExportReport:
 
 @dataclass(frozen=True, slots=True)
 class _Made:
-    """What torch's exporter wrote, opened; the copy that it was given, and the layers folded in that."""
+    """The file of torch's exporter, opened; the copy that was exported; the number of layers folded in it."""
 
     exported: Checkpoint
     copy: Exportable
@@ -170,7 +171,7 @@ class _Made:
 
 @dataclass(frozen=True, slots=True)
 class _Written:
-    """The exported model with its own weight norm folded and its initializers named, written to ``path``."""
+    """The folded model at ``path``, its initializers named; and the fold that made it of the exported one."""
 
     path: Path
     fold: OnnxFold
@@ -180,7 +181,7 @@ class _Written:
 
 @dataclass(frozen=True, slots=True)
 class _Export:
-    """What is asked of an export; its methods are the stages that answer it, in their order."""
+    """An export as it was asked for; its methods are the stages after that, in their order."""
 
     question: Question
     target: Path
@@ -191,13 +192,13 @@ class _Export:
     steps: TimedSteps
 
     def reference(self, forget: Callable[[], None]) -> Reference:
-        """The module as a function, run once: an export takes longer than to see that it fails."""
+        """The module as a function, run once: if it fails, that shows before the export, which takes long."""
         first = self.question.first_run()
         forget()
         return Reference.of(self.question, output_names(self.question, first), first)
 
     def make(self, reference: Reference, folder: Path) -> _Made:
-        """Have torch's exporter write a folded copy of the module, and open the file."""
+        """Export a folded copy of the module with torch, and open the file."""
         copy, layers = _copy(self.question.module, self.steps)
         path = _raw(folder)
         path.parent.mkdir()
@@ -222,7 +223,7 @@ class _Export:
         return _Made(exported, copy, layers)
 
     def fold_and_name(self, made: _Made, folder: Path) -> _Written:
-        """Fold the weight norm that is left in the graph, name initializers, write, and read back."""
+        """Fold the weight norm that is left in the graph, name the initializers, write, and read back."""
         graph, path = graph_of(made.exported), _written(folder, self.target)
         with self.steps("fold") as step:
             fold = plan_onnx(graph)
@@ -241,7 +242,7 @@ class _Export:
     def prove(
         self, made: _Made, written: _Written, reference: Reference, forget: Callable[[], None]
     ) -> ExportReport:
-        """Run the written model in onnxruntime beside the module; what that and all stages found."""
+        """Compare the written model in onnxruntime with the module; the report of this and all stages."""
         opened = replace(open_model(written.path), path=self.target)  # the path that errors name
         signature = self.question.signature
         check_dynamic(opened, signature, self.exporter)
@@ -265,18 +266,18 @@ class _Export:
 
 
 def _copy(module: Exportable, steps: TimedSteps) -> tuple[Exportable, int]:
-    """What is exported: a folded copy, or what cannot be folded but in the graph."""
+    """A folded copy to export, and its number of layers; some models can only be folded in the graph."""
     if isinstance(module, (ExportedProgram, torch.jit.ScriptModule)):
         return module, 0
     with steps("fold") as step:
         layers = len(find_live(module).layers)
         try:
             copy = folded(module).to("cpu")
-        except CopyError as error:  # what is advised there, to fold in place, does not help here
-            error.fix = "take what cannot be copied off the module before the export"
+        except CopyError as error:  # its fix is to fold in place, which does not help here
+            error.fix = "before the export, remove the attributes that cannot be copied from the module"
             raise
-        except LayerError as error:  # as above: these are arguments of a fold
-            error.fix = f"fold before the export, a checkpoint or by fold_module: {error.fix}"
+        except LayerError as error:  # its fix names options of a fold, which an export does not have
+            error.fix = f"fold before the export, as a checkpoint or with fold_module: {error.fix}"
             raise
         for each in copy.modules():
             each.training = False

@@ -23,7 +23,7 @@ from torch.export import ExportedProgram
 from wnconvert.errors import ArgumentError
 from wnconvert.messages import listed
 from wnconvert.storage.staging import translated
-from wnconvert.verbs.proof.functions import EITHER_WAY, Exportable, caller, places_of, said, tensors_at
+from wnconvert.verbs.proof.functions import EITHER_WAY, Exportable, caller, error_text, places_of, tensors_at
 from wnconvert.verbs.proof.proof import errors_name_sizes
 from wnconvert.verbs.proof.running import evaluating, quiet_torch
 from wnconvert.verbs.proof.samples import export_sample
@@ -57,23 +57,23 @@ def export_raw(
     opset: int | None = None,
     external_data: bool = False,
 ) -> None:
-    """Write a model as ONNX, as one of torch's exporters gives it: in eval mode, without gradients.
+    """Export a model to ONNX with one of torch's exporters: in eval mode, without gradients.
 
-    ``model`` is one's own copy, for its ``forward`` is replaced. ``outputs`` are the names of all outputs.
-    With ``external_data`` weights may lie in files beside ``path``. No place on this machine is named in
-    them. Raises ``ArgumentError`` where the exporter refuses, with what torch says of it.
+    ``model`` must be a copy, because its ``forward`` is replaced. ``outputs`` are the names of all outputs.
+    With ``external_data`` weights may be written to files beside ``path``. The files do not name any path of
+    this machine. Raises ``ArgumentError`` with torch's message if the exporter refuses the model.
     """
     if opset is not None and type(opset) is not int:
-        raise ArgumentError(f"opset {opset!r} is no number", fix="such as opset=17")
+        raise ArgumentError(f"opset {opset!r} is not a number", fix="give a number, such as opset=17")
     if exporter == "torchscript" and isinstance(model, ExportedProgram):
         raise ArgumentError(
-            "torch's older exporter takes no exported programs",
-            fix="--exporter dynamo, or the module itself",
+            "torch's older exporter does not take exported programs",
+            fix="choose --exporter dynamo, or export the module itself",
         )
     if exporter == "dynamo" and importlib.util.find_spec("onnxscript") is None:
         raise ArgumentError(
             "torch's newer exporter needs onnxscript, which is not installed",
-            fix='pip install "wnconvert[export]", or --exporter torchscript',
+            fix='pip install "wnconvert[export]", or choose --exporter torchscript',
         )
     letters = _letters(signature)
     if isinstance(model, nn.Module) and not isinstance(model, torch.jit.ScriptModule):
@@ -92,7 +92,7 @@ def export_raw(
                 program: Any = torch.onnx.export(**own, **common)
                 _forget_places(program.model)
                 program.save(str(path), external_data=external_data)
-            else:  # which puts weights into files of their own where it must
+            else:  # this one writes external data if the model is too large without
                 torch.onnx.export(**own, **common, f=str(path))
     except (Exception, SystemExit) as error:
         full = next(
@@ -102,7 +102,7 @@ def export_raw(
 
 
 def _forget_places(model: Any) -> None:
-    """Take out of a model of onnxscript's where in whose files each node was made, down to the folders."""
+    """Remove the stack traces, with paths of this machine, that onnxscript keeps for each node."""
     from onnxscript import ir
 
     for graph in (model.graph, *model.functions.values()):
@@ -112,10 +112,10 @@ def _forget_places(model: Any) -> None:
 
 @contextlib.contextmanager
 def _dispatched_anew() -> Iterator[None]:
-    """Recurrent layers are looked up anew, before and after.
+    """Clear the cached kernels of recurrent layers, before and after.
 
-    torch.onnx (2.13, by ``torch.export._patches``) exchanges the kernels of LSTM and GRU for those of dynamic
-    lengths while it exports. What was looked up before would stay in use, and fix the length silently.
+    While it exports, torch.onnx (2.13, in ``torch.export._patches``) exchanges the kernels of LSTM and GRU
+    for kernels of dynamic lengths. A kernel cached before would stay in use, and fix the length silently.
     """
     caches = [getattr(op.input, "_dispatch_cache", {}) for op in (torch.ops.aten.lstm, torch.ops.aten.gru)]
     for cache in caches:
@@ -128,7 +128,7 @@ def _dispatched_anew() -> Iterator[None]:
 
 
 def _letters(signature: Signature) -> dict[str, dict[int, str]]:
-    """Of each input, the letters of the axes whose size may change."""
+    """The letters of the axes that may change in size, by input."""
     return {
         spec.name: {
             axis: size
@@ -166,16 +166,16 @@ def _for_torchscript(
 def _tried(
     model: nn.Module, inputs: Mapping[str, Tensor], signature: Signature, exporter: str
 ) -> tuple[int, ...]:
-    """Run a model on what is exported; which of the leaves it gives are tensors.
+    """Run a model on the inputs for the export; the places of tensors among the leaves of its output.
 
-    Raises ``ArgumentError`` where it fails, and for a forward on which torch's newer exporter ends the
-    process: it exports ``aten.set_`` of a parameter, and cannot take that apart.
+    Raises ``ArgumentError`` if it fails, and for a forward on which torch's newer exporter crashes the
+    process: one that writes to ``.data`` of a parameter, which is exported as ``aten.set_``.
     """
     before = _marks(model)
     with evaluating(model), errors_name_sizes(export_sample(signature)):
         places = places_of(model, inputs)
         after = _marks(model)
-        # What is written by name counts as a version, and is exported well: max_norm of an embedding.
+        # A write that torch counts as a new version is exported well: max_norm of an embedding.
         written = [
             name
             for name, (version, *mark) in after.items()
@@ -183,14 +183,15 @@ def _tried(
         ]
     if written and exporter == "dynamo":
         raise ArgumentError(
-            f"forward writes to .data of parameters, and torch's newer exporter cannot: {listed(written)}",
-            fix="--exporter torchscript, or a forward that computes new tensors",
+            f"forward writes to .data of parameters, which torch's newer exporter cannot export: "
+            f"{listed(written)}",
+            fix="choose --exporter torchscript, or change forward so that it computes new tensors",
         )
     return places
 
 
 def _marks(model: nn.Module) -> dict[str, tuple[int, int, str]]:
-    """The version of each parameter, where it lies, and the sum of its numbers, NaN or not."""
+    """The version of each float parameter, its address, and the sum of its numbers."""
     return {
         name: (value._version, value.data_ptr(), repr(value.detach().sum(dtype=torch.float64).item()))
         for name, value in model.named_parameters()
@@ -199,10 +200,10 @@ def _marks(model: nn.Module) -> dict[str, tuple[int, int, str]]:
 
 
 def _flatten(model: nn.Module, names: Sequence[str], places: Sequence[int]) -> None:
-    """Give a module a forward of the inputs that are fed, by position, to a tuple of its tensors.
+    """Replace the forward of a module: it takes the fed inputs by position, and returns a tuple of tensors.
 
-    On the instance: with a module around it, the names of all parameters would change. Its own hooks are
-    run inside, by a twin that shares all else with it, for they are to see what they always see.
+    The instance itself is changed: a module around it would change the names of all parameters. Its hooks
+    must see the usual inputs and outputs, so a twin that shares everything else runs them inside.
     """
     function: Any = model.forward
     if any(model.__dict__.get(kept) for kept in _HOOKS):
@@ -214,7 +215,7 @@ def _flatten(model: nn.Module, names: Sequence[str], places: Sequence[int]) -> N
     def forward(*values: Tensor) -> tuple[Tensor, ...]:
         return tensors_at(call(*values), places)
 
-    # The exporters ask for the names of inputs.
+    # The exporters read the names of inputs here.
     forward.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
         [inspect.Parameter(name, EITHER_WAY) for name in names]
     )
@@ -222,14 +223,14 @@ def _flatten(model: nn.Module, names: Sequence[str], places: Sequence[int]) -> N
 
 
 def _refused(error: BaseException, exporter: str, letters: Mapping[str, Mapping[int, str]]) -> ArgumentError:
-    """What the exporter refused, in torch's words, where in the model, and what to try."""
+    """The error for a refusal of the exporter: torch's message, the place in the model, what to try."""
     if isinstance(error, ArgumentError):
         return error
     causes = list(_causes(error))
     root = causes[-1]
     layer = next(filter(None, map(_layer_in, causes)), "")
     return ArgumentError(
-        f"torch's exporter refused the model: {said(root) or type(root).__name__}",
+        f"torch's exporter refused the model: {error_text(root) or type(root).__name__}",
         where=f"layer {layer}" if layer else _line_in(causes),
         fix=_to_try(exporter, "\n".join(map(str, causes)), letters),
     )
@@ -245,7 +246,7 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 
 def _layer_in(error: BaseException) -> str:
-    """The module whose operation the exporter was at, as the frames of its own functions tell."""
+    """The module whose operation failed, read from the frames of the exporter's functions; or empty."""
     found = ""
     for frame in _frames(error.__traceback__):
         node, graph = frame.f_locals.get("node"), frame.f_locals.get("graph")
@@ -266,7 +267,7 @@ def _frames(trace: TracebackType | None) -> Iterator[Any]:
 
 
 def _line_in(causes: Sequence[BaseException]) -> str:
-    """The line of the model's code that torch names."""
+    """The line of the model's code that torch's message names."""
     for error in reversed(causes):
         if place := re.search(r'File "([^"]+)", line (\d+), in (\w+)', str(error)):
             return f"{Path(place[1]).name}, line {place[2]}"
@@ -277,20 +278,20 @@ _RANGE_IS_WRONG = ("constraints violated", "not all values of", "not in vr[")
 
 
 def _to_try(exporter: str, message: str, letters: Mapping[str, Mapping[int, str]]) -> str:
-    """What may help, by what torch complains of."""
+    """What to try, by torch's message."""
     other = next(each for each in EXPORTERS if each != exporter)
     dynamic = sorted({letter for by_axis in letters.values() for letter in by_axis.values()})
     if dynamic and any(each in message.lower() for each in _RANGE_IS_WRONG):
         letter = dynamic[0]
         return (
-            f"--range {letter}=LOW..HIGH as torch says, a number in place of {letter} (a fixed size), "
-            f"or --exporter {other}"
+            f"give --range {letter}=LOW..HIGH as torch says, or a number in place of {letter}, "
+            f"or try --exporter {other}"
         )
     if "2GB" in message or "2GiB" in message or "maximum protobuf size" in message:
-        return "--external-data, which puts weights into a file beside the model"
+        return "give --external-data, which writes the weights to a file beside the model"
     if "egister it as" in message and "buffer" in message:
-        return "register_buffer, or a Parameter, for the tensors that the module holds"
+        return "register the tensors that the module holds with register_buffer, or as Parameters"
     if "onnx_opset_version" in message:
-        return "another --opset, or none: the exporter's own"
+        return "choose another --opset, or leave it out"
     fixed = ", a number in place of each letter" if dynamic else ""
-    return f"--exporter {other}, a higher --opset{fixed}, or a forward without that operation"
+    return f"try --exporter {other}, a higher --opset{fixed}, or a forward without that operation"

@@ -1,4 +1,4 @@
-"""An ONNX graph as an exporter left it: its weight norm folded, its initializers named, checked, written."""
+"""The graph that an exporter wrote: its initializers named, the folded model written, both checked."""
 
 from __future__ import annotations
 
@@ -44,23 +44,23 @@ __all__ = [
 
 
 def graph_of(checkpoint: Checkpoint) -> OnnxFile:
-    """The model in an opened file. Raises ``InputError`` where it holds none."""
+    """The model in an opened file. Raises ``InputError`` if it does not hold one."""
     if checkpoint.onnx is None:
         raise InputError(
             f"a checkpoint ({checkpoint.container}), not an ONNX model",
             where=str(checkpoint.path),
-            fix="the .onnx file first, then MODEL",
+            fix="give the .onnx file first, then MODEL",
         )
     return checkpoint.onnx
 
 
 def nodes_of(graph: OnnxFile) -> int:
-    """How many nodes a model has, subgraphs and functions among them."""
+    """The number of nodes of a model, those in subgraphs and functions among them."""
     return sum(len(scope.nodes) for scope in graph.model.scopes())
 
 
 def residual_of(graph: OnnxFile) -> tuple[str, ...]:
-    """The names of the layers whose weight norm a model computes."""
+    """The names of layers whose weight norm the model still computes."""
     found = find_graph_layers(graph.model)
     return (*(item.layer.name for item in found.layers), *(refusal.name for refusal in found.refused))
 
@@ -68,7 +68,7 @@ def residual_of(graph: OnnxFile) -> tuple[str, ...]:
 # -- names
 
 
-#: What a batch norm is fused into; the weight of a Gemm may be an embedding's.
+#: Ops that a batch norm may be fused into; not Gemm, whose weight may be an embedding's.
 _CONVOLUTIONS = ("Conv", "ConvTranspose")
 
 
@@ -78,7 +78,7 @@ def parameters_of(model: Exportable) -> dict[str, Array]:
         values: dict[str, Any] = (
             dict(model.state_dict) if isinstance(model, ExportedProgram) else model.state_dict()
         )
-        with suppress(WnconvertError):  # it is for names alone
+        with suppress(WnconvertError):  # only names depend on it
             values = fold_state_dict(values)
     else:
         values = dict((*model.named_parameters(), *model.named_buffers()))
@@ -86,9 +86,9 @@ def parameters_of(model: Exportable) -> dict[str, Array]:
 
 
 def new_names(exported: Checkpoint, fold: OnnxFold, parameters: Mapping[str, Array]) -> dict[str, str]:
-    """New names of the initializers that a fold leaves: those of parameters, where nothing has them yet.
+    """New names for the initializers that a fold keeps: the parameters' names, if they are free.
 
-    Initializers with a parameter's name are not read.
+    Initializers that have a parameter's name already are not read.
     """
     graph = graph_of(exported).model.graph
     fixed = {port.name for port in graph.inputs} | set(graph.outputs)
@@ -118,9 +118,9 @@ def new_names(exported: Checkpoint, fold: OnnxFold, parameters: Mapping[str, Arr
 
 
 def write_folded(exported: Checkpoint, fold: OnnxFold, folder: Path, target: Path) -> None:
-    """Write an exported model as planned into a folder; whether it computes the same is proven later.
+    """Write an exported model into a folder as planned. It is proven later to compute the same.
 
-    Raises ``OutputError`` where the disk has too little space.
+    Raises ``OutputError`` if the disk is too full.
     """
     layouts = model_layouts(graph_of(exported), fold, target)
     check_target(target, force=True, size=sum(layout.size for layout in layouts.values()))
@@ -128,7 +128,7 @@ def write_folded(exported: Checkpoint, fold: OnnxFold, folder: Path, target: Pat
 
 
 def take_out_data(path: Path) -> None:
-    """Put the weights of a model into a file beside it, where the exporter cannot."""
+    """Move the weights of a model into a file beside it, for an exporter that cannot do so."""
     import onnx
 
     model = onnx.load(str(path))
@@ -136,12 +136,12 @@ def take_out_data(path: Path) -> None:
 
 
 def write_failed(exported: Checkpoint, fold: OnnxFold, target: Path) -> tuple[str, ...]:
-    """Keep what failed under a name that says so."""
+    """Keep a model that failed the proof under a name that says so; returns notes."""
     failed = target.with_name(f"{target.name.removesuffix('.onnx')}.failed.onnx")
     before = own_data_of(failed)
     with staged_folder(failed, force=True) as folder:
         write_folded(exported, fold, folder, failed)
-    return (f"what failed is kept as {failed}", *remove_unused(before, failed, ()))
+    return (f"the model that failed is kept as {failed}", *remove_unused(before, failed, ()))
 
 
 # -- checks
@@ -151,28 +151,28 @@ _REPORT = "please report it as a bug"
 
 
 def check_given(graph: OnnxFile, target: Path) -> None:
-    """Have onnx's checker read a model. Raises ``InputError``."""
+    """Raise ``InputError`` if onnx's checker refuses a model."""
     if said := refused(graph.path, full_check=True):
         raise InputError(f"onnx.checker refuses it: {said}", where=str(target), fix="export it again")
 
 
 def check_exported(graph: OnnxFile, raw: OnnxFile, target: Path) -> None:
-    """Have onnx's checker read what was made of the exporter's ``raw`` graph.
+    """Check a model that was made of the exporter's ``raw`` graph with onnx's checker.
 
-    Raises ``ArgumentError`` where it refuses what the exporter wrote too, else ``VerifyError``.
+    Raises ``VerifyError`` if it refuses the model, or ``ArgumentError`` if it refuses ``raw`` too.
     """
     if said := refused(graph.path, full_check=True):
         if refused(raw.path, full_check=True):
             raise ArgumentError(
-                f"torch's exporter wrote what onnx.checker refuses: {said}",
+                f"torch's exporter wrote a model that onnx.checker refuses: {said}",
                 where=str(target),
-                fix="another --opset (22 for bfloat16), --exporter, or an export in float32",
+                fix="choose another --opset (22 for bfloat16) or --exporter, or export in float32",
             )
         raise VerifyError(f"onnx.checker refuses the export: {said}", where=str(target), fix=_REPORT)
 
 
 def check_no_residual(names: Sequence[str], target: Path) -> None:
-    """Raise ``VerifyError`` where weight norm is left in a folded graph, in layers of these names."""
+    """Raise ``VerifyError`` if layers of these names still have weight norm in a folded graph."""
     if names:
         raise VerifyError(
             f"weight norm is left in the graph: {listed(names)}", where=str(target), fix=_REPORT

@@ -1,6 +1,6 @@
-"""Which parameter an initializer is: exporters rename what they transpose, reorder or fuse.
+"""Finds the parameter that an initializer came from: exporters rename what they transpose, reorder or fuse.
 
-Pure, on arrays, and by content alone: so it does not matter which exporter did what.
+Only the elements of arrays are compared, so it does not matter which exporter did what.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from wnconvert.tensors.blocks import Array
 __all__ = ["biases_of", "names_of"]
 
 
-#: What was evaluated once more (by an exporter that folds constants) is this close, beside its largest.
+#: An exporter that folds constants computes some weights anew: they differ by this part of the largest.
 _CLOSE = 1e-6
 _RECURRENT = re.compile(r"(?:weight|bias)_(?:ih|hh|hr)_l(\d+)(?:_reverse)?")
 _MASK = (1 << 64) - 1
@@ -28,14 +28,14 @@ _Print: TypeAlias = tuple[int, str, int, int]
 
 
 def names_of(initializers: Mapping[str, Array], parameters: Mapping[str, Array]) -> dict[str, str]:
-    """The names of parameters by those of the initializers that are made of them.
+    """New names of initializers: those of the parameters that they are made of.
 
-    An initializer has a parameter's elements in any order; or those of several parameters of one module end
-    to end (an LSTM's biases: ``lstm.bias_ih_l0+bias_hh_l0``); or it is close to a parameter, or to its
-    transpose, as a whole (a fold that was evaluated once more) or in each row but for a factor (a batch
-    norm fused into it). A second copy that is transposed is ``X.transposed``. Only floats of at least two
-    elements that are not all alike are looked at: a constant says nothing. What has several partners keeps
-    its name, as does what has a parameter's already.
+    An initializer may hold the elements of a parameter in any order; or those of several parameters of one
+    module end to end (an LSTM's biases: ``lstm.bias_ih_l0+bias_hh_l0``); or nearly those of a parameter or
+    its transpose (a fold that was computed anew); or those of a parameter with each row scaled (a fused
+    batch norm). A second, transposed copy is called ``X.transposed``. Only arrays of two or more different
+    floats are compared. An initializer that could come from several parameters keeps its name, as does one
+    that has a parameter's name already.
 
     >>> weight = np.float32([[1, 2], [3, 4], [5, 6]])
     >>> names_of({"val_3": weight.T, "ones": np.ones(2, "f")}, {"lin.weight": weight})
@@ -72,9 +72,9 @@ def names_of(initializers: Mapping[str, Array], parameters: Mapping[str, Array])
 
 
 def biases_of(operands: Iterable[tuple[str, str]], names: Mapping[str, str]) -> dict[str, str]:
-    """Names of biases that no parameter is (a batch norm is fused into them): that of the weight beside them.
+    """New names of biases that come from no parameter (a batch norm is fused into them), by their weights.
 
-    ``operands`` are weights and biases of convolutions, ``names`` the new names that initializers get.
+    ``operands`` are the weights and biases of convolutions; ``names`` are the new names of initializers.
 
     >>> biases_of([("c.weight", "onnx::Conv_16")], {})
     {'onnx::Conv_16': 'c.bias'}
@@ -107,7 +107,7 @@ def _print(array: Array) -> _Print:
 
 
 def _paired(wanted: list[str], free: list[str], alike: Callable[[str, str], bool]) -> dict[str, str]:
-    """Pairs that are alike, where neither side has another partner."""
+    """Pairs that are alike, if neither side has another partner."""
     partners = {name: [other for other in free if alike(name, other)] for name in wanted}
     claims = [other for others in partners.values() for other in others]
     return {
@@ -118,7 +118,7 @@ def _paired(wanted: list[str], free: list[str], alike: Callable[[str, str], bool
 
 
 def _joined(prints: Mapping[str, _Print]) -> dict[_Print, str]:
-    """What two or four parameters of one module are end to end, by a name for it; sums simply add."""
+    """Names for two or four parameters of one module end to end, by their print: sums simply add."""
     by_layer: dict[tuple[str, str], list[str]] = {}  # of a recurrent module, each both ways
     for name in prints:
         owner, _, own = name.rpartition(".")
@@ -152,7 +152,7 @@ def _close(array: Array, parameter: Array, limit: float) -> bool:
 
 
 def _proportional(array: Array, parameter: Array) -> bool:
-    """Whether each row is that of the parameter times a number."""
+    """Whether each row is the parameter's row times a number."""
     if (
         array.dtype != parameter.dtype
         or array.shape != parameter.shape

@@ -1,4 +1,4 @@
-"""The question that an export or a check answers; and whether an exporter made what was asked for."""
+"""The question that an export or a check answers, and checks that the exporter did as it was asked."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """Whether a model computes what ``module`` does: on which inputs, and how near.
+    """Whether a model computes the same as ``module``: on which inputs, and within which tolerance.
 
-    ``outputs`` are the names that were asked for; () leaves the outputs their own.
+    ``outputs`` are the names that were asked for; with () the outputs keep their own.
     """
 
     module: Exportable
@@ -80,13 +80,15 @@ def question_of(
     samples: int,
     seed: int,
 ) -> Question:
-    """The question in the arguments that ``export_onnx`` and ``check_onnx`` share.
+    """The question, from the arguments that ``export_onnx`` and ``check_onnx`` share.
 
     Raises ``ArgumentError`` for a module that is not a model, and for arguments that do not fit it.
     """
     module = unwrapped(module)
     if not isinstance(module, (nn.Module, ExportedProgram)):
-        raise ArgumentError(f"{type(module).__name__} is no model", fix="an nn.Module, or an ExportedProgram")
+        raise ArgumentError(
+            f"{type(module).__name__} is not a model", fix="give an nn.Module or an ExportedProgram"
+        )
     names = texts_of(outputs)
     check_outputs(names)
     signature = _signature(module, inputs, ranges, dynamic)
@@ -94,11 +96,11 @@ def question_of(
 
 
 def exporter_for(module: Exportable, exporter: str) -> tuple[str, tuple[str, ...]]:
-    """The exporter that takes such a model, and a note where it is another than was asked for."""
+    """The exporter to use for a model, and a note if it is not the one that was asked for."""
     if exporter not in EXPORTERS:
-        raise ArgumentError(f"no exporter is called {exporter!r}", fix=f"one of {listed(EXPORTERS)}")
+        raise ArgumentError(f"no exporter is called {exporter!r}", fix=f"choose one of {listed(EXPORTERS)}")
     if isinstance(module, torch.jit.ScriptModule) and exporter == "dynamo":
-        return "torchscript", ("torch's newer exporter takes no TorchScript; the older one was used",)
+        return "torchscript", ("torch's newer exporter does not take TorchScript; the older one was used",)
     return exporter, ()
 
 
@@ -108,7 +110,7 @@ def _signature(
     ranges: Any,
     dynamic: Mapping[str, Mapping[int, str]] | None,
 ) -> Signature:
-    """What is fed, in the order in which the model takes it."""
+    """The signature, with its inputs in the order in which the model takes them."""
     known, _, _ = input_names(model)
     signature = signature_of(inputs, ranges, dynamic=dynamic, names=known)
     check_inputs(model, signature.names)
@@ -120,7 +122,7 @@ def _signature(
 
 
 def _check_program(program: ExportedProgram, signature: Signature) -> None:
-    """What an exported program has fixed is no letter's."""
+    """Raise ``ArgumentError`` for a letter in place of a size that the exported program has fixed."""
     values = {node.name: node.meta.get("val") for node in program.graph.nodes if node.op == "placeholder"}
     for spec in signature.inputs:
         shape = tuple(getattr(values.get(spec.name), "shape", ()))
@@ -129,21 +131,23 @@ def _check_program(program: ExportedProgram, signature: Signature) -> None:
             if span and axis < len(shape) and isinstance(shape[axis], int) and span.low < span.high:
                 raise ArgumentError(
                     f"input {spec.name}: the exported program has {size} fixed at {shape[axis]}",
-                    fix=f"{shape[axis]} in place of {size}; or export the program with a dynamic {size}",
+                    fix=f"give {shape[axis]} in place of {size}, or export the program with a dynamic {size}",
                 )
 
 
 def output_names(question: Question, first: Run) -> tuple[str, ...]:
-    """The names of all outputs in the file, where inputs and weights have theirs.
+    """The names of all outputs in the file, other than those of inputs and weights.
 
-    Raises ``ArgumentError`` where one that was asked for is taken.
+    Raises ``ArgumentError`` if a name that was asked for is taken.
     """
     inputs = question.signature.names
     taken = {*inputs, *_names_of_weights(question.module)}
     for name in question.outputs:
         if name in taken:
             what = "an input" if name in inputs else "a weight"
-            raise ArgumentError(f"output {printable(name)}: {what} is called so", fix="another --output NAME")
+            raise ArgumentError(
+                f"output {printable(name)}: {what} has this name", fix="choose another --output NAME"
+            )
     found: list[str] = []
     for name in first.outputs:
         numbers = (f"{name}_out{at}" for at in ("", *range(2, len(taken) + 2)))
@@ -153,7 +157,7 @@ def output_names(question: Question, first: Run) -> tuple[str, ...]:
 
 
 def _names_of_weights(model: Exportable) -> Iterator[str]:
-    """The names that initializers of a model may have."""
+    """The names that the initializers of an exported model may have."""
     for tensors in (model.named_parameters, model.named_buffers):
         yield from (name for name, _ in tensors())
     if not isinstance(model, (ExportedProgram, torch.jit.ScriptModule)):
@@ -161,23 +165,23 @@ def _names_of_weights(model: Exportable) -> Iterator[str]:
 
 
 def names_in(opened: Opened, own: tuple[str, ...]) -> tuple[str, ...]:
-    """The names of a module's outputs as a model calls them: its own, or those in the same place."""
+    """The model's names for the outputs of a module: the module's own, or else those in the same place."""
     theirs = tuple(port.name for port in opened.outputs)
     return theirs if len(theirs) == len(own) and set(theirs) != set(own) else own
 
 
 def check_opset(asked: int | None, made: int) -> None:
-    """Raise ``ArgumentError`` where the exporter gave another opset: the newer one does so silently."""
+    """Raise ``ArgumentError`` if the exporter made another opset, which the newer one does silently."""
     if asked is not None and asked != made:
         older = "--exporter torchscript, or " if asked < made else ""
         raise ArgumentError(
-            f"torch's exporter made opset {made}, not {asked}: it cannot bring this model to that one",
-            fix=f"{older}--opset {made}",
+            f"torch's exporter made opset {made}, not {asked}: it cannot convert this model",
+            fix=f"choose {older}--opset {made}",
         )
 
 
 def check_dynamic(opened: Opened, signature: Signature, exporter: str) -> None:
-    """Raise ``ArgumentError`` where the exporter fixed a size that was to be dynamic."""
+    """Raise ``ArgumentError`` if the exporter fixed a size that should be dynamic."""
     shapes = {port.name: port.shape for port in opened.inputs}
     for spec in signature.inputs:
         for letter, size in zip(spec.shape, shapes.get(spec.name, ()), strict=False):
@@ -187,12 +191,14 @@ def check_dynamic(opened: Opened, signature: Signature, exporter: str) -> None:
                 raise ArgumentError(
                     f"torch's exporter fixed {letter} of the input {printable(spec.name)} at {size}: the "
                     "model does not take other sizes, or the exporter does not see that it does",
-                    fix=f"--exporter {other}, or {size} in place of {letter}",
+                    fix=f"try --exporter {other}, or give {size} in place of {letter}",
                 )
 
 
 def unused_inputs(opened: Opened, signature: Signature) -> tuple[str, ...]:
-    """A note on the inputs that the exporter left out, for nothing uses them."""
+    """A note on inputs that the exporter left out because nothing uses them."""
     there = {port.name for port in opened.inputs}
     unused = [printable(name) for name in signature.names if name not in there]
-    return (f"inputs that the exporter found no use of, and left out: {listed(unused)}",) if unused else ()
+    return (
+        (f"inputs that the exporter left out, because nothing uses them: {listed(unused)}",) if unused else ()
+    )

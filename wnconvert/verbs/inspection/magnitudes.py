@@ -118,7 +118,7 @@ class LayerStats:
         return replace(self, odd=(*self.odd, *flags))
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able data; docs/rules.md documents it."""
+        """JSON-able data; docs/json.md documents it."""
         plain = asdict(self)
         del plain["odd"]
         return plain | {"shape": list(self.shape), "flags": list(self.flags)}

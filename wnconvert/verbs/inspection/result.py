@@ -75,7 +75,7 @@ class Inspection:
     files: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able data; docs/rules.md documents it."""
+        """JSON-able data; docs/json.md documents it."""
         plain = {
             "schema": 1,
             "source": self.source,

@@ -1,7 +1,7 @@
 """The model that a user names: built or read, its weights loaded.
 
-program_texts  which texts may stand in one
-programs       .pt2 files, held to what torch writes
-weights        a checkpoint put into a module, strictly
-model          the model that a text names, its weights loaded
+program_texts  which texts are allowed where in a .pt2 file
+programs       .pt2 files, loaded only if torch could have written them
+weights        a checkpoint loaded into a module, strictly
+model          MODEL of the command line: built or read, its weights loaded
 """

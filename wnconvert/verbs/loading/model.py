@@ -1,8 +1,8 @@
 """The model to export: built by a factory, or read from a file that holds one.
 
-A factory is the user's own code and is run. A file is data: an exported program is held against what torch
-writes (``programs``), TorchScript is run by torch's own interpreter, and only ``trust`` lets a file
-run Python code that it holds or names.
+A factory is the user's own code, and is run. A file is data: an exported program must be as torch writes it
+(``programs``), TorchScript runs in torch's own interpreter, and only ``trust`` lets a file run Python code
+that it holds or names.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ __all__ = ["Prepared", "build", "kwargs_of", "prepared"]
 
 
 _HOW = "MODEL is package.module:factory, path/to/file.py:factory, a .pt2 or a TorchScript archive"
-#: What is raised in the user's code and is not its failure: everything else is, whatever it derives from.
+#: Exceptions that are not a failure of the user's code; all others are, BaseException included.
 _STOPS = (KeyboardInterrupt, GeneratorExit)
 
 
@@ -53,15 +53,15 @@ def kwargs_of(text: str) -> dict[str, Any]:
         try:
             text = Path(text[1:]).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            reason = getattr(error, "strerror", None) or "it is no text"
+            reason = getattr(error, "strerror", None) or "it is not a text file"
             raise ArgumentError(
                 f"--kwargs {printable(text)}: it cannot be read ({reason})", fix="check the path"
             ) from error
-    example = """such as --kwargs '{"channels": 8}', or --kwargs @file.json"""
+    example = """give a JSON object, such as --kwargs '{"channels": 8}', or --kwargs @file.json"""
     try:
         found = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise ArgumentError(f"--kwargs is no JSON: {error}", fix=example) from error
+        raise ArgumentError(f"--kwargs is not JSON: {error}", fix=example) from error
     if not isinstance(found, dict):
         raise ArgumentError(f"--kwargs is a JSON {type(found).__name__}, not an object", fix=example)
     return found
@@ -70,29 +70,33 @@ def kwargs_of(text: str) -> dict[str, Any]:
 def build(
     model: str, *, kwargs: Mapping[str, Any] | None = None, trust: bool = False, only: str | None = None
 ) -> Exportable:
-    """The model that a text names: what a factory gives, or what a file holds.
+    """Build or read the model that ``model`` names.
 
-    ``package.module:factory`` and ``path/to/file.py:factory`` import code and call it with ``kwargs``; the
-    factory may be a function or a class, or a module made already, behind any number of dots. Of a file,
-    ``only`` says which of several pickled modules is meant.
+    ``package.module:factory`` and ``path/to/file.py:factory`` import code and call the factory with
+    ``kwargs``: a function or a class, or else a module that exists already; its name may have dots. In a
+    file with several pickled modules, ``only`` is the path of the one to take.
 
-    Raises ``ArgumentError`` for a factory that is not there, or fails; ``InputError`` for a file that holds
-    no model, or one that only ``trust`` may load.
+    Raises ``ArgumentError`` for a factory that does not exist or fails; ``InputError`` for a file without a
+    model, or with one that only ``trust`` may load.
     """
     where, colon, name = model.rpartition(":")
     if colon and where and name and not Path(model).is_file():
         _find_beside(Path(where).parent if _is_file(where) else Path())
         return _made(_attribute(_imported(where), where, name), model, kwargs or {})
     if colon and where and not name and not Path(model).exists():
-        raise ArgumentError(f"{printable(where)} names no factory", fix=f"{printable(where)}:NAME")
+        raise ArgumentError(
+            f"{printable(where)} does not name a factory", fix=f"write {printable(where)}:NAME"
+        )
     if kwargs:
-        raise ArgumentError("--kwargs are for a factory, and MODEL is a file", fix="leave them out")
+        raise ArgumentError("--kwargs are for a factory, and MODEL is a file", fix="leave --kwargs out")
     path = Path(model)
     if not path.exists():
         near = f"{model}:NAME, for a factory in it" if _can_be_imported(model) else _HOW
         raise InputError("there is no such file", where=printable(model), fix=near)
     if path.suffix == ".py":
-        raise ArgumentError(f"{printable(model)} names no factory", fix=f"{printable(model)}:NAME")
+        raise ArgumentError(
+            f"{printable(model)} does not name a factory", fix=f"write {printable(model)}:NAME"
+        )
     if is_exported_program(path):
         return load_exported_program(path, trust=trust)
     return _held(path, open_checkpoint(path), trust=trust, only=only)
@@ -115,14 +119,14 @@ def _can_be_imported(model: str) -> bool:
 
 
 def _find_beside(folder: Path) -> None:
-    """Modules in a folder can be imported from now on, as where a script in it is run."""
+    """Let modules in a folder be imported, as for a script that is run there."""
     place = str(folder.resolve())
     if place not in sys.path:
         sys.path.insert(0, place)
 
 
 def _imported(where: str) -> ModuleType:
-    """The module of that path or dotted name, newly run where it is a file."""
+    """The module of a path or dotted name; a file is run anew."""
     try:
         if not _is_file(where):
             return importlib.import_module(where)
@@ -131,7 +135,7 @@ def _imported(where: str) -> ModuleType:
             raise ArgumentError("there is no such file", where=printable(where), fix=_HOW)
         spec = importlib.util.spec_from_file_location(path.stem, path)
         if spec is None or spec.loader is None:
-            raise ArgumentError("it is no Python file", where=printable(where), fix=_HOW)
+            raise ArgumentError("it is not a Python file", where=printable(where), fix=_HOW)
         module = importlib.util.module_from_spec(spec)
         sys.modules.setdefault(path.stem, module)  # dataclasses look their module up
         spec.loader.exec_module(module)
@@ -142,7 +146,7 @@ def _imported(where: str) -> ModuleType:
         if _is_file(where) or not f"{where}.".startswith(f"{lacking}."):
             fix = f"install {printable(lacking)}, or run in the environment of the model"
             raise ArgumentError(
-                f"it imports {printable(lacking)}, which is not there", where=printable(where), fix=fix
+                f"it imports {printable(lacking)}, which is not installed", where=printable(where), fix=fix
             ) from error
         raise ArgumentError(
             f"there is no module {printable(lacking)}",
@@ -177,14 +181,16 @@ def _makes_modules(value: Any, module: ModuleType) -> bool:
 
 
 def _made(factory: Any, model: str, kwargs: Mapping[str, Any]) -> Exportable:
-    """What a factory gives."""
+    """Call a factory, or take the module that it is."""
     if isinstance(factory, (nn.Module, ExportedProgram)):
         if kwargs:
-            raise ArgumentError(f"{printable(model)} is a module already: it takes no --kwargs")
+            raise ArgumentError(f"{printable(model)} is a module already: leave --kwargs out")
         return factory
     if not callable(factory):
         kind = type(factory).__name__
-        raise ArgumentError(f"it is a {kind}, which makes no model", where=printable(model), fix=_HOW)
+        raise ArgumentError(
+            f"it is a {kind}, which cannot be called to make a model", where=printable(model), fix=_HOW
+        )
     try:
         found = factory(**kwargs)
     except _STOPS:
@@ -194,21 +200,21 @@ def _made(factory: Any, model: str, kwargs: Mapping[str, Any]) -> Exportable:
     if not isinstance(found, (nn.Module, ExportedProgram)):
         kind = type(found).__name__
         raise ArgumentError(
-            f"it gives a {kind}, not an nn.Module",
+            f"it returns a {kind}, not an nn.Module",
             where=printable(model),
-            fix="a factory that returns the module to export",
+            fix="name a factory that returns the module to export",
         )
     return found
 
 
 def _fails(model: str, error: BaseException, doing: str) -> ArgumentError:
-    """A failure of the user's own code: what it says, and the line."""
+    """The error for a failure of the user's code, with its message and the line."""
     frames = traceback.extract_tb(error.__traceback__)
     own = [frame for frame in frames if not _is_ours(Path(frame.filename))]
     own = [frame for frame in own if not frame.filename.startswith("<")]
     at = f" ({Path(own[-1].filename).name}, line {own[-1].lineno})" if own else ""
-    signature = "--kwargs '{…}' with what it needs" if isinstance(error, TypeError) else "mend it there"
-    return ArgumentError(f"{doing} fails: {_said(error)}{at}", where=printable(model), fix=signature)
+    fix = "give its arguments by --kwargs '{…}'" if isinstance(error, TypeError) else "mend the code there"
+    return ArgumentError(f"{doing} fails: {_said(error)}{at}", where=printable(model), fix=fix)
 
 
 def _is_ours(path: Path) -> bool:
@@ -217,7 +223,7 @@ def _is_ours(path: Path) -> bool:
 
 
 def _said(error: BaseException) -> str:
-    """The class of an error, and what it says, where it says anything."""
+    """The class of an error, with its message if it has one."""
     text = str(error).strip().split("\n")[0]
     return printable(f"{type(error).__name__}: {text}" if text else type(error).__name__)
 
@@ -232,16 +238,16 @@ def _held(path: Path, checkpoint: Checkpoint, *, trust: bool, only: str | None) 
     modules = [state.path for state in checkpoint.tree.state_dicts if state.is_module]
     if not modules:
         raise InputError(
-            "a checkpoint: it has weights, and no model that could be run",
+            "a checkpoint: it has weights, but not a model that could be run",
             where=str(path),
             fix=f"MODEL is package.module:factory or path/to/file.py:factory, with --weights {path}",
         )
     if not trust:
         raise InputError(
-            "a whole pickled module: to load it runs code that the file names, whatever that is",
+            "a whole pickled module: loading it runs any code that the file names",
             where=str(path),
-            fix=f"a factory with --weights {path}, which reads its tensors alone; or --trust, if you know "
-            "who made it",
+            fix=f"name a factory, with --weights {path}, which reads only its tensors; or give --trust, if "
+            "you know who made it",
         )
     return _trusted(path, modules, only)
 
@@ -265,13 +271,17 @@ def _trusted(path: Path, modules: list[str], only: str | None) -> nn.Module:
     at = next(iter(modules)) if only is None else only.removeprefix(".")
     shown = [each or "." for each in modules]
     if at not in modules:
-        raise ArgumentError(f"there is no module at {only!r}", fix=f"--only one of: {listed(shown)}")
+        raise ArgumentError(
+            f"there is no module at {only!r}", fix=f"give --only with one of: {listed(shown)}"
+        )
     if only is None and len(modules) > 1:
-        raise ArgumentError(f"{len(modules)} modules are in it: {listed(shown)}", fix=f"--only {shown[0]}")
+        raise ArgumentError(
+            f"{len(modules)} modules are in it: {listed(shown)}", fix=f"choose one, such as --only {shown[0]}"
+        )
     _find_beside(Path())
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of classes whose source has changed
+            warnings.simplefilter("ignore")  # about classes whose source has changed
             found = torch.load(path, map_location="cpu", weights_only=False)
     except _STOPS:
         raise
@@ -284,13 +294,13 @@ def _trusted(path: Path, modules: list[str], only: str | None) -> nn.Module:
     for key in filter(None, at.split(".")):
         found = found[key] if isinstance(found, Mapping) else found[int(key)]
     if not isinstance(found, nn.Module):
-        raise InputError(f"what is in it is a {type(found).__name__}, not an nn.Module", where=str(path))
+        raise InputError(f"it holds a {type(found).__name__}, not an nn.Module", where=str(path))
     return found
 
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A model ready to be exported, and what was done for it."""
+    """A model ready to be exported, and the steps that made it."""
 
     module: Exportable
     steps: tuple[TimedStep, ...]
@@ -309,11 +319,11 @@ def prepared(
 ) -> Prepared:
     """Build what ``model`` names, with ``kwargs`` as JSON, and load ``weights`` into it.
 
-    ``progress`` is told each step when it is done. Raises as ``build`` and ``load_weights`` do.
+    ``progress`` is called after each step. Raises the errors of ``build`` and ``load_weights``.
     """
     arguments = None if kwargs is None else kwargs_of(kwargs)
     if weights is not None:
-        open_checkpoint(Path(weights))  # what is wrong with it is told before the model's own code runs
+        open_checkpoint(Path(weights))  # errors in it come before the model's code runs
     steps = TimedSteps(progress)
     with steps("build") as step:
         made = build(model, kwargs=arguments, trust=trust, only=only if weights is None else None)
@@ -324,5 +334,5 @@ def prepared(
             loaded = load_weights(made, Path(weights), only=only, strip_prefix=strip_prefix)
             step.detail, notes = str(loaded), loaded.notes
     elif not Path(model).is_file():
-        notes = ("no --weights: the model has those that its factory gave it",)
+        notes = ("no --weights are given: the model keeps the weights of its factory",)
     return Prepared(made, tuple(steps.every), notes)

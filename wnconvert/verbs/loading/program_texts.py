@@ -1,7 +1,7 @@
-"""Texts in an exported program, and which may stand where: torch makes code of most of them.
+"""The texts that are allowed in an exported program, by place: torch makes code of most of them.
 
-Rules are grammars: of sizes (which sympy evaluates), of guards (which are run), of trees (whose types are
-imported), of names (which stand in generated code), of operators (which are called). None is evaluated here.
+The rules are grammars: of sizes (sympy evaluates them), guards (torch runs them), trees (torch imports their
+types), names (they are part of generated code) and operators (they are called). None is evaluated here.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _MOST_POWER = 64
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """Which texts may stand in a place, and words for those that may not."""
+    """The texts that are allowed in a place, and a description of all others for the error."""
 
     holds: Callable[[str], object]
     otherwise: str
@@ -41,7 +41,7 @@ def _matching(pattern: str) -> Callable[[str], object]:
 def _operators() -> frozenset[str]:
     """Targets that a node may call: torch's registered operators, arithmetic of sizes, control flow.
 
-    Names alone would not do: ``aten::save`` and ``aten::from_file`` write files, ``torch.load`` is callable.
+    Checking the form of names is not enough: ``aten::save`` writes files, ``torch.load`` can be called.
     """
     found = set()
     for each in torch._C._dispatch_get_all_op_names():
@@ -62,7 +62,7 @@ def _operators() -> frozenset[str]:
 
 
 def _parsed(text: str) -> ast.expr | None:
-    """The expression that a text is, as Python reads it."""
+    """The text parsed as an expression; None if that fails."""
     if len(text) > _MOST_TEXT:
         return None
     try:
@@ -72,7 +72,7 @@ def _parsed(text: str) -> ast.expr | None:
 
 
 def _is_literal(node: ast.expr) -> bool:
-    """A number, neither too large nor too long."""
+    """Whether an expression is a number that is not too large."""
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
         node = node.operand
     if not isinstance(node, ast.Constant) or type(node.value) not in (int, float):
@@ -81,7 +81,7 @@ def _is_literal(node: ast.expr) -> bool:
 
 
 def _is_power(base: ast.expr, exponent: ast.expr) -> bool:
-    """A power that stays small: the exponent is a small number, and the base has no power in it."""
+    """Whether a power stays small: the exponent is a small number, and there is no power in the base."""
     if isinstance(exponent, ast.Call) and ast.unparse(exponent.func) in ("Integer", "Rational"):
         return all(_is_power(base, each) for each in exponent.args)
     powers = [
@@ -94,7 +94,7 @@ def _is_power(base: ast.expr, exponent: ast.expr) -> bool:
 
 
 _POWERS = frozenset("Pow PowByNatural FloatPow LShift RShift".split())
-#: What sympy's ``srepr`` writes, and torch reads (``sympy_functions`` in torch/_export/serde/serialize.py).
+#: Functions that sympy's ``srepr`` writes and torch reads (torch/_export/serde/serialize.py).
 _FUNCTIONS = frozenset(
     """
     Add Mul Max Min Mod Abs Not And Or Equality Unequality
@@ -113,7 +113,7 @@ _FLOAT = re.compile(r"-?[0-9]{0,40}\.?[0-9]{0,40}(e[+-]?[0-9]{1,3})?", re.ASCII)
 
 @functools.lru_cache(1024)
 def _is_expression(text: str) -> bool:
-    """A size as torch writes it, which it gives to sympy, and that to ``eval``.
+    """Whether a text is a size as torch writes it: torch passes it to sympy, and sympy to ``eval``.
 
     >>> _is_expression("Add(Mul(Integer(2), Symbol('s53', positive=True, integer=True)), Integer(1))")
     True
@@ -175,7 +175,7 @@ _CALLED_IN_GUARDS = frozenset(
 
 @functools.lru_cache(1024)
 def _is_guard(text: str) -> bool:
-    """A comparison of sizes of inputs, which torch puts into a function and gives to ``exec``.
+    """Whether a text compares sizes of inputs: torch puts it into a function and calls ``exec``.
 
     >>> _is_guard("L['y'].size()[2] == (2*L['x'].size()[2])"), _is_guard("math.__loader__.load_module('os')")
     (True, False)
@@ -188,7 +188,7 @@ def _is_guard(text: str) -> bool:
 
 
 def _is_condition(node: ast.expr) -> bool:
-    """Arithmetic and comparisons, of numbers and sizes."""
+    """Whether an expression is arithmetic or a comparison of numbers and sizes."""
     parts = _operands(node)
     if parts is not None:
         return all(map(_is_condition, parts))
@@ -226,7 +226,7 @@ def _is_constant(node: ast.expr) -> bool:
 
 
 def _is_measure(node: ast.expr) -> bool:
-    """What torch asks a tensor for: ``L['x'].size()[2]``."""
+    """Whether an expression reads a size of a tensor: ``L['x'].size()[2]``."""
     match node:
         case ast.Subscript(value=ast.Call(func=ast.Attribute(value=source, attr=name), args=[], keywords=[])):
             return name in ("size", "stride") and _is_source(source) and _is_index(node.slice)
@@ -236,7 +236,7 @@ def _is_measure(node: ast.expr) -> bool:
 
 
 def _is_source(node: ast.expr) -> bool:
-    """An input: ``L['x']``, and what lies in it: ``L['batch']['mel'][0]``."""
+    """Whether an expression is an input, ``L['x']``, or lies in one, ``L['batch']['mel'][0]``."""
     if not isinstance(node, ast.Subscript) or not (_is_index(node.slice) or _is_key(node.slice)):
         return False
     if isinstance(node.value, ast.Name):
@@ -254,9 +254,9 @@ def _is_key(node: ast.expr) -> bool:
 
 @functools.lru_cache(1024)
 def _is_tree(text: str) -> bool:
-    """A nesting of tuples, lists and dicts: other types name modules that torch imports.
+    """Whether a text describes tuples, lists and dicts only: other types name modules that torch imports.
 
-    Keywords of ``forward`` are the keys of a dict beside the tuple of the other inputs.
+    Keywords of ``forward`` are the keys of a dict next to the tuple of the other inputs.
     """
     try:
         version, root = json.loads(text)
@@ -295,36 +295,39 @@ def _is_keys(text: Any, count: int) -> bool:
 
 
 def _are_functions(text: str) -> bool:
-    """What nodes stem from, looked up and not called: ``conv,torch.nn.Conv1d;add,_operator.add``."""
+    """Whether a text names origins of nodes, which are not called: ``add,_operator.add;…``."""
     pairs = [each.partition(",")[::2] for each in text.split(";")]
     return all(_NAME.holds(name) and _FUNCTION.fullmatch(target) for name, target in pairs)
 
 
 _FUNCTION = re.compile(r"(__main__|(?!__)\w+)(\.(?!__)[\w<>]+){0,99}", re.ASCII)
 _ANY = Rule(lambda text: True, "")
-#: What may not be a name in Python.
+#: Excludes the keywords of Python.
 _WORDS = rf"(?!({'|'.join(keyword.kwlist)})\Z)"
 _NAME = Rule(
     _matching(_WORDS + r"[A-Za-z_]\w{0,999}"),
-    "a name that is none in Python without accents, and becomes code",
+    "a name that is not a Python name without accents, and becomes code",
 )
 _OPEN_NAME = Rule(_matching(_WORDS + r"(?!__)[A-Za-z_]\w{0,999}"), _NAME.otherwise)
 _NAME_OR_NONE = Rule(_matching(_WORDS + r"([A-Za-z_]\w{0,999})?"), _NAME.otherwise)
 _PATH = Rule(
     _matching(r"(?!__)[\w-]{1,999}(\.(?!__)[\w-]{1,999})*"),
-    "the name of a weight or module with more in it than letters without accents, digits, _ and -",
+    "the name of a weight or module with other characters than letters without accents, digits, _ and -",
 )
 _CALLED_PATH = Rule(_matching(r"[\w.@-]{0,9999}"), _PATH.otherwise)
 PLAIN = Rule(_matching(r"[\w .:/+<=-]{0,999}"), "a text that may become code")
 _OPERATOR = Rule(lambda text: text in _operators(), "an operator that is not known to be harmless")
-_EXPRESSION = Rule(_is_expression, "a size that is no plain arithmetic, and is evaluated when it is loaded")
+_EXPRESSION = Rule(_is_expression, "a size that is not plain arithmetic, and is evaluated when it is loaded")
 _RANGED = Rule(
     # torch counts up to the number in the name of a size that depends on data (u3, zuf3).
     _matching(r"[a-z]{1,4}[0-9]{1,5}|(?![uz])[\w +*/(),.-]{1,999}"),
-    "a range of a size that is no plain arithmetic",
+    "a range of a size that is not plain arithmetic",
 )
-_GUARD = Rule(_is_guard, "a guard that is no comparison of sizes, and is run when it is loaded")
-_TREE = Rule(_is_tree, "inputs or outputs that are no tuples, lists and dicts, and may import what they name")
+_GUARD = Rule(_is_guard, "a guard that is not a comparison of sizes, and is run when it is loaded")
+_TREE = Rule(
+    _is_tree,
+    "inputs or outputs other than tuples, lists and dicts, which may import the types that they name",
+)
 _FUNCTION_NAMES = Rule(_are_functions, "the name of a function that torch does not write")
 
 TEXTS = {
@@ -337,11 +340,11 @@ TEXTS = {
     "TokenArgument.name": _NAME,
     "GraphArgument.name": _OPEN_NAME,
     "NamedArgument.name": _NAME_OR_NONE,
-    # Operators are given texts as values: an equation, a message.
+    # Some arguments of operators are texts: an equation, a message.
     "NamedArgument.as_string": _ANY,
     "NamedArgument.as_strings": _ANY,
     "NamedArgument.as_operator": _OPERATOR,
-    # Programs compare those that they are given with those of their export, in code.
+    # Programs compare texts in their inputs with those of the export, in code.
     "Graph.as_string": PLAIN,
     "UserInputSpec.as_string": PLAIN,
     "UserOutputSpec.as_string": PLAIN,

@@ -1,19 +1,19 @@
-"""Exported programs (``.pt2``), loaded without running what a file says: an allow-list of what torch writes.
+"""Loads exported programs (``.pt2``) without running code from the file: a list of what is allowed in one.
 
-``torch.export.load`` was made for files of one's own. It unpickles (``weights_only=False`` where the safe way
-fails, and always for tensor subclasses and custom objects), loads shared libraries (AOTInductor), gives texts
-to ``exec`` (guards; every name, as graphs become Python code), to ``eval`` (sizes, by way of sympy) and to
-``importlib`` (contexts of trees), and calls whatever is found under the name of an operator.
+``torch.export.load`` is made for the user's own files. It unpickles (with ``weights_only=False`` if the safe
+way fails, and always for tensor subclasses and custom objects), loads shared libraries (AOTInductor), passes
+texts to ``exec`` (guards; every name, because graphs become Python code), to ``eval`` (sizes, through sympy)
+and to ``importlib`` (contexts of trees), and calls whatever has the name of an operator.
 
-So a file is held against all of that first, with torch's own reader, and what is not known is refused:
+So a file is checked first, with torch's own reader, and anything unknown in it is refused:
 
-* records by name; none that is larger than the file, so nothing is compressed
-* the JSON by torch's own schema, type for type. Each text in it has a rule, by the class and field it stands
-  in; a text without a rule is refused, as is a field that a later torch may add
-* pickles are zip archives that ``weights_only`` takes, and hold tensors and plain values
+* records are known by name; none is larger than the file, so nothing is compressed
+* the JSON follows torch's own schema, type for type. Each text in it has a rule, by its class and field; a
+  text without a rule is refused, as is a field that a later torch may add
+* pickles are zip archives that ``weights_only`` accepts, and hold tensors and plain values
 
-The format before torch 2.8 is pickles that torch falls back on; it is not read. What torch's own operators do
-with numbers is beyond this: a program may still ask for more memory than there is.
+The format before torch 2.8 is not read: it is made of pickles. What torch's own operators do with numbers is
+not checked: a program may still ask for more memory than there is.
 """
 
 from __future__ import annotations
@@ -48,11 +48,11 @@ _MOST_JSON = 64 << 20  # bytes
 
 
 class _UnsafeError(Exception):
-    """What was found that is not on the list."""
+    """Something in a file that is not on the list."""
 
 
 def is_exported_program(path: Path) -> bool:
-    """Whether a file is what ``torch.export.save`` writes, in the format of any version."""
+    """Whether ``torch.export.save`` of any version could have written a file."""
     if not zipfile.is_zipfile(path):
         return False
     try:
@@ -64,24 +64,24 @@ def is_exported_program(path: Path) -> bool:
 
 
 def load_exported_program(path: Path, *, trust: bool) -> ExportedProgram:
-    """The program in a file. Without ``trust``, only one that cannot run anything but torch's operators.
+    """The program in a file. Without ``trust`` it must not be able to run anything but torch's operators.
 
-    Raises ``InputError``, where it cannot be loaded, or may not be without ``trust``.
+    Raises ``InputError`` if it cannot be loaded, or only with ``trust``.
     """
     try:
         with quiet_torch():
             program = torch.export.load(path) if trust else _checked(path)
-            program.module()  # which fails for what is at odds with itself
+            program.module()  # this fails for an inconsistent program
             return program
     except _UnsafeError as error:
         raise InputError(
             f"an exported program with {printable(str(error))}",
             where=str(path),
-            fix="--trust, if you know who made it",
+            fix="give --trust, if you know who made it",
         ) from error
     except (KeyboardInterrupt, GeneratorExit):
         raise
-    except BaseException as error:  # what is trusted may raise anything
+    except BaseException as error:  # a trusted file may raise anything
         said = str(error).strip().split("\n")[0] or type(error).__name__
         raise InputError(
             f"an exported program (torch.export) that cannot be loaded: {printable(said)}",
@@ -100,15 +100,14 @@ def _checked(path: Path) -> ExportedProgram:
         from torch.export.pt2_archive import PT2ArchiveReader
         from torch.export.pt2_archive._package import load_pt2
     except ImportError as error:
-        raise _UnsafeError(f"what torch {torch.__version__} cannot load without running it") from error
+        raise _UnsafeError(
+            f"a format that torch {torch.__version__} cannot load without running code"
+        ) from error
     with PT2ArchiveReader(str(path)) as reader:
         _check_records(reader.archive_file, path.stat().st_size)
-    # Not torch.export.load, which falls back on the older format: its pickles, found by another zip reader.
+    # Not torch.export.load, which falls back on the older format and reads its pickles another way.
     found: ExportedProgram = load_pt2(str(path)).exported_programs["model"]
     return found
-
-
-# -- records
 
 
 # -- records
@@ -162,7 +161,7 @@ def _unknown_record(name: str) -> str:
 def _check_sizes(archive: Any, size: int) -> None:
     if sum(archive.get_record_size(name) for name in archive.get_all_records()) > size:
         raise _UnsafeError(
-            "records that are larger than the file (compressed): torch.export.save writes none"
+            "records that are larger than the file (compressed), which torch.export.save does not write"
         )
 
 
@@ -172,25 +171,25 @@ def _json(archive: Any, name: str) -> Any:
     try:
         return json.loads(archive.get_record(name).decode("utf-8"))
     except (ValueError, RecursionError) as error:
-        raise _UnsafeError(f"a record that is no JSON ({name}: {_short(str(error))})") from error
+        raise _UnsafeError(f"a record that is not JSON ({name}: {_short(str(error))})") from error
 
 
 def _check_payload(archive: Any, folder: str, payload: Mapping[str, Any]) -> None:
-    """What the types alone do not say of a stored tensor."""
+    """Check of a stored tensor what the schema leaves open."""
     name = folder + payload["path_name"]
     if payload["use_pickle"]:
         raise _UnsafeError(f"a pickle that may run code when it is loaded ({name}: use_pickle)")
     if payload["tensor_meta"] is None or name not in archive.get_all_records():
-        raise _UnsafeError(f"a tensor that is not there ({name})")
+        raise _UnsafeError(f"a tensor whose record is missing ({name})")
     sizes = [each.get("as_int") for each in payload["tensor_meta"]["sizes"]]
     if None in sizes or (not archive.get_record_size(name) and math.prod(sizes)):
         raise _UnsafeError(f"a tensor without its numbers ({name})")
 
 
 def _check_samples(content: bytes) -> None:
-    """Held to what ``torch.load`` takes for a zip archive and opens with ``weights_only``.
+    """Raise for sample inputs that ``torch.load`` does not read as a zip archive with ``weights_only``.
 
-    From everything else, torch has a way back to ``weights_only=False``.
+    For anything else, torch falls back on ``weights_only=False``.
     """
     what = f"a pickle that may run code when it is loaded ({_SAMPLES})"
     if not content:
@@ -208,7 +207,7 @@ def _check_samples(content: bytes) -> None:
 
 
 def _check_sample(value: Any) -> None:
-    """Tensors and plain values, in mappings whose keys may stand in code: torch writes guards with them."""
+    """Raise for values other than tensors and plain ones, and for keys that must not be in guards."""
     if isinstance(value, Mapping):
         for key, each in value.items():
             if type(key) is not int:
@@ -220,7 +219,7 @@ def _check_sample(value: Any) -> None:
     elif not isinstance(
         value, (torch.Tensor, str, int, float, complex, torch.dtype, torch.device, types.NoneType)
     ):
-        raise _UnsafeError(f"sample inputs that are no tensors or plain values ({type(value).__name__})")
+        raise _UnsafeError(f"sample inputs other than tensors and plain values ({type(value).__name__})")
 
 
 # -- JSON, by torch's schema
@@ -233,15 +232,15 @@ def _fields(kind: type) -> dict[str, Any]:
 
 
 def _hold(kind: Any, data: Any, place: str) -> None:
-    """Refuse data that torch would not make of this type, or whose texts break the rule of their place.
+    """Refuse data of another type than torch writes, and texts that break the rule of their place.
 
-    ``place`` is the class and field that a value stands in. Fields of an ``Argument`` count as those of the
-    class that holds it: what an operator is given is another thing than what a program is given.
+    ``place`` is the class and field of a value. Fields of an ``Argument`` count as fields of the class that
+    holds it: other texts are allowed in arguments of an operator than in inputs of a program.
     """
     origin, inner = typing.get_origin(kind), typing.get_args(kind)
     if origin in (typing.Union, types.UnionType):
         if data is not None:
-            _hold(inner[0], data, place)  # torch's unions are all of a type and None
+            _hold(inner[0], data, place)  # all unions of torch's schema are of one type and None
     elif origin is list:
         for each in _typed(list, data, place):
             _hold(inner[0], each, place)
@@ -263,7 +262,7 @@ def _hold_object(kind: type, data: Any, place: str) -> None:
     _typed(dict, data, place)
     argument = kind.__name__ == "Argument"
     if _is_union(kind) and not (len(data) == 1 and data.keys() <= fields.keys()):
-        raise _UnsafeError(f"what is not of torch's format ({place})")
+        raise _UnsafeError(f"data that is not of torch's format ({place})")
     for name in fields.keys() & data.keys():  # others are not read
         owner = place.partition(".")[0] if argument else kind.__name__
         _hold(fields[name], data[name], f"{owner}.{name}")
@@ -275,7 +274,7 @@ def _is_union(kind: type) -> bool:
 
 def _typed(kind: type, data: Any, place: str) -> Any:
     if type(data) is not kind:
-        raise _UnsafeError(f"what is not of torch's format ({place}: a {type(data).__name__})")
+        raise _UnsafeError(f"data that is not of torch's format ({place}: a {type(data).__name__})")
     return data
 
 
@@ -286,19 +285,19 @@ def _hold_number(kind: Any, data: Any, place: str) -> None:
         return
     if isinstance(kind, type) and issubclass(kind, IntEnum):
         if _typed(int, data, place) not in list(kind):
-            raise _UnsafeError(f"what is not of torch's format ({place}: {_short(str(data))})")
+            raise _UnsafeError(f"data that is not of torch's format ({place}: {_short(str(data))})")
     elif kind in (int, float):
         if abs(_typed(int, data, place)) >= 1 << 64:
             raise _UnsafeError(f"an absurdly large number ({place})")
     elif kind is bool:
         _typed(bool, data, place)
     else:
-        raise _UnsafeError(f"what is not known to be safe ({place})")
+        raise _UnsafeError(f"data that is not known to be safe ({place})")
 
 
 def _hold_text(rule: Rule | None, text: Any, place: str) -> None:
     if rule is None or type(text) is not str:
-        raise _UnsafeError(f"what is not known to be safe ({place}: {_short(str(text))})")
+        raise _UnsafeError(f"data that is not known to be safe ({place}: {_short(str(text))})")
     if not rule.holds(text):
         raise _UnsafeError(f"{rule.otherwise} ({_short(text)})")
 

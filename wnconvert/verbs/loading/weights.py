@@ -1,4 +1,4 @@
-"""The weights of a checkpoint file put into a module: any container, any form, and strictly all of them."""
+"""Loads the weights of a checkpoint into a module: any container, any form, and strictly all of them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ __all__ = ["Loaded", "load_weights"]
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """Weights put into a module: the file, which state dict of it, the number of tensors, and notes."""
+    """Weights that were loaded: the file, the path of the state dict in it, the number of tensors, notes."""
 
     path: Path
     state_dict: str
@@ -45,19 +45,19 @@ class Loaded:
 def load_weights(
     module: Exportable, path: Path, *, only: str | None = None, strip_prefix: Iterable[str] = ()
 ) -> Loaded:
-    """Put the weights of a checkpoint into a module, each layer in the form that the module has it in.
+    """Load the weights of a checkpoint into a module, each layer in the form that it has in the module.
 
-    Of several state dicts in the file the one is taken that fits, or that ``only`` names. ``strip_prefix``
-    is taken off the names (``module.``). A folded weight for a normalized layer becomes g = ‖w‖ and v = w.
-    What the module has under two names may be in the file under one, and batch norm's count of batches
-    may be absent.
+    If the file has several state dicts, the one that fits is taken, or the one that ``only`` names.
+    ``strip_prefix`` is removed from the names (``module.``). A folded weight for a normalized layer becomes
+    g = ‖w‖ and v = w. A tensor that has two names in the module may have one of them in the file, and batch
+    norm's count of batches may be missing.
 
-    Raises ``InputError`` that lists what is missing, unexpected or of another shape; the module is
-    unchanged then. ``ArgumentError`` for state that is no tensor, and as ``check_shaped``. Else as
-    ``open_checkpoint`` and ``fold_state_dict``.
+    Raises ``InputError`` with a list of all names that are missing, unexpected or of another shape; the
+    module is unchanged then. Raises ``ArgumentError`` for state that is not a tensor, and the errors of
+    ``check_shaped``, ``open_checkpoint`` and ``fold_state_dict``.
     """
     if not isinstance(module, nn.Module) or isinstance(module, torch.jit.ScriptModule):
-        raise ArgumentError("MODEL is a file that has its weights in it", fix="leave --weights out")
+        raise ArgumentError("MODEL is a file that holds its own weights", fix="leave --weights out")
     check_shaped(module)
     prefixes = tuple(strip_prefix)
     checkpoint = open_checkpoint(path)
@@ -75,9 +75,9 @@ def load_weights(
 
 @dataclass(frozen=True, slots=True)
 class _Wanted:
-    """What a module's state dict has by name, and its layers by the names of their weights.
+    """The tensors of a module's state dict by name, and its layers by the names of their weights.
 
-    ``counts`` are the names of what batch norm counts, which torch loads without.
+    ``counts`` are the names of batch norms' counts, which torch does not insist on either.
     """
 
     tensors: Mapping[str, Tensor]
@@ -95,13 +95,13 @@ class _Wanted:
         return _without_pairs(self.shapes, self.layers.values())
 
     def halves(self, weight: str) -> list[str]:
-        """The names of what a weight is stored as: its own, or those of a pair."""
+        """The names under which a weight is stored: its own, or those of g and v."""
         layer = self.layers.get(weight)
         return [half.name for half in layer.halves] if layer else [weight]
 
     def twins(self, absent: Iterable[str], present: Iterable[str]) -> dict[str, str]:
-        """Those weights of the absent that are the very tensors of present ones, both halves of a pair."""
-        # The first of several is the last that is put in.
+        """The absent weights that are the same tensors as present ones, each with that one's name."""
+        # Reversed, so that the first of several names wins.
         by_tensors = {self._identity(name): name for name in reversed([*present])}
         found = {name: by_tensors.get(self._identity(name)) for name in absent}
         return {name: twin for name, twin in found.items() if twin is not None}
@@ -112,10 +112,10 @@ class _Wanted:
 
 @dataclass(frozen=True, slots=True)
 class _Fit:
-    """How a state dict of the file fits the module, both with plain weights in place of pairs.
+    """How a state dict of the file fits the module, both with plain weights in place of g and v.
 
-    Two kinds of names it may lack: ``twins``, each with the name that it has for the same tensors of the
-    module, and ``uncounted``, which stay as the module has them.
+    Two kinds of names may be missing: ``twins``, each with the name of the same tensors in the file, and
+    ``uncounted``, counts that stay as they are in the module.
     """
 
     state: StateDict
@@ -139,8 +139,8 @@ def _wanted(module: nn.Module) -> _Wanted:
     tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
     if others := [printable(name) for name in state if name not in tensors]:
         raise ArgumentError(
-            f"the model keeps state that is no tensor, as from get_extra_state: {listed(others, 8)}",
-            fix="load the weights in a factory of your own: files are data here, and nothing is unpickled",
+            f"the model keeps state that is not a tensor, as from get_extra_state: {listed(others, 8)}",
+            fix="load the weights in a factory of your own: here, nothing in a file is unpickled",
         )
     layers = {name: live.named(name).layer for live in find_live(module).layers for name in live.names}
     counts = {
@@ -210,7 +210,9 @@ def _stripped(tensors: Mapping[str, StoredTensor], prefixes: tuple[str, ...]) ->
         prefix = next((each for each in prefixes if name.startswith(each)), "")
         short = name.removeprefix(prefix)
         if short in found:
-            raise ArgumentError(f"two tensors are called {short} without the prefix", fix="another prefix")
+            raise ArgumentError(
+                f"two tensors are called {short} without the prefix", fix="give another prefix"
+            )
         info = tensor.info
         renamed = type(info)(short, info.dtype, info.shape)
         found[short] = StoredTensor(renamed, tensor.storage, tensor.offset, tensor.strides, tensor.location)
@@ -218,7 +220,7 @@ def _stripped(tensors: Mapping[str, StoredTensor], prefixes: tuple[str, ...]) ->
 
 
 def _hint(missing: tuple[str, ...], unexpected: tuple[str, ...]) -> str:
-    """What to do where the names differ by a prefix."""
+    """The fix if the names differ by a prefix; or empty."""
     if not missing or not unexpected:
         return ""
     first = missing[0]
@@ -226,19 +228,22 @@ def _hint(missing: tuple[str, ...], unexpected: tuple[str, ...]) -> str:
         if name.endswith(f".{first}"):
             prefix = name.removesuffix(first)
             if {prefix + each for each in missing} <= set(unexpected):
-                return f"--strip-prefix {printable(prefix)}"
+                return f"give --strip-prefix {printable(prefix)}"
     return ""
 
 
 def _chosen(fits: list[_Fit]) -> _Fit:
-    """The one state dict that fits; one error lists what does not."""
+    """The one state dict that fits. Raises one error with all that does not fit."""
     if not fits:
-        raise InputError("there is no state dict in it", fix="a checkpoint with the weights of the model")
+        raise InputError(
+            "it does not hold a state dict", fix="give a checkpoint with the weights of the model"
+        )
     good = [fit for fit in fits if not fit.misfits]
     if len(good) > 1:
         paths = [printable(fit.state.path or ".") for fit in good]
         raise ArgumentError(
-            f"{len(good)} of its state dicts fit the model: {listed(paths)}", fix=f"--only {paths[0]}"
+            f"{len(good)} of its state dicts fit the model: {listed(paths)}",
+            fix=f"choose one, such as --only {paths[0]}",
         )
     if good:
         return good[0]
@@ -256,12 +261,13 @@ def _chosen(fits: list[_Fit]) -> _Fit:
                 )
                 for fit in fits
             ],
-            fix="--only PATH says which is meant, and what does not fit is listed then",
+            fix="give --only PATH for the one that you mean, to see what does not fit",
         )
     (fit,) = fits
     raise InputError(
         f"the weights do not fit the model ({counted(fit.misfits, 'name')})",
-        fix=fit.hint or "the checkpoint of this very model, or --kwargs that build the model of this one",
+        fix=fit.hint
+        or "give the checkpoint of this model, or --kwargs that build the model of this checkpoint",
         items=[
             *((f"layer {printable(name)}", printable(reason)) for name, reason in fit.refused),
             *(("missing", printable(name)) for name in fit.missing),
@@ -278,20 +284,20 @@ def _sizes(shape: tuple[int, ...]) -> str:
 def _notes(fit: _Fit) -> Iterator[str]:
     """Notes on layers that are refused, and on names that the file may well lack."""
     for name, reason in fit.refused:
-        yield f"{printable(name)} cannot be read as a layer: {reason}"
+        yield f"{printable(name)} is not read as a layer: {reason}"
     if fit.twins:
         pairs = [f"{printable(name)} (as {printable(twin)})" for name, twin in fit.twins.items()]
         yield f"in the file under another name of the same tensor in the model: {listed(pairs, 4)}"
     if fit.uncounted:
         names = listed(map(printable, fit.uncounted), 4)
-        yield f"not in the file, as in those of old torch, and left as in the model: {names}"
+        yield f"not in the file (old torch did not write it), so left as in the model: {names}"
 
 
 # -- numbers
 
 
 def _read(checkpoint: Checkpoint, fit: _Fit) -> dict[str, Tensor]:
-    """The tensors of a state dict, through our own reader."""
+    """Read the tensors of a state dict, with our own reader."""
     found: dict[str, Tensor] = OrderedDict()
     with Source(checkpoint.shards) as source:
         for name, tensor in fit.tensors.items():
@@ -311,9 +317,9 @@ def _tensor(source: Source, tensor: StoredTensor) -> Tensor:
 
 
 def _in_form(values: dict[str, Tensor], fit: _Fit, wanted: _Wanted) -> dict[str, Any]:
-    """The values in the form in which the module has each layer.
+    """The values, each layer in the form that it has in the module.
 
-    Numbers change in the module's own dtype: rounded to half precision, g would not fit v any more.
+    Layers are converted in the dtype of the module: in half precision, g would not fit v any more.
     """
     folded = [name for name, layer in fit.layers.items() if not _alike(layer, wanted.layers.get(name))]
     for name in folded:
@@ -344,7 +350,7 @@ def _cast(value: Tensor, wanted: _Wanted, weight: str) -> Tensor:
 
 
 def _alike(layer: Layer, wanted: Layer | None) -> bool:
-    """Whether g and v may stay what they are."""
+    """Whether g and v can be used as they are."""
     return wanted is not None and (layer.dim == wanted.dim or layer.rows == wanted.rows == 1)
 
 
@@ -355,5 +361,5 @@ def _put(module: nn.Module, values: Mapping[str, Any]) -> None:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         raise InputError(
             f"the weights do not fit the model: {printable(' '.join(lines[1:] or lines))}",
-            fix="the checkpoint of this very model",
+            fix="give the checkpoint of this model",
         ) from error

@@ -1,10 +1,10 @@
 """Two models run on the same inputs and compared.
 
 signatures  inputs by name, dtype, shape; ranges of sizes
-samples     the values that are fed
+samples     the values of the inputs
 outputs     how far one output is from its reference
 proof       two functions run and compared
 report      ExportReport, and its timed steps
 functions   a torch model as a function of arrays
-running     a torch model in eval mode, quietly, then as it was
+running     runs a torch model in eval mode, quietly, and leaves it as it was
 """

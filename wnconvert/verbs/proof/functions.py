@@ -1,4 +1,4 @@
-"""A torch model as a function: from inputs by name to outputs by name, run as it is."""
+"""A torch model as a function of arrays: it takes inputs by name, and returns outputs by name."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ __all__ = [
     "Exportable",
     "caller",
     "check_inputs",
+    "error_text",
     "function_of",
     "input_names",
     "named_outputs",
     "places_of",
-    "said",
     "tensors_at",
     "tensors_of",
     "unwrapped",
@@ -49,7 +49,7 @@ _COMPILED = "_orig_mod"  # of torch._dynamo's OptimizedModule, which takes long 
 
 
 def unwrapped(model: Exportable) -> Exportable:
-    """The module inside of what ``torch.compile``, ``DataParallel`` or its distributed kin put around it.
+    """The module inside the wrappers of ``torch.compile``, ``DataParallel`` and ``DistributedDataParallel``.
 
     >>> unwrapped(nn.DataParallel(nn.Linear(3, 2)))
     Linear(in_features=3, out_features=2, bias=True)
@@ -60,7 +60,7 @@ def unwrapped(model: Exportable) -> Exportable:
 
 
 def input_names(model: Exportable) -> tuple[list[str], list[str], bool]:
-    """The inputs of a model: all by name, those that must be given, and whether it takes others too.
+    """The names of the inputs of a model, those of the required ones, and whether it takes other inputs too.
 
     >>> input_names(nn.Linear(3, 2))
     (['input'], ['input'], False)
@@ -80,7 +80,7 @@ def input_names(model: Exportable) -> tuple[list[str], list[str], bool]:
 
 
 def check_inputs(model: Exportable, names: Sequence[str]) -> None:
-    """Raise ``ArgumentError`` for an input that the model does not have, and for one that it lacks."""
+    """Raise ``ArgumentError`` for a name that is not an input of the model, and for a missing input."""
     known, required, takes_others = input_names(model)
     what = "the exported program" if isinstance(model, ExportedProgram) else "forward"
     has = f"the inputs of {what} are: {listed(map(printable, known), 12) or '(there are none)'}"
@@ -93,25 +93,27 @@ def check_inputs(model: Exportable, names: Sequence[str]) -> None:
     if lacking:
         more = " ".join(f"--input '{printable(name)}=float32[…]'" for name in lacking[:4])
         raise ArgumentError(
-            f"{what} needs {listed(map(printable, lacking))} too", fix=f"{more}, of its dtype and shape"
+            f"{what} needs {listed(map(printable, lacking))} too",
+            fix=f"give {more}, with its dtype and shape",
         )
 
 
 def _positional(program: ExportedProgram) -> int:
-    """How many inputs of an exported program come by position, the first of them."""
+    """The number of inputs of an exported program that come by position; these are the first."""
     arguments, keywords = program.module_call_graph[0].signature.in_spec.children()
     nested = not all(each.is_leaf() for each in (*arguments.children(), *keywords.children()))
     if nested or arguments.num_children + keywords.num_children != len(program.graph_signature.user_inputs):
         raise ArgumentError(
-            "the exported program takes lists or dicts of tensors", fix="a forward that takes tensors"
+            "the exported program takes lists or dicts of tensors",
+            fix="give a program whose forward takes tensors",
         )
     return int(arguments.num_children)
 
 
 def _called(model: nn.Module, inputs: Mapping[str, Tensor], by_position: int | None = None) -> Any:
-    """What a model gives for inputs by name. Raises ``ArgumentError`` where it fails, with what it says.
+    """Call a model with inputs by name. Raises ``ArgumentError`` with the model's message if it fails.
 
-    ``by_position`` of an exported program's inputs come so, and no other way.
+    The first ``by_position`` inputs of an exported program must come by position, the others by name.
     """
     try:
         if by_position is not None:
@@ -119,25 +121,25 @@ def _called(model: nn.Module, inputs: Mapping[str, Tensor], by_position: int | N
             others = {name: value for name, value in inputs.items() if name not in first}
             return model(*(inputs[name] for name in first), **others)
         if isinstance(model, torch.jit.ScriptModule):
-            # By position where that is possible: what was traced may have lost the names.
+            # By position if possible: a traced model may have lost the names.
             in_order = list(inputs) == input_names(model)[0][: len(inputs)]
             return model(*inputs.values()) if in_order else model(**inputs)
         return caller(model, model.forward, list(inputs))(*inputs.values())
     except (Exception, SystemExit) as error:
         shapes = ", ".join(f"{name}{list(value.shape)}" for name, value in inputs.items())
         raise ArgumentError(
-            f"the model fails on {shapes}: {said(error) or type(error).__name__}",
+            f"the model fails on {shapes}: {error_text(error) or type(error).__name__}",
             where=_place_of(error),
-            fix="shapes, dtypes and bounds that its forward takes, and a range of which it takes every size",
+            fix="give shapes, dtypes and bounds that its forward takes, and a range in which it takes every size",
         ) from error
 
 
-#: Files in these folders are not the caller's own code.
+#: Files in these folders are not the user's code.
 _PACKAGES = {Path(at) for package in (torch, wnconvert) for at in package.__path__}
 
 
 def _place_of(error: BaseException) -> str:
-    """The line of the caller's own code in which an exception was raised."""
+    """The line of the user's code in which an exception was raised; or empty."""
     at = ""
     trace = error.__traceback__
     while trace is not None:
@@ -151,15 +153,15 @@ def _place_of(error: BaseException) -> str:
 def caller(
     function: Callable[..., Any], forward: Callable[..., Any], names: Sequence[str]
 ) -> Callable[..., Any]:
-    """A function of tensors in the order of ``names``, which reach ``function`` as ``forward`` takes them."""
+    """A function of tensors in the order of ``names``, which passes them as ``forward`` takes them."""
     kinds = {name: each.kind for name, each in inspect.signature(forward).parameters.items()}
     takes_any_name = inspect.Parameter.VAR_KEYWORD in kinds.values()
 
     def call(*values: Tensor) -> Any:
         given = dict(zip(names, values, strict=True))
-        # What goes into *args comes by position, behind all that stands before it.
+        # Tensors for *args come by position, behind all parameters before it.
         others = [] if takes_any_name else [given.pop(name) for name in names if name not in kinds]
-        # By position as far as that goes, as people call modules: hooks look for inputs there.
+        # By position as far as possible, as people call modules: hooks look for inputs there.
         first = list(takewhile(lambda name: name in given or kinds[name] in _VARIADIC, kinds))
         by_position = [
             name
@@ -176,10 +178,10 @@ def caller(
 
 
 def named_outputs(found: Any, names: Sequence[str] = ()) -> list[tuple[str, Tensor]]:
-    """The tensors in what a module gives, in torch's order, each with a name: ``names``, else by its place.
+    """The tensors in the output of a module, in torch's order, named by ``names`` or by their places.
 
-    What is no tensor is left out; dataclasses are opened. Raises ``ArgumentError`` where there is none, or
-    not as many as names.
+    Dataclasses are opened; leaves that are not tensors are left out. Raises ``ArgumentError`` if there is no
+    tensor, or if the number of names is different.
 
     >>> zero = torch.zeros(1)
     >>> [name for name, _ in named_outputs({"wave": zero, "state": (zero, None)})]
@@ -191,36 +193,37 @@ def named_outputs(found: Any, names: Sequence[str] = ()) -> list[tuple[str, Tens
     if not tensors:
         kind = type(found).__name__
         raise ArgumentError(
-            f"the model gives no tensor (it gives a {kind})", fix="a forward that returns tensors"
+            f"the model does not return a tensor, but a {kind}",
+            fix="give a module whose forward returns tensors",
         )
     own = _each_once([_name_at(path) for path, _ in tensors])
     if names and len(names) != len(own):
         raise ArgumentError(
             f"{len(names)} names of outputs are given, and the model has {len(own)}: {listed(own, 8)}",
-            fix="one --output NAME for each, in this order",
+            fix="give one --output NAME for each, in this order",
         )
     return list(zip(names or own, (leaf for _, leaf in tensors), strict=True))
 
 
 def tensors_at(found: Any, places: Sequence[int]) -> tuple[Tensor, ...]:
-    """Of what a module gives the leaves at some places, which ``places_of`` gave of it before."""
+    """The leaves of a module's output at some places, which ``places_of`` found before."""
     leaves = _leaves(found)
     return tuple(leaves[place][1] for place in places)
 
 
 def places_of(model: nn.Module, inputs: Mapping[str, Tensor]) -> tuple[int, ...]:
-    """Which of the leaves that a model gives are tensors; as it is traced, numbers can be tensors too.
+    """The places of tensors among the leaves of a model's output; while it is traced, numbers can be tensors.
 
-    Raises ``ArgumentError`` where the model fails.
+    Raises ``ArgumentError`` if the model fails.
     """
     leaves = _leaves(_called(model, inputs))
     return tuple(place for place, (_, leaf) in enumerate(leaves) if isinstance(leaf, Tensor))
 
 
 def _leaves(found: Any, around: tuple[int, ...] = ()) -> list[tuple[tuple[Any, ...], Any]]:
-    """What a module gives without the lists, dicts and dataclasses around it, each with its path.
+    """The leaves of a module's output inside lists, dicts and dataclasses, each with its path.
 
-    ``around`` are the dataclasses that it lies in, which may lie in themselves.
+    ``around`` are the ids of the dataclasses around ``found``: a dataclass may hold itself.
     """
     leaves, _ = pytree.tree_flatten_with_path(found)
     every: list[tuple[tuple[Any, ...], Any]] = []
@@ -244,7 +247,7 @@ def _name_at(path: tuple[Any, ...]) -> str:
 
 
 def _each_once(names: list[str]) -> list[str]:
-    """Names with a number after those that are there already: keys may have dots in them."""
+    """Names with numbers behind repeated ones: keys may have dots in them, so paths can look alike."""
     found: list[str] = []
     for name in names:
         numbers = (f"{name}_{at}" for at in range(2, len(names) + 2))
@@ -252,8 +255,8 @@ def _each_once(names: list[str]) -> list[str]:
     return found
 
 
-def said(error: BaseException) -> str:
-    """What an exception says, in a line or a few; its kind where it says nothing."""
+def error_text(error: BaseException) -> str:
+    """The message of an exception without chatter, in one line; empty if it has none."""
     text = _COLOR.sub("", str(error)).strip()
     lines = [line.strip() for line in text.splitlines()]
     kept: list[str] = []
@@ -283,20 +286,20 @@ def tensors_of(arrays: Mapping[str, Array], device: torch.device | None = None) 
 
 
 def function_of(model: Exportable, names: Sequence[str] = ()) -> NumericFunction:
-    """A model as a function of arrays; outputs have ``names``, else names of their places.
+    """A model as a function of arrays; its outputs are named by ``names``, or by their places.
 
-    Raises ``InputError`` for a model without numbers.
+    Raises ``InputError`` for a model on the meta device.
     """
     runner = model.module() if isinstance(model, ExportedProgram) else model
     by_position = _positional(model) if isinstance(model, ExportedProgram) else None
     held = [*runner.parameters(), *runner.buffers()]
     if any(value.is_meta for value in held):
-        raise InputError("the model is on the meta device and has no numbers", fix="give it its data first")
+        raise InputError("the model is on the meta device and has no numbers", fix="load its weights first")
     device = held[0].device if held else None
 
     def function(feeds: Mapping[str, Array]) -> dict[str, Array]:
         found = named_outputs(_called(runner, tensors_of(feeds, device), by_position), names)
-        # A copy, for the model may hand out its own memory and write to it again.
+        # A copy, because the model may return its own memory and write to it again.
         return {name: array_of(value).copy() for name, value in found}
 
     return function

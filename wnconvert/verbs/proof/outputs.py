@@ -1,4 +1,4 @@
-"""How far one output is from its reference, over all samples: gathered sample by sample, then plain data."""
+"""The distance of one output from its reference: measured sample by sample, and the result over all."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from wnconvert.verbs.proof.samples import Sample
 __all__ = ["OutputMeter", "OutputProof", "Worst", "flat"]
 
 
-#: Elements that are made float64 at a time.
+#: How many elements are converted to float64 at a time.
 _BITE = 1 << 20
-#: Of an output that atol alone would let pass, this part of its largest value is near enough.
+#: An output that would pass by atol alone must be this near, as a part of its largest value.
 LEAST_RTOL = 1e-3
-#: A tolerance as it is advised is rounded up by less than this.
+#: Advice rounds a tolerance up by less than this factor.
 _ROUNDED = 1.1
 
 
 @dataclass(frozen=True, slots=True)
 class Worst:
-    """An element of an output: where it is, both values, and the sample in which it is."""
+    """The worst element of an output: its index, both values, and its sample."""
 
     index: tuple[int, ...]
     reference: float
@@ -39,18 +39,17 @@ class Worst:
 
 @dataclass(frozen=True, slots=True)
 class OutputProof:
-    """How far an output is from the reference, over all samples.
+    """The distance of an output a from the reference b, over all samples.
 
-    ``shape`` is that of the sample of the worst element (else of the first). Over elements that are finite
-    on both sides, b being the reference: ``max_abs`` = max |a-b|, ``max_rel`` = max |a-b|/|b| (infinite
-    where only b is 0), ``snr_db`` = 10·log₁₀ Σb²/Σ(a-b)², None where it has no value; ``identical`` tells
-    whether that is because nothing differs. ``unmatched`` of the ``out_of_tolerance`` are NaN or infinite
-    on one side only. ``worst`` is the first of these, else the largest |a-b|.
-    ``needed_atol`` is the least atol that would have passed beside the rtol that was given,
-    ``needed_rtol`` the other way round; None where there is none. ``largest`` = max |b|. Integers and bools
-    must be equal. ``unproven``: b is so small that zeros were within tolerance too, and a is off by more
-    than the rtol (at least ``LEAST_RTOL``) of the largest b: another model would have passed. ``alike``: all
-    elements of b, at least two of them, are one number, or NaN, over all samples; that proves little.
+    ``shape`` is the shape in the sample of the worst element, or in the first. These count elements that are
+    finite on both sides: ``max_abs`` = max |a-b|; ``max_rel`` = max |a-b|/|b|, infinite if only b is 0;
+    ``snr_db`` = 10·log₁₀ Σb²/Σ(a-b)², None if it has no value. ``largest`` = max |b|. ``identical`` is true
+    if nothing differs. Of the elements ``out_of_tolerance``, ``unmatched`` are NaN or infinite on one side
+    only. ``worst`` is the first of those, or else the element with the largest |a-b|. ``needed_atol`` is the
+    least atol that would have passed with the given rtol, and ``needed_rtol`` the other way round; None if
+    no value would. Integers and bools must be equal. ``unproven``: b is so small that zeros would pass too,
+    and a is off by more than the rtol (at least ``LEAST_RTOL``) of the largest b, so another model would
+    have passed. ``alike``: all elements of b, two or more, are one number or NaN, which proves little.
     """
 
     name: str
@@ -77,18 +76,18 @@ class OutputProof:
 
     @property
     def tells(self) -> bool:
-        """Whether that means something: these are whole numbers, or not so small that zeros would do."""
+        """Whether a pass proves something: integers and bools do, and floats if zeros would not pass too."""
         return _is_exact(self.dtype) or bool(self.largest and not self.unproven)
 
 
 def flat(array: Array) -> Array:
-    """The elements end to end in C order."""
+    """The elements as one row, in C order."""
     return np.ascontiguousarray(array).reshape(-1)
 
 
 @dataclass(slots=True)
 class OutputMeter:
-    """One output, gathered over samples: float formats as ``Measure`` does it, all else as float64 too.
+    """Measures one output over samples; other dtypes than floats are converted to a float format first.
 
     Complex numbers are compared part by part. ``unequal`` counts integers and bools that differ.
     """
@@ -115,11 +114,11 @@ class OutputMeter:
 
     @property
     def out(self) -> int:
-        """How many elements are out of tolerance."""
+        """The number of elements out of tolerance."""
         return self.unequal if self.is_exact else self.measure.different
 
     def add(self, sample: Sample, found: Array, expected: Array) -> None:
-        """Add an output of one sample."""
+        """Measure the output for one sample."""
         left, right = flat(found), flat(expected)
         parts = 2 if right.dtype.kind == "c" else 1
         start, form = self.elements * parts, _form(self.dtype)
@@ -137,7 +136,7 @@ class OutputMeter:
         worst = self.measure.worst
         here = (worst - start) // parts if worst is not None and worst >= start else None
         if here is None and self.worst is None:
-            here = at_first  # integers past 2**53 that float64 does not tell apart
+            here = at_first  # integers past 2**53 that are equal as float64
         if here is not None:
             index = tuple(int(place) for place in np.unravel_index(here, expected.shape))
             values = (_number(right[here]), _number(left[here]))
@@ -147,12 +146,12 @@ class OutputMeter:
         self.elements += right.size
 
     def result(self) -> OutputProof:
-        """What was gathered."""
+        """The result over all samples so far."""
         measure = self.measure
         tolerable = not self.is_exact and not measure.unmatched
         given = self.tolerance.atol or 0.0, self.tolerance.rtol or 0.0
         unproven = tolerable and not self.out and self._is_unproven(*given)
-        # What would pass must prove something too, also where it is rounded up.
+        # With the tolerance that is advised, which is rounded up, the proof must still mean something.
         atol = None if self._is_unproven(measure.atol * _ROUNDED, given[1]) else measure.atol
         rtol = measure.rtol
         if self._zeros_would_pass(given[0], rtol * _ROUNDED):
@@ -177,7 +176,7 @@ class OutputMeter:
         )
 
     def _is_unproven(self, atol: float, rtol: float) -> bool:
-        """Whether zeros would be within tolerance too, and this is no nearer than something else might be."""
+        """Whether zeros would pass too, and the output is off by more than the rtol of the largest value."""
         return self._zeros_would_pass(atol, rtol) and self._share > max(rtol, LEAST_RTOL)
 
     def _zeros_would_pass(self, atol: float, rtol: float) -> bool:
@@ -194,7 +193,7 @@ def _is_exact(dtype: str) -> bool:
 
 
 def _form(dtype: DType) -> np.dtype[Any]:
-    """The float format in which a dtype is compared: its own, else one that holds it."""
+    """The float format in which a dtype is compared: its own, or one that holds it."""
     if dtype.name in FLOAT_FORMATS:
         return dtype.numpy()
     return np.dtype("float32" if dtype.is_float8 or dtype.name == "complex64" else "float64")
@@ -205,11 +204,11 @@ def _floats(x: Array, form: np.dtype[Any]) -> Array:
 
 
 def _span(x: Array) -> tuple[float, float]:
-    """The least and the greatest of the numbers that are finite; inf and -inf where there is none."""
+    """The least and the greatest finite number; inf and -inf if there is none."""
     finite = x[np.isfinite(x)]
     return (float(finite.min()), float(finite.max())) if finite.size else (math.inf, -math.inf)
 
 
 def _number(value: Any) -> float:
-    """An element as a number of Python; of a complex one, its size."""
+    """An element as a Python float; for a complex number, its absolute value."""
     return abs(complex(value)) if np.iscomplexobj(value) else float(value)

@@ -1,4 +1,4 @@
-"""Two functions run on the same samples and compared: names of outputs, shapes and dtypes, then values."""
+"""Runs two functions on the same samples, and compares names, shapes, dtypes and values of outputs."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ __all__ = ["ATOL", "RTOL", "NumericFunction", "Proof", "Run", "errors_name_sizes
 ATOL = 1e-5
 RTOL = 1e-3
 
-#: From inputs by name to outputs by name, in order.
+#: Takes inputs by name, and returns outputs by name, in order.
 NumericFunction: TypeAlias = Callable[[Mapping[str, Array]], Mapping[str, Array]]
 
 
 @dataclass(frozen=True, slots=True)
 class Proof:
-    """What a comparison of two functions found; true where all outputs are equal within the tolerance.
+    """The result of a comparison of two functions; true if all outputs are equal within the tolerance.
 
-    One of them at least must tell something: what is nearly zero is within an absolute tolerance anyhow.
-    ``mismatches`` are names, shapes and dtypes that differ, and samples that the candidate cannot run, in
-    words. Seconds are of one run of all samples.
+    At least one output must prove something: a value near zero is within an absolute tolerance anyhow.
+    ``mismatches`` describe names, shapes and dtypes that differ, and samples that the candidate cannot run.
+    The seconds are those of one run of all samples.
     """
 
     outputs: tuple[OutputProof, ...]
@@ -51,12 +51,12 @@ class Proof:
 
     @property
     def within(self) -> bool:
-        """Whether all is within the tolerance, be it that this means nothing."""
+        """Whether all outputs are within the tolerance, even if that proves nothing."""
         return bool(self.outputs) and not self.mismatches and all(output.passed for output in self.outputs)
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """On outputs that say little of the weights they were computed with."""
+        """Notes on outputs that prove little about the weights."""
         found = []
         for output in self.outputs:
             if output.alike:
@@ -64,7 +64,7 @@ class Proof:
                     f"output {printable(output.name)} is the same number everywhere: that proves little"
                 )
             elif output.unproven:
-                what = f"is at most {output.largest:.3g}, so that zeros would do too"
+                what = f"is at most {output.largest:.3g}, so zeros would pass too"
                 found.append(f"output {printable(output.name)} {what}: that proves little")
         return tuple(found)
 
@@ -75,7 +75,7 @@ class Proof:
 
     @property
     def needed(self) -> Needed | None:
-        """The least tolerance under which all values would have passed, or None where none would do."""
+        """The least tolerance under which all values would have passed, or None if there is none."""
         failed = [output for output in self.outputs if not output.passed or (self.within and output.unproven)]
         atols = [output.needed_atol for output in failed]
         rtols = [output.needed_rtol for output in failed]
@@ -85,7 +85,7 @@ class Proof:
 
     @property
     def advice(self) -> str:
-        """The options under which it would have passed, rounded up so that it does; empty where it passed."""
+        """The options under which the proof would have passed, rounded up; empty if it passed."""
         if self:
             return ""
         need = None if self.mismatches else self.needed
@@ -98,7 +98,7 @@ class Proof:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """What a function gave for a sample, and how long that took."""
+    """The outputs of a function for a sample, and the seconds that it took."""
 
     outputs: Mapping[str, Array]
     seconds: float
@@ -113,10 +113,9 @@ def steady_run(
     atol: float = ATOL,
     who: str = "the module",
 ) -> Run:
-    """What a reference gives for a sample when it is run twice.
+    """Run a reference twice on a sample; returns the first run.
 
-    Raises ``InputError`` where the second run gives other numbers than the first, or there is nothing that
-    could be compared.
+    Raises ``InputError`` if the second run gives other numbers, or if there is nothing to compare.
     """
     feeds = arrays(signature, sample)
     with errors_name_sizes(sample):
@@ -141,12 +140,12 @@ def prove(
     """Run both functions on samples and compare: |candidate-reference| <= atol + rtol·|reference|.
 
     NaN is equal to NaN, and an infinity to itself. A ``VerifyError`` of the candidate is a mismatch.
-    ``who`` names the reference in messages. ``first`` is what ``steady_run`` gave for the first sample,
-    where that is known. ``forget`` is called before each sample, for a reference that remembers.
+    ``who`` names the reference in messages. ``first`` is the result of ``steady_run`` for the first sample,
+    if it is known. ``forget`` is called before each sample, to reset a reference that keeps state.
 
-    The reference is run twice on the first sample and on each that differs. Raises ``InputError`` where it
-    gives other numbers then, or nothing that could be compared; ``ArgumentError`` for a tolerance that is
-    none.
+    The reference is run twice on the first sample and on each sample that differs. Raises ``InputError`` if
+    the two runs give different numbers, or if there is nothing to compare; ``ArgumentError`` for a tolerance
+    that is not valid.
 
     >>> from wnconvert.verbs.proof.samples import samples_of
     >>> from wnconvert.verbs.proof.signatures import signature_of
@@ -156,7 +155,9 @@ def prove(
     True
     """
     if not samples:
-        raise ArgumentError("no samples: that would compare nothing", fix="a number of samples from 1 on")
+        raise ArgumentError(
+            "no samples: that would compare nothing", fix="give a number of samples of 1 or more"
+        )
     comparison = _Comparison(Tolerance(rtol, atol))
     reference_seconds = candidate_seconds = 0.0
     for at, sample in enumerate(samples):
@@ -180,7 +181,7 @@ def prove(
         before = comparison.failures
         comparison.add(sample, found.outputs, expected.outputs)
         if at and comparison.failures != before:
-            with errors_name_sizes(sample):  # which of both it is that gives something else
+            with errors_name_sizes(sample):  # to see whether the reference itself varies
                 again = _run(reference, feeds)
                 _check_steady(expected.outputs, again.outputs, comparison.tolerance, who)
     proof = Proof(
@@ -198,14 +199,14 @@ def prove(
 
 @dataclass(slots=True)
 class _Comparison:
-    """Outputs of two functions, gathered sample by sample, and in words what cannot be compared."""
+    """Outputs of two functions, compared sample by sample; ``mismatches`` are in words."""
 
     tolerance: Tolerance
     meters: dict[str, OutputMeter] = field(default_factory=dict)
     mismatches: list[str] = field(default_factory=list)
 
     def add(self, sample: Sample, found: Mapping[str, Array], expected: Mapping[str, Array]) -> None:
-        """Compare the outputs of one sample, which have the same names."""
+        """Compare the outputs of one sample; both sides have the same names."""
         for name, right in expected.items():
             apart = _form_apart(name, found[name], right)
             if apart:
@@ -216,17 +217,17 @@ class _Comparison:
 
     @property
     def failures(self) -> tuple[int, int]:
-        """How many mismatches there are, and elements out of tolerance."""
+        """The numbers of mismatches, and of elements out of tolerance."""
         return len(self.mismatches), sum(meter.out for meter in self.meters.values())
 
     @property
     def outputs(self) -> tuple[OutputProof, ...]:
-        """What was gathered of each output."""
+        """The result for each output."""
         return tuple(meter.result() for meter in self.meters.values())
 
 
 def _comparable_run(reference: NumericFunction, feeds: Mapping[str, Array], sample: Sample, who: str) -> Run:
-    """A run of the reference, whose outputs can be compared."""
+    """Run the reference. Raises ``InputError`` if its outputs cannot be compared."""
     with errors_name_sizes(sample):
         run = _run(reference, feeds)
         _check_comparable(run.outputs, who)
@@ -234,21 +235,22 @@ def _comparable_run(reference: NumericFunction, feeds: Mapping[str, Array], samp
 
 
 def _check_tells(proof: Proof, who: str) -> None:
-    """Raise ``InputError`` where the reference gave nothing by which models can be told apart."""
+    """Raise ``InputError`` if the reference gave no numbers that another model would not give too."""
     if not proof.mismatches and not any(output.elements for output in proof.outputs):
         raise InputError(
-            f"all outputs of {who} are empty: that would compare nothing", fix="larger sizes of its inputs"
+            f"all outputs of {who} are empty: that would compare nothing",
+            fix="give larger sizes of its inputs",
         )
     if proof.within and not any(output.tells or output.unproven for output in proof.outputs):
         raise InputError(
             f"all outputs of {who} are 0, NaN or infinite on all samples, which proves nothing",
-            fix="inputs on which it gives something: another bound, range or --seed, or examples in Python",
+            fix="give other inputs: another bound, range or --seed, or examples in Python",
         )
 
 
 @contextmanager
 def errors_name_sizes(sample: Sample) -> Iterator[None]:
-    """Errors raised inside say at which sizes."""
+    """Errors raised inside name the sizes of the sample."""
     try:
         yield
     except WnconvertError as error:
@@ -258,7 +260,7 @@ def errors_name_sizes(sample: Sample) -> Iterator[None]:
 
 
 def _run(function: NumericFunction, feeds: Mapping[str, Array]) -> Run:
-    """A run of a function, which gets its own copy of the inputs, for it may write to them."""
+    """Run a function on a copy of the inputs, because it may write to them."""
     own = {name: array.copy() for name, array in feeds.items()}
     start = time.perf_counter()
     outputs = function(own)
@@ -269,7 +271,8 @@ def _run(function: NumericFunction, feeds: Mapping[str, Array]) -> Run:
 def _check_comparable(outputs: Mapping[str, Array], who: str) -> None:
     if not outputs:
         raise InputError(
-            f"{who} has no outputs: that would compare nothing", fix="a forward that returns tensors"
+            f"{who} has no outputs: that would compare nothing",
+            fix="give a module whose forward returns tensors",
         )
     for name, array in outputs.items():
         if array.dtype.name not in DTYPES:
@@ -279,11 +282,11 @@ def _check_comparable(outputs: Mapping[str, Array], who: str) -> None:
 def _check_steady(
     first: Mapping[str, Array], again: Mapping[str, Array], tolerance: Tolerance, who: str
 ) -> None:
-    """Refuse a reference that gives other outputs when it is run again.
+    """Raise ``InputError`` if a second run of the reference gave other outputs.
 
-    A hundredth of the tolerance is left to kernels that add in another order each time.
+    A hundredth of the tolerance is allowed, for kernels that add in another order each time.
     """
-    fix = "a forward without noise, dropout and memory, or with the noise (or its seed) as an input"
+    fix = "remove noise, dropout and memory from forward, or make the noise (or its seed) an input"
     said = f"{who} is stochastic: run twice on the same input"
     if tuple(first) != tuple(again):
         raise InputError(
@@ -305,7 +308,7 @@ def _check_steady(
 
 
 def _names_apart(found: tuple[str, ...], expected: tuple[str, ...]) -> str:
-    """How names of outputs differ, in words; empty where they do not."""
+    """How the names of outputs differ, in words; empty if they agree."""
     if found == expected:
         return ""
     order = " in this order" if sorted(found) == sorted(expected) else ""
@@ -314,7 +317,7 @@ def _names_apart(found: tuple[str, ...], expected: tuple[str, ...]) -> str:
 
 
 def _form_apart(name: str, found: Array, expected: Array) -> str:
-    """How shapes or dtypes differ, in words; empty where they do not."""
+    """How shapes or dtypes differ, in words; empty if they agree."""
     name = printable(name)
     if found.shape != expected.shape:
         return f"output {name}: shape {_shape(found)}, expected {_shape(expected)}"

@@ -1,4 +1,4 @@
-"""What an export or a check found, and the steps that it took, each told as it ends."""
+"""The report of an export or a check, and its steps with their times."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["ExportReport", "TimedStep", "TimedSteps"]
 
 @dataclass(frozen=True, slots=True)
 class TimedStep:
-    """A step that was done: its name, what came of it in a few words, and its wall time."""
+    """A finished step: its name, its result in a few words, and its wall time."""
 
     name: str
     detail: str
@@ -26,13 +26,13 @@ class TimedStep:
 
 @dataclass(slots=True)
 class _Doing:
-    """A step under way; what came of it is told when it is done."""
+    """A step under way; its code sets ``detail``, the result in a few words."""
 
     detail: str = ""
 
 
 class TimedSteps:
-    """The steps that are done, each told as it ends.
+    """The finished steps; ``progress`` is called with each as it ends.
 
     >>> steps = TimedSteps(lambda step: print(step.name, step.detail))
     >>> with steps("fold") as step:
@@ -46,7 +46,7 @@ class TimedSteps:
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[_Doing]:
-        """A step of that name, which is not told where the block fails."""
+        """Time a block as a step; a block that fails is not a step."""
         began, doing = time.perf_counter(), _Doing()
         yield doing
         self.every.append(TimedStep(name, doing.detail, time.perf_counter() - began))
@@ -55,11 +55,11 @@ class TimedSteps:
 
 @dataclass(frozen=True, slots=True)
 class ExportReport:
-    """What an export or a check of a model did and found; true where the model is equal to its reference.
+    """The result of an export or a check; true if the model is equal to its reference.
 
-    ``model`` is its path and ``size`` its bytes, external data among them; ``reference`` says in words what
-    it is equal to. What ``check_onnx`` does not do is None: the exporter, nodes as exported and now,
-    layers that were folded in the module and in the graph, and how many initializers were named after them.
+    ``model`` is the path of the model, ``size`` its bytes with external data, and ``reference`` describes
+    the module. Only an export sets the exporter, ``nodes_exported``, the numbers of layers that were folded
+    in the module and in the graph, and the number of initializers that were named; a check leaves them None.
     """
 
     model: str
@@ -86,7 +86,7 @@ class ExportReport:
         return self.proof.outputs
 
     def to_dict(self) -> dict[str, Any]:
-        """The report as JSON-able data; docs/rules.md documents it. What is not finite is null."""
+        """The report as JSON-able data; docs/json.md documents it. What is not finite is null."""
         proof = self.proof
         mine = {key: value for key, value in asdict(self).items() if key not in ("proof", "model")}
         return {
@@ -107,7 +107,7 @@ class ExportReport:
 
 
 def _plain(value: Any) -> Any:
-    """A value as JSON has them: sequences as lists, numbers that are not finite as None."""
+    """A value as JSON has it: sequences are lists, and numbers that are not finite are None."""
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, (tuple, list)):

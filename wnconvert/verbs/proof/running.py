@@ -1,4 +1,4 @@
-"""A torch model run quietly in eval mode, and then exactly as it was, whatever its forward does to it."""
+"""Runs a torch model quietly in eval mode, and restores it exactly, whatever its forward does."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ __all__ = ["check_shaped", "evaluating", "quiet_torch"]
 
 Undo: TypeAlias = Callable[[], None]
 
-#: Attributes of these types are caches as often as not, so what is in them comes back too.
+#: Attributes of these types are often caches, so their contents are restored too.
 _CONTAINERS = (dict, OrderedDict, defaultdict, Counter, list, set, deque, bytearray)
 
 
 def check_shaped(model: nn.Module | ExportedProgram) -> None:
-    """Raise ``ArgumentError`` for lazy modules: a first run gives them shapes, and another class for good.
+    """Raise ``ArgumentError`` for lazy modules: their first run gives them shapes and another class for good.
 
     >>> check_shaped(nn.Sequential(nn.LazyLinear(3)))
     Traceback (most recent call last):
@@ -45,20 +45,20 @@ def check_shaped(model: nn.Module | ExportedProgram) -> None:
     if names:
         raise ArgumentError(
             f"the model has parameters without a shape yet: {listed(names, 8)}",
-            fix="run it once on an input, in Python, before it is exported, checked or given weights",
+            fix="run it once on an input, in Python, before you export it, check it or load weights into it",
         )
 
 
 @contextlib.contextmanager
 def evaluating(model: nn.Module | ExportedProgram) -> Iterator[Undo]:
-    """A model in eval mode, without gradients; after it the model and random states are as they were.
+    """Put a model into eval mode, without gradients; at the end, restore it and the random states.
 
-    What comes back: modes, attributes, the numbers of parameters, buffers and tensors in attributes, and what
-    is in containers there, however deep. What is inside other objects is not looked into, those of one's own
-    classes, arrays of numpy and sparse tensors among them.
+    These are restored: modes, attributes, the numbers of parameters, buffers and tensors in attributes, and
+    the contents of containers there, however deep. The insides of other objects are not: instances of the
+    user's classes, numpy arrays and sparse tensors.
 
-    The block gets a function that brings back what it began with: eval mode, and nothing that a forward
-    has left behind since (batch statistics, caches, counters). Raises as ``check_shaped``.
+    The block gets a function that restores the state at its beginning: eval mode, and nothing that a
+    forward has left behind (batch statistics, caches, counters). Raises the errors of ``check_shaped``.
 
     >>> norm = nn.BatchNorm1d(3, momentum=0.5)
     >>> with evaluating(norm) as forget:
@@ -78,7 +78,7 @@ def evaluating(model: nn.Module | ExportedProgram) -> Iterator[Undo]:
             for module in modules:
                 module.training = False
             own = [vars(module) for module in modules if not isinstance(module, torch.jit.ScriptModule)]
-            # A deep copy would break what is shared.
+            # Not by a deep copy, which would separate shared objects.
             containers, tensors = _reached(own)
             undo += map(_entries, containers)
             undo += _numbers([*held, *tensors])
@@ -98,10 +98,10 @@ def evaluating(model: nn.Module | ExportedProgram) -> Iterator[Undo]:
 
 
 def _reached(roots: Iterable[Any]) -> tuple[list[Any], list[Tensor]]:
-    """The containers that can change and the tensors in some containers, themselves among them, each once."""
+    """The containers that can change, the given ones among them, and the tensors in them, each once."""
     found: dict[int, Any] = {}
     todo = list(roots)
-    while todo:  # no recursion: containers may be deep, and in themselves
+    while todo:  # not recursive: containers may be deep, and may hold themselves
         value = todo.pop()
         if id(value) in found:
             continue
@@ -114,12 +114,12 @@ def _reached(roots: Iterable[Any]) -> tuple[list[Any], list[Tensor]]:
 
 
 def _is_container(value: Any) -> bool:
-    # Not a class of one's own, whose methods may do anything.
+    # Not a subclass, whose methods may do anything.
     return type(value) in _CONTAINERS
 
 
 def _entries(value: Any) -> Undo:
-    """What brings back the items of a container: the very same ones, in their order."""
+    """A function that restores the items of a container: the same objects, in their order."""
     kept = value.copy()
 
     def undo() -> None:
@@ -137,17 +137,17 @@ def _entries(value: Any) -> Undo:
 
 
 def _numbers(tensors: Iterable[Tensor]) -> Iterator[Undo]:
-    """What brings back the numbers of tensors, and their shapes.
+    """Functions that restore the numbers of tensors, and their shapes.
 
-    Memory that several share is kept once, and of memory that a tensor is a part of, that part.
+    Memory that several tensors share is saved once, and only the part of it that the tensors use.
     """
     spans: dict[int, tuple[torch.UntypedStorage, int, int]] = {}
     for tensor in tensors:
-        # Sparse tensors and those made of others have no memory of their own.
+        # Sparse tensors and tensor subclasses made of others have no memory of their own.
         if tensor.layout is not torch.strided or hasattr(tensor, "__tensor_flatten__"):
             continue
         storage = tensor.untyped_storage()
-        if storage.device.type == "meta":  # of fake tensors too, which say otherwise
+        if storage.device.type == "meta":  # of fake tensors too, although they claim another device
             continue
         yield _place(tensor)
         if tensor.numel():
@@ -161,7 +161,7 @@ def _numbers(tensors: Iterable[Tensor]) -> Iterator[Undo]:
 
 
 def _place(tensor: Tensor) -> Undo:
-    """What brings a tensor back to its memory, where another was put in its place (``tensor.data = …``)."""
+    """A function that gives a tensor its own memory back, after ``tensor.data = …``."""
     kept = tensor.detach()
 
     def undo() -> None:
@@ -173,9 +173,9 @@ def _place(tensor: Tensor) -> Undo:
 
 
 def _bytes(storage: torch.UntypedStorage, low: int, high: int) -> Undo:
-    """What brings back a stretch of memory, which is not written to where it is the same.
+    """A function that restores a range of memory, if its bytes have changed.
 
-    Bytes, for NaN is equal to NaN then; and memory, for no tensor there may be written to in all modes.
+    Bytes, because NaN is not equal to NaN; memory, because not every tensor can be written to in every mode.
     """
     high = min(high, storage.nbytes())  # elements of less than a byte
     there = torch.empty(0, dtype=torch.uint8, device=storage.device)
@@ -191,12 +191,12 @@ def _bytes(storage: torch.UntypedStorage, low: int, high: int) -> Undo:
     return undo
 
 
-# -- quiet, and what is said instead
+# -- quiet
 
 
 @contextlib.contextmanager
 def quiet_torch() -> Iterator[None]:
-    """No warnings, log lines or prints of torch's inside (nor of the model's)."""
+    """Suppress warnings, log lines and prints, of torch and of the model."""
     level = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     sink = io.StringIO()
@@ -215,7 +215,7 @@ def quiet_torch() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _no_traces() -> Iterator[None]:
-    """Where the older exporter fails, it prints the whole graph, and not by way of Python."""
+    """Suppress the whole graph that the older exporter prints from C++ when it fails."""
     torch._C._jit_set_onnx_log_output_stream("stderr")  # which is not buffered
     try:
         with Path(os.devnull).open("wb") as nowhere, redirected(2, nowhere.fileno()):

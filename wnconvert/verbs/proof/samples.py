@@ -1,4 +1,4 @@
-"""Values that are fed to a model: drawn from a signature at several sizes, and those that are exported."""
+"""Values of inputs: random samples of a signature at several sizes, and those for the export."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from wnconvert.verbs.proof.signatures import InputSpec, Range, Signature, export
 __all__ = ["EXPORT_SEED", "Sample", "arrays", "export_arrays", "export_sample", "samples_of"]
 
 
-#: Up to so many values an input takes them in turn: at random a flag might be the same on all samples.
+#: An input with at most this many values takes them in turn: a random flag might never change.
 _FEW = 16
-#: The seed of the values that are exported: none of a sample's, so that what a trace bakes in is seen.
+#: The seed of the exported values. No sample has it, so values that a trace bakes in are noticed.
 EXPORT_SEED = 2**32 - 1
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One input of every kind: the seed of its values, the size of each letter, and which sample it is.
+    """A value for each input: the seed of the values, the size of each letter, and the sample's number.
 
     >>> str(Sample(3, {"T": 57})), str(Sample(3, {}))
     ('T = 57', 'seed 3')
@@ -39,33 +39,36 @@ class Sample:
 
 
 def export_sample(signature: Signature) -> Sample:
-    """The sizes that are exported: those of the examples, else the middle of each range."""
+    """The sizes for the export: those of the examples, or the middle of each range."""
     sizes = {letter: (span.low + span.high + 1) // 2 for letter, span in signature.ranges.items()}
     return Sample(EXPORT_SEED, sizes | exported_sizes(signature.inputs, signature.examples), -1)
 
 
 def export_arrays(signature: Signature) -> dict[str, Array]:
-    """The values that are exported, by input: the examples where given."""
+    """The values for the export, by input: the examples, or random values."""
     return arrays(signature, export_sample(signature)) | dict(signature.examples)
 
 
 def samples_of(signature: Signature, count: int = 4, seed: int = 0) -> tuple[Sample, ...]:
     """Samples at sizes other than the exported ones: the lowest, the highest, then odd ones between.
 
-    Where both ends are odd one is even, for what is wrong with padding may be wrong at every second size.
-    Where a range has one size only, all are of that size. Seeds are ``seed``, ``seed + 1``, … Raises
-    ``ArgumentError`` for a count or a seed that is none.
+    If both ends are odd, one size is even: wrong padding may show at every second size only. If a range has
+    one size only, all samples have it. The seeds are ``seed``, ``seed + 1``, … Raises ``ArgumentError`` for
+    a count or a seed that is not valid.
 
     >>> from wnconvert.verbs.proof.signatures import signature_of
     >>> [str(sample) for sample in samples_of(signature_of("x=float32[T]", ["T=16..400"]))]
     ['T = 16', 'T = 400', 'T = 253', 'T = 107']
     """
     if type(count) is not int or type(seed) is not int:
-        raise ArgumentError(f"{count} samples from seed {seed}: these are no whole numbers", fix="samples=4")
+        raise ArgumentError(
+            f"{count} samples from seed {seed}: these are not whole numbers",
+            fix="give whole numbers, such as samples=4",
+        )
     if count < 1:
-        raise ArgumentError(f"{count} samples would compare nothing", fix="a number from 1 on")
+        raise ArgumentError(f"{count} samples would compare nothing", fix="give a number of 1 or more")
     if not 0 <= seed <= EXPORT_SEED - count:
-        raise ArgumentError(f"no seed: {seed}", fix=f"a number from 0 to {EXPORT_SEED - count}")
+        raise ArgumentError(f"{seed} is not a seed", fix=f"give a number from 0 to {EXPORT_SEED - count}")
     exported = export_sample(signature).sizes
     columns = {
         letter: _spread(span, exported[letter], count, turn)
@@ -77,7 +80,7 @@ def samples_of(signature: Signature, count: int = 4, seed: int = 0) -> tuple[Sam
 
 
 def _spread(span: Range, exported: int, count: int, turn: int) -> list[int]:
-    """Sizes of one letter: its lowest, its highest, then odd ones; other letters take other turns."""
+    """Sizes of one letter: its lowest, its highest, then odd ones, in another order for each ``turn``."""
     low = span.low + (span.low == exported)
     high = span.high - (span.high == exported)
     if low > high:
@@ -100,9 +103,8 @@ def _spread(span: Range, exported: int, count: int, turn: int) -> list[int]:
 def arrays(signature: Signature, sample: Sample) -> dict[str, Array]:
     """The values of a sample by input: standard normal floats, uniform integers, random bools.
 
-    They depend on the seed and on the input's name, dtype and shape. Where an input has few values its first
-    element takes them in turn. Raises ``ArgumentError`` where they do not fit in
-    memory.
+    They depend on the seed and on the input's name, dtype and shape. If an input has few possible values,
+    its first element takes them in turn. Raises ``ArgumentError`` if they do not fit in memory.
     """
     found = {}
     few = 0
@@ -114,7 +116,7 @@ def arrays(signature: Signature, sample: Sample) -> dict[str, Array]:
         except (MemoryError, ValueError) as error:  # numpy: ValueError past what an address can hold
             size = "×".join(map(str, shape))
             what = f"input {printable(spec.name)}: {size} elements do not fit in memory"
-            raise ArgumentError(what, fix="smaller sizes") from error
+            raise ArgumentError(what, fix="give smaller sizes") from error
         below = 2 if spec.dtype.name == "bool" else spec.below
         if below is not None and 1 < below <= _FEW:
             found[spec.name].reshape(-1)[0] = _in_turn(sample, spec, below, few)
@@ -123,9 +125,9 @@ def arrays(signature: Signature, sample: Sample) -> dict[str, Array]:
 
 
 def _in_turn(sample: Sample, spec: InputSpec, below: int, place: int) -> int:
-    """The value of an input with few values: each once in so many samples, flags in four of them.
+    """The value of an input with few values: n values take turns in n samples; a flag has each twice in four.
 
-    Three flags take all pairs of values in four samples; beyond that, who is in step with whom is random.
+    In four samples, any two of three flags take all four pairs of values. With more flags it is up to chance.
     """
     length = 4 if below == 2 else below
     block, at = divmod(sample.turn, length)

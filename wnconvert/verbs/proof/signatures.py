@@ -1,6 +1,6 @@
-"""What is fed to a model: inputs by name, dtype and shape, and ranges of dynamic sizes.
+"""The inputs of a model: their names, dtypes and shapes, and the ranges of dynamic sizes.
 
-An input is told as text, ``mel=float32[1,80,T]``: a letter (any identifier) is a dynamic size with a range,
+An input is written as ``mel=float32[1,80,T]``: a letter (any identifier) is a dynamic size with a range,
 ``T=16..400``. Integers are drawn below a bound, ``ids=int64[1,L]<100``.
 """
 
@@ -41,15 +41,15 @@ _MOST = 2**31 - 1
 _INPUT = re.compile(r"(?P<name>[^\s=\[\]<]+)=(?P<dtype>\w+)\[(?P<shape>[^\[\]]*)\](?:<(?P<below>\d+))?")
 _LETTER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _RANGE = re.compile(r"(?P<letter>[^=\s]+)=(?P<low>\d+)\.\.(?P<high>\d+)")
-_INPUT_FIX = "such as 'mel=float32[1,80,T]', 'ids=int64[1,L]<100' or 'flag=bool[]'"
-_RANGE_FIX = "such as 'T=16..400'"
+_INPUT_FIX = "give inputs such as 'mel=float32[1,80,T]', 'ids=int64[1,L]<100' or 'flag=bool[]'"
+_RANGE_FIX = "give a range such as 'T=16..400'"
 
 
 @dataclass(frozen=True, slots=True)
 class Range:
-    """The sizes that a letter may have, both ends among them; ``str()`` gives ``16..400``.
+    """The sizes that a letter may have, with both ends; ``str()`` gives ``16..400``.
 
-    Raises ``ArgumentError`` where it holds no size.
+    Raises ``ArgumentError`` if it is empty.
     """
 
     low: int
@@ -57,8 +57,8 @@ class Range:
 
     def __post_init__(self) -> None:
         if not 1 <= self.low <= self.high <= _MOST:
-            bound = f"sizes are 1 to {_MOST}" if self.low <= self.high else "the first is the lower one"
-            raise ArgumentError(f"no range: {self.low}..{self.high}: {bound}", fix=_RANGE_FIX)
+            bound = f"sizes are 1 to {_MOST}" if self.low <= self.high else "the lower end comes first"
+            raise ArgumentError(f"{self.low}..{self.high} is not a range: {bound}", fix=_RANGE_FIX)
 
     def __contains__(self, size: object) -> bool:
         return isinstance(size, int) and self.low <= size <= self.high
@@ -67,7 +67,7 @@ class Range:
         return f"{self.low}..{self.high}"
 
 
-#: The range of a letter that has none.
+#: The range of a letter for which none is given.
 DEFAULT_RANGE = Range(16, 128)
 
 
@@ -99,9 +99,9 @@ class InputSpec:
 
 @dataclass(frozen=True, slots=True)
 class Signature:
-    """The inputs of a model in order, the range of each letter in them, and example values where given.
+    """The inputs of a model in order, the range of each letter in them, and example values if there are any.
 
-    ``examples`` are by name; the exported sizes are then theirs. ``notes`` are for people.
+    ``examples`` are by input, and set the exported sizes. ``notes`` are for the user.
     """
 
     inputs: tuple[InputSpec, ...]
@@ -119,14 +119,14 @@ class Signature:
 
 
 def parse_input(text: str) -> InputSpec:
-    """The input that a text tells. Raises ``ArgumentError``.
+    """Parse the text of an input. Raises ``ArgumentError``.
 
     >>> parse_input("ids=int64[1,L]<100").shape
     (1, 'L')
     """
     parts = _INPUT.fullmatch(text.strip())
     if parts is None:
-        raise _no_input(text, "an input is told as NAME=DTYPE[SIZE,…], integers with <N after it")
+        raise _no_input(text, "an input is written NAME=DTYPE[SIZE,…], with <N behind it for integers")
     dtype = _dtype(text, parts["dtype"])
     sizes = [size.strip() for size in parts["shape"].split(",")] if parts["shape"].strip() else []
     shape = tuple(_size(text, size) for size in sizes)
@@ -136,14 +136,14 @@ def parse_input(text: str) -> InputSpec:
 
 
 def parse_range(text: str) -> tuple[str, Range]:
-    """The letter and the range that a text tells. Raises ``ArgumentError``.
+    """Parse the text of a range into its letter and range. Raises ``ArgumentError``.
 
     >>> parse_range("T=16..400")
     ('T', Range(low=16, high=400))
     """
     parts = _RANGE.fullmatch(text.strip())
     if parts is None or not _LETTER.fullmatch(parts["letter"]):
-        raise ArgumentError(f"range {_quoted(text)}: a range is told as LETTER=LOW..HIGH", fix=_RANGE_FIX)
+        raise ArgumentError(f"range {_quoted(text)}: a range is written LETTER=LOW..HIGH", fix=_RANGE_FIX)
     try:
         return parts["letter"], Range(int(parts["low"]), int(parts["high"]))
     except ArgumentError as error:
@@ -151,12 +151,14 @@ def parse_range(text: str) -> tuple[str, Range]:
 
 
 def check_outputs(names: Sequence[str]) -> None:
-    """Raise ``ArgumentError`` where a name of an output is none, or is there twice."""
+    """Raise ``ArgumentError`` if the name of an output is not valid, or comes twice."""
     for name in names:
         if not name or name != name.strip():
-            raise ArgumentError(f"output {_quoted(name)}: that is no name", fix="such as --output wave")
+            raise ArgumentError(
+                f"output {_quoted(name)}: this is not a name", fix="give a name, such as --output wave"
+            )
         if list(names).count(name) > 1:
-            raise ArgumentError(f"two outputs are called {printable(name)}", fix="another name for each")
+            raise ArgumentError(f"two outputs are called {printable(name)}", fix="give each its own name")
 
 
 def _quoted(text: str) -> str:
@@ -171,9 +173,11 @@ def _dtype(text: str, name: str) -> DType:
     if name in _KNOWN:
         return DTYPES[name]
     if name in DTYPES:
-        raise _no_input(text, f"no values of {name} can be drawn", f"one of {', '.join(_KNOWN)}")
+        raise _no_input(text, f"no values of {name} can be drawn", f"choose one of {', '.join(_KNOWN)}")
     near = get_close_matches(name, _KNOWN, n=3)
-    raise _no_input(text, f"no dtype is called {name}", f"{' or '.join(near) or ', '.join(_KNOWN)}")
+    raise _no_input(
+        text, f"no dtype is called {name}", f"choose {' or '.join(near) or 'one of ' + ', '.join(_KNOWN)}"
+    )
 
 
 def _size(text: str, size: str) -> int | str:
@@ -181,20 +185,20 @@ def _size(text: str, size: str) -> int | str:
         return size
     if re.fullmatch(r"\d+", size, re.ASCII) and 1 <= int(size) <= _MOST:
         return int(size)
-    raise _no_input(text, f"'{printable(size)}' is no size: a number from 1 on, or a letter")
+    raise _no_input(text, f"'{printable(size)}' is not a size: give a number of 1 or more, or a letter")
 
 
 def _check_bound(text: str, dtype: DType, below: int | None) -> None:
     if dtype.name not in _INTEGERS:
         if below is not None:
-            raise _no_input(text, f"{dtype} takes no bound; <N is for integers")
+            raise _no_input(text, f"{dtype} does not take a bound; <N is for integers")
         return
     most = int(np.iinfo(dtype.numpy()).max) + 1
     if below is None:
         fixed = f"'{printable(text.strip())}<100' draws from 0 to 99"
         raise _no_input(text, "integers need a bound: <N draws from 0 to N-1", fixed)
     if not 1 <= below <= most:
-        raise _no_input(text, f"no bound of {dtype}: {below}", f"a number from 1 to {most}")
+        raise _no_input(text, f"{below} is not a bound for {dtype}", f"give a number from 1 to {most}")
 
 
 # -- signatures
@@ -207,10 +211,10 @@ def signature_of(
     dynamic: Mapping[str, Mapping[int, str]] | None = None,
     names: Sequence[str] = (),
 ) -> Signature:
-    """A signature from texts, or from example tensors (torch's or numpy's) by name or by position.
+    """Make a signature from texts, or from example tensors (of torch or numpy) by name or by position.
 
-    ``names`` are those of tensors without one, by position. A tensor's sizes are fixed but for the axes
-    that ``dynamic`` gives a letter (``{"mel": {2: "T"}}``); integers are drawn up to its largest. Raises
+    ``names`` are for tensors that come by position. The sizes of a tensor are fixed, except for axes that
+    ``dynamic`` gives a letter (``{"mel": {2: "T"}}``); integers are drawn up to its largest. Raises
     ``ArgumentError``.
 
     >>> str(signature_of(["mel=float32[1,80,T]"], ["T=16..400"]).ranges["T"])
@@ -232,35 +236,38 @@ def signature_of(
     _check_names(specs, axes)
     exported = exported_sizes(specs, examples)
     letters = {letter: None for spec in specs for letter in spec.letters}
-    told = _ranges(ranges)
-    for letter in told:
+    spans = _ranges(ranges)
+    for letter in spans:
         if letter not in letters:
             have = f"the letters are {', '.join(letters)}" if letters else "no input has a letter"
-            raise ArgumentError(f"range {letter}={told[letter]}: no input has the size {letter}", fix=have)
+            raise ArgumentError(f"range {letter}={spans[letter]}: no input has the size {letter}", fix=have)
     for letter in letters:
-        if letter not in told:
+        if letter not in spans:
             size = exported.get(letter, DEFAULT_RANGE.low)
-            told[letter] = Range(min(size, DEFAULT_RANGE.low), max(size, DEFAULT_RANGE.high))
-            notes.append(f"{letter}: no range was given: {told[letter]}")
-        elif letter in exported and exported[letter] not in told[letter]:
+            spans[letter] = Range(min(size, DEFAULT_RANGE.low), max(size, DEFAULT_RANGE.high))
+            notes.append(f"{letter}: no range was given; it is {spans[letter]}")
+        elif letter in exported and exported[letter] not in spans[letter]:
             raise ArgumentError(
-                f"range {letter}={told[letter]}: the example has {letter} = {exported[letter]}",
-                fix="a range that holds it, or another example",
+                f"range {letter}={spans[letter]}: the example has {letter} = {exported[letter]}",
+                fix="give a range that holds it, or another example",
             )
-    return Signature(tuple(specs), {letter: told[letter] for letter in letters}, examples, tuple(notes))
+    return Signature(tuple(specs), {letter: spans[letter] for letter in letters}, examples, tuple(notes))
 
 
 def _dynamic(dynamic: Any) -> dict[str, dict[int, str]]:
-    """The letters of examples, by name and axis, held to that form."""
+    """The letters of examples, by name and axis. Raises ``ArgumentError`` for another form."""
     by_name = dynamic if isinstance(dynamic, Mapping) else {"": dynamic}
     for by_axis in by_name.values():
         if not isinstance(by_axis, Mapping) or not all(type(axis) is int for axis in by_axis):
-            raise ArgumentError(f"dynamic: {by_axis!r:.80} gives no axis a letter", fix='{"mel": {2: "T"}}')
+            raise ArgumentError(
+                f"dynamic: {by_axis!r:.80} does not name axes by letters",
+                fix='give {"mel": {2: "T"}}, for example',
+            )
     return {name: dict(by_axis) for name, by_axis in by_name.items()}
 
 
 def _by_name(inputs: Any, names: Sequence[str]) -> list[tuple[str, Any]]:
-    """Inputs with their names; texts carry their own."""
+    """Inputs with their names; a text has its own."""
     if isinstance(inputs, str):
         inputs = [inputs]
     if isinstance(inputs, Mapping):
@@ -273,25 +280,31 @@ def _by_name(inputs: Any, names: Sequence[str]) -> list[tuple[str, Any]]:
 
 def _some(given: list[tuple[str, Any]]) -> list[tuple[str, Any]]:
     if not given:
-        raise ArgumentError("no inputs: there is no telling what to feed the model", fix=_INPUT_FIX)
+        raise ArgumentError("no inputs are given", fix=_INPUT_FIX)
     return given
 
 
 def _spec_of(name: str, value: Any, letters: Mapping[int, str]) -> InputSpec:
-    """The spec of an example tensor."""
+    """The input that an example tensor stands for."""
     stored = stored_tensor(name, value)
     if stored is None or stored.info.dtype.name not in _KNOWN:
         what = f"{type(value).__name__} of {value.dtype}" if hasattr(value, "dtype") else type(value).__name__
-        raise ArgumentError(f"input {name}: {what} is no tensor that can be fed", fix=_INPUT_FIX)
+        raise ArgumentError(f"input {name}: {what} is not a tensor that can be fed", fix=_INPUT_FIX)
     dtype, shape = stored.info.dtype, stored.info.shape
     if 0 in shape:
-        raise ArgumentError(f"input {name}: the example has no elements: {shape}", fix="a larger example")
+        raise ArgumentError(
+            f"input {name}: the example has no elements: {shape}", fix="give a larger example"
+        )
     sizes: list[int | str] = list(shape)
     for axis, letter in letters.items():
         if not -len(shape) <= axis < len(shape):
-            raise ArgumentError(f"input {name}: no axis {axis} in shape {shape}", fix="an axis that it has")
+            raise ArgumentError(
+                f"input {name}: no axis {axis} in shape {shape}", fix="give an axis that it has"
+            )
         if not _LETTER.fullmatch(str(letter)):
-            raise ArgumentError(f"input {name}: axis {axis}: {letter!r} is no letter", fix='such as "T"')
+            raise ArgumentError(
+                f"input {name}: axis {axis}: {letter!r} is not a letter", fix='give a letter, such as "T"'
+            )
         sizes[axis] = letter
     below = None
     if dtype.name in _INTEGERS:
@@ -305,14 +318,16 @@ def _check_names(specs: Sequence[InputSpec], unused: Mapping[str, object]) -> No
     names = [spec.name for spec in specs]
     for name in names:
         if names.count(name) > 1:
-            raise ArgumentError(f"two inputs are called {printable(name)}", fix="one text for each input")
+            raise ArgumentError(
+                f"two inputs are called {printable(name)}", fix="give one text for each input"
+            )
     for name in unused:
-        where = "its text tells the letters" if name in names else f"the inputs are {listed(names)}"
+        where = "write the letters into its text" if name in names else f"the inputs are {listed(names)}"
         raise ArgumentError(f"dynamic: no example tensor is called {printable(str(name))}", fix=where)
 
 
 def exported_sizes(specs: Sequence[InputSpec], examples: Mapping[str, Array]) -> dict[str, int]:
-    """The size of each letter in the examples. Raises ``ArgumentError`` where it has two."""
+    """The size of each letter in the examples. Raises ``ArgumentError`` if a letter has two sizes."""
     found: dict[str, int] = {}
     for spec in specs:
         if spec.name in examples:
@@ -320,7 +335,7 @@ def exported_sizes(specs: Sequence[InputSpec], examples: Mapping[str, Array]) ->
                 if isinstance(letter, str) and found.setdefault(letter, size) != size:
                     raise ArgumentError(
                         f"input {spec.name}: {letter} is {size} here and {found[letter]} elsewhere",
-                        fix="one letter for each size",
+                        fix="give each size its own letter",
                     )
     return found
 
@@ -331,16 +346,20 @@ def _ranges(ranges: Any) -> dict[str, Range]:
             letter: value if isinstance(value, Range) else Range(*_two(letter, value))
             for letter, value in ranges.items()
         }
-    told: dict[str, Range] = {}
+    spans: dict[str, Range] = {}
     for text in texts_of(ranges):
         letter, found = parse_range(text)
-        if letter in told:
-            raise ArgumentError(f"two ranges for {letter}: {told[letter]} and {found}", fix="one of them")
-        told[letter] = found
-    return told
+        if letter in spans:
+            raise ArgumentError(
+                f"two ranges for {letter}: {spans[letter]} and {found}", fix="give one of them"
+            )
+        spans[letter] = found
+    return spans
 
 
 def _two(letter: str, value: Any) -> tuple[int, int]:
     if isinstance(value, (tuple, list)) and len(value) == 2 and all(isinstance(end, int) for end in value):
         return value[0], value[1]
-    raise ArgumentError(f"range of {letter}: {value!r} is no pair of numbers", fix='such as {"T": (16, 400)}')
+    raise ArgumentError(
+        f"range of {letter}: {value!r} is not a pair of numbers", fix='give a pair, such as {"T": (16, 400)}'
+    )
