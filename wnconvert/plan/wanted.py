@@ -86,14 +86,13 @@ def check_refused(refused: Mapping[str, Sequence[Refused]], verb: str) -> None:
         path, item = items[0]
         raise LayerError(item.reason, where=_where(path, item.name), fix=item.fix)
     if items:
-        lines = "".join(f"\n  {_where(path, item.name)}: {item.reason}" for path, item in items[:10])
-        more = f"\n  and {len(items) - 10} more" if len(items) > 10 else ""
         fixes = {item.fix for _, item in items}
         # What helps beside leaving them is said where it is the same for all.
         ways = {item.fix.removesuffix(f"--exclude '{item.name}' leaves it as it is") for _, item in items}
         way = ways.pop() if len(ways) == 1 else ""
         fix = fixes.pop() if len(fixes) == 1 else f"{way}--exclude leaves them as they are"
-        raise LayerError(f"{len(items)} layers cannot be {verb}:{lines}{more}", fix=fix)
+        listed_items = [(_where(path, item.name), item.reason) for path, item in items]
+        raise LayerError(f"{len(items)} layers cannot be {verb}", items=listed_items, fix=fix)
 
 
 def _where(path: str, name: str) -> str:
