@@ -6,14 +6,16 @@ DEV := .venv
 LIGHT := .venv-demo
 DEMO := build/demo
 
-.PHONY: help demo test bench fixtures golden clean
+.PHONY: help demo test quick full check bench fixtures golden clean
 
 help:
 	@echo "make demo      install the light package (no torch), fold a checkpoint, show the result"
-	@echo "make test      install everything; run ruff, mypy and all tests"
+	@echo "make test      install everything; run ruff, mypy and the tests, on every core"
+	@echo "make quick     run the tests that need no torch"
+	@echo "make full      run the many combinations that make test leaves out"
 	@echo "make bench     run the benchmarks of tests/bench"
 	@echo "make fixtures  build the files of fixtures/ again"
-	@echo "make golden    write the outputs in fixtures/golden and README.md again"
+	@echo "make golden    write the outputs in fixtures/golden, README.md and docs again"
 	@echo "make clean     remove what the others made"
 
 $(LIGHT)/stamp: pyproject.toml constraints.txt
@@ -36,11 +38,24 @@ demo: $(LIGHT)/stamp
 	@echo "  $(LIGHT)/bin/wnconvert inspect YOUR_CHECKPOINT"
 	@echo "  $(LIGHT)/bin/wnconvert fold YOUR_CHECKPOINT --dry-run"
 
-test: $(DEV)/stamp
+# xdist keeps the tests of a file, and those marked alone, together in one worker.
+PYTEST := $(DEV)/bin/python -m pytest
+SPREAD := --numprocesses auto --dist loadgroup --no-loadscope-reorder
+
+test: check
+	$(PYTEST) $(SPREAD)
+
+# Names, numbers, plans and files: what of it needs torch is skipped, and nothing may import it.
+quick: $(DEV)/stamp
+	$(PYTEST) $(SPREAD) --no-torch $(addprefix tests/,numerics layers plan formats onnx storage reports)
+
+check: $(DEV)/stamp
 	$(DEV)/bin/ruff check
 	$(DEV)/bin/ruff format --check
 	$(DEV)/bin/mypy
-	$(DEV)/bin/python -m pytest
+
+full: $(DEV)/stamp
+	$(PYTEST) $(SPREAD) -m full
 
 bench: $(DEV)/stamp
 	$(DEV)/bin/python -m tests.bench
@@ -49,7 +64,7 @@ fixtures: $(DEV)/stamp
 	$(DEV)/bin/python fixtures/make.py
 
 golden: $(DEV)/stamp
-	$(DEV)/bin/python -m pytest --refresh tests/whole/test_golden.py tests/whole/test_readme.py
+	$(PYTEST) --refresh tests/whole/test_golden.py tests/whole/test_docs.py
 
 clean:
 	rm -rf $(DEV) $(LIGHT) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

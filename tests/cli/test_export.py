@@ -11,25 +11,18 @@ import onnx
 import pytest
 import torch
 
-from tests.cli.test_files import environment
+from tests.cli.test_files import VARIABLES, environment
 from tests.helpers.export_models import vocoder
 from tests.helpers.golden import ROOT
+from tests.helpers.tool import Ended, run_here
 
 MODELS = "tests.helpers.export_models"
 OLDER = ("--exporter", "torchscript")
 MEL = ("--input", "mel=float32[1,4,T]", "--range", "T=4..20")
 
 
-def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "wnconvert", *arguments],
-        capture_output=True,
-        text=True,
-        env=environment(),
-        cwd=ROOT,
-        timeout=120,
-        check=False,
-    )
+def run(*arguments: str | Path) -> Ended:
+    return run_here(*arguments, folder=ROOT, variables=VARIABLES)
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +100,16 @@ def test_an_interrupt_that_torch_swallows_is_one(tmp_path: Path) -> None:
         "        import time; time.sleep(5)\n    except KeyboardInterrupt:\n        pass\n"
         "    raise RuntimeError('half imported')\n"
     )
-    done = run("export", f"{tmp_path}/late.py:make", "-o", tmp_path / "m.onnx", *MEL)
+    command = [sys.executable, "-m", "wnconvert", "export", f"{tmp_path}/late.py:make", *MEL]
+    done = subprocess.run(
+        [*command, "-o", tmp_path / "m.onnx"],
+        capture_output=True,
+        text=True,
+        env=environment(),
+        cwd=ROOT,
+        timeout=120,
+        check=False,
+    )
     assert (done.returncode, done.stderr.strip()) == (130, "interrupted; nothing is left half written")
 
 

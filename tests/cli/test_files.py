@@ -15,9 +15,10 @@ import sys
 import sysconfig
 import termios
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 import pytest
@@ -26,10 +27,12 @@ import torch
 
 import wnconvert
 from tests.helpers.golden import FIXTURES
+from tests.helpers.tool import Ended, run_here
 from wnconvert.cli import cli
 from wnconvert.cli.export import EXPORTER_CHOICES
 from wnconvert.cli.files import SORT_CHOICES
 from wnconvert.cli.options import FORM_CHOICES
+from wnconvert.errors import VerifyError
 from wnconvert.layers import schemes
 from wnconvert.reports import inspections as inspection_report
 from wnconvert.verbs.export import exporters
@@ -53,20 +56,16 @@ FILES = {"src", "out", "a", "b", "path", "module", "reference"}
 COMMANDS: dict[str, click.Command] = dict(cli.commands)
 
 
+VARIABLES = {"COLUMNS": "100", "LC_ALL": "C.UTF-8"}
+
+
 def environment(**more: str) -> dict[str, str]:
     clean = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
-    return {**clean, "COLUMNS": "100", "LC_ALL": "C.UTF-8", **more}
+    return {**clean, **VARIABLES, **more}
 
 
-def run(*arguments: str | Path, **more: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "wnconvert", *arguments],
-        capture_output=True,
-        text=True,
-        env=environment(**more),
-        timeout=60,
-        check=False,
-    )
+def run(*arguments: str | Path) -> Ended:
+    return run_here(*arguments, variables=VARIABLES)
 
 
 @pytest.fixture
@@ -150,8 +149,15 @@ def test_version_is_the_packages() -> None:
 
 def test_the_console_script_is_the_module() -> None:
     script = Path(sysconfig.get_path("scripts"), "wnconvert")
-    done = subprocess.run([script, "--version"], capture_output=True, text=True, check=True)
-    assert done.stdout == run("--version").stdout
+    module = [sys.executable, "-m", "wnconvert"]
+    for start in ([script], module):
+        done = subprocess.run(
+            [*start, "--version"], capture_output=True, text=True, env=environment(), check=True
+        )
+        assert done.stdout == run("--version").stdout
+    done = subprocess.run([*module, "fold"], capture_output=True, text=True, env=environment(), check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "error: Missing argument 'SRC'.\nfix: python -m wnconvert fold --help\n"
 
 
 # -- exit codes
@@ -169,7 +175,7 @@ def test_done_is_0_and_nothing_to_do_is_done_too(gan: Path) -> None:
     ("arguments", "says"),
     [
         (["fold", "no.pt"], "error: no.pt: there is no such file\nfix: check the path\n"),
-        (["fold"], "error: Missing argument 'SRC'.\nfix: python -m wnconvert fold --help\n"),
+        (["fold"], "error: Missing argument 'SRC'.\nfix: wnconvert fold --help\n"),
         (["fold", "GAN", "--no-such"], "wnconvert fold --help\n"),
         (["fold", "GAN", "--dim", "x"], "'x' is not an axis"),
         (["fold", "GAN", "--threads", "0"], "wnconvert fold --help\n"),
@@ -194,44 +200,27 @@ def test_could_not_is_2_with_what_to_do_and_no_traceback(arguments: list[str], s
     assert sorted(gan.parent.iterdir()) == before
 
 
-def plant(code: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    """Run the command line after some code has changed what it calls."""
-    text = f"import sys\nsys.argv = {['wnconvert', *map(str, arguments)]!r}\n{code}\n"
-    text += "from wnconvert.cli import main\nmain()"
-    return subprocess.run(
-        [sys.executable, "-c", text], capture_output=True, text=True, env=environment(), check=False
-    )
+def replaced(monkeypatch: pytest.MonkeyPatch, fold: Callable[..., object]) -> None:
+    """Have the command line call another function to fold a file."""
+    monkeypatch.setattr("wnconvert.verbs.conversion.files.fold_file", fold)
 
 
-def test_checked_and_different_is_1(gan: Path) -> None:
-    raises = "from wnconvert.errors import VerifyError\nimport wnconvert.verbs.conversion.files as files\n"
-    raises += "def fold_file(*_, **__): raise VerifyError('it differs')\nfiles.fold_file = fold_file"
-    done = plant(raises, "fold", gan)
+def test_checked_and_different_is_1(gan: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fold(*_: object, **__: object) -> NoReturn:
+        raise VerifyError("it differs")
+
+    replaced(monkeypatch, fold)
+    done = run("fold", gan)
     assert (done.returncode, done.stderr) == (1, "error: it differs\n")
 
 
-def test_a_bug_is_3_and_keeps_its_traceback(gan: Path) -> None:
-    done = plant(
-        "import wnconvert.verbs.conversion.files as files\nfiles.fold_file = lambda *_, **__: {}['x']",
-        "fold",
-        gan,
-    )
+def test_a_bug_is_3_and_keeps_its_traceback(gan: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    nothing: dict[str, object] = {}
+    replaced(monkeypatch, lambda *_, **__: nothing["x"])
+    done = run("fold", gan)
     assert done.returncode == 3
     assert "KeyError: 'x'" in done.stderr
     assert done.stderr.endswith("this is a bug of wnconvert: please report the lines above\n")
-
-
-WAITING = """
-import sys, time
-import wnconvert.verbs.conversion.convert as convert
-def wait(*_):
-    print("begun", flush=True)
-    time.sleep(30)
-convert.check_structure = wait
-sys.argv = {argv!r}
-from wnconvert.cli import main
-main()
-"""
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -306,10 +295,11 @@ def test_json_is_one_object_with_every_key(more: list[str], gan: Path) -> None:
 
 
 def test_keys_of_the_json_are_documented() -> None:
-    readme = (FIXTURES.parent / "README.md").read_text()
+    page = (FIXTURES.parent / "docs" / "json.md").read_text()
     plan = wnconvert.fold_file(FIXTURES / "gan.pt", dry_run=True).to_dict()
-    for key in (*plan, *plan["layers"][0], "bytes_in", "bytes_out", "seconds", "verified"):
-        assert f"`{key}`" in readme or f'"{key}"' in readme, key
+    of_layers = (f"layers[].{key}" for key in plan["layers"][0])
+    for key in (*plan, *of_layers, "bytes_in", "bytes_out", "seconds", "verified"):
+        assert f"`{key}`" in page, key
 
 
 @pytest.mark.parametrize("command", [("inspect",), ("migrate", "--json"), ("fold", "--dry-run")])
@@ -361,12 +351,15 @@ def test_control_characters_of_names_are_spelled_out(tmp_path: Path) -> None:
         assert "\nerror: all is lost" not in printed
 
 
-def test_warnings_are_never_shown(gan: Path) -> None:
-    warn = "import warnings, wnconvert.verbs.conversion.files as files\nreal = files.fold_file\n"
-    warn += "def fold_file(*a, **k):\n    for kind in (DeprecationWarning, UserWarning):\n"
-    warn += "        warnings.warn('old', kind, stacklevel=1)\n    return real(*a, **k)\n"
-    warn += "files.fold_file = fold_file"
-    done = plant(warn, "fold", gan)
+def test_warnings_are_never_shown(gan: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fold(*arguments: Any, **options: Any) -> object:
+        for kind in (DeprecationWarning, UserWarning):
+            warnings.warn("old", kind, stacklevel=1)
+        return real(*arguments, **options)
+
+    real = wnconvert.fold_file
+    replaced(monkeypatch, fold)
+    done = run("fold", gan)
     assert (done.returncode, done.stderr) == (0, "")
 
 

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 
+from tests.helpers.live_models import legacy, new
 from tests.helpers.states import load
-from tests.layers.test_schemes import legacy, new
 from wnconvert import migrate_file
 
 MAKE = {"legacy": legacy, "parametrize": new}

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -322,6 +321,8 @@ def test_whatever_python_pickles_comes_back(value: Any, protocol: int) -> None:
 
 
 def test_torch_reads_what_is_written_without_trust() -> None:
+    import torch
+
     buffer = io.BytesIO()
     tree = {"sd": collections.OrderedDict(a=torch.zeros(2)), "epoch": 3, "names": ("a", None, True, 1.5)}
     torch.save(tree, buffer, _use_new_zipfile_serialization=False)

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tests.helpers.infos import halves
 from tests.helpers.live_models import norm
-from tests.helpers.states import halves
 
 
 class Vocoder(nn.Module):

@@ -1,5 +1,8 @@
 """Runs commands as a user's shell would and holds what they print against what is written down.
 
+Plain ``wnconvert`` commands run in this process, which is ten times as fast; a test holds that a process
+of their own prints the same.
+
 A written text is a sequence of `$ command` lines, each followed by what it prints (stdout and stderr as
 they come) and, where the exit code is not 0, `[exit N]`. A command may go on after a backslash at the end
 of its line. Only an elapsed time, `in 0.12 s`, may differ from run to run.
@@ -18,6 +21,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.helpers.tool import run_here
+
 ROOT = Path(__file__).parents[2]
 FIXTURES = ROOT / "fixtures"
 GOLDEN = FIXTURES / "golden"
@@ -27,6 +32,19 @@ ANYTHING = "..."
 
 _TIME = re.compile(r"\bin \d+(?:\.\d+)? s\b")
 _RUN = {"wnconvert", "python", "ls"}
+
+#: A command in which one of these stands outside of quotes needs a shell.
+_OF_A_SHELL = re.compile(r"[]|&;<>()$`*?\[#~]")
+_QUOTED = re.compile(r"'[^']*'|\"[^\"$`]*\"")
+
+#: The variables that every command gets.
+VARIABLES = {
+    "PYTHONWARNINGS": "error",  # a warning must not hide: it changes what is printed
+    "PYTHONUNBUFFERED": "1",  # stdout and stderr in the order of a terminal
+    "PYTHONDONTWRITEBYTECODE": "1",
+    "COLUMNS": "100",
+    "LC_ALL": "C.UTF-8",
+}
 
 
 @dataclass(frozen=True)
@@ -62,24 +80,28 @@ def parse(text: str) -> list[Step]:
 
 
 def run(command: str, folder: Path) -> Step:
-    """Run one command in a folder through the console entry of this interpreter's environment."""
-    if shlex.split(command)[0] not in _RUN:
+    """Run one command in a folder: here if it is wnconvert alone, else as a process."""
+    words = shlex.split(command.replace("\\\n", ""))
+    if words[0] not in _RUN:
         raise AssertionError(f"$ {command}: only {', '.join(sorted(_RUN))} are run here")
+    if words[0] != "wnconvert" or _OF_A_SHELL.search(_QUOTED.sub("", command)):
+        return run_process(command, folder)
+    done = run_here(
+        *words[1:], folder=folder, variables=VARIABLES, warn=VARIABLES["PYTHONWARNINGS"], merged=True
+    )
+    return _step(command, folder, done.stdout, done.returncode)
+
+
+def run_process(command: str, folder: Path) -> Step:
+    """Run one command in a folder through the console entry of this interpreter's environment."""
     scripts = sysconfig.get_path("scripts")
     if not Path(scripts, "wnconvert").exists():
         raise AssertionError(f"no wnconvert beside {sys.executable}: pip install -e .")
-    variables = {
-        "PATH": os.pathsep.join([scripts, os.environ.get("PATH", os.defpath)]),
-        "PYTHONWARNINGS": "error",  # a warning must not hide: it changes what is printed
-        "PYTHONUNBUFFERED": "1",  # stdout and stderr in the order of a terminal
-        "PYTHONDONTWRITEBYTECODE": "1",
-        "COLUMNS": "100",
-        "LC_ALL": "C.UTF-8",
-    }
+    path = os.pathsep.join([scripts, os.environ.get("PATH", os.defpath)])
     done = subprocess.run(
         ["/bin/sh", "-c", command],
         cwd=folder,
-        env={**os.environ, **variables},
+        env={**os.environ, **VARIABLES, "PATH": path},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -87,10 +109,14 @@ def run(command: str, folder: Path) -> Step:
         timeout=120,
         check=False,
     )
-    printed = done.stdout + ("\n" if done.stdout and not done.stdout.endswith("\n") else "")
+    return _step(command, folder, done.stdout, done.returncode)
+
+
+def _step(command: str, folder: Path, output: str, code: int) -> Step:
+    printed = output + ("\n" if output and not output.endswith("\n") else "")
     if str(folder) in printed:
         raise AssertionError(f"$ {command}: prints where it runs, so it differs from run to run:\n{printed}")
-    return Step(command, printed + (f"[exit {done.returncode}]\n" if done.returncode else ""))
+    return Step(command, printed + (f"[exit {code}]\n" if code else ""))
 
 
 def steady(text: str) -> str:

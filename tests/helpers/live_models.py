@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize, prune
 
-from tests.helpers.states import halves
+from tests.helpers.infos import halves, info
+from wnconvert.tensors.tree import TensorInfo
 
 FORMS = ["legacy", "parametrize"]
 OTHER = {"legacy": "parametrize", "parametrize": "legacy"}
@@ -25,6 +26,23 @@ def norm(module: Any, form: str = "parametrize", name: str = "weight", dim: int 
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=FutureWarning)
         return nn.utils.weight_norm(module, name, dim)  # type: ignore[arg-type]
+
+
+def legacy(module: nn.Module, name: str = "weight", dim: int | None = 0) -> nn.Module:
+    normed: nn.Module = norm(module, "legacy", name, dim)
+    return normed
+
+
+def new(module: nn.Module, name: str = "weight", dim: int | None = 0) -> nn.Module:
+    normed: nn.Module = norm(module, "parametrize", name, dim)
+    return normed
+
+
+def infos_of(module: nn.Module) -> list[TensorInfo]:
+    return [
+        info(name, tuple(value.shape), str(value.dtype).removeprefix("torch."))
+        for name, value in module.state_dict().items()
+    ]
 
 
 def g_and_v(module: Any, name: str = "weight") -> tuple[Any, Any]:

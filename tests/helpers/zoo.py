@@ -29,7 +29,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
-from tests.helpers.states import halves
+from tests.helpers.infos import halves
 
 FORMS = ("legacy", "parametrize")
 Outputs = tuple[Tensor, ...]

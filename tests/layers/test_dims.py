@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -124,6 +123,8 @@ def test_a_given_dim_that_does_not_fit_is_refused(
 
 @given(st.lists(st.integers(1, 5), min_size=1, max_size=4).map(tuple), st.data())
 def test_the_dim_read_from_torchs_g_gives_torchs_weight(v: Shape, data: st.DataObject) -> None:
+    import torch
+
     asked = data.draw(st.none() | st.integers(-1, len(v) - 1))
     direction = torch.from_numpy(np.random.default_rng(0).normal(size=v))
     g = torch.norm_except_dim(direction, 2, -1 if asked is None else asked)

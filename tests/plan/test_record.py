@@ -60,7 +60,7 @@ def test_no_record_is_no_history_and_no_note() -> None:
         "[" * 100_000,
         '{"history": [' + "9" * 10_000 + "]}",
     ],
-    ids=lambda text: repr(text[:60]),
+    ids=lambda text: repr(text[:30]),
 )
 def test_a_record_that_makes_no_sense_is_left_out_with_a_note(text: str | bytes) -> None:
     history = read_history(text)
@@ -166,7 +166,7 @@ LIES: list[Any] = [
 
 
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
-@pytest.mark.parametrize("lie", LIES, ids=lambda lie: json.dumps(lie)[-90:])
+@pytest.mark.parametrize("lie", LIES, ids=lambda lie: json.dumps(lie)[-30:])
 def test_a_record_that_lies_is_refused_in_words_and_nothing_is_written(
     tmp_path: Path, lie: Any, suffix: str
 ) -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import os
-import random
 import re
 import resource
 import shutil
@@ -13,132 +11,16 @@ import struct
 import subprocess
 import sys
 import tarfile
-import warnings
 import zipfile
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
+from tests.helpers.bad_files import pair, rezipped, saved, written, zipped
 from tests.helpers.golden import FIXTURES
-from wnconvert import cli
-
-State = dict[str, Tensor]
-OLD = b"what was here before"
-
-
-@dataclass(frozen=True)
-class Ended:
-    code: int
-    stdout: str
-    stderr: str
-
-
-class Runner:
-    """Runs the command line in this process."""
-
-    def __init__(self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-        self.capsys = capsys
-        self.monkeypatch = monkeypatch
-
-    def __call__(self, *arguments: str | Path) -> Ended:
-        self.monkeypatch.setattr(sys, "argv", ["wnconvert", *map(str, arguments)])
-        self.capsys.readouterr()
-        handler = signal.getsignal(signal.SIGTERM)
-        try:
-            with warnings.catch_warnings(), pytest.raises(SystemExit) as ended:
-                cli.main()
-        finally:
-            signal.signal(signal.SIGTERM, handler)
-        printed = self.capsys.readouterr()
-        assert isinstance(ended.value.code, int)
-        return Ended(ended.value.code, printed.out, printed.err)
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Runner:
-    return Runner(capsys, monkeypatch)
-
-
-def listing(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-def refused(run: Runner, source: Path, *options: str | Path, says: str, fix: str | None = "") -> Ended:
-    """The file is refused with these words, and its folder stays as it is, with and without an old output."""
-    out = source.parent / "out.pt"
-    out.write_bytes(OLD)
-    before = listing(source.parent)
-    where = () if "-o" in options else ("-o", out, "--force")
-    ended = run("fold", source, *where, *options)
-    assert (ended.code, ended.stdout) == (2, ""), ended
-    assert re.search(says, ended.stderr), ended.stderr
-    first, *_ = ended.stderr.splitlines()
-    assert first.startswith(f"error: {source}" if source.name in first else "error: ")
-    assert "Traceback" not in ended.stderr
-    if fix is not None:
-        last = ended.stderr.splitlines()[-1]
-        assert last.startswith("fix: ")
-        assert fix in last
-    looked_at(run, source, ended)
-    assert listing(source.parent) == before
-    out.unlink()
-    return ended
-
-
-def looked_at(run: Runner, source: Path, folded: Ended) -> None:
-    """inspect and compare refuse the file in the same words, or show what is whole in it."""
-    commands: list[list[str | Path]] = [["inspect", source, "--full"], ["compare", source, source]]
-    for command in commands:
-        ended = run(*command)
-        assert ended.code in {0, 2}, ended
-        assert "Traceback" not in ended.stderr
-        if ended.code == 2 and command[0] == "inspect":
-            # Which of two tensors that overlap the safetensors library names is left to chance.
-            words = [text.splitlines()[0].split(" for tensor ")[0] for text in (ended.stderr, folded.stderr)]
-            assert words[0] == words[1]
-        assert (ended.code == 0) == bool(ended.stdout)
-
-
-def pair(rows: int = 4, *more: int) -> State:
-    shape = (rows, *(more or (3, 2)))
-    return {"a.weight_g": torch.ones(rows, *[1] * (len(shape) - 1)), "a.weight_v": torch.full(shape, 0.5)}
-
-
-def saved(tree: object, folder: Path, **options: Any) -> Path:
-    torch.save(tree, folder / "in.pt", **options)
-    return folder / "in.pt"
-
-
-def written(data: bytes, folder: Path, name: str = "in.pt") -> Path:
-    (folder / name).write_bytes(data)
-    return folder / name
-
-
-def safetensors(header: object, body: bytes, folder: Path) -> Path:
-    text = header if isinstance(header, bytes) else json.dumps(header).encode()
-    return written(struct.pack("<Q", len(text)) + text + body, folder)
-
-
-def zipped(records: dict[str, bytes], folder: Path, kind: int = zipfile.ZIP_STORED) -> Path:
-    with zipfile.ZipFile(folder / "in.pt", "w", kind) as archive:
-        for name, data in records.items():
-            archive.writestr(name, data)
-    return folder / "in.pt"
-
-
-def rezipped(
-    source: Path, change: Callable[[dict[str, bytes]], object], kind: int = zipfile.ZIP_STORED
-) -> Path:
-    with zipfile.ZipFile(source) as archive:
-        records = {name.partition("/")[2]: archive.read(name) for name in archive.namelist()}
-    change(records)
-    return zipped({f"x/{name}": data for name, data in records.items()}, source.parent, kind)
-
+from tests.helpers.runner import OLD, Runner, listing, refused
 
 # -- what is no checkpoint
 
@@ -189,73 +71,7 @@ def test_a_tar_is_named(run: Runner, tmp_path: Path) -> None:
     refused(run, tmp_path / "in.pt", says="a tar archive", fix="unpack")
 
 
-# -- cut short
-
-
-@pytest.mark.parametrize(
-    "name", ["tied.pt", "legacy_nonzip.pth", "zero_row.safetensors", "sovits.pth", "scripted.pt"]
-)
-def test_a_file_cut_at_any_byte_is_refused(name: str, run: Runner, tmp_path: Path) -> None:
-    data = (FIXTURES / name).read_bytes()
-    chance = random.Random(name)
-    source = tmp_path / "in.pt"
-    for end in sorted({*chance.sample(range(len(data)), 60), *range(20), *range(len(data) - 30, len(data))}):
-        source.write_bytes(data[:end])
-        ended = run("fold", source)
-        assert ended.code == 2, (end, ended)
-        assert f"error: {source}" in ended.stderr
-        assert "fix: " in ended.stderr
-        assert [path.name for path in tmp_path.iterdir()] == ["in.pt"]
-
-
-# -- safetensors
-
-
-TENSOR = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
-HEADERS: dict[str, tuple[object, str]] = {
-    "overlapping": ({"a": TENSOR, "b": TENSOR}, "refuses"),
-    "outside": ({"a": {**TENSOR, "data_offsets": [0, 80]}}, "refuses"),
-    "reversed": ({"a": {**TENSOR, "data_offsets": [8, 0]}}, "refuses"),
-    "a gap": ({"a": {**TENSOR, "shape": [1], "data_offsets": [4, 8]}}, "refuses"),
-    "a shape too large": ({"a": {**TENSOR, "shape": [3]}}, "refuses"),
-    "an absurd shape": ({"a": {**TENSOR, "shape": [1 << 62, 1 << 62]}}, "refuses"),
-    "a negative shape": ({"a": {**TENSOR, "shape": [-2]}}, "refuses"),
-    "no dtype": ({"a": {"shape": [2], "data_offsets": [0, 8]}}, "refuses"),
-    "an unknown dtype": ({"a": {**TENSOR, "dtype": "F31"}}, "refuses"),
-    "no object": ([1], "refuses|no checkpoint"),
-    "no JSON": (b"{abc", "refuses"),
-    "deep JSON": (b'{"a":' + b"[" * 100_000, "refuses"),
-    "a key twice": (
-        b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},"a":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}}',
-        "twice|refuses",
-    ),
-}
-
-
-@pytest.mark.parametrize(("header", "says"), HEADERS.values(), ids=HEADERS.keys())
-def test_a_safetensors_header_that_contradicts_itself(
-    header: object, says: str, run: Runner, tmp_path: Path
-) -> None:
-    refused(run, safetensors(header, bytes(8), tmp_path), says=says)
-
-
-@pytest.mark.parametrize("length", [10_000, 1 << 40, 1 << 60])
-def test_a_header_longer_than_the_file(length: int, run: Runner, tmp_path: Path) -> None:
-    refused(run, written(struct.pack("<Q", length) + b"{}", tmp_path), says="header claims")
-
-
 # -- torch's files
-
-
-def test_a_storage_that_is_missing_or_short(run: Runner, tmp_path: Path) -> None:
-    source = saved(pair(), tmp_path)
-    refused(run, rezipped(source, lambda records: records.pop("data/1")), says="storage 1 is missing")
-    source = saved(pair(), tmp_path)
-    refused(
-        run,
-        rezipped(source, lambda records: records.update({"data/1": b"1234"})),
-        says="storage 1 has 4 bytes",
-    )
 
 
 @pytest.mark.parametrize("name", ["data.pkl", "data/0", "extra"])
@@ -270,25 +86,6 @@ def test_a_compressed_record(name: str, run: Runner, tmp_path: Path) -> None:
     refused(run, source, says=f"{name} is compressed", fix="save it with torch.save")
 
 
-def test_a_record_twice(run: Runner, tmp_path: Path) -> None:
-    source = saved(pair(), tmp_path)
-    with zipfile.ZipFile(source, "a") as archive, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        archive.writestr("in/data/0", bytes(96))
-    refused(run, source, says="in/data/0 is in its zip directory twice")
-
-
-def test_records_that_overlap(run: Runner, tmp_path: Path) -> None:
-    source = saved(pair(), tmp_path)
-    data = bytearray(source.read_bytes())
-    with zipfile.ZipFile(source) as archive:
-        first = archive.getinfo("in/data/0").header_offset
-    at = data.rfind(b"in/data/1") - 46  # its entry in the directory
-    assert data[at : at + 4] == b"PK\1\2"
-    data[at + 42 : at + 46] = struct.pack("<I", first)
-    refused(run, written(bytes(data), tmp_path), says="overlap|lies outside")
-
-
 def test_a_zip_without_a_pickle(run: Runner, tmp_path: Path) -> None:
     refused(run, zipped({"readme.txt": b"x"}, tmp_path), says="no data.pkl")
 
@@ -300,46 +97,6 @@ def test_a_big_endian_file(run: Runner, tmp_path: Path) -> None:
     turned, count = re.subn(rb"(?<=little_endianq.)\x88", b"\x89", old)
     assert count == 1
     refused(run, written(turned, tmp_path), says="big-endian")
-
-
-ABSURD: dict[str, tuple[tuple[object, ...], str]] = {
-    "strides outside": ((0, (4, 3), (100, 1)), "reaches outside"),
-    "an offset outside": ((20, (4, 3), (3, 1)), "reaches outside"),
-    "an absurd shape": ((0, (1 << 62, 1 << 62), (1, 1)), "reaches outside"),
-    "a negative shape": ((0, (-4, 3), (3, 1)), "absurd"),
-    "a negative stride": ((12, (4, 3), (-3, 1)), "absurd"),
-    "too large a number": ((0, (1 << 70,), (1,)), "absurd"),
-    "two ranks": ((0, (4, 3), (3,)), "absurd"),
-    "no numbers": ((0, ("4", 3), (3, 1)), "absurd"),
-    "a hundred axes": ((0, (1,) * 100, (1,) * 100), "absurd"),
-    "no shape": ((0, None, None), "absurd"),
-    "a truth value": ((True, (1,), (1,)), "absurd"),
-}
-
-
-class Rebuilt:
-    def __init__(self, storage: object, *args: object) -> None:
-        self.args = (storage, *args, False, None)
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return torch._utils._rebuild_tensor_v2, self.args
-
-
-@pytest.mark.parametrize(("args", "says"), ABSURD.values(), ids=ABSURD.keys())
-@pytest.mark.parametrize("as_zip", [True, False])
-def test_a_tensor_that_reaches_outside_of_its_storage(
-    args: tuple[object, ...], says: str, as_zip: bool, run: Runner, tmp_path: Path
-) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        storage = torch.ones(12).storage()  # type: ignore[no-untyped-call]
-        tree = {"x": Rebuilt(storage, *args), **pair()}
-        source = saved(tree, tmp_path, _use_new_zipfile_serialization=as_zip)
-    refused(run, source, says=says, fix=None)
-
-
-def test_a_tensor_without_a_storage(run: Runner, tmp_path: Path) -> None:
-    refused(run, saved({"x": Rebuilt(None, 0, (1,), (1,))}, tmp_path), says="has no storage", fix=None)
 
 
 # -- hostile pickles, with a look at memory
@@ -523,38 +280,3 @@ def test_a_folder_that_cannot_be_written_to(run: Runner, tmp_path: Path) -> None
     assert "cannot be written to" in ended.stderr
     assert "fix: -o" in ended.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["in.pt"]
-
-
-# -- whatever else
-
-
-SMALL = ["tied.pt", "plain.pt", "legacy_nonzip.pth", "sovits.pth", "scripted.pt", "waveglow_module.pt",
-         "lightning.ckpt", "zero_row.safetensors", "codec_bf16.safetensors", "gan.pt"]  # fmt: skip
-
-
-def flipped(data: bytes, chance: random.Random) -> bytes:
-    """A file with a few bytes, or a word, that are not what they were."""
-    made = bytearray(data)
-    for _ in range(chance.choice((1, 1, 2, 5))):
-        at = chance.randrange(len(made))
-        if chance.random() < 0.5:
-            made[at] ^= 1 << chance.randrange(8)
-        else:
-            word = chance.choice((b"\0" * 4, b"\xff" * 4, b"\xff\xff\xff\x7f", b"\1\0\0\0", b"(]}."))
-            made[at : at + 4] = word[: len(made) - at]
-    return bytes(made)
-
-
-@pytest.mark.parametrize("name", SMALL)
-def test_a_file_with_wrong_bytes_is_folded_or_refused(name: str, run: Runner, tmp_path: Path) -> None:
-    data = (FIXTURES / name).read_bytes()
-    chance = random.Random(name)
-    source, out = tmp_path / "in.pt", tmp_path / "out.pt"
-    for _ in range(30):
-        source.write_bytes(flipped(data, chance))
-        ended = run("fold", source, "-o", out, "--force")
-        assert ended.code in (0, 2), ended.stderr
-        assert ended.code == 0 or ended.stderr.startswith("error: ")
-        assert run("inspect", source, "--full").code in (0, 2)
-        assert run("compare", source, source).code in (0, 1, 2)
-        assert {path.name for path in tmp_path.iterdir()} <= {"in.pt", "out.pt"}

@@ -6,7 +6,7 @@ import errno
 import os
 import shutil
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -71,13 +71,6 @@ def swap(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str
 @pytest.fixture
 def two_renames(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("wnconvert.storage.staged_folder._exchange", lambda *_: False)
-
-
-@pytest.fixture
-def umask() -> Iterator[None]:
-    before = os.umask(0o022)
-    yield
-    os.umask(before)
 
 
 def test_a_new_folder_stands_there_when_the_block_ends(tmp_path: Path) -> None:
@@ -248,9 +241,9 @@ def test_a_target_that_appears_meanwhile_is_not_replaced_without_force(
 def test_what_is_no_folder_and_where_there_is_no_room_are_refused(target: Path) -> None:
     file = target / "config.json"
     for force in (False, True):
-        with pytest.raises(OutputError, match="it is no folder"):
+        with pytest.raises(OutputError, match="it is not a folder"):
             write(file, force=force)
-    with pytest.raises(OutputError, match="is no folder"):
+    with pytest.raises(OutputError, match="is not a folder"):
         write(file / "model")
     with pytest.raises(OutputError, match="does not exist"):
         write(target / "not" / "there")

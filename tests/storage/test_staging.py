@@ -8,7 +8,7 @@ import stat
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -24,13 +24,6 @@ def target(tmp_path: Path) -> Path:
     path.parent.mkdir()
     path.write_bytes(b"old")
     return path
-
-
-@pytest.fixture
-def umask() -> Iterator[Callable[[int], int]]:
-    before = os.umask(0o022)
-    yield os.umask
-    os.umask(before)
 
 
 def write(target: Path, content: bytes = b"new", *, force: bool = True) -> None:

@@ -5,11 +5,23 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
 
-from tests.helpers.golden import GOLDEN, ROOT, Step, differences, parse, run, sandbox, says, steady
+from tests.helpers.golden import (
+    GOLDEN,
+    ROOT,
+    Step,
+    differences,
+    parse,
+    run,
+    run_process,
+    sandbox,
+    says,
+    steady,
+)
 
 CASES = sorted(GOLDEN.glob("*.txt"))
 
@@ -24,6 +36,16 @@ def test_commands_print_what_is_written(path: Path, tmp_path: Path, refresh: boo
         path.write_text(steady("".join(map(str, printed))))
     elif wrong := differences(written, printed):
         pytest.fail(f"{wrong}If this is meant: make golden", pytrace=False)
+
+
+def test_a_process_of_its_own_prints_the_same(tmp_path: Path) -> None:
+    here, apart = sandbox(tmp_path / "here"), sandbox(tmp_path / "apart")
+    commands = [parse(path.read_text())[0].command for path in CASES] + ["wnconvert fold", "wnconvert x"]
+    assert all(command.startswith("wnconvert ") for command in commands)
+    assert {"wnconvert fold misfit.safetensors", "wnconvert --help"} <= {*commands}
+    for command in commands:
+        alone, quick = run_process(command, apart), run(command, here)
+        assert steady(str(quick)) == steady(str(alone))
 
 
 def test_there_are_goldens_and_each_is_claimed_by_a_test() -> None:
@@ -42,6 +64,16 @@ def test_the_runner_sees_a_changed_line_and_a_changed_exit_code(tmp_path: Path) 
 def test_the_runner_does_not_hide_a_warning(tmp_path: Path) -> None:
     warn = "import warnings; warnings.warn('old', DeprecationWarning)"
     assert "DeprecationWarning: old" in run(f'python -c "{warn}"', tmp_path).printed
+
+
+def test_no_runner_hides_a_warning_or_a_bug(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def old(*_: object, **__: object) -> None:
+        warnings.warn("old", DeprecationWarning, stacklevel=1)
+
+    monkeypatch.setattr("wnconvert.verbs.conversion.files.fold_file", old)
+    done = run("wnconvert fold x.pt", tmp_path)
+    assert "DeprecationWarning: old" in done.printed
+    assert done.printed.endswith("[exit 3]\n")
 
 
 def test_the_runner_keeps_stdout_and_stderr_in_order(tmp_path: Path) -> None:

@@ -10,6 +10,8 @@ import pytest
 
 from tests.helpers.golden import ROOT, sandbox
 
+pytestmark = pytest.mark.alone
+
 SOURCES = ["g_02500000", "hifigan.safetensors", "lightning.ckpt", "legacy_nonzip.pth", "waveglow_module.pt"]
 
 

@@ -15,6 +15,7 @@ from tests.bench import inputs
 from tests.bench.inputs import GIB, MIB
 from tests.bench.measure import Command, bytes_read, run
 from tests.helpers.golden import FIXTURES
+from tests.helpers.marks import crossed
 
 WNCONVERT = Path(sys.executable).with_name("wnconvert")
 
@@ -29,7 +30,10 @@ SHAPES = {
     "many layers": inputs.many_layers(256 * MIB),
 }
 
-pytestmark = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="RssAnon stands in /proc")
+pytestmark = [
+    pytest.mark.alone,
+    pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="RssAnon stands in /proc"),
+]
 
 
 @pytest.fixture
@@ -46,8 +50,7 @@ def anonymous(source: Path, *options: str, verb: str = "fold") -> int:
     return run(command, target=out, memory=True).anonymous
 
 
-@pytest.mark.parametrize("shapes", SHAPES)
-@pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
+@crossed(suffix=[".safetensors", ".pt"], shapes=SHAPES)
 def test_256_mib_are_folded_in_little_memory(source: Path, shapes: str, suffix: str) -> None:
     inputs.write(source.with_suffix(suffix), SHAPES[shapes])
     assert 8 * MIB < anonymous(source.with_suffix(suffix)) < MOST
@@ -58,8 +61,7 @@ def test_a_cast_needs_no_more(source: Path) -> None:
     assert anonymous(source.with_suffix(".pt"), "--dtype", "bfloat16") < MOST
 
 
-@pytest.mark.parametrize("dim", ["0", "2", "none"])
-@pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
+@crossed(suffix=[".safetensors", ".pt"], dim=["0", "2", "none"])
 def test_256_mib_are_split_in_little_memory(source: Path, suffix: str, dim: str) -> None:
     inputs.write(source.with_suffix(suffix), {"conv.weight": (1024, 256, 256), "conv.bias": (1024,)})
     options = ["--layers", "conv.weight", "--dim", dim]

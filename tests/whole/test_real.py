@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from tests.helpers.golden import ROOT
-from tests.helpers.states import halves, hold, load, state_dicts
+from tests.helpers.infos import halves
+from tests.helpers.states import hold, load, state_dicts
 from wnconvert import fold_file, migrate_file, split_file
 
 REAL = ROOT.parent / "shared" / "real"

@@ -16,9 +16,11 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrizations
 
-from tests.helpers.states import halves, hold, same
+from tests.helpers.infos import halves
+from tests.helpers.live_models import infos_of
+from tests.helpers.marks import some
+from tests.helpers.states import hold, same
 from tests.helpers.zoo import FORMS, ROWS, SEEDS, WITHOUT, Row, gap, inside, of, vits_config, weight_norm_is
-from tests.layers.test_schemes import infos_of
 from wnconvert.layers.find import find_pairs
 from wnconvert.verbs.conversion.files import fold_file, migrate_file, split_file
 from wnconvert.verbs.conversion.state_dict import fold_state_dict, migrate_state_dict, split_state_dict
@@ -32,15 +34,21 @@ WITHIN = 1e-5
 OTHER = dict(zip(FORMS, reversed(FORMS), strict=True))
 
 
-def rows_of(some: Iterable[Row]) -> pytest.MarkDecorator:
-    return pytest.mark.parametrize("row", some, ids=lambda row: row.name)
+#: A class that is plain by itself, one with a single layer of dim 2, and one that has its layers itself.
+FEW = ("SpeechT5HifiGan", "Wav2Vec2Model", "EncodecModel")
+
+
+def rows_of(rows: Iterable[Row]) -> pytest.MarkDecorator:
+    """Every row in the full run, ``FEW`` of them by default."""
+    return some("row", {row.name: row for row in rows}, FEW)
 
 
 def rows_named(*names: str) -> pytest.MarkDecorator:
     by_name = {row.name: row for row in ROWS}
-    return rows_of([by_name[name] for name in names])
+    return pytest.mark.parametrize("row", [by_name[name] for name in names], ids=lambda row: row.name)
 
 
+every_row = rows_named(*(row.name for row in ROWS))
 rows = rows_of(ROWS)
 forms = pytest.mark.parametrize("form", FORMS)
 
@@ -64,7 +72,7 @@ def quiet() -> Iterator[None]:
 # -- the models themselves
 
 
-@rows
+@every_row
 def test_a_model_has_its_layers_and_computes_the_same_in_both_forms(row: Row) -> None:
     outputs = []
     for form in FORMS:
@@ -183,7 +191,7 @@ def without_weight_norm(row: Row) -> nn.Module:
 # -- live modules
 
 
-@rows
+@every_row
 @forms
 def test_fold_module_computes_the_same_with_the_bits_of_fold_state_dict(row: Row, form: str) -> None:
     model = row.normed(form)

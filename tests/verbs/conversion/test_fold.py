@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from fixtures.make import FIXTURES as MADE
 from tests.helpers.golden import FIXTURES
-from tests.helpers.states import halves, hold, same, state_dicts
-from tests.layers.test_schemes import legacy, new
+from tests.helpers.infos import halves
+from tests.helpers.live_models import legacy, new
+from tests.helpers.states import hold, same, state_dicts
 from wnconvert import Plan, fold_file
 from wnconvert.errors import ArgumentError, LayerError, NumbersError, OutputError
 from wnconvert.verbs.conversion.targets import default_output

@@ -23,9 +23,10 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from tests.helpers.golden import FIXTURES
-from tests.helpers.states import State, halves, load, new_pair, pair, same, state_at, state_dicts
-from tests.layers.test_schemes import legacy, new
-from tests.storage.test_bad_input import Ended, Runner, listing
+from tests.helpers.infos import halves, new_pair, pair, state_at
+from tests.helpers.live_models import legacy, new
+from tests.helpers.runner import Ended, Runner, listing
+from tests.helpers.states import State, load, same, state_dicts
 from wnconvert import migrate_file, migrate_state_dict
 from wnconvert.errors import ArgumentError, LayerError
 from wnconvert.layers.schemes import Selection
@@ -33,6 +34,7 @@ from wnconvert.plan.migrate import plan_migrate
 from wnconvert.plan.order import is_buffer
 from wnconvert.plan.plan import Plan
 from wnconvert.plan.record import METADATA_KEY, RECORD_NAME
+from wnconvert.tensors.containers import Container
 from wnconvert.tensors.tree import Tree
 
 FORMS = ["parametrize", "legacy"]
@@ -268,7 +270,7 @@ def record_of(path: Path) -> list[Any]:
 
 
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
-@pytest.mark.parametrize("keys", ODD_PLACES.values(), ids=ODD_PLACES)
+@pytest.mark.parametrize("keys", ODD_PLACES.values(), ids=[name[:24] for name in ODD_PLACES])
 def test_a_place_that_the_rules_would_not_restore_is_recorded_and_the_record_consumed(
     keys: list[Any], suffix: str, tmp_path: Path
 ) -> None:
@@ -747,7 +749,7 @@ def test_a_layer_that_is_left_out_passes_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["running_mean", "running_var", "num_batches_tracked", "_extra_state"])
 def test_buffers_that_are_known_may_be_passed(name: str) -> None:
     state = state_at("model", *pair("a.weight"), (f"a.{name}", (8,)))
-    plan = plan_migrate(Tree((state,), optimizers=("optim",)), "torch")
+    plan = plan_migrate(Tree((state,), optimizers=("optim",)), Container.TORCH_ZIP)
     assert plan.state_dicts[0].steps[0].name == f"a.{name}"
     assert is_buffer(name)
 
@@ -755,9 +757,9 @@ def test_buffers_that_are_known_may_be_passed(name: str) -> None:
 def test_a_key_that_may_be_a_parameter_may_not_be_passed() -> None:
     state = state_at("model", *pair("a.weight"), ("a.window", (8,)))
     with pytest.raises(LayerError, match=r"^model: a\..* and a\..* would change their order") as caught:
-        plan_migrate(Tree((state,), optimizers=("optim_g", "optim_d")), "torch")
+        plan_migrate(Tree((state,), optimizers=("optim_g", "optim_d")), Container.TORCH_ZIP)
     assert "optim_g, optim_d" in str(caught.value)
-    assert plan_migrate(Tree((state,)), "torch").layers
+    assert plan_migrate(Tree((state,)), Container.TORCH_ZIP).layers
 
 
 def test_g_stands_before_v_as_torch_has_them_and_that_too_is_an_order_of_parameters(tmp_path: Path) -> None:
@@ -802,11 +804,6 @@ def test_a_dropped_optimizer_is_named_by_its_path(tmp_path: Path) -> None:
 
 
 # -- refusals
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Runner:
-    return Runner(capsys, monkeypatch)
 
 
 def refused(run: Runner, source: Path, *options: str | Path, says: str, fix: str) -> Ended:
@@ -968,7 +965,7 @@ def test_layers_that_are_so_already_are_counted(form: str, tmp_path: Path) -> No
     assert (len(result.plan.layers), result.plan.already) == ((78, 0) if form == "parametrize" else (0, 78))
     some = plan_migrate(
         Tree((state_at("", *pair("a.weight"), *pair("b.weight")),)),
-        "torch",
+        Container.TORCH_ZIP,
         to="legacy",
         selection=Selection(exclude=("b.*",)),
     )

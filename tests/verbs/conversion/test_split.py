@@ -22,21 +22,18 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 from tests.helpers.golden import FIXTURES
+from tests.helpers.infos import halves
 from tests.helpers.live_models import FORMS, g_and_v, norm
+from tests.helpers.marks import crossed
 from tests.helpers.oracle import DTYPES, exact_norms
-from tests.helpers.states import halves, load, same, state_dicts
-from tests.storage.test_bad_input import OLD, Runner, listing
+from tests.helpers.runner import OLD, Runner, listing
+from tests.helpers.states import load, same, state_dicts
 from wnconvert import fold_file, inspect_file, migrate_file, split_file
 from wnconvert.errors import LayerError, NumbersError, WnconvertError
 from wnconvert.verbs.conversion.convert import Result
 
 State = dict[str, Tensor]
 SUFFIXES = [".pt", ".safetensors"]
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Runner:
-    return Runner(capsys, monkeypatch)
 
 
 @pytest.fixture(autouse=True)
@@ -92,8 +89,7 @@ _LEAST = {"float64": 5e-324, "float32": 2.0**-149, "float16": 2.0**-24, "bfloat1
 
 @settings(max_examples=40, deadline=None)
 @given(data=st.data())
-@pytest.mark.parametrize("suffix", SUFFIXES)
-@pytest.mark.parametrize("dtype", DTYPES)
+@crossed(suffix=SUFFIXES, dtype=DTYPES)
 def test_a_file_split_and_folded_is_the_file(
     tmp_path_factory: pytest.TempPathFactory, dtype: str, suffix: str, data: st.DataObject
 ) -> None:
@@ -126,9 +122,11 @@ def test_a_file_split_and_folded_is_the_file(
     assert same(again["a.bias"], torch.arange(3))
 
 
-@pytest.mark.parametrize("suffix", SUFFIXES)
-@pytest.mark.parametrize("dim", [0, 1, 2, None])
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+@crossed(
+    suffix=SUFFIXES,
+    dim=[0, 1, 2, None],
+    dtype=[torch.float32, torch.float64, torch.float16, torch.bfloat16],
+)
 def test_weights_of_many_blocks_come_back(
     tmp_path: Path, dtype: torch.dtype, dim: int | None, suffix: str
 ) -> None:
@@ -432,7 +430,7 @@ WITH_RECORD = [
 ]
 
 
-@pytest.mark.parametrize("name", WITH_RECORD)
+@pytest.mark.parametrize("name", WITH_RECORD, ids=lambda name: name[:20])
 def test_split_undoes_a_fold_in_names_shapes_dtypes_and_order_and_fold_undoes_the_split_in_every_byte(
     tmp_path: Path, name: str
 ) -> None:

@@ -13,8 +13,9 @@ import safetensors.torch
 import torch
 from torch import nn
 
+from tests.helpers.infos import halves
 from tests.helpers.live_models import FORMS, norm
-from tests.helpers.states import halves, same
+from tests.helpers.states import same
 from wnconvert import fold_state_dict, split_file, split_state_dict
 from wnconvert.errors import ArgumentError, LayerError, NumbersError
 

@@ -16,8 +16,8 @@ import torch
 from torch import nn
 
 from tests.helpers.golden import FIXTURES
+from tests.helpers.live_models import legacy, new
 from tests.helpers.states import hold, same, state_dicts
-from tests.layers.test_schemes import legacy, new
 from wnconvert import fold_file, fold_state_dict, split_state_dict
 from wnconvert.errors import ArgumentError, LayerError, NumbersError
 

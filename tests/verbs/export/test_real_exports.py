@@ -90,7 +90,14 @@ CASES = (
     Case("RNN", row("RNN"), ("input=float32[2,T,3]",), ("T=2..30",), ("torchscript",)),
 )
 EXPORTS = [
-    pytest.param(case, exporter, form, id=f"{case.name}, {exporter}, {form}")
+    pytest.param(
+        case,
+        exporter,
+        form,
+        id=f"{case.name}, {exporter}, {form}",
+        # Both forms are folded in the module before it is exported: one model shows it.
+        marks=() if form == "parametrize" or case is CASES[0] else pytest.mark.full,
+    )
     for case in CASES
     for exporter in case.exporters
     for form in zoo.FORMS
@@ -126,7 +133,13 @@ def test_a_length_that_the_newer_exporter_fixes_is_refused(tmp_path: Path) -> No
 
 
 FOLDS = [
-    pytest.param(case, exporter, id=f"{case.name}, {exporter}")
+    pytest.param(
+        case,
+        exporter,
+        id=f"{case.name}, {exporter}",
+        # The newer exporter leaves weight norm in large layers only.
+        marks=() if exporter == "torchscript" or "wide" in case.name else pytest.mark.full,
+    )
     for case in CASES
     for exporter in case.exporters
 ]

@@ -515,7 +515,6 @@ def test_what_torch_does_not_write_is_refused(
         (SAMPLES, as_torch({"a' or '": torch.ones(1)}), "a text that may become code"),
         (SAMPLES, as_torch(({1, 2}, {})), "sample inputs that are no tensors or plain values (set)"),
     ],
-    ids=str,
 )
 def test_records_that_torch_does_not_write_are_refused(
     name: str, content: bytes, words: str, real: Path, tmp_path: Path

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize
 
+from tests.helpers.infos import halves
 from tests.helpers.live_models import (
     FLOATS,
     FORMS,
@@ -28,18 +29,12 @@ from tests.helpers.live_models import (
     portrait,
     trained,
 )
-from tests.helpers.states import folded64, halves, same, ulps
+from tests.helpers.states import folded64, same, ulps
 from wnconvert.errors import ArgumentError, LayerError, WnconvertError
 from wnconvert.verbs.conversion.state_dict import fold_state_dict
 from wnconvert.verbs.modules.convert import fold_module, folded, migrate_module
 from wnconvert.verbs.modules.inspect import inspect_module
 from wnconvert.verbs.modules.split import split_module
-
-
-@pytest.fixture(autouse=True)
-def seeded() -> None:
-    torch.manual_seed(0)
-
 
 # -- fold
 

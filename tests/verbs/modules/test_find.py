@@ -14,6 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.utils import parametrizations, parametrize, prune
 from torch.nn.utils.weight_norm import WeightNorm
 
+from tests.helpers.infos import halves
 from tests.helpers.live_models import (
     OTHER,
     both_forms,
@@ -26,16 +27,10 @@ from tests.helpers.live_models import (
     pruned,
     trained,
 )
-from tests.helpers.states import halves
 from wnconvert.errors import ArgumentError, LayerError, NumbersError
 from wnconvert.verbs.modules.convert import fold_module, folded, migrate_module, weights_folded
 from wnconvert.verbs.modules.inspect import inspect_module
 from wnconvert.verbs.modules.split import split_module
-
-
-@pytest.fixture(autouse=True)
-def seeded() -> None:
-    torch.manual_seed(0)
 
 
 def test_spectral_norm_and_others_are_left_alone_and_named() -> None:

@@ -30,12 +30,6 @@ from wnconvert.errors import ArgumentError, LayerError, NumbersError
 from wnconvert.verbs.modules.convert import fold_module, folded, migrate_module
 from wnconvert.verbs.modules.split import split_module
 
-
-@pytest.fixture(autouse=True)
-def seeded() -> None:
-    torch.manual_seed(0)
-
-
 PLAIN: dict[str, tuple[Callable[[], nn.Module], str, int | None]] = {
     "conv": (lambda: nn.Conv1d(3, 4, 5), "weight", 0),
     "transposed": (lambda: nn.ConvTranspose2d(3, 4, 5), "weight", 0),

@@ -15,7 +15,9 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
 from torch.nn.utils.weight_norm import WeightNorm
 
+from tests.helpers.infos import halves
 from tests.helpers.live_models import (
+    FORMS,
     OTHER,
     both_forms,
     every_model,
@@ -26,17 +28,12 @@ from tests.helpers.live_models import (
     portrait,
     trained,
 )
-from tests.helpers.states import halves, same
+from tests.helpers.marks import crossed
+from tests.helpers.states import same
 from wnconvert.errors import LayerError
 from wnconvert.verbs.conversion.state_dict import fold_state_dict
 from wnconvert.verbs.modules.convert import fold_module, folded, migrate_module, weights_folded
 from wnconvert.verbs.modules.split import split_module
-
-
-@pytest.fixture(autouse=True)
-def seeded() -> None:
-    torch.manual_seed(0)
-
 
 # -- folded for a block
 
@@ -211,7 +208,7 @@ class Interrupt:
     A `with` counts for no line: Python leaves it without looking for signals, which a tracer cannot do.
     """
 
-    FILES = ("edits.py", "surgery.py", "module_split.py", "modules.py")
+    FILES = tuple(f"/verbs/modules/{name}.py" for name in ("undo", "surgery", "split", "convert"))
 
     def __init__(self, at: int = -1) -> None:
         self.at = at
@@ -245,8 +242,7 @@ def in_a_block(model: nn.Module) -> None:
         pass
 
 
-@both_forms
-@pytest.mark.parametrize("verb", ["fold", "migrate", "split", "block"])
+@crossed(form=FORMS, verb=["fold", "migrate", "split", "block"])
 def test_an_interrupt_at_any_line_leaves_all_as_it_was_or_done(verb: str, form: str) -> None:
     def model() -> nn.Module:
         made = nn.Sequential(nn.Linear(3, 4), nn.LSTM(4, 4))

@@ -247,7 +247,9 @@ def test_tensors_made_in_inference_mode_come_back() -> None:
     assert held.tolist() == [0, 0]
 
 
-@pytest.mark.parametrize("held", [torch.ones(2, device="meta"), torch.eye(2).to_sparse()], ids=str)
+@pytest.mark.parametrize(
+    "held", [torch.ones(2, device="meta"), torch.eye(2).to_sparse()], ids=["meta", "sparse"]
+)
 def test_tensors_without_plain_memory_are_no_obstacle(held: Tensor) -> None:
     model = Holds([held])
     model.register_buffer("same", held)

@@ -1,4 +1,7 @@
-"""Readers of an output: the safetensors library, torch, zipfile, and our own."""
+"""Readers of an output: the safetensors library, torch, zipfile, and our own.
+
+Those of others open files by themselves, by path: they share nothing with the code that they check.
+"""
 
 from __future__ import annotations
 

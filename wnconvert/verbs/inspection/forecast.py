@@ -11,6 +11,7 @@ from wnconvert.plan.fold import plan_fold
 from wnconvert.plan.migrate import plan_migrate
 from wnconvert.plan.record import origins
 from wnconvert.plan.split.plan import plan_split
+from wnconvert.tensors.containers import Container
 from wnconvert.tensors.tree import Tree
 from wnconvert.verbs.inspection.magnitudes import LayerStats
 
@@ -23,7 +24,7 @@ def fold_in_words(tree: Tree, rows: Sequence[LayerStats]) -> str:
     if bad:
         return f"would refuse the numbers of {listed(bad, 3)} (see the flags)"
     try:
-        plan = plan_fold(tree, "torch")
+        plan = plan_fold(tree, Container.TORCH_ZIP)
     except LayerError as error:
         return _refusal(error)
     count = len(plan.layers)
@@ -38,7 +39,7 @@ def split_in_words(tree: Tree) -> str:
     if not any(origins(tree.record, state.path, "fold") for state in tree.state_dicts):
         return ""
     try:
-        plan = plan_split(tree, "torch")
+        plan = plan_split(tree, Container.TORCH_ZIP)
     except LayerError as error:
         return _refusal(error)
     forms = dict.fromkeys(change.layer.form for _, change in plan.layers)
@@ -52,7 +53,7 @@ def migrate_in_words(tree: Tree) -> str:
     directions = []
     for to in reversed(FORMS):
         try:
-            plan = plan_migrate(tree, "torch", to=to)
+            plan = plan_migrate(tree, Container.TORCH_ZIP, to=to)
         except LayerError as error:
             return _refusal(error)
         if plan.layers:

@@ -11,8 +11,8 @@ from torch.nn.parameter import is_lazy
 
 from wnconvert.layers.schemes import FORMS
 from wnconvert.messages import options_as_python
-from wnconvert.tensors.memory import InMemory, is_torch, stored_tensor
-from wnconvert.tensors.tree import Entry, StateDict, StoredTensor, Tree
+from wnconvert.tensors.memory import InMemory, is_torch, stored_tensor, tree_of_values
+from wnconvert.tensors.tree import StoredTensor
 from wnconvert.verbs.inspection.inspect import inspect_tree
 from wnconvert.verbs.inspection.magnitudes import LayerStats
 from wnconvert.verbs.inspection.request import request_of
@@ -48,13 +48,9 @@ def inspect_module(
         live = find_live(module)
         refuse_meta(live.layers, "inspected")
         values = {name: value for name, value in module.state_dict().items() if not is_lazy(value)}
-        entries = [
-            Entry(name, stored := _stored(name, value), is_opaque=stored is None and is_torch(value))
-            for name, value in values.items()
-        ]
         dims = {name: item.layer.dim for item in live.layers for name in item.names}
         reasons = {name: item.reason for item in live.refused for name in item.names}
-        tree = Tree((StateDict("", tuple(entries), dims),))
+        tree = tree_of_values(values, stored=_stored, dims=dims)
         request = request_of(layers, full=full, all_weights=all_weights)
         found = inspect_tree(tree, InMemory(values), request, explained=reasons.keys())
     rows = tuple(replace(row, dim=dims.get(row.name, row.dim)) for row in found.layers)

@@ -1,0 +1,203 @@
+"""Every reader of a container, held to the same contract."""
+
+from __future__ import annotations
+
+import re
+import struct
+import warnings
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from tests.helpers.bad_files import pair, rezipped, safetensors, saved, written
+from tests.helpers.contracts import Damaged, ReaderContract
+
+# -- safetensors
+
+TENSOR = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
+ONE, TWO = (f'"a":{{"dtype":"F32","shape":[1],"data_offsets":[{at},{at + 4}]}}' for at in (0, 4))
+
+
+def header(content: object, says: str = "refuses") -> Damaged:
+    return Damaged(lambda folder: safetensors(content, bytes(8), folder), says)
+
+
+def long_header(length: int) -> Damaged:
+    return Damaged(lambda folder: written(struct.pack("<Q", length) + b"{}", folder), says="header claims")
+
+
+class TestSafetensors(ReaderContract):
+    WHOLE = ("zero_row.safetensors", "codec_bf16.safetensors")
+    CUT = ("zero_row.safetensors",)
+    DAMAGED: ClassVar = {
+        "overlapping: the same bytes": header({"a": TENSOR, "b": TENSOR}),
+        "outside: of the file": header({"a": {**TENSOR, "data_offsets": [0, 80]}}),
+        "outside: reversed": header({"a": {**TENSOR, "data_offsets": [8, 0]}}),
+        "outside: a gap": header({"a": {**TENSOR, "shape": [1], "data_offsets": [4, 8]}}),
+        "outside: too large a shape": header({"a": {**TENSOR, "shape": [3]}}),
+        "absurd: a shape": header({"a": {**TENSOR, "shape": [1 << 62, 1 << 62]}}),
+        "absurd: a negative shape": header({"a": {**TENSOR, "shape": [-2]}}),
+        "absurd: no dtype": header({"a": {"shape": [2], "data_offsets": [0, 8]}}),
+        "absurd: an unknown dtype": header({"a": {**TENSOR, "dtype": "F31"}}),
+        "absurd: no object": header([1], "refuses|no checkpoint"),
+        "absurd: no JSON": header(b"{abc"),
+        "absurd: deep JSON": header(b'{"a":' + b"[" * 100_000),
+        "absurd: 10 KB of header": long_header(10_000),
+        "absurd: 1 TiB of header": long_header(1 << 40),
+        "absurd: 1 EiB of header": long_header(1 << 60),
+        "twice: a key": header(f"{{{ONE},{TWO}}}".encode(), "twice|refuses"),
+    }
+
+
+# -- torch
+
+#: Offset, shape and strides of a tensor over twelve numbers.
+ABSURD: dict[str, tuple[tuple[object, ...], str]] = {
+    "outside: strides": ((0, (4, 3), (100, 1)), "reaches outside"),
+    "outside: an offset": ((20, (4, 3), (3, 1)), "reaches outside"),
+    "outside: an absurd shape": ((0, (1 << 62, 1 << 62), (1, 1)), "reaches outside"),
+    "absurd: a negative shape": ((0, (-4, 3), (3, 1)), "absurd"),
+    "absurd: a negative stride": ((12, (4, 3), (-3, 1)), "absurd"),
+    "absurd: too large a number": ((0, (1 << 70,), (1,)), "absurd"),
+    "absurd: two ranks": ((0, (4, 3), (3,)), "absurd"),
+    "absurd: no numbers": ((0, ("4", 3), (3, 1)), "absurd"),
+    "absurd: a hundred axes": ((0, (1,) * 100, (1,) * 100), "absurd"),
+    "absurd: no shape": ((0, None, None), "absurd"),
+    "absurd: a truth value": ((True, (1,), (1,)), "absurd"),
+}
+
+
+class Rebuilt:
+    """Pickled as a tensor with any arguments."""
+
+    def __init__(self, storage: object, *args: object) -> None:
+        self.args = (storage, *args, False, None)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        import torch
+
+        return torch._utils._rebuild_tensor_v2, self.args
+
+
+def rebuilt(args: tuple[object, ...], says: str, *, as_zip: bool) -> Damaged:
+    def make(folder: Path) -> Path:
+        import torch
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            storage = torch.ones(12).storage()  # type: ignore[no-untyped-call]
+            tree = {"x": Rebuilt(storage, *args), **pair()}
+            return saved(tree, folder, _use_new_zipfile_serialization=as_zip)
+
+    return Damaged(make, says, None)
+
+
+def changed(change: Callable[[dict[str, bytes]], object], says: str) -> Damaged:
+    """A zip some of whose records were changed."""
+    return Damaged(lambda folder: rezipped(saved(pair(), folder), change), says)
+
+
+def record_twice(folder: Path) -> Path:
+    source = saved(pair(), folder)
+    with zipfile.ZipFile(source, "a") as archive, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        archive.writestr("in/data/0", bytes(96))
+    return source
+
+
+def records_overlap(folder: Path) -> Path:
+    source = saved(pair(), folder)
+    data = bytearray(source.read_bytes())
+    with zipfile.ZipFile(source) as archive:
+        first = archive.getinfo("in/data/0").header_offset
+    at = data.rfind(b"in/data/1") - 46  # its entry in the directory
+    assert data[at : at + 4] == b"PK\1\2"
+    data[at + 42 : at + 46] = struct.pack("<I", first)
+    return written(bytes(data), folder)
+
+
+class TestTorchZip(ReaderContract):
+    CUT = ("tied.pt", "sovits.pth", "scripted.pt")
+    WHOLE = (*CUT, "plain.pt", "waveglow_module.pt", "lightning.ckpt", "gan.pt")
+    DAMAGED: ClassVar = {
+        "twice: a record": Damaged(record_twice, "in/data/0 is in its zip directory twice"),
+        "overlapping: records": Damaged(records_overlap, "overlap|lies outside"),
+        "outside: no storage": changed(lambda records: records.pop("data/1"), "storage 1 is missing"),
+        "outside: a short storage": changed(
+            lambda records: records.update({"data/1": b"1234"}), "storage 1 has 4 bytes"
+        ),
+        "absurd: no storage at all": Damaged(
+            lambda folder: saved({"x": Rebuilt(None, 0, (1,), (1,))}, folder), "has no storage", None
+        ),
+        **{name: rebuilt(*case, as_zip=True) for name, case in ABSURD.items()},
+    }
+
+
+def key_twice(folder: Path) -> Path:
+    """A file of two storages that lists one of them twice."""
+    data = saved(pair(), folder, _use_new_zipfile_serialization=False).read_bytes()
+    keys = sorted({*re.findall(rb"X.\0\0\0(\d{6,})", data)})
+    assert len(keys) == 2
+    at = data.rindex(keys[1])  # in the list of keys at the end
+    return written(data[:at] + keys[0] + data[at + len(keys[1]) :], folder)
+
+
+class TestTorchLegacy(ReaderContract):
+    WHOLE = ("legacy_nonzip.pth",)
+    CANNOT: ClassVar = {"overlapping": "storages follow one another"}
+    DAMAGED: ClassVar = {
+        "twice: a storage": Damaged(key_twice, "storage"),
+        **{name: rebuilt(*case, as_zip=False) for name, case in ABSURD.items()},
+    }
+
+
+# -- ONNX
+
+ONES = numpy_helper.from_array(np.ones((2, 3), np.float32), "t")
+
+
+def model(folder: Path, *tensors: TensorProto) -> Path:
+    value = helper.make_tensor_value_info
+    nodes = [helper.make_node("Identity", ["x"], ["y"])]
+    graph = helper.make_graph(nodes, "graph", [value("x", 1, ["N"])], [value("y", 1, ["N"])], tensors)
+    opsets = [helper.make_opsetid("", 17)]
+    onnx.save(helper.make_model(graph, ir_version=8, opset_imports=opsets), folder / "in.pt")
+    return folder / "in.pt"
+
+
+def tensor(change: Callable[[TensorProto], object], says: str) -> Damaged:
+    def make(folder: Path) -> Path:
+        changed = TensorProto()
+        changed.CopyFrom(ONES)
+        change(changed)
+        return model(folder, changed)
+
+    return Damaged(make, says)
+
+
+def beyond_the_end(folder: Path) -> Path:
+    (folder / "data.bin").write_bytes(bytes(24))
+    outside = TensorProto(name="t", data_type=1, dims=[4], data_location=TensorProto.EXTERNAL)
+    for key, entry in (("location", "data.bin"), ("offset", "9"), ("length", "16")):
+        outside.external_data.add(key=key, value=entry)
+    return model(folder, outside)
+
+
+class TestOnnx(ReaderContract):
+    WHOLE = ("tcn.onnx",)
+    CANNOT: ClassVar = {"overlapping": "in the file bytes follow one another, and a data file may be shared"}
+    DAMAGED: ClassVar = {
+        "twice: a name": Damaged(lambda folder: model(folder, ONES, ONES), "two initializers are called 't'"),
+        "outside: too large a shape": tensor(lambda it: it.dims.append(2), "needs 48 bytes and has 24"),
+        "outside: no bytes": tensor(lambda it: it.ClearField("raw_data"), "needs 24 bytes and has 0"),
+        "outside: of a data file": Damaged(beyond_the_end, "ends at byte 25 of data.bin, which has 24"),
+        "absurd: a negative shape": tensor(lambda it: it.dims.append(-1), "absurd shape"),
+        "absurd: a shape": tensor(lambda it: it.dims.append(1 << 62), "absurd shape"),
+        "absurd: a hundred axes": tensor(lambda it: it.dims.extend([1] * 100), "absurd shape"),
+        "twice: elements": tensor(lambda it: it.float_data.extend([1.0] * 6), "elements twice"),
+    }

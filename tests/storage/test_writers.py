@@ -1,0 +1,40 @@
+"""Every writer of a container, held to the same contract."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import onnx
+import safetensors.numpy
+from onnx import numpy_helper
+
+from tests.helpers.contracts import WriterContract
+
+
+class TestSafetensors(WriterContract):
+    SOURCES = ("hifigan.safetensors", "legacy_nonzip.pth")
+    SUFFIX = ".safetensors"
+
+    def read(self, path: Path) -> dict[str, Any]:
+        return dict(safetensors.numpy.load_file(path))
+
+
+class TestTorchZip(WriterContract):
+    SOURCES = ("g_02500000", "hifigan.safetensors", "sovits.pth")
+    SUFFIX = ".pt"
+
+    def read(self, path: Path) -> dict[str, Any]:
+        from tests.helpers.states import state_dicts
+
+        found = state_dicts(path)
+        return {f"{at}.{name}": value.numpy() for at, state in found.items() for name, value in state.items()}
+
+
+class TestOnnx(WriterContract):
+    SOURCES = ("tcn.onnx",)
+    SUFFIX = ".onnx"
+
+    def read(self, path: Path) -> dict[str, Any]:
+        graph = onnx.load(path).graph
+        return {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}

@@ -1,0 +1,59 @@
+"""The rules of the tests themselves: names, the ban on torch, and which combinations are tried."""
+
+from __future__ import annotations
+
+import sys
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from tests import conftest
+from tests.helpers.golden import ROOT
+from tests.helpers.marks import crossed, some
+from tests.helpers.no_torch import NoTorch, refuse
+
+
+def item(name: str) -> Any:
+    return SimpleNamespace(
+        name=name, nodeid=name, path=ROOT / "tests" / "x.py", get_closest_marker=lambda _: None
+    )
+
+
+def test_a_name_that_is_too_long_ends_the_collection() -> None:
+    with pytest.raises(pytest.UsageError, match="1 names are too long") as caught:
+        conftest.pytest_collection_modifyitems([item("test_it[" + "x" * 1_000_000 + "]")])
+    assert len(str(caught.value)) < 400
+
+
+def test_long_texts_do_not_stand_in_names() -> None:
+    assert conftest.pytest_make_parametrize_id(b" " * (65 << 20), "content") == "content"
+    assert conftest.pytest_make_parametrize_id("mel", "name") is None
+    assert conftest.pytest_make_parametrize_id(3, "count") is None
+
+
+def test_long_bytes_are_not_shown_where_they_differ() -> None:
+    left, right = bytes(1 << 20), bytes(1 << 19) + b"x" + bytes(1 << 19)
+    shown = conftest.pytest_assertrepr_compare("==", left, right)
+    assert shown is not None
+    assert "from byte 524288 on" in shown[1]
+    assert len("".join(shown)) < 300
+    assert conftest.pytest_assertrepr_compare("==", b"a", b"b") is None
+
+
+@pytest.mark.parametrize(
+    ("folder", "kind"), [("tests", pytest.skip.Exception), ("wnconvert", AssertionError)]
+)
+def test_torch_is_refused_in_the_name_of_who_imports_it(folder: str, kind: type[BaseException]) -> None:
+    code = compile("ask(look())", f"{ROOT}/{folder}/made_up.py", "exec")
+    with pytest.raises(kind, match="torch"):
+        exec(code, {"ask": refuse, "look": lambda: sys._getframe(1)})  # noqa: S102 - a file that is not there
+    assert NoTorch().find_spec("numpy", None) is None
+
+
+def test_by_default_each_value_is_tried_once_and_the_full_run_has_all() -> None:
+    params = crossed(a=[1, 2, 3], b="xy").args[1]
+    assert [param.id for param in params if not param.marks] == ["1-x", "1-y", "2-x", "3-x"]
+    assert len(params) == 6
+    rows = some("row", {"p": 1, "q": 2}, ["q"]).args[1]
+    assert [(row.id, bool(row.marks)) for row in rows] == [("p", True), ("q", False)]
