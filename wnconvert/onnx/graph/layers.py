@@ -18,7 +18,7 @@ from wnconvert.tensors.tree import TensorInfo
 __all__ = ["GraphLayers", "NormLayer", "Passed", "Weight", "find_graph_layers"]
 
 
-_INLINE = "inline the model's functions first (onnx.inliner.inline_local_functions), or "
+_INLINE = "inline the model's functions first (onnx.inliner.inline_local_functions)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +80,7 @@ def find_graph_layers(model: Model) -> GraphLayers:
     for draft in kept:
         name = names.unique(_name_of(draft.v.value[1]))
         if draft.reason:
-            refused.append(Refused(name, draft.reason, f"{draft.fix}--exclude '{name}' leaves it as it is"))
+            refused.append(Refused(name, draft.reason, draft.remedy))
         else:
             layers.append(_layer(name, draft))
     return GraphLayers(tuple(layers), tuple(refused))
@@ -101,7 +101,7 @@ class _Sighting:
 
 @dataclass(slots=True)
 class _Draft:
-    """A layer in the making; ``reason`` where it must be refused, ``fix`` what to do but leaving it."""
+    """A layer in the making; ``reason`` says why it must be refused, ``remedy`` what helps."""
 
     g: Leaf
     v: Leaf
@@ -109,11 +109,11 @@ class _Draft:
     weights: tuple[Weight, ...] = ()
     passed: tuple[Passed, ...] = ()
     reason: str = ""
-    fix: str = ""
+    remedy: str = ""
 
-    def refuse(self, reason: str, fix: str = "") -> None:
+    def refuse(self, reason: str, remedy: str = "") -> None:
         if not self.reason:
-            self.reason, self.fix = reason, fix
+            self.reason, self.remedy = reason, remedy
 
 
 def _sighting(seen: Seen, leaves: Sequence[Leaf]) -> _Sighting | None:
@@ -261,7 +261,7 @@ def _output(index: Index, value: ValueId) -> tuple[str, str]:
         return f"{_said(scope)} both uses and returns it", _INLINE
     return (
         f"the computed weight is itself an output, {value[1]}, of {_said(scope)}",
-        "take it out of the outputs, or ",
+        "take it out of the outputs",
     )
 
 

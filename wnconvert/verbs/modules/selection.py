@@ -79,10 +79,10 @@ def raise_refused(items: Iterable[Refused], done: str) -> None:
         return
     first = every[0]
     if len(every) == 1:
-        raise LayerError(first.reason, where=f"layer {first.name}", fix=first.fix or _leave(first.name))
+        raise LayerError(first.reason, where=f"layer {first.name}", fix=first.remedy or _leave(first.name))
     lines = "".join(f"\n  layer {item.name}: {item.reason}" for item in every[:10])
     more = f"\n  and {len(every) - 10} more" if len(every) > 10 else ""
-    fixes = {item.fix for item in every}
+    fixes = {item.remedy for item in every}
     fix = fixes.pop() if len(fixes) == 1 else ""
     raise LayerError(
         f"{len(every)} layers cannot be {done}:{lines}{more}", fix=fix or "exclude=… leaves them as they are"
