@@ -28,9 +28,6 @@ from wnconvert.verbs.proof.running import check_shaped
 __all__ = ["Loaded", "load_weights"]
 
 
-_SHOWN = 12
-
-
 @dataclass(frozen=True, slots=True)
 class Loaded:
     """Weights put into a module: the file, which state dict of it, the number of tensors, and notes."""
