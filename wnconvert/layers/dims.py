@@ -10,6 +10,7 @@ import math
 from dataclasses import dataclass
 
 from wnconvert.errors import LayerError
+from wnconvert.messages import option
 from wnconvert.tensors.tree import Dim, Shape
 
 __all__ = ["AUTO", "DimFit", "dim_of"]
@@ -58,8 +59,10 @@ def _read(g: Shape, v: Shape) -> DimFit:
         if len(axes) == 1:
             return DimFit(axes[0])
         if axes and axes[0] == 0:
-            return DimFit(0, f"g {g} fits several axes of v {v}; axis 0 is taken (else: fold --dim)")
-    raise LayerError(_misfit(g, v), fix="--exclude it, or repair the checkpoint")
+            return DimFit(
+                0, f"g {g} fits several axes of v {v}; axis 0 is taken (else: fold {option('dim')})"
+            )
+    raise LayerError(_misfit(g, v), fix="repair the checkpoint")
 
 
 def _check(g: Shape, v: Shape, dim: object) -> Dim:
@@ -67,18 +70,20 @@ def _check(g: Shape, v: Shape, dim: object) -> Dim:
         if math.prod(g) == 1:
             return None
         raise LayerError(
-            f"{_misfit(g, v)} over the whole tensor (--dim none)",
-            fix="leave --dim out, or --exclude what does not fit",
+            f"{_misfit(g, v)} over the whole tensor ({option('dim', None)})",
+            fix=_leave_dim_out(),
         )
     if not isinstance(dim, int) or not -len(v) <= dim < len(v):
-        raise LayerError(f"v {v} has no axis {dim}", fix="leave --dim out, or --exclude what does not fit")
+        raise LayerError(f"v {v} has no axis {dim}", fix=_leave_dim_out())
     axis = dim % len(v)
     kept = tuple(size if at == axis else 1 for at, size in enumerate(v))
     if g != kept and g != (v[axis],) and not (v[axis] == 1 and math.prod(g) == 1):
-        raise LayerError(
-            f"{_misfit(g, v)} along --dim {dim}", fix="leave --dim out, or --exclude what does not fit"
-        )
+        raise LayerError(f"{_misfit(g, v)} along {option('dim', dim)}", fix=_leave_dim_out())
     return axis
+
+
+def _leave_dim_out() -> str:
+    return f"leave {option('dim')} out"
 
 
 def _misfit(g: Shape, v: Shape) -> str:

@@ -61,7 +61,7 @@ def find_pairs(
         elif reason := _reason_against(group, names, groups):
             if any(other.name == group.weight for other in refused):
                 continue  # there in both forms: said once
-            refused.append(Refused(group.weight, reason, f"--exclude '{group.weight}' leaves it as it is"))
+            refused.append(Refused(group.weight, reason))
         else:
             try:
                 fit = dim_of(group.g.shape, group.v.shape, selection.dim)

@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
 from wnconvert.layers.dims import AUTO
+from wnconvert.messages import option
 from wnconvert.tensors.tree import TensorInfo, rows_of
 
-__all__ = ["FORMS", "SCHEMES", "Layer", "Refused", "Scheme", "Selection", "in_form", "owner_of", "spelled"]
+__all__ = [
+    "FORMS",
+    "SCHEMES",
+    "Layer",
+    "Refused",
+    "Scheme",
+    "Selection",
+    "fix_of",
+    "in_form",
+    "owner_of",
+    "spelled",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,11 +126,31 @@ def in_form(layer: Layer, form: str) -> Layer:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """What looks like a layer but must not be converted, with the reason and what to do."""
+    """A layer that must not be converted, with the reason; ``remedy`` may help beside leaving it out."""
 
     name: str
     reason: str
-    fix: str
+    remedy: str = ""
+
+    @property
+    def fix(self) -> str:
+        """What to do: the remedy, or to leave the layer out."""
+        return fix_of((self,))
+
+
+def fix_of(refused: Collection[Refused]) -> str:
+    """What to do about layers that are refused: the remedy, if it is the same for all, or to leave them out.
+
+    >>> fix_of([Refused("conv.weight", "its g does not fit", "repair the checkpoint")])
+    "repair the checkpoint; --exclude 'conv.weight' leaves it as it is"
+    """
+    remedies, names = {item.remedy for item in refused}, {item.name for item in refused}
+    remedy = remedies.pop() if len(remedies) == 1 else ""
+    if len(names) == 1:
+        leave = f"{option('exclude', glob=names.pop())} leaves it as it is"
+    else:
+        leave = f"{option('exclude')} leaves them as they are"
+    return f"{remedy}; {leave}" if remedy else leave
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,16 +9,12 @@ from wnconvert.plan.draft import FoundDraft
 from wnconvert.plan.plan import Change, Plan, PlannedStateDict
 from wnconvert.plan.record import origin_data
 from wnconvert.plan.steps import Fold, Keep, Step
+from wnconvert.plan.wanted import optimizer_is_stale
 from wnconvert.tensors.containers import Container
 from wnconvert.tensors.dtypes import DType
 from wnconvert.tensors.tree import Entry, StateDict, Tree
 
 __all__ = ["plan_fold"]
-
-
-_WHY_NO_OPTIMIZER = (
-    "optimizer state is by position, and folding changes the positions; --keep-optimizer keeps it"
-)
 
 
 def plan_fold(
@@ -43,7 +39,7 @@ def plan_fold(
     return draft.plan(
         planned,
         record=draft.recorded(tree.record, "fold", origins),
-        optimizers=() if keep_optimizer else draft.without_optimizers(planned, _WHY_NO_OPTIMIZER),
+        optimizers=() if keep_optimizer else draft.without_optimizers(planned, optimizer_is_stale("folding")),
         notes=draft.found_notes(),
     )
 

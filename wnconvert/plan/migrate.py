@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from wnconvert.errors import LayerError
 from wnconvert.layers.schemes import Layer, Selection, in_form
-from wnconvert.messages import listed
+from wnconvert.messages import listed, option
 from wnconvert.plan.draft import FoundDraft
 from wnconvert.plan.order import is_buffer, restored
 from wnconvert.plan.plan import Change, Plan, PlannedStateDict
@@ -18,9 +18,6 @@ from wnconvert.tensors.containers import Container
 from wnconvert.tensors.tree import StateDict, Tree
 
 __all__ = ["plan_migrate"]
-
-
-_DROPPED = "left out as asked (--drop-optimizer)"
 
 
 def plan_migrate(
@@ -69,7 +66,9 @@ def plan_migrate(
     return draft.plan(
         planned,
         record=draft.recorded(_without_last(tree.record, undone), "migrate", record),
-        optimizers=draft.without_optimizers(planned, _DROPPED) if drop_optimizer else (),
+        optimizers=draft.without_optimizers(planned, f"left out as asked ({option('drop_optimizer', True)})")
+        if drop_optimizer
+        else (),
         already=sum(layer.form == to for item in found for layer in item.layers),
         notes=draft.found_notes(),
     )
@@ -157,8 +156,9 @@ def _check_order(tree: Tree, migrations: Iterable[_Migration]) -> None:
     for item in migrations:
         if passing := item.passing():
             where = f"{item.path}: " if item.path else ""
+            drop, exclude = option("drop_optimizer", True), option("exclude")
             raise LayerError(
                 f"{where}{passing[0]} and {passing[1]} would change their order, and the optimizer's state "
                 f"({listed(tree.optimizers, 3)}) is by position",
-                fix="--drop-optimizer leaves the state out; --exclude leaves a layer as it is",
+                fix=f"{drop} leaves the state out; {exclude} leaves a layer as it is",
             )

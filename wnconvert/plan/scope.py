@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from wnconvert.errors import ArgumentError
 from wnconvert.layers.schemes import Layer, owner_of
-from wnconvert.messages import listed
+from wnconvert.messages import listed, option
 from wnconvert.plan.order import before_children, behind_module
 from wnconvert.plan.plan import LeftOut, PlannedStateDict
 from wnconvert.plan.steps import Keep
@@ -45,7 +45,7 @@ def choose(tree: Tree, only: str | None) -> tuple[StateDict, ...]:
     if not chosen:
         raise ArgumentError(
             f"there is no state dict at {only!r}",
-            fix=f"--only one of: {listed(map(_shown, tree.state_dicts), 8) or '(there is none)'}",
+            fix=f"{option('only')} one of: {listed(map(_shown, tree.state_dicts), 8) or '(there is none)'}",
         )
     return chosen
 
@@ -119,7 +119,7 @@ def _the_one(chosen: Sequence[StateDict], busy: set[str]) -> StateDict:
         )
     raise ArgumentError(
         f"a safetensors file holds one state dict, and there are {len(candidates)}: {paths}",
-        fix=f"--only {_shown(candidates[0])} (or another of them), or -o OUT.pt for all",
+        fix=f"{option('only')} {_shown(candidates[0])} (or another of them), or -o OUT.pt for all",
     )
 
 

@@ -8,8 +8,8 @@ from dataclasses import replace
 from wnconvert.errors import ArgumentError, LayerError
 from wnconvert.layers.dims import dim_of
 from wnconvert.layers.find import FoundPairs, find_pairs
-from wnconvert.layers.schemes import Layer, Refused, Selection
-from wnconvert.messages import listed
+from wnconvert.layers.schemes import Layer, Refused, Selection, fix_of
+from wnconvert.messages import listed, option, raise_listed
 from wnconvert.tensors.tree import StateDict
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "looks_like_layers",
     "name_conflicts",
     "notes_on",
+    "optimizer_is_stale",
     "refuse_modules",
 ]
 
@@ -30,17 +31,16 @@ def find_layers(state: StateDict, selection: Selection) -> FoundPairs:
     others = {entry.name for entry in state.entries if entry.tensor is None}
     layers, refused = [], list(found.refused)
     for layer in found.layers:
-        leave = f"--exclude '{layer.name}' leaves it as it is"
         if layer.name in others:
             reason = "something that is no plain tensor has the name of its weight"
-            refused.append(Refused(layer.name, reason, leave))
+            refused.append(Refused(layer.name, reason))
         # A pickled module says its dim; g's shape must say the same (of one element, it says nothing).
         elif layer.name in state.dims and not _agrees(layer, state.dims[layer.name]):
             reason = (
                 f"its WeightNorm hook says dim {state.dims[layer.name]}, "
                 f"g {layer.g.shape} beside v {layer.v.shape} does not"
             )
-            refused.append(Refused(layer.name, reason, leave))
+            refused.append(Refused(layer.name, reason))
         else:
             layers.append(layer)
     return replace(found, layers=tuple(layers), refused=tuple(refused))
@@ -65,7 +65,7 @@ def check_selection(selection: Selection, names: Sequence[str], kind: str = "lay
     for glob in selection.layers if names else ():
         if not any(Selection(layers=(glob,)).wants(name) for name in names):
             raise ArgumentError(
-                f"--layers {glob!r} matches no {kind}",
+                f"{option('layers', glob=glob)} matches no {kind}",
                 fix=f"the {kind}s are: {listed(dict.fromkeys(names))}",
             )
 
@@ -73,7 +73,7 @@ def check_selection(selection: Selection, names: Sequence[str], kind: str = "lay
 def idle_excludes(selection: Selection, names: Sequence[str]) -> tuple[str, ...]:
     """A note on each glob that was meant to leave something out and met nothing."""
     return tuple(
-        f"--exclude {glob!r} matches no layer"
+        f"{option('exclude', glob=glob)} matches no layer"
         for glob in selection.exclude
         if all(Selection(exclude=(glob,)).wants(name) for name in names)
     )
@@ -82,18 +82,12 @@ def idle_excludes(selection: Selection, names: Sequence[str]) -> tuple[str, ...]
 def check_refused(refused: Mapping[str, Sequence[Refused]], verb: str) -> None:
     """Raise one ``LayerError`` for all layers that are refused, by the paths of their state dicts."""
     items = [(path, item) for path, of_path in refused.items() for item in of_path]
-    if len(items) == 1:
-        path, item = items[0]
-        raise LayerError(item.reason, where=_where(path, item.name), fix=item.fix)
-    if items:
-        lines = "".join(f"\n  {_where(path, item.name)}: {item.reason}" for path, item in items[:10])
-        more = f"\n  and {len(items) - 10} more" if len(items) > 10 else ""
-        fixes = {item.fix for _, item in items}
-        # What helps beside leaving them is said where it is the same for all.
-        ways = {item.fix.removesuffix(f"--exclude '{item.name}' leaves it as it is") for _, item in items}
-        way = ways.pop() if len(ways) == 1 else ""
-        fix = fixes.pop() if len(fixes) == 1 else f"{way}--exclude leaves them as they are"
-        raise LayerError(f"{len(items)} layers cannot be {verb}:{lines}{more}", fix=fix)
+    raise_listed(
+        LayerError,
+        f"{len(items)} layers cannot be {verb}",
+        [(_where(path, item.name), item.reason) for path, item in items],
+        fix=fix_of([item for _, item in items]) if items else "",
+    )
 
 
 def _where(path: str, name: str) -> str:
@@ -105,8 +99,7 @@ def name_conflicts(state: StateDict, layers: Iterable[Layer]) -> Iterable[Refuse
     there = {entry.name for entry in state.entries}
     for layer in layers:
         if name := next((half.name for half in layer.halves if half.name in there), ""):
-            leave = f"--exclude '{layer.name}' leaves it as it is"
-            yield Refused(layer.name, f"the name {name} is taken", leave)
+            yield Refused(layer.name, f"the name {name} is taken")
 
 
 def refuse_modules(states: Iterable[StateDict], done: str, verb: str) -> None:
@@ -121,6 +114,12 @@ def refuse_modules(states: Iterable[StateDict], done: str, verb: str) -> None:
                 where=state.path,
                 fix=f"wnconvert fold it; -o OUT.safetensors for its tensors alone; or load it and use {verb}",
             )
+
+
+def optimizer_is_stale(doing: str) -> str:
+    """Why an output has no optimizers; ``doing`` is what changes the positions of its parameters."""
+    keep = option("keep_optimizer", True)
+    return f"optimizer state is by position, and {doing} changes the positions; {keep} keeps it"
 
 
 def notes_on(found: FoundPairs) -> Iterable[str]:

@@ -257,7 +257,7 @@ def test_a_half_that_is_gone_is_refused() -> None:
     module = norm(nn.Linear(3, 2), "legacy")
     del module.weight
     module.weight = nn.Parameter(torch.ones(2, 3))
-    with pytest.raises(LayerError, match="the plain weight of that name is there too"):
+    with pytest.raises(LayerError, match="there is a plain weight of that name too"):
         fold_module(module)
 
 

@@ -18,7 +18,7 @@ from wnconvert.tensors.tree import TensorInfo
 __all__ = ["FunctionWeight", "GraphLayers", "NormLayer", "Weight", "find_graph_layers"]
 
 
-_INLINE = "inline the model's functions first (onnx.inliner.inline_local_functions), or "
+_INLINE = "inline the model's functions first (onnx.inliner.inline_local_functions)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +80,7 @@ def find_graph_layers(model: Model) -> GraphLayers:
     for draft in kept:
         name = unique_name(_name_of(draft.v.value[1]), taken)
         if draft.reason:
-            refused.append(Refused(name, draft.reason, f"{draft.fix}--exclude '{name}' leaves it as it is"))
+            refused.append(Refused(name, draft.reason, draft.remedy))
         else:
             layers.append(_layer(name, draft))
     return GraphLayers(tuple(layers), tuple(refused))
@@ -101,7 +101,7 @@ class _Sighting:
 
 @dataclass(slots=True)
 class _Draft:
-    """A layer in the making; ``reason`` if it is refused, ``fix`` for what to do other than exclude it."""
+    """A layer in the making; ``reason`` if it is refused, ``remedy`` for what helps."""
 
     g: Leaf
     v: Leaf
@@ -109,11 +109,11 @@ class _Draft:
     weights: tuple[Weight, ...] = ()
     passed: tuple[FunctionWeight, ...] = ()
     reason: str = ""
-    fix: str = ""
+    remedy: str = ""
 
-    def refuse(self, reason: str, fix: str = "") -> None:
+    def refuse(self, reason: str, remedy: str = "") -> None:
         if not self.reason:
-            self.reason, self.fix = reason, fix
+            self.reason, self.remedy = reason, remedy
 
 
 def _sighting(seen: SeenValue, leaves: Sequence[Leaf]) -> _Sighting | None:
@@ -263,7 +263,7 @@ def _output(index: Index, value: ValueId) -> tuple[str, str]:
         return f"{_describe(scope)} both uses and returns it", _INLINE
     return (
         f"the computed weight is itself an output, {value[1]}, of {_describe(scope)}",
-        "take it out of the outputs, or ",
+        "take it out of the outputs",
     )
 
 

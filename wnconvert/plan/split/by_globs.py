@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from wnconvert.errors import ArgumentError
 from wnconvert.layers.schemes import Layer, Selection, owner_of, spelled
-from wnconvert.messages import listed
+from wnconvert.messages import listed, option
 from wnconvert.plan.record import origins
 from wnconvert.plan.scope import in_torch_order
 from wnconvert.plan.split.candidates import Candidates, SplitRequest, g_shape
@@ -45,11 +45,11 @@ def as_globs_say(
     said = "; ".join(f"{why}: {listed(dict.fromkeys(names), 4)}" for why, names in passed.items())
     if passed and not any(wish.layers or wish.refused or wish.already for wish in wishes.values()):
         raise ArgumentError(
-            f"--layers catches nothing that looks like a weight ({said})",
+            f"{option('layers')} catches nothing that looks like a weight ({said})",
             fix="a name without wildcards is split whatever it looks like",
         )
     if passed:
-        note = f"--layers catches what does not look like a weight, and is left as it is ({said})"
+        note = f"{option('layers')} catches what does not look like a weight, and is left as it is ({said})"
         first = next(iter(wishes))
         wishes[first] = replace(wishes[first], notes=(*wishes[first].notes, note))
     return wishes

@@ -8,7 +8,7 @@ from itertools import islice
 
 from wnconvert.errors import ArgumentError, LayerError
 from wnconvert.layers.schemes import FORMS, Layer, Refused, Selection, spelled
-from wnconvert.messages import counted, listed
+from wnconvert.messages import counted, listed, option
 from wnconvert.plan.order import as_in
 from wnconvert.plan.record import origins
 from wnconvert.plan.split.candidates import Candidates, SplitRequest, as_recorded
@@ -55,7 +55,7 @@ def as_like(
     check_selection(selection, [name for item in references for name in item.names])
     if not any(item.names for item in references):
         raise ArgumentError(
-            "--like has no weight-normalized layers to go by",
+            f"{option('like')} has no weight-normalized layers to go by",
             fix="name a checkpoint that is not folded, or that wnconvert fold wrote",
         )
     wishes = {}
@@ -67,22 +67,22 @@ def as_like(
         followed.add(item.path)
         if item.refused:
             no = item.refused[0]
-            raise LayerError(f"of --like, {no.name} is no layer to go by: {no.reason}", fix=no.fix)
+            raise LayerError(f"of {option('like')}, {no.name} is no layer to go by: {no.reason}", fix=no.fix)
         there = Candidates(state, selection)
         _check_lacking(there, item.layers)
         for layer in item.layers:
-            there.want(layer, "unlike in --like,")
+            there.want(layer, f"unlike in {option('like')},")
         wishes[state.path] = there.wish(_order_as_in(item, there), to, names=item.names)
     idle = [item.path or "." for item in references if item.layers and item.path not in followed]
     if idle and wishes:
         first = next(iter(wishes))
-        note = f"--like has layers in {listed(idle, 4)} too, without a counterpart here"
+        note = f"{option('like')} has layers in {listed(idle, 4)} too, without a counterpart here"
         wishes[first] = replace(wishes[first], notes=(*wishes[first].notes, note))
     if not wishes:
         every = dict.fromkeys(name for item in references for name in item.names)
         raise ArgumentError(
-            f"no state dict of it has all the layers of --like ({listed(every, 3)})",
-            fix="--like names a checkpoint of the same model; --only PATH says which state dict is meant",
+            f"no state dict of it has all the layers of {option('like')} ({listed(every, 3)})",
+            fix=f"{option('like')} names a checkpoint of the same model; {_only_path()} names the state dict",
         )
     return wishes
 
@@ -108,13 +108,13 @@ def _check_lacking(there: Candidates, layers: Sequence[Layer]) -> None:
         return
     where = there.state.path
     if len(lacking) == len(layers):
-        what = f"none of the layers of --like is in it: {listed(lacking)}"
-        raise LayerError(what, where=where, fix=_prefix_hint(layers, names) or _SAME_MODEL)
+        what = f"none of the layers of {option('like')} is in it: {listed(lacking)}"
+        raise LayerError(what, where=where, fix=_prefix_hint(layers, names) or _same_model())
     raise LayerError(
-        f"it lacks {counted(len(lacking), 'layer')} of --like",
+        f"it lacks {counted(len(lacking), 'layer')} of {option('like')}",
         items=[(name, "") for name in lacking],
         where=where,
-        fix="--exclude leaves a layer out; --only PATH names the state dict that is meant",
+        fix=f"{option('exclude')} leaves a layer out; {_only_path()} names the state dict that is meant",
     )
 
 
@@ -122,7 +122,13 @@ def _check_lacking(there: Candidates, layers: Sequence[Layer]) -> None:
 _PREFIXES = 8
 _LONGEST_PREFIX = 200
 
-_SAME_MODEL = "--like names a checkpoint of the same model, with the same names"
+
+def _same_model() -> str:
+    return f"{option('like')} names a checkpoint of the same model, with the same names"
+
+
+def _only_path() -> str:
+    return option("only", metavar="PATH")
 
 
 def _prefix_hint(layers: Sequence[Layer], names: set[str]) -> str:
@@ -142,9 +148,10 @@ def _prefix_hint(layers: Sequence[Layer], names: set[str]) -> str:
     if len(dims) > 1:
         return f"{said}: rename the keys of one of them"
     (dim,) = dims
-    globs = " ".join(f"--layers '{put_before}{each.removeprefix(taken_off)}'" for each in weights[:3])
+    names_here = (put_before + each.removeprefix(taken_off) for each in weights[:3])
+    globs = " ".join(option("layers", glob=name) for name in names_here)
     globs += " …" if len(weights) > 3 else ""
-    return f"{said}: say it by {globs} --dim {'none' if dim is None else dim} --to {layers[0].form}"
+    return f"{said}: say it by {globs} {option('dim', dim)} {option('to', layers[0].form)}"
 
 
 def _counterpart(state: StateDict, references: Sequence[_Reference], *, alone: bool) -> _Reference | None:

@@ -12,7 +12,7 @@ from typing import Any
 from wnconvert.errors import LayerError
 from wnconvert.layers.dims import dim_of
 from wnconvert.layers.schemes import FORMS, Layer, Refused, Selection, in_form, spelled
-from wnconvert.messages import listed
+from wnconvert.messages import listed, option
 from wnconvert.plan.order import restored
 from wnconvert.plan.record import Origin, origin_data
 from wnconvert.plan.scope import in_torch_order
@@ -76,10 +76,10 @@ class Candidates:
         stored = self.state.tensors.get(name)
         reason = self._reason_against(layer, stored, who)
         if reason or stored is None:
-            fix = f"--exclude '{name}' leaves it as it is"
+            remedy = ""
             if stored is not None and _is_no_axis(layer):
-                fix = f"--dim 0 to {len(layer.v.shape) - 1}, or none; {fix}"
-            self.refused.append(Refused(name, reason, fix))
+                remedy = f"{option('dim', 0)} to {len(layer.v.shape) - 1}, or none"
+            self.refused.append(Refused(name, reason, remedy))
             return
         dtype = stored.info.dtype
         # Only where g holds every value of the weight's dtype is the fold of the split the weight again.
@@ -142,7 +142,7 @@ class Candidates:
             self.layers |= after
         refused |= {no.name: no for no in name_conflicts(self.state, self.layers.values())}
         differ = [name for name in self.already if to not in (None, self.split[name])]
-        note = f"{listed(differ, 3)} split already in the other form: wnconvert migrate --to {to}"
+        note = f"{listed(differ, 3)} split already in the other form: wnconvert migrate {option('to')} {to}"
         return SplitRequest(
             self.layers, order, len(self.already), names, tuple(refused.values()), (note,) if differ else ()
         )

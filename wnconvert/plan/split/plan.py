@@ -12,7 +12,7 @@ from wnconvert.errors import ArgumentError
 from wnconvert.layers.dims import AUTO
 from wnconvert.layers.find import find_pairs
 from wnconvert.layers.schemes import Refused, Selection
-from wnconvert.messages import counted
+from wnconvert.messages import counted, option
 from wnconvert.plan.draft import Draft
 from wnconvert.plan.plan import Change, Plan, PlannedStateDict
 from wnconvert.plan.record import origins, without_layers
@@ -21,16 +21,11 @@ from wnconvert.plan.split.by_globs import as_globs_say
 from wnconvert.plan.split.by_reference import as_like
 from wnconvert.plan.split.candidates import SplitRequest, as_recorded
 from wnconvert.plan.steps import Direction, Keep, Magnitude, Step
-from wnconvert.plan.wanted import check_selection, find_layers
+from wnconvert.plan.wanted import check_selection, find_layers, optimizer_is_stale
 from wnconvert.tensors.containers import Container
 from wnconvert.tensors.tree import StateDict, Tree
 
 __all__ = ["plan_split", "wishes_for"]
-
-
-_WHY_NO_OPTIMIZER = (
-    "optimizer state is by position, and splitting changes the positions; --keep-optimizer keeps it"
-)
 
 
 def plan_split(
@@ -68,7 +63,9 @@ def plan_split(
     return draft.plan(
         planned,
         record=_record(draft, planned, mine),
-        optimizers=() if keep_optimizer else draft.without_optimizers(planned, _WHY_NO_OPTIMIZER),
+        optimizers=()
+        if keep_optimizer
+        else draft.without_optimizers(planned, optimizer_is_stale("splitting")),
         already=sum(wish.already for wish in mine.values()),
         notes=[*(note for wish in mine.values() for note in wish.notes), *untied],
     )
@@ -122,8 +119,7 @@ def _not_found_again(state: StateDict, planned: PlannedStateDict) -> Iterable[Re
             reason = f"its g {layer.g.shape} would be read along dim {again[name].dim}, not {layer.dim}"
         else:
             continue
-        leave = f"--exclude '{name}' leaves it as it is"
-        yield Refused(name, f"a fold would not find it again: {reason}", leave)
+        yield Refused(name, f"a fold would not find it again: {reason}")
 
 
 def _untied(state: StateDict, planned: PlannedStateDict) -> Iterable[str]:
@@ -138,14 +134,23 @@ def _untied(state: StateDict, planned: PlannedStateDict) -> Iterable[str]:
             yield f"{other} shared memory with {change.name}, which is split: two tensors now"
 
 
-_THREE_WAYS = (
-    "--like REF takes layers, dims and form of another checkpoint; --layers GLOB --dim N (0 is torch's own "
-    "default, none the whole tensor) names the weights; a file that wnconvert fold wrote says it itself"
-)
-_AXES = (
-    "--dim 0 (a norm for each leading row, torch's own default), --dim none (one of the whole tensor), or "
-    "another axis"
-)
+def _three_ways() -> str:
+    like, globs, dim = (
+        option("like", metavar="REF"),
+        option("layers", metavar="GLOB"),
+        option("dim", metavar="N"),
+    )
+    return (
+        f"{like} takes layers, dims and form of another checkpoint; {globs} {dim} (0 is torch's own default, "
+        "none the whole tensor) names the weights; a file that wnconvert fold wrote says it itself"
+    )
+
+
+def _axes() -> str:
+    return (
+        f"{option('dim', 0)} (a norm for each leading row, torch's own default), {option('dim', None)} "
+        "(one of the whole tensor), or another axis"
+    )
 
 
 def wishes_for(
@@ -154,20 +159,27 @@ def wishes_for(
     """By path, what is wanted of each of the chosen state dicts that something is wanted of."""
     if like is not None:
         if selection.dim != AUTO:
-            raise ArgumentError("--like says every dim itself", fix="leave --dim out, or --like")
+            raise ArgumentError(
+                f"{option('like')} says every dim itself",
+                fix=f"leave {option('dim')} out, or {option('like')}",
+            )
         return as_like(chosen, like, selection, to)
     if selection.dim != AUTO:
         if not selection.layers:
-            raise ArgumentError("--dim alone says no layers", fix="--layers GLOB beside it")
+            raise ArgumentError(
+                f"{option('dim')} alone says no layers", fix=f"{option('layers', metavar='GLOB')} beside it"
+            )
         return as_globs_say(tree, chosen, selection, to)
     steps = {state.path: origins(tree.record, state.path, "fold") for state in chosen}
     if not any(steps.values()):
         if selection.layers:
-            raise ArgumentError("--layers names weights, but not the axis of their norms", fix=_AXES)
+            raise ArgumentError(
+                f"{option('layers')} names weights, but not the axis of their norms", fix=_axes()
+            )
         what = "nothing says which weights to split: there is no record of a fold"
         split = sum(len(find_layers(state, Selection()).layers) for state in chosen)
         there_are = f" ({counted(split, 'layer')} split already)" if split else ""
-        raise ArgumentError(what + there_are, fix=_THREE_WAYS)
+        raise ArgumentError(what + there_are, fix=_three_ways())
     wishes = {state.path: as_recorded(state, steps[state.path], selection, to) for state in chosen}
     check_selection(selection, [name for wish in wishes.values() for name in wish.names])
     return wishes

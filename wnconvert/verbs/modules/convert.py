@@ -167,7 +167,7 @@ def migrate_module(
     chosen, others = select(find_live(module), selection_of(layers, exclude, "auto"), "migrated")
     moved = [live for live in chosen if live.layer.form != to]
     reasons = [(live, reason_against_form(live.module, live.param, to)) for live in moved]
-    raise_refused((Refused(live.layer.name, reason, "") for live, reason in reasons if reason), "migrated")
+    raise_refused((Refused(live.layer.name, reason) for live, reason in reasons if reason), "migrated")
     with UndoableEdits() as edits, torch.inference_mode(False), torch.no_grad():
         weights = [
             _value(live) if to == "legacy" or isinstance(live.module, nn.RNNBase) else None for live in moved

@@ -75,7 +75,7 @@ def select(found: LiveFound, selection: Selection, done: str) -> tuple[tuple[Liv
 def raise_refused(items: Iterable[Refused], done: str) -> None:
     """Raise one ``LayerError`` for all layers that are refused, if there are any."""
     every = list(items)
-    fixes = {item.fix for item in every}
+    fixes = {item.remedy for item in every}
     shared = fixes.pop() if len(fixes) == 1 else ""
     raise_listed(
         LayerError,

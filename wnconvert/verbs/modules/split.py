@@ -244,7 +244,7 @@ def _refuse(chosen: list[_Plain], plain: list[_Plain]) -> None:
     for weight in chosen:
         reason = weight.reason or reason_against_form(weight.module, weight.param, weight.form)
         if reason:
-            refused.append(Refused(weight.name, reason, ""))
+            refused.append(Refused(weight.name, reason))
         elif weight.w.is_meta:
             refused.append(Refused(weight.name, *ON_META))
     ways = {weight.place: (weight.dim, weight.form) for weight in chosen}
