@@ -15,7 +15,7 @@ help:
 	@echo "make full      run the many combinations that make test leaves out"
 	@echo "make bench     run the benchmarks of tests/bench"
 	@echo "make fixtures  build the files of fixtures/ again"
-	@echo "make golden    write the outputs in fixtures/golden and README.md again"
+	@echo "make golden    write the outputs in fixtures/golden, README.md and docs again"
 	@echo "make clean     remove what the others made"
 
 $(LIGHT)/stamp: pyproject.toml constraints.txt
@@ -64,7 +64,7 @@ fixtures: $(DEV)/stamp
 	$(DEV)/bin/python fixtures/make.py
 
 golden: $(DEV)/stamp
-	$(PYTEST) --refresh tests/whole/test_golden.py tests/whole/test_readme.py
+	$(PYTEST) --refresh tests/whole/test_golden.py tests/whole/test_docs.py
 
 clean:
 	rm -rf $(DEV) $(LIGHT) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -9,6 +9,7 @@ import struct
 import warnings
 import zipfile
 import zlib
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from tests.helpers.golden import FIXTURES
 from wnconvert.errors import FormatError
 from wnconvert.formats.zips import MARKS, NewRecord, read_directory, zip_layout
 from wnconvert.plan.layout import Blob, CopyBytes, Layout
+from wnconvert.storage.files import open_file
+from wnconvert.tensors.files import MemoryFile
 from wnconvert.tensors.tree import ByteRange
 
 GIB = 1 << 30
@@ -50,7 +53,7 @@ def work(size: int) -> NewRecord:
 
 
 def directory(data: bytes) -> dict[str, bytes]:
-    read = read_directory(io.BytesIO(data), len(data))
+    read = read_directory(MemoryFile(data))
     return {name: data[record.data.start : record.data.end] for name, record in read.items()}
 
 
@@ -113,8 +116,8 @@ def test_sizes_and_offsets_past_4_gib(size: int, tmp_path: Path) -> None:
     version = NewRecord("archive/version", 2, b"3\n")
     layout = zip_layout([NewRecord("archive/data.pkl", 1, b"a"), big, work(9), version])
     sparse(layout, path)
-    with path.open("rb") as file:
-        ours = read_directory(file, layout.size)
+    with closing(open_file(path)) as file:
+        ours = read_directory(file)
     assert [record.data.size for record in ours.values()] == [1, size, 9, 2]
     starts = [ours[name].data.start for name in (big.name, "archive/data/9")]
     assert starts == [blob.start for blob in layout.blobs]
@@ -169,7 +172,7 @@ def test_compressed_records_are_told_apart() -> None:
     with zipfile.ZipFile(buffer, "w") as archive:
         archive.writestr("plain", b"a" * 99)
         archive.writestr("packed", b"a" * 99, zipfile.ZIP_DEFLATED)
-    read = read_directory(buffer, len(buffer.getvalue()))
+    read = read_directory(MemoryFile(buffer.getvalue()))
     assert {name: record.compressed for name, record in read.items()} == {"plain": False, "packed": True}
 
 

@@ -233,11 +233,13 @@ def test_a_fold_of_a_large_model_takes_little_memory_of_its_own(tmp_path: Path) 
     code = """
 import sys
 from pathlib import Path
-from wnconvert.storage.checkpoint import open_checkpoint
-from wnconvert.verbs.conversion.onnx import convert_onnx
 from wnconvert.onnx.graph.plan import plan_onnx
-checkpoint = open_checkpoint(Path(sys.argv[1]))
-convert_onnx(checkpoint, plan_onnx(checkpoint.onnx), Path(sys.argv[2]), threads=2, proven=False)
+from wnconvert.storage.checkpoint import open_checkpoint
+from wnconvert.storage.workers import Workers
+from wnconvert.verbs.conversion.onnx import model_layouts, write_model
+checkpoint, out = open_checkpoint(Path(sys.argv[1])), Path(sys.argv[2])
+layouts = model_layouts(checkpoint.onnx, plan_onnx(checkpoint.onnx), out)
+write_model(checkpoint, layouts, out.parent, out, workers=Workers(2))
 """
     out = tmp_path / "out.onnx"
     alone = measured(

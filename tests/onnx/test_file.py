@@ -18,10 +18,11 @@ from tests.helpers.golden import FIXTURES
 from wnconvert import fold_file, inspect_file
 from wnconvert.errors import FormatError, InputError, WnconvertError
 from wnconvert.onnx.file.model import Constant
-from wnconvert.onnx.file.reader import OnnxFile
+from wnconvert.onnx.file.reader import OnnxFile, open_onnx
 from wnconvert.onnx.file.wire import bytes_record, int_record
 from wnconvert.storage.checkpoint import open_checkpoint
 from wnconvert.storage.sources import Source
+from wnconvert.tensors.files import MemoryFile
 
 
 def model_of(*tensors: TensorProto, **options: Any) -> ModelProto:
@@ -213,6 +214,13 @@ def with_data(path: Path, **changes: str | None) -> None:
     (path.parent / "data.bin").write_bytes(bytes(8) + np.arange(4, dtype=np.float32).tobytes())
 
 
+def test_a_model_and_its_data_file_are_read_from_memory(path: Path) -> None:
+    with_data(path)
+    expected = open_checkpoint(path).onnx
+    files = {item.name: MemoryFile(item.read_bytes()) for item in path.parent.iterdir()}
+    assert open_onnx(files.pop(path.name), path, files.__getitem__) == expected
+
+
 @pytest.mark.parametrize("length", ["16", None])
 def test_a_tensor_in_a_data_file_lies_there(path: Path, length: str | None) -> None:
     with_data(path, length=length)
@@ -228,13 +236,13 @@ def test_a_tensor_in_a_data_file_lies_there(path: Path, length: str | None) -> N
 
 DATA: dict[str, tuple[dict[str, str | None], str]] = {
     "missing": ({"location": "other.bin"}, "its data file other.bin is not there"),
-    "absolute": ({"location": "/etc/passwd"}, "no path inside"),
-    "above": ({"location": "../data.bin"}, "no path inside"),
-    "above, later": ({"location": "sub/../../data.bin"}, "no path inside"),
-    "a drive": ({"location": "C:data.bin"}, "no path inside"),
-    "empty": ({"location": ""}, "no path inside"),
-    "none": ({"location": None}, "no path inside"),
-    "with a NUL": ({"location": "data\0.bin"}, "no path inside"),
+    "absolute": ({"location": "/etc/passwd"}, "not a path inside"),
+    "above": ({"location": "../data.bin"}, "not a path inside"),
+    "above, later": ({"location": "sub/../../data.bin"}, "not a path inside"),
+    "a drive": ({"location": "C:data.bin"}, "not a path inside"),
+    "empty": ({"location": ""}, "not a path inside"),
+    "none": ({"location": None}, "not a path inside"),
+    "with a NUL": ({"location": "data\0.bin"}, "not a path inside"),
     "the folder": ({"location": "."}, "not a regular file"),
     "beyond the end": ({"offset": "9"}, "ends at byte 25 of data.bin, which has 24"),
     "negative": ({"offset": "-8"}, "the offset '-8'"),
@@ -345,7 +353,7 @@ WRONG: dict[str, tuple[Callable[[], bytes], str]] = {
     ),
     "a name that is no text": (
         lambda: int_record(1, 8) + bytes_record(7, bytes_record(1, bytes_record(1, b"\xff"))),
-        "no UTF-8",
+        "not UTF-8",
     ),
 }
 
@@ -374,7 +382,7 @@ OTHERS = {
 
 @pytest.mark.parametrize("kind", OTHERS)
 def test_what_is_no_onnx_is_not_taken_for_one(path: Path, kind: str) -> None:
-    with pytest.raises(InputError, match="no checkpoint of a known format"):
+    with pytest.raises(InputError, match="not a checkpoint of a known format"):
         opened(path, OTHERS[kind])
 
 

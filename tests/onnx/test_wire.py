@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -24,23 +25,19 @@ from wnconvert.onnx.file.wire import (
     signed,
     varint,
 )
+from wnconvert.storage.files import open_file
+from wnconvert.tensors.files import MemoryFile
 
 
-def records(tmp_path: Path, content: bytes) -> tuple[Wire, list[WireField]]:
-    path = tmp_path / "message"
-    path.write_bytes(content)
-    file = path.open("rb")
-    try:
-        wire = Wire(file, len(content))
-        return wire, list(wire.records(Message(0, len(content))))
-    finally:
-        file.close()
+def records(content: bytes) -> tuple[Wire, list[WireField]]:
+    wire = Wire(MemoryFile(content))
+    return wire, list(wire.records(Message(0, len(content))))
 
 
-def test_a_message_is_cut_into_its_records(tmp_path: Path) -> None:
+def test_a_message_is_cut_into_its_records() -> None:
     proto = AttributeProto(name="a", f=1.5, i=-2, s=b"text", type=AttributeProto.FLOAT)
     content = proto.SerializeToString()
-    _, found = records(tmp_path, content)
+    _, found = records(content)
     assert [(item.number, item.wire) for item in found] == [
         *((1, BYTES), (2, FIXED32), (3, VARINT), (4, BYTES), (20, VARINT))
     ]
@@ -68,18 +65,13 @@ def test_what_is_written_is_what_protobuf_writes(
     assert packed or made == expected.SerializeToString()
 
 
-def test_a_list_of_numbers_is_read_packed_or_not(tmp_path: Path) -> None:
-    path = tmp_path / "message"
+def test_a_list_of_numbers_is_read_packed_or_not() -> None:
     for content in (
         bytes_record(7, map(varint, (1, -1, 300))),
         b"".join(int_record(7, n) for n in (1, -1, 300)),
     ):
-        path.write_bytes(content)
-        with path.open("rb") as file:
-            wire = Wire(file, len(content))
-            found = [
-                number for item in wire.records(Message(0, len(content))) for number in wire.wholes(item)
-            ]
+        wire = Wire(MemoryFile(content))
+        found = [number for item in wire.records(Message(0, len(content))) for number in wire.wholes(item)]
         assert found == [1, -1, 300]
 
 
@@ -92,8 +84,8 @@ def test_a_payload_is_not_read(tmp_path: Path) -> None:
         file.seek(0, io.SEEK_END)
         file.write(int_record(2, 7))
     size = path.stat().st_size
-    with path.open("rb") as file:
-        found = list(Wire(file, size).records(Message(0, size)))
+    with closing(open_file(path)) as opened:
+        found = list(Wire(opened).records(Message(0, size)))
     assert [(item.number, item.end - item.body) for item in found] == [(1, 1), (9, 1 << 40), (2, 1)]
     assert found[2].value == 7
 
@@ -113,43 +105,37 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("kind", BROKEN)
-def test_what_is_no_message_is_refused_with_the_place(kind: str, tmp_path: Path) -> None:
+def test_what_is_no_message_is_refused_with_the_place(kind: str) -> None:
     with pytest.raises(FormatError, match="damaged at byte 3") as caught:
-        records(tmp_path, b"\x0a\x01a" + BROKEN[kind])
+        records(b"\x0a\x01a" + BROKEN[kind])
     assert caught.value.fix
 
 
-def test_content_of_another_kind_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "message"
+def test_content_of_another_kind_is_refused() -> None:
     content = int_record(1, 5) + bytes_record(2, b"\xff\xfe") + bytes_record(3, b"abc")
-    path.write_bytes(content)
-    with path.open("rb") as file:
-        wire = Wire(file, len(content))
-        number, text, odd = wire.records(Message(0, len(content)))
-        for call, what in (
-            (lambda: wire.content(number), "a number where bytes"),
-            (lambda: wire.text(text), "no UTF-8"),
-            (lambda: wire.whole(text), "no whole number"),
-            (lambda: wire.floats(odd), "in the middle of one"),
-            (lambda: wire.floats(number), "no float"),
-        ):
-            with pytest.raises(FormatError, match=what):
-                call()
+    wire = Wire(MemoryFile(content))
+    number, text, odd = wire.records(Message(0, len(content)))
+    for call, what in (
+        (lambda: wire.content(number), "a number where bytes"),
+        (lambda: wire.text(text), "not UTF-8"),
+        (lambda: wire.whole(text), "not a whole number"),
+        (lambda: wire.floats(odd), "in the middle of one"),
+        (lambda: wire.floats(number), "not a float"),
+    ):
+        with pytest.raises(FormatError, match=what):
+            call()
 
 
-def test_a_text_as_long_as_no_name_is_not_read(tmp_path: Path) -> None:
-    path = tmp_path / "message"
+def test_a_text_as_long_as_no_name_is_not_read() -> None:
     content = bytes_record(1, bytes(2 << 20))
-    path.write_bytes(content)
-    with path.open("rb") as file:
-        wire = Wire(file, len(content))
-        (item,) = wire.records(Message(0, len(content)))
-        with pytest.raises(FormatError, match="a name or text of 2097152 bytes"):
-            wire.text(item)
+    wire = Wire(MemoryFile(content))
+    (item,) = wire.records(Message(0, len(content)))
+    with pytest.raises(FormatError, match="a name or text of 2097152 bytes"):
+        wire.text(item)
 
 
-def test_an_entry_is_read_as_protobuf_reads_it(tmp_path: Path) -> None:
+def test_an_entry_is_read_as_protobuf_reads_it() -> None:
     proto = StringStringEntryProto(key="größe", value="")
-    wire, (key, value) = records(tmp_path, proto.SerializeToString())
+    wire, (key, value) = records(proto.SerializeToString())
     assert wire.size == len(proto.SerializeToString())
     assert (key.number, value.number, value.end - value.body) == (1, 2, 0)

@@ -15,6 +15,7 @@ from wnconvert.plan.fold import plan_fold
 from wnconvert.plan.order import metadata_keys
 from wnconvert.plan.plan import Change, Plan
 from wnconvert.plan.steps import Fold, Keep
+from wnconvert.tensors.containers import Container
 from wnconvert.tensors.dtypes import dtype_named
 from wnconvert.tensors.tree import Entry, Sibling, StateDict, Tree
 
@@ -52,12 +53,12 @@ def test_every_key_keeps_its_place_and_w_stands_where_the_first_half_stood() -> 
     g, v = pair("b.weight")
     for first, second in ((g, v), (v, g)):
         state = state_at("", ("a", (2,)), first, ("c", (2,)), second, ("d", (2,)))
-        plan = plan_fold(tree(state), "torch")
+        plan = plan_fold(tree(state), Container.TORCH_ZIP)
         assert names(plan) == {"": ["a", "b.weight", "c", "d"]}
 
 
 def test_a_step_is_a_fold_or_keeps_a_value() -> None:
-    plan = plan_fold(tree(state_at("", *pair("b.weight"), BIAS)), "torch")
+    plan = plan_fold(tree(state_at("", *pair("b.weight"), BIAS)), Container.TORCH_ZIP)
     fold, keep = plan.state_dicts[0].steps
     assert isinstance(fold, Fold)
     assert (fold.layer.g.name, fold.layer.v.name, str(fold.dtype)) == ("b.weight_g", "b.weight_v", "float32")
@@ -67,7 +68,9 @@ def test_a_step_is_a_fold_or_keeps_a_value() -> None:
 
 def test_a_value_that_is_no_tensor_keeps_its_place() -> None:
     state = state_at("", *pair("b.weight"))
-    plan = plan_fold(tree(replace(state, entries=(Entry("steps", None), *state.entries))), "torch")
+    plan = plan_fold(
+        tree(replace(state, entries=(Entry("steps", None), *state.entries))), Container.TORCH_ZIP
+    )
     assert names(plan) == {"": ["steps", "b.weight"]}
     assert dropped(plan) == []
 
@@ -75,7 +78,7 @@ def test_a_value_that_is_no_tensor_keeps_its_place() -> None:
 def test_the_weight_takes_the_dtype_of_v() -> None:
     (g, v), other = pair("b.weight", dtype="bfloat16"), ("b.weight_g", (8, 1, 1), "float64")
     for tensors in ([g, v], [other, v]):
-        ((_, fold),) = plan_fold(tree(state_at("", *tensors)), "torch").layers
+        ((_, fold),) = plan_fold(tree(state_at("", *tensors)), Container.TORCH_ZIP).layers
         assert str(fold.dtype) == "bfloat16"
 
 
@@ -90,7 +93,7 @@ def test_a_given_dtype_casts_layers_and_other_floats_but_nothing_else() -> None:
         ("f8", (2,), "float8_e5m2"),
         ("c64", (2,), "complex64"),
     )
-    (planned,) = plan_fold(tree(state), "torch", dtype=dtype_named("float16")).state_dicts
+    (planned,) = plan_fold(tree(state), Container.TORCH_ZIP, dtype=dtype_named("float16")).state_dicts
     steps = [step for step in planned.steps if isinstance(step, (Keep, Fold))]
     assert {step.name: str(step.dtype) for step in steps} == {
         "b.weight": "float16",
@@ -104,7 +107,7 @@ def test_a_given_dtype_casts_layers_and_other_floats_but_nothing_else() -> None:
 
 
 def test_what_is_no_tensor_is_not_counted_as_one() -> None:
-    plan = plan_fold(nested(), "torch")
+    plan = plan_fold(nested(), Container.TORCH_ZIP)
     assert [state["tensors"] for state in plan.to_dict()["state_dicts"]] == [2, 1, 1]
     values = [
         step.name for step in plan.state_dicts[0].steps if isinstance(step, Keep) and not step.is_tensor
@@ -113,9 +116,9 @@ def test_what_is_no_tensor_is_not_counted_as_one() -> None:
 
 
 def test_plans_are_frozen_data_and_equal_plans_are_equal() -> None:
-    plan = plan_fold(gan(), "torch")
-    assert plan == plan_fold(gan(), "torch")
-    assert plan != plan_fold(gan(), "torch", only="generator")
+    plan = plan_fold(gan(), Container.TORCH_ZIP)
+    assert plan == plan_fold(gan(), Container.TORCH_ZIP)
+    assert plan != plan_fold(gan(), Container.TORCH_ZIP, only="generator")
     with pytest.raises(FrozenInstanceError):
         plan.only = "generator"  # type: ignore[misc]
 
@@ -124,7 +127,7 @@ def test_plans_are_frozen_data_and_equal_plans_are_equal() -> None:
 
 
 def test_a_torch_file_keeps_every_state_dict_and_sibling() -> None:
-    plan = plan_fold(gan(), "torch", keep_optimizer=True)
+    plan = plan_fold(gan(), Container.TORCH_ZIP, keep_optimizer=True)
     assert names(plan) == {
         "generator": ["pre.weight", "bias"],
         "discriminator": ["post.weight"],
@@ -133,8 +136,8 @@ def test_a_torch_file_keeps_every_state_dict_and_sibling() -> None:
     assert (plan.only, dropped(plan)) == (None, [])
 
 
-@pytest.mark.parametrize("container", ["torch", "safetensors"])
-def test_only_keeps_one_state_dict_and_lists_the_rest(container: str) -> None:
+@pytest.mark.parametrize("container", [Container.TORCH_ZIP, Container.SAFETENSORS])
+def test_only_keeps_one_state_dict_and_lists_the_rest(container: Container) -> None:
     plan = plan_fold(gan(), container, only="generator")
     assert list(names(plan)) == ["generator"]
     assert plan.only == "generator"
@@ -143,18 +146,18 @@ def test_only_keeps_one_state_dict_and_lists_the_rest(container: str) -> None:
 
 
 def test_only_may_name_a_state_dict_without_layers() -> None:
-    plan = plan_fold(gan(), "safetensors", only="ema")
+    plan = plan_fold(gan(), Container.SAFETENSORS, only="ema")
     assert (plan.layers, names(plan)) == ([], {"ema": ["pre.weight"]})
 
 
 def test_only_names_the_root_with_a_dot() -> None:
-    plan = plan_fold(tree(state_at("", BIAS), state_at("ema", BIAS)), "torch", only=".")
+    plan = plan_fold(tree(state_at("", BIAS), state_at("ema", BIAS)), Container.TORCH_ZIP, only=".")
     assert (plan.only, dropped(plan)) == ("", ["ema"])
 
 
 def test_only_of_what_is_not_there_lists_what_is() -> None:
     with pytest.raises(ArgumentError, match="no state dict at 'gen'") as caught:
-        plan_fold(gan(), "torch", only="gen")
+        plan_fold(gan(), Container.TORCH_ZIP, only="gen")
     assert caught.value.fix == "--only one of: generator, discriminator, ema"
 
 
@@ -162,45 +165,45 @@ def test_only_saves_a_file_from_the_refusal_of_a_layer_elsewhere() -> None:
     bad = state_at("other", ("w_g", (12,)), ("w_v", (16, 8, 3)))
     good = state_at("generator", *pair("pre.weight"))
     with pytest.raises(LayerError):
-        plan_fold(tree(good, bad), "torch")
-    assert len(plan_fold(tree(good, bad), "torch", only="generator").layers) == 1
+        plan_fold(tree(good, bad), Container.TORCH_ZIP)
+    assert len(plan_fold(tree(good, bad), Container.TORCH_ZIP, only="generator").layers) == 1
 
 
 def test_safetensors_takes_the_one_state_dict_that_has_layers() -> None:
-    plan = plan_fold(tree(state_at("ema", BIAS), state_at("model", *pair("weight"))), "safetensors")
+    plan = plan_fold(tree(state_at("ema", BIAS), state_at("model", *pair("weight"))), Container.SAFETENSORS)
     assert (plan.only, dropped(plan)) == ("model", ["ema"])
 
 
 def test_safetensors_takes_the_only_state_dict_although_it_has_no_layer() -> None:
-    assert plan_fold(tree(state_at("model", BIAS)), "safetensors").only == "model"
+    assert plan_fold(tree(state_at("model", BIAS)), Container.SAFETENSORS).only == "model"
 
 
 def test_several_candidates_for_safetensors_are_listed() -> None:
     with pytest.raises(ArgumentError, match=r"there are 2: generator, discriminator$") as caught:
-        plan_fold(gan(), "safetensors")
+        plan_fold(gan(), Container.SAFETENSORS)
     assert "--only generator" in caught.value.fix
     without = tree(state_at("a", BIAS), state_at("b", BIAS))
     with pytest.raises(ArgumentError, match=r"there are 2: a, b$"):
-        plan_fold(without, "safetensors")
+        plan_fold(without, Container.SAFETENSORS)
 
 
 def test_a_refused_layer_makes_a_candidate_too() -> None:
     bad = state_at("other", ("w_g", (12,)), ("w_v", (16, 8, 3)))
     with pytest.raises(ArgumentError, match="there are 2: generator, other"):
-        plan_fold(tree(state_at("generator", *pair("weight")), bad), "safetensors")
+        plan_fold(tree(state_at("generator", *pair("weight")), bad), Container.SAFETENSORS)
 
 
 def test_a_file_without_a_state_dict_cannot_become_safetensors_but_stays_a_torch_file() -> None:
     nothing = tree(siblings=(Sibling("epoch", "int"),))
     with pytest.raises(ArgumentError, match="no state dict"):
-        plan_fold(nothing, "safetensors")
-    assert plan_fold(nothing, "torch").state_dicts == ()
+        plan_fold(nothing, Container.SAFETENSORS)
+    assert plan_fold(nothing, Container.TORCH_ZIP).state_dicts == ()
 
 
 def test_what_is_no_tensor_in_a_state_dict_is_left_out_of_safetensors_and_listed() -> None:
     state = state_at("model", *pair("weight"))
     state = replace(state, entries=(*state.entries, Entry("steps", None)))
-    plan = plan_fold(tree(state), "safetensors")
+    plan = plan_fold(tree(state), Container.SAFETENSORS)
     assert [(item.path, "no tensor" in item.why) for item in plan.dropped] == [("model.steps", True)]
 
 
@@ -218,19 +221,19 @@ def nested() -> Tree:
 
 
 def test_a_state_dict_alone_has_no_other_state_dict_or_optimizer_in_it() -> None:
-    plan = plan_fold(nested(), "torch", only=".")
+    plan = plan_fold(nested(), Container.TORCH_ZIP, only=".")
     assert names(plan) == {"": ["step", "bias", "epoch", "mode"]}
     assert dropped(plan) == ["model", "ema.model", "optimizer", "ema.decay"]
-    plan = plan_fold(nested(), "safetensors", only=".")
+    plan = plan_fold(nested(), Container.SAFETENSORS, only=".")
     assert names(plan) == {"": ["step", "bias"]}
     assert dropped(plan) == ["model", "ema.model", "optimizer", "ema.decay", "epoch", "mode"]
-    plan = plan_fold(nested(), "torch", only="model")
+    plan = plan_fold(nested(), Container.TORCH_ZIP, only="model")
     assert names(plan) == {"model": ["weight"]}
     assert dropped(plan) == ["ema.model", "optimizer", "ema.decay", "step", "bias", "epoch", "mode"]
 
 
 def test_a_state_dict_with_others_in_it_keeps_them_where_all_is_kept() -> None:
-    plan = plan_fold(nested(), "torch")
+    plan = plan_fold(nested(), Container.TORCH_ZIP)
     assert names(plan)[""] == ["step", "bias", "epoch", "model", "optimizer", "ema", "mode"]
     assert dropped(plan) == ["optimizer"]
 
@@ -239,16 +242,16 @@ def test_a_state_dict_with_others_in_it_keeps_them_where_all_is_kept() -> None:
 
 
 def test_an_optimizer_goes_where_layers_were_folded() -> None:
-    plan = plan_fold(gan(), "torch")
+    plan = plan_fold(gan(), Container.TORCH_ZIP)
     assert dropped(plan) == ["optim_g", "optim_d"]
     assert all("by position" in item.why and "--keep-optimizer" in item.why for item in plan.dropped)
 
 
 def test_an_optimizer_stays_on_request_and_where_nothing_was_folded() -> None:
     plain = tree(state_at("model", BIAS), optimizers=("optimizer",))
-    assert dropped(plan_fold(plain, "torch")) == []
-    assert dropped(plan_fold(gan(), "torch", keep_optimizer=True)) == []
-    assert dropped(plan_fold(gan(), "torch", selection=Selection(exclude=("*",)))) == []
+    assert dropped(plan_fold(plain, Container.TORCH_ZIP)) == []
+    assert dropped(plan_fold(gan(), Container.TORCH_ZIP, keep_optimizer=True)) == []
+    assert dropped(plan_fold(gan(), Container.TORCH_ZIP, selection=Selection(exclude=("*",)))) == []
 
 
 # -- the selection
@@ -256,18 +259,18 @@ def test_an_optimizer_stays_on_request_and_where_nothing_was_folded() -> None:
 
 def test_a_glob_that_matches_no_layer_is_a_slip() -> None:
     with pytest.raises(ArgumentError, match="--layers 'prE") as caught:
-        plan_fold(gan(), "torch", selection=Selection(layers=("pre.*", "prE.*")))
+        plan_fold(gan(), Container.TORCH_ZIP, selection=Selection(layers=("pre.*", "prE.*")))
     assert caught.value.fix == "the layers are: pre.weight, post.weight"
 
 
 def test_a_glob_on_a_file_without_layers_is_no_slip() -> None:
     plain = tree(state_at("", BIAS))
-    assert plan_fold(plain, "torch", selection=Selection(layers=("dec.*",))).layers == []
+    assert plan_fold(plain, Container.TORCH_ZIP, selection=Selection(layers=("dec.*",))).layers == []
 
 
 def test_unwanted_layers_keep_both_halves() -> None:
     state = state_at("", *pair("a.weight"), *new_pair("b.weight"))
-    plan = plan_fold(tree(state), "torch", selection=Selection(exclude=("b.*",)))
+    plan = plan_fold(tree(state), Container.TORCH_ZIP, selection=Selection(exclude=("b.*",)))
     at = "b.parametrizations.weight.original"
     assert names(plan) == {"": ["a.weight", f"{at}0", f"{at}1"]}
 
@@ -278,7 +281,7 @@ def test_unwanted_layers_keep_both_halves() -> None:
 def test_one_refused_layer_is_named_with_its_state_dict_and_reason() -> None:
     for path, where in (("", "layer w"), ("model.ema", "model.ema: layer w")):
         with pytest.raises(LayerError) as caught:
-            plan_fold(tree(state_at(path, ("w_g", (12,)), ("w_v", (16, 8, 3)))), "torch")
+            plan_fold(tree(state_at(path, ("w_g", (12,)), ("w_v", (16, 8, 3)))), Container.TORCH_ZIP)
         assert str(caught.value) == f"{where}: g (12,) does not fit v (16, 8, 3)"
 
 
@@ -286,7 +289,7 @@ def test_every_refused_layer_is_named() -> None:
     bad = [(f"{name}_{half}", shape) for name in "abc" for half, shape in (("g", (5,)), ("v", (4, 3)))]
     stacked = [*new_pair("d.weight"), ("d.parametrizations.weight.1._u", (8,), "float32")]
     with pytest.raises(LayerError, match=r"^5 layers cannot be folded:") as caught:
-        plan_fold(tree(state_at("x", *bad), state_at("y", *bad[:2], *stacked)), "torch")
+        plan_fold(tree(state_at("x", *bad), state_at("y", *bad[:2], *stacked)), Container.TORCH_ZIP)
     lines = str(caught.value).splitlines()[1:]
     assert [line.strip().split(": ")[:2] for line in lines] == [
         ["x", "layer a"],
@@ -301,7 +304,7 @@ def test_every_refused_layer_is_named() -> None:
 def test_of_very_many_refused_layers_the_first_are_named_and_the_rest_counted() -> None:
     bad = [(f"{at}_{half}", shape) for at in range(25) for half, shape in (("g", (5,)), ("v", (4, 3)))]
     with pytest.raises(LayerError, match="25 layers") as caught:
-        plan_fold(tree(state_at("", *bad)), "torch")
+        plan_fold(tree(state_at("", *bad)), Container.TORCH_ZIP)
     assert str(caught.value).splitlines()[-1] == "  and 15 more"
 
 
@@ -321,8 +324,10 @@ def test_of_very_many_refused_layers_the_first_are_named_and_the_rest_counted() 
 )
 def test_a_stated_dim_that_agrees_is_taken(g: Shape, v: Shape, stated: int | None) -> None:
     state = replace(state_at("model", ("w_g", g), ("w_v", v)), dims={"w": stated})
-    ((_, fold),) = plan_fold(tree(state), "torch").layers
-    assert fold.layer.dim == (plan_fold(tree(replace(state, dims={})), "torch").layers[0][1].layer.dim)
+    ((_, fold),) = plan_fold(tree(state), Container.TORCH_ZIP).layers
+    assert fold.layer.dim == (
+        plan_fold(tree(replace(state, dims={})), Container.TORCH_ZIP).layers[0][1].layer.dim
+    )
 
 
 @pytest.mark.parametrize(
@@ -338,12 +343,12 @@ def test_a_stated_dim_that_agrees_is_taken(g: Shape, v: Shape, stated: int | Non
 def test_a_stated_dim_that_disagrees_is_refused(g: Shape, v: Shape, stated: int | None) -> None:
     state = replace(state_at("model", ("w_g", g), ("w_v", v)), dims={"w": stated})
     with pytest.raises(LayerError, match=f"hook says dim {stated}"):
-        plan_fold(tree(state), "torch")
+        plan_fold(tree(state), Container.TORCH_ZIP)
 
 
 def test_a_stated_dim_of_another_weight_says_nothing() -> None:
     state = replace(state_at("model", *pair("w")), dims={"other": 2})
-    assert len(plan_fold(tree(state), "torch").layers) == 1
+    assert len(plan_fold(tree(state), Container.TORCH_ZIP).layers) == 1
 
 
 # -- notes
@@ -351,7 +356,7 @@ def test_a_stated_dim_of_another_weight_says_nothing() -> None:
 
 def test_notes_tell_what_the_reader_saw_guesses_and_halves() -> None:
     state = state_at("", ("a_g", (8,)), ("a_v", (8, 8)), ("b.weight_g", (8, 1)), ("b.direction", (8, 4)))
-    plan = plan_fold(tree(state, notes=("an old file",)), "torch")
+    plan = plan_fold(tree(state, notes=("an old file",)), Container.TORCH_ZIP)
     assert plan.notes[0] == "an old file"
     assert plan.notes[1].startswith("a: g (8,) fits several axes of v (8, 8); axis 0 is taken")
     assert plan.notes[2] == "b.weight_g stands without its other half and is left as it is"
@@ -359,7 +364,7 @@ def test_notes_tell_what_the_reader_saw_guesses_and_halves() -> None:
 
 
 def test_there_is_no_note_where_there_is_nothing_to_tell() -> None:
-    for container in ("torch", "safetensors"):
+    for container in (Container.TORCH_ZIP, Container.SAFETENSORS):
         assert plan_fold(tree(state_at("", *pair("a.weight"), BIAS)), container).notes == ()
 
 
@@ -376,11 +381,11 @@ def tied(path: str, *tensors: tuple[str, Shape, str]) -> StateDict:
 
 def test_ties_become_copies_in_safetensors_and_notes_name_what_is_written() -> None:
     state = tied("", *pair("weight"), BIAS)
-    assert plan_fold(tree(state), "safetensors").notes == (
+    assert plan_fold(tree(state), Container.SAFETENSORS).notes == (
         "a.weight, b.weight share memory; a safetensors file holds a copy of each",
         "a.bias, b.bias share memory; a safetensors file holds a copy of each",
     )
-    assert plan_fold(tree(state), "torch").notes == ()
+    assert plan_fold(tree(state), Container.TORCH_ZIP).notes == ()
 
 
 def test_a_shared_v_with_another_g_is_no_tie() -> None:
@@ -389,7 +394,7 @@ def test_a_shared_v_with_another_g_is_no_tie() -> None:
     assert g_of_b.tensor is not None
     elsewhere = replace(g_of_b.tensor, storage=replace(g_of_b.tensor.storage, start=10**6))
     moved = replace(state, entries=(*others, replace(g_of_b, tensor=elsewhere), v_of_b))
-    plan = plan_fold(tree(moved), "safetensors")
+    plan = plan_fold(tree(moved), Container.SAFETENSORS)
     assert [fold.name for _, fold in plan.layers] == ["a.weight", "b.weight"]
     assert plan.notes == ()
 
@@ -404,7 +409,7 @@ def test_slices_of_one_storage_are_no_tie_and_empty_tensors_share_nothing() -> N
         replace(a, tensor=replace(a.tensor, storage=whole)),
         replace(b, tensor=replace(b.tensor, storage=whole, offset=4)),
     )
-    assert plan_fold(tree(replace(state, entries=(*parts, c, d))), "safetensors").notes == ()
+    assert plan_fold(tree(replace(state, entries=(*parts, c, d))), Container.SAFETENSORS).notes == ()
 
 
 # -- records
@@ -412,7 +417,7 @@ def test_slices_of_one_storage_are_no_tie_and_empty_tensors_share_nothing() -> N
 
 def test_the_record_holds_what_split_needs() -> None:
     state = state_at("net", ("first", (2,)), *pair("b.weight", dtype="float16"))
-    (step,) = plan_fold(tree(state), "torch").record
+    (step,) = plan_fold(tree(state), Container.TORCH_ZIP).record
     assert step["verb"] == "fold"
     assert step["state_dicts"] == {
         "net": [
@@ -428,7 +433,7 @@ def test_the_record_holds_what_split_needs() -> None:
 
 
 def test_in_safetensors_the_record_is_of_the_root() -> None:
-    (step,) = plan_fold(gan(), "safetensors", only="generator").record
+    (step,) = plan_fold(gan(), Container.SAFETENSORS, only="generator").record
     assert list(step["state_dicts"]) == [""]
 
 
@@ -436,8 +441,8 @@ def test_earlier_steps_stay_in_the_record_and_those_of_dropped_state_dicts_go() 
     earlier = {"verb": "migrate", "state_dicts": {"generator": [], "ema": []}}
     of_ema = {"verb": "fold", "state_dicts": {"ema": []}}
     before = replace(gan(), record=(earlier, of_ema))
-    assert plan_fold(before, "torch").record[:2] == (earlier, of_ema)
-    record = plan_fold(before, "torch", only="generator").record
+    assert plan_fold(before, Container.TORCH_ZIP).record[:2] == (earlier, of_ema)
+    record = plan_fold(before, Container.TORCH_ZIP, only="generator").record
     assert [(step["verb"], list(step["state_dicts"])) for step in record] == [
         ("migrate", ["generator"]),
         ("fold", ["generator"]),
@@ -445,18 +450,20 @@ def test_earlier_steps_stay_in_the_record_and_those_of_dropped_state_dicts_go() 
 
 
 def test_where_nothing_is_folded_nothing_is_recorded() -> None:
-    assert plan_fold(tree(state_at("", BIAS)), "torch").record == ()
+    assert plan_fold(tree(state_at("", BIAS)), Container.TORCH_ZIP).record == ()
 
 
 def test_metadata_of_parametrizations_goes_with_the_keys() -> None:
     state = state_at("", *new_pair("dec.a.weight"), *new_pair("dec.a.bias", (8,)), *pair("b.weight"))
     at = "dec.a.parametrizations"
     keys = ["", "dec", "dec.a", at, f"{at}.weight", f"{at}.weight.0", f"{at}.bias", f"{at}.bias.0", "b"]
-    every = plan_fold(tree(state), "torch").state_dicts[0]
+    every = plan_fold(tree(state), Container.TORCH_ZIP).state_dicts[0]
     assert metadata_keys(every, keys) == ["", "dec", "dec.a", "b"]
-    some = plan_fold(tree(state), "torch", selection=Selection(exclude=("*.bias",))).state_dicts[0]
+    some = plan_fold(tree(state), Container.TORCH_ZIP, selection=Selection(exclude=("*.bias",))).state_dicts[
+        0
+    ]
     assert metadata_keys(some, keys) == ["", "dec", "dec.a", at, f"{at}.bias", f"{at}.bias.0", "b"]
-    root = plan_fold(tree(state_at("", *new_pair("weight"))), "torch").state_dicts[0]
+    root = plan_fold(tree(state_at("", *new_pair("weight"))), Container.TORCH_ZIP).state_dicts[0]
     at = "parametrizations"
     assert metadata_keys(root, ["", at, f"{at}.weight", f"{at}.weight.0"]) == [""]
 
@@ -465,7 +472,7 @@ def test_metadata_of_parametrizations_goes_with_the_keys() -> None:
 
 
 def test_a_plan_is_jsonable_and_says_what_it_does() -> None:
-    plan = plan_fold(gan(), "torch", dtype=dtype_named("bfloat16"))
+    plan = plan_fold(gan(), Container.TORCH_ZIP, dtype=dtype_named("bfloat16"))
     data = json.loads(json.dumps(plan.to_dict()))
     assert data["schema"] == 1
     keys = "schema verb container only layers already state_dicts shards copied dropped notes"
@@ -485,7 +492,7 @@ def test_a_plan_is_jsonable_and_says_what_it_does() -> None:
 
 
 def test_an_exclude_that_matches_nothing_is_noted_and_one_that_matches_is_not() -> None:
-    plan = plan_fold(gan(), "torch", selection=Selection(exclude=("pre.*", "nothing.*")))
+    plan = plan_fold(gan(), Container.TORCH_ZIP, selection=Selection(exclude=("pre.*", "nothing.*")))
     assert plan.notes == ("--exclude 'nothing.*' matches no layer",)
 
 
@@ -493,8 +500,8 @@ def test_a_value_that_is_no_tensor_under_the_name_of_the_weight_is_not_overwritt
     state = state_at("", *pair("c.weight"))
     for entries in ((Entry("c.weight", None), *state.entries), (*state.entries, Entry("c.weight", None))):
         with pytest.raises(LayerError, match="has the name of its weight"):
-            plan_fold(tree(replace(state, entries=entries)), "torch")
+            plan_fold(tree(replace(state, entries=entries)), Container.TORCH_ZIP)
         kept = plan_fold(
-            tree(replace(state, entries=entries)), "torch", selection=Selection(exclude=("c.*",))
+            tree(replace(state, entries=entries)), Container.TORCH_ZIP, selection=Selection(exclude=("c.*",))
         )
         assert len(kept.state_dicts[0].steps) == 3

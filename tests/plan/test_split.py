@@ -19,7 +19,7 @@ from wnconvert.layers.schemes import Selection
 from wnconvert.plan.fold import plan_fold
 from wnconvert.plan.plan import Plan
 from wnconvert.plan.split.plan import plan_split
-from wnconvert.plan.steps import Direction, Keep, Magnitude
+from wnconvert.tensors.containers import Container
 from wnconvert.tensors.tree import Entry, Sibling, StateDict, Tree
 
 BIAS = ("bias", (8,), "float32")
@@ -43,7 +43,9 @@ def choose(*layers: str, exclude: Sequence[str] = (), dim: int | str | None = AU
 
 
 def split(source: Tree, *layers: str, exclude: Sequence[str] = (), dim: Any = AUTO, **more: Any) -> Plan:
-    return plan_split(source, "torch", selection=choose(*layers, exclude=exclude, dim=dim), **more)
+    return plan_split(
+        source, Container.TORCH_ZIP, selection=choose(*layers, exclude=exclude, dim=dim), **more
+    )
 
 
 def after(plan: Plan, source: Tree) -> Tree:
@@ -53,22 +55,15 @@ def after(plan: Plan, source: Tree) -> Tree:
         tensors = next(state.tensors for state in source.state_dicts if state.path == planned.path)
         specs: list[Spec] = []
         for step in planned.steps:
-            if isinstance(step, Keep):
-                info = tensors[step.source].info
-                specs.append((step.name, info.shape, str(step.dtype or info.dtype)))
-            elif isinstance(step, Magnitude):
-                specs.append((step.name, step.layer.g.shape, str(step.layer.g.dtype)))
-            elif isinstance(step, Direction):
-                specs.append((step.name, step.layer.v.shape, str(step.layer.v.dtype)))
-            else:
-                specs.append((step.name, step.layer.v.shape, str(step.dtype)))
+            made = step.made_of(tensors).info
+            specs.append((made.name, made.shape, str(made.dtype)))
         states.append(state_at(planned.path, *specs))
     record = json.loads(json.dumps(plan.record))
     return tree(*states, record=tuple(record))
 
 
 def fold(source: Tree, *layers: str, exclude: Sequence[str] = (), **more: Any) -> Tree:
-    plan = plan_fold(source, "torch", selection=choose(*layers, exclude=exclude), **more)
+    plan = plan_fold(source, Container.TORCH_ZIP, selection=choose(*layers, exclude=exclude), **more)
     return after(plan, source)
 
 
@@ -459,7 +454,7 @@ def test_names_that_differ_by_a_prefix_get_the_globs_that_say_the_same(mine: str
 
 def test_a_reference_that_was_folded_says_by_its_record_what_it_was() -> None:
     unfolded = tree(state_at("", ("bias", (8,)), *pair("a.weight")))
-    record = plan_fold(unfolded, "torch").record
+    record = plan_fold(unfolded, Container.TORCH_ZIP).record
     like = tree(state_at("", ("bias", (8,)), ("a.weight", (8, 4, 3))), record=record)
     source = tree(state_at("", ("a.weight", (8, 4, 3)), ("bias", (8,))))
     (planned,) = split(source, like=like).state_dicts
@@ -470,7 +465,9 @@ def test_a_reference_that_was_folded_says_by_its_record_what_it_was() -> None:
 
 def test_a_dim_that_the_record_contradicts_is_said() -> None:
     unfolded = tree(state_at("", *pair("a.weight")))
-    source = tree(state_at("", ("a.weight", (8, 4, 3))), record=plan_fold(unfolded, "torch").record)
+    source = tree(
+        state_at("", ("a.weight", (8, 4, 3))), record=plan_fold(unfolded, Container.TORCH_ZIP).record
+    )
     assert split(source, "a.*", dim=0).notes == ()
     (note,) = split(source, "a.*", dim=1).notes
     assert note == "a.weight: the record says that it was folded along dim 0; it is split along 1"
@@ -804,12 +801,12 @@ def test_a_torch_file_keeps_all_but_the_optimizers_state() -> None:
     assert split(gan(), exclude=["*"]).dropped == ()
 
 
-@pytest.mark.parametrize("container", ["torch", "safetensors"])
-def test_only_keeps_one_state_dict_and_its_record(container: str) -> None:
+@pytest.mark.parametrize("container", [Container.TORCH_ZIP, Container.SAFETENSORS])
+def test_only_keeps_one_state_dict_and_its_record(container: Container) -> None:
     plan = plan_split(gan(), container, only="generator", selection=choose(exclude=["pre.*"]))
     assert [item.path for item in plan.dropped] == ["discriminator", "ema", "optim_g", "epoch"]
     (step,) = plan.record
-    assert list(step["state_dicts"]) == ["generator" if container == "torch" else ""]
+    assert list(step["state_dicts"]) == ["generator" if container is Container.TORCH_ZIP else ""]
     assert names(plan_split(gan(), container, only="generator"), "generator") == [
         "pre.weight_g",
         "pre.weight_v",
@@ -823,10 +820,10 @@ def test_only_keeps_one_state_dict_and_its_record(container: str) -> None:
 
 def test_safetensors_takes_the_one_state_dict_that_something_is_wanted_of() -> None:
     with pytest.raises(ArgumentError, match="there are 2: generator, discriminator"):
-        plan_split(gan(), "safetensors")
-    assert plan_split(gan(), "safetensors", selection=choose("post.*")).only == "discriminator"
+        plan_split(gan(), Container.SAFETENSORS)
+    assert plan_split(gan(), Container.SAFETENSORS, selection=choose("post.*")).only == "discriminator"
     like = tree(state_at("x", *new_pair("post.weight")))
-    assert plan_split(gan(), "safetensors", like=like).only == "discriminator"
+    assert plan_split(gan(), Container.SAFETENSORS, like=like).only == "discriminator"
 
 
 def test_a_state_dict_alone_has_no_other_one_in_it() -> None:
@@ -838,7 +835,7 @@ def test_a_state_dict_alone_has_no_other_one_in_it() -> None:
     assert names(plan) == ["epoch", "step", f"{at}0", f"{at}1"]
     both = split(nested, "*", dim=0)
     assert names(both) == ["epoch", "model", "step", f"{at}0", f"{at}1"]
-    alone = plan_split(nested, "safetensors", only=".", selection=choose("*", dim=0))
+    alone = plan_split(nested, Container.SAFETENSORS, only=".", selection=choose("*", dim=0))
     assert names(alone) == ["step", f"{at}0", f"{at}1"]
 
 
@@ -849,7 +846,7 @@ def test_a_whole_pickled_module_is_refused_but_not_its_tensors_alone() -> None:
         split(source, "pre.weight", dim=0)
     assert "safetensors" in caught.value.fix
     assert "split_module" in caught.value.fix
-    plan = plan_split(source, "safetensors", selection=choose("pre.weight", dim=0))
+    plan = plan_split(source, Container.SAFETENSORS, selection=choose("pre.weight", dim=0))
     assert len(plan.layers) == 1
     beside = tree(module, state_at("b", ("x.weight", (8, 4))))
     assert len(split(beside, "x.weight", dim=0).layers) == 1

@@ -12,6 +12,7 @@ from wnconvert import Plan, fold_file
 from wnconvert.plan.fold import plan_fold
 from wnconvert.reports.conversions import plan_text, result_text
 from wnconvert.reports.tables import bytes_text
+from wnconvert.tensors.containers import Container
 from wnconvert.tensors.dtypes import dtype_named
 from wnconvert.tensors.tree import Sibling, StateDict, Tree
 
@@ -38,7 +39,7 @@ def test_bytes_are_told_in_decimal_units(count: int, text: str) -> None:
     assert bytes_text(count) == text
 
 
-def planned(*states: StateDict, container: str = "torch", dtype: str = "") -> Plan:
+def planned(*states: StateDict, container: Container = Container.TORCH_ZIP, dtype: str = "") -> Plan:
     tree = Tree(tuple(states), optimizers=("optim",), siblings=(Sibling("epoch", "int"),))
     return plan_fold(tree, container, dtype=dtype_named(dtype) if dtype else None)
 
@@ -83,14 +84,14 @@ def test_casts_are_counted_beside_what_is_kept() -> None:
 
 def test_what_is_left_out_is_grouped_by_its_reason() -> None:
     text = plan_text(
-        planned(state_at("gen", *pair("w")), state_at("ema", BIAS), container="safetensors"), "o"
+        planned(state_at("gen", *pair("w")), state_at("ema", BIAS), container=Container.SAFETENSORS), "o"
     )
     assert text.splitlines()[-1] == "left out: ema, optim, epoch: only gen is kept"
 
 
 def test_the_root_state_dict_has_a_name_too() -> None:
     inner, root = state_at("model", *pair("w")), state_at("", BIAS)
-    text = plan_text(planned(root, inner, container="safetensors"), "o")
+    text = plan_text(planned(root, inner, container=Container.SAFETENSORS), "o")
     assert text.splitlines()[-1] == "left out: optim, epoch, bias: only model is kept"
 
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from wnconvert.reports.exports import proof_text, report_text
+from wnconvert.reports.exports import proof_text, step_text
 from wnconvert.tensors.blocks import Array
 from wnconvert.verbs.proof.proof import NumericFunction, prove
 from wnconvert.verbs.proof.report import ExportReport, TimedStep
@@ -38,7 +38,8 @@ def report_of(
 
 
 def test_an_equal_model_is_told_with_steps_outputs_and_samples() -> None:
-    lines = report_text(report_of(times(2))).splitlines()
+    report = report_of(times(2))
+    lines = [*map(step_text, report.steps), *proof_text(report).splitlines()]
     assert lines[:2] == ["build      0.2 s  make:net", "export    13.5 s  opset 20"]
     assert lines[2].split("  ")[0] == "output"
     assert lines[4].split() == ["wave", "1×2×16", "0", "0", "identical", "0", "0"]
@@ -101,7 +102,7 @@ def test_each_letter_has_its_sizes() -> None:
 def test_names_do_not_move_a_terminals_cursor() -> None:
     for factor in (2, 3):
         report = report_of(times(factor, "a\x1b[2J"), name="a\x1b[2J")
-        assert "\x1b" not in report_text(report)
+        assert "\x1b" not in "".join([*map(step_text, report.steps), proof_text(report)])
 
 
 def test_a_table_gives_way_to_the_width() -> None:

@@ -7,6 +7,8 @@ import io
 import os
 import pickle
 import shutil
+import subprocess
+import sys
 import tarfile
 import zipfile
 from pathlib import Path
@@ -18,6 +20,7 @@ from fixtures.make import FIXTURES as MADE
 from tests.helpers.golden import FIXTURES
 from wnconvert.errors import FormatError, InputError, WnconvertError
 from wnconvert.storage.checkpoint import container_of, open_checkpoint
+from wnconvert.tensors.containers import Container
 
 CONTAINERS = {
     "legacy_nonzip.pth": "torch legacy",
@@ -48,11 +51,34 @@ def test_a_suffix_says_nothing_about_what_a_file_is(name: str, tmp_path: Path) -
 
 def test_a_target_is_safetensors_or_onnx_where_its_suffix_says_so_and_torch_elsewhere() -> None:
     for name in ("a.safetensors", "x/a.b.safetensors"):
-        assert container_of(Path(name)) == "safetensors"
+        assert container_of(Path(name)) is Container.SAFETENSORS
     for name in ("a.pt", "a", "safetensors", ".safetensors", "a.safetensors.bak", "a.safetensor", "onnx"):
-        assert container_of(Path(name)) == "torch"
+        assert container_of(Path(name)) is Container.TORCH_ZIP
     for name in ("a.onnx", "x/a.b.ONNX"):
-        assert container_of(Path(name)) == "onnx"
+        assert container_of(Path(name)) is Container.ONNX
+
+
+#: By fixture, the packages of readers that opening it brings in.
+READERS = {
+    "tcn.onnx": {"wnconvert.onnx"},
+    "hifigan.safetensors": {"wnconvert.formats.safetensors"},
+    "tied.pt": {"wnconvert.formats.torch", "wnconvert.formats.pickle", "wnconvert.formats.zips"},
+    "legacy_nonzip.pth": {"wnconvert.formats.torch", "wnconvert.formats.pickle", "wnconvert.formats.zips"},
+}
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_no_reader_of_another_format_is_imported(name: str) -> None:
+    code = f"""
+import sys
+from pathlib import Path
+from wnconvert.storage.checkpoint import open_checkpoint
+open_checkpoint(Path({str(FIXTURES / name)!r}))
+names = {{".".join(name.split(".")[:3]) for name in sys.modules if name.startswith("wnconvert.formats.")}}
+print(*names, *({{"wnconvert.onnx"}} & sys.modules.keys()))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert set(done.stdout.split()) == READERS[name]
 
 
 # -- what is no checkpoint
@@ -104,9 +130,9 @@ FOREIGN: dict[str, tuple[bytes, str]] = {
     "NumPy": (array(), "a NumPy array"),
     "a pickle": (pickle.dumps({"a": 1}), "a plain pickle"),
     "an old pickle": (pickle.dumps({"a": 1}, protocol=2), "a plain pickle"),
-    "zeros": (bytes(4096), "no checkpoint of a known format"),
-    "text": (b"epoch 1, loss 0.5\n", "no checkpoint of a known format"),
-    "one byte": (b"P", "no checkpoint of a known format"),
+    "zeros": (bytes(4096), "not a checkpoint of a known format"),
+    "text": (b"epoch 1, loss 0.5\n", "not a checkpoint of a known format"),
+    "one byte": (b"P", "not a checkpoint of a known format"),
 }
 
 

@@ -137,7 +137,7 @@ def test_an_index_that_is_no_file_is_refused_and_not_waited_for(folder: Path, na
         os.mkfifo(folder / name)
     else:
         (folder / name).symlink_to("nothing")
-    with pytest.raises(FormatError, match=f"{name} is no regular file"):
+    with pytest.raises(FormatError, match=f"{name} is not a regular file"):
         find_weights(folder)
 
 
@@ -157,7 +157,7 @@ def test_a_shard_that_the_index_forgets_is_named(folder: Path, name: str) -> Non
 
 
 def test_a_shard_beside_the_one_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(FormatError, match=f"{ONE} lies there too, which is no part of model.safetensors"):
+    with pytest.raises(FormatError, match=f"{ONE} lies there too, which is not part of model.safetensors"):
         find_weights(fill(tmp_path, "model.safetensors", ONE))
 
 
@@ -320,5 +320,5 @@ def test_a_link_to_nothing_and_what_is_no_file_are_refused(folder: Path) -> None
         find_beside(find_weights(folder))
     (folder / "round").unlink()
     os.mkfifo(folder / "pipe")
-    with pytest.raises(InputError, match="pipe is no regular file"):
+    with pytest.raises(InputError, match="pipe is not a regular file"):
         find_beside(find_weights(folder))

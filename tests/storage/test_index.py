@@ -73,11 +73,11 @@ def test_a_plain_name_is_taken_however_it_is_spelled(file: str) -> None:
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        (b"", "no JSON"),
-        (b"{", "no JSON"),
-        (b"\xff\xfe", "no JSON"),
-        (b"[" * 100_000, "no JSON"),
-        (b'{"weight_map": {"\\ud800": "a.bin"}}', "no JSON"),
+        (b"", "not a JSON text"),
+        (b"{", "not a JSON text"),
+        (b"\xff\xfe", "not a JSON text"),
+        (b"[" * 100_000, "not a JSON text"),
+        (b'{"weight_map": {"\\ud800": "a.bin"}}', "not a JSON text"),
         (b"[]", "no weight_map"),
         (b"3", "no weight_map"),
         (b"{}", "no weight_map"),
@@ -87,7 +87,7 @@ def test_a_plain_name_is_taken_however_it_is_spelled(file: str) -> None:
         (b'{"weight_map": {"a": "a.bin", "a": "b.bin"}}', "key 'a' twice"),
         (b'{"weight_map": {"a": "a.bin"}, "weight_map": {"a": "b.bin"}}', "key 'weight_map' twice"),
         (b'{"weight_map": {"a": "a.bin", "b": "b.safetensors"}}', "two kinds: .bin, .safetensors"),
-        (b'{"weight_map": {"a": "a.bin"}, "metadata": []}', "metadata of the index is no mapping"),
+        (b'{"weight_map": {"a": "a.bin"}, "metadata": []}', "metadata of the index is not a mapping"),
     ],
 )
 def test_a_text_that_makes_no_sense_is_refused(text: bytes, says: str) -> None:

@@ -10,6 +10,7 @@ from tests.helpers.infos import pair, state_at
 from wnconvert.errors import FormatError
 from wnconvert.plan.fold import plan_fold
 from wnconvert.storage.shards import merged
+from wnconvert.tensors.containers import Container
 from wnconvert.tensors.tree import Entry, Sibling, StateDict, Tree
 
 ONE = Tree((state_at("", ("a.weight_g", (8, 1, 1)), ("a.bias", (8,))),), metadata={"format": "pt"})
@@ -30,10 +31,10 @@ def test_keys_stand_as_in_the_files_and_say_in_which_of_them_they_are() -> None:
 
 
 def test_halves_of_a_layer_in_two_files_are_a_layer() -> None:
-    plan = plan_fold(merged({"1": ONE, "2": TWO}), "safetensors")
+    plan = plan_fold(merged({"1": ONE, "2": TWO}), Container.SAFETENSORS)
     assert [change.name for _, change in plan.layers] == ["a.weight", "b.weight"]
     assert plan.notes == ()
-    assert plan_fold(ONE, "safetensors").notes == (
+    assert plan_fold(ONE, Container.SAFETENSORS).notes == (
         "a.weight_g stands without its other half and is left as it is",
     )
 
@@ -56,7 +57,7 @@ def test_what_lies_at_the_same_place_of_two_files_is_not_tied() -> None:
     ],
 )
 def test_a_file_that_holds_more_than_a_state_dict_is_refused(tree: Tree, says: str) -> None:
-    with pytest.raises(FormatError, match=f"2.bin is no plain state dict.*: {says}") as caught:
+    with pytest.raises(FormatError, match=f"2.bin is not a plain state dict.*: {says}") as caught:
         merged({"1.bin": ONE, "2.bin": tree})
     assert caught.value.fix
 

@@ -8,6 +8,7 @@ from tests.helpers.infos import Shape, infos, pair, state_at
 from wnconvert.plan.fold import plan_fold
 from wnconvert.plan.plan import Plan
 from wnconvert.storage.shards import Naming, index_metadata, part_of, sharded, total_size
+from wnconvert.tensors.containers import Container
 from wnconvert.tensors.tree import ByteRange, Entry, StateDict, StoredTensor, Tree, contiguous_strides
 
 MODEL = Naming("model", "safetensors")
@@ -21,7 +22,7 @@ TREE = Tree(
 )
 
 
-def planned(most: int, container: str = "safetensors", tree: Tree = TREE) -> Plan:
+def planned(most: int, container: Container = Container.SAFETENSORS, tree: Tree = TREE) -> Plan:
     return sharded(plan_fold(tree, container), tree, MODEL, most)
 
 
@@ -48,9 +49,9 @@ def test_a_part_has_its_steps_and_the_first_the_record() -> None:
     assert len(plan.record) > 1
 
 
-@pytest.mark.parametrize(("container", "count"), [("torch", 1), ("safetensors", 2)])
+@pytest.mark.parametrize(("container", "count"), [(Container.TORCH_ZIP, 1), (Container.SAFETENSORS, 2)])
 def test_names_of_the_same_elements_stay_together_where_the_container_can_share(
-    container: str, count: int
+    container: Container, count: int
 ) -> None:
     stored = [
         StoredTensor(info, ByteRange(0, 400), 0, contiguous_strides(info.shape))
@@ -77,4 +78,4 @@ def test_as_data_a_plan_says_its_files() -> None:
     data = planned(1000).to_dict()
     assert data["shards"][1] == {"name": "model-00002-of-00002.safetensors", "tensors": 2, "bytes": 416}
     assert data["copied"] == []
-    assert plan_fold(TREE, "safetensors").to_dict()["shards"] == []
+    assert plan_fold(TREE, Container.SAFETENSORS).to_dict()["shards"] == []

@@ -103,7 +103,7 @@ def test_sizes_are_read_as_they_are_said(text: str | int, size: int) -> None:
     ["", "GB", "5XB", "-5GB", "5 5GB", "0", "0GB", "0.1B", "1e9", "nan", "5GBs", "\uff15GB", "5iB", -1],
 )
 def test_what_is_no_size_is_an_argument_error(text: str | int) -> None:
-    with pytest.raises(ArgumentError, match="is no size of a shard") as caught:
+    with pytest.raises(ArgumentError, match="is not a size for a shard") as caught:
         bytes_of(text)
     assert "--max-shard-size 5GB" in caught.value.fix
 

@@ -241,9 +241,9 @@ def test_a_target_that_appears_meanwhile_is_not_replaced_without_force(
 def test_what_is_no_folder_and_where_there_is_no_room_are_refused(target: Path) -> None:
     file = target / "config.json"
     for force in (False, True):
-        with pytest.raises(OutputError, match="it is no folder"):
+        with pytest.raises(OutputError, match="it is not a folder"):
             write(file, force=force)
-    with pytest.raises(OutputError, match="is no folder"):
+    with pytest.raises(OutputError, match="is not a folder"):
         write(file / "model")
     with pytest.raises(OutputError, match="does not exist"):
         write(target / "not" / "there")

@@ -27,7 +27,7 @@ ORDER = (
     "errors | messages | tensors | numerics layers | plan | formats onnx | storage | verbs | reports | cli"
 )
 #: The same for the folders of `verbs`, of which only these arrows run between two that share a place.
-VERBS = "options | inspection conversion comparison modules proof | loading export"
+VERBS = "options streams | inspection conversion comparison modules proof | loading export"
 ARROWS = {("modules", "inspection")}
 
 #: Packages that only some places may import, and where: folders or files below `wnconvert/`.
@@ -189,6 +189,31 @@ def test_every_folder_lists_its_files_in_its_docstring_and_has_at_most_eleven() 
 def test_no_file_is_longer_than_400_lines() -> None:
     long = [f"{path}: {lines} lines" for path in FILES if (lines := path.read_text().count("\n")) > 400]
     assert not long, "\n".join(long)
+
+
+def test_no_function_has_more_than_60_lines_of_code() -> None:
+    long = [
+        f"{path}, line {node.lineno}: {node.name} has {lines} lines of code"
+        for path in FILES
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and (lines := code_lines(node)) > 60
+    ]
+    assert not long, "\n".join(long)
+
+
+def code_lines(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    """The lines of a function from its `def` on, less those of its docstring."""
+    first = function.body[0]
+    is_docstring = isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant)
+    docstring = (first.end_lineno or 0) - first.lineno + 1 if is_docstring else 0
+    return (function.end_lineno or 0) - function.lineno + 1 - docstring
+
+
+def test_lines_of_code_are_counted_without_the_docstring() -> None:
+    source = 'def f(\n    a,\n):\n    """One.\n\n    Two.\n    """\n    return a\n'
+    function = ast.parse(source).body[0]
+    assert isinstance(function, ast.FunctionDef)
+    assert code_lines(function) == 4
 
 
 # -- what may be loaded where

@@ -85,21 +85,11 @@ def progress_bar(label: str, *, shown: bool) -> Iterator[Callable[[int, int], No
 @contextlib.contextmanager
 def stdout_to_stderr() -> Iterator[None]:
     """What code of others prints meanwhile, in Python or in C, goes to stderr: stdout is for the report."""
+    from wnconvert.verbs.streams import redirected  # which `--help` does not need
+
     sys.stdout.flush()
-    try:
-        kept = os.dup(1)
-    except OSError:  # it is closed
-        kept = -1
-    try:
-        if kept >= 0:
-            with contextlib.suppress(OSError):  # stderr is closed
-                os.dup2(2, 1)
-        with contextlib.redirect_stdout(sys.stderr):
-            yield
-    finally:
-        if kept >= 0:
-            os.dup2(kept, 1)
-            os.close(kept)
+    with redirected(1, 2), contextlib.redirect_stdout(sys.stderr):
+        yield
 
 
 def say_error(what: str, fix: str) -> None:

@@ -8,9 +8,9 @@ from __future__ import annotations
 import json
 import os
 import struct
-from collections import Counter
+import tempfile
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
@@ -18,8 +18,8 @@ from wnconvert.errors import FormatError, OutputError
 from wnconvert.plan.layout import Blob, Layout
 from wnconvert.plan.plan import Plan
 from wnconvert.plan.record import METADATA_KEY, read_history, write_history
-from wnconvert.plan.steps import work_of
 from wnconvert.tensors.dtypes import DTYPES
+from wnconvert.tensors.files import GET_AGAIN, ReadableFile, read_json
 from wnconvert.tensors.tree import (
     ByteRange,
     Entry,
@@ -35,25 +35,28 @@ __all__ = ["check_header", "open_safetensors", "safetensors_layout"]
 
 # The format allows 100 MB; a header of 100,000 tensors takes 12 MB.
 MAX_HEADER = 32 << 20
-_CUT = "download the file again: it is cut short or damaged"
 _CODES = {dtype.code: dtype for dtype in DTYPES.values() if dtype.code}
 
 
-def open_safetensors(file: BinaryIO, path: Path, size: int) -> Tree:
-    """Read the header of a safetensors file of ``size`` bytes.
+def open_safetensors(file: ReadableFile) -> Tree:
+    """Read the header of a safetensors file.
 
     Raises ``FormatError`` where the safetensors library refuses it or a name stands in it twice.
     """
-    file.seek(0)
-    (length,) = struct.unpack("<Q", file.read(8))
+    size = file.size
+    (length,) = struct.unpack("<Q", file.read(0, 8))
     if length > MAX_HEADER:
         raise FormatError(
             f"its header claims {length} bytes", fix="no checkpoint needs that: do not trust it"
         )
     if 8 + length > size:
-        raise FormatError(f"its header claims {length} bytes, the file has {size}", fix=_CUT)
-    check_header(path)
-    header: dict[str, Any] = json.loads(file.read(length), object_pairs_hook=_no_duplicates)
+        raise FormatError(f"its header claims {length} bytes, the file has {size}", fix=GET_AGAIN)
+    text = file.read(8, length)
+    if file.path is not None:
+        check_header(file.path)
+    else:
+        _check_copy(text, size)
+    header: dict[str, Any] = read_json(text, what="its header", fix="save it again")
     metadata = header.pop("__metadata__", None) or {}
     # The library has checked shapes, sizes and offsets; sorted by place, they leave no gap.
     entries = tuple(Entry(name, _stored(name, info, 8 + length)) for name, info in header.items())
@@ -69,22 +72,24 @@ def open_safetensors(file: BinaryIO, path: Path, size: int) -> Tree:
 def check_header(path: Path) -> None:
     """Have the safetensors library check a file's header and the place of every tensor.
 
-    Raises ``FormatError`` with the library's words.
+    The library opens the file by itself, by its path. Raises ``FormatError`` with the library's words.
     """
     try:
         with safe_open(os.fspath(path), framework="numpy"):
             pass
     except SafetensorError as error:
         reason = str(error).removeprefix("Error while deserializing header: ")
-        raise FormatError(f"the safetensors library refuses it: {reason}", fix=_CUT) from error
+        raise FormatError(f"the safetensors library refuses it: {reason}", fix=GET_AGAIN) from error
 
 
-def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    made = dict(pairs)
-    if len(made) < len(pairs):
-        twice = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
-        raise FormatError(f"its header has the key {twice!r} twice", fix="save it again")
-    return made
+def _check_copy(text: bytes, size: int) -> None:
+    """The same for a file without a path: check one of the same size with its header and a hole."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "header.safetensors")
+        with path.open("wb") as copy:
+            copy.write(struct.pack("<Q", len(text)) + text)
+            copy.truncate(size)
+        check_header(path)
 
 
 def _stored(name: str, info: dict[str, Any], base: int) -> StoredTensor:
@@ -94,7 +99,7 @@ def _stored(name: str, info: dict[str, Any], base: int) -> StoredTensor:
     start, end = info["data_offsets"]
     shape = tuple(info["shape"])
     if any(size >= 1 << 63 for size in shape):
-        raise FormatError(f"tensor {name} has the absurd shape {shape}", fix=_CUT)
+        raise FormatError(f"tensor {name} has the absurd shape {shape}", fix=GET_AGAIN)
     return StoredTensor(
         TensorInfo(name, dtype, shape), ByteRange(base + start, end - start), 0, contiguous_strides(shape)
     )
@@ -112,8 +117,8 @@ def safetensors_layout(tree: Tree, plan: Plan) -> Layout:
     """
     (planned,) = plan.state_dicts
     path = plan.only or ""
-    tensors = next(state.tensors for state in tree.state_dicts if state.path == path)
-    items = [work_of(step, tensors) for step in planned.tensors]
+    tensors = tree.state_dict(path).tensors
+    items = [step.made_of(tensors) for step in planned.tensors]
     for info in (item.info for item in items):
         if not info.dtype.code:
             raise OutputError(

@@ -12,10 +12,10 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import BinaryIO
 
 from wnconvert.errors import FormatError
 from wnconvert.plan.layout import Blob, Layout, Work
+from wnconvert.tensors.files import GET_AGAIN, ReadableFile
 from wnconvert.tensors.tree import ByteRange
 
 __all__ = ["MARKS", "NewRecord", "ZipEntry", "read_directory", "zip_layout"]
@@ -30,10 +30,8 @@ _FULL16, _FULL32 = 0xFFFF, 0xFFFFFFFF
 _MAX_NAME = 4096
 _MAX_DIRECTORY = 32 << 20  # 200,000 records of a torch file take 16 MiB
 
-#: What GPT-SoVITS writes over the first two bytes, ``PK``, to mark a model's version.
+#: GPT-SoVITS writes one of these over the first two bytes, ``PK``, to mark a model's version.
 MARKS = tuple(b"%02d" % number for number in range(100))
-
-_CUT = "download the file again: it is cut short or damaged"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,19 +43,19 @@ class ZipEntry:
     compressed: bool
 
 
-def read_directory(file: BinaryIO, size: int) -> dict[str, ZipEntry]:
-    """The records of a zip archive of ``size`` bytes by name, in the order of its directory.
+def read_directory(file: ReadableFile) -> dict[str, ZipEntry]:
+    """The records of a zip archive by name, in the order of its directory.
 
     Raises ``FormatError`` for an archive that is cut short, names a record twice, or whose records
     overlap or reach outside of it.
     """
-    start, length, count = _find_directory(file, size)
-    raw = _read(file, start, length)
+    start, length, count = _find_directory(file)
+    raw = file.read(start, length)
     records: dict[str, ZipEntry] = {}
     at = 0
     while at < length and raw[at : at + 4] == b"PK\x01\x02":
         if at + _CENTRAL.size > length:
-            raise FormatError("its zip directory ends in the middle of an entry", fix=_CUT)
+            raise FormatError("its zip directory ends in the middle of an entry", fix=GET_AGAIN)
         _, _, _, flags, method, _, _, _, packed, plain, n_name, n_extra, n_comment, _, _, _, header = (
             _CENTRAL.unpack_from(raw, at)
         )
@@ -67,7 +65,7 @@ def read_directory(file: BinaryIO, size: int) -> dict[str, ZipEntry]:
         plain, packed, header = _widen(extra, plain, packed, header)
         at = name_at + n_name + n_extra + n_comment
         if name in records:
-            raise FormatError(f"record {name} is in its zip directory twice", fix=_CUT)
+            raise FormatError(f"record {name} is in its zip directory twice", fix=GET_AGAIN)
         if n_name > _MAX_NAME:
             raise FormatError(f"it has a record with a name of {n_name} bytes", fix="do not trust this file")
         if flags & 1:
@@ -75,39 +73,32 @@ def read_directory(file: BinaryIO, size: int) -> dict[str, ZipEntry]:
         data = _data_of(file, name, header, packed, start)
         records[name] = ZipEntry(name, data, method != 0 or plain != packed)
     if at != length or (count != _FULL16 and len(records) != count):
-        raise FormatError("its zip directory does not have the entries that it announces", fix=_CUT)
+        raise FormatError("its zip directory does not have the entries that it announces", fix=GET_AGAIN)
     _check_overlaps(records)
     return records
 
 
-def _read(file: BinaryIO, start: int, length: int) -> bytes:
-    file.seek(start)
-    data = file.read(length)
-    if len(data) < length:
-        raise FormatError(f"it ends at byte {start + len(data)}, where more was announced", fix=_CUT)
-    return data
-
-
-def _find_directory(file: BinaryIO, size: int) -> tuple[int, int, int]:
+def _find_directory(file: ReadableFile) -> tuple[int, int, int]:
     """Offset, length and number of entries of the central directory."""
+    size = file.size
     tail_at = max(0, size - _END.size - _FULL16)
-    tail = _read(file, tail_at, size - tail_at)
+    tail = file.read(tail_at, size - tail_at)
     at = tail.rfind(b"PK\x05\x06")
     if at < 0 or at + _END.size > len(tail):
-        raise FormatError("its zip directory, which stands at the end, is missing", fix=_CUT)
+        raise FormatError("its zip directory, which stands at the end, is missing", fix=GET_AGAIN)
     _, _, _, _, count, length, start, _ = _END.unpack_from(tail, at)
     end = tail_at + at
     if _FULL32 in (length, start) or count == _FULL16:
         locator_at = end - _LOCATOR.size
         if locator_at >= 0:
-            magic, _, end64, _ = _LOCATOR.unpack(_read(file, locator_at, _LOCATOR.size))
+            magic, _, end64, _ = _LOCATOR.unpack(file.read(locator_at, _LOCATOR.size))
             if magic == b"PK\x06\x07":
                 if end64 + _END64.size > locator_at:
-                    raise FormatError("its zip64 directory lies outside of the file", fix=_CUT)
-                _, _, _, _, _, _, _, count, length, start = _END64.unpack(_read(file, end64, _END64.size))
+                    raise FormatError("its zip64 directory lies outside of the file", fix=GET_AGAIN)
+                _, _, _, _, _, _, _, count, length, start = _END64.unpack(file.read(end64, _END64.size))
                 end = end64
     if start + length > end:
-        raise FormatError("its zip directory lies outside of the file", fix=_CUT)
+        raise FormatError("its zip directory lies outside of the file", fix=GET_AGAIN)
     if length > _MAX_DIRECTORY:
         raise FormatError(
             f"its zip directory takes {length} bytes", fix="no checkpoint needs that: do not trust it"
@@ -132,15 +123,15 @@ def _widen(extra: bytes, plain: int, packed: int, header: int) -> tuple[int, int
     return plain, packed, header
 
 
-def _data_of(file: BinaryIO, name: str, header: int, packed: int, limit: int) -> ByteRange:
+def _data_of(file: ReadableFile, name: str, header: int, packed: int, limit: int) -> ByteRange:
     """Where a record's bytes lie, by its local header (whose extra field torch pads for alignment)."""
     if header + _LOCAL.size > limit:
-        raise FormatError(f"record {name} lies outside of the file", fix=_CUT)
-    magic, *_, n_name, n_extra = _LOCAL.unpack(_read(file, header, _LOCAL.size))
+        raise FormatError(f"record {name} lies outside of the file", fix=GET_AGAIN)
+    magic, *_, n_name, n_extra = _LOCAL.unpack(file.read(header, _LOCAL.size))
     marked = header == 0 and magic[:2] in MARKS and magic[2:] == b"\x03\x04"
     start = header + _LOCAL.size + n_name + n_extra
     if not (magic == b"PK\x03\x04" or marked) or start + packed > limit:
-        raise FormatError(f"record {name} lies outside of the file or has no header", fix=_CUT)
+        raise FormatError(f"record {name} lies outside of the file or has no header", fix=GET_AGAIN)
     return ByteRange(start, packed)
 
 

@@ -14,7 +14,7 @@ from wnconvert.numerics.rounding import FLOAT_FORMATS, cast
 from wnconvert.tensors.blocks import Array, Floats, scratch
 from wnconvert.tensors.dtypes import DType
 
-__all__ = ["Measure", "Needed", "Tolerance", "ToleranceTest", "needed", "rounded_up", "same_bits"]
+__all__ = ["Measure", "Needed", "Tolerance", "ToleranceTest", "bites", "needed", "rounded_up", "same_bits"]
 
 
 #: Elements that are compared at a time where bits differ: their float64 scratch stays in cache.
@@ -46,8 +46,9 @@ def same_bits(x: Array, y: Array) -> bool:
     return not np.not_equal(x, y, out=scratch("differ", x.shape, np.bool_)).any()
 
 
-def _bites(left: Array, right: Array) -> Iterator[tuple[int, Array, Array]]:
-    return ((at, left[at : at + _BITE], right[at : at + _BITE]) for at in range(0, left.size, _BITE))
+def bites(left: Array, right: Array, size: int = _BITE) -> Iterator[tuple[int, Array, Array]]:
+    """Two flat arrays of one size, so many elements at a time, each pair with the index of its first."""
+    return ((at, left[at : at + size], right[at : at + size]) for at in range(0, left.size, size))
 
 
 def _ordered(x: Array, use: str) -> Array:
@@ -100,7 +101,7 @@ class ToleranceTest:
 
     def within(self, left: Array, right: Array) -> bool:
         """Whether all elements are within tolerance."""
-        return all(self._within(x, y) for _, x, y in _bites(left, right))
+        return all(self._within(x, y) for _, x, y in bites(left, right))
 
     def _within(self, left: Array, right: Array) -> bool:
         if self.by_ulps:
@@ -202,7 +203,7 @@ class Measure:
             self._add_bits(start, left, right)
             return
         same = same_bits(left, right)
-        for at, x, y in _bites(left, right):
+        for at, x, y in bites(left, right):
             if same:
                 self._add_same(x)
             else:

@@ -34,12 +34,17 @@ DTypeLike = DType | np.dtype[Any] | str
 
 
 class Format(NamedTuple):
-    """A float format as codes: the magnitudes' bit patterns, which count upwards with the values."""
+    """A float format as codes: the magnitudes' bit patterns, which count upwards with the values.
+
+    ``digits`` are the bits of a significand, the hidden one among them; the smallest number is 2**``least``.
+    """
 
     dtype: np.dtype[Any]
     codes: np.dtype[Any]
     inf: int
     beyond: Fraction  # where the next value after the largest would be
+    digits: int
+    least: int
 
     def value(self, code: int) -> Fraction:
         """The magnitude that a code stands for; for infinity's, where the next value would be."""
@@ -58,10 +63,12 @@ class Format(NamedTuple):
 
 
 FLOAT_FORMATS = {
-    "float64": Format(np.dtype(np.float64), np.dtype(np.uint64), 0x7FF << 52, Fraction(2) ** 1024),
-    "float32": Format(np.dtype(np.float32), np.dtype(np.uint32), 0xFF << 23, Fraction(2) ** 128),
-    "float16": Format(np.dtype(np.float16), np.dtype(np.uint16), 0x1F << 10, Fraction(2) ** 16),
-    "bfloat16": Format(np.dtype(ml_dtypes.bfloat16), np.dtype(np.uint16), 0xFF << 7, Fraction(2) ** 128),
+    "float64": Format(np.dtype(np.float64), np.dtype(np.uint64), 0x7FF << 52, Fraction(2) ** 1024, 53, -1074),
+    "float32": Format(np.dtype(np.float32), np.dtype(np.uint32), 0xFF << 23, Fraction(2) ** 128, 24, -149),
+    "float16": Format(np.dtype(np.float16), np.dtype(np.uint16), 0x1F << 10, Fraction(2) ** 16, 11, -24),
+    "bfloat16": Format(
+        np.dtype(ml_dtypes.bfloat16), np.dtype(np.uint16), 0xFF << 7, Fraction(2) ** 128, 8, -133
+    ),
 }
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,7 +13,8 @@ import numpy as np
 
 from wnconvert.errors import ArgumentError, FormatError, InputError, VerifyError, WnconvertError
 from wnconvert.messages import listed, printable
-from wnconvert.tensors.blocks import Array
+from wnconvert.onnx.file.tensors import CODES
+from wnconvert.tensors.blocks import Array, processors
 from wnconvert.tensors.dtypes import DTYPES, DType
 
 __all__ = ["Opened", "ValueInfo", "open_model", "run"]
@@ -29,7 +29,6 @@ _NAMES = {
     "float8e5m2": "float8_e5m2",
     "float8e5m2fnuz": "float8_e5m2fnuz",
 }
-_BFLOAT16 = 16  # onnx.TensorProto.BFLOAT16
 _FATAL = 4  # the severity below which onnxruntime writes nothing to stderr
 
 
@@ -70,7 +69,7 @@ def open_model(path: str | Path, *, optimize: bool = True) -> Opened:
     options.log_severity_level = _FATAL
     levels = runtime.GraphOptimizationLevel
     options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimize else levels.ORT_DISABLE_ALL
-    options.intra_op_num_threads = _processors()
+    options.intra_op_num_threads = processors()
     options.inter_op_num_threads = 1
     # A thread that waits for work must not take a processor from those who have some.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
@@ -123,10 +122,6 @@ def _errors(runtime: Any) -> tuple[type[Exception], ...]:
     return (*own, RuntimeError)
 
 
-def _processors() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def _port(told: Any) -> ValueInfo:
     kind = re.fullmatch(r"tensor\((\w+)\)", told.type)
     name = _NAMES.get(kind[1], kind[1]) if kind else ""
@@ -173,7 +168,7 @@ def _value(runtime: Any, array: Array) -> Any:
     if make is None:
         what = f"onnxruntime {runtime.__version__} cannot be fed bfloat16"
         raise InputError(what, fix="a newer onnxruntime, or inputs of float32")
-    return make(array.view(np.uint16), _BFLOAT16)
+    return make(array.view(np.uint16), CODES["bfloat16"])
 
 
 def _arrays(opened: Opened, values: Any) -> dict[str, Array]:

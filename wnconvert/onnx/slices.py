@@ -6,8 +6,7 @@ very value that the model computes.
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 from wnconvert.onnx.file.model import Constant, Node, OnnxFunction
@@ -16,6 +15,7 @@ from wnconvert.onnx.file.tensors import CODES
 from wnconvert.onnx.file.wire import Message, Wire
 from wnconvert.onnx.graph.index import Index, ValueId, index_of
 from wnconvert.tensors.dtypes import DType
+from wnconvert.tensors.files import ReadableFile
 from wnconvert.tensors.tree import ByteRange
 
 __all__ = ["Slices", "UnreachableError"]
@@ -26,10 +26,12 @@ class UnreachableError(Exception):
 
 
 class Slices:
-    """Cuts values out of one model; this needs the onnx package."""
+    """Cuts values out of one model, whose ``files`` are its shards; this needs the onnx package."""
 
-    def __init__(self, opened: OnnxFile) -> None:
+    def __init__(self, opened: OnnxFile, files: Sequence[ReadableFile]) -> None:
         self.opened = opened
+        self.files = files
+        self.wire = Wire(files[0])
         self.index: Index = index_of(opened.model)
 
     def model(self, value: ValueId, calls: tuple[int, ...], dtype: DType) -> bytes:
@@ -58,20 +60,12 @@ class Slices:
 
     def content(self, record: ByteRange) -> bytes:
         """The content of a record of the model's file."""
-        with self.opened.path.open("rb") as file:
-            wire = Wire(file, self.opened.size)
-            found = next(wire.records(Message(record.start, record.end)))
+        found = next(self.wire.records(Message(record.start, record.end)))
         return self.bytes(ByteRange(found.body, found.end - found.body))
 
     def bytes(self, data: ByteRange) -> bytes:
         """Bytes of any file of the model."""
-        path: Path = self.opened.shards[data.shard]
-        parts, at = [], data.start
-        with path.open("rb") as file:
-            while at < data.end and (part := os.pread(file.fileno(), data.end - at, at)):
-                parts.append(part)
-                at += len(part)
-        return b"".join(parts)
+        return self.files[data.shard].read(data.start, data.size)
 
 
 class _Cut:

@@ -7,6 +7,7 @@ order    where keys, and modules in _metadata, stand
 record   what was done, written into the file, to be undone
 scope    which state dicts the output has, and what is left out
 wanted   which layers are wanted, and which must be refused
+draft    what the plans of all verbs have in common
 fold     the plan of fold
 migrate  the plan of migrate
 split    the plan of split, and the three ways to say which weights it is for

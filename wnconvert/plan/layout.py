@@ -3,14 +3,13 @@
 The writers of containers make a :class:`Layout` from a plan; the executor fills it. Sizes are all known,
 so headers are written first and the work of one blob never waits for that of another.
 
-Two works are equal where they make the same bytes; ``where``, which names what is made for the user, does
-not count.
+A new kind of work is a class here, and one function in ``verbs.conversion.executor`` that does it.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import ClassVar, Protocol
 
 from wnconvert.tensors.dtypes import DType
 from wnconvert.tensors.tree import ByteRange, StoredTensor
@@ -18,11 +17,34 @@ from wnconvert.tensors.tree import ByteRange, StoredTensor
 __all__ = ["Blob", "CopyBytes", "Directions", "FoldLayer", "Gather", "Layout", "Norms", "Work"]
 
 
+class Work(Protocol):
+    """How a run of bytes is made: frozen data, that says which tensors are read and what becomes of them.
+
+    Two works are equal if they make the same bytes. ``where`` names the layer or tensor in messages and does
+    not count.
+    """
+
+    def __hash__(self) -> int:
+        """Equal for works that are equal."""
+
+    @property
+    def where(self) -> str:
+        """The layer or tensor that is made."""
+
+    def effort(self, size: int) -> int:
+        """About the bytes that must be read or written to make ``size`` bytes, whichever are more."""
+
+
 @dataclass(frozen=True, slots=True)
 class CopyBytes:
     """The bytes of the source as they are."""
 
     source: ByteRange
+    where: ClassVar[str] = ""
+
+    def effort(self, size: int) -> int:
+        """Every byte is read and written once."""
+        return size
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +54,10 @@ class Gather:
     tensor: StoredTensor
     dtype: DType
     where: str = field(default="", compare=False)
+
+    def effort(self, size: int) -> int:
+        """About the bytes that are written."""
+        return size
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +70,10 @@ class FoldLayer:
     dtype: DType
     where: str = field(default="", compare=False)
 
+    def effort(self, size: int) -> int:
+        """About the bytes that are written."""
+        return size
+
 
 @dataclass(frozen=True, slots=True)
 class Norms:
@@ -54,6 +84,10 @@ class Norms:
     dtype: DType
     where: str = field(default="", compare=False)
 
+    def effort(self, size: int) -> int:
+        """The bytes of w, which is read whole."""
+        return max(size, self.w.info.nbytes)
+
 
 @dataclass(frozen=True, slots=True)
 class Directions:
@@ -63,8 +97,9 @@ class Directions:
     dim: int | None
     where: str = field(default="", compare=False)
 
-
-Work: TypeAlias = CopyBytes | Gather | FoldLayer | Norms | Directions
+    def effort(self, size: int) -> int:
+        """The bytes of w, which are those of v."""
+        return size
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +114,7 @@ class Blob:
     @property
     def effort(self) -> int:
         """About the bytes that must be read or written for it, whichever is more."""
-        return max(self.size, self.work.w.info.nbytes) if isinstance(self.work, Norms) else self.size
+        return self.work.effort(self.size)
 
 
 @dataclass(frozen=True, slots=True)

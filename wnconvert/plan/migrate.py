@@ -7,21 +7,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from wnconvert.errors import LayerError
 from wnconvert.layers.schemes import Layer, Selection, in_form
 from wnconvert.messages import listed
+from wnconvert.plan.draft import FoundDraft
 from wnconvert.plan.order import is_buffer, restored
-from wnconvert.plan.plan import Change, LeftOut, Plan, PlannedStateDict
-from wnconvert.plan.record import Origin, Record, origin_data, origins, recorded, without_layers
-from wnconvert.plan.scope import choose, in_torch_order, kept_as_is, optimizers_left_out, scope_of, tie_notes
+from wnconvert.plan.plan import Change, Plan, PlannedStateDict
+from wnconvert.plan.record import Origin, Record, origin_data, origins, without_layers
+from wnconvert.plan.scope import in_torch_order, kept_as_is
 from wnconvert.plan.steps import Keep
-from wnconvert.plan.wanted import (
-    check_refused,
-    check_selection,
-    find_layers,
-    idle_excludes,
-    looks_like_layers,
-    name_conflicts,
-    notes_on,
-    refuse_modules,
-)
+from wnconvert.plan.wanted import name_conflicts
+from wnconvert.tensors.containers import Container
 from wnconvert.tensors.tree import StateDict, Tree
 
 __all__ = ["plan_migrate"]
@@ -32,7 +25,7 @@ _DROPPED = "left out as asked (--drop-optimizer)"
 
 def plan_migrate(
     tree: Tree,
-    container: str,
+    container: Container,
     *,
     to: str = "parametrize",
     selection: Selection = Selection(),  # noqa: B008 - frozen
@@ -45,55 +38,40 @@ def plan_migrate(
     stood. Raises as ``plan_fold`` does, and ``LayerError`` for whole pickled modules, for names that are
     taken, and where parameters would change their order beside an optimizer's state, which is by position.
     """
-    chosen = choose(tree, only)
-    found = {state.path: find_layers(state, selection) for state in chosen}
-    names = [name for item in found.values() for name in looks_like_layers(item)]
-    check_selection(selection, names)
-    wanted = {path: [layer for layer in item.layers if layer.form != to] for path, item in found.items()}
-    busy = (path for path, item in found.items() if item.layers or item.refused)
-    scope = scope_of(tree, container, chosen, only, busy)
-    refused = {
-        state.path: (
-            *found[state.path].refused,
-            *name_conflicts(state, (in_form(layer, to) for layer in wanted[state.path])),
-        )
-        for state in scope.states
+    draft = FoundDraft.of("migrate", tree, container, selection, only)
+    wanted = {
+        state.path: [layer for layer in draft.found[state.path].layers if layer.form != to]
+        for state in draft.states
     }
-    check_refused(refused, "migrated")
-    changed = [state for state in scope.states if wanted[state.path]]
-    if container == "torch":
-        refuse_modules(changed, "migrated", "migrate_module")
-    made = {state.path: _Migration(tree, state, wanted[state.path], to) for state in changed}
-    optimizers: tuple[LeftOut, ...] = ()
-    if changed and scope.only is None and tree.optimizers:
-        if drop_optimizer:
-            optimizers = optimizers_left_out(tree, _DROPPED)
-        else:
-            _check_order(tree, made.values())
-    planned = tuple(
-        made[state.path].planned if state.path in made else kept_as_is(state) for state in scope.states
+    draft.check_refused(
+        {
+            state.path: (
+                *draft.refused[state.path],
+                *name_conflicts(state, (in_form(layer, to) for layer in wanted[state.path])),
+            )
+            for state in draft.states
+        }
     )
-    kept = {state.path: "" if container == "safetensors" else state.path for state in scope.states}
+    draft.refuse_modules(path for path, layers in wanted.items() if layers)
+    made = {
+        state.path: _Migration(tree, state, wanted[state.path], to)
+        for state in draft.states
+        if wanted[state.path]
+    }
+    planned = tuple(
+        made[state.path].planned if state.path in made else kept_as_is(state) for state in draft.states
+    )
+    if draft.has_optimizers_to_fit(planned) and not drop_optimizer:
+        _check_order(tree, made.values())
     undone = {path: [layer.name for layer in wanted[path]] for path, item in made.items() if item.origins}
-    return Plan(
-        "migrate",
-        container,
+    record = {path: item.record for path, item in made.items()}
+    found = [draft.found[state.path] for state in draft.states]
+    return draft.plan(
         planned,
-        only=scope.only,
-        dropped=(*optimizers, *scope.dropped),
-        already=sum(layer.form == to for state in scope.states for layer in found[state.path].layers),
-        record=recorded(
-            _without_last(tree.record, undone),
-            kept,
-            "migrate",
-            {path: item.record for path, item in made.items()},
-        ),
-        notes=(
-            *tree.notes,
-            *idle_excludes(selection, names),
-            *(note for state in scope.states for note in notes_on(found[state.path])),
-            *(tie_notes(scope.states[0], planned[0]) if container == "safetensors" else ()),
-        ),
+        record=draft.recorded(_without_last(tree.record, undone), "migrate", record),
+        optimizers=draft.without_optimizers(planned, _DROPPED) if drop_optimizer else (),
+        already=sum(layer.form == to for item in found for layer in item.layers),
+        notes=draft.found_notes(),
     )
 
 

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from wnconvert.layers.schemes import Layer
-from wnconvert.plan.steps import Keep, Step
+from wnconvert.plan.steps import Step
+from wnconvert.tensors.containers import Container
 from wnconvert.tensors.dtypes import DType
 
 __all__ = ["Change", "LeftOut", "Plan", "PlannedShard", "PlannedStateDict"]
@@ -68,7 +69,7 @@ class PlannedStateDict:
     @property
     def tensors(self) -> tuple[Step, ...]:
         """The steps that put a tensor."""
-        return tuple(step for step in self.steps if not isinstance(step, Keep) or step.is_tensor)
+        return tuple(step for step in self.steps if step.is_tensor)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +101,7 @@ class Plan:
     """
 
     verb: str
-    container: str
+    container: Container
     state_dicts: tuple[PlannedStateDict, ...]
     only: str | None = None
     dropped: tuple[LeftOut, ...] = ()
@@ -121,7 +122,7 @@ class Plan:
         return {
             "schema": 1,
             "verb": self.verb,
-            "container": self.container,
+            "container": self.container.family,
             "only": self.only,
             "layers": [change.to_dict(path) for path, change in self.layers],
             "already": self.already,

@@ -10,7 +10,8 @@ from wnconvert.layers.schemes import Layer, owner_of
 from wnconvert.messages import listed
 from wnconvert.plan.order import before_children, behind_module
 from wnconvert.plan.plan import LeftOut, PlannedStateDict
-from wnconvert.plan.steps import Fold, Keep
+from wnconvert.plan.steps import Keep
+from wnconvert.tensors.containers import Container
 from wnconvert.tensors.tree import Entry, StateDict, StoredTensor, Tree
 
 __all__ = [
@@ -19,7 +20,6 @@ __all__ = [
     "elements_of",
     "in_torch_order",
     "kept_as_is",
-    "optimizers_left_out",
     "scope_of",
     "tie_notes",
 ]
@@ -51,17 +51,17 @@ def choose(tree: Tree, only: str | None) -> tuple[StateDict, ...]:
 
 
 def scope_of(
-    tree: Tree, container: str, chosen: Sequence[StateDict], only: str | None, busy: Iterable[str]
+    tree: Tree, container: Container, chosen: Sequence[StateDict], only: str | None, busy: Iterable[str]
 ) -> Scope:
     """What a file of ``container`` takes of the ``chosen`` state dicts; ``busy`` are paths with layers.
 
     Raises ``ArgumentError`` where a safetensors file would have to hold several state dicts.
     """
-    if container != "safetensors" and only is None:
+    if container is not Container.SAFETENSORS and only is None:
         return Scope(tuple(chosen))
     alone = _without_others(_the_one(chosen, set(busy)), tree)
     dropped = _dropped_beside(tree, alone)
-    if container == "safetensors":
+    if container is Container.SAFETENSORS:
         dropped += tuple(_not_tensors(alone))
         alone = replace(alone, entries=tuple(entry for entry in alone.entries if entry.tensor))
     return Scope((alone,), alone.path, dropped)
@@ -85,25 +85,14 @@ def kept_as_is(state: StateDict) -> PlannedStateDict:
     return PlannedStateDict(state.path, tuple(steps))
 
 
-def optimizers_left_out(tree: Tree, why: str) -> tuple[LeftOut, ...]:
-    """All optimizers of a file as left out."""
-    return tuple(LeftOut(path, why) for path in tree.optimizers)
-
-
 def tie_notes(state: StateDict, planned: PlannedStateDict) -> Iterable[str]:
     """Names of the output that are the same elements in the source, which safetensors cannot share."""
     tensors = state.tensors
     tied: dict[object, list[str]] = {}
     for step in planned.steps:
-        if isinstance(step, Keep):
-            sources: tuple[str, ...] = (step.source,)
-        else:
-            layer = step.layer
-            sources = (layer.g.name, layer.v.name) if isinstance(step, Fold) else (layer.name,)
-        read = [tensors[name] for name in sources if name in tensors]
+        read = [tensors[name] for name in step.sources if name in tensors]
         if read and all(tensor.info.numel for tensor in read):
-            kind = "" if isinstance(step, (Keep, Fold)) else type(step).__name__
-            tied.setdefault((kind, *map(elements_of, read)), []).append(step.name)
+            tied.setdefault((type(step), *map(elements_of, read)), []).append(step.name)
     for names in tied.values():
         if len(names) > 1:
             yield f"{listed(names)} share memory; a safetensors file holds a copy of each"
@@ -155,7 +144,7 @@ def _dropped_beside(tree: Tree, alone: StateDict) -> tuple[LeftOut, ...]:
     others = [path for path in paths if path not in ("", alone.path)]
     if alone.path and "" in paths:  # the root has no name; what else is in it has
         led = {path.split(".")[0] for path in paths}
-        root = next(state for state in tree.state_dicts if not state.path)
+        root = tree.state_dict("")
         others += [entry.name for entry in root.entries if entry.name not in led]
     return tuple(
         LeftOut(path, f"only {alone.path or 'the state dict'} is kept") for path in dict.fromkeys(others)

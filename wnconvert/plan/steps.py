@@ -1,31 +1,107 @@
-"""A step of a plan, and the work that makes its tensor: where plans meet layouts."""
+"""The steps of a plan: each knows what it reads and the work that makes its tensor.
+
+A new kind of step is a class here; a new kind of work, if it needs one, is a class in ``plan.layout``.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TypeAlias
+from typing import ClassVar, Protocol
 
 from wnconvert.layers.schemes import Layer
 from wnconvert.plan.layout import CopyBytes, Directions, FoldLayer, Gather, Norms, Work
 from wnconvert.tensors.dtypes import DType
 from wnconvert.tensors.tree import StoredTensor, TensorInfo
 
-__all__ = ["Direction", "Fold", "Keep", "MadeTensor", "Magnitude", "Step", "work_of"]
+__all__ = ["Direction", "Fold", "Keep", "MadeTensor", "Magnitude", "Step"]
+
+
+@dataclass(frozen=True, slots=True)
+class MadeTensor:
+    """A tensor of an output: its name, dtype and shape, the work that makes it, and its source.
+
+    The new tensor takes the device and kind of ``like``, a tensor of the source.
+    """
+
+    info: TensorInfo
+    work: Work
+    like: StoredTensor
+
+
+class Step(Protocol):
+    """One key of an output, and where its value comes from.
+
+    ``kept`` is the key in the source whose value this step puts, or None if the value is computed. ``layer``
+    is the layer that is computed, or None. ``dtype`` is the dtype of the result; None: that of the source.
+    """
+
+    @property
+    def name(self) -> str:
+        """The key in the output."""
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The keys in the source that the step reads."""
+
+    @property
+    def kept(self) -> str | None:
+        """The key in the source whose value is kept."""
+
+    @property
+    def layer(self) -> Layer | None:
+        """The layer that is computed."""
+
+    @property
+    def dtype(self) -> DType | None:
+        """The dtype of the result."""
+
+    @property
+    def is_tensor(self) -> bool:
+        """Whether the value is a tensor."""
+
+    def made_of(self, tensors: Mapping[str, StoredTensor], path: str = "") -> MadeTensor:
+        """The new tensor, made of the ``tensors`` of the state dict at ``path``.
+
+        Two steps whose works are equal make the same bytes: what is tied in the source is made once.
+        """
 
 
 @dataclass(frozen=True, slots=True)
 class Keep:
-    """Put the value of ``source`` under ``name``; a tensor is cast where ``dtype`` differs from its own."""
+    """Put the value of ``kept`` under ``name``; a tensor is cast where ``dtype`` is given."""
 
     name: str
-    source: str
+    kept: str
     dtype: DType | None = None
     is_tensor: bool = True
+    layer: ClassVar[None] = None
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The key that is kept."""
+        return (self.kept,)
+
+    def made_of(self, tensors: Mapping[str, StoredTensor], path: str = "") -> MadeTensor:  # noqa: ARG002
+        """The bytes as they are, unless they must be gathered or cast."""
+        stored = tensors[self.kept]
+        dtype: DType = self.dtype or stored.info.dtype
+        info = TensorInfo(self.name, dtype, stored.info.shape)
+        if self.dtype is None and stored.is_contiguous:
+            return MadeTensor(info, CopyBytes(stored.data), stored)
+        return MadeTensor(info, Gather(_nameless(stored), dtype, self.kept), stored)
+
+
+class _Computed:
+    """A step whose value is computed."""
+
+    __slots__ = ()
+    kept: ClassVar[None] = None
+    is_tensor: ClassVar[bool] = True
 
 
 @dataclass(frozen=True, slots=True)
-class Fold:
+class Fold(_Computed):
     """Put w = g·v/‖v‖ of ``layer`` under its name, in ``dtype``."""
 
     layer: Layer
@@ -36,9 +112,33 @@ class Fold:
         """The name of the weight."""
         return self.layer.name
 
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """g and v."""
+        return self.layer.g.name, self.layer.v.name
+
+    def made_of(self, tensors: Mapping[str, StoredTensor], path: str = "") -> MadeTensor:
+        """The weight, of v's shape."""
+        layer = self.layer
+        g, v = tensors[layer.g.name], tensors[layer.v.name]
+        work = FoldLayer(_nameless(g), _nameless(v), layer.dim, self.dtype, _where(path, layer))
+        return MadeTensor(TensorInfo(self.name, self.dtype, layer.v.shape), work, v)
+
+
+class _Half(_Computed):
+    """A step that computes a half of a layer from its plain weight."""
+
+    __slots__ = ()
+    layer: Layer
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The plain weight."""
+        return (self.layer.name,)
+
 
 @dataclass(frozen=True, slots=True)
-class Magnitude:
+class Magnitude(_Half):
     """Put g = ‖w‖ of the plain weight that ``layer`` is named by under the name of its g."""
 
     layer: Layer
@@ -48,9 +148,19 @@ class Magnitude:
         """The name of g."""
         return self.layer.g.name
 
+    @property
+    def dtype(self) -> DType:
+        """The dtype of g."""
+        return self.layer.g.dtype
+
+    def made_of(self, tensors: Mapping[str, StoredTensor], path: str = "") -> MadeTensor:
+        """g, a norm for each row of the weight."""
+        layer, w = self.layer, tensors[self.layer.name]
+        return MadeTensor(layer.g, Norms(_nameless(w), layer.dim, layer.g.dtype, _where(path, layer)), w)
+
 
 @dataclass(frozen=True, slots=True)
-class Direction:
+class Direction(_Half):
     """Put v = w of the plain weight that ``layer`` is named by under the name of its v.
 
     Where a row of w is zero, v is a direction all the same.
@@ -63,47 +173,19 @@ class Direction:
         """The name of v."""
         return self.layer.v.name
 
+    @property
+    def dtype(self) -> DType:
+        """The dtype of v."""
+        return self.layer.v.dtype
 
-Step: TypeAlias = Keep | Fold | Magnitude | Direction
-
-
-@dataclass(frozen=True, slots=True)
-class MadeTensor:
-    """A tensor of an output: its name, dtype and shape, the work that makes it, and its source.
-
-    ``like`` is the source's tensor whose device and kind it takes.
-    """
-
-    info: TensorInfo
-    work: Work
-    like: StoredTensor
+    def made_of(self, tensors: Mapping[str, StoredTensor], path: str = "") -> MadeTensor:
+        """v, of the weight's shape."""
+        layer, w = self.layer, tensors[self.layer.name]
+        return MadeTensor(layer.v, Directions(_nameless(w), layer.dim, _where(path, layer)), w)
 
 
-def work_of(step: Step, tensors: Mapping[str, StoredTensor], path: str = "") -> MadeTensor:
-    """What a step makes of the ``tensors`` of a state dict at ``path``.
-
-    Two steps whose works are equal make the same bytes, so what is tied in the source is made once.
-    """
-    if isinstance(step, Keep):
-        return _kept(step, tensors[step.source])
-    layer = step.layer
-    where = f"{path}: layer {layer.name}" if path else f"layer {layer.name}"
-    if isinstance(step, Fold):
-        g, v = tensors[layer.g.name], tensors[layer.v.name]
-        work: Work = FoldLayer(_nameless(g), _nameless(v), layer.dim, step.dtype, where)
-        return MadeTensor(TensorInfo(step.name, step.dtype, layer.v.shape), work, v)
-    w = tensors[layer.name]
-    if isinstance(step, Magnitude):
-        return MadeTensor(layer.g, Norms(_nameless(w), layer.dim, layer.g.dtype, where), w)
-    return MadeTensor(layer.v, Directions(_nameless(w), layer.dim, where), w)
-
-
-def _kept(step: Keep, stored: StoredTensor) -> MadeTensor:
-    dtype: DType = step.dtype or stored.info.dtype
-    info = TensorInfo(step.name, dtype, stored.info.shape)
-    if step.dtype is None and stored.is_contiguous:
-        return MadeTensor(info, CopyBytes(stored.data), stored)
-    return MadeTensor(info, Gather(_nameless(stored), dtype, step.source), stored)
+def _where(path: str, layer: Layer) -> str:
+    return f"{path}: layer {layer.name}" if path else f"layer {layer.name}"
 
 
 def _nameless(tensor: StoredTensor) -> StoredTensor:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from wnconvert.messages import counted, listed, printable
 from wnconvert.plan.plan import Plan
-from wnconvert.plan.steps import Keep
 from wnconvert.reports.tables import bytes_text, layer_table
-from wnconvert.verbs.conversion.convert import Result
+from wnconvert.tensors.containers import Container
+
+if TYPE_CHECKING:
+    from wnconvert.verbs.conversion.convert import Result
 
 __all__ = ["plan_text", "result_text"]
 
@@ -33,7 +37,7 @@ def result_text(result: Result) -> str:
 def _verified(result: Result) -> str:
     if not result.verified:
         return ""
-    done = "checked" if result.plan.container == "onnx" else "read back and recomputed"
+    done = "checked" if result.plan.container is Container.ONNX else "read back and recomputed"
     return f"{done} by {result.verified}"
 
 
@@ -55,9 +59,9 @@ _ALREADY = {"split": "split already", "migrate": "in that form already"}
 
 def _counts(plan: Plan) -> str:
     steps = [step for planned in plan.state_dicts for step in planned.steps]
-    keeps = [step for step in steps if isinstance(step, Keep) and step.is_tensor]
+    keeps = [step for step in steps if step.is_tensor and step.kept is not None]
     cast = sum(step.dtype is not None for step in keeps)
-    kept = sum(step.dtype is None and step.name == step.source for step in keeps)
+    kept = sum(step.dtype is None and step.name == step.kept for step in keeps)
     counts = [f"{counted(len(plan.layers), 'layer')} {_DONE[plan.verb]}"]
     if plan.already:
         counts.append(f"{plan.already} {_ALREADY[plan.verb]}")

@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 from wnconvert.messages import counted, printable
+from wnconvert.numerics.rounding import FLOAT_FORMATS
 from wnconvert.reports.tables import Table, bytes_text, number_text
 from wnconvert.verbs.proof.outputs import OutputProof, Worst
 from wnconvert.verbs.proof.proof import Proof
 from wnconvert.verbs.proof.report import ExportReport, TimedStep
 
-__all__ = ["proof_text", "report_text", "step_text"]
+__all__ = ["proof_text", "step_text"]
 
 
 _HEADS = ("output", "shape", "max abs", "max rel", "SNR dB", "worst at", "needs atol", "or rtol")
 _RIGHT = frozenset(("max abs", "max rel", "SNR dB", "needs atol", "or rtol"))
 _SPARE = ("or rtol", "max rel", "SNR dB", "worst at", "shape")
 _FEW = 10
-#: Bits of formats in which two runtimes that round differently are seldom within the default tolerance.
-_SHORT = {"float16": 11, "bfloat16": 8}
-
-
-def report_text(report: ExportReport, width: int | None = None) -> str:
-    """What ``export`` prints: the steps, then what :func:`proof_text` tells."""
-    return "\n".join([*map(step_text, report.steps), proof_text(report, width)])
+#: Formats in which two runtimes that round differently are seldom within the default tolerance.
+_SHORT = ("float16", "bfloat16")
 
 
 def step_text(step: TimedStep) -> str:
@@ -105,7 +101,8 @@ def _failure(output: OutputProof, proof: Proof) -> str:
     said = f"output {output.name}: {count} further off than {proof.tolerance}{odd}"
     worst = output.worst
     if output.dtype in _SHORT:
-        said += f" ({output.dtype} holds {_SHORT[output.dtype]} bits: --rtol and --atol to that)"
+        bits = FLOAT_FORMATS[output.dtype].digits
+        said += f" ({output.dtype} holds {bits} bits: --rtol and --atol to that)"
     return f"{said}: {worst.candidate:.6g} for {worst.reference:.6g} at {_place(worst)}" if worst else said
 
 

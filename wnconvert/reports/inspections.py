@@ -9,6 +9,7 @@ from typing import Any
 
 from wnconvert.messages import counted, printable
 from wnconvert.reports.tables import Table, bytes_text, exact_text, layer_table, number_text
+from wnconvert.tensors.containers import Container
 from wnconvert.verbs.inspection.result import Inspection, moves
 
 __all__ = ["SORTS", "arranged", "inspection_text", "moves_text"]
@@ -71,7 +72,7 @@ def _sort_key(column: str) -> Callable[[dict[str, Any]], Any]:
 def _facts(found: Inspection) -> Iterator[tuple[str, str]]:
     """The first block: what the file is, what it holds, what could be done with it."""
     version = f" version {found.version}" if found.version else ""
-    if found.container == "ONNX":
+    if found.container == Container.ONNX:
         version = f", {found.version}"
     files = f", {counted(len(found.files), 'file')}" if found.files else ""
     what = f"{found.container}{version}{files}, {bytes_text(found.bytes)}"

@@ -1,11 +1,13 @@
 """Checkpoints on disk: opened whatever they are, read in blocks, written whole or not at all.
 
 workers        jobs on several threads
+files          names become opened files: the one place that opens files for reading
 staging        a file out, whole or not at all
 staged_folder  a folder out, whole or not at all
 index          the index of a checkpoint in several files
 shards         which tensors go into which file; several files as one tree, one plan as several
-folder         a hub folder: its weights, and what lies beside them
-checkpoint     any checkpoint opened, told apart by content
+folder         a hub folder: its weights, and the other files in it
+recognition    the format of a file, by its first bytes
+checkpoint     any checkpoint opened, whatever its format
 sources        its bytes in, block by block, from any thread
 """

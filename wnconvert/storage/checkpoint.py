@@ -1,6 +1,6 @@
-"""Checkpoints of every format: told apart by content, opened as a tree, written by the target's container.
+"""Checkpoints of every format: opened as a tree, and laid out as the target's container asks.
 
-The only module that knows which formats there are.
+No other module chooses the reader or writer of a format.
 """
 
 from __future__ import annotations
@@ -9,14 +9,18 @@ import contextlib
 import os
 import stat
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING
 
 from wnconvert.errors import FormatError, InputError
-from wnconvert.formats.safetensors import open_safetensors, safetensors_layout
 from wnconvert.plan.layout import Layout
 from wnconvert.plan.plan import Plan
+from wnconvert.storage.files import open_beside, open_file
+from wnconvert.storage.recognition import HEAD, container_in, is_index, unknown_file
+from wnconvert.tensors.containers import Container
+from wnconvert.tensors.files import ReadableFile
 from wnconvert.tensors.tree import Tree
 
 if TYPE_CHECKING:
@@ -24,19 +28,15 @@ if TYPE_CHECKING:
     from wnconvert.onnx.file.reader import OnnxFile
     from wnconvert.storage.folder import Folder
 
-__all__ = ["Checkpoint", "container_of", "layout_of", "no_graph", "open_checkpoint"]
+__all__ = ["Checkpoint", "container_of", "layout_of", "no_graph", "open_checkpoint", "read_checkpoint"]
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """An opened checkpoint: what it holds, and the files in which the bytes lie (``shards``).
-
-    ``container`` names the format: ``safetensors``, ``torch zip``, ``torch legacy``, ``TorchScript``,
-    ``ONNX``.
-    """
+    """An opened checkpoint: its tree of tensors, and the files in which their bytes lie (``shards``)."""
 
     path: Path
-    container: str
+    container: Container
     size: int
     tree: Tree
     shards: tuple[Path, ...]
@@ -46,17 +46,18 @@ class Checkpoint:
     knows_modules: bool = False
 
 
-def container_of(path: Path) -> str:
-    """The container that a target's suffix asks for: ``safetensors``, ``onnx``, else ``torch``.
+def container_of(path: Path) -> Container:
+    """The container that a target's suffix asks for: safetensors, ONNX, else torch's.
 
-    >>> container_of(Path("model.safetensors")), container_of(Path("g_02500000.folded"))
-    ('safetensors', 'torch')
+    >>> print(container_of(Path("model.safetensors")), container_of(Path("g_02500000.folded")), sep=", ")
+    safetensors, torch zip
     """
-    return {".safetensors": "safetensors", ".onnx": "onnx"}.get(path.suffix.lower(), "torch")
+    suffixes = {".safetensors": Container.SAFETENSORS, ".onnx": Container.ONNX}
+    return suffixes.get(path.suffix.lower(), Container.TORCH_ZIP)
 
 
 def no_graph(checkpoint: Checkpoint, what: str) -> Checkpoint:
-    """A checkpoint, which is no ONNX model. Raises ``InputError`` that says ``what`` it cannot be."""
+    """The checkpoint itself, if it is not an ONNX model; else raise ``InputError``: it cannot be ``what``."""
     if checkpoint.onnx is None:
         return checkpoint
     raise InputError(
@@ -68,7 +69,9 @@ def no_graph(checkpoint: Checkpoint, what: str) -> Checkpoint:
 
 def layout_of(checkpoint: Checkpoint, plan: Plan) -> Layout:
     """The bytes of the output that ``plan`` describes."""
-    if plan.container == "safetensors":
+    if plan.container is Container.SAFETENSORS:
+        from wnconvert.formats.safetensors import safetensors_layout
+
         return safetensors_layout(checkpoint.tree, plan)
     from wnconvert.formats.torch.writer import torch_layout
 
@@ -76,21 +79,25 @@ def layout_of(checkpoint: Checkpoint, plan: Plan) -> Layout:
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
-    """Open a checkpoint: a file, a folder with weights, or the index of such; one file is one shard.
+    """Open a checkpoint: a file, a folder with weights, or the index of such a folder.
 
-    Only names, dtypes and shapes are read. Raises ``InputError`` for what cannot be opened or is no
-    checkpoint (and says what it is) and ``FormatError`` for a checkpoint that is damaged.
+    Only names, dtypes and shapes are read. Raises ``InputError`` for a file that cannot be opened or is not a
+    checkpoint (the message says what it is), and ``FormatError`` for a checkpoint that is damaged.
     """
-    with _said_of(path):
+    with _naming_errors(path):
         status = path.stat()
         if stat.S_ISDIR(status.st_mode):
             return _open_folder(path)
         if stat.S_ISREG(status.st_mode):
-            with path.open("rb") as file:
-                head = file.read(_HEAD)
-            if _is_index(head, path.name):
-                return _open_folder(path.parent, path.name)
-    opened = _open_file(path)
+            with closing(open_file(path)) as file:
+                if not is_index(_head_of(file), path.name):
+                    return _with_part_notes(read_checkpoint(file, path))
+            return _open_folder(path.parent, path.name)
+        return _open_file(path)
+
+
+def _with_part_notes(opened: Checkpoint) -> Checkpoint:
+    path = opened.path
     if "-of-" in path.name:
         from wnconvert.storage.folder import part_notes
 
@@ -100,8 +107,8 @@ def open_checkpoint(path: Path) -> Checkpoint:
 
 
 @contextlib.contextmanager
-def _said_of(path: Path) -> Iterator[None]:
-    """What is raised inside says of which file it is."""
+def _naming_errors(path: Path) -> Iterator[None]:
+    """Errors that are raised inside name this file, if they name none."""
     try:
         yield
     except FileNotFoundError as error:
@@ -114,19 +121,44 @@ def _said_of(path: Path) -> Iterator[None]:
 
 
 def _open_file(path: Path) -> Checkpoint:
-    with _said_of(path):
+    with _naming_errors(path):
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):
             raise InputError("not a regular file", fix="save it to a file first")
-        with path.open("rb") as file:
-            return _open(file, path, status.st_size)
+        with closing(open_file(path)) as file:
+            return read_checkpoint(file, path)
 
 
-def _is_index(head: bytes, name: str) -> bool:
-    """Whether a file is the index of several: by its content, or by a name that nothing else has."""
-    if b'"weight_map"' in head and head.lstrip()[:1] == b"{":
-        return True
-    return name.endswith(".json") and ".index." in name
+def read_checkpoint(file: ReadableFile, path: Path) -> Checkpoint:
+    """Read an opened checkpoint of one file; ``path`` is its name, and data files lie beside it."""
+    container = container_in(_head_of(file))
+    if container is None:
+        return _read_onnx(file, path)
+    if container is Container.SAFETENSORS:
+        from wnconvert.formats.safetensors import open_safetensors
+
+        return Checkpoint(path, container, file.size, open_safetensors(file), (path,))
+    # Six modules, a tenth of the time of a small fold.
+    from wnconvert.formats.torch.reader import open_legacy, open_zip
+
+    opened = open_zip(file) if container is Container.TORCH_ZIP else open_legacy(file)
+    return Checkpoint(path, opened.container, file.size, opened.tree(), (path,), opened)
+
+
+def _read_onnx(file: ReadableFile, path: Path) -> Checkpoint:
+    from wnconvert.onnx.file.reader import looks_like_onnx, open_onnx
+
+    if not looks_like_onnx(file):
+        raise unknown_file(_head_of(file))
+    with contextlib.ExitStack() as stack:
+        opened = open_onnx(
+            file, path, lambda location: stack.enter_context(closing(open_beside(path, location)))
+        )
+    return Checkpoint(path, Container.ONNX, file.size, opened.tree(), opened.shards, onnx=opened)
+
+
+def _head_of(file: ReadableFile) -> bytes:
+    return file.read(0, min(HEAD, file.size))
 
 
 def _open_folder(root: Path, index: str = "") -> Checkpoint:
@@ -138,8 +170,8 @@ def _open_folder(root: Path, index: str = "") -> Checkpoint:
     folder = find_weights(root, index)
     opened = {name: _open_file(root / name) for name in folder.files}
     for name, checkpoint in opened.items():
-        of_torch = checkpoint.torch is not None and checkpoint.container != "TorchScript"
-        if not (of_torch if name.endswith(".bin") else checkpoint.container == "safetensors"):
+        of_torch = checkpoint.container in (Container.TORCH_ZIP, Container.TORCH_LEGACY)
+        if not (of_torch if name.endswith(".bin") else checkpoint.container is Container.SAFETENSORS):
             raise FormatError(
                 f"{name} is not what its name says: {checkpoint.container}",
                 fix="name the file itself, and -o a file",
@@ -164,75 +196,3 @@ def _open_folder(root: Path, index: str = "") -> Checkpoint:
         folder=folder,
         knows_modules=any(item.torch is not None and item.torch.knows_modules for item in opened.values()),
     )
-
-
-def _open(file: BinaryIO, path: Path, size: int) -> Checkpoint:
-    head = file.read(_HEAD)
-    if head[8:9] == b"{" and b"\0" in head[:8]:  # else the length of its header is a text itself
-        return Checkpoint(path, "safetensors", size, open_safetensors(file, path, size), (path,))
-    # Six modules, a tenth of the time of a small fold.
-    from wnconvert.formats.torch.reader import open_legacy, open_zip
-    from wnconvert.formats.zips import MARKS
-
-    if head[2:4] == b"\x03\x04" and head[:2] in {b"PK", *MARKS}:
-        opened = open_zip(file, size)
-    elif any(magic in head[:32] for magic in _LEGACY_MAGIC):
-        opened = open_legacy(file, size)
-    else:
-        return _open_onnx(file, path, size, head)
-    return Checkpoint(path, opened.container, size, opened.tree(), (path,), opened)
-
-
-def _open_onnx(file: BinaryIO, path: Path, size: int, head: bytes) -> Checkpoint:
-    from wnconvert.onnx.file.reader import looks_like_onnx, open_onnx
-
-    if not looks_like_onnx(file, size):
-        raise _unknown(head)
-    opened = open_onnx(file, path, size)
-    return Checkpoint(path, "ONNX", size, opened.tree(), opened.shards, onnx=opened)
-
-
-_HEAD = 512
-
-# The pickled magic number of torch's legacy format: LONG1 of ten bytes, or its digits (protocols 0 and 1).
-_LEGACY_MAGIC = (b"\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19", b"L119547037146038801333356L")
-
-# What else is found under a checkpoint's name: where and how it begins, what it is, and what to do.
-_AGAIN = "download the file itself"
-_OTHERS = (
-    (0, b"version https://git-lfs", "a Git-LFS pointer, not the file itself", "git lfs pull"),
-    (257, b"ustar", "a tar archive", "unpack it, and name the checkpoint in it"),
-    (0, b"\x1f\x8b", "a gzip archive", "unpack it first"),
-    (0, b"7z\xbc\xaf\x27\x1c", "a 7z archive", "unpack it first"),
-    (0, b"Rar!", "a RAR archive", "unpack it first"),
-    (0, b"\x28\xb5\x2f\xfd", "a zstd archive", "unpack it first"),
-    (0, b"PK\x05\x06", "an empty zip archive", _AGAIN),
-    (0, b"\x89HDF", "an HDF5 file (Keras, TensorFlow)", "wnconvert reads PyTorch checkpoints"),
-    (0, b"GGUF", "a GGUF file", "convert the PyTorch checkpoint that it was made of"),
-    (4, b"ORTM", "a model in onnxruntime's own format", "name the .onnx file that it was made of"),
-    (4, b"TFL3", "a TensorFlow Lite model", "wnconvert reads PyTorch checkpoints and ONNX models"),
-    (0, b"\x93NUMPY", "a NumPy array", "wnconvert reads PyTorch checkpoints"),
-    *((0, b"\x80%c" % version, "a plain pickle", "save it with torch.save") for version in range(6)),
-)
-# The same for texts, which may begin with white space, in any case.
-_TEXTS = (
-    ((b"<!doctype html", b"<html", b"<head", b"<?xml"), "a web page (HTML), not a checkpoint", _AGAIN),
-    ((b"{", b"["), "a JSON text, not a checkpoint", "name the checkpoint that lies beside it"),
-)
-
-
-def _unknown(head: bytes) -> InputError:
-    text = head.lstrip().lower()
-    what, fix = (
-        "no checkpoint of a known format",
-        "wnconvert reads safetensors, ONNX and what torch.save wrote",
-    )
-    if not head:
-        what, fix = "an empty file", _AGAIN
-    for at, magic, name, remedy in _OTHERS:
-        if head[at : at + len(magic)] == magic:
-            what, fix = name, remedy
-    for begins, name, remedy in _TEXTS:
-        if text.startswith(begins):
-            what, fix = name, remedy
-    return InputError(what, fix=fix)

@@ -1,6 +1,6 @@
-"""Folders as the Hugging Face hub lays them out: which files are the weights, and what lies beside them.
+"""Folders as the Hugging Face hub lays them out: which files are the weights, and which lie beside them.
 
-What a folder holds is input like any other: nothing in it may lead out of it. A link is followed where it
+Nobody vouches for the content of a folder, so nothing in it may lead out of it. A link is followed where it
 stays in the folder, and from a snapshot of the hub's own cache to that cache's blobs.
 """
 
@@ -10,11 +10,13 @@ import os
 import re
 import stat
 from collections.abc import Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 
 from wnconvert.errors import FormatError, InputError
 from wnconvert.messages import listed
+from wnconvert.storage.files import open_file
 from wnconvert.storage.index import ShardIndex, read_index
 from wnconvert.storage.shards import Naming
 
@@ -44,8 +46,8 @@ _CHECKPOINT = (".safetensors", ".pt", ".pth", ".ckpt", ".bin", ".onnx")
 # An index of 100,000 tensors takes 12 MB.
 MAX_INDEX = 32 << 20
 
-#: What describes a folder as it was: version control, with all weights in it once more, and what the hub's
-#: client knows of its downloads.
+#: These describe the folder as it was: version control, which holds all weights once more, and the notes of
+#: the hub's client on its downloads.
 _OWN = (".git", ".cache")
 
 
@@ -53,8 +55,8 @@ _OWN = (".git", ".cache")
 class Folder:
     """The weights of a folder: their files by name, in order, and the index if there are several.
 
-    ``naming`` is how they are called; ``others`` are further weights, which are not read. ``listing`` is what
-    the index is called, if not as ``naming`` has it.
+    ``naming`` makes their names; ``others`` are further weights, which are not read. ``listing`` is the name
+    of the index, if ``naming`` gives another one.
     """
 
     root: Path
@@ -66,7 +68,7 @@ class Folder:
 
     @property
     def weights(self) -> frozenset[str]:
-        """The names of all files that hold weights, or say where they are."""
+        """The names of all files that hold weights, or list them."""
         return frozenset({*self.files, self.naming.index, self.listing, *self.others})
 
 
@@ -81,10 +83,10 @@ class File:
 
 @dataclass(frozen=True, slots=True)
 class OtherFiles:
-    """All that lies in a folder beside its weights: what goes along, and what does not.
+    """Everything in a folder beside its weights: what is copied, and what is left out.
 
-    ``folders`` (path and mode) come before what is in them; ``links`` are links to folders, with what they
-    are to say.
+    ``folders`` (path and mode) come before what is in them; ``links`` are links to folders, each with
+    the text that the new link gets.
     """
 
     files: tuple[File, ...] = ()
@@ -96,8 +98,8 @@ class OtherFiles:
 def find_weights(root: Path, index: str = "") -> Folder:
     """The weights of a folder; ``index`` is the name of an index in it, where the user named one.
 
-    Raises ``InputError`` where there are none, or several (and says which), ``FormatError`` for an index
-    that makes no sense or names what is not there or leaves the folder.
+    Raises ``InputError`` where there are none, or several (the message names them), and ``FormatError`` for
+    an index that makes no sense, or that names files that are missing or lie outside of the folder.
     """
     names = sorted(path.name for path in root.iterdir() if not path.is_dir())
     found = list(_found(names))
@@ -116,12 +118,12 @@ def find_weights(root: Path, index: str = "") -> Folder:
     name, naming = chosen
     _check_inside(root, name)
     if not (root / name).is_file():  # a pipe would be waited for
-        raise FormatError(f"{name} is no regular file", fix="download it again")
+        raise FormatError(f"{name} is not a regular file", fix="download it again")
     if not index and naming is not None and naming.index != name:
         folder = Folder(root, naming, (name,))
     else:
-        with (root / name).open("rb") as file:
-            text = file.read(MAX_INDEX + 1)
+        with closing(open_file(root / name)) as file:
+            text = file.read(0, min(file.size, MAX_INDEX + 1))
         if len(text) > MAX_INDEX:
             raise FormatError(f"the index {name} is longer than {MAX_INDEX >> 20} MiB", fix="do not trust it")
         read = read_index(text)
@@ -135,7 +137,7 @@ def find_weights(root: Path, index: str = "") -> Folder:
 
 
 def is_weights(name: str) -> bool:
-    """Whether a file of that name is all weights of a folder, without an index.
+    """Whether a file of that name holds all weights of a folder, without an index.
 
     >>> is_weights("model.safetensors"), is_weights("generator.safetensors")
     (True, False)
@@ -151,13 +153,13 @@ def part_notes(path: Path) -> tuple[str, ...]:
 
 
 def has_weights(root: Path) -> bool:
-    """Whether weights, or an index of some, lie in a folder."""
+    """Whether a folder holds weights, or an index of weights."""
     names = [path.name for path in root.iterdir()]
     return any(_found(names)) or any(map(_SHARD.fullmatch, names))
 
 
 def _found(names: Iterable[str]) -> Iterator[tuple[str, Naming]]:
-    """The indices, and the files that are all weights in one, each with its naming."""
+    """The indices, and the files that hold all weights alone, each with its naming."""
     for name in names:
         naming, single = Naming.of_index(name), _SINGLE.fullmatch(name)
         if naming:
@@ -182,7 +184,7 @@ def _no_weights(names: list[str]) -> InputError:
 
 
 def _check_files(folder: Folder, names: list[str]) -> None:
-    """What is named is there, inside, and of what is there no shard is forgotten."""
+    """Check that every file that is named lies in the folder, and that every shard in it is named."""
     for file in folder.files:
         _check_inside(folder.root, file)
         if not (folder.root / file).exists():
@@ -191,7 +193,7 @@ def _check_files(folder: Folder, names: list[str]) -> None:
             )
     for name in names:
         if folder.naming.is_shard(name) and name not in folder.files:
-            what = "the index does not name" if folder.index else f"is no part of {folder.files[0]}"
+            what = "the index does not name" if folder.index else f"is not part of {folder.files[0]}"
             raise FormatError(
                 f"{name} lies there too, which {what}", fix="it is left from another download: move it away"
             )
@@ -201,7 +203,7 @@ def _check_files(folder: Folder, names: list[str]) -> None:
 
 
 def _check_inside(root: Path, path: str, *, cached: bool = True) -> None:
-    """Raise ``FormatError`` where what has a path in a folder is not in it, whatever links there are.
+    """Raise ``FormatError`` where a path in a folder leads out of it through links.
 
     A file (``cached``) may lie among the blobs of the hub's cache, where the folder is a snapshot.
     """
@@ -229,13 +231,13 @@ def cache_of(folder: Path) -> Path | None:
     return None
 
 
-# -- what else is there
+# -- the other files
 
 
 def find_beside(folder: Folder) -> OtherFiles:
-    """All that lies in a folder, at any depth, beside its weights.
+    """Everything in a folder, at any depth, beside its weights.
 
-    Raises ``FormatError`` for what leaves the folder, and ``InputError`` for what is no file.
+    Raises ``FormatError`` for links that leave the folder, and ``InputError`` for anything but files.
     """
     files: list[File] = []
     folders: list[tuple[str, int]] = []
@@ -248,7 +250,7 @@ def find_beside(folder: Folder) -> OtherFiles:
         for name in sorted(below):
             if Path(path, name).is_symlink():
                 _check_inside(folder.root, str(inner / name), cached=False)
-                links.append((str(inner / name), _said(folder.root, inner / name)))
+                links.append((str(inner / name), _link_text(folder.root, inner / name)))
             else:
                 folders.append((str(inner / name), stat.S_IMODE(Path(path, name).stat().st_mode)))
         files += [_file(folder.root, inner / name) for name in sorted(names)]
@@ -267,11 +269,11 @@ def _file(root: Path, path: PurePath) -> File:
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror})", fix="move it away") from error
     if not stat.S_ISREG(status.st_mode):
-        raise InputError(f"{path} is no regular file, and cannot be copied", fix="move it away")
+        raise InputError(f"{path} is not a regular file, and cannot be copied", fix="move it away")
     return File(str(path), status.st_size, stat.S_IMODE(status.st_mode))
 
 
-def _said(root: Path, link: PurePath) -> str:
-    """What a link inside a folder has to say wherever the folder lies."""
+def _link_text(root: Path, link: PurePath) -> str:
+    """The relative path that a link inside a folder gets, so that it holds wherever the folder lies."""
     real = os.path.realpath(root / link)
     return os.path.relpath(real, os.path.realpath(root / link.parent))

@@ -1,25 +1,25 @@
 """The index of a checkpoint in several files: which tensor is in which of them. Text in, text out; no files.
 
 ``{"metadata": {"total_size": …}, "weight_map": {tensor: file, …}}``, as huggingface_hub and transformers
-write it. An index is input like any other: a file that it names is a name in its own folder and nothing
-else, and what the shards hold is held against it, tensor by tensor.
+write it. An index is not trusted: it may name only files in its own folder, and the tensors of the shards are
+compared with it one by one.
 """
 
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from wnconvert.errors import FormatError
 from wnconvert.messages import listed
+from wnconvert.tensors.files import read_json
 
 __all__ = ["SUFFIXES", "ShardIndex", "check_held", "read_index", "write_index"]
 
 
-#: What the files of weights end in.
+#: The suffixes of files of weights.
 SUFFIXES = (".safetensors", ".bin")
 
 _AGAIN = "download the index again, and the files that it names: they do not belong together"
@@ -28,7 +28,7 @@ _DISTRUST = "an index names files of its own folder alone: do not trust it"
 
 @dataclass(frozen=True, slots=True)
 class ShardIndex:
-    """An index that makes sense: the file of each tensor, and what else stands in ``metadata``."""
+    """An index that makes sense: the file of each tensor, and the ``metadata``."""
 
     weight_map: Mapping[str, str]
     metadata: Mapping[str, Any]
@@ -40,7 +40,7 @@ class ShardIndex:
 
     @property
     def suffix(self) -> str:
-        """What all of them end in: ``.safetensors`` or ``.bin``."""
+        """The suffix of all of them: ``.safetensors`` or ``.bin``."""
         return next(suffix for suffix in SUFFIXES if self.files[0].endswith(suffix))
 
 
@@ -51,10 +51,10 @@ def read_index(text: bytes) -> ShardIndex:
     ('model-00001-of-00001.safetensors',)
     """
     try:
-        data = json.loads(text, object_pairs_hook=_no_duplicates)
+        data = read_json(text, what="the index", fix=_AGAIN)
         json.dumps(data, ensure_ascii=False).encode()  # half a surrogate pair can be written nowhere
     except (ValueError, RecursionError) as error:
-        raise FormatError("the index is no JSON text", fix=_AGAIN) from error
+        raise FormatError("the index is not a JSON text", fix=_AGAIN) from error
     weight_map = data.get("weight_map") if isinstance(data, dict) else None
     if not isinstance(weight_map, dict):
         raise FormatError("the index has no weight_map, which says where each tensor is", fix=_AGAIN)
@@ -68,20 +68,14 @@ def read_index(text: bytes) -> ShardIndex:
     return ShardIndex(weight_map, _metadata(data.get("metadata")))
 
 
-def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    made = dict(pairs)
-    if len(made) < len(pairs):
-        twice = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
-        raise FormatError(f"the index has the key {twice!r} twice", fix=_AGAIN)
-    return made
-
-
 def _check_file(name: str, file: object) -> None:
-    """A plain name with a known suffix: no path, nothing that leaves the folder, nothing that hides."""
+    """Raise ``FormatError`` unless a file is a plain name with a known suffix: not a path, not hidden."""
     if not isinstance(file, str):
-        raise FormatError(f"the index says that {name!r} is in {file!r:.80}, which is no file", fix=_AGAIN)
+        raise FormatError(
+            f"the index says that {name!r} is in {file!r:.80}, which is not the name of a file", fix=_AGAIN
+        )
     if "/" in file or "\\" in file or ":" in file or file.startswith("."):
-        raise FormatError(f"the index names {file!r}, which is no name in its folder", fix=_DISTRUST)
+        raise FormatError(f"the index names {file!r}, which is not a name in its folder", fix=_DISTRUST)
     if not file.isprintable() or len(file.encode()) > 255:
         raise FormatError(f"the index names {file[:80]!r}, which no file is called", fix=_DISTRUST)
     if not file.endswith(SUFFIXES):
@@ -94,20 +88,20 @@ def _metadata(metadata: object) -> Mapping[str, Any]:
     if metadata is None:
         return {}
     if not isinstance(metadata, dict):
-        raise FormatError("the metadata of the index is no mapping", fix=_AGAIN)
+        raise FormatError("the metadata of the index is not a mapping", fix=_AGAIN)
     size = metadata.get("total_size", 0)
     # transformers wrote it as a float for a while.
     whole = isinstance(size, (int, float)) and not isinstance(size, bool) and 0 <= size < 1 << 63
     if not whole or size != int(size):
-        raise FormatError(f"the index has the total_size {size!r:.80}, which is no size", fix=_AGAIN)
+        raise FormatError(f"the index has the total_size {size!r:.80}, which is not a size", fix=_AGAIN)
     return metadata
 
 
 def check_held(index: ShardIndex, held: Mapping[str, Iterable[str]]) -> None:
-    """Hold the tensors of every file against the index.
+    """Compare the tensors of every file with the index.
 
-    Raises ``FormatError`` where a file lacks a tensor that it is to have, has one that the index does not
-    name, or one that the index has elsewhere.
+    Raises ``FormatError`` where a file lacks a tensor that the index has in it, holds one that the index does
+    not name, or one that the index has in another file.
 
     >>> check_held(read_index(b'{"weight_map": {"a": "x.bin", "b": "y.bin"}}'), {"x.bin": "a", "y.bin": "b"})
     """

@@ -15,8 +15,9 @@ from typing import Any
 
 from wnconvert.errors import ArgumentError, FormatError
 from wnconvert.plan.plan import Plan, PlannedShard
-from wnconvert.plan.steps import MadeTensor, work_of
-from wnconvert.tensors.tree import Entry, StateDict, StoredTensor, Tree
+from wnconvert.plan.steps import MadeTensor
+from wnconvert.tensors.containers import Container
+from wnconvert.tensors.tree import Entry, StateDict, Tree
 
 __all__ = [
     "DEFAULT_SHARD_SIZE",
@@ -36,14 +37,14 @@ __all__ = [
 DEFAULT_SHARD_SIZE = "5GB"
 
 _UNITS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
-# More digits are no size, and Python turns only so many into a number.
+# No size has more digits, and Python refuses to read numbers with very many.
 _SIZE = re.compile(r"(\d{1,30}(?:\.\d{1,30})?)\s*(?:([KMGT])(I?)B?|B)?", re.ASCII | re.IGNORECASE)
 
 
 def bytes_of(size: str | int) -> int:
     """The bytes that a size means: KB, MB, GB, TB are powers of 1000, KiB, MiB, … of 1024.
 
-    Raises ``ArgumentError`` for what is no size, or less than a byte.
+    Raises ``ArgumentError`` for a text that is not a size, and for less than a byte.
 
     >>> bytes_of("5GB"), bytes_of("1.5 MiB"), bytes_of("200"), bytes_of(200)
     (5000000000, 1572864, 200, 200)
@@ -55,7 +56,7 @@ def bytes_of(size: str | int) -> int:
         base = (1024 if binary else 1000) ** _UNITS[(unit or "").upper()]
         made = int(number) * base if number.isdigit() else int(float(number) * base)
     if made < 1:
-        raise ArgumentError(f"{size!r} is no size of a shard", fix="--max-shard-size 5GB, 500MB, 2GiB, …")
+        raise ArgumentError(f"{size!r} is not a size for a shard", fix="--max-shard-size 5GB, 500MB, 2GiB, …")
     return made
 
 
@@ -68,7 +69,7 @@ class Shard:
 
 
 def into_shards(items: Iterable[tuple[str, int, Hashable]], most: int) -> tuple[Shard, ...]:
-    """Cut tensors, each a name, its bytes and what it lies in, into shards of at most ``most`` bytes.
+    """Cut tensors, each a name, its bytes and its storage, into shards of at most ``most`` bytes.
 
     A tensor is never cut: one that is larger is a shard of its own. Tensors with an equal third item lie in
     one storage: they stand in one shard, behind the first of them, and their bytes count once. There is
@@ -108,7 +109,7 @@ _INDEX = re.compile(
 class Naming:
     """How the files of a folder are called: ``model.safetensors``, or its shards and their index.
 
-    ``variant`` is what stands for half precision and the like (``fp16`` in ``model.fp16.safetensors``).
+    ``variant`` stands for half precision and the like (``fp16`` in ``model.fp16.safetensors``).
     """
 
     stem: str
@@ -150,7 +151,7 @@ class Naming:
 
     @classmethod
     def of_index(cls, name: str) -> Naming | None:
-        """What an index of such a name names; None for the name of another file.
+        """The naming of the files of an index, by its name; None for the name of any other file.
 
         >>> Naming.of_index("model.safetensors.index.json"), Naming.of_index("config.json")
         (Naming(stem='model', suffix='safetensors', variant=''), None)
@@ -163,7 +164,7 @@ def merged(trees: Mapping[str, Tree]) -> Tree:
     """The trees of shards, by the names of their files, as one; a byte range's ``shard`` is its place here.
 
     Keys stand as they stand in the files, one file after another, so shards and the one file that they
-    were made of give the same plan. The record of what wnconvert did is that of the first shard that
+    were made of give the same plan. The record of wnconvert's changes is that of the first shard that
     has one (it is written into the first), and those of others after it.
 
     Raises ``FormatError`` where a file holds more than a plain state dict, or their metadata differ.
@@ -179,7 +180,7 @@ def merged(trees: Mapping[str, Tree]) -> Tree:
 
 
 def plain_state_dict(name: str, tree: Tree) -> StateDict:
-    """The one thing that a file of weights may hold. Raises ``FormatError`` where it holds another."""
+    """The only state dict of a file of weights. Raises ``FormatError`` where the file holds anything else."""
     more = [path for path in (*tree.optimizers, *(item.path for item in tree.siblings)) if path]
     more += [state.path for state in tree.state_dicts if state.path]
     states = [state for state in tree.state_dicts if not state.path] or [StateDict("", ())]
@@ -187,21 +188,21 @@ def plain_state_dict(name: str, tree: Tree) -> StateDict:
     if more or states[0].is_module:
         what = f"it has {more[0]}" if more else "it is a pickled module"
         raise FormatError(
-            f"{name} is no plain state dict, as the weights of a folder are: {what}",
+            f"{name} is not a plain state dict, as the weights of a folder must be: {what}",
             fix=f"name the file, {name}, and -o a file",
         )
     return states[0]
 
 
 def _moved(entry: Entry, shard: int) -> Entry:
-    """An entry of a file as one of the shard of that number."""
+    """An entry of a file, with the number of its shard."""
     tensor = entry.tensor
     assert tensor is not None  # noqa: S101 - of a plain state dict
     return replace(entry, tensor=replace(tensor, storage=replace(tensor.storage, shard=shard)))
 
 
 def _metadata(trees: Mapping[str, Tree]) -> Mapping[str, str]:
-    """What the files say of themselves: a key that several have is the same in all."""
+    """The metadata of all files: a key that several have must have the same value in all."""
     made: dict[str, str] = {}
     said_by: dict[str, str] = {}
     for file, tree in trees.items():
@@ -232,7 +233,7 @@ def sharded(plan: Plan, tree: Tree, naming: Naming, most: int) -> Plan:
 
 
 def part_of(plan: Plan, shard: PlannedShard) -> Plan:
-    """The plan of one shard; the first has the record of what was done."""
+    """The plan of one shard; the first keeps the record of the changes."""
     (planned,) = plan.state_dicts
     steps = {step.name: step for step in planned.tensors}
     own = replace(planned, steps=tuple(steps[name] for name in shard.tensors))
@@ -246,7 +247,7 @@ def total_size(plan: Plan) -> int:
 
 
 def index_metadata(plan: Plan, tree: Tree, before: Mapping[str, Any]) -> dict[str, Any]:
-    """The metadata of an index, ``before`` without what was only true of the source.
+    """The metadata of an index, ``before`` without the entries that were only true of the source.
 
     ``total_parameters``, which transformers writes, moves by the elements that came or went.
     """
@@ -256,21 +257,17 @@ def index_metadata(plan: Plan, tree: Tree, before: Mapping[str, Any]) -> dict[st
         (planned,) = plan.state_dicts
         now = sum(item.info.numel for item in _made(plan, tree))
         metadata["total_parameters"] = (
-            count + now - sum(t.info.numel for t in _tensors(tree, planned.path).values())
+            count + now - sum(t.info.numel for t in tree.state_dict(planned.path).tensors.values())
         )
     return metadata
 
 
 def _made(plan: Plan, tree: Tree) -> list[MadeTensor]:
     (planned,) = plan.state_dicts
-    tensors = _tensors(tree, planned.path)
-    return [work_of(step, tensors) for step in planned.tensors]
+    tensors = tree.state_dict(planned.path).tensors
+    return [step.made_of(tensors) for step in planned.tensors]
 
 
-def _tensors(tree: Tree, path: str) -> dict[str, StoredTensor]:
-    return next(state.tensors for state in tree.state_dicts if state.path == path)
-
-
-def _storage(item: MadeTensor, container: str) -> Hashable:
+def _storage(item: MadeTensor, container: Container) -> Hashable:
     """Equal for two tensors that a file of that container has in one storage."""
-    return item.info.name if container == "safetensors" else item.work
+    return item.info.name if container is Container.SAFETENSORS else item.work

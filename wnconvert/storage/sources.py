@@ -1,14 +1,12 @@
 """The bytes of a checkpoint's tensors, block by block, from any thread.
 
-Contiguous tensors are read with ``preadv`` into a buffer that each thread keeps; other views (transposed,
-expanded, channels last) are gathered from short spans of the file. Nothing is mapped: a mapped file that
-becomes shorter ends the process, and no error can be told.
+Contiguous tensors are read into a buffer that each thread keeps; other views (transposed, expanded, channels
+last) are gathered from short spans of the file.
 """
 
 from __future__ import annotations
 
 import math
-import os
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,8 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from wnconvert.errors import FormatError, InputError
+from wnconvert.storage.files import open_file
 from wnconvert.tensors.blocks import BLOCK_BYTES, Array, Block, Read
+from wnconvert.tensors.files import ReadableFile
 from wnconvert.tensors.tree import ByteRange, StoredTensor
 
 __all__ = ["Source"]
@@ -33,21 +32,25 @@ _SPAN_BYTES = 64 << 10
 class Source:
     """The opened files of a checkpoint; close it, or use it in a ``with`` statement.
 
-    ``on_read`` is called with the number of bytes of every reading, from any thread.
+    ``on_read`` is called with the number of bytes of every reading, from any thread. ``opener`` opens each
+    of the ``shards``.
     """
 
-    def __init__(self, shards: Sequence[Path], on_read: Callable[[int], None] = lambda count: None) -> None:
+    def __init__(
+        self,
+        shards: Sequence[Path],
+        on_read: Callable[[int], None] = lambda count: None,
+        opener: Callable[[Path], ReadableFile] = open_file,
+    ) -> None:
         self._on_read = on_read
-        self._shards = tuple(shards)
-        self._fds: list[int] = []
         self._local = threading.local()
+        self.files: list[ReadableFile] = []
         try:
             for path in shards:
-                # A pipe that has come in its place is not waited for: it cannot be read at a place.
-                self._fds.append(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK))
-        except OSError as error:
+                self.files.append(opener(path))
+        except BaseException:
             self.close()
-            raise InputError(f"it cannot be read ({error.strerror})", where=str(error.filename)) from error
+            raise
 
     def __enter__(self) -> Source:
         return self
@@ -59,13 +62,13 @@ class Source:
 
     def close(self) -> None:
         """Close the files."""
-        for fd in self._fds:
-            os.close(fd)
-        self._fds = []
+        for file in self.files:
+            file.close()
+        self.files = []
 
     def size(self, shard: int = 0) -> int:
         """The bytes of an opened file, as it is now."""
-        return os.fstat(self._fds[shard]).st_size
+        return self.files[shard].size
 
     def chunk(self, data: ByteRange) -> memoryview:
         """At most a block of bytes; valid until this thread reads again.
@@ -76,30 +79,18 @@ class Source:
         if buffer is None or len(buffer) < data.size:
             buffer = self._local.buffer = memoryview(bytearray(max(data.size, BLOCK_BYTES)))
         view = buffer[: data.size]
-        done = 0
-        try:
-            while done < data.size:
-                count = os.preadv(self._fds[data.shard], [view[done:]], data.start + done)
-                if count == 0:
-                    raise FormatError(
-                        "it became shorter while it was read", where=str(self._shards[data.shard])
-                    )
-                done += count
-            self._on_read(done)
-        except OSError as error:
-            raise InputError(
-                f"it cannot be read ({error.strerror})", where=str(self._shards[data.shard])
-            ) from error
+        self.files[data.shard].read_into(data.start, view)
+        self._on_read(data.size)
         return view
 
     def reader(self, tensor: StoredTensor) -> Read:
         """A function from a block of a tensor to its elements, an array of the block's shape.
 
-        bfloat16 comes as ml_dtypes' type, dtypes that are not foldable as raw elements. What the function
-        gives is valid until this thread reads again; each thread needs a function of its own.
+        bfloat16 comes as ml_dtypes' type, dtypes that are not foldable as raw elements. The array
+        is valid until this thread reads again; each thread needs a function of its own.
         """
         dtype = tensor.info.dtype
-        kind = dtype.numpy() if dtype.foldable else np.dtype(f"V{dtype.itemsize}")
+        kind = dtype.elements()
         if not tensor.is_contiguous:
             return _Gathered(self, tensor, kind)
         start, size, shard = tensor.data.start, dtype.itemsize, tensor.data.shard

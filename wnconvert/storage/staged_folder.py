@@ -35,7 +35,9 @@ def check_folder(target: Path, *, force: bool, size: int = 0) -> Path:
         if os.path.lexists(real):
             if not real.is_dir():
                 raise OutputError(
-                    "it is no folder", where=str(target), fix="-o names the folder to write, or move it away"
+                    "it is not a folder",
+                    where=str(target),
+                    fix="-o names the folder to write, or move it away",
                 )
             if not force:
                 raise OutputError(
@@ -113,7 +115,7 @@ _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 
 
 def _exchange(one: Path, other: Path) -> bool:
-    """Let two folders change their names in one step; False, and nothing is done, where that cannot be.
+    """Exchange the names of two folders in one step; where the system cannot do that, do nothing: False.
 
     Source: renameat2(2).
     """
@@ -128,7 +130,7 @@ def _exchange(one: Path, other: Path) -> bool:
 
 
 def _clean(temporary: Path, real: Path, aside: Path, status: os.stat_result | None) -> None:
-    """Whatever came between: the old folder stays where the new one did not get in, and goes where it did.
+    """Clean up after success or failure: keep the old folder if the new one is not in place, else delete it.
 
     After an exchange the temporary name is that of the old one.
     """
@@ -138,6 +140,6 @@ def _clean(temporary: Path, real: Path, aside: Path, status: os.stat_result | No
             shutil.rmtree(aside, ignore_errors=True)
             sync_folder(real.parent)
         else:
-            with contextlib.suppress(OSError):  # what went wrong first is what is told
+            with contextlib.suppress(OSError):  # the first error is the one to report
                 aside.rename(real)
     shutil.rmtree(temporary, ignore_errors=True)

@@ -1,7 +1,7 @@
 """Write a file whole or not at all: a temporary file beside the target, fsync, rename.
 
-Whatever happens, the target is what it was before or what it was to become; a process that is killed can
-leave at most a file or folder named ``….wnconvert-….tmp`` beside it.
+Whatever happens, the target is either the old file or the whole new one; a process that is killed can leave
+at most a file or folder named ``….wnconvert-….tmp`` beside it.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ __all__ = [
     "check_target",
     "file_in",
     "free_name",
+    "put_in_place",
+    "scratch_folder",
     "staged",
     "staged_folder",
     "sync_folder",
@@ -37,7 +39,7 @@ _FULL = {errno.ENOSPC, errno.EDQUOT}
 class Staged:
     """A file being written: its descriptor, open for reading and writing, and its temporary path.
 
-    ``target`` is what it will become, by the name that the user gave.
+    ``target`` is its final name, as the user gave it.
     """
 
     def __init__(self, fd: int, path: Path, target: Path) -> None:
@@ -59,16 +61,16 @@ class Staged:
             raise translated(error, self.target) from error
 
     def begin_sync(self, at: int, size: int) -> None:
-        """Have the system begin to put a part on the disk, so that little is left for the last ``fsync``."""
+        """Ask the system to begin writing a part to the disk, so that the last ``fsync`` is short."""
         if hasattr(os, "posix_fadvise"):
-            # Linux begins to write what is dirty, and drops only what it had written before.
+            # Linux begins to write dirty pages, and drops only those that were written before.
             with contextlib.suppress(OSError):  # it is advice
                 os.posix_fadvise(self.fd, at, size, os.POSIX_FADV_DONTNEED)
 
     def resize(self, size: int) -> None:
-        """Make the file ``size`` bytes long; what is not written reads as zeros.
+        """Make the file ``size`` bytes long; parts that are never written read as zeros.
 
-        Raises ``OutputError`` where no file may be so long.
+        Raises ``OutputError`` where the system does not allow a file of that length.
         """
         try:
             os.ftruncate(self.fd, size)
@@ -79,8 +81,8 @@ class Staged:
 def check_target(target: Path, *, force: bool, size: int = 0) -> Path:
     """The real path of a target that may be written with ``size`` bytes (links followed).
 
-    Raises ``OutputError`` where the target exists (unless ``force``), is no file, its folder does not
-    exist, or the disk has less space than ``size``.
+    Raises ``OutputError`` where the target exists (unless ``force``) or is not a file, where its folder does
+    not exist, and where the disk has less space than ``size``.
     """
     real = Path(os.path.realpath(target))
     try:
@@ -100,9 +102,9 @@ def check_target(target: Path, *, force: bool, size: int = 0) -> Path:
 
 
 def check_parent(target: Path, real: Path) -> None:
-    """Raise ``OutputError`` where the folder that a target is to lie in does not exist, or is none."""
+    """Raise ``OutputError`` where the parent folder of a target does not exist, or is not a folder."""
     if real.parent.exists() and not real.parent.is_dir():
-        raise OutputError(f"{target.parent} is no folder", where=str(target), fix="choose another -o")
+        raise OutputError(f"{target.parent} is not a folder", where=str(target), fix="choose another -o")
     if not real.parent.is_dir():
         raise OutputError(
             f"its folder {target.parent} does not exist",
@@ -141,7 +143,7 @@ def staged(target: Path, *, force: bool, size: int = 0) -> Iterator[Staged]:
         except OSError as error:
             raise translated(error, target) from error
     except BaseException:
-        with contextlib.suppress(OSError):  # what went wrong first is what is told
+        with contextlib.suppress(OSError):  # the first error is the one to report
             temporary.unlink(missing_ok=True)
         raise
     finally:
@@ -156,22 +158,36 @@ def staged_folder(target: Path, *, force: bool, size: int = 0) -> Iterator[Path]
     The file called ``target.name`` takes the place of ``target``, after all others stand there: they are
     what it names (an ONNX model's external data), so their names must be free (``free_name``), ``force`` or
     not. An existing target keeps its mode. Raises ``OutputError`` as ``staged`` does, and where a name is
-    taken; then nothing is left of any of them.
+    taken; then none of the files stays.
     """
-    real = check_target(target, force=force, size=size)
-    folder = beside(real)
+    with scratch_folder(target, force=force, size=size) as folder:
+        yield folder
+        put_in_place(folder, target, force=force)
+
+
+@contextlib.contextmanager
+def scratch_folder(target: Path, *, force: bool, size: int = 0) -> Iterator[Path]:
+    """A private folder beside ``target``, on the same disk; it is deleted when the block ends.
+
+    Raises ``OutputError`` as ``check_target`` does, and where the folder cannot be made.
+    """
+    folder = beside(check_target(target, force=force, size=size))
     try:
         try:
             folder.mkdir(0o700)
         except OSError as error:
             raise translated(error, target) from error
         yield folder
-        try:
-            _publish_all(folder, target, real, force=force)
-        except OSError as error:
-            raise translated(error, target) from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def put_in_place(folder: Path, target: Path, *, force: bool) -> None:
+    """Put the files of a folder on the same disk beside ``target``, as ``staged_folder`` does at its end."""
+    try:
+        _publish_all(folder, target, Path(os.path.realpath(target)), force=force)
+    except OSError as error:
+        raise translated(error, target) from error
 
 
 @contextlib.contextmanager
@@ -206,14 +222,14 @@ def beside(real: Path) -> Path:
 
 
 def _create(temporary: Path, real: Path, target: Path) -> int:
-    """Create the temporary file with the mode of the target from the start: it may hold what is private."""
+    """Create the temporary file with the mode of the target from the start: its content may be private."""
     try:
         mode = stat.S_IMODE(real.stat().st_mode) if real.exists() else None
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         fd = os.open(temporary, flags, 0o666 if mode is None else mode)
         if mode is not None:
             with contextlib.suppress(OSError):  # not every file system has modes
-                os.fchmod(fd, mode)  # what umask took away
+                os.fchmod(fd, mode)  # the bits that umask took away
     except OSError as error:
         raise translated(error, target) from error
     return fd
@@ -228,9 +244,9 @@ def _publish(fd: int, temporary: Path, target: Path, real: Path, *, force: bool)
 
 
 def sync_folder(folder: Path) -> None:
-    """Put the names in a folder on the disk; where folders cannot be synced, so be it.
+    """Put the names in a folder on the disk, if the system can sync folders.
 
-    A rename is on disk only when its folder is.
+    A rename is on the disk only when its folder is.
     """
     with contextlib.suppress(OSError):
         fd = os.open(folder, os.O_RDONLY)
@@ -244,7 +260,7 @@ def _publish_all(folder: Path, target: Path, real: Path, *, force: bool) -> None
     others = sorted(path for path in folder.iterdir() if path.name != target.name)
     if others and target.parent.resolve() != real.parent:
         raise OutputError(
-            "it is a link into another folder, and what it needs must lie beside it",
+            "it is a link into another folder, and its data files must lie beside it",
             where=str(target),
             fix=f"-o {real}",
         )
@@ -265,7 +281,7 @@ def _publish_all(folder: Path, target: Path, real: Path, *, force: bool) -> None
             (folder / target.name).replace(real)
     except BaseException:
         for path in placed:
-            with contextlib.suppress(OSError):  # what went wrong first is what is told
+            with contextlib.suppress(OSError):  # the first error is the one to report
                 path.unlink(missing_ok=True)
         raise
     sync_folder(real.parent)
@@ -284,7 +300,7 @@ def _put(temporary: Path, real: Path) -> None:
 
 
 def _linked(temporary: Path, real: Path) -> bool:
-    """Rename, but never over a file made since the last look; False where there are no hard links."""
+    """Rename, but not over a file that was made since the last look; False where hard links do not exist."""
     try:
         os.link(temporary, real)
     except FileExistsError:
@@ -296,7 +312,7 @@ def _linked(temporary: Path, real: Path) -> bool:
 
 
 def translated(error: OSError, where: Path) -> OutputError:
-    """An error of the system on the way to a target, in the user's words."""
+    """An error of the system while a target is written, in the user's words."""
     if error.errno == errno.EEXIST:
         return OutputError("it exists", where=str(where), fix="--force replaces it, or choose another -o")
     if error.errno in _FULL:

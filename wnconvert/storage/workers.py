@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable, Mapping
 from typing import TypeVar
+
+from wnconvert.tensors.blocks import processors
 
 __all__ = ["Cancelled", "Workers"]
 
@@ -13,7 +14,7 @@ __all__ = ["Cancelled", "Workers"]
 T = TypeVar("T")
 
 
-class Cancelled(Exception):  # noqa: N818 - no error: another thread has one
+class Cancelled(Exception):  # noqa: N818 - not an error: another thread has one
     """Another thread failed, or the user interrupted."""
 
 
@@ -27,7 +28,7 @@ class Workers:
     def __init__(
         self, threads: int | None, progress: Callable[[int, int], None] = lambda done, total: None
     ) -> None:
-        self.threads = threads or _processors()
+        self.threads = threads or min(processors(), 4)
         self.progress = progress
         self.done = self.total = 0
         self.expected = False
@@ -40,7 +41,7 @@ class Workers:
         self.expected = True
 
     def each(self, work: Callable[[int], T], sizes: Mapping[int, int]) -> dict[int, T]:
-        """What ``work`` makes of each job, given the bytes of each. Raises the first error of any thread."""
+        """The results of ``work`` by job, given the bytes of each. Raises the first error of any thread."""
         if not self.expected:
             self.total += sum(sizes.values())
         # The largest first, so that no thread is left with a large one at the end.
@@ -85,7 +86,3 @@ class Workers:
         with self.lock:
             self.done += count
             self.progress(self.done, self.total)
-
-
-def _processors() -> int:
-    return min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, 4)

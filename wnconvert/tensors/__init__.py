@@ -1,7 +1,9 @@
 """What tensors are, and how their elements are read.
 
-dtypes  dtypes: one table for torch, safetensors, ONNX and numpy
-tree    what a checkpoint holds: names, dtypes, shapes, where the bytes lie
-blocks  a tensor cut into blocks; a thread's scratch arrays; who gives elements
-memory  torch tensors and numpy arrays in memory, read as a file's are
+containers  the formats of files that hold tensors
+dtypes      dtypes: one table for torch, safetensors, ONNX and numpy
+tree        what a checkpoint holds: names, dtypes, shapes, where the bytes lie
+files       opened files: bytes that are read at any place, whatever holds them
+blocks      a tensor cut into blocks; a thread's scratch arrays; who gives elements
+memory      torch tensors and numpy arrays in memory, read as a file's are
 """

@@ -7,6 +7,7 @@ summed over (the whole tensor is one row).
 from __future__ import annotations
 
 import math
+import os
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ __all__ = [
     "Read",
     "blocks",
     "box",
+    "processors",
     "reader_of",
     "scratch",
 ]
@@ -129,3 +131,8 @@ def reader_of(array: Array) -> Read:
     """The blocks of an array in memory."""
     flat = array.reshape(-1)
     return lambda block: flat[block.start : block.stop].reshape(block.shape)
+
+
+def processors() -> int:
+    """How many threads can work at a time: the processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

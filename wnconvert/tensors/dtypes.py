@@ -57,6 +57,16 @@ class DType:
             return bfloat16
         return np.dtype(self.name)
 
+    def elements(self) -> np.dtype[Any]:
+        """The numpy dtype that elements are read as: ``numpy()`` of a foldable dtype, else raw bytes.
+
+        >>> dtype_named("float16").elements(), dtype_named("int16").elements()
+        (dtype('float16'), dtype('V2'))
+        """
+        import numpy as np
+
+        return self.numpy() if self.foldable else np.dtype(f"V{self.itemsize}")
+
     def __str__(self) -> str:
         return self.name
 

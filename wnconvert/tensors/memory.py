@@ -15,9 +15,18 @@ import numpy as np
 from wnconvert.errors import ArgumentError, LayerError
 from wnconvert.tensors.blocks import Array, Block
 from wnconvert.tensors.dtypes import DTYPES
-from wnconvert.tensors.tree import ByteRange, Entry, StateDict, StoredTensor, TensorInfo, Tree
+from wnconvert.tensors.tree import ByteRange, Dim, Entry, StateDict, StoredTensor, TensorInfo, Tree
 
-__all__ = ["InMemory", "array_of", "is_torch", "made_like", "stored_tensor", "tree_of", "view_of"]
+__all__ = [
+    "InMemory",
+    "array_of",
+    "is_torch",
+    "made_like",
+    "stored_tensor",
+    "tree_of",
+    "tree_of_values",
+    "view_of",
+]
 
 
 class InMemory:
@@ -121,13 +130,27 @@ def tree_of(state_dict: Any) -> tuple[Tree, dict[str, Any]]:
         kind = type(state_dict).__name__
         raise ArgumentError(f"a {kind} is no state dict", fix="pass a mapping of names to tensors")
     values = {name: value for name, value in state_dict.items() if isinstance(name, str)}
+    tree = tree_of_values(values)
+    if not tree.state_dict("").tensors:
+        _refuse_nested(state_dict)
+    return tree, values
+
+
+def tree_of_values(
+    values: Mapping[str, Any],
+    *,
+    stored: Callable[[str, Any], StoredTensor | None] = stored_tensor,
+    dims: Mapping[str, Dim] | None = None,
+) -> Tree:
+    """The tree whose one state dict holds these values; ``stored`` gives the tensor that a value is, if any.
+
+    ``dims`` holds the dims of weights that are known beside their shapes.
+    """
     entries = tuple(
-        Entry(name, stored := stored_tensor(name, value), is_opaque=stored is None and is_torch(value))
+        Entry(name, tensor := stored(name, value), is_opaque=tensor is None and is_torch(value))
         for name, value in values.items()
     )
-    if not any(entry.tensor for entry in entries):
-        _refuse_nested(state_dict)
-    return Tree((StateDict("", entries),)), values
+    return Tree((StateDict("", entries, dims or {}),))
 
 
 def _refuse_nested(state_dict: Mapping[str, Any]) -> None:

@@ -7,11 +7,12 @@ executor follows it to the bytes.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from wnconvert.tensors.dtypes import DType
+from wnconvert.tensors.dtypes import DTYPES, DType
 
 __all__ = [
     "ByteRange",
@@ -22,6 +23,7 @@ __all__ = [
     "TensorInfo",
     "Tree",
     "contiguous_strides",
+    "repeated",
     "rows_of",
 ]
 
@@ -99,6 +101,22 @@ class StoredTensor:
         start = self.storage.start + self.offset * self.info.dtype.itemsize
         return ByteRange(start, self.info.nbytes, self.storage.shard)
 
+    def in_bytes(self) -> StoredTensor:
+        """Elements of 4 or 6 bits as the bytes in which they lie end to end; any other tensor as it is."""
+        if self.info.dtype.bits % 8 == 0:
+            return self
+        info = TensorInfo(self.info.name, DTYPES["uint8"], (self.info.nbytes,))
+        return StoredTensor(info, self.data, 0, (1,), self.location)
+
+
+def repeated(names: Iterable[str]) -> str | None:
+    """The first of some names that is there again, or None.
+
+    >>> repeated(["a", "b", "c", "b", "a"])
+    'a'
+    """
+    return next((name for name, count in Counter(names).items() if count > 1), None)
+
 
 def contiguous_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
     """Strides in elements of a C-contiguous tensor, as torch gives them.
@@ -167,6 +185,18 @@ class Tree:
     metadata: Mapping[str, str] = field(default_factory=dict)
     record: tuple[Mapping[str, Any], ...] = ()
     notes: tuple[str, ...] = ()
+
+    def state_dict(self, path: str) -> StateDict:
+        """The state dict at a path. Raises ``KeyError`` where there is none."""
+        for state in self.state_dicts:
+            if state.path == path:
+                return state
+        raise KeyError(path)
+
+    @property
+    def tensors(self) -> dict[str, dict[str, StoredTensor]]:
+        """The tensors of every state dict by name, by the paths of these."""
+        return {state.path: state.tensors for state in self.state_dicts}
 
 
 def rows_of(shape: Shape, dim: Dim) -> int:

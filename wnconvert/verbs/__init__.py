@@ -1,6 +1,7 @@
 """What users call: one folder for each kind of work.
 
 options     what the verbs' shared arguments mean
+streams     stdout and stderr redirected, for libraries in C too
 inspection  what is in a checkpoint: its layers, their magnitudes, and what the verbs would do to it
 conversion  fold, split and migrate: on files, folders, ONNX models and mappings in memory
 comparison  whether two checkpoints hold the same weights, and how far apart they are

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 
 from wnconvert.errors import ArgumentError
 from wnconvert.layers.schemes import FORMS, Selection
@@ -12,6 +13,7 @@ from wnconvert.tensors.dtypes import DType, dtype_named
 __all__ = [
     "DTYPE_CHOICES",
     "ZERO_ROWS_CHOICES",
+    "RunOptions",
     "check_form",
     "dtype_of",
     "numbers_of",
@@ -22,6 +24,30 @@ __all__ = [
 
 DTYPE_CHOICES = ("float16", "bfloat16", "float32")
 ZERO_ROWS_CHOICES = ("error", "zero")
+
+
+def _no_progress(_done: int, _total: int) -> None:
+    """Report nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunOptions:
+    """How a conversion runs and what it may overwrite; the plan says what it makes.
+
+    ``threads`` is None for the processors at hand, at most 4. ``progress`` is called with the bytes done and
+    the bytes in all, never from two threads at once. Raises ``ArgumentError`` for less than one thread.
+    """
+
+    force: bool = False
+    threads: int | None = None
+    verify: bool = False
+    numbers: RowPolicy = RowPolicy()  # noqa: RUF009 - frozen
+    progress: Callable[[int, int], None] = field(default=_no_progress, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        """Check the number of threads."""
+        if self.threads is not None and self.threads < 1:
+            raise ArgumentError(f"{self.threads} threads cannot work", fix="--threads 1 or more")
 
 
 def dtype_of(name: str | None) -> DType | None:

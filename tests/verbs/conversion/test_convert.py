@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -18,13 +19,14 @@ from safetensors.torch import load_file, save_file
 
 from fixtures import make
 from tests.helpers.golden import FIXTURES, ROOT
-from wnconvert.errors import FormatError, NumbersError, OutputError
+from wnconvert.errors import ArgumentError, FormatError, NumbersError, OutputError
 from wnconvert.plan.layout import Blob
 from wnconvert.storage.sources import Source
 from wnconvert.storage.staging import Staged
 from wnconvert.tensors.tree import ByteRange
 from wnconvert.verbs.conversion import executor
 from wnconvert.verbs.conversion.files import fold_file
+from wnconvert.verbs.options import RunOptions
 
 #: Every fixture, but those with a layer that is refused.
 FOLDABLE = sorted(
@@ -320,3 +322,10 @@ def test_the_largest_blobs_are_taken_first(
     fold_file(pair, tmp_path / "out.safetensors", threads=1)
     assert sizes == sorted(sizes, reverse=True)
     assert sizes[0] == 4 << 20
+
+
+def test_options_of_a_run_are_checked_and_can_be_pickled() -> None:
+    with pytest.raises(ArgumentError, match="0 threads"):
+        RunOptions(threads=0)
+    options = RunOptions(force=True, threads=2)
+    assert pickle.loads(pickle.dumps(options)) == options

@@ -218,7 +218,7 @@ def test_what_shards_hold_is_held_against_the_index(tmp_path: Path, folder: Path
     assert "which the index does not name" in changed(lambda index: index["weight_map"].pop("conv_post.bias"))
     assert "no weight_map" in changed(lambda index: index.pop("weight_map"))
     assert "which is not there" in changed(lambda index: index["weight_map"].update(new="x.safetensors"))
-    assert "no name in its folder" in changed(
+    assert "not a name in its folder" in changed(
         lambda index: index["weight_map"].update(new="../hifigan/model.safetensors")
     )
     assert "total_size" in changed(lambda index: index["metadata"].update(total_size="much"))
@@ -478,7 +478,7 @@ def test_an_output_that_exists_or_is_none_of_ours_is_refused(tmp_path: Path, fol
         ("hifigan/../hifigan/x/", False, "it lies in the source"),
         (".", True, "the source lies in it"),
         ("no/out", False, "does not exist"),
-        ("out/config.json/x", False, "is no folder"),
+        ("out/config.json/x", False, "is not a folder"),
     ):
         with pytest.raises(OutputError, match=says) as caught:
             fold_file(folder, f"{tmp_path}/{out}", force=force)
@@ -494,9 +494,9 @@ def test_an_output_that_exists_or_is_none_of_ours_is_refused(tmp_path: Path, fol
 
 def test_a_file_in_the_place_of_a_folder_is_refused(tmp_path: Path, folder: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(OutputError, match="it is no folder"):
+    with pytest.raises(OutputError, match="it is not a folder"):
         fold_file(folder, tmp_path / "file", force=True)
-    with pytest.raises(OutputError, match="it is no folder"):
+    with pytest.raises(OutputError, match="it is not a folder"):
         fold_file(FIXTURES / "hifigan.safetensors", f"{tmp_path}/file/")
 
 
@@ -546,7 +546,7 @@ def test_an_index_of_any_name_is_a_folder_and_does_not_go_along(tmp_path: Path, 
 
 @pytest.mark.parametrize("size", ["", "5XB", "0", -1, "9" * 5000, "9" * 400 + ".5", "0." + "0" * 400 + "1"])
 def test_what_is_no_size_is_refused(folder: Path, size: str | int) -> None:
-    with pytest.raises(ArgumentError, match="is no size of a shard"):
+    with pytest.raises(ArgumentError, match="is not a size for a shard"):
         fold_file(folder, max_shard_size=size)
 
 
@@ -594,7 +594,7 @@ def test_a_copy_that_is_wrong_is_found_by_verify(
         return view
 
     monkeypatch.setattr(Source, "chunk", wrong)
-    with pytest.raises(VerifyError, match="was read back, and is no copy"):
+    with pytest.raises(VerifyError, match="was read back, and is not a copy"):
         fold_file(folder, tmp_path / "out", verify=True)
     assert [path.name for path in tmp_path.iterdir()] == ["hifigan"]
 

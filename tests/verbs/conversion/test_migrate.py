@@ -34,6 +34,7 @@ from wnconvert.plan.migrate import plan_migrate
 from wnconvert.plan.order import is_buffer
 from wnconvert.plan.plan import Plan
 from wnconvert.plan.record import METADATA_KEY, RECORD_NAME
+from wnconvert.tensors.containers import Container
 from wnconvert.tensors.tree import Tree
 
 FORMS = ["parametrize", "legacy"]
@@ -748,7 +749,7 @@ def test_a_layer_that_is_left_out_passes_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["running_mean", "running_var", "num_batches_tracked", "_extra_state"])
 def test_buffers_that_are_known_may_be_passed(name: str) -> None:
     state = state_at("model", *pair("a.weight"), (f"a.{name}", (8,)))
-    plan = plan_migrate(Tree((state,), optimizers=("optim",)), "torch")
+    plan = plan_migrate(Tree((state,), optimizers=("optim",)), Container.TORCH_ZIP)
     assert plan.state_dicts[0].steps[0].name == f"a.{name}"
     assert is_buffer(name)
 
@@ -756,9 +757,9 @@ def test_buffers_that_are_known_may_be_passed(name: str) -> None:
 def test_a_key_that_may_be_a_parameter_may_not_be_passed() -> None:
     state = state_at("model", *pair("a.weight"), ("a.window", (8,)))
     with pytest.raises(LayerError, match=r"^model: a\..* and a\..* would change their order") as caught:
-        plan_migrate(Tree((state,), optimizers=("optim_g", "optim_d")), "torch")
+        plan_migrate(Tree((state,), optimizers=("optim_g", "optim_d")), Container.TORCH_ZIP)
     assert "optim_g, optim_d" in str(caught.value)
-    assert plan_migrate(Tree((state,)), "torch").layers
+    assert plan_migrate(Tree((state,)), Container.TORCH_ZIP).layers
 
 
 def test_g_stands_before_v_as_torch_has_them_and_that_too_is_an_order_of_parameters(tmp_path: Path) -> None:
@@ -964,7 +965,7 @@ def test_layers_that_are_so_already_are_counted(form: str, tmp_path: Path) -> No
     assert (len(result.plan.layers), result.plan.already) == ((78, 0) if form == "parametrize" else (0, 78))
     some = plan_migrate(
         Tree((state_at("", *pair("a.weight"), *pair("b.weight")),)),
-        "torch",
+        Container.TORCH_ZIP,
         to="legacy",
         selection=Selection(exclude=("b.*",)),
     )

@@ -73,10 +73,11 @@ def test_every_form_comes_to_the_form_that_the_module_has(tmp_path: Path, here: 
 def test_weights_come_from_every_container(tmp_path: Path, container: str) -> None:
     SAVERS[container](vocoder("legacy").state_dict(), tmp_path / "weights")
     model = in_form("parametrize", seed=9)
-    (note,) = load_weights(model, tmp_path / "weights")
+    loaded = load_weights(model, tmp_path / "weights")
     assert close(model, vocoder())
-    assert "9 tensors" in note
-    assert (" at generator" in note) == (container == "nested")
+    assert "9 tensors" in str(loaded)
+    assert (" at generator" in str(loaded)) == (container == "nested")
+    assert not loaded.notes
 
 
 def test_weights_come_from_a_whole_module_and_from_torchscript(tmp_path: Path) -> None:
@@ -167,8 +168,9 @@ def test_tied_weights_come_from_the_one_name_that_the_file_has(tmp_path: Path, h
     source, model = trained(Tied(there)), Tied(here)
     safetensors.torch.save_model(source, str(tmp_path / "w.safetensors"))
     assert len(safetensors.torch.load_file(tmp_path / "w.safetensors")) == (2 if there == PLAIN else 3)
-    said, note = load_weights(model, tmp_path / "w.safetensors")
-    assert said.endswith(": 2 tensors" if there == PLAIN else ": 3 tensors")
+    loaded = load_weights(model, tmp_path / "w.safetensors")
+    (note,) = loaded.notes
+    assert str(loaded).endswith(": 2 tensors" if there == PLAIN else ": 3 tensors")
     x = torch.randn(5, 3)
     assert torch.allclose(model(x), source(x), rtol=1e-5, atol=1e-6)
     assert note.startswith("in the file under another name of the same tensor in the model: ")
@@ -211,7 +213,7 @@ def test_what_batch_norm_counts_may_be_absent(tmp_path: Path, *, root: bool) -> 
     state = source.state_dict()
     del state[name]
     torch.save(state, tmp_path / "w.pt")
-    _, note = load_weights(model, tmp_path / "w.pt")
+    (note,) = load_weights(model, tmp_path / "w.pt").notes
     assert note == f"not in the file, as in those of old torch, and left as in the model: {name}"
     found = model.state_dict()
     assert found.pop(name) == 2

@@ -32,7 +32,7 @@ from wnconvert.formats.pickle.values import (
 __all__ = ["load"]
 
 
-# What a hostile pickle may cost before it is refused. A real one of 10,000 tensors has 250,000 operations
+# The cost at which a hostile pickle is refused. A real one of 10,000 tensors has 250,000 operations
 # (25 MB here); Python's own pickler cannot nest deeper than its recursion limit.
 MAX_MEMORY = 144 << 20
 MAX_MARKS = 5_000
@@ -43,7 +43,7 @@ _COST_OF_NODE = 192
 
 
 class Stream(Protocol):
-    """What is needed of a file to read a pickle from it."""
+    """The part of a file's interface that reading a pickle needs."""
 
     def read(self, size: int, /) -> bytes:
         """Read up to ``size`` bytes."""
@@ -104,7 +104,7 @@ def _operations(stream: Any) -> Iterator[tuple[str, Value]]:
         code = stream.read(1)
         opcode = _OPCODES.get(code)
         if opcode is None:
-            raise ValueError(f"its byte {code.hex()} is no opcode" if code else "it ends before its STOP")
+            raise ValueError(f"its byte {code.hex()} is not an opcode" if code else "it ends before its STOP")
         name = opcode.name
         reader = _READERS.get(name) or (opcode.arg and opcode.arg.reader)
         yield name, reader(stream) if reader else None

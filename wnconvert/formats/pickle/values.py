@@ -1,4 +1,4 @@
-"""Pickles as data: what stands in one, as plain values and nodes.
+"""Pickles as data: their content as plain values and nodes.
 
 ``None``, numbers, strings, bytes, tuples and lists are themselves; everything else is a node of this module
 that remembers what the pickle said: a :class:`Global` its name, an :class:`Object` its callee, arguments and
@@ -84,7 +84,7 @@ class Set:
 
 @dataclass(eq=False, slots=True)
 class Object:
-    """What a REDUCE, NEWOBJ, NEWOBJ_EX or OBJ made, and what was done to it afterwards.
+    """An object that a REDUCE, NEWOBJ, NEWOBJ_EX or OBJ made, and the changes made to it afterwards.
 
     ``op`` is the opcode's name. ``changes`` are ``("append", list)``, ``("add", list)``,
     ``("set", list of pairs)`` and ``("build", state)``, in order.
@@ -103,7 +103,7 @@ class Object:
 
     @property
     def state(self) -> Value:
-        """What its last BUILD was given, or None."""
+        """The argument of its last BUILD, or None."""
         return next((state for kind, state in reversed(self.changes) if kind == "build"), None)
 
     def is_call_of(self, *dotted: str) -> bool:
@@ -120,7 +120,7 @@ class Pickle:
 
 
 def children(value: Value) -> Sequence[Value]:
-    """What directly hangs below a value, in the order of writing."""
+    """The values directly below a value, in the order of writing."""
     kind = type(value)
     if kind is tuple or kind is list:
         return value  # type: ignore[no-any-return]

@@ -39,7 +39,7 @@ class _Writer:
         self.out = bytearray()
         self.memo: dict[object, int] = {}
         self.replaced: dict[int, Value] = {}
-        self.alive: list[Value] = []  # what the memo knows by id must not be freed
+        self.alive: list[Value] = []  # values that the memo knows by id must not be freed
         self.todo: list[tuple[bool, Any]] = []
 
     def run(self, root: Value) -> bytes:

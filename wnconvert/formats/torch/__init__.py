@@ -1,7 +1,7 @@
-"""What torch.save writes: state dicts, modules and optimizers in a pickle.
+"""The files of torch.save: state dicts, modules and optimizers in a pickle.
 
 names     names that are not torch's, and dangerous ones
-records   what torch's records mean: storages, tensors, modules
+records   the meaning of torch's records: storages, tensors, modules
 contents  where state dicts and optimizers are in a pickle
 edits     records that take the place of old ones: modules, optimizers
 reader    zip, legacy and TorchScript files opened

@@ -1,7 +1,7 @@
-"""Where the state dicts and optimizers of a pickle are, at any depth, and what stands beside them.
+"""Where the state dicts and optimizers of a pickle are, at any depth, and the values beside them.
 
 A state dict is a mapping with tensors in it, or a whole pickled module as its ``state_dict()`` would be; an
-optimizer is a dict, or an object, with ``state`` and ``param_groups``. What is below an optimizer is its own.
+optimizer is a dict, or an object, with ``state`` and ``param_groups``. Everything below one belongs to it.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class FoundModule:
     node: Object
 
 
-#: What leads one step down: a key of a mapping, an attribute, the place in a list.
+#: One step down: a key of a mapping, an attribute, the place in a list.
 Key: TypeAlias = str | int
 
 
@@ -78,7 +78,7 @@ class FoundStateDict:
 
 
 class _Names:
-    """What the names of a file may take: references make many and long ones out of few bytes."""
+    """A limit on the memory for names: references make many and long ones out of few bytes."""
 
     def __init__(self) -> None:
         self.left = 16 << 20  # 100,000 tensors with names of 80 letters take 14 MiB
@@ -147,7 +147,7 @@ def _set_items(value: Value) -> set[str]:
 
 
 def _children(value: Value) -> Iterator[tuple[Key, Value, Value]]:
-    """What hangs below a value: its key, the value that directly holds it, and itself.
+    """The values below a value: the key of each, the value that directly holds it, and itself.
 
     Items of mappings and lists, and attributes of objects.
     """
@@ -231,7 +231,7 @@ def find_contents(root: Value) -> Contents:
     top = _Place(None, "")
     todo: list[tuple[_Place, Value, Value]] = [(top, None, root)]
     seen: set[int] = set()
-    branches: list[tuple[_Place, Value]] = []  # what is searched and is no state dict itself
+    branches: list[tuple[_Place, Value]] = []  # values that are searched and are not state dicts
     ends: list[_Place] = []
     names = _Names()
     while todo:
@@ -286,7 +286,7 @@ def _check_paths(states: Sequence[FoundStateDict]) -> None:
 def _siblings(
     branches: Sequence[tuple[_Place, Value]], ends: Sequence[_Place], top: _Place
 ) -> Iterator[tuple[str, Value]]:
-    """What stands beside state dicts and optimizers on the way to them, and everything at the top."""
+    """The values beside the ways to state dicts and optimizers, and everything at the top."""
     led = {(id(place.above), place.key) for end in ends for place in end.way}
     ways = {above for above, _ in led} | {id(top)}
     for place, value in branches:

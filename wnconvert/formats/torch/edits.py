@@ -1,7 +1,7 @@
 """Records that take the place of old ones in a pickle: whole modules that are folded, optimizers renamed.
 
-In a whole pickled ``nn.Module``, what ``torch.nn.utils.remove_weight_norm`` does to a live module is done to
-its record: the weight becomes a Parameter in the place of g and v, the cached weight and the ``WeightNorm``
+The record of a whole pickled ``nn.Module`` is changed as ``torch.nn.utils.remove_weight_norm`` changes a live
+module: the weight becomes a Parameter in the place of g and v, the cached weight and the ``WeightNorm``
 hook go, and an RNN's ``_flat_weights`` hold the same Parameter. So with its class at hand it loads and runs.
 """
 
@@ -14,7 +14,7 @@ from wnconvert.formats.pickle.values import Dict, Object, Value
 from wnconvert.formats.torch.contents import FoundModule
 from wnconvert.formats.torch.records import get, mapping_pairs, weight_norm_hook, with_pairs
 from wnconvert.plan.plan import Plan, PlannedStateDict
-from wnconvert.plan.steps import Fold, Keep, Step
+from wnconvert.plan.steps import Step
 
 __all__ = ["Renames", "module_edits", "optimizer_edits", "renames"]
 
@@ -23,9 +23,7 @@ def module_edits(
     modules: Iterable[FoundModule], planned: PlannedStateDict, value_of: Callable[[Step], Value]
 ) -> dict[int, Value]:
     """The records that stand in the place of old ones, by ``id``; ``value_of`` makes a step's tensor."""
-    steps: dict[str, Step] = {step.name: step for step in planned.steps if isinstance(step, Keep)}
-    folds = (step for step in planned.steps if isinstance(step, Fold))
-    steps |= {half.name: fold for fold in folds for half in fold.layer.halves}
+    steps = {source: step for step in planned.steps for source in step.sources}
     names: dict[int, list[str]] = {}  # a module that others share has several
     nodes: dict[int, Object] = {}
     for module in modules:
@@ -50,9 +48,9 @@ def _module_edits(
         pairs: list[tuple[Value, Value]] = []
         for key, value in mapping_pairs(get(state, kind)) or ():
             step = _step_of(key, prefixes, steps)
-            if isinstance(step, Fold):
+            if step is not None and step.layer is not None:
                 name = step.name.rpartition(".")[2]
-                if name not in weights:  # both halves become w
+                if name not in weights:  # all that it is computed from becomes w
                     weights[name] = value_of(step)
                     pairs.append((name, weights[name]))
             elif step is None or value is None:
@@ -68,9 +66,9 @@ def _module_edits(
 
 
 def _step_of(key: Value, prefixes: Sequence[str], steps: Mapping[str, Step]) -> Step | None:
-    """What becomes of a module's tensor: folded where any of its names is."""
+    """The step for a module's tensor: a fold if any of its names is folded."""
     found = [steps[name] for prefix in prefixes if isinstance(key, str) and (name := prefix + key) in steps]
-    return next((step for step in found if isinstance(step, Fold)), found[0] if found else None)
+    return next((step for step in found if step.layer is not None), found[0] if found else None)
 
 
 def _attribute_edits(state: Value, weights: Mapping[str, Value]) -> dict[int, Value]:
@@ -111,10 +109,11 @@ class Renames:
 
 def renames(plan: Plan) -> Renames:
     """What a plan renames."""
-    keeps = [step for planned in plan.state_dicts for step in planned.steps if isinstance(step, Keep)]
-    kept = {step.name for step in keeps if step.name == step.source}
-    new = {step.source: step.name for step in keeps if step.name != step.source and step.source not in kept}
-    return Renames(new, {step.source for step in keeps})
+    steps = [step for planned in plan.state_dicts for step in planned.steps]
+    pairs = [(step.kept, step.name) for step in steps if step.kept is not None]
+    kept = {old for old, new in pairs if old == new}
+    new = {old: new for old, new in pairs if old != new and old not in kept}
+    return Renames(new, {old for old, _ in pairs})
 
 
 def optimizer_edits(node: Value, names: Renames) -> dict[int, Value]:

@@ -1,7 +1,7 @@
 """The names in a pickle that are not torch's own, and those that would run something when loaded.
 
-This is no scanner for malice; it keeps wnconvert from handing on what it was given. What loads a file
-decides what it trusts (``torch.load(weights_only=True)``).
+This does not scan for malice; it keeps wnconvert from handing on dangerous names. Whoever loads a file
+decides what to trust (``torch.load(weights_only=True)``).
 """
 
 from __future__ import annotations

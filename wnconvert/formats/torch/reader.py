@@ -7,10 +7,8 @@ Only the pickle is read; storages stay where they lie. Sources of the formats: `
 from __future__ import annotations
 
 import struct
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import BinaryIO
 
 from wnconvert.errors import FormatError
 from wnconvert.formats.pickle.reader import load
@@ -29,7 +27,18 @@ from wnconvert.formats.torch.records import (
 )
 from wnconvert.formats.zips import ZipEntry, read_directory
 from wnconvert.plan.record import NO_HISTORY, RECORD_NAME, History, read_history
-from wnconvert.tensors.tree import ByteRange, Entry, Sibling, StateDict, StoredTensor, TensorInfo, Tree
+from wnconvert.tensors.containers import Container
+from wnconvert.tensors.files import GET_AGAIN, ReadableFile
+from wnconvert.tensors.tree import (
+    ByteRange,
+    Entry,
+    Sibling,
+    StateDict,
+    StoredTensor,
+    TensorInfo,
+    Tree,
+    repeated,
+)
 
 __all__ = ["PREFIX", "TorchFile", "open_legacy", "open_zip"]
 
@@ -37,19 +46,18 @@ __all__ = ["PREFIX", "TorchFile", "open_legacy", "open_zip"]
 MAX_PICKLE = 24 << 20  # 24 MiB of text with one emoji in it take 168 MiB while they are read
 PREFIX = "archive/"  # of the records of a new archive, as torch.save has it
 _MAX_RECORD = 8 << 20
-_CUT = "download the file again: it is cut short or damaged"
+_WINDOW = 64 << 10
 
 
 @dataclass(frozen=True, slots=True)
 class TorchFile:
     """An opened torch file: its pickle as data, and where each storage's bytes lie.
 
-    ``container`` is ``"torch zip"``, ``"torch legacy"`` or ``"TorchScript"``; ``records`` are the other
-    records of the archive, which must not be lost, by their new names; ``mark`` are its first two bytes;
-    ``version`` is what the file says of its format.
+    ``container`` is one of torch's; ``records`` are the other records of the archive, which must not be
+    lost, by their new names; ``mark`` are its first two bytes; ``version`` is the version of the format.
     """
 
-    container: str
+    container: Container
     pickle: Pickle
     contents: Contents
     storages: Mapping[str, ByteRange]
@@ -65,7 +73,7 @@ class TorchFile:
         return StoredTensor(info, data, record.offset, record.strides, record.storage.location)
 
     def tree(self) -> Tree:
-        """What the file holds, by names, dtypes and shapes."""
+        """The content of the file, by names, dtypes and shapes."""
         return Tree(
             state_dicts=tuple(self._state_dict(found) for found in self.contents.state_dicts),
             optimizers=tuple(item.path for item in self.contents.optimizers),
@@ -92,19 +100,21 @@ class TorchFile:
                 )
             stored = self.stored(name, record) if record else None
             entries.append(Entry(name, stored, is_opaque=stored is None and is_rebuilt(value)))
-        _check_names(found.path, [entry.name for entry in entries])
+        if (twice := repeated(entry.name for entry in entries)) is not None:
+            where = found.path or "in it"
+            raise FormatError(f"the state dict {where} has the key {twice!r} twice", fix="save it again")
         # A TorchScript archive comes out as a plain state dict.
-        is_module = bool(found.modules) and self.container != "TorchScript"
+        is_module = bool(found.modules) and self.container is not Container.TORCHSCRIPT
         return StateDict(found.path, tuple(entries), found.dims, is_module)
 
     def _notes(self) -> list[str]:
         notes = []
-        if self.container == "TorchScript":
+        if self.container is Container.TORCHSCRIPT:
             notes.append("a TorchScript archive: its code is left out, its tensors become a plain state dict")
         elif names := foreign_names(self.pickle.root):
             shown = ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
             notes.append(f"the file names classes or functions, kept as data and never imported: {shown}")
-        if self.container == "torch legacy":
+        if self.container is Container.TORCH_LEGACY:
             notes.append(
                 "a file in torch's legacy format, which is read but not written: torch's since 1.6 is a zip"
             )
@@ -117,22 +127,12 @@ def _kind(value: Value) -> str:
     return type(value).__name__.lower()
 
 
-def _check_names(path: str, names: list[str]) -> None:
-    twice = [name for name, count in Counter(names).items() if count > 1]
-    if twice:
-        raise FormatError(
-            f"the state dict {path or 'in it'} has the key {twice[0]!r} twice", fix="save it again"
-        )
-
-
 # -- zip archives
 
 
-def open_zip(file: BinaryIO, size: int) -> TorchFile:
-    """Open a zip archive of torch, TorchScript or GPT-SoVITS (marked) from a file of ``size`` bytes."""
-    file.seek(0)
-    mark = file.read(2)
-    directory = read_directory(file, size)
+def open_zip(file: ReadableFile) -> TorchFile:
+    """Open a zip archive of torch, TorchScript or GPT-SoVITS (marked)."""
+    directory = read_directory(file)
     # The shortest: an archive may carry other files of that name in folders of its own.
     pickled = min((name for name in directory if f"/{name}".endswith("/data.pkl")), key=len, default=None)
     if pickled is None:
@@ -143,7 +143,7 @@ def open_zip(file: BinaryIO, size: int) -> TorchFile:
     }
     outside = {name: record for name, record in directory.items() if not name.startswith(prefix)}
     if any(name.startswith(PREFIX) for name in outside):
-        raise FormatError(f"its records lie in {prefix}, and others in {PREFIX}", fix=_CUT)
+        raise FormatError(f"its records lie in {prefix}, and others in {PREFIX}", fix=GET_AGAIN)
     if _content(file, records, "byteorder").strip() == b"big":
         raise FormatError("a big-endian file", fix="load and save it on a little-endian machine")
     if records["data.pkl"].compressed:
@@ -151,9 +151,7 @@ def open_zip(file: BinaryIO, size: int) -> TorchFile:
             "its data.pkl is compressed", fix="save it with torch.save, which does not compress"
         )
     if records["data.pkl"].data.size > MAX_PICKLE:
-        raise FormatError(
-            f"its pickle is longer than {MAX_PICKLE >> 20} MiB", fix="keep bulk data in tensors"
-        )
+        raise _too_long()
     pickle = load(_content(file, records, "data.pkl", MAX_PICKLE))
     storages = {}
     for name, record in records.items():
@@ -176,68 +174,90 @@ def open_zip(file: BinaryIO, size: int) -> TorchFile:
         if record.compressed:
             raise FormatError(f"its record {record.name} is compressed", fix="save it with torch.save")
     return TorchFile(
-        "TorchScript" if is_script else "torch zip",
+        Container.TORCHSCRIPT if is_script else Container.TORCH_ZIP,
         pickle,
         find_contents(pickle.root),
         storages,
         others,
-        mark,
+        file.read(0, 2),
         read_history(_content(file, records, RECORD_NAME)),
         _content(file, records, "version").decode("ascii", "replace").strip(),
     )
 
 
-# Records that describe the pickle and the layout; a new file gets its own. The last two, and what stands in
+# Records that describe the pickle and the layout; a new file gets its own. The last two, and those in
 # .data/, must never be copied: with them torch computes where storages lie instead of looking.
 _OWN_RECORDS = frozenset(
     {"data.pkl", "version", "byteorder", RECORD_NAME, ".format_version", ".storage_alignment"}
 )
 
 
-def _content(file: BinaryIO, records: Mapping[str, ZipEntry], name: str, most: int = _MAX_RECORD) -> bytes:
+def _content(
+    file: ReadableFile, records: Mapping[str, ZipEntry], name: str, most: int = _MAX_RECORD
+) -> bytes:
     record = records.get(name)
     if record is None or record.compressed or record.data.size > most:
         return b""
-    file.seek(record.data.start)
-    return file.read(record.data.size)
+    return file.read(record.data.start, record.data.size)
 
 
 # -- legacy pickles
 
 
-class _Capped:
-    """A file of which a pickle may read only so much, however long it claims its strings are."""
+class _Pickles:
+    """The pickles at the start of a file, as a stream that refuses to go on behind ``MAX_PICKLE`` bytes.
 
-    def __init__(self, file: BinaryIO, most: int) -> None:
+    A window of the file is kept, since pickles are read in pieces of a few bytes.
+    """
+
+    def __init__(self, file: ReadableFile) -> None:
         self.file = file
-        self.left = most
-
-    def _take(self, data: bytes) -> bytes:
-        self.left -= len(data)
-        if self.left < 0:
-            raise FormatError(
-                f"its pickle is longer than {MAX_PICKLE >> 20} MiB", fix="keep bulk data in tensors"
-            )
-        return data
+        self.end = min(file.size, MAX_PICKLE + 1)
+        self.at = 0  # where reading goes on
+        self.start = 0  # of the window
+        self.window = b""
 
     def read(self, size: int, /) -> bytes:
-        return self._take(self.file.read(min(size, self.left + 1)))
+        self._hold(size)
+        return self._take(size)
 
     def readline(self) -> bytes:
-        return self._take(self.file.readline(self.left + 1))
+        wanted = searched = 0
+        while True:
+            wanted = min(max(2 * wanted, _WINDOW), self.end - self.at)
+            self._hold(wanted)
+            at = self.at - self.start
+            line = self.window.find(b"\n", at + searched, at + wanted) + 1 - at
+            if line > 0 or wanted == self.end - self.at:
+                return self._take(line if line > 0 else wanted)
+            searched = wanted
 
-    def tell(self) -> int:
-        return self.file.tell()
+    def _hold(self, size: int) -> None:
+        """Have the next ``size`` bytes in the window, or all up to the end."""
+        if self.at + size > self.start + len(self.window):
+            self.start = self.at
+            self.window = self.file.read(self.at, min(max(size, _WINDOW), self.end - self.at))
+
+    def _take(self, size: int) -> bytes:
+        at = self.at - self.start
+        data = self.window[at : at + size]
+        self.at += len(data)
+        if self.at > MAX_PICKLE:
+            raise _too_long()
+        return data
 
 
-def open_legacy(file: BinaryIO, size: int) -> TorchFile:
+def _too_long() -> FormatError:
+    return FormatError(f"its pickle is longer than {MAX_PICKLE >> 20} MiB", fix="keep bulk data in tensors")
+
+
+def open_legacy(file: ReadableFile) -> TorchFile:
     """Open a file of ``torch.save(..., _use_new_zipfile_serialization=False)``, or of torch before 1.6.
 
     Five pickles (magic, protocol, system, object, storage keys), then each storage as a count of
     elements (8 bytes) and its bytes.
     """
-    file.seek(0)
-    stream = _Capped(file, MAX_PICKLE)
+    size, stream = file.size, _Pickles(file)
     load(stream)  # the magic number, by which it was recognised
     version, system = load(stream).root, load(stream).root
     if version != 1001:
@@ -248,24 +268,25 @@ def open_legacy(file: BinaryIO, size: int) -> TorchFile:
         raise FormatError("a big-endian file", fix="load and save it on a little-endian machine")
     pickle, keys = load(stream), load(stream).root
     if not isinstance(keys, list) or not all(isinstance(key, (str, int)) for key in keys):
-        raise FormatError("its list of storages makes no sense", fix=_CUT)
+        raise FormatError("its list of storages makes no sense", fix=GET_AGAIN)
     named = _storages_of(walk(pickle.root))
     storages: dict[str, ByteRange] = {}
-    at = file.tell()
+    at = stream.at
     for key in map(str, keys):
         if key not in named:
-            raise FormatError(f"its storage {key} belongs to no tensor", fix=_CUT)
+            raise FormatError(f"its storage {key} belongs to no tensor", fix=GET_AGAIN)
         if at + 8 > size:
-            raise FormatError(f"its storage {key} is missing: the file ends before it", fix=_CUT)
-        file.seek(at)
-        (count,) = struct.unpack("<q", file.read(8))
+            raise FormatError(f"its storage {key} is missing: the file ends before it", fix=GET_AGAIN)
+        (count,) = struct.unpack("<q", file.read(at, 8))
         itemsize = named[key].itemsize
         if count < 0 or at + 8 + count * itemsize > size:
-            raise FormatError(f"its storage {key} is cut short", fix=_CUT)
+            raise FormatError(f"its storage {key} is cut short", fix=GET_AGAIN)
         storages[key] = ByteRange(at + 8, count * itemsize)
         at += 8 + count * itemsize
     _check_storages(pickle.root, storages)
-    return TorchFile("torch legacy", pickle, find_contents(pickle.root), storages, version=str(version))
+    return TorchFile(
+        Container.TORCH_LEGACY, pickle, find_contents(pickle.root), storages, version=str(version)
+    )
 
 
 # -- checks
@@ -281,11 +302,11 @@ def _check_storages(root: Value, ranges: Mapping[str, ByteRange]) -> None:
     values = list(walk(root))
     for storage in _storages_of(values).values():
         if storage.key not in ranges:
-            raise FormatError(f"its storage {storage.key} is missing", fix=_CUT)
+            raise FormatError(f"its storage {storage.key} is missing", fix=GET_AGAIN)
         if ranges[storage.key].size < storage.nbytes:
             raise FormatError(
                 f"its storage {storage.key} has {ranges[storage.key].size} bytes of {storage.nbytes}",
-                fix=_CUT,
+                fix=GET_AGAIN,
             )
     for value in values:
         record = read_tensor(value)
@@ -297,5 +318,5 @@ def _check_storages(root: Value, ranges: Mapping[str, ByteRange]) -> None:
         if (last + 1) * record.dtype.itemsize > ranges[record.storage.key].size:
             raise FormatError(
                 f"a tensor of shape {record.shape}, strides {record.strides} reaches outside of its storage",
-                fix=_CUT,
+                fix=GET_AGAIN,
             )

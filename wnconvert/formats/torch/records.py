@@ -1,6 +1,6 @@
-"""What the records of torch's pickles mean: storages, tensors, mappings, modules.
+"""The meaning of the records of torch's pickles: storages, tensors, mappings, modules.
 
-Only reading and making of records; which of them become what is decided elsewhere. Sources of the
+Records are only read and made here; the choice of edits is made elsewhere. Sources of the
 spellings: ``torch/_utils.py`` (``_rebuild_tensor_v2`` and friends), ``torch/serialization.py``
 (``persistent_id``), ``torch/nn/modules/module.py`` and ``torch/nn/utils/weight_norm.py``.
 """
@@ -54,7 +54,7 @@ class Storage:
 
     @property
     def itemsize(self) -> int:
-        """Bytes of what ``numel`` counts."""
+        """Bytes of one element, as ``numel`` counts them."""
         return self.dtype.itemsize if self.dtype else 1
 
     @property
@@ -95,7 +95,9 @@ def read_storage(value: Value) -> Storage | None:
             raise FormatError("a storage of it is a view of another in a way that torch never wrote")
         first = pid[5][1]
     if not ((isinstance(key, str) or _count(key)) and isinstance(location, str) and _count(numel)):
-        raise FormatError(f"a storage of it has no sensible key, device or size: {shown(pid[2:5])}")
+        raise FormatError(
+            f"one of its storages has a key, device or size that makes no sense: {shown(pid[2:5])}"
+        )
     return Storage(str(key), _STORAGES.get(cls.name), str(location), numel, first)
 
 
@@ -111,7 +113,7 @@ def read_tensor(value: Value) -> TensorRecord | None:
     args = core.args
     storage = read_storage(args[0])
     if storage is None:
-        raise FormatError("a tensor of it has no storage")
+        raise FormatError("one of its tensors has no storage")
     offset, shape, strides = args[1:4]
     if not (
         _count(offset) and _counts(shape) and _counts(strides) and len(shape) == len(strides) <= _MAX_RANK
@@ -267,7 +269,7 @@ def with_pairs(value: Value, pairs: Sequence[tuple[Value, Value]]) -> Dict | Obj
 
 
 def get(value: Value, key: str) -> Value:
-    """What a mapping has under ``key``, or None."""
+    """The value of ``key`` in a mapping, or None."""
     found = None
     for name, item in mapping_pairs(value) or ():
         if name == key:

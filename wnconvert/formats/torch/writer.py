@@ -1,8 +1,8 @@
 """A plan and an opened source to the layout of a torch zip archive.
 
 The source's pickle is not changed: edits are new records that the pickle writer puts in the place of old
-ones. A storage is written once, when the first record that uses it is; what nothing refers to any more
-(the g and v of a folded layer) is not written.
+ones. A storage is written once, when the first record that uses it is; one that nothing refers to any more
+(g and v of a folded layer) is not written.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ from wnconvert.plan.layout import CopyBytes, Gather, Layout, Work
 from wnconvert.plan.order import NEW_ENTRY, metadata_keys
 from wnconvert.plan.plan import Plan, PlannedStateDict
 from wnconvert.plan.record import RECORD_NAME, write_history
-from wnconvert.plan.steps import Keep, MadeTensor, Step, work_of
+from wnconvert.plan.steps import MadeTensor, Step
+from wnconvert.tensors.containers import Container
 from wnconvert.tensors.dtypes import DType
 from wnconvert.tensors.tree import ByteRange, StoredTensor, TensorInfo, Tree, contiguous_strides
 
@@ -123,7 +124,7 @@ class _Editor:
 
     def __init__(self, source: TorchFile | None, tree: Tree) -> None:
         self.source = source
-        self.tensors = {state.path: state.tensors for state in tree.state_dicts}
+        self.tensors = tree.tensors
         self.edits: dict[int, Value] = {}
         self.made: dict[tuple[object, ...], Value] = {}  # a value under two names stays one value
         self.names: dict[tuple[int, str], str] = {}  # a text that is two keys stays one text
@@ -136,10 +137,10 @@ class _Editor:
         """The root of the new pickle."""
         for planned in plan.state_dicts:
             for step in planned.steps:
-                stored = self.tensors[planned.path].get(step.source) if isinstance(step, Keep) else None
+                stored = None if step.kept is None else self.tensors[planned.path].get(step.kept)
                 if stored is not None:
                     self.views.setdefault((planned.path, stored.storage), set()).add(stored.view)
-        if self.source is None or self.source.container == "TorchScript":
+        if self.source is None or self.source.container is Container.TORCHSCRIPT:
             made = [(planned.path, state_dict_node(self._pairs(planned, {}))) for planned in plan.state_dicts]
             return made[0][1] if len(made) == 1 else Dict(list(made))
         found = {state.path: state for state in self.source.contents.state_dicts}
@@ -163,7 +164,7 @@ class _Editor:
 
     def _straighten_views(self) -> None:
         """Storages that are views of a root storage (the oldest files) become the root itself."""
-        if self.source is None or self.source.container != "torch legacy":
+        if self.source is None or self.source.container is not Container.TORCH_LEGACY:
             return
         for value in walk(self.source.pickle.root):
             record = read_tensor(value)
@@ -180,18 +181,18 @@ class _Editor:
 
     def _name(self, step: Step) -> str:
         """The key of a step; of copies of a state dict, which share their keys, the renamed ones do too."""
-        source = step.source if isinstance(step, Keep) else step.name
+        source = step.name if step.kept is None else step.kept
         return self.names.setdefault((id(source), step.name), step.name)
 
     def _value(self, path: str, step: Step, values: dict[str, Value]) -> Value:
         tensors = self.tensors[path]
-        if isinstance(step, Keep):
-            stored, value = tensors.get(step.source), values.get(step.source)
+        if step.kept is not None:
+            stored, value = tensors.get(step.kept), values.get(step.kept)
             if stored is None or (value is not None and step.dtype is None):
                 return value
             if value is not None and step.dtype and len(self.views[path, stored.storage]) > 1:
                 return self._cast_storage(value, stored, step.dtype)
-        item = work_of(step, tensors, path)
+        item = step.made_of(tensors, path)
         return self._tensor(values.get(item.like.info.name), item)
 
     def _tensor(self, value: Value, item: MadeTensor) -> Value:
@@ -212,7 +213,7 @@ class _Editor:
         return self.made[key]
 
     def _cast_storage(self, value: Value, stored: StoredTensor, dtype: DType) -> Value:
-        """The same view of a cast copy of the whole storage: what is several views of one stays so."""
+        """The same view of a cast copy of the whole storage, so that all its views stay views of one."""
         key = (id(value), dtype)
         if key not in self.made:
             numel = stored.storage.size // stored.info.dtype.itemsize

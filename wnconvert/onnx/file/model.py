@@ -152,7 +152,7 @@ class NewTensor:
 
 @dataclass(frozen=True, slots=True)
 class GraphEdits:
-    """What a writer changes; whatever is not named here keeps its bytes.
+    """The changes that a writer makes; everything that is not named here keeps its bytes.
 
     ``dropped`` holds the starts of records to leave out (nodes, initializers, value infos, graph inputs);
     ``renamed`` new names of initializers by the start of their record; ``inputs`` the new inputs of nodes by

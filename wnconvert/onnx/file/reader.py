@@ -9,19 +9,18 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import BinaryIO
 
 from wnconvert.errors import FormatError
 from wnconvert.messages import printable
 from wnconvert.onnx.file.model import Attribute, Constant, Graph, GraphScope, Model, Node, OnnxFunction, Port
 from wnconvert.onnx.file.tensors import Tensors
 from wnconvert.onnx.file.wire import BYTES, VARINT, Message, Wire, WireField
-from wnconvert.tensors.tree import ByteRange, Entry, StateDict, StoredTensor, Tree
+from wnconvert.tensors.files import GET_AGAIN, ReadableFile
+from wnconvert.tensors.tree import ByteRange, Entry, StateDict, StoredTensor, Tree, repeated
 
 __all__ = ["OnnxFile", "looks_like_onnx", "open_onnx", "stored_in"]
 
 
-_CUT = "get the file again: it is cut short or damaged"
 #: Nodes, attributes, tensors and names in all; the largest models have some hundred thousand.
 _MOST_THINGS = 4_000_000
 _DEEPEST = 24  # protobuf's own limit is 100 messages, and a subgraph takes three
@@ -69,11 +68,12 @@ def stored_in(scope: GraphScope) -> Iterator[Constant]:
             )
 
 
-def looks_like_onnx(file: BinaryIO, size: int) -> bool:
+def looks_like_onnx(file: ReadableFile) -> bool:
     """Whether a file is an ONNX model, as far as its outermost records tell; one that is cut short is one."""
     seen: set[int] = set()
+    wire = Wire(file)
     try:
-        for record in Wire(file, size).records(Message(0, size)):
+        for record in wire.records(Message(0, wire.size)):
             if _MODEL.get(record.number) != record.wire:
                 return False
             seen.add(record.number)
@@ -83,24 +83,26 @@ def looks_like_onnx(file: BinaryIO, size: int) -> bool:
     return _GRAPH in seen
 
 
-def open_onnx(file: BinaryIO, path: Path, size: int) -> OnnxFile:
-    """Read the structure of an ONNX file of ``size`` bytes.
+def open_onnx(file: ReadableFile, path: Path, open_beside: Callable[[str], ReadableFile]) -> OnnxFile:
+    """Read the structure of an ONNX file, which is called ``path``.
 
-    Raises ``FormatError`` for what contradicts the format, ``InputError`` for data files that are not
+    ``open_beside`` opens a data file by its path in the model's folder; it raises ``FileNotFoundError`` for
+    one that is not there, and its files must stay open until this returns.
+
+    Raises ``FormatError`` for a file that contradicts the format, ``InputError`` for data files that are not
     there or must not be read.
     """
-    wire = Wire(file, size)
     try:
-        return _Reader(wire, path).file()
+        return _Reader(Wire(file), path, open_beside).file()
     except RecursionError as error:  # nested as deep as no model is
         raise FormatError("its graphs are nested too deep", fix="do not trust it") from error
 
 
 class _Reader:
-    def __init__(self, wire: Wire, path: Path) -> None:
+    def __init__(self, wire: Wire, path: Path, open_beside: Callable[[str], ReadableFile]) -> None:
         self.wire = wire
         self.path = path
-        self.tensors = Tensors(wire, path)
+        self.tensors = Tensors(wire, open_beside)
         self.things = 0
         self.paths: set[str] = set()
         self.given: Counter[str] = Counter()
@@ -115,7 +117,7 @@ class _Reader:
             top.setdefault(record.number, []).append(record)
         if len(top.get(_GRAPH, ())) != 1:
             raise FormatError(
-                f"it has {len(top.get(_GRAPH, ()))} graphs, and an ONNX model has one", fix=_CUT
+                f"it has {len(top.get(_GRAPH, ()))} graphs, and an ONNX model has one", fix=GET_AGAIN
             )
         opsets = dict(self.opset(record) for record in top.get(8, ()))
         ir_version = wire.whole(top[1][-1]) if 1 in top else 0
@@ -130,7 +132,7 @@ class _Reader:
             path=self.path,
             size=wire.size,
             model=Model(ir_version, opsets, graph, functions),
-            shards=tuple(self.tensors.shards),
+            shards=(self.path, *(self.path.parent / location for location in self.tensors.locations)),
             externals=self.tensors.externals,
             version=_version(ir_version, opsets, producer),
             has_training=20 in top,
@@ -195,8 +197,7 @@ class _Reader:
         )
 
     def check_names(self, path: str, constants: Sequence[Constant]) -> None:
-        names = Counter(constant.name for constant in constants)
-        twice = next((name for name, count in names.items() if count > 1), None)
+        twice = repeated(constant.name for constant in constants)
         if twice is not None:
             where = f" of {printable(path)}" if path else ""
             raise FormatError(
@@ -216,7 +217,7 @@ class _Reader:
         return Port(self.wire.text(names[-1]) if names else "", record.range)
 
     def sparse(self, record: WireField) -> None:
-        """A sparse tensor: what it has in data files goes with the model."""
+        """Read a sparse tensor, only for the data files that it names."""
         for item in self.message(record):
             if item.number in (1, 2):
                 self.tensors.constant(item)
@@ -383,7 +384,7 @@ def _named(constant: Constant, name: str) -> StoredTensor | None:
 
 
 def _version(ir_version: int, opsets: Mapping[str, int], producer: str) -> str:
-    """What a file says of itself, for people."""
+    """The versions in a file, as a line for people."""
     own = [f"opset {opsets['']}"] if "" in opsets else []
     others = [f"{printable(domain)} {version}" for domain, version in opsets.items() if domain]
     by = [f"by {printable(producer)}"] if producer else []

@@ -7,19 +7,18 @@ in the folder of the model. No large tensor is read.
 from __future__ import annotations
 
 import math
-import os
 import re
-import stat
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import PurePath
 
 from wnconvert.errors import FormatError, InputError
 from wnconvert.messages import printable
 from wnconvert.onnx.file.model import Constant
 from wnconvert.onnx.file.wire import BYTES, Wire, WireField
 from wnconvert.tensors.dtypes import DTYPES, DType
+from wnconvert.tensors.files import GET_AGAIN, ReadableFile
 from wnconvert.tensors.tree import ByteRange, StoredTensor, TensorInfo, contiguous_strides
 
 __all__ = ["CODES", "EXTERNAL", "Tensors"]
@@ -58,7 +57,7 @@ _DIMS, _TYPE, _NAME, _RAW, _ENTRY, _LOCATION = 1, 2, 8, 9, 13, 14
 _RUNS = {4: "f", 10: "d"}
 _WHOLE = {5, 7, 11}
 _TEXTS = 6
-#: TensorProto.DataLocation of what lies in another file.
+#: TensorProto.DataLocation of elements that lie in another file.
 EXTERNAL = 1
 
 _STRUCT = {
@@ -77,12 +76,11 @@ _STRUCT = {
 }
 _FEW = 64
 _MOST_DIMS = 64
-_CUT = "get the file again: it is cut short or damaged"
 
 
 @dataclass(slots=True)
 class _Parts:
-    """What a TensorProto's records say."""
+    """The content of a TensorProto's records."""
 
     dims: list[int] = field(default_factory=list)
     code: int = 0
@@ -95,34 +93,39 @@ class _Parts:
 
 
 class Tensors:
-    """Reads tensors of a model in ``folder``; ``shards`` are the data files that they name, after the model.
+    """Reads tensors of a model, and opens the data files that they name with ``open_beside``.
 
-    ``externals`` has the place of every tensor that lies in a data file, by the start of its record.
+    ``locations`` are the paths of the data files, in the order in which they are named; the bytes of the
+    first are shard 1. ``externals`` has the place of every tensor that lies in a data file, by the start of
+    its record.
     """
 
-    def __init__(self, wire: Wire, path: Path) -> None:
+    def __init__(self, wire: Wire, open_beside: Callable[[str], ReadableFile]) -> None:
         self._wire = wire
-        self._path = path
+        self._open_beside = open_beside
         self._places: dict[str, int] = {}
+        self._files = [wire.file]
         self._sizes = [wire.size]
-        self.shards = [path]
+        self.locations: list[str] = []
         self.externals: dict[int, ByteRange] = {}
 
     def constant(self, record: WireField) -> Constant:
         """A tensor by its record.
 
-        Raises ``FormatError`` where its bytes are not what its shape needs, and ``InputError`` for a data
+        Raises ``FormatError`` where its shape needs more or fewer bytes, and ``InputError`` for a data
         file that is not there or must not be read.
         """
         parts = self._parts(record)
         shown = printable(parts.name) or "without a name"
         if any(size < 0 or size >= 1 << 62 for size in parts.dims) or len(parts.dims) > _MOST_DIMS:
-            raise FormatError(f"tensor {shown} has the absurd shape {parts.dims[:_MOST_DIMS]}", fix=_CUT)
+            raise FormatError(f"tensor {shown} has the absurd shape {parts.dims[:_MOST_DIMS]}", fix=GET_AGAIN)
         numel = math.prod(parts.dims)
         data: ByteRange | None
         if parts.is_external:
             if parts.code not in _BITS:
-                raise FormatError(f"tensor {shown} is no tensor of numbers and lies in a data file", fix=_CUT)
+                raise FormatError(
+                    f"tensor {shown} lies in a data file and does not consist of numbers", fix=GET_AGAIN
+                )
             data = self._external(parts, shown, (numel * _BITS[parts.code] + 7) // 8)
             self.externals[record.start] = data
         else:
@@ -176,10 +179,10 @@ class Tensors:
             return None  # texts, or a type of tomorrow
         needed = (numel * _BITS[parts.code] + 7) // 8
         if parts.raw is not None and (parts.runs or parts.texts):
-            raise FormatError(f"tensor {shown} has its elements twice", fix=_CUT)
+            raise FormatError(f"tensor {shown} has its elements twice", fix=GET_AGAIN)
         if parts.raw is None and parts.runs:
             if {run.number for run in parts.runs} != {_field_of(parts.code)}:
-                raise FormatError(f"tensor {shown} has elements of another dtype than its own", fix=_CUT)
+                raise FormatError(f"tensor {shown} has elements of another dtype than its own", fix=GET_AGAIN)
             if parts.runs[0].number in _WHOLE:
                 return None
             if len(parts.runs) > 1 or parts.runs[0].wire != BYTES:
@@ -189,7 +192,7 @@ class Tensors:
         if have.size != needed:
             shape = tuple(parts.dims)
             raise FormatError(
-                f"tensor {shown} of shape {shape} needs {needed} bytes and has {have.size}", fix=_CUT
+                f"tensor {shown} of shape {shape} needs {needed} bytes and has {have.size}", fix=GET_AGAIN
             )
         return have
 
@@ -208,7 +211,9 @@ class Tensors:
         if dtype.name.startswith("complex"):
             return None
         if len(found) != numel:
-            raise FormatError(f"tensor {shown} has not the elements that its shape needs", fix=_CUT)
+            raise FormatError(
+                f"tensor {shown} does not have the elements that its shape needs", fix=GET_AGAIN
+            )
         if dtype.name in ("float16", "bfloat16") or dtype.is_float8:  # their bits, as whole numbers
             bits = b"".join(
                 (int(value) & (1 << dtype.bits) - 1).to_bytes(dtype.itemsize, "little") for value in found
@@ -217,24 +222,25 @@ class Tensors:
         return tuple(found)
 
     def _bytes(self, data: ByteRange) -> bytes:
-        if not data.size:
-            return b""
-        with self.shards[data.shard].open("rb") as file:
-            return os.pread(file.fileno(), data.size, data.start)
+        return self._files[data.shard].read(data.start, data.size) if data.size else b""
 
     # -- elements in a data file
 
     def _external(self, parts: _Parts, shown: str, needed: int) -> ByteRange:
         where = f"tensor {shown}"
         if parts.raw is not None or parts.runs:
-            raise FormatError(f"{where} has its elements twice, in the model and in a data file", fix=_CUT)
+            raise FormatError(
+                f"{where} has its elements twice, in the model and in a data file", fix=GET_AGAIN
+            )
         shard = self._shard(parts.entries.get("location", ""), where)
         start = _whole(parts.entries, "offset", where) or 0
         length = _whole(parts.entries, "length", where)
         if length is not None and length != needed:
-            raise FormatError(f"{where} needs {needed} bytes, and its external data has {length}", fix=_CUT)
+            raise FormatError(
+                f"{where} needs {needed} bytes, and its external data has {length}", fix=GET_AGAIN
+            )
         if start + needed > self._sizes[shard]:
-            file = self.shards[shard].name
+            file = PurePath(self.locations[shard - 1]).name
             raise FormatError(
                 f"{where} ends at byte {start + needed} of {printable(file)}, which has {self._sizes[shard]}",
                 fix=f"get {printable(file)} again: it is cut short or of another model",
@@ -247,39 +253,26 @@ class Tensors:
             return self._places[location]
         shown = printable(location)
         leaves = (
-            Path(location).is_absolute() or ".." in Path(location).parts or re.match(r"[A-Za-z]:", location)
+            PurePath(location).is_absolute()
+            or ".." in PurePath(location).parts
+            or re.match(r"[A-Za-z]:", location)
         )
         if not location or "\0" in location or leaves:
             raise InputError(
-                f"{where} asks for the data file {shown!r}, which is no path inside the model's folder",
+                f"{where} asks for the data file {shown!r}, which is not a path inside the model's folder",
                 fix="do not trust it; data files lie beside the model, and onnx.save writes such a model",
             )
-        folder = self._path.parent
-        path = folder / location
         try:
-            # A model that is itself a link has data beside the link or beside the file: caches are made so.
-            homes = (Path(os.path.realpath(folder)), Path(os.path.realpath(self._path)).parent)
-            inside = any(Path(os.path.realpath(path)).is_relative_to(home) for home in homes)
-            status = path.stat() if inside else None
+            file = self._open_beside(location)
         except FileNotFoundError as error:
             raise InputError(
                 f"its data file {shown} is not there ({where} lies in it)",
                 fix=f"put {shown} beside the model",
             ) from error
-        except OSError as error:
-            raise InputError(f"its data file {shown} cannot be read ({error.strerror})") from error
-        if status is None:
-            raise InputError(
-                f"its data file {shown} is a link that leaves the model's folder",
-                fix="copy the files themselves into one folder",
-            )
-        if not stat.S_ISREG(status.st_mode):
-            raise InputError(
-                f"its data file {shown} is not a regular file", fix=f"put {shown} beside the model"
-            )
-        self._places[location] = len(self.shards)
-        self.shards.append(path)
-        self._sizes.append(status.st_size)
+        self.locations.append(location)
+        self._files.append(file)
+        self._sizes.append(file.size)
+        self._places[location] = len(self.locations)
         return self._places[location]
 
 
@@ -288,7 +281,9 @@ def _whole(entries: Mapping[str, str], key: str, where: str) -> int | None:
     if text is None:
         return None
     if not re.fullmatch(r"[0-9]{1,18}", text):
-        raise FormatError(f"{where} has the {key} {printable(text)[:40]!r} in its external data", fix=_CUT)
+        raise FormatError(
+            f"{where} has the {key} {printable(text)[:40]!r} in its external data", fix=GET_AGAIN
+        )
     return int(text)
 
 

@@ -1,13 +1,13 @@
-"""A written ONNX model held against its source: all records but the edited ones must be the same."""
+"""A written ONNX model compared with its source: all records but the edited ones must be the same."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 from wnconvert.errors import VerifyError
 from wnconvert.messages import REPORT_BUG
+from wnconvert.onnx.file.edited import EditedPlaces
 from wnconvert.onnx.file.fields import (
     ENTRY,
     FUNCTION_INPUT,
@@ -22,41 +22,41 @@ from wnconvert.onnx.file.fields import (
 from wnconvert.onnx.file.model import GraphEdits
 from wnconvert.onnx.file.reader import OnnxFile
 from wnconvert.onnx.file.wire import Message, Wire, WireField
-from wnconvert.onnx.file.writer import ModelWriter
 from wnconvert.tensors.blocks import BLOCK_BYTES
+from wnconvert.tensors.files import ReadableFile
 
 __all__ = ["check_unchanged"]
 
 
-def check_unchanged(opened: OnnxFile, edits: GraphEdits, path: Path) -> None:
-    """Compare the model at ``path`` with the source: all but the edits must be there, in its order.
+def check_unchanged(before: ReadableFile, opened: OnnxFile, edits: GraphEdits, after: ReadableFile) -> None:
+    """Compare a written model with its source, ``before``: all but the edits must be there, in its order.
 
-    Raises ``VerifyError`` where a record is not what it was. Tensors in data files are not read.
+    Raises ``VerifyError`` where a record has changed. Tensors in data files are not read.
     """
-    with opened.path.open("rb") as before, path.open("rb") as after:
-        size = path.stat().st_size
-        compared = _Compared(ModelWriter(Wire(before, opened.size), opened, edits, ""), Wire(after, size))
-        compared.message("model", Message(0, opened.size), Message(0, size))
+    old, new = Wire(before), Wire(after)
+    compared = _Compared(old, EditedPlaces(opened, edits), new)
+    compared.message("model", Message(0, opened.size), Message(0, new.size))
 
 
 @dataclass(frozen=True, slots=True)
 class _Compared:
-    """The source, with what is to be edited, and what was written, walked side by side."""
+    """The source and the written model, walked side by side."""
 
-    writer: ModelWriter
+    before: Wire
+    edited: EditedPlaces
     after: Wire
 
     def message(self, kind: str, old: WireField | Message, new: WireField | Message) -> None:
         """Compare the content of a message that holds an edit."""
-        writer, inside = self.writer, INSIDE.get(kind, {})
+        inside = INSIDE.get(kind, {})
         start = old.start if isinstance(old, WireField) else -1
         edited = self.edited_fields(kind, start)
         expected = [
             record
-            for record in writer.wire.records(old)
-            if record.start not in writer.edits.dropped and not edited(writer.wire, record)
+            for record in self.before.records(old)
+            if record.start not in self.edited.dropped and not edited(self.before, record)
         ]
-        added = {tensor.name for tensor in writer.new.get(start, ())}
+        added = {tensor.name for tensor in self.edited.new.get(start, ())}
         found = [
             record
             for record in self.after.records(new)
@@ -68,29 +68,27 @@ class _Compared:
             if (record.number, record.wire) != (other.number, other.wire):
                 raise self.differs(record.start)
             child = inside.get(record.number)
-            if child is not None and writer.is_edited(record):
+            if child is not None and self.edited.touch(record):
                 self.message(child, record, other)
             elif not self.equal(record, other):
                 raise self.differs(record.start)
-        wanted = {"node": writer.edits.inputs.get(start), "function": writer.formals.get(start)}.get(kind)
+        wanted = self.edited.inputs_of(kind, start)
         number = NODE_INPUT if kind == "node" else FUNCTION_INPUT
         records = (record for record in self.after.records(new) if record.number == number)
         if wanted is not None and tuple(map(self.after.text, records)) != wanted:
             raise self.differs(old.start)
 
     def edited_fields(self, kind: str, start: int) -> Callable[[Wire, WireField], bool]:
-        """Which records of a message are others now: names of inputs, the name and place of a tensor."""
-        edits = self.writer.edits
+        """A test for the records of a message that an edit replaces: inputs, name and place of a tensor."""
         if kind == "tensor":
-            external, renamed = start in self.writer.opened.externals, start in edits.renamed
+            external, renamed = start in self.edited.externals, start in self.edited.renamed
             return lambda wire, record: (
                 (renamed and record.number == TENSOR_NAME)
                 or (external and record.number == ENTRY and external_key(wire, record) in PLACE)
             )
-        if kind == "node" and start in edits.inputs:
-            return lambda wire, record: record.number == NODE_INPUT
-        if kind == "function" and start in self.writer.formals:
-            return lambda wire, record: record.number == FUNCTION_INPUT
+        if self.edited.inputs_of(kind, start) is not None:
+            number = NODE_INPUT if kind == "node" else FUNCTION_INPUT
+            return lambda wire, record: record.number == number
         return lambda wire, record: False
 
     def name(self, kind: str, record: WireField) -> str:
@@ -106,11 +104,11 @@ class _Compared:
         """Whether two records have the same bytes, read in blocks."""
         size = old.end - old.start
         return size == new.end - new.start and all(
-            self.writer.wire.span(old.start + at, min(BLOCK_BYTES, size - at))
+            self.before.span(old.start + at, min(BLOCK_BYTES, size - at))
             == self.after.span(new.start + at, min(BLOCK_BYTES, size - at))
             for at in range(0, size, BLOCK_BYTES)
         )
 
     def differs(self, at: int) -> VerifyError:
-        what = f"what was written is not what the source has at byte {at}, where nothing was to change"
+        what = f"the output differs from the source at byte {at}, where nothing was to change"
         return VerifyError(f"{what}; nothing is kept", fix=REPORT_BUG)

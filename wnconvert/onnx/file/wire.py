@@ -1,17 +1,17 @@
 """The wire format of protobuf: a message cut into its records, and records written.
 
-A *record* is a field with its tag. Only tags, lengths and what is asked for are read, so a message of
-gigabytes costs kilobytes. Source of the format: https://protobuf.dev/programming-guides/encoding
+A *record* is a field with its tag. Only tags, lengths and the contents that are asked for are read, so a
+message of gigabytes costs kilobytes. Source of the format: https://protobuf.dev/programming-guides/encoding
 """
 
 from __future__ import annotations
 
-import os
 import struct
 from collections.abc import Iterable, Iterator
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 from wnconvert.errors import FormatError
+from wnconvert.tensors.files import GET_AGAIN, ReadableFile
 from wnconvert.tensors.tree import ByteRange
 
 __all__ = [
@@ -31,10 +31,9 @@ __all__ = [
 
 
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
-_CUT = "get the file again: it is cut short or damaged"
 _WINDOW = 64 << 10
 _LONGEST_VARINT = 10
-#: Names, texts and lists of numbers that are read whole; what is longer is a payload.
+#: Names, texts and lists of numbers up to this size are read whole; longer contents are payloads.
 MOST_READ = 1 << 20
 
 
@@ -65,14 +64,14 @@ class Message(NamedTuple):
 
 
 class Wire:
-    """An opened file of ``size`` bytes, read in small windows.
+    """An opened file, read in small windows.
 
-    Its methods raise ``FormatError`` for bytes that are no protobuf, with the place.
+    Its methods raise ``FormatError`` for bytes that are not protobuf, with the place.
     """
 
-    def __init__(self, file: BinaryIO, size: int) -> None:
-        self._fd = file.fileno()
-        self.size = size
+    def __init__(self, file: ReadableFile) -> None:
+        self.file = file
+        self.size = file.size
         self._start = 0
         self._data = b""
 
@@ -101,12 +100,12 @@ class Wire:
         try:
             return self.content(record).decode()
         except UnicodeDecodeError as error:
-            raise self.damaged(record.start, "a name is no UTF-8 text") from error
+            raise self.damaged(record.start, "a name is not UTF-8 text") from error
 
     def whole(self, record: WireField) -> int:
         """The whole number of a record."""
         if record.wire != VARINT:
-            raise self.damaged(record.start, f"field {record.number} is no whole number")
+            raise self.damaged(record.start, f"field {record.number} is not a whole number")
         return signed(record.value)
 
     def wholes(self, record: WireField) -> list[int]:
@@ -127,7 +126,7 @@ class Wire:
         elif record.wire == (FIXED32 if code == "f" else FIXED64):
             data = record.value.to_bytes(size, "little")
         else:
-            raise self.damaged(record.start, f"field {record.number} is no float")
+            raise self.damaged(record.start, f"field {record.number} is not a float")
         if len(data) % size:
             raise self.damaged(record.start, "floats that end in the middle of one")
         return list(struct.unpack(f"<{len(data) // size}{code}", data))
@@ -137,8 +136,8 @@ class Wire:
         return self._bytes(at, size)
 
     def damaged(self, at: int, what: str) -> FormatError:
-        """The error for what contradicts the format at a byte."""
-        return FormatError(f"it is damaged at byte {at}: {what}", fix=_CUT)
+        """The error for bytes that contradict the format; ``at`` is their place."""
+        return FormatError(f"it is damaged at byte {at}: {what}", fix=GET_AGAIN)
 
     def _record(self, at: int, end: int) -> WireField:
         # A tag and a length take at most 20 bytes.
@@ -178,21 +177,8 @@ class Wire:
     def _bytes(self, at: int, size: int) -> bytes:
         if not (self._start <= at and at + size <= self._start + len(self._data)):
             wanted = max(size, min(_WINDOW, self.size - at))
-            self._start, self._data = at, _read(self._fd, at, wanted)
-            if len(self._data) < size:
-                raise FormatError("it became shorter while it was read", fix=_CUT)
+            self._start, self._data = at, self.file.read(at, wanted)
         return self._data[at - self._start : at - self._start + size]
-
-
-def _read(fd: int, at: int, size: int) -> bytes:
-    parts = []
-    while size:
-        part = os.pread(fd, size, at)
-        if not part:
-            break
-        parts.append(part)
-        at, size = at + len(part), size - len(part)
-    return b"".join(parts)
 
 
 def signed(value: int) -> int:

@@ -1,4 +1,4 @@
-"""A model and its edits to the bytes of a new ONNX file: what is not edited is copied as it lies.
+"""A model and its edits to the bytes of a new ONNX file: all records without an edit are copied.
 
 A record that holds an edit is written anew around its other records, so that lengths fit; a file without
 edits comes out byte for byte. Tensors in data files go into one new data file.
@@ -6,12 +6,12 @@ edits comes out byte for byte. Tensors in data files go into one new data file.
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from wnconvert.errors import OutputError
+from wnconvert.onnx.file.edited import EditedPlaces
 from wnconvert.onnx.file.fields import (
     ENTRY,
     FUNCTION_INPUT,
@@ -23,11 +23,12 @@ from wnconvert.onnx.file.fields import (
     TENSOR_NAME,
     external_key,
 )
-from wnconvert.onnx.file.model import GraphEdits, NewTensor, OnnxFunction
+from wnconvert.onnx.file.model import GraphEdits, NewTensor
 from wnconvert.onnx.file.reader import OnnxFile
 from wnconvert.onnx.file.tensors import CODES, EXTERNAL
 from wnconvert.onnx.file.wire import Message, Wire, WireField, bytes_record, int_record, length_head
 from wnconvert.plan.layout import Blob, CopyBytes, FoldLayer, Layout, Work
+from wnconvert.tensors.files import ReadableFile
 from wnconvert.tensors.tree import ByteRange
 
 __all__ = ["ModelWriter", "onnx_layouts"]
@@ -51,15 +52,17 @@ class _Made:
 _Part: TypeAlias = bytes | ByteRange | _Made
 
 
-def onnx_layouts(opened: OnnxFile, edits: GraphEdits, data_name: str) -> tuple[Layout, Layout | None]:
+def onnx_layouts(
+    file: ReadableFile, opened: OnnxFile, edits: GraphEdits, data_name: str
+) -> tuple[Layout, Layout | None]:
     """The bytes of the new model, and of its data file ``data_name`` where tensors of it lie outside.
+
+    ``file`` is the model that was ``opened``.
 
     Raises ``OutputError`` where the model would be larger than protobuf allows.
     """
-    with opened.path.open("rb") as file:
-        wire = Wire(file, opened.size)
-        writer = ModelWriter(wire, opened, edits, data_name)
-        parts = writer.message("model", Message(0, opened.size))
+    writer = ModelWriter(Wire(file), opened, edits, data_name)
+    parts = writer.message("model", Message(0, opened.size))
     model = _layout(parts)
     if model.size > _MOST_BYTES:
         raise OutputError(
@@ -99,26 +102,13 @@ class ModelWriter:
     def __init__(self, wire: Wire, opened: OnnxFile, edits: GraphEdits, data_name: str) -> None:
         self.wire = wire
         self.opened = opened
-        self.edits = edits
+        self.edited = EditedPlaces(opened, edits)
         self.data_name = data_name
         self.data = _Data()
-        scopes = {scope.path: scope for scope in opened.model.scopes()}
-        self.new: dict[int, list[NewTensor]] = {}
-        for tensor in edits.tensors:
-            self.new.setdefault(scopes[tensor.path].record.start, []).append(tensor)
-        self.formals = {scopes[path].record.start: names for path, names in edits.formals.items()}
-        self.functions = {scope.record.start for scope in scopes.values() if isinstance(scope, OnnxFunction)}
-        places = {*edits.dropped, *edits.renamed, *edits.inputs, *self.new, *self.formals}
-        self.places = sorted(places | opened.externals.keys())
-
-    def is_edited(self, record: WireField | Message) -> bool:
-        """Whether an edit lies in a record."""
-        at = bisect_left(self.places, record.start)
-        return at < len(self.places) and self.places[at] < record.end
 
     def record(self, kind: str, record: WireField) -> list[_Part]:
         """A record as it will be, with its tag."""
-        if not self.is_edited(record):
+        if not self.edited.touch(record):
             return [record.range]
         parts = self.tensor(record) if kind == "tensor" else self.message(kind, record)
         return [length_head(record.number, _size(parts)), *parts]
@@ -127,12 +117,12 @@ class ModelWriter:
         """The content of a message as it will be."""
         inside = INSIDE[kind]
         start = message.start if isinstance(message, WireField) else -1
-        names = {"node": self.edits.inputs.get(start), "function": self.formals.get(start)}.get(kind)
+        names = self.edited.inputs_of(kind, start)
         number = NODE_INPUT if kind == "node" else FUNCTION_INPUT
         parts: list[_Part] = []
-        place: int | None = 0 if kind == "graph" else None  # of what is added, among the parts
+        place: int | None = 0 if kind == "graph" else None  # where new records go among the parts
         for record in self.wire.records(message):
-            if record.start in self.edits.dropped or (names is not None and record.number == number):
+            if record.start in self.edited.dropped or (names is not None and record.number == number):
                 continue
             if kind == "function" and record.number == FUNCTION_NODE and place is None:
                 place = len(parts)
@@ -142,11 +132,11 @@ class ModelWriter:
                 place = len(parts)
         place = len(parts) if place is None else place
         added = [
-            self.added(kind, tensor) for tensor in self.new.get(start, ())
+            self.added(kind, tensor) for tensor in self.edited.new.get(start, ())
         ]  # in data files behind others
         parts[place:place] = [part for each in added for part in each]
         if start == self.opened.model.graph.record.start and self.opened.model.ir_version < _STORED_ALONE:
-            parts += [_input(tensor) for tensor in self.new.get(start, ())]
+            parts += [_input(tensor) for tensor in self.edited.new.get(start, ())]
         if names is not None:  # its place in a message is free; others write it first, or behind the name
             parts[:0] = [bytes_record(number, name.encode()) for name in names]
         return parts
@@ -155,8 +145,8 @@ class ModelWriter:
 
     def tensor(self, record: WireField) -> list[_Part]:
         """The content of a tensor that has another name, or lies in the new data file."""
-        name = self.edits.renamed.get(record.start)
-        data = self.opened.externals.get(record.start)
+        name = self.edited.renamed.get(record.start)
+        data = self.edited.externals.get(record.start)
         parts: list[_Part] = []
         for item in self.wire.records(record):
             if name is not None and item.number == TENSOR_NAME:

@@ -11,7 +11,9 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from wnconvert.onnx.file.tensors import CODES
 from wnconvert.tensors.blocks import Array
+from wnconvert.tensors.dtypes import FOLDABLE
 
 __all__ = ["MOST_ELEMENTS", "Settings", "axes_of", "evaluate", "flag"]
 
@@ -22,9 +24,9 @@ Settings: TypeAlias = Mapping[str, Any]
 #: Shape arithmetic is small; what is larger is no shape and is not evaluated.
 MOST_ELEMENTS = 512
 
-_WHOLE = {2, 3, 4, 5, 6, 7, 12, 13}  # TensorProto.DataType of the integers
-_FLOAT = {1, 10, 11, 16}
-_BOOL = 9
+_WHOLE = {code for name, code in CODES.items() if name.startswith(("int", "uint"))}
+_FLOAT = {CODES[name] for name in FOLDABLE}
+_BOOL = CODES["bool"]
 
 
 def axes_of(inputs: Sequence[Array | None], settings: Settings, at: int = 1) -> tuple[int, ...] | None:

@@ -15,6 +15,7 @@ from wnconvert.onnx.graph.layers import NormLayer, find_graph_layers
 from wnconvert.plan.plan import Change, Plan, PlannedStateDict
 from wnconvert.plan.steps import Fold, Keep, Step
 from wnconvert.plan.wanted import check_refused, check_selection, idle_excludes
+from wnconvert.tensors.containers import Container
 from wnconvert.tensors.dtypes import DType
 from wnconvert.tensors.tree import StateDict
 
@@ -51,7 +52,7 @@ def plan_onnx(opened: OnnxFile, selection: Selection = Selection()) -> OnnxFold:
     layers = tuple(item for item in layers if item.layer.name in made)  # others go with what they stand in
     planned = tuple(_planned(model, state, layers, changed) for state in tree.state_dicts)
     notes = (*tree.notes, *idle_excludes(selection, names), *_notes(model, changed))
-    return OnnxFold(Plan("fold", "onnx", planned, notes=notes), layers, changed)
+    return OnnxFold(Plan("fold", Container.ONNX, planned, notes=notes), layers, changed)
 
 
 def _planned(

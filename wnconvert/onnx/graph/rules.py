@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from wnconvert.onnx.file.model import Constant
+from wnconvert.onnx.file.tensors import CODES
 from wnconvert.onnx.graph.constants import MOST_ELEMENTS, axes_of, evaluate, flag
 from wnconvert.onnx.graph.monomials import (
     Monomial,
@@ -30,8 +31,11 @@ from wnconvert.tensors.dtypes import DTYPES, DType
 __all__ = ["KnownValue", "numbers_as_array", "result_of"]
 
 
-#: TensorProto.DataType, as far as casts are followed.
-_NAMES = {1: "float32", 6: "int32", 7: "int64", 9: "bool", 10: "float16", 11: "float64", 16: "bfloat16"}
+#: The dtypes to which casts are followed, by their codes.
+_CASTS = {
+    CODES[name]: DTYPES[name]
+    for name in ("float32", "int32", "int64", "bool", "float16", "float64", "bfloat16")
+}
 _HALVES = {"float16", "bfloat16"}
 _INT64, _BOOL, _FLOAT32 = DTYPES["int64"], DTYPES["bool"], DTYPES["float32"]
 
@@ -115,7 +119,7 @@ def _numbers(op: str, inputs: Sequence[KnownValue | None], settings: Mapping[str
 
 
 def _code(dtype: DType) -> int | None:
-    return next((code for code, name in _NAMES.items() if name == dtype.name), None)
+    return next((code for code, known in _CASTS.items() if known == dtype), None)
 
 
 def _dtype(
@@ -143,7 +147,7 @@ def _cast_to(inputs: Sequence[KnownValue | None], settings: Mapping[str, Any]) -
     if len(inputs) > 1:
         target = inputs[1].dtype if inputs[1] is not None else None
     else:
-        target = DTYPES.get(_NAMES.get(settings.get("to", 0), ""))
+        target = _CASTS.get(settings.get("to", 0))
     if source is None or target is None:
         return None, False
     widens = source.dtype.is_float8 or (

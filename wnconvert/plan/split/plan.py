@@ -5,21 +5,24 @@ Which ones is said by the file itself, by another checkpoint, or by globs and a 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from wnconvert.errors import ArgumentError
 from wnconvert.layers.dims import AUTO
 from wnconvert.layers.find import find_pairs
 from wnconvert.layers.schemes import Refused, Selection
 from wnconvert.messages import counted
-from wnconvert.plan.plan import Change, LeftOut, Plan, PlannedStateDict
-from wnconvert.plan.record import origins, recorded, without_layers
-from wnconvert.plan.scope import choose, elements_of, kept_as_is, optimizers_left_out, scope_of, tie_notes
+from wnconvert.plan.draft import Draft
+from wnconvert.plan.plan import Change, Plan, PlannedStateDict
+from wnconvert.plan.record import origins, without_layers
+from wnconvert.plan.scope import choose, elements_of, kept_as_is, scope_of
 from wnconvert.plan.split.by_globs import as_globs_say
 from wnconvert.plan.split.by_reference import as_like
 from wnconvert.plan.split.candidates import SplitRequest, as_recorded
 from wnconvert.plan.steps import Direction, Keep, Magnitude, Step
-from wnconvert.plan.wanted import check_refused, check_selection, find_layers, idle_excludes, refuse_modules
+from wnconvert.plan.wanted import check_selection, find_layers
+from wnconvert.tensors.containers import Container
 from wnconvert.tensors.tree import StateDict, Tree
 
 __all__ = ["plan_split", "wishes_for"]
@@ -32,7 +35,7 @@ _WHY_NO_OPTIMIZER = (
 
 def plan_split(
     tree: Tree,
-    container: str,
+    container: Container,
     *,
     to: str | None = None,
     like: Tree | None = None,
@@ -51,21 +54,31 @@ def plan_split(
     """
     chosen = choose(tree, only)
     wishes = wishes_for(tree, chosen, selection, like, to)
+    names = [name for wish in wishes.values() for name in wish.names]
     busy = (path for path, wish in wishes.items() if wish.layers or wish.refused or wish.already)
     scope = scope_of(tree, container, chosen, only, busy)
-    mine = {state.path: wishes[state.path] for state in scope.states if state.path in wishes}
-    check_refused({path: wish.refused for path, wish in mine.items()}, "split")
-    changed = [state for state in scope.states if state.path in mine and mine[state.path].layers]
-    if container == "torch":
-        refuse_modules(changed, "split", "split_module")
-    planned = tuple(_split(state, mine.get(state.path)) for state in scope.states)
-    unlike = (_not_found_again(*both) for both in zip(scope.states, planned, strict=True))
-    check_refused({item.path: tuple(no) for item, no in zip(planned, unlike, strict=True)}, "split")
-    optimizers: tuple[LeftOut, ...] = ()
-    if changed and scope.only is None and not keep_optimizer:
-        optimizers = optimizers_left_out(tree, _WHY_NO_OPTIMIZER)
-    kept = {state.path: "" if container == "safetensors" else state.path for state in scope.states}
-    left = {path: wish.left for path, wish in mine.items()}
+    draft = Draft("split", tree, container, selection, scope, names)
+    mine = {state.path: wishes[state.path] for state in draft.states if state.path in wishes}
+    draft.check_refused({path: wish.refused for path, wish in mine.items()})
+    draft.refuse_modules(path for path, wish in mine.items() if wish.layers)
+    planned = tuple(_split(state, mine.get(state.path)) for state in draft.states)
+    both = list(zip(draft.states, planned, strict=True))
+    draft.check_refused({state.path: tuple(_not_found_again(state, item)) for state, item in both})
+    untied = [note for state, item in both for note in _untied(state, item)]
+    return draft.plan(
+        planned,
+        record=_record(draft, planned, mine),
+        optimizers=() if keep_optimizer else draft.without_optimizers(planned, _WHY_NO_OPTIMIZER),
+        already=sum(wish.already for wish in mine.values()),
+        notes=[*(note for wish in mine.values() for note in wish.notes), *untied],
+    )
+
+
+def _record(
+    draft: Draft, planned: Iterable[PlannedStateDict], wishes: Mapping[str, SplitRequest]
+) -> tuple[Mapping[str, Any], ...]:
+    """The record without the folds that this split undoes; those that stay are recorded anew."""
+    left = {path: wish.left for path, wish in wishes.items()}
     gone = {
         item.path: [
             *(change.name for change in item.changes),
@@ -73,27 +86,7 @@ def plan_split(
         ]
         for item in planned
     }
-    names = [name for wish in wishes.values() for name in wish.names]
-    return Plan(
-        "split",
-        container,
-        planned,
-        only=scope.only,
-        dropped=(*optimizers, *scope.dropped),
-        already=sum(wish.already for wish in mine.values()),
-        record=recorded(without_layers(tree.record, "fold", gone), kept, "fold", left),
-        notes=(
-            *tree.notes,
-            *idle_excludes(selection, names),
-            *(note for wish in mine.values() for note in wish.notes),
-            *(
-                note
-                for state, item in zip(scope.states, planned, strict=True)
-                for note in _untied(state, item)
-            ),
-            *(tie_notes(scope.states[0], planned[0]) if container == "safetensors" else ()),
-        ),
-    )
+    return draft.recorded(without_layers(draft.tree.record, "fold", gone), "fold", left)
 
 
 def _split(state: StateDict, wish: SplitRequest | None) -> PlannedStateDict:
@@ -118,7 +111,7 @@ def _not_found_again(state: StateDict, planned: PlannedStateDict) -> Iterable[Re
     """Layers that a fold of the output would not see as they are meant, as the keys beside them are."""
     layers = {change.name: change.layer for change in planned.changes}
     tensors = state.tensors
-    kept = (tensors[step.source].info for step in planned.tensors if isinstance(step, Keep))
+    kept = (tensors[step.kept].info for step in planned.tensors if step.kept is not None)
     found = find_pairs((*kept, *(half for layer in layers.values() for half in layer.halves)))
     again = {layer.name: layer for layer in found.layers}
     reasons = {no.name: no.reason for no in found.refused}
@@ -138,8 +131,8 @@ def _untied(state: StateDict, planned: PlannedStateDict) -> Iterable[str]:
     tensors = state.tensors
     kept: dict[object, str] = {}
     for step in planned.steps:
-        if isinstance(step, Keep) and step.source in tensors and tensors[step.source].info.numel:
-            kept.setdefault(elements_of(tensors[step.source]), step.source)
+        if step.kept in tensors and tensors[step.kept].info.numel:
+            kept.setdefault(elements_of(tensors[step.kept]), step.kept)
     for change in planned.changes:
         if other := kept.get(elements_of(tensors[change.name])):
             yield f"{other} shared memory with {change.name}, which is split: two tensors now"

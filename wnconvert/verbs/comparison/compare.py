@@ -24,8 +24,8 @@ from wnconvert.storage.sources import Source
 from wnconvert.storage.workers import Workers
 from wnconvert.tensors.blocks import Array
 from wnconvert.tensors.dtypes import DTYPES
-from wnconvert.tensors.memory import InMemory, is_torch, stored_tensor
-from wnconvert.tensors.tree import Entry, StateDict, StoredTensor, Tree
+from wnconvert.tensors.memory import InMemory, stored_tensor, tree_of_values
+from wnconvert.tensors.tree import StoredTensor
 from wnconvert.verbs.comparison.pairing import Pair, Rules, Side, paired
 from wnconvert.verbs.comparison.readings import Readings
 from wnconvert.verbs.comparison.result import Comparison, Difference
@@ -177,18 +177,14 @@ class _Bits(InMemory):
     """Values as the files have them: native floats, all else as bits."""
 
     def whole(self, tensor: StoredTensor) -> Array:
-        dtype = tensor.info.dtype
-        kind = dtype.numpy() if dtype.foldable else np.dtype(f"V{dtype.itemsize}")
+        kind = tensor.info.dtype.elements()
         return _raw(self.values[tensor.info.name], tensor.info.name).view(kind).reshape(tensor.info.shape)
 
 
 def _memory(label: str, state_dict: Mapping[str, Any]) -> Side:
     values = {str(name): value for name, value in state_dict.items()}
-    entries = tuple(
-        Entry(name, stored := _stored(name, value), is_opaque=stored is None and is_torch(value))
-        for name, value in values.items()
-    )
-    if not any(entry.tensor for entry in entries):
+    tree = tree_of_values(values, stored=_stored)
+    if not tree.state_dict("").tensors:
         for name, value in values.items():
             if isinstance(value, Mapping):
                 raise ArgumentError(
@@ -196,7 +192,7 @@ def _memory(label: str, state_dict: Mapping[str, Any]) -> Side:
                     where=label,
                     fix=f"pass checkpoint[{name!r}]",
                 )
-    return Side(label, Tree((StateDict("", entries),)), _Bits(values))
+    return Side(label, tree, _Bits(values))
 
 
 def _stored(name: str, value: Any) -> StoredTensor | None:

@@ -9,9 +9,10 @@ from glob import escape
 from wnconvert.errors import ArgumentError, WnconvertError
 from wnconvert.layers.find import find_pairs
 from wnconvert.layers.schemes import SCHEMES, Selection
+from wnconvert.numerics.rounding import FLOAT_FORMATS
 from wnconvert.plan.fold import plan_fold
-from wnconvert.plan.steps import Fold
 from wnconvert.tensors.blocks import Elements
+from wnconvert.tensors.containers import Container
 from wnconvert.tensors.dtypes import DType
 from wnconvert.tensors.tree import StateDict, StoredTensor, Tree
 from wnconvert.verbs.comparison.result import Operand, qualified
@@ -89,8 +90,8 @@ class Item:
         return Operand(self.form, str(self.dtype), self.shape)
 
 
-#: Digits of the floats.
-_DIGITS = {"float64": 53, "float32": 24, "float16": 11, "bfloat16": 8}
+def _digits(dtype: DType) -> int:
+    return FLOAT_FORMATS[dtype.name].digits if dtype.name in FLOAT_FORMATS else 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +113,7 @@ class Pair:
     @property
     def coarser(self) -> DType:
         """The dtype with fewer digits."""
-        return min(self.a.dtype, self.b.dtype, key=lambda dtype: _DIGITS.get(dtype.name, 0))
+        return min(self.a.dtype, self.b.dtype, key=_digits)
 
     @property
     def same_layout(self) -> bool:
@@ -264,14 +265,15 @@ def _items(side: Side, state: StateDict, rules: Rules) -> tuple[dict[str, Item],
     refused = [item.name for item in find_pairs(tensor.info for tensor in tensors.values()).refused]
     unwanted = {name for name in refused if not rules.wants(name)}
     try:
-        plan = plan_fold(Tree((state,)), "torch", selection=Selection(exclude=tuple(map(escape, unwanted))))
+        plan = plan_fold(
+            Tree((state,)), Container.TORCH_ZIP, selection=Selection(exclude=tuple(map(escape, unwanted)))
+        )
     except WnconvertError as error:
         error.where = f"{side.label}: {error.where}" if error.where else side.label
         raise
     items: dict[str, Item] = {}
     for step in plan.state_dicts[0].steps:
-        if isinstance(step, Fold):
-            layer = step.layer
+        if (layer := step.layer) is not None:
             g, v = tensors[layer.g.name], tensors[layer.v.name]
             item = Item(rules.stripped(step.name), step.name, layer.form, v, g, layer.dim)
         elif step.name not in tensors or (unwanted and _weight_of(step.name) in unwanted):

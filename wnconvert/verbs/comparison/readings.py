@@ -17,8 +17,7 @@ from wnconvert.numerics.folding import Folding
 from wnconvert.numerics.rows import RowReport
 from wnconvert.storage.workers import Workers
 from wnconvert.tensors.blocks import Array, Block, blocks, scratch
-from wnconvert.tensors.dtypes import DTYPES
-from wnconvert.tensors.tree import Dim, StoredTensor, TensorInfo
+from wnconvert.tensors.tree import Dim, StoredTensor
 from wnconvert.verbs.comparison.pairing import Item, Pair, Side
 
 __all__ = ["Readings"]
@@ -106,7 +105,7 @@ class Readings:
 
     def _stored(self, pair: Pair) -> _Pieces:
         """Both sides' values as they are stored."""
-        a, b = _whole_bytes(pair.a.values), _whole_bytes(pair.b.values)
+        a, b = pair.a.values.in_bytes(), pair.b.values.in_bytes()
         cut = (a.info.numel,), None, max(a.info.dtype.itemsize, b.info.dtype.itemsize)
         return _abreast(self._plain(0, a, cut), self._plain(1, b, cut))
 
@@ -139,14 +138,6 @@ _Cut: TypeAlias = tuple[tuple[int, ...], Dim, int]
 def _cut_of(layer: Item) -> _Cut:
     """As the fold of a layer is cut."""
     return layer.shape, layer.dim, layer.dtype.itemsize
-
-
-def _whole_bytes(tensor: StoredTensor) -> StoredTensor:
-    """A tensor whose elements are no whole bytes (4 and 6 bits) as bytes; any other as it is."""
-    if tensor.info.dtype.bits % 8 == 0:
-        return tensor
-    info = TensorInfo(tensor.info.name, DTYPES["uint8"], (tensor.info.nbytes,))
-    return StoredTensor(info, tensor.data, 0, (1,))
 
 
 def _kept(arrays: Iterator[Array], use: str) -> Iterator[Array]:

@@ -6,7 +6,7 @@ import contextlib
 import os
 import stat
 import time
-from collections.abc import Callable
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,11 +31,12 @@ from wnconvert.verbs.conversion.verify import (
     verify_copies,
     verify_output,
 )
+from wnconvert.verbs.options import RunOptions
 
 if TYPE_CHECKING:
     from wnconvert.storage.folder import OtherFiles
 
-__all__ = ["Result", "convert", "convert_folder"]
+__all__ = ["Result", "conversion_result", "convert", "convert_folder"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,50 +68,62 @@ class Result:
         }
 
 
+def conversion_result(
+    checkpoint: Checkpoint,
+    plan: Plan,
+    output: Path,
+    began: float,
+    *,
+    bytes_in: int | None = None,
+    bytes_out: int,
+    notes: Iterable[str],
+    verified: str = "",
+) -> Result:
+    """The result of a conversion that started at ``began``; ``notes`` are those of the run.
+
+    ``bytes_in`` is the size of the checkpoint unless more was read.
+    """
+    return Result(
+        plan=plan,
+        source=checkpoint.path,
+        source_container=str(checkpoint.container),
+        output=output,
+        bytes_in=checkpoint.size if bytes_in is None else bytes_in,
+        bytes_out=bytes_out,
+        seconds=time.perf_counter() - began,
+        notes=(*plan.notes, *notes),
+        verified=verified,
+    )
+
+
 def convert(
     checkpoint: Checkpoint,
     plan: Plan,
     output: Path,
-    *,
-    force: bool = False,
-    threads: int | None = None,
-    numbers: RowPolicy = RowPolicy(),  # noqa: B008 - frozen
-    verify: bool = False,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    options: RunOptions = RunOptions(),  # noqa: B008 - frozen
 ) -> Result:
     """Run ``plan`` on an opened checkpoint and put the result at ``output``, whole or not at all.
 
-    ``threads`` defaults to the processors at hand, at most 4. ``progress`` is called with the bytes done
-    and the bytes in all, never from two threads at once.
-
-    Raises ``NumbersError`` for rows that ``numbers`` does not allow, ``OutputError`` where the output
+    Raises ``NumbersError`` for rows that ``options.numbers`` does not allow, ``OutputError`` where the output
     cannot be written, ``VerifyError`` where it was read back and is wrong.
     """
     began = time.perf_counter()
     layout = layout_of(checkpoint, plan)
     with (
-        staged(output, force=force, size=layout.size) as target,
+        staged(output, force=options.force, size=layout.size) as target,
         Source(checkpoint.shards) as source,
     ):
-        workers = Workers(threads, progress)
-        if verify:
+        workers = Workers(options.threads, options.progress)
+        if options.verify:
             workers.expect(sum(blob.effort for blob in layout.blobs) + bytes_to_verify(checkpoint, plan))
-        notes = execute(source, target, layout, numbers, workers)
+        notes = execute(source, target, layout, options.numbers, workers)
         check_structure(target.path, plan.container)
         verified = ""
         more: tuple[str, ...] = ()
-        if verify:
+        if options.verify:
             verified, more = verify_output(checkpoint, plan, source, target.path, workers.advance)
-    return Result(
-        plan=plan,
-        source=checkpoint.path,
-        source_container=checkpoint.container,
-        output=output,
-        bytes_in=checkpoint.size,
-        bytes_out=layout.size,
-        seconds=time.perf_counter() - began,
-        notes=(*plan.notes, *notes, *more),
-        verified=verified,
+    return conversion_result(
+        checkpoint, plan, output, began, bytes_out=layout.size, notes=(*notes, *more), verified=verified
     )
 
 
@@ -119,12 +132,7 @@ def convert_folder(
     plan: Plan,
     beside: OtherFiles,
     output: Path,
-    *,
-    force: bool = False,
-    threads: int | None = None,
-    numbers: RowPolicy = RowPolicy(),  # noqa: B008 - frozen
-    verify: bool = False,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    options: RunOptions = RunOptions(),  # noqa: B008 - frozen
 ) -> Result:
     """Run ``plan``, which is in shards, and put them at ``output``, a folder, with all that lies ``beside``.
 
@@ -136,30 +144,34 @@ def convert_folder(
     size = sum(layout.size for layout in layouts.values()) + sum(file.size for file in beside.files)
     work = sum(blob.effort for layout in layouts.values() for blob in layout.blobs)
     copied = sum(file.size for file in beside.files)
-    workers = Workers(threads, progress)
-    workers.expect(work + copied + (bytes_to_verify(checkpoint, plan) + copied if verify else 0))
+    workers = Workers(options.threads, options.progress)
+    workers.expect(work + copied)
+    if options.verify:
+        workers.expect(bytes_to_verify(checkpoint, plan) + copied)
     made: list[Outcome] = []
     verified = ""
     more: tuple[str, ...] = ()
-    with replaced_folder(output, force=force, size=size) as folder, Source(checkpoint.shards) as source:
+    with (
+        replaced_folder(output, force=options.force, size=size) as folder,
+        Source(checkpoint.shards) as source,
+    ):
         for name, layout in layouts.items():
             with file_in(folder, name, output) as target:
-                made += outcomes(source, target, layout, numbers, workers)
+                made += outcomes(source, target, layout, options.numbers, workers)
         notes = notes_of(made)
         _copy(root, beside, folder, output, workers)
         check_folder_structure(folder, plan)
-        if verify:
+        if options.verify:
             verified, more = verify_output(checkpoint, plan, source, folder, workers.advance)
             verify_copies(root, folder, (file.path for file in beside.files), workers.advance)
-    return Result(
-        plan=plan,
-        source=checkpoint.path,
-        source_container=checkpoint.container,
-        output=output,
+    return conversion_result(
+        checkpoint,
+        plan,
+        output,
+        began,
         bytes_in=checkpoint.size + copied,
         bytes_out=size,
-        seconds=time.perf_counter() - began,
-        notes=(*plan.notes, *notes, *more),
+        notes=(*notes, *more),
         verified=verified,
     )
 

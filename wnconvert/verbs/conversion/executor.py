@@ -1,7 +1,8 @@
 """The executor: runs a layout, block by block, on several threads, into a staged file.
 
 A blob of the layout (a tensor, a storage) is the unit of parallel work, so sums and checksums run in order
-and the output is the same for any number of threads.
+and the output is the same for any number of threads. ``make_tensor`` has one function for each kind of work,
+which also makes tensors in memory.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ from __future__ import annotations
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import singledispatch
+from typing import Protocol
 
 from wnconvert.numerics.folding import Folding
 from wnconvert.numerics.norms import norm_blocks
@@ -19,10 +22,10 @@ from wnconvert.plan.layout import Blob, CopyBytes, Directions, FoldLayer, Gather
 from wnconvert.storage.sources import Source
 from wnconvert.storage.staging import Staged
 from wnconvert.storage.workers import Workers
-from wnconvert.tensors.blocks import BLOCK_BYTES, Array, Block, Read, blocks
+from wnconvert.tensors.blocks import BLOCK_BYTES, Array, Block, Elements, Read, blocks
 from wnconvert.tensors.tree import ByteRange, StoredTensor
 
-__all__ = ["Outcome", "execute", "notes_of", "outcomes"]
+__all__ = ["Outcome", "Sink", "execute", "make_tensor", "notes_of", "outcomes"]
 
 
 # The disk is at work on one part while the next is folded; all left to the end, 2 GiB took a third longer.
@@ -82,20 +85,14 @@ class _Run:
         made = self.workers.each(
             lambda index: self.blob(blobs[index]), {index: blob.effort for index, blob in enumerate(blobs)}
         )
-        return [replace(made[index], where=_where(blob.work)) for index, blob in enumerate(blobs)]
+        return [replace(made[index], where=blob.work.where) for index, blob in enumerate(blobs)]
 
     def blob(self, blob: Blob) -> Outcome:
         out = _Sink(self, blob)
         if isinstance(blob.work, CopyBytes):
             outcome = self.copy(out, blob.work.source)
-        elif isinstance(blob.work, Gather):
-            outcome = self.gather(out, blob.work)
-        elif isinstance(blob.work, FoldLayer):
-            outcome = self.fold(out, blob.work)
-        elif isinstance(blob.work, Norms):
-            outcome = self.norms(out, blob.work)
         else:
-            outcome = self.directions(out, blob.work)
+            outcome = make_tensor(blob.work, self, out, self.numbers)
         out.sync(_SYNC_BYTES // 16)
         for at in blob.crc_at:
             self.target.write(out.crc.to_bytes(4, "little"), at)
@@ -106,41 +103,11 @@ class _Run:
             out.put(self.source.chunk(ByteRange(at, min(BLOCK_BYTES, data.end - at), data.shard)))
         return Outcome()
 
-    def gather(self, out: _Sink, work: Gather) -> Outcome:
-        info = work.tensor.info
-        read = self.source.reader(work.tensor)
-        overflow = 0
-        for block in blocks((info.numel,), None, info.dtype.itemsize):
-            values = read(block)
-            if work.dtype != info.dtype:
-                values, before = cast(values, work.dtype), values
-                overflow += count_overflow(before, values)
-            out.array(values)
-        return Outcome(self.numbers.cast_problems(overflow, work.dtype))
-
-    def fold(self, out: _Sink, work: FoldLayer) -> Outcome:
-        g, info = self.source.whole(work.g), work.v.info
-        folding = Folding(self.reader(work.v), info.shape, work.dim, g, info.dtype, work.dtype)
-        for _, w in folding.blocks():
-            out.array(w)
-        report = folding.report()
-        return Outcome(self.numbers.problems(report), self.numbers.note(report))
-
-    def norms(self, out: _Sink, work: Norms) -> Outcome:
-        info = work.w.info
-        g, report = norm_blocks(self.reader(work.w), info.shape, work.dim, info.dtype, work.dtype)
-        self.workers.advance(max(info.nbytes - g.nbytes, 0))
-        out.array(g)
-        return Outcome(split_problems(report, work.dtype), split_note(report))
-
-    def directions(self, out: _Sink, work: Directions) -> Outcome:
-        info = work.w.info
-        for v in direction_blocks(self.reader(work.w), info.shape, work.dim, info.dtype):
-            out.array(v)
-        return Outcome()
-
     def reader(self, tensor: StoredTensor) -> Read:
-        """The blocks of a tensor; of two passes the first writes nothing, so failures are looked for here."""
+        """Reads a tensor block by block, and stops if another thread failed.
+
+        The first of two passes writes nothing, so no write would notice.
+        """
         values = self.source.reader(tensor)
 
         def read(block: Block) -> Array:
@@ -148,6 +115,10 @@ class _Run:
             return values(block)
 
         return read
+
+    def whole(self, tensor: StoredTensor) -> Array:
+        """All elements of a small tensor."""
+        return self.source.whole(tensor)
 
 
 class _Sink:
@@ -162,6 +133,10 @@ class _Sink:
     def array(self, values: Array) -> None:
         """Take the elements of the next block."""
         self.put(values.reshape(-1).view("u1").data)
+
+    def passed(self, count: int) -> None:
+        """Count bytes as done that were read and are not written."""
+        self.run.workers.advance(count)
 
     def put(self, data: memoryview) -> None:
         self.run.workers.advance(len(data))
@@ -178,5 +153,61 @@ class _Sink:
             self.synced = self.at
 
 
-def _where(work: Work) -> str:
-    return "" if isinstance(work, CopyBytes) else work.where
+# -- the kinds of work
+
+
+class Sink(Protocol):
+    """What takes the elements of a new tensor."""
+
+    def array(self, values: Array) -> None:
+        """Take the elements of the next block."""
+
+    def passed(self, count: int) -> None:
+        """Count bytes as done that were read and are not written."""
+
+
+@singledispatch
+def make_tensor(work: Work, source: Elements, out: Sink, numbers: RowPolicy) -> Outcome:
+    """Make a tensor from the elements of others, block by block, into ``out``; what came of it."""
+    raise NotImplementedError(type(work))
+
+
+@make_tensor.register
+def _gather(work: Gather, source: Elements, out: Sink, numbers: RowPolicy) -> Outcome:
+    info = work.tensor.info
+    read = source.reader(work.tensor)
+    overflow = 0
+    for block in blocks((info.numel,), None, info.dtype.itemsize):
+        values = read(block)
+        if work.dtype != info.dtype:
+            values, before = cast(values, work.dtype), values
+            overflow += count_overflow(before, values)
+        out.array(values)
+    return Outcome(numbers.cast_problems(overflow, work.dtype))
+
+
+@make_tensor.register
+def _fold(work: FoldLayer, source: Elements, out: Sink, numbers: RowPolicy) -> Outcome:
+    g, info = source.whole(work.g), work.v.info
+    folding = Folding(source.reader(work.v), info.shape, work.dim, g, info.dtype, work.dtype)
+    for _, w in folding.blocks():
+        out.array(w)
+    report = folding.report()
+    return Outcome(numbers.problems(report), numbers.note(report))
+
+
+@make_tensor.register
+def _norms(work: Norms, source: Elements, out: Sink, _numbers: RowPolicy) -> Outcome:
+    info = work.w.info
+    g, report = norm_blocks(source.reader(work.w), info.shape, work.dim, info.dtype, work.dtype)
+    out.passed(max(info.nbytes - g.nbytes, 0))
+    out.array(g)
+    return Outcome(split_problems(report, work.dtype), split_note(report))
+
+
+@make_tensor.register
+def _directions(work: Directions, source: Elements, out: Sink, _numbers: RowPolicy) -> Outcome:
+    info = work.w.info
+    for v in direction_blocks(source.reader(work.w), info.shape, work.dim, info.dtype):
+        out.array(v)
+    return Outcome()

@@ -7,63 +7,63 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Literal, overload
+from typing import TYPE_CHECKING, Literal, TypedDict, overload
 
 from wnconvert.layers.dims import AUTO
-from wnconvert.plan.fold import plan_fold
-from wnconvert.plan.migrate import plan_migrate
-from wnconvert.plan.plan import Plan
-from wnconvert.plan.split.plan import plan_split
 from wnconvert.storage.shards import DEFAULT_SHARD_SIZE
-from wnconvert.verbs.conversion.convert import Result
 from wnconvert.verbs.conversion.run import open_reference, plan_onnx_fold, run_conversion
 from wnconvert.verbs.conversion.targets import StrPath
-from wnconvert.verbs.options import check_form, dtype_of, numbers_of, selection_of
+from wnconvert.verbs.options import RunOptions, check_form, dtype_of, numbers_of, selection_of
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from wnconvert.plan.plan import Plan
+    from wnconvert.verbs.conversion.convert import Result
+
+    # For the overloads, which tell a type checker that `dry_run` decides between Result and Plan: the options
+    # of each verb, which its real signature spells out.
+
+    class _Options(TypedDict, total=False):
+        only: str | None
+        layers: Iterable[str]
+        exclude: Iterable[str]
+        max_shard_size: str | int
+        verify: bool
+        force: bool
+        threads: int | None
+        progress: Callable[[int, int], None]
+
+    class _FoldOptions(_Options, total=False):
+        dtype: str | None
+        dim: int | str | None
+        zero_rows: str
+        allow_nonfinite: bool
+        keep_optimizer: bool
+
+    class _SplitOptions(_Options, total=False):
+        to: str | None
+        like: StrPath | None
+        dim: int | str | None
+        keep_optimizer: bool
+
+    class _MigrateOptions(_Options, total=False):
+        to: str
+        drop_optimizer: bool
+
 
 __all__ = ["fold_file", "migrate_file", "split_file"]
 
 
 @overload
 def fold_file(
-    src: StrPath,
-    out: StrPath | None = ...,
-    *,
-    only: str | None = ...,
-    dtype: str | None = ...,
-    layers: Iterable[str] = ...,
-    exclude: Iterable[str] = ...,
-    dim: int | str | None = ...,
-    zero_rows: str = ...,
-    allow_nonfinite: bool = ...,
-    keep_optimizer: bool = ...,
-    max_shard_size: str | int = ...,
-    verify: bool = ...,
-    force: bool = ...,
-    threads: int | None = ...,
-    dry_run: Literal[False] = ...,
-    progress: Callable[[int, int], None] = ...,
+    src: StrPath, out: StrPath | None = ..., *, dry_run: Literal[False] = ..., **options: Unpack[_FoldOptions]
 ) -> Result: ...
 
 
 @overload
 def fold_file(
-    src: StrPath,
-    out: StrPath | None = ...,
-    *,
-    only: str | None = ...,
-    dtype: str | None = ...,
-    layers: Iterable[str] = ...,
-    exclude: Iterable[str] = ...,
-    dim: int | str | None = ...,
-    zero_rows: str = ...,
-    allow_nonfinite: bool = ...,
-    keep_optimizer: bool = ...,
-    max_shard_size: str | int = ...,
-    verify: bool = ...,
-    force: bool = ...,
-    threads: int | None = ...,
-    dry_run: Literal[True],
-    progress: Callable[[int, int], None] = ...,
+    src: StrPath, out: StrPath | None = ..., *, dry_run: Literal[True], **options: Unpack[_FoldOptions]
 ) -> Plan: ...
 
 
@@ -109,6 +109,8 @@ def fold_file(
     >>> len(plan.layers), plan.layers[0][1].name
     (78, 'conv_pre.weight')
     """
+    from wnconvert.plan.fold import plan_fold
+
     selection = selection_of(layers, exclude, dim)
     given = {"--only": only, "--dtype": dtype, "--keep-optimizer": keep_optimizer or None}
     given["--dim"] = None if dim == AUTO else str(dim)
@@ -126,13 +128,15 @@ def fold_file(
         plan_graph=partial(
             plan_onnx_fold, selection=selection, given=[name for name in given if given[name] is not None]
         ),
-        numbers=numbers_of(zero_rows, allow_nonfinite=allow_nonfinite),
+        options=RunOptions(
+            force=force,
+            threads=threads,
+            verify=verify,
+            numbers=numbers_of(zero_rows, allow_nonfinite=allow_nonfinite),
+            progress=progress,
+        ),
         max_shard_size=max_shard_size,
-        verify=verify,
-        force=force,
-        threads=threads,
         dry_run=dry_run,
-        progress=progress,
     )
 
 
@@ -141,40 +145,14 @@ def split_file(
     src: StrPath,
     out: StrPath | None = ...,
     *,
-    to: str | None = ...,
-    like: StrPath | None = ...,
-    only: str | None = ...,
-    layers: Iterable[str] = ...,
-    exclude: Iterable[str] = ...,
-    dim: int | str | None = ...,
-    keep_optimizer: bool = ...,
-    max_shard_size: str | int = ...,
-    verify: bool = ...,
-    force: bool = ...,
-    threads: int | None = ...,
     dry_run: Literal[False] = ...,
-    progress: Callable[[int, int], None] = ...,
+    **options: Unpack[_SplitOptions],
 ) -> Result: ...
 
 
 @overload
 def split_file(
-    src: StrPath,
-    out: StrPath | None = ...,
-    *,
-    to: str | None = ...,
-    like: StrPath | None = ...,
-    only: str | None = ...,
-    layers: Iterable[str] = ...,
-    exclude: Iterable[str] = ...,
-    dim: int | str | None = ...,
-    keep_optimizer: bool = ...,
-    max_shard_size: str | int = ...,
-    verify: bool = ...,
-    force: bool = ...,
-    threads: int | None = ...,
-    dry_run: Literal[True],
-    progress: Callable[[int, int], None] = ...,
+    src: StrPath, out: StrPath | None = ..., *, dry_run: Literal[True], **options: Unpack[_SplitOptions]
 ) -> Plan: ...
 
 
@@ -212,6 +190,8 @@ def split_file(
     >>> [(change.name, change.after.g.name, change.after.g.shape) for _, change in plan.layers]
     [('conv.weight', 'conv.weight_g', (8, 1, 1))]
     """
+    from wnconvert.plan.split.plan import plan_split
+
     check_form(to)
     return run_conversion(
         src,
@@ -226,12 +206,9 @@ def split_file(
             keep_optimizer=keep_optimizer,
         ),
         like=like,
+        options=RunOptions(force=force, threads=threads, verify=verify, progress=progress),
         max_shard_size=max_shard_size,
-        verify=verify,
-        force=force,
-        threads=threads,
         dry_run=dry_run,
-        progress=progress,
     )
 
 
@@ -240,36 +217,14 @@ def migrate_file(
     src: StrPath,
     out: StrPath | None = ...,
     *,
-    to: str = ...,
-    only: str | None = ...,
-    layers: Iterable[str] = ...,
-    exclude: Iterable[str] = ...,
-    drop_optimizer: bool = ...,
-    max_shard_size: str | int = ...,
-    verify: bool = ...,
-    force: bool = ...,
-    threads: int | None = ...,
     dry_run: Literal[False] = ...,
-    progress: Callable[[int, int], None] = ...,
+    **options: Unpack[_MigrateOptions],
 ) -> Result: ...
 
 
 @overload
 def migrate_file(
-    src: StrPath,
-    out: StrPath | None = ...,
-    *,
-    to: str = ...,
-    only: str | None = ...,
-    layers: Iterable[str] = ...,
-    exclude: Iterable[str] = ...,
-    drop_optimizer: bool = ...,
-    max_shard_size: str | int = ...,
-    verify: bool = ...,
-    force: bool = ...,
-    threads: int | None = ...,
-    dry_run: Literal[True],
-    progress: Callable[[int, int], None] = ...,
+    src: StrPath, out: StrPath | None = ..., *, dry_run: Literal[True], **options: Unpack[_MigrateOptions]
 ) -> Plan: ...
 
 
@@ -303,6 +258,8 @@ def migrate_file(
     >>> plan.layers[0][1].before.g.name, plan.layers[0][1].after.g.name
     ('conv_pre.weight_g', 'conv_pre.parametrizations.weight.original0')
     """
+    from wnconvert.plan.migrate import plan_migrate
+
     check_form(to)
     return run_conversion(
         src,
@@ -315,10 +272,7 @@ def migrate_file(
             only=only,
             drop_optimizer=drop_optimizer,
         ),
+        options=RunOptions(force=force, threads=threads, verify=verify, progress=progress),
         max_shard_size=max_shard_size,
-        verify=verify,
-        force=force,
-        threads=threads,
         dry_run=dry_run,
-        progress=progress,
     )

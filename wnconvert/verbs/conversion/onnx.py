@@ -7,26 +7,32 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from wnconvert.errors import OutputError, WnconvertError
+from wnconvert.errors import InputError, OutputError, WnconvertError
 from wnconvert.numerics.rows import RowPolicy
 from wnconvert.onnx.file.reader import looks_like_onnx
+from wnconvert.plan.layout import Layout
 from wnconvert.storage.checkpoint import Checkpoint, open_checkpoint
+from wnconvert.storage.files import open_file
 from wnconvert.storage.sources import Source
 from wnconvert.storage.staging import file_in, free_name, staged_folder
 from wnconvert.storage.workers import Workers
-from wnconvert.verbs.conversion.convert import Result
+from wnconvert.tensors.containers import Container
+from wnconvert.verbs.conversion.convert import Result, conversion_result
 from wnconvert.verbs.conversion.executor import execute
 from wnconvert.verbs.conversion.verify import check_structure
+from wnconvert.verbs.options import RunOptions
 
 if TYPE_CHECKING:
+    from wnconvert.onnx.file.reader import OnnxFile
     from wnconvert.onnx.graph.plan import OnnxFold
 
-__all__ = ["convert_onnx", "own_data_of", "remove_unused"]
+__all__ = ["convert_onnx", "model_layouts", "own_data_of", "remove_unused", "write_model"]
 
 
 def own_data_of(target: Path) -> tuple[Path, ...]:
@@ -74,9 +80,9 @@ def _is_model(path: Path) -> bool:
     try:
         if not path.is_file():
             return False
-        with path.open("rb") as file:
-            return looks_like_onnx(file, path.stat().st_size)
-    except OSError:
+        with closing(open_file(path)) as file:
+            return looks_like_onnx(file)
+    except (OSError, InputError):
         return False
 
 
@@ -96,66 +102,74 @@ def _check_apart(output: Path, data: Iterable[Path]) -> None:
         raise OutputError("the source keeps its data there", where=str(output), fix="choose another -o")
 
 
+def model_layouts(opened: OnnxFile, fold: OnnxFold, target: Path) -> dict[str, Layout]:
+    """The files that a folded model consists of, by name: its data first, where the source has data files."""
+    from wnconvert.onnx.file.writer import onnx_layouts
+
+    data_name = free_name(target)
+    with closing(open_file(opened.path)) as file:
+        model, data = onnx_layouts(file, opened, fold.edits, data_name)
+    return {target.name: model} if data is None else {data_name: data, target.name: model}
+
+
+def write_model(
+    checkpoint: Checkpoint,
+    layouts: Mapping[str, Layout],
+    folder: Path,
+    target: Path,
+    *,
+    numbers: RowPolicy = RowPolicy(),  # noqa: B008 - frozen
+    workers: Workers,
+) -> tuple[str, ...]:
+    """Write the files of a folded model into ``folder``, on their way to ``target``; returns notes."""
+    notes: tuple[str, ...] = ()
+    with Source(checkpoint.shards) as source:
+        for name, layout in layouts.items():
+            with file_in(folder, name, target) as file:
+                notes += execute(source, file, layout, replace(numbers, can_cast=False), workers)
+    return notes
+
+
 def convert_onnx(
     checkpoint: Checkpoint,
     fold: OnnxFold,
     output: Path,
-    *,
-    force: bool = False,
-    threads: int | None = None,
-    numbers: RowPolicy = RowPolicy(),  # noqa: B008 - frozen
-    verify: bool = False,
-    progress: Callable[[int, int], None] = lambda done, total: None,
-    data_name: str = "",
-    proven: bool = True,
+    options: RunOptions = RunOptions(),  # noqa: B008 - frozen
 ) -> Result:
     """Fold an opened ONNX model, run the result beside the original, and put it at ``output``.
 
-    Where tensors of the source lie in data files, those of the output lie in one beside it, ``data_name``
-    (by default a free name). With ``verify`` tensors that stay are read back too. With ``proven`` False
-    nothing is run; who says so proves it otherwise.
+    If tensors of the source lie in data files, those of the output lie in one beside it, under a free name.
+    With ``options.verify`` the tensors that stay are read back too.
 
-    Raises as ``convert`` does; ``InputError`` where onnx or onnxruntime is not there to check the result.
+    Raises as ``convert`` does, and ``InputError`` if onnx or onnxruntime is not there to check the result.
     """
-    from wnconvert.onnx.file.writer import onnx_layouts
     from wnconvert.verbs.conversion.onnx_check import check_fold, check_installed
 
     began = time.perf_counter()
     opened = checkpoint.onnx
-    assert opened is not None  # noqa: S101 - its plan was made of it
-    if proven:
-        check_installed()
+    assert opened is not None  # noqa: S101 - the plan was made from it
+    check_installed()
     _check_apart(output, checkpoint.shards[1:])
-    data_name = data_name or free_name(output)
-    model, data = onnx_layouts(opened, fold.edits, data_name)
-    layouts = {output.name: model} if data is None else {data_name: data, output.name: model}
+    layouts = model_layouts(opened, fold, output)
     size = sum(layout.size for layout in layouts.values())
     bytes_in = sum(path.stat().st_size for path in checkpoint.shards)
-    old = own_data_of(output) if force else ()
-    notes: tuple[str, ...] = fold.plan.notes
-    verified = ""
-    with (
-        staged_folder(output, force=force, size=size) as folder,
-        Source(checkpoint.shards) as source,
-    ):
-        workers, policy = Workers(threads, progress), replace(numbers, can_cast=False)
-        for name, layout in layouts.items():
-            with file_in(folder, name, output) as target:
-                notes += execute(source, target, layout, policy, workers)
-        check_structure(folder / output.name, "onnx")
-        if proven:
-            verified, more = check_fold(opened, fold, folder / output.name, numbers, verify=verify)
-            notes += more
+    old = own_data_of(output) if options.force else ()
+    with staged_folder(output, force=options.force, size=size) as folder:
+        workers = Workers(options.threads, options.progress)
+        notes = write_model(checkpoint, layouts, folder, output, numbers=options.numbers, workers=workers)
+        check_structure(folder / output.name, Container.ONNX)
+        verified, more = check_fold(
+            opened, fold, folder / output.name, options.numbers, verify=options.verify
+        )
     in_place = output.resolve() == checkpoint.path.resolve()
     deleted = remove_unused(old, output, () if in_place else checkpoint.shards)
-    return Result(
-        plan=fold.plan,
-        source=checkpoint.path,
-        source_container=checkpoint.container,
-        output=output,
+    return conversion_result(
+        checkpoint,
+        fold.plan,
+        output,
+        began,
         bytes_in=bytes_in,
         bytes_out=size,
-        seconds=time.perf_counter() - began,
-        notes=(*notes, *deleted),
+        notes=(*notes, *more, *deleted),
         verified=verified,
     )

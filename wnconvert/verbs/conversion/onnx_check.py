@@ -6,6 +6,7 @@ Every layer's own arithmetic is cut out of the original and run; then both model
 from __future__ import annotations
 
 import importlib.util
+import math
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +18,7 @@ import numpy as np
 
 from wnconvert.errors import InputError, VerifyError, WnconvertError
 from wnconvert.messages import REPORT_BUG, counted, listed, printable
+from wnconvert.numerics.rounding import FLOAT_FORMATS
 from wnconvert.numerics.rows import RowPolicy
 from wnconvert.onnx.file.model import Constant, NewTensor, Node, OnnxFunction
 from wnconvert.onnx.file.reader import OnnxFile, stored_in
@@ -25,7 +27,7 @@ from wnconvert.onnx.graph.index import ValueId
 from wnconvert.onnx.graph.plan import OnnxFold
 from wnconvert.onnx.runtime import open_model, run
 from wnconvert.onnx.slices import Slices, UnreachableError
-from wnconvert.storage.checkpoint import open_checkpoint
+from wnconvert.storage.checkpoint import Checkpoint, open_checkpoint
 from wnconvert.storage.sources import Source
 from wnconvert.tensors.blocks import BLOCK_BYTES, Array
 from wnconvert.tensors.dtypes import DType
@@ -37,8 +39,6 @@ __all__ = ["check_fold", "check_installed"]
 
 #: How far an element of a layer may be off that onnxruntime computes: it rounds at every step.
 _RTOL = {"float64": 1e-9, "float32": 1e-4, "float16": 5e-3, "bfloat16": 8e-3}
-#: Twice the smallest number of each dtype.
-_LEAST = {"float64": 1e-323, "float32": 3e-45, "float16": 1.2e-7, "bfloat16": 2e-40}
 
 
 def check_installed() -> None:
@@ -66,12 +66,13 @@ def check_fold(
     files are too. Raises ``VerifyError`` where onnx's checker refuses the new model, or it holds or computes
     something else.
     """
-    kept = _kept(opened, fold, path) if verify else ""
+    written = open_checkpoint(path)
+    kept = _kept(opened, fold, written) if verify else ""
     with ThreadPoolExecutor(1) as pool:  # onnxruntime leaves the other processors to the layers
         running = pool.submit(compare_whole, opened.path, path, numbers)
         notes = list(_checked(opened.path, path))
         try:
-            by_formula, more = _layers(opened, fold, path, numbers)
+            by_formula, more = _layers(opened, fold, written, numbers)
             whole, others = running.result()
         except VerifyError as error:
             # A graph that says two things, of which each reader takes one.
@@ -79,7 +80,8 @@ def check_fold(
                 error.fix = f"onnx.checker refuses the original too ({why}): export it again"
             raise
     notes += [*more, *others]
-    check_unchanged(opened, fold.edits, path)
+    with Source(opened.shards[:1]) as before, Source((path,)) as after:
+        check_unchanged(before.files[0], opened, fold.edits, after.files[0])
     run_alone = len(fold.layers) - len(by_formula)
     done = [f"{counted(run_alone, 'layer')} against the original's own arithmetic"] * bool(run_alone)
     done += [f"{counted(len(by_formula), 'layer')} against g·v/‖v‖"] * bool(by_formula)
@@ -111,9 +113,8 @@ def _checked(original: Path, path: Path) -> Iterator[str]:
         yield f"onnx.checker refuses the original too: {before}"
 
 
-def _kept(opened: OnnxFile, fold: OnnxFold, path: Path) -> str:
+def _kept(opened: OnnxFile, fold: OnnxFold, written: Checkpoint) -> str:
     """Compare the bytes of all tensors that stay, which stand in the same order in both."""
-    written = open_checkpoint(path)
     assert written.onnx is not None  # noqa: S101 - it was read back before
     new = {tensor.name for tensor in fold.edits.tensors}
     gone = [item.record for item in _records(opened) if item.record.start in fold.edits.dropped]
@@ -183,7 +184,7 @@ def _claims(fold: OnnxFold) -> Iterator[_Claim]:
 
 
 def _layers(
-    opened: OnnxFile, fold: OnnxFold, path: Path, numbers: RowPolicy
+    opened: OnnxFile, fold: OnnxFold, written: Checkpoint, numbers: RowPolicy
 ) -> tuple[dict[str, None], list[str]]:
     """Compare every new tensor with what onnxruntime computes of the original's nodes.
 
@@ -193,14 +194,13 @@ def _layers(
     notes: list[str] = []
     if not fold.layers:
         return by_formula, notes
-    written = open_checkpoint(path)
     stored = {name: tensor for state in written.tree.state_dicts for name, tensor in state.tensors.items()}
-    slices = Slices(opened)
     with (
         Source(written.shards) as new,
         Source(opened.shards) as old,
         tempfile.TemporaryDirectory() as folder,
     ):
+        slices = Slices(opened, old.files)
         for claim in _claims(fold):
             tensor = claim.tensor
             found = new.whole(_of(stored, tensor.name)).astype(np.float64)
@@ -243,9 +243,10 @@ def _formula(source: Source, tensor: NewTensor) -> Array:
 
 
 def _near(found: Array, expected: Array, dtype: DType) -> Array:
+    smallest = math.ldexp(1, FLOAT_FORMATS[dtype.name].least)
     with np.errstate(all="ignore"):
         off = np.abs(found - expected)
-        near: Array = off <= _RTOL[dtype.name] * np.abs(expected) + _LEAST[dtype.name]
+        near: Array = off <= _RTOL[dtype.name] * np.abs(expected) + 2 * smallest
     made: Array = near & np.isfinite(expected) | (found == expected)
     return made
 

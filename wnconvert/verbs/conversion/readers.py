@@ -1,4 +1,7 @@
-"""Readers of an output: the safetensors library, torch, zipfile, and our own."""
+"""Readers of an output: the safetensors library, torch, zipfile, and our own.
+
+Those of others open files by themselves, by path: they share nothing with the code that they check.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,6 @@ import importlib.util
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -18,10 +20,10 @@ from wnconvert.messages import REPORT_BUG
 from wnconvert.storage.checkpoint import Checkpoint
 from wnconvert.storage.sources import Source
 from wnconvert.tensors.blocks import BLOCK_BYTES, Array, Block
-from wnconvert.tensors.dtypes import DType, dtype_named
-from wnconvert.tensors.tree import StoredTensor, TensorInfo
+from wnconvert.tensors.dtypes import dtype_named
+from wnconvert.tensors.tree import StoredTensor
 
-__all__ = ["TorchMissing", "in_bytes", "own_reader", "safetensors_reader", "test_zip", "torch_reader"]
+__all__ = ["TorchMissing", "own_reader", "safetensors_reader", "test_zip", "torch_reader"]
 
 
 # What picks a piece of a tensor: places on leading axes, then a slice of the next one.
@@ -97,11 +99,7 @@ def _numpy(tensor: Any) -> Array:
 
     name = str(tensor.dtype).removeprefix("torch.")
     raw: Array = tensor.clone(memory_format=torch.contiguous_format).flatten().view(torch.uint8).numpy()
-    return raw.view(_kind(dtype_named(name)))
-
-
-def _kind(dtype: DType) -> np.dtype[Any]:
-    return dtype.numpy() if dtype.foldable else np.dtype(f"V{dtype.itemsize}")
+    return raw.view(dtype_named(name).elements())
 
 
 def test_zip(path: Path, *, contents: bool) -> None:
@@ -125,15 +123,7 @@ def own_reader(tensors: Mapping[str, Mapping[str, StoredTensor]], written: Sourc
     """Reads with our own reader, from the written files."""
 
     def open_tensor(state: str, name: str) -> ReadBack:
-        read = written.reader(in_bytes(tensors[state][name]))
+        read = written.reader(tensors[state][name].in_bytes())
         return lambda block, piece: read(block)
 
     return open_tensor
-
-
-def in_bytes(tensor: StoredTensor) -> StoredTensor:
-    """A tensor of numbers of 4 or 6 bits as the bytes in which they lie; any other as it is."""
-    if tensor.info.dtype.bits >= 8:
-        return tensor
-    info = TensorInfo(tensor.info.name, dtype_named("uint8"), (tensor.info.nbytes,))
-    return replace(tensor, info=info, strides=(1,))

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from wnconvert.errors import ArgumentError, OutputError, WnconvertError
 from wnconvert.layers.schemes import Selection
 from wnconvert.messages import listed
-from wnconvert.numerics.rows import RowPolicy
 from wnconvert.plan.plan import Plan
 from wnconvert.storage.checkpoint import Checkpoint, container_of, no_graph, open_checkpoint
 from wnconvert.storage.shards import DEFAULT_SHARD_SIZE, bytes_of
+from wnconvert.tensors.containers import Container
 from wnconvert.tensors.tree import Tree
-from wnconvert.verbs.conversion.convert import Result, convert, convert_folder
-from wnconvert.verbs.conversion.onnx import convert_onnx
 from wnconvert.verbs.conversion.targets import (
     FolderTarget,
     StrPath,
@@ -26,10 +24,12 @@ from wnconvert.verbs.conversion.targets import (
     has_suffix,
     is_folder_target,
 )
+from wnconvert.verbs.options import RunOptions
 
 if TYPE_CHECKING:
     from wnconvert.onnx.file.reader import OnnxFile
     from wnconvert.onnx.graph.plan import OnnxFold
+    from wnconvert.verbs.conversion.convert import Result
 
 __all__ = ["open_reference", "plan_onnx_fold", "run_conversion"]
 
@@ -38,48 +38,32 @@ def run_conversion(
     src: StrPath,
     out: StrPath | None,
     kind: str,
-    make_plan: Callable[[Tree, str], Plan],
+    make_plan: Callable[[Tree, Container], Plan],
     *,
     plan_graph: Callable[[OnnxFile], OnnxFold] | None = None,
-    numbers: RowPolicy = RowPolicy(),  # noqa: B008 - frozen
+    options: RunOptions,
     like: StrPath | None = None,
     max_shard_size: str | int,
-    verify: bool,
-    force: bool,
-    threads: int | None,
     dry_run: bool,
-    progress: Callable[[int, int], None],
 ) -> Result | Plan:
     """Open ``src``, plan what goes into ``out``, and write it; errors say which file it was."""
     source = Path(src)
     if out is not None and not os.fspath(out):
         raise ArgumentError("the name of the output is empty", fix="-o OUT, or leave it out")
     output = default_output(source, kind) if out is None else Path(out)
-    if threads is not None and threads < 1:
-        raise ArgumentError(f"{threads} threads cannot work", fix="--threads 1 or more")
     bytes_of(max_shard_size)
     try:
         checkpoint = open_checkpoint(source)
         to_folder = _makes_folder(checkpoint, output if out is None else out, max_shard_size)
         if checkpoint.onnx is not None and plan_graph is not None:
             _check_suffix(output)
-            fold = plan_graph(checkpoint.onnx)
-            plan, write = fold.plan, partial(convert_onnx, checkpoint, fold, output)
+            job = _to_onnx(checkpoint, plan_graph(checkpoint.onnx), output)
         elif to_folder:
-            target = FolderTarget.of(checkpoint, output, max_shard_size)
-            plan = target.planned(make_plan(checkpoint.tree, target.container), checkpoint)
-            if not dry_run:
-                target.check(checkpoint, like)
-            write = partial(convert_folder, checkpoint, plan, target.beside, output)
+            job = _to_folder(checkpoint, make_plan, output, max_shard_size, like)
         else:
             _check_is_checkpoint(checkpoint, output, kind)
-            plan = make_plan(checkpoint.tree, container_of(output))
-            if checkpoint.folder and not dry_run:
-                check_apart(checkpoint, output)
-            write = partial(convert, checkpoint, plan, output)
-        if dry_run:
-            return plan
-        return write(force=force, threads=threads, numbers=numbers, verify=verify, progress=progress)
+            job = _to_file(checkpoint, make_plan(checkpoint.tree, container_of(output)), output)
+        return job.plan if dry_run else job.run(options)
     except OutputError as error:
         error.where = error.where or str(output)
         raise
@@ -87,6 +71,53 @@ def run_conversion(
         if error.where != str(source) and not error.where.startswith(f"{source}{os.sep}"):
             error.where = f"{source}: {error.where}" if error.where else str(source)
         raise
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """A plan, and the function that runs it."""
+
+    plan: Plan
+    run: Callable[[RunOptions], Result]
+
+
+def _to_onnx(checkpoint: Checkpoint, fold: OnnxFold, output: Path) -> _Job:
+    def run(options: RunOptions) -> Result:
+        from wnconvert.verbs.conversion.onnx import convert_onnx
+
+        return convert_onnx(checkpoint, fold, output, options)
+
+    return _Job(fold.plan, run)
+
+
+def _to_folder(
+    checkpoint: Checkpoint,
+    make_plan: Callable[[Tree, Container], Plan],
+    output: Path,
+    max_shard_size: str | int,
+    like: StrPath | None,
+) -> _Job:
+    target = FolderTarget.of(checkpoint, output, max_shard_size)
+    plan = target.planned(make_plan(checkpoint.tree, target.container), checkpoint)
+
+    def run(options: RunOptions) -> Result:
+        from wnconvert.verbs.conversion.convert import convert_folder
+
+        target.check(checkpoint, like)
+        return convert_folder(checkpoint, plan, target.beside, output, options)
+
+    return _Job(plan, run)
+
+
+def _to_file(checkpoint: Checkpoint, plan: Plan, output: Path) -> _Job:
+    def run(options: RunOptions) -> Result:
+        from wnconvert.verbs.conversion.convert import convert
+
+        if checkpoint.folder:
+            check_apart(checkpoint, output)
+        return convert(checkpoint, plan, output, options)
+
+    return _Job(plan, run)
 
 
 def _makes_folder(checkpoint: Checkpoint, out: StrPath, max_shard_size: str | int) -> bool:
@@ -126,7 +157,7 @@ def _check_suffix(output: Path) -> None:
 def _check_is_checkpoint(checkpoint: Checkpoint, output: Path, kind: str) -> None:
     """What is not folded is no ONNX model, and no checkpoint becomes one."""
     no_graph(checkpoint, kind if kind == "split" else "migrated")
-    if container_of(output) == "onnx":
+    if container_of(output) is Container.ONNX:
         raise ArgumentError(
             f"{output.name} would be an ONNX model, and a checkpoint has no graph",
             fix="wnconvert export, which takes the module's code too; or -o OUT.safetensors",

@@ -6,26 +6,29 @@ No torch is needed for numpy arrays (:mod:`wnconvert.tensors.memory`).
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
+from functools import singledispatch
 from typing import Any
+
+import numpy as np
 
 from wnconvert.errors import LayerError
 from wnconvert.layers.dims import AUTO
 from wnconvert.messages import options_as_python
-from wnconvert.numerics.folding import fold_with_report
-from wnconvert.numerics.norms import norm_blocks
-from wnconvert.numerics.rounding import cast, count_overflow
-from wnconvert.numerics.rows import Problem, RowPolicy, raise_problems, split_problems
+from wnconvert.numerics.rows import Problem, RowPolicy, raise_problems
 from wnconvert.numerics.splitting import directions
 from wnconvert.plan.fold import plan_fold
+from wnconvert.plan.layout import Directions, Work
 from wnconvert.plan.migrate import plan_migrate
 from wnconvert.plan.order import NEW_ENTRY, metadata_keys
 from wnconvert.plan.plan import Plan, PlannedStateDict
 from wnconvert.plan.split.plan import plan_split
-from wnconvert.plan.steps import Fold, Keep, Magnitude, Step
-from wnconvert.tensors.blocks import Array, reader_of
-from wnconvert.tensors.dtypes import DType
+from wnconvert.plan.steps import MadeTensor, Step
+from wnconvert.tensors.blocks import Array, Read, reader_of
+from wnconvert.tensors.containers import Container
 from wnconvert.tensors.memory import array_of, made_like, tree_of, view_of
+from wnconvert.tensors.tree import ByteRange, StoredTensor, TensorInfo, Tree, contiguous_strides
+from wnconvert.verbs.conversion.executor import make_tensor
 from wnconvert.verbs.options import check_form, dtype_of, numbers_of, selection_of
 
 __all__ = ["fold_state_dict", "migrate_state_dict", "split_state_dict"]
@@ -60,8 +63,8 @@ def fold_state_dict(
         tree, values = tree_of(state_dict)
         numbers = numbers_of(zero_rows, allow_nonfinite=allow_nonfinite)
         selection = selection_of(layers, exclude, dim)
-        plan = plan_fold(tree, "torch", selection=selection, dtype=dtype_of(dtype))
-        return _made(state_dict, plan, values, numbers)
+        plan = plan_fold(tree, Container.TORCH_ZIP, selection=selection, dtype=dtype_of(dtype))
+        return _made(state_dict, plan, tree, values, numbers)
 
 
 def split_state_dict(
@@ -90,8 +93,8 @@ def split_state_dict(
         tree, values = tree_of(state_dict)
         reference = None if like is None else tree_of(like)[0]
         selection = selection_of(layers, exclude, dim)
-        plan = plan_split(tree, "torch", to=to, like=reference, selection=selection)
-        return _made(state_dict, plan, values)
+        plan = plan_split(tree, Container.TORCH_ZIP, to=to, like=reference, selection=selection)
+        return _made(state_dict, plan, tree, values)
 
 
 def migrate_state_dict(
@@ -113,19 +116,21 @@ def migrate_state_dict(
     with options_as_python():
         check_form(to)
         tree, values = tree_of(state_dict)
-        plan = plan_migrate(tree, "torch", to=to, selection=selection_of(layers, exclude, AUTO))
-        return _made(state_dict, plan, values)
+        plan = plan_migrate(tree, Container.TORCH_ZIP, to=to, selection=selection_of(layers, exclude, AUTO))
+        return _made(state_dict, plan, tree, values)
 
 
 def _made(
     state_dict: Mapping[str, Any],
     plan: Plan,
+    tree: Tree,
     values: Mapping[str, Any],
     numbers: RowPolicy = RowPolicy(),  # noqa: B008 - frozen
 ) -> dict[str, Any]:
     """A new mapping as planned: an ``OrderedDict`` with its ``_metadata`` where the source is one."""
     (planned,) = plan.state_dicts
-    maker = _Maker(values, numbers)
+    tensors = tree.state_dict("").tensors
+    maker = _Maker(values, tensors, numbers)
     made: dict[str, Any] = OrderedDict() if isinstance(state_dict, OrderedDict) else {}
     for step in planned.steps:
         made[step.name] = maker.value(step)
@@ -138,68 +143,90 @@ def _made(
 class _Maker:
     """Makes the values of steps; what is tied stays tied."""
 
-    def __init__(self, values: Mapping[str, Any], numbers: RowPolicy) -> None:
+    def __init__(
+        self, values: Mapping[str, Any], tensors: Mapping[str, StoredTensor], numbers: RowPolicy
+    ) -> None:
         self.values = values
+        self.tensors = tensors
         self.numbers = numbers
+        self.places: dict[object, int] = {}
+        self.placed: list[Any] = []  # the values by place, one for each memory
         self.made: dict[object, Any] = {}
         self.problems: list[tuple[str, tuple[Problem, ...]]] = []
 
     def value(self, step: Step) -> Any:
         """The value that a step puts."""
-        if isinstance(step, Keep):
-            value = self.values[step.source]
-            return value if step.dtype is None else self.once(self.cast, step.source, value, step.dtype)
-        layer = step.layer
-        where = f"layer {layer.name}"
-        if isinstance(step, Fold):
-            g, v = self.values[layer.g.name], self.values[layer.v.name]
-            return self.once(self.fold, where, v, g, layer.dim, step.dtype)
-        w = self.values[layer.name]
-        if isinstance(step, Magnitude):
-            return self.once(self.norms, where, w, layer.dim, layer.g.dtype, layer.g.shape)
-        return self.once(self.directions, where, w, layer.dim)
-
-    def once(self, make: Callable[..., Any], where: str, *args: Any) -> Any:
-        """What ``make`` makes of these arguments, or made of the same before."""
-        key = (make.__name__, *(view_of(arg) if hasattr(arg, "ndim") else arg for arg in args))
+        if step.kept is not None and step.dtype is None:
+            return self.values[step.kept]
+        item = step.made_of({name: self.stored(name) for name in step.sources})
+        key = item.work, item.info.shape
         if key not in self.made:
-            self.made[key] = make(where, *args)
+            try:
+                self.made[key] = _make(item.work, item, self)
+            except LayerError as error:
+                error.where = item.work.where
+                raise
         return self.made[key]
 
-    def cast(self, where: str, value: Any, dtype: DType) -> Any:
-        before = _numbers(where, value)
-        after = cast(before, dtype)
-        self.problems.append((where, self.numbers.cast_problems(count_overflow(before, after), dtype)))
-        return made_like(value, after)
+    def stored(self, name: str) -> StoredTensor:
+        """A tensor whose storage is the number of its memory: works are equal where their memories are."""
+        value = self.values[name]
+        place = self.places.setdefault(view_of(value), len(self.placed))
+        if place == len(self.placed):
+            self.placed.append(value)
+        info = self.tensors[name].info
+        return StoredTensor(info, ByteRange(0, info.nbytes, place), 0, contiguous_strides(info.shape))
 
-    def fold(self, where: str, v: Any, g: Any, dim: int | None, dtype: DType) -> Any:
-        w, report = fold_with_report(_numbers(where, v), _numbers(where, g), dim, dtype=dtype)
-        self.problems.append((where, self.numbers.problems(report)))
-        return made_like(v, w)
+    def of(self, tensor: StoredTensor) -> Any:
+        """The value that is a tensor of ``stored``."""
+        return self.placed[tensor.storage.shard]
 
-    def norms(self, where: str, w: Any, dim: int | None, dtype: DType, shape: tuple[int, ...]) -> Any:
-        array = _numbers(where, w)
-        g, report = norm_blocks(reader_of(array), array.shape, dim, array.dtype, dtype)
-        self.problems.append((where, split_problems(report, dtype)))
-        return made_like(w, g.reshape(shape))
+    def reader(self, tensor: StoredTensor) -> Read:
+        """A function from a block of a tensor to its elements."""
+        return reader_of(self.whole(tensor))
 
-    def directions(self, where: str, w: Any, dim: int | None) -> Any:
-        array = _numbers(where, w)
-        v = directions(array, dim)
-        return w if v is array else made_like(w, v)
+    def whole(self, tensor: StoredTensor) -> Array:
+        """All elements of a tensor."""
+        return array_of(self.of(tensor))
+
+
+class _Elements:
+    """Takes the elements of a new tensor into one array."""
+
+    def __init__(self, info: TensorInfo) -> None:
+        self.all: Array = np.empty(info.numel, info.dtype.numpy())
+        self.at = 0
+
+    def array(self, values: Array) -> None:
+        """Take the elements of the next block."""
+        self.all[self.at : self.at + values.size] = values.reshape(-1)
+        self.at += values.size
+
+    def passed(self, count: int) -> None:
+        """Nothing: nobody counts."""
+
+
+@singledispatch
+def _make(work: Work, item: MadeTensor, maker: _Maker) -> Any:
+    """The value of a new tensor, made as for a file."""
+    out = _Elements(item.info)
+    outcome = make_tensor(work, maker, out, maker.numbers)
+    maker.problems.append((work.where, outcome.problems))
+    return made_like(maker.of(item.like), out.all.reshape(item.info.shape))
+
+
+@_make.register
+def _make_directions(work: Directions, item: MadeTensor, maker: _Maker) -> Any:
+    """v: the very value that w is, where no row of it is zero."""
+    value = maker.of(item.like)
+    array = array_of(value)
+    v = directions(array, work.dim)
+    return value if v is array else made_like(value, v)
 
 
 def _not_named(state_dict: Mapping[Any, Any]) -> dict[Any, Any]:
     """What stands under a key that is no text; a file keeps it too."""
     return {key: value for key, value in state_dict.items() if not isinstance(key, str)}
-
-
-def _numbers(where: str, value: Any) -> Array:
-    try:
-        return array_of(value)
-    except LayerError as error:
-        error.where = where
-        raise
 
 
 def _set_metadata(state_dict: Mapping[str, Any], made: dict[str, Any], planned: PlannedStateDict) -> None:

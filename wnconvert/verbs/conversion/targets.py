@@ -13,6 +13,7 @@ from wnconvert.plan.plan import LeftOut, Plan
 from wnconvert.storage.checkpoint import Checkpoint
 from wnconvert.storage.folder import OtherFiles, cache_of, find_beside, has_weights, is_weights
 from wnconvert.storage.shards import Naming, bytes_of, sharded
+from wnconvert.tensors.containers import Container
 
 __all__ = ["FolderTarget", "StrPath", "check_apart", "default_output", "has_suffix", "is_folder_target"]
 
@@ -102,7 +103,7 @@ class FolderTarget:
     """
 
     path: Path
-    container: str
+    container: Container
     naming: Naming
     beside: OtherFiles
     most: int
@@ -116,11 +117,11 @@ class FolderTarget:
         most = bytes_of(max_shard_size)
         folder = checkpoint.folder
         if folder is None:
-            return cls(path, "safetensors", Naming("model", "safetensors"), OtherFiles(), most)
-        container = "torch" if folder.naming.suffix == "bin" else "safetensors"
+            return cls(path, Container.SAFETENSORS, Naming("model", "safetensors"), OtherFiles(), most)
+        container = Container.TORCH_ZIP if folder.naming.suffix == "bin" else Container.SAFETENSORS
         naming = folder.naming
         if not is_weights(naming.shards(1)[0]):  # nobody would find it where there is but one
-            naming = Naming("pytorch_model" if container == "torch" else "model", naming.suffix)
+            naming = Naming("pytorch_model" if container is Container.TORCH_ZIP else "model", naming.suffix)
         return cls(path, container, naming, find_beside(folder), most)
 
     def planned(self, plan: Plan, checkpoint: Checkpoint) -> Plan:
@@ -135,7 +136,7 @@ class FolderTarget:
         if taken:
             raise OutputError(f"{listed(taken)} would be written, and lies in the folder", fix="move it away")
         left = [LeftOut(path, _why(path)) for path in self.beside.left_out]
-        if made.container == "torch" and made.index and checkpoint.knows_modules:
+        if made.container is Container.TORCH_ZIP and made.index and checkpoint.knows_modules:
             left.append(LeftOut("_metadata", "torch's versions of modules have no place in several files"))
         return replace(made, copied=copied, dropped=(*made.dropped, *left))
 

@@ -9,29 +9,30 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import partial
+from contextlib import closing
+from functools import partial, singledispatch
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from wnconvert.errors import InputError, VerifyError, WnconvertError
+from wnconvert.errors import VerifyError, WnconvertError
 from wnconvert.formats import safetensors as safetensors_file
-from wnconvert.layers.schemes import Layer
 from wnconvert.messages import REPORT_BUG
-from wnconvert.numerics.rounding import cast
+from wnconvert.numerics.rounding import FLOAT_FORMATS, cast
 from wnconvert.plan.plan import Plan, PlannedStateDict
-from wnconvert.plan.steps import Fold, Keep, Magnitude, work_of
+from wnconvert.plan.steps import Direction, Fold, Keep, Magnitude, Step
 from wnconvert.storage.checkpoint import Checkpoint, open_checkpoint
+from wnconvert.storage.files import open_file
 from wnconvert.storage.sources import Source
 from wnconvert.tensors.blocks import BLOCK_BYTES, Array, Block, Read, blocks, box
+from wnconvert.tensors.containers import Container
 from wnconvert.tensors.dtypes import DType
 from wnconvert.tensors.tree import StoredTensor
 from wnconvert.verbs.conversion.readers import (
     Piece,
     ReadBack,
     TorchMissing,
-    in_bytes,
     own_reader,
     safetensors_reader,
     test_zip,
@@ -41,17 +42,17 @@ from wnconvert.verbs.conversion.readers import (
 __all__ = ["bytes_to_verify", "check_folder_structure", "check_structure", "verify_copies", "verify_output"]
 
 
-def check_structure(path: Path, container: str) -> None:
+def check_structure(path: Path, container: Container) -> Checkpoint:
     """Have the safetensors library or ``zipfile`` read the directory of a new file, and our reader its tree.
 
-    Raises ``VerifyError`` where either refuses it.
+    Returns the file as our reader opened it. Raises ``VerifyError`` where either refuses it.
     """
     try:
-        if container == "safetensors":
+        if container is Container.SAFETENSORS:
             safetensors_file.check_header(path)
-        elif container != "onnx":  # onnx_check runs that
+        elif container is not Container.ONNX:  # onnx_check runs that
             test_zip(path, contents=False)
-        open_checkpoint(path)
+        return open_checkpoint(path)
     except WnconvertError as error:
         raise VerifyError(
             f"what was written cannot be read back ({error.what}); nothing is kept", fix=REPORT_BUG
@@ -77,28 +78,29 @@ def verify_copies(
 
     Raises ``VerifyError``, and ``InputError`` for one that is not there any more.
     """
-    try:
-        for name in names:
-            with (before / name).open("rb") as old, (after / name).open("rb") as new:
-                while (block := old.read(BLOCK_BYTES)) or new.read(1):
-                    if new.read(len(block)) != block or not block:
-                        raise VerifyError(
-                            f"{name} was read back, and is no copy; nothing is kept",
-                            fix=f"if nobody changed it meanwhile, {REPORT_BUG}",
-                        )
-                    advance(len(block))
-    except OSError as error:
-        raise InputError(f"it cannot be read ({error.strerror})", where=str(error.filename)) from error
+    for name in names:
+        with closing(open_file(before / name)) as old, closing(open_file(after / name)) as new:
+            wrong = VerifyError(
+                f"{name} was read back, and is not a copy; nothing is kept",
+                fix=f"if nobody changed it meanwhile, {REPORT_BUG}",
+            )
+            size = old.size
+            if new.size != size:
+                raise wrong
+            for at in range(0, size, BLOCK_BYTES):
+                count = min(BLOCK_BYTES, size - at)
+                if new.read(at, count) != old.read(at, count):
+                    raise wrong
+                advance(count)
 
 
 def bytes_to_verify(checkpoint: Checkpoint, plan: Plan) -> int:
     """The bytes of the output that ``verify_output`` holds against the source."""
-    before = {state.path: state.tensors for state in checkpoint.tree.state_dicts}
+    before = checkpoint.tree.tensors
     return sum(
-        work_of(step, before[planned.path]).info.nbytes
+        step.made_of(before[planned.path]).info.nbytes
         for planned in plan.state_dicts
         for step in planned.tensors
-        if not isinstance(step, Keep) or step.source in before[planned.path]
     )
 
 
@@ -117,9 +119,9 @@ def verify_output(
     notes: tuple[str, ...] = ()
     opened = open_checkpoint(path)
     with Source(opened.shards) as written:
-        found = {state.path: state.tensors for state in opened.tree.state_dicts}
+        found = opened.tree.tensors
         own = own_reader(found, written)
-        if plan.container == "safetensors":
+        if plan.container is Container.SAFETENSORS:
             reader, by = safetensors_reader(opened.shards, own), "the safetensors library"
         else:
             try:
@@ -129,9 +131,9 @@ def verify_output(
                     test_zip(shard, contents=True)
                 reader, by = own, "zipfile's test and wnconvert's own reader"
                 notes = (f"not read back with torch: {reason}",)
-        before = {state.path: state.tensors for state in checkpoint.tree.state_dicts}
+        before = checkpoint.tree.tensors
         for planned in plan.state_dicts:
-            names = found["" if plan.container == "safetensors" else planned.path]
+            names = found["" if plan.container is Container.SAFETENSORS else planned.path]
             order = [name for shard in plan.shards for name in shard.tensors]
             _check_names(before[planned.path], planned, list(names), order)
             _check_state_dict(before[planned.path], planned, source, partial(reader, planned.path), advance)
@@ -145,12 +147,7 @@ def _check_names(
 
     ``order`` is that of the names in several files.
     """
-    used: set[str] = set()
-    for step in planned.tensors:
-        if isinstance(step, Keep):
-            used.add(step.source)
-        else:
-            used |= {half.name for half in step.layer.halves} if isinstance(step, Fold) else {step.layer.name}
+    used = {source for step in planned.tensors for source in step.sources}
     halves = {half.name for change in planned.changes if change.after for half in change.after.halves}
     steps = [step.name for step in planned.tensors]
     if (
@@ -171,17 +168,9 @@ def _check_state_dict(
     reader: Callable[[str], ReadBack],
     advance: Callable[[int], None],
 ) -> None:
-    for step in planned.steps:
-        if isinstance(step, Fold):
-            g, v = tensors[step.layer.g.name], tensors[step.layer.v.name]
-            _check_layer(source, g, v, step, reader(step.name))
-        elif isinstance(step, Magnitude):
-            layer = step.layer
-            _check_split(source, tensors[layer.name], layer, reader(layer.g.name), reader(layer.v.name))
-        elif isinstance(step, Keep) and step.source in tensors:
-            _check_kept(source, tensors[step.source], step, reader(step.name))
-        if not isinstance(step, Keep) or step.source in tensors:
-            advance(work_of(step, tensors).info.nbytes)
+    for step in planned.tensors:
+        _check_step(step, tensors, source, reader)
+        advance(step.made_of(tensors).info.nbytes)
 
 
 def _pieces(tensor: StoredTensor) -> Iterator[tuple[Block, Piece]]:
@@ -202,11 +191,23 @@ def _pieces(tensor: StoredTensor) -> Iterator[tuple[Block, Piece]]:
             start += count
 
 
-# -- what must have been read
+# -- the checks, one for each kind of step
 
 
-def _check_kept(source: Source, tensor: StoredTensor, step: Keep, read_back: ReadBack) -> None:
-    tensor = in_bytes(tensor)
+@singledispatch
+def _check_step(
+    step: Step, tensors: Mapping[str, StoredTensor], source: Source, reader: Callable[[str], ReadBack]
+) -> None:
+    """Compare a tensor of the output with what its step must make, computed here from the source."""
+    raise NotImplementedError(type(step))
+
+
+@_check_step.register
+def _check_kept(
+    step: Keep, tensors: Mapping[str, StoredTensor], source: Source, reader: Callable[[str], ReadBack]
+) -> None:
+    """The bytes of the source, cast if the plan says so."""
+    tensor, read_back = tensors[step.kept].in_bytes(), reader(step.name)
     read = source.reader(tensor)
     for block, piece in _pieces(tensor):
         expected = read(block)
@@ -216,19 +217,18 @@ def _check_kept(source: Source, tensor: StoredTensor, step: Keep, read_back: Rea
             raise VerifyError(f"{step.name} was read back with other values; nothing is kept", fix=REPORT_BUG)
 
 
-# Of each foldable dtype: bits of the significand, exponent of the smallest subnormal, and how many units in
-# the last place a folded element may be off. (Elements of rows that are kept may be one off; others half.)
-_ULPS = {
-    "float64": (53, -1074, 4),
-    "float32": (24, -149, 1),
-    "float16": (11, -24, 1),
-    "bfloat16": (8, -133, 1),
-}
+#: How many units in the last place a folded element may be off: those of rows that are kept may be one off,
+#: others half; and extended precision, in which they are checked, is not much wider than float64.
+_MOST_ULPS = {"float64": 4, "float32": 1, "float16": 1, "bfloat16": 1}
 
 
-def _check_layer(source: Source, g: StoredTensor, v: StoredTensor, fold: Fold, read_back: ReadBack) -> None:
+@_check_step.register
+def _check_fold(
+    fold: Fold, tensors: Mapping[str, StoredTensor], source: Source, reader: Callable[[str], ReadBack]
+) -> None:
     """w = g·v/‖v‖ written out in extended precision, against what was read back."""
-    dim, shape = fold.layer.dim, v.info.shape
+    g, v = (tensors[name] for name in fold.sources)
+    dim, shape, read_back = fold.layer.dim, v.info.shape, reader(fold.name)
     _, rows, inner = box(shape, dim)
     read = source.reader(v)
     with np.errstate(all="ignore"):
@@ -243,8 +243,13 @@ def _check_layer(source: Source, g: StoredTensor, v: StoredTensor, fold: Fold, r
                 )
 
 
-def _check_split(source: Source, w: StoredTensor, layer: Layer, g_back: ReadBack, v_back: ReadBack) -> None:
+@_check_step.register
+def _check_split(
+    step: Magnitude, tensors: Mapping[str, StoredTensor], source: Source, reader: Callable[[str], ReadBack]
+) -> None:
     """g against ‖w‖, written out in extended precision; and v, which is w, and a unit where a row is zero."""
+    layer, w = step.layer, tensors[step.layer.name]
+    g_back, v_back = reader(layer.g.name), reader(layer.v.name)
     dim, shape = layer.dim, w.info.shape
     _, rows, inner = box(shape, dim)
     norms = np.sqrt(_squares(source.reader(w), w, dim))
@@ -268,6 +273,13 @@ def _check_split(source: Source, w: StoredTensor, layer: Layer, g_back: ReadBack
             )
 
 
+@_check_step.register
+def _check_direction(
+    step: Direction, tensors: Mapping[str, StoredTensor], source: Source, reader: Callable[[str], ReadBack]
+) -> None:
+    """Nothing: v is checked with its g, whose norms tell which rows are zero."""
+
+
 def _squares(read: Read, tensor: StoredTensor, dim: int | None) -> NDArray[np.longdouble]:
     """The sum of squares of each row, in extended precision."""
     shape = tensor.info.shape
@@ -279,7 +291,7 @@ def _squares(read: Read, tensor: StoredTensor, dim: int | None) -> NDArray[np.lo
 
 
 def _agrees(found: Array, expected: Array, dtype: DType) -> bool:
-    most = _ULPS[dtype.name][2]
+    most = _MOST_ULPS[dtype.name]
     # What lies past the largest value, and what is no number, was allowed or refused before.
     finite = np.isfinite(expected.astype(dtype.numpy()).astype(np.float64))
     off = np.abs(found.reshape(-1).astype(np.longdouble) - expected)
@@ -288,7 +300,7 @@ def _agrees(found: Array, expected: Array, dtype: DType) -> bool:
 
 def _ulp(values: NDArray[np.longdouble], dtype: DType) -> NDArray[np.longdouble]:
     """The unit in the last place of numbers in a dtype."""
-    bits, least, _ = _ULPS[dtype.name]
-    exponents = np.where(values == 0, least, np.frexp(values)[1] - bits)
-    unit: NDArray[np.longdouble] = np.ldexp(np.longdouble(1), np.maximum(exponents, least))
+    form = FLOAT_FORMATS[dtype.name]
+    exponents = np.where(values == 0, form.least, np.frexp(values)[1] - form.digits)
+    unit: NDArray[np.longdouble] = np.ldexp(np.longdouble(1), np.maximum(exponents, form.least))
     return unit

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,29 +14,20 @@ from torch.export import ExportedProgram
 from wnconvert.messages import counted
 from wnconvert.onnx.file.reader import OnnxFile
 from wnconvert.onnx.runtime import Opened, open_model, run
-from wnconvert.storage.checkpoint import open_checkpoint
+from wnconvert.storage.checkpoint import Checkpoint, open_checkpoint
 from wnconvert.tensors.blocks import Array
 from wnconvert.verbs.conversion.onnx_check import check_installed
 from wnconvert.verbs.conversion.targets import StrPath
-from wnconvert.verbs.export.exporters import EXPORTERS
 from wnconvert.verbs.export.graph import check_given, graph_of, nodes_of, residual_of
-from wnconvert.verbs.export.request import (
-    exporter_for,
-    names_in,
-    renamed_outputs,
-    requested_signature,
-    unused_inputs,
-)
+from wnconvert.verbs.export.request import Question, Reference, names_in, question_of, unused_inputs
 from wnconvert.verbs.modules.find import find_live
-from wnconvert.verbs.options import texts_of
-from wnconvert.verbs.proof.functions import Exportable, function_of, unwrapped
-from wnconvert.verbs.proof.proof import ATOL, RTOL, NumericFunction, Proof, prove, steady_run
+from wnconvert.verbs.proof.functions import Exportable
+from wnconvert.verbs.proof.proof import ATOL, RTOL, Proof, prove
 from wnconvert.verbs.proof.report import ExportReport, TimedStep, TimedSteps
 from wnconvert.verbs.proof.running import evaluating
-from wnconvert.verbs.proof.samples import Sample, samples_of
-from wnconvert.verbs.proof.signatures import Range, Signature, check_outputs
+from wnconvert.verbs.proof.signatures import Range
 
-__all__ = ["check_onnx", "checked_options", "describe", "proven_equal"]
+__all__ = ["CheckedModel", "check_model", "check_onnx", "prove_beside", "reference_text"]
 
 
 def check_onnx(
@@ -58,38 +50,40 @@ def check_onnx(
     in their order. Returns a report that is true where all outputs are equal. Raises as ``export_onnx``
     does; the module is left as it was. There is an example at ``export_onnx``.
     """
-    source, reference = Path(path), unwrapped(reference)
     check_installed()
-    exporter_for(reference, EXPORTERS[0])
-    steps, outputs = TimedSteps(progress), texts_of(outputs)
-    check_outputs(outputs)
-    signature = requested_signature(reference, inputs, ranges, dynamic)
-    drawn = samples_of(signature, samples, seed)
-    size, written, left = checked_options(source, steps, partial(check_given, target=source))
+    question = question_of(
+        reference,
+        inputs=inputs,
+        dynamic=dynamic,
+        ranges=ranges,
+        outputs=outputs,
+        rtol=rtol,
+        atol=atol,
+        samples=samples,
+        seed=seed,
+    )
+    source, steps = Path(path), TimedSteps(progress)
+    model = check_model(open_checkpoint(source), steps, partial(check_given, target=source))
     opened = open_model(source)
-    with evaluating(reference) as forget:
-        first = steady_run(function_of(reference, outputs), signature, drawn[0], rtol=rtol, atol=atol)
-        names = outputs or names_in(opened, tuple(first.outputs))
-        function, first = function_of(reference, names), renamed_outputs(first, names)
-        proof = proven_equal(
-            function, opened, signature, drawn, steps, first=first, forget=forget, rtol=rtol, atol=atol
-        )
+    with evaluating(question.module) as forget:
+        first = question.first_run()
+        names = question.outputs or names_in(opened, tuple(first.outputs))
+        proof = prove_beside(question, Reference.of(question, names, first), opened, steps, forget)
     return ExportReport(
         model=str(source),
-        size=size,
-        reference=describe(reference),
+        size=model.size,
+        reference=reference_text(question.module),
         proof=proof,
-        opset=written.model.opsets.get(""),
-        residual_weight_norm=left,
-        nodes=nodes_of(written),
+        opset=model.opset,
+        residual_weight_norm=len(model.residual),
+        nodes=model.nodes,
         steps=tuple(steps.every),
-        notes=(*signature.notes, *unused_inputs(opened, signature), *proof.notes),
+        notes=(*question.signature.notes, *unused_inputs(opened, question.signature), *proof.notes),
     )
 
 
-def describe(model: Exportable) -> str:
+def reference_text(model: Exportable) -> str:
     """The reference in words."""
-    kind = type(model).__name__
     if isinstance(model, torch.jit.ScriptModule):
         kind = f"the TorchScript {model.original_name}"
     elif isinstance(model, ExportedProgram):
@@ -101,34 +95,54 @@ def describe(model: Exportable) -> str:
     return f"{kind} in torch {torch.__version__}"
 
 
-def checked_options(
-    path: Path, steps: TimedSteps, check: Callable[[OnnxFile], None]
-) -> tuple[int, OnnxFile, int]:
-    """Have onnx's checker read a model; its bytes, the model, and the layers of weight norm in it."""
+@dataclass(frozen=True, slots=True)
+class CheckedModel:
+    """A model that onnx's checker has read: its bytes, and the layers whose weight norm it computes."""
+
+    graph: OnnxFile
+    size: int
+    residual: tuple[str, ...]
+
+    @property
+    def opset(self) -> int | None:
+        """The opset of ONNX's own operators."""
+        return self.graph.model.opsets.get("")
+
+    @property
+    def nodes(self) -> int:
+        """How many nodes it has."""
+        return nodes_of(self.graph)
+
+
+def check_model(opened: Checkpoint, steps: TimedSteps, check: Callable[[OnnxFile], None]) -> CheckedModel:
+    """Have onnx's checker read an opened model, by ``check``, and look for weight norm in it."""
     with steps("check") as step:
-        opened = open_checkpoint(path)
         graph = graph_of(opened)
         check(graph)
-        left = residual_of(graph)
-        step.detail = f"onnx.checker; {counted(left, 'layer')} of weight norm left"
-    return sum(shard.stat().st_size for shard in opened.shards), graph, left
+        residual = residual_of(graph)
+        step.detail = f"onnx.checker; {counted(len(residual), 'layer')} of weight norm left"
+    return CheckedModel(graph, sum(shard.stat().st_size for shard in opened.shards), residual)
 
 
-def proven_equal(
-    reference: NumericFunction,
-    opened: Opened,
-    signature: Signature,
-    drawn: Sequence[Sample],
-    steps: TimedSteps,
-    **options: Any,
+def prove_beside(
+    question: Question, reference: Reference, opened: Opened, steps: TimedSteps, forget: Callable[[], None]
 ) -> Proof:
-    """The model against its reference; what the exporter left out of the inputs is not fed."""
+    """Run a model beside its reference; inputs that the exporter left out of the model are not fed to it."""
     there = {port.name for port in opened.inputs}
 
     def candidate(feeds: Mapping[str, Array]) -> dict[str, Array]:
         return run(opened, {name: array for name, array in feeds.items() if name in there})
 
     with steps("run") as step:
-        proof = prove(reference, candidate, signature, samples=drawn, **options)
-        step.detail = f"{counted(len(drawn), 'sample')}, torch and onnxruntime"
+        proof = prove(
+            reference.function,
+            candidate,
+            question.signature,
+            samples=question.samples,
+            rtol=question.rtol,
+            atol=question.atol,
+            first=reference.first,
+            forget=forget,
+        )
+        step.detail = f"{counted(len(question.samples), 'sample')}, torch and onnxruntime"
     return proof

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,46 +12,49 @@ from typing import Any
 import torch
 from torch.export import ExportedProgram
 
-from wnconvert.errors import ArgumentError, LayerError, WnconvertError
+from wnconvert.errors import LayerError, WnconvertError
 from wnconvert.messages import counted
 from wnconvert.onnx.graph.edits import renamed
 from wnconvert.onnx.graph.plan import OnnxFold, plan_onnx
 from wnconvert.onnx.runtime import open_model
 from wnconvert.storage.checkpoint import Checkpoint, open_checkpoint
-from wnconvert.storage.staging import free_name, staged_folder
+from wnconvert.storage.staging import put_in_place, scratch_folder
+from wnconvert.tensors.containers import Container
 from wnconvert.verbs.conversion.onnx import own_data_of, remove_unused
 from wnconvert.verbs.conversion.onnx_check import check_installed
 from wnconvert.verbs.conversion.targets import StrPath
-from wnconvert.verbs.export.check import checked_options, describe, proven_equal
+from wnconvert.verbs.conversion.verify import check_structure
+from wnconvert.verbs.export.check import CheckedModel, check_model, prove_beside, reference_text
 from wnconvert.verbs.export.exporters import export_raw
 from wnconvert.verbs.export.graph import (
     check_exported,
+    check_no_residual,
     graph_of,
     new_names,
     nodes_of,
     parameters_of,
     take_out_data,
+    write_failed,
     write_folded,
 )
-from wnconvert.verbs.export.graph import keep_failed as keep_failed_at
 from wnconvert.verbs.export.request import (
+    Question,
+    Reference,
     check_dynamic,
     check_opset,
     exporter_for,
     output_names,
-    renamed_outputs,
-    requested_signature,
+    question_of,
     unused_inputs,
 )
-from wnconvert.verbs.modules.convert import folded
+from wnconvert.verbs.modules.convert import CopyError, folded
 from wnconvert.verbs.modules.find import find_live
-from wnconvert.verbs.options import texts_of
-from wnconvert.verbs.proof.functions import Exportable, function_of, tensors_of, unwrapped
-from wnconvert.verbs.proof.proof import ATOL, RTOL, steady_run
+from wnconvert.verbs.proof.functions import Exportable, tensors_of, unwrapped
+from wnconvert.verbs.proof.proof import ATOL, RTOL
 from wnconvert.verbs.proof.report import ExportReport, TimedStep, TimedSteps
 from wnconvert.verbs.proof.running import evaluating
-from wnconvert.verbs.proof.samples import export_arrays, samples_of
-from wnconvert.verbs.proof.signatures import Range, Signature, check_outputs
+from wnconvert.verbs.proof.samples import export_arrays
+from wnconvert.verbs.proof.signatures import Range
 
 __all__ = ["export_onnx"]
 
@@ -103,104 +105,163 @@ def export_onnx(
     >>> bool(report), report.residual_weight_norm, [output.name for output in report.outputs], bool(again)
     (True, 0, ['output'], True)
     """
-    target, module = Path(path), unwrapped(module)
     check_installed()
-    exporter, notes = exporter_for(module, exporter)
-    steps, outputs = TimedSteps(progress), texts_of(outputs)
-    check_outputs(outputs)
-    signature = requested_signature(module, inputs, ranges, dynamic)
-    drawn = samples_of(signature, samples, seed)
-    old = own_data_of(target) if force else ()
-    with evaluating(module) as forget:
-        # Before an export, which takes longer: whether the module runs, and gives the same again.
-        first = steady_run(function_of(module, outputs), signature, drawn[0], rtol=rtol, atol=atol)
-        forget()
-        names = output_names(module, signature, first, outputs)
-        first = renamed_outputs(first, names)
-        reference = function_of(module, names)
-        try:
-            with staged_folder(target, force=force) as folder, errors_name(folder, target):
-                copy, layers = _copy(module, steps)
-                raw = folder / "raw"
-                raw.mkdir()
-                exported = _exported(
-                    copy,
-                    signature,
-                    raw / "raw.onnx",
-                    steps,
-                    exporter=exporter,
-                    outputs=names,
-                    opset=opset,
-                    external_data=external_data,
-                )
-                graph = graph_of(exported)
-                fold, named = _planned(exported, copy, steps)
-                write_folded(exported, fold, folder / target.name, free_name(target))
-                size, written, left = checked_options(
-                    folder / target.name, steps, partial(check_exported, raw=graph, target=target)
-                )
-                opened = replace(open_model(folder / target.name), path=target)  # as it is told
-                check_dynamic(opened, signature, exporter)
-                proof = proven_equal(
-                    reference,
-                    opened,
-                    signature,
-                    drawn,
-                    steps,
-                    first=first,
-                    forget=forget,
-                    rtol=rtol,
-                    atol=atol,
-                )
-                report = ExportReport(
-                    model=str(target),
-                    size=size,
-                    reference=describe(module),
-                    proof=proof,
-                    opset=written.model.opsets.get(""),
-                    residual_weight_norm=left,
-                    exporter=exporter,
-                    nodes_exported=nodes_of(graph),
-                    nodes=nodes_of(written),
-                    folded_in_module=layers,
-                    folded_in_graph=len(fold.layers),
-                    initializers_named=named,
-                    notes=(*notes, *signature.notes, *unused_inputs(opened, signature), *proof.notes),
-                )
-                if not proof:
-                    # Out of the block, which else would put the model in place.
-                    raise _UnequalError(
-                        replace(report, notes=(*report.notes, *keep_failed_at(exported, fold, target)))
-                        if keep_failed
-                        else report
-                    )
-                shutil.rmtree(raw)
-        except _UnequalError as unequal:
-            return replace(unequal.report, steps=tuple(steps.every))
-    deleted = tuple(remove_unused(old, target, ()))
-    return replace(report, steps=tuple(steps.every), notes=(*report.notes, *deleted))
-
-
-class _UnequalError(Exception):
-    """The export computes something else."""
-
-    def __init__(self, report: ExportReport) -> None:
-        super().__init__()
-        self.report = report
+    exporter, notes = exporter_for(unwrapped(module), exporter)
+    question = question_of(
+        module,
+        inputs=inputs,
+        dynamic=dynamic,
+        ranges=ranges,
+        outputs=outputs,
+        rtol=rtol,
+        atol=atol,
+        samples=samples,
+        seed=seed,
+    )
+    export = _Export(question, Path(path), exporter, opset, external_data, notes, TimedSteps(progress))
+    old = own_data_of(export.target) if force else ()
+    with evaluating(question.module) as forget:
+        reference = export.reference(forget)
+        with scratch_folder(export.target, force=force) as folder, _errors_name(folder, export.target):
+            made = export.make(reference, folder)
+            written = export.fold_and_name(made, folder)
+            report = export.prove(made, written, reference, forget)
+            if report:
+                put_in_place(written.path.parent, export.target, force=force)
+            elif keep_failed:
+                report = _noted(report, write_failed(made.exported, written.fold, export.target))
+    return _noted(report, remove_unused(old, export.target, ())) if report else report
 
 
 @contextmanager
-def errors_name(folder: Path, target: Path) -> Iterator[None]:
+def _errors_name(folder: Path, target: Path) -> Iterator[None]:
     """Errors name the file that was asked for, not the place where it is made."""
     try:
         yield
     except WnconvertError as error:
-        for made in (folder / target.name, folder / "raw" / "raw.onnx"):
+        for made in (_raw(folder), _written(folder, target)):
             error.where = error.where.replace(str(made), str(target))
         raise
 
 
-# -- the parts
+def _raw(folder: Path) -> Path:
+    return folder / "raw" / "raw.onnx"
+
+
+def _written(folder: Path, target: Path) -> Path:
+    return folder / "folded" / target.name
+
+
+def _noted(report: ExportReport, notes: Iterable[str]) -> ExportReport:
+    return replace(report, notes=(*report.notes, *notes))
+
+
+# -- the stages
+
+
+@dataclass(frozen=True, slots=True)
+class _Made:
+    """What torch's exporter wrote, opened; the copy that it was given, and the layers folded in that."""
+
+    exported: Checkpoint
+    copy: Exportable
+    layers: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Written:
+    """The exported model with its own weight norm folded and its initializers named, written to ``path``."""
+
+    path: Path
+    fold: OnnxFold
+    named: int
+    model: CheckedModel
+
+
+@dataclass(frozen=True, slots=True)
+class _Export:
+    """What is asked of an export; its methods are the stages that answer it, in their order."""
+
+    question: Question
+    target: Path
+    exporter: str
+    opset: int | None
+    external_data: bool
+    notes: tuple[str, ...]
+    steps: TimedSteps
+
+    def reference(self, forget: Callable[[], None]) -> Reference:
+        """The module as a function, run once: an export takes longer than to see that it fails."""
+        first = self.question.first_run()
+        forget()
+        return Reference.of(self.question, output_names(self.question, first), first)
+
+    def make(self, reference: Reference, folder: Path) -> _Made:
+        """Have torch's exporter write a folded copy of the module, and open the file."""
+        copy, layers = _copy(self.question.module, self.steps)
+        path = _raw(folder)
+        path.parent.mkdir()
+        with self.steps("export") as step:
+            export_raw(
+                copy,
+                tensors_of(export_arrays(self.question.signature)),
+                self.question.signature,
+                path,
+                exporter=self.exporter,
+                outputs=tuple(reference.first.outputs),
+                opset=self.opset,
+                external_data=self.external_data,
+            )
+            if self.external_data and self.exporter == "torchscript":
+                take_out_data(path)
+            exported = open_checkpoint(path)
+            graph = graph_of(exported)
+            opset = graph.model.opsets.get("", 0)
+            check_opset(self.opset, opset)
+            step.detail = f"opset {opset}, {counted(nodes_of(graph), 'node')}"
+        return _Made(exported, copy, layers)
+
+    def fold_and_name(self, made: _Made, folder: Path) -> _Written:
+        """Fold the weight norm that is left in the graph, name initializers, write, and read back."""
+        graph, path = graph_of(made.exported), _written(folder, self.target)
+        with self.steps("fold") as step:
+            fold = plan_onnx(graph)
+            step.detail = f"{counted(len(fold.layers), 'layer')} that the exporter left in the graph"
+        with self.steps("name") as step:
+            new = new_names(made.exported, fold, parameters_of(made.copy))
+            step.detail = f"{counted(len(new), 'initializer')} after layers"
+        fold = replace(fold, edits=renamed(graph.model, fold.edits, new))
+        path.parent.mkdir()
+        write_folded(made.exported, fold, path.parent, self.target)
+        check = partial(check_exported, raw=graph, target=self.target)
+        model = check_model(check_structure(path, Container.ONNX), self.steps, check)
+        check_no_residual(model.residual, self.target)
+        return _Written(path, fold, len(new), model)
+
+    def prove(
+        self, made: _Made, written: _Written, reference: Reference, forget: Callable[[], None]
+    ) -> ExportReport:
+        """Run the written model in onnxruntime beside the module; what that and all stages found."""
+        opened = replace(open_model(written.path), path=self.target)  # the path that errors name
+        signature = self.question.signature
+        check_dynamic(opened, signature, self.exporter)
+        proof = prove_beside(self.question, reference, opened, self.steps, forget)
+        return ExportReport(
+            model=str(self.target),
+            size=written.model.size,
+            reference=reference_text(self.question.module),
+            proof=proof,
+            opset=written.model.opset,
+            residual_weight_norm=len(written.model.residual),
+            exporter=self.exporter,
+            nodes_exported=nodes_of(graph_of(made.exported)),
+            nodes=written.model.nodes,
+            folded_in_module=made.layers,
+            folded_in_graph=len(written.fold.layers),
+            initializers_named=written.named,
+            steps=tuple(self.steps.every),
+            notes=(*self.notes, *signature.notes, *unused_inputs(opened, signature), *proof.notes),
+        )
 
 
 def _copy(module: Exportable, steps: TimedSteps) -> tuple[Exportable, int]:
@@ -211,9 +272,8 @@ def _copy(module: Exportable, steps: TimedSteps) -> tuple[Exportable, int]:
         layers = len(find_live(module).layers)
         try:
             copy = folded(module).to("cpu")
-        except ArgumentError as error:
-            if "copied" in error.what:  # what is advised there, to fold in place, does not help here
-                error.fix = "take what cannot be copied off the module before the export"
+        except CopyError as error:  # what is advised there, to fold in place, does not help here
+            error.fix = "take what cannot be copied off the module before the export"
             raise
         except LayerError as error:  # as above: these are arguments of a fold
             error.fix = f"fold before the export, a checkpoint or by fold_module: {error.fix}"
@@ -222,48 +282,3 @@ def _copy(module: Exportable, steps: TimedSteps) -> tuple[Exportable, int]:
             each.training = False
         step.detail = f"{counted(layers, 'layer')} in a copy"
     return copy, layers
-
-
-def _exported(
-    copy: Exportable,
-    signature: Signature,
-    path: Path,
-    steps: TimedSteps,
-    *,
-    exporter: str,
-    outputs: Sequence[str],
-    opset: int | None,
-    external_data: bool,
-) -> Checkpoint:
-    """What torch's exporter makes of a copy, opened."""
-    with steps("export") as step:
-        export_raw(
-            copy,
-            tensors_of(export_arrays(signature)),
-            signature,
-            path,
-            exporter=exporter,
-            outputs=outputs,
-            opset=opset,
-            external_data=external_data,
-        )
-        if external_data and exporter == "torchscript":
-            take_out_data(path)
-        exported = open_checkpoint(path)
-        graph = graph_of(exported)
-        made = graph.model.opsets.get("", 0)
-        check_opset(opset, made)
-        step.detail = f"opset {made}, {counted(nodes_of(graph), 'node')}"
-    return exported
-
-
-def _planned(exported: Checkpoint, copy: Exportable, steps: TimedSteps) -> tuple[OnnxFold, int]:
-    """What is edited in the exported graph: the weight norm that is left in it, and names."""
-    graph = graph_of(exported)
-    with steps("fold") as step:
-        fold = plan_onnx(graph)
-        step.detail = f"{counted(len(fold.layers), 'layer')} that the exporter left in the graph"
-    with steps("name") as step:
-        new = new_names(exported, fold, parameters_of(copy))
-        step.detail = f"{counted(len(new), 'initializer')} after layers"
-    return replace(fold, edits=renamed(graph.model, fold.edits, new)), len(new)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,11 @@ from wnconvert.onnx.graph.layers import find_graph_layers
 from wnconvert.onnx.graph.plan import OnnxFold
 from wnconvert.storage.checkpoint import Checkpoint
 from wnconvert.storage.sources import Source
-from wnconvert.storage.staging import free_name
+from wnconvert.storage.staging import check_target, staged_folder
+from wnconvert.storage.workers import Workers
 from wnconvert.tensors.blocks import Array
 from wnconvert.tensors.memory import array_of
-from wnconvert.verbs.conversion.onnx import convert_onnx
+from wnconvert.verbs.conversion.onnx import model_layouts, own_data_of, remove_unused, write_model
 from wnconvert.verbs.conversion.onnx_check import refused
 from wnconvert.verbs.conversion.state_dict import fold_state_dict
 from wnconvert.verbs.export.names import biases_of, names_of
@@ -30,13 +31,14 @@ from wnconvert.verbs.proof.functions import Exportable
 __all__ = [
     "check_exported",
     "check_given",
+    "check_no_residual",
     "graph_of",
-    "keep_failed",
     "new_names",
     "nodes_of",
     "parameters_of",
     "residual_of",
     "take_out_data",
+    "write_failed",
     "write_folded",
 ]
 
@@ -57,20 +59,16 @@ def nodes_of(graph: OnnxFile) -> int:
     return sum(len(scope.nodes) for scope in graph.model.scopes())
 
 
-def residual_of(graph: OnnxFile) -> int:
-    """How many layers of weight norm a model computes."""
+def residual_of(graph: OnnxFile) -> tuple[str, ...]:
+    """The names of the layers whose weight norm a model computes."""
     found = find_graph_layers(graph.model)
-    return len(found.layers) + len(found.refused)
+    return (*(item.layer.name for item in found.layers), *(refusal.name for refusal in found.refused))
 
 
 # -- names
+
 
 #: What a batch norm is fused into; the weight of a Gemm may be an embedding's.
-
-
-# -- names
-
-
 _CONVOLUTIONS = ("Conv", "ConvTranspose")
 
 
@@ -119,11 +117,14 @@ def new_names(exported: Checkpoint, fold: OnnxFold, parameters: Mapping[str, Arr
 # -- files
 
 
-def write_folded(
-    exported: Checkpoint, fold: OnnxFold, path: Path, data_name: str, *, force: bool = False
-) -> None:
-    """Write an exported model as planned; whether it computes the same is proven later."""
-    convert_onnx(exported, fold, path, data_name=data_name, proven=False, force=force)
+def write_folded(exported: Checkpoint, fold: OnnxFold, folder: Path, target: Path) -> None:
+    """Write an exported model as planned into a folder; whether it computes the same is proven later.
+
+    Raises ``OutputError`` where the disk has too little space.
+    """
+    layouts = model_layouts(graph_of(exported), fold, target)
+    check_target(target, force=True, size=sum(layout.size for layout in layouts.values()))
+    write_model(exported, layouts, folder, target, workers=Workers(None))
 
 
 def take_out_data(path: Path) -> None:
@@ -134,14 +135,19 @@ def take_out_data(path: Path) -> None:
     onnx.save_model(model, str(path), save_as_external_data=True, location=f"{path.name}.data")
 
 
-def keep_failed(exported: Checkpoint, fold: OnnxFold, target: Path) -> tuple[str, ...]:
+def write_failed(exported: Checkpoint, fold: OnnxFold, target: Path) -> tuple[str, ...]:
     """Keep what failed under a name that says so."""
     failed = target.with_name(f"{target.name.removesuffix('.onnx')}.failed.onnx")
-    write_folded(exported, fold, failed, free_name(failed), force=True)
-    return (f"what failed is kept as {failed}",)
+    before = own_data_of(failed)
+    with staged_folder(failed, force=True) as folder:
+        write_folded(exported, fold, folder, failed)
+    return (f"what failed is kept as {failed}", *remove_unused(before, failed, ()))
 
 
 # -- checks
+
+
+_REPORT = "please report it as a bug"
 
 
 def check_given(graph: OnnxFile, target: Path) -> None:
@@ -151,11 +157,10 @@ def check_given(graph: OnnxFile, target: Path) -> None:
 
 
 def check_exported(graph: OnnxFile, raw: OnnxFile, target: Path) -> None:
-    """Have onnx's checker read what was made of the exporter's ``raw`` graph, and find no weight norm in it.
+    """Have onnx's checker read what was made of the exporter's ``raw`` graph.
 
     Raises ``ArgumentError`` where it refuses what the exporter wrote too, else ``VerifyError``.
     """
-    bug = "please report it as a bug"
     if said := refused(graph.path, full_check=True):
         if refused(raw.path, full_check=True):
             raise ArgumentError(
@@ -163,8 +168,12 @@ def check_exported(graph: OnnxFile, raw: OnnxFile, target: Path) -> None:
                 where=str(target),
                 fix="another --opset (22 for bfloat16), --exporter, or an export in float32",
             )
-        raise VerifyError(f"onnx.checker refuses the export: {said}", where=str(target), fix=bug)
-    left = find_graph_layers(graph.model)
-    names = [*(item.layer.name for item in left.layers), *(no.name for no in left.refused)]
+        raise VerifyError(f"onnx.checker refuses the export: {said}", where=str(target), fix=_REPORT)
+
+
+def check_no_residual(names: Sequence[str], target: Path) -> None:
+    """Raise ``VerifyError`` where weight norm is left in a folded graph, in layers of these names."""
     if names:
-        raise VerifyError(f"weight norm is left in the graph: {listed(names)}", where=str(target), fix=bug)
+        raise VerifyError(
+            f"weight norm is left in the graph: {listed(names)}", where=str(target), fix=_REPORT
+        )

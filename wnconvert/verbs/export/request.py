@@ -1,9 +1,9 @@
-"""What is asked of an export: its exporter, signature and names of outputs; and whether that was made."""
+"""The question that an export or a check answers; and whether an exporter made what was asked for."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,26 +15,86 @@ from wnconvert.messages import listed, printable
 from wnconvert.onnx.runtime import Opened
 from wnconvert.verbs.export.exporters import EXPORTERS
 from wnconvert.verbs.modules.find import find_live
-from wnconvert.verbs.proof.functions import Exportable, check_inputs, input_names
-from wnconvert.verbs.proof.proof import Run
-from wnconvert.verbs.proof.signatures import Signature, signature_of
+from wnconvert.verbs.options import texts_of
+from wnconvert.verbs.proof.functions import Exportable, check_inputs, function_of, input_names, unwrapped
+from wnconvert.verbs.proof.proof import NumericFunction, Run, steady_run
+from wnconvert.verbs.proof.samples import Sample, samples_of
+from wnconvert.verbs.proof.signatures import Range, Signature, check_outputs, signature_of
 
 __all__ = [
+    "Question",
+    "Reference",
     "check_dynamic",
     "check_opset",
     "exporter_for",
     "names_in",
     "output_names",
-    "renamed_outputs",
-    "requested_signature",
+    "question_of",
     "unused_inputs",
 ]
 
 
-def exporter_for(module: Exportable, exporter: str) -> tuple[str, tuple[str, ...]]:
-    """The exporter that takes such a model, and a note where it is another than was asked for."""
+@dataclass(frozen=True, slots=True)
+class Question:
+    """Whether a model computes what ``module`` does: on which inputs, and how near.
+
+    ``outputs`` are the names that were asked for; () leaves the outputs their own.
+    """
+
+    module: Exportable
+    signature: Signature
+    samples: tuple[Sample, ...]
+    outputs: tuple[str, ...]
+    rtol: float
+    atol: float
+
+    def first_run(self) -> Run:
+        """The outputs of the module for the first sample. Raises as ``steady_run`` does."""
+        function = function_of(self.module, self.outputs)
+        return steady_run(function, self.signature, self.samples[0], rtol=self.rtol, atol=self.atol)
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """A module as a function whose outputs have the model's names, and its run on the first sample."""
+
+    function: NumericFunction
+    first: Run
+
+    @classmethod
+    def of(cls, question: Question, names: Sequence[str], first: Run) -> Reference:
+        """The module of a question with ``names`` for its outputs, those of ``first`` too."""
+        renamed = dict(zip(names, first.outputs.values(), strict=True))
+        return cls(function_of(question.module, names), replace(first, outputs=renamed))
+
+
+def question_of(
+    module: Exportable,
+    *,
+    inputs: Any,
+    dynamic: Mapping[str, Mapping[int, str]] | None,
+    ranges: Iterable[str] | Mapping[str, Range | tuple[int, int]],
+    outputs: Sequence[str],
+    rtol: float,
+    atol: float,
+    samples: int,
+    seed: int,
+) -> Question:
+    """The question in the arguments that ``export_onnx`` and ``check_onnx`` share.
+
+    Raises ``ArgumentError`` for a module that is not a model, and for arguments that do not fit it.
+    """
+    module = unwrapped(module)
     if not isinstance(module, (nn.Module, ExportedProgram)):
         raise ArgumentError(f"{type(module).__name__} is no model", fix="an nn.Module, or an ExportedProgram")
+    names = texts_of(outputs)
+    check_outputs(names)
+    signature = _signature(module, inputs, ranges, dynamic)
+    return Question(module, signature, samples_of(signature, samples, seed), names, rtol, atol)
+
+
+def exporter_for(module: Exportable, exporter: str) -> tuple[str, tuple[str, ...]]:
+    """The exporter that takes such a model, and a note where it is another than was asked for."""
     if exporter not in EXPORTERS:
         raise ArgumentError(f"no exporter is called {exporter!r}", fix=f"one of {listed(EXPORTERS)}")
     if isinstance(module, torch.jit.ScriptModule) and exporter == "dynamo":
@@ -42,7 +102,7 @@ def exporter_for(module: Exportable, exporter: str) -> tuple[str, tuple[str, ...
     return exporter, ()
 
 
-def requested_signature(
+def _signature(
     model: Exportable,
     inputs: Any,
     ranges: Any,
@@ -73,17 +133,16 @@ def _check_program(program: ExportedProgram, signature: Signature) -> None:
                 )
 
 
-def output_names(
-    model: Exportable, signature: Signature, first: Run, asked: Sequence[str]
-) -> tuple[str, ...]:
+def output_names(question: Question, first: Run) -> tuple[str, ...]:
     """The names of all outputs in the file, where inputs and weights have theirs.
 
     Raises ``ArgumentError`` where one that was asked for is taken.
     """
-    taken = {*signature.names, *_names_of_weights(model)}
-    for name in asked:
+    inputs = question.signature.names
+    taken = {*inputs, *_names_of_weights(question.module)}
+    for name in question.outputs:
         if name in taken:
-            what = "an input" if name in signature.names else "a weight"
+            what = "an input" if name in inputs else "a weight"
             raise ArgumentError(f"output {printable(name)}: {what} is called so", fix="another --output NAME")
     found: list[str] = []
     for name in first.outputs:
@@ -99,11 +158,6 @@ def _names_of_weights(model: Exportable) -> Iterator[str]:
         yield from (name for name, _ in tensors())
     if not isinstance(model, (ExportedProgram, torch.jit.ScriptModule)):
         yield from (name for live in find_live(model).layers for name in live.names)
-
-
-def renamed_outputs(run: Run, names: Sequence[str]) -> Run:
-    """A run with other names for its outputs, in order."""
-    return replace(run, outputs=dict(zip(names, run.outputs.values(), strict=True)))
 
 
 def names_in(opened: Opened, own: tuple[str, ...]) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ from wnconvert.plan.fold import plan_fold
 from wnconvert.plan.migrate import plan_migrate
 from wnconvert.plan.record import origins
 from wnconvert.plan.split.plan import plan_split
+from wnconvert.tensors.containers import Container
 from wnconvert.tensors.tree import Tree
 from wnconvert.verbs.inspection.magnitudes import LayerStats
 
@@ -25,7 +26,7 @@ def fold_in_words(tree: Tree, rows: Sequence[LayerStats]) -> str:
     if bad:
         return f"would refuse the numbers of {listed(bad, 3)} (see the flags)"
     try:
-        plan = plan_fold(tree, "torch")
+        plan = plan_fold(tree, Container.TORCH_ZIP)
     except LayerError as error:
         return f"would refuse: {error.what.splitlines()[0].rstrip(':')} ({error.fix})"
     count = len(plan.layers)
@@ -40,7 +41,7 @@ def split_in_words(tree: Tree) -> str:
     if not any(origins(tree.record, state.path, "fold") for state in tree.state_dicts):
         return ""
     try:
-        plan = plan_split(tree, "torch")
+        plan = plan_split(tree, Container.TORCH_ZIP)
     except LayerError as error:
         return f"would refuse: {error.what.splitlines()[0].rstrip(':')} ({error.fix})"
     forms = dict.fromkeys(change.layer.form for _, change in plan.layers)
@@ -54,7 +55,7 @@ def migrate_in_words(tree: Tree) -> str:
     said = []
     for to in reversed(FORMS):
         try:
-            plan = plan_migrate(tree, "torch", to=to)
+            plan = plan_migrate(tree, Container.TORCH_ZIP, to=to)
         except LayerError as error:
             return f"would refuse: {error.what.splitlines()[0].rstrip(':')} ({error.fix})"
         if plan.layers:

@@ -26,6 +26,7 @@ from wnconvert.storage.checkpoint import Checkpoint, open_checkpoint
 from wnconvert.storage.folder import part_notes
 from wnconvert.storage.sources import Source
 from wnconvert.tensors.blocks import Elements
+from wnconvert.tensors.containers import Container
 from wnconvert.tensors.memory import InMemory, tree_of
 from wnconvert.tensors.tree import StateDict, StoredTensor, Tree
 from wnconvert.verbs.inspection.forecast import fold_in_words, migrate_in_words, split_in_words
@@ -77,7 +78,7 @@ def inspect_file(
     others = replace(
         found,
         source=os.fspath(path),
-        container=checkpoint.container,
+        container=str(checkpoint.container),
         bytes=checkpoint.size,
         files=checkpoint.folder.files if checkpoint.folder else (),
         notes=(*part_notes(path), *found.notes),
@@ -257,13 +258,14 @@ def _with_pickle(found: Inspection, checkpoint: Checkpoint) -> Inspection:
     """What only a pickle tells: sizes of siblings, optimizers, devices of all storages, names of classes."""
     opened = checkpoint.torch
     if opened is None:
-        devices = () if checkpoint.container == "safetensors" else found.devices  # safetensors names none
+        # safetensors names none
+        devices = () if checkpoint.container is Container.SAFETENSORS else found.devices
         return replace(found, devices=devices)
     siblings = [*opened.contents.siblings, *((item.path, item.node) for item in opened.contents.optimizers)]
     kinds = {item.path: item.kind for item in checkpoint.tree.siblings}
     kinds |= dict.fromkeys(checkpoint.tree.optimizers, "optimizer")
     storages = [read_storage(value) for value in walk(opened.pickle.root) if isinstance(value, PersistentId)]
-    script = checkpoint.container == "TorchScript"
+    script = checkpoint.container is Container.TORCHSCRIPT
     return replace(
         found,
         version=f"{opened.version}, pickle protocol {opened.pickle.protocol}",

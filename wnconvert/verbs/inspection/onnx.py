@@ -152,7 +152,7 @@ def inspect_onnx(
         )
     return Inspection(
         source=os.fspath(checkpoint.path),
-        container=checkpoint.container,
+        container=str(checkpoint.container),
         version=opened.version,
         bytes=sum(path.stat().st_size for path in checkpoint.shards),
         parameters=sum(state.parameters for state in states),

@@ -29,6 +29,7 @@ import wnconvert
 from wnconvert.errors import ArgumentError, InputError, WnconvertError
 from wnconvert.messages import listed, printable
 from wnconvert.storage.checkpoint import Checkpoint, open_checkpoint
+from wnconvert.tensors.containers import Container
 from wnconvert.verbs.loading.programs import is_exported_program, load_exported_program
 from wnconvert.verbs.loading.weights import load_weights
 from wnconvert.verbs.proof.functions import Exportable
@@ -226,7 +227,7 @@ def _said(error: BaseException) -> str:
 
 def _held(path: Path, checkpoint: Checkpoint, *, trust: bool, only: str | None) -> nn.Module:
     """The module in a TorchScript archive or in a whole pickled module."""
-    if checkpoint.container == "TorchScript":
+    if checkpoint.container is Container.TORCHSCRIPT:
         return _script(path)
     modules = [state.path for state in checkpoint.tree.state_dicts if state.is_module]
     if not modules:
@@ -317,11 +318,11 @@ def prepared(
     with steps("build") as step:
         made = build(model, kwargs=arguments, trust=trust, only=only if weights is None else None)
         step.detail = type(made).__name__
-    notes: list[str] = []
-    if weights is None and not Path(model).is_file():
-        notes.append("no --weights: the model has those that its factory gave it")
+    notes: tuple[str, ...] = ()
     if weights is not None:
         with steps("load") as step:
-            found = load_weights(made, Path(weights), only=only, strip_prefix=strip_prefix)
-            step.detail, *notes = found
-    return Prepared(made, tuple(steps.every), tuple(notes))
+            loaded = load_weights(made, Path(weights), only=only, strip_prefix=strip_prefix)
+            step.detail, notes = str(loaded), loaded.notes
+    elif not Path(model).is_file():
+        notes = ("no --weights: the model has those that its factory gave it",)
+    return Prepared(made, tuple(steps.every), notes)

@@ -25,21 +25,35 @@ from wnconvert.verbs.modules.find import find_live
 from wnconvert.verbs.proof.functions import Exportable
 from wnconvert.verbs.proof.running import check_shaped
 
-__all__ = ["load_weights"]
+__all__ = ["Loaded", "load_weights"]
 
 
 _SHOWN = 12
 
 
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """Weights put into a module: the file, which state dict of it, the number of tensors, and notes."""
+
+    path: Path
+    state_dict: str
+    tensors: int
+    notes: tuple[str, ...]
+
+    def __str__(self) -> str:
+        at = f" at {self.state_dict}" if self.state_dict else ""
+        return f"weights of {self.path}{at}: {counted(self.tensors, 'tensor')}"
+
+
 def load_weights(
     module: Exportable, path: Path, *, only: str | None = None, strip_prefix: Iterable[str] = ()
-) -> tuple[str, ...]:
+) -> Loaded:
     """Put the weights of a checkpoint into a module, each layer in the form that the module has it in.
 
     Of several state dicts in the file the one is taken that fits, or that ``only`` names. ``strip_prefix``
     is taken off the names (``module.``). A folded weight for a normalized layer becomes g = ‖w‖ and v = w.
     What the module has under two names may be in the file under one, and batch norm's count of batches
-    may be absent. Returns notes for people.
+    may be absent.
 
     Raises ``InputError`` that lists what is missing, unexpected or of another shape; the module is
     unchanged then. ``ArgumentError`` for state that is no tensor, and as ``check_shaped``. Else as
@@ -59,8 +73,7 @@ def load_weights(
     except WnconvertError as error:
         error.where = f"{path}: {error.where}" if error.where else str(path)
         raise
-    at = f" at {fit.state.path}" if fit.state.path else ""
-    return (f"weights of {path}{at}: {counted(len(fit.tensors), 'tensor')}", *fit.notes, *_lacking(fit))
+    return Loaded(path, fit.state.path, len(fit.tensors), (*fit.notes, *_lacking(fit)))
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,7 +29,7 @@ from wnconvert.verbs.modules.surgery import (
 from wnconvert.verbs.modules.undo import UndoableEdits
 from wnconvert.verbs.options import check_form, numbers_of, selection_of
 
-__all__ = ["fold_module", "folded", "migrate_module", "refuse_meta", "weights_folded"]
+__all__ = ["CopyError", "fold_module", "folded", "migrate_module", "refuse_meta", "weights_folded"]
 
 
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
@@ -250,6 +250,10 @@ def _value(live: Live) -> Tensor:
 # -- copies
 
 
+class CopyError(ArgumentError):
+    """A module that ``copy.deepcopy`` refuses."""
+
+
 def _copy(module: AnyModule) -> AnyModule:
     """A deep copy of a module that may hold tensors which are part of a graph."""
     memo: dict[int, Any] = {}
@@ -269,7 +273,7 @@ def _copy(module: AnyModule) -> AnyModule:
         try:
             return copy.deepcopy(module, memo)
         except Exception as error:
-            raise ArgumentError(
+            raise CopyError(
                 f"the module cannot be copied: {error}",
                 fix="fold_module folds it in place, weights_folded for the length of a block",
             ) from error

@@ -10,8 +10,8 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from wnconvert.layers.schemes import FORMS
-from wnconvert.tensors.memory import InMemory, is_torch, stored_tensor
-from wnconvert.tensors.tree import Entry, StateDict, StoredTensor, Tree
+from wnconvert.tensors.memory import InMemory, is_torch, stored_tensor, tree_of_values
+from wnconvert.tensors.tree import StoredTensor
 from wnconvert.verbs.inspection.inspect import inspect_tree
 from wnconvert.verbs.inspection.result import Inspection
 from wnconvert.verbs.modules.convert import refuse_meta
@@ -44,12 +44,8 @@ def inspect_module(
     live = find_live(module)
     refuse_meta(live.layers, "inspected")
     values = {name: value for name, value in module.state_dict().items() if not is_lazy(value)}
-    entries = [
-        Entry(name, stored := _stored(name, value), is_opaque=stored is None and is_torch(value))
-        for name, value in values.items()
-    ]
     dims = {name: item.layer.dim for item in live.layers for name in item.names}
-    tree = Tree((StateDict("", tuple(entries), dims),))
+    tree = tree_of_values(values, stored=_stored, dims=dims)
     found = inspect_tree(tree, InMemory(values), layers=layers, full=full, all_weights=all_weights)
     rows = tuple(replace(row, dim=dims.get(row.name, row.dim)) for row in found.layers)
     return replace(found, layers=rows, notes=tuple(_notes(found, live)))

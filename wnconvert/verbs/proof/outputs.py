@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from wnconvert.numerics.distance import Measure, Tolerance, ToleranceTest
+from wnconvert.numerics.distance import Measure, Tolerance, ToleranceTest, bites
 from wnconvert.numerics.rounding import FLOAT_FORMATS
 from wnconvert.tensors.blocks import Array
 from wnconvert.tensors.dtypes import DTYPES, DType
@@ -124,7 +124,7 @@ class OutputMeter:
         parts = 2 if right.dtype.kind == "c" else 1
         start, form = self.elements * parts, _form(self.dtype)
         at_first: int | None = None
-        for at, x, y in _bites(left, right):
+        for at, x, y in bites(left, right, _BITE):
             y_floats = _floats(y, form)
             self.measure.add(start + at * parts, _floats(x, form), y_floats)
             low, high = _span(y_floats)
@@ -191,10 +191,6 @@ class OutputMeter:
 
 def _is_exact(dtype: str) -> bool:
     return dtype == "bool" or "int" in dtype
-
-
-def _bites(left: Array, right: Array) -> Iterator[tuple[int, Array, Array]]:
-    return ((at, left[at : at + _BITE], right[at : at + _BITE]) for at in range(0, right.size, _BITE))
 
 
 def _form(dtype: DType) -> np.dtype[Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeAlias
 
 import numpy as np
@@ -155,57 +155,95 @@ def prove(
     >>> bool(prove(double, double, signature, samples=samples_of(signature)))
     True
     """
-    tolerance = Tolerance(rtol, atol)
     if not samples:
         raise ArgumentError("no samples: that would compare nothing", fix="a number of samples from 1 on")
-    meters: dict[str, OutputMeter] = {}
-    mismatches: list[str] = []
+    comparison = _Comparison(Tolerance(rtol, atol))
     reference_seconds = candidate_seconds = 0.0
     for at, sample in enumerate(samples):
         forget()
         feeds = arrays(signature, sample)
-        if at == 0:
-            run = first or steady_run(reference, signature, sample, rtol=rtol, atol=atol, who=who)
+        if at:
+            expected = _comparable_run(reference, feeds, sample, who)
         else:
-            with errors_name_sizes(sample):
-                run = _run(reference, feeds)
-                _check_comparable(run.outputs, who)
-        expected, reference_seconds = run.outputs, reference_seconds + run.seconds
+            expected = first or steady_run(reference, signature, sample, rtol=rtol, atol=atol, who=who)
+        reference_seconds += expected.seconds
         try:
-            run = _run(candidate, feeds)
+            found = _run(candidate, feeds)
         except VerifyError as error:
-            mismatches.append(f"at {sample}: {error}")
+            comparison.mismatches.append(f"at {sample}: {error}")
             continue
-        found, candidate_seconds = run.outputs, candidate_seconds + run.seconds
-        names = _names_apart(tuple(found), tuple(expected))
+        candidate_seconds += found.seconds
+        names = _names_apart(tuple(found.outputs), tuple(expected.outputs))
         if names:
-            mismatches.append(names)
+            comparison.mismatches.append(names)
             break
-        before = len(mismatches), sum(meter.out for meter in meters.values())
+        before = comparison.failures
+        comparison.add(sample, found.outputs, expected.outputs)
+        if at and comparison.failures != before:
+            with errors_name_sizes(sample):  # which of both it is that gives something else
+                again = _run(reference, feeds)
+                _check_steady(expected.outputs, again.outputs, comparison.tolerance, who)
+    proof = Proof(
+        comparison.outputs,
+        tuple(comparison.mismatches),
+        tuple(samples),
+        rtol,
+        atol,
+        reference_seconds,
+        candidate_seconds,
+    )
+    _check_tells(proof, who)
+    return proof
+
+
+@dataclass(slots=True)
+class _Comparison:
+    """Outputs of two functions, gathered sample by sample, and in words what cannot be compared."""
+
+    tolerance: Tolerance
+    meters: dict[str, OutputMeter] = field(default_factory=dict)
+    mismatches: list[str] = field(default_factory=list)
+
+    def add(self, sample: Sample, found: Mapping[str, Array], expected: Mapping[str, Array]) -> None:
+        """Compare the outputs of one sample, which have the same names."""
         for name, right in expected.items():
             apart = _form_apart(name, found[name], right)
             if apart:
-                mismatches.append(f"{apart}, at {sample}")
+                self.mismatches.append(f"{apart}, at {sample}")
                 continue
-            meter = meters.setdefault(name, OutputMeter(name, DTYPES[right.dtype.name], tolerance))
+            meter = self.meters.setdefault(name, OutputMeter(name, DTYPES[right.dtype.name], self.tolerance))
             meter.add(sample, found[name], right)
-        if at and before != (len(mismatches), sum(meter.out for meter in meters.values())):
-            with errors_name_sizes(sample):  # which of both it is that gives something else
-                _check_steady(expected, _run(reference, feeds).outputs, tolerance, who)
-    outputs = tuple(meter.result() for meter in meters.values())
-    if not mismatches and not any(output.elements for output in outputs):
+
+    @property
+    def failures(self) -> tuple[int, int]:
+        """How many mismatches there are, and elements out of tolerance."""
+        return len(self.mismatches), sum(meter.out for meter in self.meters.values())
+
+    @property
+    def outputs(self) -> tuple[OutputProof, ...]:
+        """What was gathered of each output."""
+        return tuple(meter.result() for meter in self.meters.values())
+
+
+def _comparable_run(reference: NumericFunction, feeds: Mapping[str, Array], sample: Sample, who: str) -> Run:
+    """A run of the reference, whose outputs can be compared."""
+    with errors_name_sizes(sample):
+        run = _run(reference, feeds)
+        _check_comparable(run.outputs, who)
+    return run
+
+
+def _check_tells(proof: Proof, who: str) -> None:
+    """Raise ``InputError`` where the reference gave nothing by which models can be told apart."""
+    if not proof.mismatches and not any(output.elements for output in proof.outputs):
         raise InputError(
             f"all outputs of {who} are empty: that would compare nothing", fix="larger sizes of its inputs"
         )
-    proof = Proof(
-        outputs, tuple(mismatches), tuple(samples), rtol, atol, reference_seconds, candidate_seconds
-    )
-    if proof.within and not any(output.tells or output.unproven for output in outputs):
+    if proof.within and not any(output.tells or output.unproven for output in proof.outputs):
         raise InputError(
             f"all outputs of {who} are 0, NaN or infinite on all samples, which proves nothing",
             fix="inputs on which it gives something: another bound, range or --seed, or examples in Python",
         )
-    return proof
 
 
 @contextmanager

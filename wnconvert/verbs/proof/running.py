@@ -22,6 +22,7 @@ from torch.nn.parameter import is_lazy
 
 from wnconvert.errors import ArgumentError
 from wnconvert.messages import listed, printable
+from wnconvert.verbs.streams import redirected
 
 __all__ = ["check_shaped", "evaluating", "quiet_torch"]
 
@@ -217,16 +218,7 @@ def _no_traces() -> Iterator[None]:
     """Where the older exporter fails, it prints the whole graph, and not by way of Python."""
     torch._C._jit_set_onnx_log_output_stream("stderr")  # which is not buffered
     try:
-        kept = os.dup(2)
-    except OSError:  # it is closed
-        kept = -1
-    try:
-        if kept >= 0:
-            with Path(os.devnull).open("wb") as nowhere:
-                os.dup2(nowhere.fileno(), 2)
-        yield
+        with Path(os.devnull).open("wb") as nowhere, redirected(2, nowhere.fileno()):
+            yield
     finally:
-        if kept >= 0:
-            os.dup2(kept, 2)
-            os.close(kept)
         torch._C._jit_set_onnx_log_output_stream("stdout")

@@ -1,0 +1,283 @@
+"""README.md and the pages of docs/ as tests: what they show runs, and what they say of outputs is so.
+
+The console and python blocks of a page run in order, in a folder with a copy of fixtures/ in it, as in the
+root of a clone; python blocks share one namespace. A fence opened with `norun` is only shown. Between
+`<!-- help: wnconvert fold -->` and `<!-- /help -->` stands what `wnconvert fold --help` prints, between
+`<!-- python: fold_file -->` and `<!-- /python -->` a signature and a docstring's first sentence. `--refresh`
+writes all of it again; an output with a `...` is written by hand: it fails where it does not fit.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import re
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import wnconvert
+from tests.helpers import pages
+from tests.helpers.golden import ANYTHING, Step, differences, parse, run, sandbox, says
+from tests.helpers.pages import DOCS, FENCE, HELP, LINKED, PAGES, PYTHON, README, page_id
+from wnconvert.cli import cli
+
+JSON_PAGE = DOCS / "json.md"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=page_id)
+def test_a_page_shows_what_happens(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refresh: bool
+) -> None:
+    folder = sandbox(tmp_path).parent
+    monkeypatch.chdir(folder)
+    monkeypatch.syspath_prepend(folder)  # as where a user's Python runs
+    text = page.read_text()
+    renewed, wrong = rerun(text, page, folder, refresh=refresh)
+    renewed = HELP.sub(lambda match: helped(match["command"], folder), renewed)
+    renewed = PYTHON.sub(lambda match: generated(match["names"]), renewed)
+    if refresh:
+        page.write_text(renewed)
+    else:
+        wrong += "".join(
+            f"--- written\n{old}\n--- printed\n{new}\n"
+            for old, new in zip(sections(text), sections(renewed), strict=True)
+            if old != new
+        )
+    if wrong:  # after a refresh, what is written by hand
+        pytest.fail(f"{wrong}If this is meant: make golden", pytrace=False)
+
+
+def rerun(text: str, page: Path, folder: Path, *, refresh: bool) -> tuple[str, str]:
+    """A page after its blocks have run: with new outputs, where wanted, and what differs."""
+    namespace: dict[str, Any] = {"__name__": page.stem}
+    wrong = ""
+
+    def block(match: re.Match[str]) -> str:
+        nonlocal wrong
+        body = match["body"]
+        if match["info"].strip() == "python":
+            # The blank lines before it give a traceback the page's own line numbers.
+            above = "\n" * text.count("\n", 0, match.start("body"))
+            code = compile(above + body, str(page), "exec", dont_inherit=True)
+            exec(code, namespace)  # noqa: S102  # that the page's code runs is what is tested
+        if match["info"].strip() != "console":
+            return match[0]
+        written = parse(body)
+        printed = [run(step.command, folder) for step in written]
+        kept = [refreshed(*pair) for pair in zip(written, printed, strict=True)] if refresh else written
+        wrong += differences(kept, printed)
+        return f"```{match['info']}\n{''.join(map(str, kept))}```"
+
+    return FENCE.sub(block, text), wrong
+
+
+def refreshed(written: Step, printed: Step) -> Step:
+    """What a page should show: what it shows, where right or written by hand; else what is printed."""
+    by_hand = ANYTHING in written.printed
+    return written if by_hand or says(written.printed, printed.printed) else printed
+
+
+def helped(command: str, folder: Path) -> str:
+    printed = run(f"{command} --help", folder).printed
+    return f"<!-- help: {command} -->\n```text\n{printed}```\n<!-- /help -->"
+
+
+def generated(names: str) -> str:
+    entries = [pages.described(name) for name in names.split()]
+    between = "" if all(entry.startswith("- ") for entry in entries) else "\n"
+    return f"<!-- python: {names} -->\n{between.join(entries)}<!-- /python -->"
+
+
+def sections(text: str) -> list[str]:
+    """What is generated into a page, part by part."""
+    return [match[0] for pattern in (HELP, PYTHON) for match in pattern.finditer(text)]
+
+
+def test_there_is_something_to_run_on_the_pages() -> None:
+    infos = Counter(match["info"].strip() for page in PAGES for match in FENCE.finditer(page.read_text()))
+    assert infos["console"] > 20, "a comparison of nothing is a failure"
+    assert infos["python"] >= 10
+    first = next(match for match in FENCE.finditer(README.read_text()) if match["info"].strip() == "console")
+    assert parse(first["body"])[0].command.startswith("wnconvert"), "README's first command runs the tool"
+
+
+def test_every_command_has_its_help_on_the_page_of_commands() -> None:
+    found = [match["command"] for match in HELP.finditer((DOCS / "commands.md").read_text())]
+    assert sorted(found) == ["wnconvert", *(f"wnconvert {name}" for name in sorted(cli.commands))]
+
+
+def test_every_public_name_is_on_the_page_of_python_once() -> None:
+    markers = PYTHON.finditer((DOCS / "python.md").read_text())
+    assert sorted(name for match in markers for name in match["names"].split()) == sorted(wnconvert.__all__)
+
+
+def test_a_hand_written_output_survives_a_refresh_and_a_stale_one_does_not() -> None:
+    printed = Step("ls", "a\nb\n")
+    assert refreshed(Step("ls", "a\n...\n"), printed).printed == "a\n...\n"
+    assert refreshed(Step("ls", "c\n"), printed) == printed
+
+
+def test_a_stale_output_and_a_failing_assertion_are_seen(tmp_path: Path) -> None:
+    stale = "```console\n$ python -c 'print(1)'\n2\n```\n"
+    assert "--- printed\n1\n" in rerun(stale, README, tmp_path, refresh=False)[1]
+    assert rerun(stale, README, tmp_path, refresh=True) == (stale.replace("\n2\n", "\n1\n"), "")
+    assert rerun(stale.replace("console", "console norun"), README, tmp_path, refresh=False)[1] == ""
+    by_hand = stale.replace("2\n", "...\n2\n")
+    renewed, wrong = rerun(by_hand, README, tmp_path, refresh=True)
+    assert renewed == by_hand
+    assert "--- printed\n1\n" in wrong
+    with pytest.raises(AssertionError):
+        rerun("```python\nx = 1\n```\n```python\nassert x == 2\n```\n", README, tmp_path, refresh=False)
+
+
+# -- pages as texts
+
+
+@pytest.mark.parametrize("page", LINKED, ids=page_id)
+def test_links_lead_to_files_and_headings_that_exist(page: Path) -> None:
+    assert dead_links(page.read_text(), page) == []
+
+
+def dead_links(text: str, page: Path) -> list[str]:
+    dead = []
+    for link in pages.links(text):
+        path, _, anchor = link.partition("#")
+        if "://" in path:
+            continue
+        target = page.parent / path if path else page
+        reached = text if target == page else target.read_text() if target.suffix == ".md" else ""
+        if not target.exists() or (anchor and anchor not in pages.anchors(reached)):
+            dead.append(link)
+    return dead
+
+
+def test_a_dead_link_is_seen() -> None:
+    text = "# A\n[a](#a) [b](#b) [c](docs/rules.md) [d](docs/rules.md#no-such) [e](docs/no.png)"
+    assert dead_links(text, README) == ["#b", "docs/rules.md#no-such", "docs/no.png"]
+
+
+def test_readme_is_short_and_links_to_every_page_and_the_pages_are_few() -> None:
+    assert len(README.read_text().splitlines()) <= 200
+    assert {page_id(page) for page in PAGES[1:]} <= {
+        link.partition("#")[0] for link in pages.links(README.read_text())
+    }
+    assert len(PAGES[1:]) <= 11
+
+
+def test_every_page_begins_with_a_sentence_that_tells_what_it_is_for() -> None:
+    for page in PAGES:
+        heading, sentence = page.read_text().split("\n\n")[:2]
+        assert re.fullmatch(r"# .+", heading), page
+        assert re.match(r"This page|wnconvert", sentence), page
+        assert sentence.endswith("."), page
+
+
+def test_no_page_installs_a_release_that_there_is_not() -> None:
+    for page in LINKED:
+        for match in re.finditer(r"pip install[^\n`]*", page.read_text()):
+            assert not re.search(r"\bwnconvert\b", match[0]), f"{page}: {match[0]}"
+
+
+# -- the JSON
+
+
+def _json(*arguments: str | Path) -> Any:
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        cli([str(argument) for argument in arguments], standalone_mode=False)
+    return json.loads(printed.getvalue())
+
+
+def _hold(found: list[Any], *headings: str) -> None:
+    """The documented paths are exactly those of real outputs, and so are the types."""
+    types: dict[str, set[str]] = {}
+    for heading in headings:
+        types |= pages.documented(JSON_PAGE.read_text(), heading)
+    seen: dict[str, set[str]] = {}
+    for value in found:
+        for path, kind in pages.observed(value, types):
+            seen.setdefault(path, set()).add(kind)
+    listed = {path: kinds for path, kinds in types.items() if not path.endswith("[]")}
+    shown = {path: kinds for path, kinds in seen.items() if not path.endswith("[]")}
+    assert sorted(listed) == sorted(shown)
+    wrong = {
+        path: kinds - types.get(path, set()) for path, kinds in seen.items() if kinds - types.get(path, set())
+    }
+    assert not wrong, "types that the page does not name"
+
+
+def test_the_json_of_conversions_is_as_documented(tmp_path: Path) -> None:
+    fixtures = sandbox(tmp_path)
+    plans = [
+        _json("fold", fixtures / "lightning.ckpt", "--json", "--dry-run"),
+        _json("fold", fixtures / "sharded", "--json", "--dry-run"),
+        _json("fold", fixtures / "gan.pt", "--only", "generator", "--json", "--dry-run"),
+        _json("fold", fixtures / "codec_bf16.safetensors", "--json", "--dry-run"),
+        _json("migrate", fixtures / "vits.pth", "--json", "--dry-run"),
+        _json("split", fixtures / "plain.pt", "--layers", "conv.*", "--dim", "none", "--json", "--dry-run"),
+    ]
+    _hold(plans, "Of fold, split and migrate")
+    results = [
+        _json("fold", fixtures / "lightning.ckpt", "--json"),
+        _json("fold", fixtures / "sharded", "--json", "--verify"),
+        _json("fold", fixtures / "gan.pt", "--only", "generator", "--json"),
+        _json("fold", fixtures / "tcn.onnx", "--json"),
+        _json("migrate", fixtures / "g_02500000", "--json"),
+    ]
+    _hold(results, "Of fold, split and migrate", "When it is done")
+
+
+def test_the_json_of_inspections_is_as_documented(tmp_path: Path) -> None:
+    fixtures = sandbox(tmp_path)
+    names = [
+        "codec_bf16.safetensors",
+        "do_02500000",
+        "lightning.ckpt",
+        "sharded",
+        "tcn.onnx",
+        "zero_row.safetensors",
+    ]
+    found = [
+        _json("inspect", fixtures / name, "--format", "json", *more)
+        for name in names
+        for more in ([], ["--full"])
+    ]
+    _hold(found, "Of inspect")
+    several = _json("inspect", fixtures / names[0], fixtures / names[1], "--full", "--format", "json")
+    assert sorted(several) == ["files", "schema"]
+    _hold(several["files"], "Of inspect")
+
+
+def test_the_json_of_comparisons_is_as_documented(tmp_path: Path) -> None:
+    fixtures = sandbox(tmp_path)
+    steps = [fixtures / f"step_{count}000.safetensors" for count in (1, 2)]
+    pairs = [steps, [fixtures / "gan.pt"] * 2, [steps[0], fixtures / "step_3000.safetensors"]]
+    found = [_json("compare", *pair, "--json", *more) for pair in pairs for more in ([], ["--rtol", "0.01"])]
+    _hold(found, "Of compare")
+
+
+def test_the_json_of_exports_and_checks_is_as_documented(tmp_path: Path) -> None:
+    (tmp_path / "conv.py").write_text(
+        "from torch import nn\n"
+        "from torch.nn.utils.parametrizations import weight_norm\n"
+        "def build():\n"
+        "    return weight_norm(nn.Conv1d(3, 2, 5))\n"
+    )
+    asked = [f"{tmp_path / 'conv.py'}:build", "--input", "input=float32[1,3,T]", "--json"]
+    out = tmp_path / "conv.onnx"
+    report = _json("export", *asked, "-o", out, "--exporter", "torchscript")
+    # Its weights are random, and so other ones now: they differ.
+    found = [report, _json("check", out, *asked)]
+    assert [item["equal"] for item in found] == [True, False]
+    _hold(found, "Of export and check")
+
+
+def test_a_key_that_is_not_documented_and_one_that_does_not_exist_are_seen() -> None:
+    heading = "Of compare"
+    types = pages.documented(JSON_PAGE.read_text(), heading)
+    assert types["equal"] == {"bool"}
+    with pytest.raises(AssertionError):
+        _hold([{"schema": 1}], heading)

@@ -1,0 +1,147 @@
+"""A plan in the making: what fold, split and migrate do alike, so that each of them supplies its steps only.
+
+A verb begins a draft with the layers that it found, has it refuse layers, makes the steps of each state dict,
+and ends the draft as a plan.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from wnconvert.layers.find import FoundPairs
+from wnconvert.layers.schemes import Refused, Selection
+from wnconvert.plan.plan import LeftOut, Plan, PlannedStateDict
+from wnconvert.plan.record import Record, recorded
+from wnconvert.plan.scope import Scope, choose, scope_of, tie_notes
+from wnconvert.plan.wanted import (
+    check_refused,
+    check_selection,
+    find_layers,
+    idle_excludes,
+    looks_like_layers,
+    notes_on,
+    refuse_modules,
+)
+from wnconvert.tensors.containers import Container
+from wnconvert.tensors.tree import StateDict, Tree
+
+__all__ = ["Draft", "FoundDraft"]
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """A plan without its steps.
+
+    ``scope`` says which state dicts the output has; ``names`` are the names that the selection's globs can
+    mean.
+    """
+
+    verb: str
+    tree: Tree
+    container: Container
+    selection: Selection
+    scope: Scope
+    names: Sequence[str]
+
+    @property
+    def states(self) -> tuple[StateDict, ...]:
+        """The state dicts that the output has, as the source has them."""
+        return self.scope.states
+
+    def check_refused(self, refused: Mapping[str, Sequence[Refused]]) -> None:
+        """Raise one ``LayerError`` for the refused layers of these state dicts, by path."""
+        mine = {state.path: refused.get(state.path, ()) for state in self.states}
+        check_refused(mine, _DONE[self.verb])
+
+    def refuse_modules(self, changed: Iterable[str]) -> None:
+        """Raise ``LayerError`` if one of the ``changed`` state dicts is a pickled module and stays one."""
+        if self.container is not Container.SAFETENSORS:
+            paths = set(changed)
+            states = (state for state in self.states if state.path in paths)
+            refuse_modules(states, _DONE[self.verb], f"{self.verb}_module")
+
+    def has_optimizers_to_fit(self, planned: Iterable[PlannedStateDict]) -> bool:
+        """Whether layers change beside optimizers that the output would hold."""
+        return (
+            self.scope.only is None and bool(self.tree.optimizers) and any(item.changes for item in planned)
+        )
+
+    def without_optimizers(self, planned: Iterable[PlannedStateDict], why: str) -> tuple[LeftOut, ...]:
+        """The optimizers as left out, where layers change beside them."""
+        if not self.has_optimizers_to_fit(planned):
+            return ()
+        return tuple(LeftOut(path, why) for path in self.tree.optimizers)
+
+    def recorded(
+        self, before: Record, verb: str, layers: Mapping[str, Sequence[Mapping[str, Any]]]
+    ) -> tuple[Mapping[str, Any], ...]:
+        """The record of the output: the steps ``before``, and one of ``verb`` on ``layers``, by path."""
+        kept = {
+            state.path: "" if self.container is Container.SAFETENSORS else state.path for state in self.states
+        }
+        return recorded(before, kept, verb, layers)
+
+    def plan(
+        self,
+        planned: tuple[PlannedStateDict, ...],
+        *,
+        record: tuple[Mapping[str, Any], ...],
+        optimizers: tuple[LeftOut, ...] = (),
+        already: int = 0,
+        notes: Iterable[str] = (),
+    ) -> Plan:
+        """The plan that puts ``planned``, and leaves out ``optimizers`` and what the scope leaves out."""
+        is_alone = self.container is Container.SAFETENSORS
+        return Plan(
+            self.verb,
+            self.container,
+            planned,
+            only=self.scope.only,
+            dropped=(*optimizers, *self.scope.dropped),
+            already=already,
+            record=record,
+            notes=(
+                *self.tree.notes,
+                *idle_excludes(self.selection, self.names),
+                *notes,
+                *(tie_notes(self.states[0], planned[0]) if is_alone else ()),
+            ),
+        )
+
+
+_DONE = {"fold": "folded", "split": "split", "migrate": "migrated"}
+
+
+@dataclass(frozen=True, slots=True)
+class FoundDraft(Draft):
+    """The draft of a verb that works on the layers that a file has; ``found`` holds them by path."""
+
+    found: Mapping[str, FoundPairs]
+
+    @classmethod
+    def of(
+        cls, verb: str, tree: Tree, container: Container, selection: Selection, only: str | None
+    ) -> FoundDraft:
+        """Find the layers of the chosen state dicts, and what of these goes into a file of ``container``.
+
+        Raises ``ArgumentError`` where ``only`` or the selection names nothing, or a safetensors file would
+        have to hold several state dicts.
+        """
+        chosen = choose(tree, only)
+        found = {state.path: find_layers(state, selection) for state in chosen}
+        names = [name for item in found.values() for name in looks_like_layers(item)]
+        check_selection(selection, names)
+        busy = (path for path, item in found.items() if item.layers or item.refused)
+        scope = scope_of(tree, container, chosen, only, busy)
+        return cls(verb, tree, container, selection, scope, names, found)
+
+    @property
+    def refused(self) -> dict[str, tuple[Refused, ...]]:
+        """The layers that names and shapes refuse, by path."""
+        return {path: item.refused for path, item in self.found.items()}
+
+    def found_notes(self) -> Iterable[str]:
+        """What a user should know of the layers that were found."""
+        return (note for state in self.states for note in notes_on(self.found[state.path]))

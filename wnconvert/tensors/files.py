@@ -1,0 +1,102 @@
+"""Opened files: bytes that are read at any place, whatever holds them.
+
+Every reader of a format takes a ``ReadableFile``, and no path: what a store (a disk, memory, a server) has
+to offer is here, and nothing else is asked of it.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Protocol
+
+from wnconvert.errors import FormatError
+from wnconvert.tensors.tree import repeated
+
+__all__ = ["GET_AGAIN", "MemoryFile", "ReadableFile", "became_shorter", "read_json"]
+
+
+#: What to do about a file that ends too early, or contradicts its own format.
+GET_AGAIN = "download the file again: it is cut short or damaged"
+
+
+class ReadableFile(Protocol):
+    """An opened file, read at any place and from any thread; whoever opened it closes it.
+
+    ``path`` is where it lies on this machine, for libraries that read files by themselves; None where it
+    does not. Both ways of reading raise ``FormatError`` where the file ends before the last byte that is
+    asked for, and ``InputError`` where it cannot be read.
+    """
+
+    @property
+    def path(self) -> Path | None:
+        """Its path on this machine, or None."""
+
+    @property
+    def size(self) -> int:
+        """The number of its bytes, as it is now."""
+
+    def read(self, at: int, size: int, /) -> bytes:
+        """All of ``size`` bytes, beginning at byte ``at``."""
+
+    def read_into(self, at: int, buffer: memoryview, /) -> None:
+        """Fill a buffer with the bytes that begin at byte ``at``."""
+
+    def close(self) -> None:
+        """Let go of it."""
+
+
+class MemoryFile:
+    """A file whose bytes lie in memory.
+
+    >>> MemoryFile(b"abcdef").read(2, 3)
+    b'cde'
+    """
+
+    path: Path | None = None
+
+    def __init__(self, content: bytes) -> None:
+        self._content = memoryview(content)
+
+    @property
+    def size(self) -> int:
+        """The number of its bytes."""
+        return len(self._content)
+
+    def read(self, at: int, size: int, /) -> bytes:
+        """All of ``size`` bytes, beginning at byte ``at``."""
+        found = self._content[at : at + size].tobytes()
+        if len(found) < size:
+            raise became_shorter()
+        return found
+
+    def read_into(self, at: int, buffer: memoryview, /) -> None:
+        """Fill a buffer with the bytes that begin at byte ``at``."""
+        buffer[:] = self.read(at, len(buffer))
+
+    def close(self) -> None:
+        """Let go of it: the bytes belong to whoever gave them."""
+
+
+def became_shorter(where: str = "") -> FormatError:
+    """The error for a file that ends before the last byte that is asked for."""
+    return FormatError(
+        "it became shorter while it was read", where=where, fix="run it again when nothing changes the file"
+    )
+
+
+def read_json(text: bytes, *, what: str, fix: str) -> Any:
+    """Read a JSON text. Raises ``FormatError`` where a key is twice in a mapping, ``ValueError`` for no JSON.
+
+    >>> read_json(b'{"a": 1, "a": 2}', what="the index", fix="")
+    Traceback (most recent call last):
+    wnconvert.errors.FormatError: the index has the key 'a' twice
+    """
+
+    def mapping(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        made = dict(pairs)
+        if len(made) < len(pairs):
+            raise FormatError(f"{what} has the key {repeated(key for key, _ in pairs)!r} twice", fix=fix)
+        return made
+
+    return json.loads(text, object_pairs_hook=mapping)
