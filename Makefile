@@ -47,7 +47,7 @@ test: check
 
 # Names, numbers, plans and files: what of it needs torch is skipped, and nothing may import it.
 quick: $(DEV)/stamp
-	$(PYTEST) $(SPREAD) --no-torch $(addprefix tests/,numerics layers plan formats onnx storage reports)
+	$(PYTEST) $(SPREAD) --no-torch $(addprefix tests/,tensors numerics layers plan formats onnx storage reports)
 
 check: $(DEV)/stamp
 	$(DEV)/bin/ruff check

@@ -2,76 +2,20 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
-from fractions import Fraction
-from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from hypothesis.extra import numpy as hnp
-from numpy.typing import NDArray
 
-from tests.helpers.oracle import DTYPES, NARROW, exact_fold, exact_norms, nearest_root, squares, ulps_off
-from wnconvert.errors import LayerError, NumbersError
+from tests.helpers.arrays import DIMS, Array, normal, rows_in, same
+from tests.helpers.oracle import DTYPES, NARROW, exact_fold, squares, ulps_off
+from wnconvert.errors import LayerError
 from wnconvert.numerics.folding import Folding, fold_array, fold_with_report
-from wnconvert.numerics.norms import norm_blocks, norms
+from wnconvert.numerics.norms import norms
 from wnconvert.numerics.rounding import cast, count_overflow
 from wnconvert.numerics.rows import Rows
-from wnconvert.numerics.splitting import direction_blocks, directions, split_array
+from wnconvert.numerics.splitting import split_array
 from wnconvert.numerics.sums import accurate_sums, exact_sum, fast_sums
 from wnconvert.tensors.blocks import Block, blocks
-
-Array = NDArray[Any]
-DIMS = ((0, (3, 4, 2)), (1, (3, 4, 2)), (2, (3, 2, 4)), (None, (3, 5)))
-
-
-def same(a: Array, b: Array) -> bool:
-    """Equal bit for bit (so -0 is not 0), and not for want of elements."""
-    return a.size > 0 and a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
-
-
-def normal(seed: int, shape: tuple[int, ...], dtype: str, scale: float = 1.0) -> Array:
-    return (np.random.default_rng(seed).standard_normal(shape) * scale).astype(DTYPES[dtype])
-
-
-def reader(v: Array) -> Callable[[Block], Array]:
-    return lambda block: v.reshape(-1)[block.start : block.stop].reshape(block.shape)
-
-
-def rows_in(shape: tuple[int, ...], dim: int | None) -> int:
-    return 1 if dim is None else shape[dim]
-
-
-# --- blocks
-
-
-@pytest.mark.parametrize("limit", [1, 8, 40, 64, 100, 1 << 20])
-@pytest.mark.parametrize(("dim", "shape"), [*DIMS, (0, (1, 1)), (None, ()), (0, (7,)), (1, (5, 7))])
-def test_blocks_cover_the_memory_in_order_and_keep_to_the_limit(
-    dim: int | None, shape: tuple[int, ...], limit: int
-) -> None:
-    cut = list(blocks(shape, dim, 4, limit))
-    assert [block.start for block in cut] == [0, *(block.stop for block in cut[:-1])]
-    assert cut[-1].stop == math.prod(shape)
-    assert all(math.prod(block.shape) * 4 <= max(limit, 4) for block in cut)
-
-
-def test_blocks_are_whole_slabs_then_rows_then_pieces_of_a_row() -> None:
-    assert [block.shape for block in blocks((4, 3, 2), 1, 4, 48)] == [(2, 3, 2), (2, 3, 2)]
-    assert [(b.shape, b.row) for b in blocks((1, 3, 2), 1, 4, 16)] == [((1, 2, 2), 0), ((1, 1, 2), 2)]
-    assert [(b.shape, b.row) for b in blocks((2, 3), 0, 4, 8)] == [
-        ((1, 1, 2), 0),
-        ((1, 1, 1), 0),
-        ((1, 1, 2), 1),
-        ((1, 1, 1), 1),
-    ]
-
-
-def test_an_empty_tensor_has_no_blocks() -> None:
-    assert list(blocks((0, 3), 0, 4)) == list(blocks((3, 0), 0, 4)) == list(blocks((2, 0, 3), 1, 4)) == []
-
 
 # --- the nearest value
 
@@ -222,48 +166,6 @@ def test_the_sums_of_squares_keep_to_their_error_bounds(shape: tuple[int, int, i
             assert exact_sum(x[:, at].ravel()) == square
 
 
-# --- norms
-
-
-@pytest.mark.parametrize("g_dtype", DTYPES)
-@pytest.mark.parametrize("v_dtype", DTYPES)
-def test_norms_are_correctly_rounded_in_every_dtype(v_dtype: str, g_dtype: str) -> None:
-    for seed, (dim, shape) in enumerate([*DIMS, (0, (3, 900)), (1, (300, 3))]):
-        v = normal(seed, shape, v_dtype)
-        expected = exact_norms(v, dim, g_dtype)
-        assert same(norms(v, dim, g_dtype), expected)
-        found, _ = norm_blocks(
-            reader(v),
-            shape,
-            dim,
-            v_dtype,
-            g_dtype,
-            limit=64,
-        )
-        assert same(found, expected)
-
-
-@pytest.mark.parametrize("scale", [5e-324, 3e-320, 1e-308, 1e-200, 1e200, 1e307])
-def test_float64_norms_are_correctly_rounded_at_the_ends_of_the_range(scale: float) -> None:
-    v = np.random.default_rng(1).integers(-9, 10, (20, 5)) * scale
-    assert same(norms(v, 0), exact_norms(v, 0, "float64"))
-
-
-@pytest.mark.parametrize(("out", "bits"), [("float32", 24), ("float16", 11), ("bfloat16", 8)])
-def test_a_norm_next_to_a_midpoint_is_decided_exactly(out: str, bits: int) -> None:
-    for tiny in (0.0, 2.0**-20, 2.0**-28, 2.0**-40, 2.0**-60):
-        for step in range(4):
-            v = np.array([[1 + (2 * step + 1) * 2.0**-bits, tiny], [1 + (2 * step + 1) * 2.0**-bits, 0.0]])
-            assert same(norms(v, 0, out), exact_norms(v, 0, out))
-
-
-def test_a_norm_on_a_midpoint_goes_to_even() -> None:
-    # 3-4-5 triples scaled so that 5·k needs one bit more than the format has
-    for k in (0x333334 - 1, 0x333334 + 1, 0x333335, 0x333337):
-        v = np.array([[3.0 * k, 4.0 * k]], np.float64)
-        assert float(norms(v, 0, "float32")[0]) == nearest_root(Fraction(5 * k) ** 2, "float32")
-
-
 # --- the row is v
 
 
@@ -318,104 +220,6 @@ def test_in_another_dtype_a_row_with_its_own_norm_is_the_nearest_value_too(v_dty
     w, report = fold_with_report(v, norms(v, 0), 0, dtype=out)
     assert report.kept.count == (30 if out == v_dtype else 0)
     assert same(w, v if out == v_dtype else exact_fold(v, norms(v, 0), 0, out))
-
-
-# --- there and back
-
-
-@settings(max_examples=120, deadline=None)
-@given(data=st.data())
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_folding_a_split_gives_the_weight_back_bit_for_bit(dtype: str, data: st.DataObject) -> None:
-    shape = data.draw(hnp.array_shapes(min_dims=0, max_dims=4, max_side=4))
-    dim = data.draw(st.sampled_from([None, *range(len(shape))]))
-    numbers = (
-        st.floats(-200, 200)
-        | st.floats(-200, 200, width=16)
-        | st.sampled_from([0.0, -0.0, 1e-7, 2.0**-60, 2.0**-133])
-    )
-    with np.errstate(under="ignore"):
-        w = data.draw(hnp.arrays(np.float64, shape, elements=numbers)).astype(DTYPES[dtype])
-    g, v = split_array(w, dim)
-    assert same(fold_array(v, g, dim), w)
-
-
-def test_split_gives_g_the_shape_that_torch_gives_it() -> None:
-    w = normal(16, (4, 3, 2), "float32")
-    assert [split_array(w, dim)[0].shape for dim in (0, 1, 2, None)] == [(4, 1, 1), (1, 3, 1), (1, 1, 2), ()]
-    assert split_array(w, 0)[1] is w
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_a_zero_row_splits_into_a_zero_and_a_unit_direction_with_the_zeros_signs(dtype: str) -> None:
-    w = np.array([[0.0, -0.0, 0.0, -0.0], [1, 2, 3, 4]]).astype(DTYPES[dtype])
-    g, v = split_array(w, 0)
-    assert g.astype(float)[0] == 0
-    assert v[0].astype(float).tolist() == [0.5, -0.5, 0.5, -0.5]
-    assert same(v[1].copy(), w[1].copy())
-    assert same(fold_array(v, g, 0), w)
-
-
-@pytest.mark.parametrize("limit", [1, 8, 40, 64, 100, 1 << 20])
-@pytest.mark.parametrize(("dim", "shape"), [*DIMS, (0, (1, 1)), (0, (7,)), (1, (5, 7)), (None, (2, 3, 2))])
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_directions_and_norms_are_the_same_however_they_are_cut(
-    dtype: str, dim: int | None, shape: tuple[int, ...], limit: int
-) -> None:
-    rows = rows_in(shape, dim)
-    for zero in ((), (0,), (rows - 1,), tuple(range(rows))):
-        w = normal(17, shape, dtype)
-        w[w == 0] = 1
-        for row in zero:
-            index = tuple(slice(row, row + 1) if axis == dim else slice(None) for axis in range(len(shape)))
-            w[index] = np.copysign(np.zeros(1, w.dtype), w[index])
-        pieces = direction_blocks(reader(w), shape, dim, dtype, limit=limit)
-        v = np.concatenate([piece.reshape(-1) for piece in pieces]).reshape(shape)
-        expected = w.astype(float)
-        unit = float(np.array(1 / math.sqrt(w.size // rows)).astype(DTYPES[dtype]))
-        for row in zero:
-            index = tuple(slice(row, row + 1) if axis == dim else slice(None) for axis in range(len(shape)))
-            expected[index] = np.copysign(unit, w[index].astype(float))
-        assert same(v, expected.astype(DTYPES[dtype]))
-        assert same(directions(w, dim), v)
-        g, report = norm_blocks(reader(w), shape, dim, dtype, dtype, limit=limit)
-        assert same(g, exact_norms(w, dim, dtype))
-        assert report.zero == Rows(len(set(zero)), tuple(sorted(set(zero))))
-
-
-def test_what_has_no_zero_row_is_its_own_direction_and_the_source_is_never_written() -> None:
-    w = normal(18, (4, 3, 2), "float32")
-    w[0, 0, 0] = 0
-    assert all(directions(w, dim) is w for dim in (0, 1, 2, None))
-    w[2] = 0
-    before = w.copy()
-    assert directions(w, 0) is not w
-    assert directions(w, 1) is w
-    list(direction_blocks(reader(w), w.shape, 0, "float32", limit=16))
-    assert same(w, before)
-
-
-def test_nan_and_infinities_are_no_zero_row() -> None:
-    w = np.array([[math.nan, 0], [0, -math.inf], [0, 0]], np.float32)
-    v = directions(w, 0)
-    assert same(v[:2].copy(), w[:2].copy())
-    assert v[2].tolist() == [np.float32(math.sqrt(0.5))] * 2
-
-
-def test_split_refuses_norms_that_the_dtype_cannot_hold_and_names_the_rows() -> None:
-    w = np.full((3, 4), 40000, np.float16)
-    w[1] = 1
-    with pytest.raises(NumbersError, match=r"float16 cannot hold in 2 rows \(0, 2\)"):
-        split_array(w, 0)
-    split_array(w.astype(np.float32), 0)
-
-
-@pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_split_refuses_nan_and_infinities_and_names_the_row(bad: float) -> None:
-    w = np.ones((3, 4), np.float32)
-    w[2, 1] = bad
-    with pytest.raises(NumbersError, match="row 2"):
-        split_array(w, 0)
 
 
 # --- odd rows
@@ -523,38 +327,6 @@ def test_one_pass_two_passes_and_pieces_give_the_same_bits(
     if dim is not None:
         moved = np.moveaxis(v, dim, 0).copy()
         assert same(np.moveaxis(fold_array(moved, g, 0), 0, dim).copy(), expected)
-
-
-# --- casts
-
-
-def test_casts_round_once_where_ml_dtypes_rounds_twice() -> None:
-    for above, below in ((1 + 2.0**-8 + 2.0**-40, 1.0078125), (1 + 3 * 2.0**-8 - 2.0**-40, 1.0078125)):
-        x = np.array([above, -above])
-        assert cast(x, "bfloat16").astype(float).tolist() == [below, -below]
-        assert x.astype(DTYPES["bfloat16"]).astype(float).tolist() != [below, -below]
-
-
-@pytest.mark.parametrize("to", DTYPES)
-@pytest.mark.parametrize("of", DTYPES)
-def test_casts_give_the_nearest_value(of: str, to: str) -> None:
-    rng = np.random.default_rng(25)
-    x = rng.standard_normal(400) * 2.0 ** rng.integers(-160, 140, 400)
-    x[:200] = (rng.integers(0, 4096, 200) + 0.5) * 2.0 ** rng.integers(-140, 5, 200)  # ties of short formats
-    x[:100] *= 1 + rng.integers(-1, 2, 100) * 2.0**-50
-    with np.errstate(over="ignore"):
-        x = x.astype(DTYPES[of])
-    x = x[np.isfinite(x.astype(float))]
-    expected = [math.copysign(nearest_root(Fraction(float(y)) ** 2, to), y) for y in x.astype(float).tolist()]
-    found = cast(x, to)
-    assert found.dtype == DTYPES[to]
-    assert found.astype(float).tolist() == expected
-    assert count_overflow(x, found) == sum(map(math.isinf, expected))
-
-
-def test_infinities_that_were_there_before_a_cast_are_no_overflow() -> None:
-    x = np.array([math.inf, 65519, 65520, math.nan])
-    assert count_overflow(x, cast(x, "float16")) == 1
 
 
 # --- the field

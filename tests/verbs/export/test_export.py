@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -43,18 +45,34 @@ def run(path: Path, **feeds: Any) -> list[Any]:
     return list(session.run(None, {name: np.asarray(value) for name, value in feeds.items()}))
 
 
-@pytest.fixture(scope="module")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], tuple[Path, ExportReport]]:
-    """The vocoder, by form and exporter; each exported once."""
-    folder = tmp_path_factory.mktemp("exported")
-    made: dict[tuple[str, str], tuple[Path, ExportReport]] = {}
+@dataclass(frozen=True)
+class Exported:
+    """A model, exported, and what that could have changed: all of the module, torch's random state."""
 
-    def export(form: str, exporter: str) -> tuple[Path, ExportReport]:
-        if (form, exporter) not in made:
-            path = folder / f"{form}.{exporter}.onnx"
-            report = export_onnx(vocoder(form), path, inputs=MEL, ranges=RANGES, exporter=exporter)
-            made[form, exporter] = path, report
-        return made[form, exporter]
+    path: Path
+    report: ExportReport
+    before: tuple[list[str], torch.Tensor]
+    after: tuple[list[str], torch.Tensor]
+
+
+Make = Callable[[str], nn.Module]
+Export = Callable[[Make, str, str], Exported]
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Export:
+    """A model by its factory, form and exporter, half of it in training; each is exported once."""
+    folder = tmp_path_factory.mktemp("exported")
+
+    @functools.cache
+    def export(make: Make, form: str, exporter: str) -> Exported:
+        model = make(form).train()
+        model.get_submodule("conv_pre" if make is vocoder else "emb").eval()
+        path = folder / f"{make.__name__}.{form}.{exporter}.onnx"
+        inputs = MEL if make is vocoder else BOTH[::-1]
+        before = portrait(model), torch.get_rng_state()
+        report = export_onnx(model, path, inputs=inputs, ranges=RANGES, exporter=exporter)
+        return Exported(path, report, before, (portrait(model), torch.get_rng_state()))
 
     return export
 
@@ -65,9 +83,10 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], t
 @pytest.mark.parametrize("exporter", EXPORTERS)
 @pytest.mark.parametrize("form", ["legacy", "parametrize"])
 def test_a_model_of_either_form_is_exported_folded_and_equal(
-    exported: Callable[[str, str], tuple[Path, ExportReport]], form: str, exporter: str
+    exported: Export, form: str, exporter: str
 ) -> None:
-    path, report = exported(form, exporter)
+    made = exported(vocoder, form, exporter)
+    path, report = made.path, made.report
     assert report
     assert report.residual_weight_norm == 0
     assert (report.folded_in_module, report.exporter) == (3, exporter)
@@ -84,10 +103,9 @@ def test_a_model_of_either_form_is_exported_folded_and_equal(
 
 
 @pytest.mark.parametrize("exporter", EXPORTERS)
-def test_the_length_is_dynamic_and_other_lengths_are_compared(
-    exported: Callable[[str, str], tuple[Path, ExportReport]], exporter: str
-) -> None:
-    path, report = exported("parametrize", exporter)
+def test_the_length_is_dynamic_and_other_lengths_are_compared(exported: Export, exporter: str) -> None:
+    made = exported(vocoder, "parametrize", exporter)
+    path, report = made.path, made.report
     assert [sample.sizes["T"] for sample in report.proof.samples][:2] == [2, 40]
     assert 21 not in [sample.sizes["T"] for sample in report.proof.samples]  # the exported one
     mel = torch.randn(1, 4, 33)
@@ -115,9 +133,11 @@ def test_steps_are_told_as_they_are_done(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("exporter", EXPORTERS)
 @pytest.mark.parametrize("form", ["legacy", "parametrize"])
-def test_recurrent_layers_two_inputs_and_a_dict_of_outputs(tmp_path: Path, form: str, exporter: str) -> None:
-    path = tmp_path / "speech.onnx"
-    report = export_onnx(speech(form), path, inputs=BOTH[::-1], ranges=RANGES, exporter=exporter)
+def test_recurrent_layers_two_inputs_and_a_dict_of_outputs(
+    exported: Export, form: str, exporter: str
+) -> None:
+    made = exported(speech, form, exporter)
+    path, report = made.path, made.report
     assert report
     assert [output.name for output in report.outputs] == ["wave", "state.0", "state.1"]
     stored = initializers(path)
@@ -273,15 +293,13 @@ def test_what_an_exported_program_has_fixed_cannot_be_a_letter(tmp_path: Path, m
 @pytest.mark.parametrize("make", [vocoder, speech])
 @pytest.mark.parametrize("form", ["legacy", "parametrize"])
 def test_the_module_and_the_random_state_are_left_as_they_were(
-    tmp_path: Path, form: str, make: Callable[[str], nn.Module], exporter: str
+    exported: Export, form: str, make: Make, exporter: str
 ) -> None:
-    model = make(form).train()
-    model.get_submodule("conv_pre" if make is vocoder else "emb").eval()
-    before, state = portrait(model), torch.get_rng_state()
-    inputs = MEL if make is vocoder else BOTH
-    assert export_onnx(model, tmp_path / "m.onnx", inputs=inputs, ranges=RANGES, exporter=exporter)
-    assert portrait(model) == before
-    assert torch.equal(torch.get_rng_state(), state)
+    made = exported(make, form, exporter)
+    assert made.report
+    (before, state), (after, state_after) = made.before, made.after
+    assert after == before
+    assert torch.equal(state_after, state)
 
 
 def test_a_module_that_is_trained_is_compared_in_eval_mode(tmp_path: Path) -> None:
