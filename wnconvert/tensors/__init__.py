@@ -1,4 +1,4 @@
-"""What tensors are, and how their elements are read.
+"""Tensors as names, dtypes, shapes and places, and how their elements are read.
 
 dtypes  dtypes: one table for torch, safetensors, ONNX and numpy
 tree    what a checkpoint holds: names, dtypes, shapes, where the bytes lie
