@@ -22,7 +22,7 @@ AUTO = "auto"
 
 @dataclass(frozen=True, slots=True)
 class DimFit:
-    """The axis that is *not* summed over (None: the norm of the whole tensor), and why if it was a guess."""
+    """The axis that is *not* summed over (None: the whole tensor is), and a note if it is a guess."""
 
     dim: Dim
     note: str = ""

@@ -20,7 +20,7 @@ __all__ = ["FoundPairs", "find_pairs"]
 
 @dataclass(frozen=True, slots=True)
 class FoundPairs:
-    """What naming rules see in a state dict.
+    """The layers that names and shapes show in a state dict.
 
     ``layers`` in order of the first half of each pair; ``refused``; ``unwanted``, layers that the
     selection leaves alone; ``halves``, keys whose other half is not there.
@@ -60,7 +60,7 @@ def find_pairs(
             unwanted.append(group.weight)
         elif reason := _reason_against(group, names, groups):
             if any(other.name == group.weight for other in refused):
-                continue  # there in both forms: said once
+                continue  # there in both forms: reported once
             refused.append(Refused(group.weight, reason))
         else:
             try:
@@ -123,8 +123,8 @@ def _reason_against(
 def _lonely_half(group: _Group, names: Mapping[str, TensorInfo]) -> list[str]:
     """The key of a half whose partner seems to have been renamed.
 
-    A lone v is no sign: spectral norm has one (with u), attention has ``bias_v``. Nor is a vector
-    called ``x_g``. What is shaped as a magnitude, or is spelled as a parametrization, is.
+    A lone v shows nothing: spectral norm has one (with u), attention has ``bias_v``; nor does a vector
+    called ``x_g``. A tensor with the shape of a magnitude, or the name of a parametrization, counts.
     """
     half = group.g or group.v
     if half is None or group.weight in names or not half.dtype.foldable:

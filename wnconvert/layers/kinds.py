@@ -1,6 +1,6 @@
 """Other reparameterizations and normalizations that the keys of a state dict show, as one table.
 
-Each kind says whether its weights can be folded exactly for inference, and how, in half a sentence.
+For each kind: can its weights be folded exactly for inference, and how, in half a sentence.
 """
 
 from __future__ import annotations

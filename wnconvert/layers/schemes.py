@@ -1,4 +1,4 @@
-"""How weight-normalized layers are spelled in a state dict, one row a convention."""
+"""The names of weight-normalized layers in a state dict, one row for each convention."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ FORMS = tuple(scheme.form for scheme in SCHEMES)
 class Layer:
     """A weight-normalized layer, named by the weight it computes.
 
-    ``dim`` is the axis that the norm is not summed over, None where it is taken of the whole tensor.
+    ``dim`` is the axis that the norm is not summed over, or None if the norm is that of the whole tensor.
     """
 
     name: str
@@ -155,7 +155,7 @@ def fix_of(refused: Collection[Refused]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """Which layers are wanted: globs on the names of weights (``fnmatch``), and dim if it is given.
+    """The layers that are wanted: globs on the names of weights (``fnmatch``), and dim if it is given.
 
     >>> Selection(layers=("dec.*",), exclude=("*.conv_post.weight",)).wants("dec.conv_post.weight")
     False

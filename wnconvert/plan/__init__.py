@@ -4,11 +4,11 @@ layout   the bytes of an output before they exist: layout, blobs, work
 steps    a step, and the work that makes its tensor
 plan     Plan: what the whole output will be, frozen
 order    where keys, and modules in _metadata, stand
-record   what was done, written into the file, to be undone
-scope    which state dicts the output has, and what is left out
-wanted   which layers are wanted, and which must be refused
+record   the record in a file of what was done to it, so that it can be undone
+scope    the state dicts that the output has, and what is left out
+wanted   the layers that are wanted, and those that must be refused
 draft    what the plans of all verbs have in common
 fold     the plan of fold
 migrate  the plan of migrate
-split    the plan of split, and the three ways to say which weights it is for
+split    the plan of split, and the three ways to choose its layers
 """

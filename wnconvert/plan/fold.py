@@ -67,6 +67,6 @@ def _cast(entry: Entry, dtype: DType | None) -> DType | None:
 
 
 def _origins(state: StateDict, planned: PlannedStateDict) -> list[dict[str, object]]:
-    """What ``split`` needs to give each pair its names, shapes and places back."""
+    """The names, shapes and places of each pair, which ``split`` needs to restore it."""
     place = {entry.name: index for index, entry in enumerate(state.entries)}
     return [origin_data(change.layer, place) for change in planned.changes]

@@ -18,7 +18,7 @@ __all__ = ["Blob", "CopyBytes", "Directions", "FoldLayer", "Gather", "Layout", "
 
 
 class Work(Protocol):
-    """How a run of bytes is made: frozen data, that says which tensors are read and what becomes of them.
+    """How a run of bytes is made, as frozen data: the tensors that are read, and what is computed of them.
 
     Two works are equal if they make the same bytes. ``where`` names the layer or tensor in messages and does
     not count.

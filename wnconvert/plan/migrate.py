@@ -31,9 +31,10 @@ def plan_migrate(
 ) -> Plan:
     """Plan the renaming of every wanted layer of ``tree`` to the form ``to``, into a file of ``container``.
 
-    Pairs stand where torch would register them, or where the record of an earlier migration says that they
-    stood. Raises as ``plan_fold`` does, and ``LayerError`` for whole pickled modules, for names that are
-    taken, and where parameters would change their order beside an optimizer's state, which is by position.
+    Pairs stand where torch would register them, or where they stood before an earlier, recorded migration.
+
+    Raises as ``plan_fold`` does, and ``LayerError`` for whole pickled modules, for names that are taken, and
+    if parameters would change their order beside an optimizer's state, which is by position.
     """
     draft = FoundDraft.of("migrate", tree, container, selection, only)
     wanted = {
@@ -114,7 +115,7 @@ class _Migration:
         return in_torch_order(back, layers) == before
 
     def passing(self) -> tuple[str, str] | None:
-        """A key whose order among parameters changes, and one that it passes; None where none does."""
+        """A key whose place among the parameters changes, and the one it passes; None if the order stays."""
         left, right = (
             [name for name in names if name in self.tensors and not is_buffer(name)]
             for names in (self.in_place, self.order)
@@ -123,7 +124,7 @@ class _Migration:
 
 
 def _recorded_order(tree: Tree, state: StateDict, after: Mapping[str, Layer]) -> tuple[Origin, ...]:
-    """What the last migration of this state dict recorded, where it is just these layers that go back."""
+    """The layers of the last recorded migration, if they are exactly the layers that go back now."""
     steps = origins(tree.record, state.path, "migrate")
     last = steps[-1] if steps else ()
     said = {origin.layer.name: (origin.layer.g.name, origin.layer.v.name) for origin in last}
@@ -134,7 +135,7 @@ def _recorded_order(tree: Tree, state: StateDict, after: Mapping[str, Layer]) ->
 def _without_last(record: Record, undone: Mapping[str, Iterable[str]]) -> Record:
     """The record without the last migration of each state dict whose layers, by path, it just undid.
 
-    An earlier one may tell of the same layers: a mixture that became one form, and then the other.
+    An earlier one may record the same layers: a mixture that became one form, and then the other.
     """
     steps = list(record)
     for path, names in undone.items():
@@ -152,7 +153,7 @@ def _places(steps: Iterable[Origin]) -> dict[str, int]:
 
 
 def _check_order(tree: Tree, migrations: Iterable[_Migration]) -> None:
-    """Optimizer state is by position: where a pair passes another parameter it would go to the wrong one."""
+    """Raise ``LayerError`` if a pair passes another parameter: optimizer state is by position."""
     for item in migrations:
         if passing := item.passing():
             where = f"{item.path}: " if item.path else ""

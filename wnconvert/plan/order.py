@@ -1,4 +1,4 @@
-"""Where the keys of a state dict stand: torch's order, a recorded one, that of another state dict.
+"""The order of keys in a state dict: torch's, a recorded one, or that of another state dict.
 
 Pure functions on lists of names. torch's order: a module's own parameters, its buffers, its children; a
 legacy pair is among the parameters, and ``parametrizations`` is the last child. The modules in ``_metadata``
@@ -17,8 +17,8 @@ from wnconvert.plan.plan import PlannedStateDict
 __all__ = ["NEW_ENTRY", "as_in", "before_children", "behind_module", "is_buffer", "metadata_keys", "restored"]
 
 
-# Buffers that torch's own norms register, and the key of a module's extra state, which stands with them. Of
-# other names a state dict does not tell what they are.
+# Buffers that torch's own norms register, and the key of a module's extra state, which stands with them. A
+# state dict does not show whether other names are buffers.
 _BUFFERS = ("running_mean", "running_var", "num_batches_tracked", "_extra_state")
 
 
@@ -137,7 +137,7 @@ def _below(names: Sequence[str], prefixes: Iterable[str]) -> Iterator[tuple[int,
         yield at, name, [name[:cut] for cut in cuts if name[:cut] in known]
 
 
-#: What torch notes of a module that states no version of its own.
+#: The entry of torch for a module that states no version of its own.
 NEW_ENTRY = {"version": 1}
 _MARK = "parametrizations"
 
@@ -145,8 +145,7 @@ _MARK = "parametrizations"
 def metadata_keys(planned: PlannedStateDict, keys: Sequence[str]) -> list[str]:
     """The keys of ``_metadata`` in the output, in torch's order, from those in the source.
 
-    Keys that come are only those below modules that are in the source's. For each of them the entry is
-    ``NEW_ENTRY``.
+    New keys are only those below modules that the source's ``_metadata`` has. Their entry is ``NEW_ENTRY``.
     """
     gone = _modules_of(change.before for change in planned.changes)
     come = _modules_of(change.after for change in planned.changes)

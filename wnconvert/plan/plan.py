@@ -1,4 +1,4 @@
-"""Plans: what every output tensor will be, as plain frozen data.
+"""Plans: every tensor of an output, as plain frozen data.
 
 A plan is made from a :class:`~wnconvert.tensors.tree.Tree` alone, before a tensor is read; ``--dry-run``
 prints it, and ``verbs.conversion`` runs exactly it.
@@ -20,7 +20,7 @@ __all__ = ["Change", "LeftOut", "Plan", "PlannedShard", "PlannedStateDict"]
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What becomes of one layer: ``before`` and ``after`` are its pairs, None where it is a plain weight.
+    """The change of one layer: ``before`` and ``after`` are its pairs, or None for a plain weight.
 
     ``dtype`` is that of the weight in the output, or of v.
     """
@@ -31,7 +31,7 @@ class Change:
 
     @property
     def layer(self) -> Layer:
-        """The pair that is there, before or after."""
+        """The pair: that before, or that after."""
         layer = self.before or self.after
         assert layer is not None  # noqa: S101 - one of them always is
         return layer
@@ -91,13 +91,13 @@ class PlannedShard:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a conversion will do, whole: the output is these state dicts, less what is dropped.
+    """A whole conversion: the output holds these state dicts, without what is dropped.
 
     ``verb`` is ``"fold"``, ``"split"`` or ``"migrate"``. ``only`` is the path of the one state dict that
-    the output holds, or None where it keeps all siblings. ``already`` counts layers that are as the verb
-    would make them. ``record`` is what will be written into the output so that ``split`` or ``migrate`` can
-    undo it. Where the output is a folder, ``shards`` are its files of weights, ``index`` is the name of their
-    index if they are several, and ``copied`` are the paths of what goes along as it is.
+    the output holds, or None if it keeps all siblings. ``already`` counts layers that are as the verb
+    would make them. ``record`` is written into the output so that ``split`` or ``migrate`` can undo the
+    conversion. If the output is a folder, ``shards`` are its files of weights, ``index`` is the name of their
+    index if they are several, and ``copied`` are the paths of files that are copied as they are.
     """
 
     verb: str

@@ -1,11 +1,11 @@
-"""What wnconvert did to a file, as it is recorded in the file itself, so that it can be undone.
+"""The record in a file of what wnconvert did to it, so that it can be undone.
 
 One JSON object: ``{"schema": 1, "version": …, "history": [step, …], "metadata": {…}}``; a step is
 ``{"verb": "fold", "state_dicts": {path: [layer, …]}}``, a layer its name, form, dim and both halves with
 name, shape, dtype and place (among all keys), as they were before. ``fold`` always leaves one, ``migrate``
-where the rules on order would not undo it; what undoes a step takes it out. ``metadata`` keeps
-safetensors' metadata in a torch file. The record of a file is input like any other: what it says of a
-layer is checked here for sense, and by what uses it against names and shapes.
+only if the rules on order would not undo it. The verb that undoes a step removes it. ``metadata`` keeps
+safetensors' metadata in a torch file. The record of a file is input like any other: here it
+is checked for sense, and its users check it against names and shapes.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ NO_HISTORY = History()
 
 
 def read_history(text: bytes | str) -> History:
-    """Read a record; one that makes no sense is left out, with a note.
+    """Read a record; an invalid one is left out, with a note.
 
     >>> read_history(write_history([{"verb": "fold", "state_dicts": {}}], {"format": "pt"})).metadata
     {'format': 'pt'}
@@ -99,12 +99,7 @@ def write_history(steps: Sequence[Mapping[str, Any]], metadata: Mapping[str, str
 
 # -- the layers of a step
 
-#: The history of a file: its steps, the last one made last.
-
-
-# -- the layers of a step
-
-
+#: The steps that a file records, the last one last.
 Record: TypeAlias = Sequence[Mapping[str, Any]]
 
 
@@ -131,7 +126,7 @@ def origin_data(layer: Layer, place: Mapping[str, int]) -> dict[str, Any]:
 
 
 def origins(record: Record, path: str, verb: str) -> list[tuple[Origin, ...]]:
-    """What the steps of a verb did to the state dict at ``path``, in order; without what makes no sense."""
+    """The layers that the steps of a verb changed in the state dict at ``path``, without invalid ones."""
     steps = [step["state_dicts"].get(path, ()) if step["verb"] == verb else () for step in record]
     read = (tuple(origin for data in step if (origin := _origin(data))) for step in steps)
     return [step for step in read if step]
@@ -142,8 +137,8 @@ def recorded(
 ) -> tuple[Mapping[str, Any], ...]:
     """The record of an output: the steps of the source on the state dicts that it keeps, and a new one.
 
-    ``kept`` holds by path in the source the path in the output, ``layers`` by path in the source what the
-    new step did there.
+    ``kept`` maps paths in the source to paths in the output; ``layers`` holds the layers that the new step
+    changed, by path in the source.
     """
     steps = [
         {**step, "state_dicts": {kept[path]: of for path, of in step["state_dicts"].items() if path in kept}}
@@ -154,7 +149,7 @@ def recorded(
 
 
 def without_layers(record: Record, verb: str, undone: Mapping[str, Iterable[str]]) -> Record:
-    """The record without what the steps of a verb say of these layers, named by path and weight."""
+    """The record without these layers, named by path and weight, in the steps of a verb."""
     names = {path: set(of_path) for path, of_path in undone.items()}
 
     def left(path: str, layers: Sequence[Any]) -> list[Any]:
@@ -172,7 +167,7 @@ def without_layers(record: Record, verb: str, undone: Mapping[str, Iterable[str]
 
 
 def _origin(data: Any) -> Origin | None:
-    """A layer of the record, or None where it makes no sense."""
+    """A layer of the record, or None if it is invalid."""
     if not isinstance(data, dict):
         return None
     name, form, dim = data.get("name"), data.get("form"), data.get("dim")
@@ -186,7 +181,7 @@ def _origin(data: Any) -> Origin | None:
     return Origin(Layer(name, form, dim, g[0], v[0]), (g[1], v[1]))
 
 
-_MOST_AXES = 64  # that a tensor of torch or numpy has
+_MOST_AXES = 64  # more than torch or numpy allow
 
 
 def _half(data: Any) -> tuple[TensorInfo, int] | None:

@@ -1,4 +1,4 @@
-"""Which state dicts an output has, and what it leaves out; pure, and shared by the planners of all verbs."""
+"""The state dicts that an output has, and what it leaves out; pure, and shared by all planners."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class Scope:
-    """The state dicts that the output has, and what it leaves out for that.
+    """The state dicts that the output has, and what it leaves out because of that.
 
-    ``only`` is the path of the one state dict that it keeps, None where it keeps all siblings.
+    ``only`` is the path of the one state dict that it keeps, or None if it keeps everything.
     """
 
     states: tuple[StateDict, ...]
@@ -38,7 +38,7 @@ class Scope:
 
 
 def choose(tree: Tree, only: str | None) -> tuple[StateDict, ...]:
-    """The state dicts that ``--only`` names, or all. Raises ``ArgumentError`` where it names none."""
+    """The state dict that ``--only`` names, or all. Raises ``ArgumentError`` if none is there."""
     if only is None:
         return tree.state_dicts
     chosen = tuple(state for state in tree.state_dicts if _shown(state) == only)
@@ -53,7 +53,7 @@ def choose(tree: Tree, only: str | None) -> tuple[StateDict, ...]:
 def scope_of(
     tree: Tree, container: Container, chosen: Sequence[StateDict], only: str | None, busy: Iterable[str]
 ) -> Scope:
-    """What a file of ``container`` takes of the ``chosen`` state dicts; ``busy`` are paths with layers.
+    """The part of the ``chosen`` state dicts that a file of ``container`` can hold; ``busy`` have layers.
 
     Raises ``ArgumentError`` where a safetensors file would have to hold several state dicts.
     """
@@ -86,7 +86,7 @@ def kept_as_is(state: StateDict) -> PlannedStateDict:
 
 
 def tie_notes(state: StateDict, planned: PlannedStateDict) -> Iterable[str]:
-    """Names of the output that are the same elements in the source, which safetensors cannot share."""
+    """Notes on names that share memory in the source: a safetensors file cannot share it."""
     tensors = state.tensors
     tied: dict[object, list[str]] = {}
     for step in planned.steps:
@@ -99,7 +99,7 @@ def tie_notes(state: StateDict, planned: PlannedStateDict) -> Iterable[str]:
 
 
 def elements_of(tensor: StoredTensor) -> tuple[object, ...]:
-    """Equal for two tensors of the same elements in any order: what is transposed is tied too."""
+    """A key that is equal for two tensors of the same elements in any order, transposed ones too."""
     return (tensor.storage, tensor.info.dtype, tensor.offset, tensor.info.numel)
 
 
@@ -154,4 +154,6 @@ def _dropped_beside(tree: Tree, alone: StateDict) -> tuple[LeftOut, ...]:
 def _not_tensors(state: StateDict) -> Iterable[LeftOut]:
     for entry in state.entries:
         if entry.tensor is None:
-            yield LeftOut(_below(state, entry), "it is no tensor, and a safetensors file holds tensors alone")
+            yield LeftOut(
+                _below(state, entry), "it is not a tensor, and a safetensors file holds only tensors"
+            )

@@ -139,7 +139,7 @@ class _Half(_Computed):
 
 @dataclass(frozen=True, slots=True)
 class Magnitude(_Half):
-    """Put g = ‖w‖ of the plain weight that ``layer`` is named by under the name of its g."""
+    """Put g = ‖w‖ under the name of g; w is the plain weight that ``layer`` is named after."""
 
     layer: Layer
 
@@ -161,9 +161,9 @@ class Magnitude(_Half):
 
 @dataclass(frozen=True, slots=True)
 class Direction(_Half):
-    """Put v = w of the plain weight that ``layer`` is named by under the name of its v.
+    """Put v = w under the name of v; w is the plain weight that ``layer`` is named after.
 
-    Where a row of w is zero, v is a direction all the same.
+    If a row of w is zero, that row of v is a unit direction.
     """
 
     layer: Layer
@@ -189,5 +189,5 @@ def _where(path: str, layer: Layer) -> str:
 
 
 def _nameless(tensor: StoredTensor) -> StoredTensor:
-    """A tensor that equals another where their bytes do."""
+    """The tensor without its name, so that tensors of the same bytes are equal."""
     return replace(tensor, info=replace(tensor.info, name=""))

@@ -1,4 +1,4 @@
-"""Which layers of a state dict are wanted, and the errors and notes for those that are not converted."""
+"""The layers of a state dict that are wanted, and the errors and notes about those that are not converted."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ __all__ = [
 
 
 def find_layers(state: StateDict, selection: Selection) -> FoundPairs:
-    """The layers of a state dict as :func:`wnconvert.layers.find.find` sees them, and as its hooks say."""
+    """The layers of a state dict by names and shapes, checked against the dims that its hooks state."""
     found = find_pairs((tensor.info for tensor in state.tensors.values()), selection)
     others = {entry.name for entry in state.entries if entry.tensor is None}
     layers, refused = [], list(found.refused)
     for layer in found.layers:
         if layer.name in others:
-            reason = "something that is no plain tensor has the name of its weight"
+            reason = "a value that is not a plain tensor has the name of its weight"
             refused.append(Refused(layer.name, reason))
         # A pickled module says its dim; g's shape must say the same (of one element, it says nothing).
         elif layer.name in state.dims and not _agrees(layer, state.dims[layer.name]):
@@ -61,7 +61,7 @@ def looks_like_layers(found: FoundPairs) -> list[str]:
 
 
 def check_selection(selection: Selection, names: Sequence[str], kind: str = "layer") -> None:
-    """A glob that was meant to choose among ``names`` and chose nothing is a slip of the pen."""
+    """Raise ``ArgumentError`` for a glob that matches none of the ``names``: it is a typing error."""
     for glob in selection.layers if names else ():
         if not any(Selection(layers=(glob,)).wants(name) for name in names):
             raise ArgumentError(
@@ -71,7 +71,7 @@ def check_selection(selection: Selection, names: Sequence[str], kind: str = "lay
 
 
 def idle_excludes(selection: Selection, names: Sequence[str]) -> tuple[str, ...]:
-    """A note on each glob that was meant to leave something out and met nothing."""
+    """A note on each ``exclude`` glob that matches no layer."""
     return tuple(
         f"{option('exclude', glob=glob)} matches no layer"
         for glob in selection.exclude
@@ -95,7 +95,7 @@ def _where(path: str, name: str) -> str:
 
 
 def name_conflicts(state: StateDict, layers: Iterable[Layer]) -> Iterable[Refused]:
-    """Of layers as they will be, those of which a key is there already, as something else."""
+    """The refusals of new layers that need a key which the state dict has already."""
     there = {entry.name for entry in state.entries}
     for layer in layers:
         if name := next((half.name for half in layer.halves if half.name in there), ""):
@@ -123,7 +123,7 @@ def optimizer_is_stale(doing: str) -> str:
 
 
 def notes_on(found: FoundPairs) -> Iterable[str]:
-    """What a user should know of the layers of a state dict, and of halves of some."""
+    """Notes on the layers of a state dict, and on halves that stand alone."""
     for layer in found.layers:
         if layer.note:
             yield f"{layer.name}: {layer.note}"

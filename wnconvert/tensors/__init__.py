@@ -1,4 +1,4 @@
-"""What tensors are, and how their elements are read.
+"""Tensors as names, dtypes, shapes and places, and how their elements are read.
 
 containers  the formats of files that hold tensors
 dtypes      dtypes: one table for torch, safetensors, ONNX and numpy

@@ -1,7 +1,7 @@
 """torch tensors and numpy arrays in memory, as one kind of value and as a tree like that of a file.
 
-torch is never imported for its own sake: where a value is torch's, it is imported already. CPU tensors are
-viewed as numpy arrays without a copy; others come to the CPU, and what is made of them goes back.
+torch is imported only for values that are torch's, so that it is loaded already. CPU tensors are viewed as
+numpy arrays without a copy; others come to the CPU, and new tensors go back to their devices.
 """
 
 from __future__ import annotations
@@ -52,9 +52,9 @@ def is_torch(value: object) -> bool:
 
 
 def stored_tensor(name: str, value: Any) -> StoredTensor | None:
-    """A value's name, dtype and shape, or None where it is no plain tensor (a sparse one is not).
+    """A value's name, dtype and shape, or None if it is not a plain tensor (a sparse one is not).
 
-    Its storage is where it lies in memory, so that tied tensors are known.
+    Its storage is its place in memory, so that tied tensors are known.
     """
     if is_torch(value) and str(value.layout) == "torch.strided":
         dtype = DTYPES.get(str(value.dtype).removeprefix("torch."))
@@ -73,7 +73,7 @@ def stored_tensor(name: str, value: Any) -> StoredTensor | None:
 
 
 def view_of(value: Any) -> object:
-    """Equal for two values where they are the same elements in memory; by identity for all else."""
+    """A key that is equal for two values of the same elements in memory; others equal only themselves."""
     if is_torch(value) and str(value.layout) == "torch.strided" and value.device.type != "meta":
         return (
             str(value.device),
@@ -109,7 +109,7 @@ def array_of(value: Any) -> Array:
 
 
 def made_like(value: Any, array: Array) -> Any:
-    """New elements as the kind of thing that ``value`` is: a Parameter, its device, its requires_grad."""
+    """New elements as a value like ``value``: on its device, a Parameter if it is one."""
     if not is_torch(value):
         return array
     import torch
@@ -125,10 +125,10 @@ def made_like(value: Any, array: Array) -> Any:
 
 
 def tree_of(state_dict: Any) -> tuple[Tree, dict[str, Any]]:
-    """What a state dict holds by names, dtypes and shapes, and its values by name."""
+    """The tree of a state dict, and its values by name."""
     if not isinstance(state_dict, Mapping):
         kind = type(state_dict).__name__
-        raise ArgumentError(f"a {kind} is no state dict", fix="pass a mapping of names to tensors")
+        raise ArgumentError(f"a {kind} is not a state dict", fix="pass a mapping of names to tensors")
     values = {name: value for name, value in state_dict.items() if isinstance(name, str)}
     tree = tree_of_values(values)
     if not tree.state_dict("").tensors:
@@ -154,7 +154,7 @@ def tree_of_values(
 
 
 def _refuse_nested(state_dict: Mapping[str, Any]) -> None:
-    """A whole checkpoint was passed where a state dict is meant: silence would be taken for success."""
+    """Raise ``ArgumentError`` for a whole checkpoint: without tensors, silence would look like success."""
     for name, value in state_dict.items():
         if isinstance(value, Mapping) and any(stored_tensor("", item) for item in value.values()):
             raise ArgumentError(

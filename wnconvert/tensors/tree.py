@@ -1,7 +1,7 @@
 """Names, dtypes and shapes of tensors, and where their bytes lie.
 
-This is the common tongue of the package: the readers produce it, the rules and plans speak it, the
-executor follows it to the bytes.
+The whole package shares these types: readers make them, rules and plans work on them, the executor
+follows them to the bytes.
 """
 
 from __future__ import annotations
@@ -134,9 +134,9 @@ def contiguous_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One key of a state dict; ``tensor`` is None for a value that is no plain tensor.
+    """One key of a state dict; ``tensor`` is None for a value that is not a plain tensor.
 
-    ``is_opaque`` where it is a tensor all the same: quantized, sparse, on the meta device.
+    ``is_opaque`` marks tensors of other kinds: quantized, sparse, on the meta device.
     """
 
     name: str
@@ -149,7 +149,7 @@ class StateDict:
     """A mapping of names to tensors inside a file, at a path such as ``generator`` (the root is ``""``).
 
     ``dims`` holds, by weight, the dim that a pickled module's own ``WeightNorm`` records state;
-    ``is_module`` where it is a whole pickled module and stays one in a torch file.
+    ``is_module`` marks a whole pickled module, which stays one in a torch file.
     """
 
     path: str
@@ -165,7 +165,7 @@ class StateDict:
 
 @dataclass(frozen=True, slots=True)
 class Sibling:
-    """Anything else in a file, by its path, with what it is in a word or two."""
+    """Anything else in a file: its path, and its kind in a word or two."""
 
     path: str
     kind: str
@@ -173,9 +173,9 @@ class Sibling:
 
 @dataclass(frozen=True, slots=True)
 class Tree:
-    """What a checkpoint holds, by names, dtypes and shapes.
+    """The contents of a checkpoint: names, dtypes and shapes.
 
-    ``metadata`` is safetensors' own; ``record`` what earlier runs of wnconvert left in the file; ``notes``
+    ``metadata`` is safetensors' own; ``record`` was left in the file by earlier runs of wnconvert; ``notes``
     are the reader's.
     """
 

@@ -1,4 +1,4 @@
-"""The arguments that the verbs share, from a user's words to what the plans take."""
+"""The arguments that the verbs share, checked and made into what plans and runs take."""
 
 from __future__ import annotations
 
@@ -58,13 +58,13 @@ def dtype_of(name: str | None) -> DType | None:
 
 
 def check_form(to: str | None) -> None:
-    """Raise ``ArgumentError`` where ``to`` is neither None nor a form that a pair can have."""
+    """Raise ``ArgumentError`` if ``to`` is neither None nor a form that a pair can have."""
     if to is not None and to not in FORMS:
         raise ArgumentError(f"there is no form {to!r}", fix=f"one of {', '.join(FORMS)}")
 
 
 def numbers_of(zero_rows: str, *, allow_nonfinite: bool) -> RowPolicy:
-    """The policy that ``--zero-rows`` and ``--allow-nonfinite`` state. Raises ``ArgumentError``."""
+    """The policy of ``--zero-rows`` and ``--allow-nonfinite``. Raises ``ArgumentError``."""
     if zero_rows not in ZERO_ROWS_CHOICES:
         raise ArgumentError(
             f"zero_rows {zero_rows!r} is not offered", fix=f"one of {', '.join(ZERO_ROWS_CHOICES)}"
@@ -73,14 +73,16 @@ def numbers_of(zero_rows: str, *, allow_nonfinite: bool) -> RowPolicy:
 
 
 def selection_of(layers: Iterable[str], exclude: Iterable[str], dim: int | str | None) -> Selection:
-    """What ``--layers``, ``--exclude`` (globs) and ``--dim`` choose. Raises ``ArgumentError``."""
+    """The selection of ``--layers``, ``--exclude`` (globs) and ``--dim``. Raises ``ArgumentError``."""
     if isinstance(dim, str) and dim != "auto":
-        raise ArgumentError(f"dim {dim!r} is no axis", fix="a number, None for the whole tensor, or 'auto'")
+        raise ArgumentError(
+            f"dim {dim!r} is not an axis", fix="a number, None for the whole tensor, or 'auto'"
+        )
     return Selection(texts_of(layers), texts_of(exclude), dim)
 
 
 def texts_of(texts: Iterable[str]) -> tuple[str, ...]:
-    """Texts, of which one may stand alone. Raises ``ArgumentError`` for what is no text.
+    """One string, or several, as a tuple. Raises ``ArgumentError`` for anything else.
 
     >>> texts_of("dec.*"), texts_of(["enc.*", "dec.*"])
     (('dec.*',), ('enc.*', 'dec.*'))
@@ -90,5 +92,5 @@ def texts_of(texts: Iterable[str]) -> tuple[str, ...]:
         return (given,)
     every = tuple(given) if isinstance(given, Iterable) else (given,)
     if not all(isinstance(text, str) for text in every):
-        raise ArgumentError(f"{given!r:.80} is no list of texts", fix="a str, or a list of them")
+        raise ArgumentError(f"{given!r:.80} is not a list of strings", fix="a str, or a list of them")
     return every

@@ -1052,7 +1052,7 @@ def test_keys_that_are_no_text_are_kept(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("wrong", [5, None, [1]])
 def test_what_is_no_mapping_is_refused(wrong: Any) -> None:
-    with pytest.raises(ArgumentError, match="is no state dict"):
+    with pytest.raises(ArgumentError, match="is not a state dict"):
         migrate_state_dict(wrong)
 
 

@@ -704,7 +704,7 @@ def commands(folder: Path) -> Iterator[tuple[list[str | Path], str, str]]:
     text = folder / "text.pt"
     text.write_text("<html>")
     yield [plain], "nothing says which weights to split", "--like REF"
-    yield [plain, "--dim", "0"], "--dim alone says no layers", "--layers GLOB"
+    yield [plain, "--dim", "0"], "--dim alone names no layers", "--layers GLOB"
     yield [plain, "--layers", "a.weight"], "not the axis", "--dim 0"
     yield [plain, "--like", pairs, "--dim", "0"], "--like says every dim itself", "leave --dim out"
     yield [plain, "--like", plain], "--like has no weight-normalized layers", "not folded"

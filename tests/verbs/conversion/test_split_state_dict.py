@@ -214,12 +214,12 @@ def test_layers_that_are_split_are_left_alone() -> None:
     [
         ({}, "nothing says which weights to split"),
         ({"layers": "a.weight"}, "the axis of their norms"),
-        ({"dim": 0}, "alone says no layers"),
+        ({"dim": 0}, "alone names no layers"),
         ({"layers": "x", "dim": 0}, "matches no weight"),
-        ({"layers": "a.weight", "dim": "0"}, "is no axis"),
+        ({"layers": "a.weight", "dim": "0"}, "is not an axis"),
         ({"layers": "a.weight", "dim": 0, "to": "X"}, "no form 'X'"),
         ({"like": {"a.weight": torch.ones(1)}}, "no weight-normalized layers"),
-        ({"like": 5}, "is no state dict"),
+        ({"like": 5}, "is not a state dict"),
     ],
 )
 def test_a_wrong_argument_is_refused(options: dict[str, Any], says: str) -> None:

@@ -258,7 +258,7 @@ def test_negated_views_are_resolved() -> None:
 
 @pytest.mark.parametrize("wrong", [5, None, [1]])
 def test_what_is_no_mapping_is_refused(wrong: Any) -> None:
-    with pytest.raises(ArgumentError, match="is no state dict"):
+    with pytest.raises(ArgumentError, match="is not a state dict"):
         fold_state_dict(wrong)
 
 

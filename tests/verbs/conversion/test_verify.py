@@ -269,6 +269,6 @@ def test_a_plan_that_loses_a_key_or_half_a_layer_is_found(
     assert count > 2
     for at in range(count):
         monkeypatch.setattr(split_plan, "_split", losing(at))
-        with pytest.raises(VerifyError, match="has not the names that it should"):
+        with pytest.raises(VerifyError, match="has other names than planned"):
             split_file(plain, plain.with_name("out.pt"), layers="*", dim=0, verify=True)
     assert not plain.with_name("out.pt").exists()

@@ -445,7 +445,7 @@ def test_a_traced_graph_that_goes_on_computing_a_weight_is_refused() -> None:
 def test_globs_that_are_no_texts_are_argument_errors(wrong: Any) -> None:
     module = norm(nn.Linear(3, 2))
     for arguments in ({"layers": wrong}, {"exclude": wrong}):
-        with pytest.raises(ArgumentError, match="is no list of texts"):
+        with pytest.raises(ArgumentError, match="is not a list of strings"):
             fold_module(module, **arguments)
 
 

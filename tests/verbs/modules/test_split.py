@@ -195,7 +195,7 @@ def test_an_axis_that_is_not_there_is_refused() -> None:
     with pytest.raises(LayerError, match=r"layer 1.weight: its shape \(4, 4\) has no axis 2"):
         split_module(model, layers="*", dim=2)
     for dim in ("rows", 1.5, True):
-        with pytest.raises(ArgumentError, match=r"is (no|not an) axis"):
+        with pytest.raises(ArgumentError, match="is not an axis"):
             split_module(model, layers="*", dim=dim)  # type: ignore[arg-type]
     assert portrait(model) == before
 

@@ -1,4 +1,4 @@
-"""Three ways to say what is to be split: a record, another checkpoint, globs and a dim; never a guess."""
+"""The third way to choose the layers to split: globs on names, and a dim."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = ["as_globs_say"]
 def as_globs_say(
     tree: Tree, chosen: Sequence[StateDict], selection: Selection, to: str | None
 ) -> dict[str, SplitRequest]:
-    """Every float tensor that is named; of those that a wildcard catches, what looks like a weight."""
+    """Request tensors that are named in full, and those like weights that a wildcard matches."""
     form = to or "parametrize"
     wishes: dict[str, SplitRequest] = {}
     passed: dict[str, list[str]] = {}
@@ -56,7 +56,7 @@ def as_globs_say(
 
 
 def _dims_of_record(tree: Tree, state: StateDict, layers: Mapping[str, Layer]) -> Iterable[str]:
-    """A note on each layer that was folded along another dim than it is to be split."""
+    """A note on each layer that was folded along another dim than the one it is split along."""
     steps = origins(tree.record, state.path, "fold")
     folded = {origin.layer.name: origin.layer for step in steps for origin in step}
     for name, layer in layers.items():
@@ -85,7 +85,7 @@ _EMBEDDING = re.compile(r"emb|codebook|lookup|(?:^|[._])w[tp]e[._]", re.IGNORECA
 
 
 def _no_weight(info: TensorInfo, there: Candidates) -> str:
-    """Why a tensor that a wildcard catches does not look like a weight to normalize, or nothing."""
+    """Why a tensor that a wildcard matches does not look like a weight; empty if it does."""
     if info.name in there.parts:
         return "half of a pair"
     if not info.dtype.foldable:

@@ -1,4 +1,4 @@
-"""The layers, dims, form and order of another checkpoint, as what is wanted of a split (``--like``)."""
+"""The second way to choose the layers to split: those of another checkpoint (``--like``)."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ __all__ = ["as_like"]
 
 @dataclass(frozen=True, slots=True)
 class _Reference:
-    """A state dict of ``--like``: its keys as they stand unfolded, and its layers that are wanted.
+    """A state dict of ``--like``: its keys as they stand unfolded, and its wanted layers.
 
-    ``names`` is all that looks like a layer, wanted or not; ``plain`` its tensors.
+    ``names`` are all weights that look like layers, wanted or not; ``plain`` are its tensors.
     """
 
     path: str
@@ -34,7 +34,7 @@ class _Reference:
 
 
 def _reference(like: Tree, state: StateDict, selection: Selection) -> _Reference:
-    """What a state dict of ``--like`` has by its keys, and where it was folded by its record."""
+    """The layers of a state dict of ``--like``: those that its keys show, and those that its record shows."""
     found = find_layers(state, selection)
     folded = as_recorded(state, origins(like.record, state.path, "fold"), selection, None)
     return _Reference(
@@ -50,7 +50,7 @@ def _reference(like: Tree, state: StateDict, selection: Selection) -> _Reference
 def as_like(
     chosen: Sequence[StateDict], like: Tree, selection: Selection, to: str | None
 ) -> dict[str, SplitRequest]:
-    """The layers of another checkpoint, in its order."""
+    """Request the layers of another checkpoint, in its order."""
     references = [_reference(like, state, selection) for state in like.state_dicts]
     check_selection(selection, [name for item in references for name in item.names])
     if not any(item.names for item in references):
@@ -67,7 +67,7 @@ def as_like(
         followed.add(item.path)
         if item.refused:
             no = item.refused[0]
-            raise LayerError(f"of {option('like')}, {no.name} is no layer to go by: {no.reason}", fix=no.fix)
+            raise LayerError(f"layer {no.name} of {option('like')} cannot be used: {no.reason}", fix=no.fix)
         there = Candidates(state, selection)
         _check_lacking(there, item.layers)
         for layer in item.layers:
@@ -132,7 +132,7 @@ def _only_path() -> str:
 
 
 def _prefix_hint(layers: Sequence[Layer], names: set[str]) -> str:
-    """What to do where all names of the reference and of the file differ by one prefix, or nothing."""
+    """The fix if all names of the reference and of the file differ by one prefix; empty otherwise."""
     weights = [layer.name for layer in layers]
     first = weights[0]
     longer = islice((first.removesuffix(name) for name in names if first.endswith(f".{name}")), _PREFIXES)
@@ -155,10 +155,10 @@ def _prefix_hint(layers: Sequence[Layer], names: set[str]) -> str:
 
 
 def _counterpart(state: StateDict, references: Sequence[_Reference], *, alone: bool) -> _Reference | None:
-    """The state dict of the reference that a state dict is to be like, if there is one.
+    """The state dict of the reference that a state dict should be like, if there is one.
 
-    The one at the same path, else one whose layers it has all (unless these are plain in the one at the
-    same path); where there is no choice, the one there is.
+    It is the one at the same path, else one whose layers it has all (unless these are plain in the one at
+    the same path), else the only one there is.
     """
     with_layers = [item for item in references if item.names]
     mine = {layer.name for layer in find_layers(state, Selection()).layers} | set(state.tensors)

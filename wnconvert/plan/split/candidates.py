@@ -1,6 +1,6 @@
-"""What is wanted of a split of one state dict: which weights, in which form, and where the pairs stand.
+"""The layers to split in one state dict: which weights, in which form, and where the pairs stand.
 
-And the first way to say it: the file's own record of a fold.
+``as_recorded`` is the first of three ways to choose them: the file's own record of a fold.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ __all__ = ["Candidates", "SplitRequest", "as_recorded", "g_shape"]
 
 @dataclass(frozen=True, slots=True)
 class SplitRequest:
-    """What is wanted of one state dict.
+    """The layers to split in one state dict.
 
-    ``layers`` by weight, as they will be; ``order`` the keys with the pairs in their places; ``already``
-    counts layers that are split; ``names`` is all that the globs could mean; ``left`` what the record is
-    to say anew of layers that stay folded.
+    ``layers`` holds them by weight, as they will be; ``order`` is the order of keys with the pairs in their
+    places. ``already`` counts layers that are split, and ``names`` are the names that the globs can mean.
+    ``left`` is the new record of layers that stay folded.
     """
 
     layers: Mapping[str, Layer]
@@ -40,11 +40,11 @@ class SplitRequest:
     left: Sequence[Mapping[str, Any]] = ()
 
 
-# -- what all ways ask of a state dict
+# -- a request in the making
 
 
 class Candidates:
-    """A state dict, and the layers that are wanted in it as far as they fit."""
+    """A state dict, and the layers that are requested in it so far."""
 
     def __init__(self, state: StateDict, selection: Selection) -> None:
         self.state = state
@@ -66,7 +66,7 @@ class Candidates:
             self.already.append(name)
 
     def want(self, layer: Layer, who: str = "") -> None:
-        """Ask for a layer like this one, as ``who`` says: its weight must be there, plain, of that shape."""
+        """Request this layer. Its plain weight must exist with this shape; ``who`` begins the message."""
         name = layer.name
         if name in self.split:
             self.count(name)
@@ -98,7 +98,7 @@ class Candidates:
     def _reason_against(self, layer: Layer, stored: StoredTensor | None, who: str) -> str:
         if stored is None:
             is_other = any(entry.name == layer.name for entry in self.state.entries)
-            reason = "it is no plain tensor" if is_other else "it is not there"
+            reason = "it is not a plain tensor" if is_other else "it is not there"
         elif not stored.info.dtype.foldable:
             reason = f"it is {stored.info.dtype}, which has no norm"
         elif stored.info.shape != layer.v.shape:
@@ -128,7 +128,7 @@ class Candidates:
         ]
 
     def wish(self, order: Sequence[str], to: str | None, *, names: Sequence[str]) -> SplitRequest:
-        """The layers and the order of keys; a pair in another form than was said goes to torch's place."""
+        """The finished request; a pair that gets another form than its own goes where torch registers it."""
         refused = {no.name: no for no in (*self.refused, *name_conflicts(self.state, self.layers.values()))}
         other = [layer for layer in self.layers.values() if to not in (None, layer.form)]
         if to is not None and other:
@@ -154,19 +154,19 @@ def _is_no_axis(layer: Layer) -> bool:
 
 
 def g_shape(shape: tuple[int, ...], dim: int | None) -> tuple[int, ...]:
-    """The shape that torch gives to g; ``()`` where there is no such axis, which is refused."""
+    """The shape that torch gives to g; ``()`` for an axis that does not exist, which is refused."""
     if dim is None or dim >= len(shape):
         return ()
     return tuple(size if axis == dim else 1 for axis, size in enumerate(shape))
 
 
-# -- as the record says
+# -- by the record of a fold
 
 
 def as_recorded(
     state: StateDict, steps: Sequence[Sequence[Origin]], selection: Selection, to: str | None
 ) -> SplitRequest:
-    """The layers that folds of this file recorded, with the names, shapes and places that they had."""
+    """Request the layers that earlier folds recorded, with the names, shapes and places that they had."""
     there = Candidates(state, selection)
     known = {origin.layer.name: origin.layer for step in steps for origin in step}
     for layer in known.values():
@@ -178,7 +178,7 @@ def as_recorded(
 def _unfolded(
     state: StateDict, steps: Sequence[Sequence[Origin]], layers: Mapping[str, Layer]
 ) -> tuple[list[str], Sequence[Mapping[str, Any]]]:
-    """The keys as they stood before these steps, but that only ``layers`` become pairs; the others' record.
+    """The keys as they stood before these steps, with pairs for ``layers`` only; the record of others.
 
     The last step is undone first, and wholly: its places are those among all keys before it. Then each
     layer that stays folded goes where one fold of all that stay would put it, and as that would record it.

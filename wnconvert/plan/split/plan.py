@@ -1,6 +1,6 @@
 """The plan of ``split``: plain weights become pairs.
 
-Which ones is said by the file itself, by another checkpoint, or by globs and a dim; it is never guessed.
+The file's own record, another checkpoint, or globs and a dim choose them; nothing is guessed.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ def plan_split(
 ) -> Plan:
     """Plan the splitting of plain weights of ``tree`` into g and v, into a file of ``container``.
 
-    Which, along which dim and in which form is read from ``like`` (another checkpoint), else from the
-    selection's globs and dim, else from what folds recorded in the file; never guessed. ``to`` is the form,
-    None for that of the record or of ``like``, else parametrize.
+    The weights, their dims and their form come from ``like`` (another checkpoint), else from the selection's
+    globs and dim, else from the record of earlier folds; nothing is guessed. ``to`` is the form, or None for
+    that of the record or of ``like``, else parametrize.
 
     Raises as ``plan_fold`` does; ``LayerError`` also for layers of ``like`` or of the record that are not
     there or have another shape, and for whole pickled modules.
@@ -105,7 +105,7 @@ def _split(state: StateDict, wish: SplitRequest | None) -> PlannedStateDict:
 
 
 def _not_found_again(state: StateDict, planned: PlannedStateDict) -> Iterable[Refused]:
-    """Layers that a fold of the output would not see as they are meant, as the keys beside them are."""
+    """The refusals of layers that a fold of the output would not find again, because of other keys."""
     layers = {change.name: change.layer for change in planned.changes}
     tensors = state.tensors
     kept = (tensors[step.kept].info for step in planned.tensors if step.kept is not None)
@@ -123,7 +123,7 @@ def _not_found_again(state: StateDict, planned: PlannedStateDict) -> Iterable[Re
 
 
 def _untied(state: StateDict, planned: PlannedStateDict) -> Iterable[str]:
-    """Weights that shared memory with a name that stays plain: v is a tensor of its own."""
+    """Notes on weights that shared memory with a name that stays plain: v is a tensor of its own."""
     tensors = state.tensors
     kept: dict[object, str] = {}
     for step in planned.steps:
@@ -156,7 +156,7 @@ def _axes() -> str:
 def wishes_for(
     tree: Tree, chosen: Sequence[StateDict], selection: Selection, like: Tree | None, to: str | None
 ) -> dict[str, SplitRequest]:
-    """By path, what is wanted of each of the chosen state dicts that something is wanted of."""
+    """The requests for the chosen state dicts, by path; one without layers to split may be missing."""
     if like is not None:
         if selection.dim != AUTO:
             raise ArgumentError(
@@ -167,7 +167,7 @@ def wishes_for(
     if selection.dim != AUTO:
         if not selection.layers:
             raise ArgumentError(
-                f"{option('dim')} alone says no layers", fix=f"{option('layers', metavar='GLOB')} beside it"
+                f"{option('dim')} alone names no layers", fix=f"{option('layers', metavar='GLOB')} beside it"
             )
         return as_globs_say(tree, chosen, selection, to)
     steps = {state.path: origins(tree.record, state.path, "fold") for state in chosen}

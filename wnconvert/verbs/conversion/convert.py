@@ -41,7 +41,7 @@ __all__ = ["Result", "conversion_result", "convert", "convert_folder"]
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What a conversion did. ``seconds`` is wall time; ``verified`` says by what the output was read back."""
+    """The result of a conversion. ``seconds`` is wall time; ``verified`` names the reader that checked it."""
 
     plan: Plan
     source: Path
@@ -190,7 +190,7 @@ def _layouts(checkpoint: Checkpoint, plan: Plan) -> dict[str, Layout]:
 
 
 def _copy(root: Path, beside: OtherFiles, folder: Path, output: Path, workers: Workers) -> None:
-    """Copy what lies beside the weights, by the same executor, each file with its mode from the start."""
+    """Copy the other files of the folder with the same executor, each with its mode from the start."""
     try:
         for path, _ in beside.folders:
             (folder / path).mkdir()

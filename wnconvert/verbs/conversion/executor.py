@@ -35,7 +35,7 @@ _SYNC_BYTES = 8 << 20
 def execute(
     source: Source, target: Staged, layout: Layout, numbers: RowPolicy, workers: Workers
 ) -> tuple[str, ...]:
-    """Write a whole layout; what is worth a note, in the order of its blobs.
+    """Write a whole layout; returns notes, in the order of its blobs.
 
     Raises ``NumbersError`` for rows that ``numbers`` does not allow, all of them at once.
     """
@@ -45,19 +45,19 @@ def execute(
 def outcomes(
     source: Source, target: Staged, layout: Layout, numbers: RowPolicy, workers: Workers
 ) -> list[Outcome]:
-    """Write a whole layout; what came of its blobs, in their order."""
+    """Write a whole layout; returns the outcomes of its blobs, in their order."""
     return _Run(source, target, layout, numbers, workers).all()
 
 
 def notes_of(every: Sequence[Outcome]) -> tuple[str, ...]:
-    """What is worth a note. Raises ``NumbersError`` for all that is not allowed, at once."""
+    """The notes of these outcomes. Raises one ``NumbersError`` for all problems."""
     raise_problems((outcome.where, outcome.problems) for outcome in every)
     return tuple(f"{outcome.where}: {outcome.note}" for outcome in every if outcome.note)
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What came of a blob, and where: what was wrong, or worth a note."""
+    """The outcome of a blob: its problems, or a note, and the layer or tensor that it is about."""
 
     problems: tuple[Problem, ...] = ()
     note: str = ""
@@ -77,7 +77,7 @@ class _Run:
         self.workers = workers
 
     def all(self) -> list[Outcome]:
-        """Write the whole layout; what came of its blobs, in order."""
+        """Write the whole layout; returns the outcomes of its blobs, in order."""
         self.target.resize(self.layout.size)
         for at, piece in self.layout.pieces:
             self.target.write(piece, at)
@@ -122,7 +122,7 @@ class _Run:
 
 
 class _Sink:
-    """Where a blob's bytes go, in order, with their checksum where the container wants one."""
+    """Writes a blob's bytes, in order, and computes their checksum if the container has one."""
 
     def __init__(self, run: _Run, blob: Blob) -> None:
         self.run = run
@@ -147,7 +147,7 @@ class _Sink:
         self.sync(_SYNC_BYTES)
 
     def sync(self, least: int) -> None:
-        """Begin to put on the disk what has come since the last time, where it is worth a call."""
+        """Start writing the bytes since the last call to disk, if they are at least ``least``."""
         if self.at - self.synced >= least:
             self.run.target.begin_sync(self.synced, self.at - self.synced)
             self.synced = self.at
@@ -157,7 +157,7 @@ class _Sink:
 
 
 class Sink(Protocol):
-    """What takes the elements of a new tensor."""
+    """Takes the elements of a new tensor."""
 
     def array(self, values: Array) -> None:
         """Take the elements of the next block."""
@@ -168,7 +168,7 @@ class Sink(Protocol):
 
 @singledispatch
 def make_tensor(work: Work, source: Elements, out: Sink, numbers: RowPolicy) -> Outcome:
-    """Make a tensor from the elements of others, block by block, into ``out``; what came of it."""
+    """Make a tensor from the elements of others, block by block, into ``out``."""
     raise NotImplementedError(type(work))
 
 

@@ -88,10 +88,10 @@ def fold_file(
 ) -> Result | Plan:
     """Fold the weight-normalized layers of a checkpoint, or of an ONNX model, into plain weights.
 
-    ``src`` is a checkpoint of any readable format; ``out`` is written as safetensors where its suffix says
-    so, else as a torch zip (default: ``.folded`` before the suffix of ``src``). An ONNX model stays one, is
-    run beside the original before it is put in place (this needs onnx and onnxruntime), and takes neither
-    ``only``, ``dtype``, ``dim`` nor ``keep_optimizer``. A folder with weights, or the index of one, becomes a
+    ``src`` is a checkpoint of any readable format; ``out`` is written as safetensors if that is its
+    suffix, else as a torch zip (default: ``.folded`` before the suffix of ``src``). An ONNX model stays
+    one, and runs beside the original before it is put in place (this needs onnx and onnxruntime); it takes
+    none of ``only``, ``dtype``, ``dim`` and ``keep_optimizer``. A folder with weights, or the index of one, becomes a
     folder, unless ``out`` has a checkpoint's suffix; a file becomes one where ``out`` ends in a slash or is a
     folder. Its weights lie in files of at most ``max_shard_size`` (bytes, or ``"5GB"``, ``"2GiB"``); all
     other files go along. With ``force`` an old folder is replaced whole.
@@ -176,15 +176,14 @@ def split_file(
 ) -> Result | Plan:
     """Split plain weights of a checkpoint file into g = ‖w‖ and v = w; folded, they are w again, bit for bit.
 
-    Which weights, along which dim and in which form (``to``: ``"parametrize"``, ``"legacy"``) is read from
-    ``like``, another checkpoint with layers; else from ``layers`` (globs) and ``dim`` (an axis, None for the
-    whole tensor); else from what ``fold`` recorded in the file, names, shapes and places with it. Layers that
+    The weights, their dims and their form (``to``: ``"parametrize"``, ``"legacy"``) come from ``like``,
+    another checkpoint with layers; else from ``layers`` (globs) and ``dim`` (an axis, None for the whole
+    tensor); else from the record that ``fold`` left in the file, with names, shapes and places. Layers that
     are split already are left alone and counted (``Plan.already``). Rows of zeros get g = 0 and a uniform
     unit direction. Other options as for ``fold_file``.
 
-    Raises as ``fold_file`` does: ``ArgumentError`` where nothing says what to split, ``LayerError`` where a
-    layer is not there or has another shape, ``NumbersError`` for a row without a norm that its dtype can
-    hold.
+    Raises as ``fold_file`` does: ``ArgumentError`` if nothing says what to split, ``LayerError`` if a layer
+    is missing or has another shape, ``NumbersError`` for a row whose norm its dtype cannot hold.
 
     >>> plan = split_file("fixtures/plain.pt", layers="conv.weight", dim=0, to="legacy", dry_run=True)
     >>> [(change.name, change.after.g.name, change.after.g.shape) for _, change in plan.layers]

@@ -1,6 +1,6 @@
 """An ONNX model folded and put in place, with its data file.
 
-Data files of models that are replaced are deleted where they were ours and nobody needs them.
+Data files of a replaced model are deleted if they were ours and no other model needs them.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ __all__ = ["convert_onnx", "model_layouts", "own_data_of", "remove_unused", "wri
 def own_data_of(target: Path) -> tuple[Path, ...]:
     """The data files of the ONNX model at ``target`` that are called as wnconvert calls them.
 
-    Nothing where there is no such model, or the target is a link.
+    None of them if there is no such model, or the target is a link.
     """
     if target.is_symlink():
         return ()
@@ -51,8 +51,8 @@ def own_data_of(target: Path) -> tuple[Path, ...]:
 def remove_unused(files: Iterable[Path], target: Path, needed: Iterable[Path]) -> Iterator[str]:
     """Delete data files that the model at ``target`` used before, unless another model needs them; notes.
 
-    Others are the models of the same folder, whatever they are called, and ``needed``. Where one of them
-    cannot be read, all stay.
+    Other models are those in the same folder, whatever their names; ``needed`` are more files to keep. If one
+    of the models cannot be read, all data files stay.
     """
     old = tuple(files)
     if not old:
@@ -87,7 +87,7 @@ def _is_model(path: Path) -> bool:
 
 
 def _data_of(model: Path) -> tuple[Path, ...] | None:
-    """The data files of an ONNX model; None where it cannot be read."""
+    """The data files of an ONNX model; None if it cannot be read."""
     if not model.is_file():
         return ()
     try:

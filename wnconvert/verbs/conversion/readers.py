@@ -26,7 +26,7 @@ from wnconvert.tensors.tree import StoredTensor
 __all__ = ["TorchMissing", "own_reader", "safetensors_reader", "test_zip", "torch_reader"]
 
 
-# What picks a piece of a tensor: places on leading axes, then a slice of the next one.
+# An index that picks a piece of a tensor: places on leading axes, then a slice of the next one.
 Piece: TypeAlias = tuple[int | slice, ...]
 # A tensor of the output: a piece, also given as a run of elements, to its elements in any shape.
 ReadBack: TypeAlias = Callable[[Block, Piece], Array]
@@ -37,14 +37,14 @@ Open: TypeAlias = Callable[[str, str], ReadBack]
 # -- readers of the output
 
 
-# What safetensors gives as numpy arrays; of other dtypes the bytes are read by our own reader.
+# The dtypes that safetensors gives as numpy arrays; our own reader reads the bytes of others.
 _IN_NUMPY = frozenset("F64 F32 F16 BF16 I64 I32 I16 I8 U64 U32 U16 U8 BOOL C64".split())
 
 
 def safetensors_reader(paths: Sequence[Path], own: Open) -> Open:
     """Reads with the safetensors library; ``own`` reads the dtypes that it has no numpy type for."""
     files: list[Any] = [safe_open(os.fspath(path), framework="numpy") for path in paths]
-    holding = {name: file for file in files for name in file.keys()}  # noqa: SIM118 - it is no mapping
+    holding = {name: file for file in files for name in file.keys()}  # noqa: SIM118 - it is not a mapping
 
     def open_tensor(_state: str, name: str) -> ReadBack:
         file = holding[name]

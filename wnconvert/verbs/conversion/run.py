@@ -121,7 +121,7 @@ def _to_file(checkpoint: Checkpoint, plan: Plan, output: Path) -> _Job:
 
 
 def _makes_folder(checkpoint: Checkpoint, out: StrPath, max_shard_size: str | int) -> bool:
-    """Whether the output is a folder; raise ``ArgumentError`` for what only fits the other."""
+    """Whether the output is a folder; raise ``ArgumentError`` for options that only fit the other."""
     to_folder = is_folder_target(out, from_folder=checkpoint.folder is not None)
     if to_folder and checkpoint.onnx:
         raise ArgumentError(f"an ONNX model is a file, and {out} a folder", fix="-o OUT.onnx")
@@ -138,7 +138,7 @@ def plan_onnx_fold(opened: OnnxFile, *, selection: Selection, given: list[str]) 
 
     if given:
         raise ArgumentError(
-            f"{listed(given)} can only be said of a checkpoint, and this is an ONNX model",
+            f"only checkpoints take {listed(given)}, and this is an ONNX model",
             fix="leave it out; --layers and --exclude choose layers",
         )
     return plan_onnx(opened, selection)
@@ -155,7 +155,7 @@ def _check_suffix(output: Path) -> None:
 
 
 def _check_is_checkpoint(checkpoint: Checkpoint, output: Path, kind: str) -> None:
-    """What is not folded is no ONNX model, and no checkpoint becomes one."""
+    """Only ``fold`` takes ONNX models, and no checkpoint can become one."""
     no_graph(checkpoint, kind if kind == "split" else "migrated")
     if container_of(output) is Container.ONNX:
         raise ArgumentError(

@@ -47,12 +47,12 @@ def fold_state_dict(
     """Fold the weight-normalized layers of a state dict; the mapping and its tensors are left alone.
 
     Values may be torch tensors (on any device; Parameters stay Parameters) or numpy arrays (bfloat16 as
-    ml_dtypes'); what is no tensor is kept. A new mapping is returned, an ``OrderedDict`` with its
+    ml_dtypes'); other values are kept. A new mapping is returned, an ``OrderedDict`` with its
     ``_metadata`` where the source is one; unchanged values in it are the very same objects. Options as for
     ``fold_file``.
 
-    Raises ``LayerError`` for layers that are refused, ``NumbersError`` for their numbers and
-    ``ArgumentError`` where there is no tensor in ``state_dict``, but in a mapping inside it.
+    Raises ``LayerError`` for refused layers, ``NumbersError`` for their numbers and
+    ``ArgumentError`` if only a mapping inside ``state_dict`` holds tensors.
 
     >>> import numpy as np
     >>> folded = fold_state_dict({"conv.weight_g": np.float32([[10]]), "conv.weight_v": np.float32([[3, 4]])})
@@ -225,7 +225,7 @@ def _make_directions(work: Directions, item: MadeTensor, maker: _Maker) -> Any:
 
 
 def _not_named(state_dict: Mapping[Any, Any]) -> dict[Any, Any]:
-    """What stands under a key that is no text; a file keeps it too."""
+    """The items whose keys are not strings; a file keeps them too."""
     return {key: value for key, value in state_dict.items() if not isinstance(key, str)}
 
 

@@ -1,4 +1,4 @@
-"""Where a conversion writes: a file or a folder, called as the user says or after the source."""
+"""Where a conversion writes: a file or a folder, named by the user or after the source."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ _SUFFIXES = (
 
 
 def default_output(source: StrPath, kind: str) -> Path:
-    """Where a conversion writes unless it is told: beside the source, ``.folded`` before the known suffix.
+    """The default output: beside the source, with ``.folded`` before the known suffix.
 
     ``kind`` is ``"folded"``, ``"split"``, or the form to which a file is migrated. A folder, or its index,
-    becomes a folder beside it. Raises ``ArgumentError`` for what lies in the hub's cache, where nothing else
-    may.
+    becomes a folder beside it. Raises ``ArgumentError`` for a source in the hub's cache, where nothing may be
+    written.
 
     >>> default_output("x.pth.tar", "folded").name, default_output("g_02500000", "legacy").name
     ('x.folded.pth.tar', 'g_02500000.legacy')
@@ -61,7 +61,7 @@ def default_output(source: StrPath, kind: str) -> Path:
     if is_folder:
         return _beside_folder(path.parent if is_index else path, kind)
     if not path.name:
-        return path  # "/" has no name to change, and is no checkpoint either
+        return path  # "/" has no name to change, and is not a checkpoint either
     for suffix in _SUFFIXES:
         stem = path.name.removesuffix(suffix)
         if stem != path.name and stem:
@@ -76,7 +76,7 @@ def _beside_folder(folder: Path, kind: str) -> Path:
 
 
 def has_suffix(name: str) -> bool:
-    """Whether a file is called as checkpoints are.
+    """Whether a file has a checkpoint's suffix.
 
     >>> has_suffix("x.pt"), has_suffix("model-v1.5")
     (True, False)
@@ -87,7 +87,8 @@ def has_suffix(name: str) -> bool:
 def is_folder_target(out: StrPath, *, from_folder: bool) -> bool:
     """Whether a conversion to ``out`` makes a folder.
 
-    It does where ``out`` ends in a slash or is a folder, and from a folder wherever no suffix says otherwise.
+    True if ``out`` ends in a slash or is a folder; for a folder as source, also if ``out`` has no checkpoint
+    suffix.
     """
     text = os.fspath(out)
     if text.endswith(os.sep) or Path(text).is_dir():
@@ -97,7 +98,7 @@ def is_folder_target(out: StrPath, *, from_folder: bool) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class FolderTarget:
-    """A folder to be written: where, of what container, and what goes along.
+    """A folder to be written: its path, its container, and the files that are copied with it.
 
     A folder of torch's ``.bin`` files stays one; any other source becomes safetensors.
     """
@@ -112,7 +113,7 @@ class FolderTarget:
     def of(cls, checkpoint: Checkpoint, path: Path, max_shard_size: str | int) -> FolderTarget:
         """The target of a conversion of ``checkpoint``.
 
-        Raises ``InputError`` for what lies in the source's folder and cannot be copied.
+        Raises ``InputError`` for a file in the source's folder that cannot be copied.
         """
         most = bytes_of(max_shard_size)
         folder = checkpoint.folder
@@ -127,7 +128,7 @@ class FolderTarget:
     def planned(self, plan: Plan, checkpoint: Checkpoint) -> Plan:
         """The plan with its shards, what is copied, and what is left out of the source's folder.
 
-        Raises ``OutputError`` where a file that goes along is called as a file that is written.
+        Raises ``OutputError`` if a file that is copied has the name of one that is written.
         """
         made = sharded(plan, checkpoint.tree, self.naming, self.most)
         copied = tuple(file.path for file in self.beside.files)
@@ -141,7 +142,7 @@ class FolderTarget:
         return replace(made, copied=copied, dropped=(*made.dropped, *left))
 
     def check(self, checkpoint: Checkpoint, like: StrPath | None = None) -> None:
-        """Raise ``OutputError`` where the source would be lost, or what is no model be replaced.
+        """Raise ``OutputError`` if the source would be lost, or a folder without a model replaced.
 
         ``like`` is a reference that was read too.
         """
@@ -167,7 +168,7 @@ class FolderTarget:
 
 
 def check_apart(checkpoint: Checkpoint, output: Path) -> None:
-    """Raise ``OutputError`` where an output lies in the source's folder, or the source in the output."""
+    """Raise ``OutputError`` if the output lies in the source's folder, or the source in the output."""
     source = Path(os.path.realpath(checkpoint.folder.root if checkpoint.folder else checkpoint.path))
     real = Path(os.path.realpath(output))
     if real == source:

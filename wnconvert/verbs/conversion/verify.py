@@ -1,4 +1,4 @@
-"""Reading an output back, with readers that are not ours.
+"""An output read back, with readers that are not ours.
 
 ``check_structure`` looks at headers and places before every rename. ``verify_output`` reads every tensor:
 a layer is computed again from the source's g and v by the plain formula, everything else must have the
@@ -55,33 +55,33 @@ def check_structure(path: Path, container: Container) -> Checkpoint:
         return open_checkpoint(path)
     except WnconvertError as error:
         raise VerifyError(
-            f"what was written cannot be read back ({error.what}); nothing is kept", fix=REPORT_BUG
+            f"the output cannot be read back ({error.what}); nothing is kept", fix=REPORT_BUG
         ) from error
 
 
 def check_folder_structure(folder: Path, plan: Plan) -> None:
-    """The same of every file of weights of a new folder, and the index held against them."""
+    """``check_structure`` for every file of weights of a new folder, and a check of its index."""
     for shard in plan.shards:
         check_structure(folder / shard.name, plan.container)
     try:
         open_checkpoint(folder)
     except WnconvertError as error:
         raise VerifyError(
-            f"what was written cannot be read back ({error.what}); nothing is kept", fix=REPORT_BUG
+            f"the output cannot be read back ({error.what}); nothing is kept", fix=REPORT_BUG
         ) from error
 
 
 def verify_copies(
     before: Path, after: Path, names: Iterable[str], advance: Callable[[int], None] = lambda count: None
 ) -> None:
-    """Read files that were copied from one folder to another back.
+    """Compare files that were copied from one folder to another with their sources.
 
-    Raises ``VerifyError``, and ``InputError`` for one that is not there any more.
+    Raises ``VerifyError``, and ``InputError`` for one that is gone.
     """
     for name in names:
         with closing(open_file(before / name)) as old, closing(open_file(after / name)) as new:
             wrong = VerifyError(
-                f"{name} was read back, and is not a copy; nothing is kept",
+                f"the copy of {name} differs from it; nothing is kept",
                 fix=f"if nobody changed it meanwhile, {REPORT_BUG}",
             )
             size = old.size
@@ -95,7 +95,7 @@ def verify_copies(
 
 
 def bytes_to_verify(checkpoint: Checkpoint, plan: Plan) -> int:
-    """The bytes of the output that ``verify_output`` holds against the source."""
+    """The bytes of the output that ``verify_output`` compares with the source."""
     before = checkpoint.tree.tensors
     return sum(
         step.made_of(before[planned.path]).info.nbytes
@@ -111,7 +111,7 @@ def verify_output(
     path: Path,
     advance: Callable[[int], None] = lambda count: None,
 ) -> tuple[str, tuple[str, ...]]:
-    """Read the output, a file or folder, back and compute every layer again; what did it, and notes.
+    """Read the output, a file or folder, back and compute every layer again; the reader's name, and notes.
 
     Without torch, or where the pickle names classes of others, a torch file is read by ``zipfile``'s test
     of every checksum and by our own reader. Raises ``VerifyError`` for the first tensor that is wrong.
@@ -156,9 +156,7 @@ def _check_names(
         or not halves <= set(names)
         or set(before) - used
     ):
-        raise VerifyError(
-            "what was read back has not the names that it should; nothing is kept", fix=REPORT_BUG
-        )
+        raise VerifyError("the output has other names than planned; nothing is kept", fix=REPORT_BUG)
 
 
 def _check_state_dict(
@@ -255,7 +253,7 @@ def _check_split(
     norms = np.sqrt(_squares(source.reader(w), w, dim))
     every = StoredTensor(layer.g, w.storage, 0, (0,) * len(layer.g.shape))
     g = np.concatenate([g_back(block, piece).reshape(-1) for block, piece in _pieces(every)] or [norms[:0]])
-    # Half a unit, and what a sum of that many squares may be off: a g that is the next number is no norm.
+    # Half a unit, and what a sum of that many squares may be off: a g that is the next number is wrong.
     off = np.abs(g.astype(np.longdouble) - norms)
     slack = norms * (w.info.numel // max(rows, 1)) * np.finfo(np.longdouble).eps
     if (off > _ulp(norms, layer.g.dtype) / 2 + slack).any() or np.signbit(g.astype(np.float64)).any():
@@ -292,7 +290,7 @@ def _squares(read: Read, tensor: StoredTensor, dim: int | None) -> NDArray[np.lo
 
 def _agrees(found: Array, expected: Array, dtype: DType) -> bool:
     most = _MOST_ULPS[dtype.name]
-    # What lies past the largest value, and what is no number, was allowed or refused before.
+    # Values past the largest one, and NaN, were allowed or refused before.
     finite = np.isfinite(expected.astype(dtype.numpy()).astype(np.float64))
     off = np.abs(found.reshape(-1).astype(np.longdouble) - expected)
     return found.size == expected.size and bool(np.all(~finite | (off <= most * _ulp(expected, dtype))))

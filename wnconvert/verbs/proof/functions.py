@@ -130,7 +130,7 @@ def _called(model: nn.Module, inputs: Mapping[str, Tensor], by_position: int | N
         raise ArgumentError(
             f"the model fails on {shapes}: {error_text(error) or type(error).__name__}",
             where=_place_of(error),
-            fix="give shapes, dtypes and bounds that its forward takes, and a range in which it takes every size",
+            fix="give shapes, dtypes and bounds that its forward takes, and a range of sizes that it takes",
         ) from error
 
 
