@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -96,30 +95,9 @@ def option(name: str, *value: object, glob: str = "", metavar: str = "") -> str:
 
 @contextmanager
 def options_as_python() -> Iterator[None]:
-    """Messages that are made inside name options as Python spells them, not as the command line does."""
+    """Messages that are made inside spell options as Python does, not as the command line does."""
     token = _in_python.set(True)
     try:
         yield
-    except WnconvertError as error:
-        error.heading, error.fix = (_OPTION.sub(_argument, text) for text in (error.heading, error.fix))
-        error.items = tuple((where, _OPTION.sub(_argument, what)) for where, what in error.items)
-        raise
     finally:
         _in_python.reset(token)
-
-
-_OPTION = re.compile(
-    r"--(?P<name>[a-z]+(?:-[a-z]+)*)(?: (?P<value>'[^']*'|-?\d+|zero|none|b?float\d+|[A-Z]+))?"
-)
-_FLAGS = ("allow-nonfinite", "drop-optimizer", "force", "keep-optimizer")
-
-
-def _argument(option: re.Match[str]) -> str:
-    value = option["value"] or "…"
-    if option["name"] in _FLAGS:
-        value = "True"
-    elif value == "none":
-        value = "None"
-    elif value.isalnum() and not value.isdigit():
-        value = "…" if value.isupper() else f'"{value}"'
-    return f"{option['name'].replace('-', '_')}={value}"

@@ -156,7 +156,7 @@ def test_a_model_that_fails_at_the_exported_size_is_named_and_no_exporter(
     with pytest.raises(ArgumentError, match=r"the model fails on x\[21, 4\]") as caught:
         export_onnx(model, tmp_path / "m.onnx", inputs=X, ranges=["B=2..40"], exporter=exporter)
     assert "B = 21" in caught.value.where
-    assert "a range in which it takes every size" in caught.value.fix
+    assert "a range of sizes that it takes" in caught.value.fix
     assert not [*tmp_path.iterdir()]
 
 

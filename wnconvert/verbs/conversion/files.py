@@ -91,10 +91,10 @@ def fold_file(
     ``src`` is a checkpoint of any readable format; ``out`` is written as safetensors if that is its
     suffix, else as a torch zip (default: ``.folded`` before the suffix of ``src``). An ONNX model stays
     one, and runs beside the original before it is put in place (this needs onnx and onnxruntime); it takes
-    none of ``only``, ``dtype``, ``dim`` and ``keep_optimizer``. A folder with weights, or the index of one, becomes a
-    folder, unless ``out`` has a checkpoint's suffix; a file becomes one where ``out`` ends in a slash or is a
-    folder. Its weights lie in files of at most ``max_shard_size`` (bytes, or ``"5GB"``, ``"2GiB"``); all
-    other files go along. With ``force`` an old folder is replaced whole.
+    none of ``only``, ``dtype``, ``dim`` and ``keep_optimizer``. A folder with weights, or the index of one,
+    becomes a folder, unless ``out`` has a checkpoint's suffix; a file becomes one if ``out`` ends in a slash
+    or is a folder. Its weights lie in files of at most ``max_shard_size`` (bytes, or ``"5GB"``, ``"2GiB"``);
+    all other files go along. With ``force`` an old folder is replaced whole.
 
     ``only`` is the path of the one state dict to keep. ``dtype`` (``"float16"``, ``"bfloat16"``,
     ``"float32"``) folds and casts in one rounding. ``layers`` and ``exclude`` are globs on weights' names.
