@@ -134,12 +134,12 @@ class Refused:
 
     @property
     def fix(self) -> str:
-        """What to do: the remedy, or to leave the layer out."""
+        """The fix: the remedy, or to leave the layer out."""
         return fix_of((self,))
 
 
 def fix_of(refused: Collection[Refused]) -> str:
-    """What to do about layers that are refused: the remedy, if it is the same for all, or to leave them out.
+    """The fix for layers that are refused: the remedy, if it is the same for all, or to leave them out.
 
     >>> fix_of([Refused("conv.weight", "its g does not fit", "repair the checkpoint")])
     "repair the checkpoint; --exclude 'conv.weight' leaves it as it is"

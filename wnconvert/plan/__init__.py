@@ -1,4 +1,4 @@
-"""What an output will be, as frozen data, before a tensor is read.
+"""The plan of an output, as frozen data, made before a tensor is read.
 
 layout   the bytes of an output before they exist: layout, blobs, work
 steps    a step, and the work that makes its tensor

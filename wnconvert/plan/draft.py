@@ -143,5 +143,5 @@ class FoundDraft(Draft):
         return {path: item.refused for path, item in self.found.items()}
 
     def found_notes(self) -> Iterable[str]:
-        """What a user should know of the layers that were found."""
+        """Notes for the user on the layers that were found."""
         return (note for state in self.states for note in notes_on(self.found[state.path]))

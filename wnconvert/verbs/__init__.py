@@ -1,4 +1,4 @@
-"""What users call: one folder for each kind of work.
+"""The verbs that users call, one folder for each kind of work.
 
 options     what the verbs' shared arguments mean
 streams     stdout and stderr redirected, for libraries in C too

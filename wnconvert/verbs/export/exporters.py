@@ -278,7 +278,7 @@ _RANGE_IS_WRONG = ("constraints violated", "not all values of", "not in vr[")
 
 
 def _to_try(exporter: str, message: str, letters: Mapping[str, Mapping[int, str]]) -> str:
-    """What to try, by torch's message."""
+    """Advice, chosen by torch's message."""
     other = next(each for each in EXPORTERS if each != exporter)
     dynamic = sorted({letter for by_axis in letters.values() for letter in by_axis.values()})
     if dynamic and any(each in message.lower() for each in _RANGE_IS_WRONG):
