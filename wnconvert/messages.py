@@ -88,7 +88,7 @@ def option(name: str, *value: object, glob: str = "", metavar: str = "") -> str:
     dashed = f"--{name.replace('_', '-')}"
     if glob or metavar:
         return f"{dashed} '{glob}'" if glob else f"{dashed} {metavar}"
-    if not value or value == (True,):
+    if not value or value[0] is True:
         return dashed
     return " ".join(f"{dashed} {'none' if each is None else each}" for each in value)
 
