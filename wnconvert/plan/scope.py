@@ -41,11 +41,12 @@ def choose(tree: Tree, only: str | None) -> tuple[StateDict, ...]:
     """The state dict that ``--only`` names, or all. Raises ``ArgumentError`` if none is there."""
     if only is None:
         return tree.state_dicts
-    chosen = tuple(state for state in tree.state_dicts if _shown(state) == only)
+    chosen = tuple(state for state in tree.state_dicts if state.shown == only)
     if not chosen:
+        offered = listed((state.shown for state in tree.state_dicts), 8)
         raise ArgumentError(
             f"there is no state dict at {only!r}",
-            fix=f"{option('only')} one of: {listed(map(_shown, tree.state_dicts), 8) or '(there is none)'}",
+            fix=f"{option('only')} one of: {offered or '(there is none)'}",
         )
     return chosen
 
@@ -103,23 +104,19 @@ def elements_of(tensor: StoredTensor) -> tuple[object, ...]:
     return (tensor.storage, tensor.info.dtype, tensor.offset, tensor.info.numel)
 
 
-def _shown(state: StateDict) -> str:
-    return state.path or "."
-
-
 def _the_one(chosen: Sequence[StateDict], busy: set[str]) -> StateDict:
     """The one state dict that a safetensors file can hold: the only one, or the only one with layers."""
     candidates = [state for state in chosen if state.path in busy] or chosen
     if len(candidates) == 1:
         return candidates[0]
-    paths = listed(map(_shown, candidates))
+    paths = listed(state.shown for state in candidates)
     if not candidates:
         raise ArgumentError(
             "there is no state dict in it that a safetensors file could hold", fix="-o OUT.pt"
         )
     raise ArgumentError(
         f"a safetensors file holds one state dict, and there are {len(candidates)}: {paths}",
-        fix=f"{option('only')} {_shown(candidates[0])} (or another of them), or -o OUT.pt for all",
+        fix=f"{option('only')} {candidates[0].shown} (or another of them), or -o OUT.pt for all",
     )
 
 

@@ -85,15 +85,12 @@ def open_checkpoint(path: Path) -> Checkpoint:
     checkpoint (the message says what it is), and ``FormatError`` for a checkpoint that is damaged.
     """
     with _naming_errors(path):
-        status = path.stat()
-        if stat.S_ISDIR(status.st_mode):
+        if stat.S_ISDIR(path.stat().st_mode):
             return _open_folder(path)
-        if stat.S_ISREG(status.st_mode):
-            with closing(open_file(path)) as file:
-                if not is_index(_head_of(file), path.name):
-                    return _with_part_notes(read_checkpoint(file, path))
-            return _open_folder(path.parent, path.name)
-        return _open_file(path)
+        with closing(open_file(path)) as file:
+            if not is_index(_head_of(file), path.name):
+                return _with_part_notes(read_checkpoint(file, path))
+        return _open_folder(path.parent, path.name)
 
 
 def _with_part_notes(opened: Checkpoint) -> Checkpoint:
@@ -121,12 +118,8 @@ def _naming_errors(path: Path) -> Iterator[None]:
 
 
 def _open_file(path: Path) -> Checkpoint:
-    with _naming_errors(path):
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode):
-            raise InputError("not a regular file", fix="save it to a file first")
-        with closing(open_file(path)) as file:
-            return read_checkpoint(file, path)
+    with _naming_errors(path), closing(open_file(path)) as file:
+        return read_checkpoint(file, path)
 
 
 def read_checkpoint(file: ReadableFile, path: Path) -> Checkpoint:

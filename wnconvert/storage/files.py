@@ -1,4 +1,6 @@
-"""Names become opened files here, and nowhere else: a new store is one class and one line of ``open_file``.
+"""Names become opened files here, and nowhere else.
+
+A new store needs a class like ``LocalFile``, and names that are not paths of this machine.
 
 Nothing is mapped into memory: a mapped file that becomes shorter ends the process, and no error can be
 raised.

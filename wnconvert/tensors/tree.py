@@ -158,6 +158,11 @@ class StateDict:
     is_module: bool = False
 
     @property
+    def shown(self) -> str:
+        """The path as people type and read it: ``.`` is the root."""
+        return self.path or "."
+
+    @property
     def tensors(self) -> dict[str, StoredTensor]:
         """The tensors by name."""
         return {entry.name: entry.tensor for entry in self.entries if entry.tensor is not None}

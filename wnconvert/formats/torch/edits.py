@@ -7,7 +7,7 @@ hook go, and an RNN's ``_flat_weights`` hold the same Parameter. So with its cla
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 
 from wnconvert.formats.pickle.values import Dict, Object, Value
@@ -92,7 +92,7 @@ def _flat_edits(state: Value, parameters: Mapping[str, Value]) -> dict[int, Valu
     return {id(flat): [parameters[name] if _is_one_of(name, parameters) else value for name, value in both]}
 
 
-def _is_one_of(name: Value, names: Container[str]) -> bool:
+def _is_one_of(name: Value, names: Collection[str]) -> bool:
     return isinstance(name, str) and name in names
 
 

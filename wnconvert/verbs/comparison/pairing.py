@@ -204,13 +204,13 @@ def _state_pairs(
             raise ArgumentError(
                 "there are several state dicts, and it is not clear which to compare: "
                 f"{_offered(a, states[0])}; {_offered(b, states[1])}",
-                fix=f"--only {_shown(candidates[0])} (or another), once for both, or twice: A's, then B's",
+                fix=f"--only {candidates[0].shown} (or another), once for both, or twice: A's, then B's",
             )
         picked.append(state or candidates[0])
     notes = [
         f"{side.label}: {', '.join(left)} {'is' if len(left) == 1 else 'are'} not compared"
         for side, found, one in zip((a, b), states, picked, strict=True)
-        if not only and (left := [_shown(state) for state in found if state is not one])
+        if not only and (left := [state.shown for state in found if state is not one])
     ]
     return [(picked[0], picked[1])], notes
 
@@ -231,22 +231,18 @@ def _by_path(
     if left_a or left_b:
         side, left = (a, left_a) if left_a else (b, left_b)
         raise ArgumentError(
-            f"only {side.label} has the state dict {', '.join(map(_shown, left))}",
-            fix=f"--only {_shown(pairs[0][0])} compares what both have",
+            f"only {side.label} has the state dict {', '.join(state.shown for state in left)}",
+            fix=f"--only {pairs[0][0].shown} compares what both have",
         )
     return pairs
 
 
 def _named(states: Sequence[StateDict], path: str | None) -> StateDict | None:
-    return next((state for state in states if _shown(state) == path), None)
-
-
-def _shown(state: StateDict) -> str:
-    return state.path or "."
+    return next((state for state in states if state.shown == path), None)
 
 
 def _offered(side: Side, states: Sequence[StateDict]) -> str:
-    return f"{side.label} has {', '.join(map(_shown, states))}"
+    return f"{side.label} has {', '.join(state.shown for state in states)}"
 
 
 def _has_layers(state: StateDict) -> bool:

@@ -23,7 +23,7 @@ from wnconvert.tensors.blocks import BLOCK_BYTES, Array, Block
 from wnconvert.tensors.dtypes import dtype_named
 from wnconvert.tensors.tree import StoredTensor
 
-__all__ = ["TorchMissing", "own_reader", "safetensors_reader", "test_zip", "torch_reader"]
+__all__ = ["TorchMissing", "check_zip", "own_reader", "safetensors_reader", "torch_reader"]
 
 
 # An index that picks a piece of a tensor: places on leading axes, then a slice of the next one.
@@ -102,8 +102,8 @@ def _numpy(tensor: Any) -> Array:
     return raw.view(dtype_named(name).elements())
 
 
-def test_zip(path: Path, *, contents: bool) -> None:
-    """The directory of a zip archive, and every checksum but that of the record that GPT-SoVITS marks."""
+def check_zip(path: Path, *, contents: bool) -> None:
+    """Have ``zipfile`` read a directory, and with ``contents`` all checksums but that which GPT-SoVITS breaks."""
     import zipfile  # which a safetensors file need not wait for
 
     try:

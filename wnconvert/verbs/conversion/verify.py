@@ -33,9 +33,9 @@ from wnconvert.verbs.conversion.readers import (
     Piece,
     ReadBack,
     TorchMissing,
+    check_zip,
     own_reader,
     safetensors_reader,
-    test_zip,
     torch_reader,
 )
 
@@ -51,7 +51,7 @@ def check_structure(path: Path, container: Container) -> Checkpoint:
         if container is Container.SAFETENSORS:
             safetensors_file.check_header(path)
         elif container is not Container.ONNX:  # onnx_check runs that
-            test_zip(path, contents=False)
+            check_zip(path, contents=False)
         return open_checkpoint(path)
     except WnconvertError as error:
         raise VerifyError(
@@ -128,7 +128,7 @@ def verify_output(
                 reader, by = torch_reader(checkpoint, opened.shards), "torch.load(weights_only=True)"
             except TorchMissing as reason:
                 for shard in opened.shards:
-                    test_zip(shard, contents=True)
+                    check_zip(shard, contents=True)
                 reader, by = own, "zipfile's test and wnconvert's own reader"
                 notes = (f"not read back with torch: {reason}",)
         before = checkpoint.tree.tensors

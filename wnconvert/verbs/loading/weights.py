@@ -240,7 +240,7 @@ def _chosen(fits: list[_Fit]) -> _Fit:
         )
     good = [fit for fit in fits if not fit.misfits]
     if len(good) > 1:
-        paths = [printable(fit.state.path or ".") for fit in good]
+        paths = [printable(fit.state.shown) for fit in good]
         raise ArgumentError(
             f"{len(good)} of its state dicts fit the model: {listed(paths)}",
             fix=f"choose one, such as --only {paths[0]}",
@@ -253,7 +253,7 @@ def _chosen(fits: list[_Fit]) -> _Fit:
             f"none of its {len(fits)} state dicts fits the model",
             [
                 (
-                    printable(fit.state.path or "."),
+                    printable(fit.state.shown),
                     (
                         f"{counted(len(fit.missing), 'tensor')} missing, {len(fit.unexpected)} unexpected, "
                         f"{len(fit.reshaped)} of another shape"

@@ -171,7 +171,7 @@ def modules_with_names(root: object) -> list[tuple[nn.Module, tuple[str, ...]]]:
 
 
 @dataclass(frozen=True, slots=True)
-class _Computed:
+class _HookComputed:
     """A weight, ``target``, that one of torch's forward pre hooks computes from the tensors ``inputs``."""
 
     kind: str
@@ -180,18 +180,18 @@ class _Computed:
     hook: Any
 
 
-def computed_by_hooks(module: nn.Module) -> list[_Computed]:
+def computed_by_hooks(module: nn.Module) -> list[_HookComputed]:
     """The weights that forward pre hooks of torch's own compute."""
     found = []
     for hook in module.__dict__.get("_forward_pre_hooks", {}).values():
         if isinstance(hook, WeightNorm):
-            found.append(_Computed("weight norm", hook.name, (f"{hook.name}_g", f"{hook.name}_v"), hook))
+            found.append(_HookComputed("weight norm", hook.name, (f"{hook.name}_g", f"{hook.name}_v"), hook))
         elif isinstance(hook, SpectralNorm):
             inputs = tuple(f"{hook.name}_{part}" for part in ("orig", "u", "v"))
-            found.append(_Computed("spectral norm", hook.name, inputs, hook))
+            found.append(_HookComputed("spectral norm", hook.name, inputs, hook))
         elif isinstance(hook, BasePruningMethod):
             name = hook._tensor_name
-            found.append(_Computed("prune", name, (f"{name}_orig", f"{name}_mask"), hook))
+            found.append(_HookComputed("prune", name, (f"{name}_orig", f"{name}_mask"), hook))
     return found
 
 
