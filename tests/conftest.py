@@ -57,11 +57,11 @@ def refresh(request: pytest.FixtureRequest) -> bool:
 
 
 @pytest.fixture
-def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Runner:
+def run() -> Runner:
     """The command line in this process."""
-    from tests.helpers.runner import Runner
+    from tests.helpers.tool import run_here
 
-    return Runner(capsys, monkeypatch)
+    return run_here
 
 
 def pytest_make_parametrize_id(val: object, argname: str) -> str | None:

@@ -57,7 +57,7 @@ class ReaderContract:
         assert {name.partition(":")[0] for name in self.DAMAGED} == {*DAMAGES} - {*self.CANNOT}
 
     def test_a_whole_file_is_read(self, whole: str, run: Runner) -> None:
-        assert run("inspect", FIXTURES / whole, "--full").code == 0
+        assert run("inspect", FIXTURES / whole, "--full").returncode == 0
 
     def test_a_damaged_file_is_refused(self, damaged: str, run: Runner, tmp_path: Path) -> None:
         case = self.DAMAGED[damaged]
@@ -71,7 +71,7 @@ class ReaderContract:
         for end in sorted(ends):
             source.write_bytes(data[:end])
             ended = run("fold", source)
-            assert ended.code == 2, (end, ended)
+            assert ended.returncode == 2, (end, ended)
             assert f"error: {source}" in ended.stderr
             assert "fix: " in ended.stderr
             assert [path.name for path in tmp_path.iterdir()] == ["in.pt"]
@@ -85,10 +85,10 @@ class ReaderContract:
         for _ in range(30):
             source.write_bytes(_flipped(data, chance))
             ended = run("fold", source, "-o", out, "--force")
-            assert ended.code in (0, 2), ended.stderr
-            assert ended.code == 0 or ended.stderr.startswith("error: ")
-            assert run("inspect", source, "--full").code in (0, 2)
-            assert run("compare", source, source).code in (0, 1, 2)
+            assert ended.returncode in (0, 2), ended.stderr
+            assert ended.returncode == 0 or ended.stderr.startswith("error: ")
+            assert run("inspect", source, "--full").returncode in (0, 2)
+            assert run("compare", source, source).returncode in (0, 1, 2)
             assert {path.name for path in tmp_path.iterdir()} <= {"in.pt", "out.pt"}
 
 

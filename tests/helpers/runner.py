@@ -1,47 +1,19 @@
-"""The command line as a function, and how every command refuses a file that cannot be read."""
+"""How every command refuses a file that cannot be read."""
 
 from __future__ import annotations
 
 import re
-import signal
-import sys
-import warnings
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeAlias
 
-import pytest
-
-from wnconvert import cli
+from tests.helpers.tool import Ended
 
 OLD = b"what was here before"
 
 
-@dataclass(frozen=True)
-class Ended:
-    code: int
-    stdout: str
-    stderr: str
-
-
-class Runner:
-    """Runs the command line in this process."""
-
-    def __init__(self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-        self.capsys = capsys
-        self.monkeypatch = monkeypatch
-
-    def __call__(self, *arguments: str | Path) -> Ended:
-        self.monkeypatch.setattr(sys, "argv", ["wnconvert", *map(str, arguments)])
-        self.capsys.readouterr()
-        handler = signal.getsignal(signal.SIGTERM)
-        try:
-            with warnings.catch_warnings(), pytest.raises(SystemExit) as ended:
-                cli.main()
-        finally:
-            signal.signal(signal.SIGTERM, handler)
-        printed = self.capsys.readouterr()
-        assert isinstance(ended.value.code, int)
-        return Ended(ended.value.code, printed.out, printed.err)
+#: The command line in this process: arguments in, how it ended out.
+Runner: TypeAlias = Callable[..., Ended]
 
 
 def listing(folder: Path) -> dict[str, bytes]:
@@ -55,7 +27,7 @@ def refused(run: Runner, source: Path, *options: str | Path, says: str, fix: str
     before = listing(source.parent)
     where = () if "-o" in options else ("-o", out, "--force")
     ended = run("fold", source, *where, *options)
-    assert (ended.code, ended.stdout) == (2, ""), ended
+    assert (ended.returncode, ended.stdout) == (2, ""), ended
     assert re.search(says, ended.stderr), ended.stderr
     first, *_ = ended.stderr.splitlines()
     assert first.startswith(f"error: {source}" if source.name in first else "error: ")
@@ -75,10 +47,10 @@ def looked_at(run: Runner, source: Path, folded: Ended) -> None:
     commands: list[list[str | Path]] = [["inspect", source, "--full"], ["compare", source, source]]
     for command in commands:
         ended = run(*command)
-        assert ended.code in {0, 2}, ended
+        assert ended.returncode in {0, 2}, ended
         assert "Traceback" not in ended.stderr
-        if ended.code == 2 and command[0] == "inspect":
+        if ended.returncode == 2 and command[0] == "inspect":
             # Which of two tensors that overlap the safetensors library names is left to chance.
             words = [text.splitlines()[0].split(" for tensor ")[0] for text in (ended.stderr, folded.stderr)]
             assert words[0] == words[1]
-        assert (ended.code == 0) == bool(ended.stdout)
+        assert (ended.returncode == 0) == bool(ended.stdout)

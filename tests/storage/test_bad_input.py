@@ -36,11 +36,11 @@ def test_a_folder_that_is_no_checkpoint(run: Runner, tmp_path: Path) -> None:
 
 def test_what_is_no_regular_file(run: Runner, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
-    assert run("fold", tmp_path / "pipe").code == 2
+    assert run("fold", tmp_path / "pipe").returncode == 2
 
 
 def test_a_name_in_the_place_of_a_folder(run: Runner, tmp_path: Path) -> None:
-    assert run("fold", written(b"x", tmp_path) / "model.pt").code == 2
+    assert run("fold", written(b"x", tmp_path) / "model.pt").returncode == 2
 
 
 @pytest.mark.parametrize(
@@ -185,7 +185,7 @@ def test_numbers_that_are_none(half: str, value: float, run: Runner, tmp_path: P
     state[half][1] = value
     source = saved({"model": state}, tmp_path)
     refused(run, source, says=r"model: layer a\.weight: NaN or infinity.*row 1", fix="--allow-nonfinite")
-    assert run("fold", source, "--allow-nonfinite").code == 0
+    assert run("fold", source, "--allow-nonfinite").returncode == 0
 
 
 def test_float16_that_overflows(run: Runner, tmp_path: Path) -> None:
@@ -197,7 +197,7 @@ def test_float16_that_overflows(run: Runner, tmp_path: Path) -> None:
     refused(
         run, saved(state, tmp_path), "--dtype", "float16", says=r"b: one element is too large", fix="--dtype"
     )
-    assert run("fold", source).code == 0
+    assert run("fold", source).returncode == 0
 
 
 # -- outputs
@@ -207,13 +207,13 @@ def test_an_output_that_exists(run: Runner, tmp_path: Path) -> None:
     source, out = saved(pair(), tmp_path), written(OLD, tmp_path, "there.pt")
     refused(run, source, "-o", out, says=r"there\.pt: it exists", fix="--force")
     refused(run, source, "-o", tmp_path, says="the source lies in it", fix="-o")
-    assert run("fold", source, "-o", out, "--force").code == 0
+    assert run("fold", source, "-o", out, "--force").returncode == 0
     assert out.read_bytes() != OLD
 
 
 def test_an_output_over_its_own_source(run: Runner, tmp_path: Path) -> None:
     source = saved(pair(), tmp_path)
-    assert run("fold", source, "-o", source, "--force").code == 0
+    assert run("fold", source, "-o", source, "--force").returncode == 0
     assert list(torch.load(source)) == ["a.weight"]
 
 
@@ -276,7 +276,7 @@ def test_a_folder_that_cannot_be_written_to(run: Runner, tmp_path: Path) -> None
                 if folder.name.startswith(("pytest", "popen")):
                     folder.chmod(0o700)
         tmp_path.chmod(0o700)
-    assert ended.code == 2
+    assert ended.returncode == 2
     assert "cannot be written to" in ended.stderr
     assert "fix: -o" in ended.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["in.pt"]

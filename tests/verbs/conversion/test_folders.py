@@ -203,7 +203,7 @@ def test_what_shards_hold_is_held_against_the_index(tmp_path: Path, folder: Path
         (made / INDEX).write_text(json.dumps(index))
         before = listing(made)
         ended = run("fold", made, "-o", tmp_path / "out")
-        assert ended.code == 2
+        assert ended.returncode == 2
         assert ended.stderr.count("\n") == 2
         assert ended.stderr.splitlines()[1].startswith("fix: ")
         assert listing(made) == before
@@ -236,7 +236,7 @@ def test_a_damaged_shard_is_named(folder: Path, run: Runner) -> None:
     path = folder / "model-00002-of-00003.safetensors"
     path.write_bytes(path.read_bytes()[:-1])
     ended = run("fold", folder)
-    assert ended.code == 2
+    assert ended.returncode == 2
     assert ended.stderr.startswith(f"error: {path}: the safetensors library refuses it")
 
 
@@ -394,7 +394,7 @@ def test_names_that_are_no_text_go_along(tmp_path: Path, folder: Path, run: Runn
     name = os.fsdecode(b"\xff\x1b[2J.txt")
     (folder / name).write_bytes(b"x")
     ended = run("fold", folder, "-o", tmp_path / "out")
-    assert ended.code == 0
+    assert ended.returncode == 0
     assert "\x1b" not in ended.stdout
     assert (tmp_path / "out" / name).read_bytes() == b"x"
     assert json.loads(run("fold", folder, "--json").stdout)["copied"][-1] == "tokenizer/vocab.json"
@@ -421,7 +421,7 @@ def test_what_does_not_go_along_is_said(tmp_path: Path, folder: Path, run: Runne
     (folder / ".git").mkdir()
     (folder / "pytorch_model.bin").write_bytes(b"others")
     ended = run("fold", folder / INDEX, "-o", tmp_path / "out")
-    assert ended.code == 0
+    assert ended.returncode == 0
     assert "left out: pytorch_model.bin: other weights, which were not read\n" in ended.stdout
     assert "left out: .git: it describes the folder as it was\n" in ended.stdout
     assert not {".git", "pytorch_model.bin"} & {path.name for path in (tmp_path / "out").iterdir()}
@@ -638,7 +638,7 @@ def test_inspection_reads_little_but_names_and_magnitudes(folder: Path) -> None:
 
 def test_a_dry_run_says_the_files_and_writes_none(tmp_path: Path, folder: Path, run: Runner) -> None:
     ended = run("fold", folder, "--dry-run", "--max-shard-size", "100KB")
-    assert ended.code == 0
+    assert ended.returncode == 0
     assert [path.name for path in tmp_path.iterdir()] == ["hifigan"]
     assert "  model-00001-of-00003.safetensors: 19 tensors, 98.0 kB\n" in ended.stdout
     assert f"  {INDEX}\n" in ended.stdout

@@ -25,8 +25,9 @@ from torch import Tensor, nn
 from tests.helpers.golden import FIXTURES
 from tests.helpers.infos import halves, new_pair, pair, state_at
 from tests.helpers.live_models import legacy, new
-from tests.helpers.runner import Ended, Runner, listing
+from tests.helpers.runner import Runner, listing
 from tests.helpers.states import State, load, same, state_dicts
+from tests.helpers.tool import Ended
 from wnconvert import migrate_file, migrate_state_dict
 from wnconvert.errors import ArgumentError, LayerError
 from wnconvert.layers.schemes import Selection
@@ -810,7 +811,7 @@ def refused(run: Runner, source: Path, *options: str | Path, says: str, fix: str
     """The command ends with exit code 2 and these words, and nothing in the folder is other than before."""
     before = listing(source.parent)
     ended = run("migrate", source, *options)
-    assert (ended.code, ended.stdout) == (2, ""), ended
+    assert (ended.returncode, ended.stdout) == (2, ""), ended
     assert re.search(says, ended.stderr), ended.stderr
     assert fix in ended.stderr.splitlines()[-1]
     assert "Traceback" not in ended.stderr
@@ -829,7 +830,7 @@ def test_one_layer_that_is_refused_keeps_all_as_they_are(run: Runner, form: str,
     says = r"layer dec\.0\.weight: g \(12,\) does not fit v \(16, 8, 3\)"
     refused(run, source, "--to", form, says=says, fix="")
     ended = run("migrate", source, "--exclude", "dec.0.weight", "--to", form)
-    assert ended.code == 0
+    assert ended.returncode == 0
 
 
 @BY_FORM
@@ -837,7 +838,7 @@ def test_a_stack_is_refused_by_name(run: Runner, form: str, tmp_path: Path) -> N
     source = copied("stack.safetensors", tmp_path)
     says = r"both\.weight: both\.parametrizations\.weight\.1\._u beside it .* stacked"
     refused(run, source, "--to", form, says=says, fix="--exclude 'both.weight'")
-    assert run("migrate", source, "--to", form, "--exclude", "both.weight").code == 0
+    assert run("migrate", source, "--to", form, "--exclude", "both.weight").returncode == 0
 
 
 TAKEN: dict[str, tuple[list[Any], str, str]] = {
@@ -927,7 +928,7 @@ def test_an_output_that_is_there_is_kept_unless_it_is_forced(run: Runner, tmp_pa
     source, out = copied("tied.pt", tmp_path), tmp_path / "tied.parametrize.pt"
     out.write_bytes(b"what was here before")
     refused(run, source, says="exists", fix="--force")
-    assert run("migrate", source, "--force").code == 0
+    assert run("migrate", source, "--force").returncode == 0
     assert list(load(out)) != list(load(source))
 
 
@@ -954,7 +955,7 @@ def test_only_keeps_one_state_dict(tmp_path: Path) -> None:
 def test_nothing_to_do_is_done_too(run: Runner, tmp_path: Path) -> None:
     source = copied("plain.pt", tmp_path)
     ended = run("migrate", source, "--json")
-    assert ended.code == 0
+    assert ended.returncode == 0
     assert (json.loads(ended.stdout)["layers"], json.loads(ended.stdout)["already"]) == ([], 0)
     assert list(load(tmp_path / "plain.parametrize.pt")["state_dict"]) == list(load(source)["state_dict"])
 
@@ -993,14 +994,14 @@ def test_a_dry_run_returns_the_very_plan_and_writes_nothing(form: str, run: Runn
 def test_the_command_line_migrates_to_parametrize_unless_it_is_told(run: Runner, tmp_path: Path) -> None:
     source = copied("sovits.pth", tmp_path)
     ended = run("migrate", source, "--json", "--verify")
-    assert ended.code == 0
+    assert ended.returncode == 0
     data = json.loads(ended.stdout)
     assert (data["verb"], len(data["layers"]), data["already"]) == ("migrate", 1, 0)
     assert data["output"] == str(tmp_path / "sovits.parametrize.pth")
     assert data["verified"]
     assert (tmp_path / "sovits.parametrize.pth").read_bytes()[:2] == b"03"
     ended = run("migrate", tmp_path / "sovits.parametrize.pth", "--to", "legacy", "--quiet")
-    assert (ended.code, ended.stdout) == (0, "")
+    assert (ended.returncode, ended.stdout) == (0, "")
     assert (tmp_path / "sovits.parametrize.legacy.pth").exists()
 
 

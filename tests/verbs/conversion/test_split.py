@@ -263,13 +263,13 @@ def test_a_row_without_a_norm_is_an_error_that_names_it(
     before = listing(tmp_path)
     options: list[str | Path] = ["split", source, "-o", out, "--force", "--layers", "*", "--dim", "0"]
     ended = run(*options)
-    assert (ended.code, ended.stdout) == (2, "")
+    assert (ended.returncode, ended.stdout) == (2, "")
     assert ended.stderr.startswith(f"error: {source}: layer a.weight: ")
     assert says in ended.stderr
     assert ended.stderr.splitlines()[-1] == "fix: --exclude leaves a layer as it is"
     assert listing(tmp_path) == before
     ended = run(*options, "--exclude", "a.*")
-    assert ended.code == 0
+    assert ended.returncode == 0
     assert same(read(out)["a.weight"], w)
 
 
@@ -684,11 +684,11 @@ def test_json_and_table_say_what_was_done(run: Runner, tmp_path: Path) -> None:
     folded = fold(source)
     ended = run("split", folded, "--json", "-o", tmp_path / "out.pt")
     data = json.loads(ended.stdout)
-    assert (ended.code, data["verb"], data["already"], data["notes"]) == (0, "split", 0, [])
+    assert (ended.returncode, data["verb"], data["already"], data["notes"]) == (0, "split", 0, [])
     assert {layer["form"] for layer in data["layers"]} == {"plain"}
     assert len(data["layers"]) == len(halves(read(source)))
     ended = run("split", tmp_path / "out.pt", "--like", source, "--dry-run")
-    assert ended.code == 0
+    assert ended.returncode == 0
     assert f"0 layers split, {len(data['layers'])} split already" in ended.stdout
     assert inspect_file(tmp_path / "out.pt").layers
 
@@ -728,7 +728,7 @@ def test_every_bad_command_is_refused_in_words_and_leaves_nothing(run: Runner, t
         out.write_bytes(OLD)
         before = listing(tmp_path)
         ended = run("split", *arguments, "-o", out, "--force")
-        assert (ended.code, ended.stdout) == (2, ""), arguments
+        assert (ended.returncode, ended.stdout) == (2, ""), arguments
         first, last = ended.stderr.splitlines()[0], ended.stderr.splitlines()[-1]
         assert first.startswith("error: ")
         assert says in ended.stderr, (arguments, ended.stderr)
@@ -743,10 +743,10 @@ def test_an_output_that_exists_or_is_the_source_is_refused(run: Runner, tmp_path
     source = write({"a": torch.randn(4, 3)}, tmp_path / "in.pt")
     (tmp_path / "in.split.pt").write_bytes(OLD)
     ended = run("split", source, "--layers", "a", "--dim", "0")
-    assert ended.code == 2
+    assert ended.returncode == 2
     assert "--force" in ended.stderr
     assert (tmp_path / "in.split.pt").read_bytes() == OLD
-    assert run("split", source, "--layers", "a", "--dim", "0", "--force").code == 0
+    assert run("split", source, "--layers", "a", "--dim", "0", "--force").returncode == 0
 
 
 def test_a_reference_of_its_own_output_is_read_before_it_is_written(tmp_path: Path) -> None:
@@ -862,4 +862,4 @@ def test_a_name_of_very_many_dots_in_a_reference_costs_no_square_of_it(run: Runn
     like = write(reference(name, "legacy"), tmp_path / "like.safetensors")
     source = write({"weight": torch.ones(4, 3)}, tmp_path / "in.safetensors")
     done = run("split", source, "--like", like)
-    assert (done.code, "fix: --like names a checkpoint of the same model" in done.stderr) == (2, True)
+    assert (done.returncode, "fix: --like names a checkpoint of the same model" in done.stderr) == (2, True)
