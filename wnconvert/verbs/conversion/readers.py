@@ -103,7 +103,7 @@ def _numpy(tensor: Any) -> Array:
 
 
 def check_zip(path: Path, *, contents: bool) -> None:
-    """Have ``zipfile`` read a directory; with ``contents``, all checksums but the one that GPT-SoVITS marks."""
+    """Have ``zipfile`` read a directory; with ``contents`` every checksum but that which GPT-SoVITS marks."""
     import zipfile  # which a safetensors file need not wait for
 
     try:
