@@ -236,7 +236,7 @@ from pathlib import Path
 from wnconvert.onnx.graph.plan import plan_onnx
 from wnconvert.storage.checkpoint import open_checkpoint
 from wnconvert.storage.workers import Workers
-from wnconvert.verbs.conversion.onnx import model_layouts, write_model
+from wnconvert.verbs.conversion.onnx.fold import model_layouts, write_model
 checkpoint, out = open_checkpoint(Path(sys.argv[1])), Path(sys.argv[2])
 layouts = model_layouts(checkpoint.onnx, plan_onnx(checkpoint.onnx), out)
 write_model(checkpoint, layouts, out.parent, out, workers=Workers(2))

@@ -153,7 +153,7 @@ def test_an_import_of_a_later_module_is_seen_in_every_spelling(source: str) -> N
         ("layers.find", "plan.fold"),
         ("numerics.folding", "layers.dims"),
         ("formats.zips", "onnx.slices"),
-        ("plan.scope", "plan.fold"),
+        ("plan.selection.scope", "plan.fold"),
         ("verbs.conversion.run", "verbs.proof.proof"),
         ("storage.sources", "verbs.conversion.run"),
         ("reports.tables", "cli.files"),

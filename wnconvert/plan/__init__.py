@@ -1,14 +1,13 @@
 """The plan of an output, as frozen data, made before a tensor is read.
 
-layout   the bytes of an output before they exist: layout, blobs, work
-steps    a step, and the work that makes its tensor
-plan     Plan: what the whole output will be, frozen
-order    where keys, and modules in _metadata, stand
-record   the record in a file of what was done to it, so that it can be undone
-scope    the state dicts that the output has, and what is left out
-wanted   the layers that are wanted, and those that must be refused
-draft    what the plans of all verbs have in common
-fold     the plan of fold
-migrate  the plan of migrate
-split    the plan of split, and the three ways to choose its layers
+layout     the bytes of an output before they exist: layout, blobs, work
+steps      a step, and the work that makes its tensor
+plan       Plan: what the whole output will be, frozen
+order      where keys, and modules in _metadata, stand
+record     the record in a file of what was done to it, so that it can be undone
+selection  the state dicts and the layers that a plan is about
+draft      what the plans of all verbs have in common
+fold       the plan of fold
+migrate    the plan of migrate
+split      the plan of split, and the three ways to choose its layers
 """

@@ -14,8 +14,8 @@ from wnconvert.layers.find import FoundPairs
 from wnconvert.layers.schemes import Refused, Selection
 from wnconvert.plan.plan import LeftOut, Plan, PlannedStateDict
 from wnconvert.plan.record import Record, recorded
-from wnconvert.plan.scope import Scope, choose, scope_of, tie_notes
-from wnconvert.plan.wanted import (
+from wnconvert.plan.selection.scope import Scope, choose, scope_of, tie_notes
+from wnconvert.plan.selection.wanted import (
     check_refused,
     check_selection,
     find_layers,

@@ -8,8 +8,8 @@ from wnconvert.layers.schemes import Layer, Selection
 from wnconvert.plan.draft import FoundDraft
 from wnconvert.plan.plan import Change, Plan, PlannedStateDict
 from wnconvert.plan.record import origin_data
+from wnconvert.plan.selection.wanted import optimizer_is_stale
 from wnconvert.plan.steps import Fold, Keep, Step
-from wnconvert.plan.wanted import optimizer_is_stale
 from wnconvert.tensors.containers import Container
 from wnconvert.tensors.dtypes import DType
 from wnconvert.tensors.tree import Entry, StateDict, Tree

@@ -11,9 +11,9 @@ from wnconvert.plan.draft import FoundDraft
 from wnconvert.plan.order import is_buffer, restored
 from wnconvert.plan.plan import Change, Plan, PlannedStateDict
 from wnconvert.plan.record import Origin, Record, origin_data, origins, without_layers
-from wnconvert.plan.scope import in_torch_order, kept_as_is
+from wnconvert.plan.selection.scope import in_torch_order, kept_as_is
+from wnconvert.plan.selection.wanted import name_conflicts
 from wnconvert.plan.steps import Keep
-from wnconvert.plan.wanted import name_conflicts
 from wnconvert.tensors.containers import Container
 from wnconvert.tensors.tree import StateDict, Tree
 

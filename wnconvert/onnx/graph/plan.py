@@ -13,8 +13,8 @@ from wnconvert.onnx.file.reader import OnnxFile
 from wnconvert.onnx.graph.edits import fold_edits
 from wnconvert.onnx.graph.layers import NormLayer, find_graph_layers
 from wnconvert.plan.plan import Change, Plan, PlannedStateDict
+from wnconvert.plan.selection.wanted import check_refused, check_selection, idle_excludes
 from wnconvert.plan.steps import Fold, Keep, Step
-from wnconvert.plan.wanted import check_refused, check_selection, idle_excludes
 from wnconvert.tensors.containers import Container
 from wnconvert.tensors.dtypes import DType
 from wnconvert.tensors.tree import StateDict

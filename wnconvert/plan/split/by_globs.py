@@ -10,9 +10,9 @@ from wnconvert.errors import ArgumentError
 from wnconvert.layers.schemes import Layer, Selection, owner_of, spelled
 from wnconvert.messages import listed, option
 from wnconvert.plan.record import origins
-from wnconvert.plan.scope import in_torch_order
+from wnconvert.plan.selection.scope import in_torch_order
+from wnconvert.plan.selection.wanted import check_selection
 from wnconvert.plan.split.candidates import Candidates, SplitRequest, g_shape
-from wnconvert.plan.wanted import check_selection
 from wnconvert.tensors.tree import StateDict, TensorInfo, Tree
 
 __all__ = ["as_globs_say"]

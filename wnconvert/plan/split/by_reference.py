@@ -11,8 +11,8 @@ from wnconvert.layers.schemes import FORMS, Layer, Refused, Selection, spelled
 from wnconvert.messages import counted, listed, option
 from wnconvert.plan.order import as_in
 from wnconvert.plan.record import origins
+from wnconvert.plan.selection.wanted import check_selection, find_layers, looks_like_layers
 from wnconvert.plan.split.candidates import Candidates, SplitRequest, as_recorded
-from wnconvert.plan.wanted import check_selection, find_layers, looks_like_layers
 from wnconvert.tensors.tree import StateDict, Tree
 
 __all__ = ["as_like"]

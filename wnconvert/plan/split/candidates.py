@@ -15,8 +15,8 @@ from wnconvert.layers.schemes import FORMS, Layer, Refused, Selection, in_form, 
 from wnconvert.messages import listed, option
 from wnconvert.plan.order import restored
 from wnconvert.plan.record import Origin, origin_data
-from wnconvert.plan.scope import in_torch_order
-from wnconvert.plan.wanted import find_layers, name_conflicts
+from wnconvert.plan.selection.scope import in_torch_order
+from wnconvert.plan.selection.wanted import find_layers, name_conflicts
 from wnconvert.tensors.tree import StateDict, StoredTensor
 
 __all__ = ["Candidates", "SplitRequest", "as_recorded", "g_shape"]

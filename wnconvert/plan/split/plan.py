@@ -16,12 +16,12 @@ from wnconvert.messages import counted, option
 from wnconvert.plan.draft import Draft
 from wnconvert.plan.plan import Change, Plan, PlannedStateDict
 from wnconvert.plan.record import origins, without_layers
-from wnconvert.plan.scope import choose, elements_of, kept_as_is, scope_of
+from wnconvert.plan.selection.scope import choose, elements_of, kept_as_is, scope_of
+from wnconvert.plan.selection.wanted import check_selection, find_layers, optimizer_is_stale
 from wnconvert.plan.split.by_globs import as_globs_say
 from wnconvert.plan.split.by_reference import as_like
 from wnconvert.plan.split.candidates import SplitRequest, as_recorded
 from wnconvert.plan.steps import Direction, Keep, Magnitude, Step
-from wnconvert.plan.wanted import check_selection, find_layers, optimizer_is_stale
 from wnconvert.tensors.containers import Container
 from wnconvert.tensors.tree import StateDict, Tree
 

@@ -83,7 +83,7 @@ class _Job:
 
 def _to_onnx(checkpoint: Checkpoint, fold: OnnxFold, output: Path) -> _Job:
     def run(options: RunOptions) -> Result:
-        from wnconvert.verbs.conversion.onnx import convert_onnx
+        from wnconvert.verbs.conversion.onnx.fold import convert_onnx
 
         return convert_onnx(checkpoint, fold, output, options)
 

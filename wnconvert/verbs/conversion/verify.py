@@ -50,7 +50,7 @@ def check_structure(path: Path, container: Container) -> Checkpoint:
     try:
         if container is Container.SAFETENSORS:
             safetensors_file.check_header(path)
-        elif container is not Container.ONNX:  # onnx_check runs that
+        elif container is not Container.ONNX:  # onnx.check runs that
             check_zip(path, contents=False)
         return open_checkpoint(path)
     except WnconvertError as error:

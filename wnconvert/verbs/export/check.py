@@ -16,7 +16,7 @@ from wnconvert.onnx.file.reader import OnnxFile
 from wnconvert.onnx.runtime import Opened, open_model, run
 from wnconvert.storage.checkpoint import Checkpoint, open_checkpoint
 from wnconvert.tensors.blocks import Array
-from wnconvert.verbs.conversion.onnx_check import check_installed
+from wnconvert.verbs.conversion.onnx.check import check_installed
 from wnconvert.verbs.conversion.targets import StrPath
 from wnconvert.verbs.export.graph import check_given, graph_of, nodes_of, residual_of
 from wnconvert.verbs.export.request import Question, Reference, names_in, question_of, unused_inputs

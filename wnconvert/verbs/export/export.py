@@ -20,8 +20,8 @@ from wnconvert.onnx.runtime import open_model
 from wnconvert.storage.checkpoint import Checkpoint, open_checkpoint
 from wnconvert.storage.staging import put_in_place, scratch_folder
 from wnconvert.tensors.containers import Container
-from wnconvert.verbs.conversion.onnx import own_data_of, remove_unused
-from wnconvert.verbs.conversion.onnx_check import check_installed
+from wnconvert.verbs.conversion.onnx.check import check_installed
+from wnconvert.verbs.conversion.onnx.fold import own_data_of, remove_unused
 from wnconvert.verbs.conversion.targets import StrPath
 from wnconvert.verbs.conversion.verify import check_structure
 from wnconvert.verbs.export.check import CheckedModel, check_model, prove_beside, reference_text

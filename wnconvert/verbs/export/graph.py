@@ -22,8 +22,8 @@ from wnconvert.storage.staging import check_target, staged_folder
 from wnconvert.storage.workers import Workers
 from wnconvert.tensors.blocks import Array
 from wnconvert.tensors.memory import array_of
-from wnconvert.verbs.conversion.onnx import model_layouts, own_data_of, remove_unused, write_model
-from wnconvert.verbs.conversion.onnx_check import refused
+from wnconvert.verbs.conversion.onnx.check import refused
+from wnconvert.verbs.conversion.onnx.fold import model_layouts, own_data_of, remove_unused, write_model
 from wnconvert.verbs.conversion.state_dict import fold_state_dict
 from wnconvert.verbs.export.names import biases_of, names_of
 from wnconvert.verbs.proof.functions import Exportable

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from wnconvert.errors import ArgumentError, InputError, LayerError, WnconvertError
 from wnconvert.layers.schemes import Layer, Selection
 from wnconvert.messages import counted, listed, printable, raise_listed
-from wnconvert.plan.scope import choose
-from wnconvert.plan.wanted import find_layers
+from wnconvert.plan.selection.scope import choose
+from wnconvert.plan.selection.wanted import find_layers
 from wnconvert.storage.checkpoint import Checkpoint, open_checkpoint
 from wnconvert.storage.sources import Source
 from wnconvert.tensors.tree import Entry, StateDict, StoredTensor

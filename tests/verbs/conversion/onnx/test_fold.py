@@ -30,7 +30,7 @@ from wnconvert.onnx.graph.plan import plan_onnx
 from wnconvert.storage.checkpoint import open_checkpoint
 from wnconvert.storage.sources import Source
 from wnconvert.storage.workers import Workers
-from wnconvert.verbs.conversion.onnx import model_layouts, write_model
+from wnconvert.verbs.conversion.onnx.fold import model_layouts, write_model
 
 COUNT = itertools.count()
 

@@ -143,7 +143,7 @@ def convert_onnx(
 
     Raises as ``convert`` does, and ``InputError`` if onnx or onnxruntime is not there to check the result.
     """
-    from wnconvert.verbs.conversion.onnx_check import check_fold, check_installed
+    from wnconvert.verbs.conversion.onnx.check import check_fold, check_installed
 
     began = time.perf_counter()
     opened = checkpoint.onnx

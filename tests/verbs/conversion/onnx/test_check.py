@@ -19,8 +19,8 @@ from wnconvert.numerics.rows import RowPolicy
 from wnconvert.onnx.file.reader import OnnxFile
 from wnconvert.onnx.graph.plan import OnnxFold, plan_onnx
 from wnconvert.storage.checkpoint import open_checkpoint
-from wnconvert.verbs.conversion import onnx_check
-from wnconvert.verbs.conversion.onnx_check import check_fold
+from wnconvert.verbs.conversion.onnx import check as onnx_check
+from wnconvert.verbs.conversion.onnx.check import check_fold
 
 RNG = np.random.default_rng(11)
 

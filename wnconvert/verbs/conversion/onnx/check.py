@@ -32,7 +32,7 @@ from wnconvert.storage.sources import Source
 from wnconvert.tensors.blocks import BLOCK_BYTES, Array
 from wnconvert.tensors.dtypes import DType
 from wnconvert.tensors.tree import ByteRange, StoredTensor
-from wnconvert.verbs.conversion.onnx_run import compare_whole
+from wnconvert.verbs.conversion.onnx.run import compare_whole
 
 __all__ = ["check_fold", "check_installed"]
 
