@@ -10,7 +10,6 @@ from wnconvert.messages import counted, listed, option
 from wnconvert.plan.fold import plan_fold
 from wnconvert.plan.migrate import plan_migrate
 from wnconvert.plan.record import origins
-from wnconvert.plan.split.plan import plan_split
 from wnconvert.tensors.containers import Container
 from wnconvert.tensors.tree import Tree
 from wnconvert.verbs.inspection.magnitudes import LayerStats
@@ -38,6 +37,8 @@ def split_in_words(tree: Tree) -> str:
     """A forecast of ``split`` by the file's own record; ``""`` if it has none."""
     if not any(origins(tree.record, state.path, "fold") for state in tree.state_dicts):
         return ""
+    from wnconvert.plan.split.plan import plan_split
+
     try:
         plan = plan_split(tree, Container.TORCH_ZIP)
     except LayerError as error:
