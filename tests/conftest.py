@@ -81,6 +81,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: LONGEST.index(groups[item]) if groups[item] in LONGEST else len(LONGEST))
 
 
+def pytest_collection_finish(session: pytest.Session) -> None:
+    if getattr(session.config.option, "loadgroup", False):  # only a worker of xdist has it
+        check_groups(session.items)
+
+
+def check_groups(items: list[pytest.Item]) -> None:
+    """Groups must have reached xdist, which puts them behind each id; else each worker makes all fixtures anew."""
+    if not all("@" in item.nodeid for item in items):
+        raise pytest.UsageError("this pytest-xdist cannot group tests under this pytest: see pyproject.toml")
+
+
 def _group(item: pytest.Item) -> str:
     """A file's tests run in one worker, where they share what is made once; some files share one, too."""
     if item.get_closest_marker("alone"):

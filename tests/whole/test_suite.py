@@ -26,6 +26,13 @@ def test_a_name_that_is_too_long_ends_the_collection() -> None:
     assert len(str(caught.value)) < 400
 
 
+def test_groups_that_do_not_reach_xdist_end_the_run() -> None:
+    grouped = SimpleNamespace(nodeid="tests/x.py::test_it[1]@x.py")
+    conftest.check_groups([grouped])  # type: ignore[list-item]
+    with pytest.raises(pytest.UsageError, match="cannot group"):
+        conftest.check_groups([grouped, item("test_it")])  # type: ignore[list-item]
+
+
 def test_long_texts_do_not_stand_in_names() -> None:
     assert conftest.pytest_make_parametrize_id(b" " * (65 << 20), "content") == "content"
     assert conftest.pytest_make_parametrize_id("mel", "name") is None
