@@ -87,7 +87,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 
 
 def check_groups(items: list[pytest.Item]) -> None:
-    """Groups must have reached xdist, which puts them behind each id; else each worker makes all fixtures anew."""
+    """xdist puts groups behind the ids. Where it does not, each worker makes every fixture anew."""
     if not all("@" in item.nodeid for item in items):
         raise pytest.UsageError("this pytest-xdist cannot group tests under this pytest: see pyproject.toml")
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import torch
 from safetensors.torch import save_file
 
 from tests.helpers.golden import FIXTURES
+from tests.helpers.spoilt import flipping
 from tests.storage.test_sources import stored
 from tests.verbs.conversion.test_convert import FOLDABLE
 from wnconvert.errors import VerifyError
@@ -176,19 +176,6 @@ def test_what_is_split_is_read_back_whatever_the_shape_of_g(
     assert len(result.plan.layers) == 3
 
 
-def flipping(at: int, bits: int) -> Callable[[Staged, bytes | memoryview, int], None]:
-    """A write that flips bits of the byte at an offset of the file."""
-    write = Staged.write
-
-    def flipped(self: Staged, data: bytes | memoryview, start: int) -> None:
-        changed = bytearray(data)
-        if start <= at < start + len(changed):
-            changed[at - start] ^= bits
-        write(self, bytes(changed), start)
-
-    return flipped
-
-
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
 def test_a_spoilt_header_is_found_without_being_asked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: Path, suffix: str
@@ -203,7 +190,7 @@ def test_a_spoilt_header_is_found_without_being_asked(
 def test_the_command_ends_with_1(tmp_path: Path, source: Path) -> None:
     spoil = """
 import sys
-from tests.verbs.conversion.test_verify import flipping
+from tests.helpers.spoilt import flipping
 from wnconvert.storage.staging import Staged
 from wnconvert.cli import main
 Staged.write = flipping(int(sys.argv.pop(1)), 0x10)

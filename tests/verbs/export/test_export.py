@@ -19,6 +19,7 @@ from torch import nn
 from tests.helpers import export_models
 from tests.helpers.export_models import Dropped, Noisy, scramble, speech, vocoder
 from tests.helpers.live_models import norm, portrait
+from tests.helpers.marks import crossed
 from wnconvert import ExportReport, check_onnx, export_onnx
 from wnconvert.errors import ArgumentError, InputError, OutputError, WnconvertError
 from wnconvert.reports.exports import proof_text
@@ -80,8 +81,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Export:
 # -- what is written
 
 
-@pytest.mark.parametrize("exporter", EXPORTERS)
-@pytest.mark.parametrize("form", ["legacy", "parametrize"])
+@crossed(exporter=EXPORTERS[::-1], form=["parametrize", "legacy"])
 def test_a_model_of_either_form_is_exported_folded_and_equal(
     exported: Export, form: str, exporter: str
 ) -> None:
@@ -131,8 +131,7 @@ def test_steps_are_told_as_they_are_done(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["m.onnx"]
 
 
-@pytest.mark.parametrize("exporter", EXPORTERS)
-@pytest.mark.parametrize("form", ["legacy", "parametrize"])
+@crossed(exporter=EXPORTERS[::-1], form=["parametrize", "legacy"])
 def test_recurrent_layers_two_inputs_and_a_dict_of_outputs(
     exported: Export, form: str, exporter: str
 ) -> None:
@@ -289,9 +288,12 @@ def test_what_an_exported_program_has_fixed_cannot_be_a_letter(tmp_path: Path, m
 # -- the module is left as it was
 
 
-@pytest.mark.parametrize("exporter", EXPORTERS)
-@pytest.mark.parametrize("make", [vocoder, speech])
-@pytest.mark.parametrize("form", ["legacy", "parametrize"])
+@crossed(
+    lambda value: getattr(value, "__name__", value),
+    exporter=EXPORTERS[::-1],
+    make=[vocoder, speech],
+    form=["parametrize", "legacy"],
+)
 def test_the_module_and_the_random_state_are_left_as_they_were(
     exported: Export, form: str, make: Make, exporter: str
 ) -> None:

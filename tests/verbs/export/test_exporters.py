@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.helpers.export_models import Branching, Eigen, scripted, speech
+from tests.helpers.marks import crossed
 from wnconvert.errors import ArgumentError, OutputError
 from wnconvert.verbs.export.exporters import EXPORTERS, export_raw
 from wnconvert.verbs.modules.convert import folded
@@ -100,8 +101,7 @@ def test_an_optional_input_in_between_is_left_at_its_default(tmp_path: Path, exp
     assert list(node.input) == ["a", "b"]
 
 
-@pytest.mark.parametrize("exporter", EXPORTERS)
-@pytest.mark.parametrize("opset", [None, 17])
+@crossed(exporter=EXPORTERS[::-1], opset=[None, 17])
 def test_no_folder_of_this_machine_is_named_in_the_file(
     tmp_path: Path, exporter: str, opset: int | None
 ) -> None:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.helpers.live_models import norm
+from tests.helpers.marks import crossed
 from wnconvert import check_onnx, export_onnx
 from wnconvert.errors import ArgumentError, InputError, LayerError
 from wnconvert.reports.exports import proof_text
@@ -68,12 +69,9 @@ def doubled(_: nn.Module, args: Any, kwargs: Any) -> Any:
     return tuple(each * 2 for each in args), {name: each * 2 for name, each in kwargs.items()}
 
 
-@pytest.mark.parametrize("exporter", EXPORTERS)
-@pytest.mark.parametrize("of", [lambda y, x: y, lambda y, x: {"y": y}])
-def test_hooks_of_the_module_itself_are_part_of_it(
-    tmp_path: Path, exporter: str, of: Callable[..., Any]
-) -> None:
-    model = Computes(of)
+@crossed(exporter=EXPORTERS[::-1], output=["a tensor", "a dict"])
+def test_hooks_of_the_module_itself_are_part_of_it(tmp_path: Path, exporter: str, output: str) -> None:
+    model = Computes(lambda y, x: y if output == "a tensor" else {"y": y})
     model.register_forward_hook(tripled)
     model.register_forward_pre_hook(doubled, with_kwargs=True)
     assert export_onnx(model, tmp_path / "m.onnx", inputs=X, exporter=exporter)

@@ -96,7 +96,9 @@ EXPORTS = [
         form,
         id=f"{case.name}, {exporter}, {form}",
         # Both forms are folded in the module before it is exported: one model shows it.
-        marks=() if form == "parametrize" or case is CASES[0] else pytest.mark.full,
+        marks=()
+        if form == "parametrize" or (case is CASES[0] and exporter == "torchscript")
+        else pytest.mark.full,
     )
     for case in CASES
     for exporter in case.exporters
