@@ -8,10 +8,10 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING
 
 from wnconvert.errors import FormatError, InputError
@@ -47,13 +47,13 @@ class Checkpoint:
 
 
 def container_of(path: Path) -> Container:
-    """The container that a target's suffix asks for: safetensors, ONNX, else torch's.
+    """The container that a target's suffix asks for; torch's where it asks for none.
 
     >>> print(container_of(Path("model.safetensors")), container_of(Path("g_02500000.folded")), sep=", ")
     safetensors, torch zip
     """
-    suffixes = {".safetensors": Container.SAFETENSORS, ".onnx": Container.ONNX}
-    return suffixes.get(path.suffix.lower(), Container.TORCH_ZIP)
+    suffix = path.suffix.lower()
+    return next((found for found in Container if suffix in found.facts.suffixes), Container.TORCH_ZIP)
 
 
 def no_graph(checkpoint: Checkpoint, what: str) -> Checkpoint:
@@ -65,17 +65,6 @@ def no_graph(checkpoint: Checkpoint, what: str) -> Checkpoint:
         where=os.fspath(checkpoint.path),
         fix="name the checkpoint that it was exported from; fold, inspect and check read ONNX models",
     )
-
-
-def layout_of(checkpoint: Checkpoint, plan: Plan) -> Layout:
-    """The bytes of the output that ``plan`` describes."""
-    if plan.container is Container.SAFETENSORS:
-        from wnconvert.formats.safetensors import safetensors_layout
-
-        return safetensors_layout(checkpoint.tree, plan)
-    from wnconvert.formats.torch.writer import torch_layout
-
-    return torch_layout(checkpoint.torch, checkpoint.tree, plan)
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
@@ -124,17 +113,36 @@ def _open_file(path: Path) -> Checkpoint:
 
 def read_checkpoint(file: ReadableFile, path: Path) -> Checkpoint:
     """Read an opened checkpoint of one file; ``path`` is its name, and data files lie beside it."""
-    container = container_in(_head_of(file))
-    if container is None:
-        return _read_onnx(file, path)
-    if container is Container.SAFETENSORS:
-        from wnconvert.formats.safetensors import open_safetensors
+    return _READERS[container_in(_head_of(file)) or Container.ONNX](file, path)
 
-        return Checkpoint(path, container, file.size, open_safetensors(file), (path,))
-    # Six modules, a tenth of the time of a small fold.
-    from wnconvert.formats.torch.reader import open_legacy, open_zip
 
-    opened = open_zip(file) if container is Container.TORCH_ZIP else open_legacy(file)
+def layout_of(checkpoint: Checkpoint, plan: Plan) -> Layout:
+    """The bytes of the output that ``plan`` describes."""
+    return _WRITERS[plan.container](checkpoint, plan)
+
+
+# -- the readers and writers, each imported where it is needed: they are a tenth of the time of a small fold
+
+
+def _read_safetensors(file: ReadableFile, path: Path) -> Checkpoint:
+    from wnconvert.formats.safetensors import open_safetensors
+
+    return Checkpoint(path, Container.SAFETENSORS, file.size, open_safetensors(file), (path,))
+
+
+def _read_torch_zip(file: ReadableFile, path: Path) -> Checkpoint:
+    from wnconvert.formats.torch.reader import open_zip
+
+    return _of_torch(open_zip(file), file, path)
+
+
+def _read_torch_legacy(file: ReadableFile, path: Path) -> Checkpoint:
+    from wnconvert.formats.torch.reader import open_legacy
+
+    return _of_torch(open_legacy(file), file, path)
+
+
+def _of_torch(opened: TorchFile, file: ReadableFile, path: Path) -> Checkpoint:
     return Checkpoint(path, opened.container, file.size, opened.tree(), (path,), opened)
 
 
@@ -150,6 +158,35 @@ def _read_onnx(file: ReadableFile, path: Path) -> Checkpoint:
     return Checkpoint(path, Container.ONNX, file.size, opened.tree(), opened.shards, onnx=opened)
 
 
+def _write_safetensors(checkpoint: Checkpoint, plan: Plan) -> Layout:
+    from wnconvert.formats.safetensors import safetensors_layout
+
+    return safetensors_layout(checkpoint.tree, plan)
+
+
+def _write_torch_zip(checkpoint: Checkpoint, plan: Plan) -> Layout:
+    from wnconvert.formats.torch.writer import torch_layout
+
+    return torch_layout(checkpoint.torch, checkpoint.tree, plan)
+
+
+# Of an opened file, and its name, to a checkpoint; ONNX files have no mark, so theirs refuses all else.
+_READERS: dict[Container, Callable[[ReadableFile, Path], Checkpoint]] = {
+    Container.SAFETENSORS: _read_safetensors,
+    Container.TORCH_ZIP: _read_torch_zip,
+    Container.TORCH_LEGACY: _read_torch_legacy,
+    Container.ONNX: _read_onnx,
+}
+# What is written is of one container of each family; an ONNX model is edited (`verbs/conversion/onnx`).
+_WRITERS: dict[Container, Callable[[Checkpoint, Plan], Layout]] = {
+    Container.SAFETENSORS: _write_safetensors,
+    Container.TORCH_ZIP: _write_torch_zip,
+}
+
+
+# -- folders
+
+
 def _head_of(file: ReadableFile) -> bytes:
     return file.read(0, min(HEAD, file.size))
 
@@ -163,8 +200,7 @@ def _open_folder(root: Path, index: str = "") -> Checkpoint:
     folder = find_weights(root, index)
     opened = {name: _open_file(root / name) for name in folder.files}
     for name, checkpoint in opened.items():
-        of_torch = checkpoint.container in (Container.TORCH_ZIP, Container.TORCH_LEGACY)
-        if not (of_torch if name.endswith(".bin") else checkpoint.container is Container.SAFETENSORS):
+        if PurePath(checkpoint.container.facts.hub_name).suffix != PurePath(name).suffix:
             raise FormatError(
                 f"{name} is not what its name says: {checkpoint.container}",
                 fix="name the file itself, and -o a file",

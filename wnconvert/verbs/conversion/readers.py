@@ -9,6 +9,8 @@ import importlib.util
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -16,14 +18,16 @@ import numpy as np
 from safetensors import safe_open
 
 from wnconvert.errors import VerifyError
+from wnconvert.formats.safetensors import check_header
 from wnconvert.messages import REPORT_BUG
 from wnconvert.storage.checkpoint import Checkpoint
 from wnconvert.storage.sources import Source
 from wnconvert.tensors.blocks import BLOCK_BYTES, Array, Block
+from wnconvert.tensors.containers import Container
 from wnconvert.tensors.dtypes import dtype_named
 from wnconvert.tensors.tree import StoredTensor
 
-__all__ = ["TorchMissing", "check_zip", "own_reader", "safetensors_reader", "torch_reader"]
+__all__ = ["OTHER_READERS", "OtherReader", "check_zip", "own_reader"]
 
 
 # An index that picks a piece of a tensor: places on leading axes, then a slice of the next one.
@@ -34,6 +38,18 @@ ReadBack: TypeAlias = Callable[[Block, Piece], Array]
 Open: TypeAlias = Callable[[str, str], ReadBack]
 
 
+@dataclass(frozen=True, slots=True)
+class OtherReader:
+    """What others read of a container: a file's structure, and its tensors.
+
+    ``check`` raises ``WnconvertError`` where a file's structure is refused. ``open`` takes the source, the
+    written files and our own reader; it gives a reader, its name, and notes.
+    """
+
+    check: Callable[[Path], None]
+    open: Callable[[Checkpoint, Sequence[Path], Open], tuple[Open, str, tuple[str, ...]]]
+
+
 # -- readers of the output
 
 
@@ -41,7 +57,9 @@ Open: TypeAlias = Callable[[str, str], ReadBack]
 _IN_NUMPY = frozenset("F64 F32 F16 BF16 I64 I32 I16 I8 U64 U32 U16 U8 BOOL C64".split())
 
 
-def safetensors_reader(paths: Sequence[Path], own: Open) -> Open:
+def _safetensors_reader(
+    _source: Checkpoint, paths: Sequence[Path], own: Open
+) -> tuple[Open, str, tuple[str, ...]]:
     """Reads with the safetensors library; ``own`` reads the dtypes that it has no numpy type for."""
     files: list[Any] = [safe_open(os.fspath(path), framework="numpy") for path in paths]
     holding = {name: file for file in files for name in file.keys()}  # noqa: SIM118 - it is not a mapping
@@ -55,27 +73,39 @@ def safetensors_reader(paths: Sequence[Path], own: Open) -> Open:
             return lambda block, piece: np.asarray(file.get_tensor(name))
         return lambda block, piece: np.asarray(view[piece])
 
-    return open_tensor
+    return open_tensor, "the safetensors library", ()
 
 
-class TorchMissing(Exception):  # noqa: N818 - a reason, not an error
+def _torch_or_zip_reader(
+    checkpoint: Checkpoint, paths: Sequence[Path], own: Open
+) -> tuple[Open, str, tuple[str, ...]]:
+    """Reads with torch; where that cannot be done, zipfile tests every checksum and ``own`` reads."""
+    try:
+        return _torch_reader(checkpoint, paths), "torch.load(weights_only=True)", ()
+    except _TorchMissing as reason:
+        for path in paths:
+            check_zip(path, contents=True)
+        return own, "zipfile's test and wnconvert's own reader", (f"not read back with torch: {reason}",)
+
+
+class _TorchMissing(Exception):  # noqa: N818 - a reason, not an error
     """Why torch cannot be the reader."""
 
 
-def torch_reader(checkpoint: Checkpoint, paths: Sequence[Path]) -> Open:
-    """Reads with ``torch.load(weights_only=True)``; raises ``TorchMissing`` where that cannot be done."""
+def _torch_reader(checkpoint: Checkpoint, paths: Sequence[Path]) -> Open:
+    """Reads with ``torch.load(weights_only=True)``; raises ``_TorchMissing`` where that cannot be done."""
     if importlib.util.find_spec("torch") is None:
-        raise TorchMissing("it is not installed")
+        raise _TorchMissing("it is not installed")
     import torch
 
     if checkpoint.torch and checkpoint.torch.mark != b"PK":
-        raise TorchMissing("it does not know GPT-SoVITS's mark")
+        raise _TorchMissing("it does not know GPT-SoVITS's mark")
     try:
         roots = [torch.load(path, map_location="cpu", weights_only=True, mmap=True) for path in paths]
     except Exception as error:
         # weights_only refuses in many ways; its reason stands behind several lines of advice.
         reason = re.search(r"WeightsUnpickler error: (.+?)(?: was not|$)", str(error), re.MULTILINE)
-        raise TorchMissing(reason[1] if reason else type(error).__name__) from error
+        raise _TorchMissing(reason[1] if reason else type(error).__name__) from error
     root = roots[0] if len(roots) == 1 else {name: value for part in roots for name, value in part.items()}
     keys = (
         {state.path: state.keys for state in checkpoint.torch.contents.state_dicts}
@@ -117,6 +147,13 @@ def check_zip(path: Path, *, contents: bool) -> None:
                         pass
     except zipfile.BadZipFile as error:
         raise VerifyError(f"{error}; nothing is kept", fix=REPORT_BUG) from error
+
+
+#: Who reads what is written, by its container; an ONNX model is run (`verbs/conversion/onnx/check.py`).
+OTHER_READERS = {
+    Container.SAFETENSORS: OtherReader(check_header, _safetensors_reader),
+    Container.TORCH_ZIP: OtherReader(partial(check_zip, contents=False), _torch_or_zip_reader),
+}
 
 
 def own_reader(tensors: Mapping[str, Mapping[str, StoredTensor]], written: Source) -> Open:

@@ -21,19 +21,8 @@ __all__ = ["FolderTarget", "StrPath", "check_apart", "default_output", "has_suff
 StrPath: TypeAlias = str | os.PathLike[str]
 
 # Longest first: x.pth.tar has the suffix .pth.tar, not .tar.
-_SUFFIXES = (
-    ".pth.tar",
-    ".pt.tar",
-    ".ckpt.tar",
-    ".safetensors",
-    ".onnx",
-    ".ckpt",
-    ".pth",
-    ".bin",
-    ".pt",
-    ".th",
-    ".pkl",
-    ".tar",
+_SUFFIXES = tuple(
+    sorted((suffix for container in Container for suffix in container.facts.suffixes), key=len, reverse=True)
 )
 
 
@@ -118,11 +107,12 @@ class FolderTarget:
         most = bytes_of(max_shard_size)
         folder = checkpoint.folder
         if folder is None:
-            return cls(path, Container.SAFETENSORS, Naming("model", "safetensors"), OtherFiles(), most)
-        container = Container.TORCH_ZIP if folder.naming.suffix == "bin" else Container.SAFETENSORS
+            container = Container.SAFETENSORS
+            return cls(path, container, Naming.of_hub(container), OtherFiles(), most)
+        container = Container.of_hub(folder.naming.suffix)
         naming = folder.naming
         if not is_weights(naming.shards(1)[0]):  # nobody would find it where there is but one
-            naming = Naming("pytorch_model" if container is Container.TORCH_ZIP else "model", naming.suffix)
+            naming = Naming.of_hub(container)
         return cls(path, container, naming, find_beside(folder), most)
 
     def planned(self, plan: Plan, checkpoint: Checkpoint) -> Plan:
@@ -137,7 +127,7 @@ class FolderTarget:
         if taken:
             raise OutputError(f"{listed(taken)} would be written, and lies in the folder", fix="move it away")
         left = [LeftOut(path, _why(path)) for path in self.beside.left_out]
-        if made.container is Container.TORCH_ZIP and made.index and checkpoint.knows_modules:
+        if made.index and checkpoint.knows_modules and made.container.facts.holds_trees:
             left.append(LeftOut("_metadata", "torch's versions of modules have no place in several files"))
         return replace(made, copied=copied, dropped=(*made.dropped, *left))
 

@@ -20,7 +20,6 @@ from wnconvert.messages import options_as_python
 from wnconvert.storage.checkpoint import open_checkpoint
 from wnconvert.storage.sources import Source
 from wnconvert.tensors.blocks import Elements
-from wnconvert.tensors.containers import Container
 from wnconvert.tensors.memory import InMemory, tree_of
 from wnconvert.tensors.tree import StateDict, StoredTensor, Tree
 from wnconvert.verbs.inspection.forecast import fold_in_words, migrate_in_words, split_in_words
@@ -91,9 +90,7 @@ def inspect_file(
         from wnconvert.verbs.inspection.pickle import with_pickle
 
         return with_pickle(others, checkpoint, checkpoint.torch)
-    # safetensors names none
-    devices = () if checkpoint.container is Container.SAFETENSORS else others.devices
-    return replace(others, devices=devices)
+    return others if checkpoint.container.facts.names_devices else replace(others, devices=())
 
 
 def _part_notes(path: Path) -> tuple[str, ...]:
