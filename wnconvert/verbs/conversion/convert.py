@@ -8,7 +8,7 @@ import stat
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 from wnconvert.errors import FormatError
@@ -44,7 +44,7 @@ class Result:
     """The result of a conversion. ``seconds`` is wall time; ``verified`` names the reader that checked it."""
 
     plan: Plan
-    source: Path
+    source: PurePath
     source_container: str
     output: Path
     bytes_in: int
@@ -189,7 +189,7 @@ def _layouts(checkpoint: Checkpoint, plan: Plan) -> dict[str, Layout]:
     return {**layouts, plan.index: Layout(len(text), ((0, text),), ())}
 
 
-def _copy(root: Path, beside: OtherFiles, folder: Path, output: Path, workers: Workers) -> None:
+def _copy(root: PurePath, beside: OtherFiles, folder: Path, output: Path, workers: Workers) -> None:
     """Copy the other files of the folder with the same executor, each with its mode from the start."""
     try:
         for path, _ in beside.folders:

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -47,7 +47,7 @@ class OtherReader:
     """
 
     check: Callable[[Path], None]
-    open: Callable[[Checkpoint, Sequence[Path], Open], tuple[Open, str, tuple[str, ...]]]
+    open: Callable[[Checkpoint, Sequence[PurePath], Open], tuple[Open, str, tuple[str, ...]]]
 
 
 # -- readers of the output
@@ -58,7 +58,7 @@ _IN_NUMPY = frozenset("F64 F32 F16 BF16 I64 I32 I16 I8 U64 U32 U16 U8 BOOL C64".
 
 
 def _safetensors_reader(
-    _source: Checkpoint, paths: Sequence[Path], own: Open
+    _source: Checkpoint, paths: Sequence[PurePath], own: Open
 ) -> tuple[Open, str, tuple[str, ...]]:
     """Reads with the safetensors library; ``own`` reads the dtypes that it has no numpy type for."""
     files: list[Any] = [safe_open(os.fspath(path), framework="numpy") for path in paths]
@@ -77,7 +77,7 @@ def _safetensors_reader(
 
 
 def _torch_or_zip_reader(
-    checkpoint: Checkpoint, paths: Sequence[Path], own: Open
+    checkpoint: Checkpoint, paths: Sequence[PurePath], own: Open
 ) -> tuple[Open, str, tuple[str, ...]]:
     """Reads with torch; where that cannot be done, zipfile tests every checksum and ``own`` reads."""
     try:
@@ -92,7 +92,7 @@ class _TorchMissing(Exception):  # noqa: N818 - a reason, not an error
     """Why torch cannot be the reader."""
 
 
-def _torch_reader(checkpoint: Checkpoint, paths: Sequence[Path]) -> Open:
+def _torch_reader(checkpoint: Checkpoint, paths: Sequence[PurePath]) -> Open:
     """Reads with ``torch.load(weights_only=True)``; raises ``_TorchMissing`` where that cannot be done."""
     if importlib.util.find_spec("torch") is None:
         raise _TorchMissing("it is not installed")
@@ -132,12 +132,12 @@ def _numpy(tensor: Any) -> Array:
     return raw.view(dtype_named(name).elements())
 
 
-def check_zip(path: Path, *, contents: bool) -> None:
+def check_zip(path: PurePath, *, contents: bool) -> None:
     """Have ``zipfile`` read a directory; with ``contents`` every checksum but that which GPT-SoVITS marks."""
     import zipfile  # which a safetensors file need not wait for
 
     try:
-        with path.open("rb") as file, zipfile.ZipFile(file) as archive:
+        with Path(path).open("rb") as file, zipfile.ZipFile(file) as archive:
             for info in archive.infolist() if contents else ():
                 file.seek(info.header_offset)
                 if file.read(2) != b"PK":

@@ -13,6 +13,7 @@ from wnconvert.layers.schemes import Selection
 from wnconvert.messages import listed
 from wnconvert.plan.plan import Plan
 from wnconvert.storage.checkpoint import Checkpoint, container_of, no_graph, open_checkpoint
+from wnconvert.storage.files import located, output_path
 from wnconvert.storage.shards import DEFAULT_SHARD_SIZE, bytes_of
 from wnconvert.tensors.containers import Container
 from wnconvert.tensors.tree import Tree
@@ -47,10 +48,10 @@ def run_conversion(
     dry_run: bool,
 ) -> Result | Plan:
     """Open ``src``, plan what goes into ``out``, and write it; errors say which file it was."""
-    source = Path(src)
+    source = located(src)
     if out is not None and not os.fspath(out):
         raise ArgumentError("the name of the output is empty", fix="-o OUT, or leave it out")
-    output = default_output(source, kind) if out is None else Path(out)
+    output = default_output(source, kind) if out is None else output_path(out)
     bytes_of(max_shard_size)
     try:
         checkpoint = open_checkpoint(source)
@@ -166,4 +167,4 @@ def _check_is_checkpoint(checkpoint: Checkpoint, output: Path, kind: str) -> Non
 
 def open_reference(like: StrPath) -> Tree:
     """The tree of the checkpoint that ``--like`` names."""
-    return no_graph(open_checkpoint(Path(like)), "the reference of a split").tree
+    return no_graph(open_checkpoint(like), "the reference of a split").tree

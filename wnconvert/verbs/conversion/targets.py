@@ -11,11 +11,19 @@ from wnconvert.errors import ArgumentError, OutputError
 from wnconvert.messages import listed
 from wnconvert.plan.plan import LeftOut, Plan
 from wnconvert.storage.checkpoint import Checkpoint
+from wnconvert.storage.files import located, output_path, real_of
 from wnconvert.storage.folder import OtherFiles, cache_of, find_beside, has_weights, is_weights
 from wnconvert.storage.shards import Naming, bytes_of, sharded
 from wnconvert.tensors.containers import Container
 
-__all__ = ["FolderTarget", "StrPath", "check_apart", "default_output", "has_suffix", "is_folder_target"]
+__all__ = [
+    "FolderTarget",
+    "StrPath",
+    "check_apart",
+    "default_output",
+    "has_suffix",
+    "is_folder_target",
+]
 
 
 StrPath: TypeAlias = str | os.PathLike[str]
@@ -38,7 +46,9 @@ def default_output(source: StrPath, kind: str) -> Path:
     >>> default_output("hub/model.safetensors.index.json", "folded").name
     'hub.folded'
     """
-    path = Path(source)
+    path = located(source)
+    if not isinstance(path, Path):
+        path = Path(path.name)  # from another store into the folder that one is in
     is_index = path.name.endswith(".json")  # no checkpoint is called so
     is_folder = is_index or path.is_dir()
     if cache_of(Path(os.path.realpath(path if path.is_dir() else path.parent))) is not None:
@@ -80,7 +90,7 @@ def is_folder_target(out: StrPath, *, from_folder: bool) -> bool:
     suffix.
     """
     text = os.fspath(out)
-    if text.endswith(os.sep) or Path(text).is_dir():
+    if text.endswith(os.sep) or output_path(text).is_dir():
         return True
     return from_folder and not has_suffix(text)
 
@@ -159,8 +169,8 @@ class FolderTarget:
 
 def check_apart(checkpoint: Checkpoint, output: Path) -> None:
     """Raise ``OutputError`` if the output lies in the source's folder, or the source in the output."""
-    source = Path(os.path.realpath(checkpoint.folder.root if checkpoint.folder else checkpoint.path))
-    real = Path(os.path.realpath(output))
+    source = real_of(checkpoint.folder.root if checkpoint.folder else checkpoint.path)
+    real = real_of(output)
     if real == source:
         raise OutputError("it is the source itself", fix="choose another -o, and move it over afterwards")
     if real.is_relative_to(source):
@@ -171,7 +181,7 @@ def check_apart(checkpoint: Checkpoint, output: Path) -> None:
 
 def _lies_in(path: StrPath, folder: Path) -> bool:
     try:
-        return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
+        return real_of(located(path)).is_relative_to(real_of(folder))
     except FileNotFoundError:  # the folder that one is in was deleted
         return False
 

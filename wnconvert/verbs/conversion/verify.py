@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
 from functools import partial, singledispatch
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import numpy as np
 from numpy.typing import NDArray
@@ -66,7 +66,10 @@ def check_folder_structure(folder: Path, plan: Plan) -> None:
 
 
 def verify_copies(
-    before: Path, after: Path, names: Iterable[str], advance: Callable[[int], None] = lambda count: None
+    before: PurePath,
+    after: PurePath,
+    names: Iterable[str],
+    advance: Callable[[int], None] = lambda count: None,
 ) -> None:
     """Compare files that were copied from one folder to another with their sources.
 

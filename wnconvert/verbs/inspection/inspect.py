@@ -11,13 +11,14 @@ import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import PurePath
 from typing import Any
 
 from wnconvert.layers.find import FoundPairs, find_pairs
 from wnconvert.layers.kinds import find_kinds
 from wnconvert.messages import options_as_python
 from wnconvert.storage.checkpoint import open_checkpoint
+from wnconvert.storage.files import located
 from wnconvert.storage.sources import Source
 from wnconvert.tensors.blocks import Elements
 from wnconvert.tensors.memory import InMemory, tree_of
@@ -68,7 +69,7 @@ def inspect_file(
     >>> len(found.layers), found.layers[0].name, found.fold
     (78, 'conv_pre.weight', 'would make 78 plain weights')
     """
-    path = Path(src)
+    path = located(src)
     checkpoint = open_checkpoint(path)
     request = request_of(layers, full=full, all_weights=all_weights)
     if checkpoint.onnx is not None:
@@ -93,7 +94,7 @@ def inspect_file(
     return others if checkpoint.container.facts.names_devices else replace(others, devices=())
 
 
-def _part_notes(path: Path) -> tuple[str, ...]:
+def _part_notes(path: PurePath) -> tuple[str, ...]:
     """A note on a file of weights that is one of several."""
     if "-of-" not in path.name:
         return ()

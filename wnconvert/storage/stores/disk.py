@@ -1,0 +1,140 @@
+"""The disks of this machine.
+
+Nothing is mapped into memory: a mapped file that becomes shorter ends the process, and no error can be
+raised.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path, PurePath
+
+from wnconvert.errors import InputError
+from wnconvert.storage.stores.store import Kind, Status, Store
+from wnconvert.tensors.files import ReadableFile, became_shorter
+
+__all__ = ["Disk", "FileAddresses", "LocalFile", "kind_of_mode"]
+
+
+_KINDS = (
+    (stat.S_ISREG, Kind.FILE),
+    (stat.S_ISDIR, Kind.FOLDER),
+    (stat.S_ISFIFO, Kind.PIPE),
+    (stat.S_ISCHR, Kind.DEVICE),
+    (stat.S_ISBLK, Kind.DEVICE),
+)
+
+
+def kind_of_mode(mode: int) -> Kind:
+    """What a mode says that a thing is.
+
+    >>> kind_of_mode(os.stat(os.devnull).st_mode)
+    <Kind.DEVICE: 'a device'>
+    """
+    return next((kind for test, kind in _KINDS if test(mode)), Kind.OTHER)
+
+
+class Disk(Store):
+    """Files by their paths."""
+
+    def path(self, name: str) -> Path:
+        """The path as it is written."""
+        return Path(name)
+
+    def status(self, path: PurePath) -> Status:
+        """What ``stat`` says of a path."""
+        found = os.stat(path)  # noqa: PTH116 - of any path
+        return Status(kind_of_mode(found.st_mode), found.st_size, stat.S_IMODE(found.st_mode))
+
+    def names(self, folder: PurePath) -> list[str]:
+        """The names in a folder, sorted."""
+        return sorted(os.listdir(folder))  # noqa: PTH208 - of any path
+
+    def open(self, path: PurePath) -> ReadableFile:
+        """A file, opened for reading."""
+        return LocalFile(Path(path))
+
+    def real(self, path: PurePath) -> Path:
+        """The path with all links in it followed."""
+        return Path(os.path.realpath(path))
+
+
+class FileAddresses(Disk):
+    """The same files by ``file://`` addresses, which become paths at once."""
+
+    def path(self, name: str) -> Path:
+        """The path that an address means.
+
+        >>> str(FileAddresses().path("file:///data/two%20words.pt"))
+        '/data/two words.pt'
+        """
+        from urllib.request import url2pathname  # 20 ms, which few need
+
+        host, slash, rest = name[len("file://") :].partition("/")
+        if host not in ("", "localhost") or not rest:
+            raise InputError(
+                "a file:// address that is not of this machine"
+                if host
+                else "a file:// address without a path",
+                where=name,
+                fix="file:///PATH, with three slashes, is a file of this machine",
+            )
+        return Path(url2pathname(slash + rest))
+
+
+class LocalFile:
+    """A file on a disk of this machine, read by ``pread`` and ``preadv``, which know no position."""
+
+    def __init__(self, path: Path) -> None:
+        self.path: Path | None = path
+        self._where = os.fspath(path)
+        try:
+            kind = kind_of_mode(path.stat().st_mode)
+            # A pipe that has come in its place since is not waited for: it cannot be read at a place.
+            regular = kind is Kind.FILE
+            self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK) if regular else -1
+        except OSError as error:
+            raise self._unreadable(error) from error
+        if not regular:
+            raise InputError(
+                f"{kind.value}, not a regular file", where=self._where, fix="save it to a file first"
+            )
+
+    @property
+    def size(self) -> int:
+        """The number of its bytes, as it is now."""
+        return os.fstat(self._fd).st_size
+
+    def read(self, at: int, size: int, /) -> bytes:
+        """All of ``size`` bytes, beginning at byte ``at``."""
+        parts = []
+        try:
+            while size:
+                part = os.pread(self._fd, size, at)
+                if not part:
+                    raise became_shorter(self._where)
+                parts.append(part)
+                at, size = at + len(part), size - len(part)
+        except OSError as error:
+            raise self._unreadable(error) from error
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def read_into(self, at: int, buffer: memoryview, /) -> None:
+        """Fill a buffer with the bytes that begin at byte ``at``."""
+        done = 0
+        try:
+            while done < len(buffer):
+                count = os.preadv(self._fd, [buffer[done:]], at + done)
+                if not count:
+                    raise became_shorter(self._where)
+                done += count
+        except OSError as error:
+            raise self._unreadable(error) from error
+
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self._fd)
+
+    def _unreadable(self, error: OSError) -> InputError:
+        return InputError(f"it cannot be read ({error.strerror})", where=self._where)
