@@ -11,8 +11,8 @@ from tests.helpers.golden import FIXTURES
 from tests.helpers.runner import Runner
 from wnconvert import compare_files, fold_file, inspect_file, migrate_file
 from wnconvert.errors import InputError
-from wnconvert.storage.files import STORES, kind_of, located, names_in, open_file, real_of, status_of
-from wnconvert.storage.stores.store import Address, Kind, Status, Store
+from wnconvert.storage.files import STORES, kind_of, listing_of, located, open_file, real_of, status_of
+from wnconvert.storage.stores.store import Address, PathKind, Status, Store
 from wnconvert.tensors.files import MemoryFile, ReadableFile
 
 
@@ -24,9 +24,9 @@ class Memory(Store):
 
     def status(self, path: PurePath) -> Status:
         if str(path) in self.files:
-            return Status(Kind.FILE, len(self.files[str(path)]))
+            return Status(PathKind.FILE, len(self.files[str(path)]))
         if any(name.startswith(f"{path}/") for name in self.files):
-            return Status(Kind.FOLDER)
+            return Status(PathKind.FOLDER)
         raise FileNotFoundError(2, "nothing there")
 
     def names(self, folder: PurePath) -> list[str]:
@@ -49,7 +49,7 @@ def shards(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 
 def test_a_store_of_one_class_and_one_line_is_read_like_a_disk(shards: Path, tmp_path: Path) -> None:
-    assert len(names_in(located("mem://box/hub"))) > 3
+    assert len(listing_of(located("mem://box/hub"))) > 3
     found = inspect_file("mem://box/hub")
     assert (found.source, found.files) == ("mem://box/hub", inspect_file(shards).files)
     result = fold_file("mem://box/hub", tmp_path / "out", verify=True)
@@ -90,7 +90,7 @@ def test_a_file_address_is_the_file(tmp_path: Path, host: str) -> None:
     assert "%20" in address
     assert located(address) == source
     assert inspect_file(address).source == str(source)
-    assert kind_of(located(address)) is Kind.FILE
+    assert kind_of(located(address)) is PathKind.FILE
 
 
 @pytest.mark.parametrize("name", ["file://other/share/x.pt", "file://", "file://x.pt"])
@@ -144,11 +144,11 @@ def test_a_disk_tells_what_lies_at_a_path(tmp_path: Path) -> None:
     file.chmod(0o640)
     (tmp_path / "link").symlink_to(file)
     os.mkfifo(tmp_path / "pipe")
-    assert status_of(tmp_path / "link") == Status(Kind.FILE, 3, 0o640)
+    assert status_of(tmp_path / "link") == Status(PathKind.FILE, 3, 0o640)
     assert real_of(tmp_path / "link") == real_of(file)
-    assert kind_of(tmp_path) is Kind.FOLDER
-    assert kind_of(tmp_path / "pipe") is Kind.PIPE
-    assert kind_of(Path(os.devnull)) is Kind.DEVICE
+    assert kind_of(tmp_path) is PathKind.FOLDER
+    assert kind_of(tmp_path / "pipe") is PathKind.PIPE
+    assert kind_of(Path(os.devnull)) is PathKind.DEVICE
     assert kind_of(tmp_path / "gone") is None
-    assert names_in(tmp_path) == ["file", "link", "pipe"]
+    assert listing_of(tmp_path) == ["file", "link", "pipe"]
     open_file(tmp_path / "link").close()

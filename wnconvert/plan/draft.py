@@ -14,7 +14,7 @@ from wnconvert.layers.find import FoundPairs
 from wnconvert.layers.schemes import Refused, Selection
 from wnconvert.plan.plan import LeftOut, Plan, PlannedStateDict
 from wnconvert.plan.record import Record, recorded
-from wnconvert.plan.selection.scope import Scope, choose, scope_of, tie_notes
+from wnconvert.plan.selection.scope import Scope, choose, lost_texts, scope_of, tie_notes
 from wnconvert.plan.selection.wanted import (
     check_refused,
     check_selection,
@@ -93,12 +93,13 @@ class Draft:
     ) -> Plan:
         """The plan that puts ``planned``, and leaves out ``optimizers`` and what the scope leaves out."""
         facts = self.container.facts
+        texts = () if facts.keeps_texts else tuple(lost_texts(self.tree, record, facts.noun))
         return Plan(
             self.verb,
             self.container,
             planned,
             only=self.scope.only,
-            dropped=(*optimizers, *self.scope.dropped),
+            dropped=(*optimizers, *self.scope.dropped, *texts),
             already=already,
             record=record,
             notes=(

@@ -18,7 +18,7 @@ from wnconvert.plan.layout import Layout
 from wnconvert.plan.plan import Plan
 from wnconvert.storage.files import Name, located, open_beside, open_file, status_of
 from wnconvert.storage.recognition import HEAD, container_in, is_index, unknown_file
-from wnconvert.storage.stores.store import Kind
+from wnconvert.storage.stores.store import PathKind
 from wnconvert.tensors.containers import Container
 from wnconvert.tensors.files import ReadableFile
 from wnconvert.tensors.tree import Tree
@@ -75,7 +75,7 @@ def open_checkpoint(name: Name) -> Checkpoint:
     """
     path = located(name)
     with _naming_errors(path):
-        if status_of(path).kind is Kind.FOLDER:
+        if status_of(path).kind is PathKind.FOLDER:
             return _open_folder(path)
         with closing(open_file(path)) as file:
             if not is_index(_head_of(file), path.name):
@@ -143,6 +143,12 @@ def _read_torch_legacy(file: ReadableFile, path: PurePath) -> Checkpoint:
     return _of_torch(open_legacy(file), file, path)
 
 
+def _read_npz(file: ReadableFile, path: PurePath) -> Checkpoint:
+    from wnconvert.formats.npz import open_npz
+
+    return Checkpoint(path, Container.NPZ, file.size, open_npz(file), (path,))
+
+
 def _of_torch(opened: TorchFile, file: ReadableFile, path: PurePath) -> Checkpoint:
     return Checkpoint(path, opened.container, file.size, opened.tree(), (path,), opened)
 
@@ -171,17 +177,25 @@ def _write_torch_zip(checkpoint: Checkpoint, plan: Plan) -> Layout:
     return torch_layout(checkpoint.torch, checkpoint.tree, plan)
 
 
+def _write_npz(checkpoint: Checkpoint, plan: Plan) -> Layout:
+    from wnconvert.formats.npz import npz_layout
+
+    return npz_layout(checkpoint.tree, plan)
+
+
 # Of an opened file, and its name, to a checkpoint; ONNX files have no mark, so theirs refuses all else.
 _READERS: dict[Container, Callable[[ReadableFile, PurePath], Checkpoint]] = {
     Container.SAFETENSORS: _read_safetensors,
     Container.TORCH_ZIP: _read_torch_zip,
     Container.TORCH_LEGACY: _read_torch_legacy,
+    Container.NPZ: _read_npz,
     Container.ONNX: _read_onnx,
 }
 # What is written is of one container of each family; an ONNX model is edited (`verbs/conversion/onnx`).
 _WRITERS: dict[Container, Callable[[Checkpoint, Plan], Layout]] = {
     Container.SAFETENSORS: _write_safetensors,
     Container.TORCH_ZIP: _write_torch_zip,
+    Container.NPZ: _write_npz,
 }
 
 

@@ -14,16 +14,16 @@ from typing import TypeAlias
 from wnconvert.errors import InputError, OutputError
 from wnconvert.messages import printable
 from wnconvert.storage.stores.disk import Disk, FileAddresses
-from wnconvert.storage.stores.store import Address, Kind, Status, Store
+from wnconvert.storage.stores.store import Address, PathKind, Status, Store
 from wnconvert.tensors.files import ReadableFile
 
 __all__ = [
     "STORES",
     "Name",
     "kind_of",
+    "listing_of",
     "local_path",
     "located",
-    "names_in",
     "open_beside",
     "open_file",
     "output_path",
@@ -96,7 +96,7 @@ def status_of(path: PurePath) -> Status:
     return _store_of(path).status(path)
 
 
-def kind_of(path: PurePath) -> Kind | None:
+def kind_of(path: PurePath) -> PathKind | None:
     """What lies at a path; None where nothing does, or where it cannot be told."""
     try:
         return status_of(path).kind
@@ -104,7 +104,7 @@ def kind_of(path: PurePath) -> Kind | None:
         return None
 
 
-def names_in(folder: PurePath) -> list[str]:
+def listing_of(folder: PurePath) -> list[str]:
     """The names in a folder, sorted. Raises ``OSError`` where it cannot be read."""
     return _store_of(folder).names(folder)
 
@@ -147,7 +147,7 @@ def open_beside(model: PurePath, location: str) -> ReadableFile:
         # A model that is itself a link has data beside the link or beside the file: caches are made so.
         homes = (real_of(model.parent), real_of(model).parent)
         inside = any(real_of(path).is_relative_to(home) for home in homes)
-        regular = status_of(path).kind is Kind.FILE if inside else False
+        regular = status_of(path).kind is PathKind.FILE if inside else False
     except FileNotFoundError:
         raise
     except OSError as error:

@@ -15,10 +15,10 @@ from pathlib import PurePath
 
 from wnconvert.errors import FormatError, InputError
 from wnconvert.messages import listed
-from wnconvert.storage.files import kind_of, names_in, open_file, real_of, status_of
+from wnconvert.storage.files import kind_of, listing_of, open_file, real_of, status_of
 from wnconvert.storage.index import ShardIndex, read_index
 from wnconvert.storage.shards import Naming
-from wnconvert.storage.stores.store import Kind
+from wnconvert.storage.stores.store import PathKind
 
 __all__ = [
     "File",
@@ -104,7 +104,7 @@ def find_weights(root: PurePath, index: str = "") -> Folder:
     Raises ``InputError`` where there are none, or several (the message names them), and ``FormatError`` for
     an index that makes no sense, or that names files that are missing or lie outside of the folder.
     """
-    names = [name for name in names_in(root) if kind_of(root / name) is not Kind.FOLDER]
+    names = [name for name in listing_of(root) if kind_of(root / name) is not PathKind.FOLDER]
     found = list(_found(names))
     if index:
         chosen = (index, Naming.of_index(index))
@@ -120,7 +120,7 @@ def find_weights(root: PurePath, index: str = "") -> Folder:
         raise _no_weights(names)
     name, naming = chosen
     _check_inside(root, name)
-    if kind_of(root / name) is not Kind.FILE:  # a pipe would be waited for
+    if kind_of(root / name) is not PathKind.FILE:  # a pipe would be waited for
         raise FormatError(f"{name} is not a regular file", fix="download it again")
     if not index and naming is not None and naming.index != name:
         folder = Folder(root, naming, (name,))
@@ -152,14 +152,14 @@ def part_notes(path: PurePath) -> tuple[str, ...]:
     """A note on a file of weights that is one of several, beside their index."""
     if not _SHARD.fullmatch(path.name):
         return ()
-    if not any(name.endswith(".index.json") for name in names_in(path.parent)):
+    if not any(name.endswith(".index.json") for name in listing_of(path.parent)):
         return ()
     return (f"it is one of the files of a checkpoint, and layers may lie across them: name {path.parent}",)
 
 
 def has_weights(root: PurePath) -> bool:
     """Whether a folder holds weights, or an index of weights."""
-    names = names_in(root)
+    names = listing_of(root)
     return any(_found(names)) or any(map(_SHARD.fullmatch, names))
 
 
@@ -231,7 +231,7 @@ def cache_of(folder: PurePath) -> PurePath | None:
     True
     """
     for at in (folder, *folder.parents):
-        if at.parent.name == "snapshots" and kind_of(at.parent.parent / "blobs") is Kind.FOLDER:
+        if at.parent.name == "snapshots" and kind_of(at.parent.parent / "blobs") is PathKind.FOLDER:
             return at.parent.parent
     return None
 
@@ -247,9 +247,10 @@ def find_beside(folder: Folder) -> OtherFiles:
     files: list[File] = []
     folders: list[tuple[str, int]] = []
     links: list[tuple[str, str]] = []
-    own = [name for name in names_in(folder.root) if name in _OWN]
+    there = listing_of(folder.root)
+    own = [name for name in _OWN if name in there]
     for path in _below(folder.root, {*folder.weights, *_OWN}):
-        if kind_of(folder.root / path) is not Kind.FOLDER:
+        if kind_of(folder.root / path) is not PathKind.FOLDER:
             files.append(_file(folder.root, path))
         elif _is_link(folder.root / path):
             _check_inside(folder.root, str(path), cached=False)
@@ -261,10 +262,10 @@ def find_beside(folder: Folder) -> OtherFiles:
 
 def _below(root: PurePath, without: Container[str]) -> Iterator[PurePath]:
     """The paths of all that lies in a folder, then in those in it; links to folders are not followed."""
-    names = [name for name in names_in(root) if name not in without]
+    names = [name for name in listing_of(root) if name not in without]
     yield from map(PurePath, names)
     for name in names:
-        if kind_of(root / name) is Kind.FOLDER and not _is_link(root / name):
+        if kind_of(root / name) is PathKind.FOLDER and not _is_link(root / name):
             yield from (PurePath(name) / path for path in _below(root / name, ()))
 
 
@@ -278,7 +279,7 @@ def _file(root: PurePath, path: PurePath) -> File:
         status = status_of(root / path)
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror})", fix="move it away") from error
-    if status.kind is not Kind.FILE:
+    if status.kind is not PathKind.FILE:
         raise InputError(f"{path} is not a regular file, and cannot be copied", fix="move it away")
     return File(str(path), status.size, _FILE_MODE if status.mode is None else status.mode)
 

@@ -18,7 +18,7 @@ class Facts:
 
     ``holds_trees``: state dicts at paths, values that are not tensors, and pickled modules; if not, a file is
     one state dict of tensors. ``shares_memory``: two names can be the same elements, and one element of many.
-    ``names_devices``: each tensor says where it was.
+    ``names_devices``: each tensor says where it was. ``keeps_texts``: metadata, and the record of changes.
     """
 
     family: str
@@ -28,6 +28,7 @@ class Facts:
     holds_trees: bool = False
     shares_memory: bool = False
     names_devices: bool = False
+    keeps_texts: bool = True
 
 
 _TORCH = Facts(
@@ -65,6 +66,7 @@ class Container(str, Enum):
     TORCH_ZIP = "torch zip", replace(_TORCH, suffixes=_TORCH_SUFFIXES)
     TORCH_LEGACY = "torch legacy", _TORCH
     TORCHSCRIPT = "TorchScript", replace(_TORCH, hub_name="")
+    NPZ = "npz", Facts("numpy", "an .npz file", (".npz",), keeps_texts=False)
     ONNX = "ONNX", Facts("onnx", "an ONNX model", (".onnx",), holds_trees=True, shares_memory=True)
 
     def __str__(self) -> str:

@@ -10,6 +10,7 @@ from wnconvert.layers.schemes import Layer, owner_of
 from wnconvert.messages import listed, option
 from wnconvert.plan.order import before_children, behind_module
 from wnconvert.plan.plan import LeftOut, PlannedStateDict
+from wnconvert.plan.record import Record
 from wnconvert.plan.steps import Keep
 from wnconvert.tensors.containers import Container
 from wnconvert.tensors.tree import Entry, StateDict, StoredTensor, Tree
@@ -20,6 +21,7 @@ __all__ = [
     "elements_of",
     "in_torch_order",
     "kept_as_is",
+    "lost_texts",
     "scope_of",
     "tie_notes",
 ]
@@ -98,6 +100,16 @@ def tie_notes(state: StateDict, planned: PlannedStateDict, noun: str) -> Iterabl
     for names in tied.values():
         if len(names) > 1:
             yield f"{listed(names)} share memory; {noun} holds a copy of each"
+
+
+def lost_texts(tree: Tree, record: Record, noun: str) -> Iterable[LeftOut]:
+    """The texts that the output, which is ``noun``, has no place for."""
+    if set(tree.metadata) - {"format"}:
+        yield LeftOut("metadata", f"{noun} holds only tensors")
+    if record:
+        yield LeftOut(
+            "the record of changes", f"{noun} holds only tensors, so `split` needs --like or --layers"
+        )
 
 
 def elements_of(tensor: StoredTensor) -> tuple[object, ...]:

@@ -11,28 +11,28 @@ import stat
 from pathlib import Path, PurePath
 
 from wnconvert.errors import InputError
-from wnconvert.storage.stores.store import Kind, Status, Store
+from wnconvert.storage.stores.store import PathKind, Status, Store
 from wnconvert.tensors.files import ReadableFile, became_shorter
 
 __all__ = ["Disk", "FileAddresses", "LocalFile", "kind_of_mode"]
 
 
 _KINDS = (
-    (stat.S_ISREG, Kind.FILE),
-    (stat.S_ISDIR, Kind.FOLDER),
-    (stat.S_ISFIFO, Kind.PIPE),
-    (stat.S_ISCHR, Kind.DEVICE),
-    (stat.S_ISBLK, Kind.DEVICE),
+    (stat.S_ISREG, PathKind.FILE),
+    (stat.S_ISDIR, PathKind.FOLDER),
+    (stat.S_ISFIFO, PathKind.PIPE),
+    (stat.S_ISCHR, PathKind.DEVICE),
+    (stat.S_ISBLK, PathKind.DEVICE),
 )
 
 
-def kind_of_mode(mode: int) -> Kind:
+def kind_of_mode(mode: int) -> PathKind:
     """What a mode says that a thing is.
 
     >>> kind_of_mode(os.stat(os.devnull).st_mode)
-    <Kind.DEVICE: 'a device'>
+    <PathKind.DEVICE: 'a device'>
     """
-    return next((kind for test, kind in _KINDS if test(mode)), Kind.OTHER)
+    return next((kind for test, kind in _KINDS if test(mode)), PathKind.OTHER)
 
 
 class Disk(Store):
@@ -92,7 +92,7 @@ class LocalFile:
         try:
             kind = kind_of_mode(path.stat().st_mode)
             # A pipe that has come in its place since is not waited for: it cannot be read at a place.
-            regular = kind is Kind.FILE
+            regular = kind is PathKind.FILE
             self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK) if regular else -1
         except OSError as error:
             raise self._unreadable(error) from error

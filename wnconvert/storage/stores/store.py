@@ -8,10 +8,10 @@ from pathlib import PurePath, PurePosixPath
 
 from wnconvert.tensors.files import ReadableFile
 
-__all__ = ["Address", "Kind", "Status", "Store"]
+__all__ = ["Address", "PathKind", "Status", "Store"]
 
 
-class Kind(Enum):
+class PathKind(Enum):
     """What lies at a path, in the words of a message."""
 
     FILE = "a file"
@@ -25,7 +25,7 @@ class Kind(Enum):
 class Status:
     """What lies at a path, links followed: its kind, the bytes of a file, the mode if it has one."""
 
-    kind: Kind
+    kind: PathKind
     size: int = 0
     mode: int | None = None
 

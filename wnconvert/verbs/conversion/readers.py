@@ -8,7 +8,8 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePath
@@ -38,16 +39,20 @@ ReadBack: TypeAlias = Callable[[Block, Piece], Array]
 Open: TypeAlias = Callable[[str, str], ReadBack]
 
 
+# A reader, its name, and notes.
+Reading: TypeAlias = tuple[Open, str, tuple[str, ...]]
+
+
 @dataclass(frozen=True, slots=True)
 class OtherReader:
     """What others read of a container: a file's structure, and its tensors.
 
     ``check`` raises ``WnconvertError`` where a file's structure is refused. ``open`` takes the source, the
-    written files and our own reader; it gives a reader, its name, and notes.
+    written files and our own reader; it gives a reader, its name, and notes, until its ``with`` ends.
     """
 
     check: Callable[[Path], None]
-    open: Callable[[Checkpoint, Sequence[PurePath], Open], tuple[Open, str, tuple[str, ...]]]
+    open: Callable[[Checkpoint, Sequence[PurePath], Open], AbstractContextManager[Reading]]
 
 
 # -- readers of the output
@@ -57,9 +62,8 @@ class OtherReader:
 _IN_NUMPY = frozenset("F64 F32 F16 BF16 I64 I32 I16 I8 U64 U32 U16 U8 BOOL C64".split())
 
 
-def _safetensors_reader(
-    _source: Checkpoint, paths: Sequence[PurePath], own: Open
-) -> tuple[Open, str, tuple[str, ...]]:
+@contextmanager
+def _safetensors_reader(_source: Checkpoint, paths: Sequence[PurePath], own: Open) -> Iterator[Reading]:
     """Reads with the safetensors library; ``own`` reads the dtypes that it has no numpy type for."""
     files: list[Any] = [safe_open(os.fspath(path), framework="numpy") for path in paths]
     holding = {name: file for file in files for name in file.keys()}  # noqa: SIM118 - it is not a mapping
@@ -73,19 +77,19 @@ def _safetensors_reader(
             return lambda block, piece: np.asarray(file.get_tensor(name))
         return lambda block, piece: np.asarray(view[piece])
 
-    return open_tensor, "the safetensors library", ()
+    yield open_tensor, "the safetensors library", ()
 
 
-def _torch_or_zip_reader(
-    checkpoint: Checkpoint, paths: Sequence[PurePath], own: Open
-) -> tuple[Open, str, tuple[str, ...]]:
+@contextmanager
+def _torch_or_zip_reader(checkpoint: Checkpoint, paths: Sequence[PurePath], own: Open) -> Iterator[Reading]:
     """Reads with torch; where that cannot be done, zipfile tests every checksum and ``own`` reads."""
     try:
-        return _torch_reader(checkpoint, paths), "torch.load(weights_only=True)", ()
+        opened: Reading = _torch_reader(checkpoint, paths), "torch.load(weights_only=True)", ()
     except _TorchMissing as reason:
         for path in paths:
             check_zip(path, contents=True)
-        return own, "zipfile's test and wnconvert's own reader", (f"not read back with torch: {reason}",)
+        opened = own, "zipfile's test and wnconvert's own reader", (f"not read back with torch: {reason}",)
+    yield opened
 
 
 class _TorchMissing(Exception):  # noqa: N818 - a reason, not an error
@@ -149,10 +153,31 @@ def check_zip(path: PurePath, *, contents: bool) -> None:
         raise VerifyError(f"{error}; nothing is kept", fix=REPORT_BUG) from error
 
 
+@contextmanager
+def _numpy_reader(_source: Checkpoint, paths: Sequence[PurePath], _own: Open) -> Iterator[Reading]:
+    """Reads with ``numpy.load``, one array at a time, which tests its checksum."""
+    from zipfile import BadZipFile
+
+    with np.load(paths[0], allow_pickle=False) as archive:
+
+        def open_tensor(_state: str, name: str) -> ReadBack:
+            try:
+                array = archive[name]
+            except (BadZipFile, ValueError, KeyError) as error:
+                raise VerifyError(
+                    f"numpy does not read {name} ({error}); nothing is kept", fix=REPORT_BUG
+                ) from error
+            array = array.reshape(array.shape or (1,))
+            return lambda block, piece: np.asarray(array[piece])
+
+        yield open_tensor, "numpy.load(allow_pickle=False)", ()
+
+
 #: Who reads what is written, by its container; an ONNX model is run (`verbs/conversion/onnx/check.py`).
 OTHER_READERS = {
     Container.SAFETENSORS: OtherReader(check_header, _safetensors_reader),
     Container.TORCH_ZIP: OtherReader(partial(check_zip, contents=False), _torch_or_zip_reader),
+    Container.NPZ: OtherReader(partial(check_zip, contents=False), _numpy_reader),
 }
 
 

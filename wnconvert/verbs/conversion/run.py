@@ -17,6 +17,7 @@ from wnconvert.storage.files import located, output_path
 from wnconvert.storage.shards import DEFAULT_SHARD_SIZE, bytes_of
 from wnconvert.tensors.containers import Container
 from wnconvert.tensors.tree import Tree
+from wnconvert.verbs.conversion.suffixes import check_true_name
 from wnconvert.verbs.conversion.targets import (
     FolderTarget,
     StrPath,
@@ -56,6 +57,8 @@ def run_conversion(
     try:
         checkpoint = open_checkpoint(source)
         to_folder = _makes_folder(checkpoint, output if out is None else out, max_shard_size)
+        if out is not None:
+            _check_name(checkpoint, out, to_folder=to_folder)
         if checkpoint.onnx is not None and plan_graph is not None:
             _check_suffix(output)
             job = _to_onnx(checkpoint, plan_graph(checkpoint.onnx), output)
@@ -143,6 +146,14 @@ def plan_onnx_fold(opened: OnnxFile, *, selection: Selection, given: list[str]) 
             fix="leave it out; --layers and --exclude choose layers",
         )
     return plan_onnx(opened, selection)
+
+
+def _check_name(checkpoint: Checkpoint, out: StrPath, *, to_folder: bool) -> None:
+    """An output is what its suffix says."""
+    if checkpoint.onnx:
+        check_true_name(out, Container.ONNX.facts.noun, "-o OUT.onnx")
+    else:
+        check_true_name(out, "a folder" if to_folder else container_of(output_path(out)).facts.noun)
 
 
 def _check_suffix(output: Path) -> None:

@@ -7,6 +7,7 @@ source's bytes.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
@@ -114,10 +115,11 @@ def verify_output(
     of every checksum and by our own reader. Raises ``VerifyError`` for the first tensor that is wrong.
     """
     opened = open_checkpoint(path)
-    with Source(opened.shards) as written:
+    with Source(opened.shards) as written, contextlib.ExitStack() as stack:
         found = opened.tree.tensors
         own = own_reader(found, written)
-        reader, by, notes = OTHER_READERS[plan.container].open(checkpoint, opened.shards, own)
+        other = OTHER_READERS[plan.container].open(checkpoint, opened.shards, own)
+        reader, by, notes = stack.enter_context(other)
         before = checkpoint.tree.tensors
         for planned in plan.state_dicts:
             names = found[planned.path if plan.container.facts.holds_trees else ""]
