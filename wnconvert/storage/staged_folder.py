@@ -19,6 +19,7 @@ from pathlib import Path
 
 from wnconvert.errors import OutputError
 from wnconvert.storage.staging import beside, check_parent, check_room, sync_folder, translated
+from wnconvert.storage.stores.system import sync_file
 
 __all__ = ["check_folder", "replaced_folder"]
 
@@ -93,8 +94,7 @@ def _sync_all(folder: Path) -> None:
         for name in names:
             file = Path(path, name)
             if not file.is_symlink():
-                with file.open("rb") as opened:
-                    os.fsync(opened.fileno())
+                sync_file(file)
         sync_folder(Path(path))
 
 

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from wnconvert.errors import OutputError
+from wnconvert.storage.stores.system import WRITING_NEW, set_mode, sync_file, write_at
 
 __all__ = [
     "Staged",
@@ -55,7 +56,7 @@ class Staged:
         view = memoryview(data)
         try:
             while view:
-                done = os.pwrite(self.fd, view, at)
+                done = write_at(self.fd, view, at)
                 view, at = view[done:], at + done
         except OSError as error:
             raise translated(error, self.target) from error
@@ -115,8 +116,7 @@ def check_parent(target: Path, real: Path) -> None:
 
 def check_room(target: Path, real: Path, size: int) -> None:
     """Raise ``OutputError`` where the disk of a target has less space than ``size``."""
-    disk = os.statvfs(real.parent)
-    free = disk.f_bavail * disk.f_frsize
+    free = shutil.disk_usage(real.parent).free
     if size > free:
         raise OutputError(
             f"the disk is full: {size} bytes are needed, {free} are free",
@@ -134,21 +134,21 @@ def staged(target: Path, *, force: bool, size: int = 0) -> Iterator[Staged]:
     """
     real = check_target(target, force=force, size=size)
     temporary = beside(real)
-    fd = -1
     try:
         fd = _create(temporary, real, target)
-        yield Staged(fd, temporary, target)
         try:
-            _publish(fd, temporary, target, real, force=force)
+            yield Staged(fd, temporary, target)
+            _sync(fd, target)
+        finally:
+            os.close(fd)  # Windows neither renames nor deletes an opened file
+        try:
+            _publish(temporary, target, real, force=force)
         except OSError as error:
             raise translated(error, target) from error
     except BaseException:
         with contextlib.suppress(OSError):  # the first error is the one to report
             temporary.unlink(missing_ok=True)
         raise
-    finally:
-        if fd >= 0:
-            os.close(fd)
 
 
 @contextlib.contextmanager
@@ -225,18 +225,22 @@ def _create(temporary: Path, real: Path, target: Path) -> int:
     """Create the temporary file with the mode of the target from the start: its content may be private."""
     try:
         mode = stat.S_IMODE(real.stat().st_mode) if real.exists() else None
-        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-        fd = os.open(temporary, flags, 0o666 if mode is None else mode)
+        fd = os.open(temporary, WRITING_NEW, 0o666 if mode is None else mode)
         if mode is not None:
-            with contextlib.suppress(OSError):  # not every file system has modes
-                os.fchmod(fd, mode)  # the bits that umask took away
+            set_mode(fd, mode)  # the bits that umask took away
     except OSError as error:
         raise translated(error, target) from error
     return fd
 
 
-def _publish(fd: int, temporary: Path, target: Path, real: Path, *, force: bool) -> None:
-    os.fsync(fd)
+def _sync(fd: int, target: Path) -> None:
+    try:
+        os.fsync(fd)
+    except OSError as error:
+        raise translated(error, target) from error
+
+
+def _publish(temporary: Path, target: Path, real: Path, *, force: bool) -> None:
     check_target(target, force=force)  # someone else may have made it meanwhile
     if force or not _linked(temporary, real):
         temporary.replace(real)
@@ -266,8 +270,7 @@ def _publish_all(folder: Path, target: Path, real: Path, *, force: bool) -> None
         )
     check_target(target, force=force)
     for path in (*others, folder / target.name):
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
+        sync_file(path)
         if real.exists():
             with contextlib.suppress(OSError):  # not every file system has modes
                 path.chmod(stat.S_IMODE(real.stat().st_mode))

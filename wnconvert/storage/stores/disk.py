@@ -12,6 +12,7 @@ from pathlib import Path, PurePath
 
 from wnconvert.errors import InputError
 from wnconvert.storage.stores.store import PathKind, Status, Store
+from wnconvert.storage.stores.system import READING, read_at, read_into
 from wnconvert.tensors.files import ReadableFile, became_shorter
 
 __all__ = ["Disk", "FileAddresses", "LocalFile", "kind_of_mode"]
@@ -93,7 +94,7 @@ class LocalFile:
             kind = kind_of_mode(path.stat().st_mode)
             # A pipe that has come in its place since is not waited for: it cannot be read at a place.
             regular = kind is PathKind.FILE
-            self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK) if regular else -1
+            self._fd = os.open(path, READING) if regular else -1
         except OSError as error:
             raise self._unreadable(error) from error
         if not regular:
@@ -111,7 +112,7 @@ class LocalFile:
         parts = []
         try:
             while size:
-                part = os.pread(self._fd, size, at)
+                part = read_at(self._fd, size, at)
                 if not part:
                     raise became_shorter(self._where)
                 parts.append(part)
@@ -125,7 +126,7 @@ class LocalFile:
         done = 0
         try:
             while done < len(buffer):
-                count = os.preadv(self._fd, [buffer[done:]], at + done)
+                count = read_into(self._fd, buffer[done:], at + done)
                 if not count:
                     raise became_shorter(self._where)
                 done += count

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import stat
 import time
@@ -21,6 +20,7 @@ from wnconvert.storage.shards import index_metadata, part_of, total_size
 from wnconvert.storage.sources import Source
 from wnconvert.storage.staged_folder import replaced_folder
 from wnconvert.storage.staging import file_in, staged, translated
+from wnconvert.storage.stores.system import set_mode
 from wnconvert.storage.workers import Workers
 from wnconvert.tensors.tree import ByteRange
 from wnconvert.verbs.conversion.executor import Outcome, execute, notes_of, outcomes
@@ -199,8 +199,7 @@ def _copy(root: PurePath, beside: OtherFiles, folder: Path, output: Path, worker
         for file in beside.files:
             blobs = (Blob(0, file.size, CopyBytes(ByteRange(0, file.size))),) if file.size else ()
             with Source((root / file.path,)) as source, file_in(folder, file.path, output) as target:
-                with contextlib.suppress(OSError):  # not every file system has modes
-                    os.fchmod(target.fd, file.mode)
+                set_mode(target.fd, file.mode)
                 execute(source, target, Layout(file.size, (), blobs), RowPolicy(), workers)
                 if source.size() != file.size:
                     raise FormatError("it became longer while it was read", where=str(root / file.path))
