@@ -8,18 +8,23 @@ from __future__ import annotations
 import os
 import re
 import shlex
+from collections.abc import Iterable
+from functools import reduce
+from operator import and_
 from pathlib import Path, PurePath
 from typing import TypeAlias
 
 from wnconvert.errors import InputError, OutputError
 from wnconvert.messages import printable
 from wnconvert.storage.stores.disk import Disk, FileAddresses
+from wnconvert.storage.stores.standard import STANDARD, StandardInput
 from wnconvert.storage.stores.store import Address, PathKind, Status, Store
 from wnconvert.tensors.files import ReadableFile
 
 __all__ = [
     "STORES",
     "Name",
+    "common_mode",
     "kind_of",
     "listing_of",
     "local_path",
@@ -38,7 +43,7 @@ Name: TypeAlias = str | os.PathLike[str]
 _DISK = Disk()
 
 #: The stores by the schemes of their addresses; what has no scheme lies on a disk of this machine.
-STORES: dict[str, Store] = {"file": FileAddresses()}
+STORES: dict[str, Store] = {"file": FileAddresses(), "stdin": StandardInput()}
 
 # One letter is a drive. A path object swallows the second slash.
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/(/?)")
@@ -62,6 +67,8 @@ def located(name: Name) -> PurePath:
     """
     if isinstance(name, Address):
         return name
+    if name == STANDARD:  # as a text: Path("-") is a file, as ./- is
+        return STORES["stdin"].path(name)
     text = os.fspath(name)
     found = _SCHEME.match(text)
     if found is None or not (found[2] or found[1] in _GET or found[1] in STORES):
@@ -115,25 +122,34 @@ def real_of(path: PurePath) -> PurePath:
 
 
 def local_path(path: PurePath, use: str) -> Path:
-    """A path of this machine. Raises ``InputError`` where it is another one; ``use`` says who needs it.
+    """The path by which libraries find a file on this machine. Raises ``InputError`` where there is none.
 
-    >>> local_path(Address("s3://bucket/x.onnx"), "onnxruntime reads it")
-    Traceback (most recent call last):
-    wnconvert.errors.InputError: s3://bucket/x.onnx: onnxruntime reads it, and it is not on this machine
+    ``use`` says who needs it.
     """
-    if isinstance(path, Path):
-        return path
-    raise InputError(f"{use}, and it is not on this machine", where=str(path), fix="copy it here first")
+    found = _store_of(path).local(path)
+    if found is None:
+        raise InputError(f"{use}, and it is not a file here", where=str(path), fix="save it to one first")
+    return found
 
 
 def output_path(out: Name) -> Path:
     """The path of an output by its name. Raises ``OutputError`` where it is not one of this machine."""
+    fix = "-o FILE, and copy it there afterwards"
     try:
-        return local_path(located(out), "outputs are written to disks")
+        path = located(out)
     except InputError as error:
-        raise OutputError(
-            error.heading, where=error.where, fix="-o FILE, and copy it there afterwards"
-        ) from None
+        raise OutputError(error.heading, where=error.where, fix=fix) from None
+    if isinstance(path, Path):
+        return path
+    if out == STANDARD:
+        raise OutputError("only fold, split and migrate write there", where="stdout", fix="name a file")
+    raise OutputError("outputs are written to disks", where=str(path), fix=fix)
+
+
+def common_mode(paths: Iterable[PurePath]) -> int | None:
+    """The mode bits that all of these files have; None where none of them has a mode."""
+    modes = [mode for path in paths if (mode := status_of(path).mode) is not None]
+    return reduce(and_, modes) if modes else None
 
 
 def open_beside(model: PurePath, location: str) -> ReadableFile:

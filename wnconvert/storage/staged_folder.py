@@ -51,10 +51,11 @@ def check_folder(target: Path, *, force: bool, size: int = 0) -> Path:
 
 
 @contextlib.contextmanager
-def replaced_folder(target: Path, *, force: bool, size: int = 0) -> Iterator[Path]:
+def replaced_folder(target: Path, *, force: bool, size: int = 0, mode: int | None = None) -> Iterator[Path]:
     """A folder that takes the place of ``target`` when the block ends well, and vanishes when it does not.
 
-    An existing target keeps its mode, and is private while it is written. Raises ``OutputError`` as
+    An existing target keeps its mode, and is private while it is written; a new one gets ``mode``, less the
+    bits of the umask. Raises ``OutputError`` as
     ``check_folder`` does, and where the folder that it lies in cannot be written to.
     """
     real = check_folder(target, force=force, size=size)
@@ -63,7 +64,9 @@ def replaced_folder(target: Path, *, force: bool, size: int = 0) -> Iterator[Pat
     status: os.stat_result | None = None
     try:
         try:
-            temporary.mkdir(0o700 if real.exists() else 0o777)
+            temporary.mkdir(
+                0o700 if real.exists() else 0o777 if mode is None else mode & 0o777 | stat.S_IRWXU
+            )
             status = temporary.stat()
         except OSError as error:
             raise translated(error, target) from error

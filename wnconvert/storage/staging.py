@@ -9,12 +9,16 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
+import shlex
 import shutil
 import stat
 from collections.abc import Iterator
 from pathlib import Path
 
 from wnconvert.errors import OutputError
+from wnconvert.storage.stores.disk import kind_of_mode
+from wnconvert.storage.stores.store import PathKind
 from wnconvert.storage.stores.system import WRITING_NEW, set_mode, sync_file, write_at
 
 __all__ = [
@@ -34,6 +38,9 @@ __all__ = [
 ]
 
 
+# Not the bits that let a program run as its owner.
+_PERMISSIONS = 0o777
+_STREAM = re.compile(r"/dev/(stdin|stdout|stderr|fd/\d+)|/proc/(self|\d+)/fd/\d+")
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 
 
@@ -87,19 +94,28 @@ def check_target(target: Path, *, force: bool, size: int = 0) -> Path:
     """
     real = Path(os.path.realpath(target))
     try:
+        _check_regular(target)
         check_parent(target, real)
-        if real.exists():
-            if not stat.S_ISREG(real.stat().st_mode):
-                kind = "a folder" if real.is_dir() else "not a regular file"
-                raise OutputError(f"it is {kind}", where=str(target), fix="-o names the file to write")
-            if not force:
-                raise OutputError(
-                    "it exists", where=str(target), fix="--force replaces it, or choose another -o"
-                )
+        if real.exists() and not force:
+            raise OutputError("it exists", where=str(target), fix="--force replaces it, or choose another -o")
         check_room(target, real, size)
     except OSError as error:
         raise translated(error, target) from error
     return real
+
+
+def _check_regular(target: Path) -> None:
+    """Raise ``OutputError`` where a target is there and is not a file, to be replaced whole or not at all."""
+    kind = kind_of_mode(target.stat().st_mode) if target.exists() else PathKind.FILE
+    if _STREAM.fullmatch(str(target)):
+        raise OutputError("it is a stream of this process", where=str(target), fix="-o - writes to stdout")
+    if kind is PathKind.FOLDER:
+        raise OutputError("it is a folder", where=str(target), fix="-o names the file to write")
+    if kind is not PathKind.FILE:
+        fix = (
+            "--dry-run writes nothing" if str(target) == os.devnull else f"-o - > {shlex.quote(str(target))}"
+        )
+        raise OutputError(f"it is {kind.value}, not a regular file", where=str(target), fix=fix)
 
 
 def check_parent(target: Path, real: Path) -> None:
@@ -126,16 +142,17 @@ def check_room(target: Path, real: Path, size: int) -> None:
 
 
 @contextlib.contextmanager
-def staged(target: Path, *, force: bool, size: int = 0) -> Iterator[Staged]:
+def staged(target: Path, *, force: bool, size: int = 0, mode: int | None = None) -> Iterator[Staged]:
     """A file that takes the place of ``target`` when the block ends well, and vanishes when it does not.
 
-    An existing target keeps its mode. Raises ``OutputError`` as ``check_target`` does, and where the
+    An existing target keeps its mode; a new one gets ``mode``, as ``cp`` gives it that of a source: less the
+    bits of the umask. Raises ``OutputError`` as ``check_target`` does, and where the
     folder cannot be written to.
     """
     real = check_target(target, force=force, size=size)
     temporary = beside(real)
     try:
-        fd = _create(temporary, real, target)
+        fd = _create(temporary, real, target, mode)
         try:
             yield Staged(fd, temporary, target)
             _sync(fd, target)
@@ -191,9 +208,9 @@ def put_in_place(folder: Path, target: Path, *, force: bool) -> None:
 
 
 @contextlib.contextmanager
-def file_in(folder: Path, name: str, target: Path) -> Iterator[Staged]:
+def file_in(folder: Path, name: str, target: Path, mode: int | None = None) -> Iterator[Staged]:
     """A new file in a folder of ``staged_folder``; errors name the ``target`` that the user asked for."""
-    fd = _create(folder / name, folder / name, target)
+    fd = _create(folder / name, folder / name, target, mode)
     try:
         yield Staged(fd, folder / name, target)
     finally:
@@ -221,13 +238,14 @@ def beside(real: Path) -> Path:
     return real.with_name(f"{name}.wnconvert-{os.urandom(4).hex()}.tmp")
 
 
-def _create(temporary: Path, real: Path, target: Path) -> int:
-    """Create the temporary file with the mode of the target from the start: its content may be private."""
+def _create(temporary: Path, real: Path, target: Path, mode: int | None) -> int:
+    """Create the temporary file with its mode from the start: its content may be private."""
     try:
-        mode = stat.S_IMODE(real.stat().st_mode) if real.exists() else None
-        fd = os.open(temporary, WRITING_NEW, 0o666 if mode is None else mode)
-        if mode is not None:
-            set_mode(fd, mode)  # the bits that umask took away
+        old = stat.S_IMODE(real.stat().st_mode) if real.exists() else None
+        new = 0o666 if mode is None else mode & _PERMISSIONS | stat.S_IRUSR  # it is read back
+        fd = os.open(temporary, WRITING_NEW, new if old is None else old)
+        if old is not None:
+            set_mode(fd, old)  # the bits that umask took away
     except OSError as error:
         raise translated(error, target) from error
     return fd

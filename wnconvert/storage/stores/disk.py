@@ -7,6 +7,7 @@ raised.
 from __future__ import annotations
 
 import os
+import shlex
 import stat
 from pathlib import Path, PurePath
 
@@ -15,7 +16,7 @@ from wnconvert.storage.stores.store import PathKind, Status, Store
 from wnconvert.storage.stores.system import READING, read_at, read_into
 from wnconvert.tensors.files import ReadableFile, became_shorter
 
-__all__ = ["Disk", "FileAddresses", "LocalFile", "kind_of_mode"]
+__all__ = ["Disk", "FileAddresses", "LocalFile", "OpenedFile", "kind_of_mode"]
 
 
 _KINDS = (
@@ -56,6 +57,10 @@ class Disk(Store):
         """A file, opened for reading."""
         return LocalFile(Path(path))
 
+    def local(self, path: PurePath) -> Path:
+        """The path itself."""
+        return Path(path)
+
     def real(self, path: PurePath) -> Path:
         """The path with all links in it followed."""
         return Path(os.path.realpath(path))
@@ -84,41 +89,32 @@ class FileAddresses(Disk):
         return Path(url2pathname(slash + rest))
 
 
-class LocalFile:
-    """A file on a disk of this machine, read by ``pread`` and ``preadv``, which know no position."""
+class OpenedFile:
+    """A file by its descriptor, read at places, which disturb no other reader; ``where`` names it."""
 
-    def __init__(self, path: Path) -> None:
-        self.path: Path | None = path
-        self._where = os.fspath(path)
-        try:
-            kind = kind_of_mode(path.stat().st_mode)
-            # A pipe that has come in its place since is not waited for: it cannot be read at a place.
-            regular = kind is PathKind.FILE
-            self._fd = os.open(path, READING) if regular else -1
-        except OSError as error:
-            raise self._unreadable(error) from error
-        if not regular:
-            raise InputError(
-                f"{kind.value}, not a regular file", where=self._where, fix="save it to a file first"
-            )
+    path: Path | None = None
+
+    def __init__(self, descriptor: int, where: str) -> None:
+        self._descriptor = descriptor
+        self._where = where
 
     @property
     def size(self) -> int:
         """The number of its bytes, as it is now."""
-        return os.fstat(self._fd).st_size
+        return os.fstat(self._descriptor).st_size
 
     def read(self, at: int, size: int, /) -> bytes:
         """All of ``size`` bytes, beginning at byte ``at``."""
         parts = []
         try:
             while size:
-                part = read_at(self._fd, size, at)
+                part = read_at(self._descriptor, size, at)
                 if not part:
                     raise became_shorter(self._where)
                 parts.append(part)
                 at, size = at + len(part), size - len(part)
         except OSError as error:
-            raise self._unreadable(error) from error
+            raise _unreadable(error, self._where) from error
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def read_into(self, at: int, buffer: memoryview, /) -> None:
@@ -126,16 +122,42 @@ class LocalFile:
         done = 0
         try:
             while done < len(buffer):
-                count = read_into(self._fd, buffer[done:], at + done)
+                count = read_into(self._descriptor, buffer[done:], at + done)
                 if not count:
                     raise became_shorter(self._where)
                 done += count
         except OSError as error:
-            raise self._unreadable(error) from error
+            raise _unreadable(error, self._where) from error
 
     def close(self) -> None:
         """Close the file."""
-        os.close(self._fd)
+        os.close(self._descriptor)
 
-    def _unreadable(self, error: OSError) -> InputError:
-        return InputError(f"it cannot be read ({error.strerror})", where=self._where)
+
+class LocalFile(OpenedFile):
+    """A file by its path."""
+
+    def __init__(self, path: Path) -> None:
+        where = os.fspath(path)
+        try:
+            kind = kind_of_mode(path.stat().st_mode)
+            descriptor = os.open(path, READING) if kind is PathKind.FILE else -1
+        except OSError as error:
+            raise _unreadable(error, where) from error
+        if kind is not PathKind.FILE:
+            raise InputError(f"{kind.value}, not a regular file", where=where, fix=_fix(kind, where))
+        super().__init__(descriptor, where)
+        self.path = path
+
+
+def _fix(kind: PathKind, where: str) -> str:
+    """What to do about a path that is not a file."""
+    if kind is not PathKind.PIPE:
+        return "save it to a file first"
+    if where.startswith(("/dev/", "/proc/")):  # of a shell's <(COMMAND)
+        return "- is stdin: COMMAND | wnconvert …, with - as the file"
+    return f"- is stdin: name that, and redirect it: < {shlex.quote(where)}"
+
+
+def _unreadable(error: OSError, where: str) -> InputError:
+    return InputError(f"it cannot be read ({error.strerror})", where=where)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
-from pathlib import PurePath, PurePosixPath
+from pathlib import Path, PurePath, PurePosixPath
 
 from wnconvert.tensors.files import ReadableFile
 
@@ -69,6 +69,10 @@ class Store:
     def open(self, path: PurePath) -> ReadableFile:
         """A file, opened for reading."""
         raise NotImplementedError
+
+    def local(self, path: PurePath) -> Path | None:  # noqa: ARG002 - a store may have one
+        """The path by which libraries find the file on this machine, if it lies there too."""
+        return None
 
     def real(self, path: PurePath) -> PurePath:
         """The path with all links in it followed, whether something is there or not."""

@@ -15,6 +15,7 @@ from wnconvert.numerics.rows import RowPolicy
 from wnconvert.plan.layout import Blob, CopyBytes, Layout
 from wnconvert.plan.plan import Plan
 from wnconvert.storage.checkpoint import Checkpoint, layout_of
+from wnconvert.storage.files import common_mode, status_of
 from wnconvert.storage.index import write_index
 from wnconvert.storage.shards import index_metadata, part_of, total_size
 from wnconvert.storage.sources import Source
@@ -110,7 +111,7 @@ def convert(
     began = time.perf_counter()
     layout = layout_of(checkpoint, plan)
     with (
-        staged(output, force=options.force, size=layout.size) as target,
+        staged(output, force=options.force, size=layout.size, mode=common_mode(checkpoint.shards)) as target,
         Source(checkpoint.shards) as source,
     ):
         workers = Workers(options.threads, options.progress)
@@ -148,15 +149,17 @@ def convert_folder(
     workers.expect(work + copied)
     if options.verify:
         workers.expect(bytes_to_verify(checkpoint, plan) + copied)
+    mode = common_mode(checkpoint.shards)
+    folder_mode = status_of(root).mode if checkpoint.folder else None
     made: list[Outcome] = []
     verified = ""
     more: tuple[str, ...] = ()
     with (
-        replaced_folder(output, force=options.force, size=size) as folder,
+        replaced_folder(output, force=options.force, size=size, mode=folder_mode) as folder,
         Source(checkpoint.shards) as source,
     ):
         for name, layout in layouts.items():
-            with file_in(folder, name, output) as target:
+            with file_in(folder, name, output, mode) as target:
                 made += outcomes(source, target, layout, options.numbers, workers)
         notes = notes_of(made)
         _copy(root, beside, folder, output, workers)

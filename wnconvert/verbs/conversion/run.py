@@ -17,6 +17,7 @@ from wnconvert.storage.files import located, output_path
 from wnconvert.storage.shards import DEFAULT_SHARD_SIZE, bytes_of
 from wnconvert.tensors.containers import Container
 from wnconvert.tensors.tree import Tree
+from wnconvert.verbs.conversion.piped import goes_to_stdout, to_stdout
 from wnconvert.verbs.conversion.suffixes import check_true_name
 from wnconvert.verbs.conversion.targets import (
     FolderTarget,
@@ -49,6 +50,22 @@ def run_conversion(
     dry_run: bool,
 ) -> Result | Plan:
     """Open ``src``, plan what goes into ``out``, and write it; errors say which file it was."""
+    if goes_to_stdout(src, out):
+
+        def convert_to(path: StrPath) -> Result | Plan:
+            return run_conversion(
+                src,
+                path,
+                kind,
+                make_plan,
+                plan_graph=plan_graph,
+                options=options,
+                like=like,
+                max_shard_size=max_shard_size,
+                dry_run=dry_run,
+            )
+
+        return to_stdout(src, convert_to, dry_run=dry_run)
     source = located(src)
     if out is not None and not os.fspath(out):
         raise ArgumentError("the name of the output is empty", fix="-o OUT, or leave it out")

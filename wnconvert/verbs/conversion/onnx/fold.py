@@ -18,7 +18,7 @@ from wnconvert.numerics.rows import RowPolicy, Wider
 from wnconvert.onnx.file.reader import looks_like_onnx
 from wnconvert.plan.layout import Layout
 from wnconvert.storage.checkpoint import Checkpoint, open_checkpoint
-from wnconvert.storage.files import open_file, real_of, status_of
+from wnconvert.storage.files import common_mode, open_file, real_of, status_of
 from wnconvert.storage.sources import Source
 from wnconvert.storage.staging import file_in, free_name, staged_folder
 from wnconvert.storage.workers import Workers
@@ -124,9 +124,10 @@ def write_model(
 ) -> tuple[str, ...]:
     """Write the files of a folded model into ``folder``, on their way to ``target``; returns notes."""
     notes: tuple[str, ...] = ()
+    mode = common_mode(checkpoint.shards)
     with Source(checkpoint.shards) as source:
         for name, layout in layouts.items():
-            with file_in(folder, name, target) as file:
+            with file_in(folder, name, target, mode) as file:
                 notes += execute(source, file, layout, replace(numbers, wider=Wider.NEVER), workers)
     return notes
 
