@@ -38,6 +38,15 @@ def test_the_same_weights_are_written_as_to_safetensors(tmp_path: Path) -> None:
     assert compare_files(tmp_path / "x.npz", tmp_path / "x.safetensors")
 
 
+@pytest.mark.parametrize(
+    "name", ["sharded", "waveglow_module.pt", "scripted.pt", "legacy_nonzip.pth", "lightning.ckpt", "tied.pt"]
+)
+def test_a_source_of_any_kind_is_folded_into_one(tmp_path: Path, name: str) -> None:
+    made = fold_file(FIXTURES / name, tmp_path / "x.npz", verify=True)
+    assert made.verified
+    assert compare_files(FIXTURES / name, made.output)
+
+
 @pytest.mark.parametrize("name", DTYPES_OF_NUMPY)
 def test_every_dtype_of_numpy_is_written_and_read_as_it_is(tmp_path: Path, name: str) -> None:
     values = torch.tensor([0, 1, 1, 0, 1, 1], dtype=getattr(torch, name)).reshape(2, 3)

@@ -12,6 +12,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import onnx
 import pytest
 
 from tests.helpers.golden import FIXTURES
@@ -149,6 +150,30 @@ def test_a_full_disk_behind_stdout_is_an_error(tmp_path: Path) -> None:
         )
     assert done.returncode == 2
     assert b"error: stdout: it cannot be written (No space left on device)" in done.stderr
+
+
+def test_messages_name_stdout_and_no_temporary_file(run: Runner) -> None:
+    ended = run("fold", FIXTURES / "gan.pt", "-o", "-", "--max-shard-size", "1KB")
+    assert ended.stderr.splitlines()[0].endswith("cuts the weights of a folder, and stdout will be a file")
+    ended = run("fold", FIXTURES / "half_pair.safetensors", "-o", "-", "--only", "nothing")
+    assert "wnconvert-" not in ended.stderr
+
+
+def test_stdout_takes_one_file(tmp_path: Path, run: Runner) -> None:
+    model = onnx.load(FIXTURES / "tcn.onnx")
+    onnx.save(model, tmp_path / "x.onnx", save_as_external_data=True, location="x.data", size_threshold=0)
+    ended = run("fold", tmp_path / "x.onnx", "-o", "-")
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert ended.stderr.startswith(
+        "error: stdout: it takes one file, and this would be several\nfix: -o FILE"
+    )
+
+
+def test_a_folder_goes_to_stdout_as_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = given(monkeypatch, "gan.pt")
+    fold_file(FIXTURES / "sharded", "-")
+    same = taken.getvalue() == fold_file(FIXTURES / "sharded", tmp_path / "x.safetensors").output.read_bytes()
+    assert same
 
 
 def test_stdout_that_takes_only_text_is_refused_in_python(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -122,6 +122,7 @@ def standard_output(name: str) -> Iterator[Path]:
             yield path
         except WnconvertError as error:
             error.where = error.where.replace(str(path), "stdout")
+            error.heading = error.heading.replace(str(path), "stdout")
             raise
         if len([*Path(at).iterdir()]) > 1:
             raise OutputError("it takes one file, and this would be several", where="stdout", fix="-o FILE")
