@@ -6,6 +6,7 @@ import re
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from glob import escape
 
 from wnconvert.layers.dims import AUTO
 from wnconvert.messages import option
@@ -22,6 +23,7 @@ __all__ = [
     "in_form",
     "owner_of",
     "spelled",
+    "spellings",
 ]
 
 
@@ -31,7 +33,8 @@ class Scheme:
 
     Each pattern captures ``owner`` (the module with its dot, or nothing) and ``param``; the weight is the
     two together. ``beside`` matches keys that show another reparameterization stacked on the pair.
-    ``spelling`` gives the keys back: of g and of v, from owner and param.
+    ``spelling`` gives the keys back: of g and of v, from owner and param. ``is_torchs`` says whether torch
+    has such a form, so that layers can be given it.
     """
 
     form: str
@@ -39,6 +42,7 @@ class Scheme:
     g: re.Pattern[str]
     v: re.Pattern[str]
     beside: re.Pattern[str]
+    is_torchs: bool = True
 
 
 _OWNER = r"(?s:(?P<owner>(?:.*\.)?))"  # a name may hold a line break
@@ -61,10 +65,18 @@ SCHEMES: tuple[Scheme, ...] = (
         v=re.compile(_PARAMETRIZE + "original1"),
         beside=re.compile(_PARAMETRIZE + r"(?:\d+\..*|original(?![01]$).*)"),
     ),
+    Scheme(
+        form="physicsnemo",  # physicsnemo.nn.WeightNormLinear: its weight is v
+        spelling=("{owner}{param}_g", "{owner}{param}"),
+        g=re.compile(_OWNER + "(?P<param>weight)_g"),
+        v=re.compile(_OWNER + "(?P<param>weight)"),
+        beside=re.compile(_OWNER + "(?P<param>weight)_(?:orig|mask|u)"),
+        is_torchs=False,
+    ),
 )
 
-#: The forms that a pair can have.
-FORMS = tuple(scheme.form for scheme in SCHEMES)
+#: The forms that a layer can be given: torch's.
+FORMS = tuple(scheme.form for scheme in SCHEMES if scheme.is_torchs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +125,15 @@ def spelled(form: str, weight: str) -> tuple[str, str] | None:
             g, v = (key.format(owner=owner, param=weight[len(owner) :]) for key in scheme.spelling)
             return g, v
     return None
+
+
+def spellings(weight: str) -> tuple[str, ...]:
+    """The keys of the halves of a weight in every known form.
+
+    >>> spellings("weight")[:2]
+    ('weight_g', 'weight_v')
+    """
+    return tuple(half for scheme in SCHEMES for half in spelled(scheme.form, weight) or ())
 
 
 def in_form(layer: Layer, form: str) -> Layer:
@@ -170,3 +191,11 @@ class Selection:
         if self.layers and not any(fnmatchcase(name, glob) for glob in self.layers):
             return False
         return not any(fnmatchcase(name, glob) for glob in self.exclude)
+
+    def names(self, name: str) -> bool:
+        """Whether the user names this layer in full, and not by a wildcard.
+
+        >>> Selection(layers=("b", "*")).names("b"), Selection(layers=("*",)).names("b")
+        (True, False)
+        """
+        return name in self.layers or escape(name) in self.layers
