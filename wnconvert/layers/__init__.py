@@ -3,7 +3,7 @@
 dims      which axis a g belongs to, from two shapes
 schemes   how layers are spelled: one row a convention
 evidence  what speaks against a pair that has the names of one
-kinds     other reparameterizations and norms, one row a kind
 foreign   weight norm as other libraries spell it, one row a library
+kinds     other reparameterizations and norms, one row a kind
 find      the layers among the names of a state dict
 """

@@ -14,7 +14,16 @@ from wnconvert.layers.schemes import Scheme
 from wnconvert.messages import counted, listed, option
 from wnconvert.tensors.tree import TensorInfo
 
-__all__ = ["EMPTY", "EMPTY_FIX", "Module", "PassedOver", "family_of", "is_bias", "notes_on_passed", "weakness_of"]
+__all__ = [
+    "EMPTY",
+    "EMPTY_FIX",
+    "Module",
+    "PassedOver",
+    "family_of",
+    "is_bias",
+    "notes_on_passed",
+    "weakness_of",
+]
 
 
 #: Why a layer without elements is refused, and what to do.
@@ -81,7 +90,10 @@ def weakness_of(
     ``module`` holds the tensors of its module, ``has_layer`` says whether a weight of it is normalized.
     """
     if scheme.form != "parametrize" and (family := family_of(param, module)):
-        return "family", f"{listed(family, 3)} beside them {'is' if len(family) == 1 else 'are'} of the same family"
+        return (
+            "family",
+            f"{listed(family, 3)} beside them {'is' if len(family) == 1 else 'are'} of the same family",
+        )
     if not scheme.is_torchs and not _is_linear(param, g, v, module):
         return "plain", f"{v.name} may be v, or the weight itself"
     if g.numel != v.numel or not v.numel:

@@ -8,7 +8,7 @@ suffix: ``weight_v`` alone is spectral norm, ``emb_g.weight`` is a speaker embed
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from wnconvert.errors import LayerError

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from glob import escape
 
-from wnconvert.layers.dims import AUTO
+from wnconvert.layers.dims import AUTO, torchs_g_shape
 from wnconvert.messages import option
 from wnconvert.tensors.tree import TensorInfo, rows_of
 
@@ -137,12 +137,11 @@ def spellings(weight: str) -> tuple[str, ...]:
 
 
 def in_form(layer: Layer, form: str) -> Layer:
-    """A layer as it is spelled in another (known) form."""
+    """A layer as it is spelled in another (known) form, with a g of the shape that torch loads."""
     keys = spelled(form, layer.name)
     assert keys is not None  # noqa: S101 - options know the forms
-    return replace(
-        layer, form=form, g=replace(layer.g, name=keys[0]), v=replace(layer.v, name=keys[1]), note=""
-    )
+    g = replace(layer.g, name=keys[0], shape=torchs_g_shape(layer.g.shape, layer.v.shape, layer.dim))
+    return replace(layer, form=form, g=g, v=replace(layer.v, name=keys[1]), note="")
 
 
 @dataclass(frozen=True, slots=True)
