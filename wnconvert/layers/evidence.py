@@ -85,23 +85,21 @@ def family_of(stem: str, module: Module) -> list[str]:
 def weakness_of(
     scheme: Scheme, param: str, g: TensorInfo, v: TensorInfo, module: Module, *, has_layer: bool
 ) -> tuple[str, str] | None:
-    """What speaks against a complete pair, as a kind of reason and in words; None if nothing does.
+    """What speaks against a whole pair, as a kind of reason and in words; None if nothing does.
 
     ``module`` holds the tensors of its module, ``has_layer`` says whether a weight of it is normalized.
     """
-    if scheme.form != "parametrize" and (family := family_of(param, module)):
-        return (
-            "family",
-            f"{listed(family, 3)} beside them {'is' if len(family) == 1 else 'are'} of the same family",
-        )
+    family = [] if scheme.form == "parametrize" else family_of(param, module)
     if not scheme.is_torchs and not _is_linear(param, g, v, module):
         return "plain", f"{v.name} may be v, or the weight itself"
+    if family:
+        return "family", f"they look like two of a family, with {listed(family, 3)}"
     if g.numel != v.numel or not v.numel:
         return None
     if _TORCHS.fullmatch(param) is None:
-        return "degenerate", "each row has one element, and torch has no parameter of that name"
+        return "degenerate", f"each row has one element, and torch has no parameter called {param}"
     if is_bias(param) and not has_layer:
-        return "degenerate", "each row has one element, and no weight beside the bias is normalized"
+        return "degenerate", f"each row has one element, and no weight beside {param} is normalized"
     return None
 
 
@@ -132,4 +130,5 @@ def notes_on_passed(passed: Sequence[PassedOver]) -> Iterable[str]:
                 f"{option('layers', glob=item.name)} takes them"
             )
         if len(items) > _MOST_NOTES:
-            yield f"{counted(len(items) - _MOST_NOTES, 'pair')} more like {items[0].g} and {items[0].v} left alone"
+            more = counted(len(items) - _MOST_NOTES, "pair")
+            yield f"{more} more like {items[0].g} and {items[0].v}, not taken either"

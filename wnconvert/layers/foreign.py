@@ -1,9 +1,9 @@
 """Weight norm as other libraries spell it: known by name, and not converted.
 
 Sources of the spellings: ``flax.linen.WeightNorm`` (``_l2_normalize``),
-``equinox.nn.WeightNorm`` (fields ``g`` and ``layer``), ``tensorflow_addons.layers.WeightNormalization`` (weights
-``g`` and ``kernel``). Each g has a v that it fits; PhysicsNeMo's ``WeightFactLinear`` has a ``g`` and a ``v``
-too, and no norm. ``formula`` is what the library computes, by default.
+``equinox.nn.WeightNorm`` (fields ``g`` and ``layer``), ``tensorflow_addons.layers.WeightNormalization``
+(weights ``g`` and ``kernel``). Each g has a v that it fits. PhysicsNeMo's ``WeightFactLinear`` has a ``g`` and
+a ``v`` too, and no norm: it is not among them.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _Parts = tuple[str, ...]
 
 @dataclass(frozen=True, slots=True)
 class _Spelling:
-    """One library: the names that v may have beside a g, and whether the shapes of both fit."""
+    """One library: what it computes by default, the names that v may have beside g, and which shapes fit."""
 
     library: str
     formula: str
@@ -64,9 +64,9 @@ def _is_last(g: Shape, v: Shape) -> bool:
 
 
 def _is_kept(g: Shape, v: Shape) -> bool:
-    long_axes = [axis for axis, size in enumerate(g) if size != 1]
     if len(v) < 2 or len(g) != len(v):
         return False
+    long_axes = [axis for axis, size in enumerate(g) if size != 1]
     return not long_axes or g[long_axes[0]] == math.prod(g) == v[long_axes[0]]
 
 
@@ -118,6 +118,6 @@ def notes_on_foreign(pairs: Iterable[ForeignPair]) -> Iterator[str]:
     for library, of_one in by_library.items():
         first = of_one[0]
         yield (
-            f"{counted(len(of_one), 'layer')} of weight norm as {library} spells it, which is not read, left as "
-            f"it is: {first.g} is g, {first.v} is v"
+            f"weight norm as {library} spells it is not read yet and left as it is: "
+            f"{counted(len(of_one), 'layer')}, the first of {first.g} and {first.v}"
         )

@@ -47,7 +47,7 @@ KINDS: tuple[Kind, ...] = (
         "spectral norm (legacy, without v)",
         ("_orig", "_u"),
         "if known",
-        "v is not in files from before torch 1.1; the plain weight beside it, if any, is the one that eval used",
+        "the torch of such files stored no v; the plain weight beside it, if any, is the one that eval used",
     ),
     Kind("prune", ("_orig", "_mask"), "yes", "weight = orig · mask"),
     Kind(

@@ -177,6 +177,9 @@ def fix_of(refused: Collection[Refused]) -> str:
 class Selection:
     """The layers that are wanted: globs on the names of weights (``fnmatch``), and dim if it is given.
 
+    ``named`` are weights that are said to be layers, whatever else their names could mean; so are those that
+    ``layers`` names without wildcards.
+
     >>> Selection(layers=("dec.*",), exclude=("*.conv_post.weight",)).wants("dec.conv_post.weight")
     False
     """
@@ -184,6 +187,7 @@ class Selection:
     layers: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     dim: int | str | None = AUTO
+    named: tuple[str, ...] = ()
 
     def wants(self, name: str) -> bool:
         """Whether the layer of this name is to be converted."""
@@ -192,9 +196,10 @@ class Selection:
         return not any(fnmatchcase(name, glob) for glob in self.exclude)
 
     def names(self, name: str) -> bool:
-        """Whether the user names this layer in full, and not by a wildcard.
+        """Whether this layer is named in full, and not by a wildcard.
 
         >>> Selection(layers=("b", "*")).names("b"), Selection(layers=("*",)).names("b")
         (True, False)
         """
-        return name in self.layers or escape(name) in self.layers
+        said = (*self.layers, *self.named)
+        return name in said or escape(name) in said
