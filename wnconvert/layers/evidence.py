@@ -99,12 +99,12 @@ def weakness_of(
     if _TORCHS.fullmatch(param) is None:
         return "degenerate", f"each row has one element, and torch has no parameter called {param}"
     if is_bias(param) and not has_layer:
-        return "degenerate", f"each row has one element, and no weight beside {param} is normalized"
+        return "degenerate", f"each row has one element, and the weight beside {param} is plain"
     return None
 
 
 def _is_linear(param: str, g: TensorInfo, v: TensorInfo, module: Module) -> bool:
-    """Whether a weight beside a g is that of PhysicsNeMo's ``WeightNormLinear``, by all keys of its module."""
+    """Whether a weight and a g are those of PhysicsNeMo's ``WeightNormLinear``, by all keys of its module."""
     rows = v.shape[:1]
     bias = module.get("bias")
     return (

@@ -139,6 +139,11 @@ class _There:
         """The tensors of the module that has the weight."""
         return self.modules.get(owner_of(group.weight), {})
 
+    def is_of_family(self, group: _Group, info: TensorInfo) -> bool:
+        """Whether a tensor is one of several of the family of a weight, and no part of spectral norm."""
+        owner = owner_of(group.weight)
+        return info.name[len(owner) :] in family_of(group.param, self.module_of(group))
+
     def weakness(self, group: _Group, *, has_layer: bool | None = None) -> tuple[str, str] | None:
         """What speaks against a whole group; see ``weakness_of``."""
         if group.g is None or group.v is None:
@@ -165,7 +170,7 @@ def _is_nobodys(group: _Group, g: TensorInfo, v: TensorInfo, there: _There) -> b
 
 def _reason_against(group: _Group, there: _There) -> str:
     """Why a complete pair must not be converted, or nothing."""
-    if group.beside:
+    if group.beside and not there.is_of_family(group, group.beside):
         return f"{group.beside.name} beside it shows another reparameterization stacked on weight norm"
     if group.scheme.is_torchs and group.weight in there.names:
         return "the plain weight of that name is there too, and only one of them can be right"

@@ -2,8 +2,8 @@
 
 Sources of the spellings: ``flax.linen.WeightNorm`` (``_l2_normalize``),
 ``equinox.nn.WeightNorm`` (fields ``g`` and ``layer``), ``tensorflow_addons.layers.WeightNormalization``
-(weights ``g`` and ``kernel``). Each g has a v that it fits. PhysicsNeMo's ``WeightFactLinear`` has a ``g`` and
-a ``v`` too, and no norm: it is not among them.
+(weights ``g`` and ``kernel``). Each g has a v that it fits. PhysicsNeMo's ``WeightFactLinear``, which has a
+``g`` and a ``v`` and no norm, is not among them.
 """
 
 from __future__ import annotations

@@ -27,7 +27,8 @@ __all__ = [
 
 
 def find_layers(state: StateDict, selection: Selection) -> FoundPairs:
-    """The layers of a state dict by names and shapes, checked against the dims that its hooks state."""
+    """The layers of a state dict by names and shapes, and by its hooks, which name layers and state dims."""
+    selection = replace(selection, named=(*selection.named, *state.dims))
     found = find_pairs((tensor.info for tensor in state.tensors.values()), selection)
     others = {entry.name for entry in state.entries if entry.tensor is None}
     layers, refused = [], list(found.refused)

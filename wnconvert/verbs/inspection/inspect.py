@@ -174,7 +174,7 @@ def _inspect_state(
 ) -> _StateInspection:
     tensors = state.tensors
     infos = (tensor.info for tensor in tensors.values())
-    found = find_pairs(infos, Selection(named=request.selection.layers))
+    found = find_pairs(infos, Selection(named=(*request.selection.layers, *state.dims)))
     folded = _folded(tree, state)
     rows = list(_rows(elements, state, found, request))
     if request.reads_weights:
