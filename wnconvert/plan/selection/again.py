@@ -25,6 +25,6 @@ def needs_naming(state: StateDict, planned: PlannedStateDict) -> Iterable[str]:
     names = [item.name for item in found_in_output(state, planned, Selection()).passed if item.name in made]
     if names:
         yield (
-            f"the names of {listed(names, 3)} alone do not show weight norm: "
-            f"{option('layers', glob=names[0])} names it to the next command"
+            f"{listed(names, 3)}: the next command finds it as a layer only by its name in full, "
+            f"{option('layers', glob=names[0])}"
         )
