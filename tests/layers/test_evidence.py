@@ -163,7 +163,7 @@ def test_of_very_many_pairs_alike_three_are_named() -> None:
     gates = [(f"cell.{at}.{name}", (4,)) for at in range(40) for name in ("b_i", "b_g", "b_v")]
     said = notes(find_pairs(infos(*gates, ("k_g", ()), ("k_v", ()))))
     assert len(said) == 5
-    assert said[3] == "37 pairs more like cell.0.b_g and cell.0.b_v, not taken either"
+    assert said[3] == "37 more pairs like cell.0.b_g and cell.0.b_v not taken either"
     assert said[4].startswith("k_g and k_v ")
 
 

@@ -67,7 +67,7 @@ def test_spectral_norm_without_v_does_not_fold_by_a_formula_that_needs_it() -> N
     (found,) = find_kinds(infos)
     assert found.kind.name == "spectral norm (legacy, without v)"
     assert found.kind.folds == "if known"
-    assert "the plain weight beside it" in found.kind.how
+    assert "the plain weight is beside it" in found.kind.how
     assert kinds("c.weight_orig", "c.weight_u", "c.weight_v") == {"spectral norm (legacy)": 1}
     assert KINDS_BY_NAME["spectral norm (legacy)"].folds == "yes"
 

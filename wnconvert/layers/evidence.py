@@ -130,5 +130,5 @@ def notes_on_passed(passed: Sequence[PassedOver]) -> Iterable[str]:
                 f"{option('layers', glob=item.name)} takes them"
             )
         if len(items) > _MOST_NOTES:
-            more = counted(len(items) - _MOST_NOTES, "pair")
-            yield f"{more} more like {items[0].g} and {items[0].v}, not taken either"
+            more = counted(len(items) - _MOST_NOTES, "more pair")
+            yield f"{more} like {items[0].g} and {items[0].v} not taken either"

@@ -47,7 +47,7 @@ KINDS: tuple[Kind, ...] = (
         "spectral norm (legacy, without v)",
         ("_orig", "_u"),
         "if known",
-        "the torch of such files stored no v; the plain weight beside it, if any, is the one that eval used",
+        "where the plain weight is beside it, which is what eval used: no v is stored",
     ),
     Kind("prune", ("_orig", "_mask"), "yes", "weight = orig · mask"),
     Kind(
@@ -126,7 +126,7 @@ _FOREIGN = {
         f"weight norm ({library})",
         (),
         "if known",
-        f"weight = {formula}; the names are not read yet",
+        f"where its names are read, which they are not yet: weight = {formula}",
     )
     for library, formula in LIBRARIES.items()
 }

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from tests.helpers.live_models import new
+from tests.helpers.live_models import WeightNormLinear, new
 from tests.helpers.runner import Runner, listing
 from tests.helpers.states import State, folded64, load, same, ulps
 from wnconvert import (
@@ -24,20 +24,6 @@ from wnconvert import (
     split_file,
 )
 from wnconvert.errors import LayerError
-
-
-class WeightNormLinear(nn.Module):
-    """A linear layer that computes as PhysicsNeMo's of this name does, with its parameters in its order."""
-
-    def __init__(self, inputs: int, outputs: int, *, bias: bool = True) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.randn(outputs, inputs))
-        self.weight_g = nn.Parameter(torch.randn(outputs, 1))
-        self.bias = nn.Parameter(torch.randn(outputs)) if bias else None
-
-    def forward(self, x: Tensor) -> Tensor:
-        w = self.weight_g * self.weight / self.weight.norm(dim=1, keepdim=True)
-        return nn.functional.linear(x, w, self.bias)
 
 
 def model() -> nn.Sequential:
