@@ -16,7 +16,9 @@ __all__ = ["found_in_output", "needs_naming"]
 def found_in_output(state: StateDict, planned: PlannedStateDict, selection: Selection) -> FoundPairs:
     """The layers that the output of ``planned``, made of ``state``, will show."""
     tensors = state.tensors
-    return find_pairs((step.made_of(tensors).info for step in planned.tensors), selection)
+    kept = (step.made_of(tensors).info for step in planned.tensors if step.kept is not None)
+    made = (half for change in planned.changes if change.after for half in change.after.halves)
+    return find_pairs((*kept, *made), selection)
 
 
 def needs_naming(state: StateDict, planned: PlannedStateDict) -> Iterable[str]:
