@@ -7,7 +7,7 @@ names such a pair in full (``Selection.names``) has it taken all the same.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from wnconvert.layers.schemes import Scheme
@@ -19,7 +19,6 @@ __all__ = [
     "EMPTY_FIX",
     "Module",
     "PassedOver",
-    "family_of",
     "is_bias",
     "notes_on_passed",
     "weakness_of",
@@ -29,9 +28,6 @@ __all__ = [
 #: Why a layer without elements is refused, and what to do.
 EMPTY = "empty: saved from one rank of a sharded training"
 EMPTY_FIX = "gather it first (zero_to_fp32.py, FULL_STATE_DICT)"
-
-#: The tensors of one module itself, by the names that they have in it.
-Module = Mapping[str, TensorInfo]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +49,7 @@ class PassedOver:
 _TORCHS = re.compile(
     r"weight|bias|(?:weight|bias)_(?:ih|hh|hr)(?:_l\d+(?:_reverse)?)?|in_proj_(?:weight|bias)|[qkv]_proj_weight|bias_[kv]"
 )
-_ENDS = re.compile(r"(?P<stem>.+)_(?P<end>[A-Za-z])")
+_ENDS = re.compile(r"(?P<stem>.+)_[A-Za-z]", re.DOTALL)
 
 
 def is_bias(param: str) -> bool:
@@ -65,21 +61,34 @@ def is_bias(param: str) -> bool:
     return _TORCHS.fullmatch(param) is not None and "bias" in param
 
 
-def family_of(stem: str, module: Module) -> list[str]:
-    """Other parameters of a module that end in one letter behind ``stem``: then g and v are two of a family.
+class Module:
+    """The tensors of one module itself, by the names that they have in it."""
 
-    ``weight_u`` is none: it is a part of spectral norm.
+    def __init__(self, infos: Iterable[TensorInfo] = ()) -> None:
+        self.tensors: dict[str, TensorInfo] = {}
+        self._of_stem: dict[str, list[str]] = {}
+        for info in infos:
+            self.add(info.name, info)
 
-    >>> from tests.helpers.infos import infos
-    >>> family_of("b", {info.name: info for info in infos(("b_g", (8,)), ("b_v", (8,)), ("b_i", (8,)))})
-    ['b_i']
-    """
-    ends = "gvu" if _TORCHS.fullmatch(stem) else "gv"
-    return [
-        name
-        for name in module
-        if (found := _ENDS.fullmatch(name)) and found["stem"] == stem and found["end"] not in ends
-    ]
+    def add(self, name: str, info: TensorInfo) -> None:
+        """Take a tensor that has this name in the module."""
+        self.tensors[name] = info
+        if found := _ENDS.fullmatch(name):
+            self._of_stem.setdefault(found["stem"], []).append(name)
+
+    def family_of(self, stem: str) -> list[str]:
+        """Other tensors that end in one letter behind a stem: then its g and v are two of a family.
+
+        ``weight_u`` is none: it is a part of spectral norm.
+
+        >>> from wnconvert.tensors.dtypes import dtype_named
+        >>> names = ("b_g", "b_v", "b_i", "weight_g", "weight_v", "weight_u")
+        >>> gates = Module(TensorInfo(name, dtype_named("float32"), (8,)) for name in names)
+        >>> gates.family_of("b"), gates.family_of("weight")
+        (['b_i'], [])
+        """
+        ends = "gvu" if _TORCHS.fullmatch(stem) else "gv"
+        return [name for name in self._of_stem.get(stem, ()) if name[-1] not in ends]
 
 
 def weakness_of(
@@ -89,7 +98,7 @@ def weakness_of(
 
     ``module`` holds the tensors of its module, ``has_layer`` says whether a weight of it is normalized.
     """
-    family = [] if scheme.form == "parametrize" else family_of(param, module)
+    family = [] if scheme.form == "parametrize" else module.family_of(param)
     if not scheme.is_torchs and not _is_linear(param, g, v, module):
         return "plain", f"{v.name} may be v, or the weight itself"
     if family:
@@ -106,12 +115,12 @@ def weakness_of(
 def _is_linear(param: str, g: TensorInfo, v: TensorInfo, module: Module) -> bool:
     """Whether a weight and a g are those of PhysicsNeMo's ``WeightNormLinear``, by all keys of its module."""
     rows = v.shape[:1]
-    bias = module.get("bias")
+    bias = module.tensors.get("bias")
     return (
         len(v.shape) == 2
         and g.shape == (*rows, 1)
         and (bias is None or bias.shape == rows)
-        and module.keys() <= {param, f"{param}_g", "bias"}
+        and module.tensors.keys() <= {param, f"{param}_g", "bias"}
     )
 
 

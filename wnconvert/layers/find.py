@@ -18,7 +18,6 @@ from wnconvert.layers.evidence import (
     EMPTY_FIX,
     Module,
     PassedOver,
-    family_of,
     is_bias,
     weakness_of,
 )
@@ -113,13 +112,16 @@ class _There:
 
     def __init__(self, infos: Iterable[TensorInfo]) -> None:
         self.names = {info.name: info for info in infos}
-        self.modules: dict[str, dict[str, TensorInfo]] = {}
+        self.modules: dict[str, Module] = {}
         self.groups: dict[tuple[str, str], _Group] = {}
         for info in self.names.values():
             owner = owner_of(info.name)
-            self.modules.setdefault(owner, {})[info.name[len(owner) :]] = info
+            if owner not in self.modules:
+                self.modules[owner] = Module()
+            self.modules[owner].add(info.name[len(owner) :], info)
             for scheme in SCHEMES:
-                self._take(scheme, info)
+                if scheme.may_have(info.name):
+                    self._take(scheme, info)
         self.normalized = {
             owner_of(group.weight)
             for group in self.groups.values()
@@ -137,12 +139,13 @@ class _There:
 
     def module_of(self, group: _Group) -> Module:
         """The tensors of the module that has the weight."""
-        return self.modules.get(owner_of(group.weight), {})
+        owner = owner_of(group.weight)
+        return self.modules[owner] if owner in self.modules else Module()
 
     def is_of_family(self, group: _Group, info: TensorInfo) -> bool:
         """Whether a tensor is one of several of the family of a weight, and no part of spectral norm."""
         owner = owner_of(group.weight)
-        return info.name[len(owner) :] in family_of(group.param, self.module_of(group))
+        return info.name[len(owner) :] in self.module_of(group).family_of(group.param)
 
     def weakness(self, group: _Group, *, has_layer: bool | None = None) -> tuple[str, str] | None:
         """What speaks against a whole group; see ``weakness_of``."""
@@ -197,7 +200,7 @@ def _lonely_half(group: _Group, there: _There) -> list[str]:
         return []
     if group.scheme.form == "parametrize":
         return [half.name]
-    if family_of(group.param, there.module_of(group)):
+    if there.module_of(group).family_of(group.param):
         return []
     if half is group.g:
         long_axes = [size for size in half.shape if size != 1]

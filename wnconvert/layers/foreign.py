@@ -41,9 +41,12 @@ class _Spelling:
     fits: Callable[[Shape, Shape], bool]
 
 
+_DEEPEST = 64  # a name may be made to have very many dots
+
+
 def _flax(g: _Parts) -> Iterator[_Parts]:
     """``WeightNorm_0/Dense_0/kernel/scale``: the kernel is in the wrapped module, beside the wrapper."""
-    if g[-2:] == ("kernel", "scale"):
+    if g[-2:] == ("kernel", "scale") and len(g) <= _DEEPEST:
         for at in range(len(g) - 3):
             yield (*g[:at], *g[at + 1 : -1])
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from glob import escape
@@ -33,8 +33,8 @@ class Scheme:
 
     Each pattern captures ``owner`` (the module with its dot, or nothing) and ``param``; the weight is the
     two together. ``beside`` matches keys that show another reparameterization stacked on the pair.
-    ``spelling`` gives the keys back: of g and of v, from owner and param. ``is_torchs`` says whether torch
-    has such a form, so that layers can be given it.
+    ``spelling`` gives the keys back: of g and of v, from owner and param. ``may_have`` says quickly which
+    keys no pattern can match. ``is_torchs`` says whether torch has the form, so that layers can be given it.
     """
 
     form: str
@@ -42,6 +42,7 @@ class Scheme:
     g: re.Pattern[str]
     v: re.Pattern[str]
     beside: re.Pattern[str]
+    may_have: Callable[[str], bool]
     is_torchs: bool = True
 
 
@@ -57,6 +58,7 @@ SCHEMES: tuple[Scheme, ...] = (
         g=re.compile(_LEGACY + "g"),
         v=re.compile(_LEGACY + "v"),
         beside=re.compile(_LEGACY + "(?:[gv]_)?(?:orig|mask|u)"),  # spectral norm, prune
+        may_have=lambda key: key.endswith(("_g", "_v", "_orig", "_mask", "_u")),
     ),
     Scheme(
         form="parametrize",  # torch.nn.utils.parametrizations.weight_norm
@@ -64,6 +66,7 @@ SCHEMES: tuple[Scheme, ...] = (
         g=re.compile(_PARAMETRIZE + "original0"),
         v=re.compile(_PARAMETRIZE + "original1"),
         beside=re.compile(_PARAMETRIZE + r"(?:\d+\..*|original(?![01]$).*)"),
+        may_have=lambda key: "parametrizations." in key,
     ),
     Scheme(
         form="physicsnemo",  # physicsnemo.nn.WeightNormLinear: its weight is v
@@ -71,6 +74,7 @@ SCHEMES: tuple[Scheme, ...] = (
         g=re.compile(_OWNER + "(?P<param>weight)_g"),
         v=re.compile(_OWNER + "(?P<param>weight)"),
         beside=re.compile(_OWNER + "(?P<param>weight)_(?:orig|mask|u)"),
+        may_have=lambda key: key.endswith(("weight", "weight_g", "weight_orig", "weight_mask", "weight_u")),
         is_torchs=False,
     ),
 )

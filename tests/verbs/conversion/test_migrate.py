@@ -91,7 +91,7 @@ def renamed(state: Mapping[str, Any], to: str) -> dict[str, Any]:
         after = (f"{weight}_g", f"{weight}_v") if to == "legacy" else (f"{at}original0", f"{at}original1")
         g, v = (found.pop(half) for half in pair_of)
         if pair_of != after and g.dim() == 1 < v.dim():  # a vector, of ours always along the first axis
-            g = g.reshape(-1, *[1] * (v.dim() - 1))
+            g = g.reshape([-1, *[1] * (v.dim() - 1)] if g.numel() > 1 else [])
         found.update(zip(after, (g, v), strict=True))
     return found
 
