@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -96,6 +97,23 @@ class _nothing:  # noqa: N801 - in the place of pytest.raises
     def __enter__(self) -> None: ...
 
     def __exit__(self, *_: object) -> None: ...
+
+
+def test_it_comes_from_torchs_old_format_and_from_torchscript_too(tmp_path: Path) -> None:
+    tensors = state((4,), (4, 3))
+    torch.save(tensors, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
+    module = nn.Module()
+    module.add_module("fc", nn.Module())
+    for name, value in tensors.items():
+        module.get_submodule("fc").register_parameter(name.removeprefix("fc."), nn.Parameter(value))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        torch.jit.script(module).save(tmp_path / "script.pt")  # type: ignore[no-untyped-call]
+    for name in ("old.pt", "script.pt"):
+        migrate_file(tmp_path / name, tmp_path / "out.pt", verify=True, force=True)
+        moved = load(tmp_path / "out.pt")
+        assert moved[G].shape == (4, 1)
+        assert torch.equal(moved[G].reshape(-1), tensors["fc.weight_g"])
 
 
 def test_some_layers_alone_go_back_to_vectors_too(tmp_path: Path) -> None:
