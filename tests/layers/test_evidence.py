@@ -33,10 +33,16 @@ DECOYS: dict[str, Tensors] = {
     "graph nets": vectors("bias_e", "bias_v", "bias_g"),
     "fusion": vectors("alpha_l", "alpha_a", "alpha_v", "alpha_g"),
     "an update gate": vectors("b_u", "b_g", "b_v"),
+    "a number and a vector": [("alpha_g", (1,)), ("alpha_v", (64,))],
     "columns": [("scale_g", (4, 1)), ("scale_v", (4, 1))],
     "two matrices of one size": [("W_g", (8, 8)), ("W_v", (8, 8))],
     "gates of a cell from scratch": [
         (f"cell.weight_{gate}", (4, 1 if gate == "g" else 4)) for gate in "ifgov"
+    ],
+    "a bias of one norm whose weight is plain": [
+        ("fc.weight", (4, 3)),
+        ("fc.bias_g", ()),
+        ("fc.bias_v", (4,)),
     ],
     "a bias whose weight is plain": [("fc.weight", (4, 3)), *vectors("fc.bias_g", "fc.bias_v")],
     "a parametrized scale": new_pair("mix.alpha", (4,)),  # type: ignore[dict-item]
@@ -91,6 +97,7 @@ LAYERS: dict[str, tuple[Tensors, str]] = {
     "one row": ([("c.weight_g", (1, 1)), ("c.weight_v", (1, 8))], "c.weight"),
     "dim=None": ([("c.weight_g", ()), ("c.weight_v", (8, 3))], "c.weight"),
     "one number, whole": ([("c.weight_g", ()), ("c.weight_v", ())], "c.weight"),
+    "a 1-D weight of one norm": ([("c.weight_g", ()), ("c.weight_v", (8,))], "c.weight"),
     "a 1-D weight": (vectors("c.weight_g", "c.weight_v"), "c.weight"),
     "in_proj_weight": ([("in_proj_weight_g", (24, 1)), ("in_proj_weight_v", (24, 8))], "in_proj_weight"),
     "another name": ([("a.kernel_g", (8, 1)), ("a.kernel_v", (8, 4))], "a.kernel"),

@@ -63,7 +63,7 @@ def normed(draw: st.DrawFn) -> tuple[nn.Module, set[str]]:
         module = make(draw(st.integers(1, 4)), draw(st.integers(1, 4)))
         for name in parameters:
             if draw(st.booleans()):
-                rank, size = getattr(module, name).dim(), getattr(module, name).numel()
+                rank = getattr(module, name).dim()
                 dim = draw(st.none() | st.integers(-1, rank - 1))
                 if dim is not None and name.startswith("weight_"):
                     dim = max(dim, 0)
@@ -71,9 +71,8 @@ def normed(draw: st.DrawFn) -> tuple[nn.Module, set[str]]:
                 if isinstance(module, nn.LSTM):
                     norm = legacy  # torch's own LSTM cannot be parametrized with two names at once
                 module = norm(module, name, dim)
-                # A bias with a norm for each element is a layer only beside a normalized weight.
-                is_poor = name == "bias" and (dim == 0 or size == 1)
-                if not is_poor or f"{index}.weight" in names:
+                # A bias is a layer only beside a normalized weight.
+                if name != "bias" or f"{index}.weight" in names:
                     names.add(f"{index}.{name}")
         stack[str(index)] = module
     return stack, names

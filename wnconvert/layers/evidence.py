@@ -103,13 +103,21 @@ def weakness_of(
         return "plain", f"{v.name} may be v, or the weight itself"
     if family:
         return "family", f"they look like two of a family, with {listed(family, 3)}"
-    if g.numel != v.numel or not v.numel:
-        return None
-    if _TORCHS.fullmatch(param) is None:
-        return "degenerate", f"each row has one element, and torch has no parameter called {param}"
-    if is_bias(param) and not has_layer:
-        return "degenerate", f"each row has one element, and the weight beside {param} is plain"
+    poor = _poorness(g, v)
+    if poor and _TORCHS.fullmatch(param) is None:
+        return "poor", f"{poor}, and torch has no parameter called {param}"
+    if poor and is_bias(param) and not has_layer:
+        return "poor", f"{poor}, and no weight beside it is normalized"
     return None
+
+
+def _poorness(g: TensorInfo, v: TensorInfo) -> str:
+    """What two tensors lack to be weight norm by their shapes alone; empty if nothing."""
+    if not v.numel or not g.numel:
+        return ""
+    if g.numel == v.numel:
+        return "each row has one element"
+    return f"{v.name} is a vector" if len(v.shape) < 2 else ""
 
 
 def _is_linear(param: str, g: TensorInfo, v: TensorInfo, module: Module) -> bool:
