@@ -16,9 +16,9 @@ from wnconvert.storage.checkpoint import Checkpoint, container_of, no_graph, ope
 from wnconvert.storage.files import located, output_path
 from wnconvert.storage.shards import DEFAULT_SHARD_SIZE, bytes_of
 from wnconvert.tensors.containers import Container
+from wnconvert.tensors.foreign import check_true_name
 from wnconvert.tensors.tree import Tree
 from wnconvert.verbs.conversion.piped import goes_to_stdout, to_stdout
-from wnconvert.verbs.conversion.suffixes import check_true_name
 from wnconvert.verbs.conversion.targets import (
     FolderTarget,
     StrPath,
@@ -166,11 +166,14 @@ def plan_onnx_fold(opened: OnnxFile, *, selection: Selection, given: list[str]) 
 
 
 def _check_name(checkpoint: Checkpoint, out: StrPath, *, to_folder: bool) -> None:
-    """An output is what its suffix says."""
+    """An output is what its suffix says; a folder that ends in a slash, or exists, may have any name."""
+    path = output_path(out)
     if checkpoint.onnx:
-        check_true_name(out, Container.ONNX.facts.noun, "-o OUT.onnx")
-    else:
-        check_true_name(out, "a folder" if to_folder else container_of(output_path(out)).facts.noun)
+        check_true_name(path.name, Container.ONNX.facts.noun, "-o OUT.onnx")
+    elif not to_folder:
+        check_true_name(path.name, container_of(path).facts.noun)
+    elif not os.fspath(out).endswith(os.sep) and not path.is_dir():
+        check_true_name(path.name, "a folder")
 
 
 def _check_suffix(output: Path) -> None:

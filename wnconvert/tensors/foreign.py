@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
+from pathlib import PurePath
 
 from wnconvert.errors import ArgumentError
-from wnconvert.storage.files import Name, output_path
 
 __all__ = ["check_true_name"]
 
@@ -51,17 +50,13 @@ _KINDS = (
 _FOREIGN = {suffix: (what, fix) for suffixes, what, fix in _KINDS for suffix in suffixes.split()}
 
 
-def check_true_name(out: Name, noun: str, fix: str = "") -> None:
-    """Raise ``ArgumentError`` where a suffix says that an output, which is ``noun``, is of another format.
+def check_true_name(name: str, noun: str, fix: str = "") -> None:
+    """Raise ``ArgumentError`` where its suffix says that an output, which is ``noun``, is of another format.
 
-    A folder that ends in a slash, or exists, may have any name. ``fix`` stands for the table's.
+    ``fix`` stands for the table's.
 
     >>> check_true_name("model.pt", "a torch file")
     """
-    path = output_path(out)
-    found = _FOREIGN.get(path.suffix.lower())
-    if found is None or os.fspath(out).endswith(os.sep) or path.is_dir():
-        return
-    raise ArgumentError(
-        f"{path.name} would not be {found[0]}, as its name says, but {noun}", fix=fix or found[1]
-    )
+    what, usual = _FOREIGN.get(PurePath(name).suffix.lower(), ("", ""))
+    if what:
+        raise ArgumentError(f"{name} would not be {what}, as its name says, but {noun}", fix=fix or usual)
