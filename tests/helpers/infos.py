@@ -53,6 +53,8 @@ def halves(names: Iterable[str]) -> dict[str, tuple[str, str]]:
     for name in every:
         if name.endswith("_v") and f"{name[:-2]}_g" in every:
             found[name[:-2]] = (f"{name[:-2]}_g", name)
+        elif name.endswith("weight") and f"{name}_g" in every and f"{name}_v" not in every:
+            found[name] = (f"{name}_g", name)  # PhysicsNeMo's
         elif name.endswith(".original1"):
             owner, _, param = name.removesuffix(".original1").rpartition("parametrizations.")
             found[owner + param] = (f"{name[:-1]}0", name)
