@@ -285,7 +285,7 @@ def test_json_is_one_object_with_every_key(more: list[str], gan: Path) -> None:
     done = run("fold", gan, "--json", *more)
     data = json.loads(done.stdout)
     plan = {"schema", "verb", "container", "only", "layers", "already", "state_dicts", "shards", "copied"}
-    plan |= {"dropped", "notes"}
+    plan |= {"dropped", "notes", "renamed"}
     result = {"source", "source_container", "output", "bytes_in", "bytes_out", "seconds", "verified"}
     assert set(data) == (plan if more else plan | result)
     assert data["schema"] == 1
