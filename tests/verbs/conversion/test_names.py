@@ -260,8 +260,8 @@ def test_an_onnx_model_keeps_its_names(tmp_path: Path) -> None:
 
 def test_the_command_line_takes_the_options_again_and_again(tmp_path: Path) -> None:
     torch.save(parallel("legacy").state_dict(), tmp_path / "in.pt")
-    rules = ("--strip-prefix", "_orig_mod.module", "--rename", "0=pre", "--rename", "*.post=post.*")
-    done = run_here("fold", tmp_path / "in.pt", "-o", tmp_path / "out.pt", *rules)
+    idle = ("--strip-prefix", "_orig_mod.module", "--rename", "0=pre", "--rename", "*.post=post.*")
+    done = run_here("fold", tmp_path / "in.pt", "-o", tmp_path / "out.pt", *idle)
     assert done.returncode == 2
     assert "--strip-prefix _orig_mod.module. meets no name" in done.stderr
     rules = ("--strip-prefix", "module", "--rename", "0=pre", "--rename", "2.1=post", "--add-prefix", "dec")
