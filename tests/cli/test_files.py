@@ -39,7 +39,7 @@ from wnconvert.verbs.export import exporters
 from wnconvert.verbs.options import DTYPE_CHOICES, ZERO_ROWS_CHOICES
 
 #: Options that say how to print, and parameters that only Python has.
-OF_THE_CLI = {"as_json", "quiet", "no_progress", "sort", "top", "style", "wide", "plot"}
+OF_THE_CLI = {"as_json", "quiet", "no_progress", "sort", "top", "style", "wide", "plot", "check"}
 OF_PYTHON = {"progress", "dynamic"}
 #: How MODEL becomes a module; Python is given that.
 OF_MODEL = {"weights", "kwargs", "only", "strip_prefix", "trust"}

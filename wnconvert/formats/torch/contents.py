@@ -84,6 +84,15 @@ class FoundStateDict:
                     dims[module.prefix + named[0]] = named[1]
         return dims
 
+    @property
+    def buffers(self) -> frozenset[str]:
+        """The names of the buffers that a pickled module states."""
+        return frozenset(
+            module.prefix + key
+            for module in self.modules
+            for key, _ in _named(get(module.node.state, "_buffers"))
+        )
+
 
 class _Names:
     """A limit on the memory for names: references make many and long ones out of few bytes."""

@@ -118,6 +118,7 @@ def renamed_state(state: StateDict, namer: _Namer, keys: Mapping[str, str] | Non
         state,
         entries=tuple(_renamed_entry(entry, keys[entry.name]) for entry in state.entries),
         dims={namer(name): dim for name, dim in state.dims.items()},
+        buffers=frozenset(keys.get(name, name) for name in state.buffers),
     )
 
 
