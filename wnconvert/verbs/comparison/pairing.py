@@ -159,7 +159,8 @@ def paired(a: Side, b: Side, rules: Rules, only: tuple[str, ...] = ()) -> Paired
         only_in_a += [qualified(path, name) for name in items_a if name not in both]
         only_in_b += [qualified(path, name) for name in items_b if name not in matched]
         names |= {name for item in (*items_a.values(), *items_b.values()) for name in (item.name, item.key)}
-        if not both and (apart := prefixes_apart(items_a.keys(), items_b.keys())):
+        half = -(-min(len(items_a), len(items_b)) // 2)  # less is a name or two that two models share
+        if not both and (apart := prefixes_apart(items_a.keys(), items_b.keys(), least=half)):
             hints.append(apart.fix)
         notes += [*notes_a, *notes_b, *seen.notes()]
     rules.check(names)
