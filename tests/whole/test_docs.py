@@ -251,7 +251,9 @@ def test_the_json_of_inspections_is_as_documented(tmp_path: Path) -> None:
     save_file({"running_mean": np.zeros(2, np.float32)}, norm)
     found.append(_json("inspect", norm, "--format", "json"))
     _hold(found, "Of inspect")
-    several = _json("inspect", *(fixtures / name for name in names[:2]), norm, "--full", "--format", "json")
+    several = _json(
+        "inspect", *(fixtures / name for name in (*names[:2], names[-1])), norm, "--full", "--format", "json"
+    )
     assert sorted(several) == ["files", "schema"]
     _hold(several["files"], "Of inspect")
 
