@@ -11,6 +11,8 @@ from wnconvert.tensors.dtypes import DType
 __all__ = ["count_nonfinite", "may_be_nonfinite"]
 
 
+#: The exponent bits of half precision, all set in NaN and infinities; numpy takes ten times as long to tell.
+_EXPONENT = {"float16": np.uint16(0x7C00), "bfloat16": np.uint16(0x7F80)}
 _PARTS = {"complex32": np.float16, "complex64": np.float32, "complex128": np.float64}
 
 
@@ -35,10 +37,13 @@ def count_nonfinite(values: Array, dtype: DType) -> tuple[int, int]:
         parts = np.ascontiguousarray(values).reshape(-1).view(_PARTS[dtype.name]).reshape(-1, 2)
         isnan = np.isnan(parts).any(axis=1)
         return int(isnan.sum()), int((np.isinf(parts).any(axis=1) & ~isnan).sum())
-    numbers = values
-    if values.dtype.type is np.void:
-        numbers = np.ascontiguousarray(values).view(getattr(ml_dtypes, dtype.name))
-    finite = np.isfinite(numbers)
+    numbers = np.ascontiguousarray(values).reshape(-1)
+    if numbers.dtype.type is np.void:
+        numbers = numbers.view(getattr(ml_dtypes, dtype.name))
+    if exponent := _EXPONENT.get(dtype.name):
+        finite = numbers.view(np.uint16) & exponent != exponent
+    else:
+        finite = np.isfinite(numbers)
     if finite.all():
         return 0, 0
     others = numbers[~finite]

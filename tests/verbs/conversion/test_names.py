@@ -220,6 +220,30 @@ def test_a_state_dict_takes_the_options_of_a_file_with_the_same_defaults(verb: s
     assert {at: memory[at].default for at in shared} == {at: file[at].default for at in shared}
 
 
+@pytest.mark.parametrize("name", ["legacy_nonzip.pth", "scripted.pt", "sovits.pth", "lightning.ckpt"])
+def test_files_of_every_kind_get_new_names_and_lose_nothing(name: str, tmp_path: Path) -> None:
+    fold_file(FIXTURES / name, tmp_path / "plain.pt")
+    fold_file(FIXTURES / name, tmp_path / "named.pt", add_prefix="m", verify=True)
+    plain, named = (state_dicts(tmp_path / f"{at}.pt") for at in ("plain", "named"))
+    assert named.keys() == plain.keys()
+    for path, state in plain.items():
+        at = "" if path.startswith("callbacks") else "m."  # what lies beside the model keeps its names
+        assert [at + key for key in state] == list(named[path])
+        assert all(torch.equal(value, named[path][at + key]) for key, value in state.items() if at)
+
+
+def test_a_folder_of_torch_files_has_new_names_in_every_shard(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    torch.save(parallel("legacy").state_dict(), tmp_path / "in/pytorch_model.bin")
+    for size, count in (("5GB", 1), (100, 2)):
+        out = tmp_path / str(count)
+        fold_file(tmp_path / "in", out, strip_prefix="module", max_shard_size=size, verify=True)
+        files = sorted(out.glob("*.bin"))
+        assert len(files) >= count
+        names = [name for file in files for name in load(file)]
+        assert sorted(names) == sorted(fold_state_dict(net("legacy").state_dict()))
+
+
 # -- errors: nothing is written
 
 
