@@ -92,11 +92,16 @@ def _new_names(
     checkpoint: Checkpoint, renaming: Renaming, only: str | None, reference: Tree | None
 ) -> Mapping[str, NewNames]:
     """The new names of the state dicts that are converted, by path."""
-    if renaming and checkpoint.onnx is not None:
-        raise ArgumentError("names are changed in checkpoints, and this is an ONNX model", fix="leave it out")
-    beside = () if reference is None else (state for state in reference.state_dicts)
-    names = [name for state in beside for name in weights_of(state).values()]
-    return renamed_keys(checkpoint.tree, choose(checkpoint.tree, only), renaming, names) if renaming else {}
+    if not renaming:
+        return {}
+    if checkpoint.onnx is not None:
+        raise ArgumentError(
+            "names are changed in checkpoints, and this is an ONNX model",
+            fix="leave --strip-prefix, --add-prefix and --rename out",
+        )
+    states = () if reference is None else reference.state_dicts
+    beside = [name for state in states for name in weights_of(state).values()]
+    return renamed_keys(checkpoint.tree, choose(checkpoint.tree, only), renaming, beside)
 
 
 def _named(

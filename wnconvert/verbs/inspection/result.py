@@ -52,7 +52,8 @@ class Inspection:
 
     ``parameters`` counts elements that are stored, each once, ``dtypes`` the same by dtype,
     ``parameters_by_name`` once for every name; ``buffers`` are the elements of known buffers, by dtype.
-    ``version`` is the version of the format that the file states. ``health`` is None unless all was read.
+    ``version`` is the version of the format that the file states. ``health`` is None unless all was read; it
+    is false where something is wrong, and has ``faults``, ``read`` and ``not_read``.
     ``foreign`` are names in the pickle that are not torch's own, ``dangerous`` those that would run
     something. ``files`` are the names of a folder's files of weights. ``fold``, ``split`` (empty without a
     record of a fold) and ``migrate`` (empty for an ONNX model) are forecasts of these verbs.
