@@ -39,7 +39,7 @@ from wnconvert.verbs.export import exporters
 from wnconvert.verbs.options import DTYPE_CHOICES, ZERO_ROWS_CHOICES
 
 #: Options that say how to print, and parameters that only Python has.
-OF_THE_CLI = {"as_json", "quiet", "no_progress", "sort", "top", "style", "wide", "plot"}
+OF_THE_CLI = {"as_json", "quiet", "no_progress", "sort", "top", "style", "wide", "plot", "check"}
 OF_PYTHON = {"progress", "dynamic"}
 #: How MODEL becomes a module; Python is given that.
 OF_MODEL = {"weights", "kwargs", "only", "strip_prefix", "trust"}
@@ -285,7 +285,7 @@ def test_json_is_one_object_with_every_key(more: list[str], gan: Path) -> None:
     done = run("fold", gan, "--json", *more)
     data = json.loads(done.stdout)
     plan = {"schema", "verb", "container", "only", "layers", "already", "state_dicts", "shards", "copied"}
-    plan |= {"dropped", "notes"}
+    plan |= {"dropped", "notes", "renamed"}
     result = {"source", "source_container", "output", "bytes_in", "bytes_out", "seconds", "verified"}
     assert set(data) == (plan if more else plan | result)
     assert data["schema"] == 1

@@ -437,19 +437,26 @@ def test_of_several_state_dicts_each_finds_its_own() -> None:
     assert len(split(source, like=like, only="ema").layers) == 1  # which says that it is meant
 
 
-@pytest.mark.parametrize("mine", ["", "module."])
-@pytest.mark.parametrize("theirs", ["", "module.", "module._orig_mod."])
-def test_names_that_differ_by_a_prefix_get_the_globs_that_say_the_same(mine: str, theirs: str) -> None:
+@pytest.mark.parametrize("mine", ["", "module.", "_orig_mod.module."])
+@pytest.mark.parametrize("theirs", ["", "module.", "model._orig_mod.module."])
+def test_the_whole_prefix_by_which_names_differ_is_in_the_fix(mine: str, theirs: str) -> None:
     source = tree(state_at("", (f"{mine}a.weight", (8, 4, 3)), (f"{mine}bias", (8,))))
     like = tree(state_at("", *pair(f"{theirs}a.weight")))
-    if mine == theirs:
-        assert split(source, like=like).already == 0
+    if mine.removeprefix("_orig_mod.") == theirs:  # a wrapper is seen through
+        assert len(split(source, like=like).layers) == 1
         return
     with pytest.raises(LayerError) as raised:
         split(source, like=like)
-    said = f"say it by --layers '{mine}a.weight' --dim 0 --to legacy"
-    assert (said in raised.value.fix) is (mine == "" or theirs == "")
-    assert len(split(source, f"{mine}a.weight", dim=0).layers) == 1
+    assert "--strip-prefix" in raised.value.fix
+    if not mine or not theirs:
+        assert raised.value.fix.endswith(f"by a prefix: --strip-prefix {mine or theirs} takes it off")
+
+
+def test_names_that_have_nothing_in_common_get_no_prefix_in_the_fix() -> None:
+    source = tree(state_at("", ("a.weight", (8, 4, 3))))
+    with pytest.raises(LayerError) as raised:
+        split(source, like=tree(state_at("", *pair("module.b.weight"))))
+    assert "prefix" not in raised.value.fix
 
 
 def test_a_reference_that_was_folded_says_by_its_record_what_it_was() -> None:

@@ -17,7 +17,9 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 import wnconvert
 from tests.helpers import pages
@@ -245,8 +247,13 @@ def test_the_json_of_inspections_is_as_documented(tmp_path: Path) -> None:
         for name in names
         for more in ([], ["--full"])
     ]
+    norm = tmp_path / "norm.safetensors"
+    save_file({"running_mean": np.zeros(2, np.float32)}, norm)
+    found.append(_json("inspect", norm, "--format", "json"))
     _hold(found, "Of inspect")
-    several = _json("inspect", fixtures / names[0], fixtures / names[1], "--full", "--format", "json")
+    several = _json(
+        "inspect", *(fixtures / name for name in (*names[:2], names[-1])), norm, "--full", "--format", "json"
+    )
     assert sorted(several) == ["files", "schema"]
     _hold(several["files"], "Of inspect")
 

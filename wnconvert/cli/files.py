@@ -173,7 +173,14 @@ def _convert(
 @click.command(epilog=epilog("wnconvert inspect ckpt.safetensors --full --sort ratio --top 20"))
 @click.argument("src", nargs=-1, required=True, type=click.Path())
 @click.option(
-    "--full", is_flag=True, help="Read v too, for ‖v‖, g/‖v‖, zero rows, overflow and untouched layers."
+    "--full",
+    is_flag=True,
+    help="Read every float tensor: for ‖v‖, g/‖v‖, NaN, zero rows, overflow and untouched layers.",
+)
+@click.option(
+    "--check",
+    is_flag=True,
+    help="As --full; exit code 1 if there are NaN, infinities, zero rows, half pairs or empty tensors.",
 )
 @click.option(
     "--all", "all_weights", is_flag=True, help="Show every plain weight of two or more dimensions too."
@@ -204,28 +211,31 @@ def inspect(
     style: str,
     wide: bool,
     plot: str | None,
+    check: bool,
+    full: bool,
     no_progress: bool,
     **options: Any,
-) -> None:
+) -> int:
     """Show what is in a checkpoint and whether it is healthy.
 
     It shows the form, the magnitudes of the layers, and what fold, split and migrate would do. Only g is
     read, kilobytes of a file of gigabytes; plain weights of an ONNX model are read and shown too. Of several
     files (a training run) it shows one row for each layer, starting with those that moved most.
     """
-    from wnconvert.reports.inspections import arranged, inspection_text, moves_text
+    from wnconvert.reports.inspections import arranged, healths_text, inspection_text, moves_text
     from wnconvert.verbs.inspection.inspect import inspect_file
 
     if sort is not None and len(src) > 1:
         raise click.UsageError(
             "--sort is for one file; layers of several files are sorted by how far they moved"
         )
-    if sort in ("norm", "ratio") and not options["full"]:
+    full = full or check
+    if sort in ("norm", "ratio") and not full:
         raise click.UsageError(f"--sort {sort} needs --full, which reads v")
     found = []
     for path in src:
         with progress_bar(path, shown=not no_progress) as progress:
-            found.append(inspect_file(path, progress=progress, **options))
+            found.append(inspect_file(path, full=full, progress=progress, **options))
     if len(found) == 1:
         found = [arranged(found[0], sort=sort, top=top)]
     width = fitting_width(wide=wide)
@@ -240,10 +250,13 @@ def inspect(
         put(inspection_text(found[0], style=style, width=width))
     else:
         put(moves_text(found, style=style, top=top, width=width))
+        if full and style != "csv":
+            put(healths_text(found))
     if plot is not None:
         from wnconvert.reports.plots import plot_magnitudes
 
         plot_magnitudes(found, plot)
+    return 0 if not check or all(item.health for item in found) else 1
 
 
 @click.command(epilog=epilog("wnconvert compare g_02500000 generator.safetensors"))

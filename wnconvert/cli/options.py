@@ -91,6 +91,20 @@ def target(default: str) -> Callable[[_Command], _Command]:
         click.option(
             "--only", metavar="PATH", help="Keep only this state dict, e.g. generator (. is the root)."
         ),
+        click.option(
+            "--strip-prefix",
+            metavar="PREFIX",
+            multiple=True,
+            help="Take this prefix off the names, e.g. _orig_mod.module. (repeatable; the first that fits).",
+        ),
+        click.option("--add-prefix", metavar="PREFIX", default="", help="Put this prefix before the names."),
+        click.option(
+            "--rename",
+            metavar="OLD=NEW",
+            multiple=True,
+            help="Replace whole dotted parts of names wherever they stand, e.g. 'enc.*.conv=enc.*.c'; a dot "
+            "before OLD: only at the beginning (repeatable, one after another).",
+        ),
     )
 
 

@@ -6,5 +6,6 @@ rows       rows without an answer: reports on them, and the policy that makes th
 norms      norms of rows, correctly rounded
 folding    w = g v / |v|, block by block, correctly rounded
 splitting  g = |w| and v = w: norms and directions
+finite     NaN and infinities counted
 distance   how far apart numbers are: bits, ulps, tolerances
 """

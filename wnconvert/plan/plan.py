@@ -97,7 +97,8 @@ class Plan:
     the output holds, or None if it keeps all siblings. ``already`` counts layers that are as the verb
     would make them. ``record`` is written into the output so that ``split`` or ``migrate`` can undo the
     conversion. If the output is a folder, ``shards`` are its files of weights, ``index`` is the name of their
-    index if they are several, and ``copied`` are the paths of files that are copied as they are.
+    index if they are several, and ``copied`` are the paths of files that are copied as they are. ``renamed``
+    counts the keys of the source that have a new name because the user asked for it.
     """
 
     verb: str
@@ -111,6 +112,7 @@ class Plan:
     shards: tuple[PlannedShard, ...] = ()
     index: str = ""
     copied: tuple[str, ...] = ()
+    renamed: int = 0
 
     @property
     def layers(self) -> list[tuple[str, Change]]:
@@ -126,6 +128,7 @@ class Plan:
             "only": self.only,
             "layers": [change.to_dict(path) for path, change in self.layers],
             "already": self.already,
+            "renamed": self.renamed,
             "state_dicts": [
                 {"path": planned.path, "tensors": len(planned.tensors), "layers": len(planned.changes)}
                 for planned in self.state_dicts

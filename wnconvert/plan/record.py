@@ -11,7 +11,7 @@ is checked for sense, and its users check it against names and shapes.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -31,6 +31,7 @@ __all__ = [
     "origins",
     "read_history",
     "recorded",
+    "renamed_record",
     "without_layers",
     "write_history",
 ]
@@ -164,6 +165,30 @@ def without_layers(record: Record, verb: str, undone: Mapping[str, Iterable[str]
         of_states = {path: left(path, layers) for path, layers in step["state_dicts"].items()}
         steps.append({**step, "state_dicts": {path: layers for path, layers in of_states.items() if layers}})
     return steps
+
+
+def renamed_record(
+    record: Record, namers: Mapping[str, Callable[[str], str]]
+) -> tuple[Mapping[str, Any], ...]:
+    """The record of state dicts whose weights have new names, by their paths: the layers have them too."""
+
+    def renamed(path: str, data: Any) -> Any:
+        origin = _origin(data)
+        if origin is None or path not in namers:
+            return data
+        name = namers[path](origin.layer.name)
+        halves = zip("gv", spelled(origin.layer.form, name) or (), strict=True)
+        return {**data, "name": name, **{half: {**data[half], "name": key} for half, key in halves}}
+
+    return tuple(
+        {
+            **step,
+            "state_dicts": {
+                path: [renamed(path, data) for data in layers] for path, layers in step["state_dicts"].items()
+            },
+        }
+        for step in record
+    )
 
 
 def _origin(data: Any) -> Origin | None:

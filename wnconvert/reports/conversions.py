@@ -65,6 +65,8 @@ def _counts(plan: Plan) -> str:
     counts = [f"{counted(len(plan.layers), 'layer')} {_DONE[plan.verb]}"]
     if plan.already:
         counts.append(f"{plan.already} {_ALREADY[plan.verb]}")
+    if plan.renamed:
+        counts.append(f"{counted(plan.renamed, 'name')} changed")
     if cast:
         counts.append(f"{counted(cast, 'tensor')} cast")
     if not plan.state_dicts:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,7 +12,7 @@ from wnconvert.reports.tables import Table, bytes_text, exact_text, layer_table,
 from wnconvert.tensors.containers import Container
 from wnconvert.verbs.inspection.result import Inspection, moves
 
-__all__ = ["SORTS", "arranged", "inspection_text", "moves_text"]
+__all__ = ["SORTS", "arranged", "healths_text", "inspection_text", "moves_text"]
 
 
 #: The choices of ``inspect --sort``, each with its column: names are sorted upwards, numbers downwards.
@@ -77,8 +77,11 @@ def _facts(found: Inspection) -> Iterator[tuple[str, str]]:
     files = f", {counted(len(found.files), 'file')}" if found.files else ""
     what = f"{found.container}{version}{files}, {bytes_text(found.bytes)}"
     yield "folder" if found.files else "file", f"{found.source} ({what})"
-    dtypes = ", ".join(f"{name} {count:,}" for name, count in found.dtypes.items())
-    yield "parameters", f"{found.parameters:,}" + (f" ({dtypes})" if dtypes else "")
+    by_name = f"{found.parameters_by_name:,} by name"
+    is_shared = found.parameters_by_name != found.parameters
+    yield "parameters", _elements(found.parameters, by_name if is_shared else "", found.dtypes)
+    if found.buffers:
+        yield "buffers", _elements(sum(found.buffers.values()), "", found.buffers)
     yield "devices", ", ".join(found.devices) or "none named"
     for state in found.state_dicts:
         forms = ", ".join(f"{count} {form}" for form, count in state.layers.items()) or "no layers"
@@ -103,6 +106,40 @@ def _facts(found: Inspection) -> Iterator[tuple[str, str]]:
         yield "migrate", found.migrate
     for note in found.notes:
         yield "note", note
+    yield from _health(found)
+
+
+def _elements(count: int, by_name: str, dtypes: Mapping[str, int]) -> str:
+    """A number of elements, and in brackets more about it."""
+    by_dtype = ", ".join(f"{dtype} {of_dtype:,}" for dtype, of_dtype in dtypes.items())
+    more = "; ".join(filter(None, (by_name, by_dtype)))
+    return f"{count:,} ({more})" if more else f"{count:,}"
+
+
+_MOST_FAULTS = 10
+
+
+def _health(found: Inspection) -> Iterator[tuple[str, str]]:
+    """What a full inspection says of the health of a file: each fault, and what was not looked at."""
+    health = found.health
+    if health is None:
+        return
+    read = f"{counted(health.read, 'float tensor')} read"
+    if health:
+        yield "health", f"healthy: {read}"
+    else:
+        yield "health", f"{counted(len(health.faults), 'fault')}, {read}"
+        yield from (("health", str(fault)) for fault in health.faults[:_MOST_FAULTS])
+        if len(health.faults) > _MOST_FAULTS:
+            yield "health", f"and {len(health.faults) - _MOST_FAULTS} more"
+    yield from (("not read", what) for what in health.not_read)
+
+
+def healths_text(found: Sequence[Inspection]) -> str:
+    """What full inspections say of the health of several files, a line each; empty without any."""
+    return "\n".join(
+        printable(f"{item.source}: {what}: {text}") for item in found for what, text in _health(item)
+    )
 
 
 def moves_text(

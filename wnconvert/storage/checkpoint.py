@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import PurePath
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from wnconvert.errors import FormatError, InputError
 from wnconvert.plan.layout import Layout
+from wnconvert.plan.names.trees import NewNames, renamed_tree
 from wnconvert.plan.plan import Plan
 from wnconvert.storage.files import Name, located, open_beside, open_file, status_of
 from wnconvert.storage.recognition import HEAD, container_in, is_index, unknown_file
@@ -44,6 +45,11 @@ class Checkpoint:
     onnx: OnnxFile | None = None
     folder: Folder | None = None
     knows_modules: bool = False
+
+    def renamed(self, names: Mapping[str, NewNames]) -> Checkpoint:
+        """The same checkpoint, whose state dicts have new names, by their paths."""
+        torch = self.torch.renamed(names) if self.torch else None
+        return replace(self, tree=renamed_tree(self.tree, names), torch=torch)
 
 
 def container_of(path: PurePath) -> Container:

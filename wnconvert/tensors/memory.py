@@ -7,7 +7,7 @@ numpy arrays without a copy; others come to the CPU, and new tensors go back to 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -44,6 +44,14 @@ class InMemory:
     def whole(self, tensor: StoredTensor) -> Array:
         """All elements of a tensor."""
         return array_of(self.values[tensor.info.name])
+
+    def is_readable(self, tensor: StoredTensor) -> bool:
+        """Whether numpy can hold the elements: not those of float8, nor on the meta device."""
+        value, dtype = self.values[tensor.info.name], tensor.info.dtype
+        if not is_torch(value):
+            return True
+        numpys = dtype.foldable or dtype.name in ("complex64", "complex128")
+        return numpys and value.device.type != "meta"
 
 
 def is_torch(value: object) -> bool:
@@ -154,16 +162,17 @@ def tree_of_values(
     *,
     stored: Callable[[str, Any], StoredTensor | None] = stored_tensor,
     dims: Mapping[str, Dim] | None = None,
+    buffers: Iterable[str] = (),
 ) -> Tree:
     """The tree whose one state dict holds these values; ``stored`` gives the tensor that a value is, if any.
 
-    ``dims`` holds the dims of weights that are known beside their shapes.
+    ``dims`` holds the dims of weights that are known beside their shapes, ``buffers`` names of buffers.
     """
     entries = tuple(
         Entry(name, tensor := stored(name, value), is_opaque=tensor is None and is_torch(value))
         for name, value in values.items()
     )
-    return Tree((StateDict("", entries, dims or {}),))
+    return Tree((StateDict("", entries, dims or {}, buffers=frozenset(buffers)),))
 
 
 def _refuse_nested(state_dict: Mapping[str, Any]) -> None:

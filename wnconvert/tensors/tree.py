@@ -157,13 +157,15 @@ class StateDict:
     """A mapping of names to tensors inside a file, at a path such as ``generator`` (the root is ``""``).
 
     ``dims`` holds, by weight, the dim that a pickled module's own ``WeightNorm`` records state;
-    ``is_module`` marks a whole pickled module, which stays one in a torch file.
+    ``is_module`` marks a whole pickled module, which stays one in a torch file. ``buffers`` are the names
+    that a module states to be buffers.
     """
 
     path: str
     entries: tuple[Entry, ...]
     dims: Mapping[str, int | None] = field(default_factory=dict)
     is_module: bool = False
+    buffers: frozenset[str] = frozenset()
 
     @property
     def shown(self) -> str:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from wnconvert.errors import ArgumentError
 from wnconvert.layers.schemes import FORMS, Selection
 from wnconvert.numerics.rows import RowPolicy
+from wnconvert.plan.names.renaming import Renaming
 from wnconvert.tensors.dtypes import DType, dtype_named
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "check_form",
     "dtype_of",
     "numbers_of",
+    "renaming_of",
     "selection_of",
     "texts_of",
 ]
@@ -55,6 +57,22 @@ def dtype_of(name: str | None) -> DType | None:
     if name is not None and name not in DTYPE_CHOICES:
         raise ArgumentError(f"dtype {name!r} is not offered", fix=f"one of {', '.join(DTYPE_CHOICES)}")
     return None if name is None else dtype_named(name)
+
+
+def renaming_of(
+    strip_prefix: Iterable[str], add_prefix: str, rename: Iterable[str] | Mapping[str, str]
+) -> Renaming:
+    """The new names that ``--strip-prefix``, ``--add-prefix`` and ``--rename`` ask for.
+
+    Raises ``ArgumentError`` for a rename that is not one.
+    """
+    given: object = add_prefix
+    if not isinstance(given, str):
+        raise ArgumentError(f"{given!r:.80} is not a prefix", fix="a str")
+    pairs = rename if isinstance(rename, Mapping) else texts_of(rename)
+    if isinstance(pairs, Mapping):
+        texts_of([*pairs, *pairs.values()])
+    return Renaming.of(texts_of(strip_prefix), pairs, add_prefix)
 
 
 def check_form(to: str | None) -> None:

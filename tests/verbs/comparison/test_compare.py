@@ -521,6 +521,41 @@ def test_other_prefixes_on_both_sides_are_hinted_at_and_stripped() -> None:
     assert compare_state_dicts(a, b, strip_prefix=("_orig_mod.", "module."))
 
 
+def test_nested_prefixes_are_hinted_at_whole() -> None:
+    a = {f"model._orig_mod.module.{name}": value for name, value in layer().items()}
+    with pytest.raises(ArgumentError) as caught:
+        compare_state_dicts(a, layer())
+    assert 'strip_prefix="model._orig_mod.module." takes it off' in caught.value.fix
+    assert compare_state_dicts(a, layer(), strip_prefix="model._orig_mod.module")
+
+
+@pytest.mark.parametrize("wrapper", ["_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"])
+def test_wrappers_inside_names_are_seen_through_on_either_side_and_it_is_said(wrapper: str) -> None:
+    wrapped = layer(f"model.decoder.{wrapper}.conv") | layer("model.post", seed=1)
+    plain = fold_state_dict(layer("model.decoder.conv") | layer("model.post", seed=1))
+    found = compare_state_dicts(wrapped, plain)
+    assert (bool(found), found.identical, found.only_in_a, found.only_in_b) == (True, 2, (), ())
+    note = f"{wrapper} in names is seen through (model.decoder.{wrapper}.conv is model.decoder.conv)"
+    assert found.notes == (note,)
+    back = compare_state_dicts(plain, wrapped)
+    assert (bool(back), back.identical, len(back.notes)) == (True, 2, 1)
+    other = {**plain, "model.decoder.conv.weight": plain["model.decoder.conv.weight"] + 1}
+    assert [item.name for item in compare_state_dicts(wrapped, other).differing] == [
+        f"model.decoder.{wrapper}.conv.weight"
+    ]
+
+
+def test_wrappers_that_both_sides_have_are_names_like_others() -> None:
+    a = layer("model._orig_mod.conv")
+    assert compare_state_dicts(a, dict(a)).notes == ()
+
+
+def test_a_wrapped_and_a_bare_module_of_one_side_are_not_taken_for_each_other() -> None:
+    a = layer("x._orig_mod.conv") | layer("x.conv", seed=1)
+    found = compare_state_dicts(a, layer("x.conv", seed=1))
+    assert (found.identical, found.only_in_a, found.notes) == (1, ("x._orig_mod.conv.weight",), ())
+
+
 def test_there_is_no_hint_where_some_names_agree_or_none_would() -> None:
     one = torch.ones(1)
     found = compare_state_dicts({"module.x": one, "y": one}, {"x": one, "y": one})

@@ -332,13 +332,43 @@ def test_a_model_of_another_size_does_not_fit(tmp_path: Path) -> None:
     assert "--kwargs" in error.fix
 
 
-@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "generator.dec."])
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.module.", "generator.dec."])
 def test_names_that_differ_by_a_prefix_are_told_and_it_can_be_taken_off(tmp_path: Path, prefix: str) -> None:
     torch.save({prefix + name: value for name, value in vocoder().state_dict().items()}, tmp_path / "w.pt")
     model = in_form("legacy", seed=9)
-    assert refused(model, tmp_path / "w.pt").fix == f"give --strip-prefix {prefix}"
+    assert refused(model, tmp_path / "w.pt").fix.endswith(f": --strip-prefix {prefix} takes it off")
     load_weights(model, tmp_path / "w.pt", strip_prefix=[prefix])
     assert close(model, vocoder())
+
+
+@pytest.mark.parametrize("form", EVERY_FORM)
+@pytest.mark.parametrize("wrapper", ["_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"])
+def test_wrappers_in_names_are_seen_through_and_it_is_said(tmp_path: Path, form: str, wrapper: str) -> None:
+    state = in_form(form).state_dict()
+    wrapped = {name.replace("conv_pre.", f"conv_pre.{wrapper}."): value for name, value in state.items()}
+    torch.save(wrapped, tmp_path / "w.pt")
+    model = in_form("legacy", seed=9)
+    loaded = load_weights(model, tmp_path / "w.pt")
+    assert close(model, vocoder())
+    assert loaded.notes == (f"{wrapper} in names is seen through (conv_pre.{wrapper} is conv_pre)",)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_compiled_model_takes_a_plain_checkpoint_and_a_plain_model_a_compiled_one(tmp_path: Path) -> None:
+    torch.save(vocoder().state_dict(), tmp_path / "plain.pt")
+    model: Any = vocoder(seed=9)
+    model.conv_pre = torch.compile(model.conv_pre)
+    load_weights(model, tmp_path / "plain.pt")
+    torch.save(model.state_dict(), tmp_path / "compiled.pt")
+    other = vocoder(seed=7)
+    load_weights(other, tmp_path / "compiled.pt")
+    assert close(other, vocoder())
+
+
+def test_a_name_that_only_looks_like_a_wrapper_is_a_name(tmp_path: Path) -> None:
+    state = {name.replace("conv_pre", "conv_pre.orig_mod"): v for name, v in vocoder().state_dict().items()}
+    torch.save(state, tmp_path / "w.pt")
+    assert "missing: conv_pre.weight" in str(refused(vocoder(), tmp_path / "w.pt"))
 
 
 def test_of_several_state_dicts_that_fit_one_must_be_named(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ optimizer is a dict, or an object, with ``state`` and ``param_groups``. Everythi
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 from wnconvert.errors import FormatError
@@ -20,6 +20,7 @@ from wnconvert.formats.torch.records import (
     read_tensor,
     weight_norm_hook,
 )
+from wnconvert.plan.names.trees import NewNames
 
 __all__ = [
     "Contents",
@@ -53,13 +54,20 @@ class FoundStateDict:
     """A state dict in a pickle: where it is, the record that holds it, and its items in order.
 
     ``keys`` leads to it from the root. For a pickled module ``modules`` are its parts and the items are
-    what its ``state_dict()`` would be; ``dims`` are the dims that its ``WeightNorm`` hooks state.
+    what its ``state_dict()`` would be; ``dims`` are the dims that its ``WeightNorm`` hooks state. The items
+    have the ``names`` that they shall have, if these are new.
     """
 
     keys: tuple[Key, ...]
     node: Value
     items: tuple[tuple[str, Value], ...]
     modules: tuple[FoundModule, ...] = ()
+    names: NewNames | None = None
+
+    def renamed(self, names: NewNames) -> FoundStateDict:
+        """The same with new names for its items."""
+        items = tuple((names.keys[key], value) for key, value in self.items)
+        return replace(self, items=items, names=names)
 
     @property
     def path(self) -> str:
@@ -75,6 +83,15 @@ class FoundStateDict:
                 if named := weight_norm_hook(hook):
                     dims[module.prefix + named[0]] = named[1]
         return dims
+
+    @property
+    def buffers(self) -> frozenset[str]:
+        """The names of the buffers that a pickled module states."""
+        return frozenset(
+            module.prefix + key
+            for module in self.modules
+            for key, _ in _named(get(module.node.state, "_buffers"))
+        )
 
 
 class _Names:

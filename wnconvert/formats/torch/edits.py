@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, S
 from dataclasses import dataclass
 
 from wnconvert.formats.pickle.values import Dict, Object, Value
-from wnconvert.formats.torch.contents import FoundModule
+from wnconvert.formats.torch.contents import Contents, FoundModule
 from wnconvert.formats.torch.records import get, mapping_pairs, weight_norm_hook, with_pairs
 from wnconvert.plan.plan import Plan, PlannedStateDict
 from wnconvert.plan.steps import Step
@@ -107,10 +107,15 @@ class Renames:
     known: Set[str]
 
 
-def renames(plan: Plan) -> Renames:
-    """The names that a plan changes."""
-    steps = [step for planned in plan.state_dicts for step in planned.steps]
-    pairs = [(step.kept, step.name) for step in steps if step.kept is not None]
+def renames(plan: Plan, contents: Contents) -> Renames:
+    """The names that a plan changes, or that were changed for it; the old ones are those in the pickle."""
+    was = {state.path: state.names.old for state in contents.state_dicts if state.names}
+    pairs = [
+        (was[planned.path][step.kept] if planned.path in was else step.kept, step.name)
+        for planned in plan.state_dicts
+        for step in planned.steps
+        if step.kept is not None
+    ]
     kept = {old for old, new in pairs if old == new}
     new = {old: new for old, new in pairs if old != new and old not in kept}
     return Renames(new, {old for old, _ in pairs})

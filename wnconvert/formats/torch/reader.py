@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from wnconvert.errors import FormatError
 from wnconvert.formats.pickle.reader import load
@@ -26,6 +26,7 @@ from wnconvert.formats.torch.records import (
     shown,
 )
 from wnconvert.formats.zips import ZipEntry, read_directory
+from wnconvert.plan.names.trees import NewNames
 from wnconvert.plan.record import NO_HISTORY, RECORD_NAME, History, read_history
 from wnconvert.tensors.containers import Container
 from wnconvert.tensors.files import GET_AGAIN, ReadableFile
@@ -83,6 +84,12 @@ class TorchFile:
             notes=(*self._notes(), *self.history.notes),
         )
 
+    def renamed(self, names: Mapping[str, NewNames]) -> TorchFile:
+        """The same file, whose state dicts have new names, by their paths."""
+        states = self.contents.state_dicts
+        found = (state.renamed(names[state.path]) if state.path in names else state for state in states)
+        return replace(self, contents=replace(self.contents, state_dicts=tuple(found)))
+
     @property
     def knows_modules(self) -> bool:
         """Whether a state dict in it has ``_metadata``: the versions of its modules."""
@@ -105,7 +112,7 @@ class TorchFile:
             raise FormatError(f"the state dict {where} has the key {twice!r} twice", fix="save it again")
         # A TorchScript archive comes out as a plain state dict.
         is_module = bool(found.modules) and self.container is not Container.TORCHSCRIPT
-        return StateDict(found.path, tuple(entries), found.dims, is_module)
+        return StateDict(found.path, tuple(entries), found.dims, is_module, found.buffers)
 
     def _notes(self) -> list[str]:
         notes = []

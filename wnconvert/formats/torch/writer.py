@@ -7,7 +7,7 @@ ones. A storage is written once, when the first record that uses it is; one that
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -31,6 +31,7 @@ from wnconvert.formats.torch.records import (
 )
 from wnconvert.formats.zips import MARKS, NewRecord, zip_layout
 from wnconvert.plan.layout import CopyBytes, Gather, Layout, Work
+from wnconvert.plan.names.trees import renamed_modules
 from wnconvert.plan.order import NEW_ENTRY, metadata_keys
 from wnconvert.plan.plan import Plan, PlannedStateDict
 from wnconvert.plan.record import RECORD_NAME, write_history
@@ -128,6 +129,7 @@ class _Editor:
         self.edits: dict[int, Value] = {}
         self.made: dict[tuple[object, ...], Value] = {}  # a value under two names stays one value
         self.names: dict[tuple[int, str], str] = {}  # a text that is two keys stays one text
+        self.renamed: set[int] = set()  # the metadata whose modules have their new names
         self.views: dict[tuple[str, ByteRange], set[object]] = {}  # of the tensors that a state dict keeps
 
     def edited(self, value: Value) -> Value:
@@ -154,7 +156,7 @@ class _Editor:
                 self._edit_mapping(state, planned)
         if plan.only is not None:
             return _nested(found[plan.only].keys, found[plan.only].node)
-        dropped, names = {item.path for item in plan.dropped}, renames(plan)
+        dropped, names = {item.path for item in plan.dropped}, renames(plan, self.source.contents)
         for item in self.source.contents.optimizers:
             if item.path in dropped:
                 self.edits[id(item.holder)] = _without(self.edited(item.holder), item.node)
@@ -249,13 +251,25 @@ class _Editor:
         if entries := mapping_pairs(before):
             others = [pair for pair in entries if not isinstance(pair[0], str)]
             known = {str(key): value for key, value in entries if isinstance(key, str)}
+            if state.names and id(metadata) not in self.renamed:
+                modules = renamed_modules(list(known), state.names.rules, state.names.keys.values())
+                known = {
+                    new: Dict(_entry(known)) if old is None else known[old] for new, old in modules.items()
+                }
+            self.renamed.add(id(metadata))
             keys = metadata_keys(planned, list(known))
-            # A pickle has equal texts twice where they are two objects: torch's "version" is one.
-            names = [name for value in known.values() for name, _ in mapping_pairs(value) or ()]
-            own = {name: name for name in names if isinstance(name, str)}
-            entry = [(own.get(name, name), value) for name, value in NEW_ENTRY.items()]
-            new = [(key, known[key] if key in known else Dict(list(entry))) for key in keys]
+            new = [(key, known[key] if key in known else Dict(_entry(known))) for key in keys]
             self.edits[id(metadata)] = with_pairs(before, [*new, *others])
+
+
+def _entry(known: Mapping[str, Value]) -> list[tuple[Value, Value]]:
+    """The items of the entry of a new module.
+
+    A pickle has equal texts twice where they are two objects: torch's "version" is one in all entries.
+    """
+    names = [name for value in known.values() for name, _ in mapping_pairs(value) or ()]
+    own = {name: name for name in names if isinstance(name, str)}
+    return [(own.get(name, name), value) for name, value in NEW_ENTRY.items()]
 
 
 _REBUILDS = ("torch._utils._rebuild_tensor", "torch._utils._rebuild_tensor_v2")

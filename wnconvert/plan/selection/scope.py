@@ -21,6 +21,7 @@ __all__ = [
     "elements_of",
     "in_torch_order",
     "kept_as_is",
+    "leading",
     "lost_texts",
     "scope_of",
     "tie_notes",
@@ -133,13 +134,19 @@ def _the_one(chosen: Sequence[StateDict], busy: set[str], noun: str) -> StateDic
 
 def _without_others(state: StateDict, tree: Tree) -> StateDict:
     """A state dict without the keys that lead to others: ``{"step": tensor, "model": {…}}`` has two."""
-    leading: set[str] = set()
-    for path in (*(other.path for other in tree.state_dicts if other.path != state.path), *tree.optimizers):
-        while path not in leading:
-            leading.add(path)
-            path = path.rpartition(".")[0]  # noqa: PLW2901 - up to the root
-    kept = (entry for entry in state.entries if entry.tensor or _below(state, entry) not in leading)
+    leads = leading(tree, state.path)
+    kept = (entry for entry in state.entries if entry.tensor or _below(state, entry) not in leads)
     return replace(state, entries=tuple(kept))
+
+
+def leading(tree: Tree, apart: str) -> set[str]:
+    """The paths that lead to state dicts other than the one at ``apart``, and to optimizers."""
+    found: set[str] = set()
+    for path in (*(other.path for other in tree.state_dicts if other.path != apart), *tree.optimizers):
+        while path not in found:
+            found.add(path)
+            path = path.rpartition(".")[0]  # noqa: PLW2901 - up to the root
+    return found
 
 
 def _below(state: StateDict, entry: Entry) -> str:

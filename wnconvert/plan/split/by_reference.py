@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import chain
 
 from wnconvert.errors import ArgumentError, LayerError
 from wnconvert.layers.schemes import Layer, Refused, Selection, spellings
 from wnconvert.messages import counted, listed, option
+from wnconvert.plan.names.prefixes import prefixes_apart
+from wnconvert.plan.names.renaming import Renaming
+from wnconvert.plan.names.trees import renamed_state, weights_of
+from wnconvert.plan.names.wrappers import seen_through
 from wnconvert.plan.order import as_in
-from wnconvert.plan.record import origins
+from wnconvert.plan.record import Origin, origins, renamed_record
 from wnconvert.plan.selection.wanted import check_selection, find_layers, looks_like_layers
 from wnconvert.plan.split.candidates import Candidates, SplitRequest, as_recorded
 from wnconvert.tensors.tree import StateDict, Tree
 
-__all__ = ["as_like"]
+__all__ = ["NamedAlike", "as_like", "as_named_in"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +49,47 @@ def _reference(like: Tree, state: StateDict, selection: Selection) -> _Reference
         frozenset(state.tensors),
         (*found.refused, *folded.refused),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class NamedAlike:
+    """The reference with the names that its layers have in the file, and notes on what was seen through."""
+
+    tree: Tree
+    notes: tuple[str, ...]
+
+
+def as_named_in(like: Tree, chosen: Sequence[StateDict], renaming: Renaming) -> NamedAlike:
+    """The reference under the names of the ``chosen`` state dicts, which ``renaming`` gave them.
+
+    Its own names may be these, or those from before; and either side may have wrappers around its modules.
+    """
+    names = {name for state in chosen for name in weights_of(state).values()}
+    seen = [_through_wrappers(like, names)]
+    if renaming:
+        states = (renamed_state(state, renaming) for state in like.state_dicts)
+        record = renamed_record(like.record, {state.path: renaming for state in like.state_dicts})
+        seen.append(_through_wrappers(replace(like, state_dicts=tuple(states), record=record), names))
+    return max(seen, key=lambda item: len(names & _names_of(item.tree)))
+
+
+def _names_of(like: Tree) -> set[str]:
+    layers = {origin.layer.name for state in like.state_dicts for origin in _folds(like, state)}
+    return layers | {name for state in like.state_dicts for name in weights_of(state).values()}
+
+
+def _folds(like: Tree, state: StateDict) -> Iterator[Origin]:
+    return chain.from_iterable(origins(like.record, state.path, "fold"))
+
+
+def _through_wrappers(like: Tree, names: set[str]) -> NamedAlike:
+    seen = {state.path: seen_through(weights_of(state).values(), names) for state in like.state_dicts}
+    states = tuple(
+        renamed_state(state, seen[state.path]) if seen[state.path] else state for state in like.state_dicts
+    )
+    record = renamed_record(like.record, seen)
+    notes = chain.from_iterable(item.notes(option("like")) for item in seen.values())
+    return NamedAlike(replace(like, state_dicts=states, record=record), tuple(dict.fromkeys(notes)))
 
 
 def as_like(
@@ -109,7 +154,8 @@ def _check_lacking(there: Candidates, layers: Sequence[Layer]) -> None:
     where = there.state.path
     if len(lacking) == len(layers):
         what = f"none of the layers of {option('like')} is in it: {listed(lacking)}"
-        raise LayerError(what, where=where, fix=_prefix_hint(layers, names) or _same_model())
+        apart = prefixes_apart({layer.name for layer in layers}, names, least=len(layers))
+        raise LayerError(what, where=where, fix=apart.fix if apart else _same_model())
     raise LayerError(
         f"it lacks {counted(len(lacking), 'layer')} of {option('like')}",
         items=[(name, "") for name in lacking],
@@ -118,40 +164,12 @@ def _check_lacking(there: Candidates, layers: Sequence[Layer]) -> None:
     )
 
 
-# A name may be made to have very many, and very long ones.
-_PREFIXES = 8
-_LONGEST_PREFIX = 200
-
-
 def _same_model() -> str:
     return f"{option('like')} names a checkpoint of the same model, with the same names"
 
 
 def _only_path() -> str:
     return option("only", metavar="PATH")
-
-
-def _prefix_hint(layers: Sequence[Layer], names: set[str]) -> str:
-    """The fix if all names of the reference and of the file differ by one prefix; empty otherwise."""
-    weights = [layer.name for layer in layers]
-    first = weights[0]
-    longer = islice((first.removesuffix(name) for name in names if first.endswith(f".{name}")), _PREFIXES)
-    shorter = islice((name.removesuffix(first) for name in names if name.endswith(f".{first}")), _PREFIXES)
-    taken_off = next(
-        (it for it in longer if all(each.startswith(it) and each[len(it) :] in names for each in weights)), ""
-    )
-    put_before = next((it for it in shorter if all(it + each in names for each in weights)), "")
-    if not 0 < len(taken_off + put_before) <= _LONGEST_PREFIX:
-        return ""
-    said = f"the names differ by the prefix {taken_off or put_before!r}"
-    dims = {layer.dim for layer in layers}
-    if len(dims) > 1:
-        return f"{said}: rename the keys of one of them"
-    (dim,) = dims
-    names_here = (put_before + each.removeprefix(taken_off) for each in weights[:3])
-    globs = " ".join(option("layers", glob=name) for name in names_here)
-    globs += " …" if len(weights) > 3 else ""
-    return f"{said}: say it by {globs} {option('dim', dim)} {option('to', layers[0].form)}"
 
 
 def _counterpart(state: StateDict, references: Sequence[_Reference], *, alone: bool) -> _Reference | None:

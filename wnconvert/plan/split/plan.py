@@ -14,13 +14,14 @@ from wnconvert.layers.dims import AUTO
 from wnconvert.layers.schemes import Refused, Selection
 from wnconvert.messages import counted, option
 from wnconvert.plan.draft import Draft
+from wnconvert.plan.names.renaming import Renaming
 from wnconvert.plan.plan import Change, Plan, PlannedStateDict
 from wnconvert.plan.record import origins, without_layers
 from wnconvert.plan.selection.again import found_in_output, needs_naming
 from wnconvert.plan.selection.scope import choose, elements_of, kept_as_is, scope_of
 from wnconvert.plan.selection.wanted import check_selection, find_layers, optimizer_is_stale
 from wnconvert.plan.split.by_globs import as_globs_say
-from wnconvert.plan.split.by_reference import as_like
+from wnconvert.plan.split.by_reference import as_like, as_named_in
 from wnconvert.plan.split.candidates import SplitRequest, as_recorded
 from wnconvert.plan.steps import Direction, Keep, Magnitude, Step
 from wnconvert.tensors.containers import Container
@@ -35,6 +36,7 @@ def plan_split(
     *,
     to: str | None = None,
     like: Tree | None = None,
+    renaming: Renaming = Renaming(),  # noqa: B008 - frozen
     selection: Selection = Selection(),  # noqa: B008 - frozen
     only: str | None = None,
     keep_optimizer: bool = False,
@@ -43,13 +45,15 @@ def plan_split(
 
     The weights, their dims and their form come from ``like`` (another checkpoint), else from the selection's
     globs and dim, else from the record of earlier folds; nothing is guessed. ``to`` is the form, or None for
-    that of the record or of ``like``, else parametrize.
+    that of the record or of ``like``, else parametrize. ``renaming`` gave ``tree`` its names; ``like`` may
+    have them, or those from before.
 
     Raises as ``plan_fold`` does; ``LayerError`` also for layers of ``like`` or of the record that are not
     there or have another shape, and for whole pickled modules.
     """
     chosen = choose(tree, only)
-    wishes = wishes_for(tree, chosen, selection, like, to)
+    seen = as_named_in(like, chosen, renaming) if like is not None else None
+    wishes = wishes_for(tree, chosen, selection, seen.tree if seen else None, to)
     names = [name for wish in wishes.values() for name in wish.names]
     busy = (path for path, wish in wishes.items() if wish.layers or wish.refused or wish.already)
     scope = scope_of(tree, container, chosen, only, busy)
@@ -68,7 +72,11 @@ def plan_split(
         if keep_optimizer
         else draft.without_optimizers(planned, optimizer_is_stale("splitting")),
         already=sum(wish.already for wish in mine.values()),
-        notes=[*(note for wish in mine.values() for note in wish.notes), *more],
+        notes=[
+            *(seen.notes if seen else ()),
+            *(note for wish in mine.values() for note in wish.notes),
+            *more,
+        ],
     )
 
 

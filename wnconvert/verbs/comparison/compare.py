@@ -29,7 +29,7 @@ from wnconvert.tensors.tree import StoredTensor
 from wnconvert.verbs.comparison.pairing import Pair, Rules, Side, paired
 from wnconvert.verbs.comparison.readings import Readings
 from wnconvert.verbs.comparison.result import Comparison, Difference
-from wnconvert.verbs.options import selection_of, texts_of
+from wnconvert.verbs.options import renaming_of, selection_of, texts_of
 
 __all__ = ["compare_files", "compare_state_dicts"]
 
@@ -51,7 +51,8 @@ def compare_files(
 
     Two numbers are equal within 1 ulp of the coarser dtype, or by |a-b| <= atol + rtol·|b| if either is
     given. NaN equals NaN; tensors that are not floats are compared bit for bit. The first of
-    ``strip_prefix`` that a name begins with is taken off, on both sides. ``only`` is the path of the state
+    ``strip_prefix`` that a name begins with is taken off, on both sides; the wrappers of torch.compile, FSDP
+    and activation checkpointing in names are seen through, with a note. ``only`` is the path of the state
     dict to compare, on whichever side has it, or two paths, A's and B's. ``layers`` and ``exclude`` are
     globs on the names of tensors (weights and all others). ``progress`` is called with the number of bytes
     compared and the total.
@@ -64,7 +65,7 @@ def compare_files(
     (True, 78, 156)
     """
     tolerance = Tolerance(rtol, atol)
-    rules = Rules(texts_of(strip_prefix), selection_of(layers, exclude, "auto"))
+    rules = Rules(renaming_of(strip_prefix, "", ()), selection_of(layers, exclude, "auto"))
     with _opened(a) as left, _opened(b) as right:
         return _compare(left, right, rules, tolerance, Workers(threads, progress), only=_paths(only))
 
@@ -90,7 +91,7 @@ def compare_state_dicts(
     (False, '--atol 0.00101 or --rtol 0.000126 would have passed')
     """
     tolerance = Tolerance(rtol, atol)
-    rules = Rules(texts_of(strip_prefix), selection_of(layers, exclude, "auto"))
+    rules = Rules(renaming_of(strip_prefix, "", ()), selection_of(layers, exclude, "auto"))
     with options_as_python():
         return _compare(_memory("A", a), _memory("B", b), rules, tolerance, Workers(threads))
 

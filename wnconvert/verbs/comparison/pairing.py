@@ -12,6 +12,9 @@ from wnconvert.layers.schemes import SCHEMES, Selection
 from wnconvert.messages import option
 from wnconvert.numerics.rounding import FLOAT_FORMATS
 from wnconvert.plan.fold import plan_fold
+from wnconvert.plan.names.prefixes import prefixes_apart
+from wnconvert.plan.names.renaming import Renaming
+from wnconvert.plan.names.wrappers import seen_through
 from wnconvert.tensors.blocks import Elements
 from wnconvert.tensors.containers import Container
 from wnconvert.tensors.dtypes import DType
@@ -32,26 +35,21 @@ class Side:
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """The rules for names of both sides: prefixes to take off, and which names are wanted."""
+    """The rules for names of both sides: the prefixes to take off, and which names are wanted."""
 
-    prefixes: tuple[str, ...]
+    renaming: Renaming
     selection: Selection
-
-    def stripped(self, name: str) -> str:
-        """A name without the first of the prefixes that it begins with."""
-        prefix = next((prefix for prefix in self.prefixes if name.startswith(prefix)), "")
-        return name.removeprefix(prefix)
 
     def wants(self, name: str) -> bool:
         """Whether a name is compared; a glob may match it with its prefix or without."""
-        names = {name, self.stripped(name)}
+        names = {name, self.renaming(name)}
         chosen = Selection(layers=self.selection.layers)
         kept = Selection(exclude=self.selection.exclude)
         return any(map(chosen.wants, names)) and all(map(kept.wants, names))
 
     def names(self, name: str) -> bool:
         """Whether a name is given in full, with its prefix or without."""
-        return any(map(self.selection.names, {name, self.stripped(name)}))
+        return any(map(self.selection.names, {name, self.renaming(name)}))
 
     def check(self, names: Collection[str]) -> None:
         """Raise ``ArgumentError`` if the globs leave no name, or if one of them matches none."""
@@ -157,16 +155,18 @@ def paired(a: Side, b: Side, rules: Rules, only: tuple[str, ...] = ()) -> Paired
     for state_a, state_b in states:
         items_a, notes_a = _items(a, state_a, rules)
         items_b, notes_b = _items(b, state_b, rules)
-        pairs += [
-            Pair(state_a.path, item, items_b[name]) for name, item in items_a.items() if name in items_b
-        ]
+        seen = seen_through(items_a, items_b)
+        both = {name: other for name in items_a if (other := seen(name)) in items_b}
+        pairs += [Pair(state_a.path, items_a[name], items_b[other]) for name, other in both.items()]
+        matched = set(both.values())
         path = state_a.path if len(states) > 1 else ""
-        only_in_a += [qualified(path, name) for name in items_a if name not in items_b]
-        only_in_b += [qualified(path, name) for name in items_b if name not in items_a]
+        only_in_a += [qualified(path, name) for name in items_a if name not in both]
+        only_in_b += [qualified(path, name) for name in items_b if name not in matched]
         names |= {name for item in (*items_a.values(), *items_b.values()) for name in (item.name, item.key)}
-        if hint := _hint(items_a, items_b):
-            hints.append(hint)
-        notes += [*notes_a, *notes_b]
+        half = -(-min(len(items_a), len(items_b)) // 2)  # less is a name or two that two models share
+        if not both and (apart := prefixes_apart(items_a.keys(), items_b.keys(), least=half)):
+            hints.append(apart.fix)
+        notes += [*notes_a, *notes_b, *seen.notes()]
     rules.check(names)
     if not pairs:
         fix = hints[0] if hints else "compare two checkpoints of the same model"
@@ -282,11 +282,11 @@ def _items(side: Side, state: StateDict, rules: Rules) -> tuple[dict[str, Item],
     for step in plan.state_dicts[0].steps:
         if (layer := step.layer) is not None:
             g, v = tensors[layer.g.name], tensors[layer.v.name]
-            item = Item(rules.stripped(step.name), step.name, layer.form, v, g, layer.dim)
+            item = Item(rules.renaming(step.name), step.name, layer.form, v, g, layer.dim)
         elif step.name not in tensors or (unwanted and _weight_of(step.name) in unwanted):
             continue
         else:
-            item = Item(rules.stripped(step.name), step.name, "plain", tensors[step.name])
+            item = Item(rules.renaming(step.name), step.name, "plain", tensors[step.name])
         if not rules.wants(step.name):
             continue
         if item.name in items:
@@ -315,29 +315,6 @@ def _weight_of(key: str) -> str:
             if match := pattern.fullmatch(key):
                 return match["owner"] + match["param"]
     return key
-
-
-def _hint(a: Iterable[str], b: Iterable[str]) -> str:
-    """Advice on a prefix, if both sides have no name in common but would have without it; else ``""``."""
-    a, b = set(a), set(b)
-    if not a or not b or a & b:
-        return ""
-    prefix_a, prefix_b = _common(a), _common(b)
-    while prefix_a and prefix_b and prefix_a.split(".")[-2] == prefix_b.split(".")[-2]:
-        prefix_a, prefix_b = (prefix[: prefix.rfind(".", 0, -1) + 1] for prefix in (prefix_a, prefix_b))
-    if not {name.removeprefix(prefix_a) for name in a} & {name.removeprefix(prefix_b) for name in b}:
-        return ""
-    prefixes = [prefix for prefix in (prefix_a, prefix_b) if prefix]
-    return f"the names differ by a prefix: {option('strip_prefix', *prefixes)} takes it off"
-
-
-def _common(names: Collection[str]) -> str:
-    """The prefix of modules that all names share, with its last dot."""
-    first, last = min(names), max(names)
-    same = next(
-        (at for at, pair in enumerate(zip(first, last, strict=False)) if pair[0] != pair[1]), len(first)
-    )
-    return first[: first.rfind(".", 0, same) + 1]
 
 
 def _dtype_notes(pairs: Iterable[Pair]) -> Iterator[str]:

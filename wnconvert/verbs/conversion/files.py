@@ -5,7 +5,7 @@ With ``dry_run`` each of them returns the very plan that it would run.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Literal, TypedDict, overload
 
@@ -13,7 +13,7 @@ from wnconvert.layers.dims import AUTO
 from wnconvert.storage.shards import DEFAULT_SHARD_SIZE
 from wnconvert.verbs.conversion.run import open_reference, plan_onnx_fold, run_conversion
 from wnconvert.verbs.conversion.targets import StrPath
-from wnconvert.verbs.options import RunOptions, check_form, dtype_of, numbers_of, selection_of
+from wnconvert.verbs.options import RunOptions, check_form, dtype_of, numbers_of, renaming_of, selection_of
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
     class _Options(TypedDict, total=False):
         only: str | None
+        strip_prefix: Iterable[str]
+        add_prefix: str
+        rename: Iterable[str] | Mapping[str, str]
         layers: Iterable[str]
         exclude: Iterable[str]
         max_shard_size: str | int
@@ -72,6 +75,9 @@ def fold_file(
     out: StrPath | None = None,
     *,
     only: str | None = None,
+    strip_prefix: Iterable[str] = (),
+    add_prefix: str = "",
+    rename: Iterable[str] | Mapping[str, str] = (),
     dtype: str | None = None,
     layers: Iterable[str] = (),
     exclude: Iterable[str] = (),
@@ -97,7 +103,10 @@ def fold_file(
     or is a folder. Its weights lie in files of at most ``max_shard_size`` (bytes, or ``"5GB"``, ``"2GiB"``);
     all other files go along. With ``force`` an old folder is replaced whole.
 
-    ``only`` is the path of the one state dict to keep. ``dtype`` (``"float16"``, ``"bfloat16"``,
+    ``only`` is the path of the one state dict to keep. Names are changed as the file is opened: the first of
+    ``strip_prefix`` is taken off, then each ``rename`` made (``"OLD=NEW"`` or a mapping: whole dotted parts
+    wherever they stand, ``*`` for one of them), then ``add_prefix`` put before; ``layers`` and ``exclude``
+    are about the new names. ``dtype`` (``"float16"``, ``"bfloat16"``,
     ``"float32"``) folds and casts in one rounding. ``layers`` and ``exclude`` are globs on weights' names.
     ``dim`` is an axis, None for the whole tensor, or ``"auto"``: read from g's shape. ``zero_rows`` is
     ``"error"`` or ``"zero"``. ``progress`` is called with the bytes done and in all. With ``dry_run`` nothing
@@ -136,6 +145,8 @@ def fold_file(
             numbers=numbers_of(zero_rows, allow_nonfinite=allow_nonfinite),
             progress=progress,
         ),
+        renaming=renaming_of(strip_prefix, add_prefix, rename),
+        only=only,
         max_shard_size=max_shard_size,
         dry_run=dry_run,
     )
@@ -164,6 +175,9 @@ def split_file(
     to: str | None = None,
     like: StrPath | None = None,
     only: str | None = None,
+    strip_prefix: Iterable[str] = (),
+    add_prefix: str = "",
+    rename: Iterable[str] | Mapping[str, str] = (),
     layers: Iterable[str] = (),
     exclude: Iterable[str] = (),
     dim: int | str | None = AUTO,
@@ -181,7 +195,8 @@ def split_file(
     another checkpoint with layers; else from ``layers`` (globs) and ``dim`` (an axis, None for the whole
     tensor); else from the record that ``fold`` left in the file, with names, shapes and places. Layers that
     are split already are left alone and counted (``Plan.already``). Rows of zeros get g = 0 and a uniform
-    unit direction. Other options as for ``fold_file``.
+    unit direction. The names in ``like`` may be those of the file before they are changed, or after. Other
+    options as for ``fold_file``.
 
     Raises as ``fold_file`` does: ``ArgumentError`` if nothing says what to split, ``LayerError`` if a layer
     is missing or has another shape, ``NumbersError`` for a row whose norm its dtype cannot hold.
@@ -193,6 +208,8 @@ def split_file(
     from wnconvert.plan.split.plan import plan_split
 
     check_form(to)
+    renaming = renaming_of(strip_prefix, add_prefix, rename)
+    reference = None if like is None else open_reference(like)
     return run_conversion(
         src,
         out,
@@ -200,13 +217,17 @@ def split_file(
         partial(
             plan_split,
             to=to,
-            like=None if like is None else open_reference(like),
+            like=reference,
+            renaming=renaming,
             selection=selection_of(layers, exclude, dim),
             only=only,
             keep_optimizer=keep_optimizer,
         ),
         like=like,
+        reference=reference,
         options=RunOptions(force=force, threads=threads, verify=verify, progress=progress),
+        renaming=renaming,
+        only=only,
         max_shard_size=max_shard_size,
         dry_run=dry_run,
     )
@@ -234,6 +255,9 @@ def migrate_file(
     *,
     to: str = "parametrize",
     only: str | None = None,
+    strip_prefix: Iterable[str] = (),
+    add_prefix: str = "",
+    rename: Iterable[str] | Mapping[str, str] = (),
     layers: Iterable[str] = (),
     exclude: Iterable[str] = (),
     drop_optimizer: bool = False,
@@ -273,6 +297,8 @@ def migrate_file(
             drop_optimizer=drop_optimizer,
         ),
         options=RunOptions(force=force, threads=threads, verify=verify, progress=progress),
+        renaming=renaming_of(strip_prefix, add_prefix, rename),
+        only=only,
         max_shard_size=max_shard_size,
         dry_run=dry_run,
     )

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from wnconvert.errors import ArgumentError, OutputError, WnconvertError
+from wnconvert.errors import ArgumentError, LayerError, OutputError, WnconvertError
 from wnconvert.layers.schemes import Selection
 from wnconvert.messages import listed
+from wnconvert.plan.names.renaming import Renaming
+from wnconvert.plan.names.trees import NewNames, renamed_keys, weights_of
 from wnconvert.plan.plan import Plan
+from wnconvert.plan.selection.scope import choose
 from wnconvert.storage.checkpoint import Checkpoint, container_of, no_graph, open_checkpoint
 from wnconvert.storage.files import located, output_path
 from wnconvert.storage.shards import DEFAULT_SHARD_SIZE, bytes_of
@@ -45,11 +49,17 @@ def run_conversion(
     *,
     plan_graph: Callable[[OnnxFile], OnnxFold] | None = None,
     options: RunOptions,
+    renaming: Renaming,
+    only: str | None,
     like: StrPath | None = None,
+    reference: Tree | None = None,
     max_shard_size: str | int,
     dry_run: bool,
 ) -> Result | Plan:
-    """Open ``src``, plan what goes into ``out``, and write it; errors say which file it was."""
+    """Open ``src``, rename, plan what goes into ``out``, and write it; errors say which file it was.
+
+    ``reference`` is the tree of ``like``: a rule of ``renaming`` may meet its names alone.
+    """
     if goes_to_stdout(src, out):
 
         def convert_to(path: StrPath) -> Result | Plan:
@@ -60,7 +70,10 @@ def run_conversion(
                 make_plan,
                 plan_graph=plan_graph,
                 options=options,
+                renaming=renaming,
+                only=only,
                 like=like,
+                reference=reference,
                 max_shard_size=max_shard_size,
                 dry_run=dry_run,
             )
@@ -72,7 +85,9 @@ def run_conversion(
     output = default_output(source, kind) if out is None else output_path(out)
     bytes_of(max_shard_size)
     try:
-        checkpoint = open_checkpoint(source)
+        opened = open_checkpoint(source)
+        names = _new_names(opened, renaming, only, reference)
+        checkpoint = opened.renamed(names) if names else opened
         to_folder = _makes_folder(checkpoint, output if out is None else out, max_shard_size)
         if out is not None:
             _check_name(checkpoint, out, to_folder=to_folder)
@@ -80,10 +95,13 @@ def run_conversion(
             _check_suffix(output)
             job = _to_onnx(checkpoint, plan_graph(checkpoint.onnx), output)
         elif to_folder:
-            job = _to_folder(checkpoint, make_plan, output, max_shard_size, like)
+            plan = partial(_named, make_plan, names)
+            job = _to_folder(checkpoint, plan, output, max_shard_size, like)
         else:
             _check_is_checkpoint(checkpoint, output, kind)
-            job = _to_file(checkpoint, make_plan(checkpoint.tree, container_of(output)), output)
+            job = _to_file(
+                checkpoint, _named(make_plan, names, checkpoint.tree, container_of(output)), output
+            )
         return job.plan if dry_run else job.run(options)
     except OutputError as error:
         error.where = error.where or str(output)
@@ -92,6 +110,43 @@ def run_conversion(
         if error.where != str(source) and not error.where.startswith(f"{source}{os.sep}"):
             error.where = f"{source}: {error.where}" if error.where else str(source)
         raise
+
+
+def _new_names(
+    checkpoint: Checkpoint, renaming: Renaming, only: str | None, reference: Tree | None
+) -> Mapping[str, NewNames]:
+    """The new names of the state dicts that are converted, by path."""
+    if not renaming:
+        return {}
+    if checkpoint.onnx is not None:
+        raise ArgumentError(
+            "names are changed in checkpoints, and this is an ONNX model",
+            fix="leave --strip-prefix, --add-prefix and --rename out",
+        )
+    states = () if reference is None else reference.state_dicts
+    beside = [name for state in states for name in weights_of(state).values()]
+    return renamed_keys(checkpoint.tree, choose(checkpoint.tree, only), renaming, beside)
+
+
+def _named(
+    make_plan: Callable[[Tree, Container], Plan],
+    names: Mapping[str, NewNames],
+    tree: Tree,
+    container: Container,
+) -> Plan:
+    """A plan that counts the names that are new in it. Raises ``LayerError`` for a module's own names."""
+    plan = make_plan(tree, container)
+    changed = {
+        planned.path: names[planned.path].changed for planned in plan.state_dicts if planned.path in names
+    }
+    for path, count in changed.items():
+        if count and tree.state_dict(path).is_module and container is not Container.SAFETENSORS:
+            raise LayerError(
+                "a whole pickled module, whose names are in its code too, cannot be renamed in the file",
+                where=path,
+                fix="-o OUT.safetensors for its tensors alone",
+            )
+    return replace(plan, renamed=sum(changed.values()))
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from functools import singledispatch
 from typing import Any
 
@@ -20,6 +21,8 @@ from wnconvert.numerics.splitting import directions
 from wnconvert.plan.fold import plan_fold
 from wnconvert.plan.layout import CopyBytes, Directions, Work
 from wnconvert.plan.migrate import plan_migrate
+from wnconvert.plan.names.renaming import Renaming
+from wnconvert.plan.names.trees import renamed_keys, renamed_modules, renamed_tree, weights_of
 from wnconvert.plan.order import NEW_ENTRY, metadata_keys
 from wnconvert.plan.plan import Plan, PlannedStateDict
 from wnconvert.plan.split.plan import plan_split
@@ -29,7 +32,7 @@ from wnconvert.tensors.containers import Container
 from wnconvert.tensors.memory import array_of, made_like, shaped_like, tree_of, view_of
 from wnconvert.tensors.tree import ByteRange, StoredTensor, TensorInfo, Tree, contiguous_strides
 from wnconvert.verbs.conversion.executor import make_tensor
-from wnconvert.verbs.options import check_form, dtype_of, numbers_of, selection_of
+from wnconvert.verbs.options import check_form, dtype_of, numbers_of, renaming_of, selection_of
 
 __all__ = ["fold_state_dict", "migrate_state_dict", "split_state_dict"]
 
@@ -38,6 +41,9 @@ def fold_state_dict(
     state_dict: Mapping[str, Any],
     *,
     dtype: str | None = None,
+    strip_prefix: Iterable[str] = (),
+    add_prefix: str = "",
+    rename: Iterable[str] | Mapping[str, str] = (),
     layers: Iterable[str] = (),
     exclude: Iterable[str] = (),
     dim: int | str | None = AUTO,
@@ -60,11 +66,11 @@ def fold_state_dict(
     {'conv.weight': array([[6., 8.]], dtype=float32)}
     """
     with options_as_python():
-        tree, values = tree_of(state_dict)
+        opened = _opened(state_dict, renaming_of(strip_prefix, add_prefix, rename))
         numbers = numbers_of(zero_rows, allow_nonfinite=allow_nonfinite)
         selection = selection_of(layers, exclude, dim)
-        plan = plan_fold(tree, Container.TORCH_ZIP, selection=selection, dtype=dtype_of(dtype))
-        return _made(state_dict, plan, tree, values, numbers)
+        plan = plan_fold(opened.tree, Container.TORCH_ZIP, selection=selection, dtype=dtype_of(dtype))
+        return _made(opened, plan, numbers)
 
 
 def split_state_dict(
@@ -72,6 +78,9 @@ def split_state_dict(
     *,
     to: str | None = None,
     like: Mapping[str, Any] | None = None,
+    strip_prefix: Iterable[str] = (),
+    add_prefix: str = "",
+    rename: Iterable[str] | Mapping[str, str] = (),
     layers: Iterable[str] = (),
     exclude: Iterable[str] = (),
     dim: int | str | None = AUTO,
@@ -90,17 +99,27 @@ def split_state_dict(
     """
     with options_as_python():
         check_form(to)
-        tree, values = tree_of(state_dict)
+        renaming = renaming_of(strip_prefix, add_prefix, rename)
         reference = None if like is None else tree_of(like)[0]
-        selection = selection_of(layers, exclude, dim)
-        plan = plan_split(tree, Container.TORCH_ZIP, to=to, like=reference, selection=selection)
-        return _made(state_dict, plan, tree, values)
+        opened = _opened(state_dict, renaming, reference)
+        plan = plan_split(
+            opened.tree,
+            Container.TORCH_ZIP,
+            to=to,
+            like=reference,
+            renaming=renaming,
+            selection=selection_of(layers, exclude, dim),
+        )
+        return _made(opened, plan)
 
 
 def migrate_state_dict(
     state_dict: Mapping[str, Any],
     *,
     to: str = "parametrize",
+    strip_prefix: Iterable[str] = (),
+    add_prefix: str = "",
+    rename: Iterable[str] | Mapping[str, str] = (),
     layers: Iterable[str] = (),
     exclude: Iterable[str] = (),
 ) -> dict[str, Any]:
@@ -116,28 +135,53 @@ def migrate_state_dict(
     """
     with options_as_python():
         check_form(to)
-        tree, values = tree_of(state_dict)
-        plan = plan_migrate(tree, Container.TORCH_ZIP, to=to, selection=selection_of(layers, exclude, AUTO))
-        return _made(state_dict, plan, tree, values)
+        opened = _opened(state_dict, renaming_of(strip_prefix, add_prefix, rename))
+        selection = selection_of(layers, exclude, AUTO)
+        plan = plan_migrate(opened.tree, Container.TORCH_ZIP, to=to, selection=selection)
+        return _made(opened, plan)
+
+
+@dataclass(frozen=True, slots=True)
+class _Opened:
+    """A state dict in memory: its tree, its values, and torch's ``_metadata``, all under their new names."""
+
+    source: Mapping[str, Any]
+    tree: Tree
+    values: Mapping[str, Any]
+    metadata: Mapping[str, Any] | None
+
+
+def _opened(state_dict: Mapping[str, Any], renaming: Renaming, reference: Tree | None = None) -> _Opened:
+    """Open a state dict and rename it; a rule may meet a name of the ``reference`` alone."""
+    tree, values = tree_of(state_dict)
+    metadata = getattr(state_dict, "_metadata", None)
+    metadata = metadata if isinstance(metadata, Mapping) else None
+    beside = () if reference is None else weights_of(reference.state_dict("")).values()
+    names = renamed_keys(tree, tree.state_dicts, renaming, beside).get("")
+    if names is None:
+        return _Opened(state_dict, tree, values, metadata)
+    if metadata is not None:
+        modules = renamed_modules(list(metadata), renaming, names.keys.values())
+        metadata = {new: dict(NEW_ENTRY) if old is None else metadata[old] for new, old in modules.items()}
+    renamed = {names.keys[name]: value for name, value in values.items()}
+    return _Opened(state_dict, renamed_tree(tree, {"": names}), renamed, metadata)
 
 
 def _made(
-    state_dict: Mapping[str, Any],
+    opened: _Opened,
     plan: Plan,
-    tree: Tree,
-    values: Mapping[str, Any],
     numbers: RowPolicy = RowPolicy(),  # noqa: B008 - frozen
 ) -> dict[str, Any]:
     """A new mapping as planned: an ``OrderedDict`` with its ``_metadata`` where the source is one."""
     (planned,) = plan.state_dicts
-    tensors = tree.state_dict("").tensors
-    maker = _Maker(values, tensors, numbers)
-    made: dict[str, Any] = OrderedDict() if isinstance(state_dict, OrderedDict) else {}
+    maker = _Maker(opened.values, opened.tree.state_dict("").tensors, numbers)
+    made: dict[str, Any] = OrderedDict() if isinstance(opened.source, OrderedDict) else {}
     for step in planned.steps:
         made[step.name] = maker.value(step)
     raise_problems(maker.problems)
-    made.update(_not_named(state_dict))
-    _set_metadata(state_dict, made, planned)
+    made.update(_not_named(opened.source))
+    if opened.metadata is not None and isinstance(made, OrderedDict):
+        made._metadata = _metadata(opened.metadata, planned)  # type: ignore[attr-defined]  # as torch has it
     return made
 
 
@@ -236,10 +280,7 @@ def _not_named(state_dict: Mapping[Any, Any]) -> dict[Any, Any]:
     return {key: value for key, value in state_dict.items() if not isinstance(key, str)}
 
 
-def _set_metadata(state_dict: Mapping[str, Any], made: dict[str, Any], planned: PlannedStateDict) -> None:
+def _metadata(before: Mapping[str, Any], planned: PlannedStateDict) -> OrderedDict[str, Any]:
     """torch's ``_metadata``, an attribute of the OrderedDict, as the modules come and go."""
-    metadata = getattr(state_dict, "_metadata", None)
-    if isinstance(metadata, Mapping) and isinstance(made, OrderedDict):
-        keys = metadata_keys(planned, list(metadata))
-        entries = ((key, metadata[key] if key in metadata else dict(NEW_ENTRY)) for key in keys)
-        made._metadata = OrderedDict(entries)  # type: ignore[attr-defined]  # as torch.nn.Module.state_dict does
+    keys = metadata_keys(planned, list(before))
+    return OrderedDict((key, before[key] if key in before else dict(NEW_ENTRY)) for key in keys)

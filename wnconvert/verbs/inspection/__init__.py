@@ -2,6 +2,8 @@
 
 request     InspectRequest: the options of an inspection
 magnitudes  magnitudes and flags of a layer
+counts      elements that are stored, once; buffers apart
+health      NaN, infinities, zero rows, halves and empty tensors
 result      Inspection, the frozen result
 forecast    fold, split and migrate foretold in words
 onnx        the layers of an ONNX model

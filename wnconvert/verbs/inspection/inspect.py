@@ -17,15 +17,17 @@ from typing import Any
 from wnconvert.layers.evidence import notes_on_passed
 from wnconvert.layers.find import FoundPairs, find_pairs
 from wnconvert.layers.kinds import find_kinds
-from wnconvert.layers.schemes import Selection
-from wnconvert.messages import options_as_python
+from wnconvert.layers.schemes import FORMS, Selection
+from wnconvert.messages import counted, listed, options_as_python
 from wnconvert.storage.checkpoint import open_checkpoint
 from wnconvert.storage.files import located
 from wnconvert.storage.sources import Source
 from wnconvert.tensors.blocks import Elements
 from wnconvert.tensors.memory import InMemory, tree_of
 from wnconvert.tensors.tree import StateDict, StoredTensor, Tree
+from wnconvert.verbs.inspection.counts import bytes_held, counts_of
 from wnconvert.verbs.inspection.forecast import fold_in_words, migrate_in_words, split_in_words
+from wnconvert.verbs.inspection.health import Fault, WatchedElements, empty_tensors, health_of
 from wnconvert.verbs.inspection.magnitudes import (
     Flag,
     FlagKind,
@@ -41,7 +43,6 @@ from wnconvert.verbs.inspection.result import (
     KindSummary,
     SiblingSummary,
     StateDictSummary,
-    bytes_held,
 )
 
 __all__ = ["inspect_file", "inspect_state_dict", "inspect_tree"]
@@ -59,8 +60,9 @@ def inspect_file(
 
     Nothing in it is imported or run.
 
-    ``layers`` are globs on the names of weights. ``full`` reads v too, and computes the magnitudes of folded
-    layers (by the record of the fold) from their weights; ``all_weights`` does that for every plain weight
+    ``layers`` are globs on the names of weights. ``full`` reads every float tensor, for ``health`` (NaN,
+    infinities, zero rows …), and computes the magnitudes of folded layers (by the record of the fold) too;
+    ``all_weights`` does that for every plain weight
     of two and more dimensions. The layers of an ONNX model are those in its graph, and the plain weights
     that its convolutions, products and recurrent layers use. ``progress`` is called with the number of bytes
     read and the approximate total.
@@ -133,20 +135,24 @@ def inspect_tree(
 
     ``explained`` are layers whose refusal the caller explains: they are flagged without a note.
     """
-    found = [_inspect_state(tree, state, elements, request, explained) for state in tree.state_dicts]
-    tensors = [tensor for state in tree.state_dicts for tensor in state.tensors.values()]
-    dtypes: Counter[str] = Counter()
-    for tensor in tensors:
-        dtypes[str(tensor.info.dtype)] += tensor.info.numel
+    watched = WatchedElements(elements)
+    found = [_inspect_state(tree, state, watched, request, explained) for state in tree.state_dicts]
+    counts = counts_of(tree.state_dicts)
     rows = [row for of_state in found for row in of_state.rows]
+    faults = [*_zero_rows(rows), *(half for of_state in found for half in of_state.halves)]
+    empty = () if request.full else tuple(_empty_note(tree))  # else its health says it
     return Inspection(
         source="",
         container="state dict",
         version="",
         bytes=sum(of_state.summary.bytes for of_state in found),
-        parameters=sum(of_state.summary.parameters for of_state in found),
-        dtypes=dict(dtypes.most_common()),
-        devices=tuple(dict.fromkeys(tensor.location for tensor in tensors)),
+        parameters=sum(counts.parameters.values()),
+        parameters_by_name=counts.by_name,
+        dtypes=counts.parameters,
+        buffers=counts.buffers,
+        devices=tuple(
+            dict.fromkeys(tensor.location for state in tree.state_dicts for tensor in state.tensors.values())
+        ),
         state_dicts=tuple(of_state.summary for of_state in found),
         siblings=tuple(SiblingSummary(item.path, item.kind, 0) for item in tree.siblings),
         layers=tuple(rows),
@@ -154,8 +160,21 @@ def inspect_tree(
         fold=fold_in_words(tree, rows),
         split=split_in_words(tree),
         migrate=migrate_in_words(tree),
-        notes=tuple(note for of_state in found for note in of_state.notes),
+        notes=(*(note for of_state in found for note in of_state.notes), *empty),
+        health=health_of(tree, watched, request.selection, faults) if request.full else None,
     )
+
+
+def _empty_note(tree: Tree) -> Iterator[str]:
+    if names := [fault.name for fault in empty_tensors(tree)]:
+        yield f"{counted(len(names), 'tensor')} without elements: {listed(names, 3)}"
+
+
+def _zero_rows(rows: Iterable[LayerStats]) -> Iterator[Fault]:
+    """The layers whose v has zero rows; those of a folded weight were let through when it was folded."""
+    for row in rows:
+        if row.form in FORMS and row.zero_rows:
+            yield Fault("zero rows", row.state_dict, row.name, row.zero_rows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +184,7 @@ class _StateInspection:
     summary: StateDictSummary
     rows: tuple[LayerStats, ...]
     notes: tuple[str, ...]
+    halves: tuple[Fault, ...]
 
 
 def _inspect_state(
@@ -182,18 +202,21 @@ def _inspect_state(
         rows += _plain_rows(elements, state, folded, wanted, all_weights=request.all_weights)
     forms = Counter(layer.form for layer in found.layers)
     forms.update({"folded": len(folded), "refused": len(found.refused)})
+    counts = counts_of([state])
     summary = StateDictSummary(
         state.path,
         len(tensors),
-        sum(tensor.info.numel for tensor in tensors.values()),
+        sum(counts.parameters.values()),
+        sum(counts.buffers.values()),
         bytes_held(tensors.values()),
         {form: count for form, count in forms.items() if count},
     )
-    return _StateInspection(summary, tuple(rows), tuple(_notes(found, explained)))
+    halves = tuple(Fault("half", state.path, half) for half in found.halves)
+    return _StateInspection(summary, tuple(rows), tuple(_notes(found, explained, request)), halves)
 
 
-def _notes(found: FoundPairs, explained: Collection[str]) -> Iterator[str]:
-    for half in found.halves:
+def _notes(found: FoundPairs, explained: Collection[str], request: InspectRequest) -> Iterator[str]:
+    for half in () if request.full else found.halves:  # else its health says it
         yield f"{half} stands without its other half"
     for layer in found.layers:
         if layer.note:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -17,10 +17,12 @@ from wnconvert.storage.checkpoint import Checkpoint
 from wnconvert.storage.files import status_of
 from wnconvert.storage.sources import Source
 from wnconvert.tensors.blocks import Elements
-from wnconvert.tensors.tree import StoredTensor
+from wnconvert.tensors.tree import StateDict, StoredTensor
+from wnconvert.verbs.inspection.counts import bytes_held, counts_of
+from wnconvert.verbs.inspection.health import Fault, WatchedElements, health_of
 from wnconvert.verbs.inspection.magnitudes import LayerStats, layer_stats, plain_stats, refused_layer
 from wnconvert.verbs.inspection.request import InspectRequest
-from wnconvert.verbs.inspection.result import Inspection, StateDictSummary, bytes_held
+from wnconvert.verbs.inspection.result import Inspection, StateDictSummary
 
 if TYPE_CHECKING:
     from wnconvert.onnx.file.reader import OnnxFile
@@ -125,28 +127,28 @@ def _fold_in_words(found: GraphLayers, rows: list[LayerStats]) -> str:
 
 def inspect_onnx(checkpoint: Checkpoint, opened: OnnxFile, request: InspectRequest) -> Inspection:
     """Inspect an ONNX model: its state dicts are the scopes that store tensors."""
+    tree = checkpoint.tree
     with Source(checkpoint.shards) as source:
-        found = graph_layers(opened, source, request)
-    dtypes: Counter[str] = Counter()
-    states = []
-    for state in checkpoint.tree.state_dicts:
-        tensors = state.tensors.values()
-        for tensor in tensors:
-            dtypes[str(tensor.info.dtype)] += tensor.info.numel
-        forms = Counter(row.form for row in found.rows if row.state_dict == state.path)
-        numel = sum(tensor.info.numel for tensor in tensors)
-        states.append(
-            StateDictSummary(state.path, len(state.tensors), numel, bytes_held(tensors), dict(forms))
+        watched = WatchedElements(source)
+        found = graph_layers(opened, watched, request)
+        faults = (
+            Fault("zero rows", row.state_dict, row.name, row.zero_rows)
+            for row in found.rows
+            if row.form == "onnx" and row.zero_rows
         )
+        health = health_of(tree, watched, request.selection, faults) if request.full else None
+    counts = counts_of(tree.state_dicts)
     return Inspection(
         source=os.fspath(checkpoint.path),
         container=str(checkpoint.container),
         version=opened.version,
         bytes=sum(status_of(path).size for path in checkpoint.shards),
-        parameters=sum(state.parameters for state in states),
-        dtypes=dict(dtypes.most_common()),
+        parameters=sum(counts.parameters.values()),
+        parameters_by_name=counts.by_name,
+        dtypes=counts.parameters,
+        buffers=counts.buffers,
         devices=(),
-        state_dicts=tuple(states),
+        state_dicts=tuple(_summary(state, found.rows) for state in tree.state_dicts),
         siblings=(),
         layers=found.rows,
         kinds=(),
@@ -154,4 +156,17 @@ def inspect_onnx(checkpoint: Checkpoint, opened: OnnxFile, request: InspectReque
         split="",
         migrate="",
         notes=(*checkpoint.tree.notes, *found.notes),
+        health=health,
+    )
+
+
+def _summary(state: StateDict, rows: Iterable[LayerStats]) -> StateDictSummary:
+    counts, tensors = counts_of([state]), state.tensors
+    return StateDictSummary(
+        state.path,
+        len(tensors),
+        sum(counts.parameters.values()),
+        sum(counts.buffers.values()),
+        bytes_held(tensors.values()),
+        dict(Counter(row.form for row in rows if row.state_dict == state.path)),
     )

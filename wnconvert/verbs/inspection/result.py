@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from wnconvert.tensors.tree import StoredTensor
+from wnconvert.verbs.inspection.health import Health
 from wnconvert.verbs.inspection.magnitudes import LayerStats
 
-__all__ = ["Inspection", "KindSummary", "Move", "SiblingSummary", "StateDictSummary", "bytes_held", "moves"]
+__all__ = ["Inspection", "KindSummary", "Move", "SiblingSummary", "StateDictSummary", "moves"]
 
 
 @dataclass(frozen=True, slots=True)
 class StateDictSummary:
-    """A state dict: number of tensors, of elements, bytes, and layers by form."""
+    """A state dict: number of tensors, of elements that are stored, bytes, and layers by form."""
 
     path: str
     tensors: int
     parameters: int
+    buffers: int
     bytes: int
     layers: Mapping[str, int]
 
@@ -47,9 +48,12 @@ class KindSummary:
 
 @dataclass(frozen=True, slots=True)
 class Inspection:
-    """The contents of a checkpoint or state dict; sizes in bytes, ``parameters`` in elements.
+    """The contents of a checkpoint or state dict; sizes in bytes.
 
-    ``version`` is the version of the format that the file states. ``dtypes`` counts elements by dtype.
+    ``parameters`` counts elements that are stored, each once, ``dtypes`` the same by dtype,
+    ``parameters_by_name`` once for every name; ``buffers`` are the elements of known buffers, by dtype.
+    ``version`` is the version of the format that the file states. ``health`` is None unless all was read; it
+    is false where something is wrong, and has ``faults``, ``read`` and ``not_read``.
     ``foreign`` are names in the pickle that are not torch's own, ``dangerous`` those that would run
     something. ``files`` are the names of a folder's files of weights. ``fold``, ``split`` (empty without a
     record of a fold) and ``migrate`` (empty for an ONNX model) are forecasts of these verbs.
@@ -73,6 +77,9 @@ class Inspection:
     dangerous: tuple[str, ...] = ()
     notes: tuple[str, ...] = field(default=())
     files: tuple[str, ...] = ()
+    parameters_by_name: int = 0
+    buffers: Mapping[str, int] = field(default_factory=dict)
+    health: Health | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able data; docs/json.md documents it."""
@@ -84,7 +91,9 @@ class Inspection:
             "files": list(self.files),
             "bytes": self.bytes,
             "parameters": self.parameters,
+            "parameters_by_name": self.parameters_by_name,
             "dtypes": dict(self.dtypes),
+            "buffers": dict(self.buffers),
             "devices": list(self.devices),
             "state_dicts": [asdict(item) for item in self.state_dicts],
             "siblings": [asdict(item) for item in self.siblings],
@@ -94,6 +103,7 @@ class Inspection:
             "split": self.split,
             "migrate": self.migrate,
             "notes": list(self.notes),
+            "health": None if self.health is None else asdict(self.health),
         }
         return plain | {
             "layers": [item.to_dict() for item in self.layers],
@@ -137,11 +147,3 @@ def _moved(values: Sequence[float | None]) -> float | None:
     if known[0]:
         return way / known[0]
     return math.inf if way else 0.0
-
-
-# -- sizes
-
-
-def bytes_held(tensors: Iterable[StoredTensor]) -> int:
-    """The bytes of tensors; a storage that they share counts once."""
-    return sum(storage.size for storage in {tensor.storage for tensor in tensors})

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from glob import escape
 from pathlib import PurePath
 from typing import Any
@@ -15,13 +15,18 @@ from torch import Tensor, nn
 from wnconvert.errors import ArgumentError, InputError, LayerError, WnconvertError
 from wnconvert.layers.schemes import Layer, Selection
 from wnconvert.messages import counted, listed, printable, raise_listed
+from wnconvert.plan.names.prefixes import prefixes_apart
+from wnconvert.plan.names.renaming import Renaming
+from wnconvert.plan.names.trees import renamed_state, weights_of
+from wnconvert.plan.names.wrappers import SeenThrough, seen_through
 from wnconvert.plan.selection.scope import choose
 from wnconvert.plan.selection.wanted import find_layers
 from wnconvert.storage.checkpoint import Checkpoint, open_checkpoint
 from wnconvert.storage.sources import Source
-from wnconvert.tensors.tree import Entry, StateDict, StoredTensor
+from wnconvert.tensors.tree import StateDict, StoredTensor
 from wnconvert.verbs.conversion.state_dict import fold_state_dict, split_state_dict
 from wnconvert.verbs.modules.find import find_live
+from wnconvert.verbs.options import renaming_of
 from wnconvert.verbs.proof.functions import Exportable
 from wnconvert.verbs.proof.running import check_shaped
 
@@ -48,7 +53,8 @@ def load_weights(
     """Load the weights of a checkpoint into a module, each layer in the form that it has in the module.
 
     If the file has several state dicts, the one that fits is taken, or the one that ``only`` names.
-    ``strip_prefix`` is removed from the names (``module.``). A folded weight for a normalized layer becomes
+    ``strip_prefix`` is removed from the names (``module.``), and wrappers in names, as torch.compile's, are
+    seen through. A folded weight for a normalized layer becomes
     g = ‖w‖ and v = w. A tensor that has two names in the module may have one of them in the file, and batch
     norm's count of batches may be missing.
 
@@ -59,11 +65,11 @@ def load_weights(
     if not isinstance(module, nn.Module) or isinstance(module, torch.jit.ScriptModule):
         raise ArgumentError("MODEL is a file that holds its own weights", fix="leave --weights out")
     check_shaped(module)
-    prefixes = tuple(strip_prefix)
+    renaming = renaming_of(strip_prefix, "", ())
     checkpoint = open_checkpoint(path)
     try:
         wanted = _wanted(module)
-        fits = [_fit(state, wanted, prefixes) for state in choose(checkpoint.tree, only)]
+        fits = [_fit(state, wanted, renaming) for state in choose(checkpoint.tree, only)]
         fit = _chosen(fits)
         values = _in_form(_read(checkpoint, fit), fit, wanted)
         _put(module, values)
@@ -119,7 +125,8 @@ class _Fit:
     """How a state dict of the file fits the module, both with plain weights in place of g and v.
 
     Two kinds of names may be missing: ``twins``, each with the name of the same tensors in the file, and
-    ``uncounted``, counts that stay as they are in the module.
+    ``uncounted``, counts that stay as they are in the module. ``seen`` says which modules of the file have
+    other wrappers in their names.
     """
 
     state: StateDict
@@ -132,6 +139,7 @@ class _Fit:
     reshaped: tuple[str, ...]
     refused: tuple[tuple[str, str], ...]
     hint: str
+    seen: SeenThrough
 
     @property
     def misfits(self) -> int:
@@ -173,13 +181,18 @@ def _without_pairs(
     return found
 
 
-def _fit(state: StateDict, wanted: _Wanted, prefixes: tuple[str, ...]) -> _Fit:
-    tensors = _stripped(state.tensors, prefixes)
-    named = StateDict(
-        state.path,
-        tuple(Entry(name, tensor) for name, tensor in tensors.items()),
-        state.dims if not prefixes else {},
-    )
+def _hint(missing: Sequence[str], unexpected: Sequence[str]) -> str:
+    """The fix if all missing names are there with one prefix more; or empty."""
+    apart = prefixes_apart(missing, unexpected, least=len(missing))
+    return apart.fix if apart and not apart.here else ""
+
+
+def _fit(state: StateDict, wanted: _Wanted, renaming: Renaming) -> _Fit:
+    held = replace(state, entries=tuple(entry for entry in state.entries if entry.tensor))
+    stripped = renamed_state(held, renaming)
+    seen = seen_through(weights_of(stripped).values(), wanted.weights)
+    named = renamed_state(stripped, seen)
+    tensors = named.tensors
     found = find_layers(named, Selection(named=tuple(wanted.layers)))
     # A module may have a g and a v of its own, and know itself what to do with them.
     layers = {layer.name: layer for layer in found.layers if not wanted.holds(layer)}
@@ -206,35 +219,8 @@ def _fit(state: StateDict, wanted: _Wanted, prefixes: tuple[str, ...]) -> _Fit:
         reshaped,
         tuple((no.name, no.reason) for no in found.refused),
         _hint(missing, unexpected),
+        seen,
     )
-
-
-def _stripped(tensors: Mapping[str, StoredTensor], prefixes: tuple[str, ...]) -> dict[str, StoredTensor]:
-    found: dict[str, StoredTensor] = {}
-    for name, tensor in tensors.items():
-        prefix = next((each for each in prefixes if name.startswith(each)), "")
-        short = name.removeprefix(prefix)
-        if short in found:
-            raise ArgumentError(
-                f"two tensors are called {short} without the prefix", fix="give another prefix"
-            )
-        info = tensor.info
-        renamed = type(info)(short, info.dtype, info.shape)
-        found[short] = StoredTensor(renamed, tensor.storage, tensor.offset, tensor.strides, tensor.location)
-    return found
-
-
-def _hint(missing: tuple[str, ...], unexpected: tuple[str, ...]) -> str:
-    """The fix if the names differ by a prefix; or empty."""
-    if not missing or not unexpected:
-        return ""
-    first = missing[0]
-    for name in unexpected:
-        if name.endswith(f".{first}"):
-            prefix = name.removesuffix(first)
-            if {prefix + each for each in missing} <= set(unexpected):
-                return f"give --strip-prefix {printable(prefix)}"
-    return ""
 
 
 def _chosen(fits: list[_Fit]) -> _Fit:
@@ -290,6 +276,7 @@ def _notes(fit: _Fit) -> Iterator[str]:
     """Notes on layers that are refused, and on names that the file may well lack."""
     for name, reason in fit.refused:
         yield f"{printable(name)} is not read as a layer: {reason}"
+    yield from fit.seen.notes()
     if fit.twins:
         pairs = [f"{printable(name)} (as {printable(twin)})" for name, twin in fit.twins.items()]
         yield f"in the file under another name of the same tensor in the model: {listed(pairs, 4)}"

@@ -50,7 +50,7 @@ def inspect_module(
         values = {name: value for name, value in module.state_dict().items() if not is_lazy(value)}
         dims = {name: item.layer.dim for item in live.layers for name in item.names}
         reasons = {name: item.reason for item in live.refused for name in item.names}
-        tree = tree_of_values(values, stored=_stored, dims=dims)
+        tree = tree_of_values(values, stored=_stored, dims=dims, buffers=_buffers(module))
         request = request_of(layers, full=full, all_weights=all_weights)
         found = inspect_tree(tree, InMemory(values), request, explained=reasons.keys())
     rows = tuple(replace(row, dim=dims.get(row.name, row.dim)) for row in found.layers)
@@ -60,6 +60,10 @@ def inspect_module(
 def _stored(name: str, value: Any) -> StoredTensor | None:
     """A tensor as in a state dict; None for one that has no memory of its own (a FakeTensor)."""
     return None if is_torch(value) and is_wrapper(value) else stored_tensor(name, value)
+
+
+def _buffers(module: nn.Module) -> Iterator[str]:
+    return (name for name, _ in module.named_buffers(remove_duplicate=False))
 
 
 def _notes(rows: Iterable[LayerStats], live: LiveFound, reasons: Mapping[str, str]) -> Iterator[str]:

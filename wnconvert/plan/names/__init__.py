@@ -1,0 +1,7 @@
+"""New names for the keys of state dicts, and names that are the same but for a prefix or a wrapper.
+
+renaming  Renaming: prefixes taken off and put before, whole parts of names replaced
+wrappers  names seen through the wrappers of torch.compile, FSDP and checkpointing
+prefixes  the prefix by which the names of two sides differ
+trees     a tree, its record and its modules under their new names
+"""
