@@ -4,4 +4,5 @@ zips         zip archives: directory in, layout out
 safetensors  safetensors: header in, layout out
 pickle       pickles as data: read by a small machine that imports and calls nothing, and written back
 torch        files of torch.save: state dicts, modules and optimizers in a pickle
+exported     exported programs (.pt2): their weights as data
 """

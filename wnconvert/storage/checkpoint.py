@@ -18,7 +18,7 @@ from wnconvert.errors import FormatError, InputError
 from wnconvert.plan.layout import Layout
 from wnconvert.plan.plan import Plan
 from wnconvert.storage.files import open_beside, open_file
-from wnconvert.storage.recognition import HEAD, container_in, is_index, unknown_file
+from wnconvert.storage.recognition import HEAD, container_in, is_index, unknown_file, zip_container
 from wnconvert.tensors.containers import Container
 from wnconvert.tensors.files import ReadableFile
 from wnconvert.tensors.tree import Tree
@@ -131,10 +131,30 @@ def read_checkpoint(file: ReadableFile, path: Path) -> Checkpoint:
         from wnconvert.formats.safetensors import open_safetensors
 
         return Checkpoint(path, container, file.size, open_safetensors(file), (path,))
-    # Six modules, a tenth of the time of a small fold.
-    from wnconvert.formats.torch.reader import open_legacy, open_zip
+    if container is Container.TORCH_ZIP:
+        return _read_zip(file, path)
+    from wnconvert.formats.torch.reader import open_legacy
 
-    opened = open_zip(file) if container is Container.TORCH_ZIP else open_legacy(file)
+    return _of_torch(open_legacy(file), file, path)
+
+
+def _read_zip(file: ReadableFile, path: Path) -> Checkpoint:
+    """Read a zip archive by the reader of the container that its members show."""
+    from wnconvert.formats.zips import read_directory
+
+    directory = read_directory(file)
+    container = zip_container(directory)
+    if container is Container.EXPORTED:
+        from wnconvert.formats.exported import open_exported
+
+        return Checkpoint(path, container, file.size, open_exported(file, directory), (path,))
+    # Six modules, a tenth of the time of a small fold.
+    from wnconvert.formats.torch.reader import open_zip
+
+    return _of_torch(open_zip(file, directory), file, path)
+
+
+def _of_torch(opened: TorchFile, file: ReadableFile, path: Path) -> Checkpoint:
     return Checkpoint(path, opened.container, file.size, opened.tree(), (path,), opened)
 
 
@@ -142,7 +162,7 @@ def _read_onnx(file: ReadableFile, path: Path) -> Checkpoint:
     from wnconvert.onnx.file.reader import looks_like_onnx, open_onnx
 
     if not looks_like_onnx(file):
-        raise unknown_file(_head_of(file))
+        raise unknown_file(file, path.name)
     with contextlib.ExitStack() as stack:
         opened = open_onnx(
             file, path, lambda location: stack.enter_context(closing(open_beside(path, location)))

@@ -21,6 +21,7 @@ class Container(str, Enum):
     TORCH_ZIP = "torch zip"
     TORCH_LEGACY = "torch legacy"
     TORCHSCRIPT = "TorchScript"
+    EXPORTED = "exported program"
     ONNX = "ONNX"
 
     @property

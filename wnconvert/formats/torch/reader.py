@@ -130,9 +130,9 @@ def _kind(value: Value) -> str:
 # -- zip archives
 
 
-def open_zip(file: ReadableFile) -> TorchFile:
-    """Open a zip archive of torch, TorchScript or GPT-SoVITS (marked)."""
-    directory = read_directory(file)
+def open_zip(file: ReadableFile, directory: Mapping[str, ZipEntry] | None = None) -> TorchFile:
+    """Open a zip archive of torch, TorchScript or GPT-SoVITS (marked), whose ``directory`` may be read."""
+    directory = read_directory(file) if directory is None else directory
     # The shortest: an archive may carry other files of that name in folders of its own.
     pickled = min((name for name in directory if f"/{name}".endswith("/data.pkl")), key=len, default=None)
     if pickled is None:
