@@ -90,6 +90,19 @@ def test_a_zip_without_a_pickle(run: Runner, tmp_path: Path) -> None:
     refused(run, zipped({"readme.txt": b"x"}, tmp_path), says="no data.pkl")
 
 
+@pytest.mark.parametrize("as_zip", [True, False])
+@pytest.mark.parametrize("kind", [torch.Tensor, torch.nn.Parameter])
+def test_a_single_tensor_is_called_so(
+    kind: Callable[[torch.Tensor], torch.Tensor], as_zip: bool, run: Runner, tmp_path: Path
+) -> None:
+    source = saved(kind(torch.ones(3)), tmp_path, _use_new_zipfile_serialization=as_zip)
+    refused(
+        run, source, says=r"a single tensor float32 \[3\], without a name", fix='torch.save({"NAME": tensor}'
+    )
+    assert run("inspect", source).returncode == 2
+    assert run("fold", saved({"NAME": torch.ones(3)}, tmp_path)).returncode == 0
+
+
 def test_a_big_endian_file(run: Runner, tmp_path: Path) -> None:
     source = saved(pair(), tmp_path)
     refused(run, rezipped(source, lambda records: records.update(byteorder=b"big")), says="big-endian")

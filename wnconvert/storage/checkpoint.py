@@ -15,13 +15,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from wnconvert.errors import FormatError, InputError
+from wnconvert.messages import printable
 from wnconvert.plan.layout import Layout
 from wnconvert.plan.plan import Plan
 from wnconvert.storage.files import open_beside, open_file
-from wnconvert.storage.recognition import HEAD, container_in, is_index, unknown_file, zip_container
+from wnconvert.storage.recognition import (
+    HEAD,
+    METADATA,
+    check_not_part,
+    container_in,
+    is_distributed,
+    is_index,
+    unknown_file,
+    zip_container,
+)
 from wnconvert.tensors.containers import Container
 from wnconvert.tensors.files import ReadableFile
 from wnconvert.tensors.tree import Tree
+from wnconvert.tensors.views import FileView
 
 if TYPE_CHECKING:
     from wnconvert.formats.torch.reader import TorchFile
@@ -33,7 +44,10 @@ __all__ = ["Checkpoint", "container_of", "layout_of", "no_graph", "open_checkpoi
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """An opened checkpoint: its tree of tensors, and the files in which their bytes lie (``shards``)."""
+    """An opened checkpoint: its tree of tensors, and the files in which their bytes lie (``shards``).
+
+    ``views`` are tensors that are put together of parts of these.
+    """
 
     path: Path
     container: Container
@@ -44,6 +58,12 @@ class Checkpoint:
     onnx: OnnxFile | None = None
     folder: Folder | None = None
     knows_modules: bool = False
+    views: tuple[FileView, ...] = ()
+
+    @property
+    def sources(self) -> tuple[Path | FileView, ...]:
+        """The files and views in which the bytes of all tensors lie."""
+        return (*self.shards, *self.views)
 
 
 def container_of(path: Path) -> Container:
@@ -86,7 +106,8 @@ def open_checkpoint(path: Path) -> Checkpoint:
     """
     with _naming_errors(path):
         if stat.S_ISDIR(path.stat().st_mode):
-            return _open_folder(path)
+            return _open_distributed(path) if is_distributed(path) else _open_folder(path)
+        check_not_part(path)
         with closing(open_file(path)) as file:
             if not is_index(_head_of(file), path.name):
                 return _with_part_notes(read_checkpoint(file, path))
@@ -172,6 +193,39 @@ def _read_onnx(file: ReadableFile, path: Path) -> Checkpoint:
 
 def _head_of(file: ReadableFile) -> bytes:
     return file.read(0, min(HEAD, file.size))
+
+
+def _open_distributed(root: Path) -> Checkpoint:
+    """Open a folder of torch.distributed.checkpoint; its weights are all of the files that it names."""
+    from wnconvert.formats.distributed import open_distributed
+    from wnconvert.storage.folder import Folder
+    from wnconvert.storage.shards import Naming
+
+    metadata = root / METADATA
+    with contextlib.ExitStack() as stack:
+
+        def opened_beside(name: str) -> ReadableFile:
+            try:
+                return stack.enter_context(closing(open_beside(metadata, name)))
+            except FileNotFoundError as error:
+                raise FormatError(
+                    f"its {METADATA} names {printable(name)}, which is not there",
+                    fix="copy the files of all ranks into one folder",
+                ) from error
+
+        file = stack.enter_context(closing(open_beside(metadata, METADATA)))
+        opened = open_distributed(file, opened_beside)
+        size = file.size + sum(opened_beside(name).size for name in opened.files)
+    return Checkpoint(
+        root,
+        Container.DISTRIBUTED,
+        size,
+        opened.torch.tree(),
+        tuple(root / name for name in opened.files),
+        opened.torch,
+        folder=Folder(root, Naming("model", "safetensors"), (METADATA, *opened.files)),
+        views=opened.views,
+    )
 
 
 def _open_folder(root: Path, index: str = "") -> Checkpoint:

@@ -8,12 +8,23 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 from wnconvert.errors import InputError
+from wnconvert.messages import listed
 from wnconvert.tensors.containers import Container
 from wnconvert.tensors.files import ReadableFile
 
-__all__ = ["HEAD", "container_in", "is_index", "unknown_file", "zip_container"]
+__all__ = [
+    "HEAD",
+    "METADATA",
+    "check_not_part",
+    "container_in",
+    "is_distributed",
+    "is_index",
+    "unknown_file",
+    "zip_container",
+]
 
 
 #: How many of the first bytes are looked at.
@@ -50,6 +61,34 @@ def is_index(head: bytes, name: str) -> bool:
     if b'"weight_map"' in head and head.lstrip()[:1] == b"{":
         return True
     return name.endswith(".json") and ".index." in name
+
+
+# -- folders of torch.distributed.checkpoint
+
+#: The file of such a folder that says what is in the others, and how these end.
+METADATA = ".metadata"
+_PART = ".distcp"
+
+
+def is_distributed(folder: Path) -> bool:
+    """Whether a folder is one of torch.distributed.checkpoint. Raise ``InputError`` for a part of one."""
+    if (folder / METADATA).is_file():
+        return True
+    parts = sorted(path.name for path in folder.iterdir() if path.name.endswith(_PART))
+    if parts:
+        raise InputError(
+            f"a folder of torch.distributed.checkpoint without its {METADATA}: {listed(parts, 3)}",
+            fix=f"copy {METADATA} too: it says where each tensor lies (a copy of * leaves it out)",
+        )
+    return False
+
+
+def check_not_part(path: Path) -> None:
+    """Raise ``InputError`` for a file of such a folder, which means nothing alone."""
+    if path.name != METADATA and path.suffix != _PART:
+        return
+    whole = path.parent if (path.parent / METADATA).is_file() else f"the folder with it and its {METADATA}"
+    raise InputError("one file of a folder of torch.distributed.checkpoint", fix=f"name {whole}")
 
 
 # What to do about files of others.

@@ -22,6 +22,7 @@ class Container(str, Enum):
     TORCH_LEGACY = "torch legacy"
     TORCHSCRIPT = "TorchScript"
     EXPORTED = "exported program"
+    DISTRIBUTED = "torch.distributed.checkpoint"
     ONNX = "ONNX"
 
     @property

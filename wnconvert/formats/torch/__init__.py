@@ -3,6 +3,7 @@
 names     names that are not torch's, and dangerous ones
 records   the meaning of torch's records: storages, tensors, modules
 contents  where state dicts and optimizers are in a pickle
+dtensors  one rank's parts of tensors: whole ones unwrapped, others refused
 edits     records that take the place of old ones: modules, optimizers
 reader    zip, legacy and TorchScript files opened
 writer    a plan to the layout of a torch zip

@@ -10,10 +10,11 @@ import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from wnconvert.errors import FormatError
+from wnconvert.errors import FormatError, InputError
 from wnconvert.formats.pickle.reader import load
 from wnconvert.formats.pickle.values import Object, PersistentId, Pickle, Value, walk
 from wnconvert.formats.torch.contents import Contents, FoundStateDict, find_contents
+from wnconvert.formats.torch.dtensors import check_whole, unwrap_whole
 from wnconvert.formats.torch.names import foreign_names
 from wnconvert.formats.torch.records import (
     Storage,
@@ -40,11 +41,12 @@ from wnconvert.tensors.tree import (
     repeated,
 )
 
-__all__ = ["PREFIX", "TorchFile", "open_legacy", "open_zip"]
+__all__ = ["FROZEN", "PREFIX", "TorchFile", "open_legacy", "open_zip"]
 
 
 MAX_PICKLE = 24 << 20  # 24 MiB of text with one emoji in it take 168 MiB while they are read
 PREFIX = "archive/"  # of the records of a new archive, as torch.save has it
+FROZEN = "a frozen TorchScript archive: its weights are constants in its code"
 _MAX_RECORD = 8 << 20
 _WINDOW = 64 << 10
 
@@ -55,6 +57,7 @@ class TorchFile:
 
     ``container`` is one of torch's; ``records`` are the other records of the archive, which must not be
     lost, by their new names; ``mark`` are its first two bytes; ``version`` is the version of the format.
+    ``has_constants`` if there are weights in the code of a TorchScript archive.
     """
 
     container: Container
@@ -65,6 +68,7 @@ class TorchFile:
     mark: bytes = b"PK"
     history: History = NO_HISTORY
     version: str = ""
+    has_constants: bool = False
 
     def stored(self, name: str, record: TensorRecord) -> StoredTensor:
         """A tensor record as a view of bytes of the file."""
@@ -73,7 +77,17 @@ class TorchFile:
         return StoredTensor(info, data, record.offset, record.strides, record.storage.location)
 
     def tree(self) -> Tree:
-        """The content of the file, by names, dtypes and shapes."""
+        """The content of the file, by names, dtypes and shapes.
+
+        Raises ``InputError`` where there is no state dict but a single tensor, or a part of one.
+        """
+        root = self.pickle.root
+        check_whole(root, (item.node for item in self.contents.optimizers))
+        if single := read_tensor(root):
+            raise InputError(
+                f"a single tensor {single.dtype} {list(single.shape)}, without a name",
+                fix='save a mapping of names to tensors: torch.save({"NAME": tensor}, FILE)',
+            )
         return Tree(
             state_dicts=tuple(self._state_dict(found) for found in self.contents.state_dicts),
             optimizers=tuple(item.path for item in self.contents.optimizers),
@@ -81,6 +95,13 @@ class TorchFile:
             metadata=self.history.metadata,
             record=self.history.steps,
             notes=(*self._notes(), *self.history.notes),
+        )
+
+    @property
+    def is_frozen(self) -> bool:
+        """Whether all weights of a TorchScript archive are constants in its code (``torch.jit.freeze``)."""
+        return self.has_constants and not any(
+            read_tensor(value) for found in self.contents.state_dicts for _, value in found.items
         )
 
     @property
@@ -109,7 +130,9 @@ class TorchFile:
 
     def _notes(self) -> list[str]:
         notes = []
-        if self.container is Container.TORCHSCRIPT:
+        if self.is_frozen:
+            notes.append(FROZEN)
+        elif self.container is Container.TORCHSCRIPT:
             notes.append("a TorchScript archive: its code is left out, its tensors become a plain state dict")
         elif names := foreign_names(self.pickle.root):
             shown = ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
@@ -133,14 +156,7 @@ def _kind(value: Value) -> str:
 def open_zip(file: ReadableFile, directory: Mapping[str, ZipEntry] | None = None) -> TorchFile:
     """Open a zip archive of torch, TorchScript or GPT-SoVITS (marked), whose ``directory`` may be read."""
     directory = read_directory(file) if directory is None else directory
-    # The shortest: an archive may carry other files of that name in folders of its own.
-    pickled = min((name for name in directory if f"/{name}".endswith("/data.pkl")), key=len, default=None)
-    if pickled is None:
-        raise FormatError("a zip archive, but not one of torch (it has no data.pkl)", fix="name a checkpoint")
-    prefix = pickled.removesuffix("data.pkl")
-    records = {
-        name.removeprefix(prefix): record for name, record in directory.items() if name.startswith(prefix)
-    }
+    prefix, records = _own_folder(directory)
     outside = {name: record for name, record in directory.items() if not name.startswith(prefix)}
     if any(name.startswith(PREFIX) for name in outside):
         raise FormatError(f"its records lie in {prefix}, and others in {PREFIX}", fix=GET_AGAIN)
@@ -153,13 +169,9 @@ def open_zip(file: ReadableFile, directory: Mapping[str, ZipEntry] | None = None
     if records["data.pkl"].data.size > MAX_PICKLE:
         raise _too_long()
     pickle = load(_content(file, records, "data.pkl", MAX_PICKLE))
-    storages = {}
-    for name, record in records.items():
-        if name.startswith("data/"):
-            if record.compressed:
-                raise FormatError(f"its storage {name} is compressed", fix="save it with torch.save")
-            storages[name.removeprefix("data/")] = record.data
+    storages = _zip_storages(records)
     _check_storages(pickle.root, storages)
+    unwrap_whole(pickle.root)
     is_script = "constants.pkl" in records and is_script_module(pickle.root)
     kept = {
         PREFIX + name: record
@@ -182,7 +194,36 @@ def open_zip(file: ReadableFile, directory: Mapping[str, ZipEntry] | None = None
         file.read(0, 2),
         read_history(_content(file, records, RECORD_NAME)),
         _content(file, records, "version").decode("ascii", "replace").strip(),
+        is_script and _has_weights(_content(file, records, "constants.pkl")),
     )
+
+
+def _own_folder(directory: Mapping[str, ZipEntry]) -> tuple[str, dict[str, ZipEntry]]:
+    """The folder of an archive that holds its pickle, and the records in it by their names there."""
+    # The shortest: an archive may carry other files of that name in folders of its own.
+    pickled = min((name for name in directory if f"/{name}".endswith("/data.pkl")), key=len, default=None)
+    if pickled is None:
+        raise FormatError("a zip archive, but not one of torch (it has no data.pkl)", fix="name a checkpoint")
+    prefix = pickled.removesuffix("data.pkl")
+    return prefix, {
+        name.removeprefix(prefix): record for name, record in directory.items() if name.startswith(prefix)
+    }
+
+
+def _zip_storages(records: Mapping[str, ZipEntry]) -> dict[str, ByteRange]:
+    storages = {}
+    for name, record in records.items():
+        if name.startswith("data/"):
+            if record.compressed:
+                raise FormatError(f"its storage {name} is compressed", fix="save it with torch.save")
+            storages[name.removeprefix("data/")] = record.data
+    return storages
+
+
+def _has_weights(constants: bytes) -> bool:
+    """Whether there are tensors of two axes or more among the constants of a TorchScript archive."""
+    found = (read_tensor(value) for value in walk(load(constants).root)) if constants else ()
+    return any(record is not None and len(record.shape) > 1 for record in found)
 
 
 # Records that describe the pickle and the layout; a new file gets its own. The last two, and those in
@@ -284,6 +325,7 @@ def open_legacy(file: ReadableFile) -> TorchFile:
         storages[key] = ByteRange(at + 8, count * itemsize)
         at += 8 + count * itemsize
     _check_storages(pickle.root, storages)
+    unwrap_whole(pickle.root)
     return TorchFile(
         Container.TORCH_LEGACY, pickle, find_contents(pickle.root), storages, version=str(version)
     )

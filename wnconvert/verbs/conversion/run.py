@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from wnconvert.errors import ArgumentError, OutputError, WnconvertError
+from wnconvert.errors import ArgumentError, InputError, OutputError, WnconvertError
 from wnconvert.layers.schemes import Selection
 from wnconvert.messages import listed
 from wnconvert.plan.plan import Plan
@@ -54,6 +54,7 @@ def run_conversion(
     bytes_of(max_shard_size)
     try:
         checkpoint = open_checkpoint(source)
+        _check_not_frozen(checkpoint)
         to_folder = _makes_folder(checkpoint, output if out is None else out, max_shard_size)
         if checkpoint.onnx is not None and plan_graph is not None:
             _check_suffix(output)
@@ -161,6 +162,17 @@ def _check_is_checkpoint(checkpoint: Checkpoint, output: Path, kind: str) -> Non
         raise ArgumentError(
             f"{output.name} would be an ONNX model, and a checkpoint has no graph",
             fix="wnconvert export, which takes the module's code too; or -o OUT.safetensors",
+        )
+
+
+def _check_not_frozen(checkpoint: Checkpoint) -> None:
+    """Raise ``InputError`` for a TorchScript archive without weights that could be told from its code."""
+    if checkpoint.torch is not None and checkpoint.torch.is_frozen:
+        from wnconvert.formats.torch.reader import FROZEN
+
+        raise InputError(
+            FROZEN,
+            fix="use the archive from before torch.jit.freeze, or a checkpoint of the module",
         )
 
 

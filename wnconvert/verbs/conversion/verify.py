@@ -118,7 +118,7 @@ def verify_output(
     """
     notes: tuple[str, ...] = ()
     opened = open_checkpoint(path)
-    with Source(opened.shards) as written:
+    with Source(opened.sources) as written:
         found = opened.tree.tensors
         own = own_reader(found, written)
         if plan.container is Container.SAFETENSORS:
