@@ -141,11 +141,23 @@ HOSTILE: dict[str, Callable[[], bytes]] = {
     "a storage with a long number": lambda: (
         b"(" + head("storage") + STORAGE + b"\x8b\xff\xff\x0f\0" + b"\x7f" * 0xFFFFF + head("cpu") + b"K\1tQ"
     ),
+    "arrays of one text": lambda: (
+        head("n" * 20_000_000) + b"q\1}(" + b"".join(head(f"{at}") + array(20_000_000) for at in range(200))
+        + head("last") + array(3) + b"u"
+    ),
     "doubled modules": lambda: module() + (b"q\1" + module(head("a") + b"h\1" + head("b") + b"h\1")) * 60,
     "long names": lambda: head(LONG) + b"q\2" + module() + (b"q\1" + module(b"h\2h\1")) * 1000,
     "long paths": lambda: head(LONG) + b"q\2N" + b"q\1}h\2h\1s" * 4000,
     "wide and deep": lambda: b"}(" + b"K\1}" * 100_000 + b"u" + b"q\1}K\1h\1s" * 3000,
 }  # fmt: skip
+
+
+def array(size: int) -> bytes:
+    """The opcodes of a NumPy array of bytes whose content is the text at memo 1."""
+    kind = b"cnumpy\ndtype\n(" + head("u1") + b"\x89\x88tR"
+    content = b"c_codecs\nencode\nh\1" + head("latin1") + b"\x86R"
+    made = b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n)" + head("b") + b"tR"
+    return made + b"(K\1(J" + struct.pack("<i", size) + b"t" + kind + b"\x89" + content + b"tb"
 
 
 def module(children: bytes = b"") -> bytes:

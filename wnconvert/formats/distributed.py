@@ -98,8 +98,9 @@ class _Reader:
             contents,
             self.storages,
             version=stated if isinstance(stated, str) else "",
+            files=len(self.files) + len(self.views),
         )
-        return DistributedFile(opened, self.files, tuple(self.views))
+        return DistributedFile(opened, self.files, (*self.views, *opened.arrays.views))
 
     def described(self) -> Iterator[tuple[str, Value]]:
         """What ``.metadata`` says of each value, in the order of the state dict, which the planner kept."""

@@ -176,7 +176,8 @@ def _read_zip(file: ReadableFile, path: Path) -> Checkpoint:
 
 
 def _of_torch(opened: TorchFile, file: ReadableFile, path: Path) -> Checkpoint:
-    return Checkpoint(path, opened.container, file.size, opened.tree(), (path,), opened)
+    tree = opened.tree()
+    return Checkpoint(path, opened.container, file.size, tree, (path,), opened, views=opened.arrays.views)
 
 
 def _read_onnx(file: ReadableFile, path: Path) -> Checkpoint:
@@ -242,6 +243,11 @@ def _open_folder(root: Path, index: str = "") -> Checkpoint:
             raise FormatError(
                 f"{name} is not what its name says: {checkpoint.container}",
                 fix="name the file itself, and -o a file",
+            )
+        if checkpoint.views:
+            raise FormatError(
+                f"{name} holds NumPy arrays, which no loader of a folder expects",
+                fix=f"name the file, {root / name}, and -o a file",
             )
     tree = merged({name: checkpoint.tree for name, checkpoint in opened.items()})
     if folder.index:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from wnconvert.tensors.files import MemoryFile, ReadableFile, became_shorter
@@ -30,7 +30,7 @@ class FileView(ABC):
 class Held(FileView):
     """Bytes that are in memory already."""
 
-    content: bytes
+    content: bytes = field(repr=False)
 
     def over(self, files: Sequence[ReadableFile]) -> ReadableFile:  # noqa: ARG002
         """The bytes as a file."""

@@ -2,6 +2,7 @@
 
 names     names that are not torch's, and dangerous ones
 records   the meaning of torch's records: storages, tensors, modules
+arrays    NumPy arrays, in NumPy's own spellings
 contents  where state dicts and optimizers are in a pickle
 dtensors  one rank's parts of tensors: whole ones unwrapped, others refused
 edits     records that take the place of old ones: modules, optimizers

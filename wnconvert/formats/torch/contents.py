@@ -6,12 +6,13 @@ optimizer is a dict, or an object, with ``state`` and ``param_groups``. Everythi
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
 from wnconvert.errors import FormatError
 from wnconvert.formats.pickle.values import Dict, Object, Set, Value
+from wnconvert.formats.torch.arrays import is_array
 from wnconvert.formats.torch.records import (
     get,
     is_module,
@@ -224,8 +225,14 @@ class _Place:
 def find_contents(root: Value) -> Contents:
     """Find every state dict and optimizer below ``root``, outermost first, in the order of the file.
 
-    Raises ``FormatError`` where two of them have one path.
+    Mappings of NumPy arrays count where there is no state dict of tensors: beside one, they are statistics
+    and the like. Raises ``FormatError`` where two of them have one path.
     """
+    found = _find(root, lambda value: read_tensor(value) is not None)
+    return found if found.state_dicts else _find(root, is_array)
+
+
+def _find(root: Value, is_tensor: Callable[[Value], bool]) -> Contents:
     states: list[FoundStateDict] = []
     optimizers: dict[int, list[FoundOptimizer]] = {}  # by the record, which two holders may share
     top = _Place(None, "")
@@ -254,7 +261,7 @@ def find_contents(root: Value) -> Contents:
             states.append(_module_state(place.keys, value, names))
             continue
         items = _named(value)
-        if any(read_tensor(item) for _, item in items):
+        if any(is_tensor(item) for _, item in items):
             ends.append(place)
             names.spend(*map(str, place.keys))
             for key, _ in items:
@@ -265,7 +272,7 @@ def find_contents(root: Value) -> Contents:
         below = [
             (_Place(place, key), direct, item)
             for key, direct, item in _children(value)
-            if isinstance(item, (tuple, list, Dict, Object)) and not read_tensor(item)
+            if isinstance(item, (tuple, list, Dict, Object)) and not read_tensor(item) and not is_array(item)
         ]
         todo += reversed(below)
     _check_paths(states)

@@ -9,10 +9,12 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 from wnconvert.errors import FormatError, InputError
 from wnconvert.formats.pickle.reader import load
 from wnconvert.formats.pickle.values import Object, PersistentId, Pickle, Value, walk
+from wnconvert.formats.torch.arrays import HeldArrays, is_array, read_array
 from wnconvert.formats.torch.contents import Contents, FoundStateDict, find_contents
 from wnconvert.formats.torch.dtensors import check_whole, unwrap_whole
 from wnconvert.formats.torch.names import foreign_names
@@ -51,13 +53,14 @@ _MAX_RECORD = 8 << 20
 _WINDOW = 64 << 10
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)  # without slots, for what is computed once
 class TorchFile:
     """An opened torch file: its pickle as data, and where each storage's bytes lie.
 
     ``container`` is one of torch's; ``records`` are the other records of the archive, which must not be
     lost, by their new names; ``mark`` are its first two bytes; ``version`` is the version of the format.
-    ``has_constants`` if there are weights in the code of a TorchScript archive.
+    ``has_constants`` if there are weights in the code of a TorchScript archive. ``files`` counts the files in
+    which the storages lie.
     """
 
     container: Container
@@ -69,6 +72,13 @@ class TorchFile:
     history: History = NO_HISTORY
     version: str = ""
     has_constants: bool = False
+    files: int = 1
+
+    @cached_property
+    def arrays(self) -> HeldArrays:
+        """The NumPy arrays of the state dicts, whose bytes stand behind the files."""
+        values = (value for state in self.contents.state_dicts for _, value in state.items)
+        return HeldArrays.of(values, self.files)
 
     def stored(self, name: str, record: TensorRecord) -> StoredTensor:
         """A tensor record as a view of bytes of the file."""
@@ -83,9 +93,10 @@ class TorchFile:
         """
         root = self.pickle.root
         check_whole(root, (item.node for item in self.contents.optimizers))
-        if single := read_tensor(root):
+        if single := read_tensor(root) or read_array(root):
+            kind = "tensor" if read_tensor(root) else "array"
             raise InputError(
-                f"a single tensor {single.dtype} {list(single.shape)}, without a name",
+                f"a single {kind} {single.dtype} {list(single.shape)}, without a name",
                 fix='save a mapping of names to tensors: torch.save({"NAME": tensor}, FILE)',
             )
         return Tree(
@@ -119,8 +130,9 @@ class TorchFile:
                     f"{name} is stored with torch's negative or conjugate bit set",
                     fix="save tensor.resolve_neg().resolve_conj() of it",
                 )
-            stored = self.stored(name, record) if record else None
-            entries.append(Entry(name, stored, is_opaque=stored is None and is_rebuilt(value)))
+            stored = self.stored(name, record) if record else self.arrays.stored(name, value)
+            is_other = stored is None and (is_rebuilt(value) or is_array(value))
+            entries.append(Entry(name, stored, is_opaque=is_other))
         if (twice := repeated(entry.name for entry in entries)) is not None:
             where = found.path or "in it"
             raise FormatError(f"the state dict {where} has the key {twice!r} twice", fix="save it again")
