@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from wnconvert.errors import FormatError, InputError
 from wnconvert.formats.pickle.reader import load
 from wnconvert.formats.pickle.values import Dict, Global, Object, PersistentId, Pickle, Value, walk
+from wnconvert.formats.torch.archives import MAX_PICKLE, read_saved
 from wnconvert.formats.torch.contents import find_contents
-from wnconvert.formats.torch.reader import MAX_PICKLE, TorchFile, open_zip
+from wnconvert.formats.torch.reader import TorchFile, check_storages
 from wnconvert.formats.torch.records import (
     class_of,
     get,
@@ -30,7 +31,7 @@ from wnconvert.messages import printable
 from wnconvert.tensors.containers import Container
 from wnconvert.tensors.dtypes import DTYPES, DType
 from wnconvert.tensors.files import PartOfFile, ReadableFile
-from wnconvert.tensors.tree import ByteRange, StoredTensor, contiguous_strides
+from wnconvert.tensors.tree import ByteRange, StoredTensor, TensorInfo, contiguous_strides
 from wnconvert.tensors.views import Assembled, Chunk, FileView
 
 __all__ = ["DistributedFile", "open_distributed"]
@@ -82,9 +83,11 @@ class _Reader:
         self.metadata = metadata
         self.places = dict(_places(metadata.get("storage_data")))
         self.files = tuple(sorted({place.file for place in self.places.values()}))
+        self.number = {name: at for at, name in enumerate(self.files)}
         self.opened = {name: open_beside(name) for name in self.files}
         self.storages: dict[str, ByteRange] = {}
         self.views: list[FileView] = []
+        self.known: dict[bytes, Value] = {}  # chunks of one shape have one pickle
 
     def read(self) -> DistributedFile:
         """The whole folder."""
@@ -134,30 +137,37 @@ class _Reader:
             raise FormatError(f"its .metadata does not say where {printable(name)} lies", fix=_AGAIN)
         return found
 
-    def part(self, place: _Place) -> TorchFile:
-        """A file of ``torch.save`` that is a part of another."""
+    def part(self, place: _Place) -> tuple[Value, Mapping[str, ByteRange]]:
+        """The value in a file of ``torch.save`` that is a part of another, and its storages."""
         file = self.opened[place.file]
         if place.offset + place.length > file.size:
             raise FormatError(f"{place.file} ends before what .metadata has in it", fix=_AGAIN)
-        return open_zip(PartOfFile(file, place.offset, place.length))
+        saved = read_saved(PartOfFile(file, place.offset, place.length))
+        root = self.known.get(saved.pickle)
+        if root is None:
+            root = load(saved.pickle).root
+            if read_tensor(root):
+                self.known[saved.pickle] = root
+        check_storages(root, saved.storages)
+        return root, saved.storages
 
     def moved(self, data: ByteRange, place: _Place) -> ByteRange:
         """Bytes of a part, as bytes of the file that it is a part of."""
-        return ByteRange(place.offset + data.start, data.size, self.files.index(place.file))
+        return ByteRange(place.offset + data.start, data.size, self.number[place.file])
 
     def chunk(
         self, name: str, dtype: DType, offsets: tuple[int, ...], sizes: tuple[int, ...]
     ) -> tuple[Chunk, StoredTensor]:
         """A box of a tensor, and the tensor that was saved as this box."""
         place = self.place(name, offsets)
-        opened = self.part(place)
-        record = read_tensor(opened.pickle.root)
+        root, storages = self.part(place)
+        record = read_tensor(root)
         if record is None or record.dtype != dtype or record.shape != sizes:
             raise FormatError(
                 f"{place.file} has something else in the place of {printable(name)}", fix=_AGAIN
             )
-        stored = opened.stored(name, record)
-        stored = replace(stored, storage=self.moved(stored.storage, place))
+        info, data = TensorInfo(name, dtype, sizes), self.moved(storages[record.storage.key], place)
+        stored = StoredTensor(info, data, record.offset, record.strides, record.storage.location)
         return Chunk(offsets, sizes, stored.data if stored.is_contiguous else stored.storage), stored
 
     def tensor(
@@ -189,15 +199,15 @@ class _Reader:
 
     def saved(self, place: _Place) -> Value:
         """A value that is not a tensor, with its storages called as those of the whole."""
-        opened = self.part(place)
-        for value in walk(opened.pickle.root):
+        root, storages = self.part(place)
+        for value in walk(root):
             storage = read_storage(value)
             if storage is not None and isinstance(value, PersistentId):
                 key = str(len(self.storages))
-                self.storages[key] = self.moved(opened.storages[storage.key], place)
+                self.storages[key] = self.moved(storages[storage.key], place)
                 kind, cls, _, *rest = value.pid
                 value.pid = (kind, cls, key, *rest)
-        return opened.pickle.root
+        return root
 
 
 # -- what .metadata says

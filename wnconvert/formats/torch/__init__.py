@@ -2,6 +2,7 @@
 
 names     names that are not torch's, and dangerous ones
 records   the meaning of torch's records: storages, tensors, modules
+archives  the records of a zip archive: a pickle's bytes, storages
 arrays    NumPy arrays, in NumPy's own spellings
 contents  where state dicts and optimizers are in a pickle
 dtensors  one rank's parts of tensors: whole ones unwrapped, others refused

@@ -14,6 +14,7 @@ from functools import cached_property
 from wnconvert.errors import FormatError, InputError
 from wnconvert.formats.pickle.reader import load
 from wnconvert.formats.pickle.values import Object, PersistentId, Pickle, Value, walk
+from wnconvert.formats.torch.archives import MAX_PICKLE, PREFIX, content_of, read_saved, too_long
 from wnconvert.formats.torch.arrays import HeldArrays, is_array, read_array
 from wnconvert.formats.torch.contents import Contents, FoundStateDict, find_contents
 from wnconvert.formats.torch.dtensors import check_whole, unwrap_whole
@@ -28,7 +29,7 @@ from wnconvert.formats.torch.records import (
     read_tensor,
     shown,
 )
-from wnconvert.formats.zips import ZipEntry, read_directory
+from wnconvert.formats.zips import ZipEntry
 from wnconvert.plan.record import NO_HISTORY, RECORD_NAME, History, read_history
 from wnconvert.tensors.containers import Container
 from wnconvert.tensors.files import GET_AGAIN, ReadableFile
@@ -43,13 +44,10 @@ from wnconvert.tensors.tree import (
     repeated,
 )
 
-__all__ = ["FROZEN", "PREFIX", "TorchFile", "open_legacy", "open_zip"]
+__all__ = ["FROZEN", "TorchFile", "check_storages", "open_legacy", "open_zip"]
 
 
-MAX_PICKLE = 24 << 20  # 24 MiB of text with one emoji in it take 168 MiB while they are read
-PREFIX = "archive/"  # of the records of a new archive, as torch.save has it
 FROZEN = "a frozen TorchScript archive: its weights are constants in its code"
-_MAX_RECORD = 8 << 20
 _WINDOW = 64 << 10
 
 
@@ -167,22 +165,10 @@ def _kind(value: Value) -> str:
 
 def open_zip(file: ReadableFile, directory: Mapping[str, ZipEntry] | None = None) -> TorchFile:
     """Open a zip archive of torch, TorchScript or GPT-SoVITS (marked), whose ``directory`` may be read."""
-    directory = read_directory(file) if directory is None else directory
-    prefix, records = _own_folder(directory)
-    outside = {name: record for name, record in directory.items() if not name.startswith(prefix)}
-    if any(name.startswith(PREFIX) for name in outside):
-        raise FormatError(f"its records lie in {prefix}, and others in {PREFIX}", fix=GET_AGAIN)
-    if _content(file, records, "byteorder").strip() == b"big":
-        raise FormatError("a big-endian file", fix="load and save it on a little-endian machine")
-    if records["data.pkl"].compressed:
-        raise FormatError(
-            "its data.pkl is compressed", fix="save it with torch.save, which does not compress"
-        )
-    if records["data.pkl"].data.size > MAX_PICKLE:
-        raise _too_long()
-    pickle = load(_content(file, records, "data.pkl", MAX_PICKLE))
-    storages = _zip_storages(records)
-    _check_storages(pickle.root, storages)
+    saved = read_saved(file, directory)
+    records, outside, storages = saved.records, saved.outside, saved.storages
+    pickle = load(saved.pickle)
+    check_storages(pickle.root, storages)
     unwrap_whole(pickle.root)
     is_script = "constants.pkl" in records and is_script_module(pickle.root)
     kept = {
@@ -204,32 +190,10 @@ def open_zip(file: ReadableFile, directory: Mapping[str, ZipEntry] | None = None
         storages,
         others,
         file.read(0, 2),
-        read_history(_content(file, records, RECORD_NAME)),
-        _content(file, records, "version").decode("ascii", "replace").strip(),
-        is_script and _has_weights(_content(file, records, "constants.pkl")),
+        read_history(content_of(file, records, RECORD_NAME)),
+        content_of(file, records, "version").decode("ascii", "replace").strip(),
+        is_script and _has_weights(content_of(file, records, "constants.pkl")),
     )
-
-
-def _own_folder(directory: Mapping[str, ZipEntry]) -> tuple[str, dict[str, ZipEntry]]:
-    """The folder of an archive that holds its pickle, and the records in it by their names there."""
-    # The shortest: an archive may carry other files of that name in folders of its own.
-    pickled = min((name for name in directory if f"/{name}".endswith("/data.pkl")), key=len, default=None)
-    if pickled is None:
-        raise FormatError("a zip archive, but not one of torch (it has no data.pkl)", fix="name a checkpoint")
-    prefix = pickled.removesuffix("data.pkl")
-    return prefix, {
-        name.removeprefix(prefix): record for name, record in directory.items() if name.startswith(prefix)
-    }
-
-
-def _zip_storages(records: Mapping[str, ZipEntry]) -> dict[str, ByteRange]:
-    storages = {}
-    for name, record in records.items():
-        if name.startswith("data/"):
-            if record.compressed:
-                raise FormatError(f"its storage {name} is compressed", fix="save it with torch.save")
-            storages[name.removeprefix("data/")] = record.data
-    return storages
 
 
 def _has_weights(constants: bytes) -> bool:
@@ -243,15 +207,6 @@ def _has_weights(constants: bytes) -> bool:
 _OWN_RECORDS = frozenset(
     {"data.pkl", "version", "byteorder", RECORD_NAME, ".format_version", ".storage_alignment"}
 )
-
-
-def _content(
-    file: ReadableFile, records: Mapping[str, ZipEntry], name: str, most: int = _MAX_RECORD
-) -> bytes:
-    record = records.get(name)
-    if record is None or record.compressed or record.data.size > most:
-        return b""
-    return file.read(record.data.start, record.data.size)
 
 
 # -- legacy pickles
@@ -296,12 +251,8 @@ class _Pickles:
         data = self.window[at : at + size]
         self.at += len(data)
         if self.at > MAX_PICKLE:
-            raise _too_long()
+            raise too_long()
         return data
-
-
-def _too_long() -> FormatError:
-    return FormatError(f"its pickle is longer than {MAX_PICKLE >> 20} MiB", fix="keep bulk data in tensors")
 
 
 def open_legacy(file: ReadableFile) -> TorchFile:
@@ -336,7 +287,7 @@ def open_legacy(file: ReadableFile) -> TorchFile:
             raise FormatError(f"its storage {key} is cut short", fix=GET_AGAIN)
         storages[key] = ByteRange(at + 8, count * itemsize)
         at += 8 + count * itemsize
-    _check_storages(pickle.root, storages)
+    check_storages(pickle.root, storages)
     unwrap_whole(pickle.root)
     return TorchFile(
         Container.TORCH_LEGACY, pickle, find_contents(pickle.root), storages, version=str(version)
@@ -351,8 +302,8 @@ def _storages_of(values: Iterable[Value]) -> dict[str, Storage]:
     return {storage.key: storage for storage in storages if storage is not None}
 
 
-def _check_storages(root: Value, ranges: Mapping[str, ByteRange]) -> None:
-    """Every storage is there and long enough, and no tensor reaches outside of its own."""
+def check_storages(root: Value, ranges: Mapping[str, ByteRange]) -> None:
+    """Raise ``FormatError`` unless every storage is there, and every tensor lies inside of its own."""
     values = list(walk(root))
     for storage in _storages_of(values).values():
         if storage.key not in ranges:

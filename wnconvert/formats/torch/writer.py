@@ -14,11 +14,12 @@ from functools import partial
 from wnconvert.errors import OutputError
 from wnconvert.formats.pickle.values import Dict, Global, Object, PersistentId, Unwritten, Value, walk
 from wnconvert.formats.pickle.writer import dump_around
+from wnconvert.formats.torch.archives import MAX_PICKLE, PREFIX
 from wnconvert.formats.torch.arrays import is_array, with_content
 from wnconvert.formats.torch.contents import FoundStateDict, Key
 from wnconvert.formats.torch.edits import module_edits, optimizer_edits, renames
 from wnconvert.formats.torch.names import dangerous_names
-from wnconvert.formats.torch.reader import MAX_PICKLE, PREFIX, TorchFile
+from wnconvert.formats.torch.reader import TorchFile
 from wnconvert.formats.torch.records import (
     get,
     mapping_pairs,
