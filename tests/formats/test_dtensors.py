@@ -31,7 +31,7 @@ def test_one_ranks_part_is_refused_by_name(placement: Placement, run: Runner, tm
     source = spread(tmp_path, placement)
     for _ in "12":
         refused(
-            run, source, says=r"one rank's shard: [12] tensors? of it \(DTensor\)", fix="full_state_dict=True"
+            run, source, says=r"one rank's shard: it holds only a part of [12] tensors? \(DTensor\)", fix="full_state_dict=True"
         )
     assert run("inspect", source).returncode == 2
 
@@ -62,7 +62,7 @@ def test_a_parameter_that_is_a_part_is_refused_too(run: Runner, tmp_path: Path) 
     with as_rank(1, 2) as mesh:
         part = DTensor.from_local(torch.ones(2, 3), mesh, [Shard(0)], run_check=False)
         source = saved({"a.weight": torch.nn.Parameter(part), **pair()}, tmp_path)
-    refused(run, source, says="one rank's shard: 1 tensor of it", fix="full_state_dict=True")
+    refused(run, source, says="only a part of 1 tensor", fix="full_state_dict=True")
 
 
 def test_migrating_parts_in_memory_goes_on() -> None:

@@ -36,7 +36,7 @@ def check_whole(root: Value, optimizers: Iterable[Value]) -> None:
     parts = [value for value in walk(root) if _is_spread(value) and id(value) not in aside]
     if parts:
         raise InputError(
-            f"one rank's shard: {counted(len(parts), 'tensor')} of it (DTensor) hold a part of their rows",
+            f"one rank's shard: it holds only a part of {counted(len(parts), 'tensor')} (DTensor)",
             fix="save a full state dict, get_model_state_dict(model, options="
             "StateDictOptions(full_state_dict=True)); or name a folder of torch.distributed.checkpoint",
         )
