@@ -31,7 +31,10 @@ def test_one_ranks_part_is_refused_by_name(placement: Placement, run: Runner, tm
     source = spread(tmp_path, placement)
     for _ in "12":
         refused(
-            run, source, says=r"one rank's shard: it holds only a part of [12] tensors? \(DTensor\)", fix="full_state_dict=True"
+            run,
+            source,
+            says=r"one rank's shard: it holds only a part of [12] tensors? \(DTensor\)",
+            fix="full_state_dict=True",
         )
     assert run("inspect", source).returncode == 2
 

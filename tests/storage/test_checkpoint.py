@@ -112,12 +112,6 @@ def array() -> bytes:
     return buffer.getvalue()
 
 
-def npz() -> bytes:
-    buffer = io.BytesIO()
-    np.savez(buffer, g=np.zeros(3))
-    return buffer.getvalue()
-
-
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
 
 #: Content of a file, and words that only its own message has.
@@ -141,7 +135,6 @@ FOREIGN: dict[str, tuple[bytes, str]] = {
     "an empty zip": (zipped(), "an empty zip archive"),
     "a zip of other things": (zipped("a.txt", "b.txt"), "not one of torch"),
     "HDF5": (b"\x89HDF\r\n\x1a\n" + bytes(20), "an HDF5 file"),
-    "a npz": (npz(), "NumPy arrays (.npz)"),
     "Keras": (zipped("metadata.json", "config.json", "model.weights.h5"), "a Keras model (.keras)"),
     "TorchServe": (zipped("MAR-INF/MANIFEST.json", "model.pt"), "a TorchServe archive (.mar)"),
     "a Core ML package": (

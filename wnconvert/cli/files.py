@@ -21,7 +21,7 @@ from wnconvert.cli.options import (
     globs,
     target,
 )
-from wnconvert.cli.terminal import fitting_width, progress_bar, put, say
+from wnconvert.cli.terminal import fitting_width, mention, progress_bar, put, say
 
 __all__ = ["FORMAT_CHOICES", "SORT_CHOICES", "compare", "fold", "inspect", "migrate", "split"]
 
@@ -146,23 +146,29 @@ def _convert(
 ) -> None:
     """Run a verb on a file, or plan it, and print the result."""
     from wnconvert.reports.conversions import plan_text, result_text
+    from wnconvert.verbs.conversion.piped import goes_to_stdout
     from wnconvert.verbs.conversion.targets import default_output
 
-    output = str(default_output(src, kind)) if out is None else out
+    piped = goes_to_stdout(src, out)
+    report = mention if piped else put
+    output = "-" if piped else str(default_output(src, kind)) if out is None else out
     if dry_run:
         plan = verb(src, output, dry_run=True, **options)
         there = (
             ()
-            if options["force"] or not Path(output).exists()
+            if options["force"] or piped or not Path(output).exists()
             else (f"{output} exists: --force replaces it",)
         )
         say((*plan.notes, *there), quiet=quiet)
-        put(json.dumps(plan.to_dict(), indent=1) if as_json else plan_text(plan, output), quiet=quiet)
+        if not quiet:
+            shown = "stdout" if piped else output
+            report(json.dumps(plan.to_dict(), indent=1) if as_json else plan_text(plan, shown))
         return
     with progress_bar(src, shown=not (quiet or no_progress)) as progress:
         result = verb(src, output, progress=progress, **options)
     say(result.notes, quiet=quiet)
-    put(json.dumps(result.to_dict(), indent=1) if as_json else result_text(result), quiet=quiet)
+    if not quiet:
+        report(json.dumps(result.to_dict(), indent=1) if as_json else result_text(result))
 
 
 @click.command(epilog=epilog("wnconvert inspect ckpt.safetensors --full --sort ratio --top 20"))

@@ -14,7 +14,7 @@ from wnconvert.layers.find import FoundPairs
 from wnconvert.layers.schemes import Refused, Selection
 from wnconvert.plan.plan import LeftOut, Plan, PlannedStateDict
 from wnconvert.plan.record import Record, recorded
-from wnconvert.plan.selection.scope import Scope, choose, scope_of, tie_notes
+from wnconvert.plan.selection.scope import Scope, choose, lost_texts, scope_of, tie_notes
 from wnconvert.plan.selection.wanted import (
     check_refused,
     check_selection,
@@ -57,7 +57,7 @@ class Draft:
 
     def refuse_modules(self, changed: Iterable[str]) -> None:
         """Raise ``LayerError`` if one of the ``changed`` state dicts is a pickled module and stays one."""
-        if self.container is not Container.SAFETENSORS:
+        if self.container.facts.holds_trees:
             paths = set(changed)
             states = (state for state in self.states if state.path in paths)
             refuse_modules(states, _DONE[self.verb], f"{self.verb}_module")
@@ -78,9 +78,8 @@ class Draft:
         self, before: Record, verb: str, layers: Mapping[str, Sequence[Mapping[str, Any]]]
     ) -> tuple[Mapping[str, Any], ...]:
         """The record of the output: the steps ``before``, and one of ``verb`` on ``layers``, by path."""
-        kept = {
-            state.path: "" if self.container is Container.SAFETENSORS else state.path for state in self.states
-        }
+        holds_trees = self.container.facts.holds_trees
+        kept = {state.path: state.path if holds_trees else "" for state in self.states}
         return recorded(before, kept, verb, layers)
 
     def plan(
@@ -93,20 +92,21 @@ class Draft:
         notes: Iterable[str] = (),
     ) -> Plan:
         """The plan that puts ``planned``, and leaves out ``optimizers`` and what the scope leaves out."""
-        is_alone = self.container is Container.SAFETENSORS
+        facts = self.container.facts
+        texts = () if facts.keeps_texts else tuple(lost_texts(self.tree, record, facts.noun))
         return Plan(
             self.verb,
             self.container,
             planned,
             only=self.scope.only,
-            dropped=(*optimizers, *self.scope.dropped),
+            dropped=(*optimizers, *self.scope.dropped, *texts),
             already=already,
             record=record,
             notes=(
                 *self.tree.notes,
                 *idle_excludes(self.selection, self.names),
                 *notes,
-                *(tie_notes(self.states[0], planned[0]) if is_alone else ()),
+                *(() if facts.shares_memory else tie_notes(self.states[0], planned[0], facts.noun)),
             ),
         )
 
@@ -126,8 +126,8 @@ class FoundDraft(Draft):
     ) -> FoundDraft:
         """Find the layers of the chosen state dicts, and what of these goes into a file of ``container``.
 
-        Raises ``ArgumentError`` where ``only`` or the selection names nothing, or a safetensors file would
-        have to hold several state dicts.
+        Raises ``ArgumentError`` where ``only`` or the selection names nothing, or a file that holds one state
+        dict would have to hold several.
         """
         chosen = choose(tree, only)
         found = {state.path: find_layers(state, selection) for state in chosen}

@@ -8,10 +8,11 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import PurePath
 
 from wnconvert.errors import InputError
 from wnconvert.messages import listed
+from wnconvert.storage.files import kind_of, listing_of
 from wnconvert.tensors.containers import Container
 from wnconvert.tensors.files import ReadableFile
 
@@ -70,11 +71,12 @@ METADATA = ".metadata"
 _PART = ".distcp"
 
 
-def is_distributed(folder: Path) -> bool:
+def is_distributed(folder: PurePath) -> bool:
     """Whether a folder is one of torch.distributed.checkpoint. Raise ``InputError`` for a part of one."""
-    if (folder / METADATA).is_file():
+    names = listing_of(folder)
+    if METADATA in names:
         return True
-    parts = sorted(path.name for path in folder.iterdir() if path.name.endswith(_PART))
+    parts = [name for name in names if name.endswith(_PART)]
     if parts:
         raise InputError(
             f"a folder of torch.distributed.checkpoint without its {METADATA}: {listed(parts, 3)}",
@@ -83,11 +85,11 @@ def is_distributed(folder: Path) -> bool:
     return False
 
 
-def check_not_part(path: Path) -> None:
+def check_not_part(path: PurePath) -> None:
     """Raise ``InputError`` for a file of such a folder, which means nothing alone."""
     if path.name != METADATA and path.suffix != _PART:
         return
-    whole = path.parent if (path.parent / METADATA).is_file() else f"the folder with it and its {METADATA}"
+    whole = path.parent if kind_of(path.parent / METADATA) else f"the folder with it and its {METADATA}"
     raise InputError("one file of a folder of torch.distributed.checkpoint", fix=f"name {whole}")
 
 
@@ -121,7 +123,7 @@ _ZIPS = (
     ),
     _Zip(("*/archive_format", "*_weights_config.json"), Container.EXPORTED),
     _Zip(("*/serialized_exported_program.json",), Container.EXPORTED),
-    _Zip(("*.npy",), name="NumPy arrays (.npz)", remedy=_IN_PYTHON.format("numpy.load(FILE)")),
+    _Zip(("*.npy",), Container.NPZ),
     _Zip(
         ("/config.json", "/model.weights.h5"),
         name="a Keras model (.keras)",

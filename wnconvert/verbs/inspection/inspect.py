@@ -11,16 +11,16 @@ import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import PurePath
 from typing import Any
 
 from wnconvert.layers.find import FoundPairs, find_pairs
 from wnconvert.layers.kinds import find_kinds
 from wnconvert.messages import options_as_python
 from wnconvert.storage.checkpoint import open_checkpoint
+from wnconvert.storage.files import located
 from wnconvert.storage.sources import Source
 from wnconvert.tensors.blocks import Elements
-from wnconvert.tensors.containers import Container
 from wnconvert.tensors.memory import InMemory, tree_of
 from wnconvert.tensors.tree import StateDict, StoredTensor, Tree
 from wnconvert.verbs.inspection.forecast import fold_in_words, migrate_in_words, split_in_words
@@ -69,7 +69,7 @@ def inspect_file(
     >>> len(found.layers), found.layers[0].name, found.fold
     (78, 'conv_pre.weight', 'would make 78 plain weights')
     """
-    path = Path(src)
+    path = located(src)
     checkpoint = open_checkpoint(path)
     request = request_of(layers, full=full, all_weights=all_weights)
     if checkpoint.onnx is not None:
@@ -91,12 +91,10 @@ def inspect_file(
         from wnconvert.verbs.inspection.pickle import with_pickle
 
         return with_pickle(others, checkpoint, checkpoint.torch)
-    # safetensors names none
-    devices = () if checkpoint.container is Container.SAFETENSORS else others.devices
-    return replace(others, devices=devices)
+    return others if checkpoint.container.facts.names_devices else replace(others, devices=())
 
 
-def _part_notes(path: Path) -> tuple[str, ...]:
+def _part_notes(path: PurePath) -> tuple[str, ...]:
     """A note on a file of weights that is one of several."""
     if "-of-" not in path.name:
         return ()

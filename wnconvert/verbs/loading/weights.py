@@ -6,7 +6,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from glob import escape
-from pathlib import Path
+from pathlib import PurePath
 from typing import Any
 
 import torch
@@ -32,7 +32,7 @@ __all__ = ["Loaded", "load_weights"]
 class Loaded:
     """Weights that were loaded: the file, the path of the state dict in it, the number of tensors, notes."""
 
-    path: Path
+    path: PurePath
     state_dict: str
     tensors: int
     notes: tuple[str, ...]
@@ -43,7 +43,7 @@ class Loaded:
 
 
 def load_weights(
-    module: Exportable, path: Path, *, only: str | None = None, strip_prefix: Iterable[str] = ()
+    module: Exportable, path: PurePath, *, only: str | None = None, strip_prefix: Iterable[str] = ()
 ) -> Loaded:
     """Load the weights of a checkpoint into a module, each layer in the form that it has in the module.
 
