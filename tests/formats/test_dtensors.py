@@ -37,7 +37,9 @@ def test_one_ranks_part_is_refused_by_name(placement: Placement, run: Runner, tm
 @pytest.mark.parametrize(("placement", "world"), [(Replicate(), 2), (Shard(0), 1), (Shard(1), 1)], ids=str)
 def test_where_every_part_is_whole_it_is_folded(placement: Placement, world: int, tmp_path: Path) -> None:
     source = spread(tmp_path, placement, world=world)
-    made = load(fold_file(source, tmp_path / "out.pt", verify=True).output)
+    result = fold_file(source, tmp_path / "out.pt", verify=True)
+    assert "its DTensors are whole, and become plain tensors" in result.notes
+    made = load(result.output)
     assert hold({**pair(), "bias": torch.ones(4)}, made) == 1
 
 
