@@ -121,7 +121,7 @@ _ZIPS = (
     ),
     _Zip(("*/archive_format", "*_weights_config.json"), Container.EXPORTED),
     _Zip(("*/serialized_exported_program.json",), Container.EXPORTED),
-    _Zip(("*.npy",), name="NumPy arrays (.npz)", remedy=_IN_PYTHON.format("numpy.load(FILE)")),
+    _Zip(("*.npy",), name="NumPy arrays (.npz)", remedy=_IN_PYTHON.format("dict(numpy.load(FILE))")),
     _Zip(
         ("/config.json", "/model.weights.h5"),
         name="a Keras model (.keras)",
