@@ -26,6 +26,7 @@ CONTAINERS = {
     "legacy_nonzip.pth": "torch legacy",
     "scripted.pt": "TorchScript",
     "program.pt2": "exported program",
+    "arrays.npz": "npz",
     "tcn.onnx": "ONNX",
     **{path.name: "safetensors" for path in FIXTURES.glob("*.safetensors")},
 }
@@ -61,6 +62,7 @@ def test_a_target_is_safetensors_or_onnx_where_its_suffix_says_so_and_torch_else
 
 #: By fixture, the packages of readers that opening it brings in.
 READERS = {
+    "arrays.npz": {"wnconvert.formats.npz", "wnconvert.formats.zips"},
     "tcn.onnx": {"wnconvert.onnx"},
     "hifigan.safetensors": {"wnconvert.formats.safetensors"},
     "program.pt2": {

@@ -228,11 +228,12 @@ def find_contents(root: Value) -> Contents:
     Mappings of NumPy arrays count where there is no state dict of tensors: beside one, they are statistics
     and the like. Raises ``FormatError`` where two of them have one path.
     """
-    found = _find(root, lambda value: read_tensor(value) is not None)
-    return found if found.state_dicts else _find(root, is_array)
+    found, has_arrays = _find(root, lambda value: read_tensor(value) is not None)
+    return _find(root, is_array)[0] if has_arrays and not found.state_dicts else found
 
 
-def _find(root: Value, is_tensor: Callable[[Value], bool]) -> Contents:
+def _find(root: Value, is_tensor: Callable[[Value], bool]) -> tuple[Contents, bool]:
+    """What is below ``root``, where the state dicts are those of such tensors; and whether it met arrays."""
     states: list[FoundStateDict] = []
     optimizers: dict[int, list[FoundOptimizer]] = {}  # by the record, which two holders may share
     top = _Place(None, "")
@@ -241,6 +242,7 @@ def _find(root: Value, is_tensor: Callable[[Value], bool]) -> Contents:
     branches: list[tuple[_Place, Value]] = []  # values that are searched and are not state dicts
     ends: list[_Place] = []
     names = _Names()
+    has_arrays = False
     while todo:
         place, holder, value = todo.pop()
         if id(value) in seen and id(value) not in optimizers:
@@ -269,15 +271,16 @@ def _find(root: Value, is_tensor: Callable[[Value], bool]) -> Contents:
             states.append(FoundStateDict(place.keys, value, tuple(items)))
         else:
             branches.append((place, value))
-        below = [
-            (_Place(place, key), direct, item)
-            for key, direct, item in _children(value)
-            if isinstance(item, (tuple, list, Dict, Object)) and not read_tensor(item) and not is_array(item)
-        ]
+        below = []
+        for last, direct, item in _children(value):
+            if is_array(item):
+                has_arrays = True
+            elif isinstance(item, (tuple, list, Dict, Object)) and not read_tensor(item):
+                below.append((_Place(place, last), direct, item))
         todo += reversed(below)
     _check_paths(states)
     every = tuple(item for of_one in optimizers.values() for item in of_one)
-    return Contents(tuple(states), every, tuple(_siblings(branches, ends, top)))
+    return Contents(tuple(states), every, tuple(_siblings(branches, ends, top))), has_arrays
 
 
 def _check_paths(states: Sequence[FoundStateDict]) -> None:

@@ -21,13 +21,16 @@ _FROM_TYPE = "torch._tensor._rebuild_from_type_v2"
 _SPREAD = ("DTensor", "ShardedTensor")
 
 
-def unwrap_whole(root: Value) -> None:
-    """Make every DTensor below ``root`` that is whole the plain tensor that it holds, in its place."""
+def unwrap_whole(root: Value) -> int:
+    """Make every DTensor below ``root`` that is whole the plain tensor that it holds; how many they are."""
+    count = 0
     for value in list(walk(root)):
         local = _whole_local(value)
         if local is not None:
+            count += 1
             value.op, value.callee, value.args = local.op, local.callee, local.args
             value.kwargs, value.changes = local.kwargs, local.changes
+    return count
 
 
 def check_whole(root: Value, optimizers: Iterable[Value]) -> None:

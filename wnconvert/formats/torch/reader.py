@@ -58,7 +58,7 @@ class TorchFile:
     ``container`` is one of torch's; ``records`` are the other records of the archive, which must not be
     lost, by their new names; ``mark`` are its first two bytes; ``version`` is the version of the format.
     ``has_constants`` if there are weights in the code of a TorchScript archive. ``files`` counts the files in
-    which the storages lie.
+    which the storages lie, ``unwrapped`` the DTensors that were made plain.
     """
 
     container: Container
@@ -71,6 +71,7 @@ class TorchFile:
     version: str = ""
     has_constants: bool = False
     files: int = 1
+    unwrapped: int = 0
 
     @cached_property
     def arrays(self) -> HeldArrays:
@@ -147,6 +148,8 @@ class TorchFile:
         elif names := foreign_names(self.pickle.root):
             shown = ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
             notes.append(f"the file names classes or functions, kept as data and never imported: {shown}")
+        if self.unwrapped:
+            notes.append("its DTensors are whole, and become plain tensors")
         if self.container is Container.TORCH_LEGACY:
             notes.append(
                 "a file in torch's legacy format, which is read but not written: torch's since 1.6 is a zip"
@@ -169,7 +172,7 @@ def open_zip(file: ReadableFile, directory: Mapping[str, ZipEntry] | None = None
     records, outside, storages = saved.records, saved.outside, saved.storages
     pickle = load(saved.pickle)
     check_storages(pickle.root, storages)
-    unwrap_whole(pickle.root)
+    unwrapped = unwrap_whole(pickle.root)
     is_script = "constants.pkl" in records and is_script_module(pickle.root)
     kept = {
         PREFIX + name: record
@@ -193,6 +196,7 @@ def open_zip(file: ReadableFile, directory: Mapping[str, ZipEntry] | None = None
         read_history(content_of(file, records, RECORD_NAME)),
         content_of(file, records, "version").decode("ascii", "replace").strip(),
         is_script and _has_weights(content_of(file, records, "constants.pkl")),
+        unwrapped=unwrapped,
     )
 
 
@@ -288,9 +292,14 @@ def open_legacy(file: ReadableFile) -> TorchFile:
         storages[key] = ByteRange(at + 8, count * itemsize)
         at += 8 + count * itemsize
     check_storages(pickle.root, storages)
-    unwrap_whole(pickle.root)
+    unwrapped = unwrap_whole(pickle.root)
     return TorchFile(
-        Container.TORCH_LEGACY, pickle, find_contents(pickle.root), storages, version=str(version)
+        Container.TORCH_LEGACY,
+        pickle,
+        find_contents(pickle.root),
+        storages,
+        version=str(version),
+        unwrapped=unwrapped,
     )
 
 
