@@ -26,8 +26,8 @@ CONTAINERS = {
     "legacy_nonzip.pth": "torch legacy",
     "scripted.pt": "TorchScript",
     "program.pt2": "exported program",
-    "arrays.npz": "npz",
     "tcn.onnx": "ONNX",
+    "arrays.npz": "npz",
     **{path.name: "safetensors" for path in FIXTURES.glob("*.safetensors")},
 }
 SOURCES = sorted(name for name in MADE if (FIXTURES / name).is_file())
@@ -51,18 +51,19 @@ def test_a_suffix_says_nothing_about_what_a_file_is(name: str, tmp_path: Path) -
             assert (opened.path, opened.size) == (renamed, renamed.stat().st_size)
 
 
-def test_a_target_is_safetensors_or_onnx_where_its_suffix_says_so_and_torch_elsewhere() -> None:
+def test_a_target_is_what_its_suffix_says_and_torchs_where_it_says_nothing() -> None:
     for name in ("a.safetensors", "x/a.b.safetensors"):
         assert container_of(Path(name)) is Container.SAFETENSORS
     for name in ("a.pt", "a", "safetensors", ".safetensors", "a.safetensors.bak", "a.safetensor", "onnx"):
         assert container_of(Path(name)) is Container.TORCH_ZIP
+    for name in ("a.npz", "x/a.b.NPZ"):
+        assert container_of(Path(name)) is Container.NPZ
     for name in ("a.onnx", "x/a.b.ONNX"):
         assert container_of(Path(name)) is Container.ONNX
 
 
 #: By fixture, the packages of readers that opening it brings in.
 READERS = {
-    "arrays.npz": {"wnconvert.formats.npz", "wnconvert.formats.zips"},
     "tcn.onnx": {"wnconvert.onnx"},
     "hifigan.safetensors": {"wnconvert.formats.safetensors"},
     "program.pt2": {
@@ -71,6 +72,7 @@ READERS = {
         "wnconvert.formats.pickle",
         "wnconvert.formats.zips",
     },
+    "arrays.npz": {"wnconvert.formats.npz", "wnconvert.formats.zips"},
     "tied.pt": {"wnconvert.formats.torch", "wnconvert.formats.pickle", "wnconvert.formats.zips"},
     "legacy_nonzip.pth": {"wnconvert.formats.torch", "wnconvert.formats.pickle", "wnconvert.formats.zips"},
 }

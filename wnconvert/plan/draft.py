@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from wnconvert.layers.find import FoundPairs
+from wnconvert.layers.foreign import find_foreign, notes_on_foreign
 from wnconvert.layers.schemes import Refused, Selection
 from wnconvert.plan.plan import LeftOut, Plan, PlannedStateDict
 from wnconvert.plan.record import Record, recorded
@@ -60,7 +61,7 @@ class Draft:
         if self.container.facts.holds_trees:
             paths = set(changed)
             states = (state for state in self.states if state.path in paths)
-            refuse_modules(states, _DONE[self.verb], f"{self.verb}_module")
+            refuse_modules(states, _DONE[self.verb], _FIXES_OF_MODULES[self.verb])
 
     def has_optimizers_to_fit(self, planned: Iterable[PlannedStateDict]) -> bool:
         """Whether layers change beside optimizers that the output would hold."""
@@ -111,6 +112,12 @@ class Draft:
         )
 
 
+_ALONE = "-o OUT.safetensors for its tensors alone"
+_FIXES_OF_MODULES = {
+    "fold": _ALONE,
+    "split": f"wnconvert fold it; {_ALONE}; or load it and use split_module",
+    "migrate": f"wnconvert fold it; {_ALONE}; or load it and use migrate_module",
+}
 _DONE = {"fold": "folded", "split": "split", "migrate": "migrated"}
 
 
@@ -143,5 +150,7 @@ class FoundDraft(Draft):
         return {path: item.refused for path, item in self.found.items()}
 
     def found_notes(self) -> Iterable[str]:
-        """Notes for the user on the layers that were found."""
-        return (note for state in self.states for note in notes_on(self.found[state.path]))
+        """Notes for the user on the layers that were found, and on those that another library spells."""
+        for state in self.states:
+            yield from notes_on(self.found[state.path])
+            yield from notes_on_foreign(find_foreign(tensor.info for tensor in state.tensors.values()))

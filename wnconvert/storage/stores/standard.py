@@ -20,7 +20,7 @@ from wnconvert.storage.stores.disk import OpenedFile
 from wnconvert.storage.stores.store import Address, PathKind, Status, Store
 from wnconvert.tensors.files import ReadableFile
 
-__all__ = ["STANDARD", "StandardInput", "check_standard_output", "standard_output"]
+__all__ = ["STANDARD", "StandardInput", "standard_output"]
 
 
 #: How a user names stdin, where a file is read, and stdout, where one is written.
@@ -97,7 +97,7 @@ def _spooled(stream: Any) -> int:
 # -- stdout
 
 
-def check_standard_output() -> None:
+def _check_standard_output() -> None:
     """Raise ``OutputError`` where stdout cannot take a file."""
     stream = getattr(sys.stdout, "buffer", None)
     if stream is None:
@@ -109,7 +109,7 @@ def check_standard_output() -> None:
 @contextlib.contextmanager
 def standard_output(name: str) -> Iterator[Path]:
     """A path with that name; the file that is made there goes to stdout if the block ends well."""
-    check_standard_output()
+    _check_standard_output()
     try:
         folder = tempfile.TemporaryDirectory(prefix="wnconvert-")
     except OSError as error:

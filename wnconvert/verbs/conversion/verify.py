@@ -194,7 +194,8 @@ def _check_kept(
     step: Keep, tensors: Mapping[str, StoredTensor], source: Source, reader: Callable[[str], ReadBack]
 ) -> None:
     """The bytes of the source, cast if the plan says so."""
-    tensor, read_back = tensors[step.kept].in_bytes(), reader(step.name)
+    stored, read_back = tensors[step.kept], reader(step.name)
+    tensor = (stored if step.shape is None else stored.shaped(step.shape)).in_bytes()
     read = source.reader(tensor)
     for block, piece in _pieces(tensor):
         expected = read(block)

@@ -14,8 +14,10 @@ from dataclasses import dataclass, replace
 from pathlib import PurePath
 from typing import Any
 
+from wnconvert.layers.evidence import notes_on_passed
 from wnconvert.layers.find import FoundPairs, find_pairs
 from wnconvert.layers.kinds import find_kinds
+from wnconvert.layers.schemes import Selection
 from wnconvert.messages import options_as_python
 from wnconvert.storage.checkpoint import open_checkpoint
 from wnconvert.storage.files import located
@@ -169,7 +171,8 @@ def _inspect_state(
     tree: Tree, state: StateDict, elements: Elements, request: InspectRequest, explained: Collection[str]
 ) -> _StateInspection:
     tensors = state.tensors
-    found = find_pairs(tensor.info for tensor in tensors.values())
+    infos = (tensor.info for tensor in tensors.values())
+    found = find_pairs(infos, Selection(named=(*request.selection.layers, *state.dims)))
     folded = _folded(tree, state)
     rows = list(_rows(elements, state, found, request))
     if request.reads_weights:
@@ -198,6 +201,7 @@ def _notes(found: FoundPairs, explained: Collection[str]) -> Iterator[str]:
     for refused in found.refused:
         if refused.name not in explained:
             yield f"{refused.name} is refused: {refused.reason}"
+    yield from notes_on_passed(found.passed)
 
 
 # -- rows
@@ -240,9 +244,10 @@ def _plain_siblings(tensors: Mapping[str, StoredTensor], found: FoundPairs) -> I
         return re.sub(r"\d+", "#", name), rank
 
     places = {place(layer.name, len(layer.v.shape)) for layer in found.layers}
+    halves = {half.name for layer in found.layers for half in layer.halves}
     for name, tensor in tensors.items():
         rank = len(tensor.info.shape)
-        if rank > 1 and tensor.info.dtype.foldable and place(name, rank) in places:
+        if rank > 1 and name not in halves and tensor.info.dtype.foldable and place(name, rank) in places:
             yield name
 
 

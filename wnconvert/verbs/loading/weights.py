@@ -99,6 +99,10 @@ class _Wanted:
         layer = self.layers.get(weight)
         return [half.name for half in layer.halves] if layer else [weight]
 
+    def holds(self, layer: Layer) -> bool:
+        """Whether both halves of a layer are tensors of the module, and not those of torch's weight norm."""
+        return layer.name not in self.layers and all(half.name in self.tensors for half in layer.halves)
+
     def twins(self, absent: Iterable[str], present: Iterable[str]) -> dict[str, str]:
         """The absent weights that are the same tensors as present ones, each with that one's name."""
         # Reversed, so that the first of several names wins.
@@ -176,8 +180,9 @@ def _fit(state: StateDict, wanted: _Wanted, prefixes: tuple[str, ...]) -> _Fit:
         tuple(Entry(name, tensor) for name, tensor in tensors.items()),
         state.dims if not prefixes else {},
     )
-    found = find_layers(named, Selection())
-    layers = {layer.name: layer for layer in found.layers}
+    found = find_layers(named, Selection(named=tuple(wanted.layers)))
+    # A module may have a g and a v of its own, and know itself what to do with them.
+    layers = {layer.name: layer for layer in found.layers if not wanted.holds(layer)}
     here = _without_pairs({name: each.info.shape for name, each in tensors.items()}, layers.values())
     there = wanted.weights
     absent = [name for name in there if name not in here]
