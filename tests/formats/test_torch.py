@@ -24,10 +24,11 @@ from torch.nn.utils.parametrize import remove_parametrizations
 from torch.utils.serialization import config
 
 from tests.helpers.golden import FIXTURES
-from wnconvert.errors import ArgumentError, FormatError
+from wnconvert.errors import ArgumentError, FormatError, InputError
 from wnconvert.storage.checkpoint import open_checkpoint
 from wnconvert.verbs.conversion.convert import Result
-from wnconvert.verbs.conversion.files import fold_file
+from wnconvert.verbs.conversion.files import fold_file, migrate_file, split_file
+from wnconvert.verbs.inspection.inspect import inspect_file
 
 State = dict[str, Tensor]
 
@@ -841,3 +842,46 @@ def test_a_tensor_with_an_attribute_is_a_tensor(tmp_path: Path) -> None:
     assert list(read) == ["w", "b"]
     assert (read["w"].mark, read["b"].mark) == ("mine", "mine")
     assert torch.equal(read["b"], v)
+
+
+# -- TorchScript that was frozen
+
+
+def scripted(folder: Path, *, frozen: bool, module: nn.Module | None = None) -> Path:
+    made = module or nn.Sequential(new(nn.Conv1d(3, 8, 5)), nn.Conv1d(8, 2, 3))
+    traced = torch.jit.trace(made.eval(), torch.zeros(1, 3, 16))  # type: ignore[no-untyped-call]
+    path = folder / ("frozen.pt" if frozen else "traced.pt")
+    torch.jit.save(torch.jit.freeze(traced) if frozen else traced, path)
+    return path
+
+
+def test_a_frozen_archive_has_its_weights_in_its_code_and_is_refused(tmp_path: Path) -> None:
+    path = scripted(tmp_path, frozen=True)
+    for convert in (fold_file, split_file, migrate_file):
+        with pytest.raises(
+            InputError, match="a frozen TorchScript archive: its weights are constants"
+        ) as caught:
+            convert(path)
+        assert (
+            caught.value.fix == "use the archive from before torch.jit.freeze, or a checkpoint of the module"
+        )
+    assert [path.name for path in tmp_path.iterdir()] == ["frozen.pt"]
+    assert any("frozen" in note for note in inspect_file(path).notes)
+    assert open_checkpoint(path).container == "TorchScript"  # export goes on
+
+
+def test_an_archive_that_is_not_frozen_is_folded_also_where_it_has_constants(tmp_path: Path) -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = new(nn.Conv1d(3, 8, 5))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.conv(x) * torch.arange(8.0).view(8, 1)  # type: ignore[no-any-return]
+
+    class Plain(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x + 1
+
+    for module, layers in ((None, 1), (Scaled(), 1), (Plain(), 0)):
+        assert len(fold_layers(scripted(tmp_path, frozen=False, module=module))) == layers

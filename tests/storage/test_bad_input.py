@@ -90,6 +90,19 @@ def test_a_zip_without_a_pickle(run: Runner, tmp_path: Path) -> None:
     refused(run, zipped({"readme.txt": b"x"}, tmp_path), says="no data.pkl")
 
 
+@pytest.mark.parametrize("as_zip", [True, False])
+@pytest.mark.parametrize("kind", [torch.Tensor, torch.nn.Parameter])
+def test_a_single_tensor_is_called_so(
+    kind: Callable[[torch.Tensor], torch.Tensor], as_zip: bool, run: Runner, tmp_path: Path
+) -> None:
+    source = saved(kind(torch.ones(3)), tmp_path, _use_new_zipfile_serialization=as_zip)
+    refused(
+        run, source, says=r"a single tensor float32 \[3\], without a name", fix='torch.save({"NAME": tensor}'
+    )
+    assert run("inspect", source).returncode == 2
+    assert run("fold", saved({"NAME": torch.ones(3)}, tmp_path)).returncode == 0
+
+
 def test_a_big_endian_file(run: Runner, tmp_path: Path) -> None:
     source = saved(pair(), tmp_path)
     refused(run, rezipped(source, lambda records: records.update(byteorder=b"big")), says="big-endian")
@@ -128,11 +141,23 @@ HOSTILE: dict[str, Callable[[], bytes]] = {
     "a storage with a long number": lambda: (
         b"(" + head("storage") + STORAGE + b"\x8b\xff\xff\x0f\0" + b"\x7f" * 0xFFFFF + head("cpu") + b"K\1tQ"
     ),
+    "arrays of one text": lambda: (
+        head("n" * 20_000_000) + b"q\1}(" + b"".join(head(f"{at}") + array(20_000_000) for at in range(200))
+        + head("last") + array(3) + b"u"
+    ),
     "doubled modules": lambda: module() + (b"q\1" + module(head("a") + b"h\1" + head("b") + b"h\1")) * 60,
     "long names": lambda: head(LONG) + b"q\2" + module() + (b"q\1" + module(b"h\2h\1")) * 1000,
     "long paths": lambda: head(LONG) + b"q\2N" + b"q\1}h\2h\1s" * 4000,
     "wide and deep": lambda: b"}(" + b"K\1}" * 100_000 + b"u" + b"q\1}K\1h\1s" * 3000,
 }  # fmt: skip
+
+
+def array(size: int) -> bytes:
+    """The opcodes of a NumPy array of bytes whose content is the text at memo 1."""
+    kind = b"cnumpy\ndtype\n(" + head("u1") + b"\x89\x88tR"
+    content = b"c_codecs\nencode\nh\1" + head("latin1") + b"\x86R"
+    made = b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n)" + head("b") + b"tR"
+    return made + b"(K\1(J" + struct.pack("<i", size) + b"t" + kind + b"\x89" + content + b"tb"
 
 
 def module(children: bytes = b"") -> bytes:

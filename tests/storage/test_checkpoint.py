@@ -25,6 +25,7 @@ from wnconvert.tensors.containers import Container
 CONTAINERS = {
     "legacy_nonzip.pth": "torch legacy",
     "scripted.pt": "TorchScript",
+    "program.pt2": "exported program",
     "tcn.onnx": "ONNX",
     "arrays.npz": "npz",
     **{path.name: "safetensors" for path in FIXTURES.glob("*.safetensors")},
@@ -65,6 +66,12 @@ def test_a_target_is_what_its_suffix_says_and_torchs_where_it_says_nothing() -> 
 READERS = {
     "tcn.onnx": {"wnconvert.onnx"},
     "hifigan.safetensors": {"wnconvert.formats.safetensors"},
+    "program.pt2": {
+        "wnconvert.formats.exported",
+        "wnconvert.formats.torch",
+        "wnconvert.formats.pickle",
+        "wnconvert.formats.zips",
+    },
     "arrays.npz": {"wnconvert.formats.npz", "wnconvert.formats.zips"},
     "tied.pt": {"wnconvert.formats.torch", "wnconvert.formats.pickle", "wnconvert.formats.zips"},
     "legacy_nonzip.pth": {"wnconvert.formats.torch", "wnconvert.formats.pickle", "wnconvert.formats.zips"},
@@ -88,10 +95,10 @@ print(*names, *({{"wnconvert.onnx"}} & sys.modules.keys()))
 # -- what is no checkpoint
 
 
-def tar() -> bytes:
+def tar(name: str = "model/data.pkl") -> bytes:
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as archive:
-        archive.addfile(tarfile.TarInfo("model/data.pkl"))
+        archive.addfile(tarfile.TarInfo(name))
     return buffer.getvalue()
 
 
@@ -115,6 +122,8 @@ LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\
 FOREIGN: dict[str, tuple[bytes, str]] = {
     "nothing": (b"", "an empty file"),
     "Git LFS": (LFS, "a Git-LFS pointer"),
+    "OpenVINO": (b'<?xml version="1.0"?>\n<net name="g" version="11">\n', "an OpenVINO model (.xml)"),
+    "another XML": (b'<?xml version="1.0"?>\n<config/>', "an XML text"),
     "HTML": (b"<!DOCTYPE html><html>404</html>", "a web page"),
     "HTML after white space": (b"\n  <html lang='en'>", "a web page"),
     "XML": (b"<?xml version='1.0'?><Error><Code>AccessDenied</Code></Error>", "a web page"),
@@ -130,6 +139,23 @@ FOREIGN: dict[str, tuple[bytes, str]] = {
     "an empty zip": (zipped(), "an empty zip archive"),
     "a zip of other things": (zipped("a.txt", "b.txt"), "not one of torch"),
     "HDF5": (b"\x89HDF\r\n\x1a\n" + bytes(20), "an HDF5 file"),
+    "Keras": (zipped("metadata.json", "config.json", "model.weights.h5"), "a Keras model (.keras)"),
+    "TorchServe": (zipped("MAR-INF/MANIFEST.json", "model.pt"), "a TorchServe archive (.mar)"),
+    "a Core ML package": (
+        zipped("g.mlpackage/Manifest.json", "g.mlpackage/Data/com.apple.CoreML/model.mlmodel"),
+        "a Core ML package (.mlpackage)",
+    ),
+    "AOTInductor": (zipped("g/archive_format", "g/data/aotinductor/model/g.so"), "a compiled package"),
+    "a zip with a checkpoint": (zipped("run/model.pt"), "a zip archive with a checkpoint in it"),
+    "NeMo": (tar("./model_config.yaml"), "a NeMo archive (.nemo)"),
+    "Flax": (b"\x81\xa6params\x81\xa6kernel\xc7", "a MessagePack file (.msgpack: Flax)"),
+    "a large Flax": (b"\xde\0\x20\xd9\x06params\x81", "a MessagePack file (.msgpack: Flax)"),
+    "Paddle": (
+        pickle.dumps({"w": np.zeros(9999), "StructuredToParameterName@@": {"w": "w_0"}}, protocol=2),
+        "a PaddlePaddle state dict (.pdparams)",
+    ),
+    "ExecuTorch": (b"\x1c\0\0\0ET12" + bytes(20), "an ExecuTorch program (.pte)"),
+    "TensorFlow Lite": (b"\x1c\0\0\0TFL3" + bytes(20), "a TensorFlow Lite model (.tflite)"),
     "GGUF": (b"GGUF\x03\x00\x00\x00" + bytes(20), "a GGUF file"),
     "NumPy": (array(), "a NumPy array"),
     "a pickle": (pickle.dumps({"a": 1}), "a plain pickle"),
@@ -151,6 +177,46 @@ def test_what_is_no_checkpoint_is_told_by_what_it_is(kind: str, name: str, tmp_p
     assert says in caught.value.what
     assert caught.value.where == str(path)
     assert caught.value.fix
+
+
+#: What only the name of a file tells: name, content, words of its own message.
+NAMED = {
+    "model.mlmodel": (b"\x08\x04\x12\x02\x52\x00\xa2\x1f\x02\x08\x01", "a Core ML model (.mlmodel)"),
+    "saved_model.pb": (b"\x08\x01\x12\x04\x0a\x02\x12\x00", "a TensorFlow graph (.pb)"),
+    "g.pdparams": (pickle.dumps({"w": np.zeros(3)}), "a PaddlePaddle state dict (.pdparams)"),
+    "g.pdmodel": (b"\x0a\x02\x08\x00", "a PaddlePaddle program (.pdmodel)"),
+}
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_where_the_content_tells_nothing_the_name_says_what_a_file_is_called(
+    name: str, tmp_path: Path
+) -> None:
+    content, says = NAMED[name]
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError) as caught:
+        open_checkpoint(tmp_path / name)
+    assert says in caught.value.what
+    assert caught.value.fix
+    (tmp_path / "model.bin").write_bytes(content)
+    with pytest.raises(InputError) as unnamed:
+        open_checkpoint(tmp_path / "model.bin")
+    assert says not in unnamed.value.what
+
+
+def test_a_name_never_keeps_a_checkpoint_from_being_read(tmp_path: Path) -> None:
+    for name in NAMED:
+        shutil.copy(FIXTURES / "tied.pt", tmp_path / name)
+        assert open_checkpoint(tmp_path / name).tree == open_checkpoint(FIXTURES / "tied.pt").tree
+
+
+def test_arrays_beside_the_pickle_of_a_torch_file_do_not_make_it_another(tmp_path: Path) -> None:
+    path = tmp_path / "in.pt"
+    shutil.copy(FIXTURES / "tied.pt", path)
+    with zipfile.ZipFile(path, "a") as archive:
+        for member in ("extra/a.npy", "config.json", "model.weights.h5", "MAR-INF/MANIFEST.json"):
+            archive.writestr(member, b"x")
+    assert open_checkpoint(path).tree.state_dicts == open_checkpoint(FIXTURES / "tied.pt").tree.state_dicts
 
 
 def test_an_lfs_pointer_is_mended_by_git(tmp_path: Path) -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shutil
 import struct
 import warnings
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import onnx
@@ -16,6 +18,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from tests.helpers.bad_files import pair, rezipped, safetensors, saved, written, zipped
 from tests.helpers.contracts import Damaged, ReaderContract
+from tests.helpers.golden import FIXTURES
 
 # -- safetensors
 
@@ -153,6 +156,60 @@ class TestTorchLegacy(ReaderContract):
     DAMAGED: ClassVar = {
         "twice: a storage": Damaged(key_twice, "storage"),
         **{name: rebuilt(*case, as_zip=False) for name, case in ABSURD.items()},
+    }
+
+
+# -- exported programs
+
+CONFIG = "data/weights/model_weights_config.json"
+
+
+def described(change: Callable[[dict[str, Any]], object], says: str) -> Damaged:
+    """A program whose text on its weights was changed; ``change`` gets what it says of ``0.bias``, a [8]."""
+
+    def edit(records: dict[str, bytes]) -> None:
+        config = json.loads(records[CONFIG])
+        change(config["config"]["0.bias"])
+        records[CONFIG] = json.dumps(config).encode()
+
+    return changed_program(edit, says)
+
+
+def changed_program(edit: Callable[[dict[str, bytes]], object], says: str) -> Damaged:
+    def make(folder: Path) -> Path:
+        return rezipped(Path(shutil.copy(FIXTURES / "program.pt2", folder / "in.pt")), edit)
+
+    return Damaged(make, says)
+
+
+def meta(says: str, **facts: object) -> Damaged:
+    return described(lambda payload: payload["tensor_meta"].update(facts), says)
+
+
+def twice_in_text(records: dict[str, bytes]) -> None:
+    records[CONFIG] = records[CONFIG].replace(b'"3.bias"', b'"0.bias"')
+
+
+class TestExported(ReaderContract):
+    WHOLE = ("program.pt2",)
+    CANNOT: ClassVar = {"overlapping": "two names may share a record"}
+    DAMAGED: ClassVar = {
+        "twice: a name": changed_program(twice_in_text, "has the key '0.bias' twice"),
+        "outside: no record": described(lambda payload: payload.update(path_name="weight_99"), "is missing"),
+        "outside: a path": described(
+            lambda payload: payload.update(path_name="../constants/x"), "is missing"
+        ),
+        "outside: a size": meta("reaches outside of its record", sizes=[{"as_int": 9}]),
+        "outside: a stride": meta("reaches outside of its record", strides=[{"as_int": 2}]),
+        "outside: an offset": meta("reaches outside of its record", storage_offset={"as_int": 1}),
+        "absurd: a negative size": meta("makes no sense", sizes=[{"as_int": -8}]),
+        "absurd: a size that is a text": meta("makes no sense", sizes=[{"as_int": "8"}]),
+        "absurd: no sizes": meta("makes no sense", sizes=8),
+        "absurd: two ranks": meta("makes no sense", strides=[]),
+        "absurd: an unknown dtype": meta("makes no sense", dtype=99),
+        "absurd: a list of dtypes": meta("makes no sense", dtype=[7]),
+        "absurd: no JSON": changed_program(lambda records: records.update({CONFIG: b"{"}), "not a JSON text"),
+        "absurd: no weights": changed_program(lambda records: records.update({CONFIG: b"[]"}), "describe"),
     }
 
 

@@ -5,4 +5,6 @@ safetensors  safetensors: header in, layout out
 pickle       pickles as data: read by a small machine that imports and calls nothing, and written back
 npz          NumPy's archives of arrays: headers in, layout out
 torch        files of torch.save: state dicts, modules and optimizers in a pickle
+exported     exported programs (.pt2): their weights as data
+distributed  folders of torch.distributed.checkpoint: one torch file over the chunks in them
 """

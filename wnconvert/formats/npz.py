@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import struct
+from collections.abc import Mapping
 from typing import Any
 
 from wnconvert.errors import FormatError, OutputError
@@ -47,12 +48,13 @@ _DESCRIPTIONS = {
 _DTYPES = {description: DTYPES[name] for name, description in _DESCRIPTIONS.items()}
 
 
-def open_npz(file: ReadableFile) -> Tree:
-    """Read the headers of all arrays of an .npz file.
+def open_npz(file: ReadableFile, directory: Mapping[str, ZipEntry] | None = None) -> Tree:
+    """Read the headers of all arrays of an .npz file, whose ``directory`` may be read.
 
     Raises ``FormatError`` for one that is damaged, is compressed, or holds anything but arrays of numbers.
     """
-    entries = (_entry(file, record) for record in read_directory(file).values())
+    records = read_directory(file) if directory is None else directory
+    entries = (_entry(file, record) for record in records.values())
     return Tree((StateDict("", tuple(entries)),))
 
 

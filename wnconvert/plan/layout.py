@@ -14,7 +14,18 @@ from typing import ClassVar, Protocol
 from wnconvert.tensors.dtypes import DType
 from wnconvert.tensors.tree import ByteRange, StoredTensor
 
-__all__ = ["Blob", "CopyBytes", "Directions", "FoldLayer", "Gather", "Layout", "Norms", "Work"]
+__all__ = [
+    "Blob",
+    "CopyBytes",
+    "Directions",
+    "FoldLayer",
+    "Gather",
+    "Layout",
+    "Norms",
+    "Part",
+    "Parts",
+    "Work",
+]
 
 
 class Work(Protocol):
@@ -100,6 +111,40 @@ class Directions:
     def effort(self, size: int) -> int:
         """The bytes of w, which are those of v."""
         return size
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """The ``size`` bytes of a work among other bytes; with ``as_text`` as the text of a pickle.
+
+    Of such a text each byte is a character (latin-1). It is written in UTF-8, behind its opcode and its
+    length, in at most ``most`` bytes.
+    """
+
+    work: Work
+    size: int
+    as_text: bool = False
+
+    @property
+    def most(self) -> int:
+        """The bytes that it takes at most."""
+        return 5 + 2 * self.size if self.as_text else self.size
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """Runs of bytes that are known, and works between them, one behind another; zeros up to the end.
+
+    What stands in a pickle can only be written in order, since the texts in it are of any length.
+    """
+
+    parts: tuple[bytes | Part, ...]
+    where: ClassVar[str] = ""
+
+    def effort(self, size: int) -> int:
+        """The bytes that are written, and what the works read beyond theirs."""
+        works = [part for part in self.parts if isinstance(part, Part)]
+        return size + sum(part.work.effort(part.size) - part.size for part in works)
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,18 +14,30 @@ from pathlib import PurePath
 from typing import TYPE_CHECKING
 
 from wnconvert.errors import FormatError, InputError
+from wnconvert.messages import printable
 from wnconvert.plan.layout import Layout
 from wnconvert.plan.names.trees import NewNames, renamed_tree
 from wnconvert.plan.plan import Plan
 from wnconvert.storage.files import Name, located, open_beside, open_file, status_of
-from wnconvert.storage.recognition import HEAD, container_in, is_index, unknown_file
+from wnconvert.storage.recognition import (
+    HEAD,
+    METADATA,
+    check_not_part,
+    container_in,
+    is_distributed,
+    is_index,
+    unknown_file,
+    zip_container,
+)
 from wnconvert.storage.stores.store import PathKind
 from wnconvert.tensors.containers import Container
 from wnconvert.tensors.files import ReadableFile
 from wnconvert.tensors.tree import Tree
+from wnconvert.tensors.views import FileView
 
 if TYPE_CHECKING:
     from wnconvert.formats.torch.reader import TorchFile
+    from wnconvert.formats.zips import ZipEntry
     from wnconvert.onnx.file.reader import OnnxFile
     from wnconvert.storage.folder import Folder
 
@@ -34,7 +46,10 @@ __all__ = ["Checkpoint", "container_of", "layout_of", "no_graph", "open_checkpoi
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """An opened checkpoint: its tree of tensors, and the files in which their bytes lie (``shards``)."""
+    """An opened checkpoint: its tree of tensors, and the files in which their bytes lie (``shards``).
+
+    ``views`` are tensors that are put together of parts of these.
+    """
 
     path: PurePath
     container: Container
@@ -45,6 +60,12 @@ class Checkpoint:
     onnx: OnnxFile | None = None
     folder: Folder | None = None
     knows_modules: bool = False
+    views: tuple[FileView, ...] = ()
+
+    @property
+    def sources(self) -> tuple[PurePath | FileView, ...]:
+        """The files and views in which the bytes of all tensors lie."""
+        return (*self.shards, *self.views)
 
     def renamed(self, names: Mapping[str, NewNames]) -> Checkpoint:
         """The same checkpoint, whose state dicts have new names, by their paths."""
@@ -82,7 +103,8 @@ def open_checkpoint(name: Name) -> Checkpoint:
     path = located(name)
     with _naming_errors(path):
         if status_of(path).kind is PathKind.FOLDER:
-            return _open_folder(path)
+            return _open_distributed(path) if is_distributed(path) else _open_folder(path)
+        check_not_part(path)
         with closing(open_file(path)) as file:
             if not is_index(_head_of(file), path.name):
                 return _with_part_notes(read_checkpoint(file, path))
@@ -137,10 +159,24 @@ def _read_safetensors(file: ReadableFile, path: PurePath) -> Checkpoint:
     return Checkpoint(path, Container.SAFETENSORS, file.size, open_safetensors(file), (path,))
 
 
-def _read_torch_zip(file: ReadableFile, path: PurePath) -> Checkpoint:
+def _read_zip(file: ReadableFile, path: PurePath) -> Checkpoint:
+    """Read a zip archive by the reader of the container that its members show."""
+    from wnconvert.formats.zips import read_directory
+
+    directory = read_directory(file)
+    return _ZIP_READERS[zip_container(directory)](file, path, directory)
+
+
+def _read_torch_zip(file: ReadableFile, path: PurePath, directory: Mapping[str, ZipEntry]) -> Checkpoint:
     from wnconvert.formats.torch.reader import open_zip
 
-    return _of_torch(open_zip(file), file, path)
+    return _of_torch(open_zip(file, directory), file, path)
+
+
+def _read_exported(file: ReadableFile, path: PurePath, directory: Mapping[str, ZipEntry]) -> Checkpoint:
+    from wnconvert.formats.exported import open_exported
+
+    return Checkpoint(path, Container.EXPORTED, file.size, open_exported(file, directory), (path,))
 
 
 def _read_torch_legacy(file: ReadableFile, path: PurePath) -> Checkpoint:
@@ -149,21 +185,22 @@ def _read_torch_legacy(file: ReadableFile, path: PurePath) -> Checkpoint:
     return _of_torch(open_legacy(file), file, path)
 
 
-def _read_npz(file: ReadableFile, path: PurePath) -> Checkpoint:
+def _read_npz(file: ReadableFile, path: PurePath, directory: Mapping[str, ZipEntry]) -> Checkpoint:
     from wnconvert.formats.npz import open_npz
 
-    return Checkpoint(path, Container.NPZ, file.size, open_npz(file), (path,))
+    return Checkpoint(path, Container.NPZ, file.size, open_npz(file, directory), (path,))
 
 
 def _of_torch(opened: TorchFile, file: ReadableFile, path: PurePath) -> Checkpoint:
-    return Checkpoint(path, opened.container, file.size, opened.tree(), (path,), opened)
+    tree = opened.tree()
+    return Checkpoint(path, opened.container, file.size, tree, (path,), opened, views=opened.arrays.views)
 
 
 def _read_onnx(file: ReadableFile, path: PurePath) -> Checkpoint:
     from wnconvert.onnx.file.reader import looks_like_onnx, open_onnx
 
     if not looks_like_onnx(file):
-        raise unknown_file(_head_of(file))
+        raise unknown_file(file, path.name)
     with contextlib.ExitStack() as stack:
         opened = open_onnx(
             file, path, lambda location: stack.enter_context(closing(open_beside(path, location)))
@@ -192,10 +229,15 @@ def _write_npz(checkpoint: Checkpoint, plan: Plan) -> Layout:
 # Of an opened file, and its name, to a checkpoint; ONNX files have no mark, so theirs refuses all else.
 _READERS: dict[Container, Callable[[ReadableFile, PurePath], Checkpoint]] = {
     Container.SAFETENSORS: _read_safetensors,
-    Container.TORCH_ZIP: _read_torch_zip,
+    Container.TORCH_ZIP: _read_zip,
     Container.TORCH_LEGACY: _read_torch_legacy,
-    Container.NPZ: _read_npz,
     Container.ONNX: _read_onnx,
+}
+# The same for zip archives, whose directory is read already.
+_ZIP_READERS: dict[Container, Callable[[ReadableFile, PurePath, Mapping[str, ZipEntry]], Checkpoint]] = {
+    Container.TORCH_ZIP: _read_torch_zip,
+    Container.EXPORTED: _read_exported,
+    Container.NPZ: _read_npz,
 }
 # What is written is of one container of each family; an ONNX model is edited (`verbs/conversion/onnx`).
 _WRITERS: dict[Container, Callable[[Checkpoint, Plan], Layout]] = {
@@ -212,6 +254,39 @@ def _head_of(file: ReadableFile) -> bytes:
     return file.read(0, min(HEAD, file.size))
 
 
+def _open_distributed(root: PurePath) -> Checkpoint:
+    """Open a folder of torch.distributed.checkpoint; its weights are all of the files that it names."""
+    from wnconvert.formats.distributed import open_distributed
+    from wnconvert.storage.folder import Folder
+    from wnconvert.storage.shards import Naming
+
+    metadata = root / METADATA
+    with contextlib.ExitStack() as stack:
+
+        def opened_beside(name: str) -> ReadableFile:
+            try:
+                return stack.enter_context(closing(open_beside(metadata, name)))
+            except FileNotFoundError as error:
+                raise FormatError(
+                    f"its {METADATA} names {printable(name)}, which is not there",
+                    fix="copy the files of all ranks into one folder",
+                ) from error
+
+        file = stack.enter_context(closing(open_beside(metadata, METADATA)))
+        opened = open_distributed(file, opened_beside)
+        size = file.size + sum(opened_beside(name).size for name in opened.files)
+    return Checkpoint(
+        root,
+        Container.DISTRIBUTED,
+        size,
+        opened.torch.tree(),
+        tuple(root / name for name in opened.files),
+        opened.torch,
+        folder=Folder(root, Naming("model", "safetensors"), (METADATA, *opened.files)),
+        views=opened.views,
+    )
+
+
 def _open_folder(root: PurePath, index: str = "") -> Checkpoint:
     """Open the weights of a folder, all of its files, as one checkpoint."""
     from wnconvert.storage.folder import find_weights
@@ -225,6 +300,11 @@ def _open_folder(root: PurePath, index: str = "") -> Checkpoint:
             raise FormatError(
                 f"{name} is not what its name says: {checkpoint.container}",
                 fix="name the file itself, and -o a file",
+            )
+        if checkpoint.views:
+            raise FormatError(
+                f"{name} holds NumPy arrays, which no loader of a folder expects",
+                fix=f"name the file, {root / name}, and -o a file",
             )
     tree = merged({name: checkpoint.tree for name, checkpoint in opened.items()})
     if folder.index:

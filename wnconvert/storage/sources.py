@@ -19,6 +19,7 @@ from wnconvert.storage.files import open_file
 from wnconvert.tensors.blocks import BLOCK_BYTES, Array, Block, Read
 from wnconvert.tensors.files import ReadableFile
 from wnconvert.tensors.tree import ByteRange, StoredTensor
+from wnconvert.tensors.views import FileView
 
 __all__ = ["Source"]
 
@@ -33,12 +34,12 @@ class Source:
     """The opened files of a checkpoint; close it, or use it in a ``with`` statement.
 
     ``on_read`` is called with the number of bytes of every reading, from any thread. ``opener`` opens each
-    of the ``shards``.
+    of the ``shards``; views are opened over those before them.
     """
 
     def __init__(
         self,
-        shards: Sequence[PurePath],
+        shards: Sequence[PurePath | FileView],
         on_read: Callable[[int], None] = lambda count: None,
         opener: Callable[[PurePath], ReadableFile] = open_file,
     ) -> None:
@@ -46,8 +47,8 @@ class Source:
         self._local = threading.local()
         self.files: list[ReadableFile] = []
         try:
-            for path in shards:
-                self.files.append(opener(path))
+            for shard in shards:
+                self.files.append(shard.over(self.files) if isinstance(shard, FileView) else opener(shard))
         except BaseException:
             self.close()
             raise
@@ -62,7 +63,7 @@ class Source:
 
     def close(self) -> None:
         """Close the files."""
-        for file in self.files:
+        for file in reversed(self.files):
             file.close()
         self.files = []
 

@@ -5,6 +5,7 @@ foreign     suffixes of formats that are not written, which no output may have
 dtypes      dtypes: one table for torch, safetensors, ONNX and numpy
 tree        what a checkpoint holds: names, dtypes, shapes, where the bytes lie
 files       opened files: bytes that are read at any place, whatever holds them
+views       files that are made of others: tensors in chunks, bytes in memory
 blocks      a tensor cut into blocks; a thread's scratch arrays; who gives elements
 memory      torch tensors and numpy arrays in memory, read as a file's are
 """

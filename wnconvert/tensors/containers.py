@@ -66,6 +66,8 @@ class Container(str, Enum):
     TORCH_ZIP = "torch zip", replace(_TORCH, suffixes=_TORCH_SUFFIXES)
     TORCH_LEGACY = "torch legacy", _TORCH
     TORCHSCRIPT = "TorchScript", replace(_TORCH, hub_name="")
+    EXPORTED = "exported program", replace(_TORCH, noun="an exported program", hub_name="")
+    DISTRIBUTED = "torch.distributed.checkpoint", replace(_TORCH, hub_name="")
     NPZ = "npz", Facts("numpy", "an .npz file", (".npz",), keeps_texts=False)
     ONNX = "ONNX", Facts("onnx", "an ONNX model", (".onnx",), holds_trees=True, shares_memory=True)
 

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from wnconvert.errors import FormatError
 from wnconvert.tensors.tree import repeated
 
-__all__ = ["GET_AGAIN", "MemoryFile", "ReadableFile", "became_shorter", "read_json"]
+__all__ = ["GET_AGAIN", "MemoryFile", "PartOfFile", "ReadableFile", "became_shorter", "read_json"]
 
 
 #: What to do about a file that ends too early, or contradicts its own format.
@@ -76,6 +76,38 @@ class MemoryFile:
 
     def close(self) -> None:
         """Let go of it: the bytes belong to whoever gave them."""
+
+
+class PartOfFile:
+    """Some bytes of a file, as a file of their own: one that lies inside another.
+
+    >>> PartOfFile(MemoryFile(b"abcdef"), 1, 4).read(1, 2)
+    b'cd'
+    """
+
+    path: Path | None = None
+
+    def __init__(self, file: ReadableFile, start: int, size: int) -> None:
+        self._file = file
+        self._start = start
+        self.size = size
+
+    def read(self, at: int, size: int, /) -> bytes:
+        """All of ``size`` bytes, beginning at byte ``at``."""
+        self._check(at + size)
+        return self._file.read(self._start + at, size)
+
+    def read_into(self, at: int, buffer: memoryview, /) -> None:
+        """Fill a buffer with the bytes that begin at byte ``at``."""
+        self._check(at + len(buffer))
+        self._file.read_into(self._start + at, buffer)
+
+    def close(self) -> None:
+        """Let go of it: the file belongs to whoever opened it."""
+
+    def _check(self, end: int) -> None:
+        if end > self.size:
+            raise became_shorter()
 
 
 def became_shorter(where: str = "") -> FormatError:

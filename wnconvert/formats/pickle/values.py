@@ -22,6 +22,7 @@ __all__ = [
     "PersistentId",
     "Pickle",
     "Set",
+    "Unwritten",
     "Value",
     "children",
     "globals_of",
@@ -109,6 +110,18 @@ class Object:
     def is_call_of(self, *dotted: str) -> bool:
         """Whether its callee is a global of one of these names."""
         return isinstance(self.callee, Global) and self.callee.dotted in dotted
+
+
+@dataclass(eq=False, slots=True)
+class Unwritten:
+    """``size`` bytes that are not known when a pickle is written; ``what`` will make them.
+
+    ``kind`` is ``"bytes"``, ``"bytearray"``, or ``"text"``: each byte a character.
+    """
+
+    kind: str
+    size: int
+    what: object
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,9 +9,19 @@ import struct
 from collections.abc import Callable
 from typing import Any
 
-from wnconvert.formats.pickle.values import Dict, Extension, Global, Latin1, Object, PersistentId, Set, Value
+from wnconvert.formats.pickle.values import (
+    Dict,
+    Extension,
+    Global,
+    Latin1,
+    Object,
+    PersistentId,
+    Set,
+    Unwritten,
+    Value,
+)
 
-__all__ = ["dump"]
+__all__ = ["dump", "dump_around"]
 
 
 _BATCH = 1000  # items between a MARK and its APPENDS or SETITEMS, as Python's pickler has it
@@ -27,6 +37,19 @@ def dump(root: Value, protocol: int, substitute: Callable[[Value], Value] = lamb
     >>> pickle.loads(dump(Dict([("epoch", 3)]), 2))
     {'epoch': 3}
     """
+    (pickle,) = dump_around(root, protocol, substitute)
+    if not isinstance(pickle, bytes):
+        raise TypeError("bytes of it are not known yet")
+    return pickle
+
+
+def dump_around(
+    root: Value, protocol: int, substitute: Callable[[Value], Value] = lambda value: value
+) -> list[bytes | Unwritten]:
+    """Write ``root`` as ``dump`` does, around what is not known yet: runs of bytes, and what stands between.
+
+    In the place of an ``Unwritten`` belong its bytes; for a text the whole of it, opcode and length too.
+    """
     return _Writer(max(protocol, 1), substitute).run(root)
 
 
@@ -37,12 +60,13 @@ class _Writer:
         self.protocol = protocol
         self.substitute = substitute
         self.out = bytearray()
+        self.runs: list[bytes | Unwritten] = []
         self.memo: dict[object, int] = {}
         self.replaced: dict[int, Value] = {}
         self.alive: list[Value] = []  # values that the memo knows by id must not be freed
         self.todo: list[tuple[bool, Any]] = []
 
-    def run(self, root: Value) -> bytes:
+    def run(self, root: Value) -> list[bytes | Unwritten]:
         if self.protocol >= 2:
             self.out += b"\x80" + bytes([self.protocol])
         self.todo = [(True, root)]
@@ -55,7 +79,7 @@ class _Writer:
             else:
                 item()
         self.out += b"."
-        return bytes(self.out)
+        return [*self.runs, bytes(self.out)]
 
     def then(self, *steps: tuple[bool, Any]) -> None:
         self.todo.extend(reversed(steps))
@@ -140,8 +164,19 @@ class _Writer:
             self.out += b"\x84" + struct.pack("<i", value.code)
         elif isinstance(value, Object):
             self.record(value)
+        elif isinstance(value, Unwritten):
+            self.unwritten(value)
         else:
             raise TypeError(f"not a pickle value: {type(value)}")
+
+    def unwritten(self, value: Unwritten) -> None:
+        if value.kind == "bytearray":
+            self.out += b"\x96" + struct.pack("<Q", value.size)
+        elif value.kind == "bytes":
+            self.out += b"B" + struct.pack("<I", value.size)
+        self.runs += (bytes(self.out), value)
+        self.out = bytearray()
+        self.remember(id(value))
 
     def start(self, value: Value, opcode: bytes) -> None:
         self.out += opcode

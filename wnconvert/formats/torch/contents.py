@@ -6,12 +6,13 @@ optimizer is a dict, or an object, with ``state`` and ``param_groups``. Everythi
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 from wnconvert.errors import FormatError
 from wnconvert.formats.pickle.values import Dict, Object, Set, Value
+from wnconvert.formats.torch.arrays import is_array
 from wnconvert.formats.torch.records import (
     get,
     is_module,
@@ -241,8 +242,15 @@ class _Place:
 def find_contents(root: Value) -> Contents:
     """Find every state dict and optimizer below ``root``, outermost first, in the order of the file.
 
-    Raises ``FormatError`` where two of them have one path.
+    Mappings of NumPy arrays count where there is no state dict of tensors: beside one, they are statistics
+    and the like. Raises ``FormatError`` where two of them have one path.
     """
+    found, has_arrays = _find(root, lambda value: read_tensor(value) is not None)
+    return _find(root, is_array)[0] if has_arrays and not found.state_dicts else found
+
+
+def _find(root: Value, is_tensor: Callable[[Value], bool]) -> tuple[Contents, bool]:
+    """What is below ``root``, where the state dicts are those of such tensors; and whether it met arrays."""
     states: list[FoundStateDict] = []
     optimizers: dict[int, list[FoundOptimizer]] = {}  # by the record, which two holders may share
     top = _Place(None, "")
@@ -251,6 +259,7 @@ def find_contents(root: Value) -> Contents:
     branches: list[tuple[_Place, Value]] = []  # values that are searched and are not state dicts
     ends: list[_Place] = []
     names = _Names()
+    has_arrays = False
     while todo:
         place, holder, value = todo.pop()
         if id(value) in seen and id(value) not in optimizers:
@@ -271,7 +280,7 @@ def find_contents(root: Value) -> Contents:
             states.append(_module_state(place.keys, value, names))
             continue
         items = _named(value)
-        if any(read_tensor(item) for _, item in items):
+        if any(is_tensor(item) for _, item in items):
             ends.append(place)
             names.spend(*map(str, place.keys))
             for key, _ in items:
@@ -279,15 +288,16 @@ def find_contents(root: Value) -> Contents:
             states.append(FoundStateDict(place.keys, value, tuple(items)))
         else:
             branches.append((place, value))
-        below = [
-            (_Place(place, key), direct, item)
-            for key, direct, item in _children(value)
-            if isinstance(item, (tuple, list, Dict, Object)) and not read_tensor(item)
-        ]
+        below = []
+        for last, direct, item in _children(value):
+            if is_array(item):
+                has_arrays = True
+            elif isinstance(item, (tuple, list, Dict, Object)) and not read_tensor(item):
+                below.append((_Place(place, last), direct, item))
         todo += reversed(below)
     _check_paths(states)
     every = tuple(item for of_one in optimizers.values() for item in of_one)
-    return Contents(tuple(states), every, tuple(_siblings(branches, ends, top)))
+    return Contents(tuple(states), every, tuple(_siblings(branches, ends, top))), has_arrays
 
 
 def _check_paths(states: Sequence[FoundStateDict]) -> None:

@@ -9,11 +9,15 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 
-from wnconvert.errors import FormatError
+from wnconvert.errors import FormatError, InputError
 from wnconvert.formats.pickle.reader import load
 from wnconvert.formats.pickle.values import Object, PersistentId, Pickle, Value, walk
+from wnconvert.formats.torch.archives import MAX_PICKLE, PREFIX, content_of, read_saved, too_long
+from wnconvert.formats.torch.arrays import HeldArrays, is_array, read_array
 from wnconvert.formats.torch.contents import Contents, FoundStateDict, find_contents
+from wnconvert.formats.torch.dtensors import check_whole, unwrap_whole
 from wnconvert.formats.torch.names import foreign_names
 from wnconvert.formats.torch.records import (
     Storage,
@@ -25,7 +29,7 @@ from wnconvert.formats.torch.records import (
     read_tensor,
     shown,
 )
-from wnconvert.formats.zips import ZipEntry, read_directory
+from wnconvert.formats.zips import ZipEntry
 from wnconvert.plan.names.trees import NewNames
 from wnconvert.plan.record import NO_HISTORY, RECORD_NAME, History, read_history
 from wnconvert.tensors.containers import Container
@@ -41,21 +45,21 @@ from wnconvert.tensors.tree import (
     repeated,
 )
 
-__all__ = ["PREFIX", "TorchFile", "open_legacy", "open_zip"]
+__all__ = ["FROZEN", "TorchFile", "check_storages", "open_legacy", "open_zip"]
 
 
-MAX_PICKLE = 24 << 20  # 24 MiB of text with one emoji in it take 168 MiB while they are read
-PREFIX = "archive/"  # of the records of a new archive, as torch.save has it
-_MAX_RECORD = 8 << 20
+FROZEN = "a frozen TorchScript archive: its weights are constants in its code"
 _WINDOW = 64 << 10
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)  # without slots, for what is computed once
 class TorchFile:
     """An opened torch file: its pickle as data, and where each storage's bytes lie.
 
     ``container`` is one of torch's; ``records`` are the other records of the archive, which must not be
     lost, by their new names; ``mark`` are its first two bytes; ``version`` is the version of the format.
+    ``has_constants`` if there are weights in the code of a TorchScript archive. ``files`` counts the files in
+    which the storages lie, ``unwrapped`` the DTensors that were made plain.
     """
 
     container: Container
@@ -66,6 +70,15 @@ class TorchFile:
     mark: bytes = b"PK"
     history: History = NO_HISTORY
     version: str = ""
+    has_constants: bool = False
+    files: int = 1
+    unwrapped: int = 0
+
+    @cached_property
+    def arrays(self) -> HeldArrays:
+        """The NumPy arrays of the state dicts, whose bytes stand behind the files."""
+        values = (value for state in self.contents.state_dicts for _, value in state.items)
+        return HeldArrays.of(values, self.files)
 
     def stored(self, name: str, record: TensorRecord) -> StoredTensor:
         """A tensor record as a view of bytes of the file."""
@@ -74,7 +87,18 @@ class TorchFile:
         return StoredTensor(info, data, record.offset, record.strides, record.storage.location)
 
     def tree(self) -> Tree:
-        """The content of the file, by names, dtypes and shapes."""
+        """The content of the file, by names, dtypes and shapes.
+
+        Raises ``InputError`` where there is no state dict but a single tensor, or a part of one.
+        """
+        root = self.pickle.root
+        check_whole(root, (item.node for item in self.contents.optimizers))
+        if single := read_tensor(root) or read_array(root):
+            kind = "tensor" if read_tensor(root) else "array"
+            raise InputError(
+                f"a single {kind} {single.dtype} {list(single.shape)}, without a name",
+                fix='save a mapping of names to tensors: torch.save({"NAME": tensor}, FILE)',
+            )
         return Tree(
             state_dicts=tuple(self._state_dict(found) for found in self.contents.state_dicts),
             optimizers=tuple(item.path for item in self.contents.optimizers),
@@ -91,6 +115,13 @@ class TorchFile:
         return replace(self, contents=replace(self.contents, state_dicts=tuple(found)))
 
     @property
+    def is_frozen(self) -> bool:
+        """Whether all weights of a TorchScript archive are constants in its code (``torch.jit.freeze``)."""
+        return self.has_constants and not any(
+            read_tensor(value) for found in self.contents.state_dicts for _, value in found.items
+        )
+
+    @property
     def knows_modules(self) -> bool:
         """Whether a state dict in it has ``_metadata``: the versions of its modules."""
         nodes = (found.node for found in self.contents.state_dicts)
@@ -105,8 +136,9 @@ class TorchFile:
                     f"{name} is stored with torch's negative or conjugate bit set",
                     fix="save tensor.resolve_neg().resolve_conj() of it",
                 )
-            stored = self.stored(name, record) if record else None
-            entries.append(Entry(name, stored, is_opaque=stored is None and is_rebuilt(value)))
+            stored = self.stored(name, record) if record else self.arrays.stored(name, value)
+            is_other = stored is None and (is_rebuilt(value) or is_array(value))
+            entries.append(Entry(name, stored, is_opaque=is_other))
         if (twice := repeated(entry.name for entry in entries)) is not None:
             where = found.path or "in it"
             raise FormatError(f"the state dict {where} has the key {twice!r} twice", fix="save it again")
@@ -116,11 +148,15 @@ class TorchFile:
 
     def _notes(self) -> list[str]:
         notes = []
-        if self.container is Container.TORCHSCRIPT:
+        if self.is_frozen:
+            notes.append(FROZEN)
+        elif self.container is Container.TORCHSCRIPT:
             notes.append("a TorchScript archive: its code is left out, its tensors become a plain state dict")
         elif names := foreign_names(self.pickle.root):
             shown = ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
             notes.append(f"the file names classes or functions, kept as data and never imported: {shown}")
+        if self.unwrapped:
+            notes.append("its DTensors are whole, and become plain tensors")
         if self.container is Container.TORCH_LEGACY:
             notes.append(
                 "a file in torch's legacy format, which is read but not written: torch's since 1.6 is a zip"
@@ -137,36 +173,13 @@ def _kind(value: Value) -> str:
 # -- zip archives
 
 
-def open_zip(file: ReadableFile) -> TorchFile:
-    """Open a zip archive of torch, TorchScript or GPT-SoVITS (marked)."""
-    directory = read_directory(file)
-    # The shortest: an archive may carry other files of that name in folders of its own.
-    pickled = min((name for name in directory if f"/{name}".endswith("/data.pkl")), key=len, default=None)
-    if pickled is None:
-        raise FormatError("a zip archive, but not one of torch (it has no data.pkl)", fix="name a checkpoint")
-    prefix = pickled.removesuffix("data.pkl")
-    records = {
-        name.removeprefix(prefix): record for name, record in directory.items() if name.startswith(prefix)
-    }
-    outside = {name: record for name, record in directory.items() if not name.startswith(prefix)}
-    if any(name.startswith(PREFIX) for name in outside):
-        raise FormatError(f"its records lie in {prefix}, and others in {PREFIX}", fix=GET_AGAIN)
-    if _content(file, records, "byteorder").strip() == b"big":
-        raise FormatError("a big-endian file", fix="load and save it on a little-endian machine")
-    if records["data.pkl"].compressed:
-        raise FormatError(
-            "its data.pkl is compressed", fix="save it with torch.save, which does not compress"
-        )
-    if records["data.pkl"].data.size > MAX_PICKLE:
-        raise _too_long()
-    pickle = load(_content(file, records, "data.pkl", MAX_PICKLE))
-    storages = {}
-    for name, record in records.items():
-        if name.startswith("data/"):
-            if record.compressed:
-                raise FormatError(f"its storage {name} is compressed", fix="save it with torch.save")
-            storages[name.removeprefix("data/")] = record.data
-    _check_storages(pickle.root, storages)
+def open_zip(file: ReadableFile, directory: Mapping[str, ZipEntry] | None = None) -> TorchFile:
+    """Open a zip archive of torch, TorchScript or GPT-SoVITS (marked), whose ``directory`` may be read."""
+    saved = read_saved(file, directory)
+    records, outside, storages = saved.records, saved.outside, saved.storages
+    pickle = load(saved.pickle)
+    check_storages(pickle.root, storages)
+    unwrapped = unwrap_whole(pickle.root)
     is_script = "constants.pkl" in records and is_script_module(pickle.root)
     kept = {
         PREFIX + name: record
@@ -187,9 +200,17 @@ def open_zip(file: ReadableFile) -> TorchFile:
         storages,
         others,
         file.read(0, 2),
-        read_history(_content(file, records, RECORD_NAME)),
-        _content(file, records, "version").decode("ascii", "replace").strip(),
+        read_history(content_of(file, records, RECORD_NAME)),
+        content_of(file, records, "version").decode("ascii", "replace").strip(),
+        is_script and _has_weights(content_of(file, records, "constants.pkl")),
+        unwrapped=unwrapped,
     )
+
+
+def _has_weights(constants: bytes) -> bool:
+    """Whether there are tensors of two axes or more among the constants of a TorchScript archive."""
+    found = (read_tensor(value) for value in walk(load(constants).root)) if constants else ()
+    return any(record is not None and len(record.shape) > 1 for record in found)
 
 
 # Records that describe the pickle and the layout; a new file gets its own. The last two, and those in
@@ -197,15 +218,6 @@ def open_zip(file: ReadableFile) -> TorchFile:
 _OWN_RECORDS = frozenset(
     {"data.pkl", "version", "byteorder", RECORD_NAME, ".format_version", ".storage_alignment"}
 )
-
-
-def _content(
-    file: ReadableFile, records: Mapping[str, ZipEntry], name: str, most: int = _MAX_RECORD
-) -> bytes:
-    record = records.get(name)
-    if record is None or record.compressed or record.data.size > most:
-        return b""
-    return file.read(record.data.start, record.data.size)
 
 
 # -- legacy pickles
@@ -250,12 +262,8 @@ class _Pickles:
         data = self.window[at : at + size]
         self.at += len(data)
         if self.at > MAX_PICKLE:
-            raise _too_long()
+            raise too_long()
         return data
-
-
-def _too_long() -> FormatError:
-    return FormatError(f"its pickle is longer than {MAX_PICKLE >> 20} MiB", fix="keep bulk data in tensors")
 
 
 def open_legacy(file: ReadableFile) -> TorchFile:
@@ -290,9 +298,15 @@ def open_legacy(file: ReadableFile) -> TorchFile:
             raise FormatError(f"its storage {key} is cut short", fix=GET_AGAIN)
         storages[key] = ByteRange(at + 8, count * itemsize)
         at += 8 + count * itemsize
-    _check_storages(pickle.root, storages)
+    check_storages(pickle.root, storages)
+    unwrapped = unwrap_whole(pickle.root)
     return TorchFile(
-        Container.TORCH_LEGACY, pickle, find_contents(pickle.root), storages, version=str(version)
+        Container.TORCH_LEGACY,
+        pickle,
+        find_contents(pickle.root),
+        storages,
+        version=str(version),
+        unwrapped=unwrapped,
     )
 
 
@@ -304,8 +318,8 @@ def _storages_of(values: Iterable[Value]) -> dict[str, Storage]:
     return {storage.key: storage for storage in storages if storage is not None}
 
 
-def _check_storages(root: Value, ranges: Mapping[str, ByteRange]) -> None:
-    """Every storage is there and long enough, and no tensor reaches outside of its own."""
+def check_storages(root: Value, ranges: Mapping[str, ByteRange]) -> None:
+    """Raise ``FormatError`` unless every storage is there, and every tensor lies inside of its own."""
     values = list(walk(root))
     for storage in _storages_of(values).values():
         if storage.key not in ranges:

@@ -17,6 +17,7 @@ from wnconvert.tensors.dtypes import DTYPES, DType
 __all__ = [
     "Storage",
     "TensorRecord",
+    "class_of",
     "get",
     "is_module",
     "is_rebuilt",
@@ -25,6 +26,7 @@ __all__ = [
     "read_storage",
     "read_tensor",
     "shown",
+    "slots_of",
     "state_dict_node",
     "storage_record",
     "tensor_record",
@@ -277,6 +279,13 @@ def get(value: Value, key: str) -> Value:
     return found
 
 
+def slots_of(state: Value) -> dict[str, Value]:
+    """The attributes that a state holds: a mapping; for a class with slots two of them, or None and one."""
+    parts = state if isinstance(state, tuple) else (state,)
+    pairs = (pair for part in parts for pair in mapping_pairs(part) or ())
+    return {key: value for key, value in pairs if isinstance(key, str)}
+
+
 # -- modules
 
 
@@ -298,7 +307,7 @@ def is_script_module(value: Value) -> bool:
 
 def weight_norm_hook(hook: Value) -> tuple[str, int | None] | None:
     """Parameter name and dim of a legacy ``WeightNorm`` hook, or None for any other value."""
-    if _class_of(hook) != "torch.nn.utils.weight_norm.WeightNorm":
+    if class_of(hook) != "torch.nn.utils.weight_norm.WeightNorm":
         return None
     name, dim = get(hook.state, "name"), get(hook.state, "dim")
     if not isinstance(name, str) or not (dim is None or isinstance(dim, int)):
@@ -306,7 +315,7 @@ def weight_norm_hook(hook: Value) -> tuple[str, int | None] | None:
     return str(name), None if dim == -1 else dim
 
 
-def _class_of(value: Value) -> str:
+def class_of(value: Value) -> str:
     """The dotted name of the class of which a record is an instance."""
     if not isinstance(value, Object):
         return ""

@@ -12,12 +12,14 @@ from dataclasses import dataclass
 from functools import partial
 
 from wnconvert.errors import OutputError
-from wnconvert.formats.pickle.values import Dict, Global, Object, PersistentId, Value, walk
-from wnconvert.formats.pickle.writer import dump
+from wnconvert.formats.pickle.values import Dict, Global, Object, PersistentId, Unwritten, Value, walk
+from wnconvert.formats.pickle.writer import dump_around
+from wnconvert.formats.torch.archives import MAX_PICKLE, PREFIX
+from wnconvert.formats.torch.arrays import is_array, with_content
 from wnconvert.formats.torch.contents import FoundStateDict, Key
 from wnconvert.formats.torch.edits import module_edits, optimizer_edits, renames
 from wnconvert.formats.torch.names import dangerous_names
-from wnconvert.formats.torch.reader import PREFIX, TorchFile
+from wnconvert.formats.torch.reader import TorchFile
 from wnconvert.formats.torch.records import (
     get,
     mapping_pairs,
@@ -30,7 +32,7 @@ from wnconvert.formats.torch.records import (
     with_storage,
 )
 from wnconvert.formats.zips import MARKS, NewRecord, zip_layout
-from wnconvert.plan.layout import CopyBytes, Gather, Layout, Work
+from wnconvert.plan.layout import CopyBytes, Gather, Layout, Part, Parts, Work
 from wnconvert.plan.names.trees import renamed_modules
 from wnconvert.plan.order import NEW_ENTRY, metadata_keys
 from wnconvert.plan.plan import Plan, PlannedStateDict
@@ -57,11 +59,9 @@ def torch_layout(source: TorchFile | None, tree: Tree, plan: Plan) -> Layout:
             fix="-o OUT.safetensors, which holds tensors alone",
         )
     archive = _Storages(source)
-    pickle = dump(
-        root, source.pickle.protocol if source else 2, lambda value: archive.take(editor.edited(value))
-    )
+    runs = dump_around(root, editor.protocol, lambda value: archive.take(editor.edited(value)))
     records = [
-        NewRecord(PREFIX + "data.pkl", len(pickle), pickle),
+        _pickle_record(runs),
         NewRecord(PREFIX + "byteorder", 6, b"little"),
         *archive.records(),
         NewRecord(PREFIX + "version", 2, b"3\n"),
@@ -75,9 +75,30 @@ def torch_layout(source: TorchFile | None, tree: Tree, plan: Plan) -> Layout:
     return zip_layout(records, mark=mark)
 
 
+def _pickle_record(runs: Sequence[bytes | Unwritten]) -> NewRecord:
+    """The record of the pickle; that of new arrays is made when they are."""
+    name = PREFIX + "data.pkl"
+    if len(runs) == 1 and isinstance(runs[0], bytes):
+        return NewRecord(name, len(runs[0]), runs[0])
+    parts = tuple(
+        run if isinstance(run, bytes) else Part(_work_of(run), run.size, run.kind == "text") for run in runs
+    )
+    size = sum(len(part) if isinstance(part, bytes) else part.most for part in parts)
+    if size > MAX_PICKLE:
+        raise OutputError(
+            f"its arrays would make the pickle longer than {MAX_PICKLE >> 20} MiB", fix="-o OUT.safetensors"
+        )
+    return NewRecord(name, size, Parts(parts))
+
+
+def _work_of(run: Unwritten) -> Work:
+    assert isinstance(run.what, _Making)  # noqa: S101 - no other is made here
+    return run.what.work
+
+
 @dataclass(frozen=True, slots=True)
 class _Making:
-    """Stands as the key of a storage that does not exist yet: how it will be made."""
+    """Stands for a storage, or the bytes of an array, that does not exist yet: how it will be made."""
 
     work: Work
     nbytes: int
@@ -131,6 +152,7 @@ class _Editor:
         self.names: dict[tuple[int, str], str] = {}  # a text that is two keys stays one text
         self.renamed: set[int] = set()  # the metadata whose modules have their new names
         self.views: dict[tuple[str, ByteRange], set[object]] = {}  # of the tensors that a state dict keeps
+        self.protocol = source.pickle.protocol if source else 2
 
     def edited(self, value: Value) -> Value:
         return self.edits.get(id(value), value)
@@ -207,6 +229,9 @@ class _Editor:
                 f"{info.name} is {info.dtype}, which a torch file cannot hold", fix="-o OUT.safetensors"
             )
         key = (id(value), item.work) if value is not None else (item.work,)
+        if key not in self.made and is_array(value):
+            making = _Making(item.work, info.nbytes)
+            self.made[key] = with_content(value, making, info.dtype, info.shape, self.protocol)
         if key not in self.made:
             storage = _storage(item.work, info.nbytes, info.dtype, item.like.location, info.numel)
             strides = contiguous_strides(info.shape)

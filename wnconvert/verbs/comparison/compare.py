@@ -172,7 +172,7 @@ def _paths(only: str | Sequence[str]) -> tuple[str, ...]:
 @contextmanager
 def _opened(path: str | os.PathLike[str]) -> Iterator[Side]:
     checkpoint = no_graph(open_checkpoint(path), "compared (wnconvert check runs it beside its module)")
-    with Source(checkpoint.shards) as source:
+    with Source(checkpoint.sources) as source:
         yield Side(os.fspath(path), checkpoint.tree, source)
 
 

@@ -112,7 +112,7 @@ def convert(
     layout = layout_of(checkpoint, plan)
     with (
         staged(output, force=options.force, size=layout.size, mode=common_mode(checkpoint.shards)) as target,
-        Source(checkpoint.shards) as source,
+        Source(checkpoint.sources) as source,
     ):
         workers = Workers(options.threads, options.progress)
         if options.verify:
@@ -156,7 +156,7 @@ def convert_folder(
     more: tuple[str, ...] = ()
     with (
         replaced_folder(output, force=options.force, size=size, mode=folder_mode) as folder,
-        Source(checkpoint.shards) as source,
+        Source(checkpoint.sources) as source,
     ):
         for name, layout in layouts.items():
             with file_in(folder, name, output, mode) as target:

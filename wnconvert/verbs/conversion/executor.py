@@ -7,6 +7,7 @@ which also makes tensors in memory.
 
 from __future__ import annotations
 
+import struct
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -18,7 +19,17 @@ from wnconvert.numerics.norms import norm_blocks
 from wnconvert.numerics.rounding import cast, count_overflow
 from wnconvert.numerics.rows import Problem, RowPolicy, raise_problems, split_note, split_problems
 from wnconvert.numerics.splitting import direction_blocks
-from wnconvert.plan.layout import Blob, CopyBytes, Directions, FoldLayer, Gather, Layout, Norms, Work
+from wnconvert.plan.layout import (
+    Blob,
+    CopyBytes,
+    Directions,
+    FoldLayer,
+    Gather,
+    Layout,
+    Norms,
+    Parts,
+    Work,
+)
 from wnconvert.storage.sources import Source
 from wnconvert.storage.staging import Staged
 from wnconvert.storage.workers import Workers
@@ -57,11 +68,15 @@ def notes_of(every: Sequence[Outcome]) -> tuple[str, ...]:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """The outcome of a blob: its problems, or a note, and the layer or tensor that it is about."""
+    """The outcome of a blob: its problems, or a note, and the layer or tensor that it is about.
+
+    ``parts`` are the outcomes of a blob that is about several.
+    """
 
     problems: tuple[Problem, ...] = ()
     note: str = ""
     where: str = ""
+    parts: tuple[Outcome, ...] = ()
 
 
 class _Run:
@@ -85,12 +100,18 @@ class _Run:
         made = self.workers.each(
             lambda index: self.blob(blobs[index]), {index: blob.effort for index, blob in enumerate(blobs)}
         )
-        return [replace(made[index], where=blob.work.where) for index, blob in enumerate(blobs)]
+        return [
+            outcome
+            for index, blob in enumerate(blobs)
+            for outcome in made[index].parts or (replace(made[index], where=blob.work.where),)
+        ]
 
     def blob(self, blob: Blob) -> Outcome:
         out = _Sink(self, blob)
         if isinstance(blob.work, CopyBytes):
             outcome = self.copy(out, blob.work.source)
+        elif isinstance(blob.work, Parts):
+            outcome = self.parts(out, blob.work, blob.start + blob.size)
         else:
             outcome = make_tensor(blob.work, self, out, self.numbers)
         out.sync(_SYNC_BYTES // 16)
@@ -102,6 +123,20 @@ class _Run:
         for at in range(data.start, data.end, BLOCK_BYTES):
             out.put(self.source.chunk(ByteRange(at, min(BLOCK_BYTES, data.end - at), data.shard)))
         return Outcome()
+
+    def parts(self, out: _Sink, work: Parts, end: int) -> Outcome:
+        made = []
+        for part in work.parts:
+            if isinstance(part, bytes):
+                out.put(memoryview(part))
+                continue
+            sink = _Text(out) if part.as_text else out
+            outcome = make_tensor(part.work, self, sink, self.numbers)
+            made.append(replace(outcome, where=part.work.where))
+            if isinstance(sink, _Text):
+                sink.put()
+        out.put(memoryview(bytes(end - out.at)))
+        return Outcome(parts=tuple(made))
 
     def reader(self, tensor: StoredTensor) -> Read:
         """Reads a tensor block by block, and stops if another thread failed.
@@ -151,6 +186,27 @@ class _Sink:
         if self.at - self.synced >= least:
             self.run.target.begin_sync(self.synced, self.at - self.synced)
             self.synced = self.at
+
+
+class _Text:
+    """Takes the elements of an array that becomes a text of a pickle, whose length comes before it."""
+
+    def __init__(self, out: _Sink) -> None:
+        self.out = out
+        self.content = bytearray()
+
+    def array(self, values: Array) -> None:
+        """Take the elements of the next block."""
+        self.content += values.tobytes()
+
+    def passed(self, count: int) -> None:
+        """Count bytes as done that were read and are not written."""
+        self.out.passed(count)
+
+    def put(self) -> None:
+        """Write the text (BINUNICODE)."""
+        text = self.content.decode("latin-1").encode()
+        self.out.put(memoryview(b"X" + struct.pack("<I", len(text)) + text))
 
 
 # -- the kinds of work

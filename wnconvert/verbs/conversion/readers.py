@@ -121,6 +121,9 @@ def _torch_reader(checkpoint: Checkpoint, paths: Sequence[PurePath]) -> Open:
         value: Any = root
         for key in keys.get(state, ()):
             value = value[key]
+        if isinstance(value[name], np.ndarray):
+            array = value[name].reshape(value[name].shape or (1,))
+            return lambda block, piece: np.ascontiguousarray(array[piece])
         tensor = value[name].detach().reshape(value[name].shape or (1,))
         return lambda block, piece: _numpy(tensor[piece])
 

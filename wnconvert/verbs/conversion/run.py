@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from wnconvert.errors import ArgumentError, LayerError, OutputError, WnconvertError
+from wnconvert.errors import ArgumentError, InputError, LayerError, OutputError, WnconvertError
 from wnconvert.layers.schemes import Selection
 from wnconvert.messages import listed
 from wnconvert.plan.names.renaming import Renaming
@@ -86,6 +86,7 @@ def run_conversion(
     bytes_of(max_shard_size)
     try:
         opened = open_checkpoint(source)
+        _check_not_frozen(opened)
         names = _new_names(opened, renaming, only, reference)
         checkpoint = opened.renamed(names) if names else opened
         to_folder = _makes_folder(checkpoint, output if out is None else out, max_shard_size)
@@ -248,6 +249,17 @@ def _check_is_checkpoint(checkpoint: Checkpoint, output: Path, kind: str) -> Non
         raise ArgumentError(
             f"{output.name} would be an ONNX model, and a checkpoint has no graph",
             fix="wnconvert export, which takes the module's code too; or -o OUT.safetensors",
+        )
+
+
+def _check_not_frozen(checkpoint: Checkpoint) -> None:
+    """Raise ``InputError`` for a TorchScript archive without weights that could be told from its code."""
+    if checkpoint.torch is not None and checkpoint.torch.is_frozen:
+        from wnconvert.formats.torch.reader import FROZEN
+
+        raise InputError(
+            FROZEN,
+            fix="use the archive from before torch.jit.freeze, or a checkpoint of the module",
         )
 
 

@@ -32,6 +32,8 @@ StrPath: TypeAlias = str | os.PathLike[str]
 _SUFFIXES = tuple(
     sorted((suffix for container in Container for suffix in container.facts.suffixes), key=len, reverse=True)
 )
+# What is only read, and the suffix of what is written of it: a program's weights are a state dict.
+_BECOMES = {".pt2": ".pt"}
 
 
 def default_output(source: StrPath, kind: str) -> Path:
@@ -61,10 +63,10 @@ def default_output(source: StrPath, kind: str) -> Path:
         return _beside_folder(path.parent if is_index else path, kind)
     if not path.name:
         return path  # "/" has no name to change, and is not a checkpoint either
-    for suffix in _SUFFIXES:
+    for suffix in (*_SUFFIXES, *_BECOMES):
         stem = path.name.removesuffix(suffix)
         if stem != path.name and stem:
-            return path.with_name(f"{stem}.{kind}{suffix}")
+            return path.with_name(f"{stem}.{kind}{_BECOMES.get(suffix, suffix)}")
     return path.with_name(f"{path.name}.{kind}")
 
 

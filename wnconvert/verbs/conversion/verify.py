@@ -115,7 +115,7 @@ def verify_output(
     of every checksum and by our own reader. Raises ``VerifyError`` for the first tensor that is wrong.
     """
     opened = open_checkpoint(path)
-    with Source(opened.shards) as written, contextlib.ExitStack() as stack:
+    with Source(opened.sources) as written, contextlib.ExitStack() as stack:
         found = opened.tree.tensors
         own = own_reader(found, written)
         other = OTHER_READERS[plan.container].open(checkpoint, opened.shards, own)

@@ -81,7 +81,7 @@ def inspect_file(
 
         return inspect_onnx(checkpoint, checkpoint.onnx, request)
     reading = _Reading(progress, _bytes_to_read(checkpoint.tree, request))
-    with Source(checkpoint.shards, reading.done) as source:
+    with Source(checkpoint.sources, reading.done) as source:
         found = inspect_tree(checkpoint.tree, source, request)
     others = replace(
         found,

@@ -7,7 +7,7 @@ from dataclasses import replace
 from wnconvert.formats.pickle.values import PersistentId, Value, walk
 from wnconvert.formats.pickle.writer import dump
 from wnconvert.formats.torch.names import dangerous_names, foreign_names
-from wnconvert.formats.torch.reader import TorchFile
+from wnconvert.formats.torch.reader import FROZEN, TorchFile
 from wnconvert.formats.torch.records import read_storage
 from wnconvert.storage.checkpoint import Checkpoint
 from wnconvert.tensors.containers import Container
@@ -25,7 +25,7 @@ def with_pickle(found: Inspection, checkpoint: Checkpoint, opened: TorchFile) ->
     script = checkpoint.container is Container.TORCHSCRIPT
     return replace(
         found,
-        version=f"{opened.version}, pickle protocol {opened.pickle.protocol}",
+        version=_version(checkpoint.container, opened),
         siblings=tuple(
             SiblingSummary(path, kinds.get(path, ""), _tensor_bytes(value) + len(dump(value, 2)))
             for path, value in siblings
@@ -33,7 +33,15 @@ def with_pickle(found: Inspection, checkpoint: Checkpoint, opened: TorchFile) ->
         devices=tuple(dict.fromkeys(storage.location for storage in storages if storage)),
         foreign=() if script else tuple(foreign_names(opened.pickle.root)),
         dangerous=() if script else tuple(dangerous_names(opened.pickle.root)),
+        notes=(*found.notes, *([FROZEN] if opened.is_frozen else [])),
     )
+
+
+def _version(container: Container, opened: TorchFile) -> str:
+    """The version of the format; the pickle of a folder of chunks is in none of its files."""
+    if container is Container.DISTRIBUTED:
+        return opened.version
+    return f"{opened.version}, pickle protocol {opened.pickle.protocol}"
 
 
 def _tensor_bytes(value: Value) -> int:

@@ -291,7 +291,7 @@ def _notes(fit: _Fit) -> Iterator[str]:
 def _read(checkpoint: Checkpoint, fit: _Fit) -> dict[str, Tensor]:
     """Read the tensors of a state dict, with our own reader."""
     found: dict[str, Tensor] = OrderedDict()
-    with Source(checkpoint.shards) as source:
+    with Source(checkpoint.sources) as source:
         for name, tensor in fit.tensors.items():
             found[name] = _tensor(source, tensor)
     return found
