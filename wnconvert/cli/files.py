@@ -145,22 +145,24 @@ def _convert(
 ) -> None:
     """Run a verb on a file, or plan it, and print the result."""
     from wnconvert.reports.conversions import plan_text, result_text
-    from wnconvert.verbs.conversion.targets import default_output
+    from wnconvert.verbs.conversion.targets import target_of
 
-    output = str(default_output(src, kind)) if out is None else out
+    force, in_place = options["force"], options["in_place"]
+    target = target_of(src, out, kind, as_folder=options["as_folder"], in_place=in_place)
+    there, output = target.path.exists(), str(target.path)
     if dry_run:
-        plan = verb(src, output, dry_run=True, **options)
-        there = (
-            ()
-            if options["force"] or not Path(output).exists()
-            else (f"{output} exists: --force replaces it",)
-        )
-        say((*plan.notes, *there), quiet=quiet)
+        plan = verb(src, out, dry_run=True, **options)
+        exists = there and plan.writes and not (force or in_place)
+        say((*plan.notes, *([f"{output} exists: --force replaces it"] if exists else [])), quiet=quiet)
         put(json.dumps(plan.to_dict(), indent=1) if as_json else plan_text(plan, output), quiet=quiet)
         return
+    said: tuple[str, ...] = ()
+    if in_place or (force and there and target.is_folder):  # what is lost is said before it is
+        said = verb(src, out, dry_run=True, **options).notes
+        say(said, quiet=quiet)
     with progress_bar(src, shown=not (quiet or no_progress)) as progress:
-        result = verb(src, output, progress=progress, **options)
-    say(result.notes, quiet=quiet)
+        result = verb(src, out, progress=progress, **options)
+    say(tuple(note for note in result.notes if note not in said), quiet=quiet)
     put(json.dumps(result.to_dict(), indent=1) if as_json else result_text(result), quiet=quiet)
 
 

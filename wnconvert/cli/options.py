@@ -84,8 +84,9 @@ def target(default: str) -> Callable[[_Command], _Command]:
             "--out",
             type=click.Path(),
             metavar="OUT",
-            help="File to write: safetensors if it has that suffix, else in the format of torch.save; or a "
-            f"folder, if SRC is one or OUT ends in a slash.  [default: SRC with {default} before its suffix]",
+            help="File to write: safetensors if it has that suffix, else in the format of torch.save; or the "
+            "folder to write it into. A folder, if SRC is one or --as-folder is given.  "
+            f"[default: SRC with {default} before its suffix]",
         ),
         click.option(
             "--only", metavar="PATH", help="Keep only this state dict, e.g. generator (. is the root)."
@@ -112,6 +113,21 @@ def globs(does: str) -> Callable[[_Command], _Command]:
 
 
 WRITING = with_options(
+    click.option("--copy", is_flag=True, help="Write OUT even if there is nothing to convert."),
+    click.option(
+        "--require-layers",
+        type=click.IntRange(min=1),
+        is_flag=False,
+        flag_value=1,
+        metavar="[N]",
+        help="Exit with 1, and write nothing, if fewer than N layers are converted (1 if N is left out).",
+    ),
+    click.option(
+        "--as-folder", is_flag=True, help="Make OUT a folder as on the hub, although SRC is a file."
+    ),
+    click.option(
+        "--in-place", is_flag=True, help="Write over SRC; what cannot be brought back is said first."
+    ),
     click.option(
         "--verify",
         is_flag=True,
@@ -124,7 +140,11 @@ WRITING = with_options(
         show_default=True,
         help="Largest file of weights in a folder, e.g. 500MB or 2GiB; a tensor is never cut.",
     ),
-    click.option("--force", is_flag=True, help="Replace OUT if it exists; a folder is replaced as a whole."),
+    click.option(
+        "--force",
+        is_flag=True,
+        help="Replace OUT if it exists; a folder as a whole, and only if wnconvert wrote all that is in it.",
+    ),
     THREADS,
     click.option("--dry-run", is_flag=True, help="Print the plan and write nothing."),
     JSON,

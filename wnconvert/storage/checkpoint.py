@@ -8,9 +8,9 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,14 +26,17 @@ from wnconvert.tensors.tree import Tree
 if TYPE_CHECKING:
     from wnconvert.formats.torch.reader import TorchFile
     from wnconvert.onnx.file.reader import OnnxFile
-    from wnconvert.storage.folder import Folder
+    from wnconvert.storage.folder.weights import Folder
 
 __all__ = ["Checkpoint", "container_of", "layout_of", "no_graph", "open_checkpoint", "read_checkpoint"]
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """An opened checkpoint: its tree of tensors, and the files in which their bytes lie (``shards``)."""
+    """An opened checkpoint: its tree of tensors, and the files in which their bytes lie (``shards``).
+
+    Of a pipeline ``components`` are its models, each by the path of its state dict in the tree.
+    """
 
     path: Path
     container: Container
@@ -44,6 +47,18 @@ class Checkpoint:
     onnx: OnnxFile | None = None
     folder: Folder | None = None
     knows_modules: bool = False
+    components: Mapping[str, Checkpoint] = field(default_factory=dict)
+
+    @property
+    def root(self) -> Path | None:
+        """The folder that it is; None for a file."""
+        return self.folder.root if self.folder else self.path if self.components else None
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The paths of its files in its folder; none for a file."""
+        root = self.root
+        return () if root is None else tuple(str(path.relative_to(root)) for path in self.shards)
 
 
 def container_of(path: Path) -> Container:
@@ -96,7 +111,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
 def _with_part_notes(opened: Checkpoint) -> Checkpoint:
     path = opened.path
     if "-of-" in path.name:
-        from wnconvert.storage.folder import part_notes
+        from wnconvert.storage.folder.weights import part_notes
 
         notes = (*opened.tree.notes, *part_notes(path))
         opened = replace(opened, tree=replace(opened.tree, notes=notes))
@@ -156,12 +171,51 @@ def _head_of(file: ReadableFile) -> bytes:
 
 def _open_folder(root: Path, index: str = "") -> Checkpoint:
     """Open the weights of a folder, all of its files, as one checkpoint."""
-    from wnconvert.storage.folder import find_weights
+    from wnconvert.storage.folder.components import find_components
+    from wnconvert.storage.folder.links import is_entry, snapshot_in
+    from wnconvert.storage.folder.weights import find_weights
+
+    if is_entry(root):
+        root = snapshot_in(root)
+        opened = _open_folder(root)
+        note = f"it is an entry of the hub's cache, and its snapshot {root.name} is read"
+        return replace(opened, tree=replace(opened.tree, notes=(note, *opened.tree.notes)))
+    components = {} if index else find_components(root)
+    if components:
+        return _open_pipeline(root, {name: _open_weights(folder) for name, folder in components.items()})
+    return replace(_open_weights(find_weights(root, index)), path=root / index)
+
+
+def _open_pipeline(root: Path, components: Mapping[str, Checkpoint]) -> Checkpoint:
+    """The models of a pipeline as one checkpoint."""
+    from wnconvert.storage.shards import joined
+
+    firsts: dict[str, int] = {}
+    shards: list[Path] = []
+    for name, component in components.items():
+        firsts[name] = len(shards)
+        shards += component.shards
+    containers = {component.container for component in components.values()}
+    return Checkpoint(
+        root,
+        containers.pop() if len(containers) == 1 else Container.TORCH_ZIP,
+        sum(component.size for component in components.values()),
+        joined({name: component.tree for name, component in components.items()}, firsts),
+        tuple(shards),
+        components=components,
+    )
+
+
+def _open_weights(folder: Folder) -> Checkpoint:
+    """Open the weights that were found in a folder."""
     from wnconvert.storage.index import check_held
     from wnconvert.storage.shards import merged
 
-    folder = find_weights(root, index)
+    root = folder.root
     opened = {name: _open_file(root / name) for name in folder.files}
+    if folder.is_lone:
+        (alone,) = opened.values()
+        return replace(alone, path=root, folder=folder)
     for name, checkpoint in opened.items():
         of_torch = checkpoint.container in (Container.TORCH_ZIP, Container.TORCH_LEGACY)
         if not (of_torch if name.endswith(".bin") else checkpoint.container is Container.SAFETENSORS):
@@ -180,7 +234,7 @@ def _open_folder(root: Path, index: str = "") -> Checkpoint:
         )
     first = opened[folder.files[0]]
     return Checkpoint(
-        root / index,
+        root,
         first.container,
         sum(checkpoint.size for checkpoint in opened.values()),
         tree,

@@ -1,5 +1,6 @@
 """What of a checkpoint a plan is about.
 
-scope   the state dicts that the output has, and what is left out
-wanted  the layers that are wanted, and those that must be refused
+scope    the state dicts that the output has, and what is left out
+wanted   the layers that are wanted, and those that must be refused
+nothing  why a plan changes nothing
 """

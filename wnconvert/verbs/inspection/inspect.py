@@ -84,7 +84,7 @@ def inspect_file(
         source=os.fspath(path),
         container=str(checkpoint.container),
         bytes=checkpoint.size,
-        files=checkpoint.folder.files if checkpoint.folder else (),
+        files=checkpoint.files,
         notes=(*_part_notes(path), *found.notes),
     )
     if checkpoint.torch is not None:
@@ -100,7 +100,7 @@ def _part_notes(path: Path) -> tuple[str, ...]:
     """A note on a file of weights that is one of several."""
     if "-of-" not in path.name:
         return ()
-    from wnconvert.storage.folder import part_notes
+    from wnconvert.storage.folder.weights import part_notes
 
     return part_notes(path)
 

@@ -1,0 +1,83 @@
+"""Links inside a folder, and the cache of the hub.
+
+Nobody vouches for the content of a folder, so nothing in it may lead out of it. A link is followed where it
+stays in the folder, and from a snapshot of the hub's own cache to that cache's blobs.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path, PurePath
+
+from wnconvert.errors import FormatError, InputError
+from wnconvert.messages import listed
+
+__all__ = ["ENTRY", "cache_of", "check_inside", "is_entry", "link_text", "snapshot_in"]
+
+
+#: How the hub's cache begins the name of the folder of a model.
+ENTRY = "models--"
+#: The name of a commit is 40 letters; what is longer is not one.
+_LONGEST = 100
+
+
+def check_inside(root: Path, path: str, *, cached: bool = True) -> None:
+    """Raise ``FormatError`` where a path in a folder leads out of it through links.
+
+    A file (``cached``) may lie among the blobs of the hub's cache, where the folder is a snapshot.
+    """
+    real, inside = Path(os.path.realpath(root / path)), Path(os.path.realpath(root))
+    if real.is_relative_to(inside):
+        return
+    cache = cache_of(inside)
+    if cached and cache is not None and real.is_relative_to(cache / "blobs"):
+        return
+    raise FormatError(
+        f"{path} is a link that leaves the folder, to {real}",
+        fix="put the file itself there, if you trust it",
+    )
+
+
+def cache_of(folder: Path) -> Path | None:
+    """The entry of the hub's cache that a folder is, or is a snapshot of, or lies in one; else None.
+
+    >>> cache_of(Path("runs/snapshots/epoch_3")) is None  # runs/blobs is not there
+    True
+    """
+    if is_entry(folder):
+        return folder
+    for at in (folder, *folder.parents):
+        if at.parent.name == "snapshots" and (at.parent.parent / "blobs").is_dir():
+            return at.parent.parent
+    return None
+
+
+def is_entry(folder: Path) -> bool:
+    """Whether a folder is all that the hub's cache has of a model: ``models--a--b``."""
+    return folder.name.startswith(ENTRY) and (folder / "snapshots").is_dir()
+
+
+def snapshot_in(entry: Path, revision: str = "main") -> Path:
+    """The snapshot that a branch of a model in the hub's cache means; the only one, where none is named so.
+
+    Raises ``InputError`` where that is not told, or is not there.
+    """
+    there = sorted(path.name for path in (entry / "snapshots").iterdir() if path.is_dir())
+    try:
+        commit = (entry / "refs" / revision).read_text(encoding="ascii", errors="replace")[:_LONGEST].strip()
+    except OSError:
+        commit = there[0] if len(there) == 1 else ""
+    if commit in there:
+        return entry / "snapshots" / commit
+    fix = f"name one of them: {entry / 'snapshots' / there[0]}" if there else "download it again"
+    raise InputError(
+        f"an entry of the hub's cache whose refs/{revision} names none of its snapshots "
+        f"({listed(there, 3) or 'there are none'})",
+        fix=fix,
+    )
+
+
+def link_text(root: Path, link: PurePath) -> str:
+    """The relative path that a link inside a folder gets, so that it holds wherever the folder lies."""
+    real = os.path.realpath(root / link)
+    return os.path.relpath(real, os.path.realpath(root / link.parent))
