@@ -957,6 +957,8 @@ def test_nothing_to_do_is_done_too(run: Runner, tmp_path: Path) -> None:
     ended = run("migrate", source, "--json")
     assert ended.returncode == 0
     assert (json.loads(ended.stdout)["layers"], json.loads(ended.stdout)["already"]) == ([], 0)
+    assert not (tmp_path / "plain.parametrize.pt").exists()
+    assert run("migrate", source, "--copy").returncode == 0
     assert list(load(tmp_path / "plain.parametrize.pt")["state_dict"]) == list(load(source)["state_dict"])
 
 

@@ -99,7 +99,7 @@ def fold_file(
     ``src`` is a checkpoint of any readable format; ``out`` is written as safetensors if that is its
     suffix, else as a torch zip (default: ``.folded`` before the suffix of ``src``). An ONNX model stays
     one, and runs beside the original before it is put in place (this needs onnx and onnxruntime); it takes
-    none of ``only``, ``dtype``, ``dim`` and ``keep_optimizer``. Where ``out`` is a folder, a file goes into it.
+    none of ``only``, ``dtype``, ``dim`` and ``keep_optimizer``. A file goes into ``out`` if that is a folder.
 
     A folder with weights, the index of one, or a pipeline of diffusers becomes a folder, unless ``out`` has a
     checkpoint's suffix; a file does with ``as_folder``. Its weights lie in files of at most

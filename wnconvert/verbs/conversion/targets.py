@@ -77,7 +77,7 @@ def target_of(
     if not into:
         return Target(Path(out), is_folder=False)
     if not Path(out).is_dir():
-        there = "it is not a folder" if os.path.lexists(out) else "there is no such folder"
+        there = "it is not a folder" if Path(out).exists() else "there is no such folder"
         raise OutputError(
             there,
             where=text,
