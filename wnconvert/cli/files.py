@@ -16,6 +16,7 @@ from wnconvert.cli.options import (
     NO_PROGRESS,
     THREADS,
     WRITING,
+    Conversion,
     dim_of_text,
     epilog,
     globs,
@@ -31,7 +32,9 @@ SORT_CHOICES = ("name", "form", "rows", "g-min", "g-mean", "g-max", "norm", "rat
 FORMAT_CHOICES = ("table", "json", "csv", "markdown")
 
 
-@click.command(epilog=epilog("wnconvert fold g_02500000 --only generator -o generator.safetensors"))
+@click.command(
+    cls=Conversion, epilog=epilog("wnconvert fold g_02500000 --only generator -o generator.safetensors")
+)
 @target(".folded")
 @click.option(
     "--dtype",
@@ -73,7 +76,7 @@ def fold(src: str, out: str | None, **options: Any) -> None:
     _convert(fold_file, "folded", src, out, **options)
 
 
-@click.command(epilog=epilog("wnconvert split generator.safetensors --like g_02500000"))
+@click.command(cls=Conversion, epilog=epilog("wnconvert split generator.safetensors --like g_02500000"))
 @target(".split")
 @click.option(
     "--like", type=click.Path(), metavar="REF", help="Use the layers, dims and form of this checkpoint."
@@ -106,7 +109,7 @@ def split(src: str, out: str | None, **options: Any) -> None:
     _convert(split_file, "split", src, out, **options)
 
 
-@click.command(epilog=epilog("wnconvert migrate g_02500000 --to parametrize"))
+@click.command(cls=Conversion, epilog=epilog("wnconvert migrate g_02500000 --to parametrize"))
 @target(".parametrize or .legacy")
 @click.option(
     "--to",

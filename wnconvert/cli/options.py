@@ -15,6 +15,7 @@ __all__ = [
     "NO_PROGRESS",
     "THREADS",
     "WRITING",
+    "Conversion",
     "dim_of_text",
     "epilog",
     "globs",
@@ -59,6 +60,22 @@ def with_options(*options: Callable[[Any], Any]) -> Callable[[_Command], _Comman
 def epilog(example: str) -> str:
     """The end of a command's help: an example and the exit codes."""
     return f"\b\nExample:\n  {example}\n\n{EXIT_CODES}"
+
+
+class Conversion(click.Command):
+    """A command whose ``--require-layers`` may stand alone, before anything but a number."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Put the number that is left out."""
+        alone = "--require-layers"
+        behind = [*args[1:], ""]
+        return super().parse_args(
+            ctx,
+            [
+                f"{alone}=1" if arg == alone and not after.isdigit() else arg
+                for arg, after in zip(args, behind, strict=True)
+            ],
+        )
 
 
 THREADS = click.option(
@@ -117,8 +134,6 @@ WRITING = with_options(
     click.option(
         "--require-layers",
         type=click.IntRange(min=1),
-        is_flag=False,
-        flag_value=1,
         metavar="[N]",
         help="Exit with 1, and write nothing, if fewer than N layers are converted (1 if N is left out).",
     ),

@@ -189,7 +189,8 @@ def _to_folder(checkpoint: Checkpoint, make_plan: MakePlan, output: Path, reques
     def run(plan: Plan, options: RunOptions) -> Result:
         from wnconvert.verbs.conversion.folders.convert import convert_folder
 
-        return convert_folder(checkpoint, replace(planned, plan=plan), output, options)
+        whole = replace(planned, plan=plan, is_ours=not request.in_place)
+        return convert_folder(checkpoint, whole, output, options)
 
     return _Job(planned.plan, partial(why_nothing, tree=checkpoint.tree), check, run)
 

@@ -67,12 +67,14 @@ class Part:
 class FolderPlan:
     """All that a folder will hold: ``parts`` are its weights, and ``beside`` goes along.
 
-    ``plan`` is the plan of the whole, as users see it.
+    ``plan`` is the plan of the whole, as users see it. ``is_ours`` says that all of it is a copy: in place of
+    its source a folder stays its owner's, and nothing says that a conversion wrote it.
     """
 
     plan: Plan
     parts: tuple[Part, ...]
     beside: OtherFiles
+    is_ours: bool = True
 
     def layouts(self) -> list[tuple[Part, Mapping[str, Layout]]]:
         """The layouts of each part's files, by their paths."""
@@ -80,6 +82,8 @@ class FolderPlan:
 
     def manifest_of(self, layouts: Mapping[str, Layout]) -> dict[str, Layout]:
         """The layout of the list of all files, written last; ``layouts`` are those of the weights."""
+        if not self.is_ours:
+            return {}
         files: dict[str, int | str] = {path: layout.size for path, layout in layouts.items()}
         files |= {file.path: file.size for file in self.beside.files}
         files |= dict(self.beside.links)
