@@ -116,7 +116,7 @@ def test_a_folder_is_not_written_into_a_folder_of_others(hub: Path, tmp_path: Pa
 # -- what --force may replace
 
 
-def test_without_force_the_error_lists_what_would_go(hub: Path, run: Runner, tmp_path: Path) -> None:
+def test_without_force_the_error_lists_what_would_go(hub: Path, run: Runner) -> None:
     fold_file(hub)
     ended = run("fold", hub)
     assert ended.returncode == 2
@@ -196,7 +196,7 @@ def test_the_list_of_what_was_written_does_not_go_along(hub: Path, tmp_path: Pat
 
 
 def names_of(path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
-    """Other names of a file. A file system that ignores case gives two names to one file, as hard links do."""
+    """Other names of a file. Two hard links are to one file what capitals are where case does not count."""
     folder = path.parent.parent
     (folder / "way").symlink_to(path.parent)
     (folder / "link").symlink_to(path)
@@ -312,7 +312,7 @@ def test_a_folder_in_place_keeps_all_else_and_stays_its_owners(hub: Path, how: s
     assert set(safetensors.torch.load_file(hub / "model.safetensors")) == {"a.weight", "a.bias"}
 
 
-def test_a_folder_in_place_loses_no_other_weights_and_no_repository(hub: Path, tmp_path: Path) -> None:
+def test_a_folder_in_place_loses_no_other_weights_and_no_repository(hub: Path) -> None:
     (hub / ".git").mkdir()
     with pytest.raises(OutputError, match="it is a git repository"):
         fold_file(hub, in_place=True)
