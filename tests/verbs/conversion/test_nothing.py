@@ -15,6 +15,7 @@ from tests.helpers.export_models import scripted
 from tests.helpers.golden import FIXTURES
 from tests.helpers.live_models import legacy
 from tests.helpers.runner import Runner
+from tests.helpers.states import output_of
 from wnconvert import (
     ArgumentError,
     Result,
@@ -117,8 +118,7 @@ def test_the_note_says_why(what: str, tmp_path: Path, pairs: Path) -> None:
         torch.save({"epoch": 3}, tmp_path / "epoch.pt")
         result, why = fold_file(tmp_path / "epoch.pt"), "there is no state dict in it"
     else:
-        once = fold_file(FIXTURES / "tcn.onnx", tmp_path / "once.onnx").output
-        assert once is not None
+        once = output_of(fold_file(FIXTURES / "tcn.onnx", tmp_path / "once.onnx"))
         result, why = fold_file(once), "no weight norm is left in the graph"
     assert result.output is None
     assert said(result).split(": ", 1)[1].startswith(f"{why}: wnconvert inspect ")
@@ -162,12 +162,10 @@ def test_an_output_that_is_asked_for_is_written(file: Path, options: dict[str, A
 
 
 def test_what_is_copied_has_every_bit_and_a_cast_is_a_cast(file: Path) -> None:
-    copied = fold_file(file, copy=True).output
-    assert copied is not None
+    copied = output_of(fold_file(file, copy=True))
     after = torch.load(copied, weights_only=True)
     assert all(torch.equal(after[name], value) for name, value in torch.load(file, weights_only=True).items())
-    cast = fold_file(file, file.with_name("half.pt"), dtype="float16").output
-    assert cast is not None
+    cast = output_of(fold_file(file, file.with_name("half.pt"), dtype="float16"))
     assert torch.load(cast, weights_only=True)["critic.0.weight_orig"].dtype == torch.float16
 
 

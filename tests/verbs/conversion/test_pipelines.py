@@ -13,6 +13,7 @@ from torch import nn
 from tests.helpers.golden import FIXTURES
 from tests.helpers.live_models import legacy
 from tests.helpers.runner import Runner, listing
+from tests.helpers.states import output_of
 from wnconvert import (
     ArgumentError,
     FormatError,
@@ -122,8 +123,7 @@ def test_one_component_becomes_a_file_and_a_folder_holds_them_all(pipe: Path, tm
     assert str(pipe / "vae") in caught.value.fix
     with pytest.raises(ArgumentError, match="a safetensors file holds one state dict"):
         fold_file(pipe, tmp_path / "all.safetensors")
-    every = fold_file(pipe, tmp_path / "all.pt", verify=True).output
-    assert every is not None
+    every = output_of(fold_file(pipe, tmp_path / "all.pt", verify=True))
     assert set(torch.load(every, weights_only=True)) == {"unet", "vae", "vocoder"}
 
 

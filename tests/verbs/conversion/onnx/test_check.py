@@ -281,7 +281,7 @@ def test_zeros_that_were_asked_for_pass_where_the_original_has_none(tmp_path: Pa
     array[3] = 0
     stored.CopyFrom(numpy_helper.from_array(array, stored.name))
     onnx.save(proto, tmp_path / "model.onnx")
-    made = fold_file(tmp_path / "model.onnx", zero_rows="zero").output
+    made = output_of(fold_file(tmp_path / "model.onnx", zero_rows="zero"))
     opened, fold = planned(tmp_path / "model.onnx")
     with pytest.raises(VerifyError, match="where the original computes nan"):
         check_fold(opened, fold, made)
