@@ -20,7 +20,7 @@ from pathlib import Path
 from wnconvert.errors import OutputError
 from wnconvert.storage.staging import beside, check_parent, check_room, sync_folder, translated
 
-__all__ = ["check_folder", "replaced_folder"]
+__all__ = ["check_folder", "replaced_folder", "sync_all"]
 
 
 def check_folder(target: Path, *, force: bool, size: int = 0) -> Path:
@@ -68,7 +68,7 @@ def replaced_folder(target: Path, *, force: bool, size: int = 0) -> Iterator[Pat
             raise translated(error, target) from error
         yield temporary
         try:
-            _sync_all(temporary)
+            sync_all(temporary)
             check_folder(target, force=force)  # someone else may have made it meanwhile
             _swap(temporary, real, aside)
         except OSError as error:
@@ -87,7 +87,7 @@ def replaced_folder(target: Path, *, force: bool, size: int = 0) -> Iterator[Pat
         )
 
 
-def _sync_all(folder: Path) -> None:
+def sync_all(folder: Path) -> None:
     """Put every file on the disk, then the names of all of them."""
     for path, _, names in os.walk(folder, topdown=False):
         for name in names:

@@ -148,6 +148,16 @@ def test_a_component_may_be_there_in_variants_formats_and_shards(pipe: Path, tmp
     assert len(again.plan.layers) == 0
 
 
+def test_a_variant_without_layers_goes_along_beside_one_with_layers(pipe: Path, tmp_path: Path) -> None:
+    variant = "vae/diffusion_pytorch_model.fp16.safetensors"
+    save(pipe / variant, dict(nn.Linear(3, 4).half().state_dict()))
+    fold_file(pipe, tmp_path / "out", verify=True)
+    assert (tmp_path / "out" / variant).read_bytes() == (pipe / variant).read_bytes()
+    assert list(safetensors.torch.load_file(tmp_path / "out" / VAE)) != list(
+        safetensors.torch.load_file(pipe / VAE)
+    )
+
+
 def test_a_cast_reaches_every_component(pipe: Path, tmp_path: Path) -> None:
     fold_file(pipe, tmp_path / "out", dtype="float16", verify=True)
     assert inspect_file(tmp_path / "out").dtypes.keys() == {"float16"}

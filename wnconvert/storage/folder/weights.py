@@ -49,9 +49,14 @@ class Folder:
     is_lone: bool = False
 
     @property
+    def read(self) -> frozenset[str]:
+        """The names of the files that are read: those that hold its weights, and their index."""
+        return frozenset({*self.files, self.naming.index, self.listing})
+
+    @property
     def weights(self) -> frozenset[str]:
         """The names of all files that hold weights, or list them."""
-        return frozenset({*self.files, self.naming.index, self.listing, *self.others})
+        return self.read.union(self.others)
 
 
 def find_weights(root: Path, index: str = "") -> Folder:

@@ -17,7 +17,7 @@ from wnconvert.plan.layout import Blob, CopyBytes, Layout
 from wnconvert.storage.checkpoint import Checkpoint
 from wnconvert.storage.folder.beside import OtherFiles
 from wnconvert.storage.sources import Source
-from wnconvert.storage.staged_folder import replaced_folder
+from wnconvert.storage.staged_folder import replaced_folder, sync_all
 from wnconvert.storage.staging import Staged, file_in, translated
 from wnconvert.storage.workers import Workers
 from wnconvert.tensors.tree import ByteRange
@@ -77,6 +77,8 @@ def convert_folder(
                 readers[reader] = None
                 more += on_part
             verify_copies(root, folder, (file.path for file in beside.files), workers.advance)
+        with _errors_of(output):
+            sync_all(folder)  # over a network the time of a change is when it arrives
         for name, layout in listing.items():  # last: what is changed after it is not ours
             with new_file(name) as target:
                 for at, piece in layout.pieces:

@@ -86,7 +86,7 @@ def _pipeline(checkpoint: Checkpoint, make_plan: MakePlan, most: int) -> FolderP
     )
     weights: dict[str, frozenset[str]] = {}
     for part in parts:
-        weights[part.below] = weights.get(part.below, frozenset()) | _folder_of(part.checkpoint).weights
+        weights[part.below] = weights.get(part.below, frozenset()) | _folder_of(part.checkpoint).read
     beside = find_others(checkpoint.path, weights)
     shards = tuple(
         replace(shard, name=part.path_of(shard.name)) for part in parts for shard in part.plan.shards
