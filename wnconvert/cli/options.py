@@ -73,7 +73,7 @@ class Conversion(click.Command):
             ctx,
             [
                 f"{alone}=1" if arg == alone and not after.isdigit() else arg
-                for arg, after in zip(args, behind, strict=True)
+                for arg, after in zip(args, behind, strict=False)
             ],
         )
 
