@@ -172,14 +172,12 @@ def _head_of(file: ReadableFile) -> bytes:
 def _open_folder(root: Path, index: str = "") -> Checkpoint:
     """Open the weights of a folder, all of its files, as one checkpoint."""
     from wnconvert.storage.folder.components import find_components
-    from wnconvert.storage.folder.links import is_entry, snapshot_in
+    from wnconvert.storage.folder.links import entry_notes, is_entry, snapshot_in
     from wnconvert.storage.folder.weights import find_weights
 
     if is_entry(root):
-        root = snapshot_in(root)
-        opened = _open_folder(root)
-        note = f"it is an entry of the hub's cache, and its snapshot {root.name} is read"
-        return replace(opened, tree=replace(opened.tree, notes=(note, *opened.tree.notes)))
+        opened = _open_folder(snapshot_in(root))
+        return replace(opened, tree=replace(opened.tree, notes=(*entry_notes(root), *opened.tree.notes)))
     components = {} if index else find_components(root)
     if components:
         return _open_pipeline(root, {name: _open_weights(folder) for name, folder in components.items()})

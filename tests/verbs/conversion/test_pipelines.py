@@ -233,7 +233,9 @@ def test_an_entry_of_the_hubs_cache_is_the_snapshot_that_main_names(entry: Path,
     assert set(listing(tmp_path / "out")) == {"model.safetensors", MANIFEST}
     assert compare_files(tmp_path / "out", entry / "snapshots" / "aaaa")
     assert not compare_files(tmp_path / "out", entry / "snapshots" / "bbbb")
-    assert len(inspect_file(entry).layers) == 1
+    found = inspect_file(entry)
+    assert len(found.layers) == 1
+    assert "it is an entry of the hub's cache, and its snapshot aaaa is read" in found.notes
 
 
 @pytest.mark.parametrize("text", ["", "cccc", "../../..", "aaaa/..", "x" * 1000, "é"])

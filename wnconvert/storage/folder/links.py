@@ -12,7 +12,7 @@ from pathlib import Path, PurePath
 from wnconvert.errors import FormatError, InputError
 from wnconvert.messages import listed
 
-__all__ = ["ENTRY", "cache_of", "check_inside", "is_entry", "link_text", "snapshot_in"]
+__all__ = ["ENTRY", "cache_of", "check_inside", "entry_notes", "is_entry", "link_text", "snapshot_in"]
 
 
 #: How the hub's cache begins the name of the folder of a model.
@@ -75,6 +75,13 @@ def snapshot_in(entry: Path, revision: str = "main") -> Path:
         f"({listed(there, 3) or 'there are none'})",
         fix=fix,
     )
+
+
+def entry_notes(folder: Path) -> tuple[str, ...]:
+    """A note on which snapshot is read, where a folder is an entry of the hub's cache."""
+    if not is_entry(folder):
+        return ()
+    return (f"it is an entry of the hub's cache, and its snapshot {snapshot_in(folder).name} is read",)
 
 
 def link_text(root: Path, link: PurePath) -> str:

@@ -85,7 +85,7 @@ def inspect_file(
         container=str(checkpoint.container),
         bytes=checkpoint.size,
         files=checkpoint.files,
-        notes=(*_part_notes(path), *found.notes),
+        notes=(*_place_notes(path), *found.notes),
     )
     if checkpoint.torch is not None:
         from wnconvert.verbs.inspection.pickle import with_pickle
@@ -96,13 +96,17 @@ def inspect_file(
     return replace(others, devices=devices)
 
 
-def _part_notes(path: Path) -> tuple[str, ...]:
-    """A note on a file of weights that is one of several."""
-    if "-of-" not in path.name:
-        return ()
-    from wnconvert.storage.folder.weights import part_notes
+def _place_notes(path: Path) -> tuple[str, ...]:
+    """Notes on a file of weights that is one of several, and on which snapshot of the hub's cache is read."""
+    if "-of-" in path.name:
+        from wnconvert.storage.folder.weights import part_notes
 
-    return part_notes(path)
+        return part_notes(path)
+    if "models--" in path.name:
+        from wnconvert.storage.folder.links import entry_notes
+
+        return entry_notes(path)
+    return ()
 
 
 class _Reading:
