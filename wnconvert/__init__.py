@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         LayerError,
         NumbersError,
         OutputError,
+        TooFewLayersError,
         VerifyError,
         WnconvertError,
     )
@@ -52,6 +53,7 @@ __all__ = [
     "OutputError",
     "Plan",
     "Result",
+    "TooFewLayersError",
     "VerifyError",
     "WnconvertError",
     "__version__",

@@ -7,6 +7,7 @@
     ├── LayerError          a layer that is refused for its names, shapes or dtypes
     │   └── NumbersError    a layer that is refused for its numbers: zero rows, NaN, overflow
     ├── OutputError         a target that cannot be written: it exists, its folder does not, disk full
+    ├── TooFewLayersError   fewer layers would change than are required; exit code 1
     └── VerifyError         the output was read back and differs from the plan; exit code 1
 
 Any other exception that leaves this package, such as a ``KeyError``, is a bug.
@@ -23,6 +24,7 @@ __all__ = [
     "LayerError",
     "NumbersError",
     "OutputError",
+    "TooFewLayersError",
     "VerifyError",
     "WnconvertError",
 ]
@@ -110,6 +112,12 @@ class NumbersError(LayerError):
 
 class OutputError(WnconvertError):
     """A target that cannot be written: it exists, its folder does not, the disk is full."""
+
+
+class TooFewLayersError(WnconvertError):
+    """Fewer layers would be converted than the caller requires; nothing is written."""
+
+    exit_code = 1
 
 
 class VerifyError(WnconvertError):

@@ -170,8 +170,8 @@ def test_done_is_0_and_nothing_to_do_is_done_too(gan: Path) -> None:
     assert run("fold", gan).returncode == 0
     assert gan.with_name("gan.folded.pt").exists()
     done = run("fold", gan.with_name("gan.folded.pt"))
-    assert done.returncode == 0
-    assert "0 layers folded" in done.stdout
+    assert (done.returncode, done.stdout) == (0, "nothing is written: 0 layers folded\n")
+    assert not gan.with_name("gan.folded.folded.pt").exists()
 
 
 @pytest.mark.parametrize(
@@ -184,7 +184,7 @@ def test_done_is_0_and_nothing_to_do_is_done_too(gan: Path) -> None:
         (["fold", "GAN", "--threads", "0"], "wnconvert fold --help\n"),
         (["fold", "GAN", "--dtype", "int8"], "'int8' is not one of"),
         (["fold", "GAN", "-o", "no/out.pt"], "fix: mkdir -p no\n"),
-        (["fold", "GAN", "-o", "GAN"], "it exists\nfix: --force"),
+        (["fold", "GAN", "-o", "GAN"], "it is the source itself\nfix: choose another -o; --in-place"),
         (["fold", "GAN", "--only", "x"], "fix: --only one of: generator, discriminator, ema.model\n"),
         (["fold", "GAN", "--dim", "1"], "error: "),
         (["nothing"], "wnconvert --help\n"),
@@ -284,8 +284,20 @@ def test_data_goes_to_stdout_and_notes_to_stderr(tmp_path: Path) -> None:
 def test_json_is_one_object_with_every_key(more: list[str], gan: Path) -> None:
     done = run("fold", gan, "--json", *more)
     data = json.loads(done.stdout)
-    plan = {"schema", "verb", "container", "only", "layers", "already", "state_dicts", "shards", "copied"}
-    plan |= {"dropped", "notes", "renamed"}
+    plan = {
+        "schema",
+        "verb",
+        "container",
+        "only",
+        "layers",
+        "already",
+        "renamed",
+        "writes",
+        "state_dicts",
+        "shards",
+        "copied",
+    }
+    plan |= {"dropped", "notes"}
     result = {"source", "source_container", "output", "bytes_in", "bytes_out", "seconds", "verified"}
     assert set(data) == (plan if more else plan | result)
     assert data["schema"] == 1

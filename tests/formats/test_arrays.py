@@ -16,6 +16,7 @@ import torch
 
 from tests.helpers.bad_files import rezipped, saved
 from tests.helpers.runner import Runner, refused
+from tests.helpers.states import output_of
 from wnconvert import compare_files, fold_file, inspect_file, migrate_file, split_file
 from wnconvert.errors import FormatError, NumbersError
 from wnconvert.formats.pickle.reader import load
@@ -43,7 +44,7 @@ def read(path: Path) -> Any:
 
 def folded(state: object, folder: Path, *, save: Mapping[str, Any] = {}, **options: Any) -> Any:
     source = saved(state, folder, **save)
-    return read(fold_file(source, folder / "out.pt", force=True, **options).output)
+    return read(output_of(fold_file(source, folder / "out.pt", force=True, **options)))
 
 
 def is_same(one: Any, two: Any) -> bool:
@@ -108,7 +109,7 @@ def test_the_names_of_numpy_1_are_read_and_kept(tmp_path: Path) -> None:
             pickled = pickled.replace(b"\x8c\x16numpy._core.multiarray", b"\x8c\x15numpy.core.multiarray")
             records["data.pkl"] = pickled.replace(b"numpy._core", b"numpy.core")
 
-        out = fold_file(rezipped(source, rename), tmp_path / "out.pt", force=True).output
+        out = output_of(fold_file(rezipped(source, rename), tmp_path / "out.pt", force=True))
         with zipfile.ZipFile(out) as archive:
             pickled = archive.read("archive/data.pkl")
         assert b"numpy.core" in pickled
@@ -118,7 +119,7 @@ def test_the_names_of_numpy_1_are_read_and_kept(tmp_path: Path) -> None:
 
 def test_torch_reads_the_folded_arrays_as_safely_as_those_before(tmp_path: Path) -> None:
     others = {name: value for name, value in OTHERS.items() if value.size}  # no bytes are made by a call
-    out = fold_file(saved({**pair(), **others}, tmp_path), tmp_path / "out.pt").output
+    out = output_of(fold_file(saved({**pair(), **others}, tmp_path), tmp_path / "out.pt"))
     names = [np._core.multiarray._reconstruct, np.ndarray, np.dtype, ml_dtypes.bfloat16]  # type: ignore[attr-defined]
     kinds = {type(value.dtype) for value in OTHERS.values()} | {type(np.dtype("f4"))}
     with torch.serialization.safe_globals([*names, *kinds]):
@@ -187,20 +188,20 @@ def test_arrays_go_into_safetensors(tmp_path: Path) -> None:
     kept = {name: value for name, value in OTHERS.items() if name != "complex"}
     source = saved({**pair(), **kept}, tmp_path)
     result = fold_file(source, tmp_path / "out.safetensors", verify=True)
-    assert compare_files(source, result.output)
+    assert compare_files(source, output_of(result))
 
 
 def test_every_verb_takes_arrays(run: Runner, tmp_path: Path) -> None:
     source = saved({**pair(), "bias": np.ones(5, "f4")}, tmp_path)
     there = migrate_file(source, tmp_path / "there.pt", verify=True)
-    assert "a.parametrizations.weight.original1" in read(there.output)
-    back = read(migrate_file(there.output, tmp_path / "back.pt", to="legacy").output)
+    assert "a.parametrizations.weight.original1" in read(output_of(there))
+    back = read(output_of(migrate_file(output_of(there), tmp_path / "back.pt", to="legacy")))
     assert all(is_same(back[name], value) for name, value in pair().items())
     plain = fold_file(source, tmp_path / "plain.pt")
-    split = read(split_file(plain.output, tmp_path / "split.pt", verify=True).output)
+    split = read(output_of(split_file(output_of(plain), tmp_path / "split.pt", verify=True)))
     assert {type(value) for value in split.values()} == {np.ndarray}
     assert np.allclose(exact(split), exact(pair()), rtol=1e-6)
-    assert compare_files(source, plain.output)
+    assert compare_files(source, output_of(plain))
     found = inspect_file(source, full=True)
     assert (found.parameters, [layer.name for layer in found.layers]) == (70, ["a.weight"])
     assert run("inspect", source).returncode == 0

@@ -22,7 +22,7 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from tests.helpers.bad_files import pair
 from tests.helpers.golden import FIXTURES
 from tests.helpers.runner import Runner, refused
-from tests.helpers.states import hold, load, same
+from tests.helpers.states import hold, load, output_of, same
 from wnconvert import compare_files, fold_file, inspect_file, migrate_file, split_file
 from wnconvert.storage.checkpoint import open_checkpoint
 
@@ -69,7 +69,7 @@ def alike(one: Any, two: Any, *, ordered: bool = False) -> bool:
 
 def test_the_shards_of_two_ranks_are_folded_into_one_file(whole: Any, tmp_path: Path) -> None:
     result = fold_file(RANKS, tmp_path / "out.pt", verify=True)
-    made = load(result.output)
+    made = load(output_of(result))
     assert hold(whole["model"], made["model"]) == 3
     assert (made["epoch"], made["note"]) == (3, ["two", "ranks"])
     assert [item.path for item in result.plan.dropped] == ["optimizer"]
@@ -77,7 +77,7 @@ def test_the_shards_of_two_ranks_are_folded_into_one_file(whole: Any, tmp_path: 
 
 def test_all_that_torch_reads_in_a_folder_goes_into_one_file(whole: Any, tmp_path: Path) -> None:
     result = fold_file(RANKS, tmp_path / "out.pt", exclude=["*"], verify=True)
-    made = load(result.output)
+    made = load(output_of(result))
     assert alike(made, whole)
     assert list(made["model"]) == ORDER
 
@@ -86,9 +86,9 @@ def test_a_folder_goes_into_safetensors_and_into_a_folder_of_the_hub(whole: Any,
     one = fold_file(RANKS, tmp_path / "out.safetensors", verify=True)
     several = fold_file(RANKS, f"{tmp_path}/hub/", max_shard_size=200, verify=True)
     assert len(several.plan.shards) > 1
-    assert compare_files(one.output, several.output)
-    assert hold(whole["model"], {**_safetensors(one.output)}) == 3
-    assert not (several.output / ".metadata").exists()
+    assert compare_files(output_of(one), output_of(several))
+    assert hold(whole["model"], {**_safetensors(output_of(one))}) == 3
+    assert not (output_of(several) / ".metadata").exists()
 
 
 def _safetensors(path: Path) -> dict[str, torch.Tensor]:
@@ -107,11 +107,11 @@ def test_a_folder_without_o_becomes_a_folder_beside_it(run: Runner, tmp_path: Pa
 
 def test_migrating_and_splitting_bring_back_the_same_bits(whole: Any, tmp_path: Path) -> None:
     there = migrate_file(RANKS, tmp_path / "there.pt")
-    back = migrate_file(there.output, tmp_path / "back.pt", to="legacy")
-    assert alike(load(back.output)["model"], whole["model"], ordered=True)
+    back = migrate_file(output_of(there), tmp_path / "back.pt", to="legacy")
+    assert alike(load(output_of(back))["model"], whole["model"], ordered=True)
     folded = fold_file(RANKS, tmp_path / "folded.pt")
-    assert compare_files(split_file(folded.output, tmp_path / "split.pt").output, RANKS, rtol=1e-6)
-    assert split_file(folded.output, tmp_path / "like.pt", like=RANKS).plan.layers
+    assert compare_files(output_of(split_file(output_of(folded), tmp_path / "split.pt")), RANKS, rtol=1e-6)
+    assert split_file(output_of(folded), tmp_path / "like.pt", like=RANKS).plan.layers
 
 
 def test_a_folder_is_inspected_like_any_other(run: Runner, whole: Any) -> None:

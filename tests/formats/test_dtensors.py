@@ -12,7 +12,7 @@ from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Sha
 from tests.helpers.bad_files import pair, saved
 from tests.helpers.ranks import as_rank
 from tests.helpers.runner import Runner, refused
-from tests.helpers.states import hold, load, same
+from tests.helpers.states import hold, load, output_of, same
 from wnconvert import fold_file, inspect_file, migrate_state_dict
 
 
@@ -39,13 +39,13 @@ def test_where_every_part_is_whole_it_is_folded(placement: Placement, world: int
     source = spread(tmp_path, placement, world=world)
     result = fold_file(source, tmp_path / "out.pt", verify=True)
     assert "its DTensors are whole, and become plain tensors" in result.notes
-    made = load(result.output)
+    made = load(output_of(result))
     assert hold({**pair(), "bias": torch.ones(4)}, made) == 1
 
 
 def test_a_whole_one_that_is_kept_becomes_a_plain_tensor(tmp_path: Path) -> None:
     source = spread(tmp_path, Replicate())
-    made = load(fold_file(source, tmp_path / "out.pt", exclude=["*"]).output)
+    made = load(output_of(fold_file(source, tmp_path / "out.pt", exclude=["*"])))
     assert all(type(made[name]) is torch.Tensor and same(made[name], value) for name, value in pair().items())
     assert inspect_file(source).foreign == ()
 

@@ -11,7 +11,7 @@ import torch
 
 from tests.helpers.golden import FIXTURES
 from tests.helpers.runner import Runner
-from tests.helpers.states import hold, load, same
+from tests.helpers.states import hold, load, output_of, same
 from wnconvert import compare_files, fold_file, inspect_file, migrate_file
 from wnconvert.errors import InputError
 from wnconvert.storage.checkpoint import open_checkpoint
@@ -29,7 +29,7 @@ def test_the_weights_of_a_program_are_folded_into_a_plain_state_dict(
     exported: dict[str, torch.Tensor], tmp_path: Path
 ) -> None:
     result = fold_file(PROGRAM, tmp_path / "out.pt", verify=True)
-    assert hold(exported, load(result.output)) == 2
+    assert hold(exported, load(output_of(result))) == 2
     assert any(
         "its graph is left out, its weights become a plain state dict" in note for note in result.notes
     )
@@ -47,12 +47,12 @@ def test_every_weight_of_a_program_is_read_bit_for_bit(
     exported: dict[str, torch.Tensor], tmp_path: Path
 ) -> None:
     result = migrate_file(PROGRAM, tmp_path / "out.pt", to="legacy")
-    made = load(result.output)
+    made = load(output_of(result))
     names = [name.replace("parametrizations.weight.original", "weight_") for name in exported]
     names = [name.replace("weight_0", "weight_g").replace("weight_1", "weight_v") for name in names]
     assert {*made} == {*names}
     assert all(same(made[name], value) for name, value in zip(names, exported.values(), strict=True))
-    assert compare_files(PROGRAM, result.output)
+    assert compare_files(PROGRAM, output_of(result))
 
 
 def test_a_program_is_inspected(run: Runner) -> None:
@@ -95,7 +95,7 @@ def test_a_program_from_before_torch_2_8_is_read_from_the_state_dict_in_it(tmp_p
         archive.write(tmp_path / "state.pt", "serialized_state_dict.pt")
         archive.writestr("version", b"7.0")
     result = fold_file(tmp_path / "old.pt2", tmp_path / "out.pt", verify=True)
-    assert hold(load(tmp_path / "state.pt"), load(result.output)) == 1
+    assert hold(load(tmp_path / "state.pt"), load(output_of(result))) == 1
 
 
 def test_a_program_without_weights_is_refused(tmp_path: Path) -> None:

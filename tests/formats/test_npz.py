@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 
 from tests.helpers.golden import FIXTURES
 from tests.helpers.runner import Runner
+from tests.helpers.states import output_of
 from wnconvert import compare_files, fold_file, inspect_file, migrate_file, split_file
 from wnconvert.errors import FormatError, OutputError
 from wnconvert.formats import npz
@@ -44,7 +45,7 @@ def test_the_same_weights_are_written_as_to_safetensors(tmp_path: Path) -> None:
 def test_a_source_of_any_kind_is_folded_into_one(tmp_path: Path, name: str) -> None:
     made = fold_file(FIXTURES / name, tmp_path / "x.npz", verify=True)
     assert made.verified
-    assert compare_files(FIXTURES / name, made.output)
+    assert compare_files(FIXTURES / name, output_of(made))
 
 
 @pytest.mark.parametrize("name", DTYPES_OF_NUMPY)
@@ -83,9 +84,9 @@ def test_a_dtype_that_numpy_does_not_have_is_refused_in_words(
 
 
 def test_bfloat16_is_written_as_float32_where_that_is_asked_for(tmp_path: Path) -> None:
-    out = fold_file(
-        FIXTURES / "codec_bf16.safetensors", tmp_path / "x.npz", dtype="float32", verify=True
-    ).output
+    out = output_of(
+        fold_file(FIXTURES / "codec_bf16.safetensors", tmp_path / "x.npz", dtype="float32", verify=True)
+    )
     assert {str(array.dtype) for array in loaded(out).values()} == {"float32", "int64"}
 
 
@@ -111,7 +112,7 @@ def test_what_has_no_place_is_said_and_split_asks_for_the_layers(tmp_path: Path,
     )
     assert "metadata" not in ended.stdout  # format: pt is safetensors' own
     assert run("split", folded).returncode == 2
-    assert split_file(folded, like=source).output == tmp_path / "x.split.npz"
+    assert output_of(split_file(folded, like=source)) == tmp_path / "x.split.npz"
     assert compare_files(tmp_path / "x.split.npz", folded)
     assert (
         "left out" not in run("fold", FIXTURES / "tied.pt", "--exclude", "*", "-o", tmp_path / "y.npz").stdout
@@ -123,11 +124,11 @@ def test_what_has_no_place_is_said_and_split_asks_for_the_layers(tmp_path: Path,
 
 def test_migrated_and_folded_it_is_the_same_as_folded_at_once(tmp_path: Path) -> None:
     migrate_file(FIXTURES / "arrays.npz", tmp_path / "new.npz")
-    one = fold_file(tmp_path / "new.npz", tmp_path / "one.npz").output
-    two = fold_file(FIXTURES / "arrays.npz", tmp_path / "two.npz", verify=True).output
+    one = output_of(fold_file(tmp_path / "new.npz", tmp_path / "one.npz"))
+    two = output_of(fold_file(FIXTURES / "arrays.npz", tmp_path / "two.npz", verify=True))
     assert loaded(one).keys() == loaded(two).keys()
     assert all(array.tobytes() == loaded(two)[name].tobytes() for name, array in loaded(one).items())
-    as_torch = fold_file(FIXTURES / "arrays.npz", tmp_path / "x.pt", verify=True).output
+    as_torch = output_of(fold_file(FIXTURES / "arrays.npz", tmp_path / "x.pt", verify=True))
     assert compare_files(as_torch, two)
     assert torch.load(as_torch)["step"] == 7
 
@@ -161,7 +162,7 @@ def test_a_name_that_numpy_would_take_for_another_is_refused(tmp_path: Path) -> 
     with pytest.raises(OutputError, match="cannot name an array 'a'"):
         fold_file(tmp_path / "x.pt", tmp_path / "x.npz")
     torch.save({"": torch.ones(2), "../b/ü": torch.zeros(2), "c.npy": torch.ones(1)}, tmp_path / "x.pt")
-    assert [*loaded(fold_file(tmp_path / "x.pt", tmp_path / "x.npz", verify=True).output)] == [
+    assert [*loaded(output_of(fold_file(tmp_path / "x.pt", tmp_path / "x.npz", verify=True)))] == [
         "",
         "../b/ü",
         "c.npy",

@@ -52,7 +52,7 @@ def header_of(path: Path) -> dict[str, Any]:
 def folded(tmp_path: Path, state: dict[str, torch.Tensor], **metadata: str) -> Path:
     source, out = tmp_path / "in.safetensors", tmp_path / "out.safetensors"
     safetensors.torch.save_file(state, source, metadata or None)
-    fold_file(source, out, force=True)
+    fold_file(source, out, force=True, copy=True)
     return out
 
 
@@ -63,7 +63,7 @@ def test_the_bytes_of_a_file_without_layers_are_these(tmp_path: Path) -> None:
     source, out = tmp_path / "in.safetensors", tmp_path / "out.safetensors"
     header = {"b": tensor(0, 2, [2], "U8"), "a": tensor(2, 10, [2, 1])}
     source.write_bytes(file_of(header, b"\x01\x02" + struct.pack("<2f", 1.5, -2)))
-    fold_file(source, out)
+    fold_file(source, out, copy=True)
     text = (
         b'{"__metadata__":{"format":"pt"},'
         b'"b":{"dtype":"U8","shape":[2],"data_offsets":[8,10]},'
@@ -87,7 +87,7 @@ def test_the_bytes_of_a_folded_layer_are_these(tmp_path: Path) -> None:
 def test_names_stand_in_the_order_of_the_plan(tmp_path: Path) -> None:
     source, out = tmp_path / "in.pt", tmp_path / "out.safetensors"
     torch.save({name: torch.ones(2, 2) for name in ("z", "w_v", "a", "m", "w_g")}, source)
-    fold_file(source, out, exclude=["w"])
+    fold_file(source, out, exclude=["w"], copy=True)
     assert list(header_of(out)) == ["__metadata__", "z", "w_v", "a", "m", "w_g"]
 
 
@@ -123,7 +123,7 @@ def test_a_tensor_of_any_dtype_comes_out_bit_for_bit(name: str, suffix: str, tmp
     state |= {"w_g": torch.ones(2, 1), "w_v": torch.ones(2, 2)}
     source, out = tmp_path / "in.safetensors", tmp_path / f"out{suffix}"
     safetensors.torch.save_file(state, source)
-    fold_file(source, out, verify=True)
+    fold_file(source, out, verify=True, copy=True)
     torchs = suffix == ".pt"
     found = torch.load(out, weights_only=True) if torchs else safetensors.torch.load_file(out)
     assert set(found) == {"x", "scalar", "none", "w"}
@@ -151,9 +151,9 @@ def test_any_text_can_be_a_name(name: str, tmp_path: Path) -> None:
 def test_names_that_safetensors_cannot_hold_are_refused(name: str, tmp_path: Path) -> None:
     torch.save({name: torch.ones(2)}, tmp_path / "in.pt")
     with pytest.raises(OutputError, match="cannot name a tensor") as caught:
-        fold_file(tmp_path / "in.pt", tmp_path / "out.safetensors")
+        fold_file(tmp_path / "in.pt", tmp_path / "out.safetensors", copy=True)
     assert caught.value.fix == "-o OUT.pt, which can"
-    fold_file(tmp_path / "in.pt", tmp_path / "out.pt")
+    fold_file(tmp_path / "in.pt", tmp_path / "out.pt", copy=True)
     assert list(torch.load(tmp_path / "out.pt", weights_only=True)) == [name]
 
 
@@ -162,25 +162,25 @@ def test_dtypes_that_safetensors_cannot_hold_are_refused(dtype: torch.dtype, tmp
     value = torch.zeros(16, dtype=torch.uint8).view(dtype)
     torch.save({"x": value}, tmp_path / "in.pt")
     with pytest.raises(OutputError, match=f"x is {dtype}".replace("torch.", "")):
-        fold_file(tmp_path / "in.pt", tmp_path / "out.safetensors")
-    fold_file(tmp_path / "in.pt", tmp_path / "out.pt")
+        fold_file(tmp_path / "in.pt", tmp_path / "out.safetensors", copy=True)
+    fold_file(tmp_path / "in.pt", tmp_path / "out.pt", copy=True)
     assert same(torch.load(tmp_path / "out.pt", weights_only=True)["x"], value)
 
 
 def test_numbers_of_four_bits_are_kept_in_safetensors_and_refused_for_torch(tmp_path: Path) -> None:
     source = tmp_path / "in.safetensors"
     source.write_bytes(file_of({"x": tensor(0, 4, [8], "F4")}, b"\x12\x34\x56\x78"))
-    fold_file(source, tmp_path / "out.safetensors", verify=True)
+    fold_file(source, tmp_path / "out.safetensors", verify=True, copy=True)
     assert header_of(tmp_path / "out.safetensors")["x"] == tensor(0, 4, [8], "F4")
     assert (tmp_path / "out.safetensors").read_bytes().endswith(b"\x12\x34\x56\x78")
     with pytest.raises(OutputError, match="x is float4_e2m1fn, which a torch file cannot hold"):
-        fold_file(source, tmp_path / "out.pt")
+        fold_file(source, tmp_path / "out.pt", copy=True)
 
 
 def test_a_file_of_no_tensors_stays_one(tmp_path: Path) -> None:
     for source in (file_of("{}"), file_of({"__metadata__": {"format": "pt"}})):
         (tmp_path / "in.safetensors").write_bytes(source)
-        result = fold_file(tmp_path / "in.safetensors", tmp_path / "out.safetensors", force=True)
+        result = fold_file(tmp_path / "in.safetensors", tmp_path / "out.safetensors", force=True, copy=True)
         assert result.plan.layers == []
         assert safetensors.torch.load_file(tmp_path / "out.safetensors") == {}
 

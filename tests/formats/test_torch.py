@@ -50,7 +50,7 @@ def new(module: nn.Module, name: str = "weight", dim: int = 0) -> nn.Module:
 
 def fold(source: Path, **options: Any) -> Path:
     out = source.with_name("out.pt")
-    result = fold_file(source, out, force=True, **options)
+    result = fold_file(source, out, force=True, **options, copy=True)
     assert isinstance(result, Result)
     return out
 
@@ -140,7 +140,7 @@ FIXTURE_FILES = [
 @pytest.mark.parametrize("name", FIXTURE_FILES)
 def test_torch_reads_a_folded_file_in_every_way_alike(name: str, tmp_path: Path) -> None:
     out = tmp_path / "out.pt"
-    fold_file(FIXTURES / name, out)
+    fold_file(FIXTURES / name, out, copy=True)
     plain = torch.load(out, weights_only=True)
     assert same(plain, torch.load(out, weights_only=True, mmap=True))
     assert same(plain, torch.load(out, weights_only=False))
@@ -153,7 +153,7 @@ def test_torch_reads_a_folded_file_in_every_way_alike(name: str, tmp_path: Path)
 @pytest.mark.parametrize("name", FIXTURE_FILES)
 def test_nothing_but_layers_and_optimizers_changes(name: str, tmp_path: Path) -> None:
     out = tmp_path / "out.pt"
-    fold_file(FIXTURES / name, out, keep_optimizer=True)
+    fold_file(FIXTURES / name, out, keep_optimizer=True, copy=True)
     before = torch.load(FIXTURES / name, weights_only=True)
     after = torch.load(out, weights_only=True)
 
@@ -534,10 +534,10 @@ def test_only_keeps_the_keys_that_lead_to_a_state_dict(tmp_path: Path) -> None:
     assert list(got["ema"]["model"]) == ["a.weight"]
     with zipfile.ZipFile(tmp_path / "out.pt") as archive:
         assert [name for name in archive.namelist() if "/data/" in name] == ["archive/data/0"]
-    plan = fold_file(source, only="ema.model", dry_run=True)
+    plan = fold_file(source, only="ema.model", dry_run=True, copy=True)
     assert [item.path for item in plan.dropped] == ["other", "optimizer", "epoch", "ema.decay"]
     with pytest.raises(ArgumentError, match="no state dict"):
-        fold_file(source, only="ema", dry_run=True)
+        fold_file(source, only="ema", dry_run=True, copy=True)
 
 
 def test_only_of_the_root_is_the_root(tmp_path: Path) -> None:
@@ -689,7 +689,7 @@ def test_a_module_comes_out_as_safetensors_too(tmp_path: Path) -> None:
     from safetensors.torch import load_file
 
     module = net()
-    fold_file(saved(module, tmp_path), tmp_path / "out.safetensors")
+    fold_file(saved(module, tmp_path), tmp_path / "out.safetensors", copy=True)
     got = load_file(tmp_path / "out.safetensors")
     expected = removed(module).state_dict()
     assert got.keys() == expected.keys()
@@ -715,7 +715,7 @@ def test_flat_weights_of_an_rnn_are_the_folded_parameters(
 
 def test_a_module_of_a_class_that_is_not_installed_is_folded(tmp_path: Path) -> None:
     out = tmp_path / "out.pt"
-    fold_file(FIXTURES / "waveglow_module.pt", out)
+    fold_file(FIXTURES / "waveglow_module.pt", out, copy=True)
     assert open_checkpoint(out).tree.state_dicts[0].tensors.keys() >= {"WN.0.start.weight", "WN.0.end.weight"}
     with pytest.raises(ModuleNotFoundError, match="glow"):
         torch.load(out, weights_only=False)
@@ -782,7 +782,7 @@ def test_numbers_that_are_stored_negated_or_conjugated_are_refused_by_name(tmp_p
     for name, value in (("a", negated), ("b", torch.ones(2, dtype=torch.complex64).conj())):
         torch.save({"w": torch.ones(2), name: value}, tmp_path / "in.pt")
         with pytest.raises(FormatError, match=f"{name} is stored with torch's negative or conjugate bit"):
-            fold_file(tmp_path / "in.pt", tmp_path / "out.pt")
+            fold_file(tmp_path / "in.pt", tmp_path / "out.pt", copy=True)
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")
@@ -822,7 +822,7 @@ def test_state_dicts_in_namedtuples_tuples_and_slots_are_found(tmp_path: Path) -
     optimizer = torch.optim.Adam([torch.zeros(2, requires_grad=True)]).state_dict()
     for holder in (Pair(state, optimizer), (state, optimizer), Slotted(state)):
         torch.save(holder, tmp_path / "in.pt")
-        result = fold_file(tmp_path / "in.pt", tmp_path / "out.pt", force=True)
+        result = fold_file(tmp_path / "in.pt", tmp_path / "out.pt", force=True, copy=True)
         assert len(result.plan.layers) == 1
         read = torch.load(tmp_path / "out.pt", weights_only=False)
         assert type(read) is type(holder)
@@ -837,7 +837,7 @@ def test_a_tensor_with_an_attribute_is_a_tensor(tmp_path: Path) -> None:
     v = torch.randn(4, 3)
     v.mark = "mine"  # type: ignore[attr-defined]
     torch.save({"w_g": torch.rand(4, 1) + 0.5, "w_v": v, "b": v}, tmp_path / "in.pt")
-    fold_file(tmp_path / "in.pt", tmp_path / "out.pt")
+    fold_file(tmp_path / "in.pt", tmp_path / "out.pt", copy=True)
     read = torch.load(tmp_path / "out.pt", weights_only=False)
     assert list(read) == ["w", "b"]
     assert (read["w"].mark, read["b"].mark) == ("mine", "mine")

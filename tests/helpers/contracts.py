@@ -16,6 +16,7 @@ import pytest
 
 from tests.helpers.golden import FIXTURES
 from tests.helpers.runner import Runner, refused
+from tests.helpers.states import output_of
 from wnconvert import fold_file, inspect_file
 from wnconvert.verbs.conversion.convert import Result
 
@@ -126,24 +127,24 @@ class WriterContract:
         return result
 
     def test_others_read_what_we_read(self, source: str, tmp_path: Path) -> None:
-        found = self.read(self.written(source, tmp_path).output)
+        found = self.read(output_of(self.written(source, tmp_path)))
         ours = inspect_file(tmp_path / f"out{self.SUFFIX}")
         assert sum(state.tensors for state in ours.state_dicts) == len(found) > 0
         assert sum(array.size for array in found.values()) == ours.parameters
 
     def test_it_is_as_large_as_planned(self, source: str, tmp_path: Path) -> None:
         result = self.written(source, tmp_path)
-        assert result.bytes_out == result.output.stat().st_size
+        assert result.bytes_out == output_of(result).stat().st_size
 
     def test_any_number_of_threads_gives_the_same_bytes(self, source: str, tmp_path: Path) -> None:
-        made = {self.written(source, tmp_path, threads=threads).output.read_bytes() for threads in (1, 2, 7)}
+        made = {output_of(self.written(source, tmp_path, threads=each)).read_bytes() for each in (1, 2, 7)}
         assert len(made) == 1
 
     def test_its_own_output_has_nothing_to_fold(self, source: str, tmp_path: Path) -> None:
-        first = self.written(source, tmp_path).output
-        again = fold_file(first, tmp_path / f"again{self.SUFFIX}")
+        first = output_of(self.written(source, tmp_path))
+        again = fold_file(first, tmp_path / f"again{self.SUFFIX}", copy=True)
         assert not again.plan.layers
-        assert self.same(self.read(first), self.read(again.output))
+        assert self.same(self.read(first), self.read(output_of(again)))
 
     @staticmethod
     def same(left: Mapping[str, Any], right: Mapping[str, Any]) -> bool:

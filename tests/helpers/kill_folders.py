@@ -16,6 +16,7 @@ from pathlib import Path
 
 from tests.helpers.kills import killed_after_a_while, killed_at_each_call
 from wnconvert.storage import staged_folder as atomic_folder
+from wnconvert.storage.folder.written import MANIFEST, manifest
 from wnconvert.verbs.conversion.files import fold_file
 
 #: Every call that changes a file or a folder; ``os.open`` opens what is read, too.
@@ -25,6 +26,7 @@ CALLS = (
     (atomic_folder, "_exchange"),
 )
 OLD = {"config.json": b"old", "model.safetensors": b"old weights", "sub/tokens": b"t"}
+OLD[MANIFEST] = manifest({name: len(content) for name, content in OLD.items()})
 Contents = dict[str, bytes]
 
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from fixtures.make import foreign
 from tests.helpers.infos import halves
+from wnconvert import Result
 
 State = dict[str, Any]  # a state dict may hold more than tensors
 
@@ -24,6 +25,12 @@ State = dict[str, Any]  # a state dict may hold more than tensors
 def load(path: Path) -> Any:
     """A torch file as torch reads it."""
     return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def output_of(result: Result) -> Path:
+    """The path of an output that was written."""
+    assert result.output is not None
+    return result.output
 
 
 def state_dicts(path: Path) -> dict[str, State]:

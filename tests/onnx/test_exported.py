@@ -19,6 +19,7 @@ from torch.nn.utils.parametrizations import weight_norm as parametrize
 
 from tests.bench.inputs import MIB
 from tests.bench.measure import run as measured
+from tests.helpers.states import output_of
 from tests.whole.test_memory import MOST, WNCONVERT
 from wnconvert import fold_file, inspect_file
 from wnconvert.reports.inspections import inspection_text
@@ -95,10 +96,10 @@ def test_a_folded_export_computes_what_the_module_does(
     result = fold_file(source, tmp_path / "out.onnx", verify=True)
     assert len(result.plan.layers) == left
     assert "the whole model on" in result.verified
-    after = inspect_file(result.output)
+    after = inspect_file(output_of(result))
     assert {layer.form for layer in after.layers} == {"plain"}
     assert after.fold == "nothing to fold: no weight norm is left in the graph"
-    session = onnxruntime.InferenceSession(result.output, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(output_of(result), providers=["CPUExecutionProvider"])
     for length in (7, 32, 100):
         x = torch.randn(1, 4, length)
         (found,) = session.run(None, {"x": x.numpy()})
@@ -111,7 +112,7 @@ def test_what_was_not_folded_stands_in_the_file_as_it_was(
     exported: tuple[Path, nn.Module], tmp_path: Path, exporter: str
 ) -> None:
     source = exported[0] / f"parametrize_{exporter}.onnx"
-    before, after = onnx.load(source), onnx.load(fold_file(source, tmp_path / "out.onnx").output)
+    before, after = onnx.load(source), onnx.load(output_of(fold_file(source, tmp_path / "out.onnx")))
     kept = {node.name: node for node in before.graph.node}
     names = {name for node in after.graph.node for name in node.input}
     for node in after.graph.node:
@@ -137,7 +138,7 @@ def test_magnitudes_in_the_graph_are_those_of_the_module(
 ) -> None:
     folder, module = exported
     source = folder / "legacy_torchscript.onnx"
-    out = fold_file(source, tmp_path / "out.onnx").output
+    out = output_of(fold_file(source, tmp_path / "out.onnx"))
     found = {layer.name: layer for layer in inspect_file(source, full=True).layers}
     plain = {layer.name: layer for layer in inspect_file(out).layers}
     for name in ("pre", "up", "pos", "lin"):
@@ -183,7 +184,7 @@ def test_after_a_fold_a_graph_quantizes_that_did_not_before(tmp_path: Path) -> N
     options: dict[str, Any] = {"weight_type": QuantType.QUInt8}
     with pytest.raises(ValueError, match="to be an initializer"):
         quantize_dynamic(tmp_path / "model.onnx", tmp_path / "quantized.onnx", **options)
-    folded = fold_file(tmp_path / "model.onnx").output
+    folded = output_of(fold_file(tmp_path / "model.onnx"))
     quantize_dynamic(folded, tmp_path / "quantized.onnx", **options)
     ops = {node.op_type for node in onnx.load(tmp_path / "quantized.onnx").graph.node}
     assert "ConvInteger" in ops

@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 from wnconvert.errors import FormatError, InputError
-from wnconvert.storage.folder import File, cache_of, find_beside, find_weights, has_weights
+from wnconvert.storage.folder.beside import File, find_beside
+from wnconvert.storage.folder.links import cache_of
+from wnconvert.storage.folder.weights import find_weights, has_weights
 from wnconvert.storage.shards import Naming
 
 INDEX = "model.safetensors.index.json"

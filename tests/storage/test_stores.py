@@ -9,6 +9,7 @@ import pytest
 
 from tests.helpers.golden import FIXTURES
 from tests.helpers.runner import Runner
+from tests.helpers.states import output_of
 from wnconvert import compare_files, fold_file, inspect_file, migrate_file
 from wnconvert.errors import InputError
 from wnconvert.storage.files import STORES, kind_of, listing_of, located, open_file, real_of, status_of
@@ -55,9 +56,9 @@ def test_a_store_of_one_class_and_one_line_is_read_like_a_disk(shards: Path, tmp
     result = fold_file("mem://box/hub", tmp_path / "out", verify=True)
     assert result.verified
     expected = fold_file(shards, tmp_path / "expected")
-    for file in expected.output.iterdir():
-        assert (result.output / file.name).read_bytes() == file.read_bytes()
-    assert compare_files("mem://box/hub", expected.output)
+    for file in output_of(expected).iterdir():
+        assert (output_of(result) / file.name).read_bytes() == file.read_bytes()
+    assert compare_files("mem://box/hub", output_of(expected))
     assert fold_file("mem://box/hub/model.safetensors.index.json", tmp_path / "one.pt").plan.layers
 
 
@@ -69,7 +70,7 @@ def test_what_a_store_does_not_have_is_an_error_that_names_it_and_the_default_ou
     assert ended.returncode == 2
     assert ended.stderr.startswith("error: mem://box/gone.pt: there is no such file")
     monkeypatch.chdir(tmp_path)
-    assert fold_file("mem://box/hub").output == Path("hub.folded")
+    assert output_of(fold_file("mem://box/hub")) == Path("hub.folded")
     ended = run("fold", FIXTURES / "plain.pt", "-o", "mem://box/x.pt")
     assert ended.stderr.splitlines()[0].startswith("error: mem://box/x.pt: outputs are written to disks")
 

@@ -18,6 +18,7 @@ import pytest
 
 from tests.helpers.golden import FIXTURES
 from tests.helpers.runner import Runner
+from tests.helpers.states import output_of
 from wnconvert.storage.files import open_file
 from wnconvert.storage.staging import staged
 from wnconvert.storage.stores import system
@@ -65,11 +66,11 @@ def test_files_are_the_same_bytes_on_every_system(tmp_path: Path, run: Runner) -
 
 
 def test_the_bytes_are_those_of_this_system(tmp_path: Path, request: pytest.FixtureRequest) -> None:
-    here = fold_file(FIXTURES / "gan.pt", tmp_path / "here.pt").output.read_bytes()
+    here = output_of(fold_file(FIXTURES / "gan.pt", tmp_path / "here.pt")).read_bytes()
     for name in LACKING["Windows"]:
         request.getfixturevalue("monkeypatch").delattr(os, name, raising=False)
     assert not hasattr(os, "preadv")
-    assert fold_file(FIXTURES / "gan.pt", tmp_path / "there.pt", threads=4).output.read_bytes() == here
+    assert output_of(fold_file(FIXTURES / "gan.pt", tmp_path / "there.pt", threads=4)).read_bytes() == here
 
 
 def test_threads_that_seek_in_one_file_do_not_disturb_each_other(

@@ -17,6 +17,7 @@ import pytest
 
 from tests.helpers.golden import FIXTURES
 from tests.helpers.runner import Runner
+from tests.helpers.states import output_of
 from wnconvert import compare_files, fold_file, inspect_file, migrate_file
 from wnconvert.errors import InputError, OutputError
 
@@ -58,9 +59,9 @@ def test_stdin_to_stdout_is_the_file_that_would_be_written(
     taken = given(monkeypatch, name)
     result = fold_file("-")
     out = tmp_path / f"x{SUFFIXES.get(Path(name).suffix, '.pt')}"
-    same = taken.getvalue() == fold_file(FIXTURES / name, out).output.read_bytes()
+    same = taken.getvalue() == output_of(fold_file(FIXTURES / name, out)).read_bytes()
     assert same
-    assert (str(result.source), str(result.output)) == ("stdin", "stdout")
+    assert (str(result.source), str(output_of(result))) == ("stdin", "stdout")
     assert result.bytes_out == len(taken.getvalue())
 
 
@@ -69,7 +70,7 @@ def test_stdin_is_read_once_and_serves_every_verb(monkeypatch: pytest.MonkeyPatc
     assert inspect_file("-").source == "stdin"
     assert compare_files("-", FIXTURES / "gan.pt")
     assert migrate_file("-", tmp_path / "x.pt", verify=True).verified
-    assert fold_file("-", tmp_path / "y.safetensors", only="generator").output.exists()
+    assert output_of(fold_file("-", tmp_path / "y.safetensors", only="generator")).exists()
 
 
 def test_a_pipe_in_and_out_with_the_report_on_stderr(tmp_path: Path) -> None:
@@ -172,7 +173,10 @@ def test_stdout_takes_one_file(tmp_path: Path, run: Runner) -> None:
 def test_a_folder_goes_to_stdout_as_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     taken = given(monkeypatch, "gan.pt")
     fold_file(FIXTURES / "sharded", "-")
-    same = taken.getvalue() == fold_file(FIXTURES / "sharded", tmp_path / "x.safetensors").output.read_bytes()
+    same = (
+        taken.getvalue()
+        == output_of(fold_file(FIXTURES / "sharded", tmp_path / "x.safetensors")).read_bytes()
+    )
     assert same
 
 
@@ -281,7 +285,7 @@ def test_a_folder_and_all_in_it_are_as_private_as_the_source(tmp_path: Path) -> 
     next(source.glob("*-00001-of-*")).chmod(0o600)
     (source / "config.json").chmod(0o644)
     source.chmod(0o750)
-    made = migrate_file(source, tmp_path / "made").output
+    made = output_of(migrate_file(source, tmp_path / "made"))
     modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in made.iterdir()}
     assert modes.pop("config.json") == 0o644
     assert set(modes.values()) == {0o600}

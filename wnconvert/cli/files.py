@@ -16,6 +16,7 @@ from wnconvert.cli.options import (
     NO_PROGRESS,
     THREADS,
     WRITING,
+    Conversion,
     dim_of_text,
     epilog,
     globs,
@@ -31,7 +32,9 @@ SORT_CHOICES = ("name", "form", "rows", "g-min", "g-mean", "g-max", "norm", "rat
 FORMAT_CHOICES = ("table", "json", "csv", "markdown")
 
 
-@click.command(epilog=epilog("wnconvert fold g_02500000 --only generator -o generator.safetensors"))
+@click.command(
+    cls=Conversion, epilog=epilog("wnconvert fold g_02500000 --only generator -o generator.safetensors")
+)
 @target(".folded")
 @click.option(
     "--dtype",
@@ -74,7 +77,7 @@ def fold(src: str, out: str | None, **options: Any) -> None:
     _convert(fold_file, "folded", src, out, **options)
 
 
-@click.command(epilog=epilog("wnconvert split generator.safetensors --like g_02500000"))
+@click.command(cls=Conversion, epilog=epilog("wnconvert split generator.safetensors --like g_02500000"))
 @target(".split")
 @click.option(
     "--like", type=click.Path(), metavar="REF", help="Use the layers, dims and form of this checkpoint."
@@ -107,7 +110,7 @@ def split(src: str, out: str | None, **options: Any) -> None:
     _convert(split_file, "split", src, out, **options)
 
 
-@click.command(epilog=epilog("wnconvert migrate g_02500000 --to parametrize"))
+@click.command(cls=Conversion, epilog=epilog("wnconvert migrate g_02500000 --to parametrize"))
 @target(".parametrize or .legacy")
 @click.option(
     "--to",
@@ -147,26 +150,29 @@ def _convert(
     """Run a verb on a file, or plan it, and print the result."""
     from wnconvert.reports.conversions import plan_text, result_text
     from wnconvert.verbs.conversion.piped import goes_to_stdout
-    from wnconvert.verbs.conversion.targets import default_output
+    from wnconvert.verbs.conversion.targets import target_of
 
     piped = goes_to_stdout(src, out)
     report = mention if piped else put
-    output = "-" if piped else str(default_output(src, kind)) if out is None else out
+    force, in_place = options["force"], options["in_place"]
+    target = None if piped else target_of(src, out, kind, as_folder=options["as_folder"], in_place=in_place)
+    there = target is not None and target.path.exists()
+    output = "stdout" if target is None else str(target.path)
     if dry_run:
-        plan = verb(src, output, dry_run=True, **options)
-        there = (
-            ()
-            if options["force"] or piped or not Path(output).exists()
-            else (f"{output} exists: --force replaces it",)
-        )
-        say((*plan.notes, *there), quiet=quiet)
+        plan = verb(src, out, dry_run=True, **options)
+        exists = there and plan.writes and not (force or in_place)
+        say((*plan.notes, *([f"{output} exists: --force replaces it"] if exists else [])), quiet=quiet)
         if not quiet:
-            shown = "stdout" if piped else output
-            report(json.dumps(plan.to_dict(), indent=1) if as_json else plan_text(plan, shown))
+            report(json.dumps(plan.to_dict(), indent=1) if as_json else plan_text(plan, output))
         return
+    said: tuple[str, ...] = ()
+    replaces = force and there and target is not None and target.is_folder
+    if in_place or replaces:  # what is lost is said before it is
+        said = verb(src, out, dry_run=True, **options).notes
+        say(said, quiet=quiet)
     with progress_bar(src, shown=not (quiet or no_progress)) as progress:
-        result = verb(src, output, progress=progress, **options)
-    say(result.notes, quiet=quiet)
+        result = verb(src, out, progress=progress, **options)
+    say(tuple(note for note in result.notes if note not in said), quiet=quiet)
     if not quiet:
         report(json.dumps(result.to_dict(), indent=1) if as_json else result_text(result))
 

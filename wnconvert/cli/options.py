@@ -15,6 +15,7 @@ __all__ = [
     "NO_PROGRESS",
     "THREADS",
     "WRITING",
+    "Conversion",
     "dim_of_text",
     "epilog",
     "globs",
@@ -61,6 +62,22 @@ def epilog(example: str) -> str:
     return f"\b\nExample:\n  {example}\n\n{EXIT_CODES}"
 
 
+class Conversion(click.Command):
+    """A command whose ``--require-layers`` may stand alone, before anything but a number."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Put the number that is left out."""
+        alone = "--require-layers"
+        behind = [*args[1:], ""]
+        return super().parse_args(
+            ctx,
+            [
+                f"{alone}=1" if arg == alone and not after.isdigit() else arg
+                for arg, after in zip(args, behind, strict=False)
+            ],
+        )
+
+
 THREADS = click.option(
     "--threads",
     type=click.IntRange(min=1),
@@ -84,8 +101,9 @@ def target(default: str) -> Callable[[_Command], _Command]:
             "--out",
             type=click.Path(),
             metavar="OUT",
-            help="File to write: safetensors or .npz if it has that suffix, else as torch.save writes; "
-            "or a folder, if SRC is one or OUT ends in a slash; - is stdout, as SRC - is stdin.  "
+            help="File to write: safetensors or .npz if it has that suffix, else as torch.save writes; or "
+            "the folder to write it into. A folder, if SRC is one or --as-folder is given. - is stdout, as "
+            "SRC - is stdin.  "
             f"[default: SRC with {default} before its suffix]",
         ),
         click.option(
@@ -127,6 +145,19 @@ def globs(does: str) -> Callable[[_Command], _Command]:
 
 
 WRITING = with_options(
+    click.option("--copy", is_flag=True, help="Write OUT even if there is nothing to convert."),
+    click.option(
+        "--require-layers",
+        type=click.IntRange(min=1),
+        metavar="[N]",
+        help="Exit with 1, and write nothing, if fewer than N layers are converted (1 if N is left out).",
+    ),
+    click.option(
+        "--as-folder", is_flag=True, help="Make OUT a folder as on the hub, although SRC is a file."
+    ),
+    click.option(
+        "--in-place", is_flag=True, help="Write over SRC; what cannot be brought back is said first."
+    ),
     click.option(
         "--verify",
         is_flag=True,
@@ -139,7 +170,11 @@ WRITING = with_options(
         show_default=True,
         help="Largest file of weights in a folder, e.g. 500MB or 2GiB; a tensor is never cut.",
     ),
-    click.option("--force", is_flag=True, help="Replace OUT if it exists; a folder is replaced as a whole."),
+    click.option(
+        "--force",
+        is_flag=True,
+        help="Replace OUT if it exists; a folder as a whole, and only if wnconvert wrote all that is in it.",
+    ),
     THREADS,
     click.option("--dry-run", is_flag=True, help="Print the plan and write nothing."),
     JSON,

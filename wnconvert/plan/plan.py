@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from wnconvert.layers.schemes import Layer
+from wnconvert.messages import counted
 from wnconvert.plan.steps import Step
 from wnconvert.tensors.containers import Container
 from wnconvert.tensors.dtypes import DType
@@ -98,7 +99,8 @@ class Plan:
     would make them. ``record`` is written into the output so that ``split`` or ``migrate`` can undo the
     conversion. If the output is a folder, ``shards`` are its files of weights, ``index`` is the name of their
     index if they are several, and ``copied`` are the paths of files that are copied as they are. ``renamed``
-    counts the keys of the source that have a new name because the user asked for it.
+    counts the keys of the source that have a new name because the user asked for it. ``writes`` is False
+    where no layer changes and no option asks for an output: then nothing is written.
     """
 
     verb: str
@@ -113,11 +115,27 @@ class Plan:
     index: str = ""
     copied: tuple[str, ...] = ()
     renamed: int = 0
+    writes: bool = True
 
     @property
     def layers(self) -> list[tuple[str, Change]]:
         """Every layer that is changed, with the path of its state dict."""
         return [(planned.path, change) for planned in self.state_dicts for change in planned.changes]
+
+    @property
+    def lost(self) -> list[str]:
+        """What the source has and the output cannot give back, each in words or by its path."""
+        folded = sum(change.after is None for _, change in self.layers)
+        cast = sum(
+            step.kept is not None and step.dtype is not None
+            for planned in self.state_dicts
+            for step in planned.steps
+        )
+        return [
+            *([f"g and v of {counted(folded, 'layer')}"] if folded else []),
+            *([f"the digits of {counted(cast, 'tensor')}"] if cast else []),
+            *(item.path for item in self.dropped),
+        ]
 
     def to_dict(self) -> dict[str, Any]:
         """The plan as JSON-able data; docs/json.md documents it."""
@@ -129,6 +147,7 @@ class Plan:
             "layers": [change.to_dict(path) for path, change in self.layers],
             "already": self.already,
             "renamed": self.renamed,
+            "writes": self.writes,
             "state_dicts": [
                 {"path": planned.path, "tensors": len(planned.tensors), "layers": len(planned.changes)}
                 for planned in self.state_dicts

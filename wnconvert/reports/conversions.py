@@ -17,12 +17,15 @@ __all__ = ["plan_text", "result_text"]
 
 def plan_text(plan: Plan, output: str) -> str:
     """The output of ``--dry-run``: the layers, and the files that would be written."""
-    lines = [_layers(plan), f"would write {output}: {_counts(plan)}", *_files(plan), *_dropped(plan)]
+    would = f"would write {output}" if plan.writes else "would write nothing"
+    lines = [_layers(plan), f"{would}: {_counts(plan)}", *_files(plan), *_dropped(plan)]
     return "\n".join(line for line in lines if line)
 
 
 def result_text(result: Result) -> str:
     """The output of a conversion: the layers, then counts, bytes and time."""
+    if result.output is None:
+        return f"nothing is written: {_counts(result.plan)}"
     sizes = f"{bytes_text(result.bytes_in)} in, {bytes_text(result.bytes_out)} out"
     lines = [
         _layers(result.plan),
@@ -71,7 +74,7 @@ def _counts(plan: Plan) -> str:
         counts.append(f"{counted(cast, 'tensor')} cast")
     if not plan.state_dicts:
         counts.append("there is no state dict: everything is kept as it is")
-    elif kept or not cast:
+    elif plan.writes and (kept or not cast):
         counts.append(f"{counted(kept, 'tensor')} kept")
     return ", ".join(counts)
 

@@ -7,8 +7,8 @@ staging        a file out, whole or not at all
 staged_folder  a folder out, whole or not at all
 index          the index of a checkpoint in several files
 shards         which tensors go into which file; several files as one tree, one plan as several
-folder         a hub folder: its weights, and the other files in it
 recognition    the format of a file, by its content; what else it may be called
+folder         folders: their weights, the other files in them, and what a conversion wrote
 checkpoint     any checkpoint opened, whatever its format
 sources        its bytes in, block by block, from any thread
 """

@@ -9,7 +9,7 @@ import contextlib
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import PurePath
 from typing import TYPE_CHECKING
 
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from wnconvert.formats.torch.reader import TorchFile
     from wnconvert.formats.zips import ZipEntry
     from wnconvert.onnx.file.reader import OnnxFile
-    from wnconvert.storage.folder import Folder
+    from wnconvert.storage.folder.weights import Folder
 
 __all__ = ["Checkpoint", "container_of", "layout_of", "no_graph", "open_checkpoint", "read_checkpoint"]
 
@@ -48,7 +48,8 @@ __all__ = ["Checkpoint", "container_of", "layout_of", "no_graph", "open_checkpoi
 class Checkpoint:
     """An opened checkpoint: its tree of tensors, and the files in which their bytes lie (``shards``).
 
-    ``views`` are tensors that are put together of parts of these.
+    ``views`` are tensors that are put together of parts of these. Of a pipeline ``components`` are its
+    models, each by the path of its state dict in the tree.
     """
 
     path: PurePath
@@ -61,16 +62,36 @@ class Checkpoint:
     folder: Folder | None = None
     knows_modules: bool = False
     views: tuple[FileView, ...] = ()
+    components: Mapping[str, Checkpoint] = field(default_factory=dict)
 
     @property
     def sources(self) -> tuple[PurePath | FileView, ...]:
         """The files and views in which the bytes of all tensors lie."""
         return (*self.shards, *self.views)
 
+    @property
+    def root(self) -> PurePath | None:
+        """The folder that it is; None for a file."""
+        return self.folder.root if self.folder else self.path if self.components else None
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The paths of its files in its folder; none for a file."""
+        if self.folder:
+            return self.folder.files
+        return tuple(str(path.relative_to(self.path)) for path in self.shards) if self.components else ()
+
     def renamed(self, names: Mapping[str, NewNames]) -> Checkpoint:
         """The same checkpoint, whose state dicts have new names, by their paths."""
-        torch = self.torch.renamed(names) if self.torch else None
-        return replace(self, tree=renamed_tree(self.tree, names), torch=torch)
+        return replace(
+            self,
+            tree=renamed_tree(self.tree, names),
+            torch=self.torch.renamed(names) if self.torch else None,
+            components={
+                path: component.renamed({"": names[path]}) if path in names else component
+                for path, component in self.components.items()
+            },
+        )
 
 
 def container_of(path: PurePath) -> Container:
@@ -103,7 +124,7 @@ def open_checkpoint(name: Name) -> Checkpoint:
     path = located(name)
     with _naming_errors(path):
         if status_of(path).kind is PathKind.FOLDER:
-            return _open_distributed(path) if is_distributed(path) else _open_folder(path)
+            return _open_folder(path)
         check_not_part(path)
         with closing(open_file(path)) as file:
             if not is_index(_head_of(file), path.name):
@@ -114,7 +135,7 @@ def open_checkpoint(name: Name) -> Checkpoint:
 def _with_part_notes(opened: Checkpoint) -> Checkpoint:
     path = opened.path
     if "-of-" in path.name:
-        from wnconvert.storage.folder import part_notes
+        from wnconvert.storage.folder.weights import part_notes
 
         notes = (*opened.tree.notes, *part_notes(path))
         opened = replace(opened, tree=replace(opened.tree, notes=notes))
@@ -257,7 +278,7 @@ def _head_of(file: ReadableFile) -> bytes:
 def _open_distributed(root: PurePath) -> Checkpoint:
     """Open a folder of torch.distributed.checkpoint; its weights are all of the files that it names."""
     from wnconvert.formats.distributed import open_distributed
-    from wnconvert.storage.folder import Folder
+    from wnconvert.storage.folder.weights import Folder
     from wnconvert.storage.shards import Naming
 
     metadata = root / METADATA
@@ -289,12 +310,50 @@ def _open_distributed(root: PurePath) -> Checkpoint:
 
 def _open_folder(root: PurePath, index: str = "") -> Checkpoint:
     """Open the weights of a folder, all of its files, as one checkpoint."""
-    from wnconvert.storage.folder import find_weights
+    from wnconvert.storage.folder.components import find_components
+    from wnconvert.storage.folder.links import entry_notes, is_entry, snapshot_in
+    from wnconvert.storage.folder.weights import find_weights
+
+    if is_entry(root):
+        opened = _open_folder(snapshot_in(root))
+        return replace(opened, tree=replace(opened.tree, notes=(*entry_notes(root), *opened.tree.notes)))
+    if not index and is_distributed(root):
+        return _open_distributed(root)
+    if components := {} if index else find_components(root):
+        return _open_pipeline(root, {name: _open_weights(folder) for name, folder in components.items()})
+    return replace(_open_weights(find_weights(root, index)), path=root / index)
+
+
+def _open_pipeline(root: PurePath, components: Mapping[str, Checkpoint]) -> Checkpoint:
+    """The models of a pipeline as one checkpoint."""
+    from wnconvert.storage.shards import joined
+
+    firsts: dict[str, int] = {}
+    shards: list[PurePath] = []
+    for name, component in components.items():
+        firsts[name] = len(shards)
+        shards += component.shards
+    containers = {component.container for component in components.values()}
+    return Checkpoint(
+        root,
+        containers.pop() if len(containers) == 1 else Container.TORCH_ZIP,
+        sum(component.size for component in components.values()),
+        joined({name: component.tree for name, component in components.items()}, firsts),
+        tuple(shards),
+        components=components,
+    )
+
+
+def _open_weights(folder: Folder) -> Checkpoint:
+    """Open the weights that were found in a folder."""
     from wnconvert.storage.index import check_held
     from wnconvert.storage.shards import merged
 
-    folder = find_weights(root, index)
+    root = folder.root
     opened = {name: _open_file(root / name) for name in folder.files}
+    if folder.is_lone:
+        (alone,) = opened.values()
+        return replace(alone, path=root, folder=folder)
     for name, checkpoint in opened.items():
         if PurePath(checkpoint.container.facts.hub_name).suffix != PurePath(name).suffix:
             raise FormatError(
@@ -317,7 +376,7 @@ def _open_folder(root: PurePath, index: str = "") -> Checkpoint:
         )
     first = opened[folder.files[0]]
     return Checkpoint(
-        root / index,
+        root,
         first.container,
         sum(checkpoint.size for checkpoint in opened.values()),
         tree,

@@ -26,6 +26,7 @@ __all__ = [
     "bytes_of",
     "index_metadata",
     "into_shards",
+    "joined",
     "merged",
     "part_of",
     "plain_state_dict",
@@ -189,6 +190,28 @@ def merged(trees: Mapping[str, Tree]) -> Tree:
     )
 
 
+def joined(trees: Mapping[str, Tree], firsts: Mapping[str, int]) -> Tree:
+    """The trees of several models as one: the state dict of each stands at its name.
+
+    ``firsts`` are the numbers of their first files among all. Raises ``FormatError`` where one of them holds
+    more than a plain state dict.
+    """
+    states = {name: plain_state_dict(name, tree) for name, tree in trees.items()}
+    return Tree(
+        state_dicts=tuple(
+            StateDict(name, tuple(_moved(entry, firsts[name]) for entry in state.entries))
+            for name, state in states.items()
+        ),
+        record=tuple(
+            {**step, "state_dicts": {name: step["state_dicts"][""]}}
+            for name, tree in trees.items()
+            for step in tree.record
+            if "" in step["state_dicts"]
+        ),
+        notes=tuple(f"{name}: {note}" for name, tree in trees.items() for note in tree.notes),
+    )
+
+
 def plain_state_dict(name: str, tree: Tree) -> StateDict:
     """The only state dict of a file of weights. Raises ``FormatError`` where the file holds anything else."""
     more = [path for path in (*tree.optimizers, *(item.path for item in tree.siblings)) if path]
@@ -204,11 +227,12 @@ def plain_state_dict(name: str, tree: Tree) -> StateDict:
     return states[0]
 
 
-def _moved(entry: Entry, shard: int) -> Entry:
-    """An entry of a file, with the number of its shard."""
+def _moved(entry: Entry, by: int) -> Entry:
+    """An entry whose tensor lies so many files farther behind."""
     tensor = entry.tensor
     assert tensor is not None  # noqa: S101 - of a plain state dict
-    return replace(entry, tensor=replace(tensor, storage=replace(tensor.storage, shard=shard)))
+    storage = replace(tensor.storage, shard=tensor.storage.shard + by)
+    return replace(entry, tensor=replace(tensor, storage=storage))
 
 
 def _metadata(trees: Mapping[str, Tree]) -> Mapping[str, str]:

@@ -21,7 +21,7 @@ from wnconvert.errors import OutputError
 from wnconvert.storage.staging import beside, check_parent, check_room, sync_folder, translated
 from wnconvert.storage.stores.system import sync_file
 
-__all__ = ["check_folder", "replaced_folder"]
+__all__ = ["check_folder", "replaced_folder", "sync_all"]
 
 
 def check_folder(target: Path, *, force: bool, size: int = 0) -> Path:
@@ -72,7 +72,7 @@ def replaced_folder(target: Path, *, force: bool, size: int = 0, mode: int | Non
             raise translated(error, target) from error
         yield temporary
         try:
-            _sync_all(temporary)
+            sync_all(temporary)
             check_folder(target, force=force)  # someone else may have made it meanwhile
             _swap(temporary, real, aside)
         except OSError as error:
@@ -91,7 +91,7 @@ def replaced_folder(target: Path, *, force: bool, size: int = 0, mode: int | Non
         )
 
 
-def _sync_all(folder: Path) -> None:
+def sync_all(folder: Path) -> None:
     """Put every file on the disk, then the names of all of them."""
     for path, _, names in os.walk(folder, topdown=False):
         for name in names:

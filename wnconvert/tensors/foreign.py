@@ -43,7 +43,7 @@ _KINDS = (
     (
         ".json .yaml .yml .txt .csv",
         "a text",
-        f"{_WRITE}; or -o FOLDER/, which has an index where it needs one",
+        f"{_WRITE}; or --as-folder -o FOLDER, which has an index where it needs one",
     ),
     (".zip .gz .tgz .xz .bz2 .zst .7z", "an archive", f"{_WRITE}, and pack that"),
 )

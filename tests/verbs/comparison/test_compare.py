@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 
 from tests.helpers.golden import ROOT
 from tests.helpers.oracle import DTYPES
-from tests.helpers.states import State, folded64
+from tests.helpers.states import State, folded64, output_of
 from wnconvert.errors import ArgumentError, FormatError, InputError, LayerError
 from wnconvert.verbs.comparison import compare as module
 from wnconvert.verbs.comparison import readings
@@ -86,7 +86,7 @@ def test_every_fixture_equals_its_fold_bit_for_bit(name: str, suffix: str, tmp_p
     several = name in ("gan.pt", "do_02500000")
     only = {"gan.pt": "generator", "do_02500000": "msd"}[name] if several and suffix != ".pt" else None
     folded = tmp_path / f"folded{suffix}"
-    plan = fold_file(FIXTURES / name, folded, only=only).plan
+    plan = fold_file(FIXTURES / name, folded, only=only, copy=True).plan
     for found in (
         compare_files(FIXTURES / name, folded, only=only or ()),
         compare_files(folded, FIXTURES / name, only=only or ()),
@@ -256,7 +256,7 @@ def test_many_tensors_of_other_dtypes_are_one_note() -> None:
 
 
 def test_a_torchscript_archive_equals_its_fold_and_notes_nothing_of_writing(tmp_path: Path) -> None:
-    folded = fold_file(FIXTURES / "scripted.pt", tmp_path / "f.pt").output
+    folded = output_of(fold_file(FIXTURES / "scripted.pt", tmp_path / "f.pt"))
     found = compare_files(FIXTURES / "scripted.pt", folded)
     assert (bool(found), found.notes) == (True, ())
 
@@ -645,7 +645,7 @@ def test_one_state_dict_on_each_side_is_compared_whatever_its_path(tmp_path: Pat
 
 
 def test_several_candidates_are_an_error_that_lists_them_and_only_decides(tmp_path: Path) -> None:
-    folded = fold_file(FIXTURES / "gan.pt", tmp_path / "g.safetensors", only="generator").output
+    folded = output_of(fold_file(FIXTURES / "gan.pt", tmp_path / "g.safetensors", only="generator"))
     with pytest.raises(
         ArgumentError, match=r"generator, .*discriminator|discriminator, .*generator"
     ) as caught:
@@ -687,7 +687,7 @@ def test_a_refused_layer_is_an_error_that_names_file_and_layer(name: str, words:
 
 def test_zero_rows_are_zeros_and_noted(tmp_path: Path) -> None:
     source = FIXTURES / "zero_row.safetensors"
-    folded = fold_file(source, tmp_path / "f.safetensors", zero_rows="zero").output
+    folded = output_of(fold_file(source, tmp_path / "f.safetensors", zero_rows="zero"))
     found = compare_files(source, folded)
     assert found
     assert any("v is zero in 2 rows (2, 5), which became zero" in note for note in found.notes)

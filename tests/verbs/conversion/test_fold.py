@@ -16,7 +16,7 @@ from fixtures.make import FIXTURES as MADE
 from tests.helpers.golden import FIXTURES
 from tests.helpers.infos import halves
 from tests.helpers.live_models import legacy, new
-from tests.helpers.states import hold, same, state_dicts
+from tests.helpers.states import hold, output_of, same, state_dicts
 from wnconvert import Plan, fold_file
 from wnconvert.errors import ArgumentError, LayerError, NumbersError, OutputError
 from wnconvert.verbs.conversion.targets import default_output
@@ -67,7 +67,7 @@ def test_every_fixture_but_folders_and_onnx_models_is_folded_here() -> None:
 def test_a_file_folds_to_a_torch_file(name: str, tmp_path: Path) -> None:
     count, options = LAYERS[name]
     out = tmp_path / "out.pt"
-    result = fold_file(FIXTURES / name, out, **options)
+    result = fold_file(FIXTURES / name, out, copy=True, **options)
     assert compare(FIXTURES / name, out, options.get("exclude", [])) == count == len(result.plan.layers)
 
 
@@ -75,7 +75,7 @@ def test_a_file_folds_to_a_torch_file(name: str, tmp_path: Path) -> None:
 def test_a_file_folds_to_safetensors(name: str, tmp_path: Path) -> None:
     count, options = LAYERS[name]
     out = tmp_path / "out.safetensors"
-    result = fold_file(FIXTURES / name, out, **options)
+    result = fold_file(FIXTURES / name, out, copy=True, **options)
     assert compare(FIXTURES / name, out, options.get("exclude", [])) == count == len(result.plan.layers)
 
 
@@ -107,14 +107,14 @@ def test_folding_twice_is_folding_once(name: str, suffix: str, tmp_path: Path) -
         suffix = ".pth"
     once, twice = tmp_path / f"once{suffix}", tmp_path / f"twice{suffix}"
     options = LAYERS[name][1]
-    fold_file(FIXTURES / name, once, **options)
-    again = fold_file(once, twice, exclude=options.get("exclude", []))
+    fold_file(FIXTURES / name, once, copy=True, **options)
+    again = fold_file(once, twice, exclude=options.get("exclude", []), copy=True)
     assert again.plan.layers == []
     assert once.read_bytes() == twice.read_bytes()
 
 
-def test_nothing_to_fold_is_written_all_the_same(tmp_path: Path) -> None:
-    result = fold_file(FIXTURES / "plain.pt", tmp_path / "out.pt")
+def test_nothing_to_fold_is_written_where_a_copy_is_asked_for(tmp_path: Path) -> None:
+    result = fold_file(FIXTURES / "plain.pt", tmp_path / "out.pt", copy=True)
     assert result.plan.layers == []
     found = torch.load(tmp_path / "out.pt", weights_only=True)
     assert list(found) == ["state_dict", "epoch"]
@@ -131,7 +131,9 @@ def test_the_files_beside_it_are_kept_but_for_the_optimizer(tmp_path: Path) -> N
     before, after = (torch.load(path, weights_only=True) for path in (source, out))
     assert list(after) == ["model", "iteration", "learning_rate"]
     assert after["iteration"] == before["iteration"]
-    kept = torch.load(fold_file(source, tmp_path / "kept.pth", keep_optimizer=True).output, weights_only=True)
+    kept = torch.load(
+        output_of(fold_file(source, tmp_path / "kept.pth", keep_optimizer=True)), weights_only=True
+    )
     assert list(kept) == list(before)
     assert repr(kept["optimizer"]) == repr(before["optimizer"])
 
@@ -345,13 +347,14 @@ def test_progress_grows_to_the_whole_and_the_threads_change_no_byte(tmp_path: Pa
     assert len(contents) == 1
 
 
-def test_a_file_may_be_folded_onto_itself(tmp_path: Path) -> None:
+def test_a_file_is_folded_onto_itself_in_place_alone(tmp_path: Path) -> None:
     path = tmp_path / "model.pt"
     path.write_bytes((FIXTURES / "gan.pt").read_bytes())
-    with pytest.raises(OutputError, match="it exists"):
-        fold_file(path, path)
+    for force in (False, True):
+        with pytest.raises(OutputError, match="it is the source itself"):
+            fold_file(path, path, force=force)
     assert path.read_bytes() == (FIXTURES / "gan.pt").read_bytes()
-    fold_file(path, path, force=True)
+    fold_file(path, in_place=True)
     assert compare(FIXTURES / "gan.pt", path, []) == 6
 
 
@@ -460,5 +463,5 @@ def test_the_output_runs_in_the_module_that_was_built_without_weight_norm(
 def test_only_reaches_into_a_list_by_its_place(tmp_path: Path) -> None:
     state = {"w_g": torch.ones(2, 1), "w_v": torch.rand(2, 3)}
     torch.save({"nets": [{"b": torch.zeros(1)}, state]}, tmp_path / "in.pt")
-    out = fold_file(tmp_path / "in.pt", tmp_path / "out.pt", only="nets.1", verify=True).output
+    out = output_of(fold_file(tmp_path / "in.pt", tmp_path / "out.pt", only="nets.1", verify=True))
     assert list(torch.load(out, weights_only=True)["nets"][1]) == ["w"]

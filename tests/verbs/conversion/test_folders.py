@@ -25,6 +25,7 @@ from tests.helpers.runner import Runner
 from tests.helpers.states import same
 from tests.helpers.zoo import ROWS, Row, of
 from wnconvert.errors import ArgumentError, FormatError, InputError, NumbersError, OutputError, VerifyError
+from wnconvert.storage.folder.written import MANIFEST
 from wnconvert.storage.sources import Source
 from wnconvert.verbs.comparison.compare import compare_files
 from wnconvert.verbs.conversion.files import fold_file, migrate_file, split_file
@@ -103,10 +104,11 @@ def loaded(folder: Path) -> State:
 
 
 def listing(folder: Path) -> dict[str, bytes]:
+    """The files of a folder, but for the list of what wnconvert wrote."""
     return {
         str(path.relative_to(folder)): path.read_bytes()
         for path in sorted(folder.rglob("*"))
-        if path.is_file()
+        if path.is_file() and path.name != MANIFEST
     }
 
 
@@ -156,7 +158,7 @@ def test_one_file_and_its_shards_give_the_same_plan_and_bytes(tmp_path: Path, st
     one = save(tmp_path / "one", state, 1)
     fold_file(one, tmp_path / "cut", max_shard_size="100KB")
     fold_file(one, tmp_path / "whole")
-    fold_file(tmp_path / "cut", tmp_path / "joined")
+    fold_file(tmp_path / "cut", tmp_path / "joined", copy=True)
     assert (tmp_path / "joined" / "model.safetensors").read_bytes() == (
         (tmp_path / "whole" / "model.safetensors").read_bytes()
     )
@@ -263,7 +265,7 @@ def test_a_folder_is_folded_into_a_folder(tmp_path: Path, state: State, suffix: 
     assert result.verified == (
         "the safetensors library" if suffix == "safetensors" else "torch.load(weights_only=True)"
     )
-    assert result.bytes_out == sum(map(len, listing(out).values()))
+    assert result.bytes_out == sum(map(len, listing(out).values())) + (out / MANIFEST).stat().st_size
     assert compare_files(folder, out)
 
 
@@ -321,30 +323,31 @@ def test_a_folder_goes_into_one_file_and_back(tmp_path: Path, folder: Path, out:
     result = fold_file(folder, tmp_path / out, verify=True)
     assert (result.plan.shards, result.plan.copied) == ((), ())
     fold_file(folder, tmp_path / "folder")
-    back = fold_file(tmp_path / out, f"{tmp_path}/back/", max_shard_size="100KB", verify=True)
+    back = fold_file(tmp_path / out, tmp_path / "back", as_folder=True, max_shard_size="100KB", verify=True)
     assert len(back.plan.shards) == 3
     assert equal(loaded(tmp_path / "back"), loaded(tmp_path / "folder"))
     assert set(listing(tmp_path / "back")) == set(weights(tmp_path / "back"))
 
 
 def test_a_checkpoint_with_more_in_it_becomes_a_folder_of_its_generator(tmp_path: Path) -> None:
-    result = fold_file(FIXTURES / "gan.pt", f"{tmp_path}/out/", only="generator")
+    result = fold_file(FIXTURES / "gan.pt", f"{tmp_path}/out/", only="generator", as_folder=True)
     assert result.plan.container == "safetensors"
     assert [shard.name for shard in result.plan.shards] == ["model.safetensors"]
     with pytest.raises(ArgumentError, match="holds one state dict"):
-        fold_file(FIXTURES / "gan.pt", f"{tmp_path}/more/")
+        fold_file(FIXTURES / "gan.pt", f"{tmp_path}/more/", as_folder=True)
 
 
 def test_what_makes_a_folder(tmp_path: Path, folder: Path) -> None:
-    def is_folder(source: Path, out: str) -> bool:
-        return bool(fold_file(source, f"{tmp_path}/{out}", dry_run=True).shards)
+    def is_folder(source: Path, out: str, **options: Any) -> bool:
+        return bool(fold_file(source, f"{tmp_path}/{out}", dry_run=True, **options).shards)
 
     one = FIXTURES / "hifigan.safetensors"
     (tmp_path / "there").mkdir()
+    as_folder = {"as_folder": True}
     assert [is_folder(folder, out) for out in ("x", "x/", "model-v1.5", "x.pt/", "there")] == [True] * 5
     assert [is_folder(folder, out) for out in ("x.pt", "x.safetensors", "x.PTH")] == [False] * 3
-    assert [is_folder(one, out) for out in ("x/", "x.pt/", "there")] == [True] * 3
-    assert [is_folder(one, out) for out in ("x", "model-v1.5", "x.pt")] == [False] * 3
+    assert [is_folder(one, out, **as_folder) for out in ("x", "x/", "x.pt", "there")] == [True] * 4
+    assert [is_folder(one, out) for out in ("x", "model-v1.5", "x.pt", "there", "there/")] == [False] * 5
 
 
 def test_the_default_is_a_folder_beside_it(
@@ -446,7 +449,7 @@ def test_a_bin_of_one_file_keeps_what_torch_knows_of_its_modules(tmp_path: Path)
     folder = tmp_path / "folder"
     folder.mkdir()
     torch.save(torch.nn.BatchNorm1d(3).state_dict(), folder / "pytorch_model.bin")
-    fold_file(folder, tmp_path / "out")
+    fold_file(folder, tmp_path / "out", copy=True)
     back: Any = torch.load(tmp_path / "out" / "pytorch_model.bin", weights_only=False)
     kept: Any = torch.nn.BatchNorm1d(3).state_dict()
     assert back._metadata == kept._metadata
@@ -468,8 +471,8 @@ def test_an_output_that_exists_or_is_none_of_ours_is_refused(tmp_path: Path, fol
     (tmp_path / "repo" / "model.safetensors").write_text("x")
     for out, force, says in (
         ("out", False, "it exists"),
-        ("mine", False, "without weights in it"),
-        ("mine", True, "without weights in it"),
+        ("mine", False, "it holds what no conversion wrote: thesis.tex"),
+        ("mine", True, "it holds what no conversion wrote: thesis.tex"),
         ("repo", True, "it is a git repository"),
         ("hifigan", True, "it is the source itself"),
         ("hifigan/tokenizer", True, "it lies in the source"),
@@ -498,11 +501,12 @@ def test_a_file_in_the_place_of_a_folder_is_refused(tmp_path: Path, folder: Path
         fold_file(folder, tmp_path / "file", force=True)
     with pytest.raises(OutputError, match="it is not a folder"):
         fold_file(FIXTURES / "hifigan.safetensors", f"{tmp_path}/file/")
+    with pytest.raises(OutputError, match="it is not a folder"):
+        fold_file(FIXTURES / "hifigan.safetensors", tmp_path / "file", as_folder=True)
 
 
 def test_with_force_a_folder_is_replaced_whole(tmp_path: Path, folder: Path) -> None:
     fold_file(folder, tmp_path / "out", max_shard_size="20KB")
-    (tmp_path / "out" / "stale.txt").touch()
     (tmp_path / "empty").mkdir()
     for out in ("out", "empty"):
         fold_file(folder, tmp_path / out, force=True)
@@ -521,7 +525,7 @@ def test_a_folder_that_is_worked_or_lived_in_or_compared_with_is_not_replaced(
     migrate_file(folder, like, to="legacy")
     before = listing(out)
     with pytest.raises(OutputError, match="--like lies in it"):
-        split_file(flat, f"{out}/", like=like, force=True)
+        split_file(flat, out, like=like, as_folder=True, force=True)
     with monkeypatch.context() as there:
         there.setenv("HOME", str(out / inside))
         with pytest.raises(OutputError, match="your home lies in it"):
@@ -534,7 +538,7 @@ def test_a_folder_that_is_worked_or_lived_in_or_compared_with_is_not_replaced(
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     like = like.rename(tmp_path / "like.safetensors")
-    split_file(flat, f"{out}/", like=like, force=True)
+    split_file(flat, out, like=like, as_folder=True, force=True)
     assert set(listing(out)) == {"model.safetensors"}
 
 
@@ -558,7 +562,7 @@ def test_a_size_for_one_file_is_refused(tmp_path: Path, folder: Path) -> None:
 
 def test_an_onnx_model_is_no_folder(tmp_path: Path) -> None:
     with pytest.raises(ArgumentError, match="an ONNX model is a file") as caught:
-        fold_file(FIXTURES / "tcn.onnx", f"{tmp_path}/out/")
+        fold_file(FIXTURES / "tcn.onnx", f"{tmp_path}/out/", as_folder=True)
     assert caught.value.fix == "-o OUT.onnx"
     assert not list(tmp_path.iterdir())
 

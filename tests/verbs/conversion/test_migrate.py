@@ -68,7 +68,7 @@ OUTPUTS = [(name, ".pt") for name in FILES] + [
 
 
 def migrated(source: Path, to: str, folder: Path, name: str = "out.pt", **options: Any) -> Path:
-    migrate_file(source, folder / name, to=to, force=True, **options)
+    migrate_file(source, folder / name, to=to, force=True, copy=True, **options)
     return folder / name
 
 
@@ -747,7 +747,7 @@ def test_a_part_without_the_optimizer_migrates_whatever_order_it_has(
 
 def test_a_layer_that_is_left_out_passes_nothing(tmp_path: Path) -> None:
     source = with_optimizer(passing("attention", legacy), tmp_path)
-    result = migrate_file(source, tmp_path / "out.pt", exclude="*in_proj_weight")
+    result = migrate_file(source, tmp_path / "out.pt", exclude="*in_proj_weight", copy=True)
     assert (result.plan.layers, result.plan.dropped) == ([], ())
     assert list(load(tmp_path / "out.pt")) == ["model", "optimizer", "epoch"]
 
@@ -789,7 +789,7 @@ def test_the_order_of_what_is_no_tensor_does_not_matter(tmp_path: Path) -> None:
 
 def test_an_optimizer_stays_where_nothing_changes_though_it_was_to_be_dropped(tmp_path: Path) -> None:
     source = with_optimizer(passing("attention", new), tmp_path)
-    result = migrate_file(source, tmp_path / "out.pt", drop_optimizer=True)
+    result = migrate_file(source, tmp_path / "out.pt", drop_optimizer=True, copy=True)
     assert (result.plan.layers, result.plan.dropped, result.plan.already) == ([], (), 1)
     assert "optimizer" in load(tmp_path / "out.pt")
 
@@ -962,6 +962,8 @@ def test_nothing_to_do_is_done_too(run: Runner, tmp_path: Path) -> None:
     ended = run("migrate", source, "--json")
     assert ended.returncode == 0
     assert (json.loads(ended.stdout)["layers"], json.loads(ended.stdout)["already"]) == ([], 0)
+    assert not (tmp_path / "plain.parametrize.pt").exists()
+    assert run("migrate", source, "--copy").returncode == 0
     assert list(load(tmp_path / "plain.parametrize.pt")["state_dict"]) == list(load(source)["state_dict"])
 
 
@@ -1013,7 +1015,7 @@ def test_the_command_line_migrates_to_parametrize_unless_it_is_told(run: Runner,
 @BY_FORM
 @pytest.mark.parametrize(("name", "suffix"), OUTPUTS)
 def test_what_is_verified_is_whole(name: str, suffix: str, form: str, tmp_path: Path) -> None:
-    result = migrate_file(FIXTURES / name, tmp_path / f"out{suffix}", to=form, verify=True)
+    result = migrate_file(FIXTURES / name, tmp_path / f"out{suffix}", to=form, verify=True, copy=True)
     assert result.verified
 
 

@@ -29,7 +29,7 @@ from tests.helpers.oracle import DTYPES, exact_norms
 from tests.helpers.runner import OLD, Runner, listing
 from tests.helpers.states import load, same, state_dicts
 from wnconvert import fold_file, inspect_file, migrate_file, split_file
-from wnconvert.errors import LayerError, NumbersError, WnconvertError
+from wnconvert.errors import LayerError, NumbersError, OutputError, WnconvertError
 from wnconvert.verbs.conversion.convert import Result
 
 State = dict[str, Tensor]
@@ -709,7 +709,7 @@ def commands(folder: Path) -> Iterator[tuple[list[str | Path], str, str]]:
     yield [plain, "--like", plain], "--like has no weight-normalized layers", "not folded"
     yield [plain, "--like", text], "text.pt: a web page", "download"
     yield [plain, "--like", folder / "nothing.pt"], "nothing.pt: there is no such file", "check the path"
-    yield [plain, "--like", folder], "a folder", "name the file"
+    yield [plain, "--like", folder], "a folder of 3 checkpoints (other.pt, pairs.pt, plain.pt)", "name one"
     yield [plain, "--like", other], r"it is (4, 3), not (5, 3)", "--exclude"
     yield [plain, "--layers", "x.*", "--dim", "0"], "--layers 'x.*' matches no weight", "a.weight"
     yield [plain, "--layers", "a.weight", "--dim", "2"], "has no axis 2", "--exclude"
@@ -748,11 +748,15 @@ def test_an_output_that_exists_or_is_the_source_is_refused(run: Runner, tmp_path
     assert run("split", source, "--layers", "a", "--dim", "0", "--force").returncode == 0
 
 
-def test_a_reference_of_its_own_output_is_read_before_it_is_written(tmp_path: Path) -> None:
+def test_the_reference_is_never_written_over(tmp_path: Path) -> None:
     source = write({"a": torch.randn(4, 3)}, tmp_path / "in.pt")
     like = write({"a_g": torch.randn(4, 1), "a_v": torch.randn(4, 3)}, tmp_path / "like.pt")
-    split_file(source, like, like=like, force=True)
-    assert same(load(like)["a_v"], load(source)["a"])
+    (tmp_path / "link.pt").symlink_to(like)
+    before = like.read_bytes()
+    for out in (like, tmp_path / "link.pt"):
+        with pytest.raises(OutputError, match="--like reads it"):
+            split_file(source, out, like=like, force=True)
+    assert like.read_bytes() == before
 
 
 def test_an_error_in_a_split_names_the_state_dict(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 from tests.helpers.golden import FIXTURES, ROOT
+from tests.helpers.states import output_of
 from wnconvert.errors import ArgumentError, InputError
 from wnconvert.verbs.conversion.files import fold_file
 from wnconvert.verbs.inspection.inspect import inspect_file, inspect_state_dict
@@ -93,7 +94,7 @@ def test_no_number_in_g_or_v_is_flagged_and_the_rest_still_measured(tmp_path: Pa
 def test_a_folded_file_shows_the_magnitudes_of_the_unfolded_one(tmp_path: Path, name: str) -> None:
     source = Path(shutil.copy(FIXTURES / name, tmp_path))
     before = {(layer.state_dict, layer.name): layer for layer in inspect_file(source).layers}
-    after = inspect_file(fold_file(source).output, full=True).layers
+    after = inspect_file(output_of(fold_file(source)), full=True).layers
     assert {(layer.state_dict, layer.name) for layer in after} == set(before)
     for layer in after:
         old = before[layer.state_dict, layer.name]
@@ -107,7 +108,7 @@ def test_a_folded_file_shows_the_magnitudes_of_the_unfolded_one(tmp_path: Path, 
 
 def test_a_folded_layer_is_read_only_where_full_asks_for_it(tmp_path: Path) -> None:
     source = Path(shutil.copy(FIXTURES / "gan.pt", tmp_path))
-    found = inspect_file(fold_file(source).output)
+    found = inspect_file(output_of(fold_file(source)))
     assert found.layers == ()
     assert [state.layers for state in found.state_dicts] == [{"folded": 2}] * 3
 

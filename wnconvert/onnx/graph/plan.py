@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from wnconvert.errors import LayerError
 from wnconvert.layers.schemes import Selection
-from wnconvert.messages import counted, listed
+from wnconvert.messages import counted, listed, option
 from wnconvert.onnx.file.model import GraphEdits, Model
 from wnconvert.onnx.file.reader import OnnxFile
 from wnconvert.onnx.graph.edits import fold_edits
@@ -24,11 +24,20 @@ __all__ = ["OnnxFold", "plan_onnx"]
 
 @dataclass(frozen=True, slots=True)
 class OnnxFold:
-    """A plan, the layers that it folds, and the changes of the model."""
+    """A plan, the layers that it folds, how many are left as they are, and the changes of the model."""
 
     plan: Plan
     layers: tuple[NormLayer, ...]
     edits: GraphEdits
+    left: int = 0
+
+    @property
+    def why_nothing(self) -> str:
+        """Why it folds nothing, in words."""
+        if self.left:
+            globs = f"{option('layers')} and {option('exclude')}"
+            return f"{globs} leave out {counted(self.left, 'layer')}, all that there are"
+        return "no weight norm is left in the graph"
 
 
 def plan_onnx(opened: OnnxFile, selection: Selection = Selection()) -> OnnxFold:  # noqa: B008 - frozen
@@ -54,7 +63,8 @@ def plan_onnx(opened: OnnxFile, selection: Selection = Selection()) -> OnnxFold:
     )  # others are removed with the scope that stores them
     planned = tuple(_planned(model, state, layers, changed) for state in tree.state_dicts)
     notes = (*tree.notes, *idle_excludes(selection, names), *_notes(model, changed))
-    return OnnxFold(Plan("fold", Container.ONNX, planned, notes=notes), layers, changed)
+    plan = Plan("fold", Container.ONNX, planned, notes=notes)
+    return OnnxFold(plan, layers, changed, len(found.layers) - len(layers))
 
 
 def _planned(

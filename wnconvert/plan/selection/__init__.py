@@ -1,6 +1,7 @@
 """What of a checkpoint a plan is about.
 
-scope   the state dicts that the output has, and what is left out
-wanted  the layers that are wanted, and those that must be refused
-again   whether the layers of an output are found in it again
+scope    the state dicts that the output has, and what is left out
+wanted   the layers that are wanted, and those that must be refused
+again    whether the layers of an output are found in it again
+nothing  why a plan changes nothing
 """

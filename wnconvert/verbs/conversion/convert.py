@@ -3,51 +3,41 @@
 from __future__ import annotations
 
 import os
-import stat
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path, PurePath
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from wnconvert.errors import FormatError
-from wnconvert.numerics.rows import RowPolicy
-from wnconvert.plan.layout import Blob, CopyBytes, Layout
 from wnconvert.plan.plan import Plan
 from wnconvert.storage.checkpoint import Checkpoint, layout_of
-from wnconvert.storage.files import common_mode, status_of
-from wnconvert.storage.index import write_index
-from wnconvert.storage.shards import index_metadata, part_of, total_size
+from wnconvert.storage.files import common_mode
 from wnconvert.storage.sources import Source
-from wnconvert.storage.staged_folder import replaced_folder
-from wnconvert.storage.staging import file_in, staged, translated
-from wnconvert.storage.stores.system import set_mode
+from wnconvert.storage.staging import staged
 from wnconvert.storage.workers import Workers
-from wnconvert.tensors.tree import ByteRange
-from wnconvert.verbs.conversion.executor import Outcome, execute, notes_of, outcomes
+from wnconvert.verbs.conversion.executor import execute
 from wnconvert.verbs.conversion.verify import (
     bytes_to_verify,
-    check_folder_structure,
     check_structure,
-    verify_copies,
     verify_output,
 )
 from wnconvert.verbs.options import RunOptions
 
-if TYPE_CHECKING:
-    from wnconvert.storage.folder import OtherFiles
-
-__all__ = ["Result", "conversion_result", "convert", "convert_folder"]
+__all__ = ["Result", "conversion_result", "convert", "nothing_written"]
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """The result of a conversion. ``seconds`` is wall time; ``verified`` names the reader that checked it."""
+    """The result of a conversion. ``seconds`` is wall time; ``verified`` names the reader that checked it.
+
+    ``output`` is None where nothing was written: the source has nothing to convert, and no option asked for
+    a copy. The last of the ``notes`` says why.
+    """
 
     plan: Plan
     source: PurePath
     source_container: str
-    output: Path
+    output: Path | None
     bytes_in: int
     bytes_out: int
     seconds: float
@@ -60,7 +50,7 @@ class Result:
             **self.plan.to_dict(),
             "source": os.fspath(self.source),
             "source_container": self.source_container,
-            "output": os.fspath(self.output),
+            "output": None if self.output is None else os.fspath(self.output),
             "bytes_in": self.bytes_in,
             "bytes_out": self.bytes_out,
             "seconds": round(self.seconds, 3),
@@ -72,7 +62,7 @@ class Result:
 def conversion_result(
     checkpoint: Checkpoint,
     plan: Plan,
-    output: Path,
+    output: Path | None,
     began: float,
     *,
     bytes_in: int | None = None,
@@ -128,85 +118,6 @@ def convert(
     )
 
 
-def convert_folder(
-    checkpoint: Checkpoint,
-    plan: Plan,
-    beside: OtherFiles,
-    output: Path,
-    options: RunOptions = RunOptions(),  # noqa: B008 - frozen
-) -> Result:
-    """Run ``plan``, which is in shards, and put them at ``output``, a folder, with all that lies ``beside``.
-
-    The old folder is replaced whole. Options and errors as for ``convert``.
-    """
-    began = time.perf_counter()
-    layouts = _layouts(checkpoint, plan)
-    root = checkpoint.folder.root if checkpoint.folder else output
-    size = sum(layout.size for layout in layouts.values()) + sum(file.size for file in beside.files)
-    work = sum(blob.effort for layout in layouts.values() for blob in layout.blobs)
-    copied = sum(file.size for file in beside.files)
-    workers = Workers(options.threads, options.progress)
-    workers.expect(work + copied)
-    if options.verify:
-        workers.expect(bytes_to_verify(checkpoint, plan) + copied)
-    mode = common_mode(checkpoint.shards)
-    folder_mode = status_of(root).mode if checkpoint.folder else None
-    made: list[Outcome] = []
-    verified = ""
-    more: tuple[str, ...] = ()
-    with (
-        replaced_folder(output, force=options.force, size=size, mode=folder_mode) as folder,
-        Source(checkpoint.sources) as source,
-    ):
-        for name, layout in layouts.items():
-            with file_in(folder, name, output, mode) as target:
-                made += outcomes(source, target, layout, options.numbers, workers)
-        notes = notes_of(made)
-        _copy(root, beside, folder, output, workers)
-        check_folder_structure(folder, plan)
-        if options.verify:
-            verified, more = verify_output(checkpoint, plan, source, folder, workers.advance)
-            verify_copies(root, folder, (file.path for file in beside.files), workers.advance)
-    return conversion_result(
-        checkpoint,
-        plan,
-        output,
-        began,
-        bytes_in=checkpoint.size + copied,
-        bytes_out=size,
-        notes=(*notes, *more),
-        verified=verified,
-    )
-
-
-def _layouts(checkpoint: Checkpoint, plan: Plan) -> dict[str, Layout]:
-    """The layouts of all shards, by name, and of their index."""
-    if len(plan.shards) == 1:
-        return {plan.shards[0].name: layout_of(checkpoint, part_of(plan, plan.shards[0]))}
-    plain = replace(checkpoint, torch=None)  # the tensors alone: what else a pickle has cannot be in two
-    layouts = {shard.name: layout_of(plain, part_of(plan, shard)) for shard in plan.shards}
-    weight_map = {name: shard.name for shard in plan.shards for name in shard.tensors}
-    before = checkpoint.folder.index.metadata if checkpoint.folder and checkpoint.folder.index else {}
-    metadata = index_metadata(plan, checkpoint.tree, before)
-    text = write_index(weight_map, total_size(plan), metadata)
-    return {**layouts, plan.index: Layout(len(text), ((0, text),), ())}
-
-
-def _copy(root: PurePath, beside: OtherFiles, folder: Path, output: Path, workers: Workers) -> None:
-    """Copy the other files of the folder with the same executor, each with its mode from the start."""
-    try:
-        for path, _ in beside.folders:
-            (folder / path).mkdir()
-        for path, text in beside.links:
-            (folder / path).symlink_to(text)
-        for file in beside.files:
-            blobs = (Blob(0, file.size, CopyBytes(ByteRange(0, file.size))),) if file.size else ()
-            with Source((root / file.path,)) as source, file_in(folder, file.path, output) as target:
-                set_mode(target.fd, file.mode)
-                execute(source, target, Layout(file.size, (), blobs), RowPolicy(), workers)
-                if source.size() != file.size:
-                    raise FormatError("it became longer while it was read", where=str(root / file.path))
-        for path, mode in reversed(beside.folders):
-            (folder / path).chmod(mode | stat.S_IRWXU)  # it must be possible to delete it again
-    except OSError as error:
-        raise translated(error, output) from error
+def nothing_written(checkpoint: Checkpoint, plan: Plan) -> Result:
+    """The result where a plan changes nothing, and nothing is written."""
+    return conversion_result(checkpoint, plan, None, time.perf_counter(), bytes_in=0, bytes_out=0, notes=())

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal, TypedDict, overload
 
 from wnconvert.layers.dims import AUTO
 from wnconvert.storage.shards import DEFAULT_SHARD_SIZE
-from wnconvert.verbs.conversion.run import open_reference, plan_onnx_fold, run_conversion
+from wnconvert.verbs.conversion.run import Request, open_reference, plan_onnx_fold, run_conversion
 from wnconvert.verbs.conversion.targets import StrPath
 from wnconvert.verbs.options import RunOptions, check_form, dtype_of, numbers_of, renaming_of, selection_of
 
@@ -31,6 +31,10 @@ if TYPE_CHECKING:
         rename: Iterable[str] | Mapping[str, str]
         layers: Iterable[str]
         exclude: Iterable[str]
+        copy: bool
+        require_layers: int | None
+        as_folder: bool
+        in_place: bool
         max_shard_size: str | int
         verify: bool
         force: bool
@@ -85,6 +89,10 @@ def fold_file(
     zero_rows: str = "error",
     allow_nonfinite: bool = False,
     keep_optimizer: bool = False,
+    copy: bool = False,
+    require_layers: int | None = None,
+    as_folder: bool = False,
+    in_place: bool = False,
     max_shard_size: str | int = DEFAULT_SHARD_SIZE,
     verify: bool = False,
     force: bool = False,
@@ -98,10 +106,17 @@ def fold_file(
     its suffix, else as a torch zip (default: ``.folded`` before the suffix of ``src``). ``"-"`` is stdin and
     stdout. An ONNX model stays
     one, and runs beside the original before it is put in place (this needs onnx and onnxruntime); it takes
-    none of ``only``, ``dtype``, ``dim`` and ``keep_optimizer``. A folder with weights, or the index of one,
-    becomes a folder, unless ``out`` has a checkpoint's suffix; a file becomes one if ``out`` ends in a slash
-    or is a folder. Its weights lie in files of at most ``max_shard_size`` (bytes, or ``"5GB"``, ``"2GiB"``);
-    all other files go along. With ``force`` an old folder is replaced whole.
+    none of ``only``, ``dtype``, ``dim`` and ``keep_optimizer``. A file goes into ``out`` if that is a folder.
+
+    A folder with weights, the index of one, or a pipeline of diffusers becomes a folder, unless ``out`` has a
+    checkpoint's suffix; a file does with ``as_folder``. Its weights lie in files of at most
+    ``max_shard_size`` (bytes, or ``"5GB"``, ``"2GiB"``); all other files go along. With ``force`` an old
+    folder is replaced whole, if wnconvert wrote all that is in it. ``in_place`` writes over ``src``: the
+    notes of the plan say what cannot be brought back.
+
+    If no layer changes, nothing is written, ``Result.output`` is None and a note says why; unless ``copy``,
+    ``only``, ``dtype`` or another container asks for an output. With fewer layers than ``require_layers``
+    nothing is written, and ``TooFewLayersError`` is raised.
 
     ``only`` is the path of the one state dict to keep. Names are changed as the file is opened: the first of
     ``strip_prefix`` is taken off, then each ``rename`` made (``"OLD=NEW"`` or a mapping: whole dotted parts
@@ -113,7 +128,7 @@ def fold_file(
     is written and the ``Plan`` is returned.
 
     Raises ``WnconvertError``: ``InputError``, ``LayerError``, ``NumbersError``, ``OutputError``,
-    ``ArgumentError``, ``VerifyError``; nothing is written then.
+    ``ArgumentError``, ``TooFewLayersError``, ``VerifyError``; nothing is written then.
 
     >>> plan = fold_file("fixtures/g_02500000", dry_run=True)
     >>> len(plan.layers), plan.layers[0][1].name
@@ -124,10 +139,22 @@ def fold_file(
     selection = selection_of(layers, exclude, dim)
     given = {"--only": only, "--dtype": dtype, "--keep-optimizer": keep_optimizer or None}
     given["--dim"] = None if dim == AUTO else str(dim)
-    return run_conversion(
+    request = Request(
         src,
         out,
         "folded",
+        renaming=renaming_of(strip_prefix, add_prefix, rename),
+        only=only,
+        max_shard_size=max_shard_size,
+        as_folder=as_folder,
+        in_place=in_place,
+        copy=copy,
+        rewrites=only is not None or dtype is not None,
+        require_layers=require_layers,
+        dry_run=dry_run,
+    )
+    return run_conversion(
+        request,
         partial(
             plan_fold,
             selection=selection,
@@ -145,10 +172,6 @@ def fold_file(
             numbers=numbers_of(zero_rows, allow_nonfinite=allow_nonfinite),
             progress=progress,
         ),
-        renaming=renaming_of(strip_prefix, add_prefix, rename),
-        only=only,
-        max_shard_size=max_shard_size,
-        dry_run=dry_run,
     )
 
 
@@ -182,6 +205,10 @@ def split_file(
     exclude: Iterable[str] = (),
     dim: int | str | None = AUTO,
     keep_optimizer: bool = False,
+    copy: bool = False,
+    require_layers: int | None = None,
+    as_folder: bool = False,
+    in_place: bool = False,
     max_shard_size: str | int = DEFAULT_SHARD_SIZE,
     verify: bool = False,
     force: bool = False,
@@ -208,28 +235,34 @@ def split_file(
     from wnconvert.plan.split.plan import plan_split
 
     check_form(to)
-    renaming = renaming_of(strip_prefix, add_prefix, rename)
-    reference = None if like is None else open_reference(like)
-    return run_conversion(
+    request = Request(
         src,
         out,
         "split",
+        like=like,
+        reference=None if like is None else open_reference(like),
+        renaming=renaming_of(strip_prefix, add_prefix, rename),
+        only=only,
+        max_shard_size=max_shard_size,
+        as_folder=as_folder,
+        in_place=in_place,
+        copy=copy,
+        rewrites=only is not None,
+        require_layers=require_layers,
+        dry_run=dry_run,
+    )
+    return run_conversion(
+        request,
         partial(
             plan_split,
             to=to,
-            like=reference,
-            renaming=renaming,
+            like=request.reference,
+            renaming=request.renaming,
             selection=selection_of(layers, exclude, dim),
             only=only,
             keep_optimizer=keep_optimizer,
         ),
-        like=like,
-        reference=reference,
         options=RunOptions(force=force, threads=threads, verify=verify, progress=progress),
-        renaming=renaming,
-        only=only,
-        max_shard_size=max_shard_size,
-        dry_run=dry_run,
     )
 
 
@@ -261,6 +294,10 @@ def migrate_file(
     layers: Iterable[str] = (),
     exclude: Iterable[str] = (),
     drop_optimizer: bool = False,
+    copy: bool = False,
+    require_layers: int | None = None,
+    as_folder: bool = False,
+    in_place: bool = False,
     max_shard_size: str | int = DEFAULT_SHARD_SIZE,
     verify: bool = False,
     force: bool = False,
@@ -285,10 +322,22 @@ def migrate_file(
     from wnconvert.plan.migrate import plan_migrate
 
     check_form(to)
-    return run_conversion(
+    request = Request(
         src,
         out,
         to,
+        renaming=renaming_of(strip_prefix, add_prefix, rename),
+        only=only,
+        max_shard_size=max_shard_size,
+        as_folder=as_folder,
+        in_place=in_place,
+        copy=copy,
+        rewrites=only is not None,
+        require_layers=require_layers,
+        dry_run=dry_run,
+    )
+    return run_conversion(
+        request,
         partial(
             plan_migrate,
             to=to,
@@ -297,8 +346,4 @@ def migrate_file(
             drop_optimizer=drop_optimizer,
         ),
         options=RunOptions(force=force, threads=threads, verify=verify, progress=progress),
-        renaming=renaming_of(strip_prefix, add_prefix, rename),
-        only=only,
-        max_shard_size=max_shard_size,
-        dry_run=dry_run,
     )

@@ -111,10 +111,11 @@ def _torch_reader(checkpoint: Checkpoint, paths: Sequence[PurePath]) -> Open:
         reason = re.search(r"WeightsUnpickler error: (.+?)(?: was not|$)", str(error), re.MULTILINE)
         raise _TorchMissing(reason[1] if reason else type(error).__name__) from error
     root = roots[0] if len(roots) == 1 else {name: value for part in roots for name, value in part.items()}
+    # Models of a pipeline that go into one file stand in it by their names.
     keys = (
         {state.path: state.keys for state in checkpoint.torch.contents.state_dicts}
         if checkpoint.torch
-        else {}
+        else {name: (name,) for name in checkpoint.components if isinstance(root.get(name), dict)}
     )
 
     def open_tensor(state: str, name: str) -> ReadBack:

@@ -3,33 +3,43 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING
+from pathlib import Path, PurePath
+from typing import TYPE_CHECKING, Protocol
 
-from wnconvert.errors import ArgumentError, InputError, LayerError, OutputError, WnconvertError
+from wnconvert.errors import (
+    ArgumentError,
+    InputError,
+    LayerError,
+    OutputError,
+    TooFewLayersError,
+    WnconvertError,
+)
 from wnconvert.layers.schemes import Selection
-from wnconvert.messages import listed
+from wnconvert.messages import counted, listed
 from wnconvert.plan.names.renaming import Renaming
 from wnconvert.plan.names.trees import NewNames, renamed_keys, weights_of
 from wnconvert.plan.plan import Plan
+from wnconvert.plan.selection.nothing import why_nothing
 from wnconvert.plan.selection.scope import choose
 from wnconvert.storage.checkpoint import Checkpoint, container_of, no_graph, open_checkpoint
-from wnconvert.storage.files import located, output_path
+from wnconvert.storage.files import located
 from wnconvert.storage.shards import DEFAULT_SHARD_SIZE, bytes_of
 from wnconvert.tensors.containers import Container
 from wnconvert.tensors.foreign import check_true_name
 from wnconvert.tensors.tree import Tree
+from wnconvert.verbs.conversion.folders.plan import MakePlan, plan_folder
+from wnconvert.verbs.conversion.folders.replace import check_in_place, check_replaced, what_goes
 from wnconvert.verbs.conversion.piped import goes_to_stdout, to_stdout
 from wnconvert.verbs.conversion.targets import (
-    FolderTarget,
     StrPath,
+    Target,
     check_apart,
-    default_output,
+    check_not_read,
     has_suffix,
-    is_folder_target,
+    target_of,
 )
 from wnconvert.verbs.options import RunOptions
 
@@ -38,74 +48,78 @@ if TYPE_CHECKING:
     from wnconvert.onnx.graph.plan import OnnxFold
     from wnconvert.verbs.conversion.convert import Result
 
-__all__ = ["open_reference", "plan_onnx_fold", "run_conversion"]
+__all__ = ["Request", "open_reference", "plan_onnx_fold", "run_conversion"]
+
+
+#: Containers that hold code beside weights, of which only the weights are written.
+_CODE = {Container.TORCHSCRIPT: "its code", Container.EXPORTED: "its graph"}
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What is converted, into what, and what must hold for it.
+
+    ``kind`` is put into the default name of the output. ``reference`` is the tree of ``like``: a rule of
+    ``renaming`` may meet its names alone. ``rewrites`` says that an option asks for an output
+    even where no layer changes. Other fields as the options of ``fold_file``.
+    """
+
+    src: StrPath
+    out: StrPath | None
+    kind: str
+    like: StrPath | None = None
+    reference: Tree | None = None
+    renaming: Renaming = Renaming()  # noqa: RUF009 - frozen
+    only: str | None = None
+    max_shard_size: str | int = DEFAULT_SHARD_SIZE
+    as_folder: bool = False
+    in_place: bool = False
+    copy: bool = False
+    rewrites: bool = False
+    require_layers: int | None = None
+    dry_run: bool = False
+
+    def __post_init__(self) -> None:
+        """Check the size of a shard and the number of layers."""
+        bytes_of(self.max_shard_size)
+        if self.require_layers is not None and self.require_layers < 1:
+            raise ArgumentError(
+                f"{self.require_layers} layers are always there", fix="--require-layers 1 or more"
+            )
 
 
 def run_conversion(
-    src: StrPath,
-    out: StrPath | None,
-    kind: str,
-    make_plan: Callable[[Tree, Container], Plan],
+    request: Request,
+    make_plan: MakePlan,
     *,
     plan_graph: Callable[[OnnxFile], OnnxFold] | None = None,
     options: RunOptions,
-    renaming: Renaming,
-    only: str | None,
-    like: StrPath | None = None,
-    reference: Tree | None = None,
-    max_shard_size: str | int,
-    dry_run: bool,
 ) -> Result | Plan:
-    """Open ``src``, rename, plan what goes into ``out``, and write it; errors say which file it was.
-
-    ``reference`` is the tree of ``like``: a rule of ``renaming`` may meet its names alone.
-    """
-    if goes_to_stdout(src, out):
-
-        def convert_to(path: StrPath) -> Result | Plan:
-            return run_conversion(
-                src,
-                path,
-                kind,
-                make_plan,
-                plan_graph=plan_graph,
-                options=options,
-                renaming=renaming,
-                only=only,
-                like=like,
-                reference=reference,
-                max_shard_size=max_shard_size,
-                dry_run=dry_run,
-            )
-
-        return to_stdout(src, convert_to, dry_run=dry_run)
-    source = located(src)
-    if out is not None and not os.fspath(out):
-        raise ArgumentError("the name of the output is empty", fix="-o OUT, or leave it out")
-    output = default_output(source, kind) if out is None else output_path(out)
-    bytes_of(max_shard_size)
+    """Open the source, rename, plan what goes into the target, and write it; errors say which file it was."""
+    if goes_to_stdout(request.src, request.out):
+        _check_piped(request)
+        return to_stdout(
+            request.src,
+            lambda path: run_conversion(
+                replace(request, out=path, copy=True), make_plan, plan_graph=plan_graph, options=options
+            ),
+            dry_run=request.dry_run,
+        )
+    source = located(request.src)
+    target = target_of(
+        source, request.out, request.kind, as_folder=request.as_folder, in_place=request.in_place
+    )
+    if request.in_place:
+        options = replace(options, force=True)
     try:
-        opened = open_checkpoint(source)
-        _check_not_frozen(opened)
-        names = _new_names(opened, renaming, only, reference)
-        checkpoint = opened.renamed(names) if names else opened
-        to_folder = _makes_folder(checkpoint, output if out is None else out, max_shard_size)
-        if out is not None:
-            _check_name(checkpoint, out, to_folder=to_folder)
-        if checkpoint.onnx is not None and plan_graph is not None:
-            _check_suffix(output)
-            job = _to_onnx(checkpoint, plan_graph(checkpoint.onnx), output)
-        elif to_folder:
-            plan = partial(_named, make_plan, names)
-            job = _to_folder(checkpoint, plan, output, max_shard_size, like)
-        else:
-            _check_is_checkpoint(checkpoint, output, kind)
-            job = _to_file(
-                checkpoint, _named(make_plan, names, checkpoint.tree, container_of(output)), output
-            )
-        return job.plan if dry_run else job.run(options)
+        job = _job(source, target, request, make_plan, plan_graph, force=options.force)
+        if job.plan.writes:
+            job.check(force=options.force or request.dry_run)
+        if request.dry_run:
+            return job.plan
+        return job.run(job.plan, options)
     except OutputError as error:
-        error.where = error.where or str(output)
+        error.where = error.where or str(target.path)
         raise
     except WnconvertError as error:
         if error.where != str(source) and not error.where.startswith(f"{source}{os.sep}"):
@@ -150,63 +164,172 @@ def _named(
     return replace(plan, renamed=sum(changed.values()))
 
 
+class _Check(Protocol):
+    """Raises ``OutputError`` where the target may not be written, or exists, and ``force`` is not given."""
+
+    def __call__(self, *, force: bool) -> None:
+        """Check it."""
+
+
+def _job(
+    source: PurePath,
+    target: Target,
+    request: Request,
+    make_plan: MakePlan,
+    plan_graph: Callable[[OnnxFile], OnnxFold] | None,
+    *,
+    force: bool,
+) -> _Job:
+    """Open the source, and plan what goes into the target."""
+    opened = open_checkpoint(source)
+    _check_not_frozen(opened)
+    names = _new_names(opened, request.renaming, request.only, request.reference)
+    checkpoint = opened.renamed(names) if names else opened
+    _check_fits(checkpoint, target, request)
+    make_plan = partial(_named, make_plan, names)
+    if checkpoint.onnx is not None and plan_graph is not None:
+        _check_suffix(target.path)
+        job = _to_onnx(checkpoint, plan_graph(checkpoint.onnx), target.path, request)
+    elif target.is_folder:
+        changed = [path for path in names if names[path].changed]
+        job = _to_folder(checkpoint, make_plan, target.path, request, changed)
+    else:
+        _check_is_checkpoint(checkpoint, target.path, request.kind)
+        plan = make_plan(checkpoint.tree, container_of(target.path))
+        job = _to_file(checkpoint, plan, target.path, request)
+    job = _settled(job, checkpoint, target, request, force=force)
+    if job.plan.writes:
+        return job
+
+    def run(plan: Plan, _options: RunOptions) -> Result:
+        from wnconvert.verbs.conversion.convert import nothing_written
+
+        return nothing_written(checkpoint, plan)
+
+    return replace(job, run=run)
+
+
 @dataclass(frozen=True, slots=True)
 class _Job:
-    """A plan, and the function that runs it."""
+    """A plan, why it changes nothing (where that is so), a check of the target, and what runs the plan."""
 
     plan: Plan
-    run: Callable[[RunOptions], Result]
+    why_nothing: Callable[[Plan], str]
+    check: _Check
+    run: Callable[[Plan, RunOptions], Result]
 
 
-def _to_onnx(checkpoint: Checkpoint, fold: OnnxFold, output: Path) -> _Job:
-    def run(options: RunOptions) -> Result:
+def _settled(job: _Job, checkpoint: Checkpoint, target: Target, request: Request, *, force: bool) -> _Job:
+    """The job, whose plan notes why nothing changes, and what is lost or replaced.
+
+    Raises ``TooFewLayersError`` where more layers are required.
+    """
+    plan, notes = job.plan, list(job.plan.notes)
+    count, look = len(plan.layers), f"wnconvert inspect {request.src}"
+    why = "" if count else job.why_nothing(plan)
+    if request.require_layers is not None and count < request.require_layers:
+        because = f": {why}" if why else ""
+        raise TooFewLayersError(
+            f"{counted(count, 'layer')} to {plan.verb}, and {request.require_layers} asked for{because}",
+            fix=f"{look} shows what is in it",
+        )
+    writes = bool(count) or _is_asked_for(plan, checkpoint, target, request)
+    if why:
+        ending = "" if writes else "; nothing is written (--copy writes a copy)"
+        notes.append(f"nothing to {plan.verb}: {why}: {look}{ending}")
+    if writes and request.in_place:
+        code = _CODE.get(checkpoint.container)
+        if lost := [*plan.lost, *([code] if code else [])]:
+            notes.append(f"in place of the source: {listed(lost, 10)} cannot be brought back")
+    elif writes and force and target.is_folder and (gone := what_goes(target.path)):
+        notes.append(f"{target.path} is replaced: {gone}")
+    return replace(job, plan=replace(plan, notes=tuple(notes), writes=writes))
+
+
+def _is_asked_for(plan: Plan, checkpoint: Checkpoint, target: Target, request: Request) -> bool:
+    """Whether an output is asked for though no layer changes: a copy, a cast, names, another container."""
+    return (
+        request.copy
+        or request.rewrites
+        or request.max_shard_size != DEFAULT_SHARD_SIZE
+        or plan.renamed > 0
+        or target.is_folder != (checkpoint.root is not None)
+        or plan.container.facts.family != checkpoint.container.facts.family
+        or checkpoint.container in _CODE
+    )
+
+
+def _to_onnx(checkpoint: Checkpoint, fold: OnnxFold, output: Path, request: Request) -> _Job:
+    def run(plan: Plan, options: RunOptions) -> Result:
         from wnconvert.verbs.conversion.onnx.fold import convert_onnx
 
-        return convert_onnx(checkpoint, fold, output, options)
+        return convert_onnx(checkpoint, replace(fold, plan=plan), output, options)
 
-    return _Job(fold.plan, run)
+    return _Job(fold.plan, lambda _: fold.why_nothing, _file_check(checkpoint, output, request), run)
 
 
 def _to_folder(
-    checkpoint: Checkpoint,
-    make_plan: Callable[[Tree, Container], Plan],
-    output: Path,
-    max_shard_size: str | int,
-    like: StrPath | None,
+    checkpoint: Checkpoint, make_plan: MakePlan, output: Path, request: Request, renamed: Collection[str]
 ) -> _Job:
-    target = FolderTarget.of(checkpoint, output, max_shard_size)
-    plan = target.planned(make_plan(checkpoint.tree, target.container), checkpoint)
+    planned = plan_folder(checkpoint, make_plan, request.max_shard_size, renamed)
 
-    def run(options: RunOptions) -> Result:
-        from wnconvert.verbs.conversion.convert import convert_folder
+    def check(*, force: bool) -> None:
+        if request.in_place:
+            check_in_place(output, planned.beside, request.like)
+        else:
+            check_replaced(checkpoint, output, force=force, like=request.like)
 
-        target.check(checkpoint, like)
-        return convert_folder(checkpoint, plan, target.beside, output, options)
+    def run(plan: Plan, options: RunOptions) -> Result:
+        from wnconvert.verbs.conversion.folders.convert import convert_folder
 
-    return _Job(plan, run)
+        whole = replace(planned, plan=plan, is_ours=not request.in_place)
+        return convert_folder(checkpoint, whole, output, options)
+
+    return _Job(planned.plan, partial(why_nothing, tree=checkpoint.tree), check, run)
 
 
-def _to_file(checkpoint: Checkpoint, plan: Plan, output: Path) -> _Job:
-    def run(options: RunOptions) -> Result:
+def _to_file(checkpoint: Checkpoint, plan: Plan, output: Path, request: Request) -> _Job:
+    def run(plan: Plan, options: RunOptions) -> Result:
         from wnconvert.verbs.conversion.convert import convert
 
-        if checkpoint.folder:
-            check_apart(checkpoint, output)
         return convert(checkpoint, plan, output, options)
 
-    return _Job(plan, run)
+    check = _file_check(checkpoint, output, request)
+    return _Job(plan, partial(why_nothing, tree=checkpoint.tree), check, run)
 
 
-def _makes_folder(checkpoint: Checkpoint, out: StrPath, max_shard_size: str | int) -> bool:
-    """Whether the output is a folder; raise ``ArgumentError`` for options that only fit the other."""
-    to_folder = is_folder_target(out, from_folder=checkpoint.folder is not None)
-    if to_folder and checkpoint.onnx:
-        raise ArgumentError(f"an ONNX model is a file, and {out} a folder", fix="-o OUT.onnx")
-    if max_shard_size != DEFAULT_SHARD_SIZE and not to_folder:
+def _file_check(checkpoint: Checkpoint, output: Path, request: Request) -> _Check:
+    """A check that a file is not written over what is read."""
+
+    def check(*, force: bool) -> None:
+        del force  # an existing file is looked at when it is written
+        if checkpoint.root is not None:
+            check_apart(checkpoint, output)
+        if not request.in_place:
+            check_not_read(checkpoint, output, request.like)
+
+    return check
+
+
+def _check_piped(request: Request) -> None:
+    """Raise ``ArgumentError`` for options that ask for anything but one file, where it goes to stdout."""
+    given = {"--in-place": request.in_place, "--as-folder": request.as_folder}
+    for name, value in given.items():
+        if value:
+            raise ArgumentError(f"{name} writes to a disk, and this goes to stdout", fix="name files")
+
+
+def _check_fits(checkpoint: Checkpoint, target: Target, request: Request) -> None:
+    """Raise ``ArgumentError`` for options that do not fit the source, or the target."""
+    if target.is_named:
+        _check_name(checkpoint, target)
+    if target.is_folder and checkpoint.onnx:
+        raise ArgumentError(f"an ONNX model is a file, and {target.path} a folder", fix="-o OUT.onnx")
+    if request.max_shard_size != DEFAULT_SHARD_SIZE and not target.is_folder:
         raise ArgumentError(
-            f"--max-shard-size cuts the weights of a folder, and {out} will be a file", fix="-o FOLDER/"
+            f"--max-shard-size cuts the weights of a folder, and {target.path} will be a file",
+            fix="--as-folder",
         )
-    return to_folder
 
 
 def plan_onnx_fold(opened: OnnxFile, *, selection: Selection, given: list[str]) -> OnnxFold:
@@ -221,15 +344,13 @@ def plan_onnx_fold(opened: OnnxFile, *, selection: Selection, given: list[str]) 
     return plan_onnx(opened, selection)
 
 
-def _check_name(checkpoint: Checkpoint, out: StrPath, *, to_folder: bool) -> None:
-    """An output is what its suffix says; a folder that ends in a slash, or exists, may have any name."""
-    path = output_path(out)
+def _check_name(checkpoint: Checkpoint, target: Target) -> None:
+    """An output is what its suffix says."""
+    name = target.path.name
     if checkpoint.onnx:
-        check_true_name(path.name, Container.ONNX.facts.noun, "-o OUT.onnx")
-    elif not to_folder:
-        check_true_name(path.name, container_of(path).facts.noun)
-    elif not os.fspath(out).endswith(os.sep) and not path.is_dir():
-        check_true_name(path.name, "a folder")
+        check_true_name(name, Container.ONNX.facts.noun, "-o OUT.onnx")
+    else:
+        check_true_name(name, "a folder" if target.is_folder else container_of(target.path).facts.noun)
 
 
 def _check_suffix(output: Path) -> None:

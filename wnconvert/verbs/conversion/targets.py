@@ -3,30 +3,33 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import TypeAlias
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+from typing import TypeAlias, TypeVar
 
 from wnconvert.errors import ArgumentError, OutputError
-from wnconvert.messages import listed
-from wnconvert.plan.plan import LeftOut, Plan
 from wnconvert.storage.checkpoint import Checkpoint
-from wnconvert.storage.files import located, output_path, real_of
-from wnconvert.storage.folder import OtherFiles, cache_of, find_beside, has_weights, is_weights
-from wnconvert.storage.shards import Naming, bytes_of, sharded
+from wnconvert.storage.files import kind_of, listing_of, located, output_path, real_of
+from wnconvert.storage.folder.links import cache_of
+from wnconvert.storage.stores.store import PathKind
 from wnconvert.tensors.containers import Container
 
 __all__ = [
-    "FolderTarget",
     "StrPath",
+    "Target",
     "check_apart",
+    "check_not_read",
     "default_output",
     "has_suffix",
-    "is_folder_target",
+    "same_file",
+    "target_of",
 ]
 
 
 StrPath: TypeAlias = str | os.PathLike[str]
+Anywhere = TypeVar("Anywhere", bound=PurePath)
+
+_OR_IN_PLACE = "choose another -o; --in-place replaces the source"
 
 # Longest first: x.pth.tar has the suffix .pth.tar, not .tar.
 _SUFFIXES = tuple(
@@ -36,44 +39,145 @@ _SUFFIXES = tuple(
 _BECOMES = {".pt2": ".pt"}
 
 
-def default_output(source: StrPath, kind: str) -> Path:
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where a conversion writes: a path, and whether that becomes a folder in the layout of the hub.
+
+    ``is_named`` says that the user chose its name, with its suffix, for what is written there.
+    """
+
+    path: Path
+    is_folder: bool
+    is_named: bool = False
+
+
+def target_of(
+    source: StrPath, out: StrPath | None, kind: str, *, as_folder: bool = False, in_place: bool = False
+) -> Target:
+    """The target of a conversion of ``source``, by the user's ``out`` or by default; no checkpoint is opened.
+
+    A folder becomes a folder, unless ``out`` has a checkpoint's suffix. A file becomes a file, and goes into
+    ``out`` where that is a folder, as ``cp`` has it; with ``as_folder`` it becomes a folder. ``kind`` is as
+    for ``default_output``. Raises ``ArgumentError`` for options that contradict each other, ``OutputError``
+    for a folder that is not there.
+    """
+    path = located(source)
+    from_folder = _is_folder(path)
+    if in_place:
+        return Target(_in_place(path, out, as_folder=as_folder), from_folder, is_named=not from_folder)
+    if out is None:
+        return Target(default_output(path, kind, as_folder=as_folder), from_folder or as_folder)
+    text = os.fspath(out)
+    if not text:
+        raise ArgumentError("the name of the output is empty", fix="-o OUT, or leave it out")
+    output = output_path(out)
+    into = text.endswith(os.sep) or output.is_dir()
+    if from_folder or as_folder:
+        return Target(output, as_folder or into or not has_suffix(text), is_named=not into)
+    if not into:
+        return Target(output, is_folder=False, is_named=True)
+    if not output.is_dir():
+        there = "it is not a folder" if output.exists() else "there is no such folder"
+        raise OutputError(
+            there,
+            where=text,
+            fix=f"mkdir -p {out}; --as-folder makes a folder of the file, as the hub has it",
+        )
+    return Target(output / _named(Path(path.name), kind).name, is_folder=False)
+
+
+def default_output(source: StrPath, kind: str, *, as_folder: bool = False) -> Path:
     """The default output: beside the source, with ``.folded`` before the known suffix.
 
     ``kind`` is ``"folded"``, ``"split"``, or the form to which a file is migrated. A folder, or its index,
-    becomes a folder beside it. Raises ``ArgumentError`` for a source in the hub's cache, where nothing may be
-    written.
+    becomes a folder beside it, and so does a file ``as_folder``. Raises ``ArgumentError`` for a source in the
+    hub's cache, where nothing may be written.
 
     >>> default_output("x.pth.tar", "folded").name, default_output("g_02500000", "legacy").name
     ('x.folded.pth.tar', 'g_02500000.legacy')
     >>> default_output("hub/model.safetensors.index.json", "folded").name
     'hub.folded'
+    >>> default_output("x.pth.tar", "folded", as_folder=True).name
+    'x.folded'
     """
     path = located(source)
-    if not isinstance(path, Path):
-        path = Path(path.name)  # from another store into the folder that one is in
-    is_index = path.name.endswith(".json")  # no checkpoint is called so
-    is_folder = is_index or path.is_dir()
-    if cache_of(Path(os.path.realpath(path if path.is_dir() else path.parent))) is not None:
-        raise ArgumentError(
-            "it lies in the cache of the hub, which is not written to",
-            where=str(path),
-            fix="-o FOLDER" if is_folder else "-o FILE",
-        )
-    if is_folder:
-        return _beside_folder(path.parent if is_index else path, kind)
+    from_folder = _is_folder(path)
+    if isinstance(path, Path):
+        if cache_of(_real_folder(path)) is not None:
+            raise ArgumentError(
+                "it lies in the cache of the hub, which is not written to",
+                where=str(path),
+                fix="-o FOLDER" if from_folder or as_folder else "-o FILE",
+            )
+        place = _folder_of(path) if from_folder else path
+    else:  # from another store into the folder that one is in
+        place = Path((_folder_of(path) if from_folder else path).name)
+    if from_folder:
+        return _beside_folder(place, kind)
+    return place.with_name(f"{_stem(place)}.{kind}") if as_folder else _named(place, kind)
+
+
+def _is_folder(path: PurePath) -> bool:
+    """Whether a name means a folder: it is one, or the index of one."""
+    return path.name.endswith(".json") or kind_of(path) is PathKind.FOLDER  # no checkpoint is called .json
+
+
+def _folder_of(path: Anywhere) -> Anywhere:
+    """The folder that a folder's name, or that of its index, means."""
+    is_index = path.name.endswith(".json") and kind_of(path) is not PathKind.FOLDER
+    return path.parent if is_index else path
+
+
+def _real_folder(path: Path) -> Path:
+    return Path(os.path.realpath(path if path.is_dir() else path.parent))
+
+
+def _stem(path: Path) -> str:
+    """The name of a checkpoint without its known suffix."""
+    stems = (path.name.removesuffix(suffix) for suffix in (*_SUFFIXES, *_BECOMES))
+    return next((stem for stem in stems if stem and stem != path.name), path.name)
+
+
+def _named(path: Path, kind: str) -> Path:
+    """The name of what a file becomes, beside it."""
     if not path.name:
         return path  # "/" has no name to change, and is not a checkpoint either
-    for suffix in (*_SUFFIXES, *_BECOMES):
-        stem = path.name.removesuffix(suffix)
-        if stem != path.name and stem:
-            return path.with_name(f"{stem}.{kind}{_BECOMES.get(suffix, suffix)}")
-    return path.with_name(f"{path.name}.{kind}")
+    stem = _stem(path)
+    suffix = path.name[len(stem) :]
+    return path.with_name(f"{stem}.{kind}{_BECOMES.get(suffix, suffix)}")
 
 
 def _beside_folder(folder: Path, kind: str) -> Path:
     if folder.name in ("", ".."):
         folder = Path(os.path.realpath(folder))
     return folder.with_name(f"{folder.name}.{kind}") if folder.name else folder
+
+
+def _in_place(source: PurePath, out: StrPath | None, *, as_folder: bool) -> Path:
+    """The source itself. Raises ``ArgumentError`` where it may not be written to, or ``out`` is another."""
+    place = output_path(_folder_of(source))
+    if out is not None and not same_file(out, place):
+        raise ArgumentError(
+            f"--in-place writes to {place}, and -o names {out}", fix="leave one of the two out"
+        )
+    if as_folder and not place.is_dir():
+        raise ArgumentError(
+            "--in-place keeps a file, and --as-folder makes a folder of it", fix="leave one of the two out"
+        )
+    if _is_cached(output_path(source)):
+        raise ArgumentError(
+            "it lies in the cache of the hub, which is not written to",
+            where=str(source),
+            fix="-o OUT in place of --in-place",
+        )
+    return place
+
+
+def _is_cached(source: Path) -> bool:
+    """Whether a file lies in the hub's cache, or is a link to one of its blobs."""
+    real = Path(os.path.realpath(source))
+    blob = real.parent.name == "blobs" and (real.parent.parent / "snapshots").is_dir()
+    return blob or cache_of(_real_folder(source)) is not None
 
 
 def has_suffix(name: str) -> bool:
@@ -85,110 +189,43 @@ def has_suffix(name: str) -> bool:
     return name.lower().endswith(_SUFFIXES)
 
 
-def is_folder_target(out: StrPath, *, from_folder: bool) -> bool:
-    """Whether a conversion to ``out`` makes a folder.
+def same_file(one: StrPath, other: StrPath) -> bool:
+    """Whether two names are one file or folder: through links, and where capitals do not count.
 
-    True if ``out`` ends in a slash or is a folder; for a folder as source, also if ``out`` has no checkpoint
-    suffix.
+    >>> same_file("wnconvert/../wnconvert", "wnconvert/"), same_file("wnconvert", "not there")
+    (True, False)
     """
-    text = os.fspath(out)
-    if text.endswith(os.sep) or output_path(text).is_dir():
-        return True
-    return from_folder and not has_suffix(text)
+    at, there = located(one), located(other)
+    try:
+        return isinstance(at, Path) and isinstance(there, Path) and at.samefile(there)
+    except OSError:
+        return False
 
 
-@dataclass(frozen=True, slots=True)
-class FolderTarget:
-    """A folder to be written: its path, its container, and the files that are copied with it.
+def check_not_read(checkpoint: Checkpoint, output: Path, like: StrPath | None) -> None:
+    """Raise ``OutputError`` if a file would be written over the source, its data, or ``--like``."""
+    if same_file(output, checkpoint.path):
+        raise OutputError("it is the source itself", fix=_OR_IN_PLACE)
+    if any(same_file(output, path) for path in checkpoint.shards):
+        raise OutputError("the source keeps its data there", fix="choose another -o")
+    if any(same_file(output, path) for path in _read_at(like)):
+        raise OutputError("--like reads it", fix="choose another -o")
 
-    A folder of torch's ``.bin`` files stays one; any other source becomes safetensors.
-    """
 
-    path: Path
-    container: Container
-    naming: Naming
-    beside: OtherFiles
-    most: int
-
-    @classmethod
-    def of(cls, checkpoint: Checkpoint, path: Path, max_shard_size: str | int) -> FolderTarget:
-        """The target of a conversion of ``checkpoint``.
-
-        Raises ``InputError`` for a file in the source's folder that cannot be copied.
-        """
-        most = bytes_of(max_shard_size)
-        folder = checkpoint.folder
-        if folder is None:
-            container = Container.SAFETENSORS
-            return cls(path, container, Naming.of_hub(container), OtherFiles(), most)
-        container = Container.of_hub(folder.naming.suffix)
-        naming = folder.naming
-        if not is_weights(naming.shards(1)[0]):  # nobody would find it where there is but one
-            naming = Naming.of_hub(container)
-        return cls(path, container, naming, find_beside(folder), most)
-
-    def planned(self, plan: Plan, checkpoint: Checkpoint) -> Plan:
-        """The plan with its shards, what is copied, and what is left out of the source's folder.
-
-        Raises ``OutputError`` if a file that is copied has the name of one that is written.
-        """
-        made = sharded(plan, checkpoint.tree, self.naming, self.most)
-        copied = tuple(file.path for file in self.beside.files)
-        written = {shard.name for shard in made.shards} | {made.index}
-        taken = sorted(written & {*copied, *(path for path, _ in (*self.beside.folders, *self.beside.links))})
-        if taken:
-            raise OutputError(f"{listed(taken)} would be written, and lies in the folder", fix="move it away")
-        left = [LeftOut(path, _why(path)) for path in self.beside.left_out]
-        if made.index and checkpoint.knows_modules and made.container.facts.holds_trees:
-            left.append(LeftOut("_metadata", "torch's versions of modules have no place in several files"))
-        return replace(made, copied=copied, dropped=(*made.dropped, *left))
-
-    def check(self, checkpoint: Checkpoint, like: StrPath | None = None) -> None:
-        """Raise ``OutputError`` if the source would be lost, or a folder without a model replaced.
-
-        ``like`` is a reference that was read too.
-        """
-        check_apart(checkpoint, self.path)
-        for what, path in (
-            ("--like", like),
-            ("the folder that you are in", os.curdir),
-            ("your home", os.environ.get("HOME")),
-        ):
-            if path is not None and _lies_in(path, self.path):
-                raise OutputError(
-                    f"{what} lies in it, and it would be replaced whole", fix="choose another -o"
-                )
-        if not self.path.is_dir() or not any(self.path.iterdir()):
-            return
-        if not has_weights(self.path):
-            raise OutputError(
-                "it is a folder without weights in it, and would be replaced whole",
-                fix=f"-o {self.path / 'NAME'} for a new folder in it; or move it away",
-            )
-        if (self.path / ".git").exists():
-            raise OutputError("it is a git repository, and would be replaced whole", fix="choose another -o")
+def _read_at(like: StrPath | None) -> list[PurePath]:
+    """The files that a reference may be read from."""
+    if like is None:
+        return []
+    path = located(like)
+    return [path / name for name in listing_of(path)] if kind_of(path) is PathKind.FOLDER else [path]
 
 
 def check_apart(checkpoint: Checkpoint, output: Path) -> None:
     """Raise ``OutputError`` if the output lies in the source's folder, or the source in the output."""
-    source = real_of(checkpoint.folder.root if checkpoint.folder else checkpoint.path)
-    real = real_of(output)
-    if real == source:
-        raise OutputError("it is the source itself", fix="choose another -o, and move it over afterwards")
+    source, real = real_of(checkpoint.root or checkpoint.path), real_of(output)
+    if real == source or same_file(real, source):
+        raise OutputError("it is the source itself", fix=_OR_IN_PLACE)
     if real.is_relative_to(source):
         raise OutputError("it lies in the source", fix="choose an -o beside it")
     if source.is_relative_to(real):
         raise OutputError("the source lies in it", fix="choose an -o beside it")
-
-
-def _lies_in(path: StrPath, folder: Path) -> bool:
-    try:
-        return real_of(located(path)).is_relative_to(real_of(folder))
-    except FileNotFoundError:  # the folder that one is in was deleted
-        return False
-
-
-def _why(path: str) -> str:
-    if path.startswith("."):
-        return "it describes the folder as it was"
-    return "other weights, which were not read"

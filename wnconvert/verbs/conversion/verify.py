@@ -59,7 +59,8 @@ def check_folder_structure(folder: Path, plan: Plan) -> None:
     for shard in plan.shards:
         check_structure(folder / shard.name, plan.container)
     try:
-        open_checkpoint(folder)
+        if plan.index:
+            open_checkpoint(folder / plan.index)
     except WnconvertError as error:
         raise VerifyError(
             f"the output cannot be read back ({error.what}); nothing is kept", fix=REPORT_BUG

@@ -88,8 +88,8 @@ def inspect_file(
         source=os.fspath(path),
         container=str(checkpoint.container),
         bytes=checkpoint.size,
-        files=checkpoint.folder.files if checkpoint.folder else (),
-        notes=(*_part_notes(path), *found.notes),
+        files=checkpoint.files,
+        notes=(*_place_notes(path), *found.notes),
     )
     if checkpoint.torch is not None:
         from wnconvert.verbs.inspection.pickle import with_pickle
@@ -98,13 +98,17 @@ def inspect_file(
     return others if checkpoint.container.facts.names_devices else replace(others, devices=())
 
 
-def _part_notes(path: PurePath) -> tuple[str, ...]:
-    """A note on a file of weights that is one of several."""
-    if "-of-" not in path.name:
-        return ()
-    from wnconvert.storage.folder import part_notes
+def _place_notes(path: PurePath) -> tuple[str, ...]:
+    """Notes on a file of weights that is one of several, and on which snapshot of the hub's cache is read."""
+    if "-of-" in path.name:
+        from wnconvert.storage.folder.weights import part_notes
 
-    return part_notes(path)
+        return part_notes(path)
+    if "models--" in path.name:
+        from wnconvert.storage.folder.links import entry_notes
+
+        return entry_notes(path)
+    return ()
 
 
 class _Reading:

@@ -13,6 +13,7 @@ import pytest
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from tests.helpers.onnx_graphs import COMBINED, NORMS, Build
+from tests.helpers.states import output_of
 from wnconvert import fold_file
 from wnconvert.errors import InputError, VerifyError
 from wnconvert.numerics.rows import RowPolicy
@@ -165,7 +166,7 @@ def test_what_is_not_spoiled_passes(source: Path) -> None:
 @pytest.mark.parametrize("kind", [np.float16, np.float32, np.float64])
 def test_one_percent_of_one_element_is_caught_in_every_dtype(kind: Any, tmp_path: Path) -> None:
     onnx.save(vocoder(kind), tmp_path / "model.onnx")
-    proto = onnx.load(fold_file(tmp_path / "model.onnx").output)
+    proto = onnx.load(output_of(fold_file(tmp_path / "model.onnx")))
     scaled("b.weight")(proto)
     onnx.save(proto, tmp_path / "spoiled.onnx")
     opened, fold = planned(tmp_path / "model.onnx")
@@ -280,7 +281,7 @@ def test_zeros_that_were_asked_for_pass_where_the_original_has_none(tmp_path: Pa
     array[3] = 0
     stored.CopyFrom(numpy_helper.from_array(array, stored.name))
     onnx.save(proto, tmp_path / "model.onnx")
-    made = fold_file(tmp_path / "model.onnx", zero_rows="zero").output
+    made = output_of(fold_file(tmp_path / "model.onnx", zero_rows="zero"))
     opened, fold = planned(tmp_path / "model.onnx")
     with pytest.raises(VerifyError, match="where the original computes nan"):
         check_fold(opened, fold, made)
@@ -380,7 +381,7 @@ SMALL: dict[str, Callable[[ModelProto], None]] = {
 @pytest.mark.parametrize("verify", [True, False])
 def test_what_no_run_can_tell_is_told_by_the_bytes(kind: str, tmp_path: Path, *, verify: bool) -> None:
     onnx.save(noisy(), tmp_path / "model.onnx")
-    proto = onnx.load(fold_file(tmp_path / "model.onnx").output)
+    proto = onnx.load(output_of(fold_file(tmp_path / "model.onnx")))
     onnx.save(proto, tmp_path / "spoiled.onnx")
     opened, fold = planned(tmp_path / "model.onnx")
     check_fold(opened, fold, tmp_path / "spoiled.onnx", verify=verify)

@@ -17,6 +17,7 @@ from onnx import ModelProto, helper, numpy_helper
 
 from tests.helpers.golden import FIXTURES
 from tests.helpers.onnx_graphs import Build, applied, model_of
+from tests.helpers.states import output_of
 from tests.onnx import test_edits as test_onnx_surgery
 from tests.onnx import test_layers as test_onnx_arithmetic
 from wnconvert import compare_files, fold_file, migrate_file, split_file
@@ -52,13 +53,13 @@ def through_files(folder: Path) -> Callable[[ModelProto], tuple[GraphLayers, Mod
         expected = find_graph_layers(model_of(proto))
         assert [item.layer for item in found.layers] == [item.layer for item in expected.layers]
         assert [item.name for item in found.refused] == [item.name for item in expected.refused]
-        result = fold_file(path, exclude=[item.name for item in found.refused], verify=True)
-        made = onnx.load(result.output)
+        result = fold_file(path, exclude=[item.name for item in found.refused], verify=True, copy=True)
+        made = onnx.load(output_of(result))
         assert made == applied(proto, fold_edits(model_of(proto), expected.layers))
         made_of = {tensor.layer for tensor in fold_edits(model, found.layers).tensors}
         assert {change.before.name for _, change in result.plan.layers if change.before} == made_of
         if not found.layers:
-            assert result.output.read_bytes() == path.read_bytes()
+            assert output_of(result).read_bytes() == path.read_bytes()
         return found, made
 
     return folded
@@ -156,11 +157,11 @@ def test_a_folded_file_holds_one_weight_and_all_else_as_it_was(tmp_path: Path, *
     names = {"model.folded.onnx"} | ({"model.folded.onnx.data"} if external else set())
     assert {path.name for path in tmp_path.iterdir()} == {*before, *names}
     assert {name: (tmp_path / name).read_bytes() for name in before} == before
-    made = onnx.load(result.output)
+    made = onnx.load(output_of(result))
     assert without_layers(made) == without_layers(proto)
     assert [node.op_type for node in made.graph.node] == ["Gemm"]
     assert made.graph.node[0].input == ["x", "lin.weight", "lin.bias"]
-    stored, old = arrays(result.output), arrays(source)
+    stored, old = arrays(output_of(result)), arrays(source)
     assert set(stored) == {"lin.weight", "lin.bias"}
     assert stored["lin.bias"].tobytes() == old["lin.bias"].tobytes()
     g, v = old["lin.weight_g"], old["lin.weight_v"]
@@ -177,29 +178,29 @@ def test_data_is_aligned_and_shared_where_it_was(tmp_path: Path) -> None:
     proto.graph.initializer[-1].name = "twin"
     source.write_bytes(proto.SerializeToString())
     result = fold_file(source, verify=True)
-    made = onnx.load(result.output, load_external_data=False)
+    made = onnx.load(output_of(result), load_external_data=False)
     places = {
         item.name: {entry.key: entry.value for entry in item.external_data} for item in made.graph.initializer
     }
     assert {place["location"] for place in places.values()} == {"model.folded.onnx.data"}
     assert int(places["lin.weight"]["offset"]) % 4096 == int(places["lin.bias"]["offset"]) % 64 == 0
     assert places["twin"] == places["lin.bias"]
-    assert arrays(result.output)["twin"].tobytes() == arrays(source)["lin.bias"].tobytes()
+    assert arrays(output_of(result))["twin"].tobytes() == arrays(source)["lin.bias"].tobytes()
 
 
 @pytest.mark.parametrize("external", [True, False])
 def test_a_file_with_nothing_to_fold_comes_out_as_it_was(tmp_path: Path, *, external: bool) -> None:
     source = write(tmp_path / "model.onnx", layered(), external=external)
-    once = fold_file(source, tmp_path / "once.onnx").output
-    again = fold_file(once, tmp_path / "again.onnx")
+    once = output_of(fold_file(source, tmp_path / "once.onnx"))
+    again = fold_file(once, tmp_path / "again.onnx", copy=True)
     assert not again.plan.layers
     if external:
-        assert onnx.load(again.output) == onnx.load(once)
+        assert onnx.load(output_of(again)) == onnx.load(once)
         assert (tmp_path / "again.onnx.data").read_bytes() == (tmp_path / "once.onnx.data").read_bytes()
     else:
-        assert again.output.read_bytes() == once.read_bytes()
-    left = fold_file(source, tmp_path / "left.onnx", exclude=["lin.weight"])
-    assert onnx.load(left.output) == onnx.load(source)
+        assert output_of(again).read_bytes() == once.read_bytes()
+    left = fold_file(source, tmp_path / "left.onnx", exclude=["lin.weight"], copy=True)
+    assert onnx.load(output_of(left)) == onnx.load(source)
 
 
 def test_before_ir_4_the_weight_is_an_input_too_and_g_and_v_are_none_any_more(tmp_path: Path) -> None:
@@ -207,22 +208,22 @@ def test_before_ir_4_the_weight_is_an_input_too_and_g_and_v_are_none_any_more(tm
     for item in proto.graph.initializer:
         proto.graph.input.append(helper.make_tensor_value_info(item.name, 1, list(item.dims)))
     result = fold_file(write(tmp_path / "model.onnx", proto))
-    made = onnx.load(result.output)
+    made = onnx.load(output_of(result))
     assert [port.name for port in made.graph.input] == ["x", "lin.bias", "lin.weight"]
     shape = made.graph.input[-1].type.tensor_type.shape.dim
     assert [size.dim_value for size in shape] == [8, 4]
     assert any("lin.weight_g, lin.weight_v" in note for note in result.notes)
 
 
-def test_in_place_and_by_force_a_file_and_its_data_are_replaced(tmp_path: Path) -> None:
+def test_in_place_a_file_and_its_data_are_replaced(tmp_path: Path) -> None:
     source = write(tmp_path / "model.onnx", layered(), external=True)
     out = tmp_path / "out.onnx"
-    fold_file(source, out, exclude=["*"])
+    fold_file(source, out, exclude=["*"], copy=True)
     first = (tmp_path / "out.onnx.data").read_bytes()
-    with pytest.raises(OutputError, match="it exists"):
-        fold_file(out, out)
+    with pytest.raises(OutputError, match="it is the source itself"):
+        fold_file(out, out, force=True)
     assert (tmp_path / "out.onnx.data").read_bytes() == first
-    result = fold_file(out, out, force=True)
+    result = fold_file(out, in_place=True)
     assert {path.name for path in tmp_path.iterdir()} == {
         "model.onnx",
         "model.bin",
@@ -281,7 +282,7 @@ def test_what_must_not_be_written_leaves_nothing(tmp_path: Path) -> None:
     assert "--zero-rows zero" in caught.value.fix
     assert sorted(tmp_path.iterdir()) == before
     result = fold_file(source, zero_rows="zero")
-    assert not arrays(result.output)["lin.weight"][2].any()
+    assert not arrays(output_of(result))["lin.weight"][2].any()
 
 
 def test_an_overflow_is_told_with_what_helps_in_a_graph(tmp_path: Path) -> None:
@@ -341,7 +342,7 @@ def test_a_graph_and_a_checkpoint_are_not_made_of_each_other(tmp_path: Path) -> 
     with pytest.raises(ArgumentError, match="a checkpoint has no graph") as caught:
         fold_file(FIXTURES / "g_02500000", tmp_path / "out.onnx")
     assert "wnconvert export" in caught.value.fix
-    assert fold_file(source, tmp_path / "no_suffix").output.exists()
+    assert output_of(fold_file(source, tmp_path / "no_suffix")).exists()
     calls: list[Callable[[], object]] = [
         lambda: split_file(source),
         lambda: migrate_file(source),
@@ -360,7 +361,7 @@ def test_training_graphs_are_refused_where_there_is_something_to_fold(tmp_path: 
     source = write(tmp_path / "model.onnx", proto)
     with pytest.raises(LayerError, match="training graphs"):
         fold_file(source)
-    out = fold_file(source, exclude=["*"]).output
+    out = output_of(fold_file(source, exclude=["*"], copy=True))
     assert out.read_bytes() == source.read_bytes()
 
 
@@ -369,7 +370,8 @@ def test_any_number_of_threads_gives_the_same_bytes(tmp_path: Path) -> None:
     made = []
     for threads in (1, 3):
         (tmp_path / str(threads)).mkdir()
-        made.append(fold_file(source, tmp_path / str(threads) / "out.onnx", threads=threads).output)
+        out = tmp_path / str(threads) / "out.onnx"
+        made.append(output_of(fold_file(source, out, threads=threads)))
     for suffix in ("", ".data"):
         one, three = (path.with_name(path.name + suffix).read_bytes() for path in made)
         assert one == three

@@ -1,0 +1,62 @@
+"""Why a plan changes nothing, in words, with what the checkpoint holds instead."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from wnconvert.layers.find import find_pairs
+from wnconvert.layers.kinds import find_kinds
+from wnconvert.messages import counted, listed, option
+from wnconvert.plan.plan import Plan
+from wnconvert.plan.record import origins
+from wnconvert.tensors.tree import StateDict, TensorInfo, Tree
+
+__all__ = ["why_nothing"]
+
+
+#: How many kinds of normalization are listed.
+_MOST = 6
+
+
+def why_nothing(plan: Plan, tree: Tree) -> str:
+    """Why a plan for ``tree`` has no layers: what is there in place of what the verb looks for.
+
+    >>> from wnconvert.tensors.containers import Container
+    >>> why_nothing(Plan("fold", Container.TORCH_ZIP, ()), Tree(()))
+    'there is no state dict in it'
+    """
+    paths = {planned.path for planned in plan.state_dicts}
+    states = [state for state in tree.state_dicts if state.path in paths]
+    if not states:
+        return "there is no state dict in it"
+    if plan.already:
+        how = "split already" if plan.verb == "split" else "in that form already"
+        return f"{counted(plan.already, 'layer')} {'is' if plan.already == 1 else 'are'} {how}"
+    if plan.verb == "split":
+        return "none of its weights is one to split"
+    if unwanted := sum(len(find_pairs(_infos(state)).layers) for state in states):
+        globs = f"{option('layers')} and {option('exclude')}"
+        return f"{globs} leave out {counted(unwanted, 'layer')}, all that there are"
+    return "; ".join(("no weight norm", *_instead(tree, states)))
+
+
+def _infos(state: StateDict) -> list[TensorInfo]:
+    return [tensor.info for tensor in state.tensors.values()]
+
+
+def _instead(tree: Tree, states: Sequence[StateDict]) -> list[str]:
+    """What was folded before, and other normalizations, each with its count."""
+    names = {
+        (state.path, origin.layer.name)
+        for state in states
+        for step in origins(tree.record, state.path, "fold")
+        for origin in step
+    }
+    folded = [f"{counted(len(names), 'layer')} folded before"] if names else []
+    kinds: Counter[str] = Counter()
+    for state in states:
+        for found in find_kinds(_infos(state)):
+            kinds[found.kind.name] += found.count
+    there = listed((f"{count} × {name}" for name, count in kinds.items()), _MOST)
+    return [*folded, *([there] if there else [])]

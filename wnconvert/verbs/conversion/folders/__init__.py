@@ -1,0 +1,7 @@
+"""Folders as outputs: what they will hold, what they may replace, and how they are written.
+
+parts    the weights in the places of a folder, and all that goes along
+plan     the plan of a folder: one checkpoint, or the components of a pipeline
+replace  what may be replaced by a folder, and what may not
+convert  a planned folder written
+"""

@@ -1,0 +1,149 @@
+"""A planned folder written: weights, other files, and the list of them, whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import stat
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from functools import partial
+from pathlib import Path, PurePath
+
+from wnconvert.errors import FormatError
+from wnconvert.numerics.rows import RowPolicy
+from wnconvert.plan.layout import Blob, CopyBytes, Layout
+from wnconvert.storage.checkpoint import Checkpoint
+from wnconvert.storage.files import common_mode, status_of
+from wnconvert.storage.folder.beside import OtherFiles
+from wnconvert.storage.sources import Source
+from wnconvert.storage.staged_folder import replaced_folder, sync_all
+from wnconvert.storage.staging import Staged, file_in, translated
+from wnconvert.storage.stores.system import set_mode
+from wnconvert.storage.workers import Workers
+from wnconvert.tensors.tree import ByteRange
+from wnconvert.verbs.conversion.convert import Result, conversion_result
+from wnconvert.verbs.conversion.executor import Outcome, execute, notes_of, outcomes
+from wnconvert.verbs.conversion.folders.parts import FolderPlan, Part
+from wnconvert.verbs.conversion.verify import (
+    bytes_to_verify,
+    check_folder_structure,
+    verify_copies,
+    verify_output,
+)
+from wnconvert.verbs.options import RunOptions
+
+__all__ = ["convert_folder"]
+
+
+def convert_folder(
+    checkpoint: Checkpoint,
+    planned: FolderPlan,
+    output: Path,
+    options: RunOptions = RunOptions(),  # noqa: B008 - frozen
+) -> Result:
+    """Write the folder that is ``planned`` at ``output``, with all that lies beside its weights.
+
+    The old folder is replaced whole. Options and errors as for ``convert``.
+    """
+    began = time.perf_counter()
+    parts, beside = planned.parts, planned.beside
+    layouts = planned.layouts()
+    weights = {path: layout for _, of_part in layouts for path, layout in of_part.items()}
+    listing = planned.manifest_of(weights)
+    root = checkpoint.root or output
+    copied = sum(file.size for file in beside.files)
+    size = copied + sum(layout.size for layout in (*weights.values(), *listing.values()))
+    workers = Workers(options.threads, options.progress)
+    workers.expect(copied + sum(blob.effort for layout in weights.values() for blob in layout.blobs))
+    if options.verify:
+        workers.expect(copied + sum(bytes_to_verify(part.checkpoint, part.plan) for part in parts))
+    made: list[Outcome] = []
+    readers: dict[str, None] = {}
+    more: tuple[str, ...] = ()
+    folder_mode = status_of(root).mode if checkpoint.root else None
+    with replaced_folder(output, force=options.force, size=size, mode=folder_mode) as folder:
+        with _errors_of(output):
+            _make_folders(folder, beside)
+        new_file = partial(file_in, folder, target=output, mode=common_mode(checkpoint.shards))
+        for part, of_part in layouts:
+            made += _written(part, of_part, new_file, numbers=options.numbers, workers=workers)
+        notes = notes_of(made)
+        with _errors_of(output):
+            _copy(root, beside, folder, output, workers)
+        for part in parts:
+            check_folder_structure(folder / part.below, part.plan)
+        if options.verify:
+            for part in parts:
+                reader, on_part = _verified(part, folder, workers)
+                readers[reader] = None
+                more += on_part
+            verify_copies(root, folder, (file.path for file in beside.files), workers.advance)
+        with _errors_of(output):
+            sync_all(folder)  # over a network the time of a change is when it arrives
+        for name, layout in listing.items():  # last: what is changed after it is not ours
+            with new_file(name) as target:
+                for at, piece in layout.pieces:
+                    target.write(piece, at)
+    return conversion_result(
+        checkpoint,
+        planned.plan,
+        output,
+        began,
+        bytes_in=checkpoint.size + copied,
+        bytes_out=size,
+        notes=(*notes, *more),
+        verified=" and ".join(readers),
+    )
+
+
+def _written(
+    part: Part,
+    layouts: Mapping[str, Layout],
+    open_in: Callable[[str], contextlib.AbstractContextManager[Staged]],
+    *,
+    numbers: RowPolicy,
+    workers: Workers,
+) -> Iterator[Outcome]:
+    """Write the files of a part; yields what came of their tensors."""
+    with Source(part.checkpoint.sources) as source:
+        for name, layout in layouts.items():
+            with open_in(name) as target:
+                for outcome in outcomes(source, target, layout, numbers, workers):
+                    where = f"{part.below}: {outcome.where}" if part.below else outcome.where
+                    yield replace(outcome, where=where)
+
+
+@contextlib.contextmanager
+def _errors_of(output: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise translated(error, output) from error
+
+
+def _verified(part: Part, folder: Path, workers: Workers) -> tuple[str, tuple[str, ...]]:
+    """Read the weights of a part back; returns the name of the reader, and notes."""
+    with Source(part.checkpoint.sources) as source:
+        return verify_output(part.checkpoint, part.contents, source, folder / part.opened_by, workers.advance)
+
+
+def _make_folders(folder: Path, beside: OtherFiles) -> None:
+    """Make the folders and the links of the source."""
+    for path, _ in beside.folders:
+        (folder / path).mkdir()
+    for path, text in beside.links:
+        (folder / path).symlink_to(text)
+
+
+def _copy(root: PurePath, beside: OtherFiles, folder: Path, output: Path, workers: Workers) -> None:
+    """Copy the other files of the folder with the same executor, each with its mode from the start."""
+    for file in beside.files:
+        blobs = (Blob(0, file.size, CopyBytes(ByteRange(0, file.size))),) if file.size else ()
+        with Source((root / file.path,)) as source, file_in(folder, file.path, output) as target:
+            set_mode(target.fd, file.mode)
+            execute(source, target, Layout(file.size, (), blobs), RowPolicy(), workers)
+            if source.size() != file.size:
+                raise FormatError("it became longer while it was read", where=str(root / file.path))
+    for path, mode in reversed(beside.folders):
+        (folder / path).chmod(mode | stat.S_IRWXU)  # it must be possible to delete it again
