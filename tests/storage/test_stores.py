@@ -43,7 +43,7 @@ class Memory(Store):
 def shards(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """A folder of several files, and the same at mem://box/hub."""
     source = tmp_path / "hub"
-    migrate_file(FIXTURES / "hifigan.safetensors", f"{source}{os.sep}", max_shard_size="20KB")
+    migrate_file(FIXTURES / "hifigan.safetensors", source, as_folder=True, max_shard_size="20KB")
     (source / "config.json").write_text("{}")
     monkeypatch.setitem(STORES, "mem", Memory(*source.iterdir(), under="mem://box/hub"))
     return source

@@ -285,7 +285,7 @@ def test_a_folder_and_all_in_it_are_as_private_as_the_source(tmp_path: Path) -> 
     next(source.glob("*-00001-of-*")).chmod(0o600)
     (source / "config.json").chmod(0o644)
     source.chmod(0o750)
-    made = output_of(migrate_file(source, tmp_path / "made"))
+    made = output_of(migrate_file(source, tmp_path / "made", copy=True))
     modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in made.iterdir()}
     assert modes.pop("config.json") == 0o644
     assert set(modes.values()) == {0o600}

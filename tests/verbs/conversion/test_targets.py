@@ -102,7 +102,7 @@ def test_a_file_becomes_a_folder_where_that_is_asked_for(file: Path, tmp_path: P
 def test_a_folder_stays_a_folder_and_a_file_of_one_is_a_file(hub: Path, tmp_path: Path) -> None:
     for out, is_folder in (("x", True), ("x/", True), ("hub2", True), ("x.pt", False)):
         target = target_of(hub, f"{tmp_path}/{out}", "folded")
-        assert target == Target(tmp_path / out, is_folder)
+        assert target == Target(tmp_path / out, is_folder, is_named=not out.endswith("/"))
 
 
 def test_a_folder_is_not_written_into_a_folder_of_others(hub: Path, tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from wnconvert.storage.workers import Workers
 from wnconvert.tensors.tree import ByteRange
 from wnconvert.verbs.conversion.convert import Result, conversion_result
 from wnconvert.verbs.conversion.executor import Outcome, execute, notes_of, outcomes
-from wnconvert.verbs.conversion.folders.parts import FolderPlan, Part
+from wnconvert.verbs.conversion.folders.parts import FolderPart, FolderPlan
 from wnconvert.verbs.conversion.verify import (
     bytes_to_verify,
     check_folder_structure,
@@ -98,7 +98,7 @@ def convert_folder(
 
 
 def _written(
-    part: Part,
+    part: FolderPart,
     layouts: Mapping[str, Layout],
     open_in: Callable[[str], contextlib.AbstractContextManager[Staged]],
     *,
@@ -122,7 +122,7 @@ def _errors_of(output: Path) -> Iterator[None]:
         raise translated(error, output) from error
 
 
-def _verified(part: Part, folder: Path, workers: Workers) -> tuple[str, tuple[str, ...]]:
+def _verified(part: FolderPart, folder: Path, workers: Workers) -> tuple[str, tuple[str, ...]]:
     """Read the weights of a part back; returns the name of the reader, and notes."""
     with Source(part.checkpoint.sources) as source:
         return verify_output(part.checkpoint, part.contents, source, folder / part.opened_by, workers.advance)

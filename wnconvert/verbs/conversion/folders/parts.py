@@ -14,11 +14,11 @@ from wnconvert.storage.folder.written import MANIFEST, manifest
 from wnconvert.storage.index import write_index
 from wnconvert.storage.shards import index_metadata, part_of, total_size
 
-__all__ = ["FolderPlan", "Part"]
+__all__ = ["FolderPart", "FolderPlan"]
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class FolderPart:
     """The weights in one place of a folder: ``below`` is that folder in it, or ``""``.
 
     The files of ``plan`` are its shards. ``is_whole`` marks one file with all that a checkpoint has, state
@@ -72,11 +72,11 @@ class FolderPlan:
     """
 
     plan: Plan
-    parts: tuple[Part, ...]
+    parts: tuple[FolderPart, ...]
     beside: OtherFiles
     is_ours: bool = True
 
-    def layouts(self) -> list[tuple[Part, Mapping[str, Layout]]]:
+    def layouts(self) -> list[tuple[FolderPart, Mapping[str, Layout]]]:
         """The layouts of each part's files, by their paths."""
         return [(part, part.layouts()) for part in self.parts]
 

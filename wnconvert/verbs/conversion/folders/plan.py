@@ -15,7 +15,7 @@ from wnconvert.storage.folder.weights import Folder, is_weights
 from wnconvert.storage.shards import DEFAULT_SHARD_SIZE, Naming, bytes_of, sharded
 from wnconvert.tensors.containers import Container
 from wnconvert.tensors.tree import Tree
-from wnconvert.verbs.conversion.folders.parts import FolderPlan, Part
+from wnconvert.verbs.conversion.folders.parts import FolderPart, FolderPlan
 
 __all__ = ["MakePlan", "plan_folder"]
 
@@ -53,7 +53,7 @@ def _in_hub_layout(checkpoint: Checkpoint, make_plan: MakePlan, most: int) -> Fo
         dropped = [LeftOut("_metadata", "torch's versions of modules have no place in several files")]
     beside = find_beside(folder) if folder else OtherFiles()
     whole = _with_others(made, beside, dropped)
-    return _checked(FolderPlan(whole, (Part(checkpoint, whole),), beside))
+    return _checked(FolderPlan(whole, (FolderPart(checkpoint, whole),), beside))
 
 
 def _lone(
@@ -71,7 +71,7 @@ def _lone(
     names = (step.name for planned in made.state_dicts for step in planned.tensors)
     shard = PlannedShard(name, tuple(names), _size(made, checkpoint.tree))
     whole = _with_others(replace(made, shards=(shard,)), beside)
-    return _checked(FolderPlan(whole, (Part(checkpoint, whole, is_whole=True),), beside))
+    return _checked(FolderPlan(whole, (FolderPart(checkpoint, whole, is_whole=True),), beside))
 
 
 def _pipeline(checkpoint: Checkpoint, make_plan: MakePlan, most: int, renamed: Collection[str]) -> FolderPlan:
@@ -99,7 +99,7 @@ def _pipeline(checkpoint: Checkpoint, make_plan: MakePlan, most: int, renamed: C
     return _checked(FolderPlan(whole, parts, beside))
 
 
-def _component(made: Plan, planned: PlannedStateDict, pipeline: Checkpoint, most: int) -> Part:
+def _component(made: Plan, planned: PlannedStateDict, pipeline: Checkpoint, most: int) -> FolderPart:
     """One component out of the plan of all: its own plan, as if it were converted alone."""
     path, checkpoint = planned.path, pipeline.components[planned.path]
     folder = _folder_of(checkpoint)
@@ -118,7 +118,7 @@ def _component(made: Plan, planned: PlannedStateDict, pipeline: Checkpoint, most
         notes=(),
     )
     below = str(folder.root.relative_to(pipeline.path))
-    return Part(checkpoint, sharded(own, checkpoint.tree, folder.naming, most), below)
+    return FolderPart(checkpoint, sharded(own, checkpoint.tree, folder.naming, most), below)
 
 
 def _folder_of(component: Checkpoint) -> Folder:
