@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from wnconvert.messages import counted, listed, printable
+from wnconvert.messages import counted, few, listed, printable
 from wnconvert.plan.plan import Plan
 from wnconvert.reports.tables import bytes_text, layer_table
 from wnconvert.tensors.containers import Container
@@ -74,21 +74,17 @@ def _counts(plan: Plan) -> str:
     return ", ".join(counts)
 
 
-_MOST_FILES = 10
-
-
 def _files(plan: Plan) -> list[str]:
     """The files of a folder: those that are written, and those that are copied."""
-    lines = [
-        f"  {shard.name}: {counted(len(shard.tensors), 'tensor')}, {bytes_text(shard.size)}"
-        for shard in plan.shards[:_MOST_FILES]
-    ]
-    if len(plan.shards) > _MOST_FILES:
-        lines.append(f"  and {len(plan.shards) - _MOST_FILES} more")
+    files = (
+        f"{shard.name}: {counted(len(shard.tensors), 'tensor')}, {bytes_text(shard.size)}"
+        for shard in plan.shards
+    )
+    lines = [f"  {line}" for line in few(files)]
     if plan.index:
         lines.append(f"  {plan.index}")
     if plan.copied:
-        lines.append(f"copied as they are: {listed(map(printable, plan.copied), _MOST_FILES)}")
+        lines.append(f"copied as they are: {listed(map(printable, plan.copied))}")
     return lines
 
 
@@ -96,4 +92,4 @@ def _dropped(plan: Plan) -> list[str]:
     by_reason: dict[str, list[str]] = {}
     for item in plan.dropped:
         by_reason.setdefault(item.why, []).append(printable(item.path))
-    return [f"left out: {', '.join(paths)}: {printable(why)}" for why, paths in by_reason.items()]
+    return [f"left out: {listed(paths)}: {printable(why)}" for why, paths in by_reason.items()]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from wnconvert.messages import counted, printable
+from wnconvert.messages import counted, few, printable
 from wnconvert.numerics.rounding import FLOAT_FORMATS
 from wnconvert.reports.tables import Table, bytes_text, number_text
 from wnconvert.verbs.proof.outputs import OutputProof, Worst
@@ -15,7 +15,6 @@ __all__ = ["proof_text", "step_text"]
 _HEADS = ("output", "shape", "max abs", "max rel", "SNR dB", "worst at", "needs atol", "or rtol")
 _RIGHT = frozenset(("max abs", "max rel", "SNR dB", "needs atol", "or rtol"))
 _SPARE = ("or rtol", "max rel", "SNR dB", "worst at", "shape")
-_FEW = 10
 #: Formats in which two runtimes that round differently are seldom within the default tolerance.
 _SHORT = ("float16", "bfloat16")
 
@@ -81,13 +80,7 @@ def _verdict(report: ExportReport) -> list[str]:
     said = [_failure(output, proof) for output in proof.outputs if not output.passed]
     said += [_failure(output, proof) for output in proof.outputs if proof.within and output.unproven]
     said = [*proof.mismatches, *said]
-    more = [f"and {len(said) - _FEW} more"] if len(said) > _FEW else []
-    return [
-        f"different from {report.reference} on samples of {_sizes(proof)}:",
-        *said[:_FEW],
-        *more,
-        proof.advice,
-    ]
+    return [f"different from {report.reference} on samples of {_sizes(proof)}:", *few(said), proof.advice]
 
 
 def _failure(output: OutputProof, proof: Proof) -> str:

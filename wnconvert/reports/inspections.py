@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
-from wnconvert.messages import counted, printable
+from wnconvert.messages import counted, few, listed, printable
 from wnconvert.reports.tables import Table, bytes_text, exact_text, layer_table, number_text
 from wnconvert.tensors.containers import Container
 from wnconvert.verbs.inspection.result import Inspection, moves
@@ -86,12 +86,12 @@ def _facts(found: Inspection) -> Iterator[tuple[str, str]]:
         yield "state dict", f"{state.path or '(root)'}: {tensors}"
     if not found.state_dicts:
         yield "state dict", "none"
-    for sibling in found.siblings:
-        yield "sibling", f"{sibling.path} ({sibling.kind}, {bytes_text(sibling.bytes)})"
+    for sibling in few(f"{item.path} ({item.kind}, {bytes_text(item.bytes)})" for item in found.siblings):
+        yield "sibling", sibling
     if found.foreign:
-        yield "names", f"{', '.join(found.foreign)} (kept as data, never imported)"
+        yield "names", f"{listed(found.foreign)} (kept as data, never imported)"
     if found.dangerous:
-        yield "DANGER", f"{', '.join(found.dangerous)} would run something when this file is loaded"
+        yield "DANGER", f"{listed(found.dangerous)} would run something when this file is loaded"
     for kind in found.kinds:
         example = f"{kind.state_dict}: {kind.example}" if kind.state_dict else kind.example
         folds = {"yes": "folds exactly", "no": "does not fold", "if known": "folds exactly only"}[kind.folds]

@@ -26,6 +26,7 @@ from wnconvert.formats.torch.records import (
     shown,
 )
 from wnconvert.formats.zips import ZipEntry, read_directory
+from wnconvert.messages import listed
 from wnconvert.plan.record import NO_HISTORY, RECORD_NAME, History, read_history
 from wnconvert.tensors.containers import Container
 from wnconvert.tensors.files import GET_AGAIN, ReadableFile
@@ -112,8 +113,8 @@ class TorchFile:
         if self.container is Container.TORCHSCRIPT:
             notes.append("a TorchScript archive: its code is left out, its tensors become a plain state dict")
         elif names := foreign_names(self.pickle.root):
-            shown = ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
-            notes.append(f"the file names classes or functions, kept as data and never imported: {shown}")
+            said = "the file names classes or functions, kept as data and never imported"
+            notes.append(f"{said}: {listed(names, 6)}")
         if self.container is Container.TORCH_LEGACY:
             notes.append(
                 "a file in torch's legacy format, which is read but not written: torch's since 1.6 is a zip"

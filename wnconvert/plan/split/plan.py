@@ -12,7 +12,7 @@ from wnconvert.errors import ArgumentError
 from wnconvert.layers.dims import AUTO
 from wnconvert.layers.find import find_pairs
 from wnconvert.layers.schemes import Refused, Selection
-from wnconvert.messages import counted, option
+from wnconvert.messages import counted, few, option
 from wnconvert.plan.draft import Draft
 from wnconvert.plan.plan import Change, Plan, PlannedStateDict
 from wnconvert.plan.record import origins, without_layers
@@ -59,7 +59,7 @@ def plan_split(
     planned = tuple(_split(state, mine.get(state.path)) for state in draft.states)
     both = list(zip(draft.states, planned, strict=True))
     draft.check_refused({state.path: tuple(_not_found_again(state, item)) for state, item in both})
-    untied = [note for state, item in both for note in _untied(state, item)]
+    untied = few(note for state, item in both for note in _untied(state, item))
     return draft.plan(
         planned,
         record=_record(draft, planned, mine),

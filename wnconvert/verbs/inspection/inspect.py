@@ -16,7 +16,7 @@ from typing import Any
 
 from wnconvert.layers.find import FoundPairs, find_pairs
 from wnconvert.layers.kinds import find_kinds
-from wnconvert.messages import options_as_python
+from wnconvert.messages import options_as_python, told
 from wnconvert.storage.checkpoint import open_checkpoint
 from wnconvert.storage.sources import Source
 from wnconvert.tensors.blocks import Elements
@@ -192,14 +192,11 @@ def _inspect_state(
 
 
 def _notes(found: FoundPairs, explained: Collection[str]) -> Iterator[str]:
-    for half in found.halves:
-        yield f"{half} stands without its other half"
-    for layer in found.layers:
-        if layer.note:
-            yield f"{layer.name}: {layer.note}"
-    for refused in found.refused:
-        if refused.name not in explained:
-            yield f"{refused.name} is refused: {refused.reason}"
+    alone = (" stands without its other half", " stand without their other halves")
+    yield from told(((half, "") for half in found.halves), *alone)
+    yield from told((layer.name, layer.note) for layer in found.layers if layer.note)
+    refused = (item for item in found.refused if item.name not in explained)
+    yield from told(((item.name, item.reason) for item in refused), " is refused: ", " are refused: ")
 
 
 # -- rows

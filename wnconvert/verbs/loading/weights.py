@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from wnconvert.errors import ArgumentError, InputError, LayerError, WnconvertError
 from wnconvert.layers.schemes import Layer, Selection
-from wnconvert.messages import counted, listed, printable, raise_listed
+from wnconvert.messages import counted, listed, printable, raise_listed, told
 from wnconvert.plan.selection.scope import choose
 from wnconvert.plan.selection.wanted import find_layers
 from wnconvert.storage.checkpoint import Checkpoint, open_checkpoint
@@ -283,8 +283,8 @@ def _sizes(shape: tuple[int, ...]) -> str:
 
 def _notes(fit: _Fit) -> Iterator[str]:
     """Notes on layers that are refused, and on names that the file may well lack."""
-    for name, reason in fit.refused:
-        yield f"{printable(name)} is not read as a layer: {reason}"
+    refused = ((printable(name), reason) for name, reason in fit.refused)
+    yield from told(refused, " is not read as a layer: ", " are not read as layers: ")
     if fit.twins:
         pairs = [f"{printable(name)} (as {printable(twin)})" for name, twin in fit.twins.items()]
         yield f"in the file under another name of the same tensor in the model: {listed(pairs, 4)}"
@@ -360,6 +360,7 @@ def _put(module: nn.Module, values: Mapping[str, Any]) -> None:
     except RuntimeError as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         raise InputError(
-            f"the weights do not fit the model: {printable(' '.join(lines[1:] or lines))}",
+            "the weights do not fit the model",
+            items=[(printable(line), "") for line in lines[1:] or lines],
             fix="give the checkpoint of this model",
         ) from error
