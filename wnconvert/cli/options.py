@@ -7,14 +7,20 @@ from typing import Any, TypeVar
 
 import click
 
+from wnconvert.cli.completion import layers, state_dicts
+from wnconvert.cli.output import with_output
+from wnconvert.tensors.dtypes import dtype_word
+
 __all__ = [
+    "CAST_CHOICES",
     "DROPS_OPTIMIZER",
     "EXIT_CODES",
+    "FIRST_LAYERS",
     "FORM_CHOICES",
-    "JSON",
     "NO_PROGRESS",
     "THREADS",
     "WRITING",
+    "DTypeChoice",
     "dim_of_text",
     "epilog",
     "globs",
@@ -22,6 +28,9 @@ __all__ = [
     "with_options",
 ]
 
+
+#: How many layers a conversion prints if ``--list`` does not ask for all.
+FIRST_LAYERS = 5
 
 #: The choices of ``--to`` of ``split`` and ``migrate``; a test compares them with the forms that exist.
 FORM_CHOICES = ("parametrize", "legacy")
@@ -40,6 +49,18 @@ def dim_of_text(_: click.Context, __: click.Parameter, value: str) -> int | str 
         return value if value == "auto" else int(value)
     except ValueError:
         raise click.BadParameter(f"{value!r} is not an axis: use a number, none or auto") from None
+
+
+#: The choices of ``--dtype``; a test compares them with those that Python takes.
+CAST_CHOICES = ("float16", "bfloat16", "float32")
+
+
+class DTypeChoice(click.Choice[str]):
+    """A choice of dtypes that takes usual words for them too."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """The dtype that is meant."""
+        return super().convert(dtype_word(value), param, ctx)
 
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
@@ -66,7 +87,6 @@ THREADS = click.option(
     type=click.IntRange(min=1),
     help="Number of threads.  [default: one per processor, at most 4]",
 )
-JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the table.")
 NO_PROGRESS = click.option("--no-progress", is_flag=True, help="Show no progress bar.")
 DROPS_OPTIMIZER = click.option(
     "--keep-optimizer",
@@ -82,13 +102,18 @@ def target(default: str) -> Callable[[_Command], _Command]:
         click.option(
             "-o",
             "--out",
+            "--output",
+            "out",
             type=click.Path(),
             metavar="OUT",
             help="File to write: safetensors if it has that suffix, else in the format of torch.save; or a "
             f"folder, if SRC is one or OUT ends in a slash.  [default: SRC with {default} before its suffix]",
         ),
         click.option(
-            "--only", metavar="PATH", help="Keep only this state dict, e.g. generator (. is the root)."
+            "--only",
+            metavar="PATH",
+            shell_complete=state_dicts,
+            help="Keep only this state dict, e.g. generator (. is the root).",
         ),
     )
 
@@ -100,12 +125,14 @@ def globs(does: str) -> Callable[[_Command], _Command]:
             "--layers",
             metavar="GLOB",
             multiple=True,
+            shell_complete=layers,
             help=f"{does} only layers whose names match, e.g. 'dec.*' (repeatable).",
         ),
         click.option(
             "--exclude",
             metavar="GLOB",
             multiple=True,
+            shell_complete=layers,
             help="Leave layers whose names match as they are (repeatable).",
         ),
     )
@@ -124,10 +151,17 @@ WRITING = with_options(
         show_default=True,
         help="Largest file of weights in a folder, e.g. 500MB or 2GiB; a tensor is never cut.",
     ),
-    click.option("--force", is_flag=True, help="Replace OUT if it exists; a folder is replaced as a whole."),
+    click.option(
+        "-f", "--force", is_flag=True, help="Replace OUT if it exists; a folder is replaced as a whole."
+    ),
     THREADS,
-    click.option("--dry-run", is_flag=True, help="Print the plan and write nothing."),
-    JSON,
-    click.option("--quiet", is_flag=True, help="Print only errors."),
+    click.option("-n", "--dry-run", is_flag=True, help="Print the plan and write nothing."),
+    click.option(
+        "--list",
+        "every",
+        is_flag=True,
+        help=f"List every layer, not only the first {FIRST_LAYERS}.",
+    ),
+    with_output,
     NO_PROGRESS,
 )

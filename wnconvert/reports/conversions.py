@@ -1,4 +1,4 @@
-"""Conversions as text: a plan or a result. For the same as data, they have ``to_dict``."""
+"""Conversions as text: a plan or a result, and its last line. For the same as data, they have ``to_dict``."""
 
 from __future__ import annotations
 
@@ -12,39 +12,46 @@ from wnconvert.tensors.containers import Container
 if TYPE_CHECKING:
     from wnconvert.verbs.conversion.convert import Result
 
-__all__ = ["plan_text", "result_text"]
+__all__ = ["plan_line", "plan_text", "result_line", "result_text"]
 
 
-def plan_text(plan: Plan, output: str) -> str:
-    """The output of ``--dry-run``: the layers, and the files that would be written."""
-    lines = [_layers(plan), f"would write {output}: {_counts(plan)}", *_files(plan), *_dropped(plan)]
-    return "\n".join(line for line in lines if line)
+def plan_text(plan: Plan, output: str, most: int | None = None) -> str:
+    """The output of ``--dry-run``: the layers (the first ``most``), and the files that would be written."""
+    return "\n".join([*_details(plan, most), plan_line(plan, output)])
 
 
-def result_text(result: Result) -> str:
-    """The output of a conversion: the layers, then counts, bytes and time."""
+def plan_line(plan: Plan, output: str) -> str:
+    """The last line of ``--dry-run``: what would be written."""
+    return f"would write {output}: {_counts(plan)}"
+
+
+def result_text(result: Result, most: int | None = None) -> str:
+    """The output of a conversion: the layers (the first ``most``), what goes along, and the last line."""
+    return "\n".join([*_details(result.plan, most), *_verified(result), result_line(result)])
+
+
+def result_line(result: Result) -> str:
+    """The last line of a conversion: counts, bytes and time."""
     sizes = f"{bytes_text(result.bytes_in)} in, {bytes_text(result.bytes_out)} out"
-    lines = [
-        _layers(result.plan),
-        f"{result.output}: {_counts(result.plan)}; {sizes}, in {result.seconds:.2f} s",
-        *_files(result.plan),
-        _verified(result),
-        *_dropped(result.plan),
-    ]
-    return "\n".join(line for line in lines if line)
+    return f"{result.output}: {_counts(result.plan)}; {sizes}, in {result.seconds:.2f} s"
 
 
-def _verified(result: Result) -> str:
-    if not result.verified:
-        return ""
+def _verified(result: Result) -> list[str]:
     done = "checked" if result.plan.container is Container.ONNX else "read back and recomputed"
-    return f"{done} by {result.verified}"
+    return [f"{done} by {result.verified}"] if result.verified else []
 
 
-def _layers(plan: Plan) -> str:
-    rows = [change.to_dict(path) for path, change in plan.layers]
-    columns = _COLUMNS[plan.verb]
-    return layer_table(rows, columns).text() if rows else ""
+def _details(plan: Plan, most: int | None) -> list[str]:
+    return [*_layers(plan, most), *_files(plan), *_dropped(plan)]
+
+
+def _layers(plan: Plan, most: int | None) -> list[str]:
+    """The layers as a table; of more than ``most`` (a line is not left out for one layer) the first ones."""
+    shown = plan.layers if most is None or len(plan.layers) == most + 1 else plan.layers[:most]
+    rows = [change.to_dict(path) for path, change in shown]
+    left = len(plan.layers) - len(rows)
+    table = [layer_table(rows, _COLUMNS[plan.verb]).text()] if rows else []
+    return [*table, *([f"… {left} more (--list)"] if left else [])]
 
 
 # All layers become plain by a fold and are plain before a split, so no column says so.

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal, TypedDict, overload
 
 from wnconvert.layers.dims import AUTO
 from wnconvert.storage.shards import DEFAULT_SHARD_SIZE
+from wnconvert.tensors.dtypes import AnyDType
 from wnconvert.verbs.conversion.run import open_reference, plan_onnx_fold, run_conversion
 from wnconvert.verbs.conversion.targets import StrPath
 from wnconvert.verbs.options import RunOptions, check_form, dtype_of, numbers_of, selection_of
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
         progress: Callable[[int, int], None]
 
     class _FoldOptions(_Options, total=False):
-        dtype: str | None
+        dtype: AnyDType | None
         dim: int | str | None
         zero_rows: str
         allow_nonfinite: bool
@@ -72,7 +73,7 @@ def fold_file(
     out: StrPath | None = None,
     *,
     only: str | None = None,
-    dtype: str | None = None,
+    dtype: AnyDType | None = None,
     layers: Iterable[str] = (),
     exclude: Iterable[str] = (),
     dim: int | str | None = AUTO,
@@ -96,11 +97,11 @@ def fold_file(
     or is a folder. Its weights lie in files of at most ``max_shard_size`` (bytes, or ``"5GB"``, ``"2GiB"``);
     all other files go along. With ``force`` an old folder is replaced whole.
 
-    ``only`` is the path of the one state dict to keep. ``dtype`` (``"float16"``, ``"bfloat16"``,
-    ``"float32"``) folds and casts in one rounding. ``layers`` and ``exclude`` are globs on weights' names.
-    ``dim`` is an axis, None for the whole tensor, or ``"auto"``: read from g's shape. ``zero_rows`` is
-    ``"error"`` or ``"zero"``. ``progress`` is called with the bytes done and in all. With ``dry_run`` nothing
-    is written and the ``Plan`` is returned.
+    ``only`` is the path of the one state dict to keep. ``dtype`` (``"float16"`` or ``"fp16"``,
+    ``torch.bfloat16``, ``numpy.float32`` …) folds and casts in one rounding. ``layers`` and ``exclude`` are
+    globs on weights' names. ``dim`` is an axis, None for the whole tensor, or ``"auto"``: read from g's
+    shape. ``zero_rows`` is ``"error"`` or ``"zero"``. ``progress`` is called with the bytes done and in all.
+    With ``dry_run`` nothing is written and the ``Plan`` is returned.
 
     Raises ``WnconvertError``: ``InputError``, ``LayerError``, ``NumbersError``, ``OutputError``,
     ``ArgumentError``, ``VerifyError``; nothing is written then.

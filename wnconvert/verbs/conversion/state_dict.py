@@ -26,6 +26,7 @@ from wnconvert.plan.split.plan import plan_split
 from wnconvert.plan.steps import MadeTensor, Step
 from wnconvert.tensors.blocks import Array, Read, reader_of
 from wnconvert.tensors.containers import Container
+from wnconvert.tensors.dtypes import AnyDType
 from wnconvert.tensors.memory import array_of, made_like, tree_of, view_of
 from wnconvert.tensors.tree import ByteRange, StoredTensor, TensorInfo, Tree, contiguous_strides
 from wnconvert.verbs.conversion.executor import make_tensor
@@ -37,7 +38,7 @@ __all__ = ["fold_state_dict", "migrate_state_dict", "split_state_dict"]
 def fold_state_dict(
     state_dict: Mapping[str, Any],
     *,
-    dtype: str | None = None,
+    dtype: AnyDType | None = None,
     layers: Iterable[str] = (),
     exclude: Iterable[str] = (),
     dim: int | str | None = AUTO,

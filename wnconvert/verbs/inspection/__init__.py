@@ -3,6 +3,7 @@
 request     InspectRequest: the options of an inspection
 magnitudes  magnitudes and flags of a layer
 result      Inspection, the frozen result
+contents    every tensor as rows; what a file says of itself
 forecast    fold, split and migrate foretold in words
 onnx        the layers of an ONNX model
 pickle      the facts of a torch file that only its pickle tells

@@ -200,7 +200,7 @@ def named_outputs(found: Any, names: Sequence[str] = ()) -> list[tuple[str, Tens
     if names and len(names) != len(own):
         raise ArgumentError(
             f"{len(names)} names of outputs are given, and the model has {len(own)}: {listed(own, 8)}",
-            fix="give one --output NAME for each, in this order",
+            fix="give one --output-name NAME for each, in this order",
         )
     return list(zip(names or own, (leaf for _, leaf in tensors), strict=True))
 
