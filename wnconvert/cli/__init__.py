@@ -29,7 +29,6 @@ from wnconvert.cli.errors import failed, interrupted
 from wnconvert.cli.export import check, export
 from wnconvert.cli.files import compare, fold, inspect, migrate, split
 from wnconvert.cli.options import EXIT_CODES
-from wnconvert.cli.output import Asked
 from wnconvert.cli.words import Verbs, help_command
 
 __all__ = ["cli", "main"]
@@ -75,17 +74,17 @@ def main() -> NoReturn:
 
 def _run() -> int:
     # What a command line that cannot be parsed asks for is in its words alone.
-    asked = Asked(json="--json" in sys.argv[1:])
+    asked = {"json": "--json" in sys.argv[1:]}
     try:
         code = cli(standalone_mode=False, obj=asked)
     except (click.Abort, KeyboardInterrupt):
-        return interrupted(as_json=asked.json)
+        return interrupted(as_json=asked["json"])
     except SystemExit as ended:
         # click exits so after a completion, and if stdout's reader is gone: that must not mean "different".
         return failed(BrokenPipeError(), as_json=False) if ended.code else 0
     except Exception as error:  # noqa: BLE001 - reported as a bug
         # An import of torch can swallow a Ctrl-C, and then fail because a part is not imported.
-        return interrupted(as_json=asked.json) if _signals else failed(error, as_json=asked.json)
+        return interrupted(as_json=asked["json"]) if _signals else failed(error, as_json=asked["json"])
     return code if isinstance(code, int) else 0
 
 

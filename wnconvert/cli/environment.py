@@ -9,9 +9,8 @@ from typing import Any
 import click
 
 from wnconvert import __version__
-from wnconvert.cli.options import epilog
-from wnconvert.cli.output import JSON, in_json
-from wnconvert.cli.terminal import put
+from wnconvert.cli.options import JSON, epilog
+from wnconvert.cli.terminal import put, put_json
 from wnconvert.messages import printable
 
 __all__ = ["PACKAGES", "env"]
@@ -32,7 +31,10 @@ _COLOURS = ("NO_COLOR", "FORCE_COLOR", "COLUMNS")
 def env(context: click.Context, *, json: bool) -> None:
     """Show the versions of everything that is used, for the report of a bug."""
     found = _environment(_variables_of(context.find_root().command))
-    put(in_json(found) if json else _text(found))
+    if json:
+        put_json(found)
+    else:
+        put(_text(found))
 
 
 def _environment(known: set[str]) -> dict[str, Any]:

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import sys
-import traceback
 from collections.abc import Sequence
 
 import click
 
-from wnconvert.cli.output import in_json
-from wnconvert.cli.terminal import alarm, discard, mention, put
+from wnconvert.cli.terminal import alarm, discard, mention, put_json
 from wnconvert.cli.words import option_meant
 from wnconvert.errors import OutputError, WnconvertError
 from wnconvert.messages import printable
@@ -34,6 +32,8 @@ def failed(error: Exception, *, as_json: bool) -> int:
         case BrokenPipeError():
             discard(sys.stdout)  # its reader is gone (| head)
             return 0
+    import traceback
+
     traceback.print_exception(error)
     fix = "this is a bug of wnconvert: please report it with the lines above, and those of wnconvert env"
     mention(fix)
@@ -69,5 +69,5 @@ def _ended(what: str, where: str, fix: str, exit_code: int, *, as_json: bool) ->
     if as_json:
         error = {"what": what, "where": where, "fix": fix, "exit_code": exit_code}
         with contextlib.suppress(OutputError, BrokenPipeError):
-            put(in_json({"error": error}))
+            put_json({"error": error})
     return exit_code

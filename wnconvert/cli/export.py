@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from wnconvert.cli.completion import state_dicts
-from wnconvert.cli.options import epilog, with_options
-from wnconvert.cli.output import Output, with_output
+from wnconvert.cli.options import epilog, with_options, with_output
 from wnconvert.cli.terminal import alarm, fitting_width, mention, stdout_to_stderr
 from wnconvert.errors import ArgumentError, OutputError
+
+if TYPE_CHECKING:
+    from wnconvert.cli.output import Output
 
 __all__ = ["EXPORTER_CHOICES", "check", "export"]
 

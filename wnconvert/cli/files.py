@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -14,18 +14,23 @@ from wnconvert.cli.options import (
     DROPS_OPTIMIZER,
     FIRST_LAYERS,
     FORM_CHOICES,
+    JSON,
     NO_PROGRESS,
     THREADS,
     WRITING,
     DTypeChoice,
     dim_of_text,
     epilog,
+    errors_as_json,
     globs,
     target,
+    with_output,
 )
-from wnconvert.cli.output import JSON, Output, errors_as_json, in_json, with_output
-from wnconvert.cli.terminal import alarm, fitting_width, mention, progress_bar, put
+from wnconvert.cli.terminal import alarm, fitting_width, mention, progress_bar, put, put_json
 from wnconvert.messages import printable
+
+if TYPE_CHECKING:
+    from wnconvert.cli.output import Output
 
 __all__ = ["FORMAT_CHOICES", "SORT_CHOICES", "compare", "fold", "inspect", "migrate", "split"]
 
@@ -255,7 +260,7 @@ def inspect(
             if len(found) == 1
             else {"schema": 1, "files": [item.to_dict() for item in found]}
         )
-        put(in_json(data))
+        put_json(data)
     elif len(found) == 1:
         put(inspection_text(found[0], style=style, width=width, alarm=alarm))
     else:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import click
 
 from wnconvert.cli.completion import layers, state_dicts
-from wnconvert.cli.output import with_output
-from wnconvert.tensors.dtypes import dtype_word
 
 __all__ = [
     "CAST_CHOICES",
@@ -17,15 +16,18 @@ __all__ = [
     "EXIT_CODES",
     "FIRST_LAYERS",
     "FORM_CHOICES",
+    "JSON",
     "NO_PROGRESS",
     "THREADS",
     "WRITING",
     "DTypeChoice",
     "dim_of_text",
     "epilog",
+    "errors_as_json",
     "globs",
     "target",
     "with_options",
+    "with_output",
 ]
 
 
@@ -60,6 +62,8 @@ class DTypeChoice(click.Choice[str]):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         """The dtype that is meant."""
+        from wnconvert.tensors.dtypes import dtype_word  # which `--help` does not need
+
         return super().convert(dtype_word(value), param, ctx)
 
 
@@ -87,6 +91,42 @@ THREADS = click.option(
     type=click.IntRange(min=1),
     help="Number of threads.  [default: one per processor, at most 4]",
 )
+
+
+def _asks(context: click.Context, _: click.Parameter, value: bool) -> bool:  # noqa: FBT001 - click's own
+    if value:
+        errors_as_json(context)
+    return value
+
+
+def errors_as_json(context: click.Context) -> None:
+    """Have an error of this run printed as JSON: the object of click's context is a dict that says so."""
+    context.ensure_object(dict)["json"] = True
+
+
+#: Eager, so that an error in another option is printed as JSON too.
+JSON = click.option(
+    "--json", is_flag=True, is_eager=True, callback=_asks, help="Print one JSON object, of an error too."
+)
+_QUIET = click.option("-q", "--quiet", is_flag=True, help="Print only the last line, and errors.")
+_SILENT = click.option("--silent", is_flag=True, help="Print only errors; the exit code is the result.")
+
+
+def with_output(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command the options ``--json``, ``--quiet`` and ``--silent``, as one ``output``."""
+
+    @JSON
+    @_QUIET
+    @_SILENT
+    @functools.wraps(command)
+    def call(*arguments: Any, json: bool, quiet: bool, silent: bool, **options: Any) -> Any:
+        from wnconvert.cli.output import Output  # which `--help` does not need
+
+        return command(*arguments, output=Output(json, quiet, silent), **options)
+
+    return call
+
+
 NO_PROGRESS = click.option("--no-progress", is_flag=True, help="Show no progress bar.")
 DROPS_OPTIMIZER = click.option(
     "--keep-optimizer",

@@ -6,9 +6,9 @@ import contextlib
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 import click
 
@@ -22,6 +22,7 @@ __all__ = [
     "mention",
     "progress_bar",
     "put",
+    "put_json",
     "say",
     "stdout_to_stderr",
 ]
@@ -78,6 +79,13 @@ def put(text: str) -> None:
         raise
     except OSError as error:
         raise OutputError(f"it cannot be written ({error.strerror})", where="stdout") from error
+
+
+def put_json(data: Mapping[str, Any]) -> None:
+    """Print data to stdout, as ``put`` prints a text."""
+    from json import dumps  # which `--help` does not need
+
+    put(dumps(data, indent=1))
 
 
 @contextlib.contextmanager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from difflib import get_close_matches
 
 import click
 
@@ -60,6 +59,8 @@ class Verbs(click.Group):
         raise ArgumentError(f"there is no command {word!r}", fix=self._fix(word))
 
     def _fix(self, word: str) -> str:
+        from difflib import get_close_matches  # which `--help` does not need
+
         meant = _of(_WORDS, word.lower()) or get_close_matches(word.lower(), self.commands)
         if meant:
             return f"did you mean {', or '.join(map(self._described, meant))}?"

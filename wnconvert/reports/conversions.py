@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from wnconvert.messages import counted, few, listed, printable
@@ -47,11 +48,13 @@ def _details(plan: Plan, most: int | None) -> list[str]:
 
 def _layers(plan: Plan, most: int | None) -> list[str]:
     """The layers as a table; of more than ``most`` (a line is not left out for one layer) the first ones."""
-    shown = plan.layers if most is None or len(plan.layers) == most + 1 else plan.layers[:most]
-    rows = [change.to_dict(path) for path, change in shown]
-    left = len(plan.layers) - len(rows)
-    table = [layer_table(rows, _COLUMNS[plan.verb]).text()] if rows else []
-    return [*table, *([f"… {left} more (--list)"] if left else [])]
+    if not plan.layers:
+        return []
+    table = layer_table([change.to_dict(path) for path, change in plan.layers], _COLUMNS[plan.verb])
+    left = 0 if most is None else len(table.rows) - most
+    if left <= 1:
+        return [table.text()]
+    return [replace(table, rows=table.rows[:most]).text(), f"… {left} more (--list)"]
 
 
 # All layers become plain by a fold and are plain before a split, so no column says so.
