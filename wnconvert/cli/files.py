@@ -239,6 +239,8 @@ def inspect(
         raise click.UsageError(
             "--sort is for one file; layers of several files are sorted by how far they moved"
         )
+    if len(src) > 1 and (options["tensors"] or options["metadata"]) and not (json or style == "json"):
+        raise click.UsageError("--tensors and --metadata are for one file; with --json also for several")
     if sort in ("norm", "ratio") and not options["full"]:
         raise click.UsageError(f"--sort {sort} needs --full, which reads v")
     if style == "json":
