@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import sys
 from collections.abc import Sequence
 
@@ -68,6 +67,8 @@ def _ended(what: str, where: str, fix: str, exit_code: int, *, as_json: bool) ->
     """Print an error as JSON, where that is asked for, and return its exit code."""
     if as_json:
         error = {"what": what, "where": where, "fix": fix, "exit_code": exit_code}
-        with contextlib.suppress(OutputError, BrokenPipeError):
+        try:
             put_json({"error": error})
+        except (OutputError, BrokenPipeError):  # the words are on stderr
+            discard(sys.stdout)
     return exit_code
