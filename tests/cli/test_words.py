@@ -81,7 +81,9 @@ def test_a_usual_option_is_answered_with_one_that_the_command_has(line: list[str
 
 
 def test_what_click_finds_near_stays() -> None:
-    assert "Did you mean '--dtype'?" in run("fold", "x", "--dtpye", "float16").stderr
+    said = run("fold", "x", "--dtpye", "float16").stderr
+    assert "Did you mean" in said
+    assert "--dtype" in said
 
 
 # -- flags

@@ -235,16 +235,12 @@ def inspect(
     from wnconvert.reports.inspections import arranged, inspection_text, moves_text
     from wnconvert.verbs.inspection.inspect import inspect_file
 
-    if sort is not None and len(src) > 1:
-        raise click.UsageError(
-            "--sort is for one file; layers of several files are sorted by how far they moved"
-        )
-    if len(src) > 1 and (options["tensors"] or options["metadata"]) and not (json or style == "json"):
-        raise click.UsageError("--tensors and --metadata are for one file; with --json also for several")
+    if json := json or style == "json":
+        errors_as_json(click.get_current_context())
     if sort in ("norm", "ratio") and not options["full"]:
         raise click.UsageError(f"--sort {sort} needs --full, which reads v")
-    if style == "json":
-        errors_as_json(click.get_current_context())
+    if len(src) > 1:
+        _check_of_several(sort, lists=not json and (options["tensors"] or options["metadata"]))
     if plot is not None:
         from wnconvert.reports.plots import check_picture
 
@@ -256,13 +252,9 @@ def inspect(
     if len(found) == 1:
         found = [arranged(found[0], sort=sort, top=top)]
     width = fitting_width(wide=wide)
-    if json or style == "json":
-        data = (
-            found[0].to_dict()
-            if len(found) == 1
-            else {"schema": 1, "files": [item.to_dict() for item in found]}
-        )
-        put_json(data)
+    if json:
+        every = [item.to_dict() for item in found]
+        put_json(every[0] if len(every) == 1 else {"schema": 1, "files": every})
     elif len(found) == 1:
         put(inspection_text(found[0], style=style, width=width, alarm=alarm))
     else:
@@ -272,6 +264,16 @@ def inspect(
 
         plot_magnitudes(found, plot, force=force)
         mention(f"the picture is in {printable(plot)}")
+
+
+def _check_of_several(sort: str | None, *, lists: bool) -> None:
+    """Raise for what has no place in the table of several files."""
+    if sort is not None:
+        raise click.UsageError(
+            "--sort is for one file; layers of several files are sorted by how far they moved"
+        )
+    if lists:
+        raise click.UsageError("--tensors and --metadata are for one file; with --json also for several")
 
 
 @click.command(epilog=epilog("wnconvert compare g_02500000 generator.safetensors"))
