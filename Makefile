@@ -6,13 +6,14 @@ DEV := .venv
 LIGHT := .venv-demo
 DEMO := build/demo
 
-.PHONY: help demo test quick full check bench fixtures golden clean
+.PHONY: help demo test quick full packages check bench fixtures golden clean
 
 help:
 	@echo "make demo      install the light package (no torch), fold a checkpoint, show the result"
 	@echo "make test      install everything; run ruff, mypy and the tests, on every core"
 	@echo "make quick     run the tests that need no torch"
 	@echo "make full      run the many combinations that make test leaves out"
+	@echo "make packages  install packages with such models (pinned), and try the verbs on their classes"
 	@echo "make bench     run the benchmarks of tests/bench"
 	@echo "make fixtures  build the files of fixtures/ again"
 	@echo "make golden    write the outputs in fixtures/golden, README.md and docs again"
@@ -57,6 +58,17 @@ check: $(DEV)/stamp
 full: $(DEV)/stamp
 	$(PYTEST) $(SPREAD) -m full
 
+# In an environment of its own: these packages ask for versions that do not fit together.
+PACKAGES := .venv-packages
+$(PACKAGES)/stamp: pyproject.toml constraints.txt tests/packages/requirements.txt
+	$(PYTHON) -m venv $(PACKAGES)
+	$(PACKAGES)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(PACKAGES)/bin/python -m pip install --quiet --no-deps --requirement tests/packages/requirements.txt
+	@touch $@
+
+packages: $(PACKAGES)/stamp
+	$(PACKAGES)/bin/python -m pytest $(SPREAD) tests/packages
+
 bench: $(DEV)/stamp
 	$(DEV)/bin/python -m tests.bench
 
@@ -67,5 +79,5 @@ golden: $(DEV)/stamp
 	$(PYTEST) --refresh tests/whole/test_golden.py tests/whole/test_docs.py
 
 clean:
-	rm -rf $(DEV) $(LIGHT) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(DEV) $(LIGHT) $(PACKAGES) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -38,6 +38,20 @@ def new(module: nn.Module, name: str = "weight", dim: int | None = 0) -> nn.Modu
     return normed
 
 
+class WeightNormLinear(nn.Module):
+    """A linear layer that computes as PhysicsNeMo's of this name does, with its parameters in its order."""
+
+    def __init__(self, inputs: int, outputs: int, *, bias: bool = True) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(outputs, inputs))
+        self.weight_g = nn.Parameter(torch.randn(outputs, 1))
+        self.bias = nn.Parameter(torch.randn(outputs)) if bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        w = self.weight_g * self.weight / self.weight.norm(dim=1, keepdim=True)
+        return nn.functional.linear(x, w, self.bias)
+
+
 def infos_of(module: nn.Module) -> list[TensorInfo]:
     return [
         info(name, tuple(value.shape), str(value.dtype).removeprefix("torch."))

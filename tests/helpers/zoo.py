@@ -3,7 +3,7 @@
 A row builds its model in either form of weight norm, with magnitudes that differ from ‖v‖, so that its
 outputs show whether a conversion is right. transformers is imported when the first row of it is built.
 
-What mentions weight norm in transformers 5.23 and is no row, and why:
+What mentions weight norm in transformers 5.24 and is no row, and why:
 
 * Mimi, PocketTTSAudioTokenizer: their convolutions have ``apply_weight_norm()``, and nothing calls it.
 * SeamlessM4T's speech encoder, v1 and v2: ``SeamlessM4TConformerPositionalConvEmbedding`` has a normalized
@@ -23,9 +23,11 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
+from importlib.metadata import version
 from typing import Any
 
 import torch
+from packaging.version import Version
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
@@ -41,7 +43,8 @@ class Row:
 
     ``dims`` counts the layers by dim. ``folds`` are globs of the layers that the class does not normalize by
     itself, so that ``from_pretrained`` builds them plain. ``size`` is that of the magnitudes: deep models
-    amplify, and outputs should be of order 1. ``saves``: the class has ``save_pretrained``.
+    amplify, and outputs should be of order 1. ``saves``: the class has ``save_pretrained``. ``since`` is the
+    first transformers that has it.
     """
 
     name: str
@@ -53,6 +56,12 @@ class Row:
     folds: tuple[str, ...] = ()
     size: float = 1.0
     saves: bool = True
+    since: str = "5"
+
+    @property
+    def is_there(self) -> bool:
+        """Whether the transformers that is installed has the class."""
+        return Version(version("transformers")) >= Version(self.since)
 
     @property
     def layers(self) -> int:

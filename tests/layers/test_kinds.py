@@ -7,6 +7,8 @@ from wnconvert.layers.kinds import KINDS, find_kinds
 from wnconvert.tensors.dtypes import dtype_named
 from wnconvert.tensors.tree import TensorInfo
 
+KINDS_BY_NAME = {kind.name: kind for kind in KINDS}
+
 
 def kinds(*names: str, shape: tuple[int, ...] = (4, 4)) -> dict[str, int]:
     infos = [TensorInfo(name, dtype_named("float32"), shape) for name in names]
@@ -55,6 +57,30 @@ def test_adapters_and_rare_norms_are_known_by_their_keys() -> None:
     assert kinds("n.weight", "n.bias", "n.mean_weight", "n.var_weight", shape=(3,)) == {"switchable norm": 1}
     assert kinds("c.weight", "c.gain") == {"weight standardization with gain": 1}
     assert kinds("c.parametrizations.weight.original") == {"other parametrization": 1}
+
+
+def test_spectral_norm_without_v_does_not_fold_by_a_formula_that_needs_it() -> None:
+    infos = [
+        TensorInfo(name, dtype_named("float32"), (4, 4))
+        for name in ("c.weight_orig", "c.weight_u", "c.weight")
+    ]
+    (found,) = find_kinds(infos)
+    assert found.kind.name == "spectral norm (legacy, without v)"
+    assert found.kind.folds == "if known"
+    assert "the plain weight is beside it" in found.kind.how
+    assert kinds("c.weight_orig", "c.weight_u", "c.weight_v") == {"spectral norm (legacy)": 1}
+    assert KINDS_BY_NAME["spectral norm (legacy)"].folds == "yes"
+
+
+def test_one_number_each_is_not_called_a_norm() -> None:
+    for stem in (("scale.weight", "scale.bias"), ("gamma", "beta")):
+        assert kinds(*stem, shape=(1,)) == {}
+        assert kinds(*stem, shape=(2,)) == {"affine norm": 1}
+    assert kinds_of(torch.nn.BatchNorm1d(1)) == {"batch norm": 1}
+
+
+def test_a_v_of_attention_is_a_part_of_no_norm() -> None:
+    assert kinds_of(torch.nn.MultiheadAttention(4, 2, add_bias_kv=True)) == {}
 
 
 def test_keys_at_the_root_are_seen_and_the_first_place_is_named() -> None:

@@ -71,7 +71,9 @@ def normed(draw: st.DrawFn) -> tuple[nn.Module, set[str]]:
                 if isinstance(module, nn.LSTM):
                     norm = legacy  # torch's own LSTM cannot be parametrized with two names at once
                 module = norm(module, name, dim)
-                names.add(f"{index}.{name}")
+                # A bias is a layer only beside a normalized weight.
+                if name != "bias" or f"{index}.weight" in names:
+                    names.add(f"{index}.{name}")
         stack[str(index)] = module
     return stack, names
 

@@ -656,7 +656,10 @@ def test_an_exact_name_is_taken_whatever_it_looks_like_but_for_what_has_no_norm(
         ("conv.bias", (8,)),
         ("emb.weight", (100, 1)),
     ]
-    assert exact.notes == ()
+    (note,) = exact.notes
+    assert note.startswith("conv.bias: the next command finds it as a layer only by its name in full, ")
+    assert note.endswith("--layers 'conv.bias'")
+    assert split(source, "conv.weight", "conv.bias", dim=0).notes == ()
     for name, why in {
         "table": "it is int64, which has no norm",
         "steps": "it is int64, which has no norm",
@@ -764,17 +767,31 @@ def test_another_form_than_the_recorded_one_has_its_own_places(
     assert names(like) == [*long, "c.bias"]
 
 
-def test_a_weight_that_shared_memory_with_a_name_that_stays_is_noted_but_not_for_want_of_elements() -> None:
-    for shape, notes in (((8, 4), 1), ((0, 4), 0)):
-        state = state_at("", ("a", shape), ("b", shape), ("c", shape))
-        a, b, c = state.entries
-        assert a.tensor
-        assert b.tensor
-        tied = replace(b, tensor=replace(b.tensor, storage=a.tensor.storage))
-        source = tree(replace(state, entries=(a, tied, c)))
-        assert len(split(source, "a", dim=0).notes) == notes
-        assert split(source, "a", "b", dim=0).notes == ()
-        assert split(source, "c", dim=0).notes == ()
+def test_a_weight_that_shared_memory_with_a_name_that_stays_is_noted() -> None:
+    state = state_at("", ("a", (8, 4)), ("b", (8, 4)), ("c", (8, 4)))
+    a, b, c = state.entries
+    assert a.tensor
+    assert b.tensor
+    tied = replace(b, tensor=replace(b.tensor, storage=a.tensor.storage))
+    source = tree(replace(state, entries=(a, tied, c)))
+    assert len(split(source, "a", dim=0).notes) == 1
+    assert split(source, "a", "b", dim=0).notes == ()
+    assert split(source, "c", dim=0).notes == ()
+
+
+@pytest.mark.parametrize("globs", [("a",), ("*",)])
+def test_a_weight_without_elements_is_refused_by_name(globs: tuple[str, ...]) -> None:
+    source = tree(state_at("", ("a", (0, 4)), ("b", (8, 4))))
+    with pytest.raises(LayerError, match=r"layer a: it is empty: saved from one rank") as caught:
+        split(source, *globs, dim=0)
+    assert caught.value.fix.startswith("gather it first (zero_to_fp32.py, FULL_STATE_DICT); --exclude 'a'")
+    assert [change.name for _, change in split(source, "b", dim=0).layers] == ["b"]
+
+
+def test_of_a_sharded_training_a_wildcard_says_that_all_is_empty() -> None:
+    source = tree(state_at("", ("a", (0,)), ("b", (0,))))
+    with pytest.raises(ArgumentError, match=r"nothing that looks like a weight \(empty: a, b\)"):
+        split(source, "*", dim=0)
 
 
 # -- which state dicts, and what is left out

@@ -26,6 +26,7 @@ CONTAINERS = {
     "legacy_nonzip.pth": "torch legacy",
     "scripted.pt": "TorchScript",
     "tcn.onnx": "ONNX",
+    "arrays.npz": "npz",
     **{path.name: "safetensors" for path in FIXTURES.glob("*.safetensors")},
 }
 SOURCES = sorted(name for name in MADE if (FIXTURES / name).is_file())
@@ -49,11 +50,13 @@ def test_a_suffix_says_nothing_about_what_a_file_is(name: str, tmp_path: Path) -
             assert (opened.path, opened.size) == (renamed, renamed.stat().st_size)
 
 
-def test_a_target_is_safetensors_or_onnx_where_its_suffix_says_so_and_torch_elsewhere() -> None:
+def test_a_target_is_what_its_suffix_says_and_torchs_where_it_says_nothing() -> None:
     for name in ("a.safetensors", "x/a.b.safetensors"):
         assert container_of(Path(name)) is Container.SAFETENSORS
     for name in ("a.pt", "a", "safetensors", ".safetensors", "a.safetensors.bak", "a.safetensor", "onnx"):
         assert container_of(Path(name)) is Container.TORCH_ZIP
+    for name in ("a.npz", "x/a.b.NPZ"):
+        assert container_of(Path(name)) is Container.NPZ
     for name in ("a.onnx", "x/a.b.ONNX"):
         assert container_of(Path(name)) is Container.ONNX
 
@@ -62,6 +65,7 @@ def test_a_target_is_safetensors_or_onnx_where_its_suffix_says_so_and_torch_else
 READERS = {
     "tcn.onnx": {"wnconvert.onnx"},
     "hifigan.safetensors": {"wnconvert.formats.safetensors"},
+    "arrays.npz": {"wnconvert.formats.npz", "wnconvert.formats.zips"},
     "tied.pt": {"wnconvert.formats.torch", "wnconvert.formats.pickle", "wnconvert.formats.zips"},
     "legacy_nonzip.pth": {"wnconvert.formats.torch", "wnconvert.formats.pickle", "wnconvert.formats.zips"},
 }

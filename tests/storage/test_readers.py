@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from tests.helpers.bad_files import pair, rezipped, safetensors, saved, written
+from tests.helpers.bad_files import pair, rezipped, safetensors, saved, written, zipped
 from tests.helpers.contracts import Damaged, ReaderContract
 
 # -- safetensors
@@ -153,6 +153,65 @@ class TestTorchLegacy(ReaderContract):
     DAMAGED: ClassVar = {
         "twice: a storage": Damaged(key_twice, "storage"),
         **{name: rebuilt(*case, as_zip=False) for name, case in ABSURD.items()},
+    }
+
+
+# -- NumPy
+
+
+def npy(shape: object = (2,), description: object = "<f4", order: str = "False", more: str = "") -> bytes:
+    text = f"{{'descr': {description!r}, 'fortran_order': {order}, 'shape': {shape!r}{more}}}\n".encode()
+    return b"\x93NUMPY\1\0" + struct.pack("<H", len(text)) + text
+
+
+def npz(content: bytes, says: str, name: str = "b.npy") -> Damaged:
+    """An archive of a good array and this member."""
+    return Damaged(lambda folder: zipped({"a.npy": npy() + bytes(8), name: content}, folder), says)
+
+
+def array_twice(folder: Path) -> Path:
+    source = zipped({"a.npy": npy() + bytes(8)}, folder)
+    with zipfile.ZipFile(source, "a") as archive, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        archive.writestr("a.npy", npy() + bytes(8))
+    return source
+
+
+def arrays_overlap(folder: Path) -> Path:
+    source = zipped({"a.npy": npy() + bytes(8), "b.npy": npy() + bytes(8)}, folder)
+    data = bytearray(source.read_bytes())
+    at = data.rfind(b"b.npy") - 46
+    data[at + 42 : at + 46] = struct.pack("<I", 0)
+    return written(bytes(data), folder)
+
+
+class TestNpz(ReaderContract):
+    WHOLE = ("arrays.npz",)
+    DAMAGED: ClassVar = {
+        "twice: an array": Damaged(array_twice, "a.npy is in its zip directory twice"),
+        "overlapping: arrays": Damaged(arrays_overlap, "overlap"),
+        "outside: too few elements": npz(npy() + bytes(7), "array b needs 8 bytes and has 7"),
+        "outside: too many": npz(npy() + bytes(9), "array b needs 8 bytes and has 9"),
+        "outside: too large a shape": npz(npy((1 << 62, 1 << 62)) + bytes(8), "array b needs"),
+        "outside: a long header": npz(b"\x93NUMPY\1\0\xff\xff{}", "absurd header"),
+        "absurd: no array": npz(b"hello, this is a text", "absurd header"),
+        "absurd: nothing": npz(b"", "absurd header"),
+        "absurd: a version": npz(npy().replace(b"\1\0", b"\x09\0", 1) + bytes(8), "absurd header"),
+        "absurd: a negative shape": npz(npy((-2,)), "absurd header"),
+        "absurd: a truth value": npz(npy((True, 2)) + bytes(8), "absurd header"),
+        "absurd: no shape": npz(npy("2") + bytes(8), "absurd header"),
+        "absurd: a hundred axes": npz(npy((1,) * 100) + bytes(4), "absurd header"),
+        "absurd: an order": npz(npy(order="0") + bytes(8), "absurd header"),
+        "absurd: another entry": npz(npy(more=", 'x': 1") + bytes(8), "absurd header"),
+        "absurd: code": npz(npy(more=", 'x': print(1)") + bytes(8), "absurd header"),
+        "absurd: deep": npz(npy(more=", 'x': " + "(" * 8000) + bytes(8), "absurd header"),
+        "absurd: objects": npz(
+            npy(description="|O") + bytes(8), "array b is |O, not an array of little-endian"
+        ),
+        "absurd: a text": npz(npy(description="<U2") + bytes(16), "array b is <U2"),
+        "absurd: big-endian": npz(npy(description=">f4") + bytes(8), "array b is >f4"),
+        "absurd: fields": npz(npy(description=[("x", "<f4")]) + bytes(8), "not an array of little-endian"),
+        "absurd: not an array's name": npz(b"{}", "member config.json is not an array", "config.json"),
     }
 
 

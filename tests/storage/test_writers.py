@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import safetensors.numpy
 from onnx import numpy_helper
@@ -29,6 +30,15 @@ class TestTorchZip(WriterContract):
 
         found = state_dicts(path)
         return {f"{at}.{name}": value.numpy() for at, state in found.items() for name, value in state.items()}
+
+
+class TestNpz(WriterContract):
+    SOURCES = ("g_02500000", "hifigan.safetensors", "sovits.pth", "arrays.npz")
+    SUFFIX = ".npz"
+
+    def read(self, path: Path) -> dict[str, Any]:
+        with np.load(path, allow_pickle=False) as archive:
+            return {name: archive[name] for name in archive.files}
 
 
 class TestOnnx(WriterContract):

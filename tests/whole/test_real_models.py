@@ -20,7 +20,9 @@ from tests.helpers.infos import halves
 from tests.helpers.live_models import infos_of
 from tests.helpers.marks import some
 from tests.helpers.states import hold, same
-from tests.helpers.zoo import FORMS, ROWS, SEEDS, WITHOUT, Row, gap, inside, of, vits_config, weight_norm_is
+from tests.helpers.zoo import FORMS, SEEDS, WITHOUT, Row, gap, inside, of, vits_config, weight_norm_is
+from tests.helpers.zoo import ROWS as SIMPLE
+from tests.helpers.zoo_composites import COMPOSITES
 from wnconvert.layers.find import find_pairs
 from wnconvert.verbs.conversion.files import fold_file, migrate_file, split_file
 from wnconvert.verbs.conversion.state_dict import fold_state_dict, migrate_state_dict, split_state_dict
@@ -33,6 +35,9 @@ WITHIN = 1e-5
 
 OTHER = dict(zip(FORMS, reversed(FORMS), strict=True))
 
+
+#: A row whose class is newer than the transformers that is installed is left out.
+ROWS = tuple(row for row in (*SIMPLE, *COMPOSITES) if row.is_there)
 
 #: A class that is plain by itself, one with a single layer of dim 2, and one that has its layers itself.
 FEW = ("SpeechT5HifiGan", "Wav2Vec2Model", "EncodecModel")
@@ -48,7 +53,8 @@ def rows_named(*names: str) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("row", [by_name[name] for name in names], ids=lambda row: row.name)
 
 
-every_row = rows_named(*(row.name for row in ROWS))
+#: Models within models, which take longest to build, are left to the full run here.
+every_row = some("row", {row.name: row for row in ROWS}, [row.name for row in SIMPLE])
 rows = rows_of(ROWS)
 forms = pytest.mark.parametrize("form", FORMS)
 

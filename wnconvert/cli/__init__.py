@@ -14,6 +14,7 @@ environment  env
 from __future__ import annotations
 
 import gc
+import io
 import os
 import signal
 import sys
@@ -63,8 +64,11 @@ def main() -> NoReturn:
             setattr(sys, name, Path(os.devnull).open(mode))  # noqa: SIM115 - until the end
     if not sys.warnoptions:
         warnings.simplefilter("ignore")  # warnings of libraries mean nothing to a user of this tool
-    for ending in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(ending) != signal.SIG_IGN:  # nohup ignores it
+    if isinstance(sys.stdout, io.TextIOWrapper):  # which on Windows may lack a character of a table
+        sys.stdout.reconfigure(errors="replace")
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        ending = getattr(signal, name, None)  # Windows has no SIGHUP
+        if ending and signal.getsignal(ending) != signal.SIG_IGN:  # nohup ignores it
             signal.signal(ending, _terminated)
     gc.disable()  # a short process needs no search for cycles, which took 20 ms
     code = _run()

@@ -143,12 +143,12 @@ def export(model: str, out: str, **options: Any) -> int:
     _check_torch()
     built, shown = _taken(options, _BUILT), _taken(options, _SHOWN)
     _check_texts(options)
-    from pathlib import Path
 
+    from wnconvert.storage.files import output_path
     from wnconvert.storage.staging import check_target
     from wnconvert.verbs.export.export import export_onnx
 
-    check_target(Path(out), force=options["force"])
+    check_target(output_path(out), force=options["force"])
     _check_other(out, model, built["weights"])
 
     def run(module: Any, progress: Callable[[Any], None]) -> Any:
@@ -175,13 +175,12 @@ def check(path: str, model: str, **options: Any) -> int:
     _check_torch()
     built, shown = _taken(options, _BUILT), _taken(options, _SHOWN)
     _check_texts(options)
-    from pathlib import Path
 
     from wnconvert.storage.checkpoint import open_checkpoint
     from wnconvert.verbs.export.check import check_onnx
     from wnconvert.verbs.export.graph import graph_of
 
-    graph_of(open_checkpoint(Path(path)))
+    graph_of(open_checkpoint(path))
 
     def run(module: Any, progress: Callable[[Any], None]) -> Any:
         return check_onnx(path, module, progress=progress, **options)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -155,19 +156,24 @@ def _convert(
 ) -> None:
     """Run a verb on a file, or plan it, and print the result."""
     from wnconvert.reports.conversions import plan_line, plan_text, result_line, result_text
+    from wnconvert.verbs.conversion.piped import goes_to_stdout
     from wnconvert.verbs.conversion.targets import default_output
 
-    target = str(default_output(src, kind)) if out is None else out
+    piped = goes_to_stdout(src, out)
+    if piped:
+        output = replace(output, on_stderr=True)
+    target = "-" if piped else str(default_output(src, kind)) if out is None else out
     most = None if every else FIRST_LAYERS
     if dry_run:
         plan = verb(src, target, dry_run=True, **options)
         there = (
             ()
-            if options["force"] or not Path(target).exists()
+            if options["force"] or piped or not Path(target).exists()
             else (f"{target} exists: --force replaces it",)
         )
         output.notes((*plan.notes, *there))
-        output.result(plan.to_dict, lambda: plan_text(plan, target, most), lambda: plan_line(plan, target))
+        shown = "stdout" if piped else target
+        output.result(plan.to_dict, lambda: plan_text(plan, shown, most), lambda: plan_line(plan, shown))
         return
     with progress_bar(src, shown=output.steps and not no_progress) as progress:
         result = verb(src, target, progress=progress, **options)

@@ -146,8 +146,9 @@ def target(default: str) -> Callable[[_Command], _Command]:
             "out",
             type=click.Path(),
             metavar="OUT",
-            help="File to write: safetensors if it has that suffix, else in the format of torch.save; or a "
-            f"folder, if SRC is one or OUT ends in a slash.  [default: SRC with {default} before its suffix]",
+            help="File to write: safetensors or .npz if it has that suffix, else as torch.save writes; "
+            "or a folder, if SRC is one or OUT ends in a slash; - is stdout, as SRC - is stdin.  "
+            f"[default: SRC with {default} before its suffix]",
         ),
         click.option(
             "--only",

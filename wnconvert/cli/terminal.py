@@ -19,6 +19,7 @@ __all__ = [
     "alarm",
     "discard",
     "fitting_width",
+    "in_json",
     "mention",
     "progress_bar",
     "put",
@@ -81,11 +82,16 @@ def put(text: str) -> None:
         raise OutputError(f"it cannot be written ({error.strerror})", where="stdout") from error
 
 
-def put_json(data: Mapping[str, Any]) -> None:
-    """Print data to stdout, as ``put`` prints a text."""
+def in_json(data: Mapping[str, Any]) -> str:
+    """Data as it is printed."""
     from json import dumps  # which `--help` does not need
 
-    put(dumps(data, indent=1))
+    return dumps(data, indent=1)
+
+
+def put_json(data: Mapping[str, Any]) -> None:
+    """Print data to stdout, as ``put`` prints a text."""
+    put(in_json(data))
 
 
 @contextlib.contextmanager

@@ -3,5 +3,6 @@
 zips         zip archives: directory in, layout out
 safetensors  safetensors: header in, layout out
 pickle       pickles as data: read by a small machine that imports and calls nothing, and written back
+npz          NumPy's archives of arrays: headers in, layout out
 torch        files of torch.save: state dicts, modules and optimizers in a pickle
 """

@@ -147,11 +147,17 @@ def _check_overlaps(records: dict[str, ZipEntry]) -> None:
 
 @dataclass(frozen=True, slots=True)
 class NewRecord:
-    """A file of a new archive: literal bytes, or work that will make ``size`` of them."""
+    """A file of a new archive: literal bytes, or work that makes ``size`` of them, and a ``head``."""
 
     name: str
     size: int
     content: bytes | Work
+    head: bytes = b""
+
+    @property
+    def stored(self) -> int:
+        """Its bytes in all."""
+        return len(self.head) + self.size
 
 
 def zip_layout(records: Sequence[NewRecord], *, align: int = 64, mark: bytes = b"PK") -> Layout:
@@ -166,12 +172,12 @@ def zip_layout(records: Sequence[NewRecord], *, align: int = 64, mark: bytes = b
     for record in records:
         name = record.name.encode()
         crc = zlib.crc32(record.content) if isinstance(record.content, bytes) else 0
-        extra = _wide(record.size, record.size) if record.size >= _FULL32 else b""
+        extra = _wide(record.stored, record.stored) if record.stored >= _FULL32 else b""
         plain_end = at + _LOCAL.size + len(name) + len(extra)
         # Padding goes into an extra field of its own, whose head takes 4 bytes; torch calls it FB too.
         padding = -(plain_end + 4) % align
         extra += struct.pack("<2sH", b"FB", padding) + b"Z" * padding
-        short = min(record.size, _FULL32)
+        short = min(record.stored, _FULL32)
         header = _LOCAL.pack(
             b"PK\x03\x04", 45, _flags(name), 0, 0, _DATE, crc, short, short, len(name), len(extra)
         )
@@ -180,10 +186,10 @@ def zip_layout(records: Sequence[NewRecord], *, align: int = 64, mark: bytes = b
         if isinstance(record.content, bytes):
             pieces.append((at, header + record.content))
         else:
-            pieces.append((at, header))
-            blobs.append((record, at, start))
+            pieces.append((at, header + record.head))
+            blobs.append((record, at, start + len(record.head)))
         directory.append((record, at, crc))
-        at = start + record.size
+        at = start + record.stored
     crc_in_directory: dict[str, int] = {}
     central = bytearray()
     for record, header_at, crc in directory:
@@ -192,7 +198,13 @@ def zip_layout(records: Sequence[NewRecord], *, align: int = 64, mark: bytes = b
     tail = bytes(central) + _ends(len(directory), len(central), at)
     pieces.append((at, tail))
     work = tuple(
-        Blob(start, record.size, record.content, (header_at + _CRC_IN_LOCAL, crc_in_directory[record.name]))
+        Blob(
+            start,
+            record.size,
+            record.content,
+            (header_at + _CRC_IN_LOCAL, crc_in_directory[record.name]),
+            zlib.crc32(record.head),
+        )
         for record, header_at, start in blobs
         if not isinstance(record.content, bytes)
     )
@@ -215,10 +227,10 @@ def _wide(*values: int) -> bytes:
 
 def _central_entry(record: NewRecord, header_at: int, crc: int) -> bytes:
     name = record.name.encode()
-    values = [record.size, record.size] if record.size >= _FULL32 else []
+    values = [record.stored, record.stored] if record.stored >= _FULL32 else []
     values += [header_at] if header_at >= _FULL32 else []
     extra = _wide(*values) if values else b""
-    short, place = min(record.size, _FULL32), min(header_at, _FULL32)
+    short, place = min(record.stored, _FULL32), min(header_at, _FULL32)
     return (
         _CENTRAL.pack(
             b"PK\x01\x02",

@@ -1,7 +1,9 @@
 """Which layers the names and shapes of a state dict show.
 
-dims     which axis a g belongs to, from two shapes
-schemes  how layers are spelled: one row a convention
-kinds    other reparameterizations and norms, one row a kind
-find     the layers among the names of a state dict
+dims      which axis a g belongs to, from two shapes
+schemes   how layers are spelled: one row a convention
+evidence  what speaks against a pair that has the names of one
+foreign   weight norm as other libraries spell it, one row a library
+kinds     other reparameterizations and norms, one row a kind
+find      the layers among the names of a state dict
 """

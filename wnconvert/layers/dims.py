@@ -13,7 +13,7 @@ from wnconvert.errors import LayerError
 from wnconvert.messages import option
 from wnconvert.tensors.tree import Dim, Shape
 
-__all__ = ["AUTO", "DimFit", "dim_of"]
+__all__ = ["AUTO", "DimFit", "dim_of", "g_shape", "torchs_g_shape"]
 
 
 #: Ask for dim to be read from g's shape.
@@ -80,6 +80,32 @@ def _check(g: Shape, v: Shape, dim: object) -> Dim:
     if g != kept and g != (v[axis],) and not (v[axis] == 1 and math.prod(g) == 1):
         raise LayerError(f"{_misfit(g, v)} along {option('dim', dim)}", fix=_leave_dim_out())
     return axis
+
+
+def g_shape(v: Shape, dim: Dim) -> Shape:
+    """The shape that torch gives to g; ``()`` for an axis that does not exist.
+
+    >>> g_shape((8, 4, 3), 0), g_shape((8, 4, 3), None)
+    ((8, 1, 1), ())
+    """
+    if dim is None or dim >= len(v):
+        return ()
+    return tuple(size if axis == dim else 1 for axis, size in enumerate(v))
+
+
+def torchs_g_shape(g: Shape, v: Shape, dim: Dim) -> Shape:
+    """The shape that torch loads for a g that fits along ``dim``: its own, unless torch makes none like it.
+
+    A single number is torch's in as many axes as v, or in none.
+
+    >>> torchs_g_shape((8,), (8, 4), 0), torchs_g_shape((1, 1, 1), (8, 1, 3), None)
+    ((8, 1), (1, 1, 1))
+    """
+    if len(g) == len(v) or not g:
+        return g
+    if math.prod(g) == 1 and v and v[0] == 1:
+        return g_shape(v, 0)  # the same numbers as those of the whole tensor, and torch's default
+    return g_shape(v, dim)
 
 
 def _leave_dim_out() -> str:

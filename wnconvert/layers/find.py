@@ -1,18 +1,27 @@
 """The layers among the names of a state dict.
 
-A layer is recognised by its whole group of keys and by its shapes, never by a lone suffix: ``weight_v``
-alone is spectral norm, ``emb_g.weight`` is a speaker embedding.
+A layer is recognised by its whole group of keys, by its shapes and by what stands beside it, never by a lone
+suffix: ``weight_v`` alone is spectral norm, ``emb_g.weight`` is a speaker embedding, ``b_g`` beside ``b_v``,
+``b_i`` and ``b_f`` is a bias of a gate.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from wnconvert.errors import LayerError
 from wnconvert.layers.dims import dim_of
-from wnconvert.layers.schemes import SCHEMES, Layer, Refused, Selection
+from wnconvert.layers.evidence import (
+    EMPTY,
+    EMPTY_FIX,
+    Module,
+    PassedOver,
+    is_bias,
+    weakness_of,
+)
+from wnconvert.layers.schemes import SCHEMES, Layer, Refused, Scheme, Selection, owner_of
 from wnconvert.tensors.tree import TensorInfo
 
 __all__ = ["FoundPairs", "find_pairs"]
@@ -23,13 +32,15 @@ class FoundPairs:
     """The layers that names and shapes show in a state dict.
 
     ``layers`` in order of the first half of each pair; ``refused``; ``unwanted``, layers that the
-    selection leaves alone; ``halves``, keys whose other half is not there.
+    selection leaves alone; ``halves``, keys whose other half is not there; ``passed``, pairs that have the
+    names of a layer and too little else, and that the selection does not name in full.
     """
 
     layers: tuple[Layer, ...]
     refused: tuple[Refused, ...]
     unwanted: tuple[str, ...]
     halves: tuple[str, ...]
+    passed: tuple[PassedOver, ...] = ()
 
 
 def find_pairs(
@@ -45,92 +56,152 @@ def find_pairs(
     >>> [(layer.name, layer.form, layer.dim) for layer in found.layers]
     [('conv.weight', 'legacy', 0)]
     """
-    names = {info.name: info for info in infos}
-    groups = _group(names)
+    there = _There(infos)
     layers: list[Layer] = []
     refused: list[Refused] = []
     unwanted: list[str] = []
     halves: list[str] = []
-    for group in groups.values():
-        if group.g is None or group.v is None:
-            halves += _lonely_half(group, names)
-        elif not (_is_number(group.g) and _is_number(group.v)):
+    passed: list[PassedOver] = []
+    for group in there.groups.values():
+        g, v = group.g, group.v
+        if g is None or v is None:
+            halves += _lonely_half(group, there)
+        elif not (_is_number(g) and _is_number(v)) or _is_nobodys(group, g, v, there):
             continue  # integers called x_g and x_v are nobody's magnitude
         elif not selection.wants(group.weight):
             unwanted.append(group.weight)
-        elif reason := _reason_against(group, names, groups):
+        elif (weakness := there.weakness(group)) and not selection.names(group.weight):
+            passed.append(PassedOver(group.weight, g.name, v.name, *weakness))
+        elif reason := _reason_against(group, there):
             if any(other.name == group.weight for other in refused):
                 continue  # there in both forms: reported once
-            refused.append(Refused(group.weight, reason))
+            refused.append(Refused(group.weight, reason, EMPTY_FIX if reason == EMPTY else ""))
         else:
             try:
-                fit = dim_of(group.g.shape, group.v.shape, selection.dim)
+                fit = dim_of(g.shape, v.shape, selection.dim)
             except LayerError as error:
                 refused.append(Refused(group.weight, error.what, error.fix))
             else:
-                layers.append(Layer(group.weight, group.form, fit.dim, group.g, group.v, fit.note))
-    return FoundPairs(tuple(layers), tuple(refused), tuple(unwanted), tuple(halves))
+                layers.append(Layer(group.weight, group.scheme.form, fit.dim, g, v, fit.note))
+    return FoundPairs(tuple(layers), tuple(refused), tuple(unwanted), tuple(halves), tuple(passed))
 
 
 @dataclass(slots=True)
 class _Group:
     """The keys of one weight in one scheme, as far as they are there."""
 
-    form: str
+    scheme: Scheme
     weight: str
     g: TensorInfo | None = None
     v: TensorInfo | None = None
     beside: TensorInfo | None = None
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether both halves are there."""
+        return self.g is not None and self.v is not None
 
-def _group(names: Mapping[str, TensorInfo]) -> dict[tuple[str, str], _Group]:
-    groups: dict[tuple[str, str], _Group] = {}
-    for info in names.values():
-        for scheme in SCHEMES:
-            for part in ("g", "v", "beside"):
-                pattern: re.Pattern[str] = getattr(scheme, part)
-                if match := pattern.fullmatch(info.name):
-                    weight = match["owner"] + match["param"]
-                    group = groups.setdefault((scheme.form, weight), _Group(scheme.form, weight))
-                    if getattr(group, part) is None:
-                        setattr(group, part, info)
-    return groups
+    @property
+    def param(self) -> str:
+        """The name of the weight in its module."""
+        return self.weight.rpartition(".")[2]
+
+
+class _There:
+    """The tensors of a state dict: by name, by module, and in groups."""
+
+    def __init__(self, infos: Iterable[TensorInfo]) -> None:
+        self.names = {info.name: info for info in infos}
+        self.modules: dict[str, Module] = {}
+        self.groups: dict[tuple[str, str], _Group] = {}
+        for info in self.names.values():
+            owner = owner_of(info.name)
+            if owner not in self.modules:
+                self.modules[owner] = Module()
+            self.modules[owner].add(info.name[len(owner) :], info)
+            for scheme in SCHEMES:
+                if scheme.may_have(info.name):
+                    self._take(scheme, info)
+        self.normalized = {
+            owner_of(group.weight)
+            for group in self.groups.values()
+            if not is_bias(group.param) and group.is_whole and self.weakness(group, has_layer=True) is None
+        }
+
+    def _take(self, scheme: Scheme, info: TensorInfo) -> None:
+        for part in ("g", "v", "beside"):
+            pattern: re.Pattern[str] = getattr(scheme, part)
+            if match := pattern.fullmatch(info.name):
+                weight = match["owner"] + match["param"]
+                group = self.groups.setdefault((scheme.form, weight), _Group(scheme, weight))
+                if getattr(group, part) is None:
+                    setattr(group, part, info)
+
+    def module_of(self, group: _Group) -> Module:
+        """The tensors of the module that has the weight."""
+        owner = owner_of(group.weight)
+        return self.modules[owner] if owner in self.modules else Module()
+
+    def is_of_family(self, group: _Group, info: TensorInfo) -> bool:
+        """Whether a tensor is one of several of the family of a weight, and no part of spectral norm."""
+        owner = owner_of(group.weight)
+        return info.name[len(owner) :] in self.module_of(group).family_of(group.param)
+
+    def weakness(self, group: _Group, *, has_layer: bool | None = None) -> tuple[str, str] | None:
+        """What speaks against a whole group; see ``weakness_of``."""
+        if group.g is None or group.v is None:
+            return None
+        if has_layer is None:
+            has_layer = owner_of(group.weight) in self.normalized
+        return weakness_of(
+            group.scheme, group.param, group.g, group.v, self.module_of(group), has_layer=has_layer
+        )
 
 
 def _is_number(info: TensorInfo) -> bool:
     return info.dtype.foldable or info.dtype.is_float8 or info.dtype.name.startswith("complex")
 
 
-def _reason_against(
-    group: _Group, names: Mapping[str, TensorInfo], groups: Mapping[tuple[str, str], _Group]
-) -> str:
+def _is_nobodys(group: _Group, g: TensorInfo, v: TensorInfo, there: _There) -> bool:
+    """Whether a plain weight has a ``weight_g`` beside it that is not its magnitude, or not its own."""
+    if group.scheme.is_torchs:
+        return False
+    in_torchs = (there.groups.get((scheme.form, group.weight)) for scheme in SCHEMES if scheme.is_torchs)
+    is_magnitude = len(v.shape) > 1 and g.shape == (v.shape[0],) + (1,) * (len(v.shape) - 1)
+    return not is_magnitude or any(other is not None and other.is_whole for other in in_torchs)
+
+
+def _reason_against(group: _Group, there: _There) -> str:
     """Why a complete pair must not be converted, or nothing."""
-    if group.beside:
+    if group.beside and not there.is_of_family(group, group.beside):
         return f"{group.beside.name} beside it shows another reparameterization stacked on weight norm"
-    if group.weight in names:
+    if group.scheme.is_torchs and group.weight in there.names:
         return "the plain weight of that name is there too, and only one of them can be right"
     for scheme in SCHEMES:
-        other = groups.get((scheme.form, group.weight))
-        if other is not None and other is not group and other.g and other.v:
-            return f"it is there twice, in the {group.form} and in the {scheme.form} form"
+        other = there.groups.get((scheme.form, group.weight))
+        if other is not None and other is not group and other.is_whole:
+            return f"it is there twice, in the {group.scheme.form} and in the {scheme.form} form"
     for info in (group.g, group.v):
         if info is not None and not info.dtype.foldable:
             scale = " without its scale" if info.dtype.is_float8 else ""
             return f"{info.name} is {info.dtype}, which cannot be folded{scale}"
-    return ""
+    return "" if all(half is None or half.numel for half in (group.g, group.v)) else EMPTY
 
 
-def _lonely_half(group: _Group, names: Mapping[str, TensorInfo]) -> list[str]:
+def _lonely_half(group: _Group, there: _There) -> list[str]:
     """The key of a half whose partner seems to have been renamed.
 
     A lone v shows nothing: spectral norm has one (with u), attention has ``bias_v``; nor does a vector
-    called ``x_g``. A tensor with the shape of a magnitude, or the name of a parametrization, counts.
+    called ``x_g``, nor one of a family. A tensor with the shape of a magnitude, or the name of a
+    parametrization, counts.
     """
     half = group.g or group.v
-    if half is None or group.weight in names or not half.dtype.foldable:
+    if half is None or not group.scheme.is_torchs or group.weight in there.names or not half.dtype.foldable:
         return []
-    if group.form == "parametrize":
+    if group.scheme.form == "parametrize":
         return [half.name]
+    if there.module_of(group).family_of(group.param):
+        return []
     if half is group.g:
         long_axes = [size for size in half.shape if size != 1]
         return [half.name] if len(half.shape) > 1 and len(long_axes) <= 1 else []

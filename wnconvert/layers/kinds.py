@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from wnconvert.layers.foreign import LIBRARIES, find_foreign
 from wnconvert.tensors.tree import TensorInfo
 
 __all__ = ["KINDS", "FoundKind", "Kind", "find_kinds"]
@@ -18,8 +19,8 @@ __all__ = ["KINDS", "FoundKind", "Kind", "find_kinds"]
 class Kind:
     """One kind, by its keys: all of ``keys`` behind a common stem, and none of ``without``.
 
-    ``ranks`` holds the number of dimensions that a key's tensor must have. ``folds`` is ``"yes"``,
-    ``"no"`` or ``"if known"``; ``how`` says it in half a sentence.
+    ``ranks`` holds the number of dimensions that a key's tensor must have, ``least`` the elements that each
+    of them must have. ``folds`` is ``"yes"``, ``"no"`` or ``"if known"``; ``how`` says it in half a sentence.
     """
 
     name: str
@@ -28,6 +29,7 @@ class Kind:
     how: str
     without: tuple[str, ...] = ()
     ranks: tuple[tuple[str, int], ...] = ()
+    least: int = 0
 
 
 #: A key that several kinds share is claimed by the first of them.
@@ -37,9 +39,15 @@ KINDS: tuple[Kind, ...] = (
     ),
     Kind(
         "spectral norm (legacy)",
-        ("_orig", "_u"),
+        ("_orig", "_u", "_v"),
         "yes",
         "weight = orig / (uᵀ·mat(orig)·v), mat along dim 1 for ConvTranspose",
+    ),
+    Kind(
+        "spectral norm (legacy, without v)",
+        ("_orig", "_u"),
+        "if known",
+        "where the plain weight is beside it, which is what eval used: no v is stored",
     ),
     Kind("prune", ("_orig", "_mask"), "yes", "weight = orig · mask"),
     Kind(
@@ -99,6 +107,7 @@ KINDS: tuple[Kind, ...] = (
         "layer, group or instance norm, it depends on the data",
         without=("running_mean", "mean_weight"),
         ranks=(("weight", 1), ("bias", 1)),
+        least=2,
     ),
     Kind(
         "affine norm",
@@ -107,13 +116,25 @@ KINDS: tuple[Kind, ...] = (
         "layer, group or instance norm, it depends on the data",
         without=("running_mean",),
         ranks=(("gamma", 1), ("beta", 1)),
+        least=2,
     ),
 )
+
+#: Weight norm that torch does not spell so; ``find_foreign`` finds it.
+_FOREIGN = {
+    library: Kind(
+        f"weight norm ({library})",
+        (),
+        "if known",
+        f"where its names are read, which they are not yet: weight = {formula}",
+    )
+    for library, formula in LIBRARIES.items()
+}
 
 # A stem and what stands behind it: conv.weight|_orig, conv.parametrizations.weight.|0._u, bn.|running_mean.
 _SPLITS = (
     re.compile(r"(?P<stem>(?:.*\.)?parametrizations\.[^.]+\.)(?P<key>.+)"),
-    re.compile(r"(?P<stem>(?:.*\.)?[^.]+)(?P<key>_(?:orig|u|mask))"),
+    re.compile(r"(?P<stem>(?:.*\.)?[^.]+)(?P<key>_(?:orig|u|v|mask))"),
     re.compile(r"(?P<stem>(?:.*\.)?)(?P<key>lora_magnitude_vector.*)"),
     re.compile(r"(?P<stem>(?:.*\.)?)(?P<key>[^.]+)"),
 )
@@ -129,7 +150,7 @@ class FoundKind:
 
 
 def find_kinds(infos: Iterable[TensorInfo]) -> tuple[FoundKind, ...]:
-    """Count each kind among the tensors of a state dict; weight norm itself is not among them.
+    """Count each kind among the tensors of a state dict; weight norm itself is not, but as others spell it.
 
     >>> from wnconvert.tensors.dtypes import dtype_named
     >>> keys = ["bn.weight", "bn.bias", "bn.running_mean", "bn.running_var"]
@@ -138,7 +159,8 @@ def find_kinds(infos: Iterable[TensorInfo]) -> tuple[FoundKind, ...]:
     [('batch norm', 1)]
     """
     stems: dict[str, dict[str, TensorInfo]] = {}
-    for info in infos:
+    every = list(infos)
+    for info in every:
         for split in _SPLITS:
             if match := split.fullmatch(info.name):
                 stems.setdefault(match["stem"], {})[match["key"]] = info
@@ -147,10 +169,12 @@ def find_kinds(infos: Iterable[TensorInfo]) -> tuple[FoundKind, ...]:
     for stem, keys in stems.items():
         kind = next((kind for kind in KINDS if _shows(kind, keys)), None)
         if kind is not None:
-            found.setdefault(kind, []).append(stem)
+            found.setdefault(kind, []).append(stem.rstrip(".") or ".")
+    for pair in find_foreign(every):
+        found.setdefault(_FOREIGN[pair.library], []).append(pair.g)
     return tuple(
-        FoundKind(kind, len(found[kind]), found[kind][0].rstrip(".") or ".")
-        for kind in KINDS
+        FoundKind(kind, len(found[kind]), found[kind][0])
+        for kind in (*_FOREIGN.values(), *KINDS)
         if kind in found
     )
 
@@ -164,5 +188,5 @@ def _shows(kind: Kind, keys: Mapping[str, TensorInfo]) -> bool:
     return (
         all(map(has, kind.keys))
         and not any(map(has, kind.without))
-        and all(len(keys[key].shape) == rank for key, rank in kind.ranks)
+        and all(len(keys[key].shape) == rank and keys[key].numel >= kind.least for key, rank in kind.ranks)
     )

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from glob import escape
 
-from wnconvert.layers.dims import AUTO
+from wnconvert.layers.dims import AUTO, torchs_g_shape
 from wnconvert.messages import option
 from wnconvert.tensors.tree import TensorInfo, rows_of
 
@@ -22,6 +23,7 @@ __all__ = [
     "in_form",
     "owner_of",
     "spelled",
+    "spellings",
 ]
 
 
@@ -31,7 +33,8 @@ class Scheme:
 
     Each pattern captures ``owner`` (the module with its dot, or nothing) and ``param``; the weight is the
     two together. ``beside`` matches keys that show another reparameterization stacked on the pair.
-    ``spelling`` gives the keys back: of g and of v, from owner and param.
+    ``spelling`` gives the keys back: of g and of v, from owner and param. ``may_have`` says quickly which
+    keys no pattern can match. ``is_torchs`` says whether torch has the form, so that layers can be given it.
     """
 
     form: str
@@ -39,6 +42,8 @@ class Scheme:
     g: re.Pattern[str]
     v: re.Pattern[str]
     beside: re.Pattern[str]
+    may_have: Callable[[str], bool]
+    is_torchs: bool = True
 
 
 _OWNER = r"(?s:(?P<owner>(?:.*\.)?))"  # a name may hold a line break
@@ -53,6 +58,7 @@ SCHEMES: tuple[Scheme, ...] = (
         g=re.compile(_LEGACY + "g"),
         v=re.compile(_LEGACY + "v"),
         beside=re.compile(_LEGACY + "(?:[gv]_)?(?:orig|mask|u)"),  # spectral norm, prune
+        may_have=lambda key: key.endswith(("_g", "_v", "_orig", "_mask", "_u")),
     ),
     Scheme(
         form="parametrize",  # torch.nn.utils.parametrizations.weight_norm
@@ -60,11 +66,21 @@ SCHEMES: tuple[Scheme, ...] = (
         g=re.compile(_PARAMETRIZE + "original0"),
         v=re.compile(_PARAMETRIZE + "original1"),
         beside=re.compile(_PARAMETRIZE + r"(?:\d+\..*|original(?![01]$).*)"),
+        may_have=lambda key: "parametrizations." in key,
+    ),
+    Scheme(
+        form="physicsnemo",  # physicsnemo.nn.WeightNormLinear: its weight is v
+        spelling=("{owner}{param}_g", "{owner}{param}"),
+        g=re.compile(_OWNER + "(?P<param>weight)_g"),
+        v=re.compile(_OWNER + "(?P<param>weight)"),
+        beside=re.compile(_OWNER + "(?P<param>weight)_(?:orig|mask|u)"),
+        may_have=lambda key: key.endswith(("weight", "weight_g", "weight_orig", "weight_mask", "weight_u")),
+        is_torchs=False,
     ),
 )
 
-#: The forms that a pair can have.
-FORMS = tuple(scheme.form for scheme in SCHEMES)
+#: The forms that a layer can be given: torch's.
+FORMS = tuple(scheme.form for scheme in SCHEMES if scheme.is_torchs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,13 +131,21 @@ def spelled(form: str, weight: str) -> tuple[str, str] | None:
     return None
 
 
+def spellings(weight: str) -> tuple[str, ...]:
+    """The keys of the halves of a weight in every known form.
+
+    >>> spellings("weight")[:2]
+    ('weight_g', 'weight_v')
+    """
+    return tuple(half for scheme in SCHEMES for half in spelled(scheme.form, weight) or ())
+
+
 def in_form(layer: Layer, form: str) -> Layer:
-    """A layer as it is spelled in another (known) form."""
+    """A layer as it is spelled in another (known) form, with a g of the shape that torch loads."""
     keys = spelled(form, layer.name)
     assert keys is not None  # noqa: S101 - options know the forms
-    return replace(
-        layer, form=form, g=replace(layer.g, name=keys[0]), v=replace(layer.v, name=keys[1]), note=""
-    )
+    g = replace(layer.g, name=keys[0], shape=torchs_g_shape(layer.g.shape, layer.v.shape, layer.dim))
+    return replace(layer, form=form, g=g, v=replace(layer.v, name=keys[1]), note="")
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +181,9 @@ def fix_of(refused: Collection[Refused]) -> str:
 class Selection:
     """The layers that are wanted: globs on the names of weights (``fnmatch``), and dim if it is given.
 
+    ``named`` are weights that are said to be layers, whatever else their names could mean; so are those that
+    ``layers`` names without wildcards.
+
     >>> Selection(layers=("dec.*",), exclude=("*.conv_post.weight",)).wants("dec.conv_post.weight")
     False
     """
@@ -164,9 +191,19 @@ class Selection:
     layers: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     dim: int | str | None = AUTO
+    named: tuple[str, ...] = ()
 
     def wants(self, name: str) -> bool:
         """Whether the layer of this name is to be converted."""
         if self.layers and not any(fnmatchcase(name, glob) for glob in self.layers):
             return False
         return not any(fnmatchcase(name, glob) for glob in self.exclude)
+
+    def names(self, name: str) -> bool:
+        """Whether this layer is named in full, and not by a wildcard.
+
+        >>> Selection(layers=("b", "*")).names("b"), Selection(layers=("*",)).names("b")
+        (True, False)
+        """
+        said = (*self.layers, *self.named)
+        return name in said or escape(name) in said

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from wnconvert.layers.find import FoundPairs
+from wnconvert.layers.foreign import find_foreign, notes_on_foreign
 from wnconvert.layers.schemes import Refused, Selection
 from wnconvert.plan.plan import LeftOut, Plan, PlannedStateDict
 from wnconvert.plan.record import Record, recorded
-from wnconvert.plan.selection.scope import Scope, choose, scope_of, tie_notes
+from wnconvert.plan.selection.scope import Scope, choose, lost_texts, scope_of, tie_notes
 from wnconvert.plan.selection.wanted import (
     check_refused,
     check_selection,
@@ -57,10 +58,10 @@ class Draft:
 
     def refuse_modules(self, changed: Iterable[str]) -> None:
         """Raise ``LayerError`` if one of the ``changed`` state dicts is a pickled module and stays one."""
-        if self.container is not Container.SAFETENSORS:
+        if self.container.facts.holds_trees:
             paths = set(changed)
             states = (state for state in self.states if state.path in paths)
-            refuse_modules(states, _DONE[self.verb], f"{self.verb}_module")
+            refuse_modules(states, _DONE[self.verb], _FIXES_OF_MODULES[self.verb])
 
     def has_optimizers_to_fit(self, planned: Iterable[PlannedStateDict]) -> bool:
         """Whether layers change beside optimizers that the output would hold."""
@@ -78,9 +79,8 @@ class Draft:
         self, before: Record, verb: str, layers: Mapping[str, Sequence[Mapping[str, Any]]]
     ) -> tuple[Mapping[str, Any], ...]:
         """The record of the output: the steps ``before``, and one of ``verb`` on ``layers``, by path."""
-        kept = {
-            state.path: "" if self.container is Container.SAFETENSORS else state.path for state in self.states
-        }
+        holds_trees = self.container.facts.holds_trees
+        kept = {state.path: state.path if holds_trees else "" for state in self.states}
         return recorded(before, kept, verb, layers)
 
     def plan(
@@ -93,24 +93,31 @@ class Draft:
         notes: Iterable[str] = (),
     ) -> Plan:
         """The plan that puts ``planned``, and leaves out ``optimizers`` and what the scope leaves out."""
-        is_alone = self.container is Container.SAFETENSORS
+        facts = self.container.facts
+        texts = () if facts.keeps_texts else tuple(lost_texts(self.tree, record, facts.noun))
         return Plan(
             self.verb,
             self.container,
             planned,
             only=self.scope.only,
-            dropped=(*optimizers, *self.scope.dropped),
+            dropped=(*optimizers, *self.scope.dropped, *texts),
             already=already,
             record=record,
             notes=(
                 *self.tree.notes,
                 *idle_excludes(self.selection, self.names),
                 *notes,
-                *(tie_notes(self.states[0], planned[0]) if is_alone else ()),
+                *(() if facts.shares_memory else tie_notes(self.states[0], planned[0], facts.noun)),
             ),
         )
 
 
+_ALONE = "-o OUT.safetensors for its tensors alone"
+_FIXES_OF_MODULES = {
+    "fold": _ALONE,
+    "split": f"wnconvert fold it; {_ALONE}; or load it and use split_module",
+    "migrate": f"wnconvert fold it; {_ALONE}; or load it and use migrate_module",
+}
 _DONE = {"fold": "folded", "split": "split", "migrate": "migrated"}
 
 
@@ -126,8 +133,8 @@ class FoundDraft(Draft):
     ) -> FoundDraft:
         """Find the layers of the chosen state dicts, and what of these goes into a file of ``container``.
 
-        Raises ``ArgumentError`` where ``only`` or the selection names nothing, or a safetensors file would
-        have to hold several state dicts.
+        Raises ``ArgumentError`` where ``only`` or the selection names nothing, or a file that holds one state
+        dict would have to hold several.
         """
         chosen = choose(tree, only)
         found = {state.path: find_layers(state, selection) for state in chosen}
@@ -143,5 +150,7 @@ class FoundDraft(Draft):
         return {path: item.refused for path, item in self.found.items()}
 
     def found_notes(self) -> Iterable[str]:
-        """Notes for the user on the layers that were found."""
-        return (note for state in self.states for note in notes_on(self.found[state.path]))
+        """Notes for the user on the layers that were found, and on those that another library spells."""
+        for state in self.states:
+            yield from notes_on(self.found[state.path])
+            yield from notes_on_foreign(find_foreign(tensor.info for tensor in state.tensors.values()))

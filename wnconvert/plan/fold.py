@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from wnconvert.layers.schemes import Layer, Selection
+from wnconvert.layers.schemes import FORMS, Layer, Selection
 from wnconvert.plan.draft import FoundDraft
 from wnconvert.plan.plan import Change, Plan, PlannedStateDict
 from wnconvert.plan.record import origin_data
@@ -34,6 +34,9 @@ def plan_fold(
     """
     draft = FoundDraft.of("fold", tree, container, selection, only)
     draft.check_refused(draft.refused)
+    draft.refuse_modules(
+        path for path, found in draft.found.items() if any(layer.form not in FORMS for layer in found.layers)
+    )
     planned = tuple(_fold(state, draft.found[state.path].layers, dtype) for state in draft.states)
     origins = {state.path: _origins(state, item) for state, item in zip(draft.states, planned, strict=True)}
     return draft.plan(

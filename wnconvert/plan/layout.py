@@ -104,12 +104,16 @@ class Directions:
 
 @dataclass(frozen=True, slots=True)
 class Blob:
-    """``size`` bytes at ``start`` of the output. Their CRC-32 is written at each offset of ``crc_at``."""
+    """``size`` bytes at ``start`` of the output. Their CRC-32 is written at each offset of ``crc_at``.
+
+    It goes on from ``crc``, that of literal bytes before them.
+    """
 
     start: int
     size: int
     work: Work
     crc_at: tuple[int, ...] = ()
+    crc: int = 0
 
     @property
     def effort(self) -> int:

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 from wnconvert.errors import LayerError
+from wnconvert.layers.dims import dim_of
 from wnconvert.layers.schemes import Layer, Selection, in_form
 from wnconvert.messages import listed, option
 from wnconvert.plan.draft import FoundDraft
 from wnconvert.plan.order import is_buffer, restored
 from wnconvert.plan.plan import Change, Plan, PlannedStateDict
 from wnconvert.plan.record import Origin, Record, origin_data, origins, without_layers
+from wnconvert.plan.selection.again import needs_naming
 from wnconvert.plan.selection.scope import in_torch_order, kept_as_is
 from wnconvert.plan.selection.wanted import name_conflicts
 from wnconvert.plan.steps import Keep
 from wnconvert.tensors.containers import Container
-from wnconvert.tensors.tree import StateDict, Tree
+from wnconvert.tensors.tree import Shape, StateDict, Tree
 
 __all__ = ["plan_migrate"]
 
@@ -45,7 +48,11 @@ def plan_migrate(
         {
             state.path: (
                 *draft.refused[state.path],
-                *name_conflicts(state, (in_form(layer, to) for layer in wanted[state.path])),
+                *name_conflicts(
+                    state,
+                    (in_form(layer, to) for layer in wanted[state.path]),
+                    freed=[half.name for layer in wanted[state.path] for half in layer.halves],
+                ),
             )
             for state in draft.states
         }
@@ -71,8 +78,20 @@ def plan_migrate(
         if drop_optimizer
         else (),
         already=sum(layer.form == to for item in found for layer in item.layers),
-        notes=draft.found_notes(),
+        notes=(*draft.found_notes(), *_made_notes(draft.states, planned)),
     )
+
+
+def _made_notes(states: Sequence[StateDict], planned: Sequence[PlannedStateDict]) -> Iterable[str]:
+    """Notes on magnitudes that get another shape, and on layers that must be named to be found again."""
+    for state, item in zip(states, planned, strict=True):
+        pairs = [(change.before, change.after) for change in item.changes]
+        shaped = [(was, now) for was, now in pairs if was and now and was.g.shape != now.g.shape]
+        if shaped:
+            was, now = shaped[0]
+            more = f", and {len(shaped) - 1} more so" if len(shaped) > 1 else ""
+            yield f"{was.g.name} {was.g.shape} is written in the shape {now.g.shape}{more}"
+        yield from needs_naming(state, item)
 
 
 class _Migration:
@@ -80,7 +99,13 @@ class _Migration:
 
     def __init__(self, tree: Tree, state: StateDict, layers: Sequence[Layer], to: str) -> None:
         self.path = state.path
-        after = {layer.name: in_form(layer, to) for layer in layers}
+        recorded = _recorded_shapes(tree, state)
+        after = {layer.name: _in_shape(in_form(layer, to), recorded) for layer in layers}
+        shapes = {
+            layer.g.name: after[layer.name].g.shape
+            for layer in layers
+            if after[layer.name].g.shape != layer.g.shape
+        }
         new = {
             old.name: half.name
             for layer in layers
@@ -98,7 +123,7 @@ class _Migration:
         self.planned = PlannedStateDict(
             state.path,
             tuple(
-                Keep(name, source, is_tensor=source in tensors)
+                Keep(name, source, is_tensor=source in tensors, shape=shapes.get(source))
                 for name in self.order
                 for source in (old.get(name, name),)
             ),
@@ -106,7 +131,7 @@ class _Migration:
         )
         self.tensors = {new.get(name, name) for name in tensors}
         self.record: list[dict[str, object]] = []
-        if not self.origins and not self._is_undone_by_rule(layers, old, before):
+        if not self.origins and (shapes or not self._is_undone_by_rule(layers, old, before)):
             place = {name: at for at, name in enumerate(before)}
             self.record = [origin_data(layer, place) for layer in layers]
 
@@ -130,6 +155,29 @@ def _recorded_order(tree: Tree, state: StateDict, after: Mapping[str, Layer]) ->
     said = {origin.layer.name: (origin.layer.g.name, origin.layer.v.name) for origin in last}
     meant = {name: (layer.g.name, layer.v.name) for name, layer in after.items()}
     return last if said == meant else ()
+
+
+def _recorded_shapes(tree: Tree, state: StateDict) -> dict[tuple[str, str], Shape]:
+    """The shapes that g had before earlier migrations, by its name then and its weight."""
+    return {
+        (origin.layer.g.name, origin.layer.name): origin.layer.g.shape
+        for step in origins(tree.record, state.path, "migrate")
+        for origin in step
+    }
+
+
+def _in_shape(layer: Layer, recorded: Mapping[tuple[str, str], Shape]) -> Layer:
+    """A layer with its g in the shape that it had before, if that fits."""
+    shape = recorded.get((layer.g.name, layer.name))
+    if shape is None:
+        return layer
+    try:
+        fit = dim_of(shape, layer.v.shape)
+    except LayerError:
+        return layer
+    return (
+        replace(layer, g=replace(layer.g, shape=shape)) if fit.dim == layer.dim or layer.rows == 1 else layer
+    )
 
 
 def _without_last(record: Record, undone: Mapping[str, Iterable[str]]) -> Record:

@@ -122,7 +122,7 @@ class Plan:
         return {
             "schema": 1,
             "verb": self.verb,
-            "container": self.container.family,
+            "container": self.container.facts.family,
             "only": self.only,
             "layers": [change.to_dict(path) for path, change in self.layers],
             "already": self.already,

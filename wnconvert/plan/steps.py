@@ -12,7 +12,7 @@ from typing import ClassVar, Protocol
 from wnconvert.layers.schemes import Layer
 from wnconvert.plan.layout import CopyBytes, Directions, FoldLayer, Gather, Norms, Work
 from wnconvert.tensors.dtypes import DType
-from wnconvert.tensors.tree import StoredTensor, TensorInfo
+from wnconvert.tensors.tree import Shape, StoredTensor, TensorInfo
 
 __all__ = ["Direction", "Fold", "Keep", "MadeTensor", "Magnitude", "Step"]
 
@@ -34,6 +34,7 @@ class Step(Protocol):
 
     ``kept`` is the key in the source whose value this step puts, or None if the value is computed. ``layer``
     is the layer that is computed, or None. ``dtype`` is the dtype of the result; None: that of the source.
+    ``is_as_it_was`` says whether the value that is kept goes on as it is, in its dtype and shape.
     """
 
     @property
@@ -60,6 +61,10 @@ class Step(Protocol):
     def is_tensor(self) -> bool:
         """Whether the value is a tensor."""
 
+    @property
+    def is_as_it_was(self) -> bool:
+        """Whether the value that is kept goes on as it is."""
+
     def made_of(self, tensors: Mapping[str, StoredTensor], path: str = "") -> MadeTensor:
         """The new tensor, made of the ``tensors`` of the state dict at ``path``.
 
@@ -69,13 +74,22 @@ class Step(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Keep:
-    """Put the value of ``kept`` under ``name``; a tensor is cast where ``dtype`` is given."""
+    """Put the value of ``kept`` under ``name``; a tensor is cast where ``dtype`` is given.
+
+    ``shape`` is given where the same elements, in the same order, get another one: a g that was a vector.
+    """
 
     name: str
     kept: str
     dtype: DType | None = None
     is_tensor: bool = True
+    shape: Shape | None = None
     layer: ClassVar[None] = None
+
+    @property
+    def is_as_it_was(self) -> bool:
+        """Whether it is neither cast nor given another shape."""
+        return self.dtype is None and self.shape is None
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -85,6 +99,8 @@ class Keep:
     def made_of(self, tensors: Mapping[str, StoredTensor], path: str = "") -> MadeTensor:  # noqa: ARG002
         """The bytes as they are, unless they must be gathered or cast."""
         stored = tensors[self.kept]
+        if self.shape is not None:
+            stored = stored.shaped(self.shape)
         dtype: DType = self.dtype or stored.info.dtype
         info = TensorInfo(self.name, dtype, stored.info.shape)
         if self.dtype is None and stored.is_contiguous:
@@ -98,6 +114,7 @@ class _Computed:
     __slots__ = ()
     kept: ClassVar[None] = None
     is_tensor: ClassVar[bool] = True
+    is_as_it_was: ClassVar[bool] = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,8 @@
 """Checkpoints on disk: opened whatever they are, read in blocks, written whole or not at all.
 
 workers        jobs on several threads
-files          names become opened files: the one place that opens files for reading
+stores         the places where files lie, one class for each: what a store offers, disks
+files          names become opened files: the list of stores
 staging        a file out, whole or not at all
 staged_folder  a folder out, whole or not at all
 index          the index of a checkpoint in several files

@@ -7,18 +7,18 @@ from __future__ import annotations
 
 import contextlib
 import os
-import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import PurePath
 from typing import TYPE_CHECKING
 
 from wnconvert.errors import FormatError, InputError
 from wnconvert.plan.layout import Layout
 from wnconvert.plan.plan import Plan
-from wnconvert.storage.files import open_beside, open_file
+from wnconvert.storage.files import Name, located, open_beside, open_file, status_of
 from wnconvert.storage.recognition import HEAD, container_in, is_index, unknown_file
+from wnconvert.storage.stores.store import PathKind
 from wnconvert.tensors.containers import Container
 from wnconvert.tensors.files import ReadableFile
 from wnconvert.tensors.tree import Tree
@@ -35,25 +35,25 @@ __all__ = ["Checkpoint", "container_of", "layout_of", "no_graph", "open_checkpoi
 class Checkpoint:
     """An opened checkpoint: its tree of tensors, and the files in which their bytes lie (``shards``)."""
 
-    path: Path
+    path: PurePath
     container: Container
     size: int
     tree: Tree
-    shards: tuple[Path, ...]
+    shards: tuple[PurePath, ...]
     torch: TorchFile | None = None
     onnx: OnnxFile | None = None
     folder: Folder | None = None
     knows_modules: bool = False
 
 
-def container_of(path: Path) -> Container:
-    """The container that a target's suffix asks for: safetensors, ONNX, else torch's.
+def container_of(path: PurePath) -> Container:
+    """The container that a target's suffix asks for; torch's where it asks for none.
 
-    >>> print(container_of(Path("model.safetensors")), container_of(Path("g_02500000.folded")), sep=", ")
+    >>> print(container_of(PurePath("model.safetensors")), container_of(PurePath("g_1.folded")), sep=", ")
     safetensors, torch zip
     """
-    suffixes = {".safetensors": Container.SAFETENSORS, ".onnx": Container.ONNX}
-    return suffixes.get(path.suffix.lower(), Container.TORCH_ZIP)
+    suffix = path.suffix.lower()
+    return next((found for found in Container if suffix in found.facts.suffixes), Container.TORCH_ZIP)
 
 
 def no_graph(checkpoint: Checkpoint, what: str) -> Checkpoint:
@@ -67,25 +67,15 @@ def no_graph(checkpoint: Checkpoint, what: str) -> Checkpoint:
     )
 
 
-def layout_of(checkpoint: Checkpoint, plan: Plan) -> Layout:
-    """The bytes of the output that ``plan`` describes."""
-    if plan.container is Container.SAFETENSORS:
-        from wnconvert.formats.safetensors import safetensors_layout
-
-        return safetensors_layout(checkpoint.tree, plan)
-    from wnconvert.formats.torch.writer import torch_layout
-
-    return torch_layout(checkpoint.torch, checkpoint.tree, plan)
-
-
-def open_checkpoint(path: Path) -> Checkpoint:
-    """Open a checkpoint: a file, a folder with weights, or the index of such a folder.
+def open_checkpoint(name: Name) -> Checkpoint:
+    """Open a checkpoint by its name: a file, a folder with weights, or the index of such a folder.
 
     Only names, dtypes and shapes are read. Raises ``InputError`` for a file that cannot be opened or is not a
     checkpoint (the message says what it is), and ``FormatError`` for a checkpoint that is damaged.
     """
+    path = located(name)
     with _naming_errors(path):
-        if stat.S_ISDIR(path.stat().st_mode):
+        if status_of(path).kind is PathKind.FOLDER:
             return _open_folder(path)
         with closing(open_file(path)) as file:
             if not is_index(_head_of(file), path.name):
@@ -104,7 +94,7 @@ def _with_part_notes(opened: Checkpoint) -> Checkpoint:
 
 
 @contextlib.contextmanager
-def _naming_errors(path: Path) -> Iterator[None]:
+def _naming_errors(path: PurePath) -> Iterator[None]:
     """Errors that are raised inside name this file, if they name none."""
     try:
         yield
@@ -117,28 +107,53 @@ def _naming_errors(path: Path) -> Iterator[None]:
         raise
 
 
-def _open_file(path: Path) -> Checkpoint:
+def _open_file(path: PurePath) -> Checkpoint:
     with _naming_errors(path), closing(open_file(path)) as file:
         return read_checkpoint(file, path)
 
 
-def read_checkpoint(file: ReadableFile, path: Path) -> Checkpoint:
-    """Read an opened checkpoint of one file; ``path`` is its name, and data files lie beside it."""
-    container = container_in(_head_of(file))
-    if container is None:
-        return _read_onnx(file, path)
-    if container is Container.SAFETENSORS:
-        from wnconvert.formats.safetensors import open_safetensors
+def read_checkpoint(file: ReadableFile, path: PurePath) -> Checkpoint:
+    """Read an opened checkpoint of one file; data files lie beside its ``path``."""
+    return _READERS[container_in(_head_of(file)) or Container.ONNX](file, path)
 
-        return Checkpoint(path, container, file.size, open_safetensors(file), (path,))
-    # Six modules, a tenth of the time of a small fold.
-    from wnconvert.formats.torch.reader import open_legacy, open_zip
 
-    opened = open_zip(file) if container is Container.TORCH_ZIP else open_legacy(file)
+def layout_of(checkpoint: Checkpoint, plan: Plan) -> Layout:
+    """The bytes of the output that ``plan`` describes."""
+    return _WRITERS[plan.container](checkpoint, plan)
+
+
+# -- the readers and writers, each imported where it is needed: they are a tenth of the time of a small fold
+
+
+def _read_safetensors(file: ReadableFile, path: PurePath) -> Checkpoint:
+    from wnconvert.formats.safetensors import open_safetensors
+
+    return Checkpoint(path, Container.SAFETENSORS, file.size, open_safetensors(file), (path,))
+
+
+def _read_torch_zip(file: ReadableFile, path: PurePath) -> Checkpoint:
+    from wnconvert.formats.torch.reader import open_zip
+
+    return _of_torch(open_zip(file), file, path)
+
+
+def _read_torch_legacy(file: ReadableFile, path: PurePath) -> Checkpoint:
+    from wnconvert.formats.torch.reader import open_legacy
+
+    return _of_torch(open_legacy(file), file, path)
+
+
+def _read_npz(file: ReadableFile, path: PurePath) -> Checkpoint:
+    from wnconvert.formats.npz import open_npz
+
+    return Checkpoint(path, Container.NPZ, file.size, open_npz(file), (path,))
+
+
+def _of_torch(opened: TorchFile, file: ReadableFile, path: PurePath) -> Checkpoint:
     return Checkpoint(path, opened.container, file.size, opened.tree(), (path,), opened)
 
 
-def _read_onnx(file: ReadableFile, path: Path) -> Checkpoint:
+def _read_onnx(file: ReadableFile, path: PurePath) -> Checkpoint:
     from wnconvert.onnx.file.reader import looks_like_onnx, open_onnx
 
     if not looks_like_onnx(file):
@@ -150,11 +165,48 @@ def _read_onnx(file: ReadableFile, path: Path) -> Checkpoint:
     return Checkpoint(path, Container.ONNX, file.size, opened.tree(), opened.shards, onnx=opened)
 
 
+def _write_safetensors(checkpoint: Checkpoint, plan: Plan) -> Layout:
+    from wnconvert.formats.safetensors import safetensors_layout
+
+    return safetensors_layout(checkpoint.tree, plan)
+
+
+def _write_torch_zip(checkpoint: Checkpoint, plan: Plan) -> Layout:
+    from wnconvert.formats.torch.writer import torch_layout
+
+    return torch_layout(checkpoint.torch, checkpoint.tree, plan)
+
+
+def _write_npz(checkpoint: Checkpoint, plan: Plan) -> Layout:
+    from wnconvert.formats.npz import npz_layout
+
+    return npz_layout(checkpoint.tree, plan)
+
+
+# Of an opened file, and its name, to a checkpoint; ONNX files have no mark, so theirs refuses all else.
+_READERS: dict[Container, Callable[[ReadableFile, PurePath], Checkpoint]] = {
+    Container.SAFETENSORS: _read_safetensors,
+    Container.TORCH_ZIP: _read_torch_zip,
+    Container.TORCH_LEGACY: _read_torch_legacy,
+    Container.NPZ: _read_npz,
+    Container.ONNX: _read_onnx,
+}
+# What is written is of one container of each family; an ONNX model is edited (`verbs/conversion/onnx`).
+_WRITERS: dict[Container, Callable[[Checkpoint, Plan], Layout]] = {
+    Container.SAFETENSORS: _write_safetensors,
+    Container.TORCH_ZIP: _write_torch_zip,
+    Container.NPZ: _write_npz,
+}
+
+
+# -- folders
+
+
 def _head_of(file: ReadableFile) -> bytes:
     return file.read(0, min(HEAD, file.size))
 
 
-def _open_folder(root: Path, index: str = "") -> Checkpoint:
+def _open_folder(root: PurePath, index: str = "") -> Checkpoint:
     """Open the weights of a folder, all of its files, as one checkpoint."""
     from wnconvert.storage.folder import find_weights
     from wnconvert.storage.index import check_held
@@ -163,8 +215,7 @@ def _open_folder(root: Path, index: str = "") -> Checkpoint:
     folder = find_weights(root, index)
     opened = {name: _open_file(root / name) for name in folder.files}
     for name, checkpoint in opened.items():
-        of_torch = checkpoint.container in (Container.TORCH_ZIP, Container.TORCH_LEGACY)
-        if not (of_torch if name.endswith(".bin") else checkpoint.container is Container.SAFETENSORS):
+        if PurePath(checkpoint.container.facts.hub_name).suffix != PurePath(name).suffix:
             raise FormatError(
                 f"{name} is not what its name says: {checkpoint.container}",
                 fix="name the file itself, and -o a file",

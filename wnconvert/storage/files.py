@@ -1,87 +1,158 @@
-"""Names become opened files here, and nowhere else.
+"""Names become paths, and paths opened files, here and nowhere else: the list of stores.
 
-A new store needs a class like ``LocalFile``, and names that are not paths of this machine.
-
-Nothing is mapped into memory: a mapped file that becomes shorter ends the process, and no error can be
-raised.
+A new store is a class (`stores/`) and a line of ``STORES``.
 """
 
 from __future__ import annotations
 
 import os
-import stat
-from pathlib import Path
+import re
+import shlex
+from collections.abc import Iterable
+from functools import reduce
+from operator import and_
+from pathlib import Path, PurePath
+from typing import TypeAlias
 
-from wnconvert.errors import InputError
+from wnconvert.errors import InputError, OutputError
 from wnconvert.messages import printable
-from wnconvert.tensors.files import ReadableFile, became_shorter
+from wnconvert.storage.stores.disk import Disk, FileAddresses
+from wnconvert.storage.stores.standard import STANDARD, StandardInput
+from wnconvert.storage.stores.store import Address, PathKind, Status, Store
+from wnconvert.tensors.files import ReadableFile
 
-__all__ = ["LocalFile", "open_beside", "open_file"]
+__all__ = [
+    "STORES",
+    "Name",
+    "common_mode",
+    "kind_of",
+    "listing_of",
+    "local_path",
+    "located",
+    "open_beside",
+    "open_file",
+    "output_path",
+    "real_of",
+    "status_of",
+]
 
 
-def open_file(path: Path) -> ReadableFile:
+#: The name of a file or folder, as a user gives it.
+Name: TypeAlias = str | os.PathLike[str]
+
+_DISK = Disk()
+
+#: The stores by the schemes of their addresses; what has no scheme lies on a disk of this machine.
+STORES: dict[str, Store] = {"file": FileAddresses(), "stdin": StandardInput()}
+
+# One letter is a drive. A path object swallows the second slash.
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/(/?)")
+#: How to get a file from elsewhere, by scheme.
+_GET = {
+    "http": "curl -LO {name}",
+    "https": "curl -LO {name}",
+    "s3": "aws s3 cp {name} .",
+    "gs": "gcloud storage cp {name} .",
+    "hf": "hf download ORG/NAME FILE",
+}
+
+
+def located(name: Name) -> PurePath:
+    """The path of a name: a ``Path`` for files of this machine, an ``Address`` for those of other stores.
+
+    Raises ``InputError`` for an address whose scheme has no store.
+
+    >>> located("x.pt").name, located("file:///data/x.pt").as_posix()
+    ('x.pt', '/data/x.pt')
+    """
+    if isinstance(name, Address):
+        return name
+    if name == STANDARD:  # as a text: Path("-") is a file, as ./- is
+        return STORES["stdin"].path(name)
+    text = os.fspath(name)
+    found = _SCHEME.match(text)
+    if found is None or not (found[2] or found[1] in _GET or found[1] in STORES):
+        return _DISK.path(text)
+    scheme, text = found[1].lower(), f"{found[1]}://{text[found.end() :]}"
+    if scheme in STORES:
+        return STORES[scheme].path(text)
+    get = _GET.get(scheme)
+    raise InputError(
+        "an address, and only files of this machine are read and written",
+        where=text,
+        fix=f"{get.format(name=shlex.quote(text))}, and name the file"
+        if get
+        else "copy it to this machine, and name the file",
+    )
+
+
+def _store_of(path: PurePath) -> Store:
+    return STORES[path.scheme] if isinstance(path, Address) else _DISK
+
+
+def open_file(path: PurePath) -> ReadableFile:
     """Open a file for reading; close it afterwards.
 
     Raises ``InputError`` for a file that is not there, cannot be read, or is not a regular file.
     """
-    return LocalFile(path)
+    return _store_of(path).open(path)
 
 
-class LocalFile:
-    """A file on a disk of this machine, read by ``pread`` and ``preadv``, which know no position."""
-
-    def __init__(self, path: Path) -> None:
-        self.path: Path | None = path
-        self._where = os.fspath(path)
-        try:
-            regular = stat.S_ISREG(path.stat().st_mode)
-            # A pipe that has come in its place since is not waited for: it cannot be read at a place.
-            self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK) if regular else -1
-        except OSError as error:
-            raise self._unreadable(error) from error
-        if not regular:
-            raise InputError("not a regular file", where=self._where, fix="save it to a file first")
-
-    @property
-    def size(self) -> int:
-        """The number of its bytes, as it is now."""
-        return os.fstat(self._fd).st_size
-
-    def read(self, at: int, size: int, /) -> bytes:
-        """All of ``size`` bytes, beginning at byte ``at``."""
-        parts = []
-        try:
-            while size:
-                part = os.pread(self._fd, size, at)
-                if not part:
-                    raise became_shorter(self._where)
-                parts.append(part)
-                at, size = at + len(part), size - len(part)
-        except OSError as error:
-            raise self._unreadable(error) from error
-        return parts[0] if len(parts) == 1 else b"".join(parts)
-
-    def read_into(self, at: int, buffer: memoryview, /) -> None:
-        """Fill a buffer with the bytes that begin at byte ``at``."""
-        done = 0
-        try:
-            while done < len(buffer):
-                count = os.preadv(self._fd, [buffer[done:]], at + done)
-                if not count:
-                    raise became_shorter(self._where)
-                done += count
-        except OSError as error:
-            raise self._unreadable(error) from error
-
-    def close(self) -> None:
-        """Close the file."""
-        os.close(self._fd)
-
-    def _unreadable(self, error: OSError) -> InputError:
-        return InputError(f"it cannot be read ({error.strerror})", where=self._where)
+def status_of(path: PurePath) -> Status:
+    """What lies at a path. Raises ``OSError`` where nothing does, or where it cannot be told."""
+    return _store_of(path).status(path)
 
 
-def open_beside(model: Path, location: str) -> ReadableFile:
+def kind_of(path: PurePath) -> PathKind | None:
+    """What lies at a path; None where nothing does, or where it cannot be told."""
+    try:
+        return status_of(path).kind
+    except OSError:
+        return None
+
+
+def listing_of(folder: PurePath) -> list[str]:
+    """The names in a folder, sorted. Raises ``OSError`` where it cannot be read."""
+    return _store_of(folder).names(folder)
+
+
+def real_of(path: PurePath) -> PurePath:
+    """A path with all links in it followed."""
+    return _store_of(path).real(path)
+
+
+def local_path(path: PurePath, use: str) -> Path:
+    """The path by which libraries find a file on this machine. Raises ``InputError`` where there is none.
+
+    ``use`` says who needs it.
+    """
+    found = _store_of(path).local(path)
+    if found is None:
+        raise InputError(f"{use}, and it is not a file here", where=str(path), fix="save it to one first")
+    return found
+
+
+def output_path(out: Name) -> Path:
+    """The path of an output by its name. Raises ``OutputError`` where it is not one of this machine."""
+    fix = "-o FILE, and copy it there afterwards"
+    try:
+        path = located(out)
+    except InputError as error:
+        raise OutputError(error.heading, where=error.where, fix=fix) from None
+    if isinstance(path, Path):
+        return path
+    if out == STANDARD:
+        raise OutputError("only fold, split and migrate write there", where="stdout", fix="name a file")
+    raise OutputError("outputs are written to disks", where=str(path), fix=fix)
+
+
+def common_mode(paths: Iterable[PurePath]) -> int | None:
+    """The mode bits that all of these files have; None where none of them has a mode."""
+    modes = [mode for path in paths if (mode := status_of(path).mode) is not None]
+    return reduce(and_, modes) if modes else None
+
+
+def open_beside(model: PurePath, location: str) -> ReadableFile:
     """Open a data file of an ONNX model by its path in the model's folder.
 
     Raises ``FileNotFoundError`` for one that is not there, and ``InputError`` for one that leaves the
@@ -90,9 +161,9 @@ def open_beside(model: Path, location: str) -> ReadableFile:
     path, shown = model.parent / location, printable(location)
     try:
         # A model that is itself a link has data beside the link or beside the file: caches are made so.
-        homes = (Path(os.path.realpath(model.parent)), Path(os.path.realpath(model)).parent)
-        inside = any(Path(os.path.realpath(path)).is_relative_to(home) for home in homes)
-        regular = stat.S_ISREG(path.stat().st_mode) if inside else False
+        homes = (real_of(model.parent), real_of(model).parent)
+        inside = any(real_of(path).is_relative_to(home) for home in homes)
+        regular = status_of(path).kind is PathKind.FILE if inside else False
     except FileNotFoundError:
         raise
     except OSError as error:

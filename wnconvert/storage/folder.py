@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import os
 import re
-import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
-from pathlib import Path, PurePath
+from pathlib import PurePath
 
 from wnconvert.errors import FormatError, InputError
 from wnconvert.messages import listed
-from wnconvert.storage.files import open_file
+from wnconvert.storage.files import kind_of, listing_of, open_file, real_of, status_of
 from wnconvert.storage.index import ShardIndex, read_index
 from wnconvert.storage.shards import Naming
+from wnconvert.storage.stores.store import PathKind
 
 __all__ = [
     "File",
@@ -50,6 +50,9 @@ MAX_INDEX = 32 << 20
 #: the hub's client on its downloads.
 _OWN = (".git", ".cache")
 
+#: The modes that copies get of what has none, in a store that is not a disk.
+_FILE_MODE, _FOLDER_MODE = 0o644, 0o755
+
 
 @dataclass(frozen=True, slots=True)
 class Folder:
@@ -59,7 +62,7 @@ class Folder:
     of the index, if ``naming`` gives another one.
     """
 
-    root: Path
+    root: PurePath
     naming: Naming
     files: tuple[str, ...]
     index: ShardIndex | None = None
@@ -95,13 +98,13 @@ class OtherFiles:
     left_out: tuple[str, ...] = ()
 
 
-def find_weights(root: Path, index: str = "") -> Folder:
+def find_weights(root: PurePath, index: str = "") -> Folder:
     """The weights of a folder; ``index`` is the name of an index in it, where the user named one.
 
     Raises ``InputError`` where there are none, or several (the message names them), and ``FormatError`` for
     an index that makes no sense, or that names files that are missing or lie outside of the folder.
     """
-    names = sorted(path.name for path in root.iterdir() if not path.is_dir())
+    names = [name for name in listing_of(root) if kind_of(root / name) is not PathKind.FOLDER]
     found = list(_found(names))
     if index:
         chosen = (index, Naming.of_index(index))
@@ -117,7 +120,7 @@ def find_weights(root: Path, index: str = "") -> Folder:
         raise _no_weights(names)
     name, naming = chosen
     _check_inside(root, name)
-    if not (root / name).is_file():  # a pipe would be waited for
+    if kind_of(root / name) is not PathKind.FILE:  # a pipe would be waited for
         raise FormatError(f"{name} is not a regular file", fix="download it again")
     if not index and naming is not None and naming.index != name:
         folder = Folder(root, naming, (name,))
@@ -145,16 +148,18 @@ def is_weights(name: str) -> bool:
     return _SINGLE.fullmatch(name) is not None
 
 
-def part_notes(path: Path) -> tuple[str, ...]:
+def part_notes(path: PurePath) -> tuple[str, ...]:
     """A note on a file of weights that is one of several, beside their index."""
-    if not _SHARD.fullmatch(path.name) or not any(path.parent.glob("*.index.json")):
+    if not _SHARD.fullmatch(path.name):
+        return ()
+    if not any(name.endswith(".index.json") for name in listing_of(path.parent)):
         return ()
     return (f"it is one of the files of a checkpoint, and layers may lie across them: name {path.parent}",)
 
 
-def has_weights(root: Path) -> bool:
+def has_weights(root: PurePath) -> bool:
     """Whether a folder holds weights, or an index of weights."""
-    names = [path.name for path in root.iterdir()]
+    names = listing_of(root)
     return any(_found(names)) or any(map(_SHARD.fullmatch, names))
 
 
@@ -187,7 +192,7 @@ def _check_files(folder: Folder, names: list[str]) -> None:
     """Check that every file that is named lies in the folder, and that every shard in it is named."""
     for file in folder.files:
         _check_inside(folder.root, file)
-        if not (folder.root / file).exists():
+        if kind_of(folder.root / file) is None:
             raise FormatError(
                 f"the index names {file}, which is not there", fix="download the files that are missing"
             )
@@ -202,12 +207,12 @@ def _check_files(folder: Folder, names: list[str]) -> None:
 # -- links
 
 
-def _check_inside(root: Path, path: str, *, cached: bool = True) -> None:
+def _check_inside(root: PurePath, path: str, *, cached: bool = True) -> None:
     """Raise ``FormatError`` where a path in a folder leads out of it through links.
 
     A file (``cached``) may lie among the blobs of the hub's cache, where the folder is a snapshot.
     """
-    real, inside = Path(os.path.realpath(root / path)), Path(os.path.realpath(root))
+    real, inside = real_of(root / path), real_of(root)
     if real.is_relative_to(inside):
         return
     cache = cache_of(inside)
@@ -219,14 +224,14 @@ def _check_inside(root: Path, path: str, *, cached: bool = True) -> None:
     )
 
 
-def cache_of(folder: Path) -> Path | None:
+def cache_of(folder: PurePath) -> PurePath | None:
     """The entry of the hub's cache that a folder is a snapshot of, or lies in one; else None.
 
-    >>> cache_of(Path("runs/snapshots/epoch_3")) is None  # runs/blobs is not there
+    >>> cache_of(PurePath("runs/snapshots/epoch_3")) is None  # runs/blobs is not there
     True
     """
     for at in (folder, *folder.parents):
-        if at.parent.name == "snapshots" and (at.parent.parent / "blobs").is_dir():
+        if at.parent.name == "snapshots" and kind_of(at.parent.parent / "blobs") is PathKind.FOLDER:
             return at.parent.parent
     return None
 
@@ -242,38 +247,43 @@ def find_beside(folder: Folder) -> OtherFiles:
     files: list[File] = []
     folders: list[tuple[str, int]] = []
     links: list[tuple[str, str]] = []
-    for path, below, names in os.walk(folder.root, onerror=_raise):
-        inner = Path(path).relative_to(folder.root)
-        if inner == Path():
-            below[:] = [name for name in below if name not in _OWN]
-            names[:] = [name for name in names if name not in {*folder.weights, *_OWN}]
-        for name in sorted(below):
-            if Path(path, name).is_symlink():
-                _check_inside(folder.root, str(inner / name), cached=False)
-                links.append((str(inner / name), _link_text(folder.root, inner / name)))
-            else:
-                folders.append((str(inner / name), stat.S_IMODE(Path(path, name).stat().st_mode)))
-        files += [_file(folder.root, inner / name) for name in sorted(names)]
-    own = (name for name in _OWN if os.path.lexists(folder.root / name))
+    there = listing_of(folder.root)
+    own = [name for name in _OWN if name in there]
+    for path in _below(folder.root, {*folder.weights, *_OWN}):
+        if kind_of(folder.root / path) is not PathKind.FOLDER:
+            files.append(_file(folder.root, path))
+        elif _is_link(folder.root / path):
+            _check_inside(folder.root, str(path), cached=False)
+            links.append((str(path), _link_text(folder.root, path)))
+        else:
+            folders.append((str(path), status_of(folder.root / path).mode or _FOLDER_MODE))
     return OtherFiles(tuple(files), tuple(folders), tuple(links), (*sorted(folder.others), *own))
 
 
-def _raise(error: OSError) -> None:
-    raise error
+def _below(root: PurePath, without: Container[str]) -> Iterator[PurePath]:
+    """The paths of all that lies in a folder, then in those in it; links to folders are not followed."""
+    names = [name for name in listing_of(root) if name not in without]
+    yield from map(PurePath, names)
+    for name in names:
+        if kind_of(root / name) is PathKind.FOLDER and not _is_link(root / name):
+            yield from (PurePath(name) / path for path in _below(root / name, ()))
 
 
-def _file(root: Path, path: PurePath) -> File:
+def _is_link(path: PurePath) -> bool:
+    return real_of(path) != real_of(path.parent) / path.name
+
+
+def _file(root: PurePath, path: PurePath) -> File:
     _check_inside(root, str(path))
     try:
-        status = (root / path).stat()
+        status = status_of(root / path)
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror})", fix="move it away") from error
-    if not stat.S_ISREG(status.st_mode):
+    if status.kind is not PathKind.FILE:
         raise InputError(f"{path} is not a regular file, and cannot be copied", fix="move it away")
-    return File(str(path), status.st_size, stat.S_IMODE(status.st_mode))
+    return File(str(path), status.size, _FILE_MODE if status.mode is None else status.mode)
 
 
-def _link_text(root: Path, link: PurePath) -> str:
+def _link_text(root: PurePath, link: PurePath) -> str:
     """The relative path that a link inside a folder gets, so that it holds wherever the folder lies."""
-    real = os.path.realpath(root / link)
-    return os.path.relpath(real, os.path.realpath(root / link.parent))
+    return os.path.relpath(real_of(root / link), real_of((root / link).parent))

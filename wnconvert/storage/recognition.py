@@ -18,7 +18,8 @@ _LEGACY_MAGIC = (b"\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19", b"L1195470371460388013333
 def container_in(head: bytes) -> Container | None:
     r"""The format that the first bytes of a file show, or None: ONNX files have no mark.
 
-    A zip archive counts as torch's; whether it is TorchScript stands farther behind.
+    A zip archive whose first member is an array is NumPy's, any other counts as torch's; whether it is
+    TorchScript stands farther behind.
 
     >>> container_in(b"PK\x03\x04"), container_in(b"\x08\x07")
     (<Container.TORCH_ZIP: 'torch zip'>, None)
@@ -26,6 +27,8 @@ def container_in(head: bytes) -> Container | None:
     if head[8:9] == b"{" and b"\0" in head[:8]:  # else the length of its header is a text itself
         return Container.SAFETENSORS
     # GPT-SoVITS writes two digits over the first two bytes.
+    if head[:4] == b"PK\x03\x04" and head[30 : 30 + int.from_bytes(head[26:28], "little")].endswith(b".npy"):
+        return Container.NPZ
     if head[2:4] == b"\x03\x04" and (head[:2] == b"PK" or head[:2].isdigit()):
         return Container.TORCH_ZIP
     if any(magic in head[:32] for magic in _LEGACY_MAGIC):

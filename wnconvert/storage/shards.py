@@ -150,6 +150,16 @@ class Naming:
         return f".{self.variant}" if self.variant else ""
 
     @classmethod
+    def of_hub(cls, container: Container) -> Naming:
+        """The naming that the hub uses for files of that container.
+
+        >>> Naming.of_hub(Container.TORCH_ZIP).shards(1)
+        ('pytorch_model.bin',)
+        """
+        stem, _, suffix = container.facts.hub_name.partition(".")
+        return cls(stem, suffix)
+
+    @classmethod
     def of_index(cls, name: str) -> Naming | None:
         """The naming of the files of an index, by its name; None for the name of any other file.
 
@@ -220,8 +230,8 @@ def _metadata(trees: Mapping[str, Tree]) -> Mapping[str, str]:
 def sharded(plan: Plan, tree: Tree, naming: Naming, most: int) -> Plan:
     """The plan with its tensors in shards of at most ``most`` bytes, called as ``naming`` says.
 
-    The plan has one state dict. In torch files names that are the same elements lie in one storage: they
-    stay in one shard, and count once.
+    The plan has one state dict. Where a file can share memory, names that are the same elements lie in one
+    storage: they stay in one shard, and count once.
     """
     shards = into_shards(
         ((item.info.name, item.info.nbytes, _storage(item, plan.container)) for item in _made(plan, tree)),
@@ -270,4 +280,4 @@ def _made(plan: Plan, tree: Tree) -> list[MadeTensor]:
 
 def _storage(item: MadeTensor, container: Container) -> Hashable:
     """Equal for two tensors that a file of that container has in one storage."""
-    return item.info.name if container is Container.SAFETENSORS else item.work
+    return item.work if container.facts.shares_memory else item.info.name

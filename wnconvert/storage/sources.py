@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Callable, Sequence
-from pathlib import Path
+from pathlib import PurePath
 from types import TracebackType
 from typing import Any
 
@@ -38,9 +38,9 @@ class Source:
 
     def __init__(
         self,
-        shards: Sequence[Path],
+        shards: Sequence[PurePath],
         on_read: Callable[[int], None] = lambda count: None,
-        opener: Callable[[Path], ReadableFile] = open_file,
+        opener: Callable[[PurePath], ReadableFile] = open_file,
     ) -> None:
         self._on_read = on_read
         self._local = threading.local()

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from wnconvert.errors import OutputError
 from wnconvert.storage.staging import beside, check_parent, check_room, sync_folder, translated
+from wnconvert.storage.stores.system import sync_file
 
 __all__ = ["check_folder", "replaced_folder"]
 
@@ -50,10 +51,11 @@ def check_folder(target: Path, *, force: bool, size: int = 0) -> Path:
 
 
 @contextlib.contextmanager
-def replaced_folder(target: Path, *, force: bool, size: int = 0) -> Iterator[Path]:
+def replaced_folder(target: Path, *, force: bool, size: int = 0, mode: int | None = None) -> Iterator[Path]:
     """A folder that takes the place of ``target`` when the block ends well, and vanishes when it does not.
 
-    An existing target keeps its mode, and is private while it is written. Raises ``OutputError`` as
+    An existing target keeps its mode, and is private while it is written; a new one gets ``mode``, less the
+    bits of the umask. Raises ``OutputError`` as
     ``check_folder`` does, and where the folder that it lies in cannot be written to.
     """
     real = check_folder(target, force=force, size=size)
@@ -62,7 +64,9 @@ def replaced_folder(target: Path, *, force: bool, size: int = 0) -> Iterator[Pat
     status: os.stat_result | None = None
     try:
         try:
-            temporary.mkdir(0o700 if real.exists() else 0o777)
+            temporary.mkdir(
+                0o700 if real.exists() else 0o777 if mode is None else mode & 0o777 | stat.S_IRWXU
+            )
             status = temporary.stat()
         except OSError as error:
             raise translated(error, target) from error
@@ -93,8 +97,7 @@ def _sync_all(folder: Path) -> None:
         for name in names:
             file = Path(path, name)
             if not file.is_symlink():
-                with file.open("rb") as opened:
-                    os.fsync(opened.fileno())
+                sync_file(file)
         sync_folder(Path(path))
 
 

@@ -9,12 +9,17 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
+import shlex
 import shutil
 import stat
 from collections.abc import Iterator
 from pathlib import Path
 
 from wnconvert.errors import OutputError
+from wnconvert.storage.stores.disk import kind_of_mode
+from wnconvert.storage.stores.store import PathKind
+from wnconvert.storage.stores.system import WRITING_NEW, set_mode, sync_file, write_at
 
 __all__ = [
     "Staged",
@@ -33,6 +38,9 @@ __all__ = [
 ]
 
 
+# Not the bits that let a program run as its owner.
+_PERMISSIONS = 0o777
+_STREAM = re.compile(r"/dev/(stdin|stdout|stderr|fd/\d+)|/proc/(self|\d+)/fd/\d+")
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 
 
@@ -55,7 +63,7 @@ class Staged:
         view = memoryview(data)
         try:
             while view:
-                done = os.pwrite(self.fd, view, at)
+                done = write_at(self.fd, view, at)
                 view, at = view[done:], at + done
         except OSError as error:
             raise translated(error, self.target) from error
@@ -86,19 +94,28 @@ def check_target(target: Path, *, force: bool, size: int = 0) -> Path:
     """
     real = Path(os.path.realpath(target))
     try:
+        _check_regular(target)
         check_parent(target, real)
-        if real.exists():
-            if not stat.S_ISREG(real.stat().st_mode):
-                kind = "a folder" if real.is_dir() else "not a regular file"
-                raise OutputError(f"it is {kind}", where=str(target), fix="-o names the file to write")
-            if not force:
-                raise OutputError(
-                    "it exists", where=str(target), fix="--force replaces it, or choose another -o"
-                )
+        if real.exists() and not force:
+            raise OutputError("it exists", where=str(target), fix="--force replaces it, or choose another -o")
         check_room(target, real, size)
     except OSError as error:
         raise translated(error, target) from error
     return real
+
+
+def _check_regular(target: Path) -> None:
+    """Raise ``OutputError`` where a target is there and is not a file, to be replaced whole or not at all."""
+    kind = kind_of_mode(target.stat().st_mode) if target.exists() else PathKind.FILE
+    if _STREAM.fullmatch(str(target)):
+        raise OutputError("it is a stream of this process", where=str(target), fix="-o - writes to stdout")
+    if kind is PathKind.FOLDER:
+        raise OutputError("it is a folder", where=str(target), fix="-o names the file to write")
+    if kind is not PathKind.FILE:
+        fix = (
+            "--dry-run writes nothing" if str(target) == os.devnull else f"-o - > {shlex.quote(str(target))}"
+        )
+        raise OutputError(f"it is {kind.value}, not a regular file", where=str(target), fix=fix)
 
 
 def check_parent(target: Path, real: Path) -> None:
@@ -115,8 +132,7 @@ def check_parent(target: Path, real: Path) -> None:
 
 def check_room(target: Path, real: Path, size: int) -> None:
     """Raise ``OutputError`` where the disk of a target has less space than ``size``."""
-    disk = os.statvfs(real.parent)
-    free = disk.f_bavail * disk.f_frsize
+    free = shutil.disk_usage(real.parent).free
     if size > free:
         raise OutputError(
             f"the disk is full: {size} bytes are needed, {free} are free",
@@ -126,29 +142,30 @@ def check_room(target: Path, real: Path, size: int) -> None:
 
 
 @contextlib.contextmanager
-def staged(target: Path, *, force: bool, size: int = 0) -> Iterator[Staged]:
+def staged(target: Path, *, force: bool, size: int = 0, mode: int | None = None) -> Iterator[Staged]:
     """A file that takes the place of ``target`` when the block ends well, and vanishes when it does not.
 
-    An existing target keeps its mode. Raises ``OutputError`` as ``check_target`` does, and where the
+    An existing target keeps its mode; a new one gets ``mode``, as ``cp`` gives it that of a source: less the
+    bits of the umask. Raises ``OutputError`` as ``check_target`` does, and where the
     folder cannot be written to.
     """
     real = check_target(target, force=force, size=size)
     temporary = beside(real)
-    fd = -1
     try:
-        fd = _create(temporary, real, target)
-        yield Staged(fd, temporary, target)
+        fd = _create(temporary, real, target, mode)
         try:
-            _publish(fd, temporary, target, real, force=force)
+            yield Staged(fd, temporary, target)
+            _sync(fd, target)
+        finally:
+            os.close(fd)  # Windows neither renames nor deletes an opened file
+        try:
+            _publish(temporary, target, real, force=force)
         except OSError as error:
             raise translated(error, target) from error
     except BaseException:
         with contextlib.suppress(OSError):  # the first error is the one to report
             temporary.unlink(missing_ok=True)
         raise
-    finally:
-        if fd >= 0:
-            os.close(fd)
 
 
 @contextlib.contextmanager
@@ -191,9 +208,9 @@ def put_in_place(folder: Path, target: Path, *, force: bool) -> None:
 
 
 @contextlib.contextmanager
-def file_in(folder: Path, name: str, target: Path) -> Iterator[Staged]:
+def file_in(folder: Path, name: str, target: Path, mode: int | None = None) -> Iterator[Staged]:
     """A new file in a folder of ``staged_folder``; errors name the ``target`` that the user asked for."""
-    fd = _create(folder / name, folder / name, target)
+    fd = _create(folder / name, folder / name, target, mode)
     try:
         yield Staged(fd, folder / name, target)
     finally:
@@ -221,22 +238,27 @@ def beside(real: Path) -> Path:
     return real.with_name(f"{name}.wnconvert-{os.urandom(4).hex()}.tmp")
 
 
-def _create(temporary: Path, real: Path, target: Path) -> int:
-    """Create the temporary file with the mode of the target from the start: its content may be private."""
+def _create(temporary: Path, real: Path, target: Path, mode: int | None) -> int:
+    """Create the temporary file with its mode from the start: its content may be private."""
     try:
-        mode = stat.S_IMODE(real.stat().st_mode) if real.exists() else None
-        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-        fd = os.open(temporary, flags, 0o666 if mode is None else mode)
-        if mode is not None:
-            with contextlib.suppress(OSError):  # not every file system has modes
-                os.fchmod(fd, mode)  # the bits that umask took away
+        old = stat.S_IMODE(real.stat().st_mode) if real.exists() else None
+        new = 0o666 if mode is None else mode & _PERMISSIONS | stat.S_IRUSR  # it is read back
+        fd = os.open(temporary, WRITING_NEW, new if old is None else old)
+        if old is not None:
+            set_mode(fd, old)  # the bits that umask took away
     except OSError as error:
         raise translated(error, target) from error
     return fd
 
 
-def _publish(fd: int, temporary: Path, target: Path, real: Path, *, force: bool) -> None:
-    os.fsync(fd)
+def _sync(fd: int, target: Path) -> None:
+    try:
+        os.fsync(fd)
+    except OSError as error:
+        raise translated(error, target) from error
+
+
+def _publish(temporary: Path, target: Path, real: Path, *, force: bool) -> None:
     check_target(target, force=force)  # someone else may have made it meanwhile
     if force or not _linked(temporary, real):
         temporary.replace(real)
@@ -266,8 +288,7 @@ def _publish_all(folder: Path, target: Path, real: Path, *, force: bool) -> None
         )
     check_target(target, force=force)
     for path in (*others, folder / target.name):
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
+        sync_file(path)
         if real.exists():
             with contextlib.suppress(OSError):  # not every file system has modes
                 path.chmod(stat.S_IMODE(real.stat().st_mode))

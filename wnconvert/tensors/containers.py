@@ -1,32 +1,84 @@
-"""The formats of files that hold tensors: one list, which readers, plans and writers share."""
+"""The formats of files that hold tensors: one list, with the facts that plans and writers ask for."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from enum import Enum
 
-__all__ = ["Container"]
+__all__ = ["Container", "Facts"]
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What a container is and can hold. Whatever depends on the container of an output asks these.
+
+    ``family`` is the library that the format belongs to, and ``noun`` what a message calls such a file.
+    ``suffixes`` are those of files that are written so; a container without any is only read. ``hub_name`` is
+    what the hub calls a folder's weights in one such file, if it does.
+
+    ``holds_trees``: state dicts at paths, values that are not tensors, and pickled modules; if not, a file is
+    one state dict of tensors. ``shares_memory``: two names can be the same elements, and one element of many.
+    ``names_devices``: each tensor says where it was. ``keeps_texts``: metadata, and the record of changes.
+    """
+
+    family: str
+    noun: str
+    suffixes: tuple[str, ...] = ()
+    hub_name: str = ""
+    holds_trees: bool = False
+    shares_memory: bool = False
+    names_devices: bool = False
+    keeps_texts: bool = True
+
+
+_TORCH = Facts(
+    "torch",
+    "a torch file",
+    hub_name="pytorch_model.bin",
+    holds_trees=True,
+    shares_memory=True,
+    names_devices=True,
+)
+_TORCH_SUFFIXES = (".pth.tar", ".pt.tar", ".ckpt.tar", ".ckpt", ".pth", ".bin", ".pt", ".th", ".pkl", ".tar")
 
 
 class Container(str, Enum):
     """The format of a file, which is also how people read it; a string, so that JSON has it as it is.
 
-    ``family`` is what a plan says: what torch reads is ``torch``, whichever of its formats is read, and
-    only ``TORCH_ZIP`` of them is written.
-
-    >>> print(Container.TORCH_LEGACY, Container.TORCH_LEGACY.family)
+    >>> print(Container.TORCH_LEGACY, Container.TORCH_LEGACY.facts.family)
     torch legacy torch
     """
 
-    SAFETENSORS = "safetensors"
-    TORCH_ZIP = "torch zip"
-    TORCH_LEGACY = "torch legacy"
-    TORCHSCRIPT = "TorchScript"
-    ONNX = "ONNX"
+    _value_: str
+    facts: Facts
 
-    @property
-    def family(self) -> str:
-        """The library that the format belongs to: ``torch``, ``safetensors`` or ``onnx``."""
-        return {Container.SAFETENSORS: "safetensors", Container.ONNX: "onnx"}.get(self, "torch")
+    def __new__(cls, name: str, facts: Facts) -> Container:
+        """A member, with its facts."""
+        member = str.__new__(cls, name)
+        member._value_ = name
+        member.facts = facts
+        return member
+
+    SAFETENSORS = (
+        "safetensors",
+        Facts("safetensors", "a safetensors file", (".safetensors",), hub_name="model.safetensors"),
+    )
+    TORCH_ZIP = "torch zip", replace(_TORCH, suffixes=_TORCH_SUFFIXES)
+    TORCH_LEGACY = "torch legacy", _TORCH
+    TORCHSCRIPT = "TorchScript", replace(_TORCH, hub_name="")
+    NPZ = "npz", Facts("numpy", "an .npz file", (".npz",), keeps_texts=False)
+    ONNX = "ONNX", Facts("onnx", "an ONNX model", (".onnx",), holds_trees=True, shares_memory=True)
 
     def __str__(self) -> str:
-        return self.value
+        return str.__str__(self)
+
+    @classmethod
+    def of_hub(cls, suffix: str) -> Container:
+        """The container that is written into a folder whose files of weights end so.
+
+        >>> print(Container.of_hub("bin"), Container.of_hub("safetensors"), sep=", ")
+        torch zip, safetensors
+        """
+        return next(
+            found for found in cls if found.facts.suffixes and found.facts.hub_name.endswith(f".{suffix}")
+        )

@@ -15,13 +15,14 @@ import numpy as np
 from wnconvert.errors import ArgumentError, LayerError
 from wnconvert.tensors.blocks import Array, Block
 from wnconvert.tensors.dtypes import DTYPES
-from wnconvert.tensors.tree import ByteRange, Dim, Entry, StateDict, StoredTensor, TensorInfo, Tree
+from wnconvert.tensors.tree import ByteRange, Dim, Entry, Shape, StateDict, StoredTensor, TensorInfo, Tree
 
 __all__ = [
     "InMemory",
     "array_of",
     "is_torch",
     "made_like",
+    "shaped_like",
     "stored_tensor",
     "tree_of",
     "tree_of_values",
@@ -122,6 +123,18 @@ def made_like(value: Any, array: Array) -> Any:
     if isinstance(value, torch.nn.Parameter):
         return torch.nn.Parameter(tensor, requires_grad=value.requires_grad)
     return tensor
+
+
+def shaped_like(value: Any, shape: Shape) -> Any:
+    """The same elements in another shape: a view, and a Parameter if the value is one."""
+    if not is_torch(value):
+        return np.asarray(value).reshape(shape)
+    import torch
+
+    view = value.detach().reshape(shape)
+    if isinstance(value, torch.nn.Parameter):
+        return torch.nn.Parameter(view, requires_grad=value.requires_grad)
+    return view
 
 
 def tree_of(state_dict: Any) -> tuple[Tree, dict[str, Any]]:

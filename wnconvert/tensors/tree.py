@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from wnconvert.tensors.dtypes import DTYPES, DType
@@ -100,6 +100,14 @@ class StoredTensor:
         """The bytes of a contiguous tensor."""
         start = self.storage.start + self.offset * self.info.dtype.itemsize
         return ByteRange(start, self.info.nbytes, self.storage.shard)
+
+    def shaped(self, shape: Shape) -> StoredTensor:
+        """The same elements in another shape; in both at most one axis is longer than 1."""
+        step = next(
+            (stride for size, stride in zip(self.info.shape, self.strides, strict=True) if size > 1), 1
+        )
+        strides = tuple(step * stride for stride in contiguous_strides(shape))
+        return replace(self, info=replace(self.info, shape=shape), strides=strides)
 
     def in_bytes(self) -> StoredTensor:
         """Elements of 4 or 6 bits as the bytes in which they lie end to end; any other tensor as it is."""

@@ -80,14 +80,19 @@ def form_of(name: str) -> str:
 
 
 def renamed(state: Mapping[str, Any], to: str) -> dict[str, Any]:
-    """What a state dict holds under the names of a form, by spelling alone; in no order that means much."""
+    """What a state dict holds under the names of a form, by spelling alone; in no order that means much.
+
+    A g that is a vector gets the shape that torch loads.
+    """
     found = dict(state)
     for weight, pair_of in halves(state).items():
         owner, _, param = weight.rpartition(".")
         at = f"{owner}.parametrizations.{param}." if owner else f"parametrizations.{param}."
         after = (f"{weight}_g", f"{weight}_v") if to == "legacy" else (f"{at}original0", f"{at}original1")
-        values = [found.pop(half) for half in pair_of]
-        found.update(zip(after, values, strict=True))
+        g, v = (found.pop(half) for half in pair_of)
+        if pair_of != after and g.dim() == 1 < v.dim():  # a vector, of ours always along the first axis
+            g = g.reshape([-1, *[1] * (v.dim() - 1)] if g.numel() > 1 else [])
+        found.update(zip(after, (g, v), strict=True))
     return found
 
 

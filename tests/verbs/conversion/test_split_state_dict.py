@@ -171,13 +171,12 @@ def test_what_is_tied_stays_tied() -> None:
 def test_views_are_split_as_their_elements() -> None:
     base = torch.randn(6, 8)
     complexes = torch.view_as_complex(torch.randn(4, 3, 2)).conj().imag
-    for w in (base.t(), base[::2, 1::3], base[:, :0], complexes, torch.randn(4, 1).expand(4, 3)):
+    for w in (base.t(), base[::2, 1::3], complexes, torch.randn(4, 1).expand(4, 3)):
         made = split_state_dict({"w": w}, layers="w", dim=0, to="legacy")
         expected = w.detach().clone().double().norm(dim=1, keepdim=True).to(w.dtype)
         assert torch.equal(made["w_g"], expected)
-        if w.numel():
-            assert made["w_v"] is w
-            assert torch.equal(fold_state_dict(made)["w"], w)
+        assert made["w_v"] is w
+        assert torch.equal(fold_state_dict(made)["w"], w)
     array = np.arange(24.0).reshape(4, 6).T[::2] + 1
     made = split_state_dict({"w": array}, layers="w", dim=1, to="legacy")
     assert made["w_v"] is array

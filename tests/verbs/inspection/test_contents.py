@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -88,6 +90,16 @@ def test_metadata_of_a_safetensors_file_are_shown_as_they_are(tmp_path: Path) ->
     assert "\nmodelspec.title  a, b\n" in done.stdout
     assert "two\\nlines \\x1b[2J" in done.stdout
     assert json.loads(run("inspect", path, "--metadata", "--json").stdout)["metadata"] == said
+
+
+def test_what_comes_from_stdin_is_told_too() -> None:
+    for name in ("step_1000.safetensors", "tcn.onnx"):
+        command = [sys.executable, "-m", "wnconvert", "inspect", "-", "--metadata", "--tensors", "--json"]
+        with (FIXTURES / name).open("rb") as file:
+            done = subprocess.run(command, stdin=file, capture_output=True, text=True, check=False)
+        found, same = json.loads(done.stdout), inspect_file(FIXTURES / name, tensors=True, metadata=True)
+        assert found["metadata"] == same.metadata
+        assert len(found["tensors"]) == len(same.tensors or ())
 
 
 def test_the_record_of_a_fold_is_among_them(tmp_path: Path) -> None:

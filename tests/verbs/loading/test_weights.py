@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.helpers.export_models import Speech, Vocoder, speech, vocoder
-from tests.helpers.live_models import g_and_v, norm, portrait, trained
+from tests.helpers.live_models import WeightNormLinear, g_and_v, legacy, norm, portrait, trained
 from wnconvert.errors import ArgumentError, InputError, LayerError
 from wnconvert.verbs.loading.weights import load_weights
 from wnconvert.verbs.modules.convert import folded
@@ -67,6 +67,40 @@ def test_every_form_comes_to_the_form_that_the_module_has(tmp_path: Path, here: 
     if here == there:
         same = zip(model.state_dict().values(), in_form(there).state_dict().values(), strict=True)
         assert all(torch.equal(left, right) for left, right in same)
+
+
+class OwnWay(nn.Module):
+    """A module that has g and v of its own, under torch's names, and no hook."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight_g, self.weight_v = nn.Parameter(torch.randn(3, 1)), nn.Parameter(torch.randn(3, 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ (self.weight_g * nn.functional.normalize(self.weight_v, dim=1)).T
+
+
+@pytest.mark.parametrize("make", [lambda: WeightNormLinear(2, 3), OwnWay], ids=["PhysicsNeMo", "its own"])
+def test_a_module_that_computes_weight_norm_itself_gets_its_g_and_v(
+    tmp_path: Path, make: Callable[[], nn.Module]
+) -> None:
+    source, model = make(), make()
+    torch.save(source.state_dict(), tmp_path / "w.pt")
+    load_weights(model, tmp_path / "w.pt")
+    x = torch.randn(5, 2)
+    assert torch.equal(model(x), source(x))
+
+
+def test_weight_norm_of_torch_is_known_under_any_name_that_the_module_gives_it(tmp_path: Path) -> None:
+    def make() -> nn.Module:
+        module = nn.Module()
+        module.register_parameter("alpha", nn.Parameter(torch.randn(4)))
+        return legacy(module, "alpha")
+
+    source, model = make(), make()
+    torch.save(source.state_dict(), tmp_path / "w.pt")
+    load_weights(model, tmp_path / "w.pt")
+    assert torch.equal(g_and_v(model, "alpha")[1], g_and_v(source, "alpha")[1])
 
 
 @pytest.mark.parametrize("container", SAVERS)

@@ -187,6 +187,26 @@ def test_a_g_that_does_not_fit_is_refused_before_torch_meets_it(form: str) -> No
 
 
 @both_forms
+def test_one_ranks_empty_share_of_a_layer_is_refused_and_nothing_is_changed(form: str) -> None:
+    model = nn.Sequential(norm(nn.Linear(3, 4), form), norm(nn.Linear(4, 4), form), nn.Linear(4, 4))
+    for half in (*g_and_v(model[0]), cast(nn.Linear, model[2]).weight):
+        half.data = torch.empty(0)
+    before = portrait(model)
+    verbs: list[Callable[[], object]] = [
+        lambda: fold_module(model),
+        lambda: folded(model),
+        lambda: migrate_module(model, to=OTHER[form]),
+        lambda: split_module(model, layers="2.weight", dim=0),
+    ]
+    for verb in verbs:
+        with pytest.raises(LayerError, match="is empty: one rank's share of a sharded module") as caught:
+            verb()
+        assert "gather it first" in caught.value.fix
+        assert portrait(model) == before
+    assert [layer.name for layer in fold_module(model, exclude="0.weight")] == ["1.weight"]
+
+
+@both_forms
 def test_the_meta_device_has_nothing_to_fold_but_can_be_migrated(form: str) -> None:
     with torch.device("meta"):
         model = nn.Sequential(norm(nn.Linear(3, 4), form), norm(nn.Linear(4, 4), form))

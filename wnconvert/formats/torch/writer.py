@@ -38,7 +38,7 @@ from wnconvert.plan.record import RECORD_NAME, write_history
 from wnconvert.plan.steps import MadeTensor, Step
 from wnconvert.tensors.containers import Container
 from wnconvert.tensors.dtypes import DType
-from wnconvert.tensors.tree import ByteRange, StoredTensor, TensorInfo, Tree, contiguous_strides
+from wnconvert.tensors.tree import ByteRange, Shape, StoredTensor, TensorInfo, Tree, contiguous_strides
 
 __all__ = ["torch_layout"]
 
@@ -189,8 +189,10 @@ class _Editor:
         tensors = self.tensors[path]
         if step.kept is not None:
             stored, value = tensors.get(step.kept), values.get(step.kept)
-            if stored is None or (value is not None and step.dtype is None):
+            if stored is None or (value is not None and step.is_as_it_was):
                 return value
+            if value is not None and step.dtype is None:
+                return self._shaped(value, step.made_of(tensors, path).info.shape, stored)
             if value is not None and step.dtype and len(self.views[path, stored.storage]) > 1:
                 return self._cast_storage(value, stored, step.dtype)
         item = step.made_of(tensors, path)
@@ -211,6 +213,19 @@ class _Editor:
                 self.made[key] = tensor_record(storage, 0, info.shape, strides, info.dtype)
             else:
                 self.made[key] = with_storage(value, storage, 0, info.shape, strides)
+        return self.made[key]
+
+    def _shaped(self, value: Value, shape: Shape, stored: StoredTensor) -> Value:
+        """The same elements of the same storage in another shape; two names of one tensor stay that."""
+        key = (id(value), shape)
+        record = read_tensor(value)
+        if record is None:
+            raise TypeError("not a tensor record")
+        if key not in self.made:
+            storage = record.storage
+            base = storage_record(storage.key, storage.dtype, storage.location, storage.numel)
+            made = stored.shaped(shape)
+            self.made[key] = with_storage(value, base, record.offset, shape, made.strides)
         return self.made[key]
 
     def _cast_storage(self, value: Value, stored: StoredTensor, dtype: DType) -> Value:

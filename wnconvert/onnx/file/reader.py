@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import PurePath
 
 from wnconvert.errors import FormatError
 from wnconvert.messages import printable
@@ -42,10 +42,10 @@ class OnnxFile:
     where the file holds training graphs too, which use weights by name.
     """
 
-    path: Path
+    path: PurePath
     size: int
     model: Model
-    shards: tuple[Path, ...]
+    shards: tuple[PurePath, ...]
     externals: Mapping[int, ByteRange]
     version: str
     has_training: bool = False
@@ -83,7 +83,7 @@ def looks_like_onnx(file: ReadableFile) -> bool:
     return _GRAPH in seen
 
 
-def open_onnx(file: ReadableFile, path: Path, open_beside: Callable[[str], ReadableFile]) -> OnnxFile:
+def open_onnx(file: ReadableFile, path: PurePath, open_beside: Callable[[str], ReadableFile]) -> OnnxFile:
     """Read the structure of an ONNX file, which is called ``path``.
 
     ``open_beside`` opens a data file by its path in the model's folder; it raises ``FileNotFoundError`` for
@@ -99,7 +99,7 @@ def open_onnx(file: ReadableFile, path: Path, open_beside: Callable[[str], Reada
 
 
 class _Reader:
-    def __init__(self, wire: Wire, path: Path, open_beside: Callable[[str], ReadableFile]) -> None:
+    def __init__(self, wire: Wire, path: PurePath, open_beside: Callable[[str], ReadableFile]) -> None:
         self.wire = wire
         self.path = path
         self.tensors = Tensors(wire, open_beside)

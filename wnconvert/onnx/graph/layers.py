@@ -271,7 +271,9 @@ def _judge_tensors(model: Model, index: Index, draft: _Draft) -> None:
     """Refuse a layer whose tensors have a dtype that cannot be folded, or that a caller may replace."""
     for tensor in (draft.g, draft.v):
         name, dtype = tensor.value[1], tensor.info.dtype
-        if not dtype.foldable:
+        if not tensor.info.numel:
+            draft.refuse(f"{name} has no elements")
+        elif not dtype.foldable:
             scale = " without its scale" if dtype.is_float8 else ""
             draft.refuse(f"{name} is {dtype}, which cannot be folded{scale}")
         elif tensor.constant.tensor is None:
@@ -319,6 +321,6 @@ def _name_of(v: str) -> str:
     ('dec.conv.weight', 'kernel.folded')
     """
     for scheme in SCHEMES:
-        if match := scheme.v.fullmatch(v):
+        if scheme.is_torchs and (match := scheme.v.fullmatch(v)):
             return match["owner"] + match["param"]
     return f"{v}.folded"

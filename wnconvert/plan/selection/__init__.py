@@ -2,4 +2,5 @@
 
 scope   the state dicts that the output has, and what is left out
 wanted  the layers that are wanted, and those that must be refused
+again   whether the layers of an output are found in it again
 """

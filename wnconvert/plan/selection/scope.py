@@ -10,6 +10,7 @@ from wnconvert.layers.schemes import Layer, owner_of
 from wnconvert.messages import listed, option
 from wnconvert.plan.order import before_children, behind_module
 from wnconvert.plan.plan import LeftOut, PlannedStateDict
+from wnconvert.plan.record import Record
 from wnconvert.plan.steps import Keep
 from wnconvert.tensors.containers import Container
 from wnconvert.tensors.tree import Entry, StateDict, StoredTensor, Tree
@@ -20,6 +21,7 @@ __all__ = [
     "elements_of",
     "in_torch_order",
     "kept_as_is",
+    "lost_texts",
     "scope_of",
     "tie_notes",
 ]
@@ -56,14 +58,15 @@ def scope_of(
 ) -> Scope:
     """The part of the ``chosen`` state dicts that a file of ``container`` can hold; ``busy`` have layers.
 
-    Raises ``ArgumentError`` where a safetensors file would have to hold several state dicts.
+    Raises ``ArgumentError`` where a file that holds one state dict would have to hold several.
     """
-    if container is not Container.SAFETENSORS and only is None:
+    facts = container.facts
+    if facts.holds_trees and only is None:
         return Scope(tuple(chosen))
-    alone = _without_others(_the_one(chosen, set(busy)), tree)
+    alone = _without_others(_the_one(chosen, set(busy), facts.noun), tree)
     dropped = _dropped_beside(tree, alone)
-    if container is Container.SAFETENSORS:
-        dropped += tuple(_not_tensors(alone))
+    if not facts.holds_trees:
+        dropped += tuple(_not_tensors(alone, facts.noun))
         alone = replace(alone, entries=tuple(entry for entry in alone.entries if entry.tensor))
     return Scope((alone,), alone.path, dropped)
 
@@ -86,8 +89,8 @@ def kept_as_is(state: StateDict) -> PlannedStateDict:
     return PlannedStateDict(state.path, tuple(steps))
 
 
-def tie_notes(state: StateDict, planned: PlannedStateDict) -> Iterable[str]:
-    """Notes on names that share memory in the source: a safetensors file cannot share it."""
+def tie_notes(state: StateDict, planned: PlannedStateDict, noun: str) -> Iterable[str]:
+    """Notes on names that share memory in the source; the output, which is ``noun``, cannot share it."""
     tensors = state.tensors
     tied: dict[object, list[str]] = {}
     for step in planned.steps:
@@ -96,7 +99,17 @@ def tie_notes(state: StateDict, planned: PlannedStateDict) -> Iterable[str]:
             tied.setdefault((type(step), *map(elements_of, read)), []).append(step.name)
     for names in tied.values():
         if len(names) > 1:
-            yield f"{listed(names)} share memory; a safetensors file holds a copy of each"
+            yield f"{listed(names)} share memory; {noun} holds a copy of each"
+
+
+def lost_texts(tree: Tree, record: Record, noun: str) -> Iterable[LeftOut]:
+    """The texts that the output, which is ``noun``, has no place for."""
+    if set(tree.metadata) - {"format"}:
+        yield LeftOut("metadata", f"{noun} holds only tensors")
+    if record:
+        yield LeftOut(
+            "the record of changes", f"{noun} holds only tensors, so `split` needs --like or --layers"
+        )
 
 
 def elements_of(tensor: StoredTensor) -> tuple[object, ...]:
@@ -104,18 +117,16 @@ def elements_of(tensor: StoredTensor) -> tuple[object, ...]:
     return (tensor.storage, tensor.info.dtype, tensor.offset, tensor.info.numel)
 
 
-def _the_one(chosen: Sequence[StateDict], busy: set[str]) -> StateDict:
-    """The one state dict that a safetensors file can hold: the only one, or the only one with layers."""
+def _the_one(chosen: Sequence[StateDict], busy: set[str], noun: str) -> StateDict:
+    """The one state dict that the output can hold: the only one, or the only one with layers."""
     candidates = [state for state in chosen if state.path in busy] or chosen
     if len(candidates) == 1:
         return candidates[0]
     paths = listed(state.shown for state in candidates)
     if not candidates:
-        raise ArgumentError(
-            "there is no state dict in it that a safetensors file could hold", fix="-o OUT.pt"
-        )
+        raise ArgumentError(f"there is no state dict in it that {noun} could hold", fix="-o OUT.pt")
     raise ArgumentError(
-        f"a safetensors file holds one state dict, and there are {len(candidates)}: {paths}",
+        f"{noun} holds one state dict, and there are {len(candidates)}: {paths}",
         fix=f"{option('only')} {candidates[0].shown} (or another of them), or -o OUT.pt for all",
     )
 
@@ -148,9 +159,7 @@ def _dropped_beside(tree: Tree, alone: StateDict) -> tuple[LeftOut, ...]:
     )
 
 
-def _not_tensors(state: StateDict) -> Iterable[LeftOut]:
+def _not_tensors(state: StateDict, noun: str) -> Iterable[LeftOut]:
     for entry in state.entries:
         if entry.tensor is None:
-            yield LeftOut(
-                _below(state, entry), "it is not a tensor, and a safetensors file holds only tensors"
-            )
+            yield LeftOut(_below(state, entry), f"it is not a tensor, and {noun} holds only tensors")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from wnconvert.errors import ArgumentError, LayerError
 from wnconvert.layers.dims import dim_of
+from wnconvert.layers.evidence import notes_on_passed
 from wnconvert.layers.find import FoundPairs, find_pairs
 from wnconvert.layers.schemes import Layer, Refused, Selection, fix_of
 from wnconvert.messages import listed, option, raise_listed, told
@@ -26,7 +27,8 @@ __all__ = [
 
 
 def find_layers(state: StateDict, selection: Selection) -> FoundPairs:
-    """The layers of a state dict by names and shapes, checked against the dims that its hooks state."""
+    """The layers of a state dict by names and shapes, and by its hooks, which name layers and state dims."""
+    selection = replace(selection, named=(*selection.named, *state.dims))
     found = find_pairs((tensor.info for tensor in state.tensors.values()), selection)
     others = {entry.name for entry in state.entries if entry.tensor is None}
     layers, refused = [], list(found.refused)
@@ -57,7 +59,8 @@ def _agrees(layer: Layer, stated: int | None) -> bool:
 def looks_like_layers(found: FoundPairs) -> list[str]:
     """The weights of everything that looks like a layer, wanted or not."""
     layers = (layer.name for layer in found.layers)
-    return [*layers, *(no.name for no in found.refused), *found.unwanted]
+    passed = (item.name for item in found.passed)
+    return [*layers, *(no.name for no in found.refused), *passed, *found.unwanted]
 
 
 def check_selection(selection: Selection, names: Sequence[str], kind: str = "layer") -> None:
@@ -94,25 +97,31 @@ def _where(path: str, name: str) -> str:
     return f"{path}: layer {name}" if path else f"layer {name}"
 
 
-def name_conflicts(state: StateDict, layers: Iterable[Layer]) -> Iterable[Refused]:
-    """The refusals of new layers that need a key which the state dict has already."""
-    there = {entry.name for entry in state.entries}
+def name_conflicts(
+    state: StateDict, layers: Iterable[Layer], freed: Collection[str] = ()
+) -> Iterable[Refused]:
+    """The refusals of new layers that need a key which the state dict has already, and keeps.
+
+    ``freed`` are the keys that these layers had before.
+    """
+    there = {entry.name for entry in state.entries} - set(freed)
     for layer in layers:
         if name := next((half.name for half in layer.halves if half.name in there), ""):
             yield Refused(layer.name, f"the name {name} is taken")
 
 
-def refuse_modules(states: Iterable[StateDict], done: str, verb: str) -> None:
-    """Refuse to change the form of whole pickled modules.
+def refuse_modules(states: Iterable[StateDict], done: str, fix: str) -> None:
+    """Refuse to change what whole pickled modules compute their weights from.
 
-    The class of a parametrized module is made at run time: no pickle can name it. Raises ``LayerError``.
+    The class of a parametrized module is made at run time: no pickle can name it; a class that has a g of
+    its own goes on using it. Raises ``LayerError``.
     """
     for state in states:
         if state.is_module:
             raise LayerError(
                 f"a whole pickled module, whose form is in its code too, cannot be {done} in the file",
                 where=state.path,
-                fix=f"wnconvert fold it; -o OUT.safetensors for its tensors alone; or load it and use {verb}",
+                fix=fix,
             )
 
 
@@ -123,8 +132,9 @@ def optimizer_is_stale(doing: str) -> str:
 
 
 def notes_on(found: FoundPairs) -> Iterable[str]:
-    """Notes on the layers of a state dict, and on halves that stand alone."""
+    """Notes on the layers of a state dict, on halves that stand alone, and on pairs that are passed over."""
     yield from told((layer.name, layer.note) for layer in found.layers if layer.note)
     one = " stands without its other half and is left as it is"
     several = " stand without their other halves and are left as they are"
     yield from told(((half, "") for half in found.halves), one, several)
+    yield from notes_on_passed(found.passed)

@@ -7,12 +7,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from wnconvert.errors import ArgumentError
+from wnconvert.layers.dims import g_shape
 from wnconvert.layers.schemes import Layer, Selection, owner_of, spelled
 from wnconvert.messages import listed, option
 from wnconvert.plan.record import origins
 from wnconvert.plan.selection.scope import in_torch_order
 from wnconvert.plan.selection.wanted import check_selection
-from wnconvert.plan.split.candidates import Candidates, SplitRequest, g_shape
+from wnconvert.plan.split.candidates import Candidates, SplitRequest
 from wnconvert.tensors.tree import StateDict, TensorInfo, Tree
 
 __all__ = ["as_globs_say"]
@@ -88,6 +89,8 @@ def _no_weight(info: TensorInfo, there: Candidates) -> str:
     """Why a tensor that a wildcard matches does not look like a weight; empty if it does."""
     if info.name in there.parts:
         return "half of a pair"
+    if not info.numel and len(info.shape) < 2:
+        return "empty"
     if not info.dtype.foldable:
         return str(info.dtype)
     if len(info.shape) < 2:

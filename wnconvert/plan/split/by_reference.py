@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from itertools import islice
 
 from wnconvert.errors import ArgumentError, LayerError
-from wnconvert.layers.schemes import FORMS, Layer, Refused, Selection, spelled
+from wnconvert.layers.schemes import Layer, Refused, Selection, spellings
 from wnconvert.messages import counted, listed, option
 from wnconvert.plan.order import as_in
 from wnconvert.plan.record import origins
@@ -93,7 +93,7 @@ def _order_as_in(reference: _Reference, there: Candidates) -> list[str]:
     here = set(order)
     instead: dict[str, tuple[str, ...]] = {}  # of a half that is not here: what stands for its layer
     for name in reference.names:
-        halves = [half for form in FORMS for half in spelled(form, name) or ()]
+        halves = spellings(name)
         instead |= dict.fromkeys(halves, tuple(key for key in (name, *halves) if key in here))
     as_here = [key for name in reference.keys for key in ([name] if name in here else instead.get(name, ()))]
     moved = [half.name for layer in there.layers.values() for half in layer.halves]

@@ -5,13 +5,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from wnconvert.errors import LayerError
-from wnconvert.layers.dims import dim_of
-from wnconvert.layers.schemes import FORMS, Layer, Refused, Selection, in_form, spelled
+from wnconvert.layers.dims import dim_of, g_shape
+from wnconvert.layers.evidence import EMPTY, EMPTY_FIX
+from wnconvert.layers.schemes import Layer, Refused, Selection, in_form, spellings
 from wnconvert.messages import listed, option
 from wnconvert.plan.order import restored
 from wnconvert.plan.record import Origin, origin_data
@@ -19,7 +20,7 @@ from wnconvert.plan.selection.scope import in_torch_order
 from wnconvert.plan.selection.wanted import find_layers, name_conflicts
 from wnconvert.tensors.tree import StateDict, StoredTensor
 
-__all__ = ["Candidates", "SplitRequest", "as_recorded", "g_shape"]
+__all__ = ["Candidates", "SplitRequest", "as_recorded"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +55,7 @@ class Candidates:
         self.halves = {half.name for layer in found.layers for half in layer.halves}
         self.parts = {
             *found.halves,
-            *(half for no in found.refused for form in FORMS for half in spelled(form, no.name) or ()),
+            *(half for no in found.refused for half in spellings(no.name)),
         }
         self.layers: dict[str, Layer] = {}
         self.refused: list[Refused] = []
@@ -77,7 +78,9 @@ class Candidates:
         reason = self._reason_against(layer, stored, who)
         if reason or stored is None:
             remedy = ""
-            if stored is not None and _is_no_axis(layer):
+            if stored is not None and not stored.info.numel:
+                remedy = EMPTY_FIX
+            elif stored is not None and _is_no_axis(layer):
                 remedy = f"{option('dim', 0)} to {len(layer.v.shape) - 1}, or none"
             self.refused.append(Refused(name, reason, remedy))
             return
@@ -103,6 +106,8 @@ class Candidates:
             reason = f"it is {stored.info.dtype}, which has no norm"
         elif stored.info.shape != layer.v.shape:
             reason = f"it is {stored.info.shape}, not {layer.v.shape}"
+        elif not stored.info.numel:
+            reason = f"it is {EMPTY}"
         elif not layer.v.shape:
             reason = "it is a single number"
         elif _is_no_axis(layer):
@@ -127,9 +132,15 @@ class Candidates:
             )
         ]
 
+    def _conflicts(self) -> Iterable[Refused]:
+        """The refusals of layers that need a key which is there; v may have that of its own weight."""
+        layers = self.layers.values()
+        freed = [layer.name for layer in layers if layer.v.name == layer.name]
+        return name_conflicts(self.state, layers, freed)
+
     def wish(self, order: Sequence[str], to: str | None, *, names: Sequence[str]) -> SplitRequest:
         """The finished request; a pair that gets another form than its own goes where torch registers it."""
-        refused = {no.name: no for no in (*self.refused, *name_conflicts(self.state, self.layers.values()))}
+        refused = {no.name: no for no in (*self.refused, *self._conflicts())}
         other = [layer for layer in self.layers.values() if to not in (None, layer.form)]
         if to is not None and other:
             after = {layer.name: in_form(layer, to) for layer in other}
@@ -140,7 +151,7 @@ class Candidates:
             }
             order = in_torch_order([new.get(name, name) for name in order], after.values())
             self.layers |= after
-        refused |= {no.name: no for no in name_conflicts(self.state, self.layers.values())}
+        refused |= {no.name: no for no in self._conflicts()}
         differ = [name for name in self.already if to not in (None, self.split[name])]
         note = f"{listed(differ, 3)} split already in the other form: wnconvert migrate {option('to')} {to}"
         return SplitRequest(
@@ -151,13 +162,6 @@ class Candidates:
 def _is_no_axis(layer: Layer) -> bool:
     rank = len(layer.v.shape)
     return layer.dim is not None and rank > 0 and not -rank <= layer.dim < rank
-
-
-def g_shape(shape: tuple[int, ...], dim: int | None) -> tuple[int, ...]:
-    """The shape that torch gives to g; ``()`` for an axis that does not exist, which is refused."""
-    if dim is None or dim >= len(shape):
-        return ()
-    return tuple(size if axis == dim else 1 for axis, size in enumerate(shape))
 
 
 # -- by the record of a fold
@@ -190,7 +194,8 @@ def _unfolded(
         undone = {
             origin.layer.name: origin
             for origin in step
-            if origin.layer.name in there and there.isdisjoint(half.name for half in origin.layer.halves)
+            if origin.layer.name in there
+            and there.isdisjoint({half.name for half in origin.layer.halves} - {origin.layer.name})
         }
         if not undone:
             continue

@@ -6,16 +6,17 @@ The file's own record, another checkpoint, or globs and a dim choose them; nothi
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from glob import escape
 from typing import Any
 
 from wnconvert.errors import ArgumentError
 from wnconvert.layers.dims import AUTO
-from wnconvert.layers.find import find_pairs
 from wnconvert.layers.schemes import Refused, Selection
 from wnconvert.messages import counted, few, option
 from wnconvert.plan.draft import Draft
 from wnconvert.plan.plan import Change, Plan, PlannedStateDict
 from wnconvert.plan.record import origins, without_layers
+from wnconvert.plan.selection.again import found_in_output, needs_naming
 from wnconvert.plan.selection.scope import choose, elements_of, kept_as_is, scope_of
 from wnconvert.plan.selection.wanted import check_selection, find_layers, optimizer_is_stale
 from wnconvert.plan.split.by_globs import as_globs_say
@@ -59,7 +60,8 @@ def plan_split(
     planned = tuple(_split(state, mine.get(state.path)) for state in draft.states)
     both = list(zip(draft.states, planned, strict=True))
     draft.check_refused({state.path: tuple(_not_found_again(state, item)) for state, item in both})
-    untied = few(note for state, item in both for note in _untied(state, item))
+    more = few(note for state, item in both for note in _untied(state, item))
+    more += [note for state, item in both for note in needs_naming(state, item)]
     return draft.plan(
         planned,
         record=_record(draft, planned, mine),
@@ -67,7 +69,7 @@ def plan_split(
         if keep_optimizer
         else draft.without_optimizers(planned, optimizer_is_stale("splitting")),
         already=sum(wish.already for wish in mine.values()),
-        notes=[*(note for wish in mine.values() for note in wish.notes), *untied],
+        notes=[*(note for wish in mine.values() for note in wish.notes), *more],
     )
 
 
@@ -107,9 +109,7 @@ def _split(state: StateDict, wish: SplitRequest | None) -> PlannedStateDict:
 def _not_found_again(state: StateDict, planned: PlannedStateDict) -> Iterable[Refused]:
     """The refusals of layers that a fold of the output would not find again, because of other keys."""
     layers = {change.name: change.layer for change in planned.changes}
-    tensors = state.tensors
-    kept = (tensors[step.kept].info for step in planned.tensors if step.kept is not None)
-    found = find_pairs((*kept, *(half for layer in layers.values() for half in layer.halves)))
+    found = found_in_output(state, planned, Selection(layers=tuple(map(escape, layers))))
     again = {layer.name: layer for layer in found.layers}
     reasons = {no.name: no.reason for no in found.refused}
     for name, layer in layers.items():

@@ -11,7 +11,6 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -173,7 +172,7 @@ def _paths(only: str | Sequence[str]) -> tuple[str, ...]:
 
 @contextmanager
 def _opened(path: str | os.PathLike[str]) -> Iterator[Side]:
-    checkpoint = no_graph(open_checkpoint(Path(path)), "compared (wnconvert check runs it beside its module)")
+    checkpoint = no_graph(open_checkpoint(path), "compared (wnconvert check runs it beside its module)")
     with Source(checkpoint.shards) as source:
         yield Side(os.fspath(path), checkpoint.tree, source)
 

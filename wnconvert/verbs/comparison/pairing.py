@@ -49,6 +49,10 @@ class Rules:
         kept = Selection(exclude=self.selection.exclude)
         return any(map(chosen.wants, names)) and all(map(kept.wants, names))
 
+    def names(self, name: str) -> bool:
+        """Whether a name is given in full, with its prefix or without."""
+        return any(map(self.selection.names, {name, self.stripped(name)}))
+
     def check(self, names: Collection[str]) -> None:
         """Raise ``ArgumentError`` if the globs leave no name, or if one of them matches none."""
         if not names:
@@ -263,12 +267,14 @@ def _items(side: Side, state: StateDict, rules: Rules) -> tuple[dict[str, Item],
                 where=side.label,
                 fix=f"{option('exclude', glob=entry.name)} compares the rest",
             )
-    refused = [item.name for item in find_pairs(tensor.info for tensor in tensors.values()).refused]
-    unwanted = {name for name in refused if not rules.wants(name)}
+    found = find_pairs(tensor.info for tensor in tensors.values())
+    unwanted = {item.name for item in found.refused if not rules.wants(item.name)}
+    selection = Selection(
+        exclude=tuple(map(escape, unwanted)),
+        named=tuple(item.name for item in found.passed if rules.names(item.name)),
+    )
     try:
-        plan = plan_fold(
-            Tree((state,)), Container.TORCH_ZIP, selection=Selection(exclude=tuple(map(escape, unwanted)))
-        )
+        plan = plan_fold(Tree((state,)), Container.TORCH_ZIP, selection=selection)
     except WnconvertError as error:
         error.where = f"{side.label}: {error.where}" if error.where else side.label
         raise

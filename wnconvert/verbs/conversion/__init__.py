@@ -5,6 +5,8 @@ readers     readers of the output that are not ours
 verify      an output read back and computed again
 convert     a plan laid out, run, checked, put in place; Result
 onnx        an ONNX model folded, checked and put in place
+piped       conversions whose output goes to stdout
+suffixes    suffixes of outputs that would say what is not so
 targets     where a conversion writes
 run         one conversion: open, plan, write
 files       fold_file, split_file, migrate_file

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import stat
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 from wnconvert.errors import FormatError
@@ -16,11 +15,13 @@ from wnconvert.numerics.rows import RowPolicy
 from wnconvert.plan.layout import Blob, CopyBytes, Layout
 from wnconvert.plan.plan import Plan
 from wnconvert.storage.checkpoint import Checkpoint, layout_of
+from wnconvert.storage.files import common_mode, status_of
 from wnconvert.storage.index import write_index
 from wnconvert.storage.shards import index_metadata, part_of, total_size
 from wnconvert.storage.sources import Source
 from wnconvert.storage.staged_folder import replaced_folder
 from wnconvert.storage.staging import file_in, staged, translated
+from wnconvert.storage.stores.system import set_mode
 from wnconvert.storage.workers import Workers
 from wnconvert.tensors.tree import ByteRange
 from wnconvert.verbs.conversion.executor import Outcome, execute, notes_of, outcomes
@@ -44,7 +45,7 @@ class Result:
     """The result of a conversion. ``seconds`` is wall time; ``verified`` names the reader that checked it."""
 
     plan: Plan
-    source: Path
+    source: PurePath
     source_container: str
     output: Path
     bytes_in: int
@@ -110,7 +111,7 @@ def convert(
     began = time.perf_counter()
     layout = layout_of(checkpoint, plan)
     with (
-        staged(output, force=options.force, size=layout.size) as target,
+        staged(output, force=options.force, size=layout.size, mode=common_mode(checkpoint.shards)) as target,
         Source(checkpoint.shards) as source,
     ):
         workers = Workers(options.threads, options.progress)
@@ -148,15 +149,17 @@ def convert_folder(
     workers.expect(work + copied)
     if options.verify:
         workers.expect(bytes_to_verify(checkpoint, plan) + copied)
+    mode = common_mode(checkpoint.shards)
+    folder_mode = status_of(root).mode if checkpoint.folder else None
     made: list[Outcome] = []
     verified = ""
     more: tuple[str, ...] = ()
     with (
-        replaced_folder(output, force=options.force, size=size) as folder,
+        replaced_folder(output, force=options.force, size=size, mode=folder_mode) as folder,
         Source(checkpoint.shards) as source,
     ):
         for name, layout in layouts.items():
-            with file_in(folder, name, output) as target:
+            with file_in(folder, name, output, mode) as target:
                 made += outcomes(source, target, layout, options.numbers, workers)
         notes = notes_of(made)
         _copy(root, beside, folder, output, workers)
@@ -189,7 +192,7 @@ def _layouts(checkpoint: Checkpoint, plan: Plan) -> dict[str, Layout]:
     return {**layouts, plan.index: Layout(len(text), ((0, text),), ())}
 
 
-def _copy(root: Path, beside: OtherFiles, folder: Path, output: Path, workers: Workers) -> None:
+def _copy(root: PurePath, beside: OtherFiles, folder: Path, output: Path, workers: Workers) -> None:
     """Copy the other files of the folder with the same executor, each with its mode from the start."""
     try:
         for path, _ in beside.folders:
@@ -199,8 +202,7 @@ def _copy(root: Path, beside: OtherFiles, folder: Path, output: Path, workers: W
         for file in beside.files:
             blobs = (Blob(0, file.size, CopyBytes(ByteRange(0, file.size))),) if file.size else ()
             with Source((root / file.path,)) as source, file_in(folder, file.path, output) as target:
-                with contextlib.suppress(OSError):  # not every file system has modes
-                    os.fchmod(target.fd, file.mode)
+                set_mode(target.fd, file.mode)
                 execute(source, target, Layout(file.size, (), blobs), RowPolicy(), workers)
                 if source.size() != file.size:
                     raise FormatError("it became longer while it was read", where=str(root / file.path))

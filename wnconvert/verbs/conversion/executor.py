@@ -129,7 +129,7 @@ class _Sink:
         self.run = run
         self.at = self.synced = blob.start
         self.checked = bool(blob.crc_at)
-        self.crc = 0
+        self.crc = blob.crc
 
     def array(self, values: Array) -> None:
         """Take the elements of the next block."""

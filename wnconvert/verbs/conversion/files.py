@@ -89,8 +89,9 @@ def fold_file(
 ) -> Result | Plan:
     """Fold the weight-normalized layers of a checkpoint, or of an ONNX model, into plain weights.
 
-    ``src`` is a checkpoint of any readable format; ``out`` is written as safetensors if that is its
-    suffix, else as a torch zip (default: ``.folded`` before the suffix of ``src``). An ONNX model stays
+    ``src`` is a checkpoint of any readable format; ``out`` is written as safetensors or .npz if that is
+    its suffix, else as a torch zip (default: ``.folded`` before the suffix of ``src``). ``"-"`` is stdin and
+    stdout. An ONNX model stays
     one, and runs beside the original before it is put in place (this needs onnx and onnxruntime); it takes
     none of ``only``, ``dtype``, ``dim`` and ``keep_optimizer``. A folder with weights, or the index of one,
     becomes a folder, unless ``out`` has a checkpoint's suffix; a file becomes one if ``out`` ends in a slash

@@ -8,22 +8,27 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path, PurePath
 from typing import Any, TypeAlias
 
 import numpy as np
 from safetensors import safe_open
 
 from wnconvert.errors import VerifyError
+from wnconvert.formats.safetensors import check_header
 from wnconvert.messages import REPORT_BUG
 from wnconvert.storage.checkpoint import Checkpoint
 from wnconvert.storage.sources import Source
 from wnconvert.tensors.blocks import BLOCK_BYTES, Array, Block
+from wnconvert.tensors.containers import Container
 from wnconvert.tensors.dtypes import dtype_named
 from wnconvert.tensors.tree import StoredTensor
 
-__all__ = ["TorchMissing", "check_zip", "own_reader", "safetensors_reader", "torch_reader"]
+__all__ = ["OTHER_READERS", "OtherReader", "check_zip", "own_reader"]
 
 
 # An index that picks a piece of a tensor: places on leading axes, then a slice of the next one.
@@ -34,6 +39,22 @@ ReadBack: TypeAlias = Callable[[Block, Piece], Array]
 Open: TypeAlias = Callable[[str, str], ReadBack]
 
 
+# A reader, its name, and notes.
+Reading: TypeAlias = tuple[Open, str, tuple[str, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class OtherReader:
+    """What others read of a container: a file's structure, and its tensors.
+
+    ``check`` raises ``WnconvertError`` where a file's structure is refused. ``open`` takes the source, the
+    written files and our own reader; it gives a reader, its name, and notes, until its ``with`` ends.
+    """
+
+    check: Callable[[Path], None]
+    open: Callable[[Checkpoint, Sequence[PurePath], Open], AbstractContextManager[Reading]]
+
+
 # -- readers of the output
 
 
@@ -41,7 +62,8 @@ Open: TypeAlias = Callable[[str, str], ReadBack]
 _IN_NUMPY = frozenset("F64 F32 F16 BF16 I64 I32 I16 I8 U64 U32 U16 U8 BOOL C64".split())
 
 
-def safetensors_reader(paths: Sequence[Path], own: Open) -> Open:
+@contextmanager
+def _safetensors_reader(_source: Checkpoint, paths: Sequence[PurePath], own: Open) -> Iterator[Reading]:
     """Reads with the safetensors library; ``own`` reads the dtypes that it has no numpy type for."""
     files: list[Any] = [safe_open(os.fspath(path), framework="numpy") for path in paths]
     holding = {name: file for file in files for name in file.keys()}  # noqa: SIM118 - it is not a mapping
@@ -55,27 +77,39 @@ def safetensors_reader(paths: Sequence[Path], own: Open) -> Open:
             return lambda block, piece: np.asarray(file.get_tensor(name))
         return lambda block, piece: np.asarray(view[piece])
 
-    return open_tensor
+    yield open_tensor, "the safetensors library", ()
 
 
-class TorchMissing(Exception):  # noqa: N818 - a reason, not an error
+@contextmanager
+def _torch_or_zip_reader(checkpoint: Checkpoint, paths: Sequence[PurePath], own: Open) -> Iterator[Reading]:
+    """Reads with torch; where that cannot be done, zipfile tests every checksum and ``own`` reads."""
+    try:
+        opened: Reading = _torch_reader(checkpoint, paths), "torch.load(weights_only=True)", ()
+    except _TorchMissing as reason:
+        for path in paths:
+            check_zip(path, contents=True)
+        opened = own, "zipfile's test and wnconvert's own reader", (f"not read back with torch: {reason}",)
+    yield opened
+
+
+class _TorchMissing(Exception):  # noqa: N818 - a reason, not an error
     """Why torch cannot be the reader."""
 
 
-def torch_reader(checkpoint: Checkpoint, paths: Sequence[Path]) -> Open:
-    """Reads with ``torch.load(weights_only=True)``; raises ``TorchMissing`` where that cannot be done."""
+def _torch_reader(checkpoint: Checkpoint, paths: Sequence[PurePath]) -> Open:
+    """Reads with ``torch.load(weights_only=True)``; raises ``_TorchMissing`` where that cannot be done."""
     if importlib.util.find_spec("torch") is None:
-        raise TorchMissing("it is not installed")
+        raise _TorchMissing("it is not installed")
     import torch
 
     if checkpoint.torch and checkpoint.torch.mark != b"PK":
-        raise TorchMissing("it does not know GPT-SoVITS's mark")
+        raise _TorchMissing("it does not know GPT-SoVITS's mark")
     try:
         roots = [torch.load(path, map_location="cpu", weights_only=True, mmap=True) for path in paths]
     except Exception as error:
         # weights_only refuses in many ways; its reason stands behind several lines of advice.
         reason = re.search(r"WeightsUnpickler error: (.+?)(?: was not|$)", str(error), re.MULTILINE)
-        raise TorchMissing(reason[1] if reason else type(error).__name__) from error
+        raise _TorchMissing(reason[1] if reason else type(error).__name__) from error
     root = roots[0] if len(roots) == 1 else {name: value for part in roots for name, value in part.items()}
     keys = (
         {state.path: state.keys for state in checkpoint.torch.contents.state_dicts}
@@ -102,12 +136,12 @@ def _numpy(tensor: Any) -> Array:
     return raw.view(dtype_named(name).elements())
 
 
-def check_zip(path: Path, *, contents: bool) -> None:
+def check_zip(path: PurePath, *, contents: bool) -> None:
     """Have ``zipfile`` read a directory; with ``contents`` every checksum but that which GPT-SoVITS marks."""
     import zipfile  # which a safetensors file need not wait for
 
     try:
-        with path.open("rb") as file, zipfile.ZipFile(file) as archive:
+        with Path(path).open("rb") as file, zipfile.ZipFile(file) as archive:
             for info in archive.infolist() if contents else ():
                 file.seek(info.header_offset)
                 if file.read(2) != b"PK":
@@ -117,6 +151,34 @@ def check_zip(path: Path, *, contents: bool) -> None:
                         pass
     except zipfile.BadZipFile as error:
         raise VerifyError(f"{error}; nothing is kept", fix=REPORT_BUG) from error
+
+
+@contextmanager
+def _numpy_reader(_source: Checkpoint, paths: Sequence[PurePath], _own: Open) -> Iterator[Reading]:
+    """Reads with ``numpy.load``, one array at a time, which tests its checksum."""
+    from zipfile import BadZipFile
+
+    with np.load(paths[0], allow_pickle=False) as archive:
+
+        def open_tensor(_state: str, name: str) -> ReadBack:
+            try:
+                array = archive[name]
+            except (BadZipFile, ValueError, KeyError) as error:
+                raise VerifyError(
+                    f"numpy does not read {name} ({error}); nothing is kept", fix=REPORT_BUG
+                ) from error
+            array = array.reshape(array.shape or (1,))
+            return lambda block, piece: np.asarray(array[piece])
+
+        yield open_tensor, "numpy.load(allow_pickle=False)", ()
+
+
+#: Who reads what is written, by its container; an ONNX model is run (`verbs/conversion/onnx/check.py`).
+OTHER_READERS = {
+    Container.SAFETENSORS: OtherReader(check_header, _safetensors_reader),
+    Container.TORCH_ZIP: OtherReader(partial(check_zip, contents=False), _torch_or_zip_reader),
+    Container.NPZ: OtherReader(partial(check_zip, contents=False), _numpy_reader),
+}
 
 
 def own_reader(tensors: Mapping[str, Mapping[str, StoredTensor]], written: Source) -> Open:

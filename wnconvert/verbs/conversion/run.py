@@ -13,9 +13,12 @@ from wnconvert.layers.schemes import Selection
 from wnconvert.messages import listed
 from wnconvert.plan.plan import Plan
 from wnconvert.storage.checkpoint import Checkpoint, container_of, no_graph, open_checkpoint
+from wnconvert.storage.files import located, output_path
 from wnconvert.storage.shards import DEFAULT_SHARD_SIZE, bytes_of
 from wnconvert.tensors.containers import Container
 from wnconvert.tensors.tree import Tree
+from wnconvert.verbs.conversion.piped import goes_to_stdout, to_stdout
+from wnconvert.verbs.conversion.suffixes import check_true_name
 from wnconvert.verbs.conversion.targets import (
     FolderTarget,
     StrPath,
@@ -47,14 +50,32 @@ def run_conversion(
     dry_run: bool,
 ) -> Result | Plan:
     """Open ``src``, plan what goes into ``out``, and write it; errors say which file it was."""
-    source = Path(src)
+    if goes_to_stdout(src, out):
+
+        def convert_to(path: StrPath) -> Result | Plan:
+            return run_conversion(
+                src,
+                path,
+                kind,
+                make_plan,
+                plan_graph=plan_graph,
+                options=options,
+                like=like,
+                max_shard_size=max_shard_size,
+                dry_run=dry_run,
+            )
+
+        return to_stdout(src, convert_to, dry_run=dry_run)
+    source = located(src)
     if out is not None and not os.fspath(out):
         raise ArgumentError("the name of the output is empty", fix="-o OUT, or leave it out")
-    output = default_output(source, kind) if out is None else Path(out)
+    output = default_output(source, kind) if out is None else output_path(out)
     bytes_of(max_shard_size)
     try:
         checkpoint = open_checkpoint(source)
         to_folder = _makes_folder(checkpoint, output if out is None else out, max_shard_size)
+        if out is not None:
+            _check_name(checkpoint, out, to_folder=to_folder)
         if checkpoint.onnx is not None and plan_graph is not None:
             _check_suffix(output)
             job = _to_onnx(checkpoint, plan_graph(checkpoint.onnx), output)
@@ -144,6 +165,14 @@ def plan_onnx_fold(opened: OnnxFile, *, selection: Selection, given: list[str]) 
     return plan_onnx(opened, selection)
 
 
+def _check_name(checkpoint: Checkpoint, out: StrPath, *, to_folder: bool) -> None:
+    """An output is what its suffix says."""
+    if checkpoint.onnx:
+        check_true_name(out, Container.ONNX.facts.noun, "-o OUT.onnx")
+    else:
+        check_true_name(out, "a folder" if to_folder else container_of(output_path(out)).facts.noun)
+
+
 def _check_suffix(output: Path) -> None:
     """An ONNX model stays one: its graph has no place in a checkpoint."""
     name = output.name.lower()
@@ -166,4 +195,4 @@ def _check_is_checkpoint(checkpoint: Checkpoint, output: Path, kind: str) -> Non
 
 def open_reference(like: StrPath) -> Tree:
     """The tree of the checkpoint that ``--like`` names."""
-    return no_graph(open_checkpoint(Path(like)), "the reference of a split").tree
+    return no_graph(open_checkpoint(like), "the reference of a split").tree

@@ -18,7 +18,7 @@ from wnconvert.messages import options_as_python
 from wnconvert.numerics.rows import Problem, RowPolicy, raise_problems
 from wnconvert.numerics.splitting import directions
 from wnconvert.plan.fold import plan_fold
-from wnconvert.plan.layout import Directions, Work
+from wnconvert.plan.layout import CopyBytes, Directions, Work
 from wnconvert.plan.migrate import plan_migrate
 from wnconvert.plan.order import NEW_ENTRY, metadata_keys
 from wnconvert.plan.plan import Plan, PlannedStateDict
@@ -27,7 +27,7 @@ from wnconvert.plan.steps import MadeTensor, Step
 from wnconvert.tensors.blocks import Array, Read, reader_of
 from wnconvert.tensors.containers import Container
 from wnconvert.tensors.dtypes import AnyDType
-from wnconvert.tensors.memory import array_of, made_like, tree_of, view_of
+from wnconvert.tensors.memory import array_of, made_like, shaped_like, tree_of, view_of
 from wnconvert.tensors.tree import ByteRange, StoredTensor, TensorInfo, Tree, contiguous_strides
 from wnconvert.verbs.conversion.executor import make_tensor
 from wnconvert.verbs.options import check_form, dtype_of, numbers_of, selection_of
@@ -107,6 +107,7 @@ def migrate_state_dict(
 ) -> dict[str, Any]:
     """Give the layers of a state dict the names of the other form; the values are the very same objects.
 
+    (But for a g of a shape that torch does not load, such as a vector: it is a view in torch's shape.)
     ``to`` is ``"parametrize"`` or ``"legacy"``; other options and the result as for ``fold_state_dict``,
     the order of keys and ``_metadata`` as torch has them. Raises as ``migrate_file`` does.
 
@@ -157,7 +158,7 @@ class _Maker:
 
     def value(self, step: Step) -> Any:
         """The value that a step puts."""
-        if step.kept is not None and step.dtype is None:
+        if step.kept is not None and step.is_as_it_was:
             return self.values[step.kept]
         item = step.made_of({name: self.stored(name) for name in step.sources})
         key = item.work, item.info.shape
@@ -214,6 +215,12 @@ def _make(work: Work, item: MadeTensor, maker: _Maker) -> Any:
     outcome = make_tensor(work, maker, out, maker.numbers)
     maker.problems.append((work.where, outcome.problems))
     return made_like(maker.of(item.like), out.all.reshape(item.info.shape))
+
+
+@_make.register
+def _make_kept(work: CopyBytes, item: MadeTensor, maker: _Maker) -> Any:  # noqa: ARG001
+    """The same elements in another shape."""
+    return shaped_like(maker.of(item.like), item.info.shape)
 
 
 @_make.register

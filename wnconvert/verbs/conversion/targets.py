@@ -11,29 +11,26 @@ from wnconvert.errors import ArgumentError, OutputError
 from wnconvert.messages import listed
 from wnconvert.plan.plan import LeftOut, Plan
 from wnconvert.storage.checkpoint import Checkpoint
+from wnconvert.storage.files import located, output_path, real_of
 from wnconvert.storage.folder import OtherFiles, cache_of, find_beside, has_weights, is_weights
 from wnconvert.storage.shards import Naming, bytes_of, sharded
 from wnconvert.tensors.containers import Container
 
-__all__ = ["FolderTarget", "StrPath", "check_apart", "default_output", "has_suffix", "is_folder_target"]
+__all__ = [
+    "FolderTarget",
+    "StrPath",
+    "check_apart",
+    "default_output",
+    "has_suffix",
+    "is_folder_target",
+]
 
 
 StrPath: TypeAlias = str | os.PathLike[str]
 
 # Longest first: x.pth.tar has the suffix .pth.tar, not .tar.
-_SUFFIXES = (
-    ".pth.tar",
-    ".pt.tar",
-    ".ckpt.tar",
-    ".safetensors",
-    ".onnx",
-    ".ckpt",
-    ".pth",
-    ".bin",
-    ".pt",
-    ".th",
-    ".pkl",
-    ".tar",
+_SUFFIXES = tuple(
+    sorted((suffix for container in Container for suffix in container.facts.suffixes), key=len, reverse=True)
 )
 
 
@@ -49,7 +46,9 @@ def default_output(source: StrPath, kind: str) -> Path:
     >>> default_output("hub/model.safetensors.index.json", "folded").name
     'hub.folded'
     """
-    path = Path(source)
+    path = located(source)
+    if not isinstance(path, Path):
+        path = Path(path.name)  # from another store into the folder that one is in
     is_index = path.name.endswith(".json")  # no checkpoint is called so
     is_folder = is_index or path.is_dir()
     if cache_of(Path(os.path.realpath(path if path.is_dir() else path.parent))) is not None:
@@ -91,7 +90,7 @@ def is_folder_target(out: StrPath, *, from_folder: bool) -> bool:
     suffix.
     """
     text = os.fspath(out)
-    if text.endswith(os.sep) or Path(text).is_dir():
+    if text.endswith(os.sep) or output_path(text).is_dir():
         return True
     return from_folder and not has_suffix(text)
 
@@ -118,11 +117,12 @@ class FolderTarget:
         most = bytes_of(max_shard_size)
         folder = checkpoint.folder
         if folder is None:
-            return cls(path, Container.SAFETENSORS, Naming("model", "safetensors"), OtherFiles(), most)
-        container = Container.TORCH_ZIP if folder.naming.suffix == "bin" else Container.SAFETENSORS
+            container = Container.SAFETENSORS
+            return cls(path, container, Naming.of_hub(container), OtherFiles(), most)
+        container = Container.of_hub(folder.naming.suffix)
         naming = folder.naming
         if not is_weights(naming.shards(1)[0]):  # nobody would find it where there is but one
-            naming = Naming("pytorch_model" if container is Container.TORCH_ZIP else "model", naming.suffix)
+            naming = Naming.of_hub(container)
         return cls(path, container, naming, find_beside(folder), most)
 
     def planned(self, plan: Plan, checkpoint: Checkpoint) -> Plan:
@@ -137,7 +137,7 @@ class FolderTarget:
         if taken:
             raise OutputError(f"{listed(taken)} would be written, and lies in the folder", fix="move it away")
         left = [LeftOut(path, _why(path)) for path in self.beside.left_out]
-        if made.container is Container.TORCH_ZIP and made.index and checkpoint.knows_modules:
+        if made.index and checkpoint.knows_modules and made.container.facts.holds_trees:
             left.append(LeftOut("_metadata", "torch's versions of modules have no place in several files"))
         return replace(made, copied=copied, dropped=(*made.dropped, *left))
 
@@ -169,8 +169,8 @@ class FolderTarget:
 
 def check_apart(checkpoint: Checkpoint, output: Path) -> None:
     """Raise ``OutputError`` if the output lies in the source's folder, or the source in the output."""
-    source = Path(os.path.realpath(checkpoint.folder.root if checkpoint.folder else checkpoint.path))
-    real = Path(os.path.realpath(output))
+    source = real_of(checkpoint.folder.root if checkpoint.folder else checkpoint.path)
+    real = real_of(output)
     if real == source:
         raise OutputError("it is the source itself", fix="choose another -o, and move it over afterwards")
     if real.is_relative_to(source):
@@ -181,7 +181,7 @@ def check_apart(checkpoint: Checkpoint, output: Path) -> None:
 
 def _lies_in(path: StrPath, folder: Path) -> bool:
     try:
-        return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
+        return real_of(located(path)).is_relative_to(real_of(folder))
     except FileNotFoundError:  # the folder that one is in was deleted
         return False
 

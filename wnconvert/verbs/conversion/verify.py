@@ -7,17 +7,17 @@ source's bytes.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
 from functools import partial, singledispatch
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import numpy as np
 from numpy.typing import NDArray
 
 from wnconvert.errors import VerifyError, WnconvertError
-from wnconvert.formats import safetensors as safetensors_file
 from wnconvert.messages import REPORT_BUG
 from wnconvert.numerics.rounding import FLOAT_FORMATS, cast
 from wnconvert.plan.plan import Plan, PlannedStateDict
@@ -30,28 +30,23 @@ from wnconvert.tensors.containers import Container
 from wnconvert.tensors.dtypes import DType
 from wnconvert.tensors.tree import StoredTensor
 from wnconvert.verbs.conversion.readers import (
+    OTHER_READERS,
     Piece,
     ReadBack,
-    TorchMissing,
-    check_zip,
     own_reader,
-    safetensors_reader,
-    torch_reader,
 )
 
 __all__ = ["bytes_to_verify", "check_folder_structure", "check_structure", "verify_copies", "verify_output"]
 
 
 def check_structure(path: Path, container: Container) -> Checkpoint:
-    """Have the safetensors library or ``zipfile`` read the directory of a new file, and our reader its tree.
+    """Have another library read the structure of a new file, and our reader its tree.
 
     Returns the file as our reader opened it. Raises ``VerifyError`` where either refuses it.
     """
     try:
-        if container is Container.SAFETENSORS:
-            safetensors_file.check_header(path)
-        elif container is not Container.ONNX:  # onnx.check runs that
-            check_zip(path, contents=False)
+        if container in OTHER_READERS:
+            OTHER_READERS[container].check(path)
         return open_checkpoint(path)
     except WnconvertError as error:
         raise VerifyError(
@@ -72,7 +67,10 @@ def check_folder_structure(folder: Path, plan: Plan) -> None:
 
 
 def verify_copies(
-    before: Path, after: Path, names: Iterable[str], advance: Callable[[int], None] = lambda count: None
+    before: PurePath,
+    after: PurePath,
+    names: Iterable[str],
+    advance: Callable[[int], None] = lambda count: None,
 ) -> None:
     """Compare files that were copied from one folder to another with their sources.
 
@@ -116,24 +114,15 @@ def verify_output(
     Without torch, or where the pickle names classes of others, a torch file is read by ``zipfile``'s test
     of every checksum and by our own reader. Raises ``VerifyError`` for the first tensor that is wrong.
     """
-    notes: tuple[str, ...] = ()
     opened = open_checkpoint(path)
-    with Source(opened.shards) as written:
+    with Source(opened.shards) as written, contextlib.ExitStack() as stack:
         found = opened.tree.tensors
         own = own_reader(found, written)
-        if plan.container is Container.SAFETENSORS:
-            reader, by = safetensors_reader(opened.shards, own), "the safetensors library"
-        else:
-            try:
-                reader, by = torch_reader(checkpoint, opened.shards), "torch.load(weights_only=True)"
-            except TorchMissing as reason:
-                for shard in opened.shards:
-                    check_zip(shard, contents=True)
-                reader, by = own, "zipfile's test and wnconvert's own reader"
-                notes = (f"not read back with torch: {reason}",)
+        other = OTHER_READERS[plan.container].open(checkpoint, opened.shards, own)
+        reader, by, notes = stack.enter_context(other)
         before = checkpoint.tree.tensors
         for planned in plan.state_dicts:
-            names = found["" if plan.container is Container.SAFETENSORS else planned.path]
+            names = found[planned.path if plan.container.facts.holds_trees else ""]
             order = [name for shard in plan.shards for name in shard.tensors]
             _check_names(before[planned.path], planned, list(names), order)
             _check_state_dict(before[planned.path], planned, source, partial(reader, planned.path), advance)
@@ -205,7 +194,8 @@ def _check_kept(
     step: Keep, tensors: Mapping[str, StoredTensor], source: Source, reader: Callable[[str], ReadBack]
 ) -> None:
     """The bytes of the source, cast if the plan says so."""
-    tensor, read_back = tensors[step.kept].in_bytes(), reader(step.name)
+    stored, read_back = tensors[step.kept], reader(step.name)
+    tensor = (stored if step.shape is None else stored.shaped(step.shape)).in_bytes()
     read = source.reader(tensor)
     for block, piece in _pieces(tensor):
         expected = read(block)

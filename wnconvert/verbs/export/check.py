@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +14,7 @@ from wnconvert.messages import counted
 from wnconvert.onnx.file.reader import OnnxFile
 from wnconvert.onnx.runtime import Opened, open_model, run
 from wnconvert.storage.checkpoint import Checkpoint, open_checkpoint
+from wnconvert.storage.files import local_path, located, status_of
 from wnconvert.tensors.blocks import Array
 from wnconvert.verbs.conversion.onnx.check import check_installed
 from wnconvert.verbs.conversion.targets import StrPath
@@ -62,7 +62,7 @@ def check_onnx(
         samples=samples,
         seed=seed,
     )
-    source, steps = Path(path), TimedSteps(progress)
+    source, steps = local_path(located(path), "onnxruntime reads it"), TimedSteps(progress)
     model = check_model(open_checkpoint(source), steps, partial(check_given, target=source))
     opened = open_model(source)
     with evaluating(question.module) as forget:
@@ -121,7 +121,7 @@ def check_model(opened: Checkpoint, steps: TimedSteps, check: Callable[[OnnxFile
         check(graph)
         residual = residual_of(graph)
         step.detail = f"onnx.checker; {counted(len(residual), 'layer')} of weight norm left"
-    return CheckedModel(graph, sum(shard.stat().st_size for shard in opened.shards), residual)
+    return CheckedModel(graph, sum(status_of(shard).size for shard in opened.shards), residual)
 
 
 def prove_beside(

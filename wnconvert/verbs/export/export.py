@@ -18,6 +18,7 @@ from wnconvert.onnx.graph.edits import renamed
 from wnconvert.onnx.graph.plan import OnnxFold, plan_onnx
 from wnconvert.onnx.runtime import open_model
 from wnconvert.storage.checkpoint import Checkpoint, open_checkpoint
+from wnconvert.storage.files import output_path
 from wnconvert.storage.staging import put_in_place, scratch_folder
 from wnconvert.tensors.containers import Container
 from wnconvert.verbs.conversion.onnx.check import check_installed
@@ -119,7 +120,7 @@ def export_onnx(
         samples=samples,
         seed=seed,
     )
-    export = _Export(question, Path(path), exporter, opset, external_data, notes, TimedSteps(progress))
+    export = _Export(question, output_path(path), exporter, opset, external_data, notes, TimedSteps(progress))
     old = own_data_of(export.target) if force else ()
     with evaluating(question.module) as forget:
         reference = export.reference(forget)

@@ -152,7 +152,7 @@ _REPORT = "please report it as a bug"
 
 def check_given(graph: OnnxFile, target: Path) -> None:
     """Raise ``InputError`` if onnx's checker refuses a model."""
-    if said := refused(graph.path, full_check=True):
+    if said := refused(Path(graph.path), full_check=True):
         raise InputError(f"onnx.checker refuses it: {said}", where=str(target), fix="export it again")
 
 
@@ -161,8 +161,8 @@ def check_exported(graph: OnnxFile, raw: OnnxFile, target: Path) -> None:
 
     Raises ``VerifyError`` if it refuses the model, or ``ArgumentError`` if it refuses ``raw`` too.
     """
-    if said := refused(graph.path, full_check=True):
-        if refused(raw.path, full_check=True):
+    if said := refused(Path(graph.path), full_check=True):
+        if refused(Path(raw.path), full_check=True):
             raise ArgumentError(
                 f"torch's exporter wrote a model that onnx.checker refuses: {said}",
                 where=str(target),

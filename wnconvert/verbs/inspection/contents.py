@@ -37,13 +37,13 @@ def metadata_of(checkpoint: Checkpoint) -> dict[str, str]:
 
 def _metadata(checkpoint: Checkpoint) -> Iterator[tuple[str, str]]:
     if checkpoint.container is Container.SAFETENSORS:
-        from safetensors import safe_open
+        from wnconvert.formats.safetensors import read_metadata
 
         if checkpoint.folder and checkpoint.folder.index:
             yield from _texts(checkpoint.folder.index.metadata)
         for path in checkpoint.shards:
-            with safe_open(path, framework="numpy") as opened:
-                yield from _texts(opened.metadata() or {})
+            with closing(open_file(path)) as file:
+                yield from read_metadata(file).items()
     elif checkpoint.container is Container.ONNX:
         from wnconvert.onnx.file.description import described
 

@@ -58,7 +58,7 @@ def migrate_in_words(tree: Tree) -> str:
         except LayerError as error:
             return _refusal(error)
         if plan.layers:
-            (before,) = {change.layer.form for _, change in plan.layers}
+            before = listed(dict.fromkeys(change.layer.form for _, change in plan.layers))
             how = f" ({option('to', 'legacy')})" if to == "legacy" else ""
             directions.append(f"{counted(len(plan.layers), 'layer')} from {before} to {to}{how}")
     return f"would take {', or '.join(directions)}" if directions else "nothing to migrate"

@@ -11,16 +11,18 @@ import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import PurePath
 from typing import Any
 
+from wnconvert.layers.evidence import notes_on_passed
 from wnconvert.layers.find import FoundPairs, find_pairs
 from wnconvert.layers.kinds import find_kinds
+from wnconvert.layers.schemes import Selection
 from wnconvert.messages import options_as_python, told
 from wnconvert.storage.checkpoint import Checkpoint, open_checkpoint
+from wnconvert.storage.files import located
 from wnconvert.storage.sources import Source
 from wnconvert.tensors.blocks import Elements
-from wnconvert.tensors.containers import Container
 from wnconvert.tensors.memory import InMemory, tree_of
 from wnconvert.tensors.tree import StateDict, StoredTensor, Tree
 from wnconvert.verbs.inspection.contents import metadata_of, tensor_rows
@@ -73,7 +75,7 @@ def inspect_file(
     >>> len(found.layers), found.layers[0].name, found.fold
     (78, 'conv_pre.weight', 'would make 78 plain weights')
     """
-    checkpoint = open_checkpoint(Path(src))
+    checkpoint = open_checkpoint(located(src))
     request = request_of(layers, full=full, all_weights=all_weights)
     if checkpoint.onnx is not None:
         from wnconvert.verbs.inspection.onnx import inspect_onnx  # ten modules on graphs
@@ -107,12 +109,10 @@ def _inspect(
         from wnconvert.verbs.inspection.pickle import with_pickle
 
         return with_pickle(others, checkpoint, checkpoint.torch)
-    # safetensors names none
-    devices = () if checkpoint.container is Container.SAFETENSORS else others.devices
-    return replace(others, devices=devices)
+    return others if checkpoint.container.facts.names_devices else replace(others, devices=())
 
 
-def _part_notes(path: Path) -> tuple[str, ...]:
+def _part_notes(path: PurePath) -> tuple[str, ...]:
     """A note on a file of weights that is one of several."""
     if "-of-" not in path.name:
         return ()
@@ -187,7 +187,8 @@ def _inspect_state(
     tree: Tree, state: StateDict, elements: Elements, request: InspectRequest, explained: Collection[str]
 ) -> _StateInspection:
     tensors = state.tensors
-    found = find_pairs(tensor.info for tensor in tensors.values())
+    infos = (tensor.info for tensor in tensors.values())
+    found = find_pairs(infos, Selection(named=(*request.selection.layers, *state.dims)))
     folded = _folded(tree, state)
     rows = list(_rows(elements, state, found, request))
     if request.reads_weights:
@@ -213,6 +214,7 @@ def _notes(found: FoundPairs, explained: Collection[str]) -> Iterator[str]:
     yield from told((layer.name, layer.note) for layer in found.layers if layer.note)
     refused = (item for item in found.refused if item.name not in explained)
     yield from told(((item.name, item.reason) for item in refused), " is refused: ", " are refused: ")
+    yield from notes_on_passed(found.passed)
 
 
 # -- rows
@@ -255,9 +257,10 @@ def _plain_siblings(tensors: Mapping[str, StoredTensor], found: FoundPairs) -> I
         return re.sub(r"\d+", "#", name), rank
 
     places = {place(layer.name, len(layer.v.shape)) for layer in found.layers}
+    halves = {half.name for layer in found.layers for half in layer.halves}
     for name, tensor in tensors.items():
         rank = len(tensor.info.shape)
-        if rank > 1 and tensor.info.dtype.foldable and place(name, rank) in places:
+        if rank > 1 and name not in halves and tensor.info.dtype.foldable and place(name, rank) in places:
             yield name
 
 

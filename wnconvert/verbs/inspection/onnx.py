@@ -14,6 +14,7 @@ from wnconvert.onnx.file.reader import OnnxFile, stored_in
 from wnconvert.onnx.graph.index import Index, ValueId, index_of
 from wnconvert.onnx.graph.layers import GraphLayers, find_graph_layers
 from wnconvert.storage.checkpoint import Checkpoint
+from wnconvert.storage.files import status_of
 from wnconvert.storage.sources import Source
 from wnconvert.tensors.blocks import Elements
 from wnconvert.tensors.tree import StoredTensor
@@ -142,7 +143,7 @@ def inspect_onnx(checkpoint: Checkpoint, opened: OnnxFile, request: InspectReque
         source=os.fspath(checkpoint.path),
         container=str(checkpoint.container),
         version=opened.version,
-        bytes=sum(path.stat().st_size for path in checkpoint.shards),
+        bytes=sum(status_of(path).size for path in checkpoint.shards),
         parameters=sum(state.parameters for state in states),
         dtypes=dict(dtypes.most_common()),
         devices=(),

@@ -29,6 +29,7 @@ import wnconvert
 from wnconvert.errors import ArgumentError, InputError, WnconvertError
 from wnconvert.messages import listed, printable
 from wnconvert.storage.checkpoint import Checkpoint, open_checkpoint
+from wnconvert.storage.files import located
 from wnconvert.tensors.containers import Container
 from wnconvert.verbs.loading.programs import is_exported_program, load_exported_program
 from wnconvert.verbs.loading.weights import load_weights
@@ -323,7 +324,7 @@ def prepared(
     """
     arguments = None if kwargs is None else kwargs_of(kwargs)
     if weights is not None:
-        open_checkpoint(Path(weights))  # errors in it come before the model's code runs
+        open_checkpoint(weights)  # errors in it come before the model's code runs
     steps = TimedSteps(progress)
     with steps("build") as step:
         made = build(model, kwargs=arguments, trust=trust, only=only if weights is None else None)
@@ -331,7 +332,7 @@ def prepared(
     notes: tuple[str, ...] = ()
     if weights is not None:
         with steps("load") as step:
-            loaded = load_weights(made, Path(weights), only=only, strip_prefix=strip_prefix)
+            loaded = load_weights(made, located(weights), only=only, strip_prefix=strip_prefix)
             step.detail, notes = str(loaded), loaded.notes
     elif not Path(model).is_file():
         notes = ("no --weights are given: the model keeps the weights of its factory",)

@@ -6,7 +6,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from glob import escape
-from pathlib import Path
+from pathlib import PurePath
 from typing import Any
 
 import torch
@@ -32,7 +32,7 @@ __all__ = ["Loaded", "load_weights"]
 class Loaded:
     """Weights that were loaded: the file, the path of the state dict in it, the number of tensors, notes."""
 
-    path: Path
+    path: PurePath
     state_dict: str
     tensors: int
     notes: tuple[str, ...]
@@ -43,7 +43,7 @@ class Loaded:
 
 
 def load_weights(
-    module: Exportable, path: Path, *, only: str | None = None, strip_prefix: Iterable[str] = ()
+    module: Exportable, path: PurePath, *, only: str | None = None, strip_prefix: Iterable[str] = ()
 ) -> Loaded:
     """Load the weights of a checkpoint into a module, each layer in the form that it has in the module.
 
@@ -98,6 +98,10 @@ class _Wanted:
         """The names under which a weight is stored: its own, or those of g and v."""
         layer = self.layers.get(weight)
         return [half.name for half in layer.halves] if layer else [weight]
+
+    def holds(self, layer: Layer) -> bool:
+        """Whether both halves of a layer are tensors of the module, and not those of torch's weight norm."""
+        return layer.name not in self.layers and all(half.name in self.tensors for half in layer.halves)
 
     def twins(self, absent: Iterable[str], present: Iterable[str]) -> dict[str, str]:
         """The absent weights that are the same tensors as present ones, each with that one's name."""
@@ -176,8 +180,9 @@ def _fit(state: StateDict, wanted: _Wanted, prefixes: tuple[str, ...]) -> _Fit:
         tuple(Entry(name, tensor) for name, tensor in tensors.items()),
         state.dims if not prefixes else {},
     )
-    found = find_layers(named, Selection())
-    layers = {layer.name: layer for layer in found.layers}
+    found = find_layers(named, Selection(named=tuple(wanted.layers)))
+    # A module may have a g and a v of its own, and know itself what to do with them.
+    layers = {layer.name: layer for layer in found.layers if not wanted.holds(layer)}
     here = _without_pairs({name: each.info.shape for name, each in tensors.items()}, layers.values())
     there = wanted.weights
     absent = [name for name in there if name not in here]

@@ -33,6 +33,7 @@ __all__ = [
     "RefusedLive",
     "computed_by_hooks",
     "find_live",
+    "fix_of_reason",
     "info_of",
     "is_on_class",
     "is_wrapper",
@@ -127,7 +128,7 @@ def find_live(root: object) -> LiveFound:
             g, v = candidate.g, candidate.v
             reason = next(_reasons_against(candidate, module), "")
             if reason or g is None or v is None:
-                refused.append(RefusedLive(names, reason))
+                refused.append(RefusedLive(names, reason, fix_of_reason(reason)))
                 continue
             dim = dim_of(tuple(g.shape), tuple(v.shape), candidate.dim).dim
             layer = layer_of(names[0], candidate.form, dim, g, v)
@@ -244,6 +245,9 @@ def _candidates(module: nn.Module) -> Iterator[_Candidate]:
             reason=_own_way(computed.hook, WeightNorm, "compute_weight"),
             hook=computed.hook,
         )
+    if type(module).__name__ == "WeightNormLinear" and {"weight", "weight_g"} <= module._parameters.keys():
+        # PhysicsNeMo's: its own forward computes with both.
+        yield _Candidate("physicsnemo", "weight", kind="weight norm of WeightNormLinear's own forward")
     for param, made_by in parametrizations_of(module).items():
         # The numbered children are the parametrizations; an original that is parametrized is a child too.
         parts = [part for key, part in made_by._modules.items() if key.isdecimal() and part is not None]
@@ -334,7 +338,19 @@ def reason_against_tensor(name: str, value: Tensor) -> str:
         what = str(value.dtype).removeprefix("torch.")
         how = "" if value.layout == torch.strided else f" {str(value.layout).removeprefix('torch.')}"
         return f"{name} is{how} {what}, which cannot be weight-normalized"
+    if not value.numel():
+        return f"{name} {_NO_ELEMENTS}"
     return "" if value.is_meta else _reason_against_reading(name, value)
+
+
+_NO_ELEMENTS = "is empty: one rank's share of a sharded module"
+
+
+def fix_of_reason(reason: str) -> str:
+    """What helps against a reason of ``reason_against_tensor``, if not to exclude the layer."""
+    if reason.endswith(_NO_ELEMENTS):
+        return "gather it first (deepspeed.zero.GatheredParameters, FSDP.summon_full_params)"
+    return ""
 
 
 def _reason_against_reading(name: str, value: Tensor) -> str:

@@ -20,6 +20,7 @@ from wnconvert.verbs.modules.find import (
     LiveFound,
     computed_by_hooks,
     find_live,
+    fix_of_reason,
     layer_of,
     modules_with_names,
     reason_against_tensor,
@@ -244,7 +245,7 @@ def _refuse(chosen: list[_Plain], plain: list[_Plain]) -> None:
     for weight in chosen:
         reason = weight.reason or reason_against_form(weight.module, weight.param, weight.form)
         if reason:
-            refused.append(Refused(weight.name, reason))
+            refused.append(Refused(weight.name, reason, fix_of_reason(reason)))
         elif weight.w.is_meta:
             refused.append(Refused(weight.name, *ON_META))
     ways = {weight.place: (weight.dim, weight.form) for weight in chosen}

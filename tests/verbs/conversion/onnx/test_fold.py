@@ -151,7 +151,7 @@ def test_a_folded_file_holds_one_weight_and_all_else_as_it_was(tmp_path: Path, *
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     result = fold_file(source)
     assert result.output == tmp_path / "model.folded.onnx"
-    assert (result.source_container, result.plan.container.family) == ("ONNX", "onnx")
+    assert (result.source_container, result.plan.container.facts.family) == ("ONNX", "onnx")
     assert "1 layer against the original's own arithmetic, the whole model on x[1,4]" in result.verified
     names = {"model.folded.onnx"} | ({"model.folded.onnx.data"} if external else set())
     assert {path.name for path in tmp_path.iterdir()} == {*before, *names}

@@ -28,6 +28,7 @@ from wnconvert.onnx.graph.plan import OnnxFold
 from wnconvert.onnx.runtime import open_model, run
 from wnconvert.onnx.slices import Slices, UnreachableError
 from wnconvert.storage.checkpoint import Checkpoint, open_checkpoint
+from wnconvert.storage.files import local_path
 from wnconvert.storage.sources import Source
 from wnconvert.tensors.blocks import BLOCK_BYTES, Array
 from wnconvert.tensors.dtypes import DType
@@ -66,17 +67,18 @@ def check_fold(
     too. Raises ``VerifyError`` if onnx's checker refuses the new model, or if it holds or computes something
     else.
     """
+    original = local_path(opened.path, "onnxruntime runs it where it lies")
     written = open_checkpoint(path)
     kept = _kept(opened, fold, written) if verify else ""
     with ThreadPoolExecutor(1) as pool:  # the other processors are for the layers
-        running = pool.submit(compare_whole, opened.path, path, numbers)
-        notes = list(_checked(opened.path, path))
+        running = pool.submit(compare_whole, original, path, numbers)
+        notes = list(_checked(original, path))
         try:
             by_formula, more = _layers(opened, fold, written, numbers)
             whole, others = running.result()
         except VerifyError as error:
             # An invalid graph may be ambiguous, and readers may differ on it.
-            if why := refused(opened.path):
+            if why := refused(original):
                 error.fix = f"onnx.checker refuses the original too ({why}): export it again"
             raise
     notes += [*more, *others]

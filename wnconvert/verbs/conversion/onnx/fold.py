@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING
 
 from wnconvert.errors import InputError, OutputError, WnconvertError
@@ -18,7 +18,7 @@ from wnconvert.numerics.rows import RowPolicy, Wider
 from wnconvert.onnx.file.reader import looks_like_onnx
 from wnconvert.plan.layout import Layout
 from wnconvert.storage.checkpoint import Checkpoint, open_checkpoint
-from wnconvert.storage.files import open_file
+from wnconvert.storage.files import common_mode, open_file, real_of, status_of
 from wnconvert.storage.sources import Source
 from wnconvert.storage.staging import file_in, free_name, staged_folder
 from wnconvert.storage.workers import Workers
@@ -48,7 +48,7 @@ def own_data_of(target: Path) -> tuple[Path, ...]:
     )
 
 
-def remove_unused(files: Iterable[Path], target: Path, needed: Iterable[Path]) -> Iterator[str]:
+def remove_unused(files: Iterable[Path], target: Path, needed: Iterable[PurePath]) -> Iterator[str]:
     """Delete data files that the model at ``target`` used before, unless another model needs them; notes.
 
     Other models are those in the same folder, whatever their names; ``needed`` are more files to keep. If one
@@ -57,7 +57,7 @@ def remove_unused(files: Iterable[Path], target: Path, needed: Iterable[Path]) -
     old = tuple(files)
     if not old:
         return
-    used = {path.resolve() for path in needed if path != target}
+    used: set[PurePath] = {real_of(path) for path in needed if path != target}
     for model in target.parent.iterdir():
         data = _data_of(model) if model not in old and _is_model(model) else ()
         if data is None:
@@ -91,14 +91,15 @@ def _data_of(model: Path) -> tuple[Path, ...] | None:
     if not model.is_file():
         return ()
     try:
-        return open_checkpoint(model).shards[1:]
+        return tuple(map(Path, open_checkpoint(model).shards[1:]))
     except WnconvertError:
         return None
 
 
-def _check_apart(output: Path, data: Iterable[Path]) -> None:
+def _check_apart(output: Path, data: Iterable[PurePath]) -> None:
     """Refuse to write a model over the data of its own source."""
-    if any(output.exists() and path.exists() and output.samefile(path) for path in data):
+    here = (path for path in data if isinstance(path, Path))
+    if any(output.exists() and path.exists() and output.samefile(path) for path in here):
         raise OutputError("the source keeps its data there", where=str(output), fix="choose another -o")
 
 
@@ -123,9 +124,10 @@ def write_model(
 ) -> tuple[str, ...]:
     """Write the files of a folded model into ``folder``, on their way to ``target``; returns notes."""
     notes: tuple[str, ...] = ()
+    mode = common_mode(checkpoint.shards)
     with Source(checkpoint.shards) as source:
         for name, layout in layouts.items():
-            with file_in(folder, name, target) as file:
+            with file_in(folder, name, target, mode) as file:
                 notes += execute(source, file, layout, replace(numbers, wider=Wider.NEVER), workers)
     return notes
 
@@ -152,7 +154,7 @@ def convert_onnx(
     _check_apart(output, checkpoint.shards[1:])
     layouts = model_layouts(opened, fold, output)
     size = sum(layout.size for layout in layouts.values())
-    bytes_in = sum(path.stat().st_size for path in checkpoint.shards)
+    bytes_in = sum(status_of(path).size for path in checkpoint.shards)
     old = own_data_of(output) if options.force else ()
     with staged_folder(output, force=options.force, size=size) as folder:
         workers = Workers(options.threads, options.progress)
@@ -161,7 +163,7 @@ def convert_onnx(
         verified, more = check_fold(
             opened, fold, folder / output.name, options.numbers, verify=options.verify
         )
-    in_place = output.resolve() == checkpoint.path.resolve()
+    in_place = real_of(output) == real_of(checkpoint.path)
     deleted = remove_unused(old, output, () if in_place else checkpoint.shards)
     return conversion_result(
         checkpoint,

@@ -1,0 +1,39 @@
+"""Conversions whose output goes to stdout: made beside it, whole, then copied there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from wnconvert.plan.plan import Plan
+from wnconvert.storage.checkpoint import open_checkpoint
+from wnconvert.storage.files import Name
+from wnconvert.storage.stores.standard import STANDARD, standard_output
+from wnconvert.tensors.containers import Container
+
+if TYPE_CHECKING:
+    from wnconvert.verbs.conversion.convert import Result
+
+__all__ = ["goes_to_stdout", "to_stdout"]
+
+
+def goes_to_stdout(src: Name, out: Name | None) -> bool:
+    """Whether an output goes to stdout: ``-`` says so, and what comes from stdin goes there by itself.
+
+    >>> goes_to_stdout("x.pt", "-"), goes_to_stdout("-", None), goes_to_stdout("-", "x.pt")
+    (True, True, False)
+    """
+    return out == STANDARD or (out is None and src == STANDARD)
+
+
+def to_stdout(src: Name, convert_to: Callable[[Path], Result | Plan], *, dry_run: bool) -> Result | Plan:
+    """Run a conversion, given the path of its output, and copy that to stdout: in the source's container."""
+    container = open_checkpoint(src).container
+    name = f"stdout{(container.facts.suffixes or Container.TORCH_ZIP.facts.suffixes)[0]}"
+    if dry_run:
+        return convert_to(Path(name))
+    with standard_output(name) as path:
+        made = convert_to(path)
+    return made if isinstance(made, Plan) else replace(made, output=Path("stdout"))
