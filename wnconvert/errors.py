@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 __all__ = [
+    "MOST_LISTED",
     "ArgumentError",
     "FormatError",
     "InputError",
@@ -28,8 +29,8 @@ __all__ = [
 ]
 
 
-#: How many items a message lists.
-_MOST_ITEMS = 10
+#: How many names or items a message lists.
+MOST_LISTED = 10
 
 
 class WnconvertError(Exception):
@@ -70,7 +71,7 @@ class WnconvertError(Exception):
     def _lines(self, heading: str) -> list[str]:
         if not self.items:
             return [heading]
-        items = [f"{where}: {what}" if what else where for where, what in self.items[:_MOST_ITEMS]]
+        items = [f"{where}: {what}" if what else where for where, what in self.items[:MOST_LISTED]]
         more = len(self.items) - len(items)
         return [f"{heading}:", *items, *([f"and {more} more"] if more else [])]
 

@@ -6,9 +6,19 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 
-from wnconvert.errors import WnconvertError
+from wnconvert.errors import MOST_LISTED, WnconvertError
 
-__all__ = ["REPORT_BUG", "counted", "listed", "option", "options_as_python", "printable", "raise_listed"]
+__all__ = [
+    "REPORT_BUG",
+    "counted",
+    "few",
+    "listed",
+    "option",
+    "options_as_python",
+    "printable",
+    "raise_listed",
+    "told",
+]
 
 
 #: The fix of an error that no input should cause.
@@ -33,11 +43,43 @@ def counted(count: int, noun: str) -> str:
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
-def listed(names: Iterable[str], most: int = 20) -> str:
-    """Names with commas between them; of very many only the first ``most``."""
+def listed(names: Iterable[str], most: int = MOST_LISTED) -> str:
+    """Names with commas between them; of many only the first ``most``.
+
+    >>> listed(["a", "b"]), listed("abcd", 2)
+    ('a, b', 'a, b and 2 more')
+    """
     every = list(names)
     more = f" and {len(every) - most} more" if len(every) > most else ""
     return ", ".join(every[:most]) + more
+
+
+def few(lines: Iterable[str], most: int = MOST_LISTED) -> list[str]:
+    """Lines as they are; of many only the first ``most``, and a line that counts the others.
+
+    >>> few("abcd", 2)
+    ['a', 'b', 'and 2 more']
+    """
+    every = list(lines)
+    return [*every[:most], *([f"and {len(every) - most} more"] if len(every) > most else [])]
+
+
+def told(said: Iterable[tuple[str, str]], one: str = ": ", several: str = ": ") -> list[str]:
+    """Notes on many places, each a place and what is said of it: what is said of several is said once.
+
+    ``one`` stands between a place and what is said, ``several`` between places and what is said.
+
+    >>> told([("a", "zero"), ("b", "NaN"), ("c", "zero")])
+    ['a, c: zero', 'b: NaN']
+    >>> told([("a", "no g"), ("b", "no g")], " is refused: ", " are refused: ")
+    ['a, b are refused: no g']
+    """
+    places: dict[str, list[str]] = {}
+    for place, what in said:
+        places.setdefault(what, []).append(place)
+    return few(
+        f"{listed(of_one)}{one if len(of_one) == 1 else several}{what}" for what, of_one in places.items()
+    )
 
 
 def raise_listed(

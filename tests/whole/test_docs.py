@@ -25,6 +25,7 @@ import wnconvert
 from tests.helpers import pages
 from tests.helpers.golden import ANYTHING, Step, differences, parse, run, sandbox, says
 from tests.helpers.pages import DOCS, FENCE, HELP, LINKED, PAGES, PYTHON, README, page_id
+from tests.helpers.tool import run_here
 from wnconvert.cli import cli
 
 JSON_PAGE = DOCS / "json.md"
@@ -245,15 +246,14 @@ def test_the_json_of_inspections_is_as_documented(tmp_path: Path) -> None:
     found = [
         _json("inspect", fixtures / name, "--format", "json", *more)
         for name in names
-        for more in ([], ["--full"])
+        for more in ([], ["--full"], ["--tensors", "--metadata"])
     ]
     norm = tmp_path / "norm.safetensors"
     save_file({"running_mean": np.zeros(2, np.float32)}, norm)
     found.append(_json("inspect", norm, "--format", "json"))
     _hold(found, "Of inspect")
-    several = _json(
-        "inspect", *(fixtures / name for name in (*names[:2], names[-1])), norm, "--full", "--format", "json"
-    )
+    both = (*(fixtures / name for name in (*names[:2], names[-1])), norm)
+    several = _json("inspect", *both, "--full", "--tensors", "--metadata", "--json")
     assert sorted(several) == ["files", "schema"]
     _hold(several["files"], "Of inspect")
 
@@ -264,6 +264,20 @@ def test_the_json_of_comparisons_is_as_documented(tmp_path: Path) -> None:
     pairs = [steps, [fixtures / "gan.pt"] * 2, [steps[0], fixtures / "step_3000.safetensors"]]
     found = [_json("compare", *pair, "--json", *more) for pair in pairs for more in ([], ["--rtol", "0.01"])]
     _hold(found, "Of compare")
+
+
+def test_the_json_of_env_is_as_documented(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WNCONVERT_FOLD_THREAD", "2")
+    monkeypatch.setenv("WNCONVERT_FOLD_THREADS", "2")
+    found = _json("env", "--json")
+    assert found["unknown_variables"] == ["WNCONVERT_FOLD_THREAD"]
+    _hold([found], "Of env")
+
+
+def test_the_json_of_an_error_is_as_documented(tmp_path: Path) -> None:
+    said = run_here("fold", tmp_path / "no.pt", "--json")
+    assert said.returncode == 2
+    _hold([json.loads(said.stdout)], "Of an error")
 
 
 def test_the_json_of_exports_and_checks_is_as_documented(tmp_path: Path) -> None:

@@ -333,11 +333,12 @@ def test_importing_the_cli_brings_in_nothing_heavy() -> None:
     assert brought_in("import wnconvert.cli") == set()
 
 
-def test_help_brings_in_nothing_heavy() -> None:
-    code = """
+@pytest.mark.parametrize("arguments", ["--help", "env", "help fold"])
+def test_help_brings_in_nothing_heavy(arguments: str) -> None:
+    code = f"""
 import sys
 from wnconvert.cli import main
-sys.argv = ["wnconvert", "--help"]
+sys.argv = ["wnconvert", *{arguments.split()!r}]
 try:
     main()
 except SystemExit as stop:

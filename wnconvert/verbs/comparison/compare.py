@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from wnconvert.errors import ArgumentError
-from wnconvert.messages import options_as_python
+from wnconvert.messages import options_as_python, told
 from wnconvert.numerics.distance import Measure, Tolerance, needed
 from wnconvert.numerics.rows import RowPolicy
 from wnconvert.storage.checkpoint import no_graph, open_checkpoint
@@ -152,9 +152,11 @@ def _difference(pair: Pair, measure: Measure | None) -> Difference:
 
 
 def _zero_notes(sides: tuple[Side, Side], readings: Readings) -> Iterator[str]:
-    for (at, side), report in sorted(readings.reports.items()):
-        if note := RowPolicy("zero", allow_nonfinite=True).note(report):
-            yield f"{sides[side].label}: layer {readings.pairs[at].a.name}: {note}"
+    policy = RowPolicy("zero", allow_nonfinite=True)
+    notes = ((at, side, policy.note(report)) for (at, side), report in sorted(readings.reports.items()))
+    yield from told(
+        (f"{sides[side].label}: layer {readings.pairs[at].a.name}", note) for at, side, note in notes if note
+    )
 
 
 # -- the sides

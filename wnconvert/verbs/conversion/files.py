@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal, TypedDict, overload
 
 from wnconvert.layers.dims import AUTO
 from wnconvert.storage.shards import DEFAULT_SHARD_SIZE
+from wnconvert.tensors.dtypes import AnyDType
 from wnconvert.verbs.conversion.run import open_reference, plan_onnx_fold, run_conversion
 from wnconvert.verbs.conversion.targets import StrPath
 from wnconvert.verbs.options import RunOptions, check_form, dtype_of, numbers_of, renaming_of, selection_of
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
         progress: Callable[[int, int], None]
 
     class _FoldOptions(_Options, total=False):
-        dtype: str | None
+        dtype: AnyDType | None
         dim: int | str | None
         zero_rows: str
         allow_nonfinite: bool
@@ -78,7 +79,7 @@ def fold_file(
     strip_prefix: Iterable[str] = (),
     add_prefix: str = "",
     rename: Iterable[str] | Mapping[str, str] = (),
-    dtype: str | None = None,
+    dtype: AnyDType | None = None,
     layers: Iterable[str] = (),
     exclude: Iterable[str] = (),
     dim: int | str | None = AUTO,
@@ -106,11 +107,10 @@ def fold_file(
     ``only`` is the path of the one state dict to keep. Names are changed as the file is opened: the first of
     ``strip_prefix`` is taken off, then each ``rename`` made (``"OLD=NEW"`` or a mapping: whole dotted parts
     wherever they stand, ``*`` for one of them), then ``add_prefix`` put before; ``layers`` and ``exclude``
-    are about the new names. ``dtype`` (``"float16"``, ``"bfloat16"``,
-    ``"float32"``) folds and casts in one rounding. ``layers`` and ``exclude`` are globs on weights' names.
-    ``dim`` is an axis, None for the whole tensor, or ``"auto"``: read from g's shape. ``zero_rows`` is
-    ``"error"`` or ``"zero"``. ``progress`` is called with the bytes done and in all. With ``dry_run`` nothing
-    is written and the ``Plan`` is returned.
+    are globs on the new names of weights. ``dtype`` (``"float16"`` or ``"fp16"``, ``torch.bfloat16``,
+    ``numpy.float32`` …) folds and casts in one rounding. ``dim`` is an axis, None for the whole tensor, or
+    ``"auto"``: read from g's shape. ``zero_rows`` is ``"error"`` or ``"zero"``. ``progress`` is called with
+    the bytes done and in all. With ``dry_run`` nothing is written and the ``Plan`` is returned.
 
     Raises ``WnconvertError``: ``InputError``, ``LayerError``, ``NumbersError``, ``OutputError``,
     ``ArgumentError``, ``VerifyError``; nothing is written then.

@@ -29,6 +29,7 @@ from wnconvert.plan.split.plan import plan_split
 from wnconvert.plan.steps import MadeTensor, Step
 from wnconvert.tensors.blocks import Array, Read, reader_of
 from wnconvert.tensors.containers import Container
+from wnconvert.tensors.dtypes import AnyDType
 from wnconvert.tensors.memory import array_of, made_like, shaped_like, tree_of, view_of
 from wnconvert.tensors.tree import ByteRange, StoredTensor, TensorInfo, Tree, contiguous_strides
 from wnconvert.verbs.conversion.executor import make_tensor
@@ -40,7 +41,7 @@ __all__ = ["fold_state_dict", "migrate_state_dict", "split_state_dict"]
 def fold_state_dict(
     state_dict: Mapping[str, Any],
     *,
-    dtype: str | None = None,
+    dtype: AnyDType | None = None,
     strip_prefix: Iterable[str] = (),
     add_prefix: str = "",
     rename: Iterable[str] | Mapping[str, str] = (),

@@ -146,7 +146,7 @@ def output_names(question: Question, first: Run) -> tuple[str, ...]:
         if name in taken:
             what = "an input" if name in inputs else "a weight"
             raise ArgumentError(
-                f"output {printable(name)}: {what} has this name", fix="choose another --output NAME"
+                f"output {printable(name)}: {what} has this name", fix="choose another --output-name NAME"
             )
     found: list[str] = []
     for name in first.outputs:

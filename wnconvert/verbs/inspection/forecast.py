@@ -29,7 +29,7 @@ def fold_in_words(tree: Tree, rows: Sequence[LayerStats]) -> str:
     count = len(plan.layers)
     if not count:
         return "nothing to fold"
-    left = f", and leave out {', '.join(item.path for item in plan.dropped)}" if plan.dropped else ""
+    left = f", and leave out {listed(item.path for item in plan.dropped)}" if plan.dropped else ""
     return f"would make {count} plain weight{'' if count == 1 else 's'}{left}"
 
 

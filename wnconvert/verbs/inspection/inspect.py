@@ -18,13 +18,14 @@ from wnconvert.layers.evidence import notes_on_passed
 from wnconvert.layers.find import FoundPairs, find_pairs
 from wnconvert.layers.kinds import find_kinds
 from wnconvert.layers.schemes import FORMS, Selection
-from wnconvert.messages import counted, listed, options_as_python
-from wnconvert.storage.checkpoint import open_checkpoint
+from wnconvert.messages import counted, listed, options_as_python, told
+from wnconvert.storage.checkpoint import Checkpoint, open_checkpoint
 from wnconvert.storage.files import located
 from wnconvert.storage.sources import Source
 from wnconvert.tensors.blocks import Elements
 from wnconvert.tensors.memory import InMemory, tree_of
 from wnconvert.tensors.tree import StateDict, StoredTensor, Tree
+from wnconvert.verbs.inspection.contents import metadata_of, tensor_rows
 from wnconvert.verbs.inspection.counts import bytes_held, counts_of
 from wnconvert.verbs.inspection.forecast import fold_in_words, migrate_in_words, split_in_words
 from wnconvert.verbs.inspection.health import Fault, WatchedElements, empty_tensors, health_of
@@ -54,6 +55,8 @@ def inspect_file(
     layers: Iterable[str] = (),
     full: bool = False,
     all_weights: bool = False,
+    tensors: bool = False,
+    metadata: bool = False,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Inspection:
     """Inspect a checkpoint file of any readable format, a folder with weights or its index, or an ONNX model.
@@ -64,7 +67,8 @@ def inspect_file(
     infinities, zero rows …), and computes the magnitudes of folded layers (by the record of the fold) too;
     ``all_weights`` does that for every plain weight
     of two and more dimensions. The layers of an ONNX model are those in its graph, and the plain weights
-    that its convolutions, products and recurrent layers use. ``progress`` is called with the number of bytes
+    that its convolutions, products and recurrent layers use. ``tensors`` lists every tensor, ``metadata``
+    what a safetensors file or an ONNX model says of itself. ``progress`` is called with the number of bytes
     read and the approximate total.
 
     Raises ``InputError`` if ``src`` is not a checkpoint and ``FormatError`` if it is damaged.
@@ -73,23 +77,35 @@ def inspect_file(
     >>> len(found.layers), found.layers[0].name, found.fold
     (78, 'conv_pre.weight', 'would make 78 plain weights')
     """
-    path = located(src)
-    checkpoint = open_checkpoint(path)
+    checkpoint = open_checkpoint(located(src))
     request = request_of(layers, full=full, all_weights=all_weights)
     if checkpoint.onnx is not None:
         from wnconvert.verbs.inspection.onnx import inspect_onnx  # ten modules on graphs
 
-        return inspect_onnx(checkpoint, checkpoint.onnx, request)
+        found = inspect_onnx(checkpoint, checkpoint.onnx, request)
+    else:
+        found = _inspect(checkpoint, request, progress)
+    return replace(
+        found,
+        tensors=tensor_rows(checkpoint.tree, request.selection) if tensors else None,
+        metadata=metadata_of(checkpoint) if metadata else None,
+    )
+
+
+def _inspect(
+    checkpoint: Checkpoint, request: InspectRequest, progress: Callable[[int, int], None]
+) -> Inspection:
+    """Inspect a checkpoint that is not an ONNX model."""
     reading = _Reading(progress, _bytes_to_read(checkpoint.tree, request))
     with Source(checkpoint.sources, reading.done) as source:
         found = inspect_tree(checkpoint.tree, source, request)
     others = replace(
         found,
-        source=os.fspath(path),
+        source=os.fspath(checkpoint.path),
         container=str(checkpoint.container),
         bytes=checkpoint.size,
         files=checkpoint.folder.files if checkpoint.folder else (),
-        notes=(*_part_notes(path), *found.notes),
+        notes=(*_part_notes(checkpoint.path), *found.notes),
     )
     if checkpoint.torch is not None:
         from wnconvert.verbs.inspection.pickle import with_pickle
@@ -216,14 +232,12 @@ def _inspect_state(
 
 
 def _notes(found: FoundPairs, explained: Collection[str], request: InspectRequest) -> Iterator[str]:
-    for half in () if request.full else found.halves:  # else its health says it
-        yield f"{half} stands without its other half"
-    for layer in found.layers:
-        if layer.note:
-            yield f"{layer.name}: {layer.note}"
-    for refused in found.refused:
-        if refused.name not in explained:
-            yield f"{refused.name} is refused: {refused.reason}"
+    alone = (" stands without its other half", " stand without their other halves")
+    halves = () if request.full else found.halves  # else its health says it
+    yield from told(((half, "") for half in halves), *alone)
+    yield from told((layer.name, layer.note) for layer in found.layers if layer.note)
+    refused = (item for item in found.refused if item.name not in explained)
+    yield from told(((item.name, item.reason) for item in refused), " is refused: ", " are refused: ")
     yield from notes_on_passed(found.passed)
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from wnconvert.errors import ArgumentError, InputError, LayerError, WnconvertError
 from wnconvert.layers.schemes import Layer, Selection
-from wnconvert.messages import counted, listed, printable, raise_listed
+from wnconvert.messages import counted, listed, printable, raise_listed, told
 from wnconvert.plan.names.prefixes import prefixes_apart
 from wnconvert.plan.names.renaming import Renaming
 from wnconvert.plan.names.trees import renamed_state, weights_of
@@ -274,8 +274,8 @@ def _sizes(shape: tuple[int, ...]) -> str:
 
 def _notes(fit: _Fit) -> Iterator[str]:
     """Notes on layers that are refused, and on names that the file may well lack."""
-    for name, reason in fit.refused:
-        yield f"{printable(name)} is not read as a layer: {reason}"
+    refused = ((printable(name), reason) for name, reason in fit.refused)
+    yield from told(refused, " is not read as a layer: ", " are not read as layers: ")
     yield from fit.seen.notes()
     if fit.twins:
         pairs = [f"{printable(name)} (as {printable(twin)})" for name, twin in fit.twins.items()]
@@ -352,6 +352,7 @@ def _put(module: nn.Module, values: Mapping[str, Any]) -> None:
     except RuntimeError as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         raise InputError(
-            f"the weights do not fit the model: {printable(' '.join(lines[1:] or lines))}",
+            "the weights do not fit the model",
+            items=[(printable(line), "") for line in lines[1:] or lines],
             fix="give the checkpoint of this model",
         ) from error

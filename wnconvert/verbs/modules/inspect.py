@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from wnconvert.layers.schemes import FORMS
-from wnconvert.messages import options_as_python
+from wnconvert.messages import options_as_python, told
 from wnconvert.tensors.memory import InMemory, is_torch, stored_tensor, tree_of_values
 from wnconvert.tensors.tree import StoredTensor
 from wnconvert.verbs.inspection.inspect import inspect_tree
@@ -68,11 +68,11 @@ def _buffers(module: nn.Module) -> Iterator[str]:
 
 def _notes(rows: Iterable[LayerStats], live: LiveFound, reasons: Mapping[str, str]) -> Iterator[str]:
     """Notes that only a live module gives."""
-    for name, reason in reasons.items():
-        yield f"{name} is refused: {reason}"
+    yield from told(reasons.items(), " is refused: ", " are refused: ")
     others = {name: kind for names, kind in live.others.items() for name in names}
-    for name, kind in others.items():
-        yield f"{name} is under {kind}, which is left alone"
-    for row in rows:
-        if row.form in FORMS and row.name not in {*live.names, *others}:
-            yield f"{row.name} is a layer by its keys only: torch has no weight norm on it, so it stays"
+    alone = ((name, f"{kind}, which is left alone") for name, kind in others.items())
+    yield from told(alone, " is under ", " are under ")
+    by_keys = " by its keys only: torch has no weight norm on it, so it stays"
+    by_their_keys = " by their keys only: torch has no weight norm on them, so they stay"
+    rest = (row.name for row in rows if row.form in FORMS and row.name not in {*live.names, *others})
+    yield from told(((name, "") for name in rest), f" is a layer{by_keys}", f" are layers{by_their_keys}")

@@ -155,7 +155,7 @@ def check_outputs(names: Sequence[str]) -> None:
     for name in names:
         if not name or name != name.strip():
             raise ArgumentError(
-                f"output {_quoted(name)}: this is not a name", fix="give a name, such as --output wave"
+                f"output {_quoted(name)}: this is not a name", fix="give a name, such as --output-name wave"
             )
         if list(names).count(name) > 1:
             raise ArgumentError(f"two outputs are called {printable(name)}", fix="give each its own name")
