@@ -8,7 +8,16 @@ from contextvars import ContextVar
 
 from wnconvert.errors import WnconvertError
 
-__all__ = ["REPORT_BUG", "counted", "listed", "option", "options_as_python", "printable", "raise_listed"]
+__all__ = [
+    "REPORT_BUG",
+    "counted",
+    "listed",
+    "option",
+    "options_as_python",
+    "printable",
+    "raise_listed",
+    "to_install",
+]
 
 
 #: The fix of an error that no input should cause.
@@ -38,6 +47,15 @@ def listed(names: Iterable[str], most: int = 20) -> str:
     every = list(names)
     more = f" and {len(every) - most} more" if len(every) > most else ""
     return ", ".join(every[:most]) + more
+
+
+def to_install(*packages: str) -> str:
+    """The command that brings packages which are missing: the fix where something needs them.
+
+    >>> to_install("onnx", "onnxruntime")
+    'pip install onnx onnxruntime'
+    """
+    return f"pip install {' '.join(packages)}"
 
 
 def raise_listed(

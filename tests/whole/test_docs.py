@@ -21,7 +21,7 @@ import pytest
 
 import wnconvert
 from tests.helpers import pages
-from tests.helpers.golden import ANYTHING, Step, differences, parse, run, sandbox, says
+from tests.helpers.golden import ANYTHING, ROOT, Step, differences, parse, run, sandbox, says
 from tests.helpers.pages import DOCS, FENCE, HELP, LINKED, PAGES, PYTHON, README, page_id
 from wnconvert.cli import cli
 
@@ -176,8 +176,8 @@ def test_every_page_begins_with_a_sentence_that_tells_what_it_is_for() -> None:
         assert sentence.endswith("."), page
 
 
-def test_no_page_installs_a_release_that_there_is_not() -> None:
-    for page in LINKED:
+def test_no_page_and_no_message_installs_a_release_that_there_is_not() -> None:
+    for page in (*LINKED, *(ROOT / "wnconvert").rglob("*.py")):
         for match in re.finditer(r"pip install[^\n`]*", page.read_text()):
             assert not re.search(r"\bwnconvert\b", match[0]), f"{page}: {match[0]}"
 

@@ -12,6 +12,7 @@ import click
 from wnconvert.cli.options import JSON, epilog, with_options
 from wnconvert.cli.terminal import fitting_width, mention, put, say, stdout_to_stderr
 from wnconvert.errors import ArgumentError, OutputError
+from wnconvert.messages import to_install
 
 __all__ = ["EXPORTER_CHOICES", "check", "export"]
 
@@ -185,9 +186,7 @@ def _check_torch() -> None:
     from importlib.util import find_spec
 
     if find_spec("torch") is None:
-        raise ArgumentError(
-            "running the module needs torch, which is not installed", fix='pip install "wnconvert[export]"'
-        )
+        raise ArgumentError("running the module needs torch, which is not installed", fix=to_install("torch"))
 
 
 def _check_other(out: str, *read: str | None) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from wnconvert.errors import ArgumentError, FormatError, InputError, VerifyError, WnconvertError
-from wnconvert.messages import listed, printable
+from wnconvert.messages import listed, printable, to_install
 from wnconvert.onnx.file.tensors import CODES
 from wnconvert.tensors.blocks import Array, processors
 from wnconvert.tensors.dtypes import DTYPES, DType
@@ -112,8 +112,9 @@ def _onnxruntime() -> Any:
     except ModuleNotFoundError as error:
         if error.name != "onnxruntime":
             raise
-        fix = 'pip install "wnconvert[onnx]"'
-        raise ArgumentError("running an ONNX model needs onnxruntime", fix=fix) from error
+        raise ArgumentError(
+            "running an ONNX model needs onnxruntime", fix=to_install("onnxruntime")
+        ) from error
     return onnxruntime
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from wnconvert.errors import ArgumentError
+from wnconvert.messages import to_install
 from wnconvert.reports.tables import shortened
 from wnconvert.storage.staging import staged
 from wnconvert.verbs.inspection.magnitudes import Spread
@@ -40,7 +41,7 @@ def plot_magnitudes(found: Sequence[Inspection], path: str | Path) -> None:
     try:
         from matplotlib.figure import Figure
     except ModuleNotFoundError as error:
-        raise ArgumentError("pictures need matplotlib", fix='pip install "wnconvert[plot]"') from error
+        raise ArgumentError("pictures need matplotlib", fix=to_install("matplotlib")) from error
     drawn = [layer for inspection in found for layer in inspection.layers if layer.g is not None]
     if not drawn:
         raise ArgumentError("there are no magnitudes to draw", fix="--full reads those of folded layers")

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from wnconvert.errors import ArgumentError
-from wnconvert.messages import listed
+from wnconvert.messages import listed, to_install
 from wnconvert.storage.staging import translated
 from wnconvert.verbs.proof.functions import EITHER_WAY, Exportable, caller, error_text, places_of, tensors_at
 from wnconvert.verbs.proof.proof import errors_name_sizes
@@ -73,7 +73,7 @@ def export_raw(
     if exporter == "dynamo" and importlib.util.find_spec("onnxscript") is None:
         raise ArgumentError(
             "torch's newer exporter needs onnxscript, which is not installed",
-            fix='pip install "wnconvert[export]", or choose --exporter torchscript',
+            fix=f"{to_install('onnxscript')}, or choose --exporter torchscript",
         )
     letters = _letters(signature)
     if isinstance(model, nn.Module) and not isinstance(model, torch.jit.ScriptModule):
