@@ -21,6 +21,7 @@ import pytest
 
 import wnconvert
 from tests.helpers import pages
+from tests.helpers.export_models import reshaping
 from tests.helpers.golden import ANYTHING, ROOT, Step, differences, parse, run, sandbox, says
 from tests.helpers.pages import DOCS, FENCE, HELP, LINKED, PAGES, PYTHON, README, page_id
 from wnconvert.cli import cli
@@ -272,6 +273,10 @@ def test_the_json_of_exports_and_checks_is_as_documented(tmp_path: Path) -> None
     # Its weights are random, and so other ones now: they differ.
     found = [report, _json("check", out, *asked)]
     assert [item["equal"] for item in found] == [True, False]
+    fixed = reshaping(tmp_path / "fixed.onnx", -1, 72, 2)
+    found.append(
+        _json("check", fixed, "tests.helpers.export_models:Squared", "--input", "x=float32[1,T,2]", "--json")
+    )
     _hold(found, "Of export and check")
 
 

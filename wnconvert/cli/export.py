@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -10,7 +11,7 @@ from typing import Any
 import click
 
 from wnconvert.cli.options import JSON, epilog, with_options
-from wnconvert.cli.terminal import fitting_width, mention, put, say, stdout_to_stderr
+from wnconvert.cli.terminal import StepLines, fitting_width, put, say, stdout_to_stderr
 from wnconvert.errors import ArgumentError, OutputError
 from wnconvert.messages import to_install
 
@@ -51,7 +52,8 @@ _FED = with_options(
         metavar="NAME=DTYPE[SHAPE]",
         multiple=True,
         required=True,
-        help="An input, e.g. 'mel=float32[1,80,T]' or 'ids=int64[1,L]<100'; a letter is a dynamic size.",
+        help="An input, e.g. 'mel=float32[1,80,T]' or 'ids=int64[1,L]<100'; a letter is a dynamic size. "
+        "'mel:x=…' is forward's mel, and x in the ONNX model.",
     ),
     click.option(
         "--range",
@@ -221,11 +223,14 @@ def _prove(
     from wnconvert.reports.exports import proof_text, step_text
     from wnconvert.verbs.loading.model import prepared
 
+    lines = StepLines()
+
     def progress(step: Any) -> None:
         if not quiet:
-            mention(step_text(step))
+            (lines.begin if step.seconds is None else lines.end)(step_text(step))
 
-    with stdout_to_stderr():  # the model's own prints are not part of the report
+    # The model's own prints are not part of the report.
+    with stdout_to_stderr(), contextlib.closing(lines):
         made = prepared(model, progress=progress, **built)
         report = run(made.module, progress)
     report = replace(report, steps=(*made.steps, *report.steps), notes=(*made.notes, *report.notes))

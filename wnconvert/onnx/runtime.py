@@ -45,6 +45,11 @@ class ValueInfo:
     dtype: DType | None
     shape: tuple[int | str | None, ...]
 
+    def __str__(self) -> str:
+        """The dtype and shape, as a text for ``--input``."""
+        sizes = ",".join("?" if size is None else printable(str(size)) for size in self.shape)
+        return f"{self.dtype or self.kind}[{sizes}]"
+
 
 @dataclass(frozen=True, slots=True)
 class Opened:
@@ -147,21 +152,15 @@ def _check_feeds(opened: Opened, feeds: Mapping[str, Array]) -> None:
         array = feeds[port.name]
         if port.dtype is None or array.dtype.name != port.dtype.name:
             what = f"input {name} is {port.dtype or port.kind}, but {array.dtype} is given"
-            raise ArgumentError(what, where=where, fix=f"give {name}={_text(port)}")
+            raise ArgumentError(what, where=where, fix=f"give {name}={port}")
         fits = len(array.shape) == len(port.shape) and all(
             size == want or not isinstance(want, int)
             for size, want in zip(array.shape, port.shape, strict=True)
         )
         if port.shape and not fits:
             shape = ",".join(map(str, array.shape))
-            what = f"input {name} is {_text(port)}, but the shape [{shape}] is given"
-            raise ArgumentError(what, where=where, fix=f"give sizes that it takes: {name}={_text(port)}")
-
-
-def _text(port: ValueInfo) -> str:
-    """The dtype and shape of an input, as a text for ``--input``."""
-    sizes = ",".join("?" if size is None else printable(str(size)) for size in port.shape)
-    return f"{port.dtype or port.kind}[{sizes}]"
+            what = f"input {name} is {port}, but the shape [{shape}] is given"
+            raise ArgumentError(what, where=where, fix=f"give sizes that it takes: {name}={port}")
 
 
 def _value(runtime: Any, array: Array) -> Any:

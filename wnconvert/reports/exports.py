@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from wnconvert.messages import counted, printable
+from wnconvert.messages import counted, listed, printable
 from wnconvert.numerics.rounding import FLOAT_FORMATS
 from wnconvert.reports.tables import Table, bytes_text, number_text
 from wnconvert.verbs.proof.outputs import OutputProof, Worst
@@ -21,12 +21,15 @@ _SHORT = ("float16", "bfloat16")
 
 
 def step_text(step: TimedStep) -> str:
-    """A step in one line: its name, seconds and result.
+    """A step in one line: its name, seconds and result; as it begins, dots in place of the seconds.
 
+    >>> print(step_text(TimedStep("export", "by torch's newer exporter")))
+    export       ...  by torch's newer exporter
     >>> print(step_text(TimedStep("export", "opset 20, 412 nodes", 3.21)))
     export     3.2 s  opset 20, 412 nodes
     """
-    return printable(f"{step.name:<9}{step.seconds:5.1f} s  {step.detail}").rstrip()
+    seconds = "..." if step.seconds is None else f"{step.seconds:.1f} s"
+    return printable(f"{step.name:<9}{seconds:>7}  {step.detail}").rstrip()
 
 
 def proof_text(report: ExportReport, width: int | None = None) -> str:
@@ -82,12 +85,19 @@ def _verdict(report: ExportReport) -> list[str]:
     said += [_failure(output, proof) for output in proof.outputs if proof.within and output.unproven]
     said = [*proof.mismatches, *said]
     more = [f"and {len(said) - _FEW} more"] if len(said) > _FEW else []
+    if proof.fixed:  # the samples fail all alike
+        said, more = [_fixed(proof), said[0]], []
     return [
         f"different from {report.reference} on samples of {_sizes(proof)}:",
         *said[:_FEW],
         *more,
-        proof.advice,
+        report.advice,
     ]
+
+
+def _fixed(proof: Proof) -> str:
+    sizes = listed(f"{letter} at {size}" for letter, size in proof.fixed.items())
+    return f"the exporter fixed {sizes}: the model runs at no other size"
 
 
 def _failure(output: OutputProof, proof: Proof) -> str:
