@@ -43,7 +43,7 @@ OF_THE_CLI = {"as_json", "quiet", "no_progress", "sort", "top", "style", "wide",
 OF_PYTHON = {"progress", "dynamic"}
 #: How MODEL becomes a module; Python is given that.
 OF_MODEL = {"weights", "kwargs", "only", "strip_prefix", "trust"}
-TWINS = {"compare": "compare_files", "export": "export_onnx", "check": "check_onnx"}
+TWINS = {"compare": "compare_files", "export": "export_onnx", "check": "check_onnx", "loads": "loads_folder"}
 #: The files that a command is given, and what it cannot do without.
 GIVEN = {
     "compare": ["A", "B"],
@@ -52,7 +52,7 @@ GIVEN = {
 }
 #: What Python calls what comes from the command line under another name.
 CALLED = {"export": {"model": "module", "out": "path"}, "check": {"model": "reference"}}
-FILES = {"src", "out", "a", "b", "path", "module", "reference"}
+FILES = {"src", "out", "a", "b", "path", "module", "reference", "folder"}
 COMMANDS: dict[str, click.Command] = dict(cli.commands)
 
 

@@ -25,6 +25,7 @@ from tests.helpers.export_models import reshaping
 from tests.helpers.golden import ANYTHING, ROOT, Step, differences, parse, run, sandbox, says
 from tests.helpers.pages import DOCS, FENCE, HELP, LINKED, PAGES, PYTHON, README, page_id
 from wnconvert.cli import cli
+from wnconvert.verbs.loads.result import LoadReport, Misfit
 
 JSON_PAGE = DOCS / "json.md"
 
@@ -258,6 +259,12 @@ def test_the_json_of_comparisons_is_as_documented(tmp_path: Path) -> None:
     pairs = [steps, [fixtures / "gan.pt"] * 2, [steps[0], fixtures / "step_3000.safetensors"]]
     found = [_json("compare", *pair, "--json", *more) for pair in pairs for more in ([], ["--rtol", "0.01"])]
     _hold(found, "Of compare")
+
+
+def test_the_json_of_loads_is_as_documented() -> None:
+    misfit = Misfit("a", (1,), (2,))
+    report = LoadReport("folder", "transformers", "5", "Model", 3, ("b",), ("c",), (misfit,), ("a note",))
+    _hold([report.to_dict()], "Of loads")
 
 
 def test_the_json_of_exports_and_checks_is_as_documented(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ terminal  data on stdout, the rest on stderr
 options   options shared by several commands
 files     fold, split, migrate, inspect, compare
 export    export, check
+loads     loads
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import click
 from wnconvert import __version__
 from wnconvert.cli.export import check, export
 from wnconvert.cli.files import compare, fold, inspect, migrate, split
+from wnconvert.cli.loads import loads
 from wnconvert.cli.options import EXIT_CODES
 from wnconvert.cli.terminal import discard, say_error
 from wnconvert.errors import WnconvertError
@@ -41,7 +43,7 @@ def cli() -> None:
     """
 
 
-for _command in (fold, split, migrate, inspect, compare, export, check):
+for _command in (fold, split, migrate, inspect, compare, export, check, loads):
     cli.add_command(_command)
 
 

@@ -158,9 +158,13 @@ def _convert(
         say((*plan.notes, *there), quiet=quiet)
         put(json.dumps(plan.to_dict(), indent=1) if as_json else plan_text(plan, output), quiet=quiet)
         return
+    said: tuple[str, ...] = ()
+    if Path(src).is_dir():  # what its class would leave random is said before it is written
+        said = verb(src, output, dry_run=True, **options).notes
+        say(said, quiet=quiet)
     with progress_bar(src, shown=not (quiet or no_progress)) as progress:
         result = verb(src, output, progress=progress, **options)
-    say(result.notes, quiet=quiet)
+    say(tuple(note for note in result.notes if note not in said), quiet=quiet)
     put(json.dumps(result.to_dict(), indent=1) if as_json else result_text(result), quiet=quiet)
 
 

@@ -24,6 +24,7 @@ from wnconvert.verbs.conversion.targets import (
     has_suffix,
     is_folder_target,
 )
+from wnconvert.verbs.conversion.unfound import noting_unfound
 from wnconvert.verbs.options import RunOptions
 
 if TYPE_CHECKING:
@@ -59,6 +60,8 @@ def run_conversion(
             _check_suffix(output)
             job = _to_onnx(checkpoint, plan_graph(checkpoint.onnx), output)
         elif to_folder:
+            if checkpoint.folder is not None:
+                make_plan = noting_unfound(make_plan, checkpoint.folder.root)
             job = _to_folder(checkpoint, make_plan, output, max_shard_size, like)
         else:
             _check_is_checkpoint(checkpoint, output, kind)

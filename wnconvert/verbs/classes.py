@@ -1,0 +1,53 @@
+"""The class that a folder's ``config.json`` names: of transformers (``architectures``) or of diffusers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from wnconvert.errors import InputError
+
+__all__ = ["CONFIG", "NamedClass", "named_class"]
+
+
+CONFIG = "config.json"
+_LARGEST = 8 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class NamedClass:
+    """A class by its name, the library that has it, and the config."""
+
+    library: str
+    name: str
+    config: Mapping[str, Any]
+
+
+def named_class(folder: Path) -> NamedClass | None:
+    """The class that the config of a folder names; None where there is no config, or none is named.
+
+    Raises ``InputError`` for a config that is not a JSON object.
+    """
+    path = folder / CONFIG
+    if not path.is_file():
+        return None
+    fix = "download it again"
+    try:
+        if path.stat().st_size > _LARGEST:
+            raise InputError(f"longer than {_LARGEST >> 20} MiB", where=str(path), fix=fix)
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise InputError("not JSON", where=str(path), fix=fix) from error
+    except OSError as error:
+        raise InputError(error.strerror or "it cannot be read", where=str(path), fix=fix) from error
+    if not isinstance(config, dict):
+        raise InputError(f"a JSON {type(config).__name__}, not an object", where=str(path), fix=fix)
+    if isinstance(name := config.get("_class_name"), str):
+        return NamedClass("diffusers", name, config)
+    match config.get("architectures"):
+        case [str(name), *_]:
+            return NamedClass("transformers", name, config)
+    return None
