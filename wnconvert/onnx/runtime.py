@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -86,14 +87,16 @@ def open_model(path: str | Path, *, optimize: bool = True) -> Opened:
     return Opened(path, inputs, outputs, session)
 
 
-def run(opened: Opened, feeds: Mapping[str, Array]) -> dict[str, Array]:
-    """The outputs of a model by name, in its order.
+def run(
+    opened: Opened, feeds: Mapping[str, Array], spelled: Mapping[str, str] = MappingProxyType({})
+) -> dict[str, Array]:
+    """The outputs of a model by name, in its order; ``spelled`` is how the user writes names of inputs.
 
     Raises ``ArgumentError`` if the names, dtypes or shapes of ``feeds`` do not fit its inputs,
     ``InputError`` if an output is not a tensor of numbers, ``VerifyError`` if the model fails.
     """
     runtime = _onnxruntime()
-    _check_feeds(opened, feeds)
+    _check_feeds(opened, feeds, spelled)
     for port in opened.outputs:
         if port.dtype is None or port.dtype.is_float8:
             what = f"output {printable(port.name)} is {port.kind}, which cannot be compared"
@@ -139,7 +142,7 @@ def _port(port: Any) -> ValueInfo:
 # -- inputs
 
 
-def _check_feeds(opened: Opened, feeds: Mapping[str, Array]) -> None:
+def _check_feeds(opened: Opened, feeds: Mapping[str, Array], spelled: Mapping[str, str]) -> None:
     where, names = str(opened.path), [port.name for port in opened.inputs]
     have = f"its inputs are {listed(map(printable, names))}" if names else "it has no inputs"
     for name in feeds:
@@ -150,9 +153,10 @@ def _check_feeds(opened: Opened, feeds: Mapping[str, Array]) -> None:
         if port.name not in feeds:
             raise ArgumentError(f"the input {name} is missing", where=where, fix=have)
         array = feeds[port.name]
+        text = f"{printable(spelled.get(port.name, port.name))}={port}"
         if port.dtype is None or array.dtype.name != port.dtype.name:
             what = f"input {name} is {port.dtype or port.kind}, but {array.dtype} is given"
-            raise ArgumentError(what, where=where, fix=f"give {name}={port}")
+            raise ArgumentError(what, where=where, fix=f"give {text}")
         fits = len(array.shape) == len(port.shape) and all(
             size == want or not isinstance(want, int)
             for size, want in zip(array.shape, port.shape, strict=True)
@@ -160,7 +164,7 @@ def _check_feeds(opened: Opened, feeds: Mapping[str, Array]) -> None:
         if port.shape and not fits:
             shape = ",".join(map(str, array.shape))
             what = f"input {name} is {port}, but the shape [{shape}] is given"
-            raise ArgumentError(what, where=where, fix=f"give sizes that it takes: {name}={port}")
+            raise ArgumentError(what, where=where, fix=f"give sizes that it takes: {text}")
 
 
 def _value(runtime: Any, array: Array) -> Any:

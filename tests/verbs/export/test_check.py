@@ -296,11 +296,28 @@ def test_of_two_that_are_alike_only_the_user_knows_which_is_which(tmp_path: Path
     assert check_onnx(swapped, Apart(), inputs=examples)
 
 
+def test_a_dtype_or_size_that_an_input_of_another_name_does_not_take_is_told_as_it_is_written(
+    tmp_path: Path,
+) -> None:
+    made = tmp_path / "m.onnx"
+    assert export_onnx(Apart(), made, inputs=["a:x=float32[3]", "b:y=float32[3]"], exporter="torchscript")
+    wide = refused(made, Apart(), ["a:x=float64[3]", "b:y=float64[3]"])
+    assert (str(wide), wide.fix) == (
+        f"{made}: input x is float32, but float64 is given",
+        "give a:x=float32[3]",
+    )
+    assert (
+        refused(made, Apart(), ["a=float32[4]", "b:y=float32[4]"]).fix == "give 'a:x=float32[4]', if it is a"
+    )
+    long = refused(made, Apart(), ["a:x=float32[4]", "b:y=float32[4]"])
+    assert long.fix == "give sizes that it takes: a:x=float32[3]"
+
+
 def test_a_model_with_an_input_more_is_told_with_what_to_give(tmp_path: Path) -> None:
     made = tmp_path / "m.onnx"
     assert export_onnx(Apart(), made, inputs=["a=float32[3]", "b=float32[3]"], exporter="torchscript")
     error = refused(made, nn.Linear(3, 3), ["input=float32[3]"])
-    assert str(error) == f"{made}: its input a is none of the inputs that are given"
+    assert str(error) == f"{made}: its input a, float32[3], is none of the inputs that are given"
     assert error.fix == "give 'input:a=float32[3]', if it is input"
 
 

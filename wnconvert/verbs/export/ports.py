@@ -24,9 +24,9 @@ class Ports:
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """The outputs of the model, fed with the module's inputs by their names; others are left out."""
-        return run(
-            self.opened, {self.names[name]: array for name, array in feeds.items() if name in self.names}
-        )
+        theirs = {self.names[name]: array for name, array in feeds.items() if name in self.names}
+        spelled = {its: f"{own}:{its}" for own, its in self.names.items() if own != its}
+        return run(self.opened, theirs, spelled)
 
 
 def ports_of(opened: Opened, signature: Signature) -> Ports:
@@ -74,7 +74,7 @@ def _unpaired(opened: Opened, left: list[InputSpec], port: ValueInfo) -> Argumen
     text = str(replace(left[0], port=port.name)) if left else f"NAME:{port.name}={port}"
     whose = f"if it is {printable(left[0].name)}" if left else "where NAME is its name in forward"
     return ArgumentError(
-        f"its input {its} is none of the inputs that are given",
+        f"its input {its}, {printable(str(port))}, is none of the inputs that are given",
         where=str(opened.path),
         fix=f"give '{printable(text)}', {whose}",
     )
