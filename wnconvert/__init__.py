@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from wnconvert.verbs.export.export import export_onnx
     from wnconvert.verbs.inspection.inspect import inspect_file, inspect_state_dict
     from wnconvert.verbs.inspection.result import Inspection
+    from wnconvert.verbs.loads.loads import loads_folder
+    from wnconvert.verbs.loads.result import LoadReport
     from wnconvert.verbs.modules.convert import fold_module, folded, migrate_module, weights_folded
     from wnconvert.verbs.modules.inspect import inspect_module
     from wnconvert.verbs.modules.selection import Layers
@@ -48,6 +50,7 @@ __all__ = [
     "Inspection",
     "LayerError",
     "Layers",
+    "LoadReport",
     "NumbersError",
     "OutputError",
     "Plan",
@@ -66,6 +69,7 @@ __all__ = [
     "inspect_file",
     "inspect_module",
     "inspect_state_dict",
+    "loads_folder",
     "migrate_file",
     "migrate_module",
     "migrate_state_dict",
@@ -87,6 +91,8 @@ _HOMES = {
     "fold_state_dict": "verbs.conversion.state_dict",
     "inspect_file": "verbs.inspection.inspect",
     "inspect_state_dict": "verbs.inspection.inspect",
+    "loads_folder": "verbs.loads.loads",
+    "LoadReport": "verbs.loads.result",
     "migrate_file": "verbs.conversion.files",
     "migrate_state_dict": "verbs.conversion.state_dict",
     "split_file": "verbs.conversion.files",

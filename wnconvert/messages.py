@@ -17,6 +17,7 @@ __all__ = [
     "options_as_python",
     "printable",
     "raise_listed",
+    "to_install",
     "told",
 ]
 
@@ -80,6 +81,15 @@ def told(said: Iterable[tuple[str, str]], one: str = ": ", several: str = ": ") 
     return few(
         f"{listed(of_one)}{one if len(of_one) == 1 else several}{what}" for what, of_one in places.items()
     )
+
+
+def to_install(*packages: str) -> str:
+    """The command that brings packages which are missing: the fix where something needs them.
+
+    >>> to_install("onnx", "onnxruntime")
+    'pip install onnx onnxruntime'
+    """
+    return f"pip install {' '.join(packages)}"
 
 
 def raise_listed(

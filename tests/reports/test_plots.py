@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -75,3 +76,10 @@ def test_names_with_dollars_and_underscores_are_drawn_as_they_are(tmp_path: Path
         text = (tmp_path / "x.svg").read_text()
         assert "_orig_mod.a.weight" in text
         assert r"$\frac{$.conv.weight" in text
+
+
+def test_without_matplotlib_the_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(ArgumentError, match="pictures need matplotlib") as caught:
+        plot_magnitudes([], tmp_path / "out.png")
+    assert caught.value.fix == "pip install matplotlib"

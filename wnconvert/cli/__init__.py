@@ -8,6 +8,7 @@ words        usual words that are not commands, and help VERB
 errors       errors in words and as JSON
 files        fold, split, migrate, inspect, compare
 export       export, check
+loads        loads
 environment  env
 """
 
@@ -29,6 +30,7 @@ from wnconvert.cli.environment import env
 from wnconvert.cli.errors import failed, interrupted
 from wnconvert.cli.export import check, export
 from wnconvert.cli.files import compare, fold, inspect, migrate, split
+from wnconvert.cli.loads import loads
 from wnconvert.cli.options import EXIT_CODES
 from wnconvert.cli.words import Verbs, help_command
 
@@ -53,7 +55,7 @@ def cli() -> None:
     """
 
 
-for _command in (fold, split, migrate, inspect, compare, export, check, env, help_command):
+for _command in (fold, split, migrate, inspect, compare, export, check, loads, env, help_command):
     cli.add_command(_command)
 
 

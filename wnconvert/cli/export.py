@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -10,8 +11,9 @@ import click
 
 from wnconvert.cli.completion import state_dicts
 from wnconvert.cli.options import epilog, with_options, with_output
-from wnconvert.cli.terminal import alarm, fitting_width, mention, stdout_to_stderr
+from wnconvert.cli.terminal import StepLines, alarm, fitting_width, stdout_to_stderr
 from wnconvert.errors import ArgumentError, OutputError
+from wnconvert.messages import to_install
 
 if TYPE_CHECKING:
     from wnconvert.cli.output import Output
@@ -56,7 +58,8 @@ _FED = with_options(
         metavar="NAME=DTYPE[SHAPE]",
         multiple=True,
         required=True,
-        help="An input, e.g. 'mel=float32[1,80,T]' or 'ids=int64[1,L]<100'; a letter is a dynamic size.",
+        help="An input, e.g. 'mel=float32[1,80,T]' or 'ids=int64[1,L]<100'; a letter is a dynamic size. "
+        "'mel:x=…' is forward's mel, and x in the ONNX model.",
     ),
     click.option(
         "--range",
@@ -202,9 +205,7 @@ def _check_torch() -> None:
     from importlib.util import find_spec
 
     if find_spec("torch") is None:
-        raise ArgumentError(
-            "running the module needs torch, which is not installed", fix='pip install "wnconvert[export]"'
-        )
+        raise ArgumentError("running the module needs torch, which is not installed", fix=to_install("torch"))
 
 
 def _check_other(out: str, *read: str | None) -> None:
@@ -238,11 +239,14 @@ def _prove(
     from wnconvert.reports.exports import proof_line, proof_text, step_text
     from wnconvert.verbs.loading.model import prepared
 
+    lines = StepLines()
+
     def progress(step: Any) -> None:
         if output.steps:
-            mention(step_text(step))
+            (lines.begin if step.seconds is None else lines.end)(step_text(step))
 
-    with stdout_to_stderr():  # the model's own prints are not part of the report
+    # The model's own prints are not part of the report.
+    with stdout_to_stderr(), contextlib.closing(lines):
         made = prepared(model, progress=progress, **built)
         report = run(made.module, progress)
     report = replace(report, steps=(*made.steps, *report.steps), notes=(*made.notes, *report.notes))

@@ -176,9 +176,13 @@ def _convert(
         shown = "stdout" if piped else target
         output.result(plan.to_dict, lambda: plan_text(plan, shown, most), lambda: plan_line(plan, shown))
         return
+    said: tuple[str, ...] = ()
+    if Path(src).is_dir():  # what its class would leave random is said before it is written
+        said = verb(src, target, dry_run=True, **options).notes
+        output.notes(said)
     with progress_bar(src, shown=output.steps and not no_progress) as progress:
         result = verb(src, target, progress=progress, **options)
-    output.notes(result.notes)
+    output.notes(tuple(note for note in result.notes if note not in said))
     output.result(result.to_dict, lambda: result_text(result, most), lambda: result_line(result))
 
 

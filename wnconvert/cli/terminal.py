@@ -16,6 +16,7 @@ from wnconvert.errors import OutputError
 from wnconvert.messages import printable
 
 __all__ = [
+    "StepLines",
     "alarm",
     "discard",
     "fitting_width",
@@ -58,10 +59,10 @@ def say(notes: tuple[str, ...]) -> None:
         mention(f"note: {printable(note)}")
 
 
-def mention(text: str) -> None:
+def mention(text: str, end: str = "\n") -> None:
     """Print a line to stderr; if that fails, the work goes on."""
     try:
-        click.echo(text, err=True, color=_colour())
+        click.echo(text + end, nl=False, err=True, color=_colour())
     except OSError:
         discard(sys.stderr)
 
@@ -113,6 +114,35 @@ def progress_bar(label: str, *, shown: bool) -> Iterator[Callable[[int, int], No
             bar.update(done - bar.n)
 
         yield update
+
+
+class StepLines:
+    """Lines on stderr about steps: one as a step begins, and one when it is done.
+
+    On a terminal the second is written over the first; ``close`` ends a line that is still open.
+    """
+
+    def __init__(self) -> None:
+        self._open = ""
+
+    def begin(self, text: str) -> None:
+        """Say that a step begins."""
+        if sys.stderr.isatty():
+            self._open = text[: shutil.get_terminal_size().columns - 1]
+            mention(self._open, end="")
+        else:
+            mention(text)
+
+    def end(self, text: str) -> None:
+        """Say what came of the step."""
+        mention(f"\r{text.ljust(len(self._open))}" if self._open else text)
+        self._open = ""
+
+    def close(self) -> None:
+        """End the line of a step that failed, so that its error has its own."""
+        if self._open:
+            mention("")
+        self._open = ""
 
 
 @contextlib.contextmanager

@@ -5,5 +5,6 @@ schemes   how layers are spelled: one row a convention
 evidence  what speaks against a pair that has the names of one
 foreign   weight norm as other libraries spell it, one row a library
 kinds     other reparameterizations and norms, one row a kind
+classes   the layers that classes of transformers and diffusers build
 find      the layers among the names of a state dict
 """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from wnconvert.messages import counted, few, printable
+from wnconvert.messages import counted, few, listed, printable
 from wnconvert.numerics.rounding import FLOAT_FORMATS
 from wnconvert.reports.tables import Table, bytes_text, number_text
 from wnconvert.verbs.proof.outputs import OutputProof, Worst
@@ -22,12 +22,15 @@ _SHORT = ("float16", "bfloat16")
 
 
 def step_text(step: TimedStep) -> str:
-    """A step in one line: its name, seconds and result.
+    """A step in one line: its name, seconds and result; as it begins, dots in place of the seconds.
 
+    >>> print(step_text(TimedStep("export", "by torch's newer exporter")))
+    export       ...  by torch's newer exporter
     >>> print(step_text(TimedStep("export", "opset 20, 412 nodes", 3.21)))
     export     3.2 s  opset 20, 412 nodes
     """
-    return printable(f"{step.name:<9}{step.seconds:5.1f} s  {step.detail}").rstrip()
+    seconds = "..." if step.seconds is None else f"{step.seconds:.1f} s"
+    return printable(f"{step.name:<9}{seconds:>7}  {step.detail}").rstrip()
 
 
 def proof_text(report: ExportReport, width: int | None = None, alarm: Callable[[str], str] = str) -> str:
@@ -40,7 +43,7 @@ def proof_text(report: ExportReport, width: int | None = None, alarm: Callable[[
     lines.append(printable(_model(report)))
     if report.proof:
         return "\n".join([*lines, proof_line(report)])
-    why = [*few(_failures(report.proof)), report.proof.advice]
+    why = [*few(_failures(report.proof)), report.advice]
     return "\n".join([*lines, f"{_different(report, alarm)}:", *map(printable, why)])
 
 
@@ -48,7 +51,7 @@ def proof_line(report: ExportReport, alarm: Callable[[str], str] = str) -> str:
     """The verdict in one line: what was equal within which tolerance, or which one would have passed."""
     proof = report.proof
     if not proof:
-        return f"{_different(report, alarm)}: {printable(proof.advice)}"
+        return f"{_different(report, alarm)}: {printable(report.advice)}"
     count = counted(len(proof.samples), "sample")
     return printable(f"equal to {report.reference} on {count} ({_sizes(proof)}), within {proof.tolerance}")
 
@@ -100,7 +103,14 @@ def _failures(proof: Proof) -> list[str]:
     """What differs, a line each."""
     said = [_failure(output, proof) for output in proof.outputs if not output.passed]
     said += [_failure(output, proof) for output in proof.outputs if proof.within and output.unproven]
+    if proof.fixed:  # the samples fail all alike
+        return [_fixed(proof), *[*proof.mismatches, *said][:1]]
     return [*proof.mismatches, *said]
+
+
+def _fixed(proof: Proof) -> str:
+    sizes = listed(f"{letter} at {size}" for letter, size in proof.fixed.items())
+    return f"the exporter fixed {sizes}: the model runs at no other size"
 
 
 def _failure(output: OutputProof, proof: Proof) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from wnconvert.errors import ArgumentError, OutputError
+from wnconvert.messages import to_install
 from wnconvert.reports.tables import shortened
 from wnconvert.storage.staging import check_target, staged
 from wnconvert.verbs.inspection.magnitudes import Spread
@@ -42,7 +43,7 @@ def check_picture(path: str | Path, *, force: bool) -> None:
     if Path(path).suffix not in _SUFFIXES:
         raise ArgumentError(f"{path} is none of {', '.join(_SUFFIXES)}", fix="--plot FILE.png")
     if find_spec("matplotlib") is None:
-        raise ArgumentError("pictures need matplotlib", fix='pip install "wnconvert[plot]"')
+        raise ArgumentError("pictures need matplotlib", fix=to_install("matplotlib"))
     if not force and os.path.lexists(path):
         raise OutputError(
             "it exists", where=str(path), fix="--force replaces it, or choose another --plot FILE"

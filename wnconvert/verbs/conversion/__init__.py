@@ -7,6 +7,7 @@ convert     a plan laid out, run, checked, put in place; Result
 onnx        an ONNX model folded, checked and put in place
 piped       conversions whose output goes to stdout
 targets     where a conversion writes
+unfound     notes on layers that from_pretrained will not find
 run         one conversion: open, plan, write
 files       fold_file, split_file, migrate_file
 state_dict  the same verbs on a mapping in memory

@@ -31,6 +31,7 @@ from wnconvert.verbs.conversion.targets import (
     has_suffix,
     is_folder_target,
 )
+from wnconvert.verbs.conversion.unfound import noting_unfound
 from wnconvert.verbs.options import RunOptions
 
 if TYPE_CHECKING:
@@ -96,7 +97,9 @@ def run_conversion(
             _check_suffix(output)
             job = _to_onnx(checkpoint, plan_graph(checkpoint.onnx), output)
         elif to_folder:
-            plan = partial(_named, make_plan, names)
+            plan: Callable[[Tree, Container], Plan] = partial(_named, make_plan, names)
+            if checkpoint.folder is not None:
+                plan = noting_unfound(plan, checkpoint.folder.root)
             job = _to_folder(checkpoint, plan, output, max_shard_size, like)
         else:
             _check_is_checkpoint(checkpoint, output, kind)

@@ -25,19 +25,20 @@ from wnconvert.verbs.conversion.onnx.check import check_installed
 from wnconvert.verbs.conversion.onnx.fold import own_data_of, remove_unused
 from wnconvert.verbs.conversion.targets import StrPath
 from wnconvert.verbs.conversion.verify import check_structure
-from wnconvert.verbs.export.check import CheckedModel, check_model, prove_beside, reference_text
-from wnconvert.verbs.export.exporters import export_raw
+from wnconvert.verbs.export.check import CheckedModel, check_model, first_run, prove_beside, reference_text
+from wnconvert.verbs.export.exporters import AGES, export_raw
 from wnconvert.verbs.export.graph import (
     check_exported,
     check_no_residual,
     graph_of,
-    new_names,
+    naming_of,
     nodes_of,
     parameters_of,
     take_out_data,
     write_failed,
     write_folded,
 )
+from wnconvert.verbs.export.ports import ports_of
 from wnconvert.verbs.export.request import (
     Question,
     Reference,
@@ -46,7 +47,7 @@ from wnconvert.verbs.export.request import (
     exporter_for,
     output_names,
     question_of,
-    unused_inputs,
+    remedy_of,
 )
 from wnconvert.verbs.modules.convert import CopyError, folded
 from wnconvert.verbs.modules.find import find_live
@@ -87,7 +88,8 @@ def export_onnx(
     flattened. A copy of the module is folded, and torch exports it in eval mode (``exporter``: ``"dynamo"``
     or ``"torchscript"``); weight norm that is left in the graph is folded there. Then the module itself,
     unfolded and in eval mode, is compared with the file in onnxruntime, on ``samples`` of other values and
-    sizes than the exported ones. The module is left as it was. ``progress`` is called after each step.
+    sizes than the exported ones. The module is left as it was. ``progress`` is called with each step as it
+    begins, and again, with its seconds, as it ends.
 
     Returns a report that is true if all outputs are equal within ``atol + rtol·|module's|``. Only then is
     a file written to ``path``; otherwise ``keep_failed`` keeps it as ``model.failed.onnx``.
@@ -194,7 +196,7 @@ class _Export:
 
     def reference(self, forget: Callable[[], None]) -> Reference:
         """The module as a function, run once: if it fails, that shows before the export, which takes long."""
-        first = self.question.first_run()
+        first = first_run(self.question, self.steps)
         forget()
         return Reference.of(self.question, output_names(self.question, first), first)
 
@@ -203,7 +205,7 @@ class _Export:
         copy, layers = _copy(self.question.module, self.steps)
         path = _raw(folder)
         path.parent.mkdir()
-        with self.steps("export") as step:
+        with self.steps("export", f"by torch's {AGES[self.exporter]} exporter") as step:
             export_raw(
                 copy,
                 tensors_of(export_arrays(self.question.signature)),
@@ -226,12 +228,13 @@ class _Export:
     def fold_and_name(self, made: _Made, folder: Path) -> _Written:
         """Fold the weight norm that is left in the graph, name the initializers, write, and read back."""
         graph, path = graph_of(made.exported), _written(folder, self.target)
-        with self.steps("fold") as step:
+        with self.steps("fold", "weight norm that the exporter left in the graph") as step:
             fold = plan_onnx(graph)
-            step.detail = f"{counted(len(fold.layers), 'layer')} that the exporter left in the graph"
-        with self.steps("name") as step:
-            new = new_names(made.exported, fold, parameters_of(made.copy))
-            step.detail = f"{counted(len(new), 'initializer')} after layers"
+            left = f"{counted(len(fold.layers), 'layer')} that the exporter left in the graph"
+            step.detail = left if fold.layers else "no weight norm was left in the graph"
+        with self.steps("name", "initializers after layers") as step:
+            naming = naming_of(made.exported, fold, parameters_of(made.copy))
+            new, step.detail = naming.new, str(naming)
         fold = replace(fold, edits=renamed(graph.model, fold.edits, new))
         path.parent.mkdir()
         write_folded(made.exported, fold, path.parent, self.target)
@@ -247,7 +250,8 @@ class _Export:
         opened = replace(open_model(written.path), path=self.target)  # the path that errors name
         signature = self.question.signature
         check_dynamic(opened, signature, self.exporter)
-        proof = prove_beside(self.question, reference, opened, self.steps, forget)
+        ports = ports_of(opened, signature)
+        proof = prove_beside(self.question, reference, ports, self.steps, forget)
         return ExportReport(
             model=str(self.target),
             size=written.model.size,
@@ -262,7 +266,8 @@ class _Export:
             folded_in_graph=len(written.fold.layers),
             initializers_named=written.named,
             steps=tuple(self.steps.every),
-            notes=(*self.notes, *signature.notes, *unused_inputs(opened, signature), *proof.notes),
+            notes=(*self.notes, *signature.notes, *ports.notes, *proof.notes),
+            remedy=remedy_of(proof, self.question.module, self.exporter),
         )
 
 
@@ -270,7 +275,7 @@ def _copy(module: Exportable, steps: TimedSteps) -> tuple[Exportable, int]:
     """A folded copy to export, and its number of layers; some models can only be folded in the graph."""
     if isinstance(module, (ExportedProgram, torch.jit.ScriptModule)):
         return module, 0
-    with steps("fold") as step:
+    with steps("fold", "a copy of the module") as step:
         layers = len(find_live(module).layers)
         try:
             copy = folded(module).to("cpu")

@@ -88,6 +88,10 @@ def check_inputs(model: Exportable, names: Sequence[str]) -> None:
         if name not in known and (not takes_others or not name.isidentifier()):
             near = get_close_matches(name, known, 1)
             fix = f"did you mean {printable(near[0])}? {has}" if near else has
+            free = [printable(each) for each in (*required, *known) if each not in names]
+            if free:
+                both = f"{free[0]}:{printable(name)}"
+                fix += f"; if {printable(name)} is the ONNX model's name of {free[0]}, give '{both}=…'"
             raise ArgumentError(f"the model has no input {printable(name)!r}", fix=fix)
     lacking = [name for name in required if name not in names]
     if lacking:

@@ -17,11 +17,14 @@ __all__ = ["ExportReport", "TimedStep", "TimedSteps"]
 
 @dataclass(frozen=True, slots=True)
 class TimedStep:
-    """A finished step: its name, its result in a few words, and its wall time."""
+    """A step: its name, its result in a few words, and its wall time.
+
+    A step that begins has no ``seconds`` yet, and ``detail`` says what it is about to do.
+    """
 
     name: str
     detail: str
-    seconds: float
+    seconds: float | None = None
 
 
 @dataclass(slots=True)
@@ -32,11 +35,12 @@ class _Doing:
 
 
 class TimedSteps:
-    """The finished steps; ``progress`` is called with each as it ends.
+    """The finished steps; ``progress`` is called with each as it begins, and again as it ends.
 
     >>> steps = TimedSteps(lambda step: print(step.name, step.detail))
-    >>> with steps("fold") as step:
+    >>> with steps("fold", "a copy") as step:
     ...     step.detail = "3 layers"
+    fold a copy
     fold 3 layers
     """
 
@@ -45,8 +49,9 @@ class TimedSteps:
         self.every: list[TimedStep] = []
 
     @contextmanager
-    def __call__(self, name: str) -> Iterator[_Doing]:
-        """Time a block as a step; a block that fails is not a step."""
+    def __call__(self, name: str, what: str) -> Iterator[_Doing]:
+        """Time a block as a step, which is about to do ``what``; a block that fails is not finished."""
+        self.progress(TimedStep(name, what))
         began, doing = time.perf_counter(), _Doing()
         yield doing
         self.every.append(TimedStep(name, doing.detail, time.perf_counter() - began))
@@ -58,8 +63,9 @@ class ExportReport:
     """The result of an export or a check; true if the model is equal to its reference.
 
     ``model`` is the path of the model, ``size`` its bytes with external data, and ``reference`` describes
-    the module. Only an export sets the exporter, ``nodes_exported``, the numbers of layers that were folded
-    in the module and in the graph, and the number of initializers that were named; a check leaves them None.
+    the module. ``remedy`` is what to do where the exporter is at fault. Only an export sets the exporter,
+    ``nodes_exported``, the numbers of layers that were folded in the module and in the graph, and the number
+    of initializers that were named; a check leaves them None.
     """
 
     model: str
@@ -76,6 +82,7 @@ class ExportReport:
     initializers_named: int | None = None
     steps: tuple[TimedStep, ...] = ()
     notes: tuple[str, ...] = ()
+    remedy: str = ""
 
     def __bool__(self) -> bool:
         return bool(self.proof)
@@ -85,10 +92,15 @@ class ExportReport:
         """The outputs, one by one."""
         return self.proof.outputs
 
+    @property
+    def advice(self) -> str:
+        """What would have made the proof pass, in words; empty if it passed."""
+        return self.remedy or self.proof.advice
+
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON-able data; docs/json.md documents it. What is not finite is null."""
         proof = self.proof
-        mine = {key: value for key, value in asdict(self).items() if key not in ("proof", "model")}
+        mine = {key: value for key, value in asdict(self).items() if key not in ("proof", "model", "remedy")}
         return {
             "schema": 1,
             "model": self.model,
@@ -97,7 +109,8 @@ class ExportReport:
             "rtol": proof.rtol,
             "atol": proof.atol,
             "tolerance": proof.tolerance,
-            "advice": proof.advice,
+            "advice": self.advice,
+            "fixed": dict(proof.fixed),
             "samples": [{"seed": sample.seed, "sizes": dict(sample.sizes)} for sample in proof.samples],
             "outputs": [{**_plain(asdict(output)), "passed": output.passed} for output in proof.outputs],
             "mismatches": list(proof.mismatches),

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from wnconvert.errors import InputError, VerifyError, WnconvertError
-from wnconvert.messages import REPORT_BUG, counted, listed, printable, told
+from wnconvert.messages import REPORT_BUG, counted, listed, printable, to_install, told
 from wnconvert.numerics.rounding import FLOAT_FORMATS
 from wnconvert.numerics.rows import RowPolicy
 from wnconvert.onnx.file.model import Constant, NewTensor, Node, OnnxFunction
@@ -49,7 +49,7 @@ def check_installed() -> None:
         are = "are" if len(missing) > 1 else "is"
         raise InputError(
             f"an ONNX model is checked before it is put in place, and {listed(missing)} {are} not installed",
-            fix='pip install "wnconvert[onnx]"',
+            fix=to_install(*missing),
         )
 
 
