@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING
 
 from wnconvert.errors import ArgumentError, InputError, LayerError, OutputError, WnconvertError
@@ -85,7 +86,7 @@ def run_conversion(
         raise ArgumentError("the name of the output is empty", fix="-o OUT, or leave it out")
     output = default_output(source, kind) if out is None else output_path(out)
     bytes_of(max_shard_size)
-    try:
+    with _errors_name(source, output):
         opened = open_checkpoint(source)
         _check_not_frozen(opened)
         names = _new_names(opened, renaming, only, reference)
@@ -107,6 +108,13 @@ def run_conversion(
                 checkpoint, _named(make_plan, names, checkpoint.tree, container_of(output)), output
             )
         return job.plan if dry_run else job.run(options)
+
+
+@contextlib.contextmanager
+def _errors_name(source: PurePath, output: Path) -> Iterator[None]:
+    """Errors that are raised inside say which file it was."""
+    try:
+        yield
     except OutputError as error:
         error.where = error.where or str(output)
         raise
