@@ -294,3 +294,12 @@ def test_a_forward_that_writes_to_parameters_is_refused_where_torch_would_end_th
     assert caught.value.fix.startswith("choose --exporter torchscript")
     assert export_onnx(model, tmp_path / "m.onnx", inputs=X, exporter="torchscript")
     assert model.p.tolist() == [1, 2, 3, 4]
+
+
+def test_a_graph_that_computes_a_weight_itself_is_exported(tmp_path: Path) -> None:
+    graph = torch.export.export(Computes(lambda y, x: y + x).eval(), (torch.ones(2, 4),)).module()
+    out = tmp_path / "m.onnx"
+    report = export_onnx(graph, out, inputs=["x=float32[2,4]"])
+    assert report
+    assert not report.residual_weight_norm
+    assert out.exists()

@@ -20,7 +20,7 @@ from wnconvert.verbs.conversion.onnx.check import check_installed
 from wnconvert.verbs.conversion.targets import StrPath
 from wnconvert.verbs.export.graph import check_given, graph_of, nodes_of, residual_of
 from wnconvert.verbs.export.request import Question, Reference, names_in, question_of, unused_inputs
-from wnconvert.verbs.modules.find import find_live
+from wnconvert.verbs.modules.finding.live import find_live
 from wnconvert.verbs.proof.functions import Exportable
 from wnconvert.verbs.proof.proof import ATOL, RTOL, Proof, prove
 from wnconvert.verbs.proof.report import ExportReport, TimedStep, TimedSteps

@@ -48,7 +48,7 @@ from wnconvert.verbs.export.request import (
     unused_inputs,
 )
 from wnconvert.verbs.modules.convert import CopyError, folded
-from wnconvert.verbs.modules.find import find_live
+from wnconvert.verbs.modules.finding.live import find_live
 from wnconvert.verbs.proof.functions import Exportable, tensors_of, unwrapped
 from wnconvert.verbs.proof.proof import ATOL, RTOL
 from wnconvert.verbs.proof.report import ExportReport, TimedStep, TimedSteps
@@ -270,9 +270,11 @@ def _copy(module: Exportable, steps: TimedSteps) -> tuple[Exportable, int]:
     if isinstance(module, (ExportedProgram, torch.jit.ScriptModule)):
         return module, 0
     with steps("fold") as step:
-        layers = len(find_live(module).layers)
+        found = find_live(module)
+        layers = len(found.layers)
+        in_graph = [name for item in found.refused if item.in_graph for name in item.names]
         try:
-            copy = folded(module).to("cpu")
+            copy = folded(module, exclude=in_graph).to("cpu")
         except CopyError as error:  # its fix is to fold in place, which does not help here
             error.fix = "before the export, remove the attributes that cannot be copied from the module"
             raise

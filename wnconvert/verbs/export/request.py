@@ -14,7 +14,7 @@ from wnconvert.errors import ArgumentError
 from wnconvert.messages import listed, printable
 from wnconvert.onnx.runtime import Opened
 from wnconvert.verbs.export.exporters import EXPORTERS
-from wnconvert.verbs.modules.find import find_live
+from wnconvert.verbs.modules.finding.live import find_live
 from wnconvert.verbs.options import texts_of
 from wnconvert.verbs.proof.functions import Exportable, check_inputs, function_of, input_names, unwrapped
 from wnconvert.verbs.proof.proof import NumericFunction, Run, steady_run

@@ -16,15 +16,20 @@ from wnconvert.layers.schemes import Refused, Selection
 from wnconvert.messages import listed, raise_listed
 from wnconvert.numerics.splitting import split_array
 from wnconvert.tensors.memory import array_of, made_like
-from wnconvert.verbs.modules.find import (
-    LiveFound,
-    computed_by_hooks,
-    find_live,
-    layer_of,
-    modules_with_names,
-    reason_against_tensor,
+from wnconvert.verbs.modules.finding.computed import computed_by_hooks
+from wnconvert.verbs.modules.finding.live import LiveFound, find_live
+from wnconvert.verbs.modules.finding.values import layer_of, reason_against_tensor
+from wnconvert.verbs.modules.finding.walk import modules_with_names
+from wnconvert.verbs.modules.finding.wrappers import IN_FSDP, held_by_ddp, held_by_fsdp
+from wnconvert.verbs.modules.selection import (
+    ON_META,
+    TIED_FIX,
+    Layers,
+    first_wanted,
+    raise_refused,
+    refuse_in_ddp,
+    select,
 )
-from wnconvert.verbs.modules.selection import ON_META, TIED_FIX, Layers, first_wanted, raise_refused, select
 from wnconvert.verbs.modules.surgery import (
     made_as,
     put_in,
@@ -81,6 +86,9 @@ def split_module(
     else:
         chosen = _like(plain, found, find_live(like), selection, to)
     _refuse(chosen, plain)
+    held = held_by_ddp(each for each, _ in modules_with_names(module))
+    trained = ((weight.name, weight.module, (weight.w,)) for weight in chosen)
+    refuse_in_ddp(trained, held, "split", "split the module before DistributedDataParallel wraps it")
     with UndoableEdits() as edits, torch.inference_mode(False), torch.no_grad():
         halves = _halves(chosen)
         edits.watch(weight.module for weight in chosen)
@@ -100,7 +108,8 @@ def split_module(
 class _Plain:
     """A plain weight under all of its names.
 
-    ``reason`` says why it cannot be split, if so; ``name``, ``dim`` and ``form`` say how to split it.
+    ``reason`` says why it cannot be split, if so, and ``fix`` what to do if not to exclude it; ``name``,
+    ``dim`` and ``form`` say how to split it.
     """
 
     names: tuple[str, ...]
@@ -108,6 +117,7 @@ class _Plain:
     param: str
     w: nn.Parameter
     reason: str
+    fix: str = ""
     name: str = ""
     dim: int = -1
     form: str = ""
@@ -126,7 +136,9 @@ class _Plain:
 def _plain_weights(root: nn.Module) -> list[_Plain]:
     """Every Parameter that is a weight itself, not one from which a weight is computed."""
     found = []
-    for module, prefixes in modules_with_names(root):
+    modules = modules_with_names(root)
+    sharded = held_by_fsdp(module for module, _ in modules)
+    for module, prefixes in modules:
         if isinstance(module, ParametrizationList):
             continue
         computed = computed_by_hooks(module)
@@ -135,16 +147,19 @@ def _plain_weights(root: nn.Module) -> list[_Plain]:
         for param, w in module._parameters.items():
             if w is None or (param in inputs and inputs[param].kind == "weight norm"):
                 continue
-            reason = reason_against_tensor("it", w)
-            if param in inputs:
+            fix = ""
+            if id(module) in sharded:
+                reason, fix = IN_FSDP
+            elif param in inputs:
                 reason = f"{inputs[param].kind} computes {inputs[param].target} from it"
             elif param in targets:
                 reason = f"{targets[param]} has a hook that computes it"
             elif isinstance(module, torch.jit.ScriptModule):
                 reason = "it is compiled into a TorchScript module"
-            elif not reason and w.dim() == 0:
-                reason = "it has no axes"
-            found.append(_Plain(tuple(prefix + param for prefix in prefixes), module, param, w, reason))
+            else:
+                reason = reason_against_tensor("it", w) or ("" if w.dim() else "it has no axes")
+            names = tuple(prefix + param for prefix in prefixes)
+            found.append(_Plain(names, module, param, w, reason, fix))
     return found
 
 
@@ -244,7 +259,7 @@ def _refuse(chosen: list[_Plain], plain: list[_Plain]) -> None:
     for weight in chosen:
         reason = weight.reason or reason_against_form(weight.module, weight.param, weight.form)
         if reason:
-            refused.append(Refused(weight.name, reason))
+            refused.append(Refused(weight.name, reason, weight.fix))
         elif weight.w.is_meta:
             refused.append(Refused(weight.name, *ON_META))
     ways = {weight.place: (weight.dim, weight.form) for weight in chosen}
