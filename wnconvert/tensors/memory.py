@@ -14,6 +14,7 @@ import numpy as np
 
 from wnconvert.errors import ArgumentError, LayerError
 from wnconvert.tensors.blocks import Array, Block
+from wnconvert.tensors.distributed import distributed_like, local_of, obstacle, whole_of
 from wnconvert.tensors.dtypes import DTYPES
 from wnconvert.tensors.tree import ByteRange, Dim, Entry, StateDict, StoredTensor, TensorInfo, Tree
 
@@ -42,7 +43,11 @@ class InMemory:
 
     def whole(self, tensor: StoredTensor) -> Array:
         """All elements of a tensor."""
-        return array_of(self.values[tensor.info.name])
+        try:
+            return array_of(self.values[tensor.info.name])
+        except LayerError as error:
+            error.where = error.where or tensor.info.name
+            raise
 
 
 def is_torch(value: object) -> bool:
@@ -58,7 +63,7 @@ def stored_tensor(name: str, value: Any) -> StoredTensor | None:
     """
     if is_torch(value) and str(value.layout) == "torch.strided":
         dtype = DTYPES.get(str(value.dtype).removeprefix("torch."))
-        start = 0 if value.device.type == "meta" else value.data_ptr()
+        start = 0 if value.device.type == "meta" else _start(value)
         strides = value.stride()
     elif isinstance(value, (np.ndarray, np.generic)):
         value = np.asarray(value)
@@ -72,12 +77,17 @@ def stored_tensor(name: str, value: Any) -> StoredTensor | None:
     return StoredTensor(info, ByteRange(start, info.nbytes), 0, strides)
 
 
+def _start(value: Any) -> int:
+    """Where a torch tensor's elements start; for those that cannot be had, a number of its own."""
+    return id(value) if obstacle(value) else int(local_of(value).data_ptr())
+
+
 def view_of(value: Any) -> object:
     """A key that is equal for two values of the same elements in memory; others equal only themselves."""
     if is_torch(value) and str(value.layout) == "torch.strided" and value.device.type != "meta":
         return (
             str(value.device),
-            value.data_ptr(),
+            _start(value),
             tuple(value.shape),
             value.stride(),
             str(value.dtype),
@@ -100,7 +110,7 @@ def array_of(value: Any) -> Array:
         raise LayerError(
             "a tensor on the meta device has no numbers", fix="load the checkpoint with its data"
         )
-    value = value.detach().cpu().resolve_conj().resolve_neg()
+    value = whole_of(value).detach().cpu().resolve_conj().resolve_neg()
     if value.dtype == torch.bfloat16:
         bits: Array = value.view(torch.int16).numpy()
         return bits.view(DTYPES["bfloat16"].numpy())
@@ -118,7 +128,7 @@ def made_like(value: Any, array: Array) -> Any:
         tensor = torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
     else:
         tensor = torch.from_numpy(array)
-    tensor = tensor.to(value.device)
+    tensor = distributed_like(value, tensor.to(value.device))
     if isinstance(value, torch.nn.Parameter):
         return torch.nn.Parameter(tensor, requires_grad=value.requires_grad)
     return tensor

@@ -296,6 +296,7 @@ def test_a_forward_that_writes_to_parameters_is_refused_where_torch_would_end_th
     assert model.p.tolist() == [1, 2, 3, 4]
 
 
+@pytest.mark.filterwarnings("ignore:.*treespec:FutureWarning")  # torch warns of its own trees
 def test_a_graph_that_computes_a_weight_itself_is_exported(tmp_path: Path) -> None:
     graph = torch.export.export(Computes(lambda y, x: y + x).eval(), (torch.ones(2, 4),)).module()
     out = tmp_path / "m.onnx"

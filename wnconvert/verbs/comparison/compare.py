@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from wnconvert.errors import ArgumentError
+from wnconvert.errors import ArgumentError, LayerError
 from wnconvert.messages import options_as_python
 from wnconvert.numerics.distance import Measure, Tolerance, needed
 from wnconvert.numerics.rows import RowPolicy
@@ -24,6 +24,7 @@ from wnconvert.storage.checkpoint import no_graph, open_checkpoint
 from wnconvert.storage.sources import Source
 from wnconvert.storage.workers import Workers
 from wnconvert.tensors.blocks import Array
+from wnconvert.tensors.distributed import whole_of
 from wnconvert.tensors.dtypes import DTYPES
 from wnconvert.tensors.memory import InMemory, stored_tensor, tree_of_values
 from wnconvert.tensors.tree import StoredTensor
@@ -218,6 +219,11 @@ def _raw(value: Any, name: str) -> Array:
         )
     import torch  # it is installed: the value is its tensor
 
+    try:
+        value = whole_of(value)
+    except LayerError as error:
+        error.where = name
+        raise
     plain = value.detach().cpu().resolve_conj().resolve_neg().contiguous().reshape(-1)
     raw: Array = plain.view(torch.uint8).numpy()
     return raw

@@ -14,7 +14,7 @@ import numpy as np
 
 from wnconvert.errors import LayerError
 from wnconvert.layers.dims import AUTO
-from wnconvert.messages import options_as_python
+from wnconvert.messages import options_as_python, raise_listed
 from wnconvert.numerics.rows import Problem, RowPolicy, raise_problems
 from wnconvert.numerics.splitting import directions
 from wnconvert.plan.fold import plan_fold
@@ -26,7 +26,8 @@ from wnconvert.plan.split.plan import plan_split
 from wnconvert.plan.steps import MadeTensor, Step
 from wnconvert.tensors.blocks import Array, Read, reader_of
 from wnconvert.tensors.containers import Container
-from wnconvert.tensors.memory import array_of, made_like, tree_of, view_of
+from wnconvert.tensors.distributed import obstacle
+from wnconvert.tensors.memory import array_of, is_torch, made_like, tree_of, view_of
 from wnconvert.tensors.tree import ByteRange, StoredTensor, TensorInfo, Tree, contiguous_strides
 from wnconvert.verbs.conversion.executor import make_tensor
 from wnconvert.verbs.options import check_form, dtype_of, numbers_of, selection_of
@@ -130,6 +131,7 @@ def _made(
     """A new mapping as planned: an ``OrderedDict`` with its ``_metadata`` where the source is one."""
     (planned,) = plan.state_dicts
     tensors = tree.state_dict("").tensors
+    _refuse_shards(planned.steps, values, "split" if plan.verb == "split" else "folded")
     maker = _Maker(values, tensors, numbers)
     made: dict[str, Any] = OrderedDict() if isinstance(state_dict, OrderedDict) else {}
     for step in planned.steps:
@@ -138,6 +140,20 @@ def _made(
     made.update(_not_named(state_dict))
     _set_metadata(state_dict, made, planned)
     return made
+
+
+def _refuse_shards(steps: Iterable[Step], values: Mapping[str, Any], done: str) -> None:
+    """Raise one ``LayerError`` for all tensors that must be read and of which this rank has a part only."""
+    found = {
+        name: reason
+        for step in steps
+        if step.kept is None or step.dtype is not None
+        for name in step.sources
+        if is_torch(values[name]) and (reason := obstacle(values[name]))
+    }
+    for fix in dict.fromkeys(fix for _, fix in found.values()):
+        bad = [(name, what) for name, (what, its) in found.items() if its == fix]
+        raise_listed(LayerError, f"{len(bad)} tensors cannot be {done}", bad, fix=fix)
 
 
 class _Maker:

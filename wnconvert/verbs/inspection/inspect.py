@@ -21,7 +21,8 @@ from wnconvert.storage.checkpoint import open_checkpoint
 from wnconvert.storage.sources import Source
 from wnconvert.tensors.blocks import Elements
 from wnconvert.tensors.containers import Container
-from wnconvert.tensors.memory import InMemory, tree_of
+from wnconvert.tensors.distributed import obstacle
+from wnconvert.tensors.memory import InMemory, is_torch, tree_of
 from wnconvert.tensors.tree import StateDict, StoredTensor, Tree
 from wnconvert.verbs.inspection.forecast import fold_in_words, migrate_in_words, split_in_words
 from wnconvert.verbs.inspection.magnitudes import (
@@ -310,4 +311,19 @@ def inspect_state_dict(
     with options_as_python():
         tree, values = tree_of(state_dict)
         request = request_of(layers, full=full, all_weights=all_weights)
-        return inspect_tree(tree, InMemory(values), request)
+        obstacles = {
+            name: why for name, value in values.items() if is_torch(value) and (why := obstacle(value))
+        }
+        found = inspect_tree(_without(tree, obstacles), InMemory(values), request)
+        notes = (f"{name} is {what}: {fix}" for name, (what, fix) in obstacles.items())
+        return replace(found, notes=(*found.notes, *notes))
+
+
+def _without(tree: Tree, names: Collection[str]) -> Tree:
+    """The tree of a state dict where some tensors are there, and no more is known of them."""
+    state = tree.state_dict("")
+    entries = (
+        replace(entry, tensor=None, is_opaque=True) if entry.name in names else entry
+        for entry in state.entries
+    )
+    return Tree((replace(state, entries=tuple(entries)),))

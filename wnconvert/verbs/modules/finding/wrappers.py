@@ -13,13 +13,15 @@ from collections.abc import Iterable
 from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from wnconvert.tensors.distributed import GATHER
+
 __all__ = ["IN_FSDP", "held_by_ddp", "held_by_fsdp", "under_ddp"]
 
 
 #: Why a layer inside an FSDP module is refused, and what to do.
 IN_FSDP = (
     "FSDP holds its parameters, and would go on with the old ones",
-    "convert the module before FSDP wraps it, or what get_model_state_dict(…, full_state_dict=True) gives",
+    f"convert the module before FSDP wraps it, or {GATHER}",
 )
 
 
