@@ -16,7 +16,7 @@ from typing import Any
 
 from wnconvert.layers.find import FoundPairs, find_pairs
 from wnconvert.layers.kinds import find_kinds
-from wnconvert.messages import options_as_python
+from wnconvert.messages import listed, options_as_python
 from wnconvert.storage.checkpoint import open_checkpoint
 from wnconvert.storage.sources import Source
 from wnconvert.tensors.blocks import Elements
@@ -315,15 +315,21 @@ def inspect_state_dict(
             name: why for name, value in values.items() if is_torch(value) and (why := obstacle(value))
         }
         found = inspect_tree(_without(tree, obstacles), InMemory(values), request)
-        notes = (f"{name} is {what}: {fix}" for name, (what, fix) in obstacles.items())
+        notes = (
+            f"{listed([name for name, its in obstacles.items() if its == why], 10)}: {why[0]}; {why[1]}"
+            for why in dict.fromkeys(obstacles.values())
+        )
         return replace(found, notes=(*found.notes, *notes))
 
 
 def _without(tree: Tree, names: Collection[str]) -> Tree:
-    """The tree of a state dict where some tensors are there, and no more is known of them."""
+    """The tree of a state dict in which no more is known of some tensors, and of their other halves."""
     state = tree.state_dict("")
+    pairs = find_pairs(tensor.info for tensor in state.tensors.values()).layers
+    halves = [{half.name for half in layer.halves} for layer in pairs]
+    left_out = set(names).union(*(pair for pair in halves if not pair.isdisjoint(names)))
     entries = (
-        replace(entry, tensor=None, is_opaque=True) if entry.name in names else entry
+        replace(entry, tensor=None, is_opaque=True) if entry.name in left_out else entry
         for entry in state.entries
     )
     return Tree((replace(state, entries=tuple(entries)),))
