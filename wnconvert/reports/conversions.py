@@ -42,7 +42,7 @@ def _verified(result: Result) -> str:
 
 
 def _layers(plan: Plan) -> str:
-    rows = [change.to_dict(path) for path, change in plan.layers]
+    rows = [row.to_dict() for row in plan.layers]
     columns = _COLUMNS[plan.verb]
     return layer_table(rows, columns).text() if rows else ""
 

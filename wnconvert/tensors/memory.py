@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from wnconvert.errors import ArgumentError, LayerError
+from wnconvert.messages import fitting_function
 from wnconvert.tensors.blocks import Array, Block
 from wnconvert.tensors.distributed import distributed_like, local_of, obstacle, whole_of
 from wnconvert.tensors.dtypes import DTYPES
@@ -23,6 +24,7 @@ __all__ = [
     "array_of",
     "is_torch",
     "made_like",
+    "refuse_other_than_state_dict",
     "stored_tensor",
     "tree_of",
     "tree_of_values",
@@ -136,14 +138,26 @@ def made_like(value: Any, array: Array) -> Any:
 
 def tree_of(state_dict: Any) -> tuple[Tree, dict[str, Any]]:
     """The tree of a state dict, and its values by name."""
-    if not isinstance(state_dict, Mapping):
-        kind = type(state_dict).__name__
-        raise ArgumentError(f"a {kind} is not a state dict", fix="pass a mapping of names to tensors")
+    refuse_other_than_state_dict(state_dict)
     values = {name: value for name, value in state_dict.items() if isinstance(name, str)}
     tree = tree_of_values(values)
     if not tree.state_dict("").tensors:
         _refuse_nested(state_dict)
     return tree, values
+
+
+def refuse_other_than_state_dict(value: object) -> None:
+    """Raise ``ArgumentError`` for what is not a mapping of names to tensors; an empty one is."""
+    kind = type(value).__name__
+    if not isinstance(value, Mapping):
+        fix = f"pass a mapping of names to tensors; {fitting_function(value)}".rstrip("; ")
+        raise ArgumentError(f"a {kind} is not a state dict", fix=fix)
+    if value and not any(isinstance(name, str) for name in value):
+        kinds = ", ".join(sorted({type(name).__name__ for name in value}))
+        raise ArgumentError(
+            f"a {kind} with keys of type {kinds} is not a state dict",
+            fix="pass a mapping of names to tensors",
+        )
 
 
 def tree_of_values(
@@ -170,3 +184,8 @@ def _refuse_nested(state_dict: Mapping[str, Any]) -> None:
             raise ArgumentError(
                 f"there is no tensor in it, but a state dict at {name!r}", fix=f"pass checkpoint[{name!r}]"
             )
+    if state_dict and not any(map(is_torch, state_dict.values())):  # nor one that is sparse, say
+        kinds = ", ".join(sorted({type(value).__name__ for value in state_dict.values()}))
+        raise ArgumentError(
+            f"there is no tensor in it, only {kinds}", fix="pass a mapping of names to tensors"
+        )

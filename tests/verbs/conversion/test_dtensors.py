@@ -24,13 +24,14 @@ from wnconvert import (
     migrate_state_dict,
     split_state_dict,
 )
+from wnconvert.verbs.options import Form
 
 #: Where DTensors lie: the number of ranks, and how each tensor is placed on them.
 SHARDED = {"shards": (2, Shard(0)), "columns": (2, Shard(1)), "sums": (2, Partial())}
 WHOLE = {"replicated": (2, Replicate()), "one rank": (1, Shard(0)), "one rank, columns": (1, Shard(1))}
 
 
-def plain_state(form: str) -> dict[str, Tensor]:
+def plain_state(form: Form) -> dict[str, Tensor]:
     torch.manual_seed(0)
     model = nn.Sequential(norm(nn.Linear(3, 4), form), norm(nn.Linear(4, 2), form, dim=None))
     return {name: value.detach() for name, value in trained(model).state_dict().items()}
@@ -52,21 +53,21 @@ def placed(state: dict[str, Tensor], mesh: DeviceMesh, placement: Any) -> dict[s
 
 
 @pytest.fixture(params=SHARDED)
-def sharded(request: pytest.FixtureRequest) -> Iterator[Callable[[str], dict[str, Any]]]:
+def sharded(request: pytest.FixtureRequest) -> Iterator[Callable[[Form], dict[str, Any]]]:
     count, placement = SHARDED[request.param]
     with one_of_ranks(count) as mesh:
         yield lambda form: placed(plain_state(form), mesh, placement)
 
 
 @pytest.fixture(params=WHOLE)
-def whole(request: pytest.FixtureRequest) -> Iterator[Callable[[str], dict[str, Any]]]:
+def whole(request: pytest.FixtureRequest) -> Iterator[Callable[[Form], dict[str, Any]]]:
     count, placement = WHOLE[request.param]
     with one_of_ranks(count) as mesh:
         yield lambda form: placed(plain_state(form), mesh, placement)
 
 
 @both_forms
-def test_one_ranks_shard_is_refused_by_name_with_the_way_to_the_whole(sharded: Any, form: str) -> None:
+def test_one_ranks_shard_is_refused_by_name_with_the_way_to_the_whole(sharded: Any, form: Form) -> None:
     state = sharded(form)
     verbs: list[Callable[[], object]] = [
         lambda: fold_state_dict(state),
@@ -81,7 +82,7 @@ def test_one_ranks_shard_is_refused_by_name_with_the_way_to_the_whole(sharded: A
 
 
 @both_forms
-def test_names_can_be_migrated_whatever_lies_under_them(sharded: Any, form: str) -> None:
+def test_names_can_be_migrated_whatever_lies_under_them(sharded: Any, form: Form) -> None:
     state = sharded(form)
     (to,) = {*FORMS} - {form}
     moved = migrate_state_dict(state, to=to)
@@ -113,7 +114,7 @@ def test_a_comparison_of_shards_is_refused_by_name(sharded: Any) -> None:
 
 
 @both_forms
-def test_what_this_rank_has_whole_is_folded_and_stays_where_it_is(whole: Any, form: str) -> None:
+def test_what_this_rank_has_whole_is_folded_and_stays_where_it_is(whole: Any, form: Form) -> None:
     state, plain = whole(form), plain_state(form)
     folded, expected = fold_state_dict(state), fold_state_dict(plain)
     assert list(folded) == list(expected)
@@ -150,7 +151,7 @@ def test_equal_dtensors_are_not_taken_for_one() -> None:
 
 
 @both_forms
-def test_the_state_dict_of_an_fsdp_module_on_one_rank_is_folded(form: str) -> None:
+def test_the_state_dict_of_an_fsdp_module_on_one_rank_is_folded(form: Form) -> None:
     with one_of_ranks(1) as mesh:
         model: Any = fully_shard(nn.Sequential(norm(nn.Linear(3, 4), form)), mesh=mesh)
         folded = fold_state_dict(model.state_dict())

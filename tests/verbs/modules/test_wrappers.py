@@ -25,6 +25,7 @@ from wnconvert import (
     split_module,
     weights_folded,
 )
+from wnconvert.verbs.options import Form
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -33,7 +34,7 @@ def group(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
-def model_in(form: str = "parametrize") -> Any:
+def model_in(form: Form = "parametrize") -> Any:
     return nn.Sequential(nn.Linear(3, 4), norm(nn.Linear(4, 4), form), norm(nn.Linear(4, 2), form))
 
 
@@ -41,7 +42,7 @@ def model_in(form: str = "parametrize") -> Any:
 
 
 @crossed(part=["all", "wrapped", "inner", "around"], form=FORMS)
-def test_what_ddp_holds_is_neither_folded_nor_split(part: str, form: str) -> None:
+def test_what_ddp_holds_is_neither_folded_nor_split(part: str, form: Form) -> None:
     ddp: Any = DistributedDataParallel(model_in(form))
     module = {
         "all": ddp,
@@ -73,10 +74,10 @@ def test_a_copy_of_the_wrapper_is_refused_and_a_copy_of_what_it_wraps_is_folded(
 
 
 @both_forms
-def test_migration_goes_on_under_ddp_since_the_parameters_stay(form: str) -> None:
+def test_migration_goes_on_under_ddp_since_the_parameters_stay(form: Form) -> None:
     ddp = DistributedDataParallel(model_in(form))
     before = {id(parameter) for parameter in ddp.parameters()}
-    to = "legacy" if form == "parametrize" else "parametrize"
+    to: Form = "legacy" if form == "parametrize" else "parametrize"
     assert len(migrate_module(ddp, to=to)) == 2
     assert {id(parameter) for parameter in ddp.parameters()} == before
     ddp(torch.randn(5, 3)).sum().backward()
@@ -84,7 +85,7 @@ def test_migration_goes_on_under_ddp_since_the_parameters_stay(form: str) -> Non
 
 
 @both_forms
-def test_a_block_with_folded_weights_works_under_ddp_and_training_goes_on(form: str) -> None:
+def test_a_block_with_folded_weights_works_under_ddp_and_training_goes_on(form: Form) -> None:
     ddp: Any = DistributedDataParallel(model_in(form))
     x = torch.randn(5, 3)
     expected = ddp(x).detach()
@@ -114,7 +115,7 @@ def test_a_module_beside_ddp_is_folded_and_wrapped_afterwards() -> None:
 # -- FSDP
 
 
-def sharded(form: str = "parametrize") -> Any:
+def sharded(form: Form = "parametrize") -> Any:
     return fully_shard(model_in(form), mesh=init_device_mesh("cpu", (1,)), reshard_after_forward=False)
 
 

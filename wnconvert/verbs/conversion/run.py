@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from wnconvert.errors import ArgumentError, OutputError, WnconvertError
 from wnconvert.layers.schemes import Selection
-from wnconvert.messages import listed
+from wnconvert.messages import listed, refuse_other_than_path
 from wnconvert.plan.plan import Plan
 from wnconvert.storage.checkpoint import Checkpoint, container_of, no_graph, open_checkpoint
 from wnconvert.storage.shards import DEFAULT_SHARD_SIZE, bytes_of
@@ -47,6 +47,9 @@ def run_conversion(
     dry_run: bool,
 ) -> Result | Plan:
     """Open ``src``, plan what goes into ``out``, and write it; errors say which file it was."""
+    refuse_other_than_path(src)
+    if out is not None:
+        refuse_other_than_path(out, "an output")
     source = Path(src)
     if out is not None and not os.fspath(out):
         raise ArgumentError("the name of the output is empty", fix="-o OUT, or leave it out")
@@ -166,4 +169,5 @@ def _check_is_checkpoint(checkpoint: Checkpoint, output: Path, kind: str) -> Non
 
 def open_reference(like: StrPath) -> Tree:
     """The tree of the checkpoint that ``--like`` names."""
+    refuse_other_than_path(like, "the reference")
     return no_graph(open_checkpoint(Path(like)), "the reference of a split").tree

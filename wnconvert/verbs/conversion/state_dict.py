@@ -30,7 +30,7 @@ from wnconvert.tensors.distributed import obstacle
 from wnconvert.tensors.memory import array_of, is_torch, made_like, tree_of, view_of
 from wnconvert.tensors.tree import ByteRange, StoredTensor, TensorInfo, Tree, contiguous_strides
 from wnconvert.verbs.conversion.executor import make_tensor
-from wnconvert.verbs.options import check_form, dtype_of, numbers_of, selection_of
+from wnconvert.verbs.options import DimOption, Form, ZeroRows, check_form, dtype_of, numbers_of, selection_of
 
 __all__ = ["fold_state_dict", "migrate_state_dict", "split_state_dict"]
 
@@ -41,8 +41,8 @@ def fold_state_dict(
     dtype: str | None = None,
     layers: Iterable[str] = (),
     exclude: Iterable[str] = (),
-    dim: int | str | None = AUTO,
-    zero_rows: str = "error",
+    dim: DimOption = AUTO,
+    zero_rows: ZeroRows = "error",
     allow_nonfinite: bool = False,
 ) -> dict[str, Any]:
     """Fold the weight-normalized layers of a state dict; the mapping and its tensors are left alone.
@@ -71,11 +71,11 @@ def fold_state_dict(
 def split_state_dict(
     state_dict: Mapping[str, Any],
     *,
-    to: str | None = None,
+    to: Form | None = None,
     like: Mapping[str, Any] | None = None,
     layers: Iterable[str] = (),
     exclude: Iterable[str] = (),
-    dim: int | str | None = AUTO,
+    dim: DimOption = AUTO,
 ) -> dict[str, Any]:
     """Split plain weights of a state dict into g = ‖w‖ and v = w; the mapping and its tensors are left alone.
 
@@ -101,7 +101,7 @@ def split_state_dict(
 def migrate_state_dict(
     state_dict: Mapping[str, Any],
     *,
-    to: str = "parametrize",
+    to: Form = "parametrize",
     layers: Iterable[str] = (),
     exclude: Iterable[str] = (),
 ) -> dict[str, Any]:

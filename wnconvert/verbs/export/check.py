@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch.export import ExportedProgram
 
-from wnconvert.messages import counted
+from wnconvert.messages import counted, refuse_other_than_path
 from wnconvert.onnx.file.reader import OnnxFile
 from wnconvert.onnx.runtime import Opened, open_model, run
 from wnconvert.storage.checkpoint import Checkpoint, open_checkpoint
@@ -21,9 +21,10 @@ from wnconvert.verbs.conversion.targets import StrPath
 from wnconvert.verbs.export.graph import check_given, graph_of, nodes_of, residual_of
 from wnconvert.verbs.export.request import Question, Reference, names_in, question_of, unused_inputs
 from wnconvert.verbs.modules.finding.live import find_live
+from wnconvert.verbs.progress import StepsProgress, steps_progress
 from wnconvert.verbs.proof.functions import Exportable
 from wnconvert.verbs.proof.proof import ATOL, RTOL, Proof, prove
-from wnconvert.verbs.proof.report import ExportReport, TimedStep, TimedSteps
+from wnconvert.verbs.proof.report import ExportReport, TimedSteps
 from wnconvert.verbs.proof.running import evaluating
 from wnconvert.verbs.proof.signatures import Range
 
@@ -42,7 +43,7 @@ def check_onnx(
     atol: float = ATOL,
     samples: int = 4,
     seed: int = 0,
-    progress: Callable[[TimedStep], None] = lambda step: None,
+    progress: StepsProgress = False,
 ) -> ExportReport:
     """Run an ONNX model in onnxruntime beside a module in torch, and compare.
 
@@ -62,7 +63,8 @@ def check_onnx(
         samples=samples,
         seed=seed,
     )
-    source, steps = Path(path), TimedSteps(progress)
+    refuse_other_than_path(path, "an ONNX model")
+    source, steps = Path(path), TimedSteps(steps_progress(progress))
     model = check_model(open_checkpoint(source), steps, partial(check_given, target=source))
     opened = open_model(source)
     with evaluating(question.module) as forget:

@@ -13,7 +13,7 @@ import torch
 from torch.export import ExportedProgram
 
 from wnconvert.errors import LayerError, WnconvertError
-from wnconvert.messages import counted
+from wnconvert.messages import counted, refuse_other_than_path
 from wnconvert.onnx.graph.edits import renamed
 from wnconvert.onnx.graph.plan import OnnxFold, plan_onnx
 from wnconvert.onnx.runtime import open_model
@@ -25,7 +25,7 @@ from wnconvert.verbs.conversion.onnx.fold import own_data_of, remove_unused
 from wnconvert.verbs.conversion.targets import StrPath
 from wnconvert.verbs.conversion.verify import check_structure
 from wnconvert.verbs.export.check import CheckedModel, check_model, prove_beside, reference_text
-from wnconvert.verbs.export.exporters import export_raw
+from wnconvert.verbs.export.exporters import Exporter, export_raw
 from wnconvert.verbs.export.graph import (
     check_exported,
     check_no_residual,
@@ -49,9 +49,10 @@ from wnconvert.verbs.export.request import (
 )
 from wnconvert.verbs.modules.convert import CopyError, folded
 from wnconvert.verbs.modules.finding.live import find_live
+from wnconvert.verbs.progress import StepsProgress, steps_progress
 from wnconvert.verbs.proof.functions import Exportable, tensors_of, unwrapped
 from wnconvert.verbs.proof.proof import ATOL, RTOL
-from wnconvert.verbs.proof.report import ExportReport, TimedStep, TimedSteps
+from wnconvert.verbs.proof.report import ExportReport, TimedSteps
 from wnconvert.verbs.proof.running import evaluating
 from wnconvert.verbs.proof.samples import export_arrays
 from wnconvert.verbs.proof.signatures import Range
@@ -68,7 +69,7 @@ def export_onnx(
     ranges: Iterable[str] | Mapping[str, Range | tuple[int, int]] = (),
     outputs: Sequence[str] = (),
     opset: int | None = None,
-    exporter: str = "dynamo",
+    exporter: Exporter = "dynamo",
     external_data: bool = False,
     rtol: float = RTOL,
     atol: float = ATOL,
@@ -76,7 +77,7 @@ def export_onnx(
     seed: int = 0,
     keep_failed: bool = False,
     force: bool = False,
-    progress: Callable[[TimedStep], None] = lambda step: None,
+    progress: StepsProgress = False,
 ) -> ExportReport:
     """Export a module to ONNX with weight norm folded, and prove that the result computes the same.
 
@@ -86,7 +87,8 @@ def export_onnx(
     flattened. A copy of the module is folded, and torch exports it in eval mode (``exporter``: ``"dynamo"``
     or ``"torchscript"``); weight norm that is left in the graph is folded there. Then the module itself,
     unfolded and in eval mode, is compared with the file in onnxruntime, on ``samples`` of other values and
-    sizes than the exported ones. The module is left as it was. ``progress`` is called after each step.
+    sizes than the exported ones. The module is left as it was. ``progress`` is called after each step, or
+    True for a bar.
 
     Returns a report that is true if all outputs are equal within ``atol + rtol·|module's|``. Only then is
     a file written to ``path``; otherwise ``keep_failed`` keeps it as ``model.failed.onnx``.
@@ -107,6 +109,7 @@ def export_onnx(
     (True, 0, ['output'], True)
     """
     check_installed()
+    refuse_other_than_path(path, "an output")
     exporter, notes = exporter_for(unwrapped(module), exporter)
     question = question_of(
         module,
@@ -119,7 +122,9 @@ def export_onnx(
         samples=samples,
         seed=seed,
     )
-    export = _Export(question, Path(path), exporter, opset, external_data, notes, TimedSteps(progress))
+    export = _Export(
+        question, Path(path), exporter, opset, external_data, notes, TimedSteps(steps_progress(progress))
+    )
     old = own_data_of(export.target) if force else ()
     with evaluating(question.module) as forget:
         reference = export.reference(forget)
@@ -185,7 +190,7 @@ class _Export:
 
     question: Question
     target: Path
-    exporter: str
+    exporter: Exporter
     opset: int | None
     external_data: bool
     notes: tuple[str, ...]

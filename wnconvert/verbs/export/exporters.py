@@ -14,7 +14,7 @@ from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -29,10 +29,12 @@ from wnconvert.verbs.proof.running import evaluating, quiet_torch
 from wnconvert.verbs.proof.samples import export_sample
 from wnconvert.verbs.proof.signatures import Signature
 
-__all__ = ["EXPORTERS", "export_raw"]
+__all__ = ["EXPORTERS", "Exporter", "export_raw"]
 
 
-EXPORTERS = ("dynamo", "torchscript")
+#: An exporter of torch's: the newer one, and the older one.
+Exporter: TypeAlias = Literal["dynamo", "torchscript"]
+EXPORTERS: tuple[Exporter, ...] = ("dynamo", "torchscript")
 
 _DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}  # of the system, not of the model
 _PLACES = "pkg.torch.onnx.stack_trace"

@@ -43,7 +43,7 @@ def split_in_words(tree: Tree) -> str:
         plan = plan_split(tree, Container.TORCH_ZIP)
     except LayerError as error:
         return refusal_in_words(error)
-    forms = dict.fromkeys(change.layer.form for _, change in plan.layers)
+    forms = dict.fromkeys(row.to for row in plan.layers)
     if not forms:
         return "nothing to split"
     return f"would give {counted(len(plan.layers), 'layer')} their g and v back ({listed(forms)})"
@@ -58,7 +58,7 @@ def migrate_in_words(tree: Tree) -> str:
         except LayerError as error:
             return refusal_in_words(error)
         if plan.layers:
-            (before,) = {change.layer.form for _, change in plan.layers}
+            (before,) = {row.form for row in plan.layers}
             how = f" ({option('to', 'legacy')})" if to == "legacy" else ""
             directions.append(f"{counted(len(plan.layers), 'layer')} from {before} to {to}{how}")
     return f"would take {', or '.join(directions)}" if directions else "nothing to migrate"

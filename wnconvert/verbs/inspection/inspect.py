@@ -16,7 +16,7 @@ from typing import Any
 
 from wnconvert.layers.find import FoundPairs, find_pairs
 from wnconvert.layers.kinds import find_kinds
-from wnconvert.messages import listed, options_as_python
+from wnconvert.messages import listed, options_as_python, refuse_other_than_path
 from wnconvert.storage.checkpoint import open_checkpoint
 from wnconvert.storage.sources import Source
 from wnconvert.tensors.blocks import Elements
@@ -42,6 +42,7 @@ from wnconvert.verbs.inspection.result import (
     StateDictSummary,
     bytes_held,
 )
+from wnconvert.verbs.progress import Progress, bytes_progress
 
 __all__ = ["inspect_file", "inspect_state_dict", "inspect_tree"]
 
@@ -52,7 +53,7 @@ def inspect_file(
     layers: Iterable[str] = (),
     full: bool = False,
     all_weights: bool = False,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Progress = False,
 ) -> Inspection:
     """Inspect a checkpoint file of any readable format, a folder with weights or its index, or an ONNX model.
 
@@ -62,7 +63,7 @@ def inspect_file(
     layers (by the record of the fold) from their weights; ``all_weights`` does that for every plain weight
     of two and more dimensions. The layers of an ONNX model are those in its graph, and the plain weights
     that its convolutions, products and recurrent layers use. ``progress`` is called with the number of bytes
-    read and the approximate total.
+    read and the approximate total, or True for a bar.
 
     Raises ``InputError`` if ``src`` is not a checkpoint and ``FormatError`` if it is damaged.
 
@@ -70,6 +71,7 @@ def inspect_file(
     >>> len(found.layers), found.layers[0].name, found.fold
     (78, 'conv_pre.weight', 'would make 78 plain weights')
     """
+    refuse_other_than_path(src)
     path = Path(src)
     checkpoint = open_checkpoint(path)
     request = request_of(layers, full=full, all_weights=all_weights)
@@ -77,7 +79,7 @@ def inspect_file(
         from wnconvert.verbs.inspection.onnx import inspect_onnx  # ten modules on graphs
 
         return inspect_onnx(checkpoint, checkpoint.onnx, request)
-    reading = _Reading(progress, _bytes_to_read(checkpoint.tree, request))
+    reading = _Reading(bytes_progress(progress), _bytes_to_read(checkpoint.tree, request))
     with Source(checkpoint.shards, reading.done) as source:
         found = inspect_tree(checkpoint.tree, source, request)
     others = replace(

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from glob import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ from wnconvert.storage.sources import Source
 from wnconvert.tensors.tree import Entry, StateDict, StoredTensor
 from wnconvert.verbs.conversion.state_dict import fold_state_dict, split_state_dict
 from wnconvert.verbs.modules.finding.live import find_live
+from wnconvert.verbs.options import Form
 from wnconvert.verbs.proof.functions import Exportable
 from wnconvert.verbs.proof.running import check_shaped
 
@@ -332,7 +333,7 @@ def _in_form(values: dict[str, Tensor], fit: _Fit, wanted: _Wanted) -> dict[str,
         there = fit.layers.get(name)
         if there is None or name in folded:
             weight = {name: _cast(made.pop(name), wanted, name)}
-            made |= split_state_dict(weight, layers=[escape(name)], dim=layer.dim, to=layer.form)
+            made |= split_state_dict(weight, layers=[escape(name)], dim=layer.dim, to=cast(Form, layer.form))
         else:
             g, v = made.pop(there.g.name), made.pop(there.v.name)
             made |= {layer.g.name: g, layer.v.name: v}

@@ -31,7 +31,7 @@ from wnconvert.verbs.modules.surgery import (
     refresh_flat_weights,
 )
 from wnconvert.verbs.modules.undo import UndoableEdits
-from wnconvert.verbs.options import check_form, numbers_of, selection_of
+from wnconvert.verbs.options import Form, ZeroRows, check_form, numbers_of, selection_of
 
 __all__ = ["CopyError", "fold_module", "folded", "migrate_module", "refuse_meta", "weights_folded"]
 
@@ -49,7 +49,7 @@ def fold_module(
     *,
     layers: Iterable[str] = (),
     exclude: Iterable[str] = (),
-    zero_rows: str = "error",
+    zero_rows: ZeroRows = "error",
     allow_nonfinite: bool = False,
 ) -> Layers:
     """Fold the weight-normalized layers of a module in place; to fold again changes nothing.
@@ -77,7 +77,7 @@ def fold_module(
     >>> [(layer.name, layer.form, layer.dim) for layer in fold_module(model)]
     [('0.weight', 'parametrize', 0)]
     >>> type(model[0]).__name__, fold_module(model)
-    ('Conv1d', ())
+    ('Conv1d', Layers: 0 layers)
     """
     selection = selection_of(layers, exclude, "auto")
     policy = _policy(zero_rows, allow_nonfinite=allow_nonfinite)
@@ -92,7 +92,7 @@ def folded(
     *,
     layers: Iterable[str] = (),
     exclude: Iterable[str] = (),
-    zero_rows: str = "error",
+    zero_rows: ZeroRows = "error",
     allow_nonfinite: bool = False,
 ) -> AnyModule:
     """A folded deep copy of a module; the module itself is left alone.
@@ -122,7 +122,7 @@ def weights_folded(
     *,
     layers: Iterable[str] = (),
     exclude: Iterable[str] = (),
-    zero_rows: str = "error",
+    zero_rows: ZeroRows = "error",
     allow_nonfinite: bool = False,
 ) -> Iterator[Layers]:
     """Fold a module for the length of a ``with`` block, and restore it at the end.
@@ -154,7 +154,7 @@ def weights_folded(
 
 
 def migrate_module(
-    module: nn.Module, *, to: str = "parametrize", layers: Iterable[str] = (), exclude: Iterable[str] = ()
+    module: nn.Module, *, to: Form = "parametrize", layers: Iterable[str] = (), exclude: Iterable[str] = ()
 ) -> Layers:
     """Change a module's layers to the ``"parametrize"`` or the ``"legacy"`` form, in place.
 
@@ -177,7 +177,7 @@ def migrate_module(
     >>> list(model.state_dict())
     ['bias', 'weight_g', 'weight_v']
     """
-    check_form(to or "")
+    check_form(str(to))  # here None is not a choice
     chosen, others = select(find_live(module), selection_of(layers, exclude, "auto"), "migrated")
     moved = [live for live in chosen if live.layer.form != to]
     reasons = [(live, reason_against_form(live.module, live.param, to)) for live in moved]
@@ -199,7 +199,7 @@ def migrate_module(
 # -- the numbers
 
 
-def _policy(zero_rows: str, *, allow_nonfinite: bool) -> RowPolicy:
+def _policy(zero_rows: ZeroRows, *, allow_nonfinite: bool) -> RowPolicy:
     return replace(numbers_of(zero_rows, allow_nonfinite=allow_nonfinite), wider=Wider.BY_MODULE)
 
 

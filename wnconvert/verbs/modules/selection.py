@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from wnconvert.errors import ArgumentError, LayerError
 from wnconvert.layers.schemes import Layer, Refused, Selection
-from wnconvert.messages import counted, listed, raise_listed
+from wnconvert.messages import counted, listed, raise_listed, short_repr
 from wnconvert.verbs.modules.finding.live import Live, LiveFound
 
 __all__ = ["ON_META", "TIED_FIX", "Layers", "first_wanted", "raise_refused", "refuse_in_ddp", "select"]
@@ -33,6 +33,14 @@ class Layers(tuple[Layer, ...]):
         made = super().__new__(cls, layers)
         made.others = dict(others or {})
         return made
+
+    def __repr__(self) -> str:
+        others = [f"{name} ({kind})" for name, kind in self.others.items()]
+        return short_repr(
+            f"Layers: {counted(len(self), 'layer')}",
+            [layer.name for layer in self],
+            f"left alone: {listed(others, 3)}" if others else "",
+        )
 
 
 def first_wanted(names: Iterable[str], selection: Selection) -> str | None:

@@ -38,7 +38,7 @@ from wnconvert.verbs.modules.surgery import (
     settings_of,
 )
 from wnconvert.verbs.modules.undo import UndoableEdits
-from wnconvert.verbs.options import check_form, selection_of
+from wnconvert.verbs.options import DimOption, Form, check_form, selection_of
 
 __all__ = ["split_module"]
 
@@ -46,11 +46,11 @@ __all__ = ["split_module"]
 def split_module(
     module: nn.Module,
     *,
-    to: str | None = None,
+    to: Form | None = None,
     like: nn.Module | None = None,
     layers: Iterable[str] = (),
     exclude: Iterable[str] = (),
-    dim: int | str | None = AUTO,
+    dim: DimOption = AUTO,
 ) -> Layers:
     """Split plain weights of a module into g and v in place, so that folding gives them back bit for bit.
 

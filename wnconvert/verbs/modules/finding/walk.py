@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from torch import nn
+from torch.export import ExportedProgram
 
 from wnconvert.errors import ArgumentError
+from wnconvert.messages import fitting_function
 
 __all__ = ["modules_with_names"]
 
@@ -20,9 +20,12 @@ def modules_with_names(root: object) -> list[tuple[nn.Module, tuple[str, ...]]]:
     """
     if not isinstance(root, nn.Module):
         kind = type(root).__name__
-        fix = "pass an nn.Module"
-        if isinstance(root, Mapping):
-            fix += ", or use the function for state dicts (such as fold_state_dict)"
+        if isinstance(root, type) and issubclass(root, nn.Module):
+            fix = f"pass an nn.Module, which {root.__name__}(…) makes"
+        elif isinstance(root, ExportedProgram):
+            fix = "pass the nn.Module that was exported, and fold it before it is"
+        else:
+            fix = f"pass an nn.Module; {fitting_function(root)}".rstrip("; ")
         raise ArgumentError(f"a {kind} is not a module", fix=fix)
     found: dict[int, tuple[nn.Module, list[str]]] = {}
 
