@@ -1,22 +1,26 @@
-"""The parts of messages: safe names, short lists, counts, and options as the user types them."""
+"""The parts of messages: safe names, short lists, counts, functions and options as the user types them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 
-from wnconvert.errors import MOST_LISTED, WnconvertError
+from wnconvert.errors import MOST_LISTED, ArgumentError, WnconvertError
 
 __all__ = [
     "REPORT_BUG",
     "counted",
     "few",
+    "fitting_function",
     "listed",
     "option",
     "options_as_python",
     "printable",
     "raise_listed",
+    "refuse_other_than_path",
+    "short_repr",
     "to_install",
     "told",
 ]
@@ -92,6 +96,18 @@ def to_install(*packages: str) -> str:
     return f"pip install {' '.join(packages)}"
 
 
+def short_repr(heading: str, names: Iterable[str], *more: str) -> str:
+    """A result as Python shows it, in three lines: a heading, the first names, and the rest of what to know.
+
+    >>> print(short_repr("Plan: 5 layers", ["a", "b", "c", "d", "e"], "", "1 note"))
+    Plan: 5 layers
+      a, b, c and 2 more
+      1 note
+    """
+    lines = [heading, listed(map(printable, names), 3), "; ".join(text for text in more if text)]
+    return "\n  ".join(line for line in lines if line)
+
+
 def raise_listed(
     kind: type[WnconvertError], heading: str, items: Sequence[tuple[str, str]], *, fix: str = ""
 ) -> None:
@@ -110,6 +126,33 @@ def raise_listed(
         raise kind(items[0][1], where=items[0][0], fix=fix)
     if items:
         raise kind(heading, items=items, fix=fix)
+
+
+# -- arguments of a wrong kind
+
+
+def fitting_function(value: object) -> str:
+    """The functions that take a value of its kind, in words; ``""`` if none does.
+
+    >>> fitting_function("model.pt")
+    'for files there are the functions that end in _file (such as fold_file)'
+    """
+    if isinstance(value, (str, os.PathLike)):
+        return "for files there are the functions that end in _file (such as fold_file)"
+    if isinstance(value, Mapping):
+        return "for state dicts there are the functions that end in _state_dict (such as fold_state_dict)"
+    if callable(getattr(value, "named_parameters", None)) and not isinstance(value, type):
+        return "for modules there are the functions that end in _module (such as fold_module)"
+    if callable(getattr(value, "read", None)):
+        return "for what is not on a disk: fold_state_dict(torch.load(…, weights_only=True))"
+    return ""
+
+
+def refuse_other_than_path(value: object, what: str = "a file") -> None:
+    """Raise ``ArgumentError`` if a value cannot name a file; ``what`` says what it should be the name of."""
+    if not isinstance(value, (str, os.PathLike)):
+        fix = f"pass its name, a str or an os.PathLike[str]; {fitting_function(value)}".rstrip("; ")
+        raise ArgumentError(f"a {type(value).__name__} is not the name of {what}", fix=fix)
 
 
 # -- options: the command line's, and the same as arguments in Python

@@ -181,7 +181,7 @@ def test_nothing_but_layers_and_optimizers_changes(name: str, tmp_path: Path) ->
 
 
 def fold_layers(path: Path) -> list[str]:
-    return [fold.name for _, fold in fold_file(path, dry_run=True).layers]
+    return [fold.name for fold in fold_file(path, dry_run=True).layers]
 
 
 def test_the_layout_records_of_torch_are_never_copied(tmp_path: Path) -> None:

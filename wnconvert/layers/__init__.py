@@ -1,6 +1,7 @@
 """Which layers the names and shapes of a state dict show.
 
 dims      which axis a g belongs to, from two shapes
+rows      a layer as a row of a result
 schemes   how layers are spelled: one row a convention
 evidence  what speaks against a pair that has the names of one
 foreign   weight norm as other libraries spell it, one row a library

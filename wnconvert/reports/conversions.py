@@ -50,7 +50,7 @@ def _layers(plan: Plan, most: int | None) -> list[str]:
     """The layers as a table; of more than ``most`` (a line is not left out for one layer) the first ones."""
     if not plan.layers:
         return []
-    table = layer_table([change.to_dict(path) for path, change in plan.layers], _COLUMNS[plan.verb])
+    table = layer_table([row.to_dict() for row in plan.layers], _COLUMNS[plan.verb])
     left = 0 if most is None else len(table.rows) - most
     if left <= 1:
         return [table.text()]

@@ -3,6 +3,7 @@
 options     what the verbs' shared arguments mean
 classes     the class that a folder's config names
 streams     stdout and stderr redirected, for libraries in C too
+progress    what `progress` may be: a function, a bar, nothing
 inspection  what is in a checkpoint: its layers, their magnitudes, and what the verbs would do to it
 conversion  fold, split and migrate: on files, folders, ONNX models and mappings in memory
 comparison  whether two checkpoints hold the same weights, and how far apart they are

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Literal, TypeAlias
 
 from wnconvert.errors import ArgumentError
 from wnconvert.layers.schemes import FORMS, Selection
@@ -14,7 +15,10 @@ from wnconvert.tensors.dtypes import AnyDType, DType, dtype_named, dtype_word
 __all__ = [
     "DTYPE_CHOICES",
     "ZERO_ROWS_CHOICES",
+    "DimOption",
+    "Form",
     "RunOptions",
+    "ZeroRows",
     "check_form",
     "dtype_of",
     "numbers_of",
@@ -23,6 +27,13 @@ __all__ = [
     "texts_of",
 ]
 
+
+#: A form that pairs can have.
+Form: TypeAlias = Literal["legacy", "parametrize"]
+#: What to do with a row whose ‖v‖ is 0.
+ZeroRows: TypeAlias = Literal["error", "zero"]
+#: An axis, None for the whole tensor, "auto" to read it from g's shape.
+DimOption: TypeAlias = int | Literal["auto"] | None
 
 DTYPE_CHOICES = ("float16", "bfloat16", "float32")
 ZERO_ROWS_CHOICES = ("error", "zero")

@@ -13,6 +13,7 @@ from safetensors.numpy import save_file
 
 from tests.helpers.runner import Runner
 from wnconvert import fold_file, migrate_file, split_file
+from wnconvert.verbs.options import Form
 
 POSITIONS = "encoder.pos_conv_embed.conv"
 RANDOM = np.random.default_rng(0)
@@ -65,7 +66,8 @@ def test_a_migration_is_told_where_the_class_takes_one_form_only(tmp_path: Path)
     assert note.endswith(f"it builds {POSITIONS}.weight in form legacy; --to legacy writes what it takes")
     migrated = folder_of(tmp_path / "b", OOBLECK, form="parametrize")
     assert not said(migrate_file(migrated, tmp_path / "out", to="legacy", dry_run=True))
-    for form, to in (("legacy", "parametrize"), ("parametrize", "legacy")):  # transformers takes either
+    other: dict[str, Form] = {"legacy": "parametrize", "parametrize": "legacy"}
+    for form, to in other.items():  # transformers takes either
         wav2vec2 = folder_of(tmp_path / "c", WAV2VEC2, form=form)
         assert not said(migrate_file(wav2vec2, tmp_path / "out", to=to, dry_run=True))
 

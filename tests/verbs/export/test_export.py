@@ -23,7 +23,7 @@ from tests.helpers.marks import crossed, some
 from wnconvert import ExportReport, check_onnx, export_onnx
 from wnconvert.errors import ArgumentError, InputError, OutputError, WnconvertError
 from wnconvert.reports.exports import proof_text
-from wnconvert.verbs.export.exporters import EXPORTERS
+from wnconvert.verbs.export.exporters import EXPORTERS, Exporter
 from wnconvert.verbs.modules.convert import folded
 from wnconvert.verbs.proof.report import TimedStep
 
@@ -67,7 +67,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Export:
     folder = tmp_path_factory.mktemp("exported")
 
     @functools.cache
-    def export(make: Make, form: str, exporter: str) -> Exported:
+    def export(make: Make, form: str, exporter: Exporter) -> Exported:
         model = make(form).train()
         model.get_submodule("conv_pre" if make is vocoder else "emb").eval()
         path = folder / f"{make.__name__}.{form}.{exporter}.onnx"
@@ -84,7 +84,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Export:
 
 @crossed(exporter=EXPORTERS[::-1], form=["parametrize", "legacy"])
 def test_a_model_of_either_form_is_exported_folded_and_equal(
-    exported: Export, form: str, exporter: str
+    exported: Export, form: str, exporter: Exporter
 ) -> None:
     made = exported(vocoder, form, exporter)
     path, report = made.path, made.report
@@ -107,7 +107,7 @@ def test_a_model_of_either_form_is_exported_folded_and_equal(
 
 
 @pytest.mark.parametrize("exporter", EXPORTERS)
-def test_the_length_is_dynamic_and_other_lengths_are_compared(exported: Export, exporter: str) -> None:
+def test_the_length_is_dynamic_and_other_lengths_are_compared(exported: Export, exporter: Exporter) -> None:
     made = exported(vocoder, "parametrize", exporter)
     path, report = made.path, made.report
     assert [sample.sizes["T"] for sample in report.proof.samples][:2] == [2, 40]
@@ -140,7 +140,7 @@ def test_steps_are_told_as_they_begin_and_as_they_end(tmp_path: Path) -> None:
 
 @crossed(exporter=EXPORTERS[::-1], form=["parametrize", "legacy"])
 def test_recurrent_layers_two_inputs_and_a_dict_of_outputs(
-    exported: Export, form: str, exporter: str
+    exported: Export, form: str, exporter: Exporter
 ) -> None:
     made = exported(speech, form, exporter)
     path, report = made.path, made.report
@@ -205,7 +205,7 @@ def test_a_bidirectional_lstm_whose_length_the_newer_exporter_fixes_is_exported_
 
 
 @some("exporter", {exporter: exporter for exporter in EXPORTERS}, ["torchscript"])
-def test_an_input_is_named_as_asked_and_its_length_is_dynamic(tmp_path: Path, exporter: str) -> None:
+def test_an_input_is_named_as_asked_and_its_length_is_dynamic(tmp_path: Path, exporter: Exporter) -> None:
     path = tmp_path / "m.onnx"
     inputs = ["mel:sound=float32[1,4,T]"]
     report = export_onnx(vocoder(), path, inputs=inputs, ranges=RANGES, exporter=exporter)
@@ -217,7 +217,7 @@ def test_an_input_is_named_as_asked_and_its_length_is_dynamic(tmp_path: Path, ex
 
 
 @pytest.mark.parametrize("exporter", EXPORTERS)
-def test_outputs_are_named_as_asked(tmp_path: Path, exporter: str) -> None:
+def test_outputs_are_named_as_asked(tmp_path: Path, exporter: Exporter) -> None:
     path = tmp_path / "m.onnx"
     assert (
         export_onnx(vocoder(), path, inputs=MEL, ranges=RANGES, exporter=exporter, outputs=["audio"])
@@ -241,7 +241,7 @@ def test_an_output_that_is_called_as_an_input_gets_another_name(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("exporter", EXPORTERS)
-def test_weights_may_lie_beside_the_model(tmp_path: Path, exporter: str) -> None:
+def test_weights_may_lie_beside_the_model(tmp_path: Path, exporter: Exporter) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(norm(nn.Linear(64, 64)), nn.ReLU(), norm(nn.Linear(64, 3)))
     scramble(model, 0)
@@ -268,7 +268,7 @@ def test_examples_may_be_tensors_with_letters_for_their_axes(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("exporter", EXPORTERS)
-def test_a_fixed_size_needs_no_letter(tmp_path: Path, exporter: str) -> None:
+def test_a_fixed_size_needs_no_letter(tmp_path: Path, exporter: Exporter) -> None:
     report = export_onnx(vocoder(), tmp_path / "m.onnx", inputs=["mel=float32[1,4,9]"], exporter=exporter)
     assert report
     assert len({sample.seed for sample in report.proof.samples}) == 4
@@ -377,7 +377,7 @@ def test_what_an_exported_program_has_fixed_cannot_be_a_letter(tmp_path: Path, m
     form=["parametrize", "legacy"],
 )
 def test_the_module_and_the_random_state_are_left_as_they_were(
-    exported: Export, form: str, make: Make, exporter: str
+    exported: Export, form: str, make: Make, exporter: Exporter
 ) -> None:
     made = exported(make, form, exporter)
     assert made.report
@@ -397,7 +397,7 @@ def test_a_module_that_is_trained_is_compared_in_eval_mode(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("model", [Dropped(), Noisy()])
 @pytest.mark.parametrize("exporter", EXPORTERS)
-def test_a_stochastic_model_is_recognised(tmp_path: Path, model: nn.Module, exporter: str) -> None:
+def test_a_stochastic_model_is_recognised(tmp_path: Path, model: nn.Module, exporter: Exporter) -> None:
     with pytest.raises(InputError, match="is stochastic: run twice on the same input") as caught:
         export_onnx(model, tmp_path / "m.onnx", inputs=["x=float32[3,8]"], exporter=exporter)
     assert "remove noise, dropout and memory" in caught.value.fix
@@ -581,7 +581,7 @@ def test_batch_statistics_are_as_before(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("exporter", EXPORTERS)
-def test_what_is_wrapped_around_a_module_is_taken_off(tmp_path: Path, exporter: str) -> None:
+def test_what_is_wrapped_around_a_module_is_taken_off(tmp_path: Path, exporter: Exporter) -> None:
     path = tmp_path / "m.onnx"
     wrapped: Any = torch.compile(nn.DataParallel(vocoder()), backend="eager")
     assert export_onnx(wrapped, path, inputs=MEL, ranges=RANGES, exporter=exporter)
@@ -590,7 +590,7 @@ def test_what_is_wrapped_around_a_module_is_taken_off(tmp_path: Path, exporter: 
 
 
 @pytest.mark.parametrize("exporter", EXPORTERS)
-def test_names_of_outputs_that_weights_have_are_not_used_twice(tmp_path: Path, exporter: str) -> None:
+def test_names_of_outputs_that_weights_have_are_not_used_twice(tmp_path: Path, exporter: Exporter) -> None:
     class Named(nn.Linear):
         def forward(self, x: torch.Tensor) -> Any:
             y = super().forward(x)

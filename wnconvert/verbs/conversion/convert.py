@@ -11,9 +11,10 @@ from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 from wnconvert.errors import FormatError
+from wnconvert.messages import counted, short_repr
 from wnconvert.numerics.rows import RowPolicy
 from wnconvert.plan.layout import Blob, CopyBytes, Layout
-from wnconvert.plan.plan import Plan
+from wnconvert.plan.plan import Plan, PlannedLayer
 from wnconvert.storage.checkpoint import Checkpoint, layout_of
 from wnconvert.storage.files import common_mode, status_of
 from wnconvert.storage.index import write_index
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
 __all__ = ["Result", "conversion_result", "convert", "convert_folder"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Result:
     """The result of a conversion. ``seconds`` is wall time; ``verified`` names the reader that checked it."""
 
@@ -53,6 +54,21 @@ class Result:
     seconds: float
     notes: tuple[str, ...]
     verified: str = ""
+
+    @property
+    def layers(self) -> list[PlannedLayer]:
+        """Every layer that was changed."""
+        return self.plan.layers
+
+    def __repr__(self) -> str:
+        done = {"fold": "folded", "migrate": "migrated"}.get(self.plan.verb, self.plan.verb)
+        return short_repr(
+            f"Result: {counted(len(self.layers), 'layer')} {done}, {self.source} -> {self.output}",
+            [layer.name for layer in self.layers],
+            f"{self.bytes_in:,} bytes in, {self.bytes_out:,} out, in {self.seconds:.2f} s",
+            f"checked by {self.verified}" if self.verified else "",
+            counted(len(self.notes), "note") if self.notes else "",
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """The result as JSON-able data; docs/json.md documents it."""

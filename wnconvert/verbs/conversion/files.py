@@ -5,7 +5,7 @@ With ``dry_run`` each of them returns the very plan that it would run.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Literal, TypedDict, overload
 
@@ -14,7 +14,18 @@ from wnconvert.storage.shards import DEFAULT_SHARD_SIZE
 from wnconvert.tensors.dtypes import AnyDType
 from wnconvert.verbs.conversion.run import open_reference, plan_onnx_fold, run_conversion
 from wnconvert.verbs.conversion.targets import StrPath
-from wnconvert.verbs.options import RunOptions, check_form, dtype_of, numbers_of, renaming_of, selection_of
+from wnconvert.verbs.options import (
+    DimOption,
+    Form,
+    RunOptions,
+    ZeroRows,
+    check_form,
+    dtype_of,
+    numbers_of,
+    renaming_of,
+    selection_of,
+)
+from wnconvert.verbs.progress import Progress, bytes_progress
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -36,23 +47,23 @@ if TYPE_CHECKING:
         verify: bool
         force: bool
         threads: int | None
-        progress: Callable[[int, int], None]
+        progress: Progress
 
     class _FoldOptions(_Options, total=False):
         dtype: AnyDType | None
-        dim: int | str | None
-        zero_rows: str
+        dim: DimOption
+        zero_rows: ZeroRows
         allow_nonfinite: bool
         keep_optimizer: bool
 
     class _SplitOptions(_Options, total=False):
-        to: str | None
+        to: Form | None
         like: StrPath | None
-        dim: int | str | None
+        dim: DimOption
         keep_optimizer: bool
 
     class _MigrateOptions(_Options, total=False):
-        to: str
+        to: Form
         drop_optimizer: bool
 
 
@@ -82,8 +93,8 @@ def fold_file(
     dtype: AnyDType | None = None,
     layers: Iterable[str] = (),
     exclude: Iterable[str] = (),
-    dim: int | str | None = AUTO,
-    zero_rows: str = "error",
+    dim: DimOption = AUTO,
+    zero_rows: ZeroRows = "error",
     allow_nonfinite: bool = False,
     keep_optimizer: bool = False,
     max_shard_size: str | int = DEFAULT_SHARD_SIZE,
@@ -91,7 +102,7 @@ def fold_file(
     force: bool = False,
     threads: int | None = None,
     dry_run: bool = False,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Progress = False,
 ) -> Result | Plan:
     """Fold the weight-normalized layers of a checkpoint, or of an ONNX model, into plain weights.
 
@@ -110,13 +121,14 @@ def fold_file(
     are globs on the new names of weights. ``dtype`` (``"float16"`` or ``"fp16"``, ``torch.bfloat16``,
     ``numpy.float32`` …) folds and casts in one rounding. ``dim`` is an axis, None for the whole tensor, or
     ``"auto"``: read from g's shape. ``zero_rows`` is ``"error"`` or ``"zero"``. ``progress`` is called with
-    the bytes done and in all. With ``dry_run`` nothing is written and the ``Plan`` is returned.
+    the bytes done and in all, or True for a bar. With ``dry_run`` nothing is written and the ``Plan`` is
+    returned.
 
     Raises ``WnconvertError``: ``InputError``, ``LayerError``, ``NumbersError``, ``OutputError``,
     ``ArgumentError``, ``VerifyError``; nothing is written then.
 
     >>> plan = fold_file("fixtures/g_02500000", dry_run=True)
-    >>> len(plan.layers), plan.layers[0][1].name
+    >>> len(plan.layers), plan.layers[0].name
     (78, 'conv_pre.weight')
     """
     from wnconvert.plan.fold import plan_fold
@@ -143,7 +155,7 @@ def fold_file(
             threads=threads,
             verify=verify,
             numbers=numbers_of(zero_rows, allow_nonfinite=allow_nonfinite),
-            progress=progress,
+            progress=bytes_progress(progress),
         ),
         renaming=renaming_of(strip_prefix, add_prefix, rename),
         only=only,
@@ -172,7 +184,7 @@ def split_file(
     src: StrPath,
     out: StrPath | None = None,
     *,
-    to: str | None = None,
+    to: Form | None = None,
     like: StrPath | None = None,
     only: str | None = None,
     strip_prefix: Iterable[str] = (),
@@ -180,14 +192,14 @@ def split_file(
     rename: Iterable[str] | Mapping[str, str] = (),
     layers: Iterable[str] = (),
     exclude: Iterable[str] = (),
-    dim: int | str | None = AUTO,
+    dim: DimOption = AUTO,
     keep_optimizer: bool = False,
     max_shard_size: str | int = DEFAULT_SHARD_SIZE,
     verify: bool = False,
     force: bool = False,
     threads: int | None = None,
     dry_run: bool = False,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Progress = False,
 ) -> Result | Plan:
     """Split plain weights of a checkpoint file into g = ‖w‖ and v = w; folded, they are w again, bit for bit.
 
@@ -202,7 +214,7 @@ def split_file(
     is missing or has another shape, ``NumbersError`` for a row whose norm its dtype cannot hold.
 
     >>> plan = split_file("fixtures/plain.pt", layers="conv.weight", dim=0, to="legacy", dry_run=True)
-    >>> [(change.name, change.after.g.name, change.after.g.shape) for _, change in plan.layers]
+    >>> [(layer.name, layer.after.g.name, layer.after.g.shape) for layer in plan.layers]
     [('conv.weight', 'conv.weight_g', (8, 1, 1))]
     """
     from wnconvert.plan.split.plan import plan_split
@@ -225,7 +237,7 @@ def split_file(
         ),
         like=like,
         reference=reference,
-        options=RunOptions(force=force, threads=threads, verify=verify, progress=progress),
+        options=RunOptions(force=force, threads=threads, verify=verify, progress=bytes_progress(progress)),
         renaming=renaming,
         only=only,
         max_shard_size=max_shard_size,
@@ -253,7 +265,7 @@ def migrate_file(
     src: StrPath,
     out: StrPath | None = None,
     *,
-    to: str = "parametrize",
+    to: Form = "parametrize",
     only: str | None = None,
     strip_prefix: Iterable[str] = (),
     add_prefix: str = "",
@@ -266,7 +278,7 @@ def migrate_file(
     force: bool = False,
     threads: int | None = None,
     dry_run: bool = False,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Progress = False,
 ) -> Result | Plan:
     """Give the layers of a checkpoint file the names of the other form of weight norm; no tensor changes.
 
@@ -279,7 +291,7 @@ def migrate_file(
     Raises as ``fold_file`` does; ``LayerError`` also for a whole pickled module.
 
     >>> plan = migrate_file("fixtures/g_02500000", dry_run=True)
-    >>> plan.layers[0][1].before.g.name, plan.layers[0][1].after.g.name
+    >>> plan.layers[0].before.g.name, plan.layers[0].after.g.name
     ('conv_pre.weight_g', 'conv_pre.parametrizations.weight.original0')
     """
     from wnconvert.plan.migrate import plan_migrate
@@ -296,7 +308,7 @@ def migrate_file(
             only=only,
             drop_optimizer=drop_optimizer,
         ),
-        options=RunOptions(force=force, threads=threads, verify=verify, progress=progress),
+        options=RunOptions(force=force, threads=threads, verify=verify, progress=bytes_progress(progress)),
         renaming=renaming_of(strip_prefix, add_prefix, rename),
         only=only,
         max_shard_size=max_shard_size,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from wnconvert.errors import ArgumentError, InputError, LayerError, OutputError, WnconvertError
 from wnconvert.layers.schemes import Selection
-from wnconvert.messages import listed
+from wnconvert.messages import listed, refuse_other_than_path
 from wnconvert.plan.names.renaming import Renaming
 from wnconvert.plan.names.trees import NewNames, renamed_keys, weights_of
 from wnconvert.plan.plan import Plan
@@ -62,6 +62,9 @@ def run_conversion(
 
     ``reference`` is the tree of ``like``: a rule of ``renaming`` may meet its names alone.
     """
+    refuse_other_than_path(src)
+    if out is not None:
+        refuse_other_than_path(out, "an output")
     if goes_to_stdout(src, out):
 
         def convert_to(path: StrPath) -> Result | Plan:
@@ -276,4 +279,5 @@ def _check_not_frozen(checkpoint: Checkpoint) -> None:
 
 def open_reference(like: StrPath) -> Tree:
     """The tree of the checkpoint that ``--like`` names."""
+    refuse_other_than_path(like, "the reference")
     return no_graph(open_checkpoint(like), "the reference of a split").tree

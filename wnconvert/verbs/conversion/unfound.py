@@ -37,7 +37,7 @@ def _notes(plan: Plan, folder: PurePath) -> tuple[str, ...]:
     built = built_class(named.library, named.name, named.config) if named else None
     if named is None or built is None:
         return ()
-    every = [change for _, change in plan.layers]
+    every = [change for _, change in plan.changes]
     normalized = [change for change in every if built.normalizes(change.name)]
     lost = [change for change in normalized if not _fits(change, built)]
     found = [change for change in every if change not in normalized and change.after is not None]

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch.export import ExportedProgram
 
-from wnconvert.messages import counted
+from wnconvert.messages import counted, refuse_other_than_path
 from wnconvert.onnx.file.reader import OnnxFile
 from wnconvert.onnx.runtime import open_model
 from wnconvert.storage.checkpoint import Checkpoint, open_checkpoint
@@ -20,10 +20,11 @@ from wnconvert.verbs.conversion.targets import StrPath
 from wnconvert.verbs.export.graph import check_given, graph_of, nodes_of, residual_of
 from wnconvert.verbs.export.ports import Ports, ports_of
 from wnconvert.verbs.export.request import Question, Reference, names_in, question_of, remedy_of
-from wnconvert.verbs.modules.find import find_live
+from wnconvert.verbs.modules.finding.live import find_live
+from wnconvert.verbs.progress import StepsProgress, steps_progress
 from wnconvert.verbs.proof.functions import Exportable
 from wnconvert.verbs.proof.proof import ATOL, RTOL, Proof, Run, prove
-from wnconvert.verbs.proof.report import ExportReport, TimedStep, TimedSteps
+from wnconvert.verbs.proof.report import ExportReport, TimedSteps
 from wnconvert.verbs.proof.running import evaluating
 from wnconvert.verbs.proof.signatures import Range
 
@@ -42,7 +43,7 @@ def check_onnx(
     atol: float = ATOL,
     samples: int = 4,
     seed: int = 0,
-    progress: Callable[[TimedStep], None] = lambda step: None,
+    progress: StepsProgress = False,
 ) -> ExportReport:
     """Run an ONNX model in onnxruntime beside a module in torch, and compare.
 
@@ -63,7 +64,9 @@ def check_onnx(
         samples=samples,
         seed=seed,
     )
-    source, steps = local_path(located(path), "onnxruntime reads it"), TimedSteps(progress)
+    refuse_other_than_path(path, "an ONNX model")
+    source = local_path(located(path), "onnxruntime reads it")
+    steps = TimedSteps(steps_progress(progress))
     model = check_model(open_checkpoint(source), steps, partial(check_given, target=source))
     opened = open_model(source)
     ports = ports_of(opened, question.signature)

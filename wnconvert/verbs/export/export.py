@@ -13,7 +13,7 @@ import torch
 from torch.export import ExportedProgram
 
 from wnconvert.errors import LayerError, WnconvertError
-from wnconvert.messages import counted
+from wnconvert.messages import counted, refuse_other_than_path
 from wnconvert.onnx.graph.edits import renamed
 from wnconvert.onnx.graph.plan import OnnxFold, plan_onnx
 from wnconvert.onnx.runtime import open_model
@@ -26,7 +26,7 @@ from wnconvert.verbs.conversion.onnx.fold import own_data_of, remove_unused
 from wnconvert.verbs.conversion.targets import StrPath
 from wnconvert.verbs.conversion.verify import check_structure
 from wnconvert.verbs.export.check import CheckedModel, check_model, first_run, prove_beside, reference_text
-from wnconvert.verbs.export.exporters import AGES, export_raw
+from wnconvert.verbs.export.exporters import AGES, Exporter, export_raw
 from wnconvert.verbs.export.graph import (
     check_exported,
     check_no_residual,
@@ -50,10 +50,11 @@ from wnconvert.verbs.export.request import (
     remedy_of,
 )
 from wnconvert.verbs.modules.convert import CopyError, folded
-from wnconvert.verbs.modules.find import find_live
+from wnconvert.verbs.modules.finding.live import find_live
+from wnconvert.verbs.progress import StepsProgress, steps_progress
 from wnconvert.verbs.proof.functions import Exportable, tensors_of, unwrapped
 from wnconvert.verbs.proof.proof import ATOL, RTOL
-from wnconvert.verbs.proof.report import ExportReport, TimedStep, TimedSteps
+from wnconvert.verbs.proof.report import ExportReport, TimedSteps
 from wnconvert.verbs.proof.running import evaluating
 from wnconvert.verbs.proof.samples import export_arrays
 from wnconvert.verbs.proof.signatures import Range
@@ -70,7 +71,7 @@ def export_onnx(
     ranges: Iterable[str] | Mapping[str, Range | tuple[int, int]] = (),
     outputs: Sequence[str] = (),
     opset: int | None = None,
-    exporter: str = "dynamo",
+    exporter: Exporter = "dynamo",
     external_data: bool = False,
     rtol: float = RTOL,
     atol: float = ATOL,
@@ -78,7 +79,7 @@ def export_onnx(
     seed: int = 0,
     keep_failed: bool = False,
     force: bool = False,
-    progress: Callable[[TimedStep], None] = lambda step: None,
+    progress: StepsProgress = False,
 ) -> ExportReport:
     """Export a module to ONNX with weight norm folded, and prove that the result computes the same.
 
@@ -89,7 +90,7 @@ def export_onnx(
     or ``"torchscript"``); weight norm that is left in the graph is folded there. Then the module itself,
     unfolded and in eval mode, is compared with the file in onnxruntime, on ``samples`` of other values and
     sizes than the exported ones. The module is left as it was. ``progress`` is called with each step as it
-    begins, and again, with its seconds, as it ends.
+    begins, and again, with its seconds, as it ends; or True for a bar.
 
     Returns a report that is true if all outputs are equal within ``atol + rtol·|module's|``. Only then is
     a file written to ``path``; otherwise ``keep_failed`` keeps it as ``model.failed.onnx``.
@@ -110,6 +111,7 @@ def export_onnx(
     (True, 0, ['output'], True)
     """
     check_installed()
+    refuse_other_than_path(path, "an output")
     exporter, notes = exporter_for(unwrapped(module), exporter)
     question = question_of(
         module,
@@ -122,7 +124,8 @@ def export_onnx(
         samples=samples,
         seed=seed,
     )
-    export = _Export(question, output_path(path), exporter, opset, external_data, notes, TimedSteps(progress))
+    steps = TimedSteps(steps_progress(progress))
+    export = _Export(question, output_path(path), exporter, opset, external_data, notes, steps)
     old = own_data_of(export.target) if force else ()
     with evaluating(question.module) as forget:
         reference = export.reference(forget)
@@ -188,7 +191,7 @@ class _Export:
 
     question: Question
     target: Path
-    exporter: str
+    exporter: Exporter
     opset: int | None
     external_data: bool
     notes: tuple[str, ...]
@@ -276,9 +279,11 @@ def _copy(module: Exportable, steps: TimedSteps) -> tuple[Exportable, int]:
     if isinstance(module, (ExportedProgram, torch.jit.ScriptModule)):
         return module, 0
     with steps("fold", "a copy of the module") as step:
-        layers = len(find_live(module).layers)
+        found = find_live(module)
+        layers = len(found.layers)
+        in_graph = [name for item in found.refused if item.in_graph for name in item.names]
         try:
-            copy = folded(module).to("cpu")
+            copy = folded(module, exclude=in_graph).to("cpu")
         except CopyError as error:  # its fix is to fold in place, which does not help here
             error.fix = "before the export, remove the attributes that cannot be copied from the module"
             raise

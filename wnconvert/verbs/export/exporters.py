@@ -14,7 +14,7 @@ from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -29,12 +29,14 @@ from wnconvert.verbs.proof.running import evaluating, quiet_torch
 from wnconvert.verbs.proof.samples import export_sample
 from wnconvert.verbs.proof.signatures import Signature
 
-__all__ = ["AGES", "EXPORTERS", "export_raw"]
+__all__ = ["AGES", "EXPORTERS", "Exporter", "export_raw"]
 
 
+#: An exporter of torch's.
+Exporter: TypeAlias = Literal["dynamo", "torchscript"]
 #: torch's exporters, and which is which.
-AGES = {"dynamo": "newer", "torchscript": "older"}
-EXPORTERS = tuple(AGES)
+AGES: dict[Exporter, str] = {"dynamo": "newer", "torchscript": "older"}
+EXPORTERS: tuple[Exporter, ...] = tuple(AGES)
 
 _DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}  # of the system, not of the model
 _PLACES = "pkg.torch.onnx.stack_trace"

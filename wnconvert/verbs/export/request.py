@@ -13,8 +13,8 @@ from torch.export import ExportedProgram
 from wnconvert.errors import ArgumentError
 from wnconvert.messages import listed, option, printable
 from wnconvert.onnx.runtime import Opened
-from wnconvert.verbs.export.exporters import EXPORTERS
-from wnconvert.verbs.modules.find import find_live
+from wnconvert.verbs.export.exporters import EXPORTERS, Exporter
+from wnconvert.verbs.modules.finding.live import find_live
 from wnconvert.verbs.options import texts_of
 from wnconvert.verbs.proof.functions import Exportable, check_inputs, function_of, input_names, unwrapped
 from wnconvert.verbs.proof.proof import NumericFunction, Proof, Run, steady_run
@@ -95,7 +95,7 @@ def question_of(
     return Question(module, signature, samples_of(signature, samples, seed), names, rtol, atol)
 
 
-def exporter_for(module: Exportable, exporter: str) -> tuple[str, tuple[str, ...]]:
+def exporter_for(module: Exportable, exporter: Exporter) -> tuple[Exporter, tuple[str, ...]]:
     """The exporter to use for a model, and a note if it is not the one that was asked for."""
     if exporter not in EXPORTERS:
         raise ArgumentError(f"no exporter is called {exporter!r}", fix=f"choose one of {listed(EXPORTERS)}")

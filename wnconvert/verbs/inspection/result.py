@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from wnconvert.messages import counted, short_repr
 from wnconvert.verbs.inspection.health import Health
 from wnconvert.verbs.inspection.magnitudes import LayerStats
 
@@ -65,7 +66,7 @@ class TensorSummary:
     bytes: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Inspection:
     """The contents of a checkpoint or state dict; sizes in bytes.
 
@@ -102,6 +103,16 @@ class Inspection:
     health: Health | None = None
     tensors: tuple[TensorSummary, ...] | None = None
     metadata: Mapping[str, str] | None = None
+
+    def __repr__(self) -> str:
+        what = f" of {self.source}" if self.source else ""
+        return short_repr(
+            f"Inspection{what}: {counted(len(self.layers), 'layer')}, {self.parameters:,} parameters, "
+            f"{self.container}",
+            [layer.name for layer in self.layers],
+            f"fold: {self.fold}",
+            counted(len(self.notes), "note") if self.notes else "",
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able data; docs/json.md documents it."""

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from glob import escape
 from pathlib import PurePath
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -25,8 +25,8 @@ from wnconvert.storage.checkpoint import Checkpoint, open_checkpoint
 from wnconvert.storage.sources import Source
 from wnconvert.tensors.tree import StateDict, StoredTensor
 from wnconvert.verbs.conversion.state_dict import fold_state_dict, split_state_dict
-from wnconvert.verbs.modules.find import find_live
-from wnconvert.verbs.options import renaming_of
+from wnconvert.verbs.modules.finding.live import find_live
+from wnconvert.verbs.options import Form, renaming_of
 from wnconvert.verbs.proof.functions import Exportable
 from wnconvert.verbs.proof.running import check_shaped
 
@@ -324,7 +324,7 @@ def _in_form(values: dict[str, Tensor], fit: _Fit, wanted: _Wanted) -> dict[str,
         there = fit.layers.get(name)
         if there is None or name in folded:
             weight = {name: _cast(made.pop(name), wanted, name)}
-            made |= split_state_dict(weight, layers=[escape(name)], dim=layer.dim, to=layer.form)
+            made |= split_state_dict(weight, layers=[escape(name)], dim=layer.dim, to=cast(Form, layer.form))
         else:
             g, v = made.pop(there.g.name), made.pop(there.v.name)
             made |= {layer.g.name: g, layer.v.name: v}

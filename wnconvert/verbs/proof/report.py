@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from wnconvert.messages import counted, short_repr
 from wnconvert.verbs.proof.outputs import OutputProof
 from wnconvert.verbs.proof.proof import Proof
 
@@ -58,7 +59,7 @@ class TimedSteps:
         self.progress(self.every[-1])
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class ExportReport:
     """The result of an export or a check; true if the model is equal to its reference.
 
@@ -86,6 +87,14 @@ class ExportReport:
 
     def __bool__(self) -> bool:
         return bool(self.proof)
+
+    def __repr__(self) -> str:
+        return short_repr(
+            f"ExportReport: {self.model} {'equals' if self else 'does not equal'} {self.reference}",
+            [f"{output.name} {'equal' if output.passed else 'different'}" for output in self.outputs],
+            f"{self.size:,} bytes",
+            counted(len(self.notes), "note") if self.notes else "",
+        )
 
     @property
     def outputs(self) -> tuple[OutputProof, ...]:

@@ -39,6 +39,7 @@ def check_shaped(model: nn.Module | ExportedProgram) -> None:
     >>> check_shaped(nn.Sequential(nn.LazyLinear(3)))
     Traceback (most recent call last):
     wnconvert.errors.ArgumentError: the model has parameters without a shape yet: 0.weight, 0.bias
+    fix: run it once on an input, in Python, before you export it, check it or load weights into it
     """
     named = [*model.named_parameters(), *model.named_buffers()]
     names = [printable(name) for name, value in named if is_lazy(value)]
