@@ -1,11 +1,11 @@
 """wnconvert: fold, split, migrate, inspect and export weight-normalized PyTorch checkpoints and models.
 
-Files and folders    fold_file, split_file, migrate_file, inspect_file, compare_files
+Files and folders    fold_file, split_file, migrate_file, inspect_file, compare_files, loads_folder
 State dicts          fold_state_dict, split_state_dict, migrate_state_dict, inspect_state_dict,
                      compare_state_dicts
 Live modules         fold_module, folded, weights_folded, split_module, migrate_module, inspect_module
 ONNX                 export_onnx, check_onnx; fold_file and inspect_file take ONNX models too
-Results              Plan, Result, Inspection, Comparison, ExportReport, Layers
+Results              Plan, Result, Inspection, Comparison, LoadReport, ExportReport, Layers
 Errors               WnconvertError: ArgumentError, InputError (FormatError), LayerError (NumbersError),
                      OutputError, VerifyError
 

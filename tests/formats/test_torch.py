@@ -525,6 +525,28 @@ def test_a_state_dict_under_two_keys_stays_one(tmp_path: Path) -> None:
     assert got["ema"][0] is got["model"]
 
 
+WEIGHTS = {"a.weight_g": torch.ones(2, 1), "a.weight_v": torch.ones(2, 3)}
+
+
+@pytest.mark.parametrize(
+    ("tree", "paths"),
+    [
+        ({"m": WEIGHTS, "callbacks": {"stop": {"best": torch.tensor(0.5), "patience": 3}}}, ["m"]),
+        ({"m": WEIGHTS, "loss": torch.tensor(0.5), "epoch": 3}, ["m"]),
+        ({"m": WEIGHTS, "n": {"scale": torch.tensor(2.0)}}, ["m", "n"]),
+        ({"m": WEIGHTS, "n": {"scale": torch.tensor(2.0), "_extra_state": {"x": 1}}}, ["m", "n"]),
+        ({"m": WEIGHTS, "n": {"mean": torch.ones(3), "epoch": 3}}, ["m", "n"]),
+        ({**WEIGHTS, "epoch": 3}, [""]),
+    ],
+)
+def test_single_numbers_beside_other_values_are_settings_and_no_state_dict(
+    tmp_path: Path, tree: dict[str, Any], paths: list[str]
+) -> None:
+    source = saved(tree, tmp_path)
+    assert [state.path for state in open_checkpoint(source).tree.state_dicts] == paths
+    assert torch.load(fold(source), weights_only=True).keys() >= tree.keys() - WEIGHTS.keys()
+
+
 def test_only_keeps_the_keys_that_lead_to_a_state_dict(tmp_path: Path) -> None:
     tree = {"ema": {"model": pair(), "decay": 0.9}, "epoch": 1, "other": pair(5), "optimizer": adam()}
     source = saved(tree, tmp_path)
