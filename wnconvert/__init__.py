@@ -1,5 +1,16 @@
 """wnconvert: fold, split, migrate, inspect and export weight-normalized PyTorch checkpoints and models.
 
+Files and folders    fold_file, split_file, migrate_file, inspect_file, compare_files, loads_folder
+State dicts          fold_state_dict, split_state_dict, migrate_state_dict, inspect_state_dict,
+                     compare_state_dicts
+Live modules         fold_module, folded, weights_folded, split_module, migrate_module, inspect_module
+ONNX                 export_onnx, check_onnx; fold_file and inspect_file take ONNX models too
+Results              Plan, Result, Inspection, Comparison, LoadReport, ExportReport, Layers
+Errors               WnconvertError: ArgumentError, InputError (FormatError), LayerError (NumbersError),
+                     OutputError, VerifyError
+
+``help(wnconvert.fold_file)`` says more of one of them. All else in this package is internal.
+
 >>> import wnconvert
 >>> plan = wnconvert.fold_file("fixtures/g_02500000", dry_run=True)
 >>> len(plan.layers)
@@ -32,6 +43,8 @@ if TYPE_CHECKING:
     from wnconvert.verbs.export.export import export_onnx
     from wnconvert.verbs.inspection.inspect import inspect_file, inspect_state_dict
     from wnconvert.verbs.inspection.result import Inspection
+    from wnconvert.verbs.loads.loads import loads_folder
+    from wnconvert.verbs.loads.result import LoadReport
     from wnconvert.verbs.modules.convert import fold_module, folded, migrate_module, weights_folded
     from wnconvert.verbs.modules.inspect import inspect_module
     from wnconvert.verbs.modules.selection import Layers
@@ -49,6 +62,7 @@ __all__ = [
     "Inspection",
     "LayerError",
     "Layers",
+    "LoadReport",
     "NumbersError",
     "OutputError",
     "Plan",
@@ -68,6 +82,7 @@ __all__ = [
     "inspect_file",
     "inspect_module",
     "inspect_state_dict",
+    "loads_folder",
     "migrate_file",
     "migrate_module",
     "migrate_state_dict",
@@ -89,6 +104,8 @@ _HOMES = {
     "fold_state_dict": "verbs.conversion.state_dict",
     "inspect_file": "verbs.inspection.inspect",
     "inspect_state_dict": "verbs.inspection.inspect",
+    "loads_folder": "verbs.loads.loads",
+    "LoadReport": "verbs.loads.result",
     "migrate_file": "verbs.conversion.files",
     "migrate_state_dict": "verbs.conversion.state_dict",
     "split_file": "verbs.conversion.files",

@@ -16,8 +16,10 @@ Any other exception that leaves this package, such as a ``KeyError``, is a bug.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 __all__ = [
+    "MOST_LISTED",
     "ArgumentError",
     "FormatError",
     "InputError",
@@ -30,15 +32,20 @@ __all__ = [
 ]
 
 
-#: How many items a message lists.
-_MOST_ITEMS = 10
+#: How many names or items a message lists.
+MOST_LISTED = 10
+
+
+#: Whether exceptions have notes, which a traceback shows: from Python 3.11 on.
+_HAS_NOTES = hasattr(BaseException, "add_note")
 
 
 class WnconvertError(Exception):
     """An error in the user's words: what went wrong, where, and what to do about it.
 
     ``heading`` says what went wrong. An error about several things lists them below it: ``items`` are their
-    places (or names), each with what is wrong there (or nothing).
+    places (or names), each with what is wrong there (or nothing). A traceback shows ``fix``, what to do, as a
+    note; in Python 3.10, which has none, it stands in ``str``.
 
     >>> print(WnconvertError("g (12,) does not fit v (16, 8, 3)", where="model.pt: layer dec.weight"))
     model.pt: layer dec.weight: g (12,) does not fit v (16, 8, 3)
@@ -59,6 +66,12 @@ class WnconvertError(Exception):
         self.where = where
         self.fix = fix
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "fix" and _HAS_NOTES:
+            others = [note for note in getattr(self, "__notes__", ()) if note != _note(vars(self).get("fix"))]
+            super().__setattr__("__notes__", [*others, *([_note(value)] if value else [])])
+        super().__setattr__(name, value)
+
     @property
     def what(self) -> str:
         """The message without its place."""
@@ -72,16 +85,21 @@ class WnconvertError(Exception):
     def _lines(self, heading: str) -> list[str]:
         if not self.items:
             return [heading]
-        items = [f"{where}: {what}" if what else where for where, what in self.items[:_MOST_ITEMS]]
+        items = [f"{where}: {what}" if what else where for where, what in self.items[:MOST_LISTED]]
         more = len(self.items) - len(items)
         return [f"{heading}:", *items, *([f"and {more} more"] if more else [])]
 
     def __str__(self) -> str:
-        return "\n  ".join(self.lines)
+        text = "\n  ".join(self.lines)
+        return text if _HAS_NOTES or not self.fix else f"{text}\n{_note(self.fix)}"
 
     def __reduce__(self) -> tuple[object, ...]:
         # BaseException pickles its positional arguments only; the others must survive a process pool.
         return (_rebuild, (type(self), self.heading, self.where, self.fix, self.items))
+
+
+def _note(fix: str | None) -> str:
+    return f"fix: {fix}"
 
 
 def _rebuild(

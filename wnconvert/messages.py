@@ -1,14 +1,29 @@
-"""The parts of messages: safe names, short lists, counts, and options as the user types them."""
+"""The parts of messages: safe names, short lists, counts, functions and options as the user types them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 
-from wnconvert.errors import WnconvertError
+from wnconvert.errors import MOST_LISTED, ArgumentError, WnconvertError
 
-__all__ = ["REPORT_BUG", "counted", "listed", "option", "options_as_python", "printable", "raise_listed"]
+__all__ = [
+    "REPORT_BUG",
+    "counted",
+    "few",
+    "fitting_function",
+    "listed",
+    "option",
+    "options_as_python",
+    "printable",
+    "raise_listed",
+    "refuse_other_than_path",
+    "short_repr",
+    "to_install",
+    "told",
+]
 
 
 #: The fix of an error that no input should cause.
@@ -33,11 +48,64 @@ def counted(count: int, noun: str) -> str:
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
-def listed(names: Iterable[str], most: int = 20) -> str:
-    """Names with commas between them; of very many only the first ``most``."""
+def listed(names: Iterable[str], most: int = MOST_LISTED) -> str:
+    """Names with commas between them; of many only the first ``most``.
+
+    >>> listed(["a", "b"]), listed("abcd", 2)
+    ('a, b', 'a, b and 2 more')
+    """
     every = list(names)
     more = f" and {len(every) - most} more" if len(every) > most else ""
     return ", ".join(every[:most]) + more
+
+
+def few(lines: Iterable[str], most: int = MOST_LISTED) -> list[str]:
+    """Lines as they are; of many only the first ``most``, and a line that counts the others.
+
+    >>> few("abcd", 2)
+    ['a', 'b', 'and 2 more']
+    """
+    every = list(lines)
+    return [*every[:most], *([f"and {len(every) - most} more"] if len(every) > most else [])]
+
+
+def told(said: Iterable[tuple[str, str]], one: str = ": ", several: str = ": ") -> list[str]:
+    """Notes on many places, each a place and what is said of it: what is said of several is said once.
+
+    ``one`` stands between a place and what is said, ``several`` between places and what is said.
+
+    >>> told([("a", "zero"), ("b", "NaN"), ("c", "zero")])
+    ['a, c: zero', 'b: NaN']
+    >>> told([("a", "no g"), ("b", "no g")], " is refused: ", " are refused: ")
+    ['a, b are refused: no g']
+    """
+    places: dict[str, list[str]] = {}
+    for place, what in said:
+        places.setdefault(what, []).append(place)
+    return few(
+        f"{listed(of_one)}{one if len(of_one) == 1 else several}{what}" for what, of_one in places.items()
+    )
+
+
+def to_install(*packages: str) -> str:
+    """The command that brings packages which are missing: the fix where something needs them.
+
+    >>> to_install("onnx", "onnxruntime")
+    'pip install onnx onnxruntime'
+    """
+    return f"pip install {' '.join(packages)}"
+
+
+def short_repr(heading: str, names: Iterable[str], *more: str) -> str:
+    """A result as Python shows it, in three lines: a heading, the first names, and the rest of what to know.
+
+    >>> print(short_repr("Plan: 5 layers", ["a", "b", "c", "d", "e"], "", "1 note"))
+    Plan: 5 layers
+      a, b, c and 2 more
+      1 note
+    """
+    lines = [heading, listed(map(printable, names), 3), "; ".join(text for text in more if text)]
+    return "\n  ".join(line for line in lines if line)
 
 
 def raise_listed(
@@ -58,6 +126,33 @@ def raise_listed(
         raise kind(items[0][1], where=items[0][0], fix=fix)
     if items:
         raise kind(heading, items=items, fix=fix)
+
+
+# -- arguments of a wrong kind
+
+
+def fitting_function(value: object) -> str:
+    """The functions that take a value of its kind, in words; ``""`` if none does.
+
+    >>> fitting_function("model.pt")
+    'for files there are the functions that end in _file (such as fold_file)'
+    """
+    if isinstance(value, (str, os.PathLike)):
+        return "for files there are the functions that end in _file (such as fold_file)"
+    if isinstance(value, Mapping):
+        return "for state dicts there are the functions that end in _state_dict (such as fold_state_dict)"
+    if callable(getattr(value, "named_parameters", None)) and not isinstance(value, type):
+        return "for modules there are the functions that end in _module (such as fold_module)"
+    if callable(getattr(value, "read", None)):
+        return "for what is not on a disk: fold_state_dict(torch.load(…, weights_only=True))"
+    return ""
+
+
+def refuse_other_than_path(value: object, what: str = "a file") -> None:
+    """Raise ``ArgumentError`` if a value cannot name a file; ``what`` says what it should be the name of."""
+    if not isinstance(value, (str, os.PathLike)):
+        fix = f"pass its name, a str or an os.PathLike[str]; {fitting_function(value)}".rstrip("; ")
+        raise ArgumentError(f"a {type(value).__name__} is not the name of {what}", fix=fix)
 
 
 # -- options: the command line's, and the same as arguments in Python

@@ -203,7 +203,7 @@ def export(folder: Path, rounds: int) -> Iterator[Row]:
     target = folder / "out.onnx"
     ours: Command = [
         *(WNCONVERT, "export", f"{models.__file__}:hifigan", "-o", target),
-        *("--input", models.INPUT, "--range", models.RANGE, "--quiet"),
+        *("--input", models.INPUT, "--range", models.RANGE, "--silent"),
     ]
     usual: Command = [sys.executable, "-m", "tests.bench.usual_export", target]
     runs, others = in_turns(rounds, ours, usual, target=target)

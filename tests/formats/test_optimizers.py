@@ -13,17 +13,18 @@ from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_di
 from tests.helpers.live_models import legacy, new
 from tests.helpers.states import load
 from wnconvert import migrate_file
+from wnconvert.verbs.options import Form
 
 MAKE = {"legacy": legacy, "parametrize": new}
-OTHER = {"legacy": "parametrize", "parametrize": "legacy"}
+OTHER: dict[Form, Form] = {"legacy": "parametrize", "parametrize": "legacy"}
 
 
-def net(form: str) -> nn.Module:
+def net(form: Form) -> nn.Module:
     torch.manual_seed(0)
     return nn.Sequential(MAKE[form](nn.Linear(4, 6)), nn.ReLU(), nn.Linear(6, 1))
 
 
-def trained(form: str) -> tuple[nn.Module, torch.optim.Optimizer]:
+def trained(form: Form) -> tuple[nn.Module, torch.optim.Optimizer]:
     model = net(form)
     optimizer = torch.optim.Adam(model.named_parameters())
     for _ in range(3):
@@ -34,7 +35,7 @@ def trained(form: str) -> tuple[nn.Module, torch.optim.Optimizer]:
 
 
 @pytest.mark.parametrize("form", MAKE)
-def test_state_by_name_is_read_by_torch_into_the_model_of_the_other_form(form: str, tmp_path: Path) -> None:
+def test_state_by_name_is_read_by_torch_into_the_model_of_the_other_form(form: Form, tmp_path: Path) -> None:
     model, optimizer = trained(form)
     states = get_state_dict(model, optimizer)
     torch.save(dict(zip(("model", "optimizer"), states, strict=True)), tmp_path / "in.pt")
@@ -51,7 +52,7 @@ def test_state_by_name_is_read_by_torch_into_the_model_of_the_other_form(form: s
 
 
 @pytest.mark.parametrize("form", MAKE)
-def test_the_names_beside_state_by_position_follow_too(form: str, tmp_path: Path) -> None:
+def test_the_names_beside_state_by_position_follow_too(form: Form, tmp_path: Path) -> None:
     model, optimizer = trained(form)
     before = optimizer.state_dict()
     torch.save({"model": model.state_dict(), "optimizer": before}, tmp_path / "in.pt")

@@ -181,7 +181,7 @@ def test_nothing_but_layers_and_optimizers_changes(name: str, tmp_path: Path) ->
 
 
 def fold_layers(path: Path) -> list[str]:
-    return [fold.name for _, fold in fold_file(path, dry_run=True).layers]
+    return [fold.name for fold in fold_file(path, dry_run=True).layers]
 
 
 def test_the_layout_records_of_torch_are_never_copied(tmp_path: Path) -> None:
@@ -523,6 +523,28 @@ def test_a_state_dict_under_two_keys_stays_one(tmp_path: Path) -> None:
     got = folded({"model": state, "ema": [state]}, tmp_path)
     assert list(got["model"]) == ["a.weight"]
     assert got["ema"][0] is got["model"]
+
+
+WEIGHTS = {"a.weight_g": torch.ones(2, 1), "a.weight_v": torch.ones(2, 3)}
+
+
+@pytest.mark.parametrize(
+    ("tree", "paths"),
+    [
+        ({"m": WEIGHTS, "callbacks": {"stop": {"best": torch.tensor(0.5), "patience": 3}}}, ["m"]),
+        ({"m": WEIGHTS, "loss": torch.tensor(0.5), "epoch": 3}, ["m"]),
+        ({"m": WEIGHTS, "n": {"scale": torch.tensor(2.0)}}, ["m", "n"]),
+        ({"m": WEIGHTS, "n": {"scale": torch.tensor(2.0), "_extra_state": {"x": 1}}}, ["m", "n"]),
+        ({"m": WEIGHTS, "n": {"mean": torch.ones(3), "epoch": 3}}, ["m", "n"]),
+        ({**WEIGHTS, "epoch": 3}, [""]),
+    ],
+)
+def test_single_numbers_beside_other_values_are_settings_and_no_state_dict(
+    tmp_path: Path, tree: dict[str, Any], paths: list[str]
+) -> None:
+    source = saved(tree, tmp_path)
+    assert [state.path for state in open_checkpoint(source).tree.state_dicts] == paths
+    assert torch.load(fold(source), weights_only=True).keys() >= tree.keys() - WEIGHTS.keys()
 
 
 def test_only_keeps_the_keys_that_lead_to_a_state_dict(tmp_path: Path) -> None:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import warnings
+from pathlib import Path
 from typing import Any
 
+import onnx
 import torch
 from torch import Tensor, nn
 
 from tests.helpers.infos import halves
 from tests.helpers.live_models import norm
+from tests.helpers.onnx_graphs import Build
 
 
 class Vocoder(nn.Module):
@@ -111,6 +114,21 @@ def speech(form: str = "parametrize") -> Any:
     made = Speech(form)
     scramble(made, 6)
     return made
+
+
+class Squared(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * x
+
+
+def reshaping(path: Path, *shape: int) -> Path:
+    """A model that squares its input (B, T, 2), with sizes of its own in a Reshape, as exporters leave."""
+    b = Build(17)
+    x = b.op("Reshape", "x", b.ints(*shape))
+    b.op("Mul", x, x, name="output")
+    sizes: Any = {"x": ("B", "T", 2)}
+    onnx.save(b.model(["output"], sizes), str(path))
+    return path
 
 
 def scripted(model: nn.Module) -> Any:

@@ -13,9 +13,10 @@ from torch.nn.utils import parametrizations, parametrize, prune
 
 from tests.helpers.infos import halves, info
 from wnconvert.tensors.tree import TensorInfo
+from wnconvert.verbs.options import Form
 
-FORMS = ["legacy", "parametrize"]
-OTHER = {"legacy": "parametrize", "parametrize": "legacy"}
+FORMS: list[Form] = ["legacy", "parametrize"]
+OTHER: dict[str, Form] = {"legacy": "parametrize", "parametrize": "legacy"}
 FLOATS = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 
 

@@ -193,9 +193,9 @@ def test_an_output_that_is_no_tensor_is_said(tmp_path: Path) -> None:
         run(open_model(tmp_path / "m"), {"x": np.ones(2, np.float32)})
 
 
-def test_without_onnxruntime_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_onnxruntime_the_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = matmul(tmp_path)
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(ArgumentError, match="needs onnxruntime") as caught:
         open_model(path)
-    assert caught.value.fix == 'pip install "wnconvert[onnx]"'
+    assert caught.value.fix == "pip install onnxruntime"

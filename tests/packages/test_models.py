@@ -19,6 +19,7 @@ from tests.helpers.zoo import Outputs, Row, gap, scramble, tensor
 from wnconvert.verbs.conversion.files import fold_file, migrate_file
 from wnconvert.verbs.conversion.state_dict import fold_state_dict, migrate_state_dict, split_state_dict
 from wnconvert.verbs.modules.convert import fold_module, migrate_module
+from wnconvert.verbs.options import Form
 
 #: How far outputs may be apart, as a part of the greatest.
 WITHIN = 1e-4
@@ -180,7 +181,7 @@ def without_weight_norm(row: Row) -> nn.Module:
     return plain
 
 
-def other_form(state_dict: Mapping[str, object]) -> str:
+def other_form(state_dict: Mapping[str, object]) -> Form:
     return "legacy" if any("parametrizations." in name for name in state_dict) else "parametrize"
 
 

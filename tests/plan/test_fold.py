@@ -63,7 +63,7 @@ def test_a_step_is_a_fold_or_keeps_a_value() -> None:
     assert isinstance(fold, Fold)
     assert (fold.layer.g.name, fold.layer.v.name, str(fold.dtype)) == ("b.weight_g", "b.weight_v", "float32")
     assert keep == Keep("bias", "bias")
-    assert plan.layers == [("", Change(fold.layer, None, fold.dtype))]
+    assert plan.changes == [("", Change(fold.layer, None, fold.dtype))]
 
 
 def test_a_value_that_is_no_tensor_keeps_its_place() -> None:
@@ -78,7 +78,7 @@ def test_a_value_that_is_no_tensor_keeps_its_place() -> None:
 def test_the_weight_takes_the_dtype_of_v() -> None:
     (g, v), other = pair("b.weight", dtype="bfloat16"), ("b.weight_g", (8, 1, 1), "float64")
     for tensors in ([g, v], [other, v]):
-        ((_, fold),) = plan_fold(tree(state_at("", *tensors)), Container.TORCH_ZIP).layers
+        ((_, fold),) = plan_fold(tree(state_at("", *tensors)), Container.TORCH_ZIP).changes
         assert str(fold.dtype) == "bfloat16"
 
 
@@ -179,11 +179,11 @@ def test_safetensors_takes_the_only_state_dict_although_it_has_no_layer() -> Non
 
 
 def test_several_candidates_for_safetensors_are_listed() -> None:
-    with pytest.raises(ArgumentError, match=r"there are 2: generator, discriminator$") as caught:
+    with pytest.raises(ArgumentError, match=r"(?m)there are 2: generator, discriminator$") as caught:
         plan_fold(gan(), Container.SAFETENSORS)
     assert "--only generator" in caught.value.fix
     without = tree(state_at("a", BIAS), state_at("b", BIAS))
-    with pytest.raises(ArgumentError, match=r"there are 2: a, b$"):
+    with pytest.raises(ArgumentError, match=r"(?m)there are 2: a, b$"):
         plan_fold(without, Container.SAFETENSORS)
 
 
@@ -324,9 +324,9 @@ def test_of_very_many_refused_layers_the_first_are_named_and_the_rest_counted() 
 )
 def test_a_stated_dim_that_agrees_is_taken(g: Shape, v: Shape, stated: int | None) -> None:
     state = replace(state_at("model", ("w_g", g), ("w_v", v)), dims={"w": stated})
-    ((_, fold),) = plan_fold(tree(state), Container.TORCH_ZIP).layers
+    ((_, fold),) = plan_fold(tree(state), Container.TORCH_ZIP).changes
     assert fold.layer.dim == (
-        plan_fold(tree(replace(state, dims={})), Container.TORCH_ZIP).layers[0][1].layer.dim
+        plan_fold(tree(replace(state, dims={})), Container.TORCH_ZIP).changes[0][1].layer.dim
     )
 
 
@@ -395,7 +395,7 @@ def test_a_shared_v_with_another_g_is_no_tie() -> None:
     elsewhere = replace(g_of_b.tensor, storage=replace(g_of_b.tensor.storage, start=10**6))
     moved = replace(state, entries=(*others, replace(g_of_b, tensor=elsewhere), v_of_b))
     plan = plan_fold(tree(moved), Container.SAFETENSORS)
-    assert [fold.name for _, fold in plan.layers] == ["a.weight", "b.weight"]
+    assert [fold.name for _, fold in plan.changes] == ["a.weight", "b.weight"]
     assert plan.notes == ()
 
 

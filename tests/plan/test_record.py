@@ -206,7 +206,7 @@ def test_a_record_of_very_many_steps_takes_no_square_of_time(tmp_path: Path) -> 
     text = json.dumps({"history": history() + steps})
     save_file(tensors, tmp_path / "in.safetensors", {METADATA_KEY: text})
     plan = split_file(tmp_path / "in.safetensors", exclude="gone", dry_run=True)
-    assert [change.name for _, change in plan.layers] == ["a.weight"]
+    assert [change.name for _, change in plan.changes] == ["a.weight"]
 
 
 def half_of(name: str, half: str) -> dict[str, Any]:

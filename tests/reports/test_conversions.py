@@ -51,9 +51,9 @@ def test_a_plan_is_a_table_of_layers_and_what_would_be_written() -> None:
         "--------  ------  -----  -------  -------  ------\n"
         "a.weight  legacy      0  8×4×3    float32       8\n"
         "b.gain    legacy   none  6        float16       1\n"
-        "would write out.pt: 2 layers folded, 1 tensor kept\n"
         "left out: optim: optimizer state is by position, and folding changes the positions;"
-        " --keep-optimizer keeps it"
+        " --keep-optimizer keeps it\n"
+        "would write out.pt: 2 layers folded, 1 tensor kept"
     )
 
 
@@ -79,20 +79,35 @@ def test_casts_are_counted_beside_what_is_kept() -> None:
         ([*pair("w"), ints], "1 layer folded, 1 tensor kept"),
         (pair("w"), "1 layer folded, 0 tensors kept"),
     ):
-        assert says in plan_text(planned(state_at("", *tensors), dtype="float16"), "o").splitlines()[3]
+        assert says in plan_text(planned(state_at("", *tensors), dtype="float16"), "o").splitlines()[-1]
 
 
 def test_what_is_left_out_is_grouped_by_its_reason() -> None:
     text = plan_text(
         planned(state_at("gen", *pair("w")), state_at("ema", BIAS), container=Container.SAFETENSORS), "o"
     )
-    assert text.splitlines()[-1] == "left out: ema, optim, epoch: only gen is kept"
+    assert text.splitlines()[-2] == "left out: ema, optim, epoch: only gen is kept"
 
 
 def test_the_root_state_dict_has_a_name_too() -> None:
     inner, root = state_at("model", *pair("w")), state_at("", BIAS)
     text = plan_text(planned(root, inner, container=Container.SAFETENSORS), "o")
-    assert text.splitlines()[-1] == "left out: optim, epoch, bias: only model is kept"
+    assert text.splitlines()[-2] == "left out: optim, epoch, bias: only model is kept"
+
+
+def test_of_many_layers_the_first_are_shown_and_the_others_counted() -> None:
+    """A line is not left out where it would say no more than the layer itself."""
+
+    def lines(layers: int, most: int | None) -> list[str]:
+        pairs = [half for at in range(layers) for half in pair(f"{at}.weight")]
+        return plan_text(planned(state_at("", *pairs)), "o", most).splitlines()
+
+    short = lines(78, 5)
+    assert [line.split()[0] for line in short[2:7]] == [f"{at}.weight" for at in range(5)]
+    assert short[7] == "… 73 more (--list)"
+    assert short[-1] == "would write o: 78 layers folded, 0 tensors kept"
+    assert "more (--list)" not in "".join([*lines(78, None), *lines(5, 5), *lines(6, 5)])
+    assert "… 2 more (--list)" in lines(7, 5)
 
 
 def test_control_characters_of_names_are_spelled_out() -> None:
@@ -105,7 +120,7 @@ def test_a_result_tells_counts_bytes_and_time(tmp_path: Path) -> None:
     source, out = FIXTURES / "hifigan.safetensors", tmp_path / "out.safetensors"
     result = fold_file(source, out, verify=True)
     sizes = f"{bytes_text(source.stat().st_size)} in, {bytes_text(out.stat().st_size)} out"
-    *table, counts, verified = result_text(result).splitlines()
+    *table, verified, counts = result_text(result).splitlines()
     assert len(table) == 2 + 78
     assert counts.startswith(f"{out}: 78 layers folded, 78 tensors kept; {sizes}, in ")
     assert verified == "read back and recomputed by the safetensors library"

@@ -109,3 +109,9 @@ def test_a_table_gives_way_to_the_width() -> None:
     report = report_of(times(2.0001))
     assert max(map(len, proof_text(report, 70).splitlines()[:3])) <= 70
     assert max(map(len, proof_text(report).splitlines()[:3])) > 70
+
+
+def test_a_step_that_begins_has_dots_in_the_place_of_its_seconds() -> None:
+    begun, done = step_text(TimedStep("run", "4 samples")), step_text(TimedStep("run", "4 samples", 120.25))
+    assert begun == "run          ...  4 samples"
+    assert done == "run      120.2 s  4 samples"

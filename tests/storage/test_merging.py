@@ -32,7 +32,7 @@ def test_keys_stand_as_in_the_files_and_say_in_which_of_them_they_are() -> None:
 
 def test_halves_of_a_layer_in_two_files_are_a_layer() -> None:
     plan = plan_fold(merged({"1": ONE, "2": TWO}), Container.SAFETENSORS)
-    assert [change.name for _, change in plan.layers] == ["a.weight", "b.weight"]
+    assert [change.name for _, change in plan.changes] == ["a.weight", "b.weight"]
     assert plan.notes == ()
     assert plan_fold(ONE, Container.SAFETENSORS).notes == (
         "a.weight_g stands without its other half and is left as it is",

@@ -23,9 +23,12 @@ from safetensors.numpy import save_file
 
 import wnconvert
 from tests.helpers import pages
-from tests.helpers.golden import ANYTHING, Step, differences, parse, run, sandbox, says
+from tests.helpers.export_models import reshaping
+from tests.helpers.golden import ANYTHING, ROOT, Step, differences, parse, run, sandbox, says
 from tests.helpers.pages import DOCS, FENCE, HELP, LINKED, PAGES, PYTHON, README, page_id
+from tests.helpers.tool import run_here
 from wnconvert.cli import cli
+from wnconvert.verbs.loads.result import LoadReport, Misfit
 
 JSON_PAGE = DOCS / "json.md"
 
@@ -178,8 +181,8 @@ def test_every_page_begins_with_a_sentence_that_tells_what_it_is_for() -> None:
         assert sentence.endswith("."), page
 
 
-def test_no_page_installs_a_release_that_there_is_not() -> None:
-    for page in LINKED:
+def test_no_page_and_no_message_installs_a_release_that_there_is_not() -> None:
+    for page in (*LINKED, *(ROOT / "wnconvert").rglob("*.py")):
         for match in re.finditer(r"pip install[^\n`]*", page.read_text()):
             assert not re.search(r"\bwnconvert\b", match[0]), f"{page}: {match[0]}"
 
@@ -245,15 +248,14 @@ def test_the_json_of_inspections_is_as_documented(tmp_path: Path) -> None:
     found = [
         _json("inspect", fixtures / name, "--format", "json", *more)
         for name in names
-        for more in ([], ["--full"])
+        for more in ([], ["--full"], ["--tensors", "--metadata"])
     ]
     norm = tmp_path / "norm.safetensors"
     save_file({"running_mean": np.zeros(2, np.float32)}, norm)
     found.append(_json("inspect", norm, "--format", "json"))
     _hold(found, "Of inspect")
-    several = _json(
-        "inspect", *(fixtures / name for name in (*names[:2], names[-1])), norm, "--full", "--format", "json"
-    )
+    both = (*(fixtures / name for name in (*names[:2], names[-1])), norm)
+    several = _json("inspect", *both, "--full", "--tensors", "--metadata", "--json")
     assert sorted(several) == ["files", "schema"]
     _hold(several["files"], "Of inspect")
 
@@ -264,6 +266,26 @@ def test_the_json_of_comparisons_is_as_documented(tmp_path: Path) -> None:
     pairs = [steps, [fixtures / "gan.pt"] * 2, [steps[0], fixtures / "step_3000.safetensors"]]
     found = [_json("compare", *pair, "--json", *more) for pair in pairs for more in ([], ["--rtol", "0.01"])]
     _hold(found, "Of compare")
+
+
+def test_the_json_of_env_is_as_documented(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WNCONVERT_FOLD_THREAD", "2")
+    monkeypatch.setenv("WNCONVERT_FOLD_THREADS", "2")
+    found = _json("env", "--json")
+    assert found["unknown_variables"] == ["WNCONVERT_FOLD_THREAD"]
+    _hold([found], "Of env")
+
+
+def test_the_json_of_an_error_is_as_documented(tmp_path: Path) -> None:
+    said = run_here("fold", tmp_path / "no.pt", "--json")
+    assert said.returncode == 2
+    _hold([json.loads(said.stdout)], "Of an error")
+
+
+def test_the_json_of_loads_is_as_documented() -> None:
+    misfit = Misfit("a", (1,), (2,))
+    report = LoadReport("folder", "transformers", "5", "Model", 3, ("b",), ("c",), (misfit,), ("a note",))
+    _hold([report.to_dict()], "Of loads")
 
 
 def test_the_json_of_exports_and_checks_is_as_documented(tmp_path: Path) -> None:
@@ -279,6 +301,10 @@ def test_the_json_of_exports_and_checks_is_as_documented(tmp_path: Path) -> None
     # Its weights are random, and so other ones now: they differ.
     found = [report, _json("check", out, *asked)]
     assert [item["equal"] for item in found] == [True, False]
+    fixed = reshaping(tmp_path / "fixed.onnx", -1, 72, 2)
+    found.append(
+        _json("check", fixed, "tests.helpers.export_models:Squared", "--input", "x=float32[1,T,2]", "--json")
+    )
     _hold(found, "Of export and check")
 
 

@@ -27,19 +27,21 @@ ORDER = (
     "errors | messages | tensors | numerics layers | plan | formats onnx | storage | verbs | reports | cli"
 )
 #: The same for the folders of `verbs`, of which only these arrows run between two that share a place.
-VERBS = "options streams | inspection conversion comparison modules proof | loading export"
+VERBS = (
+    "options streams progress classes | inspection conversion comparison modules proof | loads loading export"
+)
 ARROWS = {("modules", "inspection")}
 
 #: Packages that only some places may import, and where: folders or files below `wnconvert/`.
 ONLY_IN: dict[str, tuple[str, ...]] = {
     "click": ("cli",),
-    "tqdm": ("cli",),
+    "tqdm": ("cli", "verbs/progress.py"),
     "tabulate": ("reports",),
     "matplotlib": ("reports",),
 }
 #: Packages that no module may import but inside a function, except in these places.
 NOT_AT_THE_TOP: dict[str, tuple[str, ...]] = {
-    "torch": ("verbs/modules", "verbs/proof", "verbs/loading", "verbs/export"),
+    "torch": ("verbs/modules", "verbs/proof", "verbs/loads/libraries.py", "verbs/loading", "verbs/export"),
     "onnx": (),
     "onnxruntime": (),
     "matplotlib": (),
@@ -333,11 +335,12 @@ def test_importing_the_cli_brings_in_nothing_heavy() -> None:
     assert brought_in("import wnconvert.cli") == set()
 
 
-def test_help_brings_in_nothing_heavy() -> None:
-    code = """
+@pytest.mark.parametrize("arguments", ["--help", "env", "help fold"])
+def test_help_brings_in_nothing_heavy(arguments: str) -> None:
+    code = f"""
 import sys
 from wnconvert.cli import main
-sys.argv = ["wnconvert", "--help"]
+sys.argv = ["wnconvert", *{arguments.split()!r}]
 try:
     main()
 except SystemExit as stop:

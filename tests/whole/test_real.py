@@ -12,6 +12,7 @@ from tests.helpers.golden import ROOT
 from tests.helpers.infos import halves
 from tests.helpers.states import hold, load, state_dicts
 from wnconvert import fold_file, migrate_file, split_file
+from wnconvert.verbs.options import Form
 
 REAL = ROOT.parent / "shared" / "real"
 pytestmark = pytest.mark.skipif(
@@ -134,7 +135,8 @@ def test_a_file_with_layers_migrates_there_and_back_to_the_same_bits(
     if suffix == ".safetensors":
         before = {"": _the_one(before)}
     is_new = any(".original0" in key for state in before.values() for key in state)
-    this, other = ("parametrize", "legacy") if is_new else ("legacy", "parametrize")
+    this: Form = "parametrize" if is_new else "legacy"
+    other: Form = "legacy" if is_new else "parametrize"
     assert len(migrate_file(REAL / name, there, to=other, verify=True).plan.layers) == LAYERS[name]
     assert len(migrate_file(there, back, to=this).plan.layers) == LAYERS[name]
     middle, after = state_dicts(there), state_dicts(back)

@@ -29,11 +29,12 @@ from wnconvert.verbs.conversion.state_dict import fold_state_dict, migrate_state
 from wnconvert.verbs.modules.convert import fold_module, folded, migrate_module, weights_folded
 from wnconvert.verbs.modules.inspect import inspect_module
 from wnconvert.verbs.modules.split import split_module
+from wnconvert.verbs.options import Form
 
 #: How far outputs may be apart; `test_an_output_shows_each_magnitude` shows that they tell.
 WITHIN = 1e-5
 
-OTHER = dict(zip(FORMS, reversed(FORMS), strict=True))
+OTHER: dict[str, Form] = {"legacy": "parametrize", "parametrize": "legacy"}
 
 
 #: A row whose class is newer than the transformers that is installed is left out.
@@ -139,7 +140,7 @@ def test_what_only_mentions_weight_norm_has_no_layer(name: str) -> None:
 
 @rows
 @forms
-def test_a_folded_state_dict_loads_into_the_plain_class_and_computes_the_same(row: Row, form: str) -> None:
+def test_a_folded_state_dict_loads_into_the_plain_class_and_computes_the_same(row: Row, form: Form) -> None:
     model = row.normed(form)
     untouched, before = row.outputs(model), model.state_dict()
     after = fold_state_dict(before)
@@ -152,7 +153,7 @@ def test_a_folded_state_dict_loads_into_the_plain_class_and_computes_the_same(ro
 @rows
 @forms
 def test_a_state_dict_migrates_there_and_back_and_loads_into_the_model_of_that_form(
-    row: Row, form: str
+    row: Row, form: Form
 ) -> None:
     model, other = row.normed(form), row.normed(OTHER[form])
     untouched, before = row.outputs(model), model.state_dict()
@@ -172,7 +173,7 @@ def test_a_state_dict_migrates_there_and_back_and_loads_into_the_model_of_that_f
 
 @rows
 @forms
-def test_a_folded_state_dict_is_split_like_the_model_and_folds_to_the_same_bits(row: Row, form: str) -> None:
+def test_a_folded_state_dict_is_split_like_the_model_and_folds_to_the_same_bits(row: Row, form: Form) -> None:
     model = row.normed(form)
     untouched, before = row.outputs(model), model.state_dict()
     plain = fold_state_dict(before)
@@ -199,7 +200,7 @@ def without_weight_norm(row: Row) -> nn.Module:
 
 @every_row
 @forms
-def test_fold_module_computes_the_same_with_the_bits_of_fold_state_dict(row: Row, form: str) -> None:
+def test_fold_module_computes_the_same_with_the_bits_of_fold_state_dict(row: Row, form: Form) -> None:
     model = row.normed(form)
     untouched, expected = row.outputs(model), fold_state_dict(model.state_dict())
     frozen = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
@@ -231,7 +232,7 @@ def test_after_fold_module_a_legacy_file_is_reported_by_its_own_names(row: Row) 
 
 @rows
 @forms
-def test_a_folded_copy_and_a_folded_block_leave_the_model_as_it_was(row: Row, form: str) -> None:
+def test_a_folded_copy_and_a_folded_block_leave_the_model_as_it_was(row: Row, form: Form) -> None:
     model = row.normed(form)
     untouched = row.outputs(model)
     before = {name: value.clone() for name, value in model.state_dict().items()}
@@ -254,7 +255,7 @@ def test_a_folded_copy_and_a_folded_block_leave_the_model_as_it_was(row: Row, fo
 @rows
 @forms
 def test_migrate_module_there_and_back_keeps_the_parameters_and_what_they_compute(
-    row: Row, form: str
+    row: Row, form: Form
 ) -> None:
     model = row.normed(form)
     untouched = row.outputs(model)
@@ -275,7 +276,7 @@ def test_migrate_module_there_and_back_keeps_the_parameters_and_what_they_comput
 
 @rows
 @forms
-def test_split_module_makes_the_layers_again_and_a_fold_of_them_the_bits(row: Row, form: str) -> None:
+def test_split_module_makes_the_layers_again_and_a_fold_of_them_the_bits(row: Row, form: Form) -> None:
     model, reference = row.normed(form), row.normed(form)
     untouched = row.outputs(model)
     fold_module(model)
@@ -294,7 +295,7 @@ def test_split_module_makes_the_layers_again_and_a_fold_of_them_the_bits(row: Ro
 
 @rows
 @forms
-def test_inspect_module_sees_each_layer_with_its_dim(row: Row, form: str) -> None:
+def test_inspect_module_sees_each_layer_with_its_dim(row: Row, form: Form) -> None:
     found = inspect_module(row.normed(form))
     dims = [layer.dim for layer in found.layers]
     assert {dim: dims.count(dim) for dim in dims} == row.dims
@@ -335,7 +336,7 @@ class Folder:
 @rows_of(SAVED)
 @forms
 def test_a_saved_model_migrated_is_loaded_without_missing_or_unexpected_keys(
-    row: Row, form: str, tmp_path: Path
+    row: Row, form: Form, tmp_path: Path
 ) -> None:
     model = row.normed(form)
     untouched = row.outputs(model)
@@ -367,7 +368,7 @@ def normed_class(row: Row) -> Any:
 @rows_of([row for row in SAVED if row.folds])
 @forms
 def test_layers_that_a_class_has_plain_are_folded_and_then_it_loads_them(
-    row: Row, form: str, tmp_path: Path
+    row: Row, form: Form, tmp_path: Path
 ) -> None:
     model = row.normed(form)
     untouched = row.outputs(model)
@@ -407,7 +408,7 @@ def test_transformers_loads_the_legacy_form_and_saves_it_again_until_the_file_is
 @rows_of([row for row in SAVED if not row.folds])
 @forms
 def test_a_folded_file_misses_the_layers_of_a_class_that_has_them_until_it_is_split(
-    row: Row, form: str, tmp_path: Path
+    row: Row, form: Form, tmp_path: Path
 ) -> None:
     model = row.normed(form)
     untouched = row.outputs(model)
@@ -456,7 +457,7 @@ def test_transformers_own_remove_weight_norm_raises_where_fold_module_works(row:
 
 @pytest.mark.parametrize("form", FORMS)
 def test_the_wavenets_of_vits_cannot_remove_their_weight_norm_in_either_form_and_fold_module_does(
-    form: str,
+    form: Form,
 ) -> None:
     with weight_norm_is(form):
         wavenet = inside("vits", "VitsWaveNet")(vits_config(), num_layers=2)
@@ -468,7 +469,7 @@ def test_the_wavenets_of_vits_cannot_remove_their_weight_norm_in_either_form_and
 @rows_named("XcodecModel")
 @forms
 def test_xcodecs_own_remove_weight_norm_works_and_leaves_the_semantic_models_layer(
-    row: Row, form: str
+    row: Row, form: Form
 ) -> None:
     model: Any = row.normed(form)
     untouched = row.outputs(model)

@@ -1,9 +1,15 @@
 """The command line: the commands, how errors are printed, and exit codes.
 
-terminal  data on stdout, the rest on stderr
-options   options shared by several commands
-files     fold, split, migrate, inspect, compare
-export    export, check
+terminal     data on stdout, the rest on stderr; colours, and the progress bar
+output       the result of a command: all of it, its last line, or JSON
+completion   what a shell offers for --only and --layers
+options      options shared by several commands
+words        usual words that are not commands, and help VERB
+errors       errors in words and as JSON
+files        fold, split, migrate, inspect, compare
+export       export, check
+loads        loads
+environment  env
 """
 
 from __future__ import annotations
@@ -13,7 +19,6 @@ import io
 import os
 import signal
 import sys
-import traceback
 import warnings
 from pathlib import Path
 from typing import NoReturn
@@ -21,19 +26,27 @@ from typing import NoReturn
 import click
 
 from wnconvert import __version__
+from wnconvert.cli.environment import env
+from wnconvert.cli.errors import failed, interrupted
 from wnconvert.cli.export import check, export
 from wnconvert.cli.files import compare, fold, inspect, migrate, split
+from wnconvert.cli.loads import loads
 from wnconvert.cli.options import EXIT_CODES
-from wnconvert.cli.terminal import discard, say_error
-from wnconvert.errors import WnconvertError
+from wnconvert.cli.words import Verbs, help_command
 
 __all__ = ["cli", "main"]
 
 
 @click.group(
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}, epilog=EXIT_CODES
+    cls=Verbs,
+    context_settings={
+        "help_option_names": ["-h", "--help"],
+        "max_content_width": 100,
+        "auto_envvar_prefix": "WNCONVERT",
+    },
+    epilog=EXIT_CODES,
 )
-@click.version_option(__version__, prog_name="wnconvert")
+@click.version_option(__version__, "-V", "--version", prog_name="wnconvert", allow_from_autoenv=False)
 def cli() -> None:
     """Convert and inspect weight-normalized PyTorch checkpoints and models (w = g·v/‖v‖).
 
@@ -42,7 +55,7 @@ def cli() -> None:
     """
 
 
-for _command in (fold, split, migrate, inspect, compare, export, check):
+for _command in (fold, split, migrate, inspect, compare, export, check, loads, env, help_command):
     cli.add_command(_command)
 
 
@@ -66,42 +79,19 @@ def main() -> NoReturn:
 
 
 def _run() -> int:
+    # What a command line that cannot be parsed asks for is in its words alone.
+    asked = {"json": "--json" in sys.argv[1:]}
     try:
-        code = cli(standalone_mode=False)
+        code = cli(standalone_mode=False, obj=asked)
     except (click.Abort, KeyboardInterrupt):
-        return _interrupted()
-    except SystemExit:  # click exits so if stdout's reader is gone; its code would mean "different"
-        return _failed(BrokenPipeError())
+        return interrupted(as_json=asked["json"])
+    except SystemExit as ended:
+        # click exits so after a completion, and if stdout's reader is gone: that must not mean "different".
+        return failed(BrokenPipeError(), as_json=False) if ended.code else 0
     except Exception as error:  # noqa: BLE001 - reported as a bug
         # An import of torch can swallow a Ctrl-C, and then fail because a part is not imported.
-        return _interrupted() if _signals else _failed(error)
+        return interrupted(as_json=asked["json"]) if _signals else failed(error, as_json=asked["json"])
     return code if isinstance(code, int) else 0
-
-
-def _failed(error: Exception) -> int:
-    """Print an error and return the exit code."""
-    match error:
-        case WnconvertError():
-            say_error(error.lines, error.fix)
-            return error.exit_code
-        case click.exceptions.NoArgsIsHelpError():
-            error.show()
-            return error.exit_code
-        case click.ClickException():
-            context = getattr(error, "ctx", None)
-            say_error([error.format_message()], f"{context.command_path if context else 'wnconvert'} --help")
-            return error.exit_code
-        case BrokenPipeError():
-            discard(sys.stdout)  # its reader is gone (| head)
-            return 0
-    traceback.print_exception(error)
-    click.echo("this is a bug of wnconvert: please report the lines above", err=True)
-    return 3
-
-
-def _interrupted() -> int:
-    click.echo("interrupted; nothing is left half written", err=True)
-    return 130
 
 
 #: The signals received that end the run.

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from wnconvert.cli.options import JSON, epilog, with_options
-from wnconvert.cli.terminal import fitting_width, mention, put, say, stdout_to_stderr
+from wnconvert.cli.completion import state_dicts
+from wnconvert.cli.options import epilog, with_options, with_output
+from wnconvert.cli.terminal import StepLines, alarm, fitting_width, stdout_to_stderr
 from wnconvert.errors import ArgumentError, OutputError
+from wnconvert.messages import to_install
+
+if TYPE_CHECKING:
+    from wnconvert.cli.output import Output
 
 __all__ = ["EXPORTER_CHOICES", "check", "export"]
 
@@ -29,7 +34,10 @@ _MODEL = with_options(
     ),
     click.option("--kwargs", metavar="JSON|@FILE", help="Arguments of the factory, as a JSON object."),
     click.option(
-        "--only", metavar="PATH", help="Take this one of several state dicts in CKPT, e.g. generator."
+        "--only",
+        metavar="PATH",
+        shell_complete=state_dicts,
+        help="Take this one of several state dicts in CKPT, e.g. generator.",
     ),
     click.option(
         "--strip-prefix",
@@ -50,7 +58,8 @@ _FED = with_options(
         metavar="NAME=DTYPE[SHAPE]",
         multiple=True,
         required=True,
-        help="An input, e.g. 'mel=float32[1,80,T]' or 'ids=int64[1,L]<100'; a letter is a dynamic size.",
+        help="An input, e.g. 'mel=float32[1,80,T]' or 'ids=int64[1,L]<100'; a letter is a dynamic size. "
+        "'mel:x=…' is forward's mel, and x in the ONNX model.",
     ),
     click.option(
         "--range",
@@ -60,7 +69,11 @@ _FED = with_options(
         help="The sizes of a letter, e.g. T=16..400.  [default: 16..128]",
     ),
     click.option(
-        "--output", "outputs", metavar="NAME", multiple=True, help="Name the outputs, in order (repeatable)."
+        "--output-name",
+        "outputs",
+        metavar="NAME",
+        multiple=True,
+        help="Name the outputs, in order (repeatable).",
     ),
 )
 _PROOF = with_options(
@@ -84,9 +97,8 @@ _PROOF = with_options(
     ),
 )
 _REPORTING = with_options(
-    JSON,
     click.option("--wide", is_flag=True, help="Show long names whole, however wide the terminal is."),
-    click.option("--quiet", is_flag=True, help="Print nothing but errors; the exit code is the result."),
+    with_output,
 )
 
 
@@ -97,7 +109,16 @@ _REPORTING = with_options(
     )
 )
 @click.argument("model")
-@click.option("-o", "--out", type=click.Path(), metavar="OUT", required=True, help="The ONNX file to write.")
+@click.option(
+    "-o",
+    "--out",
+    "--output",
+    "out",
+    type=click.Path(),
+    metavar="OUT",
+    required=True,
+    help="ONNX file to write.",
+)
 @_MODEL
 @_FED
 @click.option(
@@ -113,7 +134,7 @@ _REPORTING = with_options(
 @click.option("--external-data", is_flag=True, help="Write the weights to a file beside OUT.")
 @_PROOF
 @click.option("--keep-failed", is_flag=True, help="Keep a model that is not equal, with .failed in its name.")
-@click.option("--force", is_flag=True, help="Replace OUT if it exists.")
+@click.option("-f", "--force", is_flag=True, help="Replace OUT if it exists.")
 @_REPORTING
 def export(model: str, out: str, **options: Any) -> int:
     """Export a model to ONNX with weight norm folded, and prove that it is equal.
@@ -172,7 +193,7 @@ def check(path: str, model: str, **options: Any) -> int:
 
 #: The options that choose the model, and those that choose what is printed.
 _BUILT = ("weights", "kwargs", "only", "strip_prefix", "trust")
-_SHOWN = ("as_json", "wide", "quiet")
+_SHOWN = ("output", "wide")
 
 
 def _taken(options: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
@@ -184,9 +205,7 @@ def _check_torch() -> None:
     from importlib.util import find_spec
 
     if find_spec("torch") is None:
-        raise ArgumentError(
-            "running the module needs torch, which is not installed", fix='pip install "wnconvert[export]"'
-        )
+        raise ArgumentError("running the module needs torch, which is not installed", fix=to_install("torch"))
 
 
 def _check_other(out: str, *read: str | None) -> None:
@@ -211,25 +230,30 @@ def _prove(
     model: str,
     built: Mapping[str, Any],
     *,
-    as_json: bool,
+    output: Output,
     wide: bool,
-    quiet: bool,
 ) -> int:
     """Build the model, export or check it, and print the steps and the result."""
     from dataclasses import replace
 
-    from wnconvert.reports.exports import proof_text, step_text
+    from wnconvert.reports.exports import proof_line, proof_text, step_text
     from wnconvert.verbs.loading.model import prepared
 
-    def progress(step: Any) -> None:
-        if not quiet:
-            mention(step_text(step))
+    lines = StepLines()
 
-    with stdout_to_stderr():  # the model's own prints are not part of the report
+    def progress(step: Any) -> None:
+        if output.steps:
+            (lines.begin if step.seconds is None else lines.end)(step_text(step))
+
+    # The model's own prints are not part of the report.
+    with stdout_to_stderr(), contextlib.closing(lines):
         made = prepared(model, progress=progress, **built)
         report = run(made.module, progress)
     report = replace(report, steps=(*made.steps, *report.steps), notes=(*made.notes, *report.notes))
-    say(report.notes, quiet=quiet)
-    text = json.dumps(report.to_dict(), indent=1) if as_json else proof_text(report, fitting_width(wide=wide))
-    put(text, quiet=quiet)
+    output.notes(report.notes)
+    output.result(
+        report.to_dict,
+        lambda: proof_text(report, fitting_width(wide=wide), alarm),
+        lambda: proof_line(report, alarm),
+    )
     return 0 if report else 1

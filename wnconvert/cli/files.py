@@ -2,27 +2,37 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from wnconvert.cli.completion import layers, state_dicts
 from wnconvert.cli.options import (
+    CAST_CHOICES,
     DROPS_OPTIMIZER,
+    FIRST_LAYERS,
     FORM_CHOICES,
     JSON,
     NO_PROGRESS,
     THREADS,
     WRITING,
     Conversion,
+    DTypeChoice,
     dim_of_text,
     epilog,
+    errors_as_json,
     globs,
     target,
+    with_output,
 )
-from wnconvert.cli.terminal import fitting_width, mention, progress_bar, put, say
+from wnconvert.cli.terminal import alarm, fitting_width, mention, progress_bar, put, put_json
+from wnconvert.messages import printable
+
+if TYPE_CHECKING:
+    from wnconvert.cli.output import Output
 
 __all__ = ["FORMAT_CHOICES", "SORT_CHOICES", "compare", "fold", "inspect", "migrate", "split"]
 
@@ -38,8 +48,9 @@ FORMAT_CHOICES = ("table", "json", "csv", "markdown")
 @target(".folded")
 @click.option(
     "--dtype",
-    type=click.Choice(["float16", "bfloat16", "float32"]),
-    help="Cast to this dtype with a single rounding; other float tensors of the state dict are cast too.",
+    type=DTypeChoice(CAST_CHOICES),
+    help="Cast to this dtype (or fp16, half, bf16 …) with a single rounding; other float tensors of the "
+    "state dict are cast too.",
 )
 @globs("Fold")
 @click.option(
@@ -141,40 +152,40 @@ def _convert(
     src: str,
     out: str | None,
     *,
-    as_json: bool,
-    quiet: bool,
+    output: Output,
     no_progress: bool,
     dry_run: bool,
+    every: bool,
     **options: Any,
 ) -> None:
     """Run a verb on a file, or plan it, and print the result."""
-    from wnconvert.reports.conversions import plan_text, result_text
+    from wnconvert.reports.conversions import plan_line, plan_text, result_line, result_text
     from wnconvert.verbs.conversion.piped import goes_to_stdout
     from wnconvert.verbs.conversion.targets import target_of
 
     piped = goes_to_stdout(src, out)
-    report = mention if piped else put
+    if piped:
+        output = replace(output, on_stderr=True)
     force, in_place = options["force"], options["in_place"]
     target = None if piped else target_of(src, out, kind, as_folder=options["as_folder"], in_place=in_place)
     there = target is not None and target.path.exists()
-    output = "stdout" if target is None else str(target.path)
+    shown = "stdout" if target is None else str(target.path)
+    most = None if every else FIRST_LAYERS
     if dry_run:
         plan = verb(src, out, dry_run=True, **options)
         exists = there and plan.writes and not (force or in_place)
-        say((*plan.notes, *([f"{output} exists: --force replaces it"] if exists else [])), quiet=quiet)
-        if not quiet:
-            report(json.dumps(plan.to_dict(), indent=1) if as_json else plan_text(plan, output))
+        output.notes((*plan.notes, *([f"{shown} exists: --force replaces it"] if exists else [])))
+        output.result(plan.to_dict, lambda: plan_text(plan, shown, most), lambda: plan_line(plan, shown))
         return
     said: tuple[str, ...] = ()
     replaces = force and there and target is not None and target.is_folder
-    if in_place or replaces:  # what is lost is said before it is
+    if in_place or replaces or Path(src).is_dir():  # what is lost, or left random, is said before it is
         said = verb(src, out, dry_run=True, **options).notes
-        say(said, quiet=quiet)
-    with progress_bar(src, shown=not (quiet or no_progress)) as progress:
+        output.notes(said)
+    with progress_bar(src, shown=output.steps and not no_progress) as progress:
         result = verb(src, out, progress=progress, **options)
-    say(tuple(note for note in result.notes if note not in said), quiet=quiet)
-    if not quiet:
-        report(json.dumps(result.to_dict(), indent=1) if as_json else result_text(result))
+    output.notes(tuple(note for note in result.notes if note not in said))
+    output.result(result.to_dict, lambda: result_text(result, most), lambda: result_line(result))
 
 
 @click.command(epilog=epilog("wnconvert inspect ckpt.safetensors --full --sort ratio --top 20"))
@@ -193,10 +204,18 @@ def _convert(
     "--all", "all_weights", is_flag=True, help="Show every plain weight of two or more dimensions too."
 )
 @click.option(
-    "--layers", metavar="GLOB", multiple=True, help="Show only layers whose names match (repeatable)."
+    "--layers",
+    metavar="GLOB",
+    multiple=True,
+    shell_complete=layers,
+    help="Show only layers (of --tensors, tensors) whose names match (repeatable).",
+)
+@click.option("--tensors", is_flag=True, help="List every tensor in the place of the layers.")
+@click.option(
+    "--metadata", is_flag=True, help="Show what a safetensors file or an ONNX model says of itself."
 )
 @click.option("--sort", type=click.Choice(SORT_CHOICES), help="Sort by a column, largest first.")
-@click.option("--top", type=click.IntRange(min=1), metavar="N", help="Show only the first N layers.")
+@click.option("--top", type=click.IntRange(min=1), metavar="N", help="Show only the first N rows.")
 @click.option(
     "--format",
     "style",
@@ -205,10 +224,14 @@ def _convert(
     show_default=True,
     help="Output format.",
 )
+@JSON
 @click.option(
     "--wide", is_flag=True, help="Show long names in full, even if they are wider than the terminal."
 )
-@click.option("--plot", type=click.Path(), metavar="FILE", help="Draw the magnitudes to a .png or .svg file.")
+@click.option(
+    "--plot", type=click.Path(), metavar="FILE", help="Draw the magnitudes to a .png, .svg or .pdf file."
+)
+@click.option("-f", "--force", is_flag=True, help="Replace the picture if it exists.")
 @NO_PROGRESS
 def inspect(
     src: tuple[str, ...],
@@ -216,10 +239,12 @@ def inspect(
     sort: str | None,
     top: int | None,
     style: str,
+    json: bool,
     wide: bool,
     plot: str | None,
     check: bool,
     full: bool,
+    force: bool,
     no_progress: bool,
     **options: Any,
 ) -> int:
@@ -232,13 +257,17 @@ def inspect(
     from wnconvert.reports.inspections import arranged, healths_text, inspection_text, moves_text
     from wnconvert.verbs.inspection.inspect import inspect_file
 
-    if sort is not None and len(src) > 1:
-        raise click.UsageError(
-            "--sort is for one file; layers of several files are sorted by how far they moved"
-        )
     full = full or check
+    if json := json or style == "json":
+        errors_as_json(click.get_current_context())
     if sort in ("norm", "ratio") and not full:
         raise click.UsageError(f"--sort {sort} needs --full, which reads v")
+    if len(src) > 1:
+        _check_of_several(sort, lists=not json and (options["tensors"] or options["metadata"]))
+    if plot is not None:
+        from wnconvert.reports.plots import check_picture
+
+        check_picture(plot, force=force)
     found = []
     for path in src:
         with progress_bar(path, shown=not no_progress) as progress:
@@ -246,15 +275,11 @@ def inspect(
     if len(found) == 1:
         found = [arranged(found[0], sort=sort, top=top)]
     width = fitting_width(wide=wide)
-    if style == "json":
-        data = (
-            found[0].to_dict()
-            if len(found) == 1
-            else {"schema": 1, "files": [item.to_dict() for item in found]}
-        )
-        put(json.dumps(data, indent=1))
+    if json:
+        every = [item.to_dict() for item in found]
+        put_json(every[0] if len(every) == 1 else {"schema": 1, "files": every})
     elif len(found) == 1:
-        put(inspection_text(found[0], style=style, width=width))
+        put(inspection_text(found[0], style=style, width=width, alarm=alarm))
     else:
         put(moves_text(found, style=style, top=top, width=width))
         if full and style != "csv":
@@ -262,8 +287,19 @@ def inspect(
     if plot is not None:
         from wnconvert.reports.plots import plot_magnitudes
 
-        plot_magnitudes(found, plot)
+        plot_magnitudes(found, plot, force=force)
+        mention(f"the picture is in {printable(plot)}")
     return 0 if not check or all(item.health for item in found) else 1
+
+
+def _check_of_several(sort: str | None, *, lists: bool) -> None:
+    """Raise for what has no place in the table of several files."""
+    if sort is not None:
+        raise click.UsageError(
+            "--sort is for one file; layers of several files are sorted by how far they moved"
+        )
+    if lists:
+        raise click.UsageError("--tensors and --metadata are for one file; with --json also for several")
 
 
 @click.command(epilog=epilog("wnconvert compare g_02500000 generator.safetensors"))
@@ -283,37 +319,44 @@ def inspect(
     "--only",
     metavar="PATH",
     multiple=True,
+    shell_complete=state_dicts,
     help="Compare this state dict, on whichever side has it; given twice: A's, then B's.",
 )
 @click.option(
-    "--layers", metavar="GLOB", multiple=True, help="Compare only tensors whose names match (repeatable)."
+    "--layers",
+    metavar="GLOB",
+    multiple=True,
+    shell_complete=layers,
+    help="Compare only tensors whose names match (repeatable).",
 )
 @click.option(
-    "--exclude", metavar="GLOB", multiple=True, help="Leave out tensors whose names match (repeatable)."
+    "--exclude",
+    metavar="GLOB",
+    multiple=True,
+    shell_complete=layers,
+    help="Leave out tensors whose names match (repeatable).",
 )
 @THREADS
-@JSON
 @click.option(
     "--wide", is_flag=True, help="Show long names in full, even if they are wider than the terminal."
 )
-@click.option("--quiet", is_flag=True, help="Print only errors; the exit code has the result.")
+@with_output
 @NO_PROGRESS
-def compare(
-    a: str, b: str, *, as_json: bool, wide: bool, quiet: bool, no_progress: bool, **options: Any
-) -> int:
+def compare(a: str, b: str, *, output: Output, wide: bool, no_progress: bool, **options: Any) -> int:
     """Check whether two checkpoints hold the same weights.
 
     They may differ in form, container and nesting: weight-normalized layers are compared by the weights that
     they compute. Exit code 0: equal, 1: different.
     """
-    from wnconvert.reports.comparisons import comparison_text
+    from wnconvert.reports.comparisons import comparison_line, comparison_text
     from wnconvert.verbs.comparison.compare import compare_files
 
-    with progress_bar(f"{Path(a).name} {Path(b).name}", shown=not (quiet or no_progress)) as progress:
+    with progress_bar(f"{Path(a).name} {Path(b).name}", shown=output.steps and not no_progress) as progress:
         found = compare_files(a, b, progress=progress, **options)
-    say(found.notes, quiet=quiet)
-    text = (
-        json.dumps(found.to_dict(), indent=1) if as_json else comparison_text(found, fitting_width(wide=wide))
+    output.notes(found.notes)
+    output.result(
+        found.to_dict,
+        lambda: comparison_text(found, fitting_width(wide=wide), alarm),
+        lambda: comparison_line(found, alarm),
     )
-    put(text, quiet=quiet)
     return 0 if found else 1

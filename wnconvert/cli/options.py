@@ -2,27 +2,38 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import click
 
+from wnconvert.cli.completion import layers, state_dicts
+
 __all__ = [
+    "CAST_CHOICES",
     "DROPS_OPTIMIZER",
     "EXIT_CODES",
+    "FIRST_LAYERS",
     "FORM_CHOICES",
     "JSON",
     "NO_PROGRESS",
     "THREADS",
     "WRITING",
     "Conversion",
+    "DTypeChoice",
     "dim_of_text",
     "epilog",
+    "errors_as_json",
     "globs",
     "target",
     "with_options",
+    "with_output",
 ]
 
+
+#: How many layers a conversion prints if ``--list`` does not ask for all.
+FIRST_LAYERS = 5
 
 #: The choices of ``--to`` of ``split`` and ``migrate``; a test compares them with the forms that exist.
 FORM_CHOICES = ("parametrize", "legacy")
@@ -41,6 +52,20 @@ def dim_of_text(_: click.Context, __: click.Parameter, value: str) -> int | str 
         return value if value == "auto" else int(value)
     except ValueError:
         raise click.BadParameter(f"{value!r} is not an axis: use a number, none or auto") from None
+
+
+#: The choices of ``--dtype``; a test compares them with those that Python takes.
+CAST_CHOICES = ("float16", "bfloat16", "float32")
+
+
+class DTypeChoice(click.Choice[str]):
+    """A choice of dtypes that takes usual words for them too."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """The dtype that is meant."""
+        from wnconvert.tensors.dtypes import dtype_word  # which `--help` does not need
+
+        return super().convert(dtype_word(value), param, ctx)
 
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
@@ -83,7 +108,42 @@ THREADS = click.option(
     type=click.IntRange(min=1),
     help="Number of threads.  [default: one per processor, at most 4]",
 )
-JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the table.")
+
+
+def _asks(context: click.Context, _: click.Parameter, value: bool) -> bool:  # noqa: FBT001 - click's own
+    if value:
+        errors_as_json(context)
+    return value
+
+
+def errors_as_json(context: click.Context) -> None:
+    """Have an error of this run printed as JSON: the object of click's context is a dict that says so."""
+    context.ensure_object(dict)["json"] = True
+
+
+#: Eager, so that an error in another option is printed as JSON too.
+JSON = click.option(
+    "--json", is_flag=True, is_eager=True, callback=_asks, help="Print one JSON object, of an error too."
+)
+_QUIET = click.option("-q", "--quiet", is_flag=True, help="Print only the last line, and errors.")
+_SILENT = click.option("--silent", is_flag=True, help="Print only errors; the exit code is the result.")
+
+
+def with_output(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command the options ``--json``, ``--quiet`` and ``--silent``, as one ``output``."""
+
+    @JSON
+    @_QUIET
+    @_SILENT
+    @functools.wraps(command)
+    def call(*arguments: Any, json: bool, quiet: bool, silent: bool, **options: Any) -> Any:
+        from wnconvert.cli.output import Output  # which `--help` does not need
+
+        return command(*arguments, output=Output(json, quiet, silent), **options)
+
+    return call
+
+
 NO_PROGRESS = click.option("--no-progress", is_flag=True, help="Show no progress bar.")
 DROPS_OPTIMIZER = click.option(
     "--keep-optimizer",
@@ -99,6 +159,8 @@ def target(default: str) -> Callable[[_Command], _Command]:
         click.option(
             "-o",
             "--out",
+            "--output",
+            "out",
             type=click.Path(),
             metavar="OUT",
             help="File to write: safetensors or .npz if it has that suffix, else as torch.save writes; or "
@@ -107,7 +169,10 @@ def target(default: str) -> Callable[[_Command], _Command]:
             f"[default: SRC with {default} before its suffix]",
         ),
         click.option(
-            "--only", metavar="PATH", help="Keep only this state dict, e.g. generator (. is the root)."
+            "--only",
+            metavar="PATH",
+            shell_complete=state_dicts,
+            help="Keep only this state dict, e.g. generator (. is the root).",
         ),
         click.option(
             "--strip-prefix",
@@ -133,12 +198,14 @@ def globs(does: str) -> Callable[[_Command], _Command]:
             "--layers",
             metavar="GLOB",
             multiple=True,
+            shell_complete=layers,
             help=f"{does} only layers whose names match, e.g. 'dec.*' (repeatable).",
         ),
         click.option(
             "--exclude",
             metavar="GLOB",
             multiple=True,
+            shell_complete=layers,
             help="Leave layers whose names match as they are (repeatable).",
         ),
     )
@@ -171,13 +238,19 @@ WRITING = with_options(
         help="Largest file of weights in a folder, e.g. 500MB or 2GiB; a tensor is never cut.",
     ),
     click.option(
+        "-f",
         "--force",
         is_flag=True,
         help="Replace OUT if it exists; a folder as a whole, and only if wnconvert wrote all that is in it.",
     ),
     THREADS,
-    click.option("--dry-run", is_flag=True, help="Print the plan and write nothing."),
-    JSON,
-    click.option("--quiet", is_flag=True, help="Print only errors."),
+    click.option("-n", "--dry-run", is_flag=True, help="Print the plan and write nothing."),
+    click.option(
+        "--list",
+        "every",
+        is_flag=True,
+        help=f"List every layer, not only the first {FIRST_LAYERS}.",
+    ),
+    with_output,
     NO_PROGRESS,
 )

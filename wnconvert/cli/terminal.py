@@ -6,9 +6,9 @@ import contextlib
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 import click
 
@@ -16,15 +16,23 @@ from wnconvert.errors import OutputError
 from wnconvert.messages import printable
 
 __all__ = [
+    "StepLines",
+    "alarm",
     "discard",
     "fitting_width",
+    "in_json",
     "mention",
     "progress_bar",
     "put",
+    "put_json",
     "say",
-    "say_error",
     "stdout_to_stderr",
 ]
+
+
+#: The most characters of a progress bar, and of the name before it.
+_BAR = 80
+_BAR_NAME = 28
 
 
 def fitting_width(*, wide: bool) -> int | None:
@@ -33,16 +41,28 @@ def fitting_width(*, wide: bool) -> int | None:
     return shutil.get_terminal_size().columns if fits and not wide else None
 
 
-def say(notes: tuple[str, ...], *, quiet: bool) -> None:
+def alarm(text: str) -> str:
+    """A text in the colour of what is wrong; click takes colours off where they are not wanted."""
+    return click.style(text, fg="red", bold=True)
+
+
+def _colour() -> bool | None:
+    """Whether colours are wanted (no-color.org, force-color.org); None: on a terminal they are."""
+    if os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
+        return False
+    return True if os.environ.get("FORCE_COLOR", "0") not in ("", "0") else None
+
+
+def say(notes: tuple[str, ...]) -> None:
     """Print notes to stderr."""
-    for note in () if quiet else notes:
+    for note in notes:
         mention(f"note: {printable(note)}")
 
 
-def mention(text: str) -> None:
+def mention(text: str, end: str = "\n") -> None:
     """Print a line to stderr; if that fails, the work goes on."""
     try:
-        click.echo(text, err=True)
+        click.echo(text + end, nl=False, err=True, color=_colour())
     except OSError:
         discard(sys.stderr)
 
@@ -53,16 +73,26 @@ def discard(stream: TextIO) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
-def put(text: str, *, quiet: bool = False) -> None:
+def put(text: str) -> None:
     """Print to stdout; a full disk is an error of the user's, not a bug. OUT has been written by then."""
-    if quiet:
-        return
     try:
-        click.echo(text)
+        click.echo(text, color=_colour())
     except BrokenPipeError:
         raise
     except OSError as error:
         raise OutputError(f"it cannot be written ({error.strerror})", where="stdout") from error
+
+
+def in_json(data: Mapping[str, Any]) -> str:
+    """Data as it is printed."""
+    from json import dumps  # which `--help` does not need
+
+    return dumps(data, indent=1)
+
+
+def put_json(data: Mapping[str, Any]) -> None:
+    """Print data to stdout, as ``put`` prints a text."""
+    put(in_json(data))
 
 
 @contextlib.contextmanager
@@ -73,13 +103,46 @@ def progress_bar(label: str, *, shown: bool) -> Iterator[Callable[[int, int], No
         return
     from tqdm import tqdm
 
-    with tqdm(desc=Path(label).name, unit="B", unit_scale=True, delay=1, leave=False) as bar:
+    from wnconvert.reports.tables import shortened
+
+    name = shortened(printable(Path(label).name), _BAR_NAME)
+    width = os.get_terminal_size(sys.stderr.fileno()).columns or _BAR  # 0: it does not know
+    with tqdm(desc=name, unit="B", unit_scale=True, delay=1, leave=False, ncols=min(width, _BAR)) as bar:
 
         def update(done: int, total: int) -> None:
             bar.total = total
             bar.update(done - bar.n)
 
         yield update
+
+
+class StepLines:
+    """Lines on stderr about steps: one as a step begins, and one when it is done.
+
+    On a terminal the second is written over the first; ``close`` ends a line that is still open.
+    """
+
+    def __init__(self) -> None:
+        self._open = ""
+
+    def begin(self, text: str) -> None:
+        """Say that a step begins."""
+        if sys.stderr.isatty():
+            self._open = text[: shutil.get_terminal_size().columns - 1]
+            mention(self._open, end="")
+        else:
+            mention(text)
+
+    def end(self, text: str) -> None:
+        """Say what came of the step."""
+        mention(f"\r{text.ljust(len(self._open))}" if self._open else text)
+        self._open = ""
+
+    def close(self) -> None:
+        """End the line of a step that failed, so that its error has its own."""
+        if self._open:
+            mention("")
+        self._open = ""
 
 
 @contextlib.contextmanager
@@ -90,11 +153,3 @@ def stdout_to_stderr() -> Iterator[None]:
     sys.stdout.flush()
     with redirected(1, 2), contextlib.redirect_stdout(sys.stderr):
         yield
-
-
-def say_error(lines: Sequence[str], fix: str) -> None:
-    """Print an error, line by line, and what to do about it, to stderr."""
-    first, *others = map(printable, lines)
-    click.echo("\n  ".join([f"error: {first}", *others]), err=True)
-    if fix:
-        click.echo(f"fix: {printable(fix)}", err=True)

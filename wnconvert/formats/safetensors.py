@@ -30,7 +30,7 @@ from wnconvert.tensors.tree import (
     contiguous_strides,
 )
 
-__all__ = ["check_header", "open_safetensors", "safetensors_layout"]
+__all__ = ["check_header", "open_safetensors", "read_metadata", "safetensors_layout"]
 
 
 # The format allows 100 MB; a header of 100,000 tensors takes 12 MB.
@@ -67,6 +67,13 @@ def open_safetensors(file: ReadableFile) -> Tree:
         record=history.steps,
         notes=history.notes,
     )
+
+
+def read_metadata(file: ReadableFile) -> dict[str, str]:
+    """The metadata of a safetensors file that has been opened before, all as they stand there."""
+    (length,) = struct.unpack("<Q", file.read(0, 8))
+    header: dict[str, Any] = read_json(file.read(8, length), what="its header", fix="save it again")
+    return header.get("__metadata__") or {}
 
 
 def check_header(path: Path) -> None:

@@ -1,9 +1,11 @@
 """Which layers the names and shapes of a state dict show.
 
 dims      which axis a g belongs to, from two shapes
+rows      a layer as a row of a result
 schemes   how layers are spelled: one row a convention
 evidence  what speaks against a pair that has the names of one
 foreign   weight norm as other libraries spell it, one row a library
 kinds     other reparameterizations and norms, one row a kind
+classes   the layers that classes of transformers and diffusers build
 find      the layers among the names of a state dict
 """

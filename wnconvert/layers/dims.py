@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Final
 
 from wnconvert.errors import LayerError
 from wnconvert.messages import option
@@ -17,7 +18,7 @@ __all__ = ["AUTO", "DimFit", "dim_of", "g_shape", "torchs_g_shape"]
 
 
 #: Ask for dim to be read from g's shape.
-AUTO = "auto"
+AUTO: Final = "auto"
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,12 +7,13 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
 from wnconvert.errors import ArgumentError, FormatError, InputError, VerifyError, WnconvertError
-from wnconvert.messages import listed, printable
+from wnconvert.messages import listed, printable, to_install
 from wnconvert.onnx.file.tensors import CODES
 from wnconvert.tensors.blocks import Array, processors
 from wnconvert.tensors.dtypes import DTYPES, DType
@@ -44,6 +45,11 @@ class ValueInfo:
     kind: str
     dtype: DType | None
     shape: tuple[int | str | None, ...]
+
+    def __str__(self) -> str:
+        """The dtype and shape, as a text for ``--input``."""
+        sizes = ",".join("?" if size is None else printable(str(size)) for size in self.shape)
+        return f"{self.dtype or self.kind}[{sizes}]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,14 +87,16 @@ def open_model(path: str | Path, *, optimize: bool = True) -> Opened:
     return Opened(path, inputs, outputs, session)
 
 
-def run(opened: Opened, feeds: Mapping[str, Array]) -> dict[str, Array]:
-    """The outputs of a model by name, in its order.
+def run(
+    opened: Opened, feeds: Mapping[str, Array], spelled: Mapping[str, str] = MappingProxyType({})
+) -> dict[str, Array]:
+    """The outputs of a model by name, in its order; ``spelled`` is how the user writes names of inputs.
 
     Raises ``ArgumentError`` if the names, dtypes or shapes of ``feeds`` do not fit its inputs,
     ``InputError`` if an output is not a tensor of numbers, ``VerifyError`` if the model fails.
     """
     runtime = _onnxruntime()
-    _check_feeds(opened, feeds)
+    _check_feeds(opened, feeds, spelled)
     for port in opened.outputs:
         if port.dtype is None or port.dtype.is_float8:
             what = f"output {printable(port.name)} is {port.kind}, which cannot be compared"
@@ -112,8 +120,9 @@ def _onnxruntime() -> Any:
     except ModuleNotFoundError as error:
         if error.name != "onnxruntime":
             raise
-        fix = 'pip install "wnconvert[onnx]"'
-        raise ArgumentError("running an ONNX model needs onnxruntime", fix=fix) from error
+        raise ArgumentError(
+            "running an ONNX model needs onnxruntime", fix=to_install("onnxruntime")
+        ) from error
     return onnxruntime
 
 
@@ -133,7 +142,7 @@ def _port(port: Any) -> ValueInfo:
 # -- inputs
 
 
-def _check_feeds(opened: Opened, feeds: Mapping[str, Array]) -> None:
+def _check_feeds(opened: Opened, feeds: Mapping[str, Array], spelled: Mapping[str, str]) -> None:
     where, names = str(opened.path), [port.name for port in opened.inputs]
     have = f"its inputs are {listed(map(printable, names))}" if names else "it has no inputs"
     for name in feeds:
@@ -144,23 +153,18 @@ def _check_feeds(opened: Opened, feeds: Mapping[str, Array]) -> None:
         if port.name not in feeds:
             raise ArgumentError(f"the input {name} is missing", where=where, fix=have)
         array = feeds[port.name]
+        text = f"{printable(spelled.get(port.name, port.name))}={port}"
         if port.dtype is None or array.dtype.name != port.dtype.name:
             what = f"input {name} is {port.dtype or port.kind}, but {array.dtype} is given"
-            raise ArgumentError(what, where=where, fix=f"give {name}={_text(port)}")
+            raise ArgumentError(what, where=where, fix=f"give {text}")
         fits = len(array.shape) == len(port.shape) and all(
             size == want or not isinstance(want, int)
             for size, want in zip(array.shape, port.shape, strict=True)
         )
         if port.shape and not fits:
             shape = ",".join(map(str, array.shape))
-            what = f"input {name} is {_text(port)}, but the shape [{shape}] is given"
-            raise ArgumentError(what, where=where, fix=f"give sizes that it takes: {name}={_text(port)}")
-
-
-def _text(port: ValueInfo) -> str:
-    """The dtype and shape of an input, as a text for ``--input``."""
-    sizes = ",".join("?" if size is None else printable(str(size)) for size in port.shape)
-    return f"{port.dtype or port.kind}[{sizes}]"
+            what = f"input {name} is {port}, but the shape [{shape}] is given"
+            raise ArgumentError(what, where=where, fix=f"give sizes that it takes: {text}")
 
 
 def _value(runtime: Any, array: Array) -> Any:

@@ -10,13 +10,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from wnconvert.layers.rows import LayerRow
 from wnconvert.layers.schemes import Layer
-from wnconvert.messages import counted
+from wnconvert.messages import counted, listed, short_repr
 from wnconvert.plan.steps import Step
 from wnconvert.tensors.containers import Container
 from wnconvert.tensors.dtypes import DType
 
-__all__ = ["Change", "LeftOut", "Plan", "PlannedShard", "PlannedStateDict"]
+__all__ = ["Change", "LeftOut", "Plan", "PlannedLayer", "PlannedShard", "PlannedStateDict"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,17 +43,46 @@ class Change:
         """The name of the weight."""
         return self.layer.name
 
-    def to_dict(self, path: str) -> dict[str, Any]:
-        """JSON-able data; ``path`` is that of its state dict."""
+    def row(self, path: str) -> PlannedLayer:
+        """The change as a row of a plan; ``path`` is that of its state dict."""
+        form, to = (pair.form if pair else "plain" for pair in (self.before, self.after))
+        layer = self.layer
+        return PlannedLayer(
+            path,
+            layer.name,
+            form,
+            layer.dim,
+            layer.v.shape,
+            str(self.dtype),
+            layer.rows,
+            to=to,
+            before=self.before,
+            after=self.after,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedLayer(LayerRow):
+    """A layer of a plan: ``form`` is its form in the source, ``to`` that in the output.
+
+    ``before`` and ``after`` are its pairs, with the names of g and v, or None for a plain weight.
+    """
+
+    to: str = "plain"
+    before: Layer | None = None
+    after: Layer | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able data; docs/json.md documents it."""
         return {
-            "state_dict": path,
+            "state_dict": self.state_dict,
             "name": self.name,
-            "form": self.before.form if self.before else "plain",
-            "to": self.after.form if self.after else "plain",
-            "dim": self.layer.dim,
-            "shape": list(self.layer.v.shape),
-            "dtype": str(self.dtype),
-            "rows": self.layer.rows,
+            "form": self.form,
+            "to": self.to,
+            "dim": self.dim,
+            "shape": list(self.shape),
+            "dtype": self.dtype,
+            "rows": self.rows,
         }
 
 
@@ -90,7 +120,7 @@ class PlannedShard:
     size: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Plan:
     """A whole conversion: the output holds these state dicts, without what is dropped.
 
@@ -118,14 +148,19 @@ class Plan:
     writes: bool = True
 
     @property
-    def layers(self) -> list[tuple[str, Change]]:
-        """Every layer that is changed, with the path of its state dict."""
+    def layers(self) -> list[PlannedLayer]:
+        """Every layer that is changed."""
+        return [change.row(path) for path, change in self.changes]
+
+    @property
+    def changes(self) -> list[tuple[str, Change]]:
+        """Every change of a layer, with the path of its state dict."""
         return [(planned.path, change) for planned in self.state_dicts for change in planned.changes]
 
     @property
     def lost(self) -> list[str]:
         """What the source has and the output cannot give back, each in words or by its path."""
-        folded = sum(change.after is None for _, change in self.layers)
+        folded = sum(change.after is None for _, change in self.changes)
         cast = sum(
             step.kept is not None and step.dtype is not None
             for planned in self.state_dicts
@@ -137,6 +172,18 @@ class Plan:
             *(item.path for item in self.dropped),
         ]
 
+    def __repr__(self) -> str:
+        tensors = sum(len(planned.tensors) for planned in self.state_dicts)
+        names = [change.name for _, change in self.changes]
+        left_out = f"left out: {listed([item.path for item in self.dropped], 3)}" if self.dropped else ""
+        return short_repr(
+            f"Plan: {self.verb} {counted(len(names), 'layer')} of {counted(tensors, 'tensor')}, to "
+            f"{self.container.facts.family}",
+            names,
+            left_out,
+            counted(len(self.notes), "note") if self.notes else "",
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """The plan as JSON-able data; docs/json.md documents it."""
         return {
@@ -144,7 +191,7 @@ class Plan:
             "verb": self.verb,
             "container": self.container.facts.family,
             "only": self.only,
-            "layers": [change.to_dict(path) for path, change in self.layers],
+            "layers": [row.to_dict() for row in self.layers],
             "already": self.already,
             "renamed": self.renamed,
             "writes": self.writes,

@@ -5,5 +5,6 @@ conversions  plans and results as text
 inspections  inspections as text
 comparisons  comparisons as text
 exports      exports and checks as text
+loads        whether a folder loads, as text
 plots        pictures of magnitudes
 """

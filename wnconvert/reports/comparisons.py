@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from wnconvert.messages import counted, listed, printable
 from wnconvert.reports.tables import Table, number_text
 from wnconvert.verbs.comparison.result import Comparison, Difference, Operand
 
-__all__ = ["comparison_text"]
+__all__ = ["comparison_line", "comparison_text"]
 
 
 _NUMBERS = ("different", "max abs", "max rel", "ulps", "cosine", "SNR dB", "worst at")
@@ -14,20 +16,26 @@ _NUMBERS = ("different", "max abs", "max rel", "ulps", "cosine", "SNR dB", "wors
 _SPARE = ("cosine", "max rel", "worst at", "different", "SNR dB")
 
 
-def comparison_text(found: Comparison, width: int | None = None) -> str:
-    """The output of ``compare``; names are shortened to fit ``width``."""
+def comparison_text(found: Comparison, width: int | None = None, alarm: Callable[[str], str] = str) -> str:
+    """The output of ``compare``; names are shortened to fit ``width``, and ``alarm`` marks a difference."""
     several = len(found.pairs) > 1
     heads = ("name", "tensor", *_NUMBERS)
     rows = tuple(_row(item, several=several) for item in found.differing)
     table = Table(heads, rows, frozenset(_NUMBERS), elastic=("name", "tensor"), spare=_SPARE)
+    lines = [f"only in {found.a}: {listed(found.only_in_a)}"] if found.only_in_a else []
+    lines += [f"only in {found.b}: {listed(found.only_in_b)}"] if found.only_in_b else []
+    lines += [found.advice] if found.advice else []
+    table_lines = [table.text(width)] if rows else []
+    return "\n".join([*table_lines, *map(printable, lines), comparison_line(found, alarm)])
+
+
+def comparison_line(found: Comparison, alarm: Callable[[str], str] = str) -> str:
+    """The last line of ``compare``: the verdict, and what was counted."""
     counts = [f"{found.identical} the same to the bit", f"{found.within} within {found.tolerance}"]
     counts += [f"{len(found.differing)} different"] if found.differing else []
     compared = f"{counted(found.compared, 'tensor')} compared, {counted(found.layers, 'layer')} among them"
-    lines = [f"only in {found.a}: {listed(found.only_in_a)}"] if found.only_in_a else []
-    lines += [f"only in {found.b}: {listed(found.only_in_b)}"] if found.only_in_b else []
-    lines.append(f"{'equal' if found else 'different'}: {compared}: {', '.join(counts)}")
-    lines += [found.advice] if found.advice else []
-    return "\n".join([*([table.text(width)] if rows else []), *map(printable, lines)])
+    verdict = "equal" if found else alarm("different")
+    return f"{verdict}: {compared}: {', '.join(counts)}"
 
 
 def _row(item: Difference, *, several: bool) -> tuple[str, ...]:

@@ -1,10 +1,11 @@
-"""Conversions as text: a plan or a result. For the same as data, they have ``to_dict``."""
+"""Conversions as text: a plan or a result, and its last line. For the same as data, they have ``to_dict``."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from wnconvert.messages import counted, listed, printable
+from wnconvert.messages import counted, few, listed, printable
 from wnconvert.plan.plan import Plan
 from wnconvert.reports.tables import bytes_text, layer_table
 from wnconvert.tensors.containers import Container
@@ -12,42 +13,51 @@ from wnconvert.tensors.containers import Container
 if TYPE_CHECKING:
     from wnconvert.verbs.conversion.convert import Result
 
-__all__ = ["plan_text", "result_text"]
+__all__ = ["plan_line", "plan_text", "result_line", "result_text"]
 
 
-def plan_text(plan: Plan, output: str) -> str:
-    """The output of ``--dry-run``: the layers, and the files that would be written."""
-    would = f"would write {output}" if plan.writes else "would write nothing"
-    lines = [_layers(plan), f"{would}: {_counts(plan)}", *_files(plan), *_dropped(plan)]
-    return "\n".join(line for line in lines if line)
+def plan_text(plan: Plan, output: str, most: int | None = None) -> str:
+    """The output of ``--dry-run``: the layers (the first ``most``), and the files that would be written."""
+    return "\n".join([*_details(plan, most), plan_line(plan, output)])
 
 
-def result_text(result: Result) -> str:
-    """The output of a conversion: the layers, then counts, bytes and time."""
+def plan_line(plan: Plan, output: str) -> str:
+    """The last line of ``--dry-run``: what would be written."""
+    return f"would write {output if plan.writes else 'nothing'}: {_counts(plan)}"
+
+
+def result_text(result: Result, most: int | None = None) -> str:
+    """The output of a conversion: the layers (the first ``most``), what goes along, and the last line."""
+    details = [] if result.output is None else _details(result.plan, most)
+    return "\n".join([*details, *_verified(result), result_line(result)])
+
+
+def result_line(result: Result) -> str:
+    """The last line of a conversion: counts, bytes and time."""
     if result.output is None:
         return f"nothing is written: {_counts(result.plan)}"
     sizes = f"{bytes_text(result.bytes_in)} in, {bytes_text(result.bytes_out)} out"
-    lines = [
-        _layers(result.plan),
-        f"{result.output}: {_counts(result.plan)}; {sizes}, in {result.seconds:.2f} s",
-        *_files(result.plan),
-        _verified(result),
-        *_dropped(result.plan),
-    ]
-    return "\n".join(line for line in lines if line)
+    return f"{result.output}: {_counts(result.plan)}; {sizes}, in {result.seconds:.2f} s"
 
 
-def _verified(result: Result) -> str:
-    if not result.verified:
-        return ""
+def _verified(result: Result) -> list[str]:
     done = "checked" if result.plan.container is Container.ONNX else "read back and recomputed"
-    return f"{done} by {result.verified}"
+    return [f"{done} by {result.verified}"] if result.verified else []
 
 
-def _layers(plan: Plan) -> str:
-    rows = [change.to_dict(path) for path, change in plan.layers]
-    columns = _COLUMNS[plan.verb]
-    return layer_table(rows, columns).text() if rows else ""
+def _details(plan: Plan, most: int | None) -> list[str]:
+    return [*_layers(plan, most), *_files(plan), *_dropped(plan)]
+
+
+def _layers(plan: Plan, most: int | None) -> list[str]:
+    """The layers as a table; of more than ``most`` (a line is not left out for one layer) the first ones."""
+    if not plan.layers:
+        return []
+    table = layer_table([row.to_dict() for row in plan.layers], _COLUMNS[plan.verb])
+    left = 0 if most is None else len(table.rows) - most
+    if left <= 1:
+        return [table.text()]
+    return [replace(table, rows=table.rows[:most]).text(), f"… {left} more (--list)"]
 
 
 # All layers become plain by a fold and are plain before a split, so no column says so.
@@ -79,21 +89,17 @@ def _counts(plan: Plan) -> str:
     return ", ".join(counts)
 
 
-_MOST_FILES = 10
-
-
 def _files(plan: Plan) -> list[str]:
     """The files of a folder: those that are written, and those that are copied."""
-    lines = [
-        f"  {shard.name}: {counted(len(shard.tensors), 'tensor')}, {bytes_text(shard.size)}"
-        for shard in plan.shards[:_MOST_FILES]
-    ]
-    if len(plan.shards) > _MOST_FILES:
-        lines.append(f"  and {len(plan.shards) - _MOST_FILES} more")
+    files = (
+        f"{shard.name}: {counted(len(shard.tensors), 'tensor')}, {bytes_text(shard.size)}"
+        for shard in plan.shards
+    )
+    lines = [f"  {line}" for line in few(files)]
     if plan.index:
         lines.append(f"  {plan.index}")
     if plan.copied:
-        lines.append(f"copied as they are: {listed(map(printable, plan.copied), _MOST_FILES)}")
+        lines.append(f"copied as they are: {listed(map(printable, plan.copied))}")
     return lines
 
 
@@ -101,4 +107,4 @@ def _dropped(plan: Plan) -> list[str]:
     by_reason: dict[str, list[str]] = {}
     for item in plan.dropped:
         by_reason.setdefault(item.why, []).append(printable(item.path))
-    return [f"left out: {', '.join(paths)}: {printable(why)}" for why, paths in by_reason.items()]
+    return [f"left out: {listed(paths)}: {printable(why)}" for why, paths in by_reason.items()]

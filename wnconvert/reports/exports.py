@@ -2,38 +2,64 @@
 
 from __future__ import annotations
 
-from wnconvert.messages import counted, printable
+from collections.abc import Callable
+
+from wnconvert.messages import counted, few, listed, printable
 from wnconvert.numerics.rounding import FLOAT_FORMATS
 from wnconvert.reports.tables import Table, bytes_text, number_text
 from wnconvert.verbs.proof.outputs import OutputProof, Worst
 from wnconvert.verbs.proof.proof import Proof
 from wnconvert.verbs.proof.report import ExportReport, TimedStep
 
-__all__ = ["proof_text", "step_text"]
+__all__ = ["proof_line", "proof_text", "step_text"]
 
 
 _HEADS = ("output", "shape", "max abs", "max rel", "SNR dB", "worst at", "needs atol", "or rtol")
 _RIGHT = frozenset(("max abs", "max rel", "SNR dB", "needs atol", "or rtol"))
 _SPARE = ("or rtol", "max rel", "SNR dB", "worst at", "shape")
-_FEW = 10
 #: Formats in which two runtimes that round differently are seldom within the default tolerance.
 _SHORT = ("float16", "bfloat16")
 
 
 def step_text(step: TimedStep) -> str:
-    """A step in one line: its name, seconds and result.
+    """A step in one line: its name, seconds and result; as it begins, dots in place of the seconds.
 
+    >>> print(step_text(TimedStep("export", "by torch's newer exporter")))
+    export       ...  by torch's newer exporter
     >>> print(step_text(TimedStep("export", "opset 20, 412 nodes", 3.21)))
     export     3.2 s  opset 20, 412 nodes
     """
-    return printable(f"{step.name:<9}{step.seconds:5.1f} s  {step.detail}").rstrip()
+    seconds = "..." if step.seconds is None else f"{step.seconds:.1f} s"
+    return printable(f"{step.name:<9}{seconds:>7}  {step.detail}").rstrip()
 
 
-def proof_text(report: ExportReport, width: int | None = None) -> str:
-    """The report without its steps: the outputs, the model, and whether it is equal to its reference."""
+def proof_text(report: ExportReport, width: int | None = None, alarm: Callable[[str], str] = str) -> str:
+    """The report without its steps: the outputs, the model, and whether it is equal to its reference.
+
+    ``alarm`` marks a difference.
+    """
     rows = tuple(map(_row, report.outputs))
     lines = [Table(_HEADS, rows, _RIGHT, elastic=("output",), spare=_SPARE).text(width)] if rows else []
-    return "\n".join([*lines, *map(printable, [_model(report), *_verdict(report)])])
+    lines.append(printable(_model(report)))
+    if report.proof:
+        return "\n".join([*lines, proof_line(report)])
+    why = [*few(_failures(report.proof)), report.advice]
+    return "\n".join([*lines, f"{_different(report, alarm)}:", *map(printable, why)])
+
+
+def proof_line(report: ExportReport, alarm: Callable[[str], str] = str) -> str:
+    """The verdict in one line: what was equal within which tolerance, or which one would have passed."""
+    proof = report.proof
+    if not proof:
+        return f"{_different(report, alarm)}: {printable(report.advice)}"
+    count = counted(len(proof.samples), "sample")
+    return printable(f"equal to {report.reference} on {count} ({_sizes(proof)}), within {proof.tolerance}")
+
+
+def _different(report: ExportReport, alarm: Callable[[str], str]) -> str:
+    return (
+        f"{alarm('different')} {printable(f'from {report.reference} on samples of {_sizes(report.proof)}')}"
+    )
 
 
 def _row(output: OutputProof) -> tuple[str, ...]:
@@ -73,21 +99,18 @@ def _model(report: ExportReport) -> str:
     return f"{name}: {', '.join(parts)}"
 
 
-def _verdict(report: ExportReport) -> list[str]:
-    proof = report.proof
-    if proof:
-        count = counted(len(proof.samples), "sample")
-        return [f"equal to {report.reference} on {count} ({_sizes(proof)}), within {proof.tolerance}"]
+def _failures(proof: Proof) -> list[str]:
+    """What differs, a line each."""
     said = [_failure(output, proof) for output in proof.outputs if not output.passed]
     said += [_failure(output, proof) for output in proof.outputs if proof.within and output.unproven]
-    said = [*proof.mismatches, *said]
-    more = [f"and {len(said) - _FEW} more"] if len(said) > _FEW else []
-    return [
-        f"different from {report.reference} on samples of {_sizes(proof)}:",
-        *said[:_FEW],
-        *more,
-        proof.advice,
-    ]
+    if proof.fixed:  # the samples fail all alike
+        return [_fixed(proof), *[*proof.mismatches, *said][:1]]
+    return [*proof.mismatches, *said]
+
+
+def _fixed(proof: Proof) -> str:
+    sizes = listed(f"{letter} at {size}" for letter, size in proof.fixed.items())
+    return f"the exporter fixed {sizes}: the model runs at no other size"
 
 
 def _failure(output: OutputProof, proof: Proof) -> str:

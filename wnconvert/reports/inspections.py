@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
-from wnconvert.messages import counted, printable
+from wnconvert.messages import counted, few, listed, printable
 from wnconvert.reports.tables import Table, bytes_text, exact_text, layer_table, number_text
 from wnconvert.tensors.containers import Container
 from wnconvert.verbs.inspection.result import Inspection, moves
@@ -30,30 +30,63 @@ _PARTS = ("min", "mean", "max")
 
 
 def arranged(found: Inspection, *, sort: str | None = None, top: int | None = None) -> Inspection:
-    """The same inspection with its layers in another order, and only the first ``top`` of them."""
+    """The same inspection with its layers in another order, and only the first ``top`` of them.
+
+    Tensors are sorted by name alone.
+    """
     layers = list(found.layers)
     if sort is not None:
         key = _sort_key(SORTS[sort])
         layers.sort(key=lambda layer: key(_flat(layer.to_dict())))
-    return replace(found, layers=tuple(layers[:top]))
+    tensors = found.tensors
+    if tensors is not None:
+        tensors = tuple(sorted(tensors, key=lambda it: it.name) if sort == "name" else tensors)[:top]
+    return replace(found, layers=tuple(layers[:top]), tensors=tensors)
 
 
-def inspection_text(found: Inspection, *, style: str = "table", width: int | None = None) -> str:
-    """An inspection as text, Markdown, or CSV (of the layers only)."""
+def inspection_text(
+    found: Inspection,
+    *,
+    style: str = "table",
+    width: int | None = None,
+    alarm: Callable[[str], str] = str,
+) -> str:
+    """An inspection as text, Markdown, or CSV (of its table only: the layers, or what was asked for).
+
+    ``alarm`` marks what is dangerous.
+    """
+    tables = [*_metadata_tables(found), *_row_tables(found, style)]
+    if style == "csv":
+        return tables[0].csv() if found.tensors is None else tables[-1].csv()
+    tables = [table for table in tables if table.rows]
+    if style == "markdown":
+        facts = "\n".join(f"- **{name}**: {printable(text)}" for name, text in _facts(found))
+        return "\n\n".join([facts, *(table.markdown() for table in tables)])
+    said = ((f"{name + ':':<13} {printable(text)}", name) for name, text in _facts(found))
+    facts = "\n".join(alarm(line) if name == "DANGER" else line for line, name in said)
+    return "\n\n".join([facts, *(table.text(width) for table in tables)])
+
+
+def _metadata_tables(found: Inspection) -> list[Table]:
+    """What the file says of itself, where that was asked for."""
+    rows = None if found.metadata is None else tuple(found.metadata.items())
+    return [] if rows is None else [Table(("metadata", "value"), rows, elastic=("value",))]
+
+
+def _row_tables(found: Inspection, style: str) -> list[Table]:
+    """The tensors, where they were asked for, else the layers."""
+    if found.tensors is not None:
+        rows = [asdict(item) | {"form": "", "bytes": str(item.bytes)} for item in found.tensors]
+        return [layer_table(rows, ["name", "dtype", "shape", "bytes"], name="tensor")]
     layers = [_flat(item.to_dict()) for item in found.layers]
     of_v = ["‖v‖ mean", "g/‖v‖ min", "g/‖v‖ max"] if any(row["norm"] for row in layers) else []
     columns = ["name", "form", "dim", "shape", "dtype", *(f"|g| {part}" for part in _PARTS), *of_v, "flags"]
     if style == "csv":
-        return layer_table(layers, columns, exact_text).csv()
+        return [layer_table(layers, columns, exact_text)]
     # A column that is the same in every row is left out: the facts above state it, or it is empty.
     dull = {column for column in ("form", "dtype", "flags") if len({str(row[column]) for row in layers}) == 1}
     dull -= {"flags"} if any(row["flags"] for row in layers) else set()
-    table = layer_table(layers, [column for column in columns if column not in dull])
-    if style == "markdown":
-        facts = "\n".join(f"- **{name}**: {printable(text)}" for name, text in _facts(found))
-        return "\n\n".join([facts, *([table.markdown()] if layers else [])])
-    facts = "\n".join(f"{name + ':':<13} {printable(text)}" for name, text in _facts(found))
-    return "\n\n".join([facts, *([table.text(width)] if layers else [])])
+    return [layer_table(layers, [column for column in columns if column not in dull])]
 
 
 def _flat(layer: dict[str, Any]) -> dict[str, Any]:
@@ -89,12 +122,12 @@ def _facts(found: Inspection) -> Iterator[tuple[str, str]]:
         yield "state dict", f"{state.path or '(root)'}: {tensors}"
     if not found.state_dicts:
         yield "state dict", "none"
-    for sibling in found.siblings:
-        yield "sibling", f"{sibling.path} ({sibling.kind}, {bytes_text(sibling.bytes)})"
+    for sibling in few(f"{item.path} ({item.kind}, {bytes_text(item.bytes)})" for item in found.siblings):
+        yield "sibling", sibling
     if found.foreign:
-        yield "names", f"{', '.join(found.foreign)} (kept as data, never imported)"
+        yield "names", f"{listed(found.foreign)} (kept as data, never imported)"
     if found.dangerous:
-        yield "DANGER", f"{', '.join(found.dangerous)} would run something when this file is loaded"
+        yield "DANGER", f"{listed(found.dangerous)} would run something when this file is loaded"
     for kind in found.kinds:
         example = f"{kind.state_dict}: {kind.example}" if kind.state_dict else kind.example
         folds = {"yes": "folds exactly", "no": "does not fold", "if known": "folds exactly only"}[kind.folds]
@@ -104,6 +137,8 @@ def _facts(found: Inspection) -> Iterator[tuple[str, str]]:
         yield "split", found.split
     if found.migrate:
         yield "migrate", found.migrate
+    if found.metadata is not None and not found.metadata:
+        yield "metadata", "none: only a safetensors file and an ONNX model have some"
     for note in found.notes:
         yield "note", note
     yield from _health(found)

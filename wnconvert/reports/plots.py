@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from wnconvert.errors import ArgumentError
+from wnconvert.errors import ArgumentError, OutputError
+from wnconvert.messages import to_install
 from wnconvert.reports.tables import shortened
-from wnconvert.storage.staging import staged
+from wnconvert.storage.staging import check_target, staged
 from wnconvert.verbs.inspection.magnitudes import Spread
 from wnconvert.verbs.inspection.result import Inspection, moves
 
@@ -17,30 +20,47 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.axis import Axis
 
-__all__ = ["plot_magnitudes"]
+__all__ = ["check_picture", "plot_magnitudes"]
 
 
-_SUFFIXES = (".png", ".svg")
-_NO_DATE = {".svg": {"Date": None}}  # the same magnitudes give the same picture
+_SUFFIXES = (".png", ".svg", ".pdf")
+_NO_DATE = {
+    ".svg": {"Date": None},
+    ".pdf": {"CreationDate": None},
+}  # the same magnitudes give the same picture
 _NAMED = 150  # the most names that can be read one below the other; of more layers, every few are named
 _LINES_NAMED = 8
 _ROW_INCHES = 0.16
 _SEEN = "\u200b"  # matplotlib omits labels that begin with "_" from a legend, such as _orig_mod.
 
 
-def plot_magnitudes(found: Sequence[Inspection], path: str | Path) -> None:
-    """Draw |g| per layer on a log axis into a ``.png`` or ``.svg``; several files become lines over files.
+def check_picture(path: str | Path, *, force: bool) -> None:
+    """Raise for a picture that cannot be drawn there, before anything is read.
 
-    A layer is a box of quartiles with whiskers to its least and greatest |g|. A picture there is replaced.
-    Raises ``ArgumentError`` for another suffix, if matplotlib is not installed, or if there is nothing to
-    draw.
+    ``ArgumentError``: another suffix, or matplotlib is not installed; ``OutputError``: the file exists (and
+    there is no ``force``), or its folder does not.
     """
     if Path(path).suffix not in _SUFFIXES:
-        raise ArgumentError(f"{path} is neither a .png nor an .svg", fix="--plot FILE.png")
-    try:
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError as error:
-        raise ArgumentError("pictures need matplotlib", fix='pip install "wnconvert[plot]"') from error
+        raise ArgumentError(f"{path} is none of {', '.join(_SUFFIXES)}", fix="--plot FILE.png")
+    if find_spec("matplotlib") is None:
+        raise ArgumentError("pictures need matplotlib", fix=to_install("matplotlib"))
+    if not force and os.path.lexists(path):
+        raise OutputError(
+            "it exists", where=str(path), fix="--force replaces it, or choose another --plot FILE"
+        )
+    check_target(Path(path), force=True)
+
+
+def plot_magnitudes(found: Sequence[Inspection], path: str | Path, *, force: bool = False) -> None:
+    """Draw |g| per layer on a log axis into a picture; several files become lines over files.
+
+    A layer is a box of quartiles with whiskers to its least and greatest |g|. Raises as ``check_picture``
+    does, and ``ArgumentError`` if there is nothing to draw.
+    """
+    check_picture(path, force=force)
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
     drawn = [layer for inspection in found for layer in inspection.layers if layer.g is not None]
     if not drawn:
         raise ArgumentError("there are no magnitudes to draw", fix="--full reads those of folded layers")
@@ -51,8 +71,10 @@ def plot_magnitudes(found: Sequence[Inspection], path: str | Path) -> None:
         figure = Figure(figsize=(9, 5), layout="constrained")
         _lines(figure.subplots(), found)
     drawing = io.BytesIO()
-    figure.savefig(drawing, format=Path(path).suffix[1:], dpi=150, metadata=_NO_DATE.get(Path(path).suffix))
-    with staged(Path(path), force=True) as target:
+    dated = _NO_DATE.get(Path(path).suffix)
+    with rc_context({"svg.hashsalt": "wnconvert"}):
+        figure.savefig(drawing, format=Path(path).suffix[1:], dpi=150, metadata=dated)
+    with staged(Path(path), force=force) as target:
         target.write(drawing.getvalue(), 0)
 
 

@@ -138,7 +138,7 @@ def bytes_text(count: int) -> str:
 # -- rows of layers
 
 
-_HEADS = {"name": "layer", "state_dict": "state dict", "zero_rows": "zero rows"}
+_HEADS = {"state_dict": "state dict", "zero_rows": "zero rows"}
 _RIGHT = frozenset(("dim", "rows", "zero rows", "count", "tensors", "parameters", "bytes"))
 
 
@@ -146,15 +146,19 @@ def layer_table(
     rows: Sequence[Mapping[str, Any]],
     columns: Sequence[str],
     number: Callable[[float | None], str] = number_text,
+    name: str = "layer",
 ) -> Table:
-    """Rows of named values as a table; if they are of several state dicts, these are the first column."""
+    """Rows of named values as a table; if they are of several state dicts, these are the first column.
+
+    ``name`` is the head of the column of names.
+    """
     if len({row["state_dict"] for row in rows}) > 1:
         columns = ["state_dict", *columns]
-    heads = tuple(_HEADS.get(column, column) for column in columns)
+    heads = tuple((_HEADS | {"name": name}).get(column, column) for column in columns)
     cells = tuple(tuple(_cell(row, column, number) for column in columns) for row in rows)
     right = _RIGHT | {head for head in heads if head.startswith(("|", "‖", "g/"))}
     spare = ("‖v‖ mean", "|g| min", "|g| max", "g/‖v‖ min", "dtype", "form", "dim")
-    return Table(heads, cells, right, elastic=("layer", "flags"), spare=spare)
+    return Table(heads, cells, right, elastic=(name, "flags"), spare=spare)
 
 
 def _cell(row: Mapping[str, Any], column: str, number: Callable[[float | None], str]) -> str:

@@ -1,11 +1,12 @@
 """Tensors as names, dtypes, shapes and places, and how their elements are read.
 
-containers  the formats of files that hold tensors
-foreign     suffixes of formats that are not written, which no output may have
-dtypes      dtypes: one table for torch, safetensors, ONNX and numpy
-tree        what a checkpoint holds: names, dtypes, shapes, where the bytes lie
-files       opened files: bytes that are read at any place, whatever holds them
-views       files that are made of others: tensors in chunks, bytes in memory
-blocks      a tensor cut into blocks; a thread's scratch arrays; who gives elements
-memory      torch tensors and numpy arrays in memory, read as a file's are
+containers   the formats of files that hold tensors
+foreign      suffixes of formats that are not written, which no output may have
+dtypes       dtypes: one table for torch, safetensors, ONNX and numpy
+tree         what a checkpoint holds: names, dtypes, shapes, where the bytes lie
+files        opened files: bytes that are read at any place, whatever holds them
+views        files that are made of others: tensors in chunks, bytes in memory
+blocks       a tensor cut into blocks; a thread's scratch arrays; who gives elements
+distributed  tensors that a process group holds: whole on every rank, or one rank's shard
+memory       torch tensors and numpy arrays in memory, read as a file's are
 """

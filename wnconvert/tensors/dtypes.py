@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:
     import numpy as np
+    import torch
 
-__all__ = ["DTYPES", "FOLDABLE", "DType", "dtype_named"]
+__all__ = ["DTYPES", "FOLDABLE", "AnyDType", "DType", "dtype_named", "dtype_word"]
+
+
+#: A dtype as users give it: a usual word, or a dtype of torch or numpy.
+AnyDType: TypeAlias = "str | torch.dtype | np.dtype[Any] | type[Any]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,3 +127,34 @@ def dtype_named(name: str) -> DType:
     4
     """
     return DTYPES[name]
+
+
+#: Other usual words for dtypes: those of torch, of its tensors' methods, and of command lines.
+_WORDS = {
+    "half": "float16",
+    "fp16": "float16",
+    "f16": "float16",
+    "bf16": "bfloat16",
+    "float": "float32",
+    "fp32": "float32",
+    "f32": "float32",
+    "single": "float32",
+    "double": "float64",
+    "fp64": "float64",
+    "f64": "float64",
+}
+
+
+def dtype_word(dtype: AnyDType) -> str:
+    """torch's name of a dtype that is given as a usual word, or as a dtype of torch or numpy.
+
+    A word that nobody uses comes back as it is. Python's own float has 64 bits, the word has 32, as in torch.
+
+    >>> dtype_word("fp16"), dtype_word("torch.bfloat16"), dtype_word("int3")
+    ('float16', 'bfloat16', 'int3')
+    """
+    if dtype is float:
+        return "float64"
+    named = dtype.__name__ if isinstance(dtype, type) else str(dtype)  # numpy.float16 is a class
+    word = named.removeprefix("torch.").lower()
+    return word if word in DTYPES else _WORDS.get(word, named)

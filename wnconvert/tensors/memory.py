@@ -13,7 +13,9 @@ from typing import Any
 import numpy as np
 
 from wnconvert.errors import ArgumentError, LayerError
+from wnconvert.messages import fitting_function
 from wnconvert.tensors.blocks import Array, Block
+from wnconvert.tensors.distributed import distributed_like, local_of, obstacle, whole_of
 from wnconvert.tensors.dtypes import DTYPES
 from wnconvert.tensors.tree import ByteRange, Dim, Entry, Shape, StateDict, StoredTensor, TensorInfo, Tree
 
@@ -22,6 +24,7 @@ __all__ = [
     "array_of",
     "is_torch",
     "made_like",
+    "refuse_other_than_state_dict",
     "shaped_like",
     "stored_tensor",
     "tree_of",
@@ -43,7 +46,11 @@ class InMemory:
 
     def whole(self, tensor: StoredTensor) -> Array:
         """All elements of a tensor."""
-        return array_of(self.values[tensor.info.name])
+        try:
+            return array_of(self.values[tensor.info.name])
+        except LayerError as error:
+            error.where = error.where or tensor.info.name
+            raise
 
     def is_readable(self, tensor: StoredTensor) -> bool:
         """Whether numpy can hold the elements: not those of float8, nor on the meta device."""
@@ -67,7 +74,7 @@ def stored_tensor(name: str, value: Any) -> StoredTensor | None:
     """
     if is_torch(value) and str(value.layout) == "torch.strided":
         dtype = DTYPES.get(str(value.dtype).removeprefix("torch."))
-        start = 0 if value.device.type == "meta" else value.data_ptr()
+        start = 0 if value.device.type == "meta" else _start(value)
         strides = value.stride()
     elif isinstance(value, (np.ndarray, np.generic)):
         value = np.asarray(value)
@@ -81,12 +88,17 @@ def stored_tensor(name: str, value: Any) -> StoredTensor | None:
     return StoredTensor(info, ByteRange(start, info.nbytes), 0, strides)
 
 
+def _start(value: Any) -> int:
+    """Where a torch tensor's elements start; for those that cannot be had, a number of its own."""
+    return id(value) if obstacle(value) else int(local_of(value).data_ptr())
+
+
 def view_of(value: Any) -> object:
     """A key that is equal for two values of the same elements in memory; others equal only themselves."""
     if is_torch(value) and str(value.layout) == "torch.strided" and value.device.type != "meta":
         return (
             str(value.device),
-            value.data_ptr(),
+            _start(value),
             tuple(value.shape),
             value.stride(),
             str(value.dtype),
@@ -109,7 +121,7 @@ def array_of(value: Any) -> Array:
         raise LayerError(
             "a tensor on the meta device has no numbers", fix="load the checkpoint with its data"
         )
-    value = value.detach().cpu().resolve_conj().resolve_neg()
+    value = whole_of(value).detach().cpu().resolve_conj().resolve_neg()
     if value.dtype == torch.bfloat16:
         bits: Array = value.view(torch.int16).numpy()
         return bits.view(DTYPES["bfloat16"].numpy())
@@ -127,7 +139,7 @@ def made_like(value: Any, array: Array) -> Any:
         tensor = torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
     else:
         tensor = torch.from_numpy(array)
-    tensor = tensor.to(value.device)
+    tensor = distributed_like(value, tensor.to(value.device))
     if isinstance(value, torch.nn.Parameter):
         return torch.nn.Parameter(tensor, requires_grad=value.requires_grad)
     return tensor
@@ -147,14 +159,26 @@ def shaped_like(value: Any, shape: Shape) -> Any:
 
 def tree_of(state_dict: Any) -> tuple[Tree, dict[str, Any]]:
     """The tree of a state dict, and its values by name."""
-    if not isinstance(state_dict, Mapping):
-        kind = type(state_dict).__name__
-        raise ArgumentError(f"a {kind} is not a state dict", fix="pass a mapping of names to tensors")
+    refuse_other_than_state_dict(state_dict)
     values = {name: value for name, value in state_dict.items() if isinstance(name, str)}
     tree = tree_of_values(values)
     if not tree.state_dict("").tensors:
         _refuse_nested(state_dict)
     return tree, values
+
+
+def refuse_other_than_state_dict(value: object) -> None:
+    """Raise ``ArgumentError`` for what is not a mapping of names to tensors; an empty one is."""
+    kind = type(value).__name__
+    if not isinstance(value, Mapping):
+        fix = f"pass a mapping of names to tensors; {fitting_function(value)}".rstrip("; ")
+        raise ArgumentError(f"a {kind} is not a state dict", fix=fix)
+    if value and not any(isinstance(name, str) for name in value):
+        kinds = ", ".join(sorted({type(name).__name__ for name in value}))
+        raise ArgumentError(
+            f"a {kind} with keys of type {kinds} is not a state dict",
+            fix="pass a mapping of names to tensors",
+        )
 
 
 def tree_of_values(
@@ -182,3 +206,8 @@ def _refuse_nested(state_dict: Mapping[str, Any]) -> None:
             raise ArgumentError(
                 f"there is no tensor in it, but a state dict at {name!r}", fix=f"pass checkpoint[{name!r}]"
             )
+    if state_dict and not any(map(is_torch, state_dict.values())):  # nor one that is sparse, say
+        kinds = ", ".join(sorted({type(value).__name__ for value in state_dict.values()}))
+        raise ArgumentError(
+            f"there is no tensor in it, only {kinds}", fix="pass a mapping of names to tensors"
+        )

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Literal, TypeAlias
 
 from wnconvert.errors import ArgumentError
 from wnconvert.layers.schemes import FORMS, Selection
 from wnconvert.numerics.rows import RowPolicy
 from wnconvert.plan.names.renaming import Renaming
-from wnconvert.tensors.dtypes import DType, dtype_named
+from wnconvert.tensors.dtypes import AnyDType, DType, dtype_named, dtype_word
 
 __all__ = [
     "DTYPE_CHOICES",
     "ZERO_ROWS_CHOICES",
+    "DimOption",
+    "Form",
     "RunOptions",
+    "ZeroRows",
     "check_form",
     "dtype_of",
     "numbers_of",
@@ -23,6 +27,13 @@ __all__ = [
     "texts_of",
 ]
 
+
+#: A form that pairs can have.
+Form: TypeAlias = Literal["legacy", "parametrize"]
+#: What to do with a row whose ‖v‖ is 0.
+ZeroRows: TypeAlias = Literal["error", "zero"]
+#: An axis, None for the whole tensor, "auto" to read it from g's shape.
+DimOption: TypeAlias = int | Literal["auto"] | None
 
 DTYPE_CHOICES = ("float16", "bfloat16", "float32")
 ZERO_ROWS_CHOICES = ("error", "zero")
@@ -52,11 +63,16 @@ class RunOptions:
             raise ArgumentError(f"{self.threads} threads cannot work", fix="--threads 1 or more")
 
 
-def dtype_of(name: str | None) -> DType | None:
-    """The dtype that ``--dtype`` names. Raises ``ArgumentError`` for one that is not offered."""
-    if name is not None and name not in DTYPE_CHOICES:
-        raise ArgumentError(f"dtype {name!r} is not offered", fix=f"one of {', '.join(DTYPE_CHOICES)}")
-    return None if name is None else dtype_named(name)
+def dtype_of(dtype: AnyDType | None) -> DType | None:
+    """The dtype that ``--dtype`` names, by a usual word or as a dtype of torch or numpy.
+
+    Raises ``ArgumentError`` for one that is not offered.
+    """
+    if dtype is None:
+        return None
+    if (name := dtype_word(dtype)) not in DTYPE_CHOICES:
+        raise ArgumentError(f"dtype {dtype!r} is not offered", fix=f"one of {', '.join(DTYPE_CHOICES)}")
+    return dtype_named(name)
 
 
 def renaming_of(

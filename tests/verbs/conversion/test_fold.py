@@ -20,6 +20,7 @@ from tests.helpers.states import hold, output_of, same, state_dicts
 from wnconvert import Plan, fold_file
 from wnconvert.errors import ArgumentError, LayerError, NumbersError, OutputError
 from wnconvert.verbs.conversion.targets import default_output
+from wnconvert.verbs.options import DimOption
 
 #: Every fixture: how many layers of it fold, and the options without which it is refused.
 LAYERS: dict[str, tuple[int, dict[str, Any]]] = {
@@ -215,7 +216,7 @@ def test_layers_and_exclude_choose(tmp_path: Path) -> None:
     source, out = FIXTURES / "vits.pth", tmp_path / "out.pth"
     every = set(halves(state_dicts(source)["model"]))
     result = fold_file(source, out, layers=["dec.*", "flow.*"], exclude=["*.ups.*"])
-    folded = {fold.name for _, fold in result.plan.layers}
+    folded = {fold.name for _, fold in result.plan.changes}
     assert folded == {"dec.resblocks.0.convs1.0.weight", "flow.flows.0.enc.in_layers.0.weight"}
     assert hold(state_dicts(source)["model"], state_dicts(out)["model"], exclude=every - folded) == 2
 
@@ -229,7 +230,8 @@ def test_a_given_dim_decides_what_shapes_do_not(tmp_path: Path) -> None:
     source, out = tmp_path / "in.safetensors", tmp_path / "out.safetensors"
     state = {"w_g": torch.rand(4) + 0.5, "w_v": torch.rand(4, 4)}
     safetensors.torch.save_file(state, source)
-    for dim, axis in (("auto", 1), (0, 1), (1, 0), (-2, 1)):
+    given: list[tuple[DimOption, int]] = [("auto", 1), (0, 1), (1, 0), (-2, 1)]
+    for dim, axis in given:
         fold_file(source, out, dim=dim, force=True)
         g, v = state["w_g"].double(), state["w_v"].double()
         shaped = g.unsqueeze(axis) * v / v.norm(dim=axis, keepdim=True)

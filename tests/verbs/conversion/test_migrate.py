@@ -37,10 +37,11 @@ from wnconvert.plan.plan import Plan
 from wnconvert.plan.record import METADATA_KEY, RECORD_NAME
 from wnconvert.tensors.containers import Container
 from wnconvert.tensors.tree import Tree
+from wnconvert.verbs.options import Form
 
-FORMS = ["parametrize", "legacy"]
+FORMS: list[Form] = ["parametrize", "legacy"]
 NORMS: dict[str, Callable[..., nn.Module]] = {"parametrize": new, "legacy": legacy}
-OTHER = {"parametrize": "legacy", "legacy": "parametrize"}
+OTHER: dict[str, Form] = {"parametrize": "legacy", "legacy": "parametrize"}
 BY_FORM = pytest.mark.parametrize("form", FORMS)
 
 # Of every container and kind; whether the source is a mixture of forms.
@@ -67,7 +68,7 @@ OUTPUTS = [(name, ".pt") for name in FILES] + [
 ]
 
 
-def migrated(source: Path, to: str, folder: Path, name: str = "out.pt", **options: Any) -> Path:
+def migrated(source: Path, to: Any, folder: Path, name: str = "out.pt", **options: Any) -> Path:
     migrate_file(source, folder / name, to=to, force=True, copy=True, **options)
     return folder / name
 
@@ -79,7 +80,7 @@ def form_of(name: str) -> str:
     return "legacy" if name.endswith(("_g", "_v")) else ""
 
 
-def renamed(state: Mapping[str, Any], to: str) -> dict[str, Any]:
+def renamed(state: Mapping[str, Any], to: Form) -> dict[str, Any]:
     """What a state dict holds under the names of a form, by spelling alone; in no order that means much.
 
     A g that is a vector gets the shape that torch loads.
@@ -100,7 +101,7 @@ def equal(left: Any, right: Any) -> bool:
     return same(left, right) if isinstance(left, Tensor) else bool(left == right)
 
 
-def hold(before: Mapping[str, Any], after: Mapping[str, Any], to: str) -> int:
+def hold(before: Mapping[str, Any], after: Mapping[str, Any], to: Form) -> int:
     """Hold a migrated state dict against its source, name by name and bit by bit; how many layers changed."""
     expected = renamed(before, to)
     assert set(after) == set(expected)
@@ -139,7 +140,7 @@ def _record(path: Path, info: zipfile.ZipInfo) -> bytes:
 
 @BY_FORM
 @pytest.mark.parametrize(("name", "suffix"), OUTPUTS)
-def test_names_change_and_bytes_do_not(name: str, suffix: str, form: str, tmp_path: Path) -> None:
+def test_names_change_and_bytes_do_not(name: str, suffix: str, form: Form, tmp_path: Path) -> None:
     source = (FIXTURES / name).read_bytes()
     out = migrated(FIXTURES / name, form, tmp_path, f"out{suffix}")
     before, after = state_dicts(FIXTURES / name), state_dicts(out)
@@ -178,7 +179,7 @@ def test_that_comparison_can_fail(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["gan.pt", "vits.pth"])
 @BY_FORM
-def test_a_mixture_ends_in_one_form(name: str, form: str, tmp_path: Path) -> None:
+def test_a_mixture_ends_in_one_form(name: str, form: Form, tmp_path: Path) -> None:
     before = state_dicts(FIXTURES / name)
     there = Counter(form_of(g) for state in before.values() for g, _ in halves(state).values())
     assert set(there) == set(FORMS)
@@ -206,7 +207,7 @@ def test_what_is_tied_stays_tied(tmp_path: Path) -> None:
 @BY_FORM
 @pytest.mark.parametrize(("name", "suffix"), OUTPUTS)
 def test_both_directions_undo_each_other_byte_for_byte(
-    name: str, suffix: str, form: str, tmp_path: Path
+    name: str, suffix: str, form: Form, tmp_path: Path
 ) -> None:
     source, made = FIXTURES / name, []
     for at, to in enumerate([form, OTHER[form]] * 3):
@@ -298,7 +299,7 @@ def test_a_place_that_the_rules_would_not_restore_is_recorded_and_the_record_con
 
 
 @BY_FORM
-def test_where_the_rules_restore_a_place_nothing_is_recorded(form: str, tmp_path: Path) -> None:
+def test_where_the_rules_restore_a_place_nothing_is_recorded(form: Form, tmp_path: Path) -> None:
     keys = ["a.bias", *pair("a.weight"), "a.sub.bias", "b.running_mean", "c.bias", *pair("c.weight")]
     torch.save(migrate_state_dict(state_of(keys), to=form), tmp_path / "in.pt")
     there = migrated(tmp_path / "in.pt", OTHER[form], tmp_path)
@@ -567,7 +568,7 @@ class Stateful(nn.Conv1d):
 
 
 @BY_FORM
-def test_the_extra_state_of_a_module_stays_behind_its_parameters(form: str) -> None:
+def test_the_extra_state_of_a_module_stays_behind_its_parameters(form: Form) -> None:
     made = twins(lambda norm: nn.Sequential(norm(Stateful(2, 3, 2)), nn.Linear(2, 2)))
     is_torchs_own(migrate_state_dict(made[OTHER[form]].state_dict(), to=form), made[form])
 
@@ -634,7 +635,7 @@ def train(module: nn.Module, optimizer: torch.optim.Optimizer, seed: int, steps:
 
 
 def loaded(
-    form: str, tree: Any, optimizer_of: Callable[[Any], torch.optim.Optimizer]
+    form: Form, tree: Any, optimizer_of: Callable[[Any], torch.optim.Optimizer]
 ) -> tuple[nn.Module, torch.optim.Optimizer]:
     module = Net(NORMS[form])
     module.load_state_dict(tree["model"], strict=True)
@@ -647,7 +648,7 @@ def loaded(
 @BY_FORM
 @pytest.mark.parametrize("optimizer_of", OPTIMIZERS.values(), ids=OPTIMIZERS)
 def test_training_goes_on_in_the_other_form_with_the_same_losses(
-    form: str, optimizer_of: Callable[[Any], torch.optim.Optimizer], tmp_path: Path
+    form: Form, optimizer_of: Callable[[Any], torch.optim.Optimizer], tmp_path: Path
 ) -> None:
     torch.manual_seed(3)
     module = Net(NORMS[OTHER[form]])
@@ -708,7 +709,7 @@ PASSING += [("children", "parametrize"), ("children", "legacy")]
 
 @pytest.mark.parametrize(("kind", "form"), PASSING)
 def test_where_parameters_would_change_their_order_beside_an_optimizer_it_is_refused(
-    kind: str, form: str, tmp_path: Path
+    kind: str, form: Form, tmp_path: Path
 ) -> None:
     module, other = passing(kind, NORMS[OTHER[form]]), passing(kind, NORMS[form])
     shapes = [[tuple(one.shape) for one in each.parameters()] for each in (module, other)]
@@ -737,7 +738,7 @@ def test_where_parameters_would_change_their_order_beside_an_optimizer_it_is_ref
 
 @pytest.mark.parametrize(("kind", "form"), PASSING)
 def test_a_part_without_the_optimizer_migrates_whatever_order_it_has(
-    kind: str, form: str, tmp_path: Path
+    kind: str, form: Form, tmp_path: Path
 ) -> None:
     source = with_optimizer(passing(kind, NORMS[OTHER[form]]), tmp_path)
     for name in ("out.pt", "out.safetensors"):
@@ -830,7 +831,7 @@ def copied(name: str, folder: Path) -> Path:
 
 
 @BY_FORM
-def test_one_layer_that_is_refused_keeps_all_as_they_are(run: Runner, form: str, tmp_path: Path) -> None:
+def test_one_layer_that_is_refused_keeps_all_as_they_are(run: Runner, form: Form, tmp_path: Path) -> None:
     source = copied("misfit.safetensors", tmp_path)
     says = r"layer dec\.0\.weight: g \(12,\) does not fit v \(16, 8, 3\)"
     refused(run, source, "--to", form, says=says, fix="")
@@ -839,7 +840,7 @@ def test_one_layer_that_is_refused_keeps_all_as_they_are(run: Runner, form: str,
 
 
 @BY_FORM
-def test_a_stack_is_refused_by_name(run: Runner, form: str, tmp_path: Path) -> None:
+def test_a_stack_is_refused_by_name(run: Runner, form: Form, tmp_path: Path) -> None:
     source = copied("stack.safetensors", tmp_path)
     says = r"both\.weight: both\.parametrizations\.weight\.1\._u beside it .* stacked"
     refused(run, source, "--to", form, says=says, fix="--exclude 'both.weight'")
@@ -860,7 +861,7 @@ TAKEN: dict[str, tuple[list[Any], str, str]] = {
 
 @pytest.mark.parametrize(("keys", "form", "says"), TAKEN.values(), ids=TAKEN)
 def test_a_name_that_is_taken_is_refused(
-    run: Runner, keys: list[Any], form: str, says: str, tmp_path: Path
+    run: Runner, keys: list[Any], form: Form, says: str, tmp_path: Path
 ) -> None:
     state = state_of([*keys, *pair("good.weight")])
     torch.save({"net": state}, tmp_path / "in.pt")
@@ -888,9 +889,10 @@ def test_a_name_that_something_else_than_a_tensor_has_is_taken_too(tmp_path: Pat
 
 
 @BY_FORM
-def test_a_form_that_is_not_known_is_refused(run: Runner, form: str, tmp_path: Path) -> None:
+def test_a_form_that_is_not_known_is_refused(run: Runner, form: Form, tmp_path: Path) -> None:
     source = copied("tied.pt", tmp_path)
     refused(run, source, "--to", f"{form}s", says=f"'{form}s' is not one of 'parametrize', 'legacy'", fix="")
+    wrong: Any
     for wrong in (f"{form}s", "", "folded", "plain"):
         with pytest.raises(ArgumentError, match=f"no form '{wrong}'") as caught:
             migrate_file(source, to=wrong)
@@ -968,7 +970,7 @@ def test_nothing_to_do_is_done_too(run: Runner, tmp_path: Path) -> None:
 
 
 @BY_FORM
-def test_layers_that_are_so_already_are_counted(form: str, tmp_path: Path) -> None:
+def test_layers_that_are_so_already_are_counted(form: Form, tmp_path: Path) -> None:
     result = migrate_file(FIXTURES / "g_02500000", tmp_path / "out.pt", to=form)
     assert (len(result.plan.layers), result.plan.already) == ((78, 0) if form == "parametrize" else (0, 78))
     some = plan_migrate(
@@ -981,7 +983,7 @@ def test_layers_that_are_so_already_are_counted(form: str, tmp_path: Path) -> No
 
 
 @BY_FORM
-def test_a_dry_run_returns_the_very_plan_and_writes_nothing(form: str, run: Runner, tmp_path: Path) -> None:
+def test_a_dry_run_returns_the_very_plan_and_writes_nothing(form: Form, run: Runner, tmp_path: Path) -> None:
     source = copied("gan.pt", tmp_path)
     before = listing(tmp_path)
     plan = migrate_file(source, to=form, dry_run=True)
@@ -993,7 +995,7 @@ def test_a_dry_run_returns_the_very_plan_and_writes_nothing(form: str, run: Runn
     data = plan.to_dict()
     assert (data["verb"], data["container"]) == ("migrate", "torch")
     assert data["layers"]
-    for layer, (path, change) in zip(data["layers"], plan.layers, strict=True):
+    for layer, (path, change) in zip(data["layers"], plan.changes, strict=True):
         assert (layer["form"], layer["to"]) == (OTHER[form], form)
         assert (layer["state_dict"], layer["name"]) == (path, change.name)
 
@@ -1014,7 +1016,7 @@ def test_the_command_line_migrates_to_parametrize_unless_it_is_told(run: Runner,
 
 @BY_FORM
 @pytest.mark.parametrize(("name", "suffix"), OUTPUTS)
-def test_what_is_verified_is_whole(name: str, suffix: str, form: str, tmp_path: Path) -> None:
+def test_what_is_verified_is_whole(name: str, suffix: str, form: Form, tmp_path: Path) -> None:
     result = migrate_file(FIXTURES / name, tmp_path / f"out{suffix}", to=form, verify=True, copy=True)
     assert result.verified
 
@@ -1072,7 +1074,9 @@ def test_a_whole_checkpoint_is_refused_with_the_key_to_pass() -> None:
 
 @BY_FORM
 @pytest.mark.parametrize("name", ["g_02500000", "vits.pth", "tied.pt", "codec_bf16.safetensors"])
-def test_memory_and_files_have_the_same_names_in_the_same_order(name: str, form: str, tmp_path: Path) -> None:
+def test_memory_and_files_have_the_same_names_in_the_same_order(
+    name: str, form: Form, tmp_path: Path
+) -> None:
     before = state_dicts(FIXTURES / name)
     after = state_dicts(migrated(FIXTURES / name, form, tmp_path))
     for path, state in before.items():

@@ -310,11 +310,11 @@ def test_like_meets_names_as_they_were_or_as_they_become(of_file: str, of_refere
             for name, value in reference.items()
         }
     source = {of_file + name: value for name, value in fold_state_dict(net(form).state_dict()).items()}
-    stripping = {"strip_prefix": "module"} if "module." in (of_file, of_reference) else {}
-    made = split_state_dict(source, like=reference, **stripping)
+    stripped = ("module",) if "module." in (of_file, of_reference) else ()
+    made = split_state_dict(source, like=reference, strip_prefix=stripped)
     assert list(made) == list(net(form).state_dict())
     if of_file:
-        kept = split_state_dict(source, like=reference, add_prefix="module", **stripping)
+        kept = split_state_dict(source, like=reference, add_prefix="module", strip_prefix=stripped)
         assert list(kept) == list(parallel(form).state_dict())
 
 

@@ -123,7 +123,7 @@ def test_what_a_live_modules_hook_says_is_a_layer_under_any_name() -> None:
 def test_a_pickled_hook_says_that_its_pair_is_a_layer(tmp_path: Path) -> None:
     torch.save(legacy(torch.nn.Linear(3, 4), "bias"), tmp_path / "in.pt")
     plan = fold_file(tmp_path / "in.pt", tmp_path / "out.pt").plan
-    assert [change.name for _, change in plan.layers] == ["bias"]
+    assert [row.name for row in plan.layers] == ["bias"]
     assert [row.name for row in inspect_file(tmp_path / "in.pt").layers] == ["bias"]
 
 

@@ -24,6 +24,7 @@ from wnconvert import (
     split_file,
 )
 from wnconvert.errors import LayerError
+from wnconvert.verbs.options import Form
 
 
 def model() -> nn.Sequential:
@@ -52,7 +53,7 @@ def test_it_folds_to_a_model_of_plain_layers_that_computes_the_same(suffix: str,
     source, out = tmp_path / f"in{suffix}", tmp_path / f"out{suffix}"
     before = saved(source)
     result = fold_file(source, out, verify=True)
-    assert [(change.name, change.layer.form) for _, change in result.plan.layers] == [
+    assert [(row.name, row.form) for row in result.plan.layers] == [
         ("0.weight", "physicsnemo"),
         ("2.weight", "physicsnemo"),
     ]
@@ -90,7 +91,7 @@ def test_a_split_like_it_has_its_form_and_another_may_be_asked_for(tmp_path: Pat
 
 
 @pytest.mark.parametrize("to", ["parametrize", "legacy"])
-def test_it_migrates_to_torchs_forms_and_no_bit_changes(to: str, tmp_path: Path) -> None:
+def test_it_migrates_to_torchs_forms_and_no_bit_changes(to: Form, tmp_path: Path) -> None:
     before = saved(tmp_path / "in.pt")
     result = migrate_file(tmp_path / "in.pt", tmp_path / "out.pt", to=to, verify=True)
     assert len(result.plan.layers) == 2

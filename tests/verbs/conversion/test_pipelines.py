@@ -108,7 +108,7 @@ def test_a_pipeline_goes_there_and_back(pipe: Path, tmp_path: Path) -> None:
 
 def test_layers_are_chosen_over_all_components(pipe: Path) -> None:
     plan = fold_file(pipe, layers="1.*", dry_run=True)
-    assert [(path, change.name) for path, change in plan.layers] == [("vae", "1.weight")]
+    assert [(row.state_dict, row.name) for row in plan.layers] == [("vae", "1.weight")]
     assert [shard.name for shard in plan.shards] == [VAE]
     with pytest.raises(ArgumentError, match=r"--layers 'x\.\*' matches no layer"):
         fold_file(pipe, layers="x.*", dry_run=True)
@@ -116,7 +116,7 @@ def test_layers_are_chosen_over_all_components(pipe: Path) -> None:
 
 def test_one_component_becomes_a_file_and_a_folder_holds_them_all(pipe: Path, tmp_path: Path) -> None:
     result = fold_file(pipe, tmp_path / "vae.safetensors", only="vae", verify=True)
-    assert [change.name for _, change in result.plan.layers] == ["0.weight", "1.weight"]
+    assert [row.name for row in result.plan.layers] == ["0.weight", "1.weight"]
     assert len(safetensors.torch.load_file(tmp_path / "vae.safetensors")) == 4
     with pytest.raises(ArgumentError, match="--only takes vae out of a pipeline") as caught:
         fold_file(pipe, tmp_path / "out", only="vae")

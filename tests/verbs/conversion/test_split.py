@@ -174,7 +174,7 @@ def test_no_number_of_threads_changes_a_byte(tmp_path: Path, dim: int | None, su
 @pytest.mark.parametrize("dim", [0, 1, 2, None])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
 def test_a_zero_row_is_exactly_zero_in_torch_with_its_signs(
-    tmp_path: Path, dtype: torch.dtype, dim: int | None, form: str
+    tmp_path: Path, dtype: torch.dtype, dim: int | None, form: Any
 ) -> None:
     w = torch.randn(4, 3, 2).to(dtype)
     signs = torch.tensor([0.0, -0.0, -0.0, 0.0, 0.0, -0.0]).to(dtype)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,11 @@ import pytest
 import torch
 from torch import nn
 
-from tests.helpers.export_models import Noisy, scramble, speech, vocoder
+from tests.helpers.export_models import Noisy, Squared, reshaping, scramble, speech, vocoder
 from tests.helpers.live_models import norm
-from wnconvert import check_onnx, export_onnx, fold_file
+from wnconvert import ExportReport, check_onnx, export_onnx, fold_file
 from wnconvert.errors import ArgumentError, FormatError, InputError, WnconvertError
+from wnconvert.reports.exports import proof_text
 
 
 class Mixed(nn.Module):
@@ -248,17 +249,114 @@ def test_external_data_that_is_missing_or_outside_is_told(tmp_path: Path) -> Non
     assert isinstance(refused(path, model, inputs), InputError)
 
 
-def test_inputs_that_only_one_side_has_are_told(good: Path, model: nn.Module, tmp_path: Path) -> None:
+def test_inputs_that_only_one_side_has_are_told(good: Path) -> None:
     assert isinstance(refused(good, vocoder(), ["x=float32[1,4,T]"]), ArgumentError)
     assert isinstance(refused(good, speech(), MEL), ArgumentError)
-    proto = onnx.load(str(good))
+
+
+def with_inputs_called(path: Path, out: Path, names: Mapping[str, str]) -> Path:
+    """The model with other names of its inputs."""
+    proto = onnx.load(str(path))
     for node in proto.graph.node:
-        node.input[:] = ["sound" if name == "mel" else name for name in node.input]
-    proto.graph.input[0].name = "sound"
-    onnx.save(proto, str(tmp_path / "renamed.onnx"))
-    error = refused(tmp_path / "renamed.onnx", model)
-    assert "the input sound is missing" in str(error)
+        node.input[:] = [names.get(name, name) for name in node.input]
+    for port in proto.graph.input:
+        port.name = names.get(port.name, port.name)
+    onnx.save(proto, str(out))
+    return out
 
 
-def test_a_stochastic_reference_is_refused(good: Path) -> None:
-    assert "stochastic" in str(refused(good, Noisy(), ["x=float32[3,8]"]))
+def test_an_input_of_another_name_is_taken_in_its_place_or_as_the_user_says(
+    good: Path, model: nn.Module, tmp_path: Path
+) -> None:
+    renamed = with_inputs_called(good, tmp_path / "m.onnx", {"mel": "x"})
+    report = check_onnx(renamed, model, inputs=MEL, ranges=RANGES)
+    assert report
+    assert "the model has other names of inputs, taken in their order: mel is x" in report.notes
+    named = check_onnx(renamed, model, inputs=["mel:x=float32[1,4,T]"], ranges=RANGES)
+    assert named
+    assert not any("other names" in note for note in named.notes)
+    error = refused(renamed, model, ["x=float32[1,4,T]"])
+    assert error.fix.endswith("if x is the ONNX model's name of mel, give 'mel:x=…'")
+
+
+class Apart(nn.Module):
+    def forward(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        return a - b
+
+
+def test_of_two_that_are_alike_only_the_user_knows_which_is_which(tmp_path: Path) -> None:
+    made = tmp_path / "m.onnx"
+    inputs = ["a=float32[3]", "b=float32[3]"]
+    assert export_onnx(Apart(), made, inputs=inputs, exporter="torchscript")
+    swapped = with_inputs_called(made, tmp_path / "swapped.onnx", {"a": "y", "b": "x"})
+    assert check_onnx(swapped, Apart(), inputs=inputs)
+    assert check_onnx(swapped, Apart(), inputs=["a:y=float32[3]", "b:x=float32[3]"])
+    assert not check_onnx(swapped, Apart(), inputs=["a:x=float32[3]", "b:y=float32[3]"])
+    examples = {"b:x": torch.randn(3), "a:y": torch.randn(3)}
+    assert check_onnx(swapped, Apart(), inputs=examples)
+
+
+def test_a_dtype_or_size_that_an_input_of_another_name_does_not_take_is_told_as_it_is_written(
+    tmp_path: Path,
+) -> None:
+    made = tmp_path / "m.onnx"
+    assert export_onnx(Apart(), made, inputs=["a:x=float32[3]", "b:y=float32[3]"], exporter="torchscript")
+    wide = refused(made, Apart(), ["a:x=float64[3]", "b:y=float64[3]"])
+    assert (str(wide), wide.fix) == (
+        f"{made}: input x is float32, but float64 is given",
+        "give a:x=float32[3]",
+    )
+    assert (
+        refused(made, Apart(), ["a=float32[4]", "b:y=float32[4]"]).fix == "give 'a:x=float32[4]', if it is a"
+    )
+    long = refused(made, Apart(), ["a:x=float32[4]", "b:y=float32[4]"])
+    assert long.fix == "give sizes that it takes: a:x=float32[3]"
+
+
+def test_a_model_with_an_input_more_is_told_with_what_to_give(tmp_path: Path) -> None:
+    made = tmp_path / "m.onnx"
+    assert export_onnx(Apart(), made, inputs=["a=float32[3]", "b=float32[3]"], exporter="torchscript")
+    error = refused(made, nn.Linear(3, 3), ["input=float32[3]"])
+    assert str(error) == f"{made}: its input a, float32[3], is none of the inputs that are given"
+    assert error.fix == "give 'input:a=float32[3]', if it is input"
+
+
+# -- sizes that an exporter has fixed
+
+
+def checked(path: Path, *ranges: str) -> ExportReport:
+    return check_onnx(path, Squared(), inputs=["x=float32[B,T,2]"], ranges=ranges)
+
+
+def test_a_size_that_the_exporter_fixed_is_named_where_the_model_runs_at_no_other(tmp_path: Path) -> None:
+    report = checked(reshaping(tmp_path / "m.onnx", -1, 72, 2), "T=16..128", "B=2..5")
+    assert not report
+    assert report.proof.fixed == {"T": 72}
+    assert report.to_dict()["fixed"] == {"T": 72}
+    lines = proof_text(report).splitlines()[-4:]
+    assert lines[0].startswith("different from Squared in torch")
+    assert lines[1] == "the exporter fixed T at 72: the model runs at no other size"
+    assert lines[2].startswith(f"at B = 2, T = 16: {tmp_path}/m.onnx: the model fails in onnxruntime: ")
+    assert lines[3] == "export it again with the other of torch's exporters, or give 72 in place of T"
+
+
+def test_each_of_several_sizes_that_are_fixed_is_named(tmp_path: Path) -> None:
+    report = checked(reshaping(tmp_path / "m.onnx", 4, 72, 2), "T=16..128", "B=2..5")
+    assert report.proof.fixed == {"B": 4, "T": 72}
+    assert "the exporter fixed B at 4, T at 72: the model runs at no other size" in proof_text(report)
+
+
+def test_nothing_is_said_to_be_fixed_where_the_model_runs_at_other_sizes_or_at_none(tmp_path: Path) -> None:
+    some = checked(reshaping(tmp_path / "some.onnx", -1, 16, 2), "T=16..128", "B=2..5")
+    none = checked(reshaping(tmp_path / "none.onnx", -1, 131, 2), "T=16..128", "B=2..5")
+    for report in (some, none):
+        assert not report
+        assert report.proof.fixed == {}
+        assert report.advice == "no tolerance would have passed"
+        assert "fixed" not in proof_text(report)
+    assert checked(reshaping(tmp_path / "good.onnx", 0, -1, 2), "T=16..128", "B=2..5").proof.fixed == {}
+
+
+def test_a_stochastic_reference_is_refused(tmp_path: Path) -> None:
+    there = reshaping(tmp_path / "m.onnx", 0, -1, 2)
+    assert "stochastic" in str(refused(there, Noisy(), ["x=float32[1,3,8]"]))

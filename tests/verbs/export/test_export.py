@@ -19,12 +19,13 @@ from torch import nn
 from tests.helpers import export_models
 from tests.helpers.export_models import Dropped, Noisy, scramble, speech, vocoder
 from tests.helpers.live_models import norm, portrait
-from tests.helpers.marks import crossed
+from tests.helpers.marks import crossed, some
 from wnconvert import ExportReport, check_onnx, export_onnx
 from wnconvert.errors import ArgumentError, InputError, OutputError, WnconvertError
 from wnconvert.reports.exports import proof_text
-from wnconvert.verbs.export.exporters import EXPORTERS
+from wnconvert.verbs.export.exporters import EXPORTERS, Exporter
 from wnconvert.verbs.modules.convert import folded
+from wnconvert.verbs.proof.report import TimedStep
 
 MEL = ["mel=float32[1,4,T]"]
 BOTH = ["mel=float32[1,4,T]", "ids=int64[1,T]<100"]
@@ -66,7 +67,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Export:
     folder = tmp_path_factory.mktemp("exported")
 
     @functools.cache
-    def export(make: Make, form: str, exporter: str) -> Exported:
+    def export(make: Make, form: str, exporter: Exporter) -> Exported:
         model = make(form).train()
         model.get_submodule("conv_pre" if make is vocoder else "emb").eval()
         path = folder / f"{make.__name__}.{form}.{exporter}.onnx"
@@ -83,7 +84,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Export:
 
 @crossed(exporter=EXPORTERS[::-1], form=["parametrize", "legacy"])
 def test_a_model_of_either_form_is_exported_folded_and_equal(
-    exported: Export, form: str, exporter: str
+    exported: Export, form: str, exporter: Exporter
 ) -> None:
     made = exported(vocoder, form, exporter)
     path, report = made.path, made.report
@@ -92,6 +93,9 @@ def test_a_model_of_either_form_is_exported_folded_and_equal(
     assert (report.folded_in_module, report.exporter) == (3, exporter)
     assert not {"ReduceL2", "Sqrt", "Div", "Pow", "ReduceSumSquare"} & set(nodes(path))
     state = {name: value.numpy() for name, value in folded(vocoder(form)).state_dict().items()}
+    details = [step.detail for step in report.steps if step.name in ("fold", "name")]
+    whats = ["3 layers in a copy", "no weight norm was left in the graph", "1 initializer after layers"]
+    assert details == whats
     stored = initializers(path)
     assert {"conv_pre.weight", "conv_pre.bias", "up.weight", "up.bias", "proj.weight", "proj.bias"} <= set(
         stored
@@ -103,7 +107,7 @@ def test_a_model_of_either_form_is_exported_folded_and_equal(
 
 
 @pytest.mark.parametrize("exporter", EXPORTERS)
-def test_the_length_is_dynamic_and_other_lengths_are_compared(exported: Export, exporter: str) -> None:
+def test_the_length_is_dynamic_and_other_lengths_are_compared(exported: Export, exporter: Exporter) -> None:
     made = exported(vocoder, "parametrize", exporter)
     path, report = made.path, made.report
     assert [sample.sizes["T"] for sample in report.proof.samples][:2] == [2, 40]
@@ -116,24 +120,27 @@ def test_the_length_is_dynamic_and_other_lengths_are_compared(exported: Export, 
     assert np.allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_steps_are_told_as_they_are_done(tmp_path: Path) -> None:
-    told: list[str] = []
+def test_steps_are_told_as_they_begin_and_as_they_end(tmp_path: Path) -> None:
+    told: list[TimedStep] = []
     report = export_onnx(
         vocoder(),
         tmp_path / "m.onnx",
         inputs=MEL,
         ranges=RANGES,
         exporter="torchscript",
-        progress=lambda step: told.append(step.name),
+        progress=told.append,
     )
-    assert told == ["fold", "export", "fold", "name", "check", "run"]
-    assert [step.name for step in report.steps] == told
+    assert [step.name for step in report.steps] == ["try", "fold", "export", "fold", "name", "check", "run"]
+    assert told[1::2] == [*report.steps]
+    assert [step.name for step in told[::2]] == [step.name for step in report.steps]
+    assert all(step.seconds is None and step.detail for step in told[::2])
+    assert all(step.seconds is not None for step in report.steps)
     assert [path.name for path in tmp_path.iterdir()] == ["m.onnx"]
 
 
 @crossed(exporter=EXPORTERS[::-1], form=["parametrize", "legacy"])
 def test_recurrent_layers_two_inputs_and_a_dict_of_outputs(
-    exported: Export, form: str, exporter: str
+    exported: Export, form: str, exporter: Exporter
 ) -> None:
     made = exported(speech, form, exporter)
     path, report = made.path, made.report
@@ -158,11 +165,59 @@ def test_a_length_that_the_exporter_bakes_in_is_found(tmp_path: Path) -> None:
     if not report:
         assert "Reshape" in report.proof.mismatches[0]
         assert ".tmp" not in "".join(report.proof.mismatches)
+        assert report.proof.fixed == {"T": 72}
+        assert report.advice == "try --exporter torchscript, or give 72 in place of T"
     assert (tmp_path / "m.onnx").exists() == bool(report)
 
 
+def test_where_all_initializers_have_their_names_that_is_said(tmp_path: Path) -> None:
+    path = tmp_path / "m.onnx"
+    model = nn.Sequential(norm(nn.Conv1d(4, 3, 3)), nn.Tanh(), nn.Conv1d(3, 2, 3))
+    report = export_onnx(model, path, inputs=["input=float32[1,4,T]"], exporter="torchscript")
+    (named,) = (step.detail for step in report.steps if step.name == "name")
+    assert named == "every weight had its layer's name"
+
+
+class Tagger(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(4, 5, batch_first=True, bidirectional=True)
+        self.out = norm(nn.Linear(10, 3))
+
+    def forward(self, mel: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = self.out(self.lstm(mel)[0])
+        return found
+
+
+@pytest.mark.full
+def test_a_bidirectional_lstm_whose_length_the_newer_exporter_fixes_is_exported_by_the_older_one(
+    tmp_path: Path,
+) -> None:
+    inputs = ["mel=float32[1,T,4]"]
+    newer = export_onnx(Tagger(), tmp_path / "newer.onnx", inputs=inputs)
+    if not newer:  # torch 2.13
+        text = proof_text(newer)
+        assert "the exporter fixed T at 72: the model runs at no other size" in text
+        assert text.endswith("try --exporter torchscript, or give 72 in place of T")
+    assert export_onnx(Tagger(), tmp_path / "older.onnx", inputs=inputs, exporter="torchscript")
+    number = tmp_path / "number.onnx"
+    assert export_onnx(Tagger(), number, inputs=["mel=float32[1,72,4]"], exporter="torchscript")
+
+
+@some("exporter", {exporter: exporter for exporter in EXPORTERS}, ["torchscript"])
+def test_an_input_is_named_as_asked_and_its_length_is_dynamic(tmp_path: Path, exporter: Exporter) -> None:
+    path = tmp_path / "m.onnx"
+    inputs = ["mel:sound=float32[1,4,T]"]
+    report = export_onnx(vocoder(), path, inputs=inputs, ranges=RANGES, exporter=exporter)
+    assert report
+    assert not [note for note in report.notes if "names" in note]
+    assert check_onnx(path, vocoder(), inputs=MEL, ranges=RANGES)
+    (port,) = onnxruntime.InferenceSession(str(path)).get_inputs()
+    assert (port.name, port.shape) == ("sound", [1, 4, "T"])
+
+
 @pytest.mark.parametrize("exporter", EXPORTERS)
-def test_outputs_are_named_as_asked(tmp_path: Path, exporter: str) -> None:
+def test_outputs_are_named_as_asked(tmp_path: Path, exporter: Exporter) -> None:
     path = tmp_path / "m.onnx"
     assert (
         export_onnx(vocoder(), path, inputs=MEL, ranges=RANGES, exporter=exporter, outputs=["audio"])
@@ -186,7 +241,7 @@ def test_an_output_that_is_called_as_an_input_gets_another_name(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("exporter", EXPORTERS)
-def test_weights_may_lie_beside_the_model(tmp_path: Path, exporter: str) -> None:
+def test_weights_may_lie_beside_the_model(tmp_path: Path, exporter: Exporter) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(norm(nn.Linear(64, 64)), nn.ReLU(), norm(nn.Linear(64, 3)))
     scramble(model, 0)
@@ -213,7 +268,7 @@ def test_examples_may_be_tensors_with_letters_for_their_axes(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("exporter", EXPORTERS)
-def test_a_fixed_size_needs_no_letter(tmp_path: Path, exporter: str) -> None:
+def test_a_fixed_size_needs_no_letter(tmp_path: Path, exporter: Exporter) -> None:
     report = export_onnx(vocoder(), tmp_path / "m.onnx", inputs=["mel=float32[1,4,9]"], exporter=exporter)
     assert report
     assert len({sample.seed for sample in report.proof.samples}) == 4
@@ -261,7 +316,34 @@ def test_torchscript_is_folded_in_the_graph(tmp_path: Path, form: str, mel: torc
     assert report
     assert (report.folded_in_module, report.folded_in_graph, report.residual_weight_norm) == (0, 3, 0)
     assert any("older one was used" in note for note in report.notes)
+    details = [step.detail for step in report.steps if step.name == "fold"]
+    assert details == ["3 layers that the exporter left in the graph"]
     assert {"conv_pre.weight", "up.weight", "proj.weight"} <= set(initializers(tmp_path / "m.onnx"))
+
+
+@pytest.mark.parametrize("kind", ["traced", "scripted"])
+def test_a_frozen_torchscript_is_exported_from_memory_and_from_a_file(
+    tmp_path: Path, mel: torch.Tensor, kind: str
+) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if kind == "traced":
+            script = torch.jit.trace(vocoder("legacy").eval(), (mel,))  # type: ignore[no-untyped-call]
+        else:
+            script = torch.jit.script(folded(vocoder()).eval())
+        frozen = torch.jit.freeze(script)
+        torch.jit.save(frozen, tmp_path / "frozen.pt")
+        read = torch.jit.load(tmp_path / "frozen.pt")  # type: ignore[no-untyped-call]
+    assert not hasattr(frozen, "training")
+    for at, given in enumerate((frozen, read)):
+        path = tmp_path / f"{at}.onnx"
+        report = export_onnx(given, path, inputs=MEL, ranges=RANGES)
+        assert report
+        assert (report.residual_weight_norm, report.initializers_named) == (0, 0)
+        sound = torch.randn(1, 4, 17)
+        with torch.no_grad():
+            expected = vocoder("legacy")(sound).numpy()
+        assert np.allclose(run(path, mel=sound)[0], expected, rtol=1e-4, atol=1e-5)
 
 
 def program(mel: torch.Tensor, *, dynamic: bool = True) -> torch.export.ExportedProgram:
@@ -295,7 +377,7 @@ def test_what_an_exported_program_has_fixed_cannot_be_a_letter(tmp_path: Path, m
     form=["parametrize", "legacy"],
 )
 def test_the_module_and_the_random_state_are_left_as_they_were(
-    exported: Export, form: str, make: Make, exporter: str
+    exported: Export, form: str, make: Make, exporter: Exporter
 ) -> None:
     made = exported(make, form, exporter)
     assert made.report
@@ -315,7 +397,7 @@ def test_a_module_that_is_trained_is_compared_in_eval_mode(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("model", [Dropped(), Noisy()])
 @pytest.mark.parametrize("exporter", EXPORTERS)
-def test_a_stochastic_model_is_recognised(tmp_path: Path, model: nn.Module, exporter: str) -> None:
+def test_a_stochastic_model_is_recognised(tmp_path: Path, model: nn.Module, exporter: Exporter) -> None:
     with pytest.raises(InputError, match="is stochastic: run twice on the same input") as caught:
         export_onnx(model, tmp_path / "m.onnx", inputs=["x=float32[3,8]"], exporter=exporter)
     assert "remove noise, dropout and memory" in caught.value.fix
@@ -499,7 +581,7 @@ def test_batch_statistics_are_as_before(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("exporter", EXPORTERS)
-def test_what_is_wrapped_around_a_module_is_taken_off(tmp_path: Path, exporter: str) -> None:
+def test_what_is_wrapped_around_a_module_is_taken_off(tmp_path: Path, exporter: Exporter) -> None:
     path = tmp_path / "m.onnx"
     wrapped: Any = torch.compile(nn.DataParallel(vocoder()), backend="eager")
     assert export_onnx(wrapped, path, inputs=MEL, ranges=RANGES, exporter=exporter)
@@ -508,7 +590,7 @@ def test_what_is_wrapped_around_a_module_is_taken_off(tmp_path: Path, exporter: 
 
 
 @pytest.mark.parametrize("exporter", EXPORTERS)
-def test_names_of_outputs_that_weights_have_are_not_used_twice(tmp_path: Path, exporter: str) -> None:
+def test_names_of_outputs_that_weights_have_are_not_used_twice(tmp_path: Path, exporter: Exporter) -> None:
     class Named(nn.Linear):
         def forward(self, x: torch.Tensor) -> Any:
             y = super().forward(x)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import warnings
 from pathlib import Path
@@ -124,3 +125,17 @@ def test_a_full_disk_is_not_the_models_fault(exporter: str) -> None:
     given = tensors_of(export_arrays(signature))
     with pytest.raises(OutputError, match="the disk is full"):
         export_raw(nn.Linear(4, 4), given, signature, Path("/dev/full"), exporter=exporter, outputs=("y",))
+
+
+@pytest.mark.parametrize("exporter", EXPORTERS)
+def test_only_the_newer_exporter_needs_onnxscript(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exporter: str
+) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "onnxscript" else find(name))
+    if exporter == "torchscript":
+        raw(nn.Linear(3, 2), tmp_path / "m.onnx", "input=float32[1,3]", exporter=exporter)
+        return
+    with pytest.raises(ArgumentError, match="needs onnxscript") as caught:
+        raw(nn.Linear(3, 2), tmp_path / "m.onnx", "input=float32[1,3]", exporter=exporter)
+    assert caught.value.fix == "pip install onnxscript, or choose --exporter torchscript"

@@ -18,7 +18,7 @@ from tests.helpers.marks import crossed
 from wnconvert import check_onnx, export_onnx
 from wnconvert.errors import ArgumentError, InputError, LayerError
 from wnconvert.reports.exports import proof_text
-from wnconvert.verbs.export.exporters import EXPORTERS
+from wnconvert.verbs.export.exporters import EXPORTERS, Exporter
 
 X = ["x=float32[B,4]"]
 
@@ -70,7 +70,7 @@ def doubled(_: nn.Module, args: Any, kwargs: Any) -> Any:
 
 
 @crossed(exporter=EXPORTERS[::-1], output=["a tensor", "a dict"])
-def test_hooks_of_the_module_itself_are_part_of_it(tmp_path: Path, exporter: str, output: str) -> None:
+def test_hooks_of_the_module_itself_are_part_of_it(tmp_path: Path, exporter: Exporter, output: str) -> None:
     model = Computes(lambda y, x: y if output == "a tensor" else {"y": y})
     model.register_forward_hook(tripled)
     model.register_forward_pre_hook(doubled, with_kwargs=True)
@@ -80,7 +80,7 @@ def test_hooks_of_the_module_itself_are_part_of_it(tmp_path: Path, exporter: str
 
 
 @pytest.mark.parametrize("exporter", EXPORTERS)
-def test_numbers_among_the_outputs_are_no_outputs(tmp_path: Path, exporter: str) -> None:
+def test_numbers_among_the_outputs_are_no_outputs(tmp_path: Path, exporter: Exporter) -> None:
     model = Computes(lambda y, x: {"n": x.shape[0], "y": y, "z": (y.shape[1], y + 1)})
     report = export_onnx(model, tmp_path / "m.onnx", inputs=X, exporter=exporter)
     assert report
@@ -88,7 +88,7 @@ def test_numbers_among_the_outputs_are_no_outputs(tmp_path: Path, exporter: str)
 
 
 @pytest.mark.parametrize("exporter", EXPORTERS)
-def test_a_dataclass_is_opened(tmp_path: Path, exporter: str) -> None:
+def test_a_dataclass_is_opened(tmp_path: Path, exporter: Exporter) -> None:
     model = Computes(lambda y, x: Answer(y, 22050, y * 2))
     report = export_onnx(model, tmp_path / "m.onnx", inputs=X, exporter=exporter)
     assert report
@@ -148,7 +148,7 @@ def test_an_output_that_is_the_same_everywhere_is_told(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("exporter", EXPORTERS)
 def test_a_model_that_fails_at_the_exported_size_is_named_and_no_exporter(
-    tmp_path: Path, exporter: str
+    tmp_path: Path, exporter: Exporter
 ) -> None:
     model = Computes(lambda y, x: y.reshape(y.shape[0] // 2, 8))
     with pytest.raises(ArgumentError, match=r"the model fails on x\[21, 4\]") as caught:
@@ -209,7 +209,7 @@ def test_what_is_no_module_is_told(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("exporter", EXPORTERS)
 def test_biases_into_which_a_batch_norm_is_fused_are_named_after_their_layers(
-    tmp_path: Path, exporter: str
+    tmp_path: Path, exporter: Exporter
 ) -> None:
     model = nn.Sequential(norm(nn.Conv1d(3, 4, 3)), nn.BatchNorm1d(4), nn.Conv1d(4, 2, 1, bias=False))
     model.append(nn.BatchNorm1d(2))
@@ -278,7 +278,7 @@ class Renormalizes(nn.Module):
 
 
 @pytest.mark.parametrize("exporter", EXPORTERS)
-def test_an_embedding_that_renormalizes_itself_is_exported(tmp_path: Path, exporter: str) -> None:
+def test_an_embedding_that_renormalizes_itself_is_exported(tmp_path: Path, exporter: Exporter) -> None:
     embedding = nn.Embedding(10, 4, max_norm=0.5)
     model, before = nn.Sequential(embedding, norm(nn.Linear(4, 2))), embedding.weight.clone()
     assert export_onnx(model, tmp_path / "m.onnx", inputs=["input=int64[1,T]<10"], exporter=exporter)
@@ -289,8 +289,18 @@ def test_a_forward_that_writes_to_parameters_is_refused_where_torch_would_end_th
     tmp_path: Path,
 ) -> None:
     model = Renormalizes()
-    with pytest.raises(ArgumentError, match=r"forward writes to .data of parameters.*: p$") as caught:
+    with pytest.raises(ArgumentError, match=r"(?m)forward writes to .data of parameters.*: p$") as caught:
         export_onnx(model, tmp_path / "m.onnx", inputs=X)
     assert caught.value.fix.startswith("choose --exporter torchscript")
     assert export_onnx(model, tmp_path / "m.onnx", inputs=X, exporter="torchscript")
     assert model.p.tolist() == [1, 2, 3, 4]
+
+
+@pytest.mark.filterwarnings("ignore:.*treespec:FutureWarning")  # torch warns of its own trees
+def test_a_graph_that_computes_a_weight_itself_is_exported(tmp_path: Path) -> None:
+    graph = torch.export.export(Computes(lambda y, x: y + x).eval(), (torch.ones(2, 4),)).module()
+    out = tmp_path / "m.onnx"
+    report = export_onnx(graph, out, inputs=["x=float32[2,4]"])
+    assert report
+    assert not report.residual_weight_norm
+    assert out.exists()

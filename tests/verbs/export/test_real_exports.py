@@ -21,6 +21,7 @@ from torch import nn
 from tests.helpers import zoo
 from wnconvert import WnconvertError, export_onnx, fold_file, inspect_file, inspect_module
 from wnconvert.tensors.blocks import Array as Floats
+from wnconvert.verbs.export.exporters import Exporter
 from wnconvert.verbs.proof.samples import export_arrays
 from wnconvert.verbs.proof.signatures import signature_of
 
@@ -108,7 +109,7 @@ EXPORTS = [
 
 @pytest.mark.parametrize(("case", "exporter", "form"), EXPORTS)
 def test_a_real_model_is_exported_and_proven_at_other_lengths(
-    case: Case, exporter: str, form: str, tmp_path: Path
+    case: Case, exporter: Exporter, form: str, tmp_path: Path
 ) -> None:
     model = case.build(form)
     layers = [layer.name for layer in inspect_module(model).layers]
@@ -149,7 +150,7 @@ FOLDS = [
 
 @pytest.mark.parametrize(("case", "exporter"), FOLDS)
 def test_weight_norm_that_torch_leaves_in_the_graph_is_folded(
-    case: Case, exporter: str, tmp_path: Path
+    case: Case, exporter: Exporter, tmp_path: Path
 ) -> None:
     model = case.build("parametrize")
     raw, out = tmp_path / "raw.onnx", tmp_path / "folded.onnx"
@@ -161,7 +162,7 @@ def test_weight_norm_that_torch_leaves_in_the_graph_is_folded(
     elif case.name == "HiFi-GAN, wide":
         assert 0 < len(left) < len(known)
     result = fold_file(raw, out)
-    assert [change.name for _, change in result.plan.layers] == left
+    assert [change.name for _, change in result.plan.changes] == left
     assert inspect_file(out).fold.startswith("nothing to fold")
     with torch.no_grad():
         expected = flat(model(*(torch.from_numpy(value) for value in feeds.values())))
@@ -170,7 +171,7 @@ def test_weight_norm_that_torch_leaves_in_the_graph_is_folded(
             np.testing.assert_allclose(got, wanted, rtol=1e-3, atol=1e-5)
 
 
-def as_torch_exports(model: nn.Module, case: Case, exporter: str, path: Path) -> dict[str, Floats]:
+def as_torch_exports(model: nn.Module, case: Case, exporter: Exporter, path: Path) -> dict[str, Floats]:
     """Write the module, weight norm and all, as torch's exporter does; return what was fed."""
     signature = signature_of(case.inputs, case.ranges)
     feeds = export_arrays(signature)

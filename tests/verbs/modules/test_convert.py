@@ -35,13 +35,14 @@ from wnconvert.verbs.conversion.state_dict import fold_state_dict
 from wnconvert.verbs.modules.convert import fold_module, folded, migrate_module
 from wnconvert.verbs.modules.inspect import inspect_module
 from wnconvert.verbs.modules.split import split_module
+from wnconvert.verbs.options import Form
 
 # -- fold
 
 
 @every_model
 @both_forms
-def test_a_folded_module_computes_the_same_with_plain_parameters(kind: str, form: str) -> None:
+def test_a_folded_module_computes_the_same_with_plain_parameters(kind: str, form: Form) -> None:
     model, x = model_of(kind, form), input_of(kind)
     before, state = model(x), model.state_dict()
     pairs = halves(state)
@@ -61,7 +62,7 @@ def test_a_folded_module_computes_the_same_with_plain_parameters(kind: str, form
 
 @every_model
 @both_forms
-def test_fold_gives_the_bits_of_fold_state_dict(kind: str, form: str) -> None:
+def test_fold_gives_the_bits_of_fold_state_dict(kind: str, form: Form) -> None:
     model = model_of(kind, form)
     expected = fold_state_dict(model.state_dict())
     fold_module(model)
@@ -71,7 +72,7 @@ def test_fold_gives_the_bits_of_fold_state_dict(kind: str, form: str) -> None:
 
 
 @both_forms
-def test_keys_stand_where_fold_state_dict_puts_them(form: str) -> None:
+def test_keys_stand_where_fold_state_dict_puts_them(form: Form) -> None:
     module = norm(nn.Conv1d(3, 4, 5), form)
     module.register_parameter("scale", nn.Parameter(torch.ones(1)))
     expected = list(fold_state_dict(module.state_dict()))
@@ -81,7 +82,7 @@ def test_keys_stand_where_fold_state_dict_puts_them(form: str) -> None:
 
 
 @both_forms
-def test_fold_reports_names_forms_and_dims(form: str) -> None:
+def test_fold_reports_names_forms_and_dims(form: Form) -> None:
     assert [(layer.name, layer.form, layer.dim) for layer in fold_module(cnn(form))] == [
         ("0.weight", form, 0),
         ("3.weight", form, 1),
@@ -134,7 +135,7 @@ def test_both_forms_fold_in_one_model_and_in_one_module() -> None:
 @both_forms
 @pytest.mark.parametrize("of_v", FLOATS)
 @pytest.mark.parametrize("of_g", FLOATS)
-def test_every_mixture_of_dtypes_folds_to_that_of_v(of_v: torch.dtype, of_g: torch.dtype, form: str) -> None:
+def test_every_mixture_of_dtypes_folds_to_that_of_v(of_v: torch.dtype, of_g: torch.dtype, form: Form) -> None:
     module = norm(nn.Conv1d(3, 4, 2), form)
     g, v = g_and_v(module)
     g.data, v.data = (g.data * 1.5).to(of_g), v.data.to(of_v)
@@ -147,7 +148,7 @@ def test_every_mixture_of_dtypes_folds_to_that_of_v(of_v: torch.dtype, of_g: tor
 @both_forms
 @pytest.mark.parametrize("around", [torch.no_grad, torch.inference_mode, torch.enable_grad])
 def test_the_weight_is_a_parameter_that_can_be_trained_wherever_it_was_folded(
-    form: str, around: Callable[[], Any]
+    form: Form, around: Callable[[], Any]
 ) -> None:
     module = trained(norm(nn.Linear(3, 2), form))
     with around():
@@ -161,7 +162,7 @@ def test_the_weight_is_a_parameter_that_can_be_trained_wherever_it_was_folded(
 
 @both_forms
 @pytest.mark.parametrize("frozen", [(), ("g",), ("v",), ("g", "v")])
-def test_requires_grad_is_that_of_v(form: str, frozen: tuple[str, ...]) -> None:
+def test_requires_grad_is_that_of_v(form: Form, frozen: tuple[str, ...]) -> None:
     module = norm(nn.Linear(3, 2), form)
     g, v = g_and_v(module)
     g.requires_grad_("g" not in frozen)
@@ -198,7 +199,7 @@ def migrated_there_and_back_is_the_same(module: nn.Module) -> bool:
 
 
 @both_forms
-def test_the_memory_format_stays(form: str) -> None:
+def test_the_memory_format_stays(form: Form) -> None:
     module = norm(nn.Conv2d(4, 8, 3), form)
     if form == "legacy":
         module.weight = module.weight.detach()
@@ -252,7 +253,7 @@ def test_other_hooks_stay_in_order_with_their_handles() -> None:
 
 
 @both_forms
-def test_a_folded_module_loads_and_saves_like_a_plain_one(form: str) -> None:
+def test_a_folded_module_loads_and_saves_like_a_plain_one(form: Form) -> None:
     model = model_of("cnn", form)
     old = model.state_dict()
     fold_module(model)
@@ -289,7 +290,7 @@ def test_loading_a_legacy_state_dict_afterwards_names_the_keys_that_it_has() -> 
 
 
 @both_forms
-def test_a_folded_module_can_be_traced_scripted_and_compiled(form: str) -> None:
+def test_a_folded_module_can_be_traced_scripted_and_compiled(form: Form) -> None:
     model, x = model_of("cnn", form).eval(), input_of("cnn")
     fold_module(model)
     expected = model(x)
@@ -301,7 +302,7 @@ def test_a_folded_module_can_be_traced_scripted_and_compiled(form: str) -> None:
 
 
 @both_forms
-def test_wrappers_are_looked_through(form: str) -> None:
+def test_wrappers_are_looked_through(form: Form) -> None:
     model, x = model_of("cnn", form).eval(), input_of("cnn")
     expected = model(x)
     compiled: Any = torch.compile(model, backend="eager")
@@ -313,7 +314,7 @@ def test_wrappers_are_looked_through(form: str) -> None:
 
 
 @both_forms
-def test_training_flags_stay(form: str) -> None:
+def test_training_flags_stay(form: Form) -> None:
     model = model_of("cnn", form)
     model[1].eval()  # type: ignore[index]
     fold_module(model)
@@ -330,7 +331,7 @@ class Stubborn(nn.Conv1d):
 
 
 @both_forms
-def test_a_class_with_a_setattr_of_its_own_is_no_obstacle(form: str) -> None:
+def test_a_class_with_a_setattr_of_its_own_is_no_obstacle(form: Form) -> None:
     module = norm(Stubborn(3, 4, 2), form)
     module.ready = True
     fold_module(module)
@@ -357,7 +358,7 @@ def test_any_name_of_a_weight_will_do() -> None:
 
 
 @both_forms
-def test_a_shared_module_is_folded_once_and_stays_shared(form: str) -> None:
+def test_a_shared_module_is_folded_once_and_stays_shared(form: Form) -> None:
     shared = trained(norm(nn.Linear(3, 3), form))
     model = nn.ModuleDict({"a": shared, "b": shared})
     (layer,) = fold_module(model)
@@ -367,7 +368,7 @@ def test_a_shared_module_is_folded_once_and_stays_shared(form: str) -> None:
 
 
 @both_forms
-def test_a_shared_module_is_chosen_and_excluded_by_any_of_its_names(form: str) -> None:
+def test_a_shared_module_is_chosen_and_excluded_by_any_of_its_names(form: Form) -> None:
     def model() -> nn.Module:
         shared = norm(nn.Linear(3, 3), form)
         return nn.ModuleDict({"a": shared, "b": shared})
@@ -385,7 +386,7 @@ def share(a: Any, b: Any, half: int) -> None:
 
 
 @both_forms
-def test_modules_that_share_both_halves_share_the_weight(form: str) -> None:
+def test_modules_that_share_both_halves_share_the_weight(form: Form) -> None:
     a, b = norm(nn.Linear(3, 2), form), norm(nn.Linear(3, 2), form)
     for half in (0, 1):
         share(a, b, half)
@@ -396,7 +397,7 @@ def test_modules_that_share_both_halves_share_the_weight(form: str) -> None:
 
 @both_forms
 @pytest.mark.parametrize("half", [0, 1])
-def test_modules_that_share_one_half_get_weights_of_their_own(form: str, half: int) -> None:
+def test_modules_that_share_one_half_get_weights_of_their_own(form: Form, half: int) -> None:
     a, b = trained(norm(nn.Linear(3, 2), form)), trained(norm(nn.Linear(3, 2), form))
     share(a, b, half)
     expected = [fold_state_dict(each.state_dict())["weight"] for each in (a, b)]
@@ -448,7 +449,7 @@ def test_a_split_on_a_copy_does_not_reach_the_class_that_it_shares() -> None:
 @pytest.mark.parametrize("kind", ["rnn", "lstm", "gru"])
 @both_forms
 @pytest.mark.parametrize("used", [False, True])
-def test_flat_weights_are_the_parameters(kind: str, form: str, used: bool) -> None:
+def test_flat_weights_are_the_parameters(kind: str, form: Form, used: bool) -> None:
     model, x = model_of(kind, form), input_of(kind)
     if used:
         model(x)
@@ -469,7 +470,7 @@ def test_flat_weights_are_the_parameters(kind: str, form: str, used: bool) -> No
 
 
 @both_forms
-def test_an_rnn_that_is_folded_in_part_can_be_copied(form: str) -> None:
+def test_an_rnn_that_is_folded_in_part_can_be_copied(form: Form) -> None:
     model, x = model_of("lstm", "parametrize"), input_of("lstm")
     expected = model(x)
     if form == "legacy":
@@ -485,7 +486,7 @@ def test_an_rnn_that_is_folded_in_part_can_be_copied(form: str) -> None:
 @every_model
 @both_forms
 @pytest.mark.parametrize("used", [False, True])
-def test_a_folded_copy_leaves_the_module_alone(kind: str, form: str, used: bool) -> None:
+def test_a_folded_copy_leaves_the_module_alone(kind: str, form: Form, used: bool) -> None:
     model, x = model_of(kind, form).eval(), input_of(kind)
     if used:
         model(x)
@@ -554,7 +555,7 @@ def test_a_compiled_module_can_be_copied() -> None:
 
 @every_model
 @both_forms
-def test_inspection_shows_the_layers_that_fold_would_fold(kind: str, form: str) -> None:
+def test_inspection_shows_the_layers_that_fold_would_fold(kind: str, form: Form) -> None:
     model = model_of(kind, form)
     before = portrait(model)
     found = inspect_module(model, full=True)
@@ -609,7 +610,7 @@ def test_errors_are_the_projects() -> None:
 
 
 @both_forms
-def test_a_name_that_holds_none_becomes_the_weight(form: str) -> None:
+def test_a_name_that_holds_none_becomes_the_weight(form: Form) -> None:
     for home in ("_parameters", "_buffers"):
         module = norm(nn.Linear(3, 2), form)
         expected = fold_state_dict(module.state_dict())["weight"]
@@ -621,7 +622,7 @@ def test_a_name_that_holds_none_becomes_the_weight(form: str) -> None:
 
 
 @both_forms
-def test_layers_tied_to_some_that_are_not_folded_are_refused(form: str) -> None:
+def test_layers_tied_to_some_that_are_not_folded_are_refused(form: Form) -> None:
     a, b = norm(nn.Linear(3, 2), form), norm(nn.Linear(3, 2), form)
     for half in (0, 1):
         share(a, b, half)
@@ -649,7 +650,7 @@ class Kind(torch.Tensor):
 @pytest.mark.parametrize("make", [nn.Parameter, Marked, lambda it: nn.Parameter(it.as_subclass(Kind))])
 @pytest.mark.parametrize("around", [torch.no_grad, torch.inference_mode, torch.enable_grad])
 def test_the_weight_is_of_the_class_of_v_with_what_was_set_on_it(
-    form: str, make: Callable[..., Any], around: Callable[[], Any]
+    form: Form, make: Callable[..., Any], around: Callable[[], Any]
 ) -> None:
     module = norm(nn.Conv2d(3, 4, 3), form)
     home, name = (module, "weight_v") if form == "legacy" else (module.parametrizations.weight, "original1")

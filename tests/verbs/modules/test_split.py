@@ -29,6 +29,7 @@ from tests.helpers.states import same
 from wnconvert.errors import ArgumentError, LayerError, NumbersError
 from wnconvert.verbs.modules.convert import fold_module, folded, migrate_module
 from wnconvert.verbs.modules.split import split_module
+from wnconvert.verbs.options import Form
 
 PLAIN: dict[str, tuple[Callable[[], nn.Module], str, int | None]] = {
     "conv": (lambda: nn.Conv1d(3, 4, 5), "weight", 0),
@@ -46,7 +47,7 @@ PLAIN: dict[str, tuple[Callable[[], nn.Module], str, int | None]] = {
 @pytest.mark.parametrize("plain", PLAIN)
 @pytest.mark.parametrize("to", FORMS)
 @pytest.mark.parametrize("dtype", FLOATS)
-def test_a_split_weight_folds_back_bit_for_bit(plain: str, to: str, dtype: torch.dtype) -> None:
+def test_a_split_weight_folds_back_bit_for_bit(plain: str, to: Form, dtype: torch.dtype) -> None:
     build, name, dim = PLAIN[plain]
     module = build().to(dtype)
     before = {key: value.clone() for key, value in module.state_dict().items()}
@@ -69,7 +70,7 @@ def test_a_split_weight_folds_back_bit_for_bit(plain: str, to: str, dtype: torch
 
 
 @pytest.mark.parametrize("to", FORMS)
-def test_a_split_module_computes_the_same(to: str) -> None:
+def test_a_split_module_computes_the_same(to: Form) -> None:
     plain = model_of("cnn", "legacy").eval()
     fold_module(plain)
     x = input_of("cnn")
@@ -87,7 +88,7 @@ def test_a_split_module_computes_the_same(to: str) -> None:
 
 @every_model
 @both_forms
-def test_split_like_another_module_makes_its_twin(kind: str, form: str) -> None:
+def test_split_like_another_module_makes_its_twin(kind: str, form: Form) -> None:
     like, x = model_of(kind, form).eval(), input_of(kind)
     model = folded(like)
     expected = model(x)
@@ -208,7 +209,7 @@ def test_a_lazy_weight_is_refused() -> None:
 
 
 @pytest.mark.parametrize("to", FORMS)
-def test_zero_rows_get_a_direction_and_a_new_parameter(to: str) -> None:
+def test_zero_rows_get_a_direction_and_a_new_parameter(to: Form) -> None:
     module = nn.Linear(4, 3)
     with torch.no_grad():
         module.weight[1] = 0
@@ -244,7 +245,7 @@ def test_numbers_that_have_no_norm_are_refused_whole() -> None:
 
 
 @pytest.mark.parametrize("to", FORMS)
-def test_what_is_tied_stays_tied(to: str) -> None:
+def test_what_is_tied_stays_tied(to: Form) -> None:
     def model() -> Any:
         made: Any = nn.ModuleDict({"a": nn.Linear(3, 3), "b": nn.Linear(3, 3)})
         made["b"].weight = made["a"].weight
@@ -267,7 +268,7 @@ def test_what_is_tied_stays_tied(to: str) -> None:
 
 @pytest.mark.parametrize("around", [torch.no_grad, torch.inference_mode])
 @pytest.mark.parametrize("to", FORMS)
-def test_a_module_split_without_gradients_can_be_trained(around: Callable[[], Any], to: str) -> None:
+def test_a_module_split_without_gradients_can_be_trained(around: Callable[[], Any], to: Form) -> None:
     module = nn.LSTM(3, 4)
     with around():
         split_module(module, layers="weight*", dim=0, to=to)
@@ -315,7 +316,7 @@ def test_a_split_that_fails_is_undone(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("to", FORMS)
-def test_what_was_set_on_the_weight_is_set_on_both_halves(to: str) -> None:
+def test_what_was_set_on_the_weight_is_set_on_both_halves(to: Form) -> None:
     class Marked(nn.Parameter):
         pass
 
@@ -366,7 +367,7 @@ class Locked(nn.Linear):
 
 
 @pytest.mark.parametrize("to", FORMS)
-def test_a_class_that_minds_its_attributes_is_not_asked(to: str) -> None:
+def test_a_class_that_minds_its_attributes_is_not_asked(to: Form) -> None:
     module = Locked(3, 4)
     before = module.weight.detach().clone()
     module.__dict__["locked"] = True

@@ -34,13 +34,14 @@ from wnconvert.errors import LayerError
 from wnconvert.verbs.conversion.state_dict import fold_state_dict
 from wnconvert.verbs.modules.convert import fold_module, folded, migrate_module, weights_folded
 from wnconvert.verbs.modules.split import split_module
+from wnconvert.verbs.options import Form
 
 # -- folded for a block
 
 
 @every_model
 @both_forms
-def test_after_the_block_all_is_as_before(kind: str, form: str) -> None:
+def test_after_the_block_all_is_as_before(kind: str, form: Form) -> None:
     model, x = model_of(kind, form).eval(), input_of(kind)
     expected = model(x)
     before = portrait(model)
@@ -55,7 +56,7 @@ def test_after_the_block_all_is_as_before(kind: str, form: str) -> None:
 
 
 @both_forms
-def test_after_an_exception_too(form: str) -> None:
+def test_after_an_exception_too(form: Form) -> None:
     model = model_of("lstm", form)
     model(input_of("lstm"))
     before = portrait(model)
@@ -66,7 +67,7 @@ def test_after_an_exception_too(form: str) -> None:
 
 @both_forms
 @pytest.mark.parametrize("around", [torch.no_grad, torch.inference_mode])
-def test_blocks_nest_and_may_stand_inside_no_grad(form: str, around: Callable[[], Any]) -> None:
+def test_blocks_nest_and_may_stand_inside_no_grad(form: Form, around: Callable[[], Any]) -> None:
     model, x = model_of("lstm", form).eval(), input_of("lstm")
     expected = model(x)
     before = portrait(model)
@@ -104,7 +105,7 @@ def test_what_others_change_in_the_block_stays() -> None:
 
 
 @both_forms
-def test_an_optimizer_goes_on_after_the_block(form: str) -> None:
+def test_an_optimizer_goes_on_after_the_block(form: Form) -> None:
     model, x = model_of("cnn", form), input_of("cnn")
     optimizer = torch.optim.Adam(model.parameters())
 
@@ -133,7 +134,7 @@ def test_a_block_inside_cached_keeps_the_cache() -> None:
 
 
 @both_forms
-def test_a_parametrization_of_another_tensor_made_in_the_block_stays_and_works(form: str) -> None:
+def test_a_parametrization_of_another_tensor_made_in_the_block_stays_and_works(form: Form) -> None:
     for layers in ("*", "*ih*"):  # all of them folded, and one of two
         lstm: Any = norm(norm(nn.LSTM(3, 4), form, "weight_hh_l0"), form, "weight_ih_l0")
         pairs = [*g_and_v(lstm, "weight_hh_l0"), *g_and_v(lstm, "weight_ih_l0")]
@@ -154,7 +155,7 @@ def test_a_parametrization_of_another_tensor_made_in_the_block_stays_and_works(f
 
 
 @both_forms
-def test_what_the_block_made_of_the_folded_weight_goes_with_it(form: str) -> None:
+def test_what_the_block_made_of_the_folded_weight_goes_with_it(form: Form) -> None:
     module: Any = trained(norm(nn.Linear(3, 3), form))
     expected, before = module(torch.ones(1, 3)), portrait(module)
     with weights_folded(module):
@@ -189,7 +190,7 @@ def test_a_class_given_in_the_block_is_kept_under_that_of_the_parametrization() 
 
 
 @both_forms
-def test_blocks_left_in_the_wrong_order_lose_nothing(form: str) -> None:
+def test_blocks_left_in_the_wrong_order_lose_nothing(form: Form) -> None:
     model = model_of("lstm", form)
     x, before = input_of("lstm"), {name: id(value) for name, value in model.named_parameters()}
     expected = model(x)
@@ -243,7 +244,7 @@ def in_a_block(model: nn.Module) -> None:
 
 
 @crossed(form=FORMS, verb=["fold", "migrate", "split", "block"])
-def test_an_interrupt_at_any_line_leaves_all_as_it_was_or_done(verb: str, form: str) -> None:
+def test_an_interrupt_at_any_line_leaves_all_as_it_was_or_done(verb: str, form: Form) -> None:
     def model() -> nn.Module:
         made = nn.Sequential(nn.Linear(3, 4), nn.LSTM(4, 4))
         if verb != "split":
@@ -274,7 +275,7 @@ def test_an_interrupt_at_any_line_leaves_all_as_it_was_or_done(verb: str, form: 
 
 @every_model
 @both_forms
-def test_a_migrated_module_is_as_if_torch_had_made_it_so(kind: str, form: str) -> None:
+def test_a_migrated_module_is_as_if_torch_had_made_it_so(kind: str, form: Form) -> None:
     to = OTHER[form]
     model, other, x = model_of(kind, form).eval(), model_of(kind, to), input_of(kind)
     expected = model(x)
@@ -317,7 +318,7 @@ def _parted(name: str) -> tuple[str, str]:
 
 @every_model
 @both_forms
-def test_there_and_back_restores_all(kind: str, form: str) -> None:
+def test_there_and_back_restores_all(kind: str, form: Form) -> None:
     model = model_of(kind, form).eval()
     before = model.state_dict()
     parameters = [(name, id(parameter)) for name, parameter in model.named_parameters()]
@@ -334,7 +335,7 @@ def test_there_and_back_restores_all(kind: str, form: str) -> None:
 
 @both_forms
 @pytest.mark.parametrize("optimizer", ["Adam", "SGD"])
-def test_an_optimizer_made_before_goes_on_working(form: str, optimizer: str) -> None:
+def test_an_optimizer_made_before_goes_on_working(form: Form, optimizer: str) -> None:
     def training(migrates: bool) -> dict[str, Tensor]:
         model, x = model_of("cnn", form), input_of("cnn")
         made: torch.optim.Optimizer = (
@@ -358,7 +359,7 @@ def test_an_optimizer_made_before_goes_on_working(form: str, optimizer: str) -> 
 
 @both_forms
 @pytest.mark.parametrize("around", [torch.no_grad, torch.inference_mode])
-def test_a_module_migrated_without_gradients_can_be_trained(form: str, around: Callable[[], Any]) -> None:
+def test_a_module_migrated_without_gradients_can_be_trained(form: Form, around: Callable[[], Any]) -> None:
     model: Any = model_of("lstm", form)
     with around():
         migrate_module(model, to=OTHER[form])
@@ -401,10 +402,11 @@ def test_mixtures_are_brought_to_one_form() -> None:
         lstm = norm(norm(nn.LSTM(3, 2), "legacy", "weight_hh_l0"), "parametrize", "weight_ih_l0")
         return nn.ModuleDict({"a": norm(nn.Linear(3, 2), "legacy"), "b": norm(nn.Linear(3, 2)), "c": lstm})
 
-    for to, moved in (
+    directions: list[tuple[Form, list[str]]] = [
         ("legacy", ["b.weight", "c.weight_ih_l0"]),
         ("parametrize", ["a.weight", "c.weight_hh_l0"]),
-    ):
+    ]
+    for to, moved in directions:
         mixed: Any = model()
         x = torch.randn(4, 1, 3)
         expected = mixed["c"](x)[0]

@@ -18,11 +18,24 @@ INTEGERS = ("int64", "int32", "int16", "int8", "uint8", "uint16", "uint32", "uin
 
 LETTERS = st.from_regex(r"[A-Za-z_][A-Za-z0-9_]{0,5}", fullmatch=True)
 SHAPES = st.lists(st.one_of(st.integers(1, 2**31 - 1), LETTERS), max_size=5).map(tuple)
-NAMES = st.from_regex(r"[A-Za-z_][A-Za-z0-9_.:/]{0,8}", fullmatch=True)
+NAMES = st.from_regex(r"[A-Za-z_][A-Za-z0-9_./]{0,8}", fullmatch=True)
+PORTS = st.one_of(st.just(""), st.from_regex(r"[A-Za-z0-9_.:/]{1,9}", fullmatch=True))
 SPECS = st.one_of(
-    st.builds(InputSpec, NAMES, st.sampled_from([DTYPES[name] for name in (*FLOATS, "bool")]), SHAPES),
     st.builds(
-        InputSpec, NAMES, st.sampled_from([DTYPES[name] for name in INTEGERS]), SHAPES, st.integers(1, 128)
+        InputSpec,
+        NAMES,
+        st.sampled_from([DTYPES[name] for name in (*FLOATS, "bool")]),
+        SHAPES,
+        st.none(),
+        PORTS,
+    ),
+    st.builds(
+        InputSpec,
+        NAMES,
+        st.sampled_from([DTYPES[name] for name in INTEGERS]),
+        SHAPES,
+        st.integers(1, 128),
+        PORTS,
     ),
 )
 RANGES = st.tuples(st.integers(1, 60), st.integers(0, 60)).map(lambda ends: Range(ends[0], sum(ends)))

@@ -1,7 +1,8 @@
 """Where the state dicts and optimizers of a pickle are, at any depth, and the values beside them.
 
-A state dict is a mapping with tensors in it, or a whole pickled module as its ``state_dict()`` would be; an
-optimizer is a dict, or an object, with ``state`` and ``param_groups``. Everything below one belongs to it.
+A state dict is a mapping with tensors in it (single numbers beside other values are settings), or a whole
+pickled module as its ``state_dict()`` would be; an optimizer is a dict, or an object, with ``state`` and
+``param_groups``. Everything below one belongs to it.
 """
 
 from __future__ import annotations
@@ -280,7 +281,7 @@ def _find(root: Value, is_tensor: Callable[[Value], bool]) -> tuple[Contents, bo
             states.append(_module_state(place.keys, value, names))
             continue
         items = _named(value)
-        if any(is_tensor(item) for _, item in items):
+        if _is_state_dict(items, is_tensor):
             ends.append(place)
             names.spend(*map(str, place.keys))
             for key, _ in items:
@@ -298,6 +299,16 @@ def _find(root: Value, is_tensor: Callable[[Value], bool]) -> tuple[Contents, bo
     _check_paths(states)
     every = tuple(item for of_one in optimizers.values() for item in of_one)
     return Contents(tuple(states), every, tuple(_siblings(branches, ends, top))), has_arrays
+
+
+def _is_state_dict(items: Sequence[tuple[str, Value]], is_tensor: Callable[[Value], bool]) -> bool:
+    """Whether a mapping with these items is a state dict.
+
+    Single numbers beside other values are settings and scores, such as those of Lightning's callbacks.
+    """
+    tensors = [item for _, item in items if is_tensor(item)]
+    others = any(not name.endswith("_extra_state") for name, item in items if not is_tensor(item))
+    return any(not others or (record := read_tensor(item)) is None or record.shape for item in tensors)
 
 
 def _check_paths(states: Sequence[FoundStateDict]) -> None:

@@ -30,6 +30,7 @@ from wnconvert.formats.torch.records import (
     shown,
 )
 from wnconvert.formats.zips import ZipEntry
+from wnconvert.messages import listed
 from wnconvert.plan.names.trees import NewNames
 from wnconvert.plan.record import NO_HISTORY, RECORD_NAME, History, read_history
 from wnconvert.tensors.containers import Container
@@ -153,8 +154,8 @@ class TorchFile:
         elif self.container is Container.TORCHSCRIPT:
             notes.append("a TorchScript archive: its code is left out, its tensors become a plain state dict")
         elif names := foreign_names(self.pickle.root):
-            shown = ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
-            notes.append(f"the file names classes or functions, kept as data and never imported: {shown}")
+            said = "the file names classes or functions, kept as data and never imported"
+            notes.append(f"{said}: {listed(names, 6)}")
         if self.unwrapped:
             notes.append("its DTensors are whole, and become plain tensors")
         if self.container is Container.TORCH_LEGACY:

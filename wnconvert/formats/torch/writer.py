@@ -32,6 +32,7 @@ from wnconvert.formats.torch.records import (
     with_storage,
 )
 from wnconvert.formats.zips import MARKS, NewRecord, zip_layout
+from wnconvert.messages import listed
 from wnconvert.plan.layout import CopyBytes, Gather, Layout, Part, Parts, Work
 from wnconvert.plan.names.trees import renamed_modules
 from wnconvert.plan.order import NEW_ENTRY, metadata_keys
@@ -55,7 +56,7 @@ def torch_layout(source: TorchFile | None, tree: Tree, plan: Plan) -> Layout:
     root = editor.root(plan)
     if names := dangerous_names(root):
         raise OutputError(
-            f"the file names {', '.join(names[:6])}, which could run something where it is loaded",
+            f"the file names {listed(names, 6)}, which could run something where it is loaded",
             fix="-o OUT.safetensors, which holds tensors alone",
         )
     archive = _Storages(source)

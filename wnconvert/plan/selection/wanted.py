@@ -10,7 +10,7 @@ from wnconvert.layers.dims import dim_of
 from wnconvert.layers.evidence import notes_on_passed
 from wnconvert.layers.find import FoundPairs, find_pairs
 from wnconvert.layers.schemes import Layer, Refused, Selection, fix_of
-from wnconvert.messages import listed, option, raise_listed
+from wnconvert.messages import listed, option, raise_listed, told
 from wnconvert.tensors.tree import StateDict
 
 __all__ = [
@@ -133,9 +133,8 @@ def optimizer_is_stale(doing: str) -> str:
 
 def notes_on(found: FoundPairs) -> Iterable[str]:
     """Notes on the layers of a state dict, on halves that stand alone, and on pairs that are passed over."""
-    for layer in found.layers:
-        if layer.note:
-            yield f"{layer.name}: {layer.note}"
-    for half in found.halves:
-        yield f"{half} stands without its other half and is left as it is"
+    yield from told((layer.name, layer.note) for layer in found.layers if layer.note)
+    one = " stands without its other half and is left as it is"
+    several = " stand without their other halves and are left as they are"
+    yield from told(((half, "") for half in found.halves), one, several)
     yield from notes_on_passed(found.passed)

@@ -12,7 +12,7 @@ from typing import Any
 from wnconvert.errors import ArgumentError
 from wnconvert.layers.dims import AUTO
 from wnconvert.layers.schemes import Refused, Selection
-from wnconvert.messages import counted, option
+from wnconvert.messages import counted, few, option
 from wnconvert.plan.draft import Draft
 from wnconvert.plan.names.renaming import Renaming
 from wnconvert.plan.plan import Change, Plan, PlannedStateDict
@@ -64,7 +64,8 @@ def plan_split(
     planned = tuple(_split(state, mine.get(state.path)) for state in draft.states)
     both = list(zip(draft.states, planned, strict=True))
     draft.check_refused({state.path: tuple(_not_found_again(state, item)) for state, item in both})
-    more = [note for state, item in both for note in (*_untied(state, item), *needs_naming(state, item))]
+    more = few(note for state, item in both for note in _untied(state, item))
+    more += [note for state, item in both for note in needs_naming(state, item)]
     return draft.plan(
         planned,
         record=_record(draft, planned, mine),

@@ -8,28 +8,35 @@ far apart they are.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from wnconvert.errors import ArgumentError
-from wnconvert.messages import options_as_python
+from wnconvert.errors import ArgumentError, LayerError
+from wnconvert.messages import options_as_python, refuse_other_than_path, told
 from wnconvert.numerics.distance import Measure, Tolerance, needed
 from wnconvert.numerics.rows import RowPolicy
 from wnconvert.storage.checkpoint import no_graph, open_checkpoint
 from wnconvert.storage.sources import Source
 from wnconvert.storage.workers import Workers
 from wnconvert.tensors.blocks import Array
+from wnconvert.tensors.distributed import whole_of
 from wnconvert.tensors.dtypes import DTYPES
-from wnconvert.tensors.memory import InMemory, stored_tensor, tree_of_values
+from wnconvert.tensors.memory import (
+    InMemory,
+    refuse_other_than_state_dict,
+    stored_tensor,
+    tree_of_values,
+)
 from wnconvert.tensors.tree import StoredTensor
 from wnconvert.verbs.comparison.pairing import Pair, Rules, Side, paired
 from wnconvert.verbs.comparison.readings import Readings
 from wnconvert.verbs.comparison.result import Comparison, Difference
 from wnconvert.verbs.options import renaming_of, selection_of, texts_of
+from wnconvert.verbs.progress import Progress, bytes_progress
 
 __all__ = ["compare_files", "compare_state_dicts"]
 
@@ -45,7 +52,7 @@ def compare_files(
     layers: Iterable[str] = (),
     exclude: Iterable[str] = (),
     threads: int | None = None,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Progress = False,
 ) -> Comparison:
     """Compare the effective weights of two checkpoint files of any readable format and form.
 
@@ -67,7 +74,9 @@ def compare_files(
     tolerance = Tolerance(rtol, atol)
     rules = Rules(renaming_of(strip_prefix, "", ()), selection_of(layers, exclude, "auto"))
     with _opened(a) as left, _opened(b) as right:
-        return _compare(left, right, rules, tolerance, Workers(threads, progress), only=_paths(only))
+        return _compare(
+            left, right, rules, tolerance, Workers(threads, bytes_progress(progress)), only=_paths(only)
+        )
 
 
 def compare_state_dicts(
@@ -152,9 +161,11 @@ def _difference(pair: Pair, measure: Measure | None) -> Difference:
 
 
 def _zero_notes(sides: tuple[Side, Side], readings: Readings) -> Iterator[str]:
-    for (at, side), report in sorted(readings.reports.items()):
-        if note := RowPolicy("zero", allow_nonfinite=True).note(report):
-            yield f"{sides[side].label}: layer {readings.pairs[at].a.name}: {note}"
+    policy = RowPolicy("zero", allow_nonfinite=True)
+    notes = ((at, side, policy.note(report)) for (at, side), report in sorted(readings.reports.items()))
+    yield from told(
+        (f"{sides[side].label}: layer {readings.pairs[at].a.name}", note) for at, side, note in notes if note
+    )
 
 
 # -- the sides
@@ -171,6 +182,7 @@ def _paths(only: str | Sequence[str]) -> tuple[str, ...]:
 
 @contextmanager
 def _opened(path: str | os.PathLike[str]) -> Iterator[Side]:
+    refuse_other_than_path(path)
     checkpoint = no_graph(open_checkpoint(path), "compared (wnconvert check runs it beside its module)")
     with Source(checkpoint.sources) as source:
         yield Side(os.fspath(path), checkpoint.tree, source)
@@ -185,6 +197,7 @@ class _Bits(InMemory):
 
 
 def _memory(label: str, state_dict: Mapping[str, Any]) -> Side:
+    refuse_other_than_state_dict(state_dict)
     values = {str(name): value for name, value in state_dict.items()}
     tree = tree_of_values(values, stored=_stored)
     if not tree.state_dict("").tensors:
@@ -218,6 +231,11 @@ def _raw(value: Any, name: str) -> Array:
         )
     import torch  # it is installed: the value is its tensor
 
+    try:
+        value = whole_of(value)
+    except LayerError as error:
+        error.where = name
+        raise
     plain = value.detach().cpu().resolve_conj().resolve_neg().contiguous().reshape(-1)
     raw: Array = plain.view(torch.uint8).numpy()
     return raw

@@ -9,7 +9,7 @@ from glob import escape
 from wnconvert.errors import ArgumentError, WnconvertError
 from wnconvert.layers.find import find_pairs
 from wnconvert.layers.schemes import SCHEMES, Selection
-from wnconvert.messages import option
+from wnconvert.messages import listed, option
 from wnconvert.numerics.rounding import FLOAT_FORMATS
 from wnconvert.plan.fold import plan_fold
 from wnconvert.plan.names.prefixes import prefixes_apart
@@ -212,7 +212,7 @@ def _state_pairs(
             )
         picked.append(state or candidates[0])
     notes = [
-        f"{side.label}: {', '.join(left)} {'is' if len(left) == 1 else 'are'} not compared"
+        f"{side.label}: {listed(left)} {'is' if len(left) == 1 else 'are'} not compared"
         for side, found, one in zip((a, b), states, picked, strict=True)
         if not only and (left := [state.shown for state in found if state is not one])
     ]
@@ -235,7 +235,7 @@ def _by_path(
     if left_a or left_b:
         side, left = (a, left_a) if left_a else (b, left_b)
         raise ArgumentError(
-            f"only {side.label} has the state dict {', '.join(state.shown for state in left)}",
+            f"only {side.label} has the state dict {listed(state.shown for state in left)}",
             fix=f"--only {pairs[0][0].shown} compares what both have",
         )
     return pairs
@@ -246,7 +246,7 @@ def _named(states: Sequence[StateDict], path: str | None) -> StateDict | None:
 
 
 def _offered(side: Side, states: Sequence[StateDict]) -> str:
-    return f"{side.label} has {', '.join(state.shown for state in states)}"
+    return f"{side.label} has {listed(state.shown for state in states)}"
 
 
 def _has_layers(state: StateDict) -> bool:

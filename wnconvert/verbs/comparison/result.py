@@ -6,6 +6,7 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from wnconvert.messages import short_repr
 from wnconvert.numerics.distance import Needed, rounded_up
 
 __all__ = ["COLUMNS", "Comparison", "Difference", "Operand", "qualified"]
@@ -62,7 +63,7 @@ def _is_plain(value: object) -> bool:
     return not isinstance(value, float) or math.isfinite(value)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Comparison:
     """The result of a comparison; true if both sides are equal within the tolerance.
 
@@ -89,6 +90,15 @@ class Comparison:
 
     def __bool__(self) -> bool:
         return not (self.differing or self.only_in_a or self.only_in_b)
+
+    def __repr__(self) -> str:
+        return short_repr(
+            f"Comparison: {self.a} and {self.b} {'are equal' if self else 'differ'}",
+            [*(item.name for item in self.differing), *self.only_in_a, *self.only_in_b],
+            f"{self.compared} compared: {self.identical} identical, {self.within} within the tolerance, "
+            f"{len(self.differing)} different",
+            f"{len(self.only_in_a)} only in A, {len(self.only_in_b)} only in B",
+        )
 
     @property
     def tolerance(self) -> str:

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
 
-from wnconvert.plan.plan import Plan
+from wnconvert.messages import counted, short_repr
+from wnconvert.plan.plan import Plan, PlannedLayer
 from wnconvert.storage.checkpoint import Checkpoint, layout_of
 from wnconvert.storage.files import common_mode
 from wnconvert.storage.sources import Source
@@ -26,7 +27,7 @@ from wnconvert.verbs.options import RunOptions
 __all__ = ["Result", "conversion_result", "convert", "nothing_written"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Result:
     """The result of a conversion. ``seconds`` is wall time; ``verified`` names the reader that checked it.
 
@@ -43,6 +44,21 @@ class Result:
     seconds: float
     notes: tuple[str, ...]
     verified: str = ""
+
+    @property
+    def layers(self) -> list[PlannedLayer]:
+        """Every layer that was changed."""
+        return self.plan.layers
+
+    def __repr__(self) -> str:
+        done = {"fold": "folded", "migrate": "migrated"}.get(self.plan.verb, self.plan.verb)
+        return short_repr(
+            f"Result: {counted(len(self.layers), 'layer')} {done}, {self.source} -> {self.output}",
+            [layer.name for layer in self.layers],
+            f"{self.bytes_in:,} bytes in, {self.bytes_out:,} out, in {self.seconds:.2f} s",
+            f"checked by {self.verified}" if self.verified else "",
+            counted(len(self.notes), "note") if self.notes else "",
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """The result as JSON-able data; docs/json.md documents it."""

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from functools import singledispatch
 from typing import Protocol
 
+from wnconvert.messages import told
 from wnconvert.numerics.folding import Folding
 from wnconvert.numerics.norms import norm_blocks
 from wnconvert.numerics.rounding import cast, count_overflow
@@ -63,7 +64,7 @@ def outcomes(
 def notes_of(every: Sequence[Outcome]) -> tuple[str, ...]:
     """The notes of these outcomes. Raises one ``NumbersError`` for all problems."""
     raise_problems((outcome.where, outcome.problems) for outcome in every)
-    return tuple(f"{outcome.where}: {outcome.note}" for outcome in every if outcome.note)
+    return tuple(told((outcome.where, outcome.note) for outcome in every if outcome.note))
 
 
 @dataclass(frozen=True, slots=True)

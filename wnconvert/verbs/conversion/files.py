@@ -5,15 +5,27 @@ With ``dry_run`` each of them returns the very plan that it would run.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Literal, TypedDict, overload
 
 from wnconvert.layers.dims import AUTO
 from wnconvert.storage.shards import DEFAULT_SHARD_SIZE
+from wnconvert.tensors.dtypes import AnyDType
 from wnconvert.verbs.conversion.run import Request, open_reference, plan_onnx_fold, run_conversion
 from wnconvert.verbs.conversion.targets import StrPath
-from wnconvert.verbs.options import RunOptions, check_form, dtype_of, numbers_of, renaming_of, selection_of
+from wnconvert.verbs.options import (
+    DimOption,
+    Form,
+    RunOptions,
+    ZeroRows,
+    check_form,
+    dtype_of,
+    numbers_of,
+    renaming_of,
+    selection_of,
+)
+from wnconvert.verbs.progress import Progress, bytes_progress
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -39,23 +51,23 @@ if TYPE_CHECKING:
         verify: bool
         force: bool
         threads: int | None
-        progress: Callable[[int, int], None]
+        progress: Progress
 
     class _FoldOptions(_Options, total=False):
-        dtype: str | None
-        dim: int | str | None
-        zero_rows: str
+        dtype: AnyDType | None
+        dim: DimOption
+        zero_rows: ZeroRows
         allow_nonfinite: bool
         keep_optimizer: bool
 
     class _SplitOptions(_Options, total=False):
-        to: str | None
+        to: Form | None
         like: StrPath | None
-        dim: int | str | None
+        dim: DimOption
         keep_optimizer: bool
 
     class _MigrateOptions(_Options, total=False):
-        to: str
+        to: Form
         drop_optimizer: bool
 
 
@@ -82,11 +94,11 @@ def fold_file(
     strip_prefix: Iterable[str] = (),
     add_prefix: str = "",
     rename: Iterable[str] | Mapping[str, str] = (),
-    dtype: str | None = None,
+    dtype: AnyDType | None = None,
     layers: Iterable[str] = (),
     exclude: Iterable[str] = (),
-    dim: int | str | None = AUTO,
-    zero_rows: str = "error",
+    dim: DimOption = AUTO,
+    zero_rows: ZeroRows = "error",
     allow_nonfinite: bool = False,
     keep_optimizer: bool = False,
     copy: bool = False,
@@ -98,7 +110,7 @@ def fold_file(
     force: bool = False,
     threads: int | None = None,
     dry_run: bool = False,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Progress = False,
 ) -> Result | Plan:
     """Fold the weight-normalized layers of a checkpoint, or of an ONNX model, into plain weights.
 
@@ -115,23 +127,23 @@ def fold_file(
     notes of the plan say what cannot be brought back.
 
     If no layer changes, nothing is written, ``Result.output`` is None and a note says why; unless ``copy``,
-    ``only``, ``dtype`` or another container asks for an output. With fewer layers than ``require_layers``
+    ``only``, ``dtype``, new names or another container ask for an output. With fewer layers than ``require_layers``
     nothing is written, and ``TooFewLayersError`` is raised.
 
     ``only`` is the path of the one state dict to keep. Names are changed as the file is opened: the first of
     ``strip_prefix`` is taken off, then each ``rename`` made (``"OLD=NEW"`` or a mapping: whole dotted parts
     wherever they stand, ``*`` for one of them), then ``add_prefix`` put before; ``layers`` and ``exclude``
-    are about the new names. ``dtype`` (``"float16"``, ``"bfloat16"``,
-    ``"float32"``) folds and casts in one rounding. ``layers`` and ``exclude`` are globs on weights' names.
-    ``dim`` is an axis, None for the whole tensor, or ``"auto"``: read from g's shape. ``zero_rows`` is
-    ``"error"`` or ``"zero"``. ``progress`` is called with the bytes done and in all. With ``dry_run`` nothing
-    is written and the ``Plan`` is returned.
+    are globs on the new names of weights. ``dtype`` (``"float16"`` or ``"fp16"``, ``torch.bfloat16``,
+    ``numpy.float32`` …) folds and casts in one rounding. ``dim`` is an axis, None for the whole tensor, or
+    ``"auto"``: read from g's shape. ``zero_rows`` is ``"error"`` or ``"zero"``. ``progress`` is called with
+    the bytes done and in all, or True for a bar. With ``dry_run`` nothing is written and the ``Plan`` is
+    returned.
 
     Raises ``WnconvertError``: ``InputError``, ``LayerError``, ``NumbersError``, ``OutputError``,
     ``ArgumentError``, ``TooFewLayersError``, ``VerifyError``; nothing is written then.
 
     >>> plan = fold_file("fixtures/g_02500000", dry_run=True)
-    >>> len(plan.layers), plan.layers[0][1].name
+    >>> len(plan.layers), plan.layers[0].name
     (78, 'conv_pre.weight')
     """
     from wnconvert.plan.fold import plan_fold
@@ -139,6 +151,12 @@ def fold_file(
     selection = selection_of(layers, exclude, dim)
     given = {"--only": only, "--dtype": dtype, "--keep-optimizer": keep_optimizer or None}
     given["--dim"] = None if dim == AUTO else str(dim)
+    plan_graph = partial(
+        plan_onnx_fold, selection=selection, given=[name for name in given if given[name] is not None]
+    )
+    make_plan = partial(
+        plan_fold, selection=selection, only=only, dtype=dtype_of(dtype), keep_optimizer=keep_optimizer
+    )
     request = Request(
         src,
         out,
@@ -149,28 +167,20 @@ def fold_file(
         as_folder=as_folder,
         in_place=in_place,
         copy=copy,
-        rewrites=only is not None or dtype is not None,
+        rewrites=dtype is not None,
         require_layers=require_layers,
         dry_run=dry_run,
     )
     return run_conversion(
         request,
-        partial(
-            plan_fold,
-            selection=selection,
-            only=only,
-            dtype=dtype_of(dtype),
-            keep_optimizer=keep_optimizer,
-        ),
-        plan_graph=partial(
-            plan_onnx_fold, selection=selection, given=[name for name in given if given[name] is not None]
-        ),
+        make_plan,
+        plan_graph=plan_graph,
         options=RunOptions(
             force=force,
             threads=threads,
             verify=verify,
             numbers=numbers_of(zero_rows, allow_nonfinite=allow_nonfinite),
-            progress=progress,
+            progress=bytes_progress(progress),
         ),
     )
 
@@ -195,7 +205,7 @@ def split_file(
     src: StrPath,
     out: StrPath | None = None,
     *,
-    to: str | None = None,
+    to: Form | None = None,
     like: StrPath | None = None,
     only: str | None = None,
     strip_prefix: Iterable[str] = (),
@@ -203,7 +213,7 @@ def split_file(
     rename: Iterable[str] | Mapping[str, str] = (),
     layers: Iterable[str] = (),
     exclude: Iterable[str] = (),
-    dim: int | str | None = AUTO,
+    dim: DimOption = AUTO,
     keep_optimizer: bool = False,
     copy: bool = False,
     require_layers: int | None = None,
@@ -214,7 +224,7 @@ def split_file(
     force: bool = False,
     threads: int | None = None,
     dry_run: bool = False,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Progress = False,
 ) -> Result | Plan:
     """Split plain weights of a checkpoint file into g = ‖w‖ and v = w; folded, they are w again, bit for bit.
 
@@ -229,7 +239,7 @@ def split_file(
     is missing or has another shape, ``NumbersError`` for a row whose norm its dtype cannot hold.
 
     >>> plan = split_file("fixtures/plain.pt", layers="conv.weight", dim=0, to="legacy", dry_run=True)
-    >>> [(change.name, change.after.g.name, change.after.g.shape) for _, change in plan.layers]
+    >>> [(layer.name, layer.after.g.name, layer.after.g.shape) for layer in plan.layers]
     [('conv.weight', 'conv.weight_g', (8, 1, 1))]
     """
     from wnconvert.plan.split.plan import plan_split
@@ -247,7 +257,6 @@ def split_file(
         as_folder=as_folder,
         in_place=in_place,
         copy=copy,
-        rewrites=only is not None,
         require_layers=require_layers,
         dry_run=dry_run,
     )
@@ -262,7 +271,7 @@ def split_file(
             only=only,
             keep_optimizer=keep_optimizer,
         ),
-        options=RunOptions(force=force, threads=threads, verify=verify, progress=progress),
+        options=RunOptions(force=force, threads=threads, verify=verify, progress=bytes_progress(progress)),
     )
 
 
@@ -286,7 +295,7 @@ def migrate_file(
     src: StrPath,
     out: StrPath | None = None,
     *,
-    to: str = "parametrize",
+    to: Form = "parametrize",
     only: str | None = None,
     strip_prefix: Iterable[str] = (),
     add_prefix: str = "",
@@ -303,7 +312,7 @@ def migrate_file(
     force: bool = False,
     threads: int | None = None,
     dry_run: bool = False,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Progress = False,
 ) -> Result | Plan:
     """Give the layers of a checkpoint file the names of the other form of weight norm; no tensor changes.
 
@@ -316,7 +325,7 @@ def migrate_file(
     Raises as ``fold_file`` does; ``LayerError`` also for a whole pickled module.
 
     >>> plan = migrate_file("fixtures/g_02500000", dry_run=True)
-    >>> plan.layers[0][1].before.g.name, plan.layers[0][1].after.g.name
+    >>> plan.layers[0].before.g.name, plan.layers[0].after.g.name
     ('conv_pre.weight_g', 'conv_pre.parametrizations.weight.original0')
     """
     from wnconvert.plan.migrate import plan_migrate
@@ -332,7 +341,6 @@ def migrate_file(
         as_folder=as_folder,
         in_place=in_place,
         copy=copy,
-        rewrites=only is not None,
         require_layers=require_layers,
         dry_run=dry_run,
     )
@@ -345,5 +353,5 @@ def migrate_file(
             only=only,
             drop_optimizer=drop_optimizer,
         ),
-        options=RunOptions(force=force, threads=threads, verify=verify, progress=progress),
+        options=RunOptions(force=force, threads=threads, verify=verify, progress=bytes_progress(progress)),
     )

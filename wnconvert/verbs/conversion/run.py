@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path, PurePath
@@ -18,7 +19,7 @@ from wnconvert.errors import (
     WnconvertError,
 )
 from wnconvert.layers.schemes import Selection
-from wnconvert.messages import counted, listed
+from wnconvert.messages import counted, listed, refuse_other_than_path
 from wnconvert.plan.names.renaming import Renaming
 from wnconvert.plan.names.trees import NewNames, renamed_keys, weights_of
 from wnconvert.plan.plan import Plan
@@ -28,17 +29,19 @@ from wnconvert.storage.checkpoint import Checkpoint, container_of, no_graph, ope
 from wnconvert.storage.files import located
 from wnconvert.storage.shards import DEFAULT_SHARD_SIZE, bytes_of
 from wnconvert.tensors.containers import Container
-from wnconvert.tensors.foreign import check_true_name
 from wnconvert.tensors.tree import Tree
 from wnconvert.verbs.conversion.folders.plan import MakePlan, plan_folder
 from wnconvert.verbs.conversion.folders.replace import check_in_place, check_replaced, what_goes
+from wnconvert.verbs.conversion.folders.unfound import noting_unfound
 from wnconvert.verbs.conversion.piped import goes_to_stdout, to_stdout
 from wnconvert.verbs.conversion.targets import (
     StrPath,
     Target,
     check_apart,
+    check_is_checkpoint,
+    check_name,
     check_not_read,
-    has_suffix,
+    check_suffix,
     target_of,
 )
 from wnconvert.verbs.options import RunOptions
@@ -96,6 +99,9 @@ def run_conversion(
     options: RunOptions,
 ) -> Result | Plan:
     """Open the source, rename, plan what goes into the target, and write it; errors say which file it was."""
+    refuse_other_than_path(request.src)
+    if request.out is not None:
+        refuse_other_than_path(request.out, "an output")
     if goes_to_stdout(request.src, request.out):
         _check_piped(request)
         return to_stdout(
@@ -111,15 +117,20 @@ def run_conversion(
     )
     if request.in_place:
         options = replace(options, force=True)
-    try:
+    with _errors_name(source, target.path):
         job = _job(source, target, request, make_plan, plan_graph, force=options.force)
         if job.plan.writes:
             job.check(force=options.force or request.dry_run)
-        if request.dry_run:
-            return job.plan
-        return job.run(job.plan, options)
+        return job.plan if request.dry_run else job.run(job.plan, options)
+
+
+@contextlib.contextmanager
+def _errors_name(source: PurePath, output: Path) -> Iterator[None]:
+    """Errors that are raised inside say which file it was."""
+    try:
+        yield
     except OutputError as error:
-        error.where = error.where or str(target.path)
+        error.where = error.where or str(output)
         raise
     except WnconvertError as error:
         if error.where != str(source) and not error.where.startswith(f"{source}{os.sep}"):
@@ -188,13 +199,15 @@ def _job(
     _check_fits(checkpoint, target, request)
     make_plan = partial(_named, make_plan, names)
     if checkpoint.onnx is not None and plan_graph is not None:
-        _check_suffix(target.path)
+        check_suffix(target.path)
         job = _to_onnx(checkpoint, plan_graph(checkpoint.onnx), target.path, request)
     elif target.is_folder:
         changed = [path for path in names if names[path].changed]
+        if checkpoint.folder is not None:
+            make_plan = noting_unfound(make_plan, checkpoint.folder.root)
         job = _to_folder(checkpoint, make_plan, target.path, request, changed)
     else:
-        _check_is_checkpoint(checkpoint, target.path, request.kind)
+        check_is_checkpoint(checkpoint, target.path, request.kind)
         plan = make_plan(checkpoint.tree, container_of(target.path))
         job = _to_file(checkpoint, plan, target.path, request)
     job = _settled(job, checkpoint, target, request, force=force)
@@ -250,6 +263,7 @@ def _is_asked_for(plan: Plan, checkpoint: Checkpoint, target: Target, request: R
     """Whether an output is asked for though no layer changes: a copy, a cast, names, another container."""
     return (
         request.copy
+        or request.only is not None
         or request.rewrites
         or request.max_shard_size != DEFAULT_SHARD_SIZE
         or plan.renamed > 0
@@ -322,7 +336,7 @@ def _check_piped(request: Request) -> None:
 def _check_fits(checkpoint: Checkpoint, target: Target, request: Request) -> None:
     """Raise ``ArgumentError`` for options that do not fit the source, or the target."""
     if target.is_named:
-        _check_name(checkpoint, target)
+        check_name(checkpoint, target)
     if target.is_folder and checkpoint.onnx:
         raise ArgumentError(f"an ONNX model is a file, and {target.path} a folder", fix="-o OUT.onnx")
     if request.max_shard_size != DEFAULT_SHARD_SIZE and not target.is_folder:
@@ -344,35 +358,6 @@ def plan_onnx_fold(opened: OnnxFile, *, selection: Selection, given: list[str]) 
     return plan_onnx(opened, selection)
 
 
-def _check_name(checkpoint: Checkpoint, target: Target) -> None:
-    """An output is what its suffix says."""
-    name = target.path.name
-    if checkpoint.onnx:
-        check_true_name(name, Container.ONNX.facts.noun, "-o OUT.onnx")
-    else:
-        check_true_name(name, "a folder" if target.is_folder else container_of(target.path).facts.noun)
-
-
-def _check_suffix(output: Path) -> None:
-    """An ONNX model stays one: its graph has no place in a checkpoint."""
-    name = output.name.lower()
-    if not name.endswith(".onnx") and has_suffix(name):
-        raise ArgumentError(
-            f"{output.name} would be a checkpoint, and the graph of an ONNX model has no place in one",
-            fix="-o OUT.onnx; or fold the checkpoint that the model was exported from",
-        )
-
-
-def _check_is_checkpoint(checkpoint: Checkpoint, output: Path, kind: str) -> None:
-    """Only ``fold`` takes ONNX models, and no checkpoint can become one."""
-    no_graph(checkpoint, kind if kind == "split" else "migrated")
-    if container_of(output) is Container.ONNX:
-        raise ArgumentError(
-            f"{output.name} would be an ONNX model, and a checkpoint has no graph",
-            fix="wnconvert export, which takes the module's code too; or -o OUT.safetensors",
-        )
-
-
 def _check_not_frozen(checkpoint: Checkpoint) -> None:
     """Raise ``InputError`` for a TorchScript archive without weights that could be told from its code."""
     if checkpoint.torch is not None and checkpoint.torch.is_frozen:
@@ -386,4 +371,5 @@ def _check_not_frozen(checkpoint: Checkpoint) -> None:
 
 def open_reference(like: StrPath) -> Tree:
     """The tree of the checkpoint that ``--like`` names."""
+    refuse_other_than_path(like, "the reference")
     return no_graph(open_checkpoint(like), "the reference of a split").tree

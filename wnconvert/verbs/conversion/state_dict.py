@@ -15,7 +15,7 @@ import numpy as np
 
 from wnconvert.errors import LayerError
 from wnconvert.layers.dims import AUTO
-from wnconvert.messages import options_as_python
+from wnconvert.messages import options_as_python, raise_listed
 from wnconvert.numerics.rows import Problem, RowPolicy, raise_problems
 from wnconvert.numerics.splitting import directions
 from wnconvert.plan.fold import plan_fold
@@ -29,10 +29,21 @@ from wnconvert.plan.split.plan import plan_split
 from wnconvert.plan.steps import MadeTensor, Step
 from wnconvert.tensors.blocks import Array, Read, reader_of
 from wnconvert.tensors.containers import Container
-from wnconvert.tensors.memory import array_of, made_like, shaped_like, tree_of, view_of
+from wnconvert.tensors.distributed import obstacle
+from wnconvert.tensors.dtypes import AnyDType
+from wnconvert.tensors.memory import array_of, is_torch, made_like, shaped_like, tree_of, view_of
 from wnconvert.tensors.tree import ByteRange, StoredTensor, TensorInfo, Tree, contiguous_strides
 from wnconvert.verbs.conversion.executor import make_tensor
-from wnconvert.verbs.options import check_form, dtype_of, numbers_of, renaming_of, selection_of
+from wnconvert.verbs.options import (
+    DimOption,
+    Form,
+    ZeroRows,
+    check_form,
+    dtype_of,
+    numbers_of,
+    renaming_of,
+    selection_of,
+)
 
 __all__ = ["fold_state_dict", "migrate_state_dict", "split_state_dict"]
 
@@ -40,14 +51,14 @@ __all__ = ["fold_state_dict", "migrate_state_dict", "split_state_dict"]
 def fold_state_dict(
     state_dict: Mapping[str, Any],
     *,
-    dtype: str | None = None,
+    dtype: AnyDType | None = None,
     strip_prefix: Iterable[str] = (),
     add_prefix: str = "",
     rename: Iterable[str] | Mapping[str, str] = (),
     layers: Iterable[str] = (),
     exclude: Iterable[str] = (),
-    dim: int | str | None = AUTO,
-    zero_rows: str = "error",
+    dim: DimOption = AUTO,
+    zero_rows: ZeroRows = "error",
     allow_nonfinite: bool = False,
 ) -> dict[str, Any]:
     """Fold the weight-normalized layers of a state dict; the mapping and its tensors are left alone.
@@ -76,14 +87,14 @@ def fold_state_dict(
 def split_state_dict(
     state_dict: Mapping[str, Any],
     *,
-    to: str | None = None,
+    to: Form | None = None,
     like: Mapping[str, Any] | None = None,
     strip_prefix: Iterable[str] = (),
     add_prefix: str = "",
     rename: Iterable[str] | Mapping[str, str] = (),
     layers: Iterable[str] = (),
     exclude: Iterable[str] = (),
-    dim: int | str | None = AUTO,
+    dim: DimOption = AUTO,
 ) -> dict[str, Any]:
     """Split plain weights of a state dict into g = ‖w‖ and v = w; the mapping and its tensors are left alone.
 
@@ -116,7 +127,7 @@ def split_state_dict(
 def migrate_state_dict(
     state_dict: Mapping[str, Any],
     *,
-    to: str = "parametrize",
+    to: Form = "parametrize",
     strip_prefix: Iterable[str] = (),
     add_prefix: str = "",
     rename: Iterable[str] | Mapping[str, str] = (),
@@ -174,6 +185,7 @@ def _made(
 ) -> dict[str, Any]:
     """A new mapping as planned: an ``OrderedDict`` with its ``_metadata`` where the source is one."""
     (planned,) = plan.state_dicts
+    _refuse_shards(planned.steps, opened.values, "split" if plan.verb == "split" else "folded")
     maker = _Maker(opened.values, opened.tree.state_dict("").tensors, numbers)
     made: dict[str, Any] = OrderedDict() if isinstance(opened.source, OrderedDict) else {}
     for step in planned.steps:
@@ -183,6 +195,20 @@ def _made(
     if opened.metadata is not None and isinstance(made, OrderedDict):
         made._metadata = _metadata(opened.metadata, planned)  # type: ignore[attr-defined]  # as torch has it
     return made
+
+
+def _refuse_shards(steps: Iterable[Step], values: Mapping[str, Any], done: str) -> None:
+    """Raise one ``LayerError`` for all tensors that must be read and of which this rank has a part only."""
+    found = {
+        name: reason
+        for step in steps
+        if step.kept is None or step.dtype is not None
+        for name in step.sources
+        if is_torch(values[name]) and (reason := obstacle(values[name]))
+    }
+    for fix in dict.fromkeys(fix for _, fix in found.values()):
+        bad = [(name, what) for name, (what, its) in found.items() if its == fix]
+        raise_listed(LayerError, f"{len(bad)} tensors cannot be {done}", bad, fix=fix)
 
 
 class _Maker:

@@ -8,17 +8,21 @@ from pathlib import Path, PurePath
 from typing import TypeAlias, TypeVar
 
 from wnconvert.errors import ArgumentError, OutputError
-from wnconvert.storage.checkpoint import Checkpoint
+from wnconvert.storage.checkpoint import Checkpoint, container_of, no_graph
 from wnconvert.storage.files import kind_of, listing_of, located, output_path, real_of
 from wnconvert.storage.folder.links import cache_of
 from wnconvert.storage.stores.store import PathKind
 from wnconvert.tensors.containers import Container
+from wnconvert.tensors.foreign import check_true_name
 
 __all__ = [
     "StrPath",
     "Target",
     "check_apart",
+    "check_is_checkpoint",
+    "check_name",
     "check_not_read",
+    "check_suffix",
     "default_output",
     "has_suffix",
     "same_file",
@@ -229,3 +233,32 @@ def check_apart(checkpoint: Checkpoint, output: Path) -> None:
         raise OutputError("it lies in the source", fix="choose an -o beside it")
     if source.is_relative_to(real):
         raise OutputError("the source lies in it", fix="choose an -o beside it")
+
+
+def check_name(checkpoint: Checkpoint, target: Target) -> None:
+    """An output is what its suffix says."""
+    name = target.path.name
+    if checkpoint.onnx:
+        check_true_name(name, Container.ONNX.facts.noun, "-o OUT.onnx")
+    else:
+        check_true_name(name, "a folder" if target.is_folder else container_of(target.path).facts.noun)
+
+
+def check_suffix(output: Path) -> None:
+    """An ONNX model stays one: its graph has no place in a checkpoint."""
+    name = output.name.lower()
+    if not name.endswith(".onnx") and has_suffix(name):
+        raise ArgumentError(
+            f"{output.name} would be a checkpoint, and the graph of an ONNX model has no place in one",
+            fix="-o OUT.onnx; or fold the checkpoint that the model was exported from",
+        )
+
+
+def check_is_checkpoint(checkpoint: Checkpoint, output: Path, kind: str) -> None:
+    """Only ``fold`` takes ONNX models, and no checkpoint can become one."""
+    no_graph(checkpoint, kind if kind == "split" else "migrated")
+    if container_of(output) is Container.ONNX:
+        raise ArgumentError(
+            f"{output.name} would be an ONNX model, and a checkpoint has no graph",
+            fix="wnconvert export, which takes the module's code too; or -o OUT.safetensors",
+        )

@@ -4,6 +4,7 @@ exporters  torch's two exporters behind one function
 names      finds the parameter that an initializer came from
 graph      the exported graph: folded, named, checked
 request    the question that an export or a check answers
+ports      pairs the module's inputs with the model's
 check      check_onnx: an existing model against a module
 export     export_onnx: a new model, and the proof
 """

@@ -10,24 +10,25 @@ from typing import Any
 import torch
 from torch.export import ExportedProgram
 
-from wnconvert.messages import counted
+from wnconvert.messages import counted, refuse_other_than_path
 from wnconvert.onnx.file.reader import OnnxFile
-from wnconvert.onnx.runtime import Opened, open_model, run
+from wnconvert.onnx.runtime import open_model
 from wnconvert.storage.checkpoint import Checkpoint, open_checkpoint
 from wnconvert.storage.files import local_path, located, status_of
-from wnconvert.tensors.blocks import Array
 from wnconvert.verbs.conversion.onnx.check import check_installed
 from wnconvert.verbs.conversion.targets import StrPath
 from wnconvert.verbs.export.graph import check_given, graph_of, nodes_of, residual_of
-from wnconvert.verbs.export.request import Question, Reference, names_in, question_of, unused_inputs
-from wnconvert.verbs.modules.find import find_live
+from wnconvert.verbs.export.ports import Ports, ports_of
+from wnconvert.verbs.export.request import Question, Reference, names_in, question_of, remedy_of
+from wnconvert.verbs.modules.finding.live import find_live
+from wnconvert.verbs.progress import StepsProgress, steps_progress
 from wnconvert.verbs.proof.functions import Exportable
-from wnconvert.verbs.proof.proof import ATOL, RTOL, Proof, prove
-from wnconvert.verbs.proof.report import ExportReport, TimedStep, TimedSteps
+from wnconvert.verbs.proof.proof import ATOL, RTOL, Proof, Run, prove
+from wnconvert.verbs.proof.report import ExportReport, TimedSteps
 from wnconvert.verbs.proof.running import evaluating
 from wnconvert.verbs.proof.signatures import Range
 
-__all__ = ["CheckedModel", "check_model", "check_onnx", "prove_beside", "reference_text"]
+__all__ = ["CheckedModel", "check_model", "check_onnx", "first_run", "prove_beside", "reference_text"]
 
 
 def check_onnx(
@@ -42,13 +43,14 @@ def check_onnx(
     atol: float = ATOL,
     samples: int = 4,
     seed: int = 0,
-    progress: Callable[[TimedStep], None] = lambda step: None,
+    progress: StepsProgress = False,
 ) -> ExportReport:
     """Run an ONNX model in onnxruntime beside a module in torch, and compare.
 
-    The arguments are those of ``export_onnx``. Outputs are compared by name, or in their order where the
-    names of the module and the model differ. Returns a report that is true if all outputs are equal. Raises
-    the errors of ``export_onnx``. The module is left as it was. ``export_onnx`` has an example.
+    The arguments are those of ``export_onnx``. Inputs and outputs are paired by name, or in their order where
+    the names of the module and the model differ; ``"mel:x=float32[1,80,T]"`` is the module's ``mel``, which
+    the model calls ``x``. Returns a report that is true if all outputs are equal. Raises the errors of
+    ``export_onnx``. The module is left as it was. ``export_onnx`` has an example.
     """
     check_installed()
     question = question_of(
@@ -62,13 +64,16 @@ def check_onnx(
         samples=samples,
         seed=seed,
     )
-    source, steps = local_path(located(path), "onnxruntime reads it"), TimedSteps(progress)
+    refuse_other_than_path(path, "an ONNX model")
+    source = local_path(located(path), "onnxruntime reads it")
+    steps = TimedSteps(steps_progress(progress))
     model = check_model(open_checkpoint(source), steps, partial(check_given, target=source))
     opened = open_model(source)
+    ports = ports_of(opened, question.signature)
     with evaluating(question.module) as forget:
-        first = question.first_run()
+        first = first_run(question, steps)
         names = question.outputs or names_in(opened, tuple(first.outputs))
-        proof = prove_beside(question, Reference.of(question, names, first), opened, steps, forget)
+        proof = prove_beside(question, Reference.of(question, names, first), ports, steps, forget)
     return ExportReport(
         model=str(source),
         size=model.size,
@@ -78,8 +83,17 @@ def check_onnx(
         residual_weight_norm=len(model.residual),
         nodes=model.nodes,
         steps=tuple(steps.every),
-        notes=(*question.signature.notes, *unused_inputs(opened, question.signature), *proof.notes),
+        notes=(*question.signature.notes, *ports.notes, *proof.notes),
+        remedy=remedy_of(proof, question.module, None),
     )
+
+
+def first_run(question: Question, steps: TimedSteps) -> Run:
+    """Run the module twice on the first sample, before anything that takes longer; the first of the runs."""
+    with steps("try", f"the module in torch, twice, at {question.samples[0]}") as step:
+        first = question.first_run()
+        step.detail = f"{counted(len(first.outputs), 'output')}, the same twice"
+    return first
 
 
 def reference_text(model: Exportable) -> str:
@@ -116,7 +130,7 @@ class CheckedModel:
 
 def check_model(opened: Checkpoint, steps: TimedSteps, check: Callable[[OnnxFile], None]) -> CheckedModel:
     """Run ``check``, which calls onnx's checker, on an opened model, and look for weight norm in it."""
-    with steps("check") as step:
+    with steps("check", "the file, with onnx.checker") as step:
         graph = graph_of(opened)
         check(graph)
         residual = residual_of(graph)
@@ -125,18 +139,14 @@ def check_model(opened: Checkpoint, steps: TimedSteps, check: Callable[[OnnxFile
 
 
 def prove_beside(
-    question: Question, reference: Reference, opened: Opened, steps: TimedSteps, forget: Callable[[], None]
+    question: Question, reference: Reference, ports: Ports, steps: TimedSteps, forget: Callable[[], None]
 ) -> Proof:
     """Run a model and its reference on the samples and compare; the model gets only inputs that it has."""
-    there = {port.name for port in opened.inputs}
-
-    def candidate(feeds: Mapping[str, Array]) -> dict[str, Array]:
-        return run(opened, {name: array for name, array in feeds.items() if name in there})
-
-    with steps("run") as step:
+    what = f"{counted(len(question.samples), 'sample')}, torch and onnxruntime"
+    with steps("run", what) as step:
         proof = prove(
             reference.function,
-            candidate,
+            ports.run,
             question.signature,
             samples=question.samples,
             rtol=question.rtol,
@@ -144,5 +154,5 @@ def prove_beside(
             first=reference.first,
             forget=forget,
         )
-        step.detail = f"{counted(len(question.samples), 'sample')}, torch and onnxruntime"
+        step.detail = what
     return proof

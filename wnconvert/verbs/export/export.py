@@ -13,7 +13,7 @@ import torch
 from torch.export import ExportedProgram
 
 from wnconvert.errors import LayerError, WnconvertError
-from wnconvert.messages import counted
+from wnconvert.messages import counted, refuse_other_than_path
 from wnconvert.onnx.graph.edits import renamed
 from wnconvert.onnx.graph.plan import OnnxFold, plan_onnx
 from wnconvert.onnx.runtime import open_model
@@ -25,19 +25,20 @@ from wnconvert.verbs.conversion.onnx.check import check_installed
 from wnconvert.verbs.conversion.onnx.fold import own_data_of, remove_unused
 from wnconvert.verbs.conversion.targets import StrPath
 from wnconvert.verbs.conversion.verify import check_structure
-from wnconvert.verbs.export.check import CheckedModel, check_model, prove_beside, reference_text
-from wnconvert.verbs.export.exporters import export_raw
+from wnconvert.verbs.export.check import CheckedModel, check_model, first_run, prove_beside, reference_text
+from wnconvert.verbs.export.exporters import AGES, Exporter, export_raw
 from wnconvert.verbs.export.graph import (
     check_exported,
     check_no_residual,
     graph_of,
-    new_names,
+    naming_of,
     nodes_of,
     parameters_of,
     take_out_data,
     write_failed,
     write_folded,
 )
+from wnconvert.verbs.export.ports import ports_of
 from wnconvert.verbs.export.request import (
     Question,
     Reference,
@@ -46,13 +47,14 @@ from wnconvert.verbs.export.request import (
     exporter_for,
     output_names,
     question_of,
-    unused_inputs,
+    remedy_of,
 )
 from wnconvert.verbs.modules.convert import CopyError, folded
-from wnconvert.verbs.modules.find import find_live
+from wnconvert.verbs.modules.finding.live import find_live
+from wnconvert.verbs.progress import StepsProgress, steps_progress
 from wnconvert.verbs.proof.functions import Exportable, tensors_of, unwrapped
 from wnconvert.verbs.proof.proof import ATOL, RTOL
-from wnconvert.verbs.proof.report import ExportReport, TimedStep, TimedSteps
+from wnconvert.verbs.proof.report import ExportReport, TimedSteps
 from wnconvert.verbs.proof.running import evaluating
 from wnconvert.verbs.proof.samples import export_arrays
 from wnconvert.verbs.proof.signatures import Range
@@ -69,7 +71,7 @@ def export_onnx(
     ranges: Iterable[str] | Mapping[str, Range | tuple[int, int]] = (),
     outputs: Sequence[str] = (),
     opset: int | None = None,
-    exporter: str = "dynamo",
+    exporter: Exporter = "dynamo",
     external_data: bool = False,
     rtol: float = RTOL,
     atol: float = ATOL,
@@ -77,7 +79,7 @@ def export_onnx(
     seed: int = 0,
     keep_failed: bool = False,
     force: bool = False,
-    progress: Callable[[TimedStep], None] = lambda step: None,
+    progress: StepsProgress = False,
 ) -> ExportReport:
     """Export a module to ONNX with weight norm folded, and prove that the result computes the same.
 
@@ -87,7 +89,8 @@ def export_onnx(
     flattened. A copy of the module is folded, and torch exports it in eval mode (``exporter``: ``"dynamo"``
     or ``"torchscript"``); weight norm that is left in the graph is folded there. Then the module itself,
     unfolded and in eval mode, is compared with the file in onnxruntime, on ``samples`` of other values and
-    sizes than the exported ones. The module is left as it was. ``progress`` is called after each step.
+    sizes than the exported ones. The module is left as it was. ``progress`` is called with each step as it
+    begins, and again, with its seconds, as it ends; or True for a bar.
 
     Returns a report that is true if all outputs are equal within ``atol + rtol·|module's|``. Only then is
     a file written to ``path``; otherwise ``keep_failed`` keeps it as ``model.failed.onnx``.
@@ -108,6 +111,7 @@ def export_onnx(
     (True, 0, ['output'], True)
     """
     check_installed()
+    refuse_other_than_path(path, "an output")
     exporter, notes = exporter_for(unwrapped(module), exporter)
     question = question_of(
         module,
@@ -120,7 +124,8 @@ def export_onnx(
         samples=samples,
         seed=seed,
     )
-    export = _Export(question, output_path(path), exporter, opset, external_data, notes, TimedSteps(progress))
+    steps = TimedSteps(steps_progress(progress))
+    export = _Export(question, output_path(path), exporter, opset, external_data, notes, steps)
     old = own_data_of(export.target) if force else ()
     with evaluating(question.module) as forget:
         reference = export.reference(forget)
@@ -186,7 +191,7 @@ class _Export:
 
     question: Question
     target: Path
-    exporter: str
+    exporter: Exporter
     opset: int | None
     external_data: bool
     notes: tuple[str, ...]
@@ -194,7 +199,7 @@ class _Export:
 
     def reference(self, forget: Callable[[], None]) -> Reference:
         """The module as a function, run once: if it fails, that shows before the export, which takes long."""
-        first = self.question.first_run()
+        first = first_run(self.question, self.steps)
         forget()
         return Reference.of(self.question, output_names(self.question, first), first)
 
@@ -203,7 +208,7 @@ class _Export:
         copy, layers = _copy(self.question.module, self.steps)
         path = _raw(folder)
         path.parent.mkdir()
-        with self.steps("export") as step:
+        with self.steps("export", f"by torch's {AGES[self.exporter]} exporter") as step:
             export_raw(
                 copy,
                 tensors_of(export_arrays(self.question.signature)),
@@ -226,12 +231,13 @@ class _Export:
     def fold_and_name(self, made: _Made, folder: Path) -> _Written:
         """Fold the weight norm that is left in the graph, name the initializers, write, and read back."""
         graph, path = graph_of(made.exported), _written(folder, self.target)
-        with self.steps("fold") as step:
+        with self.steps("fold", "weight norm that the exporter left in the graph") as step:
             fold = plan_onnx(graph)
-            step.detail = f"{counted(len(fold.layers), 'layer')} that the exporter left in the graph"
-        with self.steps("name") as step:
-            new = new_names(made.exported, fold, parameters_of(made.copy))
-            step.detail = f"{counted(len(new), 'initializer')} after layers"
+            left = f"{counted(len(fold.layers), 'layer')} that the exporter left in the graph"
+            step.detail = left if fold.layers else "no weight norm was left in the graph"
+        with self.steps("name", "initializers after layers") as step:
+            naming = naming_of(made.exported, fold, parameters_of(made.copy))
+            new, step.detail = naming.new, str(naming)
         fold = replace(fold, edits=renamed(graph.model, fold.edits, new))
         path.parent.mkdir()
         write_folded(made.exported, fold, path.parent, self.target)
@@ -247,7 +253,8 @@ class _Export:
         opened = replace(open_model(written.path), path=self.target)  # the path that errors name
         signature = self.question.signature
         check_dynamic(opened, signature, self.exporter)
-        proof = prove_beside(self.question, reference, opened, self.steps, forget)
+        ports = ports_of(opened, signature)
+        proof = prove_beside(self.question, reference, ports, self.steps, forget)
         return ExportReport(
             model=str(self.target),
             size=written.model.size,
@@ -262,7 +269,8 @@ class _Export:
             folded_in_graph=len(written.fold.layers),
             initializers_named=written.named,
             steps=tuple(self.steps.every),
-            notes=(*self.notes, *signature.notes, *unused_inputs(opened, signature), *proof.notes),
+            notes=(*self.notes, *signature.notes, *ports.notes, *proof.notes),
+            remedy=remedy_of(proof, self.question.module, self.exporter),
         )
 
 
@@ -270,10 +278,12 @@ def _copy(module: Exportable, steps: TimedSteps) -> tuple[Exportable, int]:
     """A folded copy to export, and its number of layers; some models can only be folded in the graph."""
     if isinstance(module, (ExportedProgram, torch.jit.ScriptModule)):
         return module, 0
-    with steps("fold") as step:
-        layers = len(find_live(module).layers)
+    with steps("fold", "a copy of the module") as step:
+        found = find_live(module)
+        layers = len(found.layers)
+        in_graph = [name for item in found.refused if item.in_graph for name in item.names]
         try:
-            copy = folded(module).to("cpu")
+            copy = folded(module, exclude=in_graph).to("cpu")
         except CopyError as error:  # its fix is to fold in place, which does not help here
             error.fix = "before the export, remove the attributes that cannot be copied from the module"
             raise

@@ -14,14 +14,14 @@ from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from wnconvert.errors import ArgumentError
-from wnconvert.messages import listed
+from wnconvert.messages import listed, to_install
 from wnconvert.storage.staging import translated
 from wnconvert.verbs.proof.functions import EITHER_WAY, Exportable, caller, error_text, places_of, tensors_at
 from wnconvert.verbs.proof.proof import errors_name_sizes
@@ -29,10 +29,14 @@ from wnconvert.verbs.proof.running import evaluating, quiet_torch
 from wnconvert.verbs.proof.samples import export_sample
 from wnconvert.verbs.proof.signatures import Signature
 
-__all__ = ["EXPORTERS", "export_raw"]
+__all__ = ["AGES", "EXPORTERS", "Exporter", "export_raw"]
 
 
-EXPORTERS = ("dynamo", "torchscript")
+#: An exporter of torch's.
+Exporter: TypeAlias = Literal["dynamo", "torchscript"]
+#: torch's exporters, and which is which.
+AGES: dict[Exporter, str] = {"dynamo": "newer", "torchscript": "older"}
+EXPORTERS: tuple[Exporter, ...] = tuple(AGES)
 
 _DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}  # of the system, not of the model
 _PLACES = "pkg.torch.onnx.stack_trace"
@@ -73,7 +77,7 @@ def export_raw(
     if exporter == "dynamo" and importlib.util.find_spec("onnxscript") is None:
         raise ArgumentError(
             "torch's newer exporter needs onnxscript, which is not installed",
-            fix='pip install "wnconvert[export]", or choose --exporter torchscript',
+            fix=f"{to_install('onnxscript')}, or choose --exporter torchscript",
         )
     letters = _letters(signature)
     if isinstance(model, nn.Module) and not isinstance(model, torch.jit.ScriptModule):
@@ -81,7 +85,7 @@ def export_raw(
         _flatten(model, list(inputs), places)
     own = (_for_dynamo if exporter == "dynamo" else _for_torchscript)(model, inputs, letters, signature)
     common: dict[str, Any] = {
-        "input_names": list(inputs),
+        "input_names": [spec.called for spec in signature.inputs],
         "output_names": list(outputs),
         "opset_version": opset,
         "verbose": False,
@@ -157,9 +161,12 @@ def _for_dynamo(
 
 
 def _for_torchscript(
-    model: Exportable, inputs: Mapping[str, Tensor], letters: Mapping[str, Mapping[int, str]], _: Signature
+    model: Exportable,
+    inputs: Mapping[str, Tensor],
+    letters: Mapping[str, Mapping[int, str]],
+    signature: Signature,
 ) -> dict[str, Any]:
-    axes = {name: dict(by_axis) for name, by_axis in letters.items() if by_axis}
+    axes = {spec.called: dict(letters[spec.name]) for spec in signature.inputs if letters[spec.name]}
     return {"model": model, "args": tuple(inputs.values()), "dynamic_axes": axes, "dynamo": False}
 
 

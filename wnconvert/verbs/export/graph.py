@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from torch.export import ExportedProgram
 
 from wnconvert.errors import ArgumentError, InputError, VerifyError, WnconvertError
-from wnconvert.messages import listed
+from wnconvert.messages import counted, listed
 from wnconvert.onnx.file.model import Graph
 from wnconvert.onnx.file.reader import OnnxFile
 from wnconvert.onnx.graph.layers import find_graph_layers
@@ -33,7 +34,7 @@ __all__ = [
     "check_given",
     "check_no_residual",
     "graph_of",
-    "new_names",
+    "naming_of",
     "nodes_of",
     "parameters_of",
     "residual_of",
@@ -85,8 +86,36 @@ def parameters_of(model: Exportable) -> dict[str, Array]:
     return {name: array_of(value) for name, value in values.items() if isinstance(value, torch.Tensor)}
 
 
-def new_names(exported: Checkpoint, fold: OnnxFold, parameters: Mapping[str, Array]) -> dict[str, str]:
-    """New names for the initializers that a fold keeps: the parameters' names, if they are free.
+@dataclass(frozen=True, slots=True)
+class NamedInitializers:
+    """New names of initializers, by the old; how many weights had their names, and how many get none.
+
+    A weight has more than one element: numbers of the graph are not counted.
+
+    >>> print(NamedInitializers({"val_3": "lin.weight"}, 2, 1))
+    1 initializer after layers
+    >>> print(NamedInitializers({}, 3, 0))
+    every weight had its layer's name
+    >>> print(NamedInitializers({}, 3, 1))
+    3 of 4 weights had their layers' names
+    """
+
+    new: Mapping[str, str]
+    already: int
+    others: int
+
+    def __str__(self) -> str:
+        if self.new:
+            return f"{counted(len(self.new), 'initializer')} after layers"
+        if self.already and self.others:
+            return f"{self.already} of {self.already + self.others} weights had their layers' names"
+        if self.already:
+            return "every weight had its layer's name"
+        return "no weight comes from one layer" if self.others else "no weight is an initializer"
+
+
+def naming_of(exported: Checkpoint, fold: OnnxFold, parameters: Mapping[str, Array]) -> NamedInitializers:
+    """New names for the initializers of floats that a fold keeps: the parameters' names, if they are free.
 
     Initializers that have a parameter's name already are not read.
     """
@@ -111,7 +140,9 @@ def new_names(exported: Checkpoint, fold: OnnxFold, parameters: Mapping[str, Arr
     operands = [node.inputs[1:] for node in graph.nodes if node.op in _CONVOLUTIONS and len(node.inputs) == 3]
     free = [name for name in found if name not in parameters]
     names |= biases_of([(weight, bias) for weight, bias in operands if bias in free], names)
-    return {old: new for old, new in names.items() if new not in taken | (found.keys() - names.keys())}
+    new = {old: new for old, new in names.items() if new not in taken | (found.keys() - names.keys())}
+    others = [name for name in free if name not in new and found[name].size > 1]
+    return NamedInitializers(new, len(found) - len(free), len(others))
 
 
 # -- files

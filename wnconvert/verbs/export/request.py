@@ -11,13 +11,13 @@ from torch import nn
 from torch.export import ExportedProgram
 
 from wnconvert.errors import ArgumentError
-from wnconvert.messages import listed, printable
+from wnconvert.messages import listed, option, printable
 from wnconvert.onnx.runtime import Opened
-from wnconvert.verbs.export.exporters import EXPORTERS
-from wnconvert.verbs.modules.find import find_live
+from wnconvert.verbs.export.exporters import EXPORTERS, Exporter
+from wnconvert.verbs.modules.finding.live import find_live
 from wnconvert.verbs.options import texts_of
 from wnconvert.verbs.proof.functions import Exportable, check_inputs, function_of, input_names, unwrapped
-from wnconvert.verbs.proof.proof import NumericFunction, Run, steady_run
+from wnconvert.verbs.proof.proof import NumericFunction, Proof, Run, steady_run
 from wnconvert.verbs.proof.samples import Sample, samples_of
 from wnconvert.verbs.proof.signatures import Range, Signature, check_outputs, signature_of
 
@@ -30,7 +30,7 @@ __all__ = [
     "names_in",
     "output_names",
     "question_of",
-    "unused_inputs",
+    "remedy_of",
 ]
 
 
@@ -95,7 +95,7 @@ def question_of(
     return Question(module, signature, samples_of(signature, samples, seed), names, rtol, atol)
 
 
-def exporter_for(module: Exportable, exporter: str) -> tuple[str, tuple[str, ...]]:
+def exporter_for(module: Exportable, exporter: Exporter) -> tuple[Exporter, tuple[str, ...]]:
     """The exporter to use for a model, and a note if it is not the one that was asked for."""
     if exporter not in EXPORTERS:
         raise ArgumentError(f"no exporter is called {exporter!r}", fix=f"choose one of {listed(EXPORTERS)}")
@@ -140,13 +140,13 @@ def output_names(question: Question, first: Run) -> tuple[str, ...]:
 
     Raises ``ArgumentError`` if a name that was asked for is taken.
     """
-    inputs = question.signature.names
+    inputs = [spec.called for spec in question.signature.inputs]
     taken = {*inputs, *_names_of_weights(question.module)}
     for name in question.outputs:
         if name in taken:
             what = "an input" if name in inputs else "a weight"
             raise ArgumentError(
-                f"output {printable(name)}: {what} has this name", fix="choose another --output NAME"
+                f"output {printable(name)}: {what} has this name", fix="choose another --output-name NAME"
             )
     found: list[str] = []
     for name in first.outputs:
@@ -180,25 +180,31 @@ def check_opset(asked: int | None, made: int) -> None:
         )
 
 
+def remedy_of(proof: Proof, model: Exportable, exporter: str | None) -> str:
+    """What to do where the exporter has fixed sizes; empty if it has not. A check knows no ``exporter``."""
+    if not proof.fixed:
+        return ""
+    numbers = listed(f"{size} in place of {letter}" for letter, size in proof.fixed.items())
+    if isinstance(model, (ExportedProgram, torch.jit.ScriptModule)):  # only one exporter takes these
+        return f"export the module itself, or give {numbers}"
+    if exporter is None:
+        return f"export it again with the other of torch's exporters, or give {numbers}"
+    return f"try {option('exporter', _other(exporter))}, or give {numbers}"
+
+
+def _other(exporter: str) -> str:
+    return next(each for each in EXPORTERS if each != exporter)
+
+
 def check_dynamic(opened: Opened, signature: Signature, exporter: str) -> None:
     """Raise ``ArgumentError`` if the exporter fixed a size that should be dynamic."""
     shapes = {port.name: port.shape for port in opened.inputs}
     for spec in signature.inputs:
-        for letter, size in zip(spec.shape, shapes.get(spec.name, ()), strict=False):
+        for letter, size in zip(spec.shape, shapes.get(spec.called, ()), strict=False):
             span = signature.ranges.get(letter) if isinstance(letter, str) else None
             if span and span.low < span.high and isinstance(size, int):
-                other = next(each for each in EXPORTERS if each != exporter)
                 raise ArgumentError(
                     f"torch's exporter fixed {letter} of the input {printable(spec.name)} at {size}: the "
                     "model does not take other sizes, or the exporter does not see that it does",
-                    fix=f"try --exporter {other}, or give {size} in place of {letter}",
+                    fix=f"try {option('exporter', _other(exporter))}, or give {size} in place of {letter}",
                 )
-
-
-def unused_inputs(opened: Opened, signature: Signature) -> tuple[str, ...]:
-    """A note on inputs that the exporter left out because nothing uses them."""
-    there = {port.name for port in opened.inputs}
-    unused = [printable(name) for name in signature.names if name not in there]
-    return (
-        (f"inputs that the exporter left out, because nothing uses them: {listed(unused)}",) if unused else ()
-    )

@@ -5,6 +5,7 @@ magnitudes  magnitudes and flags of a layer
 counts      elements that are stored, once; buffers apart
 health      NaN, infinities, zero rows, halves and empty tensors
 result      Inspection, the frozen result
+contents    every tensor as rows; what a file says of itself
 forecast    fold, split and migrate foretold in words
 onnx        the layers of an ONNX model
 pickle      the facts of a torch file that only its pickle tells

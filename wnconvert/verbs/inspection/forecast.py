@@ -14,7 +14,7 @@ from wnconvert.tensors.containers import Container
 from wnconvert.tensors.tree import Tree
 from wnconvert.verbs.inspection.magnitudes import LayerStats
 
-__all__ = ["fold_in_words", "migrate_in_words", "split_in_words"]
+__all__ = ["fold_in_words", "migrate_in_words", "refusal_in_words", "split_in_words"]
 
 
 def fold_in_words(tree: Tree, rows: Sequence[LayerStats]) -> str:
@@ -25,11 +25,11 @@ def fold_in_words(tree: Tree, rows: Sequence[LayerStats]) -> str:
     try:
         plan = plan_fold(tree, Container.TORCH_ZIP)
     except LayerError as error:
-        return _refusal(error)
+        return refusal_in_words(error)
     count = len(plan.layers)
     if not count:
         return "nothing to fold"
-    left = f", and leave out {', '.join(item.path for item in plan.dropped)}" if plan.dropped else ""
+    left = f", and leave out {listed(item.path for item in plan.dropped)}" if plan.dropped else ""
     return f"would make {count} plain weight{'' if count == 1 else 's'}{left}"
 
 
@@ -42,8 +42,8 @@ def split_in_words(tree: Tree) -> str:
     try:
         plan = plan_split(tree, Container.TORCH_ZIP)
     except LayerError as error:
-        return _refusal(error)
-    forms = dict.fromkeys(change.layer.form for _, change in plan.layers)
+        return refusal_in_words(error)
+    forms = dict.fromkeys(row.to for row in plan.layers)
     if not forms:
         return "nothing to split"
     return f"would give {counted(len(plan.layers), 'layer')} their g and v back ({listed(forms)})"
@@ -56,13 +56,14 @@ def migrate_in_words(tree: Tree) -> str:
         try:
             plan = plan_migrate(tree, Container.TORCH_ZIP, to=to)
         except LayerError as error:
-            return _refusal(error)
+            return refusal_in_words(error)
         if plan.layers:
-            before = listed(dict.fromkeys(change.layer.form for _, change in plan.layers))
+            before = listed(dict.fromkeys(row.form for row in plan.layers))
             how = f" ({option('to', 'legacy')})" if to == "legacy" else ""
             directions.append(f"{counted(len(plan.layers), 'layer')} from {before} to {to}{how}")
     return f"would take {', or '.join(directions)}" if directions else "nothing to migrate"
 
 
-def _refusal(error: LayerError) -> str:
+def refusal_in_words(error: LayerError) -> str:
+    """A forecast of the error that a verb would raise."""
     return f"would refuse: {error.heading} ({error.fix})"

@@ -18,13 +18,15 @@ from wnconvert.layers.evidence import notes_on_passed
 from wnconvert.layers.find import FoundPairs, find_pairs
 from wnconvert.layers.kinds import find_kinds
 from wnconvert.layers.schemes import FORMS, Selection
-from wnconvert.messages import counted, listed, options_as_python
-from wnconvert.storage.checkpoint import open_checkpoint
+from wnconvert.messages import counted, listed, options_as_python, refuse_other_than_path, told
+from wnconvert.storage.checkpoint import Checkpoint, open_checkpoint
 from wnconvert.storage.files import located
 from wnconvert.storage.sources import Source
 from wnconvert.tensors.blocks import Elements
-from wnconvert.tensors.memory import InMemory, tree_of
+from wnconvert.tensors.distributed import obstacle
+from wnconvert.tensors.memory import InMemory, is_torch, tree_of
 from wnconvert.tensors.tree import StateDict, StoredTensor, Tree
+from wnconvert.verbs.inspection.contents import metadata_of, tensor_rows
 from wnconvert.verbs.inspection.counts import bytes_held, counts_of
 from wnconvert.verbs.inspection.forecast import fold_in_words, migrate_in_words, split_in_words
 from wnconvert.verbs.inspection.health import Fault, WatchedElements, empty_tensors, health_of
@@ -44,6 +46,7 @@ from wnconvert.verbs.inspection.result import (
     SiblingSummary,
     StateDictSummary,
 )
+from wnconvert.verbs.progress import Progress, bytes_progress
 
 __all__ = ["inspect_file", "inspect_state_dict", "inspect_tree"]
 
@@ -54,7 +57,9 @@ def inspect_file(
     layers: Iterable[str] = (),
     full: bool = False,
     all_weights: bool = False,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    tensors: bool = False,
+    metadata: bool = False,
+    progress: Progress = False,
 ) -> Inspection:
     """Inspect a checkpoint file of any readable format, a folder with weights or its index, or an ONNX model.
 
@@ -64,8 +69,9 @@ def inspect_file(
     infinities, zero rows …), and computes the magnitudes of folded layers (by the record of the fold) too;
     ``all_weights`` does that for every plain weight
     of two and more dimensions. The layers of an ONNX model are those in its graph, and the plain weights
-    that its convolutions, products and recurrent layers use. ``progress`` is called with the number of bytes
-    read and the approximate total.
+    that its convolutions, products and recurrent layers use. ``tensors`` lists every tensor, ``metadata``
+    what a safetensors file or an ONNX model says of itself. ``progress`` is called with the number of bytes
+    read and the approximate total, or True for a bar.
 
     Raises ``InputError`` if ``src`` is not a checkpoint and ``FormatError`` if it is damaged.
 
@@ -73,13 +79,27 @@ def inspect_file(
     >>> len(found.layers), found.layers[0].name, found.fold
     (78, 'conv_pre.weight', 'would make 78 plain weights')
     """
+    refuse_other_than_path(src)
     path = located(src)
     checkpoint = open_checkpoint(path)
     request = request_of(layers, full=full, all_weights=all_weights)
     if checkpoint.onnx is not None:
         from wnconvert.verbs.inspection.onnx import inspect_onnx  # ten modules on graphs
 
-        return inspect_onnx(checkpoint, checkpoint.onnx, request)
+        found = inspect_onnx(checkpoint, checkpoint.onnx, request)
+    else:
+        found = _inspect(checkpoint, path, request, bytes_progress(progress))
+    return replace(
+        found,
+        tensors=tensor_rows(checkpoint.tree, request.selection) if tensors else None,
+        metadata=metadata_of(checkpoint) if metadata else None,
+    )
+
+
+def _inspect(
+    checkpoint: Checkpoint, path: PurePath, request: InspectRequest, progress: Callable[[int, int], None]
+) -> Inspection:
+    """Inspect a checkpoint that is not an ONNX model."""
     reading = _Reading(progress, _bytes_to_read(checkpoint.tree, request))
     with Source(checkpoint.sources, reading.done) as source:
         found = inspect_tree(checkpoint.tree, source, request)
@@ -220,14 +240,12 @@ def _inspect_state(
 
 
 def _notes(found: FoundPairs, explained: Collection[str], request: InspectRequest) -> Iterator[str]:
-    for half in () if request.full else found.halves:  # else its health says it
-        yield f"{half} stands without its other half"
-    for layer in found.layers:
-        if layer.note:
-            yield f"{layer.name}: {layer.note}"
-    for refused in found.refused:
-        if refused.name not in explained:
-            yield f"{refused.name} is refused: {refused.reason}"
+    alone = (" stands without its other half", " stand without their other halves")
+    halves = () if request.full else found.halves  # else its health says it
+    yield from told(((half, "") for half in halves), *alone)
+    yield from told((layer.name, layer.note) for layer in found.layers if layer.note)
+    refused = (item for item in found.refused if item.name not in explained)
+    yield from told(((item.name, item.reason) for item in refused), " is refused: ", " are refused: ")
     yield from notes_on_passed(found.passed)
 
 
@@ -340,4 +358,25 @@ def inspect_state_dict(
     with options_as_python():
         tree, values = tree_of(state_dict)
         request = request_of(layers, full=full, all_weights=all_weights)
-        return inspect_tree(tree, InMemory(values), request)
+        obstacles = {
+            name: why for name, value in values.items() if is_torch(value) and (why := obstacle(value))
+        }
+        found = inspect_tree(_without(tree, obstacles), InMemory(values), request)
+        notes = (
+            f"{listed([name for name, its in obstacles.items() if its == why], 10)}: {why[0]}; {why[1]}"
+            for why in dict.fromkeys(obstacles.values())
+        )
+        return replace(found, notes=(*found.notes, *notes))
+
+
+def _without(tree: Tree, names: Collection[str]) -> Tree:
+    """The tree of a state dict in which no more is known of some tensors, and of their other halves."""
+    state = tree.state_dict("")
+    pairs = find_pairs(tensor.info for tensor in state.tensors.values()).layers
+    halves = [{half.name for half in layer.halves} for layer in pairs]
+    left_out = set(names).union(*(pair for pair in halves if not pair.isdisjoint(names)))
+    entries = (
+        replace(entry, tensor=None, is_opaque=True) if entry.name in left_out else entry
+        for entry in state.entries
+    )
+    return Tree((replace(state, entries=tuple(entries)),))

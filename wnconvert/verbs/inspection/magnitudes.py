@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from wnconvert.layers.rows import LayerRow
 from wnconvert.layers.schemes import Layer
 from wnconvert.messages import counted
 from wnconvert.numerics.norms import norm_blocks
@@ -82,7 +83,7 @@ class Flag:
 
 
 @dataclass(frozen=True, slots=True)
-class LayerStats:
+class LayerStats(LayerRow):
     """A layer's magnitudes and flags.
 
     ``form`` is ``"legacy"``, ``"parametrize"``, ``"folded"`` (by the record of a fold), ``"plain"`` or
@@ -90,13 +91,6 @@ class LayerStats:
     ``ratio`` (|g|/‖v‖) and ``zero_rows`` are None unless v was read. ``odd`` holds the flags as data.
     """
 
-    state_dict: str
-    name: str
-    form: str
-    dim: int | None
-    shape: tuple[int, ...]
-    dtype: str
-    rows: int
     g: Spread | None = None
     norm: Spread | None = None
     ratio: Spread | None = None

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from wnconvert.messages import counted
+from wnconvert.messages import counted, told
 from wnconvert.onnx.file.model import Node
 from wnconvert.onnx.file.reader import OnnxFile, stored_in
 from wnconvert.onnx.graph.index import Index, ValueId, index_of
@@ -50,7 +50,8 @@ def graph_layers(opened: OnnxFile, elements: Elements, request: InspectRequest) 
     rows = list(_normed(elements, found, request))
     halves = {(item.path, half.name) for item in found.layers for half in (item.g, item.v)}
     rows += _plain(opened, elements, request, halves)
-    notes = [f"{refused.name} is refused: {refused.reason}" for refused in found.refused]
+    refused = ((item.name, item.reason) for item in found.refused)
+    notes = told(refused, " is refused: ", " are refused: ")
     if opened.has_training:
         notes.append("the file has training graphs, which use weights too")
     return GraphInspection(tuple(rows), _fold_in_words(found, rows), tuple(notes))

@@ -7,10 +7,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from wnconvert.messages import counted, short_repr
 from wnconvert.verbs.inspection.health import Health
 from wnconvert.verbs.inspection.magnitudes import LayerStats
 
-__all__ = ["Inspection", "KindSummary", "Move", "SiblingSummary", "StateDictSummary", "moves"]
+__all__ = [
+    "Inspection",
+    "KindSummary",
+    "Move",
+    "SiblingSummary",
+    "StateDictSummary",
+    "TensorSummary",
+    "moves",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +56,17 @@ class KindSummary:
 
 
 @dataclass(frozen=True, slots=True)
+class TensorSummary:
+    """A tensor: the path of its state dict, its name, dtype, sizes and bytes."""
+
+    state_dict: str
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True, repr=False)
 class Inspection:
     """The contents of a checkpoint or state dict; sizes in bytes.
 
@@ -56,7 +76,8 @@ class Inspection:
     is false where something is wrong, and has ``faults``, ``read`` and ``not_read``.
     ``foreign`` are names in the pickle that are not torch's own, ``dangerous`` those that would run
     something. ``files`` are the names of a folder's files of weights. ``fold``, ``split`` (empty without a
-    record of a fold) and ``migrate`` (empty for an ONNX model) are forecasts of these verbs.
+    record of a fold) and ``migrate`` (empty for an ONNX model) are forecasts of these verbs. ``tensors`` and
+    ``metadata`` (of a safetensors file or an ONNX model) are None unless they are asked for.
     """
 
     source: str
@@ -80,6 +101,18 @@ class Inspection:
     parameters_by_name: int = 0
     buffers: Mapping[str, int] = field(default_factory=dict)
     health: Health | None = None
+    tensors: tuple[TensorSummary, ...] | None = None
+    metadata: Mapping[str, str] | None = None
+
+    def __repr__(self) -> str:
+        what = f" of {self.source}" if self.source else ""
+        return short_repr(
+            f"Inspection{what}: {counted(len(self.layers), 'layer')}, {self.parameters:,} parameters, "
+            f"{self.container}",
+            [layer.name for layer in self.layers],
+            f"fold: {self.fold}",
+            counted(len(self.notes), "note") if self.notes else "",
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able data; docs/json.md documents it."""
@@ -108,6 +141,10 @@ class Inspection:
         return plain | {
             "layers": [item.to_dict() for item in self.layers],
             "kinds": [asdict(item) for item in self.kinds],
+            "tensors": None
+            if self.tensors is None
+            else [asdict(item) | {"shape": list(item.shape)} for item in self.tensors],
+            "metadata": None if self.metadata is None else dict(self.metadata),
         }
 
 

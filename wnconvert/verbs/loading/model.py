@@ -320,18 +320,18 @@ def prepared(
 ) -> Prepared:
     """Build what ``model`` names, with ``kwargs`` as JSON, and load ``weights`` into it.
 
-    ``progress`` is called after each step. Raises the errors of ``build`` and ``load_weights``.
+    ``progress`` is called as each step begins and ends. Raises the errors of ``build`` and ``load_weights``.
     """
     arguments = None if kwargs is None else kwargs_of(kwargs)
     if weights is not None:
         open_checkpoint(weights)  # errors in it come before the model's code runs
     steps = TimedSteps(progress)
-    with steps("build") as step:
+    with steps("build", model) as step:
         made = build(model, kwargs=arguments, trust=trust, only=only if weights is None else None)
         step.detail = type(made).__name__
     notes: tuple[str, ...] = ()
     if weights is not None:
-        with steps("load") as step:
+        with steps("load", weights) as step:
             loaded = load_weights(made, located(weights), only=only, strip_prefix=strip_prefix)
             step.detail, notes = str(loaded), loaded.notes
     elif not Path(model).is_file():

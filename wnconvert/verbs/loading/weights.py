@@ -7,14 +7,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from glob import escape
 from pathlib import PurePath
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from wnconvert.errors import ArgumentError, InputError, LayerError, WnconvertError
 from wnconvert.layers.schemes import Layer, Selection
-from wnconvert.messages import counted, listed, printable, raise_listed
+from wnconvert.messages import counted, listed, printable, raise_listed, told
 from wnconvert.plan.names.prefixes import prefixes_apart
 from wnconvert.plan.names.renaming import Renaming
 from wnconvert.plan.names.trees import renamed_state, weights_of
@@ -25,8 +25,8 @@ from wnconvert.storage.checkpoint import Checkpoint, open_checkpoint
 from wnconvert.storage.sources import Source
 from wnconvert.tensors.tree import StateDict, StoredTensor
 from wnconvert.verbs.conversion.state_dict import fold_state_dict, split_state_dict
-from wnconvert.verbs.modules.find import find_live
-from wnconvert.verbs.options import renaming_of
+from wnconvert.verbs.modules.finding.live import find_live
+from wnconvert.verbs.options import Form, renaming_of
 from wnconvert.verbs.proof.functions import Exportable
 from wnconvert.verbs.proof.running import check_shaped
 
@@ -274,8 +274,8 @@ def _sizes(shape: tuple[int, ...]) -> str:
 
 def _notes(fit: _Fit) -> Iterator[str]:
     """Notes on layers that are refused, and on names that the file may well lack."""
-    for name, reason in fit.refused:
-        yield f"{printable(name)} is not read as a layer: {reason}"
+    refused = ((printable(name), reason) for name, reason in fit.refused)
+    yield from told(refused, " is not read as a layer: ", " are not read as layers: ")
     yield from fit.seen.notes()
     if fit.twins:
         pairs = [f"{printable(name)} (as {printable(twin)})" for name, twin in fit.twins.items()]
@@ -324,7 +324,7 @@ def _in_form(values: dict[str, Tensor], fit: _Fit, wanted: _Wanted) -> dict[str,
         there = fit.layers.get(name)
         if there is None or name in folded:
             weight = {name: _cast(made.pop(name), wanted, name)}
-            made |= split_state_dict(weight, layers=[escape(name)], dim=layer.dim, to=layer.form)
+            made |= split_state_dict(weight, layers=[escape(name)], dim=layer.dim, to=cast(Form, layer.form))
         else:
             g, v = made.pop(there.g.name), made.pop(there.v.name)
             made |= {layer.g.name: g, layer.v.name: v}
@@ -352,6 +352,7 @@ def _put(module: nn.Module, values: Mapping[str, Any]) -> None:
     except RuntimeError as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         raise InputError(
-            f"the weights do not fit the model: {printable(' '.join(lines[1:] or lines))}",
+            "the weights do not fit the model",
+            items=[(printable(line), "") for line in lines[1:] or lines],
             fix="give the checkpoint of this model",
         ) from error

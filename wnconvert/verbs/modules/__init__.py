@@ -1,7 +1,8 @@
 """The verbs on live modules.
 
-find       the layers of a live module, found by the code that computes them
+finding    the layers of a live module, found by the code that computes them
 selection  the layers that a verb is for; errors for those it must refuse
+outside    legacy weights that other code reads; the warning where outputs change
 undo       edits of modules that can be undone
 surgery    taking weight norm out of a module, and putting it in
 split      split_module

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import torch
@@ -18,8 +18,11 @@ from wnconvert.numerics.folding import fold_with_report
 from wnconvert.numerics.rows import Problem, RowPolicy, Wider, raise_problems
 from wnconvert.tensors.blocks import Array
 from wnconvert.tensors.memory import array_of, view_of
-from wnconvert.verbs.modules.find import Live, find_live, modules_with_names
-from wnconvert.verbs.modules.selection import ON_META, TIED_FIX, Layers, raise_refused, select
+from wnconvert.verbs.modules.finding.live import Live, find_live
+from wnconvert.verbs.modules.finding.walk import modules_with_names
+from wnconvert.verbs.modules.finding.wrappers import held_by_ddp, under_ddp
+from wnconvert.verbs.modules.outside import read_from_outside, warn_of_changes
+from wnconvert.verbs.modules.selection import ON_META, TIED_FIX, Layers, raise_refused, refuse_in_ddp, select
 from wnconvert.verbs.modules.surgery import (
     fold_to,
     made_as,
@@ -28,12 +31,17 @@ from wnconvert.verbs.modules.surgery import (
     refresh_flat_weights,
 )
 from wnconvert.verbs.modules.undo import UndoableEdits
-from wnconvert.verbs.options import check_form, numbers_of, selection_of
+from wnconvert.verbs.options import Form, ZeroRows, check_form, numbers_of, selection_of
 
 __all__ = ["CopyError", "fold_module", "folded", "migrate_module", "refuse_meta", "weights_folded"]
 
 
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
+
+_BEFORE_DDP = (
+    "fold the module before DistributedDataParallel wraps it; after that fold a copy, folded(model.module), "
+    "or fold for the length of a block, weights_folded(model)"
+)
 
 
 def fold_module(
@@ -41,7 +49,7 @@ def fold_module(
     *,
     layers: Iterable[str] = (),
     exclude: Iterable[str] = (),
-    zero_rows: str = "error",
+    zero_rows: ZeroRows = "error",
     allow_nonfinite: bool = False,
 ) -> Layers:
     """Fold the weight-normalized layers of a module in place; to fold again changes nothing.
@@ -54,25 +62,29 @@ def fold_module(
     Options as for ``fold_state_dict``; excluding one name of a shared module excludes the module.
 
     Returns the layers as they were, with form and dim. Spectral norm and other reparameterizations are left
-    alone; ``.others`` of the result names them.
+    alone; ``.others`` of the result names them. A ``UserWarning`` says where outputs change, and by how much:
+    of a legacy layer whose weight other code reads, so that it was never renewed
+    (``MultiheadAttention.out_proj``).
 
     Raises ``ArgumentError`` if ``module`` is not an ``nn.Module``; ``LayerError`` for layers under more than
-    weight norm, inside TorchScript, on the meta device, with a g that does not fit, or tied to layers that
+    weight norm, inside TorchScript, computed by a torch.fx graph (``exported_program.module()``), held by
+    DistributedDataParallel or FSDP, on the meta device, with a g that does not fit, or tied to layers that
     are not chosen; and ``NumbersError`` for zero rows, NaN and overflow. After an error the module is
-    unchanged. Source:
-    ``torch.nn.utils.remove_weight_norm``.
+    unchanged. Source: ``torch.nn.utils.remove_weight_norm``.
 
     >>> from torch.nn.utils.parametrizations import weight_norm
     >>> model = nn.Sequential(weight_norm(nn.Conv1d(4, 8, 3)), nn.ReLU())
     >>> [(layer.name, layer.form, layer.dim) for layer in fold_module(model)]
     [('0.weight', 'parametrize', 0)]
     >>> type(model[0]).__name__, fold_module(model)
-    ('Conv1d', ())
+    ('Conv1d', Layers: 0 layers)
     """
     selection = selection_of(layers, exclude, "auto")
     policy = _policy(zero_rows, allow_nonfinite=allow_nonfinite)
     with options_as_python(), UndoableEdits() as edits:
-        return _fold(module, selection, policy, edits)
+        chosen = _chosen(module, selection)
+        _refuse_in_ddp(chosen, held_by_ddp(chosen.modules), _BEFORE_DDP)
+        return _fold(chosen, policy, edits)
 
 
 def folded(
@@ -80,7 +92,7 @@ def folded(
     *,
     layers: Iterable[str] = (),
     exclude: Iterable[str] = (),
-    zero_rows: str = "error",
+    zero_rows: ZeroRows = "error",
     allow_nonfinite: bool = False,
 ) -> AnyModule:
     """A folded deep copy of a module; the module itself is left alone.
@@ -97,9 +109,10 @@ def folded(
     selection = selection_of(layers, exclude, "auto")
     policy = _policy(zero_rows, allow_nonfinite=allow_nonfinite)
     with options_as_python():
-        _chosen(module, selection)  # a layer that is refused is reported before anything is copied
+        chosen = _chosen(module, selection)  # a layer that is refused is reported before anything is copied
+        _refuse_in_ddp(chosen, under_ddp(chosen.modules), "folded(model.module): copy what it wraps")
         copied = _copy(module)
-        _fold(copied, selection, policy, UndoableEdits())
+        _fold(_chosen(copied, selection), policy, UndoableEdits())
     return copied
 
 
@@ -109,7 +122,7 @@ def weights_folded(
     *,
     layers: Iterable[str] = (),
     exclude: Iterable[str] = (),
-    zero_rows: str = "error",
+    zero_rows: ZeroRows = "error",
     allow_nonfinite: bool = False,
 ) -> Iterator[Layers]:
     """Fold a module for the length of a ``with`` block, and restore it at the end.
@@ -117,7 +130,8 @@ def weights_folded(
     ``as`` gives the layers. The same Parameter objects come back, in their order, with their hooks, classes
     and caches, also after an exception. Other changes made inside the block stay (``eval()``, new hooks,
     batch statistics, parametrizations of other tensors). Changes of the folded weights are lost with them,
-    so train, load, move or cast the module outside. The module itself is changed, for all threads: only one
+    so train, load, move or cast the module outside. DistributedDataParallel may be around it: its Parameters
+    come back. The module itself is changed, for all threads: only one
     may enter or leave such a block at a time. Options and errors as for ``fold_module``.
 
     >>> from torch.nn.utils.parametrizations import weight_norm
@@ -133,14 +147,14 @@ def weights_folded(
     with UndoableEdits() as edits:  # undoes it too if an interrupt skips `finally`
         try:
             with options_as_python():
-                layers_folded = _fold(module, selection, policy, edits)
+                layers_folded = _fold(_chosen(module, selection), policy, edits)
             yield layers_folded
         finally:
             edits.undo()
 
 
 def migrate_module(
-    module: nn.Module, *, to: str = "parametrize", layers: Iterable[str] = (), exclude: Iterable[str] = ()
+    module: nn.Module, *, to: Form = "parametrize", layers: Iterable[str] = (), exclude: Iterable[str] = ()
 ) -> Layers:
     """Change a module's layers to the ``"parametrize"`` or the ``"legacy"`` form, in place.
 
@@ -151,10 +165,10 @@ def migrate_module(
     is loaded later. In the legacy form the weight is computed before all other forward pre-hooks: a hook
     that reads the weight sees the current one, a hook that edits g or v takes effect one forward late.
 
-    Returns the layers that were changed, as they are now. Raises as ``fold_module`` does, except for
-    numbers, ties and the meta device; ``LayerError`` if something else has a name that the form needs
-    (``weight_g``, ``weight_v``; ``parametrizations``), and ``ArgumentError`` for an unknown form. Source:
-    ``torch.nn.utils.weight_norm`` and ``torch.nn.utils.parametrizations.weight_norm``.
+    Returns the layers that were changed, as they are now. Warns and raises as ``fold_module`` does, except
+    for numbers, ties, the meta device and DistributedDataParallel; ``LayerError`` if something else has a
+    name that the form needs (``weight_g``, ``weight_v``; ``parametrizations``), and ``ArgumentError`` for an
+    unknown form. Source: ``torch.nn.utils.weight_norm``, ``torch.nn.utils.parametrizations.weight_norm``.
 
     >>> from torch.nn.utils.parametrizations import weight_norm
     >>> model = weight_norm(nn.Linear(3, 2))
@@ -163,15 +177,18 @@ def migrate_module(
     >>> list(model.state_dict())
     ['bias', 'weight_g', 'weight_v']
     """
-    check_form(to or "")
+    check_form(str(to))  # here None is not a choice
     chosen, others = select(find_live(module), selection_of(layers, exclude, "auto"), "migrated")
     moved = [live for live in chosen if live.layer.form != to]
     reasons = [(live, reason_against_form(live.module, live.param, to)) for live in moved]
     raise_refused((Refused(live.layer.name, reason) for live, reason in reasons if reason), "migrated")
     with UndoableEdits() as edits, torch.inference_mode(False), torch.no_grad():
+        outside = read_from_outside(moved, [each for each, _ in modules_with_names(module)])
         weights = [
-            _value(live) if to == "legacy" or isinstance(live.module, nn.RNNBase) else None for live in moved
+            _value(live) if to == "legacy" or isinstance(live.module, nn.RNNBase) or live in outside else None
+            for live in moved
         ]
+        warn_of_changes(outside, ((live, w) for live, w in zip(moved, weights, strict=True) if w is not None))
         edits.watch(live.module for live in moved)
         for live, w in zip(moved, weights, strict=True):
             move_to(live, w, to)
@@ -182,28 +199,21 @@ def migrate_module(
 # -- the numbers
 
 
-def _policy(zero_rows: str, *, allow_nonfinite: bool) -> RowPolicy:
+def _policy(zero_rows: ZeroRows, *, allow_nonfinite: bool) -> RowPolicy:
     return replace(numbers_of(zero_rows, allow_nonfinite=allow_nonfinite), wider=Wider.BY_MODULE)
 
 
-def _fold(module: nn.Module, selection: Selection, policy: RowPolicy, edits: UndoableEdits) -> Layers:
-    chosen, others = _chosen(module, selection)
-    # A tensor that is made under inference_mode could not be trained later.
-    with torch.inference_mode(False), torch.no_grad():
-        weights = _folded_weights(chosen, policy)
-        edits.watch(live.module for live in chosen)
-        for live, w in zip(chosen, weights, strict=True):
-            fold_to(live, w)
-        refresh_flat_weights((live.module, live.param, None) for live in chosen)
-        edits.settle()
-    return Layers((live.layer for live in chosen), others)
+@dataclass(frozen=True, slots=True)
+class _Chosen:
+    """The layers to fold, the wanted weights under another reparameterization, and all modules looked at."""
+
+    layers: tuple[Live, ...]
+    others: dict[str, str]
+    modules: list[nn.Module]
 
 
-def _chosen(module: nn.Module, selection: Selection) -> tuple[tuple[Live, ...], dict[str, str]]:
-    """The layers to fold, and the wanted weights under another reparameterization.
-
-    Raises ``LayerError`` for a layer that is tied to one that is not chosen.
-    """
+def _chosen(module: nn.Module, selection: Selection) -> _Chosen:
+    """What to fold. Raises ``LayerError`` for a layer that is tied to one that is not chosen."""
     found = find_live(module)
     chosen, others = select(found, selection, "folded")
     places = {(live.module, live.param) for live in chosen}
@@ -211,7 +221,26 @@ def _chosen(module: nn.Module, selection: Selection) -> tuple[tuple[Live, ...], 
     reason = "it is tied to {}, which is not folded"
     tied = [(live.layer.name, left[_objects(live)]) for live in chosen if _objects(live) in left]
     raise_refused((Refused(name, reason.format(other), TIED_FIX) for name, other in tied), "folded")
-    return chosen, others
+    return _Chosen(chosen, others, [each for each, _ in modules_with_names(module)])
+
+
+def _refuse_in_ddp(chosen: _Chosen, held: Collection[int], fix: str) -> None:
+    trained = ((live.layer.name, live.module, (live.g, live.v)) for live in chosen.layers)
+    refuse_in_ddp(trained, held, "folded", fix)
+
+
+def _fold(chosen: _Chosen, policy: RowPolicy, edits: UndoableEdits) -> Layers:
+    layers = chosen.layers
+    # A tensor that is made under inference_mode could not be trained later.
+    with torch.inference_mode(False), torch.no_grad():
+        weights = _folded_weights(layers, policy)
+        warn_of_changes(read_from_outside(layers, chosen.modules), zip(layers, weights, strict=True))
+        edits.watch(live.module for live in layers)
+        for live, w in zip(layers, weights, strict=True):
+            fold_to(live, w)
+        refresh_flat_weights((live.module, live.param, None) for live in layers)
+        edits.settle()
+    return Layers((live.layer for live in layers), chosen.others)
 
 
 def _folded_weights(chosen: Iterable[Live], policy: RowPolicy) -> list[Tensor]:

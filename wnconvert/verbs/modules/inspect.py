@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from wnconvert.layers.schemes import FORMS
-from wnconvert.messages import options_as_python
+from wnconvert.errors import LayerError
+from wnconvert.layers.find import find_pairs
+from wnconvert.layers.schemes import FORMS, Selection
+from wnconvert.messages import options_as_python, told
 from wnconvert.tensors.memory import InMemory, is_torch, stored_tensor, tree_of_values
-from wnconvert.tensors.tree import StoredTensor
+from wnconvert.tensors.tree import StoredTensor, Tree
+from wnconvert.verbs.inspection.forecast import fold_in_words, migrate_in_words, refusal_in_words
 from wnconvert.verbs.inspection.inspect import inspect_tree
 from wnconvert.verbs.inspection.magnitudes import LayerStats
 from wnconvert.verbs.inspection.request import request_of
 from wnconvert.verbs.inspection.result import Inspection
 from wnconvert.verbs.modules.convert import refuse_meta
-from wnconvert.verbs.modules.find import LiveFound, find_live, is_wrapper
+from wnconvert.verbs.modules.finding.live import LiveFound, find_live
+from wnconvert.verbs.modules.finding.values import is_wrapper
+from wnconvert.verbs.modules.selection import select
 
 __all__ = ["inspect_module"]
 
@@ -53,8 +58,24 @@ def inspect_module(
         tree = tree_of_values(values, stored=_stored, dims=dims, buffers=_buffers(module))
         request = request_of(layers, full=full, all_weights=all_weights)
         found = inspect_tree(tree, InMemory(values), request, explained=reasons.keys())
-    rows = tuple(replace(row, dim=dims.get(row.name, row.dim)) for row in found.layers)
-    return replace(found, layers=rows, notes=(*found.notes, *_notes(rows, live, reasons)))
+        rows = tuple(replace(row, dim=dims.get(row.name, row.dim)) for row in found.layers)
+        fold, migrate = _forecasts(tree, rows, live)
+    notes = (*found.notes, *_notes(rows, live, reasons))
+    return replace(found, layers=rows, fold=fold, migrate=migrate, notes=notes)
+
+
+def _forecasts(tree: Tree, rows: Sequence[LayerStats], live: LiveFound) -> tuple[str, str]:
+    """What fold and migrate would do to the module itself, where pairs are not layers by their keys."""
+    try:
+        select(live, Selection(), "folded")
+    except LayerError as error:
+        return refusal_in_words(error), refusal_in_words(error)
+    state = tree.state_dict("")
+    pairs = find_pairs(tensor.info for tensor in state.tensors.values()).layers
+    no_layers = {half.name for layer in pairs if layer.name not in live.names for half in layer.halves}
+    entries = tuple(entry for entry in state.entries if entry.name not in no_layers)
+    tree = Tree((replace(state, entries=entries),))
+    return fold_in_words(tree, rows), migrate_in_words(tree)
 
 
 def _stored(name: str, value: Any) -> StoredTensor | None:
@@ -68,11 +89,11 @@ def _buffers(module: nn.Module) -> Iterator[str]:
 
 def _notes(rows: Iterable[LayerStats], live: LiveFound, reasons: Mapping[str, str]) -> Iterator[str]:
     """Notes that only a live module gives."""
-    for name, reason in reasons.items():
-        yield f"{name} is refused: {reason}"
+    yield from told(reasons.items(), " is refused: ", " are refused: ")
     others = {name: kind for names, kind in live.others.items() for name in names}
-    for name, kind in others.items():
-        yield f"{name} is under {kind}, which is left alone"
-    for row in rows:
-        if row.form in FORMS and row.name not in {*live.names, *others}:
-            yield f"{row.name} is a layer by its keys only: torch has no weight norm on it, so it stays"
+    alone = ((name, f"{kind}, which is left alone") for name, kind in others.items())
+    yield from told(alone, " is under ", " are under ")
+    by_keys = " by its keys only: torch has no weight norm on it, so it stays"
+    by_their_keys = " by their keys only: torch has no weight norm on them, so they stay"
+    rest = (row.name for row in rows if row.form in FORMS and row.name not in {*live.names, *others})
+    yield from told(((name, "") for name in rest), f" is a layer{by_keys}", f" are layers{by_their_keys}")

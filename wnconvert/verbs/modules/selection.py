@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+
+from torch import Tensor, nn
 
 from wnconvert.errors import ArgumentError, LayerError
 from wnconvert.layers.schemes import Layer, Refused, Selection
-from wnconvert.messages import listed, raise_listed
-from wnconvert.verbs.modules.find import Live, LiveFound
+from wnconvert.messages import counted, listed, raise_listed, short_repr
+from wnconvert.verbs.modules.finding.live import Live, LiveFound
 
-__all__ = ["ON_META", "TIED_FIX", "Layers", "first_wanted", "raise_refused", "select"]
+__all__ = ["ON_META", "TIED_FIX", "Layers", "first_wanted", "raise_refused", "refuse_in_ddp", "select"]
 
 
 #: Why a layer on the meta device is refused, and what to do.
@@ -31,6 +33,14 @@ class Layers(tuple[Layer, ...]):
         made = super().__new__(cls, layers)
         made.others = dict(others or {})
         return made
+
+    def __repr__(self) -> str:
+        others = [f"{name} ({kind})" for name, kind in self.others.items()]
+        return short_repr(
+            f"Layers: {counted(len(self), 'layer')}",
+            [layer.name for layer in self],
+            f"left alone: {listed(others, 3)}" if others else "",
+        )
 
 
 def first_wanted(names: Iterable[str], selection: Selection) -> str | None:
@@ -90,3 +100,25 @@ def _leave(names: Sequence[str]) -> str:
     if len(names) == 1:
         return f"exclude={names[0]!r} leaves it as it is"
     return "exclude=… leaves them as they are"
+
+
+def refuse_in_ddp(
+    trained: Iterable[tuple[str, nn.Module, Iterable[Tensor]]], held: Collection[int], done: str, fix: str
+) -> None:
+    """Raise ``LayerError`` for layers in modules that DistributedDataParallel holds, by their ids.
+
+    Each layer is given with its name, its module and its tensors; those that nobody trains are of no account.
+    A new Parameter would be unknown to its reducer.
+    """
+    names = [
+        name
+        for name, module, tensors in trained
+        if id(module) in held and any(tensor.requires_grad for tensor in tensors)
+    ]
+    if names:
+        raise LayerError(
+            f"{counted(len(names), 'layer')} cannot be {done} inside DistributedDataParallel, which would "
+            "not know the new Parameters: ranks would drift apart, and no error would say so",
+            items=[(f"layer {name}", "") for name in names],
+            fix=fix,
+        )

@@ -16,16 +16,20 @@ from wnconvert.layers.schemes import Refused, Selection
 from wnconvert.messages import listed, raise_listed
 from wnconvert.numerics.splitting import split_array
 from wnconvert.tensors.memory import array_of, made_like
-from wnconvert.verbs.modules.find import (
-    LiveFound,
-    computed_by_hooks,
-    find_live,
-    fix_of_reason,
-    layer_of,
-    modules_with_names,
-    reason_against_tensor,
+from wnconvert.verbs.modules.finding.computed import computed_by_hooks
+from wnconvert.verbs.modules.finding.live import LiveFound, find_live
+from wnconvert.verbs.modules.finding.values import fix_of_reason, layer_of, reason_against_tensor
+from wnconvert.verbs.modules.finding.walk import modules_with_names
+from wnconvert.verbs.modules.finding.wrappers import IN_FSDP, held_by_ddp, held_by_fsdp
+from wnconvert.verbs.modules.selection import (
+    ON_META,
+    TIED_FIX,
+    Layers,
+    first_wanted,
+    raise_refused,
+    refuse_in_ddp,
+    select,
 )
-from wnconvert.verbs.modules.selection import ON_META, TIED_FIX, Layers, first_wanted, raise_refused, select
 from wnconvert.verbs.modules.surgery import (
     made_as,
     put_in,
@@ -34,7 +38,7 @@ from wnconvert.verbs.modules.surgery import (
     settings_of,
 )
 from wnconvert.verbs.modules.undo import UndoableEdits
-from wnconvert.verbs.options import check_form, selection_of
+from wnconvert.verbs.options import DimOption, Form, check_form, selection_of
 
 __all__ = ["split_module"]
 
@@ -42,11 +46,11 @@ __all__ = ["split_module"]
 def split_module(
     module: nn.Module,
     *,
-    to: str | None = None,
+    to: Form | None = None,
     like: nn.Module | None = None,
     layers: Iterable[str] = (),
     exclude: Iterable[str] = (),
-    dim: int | str | None = AUTO,
+    dim: DimOption = AUTO,
 ) -> Layers:
     """Split plain weights of a module into g and v in place, so that folding gives them back bit for bit.
 
@@ -82,6 +86,9 @@ def split_module(
     else:
         chosen = _like(plain, found, find_live(like), selection, to)
     _refuse(chosen, plain)
+    held = held_by_ddp(each for each, _ in modules_with_names(module))
+    trained = ((weight.name, weight.module, (weight.w,)) for weight in chosen)
+    refuse_in_ddp(trained, held, "split", "split the module before DistributedDataParallel wraps it")
     with UndoableEdits() as edits, torch.inference_mode(False), torch.no_grad():
         halves = _halves(chosen)
         edits.watch(weight.module for weight in chosen)
@@ -101,7 +108,8 @@ def split_module(
 class _Plain:
     """A plain weight under all of its names.
 
-    ``reason`` says why it cannot be split, if so; ``name``, ``dim`` and ``form`` say how to split it.
+    ``reason`` says why it cannot be split, if so, and ``fix`` what to do if not to exclude it; ``name``,
+    ``dim`` and ``form`` say how to split it.
     """
 
     names: tuple[str, ...]
@@ -109,6 +117,7 @@ class _Plain:
     param: str
     w: nn.Parameter
     reason: str
+    fix: str = ""
     name: str = ""
     dim: int = -1
     form: str = ""
@@ -127,7 +136,9 @@ class _Plain:
 def _plain_weights(root: nn.Module) -> list[_Plain]:
     """Every Parameter that is a weight itself, not one from which a weight is computed."""
     found = []
-    for module, prefixes in modules_with_names(root):
+    modules = modules_with_names(root)
+    sharded = held_by_fsdp(module for module, _ in modules)
+    for module, prefixes in modules:
         if isinstance(module, ParametrizationList):
             continue
         computed = computed_by_hooks(module)
@@ -136,16 +147,19 @@ def _plain_weights(root: nn.Module) -> list[_Plain]:
         for param, w in module._parameters.items():
             if w is None or (param in inputs and inputs[param].kind == "weight norm"):
                 continue
-            reason = reason_against_tensor("it", w)
-            if param in inputs:
+            fix = ""
+            if id(module) in sharded:
+                reason, fix = IN_FSDP
+            elif param in inputs:
                 reason = f"{inputs[param].kind} computes {inputs[param].target} from it"
             elif param in targets:
                 reason = f"{targets[param]} has a hook that computes it"
             elif isinstance(module, torch.jit.ScriptModule):
                 reason = "it is compiled into a TorchScript module"
-            elif not reason and w.dim() == 0:
-                reason = "it has no axes"
-            found.append(_Plain(tuple(prefix + param for prefix in prefixes), module, param, w, reason))
+            else:
+                reason = reason_against_tensor("it", w) or ("" if w.dim() else "it has no axes")
+            names = tuple(prefix + param for prefix in prefixes)
+            found.append(_Plain(names, module, param, w, reason, fix))
     return found
 
 
@@ -245,7 +259,7 @@ def _refuse(chosen: list[_Plain], plain: list[_Plain]) -> None:
     for weight in chosen:
         reason = weight.reason or reason_against_form(weight.module, weight.param, weight.form)
         if reason:
-            refused.append(Refused(weight.name, reason, fix_of_reason(reason)))
+            refused.append(Refused(weight.name, reason, weight.fix or fix_of_reason(reason)))
         elif weight.w.is_meta:
             refused.append(Refused(weight.name, *ON_META))
     ways = {weight.place: (weight.dim, weight.form) for weight in chosen}

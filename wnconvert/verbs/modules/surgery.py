@@ -19,7 +19,8 @@ from torch.nn.utils.weight_norm import WeightNorm
 
 from wnconvert.tensors.blocks import Array
 from wnconvert.tensors.memory import made_like
-from wnconvert.verbs.modules.find import Live, is_on_class, parametrizations_of
+from wnconvert.verbs.modules.finding.computed import is_on_class, parametrizations_of
+from wnconvert.verbs.modules.finding.live import Live
 from wnconvert.verbs.modules.undo import HELD, become, parametrized_class, refill
 
 __all__ = [

@@ -3,6 +3,7 @@
 signatures  inputs by name, dtype, shape; ranges of sizes
 samples     the values of the inputs
 outputs     how far one output is from its reference
+fixed       sizes that an exporter has fixed
 proof       two functions run and compared
 report      ExportReport, and its timed steps
 functions   a torch model as a function of arrays

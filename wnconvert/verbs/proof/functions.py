@@ -83,11 +83,15 @@ def check_inputs(model: Exportable, names: Sequence[str]) -> None:
     """Raise ``ArgumentError`` for a name that is not an input of the model, and for a missing input."""
     known, required, takes_others = input_names(model)
     what = "the exported program" if isinstance(model, ExportedProgram) else "forward"
-    has = f"the inputs of {what} are: {listed(map(printable, known), 12) or '(there are none)'}"
+    has = f"the inputs of {what} are: {listed(map(printable, known)) or '(there are none)'}"
     for name in names:
         if name not in known and (not takes_others or not name.isidentifier()):
             near = get_close_matches(name, known, 1)
             fix = f"did you mean {printable(near[0])}? {has}" if near else has
+            free = [printable(each) for each in (*required, *known) if each not in names]
+            if free:
+                both = f"{free[0]}:{printable(name)}"
+                fix += f"; if {printable(name)} is the ONNX model's name of {free[0]}, give '{both}=…'"
             raise ArgumentError(f"the model has no input {printable(name)!r}", fix=fix)
     lacking = [name for name in required if name not in names]
     if lacking:
@@ -200,7 +204,7 @@ def named_outputs(found: Any, names: Sequence[str] = ()) -> list[tuple[str, Tens
     if names and len(names) != len(own):
         raise ArgumentError(
             f"{len(names)} names of outputs are given, and the model has {len(own)}: {listed(own, 8)}",
-            fix="give one --output NAME for each, in this order",
+            fix="give one --output-name NAME for each, in this order",
         )
     return list(zip(names or own, (leaf for _, leaf in tensors), strict=True))
 

@@ -15,6 +15,7 @@ from wnconvert.messages import listed, printable
 from wnconvert.numerics.distance import Needed, Tolerance, rounded_up, same_bits
 from wnconvert.tensors.blocks import Array
 from wnconvert.tensors.dtypes import DTYPES
+from wnconvert.verbs.proof.fixed import fixed_sizes
 from wnconvert.verbs.proof.outputs import OutputMeter, OutputProof, flat
 from wnconvert.verbs.proof.samples import Sample, arrays
 from wnconvert.verbs.proof.signatures import Signature
@@ -34,8 +35,9 @@ class Proof:
     """The result of a comparison of two functions; true if all outputs are equal within the tolerance.
 
     At least one output must prove something: a value near zero is within an absolute tolerance anyhow.
-    ``mismatches`` describe names, shapes and dtypes that differ, and samples that the candidate cannot run.
-    The seconds are those of one run of all samples.
+    ``mismatches`` describe names, shapes and dtypes that differ, and samples that the candidate cannot run;
+    if it can run none of them, ``fixed`` are the only sizes that it takes. The seconds are those of one run
+    of all samples.
     """
 
     outputs: tuple[OutputProof, ...]
@@ -45,6 +47,7 @@ class Proof:
     atol: float
     reference_seconds: float = 0.0
     candidate_seconds: float = 0.0
+    fixed: Mapping[str, int] = field(default_factory=dict)
 
     def __bool__(self) -> bool:
         return self.within and any(output.tells for output in self.outputs)
@@ -160,6 +163,7 @@ def prove(
         )
     comparison = _Comparison(Tolerance(rtol, atol))
     reference_seconds = candidate_seconds = 0.0
+    refused: list[Sample] = []
     for at, sample in enumerate(samples):
         forget()
         feeds = arrays(signature, sample)
@@ -172,6 +176,7 @@ def prove(
             found = _run(candidate, feeds)
         except VerifyError as error:
             comparison.mismatches.append(f"at {sample}: {error}")
+            refused.append(sample)
             continue
         candidate_seconds += found.seconds
         names = _names_apart(tuple(found.outputs), tuple(expected.outputs))
@@ -192,6 +197,7 @@ def prove(
         atol,
         reference_seconds,
         candidate_seconds,
+        fixed_sizes(candidate, signature, refused) if len(refused) == len(samples) else {},
     )
     _check_tells(proof, who)
     return proof

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from wnconvert.messages import counted, short_repr
 from wnconvert.verbs.proof.outputs import OutputProof
 from wnconvert.verbs.proof.proof import Proof
 
@@ -17,11 +18,14 @@ __all__ = ["ExportReport", "TimedStep", "TimedSteps"]
 
 @dataclass(frozen=True, slots=True)
 class TimedStep:
-    """A finished step: its name, its result in a few words, and its wall time."""
+    """A step: its name, its result in a few words, and its wall time.
+
+    A step that begins has no ``seconds`` yet, and ``detail`` says what it is about to do.
+    """
 
     name: str
     detail: str
-    seconds: float
+    seconds: float | None = None
 
 
 @dataclass(slots=True)
@@ -32,11 +36,12 @@ class _Doing:
 
 
 class TimedSteps:
-    """The finished steps; ``progress`` is called with each as it ends.
+    """The finished steps; ``progress`` is called with each as it begins, and again as it ends.
 
     >>> steps = TimedSteps(lambda step: print(step.name, step.detail))
-    >>> with steps("fold") as step:
+    >>> with steps("fold", "a copy") as step:
     ...     step.detail = "3 layers"
+    fold a copy
     fold 3 layers
     """
 
@@ -45,21 +50,23 @@ class TimedSteps:
         self.every: list[TimedStep] = []
 
     @contextmanager
-    def __call__(self, name: str) -> Iterator[_Doing]:
-        """Time a block as a step; a block that fails is not a step."""
+    def __call__(self, name: str, what: str) -> Iterator[_Doing]:
+        """Time a block as a step, which is about to do ``what``; a block that fails is not finished."""
+        self.progress(TimedStep(name, what))
         began, doing = time.perf_counter(), _Doing()
         yield doing
         self.every.append(TimedStep(name, doing.detail, time.perf_counter() - began))
         self.progress(self.every[-1])
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class ExportReport:
     """The result of an export or a check; true if the model is equal to its reference.
 
     ``model`` is the path of the model, ``size`` its bytes with external data, and ``reference`` describes
-    the module. Only an export sets the exporter, ``nodes_exported``, the numbers of layers that were folded
-    in the module and in the graph, and the number of initializers that were named; a check leaves them None.
+    the module. ``remedy`` is what to do where the exporter is at fault. Only an export sets the exporter,
+    ``nodes_exported``, the numbers of layers that were folded in the module and in the graph, and the number
+    of initializers that were named; a check leaves them None.
     """
 
     model: str
@@ -76,19 +83,33 @@ class ExportReport:
     initializers_named: int | None = None
     steps: tuple[TimedStep, ...] = ()
     notes: tuple[str, ...] = ()
+    remedy: str = ""
 
     def __bool__(self) -> bool:
         return bool(self.proof)
+
+    def __repr__(self) -> str:
+        return short_repr(
+            f"ExportReport: {self.model} {'equals' if self else 'does not equal'} {self.reference}",
+            [f"{output.name} {'equal' if output.passed else 'different'}" for output in self.outputs],
+            f"{self.size:,} bytes",
+            counted(len(self.notes), "note") if self.notes else "",
+        )
 
     @property
     def outputs(self) -> tuple[OutputProof, ...]:
         """The outputs, one by one."""
         return self.proof.outputs
 
+    @property
+    def advice(self) -> str:
+        """What would have made the proof pass, in words; empty if it passed."""
+        return self.remedy or self.proof.advice
+
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON-able data; docs/json.md documents it. What is not finite is null."""
         proof = self.proof
-        mine = {key: value for key, value in asdict(self).items() if key not in ("proof", "model")}
+        mine = {key: value for key, value in asdict(self).items() if key not in ("proof", "model", "remedy")}
         return {
             "schema": 1,
             "model": self.model,
@@ -97,7 +118,8 @@ class ExportReport:
             "rtol": proof.rtol,
             "atol": proof.atol,
             "tolerance": proof.tolerance,
-            "advice": proof.advice,
+            "advice": self.advice,
+            "fixed": dict(proof.fixed),
             "samples": [{"seed": sample.seed, "sizes": dict(sample.sizes)} for sample in proof.samples],
             "outputs": [{**_plain(asdict(output)), "passed": output.passed} for output in proof.outputs],
             "mismatches": list(proof.mismatches),

@@ -39,6 +39,7 @@ def check_shaped(model: nn.Module | ExportedProgram) -> None:
     >>> check_shaped(nn.Sequential(nn.LazyLinear(3)))
     Traceback (most recent call last):
     wnconvert.errors.ArgumentError: the model has parameters without a shape yet: 0.weight, 0.bias
+    fix: run it once on an input, in Python, before you export it, check it or load weights into it
     """
     named = [*model.named_parameters(), *model.named_buffers()]
     names = [printable(name) for name, value in named if is_lazy(value)]
@@ -68,14 +69,15 @@ def evaluating(model: nn.Module | ExportedProgram) -> Iterator[Undo]:
     """
     check_shaped(model)
     modules = [] if isinstance(model, ExportedProgram) else list(model.modules())
-    modes = [(module, module.training) for module in modules]
+    # A frozen TorchScript is in eval mode for good, and has no attribute for it.
+    modes = [(module, module.training) for module in modules if hasattr(module, "training")]
     held = [*model.parameters(), *model.buffers()]
     devices = sorted({value.device.index for value in held if value.is_cuda})
     drawn, drawn_by_numpy = random.getstate(), np.random.get_state()
     undo: list[Undo] = []
     try:
         with torch.random.fork_rng(devices=devices), torch.no_grad():
-            for module in modules:
+            for module, _ in modes:
                 module.training = False
             own = [vars(module) for module in modules if not isinstance(module, torch.jit.ScriptModule)]
             # Not by a deep copy, which would separate shared objects.

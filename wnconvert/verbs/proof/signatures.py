@@ -1,14 +1,15 @@
 """The inputs of a model: their names, dtypes and shapes, and the ranges of dynamic sizes.
 
 An input is written as ``mel=float32[1,80,T]``: a letter (any identifier) is a dynamic size with a range,
-``T=16..400``. Integers are drawn below a bound, ``ids=int64[1,L]<100``.
+``T=16..400``. Integers are drawn below a bound, ``ids=int64[1,L]<100``. ``mel:x=…`` is the module's ``mel``,
+which the ONNX model calls ``x``.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from typing import Any
 
@@ -75,13 +76,20 @@ DEFAULT_RANGE = Range(16, 128)
 class InputSpec:
     """An input: ``shape`` holds numbers and letters; integers are drawn from [0, ``below``).
 
-    ``str()`` gives the text that :func:`parse_input` reads.
+    ``name`` is the module's; ``port`` is the ONNX model's, if the user gave one. ``str()`` gives
+    the text that :func:`parse_input` reads.
     """
 
     name: str
     dtype: DType
     shape: tuple[int | str, ...]
     below: int | None = None
+    port: str = ""
+
+    @property
+    def called(self) -> str:
+        """Its name in an ONNX model, as far as the user says."""
+        return self.port or self.name
 
     @property
     def letters(self) -> tuple[str, ...]:
@@ -94,7 +102,8 @@ class InputSpec:
 
     def __str__(self) -> str:
         bound = "" if self.below is None else f"<{self.below}"
-        return f"{self.name}={self.dtype}[{','.join(map(str, self.shape))}]{bound}"
+        name = f"{self.name}:{self.port}" if self.port else self.name
+        return f"{name}={self.dtype}[{','.join(map(str, self.shape))}]{bound}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +132,8 @@ def parse_input(text: str) -> InputSpec:
 
     >>> parse_input("ids=int64[1,L]<100").shape
     (1, 'L')
+    >>> parse_input("mel:x=float32[1,80,T]").called
+    'x'
     """
     parts = _INPUT.fullmatch(text.strip())
     if parts is None:
@@ -132,7 +143,16 @@ def parse_input(text: str) -> InputSpec:
     shape = tuple(_size(text, size) for size in sizes)
     below = int(parts["below"]) if parts["below"] else None
     _check_bound(text, dtype, below)
-    return InputSpec(parts["name"], dtype, shape, below)
+    name, port = _names(parts["name"])
+    return InputSpec(name, dtype, shape, below, port)
+
+
+def _names(text: str) -> tuple[str, str]:
+    """The module's name of an input, and the ONNX model's or nothing; those may have colons in them."""
+    name, colon, port = text.partition(":")
+    if colon and not (name and port):
+        raise _no_input(text, "two names are written NAME:OTHER, the module's and the ONNX model's")
+    return name, port
 
 
 def parse_range(text: str) -> tuple[str, Range]:
@@ -155,7 +175,7 @@ def check_outputs(names: Sequence[str]) -> None:
     for name in names:
         if not name or name != name.strip():
             raise ArgumentError(
-                f"output {_quoted(name)}: this is not a name", fix="give a name, such as --output wave"
+                f"output {_quoted(name)}: this is not a name", fix="give a name, such as --output-name wave"
             )
         if list(names).count(name) > 1:
             raise ArgumentError(f"two outputs are called {printable(name)}", fix="give each its own name")
@@ -223,11 +243,12 @@ def signature_of(
     given = _by_name(inputs, names)
     axes = _dynamic(dynamic or {})
     specs, examples, notes = [], {}, []
-    for name, value in given:
+    for key, value in given:
         if isinstance(value, str):
             specs.append(parse_input(value))
             continue
-        spec = _spec_of(name, value, axes.pop(name, {}))
+        name, port = _names(key)
+        spec = replace(_spec_of(name, value, axes.pop(name, {})), port=port)
         examples[name] = array_of(value)
         notes += (
             [f"{name}: drawn from 0 to {spec.below - 1}, the largest of the example"] if spec.below else []
@@ -316,11 +337,12 @@ def _spec_of(name: str, value: Any, letters: Mapping[int, str]) -> InputSpec:
 
 def _check_names(specs: Sequence[InputSpec], unused: Mapping[str, object]) -> None:
     names = [spec.name for spec in specs]
-    for name in names:
-        if names.count(name) > 1:
-            raise ArgumentError(
-                f"two inputs are called {printable(name)}", fix="give one text for each input"
-            )
+    for every in (names, [spec.called for spec in specs]):
+        for name in every:
+            if every.count(name) > 1:
+                raise ArgumentError(
+                    f"two inputs are called {printable(name)}", fix="give one text for each input"
+                )
     for name in unused:
         where = "write the letters into its text" if name in names else f"the inputs are {listed(names)}"
         raise ArgumentError(f"dynamic: no example tensor is called {printable(str(name))}", fix=where)

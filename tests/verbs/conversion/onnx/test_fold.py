@@ -57,7 +57,7 @@ def through_files(folder: Path) -> Callable[[ModelProto], tuple[GraphLayers, Mod
         made = onnx.load(output_of(result))
         assert made == applied(proto, fold_edits(model_of(proto), expected.layers))
         made_of = {tensor.layer for tensor in fold_edits(model, found.layers).tensors}
-        assert {change.before.name for _, change in result.plan.layers if change.before} == made_of
+        assert {change.before.name for _, change in result.plan.changes if change.before} == made_of
         if not found.layers:
             assert output_of(result).read_bytes() == path.read_bytes()
         return found, made
@@ -307,7 +307,7 @@ def test_a_plan_says_what_will_be_done_and_writes_nothing(tmp_path: Path) -> Non
     source = write(tmp_path / "model.onnx", layered())
     plan = fold_file(source, dry_run=True)
     assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
-    ((path, change),) = plan.layers
+    ((path, change),) = plan.changes
     assert (path, change.name, change.layer.form, change.layer.dim) == ("", "lin.weight", "onnx", 0)
     assert [step.name for step in plan.state_dicts[0].steps] == ["lin.weight", "lin.bias"]
     assert plan.to_dict()["layers"][0]["form"] == "onnx"

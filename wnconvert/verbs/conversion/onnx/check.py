@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from wnconvert.errors import InputError, VerifyError, WnconvertError
-from wnconvert.messages import REPORT_BUG, counted, listed, printable
+from wnconvert.messages import REPORT_BUG, counted, listed, printable, to_install, told
 from wnconvert.numerics.rounding import FLOAT_FORMATS
 from wnconvert.numerics.rows import RowPolicy
 from wnconvert.onnx.file.model import Constant, NewTensor, Node, OnnxFunction
@@ -49,7 +49,7 @@ def check_installed() -> None:
         are = "are" if len(missing) > 1 else "is"
         raise InputError(
             f"an ONNX model is checked before it is put in place, and {listed(missing)} {are} not installed",
-            fix='pip install "wnconvert[onnx]"',
+            fix=to_install(*missing),
         )
 
 
@@ -191,9 +191,9 @@ def _layers(
     Returns the names of layers that it cannot compute, which are compared with the formula, and notes.
     """
     by_formula: dict[str, None] = {}
-    notes: list[str] = []
+    lost: list[tuple[str, str]] = []
     if not fold.layers:
-        return by_formula, notes
+        return by_formula, []
     stored = {name: tensor for state in written.tree.state_dicts for name, tensor in state.tensors.items()}
     with (
         Source(written.shards) as new,
@@ -209,11 +209,11 @@ def _layers(
             except (UnreachableError, WnconvertError):
                 expected = _formula(old, tensor)
                 by_formula[tensor.layer] = None
-            lost = _compare(tensor, found, expected, numbers, partial(_formula, old, tensor))
-            if lost:
-                count = counted(lost, "element")
+            gone = _compare(tensor, found, expected, numbers, partial(_formula, old, tensor))
+            if gone:
                 what = "that the original computes as NaN or inf, and the new model does not"
-                notes.append(f"layer {printable(tensor.layer)}: {count} {what}")
+                lost.append((f"layer {printable(tensor.layer)}", f"{counted(gone, 'element')} {what}"))
+    notes = told(lost)
     if by_formula:
         names = listed(map(printable, by_formula), 6)
         what = "alone: compared with g·v/‖v‖ instead"

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from wnconvert.errors import InputError, VerifyError, WnconvertError
-from wnconvert.messages import REPORT_BUG, counted, listed, printable
+from wnconvert.messages import REPORT_BUG, counted, few, listed, printable
 from wnconvert.numerics.rows import RowPolicy
 from wnconvert.onnx.runtime import Opened, ValueInfo, open_model, run
 from wnconvert.tensors.blocks import Array
@@ -46,7 +46,7 @@ def compare_whole(original: Path, path: Path, numbers: RowPolicy) -> tuple[str, 
         raise VerifyError("the new model has other outputs; nothing is kept", fix=REPORT_BUG)
     for name, values in expected.items():
         notes += _compare_output(name, found[name], values, numbers)
-    return _shapes_text(feeds), notes
+    return _shapes_text(feeds), few(notes)
 
 
 def _first_that_runs(opened: Opened) -> tuple[dict[str, Array], dict[str, Array], str]:

@@ -1,0 +1,56 @@
+"""The class that a folder's ``config.json`` names: of transformers (``architectures``) or of diffusers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import PurePath
+from typing import Any
+
+from wnconvert.errors import InputError
+from wnconvert.storage.files import kind_of, open_file
+from wnconvert.storage.stores.store import PathKind
+
+__all__ = ["CONFIG", "NamedClass", "named_class"]
+
+
+CONFIG = "config.json"
+_LARGEST = 8 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class NamedClass:
+    """A class by its name, the library that has it, and the config."""
+
+    library: str
+    name: str
+    config: Mapping[str, Any]
+
+
+def named_class(folder: PurePath) -> NamedClass | None:
+    """The class that the config of a folder names; None where there is no config, or none is named.
+
+    Raises ``InputError`` for a config that is not a JSON object.
+    """
+    path = folder / CONFIG
+    if kind_of(path) is not PathKind.FILE:
+        return None
+    fix = "download it again"
+    with closing(open_file(path)) as file:
+        if file.size > _LARGEST:
+            raise InputError(f"longer than {_LARGEST >> 20} MiB", where=str(path), fix=fix)
+        text = file.read(0, file.size)
+    try:
+        config = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InputError("not JSON", where=str(path), fix=fix) from error
+    if not isinstance(config, dict):
+        raise InputError(f"a JSON {type(config).__name__}, not an object", where=str(path), fix=fix)
+    if isinstance(name := config.get("_class_name"), str):
+        return NamedClass("diffusers", name, config)
+    match config.get("architectures"):
+        case [str(name), *_]:
+            return NamedClass("transformers", name, config)
+    return None

@@ -1,0 +1,68 @@
+"""Notes on layers that ``from_pretrained`` will leave random in what a conversion writes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import PurePath
+
+from wnconvert.errors import InputError
+from wnconvert.layers.classes import BuiltClass, built_class
+from wnconvert.messages import counted, listed, option, printable
+from wnconvert.plan.plan import Change, Plan
+from wnconvert.tensors.containers import Container
+from wnconvert.tensors.tree import Tree
+from wnconvert.verbs.classes import named_class
+
+__all__ = ["noting_unfound"]
+
+
+def noting_unfound(
+    make_plan: Callable[[Tree, Container], Plan], folder: PurePath
+) -> Callable[[Tree, Container], Plan]:
+    """A planner whose plans note the layers that the class of the folder's config would not find."""
+
+    def planned(tree: Tree, container: Container) -> Plan:
+        plan = make_plan(tree, container)
+        return replace(plan, notes=(*plan.notes, *_notes(plan, folder)))
+
+    return planned
+
+
+def _notes(plan: Plan, folder: PurePath) -> tuple[str, ...]:
+    try:
+        named = named_class(folder)
+    except InputError:  # a config that is not one is no reason not to convert
+        return ()
+    built = built_class(named.library, named.name, named.config) if named else None
+    if named is None or built is None:
+        return ()
+    every = [change for _, change in plan.changes]
+    normalized = [change for change in every if built.normalizes(change.name)]
+    lost = [change for change in normalized if not _fits(change, built)]
+    found = [change for change in every if change not in normalized and change.after is not None]
+    form = f"in form {built.forms[0]}" if len(built.forms) == 1 else "with weight norm"
+    return (
+        *_said(named.name, lost, 2, f"builds {{}} {form}", _how_to_keep(plan.verb, built)),
+        *_said(named.name, found, 1, "builds {} plain", "fold these layers"),
+    )
+
+
+def _fits(change: Change, built: BuiltClass) -> bool:
+    """Whether a class that normalizes the layer takes it as it will be."""
+    return change.after is not None and change.after.form in built.forms
+
+
+def _how_to_keep(verb: str, built: BuiltClass) -> str:
+    if verb == "fold":
+        return "load the folder as it is, and fold the model then, with fold_module"
+    return f"{option('to', built.forms[0])} writes what it takes"
+
+
+def _said(cls: str, changes: list[Change], tensors: int, builds: str, how: str) -> tuple[str, ...]:
+    if not changes:
+        return ()
+    names = listed((printable(change.name) for change in changes), 3)
+    random = counted(tensors * len(changes), "tensor")
+    said = f"{printable(cls)}.from_pretrained will leave {random} random: it {builds.format(names)}"
+    return (f"{said}; {how}",)

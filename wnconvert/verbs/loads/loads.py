@@ -1,0 +1,64 @@
+"""A folder held against the class that its config names: names and shapes, no numbers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from wnconvert.errors import InputError
+from wnconvert.messages import printable
+from wnconvert.storage.checkpoint import open_checkpoint
+from wnconvert.verbs.classes import CONFIG, NamedClass, named_class
+from wnconvert.verbs.loads.result import LoadReport
+
+__all__ = ["loads_folder"]
+
+
+def loads_folder(folder: str | Path) -> LoadReport:
+    """Tell whether ``from_pretrained`` of the class that a folder names finds its tensors there.
+
+    The class is the one in ``config.json``: ``architectures`` of transformers, ``_class_name`` of diffusers.
+    The library builds it without its weights, and only names and shapes in the folder are read. Returns a
+    report that is false if tensors are missing, which are random then, if there are others that the class
+    does not have, or if shapes differ.
+
+    Raises ``WnconvertError``: ``InputError`` for a folder that names no class, or one that the library does
+    not have; ``ArgumentError`` if the library is not installed.
+    """
+    root = Path(folder)
+    named = _named(root)
+    checkpoint = open_checkpoint(root)
+    infos = {
+        name: tensor.info for state in checkpoint.tree.state_dicts for name, tensor in state.tensors.items()
+    }
+    from wnconvert.verbs.loads.libraries import fit_of  # which imports torch
+
+    fit = fit_of(named, root, infos)
+    return LoadReport(
+        folder=str(folder),
+        library=named.library,
+        version=fit.version,
+        class_name=named.name,
+        tensors=len(infos),
+        missing=fit.missing,
+        unexpected=fit.unexpected,
+        misfits=fit.misfits,
+        notes=checkpoint.tree.notes,
+    )
+
+
+def _named(root: Path) -> NamedClass:
+    where = printable(str(root))
+    if root.is_file():
+        raise InputError("a file: which class loads it is not said", where=where, fix="give its folder")
+    if not root.is_dir():
+        raise InputError("no such folder", where=where, fix="check the path")
+    named = named_class(root)
+    if named is None:
+        there = (root / CONFIG).exists()
+        said = f"its {CONFIG} names no class" if there else f"there is no {CONFIG} that names a class"
+        raise InputError(
+            said,
+            where=where,
+            fix="give a folder as save_pretrained writes it: architectures or _class_name name the class",
+        )
+    return named
