@@ -6,6 +6,7 @@ With ``dry_run`` each of them returns the very plan that it would run.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Literal, TypedDict, overload
 
@@ -127,7 +128,7 @@ def fold_file(
     notes of the plan say what cannot be brought back.
 
     If no layer changes, nothing is written, ``Result.output`` is None and a note says why; unless ``copy``,
-    ``only``, ``dtype``, new names or another container ask for an output. With fewer layers than ``require_layers``
+    ``only``, ``dtype``, new names or another container ask for one. With fewer layers than ``require_layers``
     nothing is written, and ``TooFewLayersError`` is raised.
 
     ``only`` is the path of the one state dict to keep. Names are changed as the file is opened: the first of
@@ -151,9 +152,7 @@ def fold_file(
     selection = selection_of(layers, exclude, dim)
     given = {"--only": only, "--dtype": dtype, "--keep-optimizer": keep_optimizer or None}
     given["--dim"] = None if dim == AUTO else str(dim)
-    plan_graph = partial(
-        plan_onnx_fold, selection=selection, given=[name for name in given if given[name] is not None]
-    )
+    others = [name for name in given if given[name] is not None]
     make_plan = partial(
         plan_fold, selection=selection, only=only, dtype=dtype_of(dtype), keep_optimizer=keep_optimizer
     )
@@ -171,17 +170,12 @@ def fold_file(
         require_layers=require_layers,
         dry_run=dry_run,
     )
+    options = RunOptions(force=force, threads=threads, verify=verify, progress=bytes_progress(progress))
     return run_conversion(
         request,
         make_plan,
-        plan_graph=plan_graph,
-        options=RunOptions(
-            force=force,
-            threads=threads,
-            verify=verify,
-            numbers=numbers_of(zero_rows, allow_nonfinite=allow_nonfinite),
-            progress=bytes_progress(progress),
-        ),
+        plan_graph=partial(plan_onnx_fold, selection=selection, given=others),
+        options=replace(options, numbers=numbers_of(zero_rows, allow_nonfinite=allow_nonfinite)),
     )
 
 
