@@ -7,7 +7,7 @@ Live modules         fold_module, folded, weights_folded, split_module, migrate_
 ONNX                 export_onnx, check_onnx; fold_file and inspect_file take ONNX models too
 Results              Plan, Result, Inspection, Comparison, LoadReport, ExportReport, Layers
 Errors               WnconvertError: ArgumentError, InputError (FormatError), LayerError (NumbersError),
-                     OutputError, VerifyError
+                     OutputError, TooFewLayersError, VerifyError
 
 ``help(wnconvert.fold_file)`` says more of one of them. All else in this package is internal.
 

@@ -27,9 +27,7 @@ ORDER = (
     "errors | messages | tensors | numerics layers | plan | formats onnx | storage | verbs | reports | cli"
 )
 #: The same for the folders of `verbs`, of which only these arrows run between two that share a place.
-VERBS = (
-    "options streams progress classes | inspection conversion comparison modules proof | loads loading export"
-)
+VERBS = "options streams progress | inspection conversion comparison modules proof | loads loading export"
 ARROWS = {("modules", "inspection")}
 
 #: Packages that only some places may import, and where: folders or files below `wnconvert/`.

@@ -1,7 +1,6 @@
 """The verbs that users call, one folder for each kind of work.
 
 options     what the verbs' shared arguments mean
-classes     the class that a folder's config names
 streams     stdout and stderr redirected, for libraries in C too
 progress    what `progress` may be: a function, a bar, nothing
 inspection  what is in a checkpoint: its layers, their magnitudes, and what the verbs would do to it

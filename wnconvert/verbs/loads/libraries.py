@@ -18,8 +18,8 @@ import torch
 
 from wnconvert.errors import ArgumentError, InputError
 from wnconvert.messages import printable, to_install
+from wnconvert.storage.folder.config import CONFIG, NamedClass
 from wnconvert.tensors.tree import TensorInfo
-from wnconvert.verbs.classes import CONFIG, NamedClass
 from wnconvert.verbs.loads.result import Misfit
 from wnconvert.verbs.proof.functions import error_text
 from wnconvert.verbs.proof.running import quiet_torch

@@ -7,7 +7,7 @@ from pathlib import Path
 from wnconvert.errors import InputError
 from wnconvert.messages import printable
 from wnconvert.storage.checkpoint import open_checkpoint
-from wnconvert.verbs.classes import CONFIG, NamedClass, named_class
+from wnconvert.storage.folder.config import CONFIG, NamedClass, named_class
 from wnconvert.verbs.loads.result import LoadReport
 
 __all__ = ["loads_folder"]

@@ -10,9 +10,9 @@ from wnconvert.errors import InputError
 from wnconvert.layers.classes import BuiltClass, built_class
 from wnconvert.messages import counted, listed, option, printable
 from wnconvert.plan.plan import Change, Plan
+from wnconvert.storage.folder.config import named_class
 from wnconvert.tensors.containers import Container
 from wnconvert.tensors.tree import Tree
-from wnconvert.verbs.classes import named_class
 
 __all__ = ["noting_unfound"]
 
