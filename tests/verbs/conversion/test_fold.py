@@ -61,7 +61,8 @@ def compare(source: Path, out: Path, exclude: list[str], dtype: torch.dtype | No
 
 def test_every_fixture_but_folders_and_onnx_models_is_folded_here() -> None:
     files = {name for name in MADE if (FIXTURES / name).is_file()}
-    assert set(LAYERS) == {name for name in files if not name.endswith(".onnx")}
+    elsewhere = (".onnx", ".npz", ".pt2")  # which torch.load does not read
+    assert set(LAYERS) == {name for name in files if not name.endswith(elsewhere)}
 
 
 @pytest.mark.parametrize("name", LAYERS)
@@ -264,12 +265,12 @@ def test_only_the_root_is_without_the_state_dicts_in_it(tmp_path: Path) -> None:
     source, out = tmp_path / "in.pt", tmp_path / "out.pt"
     layer = {"w_g": torch.ones(2, 1), "w_v": torch.rand(2, 3)}
     optimizer = torch.optim.SGD([nn.Parameter(torch.ones(2))]).state_dict()
-    torch.save({"step": torch.tensor(5), "model": layer, "optimizer": optimizer, "epoch": 3}, source)
+    torch.save({"mean": torch.ones(2), "model": layer, "optimizer": optimizer, "epoch": 3}, source)
     fold_file(source, out, only=".")
-    assert torch.load(out, weights_only=True) == {"step": torch.tensor(5), "epoch": 3}
+    assert list(torch.load(out, weights_only=True)) == ["mean", "epoch"]
     fold_file(source, out, force=True)
     found = torch.load(out, weights_only=True)
-    assert list(found) == ["step", "model", "epoch"]
+    assert list(found) == ["mean", "model", "epoch"]
     assert list(found["model"]) == ["w"]
     fold_file(source, out, only="model", force=True)
     assert list(torch.load(out, weights_only=True)) == ["model"]
