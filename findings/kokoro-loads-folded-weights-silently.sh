@@ -16,7 +16,7 @@ set -eu
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 python3 -m venv "$folder/env"
-"$folder/env/bin/pip" install --quiet torch==2.13.0 transformers==5.24.0 loguru==0.7.3 numpy
+"$folder/env/bin/pip" install --quiet torch==2.13.0 transformers==5.24.0 loguru==0.7.3 attrs numpy
 "$folder/env/bin/pip" install --quiet --no-deps kokoro==0.9.4
 "$folder/env/bin/python" -W ignore - "$folder" <<'PYTHON'
 import importlib.machinery
