@@ -58,7 +58,7 @@ def test_few_layers_are_all_shown(tmp_path: Path) -> None:
     [
         ["fold", "SRC", "-o", "out.pt", "--force"],
         ["fold", "SRC", "-o", "out.pt", "--force", "--verify"],
-        ["fold", "SRC", "-o", "new/", "--force"],
+        ["fold", "SRC", "-o", "new/", "--as-folder", "--force"],
         ["fold", "SRC", "--dry-run", "--only", "."],
         ["compare", "SRC", "SRC"],
         ["compare", FIXTURES / "step_1000.safetensors", FIXTURES / "step_2000.safetensors"],
