@@ -36,7 +36,7 @@ OPTIONS = {
         ("verify", ["check"]),
         ("rename", ["migrate"]),
         ("remove_weight_norm", ["fold"]),
-        ("flod", ["fold"]),
+        ("flod", ["fold", "loads"]),
         ("inspct", ["inspect"]),
         ("version", ["--version"]),
     ],

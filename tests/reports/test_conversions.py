@@ -45,12 +45,12 @@ def planned(*states: StateDict, container: Container = Container.TORCH_ZIP, dtyp
 
 
 def test_a_plan_is_a_table_of_layers_and_what_would_be_written() -> None:
-    flat = [("b.gain_g", (), "float32"), ("b.gain_v", (6,), "float16")]
+    flat = [("b.weight_g", (), "float32"), ("b.weight_v", (6,), "float16")]
     assert plan_text(planned(state_at("", *pair("a.weight"), *flat, BIAS)), "out.pt") == (
         "layer     form      dim  shape    dtype      rows\n"
         "--------  ------  -----  -------  -------  ------\n"
         "a.weight  legacy      0  8×4×3    float32       8\n"
-        "b.gain    legacy   none  6        float16       1\n"
+        "b.weight  legacy   none  6        float16       1\n"
         "left out: optim: optimizer state is by position, and folding changes the positions;"
         " --keep-optimizer keeps it\n"
         "would write out.pt: 2 layers folded, 1 tensor kept"

@@ -79,7 +79,7 @@ def test_names_with_dollars_and_underscores_are_drawn_as_they_are(tmp_path: Path
 
 
 def test_without_matplotlib_the_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    monkeypatch.setattr("wnconvert.reports.plots.find_spec", lambda _: None)
     with pytest.raises(ArgumentError, match="pictures need matplotlib") as caught:
         plot_magnitudes([], tmp_path / "out.png")
     assert caught.value.fix == "pip install matplotlib"

@@ -55,10 +55,11 @@ def test_what_does_not_fit_is_listed_and_is_1(saved: Path, tmp_path: Path, run: 
         ["other", "shape", "masked_spec_embed", "3,", "expected", "16"],
         ["unexpected", "more"],
     ]
-    *_, verdict, lost = done.stdout.splitlines()
+    *_, lost, verdict = done.stdout.splitlines()
     assert verdict.endswith("30 tensors, 1 missing, 1 of another shape, 1 unexpected")
     assert lost == "from_pretrained would leave 2 tensors random"
-    assert run("loads", out, "--quiet").stdout == ""
+    assert run("loads", out, "--quiet").stdout == f"{verdict}\n"
+    assert run("loads", out, "--silent").stdout == ""
     report = json.loads(run("loads", out, "--json").stdout)
     assert (report["loads"], report["missing"], report["unexpected"]) == (False, [bias], ["more"])
     assert report["misfits"] == [{"name": "masked_spec_embed", "shape": [3], "expected": [16]}]
