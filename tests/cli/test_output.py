@@ -243,7 +243,7 @@ def test_the_extra_of_pictures_is_looked_for_before_any_work(
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     monkeypatch.setattr("wnconvert.reports.plots.find_spec", lambda _: None)
     done = run("inspect", "no_such_file.pt", "--plot", tmp_path / "x.png")
-    assert done.stderr == 'error: pictures need matplotlib\nfix: pip install matplotlib\n'
+    assert done.stderr == "error: pictures need matplotlib\nfix: pip install matplotlib\n"
 
 
 # -- progress bars
