@@ -36,7 +36,7 @@ from wnconvert.errors import VerifyError
 from wnconvert.layers import schemes
 from wnconvert.reports import inspections as inspection_report
 from wnconvert.verbs.export import exporters
-from wnconvert.verbs.options import DTYPE_CHOICES, ZERO_ROWS_CHOICES
+from wnconvert.verbs.shared.options import DTYPE_CHOICES, ZERO_ROWS_CHOICES
 
 #: Options that say how to print, and parameters that only Python has.
 OF_THE_CLI = {

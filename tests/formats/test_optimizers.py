@@ -13,7 +13,7 @@ from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_di
 from tests.helpers.live_models import legacy, new
 from tests.helpers.states import load
 from wnconvert import migrate_file
-from wnconvert.verbs.options import Form
+from wnconvert.verbs.shared.options import Form
 
 MAKE = {"legacy": legacy, "parametrize": new}
 OTHER: dict[Form, Form] = {"legacy": "parametrize", "parametrize": "legacy"}

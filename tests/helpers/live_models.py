@@ -13,7 +13,7 @@ from torch.nn.utils import parametrizations, parametrize, prune
 
 from tests.helpers.infos import halves, info
 from wnconvert.tensors.tree import TensorInfo
-from wnconvert.verbs.options import Form
+from wnconvert.verbs.shared.options import Form
 
 FORMS: list[Form] = ["legacy", "parametrize"]
 OTHER: dict[str, Form] = {"legacy": "parametrize", "parametrize": "legacy"}

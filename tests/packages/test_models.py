@@ -19,7 +19,7 @@ from tests.helpers.zoo import Outputs, Row, gap, scramble, tensor
 from wnconvert.verbs.conversion.files import fold_file, migrate_file
 from wnconvert.verbs.conversion.state_dict import fold_state_dict, migrate_state_dict, split_state_dict
 from wnconvert.verbs.modules.convert import fold_module, migrate_module
-from wnconvert.verbs.options import Form
+from wnconvert.verbs.shared.options import Form
 
 #: How far outputs may be apart, as a part of the greatest.
 WITHIN = 1e-4

@@ -27,13 +27,13 @@ ORDER = (
     "errors | messages | tensors | numerics layers | plan | formats onnx | storage | verbs | reports | cli"
 )
 #: The same for the folders of `verbs`, of which only these arrows run between two that share a place.
-VERBS = "options streams progress | inspection conversion comparison modules proof | loads loading export"
+VERBS = "shared | inspection conversion comparison modules proof | loads loading export"
 ARROWS = {("modules", "inspection")}
 
 #: Packages that only some places may import, and where: folders or files below `wnconvert/`.
 ONLY_IN: dict[str, tuple[str, ...]] = {
     "click": ("cli",),
-    "tqdm": ("cli", "verbs/progress.py"),
+    "tqdm": ("cli", "verbs/shared/progress.py"),
     "tabulate": ("reports",),
     "matplotlib": ("reports",),
 }

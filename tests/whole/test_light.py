@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.golden import ROOT, sandbox
+from tests.helpers.marks import crossed, some
 
 pytestmark = pytest.mark.alone
 
@@ -38,8 +39,7 @@ def test_the_light_environment_has_no_torch(light: Path) -> None:
     assert quiet(light / "python", "-c", find, folder=light) == "[]\n"
 
 
-@pytest.mark.parametrize("source", SOURCES)
-@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+@crossed(source=SOURCES, suffix=[".pt", ".safetensors"])
 def test_fold_needs_no_torch(light: Path, tmp_path: Path, source: str, suffix: str) -> None:
     folder = sandbox(tmp_path)
     out = folder / f"out{suffix}"
@@ -47,7 +47,7 @@ def test_fold_needs_no_torch(light: Path, tmp_path: Path, source: str, suffix: s
     assert out.stat().st_size > 0
 
 
-@pytest.mark.parametrize("source", SOURCES)
+@some("source", {source: source for source in SOURCES}, ["hifigan.safetensors", "waveglow_module.pt"])
 def test_dry_run_verify_inspect_and_compare_need_no_torch(light: Path, tmp_path: Path, source: str) -> None:
     folder, tool = sandbox(tmp_path), light / "wnconvert"
     assert "would write" in quiet(tool, "fold", source, "--dry-run", folder=folder)

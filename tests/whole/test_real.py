@@ -12,7 +12,7 @@ from tests.helpers.golden import ROOT
 from tests.helpers.infos import halves
 from tests.helpers.states import hold, load, state_dicts
 from wnconvert import fold_file, migrate_file, split_file
-from wnconvert.verbs.options import Form
+from wnconvert.verbs.shared.options import Form
 
 REAL = ROOT.parent / "shared" / "real"
 pytestmark = pytest.mark.skipif(

@@ -29,7 +29,7 @@ from wnconvert.verbs.conversion.state_dict import fold_state_dict, migrate_state
 from wnconvert.verbs.modules.convert import fold_module, folded, migrate_module, weights_folded
 from wnconvert.verbs.modules.inspect import inspect_module
 from wnconvert.verbs.modules.split import split_module
-from wnconvert.verbs.options import Form
+from wnconvert.verbs.shared.options import Form
 
 #: How far outputs may be apart; `test_an_output_shows_each_magnitude` shows that they tell.
 WITHIN = 1e-5

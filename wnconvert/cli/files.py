@@ -160,6 +160,8 @@ def _convert(
 ) -> None:
     """Run a verb on a file, or plan it, and print the result."""
     from wnconvert.reports.conversions import plan_line, plan_text, result_line, result_text
+    from wnconvert.storage.files import kind_of, located
+    from wnconvert.storage.stores.store import PathKind
     from wnconvert.verbs.conversion.piped import goes_to_stdout
     from wnconvert.verbs.conversion.targets import target_of
 
@@ -179,7 +181,8 @@ def _convert(
         return
     said: tuple[str, ...] = ()
     replaces = force and there and target is not None and target.is_folder
-    if in_place or replaces or Path(src).is_dir():  # what is lost, or left random, is said before it is
+    is_folder = kind_of(located(src)) is PathKind.FOLDER
+    if in_place or replaces or is_folder:  # what is lost, or left random, is said before it is
         said = verb(src, out, dry_run=True, **options).notes
         output.notes(said)
     with progress_bar(src, shown=output.steps and not no_progress) as progress:

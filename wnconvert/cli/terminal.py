@@ -148,7 +148,7 @@ class StepLines:
 @contextlib.contextmanager
 def stdout_to_stderr() -> Iterator[None]:
     """Send the output of other people's code, in Python or in C, to stderr: stdout is for the report."""
-    from wnconvert.verbs.streams import redirected  # which `--help` does not need
+    from wnconvert.verbs.shared.streams import redirected  # which `--help` does not need
 
     sys.stdout.flush()
     with redirected(1, 2), contextlib.redirect_stdout(sys.stderr):

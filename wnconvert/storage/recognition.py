@@ -255,7 +255,7 @@ def _kinds(file: ReadableFile, name: str) -> Iterator[tuple[str, str]]:
             yield what, fix
     yield (
         "not a checkpoint of a known format",
-        "wnconvert reads safetensors, ONNX, and files that torch.save wrote",
+        "wnconvert reads safetensors, .npz, ONNX, and what torch.save and torch.export.save write",
     )
 
 

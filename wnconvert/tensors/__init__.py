@@ -1,7 +1,7 @@
 """Tensors as names, dtypes, shapes and places, and how their elements are read.
 
 containers   the formats of files that hold tensors
-foreign      suffixes of formats that are not written, which no output may have
+suffixes     suffixes of formats that are not written, which no output may have
 dtypes       dtypes: one table for torch, safetensors, ONNX and numpy
 tree         what a checkpoint holds: names, dtypes, shapes, where the bytes lie
 files        opened files: bytes that are read at any place, whatever holds them

@@ -1,8 +1,6 @@
 """The verbs that users call, one folder for each kind of work.
 
-options     what the verbs' shared arguments mean
-streams     stdout and stderr redirected, for libraries in C too
-progress    what `progress` may be: a function, a bar, nothing
+shared      what verbs of every kind use: their options, streams, progress
 inspection  what is in a checkpoint: its layers, their magnitudes, and what the verbs would do to it
 conversion  fold, split and migrate: on files, folders, ONNX models and mappings in memory
 comparison  whether two checkpoints hold the same weights, and how far apart they are

@@ -26,7 +26,7 @@ from wnconvert.storage.staging import Staged
 from wnconvert.tensors.tree import ByteRange
 from wnconvert.verbs.conversion import executor
 from wnconvert.verbs.conversion.files import fold_file
-from wnconvert.verbs.options import RunOptions
+from wnconvert.verbs.shared.options import RunOptions
 
 #: Every fixture, but those with a layer that is refused.
 FOLDABLE = sorted(

@@ -24,7 +24,7 @@ from wnconvert import (
     migrate_state_dict,
     split_state_dict,
 )
-from wnconvert.verbs.options import Form
+from wnconvert.verbs.shared.options import Form
 
 #: Where DTensors lie: the number of ranks, and how each tensor is placed on them.
 SHARDED = {"shards": (2, Shard(0)), "columns": (2, Shard(1)), "sums": (2, Partial())}

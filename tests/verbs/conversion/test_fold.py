@@ -20,7 +20,7 @@ from tests.helpers.states import hold, output_of, same, state_dicts
 from wnconvert import Plan, fold_file
 from wnconvert.errors import ArgumentError, LayerError, NumbersError, OutputError
 from wnconvert.verbs.conversion.targets import default_output
-from wnconvert.verbs.options import DimOption
+from wnconvert.verbs.shared.options import DimOption
 
 #: Every fixture: how many layers of it fold, and the options without which it is refused.
 LAYERS: dict[str, tuple[int, dict[str, Any]]] = {

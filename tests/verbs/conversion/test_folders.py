@@ -797,7 +797,7 @@ def sharded_model(row: Row, form: str, folder: Path, files: int = 3) -> Any:
 def in_three(verb: Callable[..., Any], source: Path, out: Path, **options: Any) -> None:
     """Convert a folder into one with three shards."""
     total = inspect_file(source).state_dicts[0].bytes
-    for size in range(total // 4, total):
+    for size in range(total // 4, total, total // 200):
         plan = verb(source, out, max_shard_size=size, dry_run=True, **options)
         if len(plan.shards) == 3:
             break

@@ -37,7 +37,7 @@ from wnconvert.plan.plan import Plan
 from wnconvert.plan.record import METADATA_KEY, RECORD_NAME
 from wnconvert.tensors.containers import Container
 from wnconvert.tensors.tree import Tree
-from wnconvert.verbs.options import Form
+from wnconvert.verbs.shared.options import Form
 
 FORMS: list[Form] = ["parametrize", "legacy"]
 NORMS: dict[str, Callable[..., nn.Module]] = {"parametrize": new, "legacy": legacy}

@@ -24,7 +24,7 @@ from wnconvert import (
     split_file,
 )
 from wnconvert.errors import LayerError
-from wnconvert.verbs.options import Form
+from wnconvert.verbs.shared.options import Form
 
 
 def model() -> nn.Sequential:

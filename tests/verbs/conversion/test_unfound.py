@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 
 from tests.helpers.runner import Runner
 from wnconvert import fold_file, migrate_file, split_file
-from wnconvert.verbs.options import Form
+from wnconvert.verbs.shared.options import Form
 
 POSITIONS = "encoder.pos_conv_embed.conv"
 RANDOM = np.random.default_rng(0)

@@ -35,7 +35,7 @@ from wnconvert.verbs.conversion.state_dict import fold_state_dict
 from wnconvert.verbs.modules.convert import fold_module, folded, migrate_module
 from wnconvert.verbs.modules.inspect import inspect_module
 from wnconvert.verbs.modules.split import split_module
-from wnconvert.verbs.options import Form
+from wnconvert.verbs.shared.options import Form
 
 # -- fold
 

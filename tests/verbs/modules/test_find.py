@@ -31,7 +31,7 @@ from wnconvert.errors import ArgumentError, LayerError, NumbersError
 from wnconvert.verbs.modules.convert import fold_module, folded, migrate_module, weights_folded
 from wnconvert.verbs.modules.inspect import inspect_module
 from wnconvert.verbs.modules.split import split_module
-from wnconvert.verbs.options import Form
+from wnconvert.verbs.shared.options import Form
 
 
 def test_spectral_norm_and_others_are_left_alone_and_named() -> None:

@@ -29,7 +29,7 @@ from tests.helpers.states import same
 from wnconvert.errors import ArgumentError, LayerError, NumbersError
 from wnconvert.verbs.modules.convert import fold_module, folded, migrate_module
 from wnconvert.verbs.modules.split import split_module
-from wnconvert.verbs.options import Form
+from wnconvert.verbs.shared.options import Form
 
 PLAIN: dict[str, tuple[Callable[[], nn.Module], str, int | None]] = {
     "conv": (lambda: nn.Conv1d(3, 4, 5), "weight", 0),

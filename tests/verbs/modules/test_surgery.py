@@ -28,13 +28,13 @@ from tests.helpers.live_models import (
     portrait,
     trained,
 )
-from tests.helpers.marks import crossed
+from tests.helpers.marks import some
 from tests.helpers.states import same
 from wnconvert.errors import LayerError
 from wnconvert.verbs.conversion.state_dict import fold_state_dict
 from wnconvert.verbs.modules.convert import fold_module, folded, migrate_module, weights_folded
 from wnconvert.verbs.modules.split import split_module
-from wnconvert.verbs.options import Form
+from wnconvert.verbs.shared.options import Form
 
 # -- folded for a block
 
@@ -243,8 +243,15 @@ def in_a_block(model: nn.Module) -> None:
         pass
 
 
-@crossed(form=FORMS, verb=["fold", "migrate", "split", "block"])
-def test_an_interrupt_at_any_line_leaves_all_as_it_was_or_done(verb: str, form: Form) -> None:
+INTERRUPTED = {
+    f"{verb}, {form}": (verb, form) for verb in ("fold", "migrate", "split", "block") for form in FORMS
+}
+
+
+@some("case", INTERRUPTED, ["fold, parametrize"])
+def test_an_interrupt_at_any_line_leaves_all_as_it_was_or_done(case: tuple[str, Form]) -> None:
+    verb, form = case
+
     def model() -> nn.Module:
         made = nn.Sequential(nn.Linear(3, 4), nn.LSTM(4, 4))
         if verb != "split":

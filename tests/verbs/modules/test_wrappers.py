@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from tests.helpers.distributed import one_rank
 from tests.helpers.live_models import FORMS, both_forms, new, norm, portrait
-from tests.helpers.marks import crossed
+from tests.helpers.marks import crossed, some
 from wnconvert import (
     LayerError,
     fold_module,
@@ -25,7 +25,7 @@ from wnconvert import (
     split_module,
     weights_folded,
 )
-from wnconvert.verbs.options import Form
+from wnconvert.verbs.shared.options import Form
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -119,7 +119,7 @@ def sharded(form: Form = "parametrize") -> Any:
     return fully_shard(model_in(form), mesh=init_device_mesh("cpu", (1,)), reshard_after_forward=False)
 
 
-@pytest.mark.parametrize("used", [False, True], ids=["as made", "after a forward"])
+@some("used", {"as made": False, "after a forward": True}, ["after a forward"])
 def test_an_fsdp_module_and_what_is_in_it_are_refused_in_whatever_state(used: bool) -> None:
     model = sharded()
     if used:

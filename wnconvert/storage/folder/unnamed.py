@@ -13,17 +13,17 @@ from wnconvert.storage.files import kind_of, listing_of, open_file
 from wnconvert.storage.folder.links import ENTRY
 from wnconvert.storage.recognition import HEAD, container_in
 from wnconvert.storage.stores.store import PathKind
+from wnconvert.tensors.containers import Container
 
 __all__ = ["checkpoints_in", "no_weights"]
 
 
-#: The suffixes of checkpoints; a name without letters in its suffix (g_02500000, model-v1.5) may be one too.
-_CHECKPOINT = re.compile(
-    r".*\.(?:safetensors|pt|pth|ckpt|bin|th|pkl)(?:\.tar)?|[^.]+(?:\.\d+)*", re.IGNORECASE
-)
+_SUFFIXES = {suffix for found in Container if found is not Container.ONNX for suffix in found.facts.suffixes}
+#: Names of checkpoints; one without letters in its suffix (g_02500000, model-v1.5) may be one too.
+_CHECKPOINT = re.compile(rf".*(?:{'|'.join(map(re.escape, _SUFFIXES))})|[^.]+(?:\.\d+)*", re.IGNORECASE)
 _LOOKED_FOR = "model.safetensors, pytorch_model.bin, *.safetensors.index.json, *.bin.index.json"
 #: What else is named where there is no checkpoint.
-_LIKE_ONE = (".safetensors", ".pt", ".pth", ".ckpt", ".bin", ".onnx")
+_LIKE_ONE = (*_SUFFIXES, ".onnx")
 
 
 def checkpoints_in(root: PurePath, names: Iterable[str]) -> list[str]:

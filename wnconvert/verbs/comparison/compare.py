@@ -35,8 +35,8 @@ from wnconvert.tensors.tree import StoredTensor
 from wnconvert.verbs.comparison.pairing import Pair, Rules, Side, paired
 from wnconvert.verbs.comparison.readings import Readings
 from wnconvert.verbs.comparison.result import Comparison, Difference
-from wnconvert.verbs.options import renaming_of, selection_of, texts_of
-from wnconvert.verbs.progress import Progress, bytes_progress
+from wnconvert.verbs.shared.options import renaming_of, selection_of, texts_of
+from wnconvert.verbs.shared.progress import Progress, bytes_progress
 
 __all__ = ["compare_files", "compare_state_dicts"]
 

@@ -1,14 +1,14 @@
 """Fold, split and migrate: on files, folders, ONNX models and mappings in memory.
 
-executor    runs a layout: blocks in, blocks out
-readers     readers of the output that are not ours
-verify      an output read back and computed again
-convert     a plan laid out, run, checked, put in place; Result
-onnx        an ONNX model folded, checked and put in place
-piped       conversions whose output goes to stdout
-targets     where a conversion writes
-folders     a folder planned, checked for what it replaces, and written
-run         one conversion: open, plan, write
-files       fold_file, split_file, migrate_file
-state_dict  the same verbs on a mapping in memory
+executor       runs a layout: blocks in, blocks out
+other_readers  readers of the output that are not ours
+verify         an output read back and computed again
+convert        a plan laid out, run, checked, put in place; Result
+onnx           an ONNX model folded, checked and put in place
+piped          conversions whose output goes to stdout
+targets        where a conversion writes
+folders        a folder planned, checked for what it replaces, and written
+run            one conversion: open, plan, write
+files          fold_file, split_file, migrate_file
+state_dict     the same verbs on a mapping in memory
 """

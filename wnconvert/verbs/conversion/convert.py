@@ -22,7 +22,7 @@ from wnconvert.verbs.conversion.verify import (
     check_structure,
     verify_output,
 )
-from wnconvert.verbs.options import RunOptions
+from wnconvert.verbs.shared.options import RunOptions
 
 __all__ = ["Result", "conversion_result", "convert", "nothing_written"]
 

@@ -15,7 +15,7 @@ from wnconvert.storage.shards import DEFAULT_SHARD_SIZE
 from wnconvert.tensors.dtypes import AnyDType
 from wnconvert.verbs.conversion.run import Request, open_reference, plan_onnx_fold, run_conversion
 from wnconvert.verbs.conversion.targets import StrPath
-from wnconvert.verbs.options import (
+from wnconvert.verbs.shared.options import (
     DimOption,
     Form,
     RunOptions,
@@ -26,7 +26,7 @@ from wnconvert.verbs.options import (
     renaming_of,
     selection_of,
 )
-from wnconvert.verbs.progress import Progress, bytes_progress
+from wnconvert.verbs.shared.progress import Progress, bytes_progress
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

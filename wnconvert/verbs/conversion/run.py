@@ -44,7 +44,7 @@ from wnconvert.verbs.conversion.targets import (
     check_suffix,
     target_of,
 )
-from wnconvert.verbs.options import RunOptions
+from wnconvert.verbs.shared.options import RunOptions
 
 if TYPE_CHECKING:
     from wnconvert.onnx.file.reader import OnnxFile
@@ -166,7 +166,7 @@ def _named(
         planned.path: names[planned.path].changed for planned in plan.state_dicts if planned.path in names
     }
     for path, count in changed.items():
-        if count and tree.state_dict(path).is_module and container is not Container.SAFETENSORS:
+        if count and tree.state_dict(path).is_module and container.facts.holds_trees:
             raise LayerError(
                 "a whole pickled module, whose names are in its code too, cannot be renamed in the file",
                 where=path,

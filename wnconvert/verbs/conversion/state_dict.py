@@ -34,7 +34,7 @@ from wnconvert.tensors.dtypes import AnyDType
 from wnconvert.tensors.memory import array_of, is_torch, made_like, shaped_like, tree_of, view_of
 from wnconvert.tensors.tree import ByteRange, StoredTensor, TensorInfo, Tree, contiguous_strides
 from wnconvert.verbs.conversion.executor import make_tensor
-from wnconvert.verbs.options import (
+from wnconvert.verbs.shared.options import (
     DimOption,
     Form,
     ZeroRows,

@@ -13,7 +13,7 @@ from wnconvert.storage.files import kind_of, listing_of, located, output_path, r
 from wnconvert.storage.folder.links import cache_of
 from wnconvert.storage.stores.store import PathKind
 from wnconvert.tensors.containers import Container
-from wnconvert.tensors.foreign import check_true_name
+from wnconvert.tensors.suffixes import check_true_name
 
 __all__ = [
     "StrPath",

@@ -29,7 +29,7 @@ from wnconvert.tensors.blocks import BLOCK_BYTES, Array, Block, Read, blocks, bo
 from wnconvert.tensors.containers import Container
 from wnconvert.tensors.dtypes import DType
 from wnconvert.tensors.tree import StoredTensor
-from wnconvert.verbs.conversion.readers import (
+from wnconvert.verbs.conversion.other_readers import (
     OTHER_READERS,
     Piece,
     ReadBack,

@@ -21,12 +21,12 @@ from wnconvert.verbs.export.graph import check_given, graph_of, nodes_of, residu
 from wnconvert.verbs.export.ports import Ports, ports_of
 from wnconvert.verbs.export.request import Question, Reference, names_in, question_of, remedy_of
 from wnconvert.verbs.modules.finding.live import find_live
-from wnconvert.verbs.progress import StepsProgress, steps_progress
 from wnconvert.verbs.proof.functions import Exportable
 from wnconvert.verbs.proof.proof import ATOL, RTOL, Proof, Run, prove
 from wnconvert.verbs.proof.report import ExportReport, TimedSteps
 from wnconvert.verbs.proof.running import evaluating
 from wnconvert.verbs.proof.signatures import Range
+from wnconvert.verbs.shared.progress import StepsProgress, steps_progress
 
 __all__ = ["CheckedModel", "check_model", "check_onnx", "first_run", "prove_beside", "reference_text"]
 

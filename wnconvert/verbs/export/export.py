@@ -51,13 +51,13 @@ from wnconvert.verbs.export.request import (
 )
 from wnconvert.verbs.modules.convert import CopyError, folded
 from wnconvert.verbs.modules.finding.live import find_live
-from wnconvert.verbs.progress import StepsProgress, steps_progress
 from wnconvert.verbs.proof.functions import Exportable, tensors_of, unwrapped
 from wnconvert.verbs.proof.proof import ATOL, RTOL
 from wnconvert.verbs.proof.report import ExportReport, TimedSteps
 from wnconvert.verbs.proof.running import evaluating
 from wnconvert.verbs.proof.samples import export_arrays
 from wnconvert.verbs.proof.signatures import Range
+from wnconvert.verbs.shared.progress import StepsProgress, steps_progress
 
 __all__ = ["export_onnx"]
 

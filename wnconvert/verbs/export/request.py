@@ -15,11 +15,11 @@ from wnconvert.messages import listed, option, printable
 from wnconvert.onnx.runtime import Opened
 from wnconvert.verbs.export.exporters import EXPORTERS, Exporter
 from wnconvert.verbs.modules.finding.live import find_live
-from wnconvert.verbs.options import texts_of
 from wnconvert.verbs.proof.functions import Exportable, check_inputs, function_of, input_names, unwrapped
 from wnconvert.verbs.proof.proof import NumericFunction, Proof, Run, steady_run
 from wnconvert.verbs.proof.samples import Sample, samples_of
 from wnconvert.verbs.proof.signatures import Range, Signature, check_outputs, signature_of
+from wnconvert.verbs.shared.options import texts_of
 
 __all__ = [
     "Question",

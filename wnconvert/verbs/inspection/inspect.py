@@ -46,7 +46,7 @@ from wnconvert.verbs.inspection.result import (
     SiblingSummary,
     StateDictSummary,
 )
-from wnconvert.verbs.progress import Progress, bytes_progress
+from wnconvert.verbs.shared.progress import Progress, bytes_progress
 
 __all__ = ["inspect_file", "inspect_state_dict", "inspect_tree"]
 

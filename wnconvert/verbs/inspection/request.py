@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from wnconvert.layers.schemes import Selection
-from wnconvert.verbs.options import selection_of
+from wnconvert.verbs.shared.options import selection_of
 
 __all__ = ["InspectRequest", "request_of"]
 

@@ -26,9 +26,9 @@ from wnconvert.storage.sources import Source
 from wnconvert.tensors.tree import StateDict, StoredTensor
 from wnconvert.verbs.conversion.state_dict import fold_state_dict, split_state_dict
 from wnconvert.verbs.modules.finding.live import find_live
-from wnconvert.verbs.options import Form, renaming_of
 from wnconvert.verbs.proof.functions import Exportable
 from wnconvert.verbs.proof.running import check_shaped
+from wnconvert.verbs.shared.options import Form, renaming_of
 
 __all__ = ["Loaded", "load_weights"]
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from wnconvert.errors import InputError
 from wnconvert.messages import printable
 from wnconvert.storage.checkpoint import open_checkpoint
+from wnconvert.storage.files import local_path, located
 from wnconvert.storage.folder.config import CONFIG, NamedClass, named_class
 from wnconvert.verbs.loads.result import LoadReport
 
@@ -24,7 +25,7 @@ def loads_folder(folder: str | Path) -> LoadReport:
     Raises ``WnconvertError``: ``InputError`` for a folder that names no class, or one that the library does
     not have; ``ArgumentError`` if the library is not installed.
     """
-    root = Path(folder)
+    root = local_path(located(folder), "from_pretrained reads it")
     named = _named(root)
     checkpoint = open_checkpoint(root)
     infos = {

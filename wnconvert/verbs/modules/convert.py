@@ -31,7 +31,7 @@ from wnconvert.verbs.modules.surgery import (
     refresh_flat_weights,
 )
 from wnconvert.verbs.modules.undo import UndoableEdits
-from wnconvert.verbs.options import Form, ZeroRows, check_form, numbers_of, selection_of
+from wnconvert.verbs.shared.options import Form, ZeroRows, check_form, numbers_of, selection_of
 
 __all__ = ["CopyError", "fold_module", "folded", "migrate_module", "refuse_meta", "weights_folded"]
 

@@ -38,7 +38,7 @@ from wnconvert.verbs.modules.surgery import (
     settings_of,
 )
 from wnconvert.verbs.modules.undo import UndoableEdits
-from wnconvert.verbs.options import DimOption, Form, check_form, selection_of
+from wnconvert.verbs.shared.options import DimOption, Form, check_form, selection_of
 
 __all__ = ["split_module"]
 

@@ -22,7 +22,7 @@ from torch.nn.parameter import is_lazy
 
 from wnconvert.errors import ArgumentError
 from wnconvert.messages import listed, printable
-from wnconvert.verbs.streams import redirected
+from wnconvert.verbs.shared.streams import redirected
 
 __all__ = ["check_shaped", "evaluating", "quiet_torch"]
 

@@ -20,7 +20,7 @@ from wnconvert.messages import listed, printable
 from wnconvert.tensors.blocks import Array
 from wnconvert.tensors.dtypes import DTYPES, DType
 from wnconvert.tensors.memory import array_of, stored_tensor
-from wnconvert.verbs.options import texts_of
+from wnconvert.verbs.shared.options import texts_of
 
 __all__ = [
     "InputSpec",

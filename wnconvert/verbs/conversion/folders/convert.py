@@ -31,7 +31,7 @@ from wnconvert.verbs.conversion.verify import (
     verify_copies,
     verify_output,
 )
-from wnconvert.verbs.options import RunOptions
+from wnconvert.verbs.shared.options import RunOptions
 
 __all__ = ["convert_folder"]
 

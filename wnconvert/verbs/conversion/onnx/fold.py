@@ -26,7 +26,7 @@ from wnconvert.tensors.containers import Container
 from wnconvert.verbs.conversion.convert import Result, conversion_result
 from wnconvert.verbs.conversion.executor import execute
 from wnconvert.verbs.conversion.verify import check_structure
-from wnconvert.verbs.options import RunOptions
+from wnconvert.verbs.shared.options import RunOptions
 
 if TYPE_CHECKING:
     from wnconvert.onnx.file.reader import OnnxFile

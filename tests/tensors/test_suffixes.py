@@ -10,7 +10,7 @@ from tests.helpers.golden import FIXTURES
 from tests.helpers.runner import Runner
 from wnconvert import fold_file, inspect_file
 from wnconvert.errors import ArgumentError
-from wnconvert.tensors import foreign
+from wnconvert.tensors import suffixes
 
 FOREIGN = (
     *(
@@ -92,5 +92,5 @@ def test_no_suffix_that_is_written_is_among_the_foreign_ones() -> None:
     from wnconvert.tensors.containers import Container
 
     written = {suffix for container in Container for suffix in container.facts.suffixes}
-    assert not written & foreign._FOREIGN.keys()
-    assert {*FOREIGN} <= foreign._FOREIGN.keys()
+    assert not written & suffixes._FOREIGN.keys()
+    assert {*FOREIGN} <= suffixes._FOREIGN.keys()

@@ -14,7 +14,7 @@ from tests.cli.test_files import run
 from tests.helpers.golden import FIXTURES
 from wnconvert.errors import ArgumentError
 from wnconvert.tensors.dtypes import AnyDType
-from wnconvert.verbs.options import dtype_of
+from wnconvert.verbs.shared.options import dtype_of
 
 WORDS: dict[str, list[AnyDType]] = {
     "float16": ["float16", "fp16", "half", "f16", "torch.float16", "torch.half", "FP16"],

@@ -1,0 +1,6 @@
+"""What verbs of every kind use.
+
+options   what the verbs' shared arguments mean
+streams   stdout and stderr redirected, for libraries in C too
+progress  what `progress` may be: a function, a bar, nothing
+"""
