@@ -353,6 +353,14 @@ def test_what_is_no_checkpoint_does_not_count(tmp_path: Path, content: bytes) ->
     assert len(fold_file(tmp_path / "run", dry_run=True).layers) == 1
 
 
+def test_arrays_alone_in_a_folder_are_its_checkpoint(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    shutil.copy(FIXTURES / "arrays.npz", tmp_path / "run")
+    result = fold_file(tmp_path / "run", verify=True)
+    assert (len(result.plan.layers), output_of(result).name) == (2, "run.folded")
+    assert len(inspect_file(output_of(result) / "arrays.npz").layers) == 0
+
+
 # -- new names, and folders of torch.distributed.checkpoint
 
 
