@@ -25,6 +25,7 @@ from tests.helpers.runner import Runner, refused
 from tests.helpers.states import hold, load, output_of, same
 from wnconvert import compare_files, fold_file, inspect_file, migrate_file, split_file
 from wnconvert.storage.checkpoint import open_checkpoint
+from wnconvert.storage.folder.written import MANIFEST
 
 RANKS = FIXTURES / "distributed"
 #: The keys of the module in it, as its ``state_dict`` has them; a rank lists those of the other ones last.
@@ -102,7 +103,7 @@ def test_a_folder_without_o_becomes_a_folder_beside_it(run: Runner, tmp_path: Pa
     (source / "config.json").write_text("{}")
     assert run("fold", source).returncode == 0
     made = sorted(path.name for path in (tmp_path / "step_100.folded").iterdir())
-    assert made == ["config.json", "model.safetensors"]
+    assert made == [MANIFEST, "config.json", "model.safetensors"]
 
 
 def test_migrating_and_splitting_bring_back_the_same_bits(whole: Any, tmp_path: Path) -> None:

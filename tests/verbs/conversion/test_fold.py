@@ -265,12 +265,16 @@ def test_only_the_root_is_without_the_state_dicts_in_it(tmp_path: Path) -> None:
     source, out = tmp_path / "in.pt", tmp_path / "out.pt"
     layer = {"w_g": torch.ones(2, 1), "w_v": torch.rand(2, 3)}
     optimizer = torch.optim.SGD([nn.Parameter(torch.ones(2))]).state_dict()
-    torch.save({"mean": torch.ones(2), "model": layer, "optimizer": optimizer, "epoch": 3}, source)
+    plain = {"bias": torch.rand(3), "scale": torch.rand(4, 4)}
+    torch.save({**plain, "model": layer, "optimizer": optimizer, "epoch": 3}, source)
     fold_file(source, out, only=".")
-    assert list(torch.load(out, weights_only=True)) == ["mean", "epoch"]
+    root = torch.load(out, weights_only=True)
+    assert root.pop("epoch") == 3
+    assert list(root) == list(plain)
+    assert all(same(root[name], plain[name]) for name in plain)
     fold_file(source, out, force=True)
     found = torch.load(out, weights_only=True)
-    assert list(found) == ["mean", "model", "epoch"]
+    assert list(found) == ["bias", "scale", "model", "epoch"]
     assert list(found["model"]) == ["w"]
     fold_file(source, out, only="model", force=True)
     assert list(torch.load(out, weights_only=True)) == ["model"]

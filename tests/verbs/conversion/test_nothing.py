@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -238,3 +240,33 @@ def test_to_require_no_layer_makes_no_sense(count: int, pairs: Path, run: Runner
     with pytest.raises(ArgumentError, match="layers are always there"):
         fold_file(pairs, require_layers=count)
     assert run("fold", pairs, f"--require-layers={count}").returncode == 2
+
+
+# -- new names, and stdout, ask for an output
+
+
+def test_new_names_ask_for_an_output(tmp_path: Path) -> None:
+    result = fold_file(FIXTURES / "plain.pt", tmp_path / "out.pt", add_prefix="net")
+    assert (len(result.plan.layers), result.plan.writes) == (0, True)
+    assert result.plan.renamed == 6
+    made = torch.load(tmp_path / "out.pt", weights_only=True)["state_dict"]
+    assert made
+    assert all(name.startswith("net.") for name in made)
+
+
+def test_a_pipe_gets_a_file_where_nothing_is_folded(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "wnconvert", "fold", "-"]
+    with (FIXTURES / "plain.pt").open("rb") as source:
+        done = subprocess.run(command, stdin=source, capture_output=True, check=False)
+    assert done.returncode == 0
+    assert b"nothing to fold: no weight norm" in done.stderr
+    assert b"nothing is written" not in done.stderr
+    fold_file(FIXTURES / "plain.pt", tmp_path / "copy.pt", copy=True)
+    assert done.stdout == (tmp_path / "copy.pt").read_bytes()
+
+
+@pytest.mark.parametrize("option", ["--in-place", "--as-folder"])
+def test_what_needs_a_disk_is_refused_where_the_output_goes_to_stdout(option: str, run: Runner) -> None:
+    done = run("fold", FIXTURES / "gan.pt", "-o", "-", option)
+    assert done.returncode == 2
+    assert f"{option} writes to a disk, and this goes to stdout" in done.stderr

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -350,3 +351,41 @@ def test_what_is_no_checkpoint_does_not_count(tmp_path: Path, content: bytes) ->
     (tmp_path / "run" / "other.bin").write_bytes(content)
     torch.save(normed(3), tmp_path / "run" / "data.npz")  # a zip of another name
     assert len(fold_file(tmp_path / "run", dry_run=True).layers) == 1
+
+
+def test_arrays_alone_in_a_folder_are_its_checkpoint(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    shutil.copy(FIXTURES / "arrays.npz", tmp_path / "run")
+    result = fold_file(tmp_path / "run", verify=True)
+    assert (len(result.plan.layers), output_of(result).name) == (2, "run.folded")
+    assert len(inspect_file(output_of(result) / "arrays.npz").layers) == 0
+
+
+# -- new names, and folders of torch.distributed.checkpoint
+
+
+def test_new_names_of_a_pipeline_are_in_every_component(pipe: Path, tmp_path: Path) -> None:
+    save(pipe / "unet" / "diffusion_pytorch_model.safetensors", nn.Sequential(nn.Linear(3, 4)).state_dict())
+    result = fold_file(pipe, tmp_path / "out", add_prefix="net", verify=True)
+    unet = safetensors.torch.load_file(tmp_path / "out" / "unet" / "diffusion_pytorch_model.safetensors")
+    assert set(unet) == {"net.0.weight", "net.0.bias"}
+    assert "net.0.weight" in safetensors.torch.load_file(tmp_path / "out" / VAE)
+    assert len(result.plan.shards) == 3
+    back = fold_file(tmp_path / "out", tmp_path / "back", strip_prefix=["net"])
+    assert (len(back.plan.layers), back.plan.writes) == (0, True)
+    fold_file(pipe, tmp_path / "plain")
+    made, plain = tmp_path / "back", tmp_path / "plain"
+    for path in (VAE, "unet/diffusion_pytorch_model.safetensors", "vocoder/model.safetensors"):
+        after, expected = (safetensors.torch.load_file(root / path) for root in (made, plain))
+        assert after.keys() == expected.keys()
+        assert all(torch.equal(after[name], expected[name]) for name in expected)
+
+
+def test_an_entry_of_the_cache_may_hold_a_folder_of_ranks(tmp_path: Path) -> None:
+    entry = tmp_path / "models--a--b"
+    (entry / "refs").mkdir(parents=True)
+    (entry / "refs" / "main").write_text("abc")
+    shutil.copytree(FIXTURES / "distributed", entry / "snapshots" / "abc")
+    result = fold_file(entry, tmp_path / "out", verify=True)
+    assert len(result.plan.layers) == 3
+    assert set(inspect_file(entry).files) == set(inspect_file(FIXTURES / "distributed").files)

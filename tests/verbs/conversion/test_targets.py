@@ -361,3 +361,25 @@ def test_what_a_source_keeps_elsewhere_is_not_written_over(hub: Path) -> None:
     with pytest.raises(OutputError, match="it is the source itself"):
         fold_file(one, one, force=True)
     assert fold_file(one, hub).output == hub / "model.folded.safetensors"  # a file goes into its own folder
+
+
+# -- names that would say what is not so
+
+
+def test_in_place_a_program_would_no_longer_be_one(tmp_path: Path) -> None:
+    source = tmp_path / "program.pt2"
+    source.write_bytes((FIXTURES / "program.pt2").read_bytes())
+    with pytest.raises(ArgumentError, match=r"program\.pt2 would not be an exported program"):
+        fold_file(source, in_place=True)
+    assert source.read_bytes() == (FIXTURES / "program.pt2").read_bytes()
+    plan = fold_file(source.rename(tmp_path / "program.pt"), in_place=True, dry_run=True)
+    assert plan.notes[-1].endswith("its graph cannot be brought back")
+
+
+def test_a_file_goes_into_a_folder_of_any_name_and_a_folder_is_not_called_as_a_file(
+    file: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "keep.gguf").mkdir()
+    assert fold_file(file, tmp_path / "keep.gguf").output == tmp_path / "keep.gguf" / "g_01.folded"
+    with pytest.raises(ArgumentError, match=r"x\.gguf would not be a GGUF file, .* but a folder"):
+        fold_file(file, tmp_path / "x.gguf", as_folder=True)

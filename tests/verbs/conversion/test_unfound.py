@@ -111,10 +111,10 @@ def test_a_split_that_gives_a_class_its_layers_back_is_not_told(tmp_path: Path) 
 
 def test_it_is_told_before_anything_is_written_and_only_once(tmp_path: Path, run: Runner) -> None:
     source = folder_of(tmp_path / "a", WAV2VEC2)
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "mine").write_text("mine")
+    fold_file(source, tmp_path / "out")
     refused = run("fold", source, "-o", tmp_path / "out")
     assert refused.returncode == 2
+    assert "it exists" in refused.stderr
     assert "will leave 2 tensors random" in refused.stderr.splitlines()[0]
     done = run("fold", source, "-o", tmp_path / "new")
     assert done.returncode == 0

@@ -27,8 +27,13 @@ _LIKE_ONE = (*_SUFFIXES, ".onnx")
 
 
 def checkpoints_in(root: PurePath, names: Iterable[str]) -> list[str]:
-    """The files in a folder that are checkpoints by name and content; ONNX models do not count."""
-    return [name for name in names if _CHECKPOINT.fullmatch(name) and _holds_tensors(root / name)]
+    """The files in a folder that are checkpoints by name and content; ONNX models do not count.
+
+    Nor do arrays (.npz) beside another checkpoint: they are statistics or data of its model.
+    """
+    found = [name for name in names if _CHECKPOINT.fullmatch(name) and _holds_tensors(root / name)]
+    others = [name for name in found if not name.lower().endswith(Container.NPZ.facts.suffixes)]
+    return others or found
 
 
 def _holds_tensors(path: PurePath) -> bool:
