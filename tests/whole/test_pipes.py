@@ -106,6 +106,11 @@ def test_an_error_writes_nothing_to_stdout(tmp_path: Path, source: str | bytes, 
     done = piped(source, "fold", "-", tmp=tmp_path)
     assert (done.returncode, done.stdout) == (2, b"")
     assert says in done.stderr.decode()
+    done = piped(source, "fold", "-", "--json", tmp=tmp_path)
+    assert (done.returncode, done.stdout) == (2, b"")
+    words, brace, told = done.stderr.decode().partition("\n{")
+    assert says in words
+    assert json.loads(brace + told)["error"]["exit_code"] == 2
 
 
 def test_a_file_redirected_into_stdin_is_not_copied_and_one_that_was_begun_is_read_from_there(

@@ -32,6 +32,7 @@ from wnconvert.cli.export import check, export
 from wnconvert.cli.files import compare, fold, inspect, migrate, split
 from wnconvert.cli.loads import loads
 from wnconvert.cli.options import EXIT_CODES
+from wnconvert.cli.terminal import put_json
 from wnconvert.cli.words import Verbs, help_command
 
 __all__ = ["cli", "main"]
@@ -80,17 +81,17 @@ def main() -> NoReturn:
 
 def _run() -> int:
     # What a command line that cannot be parsed asks for is in its words alone.
-    asked = {"json": "--json" in sys.argv[1:]}
+    asked = {"report": put_json if "--json" in sys.argv[1:] else None}
     try:
         code = cli(standalone_mode=False, obj=asked)
     except (click.Abort, KeyboardInterrupt):
-        return interrupted(as_json=asked["json"])
+        return interrupted(asked["report"])
     except SystemExit as ended:
         # click exits so after a completion, and if stdout's reader is gone: that must not mean "different".
-        return failed(BrokenPipeError(), as_json=False) if ended.code else 0
+        return failed(BrokenPipeError()) if ended.code else 0
     except Exception as error:  # noqa: BLE001 - reported as a bug
         # An import of torch can swallow a Ctrl-C, and then fail because a part is not imported.
-        return interrupted(as_json=asked["json"]) if _signals else failed(error, as_json=asked["json"])
+        return interrupted(asked["report"]) if _signals else failed(error, asked["report"])
     return code if isinstance(code, int) else 0
 
 

@@ -1,4 +1,7 @@
-"""An error as its user sees it: words on stderr, with ``--json`` an object on stdout, and an exit code."""
+"""An error as its user sees it: words on stderr, with ``--json`` an object on stdout, and an exit code.
+
+``report`` prints that object, where it is asked for.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from collections.abc import Sequence
 
 import click
 
-from wnconvert.cli.terminal import alarm, discard, mention, put_json
+from wnconvert.cli.terminal import Report, alarm, discard, mention
 from wnconvert.cli.words import option_meant
 from wnconvert.errors import OutputError, WnconvertError
 from wnconvert.messages import printable
@@ -15,19 +18,19 @@ from wnconvert.messages import printable
 __all__ = ["failed", "interrupted"]
 
 
-def failed(error: Exception, *, as_json: bool) -> int:
+def failed(error: Exception, report: Report | None = None) -> int:
     """Print an error and return the exit code."""
     match error:
         case WnconvertError():
             _say(error.lines, error.fix)
-            return _ended(error.what, error.where, error.fix, error.exit_code, as_json=as_json)
+            return _ended(error.what, error.where, error.fix, error.exit_code, report)
         case click.exceptions.NoArgsIsHelpError():
             error.show()
             return error.exit_code
         case click.ClickException():
             what, fix = _click_said(error)
             _say([what], fix)
-            return _ended(what, "", fix, error.exit_code, as_json=as_json)
+            return _ended(what, "", fix, error.exit_code, report)
         case BrokenPipeError():
             discard(sys.stdout)  # its reader is gone (| head)
             return 0
@@ -36,14 +39,14 @@ def failed(error: Exception, *, as_json: bool) -> int:
     traceback.print_exception(error)
     fix = "this is a bug of wnconvert: please report it with the lines above, and those of wnconvert env"
     mention(fix)
-    return _ended(f"{type(error).__name__}: {error}", "", fix, 3, as_json=as_json)
+    return _ended(f"{type(error).__name__}: {error}", "", fix, 3, report)
 
 
-def interrupted(*, as_json: bool) -> int:
+def interrupted(report: Report | None = None) -> int:
     """Say that the run was ended from outside, and return the exit code."""
     what = "interrupted; nothing is left half written"
     mention(what)
-    return _ended(what, "", "", 130, as_json=as_json)
+    return _ended(what, "", "", 130, report)
 
 
 def _click_said(error: click.ClickException) -> tuple[str, str]:
@@ -63,12 +66,12 @@ def _say(lines: Sequence[str], fix: str) -> None:
         mention(f"fix: {printable(fix)}")
 
 
-def _ended(what: str, where: str, fix: str, exit_code: int, *, as_json: bool) -> int:
+def _ended(what: str, where: str, fix: str, exit_code: int, report: Report | None) -> int:
     """Print an error as JSON, where that is asked for, and return its exit code."""
-    if as_json:
+    if report is not None:
         error = {"what": what, "where": where, "fix": fix, "exit_code": exit_code}
         try:
-            put_json({"error": error})
+            report({"error": error})
         except (OutputError, BrokenPipeError):  # the words are on stderr
             discard(sys.stdout)
     return exit_code

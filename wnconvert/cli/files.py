@@ -28,7 +28,7 @@ from wnconvert.cli.options import (
     target,
     with_output,
 )
-from wnconvert.cli.terminal import alarm, fitting_width, mention, progress_bar, put, put_json
+from wnconvert.cli.terminal import alarm, fitting_width, mention, mention_json, progress_bar, put, put_json
 from wnconvert.messages import printable
 
 if TYPE_CHECKING:
@@ -168,6 +168,8 @@ def _convert(
     piped = goes_to_stdout(src, out)
     if piped:
         output = replace(output, on_stderr=True)
+        if output.json:
+            errors_as_json(click.get_current_context(), mention_json)
     force, in_place = options["force"], options["in_place"]
     target = None if piped else target_of(src, out, kind, as_folder=options["as_folder"], in_place=in_place)
     there = target is not None and target.path.exists()

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import click
 
 from wnconvert.cli.completion import layers, state_dicts
+from wnconvert.cli.terminal import Report, put_json
 
 __all__ = [
     "CAST_CHOICES",
@@ -116,9 +117,9 @@ def _asks(context: click.Context, _: click.Parameter, value: bool) -> bool:  # n
     return value
 
 
-def errors_as_json(context: click.Context) -> None:
+def errors_as_json(context: click.Context, report: Report = put_json) -> None:
     """Have an error of this run printed as JSON: the object of click's context is a dict that says so."""
-    context.ensure_object(dict)["json"] = True
+    context.ensure_object(dict)["report"] = report
 
 
 #: Eager, so that an error in another option is printed as JSON too.

@@ -8,7 +8,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, TextIO, TypeAlias
 
 import click
 
@@ -16,12 +16,14 @@ from wnconvert.errors import OutputError
 from wnconvert.messages import printable
 
 __all__ = [
+    "Report",
     "StepLines",
     "alarm",
     "discard",
     "fitting_width",
     "in_json",
     "mention",
+    "mention_json",
     "progress_bar",
     "put",
     "put_json",
@@ -30,6 +32,8 @@ __all__ = [
 ]
 
 
+#: Prints data as JSON.
+Report: TypeAlias = Callable[[Mapping[str, Any]], None]
 #: The most characters of a progress bar, and of the name before it.
 _BAR = 80
 _BAR_NAME = 28
@@ -93,6 +97,11 @@ def in_json(data: Mapping[str, Any]) -> str:
 def put_json(data: Mapping[str, Any]) -> None:
     """Print data to stdout, as ``put`` prints a text."""
     put(in_json(data))
+
+
+def mention_json(data: Mapping[str, Any]) -> None:
+    """Print data to stderr."""
+    mention(in_json(data))
 
 
 @contextlib.contextmanager

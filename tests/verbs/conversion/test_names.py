@@ -275,6 +275,8 @@ def test_a_whole_pickled_module_keeps_its_names_but_its_tensors_can_have_others(
     assert "-o OUT.safetensors" in raised.value.fix
     fold_file(tmp_path / "in.pt", tmp_path / "out.safetensors", strip_prefix="module")
     assert "0.weight" in safetensors.torch.load_file(tmp_path / "out.safetensors")
+    fold_file(tmp_path / "in.pt", tmp_path / "out.npz", strip_prefix="module")
+    assert compare_files(tmp_path / "out.npz", tmp_path / "out.safetensors")
 
 
 def test_an_onnx_model_keeps_its_names(tmp_path: Path) -> None:

@@ -198,6 +198,11 @@ def test_a_pipeline_is_replaced_and_converted_in_place_as_any_folder(pipe: Path,
     assert inspect_file(pipe).fold == "nothing to fold"
 
 
+def test_what_was_read_is_counted_once(pipe: Path, tmp_path: Path) -> None:
+    sizes = sum(path.stat().st_size for path in pipe.rglob("*") if path.is_file())
+    assert fold_file(pipe, tmp_path / "out").bytes_in == sizes
+
+
 def test_folders_below_without_a_pipelines_list_go_along(pipe: Path, tmp_path: Path) -> None:
     (pipe / "model_index.json").unlink()
     save(pipe / "model.safetensors", normed(3))

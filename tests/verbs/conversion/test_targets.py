@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -286,6 +287,12 @@ def test_a_cast_and_the_code_of_torchscript_cannot_be_brought_back(tmp_path: Pat
         if "in place" in note
     )
     assert "g and v of 2 layers, the digits of 2 tensors, its code cannot be brought back" in note
+
+
+def test_the_layout_of_a_distributed_checkpoint_cannot_be_brought_back(tmp_path: Path) -> None:
+    shutil.copytree(FIXTURES / "distributed", tmp_path / "steps")
+    (note,) = migrate_file(tmp_path / "steps", in_place=True, dry_run=True).notes
+    assert note.endswith("note, the layout of torch.distributed.checkpoint cannot be brought back")
 
 
 def test_a_migration_in_place_loses_nothing_and_says_nothing(file: Path) -> None:

@@ -109,6 +109,18 @@ def test_a_split_that_gives_a_class_its_layers_back_is_not_told(tmp_path: Path) 
     assert not said(split_file(tmp_path / "folded", tmp_path / "out", dry_run=True))
 
 
+def test_each_component_of_a_pipeline_is_told_by_its_own_class(tmp_path: Path) -> None:
+    (tmp_path / "pipe").mkdir()
+    (tmp_path / "pipe" / "model_index.json").write_text("{}")
+    folder_of(tmp_path / "pipe" / "vae", OOBLECK, "conv_in", "legacy")
+    folder_of(tmp_path / "pipe" / "vocoder", HIFIGAN, "conv_pre", "legacy")
+    folder_of(tmp_path / "pipe" / "other", None, form="legacy")
+    (note,) = said(fold_file(tmp_path / "pipe", dry_run=True))
+    assert note.startswith("AutoencoderOobleck.from_pretrained will leave 2 tensors random: it builds")
+    migrated = said(migrate_file(tmp_path / "pipe", dry_run=True))
+    assert [note.split(".")[0] for note in migrated] == ["AutoencoderOobleck", "SpeechT5HifiGan"]
+
+
 def test_it_is_told_before_anything_is_written_and_only_once(tmp_path: Path, run: Runner) -> None:
     source = folder_of(tmp_path / "a", WAV2VEC2)
     fold_file(source, tmp_path / "out")

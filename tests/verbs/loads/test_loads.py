@@ -136,3 +136,23 @@ def test_a_library_that_is_not_installed_is_named(
         with pytest.raises(ArgumentError, match=f"a class of {library}, which is not installed") as caught:
             loads_folder(path)
         assert caught.value.fix == f"pip install {library}"
+
+
+def test_an_entry_of_the_hubs_cache_and_an_address_are_the_folders_they_mean(
+    saved: Path, tmp_path: Path
+) -> None:
+    snapshot = tmp_path / "models--a--b" / "snapshots" / "aaaa"
+    snapshot.parent.mkdir(parents=True)
+    changed(saved, snapshot)
+    report = loads_folder(tmp_path / "models--a--b")
+    assert report
+    assert report.notes == ("it is an entry of the hub's cache, and its snapshot aaaa is read",)
+    assert loads_folder(saved.as_uri())
+
+
+def test_a_pipeline_is_told_by_its_components(saved: Path, tmp_path: Path) -> None:
+    (tmp_path / "model_index.json").write_text("{}")
+    changed(saved, tmp_path / "encoder")
+    with pytest.raises(InputError, match="a pipeline of several models") as caught:
+        loads_folder(tmp_path)
+    assert caught.value.fix == f"name one of them: {tmp_path / 'encoder'}"

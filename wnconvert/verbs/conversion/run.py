@@ -54,8 +54,12 @@ if TYPE_CHECKING:
 __all__ = ["Request", "open_reference", "plan_onnx_fold", "run_conversion"]
 
 
-#: Containers that hold code beside weights, of which only the weights are written.
-_CODE = {Container.TORCHSCRIPT: "its code", Container.EXPORTED: "its graph"}
+#: Containers that are only read, each with what no other has.
+_ONLY_READ = {
+    Container.TORCHSCRIPT: "its code",
+    Container.EXPORTED: "its graph",
+    Container.DISTRIBUTED: "the layout of torch.distributed.checkpoint",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,9 +207,7 @@ def _job(
         job = _to_onnx(checkpoint, plan_graph(checkpoint.onnx), target.path, request)
     elif target.is_folder:
         changed = [path for path in names if names[path].changed]
-        if checkpoint.folder is not None:
-            make_plan = noting_unfound(make_plan, checkpoint.folder.root)
-        job = _to_folder(checkpoint, make_plan, target.path, request, changed)
+        job = _to_folder(checkpoint, noting_unfound(make_plan, checkpoint), target.path, request, changed)
     else:
         check_is_checkpoint(checkpoint, target.path, request.kind)
         plan = make_plan(checkpoint.tree, container_of(target.path))
@@ -251,8 +253,8 @@ def _settled(job: _Job, checkpoint: Checkpoint, target: Target, request: Request
         ending = "" if writes else "; nothing is written (--copy writes a copy)"
         notes.append(f"nothing to {plan.verb}: {why}: {look}{ending}")
     if writes and request.in_place:
-        code = _CODE.get(checkpoint.container)
-        if lost := [*plan.lost, *([code] if code else [])]:
+        alone = _ONLY_READ.get(checkpoint.container)
+        if lost := [*plan.lost, *([alone] if alone else [])]:
             notes.append(f"in place of the source: {listed(lost, 10)} cannot be brought back")
     elif writes and force and target.is_folder and (gone := what_goes(target.path)):
         notes.append(f"{target.path} is replaced: {gone}")
@@ -269,7 +271,7 @@ def _is_asked_for(plan: Plan, checkpoint: Checkpoint, target: Target, request: R
         or plan.renamed > 0
         or target.is_folder != (checkpoint.root is not None)
         or plan.container.facts.family != checkpoint.container.facts.family
-        or checkpoint.container in _CODE
+        or checkpoint.container in _ONLY_READ
     )
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from wnconvert.errors import InputError
-from wnconvert.messages import printable
+from wnconvert.messages import listed, printable
 from wnconvert.storage.checkpoint import open_checkpoint
 from wnconvert.storage.files import local_path, located
+from wnconvert.storage.folder.components import find_components
 from wnconvert.storage.folder.config import CONFIG, NamedClass, named_class
+from wnconvert.storage.folder.links import is_entry, snapshot_in
 from wnconvert.verbs.loads.result import LoadReport
 
 __all__ = ["loads_folder"]
@@ -25,9 +27,10 @@ def loads_folder(folder: str | Path) -> LoadReport:
     Raises ``WnconvertError``: ``InputError`` for a folder that names no class, or one that the library does
     not have; ``ArgumentError`` if the library is not installed.
     """
-    root = local_path(located(folder), "from_pretrained reads it")
+    given = located(folder)
+    root = local_path(snapshot_in(given) if is_entry(given) else given, "from_pretrained reads it")
     named = _named(root)
-    checkpoint = open_checkpoint(root)
+    checkpoint = open_checkpoint(given)
     infos = {
         name: tensor.info for state in checkpoint.tree.state_dicts for name, tensor in state.tensors.items()
     }
@@ -55,6 +58,9 @@ def _named(root: Path) -> NamedClass:
         raise InputError("no such folder", where=where, fix="check the path")
     named = named_class(root)
     if named is None:
+        if components := find_components(root):
+            names = listed((printable(str(root / name)) for name in components), 8)
+            raise InputError("a pipeline of several models", where=where, fix=f"name one of them: {names}")
         there = (root / CONFIG).exists()
         said = f"its {CONFIG} names no class" if there else f"there is no {CONFIG} that names a class"
         raise InputError(

@@ -90,7 +90,7 @@ def convert_folder(
         planned.plan,
         output,
         began,
-        bytes_in=checkpoint.size + copied,
+        bytes_in=sum(part.checkpoint.size for part in parts) + copied,
         bytes_out=size,
         notes=(*notes, *more),
         verified=" and ".join(readers),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
 from pathlib import PurePath
 
@@ -10,6 +10,7 @@ from wnconvert.errors import InputError
 from wnconvert.layers.classes import BuiltClass, built_class
 from wnconvert.messages import counted, listed, option, printable
 from wnconvert.plan.plan import Change, Plan
+from wnconvert.storage.checkpoint import Checkpoint
 from wnconvert.storage.folder.config import named_class
 from wnconvert.tensors.containers import Container
 from wnconvert.tensors.tree import Tree
@@ -18,18 +19,35 @@ __all__ = ["noting_unfound"]
 
 
 def noting_unfound(
-    make_plan: Callable[[Tree, Container], Plan], folder: PurePath
+    make_plan: Callable[[Tree, Container], Plan], checkpoint: Checkpoint
 ) -> Callable[[Tree, Container], Plan]:
-    """A planner whose plans note the layers that the class of the folder's config would not find."""
+    """A planner whose plans note the layers that the class of a folder's config would not find.
+
+    The folder is the checkpoint's, or one of each component of a pipeline.
+    """
 
     def planned(tree: Tree, container: Container) -> Plan:
         plan = make_plan(tree, container)
-        return replace(plan, notes=(*plan.notes, *_notes(plan, folder)))
+        notes = (
+            note
+            for folder, changes in _by_folder(plan, checkpoint)
+            for note in _notes(plan.verb, changes, folder)
+        )
+        return replace(plan, notes=(*plan.notes, *notes))
 
     return planned
 
 
-def _notes(plan: Plan, folder: PurePath) -> tuple[str, ...]:
+def _by_folder(plan: Plan, checkpoint: Checkpoint) -> Iterator[tuple[PurePath, list[Change]]]:
+    """The folders whose configs may name a class, with the changes of the layers that lie there."""
+    if checkpoint.folder is not None:
+        yield checkpoint.folder.root, [change for _, change in plan.changes]
+    for name, component in checkpoint.components.items():
+        if component.folder is not None:
+            yield component.folder.root, [change for path, change in plan.changes if path == name]
+
+
+def _notes(verb: str, changes: Collection[Change], folder: PurePath) -> tuple[str, ...]:
     try:
         named = named_class(folder)
     except InputError:  # a config that is not one is no reason not to convert
@@ -37,13 +55,12 @@ def _notes(plan: Plan, folder: PurePath) -> tuple[str, ...]:
     built = built_class(named.library, named.name, named.config) if named else None
     if named is None or built is None:
         return ()
-    every = [change for _, change in plan.changes]
-    normalized = [change for change in every if built.normalizes(change.name)]
+    normalized = [change for change in changes if built.normalizes(change.name)]
     lost = [change for change in normalized if not _fits(change, built)]
-    found = [change for change in every if change not in normalized and change.after is not None]
+    found = [change for change in changes if change not in normalized and change.after is not None]
     form = f"in form {built.forms[0]}" if len(built.forms) == 1 else "with weight norm"
     return (
-        *_said(named.name, lost, 2, f"builds {{}} {form}", _how_to_keep(plan.verb, built)),
+        *_said(named.name, lost, 2, f"builds {{}} {form}", _how_to_keep(verb, built)),
         *_said(named.name, found, 1, "builds {} plain", "fold these layers"),
     )
 
