@@ -136,3 +136,9 @@ def test_a_library_that_is_not_installed_is_named(
         with pytest.raises(ArgumentError, match=f"a class of {library}, which is not installed") as caught:
             loads_folder(path)
         assert caught.value.fix == f"pip install {library}"
+
+
+def test_what_is_no_path_is_an_argument_error() -> None:
+    number: Any = 5
+    with pytest.raises(ArgumentError, match="an int is not the name of a folder"):
+        loads_folder(number)
