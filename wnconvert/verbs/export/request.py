@@ -17,7 +17,7 @@ from wnconvert.onnx.runtime import Opened
 from wnconvert.storage.checkpoint import container_of
 from wnconvert.storage.files import output_path
 from wnconvert.tensors.containers import Container
-from wnconvert.tensors.foreign import check_true_name
+from wnconvert.tensors.suffixes import check_true_name
 from wnconvert.verbs.conversion.targets import StrPath, has_suffix
 from wnconvert.verbs.export.exporters import EXPORTERS, Exporter
 from wnconvert.verbs.modules.finding.live import find_live
