@@ -80,17 +80,17 @@ def main() -> NoReturn:
 
 def _run() -> int:
     # What a command line that cannot be parsed asks for is in its words alone.
-    asked = {"json": "--json" in sys.argv[1:]}
+    asked = {"as_json": "--json" in sys.argv[1:]}
     try:
         code = cli(standalone_mode=False, obj=asked)
     except (click.Abort, KeyboardInterrupt):
-        return interrupted(as_json=asked["json"])
+        return interrupted(**asked)
     except SystemExit as ended:
         # click exits so after a completion, and if stdout's reader is gone: that must not mean "different".
         return failed(BrokenPipeError(), as_json=False) if ended.code else 0
     except Exception as error:  # noqa: BLE001 - reported as a bug
         # An import of torch can swallow a Ctrl-C, and then fail because a part is not imported.
-        return interrupted(as_json=asked["json"]) if _signals else failed(error, as_json=asked["json"])
+        return interrupted(**asked) if _signals else failed(error, **asked)
     return code if isinstance(code, int) else 0
 
 

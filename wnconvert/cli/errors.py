@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import click
 
-from wnconvert.cli.terminal import alarm, discard, mention, put_json
+from wnconvert.cli.terminal import alarm, discard, in_json, mention, put_json
 from wnconvert.cli.words import option_meant
 from wnconvert.errors import OutputError, WnconvertError
 from wnconvert.messages import printable
@@ -15,19 +15,19 @@ from wnconvert.messages import printable
 __all__ = ["failed", "interrupted"]
 
 
-def failed(error: Exception, *, as_json: bool) -> int:
-    """Print an error and return the exit code."""
+def failed(error: Exception, *, as_json: bool, piped: bool = False) -> int:
+    """Print an error and return the exit code; ``piped``: stdout is that of an output, which gets no JSON."""
     match error:
         case WnconvertError():
             _say(error.lines, error.fix)
-            return _ended(error.what, error.where, error.fix, error.exit_code, as_json=as_json)
+            return _ended(error.what, error.where, error.fix, error.exit_code, as_json=as_json, piped=piped)
         case click.exceptions.NoArgsIsHelpError():
             error.show()
             return error.exit_code
         case click.ClickException():
             what, fix = _click_said(error)
             _say([what], fix)
-            return _ended(what, "", fix, error.exit_code, as_json=as_json)
+            return _ended(what, "", fix, error.exit_code, as_json=as_json, piped=piped)
         case BrokenPipeError():
             discard(sys.stdout)  # its reader is gone (| head)
             return 0
@@ -36,14 +36,14 @@ def failed(error: Exception, *, as_json: bool) -> int:
     traceback.print_exception(error)
     fix = "this is a bug of wnconvert: please report it with the lines above, and those of wnconvert env"
     mention(fix)
-    return _ended(f"{type(error).__name__}: {error}", "", fix, 3, as_json=as_json)
+    return _ended(f"{type(error).__name__}: {error}", "", fix, 3, as_json=as_json, piped=piped)
 
 
-def interrupted(*, as_json: bool) -> int:
+def interrupted(*, as_json: bool, piped: bool = False) -> int:
     """Say that the run was ended from outside, and return the exit code."""
     what = "interrupted; nothing is left half written"
     mention(what)
-    return _ended(what, "", "", 130, as_json=as_json)
+    return _ended(what, "", "", 130, as_json=as_json, piped=piped)
 
 
 def _click_said(error: click.ClickException) -> tuple[str, str]:
@@ -63,10 +63,12 @@ def _say(lines: Sequence[str], fix: str) -> None:
         mention(f"fix: {printable(fix)}")
 
 
-def _ended(what: str, where: str, fix: str, exit_code: int, *, as_json: bool) -> int:
+def _ended(what: str, where: str, fix: str, exit_code: int, *, as_json: bool, piped: bool) -> int:
     """Print an error as JSON, where that is asked for, and return its exit code."""
-    if as_json:
-        error = {"what": what, "where": where, "fix": fix, "exit_code": exit_code}
+    error = {"what": what, "where": where, "fix": fix, "exit_code": exit_code}
+    if as_json and piped:
+        mention(in_json({"error": error}))
+    elif as_json:
         try:
             put_json({"error": error})
         except (OutputError, BrokenPipeError):  # the words are on stderr

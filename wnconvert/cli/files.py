@@ -167,6 +167,7 @@ def _convert(
     piped = goes_to_stdout(src, out)
     if piped:
         output = replace(output, on_stderr=True)
+        click.get_current_context().ensure_object(dict)["piped"] = True
     force, in_place = options["force"], options["in_place"]
     target = None if piped else target_of(src, out, kind, as_folder=options["as_folder"], in_place=in_place)
     there = target is not None and target.path.exists()

@@ -118,7 +118,7 @@ def _asks(context: click.Context, _: click.Parameter, value: bool) -> bool:  # n
 
 def errors_as_json(context: click.Context) -> None:
     """Have an error of this run printed as JSON: the object of click's context is a dict that says so."""
-    context.ensure_object(dict)["json"] = True
+    context.ensure_object(dict)["as_json"] = True
 
 
 #: Eager, so that an error in another option is printed as JSON too.
