@@ -14,6 +14,7 @@ __all__ = [
     "counted",
     "few",
     "fitting_function",
+    "kind_in_words",
     "listed",
     "option",
     "options_as_python",
@@ -148,11 +149,21 @@ def fitting_function(value: object) -> str:
     return ""
 
 
+def kind_in_words(value: object) -> str:
+    """The class of a value, with its article.
+
+    >>> kind_in_words(1), kind_in_words("model.pt")
+    ('an int', 'a str')
+    """
+    name = type(value).__name__
+    return f"{'an' if name[0] in 'AEIOUaeio' else 'a'} {name}"
+
+
 def refuse_other_than_path(value: object, what: str = "a file") -> None:
     """Raise ``ArgumentError`` if a value cannot name a file; ``what`` says what it should be the name of."""
     if not isinstance(value, (str, os.PathLike)):
         fix = f"pass its name, a str or an os.PathLike[str]; {fitting_function(value)}".rstrip("; ")
-        raise ArgumentError(f"a {type(value).__name__} is not the name of {what}", fix=fix)
+        raise ArgumentError(f"{kind_in_words(value)} is not the name of {what}", fix=fix)
 
 
 # -- options: the command line's, and the same as arguments in Python

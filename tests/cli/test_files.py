@@ -40,7 +40,7 @@ from wnconvert.verbs.shared.options import DTYPE_CHOICES, ZERO_ROWS_CHOICES
 
 #: Options that say how to print, and parameters that only Python has.
 OF_THE_CLI = {
-    "json", "quiet", "silent", "every", "no_progress", "sort", "top", "style", "wide", "plot", "check",
+    "json", "quiet", "silent", "list", "no_progress", "sort", "top", "format", "wide", "plot", "check",
 }  # fmt: skip
 OF_PYTHON = {"progress", "dynamic"}
 #: How MODEL becomes a module; Python is given that.

@@ -206,6 +206,17 @@ def test_json_has_no_colours() -> None:
     assert "\x1b" not in run_here("compare", *STEPS, "--json", variables={"FORCE_COLOR": "1"}).stdout
 
 
+# -- variables
+
+
+def test_variables_are_called_as_their_options(tmp_path: Path) -> None:
+    source, out = FIXTURES / "hifigan.safetensors", tmp_path / "out.safetensors"
+    every = run_here("fold", source, "-o", out, variables={**VARIABLES, "WNCONVERT_FOLD_LIST": "1"})
+    assert len(every.stdout.splitlines()) == 2 + 78 + 1
+    asked = {**VARIABLES, "WNCONVERT_INSPECT_FORMAT": "json"}
+    assert json.loads(run_here("inspect", out, variables=asked).stdout)["schema"] == 1
+
+
 # -- pictures
 
 
@@ -228,6 +239,13 @@ def test_a_picture_that_cannot_be_is_refused_before_any_work(tmp_path: Path, nam
     assert done.returncode == 2
     assert says in done.stderr.splitlines()[0]
     assert (tmp_path / "there.png").read_text() == "of somebody else"
+
+
+def test_a_picture_of_nothing_is_an_error_and_has_stdout_for_itself(tmp_path: Path) -> None:
+    done = run("inspect", FIXTURES / "plain.pt", "--plot", tmp_path / "x.png", "--json")
+    assert done.returncode == 2
+    assert json.loads(done.stdout)["error"]["what"] == "there are no magnitudes to draw"
+    assert not (tmp_path / "x.png").exists()
 
 
 def test_a_picture_is_replaced_by_force(tmp_path: Path) -> None:

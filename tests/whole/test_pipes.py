@@ -113,6 +113,13 @@ def test_an_error_writes_nothing_to_stdout(tmp_path: Path, source: str | bytes, 
     assert json.loads(brace + told)["error"]["exit_code"] == 2
 
 
+def test_an_error_as_json_leaves_stdout_to_the_file_too(tmp_path: Path) -> None:
+    done = piped("misfit.safetensors", "fold", "-", "--json", tmp=tmp_path)
+    assert (done.returncode, done.stdout) == (2, b"")
+    told = json.loads(done.stderr[done.stderr.index(b"{") :])
+    assert told["error"]["exit_code"] == 2
+
+
 def test_a_file_redirected_into_stdin_is_not_copied_and_one_that_was_begun_is_read_from_there(
     tmp_path: Path,
 ) -> None:

@@ -57,6 +57,12 @@ def results(folder: Path) -> dict[str, object]:
     }
 
 
+def test_a_result_of_nothing_written_says_why() -> None:
+    heading, why = repr(fold_file(FIXTURES / "plain.pt")).splitlines()
+    assert heading == f"Result: 0 layers folded, {FIXTURES / 'plain.pt'} -> nothing"
+    assert why.startswith("  nothing to fold: no weight norm; 1 × spectral norm")
+
+
 def test_a_result_shows_itself_in_three_lines(tmp_path: Path) -> None:
     for start, result in results(tmp_path).items():
         shown = repr(result)
@@ -181,14 +187,34 @@ def test_what_is_not_the_name_of_a_file_is_told_where_it_belongs(value: object, 
         (SOURCE, "Path is not a state dict", "such as fold_file"),
         ({0: ARRAY, 1: ARRAY}, "a dict with keys of type int is not a state dict", "names to tensors"),
         ([("w", ARRAY)], "a list is not a state dict", "names to tensors"),
+        (5, "an int is not a state dict", "names to tensors"),
     ],
-    ids=["module", "BytesIO", "str", "Path", "ints", "list"],
+    ids=["module", "BytesIO", "str", "Path", "ints", "list", "int"],
 )
 def test_what_is_not_a_state_dict_is_told_where_it_belongs(value: object, what: str, fix: str) -> None:
     for verb in STATES:
         with pytest.raises(ArgumentError, match=what) as caught:
             verb(value)
         assert fix in caught.value.fix
+
+
+@pytest.mark.parametrize("option", ["threads", "require_layers"])
+@pytest.mark.parametrize("count", [0, -1, "2", 1.5])
+def test_what_is_not_a_count_is_refused(option: str, count: Any, tmp_path: Path) -> None:
+    options: dict[str, Any] = {option: count}
+    with pytest.raises(ArgumentError, match=re.escape(repr(count))):
+        fold_file(SOURCE, tmp_path / "out", **options)
+
+
+def test_none_is_no_form_to_migrate_to(tmp_path: Path) -> None:
+    none: Any = None
+    for migrate in (
+        lambda: migrate_file(SOURCE, tmp_path / "out", to=none),
+        lambda: migrate_state_dict({}, to=none),
+        lambda: migrate_module(nn.Linear(2, 2), to=none),
+    ):
+        with pytest.raises(ArgumentError, match="there is no form 'None'"):
+            migrate()
 
 
 def test_a_mapping_of_names_to_no_tensors_is_an_error_and_an_empty_one_is_a_state_dict() -> None:

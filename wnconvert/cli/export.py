@@ -147,11 +147,11 @@ def export(model: str, out: str, **options: Any) -> int:
     built, shown = _taken(options, _BUILT), _taken(options, _SHOWN)
     _check_texts(options)
 
-    from wnconvert.storage.files import output_path
     from wnconvert.storage.staging import check_target
     from wnconvert.verbs.export.export import export_onnx
+    from wnconvert.verbs.export.request import model_path
 
-    check_target(output_path(out), force=options["force"])
+    check_target(model_path(out), force=options["force"])
     _check_other(out, model, built["weights"])
 
     def run(module: Any, progress: Callable[[Any], None]) -> Any:

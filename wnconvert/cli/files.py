@@ -155,7 +155,6 @@ def _convert(
     output: Output,
     no_progress: bool,
     dry_run: bool,
-    every: bool,
     **options: Any,
 ) -> None:
     """Run a verb on a file, or plan it, and print the result."""
@@ -174,7 +173,7 @@ def _convert(
     target = None if piped else target_of(src, out, kind, as_folder=options["as_folder"], in_place=in_place)
     there = target is not None and target.path.exists()
     shown = "stdout" if target is None else str(target.path)
-    most = None if every else FIRST_LAYERS
+    most = None if options.pop("list") else FIRST_LAYERS
     if dry_run:
         plan = verb(src, out, dry_run=True, **options)
         exists = there and plan.writes and not (force or in_place)
@@ -223,7 +222,6 @@ def _convert(
 @click.option("--top", type=click.IntRange(min=1), metavar="N", help="Show only the first N rows.")
 @click.option(
     "--format",
-    "style",
     type=click.Choice(FORMAT_CHOICES),
     default="table",
     show_default=True,
@@ -243,7 +241,6 @@ def inspect(
     *,
     sort: str | None,
     top: int | None,
-    style: str,
     json: bool,
     wide: bool,
     plot: str | None,
@@ -262,7 +259,7 @@ def inspect(
     from wnconvert.reports.inspections import arranged, healths_text, inspection_text, moves_text
     from wnconvert.verbs.inspection.inspect import inspect_file
 
-    full = full or check
+    full, style = full or check, options.pop("format")
     if json := json or style == "json":
         errors_as_json(click.get_current_context())
     if sort in ("norm", "ratio") and not full:
@@ -279,6 +276,10 @@ def inspect(
             found.append(inspect_file(path, full=full, progress=progress, **options))
     if len(found) == 1:
         found = [arranged(found[0], sort=sort, top=top)]
+    if plot is not None:  # before the report: an error has stdout, and its JSON, for itself
+        from wnconvert.reports.plots import plot_magnitudes
+
+        plot_magnitudes(found, plot, force=force)
     width = fitting_width(wide=wide)
     if json:
         every = [item.to_dict() for item in found]
@@ -290,9 +291,6 @@ def inspect(
         if full and style != "csv":
             put(healths_text(found))
     if plot is not None:
-        from wnconvert.reports.plots import plot_magnitudes
-
-        plot_magnitudes(found, plot, force=force)
         mention(f"the picture is in {printable(plot)}")
     return 0 if not check or all(item.health for item in found) else 1
 

@@ -248,7 +248,6 @@ WRITING = with_options(
     click.option("-n", "--dry-run", is_flag=True, help="Print the plan and write nothing."),
     click.option(
         "--list",
-        "every",
         is_flag=True,
         help=f"List every layer, not only the first {FIRST_LAYERS}.",
     ),

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from wnconvert.errors import ArgumentError, LayerError
-from wnconvert.messages import fitting_function
+from wnconvert.messages import fitting_function, kind_in_words
 from wnconvert.tensors.blocks import Array, Block
 from wnconvert.tensors.distributed import distributed_like, local_of, obstacle, whole_of
 from wnconvert.tensors.dtypes import DTYPES
@@ -169,14 +169,13 @@ def tree_of(state_dict: Any) -> tuple[Tree, dict[str, Any]]:
 
 def refuse_other_than_state_dict(value: object) -> None:
     """Raise ``ArgumentError`` for what is not a mapping of names to tensors; an empty one is."""
-    kind = type(value).__name__
     if not isinstance(value, Mapping):
         fix = f"pass a mapping of names to tensors; {fitting_function(value)}".rstrip("; ")
-        raise ArgumentError(f"a {kind} is not a state dict", fix=fix)
+        raise ArgumentError(f"{kind_in_words(value)} is not a state dict", fix=fix)
     if value and not any(isinstance(name, str) for name in value):
         kinds = ", ".join(sorted({type(name).__name__ for name in value}))
         raise ArgumentError(
-            f"a {kind} with keys of type {kinds} is not a state dict",
+            f"{kind_in_words(value)} with keys of type {kinds} is not a state dict",
             fix="pass a mapping of names to tensors",
         )
 

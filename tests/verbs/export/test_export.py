@@ -470,6 +470,20 @@ def test_a_target_that_exists_is_kept_unless_forced(tmp_path: Path) -> None:
     onnx.checker.check_model(str(path))
 
 
+@pytest.mark.parametrize(
+    ("name", "what"),
+    [
+        ("x.pt", "would not be a checkpoint"),
+        ("x.safetensors", "would not be a checkpoint"),
+        ("x.ort", "would not be a model in onnxruntime's own format"),
+    ],
+)
+def test_an_output_is_what_its_suffix_says(tmp_path: Path, name: str, what: str) -> None:
+    with pytest.raises(ArgumentError, match=f"{name} {what}, as its name says, but an ONNX model") as caught:
+        export_onnx(nn.Linear(2, 2), tmp_path / name, inputs=["input=float32[1,2]"])
+    assert caught.value.fix == "-o OUT.onnx"
+
+
 def test_an_exporter_that_there_is_not_is_told(tmp_path: Path) -> None:
     assert "no exporter is called 'onnxruntime'" in str(
         refused(tmp_path, vocoder(), MEL, exporter="onnxruntime")

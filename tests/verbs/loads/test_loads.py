@@ -156,3 +156,9 @@ def test_a_pipeline_is_told_by_its_components(saved: Path, tmp_path: Path) -> No
     with pytest.raises(InputError, match="a pipeline of several models") as caught:
         loads_folder(tmp_path)
     assert caught.value.fix == f"name one of them: {tmp_path / 'encoder'}"
+
+
+def test_what_is_no_path_is_an_argument_error() -> None:
+    number: Any = 5
+    with pytest.raises(ArgumentError, match="an int is not the name of a folder"):
+        loads_folder(number)

@@ -31,7 +31,7 @@ class Rename:
         """The rename that ``OLD=NEW`` says. Raises ``ArgumentError`` where it says none."""
         old, sign, new = text.partition("=")
         if not sign:
-            raise ArgumentError(f"{text!r} does not say a rename", fix=f"{option('rename', glob='OLD=NEW')}")
+            raise ArgumentError(f"{text!r} is not a rename", fix=f"{option('rename', glob='OLD=NEW')}")
         return cls.from_to(old, new)
 
     @classmethod

@@ -150,7 +150,7 @@ def _three_ways() -> str:
     )
     return (
         f"{like} takes layers, dims and form of another checkpoint; {globs} {dim} (0 is torch's own default, "
-        "none the whole tensor) names the weights; a file that wnconvert fold wrote says it itself"
+        "none the whole tensor) names the weights; a file that wnconvert fold wrote says it itself (but .npz)"
     )
 
 

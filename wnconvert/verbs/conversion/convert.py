@@ -52,8 +52,11 @@ class Result:
 
     def __repr__(self) -> str:
         done = {"fold": "folded", "migrate": "migrated"}.get(self.plan.verb, self.plan.verb)
+        heading = f"Result: {counted(len(self.layers), 'layer')} {done}, {self.source} -> "
+        if self.output is None:
+            return short_repr(f"{heading}nothing", [], *self.notes[-1:])
         return short_repr(
-            f"Result: {counted(len(self.layers), 'layer')} {done}, {self.source} -> {self.output}",
+            f"{heading}{self.output}",
             [layer.name for layer in self.layers],
             f"{self.bytes_in:,} bytes in, {self.bytes_out:,} out, in {self.seconds:.2f} s",
             f"checked by {self.verified}" if self.verified else "",

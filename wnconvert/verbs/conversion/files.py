@@ -324,7 +324,7 @@ def migrate_file(
     """
     from wnconvert.plan.migrate import plan_migrate
 
-    check_form(to)
+    check_form(str(to))  # here None is not a choice
     request = Request(
         src,
         out,

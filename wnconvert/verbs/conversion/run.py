@@ -44,7 +44,7 @@ from wnconvert.verbs.conversion.targets import (
     check_suffix,
     target_of,
 )
-from wnconvert.verbs.shared.options import RunOptions
+from wnconvert.verbs.shared.options import RunOptions, check_count
 
 if TYPE_CHECKING:
     from wnconvert.onnx.file.reader import OnnxFile
@@ -89,10 +89,7 @@ class Request:
     def __post_init__(self) -> None:
         """Check the size of a shard and the number of layers."""
         bytes_of(self.max_shard_size)
-        if self.require_layers is not None and self.require_layers < 1:
-            raise ArgumentError(
-                f"{self.require_layers} layers are always there", fix="--require-layers 1 or more"
-            )
+        check_count(self.require_layers, "layers are always there", "--require-layers 1 or more")
 
 
 def run_conversion(

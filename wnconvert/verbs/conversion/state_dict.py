@@ -145,7 +145,7 @@ def migrate_state_dict(
     ['parametrizations.weight.original0', 'parametrizations.weight.original1']
     """
     with options_as_python():
-        check_form(to)
+        check_form(str(to))  # here None is not a choice
         opened = _opened(state_dict, renaming_of(strip_prefix, add_prefix, rename))
         selection = selection_of(layers, exclude, AUTO)
         plan = plan_migrate(opened.tree, Container.TORCH_ZIP, to=to, selection=selection)

@@ -18,7 +18,6 @@ from wnconvert.onnx.graph.edits import renamed
 from wnconvert.onnx.graph.plan import OnnxFold, plan_onnx
 from wnconvert.onnx.runtime import open_model
 from wnconvert.storage.checkpoint import Checkpoint, open_checkpoint
-from wnconvert.storage.files import output_path
 from wnconvert.storage.staging import put_in_place, scratch_folder
 from wnconvert.tensors.containers import Container
 from wnconvert.verbs.conversion.onnx.check import check_installed
@@ -45,6 +44,7 @@ from wnconvert.verbs.export.request import (
     check_dynamic,
     check_opset,
     exporter_for,
+    model_path,
     output_names,
     question_of,
     remedy_of,
@@ -125,7 +125,7 @@ def export_onnx(
         seed=seed,
     )
     steps = TimedSteps(steps_progress(progress))
-    export = _Export(question, output_path(path), exporter, opset, external_data, notes, steps)
+    export = _Export(question, model_path(path), exporter, opset, external_data, notes, steps)
     old = own_data_of(export.target) if force else ()
     with evaluating(question.module) as forget:
         reference = export.reference(forget)

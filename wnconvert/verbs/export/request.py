@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +14,11 @@ from torch.export import ExportedProgram
 from wnconvert.errors import ArgumentError
 from wnconvert.messages import listed, option, printable
 from wnconvert.onnx.runtime import Opened
+from wnconvert.storage.checkpoint import container_of
+from wnconvert.storage.files import output_path
+from wnconvert.tensors.containers import Container
+from wnconvert.tensors.suffixes import check_true_name
+from wnconvert.verbs.conversion.targets import StrPath, has_suffix
 from wnconvert.verbs.export.exporters import EXPORTERS, Exporter
 from wnconvert.verbs.modules.finding.live import find_live
 from wnconvert.verbs.proof.functions import Exportable, check_inputs, function_of, input_names, unwrapped
@@ -27,11 +33,15 @@ __all__ = [
     "check_dynamic",
     "check_opset",
     "exporter_for",
+    "model_path",
     "names_in",
     "output_names",
     "question_of",
     "remedy_of",
 ]
+
+
+_ONNX = "-o OUT.onnx"
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +76,15 @@ class Reference:
         """The module of a question with ``names`` for its outputs, those of ``first`` too."""
         renamed = dict(zip(names, first.outputs.values(), strict=True))
         return cls(function_of(question.module, names), replace(first, outputs=renamed))
+
+
+def model_path(out: StrPath) -> Path:
+    """The path of a model to write. Raises ``ArgumentError`` if its suffix says that it is something else."""
+    path, noun = output_path(out), Container.ONNX.facts.noun
+    check_true_name(path.name, noun, _ONNX)
+    if container_of(path) is not Container.ONNX and has_suffix(path.name):
+        raise ArgumentError(f"{path.name} would not be a checkpoint, as its name says, but {noun}", fix=_ONNX)
+    return path
 
 
 def question_of(

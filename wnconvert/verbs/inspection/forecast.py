@@ -46,7 +46,8 @@ def split_in_words(tree: Tree) -> str:
     forms = dict.fromkeys(row.to for row in plan.layers)
     if not forms:
         return "nothing to split"
-    return f"would give {counted(len(plan.layers), 'layer')} their g and v back ({listed(forms)})"
+    whose = "its" if len(plan.layers) == 1 else "their"
+    return f"would give {counted(len(plan.layers), 'layer')} {whose} g and v back ({listed(forms)})"
 
 
 def migrate_in_words(tree: Tree) -> str:

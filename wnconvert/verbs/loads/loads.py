@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from wnconvert.errors import InputError
-from wnconvert.messages import listed, printable
+from wnconvert.messages import listed, printable, refuse_other_than_path
 from wnconvert.storage.checkpoint import open_checkpoint
 from wnconvert.storage.files import local_path, located
 from wnconvert.storage.folder.components import find_components
@@ -25,8 +25,9 @@ def loads_folder(folder: str | Path) -> LoadReport:
     does not have, or if shapes differ.
 
     Raises ``WnconvertError``: ``InputError`` for a folder that names no class, or one that the library does
-    not have; ``ArgumentError`` if the library is not installed.
+    not have; ``ArgumentError`` if the library is not installed, or ``folder`` is not a path.
     """
+    refuse_other_than_path(folder, "a folder")
     given = located(folder)
     root = local_path(snapshot_in(given) if is_entry(given) else given, "from_pretrained reads it")
     named = _named(root)
@@ -53,7 +54,7 @@ def loads_folder(folder: str | Path) -> LoadReport:
 def _named(root: Path) -> NamedClass:
     where = printable(str(root))
     if root.is_file():
-        raise InputError("a file: which class loads it is not said", where=where, fix="give its folder")
+        raise InputError("a file, which does not say what class loads it", where=where, fix="give its folder")
     if not root.is_dir():
         raise InputError("no such folder", where=where, fix="check the path")
     named = named_class(root)

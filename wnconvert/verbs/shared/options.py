@@ -19,6 +19,7 @@ __all__ = [
     "Form",
     "RunOptions",
     "ZeroRows",
+    "check_count",
     "check_form",
     "dtype_of",
     "numbers_of",
@@ -59,8 +60,13 @@ class RunOptions:
 
     def __post_init__(self) -> None:
         """Check the number of threads."""
-        if self.threads is not None and self.threads < 1:
-            raise ArgumentError(f"{self.threads} threads cannot work", fix="--threads 1 or more")
+        check_count(self.threads, "threads cannot work", "--threads 1 or more")
+
+
+def check_count(count: object, are: str, fix: str) -> None:
+    """Raise ``ArgumentError`` if a number is neither None nor a whole one of 1 or more."""
+    if count is not None and (not isinstance(count, int) or count < 1):
+        raise ArgumentError(f"{count!r} {are}", fix=fix)
 
 
 def dtype_of(dtype: AnyDType | None) -> DType | None:

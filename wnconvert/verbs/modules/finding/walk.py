@@ -6,7 +6,7 @@ from torch import nn
 from torch.export import ExportedProgram
 
 from wnconvert.errors import ArgumentError
-from wnconvert.messages import fitting_function
+from wnconvert.messages import fitting_function, kind_in_words
 
 __all__ = ["modules_with_names"]
 
@@ -19,14 +19,13 @@ def modules_with_names(root: object) -> list[tuple[nn.Module, tuple[str, ...]]]:
     [('',), ('0.', '1.')]
     """
     if not isinstance(root, nn.Module):
-        kind = type(root).__name__
         if isinstance(root, type) and issubclass(root, nn.Module):
             fix = f"pass an nn.Module, which {root.__name__}(…) makes"
         elif isinstance(root, ExportedProgram):
             fix = "pass the nn.Module that was exported, and fold it before it is"
         else:
             fix = f"pass an nn.Module; {fitting_function(root)}".rstrip("; ")
-        raise ArgumentError(f"a {kind} is not a module", fix=fix)
+        raise ArgumentError(f"{kind_in_words(root)} is not a module", fix=fix)
     found: dict[int, tuple[nn.Module, list[str]]] = {}
 
     def visit(module: nn.Module, prefix: str, above: frozenset[int]) -> None:
