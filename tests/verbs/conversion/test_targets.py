@@ -295,6 +295,18 @@ def test_the_layout_of_a_distributed_checkpoint_cannot_be_brought_back(tmp_path:
     assert note.endswith("note, the layout of torch.distributed.checkpoint cannot be brought back")
 
 
+def test_one_file_of_several_is_not_converted_in_place_past_their_index(tmp_path: Path) -> None:
+    shutil.copytree(FIXTURES / "sharded", tmp_path / "whole")
+    part = next((tmp_path / "whole").glob("*-00001-of-*"))
+    before = listing(tmp_path / "whole")
+    with pytest.raises(ArgumentError, match="their index would no longer fit it") as caught:
+        fold_file(part, in_place=True, add_prefix="m")
+    assert str(tmp_path / "whole") in caught.value.fix
+    assert listing(tmp_path / "whole") == before
+    alone = part.rename(tmp_path / part.name)
+    assert fold_file(alone, in_place=True, add_prefix="m").output == alone
+
+
 def test_a_migration_in_place_loses_nothing_and_says_nothing(file: Path) -> None:
     before = torch.load(file, weights_only=True)
     there = migrate_file(file, in_place=True)

@@ -11,6 +11,7 @@ from wnconvert.errors import ArgumentError, OutputError
 from wnconvert.storage.checkpoint import Checkpoint, container_of, no_graph
 from wnconvert.storage.files import kind_of, listing_of, located, output_path, real_of
 from wnconvert.storage.folder.links import cache_of
+from wnconvert.storage.folder.weights import part_notes
 from wnconvert.storage.stores.store import PathKind
 from wnconvert.tensors.containers import Container
 from wnconvert.tensors.suffixes import check_true_name
@@ -173,6 +174,12 @@ def _in_place(source: PurePath, out: StrPath | None, *, as_folder: bool) -> Path
             "it lies in the cache of the hub, which is not written to",
             where=str(source),
             fix="-o OUT in place of --in-place",
+        )
+    if part_notes(real_of(source)):
+        raise ArgumentError(
+            "it is one of the files of a checkpoint, and their index would no longer fit it",
+            where=str(source),
+            fix=f"name all of them, {real_of(source).parent}; or -o OUT in place of --in-place",
         )
     return place
 
