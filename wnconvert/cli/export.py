@@ -151,8 +151,8 @@ def export(model: str, out: str, **options: Any) -> int:
     from wnconvert.verbs.export.export import export_onnx
     from wnconvert.verbs.export.request import model_path
 
-    check_target(model_path(out), force=options["force"])
     _check_other(out, model, built["weights"])
+    check_target(model_path(out), force=options["force"])
 
     def run(module: Any, progress: Callable[[Any], None]) -> Any:
         return export_onnx(module, out, progress=progress, **options)
