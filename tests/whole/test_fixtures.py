@@ -34,6 +34,7 @@ def test_every_file_has_the_bytes_that_its_seed_gives(built: Path) -> None:
     assert [name for name in sorted(names) if content(FIXTURES / name) != content(built / name)] == []
 
 
+@pytest.mark.full  # it builds them once more
 def test_check_names_the_file_that_differs(built: Path, tmp_path: Path) -> None:
     shutil.copytree(built, tmp_path, dirs_exist_ok=True)
     (tmp_path / "tied.pt").write_bytes(b"changed")
