@@ -60,6 +60,12 @@ def test_a_fold_that_the_class_will_not_find_is_told(tmp_path: Path) -> None:
         assert said(plan) == [f"{name}.from_pretrained will leave 2 tensors random: {builds}; {then}"]
 
 
+def test_under_new_names_the_class_itself_is_to_be_asked(tmp_path: Path) -> None:
+    source = folder_of(tmp_path / "a", WAV2VEC2)
+    (note,) = said(fold_file(source, tmp_path / "out", rename=["encoder=enc"], dry_run=True))
+    assert note == "names are changed: wnconvert loads OUT tells what Wav2Vec2Model.from_pretrained will find"
+
+
 def test_a_migration_is_told_where_the_class_takes_one_form_only(tmp_path: Path) -> None:
     oobleck = folder_of(tmp_path / "a", OOBLECK, form="legacy")
     (note,) = said(migrate_file(oobleck, tmp_path / "out", dry_run=True))

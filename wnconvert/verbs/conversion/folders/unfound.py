@@ -11,7 +11,7 @@ from wnconvert.layers.classes import BuiltClass, built_class
 from wnconvert.messages import counted, listed, option, printable
 from wnconvert.plan.plan import Change, Plan
 from wnconvert.storage.checkpoint import Checkpoint
-from wnconvert.storage.folder.config import named_class
+from wnconvert.storage.folder.config import NamedClass, named_class
 from wnconvert.tensors.containers import Container
 from wnconvert.tensors.tree import Tree
 
@@ -28,11 +28,10 @@ def noting_unfound(
 
     def planned(tree: Tree, container: Container) -> Plan:
         plan = make_plan(tree, container)
-        notes = (
-            note
-            for folder, changes in _by_folder(plan, checkpoint)
-            for note in _notes(plan.verb, changes, folder)
-        )
+        notes: list[str] = []
+        for folder, changes in _by_folder(plan, checkpoint):
+            if (known := _known_class(folder)) is not None:
+                notes += (_under_new_names(*known),) if plan.renamed else _notes(plan.verb, changes, *known)
         return replace(plan, notes=(*plan.notes, *notes))
 
     return planned
@@ -47,14 +46,23 @@ def _by_folder(plan: Plan, checkpoint: Checkpoint) -> Iterator[tuple[PurePath, l
             yield component.folder.root, [change for path, change in plan.changes if path == name]
 
 
-def _notes(verb: str, changes: Collection[Change], folder: PurePath) -> tuple[str, ...]:
+def _known_class(folder: PurePath) -> tuple[NamedClass, BuiltClass] | None:
+    """The class that the config of a folder names, and what it builds; None where that is not known."""
     try:
         named = named_class(folder)
     except InputError:  # a config that is not one is no reason not to convert
-        return ()
+        return None
     built = built_class(named.library, named.name, named.config) if named else None
-    if named is None or built is None:
-        return ()
+    return None if named is None or built is None else (named, built)
+
+
+def _under_new_names(named: NamedClass, _: BuiltClass) -> str:
+    return (
+        f"names are changed: wnconvert loads OUT tells what {printable(named.name)}.from_pretrained will find"
+    )
+
+
+def _notes(verb: str, changes: Collection[Change], named: NamedClass, built: BuiltClass) -> tuple[str, ...]:
     normalized = [change for change in changes if built.normalizes(change.name)]
     lost = [change for change in normalized if not _fits(change, built)]
     found = [change for change in changes if change not in normalized and change.after is not None]
