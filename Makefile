@@ -6,7 +6,7 @@ DEV := .venv
 LIGHT := .venv-demo
 DEMO := build/demo
 
-.PHONY: help demo test quick full packages check bench fixtures golden clean
+.PHONY: help demo test run-tests quick full packages check bench fixtures golden clean
 
 help:
 	@echo "make demo      install the light package (no torch), fold a checkpoint, show the result"
@@ -43,7 +43,11 @@ demo: $(LIGHT)/stamp
 PYTEST := $(DEV)/bin/python -m pytest
 SPREAD := --numprocesses auto --dist loadgroup --no-loadscope-reorder
 
-test: check
+# Both at once, since the tests wait for processes and disks now and then.
+test: $(DEV)/stamp
+	@$(MAKE) --no-print-directory --jobs=2 check run-tests
+
+run-tests: $(DEV)/stamp
 	$(PYTEST) $(SPREAD)
 
 # Names, numbers, plans and files: what of it needs torch is skipped, and nothing may import it.

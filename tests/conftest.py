@@ -24,12 +24,15 @@ LONGEST_TEXT = 20
 LONGEST = (
     "alone",
     "verbs/export/test_export.py",
-    "verbs/export/test_real_exports.py",
-    "whole/test_real_models.py",
-    "verbs/conversion/test_folders.py",
+    "whole/test_docs.py",
     "verbs/conversion/test_migrate.py",
+    "verbs/export/test_real_exports.py",
+    "whole/test_fixtures.py",
+    "verbs/conversion/test_folders.py",
+    "whole/test_real_models.py",
+    "verbs/modules/test_wrappers.py",
+    "verbs/modules/test_surgery.py",
     "verbs/conversion/test_split.py",
-    "numerics/test_folding.py",
 )
 
 # A machine that is busy is slow, and no test is wrong for that.

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from tests.helpers.golden import FIXTURES
+from tests.helpers.marks import some
 from wnconvert.errors import FormatError
 from wnconvert.formats.zips import MARKS, NewRecord, read_directory, zip_layout
 from wnconvert.plan.layout import Blob, CopyBytes, Layout
@@ -133,7 +134,7 @@ def test_sizes_and_offsets_past_4_gib(size: int, tmp_path: Path) -> None:
     assert reader.get_record_offset("data/9") == layout.blobs[1].start
 
 
-@pytest.mark.parametrize("count", [65_534, 65_535, 65_536])
+@some("count", {str(count): count for count in (65_534, 65_535, 65_536)}, ["65535"])
 def test_more_records_than_16_bits_count(count: int) -> None:
     data = built(zip_layout([NewRecord(str(index), 0, b"") for index in range(count)], align=1))
     assert len(directory(data)) == count

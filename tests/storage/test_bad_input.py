@@ -20,6 +20,7 @@ import torch
 
 from tests.helpers.bad_files import pair, rezipped, saved, written, zipped
 from tests.helpers.golden import FIXTURES
+from tests.helpers.marks import some
 from tests.helpers.runner import OLD, Runner, listing, refused
 
 # -- what is no checkpoint
@@ -165,7 +166,7 @@ def module(children: bytes = b"") -> bytes:
     return b"cm\nM\n)R}(" + head("_parameters") + b"}" + head("_modules") + b"}(" + children + b"uub"
 
 
-@pytest.mark.parametrize("name", HOSTILE)
+@some("name", {name: name for name in HOSTILE}, [*HOSTILE][::3])
 def test_a_hostile_pickle_takes_little_time_and_memory(name: str, tmp_path: Path) -> None:
     source = hostile(b"\x80\x02" + HOSTILE[name]() + b".", tmp_path)
     command = "from wnconvert.cli import main; main()"

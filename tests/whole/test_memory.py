@@ -15,7 +15,7 @@ from tests.bench import inputs
 from tests.bench.inputs import GIB, MIB
 from tests.bench.measure import Command, bytes_read, run
 from tests.helpers.golden import FIXTURES
-from tests.helpers.marks import crossed, some
+from tests.helpers.marks import some
 
 WNCONVERT = Path(sys.executable).with_name("wnconvert")
 
@@ -50,7 +50,8 @@ def anonymous(source: Path, *options: str, verb: str = "fold") -> int:
     return run(command, target=out, memory=True).anonymous
 
 
-@crossed(suffix=[".safetensors", ".pt"], shapes=SHAPES)
+@some("suffix", {suffix: suffix for suffix in (".safetensors", ".pt")}, [".pt"])
+@pytest.mark.parametrize("shapes", SHAPES)
 def test_256_mib_are_folded_in_little_memory(source: Path, shapes: str, suffix: str) -> None:
     inputs.write(source.with_suffix(suffix), SHAPES[shapes])
     assert 8 * MIB < anonymous(source.with_suffix(suffix)) < MOST
@@ -61,7 +62,8 @@ def test_a_cast_needs_no_more(source: Path) -> None:
     assert anonymous(source.with_suffix(".pt"), "--dtype", "bfloat16") < MOST
 
 
-@crossed(suffix=[".safetensors", ".pt"], dim=["0", "2", "none"])
+@some("suffix", {suffix: suffix for suffix in (".safetensors", ".pt")}, [".safetensors"])
+@some("dim", {dim: dim for dim in ("0", "2", "none")}, ["0", "2"])
 def test_256_mib_are_split_in_little_memory(source: Path, suffix: str, dim: str) -> None:
     inputs.write(source.with_suffix(suffix), {"conv.weight": (1024, 256, 256), "conv.bias": (1024,)})
     options = ["--layers", "conv.weight", "--dim", dim]

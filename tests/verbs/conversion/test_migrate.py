@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from tests.helpers.golden import FIXTURES
 from tests.helpers.infos import halves, new_pair, pair, state_at
 from tests.helpers.live_models import legacy, new
+from tests.helpers.marks import some
 from tests.helpers.runner import Runner, listing
 from tests.helpers.states import State, load, same, state_dicts
 from tests.helpers.tool import Ended
@@ -43,6 +44,8 @@ FORMS: list[Form] = ["parametrize", "legacy"]
 NORMS: dict[str, Callable[..., nn.Module]] = {"parametrize": new, "legacy": legacy}
 OTHER: dict[str, Form] = {"parametrize": "legacy", "legacy": "parametrize"}
 BY_FORM = pytest.mark.parametrize("form", FORMS)
+#: The same, of which the default run tries the newer form alone.
+BY_NEW_FORM = some("form", {form: form for form in FORMS}, ["parametrize"])
 
 # Of every container and kind; whether the source is a mixture of forms.
 FILES = {
@@ -138,7 +141,7 @@ def _record(path: Path, info: zipfile.ZipInfo) -> bytes:
 # -- names change, bytes do not
 
 
-@BY_FORM
+@BY_NEW_FORM
 @pytest.mark.parametrize(("name", "suffix"), OUTPUTS)
 def test_names_change_and_bytes_do_not(name: str, suffix: str, form: Form, tmp_path: Path) -> None:
     source = (FIXTURES / name).read_bytes()
@@ -204,7 +207,7 @@ def test_what_is_tied_stays_tied(tmp_path: Path) -> None:
 # -- there and back
 
 
-@BY_FORM
+@BY_NEW_FORM
 @pytest.mark.parametrize(("name", "suffix"), OUTPUTS)
 def test_both_directions_undo_each_other_byte_for_byte(
     name: str, suffix: str, form: Form, tmp_path: Path
@@ -645,7 +648,7 @@ def loaded(
     return module, optimizer
 
 
-@BY_FORM
+@BY_NEW_FORM
 @pytest.mark.parametrize("optimizer_of", OPTIMIZERS.values(), ids=OPTIMIZERS)
 def test_training_goes_on_in_the_other_form_with_the_same_losses(
     form: Form, optimizer_of: Callable[[Any], torch.optim.Optimizer], tmp_path: Path

@@ -18,6 +18,7 @@ from torch import nn
 from torch.export import Dim, ExportedProgram
 
 from tests.helpers.export_models import vocoder
+from tests.helpers.marks import some
 from wnconvert.errors import InputError
 from wnconvert.verbs.loading.programs import is_exported_program, load_exported_program
 
@@ -124,7 +125,7 @@ PROGRAMS: dict[str, Callable[[], ExportedProgram]] = {
 }
 
 
-@pytest.mark.parametrize("kind", PROGRAMS)
+@some("kind", {kind: kind for kind in PROGRAMS}, [*PROGRAMS][::3])
 def test_a_program_that_torch_writes_is_loaded_and_gives_what_it_gave(kind: str, tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
