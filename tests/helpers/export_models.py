@@ -12,7 +12,12 @@ from torch import Tensor, nn
 
 from tests.helpers.infos import halves
 from tests.helpers.live_models import norm
+from tests.helpers.marks import some
 from tests.helpers.onnx_graphs import Build
+from wnconvert.verbs.export.exporters import EXPORTERS
+
+#: Both exporters; by default the older one, which takes a tenth of the time.
+by_exporter = some("exporter", {exporter: exporter for exporter in EXPORTERS}, ["torchscript"])
 
 
 class Vocoder(nn.Module):

@@ -54,8 +54,6 @@ def rows_named(*names: str) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("row", [by_name[name] for name in names], ids=lambda row: row.name)
 
 
-#: Models within models, which take longest to build, are left to the full run here.
-every_row = some("row", {row.name: row for row in ROWS}, [row.name for row in SIMPLE])
 rows = rows_of(ROWS)
 forms = pytest.mark.parametrize("form", FORMS)
 
@@ -79,7 +77,7 @@ def quiet() -> Iterator[None]:
 # -- the models themselves
 
 
-@every_row
+@rows
 def test_a_model_has_its_layers_and_computes_the_same_in_both_forms(row: Row) -> None:
     outputs = []
     for form in FORMS:
@@ -198,7 +196,7 @@ def without_weight_norm(row: Row) -> nn.Module:
 # -- live modules
 
 
-@every_row
+@rows
 @forms
 def test_fold_module_computes_the_same_with_the_bits_of_fold_state_dict(row: Row, form: Form) -> None:
     model = row.normed(form)

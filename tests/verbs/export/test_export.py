@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from tests.helpers import export_models
-from tests.helpers.export_models import Dropped, Noisy, scramble, speech, vocoder
+from tests.helpers.export_models import Dropped, Noisy, by_exporter, scramble, speech, vocoder
 from tests.helpers.live_models import norm, portrait
 from tests.helpers.marks import crossed, some
 from wnconvert import ExportReport, check_onnx, export_onnx
@@ -216,7 +216,7 @@ def test_an_input_is_named_as_asked_and_its_length_is_dynamic(tmp_path: Path, ex
     assert (port.name, port.shape) == ("sound", [1, 4, "T"])
 
 
-@pytest.mark.parametrize("exporter", EXPORTERS)
+@by_exporter
 def test_outputs_are_named_as_asked(tmp_path: Path, exporter: Exporter) -> None:
     path = tmp_path / "m.onnx"
     assert (
@@ -240,7 +240,7 @@ def test_an_output_that_is_called_as_an_input_gets_another_name(tmp_path: Path) 
     assert [output.name for output in report.outputs] == ["x_out", "y"]
 
 
-@pytest.mark.parametrize("exporter", EXPORTERS)
+@by_exporter
 def test_weights_may_lie_beside_the_model(tmp_path: Path, exporter: Exporter) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(norm(nn.Linear(64, 64)), nn.ReLU(), norm(nn.Linear(64, 3)))
@@ -267,7 +267,7 @@ def test_examples_may_be_tensors_with_letters_for_their_axes(tmp_path: Path) -> 
     assert {sample.sizes["T"] for sample in report.proof.samples} >= {8, 24}
 
 
-@pytest.mark.parametrize("exporter", EXPORTERS)
+@by_exporter
 def test_a_fixed_size_needs_no_letter(tmp_path: Path, exporter: Exporter) -> None:
     report = export_onnx(vocoder(), tmp_path / "m.onnx", inputs=["mel=float32[1,4,9]"], exporter=exporter)
     assert report
@@ -594,7 +594,7 @@ def test_batch_statistics_are_as_before(tmp_path: Path) -> None:
         assert portrait(model) == before
 
 
-@pytest.mark.parametrize("exporter", EXPORTERS)
+@by_exporter
 def test_what_is_wrapped_around_a_module_is_taken_off(tmp_path: Path, exporter: Exporter) -> None:
     path = tmp_path / "m.onnx"
     wrapped: Any = torch.compile(nn.DataParallel(vocoder()), backend="eager")
@@ -603,7 +603,7 @@ def test_what_is_wrapped_around_a_module_is_taken_off(tmp_path: Path, exporter: 
     assert check_onnx(path, wrapped, inputs=MEL, ranges=RANGES)
 
 
-@pytest.mark.parametrize("exporter", EXPORTERS)
+@by_exporter
 def test_names_of_outputs_that_weights_have_are_not_used_twice(tmp_path: Path, exporter: Exporter) -> None:
     class Named(nn.Linear):
         def forward(self, x: torch.Tensor) -> Any:

@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.helpers.export_models import by_exporter
 from tests.helpers.live_models import norm
 from tests.helpers.marks import crossed
 from wnconvert import check_onnx, export_onnx
@@ -79,7 +80,7 @@ def test_hooks_of_the_module_itself_are_part_of_it(tmp_path: Path, exporter: Exp
     assert "forward" not in model.__dict__
 
 
-@pytest.mark.parametrize("exporter", EXPORTERS)
+@by_exporter
 def test_numbers_among_the_outputs_are_no_outputs(tmp_path: Path, exporter: Exporter) -> None:
     model = Computes(lambda y, x: {"n": x.shape[0], "y": y, "z": (y.shape[1], y + 1)})
     report = export_onnx(model, tmp_path / "m.onnx", inputs=X, exporter=exporter)
@@ -87,7 +88,7 @@ def test_numbers_among_the_outputs_are_no_outputs(tmp_path: Path, exporter: Expo
     assert [output.name for output in report.outputs] == ["y", "z.1"]
 
 
-@pytest.mark.parametrize("exporter", EXPORTERS)
+@by_exporter
 def test_a_dataclass_is_opened(tmp_path: Path, exporter: Exporter) -> None:
     model = Computes(lambda y, x: Answer(y, 22050, y * 2))
     report = export_onnx(model, tmp_path / "m.onnx", inputs=X, exporter=exporter)
@@ -277,7 +278,7 @@ class Renormalizes(nn.Module):
         return x * self.p
 
 
-@pytest.mark.parametrize("exporter", EXPORTERS)
+@by_exporter
 def test_an_embedding_that_renormalizes_itself_is_exported(tmp_path: Path, exporter: Exporter) -> None:
     embedding = nn.Embedding(10, 4, max_norm=0.5)
     model, before = nn.Sequential(embedding, norm(nn.Linear(4, 2))), embedding.weight.clone()
