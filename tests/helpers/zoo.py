@@ -289,17 +289,22 @@ def univnet() -> nn.Module:
     )
 
 
+CODE_GAN = {
+    "unit_hifi_gan_vocab_size": 12,
+    "unit_embed_dim": 4,
+    "lang_embed_dim": 2,
+    "spkr_embed_dim": 2,
+    "vocoder_num_langs": 3,
+    "vocoder_num_spkrs": 3,
+    "t2u_pad_token_id": 0,
+    **GAN,
+}
+
+
 def seamless(version: str) -> Row:
     def build() -> nn.Module:
         config = of(f"SeamlessM4T{version}Config")(
-            unit_hifi_gan_vocab_size=12,
-            unit_embed_dim=4,
-            lang_embed_dim=2,
-            spkr_embed_dim=2,
-            vocoder_num_langs=3,
-            vocoder_num_spkrs=3,
-            t2u_pad_token_id=0,
-            **GAN,
+            **CODE_GAN,
         )
         name = f"SeamlessM4T{version}CodeHifiGan"
         model: nn.Module = inside("_".join(filter(None, ("seamless_m4t", version))), name)(config)
@@ -341,18 +346,23 @@ def with_codes(model: nn.Module) -> nn.Module:
     return model
 
 
+ENCODEC = {
+    "hidden_size": 8,
+    "num_filters": 2,
+    "upsampling_ratios": (4, 2),
+    "num_lstm_layers": 1,
+    "codebook_size": 8,
+    "codebook_dim": 8,
+    "target_bandwidths": (36.0,),
+}
+
+
 def encodec(**options: Any) -> nn.Module:
     return with_codes(
         made(
             "EncodecModel",
             "EncodecConfig",
-            hidden_size=8,
-            num_filters=2,
-            upsampling_ratios=(4, 2),
-            num_lstm_layers=1,
-            codebook_size=8,
-            codebook_dim=8,
-            target_bandwidths=(36.0,),
+            **ENCODEC,
             **options,
         )
     )

@@ -15,15 +15,6 @@ from tests.helpers.zoo import Outputs, Row, made, of, tensor
 
 __all__ = ["COMPOSITES"]
 
-CODEC = {
-    "hidden_size": 8,
-    "num_filters": 2,
-    "upsampling_ratios": (4, 2),
-    "num_lstm_layers": 1,
-    "codebook_size": 8,
-    "codebook_dim": 8,
-    "target_bandwidths": (36.0,),
-}
 GPT = {
     "block_size": 16,
     "input_vocab_size": 12,
@@ -42,7 +33,7 @@ def musicgen() -> nn.Module:
     )  # fmt: skip
     model: nn.Module = of("MusicgenForConditionalGeneration")(
         text_encoder=of("T5EncoderModel")(text),
-        audio_encoder=of("EncodecModel")(of("EncodecConfig")(**CODEC)),
+        audio_encoder=of("EncodecModel")(of("EncodecConfig")(**zoo.ENCODEC)),
         decoder=of("MusicgenForCausalLM")(tokens),
     )
     return zoo.with_codes(model)
@@ -53,7 +44,7 @@ def bark() -> nn.Module:
         "semantic_config": of("BarkSemanticConfig")(**GPT).to_dict(),
         "coarse_acoustics_config": of("BarkCoarseConfig")(**GPT).to_dict(),
         "fine_acoustics_config": of("BarkFineConfig")(**GPT, n_codes_total=2, n_codes_given=1).to_dict(),
-        "codec_config": of("EncodecConfig")(**CODEC).to_dict(),
+        "codec_config": of("EncodecConfig")(**zoo.ENCODEC).to_dict(),
     }
     return zoo.with_codes(made("BarkModel", "BarkConfig", **parts))
 
@@ -90,14 +81,7 @@ def seamless() -> nn.Module:
         t2u_decoder_layers=1,
         t2u_decoder_ffn_dim=16,
         t2u_decoder_attention_heads=2,
-        unit_hifi_gan_vocab_size=12,
-        unit_embed_dim=4,
-        lang_embed_dim=2,
-        spkr_embed_dim=2,
-        vocoder_num_langs=3,
-        vocoder_num_spkrs=3,
-        t2u_pad_token_id=0,
-        **zoo.GAN,
+        **zoo.CODE_GAN,
     )
 
 

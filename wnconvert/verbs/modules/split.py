@@ -18,7 +18,7 @@ from wnconvert.numerics.splitting import split_array
 from wnconvert.tensors.memory import array_of, made_like
 from wnconvert.verbs.modules.finding.computed import computed_by_hooks
 from wnconvert.verbs.modules.finding.live import LiveFound, find_live
-from wnconvert.verbs.modules.finding.values import fix_of_reason, layer_of, reason_against_tensor
+from wnconvert.verbs.modules.finding.values import Reason, layer_of, reason_against_tensor
 from wnconvert.verbs.modules.finding.walk import modules_with_names
 from wnconvert.verbs.modules.finding.wrappers import IN_FSDP, held_by_ddp, held_by_fsdp
 from wnconvert.verbs.modules.selection import (
@@ -157,7 +157,8 @@ def _plain_weights(root: nn.Module) -> list[_Plain]:
             elif isinstance(module, torch.jit.ScriptModule):
                 reason = "it is compiled into a TorchScript module"
             else:
-                reason = reason_against_tensor("it", w) or ("" if w.dim() else "it has no axes")
+                against = reason_against_tensor("it", w) or Reason("" if w.dim() else "it has no axes")
+                reason, fix = against.text, against.fix
             names = tuple(prefix + param for prefix in prefixes)
             found.append(_Plain(names, module, param, w, reason, fix))
     return found
@@ -259,7 +260,7 @@ def _refuse(chosen: list[_Plain], plain: list[_Plain]) -> None:
     for weight in chosen:
         reason = weight.reason or reason_against_form(weight.module, weight.param, weight.form)
         if reason:
-            refused.append(Refused(weight.name, reason, weight.fix or fix_of_reason(reason)))
+            refused.append(Refused(weight.name, reason, weight.fix))
         elif weight.w.is_meta:
             refused.append(Refused(weight.name, *ON_META))
     ways = {weight.place: (weight.dim, weight.form) for weight in chosen}

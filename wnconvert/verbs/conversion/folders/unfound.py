@@ -31,7 +31,9 @@ def noting_unfound(
         notes: list[str] = []
         for folder, changes in _by_folder(plan, checkpoint):
             if (known := _known_class(folder)) is not None:
-                notes += (_under_new_names(*known),) if plan.renamed else _notes(plan.verb, changes, *known)
+                notes += (
+                    (_under_new_names(known[0].name),) if plan.renamed else _notes(plan.verb, changes, *known)
+                )
         return replace(plan, notes=(*plan.notes, *notes))
 
     return planned
@@ -56,10 +58,8 @@ def _known_class(folder: PurePath) -> tuple[NamedClass, BuiltClass] | None:
     return None if named is None or built is None else (named, built)
 
 
-def _under_new_names(named: NamedClass, _: BuiltClass) -> str:
-    return (
-        f"names are changed: wnconvert loads OUT tells what {printable(named.name)}.from_pretrained will find"
-    )
+def _under_new_names(cls: str) -> str:
+    return f"names are changed: wnconvert loads OUT tells what {printable(cls)}.from_pretrained will find"
 
 
 def _notes(verb: str, changes: Collection[Change], named: NamedClass, built: BuiltClass) -> tuple[str, ...]:

@@ -19,7 +19,7 @@ from wnconvert.verbs.modules.finding.computed import (
     parametrizations_of,
     tensor_of,
 )
-from wnconvert.verbs.modules.finding.values import reason_against_tensor
+from wnconvert.verbs.modules.finding.values import Reason, reason_against_tensor
 
 __all__ = ["Candidate", "RefusedLive", "candidates", "reasons_against"]
 
@@ -110,29 +110,29 @@ def _kind_of(part: nn.Module) -> str:
     return "spectral norm" if isinstance(part, _SpectralNorm) else type(part).__name__.lstrip("_")
 
 
-def reasons_against(candidate: Candidate, module: nn.Module) -> Iterator[str]:
+def reasons_against(candidate: Candidate, module: nn.Module) -> Iterator[Reason]:
     """The reasons against converting a layer."""
     if candidate.reason:
-        yield candidate.reason
+        yield Reason(candidate.reason)
     if stacked := _stacked(candidate, module):
-        yield f"{stacked} is stacked on weight norm"
+        yield Reason(f"{stacked} is stacked on weight norm")
     g, v = candidate.g, candidate.v
     for half, value in zip(candidate.halves, (g, v), strict=True):
         if value is None:
-            yield f"its {half} is neither a Parameter nor a buffer of the module"
+            yield Reason(f"its {half} is neither a Parameter nor a buffer of the module")
         elif reason := reason_against_tensor(half, value):
             yield reason
     if candidate.form == "legacy" and tensor_of(module, candidate.param) is not None:
-        yield "there is a plain weight of that name too, and only one of them can be right"
+        yield Reason("there is a plain weight of that name too, and only one of them can be right")
     elif candidate.form == "legacy" and is_on_class(module, candidate.param):
-        yield f"the name {candidate.param} is taken by an attribute of its class"
+        yield Reason(f"the name {candidate.param} is taken by an attribute of its class")
     if g is not None and v is not None:
         shapes = tuple(g.shape), tuple(v.shape)
         try:
             dim_of(*shapes, candidate.dim)
         except LayerError:
             stated = "over the whole tensor" if candidate.dim == -1 else f"along its dim {candidate.dim}"
-            yield f"g {shapes[0]} does not fit v {shapes[1]} {stated}"
+            yield Reason(f"g {shapes[0]} does not fit v {shapes[1]} {stated}")
 
 
 def _stacked(candidate: Candidate, module: nn.Module) -> str:

@@ -17,7 +17,7 @@ from wnconvert.verbs.modules.finding.candidates import (
     reasons_against,
 )
 from wnconvert.verbs.modules.finding.compiled import compiled_layers
-from wnconvert.verbs.modules.finding.values import fix_of_reason, layer_of
+from wnconvert.verbs.modules.finding.values import layer_of
 from wnconvert.verbs.modules.finding.walk import modules_with_names
 from wnconvert.verbs.modules.finding.wrappers import IN_FSDP, held_by_fsdp
 
@@ -90,8 +90,8 @@ def find_live(root: object) -> LiveFound:
                 others[names] = candidate.kind
             elif id(module) in sharded:
                 refused.append(RefusedLive(names, *IN_FSDP))
-            elif reason := next(reasons_against(candidate, module), ""):
-                refused.append(RefusedLive(names, reason, fix_of_reason(reason)))
+            elif reason := next(reasons_against(candidate, module), None):
+                refused.append(RefusedLive(names, reason.text, reason.fix))
             else:
                 layers.append(_live(module, names, candidate))
     found = LiveFound(tuple(layers), tuple(refused), others)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
@@ -11,42 +13,43 @@ from wnconvert.tensors.dtypes import DTYPES
 from wnconvert.tensors.memory import array_of
 from wnconvert.tensors.tree import TensorInfo
 
-__all__ = ["fix_of_reason", "info_of", "is_wrapper", "layer_of", "reason_against_tensor"]
+__all__ = ["Reason", "info_of", "is_wrapper", "layer_of", "reason_against_tensor"]
 
 
-def reason_against_tensor(name: str, value: Tensor) -> str:
-    """Why a tensor can be neither a half of a layer nor a weight, or ``""``."""
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """Why something cannot be converted; and what helps against it, if not to exclude it."""
+
+    text: str
+    fix: str = ""
+
+
+def reason_against_tensor(name: str, value: Tensor) -> Reason | None:
+    """Why a tensor can be neither a half of a layer nor a weight; None where it can."""
     if is_lazy(value):
-        return f"{name} is not initialized yet: run the module once"
+        return Reason(f"{name} is not initialized yet: run the module once")
     if is_wrapper(value):
-        return f"{name} is a {type(value).__name__}, which is not a plain tensor"
+        return Reason(f"{name} is a {type(value).__name__}, which is not a plain tensor")
     info = info_of(name, value)
     if info is None or not info.dtype.foldable:
         what = str(value.dtype).removeprefix("torch.")
         how = "" if value.layout == torch.strided else f" {str(value.layout).removeprefix('torch.')}"
-        return f"{name} is{how} {what}, which cannot be weight-normalized"
+        return Reason(f"{name} is{how} {what}, which cannot be weight-normalized")
     if not value.numel():
-        return f"{name} {_NO_ELEMENTS}"
-    return "" if value.is_meta else _reason_against_reading(name, value)
+        return Reason(f"{name} is empty: one rank's share of a sharded module", _GATHER)
+    return None if value.is_meta else _reason_against_reading(name, value)
 
 
-_NO_ELEMENTS = "is empty: one rank's share of a sharded module"
+_GATHER = "gather it first (deepspeed.zero.GatheredParameters, FSDP.summon_full_params)"
 
 
-def fix_of_reason(reason: str) -> str:
-    """What helps against a reason of ``reason_against_tensor``, if not to exclude the layer."""
-    if reason.endswith(_NO_ELEMENTS):
-        return "gather it first (deepspeed.zero.GatheredParameters, FSDP.summon_full_params)"
-    return ""
-
-
-def _reason_against_reading(name: str, value: Tensor) -> str:
-    """Why the numbers of a tensor cannot be read (its class, a transform of ``torch.func``), or ``""``."""
+def _reason_against_reading(name: str, value: Tensor) -> Reason | None:
+    """Why the numbers of a tensor cannot be read: its class, a transform of ``torch.func``."""
     try:
         array_of(value.detach()[:0] if value.dim() else value)
     except Exception as error:  # noqa: BLE001 - whatever such a class raises
-        return f"{name} is a {type(value).__name__} whose numbers cannot be read: {error}"
-    return ""
+        return Reason(f"{name} is a {type(value).__name__} whose numbers cannot be read: {error}")
+    return None
 
 
 def is_wrapper(value: Tensor) -> bool:
