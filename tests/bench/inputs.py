@@ -5,17 +5,24 @@ A block of 16 MiB is repeated, so that gigabytes are written as fast as the disk
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors.torch import load_file
 
 Shapes = dict[str, tuple[int, ...]]
+
+_DTYPES = {
+    name: np.dtype(kind) for name, kind in (("F32", "f4"), ("F16", "f2"), ("BF16", ml_dtypes.bfloat16))
+}
 
 MIB = 1 << 20
 GIB = 1 << 30
@@ -57,6 +64,14 @@ def many_layers(size: int) -> Shapes:
     return shapes
 
 
+def even_layers(size: int, count: int) -> Shapes:
+    """``count`` layers of one shape, of ``size`` bytes in all."""
+    shapes: Shapes = {}
+    for number in range(count):
+        shapes |= layer(f"blocks.{number}.conv", 1024, 512, size // count // (4 * 1024 * 512))
+    return shapes
+
+
 #: The weights that are layers in ``many_layers``, as globs.
 LAYERS = ("*.conv.weight", "*.up.weight", "*.small.weight", "*.out.weight")
 
@@ -67,8 +82,8 @@ def plain(size: int) -> Shapes:
     return {name.removesuffix("_v"): shape for name, shape in shapes.items() if not name.endswith("weight_g")}
 
 
-def nbytes(shapes: Shapes) -> int:
-    return sum(4 * math.prod(shape) for shape in shapes.values())
+def nbytes(shapes: Shapes, dtype: str = "F32") -> int:
+    return sum(_DTYPES[dtype].itemsize * math.prod(shape) for shape in shapes.values())
 
 
 def write_folder(folder: Path, shapes: Shapes, files: int, *, sparse: bool = False) -> None:
@@ -87,33 +102,52 @@ def write_folder(folder: Path, shapes: Shapes, files: int, *, sparse: bool = Fal
         if not sparse:
             write(path, part)
             continue
-        text = _header(part)
-        path.write_bytes(text)
-        os.truncate(path, len(text) + nbytes(part))
+        write_sparse(path, part)
     index = {"metadata": {"total_size": most}, "weight_map": weight_map}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     (folder / "config.json").write_text("{}")
 
 
-def write(path: Path, shapes: Shapes) -> None:
-    """Write a state dict of float32 tensors, as safetensors or, by the path's suffix, as torch does."""
+def write(path: Path, shapes: Shapes, dtype: str = "F32") -> None:
+    """Write a state dict of one dtype, as safetensors or, by the path's suffix, as torch does."""
     plain = path.with_suffix(".safetensors")
     with plain.open("wb") as file:
-        file.write(_header(shapes))
-        for piece in _pieces(nbytes(shapes)):
+        file.write(_header(shapes, dtype))
+        for piece in _pieces(nbytes(shapes, dtype), dtype):
             file.write(piece)
+        for at, g in _magnitudes(shapes, dtype):
+            file.seek(at - nbytes(shapes, dtype), os.SEEK_END)
+            file.write(g.tobytes())
     if path != plain:
         torch.save({"generator": load_file(plain)}, path)
         plain.unlink()
 
 
-def _header(shapes: Shapes) -> bytes:
+def write_sparse(path: Path, shapes: Shapes) -> None:
+    """Write a safetensors file of zeros, which takes no disk."""
+    text = _header(shapes)
+    path.write_bytes(text)
+    os.truncate(path, len(text) + nbytes(shapes))
+
+
+@contextlib.contextmanager
+def written(folder: Path, name: str, shapes: Shapes, dtype: str = "F32") -> Iterator[tuple[Path, Path]]:
+    """An input, removed afterwards, and the path for its output."""
+    source = folder / name
+    write(source, shapes, dtype)
+    try:
+        yield source, folder / f"out{source.suffix}"
+    finally:
+        source.unlink()
+
+
+def _header(shapes: Shapes, dtype: str = "F32") -> bytes:
     """The first bytes of a safetensors file."""
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     at = 0
     for name, shape in shapes.items():
-        start, at = at, at + nbytes({name: shape})
-        header[name] = {"dtype": "F32", "shape": shape, "data_offsets": [start, at]}
+        start, at = at, at + nbytes({name: shape}, dtype)
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [start, at]}
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text
@@ -128,6 +162,18 @@ def shift(path: Path) -> None:
     data.flush()
 
 
-def _pieces(size: int) -> Iterator[memoryview]:
-    for at in range(0, size, BLOCK.nbytes):
-        yield BLOCK.data.cast("B")[: min(BLOCK.nbytes, size - at)]
+def _magnitudes(shapes: Shapes, dtype: str) -> Iterator[tuple[int, NDArray[np.generic]]]:
+    """Each g, near the norms of its random v, as in a trained layer, and its place behind the header."""
+    at = 0
+    for name, shape in shapes.items():
+        if name.endswith("weight_g"):
+            count = math.prod(shape)
+            norm = math.sqrt(math.prod(shapes[f"{name[:-1]}v"]) / count)
+            yield at, (norm * np.linspace(0.9, 1.1, count)).astype(_DTYPES[dtype])
+        at += nbytes({name: shape}, dtype)
+
+
+def _pieces(size: int, dtype: str) -> Iterator[memoryview]:
+    data = BLOCK.astype(_DTYPES[dtype]).tobytes()
+    for at in range(0, size, len(data)):
+        yield memoryview(data)[: min(len(data), size - at)]

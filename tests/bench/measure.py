@@ -1,4 +1,4 @@
-"""Wall time and anonymous memory of whole processes, in turns."""
+"""Wall time, CPU time of the user and anonymous memory of whole processes, in turns."""
 
 from __future__ import annotations
 
@@ -23,14 +23,22 @@ _ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "PY
 
 @dataclass(frozen=True, slots=True)
 class Runs:
-    """What runs of one command took: seconds each, and the most anonymous memory (0: not looked at)."""
+    """What runs of one command took: seconds each, and the most anonymous memory (0: not looked at).
+
+    ``user`` are the seconds that processors spent on each, without those in the kernel.
+    """
 
     seconds: tuple[float, ...]
     anonymous: int = 0
+    user: tuple[float, ...] = ()
 
     @property
     def median(self) -> float:
         return statistics.median(self.seconds)
+
+    def in_user(self) -> Runs:
+        """The same runs by the time of processors alone."""
+        return Runs(self.user)
 
 
 def run(command: Command, *, target: Path | None = None, memory: bool = False) -> Runs:
@@ -39,22 +47,23 @@ def run(command: Command, *, target: Path | None = None, memory: bool = False) -
     began = time.perf_counter()
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, env=_ENVIRONMENT) as process:
         most = _most_anonymous(process) if memory else 0
-        code = process.wait()
+        _, status, used = os.wait4(process.pid, 0)
         seconds = time.perf_counter() - began
+        process.returncode = code = os.waitstatus_to_exitcode(status)
     if code:
         raise subprocess.CalledProcessError(code, command)
     if target is not None and target.is_dir():
         shutil.rmtree(target)
     elif target is not None:
         target.unlink()
-    return Runs((seconds,), most)
+    return Runs((seconds,), most, (used.ru_utime,))
 
 
 def _most_anonymous(process: subprocess.Popen[bytes]) -> int:
     """The largest ``RssAnon`` of a process until it ends (``ru_maxrss`` counts mapped files and misleads)."""
     most = 0
     with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-        while process.poll() is None:
+        while not os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG):
             found = re.search(r"RssAnon:\s+(\d+) kB", Path(f"/proc/{process.pid}/status").read_text())
             most = max(most, int(found[1]) * 1024 if found else 0)
             time.sleep(0.004)
@@ -79,7 +88,11 @@ def in_turns(rounds: int, *commands: Command, target: Path | None = None, memory
         1:
     ]
     return [
-        Runs(tuple(runs.seconds[0] for runs in of_one), max(runs.anonymous for runs in of_one))
+        Runs(
+            tuple(runs.seconds[0] for runs in of_one),
+            max(runs.anonymous for runs in of_one),
+            tuple(runs.user[0] for runs in of_one),
+        )
         for of_one in zip(*made, strict=True)
     ]
 
