@@ -42,7 +42,7 @@ from wnconvert.verbs.shared.options import DTYPE_CHOICES, ZERO_ROWS_CHOICES
 OF_THE_CLI = {
     "json", "quiet", "silent", "list", "no_progress", "sort", "top", "format", "wide", "plot", "check",
 }  # fmt: skip
-OF_PYTHON = {"progress", "dynamic"}
+OF_PYTHON = {"progress", "on_plan", "dynamic"}
 #: How MODEL becomes a module; Python is given that.
 OF_MODEL = {"weights", "kwargs", "only", "strip_prefix", "trust"}
 TWINS = {"compare": "compare_files", "export": "export_onnx", "check": "check_onnx", "loads": "loads_folder"}

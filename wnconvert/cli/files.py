@@ -33,6 +33,7 @@ from wnconvert.messages import printable
 
 if TYPE_CHECKING:
     from wnconvert.cli.output import Output
+    from wnconvert.plan.plan import Plan
 
 __all__ = ["FORMAT_CHOICES", "SORT_CHOICES", "compare", "fold", "inspect", "migrate", "split"]
 
@@ -159,8 +160,6 @@ def _convert(
 ) -> None:
     """Run a verb on a file, or plan it, and print the result."""
     from wnconvert.reports.conversions import plan_line, plan_text, result_line, result_text
-    from wnconvert.storage.files import kind_of, located
-    from wnconvert.storage.stores.store import PathKind
     from wnconvert.verbs.conversion.piped import goes_to_stdout
     from wnconvert.verbs.conversion.targets import target_of
 
@@ -169,25 +168,25 @@ def _convert(
         output = replace(output, on_stderr=True)
         if output.json:
             errors_as_json(click.get_current_context(), mention_json)
-    force, in_place = options["force"], options["in_place"]
+    in_place = options["in_place"]
     target = None if piped else target_of(src, out, kind, as_folder=options["as_folder"], in_place=in_place)
-    there = target is not None and target.path.exists()
     shown = "stdout" if target is None else str(target.path)
     most = None if options.pop("list") else FIRST_LAYERS
     if dry_run:
         plan = verb(src, out, dry_run=True, **options)
-        exists = there and plan.writes and not (force or in_place)
+        there = target is not None and target.path.exists()
+        exists = there and plan.writes and not (options["force"] or in_place)
         output.notes((*plan.notes, *([f"{shown} exists: --force replaces it"] if exists else [])))
         output.result(plan.to_dict, lambda: plan_text(plan, shown, most), lambda: plan_line(plan, shown))
         return
-    said: tuple[str, ...] = ()
-    replaces = force and there and target is not None and target.is_folder
-    is_folder = kind_of(located(src)) is PathKind.FOLDER
-    if in_place or replaces or is_folder:  # what is lost, or left random, is said before it is
-        said = verb(src, out, dry_run=True, **options).notes
-        output.notes(said)
+    said: set[str] = set()
+
+    def before(plan: Plan) -> None:  # what is lost, or left random, is said before it is
+        said.update(plan.notes)
+        output.notes(plan.notes)
+
     with progress_bar(src, shown=output.steps and not no_progress) as progress:
-        result = verb(src, out, progress=progress, **options)
+        result = verb(src, out, progress=progress, on_plan=before, **options)
     output.notes(tuple(note for note in result.notes if note not in said))
     output.result(result.to_dict, lambda: result_text(result, most), lambda: result_line(result))
 

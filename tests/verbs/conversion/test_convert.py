@@ -331,3 +331,21 @@ def test_options_of_a_run_are_checked_and_can_be_pickled() -> None:
         RunOptions(threads=0)
     options = RunOptions(force=True, threads=2)
     assert pickle.loads(pickle.dumps(options)) == options
+
+
+def test_the_plan_is_told_before_anything_is_written_and_once(tmp_path: Path) -> None:
+    told: list[tuple[object, bool]] = []
+    out = tmp_path / "out.pt"
+    done = fold_file(FIXTURES / "gan.pt", out, on_plan=lambda plan: told.append((plan, out.exists())))
+    assert told == [(done.plan, False)]
+    fold_file(FIXTURES / "gan.pt", out, on_plan=lambda plan: told.append((plan, True)), dry_run=True)
+    assert len(told) == 1  # a dry run returns it
+
+
+def test_a_function_that_is_told_the_plan_may_stop_the_run(tmp_path: Path) -> None:
+    def stop(_plan: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fold_file(FIXTURES / "gan.pt", tmp_path / "out.pt", on_plan=stop)
+    assert not list(tmp_path.iterdir())

@@ -5,7 +5,7 @@ With ``dry_run`` each of them returns the very plan that it would run.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Literal, TypedDict, overload
@@ -53,6 +53,7 @@ if TYPE_CHECKING:
         force: bool
         threads: int | None
         progress: Progress
+        on_plan: Callable[[Plan], None] | None
 
     class _FoldOptions(_Options, total=False):
         dtype: AnyDType | None
@@ -112,6 +113,7 @@ def fold_file(
     threads: int | None = None,
     dry_run: bool = False,
     progress: Progress = False,
+    on_plan: Callable[[Plan], None] | None = None,
 ) -> Result | Plan:
     """Fold the weight-normalized layers of a checkpoint, or of an ONNX model, into plain weights.
 
@@ -137,8 +139,8 @@ def fold_file(
     are globs on the new names of weights. ``dtype`` (``"float16"`` or ``"fp16"``, ``torch.bfloat16``,
     ``numpy.float32`` …) folds and casts in one rounding. ``dim`` is an axis, None for the whole tensor, or
     ``"auto"``: read from g's shape. ``zero_rows`` is ``"error"`` or ``"zero"``. ``progress`` is called with
-    the bytes done and in all, or True for a bar. With ``dry_run`` nothing is written and the ``Plan`` is
-    returned.
+    the bytes done and in all, or True for a bar; ``on_plan`` once with the ``Plan``, before anything is
+    written. With ``dry_run`` nothing is written and the ``Plan`` is returned.
 
     Raises ``WnconvertError``: ``InputError``, ``LayerError``, ``NumbersError``, ``OutputError``,
     ``ArgumentError``, ``TooFewLayersError``, ``VerifyError``; nothing is written then.
@@ -169,6 +171,7 @@ def fold_file(
         rewrites=dtype is not None,
         require_layers=require_layers,
         dry_run=dry_run,
+        on_plan=on_plan,
     )
     options = RunOptions(force=force, threads=threads, verify=verify, progress=bytes_progress(progress))
     return run_conversion(
@@ -219,6 +222,7 @@ def split_file(
     threads: int | None = None,
     dry_run: bool = False,
     progress: Progress = False,
+    on_plan: Callable[[Plan], None] | None = None,
 ) -> Result | Plan:
     """Split plain weights of a checkpoint file into g = ‖w‖ and v = w; folded, they are w again, bit for bit.
 
@@ -253,6 +257,7 @@ def split_file(
         copy=copy,
         require_layers=require_layers,
         dry_run=dry_run,
+        on_plan=on_plan,
     )
     return run_conversion(
         request,
@@ -307,6 +312,7 @@ def migrate_file(
     threads: int | None = None,
     dry_run: bool = False,
     progress: Progress = False,
+    on_plan: Callable[[Plan], None] | None = None,
 ) -> Result | Plan:
     """Give the layers of a checkpoint file the names of the other form of weight norm; no tensor changes.
 
@@ -337,6 +343,7 @@ def migrate_file(
         copy=copy,
         require_layers=require_layers,
         dry_run=dry_run,
+        on_plan=on_plan,
     )
     return run_conversion(
         request,

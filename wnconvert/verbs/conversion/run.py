@@ -28,6 +28,7 @@ from wnconvert.plan.selection.scope import choose
 from wnconvert.storage.checkpoint import Checkpoint, container_of, no_graph, open_checkpoint
 from wnconvert.storage.files import located
 from wnconvert.storage.shards import DEFAULT_SHARD_SIZE, bytes_of
+from wnconvert.storage.staging import check_target
 from wnconvert.tensors.containers import Container
 from wnconvert.tensors.tree import Tree
 from wnconvert.verbs.conversion.folders.plan import MakePlan, plan_folder
@@ -85,6 +86,7 @@ class Request:
     rewrites: bool = False
     require_layers: int | None = None
     dry_run: bool = False
+    on_plan: Callable[[Plan], None] | None = None
 
     def __post_init__(self) -> None:
         """Check the size of a shard and the number of layers."""
@@ -122,7 +124,11 @@ def run_conversion(
         job = _job(source, target, request, make_plan, plan_graph, force=options.force)
         if job.plan.writes:
             job.check(force=options.force or request.dry_run)
-        return job.plan if request.dry_run else job.run(job.plan, options)
+        if request.dry_run:
+            return job.plan
+        if request.on_plan is not None:
+            request.on_plan(job.plan)
+        return job.run(job.plan, options)
 
 
 @contextlib.contextmanager
@@ -312,14 +318,18 @@ def _to_file(checkpoint: Checkpoint, plan: Plan, output: Path, request: Request)
 
 
 def _file_check(checkpoint: Checkpoint, output: Path, request: Request) -> _Check:
-    """A check that a file is not written over what is read."""
+    """A check that a file is not written over what is read, nor where it may not be.
+
+    A dry run tells of an existing file in a note; that it may be there by then is found when it is put there.
+    """
 
     def check(*, force: bool) -> None:
-        del force  # an existing file is looked at when it is written
         if checkpoint.root is not None:
             check_apart(checkpoint, output)
         if not request.in_place:
             check_not_read(checkpoint, output, request.like)
+        if not request.dry_run:
+            check_target(output, force=force)
 
     return check
 
