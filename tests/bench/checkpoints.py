@@ -115,8 +115,6 @@ def sharded(folder: Path, rounds: int) -> Iterator[Row]:
     commands: list[Command] = [NOW.fold(source, target), ["sh", "-c", loop, "sh", source, target]]
     ours, copy = in_turns(rounds, *commands, target=target, memory=True)
     yield Row("a folder of 4 GiB in 8 files", ours, "`dd conv=fsync` of each", copy, 1.5, 64 * MIB)
-    verify = run([*NOW.fold(source, target), "--verify"], target=target, memory=True)
-    yield Row("the same, `--verify`", verify, most_anonymous=64 * MIB)
     (small := folder / "small").mkdir()
     inputs.write(small / "model.safetensors", inputs.layer("conv", 8, 8, 3))
     look: list[Command] = [NOW.command("inspect", of) for of in (source, small)]

@@ -67,7 +67,7 @@ def verify(folder: Path, rounds: int, _before: Build) -> Iterator[Row]:
     inputs.write_folder(source, inputs.many_layers(4 * GIB), 8)
     commands = NOW.fold(source, target, "--verify"), NOW.fold(source, target)
     ours, fold = in_turns(rounds, *commands, target=target, memory=True)
-    yield Row("`fold --verify`, a folder of 4 GiB", ours, "`fold`", fold, 2)
+    yield Row("`fold --verify`, a folder of 4 GiB", ours, "`fold`", fold, 2, 64 * MIB)
     shutil.rmtree(source)
 
 

@@ -31,7 +31,7 @@ from wnconvert.storage.sources import Source
 from wnconvert.verbs.comparison.compare import compare_files
 from wnconvert.verbs.conversion.files import fold_file, migrate_file, split_file
 from wnconvert.verbs.conversion.targets import default_output
-from wnconvert.verbs.conversion.verify import verify_copies
+from wnconvert.verbs.conversion.verify.output import verify_copies
 from wnconvert.verbs.inspection.inspect import inspect_file
 
 INDEX = "model.safetensors.index.json"

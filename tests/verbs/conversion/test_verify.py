@@ -23,9 +23,10 @@ from wnconvert.plan.layout import CopyBytes, Directions, FoldLayer, Gather, Norm
 from wnconvert.plan.split import plan as split_plan
 from wnconvert.storage.checkpoint import layout_of, open_checkpoint
 from wnconvert.storage.staging import Staged
-from wnconvert.verbs.conversion import executor, verify
+from wnconvert.verbs.conversion import executor
 from wnconvert.verbs.conversion.convert import Result
 from wnconvert.verbs.conversion.files import fold_file, split_file
+from wnconvert.verbs.conversion.verify import pieces
 
 FLOATS = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 
@@ -214,11 +215,11 @@ main()
 def test_pieces_cover_a_tensor_once_and_in_order(
     monkeypatch: pytest.MonkeyPatch, shape: tuple[int, ...]
 ) -> None:
-    monkeypatch.setattr(verify, "BLOCK_BYTES", 800)
+    monkeypatch.setattr(pieces, "BLOCK_BYTES", 800)
     tensor = torch.arange(torch.Size(shape).numel(), dtype=torch.int64).reshape(shape)
     save = tensor.reshape(shape or (1,))
     seen: list[int] = []
-    for block, piece in verify._pieces(stored(tensor)):
+    for block, piece in pieces.pieces(stored(tensor)):
         found = save[piece].flatten().tolist()
         assert found == list(range(block.start, block.stop))
         assert 0 < len(found) <= 100

@@ -1,8 +1,7 @@
 """Fold, split and migrate: on files, folders, ONNX models and mappings in memory.
 
 executor       runs a layout: blocks in, blocks out
-other_readers  readers of the output that are not ours
-verify         an output read back and computed again
+verify         an output read back and computed again, by readers that are not ours
 convert        a plan laid out, run, checked, put in place; Result
 onnx           an ONNX model folded, checked and put in place
 piped          conversions whose output goes to stdout

@@ -17,11 +17,8 @@ from wnconvert.storage.sources import Source
 from wnconvert.storage.staging import staged
 from wnconvert.storage.workers import Workers
 from wnconvert.verbs.conversion.executor import execute
-from wnconvert.verbs.conversion.verify import (
-    bytes_to_verify,
-    check_structure,
-    verify_output,
-)
+from wnconvert.verbs.conversion.verify.output import bytes_to_verify, verify_output
+from wnconvert.verbs.conversion.verify.structure import check_structure
 from wnconvert.verbs.shared.options import RunOptions
 
 __all__ = ["Result", "conversion_result", "convert", "nothing_written"]
@@ -131,7 +128,7 @@ def convert(
         verified = ""
         more: tuple[str, ...] = ()
         if options.verify:
-            verified, more = verify_output(checkpoint, plan, source, target.path, workers.advance)
+            verified, more = verify_output(checkpoint, plan, source, target.path, workers)
     return conversion_result(
         checkpoint, plan, output, began, bytes_out=layout.size, notes=(*notes, *more), verified=verified
     )

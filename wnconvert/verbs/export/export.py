@@ -23,7 +23,7 @@ from wnconvert.tensors.containers import Container
 from wnconvert.verbs.conversion.onnx.check import check_installed
 from wnconvert.verbs.conversion.onnx.fold import own_data_of, remove_unused
 from wnconvert.verbs.conversion.targets import StrPath
-from wnconvert.verbs.conversion.verify import check_structure
+from wnconvert.verbs.conversion.verify.structure import check_structure
 from wnconvert.verbs.export.check import CheckedModel, check_model, first_run, prove_beside, reference_text
 from wnconvert.verbs.export.exporters import AGES, Exporter, export_raw
 from wnconvert.verbs.export.graph import (

@@ -25,12 +25,8 @@ from wnconvert.tensors.tree import ByteRange
 from wnconvert.verbs.conversion.convert import Result, conversion_result
 from wnconvert.verbs.conversion.executor import Outcome, execute, notes_of, outcomes
 from wnconvert.verbs.conversion.folders.parts import FolderPart, FolderPlan
-from wnconvert.verbs.conversion.verify import (
-    bytes_to_verify,
-    check_folder_structure,
-    verify_copies,
-    verify_output,
-)
+from wnconvert.verbs.conversion.verify.output import bytes_to_verify, verify_copies, verify_output
+from wnconvert.verbs.conversion.verify.structure import check_folder_structure
 from wnconvert.verbs.shared.options import RunOptions
 
 __all__ = ["convert_folder"]
@@ -125,7 +121,7 @@ def _errors_of(output: Path) -> Iterator[None]:
 def _verified(part: FolderPart, folder: Path, workers: Workers) -> tuple[str, tuple[str, ...]]:
     """Read the weights of a part back; returns the name of the reader, and notes."""
     with Source(part.checkpoint.sources) as source:
-        return verify_output(part.checkpoint, part.contents, source, folder / part.opened_by, workers.advance)
+        return verify_output(part.checkpoint, part.contents, source, folder / part.opened_by, workers)
 
 
 def _make_folders(folder: Path, beside: OtherFiles) -> None:

@@ -25,7 +25,7 @@ from wnconvert.storage.workers import Workers
 from wnconvert.tensors.containers import Container
 from wnconvert.verbs.conversion.convert import Result, conversion_result
 from wnconvert.verbs.conversion.executor import execute
-from wnconvert.verbs.conversion.verify import check_structure
+from wnconvert.verbs.conversion.verify.structure import check_structure
 from wnconvert.verbs.shared.options import RunOptions
 
 if TYPE_CHECKING:

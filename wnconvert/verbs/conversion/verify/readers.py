@@ -27,12 +27,11 @@ from wnconvert.tensors.blocks import BLOCK_BYTES, Array, Block
 from wnconvert.tensors.containers import Container
 from wnconvert.tensors.dtypes import dtype_named
 from wnconvert.tensors.tree import StoredTensor
+from wnconvert.verbs.conversion.verify.pieces import Piece
 
 __all__ = ["OTHER_READERS", "OtherReader", "check_zip", "own_reader"]
 
 
-# An index that picks a piece of a tensor: places on leading axes, then a slice of the next one.
-Piece: TypeAlias = tuple[int | slice, ...]
 # A tensor of the output: a piece, also given as a run of elements, to its elements in any shape.
 ReadBack: TypeAlias = Callable[[Block, Piece], Array]
 # A reader of the output: a tensor by the path of its state dict and its name.

@@ -1,0 +1,9 @@
+"""An output read back: its structure before every rename, and with ``--verify`` every tensor, computed again.
+
+pieces      tensors cut into pieces that any reader can pick
+readers     readers of the output that are not ours
+structure   headers and places, which are checked before every rename
+arithmetic  numbers of the output against plain arithmetic and the bound on its error
+steps       the checks, one for each kind of step
+output      every tensor of an output, and files that were copied beside it
+"""

@@ -1,0 +1,114 @@
+"""Every tensor of an output, read back with a reader that is not ours and held against the source."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import closing
+from functools import partial
+from pathlib import Path, PurePath
+
+from wnconvert.errors import VerifyError
+from wnconvert.messages import REPORT_BUG
+from wnconvert.plan.plan import Plan, PlannedStateDict
+from wnconvert.storage.checkpoint import Checkpoint, open_checkpoint
+from wnconvert.storage.files import open_file
+from wnconvert.storage.sources import Source
+from wnconvert.storage.workers import Workers
+from wnconvert.tensors.blocks import BLOCK_BYTES
+from wnconvert.tensors.tree import StoredTensor, TensorInfo
+from wnconvert.verbs.conversion.verify.readers import OTHER_READERS, own_reader
+from wnconvert.verbs.conversion.verify.steps import Both, check_step
+
+__all__ = ["bytes_to_verify", "verify_copies", "verify_output"]
+
+
+def verify_copies(
+    before: PurePath,
+    after: PurePath,
+    names: Iterable[str],
+    advance: Callable[[int], None] = lambda count: None,
+) -> None:
+    """Compare files that were copied from one folder to another with their sources.
+
+    Raises ``VerifyError``, and ``InputError`` for one that is gone.
+    """
+    for name in names:
+        with closing(open_file(before / name)) as old, closing(open_file(after / name)) as new:
+            wrong = VerifyError(
+                f"the copy of {name} differs from it; nothing is kept",
+                fix=f"if nobody changed it meanwhile, {REPORT_BUG}",
+            )
+            size = old.size
+            if new.size != size:
+                raise wrong
+            for at in range(0, size, BLOCK_BYTES):
+                count = min(BLOCK_BYTES, size - at)
+                if new.read(at, count) != old.read(at, count):
+                    raise wrong
+                advance(count)
+
+
+def bytes_to_verify(checkpoint: Checkpoint, plan: Plan) -> int:
+    """The bytes of the output that ``verify_output`` compares with the source."""
+    before = checkpoint.tree.tensors
+    return sum(
+        step.made_of(before[planned.path]).info.nbytes
+        for planned in plan.state_dicts
+        for step in planned.tensors
+    )
+
+
+def verify_output(
+    checkpoint: Checkpoint, plan: Plan, source: Source, path: Path, workers: Workers
+) -> tuple[str, tuple[str, ...]]:
+    """Read the output, a file or folder, back and compute every layer again; the reader's name, and notes.
+
+    Without torch, or where the pickle names classes of others, a torch file is read by ``zipfile``'s test
+    of every checksum and by our own reader. Raises ``VerifyError`` for a tensor that is wrong.
+    """
+    opened = open_checkpoint(path)
+    order = [name for shard in plan.shards for name in shard.tensors]
+    jobs: list[tuple[int, Callable[[], None]]] = []
+    with Source(opened.sources) as written, contextlib.ExitStack() as stack:
+        found = opened.tree.tensors
+        own = own_reader(found, written)
+        other = OTHER_READERS[plan.container].open(checkpoint, opened.shards, own)
+        reader, by, notes = stack.enter_context(other)
+        for planned in plan.state_dicts:
+            before = checkpoint.tree.tensors[planned.path]
+            after = found[planned.path if plan.container.facts.holds_trees else ""]
+            _check_names(before, planned, list(after), order)
+            both = Both(before, source, partial(reader, planned.path), workers.advance)
+            for step in planned.tensors:
+                made = step.made_of(before).info
+                _check_info(made, after[step.name].info)
+                jobs.append((made.nbytes, partial(check_step, step, both)))
+        workers.each(lambda job: jobs[job][1](), {job: size for job, (size, _) in enumerate(jobs)})
+    return by, notes
+
+
+def _check_names(
+    before: Mapping[str, StoredTensor], planned: PlannedStateDict, names: list[str], order: list[str]
+) -> None:
+    """Every tensor of the source went somewhere, every layer is whole, and all names are as planned.
+
+    ``order`` is that of the names in several files.
+    """
+    used = {source for step in planned.tensors for source in step.sources}
+    halves = {half.name for change in planned.changes if change.after for half in change.after.halves}
+    steps = [step.name for step in planned.tensors]
+    if (
+        names != (order or steps)
+        or sorted(names) != sorted(steps)
+        or not halves <= set(names)
+        or set(before) - used
+    ):
+        raise VerifyError("the output has other names than planned; nothing is kept", fix=REPORT_BUG)
+
+
+def _check_info(made: TensorInfo, found: TensorInfo) -> None:
+    if (made.dtype, made.shape) != (found.dtype, found.shape):
+        raise VerifyError(
+            f"{made.name} was read back with another dtype or shape; nothing is kept", fix=REPORT_BUG
+        )

@@ -1,0 +1,200 @@
+"""The checks of an output, one for each kind of step: what it must make, computed here from the source."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import singledispatch
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wnconvert.errors import VerifyError
+from wnconvert.layers.schemes import Layer
+from wnconvert.messages import REPORT_BUG
+from wnconvert.plan.steps import Direction, Fold, Keep, Magnitude, Step
+from wnconvert.tensors.blocks import Array, Block, Elements, Read, box
+from wnconvert.tensors.tree import ByteRange, StoredTensor
+from wnconvert.verbs.conversion.verify.arithmetic import (
+    are_cast,
+    are_norms,
+    are_quotients,
+    are_units,
+    codes,
+    real_for,
+    squares,
+    widened,
+)
+from wnconvert.verbs.conversion.verify.pieces import Group, Piece, groups, pieces
+from wnconvert.verbs.conversion.verify.readers import ReadBack
+
+__all__ = ["Both", "check_step"]
+
+
+@dataclass(frozen=True, slots=True)
+class Both:
+    """A state dict on both sides: its tensors in the source, and the reader of those of the output.
+
+    ``advance`` is told the bytes of the output that were checked.
+    """
+
+    tensors: Mapping[str, StoredTensor]
+    source: Elements
+    reader: Callable[[str], ReadBack]
+    advance: Callable[[int], None]
+
+    def read_back(self, name: str) -> ReadBack:
+        """A tensor of the output, whose pieces come in the shapes of their blocks."""
+        read = self.reader(name)
+
+        def read_block(block: Block, piece: Piece) -> Array:
+            found = read(block, piece)
+            self.advance(found.nbytes)
+            return found.reshape(block.shape)
+
+        return read_block
+
+
+@singledispatch
+def check_step(step: Step, both: Both) -> None:
+    """Compare a tensor of the output with what its step must make."""
+    raise NotImplementedError(type(step))
+
+
+@check_step.register
+def _check_kept(step: Keep, both: Both) -> None:
+    """The bytes of the source, or its numbers, cast, if the plan says so."""
+    stored = both.tensors[step.kept]
+    tensor = (stored if step.shape is None else stored.shaped(step.shape)).in_bytes()
+    read, read_back = both.source.reader(tensor), both.read_back(step.name)
+    with np.errstate(all="ignore"):
+        for block, piece in pieces(tensor):
+            expected, found = read(block), read_back(block, piece)
+            if not (_same(found, expected) if step.dtype is None else are_cast(found, expected)):
+                raise VerifyError(
+                    f"{step.name} was read back with other values; nothing is kept", fix=REPORT_BUG
+                )
+
+
+@check_step.register
+def _check_fold(fold: Fold, both: Both) -> None:
+    """w = g·v/‖v‖ of every row."""
+    g, v = (both.tensors[name] for name in fold.sources)
+    real = real_for(v.info.dtype, fold.dtype)
+    read_back, read, read_g = (
+        both.read_back(fold.name),
+        _widening(both.source.reader(v), real),
+        _rows_of(both.source, g),
+    )
+    with np.errstate(all="ignore"):
+        for group in groups(v, fold.layer.dim):
+            rows, adds = _rows(group), _adds(group)
+            of_rows, sums = read_g(rows), np.zeros(rows.stop - rows.start, real)
+            for block, _ in group:
+                sums[_within(rows, block)] += squares(read(block)[1])
+            norms = np.sqrt(sums)
+            for block, piece in group:
+                at, found, (values, x) = _within(rows, block), read_back(block, piece), read(block)
+                if not are_quotients(found, values, of_rows[at], norms[at], x=x, adds=adds):
+                    raise VerifyError(
+                        f"layer {fold.name} was read back and is not g·v/‖v‖; nothing is kept", fix=REPORT_BUG
+                    )
+
+
+@check_step.register
+def _check_split(step: Direction, both: Both) -> None:
+    """v, which is w, and a unit in the direction of a row that is zero; and g, which is ‖w‖."""
+    layer, w = step.layer, both.tensors[step.layer.name]
+    real = real_for(w.info.dtype, layer.g.dtype)
+    read, read_back = both.source.reader(w), both.read_back(layer.v.name)
+    rows = box(w.info.shape, layer.dim)[1]
+    unit = 1 / np.sqrt(real.type(max(w.info.numel // max(rows, 1), 1)))
+    sums, group = np.zeros(rows, real), list(pieces(w, layer.dim))
+    # Whether a row is zero is known at its end: until then, whether v is w in it, and whether it is a unit.
+    zero, is_w, is_unit = (np.ones(rows, np.bool_) for _ in range(3))
+    with np.errstate(all="ignore"):
+        for block, piece in group:
+            values = read(block)
+            x, found = widened(values, real), read_back(block, piece)
+            sums[block.rows] += squares(x)
+            zero[block.rows] &= ~x.any(axis=(0, 2))
+            same = _every(codes(found) == codes(values))
+            is_w[block.rows] &= same
+            is_unit[block.rows] &= ~same if same.all() else _every(are_units(found, values, unit))
+        if not np.where(zero, is_unit, is_w).all():
+            raise VerifyError(
+                f"layer {layer.name} was read back, and v is not w; nothing is kept", fix=REPORT_BUG
+            )
+        _check_norms(layer, both, np.sqrt(sums), _adds(group))
+
+
+def _check_norms(layer: Layer, both: Both, norms: Array, adds: int) -> None:
+    read_back = both.read_back(layer.g.name)
+    for block, piece in pieces(StoredTensor(layer.g, ByteRange(0, 0), 0, (0,) * len(layer.g.shape))):
+        if not are_norms(read_back(block, piece).reshape(-1), norms[block.start : block.stop], adds):
+            raise VerifyError(
+                f"layer {layer.name} was read back, and g is not ‖w‖; nothing is kept", fix=REPORT_BUG
+            )
+
+
+@check_step.register
+def _check_magnitude(step: Magnitude, both: Both) -> None:
+    """Nothing: g is checked with its v."""
+
+
+def _rows_of(source: Elements, g: StoredTensor) -> Callable[[slice], Array]:
+    """A function from rows to their magnitudes."""
+    read = source.reader(g)
+
+    def read_rows(rows: slice) -> Array:
+        count = rows.stop - rows.start
+        return read(Block(rows.start, (1, 1, count), 0)).reshape(-1).copy() if count else np.zeros(0)
+
+    return read_rows
+
+
+def _widening(read: Read, real: np.dtype[Any]) -> Callable[[Block], tuple[Array, Array]]:
+    """A function from a block to its elements and the same widened, which keeps the last block.
+
+    A block that holds rows whole is asked for twice, one after the other.
+    """
+    kept: list[tuple[Block, Array, Array]] = []
+
+    def read_block(block: Block) -> tuple[Array, Array]:
+        if not kept or kept[0][0] is not block:
+            values = read(block)
+            kept[:] = [(block, values, widened(values, real))]
+        return kept[0][1:]
+
+    return read_block
+
+
+def _rows(group: Group) -> slice:
+    """The rows of a group of pieces."""
+    return slice(min(block.rows.start for block, _ in group), max(block.rows.stop for block, _ in group))
+
+
+def _within(rows: slice, block: Block) -> slice:
+    """The rows of a block among those of its group."""
+    return slice(block.rows.start - rows.start, block.rows.stop - rows.start)
+
+
+def _adds(group: Group) -> int:
+    """The most additions in the sum of a row: those of its pieces, and of a piece."""
+    return len(group) + max((block.shape[0] * block.shape[2] for block, _ in group), default=0)
+
+
+def _every(elements: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """For each row of a block whether it holds for every element."""
+    return np.asarray(elements.all(axis=(0, 2)))
+
+
+def _same(found: Array, expected: Array) -> bool:
+    """Whether two arrays have the same bytes."""
+    a, b = (np.ascontiguousarray(array).reshape(-1).view(np.uint8) for array in (found, expected))
+    whole = a.size // 8 * 8
+    return a.size == b.size and all(
+        np.array_equal(a[part].view(kind), b[part].view(kind))
+        for part, kind in ((slice(whole), np.uint64), (slice(whole, None), np.uint8))
+    )
