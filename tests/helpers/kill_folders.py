@@ -21,7 +21,7 @@ from wnconvert.verbs.conversion.files import fold_file
 
 #: Every call that changes a file or a folder; ``os.open`` opens what is read, too.
 CALLS = (
-    *((os, name) for name in ("open", "ftruncate", "pwrite", "fsync", "fchmod", "unlink", "rmdir")),
+    *((os, name) for name in ("open", "pwrite", "copy_file_range", "fsync", "fchmod", "unlink", "rmdir")),
     *((Path, name) for name in ("mkdir", "rename", "chmod", "symlink_to")),
     (atomic_folder, "_exchange"),
 )

@@ -14,12 +14,14 @@ import sys
 from pathlib import Path
 
 from tests.helpers.kills import killed_after_a_while, killed_at_each_call
+from wnconvert.storage.stores import filling, system
 from wnconvert.verbs.conversion.files import fold_file
 
 #: Every call that changes a file or a folder.
 CALLS = (
-    *((os, name) for name in ("open", "ftruncate", "pwrite", "fsync", "fchmod", "link", "unlink")),
+    *((os, name) for name in ("open", "pwrite", "copy_file_range", "fsync", "fchmod", "link", "unlink")),
     (Path, "replace"),
+    (system, "_allocate"),
 )
 
 
@@ -50,4 +52,5 @@ def prepare(target: Path, before: bytes | None) -> None:
 
 
 if __name__ == "__main__":
+    filling._DIRECT_FILE = 0
     main(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -27,9 +27,8 @@ def target(tmp_path: Path) -> Path:
 
 
 def write(target: Path, content: bytes = b"new", *, force: bool = True) -> None:
-    with staged(target, force=force) as file:
-        file.resize(len(content))
-        file.write(content, 0)
+    with staged(target, force=force) as file, file.filling(len(content), 1) as filled:
+        filled.write(content, 0)
 
 
 def content(target: Path) -> bytes:
@@ -51,7 +50,6 @@ def mode(path: Path) -> int:
 
 def test_a_new_file_stands_there_when_the_block_ends(tmp_path: Path) -> None:
     with staged(tmp_path / "new.pt", force=False) as file:
-        file.resize(8)
         file.write(b"tail", 4)
         file.write(memoryview(b"head"), 0)
         assert not (tmp_path / "new.pt").exists()
@@ -71,7 +69,7 @@ def test_a_block_that_fails_leaves_the_old_file_and_nothing_else(
     assert content(target) == b"old"
 
 
-@pytest.mark.parametrize("call", ["os.pwrite", "os.ftruncate", "os.fsync", "pathlib.Path.replace"])
+@pytest.mark.parametrize("call", ["os.pwrite", "os.fsync", "pathlib.Path.replace"])
 @pytest.mark.parametrize(
     ("code", "what"),
     [
@@ -257,19 +255,6 @@ def test_a_short_write_is_continued(target: Path, monkeypatch: pytest.MonkeyPatc
     assert content(target) == b"more than two bytes"
 
 
-@pytest.mark.parametrize("given", [True, False])
-def test_to_begin_with_the_sync_is_only_advice(
-    target: Path, monkeypatch: pytest.MonkeyPatch, *, given: bool
-) -> None:
-    monkeypatch.setattr("os.posix_fadvise", fail(errno.EINVAL), raising=False)
-    if not given:
-        monkeypatch.delattr("os.posix_fadvise")
-    with staged(target, force=True) as file:
-        file.write(b"new", 0)
-        file.begin_sync(0, 3)
-    assert content(target) == b"new"
-
-
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="counts the files in /proc")
 def test_no_file_stays_open(target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208 - as long as it is listed, it is open
@@ -287,7 +272,6 @@ def write_both(target: Path, *, force: bool = True, data: str = "model.pt.data")
     with staged_folder(target, force=force) as folder:
         for name, content in ((target.name, b"new"), (data, b"new data")):
             with file_in(folder, name, target) as file:
-                file.resize(len(content))
                 file.write(content, 0)
 
 

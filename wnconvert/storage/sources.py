@@ -80,9 +80,16 @@ class Source:
         if buffer is None or len(buffer) < data.size:
             buffer = self._local.buffer = memoryview(bytearray(max(data.size, BLOCK_BYTES)))
         view = buffer[: data.size]
-        self.files[data.shard].read_into(data.start, view)
-        self._on_read(data.size)
+        self.fill(view, data.start, data.shard)
         return view
+
+    def fill(self, buffer: memoryview, at: int, shard: int = 0) -> None:
+        """Fill a buffer with the bytes of a file that begin at byte ``at``.
+
+        Raises ``FormatError`` as ``chunk`` does.
+        """
+        self.files[shard].read_into(at, buffer)
+        self._on_read(len(buffer))
 
     def reader(self, tensor: StoredTensor) -> Read:
         """A function from a block of a tensor to its elements, an array of the block's shape.

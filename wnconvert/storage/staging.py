@@ -18,6 +18,7 @@ from pathlib import Path
 
 from wnconvert.errors import OutputError
 from wnconvert.storage.stores.disk import kind_of_mode
+from wnconvert.storage.stores.filling import Filling, filling
 from wnconvert.storage.stores.store import PathKind
 from wnconvert.storage.stores.system import WRITING_NEW, set_mode, sync_file, write_at
 
@@ -68,22 +69,12 @@ class Staged:
         except OSError as error:
             raise translated(error, self.target) from error
 
-    def begin_sync(self, at: int, size: int) -> None:
-        """Ask the system to begin writing a part to the disk, so that the last ``fsync`` is short."""
-        if hasattr(os, "posix_fadvise"):
-            # Linux begins to write dirty pages, and drops only those that were written before.
-            with contextlib.suppress(OSError):  # it is advice
-                os.posix_fadvise(self.fd, at, size, os.POSIX_FADV_DONTNEED)
+    def filling(self, size: int, threads: int) -> contextlib.AbstractContextManager[Filling]:
+        """Make the file ``size`` bytes long, and fill it from several threads; bytes never written are zeros.
 
-    def resize(self, size: int) -> None:
-        """Make the file ``size`` bytes long; parts that are never written read as zeros.
-
-        Raises ``OutputError`` where the system does not allow a file of that length.
+        Raises ``OutputError`` where the disk is full: when the bytes are reserved, if it can reserve them.
         """
-        try:
-            os.ftruncate(self.fd, size)
-        except OSError as error:
-            raise translated(error, self.target) from error
+        return filling(self.fd, self.path, size, threads, lambda error: translated(error, self.target))
 
 
 def check_target(target: Path, *, force: bool, size: int = 0) -> Path:

@@ -22,8 +22,8 @@ from tests.helpers.golden import FIXTURES, ROOT
 from wnconvert.errors import ArgumentError, FormatError, NumbersError, OutputError
 from wnconvert.plan.layout import Blob
 from wnconvert.storage.sources import Source
-from wnconvert.storage.staging import Staged
-from wnconvert.tensors.tree import ByteRange
+from wnconvert.storage.stores import filling
+from wnconvert.storage.stores.filling import Filling
 from wnconvert.verbs.conversion import executor
 from wnconvert.verbs.conversion.files import fold_file
 from wnconvert.verbs.shared.options import RunOptions
@@ -70,12 +70,12 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def assert_same_bytes_with_any_threads(source: Path, out: Path, **options: str) -> None:
+def assert_same_bytes_with_any_threads(source: Path, out: Path, *counts: int, **options: str) -> None:
     made = []
-    for threads in (1, 2, 7):
+    for threads in counts or (1, 2, 7):
         fold_file(source, out, threads=threads, force=True, copy=True, **options)  # type: ignore[call-overload]
         made.append(out.read_bytes())
-    assert made[0] == made[1] == made[2]
+    assert len({*made}) == 1
 
 
 @pytest.mark.parametrize("name", FOLDABLE)
@@ -90,6 +90,17 @@ def test_layers_of_many_blocks_give_the_same_bytes_with_1_2_and_7_threads(
     tmp_path: Path, large: Path, suffix: str, options: dict[str, str]
 ) -> None:
     assert_same_bytes_with_any_threads(large, tmp_path / f"out{suffix}", **options)
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_a_file_that_is_written_past_the_cache_has_the_same_bytes(
+    tmp_path: Path, large: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
+) -> None:
+    fold_file(large, tmp_path / f"cached{suffix}")
+    monkeypatch.setattr(filling, "_DIRECT_FILE", 0)
+    out = tmp_path / f"out{suffix}"
+    assert_same_bytes_with_any_threads(large, out, 1, 3, 64)
+    assert out.read_bytes() == (tmp_path / f"cached{suffix}").read_bytes()
 
 
 def test_layers_of_many_blocks_are_folded_as_torch_folds_them(tmp_path: Path, large: Path) -> None:
@@ -146,9 +157,9 @@ def test_a_progress_that_fails_ends_the_fold(tmp_path: Path, pair: Path) -> None
 def test_the_first_error_is_told_and_the_other_threads_stop(
     tmp_path: Path, pair: Path, monkeypatch: pytest.MonkeyPatch, threads: int
 ) -> None:
-    chunk, calls, failed = Source.chunk, Counter[bool](), threading.Event()
+    fill, calls, failed = Source.fill, Counter[bool](), threading.Event()
 
-    def fails(self: Source, data: ByteRange) -> memoryview:
+    def fails(self: Source, buffer: memoryview, at: int, shard: int = 0) -> None:
         calls[failed.is_set()] += 1
         if calls.total() == 3:
             failed.set()
@@ -156,9 +167,9 @@ def test_the_first_error_is_told_and_the_other_threads_stop(
         if failed.is_set():
             raise FormatError("a later one")
         time.sleep(0.002)
-        return chunk(self, data)
+        fill(self, buffer, at, shard)
 
-    monkeypatch.setattr(Source, "chunk", fails)
+    monkeypatch.setattr(Source, "fill", fails)
     before = threading.active_count()
     with pytest.raises(FormatError, match="the third read fails"):
         fold_file(pair, tmp_path / "out.pt", threads=threads)
@@ -170,17 +181,17 @@ def test_the_first_error_is_told_and_the_other_threads_stop(
 def test_an_interrupt_stops_every_thread(
     tmp_path: Path, large: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write, calls = Staged.write, Counter[bool]()
+    count, calls = executor._Sink.count, Counter[bool]()
 
-    def slow(self: Staged, data: bytes | memoryview, at: int) -> None:
+    def slow(self: executor._Sink, data: memoryview) -> None:
         calls["interrupted" in names(tmp_path)] += 1
         if calls.total() == 5:
             (tmp_path / "interrupted").touch()
             raise KeyboardInterrupt
         time.sleep(0.01)
-        write(self, data, at)
+        count(self, data)
 
-    monkeypatch.setattr(Staged, "write", slow)
+    monkeypatch.setattr(executor._Sink, "count", slow)
     before = threading.active_count()
     with pytest.raises(KeyboardInterrupt):
         fold_file(large, tmp_path / "out.pt", threads=4)
@@ -316,9 +327,9 @@ def test_the_largest_blobs_are_taken_first(
     sizes = []
     blob = executor._Run.blob
 
-    def noted(self: executor._Run, given: Blob) -> executor.Outcome:
+    def noted(self: executor._Run, file: Filling, given: Blob) -> executor.Outcome:
         sizes.append(given.size)
-        return blob(self, given)
+        return blob(self, file, given)
 
     monkeypatch.setattr(executor._Run, "blob", noted)
     fold_file(pair, tmp_path / "out.safetensors", threads=1)

@@ -13,7 +13,7 @@ from pathlib import Path, PurePath
 
 from wnconvert.errors import InputError
 from wnconvert.storage.stores.store import PathKind, Status, Store
-from wnconvert.storage.stores.system import READING, read_at, read_into
+from wnconvert.storage.stores.system import READING, copy_range, read_at, read_into
 from wnconvert.tensors.files import ReadableFile, became_shorter
 
 __all__ = ["Disk", "FileAddresses", "LocalFile", "OpenedFile", "kind_of_mode"]
@@ -128,6 +128,10 @@ class OpenedFile:
                 done += count
         except OSError as error:
             raise _unreadable(error, self._where) from error
+
+    def send(self, at: int, size: int, target: int, to: int) -> int:
+        """Have the system copy bytes into another opened file; returns how many: 0 where it cannot."""
+        return copy_range(self._descriptor, at, target, to, size)
 
     def close(self) -> None:
         """Close the file."""

@@ -33,6 +33,7 @@ from wnconvert.plan.layout import (
 )
 from wnconvert.storage.sources import Source
 from wnconvert.storage.staging import Staged
+from wnconvert.storage.stores.filling import Filling, Stretch
 from wnconvert.storage.workers import Workers
 from wnconvert.tensors.blocks import BLOCK_BYTES, Array, Block, Elements, Read, blocks
 from wnconvert.tensors.tree import ByteRange, StoredTensor
@@ -40,8 +41,8 @@ from wnconvert.tensors.tree import ByteRange, StoredTensor
 __all__ = ["Outcome", "Sink", "execute", "make_tensor", "notes_of", "outcomes"]
 
 
-# The disk is at work on one part while the next is folded; all left to the end, 2 GiB took a third longer.
-_SYNC_BYTES = 8 << 20
+# Between two such pieces that the system copies, progress is told, and another thread's failure noticed.
+_SENT_BYTES = 32 << 20
 
 
 def execute(
@@ -94,35 +95,57 @@ class _Run:
 
     def all(self) -> list[Outcome]:
         """Write the whole layout; returns the outcomes of its blobs, in order."""
-        self.target.resize(self.layout.size)
-        for at, piece in self.layout.pieces:
-            self.target.write(piece, at)
         blobs = self.layout.blobs
-        made = self.workers.each(
-            lambda index: self.blob(blobs[index]), {index: blob.effort for index, blob in enumerate(blobs)}
-        )
+        efforts = {index: blob.effort for index, blob in enumerate(blobs)}
+        with self.target.filling(self.layout.size, self.workers.threads) as file:
+            for at, piece in self.layout.pieces:
+                file.write(piece, at)
+            file.flush()  # checksums go into the pieces
+            made = self.workers.each(lambda index: self.blob(file, blobs[index]), efforts)
         return [
             outcome
             for index, blob in enumerate(blobs)
             for outcome in made[index].parts or (replace(made[index], where=blob.work.where),)
         ]
 
-    def blob(self, blob: Blob) -> Outcome:
-        out = _Sink(self, blob)
+    def blob(self, file: Filling, blob: Blob) -> Outcome:
+        if isinstance(blob.work, CopyBytes) and not blob.crc_at:
+            blob = self.sent(file, blob, blob.work.source)
+        out = _Sink(self.workers, file.stretch(blob.start, blob.size), blob)
         if isinstance(blob.work, CopyBytes):
             outcome = self.copy(out, blob.work.source)
         elif isinstance(blob.work, Parts):
             outcome = self.parts(out, blob.work, blob.start + blob.size)
         else:
             outcome = make_tensor(blob.work, self, out, self.numbers)
-        out.sync(_SYNC_BYTES // 16)
+        out.stretch.close()
         for at in blob.crc_at:
-            self.target.write(out.crc.to_bytes(4, "little"), at)
+            file.write(out.crc.to_bytes(4, "little"), at)
         return outcome
 
+    def sent(self, file: Filling, blob: Blob, data: ByteRange) -> Blob:
+        """Have the system copy bytes, as far as it can; returns what is left of the blob."""
+        done = 0
+        while done < data.size:
+            size = min(_SENT_BYTES, data.size - done)
+            count = file.receive(self.source.files[data.shard], data.start + done, size, blob.start + done)
+            if not count:
+                break
+            self.workers.advance(count)
+            done += count
+        if not done:
+            return blob
+        rest = ByteRange(data.start + done, data.size - done, data.shard)
+        return Blob(blob.start + done, blob.size - done, CopyBytes(rest))
+
     def copy(self, out: _Sink, data: ByteRange) -> Outcome:
-        for at in range(data.start, data.end, BLOCK_BYTES):
-            out.put(self.source.chunk(ByteRange(at, min(BLOCK_BYTES, data.end - at), data.shard)))
+        at = data.start
+        while at < data.end:
+            room = out.stretch.room(min(BLOCK_BYTES, data.end - at))
+            self.source.fill(room, at, data.shard)
+            out.count(room)
+            out.stretch.filled(len(room))
+            at += len(room)
         return Outcome()
 
     def parts(self, out: _Sink, work: Parts, end: int) -> Outcome:
@@ -136,7 +159,7 @@ class _Run:
             made.append(replace(outcome, where=part.work.where))
             if isinstance(sink, _Text):
                 sink.put()
-        out.put(memoryview(bytes(end - out.at)))
+        out.put(memoryview(bytes(end - out.stretch.at)))
         return Outcome(parts=tuple(made))
 
     def reader(self, tensor: StoredTensor) -> Read:
@@ -160,9 +183,9 @@ class _Run:
 class _Sink:
     """Writes a blob's bytes, in order, and computes their checksum if the container has one."""
 
-    def __init__(self, run: _Run, blob: Blob) -> None:
-        self.run = run
-        self.at = self.synced = blob.start
+    def __init__(self, workers: Workers, stretch: Stretch, blob: Blob) -> None:
+        self.workers = workers
+        self.stretch = stretch
         self.checked = bool(blob.crc_at)
         self.crc = blob.crc
 
@@ -172,21 +195,17 @@ class _Sink:
 
     def passed(self, count: int) -> None:
         """Count bytes as done that were read and are not written."""
-        self.run.workers.advance(count)
+        self.workers.advance(count)
 
     def put(self, data: memoryview) -> None:
-        self.run.workers.advance(len(data))
+        self.count(data)
+        self.stretch.put(data)
+
+    def count(self, data: memoryview) -> None:
+        """Count the next bytes as done, into the checksum too."""
+        self.workers.advance(len(data))
         if self.checked:
             self.crc = zlib.crc32(data, self.crc)
-        self.run.target.write(data, self.at)
-        self.at += len(data)
-        self.sync(_SYNC_BYTES)
-
-    def sync(self, least: int) -> None:
-        """Start writing the bytes since the last call to disk, if they are at least ``least``."""
-        if self.at - self.synced >= least:
-            self.run.target.begin_sync(self.synced, self.at - self.synced)
-            self.synced = self.at
 
 
 class _Text:
