@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import pytest
 
-from wnconvert.storage.staging import Staged
+from wnconvert.storage import staging
+from wnconvert.storage.stores import filling
+from wnconvert.storage.stores.system import write_at
 
-__all__ = ["flipping"]
+__all__ = ["spoil"]
 
 
-def flipping(at: int, bits: int) -> Callable[[Staged, bytes | memoryview, int], None]:
-    """A write that flips bits of the byte at an offset of the file."""
-    write = Staged.write
+def spoil(patch: pytest.MonkeyPatch, at: int, bits: int) -> None:
+    """Have every write flip bits of the byte at an offset of its file."""
 
-    def flipped(self: Staged, data: bytes | memoryview, start: int) -> None:
+    def flipped(descriptor: int, data: memoryview, start: int) -> int:
         changed = bytearray(data)
         if start <= at < start + len(changed):
             changed[at - start] ^= bits
-        write(self, bytes(changed), start)
+        return write_at(descriptor, memoryview(changed), start)
 
-    return flipped
+    patch.setattr(staging, "write_at", flipped)
+    patch.setattr(filling, "write_at", flipped)
+    patch.setattr(filling, "open_direct", lambda *_: None)  # a copy in memory is at no page's beginning
+    patch.setattr(filling.Filling, "receive", lambda *_: 0)

@@ -15,6 +15,7 @@ import pytest
 
 from wnconvert.errors import OutputError
 from wnconvert.storage.staging import Staged, file_in, free_name, staged, staged_folder
+from wnconvert.storage.stores import filling
 
 
 @pytest.fixture
@@ -246,6 +247,27 @@ def test_data_is_on_disk_before_its_name_and_the_name_before_the_end(
     monkeypatch.setattr("pathlib.Path.replace", replaced)
     write(target)
     assert calls == ["file", "rename", "folder"]
+
+
+def test_a_file_that_is_only_passing_is_not_synced_and_stays_in_the_cache(
+    target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+    fsync = os.fsync
+
+    def synced(descriptor: int) -> None:
+        calls.append("folder" if stat.S_ISDIR(os.fstat(descriptor).st_mode) else "file")
+        fsync(descriptor)
+
+    monkeypatch.setattr("os.fsync", synced)
+    monkeypatch.setattr(filling, "_DIRECT_FILE", 0)
+    monkeypatch.setattr(filling, "open_direct", fail(errno.EIO))
+    with staged(target, force=True) as file:
+        file.passing = True
+        with file.filling(3, 1) as filled:
+            filled.write(b"new", 0)
+    assert content(target) == b"new"
+    assert calls == ["folder"]
 
 
 def test_a_short_write_is_continued(target: Path, monkeypatch: pytest.MonkeyPatch) -> None:

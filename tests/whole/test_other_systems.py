@@ -25,10 +25,13 @@ from wnconvert.storage.stores import system
 from wnconvert.verbs.conversion.files import fold_file
 
 LACKING = {
-    "macOS": ["sched_getaffinity", "posix_fadvise", "pread64"],
-    "an older macOS": ["sched_getaffinity", "posix_fadvise", "preadv", "pwritev"],
+    "macOS": ["sched_getaffinity", "posix_fadvise", "copy_file_range", "O_DIRECT", "pread64"],
+    "an older macOS": [
+        *("sched_getaffinity", "posix_fadvise", "copy_file_range", "O_DIRECT", "preadv", "pwritev"),
+    ],
     "Windows": [
-        *("sched_getaffinity", "posix_fadvise", "preadv", "pwritev", "pread", "pwrite", "fchmod"),
+        *("sched_getaffinity", "posix_fadvise", "copy_file_range", "O_DIRECT", "sendfile"),
+        *("preadv", "pwritev", "pread", "pwrite", "fchmod"),
         *("O_CLOEXEC", "O_NONBLOCK", "fork", "mkfifo", "getuid", "chown", "geteuid"),
     ],
 }
@@ -38,6 +41,7 @@ LACKING = {
 def elsewhere(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     for name in LACKING[request.param]:
         monkeypatch.delattr(os, name, raising=False)
+    monkeypatch.setattr(system, "_allocate", lambda _descriptor, _size: errno.ENOSYS)  # it asks for Linux
     if request.param == "Windows":
         monkeypatch.delattr(signal, "SIGHUP")
         synced = os.fsync

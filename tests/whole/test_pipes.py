@@ -165,6 +165,19 @@ def test_a_full_disk_behind_stdout_is_an_error(tmp_path: Path) -> None:
     assert b"error: stdout: it cannot be written (No space left on device)" in done.stderr
 
 
+@pytest.mark.parametrize("mode", ["wb", "ab"])  # the system sends nothing to a file that is appended to
+def test_a_file_behind_stdout_gets_all_of_it_after_what_it_has(tmp_path: Path, mode: str) -> None:
+    (tmp_path / "out").write_bytes(b"before")
+    command: list[str | Path] = [sys.executable, "-m", "wnconvert", "fold", FIXTURES / "gan.pt"]
+    with (tmp_path / "out").open(mode) as file:
+        file.write(b"header")
+        file.flush()
+        subprocess.run([*command, "-o", "-"], stdout=file, stderr=-1, check=True)
+    subprocess.run([*command, "-o", tmp_path / "x.pt"], stdout=-1, check=True)
+    before = b"beforeheader" if mode == "ab" else b"header"
+    assert (tmp_path / "out").read_bytes() == before + (tmp_path / "x.pt").read_bytes()
+
+
 def test_messages_name_stdout_and_no_temporary_file(run: Runner) -> None:
     ended = run("fold", FIXTURES / "gan.pt", "-o", "-", "--max-shard-size", "1KB")
     assert ended.stderr.splitlines()[0].endswith("cuts the weights of a folder, and stdout will be a file")

@@ -48,8 +48,11 @@ _FULL = {errno.ENOSPC, errno.EDQUOT}
 class Staged:
     """A file being written: its descriptor, open for reading and writing, and its temporary path.
 
-    ``target`` is its final name, as the user gave it.
+    ``target`` is its final name, as the user gave it. One that is ``passing`` is read at once
+    and then deleted: it is not synced, and stays in the page cache.
     """
+
+    passing = False
 
     def __init__(self, fd: int, path: Path, target: Path) -> None:
         self.fd = fd
@@ -74,7 +77,14 @@ class Staged:
 
         Raises ``OutputError`` where the disk is full: when the bytes are reserved, if it can reserve them.
         """
-        return filling(self.fd, self.path, size, threads, lambda error: translated(error, self.target))
+        return filling(
+            self.fd,
+            self.path,
+            size,
+            threads,
+            lambda error: translated(error, self.target),
+            cached=self.passing,
+        )
 
 
 def check_target(target: Path, *, force: bool, size: int = 0) -> Path:
@@ -145,8 +155,10 @@ def staged(target: Path, *, force: bool, size: int = 0, mode: int | None = None)
     try:
         fd = _create(temporary, real, target, mode)
         try:
-            yield Staged(fd, temporary, target)
-            _sync(fd, target)
+            file = Staged(fd, temporary, target)
+            yield file
+            if not file.passing:
+                _sync(fd, target)
         finally:
             os.close(fd)  # Windows neither renames nor deletes an opened file
         try:

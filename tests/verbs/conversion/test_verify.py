@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 
 from tests.helpers.golden import FIXTURES
-from tests.helpers.spoilt import flipping
+from tests.helpers.spoilt import spoil
 from tests.storage.test_sources import stored
 from tests.verbs.conversion.test_convert import FOLDABLE
 from wnconvert.errors import VerifyError
@@ -22,7 +22,6 @@ from wnconvert.numerics.norms import norm_blocks
 from wnconvert.plan.layout import CopyBytes, Directions, FoldLayer, Gather, Norms, Work
 from wnconvert.plan.split import plan as split_plan
 from wnconvert.storage.checkpoint import layout_of, open_checkpoint
-from wnconvert.storage.staging import Staged
 from wnconvert.verbs.conversion import executor
 from wnconvert.verbs.conversion.convert import Result
 from wnconvert.verbs.conversion.files import fold_file, split_file
@@ -102,7 +101,7 @@ def test_one_flipped_bit_is_found(
     assert places, "a check of nothing"
     for at in places:
         with monkeypatch.context() as patch:
-            patch.setattr(Staged, "write", flipping(at, 0x10))
+            spoil(patch, at, 0x10)
             with pytest.raises(VerifyError, match="nothing is kept"):
                 fold(source, out, dtype)
     assert [path.name for path in source.parent.iterdir()] == [source.name]
@@ -138,7 +137,7 @@ def test_one_spoilt_element_of_g_or_v_is_found(
         low = 0x10 if kind is Norms and size == 8 else 0x01
         for at in (blob.start, blob.start + blob.size - size):
             with monkeypatch.context() as patch:
-                patch.setattr(Staged, "write", flipping(at, low))
+                spoil(patch, at, low)
                 with pytest.raises(VerifyError, match="nothing is kept"):
                     split_file(plain, out, layers="*.weight", dim=dim, verify=True)
         assert [path.name for path in plain.parent.iterdir()] == [plain.name]
@@ -155,7 +154,7 @@ def test_a_spoilt_direction_of_a_zero_row_is_found(plain: Path, monkeypatch: pyt
     row = start + 3 * 5 * 7 * 4
     for at, flip in ((row, 0x10), (row + 3, 0x80), (row + 3, 0x40)):  # too long, of the other sign, tiny
         with monkeypatch.context() as patch:
-            patch.setattr(Staged, "write", flipping(at, flip))
+            spoil(patch, at, flip)
             with pytest.raises(VerifyError, match="v is not w"):
                 split_file(plain, out, layers="float32.weight", dim=0, verify=True)
     assert split_file(plain, out, layers="float32.weight", dim=0, verify=True).verified
@@ -183,24 +182,24 @@ def test_a_spoilt_header_is_found_without_being_asked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: Path, suffix: str
 ) -> None:
     size = layout_of(open_checkpoint(source), fold_file(source, f"x{suffix}", dry_run=True)).size
-    monkeypatch.setattr(Staged, "write", flipping(size - 20 if suffix == ".pt" else 3, 0xFF))
+    spoil(monkeypatch, size - 20 if suffix == ".pt" else 3, 0xFF)
     with pytest.raises(VerifyError, match="cannot be read back"):
         fold_file(source, tmp_path / f"out{suffix}")
     assert [path.name for path in tmp_path.iterdir()] == [source.name]
 
 
 def test_the_command_ends_with_1(tmp_path: Path, source: Path) -> None:
-    spoil = """
+    script = """
 import sys
-from tests.helpers.spoilt import flipping
-from wnconvert.storage.staging import Staged
+import pytest
+from tests.helpers.spoilt import spoil
 from wnconvert.cli import main
-Staged.write = flipping(int(sys.argv.pop(1)), 0x10)
+spoil(pytest.MonkeyPatch(), int(sys.argv.pop(1)), 0x10)
 main()
 """
     out = tmp_path / "out.safetensors"
     blob = layout_of(open_checkpoint(source), fold_file(source, out, dry_run=True)).blobs[0]
-    command = [sys.executable, "-c", spoil, str(blob.start), "fold", str(source), "-o", str(out)]
+    command = [sys.executable, "-c", script, str(blob.start), "fold", str(source), "-o", str(out)]
     done = subprocess.run([*command, "--verify"], capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert done.stderr.startswith("error: ")

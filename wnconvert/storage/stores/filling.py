@@ -41,18 +41,25 @@ _SMALL, _GATHERED, _EACH = 64 << 10, 1 << 20, 128
 
 @contextlib.contextmanager
 def filling(
-    descriptor: int, path: Path, size: int, threads: int, told: Callable[[OSError], Exception]
+    descriptor: int,
+    path: Path,
+    size: int,
+    threads: int,
+    told: Callable[[OSError], Exception],
+    *,
+    cached: bool = False,
 ) -> Iterator[Filling]:
     """Reserve the bytes of a new file, and give what fills it; all is written when the block ends well.
 
     Bytes that are never written are zeros. At most ``threads`` fill it at a time. ``told`` makes the error
-    to raise of one that the system raises.
+    to raise of one that the system raises. With ``cached`` no byte goes past the page cache.
     """
     try:
         reserved = reserve(descriptor, size)
     except OSError as error:
         raise told(error) from error
-    direct = open_direct(descriptor, path) if reserved and size >= _DIRECT_FILE else None
+    directly = reserved and not cached and size >= _DIRECT_FILE
+    direct = open_direct(descriptor, path) if directly else None
     file = Filling(descriptor, direct, threads, told)
     try:
         try:

@@ -27,6 +27,7 @@ __all__ = ["STANDARD", "StandardInput", "standard_output"]
 STANDARD = "-"
 
 _PIECE = 1 << 20
+_SENT = 1 << 30
 _ELSEWHERE = "TMPDIR=FOLDER, where there is room; or save it to a file"
 
 
@@ -133,6 +134,7 @@ def standard_output(name: str) -> Iterator[Path]:
 def _copy_out(made: IO[bytes]) -> None:
     sys.stdout.flush()
     try:
+        made.seek(_sent(made))
         shutil.copyfileobj(made, sys.stdout.buffer, _PIECE)
         sys.stdout.buffer.flush()
     except BrokenPipeError:
@@ -141,3 +143,13 @@ def _copy_out(made: IO[bytes]) -> None:
         raise OutputError(
             f"it cannot be written ({error.strerror})", where="stdout", fix="free some space"
         ) from error
+
+
+def _sent(made: IO[bytes]) -> int:
+    """Have the system send a file to stdout; returns how many bytes it did."""
+    done = 0
+    with contextlib.suppress(OSError, AttributeError, ValueError):  # writing does it, or tells why not
+        target = sys.stdout.fileno()
+        while count := os.sendfile(target, made.fileno(), done, _SENT):
+            done += count
+    return done

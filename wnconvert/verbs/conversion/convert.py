@@ -120,6 +120,7 @@ def convert(
         staged(output, force=options.force, size=layout.size, mode=common_mode(checkpoint.shards)) as target,
         Source(checkpoint.sources) as source,
     ):
+        target.passing = options.passing
         workers = Workers(options.threads, options.progress)
         if options.verify:
             workers.expect(sum(blob.effort for blob in layout.blobs) + bytes_to_verify(checkpoint, plan))

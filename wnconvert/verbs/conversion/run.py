@@ -107,10 +107,11 @@ def run_conversion(
         refuse_other_than_path(request.out, "an output")
     if goes_to_stdout(request.src, request.out):
         _check_piped(request)
+        passing = replace(options, passing=True)
         return to_stdout(
             request.src,
             lambda path: run_conversion(
-                replace(request, out=path, copy=True), make_plan, plan_graph=plan_graph, options=options
+                replace(request, out=path, copy=True), make_plan, plan_graph=plan_graph, options=passing
             ),
             dry_run=request.dry_run,
         )

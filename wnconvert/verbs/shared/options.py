@@ -49,7 +49,8 @@ class RunOptions:
     """How a conversion runs and what it may overwrite; the plan says what it makes.
 
     ``threads`` is None for the processors at hand, at most 4. ``progress`` is called with the bytes done and
-    the bytes in all, never from two threads at once. Raises ``ArgumentError`` for less than one thread.
+    the bytes in all, never from two threads at once. An output that is ``passing`` is read at once, then
+    deleted. Raises ``ArgumentError`` for less than one thread.
     """
 
     force: bool = False
@@ -57,6 +58,7 @@ class RunOptions:
     verify: bool = False
     numbers: RowPolicy = RowPolicy()  # noqa: RUF009 - frozen
     progress: Callable[[int, int], None] = field(default=_no_progress, repr=False, compare=False)
+    passing: bool = False
 
     def __post_init__(self) -> None:
         """Check the number of threads."""
