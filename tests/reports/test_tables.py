@@ -56,3 +56,20 @@ def test_columns_that_may_go_give_way_in_their_order_and_are_named() -> None:
     assert "(no room for b, c: --wide)" in table.text(40)
     assert "no room" not in table.text(100)
     assert max(map(len, table.text(60).splitlines())) <= 60
+
+
+def test_columns_are_two_wider_than_their_heads_and_numbers_stand_right() -> None:
+    table = Table(("layer", "rows"), ((" a ", "8"), ("conv|1", "123456789")), frozenset({"rows"}))
+    assert table.text().splitlines() == [
+        "layer         rows",
+        "-------  ---------",
+        "a                8",
+        "conv|1   123456789",
+    ]
+    assert table.markdown().splitlines() == [
+        "| layer   |      rows |",
+        "|---------|-----------|",
+        "| a       |         8 |",
+        "| conv\\|1 | 123456789 |",
+    ]
+    assert Table(("a", "rows"), (), frozenset({"rows"})).markdown() == "| a   | rows   |\n|-----|--------|"

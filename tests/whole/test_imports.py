@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import os
 import re
 import subprocess
 import sys
@@ -34,7 +35,6 @@ ARROWS = {("modules", "inspection")}
 ONLY_IN: dict[str, tuple[str, ...]] = {
     "click": ("cli",),
     "tqdm": ("cli", "verbs/shared/progress.py"),
-    "tabulate": ("reports",),
     "matplotlib": ("reports",),
 }
 #: Packages that no module may import but inside a function, except in these places.
@@ -345,6 +345,49 @@ except SystemExit as stop:
     assert not stop.code
 """
     assert brought_in(code) == set()
+
+
+#: What no small file needs, each of some milliseconds.
+UNNEEDED = {"numpy.ma", "email", "importlib.metadata", "socket", "torch", "onnx"}
+
+
+@pytest.mark.parametrize("verb", ["inspect IN", "fold IN -o OUT", "fold IN --dry-run", "compare IN IN"])
+def test_a_command_on_a_small_file_is_quick_to_load_and_starts_no_threads(tmp_path: Path, verb: str) -> None:
+    places = {"IN": str(ROOT / "fixtures" / "hifigan.safetensors"), "OUT": str(tmp_path / "out.safetensors")}
+    code = f"""
+import sys, os
+from wnconvert.cli import main
+sys.argv = ["wnconvert", *{[places.get(word, word) for word in verb.split()]!r}]
+try:
+    main()
+except SystemExit as stop:
+    assert not stop.code
+tasks = len(os.listdir("/proc/self/task")) if os.path.exists("/proc/self/task") else 1
+print("of", tasks, *sorted(sys.modules.keys() & {UNNEEDED}))
+"""
+    environment = {name: value for name, value in os.environ.items() if name != "OPENBLAS_NUM_THREADS"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment
+    )
+    assert done.stdout.splitlines()[-1] == "of 1"
+
+
+def test_threads_that_a_user_asks_numpy_for_are_started() -> None:
+    code = """
+import os, sys
+from wnconvert.cli import main
+sys.argv = ["wnconvert", "inspect", sys.argv[1]]
+try:
+    main()
+finally:
+    print(os.environ["OPENBLAS_NUM_THREADS"])
+"""
+    source = str(ROOT / "fixtures" / "hifigan.safetensors")
+    environment = {**os.environ, "OPENBLAS_NUM_THREADS": "2"}
+    done = subprocess.run(
+        [sys.executable, "-c", code, source], capture_output=True, text=True, check=True, env=environment
+    )
+    assert done.stdout.splitlines()[-1] == "2"
 
 
 def test_the_check_for_heavy_imports_can_fail() -> None:

@@ -18,7 +18,7 @@ __all__ = ["PACKAGES", "env"]
 
 #: The packages that are used where they are there; the first ones always are.
 PACKAGES = (
-    *("numpy", "ml_dtypes", "safetensors", "click", "tabulate", "tqdm"),
+    *("numpy", "ml_dtypes", "safetensors", "click", "tqdm"),
     *("torch", "onnx", "onnxscript", "onnxruntime", "matplotlib", "transformers"),
 )
 _PREFIX = "WNCONVERT_"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -84,6 +85,7 @@ def fold(src: str, out: str | None, **options: Any) -> None:
     computes from g and v become stored weights, and the rest stays byte for byte; the result is run
     beside the original before it is put in place.
     """
+    _load_lightly()
     from wnconvert.verbs.conversion.files import fold_file
 
     _convert(fold_file, "folded", src, out, **options)
@@ -117,6 +119,7 @@ def split(src: str, out: str | None, **options: Any) -> None:
     row, correctly rounded, and v the weight itself. A file that wnconvert fold wrote gets its layers back as
     they were; for any other file, name them: --like REF, or --layers with --dim.
     """
+    _load_lightly()
     from wnconvert.verbs.conversion.files import split_file
 
     _convert(split_file, "split", src, out, **options)
@@ -142,9 +145,15 @@ def migrate(src: str, out: str | None, *, to: str, **options: Any) -> None:
     The names and order of keys become those of torch, the bytes of tensors stay; optimizer state in the file
     stays valid.
     """
+    _load_lightly()
     from wnconvert.verbs.conversion.files import migrate_file
 
     _convert(migrate_file, to, src, out, to=to, **options)
+
+
+def _load_lightly() -> None:
+    """Have numpy load without the threads of its BLAS, which no file needs: they took 15 ms."""
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 
 def _convert(
@@ -255,6 +264,7 @@ def inspect(
     read, kilobytes of a file of gigabytes; plain weights of an ONNX model are read and shown too. Of several
     files (a training run) it shows one row for each layer, starting with those that moved most.
     """
+    _load_lightly()
     from wnconvert.reports.inspections import arranged, healths_text, inspection_text, moves_text
     from wnconvert.verbs.inspection.inspect import inspect_file
 
@@ -350,6 +360,7 @@ def compare(a: str, b: str, *, output: Output, wide: bool, no_progress: bool, **
     They may differ in form, container and nesting: weight-normalized layers are compared by the weights that
     they compute. Exit code 0: equal, 1: different.
     """
+    _load_lightly()
     from wnconvert.reports.comparisons import comparison_line, comparison_text
     from wnconvert.verbs.comparison.compare import compare_files
 

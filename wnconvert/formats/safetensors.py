@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import struct
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +90,8 @@ def check_header(path: Path) -> None:
 
 def _check_copy(text: bytes, size: int) -> None:
     """The same for a file without a path: check one of the same size with its header and a hole."""
+    import tempfile  # which only files without a path need
+
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "header.safetensors")
         with path.open("wb") as copy:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ml_dtypes
 import numpy as np
 
 from wnconvert.tensors.blocks import Array
@@ -39,6 +38,8 @@ def count_nonfinite(values: Array, dtype: DType) -> tuple[int, int]:
         return int(isnan.sum()), int((np.isinf(parts).any(axis=1) & ~isnan).sum())
     numbers = np.ascontiguousarray(values).reshape(-1)
     if numbers.dtype.type is np.void:
+        import ml_dtypes
+
         numbers = numbers.view(getattr(ml_dtypes, dtype.name))
     if exponent := _EXPONENT.get(dtype.name):
         finite = numbers.view(np.uint16) & exponent != exponent

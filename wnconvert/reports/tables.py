@@ -8,8 +8,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from tabulate import tabulate
-
 from wnconvert.messages import printable
 
 __all__ = ["Table", "bytes_text", "exact_text", "layer_table", "number_text", "shortened"]
@@ -58,11 +56,18 @@ class Table:
         return out.getvalue().rstrip("\n")
 
     def _rendered(self, style: str) -> str:
-        align = ["right" if head in self.right else "left" for head in self.heads]
-        cells = [[printable(cell) for cell in row] for row in self.rows]
-        return tabulate(
-            cells, self.heads, tablefmt=style, disable_numparse=True, colalign=align if cells else None
+        """The lines in a style; a column is as wide as its widest cell, or two wider than its head."""
+        heads, *rows = ([printable(cell).strip() for cell in row] for row in (self.heads, *self.rows))
+        widths = [max(len(head) + 2, *(len(row[at]) for row in rows), 0) for at, head in enumerate(heads)]
+        pads = [str.rjust if rows and head in self.right else str.ljust for head in self.heads]
+        first, *others = (
+            [pad(cell, width) for cell, width, pad in zip(cells, widths, pads, strict=True)]
+            for cells in (heads, *rows)
         )
+        if style == "github":
+            rule = ["-" * width for width in widths]
+            return "\n".join([_piped(first), _piped(rule).replace(" ", "-"), *map(_piped, others)])
+        return "\n".join("  ".join(cells) for cells in (first, ["-" * width for width in widths], *others))
 
     def _fitted(self, width: int) -> Table:
         table = self
@@ -83,6 +88,11 @@ class Table:
     def _without(self, at: int) -> Table:
         rows = tuple((*row[:at], *row[at + 1 :]) for row in self.rows)
         return replace(self, heads=(*self.heads[:at], *self.heads[at + 1 :]), rows=rows)
+
+
+def _piped(cells: Sequence[str]) -> str:
+    """A line of a table in Markdown."""
+    return f"| {' | '.join(cells)} |"
 
 
 def _told_apart(texts: Sequence[str], room: int) -> list[str]:

@@ -284,3 +284,14 @@ def test_the_mean_of_huge_magnitudes_is_finite(tmp_path: Path) -> None:
     g = np.full((3, 1), 1.7e308)
     found = inspect_file(save(tmp_path / "x.safetensors", {"w_g": g, "w_v": np.ones((3, 2))}))
     json.dumps(found.to_dict(), allow_nan=False)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 6, 7, 100])
+def test_quartiles_are_those_of_numpy(count: int) -> None:
+    rng = np.random.default_rng(count)
+    for scale in (1e-300, 1e-3, 1.0, 1e300):
+        g = rng.standard_normal((count, 1)) * scale
+        (row,) = inspect_state_dict({"w_g": g, "w_v": rng.standard_normal((count, 3))}).layers
+        assert row.g is not None
+        found = [row.g.min, row.g.q1, row.g.median, row.g.q3, row.g.max]
+        assert found == np.quantile(np.abs(g), (0, 0.25, 0.5, 0.75, 1)).tolist()

@@ -192,9 +192,18 @@ def _spread(values: Floats) -> Spread | None:
     finite = values[np.isfinite(values)]
     if not finite.size:
         return None
-    least, q1, median, q3, greatest = np.quantile(finite, (0, 0.25, 0.5, 0.75, 1)).tolist()
+    ordered = np.sort(finite)
+    least, q1, median, q3, greatest = (_quantile(ordered, quarter) for quarter in range(5))
     mean = float((finite / finite.size).sum())  # the sum itself may be too large for a float64
     return Spread(least, q1, median, mean, q3, greatest)
+
+
+def _quantile(ordered: Floats, quarter: int) -> float:
+    """As ``np.quantile`` has it, which is slow with few numbers, and loads numpy.ma."""
+    below, rest = divmod((ordered.size - 1) * quarter, 4)
+    a, b = ordered[below : below + 2].tolist() if rest else [float(ordered[below])] * 2
+    part = rest / 4
+    return b - (b - a) * (1 - part) if part >= 0.5 else a + (b - a) * part  # exact at both ends
 
 
 def _flags_of_g(g: Floats) -> Iterator[Flag]:
