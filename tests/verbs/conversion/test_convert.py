@@ -249,10 +249,10 @@ def test_a_source_that_is_replaced_while_it_is_read_is_folded_as_it_was(tmp_path
 
 SLOW = """
 import sys, time
-from wnconvert.storage.staging import Staged
+from wnconvert.storage.stores import filling
 from wnconvert.cli import main
-write = Staged.write
-Staged.write = lambda *given: (time.sleep(0.05), write(*given))
+write = filling.write_at
+filling.write_at = lambda *given: time.sleep(1) or write(*given)
 sys.argv[0] = "wnconvert"
 main()
 """

@@ -750,10 +750,10 @@ def test_a_file_larger_than_the_limit_of_the_process_is_refused(tmp_path: Path, 
 
 SLOW = """
 import sys, time
-from wnconvert.storage.staging import Staged
+from wnconvert.storage.stores import filling
 from wnconvert.cli import main
-write = Staged.write
-Staged.write = lambda *given: (time.sleep(0.05), write(*given))
+write = filling.write_at
+filling.write_at = lambda *given: time.sleep(1) or write(*given)
 sys.argv[0] = "wnconvert"
 main()
 """
