@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wnconvert.errors import LayerError
-from wnconvert.numerics.narrow import Open, keeps_subnormals, load, products
+from wnconvert.numerics.narrow import OpenElements, keeps_subnormals, loaded, products
 from wnconvert.numerics.norms import RowSource, arithmetic, as_float64
 from wnconvert.numerics.rounding import FLOAT_FORMATS, DTypeLike, name_of
 from wnconvert.numerics.rows import RowReport, rows_where, runs
@@ -154,7 +154,7 @@ class Folding:
                 piece = Block(block.start + run.start, shape, block.row + its.start)
                 yield self._wide(piece, part, rows.at(its), out)
                 continue
-            x = load(part, power)
+            x = loaded(part, power)
             found = products(x, narrow.factor[its], narrow.width, self.out, out)
             if found.places.size:
                 piece = Block(block.start + run.start, shape, block.row + its.start)
@@ -232,7 +232,7 @@ class _Question:
     def __init__(  # noqa: PLR0917 -- what is asked, of which sums, where the answer belongs
         self,
         piece: Block,
-        found: Open,
+        found: OpenElements,
         sums: Sums,
         out: Array,
         x: Floats,

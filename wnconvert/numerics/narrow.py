@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from wnconvert.numerics.rounding import cast
 from wnconvert.tensors.blocks import Array, Floats, scratch
 
-__all__ = ["Open", "keeps_subnormals", "load", "power_of", "products", "round_short"]
+__all__ = ["OpenElements", "keeps_subnormals", "loaded", "power_of", "products", "round_short"]
 
 
 #: float16 values are loaded, and made, times 2**-112: float32's bias of exponents less float16's.
@@ -35,14 +35,14 @@ _SIGN = np.uint32(1 << 31)
 _FIELDS = np.int32(-(1 << 31) | 0x0FFFE000)  # sign, exponent and significand of a float16, shifted
 
 
-class Open(NamedTuple):
+class OpenElements(NamedTuple):
     """Elements whose interval holds a midpoint: their places, and the codes of the values below it."""
 
     places: NDArray[np.intp]
     codes: NDArray[np.unsignedinteger[Any]]
 
 
-_NOTHING = Open(np.empty(0, np.intp), np.empty(0, np.uint32))
+_NOTHING = OpenElements(np.empty(0, np.intp), np.empty(0, np.uint32))
 
 
 def power_of(dtype: str) -> int:
@@ -56,7 +56,7 @@ def keeps_subnormals() -> bool:
     return bool((least.astype(np.float32).astype(np.float64) == least).all())
 
 
-def load(values: Array, power: int) -> Floats:
+def loaded(values: Array, power: int) -> Floats:
     """Values as float64, in a scratch array; with a power of two, times 2**-power, which float16 has.
 
     That is faster, but takes NaN and infinities for finite values.
@@ -73,11 +73,11 @@ def load(values: Array, power: int) -> Floats:
     return x
 
 
-def products(x: Floats, factor: Floats, width: int, dtype: str, out: Array) -> Open:
+def products(x: Floats, factor: Floats, width: int, dtype: str, out: Array) -> OpenElements:
     """Round x·factor, by row, into ``out``, but for the elements that are open.
 
     ``x`` is a piece (slabs, rows, inner), and ``factor`` finite and such that no result is too large; it
-    brings the powers of two of ``load`` and ``power_of`` with it. Exact values are less than ``width``
+    brings the powers of two of ``loaded`` and ``power_of`` with it. Exact values are less than ``width``
     units below the products.
     """
     y = scratch("y", x.shape, np.float64)
@@ -94,17 +94,17 @@ def products(x: Floats, factor: Floats, width: int, dtype: str, out: Array) -> O
     return _look_again(at, x, factor, width)
 
 
-def _look_again(at: NDArray[np.intp], x: Floats, factor: Floats, width: int) -> Open:
+def _look_again(at: NDArray[np.intp], x: Floats, factor: Floats, width: int) -> OpenElements:
     """Those of some elements that are open, by both ends of their intervals as float32."""
     _, rows, inner = x.shape
     upper = x.reshape(-1)[at] * factor[at // inner % rows]
     lower = (upper.view(np.int64) - width).view(np.float64)
     codes = cast(lower, "float32").view(np.uint32)
     differ = (codes != cast(upper, "float32").view(np.uint32)) & (upper != 0)
-    return Open(at[differ], codes[differ] & ~_SIGN)
+    return OpenElements(at[differ], codes[differ] & ~_SIGN)
 
 
-def round_short(y: Floats, width: int, dtype: str, out: Array) -> Open:
+def round_short(y: Floats, width: int, dtype: str, out: Array) -> OpenElements:
     """Round y, times 2**-``power_of``(dtype), to 16 bits: half up, then look again at midpoints."""
     single, rest = scratch("single", y.shape, np.float32), scratch("rest", y.shape, np.uint32)
     np.copyto(single, y, casting="unsafe")
@@ -128,4 +128,4 @@ def round_short(y: Floats, width: int, dtype: str, out: Array) -> Open:
     above = y.reshape(-1)[at].view(np.int64) - middles.view(np.int64)
     codes.reshape(-1)[at[above < 0]] -= np.uint16(1)
     found = at[(above >= 0) & (above <= width)]
-    return Open(found, (codes.reshape(-1)[found] & np.uint16(0x7FFF)) - np.uint16(1))
+    return OpenElements(found, (codes.reshape(-1)[found] & np.uint16(0x7FFF)) - np.uint16(1))

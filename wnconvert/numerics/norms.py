@@ -15,7 +15,7 @@ from fractions import Fraction
 
 import numpy as np
 
-from wnconvert.numerics.narrow import keeps_subnormals, load, power_of
+from wnconvert.numerics.narrow import keeps_subnormals, loaded, power_of
 from wnconvert.numerics.rounding import FLOAT_FORMATS, DTypeLike, cast, name_of
 from wnconvert.numerics.rows import RowReport, RowTally, runs
 from wnconvert.numerics.sums import (
@@ -118,7 +118,7 @@ class RowSource:
         flat, slabs, inner = values.reshape(-1), values.shape[0], values.shape[2]
         totals = Totals(values.shape[1])
         for run, shape, rows in pieces(values.shape):
-            sums = self.way(load(flat[run].reshape(shape), power))
+            sums = self.way(loaded(flat[run].reshape(shape), power))
             take = totals.put if shape[0] == slabs and shape[2] == inner else totals.add
             take(rows, sums)
         return totals.sums()
@@ -171,7 +171,7 @@ class RowSource:
 
 def as_float64(values: Array) -> Floats:
     """Values as float64, in a scratch array."""
-    return load(values, 0)
+    return loaded(values, 0)
 
 
 def round_norms(source: RowSource, sums: Sums, first: int, name: str, wanted: Floats | None = None) -> Floats:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from wnconvert.numerics.narrow import Open, power_of, round_short
+from wnconvert.numerics.narrow import OpenElements, power_of, round_short
 from wnconvert.numerics.rounding import FLOAT_FORMATS, round_both
 from wnconvert.numerics.sums import UNIT
 from wnconvert.tensors.blocks import Array, Floats, scratch
@@ -50,24 +50,24 @@ class WideFactors:
         return np.where(self.exact, self.mantissa, self.mantissa * (1 + by))
 
 
-def wide_products(x: Floats, factors: WideFactors, dtype: str, out: Array) -> Open:
+def wide_products(x: Floats, factors: WideFactors, dtype: str, out: Array) -> OpenElements:
     """Round x times the factors, by row, into ``out``, but for the elements that are open."""
     if dtype == "float64":
         _multiply(x, factors.mantissa, factors.exponent, out)
-        return Open(np.empty(0, np.intp), np.empty(0, np.uint64))
+        return OpenElements(np.empty(0, np.intp), np.empty(0, np.uint64))
     y = scratch("y", x.shape, np.float64)
     width, slack = 2 * factors.steps, factors.steps * UNIT
     if out.itemsize == 2 and not (factors.large | factors.nonfinite).any():
         _multiply(x, factors.widened(slack), factors.exponent - power_of(dtype), y)
         found = round_short(y, width, dtype, out)
         differ = ~factors.exact[found.places // x.shape[2] % x.shape[1]]
-        return Open(found.places[differ], found.codes[differ])
+        return OpenElements(found.places[differ], found.codes[differ])
     _multiply(x, factors.widened(-slack), factors.exponent, y)
     # Adding to the bits goes outwards by at least as many units of relative size 2⁻⁵³.
     places = np.flatnonzero(round_both(y, width, out) & ~factors.exact[:, None])
     codes = FLOAT_FORMATS[dtype].codes
     magnitude = codes.type((1 << (8 * codes.itemsize - 1)) - 1)
-    return Open(places, out.view(codes).reshape(-1)[places] & magnitude)
+    return OpenElements(places, out.view(codes).reshape(-1)[places] & magnitude)
 
 
 def _multiply(x: Floats, mantissa: Floats, exponent: NDArray[np.int32], y: Floats) -> None:

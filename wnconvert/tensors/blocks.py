@@ -25,9 +25,9 @@ __all__ = [
     "Block",
     "Elements",
     "Floats",
-    "Piece",
     "Read",
     "RowValues",
+    "Stretch",
     "blocks",
     "box",
     "pieces",
@@ -68,10 +68,10 @@ class Block:
         return slice(self.row, self.row + self.shape[1])
 
 
-class Piece(NamedTuple):
+class Stretch(NamedTuple):
     """A run of the elements of a block, its own shape, and its rows among those of the block."""
 
-    run: slice
+    span: slice
     shape: tuple[int, int, int]
     rows: slice
 
@@ -107,16 +107,16 @@ def blocks(shape: tuple[int, ...], dim: Dim, itemsize: int, limit: int = BLOCK_B
 
 
 @lru_cache(maxsize=64)
-def pieces(shape: tuple[int, int, int]) -> tuple[Piece, ...]:
+def pieces(shape: tuple[int, int, int]) -> tuple[Stretch, ...]:
     """A block's elements in runs of at most 64 Ki: their float64 scratch stays in a core's own cache.
 
     Smaller ones would cost more in calls than they save.
 
-    >>> [(piece.run.start, piece.shape, piece.rows) for piece in pieces((1, 2, 40_000))]
+    >>> [(piece.span.start, piece.shape, piece.rows) for piece in pieces((1, 2, 40_000))]
     [(0, (1, 1, 40000), slice(0, 1, None)), (40000, (1, 1, 40000), slice(1, 2, None))]
     """
     return tuple(
-        Piece(slice(cut.start, cut.stop), cut.shape, cut.rows) for cut in blocks(shape, 1, 1, _PIECE)
+        Stretch(slice(cut.start, cut.stop), cut.shape, cut.rows) for cut in blocks(shape, 1, 1, _PIECE)
     )
 
 
