@@ -6,8 +6,11 @@ tensor never has to be in memory as a whole.
 
 float32, float16 and bfloat16 results are the values *nearest* to the exact quotient, ties to even.
 The float64 evaluation has a known bound on its error. If both ends of that interval round to the same value,
-this is the result (Ziv's test); else (about one element in 2²³) it is decided with integers:
+this is the result (Ziv's test); else (about one element in 2²¹) it is decided with integers:
 w < m  ⇔  (g·v)² < m²·Σv².  float64 results are within 4 ulp.
+
+Where v, g and w have at most 24 bits, blocks are worked on in pieces, as ``narrow`` does; rows that are
+zero, not finite or near the largest number are left to the ``Wide`` way, which takes any.
 
 Sources: Salimans and Kingma 2016 (arXiv:1602.07868); ``torch._weight_norm``; Ziv 1991, "Fast evaluation
 of elementary mathematical functions with correctly rounded last bit".
@@ -15,31 +18,44 @@ of elementary mathematical functions with correctly rounded last bit".
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 from fractions import Fraction
 
 import numpy as np
 from numpy.typing import NDArray
 
 from wnconvert.errors import LayerError
-from wnconvert.numerics.norms import RowSource, round_norms
-from wnconvert.numerics.rounding import FLOAT_FORMATS, DTypeLike, name_of, round_both, round_short
-from wnconvert.numerics.rows import RowReport, rows_where
-from wnconvert.numerics.sums import UNIT, Sums, accurate_sums, fast_sums
-from wnconvert.tensors.blocks import BLOCK_BYTES, Array, Block, Floats, Read, reader_of, scratch
-from wnconvert.tensors.dtypes import dtype_named
+from wnconvert.numerics.narrow import OpenElements, keeps_subnormals, loaded, products
+from wnconvert.numerics.norms import RowSource, arithmetic, as_float64
+from wnconvert.numerics.rounding import FLOAT_FORMATS, DTypeLike, name_of
+from wnconvert.numerics.rows import RowReport, rows_where, runs
+from wnconvert.numerics.scales import NarrowFactors, Scaling
+from wnconvert.numerics.sums import Sums, accurate_sums, fast_sums
+from wnconvert.numerics.wide import WideFactors, wide_products
+from wnconvert.tensors.blocks import (
+    BLOCK_BYTES,
+    Array,
+    Block,
+    Floats,
+    Read,
+    RowValues,
+    pieces,
+    reader_of,
+    scratch,
+)
 from wnconvert.tensors.tree import Dim, rows_of
 
 __all__ = ["Folding", "fold_array", "fold_with_report"]
 
 
 class Folding:
-    """A fold in progress: ``blocks`` gives w piece by piece, then ``report`` describes the odd rows.
+    """A fold in progress: ``blocks`` gives w block by block, then ``report`` describes the odd rows.
 
     ``read(block)`` gives v's elements as an array of ``block.shape`` that may be reused by the next call.
-    ``g`` has one element for each row, in any shape. v is read once if rows are contiguous and fit a block,
-    else twice. Every row is computed: zero rows of v give zeros; NaN and infinities follow IEEE 754.
+    ``g`` has one element for each row, in any shape: an array, or ``RowValues`` that are read as rows come.
+    v is read once if rows are contiguous and fit a block, else twice. Every row is computed: zero rows of v
+    give zeros; NaN and infinities follow IEEE 754.
 
     Raises ``LayerError`` if a dtype cannot be folded or g has another number of elements.
 
@@ -54,140 +70,178 @@ class Folding:
         read: Read,
         shape: tuple[int, ...],
         dim: Dim,
-        g: Array,
+        g: Array | RowValues,
         v_dtype: DTypeLike,
         out_dtype: DTypeLike,
         *,
         limit: int = BLOCK_BYTES,
     ) -> None:
-        if g.size != rows_of(shape, dim):
+        self.g = g = g if isinstance(g, RowValues) else RowValues.of(g)
+        if g.count != rows_of(shape, dim):
             raise LayerError(f"g {g.shape} does not fit v {shape} along dim {dim}")
-        self.source = source = RowSource(read, shape, dim, name_of(v_dtype), limit)
         self.out = out = name_of(out_dtype)
-        with np.errstate(invalid="ignore"):  # a signalling NaN is a NaN here
-            self.g = np.asarray(g).reshape(-1).astype(np.float64)
-        self.g_name = name_of(g.dtype)
         self.form = FLOAT_FORMATS[out]
-        self.fast = "float64" not in (source.dtype, self.g_name, out)
-        # v itself may be the result only in v's own dtype.
-        self.may_keep = out == source.dtype and dtype_named(self.g_name).holds(dtype_named(source.dtype))
-        largest = float(self.form.value(self.form.inf - 1))
-        self.large = np.isfinite(self.g) & (np.abs(self.g) >= largest * 0.99)
-        self.zero, self.nonfinite, self.overflow, self.kept = (np.zeros(len(self.g), bool) for _ in range(4))
+        dtype = name_of(v_dtype)
+        self.narrow = "float64" not in (dtype, name_of(g.dtype), out) and keeps_subnormals()
+        self.source = RowSource(read, shape, dim, dtype, limit, fast_sums if self.narrow else accurate_sums)
+        self.scaling = Scaling(self.source, g.dtype, out)
+        self.overflow: NDArray[np.bool_] | None = None
 
     def blocks(self) -> Iterator[tuple[Block, Array]]:
         """Each of ``blocks(shape, dim, …)`` with its w, which is valid until this thread folds again."""
         source = self.source
-        whole: tuple[Sums, Floats, NDArray[np.int32]] | None = None
-        # errstate is never set around a yield: the caller keeps its own handling of errors.
+        every: _Rows | None = None
+        # The arithmetic is never set around a yield: the caller keeps its own handling of errors.
         if source.count and not source.whole_rows:
-            with np.errstate(all="ignore"):
-                sums = source.sums()
-                whole = sums, *self._scale(sums, slice(0, source.count))
+            with arithmetic():
+                every = self._every()
         for block in source.blocks():
-            with np.errstate(all="ignore"):
-                x = source.load(block)
-                rows = block.rows
-                if whole is None:
-                    part = fast_sums(x) if self.fast else accurate_sums(x)
-                    scale = self._scale(part, rows)
-                else:
-                    sums, mantissa, exponent = whole
-                    part = Sums(sums.high[rows], sums.low[rows], sums.exponent[rows], sums.error)
-                    scale = mantissa[rows], exponent[rows]
-                w = self._apply(block, x, part, scale)
+            with arithmetic():
+                w = self._block(block, every)
             yield block, w
 
     def report(self) -> RowReport:
         """The odd rows of the blocks so far."""
-        zero_with_g = self.zero & (self.g != 0)
-        kinds = (self.zero, zero_with_g, self.nonfinite, self.overflow, self.kept)
-        return RowReport(*(rows_where(flags) for flags in kinds))
+        if self.overflow is not None:
+            self.scaling.tally.put("overflow", rows_where(self.overflow))
+        return self.scaling.tally.report()
 
-    def _scale(self, sums: Sums, rows: slice) -> tuple[Floats, NDArray[np.int32]]:
-        """g/‖v‖ of each row as (mantissa, exponent): 1 if w is v, 0 if v is 0. Sets the flags of the rows."""
-        g = self.g[rows]
-        self.zero[rows] = zero = sums.high == 0
-        finite = np.isfinite(g) & np.isfinite(sums.high)
-        self.nonfinite[rows] = ~finite
-        mantissa, exponent = np.frexp(g)
-        mantissa = mantissa / sums.root()
-        exponent = np.where(np.isfinite(g), exponent, 0) - sums.exponent
-        if self.may_keep:
-            norm = round_norms(self.source, sums, rows.start, self.g_name, g)
-            self.kept[rows] = kept = (norm == g) & finite & ~zero
-            mantissa[kept], exponent[kept] = 1, 0
-        mantissa[zero], exponent[zero] = 0, 0
-        return mantissa, exponent
+    def _every(self) -> _Rows:
+        """The factors of all rows: the first of two passes."""
+        sums = self.source.sums()
+        parts = [self._rows(sums.at(rows), rows) for rows in runs(self.source.count)]
+        narrow, wide = (
+            [part.narrow for part in parts if part.narrow],
+            [part.wide for part in parts if part.wide],
+        )
+        return _Rows(
+            sums,
+            NarrowFactors.joined(narrow) if narrow else None,
+            WideFactors.joined(wide) if wide else None,
+        )
 
-    def _apply(self, block: Block, x: Floats, sums: Sums, scale: tuple[Floats, NDArray[np.int32]]) -> Array:
-        """The block's values of w, in a scratch array. ``sums`` and ``scale`` are those of its rows."""
-        mantissa, exponent = scale
-        # Relative error: half that of the sum, and a rounding each for root, quotient, product and the shift.
-        steps = math.ceil(sums.error / 2 / UNIT) + 6
-        if self.out != "float64":
-            mantissa = np.where(self.kept[block.rows], mantissa, mantissa * (1 - steps * UNIT))
-        y = scratch("y", block.shape, np.float64)
-        self._multiply(x, mantissa, exponent, y)
-        if self.out == "float64":
-            low = y
+    def _rows(self, sums: Sums, rows: slice) -> _Rows:
+        """The factors of some rows, in the way that serves their values best."""
+        g = self.g.at(rows)
+        if self.narrow:
+            return _Rows(sums, self.scaling.narrow(sums, g, rows.start), None)
+        return _Rows(sums, None, self.scaling.wide(sums, g, rows.start, tell=True))
+
+    def _block(self, block: Block, every: _Rows | None) -> Array:
+        """The block's values of w, in a scratch array."""
+        self.g.hold(block.rows)  # what v is read into, it may be read into too
+        w = scratch("w", block.shape, self.form.dtype)
+        values = self.source.take(block)
+        rows = (
+            self._rows(self.source.block_sums(values), block.rows) if every is None else every.at(block.rows)
+        )
+        if rows.narrow is None:
+            questions = [self._wide(block, values, rows, w)]
         else:
-            low = scratch("low", block.shape, self.form.dtype)
-            # Adding to the bits goes outwards by at least as many units of relative size 2⁻⁵³.
-            short = low.itemsize == 2 and not self.nonfinite[block.rows].any()
-            differ = (round_short if short else round_both)(y, 2 * steps, low)
-            if differ.any():
-                self._settle(block, x, sums, low, differ)
-        large = self.large[block.rows]
-        if large.any():
-            large = large & ~self.nonfinite[block.rows]
-            large[large] = ~np.isfinite(low[:, large]).all(axis=(0, 2))
-            self.overflow[block.rows] |= large
-        return low
+            questions = list(self._pieces(block, values, rows, rows.narrow, w))
+        for question in questions:  # after all: an answer may need another reading
+            self._settle(question)
+        return w
 
-    def _multiply(self, x: Floats, mantissa: Floats, exponent: NDArray[np.int32], y: Floats) -> None:
-        if self.source.dtype != "float64" and self.out != "float64":
-            # 2^±900 times any v but 0 is out of range, as the exact product would be.
-            np.multiply(x, np.ldexp(mantissa, np.clip(exponent, -900, 900))[:, None], out=y)
-        elif exponent.size == 0 or np.abs(exponent).max() < 1000:
-            np.multiply(x, np.ldexp(mantissa, exponent)[:, None], out=y)
-        else:
-            # First up, as far as the row allows, so that no bit is lost; then down, in two steps.
-            np.abs(x, out=y)
-            top = np.maximum.reduce(np.maximum.reduce(y, axis=0), axis=1)
-            up = np.minimum(1024 - np.frexp(np.where(np.isfinite(top), top, 1.0))[1], 2000)
-            down = (
-                exponent - up + 1
-            )  # with half the mantissa, because the largest element is close to overflow now
-            np.multiply(x, np.ldexp(1.0, up // 2)[:, None], out=y)
-            for factor in (
-                np.ldexp(1.0, up - up // 2),
-                mantissa / 2,
-                np.ldexp(1.0, np.maximum(down // 2, -1070)),
-                np.ldexp(1.0, np.maximum(down - down // 2, -1070)),
-            ):
-                np.multiply(y, factor[:, None], out=y)
+    def _pieces(
+        self, block: Block, values: Array, rows: _Rows, narrow: NarrowFactors, w: Array
+    ) -> Iterator[_Question]:
+        """Make the pieces of a block, those with odd rows in the wide way; what is open comes out."""
+        flat, made, power = values.reshape(-1), w.reshape(-1), self.source.power
+        for run, shape, its in pieces(block.shape):
+            part, out = flat[run].reshape(shape), made[run].reshape(shape)
+            if narrow.odd is not None and narrow.odd[its].any():
+                piece = Block(block.start + run.start, shape, block.row + its.start)
+                yield self._wide(piece, part, rows.at(its), out)
+                continue
+            x = loaded(part, power)
+            found = products(x, narrow.factor[its], narrow.width, self.out, out)
+            if found.places.size:
+                piece = Block(block.start + run.start, shape, block.row + its.start)
+                yield _Question(piece, found, rows.sums.at(its), out, x, power)
 
-    def _settle(self, block: Block, x: Floats, sums: Sums, low: Array, differ: NDArray[np.bool_]) -> None:
+    def _wide(self, piece: Block, values: Array, rows: _Rows, out: Array) -> _Question:
+        """Make a piece of w in the way that takes all values, but for the elements that are open."""
+        factors = rows.wide
+        if factors is None:
+            factors = self.scaling.wide(rows.sums, self.g.at(piece.rows), piece.row, tell=False)
+        x = as_float64(values)
+        found = wide_products(x, factors, self.out, out)
+        return _Question(piece, found, rows.sums, out, x, 0, factors.large)
+
+    def _count_overflow(self, rows: slice, large: NDArray[np.bool_], out: Array) -> None:
+        """Count rows of which a piece has an infinity; rows in many pieces are counted in the end."""
+        flags = large.copy()
+        flags[large] = ~np.isfinite(out[:, large]).all(axis=(0, 2))
+        if self.source.whole_rows:
+            self.scaling.tally.add("overflow", flags, rows.start)
+        elif flags.any():
+            if self.overflow is None:
+                self.overflow = np.zeros(self.source.count, bool)
+            self.overflow[rows] |= flags
+
+    def _settle(self, question: _Question) -> None:
         """Decide exactly the elements whose error interval holds a midpoint."""
-        rows = block.rows
-        differ &= ~(self.kept[rows] | self.nonfinite[rows] | self.zero[rows])[:, None]
-        codes = low.view(self.form.codes)
-        sign = 1 << (8 * self.form.codes.itemsize - 1)
+        piece, (places, below) = question.piece, question.found
+        codes = question.out.view(self.form.codes).reshape(-1)
+        sign = self.form.codes.type(1 << (8 * self.form.codes.itemsize - 1))
+        numbers = np.abs(question.values) * 2.0**question.power
+        g = self.g.at(piece.rows) if places.size else np.empty(0)
         known: dict[tuple[int, float], int] = {}
-        for slab, at, inner in np.argwhere(differ).tolist():
-            code = int(codes[slab, at, inner])
-            value = abs(float(x[slab, at, inner]))
-            key = at, value
-            if key not in known:
-                found = 0
-                square = (Fraction(value) * Fraction(float(self.g[rows.start + at]))) ** 2
-                for least, most in self.source.ladder(rows.start + at, sums, at):
-                    found = self.form.nearest_root(square / most, code % sign)
-                    if found == self.form.nearest_root(square / least, found):
-                        break
-                known[key] = found
-            codes[slab, at, inner] = known[key] | (code & sign)
+        rows = places // piece.shape[2] % piece.shape[1]
+        for place, at, value, code in zip(
+            *(each.tolist() for each in (places, rows, numbers, below)), strict=True
+        ):
+            if (at, value) not in known:
+                square = (Fraction(value) * Fraction(float(g[at]))) ** 2
+                known[at, value] = self._nearest(piece.row + at, at, question.sums, square, code)
+            codes[place] = known[at, value] | (codes[place] & sign)
+        if question.large is not None and question.large.any():
+            self._count_overflow(piece.rows, question.large, question.out)
+
+    def _nearest(self, row: int, at: int, sums: Sums, square: Fraction, code: int) -> int:
+        """The code of the value nearest to |g·v|/‖v‖, given (g·v)² and a code that is not larger."""
+        found = 0
+        for least, most in self.source.ladder(row, sums, at):
+            found = self.form.nearest_root(square / most, code)
+            if found == self.form.nearest_root(square / least, found):
+                break
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    """Sums and factors of rows; narrow ones where all is narrow, but for odd rows, else wide ones."""
+
+    sums: Sums
+    narrow: NarrowFactors | None
+    wide: WideFactors | None
+
+    def at(self, rows: slice) -> _Rows:
+        """Those of some of the rows."""
+        narrow, wide = self.narrow and self.narrow.at(rows), self.wide and self.wide.at(rows)
+        return _Rows(self.sums.at(rows), narrow, wide)
+
+
+class _Question:
+    """A piece of w, the elements in it that are open, and the values of v there, which are values·2**power.
+
+    ``large`` are the rows that may have a result that is too large.
+    """
+
+    def __init__(  # noqa: PLR0917 -- what is asked, of which sums, where the answer belongs
+        self,
+        piece: Block,
+        found: OpenElements,
+        sums: Sums,
+        out: Array,
+        x: Floats,
+        power: int,
+        large: NDArray[np.bool_] | None = None,
+    ) -> None:
+        self.piece, self.found, self.sums, self.out, self.power = piece, found, sums, out, power
+        self.values = x.reshape(-1)[found.places]
+        self.large = large
 
 
 # -- the verbs

@@ -10,13 +10,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 from fractions import Fraction
 
 import numpy as np
 
+from wnconvert.numerics.narrow import keeps_subnormals, loaded, power_of
 from wnconvert.numerics.rounding import FLOAT_FORMATS, DTypeLike, cast, name_of
-from wnconvert.numerics.rows import RowReport, rows_where
-from wnconvert.numerics.sums import UNIT, Sums, accurate_sums, exact_sum, fast_sums, merge
+from wnconvert.numerics.rows import RowReport, RowTally, runs
+from wnconvert.numerics.sums import (
+    UNIT,
+    Sums,
+    Totals,
+    Way,
+    accurate_sums,
+    careful_sums,
+    exact_sum,
+    fast_sums,
+    merge,
+)
 from wnconvert.tensors.blocks import (
     BLOCK_BYTES,
     Array,
@@ -25,18 +37,47 @@ from wnconvert.tensors.blocks import (
     Read,
     blocks,
     box,
+    pieces,
     reader_of,
-    scratch,
 )
 from wnconvert.tensors.tree import Dim, rows_of
 
-__all__ = ["RowSource", "norm_blocks", "norms", "round_norms"]
+__all__ = ["RowSource", "arithmetic", "as_float64", "norm_blocks", "norms", "round_norms"]
+
+
+#: Σv² of float16 rows that may have an infinity, which is loaded as 2¹⁶.
+_HALF_INFINITE = 2.0**32
+#: A tensor of so few rows is one whose rows are long.
+_FEW = 8
+#: Rows that are summed again one by one, each in a reading of its own.
+_ASKED = 2
+#: Elements that numpy copies at a time: where rows are longer, it need not repeat their factor in a buffer.
+_BUFFER = 512
+
+
+@contextmanager
+def arithmetic() -> Iterator[None]:
+    """How numpy computes here: by IEEE 754 without a word, in whole rows. No ``yield`` in it."""
+    with np.errstate(all="ignore"):
+        before = np.setbufsize(_BUFFER)
+        try:
+            yield
+        finally:
+            np.setbufsize(before)
 
 
 class RowSource:
-    """A tensor v behind ``read``: its blocks, its sums, and if needed the exact sum of a row."""
+    """A tensor v behind ``read``: its blocks and their sums, and if needed the exact sum of a row.
 
-    def __init__(self, read: Read, shape: tuple[int, ...], dim: Dim, dtype: str, limit: int) -> None:
+    ``way`` says how sums are made: ``fast_sums``, which is enough where v and the results have at most 24
+    bits, ``careful_sums`` of such a v for any results, or ``accurate_sums`` of any v. A row of which the
+    fast sum is not enough is summed again; where it lies all over a large tensor, it is better to be
+    careful at once.
+    """
+
+    def __init__(  # noqa: PLR0917 -- the tensor, how it is cut, how it is summed
+        self, read: Read, shape: tuple[int, ...], dim: Dim, dtype: str, limit: int, way: Way
+    ) -> None:
         self.read = read
         self.dtype = dtype
         self.itemsize = FLOAT_FORMATS[dtype].dtype.itemsize
@@ -44,45 +85,93 @@ class RowSource:
         self.count = rows_of(shape, dim) if math.prod(shape) else 0
         outer, _, inner = box(shape, dim)
         self.whole_rows = outer == 1 and inner * self.itemsize <= max(limit, self.itemsize)
+        self.way = careful_sums if way is fast_sums and not self.whole_rows and self.count <= _FEW else way
+        self.power = power_of(dtype) if way is not accurate_sums and keeps_subnormals() else 0
         self.exact: dict[int, Fraction] = {}
+        self.again: Sums | None = None
+        self.asked = 0
         self.block: Block | None = None
-        self.x: Floats = np.empty((0, 0, 0))
+        self.values: Array = np.empty((0, 0, 0))
 
     def blocks(self) -> Iterator[Block]:
         """All blocks, in the order of memory."""
         return blocks(*self.cut)
 
-    def load(self, block: Block) -> Floats:
-        """A block as float64 in a scratch array."""
-        self.block, self.x = block, scratch("x", block.shape, np.float64)
-        np.copyto(self.x, self.read(block))
-        return self.x
+    def take(self, block: Block) -> Array:
+        """The values of a block; they are the block at work until the next one."""
+        self.block, self.values = block, self.read(block)
+        return self.values
+
+    def block_sums(self, values: Array) -> Sums:
+        """The sums of the rows of a block, as far as they lie in it, given its values."""
+        if self.way is accurate_sums:
+            return accurate_sums(as_float64(values))
+        sums = self._sums_of_pieces(values, self.power)
+        if self.power:
+            sums.high *= 4.0**self.power
+            sums.low *= 4.0**self.power
+            if np.maximum.reduce(sums.high) >= _HALF_INFINITE and not np.isfinite(values).all():
+                return self._sums_of_pieces(values, 0)
+        return sums
+
+    def _sums_of_pieces(self, values: Array, power: int) -> Sums:
+        flat, slabs, inner = values.reshape(-1), values.shape[0], values.shape[2]
+        totals = Totals(values.shape[1])
+        for run, shape, rows in pieces(values.shape):
+            sums = self.way(loaded(flat[run].reshape(shape), power))
+            take = totals.put if shape[0] == slabs and shape[2] == inner else totals.add
+            take(rows, sums)
+        return totals.sums()
 
     def sums(self) -> Sums:
-        """Accurate sums of all rows: the first of two passes."""
-        count = self.count
+        """The sums of all rows: the first of two passes."""
+        if self.way is accurate_sums:
+            return self._accurate(slice(0, self.count))
+        totals = Totals(self.count)
+        for block in self.blocks():
+            totals.add(block.rows, self.block_sums(self.read(block)))
+        return totals.sums()
+
+    def _accurate(self, rows: slice) -> Sums:
+        """Accurate sums of some rows, in a reading of all blocks that hold one of them."""
+        count = rows.stop - rows.start
         total = Sums(np.zeros(count), np.zeros(count), np.full(count, -1100, np.int32), 0.0)
         for block in self.blocks():
-            merge(total, block.rows, accurate_sums(self.load(block)))
+            first, last = max(rows.start, block.row), min(rows.stop, block.rows.stop)
+            if first < last:
+                values = self.read(block)[:, first - block.row : last - block.row]
+                merge(total, slice(first - rows.start, last - rows.start), accurate_sums(as_float64(values)))
         return total
 
     def ladder(self, row: int, sums: Sums, at: int) -> Iterator[tuple[Fraction, Fraction]]:
         """Ever narrower bounds on Σv² of a row, the last of width 0; ``sums[at]`` is the sum known so far."""
         if row not in self.exact:
-            if sums.error > 2.0**-60 and self.whole_rows and self.block is not None:
-                yield accurate_sums(self.x[:, row - self.block.row : row - self.block.row + 1]).bounds(0)
-            else:
-                yield sums.bounds(at)
+            yield sums.bounds(at) if sums.error < 2.0**-60 else self._again(row)
             self.exact[row] = sum((exact_sum(piece) for piece in self._pieces(row)), Fraction(0))
         yield self.exact[row], self.exact[row]
 
+    def _again(self, row: int) -> tuple[Fraction, Fraction]:
+        """Bounds on Σv² of a row, from a sum that is more accurate; who asks for a few rows gets all."""
+        if self.whole_rows and self.block is not None:
+            values = self.values[:, row - self.block.row : row - self.block.row + 1]
+            return accurate_sums(values.astype(np.float64)).bounds(0)
+        self.asked += 1
+        if self.asked > _ASKED and self.again is None:
+            self.again = self._accurate(slice(0, self.count))
+        return self.again.bounds(row) if self.again else self._accurate(slice(row, row + 1)).bounds(0)
+
     def _pieces(self, row: int) -> Iterator[Floats]:
         if self.whole_rows and self.block is not None:
-            yield self.x[:, row - self.block.row].ravel()
+            yield self.values[:, row - self.block.row].astype(np.float64).ravel()
             return
-        for block in self.blocks():  # not into the scratch array: that still holds the block at work
+        for block in self.blocks():
             if block.row <= row < block.row + block.shape[1]:
                 yield self.read(block)[:, row - block.row].astype(np.float64).ravel()
+
+
+def as_float64(values: Array) -> Floats:
+    """Values as float64, in a scratch array."""
+    return loaded(values, 0)
 
 
 def round_norms(source: RowSource, sums: Sums, first: int, name: str, wanted: Floats | None = None) -> Floats:
@@ -135,26 +224,29 @@ def norm_blocks(
     ``read`` as in ``Folding``, each block once (again only for a norm next to a midpoint). The report has
     ``zero``, ``nonfinite`` and ``overflow``.
     """
-    source = RowSource(read, shape, dim, name_of(v_dtype), limit)
     name = name_of(g_dtype)
-    fast = "float64" not in (source.dtype, name)
-    found = np.zeros(rows_of(shape, dim))
-    zero, finite = np.zeros(len(found), bool), np.ones(len(found), bool)
-    with np.errstate(all="ignore"):
+    narrow = name_of(v_dtype) != "float64"
+    way = accurate_sums if not narrow else careful_sums if name == "float64" else fast_sums
+    source = RowSource(read, shape, dim, name_of(v_dtype), limit, way)
+    found = np.zeros(rows_of(shape, dim), FLOAT_FORMATS[name].dtype)
+    tally = RowTally()
+
+    def put(first: int, sums: Sums) -> None:
+        norms, finite = round_norms(source, sums, first, name), np.isfinite(sums.high)
+        found[first : first + len(norms)] = cast(norms, name)
+        tally.add("zero", sums.high == 0, first)
+        tally.add("nonfinite", ~finite, first)
+        tally.add("overflow", finite & np.isinf(norms), first)
+
+    with arithmetic():
         if source.whole_rows:
             for block in source.blocks():
-                x = source.load(block)
-                sums = fast_sums(x) if fast else accurate_sums(x)
-                found[block.rows] = round_norms(source, sums, block.row, name)
-                zero[block.rows], finite[block.rows] = sums.high == 0, np.isfinite(sums.high)
+                put(block.row, source.block_sums(source.take(block)))
         elif source.count:
             sums = source.sums()
-            found[:] = round_norms(source, sums, 0, name)
-            zero[:], finite[:] = sums.high == 0, np.isfinite(sums.high)
-    overflow = rows_where(finite & np.isinf(found))
-    return cast(found, name), RowReport(
-        zero=rows_where(zero), nonfinite=rows_where(~finite), overflow=overflow
-    )
+            for rows in runs(source.count):
+                put(rows.start, sums.at(rows))
+    return found, tally.report()
 
 
 def norms(v: Array, dim: Dim, dtype: DTypeLike | None = None) -> Array:

@@ -1,8 +1,8 @@
 """The four float formats, and casts between them that round once, to nearest even.
 
-``round_both`` and ``round_short`` are Ziv's test: both ends of an interval are rounded, and if they agree,
-everything between them is rounded to the same value. Source: Ziv 1991, "Fast evaluation of elementary
-mathematical functions with correctly rounded last bit".
+``round_both`` is Ziv's test: both ends of an interval are rounded, and if they agree, everything between
+them is rounded to the same value. Source: Ziv 1991, "Fast evaluation of elementary mathematical functions
+with correctly rounded last bit".
 """
 
 from __future__ import annotations
@@ -27,7 +27,6 @@ __all__ = [
     "count_overflow",
     "name_of",
     "round_both",
-    "round_short",
 ]
 
 
@@ -127,39 +126,3 @@ def round_both(y: Floats, steps: int, low: Array) -> NDArray[np.bool_]:
     _round(y, high)
     codes = np.dtype(f"u{low.itemsize}")
     return np.asarray(low.view(codes) != high.view(codes))
-
-
-def round_short(y: Floats, steps: int, low: Array) -> NDArray[np.bool_]:
-    """``round_both`` for 16-bit formats without NaN, avoiding their slow casts.
-
-    All their midpoints are float32 values, and the interval is far narrower than float32's spacing: if it
-    holds a midpoint, its lower end rounds to that midpoint as float32. Any other float32 is rounded further
-    in its bits, half up. Only midpoints, and float16's subnormals and overflows, need ``round_both``.
-    """
-    single, spare = scratch("single", y.shape, np.float32), scratch("spare", y.shape, np.uint32)
-    np.copyto(single, y, casting="unsafe")
-    bits = single.view(np.uint32)
-    dropped = 13 if low.dtype == np.float16 else 16
-    np.bitwise_and(bits, (1 << dropped) - 1, out=spare)
-    doubt = np.asarray(spare == 1 << (dropped - 1))
-    if low.dtype == np.float16:
-        magnitude = np.bitwise_and(bits, 0x7FFFFFFF, out=scratch("magnitude", y.shape, np.uint32))
-        zero = magnitude == 0  # below 2⁻¹⁵⁰: no doubt, or pruned layers would be slow
-        np.subtract(magnitude, 0x38800000, out=spare)  # 2⁻¹⁴, the smallest normal number
-        doubt |= (spare >= 0x477FF000 - 0x38800000) & ~zero  # 65520, the first that overflows
-        np.subtract(magnitude, 0x38000000 - 0x1000, out=spare)  # the exponents' biases, 127 and 15
-        np.right_shift(spare, 13, out=spare)
-        np.copyto(spare, 0, where=zero)
-        np.right_shift(bits, 16, out=bits)
-        np.bitwise_and(bits, 0x8000, out=bits)
-        np.bitwise_or(bits, spare, out=bits)
-    else:
-        np.add(bits, 0x8000, out=bits)
-        np.right_shift(bits, 16, out=bits)
-    np.copyto(low.view(np.uint16), bits, casting="unsafe")
-    if doubt.any():
-        found = np.empty(np.count_nonzero(doubt), low.dtype)
-        differ = round_both(y[doubt], steps, found)
-        low[doubt] = found
-        doubt[doubt] = differ
-    return doubt

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
 
@@ -16,14 +16,20 @@ __all__ = [
     "Problem",
     "RowPolicy",
     "RowReport",
+    "RowTally",
     "Rows",
     "Wider",
     "raise_problems",
     "rows_where",
+    "runs",
     "say_rows",
     "split_note",
     "split_problems",
 ]
+
+
+#: Rows that a message names.
+_NAMED = 10
 
 
 class Wider(Enum):
@@ -147,12 +153,47 @@ class RowReport:
     kept: Rows = Rows()
 
 
+class RowTally:
+    """Odd rows, counted as they come: numbers and the first of each kind, never a flag for every row.
+
+    >>> tally = RowTally()
+    >>> tally.add("zero", np.array([False, True]), first=4)
+    >>> tally.add("zero", np.array([True]), first=6)
+    >>> tally.report().zero
+    Rows(count=2, first=(5, 6))
+    """
+
+    def __init__(self) -> None:
+        self._found: dict[str, Rows] = {}
+
+    def add(self, kind: str, flags: NDArray[np.bool_], first: int) -> None:
+        """Count the rows with a true flag, of which there is one for each row from ``first`` on."""
+        found = rows_where(flags)
+        if found.count:
+            have = self._found.get(kind, Rows())
+            named = (*have.first, *(first + row for row in found.first))
+            self._found[kind] = Rows(have.count + found.count, named[:_NAMED])
+
+    def put(self, kind: str, rows: Rows) -> None:
+        """Say at once which rows are of a kind."""
+        self._found[kind] = rows
+
+    def report(self) -> RowReport:
+        """The odd rows so far."""
+        return RowReport(**self._found)
+
+
+def runs(count: int, most: int = 1 << 16) -> Iterator[slice]:
+    """That many rows in runs, so that what is computed of them needs little memory."""
+    return (slice(first, min(first + most, count)) for first in range(0, count, most))
+
+
 def rows_where(flags: NDArray[np.bool_]) -> Rows:
     """The rows with a true flag."""
     if not flags.any():
         return Rows()
     found = np.flatnonzero(flags)
-    return Rows(len(found), tuple(found[:10].tolist()))
+    return Rows(len(found), tuple(found[:_NAMED].tolist()))
 
 
 def say_rows(rows: Rows) -> str:

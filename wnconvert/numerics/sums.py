@@ -7,6 +7,7 @@ Source: Rump, Ogita and Oishi 2008, "Accurate floating-point summation" (the err
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -15,11 +16,25 @@ from numpy.typing import NDArray
 
 from wnconvert.tensors.blocks import Array, Floats, scratch
 
-__all__ = ["UNIT", "Sums", "accurate_sums", "exact_sum", "fast_sums", "merge"]
+__all__ = [
+    "UNIT",
+    "Sums",
+    "Totals",
+    "Way",
+    "accurate_sums",
+    "careful_sums",
+    "exact_sum",
+    "fast_sums",
+    "merge",
+]
 
 
 #: The unit roundoff of float64.
 UNIT = 2.0**-53
+#: Elements of a dot product: longer ones leave more values next to a midpoint, shorter ones are slower.
+_DOT = 128
+#: Rows shorter than this are summed column by column.
+_SHORT = 32
 
 
 @dataclass(slots=True)
@@ -37,6 +52,15 @@ class Sums:
     def root(self) -> Floats:
         """√(high + low), within 1 ulp, without the exponent."""
         return np.sqrt(self.high)
+
+    def at(self, rows: slice) -> Sums:
+        """The sums of some of the rows."""
+        return Sums(self.high[rows], self.low[rows], self.exponent[rows], self.error)
+
+    def flat(self) -> Sums:
+        """The same without exponents, which values of at most 24 bits can do without."""
+        high, low = (np.ldexp(each, 2 * self.exponent) for each in (self.high, self.low))
+        return Sums(high, low, np.zeros(len(high), np.int32), self.error)
 
     def bounds(self, at: int) -> tuple[Fraction, Fraction]:
         """A lower and an upper bound on the exact sum of row ``at``."""
@@ -57,8 +81,17 @@ def _adds(slabs: int, inner: int) -> float:
 
 def _row_sum(x: Array) -> Floats:
     """Sums over the first and last axis, as a tree. ``x`` is overwritten."""
-    slabs, rows, inner = x.shape
-    flat = x.reshape(slabs, rows * inner)
+    _, rows, inner = x.shape
+    flat = _slab_sum(x)
+    if inner == 1:
+        return np.array(flat, np.float64)
+    return np.asarray(np.add.reduce(flat.reshape(rows, inner), axis=1), np.float64)
+
+
+def _slab_sum(x: Array) -> Array:
+    """The sum of all slabs, flat, as a tree of four branches. ``x`` is overwritten."""
+    slabs = len(x)
+    flat = x.reshape(slabs, -1)
     while slabs > 1:
         step = max(slabs // 4, 1)
         whole = slabs // step * step
@@ -68,18 +101,75 @@ def _row_sum(x: Array) -> Floats:
         if whole < slabs:
             sums[: slabs - whole] += flat[whole:slabs]
         slabs = step
-    if inner == 1:
-        return np.array(flat[0], np.float64)
-    return np.asarray(np.add.reduce(flat[0].reshape(rows, inner), axis=1), np.float64)
+    first: Array = flat[0]
+    return first
 
 
 def fast_sums(x: Floats) -> Sums:
-    """Σv² of values of at most 24 bits: squares are exact and in range, only the additions round."""
+    """Σv² of values of at most 24 bits: squares are exact and in range, only the additions round.
+
+    Long rows are sums of dot products, in whatever order BLAS adds: n terms that are not negative are off
+    by at most n - 1 roundings in any order (Higham 2002, "Accuracy and stability of numerical algorithms",
+    4.2).
+    """
+    slabs, rows, inner = x.shape
+    if inner < _SHORT:
+        high, adds = _short_sums(x)
+    else:
+        parts, rest = divmod(inner, _DOT)
+        high, adds = np.zeros(rows), slabs * (parts + 1) + _DOT
+        if parts:
+            dots = _dots(x[:, :, : inner - rest].reshape(slabs, rows, parts, _DOT))
+            np.add.reduce(dots, axis=(0, 2), out=high)
+        if rest:
+            high += np.add.reduce(_dots(x[:, :, inner - rest :]), axis=0)
+    return Sums(high, np.zeros(rows), np.zeros(rows, np.int32), adds * UNIT)
+
+
+def _dots(x: Floats) -> Floats:
+    """Σx² over the last axis."""
+    dots: Floats = np.matmul(x[..., None, :], x[..., None])[..., 0, 0]
+    return dots
+
+
+def _short_sums(x: Floats) -> tuple[Floats, float]:
+    """Σv² of rows that are short in each slab, and the longest chain of additions."""
+    slabs, rows, inner = x.shape
     squares = scratch("squares", x.shape, np.float64)
     np.multiply(x, x, out=squares)
-    high = _row_sum(squares)
-    zeros = np.zeros(len(high))
-    return Sums(high, zeros, zeros.astype(np.int32), _adds(x.shape[0], x.shape[2]) * UNIT)
+    terms = _slab_sum(squares).reshape(rows, inner)
+    high = terms[:, 0].copy()
+    for at in range(1, inner):
+        high += terms[:, at]
+    return high, inner + 7 * math.ceil(math.log(slabs, 4) + 1)
+
+
+def careful_sums(x: Floats) -> Sums:
+    """Σv² of values of at most 24 bits to more than 60 bits.
+
+    Squares p are exact. With a power of two s >= 2·N·max p for N terms, (p+s)-s is p to a multiple of
+    s·2⁻⁵²: those parts add up exactly, in any order, and the rest is at most s·2⁻⁵³. Where a row is too
+    small for the s of all of them, ``accurate_sums`` scales it.
+    """
+    slabs, _, inner = x.shape
+    terms = slabs * inner
+    p, q = (scratch(use, x.shape, np.float64) for use in ("squares", "extract"))
+    np.multiply(x, x, out=p)
+    top = float(np.maximum.reduce(p, axis=None))
+    if not 0 < top < math.inf:
+        return accurate_sums(x).flat()
+    extractor = 2.0 ** (math.frexp(top)[1] + math.ceil(math.log2(terms)) + 1)
+    np.add(p, extractor, out=q)
+    np.subtract(q, extractor, out=q)
+    np.subtract(p, q, out=p)
+    high, low = _row_sum(q), _row_sum(p)
+    off = terms * extractor * UNIT * _adds(slabs, inner) * UNIT
+    least = float(np.minimum.reduce(high))
+    if off > least * 2.0**-64:
+        return accurate_sums(x).flat()
+    sums = Sums(high, low, np.zeros(len(high), np.int32), 2.0**-63)
+    _normalize(sums)
+    return sums
 
 
 def accurate_sums(x: Floats) -> Sums:
@@ -140,6 +230,45 @@ def merge(into: Sums, rows: slice, part: Sums) -> None:
     _normalize(total)
     into.high[rows], into.low[rows], into.exponent[rows] = total.high, total.low, total.exponent
     into.error = max(into.error, part.error) + 2.0**-100
+
+
+#: A way to the sums of the rows of a block (slabs, rows, inner).
+Way = Callable[[Floats], Sums]
+
+
+class Totals:
+    """Sums of rows of which some terms come with every block, as ``fast_sums`` gives them.
+
+    What an addition loses is added up beside the sum (Knuth's TwoSum). Each of the n losses is at most 2⁻⁵³
+    of the sum and added with n roundings at most.
+    """
+
+    def __init__(self, count: int) -> None:
+        self._high, self._low = np.zeros(count), np.zeros(count)
+        self._error, self._parts = 0.0, 0
+
+    def add(self, rows: slice, part: Sums) -> None:
+        """Add the sums of a block to those of all rows."""
+        have, low = self._high[rows], self._low[rows]
+        total = have + part.high
+        back = total - have
+        low += part.low
+        low += part.high - back
+        np.subtract(total, back, out=back)
+        low += np.subtract(have, back, out=back)
+        have[...] = total
+        self._error, self._parts = max(self._error, part.error), self._parts + 1
+
+    def put(self, rows: slice, part: Sums) -> None:
+        """Take the sums of rows that come once."""
+        self._high[rows], self._low[rows] = part.high, part.low
+        self._error, self._parts = max(self._error, part.error), max(self._parts, 1)
+
+    def sums(self) -> Sums:
+        """The sums of all rows. This is the end: the arrays are given away."""
+        self._low[~np.isfinite(self._high)] = 0
+        error = self._error + (self._parts * UNIT) ** 2 * 2 + UNIT**2
+        return Sums(self._high, self._low, np.zeros(len(self._high), np.int32), error)
 
 
 def exact_sum(x: Floats) -> Fraction:

@@ -11,7 +11,8 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from functools import lru_cache
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,8 +26,11 @@ __all__ = [
     "Elements",
     "Floats",
     "Read",
+    "RowValues",
+    "Stretch",
     "blocks",
     "box",
+    "pieces",
     "processors",
     "reader_of",
     "scratch",
@@ -35,6 +39,8 @@ __all__ = [
 
 #: Bytes of a block: its float64 scratch stays in a shared cache; smaller ones cost two threads the GIL.
 BLOCK_BYTES = 1 << 20
+_PIECE = 1 << 16
+_WINDOW = 1 << 16
 
 Array = NDArray[Any]
 Floats = NDArray[np.float64]
@@ -60,6 +66,14 @@ class Block:
     def rows(self) -> slice:
         """The rows of the block among all rows."""
         return slice(self.row, self.row + self.shape[1])
+
+
+class Stretch(NamedTuple):
+    """A run of the elements of a block, its own shape, and its rows among those of the block."""
+
+    span: slice
+    shape: tuple[int, int, int]
+    rows: slice
 
 
 def blocks(shape: tuple[int, ...], dim: Dim, itemsize: int, limit: int = BLOCK_BYTES) -> Iterator[Block]:
@@ -92,6 +106,20 @@ def blocks(shape: tuple[int, ...], dim: Dim, itemsize: int, limit: int = BLOCK_B
                 yield Block(start + row * inner + piece, (1, 1, min(most, inner - piece)), row)
 
 
+@lru_cache(maxsize=64)
+def pieces(shape: tuple[int, int, int]) -> tuple[Stretch, ...]:
+    """A block's elements in runs of at most 64 Ki: their float64 scratch stays in a core's own cache.
+
+    Smaller ones would cost more in calls than they save.
+
+    >>> [(piece.span.start, piece.shape, piece.rows) for piece in pieces((1, 2, 40_000))]
+    [(0, (1, 1, 40000), slice(0, 1, None)), (40000, (1, 1, 40000), slice(1, 2, None))]
+    """
+    return tuple(
+        Stretch(slice(cut.start, cut.stop), cut.shape, cut.rows) for cut in blocks(shape, 1, 1, _PIECE)
+    )
+
+
 def box(shape: tuple[int, ...], dim: Dim) -> tuple[int, int, int]:
     """Number of slabs, rows and inner elements of a tensor."""
     if dim is None:
@@ -108,13 +136,52 @@ _local = threading.local()
 
 def scratch(use: str, shape: tuple[int, ...], dtype: Any) -> Array:
     """An array that lives until this thread asks for the same ``use`` again."""
-    size = math.prod(shape)
-    dtype = np.dtype(dtype)
-    pool: dict[tuple[str, np.dtype[Any]], Array] = _local.__dict__.setdefault("pool", {})
+    pool: dict[tuple[str, Any], Array] = _local.__dict__.setdefault("pool", {})
     have = pool.get((use, dtype))
-    if have is None or have.size < size:
-        have = pool[use, dtype] = np.empty(size, dtype)
-    return have[:size].reshape(shape)
+    if have is not None and have.shape == shape:
+        return have
+    size = math.prod(shape)
+    base = None if have is None else have.base
+    if base is None or base.size < size:
+        base = np.empty(size, dtype)
+    found = pool[use, dtype] = base[:size].reshape(shape)
+    return found
+
+
+class RowValues:
+    """One number for each row of a tensor, read as rows come, a window at a time.
+
+    >>> values = RowValues.of(np.float32([3, 4, 5]))
+    >>> values.count, values.at(slice(1, 3)).tolist()
+    (3, [4.0, 5.0])
+    """
+
+    def __init__(self, read: Read, shape: tuple[int, ...], dtype: str) -> None:
+        self.shape = shape
+        self.count = math.prod(shape)
+        self.dtype = dtype
+        self._read = read
+        self._first = 0
+        self._held: Array = np.empty(0)
+
+    @staticmethod
+    def of(array: Array) -> RowValues:
+        """Those of an array in memory."""
+        return RowValues(reader_of(array), array.shape, array.dtype.name)
+
+    def hold(self, rows: slice) -> None:
+        """Have these rows at hand: ``at`` reads no more."""
+        if self._first <= rows.start and rows.stop <= self._first + len(self._held):
+            return
+        count = min(max(rows.stop - rows.start, _WINDOW), self.count - rows.start)
+        self._first = rows.start
+        self._held = self._read(Block(rows.start, (1, 1, count), 0)).reshape(-1).copy()
+
+    def at(self, rows: slice) -> Floats:
+        """The numbers of some rows as float64."""
+        self.hold(rows)
+        held: Floats = self._held[rows.start - self._first : rows.stop - self._first].astype(np.float64)
+        return held
 
 
 class Elements(Protocol):

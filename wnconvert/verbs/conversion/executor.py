@@ -35,7 +35,7 @@ from wnconvert.storage.sources import Source
 from wnconvert.storage.staging import Staged
 from wnconvert.storage.stores.filling import Filling, Stretch
 from wnconvert.storage.workers import Workers
-from wnconvert.tensors.blocks import BLOCK_BYTES, Array, Block, Elements, Read, blocks
+from wnconvert.tensors.blocks import BLOCK_BYTES, Array, Block, Elements, Read, RowValues, blocks
 from wnconvert.tensors.tree import ByteRange, StoredTensor
 
 __all__ = ["Outcome", "Sink", "execute", "make_tensor", "notes_of", "outcomes"]
@@ -264,7 +264,8 @@ def _gather(work: Gather, source: Elements, out: Sink, numbers: RowPolicy) -> Ou
 
 @make_tensor.register
 def _fold(work: FoldLayer, source: Elements, out: Sink, numbers: RowPolicy) -> Outcome:
-    g, info = source.whole(work.g), work.v.info
+    info = work.v.info
+    g = RowValues(source.reader(work.g), work.g.info.shape, work.g.info.dtype.name)
     folding = Folding(source.reader(work.v), info.shape, work.dim, g, info.dtype, work.dtype)
     for _, w in folding.blocks():
         out.array(w)

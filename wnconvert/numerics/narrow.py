@@ -1,0 +1,131 @@
+"""Products of values of at most 24 bits and a factor for each row, each rounded once, in few passes.
+
+A product is computed in float64 as the upper end y of an interval that holds the exact value, ``width``
+units in the last place of y wide. If no midpoint between two values of the result's format lies in it, y
+rounds as the exact value does (Ziv's test). Whether one does is seen in the bits that rounding drops,
+without rounding twice:
+
+* float32 drops 29 bits of a float64, so the last 28 are zero in every midpoint; in those between subnormal
+  numbers, too, where more is dropped. A midpoint M with y - width <= M <= y shows as last 28 bits that are
+  at most ``width``.
+* The midpoints of bfloat16 are float32 values, and the interval is far narrower than their spacing: a y
+  whose interval holds M rounds to M as float32. So only a float32 that is a midpoint needs a look at y
+  itself; all others are rounded further in their bits. float16 is worked on times 2**-112, where its
+  exponents, its subnormals too, are float32's.
+
+Source: Ziv 1991, "Fast evaluation of elementary mathematical functions with correctly rounded last bit".
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wnconvert.numerics.rounding import cast
+from wnconvert.tensors.blocks import Array, Floats, scratch
+
+__all__ = ["OpenElements", "keeps_subnormals", "loaded", "power_of", "products", "round_short"]
+
+
+#: float16 values are loaded, and made, times 2**-112: float32's bias of exponents less float16's.
+_HALF = 112
+_SIGN = np.uint32(1 << 31)
+_FIELDS = np.int32(-(1 << 31) | 0x0FFFE000)  # sign, exponent and significand of a float16, shifted
+
+
+class OpenElements(NamedTuple):
+    """Elements whose interval holds a midpoint: their places, and the codes of the values below it."""
+
+    places: NDArray[np.intp]
+    codes: NDArray[np.unsignedinteger[Any]]
+
+
+_NOTHING = OpenElements(np.empty(0, np.intp), np.empty(0, np.uint32))
+
+
+def power_of(dtype: str) -> int:
+    """The p for which a finite value of a dtype is loaded, or made, as value·2⁻ᵖ."""
+    return _HALF if dtype == "float16" else 0
+
+
+def keeps_subnormals() -> bool:
+    """Whether this thread computes with float32's subnormals: a program may have them taken for 0."""
+    least = np.full(8, 2.0**-140)
+    return bool((least.astype(np.float32).astype(np.float64) == least).all())
+
+
+def loaded(values: Array, power: int) -> Floats:
+    """Values as float64, in a scratch array; with a power of two, times 2**-power, which float16 has.
+
+    That is faster, but takes NaN and infinities for finite values.
+    """
+    x = scratch("x", values.shape, np.float64)
+    if not power:
+        np.copyto(x, values)
+        return x
+    bits = scratch("bits", values.shape, np.int32)
+    np.copyto(bits, values.view(np.int16))
+    np.left_shift(bits, 13, out=bits)
+    np.bitwise_and(bits, _FIELDS, out=bits)
+    np.copyto(x, bits.view(np.float32))
+    return x
+
+
+def products(x: Floats, factor: Floats, width: int, dtype: str, out: Array) -> OpenElements:
+    """Round x·factor, by row, into ``out``, but for the elements that are open.
+
+    ``x`` is a piece (slabs, rows, inner), and ``factor`` finite and such that no result is too large; it
+    brings the powers of two of ``loaded`` and ``power_of`` with it. Exact values are less than ``width``
+    units below the products.
+    """
+    y = scratch("y", x.shape, np.float64)
+    np.multiply(x, factor[:, None], out=y)
+    if dtype != "float32":
+        return round_short(y, width, dtype, out)
+    np.copyto(out, y, casting="unsafe")
+    rest = y.view(np.uint64)
+    np.left_shift(rest, 36, out=rest)
+    limit = np.uint64(width << 36)
+    if np.minimum.reduce(rest, axis=None) > limit:
+        return _NOTHING
+    at = np.flatnonzero((rest <= limit) & (x != 0))
+    return _look_again(at, x, factor, width)
+
+
+def _look_again(at: NDArray[np.intp], x: Floats, factor: Floats, width: int) -> OpenElements:
+    """Those of some elements that are open, by both ends of their intervals as float32."""
+    _, rows, inner = x.shape
+    upper = x.reshape(-1)[at] * factor[at // inner % rows]
+    lower = (upper.view(np.int64) - width).view(np.float64)
+    codes = cast(lower, "float32").view(np.uint32)
+    differ = (codes != cast(upper, "float32").view(np.uint32)) & (upper != 0)
+    return OpenElements(at[differ], codes[differ] & ~_SIGN)
+
+
+def round_short(y: Floats, width: int, dtype: str, out: Array) -> OpenElements:
+    """Round y, times 2**-``power_of``(dtype), to 16 bits: half up, then look again at midpoints."""
+    single, rest = scratch("single", y.shape, np.float32), scratch("rest", y.shape, np.uint32)
+    np.copyto(single, y, casting="unsafe")
+    bits = single.view(np.uint32)
+    dropped = 13 if dtype == "float16" else 16
+    np.left_shift(bits, 32 - dropped, out=rest)
+    at, middles = np.empty(0, np.intp), np.empty(0)
+    if np.minimum.reduce(rest.view(np.int32), axis=None) == -(1 << 31):
+        at = np.flatnonzero(rest == _SIGN)
+        middles = single.reshape(-1)[at].astype(np.float64)
+    if dtype == "float16":  # its sign would stand three bits too far left
+        np.right_shift(np.bitwise_and(bits, _SIGN, out=rest), 16, out=rest)
+    np.add(bits, np.uint32(1 << (dropped - 1)), out=bits)
+    np.right_shift(bits, dropped, out=bits)
+    if dtype == "float16":
+        np.bitwise_or(bits, rest, out=bits)
+    codes = out.view(np.uint16)
+    np.copyto(codes, bits, casting="unsafe")
+    if not at.size:
+        return _NOTHING
+    above = y.reshape(-1)[at].view(np.int64) - middles.view(np.int64)
+    codes.reshape(-1)[at[above < 0]] -= np.uint16(1)
+    found = at[(above >= 0) & (above <= width)]
+    return OpenElements(found, (codes.reshape(-1)[found] & np.uint16(0x7FFF)) - np.uint16(1))
