@@ -7,6 +7,9 @@ import errno
 import mmap as mmap_module
 import os
 import random
+import shutil
+import subprocess
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -123,12 +126,19 @@ def test_a_page_that_two_share_is_never_written_directly(tmp_path: Path, ways: S
     assert ways.cached == 4096 + SIZE % 4096  # the page around the second, and the last one
 
 
-def test_the_real_ways_of_this_disk_give_the_same_bytes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def real(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The ways that the system has."""
     monkeypatch.setattr(filling, "open_direct", system.open_direct)
     monkeypatch.setattr(filling, "write_at", system.write_at)
+
+
+@pytest.mark.usefixtures("real")
+def test_the_real_ways_of_the_disks_here_give_the_same_bytes(tmp_path: Path) -> None:
     assert fill(tmp_path / "x") == CONTENT
+    memory = Path("/dev/shm")  # noqa: S108 - a file system of another kind, where it is there
+    with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as folder:
+        assert fill(Path(folder, "x")) == CONTENT
 
 
 def test_a_small_file_is_written_through_the_cache_alone(
@@ -265,6 +275,34 @@ def test_a_full_disk_is_found_when_the_bytes_are_reserved(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.full
+@pytest.mark.skipif(os.name == "nt" or os.geteuid() != 0, reason="only root mounts; errors are made above")
+@pytest.mark.usefixtures("real")
+@pytest.mark.parametrize("kind", ["tmpfs", "ext4"])
+def test_a_real_disk_that_is_full_is_told_and_left_as_it_was(tmp_path: Path, kind: str) -> None:
+    (disk := tmp_path / "disk").mkdir()
+    image = tmp_path / "image"
+    with image.open("wb") as made:
+        made.truncate(8 << 20)
+    if kind == "ext4":
+        subprocess.run(["/sbin/mkfs.ext4", "-q", "-F", image], check=True)
+    options = ["-o", "loop", image] if kind == "ext4" else ["-t", kind, "-o", "size=8m", kind]
+    subprocess.run(["/bin/mount", *options, disk], check=True)
+    try:
+        if kind == "ext4":
+            (disk / "lost+found").rmdir()
+        (disk / "other").write_bytes(bytes(6 << 20))
+        free = shutil.disk_usage(disk).free
+        with pytest.raises(OutputError, match="the disk is full"):
+            fill(disk / "x")
+        assert [path.name for path in disk.iterdir()] == ["other"]
+        assert shutil.disk_usage(disk).free == free
+        (disk / "other").unlink()
+        assert fill(disk / "x") == CONTENT
+    finally:
+        subprocess.run(["/bin/umount", disk], check=True)
+
+
 @pytest.mark.parametrize("call", ["_allocate", "os.ftruncate"])
 def test_a_file_larger_than_the_system_allows_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
@@ -373,7 +411,7 @@ def test_there_are_never_more_windows_than_are_filled_and_written(
 
     monkeypatch.setattr("mmap.mmap", noted)
     assert fill(tmp_path / "x", threads=1) == CONTENT
-    assert len(made) <= 3
+    assert len(made) <= 4
 
 
 # -- copies by the system

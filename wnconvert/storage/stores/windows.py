@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 __all__ = ["WINDOW_BYTES", "Window", "Windows"]
 
 
-#: Bytes of a window. Two being written keep a disk as busy as larger ones do, and take less memory.
+#: Bytes of a window. Three being written keep a disk as busy as larger ones do, and take less memory.
 WINDOW_BYTES = 1 << 20
-_WRITERS = 2
+_WRITERS = 3
 
 #: The bytes of a window; in memory they begin at a page, as direct writes ask for.
 Window = NDArray[np.uint8]
