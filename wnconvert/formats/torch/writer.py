@@ -73,7 +73,7 @@ def torch_layout(source: TorchFile | None, tree: Tree, plan: Plan) -> Layout:
         history = write_history(plan.record, tree.metadata).encode()
         records.append(NewRecord(PREFIX + RECORD_NAME, len(history), history))
     mark = source.mark if source and source.mark in MARKS else b"PK"
-    return zip_layout(records, mark=mark)
+    return zip_layout(records, mark=mark, comment=source.comment if source else b"")
 
 
 def _pickle_record(runs: Sequence[bytes | Unwritten]) -> NewRecord:
