@@ -164,7 +164,8 @@ def test_an_array_that_would_be_unpacked_outside_of_the_archive_is_neither_writt
     torch.save({"../b": torch.zeros(2)}, tmp_path / "x.pt")
     with pytest.raises(OutputError, match=r"cannot name an array '\.\./b'"):
         fold_file(tmp_path / "x.pt", tmp_path / "x.npz")
-    np.savez(tmp_path / "y.npz", **{"/b": np.zeros(2)})
+    slashed: dict[str, Any] = {"/b": np.zeros(2)}
+    np.savez(tmp_path / "y.npz", **slashed)
     with pytest.raises(FormatError, match=r"record /b\.npy would be unpacked outside"):
         inspect_file(tmp_path / "y.npz")
 
