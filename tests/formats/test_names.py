@@ -25,6 +25,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.helpers.runner import Runner
+from tests.helpers.states import output_of
 from wnconvert.errors import OutputError
 from wnconvert.formats.pickle.reader import load
 from wnconvert.formats.pickle.values import Dict, Extension, Global, Object, PersistentId
@@ -402,6 +404,80 @@ def test_a_file_with_a_dangerous_name_is_written_as_safetensors_alone(extra: obj
     assert [path.name for path in tmp_path.iterdir()] == ["model.pt"]
     fold_file(source, tmp_path / "out.safetensors")
     assert list(load_file(tmp_path / "out.safetensors")) == ["a.weight"]
+
+
+def mixed(path: Path) -> Path:
+    """State dicts of one layer each, with settings of every kind beside and between them."""
+    pair = {"a.weight_g": torch.ones(3, 1), "a.weight_v": torch.full((3, 4), 0.5)}
+    shared = argparse.Namespace(rate=1)
+    tree = {
+        "model": pair,
+        "epoch": 3,
+        "settings": shared,
+        "again": (shared, 7),
+        "more": {"ema": dict(pair), "deep": [functools.partial(int)], "steps": [1, 2]},
+        "both": [Runs(), "text"],
+    }
+    torch.save(tree, path)
+    return path
+
+
+def test_what_names_foreign_classes_beside_state_dicts_is_left_out_on_demand(tmp_path: Path) -> None:
+    source = mixed(tmp_path / "model.pt")
+    with pytest.raises(OutputError) as caught:
+        fold_file(source)
+    assert caught.value.fix.startswith("--drop-foreign, which leaves out what names them, or ")
+    made = output_of(fold_file(source, tmp_path / "out.pt", drop_foreign=True, verify=True))
+    found = torch.load(made, weights_only=True)
+    assert list(found) == ["model", "epoch", "more"]
+    assert found["more"]["steps"] == [1, 2]
+    assert list(found["more"]["ema"]) == ["a.weight"]
+    assert inspect_file(made).foreign == ()
+
+
+def test_each_verb_tells_what_it_leaves_out_so(tmp_path: Path, run: Runner) -> None:
+    source = mixed(tmp_path / "model.pt")
+    left = [
+        "left out: settings, again: it names argparse.Namespace",
+        "left out: both: it names __builtin__.eval",
+        "left out: more.deep: it names __builtin__.long, functools.partial",
+    ]
+    for line in ("fold", "migrate", "split --layers a.weight --dim 0"):
+        verb, *options = line.split()
+        ended = run(verb, source, *options, "--drop-foreign", "-o", tmp_path / f"{verb}.pt")
+        assert ended.returncode == 0
+        assert sorted(each for each in ended.stdout.splitlines() if each.startswith("left out")) == sorted(
+            left
+        )
+        assert list(torch.load(tmp_path / f"{verb}.pt", weights_only=True)) == ["model", "epoch", "more"]
+
+
+def test_nothing_else_is_left_out_with_it(tmp_path: Path) -> None:
+    source = save(tmp_path / "model.pt", {"name": "a", "size": torch.Size([2]), "seen": {1}})
+    plain = output_of(fold_file(source, tmp_path / "a.pt")).read_bytes()
+    assert output_of(fold_file(source, tmp_path / "b.pt", drop_foreign=True)).read_bytes() == plain
+    to_tensors = fold_file(source, tmp_path / "c.safetensors", drop_foreign=True, dry_run=True)
+    assert to_tensors.dropped == fold_file(source, tmp_path / "c.safetensors", dry_run=True).dropped
+
+
+def test_what_stands_in_a_state_dict_is_not_beside_it(tmp_path: Path) -> None:
+    torch.save(
+        {"a.weight_g": torch.ones(3, 1), "a.weight_v": torch.ones(3, 4), "x": Runs()}, tmp_path / "x.pt"
+    )
+    for drop_foreign in (False, True):
+        with pytest.raises(OutputError) as caught:
+            fold_file(tmp_path / "x.pt", tmp_path / "out.pt", drop_foreign=drop_foreign)
+        assert caught.value.fix == "-o OUT.safetensors, which holds tensors alone"
+
+
+def test_an_optimizer_that_is_left_out_takes_its_names_along(tmp_path: Path) -> None:
+    layer = torch.nn.Linear(4, 3)
+    optimizer = {"state": {}, "param_groups": [{"params": [0], "rule": functools.partial(int)}]}
+    pair = {"a.weight_g": torch.ones(3, 1), "a.weight_v": layer.weight.data}
+    torch.save({"model": pair, "optim": optimizer}, tmp_path / "x.pt")
+    assert list(torch.load(output_of(fold_file(tmp_path / "x.pt")), weights_only=True)) == ["model"]
+    with pytest.raises(OutputError, match=r"names functools\.partial"):
+        fold_file(tmp_path / "x.pt", keep_optimizer=True, force=True)
 
 
 def test_a_state_dict_alone_leaves_the_dangerous_sibling_behind(tmp_path: Path) -> None:

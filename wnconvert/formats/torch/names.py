@@ -36,7 +36,7 @@ from wnconvert.formats.torch.known_names import (
     in_python_3,
 )
 
-__all__ = ["dangerous_names", "foreign_names"]
+__all__ = ["Dangers", "dangerous_names", "foreign_names"]
 
 
 def foreign_names(root: Value) -> list[str]:
@@ -49,24 +49,40 @@ def _is_read_by_torch(dotted: str) -> bool:
 
 
 def dangerous_names(root: Value) -> list[str]:
-    """What a pickle names that is more than data, or calls that is no type of data; sorted.
+    """What a pickle names that is more than data, or calls that is no type of data; sorted."""
+    dangers = Dangers()
+    dangers.look_at((root,))
+    for value in walk(root):
+        dangers.look_at(value)
+    return dangers.names
+
+
+class Dangers:
+    """What is more than data in values that are looked at one by one: each tuple, list and node of a pickle.
 
     Nested classes and methods are pickled as ``getattr`` of something harmless, ``typing.Dict[str, int]`` as
     ``getitem``, and the type of None as ``type``: such calls give what is there already.
     """
-    found = {_shown(value) for value in (root,) if isinstance(value, Global) and not _is_harmless(value)}
-    for value in walk(root):
-        giver = value.callee if isinstance(value, Object) and _gives_what_is_there(value) else None
+
+    def __init__(self) -> None:
+        self._found: set[str] = set()
+
+    @property
+    def names(self) -> list[str]:
+        """All that were found, sorted."""
+        return sorted(self._found)
+
+    def look_at(self, value: Value) -> None:
+        """Find what a value names or calls itself; what lies deeper is another value."""
+        giver = None
         if isinstance(value, Extension):
-            found.add(_shown(value))
+            self._found.add(_shown(value))
         elif isinstance(value, Object):
-            found.update(_in_change(value) if giver else _in_call(value))
-        found.update(
-            each.dotted
-            for each in children(value)
-            if isinstance(each, Global) and each is not giver and not _is_harmless(each)
-        )
-    return sorted(found)
+            giver = value.callee if _gives_what_is_there(value) else None
+            self._found.update(_in_change(value) if giver else _in_call(value))
+        for child in children(value):
+            if isinstance(child, Global) and child is not giver and not _is_harmless(child):
+                self._found.add(child.dotted)
 
 
 # -- names

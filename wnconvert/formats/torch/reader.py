@@ -105,7 +105,10 @@ class TorchFile:
         return Tree(
             state_dicts=tuple(self._state_dict(found) for found in self.contents.state_dicts),
             optimizers=tuple(item.path for item in self.contents.optimizers),
-            siblings=tuple(Sibling(path, _kind(value)) for path, value in self.contents.siblings),
+            siblings=tuple(
+                Sibling(found.path, _kind(found.node), tuple(foreign_names(found.node)))
+                for found in self.contents.siblings
+            ),
             metadata=self.history.metadata,
             record=self.history.steps,
             notes=(*self._notes(), *self.history.notes),
