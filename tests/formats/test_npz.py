@@ -17,6 +17,7 @@ from wnconvert import compare_files, fold_file, inspect_file, migrate_file, spli
 from wnconvert.errors import FormatError, OutputError
 from wnconvert.formats import npz
 from wnconvert.formats.npz import open_npz
+from wnconvert.storage.checkpoint import open_checkpoint
 from wnconvert.storage.files import open_file
 from wnconvert.tensors.dtypes import DTYPES
 
@@ -157,13 +158,34 @@ def test_a_name_that_the_archive_cannot_hold_is_refused(tmp_path: Path, name: st
         fold_file(tmp_path / "x.pt", tmp_path / "x.npz")
 
 
+def test_an_array_that_would_be_unpacked_outside_of_the_archive_is_neither_written_nor_read(
+    tmp_path: Path,
+) -> None:
+    torch.save({"../b": torch.zeros(2)}, tmp_path / "x.pt")
+    with pytest.raises(OutputError, match=r"cannot name an array '\.\./b'"):
+        fold_file(tmp_path / "x.pt", tmp_path / "x.npz")
+    slashed: dict[str, Any] = {"/b": np.zeros(2)}
+    np.savez(tmp_path / "y.npz", **slashed)
+    with pytest.raises(FormatError, match=r"record /b\.npy would be unpacked outside"):
+        inspect_file(tmp_path / "y.npz")
+
+
+def test_a_name_that_is_not_utf_8_is_the_one_that_numpy_reads(tmp_path: Path) -> None:
+    np.savez(tmp_path / "x.npz", aa=np.zeros(2))
+    content = (tmp_path / "x.npz").read_bytes().replace(b"aa.npy", b"\xff\xe9.npy")
+    (tmp_path / "x.npz").write_bytes(content)
+    assert [*loaded(tmp_path / "x.npz")] == ["\xa0Θ"]
+    (state,) = open_checkpoint(tmp_path / "x.npz").tree.state_dicts
+    assert [entry.name for entry in state.entries] == ["\xa0Θ"]
+
+
 def test_a_name_that_numpy_would_take_for_another_is_refused(tmp_path: Path) -> None:
     torch.save({"a": torch.ones(2), "a.npy": torch.zeros(2)}, tmp_path / "x.pt")
     with pytest.raises(OutputError, match="cannot name an array 'a'"):
         fold_file(tmp_path / "x.pt", tmp_path / "x.npz")
-    torch.save({"": torch.ones(2), "../b/ü": torch.zeros(2), "c.npy": torch.ones(1)}, tmp_path / "x.pt")
+    torch.save({"": torch.ones(2), "a/b/ü": torch.zeros(2), "c.npy": torch.ones(1)}, tmp_path / "x.pt")
     assert [*loaded(output_of(fold_file(tmp_path / "x.pt", tmp_path / "x.npz", verify=True)))] == [
         "",
-        "../b/ü",
+        "a/b/ü",
         "c.npy",
     ]

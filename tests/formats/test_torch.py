@@ -195,6 +195,29 @@ def test_the_layout_records_of_torch_are_never_copied(tmp_path: Path) -> None:
         ]  # fmt: skip
 
 
+def test_the_comment_and_names_that_are_not_utf_8_are_carried(tmp_path: Path) -> None:
+    source = saved(pair(), tmp_path)
+    with zipfile.ZipFile(source, "a") as archive:
+        archive.comment = b"of run 7"
+        archive.writestr("in/notes-XX", b"text")
+    source.write_bytes(source.read_bytes().replace(b"notes-XX", b"notes-\xff\xfe"))
+    made = fold(source, verify=True).read_bytes()
+    assert made.count(b"archive/notes-\xff\xfe") == 2
+    with zipfile.ZipFile(io.BytesIO(made)) as archive:
+        assert archive.comment == b"of run 7"
+        assert archive.testzip() is None
+
+
+@pytest.mark.parametrize("name", ["../x", "/etc/x", "in/../x"])
+def test_a_record_that_leaves_the_archive_is_not_handed_on(name: str, tmp_path: Path) -> None:
+    source = saved(pair(), tmp_path)
+    with zipfile.ZipFile(source, "a") as archive:
+        archive.writestr(name, b"text")
+    with pytest.raises(FormatError, match=f"record {name} would be unpacked outside of its folder"):
+        fold(source)
+    assert [path.name for path in tmp_path.iterdir()] == [source.name]
+
+
 def test_other_records_of_an_archive_are_carried(tmp_path: Path) -> None:
     source = saved({**pair(), "b": torch.ones(3)}, tmp_path)
     with zipfile.ZipFile(source, "a") as archive:

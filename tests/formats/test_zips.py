@@ -18,7 +18,7 @@ import pytest
 from tests.helpers.golden import FIXTURES
 from tests.helpers.marks import some
 from wnconvert.errors import FormatError
-from wnconvert.formats.zips import MARKS, NewRecord, read_directory, zip_layout
+from wnconvert.formats.zips import MARKS, NewRecord, read_comment, read_directory, zip_layout
 from wnconvert.plan.layout import Blob, CopyBytes, Layout
 from wnconvert.storage.files import open_file
 from wnconvert.tensors.files import MemoryFile
@@ -263,3 +263,53 @@ def test_wrong_bytes_are_read_or_refused() -> None:
         except FormatError:
             refused += 1
     assert refused > 500
+
+
+# -- names
+
+
+OUTSIDE = [
+    "../x",
+    "/etc/x",
+    "archive/../x",
+    "archive/../../x",
+    "..\\x",
+    "archive\\..\\x",
+    "\\x",
+    "C:\\x",
+    "c:/x",
+    "archive/data.pkl\0.txt",
+]
+
+
+@pytest.mark.parametrize("name", OUTSIDE)
+def test_a_record_outside_of_the_folder_of_the_archive_is_refused(name: str) -> None:
+    data = built(zip_layout([*RECORDS[2:4], NewRecord(name, 1, b"x")]))
+    with pytest.raises(FormatError, match="outside of its folder"):
+        directory(data)
+
+
+@pytest.mark.parametrize("name", ["archive/a..b", "archive/..a/b", "./x", "w:0", "a/b:c", "archive/..."])
+def test_a_record_whose_name_only_looks_so_is_read(name: str) -> None:
+    assert directory(built(zip_layout([NewRecord(name, 1, b"x")]))) == {name: b"x"}
+
+
+def test_a_name_that_is_not_utf_8_keeps_its_bytes() -> None:
+    data = built(zip_layout([NewRecord("archive/aaaa", 1, b"x"), NewRecord("archive/é", 1, b"y")]))
+    data = data.replace(b"archive/aaaa", b"archive/\xff\xe9aa")
+    read = read_directory(MemoryFile(data))
+    again = built(zip_layout([NewRecord(name, 1, b"x") for name in read]))
+    assert [again.count(name) for name in (b"archive/\xff\xe9aa", b"archive/\xc3\xa9")] == [2, 2]
+    with zipfile.ZipFile(io.BytesIO(again)) as archive:
+        assert [each.flag_bits >> 11 for each in archive.infolist()] == [0, 1]
+        assert archive.testzip() is None
+
+
+def test_a_comment_stands_at_the_end() -> None:
+    data = built(zip_layout(RECORDS, comment=b"trained on \xff"), {0: b"a" * 100, 1: b"b" * 7})
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        assert archive.comment == b"trained on \xff"
+        assert archive.testzip() is None
+    assert read_comment(MemoryFile(data)) == b"trained on \xff"
+    assert read_comment(MemoryFile(built(zip_layout(RECORDS)))) == b""
+    assert list(directory(data)) == [record.name for record in RECORDS]

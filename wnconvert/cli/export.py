@@ -48,7 +48,8 @@ _MODEL = with_options(
     click.option(
         "--trust",
         is_flag=True,
-        help="Load a pickled module or any .pt2, and let it run code. Only for files that you trust.",
+        help="Load a pickled module, or any .pt2 or TorchScript archive, and let it run code. Only for files "
+        "that you trust.",
     ),
 )
 _FED = with_options(

@@ -176,6 +176,12 @@ def target(default: str) -> Callable[[_Command], _Command]:
             help="Keep only this state dict, e.g. generator (. is the root).",
         ),
         click.option(
+            "--drop-foreign",
+            is_flag=True,
+            help="Leave out what lies beside the state dicts and names classes or functions that "
+            "torch.load(weights_only=True) does not know.",
+        ),
+        click.option(
             "--strip-prefix",
             metavar="PREFIX",
             multiple=True,

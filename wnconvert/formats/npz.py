@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from wnconvert.errors import FormatError, OutputError
-from wnconvert.formats.zips import NewRecord, ZipEntry, read_directory, zip_layout
+from wnconvert.formats.zips import NewRecord, ZipEntry, leads_out, read_directory, zip_layout
 from wnconvert.messages import printable
 from wnconvert.plan.layout import Layout
 from wnconvert.plan.plan import Plan
@@ -66,7 +66,7 @@ def _entry(file: ReadableFile, record: ZipEntry) -> Entry:
         raise FormatError(
             f"its member {shown} is compressed", fix="write it with numpy.savez, not savez_compressed"
         )
-    name = record.name.removesuffix(".npy")
+    name = _name_of(record).removesuffix(".npy")
     header, start = _header(file, record)
     dtype, shape = _dtype(name, header["descr"]), header["shape"]
     strides = contiguous_strides(shape)
@@ -79,6 +79,15 @@ def _entry(file: ReadableFile, record: ZipEntry) -> Entry:
             fix=GET_AGAIN,
         )
     return Entry(name, StoredTensor(info, ByteRange(start, info.nbytes), 0, strides))
+
+
+def _name_of(record: ZipEntry) -> str:
+    """The name of a member; one that is not UTF-8 as numpy reads it."""
+    try:
+        record.name.encode()
+    except UnicodeEncodeError:
+        return record.name.encode("utf-8", "surrogateescape").decode("cp437")
+    return record.name
 
 
 def _header(file: ReadableFile, record: ZipEntry) -> tuple[dict[str, Any], int]:
@@ -149,7 +158,7 @@ def _check(infos: list[TensorInfo], verb: str) -> None:
             fix=f"{widened}-o OUT.safetensors, which can hold it",
         )
     for name in names:
-        absurd = "\0" in name or any("\ud800" <= char <= "\udfff" for char in name)
+        absurd = leads_out(name) or any("\ud800" <= char <= "\udfff" for char in name)
         if absurd or len(name.encode("utf-8", "replace")) > _MAX_NAME - 4 or f"{name}.npy" in names:
             raise OutputError(f"an .npz file cannot name an array {name!r}", fix="-o OUT.pt, which can")
 

@@ -14,11 +14,12 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from wnconvert.errors import FormatError
+from wnconvert.messages import printable
 from wnconvert.plan.layout import Blob, Layout, Work
 from wnconvert.tensors.files import GET_AGAIN, ReadableFile
 from wnconvert.tensors.tree import ByteRange
 
-__all__ = ["MARKS", "NewRecord", "ZipEntry", "read_directory", "zip_layout"]
+__all__ = ["MARKS", "NewRecord", "ZipEntry", "leads_out", "read_comment", "read_directory", "zip_layout"]
 
 
 _LOCAL = struct.Struct("<4sHHHHHIIIHH")
@@ -36,7 +37,10 @@ MARKS = tuple(b"%02d" % number for number in range(100))
 
 @dataclass(frozen=True, slots=True)
 class ZipEntry:
-    """A file of the archive: its bytes as they lie there, and whether they are compressed."""
+    """A file of the archive: its bytes as they lie there, and whether they are compressed.
+
+    Bytes of a name that are not UTF-8 are kept as Python keeps those of file names (``surrogateescape``).
+    """
 
     name: str
     data: ByteRange
@@ -46,8 +50,8 @@ class ZipEntry:
 def read_directory(file: ReadableFile) -> dict[str, ZipEntry]:
     """The records of a zip archive by name, in the order of its directory.
 
-    Raises ``FormatError`` for an archive that is cut short, names a record twice, or whose records
-    overlap or reach outside of it.
+    Raises ``FormatError`` for an archive that is cut short, names a record twice or outside of its folder,
+    or whose records overlap or reach outside of it.
     """
     start, length, count = _find_directory(file)
     raw = file.read(start, length)
@@ -60,16 +64,21 @@ def read_directory(file: ReadableFile) -> dict[str, ZipEntry]:
             _CENTRAL.unpack_from(raw, at)
         )
         name_at = at + _CENTRAL.size
-        name = raw[name_at : name_at + n_name].decode("utf-8", "backslashreplace")
+        name = raw[name_at : name_at + n_name].decode("utf-8", "surrogateescape")
         extra = raw[name_at + n_name : name_at + n_name + n_extra]
         plain, packed, header = _widen(extra, plain, packed, header)
         at = name_at + n_name + n_extra + n_comment
         if name in records:
-            raise FormatError(f"record {name} is in its zip directory twice", fix=GET_AGAIN)
+            raise FormatError(f"record {printable(name)} is in its zip directory twice", fix=GET_AGAIN)
         if n_name > _MAX_NAME:
             raise FormatError(f"it has a record with a name of {n_name} bytes", fix="do not trust this file")
+        if leads_out(name):
+            raise FormatError(
+                f"record {printable(name)} would be unpacked outside of its folder",
+                fix="do not trust this file",
+            )
         if flags & 1:
-            raise FormatError(f"record {name} is encrypted", fix="decrypt the archive first")
+            raise FormatError(f"record {printable(name)} is encrypted", fix="decrypt the archive first")
         data = _data_of(file, name, header, packed, start)
         records[name] = ZipEntry(name, data, method != 0 or plain != packed)
     if at != length or (count != _FULL16 and len(records) != count):
@@ -78,16 +87,38 @@ def read_directory(file: ReadableFile) -> dict[str, ZipEntry]:
     return records
 
 
-def _find_directory(file: ReadableFile) -> tuple[int, int, int]:
-    """Offset, length and number of entries of the central directory."""
-    size = file.size
-    tail_at = max(0, size - _END.size - _FULL16)
-    tail = file.read(tail_at, size - tail_at)
+def leads_out(name: str) -> bool:
+    r"""Whether a record of this name is unpacked outside of the folder of the archive, on any system.
+
+    >>> [leads_out(name) for name in ("archive/../x", "/x", "C:\\x", "archive/a..b")]
+    [True, True, True, False]
+    """
+    path = name.replace("\\", "/")
+    rooted = path.startswith("/") or (path[1:3] == ":/" and path[0].isalpha())
+    return rooted or ".." in path.split("/") or "\0" in path
+
+
+def read_comment(file: ReadableFile) -> bytes:
+    """The comment on a zip archive, which stands at its end."""
+    tail, at = _find_end(file)
+    return tail[at + _END.size :][: int.from_bytes(tail[at + _END.size - 2 : at + _END.size], "little")]
+
+
+def _find_end(file: ReadableFile) -> tuple[bytes, int]:
+    """The end of the file, and the place in it of the last record of all."""
+    tail_at = max(0, file.size - _END.size - _FULL16)
+    tail = file.read(tail_at, file.size - tail_at)
     at = tail.rfind(b"PK\x05\x06")
     if at < 0 or at + _END.size > len(tail):
         raise FormatError("its zip directory, which stands at the end, is missing", fix=GET_AGAIN)
+    return tail, at
+
+
+def _find_directory(file: ReadableFile) -> tuple[int, int, int]:
+    """Offset, length and number of entries of the central directory."""
+    tail, at = _find_end(file)
     _, _, _, _, count, length, start, _ = _END.unpack_from(tail, at)
-    end = tail_at + at
+    end = file.size - len(tail) + at
     if _FULL32 in (length, start) or count == _FULL16:
         locator_at = end - _LOCATOR.size
         if locator_at >= 0:
@@ -126,12 +157,14 @@ def _widen(extra: bytes, plain: int, packed: int, header: int) -> tuple[int, int
 def _data_of(file: ReadableFile, name: str, header: int, packed: int, limit: int) -> ByteRange:
     """Where a record's bytes lie, by its local header (whose extra field torch pads for alignment)."""
     if header + _LOCAL.size > limit:
-        raise FormatError(f"record {name} lies outside of the file", fix=GET_AGAIN)
+        raise FormatError(f"record {printable(name)} lies outside of the file", fix=GET_AGAIN)
     magic, *_, n_name, n_extra = _LOCAL.unpack(file.read(header, _LOCAL.size))
     marked = header == 0 and magic[:2] in MARKS and magic[2:] == b"\x03\x04"
     start = header + _LOCAL.size + n_name + n_extra
     if not (magic == b"PK\x03\x04" or marked) or start + packed > limit:
-        raise FormatError(f"record {name} lies outside of the file or has no header", fix=GET_AGAIN)
+        raise FormatError(
+            f"record {printable(name)} lies outside of the file or has no header", fix=GET_AGAIN
+        )
     return ByteRange(start, packed)
 
 
@@ -139,7 +172,8 @@ def _check_overlaps(records: dict[str, ZipEntry]) -> None:
     by_start = sorted((record for record in records.values() if record.data.size), key=lambda r: r.data.start)
     for before, after in pairwise(by_start):
         if before.data.end > after.data.start:
-            raise FormatError(f"records {before.name} and {after.name} overlap", fix="do not trust this file")
+            names = f"{printable(before.name)} and {printable(after.name)}"
+            raise FormatError(f"records {names} overlap", fix="do not trust this file")
 
 
 # -- writing
@@ -160,17 +194,19 @@ class NewRecord:
         return len(self.head) + self.size
 
 
-def zip_layout(records: Sequence[NewRecord], *, align: int = 64, mark: bytes = b"PK") -> Layout:
+def zip_layout(
+    records: Sequence[NewRecord], *, align: int = 64, mark: bytes = b"PK", comment: bytes = b""
+) -> Layout:
     """Lay out an uncompressed archive of ``records``, the data of each at a multiple of ``align`` bytes.
 
-    ``mark`` replaces the first two bytes.
+    ``mark`` replaces the first two bytes, and ``comment`` stands at the end.
     """
     pieces: list[tuple[int, bytes]] = []
     directory: list[tuple[NewRecord, int, int]] = []  # record, header offset, crc
     blobs: list[tuple[NewRecord, int, int]] = []  # record, header offset, data offset
     at = 0
     for record in records:
-        name = record.name.encode()
+        name = _bytes_of(record.name)
         crc = zlib.crc32(record.content) if isinstance(record.content, bytes) else 0
         extra = _wide(record.stored, record.stored) if record.stored >= _FULL32 else b""
         plain_end = at + _LOCAL.size + len(name) + len(extra)
@@ -195,7 +231,7 @@ def zip_layout(records: Sequence[NewRecord], *, align: int = 64, mark: bytes = b
     for record, header_at, crc in directory:
         crc_in_directory[record.name] = at + len(central) + _CRC_IN_CENTRAL
         central += _central_entry(record, header_at, crc)
-    tail = bytes(central) + _ends(len(directory), len(central), at)
+    tail = bytes(central) + _ends(len(directory), len(central), at, len(comment)) + comment
     pieces.append((at, tail))
     work = tuple(
         Blob(
@@ -216,9 +252,19 @@ _CRC_IN_LOCAL = 14
 _CRC_IN_CENTRAL = 16
 
 
+def _bytes_of(name: str) -> bytes:
+    return name.encode("utf-8", "surrogateescape")
+
+
 def _flags(name: bytes) -> int:
     """Bit 11 says that a name is UTF-8."""
-    return 0 if name.isascii() else 1 << 11
+    if name.isascii():
+        return 0
+    try:
+        name.decode()
+    except UnicodeDecodeError:
+        return 0
+    return 1 << 11
 
 
 def _wide(*values: int) -> bytes:
@@ -226,7 +272,7 @@ def _wide(*values: int) -> bytes:
 
 
 def _central_entry(record: NewRecord, header_at: int, crc: int) -> bytes:
-    name = record.name.encode()
+    name = _bytes_of(record.name)
     values = [record.stored, record.stored] if record.stored >= _FULL32 else []
     values += [header_at] if header_at >= _FULL32 else []
     extra = _wide(*values) if values else b""
@@ -256,11 +302,11 @@ def _central_entry(record: NewRecord, header_at: int, crc: int) -> bytes:
     )
 
 
-def _ends(count: int, length: int, start: int) -> bytes:
-    """The end records: zip64's where a number does not fit, and the plain one."""
+def _ends(count: int, length: int, start: int, comment: int) -> bytes:
+    """The end records: zip64's where a number does not fit, and the plain one, without its comment."""
     wide = b""
     if count >= _FULL16 or length >= _FULL32 or start >= _FULL32:
         wide = _END64.pack(b"PK\x06\x06", _END64.size - 12, 45, 45, 0, 0, count, count, length, start)
         wide += _LOCATOR.pack(b"PK\x06\x07", 0, start + length, 1)
     few = min(count, _FULL16)
-    return wide + _END.pack(b"PK\x05\x06", 0, 0, few, few, min(length, _FULL32), min(start, _FULL32), 0)
+    return wide + _END.pack(b"PK\x05\x06", 0, 0, few, few, min(length, _FULL32), min(start, _FULL32), comment)

@@ -127,7 +127,7 @@ def _facts(found: Inspection) -> Iterator[tuple[str, str]]:
     if found.foreign:
         yield "names", f"{listed(found.foreign)} (kept as data, never imported)"
     if found.dangerous:
-        yield "DANGER", f"{listed(found.dangerous)} would run something when this file is loaded"
+        yield "DANGER", f"{listed(found.dangerous)} could run something when this file is loaded"
     for kind in found.kinds:
         example = f"{kind.state_dict}: {kind.example}" if kind.state_dict else kind.example
         folds = {"yes": "folds exactly", "no": "does not fold", "if known": "folds exactly only"}[kind.folds]

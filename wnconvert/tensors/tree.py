@@ -180,10 +180,11 @@ class StateDict:
 
 @dataclass(frozen=True, slots=True)
 class Sibling:
-    """Anything else in a file: its path, and its kind in a word or two."""
+    """Anything else in a file: its path, its kind in a word or two, and the foreign classes that it names."""
 
     path: str
     kind: str
+    names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

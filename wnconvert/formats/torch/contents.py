@@ -26,8 +26,8 @@ from wnconvert.plan.names.trees import NewNames
 
 __all__ = [
     "Contents",
+    "FoundItem",
     "FoundModule",
-    "FoundOptimizer",
     "FoundStateDict",
     "Key",
     "find_contents",
@@ -197,8 +197,8 @@ def is_optimizer(value: Value) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class FoundOptimizer:
-    """An optimizer in a pickle: its path, and the record whose item it is."""
+class FoundItem:
+    """An optimizer, or another value beside state dicts: its path, the record that holds it, and itself."""
 
     path: str
     holder: Value
@@ -207,11 +207,11 @@ class FoundOptimizer:
 
 @dataclass(frozen=True, slots=True)
 class Contents:
-    """The state dicts and optimizers of a pickle, and the rest: ``siblings`` by path."""
+    """The state dicts and optimizers of a pickle, and the rest: its siblings."""
 
     state_dicts: tuple[FoundStateDict, ...]
-    optimizers: tuple[FoundOptimizer, ...]
-    siblings: tuple[tuple[str, Value], ...]
+    optimizers: tuple[FoundItem, ...]
+    siblings: tuple[FoundItem, ...]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -253,7 +253,7 @@ def find_contents(root: Value) -> Contents:
 def _find(root: Value, is_tensor: Callable[[Value], bool]) -> tuple[Contents, bool]:
     """What is below ``root``, where the state dicts are those of such tensors; and whether it met arrays."""
     states: list[FoundStateDict] = []
-    optimizers: dict[int, list[FoundOptimizer]] = {}  # by the record, which two holders may share
+    optimizers: dict[int, list[FoundItem]] = {}  # by the record, which two holders may share
     top = _Place(None, "")
     todo: list[tuple[_Place, Value, Value]] = [(top, None, root)]
     seen: set[int] = set()
@@ -272,7 +272,7 @@ def _find(root: Value, is_tensor: Callable[[Value], bool]) -> tuple[Contents, bo
             if place is not top:
                 ends.append(place)
                 names.spend(*map(str, place.keys))
-                found = FoundOptimizer(place.path, holder, value)
+                found = FoundItem(place.path, holder, value)
                 optimizers.setdefault(id(value), []).append(found)
             continue
         if is_module(value) or is_script_module(value):
@@ -323,12 +323,12 @@ def _check_paths(states: Sequence[FoundStateDict]) -> None:
 
 def _siblings(
     branches: Sequence[tuple[_Place, Value]], ends: Sequence[_Place], top: _Place
-) -> Iterator[tuple[str, Value]]:
+) -> Iterator[FoundItem]:
     """The values beside the ways to state dicts and optimizers, and everything at the top."""
     led = {(id(place.above), place.key) for end in ends for place in end.way}
     ways = {above for above, _ in led} | {id(top)}
     for place, value in branches:
         if id(place) in ways:
-            for key, _, item in _children(value):
+            for key, holder, item in _children(value):
                 if (id(place), key) not in led:
-                    yield _path((*place.keys, key)), item
+                    yield FoundItem(_path((*place.keys, key)), holder, item)

@@ -29,8 +29,8 @@ from wnconvert.formats.torch.records import (
     read_tensor,
     shown,
 )
-from wnconvert.formats.zips import ZipEntry
-from wnconvert.messages import listed
+from wnconvert.formats.zips import ZipEntry, read_comment
+from wnconvert.messages import listed, printable
 from wnconvert.plan.names.trees import NewNames
 from wnconvert.plan.record import NO_HISTORY, RECORD_NAME, History, read_history
 from wnconvert.tensors.containers import Container
@@ -58,7 +58,8 @@ class TorchFile:
     """An opened torch file: its pickle as data, and where each storage's bytes lie.
 
     ``container`` is one of torch's; ``records`` are the other records of the archive, which must not be
-    lost, by their new names; ``mark`` are its first two bytes; ``version`` is the version of the format.
+    lost, by their new names; ``mark`` are its first two bytes, ``comment`` is the archive's; ``version`` is
+    the version of the format.
     ``has_constants`` if there are weights in the code of a TorchScript archive. ``files`` counts the files in
     which the storages lie, ``unwrapped`` the DTensors that were made plain.
     """
@@ -74,6 +75,7 @@ class TorchFile:
     has_constants: bool = False
     files: int = 1
     unwrapped: int = 0
+    comment: bytes = b""
 
     @cached_property
     def arrays(self) -> HeldArrays:
@@ -103,7 +105,10 @@ class TorchFile:
         return Tree(
             state_dicts=tuple(self._state_dict(found) for found in self.contents.state_dicts),
             optimizers=tuple(item.path for item in self.contents.optimizers),
-            siblings=tuple(Sibling(path, _kind(value)) for path, value in self.contents.siblings),
+            siblings=tuple(
+                Sibling(found.path, _kind(found.node), tuple(foreign_names(found.node)))
+                for found in self.contents.siblings
+            ),
             metadata=self.history.metadata,
             record=self.history.steps,
             notes=(*self._notes(), *self.history.notes),
@@ -193,7 +198,9 @@ def open_zip(file: ReadableFile, directory: Mapping[str, ZipEntry] | None = None
     )
     for record in others:
         if record.compressed:
-            raise FormatError(f"its record {record.name} is compressed", fix="save it with torch.save")
+            raise FormatError(
+                f"its record {printable(record.name)} is compressed", fix="save it with torch.save"
+            )
     return TorchFile(
         Container.TORCHSCRIPT if is_script else Container.TORCH_ZIP,
         pickle,
@@ -205,6 +212,7 @@ def open_zip(file: ReadableFile, directory: Mapping[str, ZipEntry] | None = None
         content_of(file, records, "version").decode("ascii", "replace").strip(),
         is_script and _has_weights(content_of(file, records, "constants.pkl")),
         unwrapped=unwrapped,
+        comment=read_comment(file),
     )
 
 

@@ -18,7 +18,7 @@ from wnconvert.formats.torch.archives import MAX_PICKLE, PREFIX
 from wnconvert.formats.torch.arrays import is_array, with_content
 from wnconvert.formats.torch.contents import FoundStateDict, Key
 from wnconvert.formats.torch.edits import module_edits, optimizer_edits, renames
-from wnconvert.formats.torch.names import dangerous_names
+from wnconvert.formats.torch.names import Dangers, dangerous_names
 from wnconvert.formats.torch.reader import TorchFile
 from wnconvert.formats.torch.records import (
     get,
@@ -32,7 +32,7 @@ from wnconvert.formats.torch.records import (
     with_storage,
 )
 from wnconvert.formats.zips import MARKS, NewRecord, zip_layout
-from wnconvert.messages import listed
+from wnconvert.messages import listed, option
 from wnconvert.plan.layout import CopyBytes, Gather, Layout, Part, Parts, Work
 from wnconvert.plan.names.trees import renamed_modules
 from wnconvert.plan.order import NEW_ENTRY, metadata_keys
@@ -54,13 +54,20 @@ def torch_layout(source: TorchFile | None, tree: Tree, plan: Plan) -> Layout:
     """
     editor = _Editor(source, tree)
     root = editor.root(plan)
-    if names := dangerous_names(root):
-        raise OutputError(
-            f"the file names {listed(names, 6)}, which could run something where it is loaded",
-            fix="-o OUT.safetensors, which holds tensors alone",
-        )
     archive = _Storages(source)
-    runs = dump_around(root, editor.protocol, lambda value: archive.take(editor.edited(value)))
+    dangers = Dangers()
+
+    def written(value: Value) -> Value:
+        made = archive.take(editor.edited(value))
+        dangers.look_at(made)
+        return made
+
+    runs = dump_around(root, editor.protocol, written)
+    if dangers.names:
+        raise OutputError(
+            f"the file names {listed(dangers.names, 6)}, which could run something where it is loaded",
+            fix=_fix_of(dangers.names, source),
+        )
     records = [
         _pickle_record(runs),
         NewRecord(PREFIX + "byteorder", 6, b"little"),
@@ -73,7 +80,17 @@ def torch_layout(source: TorchFile | None, tree: Tree, plan: Plan) -> Layout:
         history = write_history(plan.record, tree.metadata).encode()
         records.append(NewRecord(PREFIX + RECORD_NAME, len(history), history))
     mark = source.mark if source and source.mark in MARKS else b"PK"
-    return zip_layout(records, mark=mark)
+    return zip_layout(records, mark=mark, comment=source.comment if source else b"")
+
+
+def _fix_of(dangers: Sequence[str], source: TorchFile | None) -> str:
+    """What to do about dangerous names: those beside state dicts can be left out."""
+    tensors_alone = "-o OUT.safetensors, which holds tensors alone"
+    siblings = source.contents.siblings if source else ()
+    beside = {name for sibling in siblings for name in dangerous_names([sibling.node])}
+    if beside.issuperset(dangers):
+        return f"{option('drop_foreign', True)}, which leaves out what names them, or {tensors_alone}"
+    return tensors_alone
 
 
 def _pickle_record(runs: Sequence[bytes | Unwritten]) -> NewRecord:
@@ -180,10 +197,11 @@ class _Editor:
         if plan.only is not None:
             return _nested(found[plan.only].keys, found[plan.only].node)
         dropped, names = {item.path for item in plan.dropped}, renames(plan, self.source.contents)
+        for beside in (*self.source.contents.optimizers, *self.source.contents.siblings):
+            if beside.path in dropped:
+                self.edits[id(beside.holder)] = _without(self.edited(beside.holder), beside.node)
         for item in self.source.contents.optimizers:
-            if item.path in dropped:
-                self.edits[id(item.holder)] = _without(self.edited(item.holder), item.node)
-            else:
+            if item.path not in dropped:
                 self.edits |= optimizer_edits(item.node, names)
         return self.source.pickle.root
 

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
         rename: Iterable[str] | Mapping[str, str]
         layers: Iterable[str]
         exclude: Iterable[str]
+        drop_foreign: bool
         copy: bool
         require_layers: int | None
         as_folder: bool
@@ -103,6 +104,7 @@ def fold_file(
     zero_rows: ZeroRows = "error",
     allow_nonfinite: bool = False,
     keep_optimizer: bool = False,
+    drop_foreign: bool = False,
     copy: bool = False,
     require_layers: int | None = None,
     as_folder: bool = False,
@@ -119,9 +121,9 @@ def fold_file(
 
     ``src`` is a checkpoint of any readable format; ``out`` is written as safetensors or .npz if that is
     its suffix, else as a torch zip (default: ``.folded`` before the suffix of ``src``). ``"-"`` is stdin and
-    stdout. An ONNX model stays
-    one, and runs beside the original before it is put in place (this needs onnx and onnxruntime); it takes
-    none of ``only``, ``dtype``, ``dim`` and ``keep_optimizer``. A file goes into ``out`` if that is a folder.
+    stdout. An ONNX model stays one, and runs beside the original before it is put in place (this needs onnx
+    and onnxruntime); it takes none of ``only``, ``dtype``, ``dim``, ``keep_optimizer`` and ``drop_foreign``.
+    A file goes into ``out`` if that is a folder.
 
     A folder with weights, the index of one, or a pipeline of diffusers becomes a folder, unless ``out`` has a
     checkpoint's suffix; a file does with ``as_folder``. Its weights lie in files of at most
@@ -130,17 +132,19 @@ def fold_file(
     notes of the plan say what cannot be brought back.
 
     If no layer changes, nothing is written, ``Result.output`` is None and a note says why; unless ``copy``,
-    ``only``, ``dtype``, new names or another container ask for one. With fewer layers than ``require_layers``
-    nothing is written, and ``TooFewLayersError`` is raised.
+    ``only``, ``dtype``, ``drop_foreign``, new names or another container ask for one. With fewer layers than
+    ``require_layers`` nothing is written, and ``TooFewLayersError`` is raised.
 
-    ``only`` is the path of the one state dict to keep. Names are changed as the file is opened: the first of
-    ``strip_prefix`` is taken off, then each ``rename`` made (``"OLD=NEW"`` or a mapping: whole dotted parts
-    wherever they stand, ``*`` for one of them), then ``add_prefix`` put before; ``layers`` and ``exclude``
-    are globs on the new names of weights. ``dtype`` (``"float16"`` or ``"fp16"``, ``torch.bfloat16``,
-    ``numpy.float32`` …) folds and casts in one rounding. ``dim`` is an axis, None for the whole tensor, or
-    ``"auto"``: read from g's shape. ``zero_rows`` is ``"error"`` or ``"zero"``. ``progress`` is called with
-    the bytes done and in all, or True for a bar; ``on_plan`` once with the ``Plan``, before anything is
-    written. With ``dry_run`` nothing is written and the ``Plan`` is returned.
+    ``only`` is the path of the one state dict to keep. ``drop_foreign`` leaves out what lies beside the
+    state dicts and names classes or functions that ``torch.load(weights_only=True)`` does not know. Names are
+    changed as the file is opened: the first of ``strip_prefix`` is taken off, then each ``rename`` made
+    (``"OLD=NEW"`` or a mapping: whole dotted parts wherever they stand, ``*`` for one of them), then
+    ``add_prefix`` put before; ``layers`` and ``exclude`` are globs on the new names of weights. ``dtype``
+    (``"float16"`` or ``"fp16"``, ``torch.bfloat16``, ``numpy.float32`` …) folds and casts in one rounding.
+    ``dim`` is an axis, None for the whole tensor, or ``"auto"``: read from g's shape. ``zero_rows`` is
+    ``"error"`` or ``"zero"``. ``progress`` is called with the bytes done and in all, or True for a bar;
+    ``on_plan`` once with the ``Plan``, before anything is written. With ``dry_run`` nothing is written and
+    the ``Plan`` is returned.
 
     Raises ``WnconvertError``: ``InputError``, ``LayerError``, ``NumbersError``, ``OutputError``,
     ``ArgumentError``, ``TooFewLayersError``, ``VerifyError``; nothing is written then.
@@ -153,7 +157,7 @@ def fold_file(
 
     selection = selection_of(layers, exclude, dim)
     given = {"--only": only, "--dtype": dtype, "--keep-optimizer": keep_optimizer or None}
-    given["--dim"] = None if dim == AUTO else str(dim)
+    given |= {"--drop-foreign": drop_foreign or None, "--dim": None if dim == AUTO else str(dim)}
     others = [name for name in given if given[name] is not None]
     make_plan = partial(
         plan_fold, selection=selection, only=only, dtype=dtype_of(dtype), keep_optimizer=keep_optimizer
@@ -167,6 +171,7 @@ def fold_file(
         max_shard_size=max_shard_size,
         as_folder=as_folder,
         in_place=in_place,
+        drop_foreign=drop_foreign,
         copy=copy,
         rewrites=dtype is not None,
         require_layers=require_layers,
@@ -212,6 +217,7 @@ def split_file(
     exclude: Iterable[str] = (),
     dim: DimOption = AUTO,
     keep_optimizer: bool = False,
+    drop_foreign: bool = False,
     copy: bool = False,
     require_layers: int | None = None,
     as_folder: bool = False,
@@ -254,6 +260,7 @@ def split_file(
         max_shard_size=max_shard_size,
         as_folder=as_folder,
         in_place=in_place,
+        drop_foreign=drop_foreign,
         copy=copy,
         require_layers=require_layers,
         dry_run=dry_run,
@@ -302,6 +309,7 @@ def migrate_file(
     layers: Iterable[str] = (),
     exclude: Iterable[str] = (),
     drop_optimizer: bool = False,
+    drop_foreign: bool = False,
     copy: bool = False,
     require_layers: int | None = None,
     as_folder: bool = False,
@@ -340,6 +348,7 @@ def migrate_file(
         max_shard_size=max_shard_size,
         as_folder=as_folder,
         in_place=in_place,
+        drop_foreign=drop_foreign,
         copy=copy,
         require_layers=require_layers,
         dry_run=dry_run,

@@ -23,6 +23,7 @@ from wnconvert.messages import counted, listed, refuse_other_than_path
 from wnconvert.plan.names.renaming import Renaming
 from wnconvert.plan.names.trees import NewNames, renamed_keys, weights_of
 from wnconvert.plan.plan import Plan
+from wnconvert.plan.selection.foreign import without_foreign
 from wnconvert.plan.selection.nothing import why_nothing
 from wnconvert.plan.selection.scope import choose
 from wnconvert.storage.checkpoint import Checkpoint, container_of, no_graph, open_checkpoint
@@ -84,6 +85,7 @@ class Request:
     in_place: bool = False
     copy: bool = False
     rewrites: bool = False
+    drop_foreign: bool = False
     require_layers: int | None = None
     dry_run: bool = False
     on_plan: Callable[[Plan], None] | None = None
@@ -206,6 +208,8 @@ def _job(
     checkpoint = opened.renamed(names) if names else opened
     _check_fits(checkpoint, target, request)
     make_plan = partial(_named, make_plan, names)
+    if request.drop_foreign:
+        make_plan = partial(without_foreign, make_plan)
     if checkpoint.onnx is not None and plan_graph is not None:
         check_suffix(target.path)
         job = _to_onnx(checkpoint, plan_graph(checkpoint.onnx), target.path, request)
@@ -271,6 +275,7 @@ def _is_asked_for(plan: Plan, checkpoint: Checkpoint, target: Target, request: R
         request.copy
         or request.only is not None
         or request.rewrites
+        or request.drop_foreign
         or request.max_shard_size != DEFAULT_SHARD_SIZE
         or plan.renamed > 0
         or target.is_folder != (checkpoint.root is not None)

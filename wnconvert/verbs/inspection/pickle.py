@@ -18,7 +18,7 @@ __all__ = ["with_pickle"]
 
 def with_pickle(found: Inspection, checkpoint: Checkpoint, opened: TorchFile) -> Inspection:
     """Add the facts of a pickle: sizes of siblings, optimizers, devices of all storages, names of classes."""
-    siblings = [*opened.contents.siblings, *((item.path, item.node) for item in opened.contents.optimizers)]
+    siblings = [(item.path, item.node) for item in (*opened.contents.siblings, *opened.contents.optimizers)]
     kinds = {item.path: item.kind for item in checkpoint.tree.siblings}
     kinds |= dict.fromkeys(checkpoint.tree.optimizers, "optimizer")
     storages = [read_storage(value) for value in walk(opened.pickle.root) if isinstance(value, PersistentId)]

@@ -1,8 +1,8 @@
 """The model to export: built by a factory, or read from a file that holds one.
 
 A factory is the user's own code, and is run. A file is data: an exported program must be as torch writes it
-(``programs``), TorchScript runs in torch's own interpreter, and only ``trust`` lets a file run Python code
-that it holds or names.
+(``programs``), the code of a TorchScript archive must only compute (``scripts``), and only ``trust`` lets a
+file do more, or run Python code that it holds or names.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from wnconvert.storage.checkpoint import Checkpoint, open_checkpoint
 from wnconvert.storage.files import located
 from wnconvert.tensors.containers import Container
 from wnconvert.verbs.loading.programs import is_exported_program, load_exported_program
+from wnconvert.verbs.loading.scripts import load_script
 from wnconvert.verbs.loading.weights import load_weights
 from wnconvert.verbs.proof.functions import Exportable
 from wnconvert.verbs.proof.report import TimedStep, TimedSteps
@@ -235,7 +236,7 @@ def _said(error: BaseException) -> str:
 def _held(path: Path, checkpoint: Checkpoint, *, trust: bool, only: str | None) -> nn.Module:
     """The module in a TorchScript archive or in a whole pickled module."""
     if checkpoint.container is Container.TORCHSCRIPT:
-        return _script(path)
+        return load_script(path, trust=trust)
     modules = [state.path for state in checkpoint.tree.state_dicts if state.is_module]
     if not modules:
         raise InputError(
@@ -251,20 +252,6 @@ def _held(path: Path, checkpoint: Checkpoint, *, trust: bool, only: str | None) 
             "you know who made it",
         )
     return _trusted(path, modules, only)
-
-
-def _script(path: Path) -> nn.Module:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # TorchScript itself is deprecated
-            found: nn.Module = torch.jit.load(str(path), map_location="cpu")  # type: ignore[no-untyped-call]
-    except Exception as error:
-        raise InputError(
-            f"a TorchScript archive that torch cannot load: {_said(error)}",
-            where=str(path),
-            fix="save it again with this version of torch, or name the factory of the module",
-        ) from error
-    return found
 
 
 def _trusted(path: Path, modules: list[str], only: str | None) -> nn.Module:

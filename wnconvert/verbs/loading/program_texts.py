@@ -15,7 +15,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-import torch
+from wnconvert.verbs.loading.operators import registered
 
 __all__ = ["KEYS", "PLAIN", "TEXTS", "Rule"]
 
@@ -39,16 +39,8 @@ def _matching(pattern: str) -> Callable[[str], object]:
 
 @functools.cache
 def _operators() -> frozenset[str]:
-    """Targets that a node may call: torch's registered operators, arithmetic of sizes, control flow.
-
-    Checking the form of names is not enough: ``aten::save`` writes files, ``torch.load`` can be called.
-    """
-    found = set()
-    for each in torch._C._dispatch_get_all_op_names():
-        library, _, name = each.partition("::")
-        base, _, overload = name.partition(".")
-        if library in ("aten", "prims") and base not in ("from_file", "_print"):
-            found.add(f"torch.ops.{library}.{base}.{overload or 'default'}")
+    """Targets that a node may call: torch's registered operators, arithmetic of sizes, control flow."""
+    found = {f"torch.ops.{library}.{base}.{overload}" for library, base, overload in registered()}
     python = "eq ne le ge lt gt neg pos mul add sub floordiv mod pow truediv and_ or_ lshift rshift".split()
     sizes = "sym_not sym_int sym_float sym_ite sym_max sym_min _sym_sqrt".split()
     graphs = "cond while_loop scan map_impl wrap_with_set_grad_enabled wrap_with_autocast".split()
