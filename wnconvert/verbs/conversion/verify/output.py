@@ -17,7 +17,7 @@ from wnconvert.storage.sources import Source
 from wnconvert.storage.workers import Workers
 from wnconvert.tensors.blocks import BLOCK_BYTES
 from wnconvert.tensors.tree import StoredTensor, TensorInfo
-from wnconvert.verbs.conversion.verify.readers import OTHER_READERS, own_reader
+from wnconvert.verbs.conversion.verify.readers import OTHER_READERS, own_reader, reading_ahead
 from wnconvert.verbs.conversion.verify.steps import Both, check_step
 
 __all__ = ["bytes_to_verify", "verify_copies", "verify_output"]
@@ -79,13 +79,22 @@ def verify_output(
             before = checkpoint.tree.tensors[planned.path]
             after = found[planned.path if plan.container.facts.holds_trees else ""]
             _check_names(before, planned, list(after), order)
-            both = Both(before, source, partial(reader, planned.path), workers.advance)
+            ahead = partial(_ahead, opened, after)
+            both = Both(before, source, partial(reader, planned.path), ahead, workers.advance)
             for step in planned.tensors:
                 made = step.made_of(before).info
                 _check_info(made, after[step.name].info)
                 jobs.append((made.nbytes, partial(check_step, step, both)))
         workers.each(lambda job: jobs[job][1](), {job: size for job, (size, _) in enumerate(jobs)})
     return by, notes
+
+
+def _ahead(opened: Checkpoint, tensors: Mapping[str, StoredTensor], name: str) -> Callable[[int], None]:
+    """``reading_ahead`` of a tensor of the output."""
+    data = tensors[name].data
+    if data.shard < len(opened.shards):
+        return reading_ahead(opened.shards[data.shard], data)
+    return lambda at: None  # a view of several
 
 
 def _check_names(
