@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from functools import partial
 from pathlib import Path, PurePath
@@ -23,30 +23,31 @@ from wnconvert.verbs.conversion.verify.steps import Both, check_step
 __all__ = ["bytes_to_verify", "verify_copies", "verify_output"]
 
 
-def verify_copies(
-    before: PurePath,
-    after: PurePath,
-    names: Iterable[str],
-    advance: Callable[[int], None] = lambda count: None,
-) -> None:
-    """Compare files that were copied from one folder to another with their sources.
+def verify_copies(before: PurePath, after: PurePath, sizes: Mapping[str, int], workers: Workers) -> None:
+    """Compare files that were copied from one folder to another with their sources, given their sizes.
 
     Raises ``VerifyError``, and ``InputError`` for one that is gone.
     """
-    for name in names:
-        with closing(open_file(before / name)) as old, closing(open_file(after / name)) as new:
-            wrong = VerifyError(
-                f"the copy of {name} differs from it; nothing is kept",
-                fix=f"if nobody changed it meanwhile, {REPORT_BUG}",
-            )
-            size = old.size
-            if new.size != size:
-                raise wrong
-            for at in range(0, size, BLOCK_BYTES):
-                count = min(BLOCK_BYTES, size - at)
-                if new.read(at, count) != old.read(at, count):
-                    raise wrong
-                advance(count)
+    names = list(sizes)
+    workers.each(
+        lambda at: _check_copy(names[at], before / names[at], after / names[at], workers),
+        dict(enumerate(sizes.values())),
+    )
+
+
+def _check_copy(name: str, before: PurePath, after: PurePath, workers: Workers) -> None:
+    with closing(open_file(before)) as old, closing(open_file(after)) as new:
+        size = old.size
+        same = new.size == size
+        for at in range(0, size if same else 0, BLOCK_BYTES):
+            count = min(BLOCK_BYTES, size - at)
+            same = same and new.read(at, count) == old.read(at, count)
+            workers.advance(count)
+    if not same:
+        raise VerifyError(
+            f"the copy of {name} differs from it; nothing is kept",
+            fix=f"if nobody changed it meanwhile, {REPORT_BUG}",
+        )
 
 
 def bytes_to_verify(checkpoint: Checkpoint, plan: Plan) -> int:
