@@ -28,6 +28,7 @@ from tests.helpers.zoo import ROWS, Row, of
 from wnconvert.errors import ArgumentError, FormatError, InputError, NumbersError, OutputError, VerifyError
 from wnconvert.storage.folder.written import MANIFEST
 from wnconvert.storage.sources import Source
+from wnconvert.storage.workers import Workers
 from wnconvert.verbs.comparison.compare import compare_files
 from wnconvert.verbs.conversion.files import fold_file, migrate_file, split_file
 from wnconvert.verbs.conversion.targets import default_output
@@ -731,7 +732,32 @@ def test_a_pipe_that_takes_the_place_of_a_file_is_not_waited_for(tmp_path: Path,
 def test_a_file_that_vanishes_before_its_copy_is_read_back_is_an_error(tmp_path: Path, folder: Path) -> None:
     (tmp_path / "copy").touch()
     with pytest.raises(InputError, match="cannot be read"):
-        verify_copies(folder, tmp_path, ["copy"])
+        verify_copies(folder, tmp_path, {"copy": 0}, Workers(2))
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_copy_that_differs_is_found_wherever_and_an_equal_one_is_counted(
+    tmp_path: Path, threads: int
+) -> None:
+    contents = {"a": b"", "b": b"x" * 10, "c": bytes(range(256)) * 9000}
+    sizes = {name: len(content) for name, content in contents.items()}
+    old, new = tmp_path / "old", tmp_path / "new"
+    for folder in (old, new):
+        folder.mkdir()
+        for name, content in contents.items():
+            (folder / name).write_bytes(content)
+    ticks: list[int] = []
+    workers = Workers(threads, lambda done, total: ticks.append(done))
+    verify_copies(old, new, sizes, workers)
+    assert ticks[-1] == sum(sizes.values())
+    spoilt = {"a": [b"y"], "b": [b"x" * 9, b"x" * 11, b"x" * 9 + b"y"], "c": [contents["c"][:-1] + b"y"]}
+    for name, wrong in spoilt.items():
+        for content in wrong:
+            (new / name).write_bytes(content)
+            with pytest.raises(VerifyError, match=f"the copy of {name} differs"):
+                verify_copies(old, new, sizes, Workers(threads))
+        (new / name).write_bytes(contents[name])
+    verify_copies(old, new, sizes, Workers(threads))
 
 
 def test_a_file_larger_than_the_limit_of_the_process_is_refused(tmp_path: Path, folder: Path) -> None:

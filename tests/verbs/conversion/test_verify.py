@@ -260,3 +260,21 @@ def test_a_plan_that_loses_a_key_or_half_a_layer_is_found(
         with pytest.raises(VerifyError, match="has other names than planned"):
             split_file(plain, plain.with_name("out.pt"), layers="*", dim=0, verify=True)
     assert not plain.with_name("out.pt").exists()
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+@pytest.mark.parametrize("verb", ["fold", "split"])
+def test_the_bar_ends_where_it_should(plain: Path, verb: str, suffix: str) -> None:
+    ticks: list[tuple[int, int]] = []
+
+    def tick(done: int, total: int) -> None:
+        ticks.append((done, total))
+
+    out = plain.with_name(f"out{suffix}")
+    if verb == "split":
+        split_file(plain, out, layers="*.weight", dim=0, verify=True, progress=tick)
+    else:
+        fold_file(FIXTURES / "hifigan.safetensors", out, verify=True, progress=tick)
+    assert [done for done, _ in ticks] == sorted(done for done, _ in ticks)
+    assert len({total for _, total in ticks}) == 1
+    assert ticks[-1][0] == ticks[-1][1]

@@ -11,7 +11,7 @@ import errno
 import os
 import sys
 import threading
-from pathlib import Path
+from pathlib import Path, PurePath
 
 __all__ = [
     "READING",
@@ -134,6 +134,17 @@ def begin_sync(descriptor: int, at: int, size: int) -> None:
         # Linux begins to write dirty pages, and drops only those that were written before.
         with contextlib.suppress(OSError):  # it is advice
             os.posix_fadvise(descriptor, at, size, os.POSIX_FADV_DONTNEED)
+
+
+def begin_reading(path: PurePath, at: int, size: int) -> None:
+    """Ask the system to begin reading a part of a file from the disk, where it does so by a call."""
+    if hasattr(os, "posix_fadvise"):
+        with contextlib.suppress(OSError):  # it is advice
+            descriptor = os.open(path, READING)
+            try:
+                os.posix_fadvise(descriptor, at, size, os.POSIX_FADV_WILLNEED)
+            finally:
+                os.close(descriptor)
 
 
 def set_mode(descriptor: int, mode: int) -> None:

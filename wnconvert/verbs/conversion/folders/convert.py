@@ -74,7 +74,7 @@ def convert_folder(
                 reader, on_part = _verified(part, folder, workers)
                 readers[reader] = None
                 more += on_part
-            verify_copies(root, folder, (file.path for file in beside.files), workers.advance)
+            verify_copies(root, folder, {file.path: file.size for file in beside.files}, workers)
         with _errors_of(output):
             sync_all(folder)  # over a network the time of a change is when it arrives
         for name, layout in listing.items():  # last: what is changed after it is not ours

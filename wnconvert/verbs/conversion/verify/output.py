@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from functools import partial
 from pathlib import Path, PurePath
@@ -17,36 +17,37 @@ from wnconvert.storage.sources import Source
 from wnconvert.storage.workers import Workers
 from wnconvert.tensors.blocks import BLOCK_BYTES
 from wnconvert.tensors.tree import StoredTensor, TensorInfo
-from wnconvert.verbs.conversion.verify.readers import OTHER_READERS, own_reader
+from wnconvert.verbs.conversion.verify.readers import OTHER_READERS, own_reader, reading_ahead
 from wnconvert.verbs.conversion.verify.steps import Both, check_step
 
 __all__ = ["bytes_to_verify", "verify_copies", "verify_output"]
 
 
-def verify_copies(
-    before: PurePath,
-    after: PurePath,
-    names: Iterable[str],
-    advance: Callable[[int], None] = lambda count: None,
-) -> None:
-    """Compare files that were copied from one folder to another with their sources.
+def verify_copies(before: PurePath, after: PurePath, sizes: Mapping[str, int], workers: Workers) -> None:
+    """Compare files that were copied from one folder to another with their sources, given their sizes.
 
     Raises ``VerifyError``, and ``InputError`` for one that is gone.
     """
-    for name in names:
-        with closing(open_file(before / name)) as old, closing(open_file(after / name)) as new:
-            wrong = VerifyError(
-                f"the copy of {name} differs from it; nothing is kept",
-                fix=f"if nobody changed it meanwhile, {REPORT_BUG}",
-            )
-            size = old.size
-            if new.size != size:
-                raise wrong
-            for at in range(0, size, BLOCK_BYTES):
-                count = min(BLOCK_BYTES, size - at)
-                if new.read(at, count) != old.read(at, count):
-                    raise wrong
-                advance(count)
+    names = list(sizes)
+    workers.each(
+        lambda at: _check_copy(names[at], before / names[at], after / names[at], workers),
+        dict(enumerate(sizes.values())),
+    )
+
+
+def _check_copy(name: str, before: PurePath, after: PurePath, workers: Workers) -> None:
+    with closing(open_file(before)) as old, closing(open_file(after)) as new:
+        size = old.size
+        same = new.size == size
+        for at in range(0, size if same else 0, BLOCK_BYTES):
+            count = min(BLOCK_BYTES, size - at)
+            same = same and new.read(at, count) == old.read(at, count)
+            workers.advance(count)
+    if not same:
+        raise VerifyError(
+            f"the copy of {name} differs from it; nothing is kept",
+            fix=f"if nobody changed it meanwhile, {REPORT_BUG}",
+        )
 
 
 def bytes_to_verify(checkpoint: Checkpoint, plan: Plan) -> int:
@@ -79,13 +80,22 @@ def verify_output(
             before = checkpoint.tree.tensors[planned.path]
             after = found[planned.path if plan.container.facts.holds_trees else ""]
             _check_names(before, planned, list(after), order)
-            both = Both(before, source, partial(reader, planned.path), workers.advance)
+            ahead = partial(_ahead, opened, after)
+            both = Both(before, source, partial(reader, planned.path), ahead, workers.advance)
             for step in planned.tensors:
                 made = step.made_of(before).info
                 _check_info(made, after[step.name].info)
                 jobs.append((made.nbytes, partial(check_step, step, both)))
         workers.each(lambda job: jobs[job][1](), {job: size for job, (size, _) in enumerate(jobs)})
     return by, notes
+
+
+def _ahead(opened: Checkpoint, tensors: Mapping[str, StoredTensor], name: str) -> Callable[[int], None]:
+    """``reading_ahead`` of a tensor of the output."""
+    data = tensors[name].data
+    if data.shard < len(opened.shards):
+        return reading_ahead(opened.shards[data.shard], data)
+    return lambda at: None  # a view of several
 
 
 def _check_names(

@@ -23,13 +23,14 @@ from wnconvert.formats.safetensors import check_header
 from wnconvert.messages import REPORT_BUG
 from wnconvert.storage.checkpoint import Checkpoint
 from wnconvert.storage.sources import Source
+from wnconvert.storage.stores.system import begin_reading
 from wnconvert.tensors.blocks import BLOCK_BYTES, Array, Block
 from wnconvert.tensors.containers import Container
 from wnconvert.tensors.dtypes import dtype_named
-from wnconvert.tensors.tree import StoredTensor
+from wnconvert.tensors.tree import ByteRange, StoredTensor
 from wnconvert.verbs.conversion.verify.pieces import Piece
 
-__all__ = ["OTHER_READERS", "OtherReader", "check_zip", "own_reader"]
+__all__ = ["OTHER_READERS", "OtherReader", "check_zip", "own_reader", "reading_ahead"]
 
 
 # A tensor of the output: a piece, also given as a run of elements, to its elements in any shape.
@@ -135,7 +136,7 @@ def _numpy(tensor: Any) -> Array:
     import torch
 
     name = str(tensor.dtype).removeprefix("torch.")
-    raw: Array = tensor.clone(memory_format=torch.contiguous_format).flatten().view(torch.uint8).numpy()
+    raw: Array = tensor.resolve_conj().resolve_neg().contiguous().flatten().view(torch.uint8).numpy()
     return raw.view(dtype_named(name).elements())
 
 
@@ -182,6 +183,26 @@ OTHER_READERS = {
     Container.TORCH_ZIP: OtherReader(partial(check_zip, contents=False), _torch_or_zip_reader),
     Container.NPZ: OtherReader(partial(check_zip, contents=False), _numpy_reader),
 }
+
+
+#: What is asked for ahead.
+_AHEAD_BYTES = 8 << 20
+
+
+def reading_ahead(path: PurePath, data: ByteRange) -> Callable[[int], None]:
+    """A function that has the system read what follows a byte of a tensor: outputs pass the page cache by.
+
+    Other libraries wait for the disk in page faults, and let no other thread run meanwhile.
+    """
+    asked = 0
+
+    def ahead(at: int) -> None:
+        nonlocal asked
+        while asked < min(at + _AHEAD_BYTES, data.size):
+            begin_reading(path, data.start + asked, min(_AHEAD_BYTES, data.size - asked))
+            asked += _AHEAD_BYTES
+
+    return ahead
 
 
 def own_reader(tensors: Mapping[str, Mapping[str, StoredTensor]], written: Source) -> Open:

@@ -36,20 +36,25 @@ __all__ = ["Both", "check_step"]
 class Both:
     """A state dict on both sides: its tensors in the source, and the reader of those of the output.
 
+    ``ahead`` has the system read a tensor of the output from the disk before it is asked for, from a byte on.
     ``advance`` is told the bytes of the output that were checked.
     """
 
     tensors: Mapping[str, StoredTensor]
     source: Elements
     reader: Callable[[str], ReadBack]
+    ahead: Callable[[str], Callable[[int], None]]
     advance: Callable[[int], None]
 
     def read_back(self, name: str) -> ReadBack:
         """A tensor of the output, whose pieces come in the shapes of their blocks."""
-        read = self.reader(name)
+        read, ahead, done = self.reader(name), self.ahead(name), 0
 
         def read_block(block: Block, piece: Piece) -> Array:
+            nonlocal done
+            ahead(done)
             found = read(block, piece)
+            done += found.nbytes
             self.advance(found.nbytes)
             return found.reshape(block.shape)
 
