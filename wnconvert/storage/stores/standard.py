@@ -16,7 +16,7 @@ from pathlib import Path, PurePath
 from typing import IO, Any
 
 from wnconvert.errors import InputError, OutputError, WnconvertError
-from wnconvert.storage.stores.disk import OpenedFile
+from wnconvert.storage.stores.disk import OpenedFile, identity_of
 from wnconvert.storage.stores.store import Address, PathKind, Status, Store
 from wnconvert.tensors.files import ReadableFile
 
@@ -44,7 +44,8 @@ class StandardInput(Store):
 
     def status(self, path: PurePath) -> Status:
         """A file without a mode."""
-        return Status(PathKind.FILE, os.fstat(self._descriptor(path)).st_size)
+        found = os.fstat(self._descriptor(path))
+        return Status(PathKind.FILE, found.st_size, identity=identity_of(found))
 
     def open(self, path: PurePath) -> ReadableFile:
         """All that came in."""

@@ -264,7 +264,7 @@ def split_file(
         partial(
             plan_split,
             to=to,
-            like=request.reference,
+            like=None if request.reference is None else request.reference.tree,
             renaming=request.renaming,
             selection=selection_of(layers, exclude, dim),
             only=only,

@@ -29,7 +29,7 @@ import wnconvert
 from wnconvert.errors import ArgumentError, InputError, WnconvertError
 from wnconvert.messages import listed, printable
 from wnconvert.storage.checkpoint import Checkpoint, open_checkpoint
-from wnconvert.storage.files import located
+from wnconvert.storage.files import located, unchanging
 from wnconvert.tensors.containers import Container
 from wnconvert.verbs.loading.programs import is_exported_program, load_exported_program
 from wnconvert.verbs.loading.weights import load_weights
@@ -100,7 +100,9 @@ def build(
         )
     if is_exported_program(path):
         return load_exported_program(path, trust=trust)
-    return _held(path, open_checkpoint(path), trust=trust, only=only)
+    checkpoint = open_checkpoint(path)
+    with unchanging(checkpoint.seen):
+        return _held(path, checkpoint, trust=trust, only=only)
 
 
 # -- factories
