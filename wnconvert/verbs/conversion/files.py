@@ -51,6 +51,7 @@ if TYPE_CHECKING:
         max_shard_size: str | int
         verify: bool
         force: bool
+        clean: bool
         threads: int | None
         progress: Progress
         on_plan: Callable[[Plan], None] | None
@@ -110,6 +111,7 @@ def fold_file(
     max_shard_size: str | int = DEFAULT_SHARD_SIZE,
     verify: bool = False,
     force: bool = False,
+    clean: bool = False,
     threads: int | None = None,
     dry_run: bool = False,
     progress: Progress = False,
@@ -127,7 +129,8 @@ def fold_file(
     checkpoint's suffix; a file does with ``as_folder``. Its weights lie in files of at most
     ``max_shard_size`` (bytes, or ``"5GB"``, ``"2GiB"``); all other files go along. With ``force`` an old
     folder is replaced whole, if wnconvert wrote all that is in it. ``in_place`` writes over ``src``: the
-    notes of the plan say what cannot be brought back.
+    notes of the plan say what cannot be brought back. What killed runs left beside the output is named in
+    notes; ``clean`` deletes it.
 
     If no layer changes, nothing is written, ``Result.output`` is None and a note says why; unless ``copy``,
     ``only``, ``dtype``, new names or another container ask for one. With fewer layers than ``require_layers``
@@ -170,6 +173,7 @@ def fold_file(
         copy=copy,
         rewrites=dtype is not None,
         require_layers=require_layers,
+        clean=clean,
         dry_run=dry_run,
         on_plan=on_plan,
     )
@@ -219,6 +223,7 @@ def split_file(
     max_shard_size: str | int = DEFAULT_SHARD_SIZE,
     verify: bool = False,
     force: bool = False,
+    clean: bool = False,
     threads: int | None = None,
     dry_run: bool = False,
     progress: Progress = False,
@@ -256,6 +261,7 @@ def split_file(
         in_place=in_place,
         copy=copy,
         require_layers=require_layers,
+        clean=clean,
         dry_run=dry_run,
         on_plan=on_plan,
     )
@@ -309,6 +315,7 @@ def migrate_file(
     max_shard_size: str | int = DEFAULT_SHARD_SIZE,
     verify: bool = False,
     force: bool = False,
+    clean: bool = False,
     threads: int | None = None,
     dry_run: bool = False,
     progress: Progress = False,
@@ -342,6 +349,7 @@ def migrate_file(
         in_place=in_place,
         copy=copy,
         require_layers=require_layers,
+        clean=clean,
         dry_run=dry_run,
         on_plan=on_plan,
     )

@@ -45,6 +45,7 @@ from wnconvert.verbs.conversion.targets import (
     check_suffix,
     target_of,
 )
+from wnconvert.verbs.shared.leftovers import cleaned_leftovers, named_leftovers
 from wnconvert.verbs.shared.options import RunOptions, check_count
 
 if TYPE_CHECKING:
@@ -85,6 +86,7 @@ class Request:
     copy: bool = False
     rewrites: bool = False
     require_layers: int | None = None
+    clean: bool = False
     dry_run: bool = False
     on_plan: Callable[[Plan], None] | None = None
 
@@ -122,7 +124,8 @@ def run_conversion(
     if request.in_place:
         options = replace(options, force=True)
     with _errors_name(source, target.path):
-        job = _job(source, target, request, make_plan, plan_graph, force=options.force)
+        left = (cleaned_leftovers if request.clean and not request.dry_run else named_leftovers)(target.path)
+        job = _job(source, target, request, make_plan, plan_graph, force=options.force, said=left)
         if job.plan.writes:
             job.check(force=options.force or request.dry_run)
         if request.dry_run:
@@ -199,8 +202,9 @@ def _job(
     plan_graph: Callable[[OnnxFile], OnnxFold] | None,
     *,
     force: bool,
+    said: tuple[str, ...],
 ) -> _Job:
-    """Open the source, and plan what goes into the target."""
+    """Open the source, and plan what goes into the target; the plan begins with the notes that are given."""
     opened = open_checkpoint(source)
     if request.reference is not None:  # the plan is made of it too
         opened = replace(opened, seen=seen_in((request.reference.seen, opened.seen)))
@@ -219,6 +223,7 @@ def _job(
         check_is_checkpoint(checkpoint, target.path, request.kind)
         plan = make_plan(checkpoint.tree, container_of(target.path))
         job = _to_file(checkpoint, plan, target.path, request)
+    job = replace(job, plan=replace(job.plan, notes=(*said, *job.plan.notes)))
     job = _settled(job, checkpoint, target, request, force=force)
     if job.plan.writes:
         return job

@@ -57,6 +57,7 @@ from wnconvert.verbs.proof.report import ExportReport, TimedSteps
 from wnconvert.verbs.proof.running import evaluating
 from wnconvert.verbs.proof.samples import export_arrays
 from wnconvert.verbs.proof.signatures import Range
+from wnconvert.verbs.shared.leftovers import cleaned_leftovers, named_leftovers
 from wnconvert.verbs.shared.progress import StepsProgress, steps_progress
 
 __all__ = ["export_onnx"]
@@ -79,6 +80,7 @@ def export_onnx(
     seed: int = 0,
     keep_failed: bool = False,
     force: bool = False,
+    clean: bool = False,
     progress: StepsProgress = False,
 ) -> ExportReport:
     """Export a module to ONNX with weight norm folded, and prove that the result computes the same.
@@ -93,7 +95,8 @@ def export_onnx(
     begins, and again, with its seconds, as it ends; or True for a bar.
 
     Returns a report that is true if all outputs are equal within ``atol + rtol·|module's|``. Only then is
-    a file written to ``path``; otherwise ``keep_failed`` keeps it as ``model.failed.onnx``.
+    a file written to ``path``; otherwise ``keep_failed`` keeps it as ``model.failed.onnx``. What killed runs
+    left beside it is named in notes; ``clean`` deletes it.
 
     Raises ``WnconvertError``: ``ArgumentError`` for inputs that the module does not have, or if the exporter
     refuses the module; ``InputError`` for a stochastic module; ``LayerError``, ``OutputError``,
@@ -125,7 +128,8 @@ def export_onnx(
         seed=seed,
     )
     steps = TimedSteps(steps_progress(progress))
-    export = _Export(question, model_path(path), exporter, opset, external_data, notes, steps)
+    left = (cleaned_leftovers if clean else named_leftovers)(model_path(path))
+    export = _Export(question, model_path(path), exporter, opset, external_data, (*left, *notes), steps)
     old = own_data_of(export.target) if force else ()
     with evaluating(question.module) as forget:
         reference = export.reference(forget)
