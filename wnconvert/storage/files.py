@@ -16,7 +16,7 @@ from pathlib import Path, PurePath
 from typing import TypeAlias
 
 from wnconvert.errors import FormatError, InputError, OutputError
-from wnconvert.messages import printable
+from wnconvert.messages import printable, refuse_other_than_path
 from wnconvert.storage.stores.disk import Disk, FileAddresses
 from wnconvert.storage.stores.standard import STANDARD, StandardInput
 from wnconvert.storage.stores.store import Address, PathKind, Status, Store
@@ -70,7 +70,7 @@ _GET = {
 def located(name: Name) -> PurePath:
     """The path of a name: a ``Path`` for files of this machine, an ``Address`` for those of other stores.
 
-    Raises ``InputError`` for an address whose scheme has no store.
+    Raises ``InputError`` for an address whose scheme has no store, ``ArgumentError`` for an empty name.
 
     >>> located("x.pt").name, located("file:///data/x.pt").as_posix()
     ('x.pt', '/data/x.pt')
@@ -79,6 +79,7 @@ def located(name: Name) -> PurePath:
         return name
     if name == STANDARD:  # as a text: Path("-") is a file, as ./- is
         return STORES["stdin"].path(name)
+    refuse_other_than_path(name)
     text = os.fspath(name)
     found = _SCHEME.match(text)
     if found is None or not (found[2] or found[1] in _GET or found[1] in STORES):

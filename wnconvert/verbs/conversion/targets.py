@@ -8,6 +8,7 @@ from pathlib import Path, PurePath
 from typing import TypeAlias, TypeVar
 
 from wnconvert.errors import ArgumentError, OutputError
+from wnconvert.messages import refuse_other_than_path
 from wnconvert.storage.checkpoint import Checkpoint, container_of, no_graph
 from wnconvert.storage.files import kind_of, listing_of, located, output_path, real_of
 from wnconvert.storage.folder.links import cache_of
@@ -72,9 +73,8 @@ def target_of(
         return Target(_in_place(path, out, as_folder=as_folder), from_folder, is_named=not from_folder)
     if out is None:
         return Target(default_output(path, kind, as_folder=as_folder), from_folder or as_folder)
+    refuse_other_than_path(out, "an output")
     text = os.fspath(out)
-    if not text:
-        raise ArgumentError("the name of the output is empty", fix="-o OUT, or leave it out")
     output = output_path(out)
     into = text.endswith(os.sep) or output.is_dir()
     if from_folder or as_folder:

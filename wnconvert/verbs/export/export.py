@@ -140,7 +140,7 @@ def export_onnx(
             if report:
                 put_in_place(written.path.parent, export.target, force=force)
             elif keep_failed:
-                report = _noted(report, write_failed(made.exported, written.fold, export.target))
+                report = _noted(report, write_failed(made.exported, written.fold, export.target, force=force))
     return _noted(report, remove_unused(old, export.target, ())) if report else report
 
 

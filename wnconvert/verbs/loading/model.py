@@ -27,7 +27,7 @@ from torch.export import ExportedProgram
 
 import wnconvert
 from wnconvert.errors import ArgumentError, InputError, WnconvertError
-from wnconvert.messages import listed, printable
+from wnconvert.messages import listed, printable, refuse_other_than_path
 from wnconvert.storage.checkpoint import Checkpoint, open_checkpoint
 from wnconvert.storage.files import located, unchanging
 from wnconvert.tensors.containers import Container
@@ -80,6 +80,7 @@ def build(
     Raises ``ArgumentError`` for a factory that does not exist or fails; ``InputError`` for a file without a
     model, or with one that only ``trust`` may load.
     """
+    refuse_other_than_path(model, "a model")
     where, colon, name = model.rpartition(":")
     if colon and where and name and not Path(model).is_file():
         _find_beside(Path(where).parent if _is_file(where) else Path())

@@ -12,12 +12,9 @@ from wnconvert.storage.stores.temporary import Leftover, leftovers_of, remove_le
 __all__ = ["cleaned_leftovers", "named_leftovers"]
 
 
-def named_leftovers(target: Path, remedy: str = "") -> tuple[str, ...]:
-    """A note on each temporary file or folder beside a target, with what removes it.
-
-    ``remedy`` is that, where the verb has no ``--clean``.
-    """
-    return tuple(_named(left, remedy) for left in _beside(target))
+def named_leftovers(target: Path) -> tuple[str, ...]:
+    """A note on each temporary file or folder beside a target, with what removes it."""
+    return tuple(_named(left) for left in _beside(target))
 
 
 def cleaned_leftovers(target: Path) -> tuple[str, ...]:
@@ -32,7 +29,7 @@ def _beside(target: Path) -> list[Leftover]:
     return leftovers_of(Path(os.path.realpath(target)))
 
 
-def _named(left: Leftover, remedy: str) -> str:
+def _named(left: Leftover) -> str:
     name, clean = printable(left.path.name), option("clean", True)
     if left.lives:
         return f"another run is writing to {printable(left.real.name)} now: {name}"
@@ -42,7 +39,7 @@ def _named(left: Leftover, remedy: str) -> str:
     if left.is_old and not os.path.lexists(left.real):
         was = f"{name} is what {printable(left.real.name)} was, left of a run that was killed"
         return f"{was}: {clean} puts it back"
-    return f"{name} is left of a run that was killed: {remedy or clean} removes it"
+    return f"{name} is left of a run that was killed: {clean} deletes it"
 
 
 def _cleaned(left: Leftover) -> str:
@@ -50,7 +47,7 @@ def _cleaned(left: Leftover) -> str:
     name = printable(left.path.name)
     try:
         if not remove_leftover(left):
-            return _named(left, "")
+            return _named(left)
     except OSError as error:
         return f"{name} is left of a run that was killed, and cannot be deleted ({error.strerror})"
     done = f"put back as {printable(left.real.name)}" if comes_back else "deleted"
