@@ -47,7 +47,7 @@ def check_folder(target: Path, *, force: bool, size: int = 0) -> Path:
                 where=str(target),
                 fix="-o names the folder to write, or move it away",
             )
-        check_free(target, force=force, fix="--force replaces the folder, or choose another -o")
+        check_free(target, force=force, what="the folder")
         check_room(target, real, size)
     except OSError as error:
         raise translated(error, target) from error

@@ -104,7 +104,7 @@ def check_target(target: Path, *, force: bool, size: int = 0, option: str = "-o"
     try:
         _check_regular(target)
         check_parent(target, real)
-        check_free(target, force=force, fix=f"--force replaces it, or choose another {option}")
+        check_free(target, force=force, option=option)
         check_room(target, real, size)
     except OSError as error:
         raise translated(error, target) from error
@@ -138,13 +138,15 @@ def _folders_of_links(target: Path) -> Iterator[str]:
         target = Path(folder, os.readlink(target))  # noqa: PTH115 - of a text
 
 
-def check_free(target: Path, *, force: bool, fix: str) -> None:
-    """Raise ``OutputError`` where a name is taken, and ``force`` is not given."""
+def check_free(target: Path, *, force: bool, option: str = "-o", what: str = "it") -> None:
+    """Raise ``OutputError`` where a name is taken, and ``force``, which replaces ``what``, is not given."""
     if force or not os.path.lexists(target):
         return
     if not target.exists():
         leads = f"it is a link to {os.readlink(target)}, where nothing is"  # noqa: PTH115
-        raise OutputError(leads, where=str(target), fix=f"-o {os.path.realpath(target)}, or --force")
+        fix = f"{option.partition(' ')[0]} {os.path.realpath(target)}, or --force"
+        raise OutputError(leads, where=str(target), fix=fix)
+    fix = f"--force replaces {what}, or choose another {option}"
     raise OutputError("it exists", where=str(target), fix=fix)
 
 

@@ -61,12 +61,13 @@ def convert_folder(
     made: list[Outcome] = []
     readers: dict[str, None] = {}
     more: tuple[str, ...] = ()
-    folder_mode = status_of(root).mode if checkpoint.root else None
+    file_mode = common_mode(checkpoint.shards)
+    folder_mode = status_of(root).mode if checkpoint.root else _as_of_folder(file_mode)
     check = partial(check_as_seen, seen_in((beside.seen(root), checkpoint.seen)))
     with replaced_folder(output, force=options.force, size=size, mode=folder_mode, check=check) as folder:
         with _errors_of(output):
             _make_folders(folder, beside)
-        new_file = partial(file_in, folder, target=output, mode=common_mode(checkpoint.shards))
+        new_file = partial(file_in, folder, target=output, mode=file_mode)
         for part, of_part in layouts:
             made += _written(part, of_part, new_file, numbers=options.numbers, workers=workers)
         notes = notes_of(made)
@@ -120,6 +121,11 @@ def _write_texts(
         with open_in(name) as target:
             for at, piece in layout.pieces:
                 target.write(piece, at)
+
+
+def _as_of_folder(mode: int | None) -> int | None:
+    """The mode of a folder for those who may read a file: they may enter it."""
+    return None if mode is None else mode | (mode & 0o444) >> 2
 
 
 @contextlib.contextmanager
