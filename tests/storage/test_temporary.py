@@ -17,6 +17,7 @@ from wnconvert.storage.stores.temporary import (
     held_file,
     held_folder,
     leftovers_of,
+    mark_replaced,
     remove_leftover,
 )
 
@@ -283,3 +284,28 @@ def test_this_system_renames_in_one_step(tmp_path: Path) -> None:
 def test_another_error_of_a_rename_is_not_hidden(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         rename_new(tmp_path / "none", tmp_path / "other")
+
+
+@pytest.mark.parametrize("stands", [True, False])
+def test_what_a_replaced_file_needed_is_handed_on_only_where_it_was_replaced(
+    real: Path, *, stands: bool
+) -> None:
+    data, other = real.with_name("model.pt.data"), real.with_name("other.data")
+    for path in (data, other):
+        path.write_bytes(b"old data")
+    real.write_bytes(b"old")
+    folder = left_folder(real, model__pt=b"new")
+    mark_replaced(folder, [data])
+    if stands:
+        (folder / real.name).replace(real)
+    handed: list[Path] = []
+    assert remove_leftover(only(real), handed.extend)
+    assert handed == ([data] if stands else [])
+    assert sorted(real.parent.iterdir()) == sorted([real, data, other]), "nothing else is deleted here"
+
+
+def test_what_is_not_ours_to_tell_is_left_out(real: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    left_file(real)
+    monkeypatch.setattr("fcntl.flock", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOLCK, "no")))
+    monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
+    assert leftovers_of(real) == []

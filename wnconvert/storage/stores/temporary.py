@@ -13,15 +13,24 @@ import re
 import shutil
 import stat
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from wnconvert.storage.stores.renames import rename_new
+from wnconvert.storage.stores.renames import linked_new, rename_new
 from wnconvert.storage.stores.system import READING, WRITING_NEW, lock
 
-__all__ = ["Leftover", "aside_of", "held_file", "held_folder", "kept_open", "leftovers_of", "remove_leftover"]
+__all__ = [
+    "Leftover",
+    "aside_of",
+    "held_file",
+    "held_folder",
+    "kept_open",
+    "leftovers_of",
+    "mark_replaced",
+    "remove_leftover",
+]
 
 
 _NAME = re.compile(r"\.wnconvert-(?P<token>[0-9a-f]{8})(?P<sum>[0-9a-f]{4})(?P<aside>\.old)?\.tmp")
@@ -102,6 +111,20 @@ def kept_open(descriptor: int) -> Iterator[None]:
             os.close(again)
 
 
+#: The folder in a temporary one for second names of files that are not needed once the target is replaced.
+_REPLACED = "replaced"
+
+
+def mark_replaced(temporary: Path, files: Iterable[Path]) -> None:
+    """Give files that lie beside a target, and may go with it, second names in a temporary folder.
+
+    By these they are found again where the run that replaced the target was killed before they went.
+    """
+    for path in files:
+        (temporary / _REPLACED).mkdir(exist_ok=True)
+        linked_new(path, temporary / _REPLACED / path.name)
+
+
 # -- what killed runs left
 
 
@@ -119,7 +142,10 @@ class Leftover:
 
 
 def leftovers_of(real: Path) -> list[Leftover]:
-    """What runs left beside a target, or keep there now; nothing else that lies there."""
+    """What runs left beside a target, or keep there now; nothing else that lies there.
+
+    What is another user's is left out, unless it can be told whether its run lives.
+    """
     try:
         names = sorted(entry.name for entry in os.scandir(real.parent) if ".wnconvert-" in entry.name)
     except OSError:
@@ -130,9 +156,18 @@ def leftovers_of(real: Path) -> list[Leftover]:
         if match is None or match.end() != len(name):
             continue
         path = _beside(real, match["token"], match["aside"] or "")
-        if path.name == name and not path.is_symlink():
-            found.append(Leftover(path, real, _lives(path, real, match["token"]), bool(match["aside"])))
+        if path.name != name or path.is_symlink():
+            continue
+        lives = _lives(path, real, match["token"])
+        if lives is not None or _is_own(path):
+            found.append(Leftover(path, real, lives, bool(match["aside"])))
     return found
+
+
+def _is_own(path: Path) -> bool:
+    with contextlib.suppress(FileNotFoundError):
+        return not hasattr(os, "geteuid") or path.stat().st_uid == os.geteuid()
+    return False
 
 
 def _lives(path: Path, real: Path, token: str) -> bool | None:
@@ -161,11 +196,14 @@ def _locked(path: Path) -> Iterator[bool | None]:
         os.close(descriptor)
 
 
-def remove_leftover(left: Leftover) -> bool:
+def remove_leftover(
+    left: Leftover, remove_unneeded: Callable[[list[Path]], object] = lambda files: None
+) -> bool:
     """Delete what a killed run left, and what it had put beside its target, if that does not name it yet.
 
-    An old folder whose place was not taken goes back there. False, and nothing is done, where its run lives,
-    or nobody can tell. Raises ``OSError`` where it cannot be deleted.
+    An old folder whose place was not taken goes back there. ``remove_unneeded`` gets the files that may go
+    with a target that was replaced. False, and nothing is done, where its run lives, or nobody can tell.
+    Raises ``OSError`` where it cannot be deleted.
     """
     with _locked(left.path) as locked:
         if not locked or left.lives is not False:
@@ -173,8 +211,11 @@ def remove_leftover(left: Leftover) -> bool:
         if left.is_old and not os.path.lexists(left.real):
             rename_new(left.path, left.real)
         else:
-            for path in _placed(left):
+            placed, replaced = _beside_target(left)
+            for path in placed:
                 path.unlink()
+            if replaced:
+                remove_unneeded(replaced)
             _delete(left.path)
     return True
 
@@ -186,10 +227,18 @@ def _delete(path: Path) -> None:
         path.unlink()
 
 
-def _placed(left: Leftover) -> list[Path]:
-    """The files that have a second name beside a target which was not put in place itself."""
+def _beside_target(left: Leftover) -> tuple[list[Path], list[Path]]:
+    """The files beside a target that have a second name in a leftover, those that are of no use any more.
+
+    These are what was put there for a target that was not, or else what one needed that was replaced.
+    """
     files = [Path(folder, name) for folder, _, names in os.walk(left.path) for name in names]
-    beside = [(file, left.real.with_name(file.name)) for file in files]
-    both = [(file, real) for file, real in beside if os.path.lexists(real) and file.samefile(real)]
-    waits = any(file.name == left.real.name and (file, left.real) not in both for file in files)
-    return [real for file, real in both if real != left.real] if waits else []
+    both = {file: real for file in files if _is_one(file, real := left.real.with_name(file.name))}
+    waits = any(file.name == left.real.name and file not in both for file in files)
+    others = [(file.parent.name == _REPLACED, real) for file, real in both.items() if real != left.real]
+    placed, replaced = ([real for is_old, real in others if is_old is which] for which in (False, True))
+    return (placed, []) if waits else ([], replaced)
+
+
+def _is_one(file: Path, other: Path) -> bool:
+    return os.path.lexists(other) and file.samefile(other)

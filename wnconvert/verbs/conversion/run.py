@@ -43,9 +43,10 @@ from wnconvert.verbs.conversion.targets import (
     check_name,
     check_not_read,
     check_suffix,
+    clean_beside,
     target_of,
 )
-from wnconvert.verbs.shared.leftovers import cleaned_leftovers, named_leftovers
+from wnconvert.verbs.shared.leftovers import named_leftovers
 from wnconvert.verbs.shared.options import RunOptions, check_count
 
 if TYPE_CHECKING:
@@ -107,6 +108,7 @@ def run_conversion(
     refuse_other_than_path(request.src)
     if request.out is not None:
         refuse_other_than_path(request.out, "an output")
+    beside = clean_beside if request.clean and not request.dry_run else named_leftovers
     if goes_to_stdout(request.src, request.out):
         _check_piped(request)
         passing = replace(options, passing=True)
@@ -115,6 +117,7 @@ def run_conversion(
             lambda path: run_conversion(
                 replace(request, out=path, copy=True), make_plan, plan_graph=plan_graph, options=passing
             ),
+            beside,
             dry_run=request.dry_run,
         )
     source = located(request.src)
@@ -124,10 +127,10 @@ def run_conversion(
     if request.in_place:
         options = replace(options, force=True)
     with _errors_name(source, target.path):
-        left = (cleaned_leftovers if request.clean and not request.dry_run else named_leftovers)(target.path)
-        job = _job(source, target, request, make_plan, plan_graph, force=options.force, said=left)
+        job = _job(source, target, request, make_plan, plan_graph, force=options.force)
         if job.plan.writes:
             job.check(force=options.force or request.dry_run)
+        job = replace(job, plan=replace(job.plan, notes=(*beside(target.path), *job.plan.notes)))
         if request.dry_run:
             return job.plan
         if request.on_plan is not None:
@@ -202,9 +205,8 @@ def _job(
     plan_graph: Callable[[OnnxFile], OnnxFold] | None,
     *,
     force: bool,
-    said: tuple[str, ...],
 ) -> _Job:
-    """Open the source, and plan what goes into the target; the plan begins with the notes that are given."""
+    """Open the source, and plan what goes into the target."""
     opened = open_checkpoint(source)
     if request.reference is not None:  # the plan is made of it too
         opened = replace(opened, seen=seen_in((request.reference.seen, opened.seen)))
@@ -223,7 +225,6 @@ def _job(
         check_is_checkpoint(checkpoint, target.path, request.kind)
         plan = make_plan(checkpoint.tree, container_of(target.path))
         job = _to_file(checkpoint, plan, target.path, request)
-    job = replace(job, plan=replace(job.plan, notes=(*said, *job.plan.notes)))
     job = _settled(job, checkpoint, target, request, force=force)
     if job.plan.writes:
         return job

@@ -16,6 +16,7 @@ from wnconvert.storage.folder.weights import part_notes
 from wnconvert.storage.stores.store import PathKind
 from wnconvert.tensors.containers import Container
 from wnconvert.tensors.suffixes import check_true_name
+from wnconvert.verbs.shared.leftovers import cleaned_leftovers
 
 __all__ = [
     "StrPath",
@@ -25,6 +26,7 @@ __all__ = [
     "check_name",
     "check_not_read",
     "check_suffix",
+    "clean_beside",
     "default_output",
     "has_suffix",
     "same_file",
@@ -240,6 +242,17 @@ def check_apart(checkpoint: Checkpoint, output: Path) -> None:
         raise OutputError("it lies in the source", fix="choose an -o beside it")
     if source.is_relative_to(real):
         raise OutputError("the source lies in it", fix="choose an -o beside it")
+
+
+def clean_beside(target: Path) -> tuple[str, ...]:
+    """Delete what killed runs left beside a target, and data that no ONNX model needs any more; notes."""
+
+    def remove_unneeded(files: list[Path]) -> None:
+        from wnconvert.verbs.conversion.onnx.fold import remove_unused
+
+        tuple(remove_unused(files, target, ()))
+
+    return cleaned_leftovers(target, remove_unneeded)
 
 
 def check_name(checkpoint: Checkpoint, target: Target) -> None:

@@ -19,10 +19,11 @@ from wnconvert.onnx.graph.plan import OnnxFold, plan_onnx
 from wnconvert.onnx.runtime import open_model
 from wnconvert.storage.checkpoint import Checkpoint, open_checkpoint
 from wnconvert.storage.staging import put_in_place, scratch_folder
+from wnconvert.storage.stores.temporary import mark_replaced
 from wnconvert.tensors.containers import Container
 from wnconvert.verbs.conversion.onnx.check import check_installed
 from wnconvert.verbs.conversion.onnx.fold import own_data_of, remove_unused
-from wnconvert.verbs.conversion.targets import StrPath
+from wnconvert.verbs.conversion.targets import StrPath, clean_beside
 from wnconvert.verbs.conversion.verify.structure import check_structure
 from wnconvert.verbs.export.check import CheckedModel, check_model, first_run, prove_beside, reference_text
 from wnconvert.verbs.export.exporters import AGES, Exporter, export_raw
@@ -57,7 +58,7 @@ from wnconvert.verbs.proof.report import ExportReport, TimedSteps
 from wnconvert.verbs.proof.running import evaluating
 from wnconvert.verbs.proof.samples import export_arrays
 from wnconvert.verbs.proof.signatures import Range
-from wnconvert.verbs.shared.leftovers import cleaned_leftovers, named_leftovers
+from wnconvert.verbs.shared.leftovers import named_leftovers
 from wnconvert.verbs.shared.progress import StepsProgress, steps_progress
 
 __all__ = ["export_onnx"]
@@ -128,7 +129,7 @@ def export_onnx(
         seed=seed,
     )
     steps = TimedSteps(steps_progress(progress))
-    left = (cleaned_leftovers if clean else named_leftovers)(model_path(path))
+    left = (clean_beside if clean else named_leftovers)(model_path(path))
     export = _Export(question, model_path(path), exporter, opset, external_data, (*left, *notes), steps)
     old = own_data_of(export.target) if force else ()
     with evaluating(question.module) as forget:
@@ -138,10 +139,12 @@ def export_onnx(
             written = export.fold_and_name(made, folder)
             report = export.prove(made, written, reference, forget)
             if report:
+                mark_replaced(folder, old)
                 put_in_place(written.path.parent, export.target, force=force)
+                report = _noted(report, remove_unused(old, export.target, ()))
             elif keep_failed:
                 report = _noted(report, write_failed(made.exported, written.fold, export.target, force=force))
-    return _noted(report, remove_unused(old, export.target, ())) if report else report
+    return report
 
 
 @contextmanager

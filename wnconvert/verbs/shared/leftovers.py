@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 
 from wnconvert.messages import option, printable
@@ -17,12 +18,15 @@ def named_leftovers(target: Path) -> tuple[str, ...]:
     return tuple(_named(left) for left in _beside(target))
 
 
-def cleaned_leftovers(target: Path) -> tuple[str, ...]:
+def cleaned_leftovers(
+    target: Path, remove_unneeded: Callable[[list[Path]], object] = lambda files: None
+) -> tuple[str, ...]:
     """Delete what killed runs left beside a target; a note on each thing, deleted or not.
 
     What a run still writes stays, and what stood at the target before comes back to it, if nothing is there.
+    ``remove_unneeded`` deletes those files that a replaced target needed, and nothing else needs.
     """
-    return tuple(_cleaned(left) for left in _beside(target))
+    return tuple(_cleaned(left, remove_unneeded) for left in _beside(target))
 
 
 def _beside(target: Path) -> list[Leftover]:
@@ -42,11 +46,11 @@ def _named(left: Leftover) -> str:
     return f"{name} is left of a run that was killed: {clean} deletes it"
 
 
-def _cleaned(left: Leftover) -> str:
+def _cleaned(left: Leftover, remove_unneeded: Callable[[list[Path]], object]) -> str:
     comes_back = left.is_old and not os.path.lexists(left.real)
     name = printable(left.path.name)
     try:
-        if not remove_leftover(left):
+        if not remove_leftover(left, remove_unneeded):
             return _named(left)
     except OSError as error:
         return f"{name} is left of a run that was killed, and cannot be deleted ({error.strerror})"

@@ -21,7 +21,8 @@ from wnconvert.plan.layout import Layout
 from wnconvert.storage.checkpoint import Checkpoint, open_checkpoint
 from wnconvert.storage.files import check_as_seen, common_mode, open_file, real_of, status_of
 from wnconvert.storage.sources import Source
-from wnconvert.storage.staging import file_in, free_name, staged_folder
+from wnconvert.storage.staging import file_in, free_name, put_in_place, scratch_folder
+from wnconvert.storage.stores.temporary import mark_replaced
 from wnconvert.storage.workers import Workers
 from wnconvert.tensors.containers import Container
 from wnconvert.verbs.conversion.convert import Result, conversion_result
@@ -158,15 +159,19 @@ def convert_onnx(
     bytes_in = sum(status_of(path).size for path in checkpoint.shards)
     old = own_data_of(output) if options.force else ()
     check = partial(check_as_seen, checkpoint.seen)
-    with staged_folder(output, force=options.force, size=size, check=check) as folder:
+    in_place = real_of(output) == real_of(checkpoint.path)
+    with scratch_folder(output, force=options.force, size=size) as scratch:
+        folder = scratch / "new"
+        folder.mkdir()
         workers = Workers(options.threads, options.progress)
         notes = write_model(checkpoint, layouts, folder, output, numbers=options.numbers, workers=workers)
         check_structure(folder / output.name, Container.ONNX)
         verified, more = check_fold(
             opened, fold, folder / output.name, options.numbers, verify=options.verify
         )
-    in_place = real_of(output) == real_of(checkpoint.path)
-    deleted = remove_unused(old, output, () if in_place else checkpoint.shards)
+        mark_replaced(scratch, old)
+        put_in_place(folder, output, force=options.force, check=check)
+        deleted = tuple(remove_unused(old, output, () if in_place else checkpoint.shards))
     return conversion_result(
         checkpoint,
         fold.plan,
