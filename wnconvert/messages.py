@@ -160,10 +160,15 @@ def kind_in_words(value: object) -> str:
 
 
 def refuse_other_than_path(value: object, what: str = "a file") -> None:
-    """Raise ``ArgumentError`` if a value cannot name a file; ``what`` says what it should be the name of."""
+    """Raise ``ArgumentError`` if a value cannot name a file; ``what`` says what it should be the name of.
+
+    An empty text, which a shell makes of a variable that is not set, would be the path of the current folder.
+    """
     if not isinstance(value, (str, os.PathLike)):
         fix = f"pass its name, a str or an os.PathLike[str]; {fitting_function(value)}".rstrip("; ")
         raise ArgumentError(f"{kind_in_words(value)} is not the name of {what}", fix=fix)
+    if not os.fspath(value):
+        raise ArgumentError(f"the name of {what} is empty", fix="is a variable not set? name it")
 
 
 # -- options: the command line's, and the same as arguments in Python

@@ -15,15 +15,15 @@ import sys
 from pathlib import Path
 
 from tests.helpers.kills import killed_after_a_while, killed_at_each_call
-from wnconvert.storage import staged_folder as atomic_folder
 from wnconvert.storage.folder.written import MANIFEST, manifest
+from wnconvert.storage.stores import renames
 from wnconvert.verbs.conversion.files import fold_file
 
 #: Every call that changes a file or a folder; ``os.open`` opens what is read, too.
 CALLS = (
     *((os, name) for name in ("open", "pwrite", "copy_file_range", "fsync", "fchmod", "unlink", "rmdir")),
     *((Path, name) for name in ("mkdir", "rename", "chmod", "symlink_to")),
-    (atomic_folder, "_exchange"),
+    (renames, "_renameat2"),
 )
 OLD = {"config.json": b"old", "model.safetensors": b"old weights", "sub/tokens": b"t"}
 OLD[MANIFEST] = manifest({name: len(content) for name, content in OLD.items()})
@@ -50,7 +50,7 @@ def state(target: Path, before: Contents | None, new: Contents) -> str:
 
 def main(source: Path, target: Path, *, two: bool) -> None:
     if two:
-        atomic_folder._exchange = lambda *_: False
+        renames._renameat2 = lambda *_: False
     fold_file(source, target, max_shard_size="3KB")
     new = contents(target) or {}
 

@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 from tests.helpers.kills import killed_after_a_while, killed_at_each_call
-from wnconvert.storage.stores import filling, system
+from wnconvert.storage.stores import filling, renames, system
 from wnconvert.verbs.conversion.files import fold_file
 
 #: Every call that changes a file or a folder.
@@ -22,6 +22,7 @@ CALLS = (
     *((os, name) for name in ("open", "pwrite", "copy_file_range", "fsync", "fchmod", "link", "unlink")),
     (Path, "replace"),
     (system, "_allocate"),
+    (renames, "_renameat2"),
 )
 
 

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from wnconvert.errors import OutputError
-from wnconvert.storage import staged_folder as atomic_folder
 from wnconvert.storage.staged_folder import replaced_folder
+from wnconvert.storage.stores.renames import exchange
 
 OLD = {"config.json": b"old", "model.safetensors": b"old weights", "sub/deep/tokens": b"t"}
 NEW = {"config.json": b"new", "model-00001-of-00002.safetensors": b"new weights", "other/tokens": b"u"}
@@ -64,13 +64,13 @@ def mode(path: Path) -> int:
 def swap(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """How folders change names: at once, or as where the file system cannot do that."""
     if request.param == "two renames":
-        monkeypatch.setattr("wnconvert.storage.staged_folder._exchange", lambda *_: False)
+        monkeypatch.setattr("wnconvert.storage.stores.renames._renameat2", lambda *_: False)
     return str(request.param)
 
 
 @pytest.fixture
 def two_renames(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("wnconvert.storage.staged_folder._exchange", lambda *_: False)
+    monkeypatch.setattr("wnconvert.storage.stores.renames._renameat2", lambda *_: False)
 
 
 def test_a_new_folder_stands_there_when_the_block_ends(tmp_path: Path) -> None:
@@ -274,9 +274,13 @@ def test_a_link_to_a_folder_is_followed(target: Path, tmp_path: Path) -> None:
     assert content(target) == NEW
 
 
-def test_a_link_into_nothing_is_followed_too(tmp_path: Path) -> None:
-    (tmp_path / "link").symlink_to(tmp_path / "new")
-    write(tmp_path / "link", force=False)
+def test_a_link_into_nothing_is_followed_with_force_only(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("new")
+    with pytest.raises(OutputError, match="it is a link to new, where nothing is") as caught:
+        write(tmp_path / "link", force=False)
+    assert caught.value.fix == f"-o {tmp_path / 'new'}, or --force"
+    assert not (tmp_path / "new").exists()
+    write(tmp_path / "link", force=True)
     assert files_of(tmp_path / "new") == NEW
 
 
@@ -319,9 +323,9 @@ def test_names_are_exchanged_in_one_step_here(tmp_path: Path) -> None:
     # If this fails, the file system of the tests cannot do it, and one path is untested.
     fill(tmp_path / "a", OLD)
     fill(tmp_path / "b", NEW)
-    assert atomic_folder._exchange(tmp_path / "a", tmp_path / "b")
+    assert exchange(tmp_path / "a", tmp_path / "b")
     assert (files_of(tmp_path / "a"), files_of(tmp_path / "b")) == (NEW, OLD)
-    assert not atomic_folder._exchange(tmp_path / "a", tmp_path / "c")
+    assert not exchange(tmp_path / "a", tmp_path / "c")
     assert files_of(tmp_path / "a") == NEW
 
 

@@ -16,6 +16,7 @@ import pytest
 from wnconvert.errors import OutputError
 from wnconvert.storage.staging import Staged, file_in, free_name, staged, staged_folder
 from wnconvert.storage.stores import filling
+from wnconvert.storage.stores.renames import rename_new
 
 
 @pytest.fixture
@@ -147,27 +148,34 @@ def test_a_target_that_appears_meanwhile_is_not_replaced_without_force(
     assert content(target) == b"of another process"
 
 
+@pytest.mark.parametrize("how", ["one step", "links", "neither"])
 def test_a_target_that_appears_at_the_last_moment_is_not_replaced(
-    target: Path, monkeypatch: pytest.MonkeyPatch
+    target: Path, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
     target.unlink()
-    link = os.link
+    if how != "one step":
+        monkeypatch.setattr("wnconvert.storage.stores.renames._renameat2", lambda *_: False)
+    if how == "neither":
+        monkeypatch.setattr("os.link", fail(errno.ENOTSUP))
 
-    def late(source: Path, to: Path) -> None:
+    def late(one: Path, other: Path) -> None:
         target.write_bytes(b"of another process")
-        link(source, to)
+        rename_new(one, other)
 
-    monkeypatch.setattr("os.link", late)
+    monkeypatch.setattr("wnconvert.storage.staging.rename_new", late)
     with pytest.raises(OutputError, match="it exists"):
         write(target, force=False)
     assert content(target) == b"of another process"
 
 
-def test_a_file_system_without_links_gets_the_new_file_all_the_same(
-    target: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("links", [True, False])
+def test_a_system_without_such_a_rename_gets_the_new_file_all_the_same(
+    target: Path, monkeypatch: pytest.MonkeyPatch, *, links: bool
 ) -> None:
     target.unlink()
-    monkeypatch.setattr("os.link", fail(errno.ENOTSUP))
+    monkeypatch.setattr("wnconvert.storage.stores.renames._renameat2", lambda *_: False)
+    if not links:
+        monkeypatch.setattr("os.link", fail(errno.ENOTSUP))
     write(target, force=False)
     assert content(target) == b"new"
 

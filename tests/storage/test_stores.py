@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path, PurePath
 
 import pytest
@@ -145,7 +146,7 @@ def test_a_disk_tells_what_lies_at_a_path(tmp_path: Path) -> None:
     file.chmod(0o640)
     (tmp_path / "link").symlink_to(file)
     os.mkfifo(tmp_path / "pipe")
-    assert status_of(tmp_path / "link") == Status(PathKind.FILE, 3, 0o640)
+    assert replace(status_of(tmp_path / "link"), identity=None) == Status(PathKind.FILE, 3, 0o640)
     assert real_of(tmp_path / "link") == real_of(file)
     assert kind_of(tmp_path) is PathKind.FOLDER
     assert kind_of(tmp_path / "pipe") is PathKind.PIPE

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from wnconvert.cli.completion import state_dicts
-from wnconvert.cli.options import epilog, with_options, with_output
+from wnconvert.cli.options import CLEAN, epilog, with_options, with_output
 from wnconvert.cli.terminal import StepLines, alarm, fitting_width, stdout_to_stderr
 from wnconvert.errors import ArgumentError, OutputError
 from wnconvert.messages import to_install
@@ -136,6 +136,7 @@ _REPORTING = with_options(
 @_PROOF
 @click.option("--keep-failed", is_flag=True, help="Keep a model that is not equal, with .failed in its name.")
 @click.option("-f", "--force", is_flag=True, help="Replace OUT if it exists.")
+@CLEAN
 @_REPORTING
 def export(model: str, out: str, **options: Any) -> int:
     """Export a model to ONNX with weight norm folded, and prove that it is equal.

@@ -285,10 +285,11 @@ def inspect(
             found.append(inspect_file(path, full=full, progress=progress, **options))
     if len(found) == 1:
         found = [arranged(found[0], sort=sort, top=top)]
+    drawn: tuple[str, ...] = ()
     if plot is not None:  # before the report: an error has stdout, and its JSON, for itself
         from wnconvert.reports.plots import plot_magnitudes
 
-        plot_magnitudes(found, plot, force=force)
+        drawn = (f"the picture is in {printable(plot)}", *plot_magnitudes(found, plot, force=force))
     width = fitting_width(wide=wide)
     if json:
         every = [item.to_dict() for item in found]
@@ -299,8 +300,8 @@ def inspect(
         put(moves_text(found, style=style, top=top, width=width))
         if full and style != "csv":
             put(healths_text(found))
-    if plot is not None:
-        mention(f"the picture is in {printable(plot)}")
+    for note in drawn:
+        mention(note)
     return 0 if not check or all(item.health for item in found) else 1
 
 

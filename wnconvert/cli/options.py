@@ -13,6 +13,7 @@ from wnconvert.cli.terminal import Report, put_json
 
 __all__ = [
     "CAST_CHOICES",
+    "CLEAN",
     "DROPS_OPTIMIZER",
     "EXIT_CODES",
     "FIRST_LAYERS",
@@ -218,6 +219,10 @@ def globs(does: str) -> Callable[[_Command], _Command]:
     )
 
 
+CLEAN = click.option(
+    "--clean", is_flag=True, help="Delete what killed runs left beside OUT; a run names it anyway."
+)
+
 WRITING = with_options(
     click.option("--copy", is_flag=True, help="Write OUT even if there is nothing to convert."),
     click.option(
@@ -250,6 +255,7 @@ WRITING = with_options(
         is_flag=True,
         help="Replace OUT if it exists; a folder as a whole, and only if wnconvert wrote all that is in it.",
     ),
+    CLEAN,
     THREADS,
     click.option("-n", "--dry-run", is_flag=True, help="Print the plan and write nothing."),
     click.option(

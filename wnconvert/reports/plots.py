@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import io
-import os
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from wnconvert.errors import ArgumentError, OutputError
-from wnconvert.messages import to_install
+from wnconvert.errors import ArgumentError, FormatError, InputError, OutputError
+from wnconvert.messages import refuse_other_than_path, to_install
 from wnconvert.reports.tables import shortened
+from wnconvert.storage.checkpoint import open_checkpoint
 from wnconvert.storage.staging import check_target, staged
 from wnconvert.verbs.inspection.magnitudes import Spread
 from wnconvert.verbs.inspection.result import Inspection, moves
+from wnconvert.verbs.shared.leftovers import cleaned_leftovers
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -38,24 +39,39 @@ def check_picture(path: str | Path, *, force: bool) -> None:
     """Raise for a picture that cannot be drawn there, before anything is read.
 
     ``ArgumentError``: another suffix, or matplotlib is not installed; ``OutputError``: the file exists (and
-    there is no ``force``), or its folder does not.
+    there is no ``force``, or it is a checkpoint), or its folder does not.
     """
+    refuse_other_than_path(path, "a picture")
     if Path(path).suffix not in _SUFFIXES:
         raise ArgumentError(f"{path} is none of {', '.join(_SUFFIXES)}", fix="--plot FILE.png")
     if find_spec("matplotlib") is None:
         raise ArgumentError("pictures need matplotlib", fix=to_install("matplotlib"))
-    if not force and os.path.lexists(path):
+    if _is_checkpoint(path):
         raise OutputError(
-            "it exists", where=str(path), fix="--force replaces it, or choose another --plot FILE"
+            "it is a checkpoint, and no picture is drawn over one",
+            where=str(path),
+            fix="choose another --plot FILE",
         )
-    check_target(Path(path), force=True)
+    check_target(Path(path), force=force, option="--plot FILE")
 
 
-def plot_magnitudes(found: Sequence[Inspection], path: str | Path, *, force: bool = False) -> None:
+def _is_checkpoint(path: str | Path) -> bool:
+    """Whether a file is a checkpoint by its content, whole or damaged."""
+    try:
+        open_checkpoint(path)
+    except FormatError:
+        return True
+    except InputError:
+        return False
+    return True
+
+
+def plot_magnitudes(found: Sequence[Inspection], path: str | Path, *, force: bool = False) -> tuple[str, ...]:
     """Draw |g| per layer on a log axis into a picture; several files become lines over files.
 
-    A layer is a box of quartiles with whiskers to its least and greatest |g|. Raises as ``check_picture``
-    does, and ``ArgumentError`` if there is nothing to draw.
+    A layer is a box of quartiles with whiskers to its least and greatest |g|. What killed runs left beside
+    the picture, which is small, is deleted; returns notes on that. Raises as ``check_picture`` does, and
+    ``ArgumentError`` if there is nothing to draw.
     """
     check_picture(path, force=force)
     from matplotlib import rc_context
@@ -76,6 +92,7 @@ def plot_magnitudes(found: Sequence[Inspection], path: str | Path, *, force: boo
         figure.savefig(drawing, format=Path(path).suffix[1:], dpi=150, metadata=dated)
     with staged(Path(path), force=force) as target:
         target.write(drawing.getvalue(), 0)
+    return cleaned_leftovers(Path(path))
 
 
 def _values(spread: Spread) -> tuple[float, ...]:

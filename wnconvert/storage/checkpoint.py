@@ -18,7 +18,7 @@ from wnconvert.messages import printable
 from wnconvert.plan.layout import Layout
 from wnconvert.plan.names.trees import NewNames, renamed_tree
 from wnconvert.plan.plan import Plan
-from wnconvert.storage.files import Name, located, open_beside, open_file, status_of
+from wnconvert.storage.files import Name, Seen, located, open_beside, open_file, reopened, seen_in, status_of
 from wnconvert.storage.recognition import (
     HEAD,
     METADATA,
@@ -49,7 +49,7 @@ class Checkpoint:
     """An opened checkpoint: its tree of tensors, and the files in which their bytes lie (``shards``).
 
     ``views`` are tensors that are put together of parts of these. Of a pipeline ``components`` are its
-    models, each by the path of its state dict in the tree.
+    models, each by the path of its state dict in the tree. ``seen`` is what all its files were.
     """
 
     path: PurePath
@@ -63,11 +63,16 @@ class Checkpoint:
     knows_modules: bool = False
     views: tuple[FileView, ...] = ()
     components: Mapping[str, Checkpoint] = field(default_factory=dict)
+    seen: Seen = field(default_factory=dict, repr=False)
 
     @property
     def sources(self) -> tuple[PurePath | FileView, ...]:
         """The files and views in which the bytes of all tensors lie."""
         return (*self.shards, *self.views)
+
+    def reopen(self, path: PurePath) -> ReadableFile:
+        """Open one of its files again. Raises ``FormatError`` where it is not what was ``seen``."""
+        return reopened(path, self.seen)
 
     @property
     def root(self) -> PurePath | None:
@@ -163,7 +168,8 @@ def _open_file(path: PurePath) -> Checkpoint:
 
 def read_checkpoint(file: ReadableFile, path: PurePath) -> Checkpoint:
     """Read an opened checkpoint of one file; data files lie beside its ``path``."""
-    return _READERS[container_in(_head_of(file)) or Container.ONNX](file, path)
+    opened = _READERS[container_in(_head_of(file)) or Container.ONNX](file, path)
+    return replace(opened, seen={**opened.seen, path: file.identity})
 
 
 def layout_of(checkpoint: Checkpoint, plan: Plan) -> Layout:
@@ -222,11 +228,15 @@ def _read_onnx(file: ReadableFile, path: PurePath) -> Checkpoint:
 
     if not looks_like_onnx(file):
         raise unknown_file(file, path.name)
+    data: dict[str, ReadableFile] = {}
     with contextlib.ExitStack() as stack:
-        opened = open_onnx(
-            file, path, lambda location: stack.enter_context(closing(open_beside(path, location)))
-        )
-    return Checkpoint(path, Container.ONNX, file.size, opened.tree(), opened.shards, onnx=opened)
+
+        def opened_beside(location: str) -> ReadableFile:
+            return data.setdefault(location, stack.enter_context(closing(open_beside(path, location))))
+
+        opened = open_onnx(file, path, opened_beside)
+    seen = {path.parent / location: found.identity for location, found in data.items()}
+    return Checkpoint(path, Container.ONNX, file.size, opened.tree(), opened.shards, onnx=opened, seen=seen)
 
 
 def _write_safetensors(checkpoint: Checkpoint, plan: Plan) -> Layout:
@@ -281,21 +291,21 @@ def _open_distributed(root: PurePath) -> Checkpoint:
     from wnconvert.storage.folder.weights import Folder
     from wnconvert.storage.shards import Naming
 
-    metadata = root / METADATA
+    data: dict[str, ReadableFile] = {}
     with contextlib.ExitStack() as stack:
 
         def opened_beside(name: str) -> ReadableFile:
             try:
-                return stack.enter_context(closing(open_beside(metadata, name)))
+                data[name] = stack.enter_context(closing(open_beside(root / METADATA, name)))
             except FileNotFoundError as error:
                 raise FormatError(
                     f"its {METADATA} names {printable(name)}, which is not there",
                     fix="copy the files of all ranks into one folder",
                 ) from error
+            return data[name]
 
-        file = stack.enter_context(closing(open_beside(metadata, METADATA)))
-        opened = open_distributed(file, opened_beside)
-        size = file.size + sum(opened_beside(name).size for name in opened.files)
+        opened = open_distributed(opened_beside(METADATA), opened_beside)
+        size = sum(file.size for file in data.values())
     return Checkpoint(
         root,
         Container.DISTRIBUTED,
@@ -305,6 +315,7 @@ def _open_distributed(root: PurePath) -> Checkpoint:
         opened.torch,
         folder=Folder(root, Naming("model", "safetensors"), (METADATA, *opened.files)),
         views=opened.views,
+        seen={root / name: file.identity for name, file in data.items()},
     )
 
 
@@ -341,6 +352,7 @@ def _open_pipeline(root: PurePath, components: Mapping[str, Checkpoint]) -> Chec
         joined({name: component.tree for name, component in components.items()}, firsts),
         tuple(shards),
         components=components,
+        seen=seen_in(component.seen for component in components.values()),
     )
 
 
@@ -384,4 +396,5 @@ def _open_weights(folder: Folder) -> Checkpoint:
         first.torch if len(opened) == 1 else None,
         folder=folder,
         knows_modules=any(item.torch is not None and item.torch.knows_modules for item in opened.values()),
+        seen=seen_in((*(checkpoint.seen for checkpoint in opened.values()), folder.seen)),
     )

@@ -5,25 +5,29 @@ A new store is a class (`stores/`) and a line of ``STORES``.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shlex
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from functools import reduce
 from operator import and_
 from pathlib import Path, PurePath
 from typing import TypeAlias
 
-from wnconvert.errors import InputError, OutputError
-from wnconvert.messages import printable
+from wnconvert.errors import FormatError, InputError, OutputError
+from wnconvert.messages import printable, refuse_other_than_path
 from wnconvert.storage.stores.disk import Disk, FileAddresses
 from wnconvert.storage.stores.standard import STANDARD, StandardInput
 from wnconvert.storage.stores.store import Address, PathKind, Status, Store
-from wnconvert.tensors.files import ReadableFile
+from wnconvert.tensors.files import Identity, ReadableFile, changed_while_read
 
 __all__ = [
     "STORES",
     "Name",
+    "Seen",
+    "blaming_changes",
+    "check_as_seen",
     "common_mode",
     "kind_of",
     "listing_of",
@@ -33,12 +37,18 @@ __all__ = [
     "open_file",
     "output_path",
     "real_of",
+    "reopened",
+    "seen_in",
     "status_of",
+    "unchanging",
 ]
 
 
 #: The name of a file or folder, as a user gives it.
 Name: TypeAlias = str | os.PathLike[str]
+
+#: What files were when they were first opened, by their paths.
+Seen: TypeAlias = Mapping[PurePath, Identity | None]
 
 _DISK = Disk()
 
@@ -60,7 +70,7 @@ _GET = {
 def located(name: Name) -> PurePath:
     """The path of a name: a ``Path`` for files of this machine, an ``Address`` for those of other stores.
 
-    Raises ``InputError`` for an address whose scheme has no store.
+    Raises ``InputError`` for an address whose scheme has no store, ``ArgumentError`` for an empty name.
 
     >>> located("x.pt").name, located("file:///data/x.pt").as_posix()
     ('x.pt', '/data/x.pt')
@@ -69,6 +79,7 @@ def located(name: Name) -> PurePath:
         return name
     if name == STANDARD:  # as a text: Path("-") is a file, as ./- is
         return STORES["stdin"].path(name)
+    refuse_other_than_path(name)
     text = os.fspath(name)
     found = _SCHEME.match(text)
     if found is None or not (found[2] or found[1] in _GET or found[1] in STORES):
@@ -130,6 +141,65 @@ def local_path(path: PurePath, use: str) -> Path:
     if found is None:
         raise InputError(f"{use}, and it is not a file here", where=str(path), fix="save it to one first")
     return found
+
+
+def reopened(path: PurePath, seen: Seen) -> ReadableFile:
+    """Open a file as ``open_file`` does. Raises ``FormatError`` where it is not what was ``seen``."""
+    file = open_file(path)
+    if file.identity != seen.get(path, file.identity):
+        file.close()
+        raise changed_while_read(os.fspath(path), _how(seen[path], file.identity))
+    return file
+
+
+def seen_in(every: Iterable[Seen]) -> Seen:
+    """What was seen, all of it."""
+    return {path: before for seen in every for path, before in seen.items()}
+
+
+def check_as_seen(seen: Seen) -> None:
+    """Raise ``FormatError`` where a file is not any more what was ``seen``: written to, replaced or gone."""
+    for path, before in seen.items():
+        try:
+            now = status_of(path).identity
+        except (OSError, InputError):
+            now = None
+        if before is not None and now != before:
+            raise changed_while_read(os.fspath(path), _how(before, now))
+
+
+def _how(before: Identity | None, now: Identity | None) -> str:
+    """How a file changed, in words."""
+    if before is None or now is None:
+        return "it is gone"
+    if (now.device, now.inode) != (before.device, before.inode):
+        return "another one took its place"
+    if now.size != before.size:
+        return f"it became {'shorter' if now.size < before.size else 'longer'}"
+    return "it was written to" if now.mtime_ns != before.mtime_ns else "its links or its mode changed"
+
+
+@contextlib.contextmanager
+def blaming_changes(seen: Seen) -> Iterator[None]:
+    """Where reading fails inside, and a file changed, that is why: raises as ``check_as_seen`` does."""
+    try:
+        yield
+    except OutputError:  # of what is written
+        raise
+    except Exception as error:
+        try:
+            check_as_seen(seen)
+        except FormatError as changed:
+            raise changed from error
+        raise
+
+
+@contextlib.contextmanager
+def unchanging(seen: Seen) -> Iterator[None]:
+    """What is read inside is of one moment; raises as ``check_as_seen`` does, at the end at the latest."""
+    with blaming_changes(seen):
+        yield
+    check_as_seen(seen)
 
 
 def output_path(out: Name) -> Path:

@@ -7,17 +7,38 @@ to offer is here, and nothing else is asked of it.
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from wnconvert.errors import FormatError
 from wnconvert.tensors.tree import repeated
 
-__all__ = ["GET_AGAIN", "MemoryFile", "PartOfFile", "ReadableFile", "became_shorter", "read_json"]
+__all__ = [
+    "GET_AGAIN",
+    "Identity",
+    "MemoryFile",
+    "PartOfFile",
+    "ReadableFile",
+    "became_shorter",
+    "changed_while_read",
+    "read_json",
+]
 
 
 #: What to do about a file that ends too early, or contradicts its own format.
 GET_AGAIN = "download the file again: it is cut short or damaged"
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Which file it is, and when it was last changed: another one where it was replaced, or written to."""
+
+    device: int
+    inode: int
+    size: int
+    mtime_ns: int
+    ctime_ns: int
 
 
 class ReadableFile(Protocol):
@@ -31,6 +52,10 @@ class ReadableFile(Protocol):
     @property
     def path(self) -> Path | None:
         """Its path on this machine, or None."""
+
+    @property
+    def identity(self) -> Identity | None:
+        """What it was when it was opened; None for what nobody else can change."""
 
     @property
     def size(self) -> int:
@@ -54,6 +79,7 @@ class MemoryFile:
     """
 
     path: Path | None = None
+    identity: Identity | None = None
 
     def __init__(self, content: bytes) -> None:
         self._content = memoryview(content)
@@ -86,6 +112,7 @@ class PartOfFile:
     """
 
     path: Path | None = None
+    identity: Identity | None = None
 
     def __init__(self, file: ReadableFile, start: int, size: int) -> None:
         self._file = file
@@ -112,8 +139,13 @@ class PartOfFile:
 
 def became_shorter(where: str = "") -> FormatError:
     """The error for a file that ends before the last byte that is asked for."""
+    return changed_while_read(where, "it became shorter")
+
+
+def changed_while_read(where: str, how: str) -> FormatError:
+    """The error for a file that is not any more what it was when it was first opened."""
     return FormatError(
-        "it became shorter while it was read", where=where, fix="run it again when nothing changes the file"
+        f"it changed while it was read: {how}", where=where, fix="run it again when nothing changes the file"
     )
 
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from wnconvert.tensors.files import MemoryFile, ReadableFile, became_shorter
+from wnconvert.tensors.files import Identity, MemoryFile, ReadableFile, became_shorter
 from wnconvert.tensors.tree import ByteRange
 
 __all__ = ["Assembled", "Chunk", "FileView", "Held"]
@@ -73,6 +73,7 @@ class _AssembledFile:
     """Reads a tensor from its chunks, run by run: a run is what lies end to end in one of them."""
 
     path: Path | None = None
+    identity: Identity | None = None
 
     def __init__(self, made: Assembled, files: Sequence[ReadableFile]) -> None:
         self._files = files

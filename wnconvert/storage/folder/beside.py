@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Container, Iterable, Iterator, Mapping, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import PurePath
 
 from wnconvert.errors import InputError
-from wnconvert.storage.files import kind_of, listing_of, status_of
+from wnconvert.storage.files import Seen, kind_of, listing_of, status_of
 from wnconvert.storage.folder.links import check_inside, is_link, link_text
 from wnconvert.storage.folder.weights import Folder
 from wnconvert.storage.folder.written import MANIFEST
 from wnconvert.storage.stores.store import PathKind
+from wnconvert.tensors.files import Identity
 
 __all__ = ["File", "OtherFiles", "find_beside", "find_others"]
 
@@ -26,11 +27,12 @@ _FILE_MODE, _FOLDER_MODE = 0o644, 0o755
 
 @dataclass(frozen=True, slots=True)
 class File:
-    """A file beside the weights: its path in the folder, its size, its mode."""
+    """A file beside the weights: its path in the folder, its size, its mode, and which file it was."""
 
     path: str
     size: int
     mode: int
+    identity: Identity | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +47,10 @@ class OtherFiles:
     folders: tuple[tuple[str, int], ...] = ()
     links: tuple[tuple[str, str], ...] = ()
     left_out: tuple[str, ...] = ()
+
+    def seen(self, root: PurePath) -> Seen:
+        """What the files were, which lie in the folder ``root``."""
+        return {root / file.path: file.identity for file in self.files}
 
 
 def find_beside(folder: Folder) -> OtherFiles:
@@ -97,4 +103,5 @@ def _file(root: PurePath, path: PurePath) -> File:
         raise InputError(f"{path} cannot be read ({error.strerror})", fix="move it away") from error
     if status.kind is not PathKind.FILE:
         raise InputError(f"{path} is not a regular file, and cannot be copied", fix="move it away")
-    return File(str(path), status.size, _FILE_MODE if status.mode is None else status.mode)
+    mode = _FILE_MODE if status.mode is None else status.mode
+    return File(str(path), status.size, mode, status.identity)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import PurePath
 
 from wnconvert.errors import FormatError, InputError
 from wnconvert.messages import listed
-from wnconvert.storage.files import kind_of, listing_of, open_file
+from wnconvert.storage.files import Seen, kind_of, listing_of, open_file
 from wnconvert.storage.folder.links import check_inside
 from wnconvert.storage.folder.unnamed import checkpoints_in, no_weights
 from wnconvert.storage.index import ShardIndex, read_index
@@ -38,7 +38,7 @@ class Folder:
 
     ``naming`` makes their names; ``others`` are further weights, which are not read. ``listing`` is the name
     of the index, if ``naming`` gives another one. ``is_lone`` marks the only checkpoint of a folder, called
-    as its owner likes: it may hold several state dicts, and keeps its name.
+    as its owner likes: it may hold several state dicts, and keeps its name. ``seen`` is the index as it was.
     """
 
     root: PurePath
@@ -48,6 +48,7 @@ class Folder:
     others: tuple[str, ...] = ()
     listing: str = ""
     is_lone: bool = False
+    seen: Seen = field(default_factory=dict, repr=False)
 
     @property
     def read(self) -> frozenset[str]:
@@ -109,13 +110,13 @@ def _weights(root: PurePath, names: list[str], name: str, naming: Naming | None,
         folder = Folder(root, naming, (name,))
     else:
         with closing(open_file(root / name)) as file:
-            text = file.read(0, min(file.size, MAX_INDEX + 1))
+            text, seen = file.read(0, min(file.size, MAX_INDEX + 1)), {root / name: file.identity}
         if len(text) > MAX_INDEX:
             raise FormatError(f"the index {name} is longer than {MAX_INDEX >> 20} MiB", fix="do not trust it")
         read = read_index(text)
         stem = "model" if read.suffix == ".safetensors" else "pytorch_model"
         naming = naming or Naming(stem, read.suffix.removeprefix("."))
-        folder = Folder(root, naming, read.files, read, listing=name)
+        folder = Folder(root, naming, read.files, read, listing=name, seen=seen)
     _check_files(folder, names)
     taken = {*folder.files, name}
     found = _found(names)

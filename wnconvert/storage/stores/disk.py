@@ -14,10 +14,13 @@ from pathlib import Path, PurePath
 from wnconvert.errors import InputError
 from wnconvert.storage.stores.store import PathKind, Status, Store
 from wnconvert.storage.stores.system import READING, copy_range, read_at, read_into
-from wnconvert.tensors.files import ReadableFile, became_shorter
+from wnconvert.tensors.files import Identity, ReadableFile, became_shorter
 
-__all__ = ["Disk", "FileAddresses", "LocalFile", "OpenedFile", "kind_of_mode"]
+__all__ = ["PERMISSIONS", "Disk", "FileAddresses", "LocalFile", "OpenedFile", "identity_of", "kind_of_mode"]
 
+
+#: The bits of a mode that are copied: not those that let a program run as its owner.
+PERMISSIONS = 0o777
 
 _KINDS = (
     (stat.S_ISREG, PathKind.FILE),
@@ -37,6 +40,13 @@ def kind_of_mode(mode: int) -> PathKind:
     return next((kind for test, kind in _KINDS if test(mode)), PathKind.OTHER)
 
 
+def identity_of(found: os.stat_result) -> Identity:
+    """Which file it is that the system describes; Windows tells little of it twice in the same way."""
+    if os.name == "nt":
+        return Identity(0, 0, found.st_size, found.st_mtime_ns, 0)
+    return Identity(found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+
+
 class Disk(Store):
     """Files by their paths."""
 
@@ -47,7 +57,8 @@ class Disk(Store):
     def status(self, path: PurePath) -> Status:
         """What ``stat`` says of a path."""
         found = os.stat(path)  # noqa: PTH116 - of any path
-        return Status(kind_of_mode(found.st_mode), found.st_size, stat.S_IMODE(found.st_mode))
+        kind, mode = kind_of_mode(found.st_mode), found.st_mode & PERMISSIONS
+        return Status(kind, found.st_size, mode, identity_of(found))
 
     def names(self, folder: PurePath) -> list[str]:
         """The names in a folder, sorted."""
@@ -97,6 +108,7 @@ class OpenedFile:
     def __init__(self, descriptor: int, where: str) -> None:
         self._descriptor = descriptor
         self._where = where
+        self.identity: Identity | None = identity_of(os.fstat(descriptor))
 
     @property
     def size(self) -> int:

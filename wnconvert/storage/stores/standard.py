@@ -16,11 +16,12 @@ from pathlib import Path, PurePath
 from typing import IO, Any
 
 from wnconvert.errors import InputError, OutputError, WnconvertError
-from wnconvert.storage.stores.disk import OpenedFile
+from wnconvert.storage.stores.disk import OpenedFile, identity_of
 from wnconvert.storage.stores.store import Address, PathKind, Status, Store
+from wnconvert.storage.stores.temporary import held_folder
 from wnconvert.tensors.files import ReadableFile
 
-__all__ = ["STANDARD", "StandardInput", "standard_output"]
+__all__ = ["STANDARD", "StandardInput", "spooled_beside", "standard_output"]
 
 
 #: How a user names stdin, where a file is read, and stdout, where one is written.
@@ -44,7 +45,8 @@ class StandardInput(Store):
 
     def status(self, path: PurePath) -> Status:
         """A file without a mode."""
-        return Status(PathKind.FILE, os.fstat(self._descriptor(path)).st_size)
+        found = os.fstat(self._descriptor(path))
+        return Status(PathKind.FILE, found.st_size, identity=identity_of(found))
 
     def open(self, path: PurePath) -> ReadableFile:
         """All that came in."""
@@ -112,23 +114,31 @@ def standard_output(name: str) -> Iterator[Path]:
     """A path with that name; the file that is made there goes to stdout if the block ends well."""
     _check_standard_output()
     try:
-        folder = tempfile.TemporaryDirectory(prefix="wnconvert-")
+        folder, let_go = held_folder(spooled_beside(), 0o700)
     except OSError as error:
         raise OutputError(
             f"no temporary file can be made ({error.strerror})", where="stdout", fix=_ELSEWHERE
         ) from error
-    with folder as at:
-        path = Path(at, name)
+    try:
+        path = folder / name
         try:
             yield path
         except WnconvertError as error:
             error.where = error.where.replace(str(path), "stdout")
             error.heading = error.heading.replace(str(path), "stdout")
             raise
-        if len([*Path(at).iterdir()]) > 1:
+        if len([*folder.iterdir()]) > 1:
             raise OutputError("it takes one file, and this would be several", where="stdout", fix="-o FILE")
         with path.open("rb") as made:
             _copy_out(made)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        let_go()
+
+
+def spooled_beside() -> Path:
+    """What stdout would be called as a file: beside that its output is made."""
+    return Path(tempfile.gettempdir(), "stdout")
 
 
 def _copy_out(made: IO[bytes]) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path, PurePath, PurePosixPath
 
-from wnconvert.tensors.files import ReadableFile
+from wnconvert.tensors.files import Identity, ReadableFile
 
 __all__ = ["Address", "PathKind", "Status", "Store"]
 
@@ -23,11 +23,15 @@ class PathKind(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """What lies at a path, links followed: its kind, the bytes of a file, the mode if it has one."""
+    """What lies at a path, links followed: its kind, the bytes of a file; its mode, and which file it is.
+
+    The last two are None where the store does not have them.
+    """
 
     kind: PathKind
     size: int = 0
     mode: int | None = None
+    identity: Identity | None = None
 
 
 class Address(PurePosixPath):

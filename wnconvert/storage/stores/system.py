@@ -18,6 +18,7 @@ __all__ = [
     "WRITING_NEW",
     "begin_sync",
     "copy_range",
+    "lock",
     "open_direct",
     "read_at",
     "read_into",
@@ -152,6 +153,24 @@ def set_mode(descriptor: int, mode: int) -> None:
     if hasattr(os, "fchmod"):
         with contextlib.suppress(OSError):
             os.fchmod(descriptor, mode)
+
+
+def lock(descriptor: int) -> bool | None:
+    """Lock an opened file or folder for as long as it is open, in this process or its children.
+
+    False where another holds it; None where there are no locks.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system without locks
+        return None
+    return True
 
 
 def sync_file(path: Path) -> None:

@@ -20,6 +20,7 @@ from wnconvert.messages import options_as_python, refuse_other_than_path, told
 from wnconvert.numerics.distance import Measure, Tolerance, needed
 from wnconvert.numerics.rows import RowPolicy
 from wnconvert.storage.checkpoint import no_graph, open_checkpoint
+from wnconvert.storage.files import unchanging
 from wnconvert.storage.sources import Source
 from wnconvert.storage.workers import Workers
 from wnconvert.tensors.blocks import Array
@@ -184,7 +185,7 @@ def _paths(only: str | Sequence[str]) -> tuple[str, ...]:
 def _opened(path: str | os.PathLike[str]) -> Iterator[Side]:
     refuse_other_than_path(path)
     checkpoint = no_graph(open_checkpoint(path), "compared (wnconvert check runs it beside its module)")
-    with Source(checkpoint.sources) as source:
+    with unchanging(checkpoint.seen), Source(checkpoint.sources, opener=checkpoint.reopen) as source:
         yield Side(os.fspath(path), checkpoint.tree, source)
 
 

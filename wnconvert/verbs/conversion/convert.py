@@ -6,13 +6,14 @@ import os
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePath
 from typing import Any
 
 from wnconvert.messages import counted, short_repr
 from wnconvert.plan.plan import Plan, PlannedLayer
 from wnconvert.storage.checkpoint import Checkpoint, layout_of
-from wnconvert.storage.files import common_mode
+from wnconvert.storage.files import check_as_seen, common_mode
 from wnconvert.storage.sources import Source
 from wnconvert.storage.staging import staged
 from wnconvert.storage.workers import Workers
@@ -116,9 +117,10 @@ def convert(
     """
     began = time.perf_counter()
     layout = layout_of(checkpoint, plan)
+    mode, check = common_mode(checkpoint.shards), partial(check_as_seen, checkpoint.seen)
     with (
-        staged(output, force=options.force, size=layout.size, mode=common_mode(checkpoint.shards)) as target,
-        Source(checkpoint.sources) as source,
+        staged(output, force=options.force, size=layout.size, mode=mode, check=check) as target,
+        Source(checkpoint.sources, opener=checkpoint.reopen) as source,
     ):
         target.passing = options.passing
         workers = Workers(options.threads, options.progress)

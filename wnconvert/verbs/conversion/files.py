@@ -52,6 +52,7 @@ if TYPE_CHECKING:
         max_shard_size: str | int
         verify: bool
         force: bool
+        clean: bool
         threads: int | None
         progress: Progress
         on_plan: Callable[[Plan], None] | None
@@ -112,6 +113,7 @@ def fold_file(
     max_shard_size: str | int = DEFAULT_SHARD_SIZE,
     verify: bool = False,
     force: bool = False,
+    clean: bool = False,
     threads: int | None = None,
     dry_run: bool = False,
     progress: Progress = False,
@@ -129,7 +131,8 @@ def fold_file(
     checkpoint's suffix; a file does with ``as_folder``. Its weights lie in files of at most
     ``max_shard_size`` (bytes, or ``"5GB"``, ``"2GiB"``); all other files go along. With ``force`` an old
     folder is replaced whole, if wnconvert wrote all that is in it. ``in_place`` writes over ``src``: the
-    notes of the plan say what cannot be brought back.
+    notes of the plan say what cannot be brought back. What killed runs left beside the output is named in
+    notes; ``clean`` deletes it.
 
     If no layer changes, nothing is written, ``Result.output`` is None and a note says why; unless ``copy``,
     ``only``, ``dtype``, ``drop_foreign``, new names or another container ask for one. With fewer layers than
@@ -175,6 +178,7 @@ def fold_file(
         copy=copy,
         rewrites=dtype is not None,
         require_layers=require_layers,
+        clean=clean,
         dry_run=dry_run,
         on_plan=on_plan,
     )
@@ -225,6 +229,7 @@ def split_file(
     max_shard_size: str | int = DEFAULT_SHARD_SIZE,
     verify: bool = False,
     force: bool = False,
+    clean: bool = False,
     threads: int | None = None,
     dry_run: bool = False,
     progress: Progress = False,
@@ -263,6 +268,7 @@ def split_file(
         drop_foreign=drop_foreign,
         copy=copy,
         require_layers=require_layers,
+        clean=clean,
         dry_run=dry_run,
         on_plan=on_plan,
     )
@@ -271,7 +277,7 @@ def split_file(
         partial(
             plan_split,
             to=to,
-            like=request.reference,
+            like=None if request.reference is None else request.reference.tree,
             renaming=request.renaming,
             selection=selection_of(layers, exclude, dim),
             only=only,
@@ -317,6 +323,7 @@ def migrate_file(
     max_shard_size: str | int = DEFAULT_SHARD_SIZE,
     verify: bool = False,
     force: bool = False,
+    clean: bool = False,
     threads: int | None = None,
     dry_run: bool = False,
     progress: Progress = False,
@@ -351,6 +358,7 @@ def migrate_file(
         drop_foreign=drop_foreign,
         copy=copy,
         require_layers=require_layers,
+        clean=clean,
         dry_run=dry_run,
         on_plan=on_plan,
     )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from wnconvert.plan.plan import Plan
 from wnconvert.storage.checkpoint import open_checkpoint
 from wnconvert.storage.files import Name
-from wnconvert.storage.stores.standard import STANDARD, standard_output
+from wnconvert.storage.stores.standard import STANDARD, spooled_beside, standard_output
 from wnconvert.tensors.containers import Container
 
 if TYPE_CHECKING:
@@ -28,12 +28,23 @@ def goes_to_stdout(src: Name, out: Name | None) -> bool:
     return out == STANDARD or (out is None and src == STANDARD)
 
 
-def to_stdout(src: Name, convert_to: Callable[[Path], Result | Plan], *, dry_run: bool) -> Result | Plan:
-    """Run a conversion, given the path of its output, and copy that to stdout: in the source's container."""
+def to_stdout(
+    src: Name,
+    convert_to: Callable[[Path], Result | Plan],
+    beside: Callable[[Path], tuple[str, ...]],
+    *,
+    dry_run: bool,
+) -> Result | Plan:
+    """Run a conversion, given the path of its output, and copy that to stdout: in the source's container.
+
+    ``beside`` gives notes on what other runs left beside the place where the output is made.
+    """
     container = open_checkpoint(src).container
     name = f"stdout{(container.facts.suffixes or Container.TORCH_ZIP.facts.suffixes)[0]}"
     if dry_run:
         return convert_to(Path(name))
+    left = beside(spooled_beside())
     with standard_output(name) as path:
         made = convert_to(path)
+    made = replace(made, notes=(*left, *made.notes))
     return made if isinstance(made, Plan) else replace(made, output=Path("stdout"))

@@ -27,7 +27,7 @@ from wnconvert.plan.selection.foreign import without_foreign
 from wnconvert.plan.selection.nothing import why_nothing
 from wnconvert.plan.selection.scope import choose
 from wnconvert.storage.checkpoint import Checkpoint, container_of, no_graph, open_checkpoint
-from wnconvert.storage.files import located
+from wnconvert.storage.files import Seen, blaming_changes, located, seen_in
 from wnconvert.storage.shards import DEFAULT_SHARD_SIZE, bytes_of
 from wnconvert.storage.staging import check_target
 from wnconvert.tensors.containers import Container
@@ -44,8 +44,10 @@ from wnconvert.verbs.conversion.targets import (
     check_name,
     check_not_read,
     check_suffix,
+    clean_beside,
     target_of,
 )
+from wnconvert.verbs.shared.leftovers import named_leftovers
 from wnconvert.verbs.shared.options import RunOptions, check_count
 
 if TYPE_CHECKING:
@@ -68,7 +70,7 @@ _ONLY_READ = {
 class Request:
     """What is converted, into what, and what must hold for it.
 
-    ``kind`` is put into the default name of the output. ``reference`` is the tree of ``like``: a rule of
+    ``kind`` is put into the default name of the output. ``reference`` is ``like``, opened: a rule of
     ``renaming`` may meet its names alone. ``rewrites`` says that an option asks for an output
     even where no layer changes. Other fields as the options of ``fold_file``.
     """
@@ -77,7 +79,7 @@ class Request:
     out: StrPath | None
     kind: str
     like: StrPath | None = None
-    reference: Tree | None = None
+    reference: Checkpoint | None = None
     renaming: Renaming = Renaming()  # noqa: RUF009 - frozen
     only: str | None = None
     max_shard_size: str | int = DEFAULT_SHARD_SIZE
@@ -87,6 +89,7 @@ class Request:
     rewrites: bool = False
     drop_foreign: bool = False
     require_layers: int | None = None
+    clean: bool = False
     dry_run: bool = False
     on_plan: Callable[[Plan], None] | None = None
 
@@ -107,6 +110,7 @@ def run_conversion(
     refuse_other_than_path(request.src)
     if request.out is not None:
         refuse_other_than_path(request.out, "an output")
+    beside = clean_beside if request.clean and not request.dry_run else named_leftovers
     if goes_to_stdout(request.src, request.out):
         _check_piped(request)
         passing = replace(options, passing=True)
@@ -115,6 +119,7 @@ def run_conversion(
             lambda path: run_conversion(
                 replace(request, out=path, copy=True), make_plan, plan_graph=plan_graph, options=passing
             ),
+            beside,
             dry_run=request.dry_run,
         )
     source = located(request.src)
@@ -127,11 +132,13 @@ def run_conversion(
         job = _job(source, target, request, make_plan, plan_graph, force=options.force)
         if job.plan.writes:
             job.check(force=options.force or request.dry_run)
+        job = replace(job, plan=replace(job.plan, notes=(*beside(target.path), *job.plan.notes)))
         if request.dry_run:
             return job.plan
         if request.on_plan is not None:
             request.on_plan(job.plan)
-        return job.run(job.plan, options)
+        with blaming_changes(job.seen):
+            return job.run(job.plan, options)
 
 
 @contextlib.contextmanager
@@ -149,7 +156,7 @@ def _errors_name(source: PurePath, output: Path) -> Iterator[None]:
 
 
 def _new_names(
-    checkpoint: Checkpoint, renaming: Renaming, only: str | None, reference: Tree | None
+    checkpoint: Checkpoint, renaming: Renaming, only: str | None, reference: Checkpoint | None
 ) -> Mapping[str, NewNames]:
     """The new names of the state dicts that are converted, by path."""
     if not renaming:
@@ -159,7 +166,7 @@ def _new_names(
             "names are changed in checkpoints, and this is an ONNX model",
             fix="leave --strip-prefix, --add-prefix and --rename out",
         )
-    states = () if reference is None else reference.state_dicts
+    states = () if reference is None else reference.tree.state_dicts
     beside = [name for state in states for name in weights_of(state).values()]
     return renamed_keys(checkpoint.tree, choose(checkpoint.tree, only), renaming, beside)
 
@@ -203,6 +210,8 @@ def _job(
 ) -> _Job:
     """Open the source, and plan what goes into the target."""
     opened = open_checkpoint(source)
+    if request.reference is not None:  # the plan is made of it too
+        opened = replace(opened, seen=seen_in((request.reference.seen, opened.seen)))
     _check_not_frozen(opened)
     names = _new_names(opened, request.renaming, request.only, request.reference)
     checkpoint = opened.renamed(names) if names else opened
@@ -234,12 +243,16 @@ def _job(
 
 @dataclass(frozen=True, slots=True)
 class _Job:
-    """A plan, why it changes nothing (where that is so), a check of the target, and what runs the plan."""
+    """A plan, why it changes nothing (where that is so), a check of the target, and what runs the plan.
+
+    ``seen`` is what the files were that it reads.
+    """
 
     plan: Plan
     why_nothing: Callable[[Plan], str]
     check: _Check
     run: Callable[[Plan, RunOptions], Result]
+    seen: Seen
 
 
 def _settled(job: _Job, checkpoint: Checkpoint, target: Target, request: Request, *, force: bool) -> _Job:
@@ -290,7 +303,8 @@ def _to_onnx(checkpoint: Checkpoint, fold: OnnxFold, output: Path, request: Requ
 
         return convert_onnx(checkpoint, replace(fold, plan=plan), output, options)
 
-    return _Job(fold.plan, lambda _: fold.why_nothing, _file_check(checkpoint, output, request), run)
+    check = _file_check(checkpoint, output, request)
+    return _Job(fold.plan, lambda _: fold.why_nothing, check, run, checkpoint.seen)
 
 
 def _to_folder(
@@ -310,7 +324,8 @@ def _to_folder(
         whole = replace(planned, plan=plan, is_ours=not request.in_place)
         return convert_folder(checkpoint, whole, output, options)
 
-    return _Job(planned.plan, partial(why_nothing, tree=checkpoint.tree), check, run)
+    seen = seen_in((planned.beside.seen(checkpoint.root or output), checkpoint.seen))
+    return _Job(planned.plan, partial(why_nothing, tree=checkpoint.tree), check, run, seen)
 
 
 def _to_file(checkpoint: Checkpoint, plan: Plan, output: Path, request: Request) -> _Job:
@@ -320,7 +335,7 @@ def _to_file(checkpoint: Checkpoint, plan: Plan, output: Path, request: Request)
         return convert(checkpoint, plan, output, options)
 
     check = _file_check(checkpoint, output, request)
-    return _Job(plan, partial(why_nothing, tree=checkpoint.tree), check, run)
+    return _Job(plan, partial(why_nothing, tree=checkpoint.tree), check, run, checkpoint.seen)
 
 
 def _file_check(checkpoint: Checkpoint, output: Path, request: Request) -> _Check:
@@ -384,7 +399,7 @@ def _check_not_frozen(checkpoint: Checkpoint) -> None:
         )
 
 
-def open_reference(like: StrPath) -> Tree:
-    """The tree of the checkpoint that ``--like`` names."""
+def open_reference(like: StrPath) -> Checkpoint:
+    """The checkpoint that ``--like`` names."""
     refuse_other_than_path(like, "the reference")
-    return no_graph(open_checkpoint(like), "the reference of a split").tree
+    return no_graph(open_checkpoint(like), "the reference of a split")

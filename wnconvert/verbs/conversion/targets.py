@@ -8,6 +8,7 @@ from pathlib import Path, PurePath
 from typing import TypeAlias, TypeVar
 
 from wnconvert.errors import ArgumentError, OutputError
+from wnconvert.messages import refuse_other_than_path
 from wnconvert.storage.checkpoint import Checkpoint, container_of, no_graph
 from wnconvert.storage.files import kind_of, listing_of, located, output_path, real_of
 from wnconvert.storage.folder.links import cache_of
@@ -15,6 +16,7 @@ from wnconvert.storage.folder.weights import part_notes
 from wnconvert.storage.stores.store import PathKind
 from wnconvert.tensors.containers import Container
 from wnconvert.tensors.suffixes import check_true_name
+from wnconvert.verbs.shared.leftovers import cleaned_leftovers
 
 __all__ = [
     "StrPath",
@@ -24,6 +26,7 @@ __all__ = [
     "check_name",
     "check_not_read",
     "check_suffix",
+    "clean_beside",
     "default_output",
     "has_suffix",
     "same_file",
@@ -72,9 +75,8 @@ def target_of(
         return Target(_in_place(path, out, as_folder=as_folder), from_folder, is_named=not from_folder)
     if out is None:
         return Target(default_output(path, kind, as_folder=as_folder), from_folder or as_folder)
+    refuse_other_than_path(out, "an output")
     text = os.fspath(out)
-    if not text:
-        raise ArgumentError("the name of the output is empty", fix="-o OUT, or leave it out")
     output = output_path(out)
     into = text.endswith(os.sep) or output.is_dir()
     if from_folder or as_folder:
@@ -240,6 +242,17 @@ def check_apart(checkpoint: Checkpoint, output: Path) -> None:
         raise OutputError("it lies in the source", fix="choose an -o beside it")
     if source.is_relative_to(real):
         raise OutputError("the source lies in it", fix="choose an -o beside it")
+
+
+def clean_beside(target: Path) -> tuple[str, ...]:
+    """Delete what killed runs left beside a target, and data that no ONNX model needs any more; notes."""
+
+    def remove_unneeded(files: list[Path]) -> None:
+        from wnconvert.verbs.conversion.onnx.fold import remove_unused
+
+        tuple(remove_unused(files, target, ()))
+
+    return cleaned_leftovers(target, remove_unneeded)
 
 
 def check_name(checkpoint: Checkpoint, target: Target) -> None:

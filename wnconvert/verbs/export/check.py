@@ -14,7 +14,7 @@ from wnconvert.messages import counted, refuse_other_than_path
 from wnconvert.onnx.file.reader import OnnxFile
 from wnconvert.onnx.runtime import open_model
 from wnconvert.storage.checkpoint import Checkpoint, open_checkpoint
-from wnconvert.storage.files import local_path, located, status_of
+from wnconvert.storage.files import local_path, located, status_of, unchanging
 from wnconvert.verbs.conversion.onnx.check import check_installed
 from wnconvert.verbs.conversion.targets import StrPath
 from wnconvert.verbs.export.graph import check_given, graph_of, nodes_of, residual_of
@@ -67,13 +67,15 @@ def check_onnx(
     refuse_other_than_path(path, "an ONNX model")
     source = local_path(located(path), "onnxruntime reads it")
     steps = TimedSteps(steps_progress(progress))
-    model = check_model(open_checkpoint(source), steps, partial(check_given, target=source))
-    opened = open_model(source)
-    ports = ports_of(opened, question.signature)
-    with evaluating(question.module) as forget:
-        first = first_run(question, steps)
-        names = question.outputs or names_in(opened, tuple(first.outputs))
-        proof = prove_beside(question, Reference.of(question, names, first), ports, steps, forget)
+    checkpoint = open_checkpoint(source)
+    with unchanging(checkpoint.seen):
+        model = check_model(checkpoint, steps, partial(check_given, target=source))
+        opened = open_model(source)
+        ports = ports_of(opened, question.signature)
+        with evaluating(question.module) as forget:
+            first = first_run(question, steps)
+            names = question.outputs or names_in(opened, tuple(first.outputs))
+            proof = prove_beside(question, Reference.of(question, names, first), ports, steps, forget)
     return ExportReport(
         model=str(source),
         size=model.size,

@@ -19,10 +19,11 @@ from wnconvert.onnx.graph.plan import OnnxFold, plan_onnx
 from wnconvert.onnx.runtime import open_model
 from wnconvert.storage.checkpoint import Checkpoint, open_checkpoint
 from wnconvert.storage.staging import put_in_place, scratch_folder
+from wnconvert.storage.stores.temporary import mark_replaced
 from wnconvert.tensors.containers import Container
 from wnconvert.verbs.conversion.onnx.check import check_installed
 from wnconvert.verbs.conversion.onnx.fold import own_data_of, remove_unused
-from wnconvert.verbs.conversion.targets import StrPath
+from wnconvert.verbs.conversion.targets import StrPath, clean_beside
 from wnconvert.verbs.conversion.verify.structure import check_structure
 from wnconvert.verbs.export.check import CheckedModel, check_model, first_run, prove_beside, reference_text
 from wnconvert.verbs.export.exporters import AGES, Exporter, export_raw
@@ -57,6 +58,7 @@ from wnconvert.verbs.proof.report import ExportReport, TimedSteps
 from wnconvert.verbs.proof.running import evaluating
 from wnconvert.verbs.proof.samples import export_arrays
 from wnconvert.verbs.proof.signatures import Range
+from wnconvert.verbs.shared.leftovers import named_leftovers
 from wnconvert.verbs.shared.progress import StepsProgress, steps_progress
 
 __all__ = ["export_onnx"]
@@ -79,6 +81,7 @@ def export_onnx(
     seed: int = 0,
     keep_failed: bool = False,
     force: bool = False,
+    clean: bool = False,
     progress: StepsProgress = False,
 ) -> ExportReport:
     """Export a module to ONNX with weight norm folded, and prove that the result computes the same.
@@ -93,7 +96,8 @@ def export_onnx(
     begins, and again, with its seconds, as it ends; or True for a bar.
 
     Returns a report that is true if all outputs are equal within ``atol + rtol·|module's|``. Only then is
-    a file written to ``path``; otherwise ``keep_failed`` keeps it as ``model.failed.onnx``.
+    a file written to ``path``; otherwise ``keep_failed`` keeps it as ``model.failed.onnx``. What killed runs
+    left beside it is named in notes; ``clean`` deletes it.
 
     Raises ``WnconvertError``: ``ArgumentError`` for inputs that the module does not have, or if the exporter
     refuses the module; ``InputError`` for a stochastic module; ``LayerError``, ``OutputError``,
@@ -125,7 +129,8 @@ def export_onnx(
         seed=seed,
     )
     steps = TimedSteps(steps_progress(progress))
-    export = _Export(question, model_path(path), exporter, opset, external_data, notes, steps)
+    left = (clean_beside if clean else named_leftovers)(model_path(path))
+    export = _Export(question, model_path(path), exporter, opset, external_data, (*left, *notes), steps)
     old = own_data_of(export.target) if force else ()
     with evaluating(question.module) as forget:
         reference = export.reference(forget)
@@ -134,10 +139,12 @@ def export_onnx(
             written = export.fold_and_name(made, folder)
             report = export.prove(made, written, reference, forget)
             if report:
+                mark_replaced(folder, old)
                 put_in_place(written.path.parent, export.target, force=force)
+                report = _noted(report, remove_unused(old, export.target, ()))
             elif keep_failed:
-                report = _noted(report, write_failed(made.exported, written.fold, export.target))
-    return _noted(report, remove_unused(old, export.target, ())) if report else report
+                report = _noted(report, write_failed(made.exported, written.fold, export.target, force=force))
+    return report
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from wnconvert.onnx.graph.layers import find_graph_layers
 from wnconvert.onnx.graph.plan import OnnxFold
 from wnconvert.storage.checkpoint import Checkpoint
 from wnconvert.storage.sources import Source
-from wnconvert.storage.staging import check_target, staged_folder
+from wnconvert.storage.staging import check_target, free_name, staged_folder
 from wnconvert.storage.workers import Workers
 from wnconvert.tensors.blocks import Array
 from wnconvert.tensors.memory import array_of
@@ -166,11 +166,15 @@ def take_out_data(path: Path) -> None:
     onnx.save_model(model, str(path), save_as_external_data=True, location=f"{path.name}.data")
 
 
-def write_failed(exported: Checkpoint, fold: OnnxFold, target: Path) -> tuple[str, ...]:
-    """Keep a model that failed the proof under a name that says so; returns notes."""
-    failed = target.with_name(f"{target.name.removesuffix('.onnx')}.failed.onnx")
+def write_failed(exported: Checkpoint, fold: OnnxFold, target: Path, *, force: bool) -> tuple[str, ...]:
+    """Keep a model that failed the proof under a name that says so; returns notes.
+
+    Without ``force`` the name is one that nothing has.
+    """
+    named = target.with_name(f"{target.name.removesuffix('.onnx')}.failed")
+    failed = target.with_name(f"{named.name}.onnx" if force else free_name(named, ".onnx"))
     before = own_data_of(failed)
-    with staged_folder(failed, force=True) as folder:
+    with staged_folder(failed, force=force) as folder:
         write_folded(exported, fold, folder, failed)
     return (f"the model that failed is kept as {failed}", *remove_unused(before, failed, ()))
 

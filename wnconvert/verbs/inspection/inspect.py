@@ -20,7 +20,7 @@ from wnconvert.layers.kinds import find_kinds
 from wnconvert.layers.schemes import FORMS, Selection
 from wnconvert.messages import counted, listed, options_as_python, refuse_other_than_path, told
 from wnconvert.storage.checkpoint import Checkpoint, open_checkpoint
-from wnconvert.storage.files import located
+from wnconvert.storage.files import located, unchanging
 from wnconvert.storage.sources import Source
 from wnconvert.tensors.blocks import Elements
 from wnconvert.tensors.distributed import obstacle
@@ -83,17 +83,23 @@ def inspect_file(
     path = located(src)
     checkpoint = open_checkpoint(path)
     request = request_of(layers, full=full, all_weights=all_weights)
+    with unchanging(checkpoint.seen):
+        found = _inspect_any(checkpoint, path, request, bytes_progress(progress))
+        return replace(
+            found,
+            tensors=tensor_rows(checkpoint.tree, request.selection) if tensors else None,
+            metadata=metadata_of(checkpoint) if metadata else None,
+        )
+
+
+def _inspect_any(
+    checkpoint: Checkpoint, path: PurePath, request: InspectRequest, progress: Callable[[int, int], None]
+) -> Inspection:
     if checkpoint.onnx is not None:
         from wnconvert.verbs.inspection.onnx import inspect_onnx  # ten modules on graphs
 
-        found = inspect_onnx(checkpoint, checkpoint.onnx, request)
-    else:
-        found = _inspect(checkpoint, path, request, bytes_progress(progress))
-    return replace(
-        found,
-        tensors=tensor_rows(checkpoint.tree, request.selection) if tensors else None,
-        metadata=metadata_of(checkpoint) if metadata else None,
-    )
+        return inspect_onnx(checkpoint, checkpoint.onnx, request)
+    return _inspect(checkpoint, path, request, progress)
 
 
 def _inspect(
@@ -101,7 +107,7 @@ def _inspect(
 ) -> Inspection:
     """Inspect a checkpoint that is not an ONNX model."""
     reading = _Reading(progress, _bytes_to_read(checkpoint.tree, request))
-    with Source(checkpoint.sources, reading.done) as source:
+    with Source(checkpoint.sources, reading.done, checkpoint.reopen) as source:
         found = inspect_tree(checkpoint.tree, source, request)
     others = replace(
         found,

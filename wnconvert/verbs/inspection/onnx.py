@@ -129,7 +129,7 @@ def _fold_in_words(found: GraphLayers, rows: list[LayerStats]) -> str:
 def inspect_onnx(checkpoint: Checkpoint, opened: OnnxFile, request: InspectRequest) -> Inspection:
     """Inspect an ONNX model: its state dicts are the scopes that store tensors."""
     tree = checkpoint.tree
-    with Source(checkpoint.shards) as source:
+    with Source(checkpoint.shards, opener=checkpoint.reopen) as source:
         watched = WatchedElements(source)
         found = graph_layers(opened, watched, request)
         faults = (

@@ -27,9 +27,9 @@ from torch.export import ExportedProgram
 
 import wnconvert
 from wnconvert.errors import ArgumentError, InputError, WnconvertError
-from wnconvert.messages import listed, printable
+from wnconvert.messages import listed, printable, refuse_other_than_path
 from wnconvert.storage.checkpoint import Checkpoint, open_checkpoint
-from wnconvert.storage.files import located
+from wnconvert.storage.files import located, unchanging
 from wnconvert.tensors.containers import Container
 from wnconvert.verbs.loading.programs import is_exported_program, load_exported_program
 from wnconvert.verbs.loading.scripts import load_script
@@ -81,6 +81,7 @@ def build(
     Raises ``ArgumentError`` for a factory that does not exist or fails; ``InputError`` for a file without a
     model, or with one that only ``trust`` may load.
     """
+    refuse_other_than_path(model, "a model")
     where, colon, name = model.rpartition(":")
     if colon and where and name and not Path(model).is_file():
         _find_beside(Path(where).parent if _is_file(where) else Path())
@@ -101,7 +102,9 @@ def build(
         )
     if is_exported_program(path):
         return load_exported_program(path, trust=trust)
-    return _held(path, open_checkpoint(path), trust=trust, only=only)
+    checkpoint = open_checkpoint(path)
+    with unchanging(checkpoint.seen):
+        return _held(path, checkpoint, trust=trust, only=only)
 
 
 # -- factories

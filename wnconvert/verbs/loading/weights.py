@@ -22,6 +22,7 @@ from wnconvert.plan.names.wrappers import SeenThrough, seen_through
 from wnconvert.plan.selection.scope import choose
 from wnconvert.plan.selection.wanted import find_layers
 from wnconvert.storage.checkpoint import Checkpoint, open_checkpoint
+from wnconvert.storage.files import unchanging
 from wnconvert.storage.sources import Source
 from wnconvert.tensors.tree import StateDict, StoredTensor
 from wnconvert.verbs.conversion.state_dict import fold_state_dict, split_state_dict
@@ -291,7 +292,7 @@ def _notes(fit: _Fit) -> Iterator[str]:
 def _read(checkpoint: Checkpoint, fit: _Fit) -> dict[str, Tensor]:
     """Read the tensors of a state dict, with our own reader."""
     found: dict[str, Tensor] = OrderedDict()
-    with Source(checkpoint.sources) as source:
+    with unchanging(checkpoint.seen), Source(checkpoint.sources, opener=checkpoint.reopen) as source:
         for name, tensor in fit.tensors.items():
             found[name] = _tensor(source, tensor)
     return found

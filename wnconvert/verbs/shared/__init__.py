@@ -1,6 +1,7 @@
 """What verbs of every kind use.
 
-options   what the verbs' shared arguments mean
-streams   stdout and stderr redirected, for libraries in C too
-progress  what `progress` may be: a function, a bar, nothing
+options    what the verbs' shared arguments mean
+streams    stdout and stderr redirected, for libraries in C too
+leftovers  what killed runs left beside a target, in notes
+progress   what `progress` may be: a function, a bar, nothing
 """

@@ -10,16 +10,20 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path, PurePath
 
-from wnconvert.errors import FormatError
 from wnconvert.numerics.rows import RowPolicy
 from wnconvert.plan.layout import Blob, CopyBytes, Layout
 from wnconvert.storage.checkpoint import Checkpoint
-from wnconvert.storage.files import common_mode, status_of
+from wnconvert.storage.files import (
+    check_as_seen,
+    common_mode,
+    reopened,
+    seen_in,
+    status_of,
+)
 from wnconvert.storage.folder.beside import OtherFiles
 from wnconvert.storage.sources import Source
 from wnconvert.storage.staged_folder import replaced_folder, sync_all
 from wnconvert.storage.staging import Staged, file_in, translated
-from wnconvert.storage.stores.system import set_mode
 from wnconvert.storage.workers import Workers
 from wnconvert.tensors.tree import ByteRange
 from wnconvert.verbs.conversion.convert import Result, conversion_result
@@ -57,11 +61,13 @@ def convert_folder(
     made: list[Outcome] = []
     readers: dict[str, None] = {}
     more: tuple[str, ...] = ()
-    folder_mode = status_of(root).mode if checkpoint.root else None
-    with replaced_folder(output, force=options.force, size=size, mode=folder_mode) as folder:
+    file_mode = common_mode(checkpoint.shards)
+    folder_mode = status_of(root).mode if checkpoint.root else _as_of_folder(file_mode)
+    check = partial(check_as_seen, seen_in((beside.seen(root), checkpoint.seen)))
+    with replaced_folder(output, force=options.force, size=size, mode=folder_mode, check=check) as folder:
         with _errors_of(output):
             _make_folders(folder, beside)
-        new_file = partial(file_in, folder, target=output, mode=common_mode(checkpoint.shards))
+        new_file = partial(file_in, folder, target=output, mode=file_mode)
         for part, of_part in layouts:
             made += _written(part, of_part, new_file, numbers=options.numbers, workers=workers)
         notes = notes_of(made)
@@ -77,10 +83,7 @@ def convert_folder(
             verify_copies(root, folder, {file.path: file.size for file in beside.files}, workers)
         with _errors_of(output):
             sync_all(folder)  # over a network the time of a change is when it arrives
-        for name, layout in listing.items():  # last: what is changed after it is not ours
-            with new_file(name) as target:
-                for at, piece in layout.pieces:
-                    target.write(piece, at)
+        _write_texts(listing, new_file)  # last: what is changed after it is not ours
     return conversion_result(
         checkpoint,
         planned.plan,
@@ -102,12 +105,27 @@ def _written(
     workers: Workers,
 ) -> Iterator[Outcome]:
     """Write the files of a part; yields what came of their tensors."""
-    with Source(part.checkpoint.sources) as source:
+    with Source(part.checkpoint.sources, opener=part.checkpoint.reopen) as source:
         for name, layout in layouts.items():
             with open_in(name) as target:
                 for outcome in outcomes(source, target, layout, numbers, workers):
                     where = f"{part.below}: {outcome.where}" if part.below else outcome.where
                     yield replace(outcome, where=where)
+
+
+def _write_texts(
+    layouts: Mapping[str, Layout], open_in: Callable[[str], contextlib.AbstractContextManager[Staged]]
+) -> None:
+    """Write files without tensors."""
+    for name, layout in layouts.items():
+        with open_in(name) as target:
+            for at, piece in layout.pieces:
+                target.write(piece, at)
+
+
+def _as_of_folder(mode: int | None) -> int | None:
+    """The mode of a folder for those who may read a file: they may enter it."""
+    return None if mode is None else mode | (mode & 0o444) >> 2
 
 
 @contextlib.contextmanager
@@ -120,26 +138,25 @@ def _errors_of(output: Path) -> Iterator[None]:
 
 def _verified(part: FolderPart, folder: Path, workers: Workers) -> tuple[str, tuple[str, ...]]:
     """Read the weights of a part back; returns the name of the reader, and notes."""
-    with Source(part.checkpoint.sources) as source:
+    with Source(part.checkpoint.sources, opener=part.checkpoint.reopen) as source:
         return verify_output(part.checkpoint, part.contents, source, folder / part.opened_by, workers)
 
 
 def _make_folders(folder: Path, beside: OtherFiles) -> None:
-    """Make the folders and the links of the source."""
-    for path, _ in beside.folders:
-        (folder / path).mkdir()
+    """Make the folders and the links of the source, each folder with its mode from the start."""
+    for path, mode in beside.folders:
+        (folder / path).mkdir(mode | stat.S_IRWXU)  # it must be possible to fill it, and to delete it again
     for path, text in beside.links:
         (folder / path).symlink_to(text)
 
 
 def _copy(root: PurePath, beside: OtherFiles, folder: Path, output: Path, workers: Workers) -> None:
-    """Copy the other files of the folder with the same executor, each with its mode from the start."""
+    """Copy the other files of the folder with the same executor."""
+    opener = partial(reopened, seen=beside.seen(root))
     for file in beside.files:
         blobs = (Blob(0, file.size, CopyBytes(ByteRange(0, file.size))),) if file.size else ()
-        with Source((root / file.path,)) as source, file_in(folder, file.path, output) as target:
-            set_mode(target.fd, file.mode)
+        with (
+            Source((root / file.path,), opener=opener) as source,
+            file_in(folder, file.path, output, file.mode) as target,
+        ):
             execute(source, target, Layout(file.size, (), blobs), RowPolicy(), workers)
-            if source.size() != file.size:
-                raise FormatError("it became longer while it was read", where=str(root / file.path))
-    for path, mode in reversed(beside.folders):
-        (folder / path).chmod(mode | stat.S_IRWXU)  # it must be possible to delete it again

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING
 
@@ -18,9 +19,10 @@ from wnconvert.numerics.rows import RowPolicy, Wider
 from wnconvert.onnx.file.reader import looks_like_onnx
 from wnconvert.plan.layout import Layout
 from wnconvert.storage.checkpoint import Checkpoint, open_checkpoint
-from wnconvert.storage.files import common_mode, open_file, real_of, status_of
+from wnconvert.storage.files import check_as_seen, common_mode, open_file, real_of, status_of
 from wnconvert.storage.sources import Source
-from wnconvert.storage.staging import file_in, free_name, staged_folder
+from wnconvert.storage.staging import file_in, free_name, put_in_place, scratch_folder
+from wnconvert.storage.stores.temporary import mark_replaced
 from wnconvert.storage.workers import Workers
 from wnconvert.tensors.containers import Container
 from wnconvert.verbs.conversion.convert import Result, conversion_result
@@ -125,7 +127,7 @@ def write_model(
     """Write the files of a folded model into ``folder``, on their way to ``target``; returns notes."""
     notes: tuple[str, ...] = ()
     mode = common_mode(checkpoint.shards)
-    with Source(checkpoint.shards) as source:
+    with Source(checkpoint.shards, opener=checkpoint.reopen) as source:
         for name, layout in layouts.items():
             with file_in(folder, name, target, mode) as file:
                 notes += execute(source, file, layout, replace(numbers, wider=Wider.NEVER), workers)
@@ -156,15 +158,20 @@ def convert_onnx(
     size = sum(layout.size for layout in layouts.values())
     bytes_in = sum(status_of(path).size for path in checkpoint.shards)
     old = own_data_of(output) if options.force else ()
-    with staged_folder(output, force=options.force, size=size) as folder:
+    check = partial(check_as_seen, checkpoint.seen)
+    in_place = real_of(output) == real_of(checkpoint.path)
+    with scratch_folder(output, force=options.force, size=size) as scratch:
+        folder = scratch / "new"
+        folder.mkdir()
         workers = Workers(options.threads, options.progress)
         notes = write_model(checkpoint, layouts, folder, output, numbers=options.numbers, workers=workers)
         check_structure(folder / output.name, Container.ONNX)
         verified, more = check_fold(
             opened, fold, folder / output.name, options.numbers, verify=options.verify
         )
-    in_place = real_of(output) == real_of(checkpoint.path)
-    deleted = remove_unused(old, output, () if in_place else checkpoint.shards)
+        mark_replaced(scratch, old)
+        put_in_place(folder, output, force=options.force, check=check)
+        deleted = tuple(remove_unused(old, output, () if in_place else checkpoint.shards))
     return conversion_result(
         checkpoint,
         fold.plan,
