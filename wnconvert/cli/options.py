@@ -112,8 +112,8 @@ TIME_LIMIT = click.option(
     "--timeout",
     type=click.FloatRange(min=0, min_open=True),
     metavar="SECONDS",
-    default=600.0,
-    show_default="600",
+    default=600,
+    show_default=True,
     help="The most seconds that onnxruntime may work on an ONNX model in all.",
 )
 
