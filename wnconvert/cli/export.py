@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from wnconvert.cli.completion import state_dicts
-from wnconvert.cli.options import CLEAN, epilog, with_options, with_output
+from wnconvert.cli.options import CLEAN, TIME_LIMIT, epilog, with_options, with_output
 from wnconvert.cli.terminal import StepLines, alarm, fitting_width, stdout_to_stderr
 from wnconvert.errors import ArgumentError, OutputError
 from wnconvert.messages import to_install
@@ -96,6 +96,7 @@ _PROOF = with_options(
     click.option(
         "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the inputs."
     ),
+    TIME_LIMIT,
 )
 _REPORTING = with_options(
     click.option("--wide", is_flag=True, help="Show long names whole, however wide the terminal is."),

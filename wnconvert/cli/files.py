@@ -18,7 +18,9 @@ from wnconvert.cli.options import (
     FORM_CHOICES,
     JSON,
     NO_PROGRESS,
+    PROOFS,
     THREADS,
+    TIME_LIMIT,
     WRITING,
     Conversion,
     DTypeChoice,
@@ -74,6 +76,15 @@ FORMAT_CHOICES = ("table", "json", "csv", "markdown")
     "--allow-nonfinite", is_flag=True, help="Write NaN, infinities and overflow instead of refusing them."
 )
 @DROPS_OPTIMIZER
+@click.option(
+    "--proof",
+    type=click.Choice(PROOFS),
+    default="model",
+    show_default=True,
+    help="What of an ONNX model is run in onnxruntime before it is put in place: the arithmetic of each "
+    "layer and the whole model, the layers alone, or nothing.",
+)
+@TIME_LIMIT
 @WRITING
 def fold(src: str, out: str | None, **options: Any) -> None:
     """Fold g and v into plain weights.

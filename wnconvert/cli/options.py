@@ -20,7 +20,9 @@ __all__ = [
     "FORM_CHOICES",
     "JSON",
     "NO_PROGRESS",
+    "PROOFS",
     "THREADS",
+    "TIME_LIMIT",
     "WRITING",
     "Conversion",
     "DTypeChoice",
@@ -103,6 +105,18 @@ class Conversion(click.Command):
                 for arg, after in zip(args, behind, strict=False)
             ],
         )
+
+
+#: The choices of ``--proof``; a test compares them with those that Python takes.
+PROOFS = ("model", "layers", "none")
+TIME_LIMIT = click.option(
+    "--timeout",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="SECONDS",
+    default=600,
+    show_default=True,
+    help="The most seconds that onnxruntime may work on an ONNX model in all.",
+)
 
 
 THREADS = click.option(

@@ -3,5 +3,5 @@
 file     an ONNX file: its messages read as data, and written with edits
 graph    what a graph computes: which of its values are weight norm, and how to fold them
 slices   one value's arithmetic cut out as a model
-runtime  onnxruntime: opened, run, its errors in words
+runtime  onnxruntime, in a process of its own: opened, run, its errors in words
 """

@@ -1,28 +1,50 @@
-"""Cuts the arithmetic of one value out of an ONNX model, as a small model without inputs.
+"""Cuts the arithmetic of one value out of an ONNX model, as a small model whose inputs are its large tensors.
 
 The nodes are those of the file, unchanged except for names inside functions, so onnxruntime computes exactly
-the value that the model computes.
+the value that the model computes. Fed with some rows of its tensors, it computes those rows of the value.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+from wnconvert.errors import FormatError
 from wnconvert.onnx.file.model import Constant, Node, OnnxFunction
 from wnconvert.onnx.file.reader import OnnxFile
 from wnconvert.onnx.file.tensors import CODES
 from wnconvert.onnx.file.wire import Message, Wire
 from wnconvert.onnx.graph.index import Index, ValueId, index_of
 from wnconvert.tensors.dtypes import DType
-from wnconvert.tensors.files import ReadableFile
+from wnconvert.tensors.files import GET_AGAIN, ReadableFile
 from wnconvert.tensors.tree import ByteRange
 
-__all__ = ["Slices", "UnreachableError"]
+__all__ = ["Resize", "Slice", "Slices", "UnreachableError", "as_they_are"]
+
+
+#: Bytes of whole numbers that are an input of a slice; fewer, which may be axes and shapes, are stored in it.
+_LARGE = 1024
+
+#: From the whole numbers that a slice stores (shapes, mostly) to those that it shall store.
+Resize = Callable[[Sequence[int]], Sequence[int]]
+
+
+def as_they_are(numbers: Sequence[int]) -> Sequence[int]:
+    """The shapes of the model itself."""
+    return numbers
 
 
 class UnreachableError(Exception):
     """A value that cannot be cut out: it depends on inputs, or in a way that is not supported here."""
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """A model of one value, as bytes, and the tensors that it is to be fed with, by its names for them."""
+
+    model: bytes
+    fed: dict[str, Constant]
 
 
 class Slices:
@@ -34,20 +56,29 @@ class Slices:
         self.wire = Wire(files[0])
         self.index: Index = index_of(opened.model)
 
-    def model(self, value: ValueId, calls: tuple[int, ...], dtype: DType) -> bytes:
+    def cut(
+        self, value: ValueId, calls: tuple[int, ...], dtype: DType, resize: Resize = as_they_are
+    ) -> Slice:
         """A model with one output: a value of ``dtype``, within some function calls (outermost first).
 
-        Raises ``UnreachableError`` if it cannot be cut out.
+        Raises ``UnreachableError`` if it cannot be cut out, ``FormatError`` where one of its nodes is
+        damaged.
         """
+        from google.protobuf.message import EncodeError
         from onnx import ModelProto, helper
 
-        cut = _Cut(self)
+        cut = _Cut(self, resize)
         try:
             name = cut.value(value, calls)
         except RecursionError as error:  # hundreds of nodes in a row, or nodes in a ring
             raise UnreachableError(value[1]) from error
         output = helper.make_tensor_value_info(name, CODES[dtype.name], None)
-        graph = helper.make_graph(cut.nodes, "value", [], [output], cut.tensors)
+        inputs = [
+            helper.make_tensor_value_info(name, CODES[info.dtype.name], [None] * len(info.shape))
+            for name, constant in cut.fed.items()
+            if (info := constant.info) is not None
+        ]
+        graph = helper.make_graph(cut.nodes, "value", inputs, [output], cut.tensors)
         opsets = [helper.make_opsetid(*item) for item in self.opened.model.opsets.items()]
         made: ModelProto = helper.make_model(
             graph,
@@ -55,8 +86,10 @@ class Slices:
             functions=cut.functions(),
             ir_version=max(self.opened.model.ir_version, 4),  # before, each tensor must be an input too
         )
-        content: bytes = made.SerializeToString()
-        return content
+        try:
+            return Slice(made.SerializeToString(), cut.fed)
+        except (EncodeError, ValueError) as error:  # past 2 GiB
+            raise UnreachableError(value[1]) from error
 
     def content(self, record: ByteRange) -> bytes:
         """The content of a record of the model's file."""
@@ -67,13 +100,25 @@ class Slices:
         """Bytes of any file of the model."""
         return self.files[data.shard].read(data.start, data.size)
 
+    def message(self, kind: Any, record: ByteRange) -> Any:
+        """A record of the model's file as a message of onnx. Raises ``FormatError`` where it is damaged."""
+        from google.protobuf.message import DecodeError
+
+        try:
+            return kind.FromString(self.content(record))
+        except DecodeError as error:
+            what = f"the record at byte {record.start} holds a message that protobuf cannot read"
+            raise FormatError(f"it is damaged: {what}", fix=GET_AGAIN) from error
+
 
 class _Cut:
-    def __init__(self, slices: Slices) -> None:
+    def __init__(self, slices: Slices, resize: Resize) -> None:
         self.slices = slices
+        self.resize = resize
         self.index = slices.index
         self.nodes: list[Any] = []
         self.tensors: list[Any] = []
+        self.fed: dict[str, Constant] = {}
         self.names: dict[tuple[ValueId, tuple[int, ...]], str] = {}
         self.calls_functions = False
 
@@ -85,11 +130,17 @@ class _Cut:
         known = self.names.get((value, calls))
         if known is not None:
             return known
-        if value in self.index.constants:
+        maker = self.index.makers.get(value)
+        constant = self.index.constants.get(value)
+        stored = constant or _stored_in(maker)
+        if stored is not None and _is_fed(stored):
+            made = self.names[value, calls] = f"call {len(self.names)}/{name}" if in_function else name
+            self.fed[made] = stored
+        elif constant is not None:
             made = self.names[value, calls] = name
-            self.tensors.append(self.tensor(self.index.constants[value], name))
-        elif value in self.index.makers:
-            made = self.node(value, self.index.makers[value], calls, in_function=in_function)
+            self.tensors.append(self.tensor(constant, name))
+        elif maker is not None:
+            made = self.node(value, maker, calls, in_function=in_function)
         else:
             made = self.names[value, calls] = self.formal(value, calls)
         return made
@@ -109,7 +160,7 @@ class _Cut:
         inputs = [self.used(path, name, calls) if name else "" for name in node.inputs]
         for used in self.captured(node):
             self.value(used, calls)
-        made = NodeProto.FromString(self.slices.content(node.record))
+        made = self.slices.message(NodeProto, node.record)
         prefix = f"call {len(self.names)}/" if in_function else ""
         for output in filter(None, node.outputs):
             self.names[(path, output), calls] = prefix + output
@@ -138,18 +189,20 @@ class _Cut:
         return {value for value in found if value[0] not in inside}
 
     def attributes(self, node: Node, made: Any, path: str, calls: tuple[int, ...]) -> None:
-        """Store external data in the node, and replace references by the attributes of the call."""
+        """Store external data and other sizes in the node, and put in the attributes of the call."""
         from onnx import NodeProto
 
         for attribute in made.attribute:
             stored = node.attributes[attribute.name].value
-            if isinstance(stored, Constant) and stored.is_external:
+            if isinstance(stored, Constant) and (stored.is_external or stored.values is not None):
                 attribute.t.CopyFrom(self.tensor(stored, attribute.t.name))
+            if node.op == "Constant" and attribute.ints:
+                attribute.ints[:] = self.resize(attribute.ints)
             if attribute.ref_attr_name:
                 if not calls:
                     raise UnreachableError(attribute.ref_attr_name)
                 _, caller = self.caller(path, calls)
-                given = NodeProto.FromString(self.slices.content(caller.record)).attribute
+                given = self.slices.message(NodeProto, caller.record).attribute
                 name, wanted = attribute.name, attribute.ref_attr_name
                 values = [item for item in given if item.name == wanted and not item.ref_attr_name]
                 if not values:
@@ -176,13 +229,17 @@ class _Cut:
         raise UnreachableError(path)
 
     def tensor(self, constant: Constant, name: str) -> Any:
-        from onnx import TensorProto
+        from onnx import TensorProto, helper
 
-        made = TensorProto.FromString(self.slices.content(constant.record))
+        made = self.slices.message(TensorProto, constant.record)
         if constant.is_external:
             made.raw_data = self.slices.bytes(self.slices.opened.externals[constant.record.start])
             made.ClearField("external_data")
             made.ClearField("data_location")
+        if made.data_type == CODES["int64"] and constant.values is not None:
+            numbers = [int(number) for number in constant.values]
+            if (resized := list(self.resize(numbers))) != numbers:
+                made = helper.make_tensor(name, CODES["int64"], list(made.dims), resized)
         made.name = name
         return made
 
@@ -192,4 +249,21 @@ class _Cut:
         if not self.calls_functions:
             return []
         functions = self.slices.opened.model.functions
-        return [FunctionProto.FromString(self.slices.content(item.record)) for item in functions]
+        return [self.slices.message(FunctionProto, item.record) for item in functions]
+
+
+def _stored_in(node: Node | None) -> Constant | None:
+    """The tensor that a Constant node is; None for other nodes."""
+    value = node.attributes["value"].value if node and "value" in node.attributes else None
+    return value if node and node.op == "Constant" and isinstance(value, Constant) else None
+
+
+def _is_fed(constant: Constant) -> bool:
+    """Whether a tensor is an input of a slice: floats, or a large one, that lie end to end as whole bytes."""
+    info = constant.info
+    if constant.tensor is None or info is None or info.numel == 1:
+        return False
+    return info.dtype.foldable or (info.nbytes > _LARGE and info.dtype.name in _WHOLE)
+
+
+_WHOLE = {name for name in CODES if name.startswith(("int", "uint", "bool"))}

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from wnconvert.errors import ArgumentError
-from wnconvert.onnx.runtime import Opened, ValueInfo
+from wnconvert.onnx.runtime.ports import ValueInfo
+from wnconvert.onnx.runtime.process import Opened
 from wnconvert.tensors.dtypes import DTYPES
 from wnconvert.verbs.export.ports import Ports, ports_of
 from wnconvert.verbs.proof.signatures import parse_input, signature_of

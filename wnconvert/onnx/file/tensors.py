@@ -264,6 +264,7 @@ class Tensors:
             )
         try:
             file = self._open_beside(location)
+            size = file.size
         except FileNotFoundError as error:
             raise InputError(
                 f"its data file {shown} is not there ({where} lies in it)",
@@ -271,7 +272,7 @@ class Tensors:
             ) from error
         self.locations.append(location)
         self._files.append(file)
-        self._sizes.append(file.size)
+        self._sizes.append(size)
         self._places[location] = len(self.locations)
         return self._places[location]
 

@@ -6,7 +6,6 @@ With ``dry_run`` each of them returns the very plan that it would run.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Literal, TypedDict, overload
 
@@ -16,8 +15,11 @@ from wnconvert.tensors.dtypes import AnyDType
 from wnconvert.verbs.conversion.run import Request, open_reference, plan_onnx_fold, run_conversion
 from wnconvert.verbs.conversion.targets import StrPath
 from wnconvert.verbs.shared.options import (
+    TIMEOUT,
     DimOption,
     Form,
+    ProofOption,
+    Proving,
     RunOptions,
     ZeroRows,
     check_form,
@@ -63,6 +65,8 @@ if TYPE_CHECKING:
         zero_rows: ZeroRows
         allow_nonfinite: bool
         keep_optimizer: bool
+        proof: ProofOption
+        timeout: float
 
     class _SplitOptions(_Options, total=False):
         to: Form | None
@@ -106,6 +110,8 @@ def fold_file(
     allow_nonfinite: bool = False,
     keep_optimizer: bool = False,
     drop_foreign: bool = False,
+    proof: ProofOption = "model",
+    timeout: float = TIMEOUT,
     copy: bool = False,
     require_layers: int | None = None,
     as_folder: bool = False,
@@ -124,8 +130,10 @@ def fold_file(
     ``src`` is a checkpoint of any readable format; ``out`` is written as safetensors or .npz if that is
     its suffix, else as a torch zip (default: ``.folded`` before the suffix of ``src``). ``"-"`` is stdin and
     stdout. An ONNX model stays one, and runs beside the original before it is put in place (this needs onnx
-    and onnxruntime); it takes none of ``only``, ``dtype``, ``dim``, ``keep_optimizer`` and ``drop_foreign``.
-    A file goes into ``out`` if that is a folder.
+    and onnxruntime): with ``proof="layers"`` only the arithmetic of each layer does, with ``"none"`` nothing;
+    what takes longer than ``timeout`` seconds in all is not run, and a note says so. It takes none of
+    ``only``, ``dtype``, ``dim``, ``keep_optimizer`` and ``drop_foreign``. A file goes into ``out`` if that is
+    a folder.
 
     A folder with weights, the index of one, or a pipeline of diffusers becomes a folder, unless ``out`` has a
     checkpoint's suffix; a file does with ``as_folder``. Its weights lie in files of at most
@@ -182,13 +190,10 @@ def fold_file(
         dry_run=dry_run,
         on_plan=on_plan,
     )
-    options = RunOptions(force=force, threads=threads, verify=verify, progress=bytes_progress(progress))
-    return run_conversion(
-        request,
-        make_plan,
-        plan_graph=partial(plan_onnx_fold, selection=selection, given=others),
-        options=replace(options, numbers=numbers_of(zero_rows, allow_nonfinite=allow_nonfinite)),
-    )
+    numbers = numbers_of(zero_rows, allow_nonfinite=allow_nonfinite)
+    options = RunOptions(force, threads, verify, numbers, Proving(proof, timeout), bytes_progress(progress))
+    plan_graph = partial(plan_onnx_fold, selection=selection, given=others)
+    return run_conversion(request, make_plan, plan_graph=plan_graph, options=options)
 
 
 @overload

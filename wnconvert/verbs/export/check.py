@@ -12,7 +12,7 @@ from torch.export import ExportedProgram
 
 from wnconvert.messages import counted, refuse_other_than_path
 from wnconvert.onnx.file.reader import OnnxFile
-from wnconvert.onnx.runtime import open_model
+from wnconvert.onnx.runtime.process import Runtime
 from wnconvert.storage.checkpoint import Checkpoint, open_checkpoint
 from wnconvert.storage.files import local_path, located, status_of, unchanging
 from wnconvert.verbs.conversion.onnx.check import check_installed
@@ -26,6 +26,7 @@ from wnconvert.verbs.proof.proof import ATOL, RTOL, Proof, Run, prove
 from wnconvert.verbs.proof.report import ExportReport, TimedSteps
 from wnconvert.verbs.proof.running import evaluating
 from wnconvert.verbs.proof.signatures import Range
+from wnconvert.verbs.shared.options import TIMEOUT, check_timeout
 from wnconvert.verbs.shared.progress import StepsProgress, steps_progress
 
 __all__ = ["CheckedModel", "check_model", "check_onnx", "first_run", "prove_beside", "reference_text"]
@@ -43,6 +44,7 @@ def check_onnx(
     atol: float = ATOL,
     samples: int = 4,
     seed: int = 0,
+    timeout: float = TIMEOUT,
     progress: StepsProgress = False,
 ) -> ExportReport:
     """Run an ONNX model in onnxruntime beside a module in torch, and compare.
@@ -53,6 +55,7 @@ def check_onnx(
     ``export_onnx``. The module is left as it was. ``export_onnx`` has an example.
     """
     check_installed()
+    check_timeout(timeout)
     question = question_of(
         reference,
         inputs=inputs,
@@ -70,9 +73,9 @@ def check_onnx(
     checkpoint = open_checkpoint(source)
     with unchanging(checkpoint.seen):
         model = check_model(checkpoint, steps, partial(check_given, target=source))
-        opened = open_model(source)
-        ports = ports_of(opened, question.signature)
-        with evaluating(question.module) as forget:
+        with Runtime(timeout) as runtime, evaluating(question.module) as forget:
+            opened = runtime.open(source)
+            ports = ports_of(opened, question.signature)
             first = first_run(question, steps)
             names = question.outputs or names_in(opened, tuple(first.outputs))
             proof = prove_beside(question, Reference.of(question, names, first), ports, steps, forget)

@@ -16,7 +16,7 @@ from wnconvert.errors import LayerError, WnconvertError
 from wnconvert.messages import counted, refuse_other_than_path
 from wnconvert.onnx.graph.edits import renamed
 from wnconvert.onnx.graph.plan import OnnxFold, plan_onnx
-from wnconvert.onnx.runtime import open_model
+from wnconvert.onnx.runtime.process import Runtime
 from wnconvert.storage.checkpoint import Checkpoint, open_checkpoint
 from wnconvert.storage.staging import put_in_place, scratch_folder
 from wnconvert.storage.stores.temporary import mark_replaced
@@ -59,6 +59,7 @@ from wnconvert.verbs.proof.running import evaluating
 from wnconvert.verbs.proof.samples import export_arrays
 from wnconvert.verbs.proof.signatures import Range
 from wnconvert.verbs.shared.leftovers import named_leftovers
+from wnconvert.verbs.shared.options import TIMEOUT, check_timeout
 from wnconvert.verbs.shared.progress import StepsProgress, steps_progress
 
 __all__ = ["export_onnx"]
@@ -79,6 +80,7 @@ def export_onnx(
     atol: float = ATOL,
     samples: int = 4,
     seed: int = 0,
+    timeout: float = TIMEOUT,
     keep_failed: bool = False,
     force: bool = False,
     clean: bool = False,
@@ -92,7 +94,8 @@ def export_onnx(
     flattened. A copy of the module is folded, and torch exports it in eval mode (``exporter``: ``"dynamo"``
     or ``"torchscript"``); weight norm that is left in the graph is folded there. Then the module itself,
     unfolded and in eval mode, is compared with the file in onnxruntime, on ``samples`` of other values and
-    sizes than the exported ones. The module is left as it was. ``progress`` is called with each step as it
+    sizes than the exported ones; onnxruntime may work for ``timeout`` seconds in all. The module is left as
+    it was. ``progress`` is called with each step as it
     begins, and again, with its seconds, as it ends; or True for a bar.
 
     Returns a report that is true if all outputs are equal within ``atol + rtol·|module's|``. Only then is
@@ -115,6 +118,7 @@ def export_onnx(
     (True, 0, ['output'], True)
     """
     check_installed()
+    check_timeout(timeout)
     refuse_other_than_path(path, "an output")
     exporter, notes = exporter_for(unwrapped(module), exporter)
     question = question_of(
@@ -130,7 +134,9 @@ def export_onnx(
     )
     steps = TimedSteps(steps_progress(progress))
     left = (clean_beside if clean else named_leftovers)(model_path(path))
-    export = _Export(question, model_path(path), exporter, opset, external_data, (*left, *notes), steps)
+    export = _Export(
+        question, model_path(path), exporter, opset, external_data, timeout, (*left, *notes), steps
+    )
     old = own_data_of(export.target) if force else ()
     with evaluating(question.module) as forget:
         reference = export.reference(forget)
@@ -201,6 +207,7 @@ class _Export:
     exporter: Exporter
     opset: int | None
     external_data: bool
+    timeout: float
     notes: tuple[str, ...]
     steps: TimedSteps
 
@@ -257,11 +264,12 @@ class _Export:
         self, made: _Made, written: _Written, reference: Reference, forget: Callable[[], None]
     ) -> ExportReport:
         """Compare the written model in onnxruntime with the module; the report of this and all stages."""
-        opened = replace(open_model(written.path), path=self.target)  # the path that errors name
         signature = self.question.signature
-        check_dynamic(opened, signature, self.exporter)
-        ports = ports_of(opened, signature)
-        proof = prove_beside(self.question, reference, ports, self.steps, forget)
+        with Runtime(self.timeout) as runtime:
+            opened = replace(runtime.open(written.path), path=self.target)  # the path that errors name
+            check_dynamic(opened, signature, self.exporter)
+            ports = ports_of(opened, signature)
+            proof = prove_beside(self.question, reference, ports, self.steps, forget)
         return ExportReport(
             model=str(self.target),
             size=written.model.size,

@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 
 from wnconvert.errors import ArgumentError
 from wnconvert.messages import listed, printable
-from wnconvert.onnx.runtime import Opened, ValueInfo, run
+from wnconvert.onnx.runtime.ports import ValueInfo
+from wnconvert.onnx.runtime.process import Opened
 from wnconvert.tensors.blocks import Array
 from wnconvert.verbs.proof.signatures import InputSpec, Signature
 
@@ -26,7 +27,7 @@ class Ports:
         """The outputs of the model, fed with the module's inputs by their names; others are left out."""
         theirs = {self.names[name]: array for name, array in feeds.items() if name in self.names}
         spelled = {its: f"{own}:{its}" for own, its in self.names.items() if own != its}
-        return run(self.opened, theirs, spelled)
+        return self.opened.run(theirs, spelled)
 
 
 def ports_of(opened: Opened, signature: Signature) -> Ports:

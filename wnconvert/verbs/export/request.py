@@ -13,7 +13,7 @@ from torch.export import ExportedProgram
 
 from wnconvert.errors import ArgumentError
 from wnconvert.messages import listed, option, printable
-from wnconvert.onnx.runtime import Opened
+from wnconvert.onnx.runtime.process import Opened
 from wnconvert.storage.checkpoint import container_of
 from wnconvert.storage.files import output_path
 from wnconvert.tensors.containers import Container

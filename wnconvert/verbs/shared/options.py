@@ -14,13 +14,18 @@ from wnconvert.tensors.dtypes import AnyDType, DType, dtype_named, dtype_word
 
 __all__ = [
     "DTYPE_CHOICES",
+    "PROOF_CHOICES",
+    "TIMEOUT",
     "ZERO_ROWS_CHOICES",
     "DimOption",
     "Form",
+    "ProofOption",
+    "Proving",
     "RunOptions",
     "ZeroRows",
     "check_count",
     "check_form",
+    "check_timeout",
     "dtype_of",
     "numbers_of",
     "renaming_of",
@@ -36,12 +41,48 @@ ZeroRows: TypeAlias = Literal["error", "zero"]
 #: An axis, None for the whole tensor, "auto" to read it from g's shape.
 DimOption: TypeAlias = int | Literal["auto"] | None
 
+#: What of an ONNX model is run in onnxruntime: its layers and the whole model, its layers alone, nothing.
+ProofOption: TypeAlias = Literal["model", "layers", "none"]
+
 DTYPE_CHOICES = ("float16", "bfloat16", "float32")
 ZERO_ROWS_CHOICES = ("error", "zero")
+PROOF_CHOICES = ("model", "layers", "none")
+#: The seconds that onnxruntime may work on a model in all, unless others are given.
+TIMEOUT = 600.0
 
 
 def _no_progress(_done: int, _total: int) -> None:
     """Report nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Proving:
+    """What of a folded ONNX model is run in onnxruntime, and for how many seconds in all.
+
+    Raises ``ArgumentError`` for what is not offered.
+    """
+
+    proof: ProofOption = "model"
+    timeout: float = TIMEOUT
+
+    def __post_init__(self) -> None:
+        """Check both."""
+        if self.proof not in PROOF_CHOICES:
+            raise ArgumentError(
+                f"proof {self.proof!r} is not offered", fix=f"one of {', '.join(PROOF_CHOICES)}"
+            )
+        check_timeout(self.timeout)
+
+    @property
+    def runs(self) -> bool:
+        """Whether anything is run."""
+        return self.proof != "none"
+
+
+def check_timeout(seconds: object) -> None:
+    """Raise ``ArgumentError`` if these are not seconds that something may take."""
+    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not seconds > 0:
+        raise ArgumentError(f"a timeout of {seconds!r:.80} s is none", fix="a number of seconds above 0")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +98,7 @@ class RunOptions:
     threads: int | None = None
     verify: bool = False
     numbers: RowPolicy = RowPolicy()  # noqa: RUF009 - frozen
+    proving: Proving = Proving()
     progress: Callable[[int, int], None] = field(default=_no_progress, repr=False, compare=False)
     passing: bool = False
 

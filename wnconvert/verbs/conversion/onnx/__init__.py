@@ -1,6 +1,8 @@
 """Fold on ONNX models.
 
-run    both models run on made-up inputs
-check  a folded model's layers against the original's arithmetic
-fold   an ONNX model folded, checked and put in place
+formula  g·v/‖v‖ of one layer, read in blocks
+layers   a folded model's layers against the original's arithmetic
+run      both models run on made-up inputs
+check    a folded model against the original: its bytes, onnx's checker, and both of these
+fold     an ONNX model folded, checked and put in place
 """

@@ -5,46 +5,38 @@ The arithmetic of every layer is cut out of the original and run; both whole mod
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
-import math
-import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
-
-from wnconvert.errors import InputError, VerifyError, WnconvertError
-from wnconvert.messages import REPORT_BUG, counted, listed, printable, to_install, told
-from wnconvert.numerics.rounding import FLOAT_FORMATS
+from wnconvert.errors import InputError, VerifyError
+from wnconvert.messages import REPORT_BUG, counted, listed, printable, to_install
 from wnconvert.numerics.rows import RowPolicy
-from wnconvert.onnx.file.model import Constant, NewTensor, Node, OnnxFunction
+from wnconvert.onnx.file.model import Constant, Node, OnnxFunction
 from wnconvert.onnx.file.reader import OnnxFile, stored_in
 from wnconvert.onnx.file.unchanged import check_unchanged
-from wnconvert.onnx.graph.index import ValueId
 from wnconvert.onnx.graph.plan import OnnxFold
-from wnconvert.onnx.runtime import open_model, run
-from wnconvert.onnx.slices import Slices, UnreachableError
+from wnconvert.onnx.runtime.process import Runtime
 from wnconvert.storage.checkpoint import Checkpoint, open_checkpoint
 from wnconvert.storage.files import local_path
 from wnconvert.storage.sources import Source
-from wnconvert.tensors.blocks import BLOCK_BYTES, Array
-from wnconvert.tensors.dtypes import DType
+from wnconvert.tensors.blocks import BLOCK_BYTES
 from wnconvert.tensors.tree import ByteRange, StoredTensor
+from wnconvert.verbs.conversion.onnx.layers import compare_layers
 from wnconvert.verbs.conversion.onnx.run import compare_whole
+from wnconvert.verbs.shared.options import Proving
 
-__all__ = ["check_fold", "check_installed"]
-
-
-#: How far an element that onnxruntime computes may be off, relatively: it rounds at every step.
-_RTOL = {"float64": 1e-9, "float32": 1e-4, "float16": 5e-3, "bfloat16": 8e-3}
+__all__ = ["check_fold", "check_installed", "refused"]
 
 
-def check_installed() -> None:
-    """Raise ``InputError`` if onnx or onnxruntime is not installed: they check every new model."""
-    missing = [name for name in ("onnx", "onnxruntime") if importlib.util.find_spec(name) is None]
+def check_installed(*, runs: bool = True) -> None:
+    """Raise ``InputError`` if what checks every new model is not installed.
+
+    That is onnx, and onnxruntime if the model ``runs``.
+    """
+    needed = ("onnx", "onnxruntime") if runs else ("onnx",)
+    missing = [name for name in needed if importlib.util.find_spec(name) is None]
     if missing:
         are = "are" if len(missing) > 1 else "is"
         raise InputError(
@@ -60,37 +52,57 @@ def check_fold(
     numbers: RowPolicy = RowPolicy(),  # noqa: B008 - frozen
     *,
     verify: bool = False,
+    proving: Proving = Proving(),  # noqa: B008 - frozen
 ) -> tuple[str, tuple[str, ...]]:
     """Check the folded model at ``path`` against the original; what was compared, in words, and notes.
 
     Everything in the model except the edits is compared byte by byte; with ``verify``, tensors in data files
-    too. Raises ``VerifyError`` if onnx's checker refuses the new model, or if it holds or computes something
-    else.
+    too; ``proving`` says what is run, and how long. Raises ``VerifyError`` if onnx's checker refuses the new
+    model, or if it holds or computes something else.
     """
     original = local_path(opened.path, "onnxruntime runs it where it lies")
     written = open_checkpoint(path)
     kept = _kept(opened, fold, written) if verify else ""
-    with ThreadPoolExecutor(1) as pool:  # the other processors are for the layers
-        running = pool.submit(compare_whole, original, path, numbers)
+    with contextlib.ExitStack() as stack:
+        # It starts while onnx's checker works.
+        runtime = stack.enter_context(Runtime(proving.timeout)) if proving.runs else None
         notes = list(_checked(original, path))
         try:
-            by_formula, more = _layers(opened, fold, written, numbers)
-            whole, others = running.result()
+            done, more = _run(opened, fold, written, runtime, numbers=numbers, proving=proving)
         except VerifyError as error:
             # An invalid graph may be ambiguous, and readers may differ on it.
             if why := refused(original):
                 error.fix = f"onnx.checker refuses the original too ({why}): export it again"
             raise
-    notes += [*more, *others]
     with Source(opened.shards[:1]) as before, Source((path,)) as after:
         check_unchanged(before.files[0], opened, fold.edits, after.files[0])
-    run_alone = len(fold.layers) - len(by_formula)
-    done = [f"{counted(run_alone, 'layer')} against the original's own arithmetic"] * bool(run_alone)
-    done += [f"{counted(len(by_formula), 'layer')} against g·v/‖v‖"] * bool(by_formula)
-    done += [f"the whole model on {whole}"] * bool(whole)
     done += [kept] * bool(kept)
     by = "onnx.checker" + (f" and onnxruntime: {', '.join(done)}" if done else "")
-    return by, tuple(notes)
+    return by, (*notes, *more)
+
+
+def _run(
+    opened: OnnxFile,
+    fold: OnnxFold,
+    written: Checkpoint,
+    runtime: Runtime | None,
+    *,
+    numbers: RowPolicy,
+    proving: Proving,
+) -> tuple[list[str], list[str]]:
+    """Run what is asked for, in ``runtime`` if there is one; what was compared, and notes."""
+    if runtime is None:
+        return [], []
+    layers = compare_layers(opened, fold, written, numbers, runtime)
+    done = [f"{counted(layers.alone, 'layer')} against the original's own arithmetic"] * bool(layers.alone)
+    done += [f"{counted(layers.by_formula, 'layer')} against g·v/‖v‖"] * bool(layers.by_formula)
+    notes = list(layers.notes)
+    if proving.proof == "model":
+        both = Path(opened.path), Path(written.path)
+        whole, more = compare_whole(*both, runtime, numbers, layers.otherwise)
+        done += [f"the whole model on {whole}"] * bool(whole)
+        notes += more
+    return done, notes
 
 
 def refused(path: Path, *, full_check: bool = False) -> str:
@@ -157,127 +169,3 @@ def _stored(opened: OnnxFile) -> Iterator[tuple[str, int, StoredTensor]]:
         for constant in stored_in(scope):
             if constant.tensor is not None:
                 yield constant.name, constant.record.start, constant.tensor
-
-
-# -- layers
-
-
-@dataclass(frozen=True, slots=True)
-class _Claim:
-    """The claim that a value of the original, within some calls, equals a new tensor."""
-
-    tensor: NewTensor
-    value: ValueId
-    calls: tuple[int, ...]
-
-
-def _claims(fold: OnnxFold) -> Iterator[_Claim]:
-    for layer in fold.layers:
-        tensors = [tensor for tensor in fold.edits.tensors if tensor.layer == layer.layer.name]
-        by_view = {(tensor.v, tensor.dim, tensor.dtype): tensor for tensor in tensors}
-        for weight in layer.weights:
-            tensor = by_view[weight.view.v, weight.view.dim, weight.view.dtype]
-            yield from (_Claim(tensor, value, ()) for value in weight.values)
-        for passed in layer.passed:
-            tensor = by_view[passed.view.v, passed.view.dim, passed.view.dtype]
-            yield _Claim(tensor, passed.value, passed.calls)
-
-
-def _layers(
-    opened: OnnxFile, fold: OnnxFold, written: Checkpoint, numbers: RowPolicy
-) -> tuple[dict[str, None], list[str]]:
-    """Compare every new tensor with the value that onnxruntime computes from the original's nodes.
-
-    Returns the names of layers that it cannot compute, which are compared with the formula, and notes.
-    """
-    by_formula: dict[str, None] = {}
-    lost: list[tuple[str, str]] = []
-    if not fold.layers:
-        return by_formula, []
-    stored = {name: tensor for state in written.tree.state_dicts for name, tensor in state.tensors.items()}
-    with (
-        Source(written.shards) as new,
-        Source(opened.shards) as old,
-        tempfile.TemporaryDirectory() as folder,
-    ):
-        slices = Slices(opened, old.files)
-        for claim in _claims(fold):
-            tensor = claim.tensor
-            found = new.whole(_of(stored, tensor.name)).astype(np.float64)
-            try:
-                expected = _computed(slices, claim, Path(folder, "layer.onnx"))
-            except (UnreachableError, WnconvertError):
-                expected = _formula(old, tensor)
-                by_formula[tensor.layer] = None
-            gone = _compare(tensor, found, expected, numbers, partial(_formula, old, tensor))
-            if gone:
-                what = "that the original computes as NaN or inf, and the new model does not"
-                lost.append((f"layer {printable(tensor.layer)}", f"{counted(gone, 'element')} {what}"))
-    notes = told(lost)
-    if by_formula:
-        names = listed(map(printable, by_formula), 6)
-        what = "alone: compared with g·v/‖v‖ instead"
-        notes.append(f"onnxruntime cannot run the arithmetic of {names} {what}")
-    return by_formula, notes
-
-
-def _of(stored: Mapping[str, StoredTensor], name: str) -> StoredTensor:
-    if name not in stored:
-        raise VerifyError(f"{printable(name)} is not in the new model; nothing is kept", fix=REPORT_BUG)
-    return stored[name]
-
-
-def _computed(slices: Slices, claim: _Claim, path: Path) -> Array:
-    path.write_bytes(slices.model(claim.value, claim.calls, claim.tensor.dtype))
-    (value,) = run(open_model(path, optimize=False), {}).values()
-    return value.astype(np.float64)
-
-
-def _formula(source: Source, tensor: NewTensor) -> Array:
-    g, v = (source.whole(half).astype(np.float64) for half in (tensor.g, tensor.v))
-    axes = tuple(axis for axis in range(v.ndim) if axis != tensor.dim)
-    shape = [size if axis == tensor.dim else 1 for axis, size in enumerate(v.shape)]
-    with np.errstate(all="ignore"):
-        made: Array = g.reshape(shape) * v / np.sqrt(np.square(v).sum(axis=axes, keepdims=True))
-    return made
-
-
-def _near(found: Array, expected: Array, dtype: DType) -> Array:
-    smallest = math.ldexp(1, FLOAT_FORMATS[dtype.name].least)
-    with np.errstate(all="ignore"):
-        off = np.abs(found - expected)
-        near: Array = off <= _RTOL[dtype.name] * np.abs(expected) + 2 * smallest
-    made: Array = near & np.isfinite(expected) | (found == expected)
-    return made
-
-
-def _compare(
-    tensor: NewTensor, found: Array, expected: Array, numbers: RowPolicy, exact: Callable[[], Array]
-) -> int:
-    """Compare a layer with the computed one; returns the number of elements that only ``exact`` confirms.
-
-    If the squares of a float32 row underflow, the original divides by zero, while ``exact`` is finite.
-    """
-    layer = printable(tensor.layer)
-    if found.shape != expected.shape:
-        raise VerifyError(
-            f"layer {layer} should have the shape {expected.shape} and has {found.shape}; nothing is kept",
-            fix=REPORT_BUG,
-        )
-    good = _near(found, expected, tensor.dtype)
-    if numbers.zero_rows == "zero":
-        good |= np.isnan(expected) & (found == 0)
-    if numbers.allow_nonfinite:
-        good |= ~np.isfinite(expected) & ~np.isfinite(found)
-    lost = ~good & ~np.isfinite(expected) & np.isfinite(found)
-    if lost.any():
-        lost &= _near(found, exact(), tensor.dtype)
-        good |= lost
-    if not good.all():
-        place = tuple(int(index) for index in np.argwhere(~good)[0])
-        raise VerifyError(
-            f"layer {layer} is {found[place]:.6g} at {place}, where the original computes "
-            f"{expected[place]:.6g}; nothing is kept",
-            fix=REPORT_BUG,
-        )
-    return int(np.count_nonzero(lost))

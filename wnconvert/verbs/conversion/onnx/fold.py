@@ -152,7 +152,7 @@ def convert_onnx(
     began = time.perf_counter()
     opened = checkpoint.onnx
     assert opened is not None  # noqa: S101 - the plan was made from it
-    check_installed()
+    check_installed(runs=options.proving.runs)
     _check_apart(output, checkpoint.shards[1:])
     layouts = model_layouts(opened, fold, output)
     size = sum(layout.size for layout in layouts.values())
@@ -167,7 +167,12 @@ def convert_onnx(
         notes = write_model(checkpoint, layouts, folder, output, numbers=options.numbers, workers=workers)
         check_structure(folder / output.name, Container.ONNX)
         verified, more = check_fold(
-            opened, fold, folder / output.name, options.numbers, verify=options.verify
+            opened,
+            fold,
+            folder / output.name,
+            options.numbers,
+            verify=options.verify,
+            proving=options.proving,
         )
         mark_replaced(scratch, old)
         put_in_place(folder, output, force=options.force, check=check)

@@ -11,7 +11,9 @@ import numpy as np
 from wnconvert.errors import InputError, VerifyError, WnconvertError
 from wnconvert.messages import REPORT_BUG, counted, few, listed, printable
 from wnconvert.numerics.rows import RowPolicy
-from wnconvert.onnx.runtime import Opened, ValueInfo, open_model, run
+from wnconvert.onnx.runtime.ports import ValueInfo
+from wnconvert.onnx.runtime.process import Opened, Runtime
+from wnconvert.onnx.runtime.words import NoAnswerError
 from wnconvert.tensors.blocks import Array
 from wnconvert.tensors.dtypes import DType
 
@@ -27,26 +29,50 @@ _SIZES = ((1, 16), (1, 64), (2, 32), (1, 100), (1, 400), (1, 7), (1, 1), (4, 4),
 _MOST_MADE_UP = 1 << 22
 
 
-def compare_whole(original: Path, path: Path, numbers: RowPolicy) -> tuple[str, list[str]]:
-    """Run both models on made-up inputs; returns these in words, empty if nothing was run, and notes."""
-    alone = "each layer was compared alone"
+def compare_whole(
+    original: Path, path: Path, runtime: Runtime, numbers: RowPolicy, otherwise: Sequence[str] = ()
+) -> tuple[str, list[str]]:
+    """Run both models on made-up inputs; returns these in words, empty if nothing was compared, and notes.
+
+    ``otherwise`` are layers that the original computes otherwise, so that its outputs are no measure. Raises
+    ``VerifyError`` if the new model computes something else.
+    """
+    if otherwise:
+        names = listed(map(printable, otherwise), 6)
+        return "", [f"the whole model was not run: the original computes {names} otherwise; {_ALONE}"]
     try:
-        before = open_model(original, optimize=False)
-    except WnconvertError as error:
-        return "", [f"the whole model was not run ({error.what}); {alone}"]
-    feeds, expected, why = _first_that_runs(before)
-    if not expected:
-        return "", [f"the whole model was not run on made-up inputs ({why}); {alone}"]
-    if not _same(expected, run(before, feeds)):
-        return "", [f"the original computes different outputs in each run; {alone}"]
-    del before  # two models at once would take twice the memory
-    found = run(open_model(path, optimize=False), feeds)
+        feeds, expected, why = _of_original(original, runtime)
+        if not expected:
+            return "", [f"{why}; {_ALONE}"]
+        found = runtime.open(path, optimize=False).run(feeds)
+    except NoAnswerError as error:
+        return "", [f"the whole model was not run ({error.what}); {_ALONE}"]
     notes: list[str] = []
     if list(found) != list(expected):
         raise VerifyError("the new model has other outputs; nothing is kept", fix=REPORT_BUG)
     for name, values in expected.items():
         notes += _compare_output(name, found[name], values, numbers)
     return _shapes_text(feeds), few(notes)
+
+
+_ALONE = "each layer was compared alone"
+
+
+def _of_original(original: Path, runtime: Runtime) -> tuple[dict[str, Array], dict[str, Array], str]:
+    """Inputs on which the original runs, with its outputs; or why there are none."""
+    try:
+        before = runtime.open(original, optimize=False)
+    except NoAnswerError:
+        raise
+    except WnconvertError as error:
+        return {}, {}, f"the whole model was not run ({error.what})"
+    feeds, expected, why = _first_that_runs(before)
+    if not expected:
+        return {}, {}, f"the whole model was not run on made-up inputs ({why})"
+    if not _same(expected, before.run(feeds)):
+        return {}, {}, "the original computes different outputs in each run"
+    before.close()  # two models at once would take twice the memory
+    return feeds, expected, ""
 
 
 def _first_that_runs(opened: Opened) -> tuple[dict[str, Array], dict[str, Array], str]:
@@ -57,7 +83,9 @@ def _first_that_runs(opened: Opened) -> tuple[dict[str, Array], dict[str, Array]
             try:
                 sizes = _sizes(opened.inputs, first, others)
                 feeds = {port.name: _made_up(port, sizes[port.name], whole) for port in opened.inputs}
-                found = run(opened, feeds)
+                found = opened.run(feeds)
+            except NoAnswerError:
+                raise
             except WnconvertError as error:
                 why = why or error.what
                 continue

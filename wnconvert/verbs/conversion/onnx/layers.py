@@ -1,0 +1,337 @@
+"""A folded model's layers against the original's own arithmetic, cut out and run in onnxruntime, by rows.
+
+No more than a few rows of a layer are in memory, here and in onnxruntime's process.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from wnconvert.errors import VerifyError, WnconvertError
+from wnconvert.messages import REPORT_BUG, counted, listed, printable, told
+from wnconvert.numerics.rounding import FLOAT_FORMATS
+from wnconvert.numerics.rows import RowPolicy
+from wnconvert.onnx.file.model import NewTensor
+from wnconvert.onnx.file.reader import OnnxFile
+from wnconvert.onnx.graph.index import ValueId
+from wnconvert.onnx.graph.layers import NormLayer
+from wnconvert.onnx.graph.plan import OnnxFold
+from wnconvert.onnx.runtime.process import Runtime
+from wnconvert.onnx.slices import Resize, Slices, UnreachableError, as_they_are
+from wnconvert.storage.checkpoint import Checkpoint
+from wnconvert.storage.sources import Source
+from wnconvert.tensors.blocks import Array, Block, blocks, reader_of
+from wnconvert.tensors.dtypes import DType
+from wnconvert.tensors.tree import StoredTensor, rows_of
+from wnconvert.verbs.conversion.onnx.formula import Formula
+
+__all__ = ["LayersCompared", "compare_layers"]
+
+
+#: How far an element that onnxruntime computes may be off, relatively: it rounds at every step.
+_RTOL = {"float64": 1e-9, "float32": 1e-4, "float16": 5e-3, "bfloat16": 8e-3}
+#: Elements of the rows that are computed at a time.
+_PIECE = 1 << 20
+#: Bytes of a layer that is computed whole, where it cannot be by rows.
+_MOST_WHOLE = 64 << 20
+#: Sizes that are not taken for a number of rows where they stand in a shape: they may be axes.
+_AXES = 8
+
+
+@dataclass(frozen=True, slots=True)
+class LayersCompared:
+    """What was compared: how many layers with their own arithmetic, how many with the formula; notes.
+
+    ``otherwise`` are the layers that the original computes as other finite numbers than they are.
+    """
+
+    alone: int
+    by_formula: int
+    otherwise: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Claim:
+    """The claim that a value of the original, within some calls, equals a new tensor."""
+
+    layer: NormLayer
+    tensor: NewTensor
+    value: ValueId
+    calls: tuple[int, ...]
+
+    @property
+    def rows(self) -> int:
+        """The number of rows along the axis that is not summed over."""
+        return rows_of(self.tensor.v.info.shape, self.tensor.dim)
+
+
+def _claims(fold: OnnxFold) -> Iterator[_Claim]:
+    for layer in fold.layers:
+        tensors = [tensor for tensor in fold.edits.tensors if tensor.layer == layer.layer.name]
+        by_view = {(tensor.v, tensor.dim, tensor.dtype): tensor for tensor in tensors}
+        for weight in layer.weights:
+            tensor = by_view[weight.view.v, weight.view.dim, weight.view.dtype]
+            yield from (_Claim(layer, tensor, value, ()) for value in weight.values)
+        for passed in layer.passed:
+            tensor = by_view[passed.view.v, passed.view.dim, passed.view.dtype]
+            yield _Claim(layer, tensor, passed.value, passed.calls)
+
+
+def compare_layers(
+    opened: OnnxFile, fold: OnnxFold, written: Checkpoint, numbers: RowPolicy, runtime: Runtime
+) -> LayersCompared:
+    """Compare every new tensor with the value that onnxruntime computes from the original's nodes.
+
+    Layers that it cannot compute are compared with the formula. Raises ``VerifyError`` for a layer that is
+    something else, ``FormatError`` where a node of the original is damaged.
+    """
+    by_formula: dict[str, None] = {}
+    losses: dict[str, _Lost] = {}
+    if not fold.layers:
+        return LayersCompared(0, 0, (), ())
+    stored = {name: tensor for state in written.tree.state_dicts for name, tensor in state.tensors.items()}
+    with Source(written.shards) as new, Source(opened.shards) as old:
+        slices = Slices(opened, old.files)
+        for claim in _claims(fold):
+            tensor = claim.tensor
+            comparison = _Comparison(tensor, _of(stored, tensor), new, old, numbers)
+            lost = _by_arithmetic(claim, comparison, slices, runtime)
+            if lost is None:
+                by_formula[tensor.layer] = None
+                lost = comparison.with_formula()
+            losses[tensor.layer] = losses.get(tensor.layer, _NOTHING) + lost
+    otherwise = tuple(name for name, lost in losses.items() if lost.strays)
+    notes = (*_lost_notes(losses, fold), *_formula_notes(by_formula))
+    return LayersCompared(len(fold.layers) - len(by_formula), len(by_formula), otherwise, notes)
+
+
+def _of(stored: Mapping[str, StoredTensor], tensor: NewTensor) -> StoredTensor:
+    name = printable(tensor.name)
+    if tensor.name not in stored:
+        raise VerifyError(f"{name} is not in the new model; nothing is kept", fix=REPORT_BUG)
+    found, layer = stored[tensor.name].info, printable(tensor.layer)
+    if found.shape != tensor.v.info.shape or found.dtype != tensor.dtype:
+        raise VerifyError(
+            f"layer {layer} should have the shape {tensor.v.info.shape} of {tensor.dtype} "
+            f"and has {found.shape} of {found.dtype}; nothing is kept",
+            fix=REPORT_BUG,
+        )
+    return stored[tensor.name]
+
+
+def _lost_notes(losses: Mapping[str, _Lost], fold: OnnxFold) -> Iterator[str]:
+    dtypes = {tensor.layer: tensor.dtype for tensor in fold.edits.tensors}
+    said = []
+    for name, lost in losses.items():
+        place = f"layer {printable(name)}"
+        if lost.unfinite:
+            what = "that the original computes as NaN or inf, and the new model does not"
+            said.append((place, f"{counted(lost.unfinite, 'element')} {what}"))
+        if lost.strays:
+            what = f"that the original computes otherwise: its steps leave the range of {dtypes[name]}"
+            said.append((place, f"{counted(lost.strays, 'element')} {what}"))
+    yield from told(said)
+
+
+def _formula_notes(by_formula: Mapping[str, None]) -> Iterator[str]:
+    if by_formula:
+        names = listed(map(printable, by_formula), 6)
+        what = "alone: compared with g·v/‖v‖ instead"
+        yield f"onnxruntime cannot run the arithmetic of {names} {what}"
+
+
+# -- the arithmetic of a layer
+
+
+def _by_arithmetic(claim: _Claim, comparison: _Comparison, slices: Slices, runtime: Runtime) -> _Lost | None:
+    """Compare a layer with what onnxruntime computes; None if it cannot compute it."""
+    elements, nbytes = claim.tensor.v.info.numel, claim.tensor.v.info.nbytes
+    step = max(_PIECE * claim.rows // max(elements, 1), 1)
+    if step < claim.rows:
+        for sizes in (_as_they_are, _first, _every):
+            lost = _attempt(comparison, _Arithmetic(claim, slices, runtime, sizes), step)
+            if lost is not None:
+                return lost
+        if nbytes > _MOST_WHOLE:
+            return None
+    return _attempt(comparison, _Arithmetic(claim, slices, runtime, _as_they_are), claim.rows)
+
+
+def _attempt(comparison: _Comparison, arithmetic: _Arithmetic, step: int) -> _Lost | None:
+    """Compare a layer, ``step`` rows at a time; None if they cannot be computed, or not with other shapes."""
+    try:
+        return comparison.with_arithmetic(arithmetic, step)
+    except UnreachableError:
+        return None
+    except VerifyError:
+        if arithmetic.sizes is _as_they_are:
+            raise
+        return None
+
+
+#: The sizes in a shape for ``rows`` rows in place of ``every``.
+_Sizes = Callable[[int, int], Resize]
+
+
+def _as_they_are(rows: int, every: int) -> Resize:
+    """No size is another: most shapes are computed, or leave one size open."""
+    del rows, every
+    return as_they_are
+
+
+def _first(rows: int, every: int) -> Resize:
+    """The first size that is the number of all rows is the number of some."""
+
+    def resize(sizes: Sequence[int]) -> Sequence[int]:
+        at = sizes.index(every) if every > _AXES and every in sizes else len(sizes)
+        return [*sizes[:at], rows, *sizes[at + 1 :]] if at < len(sizes) else sizes
+
+    return resize
+
+
+def _every(rows: int, every: int) -> Resize:
+    """Each size that is the number of all rows is the number of some."""
+    return lambda sizes: [rows if size == every and every > _AXES else size for size in sizes]
+
+
+@dataclass(frozen=True, slots=True)
+class _Arithmetic:
+    """The arithmetic of one layer in onnxruntime, for any of its rows."""
+
+    claim: _Claim
+    slices: Slices
+    runtime: Runtime
+    sizes: _Sizes
+
+    def rows(self, source: Source, start: int, stop: int) -> Array:
+        """The value in some rows. Raises ``UnreachableError`` where it cannot be computed."""
+        claim = self.claim
+        resize = self.sizes(stop - start, claim.rows) if stop - start < claim.rows else as_they_are
+        cut = self.slices.cut(claim.value, claim.calls, claim.tensor.dtype, resize)
+        halves = {claim.layer.g.record: None, claim.layer.v.record: claim.layer.layer.dim}
+        feeds = {}
+        for name, constant in cut.fed.items():
+            tensor = constant.tensor
+            assert tensor is not None  # noqa: S101 - only such are fed
+            if constant.record in halves:
+                tensor = _rows(tensor, halves[constant.record], start, stop, claim.rows)
+            feeds[name] = source.whole(tensor).view(tensor.info.dtype.numpy())
+        try:
+            (value,) = self.runtime.compute(cut.model, feeds).values()
+        except WnconvertError as error:
+            raise UnreachableError(error.what) from error
+        return value
+
+
+def _rows(tensor: StoredTensor, dim: int | None, start: int, stop: int, every: int) -> StoredTensor:
+    """Some rows of a tensor: along ``dim``, or else along its only axis with a size for ``every`` row."""
+    shape = tensor.info.shape
+    axis = dim if dim is not None else next((at for at, size in enumerate(shape) if size == every), None)
+    if axis is None or stop - start == every:
+        return tensor
+    info = replace(tensor.info, shape=(*shape[:axis], stop - start, *shape[axis + 1 :]))
+    return replace(tensor, info=info, offset=tensor.offset + start * tensor.strides[axis])
+
+
+# -- numbers
+
+
+@dataclass(frozen=True, slots=True)
+class _Lost:
+    """How many elements only the formula confirms: the original has no number there, or a bad one."""
+
+    unfinite: int = 0
+    strays: int = 0
+
+    def __add__(self, other: _Lost) -> _Lost:
+        return _Lost(self.unfinite + other.unfinite, self.strays + other.strays)
+
+
+_NOTHING = _Lost()
+
+
+@dataclass(frozen=True, slots=True)
+class _Comparison:
+    """A new tensor, ``found`` in the new model, beside what the original says that it is."""
+
+    tensor: NewTensor
+    found: StoredTensor
+    new: Source
+    old: Source
+    numbers: RowPolicy
+
+    def with_formula(self) -> _Lost:
+        """Compare it with g·v/‖v‖. Raises ``VerifyError``."""
+        formula = Formula(self.old, self.tensor.g, self.tensor.v, self.tensor.dim)
+        return self._rows(0, self.found, formula.at, formula)
+
+    def with_arithmetic(self, arithmetic: _Arithmetic, step: int) -> _Lost:
+        """Compare it with what the original's nodes compute, some rows at a time. Raises ``VerifyError``."""
+        tensor, lost = self.tensor, _NOTHING
+        every = rows_of(tensor.v.info.shape, tensor.dim)
+        for start in range(0, max(every, 1), step):
+            stop = min(start + step, every)
+            found, v, g = (
+                _rows(one, dim, start, stop, every)
+                for one, dim in ((self.found, tensor.dim), (tensor.v, tensor.dim), (tensor.g, None))
+            )
+            computed = arithmetic.rows(self.old, start, stop)
+            if computed.shape != found.info.shape:
+                if stop - start < every:
+                    raise UnreachableError(tensor.name)
+                raise VerifyError(
+                    f"layer {printable(tensor.layer)} should have the shape {computed.shape} and has "
+                    f"{found.info.shape}; nothing is kept",
+                    fix=REPORT_BUG,
+                )
+            formula = Formula(self.old, g, v, tensor.dim)
+            lost += self._rows(start, found, reader_of(computed), formula)
+        return lost
+
+    def _rows(
+        self, start: int, found: StoredTensor, expected: Callable[[Block], Array], formula: Formula
+    ) -> _Lost:
+        """Compare some rows, of which ``start`` is the first."""
+        lost, read, shape = _NOTHING, self.new.reader(found), found.info.shape
+        for block in blocks(shape, self.tensor.dim, found.info.dtype.itemsize):
+            is_, should = read(block).astype(np.float64), expected(block).astype(np.float64)
+            bad = ~self._good(is_, should)
+            if not bad.any():
+                continue
+            confirmed = bad & np.isfinite(is_) & _near(is_, formula.at(block), self.tensor.dtype)
+            unfinite = confirmed & ~np.isfinite(should)
+            strays = confirmed & ~unfinite & formula.strays(self.tensor.dtype)[block.rows].reshape(1, -1, 1)
+            if (wrong := bad & ~unfinite & ~strays).any():
+                at = int(np.flatnonzero(wrong)[0])
+                place = [int(index) for index in np.unravel_index(block.start + at, shape)]
+                if self.tensor.dim is not None:
+                    place[self.tensor.dim] += start
+                raise VerifyError(
+                    f"layer {printable(self.tensor.layer)} is {is_.reshape(-1)[at]:.6g} at {tuple(place)}, "
+                    f"where the original computes {should.reshape(-1)[at]:.6g}; nothing is kept",
+                    fix=REPORT_BUG,
+                )
+            lost += _Lost(int(np.count_nonzero(unfinite)), int(np.count_nonzero(strays)))
+        return lost
+
+    def _good(self, found: Array, expected: Array) -> Array:
+        good = _near(found, expected, self.tensor.dtype)
+        if self.numbers.zero_rows == "zero":
+            good |= np.isnan(expected) & (found == 0)
+        if self.numbers.allow_nonfinite:
+            good |= ~np.isfinite(expected) & ~np.isfinite(found)
+        return good
+
+
+def _near(found: Array, expected: Array, dtype: DType) -> Array:
+    smallest = math.ldexp(1, FLOAT_FORMATS[dtype.name].least)
+    with np.errstate(all="ignore"):
+        off = np.abs(found - expected)
+        near: Array = off <= _RTOL[dtype.name] * np.abs(expected) + 2 * smallest
+    made: Array = near & np.isfinite(expected) | (found == expected)
+    return made
