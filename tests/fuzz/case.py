@@ -66,7 +66,14 @@ def on_file(random: Random, source: str, suffix: str) -> tuple[tuple[str, ...], 
     return (runs[0], *(runs[at] for at in kept))
 
 
-_LOOKS = ((), ("--tensors",), ("--all", "--json"), ("--format", "csv"), ("--format", "markdown"), ("--metadata",))
+_LOOKS = (
+    (),
+    ("--tensors",),
+    ("--all", "--json"),
+    ("--format", "csv"),
+    ("--format", "markdown"),
+    ("--metadata",),
+)
 _FOLDS = (
     (),
     ("--dtype", "bfloat16"),

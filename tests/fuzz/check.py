@@ -26,7 +26,12 @@ DELIBERATE: Mapping[str, str] = {}
 
 #: Targets of which all that torch or safetensors reads must be read.
 _HELD = {"pickles", "zips", "safetensors", "folders"}
-_UNITS = {torch.float64: (53, -1074), torch.float32: (24, -149), torch.float16: (11, -24), torch.bfloat16: (8, -133)}
+_UNITS = {
+    torch.float64: (53, -1074),
+    torch.float32: (24, -149),
+    torch.float16: (11, -24),
+    torch.bfloat16: (8, -133),
+}
 
 
 def after_run(case: Case, run: tuple[str, ...], ended: Ended) -> Iterator[tuple[str, str]]:
@@ -39,7 +44,12 @@ def after_run(case: Case, run: tuple[str, ...], ended: Ended) -> Iterator[tuple[
         deliberate = any(re.search(words, ended.stderr) for words in DELIBERATE)
         if not deliberate and read(source) is not None:
             yield "false refusal", first
-    if ended.returncode == 0 and verb in {"fold", "split", "migrate"} and "-o" in options and "-n" not in options:
+    if (
+        ended.returncode == 0
+        and verb in {"fold", "split", "migrate"}
+        and "-o" in options
+        and "-n" not in options
+    ):
         out = Path(options[options.index("-o") + 1])
         if out.is_file() and case.target != "commands":
             yield from _output(verb, options, source, out)
@@ -66,8 +76,12 @@ def _frame(trace: str) -> str:
     lines = trace.splitlines()
     frames = [line.strip() for line in lines if line.startswith("  File") and "/wnconvert/" in line]
     short = [re.sub(r'File ".*/wnconvert/(.*)", line \d+, in (.*)', r"\1 \2", frame) for frame in frames]
-    errors = [line for line in lines if re.match(r"[\w.]+(Error|Exception|Warning|Exit)?\b.*:|MemoryError", line)]
-    said = next((line for line in reversed(errors) if not line.startswith(("fix:", "note:", "this is"))), lines[-1:])
+    errors = [
+        line for line in lines if re.match(r"[\w.]+(Error|Exception|Warning|Exit)?\b.*:|MemoryError", line)
+    ]
+    said = next(
+        (line for line in reversed(errors) if not line.startswith(("fix:", "note:", "this is"))), lines[-1:]
+    )
     return f"{short[-1] if short else '?'}: {str(said)[:120]}"
 
 

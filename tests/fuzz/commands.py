@@ -1,4 +1,4 @@
-"""Command lines: every option of every verb, with values that fit it and that do not, on files of odd names."""
+"""Command lines: every option of every verb, with values that fit and that do not, on files of odd names."""
 
 from __future__ import annotations
 
@@ -15,20 +15,96 @@ __all__ = ["case"]
 
 _FIXTURES = Path(__file__).parents[2] / "fixtures"
 _FILES = (
-    *("codec_bf16.safetensors", "half_pair.safetensors", "misfit.safetensors", "gan.pt", "sovits.pth", "tied.pt"),
-    *("plain.pt", "zero_row.safetensors", "stack.safetensors", "arrays.npz", "step_1000.safetensors", "program.pt2"),
-    *("scripted.pt", "legacy_nonzip.pth", "spellings.safetensors", "float8.safetensors", "waveglow_module.pt"),
+    *(
+        "codec_bf16.safetensors",
+        "half_pair.safetensors",
+        "misfit.safetensors",
+        "gan.pt",
+        "sovits.pth",
+        "tied.pt",
+    ),
+    *(
+        "plain.pt",
+        "zero_row.safetensors",
+        "stack.safetensors",
+        "arrays.npz",
+        "step_1000.safetensors",
+        "program.pt2",
+    ),
+    *(
+        "scripted.pt",
+        "legacy_nonzip.pth",
+        "spellings.safetensors",
+        "float8.safetensors",
+        "waveglow_module.pt",
+    ),
 )
 _VERBS = ("fold", "split", "migrate", "inspect", "compare")
 _NAMES = (
     *("a b.pt", "-x.pt", "é.pt", "é.pt", "=1+1.pt", "@x.pt", "x|y.pt", "x\x1b]0;t\x07.pt", "x\n.pt"),
-    *("\udcff.pt", "‮x.pt", "x" * 250 + ".pt", "a" * 300, "sub/x.pt", "*.pt", "[a].pt", "x.onnx", "x.npz"),
+    *(
+        "\udcff.pt",
+        "\u202ex.pt",
+        "x" * 250 + ".pt",
+        "a" * 300,
+        "sub/x.pt",
+        "*.pt",
+        "[a].pt",
+        "x.onnx",
+        "x.npz",
+    ),
     *("x.safetensors", "x.index.json", ".metadata", "x.distcp", "x", "con", "`x`.pt", "<b>.pt"),
 )
 _WORDS = (
-    *("*", "a.*", "generator", ".", "none", "auto", "0", "-1", "1", "5", "5GB", "1B", "1MiB", "0GB", "-1GB", "x"),
-    *("fold", "fp16", "bf16", "half", "float32", "float64", "legacy", "parametrize", "a=b", "=", "a=", "*=*", "[", "!"),
-    *("module.", "1e-3", "nan", "inf", "-inf", "1e999", "table", "csv", "markdown", "json", "ratio", "norm", "name"),
+    *(
+        "*",
+        "a.*",
+        "generator",
+        ".",
+        "none",
+        "auto",
+        "0",
+        "-1",
+        "1",
+        "5",
+        "5GB",
+        "1B",
+        "1MiB",
+        "0GB",
+        "-1GB",
+        "x",
+    ),
+    *(
+        "fold",
+        "fp16",
+        "bf16",
+        "half",
+        "float32",
+        "float64",
+        "legacy",
+        "parametrize",
+        "a=b",
+        "=",
+        "a=",
+        "*=*",
+        "[",
+        "!",
+    ),
+    *(
+        "module.",
+        "1e-3",
+        "nan",
+        "inf",
+        "-inf",
+        "1e999",
+        "table",
+        "csv",
+        "markdown",
+        "json",
+        "ratio",
+        "norm",
+        "name",
+    ),
 )
 
 
@@ -52,7 +128,10 @@ def _line(random: Random, files: list[str]) -> tuple[str, ...]:
     line: list[str] = []
     options = [param for param in command.params if isinstance(param, click.Option)]
     if verb in ("fold", "split", "migrate") and random.random() < 0.6:
-        line += ["-o", random.choice(["out.pt", "out.safetensors", "out.npz", "out", "out/", _name(random, files)])]
+        line += [
+            "-o",
+            random.choice(["out.pt", "out.safetensors", "out.npz", "out", "out/", _name(random, files)]),
+        ]
     for option in random.sample(options, min(len(options), random.choice([0, 1, 1, 2, 3, 5]))):
         spelled = random.choice(option.opts)
         if spelled in ("-o", "--out", "--output", "--help", "-h", "--version", "-V"):
@@ -76,7 +155,9 @@ def _value(random: Random, option: click.Option, files: list[str]) -> str:
     if isinstance(kind, click.Path):
         pictures = ["p.png", "p.svg", "p.pdf", "p", "sub/p.png"] if "--plot" in option.opts else files
         return random.choice([*pictures, _name(random, files)])
-    return random.choice([random.choice(_WORDS), random.choice(_WORDS), _text(random), str(random.choice(EDGES))])
+    return random.choice(
+        [random.choice(_WORDS), random.choice(_WORDS), _text(random), str(random.choice(EDGES))]
+    )
 
 
 def _text(random: Random) -> str:

@@ -7,10 +7,10 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from tests.fuzz.values import TEXTS, edge, spoilt
 from tests.fuzz.case import Case, on_file
 from tests.fuzz.pickles import mutated
 from tests.fuzz.safetensors import written
+from tests.fuzz.values import TEXTS, edge, spoilt
 
 __all__ = ["case"]
 

@@ -5,14 +5,24 @@ from __future__ import annotations
 import struct
 from random import Random
 
-from tests.fuzz.values import TEXTS, edge, spoilt
 from tests.fuzz.case import Case, on_file
+from tests.fuzz.values import TEXTS, edge, spoilt
 from tests.fuzz.zips import archive
 
 __all__ = ["case"]
 
 _DESCRS = ("'<f4'", "'<f4'", "'<f4'", "'>f4'", "'<f8'", "'<f2'", "'|b1'", "'<i8'", "'|O'", "'|V2'", "'<U3'")
-_ODD = ("'<f99'", "('<f4', (2,))", "[('a', '<f4')]", "None", "'f'", "'<f4' ", "f4", "__import__('os')", "9" * 500)
+_ODD = (
+    "'<f99'",
+    "('<f4', (2,))",
+    "[('a', '<f4')]",
+    "None",
+    "'f'",
+    "'<f4' ",
+    "f4",
+    "__import__('os')",
+    "9" * 500,
+)
 
 
 def case(random: Random) -> Case:
@@ -21,7 +31,9 @@ def case(random: Random) -> Case:
         v = [random.choice([1, 2, 3]) for _ in range(random.choice([1, 2, 3]))]
         where = random.choice([f"l{at}.", "", random.choice(TEXTS).replace("\x00", "")])
         for name, shape in ((f"{where}weight_g", [v[0], *[1] * (len(v) - 1)]), (f"{where}weight_v", v)):
-            records.append((f"{name}{random.choice(['.npy', '.npy', '.npy', '', '.NPY'])}", _array(random, shape)))
+            records.append(
+                (f"{name}{random.choice(['.npy', '.npy', '.npy', '', '.NPY'])}", _array(random, shape))
+            )
     records = [(name, data) for name, data in records if name.isprintable() and len(name) < 4000]
     made = archive(records or [("a.npy", _array(random, [2]))])
     if random.random() < 0.1:
@@ -43,7 +55,9 @@ def _array(random: Random, shape: list[int]) -> bytes:
             case 0:
                 descr = random.choice(_ODD)
             case 1:
-                said = random.choice([f"({edge(random)}, {edge(random)},)", "(-1,)", "3", "()", "(1.5,)", "[2]"])
+                said = random.choice(
+                    [f"({edge(random)}, {edge(random)},)", "(-1,)", "3", "()", "(1.5,)", "[2]"]
+                )
             case 2:
                 order = random.choice(["1", "None", "'C'"])
             case _:

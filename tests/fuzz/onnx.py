@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 from random import Random
-from typing import TypeAlias
+from typing import TypeAlias, Union
 
-from tests.fuzz.values import TEXTS, edge, spoilt
 from tests.fuzz.case import Case, on_file
+from tests.fuzz.values import TEXTS, edge, spoilt
 
 __all__ = ["case"]
 
 _SOURCE = Path(__file__).parents[2] / "fixtures" / "tcn.onnx"
 #: A field: its number, its wire type, and a number, bytes, or the fields of a message.
-_Field: TypeAlias = "tuple[int, int, int | bytes | list[_Field]]"
+_Field: TypeAlias = tuple[int, int, Union[int, bytes, "list[_Field]"]]
 
 
 def case(random: Random) -> Case:
@@ -59,12 +59,20 @@ def _change(random: Random, fields: list[_Field]) -> None:
 
 
 def _text(random: Random) -> bytes:
-    return random.choice([text.encode("utf-8", "surrogatepass") for text in TEXTS] + [b"\xff\xfe", b"Mul", b"X"])
+    return random.choice(
+        [text.encode("utf-8", "surrogatepass") for text in TEXTS] + [b"\xff\xfe", b"Mul", b"X"]
+    )
 
 
 def _field(random: Random) -> _Field:
     number = random.choice([*range(1, 16), 20, 21, 536870911])
-    return random.choice([(number, 0, edge(random)), (number, 2, _text(random)), (number, 5, 1), (number, 1, 1)])
+    made: list[_Field] = [
+        (number, 0, edge(random)),
+        (number, 2, _text(random)),
+        (number, 5, 1),
+        (number, 1, 1),
+    ]
+    return random.choice(made)
 
 
 def _parsed(data: bytes, depth: int = 0) -> list[_Field] | None:

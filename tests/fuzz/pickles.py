@@ -9,8 +9,8 @@ import struct
 from pathlib import Path
 from random import Random
 
-from tests.fuzz.values import EDGES, TEXTS, edge, spoilt
 from tests.fuzz.case import Case, on_file
+from tests.fuzz.values import EDGES, TEXTS, edge, spoilt
 from tests.fuzz.zips import archive, records_of
 
 __all__ = ["case", "mutated", "operations"]
@@ -200,14 +200,17 @@ class _Grower:
         elif isinstance(value, str):
             self.out += _text(value)
             self.put()
-        elif isinstance(value, bool):
-            self.out += b"\x88" if value else b"\x89"
-        elif isinstance(value, int):
-            self.out += _integer(value)
-        elif isinstance(value, float):
-            self.out += b"G" + struct.pack(">d", value)
         else:
-            self.out += b"N"
+            self.out += _number(value)
+
+
+def _number(value: object) -> bytes:
+    """A number, True, False or None."""
+    if isinstance(value, bool):
+        return b"\x88" if value else b"\x89"
+    if isinstance(value, float):
+        return b"G" + struct.pack(">d", value)
+    return _integer(value) if isinstance(value, int) else b"N"
 
 
 def _grown(random: Random) -> bytes:
@@ -240,7 +243,14 @@ def _grown(random: Random) -> bytes:
             if name == "BFloat16Storage":
                 raw = b"\x00\x3f" * held
             storages[key] = raw
-        args = (_Storage(key, name, held), offset, shape, tuple(strides), False, _Call("collections.OrderedDict"))
+        args = (
+            _Storage(key, name, held),
+            offset,
+            shape,
+            tuple(strides),
+            False,
+            _Call("collections.OrderedDict"),
+        )
         return _Call("torch._utils._rebuild_tensor_v2", *args)
 
     def state() -> dict[str, object]:
@@ -252,7 +262,10 @@ def _grown(random: Random) -> bytes:
             g = tuple(size if axis == dim else 1 for axis, size in enumerate(v))
             where = random.choice(["", f"l{at}.", f"l{at}.", random.choice(TEXTS) + "."])
             g_name, v_name = random.choice(
-                [("weight_g", "weight_v"), ("parametrizations.weight.original0", "parametrizations.weight.original1")]
+                [
+                    ("weight_g", "weight_v"),
+                    ("parametrizations.weight.original0", "parametrizations.weight.original1"),
+                ]
             )
             made |= {f"{where}{g_name}": tensor(g, name), f"{where}{v_name}": tensor(v, name)}
             made[f"{where}bias"] = tensor(v[:1], name)

@@ -7,13 +7,26 @@ import struct
 from random import Random
 from typing import Any
 
-from tests.fuzz.values import TEXTS, edge, spoilt
 from tests.fuzz.case import Case, on_file
+from tests.fuzz.values import TEXTS, edge, spoilt
 
 __all__ = ["case", "written"]
 
 _DTYPES = {"F32": 4, "F16": 2, "BF16": 2, "F64": 8, "I64": 8, "U8": 1, "BOOL": 1, "F8_E4M3": 1, "I32": 4}
-_ODD_DTYPES = ("F4", "F6_E2M3", "F8_E8M0", "C64", "f32", "", "F32 ", "U64", "E8M0", 1, None, [])
+_ODD_DTYPES: tuple[Any, ...] = (
+    "F4",
+    "F6_E2M3",
+    "F8_E8M0",
+    "C64",
+    "f32",
+    "",
+    "F32 ",
+    "U64",
+    "E8M0",
+    1,
+    None,
+    [],
+)
 _FLOATS = {"F32": "f", "F16": "e", "F64": "d"}
 
 
@@ -41,7 +54,9 @@ def _change(random: Random, header: dict[str, Any], name: str) -> None:
     item = header[name]
     match random.randrange(7):
         case 0:
-            item["data_offsets"] = [edge(random, random.randrange(99)) for _ in range(random.choice([2, 2, 2, 1, 3]))]
+            item["data_offsets"] = [
+                edge(random, random.randrange(99)) for _ in range(random.choice([2, 2, 2, 1, 3]))
+            ]
         case 1:
             item["dtype"] = random.choice([*_ODD_DTYPES, *_DTYPES])
         case 2:
@@ -116,7 +131,11 @@ def _packed(random: Random, header: dict[str, Any], body: bytes) -> bytes:
     match random.randrange(16):
         case 0:
             at = text.find(b'"', random.randrange(len(text)))
-            text = text[:at] + random.choice([b'"a":1,', b"[" * 99, b" ", b"\x00", b"NaN", b"1e999,"]) + text[at:]
+            text = (
+                text[:at]
+                + random.choice([b'"a":1,', b"[" * 99, b" ", b"\x00", b"NaN", b"1e999,"])
+                + text[at:]
+            )
         case 1:
             first = next(iter(header))
             double = json.dumps({first: header[first]}).encode()[1:-1]

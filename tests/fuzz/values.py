@@ -18,7 +18,7 @@ TEXTS = (
     *("", " ", ".", "..", "/", "a/b", "../x", "/etc/x", "a\\b", "weight", "weight_g", "weight_v", "a.weight"),
     *("a.weight_g", "a.weight_v", "parametrizations.weight.original0", "parametrizations.weight.original1"),
     *("a.parametrizations.weight.original0", "module.a.weight_g", "_orig_mod.a.weight_v", "state_dict"),
-    *("\x00", "\n", "\r\n", "\t", "\x1b[2J", "\x1b]0;t\x07", "\x9b", "‮", "﻿", "é", "é", "ẞ", "😀"),
+    *("\x00", "\n", "\r\n", "\t", "\x1b[2J", "\x1b]0;t\x07", "\x9b", "\u202e", "\ufeff", "é", "é", "ẞ", "😀"),
     *("\ud800", "\udcff", "=1+1", "@a", "|", "`", "<img>", "a" * 300, "é" * 200, "__metadata__", "wnconvert"),
     *("lora_A.weight", "running_mean", "weight_orig", "weight_u", "optimizer", "None", "0", "-1", "1e999"),
 )

@@ -37,7 +37,9 @@ class Worker:
     def __enter__(self) -> Worker:
         return self
 
-    def __exit__(self, _: type[BaseException] | None, __: BaseException | None, ___: TracebackType | None) -> None:
+    def __exit__(
+        self, _: type[BaseException] | None, __: BaseException | None, ___: TracebackType | None
+    ) -> None:
         self._end()
 
     def run(self, **request: Any) -> Outcome:
@@ -57,7 +59,9 @@ class Worker:
                 continue
             code = self._end()
             if doing[:1] != ["run"]:  # another reader, or what is ours: making the case
-                return Outcome(runs, () if doing else (("fuzzer", f"ended with {code} before a command", ""),))
+                return Outcome(
+                    runs, () if doing else (("fuzzer", f"ended with {code} before a command", ""),)
+                )
             fault = "hang" if said.get("hangs") else f"crash ({code})"
             return Outcome(runs, ((fault, " ".join(doing[1:3]), str(doing[1:])),))
 
@@ -77,7 +81,12 @@ class Worker:
     def _started(self) -> subprocess.Popen[bytes]:
         if self._process is not None:
             return self._process
-        variables = {"OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1", "PYTHONFAULTHANDLER": "1", "MPLBACKEND": "agg"}
+        variables = {
+            "OMP_NUM_THREADS": "1",
+            "MALLOC_ARENA_MAX": "1",
+            "PYTHONFAULTHANDLER": "1",
+            "MPLBACKEND": "agg",
+        }
         process = self._process = subprocess.Popen(
             [sys.executable, "-m", "tests.fuzz.worker"],
             stdin=subprocess.PIPE,

@@ -46,7 +46,9 @@ def main() -> None:
         _tell(told, faults=faults, runs=len(case.runs))
 
 
-def faults_of(case: Case, doing: Any = lambda what: None, *, aloud: bool = False) -> list[tuple[str, str, str]]:
+def faults_of(
+    case: Case, doing: Any = lambda what: None, *, aloud: bool = False
+) -> list[tuple[str, str, str]]:
     """Run a case in a folder of its own: kinds of faults, each with its words and the command."""
     faults: list[tuple[str, str, str]] = []
     top = Path(tempfile.mkdtemp(prefix="wnconvert-fuzz-"))

@@ -10,9 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from random import Random
+from typing import Any
 
-from tests.fuzz.values import TEXTS, edge, spoilt
 from tests.fuzz.case import Case, on_file
+from tests.fuzz.values import TEXTS, edge, spoilt
 
 __all__ = ["archive", "case", "records_of"]
 
@@ -84,33 +85,34 @@ def case(random: Random) -> Case:
 def _changed(random: Random, record: _Record) -> _Record:
     """A record with one thing about it changed."""
     near = random.choice([len(record.data), zlib.crc32(record.data), 0])
+    text = random.choice(TEXTS).encode("utf-8", "surrogatepass")
+    change: dict[str, Any] = {}
     match random.randrange(10):
         case 0:
-            return replace(record, local=record.local | {random.choice(_LOCAL): edge(random, near)})
+            change["local"] = record.local | {random.choice(_LOCAL): edge(random, near)}
         case 1 | 2:
-            return replace(record, entry=record.entry | {random.choice(_ENTRY): edge(random, near)})
+            change["entry"] = record.entry | {random.choice(_ENTRY): edge(random, near)}
         case 3:
             wide = [edge(random, near) for _ in range(random.randrange(4))]
-            extra = struct.pack("<HH", 1, 8 * len(wide)) + b"".join(struct.pack("<Q", n & _64) for n in wide)
-            full = {name: 0xFFFFFFFF for name in random.sample(["packed", "plain", "place"], 2)}
-            return replace(record, extra=extra, entry=record.entry | full)
+            change["extra"] = _pack(f"HH{'Q' * len(wide)}", 1, 8 * len(wide), *wide)
+            full = random.sample(["packed", "plain", "place"], 2)
+            change["entry"] = record.entry | dict.fromkeys(full, 0xFFFFFFFF)
         case 4:
-            name = random.choice(TEXTS).encode("utf-8", "surrogatepass")
             top, _, rest = record.name.partition(b"/")
-            made = random.choice([name, top + b"/" + name, top + name + b"/" + rest, b"\xff" + name])
-            return replace(record, name=made)
+            names = [text, top + b"/" + text, top + text + b"/" + rest, b"\xff" + text]
+            change["name"] = random.choice(names)
         case 5:
-            return replace(record, other_name=random.choice(TEXTS).encode("utf-8", "surrogatepass"))
+            change["other_name"] = text
         case 6:
-            return replace(record, extra=random.randbytes(random.choice([1, 3, 4, 8, 40])))
+            change["extra"] = random.randbytes(random.choice([1, 3, 4, 8, 40]))
         case 7:
-            return replace(record, comment=random.randbytes(random.choice([1, 20, 300])))
+            change["comment"] = random.randbytes(random.choice([1, 20, 300]))
         case 8:  # really compressed
-            packed = zlib.compress(record.data)[2:-4]
             sizes = {"method": 8, "plain": len(record.data), "crc": zlib.crc32(record.data)}
-            return replace(record, data=packed, local=sizes, entry=dict(sizes))
+            change |= {"data": zlib.compress(record.data)[2:-4], "local": sizes, "entry": dict(sizes)}
         case _:
-            return replace(record, data=spoilt(random, record.data))
+            change["data"] = spoilt(random, record.data)
+    return replace(record, **change)
 
 
 _64 = (1 << 64) - 1

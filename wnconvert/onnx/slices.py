@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from wnconvert.errors import FormatError
 from wnconvert.onnx.file.model import Constant, Node, OnnxFunction
 from wnconvert.onnx.file.reader import OnnxFile
 from wnconvert.onnx.file.tensors import CODES
@@ -57,6 +58,16 @@ class Slices:
         )
         content: bytes = made.SerializeToString()
         return content
+
+    def parsed(self, kind: Any, record: ByteRange) -> Any:
+        """The message in a record of the model's file. Raises ``FormatError`` where there is none."""
+        from google.protobuf.message import DecodeError
+
+        try:
+            return kind.FromString(self.content(record))
+        except DecodeError as error:
+            what = f"a {kind.DESCRIPTOR.name} in it is not one that the onnx package reads ({error})"
+            raise FormatError(what, fix="export the model again") from error
 
     def content(self, record: ByteRange) -> bytes:
         """The content of a record of the model's file."""
@@ -109,7 +120,7 @@ class _Cut:
         inputs = [self.used(path, name, calls) if name else "" for name in node.inputs]
         for used in self.captured(node):
             self.value(used, calls)
-        made = NodeProto.FromString(self.slices.content(node.record))
+        made = self.slices.parsed(NodeProto, node.record)
         prefix = f"call {len(self.names)}/" if in_function else ""
         for output in filter(None, node.outputs):
             self.names[(path, output), calls] = prefix + output
@@ -149,7 +160,7 @@ class _Cut:
                 if not calls:
                     raise UnreachableError(attribute.ref_attr_name)
                 _, caller = self.caller(path, calls)
-                given = NodeProto.FromString(self.slices.content(caller.record)).attribute
+                given = self.slices.parsed(NodeProto, caller.record).attribute
                 name, wanted = attribute.name, attribute.ref_attr_name
                 values = [item for item in given if item.name == wanted and not item.ref_attr_name]
                 if not values:
@@ -178,7 +189,7 @@ class _Cut:
     def tensor(self, constant: Constant, name: str) -> Any:
         from onnx import TensorProto
 
-        made = TensorProto.FromString(self.slices.content(constant.record))
+        made = self.slices.parsed(TensorProto, constant.record)
         if constant.is_external:
             made.raw_data = self.slices.bytes(self.slices.opened.externals[constant.record.start])
             made.ClearField("external_data")
@@ -192,4 +203,4 @@ class _Cut:
         if not self.calls_functions:
             return []
         functions = self.slices.opened.model.functions
-        return [FunctionProto.FromString(self.slices.content(item.record)) for item in functions]
+        return [self.slices.parsed(FunctionProto, item.record) for item in functions]
