@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import sys
 
-from wnconvert.signals import on_endings
-
 __all__ = ["start"]
 
 
@@ -25,7 +23,12 @@ def _ended(*_: object) -> None:
 
 def start() -> None:
     """Run the command line and exit."""
-    on_endings(_ended)
+    try:
+        from wnconvert.signals import on_endings
+
+        on_endings(_ended)
+    except KeyboardInterrupt:
+        _ended()
     from wnconvert import cli
 
     cli.main()

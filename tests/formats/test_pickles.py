@@ -127,6 +127,24 @@ class Registered:
     pass
 
 
+@pytest.mark.parametrize("protocol", range(2, 6))
+def test_a_pickle_that_names_no_protocol_is_of_that_of_its_newest_operation(protocol: int) -> None:
+    newest = {2: (True, 1), 3: b"x", 4: {1}, 5: bytearray(b"x")}[protocol]
+    data = pickle.dumps(newest, protocol)
+    assert data[:1] == b"\x80"
+    bare = data[2:] if protocol < 4 else data[11:]  # a frame too
+    assert pickle.loads(bare) == newest
+    assert load(bare).protocol == load(data).protocol == protocol
+    assert again(bare)[:2] == bytes([0x80, protocol])
+
+
+@pytest.mark.parametrize("protocol", [0, 1])
+def test_old_pickles_stay_old(protocol: int) -> None:
+    data = pickle.dumps([True, {"a": 1}, (1, 2)], protocol)
+    assert load(data).protocol <= protocol
+    assert b"\x80" not in again(data)
+
+
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_builtins_come_back(protocol: int) -> None:
     value = {
@@ -289,7 +307,7 @@ def test_the_protocol_is_kept(protocol: int) -> None:
     data = pickle.dumps({"a": [1, 2.0, "x", None, (1, 2), 300, collections.OrderedDict(a=1)]}, protocol)
     read = load(data)
     written = again(data)
-    assert read.protocol == (protocol if protocol >= 2 else 0)
+    assert read.protocol == protocol
     assert max(opcode.proto for opcode, _, _ in pickletools.genops(written)) <= max(protocol, 1)
 
 

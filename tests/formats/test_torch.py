@@ -907,3 +907,73 @@ def test_an_archive_that_is_not_frozen_is_folded_also_where_it_has_constants(tmp
 
     for module, layers in ((None, 1), (Scaled(), 1), (Plain(), 0)):
         assert len(fold_layers(scripted(tmp_path, frozen=False, module=module))) == layers
+
+
+# -- TorchScript archives that pack themselves
+
+
+class Packing(nn.Module):
+    """A module whose code alone knows what its state is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(3, 3))
+        self.training = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.weight
+
+    @torch.jit.export
+    def __getstate__(self) -> tuple[Tensor, bool]:
+        return self.weight, self.training
+
+    @torch.jit.export
+    def __setstate__(self, state: tuple[Tensor, bool]) -> None:
+        self.weight = state[0]  # type: ignore[assignment]
+        self.training = state[1]
+
+
+class Around(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.linear = Packing(), nn.Linear(3, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.inner(self.linear(x))
+        return out
+
+
+def _scripted(module: nn.Module, path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=DeprecationWarning, message=".*torch.jit.*")
+        torch.jit.save(torch.jit.script(module), path)
+
+
+def test_a_module_that_packs_itself_is_refused_with_the_way_to_its_names(tmp_path: Path) -> None:
+    _scripted(Packing(), tmp_path / "in.pt")
+    with zipfile.ZipFile(tmp_path / "in.pt") as archive:
+        assert any(info.compress_type for info in archive.infolist()), "torch compresses its code"
+    with pytest.raises(InputError, match="only its code knows the names of its tensors") as caught:
+        fold_file(tmp_path / "in.pt", copy=True)
+    assert "torch.jit.load(FILE).state_dict()" in caught.value.fix
+
+
+def test_what_a_part_packs_is_left_out_with_a_note(tmp_path: Path) -> None:
+    _scripted(Around(), tmp_path / "in.pt")
+    result = fold_file(tmp_path / "in.pt", tmp_path / "o.pt", copy=True)
+    assert list(torch.load(tmp_path / "o.pt")) == ["linear.weight", "linear.bias"]
+    packed = [note for note in result.notes if "__getstate__" in note]
+    assert len(packed) == 1
+    assert "Packing" in packed[0]
+
+
+def test_a_pickle_without_its_protocol_is_written_as_torch_reads_it(tmp_path: Path) -> None:
+    source = saved(pair() | {"flag": True}, tmp_path)
+    with zipfile.ZipFile(source) as archive:
+        records = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(source, "w") as archive:
+        for name, data in records.items():
+            archive.writestr(name, data[2:] if name.endswith("data.pkl") else data)
+    assert torch.load(source, weights_only=True)["flag"] is True
+    out = fold(source)
+    assert torch.load(out, weights_only=True)["flag"] is True
