@@ -22,7 +22,16 @@ __all__ = ["DELIBERATE", "after_run", "read"]
 
 
 #: What is refused although other readers take it, on purpose: the words of the refusal, each with its reason.
-DELIBERATE: Mapping[str, str] = {}
+DELIBERATE: Mapping[str, str] = {
+    r"has the key '.*' twice": "readers differ on which of the two counts",
+    r"is in its zip directory twice": "the same",
+    r"records .* overlap": "one reader's tensor is another's header",
+    r"is compressed": "nothing is inflated: a few bytes would become any number",
+    r"is encrypted": "the same",
+    r"not a checkpoint of a known format": "safetensors' own page: the header begins with {",
+    r"does not have the entries that it announces": "the directory may be cut short",
+    r"lies outside of the file": "the same",
+}
 
 #: Targets of which all that torch or safetensors reads must be read.
 _HELD = {"pickles", "zips", "safetensors", "folders"}

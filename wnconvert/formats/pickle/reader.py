@@ -200,9 +200,9 @@ class _Machine:
             self.to_mark()  # POP on an open mark closes it
 
     def put(self, index: Value) -> None:
-        # Python numbers its memo entries from 0, so an index past the operations so far is an attack
+        # Python numbers its memo entries from 0, so a large index past the operations so far is an attack
         # on readers that keep the memo in an array.
-        if not 0 <= index <= self.operations:
+        if not 0 <= index <= max(self.operations, 255):
             raise _refuse(f"uses the absurd memo index {index}")
         self.memo[index] = self.stack[-1]
 

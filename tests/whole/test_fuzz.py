@@ -1,0 +1,44 @@
+"""A few cases of each target of the fuzzer; more run by hand (`make fuzz`)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.fuzz.case import from_file, to_file
+from tests.fuzz.targets import TARGETS, made
+from tests.fuzz.watch import Worker
+
+SEED = 0
+
+
+@pytest.fixture(scope="module")
+def worker() -> Iterator[Worker]:
+    with Worker() as started:
+        yield started
+
+
+@pytest.mark.parametrize("cases", [8, pytest.param(100, marks=pytest.mark.full)])
+@pytest.mark.parametrize("target", TARGETS)
+def test_no_case_shows_a_fault(target: str, cases: int, worker: Worker) -> None:
+    for number in range(cases):
+        outcome = worker.run(target=target, seed=SEED, number=number)
+        assert outcome.faults == (), f"--targets {target} --seed {SEED} --first {number}"
+        assert outcome.runs > 0
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_case_is_made_of_its_seed_and_number_and_kept_whole(target: str, tmp_path: Path) -> None:
+    case = made(target, SEED, 3)
+    assert made(target, SEED, 3) == case != made(target, SEED, 4)
+    to_file(case, tmp_path / "case.json")
+    assert from_file(tmp_path / "case.json") == case
+
+
+def test_what_hangs_is_ended_and_told(worker: Worker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tests.fuzz.watch._WATCH", 0.0)
+    with Worker() as hasty:
+        outcomes = [hasty.run(target="onnx", seed=SEED, number=number) for number in range(3)]
+    assert any(kind == "hang" for outcome in outcomes for kind, _, _ in outcome.faults)
