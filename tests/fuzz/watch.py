@@ -8,6 +8,7 @@ import select
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -31,7 +32,8 @@ class Outcome:
 class Worker:
     """A process that runs cases, started again after one that hangs or crashes."""
 
-    def __init__(self) -> None:
+    def __init__(self, command: Sequence[str] = ("-m", "tests.fuzz.worker")) -> None:
+        self._command = command
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Worker:
@@ -88,7 +90,7 @@ class Worker:
             "MPLBACKEND": "agg",
         }
         process = self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.fuzz.worker"],
+            [sys.executable, *self._command],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             cwd=Path(__file__).parents[2],

@@ -37,8 +37,21 @@ def test_a_case_is_made_of_its_seed_and_number_and_kept_whole(target: str, tmp_p
     assert from_file(tmp_path / "case.json") == case
 
 
-def test_what_hangs_is_ended_and_told(worker: Worker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tests.fuzz.watch._WATCH", 0.0)
-    with Worker() as hasty:
-        outcomes = [hasty.run(target="onnx", seed=SEED, number=number) for number in range(3)]
-    assert any(kind == "hang" for outcome in outcomes for kind, _, _ in outcome.faults)
+STUCK = """
+import os, sys
+print('{"ready": true}', flush=True)
+sys.stdin.readline()
+print('{"doing": ["run", "fold", "in.pt"]}', flush=True)
+"""
+
+
+@pytest.mark.parametrize(
+    ("end", "fault"),
+    [("while True: pass", "hang"), ("os.abort()", "crash (-6)"), ("sys.exit(7)", "crash (7)")],
+)
+def test_what_hangs_or_crashes_is_told(end: str, fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tests.fuzz.watch._WATCH", 0.1)
+    with Worker(["-c", STUCK + end]) as worker:
+        for _ in range(2):
+            ((kind, words, _),) = worker.run(target="zips", seed=SEED, number=0).faults
+            assert (kind, words) == (fault, "fold in.pt")
