@@ -573,7 +573,7 @@ def test_nothing_named_in_a_pickle_is_imported_or_called(
     before = set(sys.modules)
     for _, data in pickles:
         read = load(data)
-        assert load(dump(read.root, read.protocol)).protocol == read.protocol
+        assert load(dump(read.root, read.protocol)).protocol == max(read.protocol, 1)
         assert list(walk(read.root))
     assert set(sys.modules) == before
     assert [path.name for path in tmp_path.iterdir()] == ["witness_module.py"]
