@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import collections
 import copyreg
 import functools
@@ -570,6 +571,7 @@ def test_nothing_named_in_a_pickle_is_imported_or_called(
     monkeypatch.syspath_prepend(str(tmp_path))
     (tmp_path / "witness_module.py").write_text("import pathlib; pathlib.Path('ran').touch()\nx = print\n")
     pickles = list(planted(tmp_path))
+    codecs.lookup("raw-unicode-escape")  # of the operation UNICODE
     before = set(sys.modules)
     for _, data in pickles:
         read = load(data)

@@ -10,6 +10,7 @@ onnx         ONNX models: the fields of their messages
 folders      folders: the index, the shards, and torch.distributed's metadata
 commands     command lines: options, values, names of files
 targets      what is fuzzed, by name
+functions    two ONNX models run side by side
 check        what is wrong with what a command did, by readers that are not ours and exact numbers
 worker       the process that runs the cases, with limits of memory
 watch        that process from outside: hangs and crashes

@@ -14,6 +14,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from tests.fuzz import functions
 from tests.fuzz.case import Case
 from tests.helpers.infos import halves
 from tests.helpers.tool import Ended
@@ -105,26 +106,27 @@ def read(path: Path) -> Any:
                     return {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
             if path.suffix == ".npz":
                 with np.load(path, allow_pickle=False) as arrays:
-                    return {name: arrays[name] for name in arrays.files}
+                    return {name: torch.from_numpy(np.asarray(arrays[name])) for name in arrays.files}
             return torch.load(path, map_location="cpu", weights_only=True) if head else None
     except Exception:  # noqa: BLE001 - whatever another reader says of such a file
         return None
 
 
 def _output(verb: str, options: list[str], source: Path, out: Path) -> Iterator[tuple[str, str]]:
-    before = read(source)
     if out.suffix == ".onnx":
+        yield from functions.differ(source, out)
         return
-    after = read(out)
+    before, after = read(source), read(out)
     if after is None:
         if before is not None or out.suffix == ".safetensors":
             yield "unreadable output", f"{source.suffix} to {out.suffix} by {verb}"
         return
-    if before is None or "--dtype" in options:
+    if before is None:
         return
+    dtype = getattr(torch, options[options.index("--dtype") + 1]) if "--dtype" in options else None
     there, made = dict(_states("", before)), dict(_states("", after))
     for path in there.keys() & made.keys():
-        for wrong in _wrong(verb, there[path], made[path]):
+        for wrong in _wrong(verb, there[path], made[path], dtype):
             yield "wrong numbers", f"{verb}: {wrong}"
 
 
@@ -138,10 +140,16 @@ def _states(path: str, tree: Any) -> Iterator[tuple[str, dict[str, Tensor]]]:
             yield from _states(f"{path}.{key}" if path else str(key), item)
 
 
-def _wrong(verb: str, before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> Iterator[str]:
-    """What differs from the formula, or, where nothing was computed, from the bytes as they were."""
+def _wrong(
+    verb: str, before: Mapping[str, Tensor], after: Mapping[str, Tensor], dtype: torch.dtype | None
+) -> Iterator[str]:
+    """What differs from the formula, or, where nothing was computed, from the bytes as they were.
+
+    Kept tensors of floats are cast to ``dtype``, where that is given, as torch does it.
+    """
     for name in before.keys() & after.keys():
-        if not _same(before[name], after[name]):
+        was = before[name].to(dtype) if dtype and before[name].dtype in _UNITS else before[name]
+        if not _same(was, after[name]):
             yield f"a kept tensor: {name!r}"
     if verb == "fold":
         for weight, (g, v) in halves(before).items():
