@@ -137,6 +137,7 @@ def test_a_pickle_that_names_no_protocol_is_of_that_of_its_newest_operation(prot
     assert pickle.loads(bare) == newest
     assert load(bare).protocol == load(data).protocol == protocol
     assert again(bare)[:2] == bytes([0x80, protocol])
+    assert load(b"\x80\x01" + bare).protocol == protocol, "or an older one than it has"
 
 
 @pytest.mark.parametrize("protocol", [0, 1])

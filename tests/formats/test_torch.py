@@ -23,9 +23,14 @@ from torch.nn.utils import parametrizations
 from torch.nn.utils.parametrize import remove_parametrizations
 from torch.utils.serialization import config
 
+from tests.helpers.bad_files import zipped
 from tests.helpers.golden import FIXTURES
 from wnconvert.errors import ArgumentError, FormatError, InputError
+from wnconvert.formats.pickle.values import Dict
+from wnconvert.formats.pickle.writer import dump
+from wnconvert.formats.torch.records import storage_record, tensor_record
 from wnconvert.storage.checkpoint import open_checkpoint
+from wnconvert.tensors.dtypes import dtype_named
 from wnconvert.verbs.conversion.convert import Result
 from wnconvert.verbs.conversion.files import fold_file, migrate_file, split_file
 from wnconvert.verbs.inspection.inspect import inspect_file
@@ -977,3 +982,21 @@ def test_a_pickle_without_its_protocol_is_written_as_torch_reads_it(tmp_path: Pa
     assert torch.load(source, weights_only=True)["flag"] is True
     out = fold(source)
     assert torch.load(out, weights_only=True)["flag"] is True
+
+
+@pytest.mark.parametrize(
+    ("dtype", "numel", "fits"), [("float32", 12, True), ("float16", 12, False), ("float32", 11, False)]
+)
+def test_a_storage_that_is_told_in_two_ways_is_refused(
+    dtype: str, numel: int, fits: bool, tmp_path: Path
+) -> None:
+    pairs: list[tuple[Any, Any]] = []
+    for name, of, count in (("a", "float32", 12), ("b", dtype, numel)):
+        storage = storage_record("0", dtype_named(of), "cpu", count)
+        pairs.append((name, tensor_record(storage, 0, (3,), (1,), dtype_named(of))))
+    source = zipped({"x/data.pkl": dump(Dict(pairs), 2), "x/data/0": bytes(48)}, tmp_path)
+    if fits:
+        assert inspect_file(source).parameters == 3
+        return
+    with pytest.raises(FormatError, match=rf"storage 0 is said to be 12 × float32, and {numel} × {dtype}"):
+        inspect_file(source)

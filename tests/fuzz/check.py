@@ -28,6 +28,7 @@ DELIBERATE: Mapping[str, str] = {
     r"is in its zip directory twice": "the same",
     r"records .* overlap": "one reader's tensor is another's header",
     r"is compressed": "nothing is inflated: a few bytes would become any number",
+    r"its storage .* is said to be": "torch takes the first of two that contradict each other",
     r"is encrypted": "the same",
     r"not a checkpoint of a known format": "safetensors' own page: the header begins with {",
     r"does not have the entries that it announces": "the directory may be cut short",

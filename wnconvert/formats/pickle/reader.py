@@ -83,7 +83,7 @@ def load(source: bytes | Stream) -> Pickle:
         # entry surfaces here as IndexError or KeyError. All of them mean the same to the user.
         raise FormatError(f"the pickle in it is damaged ({_reason(error)})", fix=_DAMAGED) from error
     _check_depth(root)
-    return Pickle(root, machine.newest if machine.protocol is None else machine.protocol)
+    return Pickle(root, max(machine.protocol, *(_PROTOCOLS[name] for name in machine.names)))
 
 
 _DAMAGED = "download or save the file again"
@@ -159,15 +159,14 @@ class _Machine:
         self.stack: list[Value] = []
         self.below: list[list[Value]] = []
         self.memo: dict[int, Value] = {}
-        self.protocol: int | None = None  # that which the pickle names
+        self.protocol = 0  # that which the pickle names
         self.spent = 0
         self.operations = 0
-        self.newest = 0  # the first protocol that has all operations so far
+        self.names: set[str] = set()  # of the operations so far
 
     def step(self, name: str, arg: Value) -> None:
         self.operations += 1
-        if self.protocol is None:
-            self.newest = max(self.newest, _PROTOCOLS[name])
+        self.names.add(name)
         self.spent += _COST_OF_NODE if name in _MAKES_NODE else _COST_OF_VALUE
         if arg is not None:
             self.spent += sys.getsizeof(arg)

@@ -331,8 +331,21 @@ def open_legacy(file: ReadableFile) -> TorchFile:
 
 
 def _storages_of(values: Iterable[Value]) -> dict[str, Storage]:
-    storages = (read_storage(value) for value in values if isinstance(value, PersistentId))
-    return {storage.key: storage for storage in storages if storage is not None}
+    """The storages by their keys. Raises ``FormatError`` for one that is told in two ways: readers differ."""
+    storages: dict[str, Storage] = {}
+    for value in values:
+        if isinstance(value, PersistentId) and (storage := read_storage(value)) is not None:
+            first = storages.setdefault(storage.key, storage)
+            if (first.dtype, first.numel) != (storage.dtype, storage.numel):
+                raise FormatError(
+                    f"its storage {storage.key} is said to be {_told(first)}, and {_told(storage)}",
+                    fix="save it again",
+                )
+    return storages
+
+
+def _told(storage: Storage) -> str:
+    return f"{storage.numel} × {storage.dtype or 'byte'}"
 
 
 def check_storages(root: Value, ranges: Mapping[str, ByteRange]) -> None:
