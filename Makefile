@@ -6,7 +6,7 @@ DEV := .venv
 LIGHT := .venv-demo
 DEMO := build/demo
 
-.PHONY: help demo test run-tests quick full packages check bench fixtures golden clean
+.PHONY: help demo test run-tests quick full packages check bench fuzz fixtures golden clean
 
 help:
 	@echo "make demo      install the light package (no torch), fold a checkpoint, show the result"
@@ -15,6 +15,7 @@ help:
 	@echo "make full      run the many combinations that make test leaves out"
 	@echo "make packages  install packages with such models (pinned), and try the verbs on their classes"
 	@echo "make bench     run the benchmarks of tests/bench"
+	@echo "make fuzz      damage files and command lines for an hour, and see what the verbs do (tests/fuzz)"
 	@echo "make fixtures  build the files of fixtures/ again"
 	@echo "make golden    write the outputs in fixtures/golden, README.md and docs again"
 	@echo "make clean     remove what the others made"
@@ -75,6 +76,9 @@ packages: $(PACKAGES)/stamp
 
 bench: $(DEV)/stamp
 	$(DEV)/bin/python -m tests.bench
+
+fuzz: $(DEV)/stamp
+	$(DEV)/bin/python -m tests.fuzz --minutes 60 --seed 1
 
 fixtures: $(DEV)/stamp
 	$(DEV)/bin/python fixtures/make.py

@@ -10,7 +10,8 @@
     ├── TooFewLayersError   fewer layers would change than are required; exit code 1
     └── VerifyError         the output was read back and differs from the plan; exit code 1
 
-Any other exception that leaves this package, such as a ``KeyError``, is a bug.
+What the system does not give stays what it is (``MemoryError``, ``OSError``); the command line tells it in
+words. Any other exception that leaves this package, such as a ``KeyError``, is a bug.
 """
 
 from __future__ import annotations

@@ -37,6 +37,8 @@ def printable(text: str) -> str:
     >>> print(printable("conv" + chr(27) + "[2J.weight"))
     conv\x1b[2J.weight
     """
+    if text.isprintable():
+        return text
     return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
 
 

@@ -23,9 +23,14 @@ from torch.nn.utils import parametrizations
 from torch.nn.utils.parametrize import remove_parametrizations
 from torch.utils.serialization import config
 
+from tests.helpers.bad_files import zipped
 from tests.helpers.golden import FIXTURES
 from wnconvert.errors import ArgumentError, FormatError, InputError
+from wnconvert.formats.pickle.values import Dict
+from wnconvert.formats.pickle.writer import dump
+from wnconvert.formats.torch.records import storage_record, tensor_record
 from wnconvert.storage.checkpoint import open_checkpoint
+from wnconvert.tensors.dtypes import dtype_named
 from wnconvert.verbs.conversion.convert import Result
 from wnconvert.verbs.conversion.files import fold_file, migrate_file, split_file
 from wnconvert.verbs.inspection.inspect import inspect_file
@@ -930,3 +935,91 @@ def test_an_archive_that_is_not_frozen_is_folded_also_where_it_has_constants(tmp
 
     for module, layers in ((None, 1), (Scaled(), 1), (Plain(), 0)):
         assert len(fold_layers(scripted(tmp_path, frozen=False, module=module))) == layers
+
+
+# -- TorchScript archives that pack themselves
+
+
+class Packing(nn.Module):
+    """A module whose code alone knows what its state is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(3, 3))
+        self.training = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.weight
+
+    @torch.jit.export
+    def __getstate__(self) -> tuple[Tensor, bool]:
+        return self.weight, self.training
+
+    @torch.jit.export
+    def __setstate__(self, state: tuple[Tensor, bool]) -> None:
+        self.weight = state[0]  # type: ignore[assignment]
+        self.training = state[1]
+
+
+class Around(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.linear = Packing(), nn.Linear(3, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.inner(self.linear(x))
+        return out
+
+
+def _scripted(module: nn.Module, path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=DeprecationWarning, message=".*torch.jit.*")
+        torch.jit.save(torch.jit.script(module), path)
+
+
+def test_a_module_that_packs_itself_is_refused_with_the_way_to_its_names(tmp_path: Path) -> None:
+    _scripted(Packing(), tmp_path / "in.pt")
+    with zipfile.ZipFile(tmp_path / "in.pt") as archive:
+        assert any(info.compress_type for info in archive.infolist()), "torch compresses its code"
+    with pytest.raises(InputError, match="only its code knows the names of its tensors") as caught:
+        fold_file(tmp_path / "in.pt", copy=True)
+    assert "torch.jit.load(FILE).state_dict()" in caught.value.fix
+
+
+def test_what_a_part_packs_is_left_out_with_a_note(tmp_path: Path) -> None:
+    _scripted(Around(), tmp_path / "in.pt")
+    result = fold_file(tmp_path / "in.pt", tmp_path / "o.pt", copy=True)
+    assert list(torch.load(tmp_path / "o.pt")) == ["linear.weight", "linear.bias"]
+    packed = [note for note in result.notes if "__getstate__" in note]
+    assert len(packed) == 1
+    assert "Packing" in packed[0]
+
+
+def test_a_pickle_without_its_protocol_is_written_as_torch_reads_it(tmp_path: Path) -> None:
+    source = saved(pair() | {"flag": True}, tmp_path)
+    with zipfile.ZipFile(source) as archive:
+        records = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(source, "w") as archive:
+        for name, data in records.items():
+            archive.writestr(name, data[2:] if name.endswith("data.pkl") else data)
+    assert torch.load(source, weights_only=True)["flag"] is True
+    out = fold(source)
+    assert torch.load(out, weights_only=True)["flag"] is True
+
+
+@pytest.mark.parametrize(
+    ("dtype", "numel", "fits"), [("float32", 12, True), ("float16", 12, False), ("float32", 11, False)]
+)
+def test_a_storage_that_is_told_in_two_ways_is_refused(
+    dtype: str, numel: int, fits: bool, tmp_path: Path
+) -> None:
+    pairs: list[tuple[Any, Any]] = []
+    for name, of, count in (("a", "float32", 12), ("b", dtype, numel)):
+        storage = storage_record("0", dtype_named(of), "cpu", count)
+        pairs.append((name, tensor_record(storage, 0, (3,), (1,), dtype_named(of))))
+    source = zipped({"x/data.pkl": dump(Dict(pairs), 2), "x/data/0": bytes(48)}, tmp_path)
+    if fits:
+        assert inspect_file(source).parameters == 3
+        return
+    with pytest.raises(FormatError, match=rf"storage 0 is said to be 12 × float32, and {numel} × {dtype}"):
+        inspect_file(source)

@@ -74,7 +74,7 @@ def _exit_code() -> int:
 
 def _text(file: IO[bytes]) -> str:
     file.seek(0)
-    return file.read().decode()
+    return file.read().decode(errors="backslashreplace")
 
 
 @contextlib.contextmanager

@@ -15,6 +15,7 @@ from wnconvert.layers.find import FoundPairs, find_pairs
 from wnconvert.layers.schemes import Selection
 
 Tensors = list[tuple[str, Shape]]
+Names = tuple[str, str]
 Halves = Callable[[str], list[tuple[str, Shape, str]]]
 
 
@@ -263,3 +264,45 @@ def test_a_weight_beside_both_halves_is_one_too_many_as_before() -> None:
     found = find_pairs(infos(*pair("fc.weight", (8, 3)), ("fc.weight", (8, 3))))
     assert seen(found)[:2] == ([], ["fc.weight"])
     assert "the plain weight of that name" in found.refused[0].reason
+
+
+def typed(names: Names, g: str, v: str, shapes: tuple[Shape, Shape] = ((8, 1, 1), (8, 4, 3))) -> FoundPairs:
+    return find_pairs(infos(*zip(names, shapes, (g, v), strict=True)))
+
+
+TORCHS = (
+    ("a.weight_g", "a.weight_v"),
+    ("a.parametrizations.weight.original0", "a.parametrizations.weight.original1"),
+)
+
+
+@pytest.mark.parametrize("names", TORCHS, ids=["legacy", "parametrize"])
+@pytest.mark.parametrize(("g", "v"), [("int8", "float32"), ("float32", "bool"), ("int64", "int64")])
+def test_a_pair_of_integers_is_left_alone_with_a_note(names: Names, g: str, v: str) -> None:
+    found = typed(names, g, v)
+    assert (found.layers, found.refused, found.halves) == ((), (), ())
+    (note,) = notes_on_passed(found.passed)
+    which, dtype = (names[0], g) if g != "float32" else (names[1], v)
+    assert note == f"{names[0]} and {names[1]} are not taken for weight norm: {which} is {dtype}, not a float"
+
+
+@pytest.mark.parametrize(
+    ("names", "shapes"),
+    [
+        (("emb_g", "emb_v"), ((3,), (5,))),
+        (("a.weight_g", "a.weight_v"), ((7, 1, 1), (8, 4, 3))),
+        (("b_g", "b_v"), ((8,), (8,))),
+        (("fc.weight_g", "fc.weight"), ((8, 1), (8, 3))),
+    ],
+    ids=["two lengths", "no magnitude", "biases", "a plain weight"],
+)
+def test_integers_of_such_names_that_could_be_no_layer_are_nobodys(
+    names: Names, shapes: tuple[Shape, Shape]
+) -> None:
+    assert typed(names, "int64", "int64", shapes).passed == ()
+
+
+def test_a_pair_of_integers_that_is_not_asked_for_is_not_told() -> None:
+    pair_of_integers = infos(*pair("a.weight", dtype="int8"))
+    assert find_pairs(pair_of_integers).passed
+    assert find_pairs(pair_of_integers, Selection(exclude=("a.*",))).passed == ()

@@ -40,6 +40,52 @@ def test_csv_is_read_back_as_it_was() -> None:
     assert list(csv.reader(io.StringIO(TABLE.csv()))) == [list(TABLE.heads), *map(list, TABLE.rows)]
 
 
+@pytest.mark.parametrize(
+    ("cell", "shown"),
+    [
+        ("=1+1", "'=1+1"),
+        ("+1+1", "'+1+1"),
+        ("-1+1", "'-1+1"),
+        ("@SUM(A1)", "'@SUM(A1)"),
+        ("\t=1", r"'\t=1"),
+        ("\r=1", r"'\r=1"),
+        ("a=1", "a=1"),
+        ("-0.5", "-0.5"),
+        ("-inf", "-inf"),
+        ("+1e-3", "+1e-3"),
+        ('a"b,c', 'a"b,c'),
+        ("a\nb", r"a\nb"),
+        ("a\x1b[31mb", r"a\x1b[31mb"),
+        ("\ud800", r"\ud800"),
+    ],
+)
+def test_a_cell_of_csv_is_no_formula_and_controls_nothing(cell: str, shown: str) -> None:
+    text = Table(("layer", "n"), ((cell, "1"),)).csv()
+    assert list(csv.reader(io.StringIO(text))) == [["layer", "n"], [shown, "1"]]
+
+
+@pytest.mark.parametrize(
+    ("cell", "shown"),
+    [
+        ("dec.weight_g", "dec.weight_g"),
+        ("a|b", r"a\|b"),
+        ("a\\|b", r"a\\\|b"),
+        ("<img src=x>", r"\<img src=x\>"),
+        ("a`b", r"a\`b"),
+        ("[a](b)", r"\[a\](b)"),
+        ("*a*", r"\*a\*"),
+        ("_orig_mod.a_", r"\_orig_mod.a\_"),
+        ("&lt;", r"\&lt;"),
+        ("@name", "<code>@name</code>"),
+        ("#1", "<code>#1</code>"),
+        ("a\nb", r"a\\nb"),
+    ],
+)
+def test_markdown_shows_a_cell_as_it_is(cell: str, shown: str) -> None:
+    *_, row = Table(("layer", "n"), ((cell, "1"),)).markdown().splitlines()
+    assert [part.strip() for part in row[1:-1].rsplit("|", 1)] == [shown, "1"]
+
+
 def test_names_cannot_move_the_cursor() -> None:
     assert "\x1b" not in Table(("layer",), (("a\x1b[2Jb",),)).text()
 

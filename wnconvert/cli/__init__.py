@@ -34,6 +34,7 @@ from wnconvert.cli.loads import loads
 from wnconvert.cli.options import EXIT_CODES
 from wnconvert.cli.terminal import put_json
 from wnconvert.cli.words import Verbs, help_command
+from wnconvert.signals import on_endings
 
 __all__ = ["cli", "main"]
 
@@ -69,12 +70,9 @@ def main() -> NoReturn:
         warnings.simplefilter("ignore")  # warnings of libraries mean nothing to a user of this tool
     if isinstance(sys.stdout, io.TextIOWrapper):  # which on Windows may lack a character of a table
         sys.stdout.reconfigure(errors="replace")
-    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
-        ending = getattr(signal, name, None)  # Windows has no SIGHUP
-        if ending and signal.getsignal(ending) != signal.SIG_IGN:  # nohup ignores it
-            signal.signal(ending, _terminated)
     gc.disable()  # a short process needs no search for cycles, which took 20 ms
     code = _run()
+    on_endings(signal.SIG_IGN)  # the work is done, and its result is known
     gc.freeze()
     sys.exit(code)
 
@@ -83,6 +81,7 @@ def _run() -> int:
     # What a command line that cannot be parsed asks for is in its words alone.
     asked = {"report": put_json if "--json" in sys.argv[1:] else None}
     try:
+        on_endings(_terminated)
         code = cli(standalone_mode=False, obj=asked)
     except (click.Abort, KeyboardInterrupt):
         return interrupted(asked["report"])

@@ -36,7 +36,7 @@ def layers(context: click.Context, _: click.Parameter, incomplete: str) -> list[
 
 
 def _begun(incomplete: str, names: Iterable[str]) -> list[str]:
-    return [name for name in dict.fromkeys(names) if name.startswith(incomplete)]
+    return [name for name in dict.fromkeys(names) if name.startswith(incomplete) and name.isprintable()]
 
 
 def _trees(context: click.Context) -> Iterator[Tree]:

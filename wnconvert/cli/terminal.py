@@ -1,9 +1,13 @@
-"""Output: data on stdout; notes, errors and progress on stderr."""
+"""Output: data on stdout; notes, errors and progress on stderr.
+
+Names in files may hold anything: what could control a terminal is spelled out here, where texts leave.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -45,9 +49,21 @@ def fitting_width(*, wide: bool) -> int | None:
     return shutil.get_terminal_size().columns if fits and not wide else None
 
 
+#: Where a text of what is wrong begins and ends: two characters that Unicode leaves to programs.
+_ALARM, _CALM = "\ufdd0", "\ufdd1"
+
+
 def alarm(text: str) -> str:
-    """A text in the colour of what is wrong; click takes colours off where they are not wanted."""
-    return click.style(text, fg="red", bold=True)
+    """A text marked as wrong: it leaves in the colour of that where colours are wanted."""
+    return f"{_ALARM}{text}{_CALM}"
+
+
+def _safe(text: str) -> str:
+    """A text as it may leave: in lines, and with no control over a terminal but the colour of ``alarm``."""
+    parts = re.split(f"{_ALARM}([^{_CALM}]*){_CALM}", text)
+    safe = ["\n".join(map(printable, part.split("\n"))) for part in parts]
+    safe[1::2] = [click.style(part, fg="red", bold=True) for part in safe[1::2]]
+    return "".join(safe)
 
 
 def _colour() -> bool | None:
@@ -58,15 +74,16 @@ def _colour() -> bool | None:
 
 
 def say(notes: tuple[str, ...]) -> None:
-    """Print notes to stderr."""
+    """Print notes to stderr, a line each."""
     for note in notes:
         mention(f"note: {printable(note)}")
 
 
-def mention(text: str, end: str = "\n") -> None:
-    """Print a line to stderr; if that fails, the work goes on."""
+def mention(text: str, end: str = "\n", *, over: str = "") -> None:
+    """Print a line to stderr, or write it ``over`` another; if that fails, the work goes on."""
+    line = f"\r{_safe(text).ljust(len(over))}" if over else _safe(text)
     try:
-        click.echo(text + end, nl=False, err=True, color=_colour())
+        click.echo(line + end, nl=False, err=True, color=_colour())
     except OSError:
         discard(sys.stderr)
 
@@ -80,7 +97,7 @@ def discard(stream: TextIO) -> None:
 def put(text: str) -> None:
     """Print to stdout; a full disk is an error of the user's, not a bug. OUT has been written by then."""
     try:
-        click.echo(text, color=_colour())
+        click.echo(_safe(text), color=_colour())
     except BrokenPipeError:
         raise
     except OSError as error:
@@ -144,7 +161,7 @@ class StepLines:
 
     def end(self, text: str) -> None:
         """Say what came of the step."""
-        mention(f"\r{text.ljust(len(self._open))}" if self._open else text)
+        mention(text, over=self._open)
         self._open = ""
 
     def close(self) -> None:

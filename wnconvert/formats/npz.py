@@ -18,6 +18,7 @@ from wnconvert.plan.plan import Plan
 from wnconvert.tensors.dtypes import DTYPES, DType
 from wnconvert.tensors.files import GET_AGAIN, ReadableFile
 from wnconvert.tensors.tree import (
+    MAX_RANK,
     ByteRange,
     Entry,
     StateDict,
@@ -111,7 +112,7 @@ def _header(file: ReadableFile, record: ZipEntry) -> tuple[dict[str, Any], int]:
     if not isinstance(header, dict) or header.keys() != {"descr", "fortran_order", "shape"}:
         raise wrong
     shape = header["shape"]
-    if not isinstance(shape, tuple) or len(shape) > 64 or type(header["fortran_order"]) is not bool:
+    if not isinstance(shape, tuple) or len(shape) > MAX_RANK or type(header["fortran_order"]) is not bool:
         raise wrong
     if not all(type(size) is int and 0 <= size < 1 << 63 for size in shape):
         raise wrong

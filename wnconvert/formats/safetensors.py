@@ -20,6 +20,7 @@ from wnconvert.plan.record import METADATA_KEY, read_history, write_history
 from wnconvert.tensors.dtypes import DTYPES
 from wnconvert.tensors.files import GET_AGAIN, ReadableFile, read_json
 from wnconvert.tensors.tree import (
+    MAX_RANK,
     ByteRange,
     Entry,
     StateDict,
@@ -108,6 +109,9 @@ def _stored(name: str, info: dict[str, Any], base: int) -> StoredTensor:
     shape = tuple(info["shape"])
     if any(size >= 1 << 63 for size in shape):
         raise FormatError(f"tensor {name} has the absurd shape {shape}", fix=GET_AGAIN)
+    if len(shape) > MAX_RANK:
+        what = f"tensor {name} has {len(shape)} axes, and neither torch nor NumPy has more than {MAX_RANK}"
+        raise FormatError(what, fix="save it with fewer axes")
     return StoredTensor(
         TensorInfo(name, dtype, shape), ByteRange(base + start, end - start), 0, contiguous_strides(shape)
     )

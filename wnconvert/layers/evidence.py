@@ -17,6 +17,7 @@ from wnconvert.tensors.tree import TensorInfo
 __all__ = [
     "EMPTY",
     "EMPTY_FIX",
+    "NOT_FLOAT",
     "Module",
     "PassedOver",
     "is_bias",
@@ -24,6 +25,9 @@ __all__ = [
     "weakness_of",
 ]
 
+
+#: The weakness of a pair of integers, which no option makes a layer.
+NOT_FLOAT = "dtype"
 
 #: Why a layer without elements is refused, and what to do.
 EMPTY = "empty: saved from one rank of a sharded training"
@@ -142,9 +146,10 @@ def notes_on_passed(passed: Sequence[PassedOver]) -> Iterable[str]:
         kinds.setdefault(item.weakness, []).append(item)
     for items in kinds.values():
         for item in items[:_MOST_NOTES]:
+            takes = f"; {option('layers', glob=item.name)} takes them"
             yield (
-                f"{item.g} and {item.v} are not taken for weight norm: {item.why}; "
-                f"{option('layers', glob=item.name)} takes them"
+                f"{item.g} and {item.v} are not taken for weight norm: {item.why}"
+                f"{takes if item.weakness != NOT_FLOAT else ''}"
             )
         if len(items) > _MOST_NOTES:
             more = counted(len(items) - _MOST_NOTES, "more pair")

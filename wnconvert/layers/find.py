@@ -16,6 +16,7 @@ from wnconvert.layers.dims import dim_of
 from wnconvert.layers.evidence import (
     EMPTY,
     EMPTY_FIX,
+    NOT_FLOAT,
     Module,
     PassedOver,
     is_bias,
@@ -66,8 +67,12 @@ def find_pairs(
         g, v = group.g, group.v
         if g is None or v is None:
             halves += _lonely_half(group, there)
-        elif not (_is_number(g) and _is_number(v)) or _is_nobodys(group, g, v, there):
-            continue  # integers called x_g and x_v are nobody's magnitude
+        elif _is_nobodys(group, g, v, there):
+            continue
+        elif other := next((half for half in (g, v) if not _is_number(half)), None):
+            if selection.wants(group.weight) and _fits(group, g, v, there):
+                why = f"{other.name} is {other.dtype}, not a float"
+                passed.append(PassedOver(group.weight, g.name, v.name, NOT_FLOAT, why))
         elif not selection.wants(group.weight):
             unwanted.append(group.weight)
         elif (weakness := there.weakness(group)) and not selection.names(group.weight):
@@ -160,6 +165,17 @@ class _There:
 
 def _is_number(info: TensorInfo) -> bool:
     return info.dtype.foldable or info.dtype.is_float8 or info.dtype.name.startswith("complex")
+
+
+def _fits(group: _Group, g: TensorInfo, v: TensorInfo, there: _There) -> bool:
+    """Whether all but the dtypes of a pair shows a layer: other integers x_g and x_v are nobody's."""
+    if not group.scheme.is_torchs or there.weakness(group) is not None:
+        return False
+    try:
+        dim_of(g.shape, v.shape)
+    except LayerError:
+        return False
+    return True
 
 
 def _is_nobodys(group: _Group, g: TensorInfo, v: TensorInfo, there: _There) -> bool:

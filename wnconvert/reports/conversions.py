@@ -23,7 +23,7 @@ def plan_text(plan: Plan, output: str, most: int | None = None) -> str:
 
 def plan_line(plan: Plan, output: str) -> str:
     """The last line of ``--dry-run``: what would be written."""
-    return f"would write {output if plan.writes else 'nothing'}: {_counts(plan)}"
+    return f"would write {printable(output) if plan.writes else 'nothing'}: {_counts(plan)}"
 
 
 def result_text(result: Result, most: int | None = None) -> str:
@@ -37,7 +37,7 @@ def result_line(result: Result) -> str:
     if result.output is None:
         return f"nothing is written: {_counts(result.plan)}"
     sizes = f"{bytes_text(result.bytes_in)} in, {bytes_text(result.bytes_out)} out"
-    return f"{result.output}: {_counts(result.plan)}; {sizes}, in {result.seconds:.2f} s"
+    return f"{printable(str(result.output))}: {_counts(result.plan)}; {sizes}, in {result.seconds:.2f} s"
 
 
 def _verified(result: Result) -> list[str]:
@@ -92,12 +92,12 @@ def _counts(plan: Plan) -> str:
 def _files(plan: Plan) -> list[str]:
     """The files of a folder: those that are written, and those that are copied."""
     files = (
-        f"{shard.name}: {counted(len(shard.tensors), 'tensor')}, {bytes_text(shard.size)}"
+        f"{printable(shard.name)}: {counted(len(shard.tensors), 'tensor')}, {bytes_text(shard.size)}"
         for shard in plan.shards
     )
     lines = [f"  {line}" for line in few(files)]
     if plan.index:
-        lines.append(f"  {plan.index}")
+        lines.append(f"  {printable(plan.index)}")
     if plan.copied:
         lines.append(f"copied as they are: {listed(map(printable, plan.copied))}")
     return lines

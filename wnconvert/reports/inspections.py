@@ -8,7 +8,14 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from wnconvert.messages import counted, few, listed, printable
-from wnconvert.reports.tables import Table, bytes_text, exact_text, layer_table, number_text
+from wnconvert.reports.tables import (
+    Table,
+    bytes_text,
+    exact_text,
+    layer_table,
+    markdown_text,
+    number_text,
+)
 from wnconvert.tensors.containers import Container
 from wnconvert.verbs.inspection.result import Inspection, moves
 
@@ -60,7 +67,7 @@ def inspection_text(
         return tables[0].csv() if found.tensors is None else tables[-1].csv()
     tables = [table for table in tables if table.rows]
     if style == "markdown":
-        facts = "\n".join(f"- **{name}**: {printable(text)}" for name, text in _facts(found))
+        facts = "\n".join(f"- **{name}**: {markdown_text(text)}" for name, text in _facts(found))
         return "\n\n".join([facts, *(table.markdown() for table in tables)])
     said = ((f"{name + ':':<13} {printable(text)}", name) for name, text in _facts(found))
     facts = "\n".join(alarm(line) if name == "DANGER" else line for line, name in said)

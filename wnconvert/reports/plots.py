@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from wnconvert.errors import ArgumentError, FormatError, InputError, OutputError
-from wnconvert.messages import refuse_other_than_path, to_install
+from wnconvert.messages import printable, refuse_other_than_path, to_install
 from wnconvert.reports.tables import shortened
 from wnconvert.storage.checkpoint import open_checkpoint
 from wnconvert.storage.staging import check_target, staged
@@ -138,13 +138,13 @@ def _boxes(axes: Axes, found: Inspection) -> None:
     step = -(-len(layers) // _NAMED)
     axes.set_yticks(
         range(0, len(layers), step),
-        [shortened(name, 40) for name, _ in layers[::step]],
+        [shortened(printable(name), 40) for name, _ in layers[::step]],
         fontsize=6.5,
         parse_math=False,
     )
     axes.set_ylim(len(layers) - 0.5, -0.5)
     axes.grid(axis="x", which="both", alpha=0.25)
-    axes.set_title(Path(found.source).name, fontsize=10, parse_math=False)
+    axes.set_title(printable(Path(found.source).name), fontsize=10, parse_math=False)
 
 
 def _lines(axes: Axes, found: Sequence[Inspection]) -> None:
@@ -158,12 +158,12 @@ def _lines(axes: Axes, found: Sequence[Inspection]) -> None:
             markersize=3,
             linewidth=1.6 if named else 0.7,
             color=f"C{place}" if named else "0.75",
-            label=f"{_SEEN}{shortened(move.name, 40)}  {move.moved or 0:.1%}" if named else None,
+            label=f"{_SEEN}{shortened(printable(move.name), 40)}  {move.moved or 0:.1%}" if named else None,
             zorder=3 if named else 1,
         )
     _log(axes.yaxis, axes.set_yscale)
     axes.set_ylabel("mean |g|")
-    names = [shortened(Path(item.source).name, 24) for item in found]
+    names = [shortened(printable(Path(item.source).name), 24) for item in found]
     axes.set_xticks(
         range(len(found)), names, fontsize=7, rotation=30 if len(found) > 6 else 0, parse_math=False
     )

@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from wnconvert.messages import printable
 
-__all__ = ["Table", "bytes_text", "exact_text", "layer_table", "number_text", "shortened"]
+__all__ = [
+    "Table",
+    "bytes_text",
+    "exact_text",
+    "layer_table",
+    "markdown_text",
+    "number_text",
+    "shortened",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,23 +45,24 @@ class Table:
         conv.weight       8
         """
         table = self if width is None else self._fitted(width)
-        lines = [line.rstrip() for line in table._rendered("simple").splitlines()]
+        lines = [line.rstrip() for line in table._rendered("simple").split("\n")]
         left_out = [head for head in self.heads if head not in table.heads]
         return "\n".join([*lines, *([f"(no room for {', '.join(left_out)}: --wide)"] if left_out else [])])
 
     def markdown(self) -> str:
         """A pipe table of GitHub's Markdown."""
-        heads = tuple(head.replace("|", "\\|") for head in self.heads)
-        rows = tuple(tuple(cell.replace("|", "\\|") for cell in row) for row in self.rows)
-        right = frozenset(head.replace("|", "\\|") for head in self.right)
-        return Table(heads, rows, right)._rendered("github")
+        rows = tuple(tuple(map(markdown_text, row)) for row in self.rows)
+        right = frozenset(map(markdown_text, self.right))
+        return Table(tuple(map(markdown_text, self.heads)), rows, right)._rendered("github")
 
     def csv(self) -> str:
-        """Comma-separated values with a head line; quotes where needed."""
+        """Comma-separated values with a head line; quotes where needed.
+
+        A cell that a spreadsheet would compute has a ``'`` before it.
+        """
         out = io.StringIO()
         writer = csv.writer(out, lineterminator="\n")
-        writer.writerow(self.heads)
-        writer.writerows(self.rows)
+        writer.writerows(map(_csv_text, row) for row in (self.heads, *self.rows))
         return out.getvalue().rstrip("\n")
 
     def _rendered(self, style: str) -> str:
@@ -115,6 +125,35 @@ def shortened(text: str, room: int) -> str:
         return text
     head = (room - 1) // 2
     return f"{text[:head]}…{text[len(text) - (room - 1 - head) :]}"
+
+
+_MARKDOWN = re.compile(r"[\\`*\[\]<>&|~]|(?<![^\W_])_+|_+(?![^\W_])")
+#: What a spreadsheet takes for the beginning of a formula.
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+
+
+def markdown_text(text: str) -> str:
+    r"""A text that Markdown shows as it is; where GitHub would call someone, in the type of code.
+
+    >>> print(*map(markdown_text, ["dec.weight_g", "<img>", "a|b", "@me"]))
+    dec.weight_g \<img\> a\|b <code>@me</code>
+    """
+    shown = _MARKDOWN.sub(lambda found: "".join(f"\\{char}" for char in found[0]), printable(text))
+    return f"<code>{shown}</code>" if "@" in text or "#" in text else shown
+
+
+def _csv_text(text: str) -> str:
+    """A cell of CSV, which must be neither a formula nor control a terminal."""
+    shown = printable(text)
+    return f"'{shown}" if text.startswith(_FORMULA) and not _is_number(text) else shown
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def exact_text(value: float | None) -> str:

@@ -6,6 +6,7 @@ A new store is a class (`stores/`) and a line of ``STORES``.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import shlex
@@ -83,6 +84,7 @@ def located(name: Name) -> PurePath:
     text = os.fspath(name)
     found = _SCHEME.match(text)
     if found is None or not (found[2] or found[1] in _GET or found[1] in STORES):
+        _check_name(text)
         return _DISK.path(text)
     scheme, text = found[1].lower(), f"{found[1]}://{text[found.end() :]}"
     if scheme in STORES:
@@ -95,6 +97,22 @@ def located(name: Name) -> PurePath:
         if get
         else "copy it to this machine, and name the file",
     )
+
+
+#: What is wrong with a name that no file can have, and what to do.
+_TOO_LONG = "its name is too long for this system"
+_SHORTER = "choose a shorter name"
+
+
+def _check_name(text: str) -> None:
+    """Raise ``InputError`` for a name that no file of this machine can have."""
+    try:
+        os.lstat(text)
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise InputError(_TOO_LONG, where=text, fix=_SHORTER) from None
+    except ValueError:
+        raise InputError("a name with a null character", where=text, fix="name the file") from None
 
 
 def _store_of(path: PurePath) -> Store:
@@ -208,7 +226,8 @@ def output_path(out: Name) -> Path:
     try:
         path = located(out)
     except InputError as error:
-        raise OutputError(error.heading, where=error.where, fix=fix) from None
+        named = _SHORTER if error.heading == _TOO_LONG else fix
+        raise OutputError(error.heading, where=error.where, fix=named) from None
     if isinstance(path, Path):
         return path
     if out == STANDARD:

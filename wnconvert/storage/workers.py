@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
 from wnconvert.tensors.blocks import processors
@@ -61,8 +61,7 @@ class Workers:
 
         others = [threading.Thread(target=work_off) for _ in range(min(self.threads, len(sizes)) - 1)]
         try:
-            for thread in others:
-                thread.start()
+            del others[_started(others) :]  # with fewer, where the system starts no more
             work_off()
             for thread in others:
                 thread.join()
@@ -86,3 +85,13 @@ class Workers:
         with self.lock:
             self.done += count
             self.progress(self.done, self.total)
+
+
+def _started(threads: Sequence[threading.Thread]) -> int:
+    """Start threads; how many the system has started."""
+    for count, thread in enumerate(threads):
+        try:
+            thread.start()
+        except RuntimeError:  # noqa: PERF203 - a few threads
+            return count
+    return len(threads)

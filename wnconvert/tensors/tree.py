@@ -15,6 +15,7 @@ from typing import Any
 from wnconvert.tensors.dtypes import DTYPES, DType
 
 __all__ = [
+    "MAX_RANK",
     "ByteRange",
     "Entry",
     "Sibling",
@@ -26,6 +27,9 @@ __all__ = [
     "repeated",
     "rows_of",
 ]
+
+#: The most axes that a tensor has: no more are in torch, nor in NumPy.
+MAX_RANK = 64
 
 Dim = int | None
 Shape = tuple[int, ...]

@@ -83,7 +83,7 @@ def load(source: bytes | Stream) -> Pickle:
         # entry surfaces here as IndexError or KeyError. All of them mean the same to the user.
         raise FormatError(f"the pickle in it is damaged ({_reason(error)})", fix=_DAMAGED) from error
     _check_depth(root)
-    return Pickle(root, machine.protocol)
+    return Pickle(root, max(machine.protocol, *(_PROTOCOLS[name] for name in machine.names)))
 
 
 _DAMAGED = "download or save the file again"
@@ -132,6 +132,7 @@ def _two_names(stream: Any) -> tuple[str, str]:
 
 
 _OPCODES = {opcode.code.encode("latin-1"): opcode for opcode in pickletools.opcodes}
+_PROTOCOLS = {opcode.name: opcode.proto for opcode in pickletools.opcodes}
 # pickletools takes these for ASCII, and joins the two names of a global by a space, which each may hold.
 _READERS: dict[str, Callable[[Any], Any]] = {
     "STRING": _string,
@@ -158,12 +159,14 @@ class _Machine:
         self.stack: list[Value] = []
         self.below: list[list[Value]] = []
         self.memo: dict[int, Value] = {}
-        self.protocol = 0
+        self.protocol = 0  # that which the pickle names
         self.spent = 0
         self.operations = 0
+        self.names: set[str] = set()  # of the operations so far
 
     def step(self, name: str, arg: Value) -> None:
         self.operations += 1
+        self.names.add(name)
         self.spent += _COST_OF_NODE if name in _MAKES_NODE else _COST_OF_VALUE
         if arg is not None:
             self.spent += sys.getsizeof(arg)
@@ -196,9 +199,9 @@ class _Machine:
             self.to_mark()  # POP on an open mark closes it
 
     def put(self, index: Value) -> None:
-        # Python numbers its memo entries from 0, so an index past the operations so far is an attack
+        # Python numbers its memo entries from 0, so a large index past the operations so far is an attack
         # on readers that keep the memo in an array.
-        if not 0 <= index <= self.operations:
+        if not 0 <= index <= max(self.operations, 255):
             raise _refuse(f"uses the absurd memo index {index}")
         self.memo[index] = self.stack[-1]
 

@@ -126,7 +126,7 @@ class Unwritten:
 
 @dataclass(frozen=True, slots=True)
 class Pickle:
-    """A pickle's root value and the protocol it was written in."""
+    """A pickle's root value and the protocol it was written in: that of its newest operation, at least."""
 
     root: Value
     protocol: int

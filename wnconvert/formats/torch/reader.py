@@ -23,6 +23,7 @@ from wnconvert.formats.torch.records import (
     Storage,
     TensorRecord,
     get,
+    has_own_state,
     is_rebuilt,
     is_script_module,
     read_storage,
@@ -158,6 +159,11 @@ class TorchFile:
             notes.append(FROZEN)
         elif self.container is Container.TORCHSCRIPT:
             notes.append("a TorchScript archive: its code is left out, its tensors become a plain state dict")
+            if packed := _packed_classes(self.pickle.root):
+                notes.append(
+                    f"what a __getstate__ of its own packs is left out: only the code of {listed(packed, 3)} "
+                    "knows the names of tensors in it"
+                )
         elif names := foreign_names(self.pickle.root):
             said = "the file names classes or functions, kept as data and never imported"
             notes.append(f"{said}: {listed(names, 6)}")
@@ -170,6 +176,11 @@ class TorchFile:
         if get(self.pickle.root, "weight") and get(self.pickle.root, "hash"):
             notes.append("the keys 'hash' and 'id' (RVC) describe the file as it was")
         return notes
+
+
+def _packed_classes(root: Value) -> list[str]:
+    """The classes of a TorchScript archive that pack their state in a way of their own."""
+    return list(dict.fromkeys(value.callee.dotted for value in walk(root) if has_own_state(value)))
 
 
 def _kind(value: Value) -> str:
@@ -186,6 +197,11 @@ def open_zip(file: ReadableFile, directory: Mapping[str, ZipEntry] | None = None
     pickle = load(saved.pickle)
     check_storages(pickle.root, storages)
     unwrapped = unwrap_whole(pickle.root)
+    if "constants.pkl" in records and has_own_state(pickle.root):
+        raise InputError(
+            "a TorchScript archive with its own __getstate__: only its code knows the names of its tensors",
+            fix="in Python: torch.save(torch.jit.load(FILE).state_dict(), NEW_FILE)",
+        )
     is_script = "constants.pkl" in records and is_script_module(pickle.root)
     kept = {
         PREFIX + name: record
@@ -323,8 +339,21 @@ def open_legacy(file: ReadableFile) -> TorchFile:
 
 
 def _storages_of(values: Iterable[Value]) -> dict[str, Storage]:
-    storages = (read_storage(value) for value in values if isinstance(value, PersistentId))
-    return {storage.key: storage for storage in storages if storage is not None}
+    """The storages by their keys. Raises ``FormatError`` for one that is told in two ways: readers differ."""
+    storages: dict[str, Storage] = {}
+    for value in values:
+        if isinstance(value, PersistentId) and (storage := read_storage(value)) is not None:
+            first = storages.setdefault(storage.key, storage)
+            if (first.dtype, first.numel) != (storage.dtype, storage.numel):
+                raise FormatError(
+                    f"its storage {storage.key} is said to be {_told(first)}, and {_told(storage)}",
+                    fix="save it again",
+                )
+    return storages
+
+
+def _told(storage: Storage) -> str:
+    return f"{storage.numel} × {storage.dtype or 'byte'}"
 
 
 def check_storages(root: Value, ranges: Mapping[str, ByteRange]) -> None:

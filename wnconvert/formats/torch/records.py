@@ -9,16 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from types import NoneType
 
 from wnconvert.errors import FormatError
 from wnconvert.formats.pickle.values import Dict, Global, Object, PersistentId, Value
 from wnconvert.tensors.dtypes import DTYPES, DType
+from wnconvert.tensors.tree import MAX_RANK
 
 __all__ = [
     "Storage",
     "TensorRecord",
     "class_of",
     "get",
+    "has_own_state",
     "is_module",
     "is_rebuilt",
     "is_script_module",
@@ -38,7 +41,6 @@ __all__ = [
 
 _STORAGES: dict[str, DType] = {dtype.storage: dtype for dtype in DTYPES.values() if dtype.storage}
 _STORAGE_MODULES = ("torch", "torch.cuda", "torch.storage")
-_MAX_RANK = 64  # torch's own limit
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +120,7 @@ def read_tensor(value: Value) -> TensorRecord | None:
         raise FormatError("one of its tensors has no storage")
     offset, shape, strides = args[1:4]
     if not (
-        _count(offset) and _counts(shape) and _counts(strides) and len(shape) == len(strides) <= _MAX_RANK
+        _count(offset) and _counts(shape) and _counts(strides) and len(shape) == len(strides) <= MAX_RANK
     ):
         raise FormatError(f"a tensor of it has an absurd offset, shape or stride: {shown(args[1:4])}")
     dtype, metadata = storage.dtype, args[6:7]
@@ -302,6 +304,16 @@ def is_script_module(value: Value) -> bool:
         and isinstance(value.callee, Global)
         and value.callee.module.split(".")[0] == "__torch__"
         and isinstance(value.state, Dict)
+    )
+
+
+def has_own_state(value: Value) -> bool:
+    """Whether a record is an object of a TorchScript archive that its own ``__getstate__`` has packed."""
+    return (
+        isinstance(value, Object)
+        and isinstance(value.callee, Global)
+        and value.callee.module.split(".")[0] == "__torch__"
+        and not isinstance(value.state, (Dict, NoneType))
     )
 
 
