@@ -19,6 +19,7 @@ from wnconvert.plan.plan import Plan
 from wnconvert.plan.record import METADATA_KEY, read_history, write_history
 from wnconvert.tensors.dtypes import DTYPES
 from wnconvert.tensors.files import GET_AGAIN, ReadableFile, read_json
+from wnconvert.tensors.limits import SAFETENSORS_HEADER, megabytes
 from wnconvert.tensors.tree import (
     ByteRange,
     Entry,
@@ -32,8 +33,6 @@ from wnconvert.tensors.tree import (
 __all__ = ["check_header", "open_safetensors", "read_metadata", "safetensors_layout"]
 
 
-# The format allows 100 MB; a header of 100,000 tensors takes 12 MB.
-MAX_HEADER = 32 << 20
 _CODES = {dtype.code: dtype for dtype in DTYPES.values() if dtype.code}
 
 
@@ -44,10 +43,8 @@ def open_safetensors(file: ReadableFile) -> Tree:
     """
     size = file.size
     (length,) = struct.unpack("<Q", file.read(0, 8))
-    if length > MAX_HEADER:
-        raise FormatError(
-            f"its header claims {length} bytes", fix="no checkpoint needs that: do not trust it"
-        )
+    if length > SAFETENSORS_HEADER:
+        raise FormatError(f"its header claims {length} bytes, more than the format allows", fix=GET_AGAIN)
     if 8 + length > size:
         raise FormatError(f"its header claims {length} bytes, the file has {size}", fix=GET_AGAIN)
     text = file.read(8, length)

@@ -1,0 +1,396 @@
+"""The machine that reads pickles: a stack, a memo, and what each operation does.
+
+It runs over the opcode table of the standard library's ``pickletools``, imports and calls nothing, and makes
+:mod:`wnconvert.formats.pickle.values`. It knows nothing of torch, but that persistent ids are storages.
+
+A pickle may cost ``FREE``, and one that names storages more with each of them, in proportion to its own
+bytes: so what a hostile one takes is bounded by what it holds, and a checkpoint may have any number of
+tensors.
+"""
+
+from __future__ import annotations
+
+import codecs
+import io
+import pickletools
+import struct
+import sys
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+from wnconvert.errors import FormatError
+from wnconvert.formats.pickle.values import (
+    Dict,
+    Extension,
+    Global,
+    Latin1,
+    Object,
+    PersistentId,
+    Set,
+    Value,
+)
+
+__all__ = ["FREE", "PER_BYTE", "Machine", "refuse"]
+
+
+#: The cost at which a pickle without storages is refused, about its memory in bytes.
+FREE = 144 << 20
+#: What each byte, and each storage, of one with storages may cost beyond that: of torch's a tensor costs 40 a
+#: byte, and a module 12 KiB.
+PER_BYTE = 64
+_PER_STORAGE = 64 << 10
+MAX_MARKS = 5_000
+_NEWEST = 5
+_COST_OF_VALUE = 48
+_COST_OF_NODE = 192
+
+
+def refuse(what: str) -> FormatError:
+    """The error for a pickle that does what none of a checkpoint does."""
+    return FormatError(f"the pickle in it {what}", fix="no real checkpoint does that: do not trust this file")
+
+
+def _line(stream: Any) -> bytes:
+    line: bytes = stream.readline()
+    if not line.endswith(b"\n"):
+        raise ValueError("it ends in the middle of a line")
+    return line[:-1]
+
+
+def _string(stream: Any) -> str:
+    """The quoted ``str`` of Python 2's protocol 0."""
+    line = _line(stream)
+    if len(line) < 2 or line[:1] != line[-1:] or line[:1] not in (b"'", b'"'):
+        raise ValueError("it has a string without its quotes")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # odd escapes
+        return codecs.escape_decode(line[1:-1])[0].decode("latin-1")
+
+
+def _two_names(stream: Any) -> tuple[str, str]:
+    return _line(stream).decode(), _line(stream).decode()
+
+
+# pickletools takes these for ASCII, and joins the two names of a global by a space, which each may hold.
+_READERS: dict[str, Callable[[Any], Any]] = {
+    "STRING": _string,
+    "PERSID": lambda stream: _line(stream).decode(),
+    "GLOBAL": _two_names,
+    "INST": _two_names,
+}
+
+
+# The operations that most of a checkpoint is made of.
+_BINPUT, _LONG_BINPUT, _MEMOIZE, _BINGET, _LONG_BINGET = b"qr\x94hj"
+_BININT1, _BINUNICODE, _SHORT_BINUNICODE, _MARK, _TUPLE = b"KX\x8c(t"
+_STOP = ord(b".")
+_U4 = struct.Struct("<I").unpack_from
+#: Stands in the memo where nothing was stored.
+_NOTHING = object()
+
+
+class Machine:
+    """The pickle machine: a stack, the stacks below open marks, and the memo."""
+
+    def __init__(self, data: bytes, at: int, free: int) -> None:
+        self.data = data
+        self.start = self.at = at
+        self.stream = io.BytesIO(data)  # it shares the bytes
+        self.stack: list[Value] = []
+        self.below: list[list[Value]] = []
+        self.memo: list[Value] = []
+        self.protocol = 0
+        self.spent = 0
+        self.most = self.free = free
+        self.storages = 0
+
+    @property
+    def is_at_end(self) -> bool:
+        """Whether it came to the end of its bytes."""
+        return self.at >= len(self.data)
+
+    def run(self) -> None:
+        """Run through STOP. What most of a checkpoint is made of is done here, in a loop without calls."""
+        data, memo, stack, at, spent, code = self.data, self.memo, self.stack, self.at, 0, 0
+        costs, u4 = _COSTS, _U4
+        try:
+            while code != _STOP:
+                code = data[at]
+                at += 1
+                spent += costs[code]
+                if code == _LONG_BINPUT or code == _BINPUT:
+                    if code == _BINPUT:
+                        index = data[at]
+                        at += 1
+                    else:
+                        index = u4(data, at)[0]
+                        at += 4
+                    if index == len(memo):
+                        memo.append(stack[-1])
+                    else:
+                        self.at = at
+                        self.put(index)
+                elif code == _BININT1:
+                    stack.append(data[at])
+                    at += 1
+                elif code == _BINGET:
+                    index = data[at]
+                    at += 1
+                    stack.append(memo[index] if index < len(memo) else _NOTHING)
+                    if stack[-1] is _NOTHING:
+                        raise KeyError(index)
+                elif code == _MEMOIZE:
+                    memo.append(stack[-1])
+                    if spent > self.most:
+                        self.afford(spent, at)
+                elif code == _BINUNICODE or code == _SHORT_BINUNICODE:
+                    size, first = (u4(data, at)[0], at + 4) if code == _BINUNICODE else (data[at], at + 1)
+                    at = first + size
+                    if at > len(data):
+                        raise ValueError("it ends in the middle of a text")
+                    stack.append(text := data[first:at].decode("utf-8", "surrogatepass"))
+                    spent += sys.getsizeof(text)
+                else:
+                    if spent > self.most:
+                        self.afford(spent, at)
+                    self.at = at
+                    if code in _PLAIN:
+                        _PLAIN[code](self, None)
+                    else:
+                        self.spent = spent
+                        self.with_argument(code)
+                        at, spent = self.at, self.spent
+                    stack = self.stack
+        finally:
+            self.at = max(at, self.at)
+
+    def with_argument(self, code: int) -> None:
+        """Do an operation that has an argument, and is not a frequent one."""
+        if code not in _WITH_ARGUMENT:
+            raise ValueError(f"its byte {code:02x} is not an opcode")
+        reader, act = _WITH_ARGUMENT[code]
+        self.stream.seek(self.at)
+        try:
+            arg = reader(self.stream)
+        finally:
+            self.at = self.stream.tell()
+        self.afford(self.spent + sys.getsizeof(arg), self.at)
+        act(self, arg)
+
+    def afford(self, spent: int, at: int) -> None:
+        """Take a cost into account, and refuse what is more than the bytes so far may cost."""
+        self.spent = spent
+        if spent > self.most:
+            self.most = self.free + min(PER_BYTE * (at - self.start), _PER_STORAGE * self.storages)
+        if spent > self.most:
+            raise refuse(f"asks for more than {self.most >> 20} MiB of objects")
+
+    # -- stack and memo
+
+    def push(self, value: Value) -> None:
+        self.stack.append(value)  # looked up here, after an argument's to_mark() has changed the stack
+
+    def mark(self, _: Value) -> None:
+        if len(self.below) >= MAX_MARKS:
+            raise refuse(f"has more than {MAX_MARKS} open marks")
+        self.below.append(self.stack)
+        self.stack = []
+
+    def to_mark(self) -> list[Value]:
+        items, self.stack = self.stack, self.below.pop()
+        return items
+
+    def pop(self, _: Value) -> None:
+        if self.stack:
+            self.stack.pop()
+        else:
+            self.to_mark()  # POP on an open mark closes it
+
+    def put(self, index: Value) -> None:
+        # Python numbers its memo entries from 0, so an index past the operations so far is an attack
+        # on readers that keep the memo in an array.
+        if not 0 <= index <= self.at - self.start:
+            raise refuse(f"uses the absurd memo index {index}")
+        value = self.stack[-1]
+        self.memo += [_NOTHING] * (index + 1 - len(self.memo))
+        self.memo[index] = value
+
+    def got(self, index: int) -> Value:
+        value = self.memo[index] if 0 <= index < len(self.memo) else _NOTHING
+        if value is _NOTHING:
+            raise KeyError(index)
+        return value
+
+    def persistent(self, pid: Value) -> None:
+        self.storages += 1
+        self.stack.append(PersistentId(pid))
+
+    # -- making
+
+    def globally(self, names: Value) -> None:
+        if not all(isinstance(name, str) and name and name.isprintable() for name in names):
+            raise refuse("names a class or function in a way that no Python name is spelled")
+        module, name = map(str, names)
+        self.stack.append(Global(module, name))
+
+    def stack_global(self, _: Value) -> None:
+        name, module = self.stack.pop(), self.stack.pop()
+        self.globally((module, name))
+
+    def tuple_of(self, count: int) -> None:
+        items = tuple(self.stack[-count:])
+        if len(items) < count:
+            raise IndexError
+        self.stack[-count:] = [items]
+
+    def tuple_of_mark(self, _: Value) -> None:
+        items, self.stack = self.stack, self.below.pop()
+        self.stack.append(tuple(items))
+
+    def dict_of_mark(self, _: Value) -> None:
+        self.push(Dict(_paired(self.to_mark())))
+
+    def call(self, _: Value) -> None:
+        args = self.stack.pop()
+        self.stack[-1] = Object("REDUCE", self.stack[-1], args)
+
+    def new_object(self, _: Value) -> None:
+        args = self.stack.pop()
+        self.stack[-1] = Object("NEWOBJ", self.stack[-1], args)
+
+    def new_object_ex(self, _: Value) -> None:
+        kwargs, args = self.stack.pop(), self.stack.pop()
+        self.stack[-1] = Object("NEWOBJ_EX", self.stack[-1], args, kwargs)
+
+    def object_of_mark(self, _: Value) -> None:
+        callee, *args = self.to_mark()
+        self.stack.append(Object("OBJ", callee, tuple(args)))
+
+    def instance(self, arg: Value) -> None:
+        args = self.to_mark()
+        self.globally(arg)
+        self.stack[-1] = Object("OBJ", self.stack[-1], tuple(args))
+
+    def proto(self, version: int) -> None:
+        if version > _NEWEST:
+            raise refuse(f"is of protocol {version}, which does not exist")
+        self.protocol = version
+
+    def buffer(self, _: Value) -> None:
+        raise FormatError(
+            "the pickle in it refers to buffers that are not in the file",
+            fix="save the checkpoint with torch.save",
+        )
+
+    # -- changing
+
+    def change(self, kind: str, values: list[Value]) -> None:
+        target = self.stack[-1]
+        if isinstance(target, Object):
+            if target.changes and target.changes[-1][0] == kind and kind != "build":
+                target.changes[-1][1].extend(values)
+            else:
+                target.changes = target.changes or []  # most have none
+                target.changes.append((kind, values))
+        elif kind == "append" and isinstance(target, list):
+            target.extend(values)
+        elif kind == "set" and isinstance(target, Dict):
+            target.pairs.extend(values)
+        elif kind == "add" and isinstance(target, Set) and not target.frozen:
+            target.items.extend(values)
+        else:
+            raise refuse(f"changes a {type(target).__name__.lower()} in a way that none allows")
+
+    def build(self, _: Value) -> None:
+        state = self.stack.pop()
+        self.change("build", state)
+
+    def append(self, _: Value) -> None:
+        value = self.stack.pop()
+        self.change("append", [value])
+
+    def set_item(self, _: Value) -> None:
+        value, key = self.stack.pop(), self.stack.pop()
+        self.change("set", [(key, value)])
+
+
+def _paired(items: list[Value]) -> list[tuple[Value, Value]]:
+    if len(items) % 2:
+        raise refuse("has a key without a value")
+    return list(zip(items[::2], items[1::2], strict=True))
+
+
+_PUSHES_ARG = frozenset(
+    "INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT UNICODE SHORT_BINUNICODE BINUNICODE "
+    "BINUNICODE8 SHORT_BINBYTES BINBYTES BINBYTES8 BYTEARRAY8".split()
+)
+_MAKES_NODE = frozenset(
+    "MARK EMPTY_LIST LIST EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 EMPTY_DICT DICT EMPTY_SET FROZENSET GLOBAL "
+    "STACK_GLOBAL REDUCE NEWOBJ NEWOBJ_EX OBJ INST BINPERSID PERSID EXT1 EXT2 EXT4 BUILD PUT BINPUT "
+    "LONG_BINPUT MEMOIZE SETITEM APPEND".split()
+)
+_OPS: dict[str, Callable[[Machine, Value], object]] = {
+    "PROTO": Machine.proto,
+    "FRAME": lambda m, arg: None,
+    "STOP": lambda m, arg: None,
+    "NONE": lambda m, arg: m.push(None),
+    "NEWTRUE": lambda m, arg: m.push(True),
+    "NEWFALSE": lambda m, arg: m.push(False),
+    "MARK": Machine.mark,
+    "POP": Machine.pop,
+    "POP_MARK": lambda m, arg: m.to_mark(),
+    "DUP": lambda m, arg: m.push(m.stack[-1]),
+    "PUT": Machine.put,
+    "BINPUT": Machine.put,
+    "LONG_BINPUT": Machine.put,
+    "MEMOIZE": lambda m, arg: m.put(len(m.memo)),
+    "GET": lambda m, arg: m.push(m.got(arg)),
+    "BINGET": lambda m, arg: m.push(m.got(arg)),
+    "LONG_BINGET": lambda m, arg: m.push(m.got(arg)),
+    "STRING": lambda m, arg: m.push(Latin1(arg)),
+    "BINSTRING": lambda m, arg: m.push(Latin1(arg)),
+    "SHORT_BINSTRING": lambda m, arg: m.push(Latin1(arg)),
+    "EMPTY_TUPLE": lambda m, arg: m.push(()),
+    "TUPLE": Machine.tuple_of_mark,
+    "TUPLE1": lambda m, arg: m.tuple_of(1),
+    "TUPLE2": lambda m, arg: m.tuple_of(2),
+    "TUPLE3": lambda m, arg: m.tuple_of(3),
+    "EMPTY_LIST": lambda m, arg: m.push([]),
+    "LIST": lambda m, arg: m.push(list(m.to_mark())),
+    "APPEND": Machine.append,
+    "APPENDS": lambda m, arg: m.change("append", m.to_mark()),
+    "EMPTY_DICT": lambda m, arg: m.push(Dict()),
+    "DICT": Machine.dict_of_mark,
+    "SETITEM": Machine.set_item,
+    "SETITEMS": lambda m, arg: m.change("set", _paired(m.to_mark())),
+    "EMPTY_SET": lambda m, arg: m.push(Set()),
+    "ADDITEMS": lambda m, arg: m.change("add", m.to_mark()),
+    "FROZENSET": lambda m, arg: m.push(Set(m.to_mark(), frozen=True)),
+    "GLOBAL": Machine.globally,
+    "STACK_GLOBAL": Machine.stack_global,
+    "REDUCE": Machine.call,
+    "NEWOBJ": Machine.new_object,
+    "NEWOBJ_EX": Machine.new_object_ex,
+    "OBJ": Machine.object_of_mark,
+    "INST": Machine.instance,
+    "BUILD": Machine.build,
+    "PERSID": Machine.persistent,
+    "BINPERSID": lambda m, arg: m.persistent(m.stack.pop()),
+    "EXT1": lambda m, arg: m.push(Extension(arg)),
+    "EXT2": lambda m, arg: m.push(Extension(arg)),
+    "EXT4": lambda m, arg: m.push(Extension(arg)),
+    "NEXT_BUFFER": Machine.buffer,
+    "READONLY_BUFFER": Machine.buffer,
+}
+_OPS |= dict.fromkeys(_PUSHES_ARG, Machine.push)
+#: What operations do that have no argument, by opcode; and what reads the argument of others, with what they do.
+_PLAIN = {ord(code.code): _OPS[code.name] for code in pickletools.opcodes if code.arg is None}
+_WITH_ARGUMENT: dict[int, tuple[Callable[[Any], Any], Callable[[Machine, Value], object]]] = {
+    ord(code.code): (_READERS.get(code.name, code.arg.reader), _OPS[code.name])
+    for code in pickletools.opcodes
+    if code.arg is not None
+}
+_COSTS = [0] * 256
+for _code in pickletools.opcodes:
+    _COSTS[ord(_code.code)] = _COST_OF_NODE if _code.name in _MAKES_NODE else _COST_OF_VALUE
