@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from wnconvert.errors import FormatError, InputError
 from wnconvert.formats.pickle.machine import FREE, PER_BYTE
-from wnconvert.formats.pickle.reader import load, nodes_of
+from wnconvert.formats.pickle.reader import load, records_below
 from wnconvert.formats.pickle.values import Dict, Global, Object, PersistentId, Pickle, Value, walk
 from wnconvert.formats.torch.archives import read_saved
 from wnconvert.formats.torch.contents import find_contents
@@ -104,7 +104,7 @@ class _Reader:
         stated = self.metadata.get("version")
         opened = TorchFile(
             Container.DISTRIBUTED,
-            Pickle(root, _PROTOCOL, nodes=nodes_of(root)),
+            Pickle(root, _PROTOCOL, nodes=records_below(root)),
             contents,
             self.storages,
             version=stated if isinstance(stated, str) else "",

@@ -1,7 +1,8 @@
 """Pickles as data: read by a small machine that imports and calls nothing, and written back.
 
 values   the content of a pickle, as data
-machine  what each operation of a pickle does; nothing is imported or called
+opcodes  the operations, their arguments, and what they cost
+machine  what each operation does; nothing is imported or called
 reader   bytes to data, by the machine
 writer   data to bytes
 """

@@ -1,7 +1,7 @@
 """The machine that reads pickles: a stack, a memo, and what each operation does.
 
-It runs over the opcode table of the standard library's ``pickletools``, imports and calls nothing, and makes
-:mod:`wnconvert.formats.pickle.values`. It knows nothing of torch, but that persistent ids are storages.
+It imports and calls nothing, and makes :mod:`wnconvert.formats.pickle.values`. It knows nothing of torch, but
+that persistent ids are storages.
 
 A pickle may cost ``FREE``, and one that names storages more with each of them, in proportion to its own
 bytes: so what a hostile one takes is bounded by what it holds, and a checkpoint may have any number of
@@ -10,16 +10,13 @@ tensors.
 
 from __future__ import annotations
 
-import codecs
 import io
-import pickletools
 import struct
 import sys
-import warnings
 from collections.abc import Callable
-from typing import Any
 
 from wnconvert.errors import FormatError
+from wnconvert.formats.pickle.opcodes import ARGUMENTS, COSTS, OPCODES, PUSH_ARGUMENT
 from wnconvert.formats.pickle.values import (
     Dict,
     Extension,
@@ -31,7 +28,7 @@ from wnconvert.formats.pickle.values import (
     Value,
 )
 
-__all__ = ["FREE", "PER_BYTE", "Machine", "refuse"]
+__all__ = ["FREE", "PER_BYTE", "CutShortError", "refuse", "run_pickle"]
 
 
 #: The cost at which a pickle without storages is refused, about its memory in bytes.
@@ -42,8 +39,6 @@ PER_BYTE = 64
 _PER_STORAGE = 64 << 10
 MAX_MARKS = 5_000
 _NEWEST = 5
-_COST_OF_VALUE = 48
-_COST_OF_NODE = 192
 
 
 def refuse(what: str) -> FormatError:
@@ -51,46 +46,61 @@ def refuse(what: str) -> FormatError:
     return FormatError(f"the pickle in it {what}", fix="no real checkpoint does that: do not trust this file")
 
 
-def _line(stream: Any) -> bytes:
-    line: bytes = stream.readline()
-    if not line.endswith(b"\n"):
-        raise ValueError("it ends in the middle of a line")
-    return line[:-1]
+class CutShortError(FormatError):
+    """A pickle whose bytes end before its STOP."""
 
 
-def _string(stream: Any) -> str:
-    """The quoted ``str`` of Python 2's protocol 0."""
-    line = _line(stream)
-    if len(line) < 2 or line[:1] != line[-1:] or line[:1] not in (b"'", b'"'):
-        raise ValueError("it has a string without its quotes")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # odd escapes
-        return codecs.escape_decode(line[1:-1])[0].decode("latin-1")
+def run_pickle(data: bytes, at: int, free: int) -> tuple[Value, int, int]:
+    """Run the pickle that begins at byte ``at``: its root, its protocol, and where it ends.
+
+    Raises ``FormatError`` where it is malformed or costs too much, ``CutShortError`` where it ends early.
+    """
+    machine = _Machine(data, at, free)
+    try:
+        machine.run()
+        root = machine.stack.pop()
+    except FormatError:
+        raise
+    except (
+        IndexError,
+        KeyError,
+        ValueError,
+        OverflowError,
+        TypeError,
+        AttributeError,
+        struct.error,
+    ) as error:
+        # pickletools reports malformed arguments as ValueError and friends; an empty stack or an unknown memo
+        # entry surfaces here as IndexError or KeyError. All of them mean the same to the user.
+        kind = CutShortError if machine.at >= len(data) else FormatError
+        raise kind(f"the pickle in it is damaged ({_reason(error, kind)})", fix=_DAMAGED) from error
+    return root, machine.protocol, machine.at
 
 
-def _two_names(stream: Any) -> tuple[str, str]:
-    return _line(stream).decode(), _line(stream).decode()
+_DAMAGED = "download or save the file again"
 
 
-# pickletools takes these for ASCII, and joins the two names of a global by a space, which each may hold.
-_READERS: dict[str, Callable[[Any], Any]] = {
-    "STRING": _string,
-    "PERSID": lambda stream: _line(stream).decode(),
-    "GLOBAL": _two_names,
-    "INST": _two_names,
-}
+def _reason(error: Exception, kind: type[FormatError]) -> str:
+    if kind is CutShortError:
+        return "it ends before its STOP"
+    if isinstance(error, IndexError):
+        return "it takes from an empty stack"
+    if isinstance(error, KeyError):
+        return f"it refers to memo entry {error}, which it never stored"
+    return str(error) or type(error).__name__
 
 
 # The operations that most of a checkpoint is made of.
-_BINPUT, _LONG_BINPUT, _MEMOIZE, _BINGET, _LONG_BINGET = b"qr\x94hj"
-_BININT1, _BINUNICODE, _SHORT_BINUNICODE, _MARK, _TUPLE = b"KX\x8c(t"
-_STOP = ord(b".")
+_BINPUT, _LONG_BINPUT, _MEMOIZE = OPCODES["BINPUT"], OPCODES["LONG_BINPUT"], OPCODES["MEMOIZE"]
+_BINGET, _BININT1 = OPCODES["BINGET"], OPCODES["BININT1"]
+_BINUNICODE, _SHORT_BINUNICODE = OPCODES["BINUNICODE"], OPCODES["SHORT_BINUNICODE"]
+_STOP = OPCODES["STOP"]
 _U4 = struct.Struct("<I").unpack_from
 #: Stands in the memo where nothing was stored.
 _NOTHING = object()
 
 
-class Machine:
+class _Machine:
     """The pickle machine: a stack, the stacks below open marks, and the memo."""
 
     def __init__(self, data: bytes, at: int, free: int) -> None:
@@ -105,21 +115,16 @@ class Machine:
         self.most = self.free = free
         self.storages = 0
 
-    @property
-    def is_at_end(self) -> bool:
-        """Whether it came to the end of its bytes."""
-        return self.at >= len(self.data)
-
-    def run(self) -> None:
+    def run(self) -> None:  # noqa: PLR0912, PLR0915 - one loop
         """Run through STOP. What most of a checkpoint is made of is done here, in a loop without calls."""
         data, memo, stack, at, spent, code = self.data, self.memo, self.stack, self.at, 0, 0
-        costs, u4 = _COSTS, _U4
+        costs, u4 = COSTS, _U4
         try:
             while code != _STOP:
                 code = data[at]
                 at += 1
                 spent += costs[code]
-                if code == _LONG_BINPUT or code == _BINPUT:
+                if code in (_LONG_BINPUT, _BINPUT):
                     if code == _BINPUT:
                         index = data[at]
                         at += 1
@@ -144,7 +149,7 @@ class Machine:
                     memo.append(stack[-1])
                     if spent > self.most:
                         self.afford(spent, at)
-                elif code == _BINUNICODE or code == _SHORT_BINUNICODE:
+                elif code in (_BINUNICODE, _SHORT_BINUNICODE):
                     size, first = (u4(data, at)[0], at + 4) if code == _BINUNICODE else (data[at], at + 1)
                     at = first + size
                     if at > len(data):
@@ -167,16 +172,15 @@ class Machine:
 
     def with_argument(self, code: int) -> None:
         """Do an operation that has an argument, and is not a frequent one."""
-        if code not in _WITH_ARGUMENT:
+        if code not in ARGUMENTS:
             raise ValueError(f"its byte {code:02x} is not an opcode")
-        reader, act = _WITH_ARGUMENT[code]
         self.stream.seek(self.at)
         try:
-            arg = reader(self.stream)
+            arg = ARGUMENTS[code](self.stream)
         finally:
             self.at = self.stream.tell()
         self.afford(self.spent + sys.getsizeof(arg), self.at)
-        act(self, arg)
+        _ACTS[code](self, arg)
 
     def afford(self, spent: int, at: int) -> None:
         """Take a cost into account, and refuse what is more than the bytes so far may cost."""
@@ -321,29 +325,20 @@ def _paired(items: list[Value]) -> list[tuple[Value, Value]]:
     return list(zip(items[::2], items[1::2], strict=True))
 
 
-_PUSHES_ARG = frozenset(
-    "INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT UNICODE SHORT_BINUNICODE BINUNICODE "
-    "BINUNICODE8 SHORT_BINBYTES BINBYTES BINBYTES8 BYTEARRAY8".split()
-)
-_MAKES_NODE = frozenset(
-    "MARK EMPTY_LIST LIST EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 EMPTY_DICT DICT EMPTY_SET FROZENSET GLOBAL "
-    "STACK_GLOBAL REDUCE NEWOBJ NEWOBJ_EX OBJ INST BINPERSID PERSID EXT1 EXT2 EXT4 BUILD PUT BINPUT "
-    "LONG_BINPUT MEMOIZE SETITEM APPEND".split()
-)
-_OPS: dict[str, Callable[[Machine, Value], object]] = {
-    "PROTO": Machine.proto,
+_OPS: dict[str, Callable[[_Machine, Value], object]] = {
+    "PROTO": _Machine.proto,
     "FRAME": lambda m, arg: None,
     "STOP": lambda m, arg: None,
     "NONE": lambda m, arg: m.push(None),
     "NEWTRUE": lambda m, arg: m.push(True),
     "NEWFALSE": lambda m, arg: m.push(False),
-    "MARK": Machine.mark,
-    "POP": Machine.pop,
+    "MARK": _Machine.mark,
+    "POP": _Machine.pop,
     "POP_MARK": lambda m, arg: m.to_mark(),
     "DUP": lambda m, arg: m.push(m.stack[-1]),
-    "PUT": Machine.put,
-    "BINPUT": Machine.put,
-    "LONG_BINPUT": Machine.put,
+    "PUT": _Machine.put,
+    "BINPUT": _Machine.put,
+    "LONG_BINPUT": _Machine.put,
     "MEMOIZE": lambda m, arg: m.put(len(m.memo)),
     "GET": lambda m, arg: m.push(m.got(arg)),
     "BINGET": lambda m, arg: m.push(m.got(arg)),
@@ -352,45 +347,38 @@ _OPS: dict[str, Callable[[Machine, Value], object]] = {
     "BINSTRING": lambda m, arg: m.push(Latin1(arg)),
     "SHORT_BINSTRING": lambda m, arg: m.push(Latin1(arg)),
     "EMPTY_TUPLE": lambda m, arg: m.push(()),
-    "TUPLE": Machine.tuple_of_mark,
+    "TUPLE": _Machine.tuple_of_mark,
     "TUPLE1": lambda m, arg: m.tuple_of(1),
     "TUPLE2": lambda m, arg: m.tuple_of(2),
     "TUPLE3": lambda m, arg: m.tuple_of(3),
     "EMPTY_LIST": lambda m, arg: m.push([]),
     "LIST": lambda m, arg: m.push(list(m.to_mark())),
-    "APPEND": Machine.append,
+    "APPEND": _Machine.append,
     "APPENDS": lambda m, arg: m.change("append", m.to_mark()),
     "EMPTY_DICT": lambda m, arg: m.push(Dict()),
-    "DICT": Machine.dict_of_mark,
-    "SETITEM": Machine.set_item,
+    "DICT": _Machine.dict_of_mark,
+    "SETITEM": _Machine.set_item,
     "SETITEMS": lambda m, arg: m.change("set", _paired(m.to_mark())),
     "EMPTY_SET": lambda m, arg: m.push(Set()),
     "ADDITEMS": lambda m, arg: m.change("add", m.to_mark()),
     "FROZENSET": lambda m, arg: m.push(Set(m.to_mark(), frozen=True)),
-    "GLOBAL": Machine.globally,
-    "STACK_GLOBAL": Machine.stack_global,
-    "REDUCE": Machine.call,
-    "NEWOBJ": Machine.new_object,
-    "NEWOBJ_EX": Machine.new_object_ex,
-    "OBJ": Machine.object_of_mark,
-    "INST": Machine.instance,
-    "BUILD": Machine.build,
-    "PERSID": Machine.persistent,
+    "GLOBAL": _Machine.globally,
+    "STACK_GLOBAL": _Machine.stack_global,
+    "REDUCE": _Machine.call,
+    "NEWOBJ": _Machine.new_object,
+    "NEWOBJ_EX": _Machine.new_object_ex,
+    "OBJ": _Machine.object_of_mark,
+    "INST": _Machine.instance,
+    "BUILD": _Machine.build,
+    "PERSID": _Machine.persistent,
     "BINPERSID": lambda m, arg: m.persistent(m.stack.pop()),
     "EXT1": lambda m, arg: m.push(Extension(arg)),
     "EXT2": lambda m, arg: m.push(Extension(arg)),
     "EXT4": lambda m, arg: m.push(Extension(arg)),
-    "NEXT_BUFFER": Machine.buffer,
-    "READONLY_BUFFER": Machine.buffer,
+    "NEXT_BUFFER": _Machine.buffer,
+    "READONLY_BUFFER": _Machine.buffer,
 }
-_OPS |= dict.fromkeys(_PUSHES_ARG, Machine.push)
-#: What operations do that have no argument, by opcode; and what reads the argument of others, with what they do.
-_PLAIN = {ord(code.code): _OPS[code.name] for code in pickletools.opcodes if code.arg is None}
-_WITH_ARGUMENT: dict[int, tuple[Callable[[Any], Any], Callable[[Machine, Value], object]]] = {
-    ord(code.code): (_READERS.get(code.name, code.arg.reader), _OPS[code.name])
-    for code in pickletools.opcodes
-    if code.arg is not None
-}
-_COSTS = [0] * 256
-for _code in pickletools.opcodes:
-    _COSTS[ord(_code.code)] = _COST_OF_NODE if _code.name in _MAKES_NODE else _COST_OF_VALUE
+_OPS |= dict.fromkeys(PUSH_ARGUMENT, _Machine.push)
+_ACTS = {code: _OPS[name] for name, code in OPCODES.items()}
+#: What operations without an argument do, by the opcode.
+_PLAIN = {code: act for code, act in _ACTS.items() if code not in ARGUMENTS}

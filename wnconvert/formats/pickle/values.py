@@ -88,8 +88,9 @@ class Set:
 class Object:
     """An object that a REDUCE, NEWOBJ, NEWOBJ_EX or OBJ made, and the changes made to it afterwards.
 
-    ``op`` is the opcode's name. ``meaning`` is what readers of records took it for. ``changes`` are ``("append", list)``, ``("add", list)``,
-    ``("set", list of pairs)`` and ``("build", state)``, in order.
+    ``op`` is the opcode's name. ``changes`` are ``("append", list)``, ``("add", list)``,
+    ``("set", list of pairs)`` and ``("build", state)``, in order. ``meaning`` is what a reader of records
+    took it for.
     """
 
     op: str
@@ -150,8 +151,10 @@ def children(value: Value) -> Sequence[Value]:
         return value.items  # type: ignore[no-any-return]
     if kind is PersistentId:
         return (value.pid,)
-    if kind is not Object:
-        return ()
+    return _parts_of(value) if kind is Object else ()
+
+
+def _parts_of(value: Object) -> Sequence[Value]:
     if not value.changes:
         return (value.callee, value.args, value.kwargs)
     parts = [value.callee, value.args, value.kwargs]

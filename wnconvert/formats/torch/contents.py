@@ -245,8 +245,8 @@ def find_contents(root: Value, held: int) -> Contents:
     """Find every state dict and optimizer below ``root``, outermost first, in the order of the file.
 
     Mappings of NumPy arrays count where there is no state dict of tensors: beside one, they are statistics
-    and the like. ``held`` are the bytes that hold them. Raises ``FormatError`` where two of them have one path,
-    and where names are made that these bytes do not hold.
+    and the like. ``held`` counts the bytes that hold all this. Raises ``FormatError`` where two of them have
+    one path, and where there are more and longer names than so many bytes hold.
     """
     found, has_arrays = _find(root, lambda value: read_tensor(value) is not None, held)
     return _find(root, is_array, held)[0] if has_arrays and not found.state_dicts else found

@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from wnconvert.errors import FormatError, InputError
-from wnconvert.formats.pickle.reader import CutShort, load, nodes_of
+from wnconvert.formats.pickle.machine import CutShortError
+from wnconvert.formats.pickle.reader import load, records_below
 from wnconvert.formats.pickle.values import Object, PersistentId, Pickle, Value
 from wnconvert.formats.torch.archives import PREFIX, content_of, read_saved, too_long
 from wnconvert.formats.torch.arrays import HeldArrays, is_array, read_array
@@ -32,7 +33,7 @@ from wnconvert.formats.torch.records import (
 from wnconvert.formats.zips import ZipEntry, read_comment
 from wnconvert.messages import listed, printable
 from wnconvert.plan.names.trees import NewNames
-from wnconvert.plan.record import NO_HISTORY, RECORD_NAME, History, read_history
+from wnconvert.plan.record.history import NO_HISTORY, RECORD_NAME, History, read_history
 from wnconvert.tensors.containers import Container
 from wnconvert.tensors.files import GET_AGAIN, ReadableFile
 from wnconvert.tensors.limits import PICKLE
@@ -246,7 +247,7 @@ class _Pickles:
             count = min(window, self.size - self.at, PICKLE)
             try:
                 found = load(self.file.read(self.at, count))
-            except CutShort as error:
+            except CutShortError as error:
                 if count == self.size - self.at:
                     raise
                 if count == PICKLE:
@@ -307,7 +308,7 @@ def _checked(pickle: Pickle, storages: Mapping[str, ByteRange]) -> tuple[Pickle,
     """A pickle whose tensors lie in their storages, its whole DTensors made plain; and how many these are."""
     check_storages(pickle.nodes, storages)
     unwrapped = unwrap_whole(pickle.nodes)
-    return (replace(pickle, nodes=nodes_of(pickle.root)) if unwrapped else pickle), unwrapped
+    return (replace(pickle, nodes=records_below(pickle.root)) if unwrapped else pickle), unwrapped
 
 
 def _storages_of(values: Iterable[Value]) -> dict[str, Storage]:

@@ -37,7 +37,7 @@ from wnconvert.plan.layout import CopyBytes, Gather, Layout, Part, Parts, Work
 from wnconvert.plan.names.trees import renamed_modules
 from wnconvert.plan.order import NEW_ENTRY, metadata_keys
 from wnconvert.plan.plan import Plan, PlannedStateDict
-from wnconvert.plan.record import RECORD_NAME, write_history
+from wnconvert.plan.record.history import RECORD_NAME, write_history
 from wnconvert.plan.steps import MadeTensor, Step
 from wnconvert.tensors.containers import Container
 from wnconvert.tensors.dtypes import DType

@@ -11,9 +11,9 @@ from pathlib import PurePath
 from wnconvert.errors import FormatError, InputError
 from wnconvert.messages import listed
 from wnconvert.storage.files import Seen, kind_of, listing_of, open_file
+from wnconvert.storage.folder.index import ShardIndex, read_index
 from wnconvert.storage.folder.links import check_inside
 from wnconvert.storage.folder.unnamed import checkpoints_in, no_weights
-from wnconvert.storage.index import ShardIndex, read_index
 from wnconvert.storage.shards import Naming
 from wnconvert.storage.stores.store import PathKind
 from wnconvert.tensors.limits import INDEX, megabytes
