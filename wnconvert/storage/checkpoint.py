@@ -25,6 +25,7 @@ from wnconvert.storage.recognition import (
     unknown_file,
     zip_container,
 )
+from wnconvert.storage.stores.kept import KeptFiles
 from wnconvert.storage.stores.store import PathKind
 from wnconvert.tensors.containers import Container
 from wnconvert.tensors.files import ReadableFile
@@ -277,21 +278,20 @@ def _open_distributed(root: PurePath) -> Checkpoint:
     from wnconvert.storage.folder.weights import Folder
     from wnconvert.storage.shards import Naming
 
-    data: dict[str, ReadableFile] = {}
-    with contextlib.ExitStack() as stack:
+    def opened_beside(name: str) -> ReadableFile:
+        try:
+            return open_beside(root / METADATA, name)
+        except FileNotFoundError as error:
+            raise FormatError(
+                f"its {METADATA} names {printable(name)}, which is not there",
+                fix="copy the files of all ranks into one folder",
+            ) from error
 
-        def opened_beside(name: str) -> ReadableFile:
-            try:
-                data[name] = stack.enter_context(closing(open_beside(root / METADATA, name)))
-            except FileNotFoundError as error:
-                raise FormatError(
-                    f"its {METADATA} names {printable(name)}, which is not there",
-                    fix="copy the files of all ranks into one folder",
-                ) from error
-            return data[name]
-
-        opened = open_distributed(opened_beside(METADATA), opened_beside)
+    with closing(KeptFiles(opened_beside)) as files:
+        opened = open_distributed(files.file(METADATA), files.file)
+        data = {name: files.file(name) for name in (METADATA, *opened.files)}
         size = sum(file.size for file in data.values())
+        seen = {root / name: file.identity for name, file in data.items()}
     return Checkpoint(
         root,
         Container.DISTRIBUTED,
@@ -301,7 +301,7 @@ def _open_distributed(root: PurePath) -> Checkpoint:
         opened.torch,
         folder=Folder(root, Naming("model", "safetensors"), (METADATA, *opened.files)),
         views=opened.views,
-        seen={root / name: file.identity for name, file in data.items()},
+        seen=seen,
     )
 
 
