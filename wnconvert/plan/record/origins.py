@@ -131,7 +131,7 @@ def _of_row(row: Mapping[str, Any]) -> list[Origin]:
 
 def _kind(half: tuple[DType, tuple[int, ...], Any]) -> tuple[DType, tuple[int, ...]]:
     """The dtype and the shape; a shape of its own for each tensor, since pickles show which are one."""
-    return half[0], tuple([*half[1]])
+    return half[0], (*half[1],)
 
 
 def _half(data: Any) -> tuple[DType, tuple[int, ...], Any] | None:
