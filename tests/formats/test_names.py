@@ -209,7 +209,7 @@ def test_what_is_there_already_is_not_changed() -> None:
         call_of("_operator.getitem", "REDUCE", named("typing.Dict"), ()),
     ):
         assert dangerous_names([giver]) == []
-        giver.changes.append(("build", Dict([("forward", named("acme.run"))])))
+        giver.changes = [*giver.changes, ("build", Dict([("forward", named("acme.run"))]))]
         assert len(dangerous_names([giver])) == 1
 
 

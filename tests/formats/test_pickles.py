@@ -348,9 +348,11 @@ def test_torch_reads_what_is_written_without_trust() -> None:
     tree = {"sd": collections.OrderedDict(a=torch.zeros(2)), "epoch": 3, "names": ("a", None, True, 1.5)}
     torch.save(tree, buffer, _use_new_zipfile_serialization=False)
     data = buffer.getvalue()
-    stream = io.BytesIO(data)
-    parts = [load(stream) for _ in range(5)]
-    written = b"".join(dump(part.root, part.protocol) for part in parts) + data[stream.tell() :]
+    parts, at = [], 0
+    for _ in range(5):
+        parts.append(load(data, at))
+        at = parts[-1].end
+    written = b"".join(dump(part.root, part.protocol) for part in parts) + data[at:]
     got = torch.load(io.BytesIO(written), weights_only=True)
     assert got["names"] == tree["names"]
     assert torch.equal(got["sd"]["a"], torch.zeros(2))

@@ -422,11 +422,11 @@ def test_the_record_holds_what_split_needs() -> None:
     assert step["state_dicts"] == {
         "net": [
             {
-                "name": "b.weight",
                 "form": "legacy",
                 "dim": 0,
-                "g": {"name": "b.weight_g", "shape": [8, 1, 1], "dtype": "float16", "place": 1},
-                "v": {"name": "b.weight_v", "shape": [8, 4, 3], "dtype": "float16", "place": 2},
+                "names": ["b.weight"],
+                "g": {"shape": [8, 1, 1], "dtype": "float16", "places": [1]},
+                "v": {"shape": [8, 4, 3], "dtype": "float16", "places": [2]},
             }
         ]
     }

@@ -17,7 +17,15 @@ from tests.helpers.golden import FIXTURES
 from tests.helpers.states import output_of, state_dicts
 from wnconvert import __version__, fold_file, split_file
 from wnconvert.errors import WnconvertError
-from wnconvert.plan.record import METADATA_KEY, NO_HISTORY, RECORD_NAME, History, read_history, write_history
+from wnconvert.plan.record.history import (
+    METADATA_KEY,
+    NO_HISTORY,
+    RECORD_NAME,
+    History,
+    read_history,
+    write_history,
+)
+from wnconvert.plan.record.origins import origins_in
 from wnconvert.storage.checkpoint import open_checkpoint
 
 STEP: dict[str, Any] = {"verb": "fold", "state_dicts": {"generator": [{"name": "conv.weight", "dim": None}]}}
@@ -31,7 +39,7 @@ def test_what_is_written_is_read_back() -> None:
 
 def test_the_record_is_compact_json_in_a_fixed_order() -> None:
     assert write_history([STEP]) == (
-        f'{{"schema":1,"version":"{__version__}","history":[{{"verb":"fold","state_dicts":'
+        f'{{"schema":2,"version":"{__version__}","history":[{{"verb":"fold","state_dicts":'
         '{"generator":[{"name":"conv.weight","dim":null}]}}]}'
     )
 
@@ -88,19 +96,18 @@ def test_a_file_says_what_was_done_to_it(source: str, path: str, suffix: str, tm
     out = tmp_path / f"out{suffix}"
     fold_file(FIXTURES / source, out)
     record = record_in(out)
-    assert (record["schema"], record["version"]) == (1, __version__)
+    assert (record["schema"], record["version"]) == (2, __version__)
     (step,) = record["history"]
-    ((where, layers),) = step["state_dicts"].items()
+    ((where, rows),) = step["state_dicts"].items()
     assert where == ("" if suffix == ".safetensors" else path)
+    layers = origins_in(rows)
     assert len(layers) == 78
     state = open_checkpoint(FIXTURES / source).tree.state_dicts[0]
     names = [entry.name for entry in state.entries]
-    for layer in layers:
-        for half in (layer["g"], layer["v"]):
-            assert names[half["place"]] == half["name"]
-            tensor = state.tensors[half["name"]]
-            assert tuple(half["shape"]) == tensor.info.shape
-            assert half["dtype"] == str(tensor.info.dtype)
+    for origin in layers:
+        for half, place in zip(origin.layer.halves, origin.places, strict=True):
+            assert names[place] == half.name
+            assert state.tensors[half.name].info == half
 
 
 def test_metadata_of_safetensors_survives_a_torch_file(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.helpers.infos import Shape, new_pair, pair, state_at
+from tests.helpers.records import step_of_before
 from wnconvert.errors import ArgumentError, LayerError, WnconvertError
 from wnconvert.layers.dims import AUTO
 from wnconvert.layers.schemes import Selection
@@ -237,9 +238,9 @@ def test_a_record_of_another_path_says_nothing() -> None:
 
 
 def recorded(**changes: Any) -> Tree:
-    """One folded layer with a record of which some values are others; ``g_shape`` is that of g."""
+    """One folded layer, recorded as earlier versions did; some values are others, ``g_shape`` that of g."""
     folded = fold(tree(state_at("", *pair("a.weight"), BIAS)))
-    step = json.loads(json.dumps(folded.record[0]))
+    step = step_of_before(folded.record[0])
     layer = step["state_dicts"][""][0]
     for name, value in changes.items():
         half, _, key = name.partition("_")

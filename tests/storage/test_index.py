@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from wnconvert.errors import FormatError
-from wnconvert.storage.index import ShardIndex, check_held, read_index, write_index
+from wnconvert.storage.folder.index import ShardIndex, check_held, read_index, write_index
 
 GOOD = {"a.weight": "model-00001-of-00002.safetensors", "b.weight": "model-00002-of-00002.safetensors"}
 

@@ -7,7 +7,7 @@ import pytest
 from tests.helpers.infos import Shape, infos, pair, state_at
 from wnconvert.plan.fold import plan_fold
 from wnconvert.plan.plan import Plan
-from wnconvert.storage.shards import Naming, index_metadata, part_of, sharded, total_size
+from wnconvert.storage.shards import Naming, index_metadata, parts_of, sharded, total_size
 from wnconvert.tensors.containers import Container
 from wnconvert.tensors.tree import ByteRange, Entry, StateDict, StoredTensor, Tree, contiguous_strides
 
@@ -42,7 +42,7 @@ def test_what_fits_one_file_is_one_file() -> None:
 
 def test_a_part_has_its_steps_and_the_first_the_record() -> None:
     plan = planned(1000)
-    first, second = (part_of(plan, shard) for shard in plan.shards)
+    (_, first), (_, second) = parts_of(plan)
     assert [step.name for step in first.state_dicts[0].steps] == list(plan.shards[0].tensors)
     assert [step.name for step in second.state_dicts[0].steps] == list(plan.shards[1].tensors)
     assert (first.record, second.record) == (plan.record, ())

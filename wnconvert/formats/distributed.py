@@ -12,13 +12,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from wnconvert.errors import FormatError, InputError
-from wnconvert.formats.pickle.reader import load
+from wnconvert.formats.pickle.machine import FREE, PER_BYTE
+from wnconvert.formats.pickle.reader import load, records_below
 from wnconvert.formats.pickle.values import Dict, Global, Object, PersistentId, Pickle, Value, walk
-from wnconvert.formats.torch.archives import MAX_PICKLE, read_saved
+from wnconvert.formats.torch.archives import read_saved
 from wnconvert.formats.torch.contents import find_contents
 from wnconvert.formats.torch.reader import TorchFile, check_storages
 from wnconvert.formats.torch.records import (
     class_of,
+    forget,
     get,
     mapping_pairs,
     read_storage,
@@ -31,6 +33,7 @@ from wnconvert.messages import printable
 from wnconvert.tensors.containers import Container
 from wnconvert.tensors.dtypes import DTYPES, DType
 from wnconvert.tensors.files import PartOfFile, ReadableFile
+from wnconvert.tensors.limits import PICKLE, megabytes
 from wnconvert.tensors.tree import ByteRange, StoredTensor, TensorInfo, contiguous_strides
 from wnconvert.tensors.views import Assembled, Chunk, FileView
 
@@ -59,12 +62,13 @@ def open_distributed(metadata: ReadableFile, open_beside: Callable[[str], Readab
     ``open_beside`` opens a file of the folder, which must stay open until this returns. Raises
     ``FormatError`` where the files contradict each other, ``InputError`` for what cannot be read.
     """
-    if metadata.size > MAX_PICKLE:
-        raise FormatError(f"its .metadata is longer than {MAX_PICKLE >> 20} MiB", fix="do not trust it")
-    root = load(metadata.read(0, metadata.size)).root
+    if metadata.size > PICKLE:
+        raise FormatError(f"its .metadata is longer than {megabytes(PICKLE)}", fix="do not trust it")
+    # It names no storages, and grows with the number of tensors as a checkpoint does.
+    root = load(metadata.read(0, metadata.size), free=FREE + PER_BYTE * metadata.size).root
     if not class_of(root).endswith(".Metadata"):
         raise FormatError("its .metadata is not that of torch.distributed.checkpoint", fix=_AGAIN)
-    return _Reader(slots_of(root.state), open_beside).read()
+    return _Reader(slots_of(root.state), open_beside, metadata.size).read()
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,25 +83,28 @@ class _Place:
 class _Reader:
     """Makes the pickle that ``torch.save`` would have written, over the bytes where they lie."""
 
-    def __init__(self, metadata: Mapping[str, Value], open_beside: Callable[[str], ReadableFile]) -> None:
+    def __init__(
+        self, metadata: Mapping[str, Value], open_beside: Callable[[str], ReadableFile], held: int
+    ) -> None:
         self.metadata = metadata
+        self.held = held
         self.places = dict(_places(metadata.get("storage_data")))
         self.files = tuple(sorted({place.file for place in self.places.values()}))
         self.number = {name: at for at, name in enumerate(self.files)}
         self.opened = {name: open_beside(name) for name in self.files}
         self.storages: dict[str, ByteRange] = {}
         self.views: list[FileView] = []
-        self.known: dict[bytes, Value] = {}  # chunks of one shape have one pickle
+        self.known: dict[bytes, Pickle] = {}  # chunks of one shape have one pickle
 
     def read(self) -> DistributedFile:
         """The whole folder."""
         values = {str(name): self.value(str(name), value) for name, value in self.described()}
         root = _nested(values, dict(_paths(self.metadata.get("planner_data"))))
-        contents = find_contents(root)
+        contents = find_contents(root, self.held)
         stated = self.metadata.get("version")
         opened = TorchFile(
             Container.DISTRIBUTED,
-            Pickle(root, _PROTOCOL),
+            Pickle(root, _PROTOCOL, nodes=records_below(root)),
             contents,
             self.storages,
             version=stated if isinstance(stated, str) else "",
@@ -143,13 +150,13 @@ class _Reader:
         if place.offset + place.length > file.size:
             raise FormatError(f"{place.file} ends before what .metadata has in it", fix=_AGAIN)
         saved = read_saved(PartOfFile(file, place.offset, place.length))
-        root = self.known.get(saved.pickle)
-        if root is None:
-            root = load(saved.pickle).root
-            if read_tensor(root):
-                self.known[saved.pickle] = root
-        check_storages(root, saved.storages)
-        return root, saved.storages
+        pickle = self.known.get(saved.pickle)
+        if pickle is None:
+            pickle = load(saved.pickle)
+            if read_tensor(pickle.root):
+                self.known[saved.pickle] = pickle
+        check_storages(pickle.nodes, saved.storages)
+        return pickle.root, saved.storages
 
     def moved(self, data: ByteRange, place: _Place) -> ByteRange:
         """Bytes of a part, as bytes of the file that it is a part of."""
@@ -207,6 +214,8 @@ class _Reader:
                 self.storages[key] = self.moved(storages[storage.key], place)
                 kind, cls, _, *rest = value.pid
                 value.pid = (kind, cls, key, *rest)
+        for value in walk(root):
+            forget(value)
         return root
 
 

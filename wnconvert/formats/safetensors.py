@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import struct
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,10 @@ from safetensors import SafetensorError, safe_open
 from wnconvert.errors import FormatError, OutputError
 from wnconvert.plan.layout import Blob, Layout
 from wnconvert.plan.plan import Plan
-from wnconvert.plan.record import METADATA_KEY, read_history, write_history
+from wnconvert.plan.record.history import METADATA_KEY, read_history, write_history
 from wnconvert.tensors.dtypes import DTYPES
 from wnconvert.tensors.files import GET_AGAIN, ReadableFile, read_json
+from wnconvert.tensors.limits import SAFETENSORS_HEADER, megabytes
 from wnconvert.tensors.tree import (
     MAX_RANK,
     ByteRange,
@@ -30,11 +32,9 @@ from wnconvert.tensors.tree import (
     contiguous_strides,
 )
 
-__all__ = ["check_header", "open_safetensors", "read_metadata", "safetensors_layout"]
+__all__ = ["check_header", "has_room_for_record", "open_safetensors", "read_metadata", "safetensors_layout"]
 
 
-# The format allows 100 MB; a header of 100,000 tensors takes 12 MB.
-MAX_HEADER = 32 << 20
 _CODES = {dtype.code: dtype for dtype in DTYPES.values() if dtype.code}
 
 
@@ -45,10 +45,8 @@ def open_safetensors(file: ReadableFile) -> Tree:
     """
     size = file.size
     (length,) = struct.unpack("<Q", file.read(0, 8))
-    if length > MAX_HEADER:
-        raise FormatError(
-            f"its header claims {length} bytes", fix="no checkpoint needs that: do not trust it"
-        )
+    if length > SAFETENSORS_HEADER:
+        raise FormatError(f"its header claims {length} bytes, more than the format allows", fix=GET_AGAIN)
     if 8 + length > size:
         raise FormatError(f"its header claims {length} bytes, the file has {size}", fix=GET_AGAIN)
     text = file.read(8, length)
@@ -125,7 +123,7 @@ def safetensors_layout(tree: Tree, plan: Plan) -> Layout:
 
     The header names tensors in planned order; their bytes lie with wider dtypes first, as the safetensors
     library lays them, so that each is aligned. Raises ``OutputError`` for a dtype or a name that
-    safetensors does not have.
+    safetensors does not have, and for more names than a header takes.
     """
     (planned,) = plan.state_dicts
     path = plan.only or ""
@@ -138,20 +136,40 @@ def safetensors_layout(tree: Tree, plan: Plan) -> Layout:
             )
         if info.name == "__metadata__" or any("\ud800" <= char <= "\udfff" for char in info.name):
             raise OutputError(f"safetensors cannot name a tensor {info.name!r}", fix="-o OUT.pt, which can")
-    metadata = {"format": "pt", **tree.metadata}
-    if plan.record:
-        metadata[METADATA_KEY] = write_history(plan.record)
     starts: dict[str, int] = {}
     at = 0
     for info in sorted((item.info for item in items), key=lambda info: -info.dtype.bits):
         starts[info.name] = at
         at += info.nbytes
-    header: dict[str, Any] = {"__metadata__": metadata}
-    for info in (item.info for item in items):
-        place = [starts[info.name], starts[info.name] + info.nbytes]
-        header[info.name] = {"dtype": info.dtype.code, "shape": list(info.shape), "data_offsets": place}
-    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
+    text = _header(tree, plan, (item.info for item in items), starts)
+    if len(text) > SAFETENSORS_HEADER:
+        raise OutputError(
+            f"its header would take {megabytes(len(text))}, and safetensors allows "
+            f"{megabytes(SAFETENSORS_HEADER)}",
+            fix="-o OUT.pt; or -o FOLDER/ --max-shard-size, for several files",
+        )
     base = 8 + len(text)
     blobs = tuple(Blob(base + starts[item.info.name], item.info.nbytes, item.work) for item in items)
     return Layout(base + at, ((0, struct.pack("<Q", len(text)) + text),), blobs)
+
+
+def _header(tree: Tree, plan: Plan, infos: Iterable[TensorInfo], starts: Mapping[str, int]) -> bytes:
+    metadata = {"format": "pt", **tree.metadata}
+    if plan.record:
+        metadata[METADATA_KEY] = write_history(plan.record)
+    header: dict[str, Any] = {"__metadata__": metadata}
+    for info in infos:
+        place = (starts[info.name], starts[info.name] + info.nbytes)
+        header[info.name] = {"dtype": info.dtype.code, "shape": info.shape, "data_offsets": place}
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    return text + b" " * (-len(text) % 8)
+
+
+#: About the bytes of a header that a tensor takes beside its name.
+_PER_TENSOR = 160
+
+
+def has_room_for_record(plan: Plan) -> bool:
+    """Whether the record of a plan is sure to fit into the header."""
+    names = sum(len(json.dumps(step.name)) + _PER_TENSOR for step in plan.state_dicts[0].tensors)
+    return names + len(json.dumps(write_history(plan.record))) <= SAFETENSORS_HEADER

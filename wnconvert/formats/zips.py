@@ -17,6 +17,7 @@ from wnconvert.errors import FormatError
 from wnconvert.messages import printable
 from wnconvert.plan.layout import Blob, Layout, Work
 from wnconvert.tensors.files import GET_AGAIN, ReadableFile
+from wnconvert.tensors.limits import ZIP_DIRECTORY
 from wnconvert.tensors.tree import ByteRange
 
 __all__ = ["MARKS", "NewRecord", "ZipEntry", "leads_out", "read_comment", "read_directory", "zip_layout"]
@@ -29,7 +30,6 @@ _END64 = struct.Struct("<4sQHHIIQQQQ")
 _LOCATOR = struct.Struct("<4sIQI")
 _FULL16, _FULL32 = 0xFFFF, 0xFFFFFFFF
 _MAX_NAME = 4096
-_MAX_DIRECTORY = 32 << 20  # 200,000 records of a torch file take 16 MiB
 
 #: GPT-SoVITS writes one of these over the first two bytes, ``PK``, to mark a model's version.
 MARKS = tuple(b"%02d" % number for number in range(100))
@@ -130,7 +130,7 @@ def _find_directory(file: ReadableFile) -> tuple[int, int, int]:
                 end = end64
     if start + length > end:
         raise FormatError("its zip directory lies outside of the file", fix=GET_AGAIN)
-    if length > _MAX_DIRECTORY:
+    if length > ZIP_DIRECTORY:
         raise FormatError(
             f"its zip directory takes {length} bytes", fix="no checkpoint needs that: do not trust it"
         )

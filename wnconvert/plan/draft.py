@@ -14,7 +14,8 @@ from wnconvert.layers.find import FoundPairs
 from wnconvert.layers.foreign import find_foreign, notes_on_foreign
 from wnconvert.layers.schemes import Refused, Selection
 from wnconvert.plan.plan import LeftOut, Plan, PlannedStateDict
-from wnconvert.plan.record import Record, recorded
+from wnconvert.plan.record.history import Record, recorded
+from wnconvert.plan.record.origins import Origin
 from wnconvert.plan.selection.scope import Scope, choose, lost_texts, scope_of, tie_notes
 from wnconvert.plan.selection.wanted import (
     check_refused,
@@ -76,7 +77,7 @@ class Draft:
         return tuple(LeftOut(path, why) for path in self.tree.optimizers)
 
     def recorded(
-        self, before: Record, verb: str, layers: Mapping[str, Sequence[Mapping[str, Any]]]
+        self, before: Record, verb: str, layers: Mapping[str, Sequence[Origin]]
     ) -> tuple[Mapping[str, Any], ...]:
         """The record of the output: the steps ``before``, and one of ``verb`` on ``layers``, by path."""
         holds_trees = self.container.facts.holds_trees

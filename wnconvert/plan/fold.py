@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from wnconvert.layers.schemes import FORMS, Layer, Selection
 from wnconvert.plan.draft import FoundDraft
 from wnconvert.plan.plan import Change, Plan, PlannedStateDict
-from wnconvert.plan.record import origin_data
+from wnconvert.plan.record.origins import Origin, origin_of
 from wnconvert.plan.selection.wanted import optimizer_is_stale
 from wnconvert.plan.steps import Fold, Keep, Step
 from wnconvert.tensors.containers import Container
@@ -69,7 +69,7 @@ def _cast(entry: Entry, dtype: DType | None) -> DType | None:
     return dtype if dtype != entry.tensor.info.dtype else None
 
 
-def _origins(state: StateDict, planned: PlannedStateDict) -> list[dict[str, object]]:
+def _origins(state: StateDict, planned: PlannedStateDict) -> list[Origin]:
     """The names, shapes and places of each pair, which ``split`` needs to restore it."""
     place = {entry.name: index for index, entry in enumerate(state.entries)}
-    return [origin_data(change.layer, place) for change in planned.changes]
+    return [origin_of(change.layer, place) for change in planned.changes]

@@ -12,7 +12,8 @@ from wnconvert.messages import listed, option
 from wnconvert.plan.draft import FoundDraft
 from wnconvert.plan.order import is_buffer, restored
 from wnconvert.plan.plan import Change, Plan, PlannedStateDict
-from wnconvert.plan.record import Origin, Record, origin_data, origins, without_layers
+from wnconvert.plan.record.history import Record, origins, without_layers
+from wnconvert.plan.record.origins import Origin, origin_of
 from wnconvert.plan.selection.again import needs_naming
 from wnconvert.plan.selection.scope import in_torch_order, kept_as_is
 from wnconvert.plan.selection.wanted import name_conflicts
@@ -130,10 +131,10 @@ class _Migration:
             tuple(Change(layer, after[layer.name], layer.v.dtype) for layer in layers),
         )
         self.tensors = {new.get(name, name) for name in tensors}
-        self.record: list[dict[str, object]] = []
+        self.record: list[Origin] = []
         if not self.origins and (shapes or not self._is_undone_by_rule(layers, old, before)):
             place = {name: at for at, name in enumerate(before)}
-            self.record = [origin_data(layer, place) for layer in layers]
+            self.record = [origin_of(layer, place) for layer in layers]
 
     def _is_undone_by_rule(self, layers: Sequence[Layer], old: Mapping[str, str], before: list[str]) -> bool:
         back = [old.get(name, name) for name in self.order]

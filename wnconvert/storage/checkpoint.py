@@ -1,7 +1,4 @@
-"""Checkpoints of every format: opened as a tree, and laid out as the target's container asks.
-
-No other module chooses the reader or writer of a format.
-"""
+"""Checkpoints of every format, opened as a tree. No other module chooses the reader of a format."""
 
 from __future__ import annotations
 
@@ -15,9 +12,8 @@ from typing import TYPE_CHECKING
 
 from wnconvert.errors import FormatError, InputError
 from wnconvert.messages import printable
-from wnconvert.plan.layout import Layout
 from wnconvert.plan.names.trees import NewNames, renamed_tree
-from wnconvert.plan.plan import Plan
+from wnconvert.plan.record.history import believable
 from wnconvert.storage.files import Name, Seen, located, open_beside, open_file, reopened, seen_in, status_of
 from wnconvert.storage.recognition import (
     HEAD,
@@ -29,6 +25,7 @@ from wnconvert.storage.recognition import (
     unknown_file,
     zip_container,
 )
+from wnconvert.storage.stores.kept import KeptFiles
 from wnconvert.storage.stores.store import PathKind
 from wnconvert.tensors.containers import Container
 from wnconvert.tensors.files import ReadableFile
@@ -41,7 +38,13 @@ if TYPE_CHECKING:
     from wnconvert.onnx.file.reader import OnnxFile
     from wnconvert.storage.folder.weights import Folder
 
-__all__ = ["Checkpoint", "container_of", "layout_of", "no_graph", "open_checkpoint", "read_checkpoint"]
+__all__ = [
+    "Checkpoint",
+    "container_of",
+    "no_graph",
+    "open_checkpoint",
+    "read_checkpoint",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,13 +131,26 @@ def open_checkpoint(name: Name) -> Checkpoint:
     """
     path = located(name)
     with _naming_errors(path):
-        if status_of(path).kind is PathKind.FOLDER:
-            return _open_folder(path)
-        check_not_part(path)
-        with closing(open_file(path)) as file:
-            if not is_index(_head_of(file), path.name):
-                return _with_part_notes(read_checkpoint(file, path))
-        return _open_folder(path.parent, path.name)
+        return _doubted(_opened(path))
+
+
+def _opened(path: PurePath) -> Checkpoint:
+    if status_of(path).kind is PathKind.FOLDER:
+        return _open_folder(path)
+    check_not_part(path)
+    with closing(open_file(path)) as file:
+        if not is_index(_head_of(file), path.name):
+            return _with_part_notes(read_checkpoint(file, path))
+    return _open_folder(path.parent, path.name)
+
+
+def _doubted(opened: Checkpoint) -> Checkpoint:
+    """A checkpoint without a record that claims far more layers than there are tensors."""
+    tree = opened.tree
+    if believable(tree.record, {state.path: len(state.entries) for state in tree.state_dicts}):
+        return opened
+    note = "its wnconvert record has far more layers than it has tensors, and is left out"
+    return replace(opened, tree=replace(tree, record=(), notes=(*tree.notes, note)))
 
 
 def _with_part_notes(opened: Checkpoint) -> Checkpoint:
@@ -172,12 +188,7 @@ def read_checkpoint(file: ReadableFile, path: PurePath) -> Checkpoint:
     return replace(opened, seen={**opened.seen, path: file.identity})
 
 
-def layout_of(checkpoint: Checkpoint, plan: Plan) -> Layout:
-    """The bytes of the output that ``plan`` describes."""
-    return _WRITERS[plan.container](checkpoint, plan)
-
-
-# -- the readers and writers, each imported where it is needed: they are a tenth of the time of a small fold
+# -- the readers, each imported where it is needed: they are a tenth of the time of a small fold
 
 
 def _read_safetensors(file: ReadableFile, path: PurePath) -> Checkpoint:
@@ -239,24 +250,6 @@ def _read_onnx(file: ReadableFile, path: PurePath) -> Checkpoint:
     return Checkpoint(path, Container.ONNX, file.size, opened.tree(), opened.shards, onnx=opened, seen=seen)
 
 
-def _write_safetensors(checkpoint: Checkpoint, plan: Plan) -> Layout:
-    from wnconvert.formats.safetensors import safetensors_layout
-
-    return safetensors_layout(checkpoint.tree, plan)
-
-
-def _write_torch_zip(checkpoint: Checkpoint, plan: Plan) -> Layout:
-    from wnconvert.formats.torch.writer import torch_layout
-
-    return torch_layout(checkpoint.torch, checkpoint.tree, plan)
-
-
-def _write_npz(checkpoint: Checkpoint, plan: Plan) -> Layout:
-    from wnconvert.formats.npz import npz_layout
-
-    return npz_layout(checkpoint.tree, plan)
-
-
 # Of an opened file, and its name, to a checkpoint; ONNX files have no mark, so theirs refuses all else.
 _READERS: dict[Container, Callable[[ReadableFile, PurePath], Checkpoint]] = {
     Container.SAFETENSORS: _read_safetensors,
@@ -269,12 +262,6 @@ _ZIP_READERS: dict[Container, Callable[[ReadableFile, PurePath, Mapping[str, Zip
     Container.TORCH_ZIP: _read_torch_zip,
     Container.EXPORTED: _read_exported,
     Container.NPZ: _read_npz,
-}
-# What is written is of one container of each family; an ONNX model is edited (`verbs/conversion/onnx`).
-_WRITERS: dict[Container, Callable[[Checkpoint, Plan], Layout]] = {
-    Container.SAFETENSORS: _write_safetensors,
-    Container.TORCH_ZIP: _write_torch_zip,
-    Container.NPZ: _write_npz,
 }
 
 
@@ -291,21 +278,20 @@ def _open_distributed(root: PurePath) -> Checkpoint:
     from wnconvert.storage.folder.weights import Folder
     from wnconvert.storage.shards import Naming
 
-    data: dict[str, ReadableFile] = {}
-    with contextlib.ExitStack() as stack:
+    def opened_beside(name: str) -> ReadableFile:
+        try:
+            return open_beside(root / METADATA, name)
+        except FileNotFoundError as error:
+            raise FormatError(
+                f"its {METADATA} names {printable(name)}, which is not there",
+                fix="copy the files of all ranks into one folder",
+            ) from error
 
-        def opened_beside(name: str) -> ReadableFile:
-            try:
-                data[name] = stack.enter_context(closing(open_beside(root / METADATA, name)))
-            except FileNotFoundError as error:
-                raise FormatError(
-                    f"its {METADATA} names {printable(name)}, which is not there",
-                    fix="copy the files of all ranks into one folder",
-                ) from error
-            return data[name]
-
-        opened = open_distributed(opened_beside(METADATA), opened_beside)
+    with closing(KeptFiles(opened_beside)) as files:
+        opened = open_distributed(files.file(METADATA), files.file)
+        data = {name: files.file(name) for name in (METADATA, *opened.files)}
         size = sum(file.size for file in data.values())
+        seen = {root / name: file.identity for name, file in data.items()}
     return Checkpoint(
         root,
         Container.DISTRIBUTED,
@@ -315,7 +301,7 @@ def _open_distributed(root: PurePath) -> Checkpoint:
         opened.torch,
         folder=Folder(root, Naming("model", "safetensors"), (METADATA, *opened.files)),
         views=opened.views,
-        seen={root / name: file.identity for name, file in data.items()},
+        seen=seen,
     )
 
 
@@ -358,7 +344,7 @@ def _open_pipeline(root: PurePath, components: Mapping[str, Checkpoint]) -> Chec
 
 def _open_weights(folder: Folder) -> Checkpoint:
     """Open the weights that were found in a folder."""
-    from wnconvert.storage.index import check_held
+    from wnconvert.storage.folder.index import check_held
     from wnconvert.storage.shards import merged
 
     root = folder.root

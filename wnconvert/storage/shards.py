@@ -8,7 +8,7 @@ their order.
 from __future__ import annotations
 
 import re
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
@@ -28,7 +28,7 @@ __all__ = [
     "into_shards",
     "joined",
     "merged",
-    "part_of",
+    "parts_of",
     "plain_state_dict",
     "sharded",
     "total_size",
@@ -266,13 +266,15 @@ def sharded(plan: Plan, tree: Tree, naming: Naming, most: int) -> Plan:
     return replace(plan, shards=tuple(planned), index=naming.index if len(names) > 1 else "")
 
 
-def part_of(plan: Plan, shard: PlannedShard) -> Plan:
-    """The plan of one shard; the first keeps the record of the changes."""
+def parts_of(plan: Plan) -> Iterator[tuple[str, Plan]]:
+    """The name and the plan of each shard, in order; the first keeps the record of the changes."""
     (planned,) = plan.state_dicts
     steps = {step.name: step for step in planned.tensors}
-    own = replace(planned, steps=tuple(steps[name] for name in shard.tensors))
-    record = plan.record if shard == plan.shards[0] else ()
-    return replace(plan, state_dicts=(own,), record=record, shards=(), index="", copied=())
+    record = plan.record
+    for shard in plan.shards:
+        own = replace(planned, steps=tuple(steps[name] for name in shard.tensors))
+        yield shard.name, replace(plan, state_dicts=(own,), record=record, shards=(), index="", copied=())
+        record = ()
 
 
 def total_size(plan: Plan) -> int:

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from wnconvert.storage.files import open_file
+from wnconvert.storage.stores.kept import MOST_OPEN, KeptFiles
 from wnconvert.tensors.blocks import BLOCK_BYTES, Array, Block, Read
 from wnconvert.tensors.files import ReadableFile
 from wnconvert.tensors.tree import ByteRange, StoredTensor
@@ -34,7 +35,7 @@ class Source:
     """The opened files of a checkpoint; close it, or use it in a ``with`` statement.
 
     ``on_read`` is called with the number of bytes of every reading, from any thread. ``opener`` opens each
-    of the ``shards``; views are opened over those before them.
+    of the ``shards``, at once if they are few, else when it is read; views are opened over those before them.
     """
 
     def __init__(
@@ -46,9 +47,12 @@ class Source:
         self._on_read = on_read
         self._local = threading.local()
         self.files: list[ReadableFile] = []
+        self._kept = KeptFiles(opener)
+        is_few = sum(not isinstance(shard, FileView) for shard in shards) <= MOST_OPEN
+        open_one = opener if is_few else self._kept.file
         try:
             for shard in shards:
-                self.files.append(shard.over(self.files) if isinstance(shard, FileView) else opener(shard))
+                self.files.append(shard.over(self.files) if isinstance(shard, FileView) else open_one(shard))
         except BaseException:
             self.close()
             raise
@@ -65,6 +69,7 @@ class Source:
         """Close the files."""
         for file in reversed(self.files):
             file.close()
+        self._kept.close()
         self.files = []
 
     def size(self, shard: int = 0) -> int:

@@ -10,6 +10,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 from wnconvert.tensors.dtypes import DTYPES, DType
@@ -156,7 +157,7 @@ class Entry:
     is_opaque: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)  # without slots, for what is computed once
 class StateDict:
     """A mapping of names to tensors inside a file, at a path such as ``generator`` (the root is ``""``).
 
@@ -176,8 +177,8 @@ class StateDict:
         """The path as people type and read it: ``.`` is the root."""
         return self.path or "."
 
-    @property
-    def tensors(self) -> dict[str, StoredTensor]:
+    @cached_property
+    def tensors(self) -> Mapping[str, StoredTensor]:
         """The tensors by name."""
         return {entry.name: entry.tensor for entry in self.entries if entry.tensor is not None}
 
@@ -191,7 +192,7 @@ class Sibling:
     names: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)  # without slots, for what is computed once
 class Tree:
     """The contents of a checkpoint: names, dtypes and shapes.
 
@@ -208,13 +209,14 @@ class Tree:
 
     def state_dict(self, path: str) -> StateDict:
         """The state dict at a path. Raises ``KeyError`` where there is none."""
-        for state in self.state_dicts:
-            if state.path == path:
-                return state
-        raise KeyError(path)
+        return self._by_path[path]
 
-    @property
-    def tensors(self) -> dict[str, dict[str, StoredTensor]]:
+    @cached_property
+    def _by_path(self) -> Mapping[str, StateDict]:
+        return {state.path: state for state in reversed(self.state_dicts)}  # the first of one path
+
+    @cached_property
+    def tensors(self) -> Mapping[str, Mapping[str, StoredTensor]]:
         """The tensors of every state dict by name, by the paths of these."""
         return {state.path: state.tensors for state in self.state_dicts}
 

@@ -35,7 +35,7 @@ from wnconvert.layers.schemes import Selection
 from wnconvert.plan.migrate import plan_migrate
 from wnconvert.plan.order import is_buffer
 from wnconvert.plan.plan import Plan
-from wnconvert.plan.record import METADATA_KEY, RECORD_NAME
+from wnconvert.plan.record.history import METADATA_KEY, RECORD_NAME
 from wnconvert.tensors.containers import Container
 from wnconvert.tensors.tree import Tree
 from wnconvert.verbs.shared.options import Form

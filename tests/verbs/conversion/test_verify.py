@@ -21,7 +21,8 @@ from wnconvert.errors import VerifyError
 from wnconvert.numerics.norms import norm_blocks
 from wnconvert.plan.layout import CopyBytes, Directions, FoldLayer, Gather, Norms, Work
 from wnconvert.plan.split import plan as split_plan
-from wnconvert.storage.checkpoint import layout_of, open_checkpoint
+from wnconvert.storage.checkpoint import open_checkpoint
+from wnconvert.storage.layouts import layout_of
 from wnconvert.verbs.conversion import executor
 from wnconvert.verbs.conversion.convert import Result
 from wnconvert.verbs.conversion.files import fold_file, split_file

@@ -1,6 +1,8 @@
 """Pickles as data: read by a small machine that imports and calls nothing, and written back.
 
-values  the content of a pickle, as data
-reader  bytes to data; nothing is imported or called
-writer  data to bytes
+values   the content of a pickle, as data
+opcodes  the operations, their arguments, and what they cost
+machine  what each operation does; nothing is imported or called
+reader   bytes to data, by the machine
+writer   data to bytes
 """

@@ -59,6 +59,7 @@ class PersistentId:
     """Something outside the pickle; torch's storages are ``("storage", class, key, location, numel)``."""
 
     pid: Value
+    meaning: object = field(default=None, init=False, repr=False)
 
 
 @dataclass(eq=False, slots=True)
@@ -88,14 +89,16 @@ class Object:
     """An object that a REDUCE, NEWOBJ, NEWOBJ_EX or OBJ made, and the changes made to it afterwards.
 
     ``op`` is the opcode's name. ``changes`` are ``("append", list)``, ``("add", list)``,
-    ``("set", list of pairs)`` and ``("build", state)``, in order.
+    ``("set", list of pairs)`` and ``("build", state)``, in order. ``meaning`` is what a reader of records
+    took it for.
     """
 
     op: str
     callee: Value
     args: Value
     kwargs: Value = None
-    changes: list[tuple[str, Any]] = field(default_factory=list)
+    changes: list[tuple[str, Any]] | tuple[()] = ()
+    meaning: object = field(default=None, init=False, repr=False)
 
     @property
     def pairs(self) -> list[tuple[Value, Value]]:
@@ -126,10 +129,15 @@ class Unwritten:
 
 @dataclass(frozen=True, slots=True)
 class Pickle:
-    """A pickle's root value and the protocol it was written in: that of its newest operation, at least."""
+    """A pickle's root value, the protocol it was written in (of its newest operation, at least), and its end.
+
+    ``nodes`` are the objects and persistent ids in it, by their distance from the root.
+    """
 
     root: Value
     protocol: int
+    end: int = 0
+    nodes: tuple[Value, ...] = ()
 
 
 def children(value: Value) -> Sequence[Value]:
@@ -143,8 +151,12 @@ def children(value: Value) -> Sequence[Value]:
         return value.items  # type: ignore[no-any-return]
     if kind is PersistentId:
         return (value.pid,)
-    if kind is not Object:
-        return ()
+    return _parts_of(value) if kind is Object else ()
+
+
+def _parts_of(value: Object) -> Sequence[Value]:
+    if not value.changes:
+        return (value.callee, value.args, value.kwargs)
     parts = [value.callee, value.args, value.kwargs]
     for change, payload in value.changes:
         if change == "build":
@@ -157,24 +169,32 @@ def children(value: Value) -> Sequence[Value]:
 
 
 _COMPOUND = frozenset({tuple, list, Dict, Set, PersistentId, Object, Global, Extension})
+_SHORT = 8
 
 
 def levels(root: Value) -> Iterator[list[Value]]:
-    """All containers and nodes below ``root``, each once, by their distance from it."""
+    """All containers and nodes below ``root``, each once, by their distance from it.
+
+    Short tuples that hold nothing of the kind, such as shapes, are left out: they are most of a checkpoint.
+    """
     level, seen = [root], {id(root)}
     while level:
         yield level
         below = []
         for value in level:
             for child in children(value):
-                if type(child) in _COMPOUND and id(child) not in seen:
-                    seen.add(id(child))
-                    below.append(child)
+                kind = type(child)
+                if kind not in _COMPOUND or id(child) in seen:
+                    continue
+                if kind is tuple and len(child) <= _SHORT and _COMPOUND.isdisjoint(map(type, child)):
+                    continue
+                seen.add(id(child))
+                below.append(child)
         level = below
 
 
 def walk(root: Value) -> Iterator[Value]:
-    """Every tuple, list and node that hangs below ``root``, each once."""
+    """Every node that hangs below ``root``, list and tuple that holds any (``levels``), each once."""
     for level in levels(root):
         yield from level
 

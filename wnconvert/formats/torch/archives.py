@@ -12,14 +12,13 @@ from dataclasses import dataclass
 from wnconvert.errors import FormatError
 from wnconvert.formats.zips import ZipEntry, read_directory
 from wnconvert.tensors.files import GET_AGAIN, ReadableFile
+from wnconvert.tensors.limits import PICKLE, RECORD, megabytes
 from wnconvert.tensors.tree import ByteRange
 
-__all__ = ["MAX_PICKLE", "PREFIX", "SavedZip", "content_of", "read_saved", "too_long"]
+__all__ = ["PREFIX", "SavedZip", "content_of", "read_saved", "too_long"]
 
 
-MAX_PICKLE = 24 << 20  # 24 MiB of text with one emoji in it take 168 MiB while they are read
 PREFIX = "archive/"  # of the records of a new archive, as torch.save has it
-_MAX_RECORD = 8 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,15 +43,9 @@ def read_saved(file: ReadableFile, directory: Mapping[str, ZipEntry] | None = No
         raise FormatError(f"its records lie in {prefix}, and others in {PREFIX}", fix=GET_AGAIN)
     if content_of(file, records, "byteorder").strip() == b"big":
         raise FormatError("a big-endian file", fix="load and save it on a little-endian machine")
-    if records["data.pkl"].compressed:
-        raise FormatError(
-            "its data.pkl is compressed", fix="save it with torch.save, which does not compress"
-        )
-    if records["data.pkl"].data.size > MAX_PICKLE:
+    if records["data.pkl"].data.size > PICKLE:
         raise too_long()
-    return SavedZip(
-        content_of(file, records, "data.pkl", MAX_PICKLE), records, outside, _zip_storages(records)
-    )
+    return SavedZip(content_of(file, records, "data.pkl", PICKLE), records, outside, _zip_storages(records))
 
 
 def _own_folder(directory: Mapping[str, ZipEntry]) -> tuple[str, dict[str, ZipEntry]]:
@@ -77,16 +70,26 @@ def _zip_storages(records: Mapping[str, ZipEntry]) -> dict[str, ByteRange]:
     return storages
 
 
-def content_of(
-    file: ReadableFile, records: Mapping[str, ZipEntry], name: str, most: int = _MAX_RECORD
-) -> bytes:
-    """The bytes of a record; none of one that is missing, compressed, or longer than ``most``."""
+def content_of(file: ReadableFile, records: Mapping[str, ZipEntry], name: str, most: int = RECORD) -> bytes:
+    """The bytes of a record; none of one that is missing.
+
+    Raises ``FormatError`` for one that is compressed, or longer than ``most``.
+    """
     record = records.get(name)
-    if record is None or record.compressed or record.data.size > most:
+    if record is None:
         return b""
+    if record.compressed:
+        raise FormatError(
+            f"its record {name} is compressed", fix="save it with torch.save, which does not compress"
+        )
+    if record.data.size > most:
+        raise FormatError(
+            f"its record {name} takes {record.data.size} bytes, more than {megabytes(most)}",
+            fix="no checkpoint needs that: do not trust it",
+        )
     return file.read(record.data.start, record.data.size)
 
 
 def too_long() -> FormatError:
     """The error for a pickle that is longer than any."""
-    return FormatError(f"its pickle is longer than {MAX_PICKLE >> 20} MiB", fix="keep bulk data in tensors")
+    return FormatError(f"its pickle is longer than {megabytes(PICKLE)}", fix="keep bulk data in tensors")

@@ -99,8 +99,9 @@ class FoundStateDict:
 class _Names:
     """A limit on the memory for names: references make many and long ones out of few bytes."""
 
-    def __init__(self) -> None:
-        self.left = 16 << 20  # 100,000 tensors with names of 80 letters take 14 MiB
+    def __init__(self, held: int) -> None:
+        # A tensor with a name of its own takes more bytes of a pickle than that.
+        self.left = (16 << 20) + 4 * held
 
     def spend(self, *names: str) -> None:
         self.left -= sum(len(name) for name in names) + 64
@@ -240,17 +241,18 @@ class _Place:
         return _path(self.keys)
 
 
-def find_contents(root: Value) -> Contents:
+def find_contents(root: Value, held: int) -> Contents:
     """Find every state dict and optimizer below ``root``, outermost first, in the order of the file.
 
     Mappings of NumPy arrays count where there is no state dict of tensors: beside one, they are statistics
-    and the like. Raises ``FormatError`` where two of them have one path.
+    and the like. ``held`` counts the bytes that hold all this. Raises ``FormatError`` where two of them have
+    one path, and where there are more and longer names than so many bytes hold.
     """
-    found, has_arrays = _find(root, lambda value: read_tensor(value) is not None)
-    return _find(root, is_array)[0] if has_arrays and not found.state_dicts else found
+    found, has_arrays = _find(root, lambda value: read_tensor(value) is not None, held)
+    return _find(root, is_array, held)[0] if has_arrays and not found.state_dicts else found
 
 
-def _find(root: Value, is_tensor: Callable[[Value], bool]) -> tuple[Contents, bool]:
+def _find(root: Value, is_tensor: Callable[[Value], bool], held: int) -> tuple[Contents, bool]:
     """What is below ``root``, where the state dicts are those of such tensors; and whether it met arrays."""
     states: list[FoundStateDict] = []
     optimizers: dict[int, list[FoundItem]] = {}  # by the record, which two holders may share
@@ -259,7 +261,7 @@ def _find(root: Value, is_tensor: Callable[[Value], bool]) -> tuple[Contents, bo
     seen: set[int] = set()
     branches: list[tuple[_Place, Value]] = []  # values that are searched and are not state dicts
     ends: list[_Place] = []
-    names = _Names()
+    names = _Names(held)
     has_arrays = False
     while todo:
         place, holder, value = todo.pop()

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 
 from wnconvert.errors import InputError
 from wnconvert.formats.pickle.values import Global, Object, Value, walk
-from wnconvert.formats.torch.records import class_of, get, read_tensor, slots_of
+from wnconvert.formats.torch.records import class_of, forget, get, read_tensor, slots_of
 from wnconvert.messages import counted
 
 __all__ = ["check_whole", "unwrap_whole"]
@@ -21,22 +21,25 @@ _FROM_TYPE = "torch._tensor._rebuild_from_type_v2"
 _SPREAD = ("DTensor", "ShardedTensor")
 
 
-def unwrap_whole(root: Value) -> int:
-    """Make every DTensor below ``root`` that is whole the plain tensor that it holds; how many they are."""
+def unwrap_whole(nodes: Iterable[Value]) -> int:
+    """Make every DTensor among some nodes that is whole the plain tensor that it holds; how many they are."""
     count = 0
-    for value in list(walk(root)):
+    for value in nodes:
         local = _whole_local(value)
         if local is not None:
             count += 1
             value.op, value.callee, value.args = local.op, local.callee, local.args
             value.kwargs, value.changes = local.kwargs, local.changes
+            forget(value)
     return count
 
 
-def check_whole(root: Value, optimizers: Iterable[Value]) -> None:
-    """Raise ``InputError`` if there are parts of tensors below ``root`` but in the ``optimizers``."""
-    aside = {id(value) for optimizer in optimizers for value in walk(optimizer)}
-    parts = [value for value in walk(root) if _is_spread(value) and id(value) not in aside]
+def check_whole(nodes: Iterable[Value], optimizers: Iterable[Value]) -> None:
+    """Raise ``InputError`` if there are parts of tensors among some nodes but in the ``optimizers``."""
+    parts = [value for value in nodes if _is_spread(value)]
+    if parts:
+        aside = {id(value) for optimizer in optimizers for value in walk(optimizer)}
+        parts = [value for value in parts if id(value) not in aside]
     if parts:
         raise InputError(
             f"one rank's shard: it holds only a part of {counted(len(parts), 'tensor')} (DTensor)",
@@ -47,7 +50,9 @@ def check_whole(root: Value, optimizers: Iterable[Value]) -> None:
 
 def _is_spread(value: Value) -> bool:
     """Whether a record is a DTensor, or its older kin."""
-    if not isinstance(value, Object):
+    if not isinstance(value, Object) or (
+        isinstance(value.callee, Global) and value.callee.module == "torch._utils"
+    ):
         return False
     if value.is_call_of(_FROM_TYPE) and isinstance(value.args, tuple) and len(value.args) == 4:
         kind = value.args[1]

@@ -12,9 +12,10 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from wnconvert.errors import FormatError, InputError
-from wnconvert.formats.pickle.reader import load
-from wnconvert.formats.pickle.values import Object, PersistentId, Pickle, Value, walk
-from wnconvert.formats.torch.archives import MAX_PICKLE, PREFIX, content_of, read_saved, too_long
+from wnconvert.formats.pickle.machine import CutShortError
+from wnconvert.formats.pickle.reader import load, records_below
+from wnconvert.formats.pickle.values import Object, PersistentId, Pickle, Value
+from wnconvert.formats.torch.archives import PREFIX, content_of, read_saved, too_long
 from wnconvert.formats.torch.arrays import HeldArrays, is_array, read_array
 from wnconvert.formats.torch.contents import Contents, FoundStateDict, find_contents
 from wnconvert.formats.torch.dtensors import check_whole, unwrap_whole
@@ -33,9 +34,10 @@ from wnconvert.formats.torch.records import (
 from wnconvert.formats.zips import ZipEntry, read_comment
 from wnconvert.messages import listed, printable
 from wnconvert.plan.names.trees import NewNames
-from wnconvert.plan.record import NO_HISTORY, RECORD_NAME, History, read_history
+from wnconvert.plan.record.history import NO_HISTORY, RECORD_NAME, History, read_history
 from wnconvert.tensors.containers import Container
 from wnconvert.tensors.files import GET_AGAIN, ReadableFile
+from wnconvert.tensors.limits import PICKLE
 from wnconvert.tensors.tree import (
     ByteRange,
     Entry,
@@ -96,7 +98,7 @@ class TorchFile:
         Raises ``InputError`` where there is no state dict but a single tensor, or a part of one.
         """
         root = self.pickle.root
-        check_whole(root, (item.node for item in self.contents.optimizers))
+        check_whole(self.pickle.nodes, (item.node for item in self.contents.optimizers))
         if single := read_tensor(root) or read_array(root):
             kind = "tensor" if read_tensor(root) else "array"
             raise InputError(
@@ -159,7 +161,7 @@ class TorchFile:
             notes.append(FROZEN)
         elif self.container is Container.TORCHSCRIPT:
             notes.append("a TorchScript archive: its code is left out, its tensors become a plain state dict")
-            if packed := _packed_classes(self.pickle.root):
+            if packed := _packed_classes(self.pickle.nodes):
                 notes.append(
                     f"what a __getstate__ of its own packs is left out: only the code of {listed(packed, 3)} "
                     "knows the names of tensors in it"
@@ -178,9 +180,9 @@ class TorchFile:
         return notes
 
 
-def _packed_classes(root: Value) -> list[str]:
+def _packed_classes(nodes: Iterable[Value]) -> list[str]:
     """The classes of a TorchScript archive that pack their state in a way of their own."""
-    return list(dict.fromkeys(value.callee.dotted for value in walk(root) if has_own_state(value)))
+    return list(dict.fromkeys(value.callee.dotted for value in nodes if has_own_state(value)))
 
 
 def _kind(value: Value) -> str:
@@ -194,9 +196,7 @@ def open_zip(file: ReadableFile, directory: Mapping[str, ZipEntry] | None = None
     """Open a zip archive of torch, TorchScript or GPT-SoVITS (marked), whose ``directory`` may be read."""
     saved = read_saved(file, directory)
     records, outside, storages = saved.records, saved.outside, saved.storages
-    pickle = load(saved.pickle)
-    check_storages(pickle.root, storages)
-    unwrapped = unwrap_whole(pickle.root)
+    pickle, unwrapped = _checked(load(saved.pickle), storages)
     if "constants.pkl" in records and has_own_state(pickle.root):
         raise InputError(
             "a TorchScript archive with its own __getstate__: only its code knows the names of its tensors",
@@ -220,7 +220,7 @@ def open_zip(file: ReadableFile, directory: Mapping[str, ZipEntry] | None = None
     return TorchFile(
         Container.TORCHSCRIPT if is_script else Container.TORCH_ZIP,
         pickle,
-        find_contents(pickle.root),
+        find_contents(pickle.root, pickle.end),
         storages,
         others,
         file.read(0, 2),
@@ -234,7 +234,7 @@ def open_zip(file: ReadableFile, directory: Mapping[str, ZipEntry] | None = None
 
 def _has_weights(constants: bytes) -> bool:
     """Whether there are tensors of two axes or more among the constants of a TorchScript archive."""
-    found = (read_tensor(value) for value in walk(load(constants).root)) if constants else ()
+    found = (read_tensor(value) for value in load(constants).nodes) if constants else ()
     return any(record is not None and len(record.shape) > 1 for record in found)
 
 
@@ -249,46 +249,29 @@ _OWN_RECORDS = frozenset(
 
 
 class _Pickles:
-    """The pickles at the start of a file, as a stream that refuses to go on behind ``MAX_PICKLE`` bytes.
-
-    A window of the file is kept, since pickles are read in pieces of a few bytes.
-    """
+    """The pickles at the start of a file, one after another; each is read in as few bytes as it may take."""
 
     def __init__(self, file: ReadableFile) -> None:
         self.file = file
-        self.end = min(file.size, MAX_PICKLE + 1)
-        self.at = 0  # where reading goes on
-        self.start = 0  # of the window
-        self.window = b""
+        self.size = file.size
+        self.at = 0
 
-    def read(self, size: int, /) -> bytes:
-        self._hold(size)
-        return self._take(size)
-
-    def readline(self) -> bytes:
-        wanted = searched = 0
+    def next(self) -> Pickle:
+        """The next pickle."""
+        window = _WINDOW
         while True:
-            wanted = min(max(2 * wanted, _WINDOW), self.end - self.at)
-            self._hold(wanted)
-            at = self.at - self.start
-            line = self.window.find(b"\n", at + searched, at + wanted) + 1 - at
-            if line > 0 or wanted == self.end - self.at:
-                return self._take(line if line > 0 else wanted)
-            searched = wanted
-
-    def _hold(self, size: int) -> None:
-        """Have the next ``size`` bytes in the window, or all up to the end."""
-        if self.at + size > self.start + len(self.window):
-            self.start = self.at
-            self.window = self.file.read(self.at, min(max(size, _WINDOW), self.end - self.at))
-
-    def _take(self, size: int) -> bytes:
-        at = self.at - self.start
-        data = self.window[at : at + size]
-        self.at += len(data)
-        if self.at > MAX_PICKLE:
-            raise too_long()
-        return data
+            count = min(window, self.size - self.at, PICKLE)
+            try:
+                found = load(self.file.read(self.at, count))
+            except CutShortError as error:
+                if count == self.size - self.at:
+                    raise
+                if count == PICKLE:
+                    raise too_long() from error
+                window *= 8  # so that little is read in vain
+            else:
+                self.at += found.end
+                return found
 
 
 def open_legacy(file: ReadableFile) -> TorchFile:
@@ -298,18 +281,18 @@ def open_legacy(file: ReadableFile) -> TorchFile:
     elements (8 bytes) and its bytes.
     """
     size, stream = file.size, _Pickles(file)
-    load(stream)  # the magic number, by which it was recognised
-    version, system = load(stream).root, load(stream).root
+    stream.next()  # the magic number, by which it was recognised
+    version, system = stream.next().root, stream.next().root
     if version != 1001:
         raise FormatError(
             f"torch's legacy format {shown(version)} is not known", fix="save it with a newer torch"
         )
     if get(system, "little_endian") is False:
         raise FormatError("a big-endian file", fix="load and save it on a little-endian machine")
-    pickle, keys = load(stream), load(stream).root
+    pickle, keys = stream.next(), stream.next().root
     if not isinstance(keys, list) or not all(isinstance(key, (str, int)) for key in keys):
         raise FormatError("its list of storages makes no sense", fix=GET_AGAIN)
-    named = _storages_of(walk(pickle.root))
+    named = _storages_of(pickle.nodes)
     storages: dict[str, ByteRange] = {}
     at = stream.at
     for key in map(str, keys):
@@ -323,12 +306,11 @@ def open_legacy(file: ReadableFile) -> TorchFile:
             raise FormatError(f"its storage {key} is cut short", fix=GET_AGAIN)
         storages[key] = ByteRange(at + 8, count * itemsize)
         at += 8 + count * itemsize
-    check_storages(pickle.root, storages)
-    unwrapped = unwrap_whole(pickle.root)
+    pickle, unwrapped = _checked(pickle, storages)
     return TorchFile(
         Container.TORCH_LEGACY,
         pickle,
-        find_contents(pickle.root),
+        find_contents(pickle.root, pickle.end),
         storages,
         version=str(version),
         unwrapped=unwrapped,
@@ -336,6 +318,13 @@ def open_legacy(file: ReadableFile) -> TorchFile:
 
 
 # -- checks
+
+
+def _checked(pickle: Pickle, storages: Mapping[str, ByteRange]) -> tuple[Pickle, int]:
+    """A pickle whose tensors lie in their storages, its whole DTensors made plain; and how many these are."""
+    check_storages(pickle.nodes, storages)
+    unwrapped = unwrap_whole(pickle.nodes)
+    return (replace(pickle, nodes=records_below(pickle.root)) if unwrapped else pickle), unwrapped
 
 
 def _storages_of(values: Iterable[Value]) -> dict[str, Storage]:
@@ -356,24 +345,24 @@ def _told(storage: Storage) -> str:
     return f"{storage.numel} × {storage.dtype or 'byte'}"
 
 
-def check_storages(root: Value, ranges: Mapping[str, ByteRange]) -> None:
+def check_storages(nodes: Iterable[Value], ranges: Mapping[str, ByteRange]) -> None:
     """Raise ``FormatError`` unless every storage is there, and every tensor lies inside of its own."""
-    values = list(walk(root))
+    values = tuple(nodes)
     for storage in _storages_of(values).values():
-        if storage.key not in ranges:
+        data = ranges.get(storage.key)
+        if data is None:
             raise FormatError(f"its storage {storage.key} is missing", fix=GET_AGAIN)
-        if ranges[storage.key].size < storage.nbytes:
+        if data.size < storage.nbytes:
             raise FormatError(
-                f"its storage {storage.key} has {ranges[storage.key].size} bytes of {storage.nbytes}",
-                fix=GET_AGAIN,
+                f"its storage {storage.key} has {data.size} bytes of {storage.nbytes}", fix=GET_AGAIN
             )
     for value in values:
         record = read_tensor(value)
         if record is None or 0 in record.shape:
             continue
-        last = record.offset + sum(
-            (n - 1) * step for n, step in zip(record.shape, record.strides, strict=True)
-        )
+        last = record.offset
+        for count, step in zip(record.shape, record.strides, strict=True):
+            last += (count - 1) * step
         if (last + 1) * record.dtype.itemsize > ranges[record.storage.key].size:
             raise FormatError(
                 f"a tensor of shape {record.shape}, strides {record.strides} reaches outside of its storage",

@@ -20,6 +20,7 @@ __all__ = [
     "Storage",
     "TensorRecord",
     "class_of",
+    "forget",
     "get",
     "has_own_state",
     "is_module",
@@ -84,7 +85,24 @@ class TensorRecord:
 
 def read_storage(value: Value) -> Storage | None:
     """The storage that a persistent id names, or None for any other value."""
-    pid = value.pid if isinstance(value, PersistentId) else None
+    if not isinstance(value, PersistentId):
+        return None
+    if value.meaning is None:
+        value.meaning = _storage(value.pid) or _NOTHING
+    return value.meaning if isinstance(value.meaning, Storage) else None
+
+
+def forget(value: Value) -> None:
+    """Read a record anew from now on: it was changed."""
+    if isinstance(value, (Object, PersistentId)):
+        value.meaning = None
+
+
+#: What a record means that is neither a storage nor a tensor.
+_NOTHING = object()
+
+
+def _storage(pid: Value) -> Storage | None:
     if not isinstance(pid, tuple) or len(pid) not in (5, 6) or pid[0] != "storage":
         return None
     _, cls, key, location, numel = pid[:5]
@@ -111,6 +129,14 @@ def read_tensor(value: Value) -> TensorRecord | None:
     Understands ``_rebuild_tensor``, ``_rebuild_tensor_v2``, ``_rebuild_tensor_v3`` and the
     ``_rebuild_parameter`` around them. Raises ``FormatError`` where such a record makes no sense.
     """
+    if not isinstance(value, Object):
+        return None
+    if value.meaning is None:
+        value.meaning = _tensor(value) or _NOTHING
+    return value.meaning if isinstance(value.meaning, TensorRecord) else None
+
+
+def _tensor(value: Object) -> TensorRecord | None:
     core = _core(value)
     if core is None:
         return None

@@ -14,7 +14,7 @@ from functools import partial
 from wnconvert.errors import OutputError
 from wnconvert.formats.pickle.values import Dict, Global, Object, PersistentId, Unwritten, Value, walk
 from wnconvert.formats.pickle.writer import dump_around
-from wnconvert.formats.torch.archives import MAX_PICKLE, PREFIX
+from wnconvert.formats.torch.archives import PREFIX
 from wnconvert.formats.torch.arrays import is_array, with_content
 from wnconvert.formats.torch.contents import FoundStateDict, Key
 from wnconvert.formats.torch.edits import module_edits, optimizer_edits, renames
@@ -37,10 +37,11 @@ from wnconvert.plan.layout import CopyBytes, Gather, Layout, Part, Parts, Work
 from wnconvert.plan.names.trees import renamed_modules
 from wnconvert.plan.order import NEW_ENTRY, metadata_keys
 from wnconvert.plan.plan import Plan, PlannedStateDict
-from wnconvert.plan.record import RECORD_NAME, write_history
+from wnconvert.plan.record.history import RECORD_NAME, write_history
 from wnconvert.plan.steps import MadeTensor, Step
 from wnconvert.tensors.containers import Container
 from wnconvert.tensors.dtypes import DType
+from wnconvert.tensors.limits import PICKLE, megabytes
 from wnconvert.tensors.tree import ByteRange, Shape, StoredTensor, TensorInfo, Tree, contiguous_strides
 
 __all__ = ["torch_layout"]
@@ -97,16 +98,23 @@ def _pickle_record(runs: Sequence[bytes | Unwritten]) -> NewRecord:
     """The record of the pickle; that of new arrays is made when they are."""
     name = PREFIX + "data.pkl"
     if len(runs) == 1 and isinstance(runs[0], bytes):
+        _check_length(len(runs[0]))
         return NewRecord(name, len(runs[0]), runs[0])
     parts = tuple(
         run if isinstance(run, bytes) else Part(_work_of(run), run.size, run.kind == "text") for run in runs
     )
     size = sum(len(part) if isinstance(part, bytes) else part.most for part in parts)
-    if size > MAX_PICKLE:
-        raise OutputError(
-            f"its arrays would make the pickle longer than {MAX_PICKLE >> 20} MiB", fix="-o OUT.safetensors"
-        )
+    _check_length(size)
     return NewRecord(name, size, Parts(parts))
+
+
+def _check_length(size: int) -> None:
+    """Raise ``OutputError`` for a pickle that would not be read."""
+    if size > PICKLE:
+        raise OutputError(
+            f"its pickle would take {megabytes(size)}, and {megabytes(PICKLE)} are the most that is read",
+            fix="-o OUT.safetensors, which has no pickle",
+        )
 
 
 def _work_of(run: Unwritten) -> Work:

@@ -15,7 +15,7 @@ from wnconvert.layers.find import find_pairs
 from wnconvert.layers.schemes import owner_of, spelled
 from wnconvert.messages import counted, printable, raise_listed
 from wnconvert.plan.names.renaming import Renaming
-from wnconvert.plan.record import renamed_record
+from wnconvert.plan.record.history import renamed_record
 from wnconvert.plan.selection.scope import leading
 from wnconvert.tensors.tree import Entry, StateDict, StoredTensor, Tree
 

@@ -9,7 +9,7 @@ from wnconvert.layers.find import find_pairs
 from wnconvert.layers.kinds import find_kinds
 from wnconvert.messages import counted, listed, option
 from wnconvert.plan.plan import Plan
-from wnconvert.plan.record import origins
+from wnconvert.plan.record.history import origins
 from wnconvert.tensors.tree import StateDict, TensorInfo, Tree
 
 __all__ = ["why_nothing"]

@@ -10,7 +10,7 @@ from wnconvert.layers.schemes import Layer, owner_of
 from wnconvert.messages import listed, option
 from wnconvert.plan.order import before_children, behind_module
 from wnconvert.plan.plan import LeftOut, PlannedStateDict
-from wnconvert.plan.record import Record
+from wnconvert.plan.record.history import Record
 from wnconvert.plan.steps import Keep
 from wnconvert.tensors.containers import Container
 from wnconvert.tensors.tree import Entry, StateDict, StoredTensor, Tree

@@ -10,7 +10,7 @@ from wnconvert.errors import ArgumentError
 from wnconvert.layers.dims import g_shape
 from wnconvert.layers.schemes import Layer, Selection, owner_of, spelled
 from wnconvert.messages import listed, option
-from wnconvert.plan.record import origins
+from wnconvert.plan.record.history import origins
 from wnconvert.plan.selection.scope import in_torch_order
 from wnconvert.plan.selection.wanted import check_selection
 from wnconvert.plan.split.candidates import Candidates, SplitRequest

@@ -14,7 +14,8 @@ from wnconvert.plan.names.renaming import Renaming
 from wnconvert.plan.names.trees import renamed_state, weights_of
 from wnconvert.plan.names.wrappers import seen_through
 from wnconvert.plan.order import as_in
-from wnconvert.plan.record import Origin, origins, renamed_record
+from wnconvert.plan.record.history import origins, renamed_record
+from wnconvert.plan.record.origins import Origin
 from wnconvert.plan.selection.wanted import check_selection, find_layers, looks_like_layers
 from wnconvert.plan.split.candidates import Candidates, SplitRequest, as_recorded
 from wnconvert.tensors.tree import StateDict, Tree

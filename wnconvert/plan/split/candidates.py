@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from wnconvert.errors import LayerError
 from wnconvert.layers.dims import dim_of, g_shape
@@ -15,7 +14,7 @@ from wnconvert.layers.evidence import EMPTY, EMPTY_FIX
 from wnconvert.layers.schemes import Layer, Refused, Selection, in_form, spellings
 from wnconvert.messages import listed, option
 from wnconvert.plan.order import restored
-from wnconvert.plan.record import Origin, origin_data
+from wnconvert.plan.record.origins import Origin, origin_of
 from wnconvert.plan.selection.scope import in_torch_order
 from wnconvert.plan.selection.wanted import find_layers, name_conflicts
 from wnconvert.tensors.tree import StateDict, StoredTensor
@@ -38,7 +37,7 @@ class SplitRequest:
     names: Sequence[str]
     refused: tuple[Refused, ...] = ()
     notes: tuple[str, ...] = ()
-    left: Sequence[Mapping[str, Any]] = ()
+    left: Sequence[Origin] = ()
 
 
 # -- a request in the making
@@ -181,7 +180,7 @@ def as_recorded(
 
 def _unfolded(
     state: StateDict, steps: Sequence[Sequence[Origin]], layers: Mapping[str, Layer]
-) -> tuple[list[str], Sequence[Mapping[str, Any]]]:
+) -> tuple[list[str], Sequence[Origin]]:
     """The keys as they stood before these steps, with pairs for ``layers`` only; the record of others.
 
     The last step is undone first, and wholly: its places are those among all keys before it. Then each
@@ -208,5 +207,5 @@ def _unfolded(
         there = there - undone.keys() | places.keys()
     place = {name: at for at, name in enumerate(order)}
     weight_of = {half.name: name for name, layer in stays.items() for half in layer.halves}
-    left = [origin_data(layer, place) for layer in stays.values()] if layers else []
+    left = [origin_of(layer, place) for layer in stays.values()] if layers else []
     return list(dict.fromkeys(weight_of.get(name, name) for name in order)), left

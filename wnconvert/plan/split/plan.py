@@ -16,7 +16,7 @@ from wnconvert.messages import counted, few, option
 from wnconvert.plan.draft import Draft
 from wnconvert.plan.names.renaming import Renaming
 from wnconvert.plan.plan import Change, Plan, PlannedStateDict
-from wnconvert.plan.record import origins, without_layers
+from wnconvert.plan.record.history import origins, without_layers
 from wnconvert.plan.selection.again import found_in_output, needs_naming
 from wnconvert.plan.selection.scope import choose, elements_of, kept_as_is, scope_of
 from wnconvert.plan.selection.wanted import check_selection, find_layers, optimizer_is_stale
@@ -89,7 +89,7 @@ def _record(
     gone = {
         item.path: [
             *(change.name for change in item.changes),
-            *(data["name"] for data in left.get(item.path, ())),
+            *(origin.layer.name for origin in left.get(item.path, ())),
         ]
         for item in planned
     }
@@ -135,8 +135,9 @@ def _untied(state: StateDict, planned: PlannedStateDict) -> Iterable[str]:
     tensors = state.tensors
     kept: dict[object, str] = {}
     for step in planned.steps:
-        if step.kept in tensors and tensors[step.kept].info.numel:
-            kept.setdefault(elements_of(tensors[step.kept]), step.kept)
+        stored = None if step.kept is None else tensors.get(step.kept)
+        if stored is not None and stored.info.numel:
+            kept.setdefault(elements_of(stored), str(step.kept))
     for change in planned.changes:
         if other := kept.get(elements_of(tensors[change.name])):
             yield f"{other} shared memory with {change.name}, which is split: two tensors now"

@@ -2,6 +2,7 @@
 
 links       links inside a folder, and the cache of the hub
 unnamed     folders in which nothing is called as weights
+index       the index of a checkpoint in several files
 weights     which files of a folder are its weights
 components  a pipeline of several models, each in a folder of its own
 config      the class that a folder's config names

@@ -11,11 +11,12 @@ from pathlib import PurePath
 from wnconvert.errors import FormatError, InputError
 from wnconvert.messages import listed
 from wnconvert.storage.files import Seen, kind_of, listing_of, open_file
+from wnconvert.storage.folder.index import ShardIndex, read_index
 from wnconvert.storage.folder.links import check_inside
 from wnconvert.storage.folder.unnamed import checkpoints_in, no_weights
-from wnconvert.storage.index import ShardIndex, read_index
 from wnconvert.storage.shards import Naming
 from wnconvert.storage.stores.store import PathKind
+from wnconvert.tensors.limits import INDEX, megabytes
 
 __all__ = ["Folder", "find_all_weights", "find_weights", "has_weights", "is_weights", "part_notes"]
 
@@ -27,9 +28,6 @@ _SINGLE = re.compile(
     re.ASCII,
 )
 _SHARD = re.compile(r".+-\d{5,}-of-\d{5,}\.(?:safetensors|bin)", re.ASCII)
-
-# An index of 100,000 tensors takes 12 MB.
-MAX_INDEX = 32 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,9 +108,9 @@ def _weights(root: PurePath, names: list[str], name: str, naming: Naming | None,
         folder = Folder(root, naming, (name,))
     else:
         with closing(open_file(root / name)) as file:
-            text, seen = file.read(0, min(file.size, MAX_INDEX + 1)), {root / name: file.identity}
-        if len(text) > MAX_INDEX:
-            raise FormatError(f"the index {name} is longer than {MAX_INDEX >> 20} MiB", fix="do not trust it")
+            text, seen = file.read(0, min(file.size, INDEX + 1)), {root / name: file.identity}
+        if len(text) > INDEX:
+            raise FormatError(f"the index {name} is longer than {megabytes(INDEX)}", fix="do not trust it")
         read = read_index(text)
         stem = "model" if read.suffix == ".safetensors" else "pytorch_model"
         naming = naming or Naming(stem, read.suffix.removeprefix("."))

@@ -7,5 +7,6 @@ store      what every store offers, and the names of files that do not lie on a 
 disk       the disks of this machine, by paths and by file:// addresses
 windows    pieces of memory that are written by threads of their own
 filling    a new file of known size, filled by several threads: reserved, and written past the page cache
+kept       files that are opened when they are read, a few of which stay open
 standard   stdin as a store, stdout as a place, both spooled
 """

@@ -6,6 +6,7 @@ raised.
 
 from __future__ import annotations
 
+import errno
 import os
 import shlex
 import stat
@@ -176,4 +177,5 @@ def _fix(kind: PathKind, where: str) -> str:
 
 
 def _unreadable(error: OSError, where: str) -> InputError:
-    return InputError(f"it cannot be read ({error.strerror})", where=where)
+    fix = "ulimit -n 4096 lets a process open more" if error.errno in (errno.EMFILE, errno.ENFILE) else ""
+    return InputError(f"it cannot be read ({error.strerror})", where=where, fix=fix)

@@ -12,8 +12,9 @@ from typing import Any
 
 from wnconvert.messages import counted, short_repr
 from wnconvert.plan.plan import Plan, PlannedLayer
-from wnconvert.storage.checkpoint import Checkpoint, layout_of
+from wnconvert.storage.checkpoint import Checkpoint
 from wnconvert.storage.files import check_as_seen, common_mode
+from wnconvert.storage.layouts import layout_of
 from wnconvert.storage.sources import Source
 from wnconvert.storage.staging import staged
 from wnconvert.storage.workers import Workers

@@ -28,6 +28,7 @@ from wnconvert.plan.selection.nothing import why_nothing
 from wnconvert.plan.selection.scope import choose
 from wnconvert.storage.checkpoint import Checkpoint, container_of, no_graph, open_checkpoint
 from wnconvert.storage.files import Seen, blaming_changes, located, seen_in
+from wnconvert.storage.layouts import fitted
 from wnconvert.storage.shards import DEFAULT_SHARD_SIZE, bytes_of
 from wnconvert.storage.staging import check_target
 from wnconvert.tensors.containers import Container
@@ -227,7 +228,7 @@ def _job(
         job = _to_folder(checkpoint, noting_unfound(make_plan, checkpoint), target.path, request, changed)
     else:
         check_is_checkpoint(checkpoint, target.path, request.kind)
-        plan = make_plan(checkpoint.tree, container_of(target.path))
+        plan = fitted(make_plan(checkpoint.tree, container_of(target.path)))
         job = _to_file(checkpoint, plan, target.path, request)
     job = _settled(job, checkpoint, target, request, force=force)
     if job.plan.writes:

@@ -9,7 +9,7 @@ from wnconvert.layers.schemes import FORMS
 from wnconvert.messages import counted, listed, option
 from wnconvert.plan.fold import plan_fold
 from wnconvert.plan.migrate import plan_migrate
-from wnconvert.plan.record import origins
+from wnconvert.plan.record.history import origins
 from wnconvert.tensors.containers import Container
 from wnconvert.tensors.tree import Tree
 from wnconvert.verbs.inspection.magnitudes import LayerStats

@@ -19,6 +19,7 @@ from wnconvert.layers.find import FoundPairs, find_pairs
 from wnconvert.layers.kinds import find_kinds
 from wnconvert.layers.schemes import FORMS, Selection
 from wnconvert.messages import counted, listed, options_as_python, refuse_other_than_path, told
+from wnconvert.plan.record.history import origins
 from wnconvert.storage.checkpoint import Checkpoint, open_checkpoint
 from wnconvert.storage.files import located, unchanging
 from wnconvert.storage.sources import Source
@@ -323,18 +324,13 @@ def _plain_rows(
 def _folded(tree: Tree, state: StateDict) -> dict[str, int | None]:
     """The layers that the record calls folded and whose weights are there in that shape: weight and dim."""
     tensors = state.tensors
-    found: dict[str, int | None] = {}
-    for step in tree.record:
-        for layer in step["state_dicts"].get(state.path, ()) if step["verb"] == "fold" else ():
-            name, dim, v = (
-                (layer.get(key) for key in ("name", "dim", "v")) if isinstance(layer, dict) else ("",) * 3
-            )
-            stored = tensors.get(name) if isinstance(name, str) else None
-            if stored is None or not isinstance(v, dict) or v.get("shape") != list(stored.info.shape):
-                continue
-            if dim is None or (isinstance(dim, int) and 0 <= dim < len(stored.info.shape)):
-                found[str(name)] = dim
-    return found
+    return {
+        origin.layer.name: origin.layer.dim
+        for step in origins(tree.record, state.path, "fold")
+        for origin in step
+        if (stored := tensors.get(origin.layer.name)) is not None
+        and stored.info.shape == origin.layer.v.shape
+    }
 
 
 def _kinds(tree: Tree) -> Iterator[KindSummary]:

@@ -263,11 +263,13 @@ def _refuse(chosen: list[_Plain], plain: list[_Plain]) -> None:
             refused.append(Refused(weight.name, reason, weight.fix))
         elif weight.w.is_meta:
             refused.append(Refused(weight.name, *ON_META))
-    ways = {weight.place: (weight.dim, weight.form) for weight in chosen}
+    ways = {weight.place: weight.dim for weight in chosen}
+    of_one: dict[int, list[_Plain]] = {}  # the weights that are one tensor
+    for other in plain:
+        of_one.setdefault(id(other.w), []).append(other)
     for weight in chosen:
-        for other in plain:
-            tied = other.w is weight.w and other.place != weight.place
-            if tied and ways.get(other.place, ("",))[0] != weight.dim:
+        for other in of_one.get(id(weight.w), ()):
+            if other.place != weight.place and ways.get(other.place, "") != weight.dim:
                 reason = f"it is tied to {other.names[0]}, which is not split in the same way"
                 refused.append(Refused(weight.name, reason, TIED_FIX))
                 break

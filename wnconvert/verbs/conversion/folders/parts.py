@@ -8,11 +8,12 @@ from pathlib import PurePath
 
 from wnconvert.plan.layout import Layout
 from wnconvert.plan.plan import Plan
-from wnconvert.storage.checkpoint import Checkpoint, layout_of
+from wnconvert.storage.checkpoint import Checkpoint
 from wnconvert.storage.folder.beside import OtherFiles
+from wnconvert.storage.folder.index import write_index
 from wnconvert.storage.folder.written import MANIFEST, manifest
-from wnconvert.storage.index import write_index
-from wnconvert.storage.shards import index_metadata, part_of, total_size
+from wnconvert.storage.layouts import layout_of
+from wnconvert.storage.shards import index_metadata, parts_of, total_size
 
 __all__ = ["FolderPart", "FolderPlan"]
 
@@ -49,11 +50,11 @@ class FolderPart:
         checkpoint, plan = self.checkpoint, self.plan
         if self.is_whole:
             return {self.path_of(plan.shards[0].name): layout_of(checkpoint, self.contents)}
+        if len(plan.shards) > 1:
+            checkpoint = replace(checkpoint, torch=None)  # what a pickle has beside tensors cannot be in two
+        layouts = {self.path_of(name): layout_of(checkpoint, part) for name, part in parts_of(plan)}
         if len(plan.shards) == 1:
-            (shard,) = plan.shards
-            return {self.path_of(shard.name): layout_of(checkpoint, part_of(plan, shard))}
-        plain = replace(checkpoint, torch=None)  # the tensors alone: what else a pickle has cannot be in two
-        layouts = {self.path_of(shard.name): layout_of(plain, part_of(plan, shard)) for shard in plan.shards}
+            return layouts
         weight_map = {name: shard.name for shard in plan.shards for name in shard.tensors}
         before = checkpoint.folder.index.metadata if checkpoint.folder and checkpoint.folder.index else {}
         metadata = index_metadata(plan, checkpoint.tree, before)

@@ -12,7 +12,8 @@ from wnconvert.plan.plan import LeftOut, Plan, PlannedShard, PlannedStateDict
 from wnconvert.storage.checkpoint import Checkpoint, container_of
 from wnconvert.storage.folder.beside import OtherFiles, find_beside, find_others
 from wnconvert.storage.folder.weights import Folder, is_weights
-from wnconvert.storage.shards import DEFAULT_SHARD_SIZE, Naming, bytes_of, sharded
+from wnconvert.storage.layouts import fitted
+from wnconvert.storage.shards import DEFAULT_SHARD_SIZE, Naming, bytes_of, parts_of, sharded
 from wnconvert.tensors.containers import Container
 from wnconvert.tensors.tree import Tree
 from wnconvert.verbs.conversion.folders.parts import FolderPart, FolderPlan
@@ -47,13 +48,19 @@ def _in_hub_layout(checkpoint: Checkpoint, make_plan: MakePlan, most: int) -> Fo
     container = Container.of_hub(naming.suffix)
     if not is_weights(naming.shards(1)[0]):  # nobody would find it where there is but one
         naming = Naming.of_hub(container)
-    made = sharded(make_plan(checkpoint.tree, container), checkpoint.tree, naming, most)
+    made = _fitted(sharded(make_plan(checkpoint.tree, container), checkpoint.tree, naming, most))
     dropped = []
     if made.index and checkpoint.knows_modules and made.container.facts.holds_trees:
         dropped = [LeftOut("_metadata", "torch's versions of modules have no place in several files")]
     beside = find_beside(folder) if folder else OtherFiles()
     whole = _with_others(made, beside, dropped)
     return _checked(FolderPlan(whole, (FolderPart(checkpoint, whole),), beside))
+
+
+def _fitted(made: Plan) -> Plan:
+    """The plan of shards, without its record where the first of them, which would keep it, has no place."""
+    part = fitted(next(parts_of(made))[1])
+    return replace(made, record=part.record, notes=part.notes)
 
 
 def _lone(
@@ -66,7 +73,7 @@ def _lone(
             f"--max-shard-size cuts weights in the layout of the hub, and {name} stays one file",
             fix="leave it out; or name the file itself, and --as-folder",
         )
-    made = make_plan(checkpoint.tree, container_of(folder.root / name))
+    made = fitted(make_plan(checkpoint.tree, container_of(folder.root / name)))
     beside = find_beside(folder)
     names = (step.name for planned in made.state_dicts for step in planned.tensors)
     shard = PlannedShard(name, tuple(names), _size(made, checkpoint.tree))
@@ -118,7 +125,7 @@ def _component(made: Plan, planned: PlannedStateDict, pipeline: Checkpoint, most
         notes=(),
     )
     below = str(folder.root.relative_to(pipeline.path))
-    return FolderPart(checkpoint, sharded(own, checkpoint.tree, folder.naming, most), below)
+    return FolderPart(checkpoint, _fitted(sharded(own, checkpoint.tree, folder.naming, most)), below)
 
 
 def _folder_of(component: Checkpoint) -> Folder:

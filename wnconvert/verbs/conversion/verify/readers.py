@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path, PurePath
 from typing import Any, TypeAlias
 
@@ -23,6 +23,7 @@ from wnconvert.formats.safetensors import check_header
 from wnconvert.messages import REPORT_BUG
 from wnconvert.storage.checkpoint import Checkpoint
 from wnconvert.storage.sources import Source
+from wnconvert.storage.stores.kept import MOST_OPEN
 from wnconvert.storage.stores.system import begin_reading
 from wnconvert.tensors.blocks import BLOCK_BYTES, Array, Block
 from wnconvert.tensors.containers import Container
@@ -65,11 +66,15 @@ _IN_NUMPY = frozenset("F64 F32 F16 BF16 I64 I32 I16 I8 U64 U32 U16 U8 BOOL C64".
 @contextmanager
 def _safetensors_reader(_source: Checkpoint, paths: Sequence[PurePath], own: Open) -> Iterator[Reading]:
     """Reads with the safetensors library; ``own`` reads the dtypes that it has no numpy type for."""
-    files: list[Any] = [safe_open(os.fspath(path), framework="numpy") for path in paths]
-    holding = {name: file for file in files for name in file.keys()}  # noqa: SIM118 - it is not a mapping
+
+    @lru_cache(MOST_OPEN)
+    def opened(path: PurePath) -> Any:
+        return safe_open(os.fspath(path), framework="numpy")
+
+    holding = {name: path for path in paths for name in opened(path).keys()}  # noqa: SIM118 - not a mapping
 
     def open_tensor(_state: str, name: str) -> ReadBack:
-        file = holding[name]
+        file = opened(holding[name])
         view = file.get_slice(name)
         if view.get_dtype() not in _IN_NUMPY:
             return own("", name)

@@ -1,0 +1,182 @@
+"""Layers as they were before a step, and the rows of a record that hold them.
+
+A row holds all layers of one form, dim, shape and dtype: ``{"form": …, "dim": …, "names": [pattern, …], "g":
+{"shape": …, "dtype": …, "places": [run, …]}, "v": {…}}``; the names of g and v follow from the form. Earlier
+versions wrote a row for each layer, ``{"name": …, "form": …, "dim": …, "g": {"name": …, "shape": …, "dtype":
+…, "place": …}, "v": {…}}``, which are read too. Rows are input like any other: one that makes no sense holds
+no layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from wnconvert.layers.schemes import Layer, spelled
+from wnconvert.plan.record.patterns import (
+    count_names,
+    count_numbers,
+    packed_names,
+    packed_numbers,
+    skeleton,
+    unpacked_names,
+    unpacked_numbers,
+)
+from wnconvert.tensors.dtypes import DTYPES, DType
+from wnconvert.tensors.tree import TensorInfo
+
+__all__ = ["Origin", "Row", "count_layers", "origin_of", "origins_in", "record_rows"]
+
+
+#: A row of a record: input, which may be anything.
+Row: TypeAlias = Any
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """A layer as it was before a step: the pair, and the places of g and v among all keys."""
+
+    layer: Layer
+    places: tuple[int, int]
+
+
+def origin_of(layer: Layer, place: Mapping[str, int]) -> Origin:
+    """A layer as it stands now; ``place`` holds the index of every key."""
+    return Origin(layer, (place[layer.g.name], place[layer.v.name]))
+
+
+def record_rows(origins: Iterable[Origin]) -> list[Row]:
+    """The rows that hold these layers."""
+    kinds: dict[tuple[object, ...], dict[tuple[str, ...], list[tuple[tuple[int, ...], Origin]]]] = {}
+    for origin in origins:
+        layer = origin.layer
+        kind = (layer.form, layer.dim, *((half.shape, half.dtype.name) for half in layer.halves))
+        texts, numbers = skeleton(layer.name)
+        kinds.setdefault(kind, {}).setdefault(texts, []).append((numbers, origin))
+    return [_row(alike) for alike in kinds.values()]
+
+
+def _row(alike: Mapping[tuple[str, ...], Sequence[tuple[tuple[int, ...], Origin]]]) -> Row:
+    names: list[Any] = []
+    every: list[Origin] = []
+    for texts, layers in alike.items():
+        columns = [numbers for numbers, _ in layers]
+        names += [texts[0]] * len(layers) if len(texts) == 1 else [packed_names(texts, columns)]
+        every += (origin for _, origin in layers)
+    layer = every[0].layer
+    halves = {
+        half: {
+            "shape": list(info.shape),
+            "dtype": str(info.dtype),
+            "places": packed_numbers([origin.places[at] for origin in every]),
+        }
+        for at, (half, info) in enumerate((("g", layer.g), ("v", layer.v)))
+    }
+    return {"form": layer.form, "dim": layer.dim, "names": names, **halves}
+
+
+def origins_in(rows: Iterable[Row]) -> tuple[Origin, ...]:
+    """The layers of these rows, in the order in which they stood; rows that make no sense have none."""
+    found: list[Origin] = []
+    is_sorted = True
+    for row in rows:
+        if isinstance(row, dict) and "names" in row:
+            found += _of_row(row)
+            is_sorted = False
+        elif origin := _of_layer(row):
+            found.append(origin)
+    return tuple(found if is_sorted else sorted(found, key=lambda origin: min(origin.places)))
+
+
+def count_layers(rows: Iterable[Row]) -> int:
+    """How many layers these rows hold at most, told without making them: few bytes can claim very many."""
+    return sum(_count(row) for row in rows)
+
+
+def _count(row: Row) -> int:
+    if not (isinstance(row, dict) and isinstance(row.get("names"), list)):
+        return 1
+    try:
+        return sum(map(count_names, row["names"]))
+    except ValueError:
+        return 0
+
+
+def _of_row(row: Mapping[str, Any]) -> list[Origin]:
+    """The layers of a row, or none where it makes no sense."""
+    form, dim, names = row.get("form"), row.get("dim"), row.get("names")
+    g, v = (_half(row.get(half)) for half in "gv")
+    if not isinstance(form, str) or not isinstance(names, list) or g is None or v is None:
+        return []
+    if not _fits(dim, v[1]):
+        return []
+    try:
+        counts = {sum(map(count_names, names)), *(count_numbers(half[2]) for half in (g, v))}
+        if len(counts) != 1:
+            return []
+        every = [name for packed in names for name in unpacked_names(packed)]
+        places = zip(unpacked_numbers(g[2]), unpacked_numbers(v[2]), strict=True)
+    except ValueError:
+        return []
+    made: list[Origin] = []
+    for name, place in zip(every, places, strict=True):
+        halves = spelled(form, name)
+        if halves is None:
+            return []
+        of_g, of_v = TensorInfo(halves[0], *_kind(g)), TensorInfo(halves[1], *_kind(v))
+        made.append(Origin(Layer(name, form, dim, of_g, of_v), place))
+    return made
+
+
+def _kind(half: tuple[DType, tuple[int, ...], Any]) -> tuple[DType, tuple[int, ...]]:
+    """The dtype and the shape; a shape of its own for each tensor, since pickles show which are one."""
+    return half[0], (*half[1],)
+
+
+def _half(data: Any) -> tuple[DType, tuple[int, ...], Any] | None:
+    """The dtype, the shape and the packed places of a half."""
+    if not isinstance(data, dict):
+        return None
+    shape, dtype = _shape(data.get("shape")), data.get("dtype")
+    if shape is None or not isinstance(dtype, str) or dtype not in DTYPES:
+        return None
+    return DTYPES[dtype], shape, data.get("places")
+
+
+def _of_layer(data: Row) -> Origin | None:
+    """The layer of a row for one alone, or None if it is invalid."""
+    if not isinstance(data, dict):
+        return None
+    name, form, dim = data.get("name"), data.get("form"), data.get("dim")
+    g, v = _named_half(data.get("g")), _named_half(data.get("v"))
+    if not isinstance(name, str) or not isinstance(form, str) or g is None or v is None:
+        return None
+    if not _fits(dim, v[0].shape) or spelled(form, name) != (g[0].name, v[0].name):
+        return None
+    return Origin(Layer(name, form, dim, g[0], v[0]), (g[1], v[1]))
+
+
+def _named_half(data: Any) -> tuple[TensorInfo, int] | None:
+    half = _half(data)
+    if half is None or not isinstance(data.get("name"), str) or not _is_count(data.get("place")):
+        return None
+    return TensorInfo(data["name"], half[0], half[1]), data["place"]
+
+
+_MOST_AXES = 64  # more than torch or numpy allow
+
+
+def _shape(shape: Any) -> tuple[int, ...] | None:
+    if not isinstance(shape, list) or len(shape) > _MOST_AXES or not all(map(_is_count, shape)):
+        return None
+    return tuple(shape)
+
+
+def _fits(dim: Any, shape: tuple[int, ...]) -> bool:
+    """Whether a dim is one of a tensor of that shape."""
+    return dim is None or (_is_count(dim) and dim < len(shape))
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 63
