@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -65,6 +66,14 @@ def run() -> Runner:
     from tests.helpers.tool import run_here
 
     return run_here
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_runtime() -> Iterator[None]:
+    from tests.helpers.runtimes import shared_runtime
+
+    with shared_runtime():
+        yield
 
 
 def pytest_make_parametrize_id(val: object, argname: str) -> str | None:

@@ -36,7 +36,7 @@ from wnconvert.errors import VerifyError
 from wnconvert.layers import schemes
 from wnconvert.reports import inspections as inspection_report
 from wnconvert.verbs.export import exporters
-from wnconvert.verbs.shared.options import DTYPE_CHOICES, ZERO_ROWS_CHOICES
+from wnconvert.verbs.shared.options import DTYPE_CHOICES, PROOF_CHOICES, ZERO_ROWS_CHOICES
 
 #: Options that say how to print, and parameters that only Python has.
 OF_THE_CLI = {
@@ -113,7 +113,11 @@ def test_parameters_of_a_twin_come_by_name_but_for_the_files(name: str) -> None:
 
 def test_choices_are_those_that_python_takes() -> None:
     choices = {option.name: option.type for option in COMMANDS["fold"].params}
-    for name, expected in (("dtype", DTYPE_CHOICES), ("zero_rows", ZERO_ROWS_CHOICES)):
+    for name, expected in (
+        ("dtype", DTYPE_CHOICES),
+        ("zero_rows", ZERO_ROWS_CHOICES),
+        ("proof", PROOF_CHOICES),
+    ):
         kind = choices[name]
         assert isinstance(kind, click.Choice)
         assert tuple(kind.choices) == expected

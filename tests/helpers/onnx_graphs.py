@@ -31,7 +31,7 @@ from wnconvert.onnx.graph.layers import GraphLayers, find_graph_layers
 from wnconvert.tensors.dtypes import DTYPES
 from wnconvert.tensors.tree import ByteRange, StoredTensor, TensorInfo, contiguous_strides
 
-__all__ = ["COMBINED", "NORMS", "Build", "Read", "applied", "folded", "model_of", "read", "run"]
+__all__ = ["COMBINED", "NORMS", "Build", "Read", "applied", "folded", "looping", "model_of", "read", "run"]
 
 _DTYPES: dict[int, str] = {
     TensorProto.FLOAT: "float32",
@@ -377,3 +377,29 @@ COMBINED: dict[str, Combine] = {
     "g·v·Reciprocal": lambda b, g, v, n: b.op("Mul", b.op("Mul", v, b.op("Reciprocal", n)), g),
     "v/(n/g)": lambda b, g, v, n: b.op("Div", v, b.op("Div", n, g)),
 }
+
+
+def looping(turns: int) -> ModelProto:
+    """A layer of weight norm beside a loop of so many turns, each of which multiplies two matrices."""
+    b = Build(17)
+    g, v = (
+        b.tensor("a.weight_g", np.full((4, 1), 2, np.float32)),
+        b.tensor("a.weight_v", np.eye(4, dtype="f")),
+    )
+    w = COMBINED["g(v/n)"](b, g, v, NORMS["ReduceL2"](b, v, (4, 4), 0))
+    nodes = [
+        helper.make_node("Identity", ["go"], ["goes"]),
+        helper.make_node("MatMul", ["state", "state"], ["next"]),
+    ]
+    ins: list[Any] = [("turn", 7, []), ("go", 9, []), ("state", 1, None)]
+    outs: list[Any] = [("goes", 9, []), ("next", 1, None)]
+    body = helper.make_graph(
+        nodes,
+        "body",
+        [helper.make_tensor_value_info(*each) for each in ins],
+        [helper.make_tensor_value_info(*each) for each in outs],
+    )
+    counted = b.tensor("turns", np.array(turns, np.int64)), b.tensor("begins", np.array(True))
+    last = b.op("Loop", *counted, b.tensor("first", np.eye(16, dtype="f")), body=body)
+    b.op("Add", b.op("MatMul", "x", w), b.op("ReduceSum", last, keepdims=0), name="y")
+    return b.model(["y"], {"x": (2, 4)})

@@ -28,7 +28,7 @@ from wnconvert.storage.recognition import (
 from wnconvert.storage.stores.kept import KeptFiles
 from wnconvert.storage.stores.store import PathKind
 from wnconvert.tensors.containers import Container
-from wnconvert.tensors.files import ReadableFile
+from wnconvert.tensors.files import Identity, ReadableFile
 from wnconvert.tensors.tree import Tree
 from wnconvert.tensors.views import FileView
 
@@ -239,14 +239,14 @@ def _read_onnx(file: ReadableFile, path: PurePath) -> Checkpoint:
 
     if not looks_like_onnx(file):
         raise unknown_file(file, path.name)
-    data: dict[str, ReadableFile] = {}
-    with contextlib.ExitStack() as stack:
+    seen: dict[PurePath, Identity | None] = {}
 
-        def opened_beside(location: str) -> ReadableFile:
-            return data.setdefault(location, stack.enter_context(closing(open_beside(path, location))))
+    def opened_beside(location: str) -> ReadableFile:
+        data = open_beside(path, location)
+        seen.setdefault(path.parent / location, data.identity)
+        return data
 
-        opened = open_onnx(file, path, opened_beside)
-    seen = {path.parent / location: found.identity for location, found in data.items()}
+    opened = open_onnx(file, path, opened_beside)
     return Checkpoint(path, Container.ONNX, file.size, opened.tree(), opened.shards, onnx=opened, seen=seen)
 
 

@@ -15,6 +15,7 @@ from torch import nn
 
 from tests.helpers.export_models import Noisy, Squared, reshaping, scramble, speech, vocoder
 from tests.helpers.live_models import norm
+from tests.helpers.onnx_graphs import looping
 from wnconvert import ExportReport, check_onnx, export_onnx, fold_file
 from wnconvert.errors import ArgumentError, FormatError, InputError, WnconvertError
 from wnconvert.reports.exports import proof_text
@@ -247,6 +248,28 @@ def test_external_data_that_is_missing_or_outside_is_told(tmp_path: Path) -> Non
             entry.value = "../away" if entry.key == "location" else entry.value
     path.write_bytes(proto.SerializeToString())
     assert isinstance(refused(path, model, inputs), InputError)
+
+
+class Twice(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 2 * x
+
+
+def test_a_model_that_computes_for_ever_is_an_error_after_its_time(tmp_path: Path) -> None:
+    (tmp_path / "model.onnx").write_bytes(looping(1 << 60).SerializeToString())
+    with pytest.raises(InputError, match=r"onnxruntime took longer than 0\.3 s") as caught:
+        check_onnx(tmp_path / "model.onnx", Twice(), inputs="x=float32[2,4]", timeout=0.3)
+    assert (caught.value.exit_code, caught.value.fix) == (2, "--timeout SECONDS gives it more time")
+    (tmp_path / "model.onnx").write_bytes(looping(3).SerializeToString())
+    assert not check_onnx(tmp_path / "model.onnx", Twice(), inputs="x=float32[2,4]", timeout=60)
+
+
+def test_an_export_that_takes_longer_than_its_time_leaves_no_file(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="onnxruntime took longer than"):
+        export_onnx(
+            Twice(), tmp_path / "m.onnx", inputs="x=float32[2,4]", exporter="torchscript", timeout=1e-6
+        )
+    assert not list(tmp_path.iterdir())
 
 
 def test_inputs_that_only_one_side_has_are_told(good: Path) -> None:

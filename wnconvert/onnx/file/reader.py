@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import PurePath
 
@@ -86,23 +87,24 @@ def looks_like_onnx(file: ReadableFile) -> bool:
 def open_onnx(file: ReadableFile, path: PurePath, open_beside: Callable[[str], ReadableFile]) -> OnnxFile:
     """Read the structure of an ONNX file, which is called ``path``.
 
-    ``open_beside`` opens a data file by its path in the model's folder; it raises ``FileNotFoundError`` for
-    one that is not there, and its files must stay open until this returns.
+    ``open_beside`` opens a data file by its path in the model's folder, more than once perhaps; it raises
+    ``FileNotFoundError`` for one that is not there. Its files are closed here.
 
     Raises ``FormatError`` for a file that contradicts the format, ``InputError`` for data files that are not
     there or must not be read.
     """
     try:
-        return _Reader(Wire(file), path, open_beside).file()
+        with closing(Tensors(wire := Wire(file), open_beside)) as tensors:
+            return _Reader(wire, path, tensors).file()
     except RecursionError as error:  # nested as deep as no model is
         raise FormatError("its graphs are nested too deep", fix="do not trust it") from error
 
 
 class _Reader:
-    def __init__(self, wire: Wire, path: PurePath, open_beside: Callable[[str], ReadableFile]) -> None:
+    def __init__(self, wire: Wire, path: PurePath, tensors: Tensors) -> None:
         self.wire = wire
         self.path = path
-        self.tensors = Tensors(wire, open_beside)
+        self.tensors = tensors
         self.things = 0
         self.paths: set[str] = set()
         self.given: Counter[str] = Counter()

@@ -93,7 +93,7 @@ class _Parts:
 
 
 class Tensors:
-    """Reads tensors of a model, and opens the data files that they name with ``open_beside``.
+    """Reads tensors of a model, and opens the data files that they name with ``open_beside``, one at a time.
 
     ``locations`` are the paths of the data files, in the order in which they are named; the bytes of the
     first are shard 1. ``externals`` has the place of every tensor that lies in a data file, by the start of
@@ -104,7 +104,7 @@ class Tensors:
         self._wire = wire
         self._open_beside = open_beside
         self._places: dict[str, int] = {}
-        self._files = [wire.file]
+        self._open: tuple[int, ReadableFile] | None = None
         self._sizes = [wire.size]
         self.locations: list[str] = []
         self.externals: dict[int, ByteRange] = {}
@@ -222,7 +222,23 @@ class Tensors:
         return tuple(found)
 
     def _bytes(self, data: ByteRange) -> bytes:
-        return self._files[data.shard].read(data.start, data.size) if data.size else b""
+        if not data.size:
+            return b""
+        file = self._file(data.shard) if data.shard else self._wire.file
+        return file.read(data.start, data.size)
+
+    def _file(self, shard: int) -> ReadableFile:
+        """A data file, opened; the one before it is closed."""
+        if self._open is None or self._open[0] != shard:
+            self.close()
+            self._open = shard, self._open_beside(self.locations[shard - 1])
+        return self._open[1]
+
+    def close(self) -> None:
+        """Close the data file that is open."""
+        if self._open is not None:
+            self._open[1].close()
+        self._open = None
 
     # -- elements in a data file
 
@@ -263,16 +279,13 @@ class Tensors:
                 fix="do not trust it; data files lie beside the model, and onnx.save writes such a model",
             )
         try:
-            file = self._open_beside(location)
-            size = file.size
+            self.locations.append(location)
+            self._sizes.append(self._file(len(self.locations)).size)
         except FileNotFoundError as error:
             raise InputError(
                 f"its data file {shown} is not there ({where} lies in it)",
                 fix=f"put {shown} beside the model",
             ) from error
-        self.locations.append(location)
-        self._files.append(file)
-        self._sizes.append(size)
         self._places[location] = len(self.locations)
         return self._places[location]
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
-import os
 import signal
 import subprocess
 import sys
@@ -119,7 +118,7 @@ class Runtime:
             _check_file(path)
             self._models += 1
             loaded = _Loaded(self._running(), self._models)
-            answer, _ = loaded.ask({"do": "load", "path": os.fspath(path), "optimize": optimize}, {})
+            answer, _ = loaded.ask({"do": "load", "path": str(path.absolute()), "optimize": optimize}, {})
         inputs, outputs = (
             tuple(ValueInfo.of(*port) for port in answer[ports]) for ports in ("inputs", "outputs")
         )

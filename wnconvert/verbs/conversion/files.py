@@ -167,9 +167,8 @@ def fold_file(
     from wnconvert.plan.fold import plan_fold
 
     selection = selection_of(layers, exclude, dim)
-    given = {"--only": only, "--dtype": dtype, "--keep-optimizer": keep_optimizer or None}
-    given |= {"--drop-foreign": drop_foreign or None, "--dim": None if dim == AUTO else str(dim)}
-    others = [name for name in given if given[name] is not None]
+    others = {"--only": only, "--dtype": dtype, "--keep-optimizer": keep_optimizer or None}
+    others |= {"--drop-foreign": drop_foreign or None, "--dim": None if dim == AUTO else str(dim)}
     make_plan = partial(
         plan_fold, selection=selection, only=only, dtype=dtype_of(dtype), keep_optimizer=keep_optimizer
     )
@@ -192,7 +191,7 @@ def fold_file(
     )
     numbers = numbers_of(zero_rows, allow_nonfinite=allow_nonfinite)
     options = RunOptions(force, threads, verify, numbers, Proving(proof, timeout), bytes_progress(progress))
-    plan_graph = partial(plan_onnx_fold, selection=selection, given=others)
+    plan_graph = partial(plan_onnx_fold, selection=selection, others=others)
     return run_conversion(request, make_plan, plan_graph=plan_graph, options=options)
 
 

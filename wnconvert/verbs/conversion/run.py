@@ -377,11 +377,14 @@ def _check_fits(checkpoint: Checkpoint, target: Target, request: Request) -> Non
         )
 
 
-def plan_onnx_fold(opened: OnnxFile, *, selection: Selection, given: list[str]) -> OnnxFold:
-    """The fold of an ONNX model; ``ArgumentError`` for options ``given`` that only checkpoints have."""
+def plan_onnx_fold(opened: OnnxFile, *, selection: Selection, others: Mapping[str, object]) -> OnnxFold:
+    """The fold of an ONNX model.
+
+    Raises ``ArgumentError`` where one of the ``others``, which only checkpoints have, is given: is not None.
+    """
     from wnconvert.onnx.graph.plan import plan_onnx
 
-    if given:
+    if given := [name for name, value in others.items() if value is not None]:
         raise ArgumentError(
             f"only checkpoints take {listed(given)}, and this is an ONNX model",
             fix="leave it out; --layers and --exclude choose layers",

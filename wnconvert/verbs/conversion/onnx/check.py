@@ -106,11 +106,16 @@ def _run(
 
 
 def refused(path: Path, *, full_check: bool = False) -> str:
-    """Why onnx's checker refuses a model; empty if it does not. ``full_check`` checks shapes too."""
+    """Why onnx's checker refuses a model; empty if it does not. ``full_check`` checks shapes too.
+
+    Raises ``MemoryError`` if it needs more memory than there is.
+    """
     import onnx.checker
 
     try:
         onnx.checker.check_model(str(path), full_check=full_check)
+    except MemoryError:  # which says nothing of the model
+        raise
     except Exception as error:  # noqa: BLE001 - it raises what its C++ raises
         return printable(str(error).strip().partition("\n")[0][:200]) or "without a reason"
     return ""

@@ -150,16 +150,16 @@ def _formula_notes(by_formula: Mapping[str, None]) -> Iterator[str]:
 
 def _by_arithmetic(claim: _Claim, comparison: _Comparison, slices: Slices, runtime: Runtime) -> _Lost | None:
     """Compare a layer with what onnxruntime computes; None if it cannot compute it."""
-    elements, nbytes = claim.tensor.v.info.numel, claim.tensor.v.info.nbytes
-    step = max(_PIECE * claim.rows // max(elements, 1), 1)
-    if step < claim.rows:
+    info, rows = claim.tensor.v.info, claim.rows
+    step = max(_PIECE * rows // max(info.numel, 1), 1)
+    if step < rows and info.nbytes // rows <= _MOST_WHOLE:
         for sizes in (_as_they_are, _first, _every):
             lost = _attempt(comparison, _Arithmetic(claim, slices, runtime, sizes), step)
             if lost is not None:
                 return lost
-        if nbytes > _MOST_WHOLE:
-            return None
-    return _attempt(comparison, _Arithmetic(claim, slices, runtime, _as_they_are), claim.rows)
+    if info.nbytes > _MOST_WHOLE:
+        return None
+    return _attempt(comparison, _Arithmetic(claim, slices, runtime, _as_they_are), max(rows, 1))
 
 
 def _attempt(comparison: _Comparison, arithmetic: _Arithmetic, step: int) -> _Lost | None:
@@ -274,7 +274,7 @@ class _Comparison:
         """Compare it with what the original's nodes compute, some rows at a time. Raises ``VerifyError``."""
         tensor, lost = self.tensor, _NOTHING
         every = rows_of(tensor.v.info.shape, tensor.dim)
-        for start in range(0, max(every, 1), step):
+        for start in range(0, every, step):
             stop = min(start + step, every)
             found, v, g = (
                 _rows(one, dim, start, stop, every)
