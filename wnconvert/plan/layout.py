@@ -8,6 +8,7 @@ A new kind of work is a class here, and one function in ``verbs.conversion.execu
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import ClassVar, Protocol
 
@@ -42,6 +43,10 @@ class Work(Protocol):
     def where(self) -> str:
         """The layer or tensor that is made."""
 
+    @property
+    def reads(self) -> Iterable[StoredTensor]:
+        """The tensors that are read element by element."""
+
     def effort(self, size: int) -> int:
         """About the bytes that must be read or written to make ``size`` bytes, whichever are more."""
 
@@ -52,6 +57,11 @@ class CopyBytes:
 
     source: ByteRange
     where: ClassVar[str] = ""
+
+    @property
+    def reads(self) -> Iterable[StoredTensor]:
+        """The tensors that are read element by element."""
+        return ()
 
     def effort(self, size: int) -> int:
         """Every byte is read and written once."""
@@ -65,6 +75,11 @@ class Gather:
     tensor: StoredTensor
     dtype: DType
     where: str = field(default="", compare=False)
+
+    @property
+    def reads(self) -> Iterable[StoredTensor]:
+        """The tensors that are read element by element."""
+        return (self.tensor,)
 
     def effort(self, size: int) -> int:
         """About the bytes that are written."""
@@ -81,6 +96,11 @@ class FoldLayer:
     dtype: DType
     where: str = field(default="", compare=False)
 
+    @property
+    def reads(self) -> Iterable[StoredTensor]:
+        """The tensors that are read element by element."""
+        return (self.g, self.v)
+
     def effort(self, size: int) -> int:
         """About the bytes that are written."""
         return size
@@ -95,6 +115,11 @@ class Norms:
     dtype: DType
     where: str = field(default="", compare=False)
 
+    @property
+    def reads(self) -> Iterable[StoredTensor]:
+        """The tensors that are read element by element."""
+        return (self.w,)
+
     def effort(self, size: int) -> int:
         """The bytes of w, which is read whole."""
         return max(size, self.w.info.nbytes)
@@ -107,6 +132,11 @@ class Directions:
     w: StoredTensor
     dim: int | None
     where: str = field(default="", compare=False)
+
+    @property
+    def reads(self) -> Iterable[StoredTensor]:
+        """The tensors that are read element by element."""
+        return (self.w,)
 
     def effort(self, size: int) -> int:
         """The bytes of w, which are those of v."""
@@ -141,6 +171,11 @@ class Parts:
     parts: tuple[bytes | Part, ...]
     where: ClassVar[str] = ""
 
+    @property
+    def reads(self) -> Iterable[StoredTensor]:
+        """The tensors that are read element by element."""
+        return (tensor for part in self.parts if isinstance(part, Part) for tensor in part.work.reads)
+
     def effort(self, size: int) -> int:
         """The bytes that are written, and what the works read beyond theirs."""
         works = [part for part in self.parts if isinstance(part, Part)]
@@ -173,3 +208,8 @@ class Layout:
     size: int
     pieces: tuple[tuple[int, bytes], ...]
     blobs: tuple[Blob, ...]
+
+    @property
+    def reads(self) -> Iterable[StoredTensor]:
+        """The tensors that are read element by element."""
+        return (tensor for blob in self.blobs for tensor in blob.work.reads)

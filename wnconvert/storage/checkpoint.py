@@ -14,7 +14,7 @@ from pathlib import PurePath
 from typing import TYPE_CHECKING
 
 from wnconvert.errors import FormatError, InputError
-from wnconvert.messages import printable
+from wnconvert.messages import option, printable
 from wnconvert.plan.layout import Layout
 from wnconvert.plan.names.trees import NewNames, renamed_tree
 from wnconvert.plan.plan import Plan
@@ -30,6 +30,7 @@ from wnconvert.storage.recognition import (
     zip_container,
 )
 from wnconvert.storage.stores.store import PathKind
+from wnconvert.tensors.claims import refuse_unfounded
 from wnconvert.tensors.containers import Container
 from wnconvert.tensors.files import ReadableFile
 from wnconvert.tensors.tree import Tree
@@ -173,8 +174,13 @@ def read_checkpoint(file: ReadableFile, path: PurePath) -> Checkpoint:
 
 
 def layout_of(checkpoint: Checkpoint, plan: Plan) -> Layout:
-    """The bytes of the output that ``plan`` describes."""
-    return _WRITERS[plan.container](checkpoint, plan)
+    """The bytes of the output that ``plan`` describes.
+
+    Raises ``InputError`` if it would be made of views that repeat what they hold beyond measure.
+    """
+    layout = _WRITERS[plan.container](checkpoint, plan)
+    refuse_unfounded(layout.reads, f"{option('exclude')} leaves a layer as it is")
+    return layout
 
 
 # -- the readers and writers, each imported where it is needed: they are a tenth of the time of a small fold
