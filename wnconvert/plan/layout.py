@@ -174,7 +174,7 @@ class Parts:
     @property
     def reads(self) -> Iterable[StoredTensor]:
         """The tensors that are read element by element."""
-        return (tensor for part in self.parts if isinstance(part, Part) for tensor in part.work.reads)
+        return (tensor for work in _single(self) for tensor in work.reads)
 
     def effort(self, size: int) -> int:
         """The bytes that are written, and what the works read beyond theirs."""
@@ -210,6 +210,14 @@ class Layout:
     blobs: tuple[Blob, ...]
 
     @property
-    def reads(self) -> Iterable[StoredTensor]:
-        """The tensors that are read element by element."""
-        return (tensor for blob in self.blobs for tensor in blob.work.reads)
+    def reads(self) -> Iterable[tuple[str, StoredTensor]]:
+        """The tensors that are read element by element, each with the layer or tensor that is made of it."""
+        works = (work for blob in self.blobs for work in _single(blob.work))
+        return ((work.where, tensor) for work in works for tensor in work.reads)
+
+
+def _single(work: Work) -> Iterable[Work]:
+    """A work, or the works of which it consists."""
+    return (
+        (part.work for part in work.parts if isinstance(part, Part)) if isinstance(work, Parts) else (work,)
+    )

@@ -79,7 +79,7 @@ class Share(NamedTuple):
 def blocks(shape: tuple[int, ...], dim: Dim, itemsize: int, limit: int = BLOCK_BYTES) -> Iterator[Block]:
     """Cut a tensor into blocks of at most ``limit`` bytes (at least one element), in the order of memory.
 
-    Whole slabs where they fit, else rows of one slab, else shares of one row. The cut depends on the
+    Whole slabs where they fit, else rows of one slab, else pieces of one row. The cut depends on the
     arguments only, so sums do not depend on threads or on where the tensor lies.
 
     >>> [block.shape for block in blocks((6, 4, 2), 0, itemsize=4, limit=64)]

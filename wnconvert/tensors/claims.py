@@ -20,16 +20,18 @@ _TIMES = 1024
 _MOST = 1 << 24
 
 
-def refuse_unfounded(tensors: Iterable[StoredTensor], otherwise: str) -> None:
-    """Raise ``InputError`` if these tensors, to be read element by element, repeat what they have too often.
+def refuse_unfounded(tensors: Iterable[tuple[str, StoredTensor]], otherwise: str) -> None:
+    """Raise ``InputError`` if tensors that are to be read repeat what they have too often.
 
-    ``otherwise`` says what to do where that is not meant.
+    Each comes with the name by which users know it. ``otherwise`` says what to do where that is not meant.
     """
-    found = {tensor.view: tensor for tensor in tensors if _held(tensor) * _TIMES < tensor.info.numel}
-    if sum(tensor.info.numel for tensor in found.values()) <= _MOST:
+    found = {
+        tensor.view: (name, tensor) for name, tensor in tensors if _held(tensor) * _TIMES < tensor.info.numel
+    }
+    if sum(tensor.info.numel for _, tensor in found.values()) <= _MOST:
         return
     fix = f"if that is meant, save it with .contiguous(); else {otherwise}"
-    claims = [_claim(tensor) for tensor in found.values()]
+    claims = [_claim(name, tensor) for name, tensor in found.values()]
     if len(claims) == 1:
         raise InputError(claims[0], fix=fix)
     raise InputError(f"{len(claims)} tensors are expanded", items=[(claim, "") for claim in claims], fix=fix)
@@ -40,6 +42,6 @@ def _held(tensor: StoredTensor) -> int:
     return tensor.storage.size * 8 // tensor.info.dtype.bits
 
 
-def _claim(tensor: StoredTensor) -> str:
-    name, numel, held = tensor.info.name, tensor.info.numel, counted(_held(tensor), "element")
+def _claim(name: str, tensor: StoredTensor) -> str:
+    numel, held = tensor.info.numel, counted(_held(tensor), "element")
     return f"{name} has {numel:,} elements by its shape, {held} in the file: it is expanded"

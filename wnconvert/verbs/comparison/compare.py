@@ -112,10 +112,8 @@ def _compare(
 ) -> Comparison:
     found = paired(a, b, rules, only)
     read = (item for pair in found.pairs if not pair.why for item in (pair.a, pair.b))
-    refuse_unfounded(
-        (half for item in read for half in (item.g, item.values) if half),
-        f"{option('exclude')} leaves it out",
-    )
+    halves = (half for item in read for half in (item.g, item.values) if half)
+    refuse_unfounded(((half.info.name, half) for half in halves), f"{option('exclude')} leaves it out")
     readings = Readings(a, b, found.pairs, tolerance, workers)
     verdicts = readings.verdicts()
     measured = readings.measures(verdicts) if "different" in verdicts else {}

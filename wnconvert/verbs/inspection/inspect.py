@@ -225,7 +225,8 @@ def _inspect_state(
     tensors = state.tensors
     infos = (tensor.info for tensor in tensors.values())
     found = find_pairs(infos, Selection(named=(*request.selection.layers, *state.dims)))
-    refuse_unfounded(_to_read(state, found, request), f"{option('layers')} of others leaves it out")
+    read = ((item.info.name, item) for item in _to_read(state, found, request))
+    refuse_unfounded(read, f"{option('layers')} of others leaves it out")
     folded = _folded(tree, state)
     rows = list(_rows(elements, state, found, request))
     if request.reads_weights:
