@@ -40,9 +40,9 @@ from wnconvert.tensors.blocks import (
     Floats,
     Read,
     RowValues,
-    pieces,
     reader_of,
     scratch,
+    shares,
 )
 from wnconvert.tensors.tree import Dim, rows_of
 
@@ -148,7 +148,7 @@ class Folding:
     ) -> Iterator[_Question]:
         """Make the pieces of a block, those with odd rows in the wide way; what is open comes out."""
         flat, made, power = values.reshape(-1), w.reshape(-1), self.source.power
-        for run, shape, its in pieces(block.shape):
+        for run, shape, its in shares(block.shape):
             part, out = flat[run].reshape(shape), made[run].reshape(shape)
             if narrow.odd is not None and narrow.odd[its].any():
                 piece = Block(block.start + run.start, shape, block.row + its.start)

@@ -37,8 +37,8 @@ from wnconvert.tensors.blocks import (
     Read,
     blocks,
     box,
-    pieces,
     reader_of,
+    shares,
 )
 from wnconvert.tensors.tree import Dim, rows_of
 
@@ -117,7 +117,7 @@ class RowSource:
     def _sums_of_pieces(self, values: Array, power: int) -> Sums:
         flat, slabs, inner = values.reshape(-1), values.shape[0], values.shape[2]
         totals = Totals(values.shape[1])
-        for run, shape, rows in pieces(values.shape):
+        for run, shape, rows in shares(values.shape):
             sums = self.way(loaded(flat[run].reshape(shape), power))
             take = totals.put if shape[0] == slabs and shape[2] == inner else totals.add
             take(rows, sums)

@@ -8,6 +8,7 @@ A new kind of work is a class here, and one function in ``verbs.conversion.execu
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import ClassVar, Protocol
 
@@ -42,6 +43,10 @@ class Work(Protocol):
     def where(self) -> str:
         """The layer or tensor that is made."""
 
+    @property
+    def reads(self) -> Iterable[StoredTensor]:
+        """The tensors that are read element by element."""
+
     def effort(self, size: int) -> int:
         """About the bytes that must be read or written to make ``size`` bytes, whichever are more."""
 
@@ -52,6 +57,11 @@ class CopyBytes:
 
     source: ByteRange
     where: ClassVar[str] = ""
+
+    @property
+    def reads(self) -> Iterable[StoredTensor]:
+        """The tensors that are read element by element."""
+        return ()
 
     def effort(self, size: int) -> int:
         """Every byte is read and written once."""
@@ -65,6 +75,11 @@ class Gather:
     tensor: StoredTensor
     dtype: DType
     where: str = field(default="", compare=False)
+
+    @property
+    def reads(self) -> Iterable[StoredTensor]:
+        """The tensors that are read element by element."""
+        return (self.tensor,)
 
     def effort(self, size: int) -> int:
         """About the bytes that are written."""
@@ -81,6 +96,11 @@ class FoldLayer:
     dtype: DType
     where: str = field(default="", compare=False)
 
+    @property
+    def reads(self) -> Iterable[StoredTensor]:
+        """The tensors that are read element by element."""
+        return (self.g, self.v)
+
     def effort(self, size: int) -> int:
         """About the bytes that are written."""
         return size
@@ -95,6 +115,11 @@ class Norms:
     dtype: DType
     where: str = field(default="", compare=False)
 
+    @property
+    def reads(self) -> Iterable[StoredTensor]:
+        """The tensors that are read element by element."""
+        return (self.w,)
+
     def effort(self, size: int) -> int:
         """The bytes of w, which is read whole."""
         return max(size, self.w.info.nbytes)
@@ -107,6 +132,11 @@ class Directions:
     w: StoredTensor
     dim: int | None
     where: str = field(default="", compare=False)
+
+    @property
+    def reads(self) -> Iterable[StoredTensor]:
+        """The tensors that are read element by element."""
+        return (self.w,)
 
     def effort(self, size: int) -> int:
         """The bytes of w, which are those of v."""
@@ -141,6 +171,11 @@ class Parts:
     parts: tuple[bytes | Part, ...]
     where: ClassVar[str] = ""
 
+    @property
+    def reads(self) -> Iterable[StoredTensor]:
+        """The tensors that are read element by element."""
+        return (tensor for work in _single(self) for tensor in work.reads)
+
     def effort(self, size: int) -> int:
         """The bytes that are written, and what the works read beyond theirs."""
         works = [part for part in self.parts if isinstance(part, Part)]
@@ -173,3 +208,16 @@ class Layout:
     size: int
     pieces: tuple[tuple[int, bytes], ...]
     blobs: tuple[Blob, ...]
+
+    @property
+    def reads(self) -> Iterable[tuple[str, StoredTensor]]:
+        """The tensors that are read element by element, each with the layer or tensor that is made of it."""
+        works = (work for blob in self.blobs for work in _single(blob.work))
+        return ((work.where, tensor) for work in works for tensor in work.reads)
+
+
+def _single(work: Work) -> Iterable[Work]:
+    """A work, or the works of which it consists."""
+    return (
+        (part.work for part in work.parts if isinstance(part, Part)) if isinstance(work, Parts) else (work,)
+    )

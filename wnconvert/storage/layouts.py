@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
+from wnconvert.messages import option
 from wnconvert.plan.layout import Layout
 from wnconvert.plan.plan import Plan
 from wnconvert.plan.record.history import write_history
 from wnconvert.storage.checkpoint import Checkpoint
+from wnconvert.tensors.claims import refuse_unfounded
 from wnconvert.tensors.containers import Container
 from wnconvert.tensors.limits import RECORD
 
@@ -28,8 +30,13 @@ def fitted(plan: Plan) -> Plan:
 
 
 def layout_of(checkpoint: Checkpoint, plan: Plan) -> Layout:
-    """The bytes of the output that ``plan`` describes."""
-    return _WRITERS[plan.container](checkpoint, plan)
+    """The bytes of the output that ``plan`` describes.
+
+    Raises ``InputError`` if it would be made of views that repeat what they hold beyond measure.
+    """
+    layout = _WRITERS[plan.container](checkpoint, plan)
+    refuse_unfounded(layout.reads, f"{option('exclude')} leaves a layer as it is")
+    return layout
 
 
 # -- the writers, each imported where it is needed: they are a tenth of the time of a small fold

@@ -5,6 +5,7 @@ suffixes     suffixes of formats that are not written, which no output may have
 dtypes       dtypes: one table for torch, safetensors, ONNX and numpy
 tree         what a checkpoint holds: names, dtypes, shapes, where the bytes lie
 limits       the limits of what is read and written, in one table
+claims       tensors that claim far more than their file holds
 files        opened files: bytes that are read at any place, whatever holds them
 views        files that are made of others: tensors in chunks, bytes in memory
 blocks       a tensor cut into blocks; a thread's scratch arrays; who gives elements

@@ -27,13 +27,13 @@ __all__ = [
     "Floats",
     "Read",
     "RowValues",
-    "Stretch",
+    "Share",
     "blocks",
     "box",
-    "pieces",
     "processors",
     "reader_of",
     "scratch",
+    "shares",
 ]
 
 
@@ -68,7 +68,7 @@ class Block:
         return slice(self.row, self.row + self.shape[1])
 
 
-class Stretch(NamedTuple):
+class Share(NamedTuple):
     """A run of the elements of a block, its own shape, and its rows among those of the block."""
 
     span: slice
@@ -107,16 +107,16 @@ def blocks(shape: tuple[int, ...], dim: Dim, itemsize: int, limit: int = BLOCK_B
 
 
 @lru_cache(maxsize=64)
-def pieces(shape: tuple[int, int, int]) -> tuple[Stretch, ...]:
+def shares(shape: tuple[int, int, int]) -> tuple[Share, ...]:
     """A block's elements in runs of at most 64 Ki: their float64 scratch stays in a core's own cache.
 
     Smaller ones would cost more in calls than they save.
 
-    >>> [(piece.span.start, piece.shape, piece.rows) for piece in pieces((1, 2, 40_000))]
+    >>> [(piece.span.start, piece.shape, piece.rows) for piece in shares((1, 2, 40_000))]
     [(0, (1, 1, 40000), slice(0, 1, None)), (40000, (1, 1, 40000), slice(1, 2, None))]
     """
     return tuple(
-        Stretch(slice(cut.start, cut.stop), cut.shape, cut.rows) for cut in blocks(shape, 1, 1, _PIECE)
+        Share(slice(cut.start, cut.stop), cut.shape, cut.rows) for cut in blocks(shape, 1, 1, _PIECE)
     )
 
 
@@ -180,8 +180,15 @@ class RowValues:
     def at(self, rows: slice) -> Floats:
         """The numbers of some rows as float64."""
         self.hold(rows)
-        held: Floats = self._held[rows.start - self._first : rows.stop - self._first].astype(np.float64)
+        with np.errstate(invalid="ignore"):  # a signalling NaN is a NaN here
+            held: Floats = self._held[rows.start - self._first : rows.stop - self._first].astype(np.float64)
         return held
+
+    def windows(self) -> Iterator[tuple[slice, Floats]]:
+        """All numbers, a window at a time, each with its rows."""
+        for first in range(0, self.count, _WINDOW):
+            rows = slice(first, min(first + _WINDOW, self.count))
+            yield rows, self.at(rows)
 
 
 class Elements(Protocol):

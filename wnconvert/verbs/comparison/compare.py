@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from wnconvert.errors import ArgumentError, LayerError
-from wnconvert.messages import options_as_python, refuse_other_than_path, told
+from wnconvert.messages import option, options_as_python, refuse_other_than_path, told
 from wnconvert.numerics.distance import Measure, Tolerance, needed
 from wnconvert.numerics.rows import RowPolicy
 from wnconvert.storage.checkpoint import no_graph, open_checkpoint
@@ -24,6 +24,7 @@ from wnconvert.storage.files import unchanging
 from wnconvert.storage.sources import Source
 from wnconvert.storage.workers import Workers
 from wnconvert.tensors.blocks import Array
+from wnconvert.tensors.claims import refuse_unfounded
 from wnconvert.tensors.distributed import whole_of
 from wnconvert.tensors.dtypes import DTYPES
 from wnconvert.tensors.memory import (
@@ -110,6 +111,9 @@ def _compare(
     a: Side, b: Side, rules: Rules, tolerance: Tolerance, workers: Workers, *, only: tuple[str, ...] = ()
 ) -> Comparison:
     found = paired(a, b, rules, only)
+    read = (item for pair in found.pairs if not pair.why for item in (pair.a, pair.b))
+    halves = (half for item in read for half in (item.g, item.values) if half)
+    refuse_unfounded(((half.info.name, half) for half in halves), f"{option('exclude')} leaves it out")
     readings = Readings(a, b, found.pairs, tolerance, workers)
     verdicts = readings.verdicts()
     measured = readings.measures(verdicts) if "different" in verdicts else {}

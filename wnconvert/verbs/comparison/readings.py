@@ -15,7 +15,7 @@ from wnconvert.numerics.distance import Measure, Tolerance, ToleranceTest, same_
 from wnconvert.numerics.folding import Folding
 from wnconvert.numerics.rows import RowReport
 from wnconvert.storage.workers import Workers
-from wnconvert.tensors.blocks import Array, Block, blocks, scratch
+from wnconvert.tensors.blocks import Array, Block, RowValues, blocks, scratch
 from wnconvert.tensors.tree import Dim, StoredTensor
 from wnconvert.verbs.comparison.pairing import Item, Pair, Side
 
@@ -87,24 +87,28 @@ class Readings:
 
     def _same_halves(self, pair: Pair) -> bool:
         """Whether two layers have the same bits in g and in v."""
-        halves = ((elements, item.g) for elements, item in zip(self.elements, (pair.a, pair.b), strict=True))
-        g, h = (elements.whole(g).reshape(-1) for elements, g in halves if g)
-        return same_bits(g, h) and all(same_bits(left, right) for _, left, right in self._stored(pair))
+        a, b = pair.a, pair.b
+        both = [(a.g, b.g)] if a.g and b.g else []
+        return all(
+            same_bits(left, right)
+            for half, other in (*both, (a.values, b.values))
+            for _, left, right in self._stored(half, other)
+        )
 
     def _pieces(self, at: int) -> _Pieces:
         """The effective weights of both sides, piece by piece."""
         a, b = self.pairs[at].a, self.pairs[at].b
         if a.g is None and b.g is None:
-            return self._stored(self.pairs[at])
+            return self._stored(a.values, b.values)
         if a.g is None:
             return _abreast(self._plain(0, a.values, _cut_of(b)), self._folded(at, 1, b))
         if b.g is None:
             return _abreast(self._folded(at, 0, a), self._plain(1, b.values, _cut_of(a)))
         return _abreast(_kept(self._folded(at, 0, a), "A"), _kept(self._folded(at, 1, b), "B"))
 
-    def _stored(self, pair: Pair) -> _Pieces:
+    def _stored(self, a: StoredTensor, b: StoredTensor) -> _Pieces:
         """The values of both sides as they are stored, piece by piece."""
-        a, b = pair.a.values.in_bytes(), pair.b.values.in_bytes()
+        a, b = a.in_bytes(), b.in_bytes()
         cut = (a.info.numel,), None, max(a.info.dtype.itemsize, b.info.dtype.itemsize)
         return _abreast(self._plain(0, a, cut), self._plain(1, b, cut))
 
@@ -123,7 +127,8 @@ class Readings:
             self.workers.check()
             return values(block)
 
-        g = elements.whole(layer.g or layer.values)
+        half = layer.g or layer.values
+        g = RowValues(elements.reader(half), half.info.shape, half.info.dtype.name)
         folding = Folding(read, layer.shape, layer.dim, g, layer.dtype, layer.dtype)
         for _, w in folding.blocks():
             yield w.reshape(-1)

@@ -18,12 +18,14 @@ from wnconvert.layers.evidence import notes_on_passed
 from wnconvert.layers.find import FoundPairs, find_pairs
 from wnconvert.layers.kinds import find_kinds
 from wnconvert.layers.schemes import FORMS, Selection
-from wnconvert.messages import counted, listed, options_as_python, refuse_other_than_path, told
+from wnconvert.messages import counted, listed, option, options_as_python, refuse_other_than_path, told
+from wnconvert.numerics.finite import may_be_nonfinite
 from wnconvert.plan.record.history import origins
 from wnconvert.storage.checkpoint import Checkpoint, open_checkpoint
 from wnconvert.storage.files import located, unchanging
 from wnconvert.storage.sources import Source
 from wnconvert.tensors.blocks import Elements
+from wnconvert.tensors.claims import refuse_unfounded
 from wnconvert.tensors.distributed import obstacle
 from wnconvert.tensors.memory import InMemory, is_torch, tree_of
 from wnconvert.tensors.tree import StateDict, StoredTensor, Tree
@@ -224,6 +226,8 @@ def _inspect_state(
     tensors = state.tensors
     infos = (tensor.info for tensor in tensors.values())
     found = find_pairs(infos, Selection(named=(*request.selection.layers, *state.dims)))
+    read = ((item.info.name, item) for item in _to_read(state, found, request))
+    refuse_unfounded(read, f"{option('layers')} of others leaves it out")
     folded = _folded(tree, state)
     rows = list(_rows(elements, state, found, request))
     if request.reads_weights:
@@ -244,6 +248,16 @@ def _inspect_state(
     )
     halves = tuple(Fault("half", state.path, half) for half in found.halves)
     return _StateInspection(summary, tuple(rows), tuple(_notes(found, explained, request)), halves)
+
+
+def _to_read(state: StateDict, found: FoundPairs, request: InspectRequest) -> Iterator[StoredTensor]:
+    """The tensors whose elements are looked at."""
+    wants = request.selection.wants
+    if not request.reads_weights:
+        return (state.tensors[layer.g.name] for layer in found.layers if wants(layer.name))
+    weights = {half.name: layer.name for layer in found.layers for half in layer.halves}
+    floats = (item for item in state.tensors.values() if may_be_nonfinite(item.info.dtype))
+    return (item for item in floats if wants(weights.get(item.info.name, item.info.name)))
 
 
 def _notes(found: FoundPairs, explained: Collection[str], request: InspectRequest) -> Iterator[str]:

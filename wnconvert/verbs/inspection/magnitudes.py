@@ -17,7 +17,7 @@ from wnconvert.layers.rows import LayerRow
 from wnconvert.layers.schemes import Layer
 from wnconvert.messages import counted
 from wnconvert.numerics.norms import norm_blocks
-from wnconvert.tensors.blocks import Array, Block, Elements, Floats
+from wnconvert.tensors.blocks import Elements, Floats, RowValues, blocks
 from wnconvert.tensors.tree import StoredTensor
 
 __all__ = [
@@ -35,6 +35,7 @@ __all__ = [
 #: A layer is untouched if |g - ‖v‖| is at most this part of ‖v‖ in every row.
 UNTOUCHED = 1e-5
 _FLOAT16_BEYOND = 65520.0  # the first value that float16 rounds to infinity
+_AT_ONCE = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,8 +124,7 @@ def layer_stats(
 ) -> LayerStats:
     """The row of a layer: from g, and if ``full`` from v too (which is read once, block by block)."""
     info = v.info
-    with np.errstate(invalid="ignore"):  # a signalling NaN is a NaN here
-        values = elements.whole(g).reshape(-1).astype(np.float64)
+    rows = RowValues(elements.reader(g), g.info.shape, g.info.dtype.name)
     stats = LayerStats(
         path,
         layer.name,
@@ -133,10 +133,18 @@ def layer_stats(
         info.shape,
         str(info.dtype),
         layer.rows,
-        g=_spread(np.abs(values)),
-        odd=tuple(_flags_of_g(values)),
+        g=_spread(_sizes(rows)),
+        odd=tuple(_flags_of_g(rows)),
     )
-    return _with_v(elements, stats, values, v) if full else stats
+    return _with_v(elements, stats, rows, v) if full else stats
+
+
+def _sizes(g: RowValues) -> Floats:
+    """|g| of all rows."""
+    sizes = np.empty(g.count)
+    for rows, values in g.windows():
+        np.abs(values, out=sizes[rows])
+    return sizes
 
 
 def refused_layer(path: str, name: str) -> LayerStats:
@@ -161,41 +169,60 @@ def plain_stats(
     return replace(stats, g=_spread(norms), zero_rows=report.zero.count, odd=odd)
 
 
-def _with_v(elements: Elements, stats: LayerStats, g: Floats, v: StoredTensor) -> LayerStats:
-    top = np.zeros(stats.rows)
-    read = elements.reader(v)
-
-    def read_and_look(block: Block) -> Array:
-        values = read(block)
-        largest = np.abs(values.astype(np.float64)).max(axis=(0, 2), initial=0)
-        top[block.rows] = np.maximum(top[block.rows], largest)
-        return values
-
-    with np.errstate(all="ignore"):
-        norms, report = norm_blocks(read_and_look, stats.shape, stats.dim, v.info.dtype, "float64")
-        ratio = np.abs(g) / norms
-        largest = ratio * top
+def _with_v(elements: Elements, stats: LayerStats, g: RowValues, v: StoredTensor) -> LayerStats:
+    norms, report = norm_blocks(elements.reader(v), stats.shape, stats.dim, v.info.dtype, "float64")
+    ratio, untouched = np.empty(len(norms)), bool(norms.any() and np.isfinite(norms).all())
+    for rows, values in g.windows():
+        norm = norms[rows]
+        with np.errstate(all="ignore"):
+            np.divide(np.abs(values), norm, out=ratio[rows])
+            untouched = untouched and bool((np.abs(values - norm) <= UNTOUCHED * norm).all())
     flags: list[Flag] = []
     if report.zero.count:
         flags.append(Flag(FlagKind.ZERO_ROWS, report.zero.count))
     if report.nonfinite.count:
         flags.append(Flag(FlagKind.NONFINITE_V))
-    if (largest >= _FLOAT16_BEYOND).any():
+    if _overflows(elements, stats, ratio, g, v):
         flags.append(Flag(FlagKind.OVERFLOWS_FLOAT16))
-    if norms.any() and np.isfinite(norms).all() and (np.abs(g - norms) <= UNTOUCHED * norms).all():
+    if untouched:
         flags.append(Flag(FlagKind.UNTOUCHED))
     with_v = replace(stats, norm=_spread(norms), ratio=_spread(ratio), zero_rows=report.zero.count)
     return with_v.flagged(*flags)
 
 
+def _overflows(elements: Elements, stats: LayerStats, ratio: Floats, g: RowValues, v: StoredTensor) -> bool:
+    """Whether a weight is too large for float16. No weight is larger than its g, so v is seldom asked."""
+    large = any((np.abs(values) >= _FLOAT16_BEYOND * 0.99).any() for _, values in g.windows())
+    if not large:
+        return False
+    top = np.zeros(stats.rows)
+    read = elements.reader(v)
+    for block in blocks(stats.shape, stats.dim, v.info.dtype.itemsize):
+        with np.errstate(all="ignore"):
+            largest = np.abs(read(block).astype(np.float64)).max(axis=(0, 2), initial=0)
+        top[block.rows] = np.maximum(top[block.rows], largest)
+    with np.errstate(all="ignore"):
+        return bool((ratio * top >= _FLOAT16_BEYOND).any())
+
+
 def _spread(values: Floats) -> Spread | None:
-    finite = values[np.isfinite(values)]
+    """The spread of some numbers, which are sorted where they lie."""
+    finite = values if np.isfinite(values).all() else values[np.isfinite(values)]
     if not finite.size:
         return None
-    ordered = np.sort(finite)
-    least, q1, median, q3, greatest = (_quantile(ordered, quarter) for quarter in range(5))
-    mean = float((finite / finite.size).sum())  # the sum itself may be too large for a float64
+    mean = _sum_of_parts(finite, finite.size)  # the sum itself may be too large for a float64
+    finite.sort()
+    least, q1, median, q3, greatest = (_quantile(finite, quarter) for quarter in range(5))
     return Spread(least, q1, median, mean, q3, greatest)
+
+
+def _sum_of_parts(values: Floats, count: int) -> float:
+    """Σ value/count as numpy has it, which sums halves of whole eighths, without all quotients at once."""
+    if values.size <= _AT_ONCE:
+        return float((values / count).sum())
+    half = values.size // 2
+    half -= half % 8
+    return _sum_of_parts(values[:half], count) + _sum_of_parts(values[half:], count)
 
 
 def _quantile(ordered: Floats, quarter: int) -> float:
@@ -206,10 +233,15 @@ def _quantile(ordered: Floats, quarter: int) -> float:
     return b - (b - a) * (1 - part) if part >= 0.5 else a + (b - a) * part  # exact at both ends
 
 
-def _flags_of_g(g: Floats) -> Iterator[Flag]:
-    if (g < 0).any():
-        yield Flag(FlagKind.NEGATIVE_G)
-    if (g == 0).any():
-        yield Flag(FlagKind.ZERO_G)
-    if not np.isfinite(g).all():
-        yield Flag(FlagKind.NONFINITE_G)
+def _flags_of_g(g: RowValues) -> Iterator[Flag]:
+    found = {
+        kind
+        for _, values in g.windows()
+        for kind, is_so in (
+            (FlagKind.NEGATIVE_G, (values < 0).any()),
+            (FlagKind.ZERO_G, (values == 0).any()),
+            (FlagKind.NONFINITE_G, not np.isfinite(values).all()),
+        )
+        if is_so
+    }
+    return (Flag(kind) for kind in FlagKind if kind in found)
