@@ -27,7 +27,7 @@ from safetensors.torch import load_file
 
 from tests.helpers.runner import Runner
 from tests.helpers.states import output_of
-from wnconvert.errors import OutputError
+from wnconvert.errors import FormatError, OutputError
 from wnconvert.formats.pickle.reader import load
 from wnconvert.formats.pickle.values import Dict, Extension, Global, Object, PersistentId
 from wnconvert.formats.torch.names import dangerous_names, foreign_names
@@ -213,6 +213,12 @@ def test_what_is_there_already_is_not_changed() -> None:
         assert len(dangerous_names([giver])) == 1
 
 
+def test_a_class_or_function_itself_is_not_changed() -> None:
+    for pickled in (b"cacme\nModel\n}b.", b"cacme\nModel\nN}\x86b.", b"cacme\nrun\nK\x01a."):
+        with pytest.raises(FormatError, match="changes a global in a way that none allows"):
+            load(pickled)
+
+
 def test_types_are_spelled_by_calls_that_are_harmless() -> None:
     assert dangerous_names(call_of("builtins.type", "REDUCE", None)) == []
     assert dangerous_names(call_of("builtins.type", "REDUCE", "name", (), Dict())) == ["builtins.type"]
@@ -386,6 +392,7 @@ def test_settings_of_the_usual_kinds_go_along(tmp_path: Path) -> None:
         "functions": [torch.tanh, torch.nn.functional.relu],
         "default": collections.defaultdict(list, {"a": [1]}),
         "pattern": re.compile("[a-z]+"),
+        "state": io.BytesIO(b"of TransformerEngine"),
     }
     source = save(tmp_path / "model.pt", extra)
     assert inspect_file(source).dangerous == ()

@@ -265,6 +265,24 @@ def test_wrong_bytes_are_read_or_refused() -> None:
     assert refused > 500
 
 
+def wide_end(count: int, length: int, start: int, at: int) -> bytes:
+    """The zip64 record of a directory, and the one that says where it is."""
+    record = struct.pack("<4sQHHIIQQQQ", b"PK\x06\x06", 44, 45, 45, 0, 0, count, count, length, start)
+    return record + struct.pack("<4sIQI", b"PK\x06\x07", 0, at, 1)
+
+
+def test_an_archive_with_two_directories_is_read_only_where_they_are_one() -> None:
+    good = built(zip_layout([NewRecord("archive/good", 1, b"x")]))
+    end = good.rindex(b"PK\x05\x06")
+    _, _, _, _, count, length, start, _ = struct.unpack("<4sHHHHIIH", good[end:])
+    same = good[:end] + wide_end(count, length, start, end) + good[end:]
+    assert list(directory(same)) == ["archive/good"]
+    assert zipfile.ZipFile(io.BytesIO(same)).namelist() == ["archive/good"]
+    for others in ((count, length, start + 1), (count, length - 1, start), (count + 1, length, start)):
+        with pytest.raises(FormatError, match="two zip directories, which differ"):
+            directory(good[:end] + wide_end(*others, end) + good[end:])
+
+
 # -- names
 
 

@@ -29,6 +29,7 @@ _END = struct.Struct("<4sHHHHIIH")
 _END64 = struct.Struct("<4sQHHIIQQQQ")
 _LOCATOR = struct.Struct("<4sIQI")
 _FULL16, _FULL32 = 0xFFFF, 0xFFFFFFFF
+_FULL = (_FULL16, _FULL32, _FULL32)  # of the number of records, the length of the directory, and its place
 _MAX_NAME = 4096
 
 #: GPT-SoVITS writes one of these over the first two bytes, ``PK``, to mark a model's version.
@@ -117,17 +118,14 @@ def _find_end(file: ReadableFile) -> tuple[bytes, int]:
 def _find_directory(file: ReadableFile) -> tuple[int, int, int]:
     """Offset, length and number of entries of the central directory."""
     tail, at = _find_end(file)
-    _, _, _, _, count, length, start, _ = _END.unpack_from(tail, at)
+    _, _, _, _, *plain, _ = _END.unpack_from(tail, at)
     end = file.size - len(tail) + at
-    if _FULL32 in (length, start) or count == _FULL16:
-        locator_at = end - _LOCATOR.size
-        if locator_at >= 0:
-            magic, _, end64, _ = _LOCATOR.unpack(file.read(locator_at, _LOCATOR.size))
-            if magic == b"PK\x06\x07":
-                if end64 + _END64.size > locator_at:
-                    raise FormatError("its zip64 directory lies outside of the file", fix=GET_AGAIN)
-                _, _, _, _, _, _, _, count, length, start = _END64.unpack(file.read(end64, _END64.size))
-                end = end64
+    wide_at, wide = _find_wide(file, end)
+    # Other readers take what the zip64 record says wherever there is one.
+    if wide and any(few not in (most, full) for few, most, full in zip(plain, wide, _FULL, strict=True)):
+        raise FormatError("it has two zip directories, which differ", fix="do not trust this file")
+    end = wide_at if wide else end
+    count, length, start = wide or plain
     if start + length > end:
         raise FormatError("its zip directory lies outside of the file", fix=GET_AGAIN)
     if length > ZIP_DIRECTORY:
@@ -135,6 +133,19 @@ def _find_directory(file: ReadableFile) -> tuple[int, int, int]:
             f"its zip directory takes {length} bytes", fix="no checkpoint needs that: do not trust it"
         )
     return start, length, count
+
+
+def _find_wide(file: ReadableFile, end: int) -> tuple[int, tuple[int, ...]]:
+    """The zip64 record before the last one, if there is one: its place, and its count, length, offset."""
+    if end < _LOCATOR.size:
+        return end, ()
+    magic, _, at, _ = _LOCATOR.unpack(file.read(end - _LOCATOR.size, _LOCATOR.size))
+    if magic != b"PK\x06\x07":
+        return end, ()
+    if at + _END64.size > end - _LOCATOR.size:
+        raise FormatError("its zip64 directory lies outside of the file", fix=GET_AGAIN)
+    magic, *_, count, length, start = _END64.unpack(file.read(at, _END64.size))
+    return (at, (count, length, start)) if magic == b"PK\x06\x06" else (end, ())
 
 
 def _widen(extra: bytes, plain: int, packed: int, header: int) -> tuple[int, int, int]:

@@ -198,6 +198,10 @@ def test_export_and_check_say_what_they_would_run(tmp_path: Path, run: Runner) -
         ('_0 = torch\n_0.save(x, "f")', "hands on torch"),
         ("_0 = ops.aten", "calls aten"),
         ("_0 = ops", "hands on ops"),
+        ("_0 = __torch__\n_0.torch.classes.a.B()", "hands on __torch__"),
+        ("_0 = __torch__.torch\n_0.classes.a.B()", "makes torch"),
+        ("_0 = __torch__.torch.classes\n_0.a.B()", "makes torch.classes"),
+        ("_0 = __torch__.torch.classes.quantized", "makes torch.classes.quantized"),
         ("fork(torch.save, x)", "calls aten::save"),
         ("_0 = x.save", "calls aten::save"),
         ('ops.prim.rpc_sync("a", f)', "calls prim::rpc_sync"),
@@ -265,6 +269,24 @@ def test_code_is_found_wherever_torch_might_look_for_it(tmp_path: Path) -> None:
         assert refused(path) == f"code that calls aten::save (line 2), in {name}"
     path = archive(tmp_path / "model.pt", Plain, extra={"model/extra/notes.py": code})
     load_script(path, trust=False)
+
+
+def test_an_archive_that_torch_would_take_for_another_format_is_refused(tmp_path: Path) -> None:
+    path = archive(tmp_path / "model.pt", Plain)
+    content = bytearray(path.read_bytes())
+    content[4:8] = b"PTMF"
+    path.write_bytes(content)
+    assert refused(path).startswith("the mark of mobile flatbuffers")
+
+
+def test_code_that_cannot_be_inflated_is_refused(tmp_path: Path) -> None:
+    path = archive(tmp_path / "model.pt", Plain, extra={"model/code/a.py": b"x = 1\n" * 99})
+    with zipfile.ZipFile(path) as made:
+        at = made.getinfo("model/code/a.py").header_offset + 30 + len("model/code/a.py")
+    content = bytearray(path.read_bytes())
+    content[at : at + 4] = bytes(4)
+    path.write_bytes(content)
+    assert "cannot be inflated" in refused(path)
 
 
 def test_what_the_pickles_of_an_archive_name_is_held_too(tmp_path: Path) -> None:

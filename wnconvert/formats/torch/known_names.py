@@ -55,6 +55,7 @@ _BUILTIN_DATA = """
 DATA = frozenset(
     {
         "_codecs.encode",
+        "_io.BytesIO",
         "argparse.Namespace",
         "collections.Counter",
         "collections.OrderedDict",
@@ -62,6 +63,7 @@ DATA = frozenset(
         "collections.deque",
         "decimal.Decimal",
         "fractions.Fraction",
+        "io.BytesIO",
         "types.SimpleNamespace",
     }
     | {f"builtins.{name}" for name in _BUILTIN_DATA.split()}

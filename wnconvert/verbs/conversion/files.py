@@ -276,18 +276,12 @@ def split_file(
         dry_run=dry_run,
         on_plan=on_plan,
     )
+    selection = selection_of(layers, exclude, dim)
+    known = None if request.reference is None else request.reference.tree
+    make_plan = partial(plan_split, to=to, like=known, renaming=request.renaming, selection=selection)
+    options = RunOptions(force=force, threads=threads, verify=verify, progress=bytes_progress(progress))
     return run_conversion(
-        request,
-        partial(
-            plan_split,
-            to=to,
-            like=None if request.reference is None else request.reference.tree,
-            renaming=request.renaming,
-            selection=selection_of(layers, exclude, dim),
-            only=only,
-            keep_optimizer=keep_optimizer,
-        ),
-        options=RunOptions(force=force, threads=threads, verify=verify, progress=bytes_progress(progress)),
+        request, partial(make_plan, only=only, keep_optimizer=keep_optimizer), options=options
     )
 
 

@@ -30,7 +30,7 @@ _NODES = """
     Slice Starred Store Sub Subscript Tuple UAdd USub UnaryOp While With arg arguments keyword withitem
 """
 _WRITTEN = tuple(getattr(ast, name) for name in _NODES.split())
-_MODULES = ("torch", "ops")
+_MODULES = ("torch", "ops", "__torch__")
 
 
 def fault_of(code: bytes) -> str:
@@ -54,7 +54,9 @@ def fault_of(code: bytes) -> str:
 
 def is_known_class(names: list[str]) -> bool:
     """Whether a path in ``__torch__`` is of the archive, or a class of torch's for quantized models."""
-    return names[1:3] != ["torch", "classes"] or names[3:4] in (["quantized"], ["rnn"], ["sparse"])
+    if names[1:3] == ["torch", "classes"]:
+        return len(names) > 4 and names[3] in ("quantized", "rnn", "sparse")
+    return names != ["__torch__", "torch"]  # by which classes could be reached under another name
 
 
 def _line(node: ast.AST) -> str:

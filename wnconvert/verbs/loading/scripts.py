@@ -56,22 +56,32 @@ def load_script(path: Path, *, trust: bool) -> nn.Module:
 
 
 def _check(path: Path) -> None:
+    """Raise ``InputError`` for an archive with anything in it that is not known to only compute."""
     with closing(open_file(path)) as file:
-        left = _MOST
-        for record in read_directory(file).values():
-            if not _is_read(record.name):
-                continue
-            content = _content(file, record, left)
-            fault = (
-                f"more than {_MOST >> 20} MiB of code" if content is None else _fault(record.name, content)
-            )
-            if fault:
-                raise InputError(
-                    f"a TorchScript archive with {printable(fault)}, in {printable(record.name)}",
-                    where=str(path),
-                    fix="give --trust, if you know who made it",
-                )
-            left -= len(content or b"")
+        fault = next(_faults(file), "")
+    if fault:
+        raise InputError(
+            f"a TorchScript archive with {printable(fault)}",
+            where=str(path),
+            fix="give --trust, if you know who made it",
+        )
+
+
+def _faults(file: ReadableFile) -> Iterator[str]:
+    """What speaks against an archive, for people, each with the record where it is."""
+    if file.read(4, 4) == b"PTMF":  # by which torch knows them, whatever stands around it
+        yield "the mark of mobile flatbuffers, which are not read here"
+    left = _MOST
+    for record in read_directory(file).values():
+        if not _is_read(record.name):
+            continue
+        content = _content(file, record, left)
+        if content is None:
+            yield f"a record that cannot be inflated, or past {_MOST >> 20} MiB of code, in {record.name}"
+            return
+        if fault := _fault(record.name, content):
+            yield f"{fault}, in {record.name}"
+        left -= len(content)
 
 
 _READ = frozenset({"data.pkl", "constants.pkl", "bytecode.pkl", "model.json"})

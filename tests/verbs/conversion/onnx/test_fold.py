@@ -321,6 +321,7 @@ def test_a_plan_says_what_will_be_done_and_writes_nothing(tmp_path: Path) -> Non
         ({"dim": 0}, "--dim"),
         ({"dim": None}, "--dim"),
         ({"keep_optimizer": True}, "--keep-optimizer"),
+        ({"drop_foreign": True}, "--drop-foreign"),
         ({"layers": ["nothing*"]}, "matches no layer"),
     ],
 )
