@@ -15,4 +15,5 @@ check        what is wrong with what a command did, by readers that are not ours
 worker       the process that runs the cases, with limits of memory
 watch        that process from outside: hangs and crashes
 __main__     the command line, and the summary
+kills        runs killed at random points, by a command of its own
 """

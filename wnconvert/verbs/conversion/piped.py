@@ -41,10 +41,11 @@ def to_stdout(
     """
     container = open_checkpoint(src).container
     name = f"stdout{(container.facts.suffixes or Container.TORCH_ZIP.facts.suffixes)[0]}"
-    if dry_run:
-        return convert_to(Path(name))
     left = beside(spooled_beside())
-    with standard_output(name) as path:
-        made = convert_to(path)
+    if dry_run:
+        made = convert_to(Path(name))
+    else:
+        with standard_output(name) as path:
+            made = convert_to(path)
     made = replace(made, notes=(*left, *made.notes))
     return made if isinstance(made, Plan) else replace(made, output=Path("stdout"))

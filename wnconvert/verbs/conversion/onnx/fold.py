@@ -10,7 +10,6 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import replace
-from functools import partial
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING
 
@@ -158,7 +157,11 @@ def convert_onnx(
     size = sum(layout.size for layout in layouts.values())
     bytes_in = sum(status_of(path).size for path in checkpoint.shards)
     old = own_data_of(output) if options.force else ()
-    check = partial(check_as_seen, checkpoint.seen)
+
+    def last_look() -> None:
+        check_as_seen(checkpoint.seen)
+        mark_replaced(scratch, old)  # in place these are the source's own: another name would be a change
+
     in_place = real_of(output) == real_of(checkpoint.path)
     with scratch_folder(output, force=options.force, size=size) as scratch:
         folder = scratch / "new"
@@ -174,8 +177,7 @@ def convert_onnx(
             verify=options.verify,
             proving=options.proving,
         )
-        mark_replaced(scratch, old)
-        put_in_place(folder, output, force=options.force, check=check)
+        put_in_place(folder, output, force=options.force, check=last_look)
         deleted = tuple(remove_unused(old, output, () if in_place else checkpoint.shards))
     return conversion_result(
         checkpoint,
