@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Literal, TypedDict, overload
 from wnconvert.layers.dims import AUTO
 from wnconvert.storage.shards import DEFAULT_SHARD_SIZE
 from wnconvert.tensors.dtypes import AnyDType
-from wnconvert.verbs.conversion.run import Request, open_reference, plan_onnx_fold, run_conversion
+from wnconvert.verbs.conversion.jobs import Request
+from wnconvert.verbs.conversion.run import open_reference, plan_onnx_fold, run_conversion
 from wnconvert.verbs.conversion.targets import StrPath
 from wnconvert.verbs.shared.options import (
     TIMEOUT,
