@@ -171,9 +171,8 @@ def fold_file(
     given = {"--only": only, "--dtype": dtype, "--keep-optimizer": keep_optimizer or None}
     given |= {"--drop-foreign": drop_foreign or None, "--dim": None if dim == AUTO else str(dim)}
     others = [name for name in given if given[name] is not None]
-    make_plan = partial(
-        plan_fold, selection=selection, only=only, dtype=dtype_of(dtype), keep_optimizer=keep_optimizer
-    )
+    cast = dtype_of(dtype)
+    make_plan = partial(plan_fold, selection=selection, only=only, dtype=cast, keep_optimizer=keep_optimizer)
     request = Request(
         src,
         out,
@@ -278,19 +277,17 @@ def split_file(
         dry_run=dry_run,
         on_plan=on_plan,
     )
-    return run_conversion(
-        request,
-        partial(
-            plan_split,
-            to=to,
-            like=None if request.reference is None else request.reference.tree,
-            renaming=request.renaming,
-            selection=selection_of(layers, exclude, dim),
-            only=only,
-            keep_optimizer=keep_optimizer,
-        ),
-        options=RunOptions(force=force, threads=threads, verify=verify, progress=bytes_progress(progress)),
+    make_plan = partial(
+        plan_split,
+        to=to,
+        like=None if request.reference is None else request.reference.tree,
+        renaming=request.renaming,
+        selection=selection_of(layers, exclude, dim),
+        only=only,
+        keep_optimizer=keep_optimizer,
     )
+    options = RunOptions(force=force, threads=threads, verify=verify, progress=bytes_progress(progress))
+    return run_conversion(request, make_plan, options=options)
 
 
 @overload
