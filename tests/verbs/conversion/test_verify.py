@@ -219,7 +219,7 @@ def test_pieces_cover_a_tensor_once_and_in_order(
     tensor = torch.arange(torch.Size(shape).numel(), dtype=torch.int64).reshape(shape)
     save = tensor.reshape(shape or (1,))
     seen: list[int] = []
-    for block, piece in pieces.pieces(stored(tensor)):
+    for block, piece in pieces.pieces_of(stored(tensor)):
         found = save[piece].flatten().tolist()
         assert found == list(range(block.start, block.stop))
         assert 0 < len(found) <= 100

@@ -10,7 +10,6 @@ import os
 import shutil
 import stat
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path, PurePath
 from typing import IO, Any
@@ -72,6 +71,8 @@ class StandardInput(Store):
             try:
                 self._kept = _spooled(stream)
             except OSError as error:
+                import tempfile
+
                 where = tempfile.gettempdir()
                 raise InputError(
                     f"it cannot be kept in {where} ({error.strerror})", where=str(path), fix=_ELSEWHERE
@@ -91,6 +92,8 @@ def _spooled(stream: Any) -> int:
         descriptor = stream.fileno()
         if stat.S_ISREG(os.fstat(descriptor).st_mode) and not os.lseek(descriptor, 0, os.SEEK_CUR):
             return os.dup(descriptor)
+    import tempfile  # which few need
+
     with tempfile.TemporaryFile(prefix="wnconvert-") as made:
         shutil.copyfileobj(stream, made, _PIECE)
         made.flush()
@@ -138,6 +141,8 @@ def standard_output(name: str) -> Iterator[Path]:
 
 def spooled_beside() -> Path:
     """What stdout would be called as a file: beside that its output is made."""
+    import tempfile
+
     return Path(tempfile.gettempdir(), "stdout")
 
 

@@ -7,6 +7,7 @@ onnx           an ONNX model folded, checked and put in place
 piped          conversions whose output goes to stdout
 targets        where a conversion writes
 folders        a folder planned, checked for what it replaces, and written
+jobs           what is asked for, and the jobs that do it
 run            one conversion: open, plan, write
 files          fold_file, split_file, migrate_file
 state_dict     the same verbs on a mapping in memory

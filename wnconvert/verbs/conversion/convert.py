@@ -19,7 +19,6 @@ from wnconvert.storage.sources import Source
 from wnconvert.storage.staging import staged
 from wnconvert.storage.workers import Workers
 from wnconvert.verbs.conversion.executor import execute
-from wnconvert.verbs.conversion.verify.output import bytes_to_verify, verify_output
 from wnconvert.verbs.conversion.verify.structure import check_structure
 from wnconvert.verbs.shared.options import RunOptions
 
@@ -126,12 +125,16 @@ def convert(
         target.passing = options.passing
         workers = Workers(options.threads, options.progress)
         if options.verify:
+            from wnconvert.verbs.conversion.verify.output import bytes_to_verify
+
             workers.expect(sum(blob.effort for blob in layout.blobs) + bytes_to_verify(checkpoint, plan))
         notes = execute(source, target, layout, options.numbers, workers)
         check_structure(target.path, plan.container)
         verified = ""
         more: tuple[str, ...] = ()
         if options.verify:
+            from wnconvert.verbs.conversion.verify.output import verify_output
+
             verified, more = verify_output(checkpoint, plan, source, target.path, workers)
     return conversion_result(
         checkpoint, plan, output, began, bytes_out=layout.size, notes=(*notes, *more), verified=verified

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Literal, TypedDict, overload
 from wnconvert.layers.dims import AUTO
 from wnconvert.storage.shards import DEFAULT_SHARD_SIZE
 from wnconvert.tensors.dtypes import AnyDType
-from wnconvert.verbs.conversion.run import Request, open_reference, plan_onnx_fold, run_conversion
+from wnconvert.verbs.conversion.jobs import Request
+from wnconvert.verbs.conversion.run import open_reference, plan_onnx_fold, run_conversion
 from wnconvert.verbs.conversion.targets import StrPath
 from wnconvert.verbs.shared.options import (
     TIMEOUT,
@@ -276,13 +277,17 @@ def split_file(
         dry_run=dry_run,
         on_plan=on_plan,
     )
-    selection = selection_of(layers, exclude, dim)
-    known = None if request.reference is None else request.reference.tree
-    make_plan = partial(plan_split, to=to, like=known, renaming=request.renaming, selection=selection)
-    options = RunOptions(force=force, threads=threads, verify=verify, progress=bytes_progress(progress))
-    return run_conversion(
-        request, partial(make_plan, only=only, keep_optimizer=keep_optimizer), options=options
+    make_plan = partial(
+        plan_split,
+        to=to,
+        like=None if request.reference is None else request.reference.tree,
+        renaming=request.renaming,
+        selection=selection_of(layers, exclude, dim),
+        only=only,
+        keep_optimizer=keep_optimizer,
     )
+    options = RunOptions(force=force, threads=threads, verify=verify, progress=bytes_progress(progress))
+    return run_conversion(request, make_plan, options=options)
 
 
 @overload

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path, PurePath
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from wnconvert.errors import (
     ArgumentError,
@@ -24,39 +24,34 @@ from wnconvert.plan.names.renaming import Renaming
 from wnconvert.plan.names.trees import NewNames, renamed_keys, weights_of
 from wnconvert.plan.plan import Plan
 from wnconvert.plan.selection.foreign import without_foreign
-from wnconvert.plan.selection.nothing import why_nothing
 from wnconvert.plan.selection.scope import choose
 from wnconvert.storage.checkpoint import Checkpoint, container_of, no_graph, open_checkpoint
-from wnconvert.storage.files import Seen, blaming_changes, located, seen_in
+from wnconvert.storage.files import blaming_changes, located, seen_in
 from wnconvert.storage.layouts import fitted
-from wnconvert.storage.shards import DEFAULT_SHARD_SIZE, bytes_of
-from wnconvert.storage.staging import check_target
+from wnconvert.storage.shards import DEFAULT_SHARD_SIZE
 from wnconvert.tensors.containers import Container
 from wnconvert.tensors.tree import Tree
-from wnconvert.verbs.conversion.folders.plan import MakePlan, plan_folder
-from wnconvert.verbs.conversion.folders.replace import check_in_place, check_replaced, what_goes
-from wnconvert.verbs.conversion.folders.unfound import noting_unfound
+from wnconvert.verbs.conversion.jobs import Job, Request, file_job, folder_job, onnx_job
 from wnconvert.verbs.conversion.piped import goes_to_stdout, to_stdout
 from wnconvert.verbs.conversion.targets import (
     StrPath,
     Target,
-    check_apart,
     check_is_checkpoint,
     check_name,
-    check_not_read,
     check_suffix,
     clean_beside,
     target_of,
 )
 from wnconvert.verbs.shared.leftovers import named_leftovers
-from wnconvert.verbs.shared.options import RunOptions, check_count
+from wnconvert.verbs.shared.options import RunOptions
 
 if TYPE_CHECKING:
     from wnconvert.onnx.file.reader import OnnxFile
     from wnconvert.onnx.graph.plan import OnnxFold
     from wnconvert.verbs.conversion.convert import Result
+    from wnconvert.verbs.conversion.folders.plan import MakePlan
 
-__all__ = ["Request", "open_reference", "plan_onnx_fold", "run_conversion"]
+__all__ = ["open_reference", "plan_onnx_fold", "run_conversion"]
 
 
 #: Containers that are only read, each with what no other has.
@@ -65,39 +60,6 @@ _ONLY_READ = {
     Container.EXPORTED: "its graph",
     Container.DISTRIBUTED: "the layout of torch.distributed.checkpoint",
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """What is converted, into what, and what must hold for it.
-
-    ``kind`` is put into the default name of the output. ``reference`` is ``like``, opened: a rule of
-    ``renaming`` may meet its names alone. ``rewrites`` says that an option asks for an output
-    even where no layer changes. Other fields as the options of ``fold_file``.
-    """
-
-    src: StrPath
-    out: StrPath | None
-    kind: str
-    like: StrPath | None = None
-    reference: Checkpoint | None = None
-    renaming: Renaming = Renaming()  # noqa: RUF009 - frozen
-    only: str | None = None
-    max_shard_size: str | int = DEFAULT_SHARD_SIZE
-    as_folder: bool = False
-    in_place: bool = False
-    copy: bool = False
-    rewrites: bool = False
-    drop_foreign: bool = False
-    require_layers: int | None = None
-    clean: bool = False
-    dry_run: bool = False
-    on_plan: Callable[[Plan], None] | None = None
-
-    def __post_init__(self) -> None:
-        """Check the size of a shard and the number of layers."""
-        bytes_of(self.max_shard_size)
-        check_count(self.require_layers, "layers are always there", "--require-layers 1 or more")
 
 
 def run_conversion(
@@ -193,13 +155,6 @@ def _named(
     return replace(plan, renamed=sum(changed.values()))
 
 
-class _Check(Protocol):
-    """Raises ``OutputError`` where the target may not be written, or exists, and ``force`` is not given."""
-
-    def __call__(self, *, force: bool) -> None:
-        """Check it."""
-
-
 def _job(
     source: PurePath,
     target: Target,
@@ -208,7 +163,7 @@ def _job(
     plan_graph: Callable[[OnnxFile], OnnxFold] | None,
     *,
     force: bool,
-) -> _Job:
+) -> Job:
     """Open the source, and plan what goes into the target."""
     opened = open_checkpoint(source)
     if request.reference is not None:  # the plan is made of it too
@@ -222,14 +177,14 @@ def _job(
         make_plan = partial(without_foreign, make_plan)
     if checkpoint.onnx is not None and plan_graph is not None:
         check_suffix(target.path)
-        job = _to_onnx(checkpoint, plan_graph(checkpoint.onnx), target.path, request)
+        job = onnx_job(checkpoint, plan_graph(checkpoint.onnx), target.path, request)
     elif target.is_folder:
         changed = [path for path in names if names[path].changed]
-        job = _to_folder(checkpoint, noting_unfound(make_plan, checkpoint), target.path, request, changed)
+        job = folder_job(checkpoint, make_plan, target.path, request, changed)
     else:
         check_is_checkpoint(checkpoint, target.path, request.kind)
         plan = fitted(make_plan(checkpoint.tree, container_of(target.path)))
-        job = _to_file(checkpoint, plan, target.path, request)
+        job = file_job(checkpoint, plan, target.path, request)
     job = _settled(job, checkpoint, target, request, force=force)
     if job.plan.writes:
         return job
@@ -242,21 +197,7 @@ def _job(
     return replace(job, run=run)
 
 
-@dataclass(frozen=True, slots=True)
-class _Job:
-    """A plan, why it changes nothing (where that is so), a check of the target, and what runs the plan.
-
-    ``seen`` is what the files were that it reads.
-    """
-
-    plan: Plan
-    why_nothing: Callable[[Plan], str]
-    check: _Check
-    run: Callable[[Plan, RunOptions], Result]
-    seen: Seen
-
-
-def _settled(job: _Job, checkpoint: Checkpoint, target: Target, request: Request, *, force: bool) -> _Job:
+def _settled(job: Job, checkpoint: Checkpoint, target: Target, request: Request, *, force: bool) -> Job:
     """The job, whose plan notes why nothing changes, and what is lost or replaced.
 
     Raises ``TooFewLayersError`` where more layers are required.
@@ -278,8 +219,11 @@ def _settled(job: _Job, checkpoint: Checkpoint, target: Target, request: Request
         alone = _ONLY_READ.get(checkpoint.container)
         if lost := [*plan.lost, *([alone] if alone else [])]:
             notes.append(f"in place of the source: {listed(lost, 10)} cannot be brought back")
-    elif writes and force and target.is_folder and (gone := what_goes(target.path)):
-        notes.append(f"{target.path} is replaced: {gone}")
+    elif writes and force and target.is_folder:
+        from wnconvert.verbs.conversion.folders.replace import what_goes
+
+        if gone := what_goes(target.path):
+            notes.append(f"{target.path} is replaced: {gone}")
     return replace(job, plan=replace(plan, notes=tuple(notes), writes=writes))
 
 
@@ -296,64 +240,6 @@ def _is_asked_for(plan: Plan, checkpoint: Checkpoint, target: Target, request: R
         or plan.container.facts.family != checkpoint.container.facts.family
         or checkpoint.container in _ONLY_READ
     )
-
-
-def _to_onnx(checkpoint: Checkpoint, fold: OnnxFold, output: Path, request: Request) -> _Job:
-    def run(plan: Plan, options: RunOptions) -> Result:
-        from wnconvert.verbs.conversion.onnx.fold import convert_onnx
-
-        return convert_onnx(checkpoint, replace(fold, plan=plan), output, options)
-
-    check = _file_check(checkpoint, output, request)
-    return _Job(fold.plan, lambda _: fold.why_nothing, check, run, checkpoint.seen)
-
-
-def _to_folder(
-    checkpoint: Checkpoint, make_plan: MakePlan, output: Path, request: Request, renamed: Collection[str]
-) -> _Job:
-    planned = plan_folder(checkpoint, make_plan, request.max_shard_size, renamed)
-
-    def check(*, force: bool) -> None:
-        if request.in_place:
-            check_in_place(output, planned.beside, request.like)
-        else:
-            check_replaced(checkpoint, output, force=force, like=request.like)
-
-    def run(plan: Plan, options: RunOptions) -> Result:
-        from wnconvert.verbs.conversion.folders.convert import convert_folder
-
-        whole = replace(planned, plan=plan, is_ours=not request.in_place)
-        return convert_folder(checkpoint, whole, output, options)
-
-    seen = seen_in((planned.beside.seen(checkpoint.root or output), checkpoint.seen))
-    return _Job(planned.plan, partial(why_nothing, tree=checkpoint.tree), check, run, seen)
-
-
-def _to_file(checkpoint: Checkpoint, plan: Plan, output: Path, request: Request) -> _Job:
-    def run(plan: Plan, options: RunOptions) -> Result:
-        from wnconvert.verbs.conversion.convert import convert
-
-        return convert(checkpoint, plan, output, options)
-
-    check = _file_check(checkpoint, output, request)
-    return _Job(plan, partial(why_nothing, tree=checkpoint.tree), check, run, checkpoint.seen)
-
-
-def _file_check(checkpoint: Checkpoint, output: Path, request: Request) -> _Check:
-    """A check that a file is not written over what is read, nor where it may not be.
-
-    A dry run tells of an existing file in a note; that it may be there by then is found when it is put there.
-    """
-
-    def check(*, force: bool) -> None:
-        if checkpoint.root is not None:
-            check_apart(checkpoint, output)
-        if not request.in_place:
-            check_not_read(checkpoint, output, request.like)
-        if not request.dry_run:
-            check_target(output, force=force)
-
-    return check
 
 
 def _check_piped(request: Request) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 from wnconvert.tensors.blocks import BLOCK_BYTES, Block, box
 from wnconvert.tensors.tree import Dim, StoredTensor
 
-__all__ = ["Group", "Piece", "groups", "pieces"]
+__all__ = ["Group", "Piece", "groups", "pieces_of"]
 
 
 #: An index that picks a piece of a tensor: places on leading axes, then a slice of the next one.
@@ -20,7 +20,7 @@ Piece: TypeAlias = tuple[int | slice, ...]
 Group: TypeAlias = list[tuple[Block, Piece]]
 
 
-def pieces(tensor: StoredTensor, dim: Dim = None) -> Iterator[tuple[Block, Piece]]:
+def pieces_of(tensor: StoredTensor, dim: Dim = None) -> Iterator[tuple[Block, Piece]]:
     """Cut a tensor along its axes: each piece as a run of elements in the box of ``dim``, and as an index."""
     shape = tensor.info.shape or (1,)
     if not tensor.info.numel:
@@ -58,7 +58,7 @@ def groups(tensor: StoredTensor, dim: Dim) -> Iterator[Group]:
     """The pieces of a tensor in groups that hold rows whole: each alone if it does, else all together."""
     outer, _, inner = box(tensor.info.shape, dim)
     together: Group = []
-    for block, piece in pieces(tensor, dim):
+    for block, piece in pieces_of(tensor, dim):
         if outer == 1 and block.shape[2] == inner:
             yield [(block, piece)]
         else:

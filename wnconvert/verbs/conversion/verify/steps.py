@@ -26,7 +26,7 @@ from wnconvert.verbs.conversion.verify.arithmetic import (
     squares,
     widened,
 )
-from wnconvert.verbs.conversion.verify.pieces import Group, Piece, groups, pieces
+from wnconvert.verbs.conversion.verify.pieces import Group, Piece, groups, pieces_of
 from wnconvert.verbs.conversion.verify.readers import ReadBack
 
 __all__ = ["Both", "check_step"]
@@ -74,7 +74,7 @@ def _check_kept(step: Keep, both: Both) -> None:
     tensor = (stored if step.shape is None else stored.shaped(step.shape)).in_bytes()
     read, read_back = both.source.reader(tensor), both.read_back(step.name)
     with np.errstate(all="ignore"):
-        for block, piece in pieces(tensor):
+        for block, piece in pieces_of(tensor):
             expected, found = read(block), read_back(block, piece)
             if not (_same(found, expected) if step.dtype is None else are_cast(found, expected)):
                 raise VerifyError(
@@ -115,7 +115,7 @@ def _check_split(step: Direction, both: Both) -> None:
     read, read_back = both.source.reader(w), both.read_back(layer.v.name)
     rows = box(w.info.shape, layer.dim)[1]
     unit = 1 / np.sqrt(real.type(max(w.info.numel // max(rows, 1), 1)))
-    sums, group = np.zeros(rows, real), list(pieces(w, layer.dim))
+    sums, group = np.zeros(rows, real), list(pieces_of(w, layer.dim))
     # Whether a row is zero is known at its end: until then, whether v is w in it, and whether it is a unit.
     zero, is_w, is_unit = (np.ones(rows, np.bool_) for _ in range(3))
     with np.errstate(all="ignore"):
@@ -136,7 +136,7 @@ def _check_split(step: Direction, both: Both) -> None:
 
 def _check_norms(layer: Layer, both: Both, norms: Array, adds: int) -> None:
     read_back = both.read_back(layer.g.name)
-    for block, piece in pieces(StoredTensor(layer.g, ByteRange(0, 0), 0, (0,) * len(layer.g.shape))):
+    for block, piece in pieces_of(StoredTensor(layer.g, ByteRange(0, 0), 0, (0,) * len(layer.g.shape))):
         if not are_norms(read_back(block, piece).reshape(-1), norms[block.start : block.stop], adds):
             raise VerifyError(
                 f"layer {layer.name} was read back, and g is not ‖w‖; nothing is kept", fix=REPORT_BUG
