@@ -29,6 +29,8 @@ DELIBERATE: Mapping[str, str] = {
     r"records .* overlap": "one reader's tensor is another's header",
     r"is compressed": "nothing is inflated: a few bytes would become any number",
     r"its storage .* is said to be": "torch takes the first of two that contradict each other",
+    r"is of protocol \d+, which does not exist": "Python's own pickle refuses it too",
+    r"has a key, device or size that makes no sense": "where torch is told a device, it does not look at it",
     r"is encrypted": "the same",
     r"not a checkpoint of a known format": "safetensors' own page: the header begins with {",
     r"does not have the entries that it announces": "the directory may be cut short",
@@ -108,7 +110,9 @@ def read(path: Path) -> Any:
             if path.suffix == ".npz":
                 with np.load(path, allow_pickle=False) as arrays:
                     return {name: torch.from_numpy(np.asarray(arrays[name])) for name in arrays.files}
-            return torch.load(path, map_location="cpu", weights_only=True) if head else None
+            # Without mmap torch leaves memory unread where a record says that it is a folder.
+            is_zip = head[:4] == b"PK\x03\x04"
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip) if head else None
     except Exception:  # noqa: BLE001 - whatever another reader says of such a file
         return None
 
