@@ -110,9 +110,11 @@ def read(path: Path) -> Any:
             if path.suffix == ".npz":
                 with np.load(path, allow_pickle=False) as arrays:
                     return {name: torch.from_numpy(np.asarray(arrays[name])) for name in arrays.files}
-            # Without mmap torch leaves memory unread where a record says that it is a folder.
+            loaded = torch.load(path, map_location="cpu", weights_only=True) if head else None
+            # Without mmap torch leaves memory unread where a record says that it is a folder; with it, it
+            # reads on behind a record that is too short.
             is_zip = head[:4] == b"PK\x03\x04"
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip) if head else None
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=True) if is_zip else loaded
     except Exception:  # noqa: BLE001 - whatever another reader says of such a file
         return None
 
