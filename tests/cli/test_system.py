@@ -287,9 +287,7 @@ def test_a_tensor_has_as_many_axes_as_torch_and_numpy_have(run: Runner, tmp_path
         inspect_file(tmp_path / "65.safetensors")
 
 
-def test_a_node_that_the_onnx_package_does_not_read(
-    run: Runner, tmp_path: Path
-) -> None:
+def test_a_node_that_the_onnx_package_does_not_read(run: Runner, tmp_path: Path) -> None:
     source = tmp_path / "in.onnx"
     model = onnx.load(FIXTURES / "tcn.onnx")
     nodes = [node.SerializeToString() + bytes.fromhex("4a020a1e") for node in model.graph.node]
