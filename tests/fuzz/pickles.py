@@ -215,7 +215,7 @@ def _number(value: object) -> bytes:
 
 
 class _Tree:
-    """A tree made at random: pairs and plain tensors of odd strides among other things, and their storages."""
+    """A tree made at random, and its storages: pairs and tensors of odd strides among other things."""
 
     def __init__(self, random: Random) -> None:
         self.random = random
