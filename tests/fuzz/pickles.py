@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import pickle
 import pickletools
 import struct
@@ -213,19 +214,16 @@ def _number(value: object) -> bytes:
     return _integer(value) if isinstance(value, int) else b"N"
 
 
-def _grown(random: Random) -> bytes:
-    """A torch archive of a tree made at random: pairs and plain tensors of odd strides among other things."""
-    storages: dict[str, bytes] = {}
+class _Tree:
+    """A tree made at random, and its storages: pairs and tensors of odd strides among other things."""
 
-    def tensor(shape: tuple[int, ...], name: str) -> _Call:
-        count = 1
-        for size in shape:
-            count *= size
-        strides, step = [], 1
-        for size in reversed(shape):
-            strides.append(step)
-            step *= size
-        strides.reverse()
+    def __init__(self, random: Random) -> None:
+        self.random = random
+        self.storages: dict[str, bytes] = {}
+
+    def tensor(self, shape: tuple[int, ...], name: str) -> _Call:
+        random, count = self.random, math.prod(shape)
+        strides = [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
         offset = random.choice([0, 0, 0, 3])
         if len(shape) > 1 and random.random() < 0.15:
             shape, strides = shape[::-1], strides[::-1]
@@ -233,61 +231,66 @@ def _grown(random: Random) -> bytes:
             strides = [random.choice([0, *strides, 1, 2]) for _ in strides]
         elif random.random() < 0.05:
             offset = random.choice(EDGES)
-        key = str(len(storages)) if not storages or random.random() < 0.9 else random.choice([*storages])
+        key = str(len(self.storages))
+        if self.storages and random.random() < 0.1:
+            key = random.choice([*self.storages])
         held = count + min(offset, 9)
-        if key not in storages:
-            width = _SIZES[name]
-            values = [random.choice([0.5, 1.0, -2.0, 0.25, 3.0]) for _ in range(held)]
-            form = {"FloatStorage": "f", "HalfStorage": "e", "DoubleStorage": "d"}.get(name)
-            raw = struct.pack(f"<{held}{form}", *values) if form else random.randbytes(held * width)
-            if name == "BFloat16Storage":
-                raw = b"\x00\x3f" * held
-            storages[key] = raw
-        args = (
-            _Storage(key, name, held),
-            offset,
-            shape,
-            tuple(strides),
-            False,
-            _Call("collections.OrderedDict"),
-        )
-        return _Call("torch._utils._rebuild_tensor_v2", *args)
+        self.storages.setdefault(key, self.numbers(name, held))
+        storage, hooks = _Storage(key, name, held), _Call("collections.OrderedDict")
+        return _Call("torch._utils._rebuild_tensor_v2", storage, offset, shape, tuple(strides), False, hooks)
 
-    def state() -> dict[str, object]:
-        made: dict[str, object] = {}
+    def numbers(self, name: str, count: int) -> bytes:
+        if name == "BFloat16Storage":
+            return b"\x00\x3f" * count
+        form = {"FloatStorage": "f", "HalfStorage": "e", "DoubleStorage": "d"}.get(name)
+        values = self.random.choices([0.5, 1.0, -2.0, 0.25, 3.0], k=count)
+        return (
+            struct.pack(f"<{count}{form}", *values) if form else self.random.randbytes(count * _SIZES[name])
+        )
+
+    def state(self) -> dict[str, object]:
+        random, made = self.random, dict[str, object]()
         for at in range(random.randint(1, 4)):
             name = random.choice(["FloatStorage"] * 4 + [*_SIZES])
             v = tuple(random.choice([1, 2, 3, 5]) for _ in range(random.choice([1, 2, 3, 3, 4])))
+            if random.random() < 0.05:  # rows enough for pieces, pages and threads
+                v = tuple(random.sample([3, 7, 64, 300], 3))
             dim = random.randrange(len(v))
             g = tuple(size if axis == dim else 1 for axis, size in enumerate(v))
             where = random.choice(["", f"l{at}.", f"l{at}.", random.choice(TEXTS) + "."])
-            g_name, v_name = random.choice(
-                [
-                    ("weight_g", "weight_v"),
-                    ("parametrizations.weight.original0", "parametrizations.weight.original1"),
-                ]
-            )
-            made |= {f"{where}{g_name}": tensor(g, name), f"{where}{v_name}": tensor(v, name)}
-            made[f"{where}bias"] = tensor(v[:1], name)
+            g_name, v_name = random.choice(_PAIRS)
+            made |= {f"{where}{g_name}": self.tensor(g, name), f"{where}{v_name}": self.tensor(v, name)}
+            made[f"{where}bias"] = self.tensor(v[:1], name)
         return made
 
-    def tree(depth: int) -> object:
+    def tree(self, depth: int) -> object:
+        random = self.random
         if depth == 0 or random.random() < 0.4:
-            return state()
+            return self.state()
         others = [None, True, 1.5, 7, "text", [1, 2], (1, "a"), {"lr": 0.1}, random.choice(TEXTS)]
         made = {random.choice(TEXTS): random.choice(others) for _ in range(random.randrange(3))}
-        return made | {random.choice(["model", "generator", "state_dict", 1, "0"]): tree(depth - 1)}
+        return made | {random.choice(["model", "generator", "state_dict", 1, "0"]): self.tree(depth - 1)}
 
+
+_PAIRS = (
+    ("weight_g", "weight_v"),
+    ("parametrizations.weight.original0", "parametrizations.weight.original1"),
+)
+
+
+def _grown(random: Random) -> bytes:
+    """A torch archive of a tree made at random, in any protocol."""
+    made = _Tree(random)
     protocol = random.choice([1, 2, 2, 2, 3, 4, 5])
     grower = _Grower(random, protocol)
     if protocol >= 2 and random.random() < 0.9:
         grower.out += b"\x80" + bytes([protocol])
-    grower.value(tree(2))
+    grower.value(made.tree(2))
     data = bytes(grower.out) + b"."
     if random.random() < 0.3:
         data = mutated(random, data)
     records = [("x/data.pkl", data), ("x/version", b"3\n")]
-    return archive(records + [(f"x/data/{key}", raw) for key, raw in storages.items()])
+    return archive(records + [(f"x/data/{key}", raw) for key, raw in made.storages.items()])
 
 
 def _legacy(random: Random) -> bytes:

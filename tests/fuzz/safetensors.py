@@ -82,7 +82,7 @@ def _whole(random: Random) -> tuple[dict[str, Any], bytes]:
         for size in shape:
             count *= size
         if dtype in _FLOATS:
-            values = [random.choice([0.5, 1.0, -2.0, 0.25, 1e-7, 3.0]) for _ in range(count)]
+            values = random.choices([0.5, 1.0, -2.0, 0.25, 1e-7, 3.0], k=count)
             raw = struct.pack(f"<{count}{_FLOATS[dtype]}", *values)
         else:
             raw = b"\x00\x3f" * count if dtype == "BF16" else bytes(count * _DTYPES[dtype])
@@ -93,6 +93,8 @@ def _whole(random: Random) -> tuple[dict[str, Any], bytes]:
         where = random.choice([f"l{at}.", f"l{at}.", "", random.choice(TEXTS) + "."])
         dtype = random.choice(["F32"] * 6 + [*_DTYPES])
         v = [random.choice([1, 2, 3, 4]) for _ in range(random.choice([1, 2, 3, 3, 4]))]
+        if random.random() < 0.05:  # rows enough for pieces, pages and threads
+            v = random.sample([3, 7, 64, 300], 3)
         dim = random.choice([0, 0, len(v) - 1])
         g = [size if axis == dim else 1 for axis, size in enumerate(v)]
         kind = random.randrange(4)

@@ -99,9 +99,9 @@ def located(name: Name) -> PurePath:
     )
 
 
-#: What is wrong with a name that no file can have, and what to do.
+#: What is wrong with names that no file can have.
 _TOO_LONG = "its name is too long for this system"
-_SHORTER = "choose a shorter name"
+_WITH_NULL = "a name with a null character"
 
 
 def _check_name(text: str) -> None:
@@ -110,9 +110,9 @@ def _check_name(text: str) -> None:
         os.lstat(text)
     except OSError as error:
         if error.errno == errno.ENAMETOOLONG:
-            raise InputError(_TOO_LONG, where=text, fix=_SHORTER) from None
+            raise InputError(_TOO_LONG, where=text, fix="choose a shorter name") from None
     except ValueError:
-        raise InputError("a name with a null character", where=text, fix="name the file") from None
+        raise InputError(_WITH_NULL, where=text, fix="choose a name without it") from None
 
 
 def _store_of(path: PurePath) -> Store:
@@ -226,8 +226,8 @@ def output_path(out: Name) -> Path:
     try:
         path = located(out)
     except InputError as error:
-        named = _SHORTER if error.heading == _TOO_LONG else fix
-        raise OutputError(error.heading, where=error.where, fix=named) from None
+        told = error.fix if error.heading in (_TOO_LONG, _WITH_NULL) else fix
+        raise OutputError(error.heading, where=error.where, fix=told) from None
     if isinstance(path, Path):
         return path
     if out == STANDARD:
