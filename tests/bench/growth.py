@@ -1,6 +1,6 @@
 """How work grows with the number of layers, as a Markdown table: CPU time, memory, and the exponent.
 
-``python -m tests.bench.growth [--layers 1000 4000 …] [--folder DIR]``; a layer is g, v and a bias of few numbers.
+``python -m tests.bench.growth [--layers 1000 4000 …] [--folder DIR]``; a layer is g, v and a bias, tiny.
 """
 
 from __future__ import annotations
