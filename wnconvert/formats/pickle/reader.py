@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from wnconvert.formats.pickle.machine import FREE, refuse, run_pickle
-from wnconvert.formats.pickle.values import Object, PersistentId, Pickle, Value, levels
+from wnconvert.formats.pickle.values import Global, Object, PersistentId, Pickle, Value, levels
 
 __all__ = ["load", "records_below"]
 
@@ -26,11 +26,14 @@ def load(data: bytes, at: int = 0, *, free: int = FREE) -> Pickle:
     return Pickle(root, protocol, end, records_below(root))
 
 
+_RECORDS = frozenset({Object, PersistentId, Global})
+
+
 def records_below(root: Value) -> tuple[Value, ...]:
-    """The objects and persistent ids below ``root``. Raises ``FormatError`` where it nests too deep."""
+    """The objects, persistent ids and globals below ``root``; raises ``FormatError`` if it is too deep."""
     found: list[Value] = []
     for depth, level in enumerate(levels(root)):
         if depth > MAX_DEPTH:
             raise refuse(f"nests more than {MAX_DEPTH} deep")
-        found += [value for value in level if type(value) is Object or type(value) is PersistentId]
+        found += [value for value in level if type(value) in _RECORDS]
     return tuple(found)

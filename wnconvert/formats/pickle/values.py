@@ -131,7 +131,7 @@ class Unwritten:
 class Pickle:
     """A pickle's root value, the protocol it was written in (of its newest operation, at least), and its end.
 
-    ``nodes`` are the objects and persistent ids in it, by their distance from the root.
+    ``nodes`` are the objects, persistent ids and globals in it, by their distance from the root.
     """
 
     root: Value

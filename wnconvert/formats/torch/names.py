@@ -12,7 +12,7 @@ handing on what is more than data. Whoever loads a file decides what to trust
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from wnconvert.formats.pickle.values import (
     Extension,
@@ -36,12 +36,18 @@ from wnconvert.formats.torch.known_names import (
     in_python_3,
 )
 
-__all__ = ["Dangers", "dangerous_names", "foreign_names"]
+__all__ = ["Dangers", "dangerous_names", "foreign_among", "foreign_names"]
 
 
 def foreign_names(root: Value) -> list[str]:
     """The dotted names in a pickle that ``torch.load(weights_only=True)`` might not know, sorted."""
-    return sorted(named.dotted for named in globals_of(root) if not _is_read_by_torch(_dotted(named)))
+    return foreign_among(globals_of(root))
+
+
+def foreign_among(values: Iterable[Value]) -> list[str]:
+    """The same of the globals among some values, each name once."""
+    named = {value.dotted: value for value in values if isinstance(value, Global)}
+    return sorted(dotted for dotted, value in named.items() if not _is_read_by_torch(_dotted(value)))
 
 
 def _is_read_by_torch(dotted: str) -> bool:

@@ -19,7 +19,7 @@ from wnconvert.formats.torch.archives import PREFIX, content_of, read_saved, too
 from wnconvert.formats.torch.arrays import HeldArrays, is_array, read_array
 from wnconvert.formats.torch.contents import Contents, FoundStateDict, find_contents
 from wnconvert.formats.torch.dtensors import check_whole, unwrap_whole
-from wnconvert.formats.torch.names import foreign_names
+from wnconvert.formats.torch.names import foreign_among, foreign_names
 from wnconvert.formats.torch.records import (
     Storage,
     TensorRecord,
@@ -166,7 +166,7 @@ class TorchFile:
                     f"what a __getstate__ of its own packs is left out: only the code of {listed(packed, 3)} "
                     "knows the names of tensors in it"
                 )
-        elif names := foreign_names(self.pickle.root):
+        elif names := foreign_among(self.pickle.nodes):
             said = "the file names classes or functions, kept as data and never imported"
             notes.append(f"{said}: {listed(names, 6)}")
         if self.unwrapped:

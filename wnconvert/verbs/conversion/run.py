@@ -203,7 +203,7 @@ def _settled(job: Job, checkpoint: Checkpoint, target: Target, request: Request,
     Raises ``TooFewLayersError`` where more layers are required.
     """
     plan, notes = job.plan, list(job.plan.notes)
-    count, look = len(plan.layers), f"wnconvert inspect {request.src}"
+    count, look = len(plan.changes), f"wnconvert inspect {request.src}"
     why = "" if count else job.why_nothing(plan)
     if request.require_layers is not None and count < request.require_layers:
         because = f": {why}" if why else ""
