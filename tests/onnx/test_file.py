@@ -264,6 +264,38 @@ def test_a_data_file_that_cannot_be_read_is_refused(path: Path, kind: str) -> No
     assert {item.name for item in path.parent.iterdir()} == {"model.onnx", "data.bin"}
 
 
+class Counted(MemoryFile):
+    """A file that knows how many are open."""
+
+    now = most = 0
+
+    def __init__(self, content: bytes) -> None:
+        super().__init__(content)
+        Counted.now += 1
+        Counted.most = max(Counted.most, Counted.now)
+
+    def close(self) -> None:
+        Counted.now -= 1
+
+
+def test_of_many_data_files_one_is_open_at_a_time() -> None:
+    tensors = []
+    for number in range(300):
+        tensor = TensorProto(name=f"t{number}", data_type=1, dims=[2], data_location=TensorProto.EXTERNAL)
+        for key, value in (("location", f"{number}.bin"), ("length", "8")):
+            entry = tensor.external_data.add()
+            entry.key, entry.value = key, value
+        tensors.append(tensor)
+
+    def beside(location: str) -> Counted:
+        return Counted(np.full(2, int(location.removesuffix(".bin")), np.float32).tobytes())
+
+    found = open_onnx(MemoryFile(model_of(*tensors).SerializeToString()), Path("model.onnx"), beside)
+    assert [constant.values for constant in found.model.graph.constants] == [(n, n) for n in range(300)]
+    assert [path.name for path in found.shards[1:]] == [f"{number}.bin" for number in range(300)]
+    assert (Counted.now, Counted.most) == (0, 1)
+
+
 def test_a_link_that_leaves_the_folder_is_refused_and_one_that_stays_is_followed(tmp_path: Path) -> None:
     folder = tmp_path / "model"
     folder.mkdir()

@@ -264,10 +264,7 @@ def _check_fits(checkpoint: Checkpoint, target: Target, request: Request) -> Non
 
 
 def plan_onnx_fold(opened: OnnxFile, *, selection: Selection, others: Mapping[str, object]) -> OnnxFold:
-    """The fold of an ONNX model.
-
-    Raises ``ArgumentError`` where one of the ``others``, which only checkpoints have, is given: is not None.
-    """
+    """The fold of an ONNX model; ``ArgumentError`` for one of ``others``, which only checkpoints have."""
     from wnconvert.onnx.graph.plan import plan_onnx
 
     if given := [name for name, value in others.items() if value is not None]:

@@ -171,6 +171,38 @@ def test_beside_such_a_row_and_in_it_a_wrong_element_is_caught(
         check_fold(*planned(path), tmp_path / "spoiled.onnx")
 
 
+# -- more data files than may be open
+
+
+@pytest.fixture
+def few_files() -> Iterator[None]:
+    """No more than forty files more may be open."""
+    resource = pytest.importorskip("resource", reason="Windows has no such limit")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    last = os.open(os.devnull, os.O_RDONLY)
+    os.close(last)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (last + 40, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.usefixtures("few_files")
+def test_a_model_of_more_data_files_than_may_be_open_is_folded(tmp_path: Path) -> None:
+    b = Build(17)
+    x = "x"
+    for at in range(30):
+        g = b.tensor(f"l{at}.weight_g", RNG.random((3, 1)).astype(np.float32) + 1)
+        v = b.tensor(f"l{at}.weight_v", RNG.standard_normal((3, 3)).astype(np.float32))
+        x = b.op("MatMul", x, COMBINED["g(v/n)"](b, g, v, NORMS["ReduceL2"](b, v, (3, 3), 0)))
+    b.op("Identity", x, name="y")
+    model = b.model(["y"], {"x": (2, 3)})
+    path = tmp_path / "model.onnx"
+    onnx.save(model, path, save_as_external_data=True, all_tensors_to_one_file=False, size_threshold=0)
+    assert len(list(tmp_path.iterdir())) == 61
+    result = fold_file(path, verify=True)
+    assert "30 layers against the original's own arithmetic, the whole model on x[2,3]" in result.verified
+
+
 # -- damaged messages
 
 

@@ -20,6 +20,7 @@ from wnconvert.onnx.file.reader import OnnxFile
 from wnconvert.onnx.graph.index import ValueId
 from wnconvert.onnx.graph.layers import NormLayer
 from wnconvert.onnx.graph.plan import OnnxFold
+from wnconvert.onnx.graph.views import View
 from wnconvert.onnx.runtime.process import Runtime
 from wnconvert.onnx.slices import Resize, Slices, UnreachableError, as_they_are
 from wnconvert.storage.checkpoint import Checkpoint
@@ -71,15 +72,14 @@ class _Claim:
 
 
 def _claims(fold: OnnxFold) -> Iterator[_Claim]:
+    tensors = {(each.layer, View(each.v, each.dim, each.dtype)): each for each in fold.edits.tensors}
     for layer in fold.layers:
-        tensors = [tensor for tensor in fold.edits.tensors if tensor.layer == layer.layer.name]
-        by_view = {(tensor.v, tensor.dim, tensor.dtype): tensor for tensor in tensors}
+        name = layer.layer.name
         for weight in layer.weights:
-            tensor = by_view[weight.view.v, weight.view.dim, weight.view.dtype]
+            tensor = tensors[name, weight.view]
             yield from (_Claim(layer, tensor, value, ()) for value in weight.values)
         for passed in layer.passed:
-            tensor = by_view[passed.view.v, passed.view.dim, passed.view.dtype]
-            yield _Claim(layer, tensor, passed.value, passed.calls)
+            yield _Claim(layer, tensors[name, passed.view], passed.value, passed.calls)
 
 
 def compare_layers(
