@@ -276,19 +276,17 @@ def split_file(
         dry_run=dry_run,
         on_plan=on_plan,
     )
-    return run_conversion(
-        request,
-        partial(
-            plan_split,
-            to=to,
-            like=None if request.reference is None else request.reference.tree,
-            renaming=request.renaming,
-            selection=selection_of(layers, exclude, dim),
-            only=only,
-            keep_optimizer=keep_optimizer,
-        ),
-        options=RunOptions(force=force, threads=threads, verify=verify, progress=bytes_progress(progress)),
+    make_plan = partial(
+        plan_split,
+        to=to,
+        like=None if request.reference is None else request.reference.tree,
+        renaming=request.renaming,
+        selection=selection_of(layers, exclude, dim),
+        only=only,
+        keep_optimizer=keep_optimizer,
     )
+    options = RunOptions(force=force, threads=threads, verify=verify, progress=bytes_progress(progress))
+    return run_conversion(request, make_plan, options=options)
 
 
 @overload
