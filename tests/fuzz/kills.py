@@ -77,7 +77,7 @@ KINDS = (
         in_place=True,
         cleaner="migrate in.safetensors --in-place",
     ),
-    Kind("migrate", "migrate in.pt -o out.pt --verify", {"in.pt": "lightning.ckpt"}),
+    Kind("migrate", "migrate in.pt -o out.pt --verify --to legacy", {"in.pt": "lightning.ckpt"}),
     Kind("migrate in place", "migrate in.pt --in-place", {"in.pt": "gan.pt"}, in_place=True),
     Kind("as folder", "fold in -o out --as-folder --max-shard-size 20KB", {"in": "hifigan.safetensors"}),
     Kind("folder", "fold in -o out --max-shard-size 100KB --verify", {"in": "sharded"}),
@@ -257,7 +257,7 @@ class Trial:
 
         status = _ended(_forked(act))
         if os.waitstatus_to_exitcode(status):
-            raise RuntimeError(f"{' '.join(words)}: {status}: {self.said.read_text()}")
+            raise RuntimeError(f"{' '.join(words)}: {status}: {self.said.read_text(errors='replace')}")
 
     def measure(self) -> None:
         """Run it whole once, to know what it makes, its calls and its time; and again over that."""
@@ -356,7 +356,7 @@ class Trial:
 
     def check_named(self, left: list[str]) -> None:
         """The last run named what was left."""
-        said = self.said.read_text()
+        said = self.said.read_text(errors="replace")
         for name in left:
             if name not in said:
                 self.fault(f"not named: {name}")

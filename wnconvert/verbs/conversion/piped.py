@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from wnconvert.errors import ArgumentError
 from wnconvert.plan.plan import Plan
 from wnconvert.storage.checkpoint import open_checkpoint
 from wnconvert.storage.files import Name
@@ -16,7 +17,7 @@ from wnconvert.tensors.containers import Container
 if TYPE_CHECKING:
     from wnconvert.verbs.conversion.convert import Result
 
-__all__ = ["goes_to_stdout", "to_stdout"]
+__all__ = ["check_piped", "goes_to_stdout", "to_stdout"]
 
 
 def goes_to_stdout(src: Name, out: Name | None) -> bool:
@@ -26,6 +27,13 @@ def goes_to_stdout(src: Name, out: Name | None) -> bool:
     (True, True, False)
     """
     return out == STANDARD or (out is None and src == STANDARD)
+
+
+def check_piped(*, in_place: bool, as_folder: bool) -> None:
+    """Raise ``ArgumentError`` for options that ask for anything but one file, where it goes to stdout."""
+    for name, value in {"--in-place": in_place, "--as-folder": as_folder}.items():
+        if value:
+            raise ArgumentError(f"{name} writes to a disk, and this goes to stdout", fix="name files")
 
 
 def to_stdout(

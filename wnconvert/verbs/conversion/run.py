@@ -32,7 +32,7 @@ from wnconvert.storage.shards import DEFAULT_SHARD_SIZE
 from wnconvert.tensors.containers import Container
 from wnconvert.tensors.tree import Tree
 from wnconvert.verbs.conversion.jobs import Job, Request, file_job, folder_job, onnx_job
-from wnconvert.verbs.conversion.piped import goes_to_stdout, to_stdout
+from wnconvert.verbs.conversion.piped import check_piped, goes_to_stdout, to_stdout
 from wnconvert.verbs.conversion.targets import (
     StrPath,
     Target,
@@ -70,12 +70,11 @@ def run_conversion(
     options: RunOptions,
 ) -> Result | Plan:
     """Open the source, rename, plan what goes into the target, and write it; errors say which file it was."""
-    refuse_other_than_path(request.src)
     if request.out is not None:
         refuse_other_than_path(request.out, "an output")
     beside = clean_beside if request.clean and not request.dry_run else named_leftovers
     if goes_to_stdout(request.src, request.out):
-        _check_piped(request)
+        check_piped(in_place=request.in_place, as_folder=request.as_folder)
         passing = replace(options, passing=True)
         return to_stdout(
             request.src,
@@ -240,14 +239,6 @@ def _is_asked_for(plan: Plan, checkpoint: Checkpoint, target: Target, request: R
         or plan.container.facts.family != checkpoint.container.facts.family
         or checkpoint.container in _ONLY_READ
     )
-
-
-def _check_piped(request: Request) -> None:
-    """Raise ``ArgumentError`` for options that ask for anything but one file, where it goes to stdout."""
-    given = {"--in-place": request.in_place, "--as-folder": request.as_folder}
-    for name, value in given.items():
-        if value:
-            raise ArgumentError(f"{name} writes to a disk, and this goes to stdout", fix="name files")
 
 
 def _check_fits(checkpoint: Checkpoint, target: Target, request: Request) -> None:
