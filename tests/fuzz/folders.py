@@ -23,7 +23,7 @@ def case(random: Random) -> Case:
     files = {
         f"in/{path.relative_to(top)}": path.read_bytes() for path in sorted(top.rglob("*")) if path.is_file()
     }
-    for _ in range(random.choice([1, 1, 2, 3])):
+    for _ in range(random.choice([0, 1, 1, 2, 3])):
         at = random.choice([*files])
         match random.randrange(6):
             case 0 | 1 | 2:

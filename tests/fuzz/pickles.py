@@ -54,9 +54,9 @@ def mutated(random: Random, data: bytes) -> bytes:
         ops = operations(data)
     except ValueError:  # it was changed before
         return spoilt(random, data)
-    for _ in range(random.choice([1, 1, 1, 2, 4])):
+    for _ in range(random.choice([0, 1, 1, 1, 1, 2, 4])):
         at, other = random.randrange(len(ops)), random.randrange(len(ops))
-        match random.randrange(8):
+        match random.randrange(12):
             case 0:
                 del ops[at]
             case 1:

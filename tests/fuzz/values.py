@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from random import Random
 
-__all__ = ["EDGES", "TEXTS", "edge", "spoilt"]
+__all__ = ["EDGES", "TEXTS", "edge", "spoilt", "text_of"]
 
 
 #: Numbers at the edges of what fields hold.
@@ -27,6 +27,12 @@ TEXTS = (
 def edge(random: Random, near: int = 0) -> int:
     """A number at an edge, or one near another."""
     return random.choice([random.choice(EDGES), max(0, near + random.randint(-9, 9)), near * 2, near // 2])
+
+
+def text_of(random: Random) -> str:
+    """A text, and seldom one that no other reader takes: a lone half of a pair of UTF-16."""
+    text = random.choice(TEXTS)
+    return text if text.isascii() or random.random() < 0.1 else text.encode("utf-8", "ignore").decode()
 
 
 def spoilt(random: Random, data: bytes) -> bytes:

@@ -55,7 +55,7 @@ def case(random: Random) -> Case:
     records = [_Record(name.encode(), content) for name, content in records_of(data)]
     end: dict[str, int] = {}
     comment, front = b"", b""
-    for _ in range(random.choice([1, 1, 1, 2, 3])):
+    for _ in range(random.choice([0, 1, 1, 1, 2, 3])):
         match random.randrange(9):
             case 0:
                 end[random.choice(["disks", "here", "count", "length", "start"])] = edge(random, len(records))
