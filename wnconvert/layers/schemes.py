@@ -191,7 +191,7 @@ class Selection:
     layers: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     dim: int | str | None = AUTO
-    named: tuple[str, ...] = ()
+    named: Collection[str] = ()
 
     def wants(self, name: str) -> bool:
         """Whether the layer of this name is to be converted."""
@@ -205,5 +205,5 @@ class Selection:
         >>> Selection(layers=("b", "*")).names("b"), Selection(layers=("*",)).names("b")
         (True, False)
         """
-        said = (*self.layers, *self.named)
-        return name in said or escape(name) in said
+        said = (self.layers, self.named)
+        return any(name in names or escape(name) in names for names in said)

@@ -28,7 +28,7 @@ __all__ = [
 
 def find_layers(state: StateDict, selection: Selection) -> FoundPairs:
     """The layers of a state dict by names and shapes, and by its hooks, which name layers and state dims."""
-    selection = replace(selection, named=(*selection.named, *state.dims))
+    selection = replace(selection, named=frozenset((*selection.named, *state.dims)))
     found = find_pairs((tensor.info for tensor in state.tensors.values()), selection)
     others = {entry.name for entry in state.entries if entry.tensor is None}
     layers, refused = [], list(found.refused)

@@ -6,7 +6,6 @@ The file's own record, another checkpoint, or globs and a dim choose them; nothi
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from glob import escape
 from typing import Any
 
 from wnconvert.errors import ArgumentError
@@ -117,7 +116,7 @@ def _split(state: StateDict, wish: SplitRequest | None) -> PlannedStateDict:
 def _not_found_again(state: StateDict, planned: PlannedStateDict) -> Iterable[Refused]:
     """The refusals of layers that a fold of the output would not find again, because of other keys."""
     layers = {change.name: change.layer for change in planned.changes}
-    found = found_in_output(state, planned, Selection(layers=tuple(map(escape, layers))))
+    found = found_in_output(state, planned, Selection(named=frozenset(layers)))
     again = {layer.name: layer for layer in found.layers}
     reasons = {no.name: no.reason for no in found.refused}
     for name, layer in layers.items():
