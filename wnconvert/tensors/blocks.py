@@ -39,7 +39,7 @@ __all__ = [
 
 #: Bytes of a block: its float64 scratch stays in a shared cache; smaller ones cost two threads the GIL.
 BLOCK_BYTES = 1 << 20
-_PIECE = 1 << 16
+_PIECE = 1 << 17
 _WINDOW = 1 << 16
 
 Array = NDArray[Any]
@@ -108,12 +108,12 @@ def blocks(shape: tuple[int, ...], dim: Dim, itemsize: int, limit: int = BLOCK_B
 
 @lru_cache(maxsize=64)
 def shares(shape: tuple[int, int, int]) -> tuple[Share, ...]:
-    """A block's elements in runs of at most 64 Ki: their float64 scratch stays in a core's own cache.
+    """A block's elements in runs of at most 128 Ki: their float64 scratch stays in a core's own cache.
 
-    Smaller ones would cost more in calls than they save.
+    Smaller ones would cost more in calls than they save, and threads would wait for the interpreter's lock.
 
-    >>> [(piece.span.start, piece.shape, piece.rows) for piece in shares((1, 2, 40_000))]
-    [(0, (1, 1, 40000), slice(0, 1, None)), (40000, (1, 1, 40000), slice(1, 2, None))]
+    >>> [(piece.span.start, piece.shape, piece.rows) for piece in shares((1, 2, 80_000))]
+    [(0, (1, 1, 80000), slice(0, 1, None)), (80000, (1, 1, 80000), slice(1, 2, None))]
     """
     return tuple(
         Share(slice(cut.start, cut.stop), cut.shape, cut.rows) for cut in blocks(shape, 1, 1, _PIECE)
