@@ -195,6 +195,23 @@ def test_old_data_of_an_onnx_model_goes_unless_a_model_needs_it(tmp_path: Path, 
         assert not folder.exists()
 
 
+def test_in_place_a_leftover_with_second_names_of_the_data_of_the_source_goes(
+    tmp_path: Path, run: Runner
+) -> None:
+    """Killed just before the new model took its place."""
+    source = tmp_path / "in.onnx"
+    model = onnx.load(FIXTURES / "tcn.onnx")
+    onnx.save_model(model, source, save_as_external_data=True, location="in.onnx.data", size_threshold=0)
+    folder, let_go = held_folder(source, 0o700)
+    (folder / "in.onnx").write_bytes(b"new")
+    mark_replaced(folder, [tmp_path / "in.onnx.data"])
+    let_go()
+    ended = run("fold", source, "--in-place", "--clean")
+    assert ended.returncode == 0, ended.stderr
+    assert f"{folder.name}, left of a run that was killed, is deleted" in ended.stderr
+    assert names(tmp_path) == ["in.onnx", "in.onnx.2.data"]
+
+
 def test_beside_a_picture_it_is_deleted_at_once(tmp_path: Path, run: Runner) -> None:
     picture = tmp_path / "x.svg"
     left = left_beside(picture)

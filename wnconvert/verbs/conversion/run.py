@@ -84,17 +84,18 @@ def run_conversion(
             beside,
             dry_run=request.dry_run,
         )
-    source = located(request.src)
-    target = target_of(
-        source, request.out, request.kind, as_folder=request.as_folder, in_place=request.in_place
-    )
+    source, in_place = located(request.src), request.in_place
+    target = target_of(source, request.out, request.kind, as_folder=request.as_folder, in_place=in_place)
     if request.in_place:
         options = replace(options, force=True)
     with _errors_name(source, target.path):
-        job = _job(source, target, request, make_plan, plan_graph, force=options.force)
+        opened = partial(_job, source, target, request, make_plan, plan_graph, force=options.force)
+        job = opened()
         if job.plan.writes:
             job.check(force=options.force or request.dry_run)
-        job = replace(job, plan=replace(job.plan, notes=(*beside(target.path), *job.plan.notes)))
+        if left := beside(target.path):  # in place, names of the source's own data may have gone with it
+            job = opened()
+        job = replace(job, plan=replace(job.plan, notes=(*left, *job.plan.notes)))
         if request.dry_run:
             return job.plan
         if request.on_plan is not None:
