@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -53,6 +54,8 @@ def pytest_configure(config: pytest.Config) -> None:
         sys.meta_path.insert(0, NoTorch())
     if config.getoption("--refresh") and os.environ.get("CI"):
         raise pytest.UsageError("--refresh where CI is set would approve whatever is printed")
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell starts what runs in the background
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture

@@ -155,6 +155,23 @@ def test_torch_reads_a_folded_file_in_every_way_alike(name: str, tmp_path: Path)
     assert done.stdout == b"Done testing\n", done.stderr
 
 
+def test_a_legacy_file_whose_pickle_says_fewer_elements_than_its_storage_has_is_read_whole(
+    tmp_path: Path,
+) -> None:
+    """torch makes the storage larger as it reads on; the zip that is written must tell the truth."""
+    source, out = tmp_path / "in.pt", tmp_path / "out.pt"
+    torch.save({"epoch": 3, "bias": torch.arange(201.0)}, source, _use_new_zipfile_serialization=False)
+    said = b"cpuq\x07K"
+    data = source.read_bytes()
+    assert data.count(said + bytes([201])) == 1
+    source.write_bytes(data.replace(said + bytes([201]), said + b"\x01"))
+    before = torch.load(source, weights_only=True)
+    assert before["bias"].shape == (201,)
+    fold_file(source, out, copy=True)
+    for mmap in (False, True):
+        assert same(before, torch.load(out, weights_only=True, mmap=mmap))
+
+
 @pytest.mark.parametrize("name", FIXTURE_FILES)
 def test_nothing_but_layers_and_optimizers_changes(name: str, tmp_path: Path) -> None:
     out = tmp_path / "out.pt"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import gc
 import mmap as mmap_module
 import os
 import random
@@ -11,6 +12,7 @@ import shutil
 import subprocess
 import tempfile
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,6 +24,7 @@ from wnconvert.storage.staging import staged
 from wnconvert.storage.stores import filling, system
 from wnconvert.storage.stores.disk import LocalFile
 from wnconvert.storage.stores.filling import Filling
+from wnconvert.storage.stores.windows import Windows
 
 #: What a call says that a file system, or a system, does not have.
 NOT_THERE = (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS, errno.EXDEV)
@@ -105,6 +108,26 @@ def fill(path: Path, *, threads: int = 2, seed: int = 0) -> bytes:
         for thread in others:
             thread.join()
     return path.read_bytes()
+
+
+def test_the_memory_of_a_filled_file_goes_before_the_next_is_filled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[weakref.ref[Windows]] = []
+
+    class Seen(Windows):
+        def __init__(self, write: Callable[[memoryview, int], None], most: int) -> None:
+            super().__init__(write, most)
+            made.append(weakref.ref(self))
+
+    monkeypatch.setattr(filling, "Windows", Seen)
+    gc.disable()  # it would come some time, and shards are filled one after another
+    try:
+        assert fill(tmp_path / "out") == CONTENT
+        assert made
+        assert [windows() for windows in made] == [None]
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("threads", [1, 2, 8, 64])

@@ -148,16 +148,19 @@ class _Storages:
         if value.pid[0] != "storage":
             return value
         making = value.pid[2]
-        if not isinstance(making, _Making):
+        if isinstance(making, _Making):
+            numel = value.pid[4]
+        else:
             storage = read_storage(value)
             if storage is None or self.source is None:
                 return value
             data = self.source.storages[storage.key]
             making = _Making(CopyBytes(data), data.size)
+            numel = data.size // storage.itemsize  # a legacy file may say fewer; torch then reads them all
         number = self.numbers.setdefault(making.work, len(self.numbers))
         if number == len(self.sizes):
             self.sizes.append(making.nbytes)
-        _, cls, _, location, numel = value.pid[:5]
+        _, cls, _, location = value.pid[:4]
         # Texts that are one object are written once: a storage that was made is spelled as one that was kept.
         location = self.locations.setdefault(location, location)
         return PersistentId(("storage", cls, str(number), location, numel))

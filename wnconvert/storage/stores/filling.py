@@ -156,6 +156,7 @@ class Filling:
         """Write all that is left; the file is to be synced after that."""
         if self._windows is not None:
             self._windows.finish()
+            self._windows = None  # its memory goes now: each knows of the other
         self.flush()
 
     def abandon(self, error: BaseException) -> None:

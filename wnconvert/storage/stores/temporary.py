@@ -121,7 +121,7 @@ def mark_replaced(temporary: Path, files: Iterable[Path]) -> None:
     By these they are found again where the run that replaced the target was killed before they went.
     """
     for path in files:
-        (temporary / _REPLACED).mkdir(exist_ok=True)
+        (temporary / _REPLACED).mkdir(0o700, exist_ok=True)
         linked_new(path, temporary / _REPLACED / path.name)
 
 

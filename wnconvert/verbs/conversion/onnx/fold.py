@@ -165,7 +165,7 @@ def convert_onnx(
     in_place = real_of(output) == real_of(checkpoint.path)
     with scratch_folder(output, force=options.force, size=size) as scratch:
         folder = scratch / "new"
-        folder.mkdir()
+        folder.mkdir(0o700)
         workers = Workers(options.threads, options.progress)
         notes = write_model(checkpoint, layouts, folder, output, numbers=options.numbers, workers=workers)
         check_structure(folder / output.name, Container.ONNX)
