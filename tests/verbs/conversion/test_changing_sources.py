@@ -160,7 +160,7 @@ def test_a_change_is_the_reason_where_the_proof_fails_of_it(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Rewritten while it is read, half of it is old: the read-back finds that, and it is no bug."""
-    from wnconvert.verbs.conversion import convert as module
+    from wnconvert.verbs.conversion.verify import output as module
 
     source = place / "hifigan.safetensors"
 
