@@ -24,7 +24,7 @@ from wnconvert.storage.staging import staged
 from wnconvert.storage.stores import filling, system
 from wnconvert.storage.stores.disk import LocalFile
 from wnconvert.storage.stores.filling import Filling
-from wnconvert.storage.stores.windows import Windows
+from wnconvert.storage.stores.windows import WINDOW_BYTES, Windows
 
 #: What a call says that a file system, or a system, does not have.
 NOT_THERE = (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS, errno.EXDEV)
@@ -147,6 +147,23 @@ def test_a_page_that_two_share_is_never_written_directly(tmp_path: Path, ways: S
             stretch.close()
     assert (tmp_path / "x").read_bytes() == CONTENT
     assert ways.cached == 4096 + SIZE % 4096  # the page around the second, and the last one
+
+
+@pytest.mark.parametrize("start", [0, 1, 4095, 4096, 5000])
+@pytest.mark.parametrize("most", [300_000, WINDOW_BYTES])
+def test_there_is_room_for_all_that_is_asked_for_wherever_a_stretch_begins(
+    tmp_path: Path, ways: SimpleNamespace, start: int, most: int
+) -> None:
+    with staged(tmp_path / "x", force=True) as target, target.filling(SIZE, 1) as file:
+        file.write(CONTENT[:start], 0)
+        stretch = file.stretch(start, SIZE - start)
+        while count := min(most, SIZE - stretch.at):
+            room = stretch.room(count)
+            room[:] = CONTENT[stretch.at : stretch.at + count]
+            stretch.filled(count)
+        stretch.close()
+    assert (tmp_path / "x").read_bytes() == CONTENT
+    assert ways.direct >= SIZE - SIZE % 4096 - 2 * 4096, "only the ends go through the cache"
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ of elementary mathematical functions with correctly rounded last bit".
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -87,9 +87,12 @@ class Folding:
         self.scaling = Scaling(self.source, g.dtype, out)
         self.overflow: NDArray[np.bool_] | None = None
 
-    def blocks(self) -> Iterator[tuple[Block, Array]]:
-        """Each of ``blocks(shape, dim, …)`` with its w, which is valid until this thread folds again."""
-        source = self.source
+    def blocks(self, room: Callable[[Block], Array] | None = None) -> Iterator[tuple[Block, Array]]:
+        """Each of ``blocks(shape, dim, …)`` with its w, made in the array that ``room`` gives for it.
+
+        Without ``room`` it is valid until this thread folds again.
+        """
+        source, room = self.source, room or self._spare
         every: _Rows | None = None
         # The arithmetic is never set around a yield: the caller keeps its own handling of errors.
         if source.count and not source.whole_rows:
@@ -97,7 +100,7 @@ class Folding:
                 every = self._every()
         for block in source.blocks():
             with arithmetic():
-                w = self._block(block, every)
+                self._block(block, every, w := room(block))
             yield block, w
 
     def report(self) -> RowReport:
@@ -127,10 +130,12 @@ class Folding:
             return _Rows(sums, self.scaling.narrow(sums, g, rows.start), None)
         return _Rows(sums, None, self.scaling.wide(sums, g, rows.start, tell=True))
 
-    def _block(self, block: Block, every: _Rows | None) -> Array:
-        """The block's values of w, in a scratch array."""
+    def _spare(self, block: Block) -> Array:
+        return scratch("w", block.shape, self.form.dtype)
+
+    def _block(self, block: Block, every: _Rows | None, w: Array) -> None:
+        """Make the block's values of w."""
         self.g.hold(block.rows)  # what v is read into, it may be read into too
-        w = scratch("w", block.shape, self.form.dtype)
         values = self.source.take(block)
         rows = (
             self._rows(self.source.block_sums(values), block.rows) if every is None else every.at(block.rows)
@@ -141,7 +146,6 @@ class Folding:
             questions = list(self._pieces(block, values, rows, rows.narrow, w))
         for question in questions:  # after all: an answer may need another reading
             self._settle(question)
-        return w
 
     def _pieces(
         self, block: Block, values: Array, rows: _Rows, narrow: NarrowFactors, w: Array
@@ -253,8 +257,8 @@ def fold_with_report(
     """``fold_array``, with a report on odd rows."""
     out = np.empty(v.size, FLOAT_FORMATS[name_of(dtype or v.dtype)].dtype)
     folding = Folding(reader_of(v), v.shape, dim, g, v.dtype, out.dtype, limit=limit)
-    for block, w in folding.blocks():
-        out[block.start : block.stop] = w.reshape(-1)
+    for _ in folding.blocks(lambda block: out[block.start : block.stop].reshape(block.shape)):
+        pass
     return out.reshape(v.shape), folding.report()
 
 

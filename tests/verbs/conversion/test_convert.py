@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import pickle
@@ -12,14 +13,18 @@ import threading
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 
 from fixtures import make
 from tests.helpers.golden import FIXTURES, ROOT
 from wnconvert.errors import ArgumentError, FormatError, NumbersError, OutputError
+from wnconvert.numerics.folding import fold_array
 from wnconvert.plan.layout import Blob
 from wnconvert.storage.sources import Source
 from wnconvert.storage.stores import filling
@@ -176,6 +181,47 @@ def test_the_first_error_is_told_and_the_other_threads_stop(
     assert calls[True] < threads
     assert names(tmp_path) == ["pair.safetensors"]
     assert threading.active_count() == before
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+@pytest.mark.parametrize("before", [0, 3], ids=["at words", "across words"])
+def test_w_is_the_same_where_it_is_made_in_the_output_and_where_it_is_copied(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str, dtype: str, before: int
+) -> None:
+    monkeypatch.setattr(filling, "_DIRECT_FILE", 0)
+    chance = np.random.default_rng(0)
+    v = {
+        name: chance.standard_normal((3, rows, 700)).astype(np.float16)
+        for name, rows in (("a", 500), ("b", 9))
+    }
+    g = chance.random((1, 500, 1)).astype(np.float16)
+    state: dict[str, NDArray[Any]] = {"0": np.ones(before, np.uint8), "a.weight_v": v["a"], "a.weight_g": g}
+    state |= {"b.weight_v": v["b"], "b.weight_g": g[:, :9]}
+    # safetensors would put the bytes last
+    sizes = [each.nbytes for each in state.values()]
+    ends = [*itertools.accumulate(sizes)]
+    rows = zip(state, state.values(), sizes, ends, strict=True)
+    header = json.dumps(
+        {
+            name: {
+                "dtype": "U8" if name == "0" else "F16",
+                "shape": each.shape,
+                "data_offsets": [end - size, end],
+            }
+            for name, each, size, end in rows
+        }
+    ).encode()
+    header += b" " * (-len(header) % 8)
+    source, out = tmp_path / "in.safetensors", tmp_path / f"out{suffix}"
+    source.write_bytes(
+        len(header).to_bytes(8, "little") + header + b"".join(each.tobytes() for each in state.values())
+    )
+    fold_file(source, out, dtype=dtype, threads=2)
+    found = torch.load(out) if suffix == ".pt" else load_file(out)
+    for name, rows_of in (("a", g), ("b", g[:, :9])):
+        w = fold_array(v[name], rows_of, 1, dtype=dtype)
+        assert found[f"{name}.weight"].view(torch.uint8).numpy().tobytes() == w.tobytes()
 
 
 def test_an_interrupt_stops_every_thread(

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from safetensors.numpy import save_file
 from tests.helpers.golden import FIXTURES, ROOT
 from tests.helpers.states import output_of
 from wnconvert.errors import ArgumentError, InputError
+from wnconvert.storage import workers
 from wnconvert.verbs.conversion.files import fold_file
 from wnconvert.verbs.inspection.inspect import inspect_file, inspect_state_dict
 from wnconvert.verbs.inspection.magnitudes import LayerStats
@@ -295,3 +297,58 @@ def test_quartiles_are_those_of_numpy(count: int) -> None:
         assert row.g is not None
         found = [row.g.min, row.g.q1, row.g.median, row.g.q3, row.g.max]
         assert found == np.quantile(np.abs(g), (0, 0.25, 0.5, 0.75, 1)).tolist()
+
+
+# -- several threads
+
+
+@pytest.fixture
+def several(tmp_path: Path) -> Path:
+    """Layers in each way of cutting, a tied one, a plain sibling, and NaN in a layer and beside them."""
+    chance = np.random.default_rng(0)
+
+    def random(*shape: int) -> NDArray[np.float32]:
+        return chance.standard_normal(shape, np.float32)
+
+    tensors: dict[str, NDArray[Any]] = {}
+    for number, (rows, inner) in enumerate(((700, 900), (3, 300_000), (40, 8), (1, 600_000))):
+        tensors |= {f"{number}.weight_g": random(rows, 1), f"{number}.weight_v": random(rows, inner)}
+    tensors["2.weight_v"][3, 4] = np.nan
+    tensors |= {"9.weight": random(30, 20), "bias": f32([1, np.inf, np.nan]), "count": np.ones(3, np.int64)}
+    return save(tmp_path / "several.safetensors", tensors)
+
+
+def test_any_number_of_threads_finds_the_same(several: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = {}
+    for count in (1, 2, 4):
+        monkeypatch.setattr(workers, "processors", lambda count=count: count)
+        found[count] = inspect_file(several, full=True, all_weights=True).to_dict()
+    assert found[1] == found[2] == found[4]
+    assert [fault["name"] for fault in found[1]["health"]["faults"]] == ["2.weight_v", "bias"]
+
+
+def test_what_the_norms_show_to_be_finite_is_read_once(several: Path) -> None:
+    done: list[tuple[int, int]] = []
+    inspect_file(several, full=True, progress=lambda count, total: done.append((count, total)))
+    again = 40 * 8 * 4 + 40 * 4  # the layer with NaN, to count them
+    sizes = {tensor.name: tensor.bytes for tensor in inspect_file(several, tensors=True).tensors or ()}
+    magnitudes = sum(size for name, size in sizes.items() if name.endswith("_g"))
+    v = sum(size for name, size in sizes.items() if name != "count" and not name.endswith("_g"))
+    assert v + again <= done[-1][0] <= v + again + 8 * magnitudes
+    assert [count for count, _ in done] == sorted(count for count, _ in done)
+    assert all(count <= total for count, total in done)
+
+
+def test_g_alone_is_read_without_other_threads(several: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threading.Thread, "start", lambda _thread: pytest.fail("a thread for some rows"))
+    assert len(inspect_file(several).layers) == 5
+
+
+def test_an_interrupt_stops_all_threads_of_an_inspection(several: Path) -> None:
+    def interrupt(_done: int, _total: int) -> None:
+        raise KeyboardInterrupt
+
+    before = threading.active_count()
+    with pytest.raises(KeyboardInterrupt):
+        inspect_file(several, full=True, progress=interrupt)
+    assert threading.active_count() == before

@@ -18,7 +18,7 @@ import numpy as np
 
 from wnconvert.storage.stores.disk import OpenedFile
 from wnconvert.storage.stores.system import begin_sync, open_direct, reserve, write_at
-from wnconvert.storage.stores.windows import WINDOW_BYTES, Window, Windows
+from wnconvert.storage.stores.windows import PAGE, Window, Windows
 from wnconvert.tensors.files import ReadableFile
 
 __all__ = ["Filling", "Stretch", "filling"]
@@ -28,8 +28,6 @@ __all__ = ["Filling", "Stretch", "filling"]
 _DIRECT_FILE = 16 << 20
 # The same for stretches; of each of them a page at both ends goes through the cache anyway.
 _DIRECT_STRETCH = 128 << 10
-# What direct writes begin and end at: no disk asks for more.
-_PAGE = 4 << 10
 
 # In larger pieces the system takes longer, in search of memory that lies together.
 _PIECE = 256 << 10
@@ -84,8 +82,8 @@ class Stretch(Protocol):
     def put(self, data: memoryview) -> None:
         """Take the next bytes."""
 
-    def room(self, most: int) -> memoryview:
-        """Where to put the next bytes, ``most`` of them or fewer."""
+    def room(self, count: int) -> memoryview:
+        """Where to put the next ``count`` bytes, at most ``WINDOW_BYTES``."""
 
     def filled(self, count: int) -> None:
         """Take the first bytes of ``room`` as the next ones."""
@@ -144,7 +142,7 @@ class Filling:
 
         It can where pages of the one are pages of the other, which some file systems share.
         """
-        if not isinstance(file, OpenedFile) or (to - at) % _PAGE:
+        if not isinstance(file, OpenedFile) or (to - at) % PAGE:
             return 0
         return file.send(at, size, self._descriptor, to)
 
@@ -174,8 +172,8 @@ class Filling:
 
     def _past_cache(self, data: memoryview, at: int) -> None:
         """Write a part of a window: its whole pages directly, if there are many."""
-        start = min(-at % _PAGE, len(data))
-        stop = max(len(data) - (at + len(data)) % _PAGE, start)
+        start = min(-at % PAGE, len(data))
+        stop = max(len(data) - (at + len(data)) % PAGE, start)
         if stop - start < _SMALL:
             self.write(data, at)
             return
@@ -189,7 +187,7 @@ class Filling:
             except OSError:  # the other way does it, or tells why not
                 self._direct = None
                 break
-            done -= done % _PAGE
+            done -= done % PAGE
             if not done:
                 break
             pages, at = pages[done:], at + done
@@ -209,10 +207,10 @@ class _Cached:
         self.at += len(data)
         self._sync(_SYNC_BYTES)
 
-    def room(self, most: int) -> memoryview:
-        if len(self._buffer) < most:
-            self._buffer = bytearray(most)
-        return memoryview(self._buffer)[:most]
+    def room(self, count: int) -> memoryview:
+        if len(self._buffer) < count:
+            self._buffer = bytearray(count)
+        return memoryview(self._buffer)[:count]
 
     def filled(self, count: int) -> None:
         self.put(memoryview(self._buffer)[:count])
@@ -227,7 +225,11 @@ class _Cached:
 
 
 class _Direct:
-    """A stretch that goes to the disk directly, by windows that begin at a page of the file."""
+    """A stretch that goes to the disk directly, by windows that begin at a page of the file.
+
+    Where the next bytes do not fit a window, its whole pages are given away, and what is left of it is the
+    beginning of the next one.
+    """
 
     def __init__(self, windows: Windows, at: int) -> None:
         self._windows = windows
@@ -238,19 +240,23 @@ class _Direct:
     def put(self, data: memoryview) -> None:
         new = np.frombuffer(data, np.uint8)
         while new.size:
-            room = self._taken()[self._stop :][: new.size]
+            window = self._window
+            if window is None or self._stop == len(window):
+                window = self._next()
+            room = window[self._stop :][: new.size]
             np.copyto(room, new[: room.size])  # without the interpreter's lock
             self.filled(room.size)
             new = new[room.size :]
 
-    def room(self, most: int) -> memoryview:
-        return self._taken()[self._stop :][:most].data
+    def room(self, count: int) -> memoryview:
+        window = self._window
+        if window is None or self._stop + count > len(window):
+            window = self._next()
+        return window[self._stop : self._stop + count].data
 
     def filled(self, count: int) -> None:
         self._stop += count
         self.at += count
-        if self._stop == WINDOW_BYTES:
-            self.close()
 
     def close(self) -> None:
         if self._window is not None:
@@ -258,8 +264,15 @@ class _Direct:
             self._windows.give(self._window, self._start, self._stop, self.at - size)
             self._window = None
 
-    def _taken(self) -> Window:
-        if self._window is None:
-            self._window = self._windows.take()
-            self._start = self._stop = self.at % _PAGE
-        return self._window
+    def _next(self) -> Window:
+        """An empty window, but for what is left of the one before."""
+        left, start = b"", self.at % PAGE
+        if self._window is not None:
+            whole = self._stop - self._stop % PAGE
+            left, start = self._window[whole : self._stop].tobytes(), 0
+            self._windows.give(self._window, self._start, whole, self.at - (self._stop - self._start))
+            self._window = None
+        self._window = window = self._windows.take()
+        window[: len(left)] = np.frombuffer(left, np.uint8)
+        self._start, self._stop = start, start + len(left)
+        return window

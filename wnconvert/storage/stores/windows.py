@@ -12,12 +12,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["WINDOW_BYTES", "Window", "Windows"]
+__all__ = ["PAGE", "WINDOW_BYTES", "Window", "Windows"]
 
 
-#: Bytes of a window. Three being written keep a disk as busy as larger ones do, and take less memory.
+#: Bytes of a window, beside a page for what was left of the one before. Three being written keep a disk as
+#: busy as larger ones do, and take less memory.
 WINDOW_BYTES = 1 << 20
 _WRITERS = 3
+#: What direct writes begin and end at: no disk asks for more.
+PAGE = 4 << 10
 
 #: The bytes of a window; in memory they begin at a page, as direct writes ask for.
 Window = NDArray[np.uint8]
@@ -47,7 +50,7 @@ class Windows:
             self._unmade -= make
         if not make:
             return self._free.get()
-        memory: Any = mmap.mmap(-1, WINDOW_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        memory: Any = mmap.mmap(-1, WINDOW_BYTES + PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         return np.frombuffer(memory, np.uint8)
 
     def give(self, window: Window, start: int, stop: int, at: int) -> None:

@@ -12,7 +12,9 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import singledispatch
-from typing import Protocol
+from typing import Any, Protocol
+
+import numpy as np
 
 from wnconvert.messages import told
 from wnconvert.numerics.folding import Folding
@@ -34,8 +36,9 @@ from wnconvert.plan.layout import (
 from wnconvert.storage.sources import Source
 from wnconvert.storage.staging import Staged
 from wnconvert.storage.stores.filling import Filling, Stretch
+from wnconvert.storage.stores.windows import WINDOW_BYTES
 from wnconvert.storage.workers import Workers
-from wnconvert.tensors.blocks import BLOCK_BYTES, Array, Block, Elements, Read, RowValues, blocks
+from wnconvert.tensors.blocks import BLOCK_BYTES, Array, Block, Elements, Read, RowValues, blocks, scratch
 from wnconvert.tensors.tree import ByteRange, StoredTensor
 
 __all__ = ["Outcome", "Sink", "execute", "make_tensor", "notes_of", "outcomes"]
@@ -188,10 +191,26 @@ class _Sink:
         self.stretch = stretch
         self.checked = bool(blob.crc_at)
         self.crc = blob.crc
+        self.in_place = False
+
+    def room(self, block: Block, dtype: np.dtype[Any]) -> Array:
+        # Wider elements than those read may be too many; where they lie across words, a copy is faster.
+        size = (block.stop - block.start) * dtype.itemsize
+        self.in_place = size <= WINDOW_BYTES and not self.stretch.at % dtype.alignment
+        if not self.in_place:
+            return scratch("made", block.shape, dtype)
+        return np.frombuffer(self.stretch.room(size), dtype).reshape(block.shape)
+
+    def made(self, values: Array) -> None:
+        if not self.in_place:
+            self.array(values)
+            return
+        self.count(_bytes_of(values))
+        self.stretch.filled(values.nbytes)
 
     def array(self, values: Array) -> None:
         """Take the elements of the next block."""
-        self.put(values.reshape(-1).view("u1").data)
+        self.put(_bytes_of(values))
 
     def passed(self, count: int) -> None:
         """Count bytes as done that were read and are not written."""
@@ -208,12 +227,22 @@ class _Sink:
             self.crc = zlib.crc32(data, self.crc)
 
 
+def _bytes_of(values: Array) -> memoryview:
+    return values.reshape(-1).view("u1").data
+
+
 class _Text:
     """Takes the elements of an array that becomes a text of a pickle, whose length comes before it."""
 
     def __init__(self, out: _Sink) -> None:
         self.out = out
         self.content = bytearray()
+
+    def room(self, block: Block, dtype: np.dtype[Any]) -> Array:
+        return np.empty(block.shape, dtype)
+
+    def made(self, values: Array) -> None:
+        self.array(values)
 
     def array(self, values: Array) -> None:
         """Take the elements of the next block."""
@@ -233,7 +262,13 @@ class _Text:
 
 
 class Sink(Protocol):
-    """Takes the elements of a new tensor."""
+    """Takes the elements of a new tensor: what lies in memory by ``array``, or made in its own ``room``."""
+
+    def room(self, block: Block, dtype: np.dtype[Any]) -> Array:
+        """Where to make the elements of the next block."""
+
+    def made(self, values: Array) -> None:
+        """Take the elements that were made in ``room``."""
 
     def array(self, values: Array) -> None:
         """Take the elements of the next block."""
@@ -267,8 +302,8 @@ def _fold(work: FoldLayer, source: Elements, out: Sink, numbers: RowPolicy) -> O
     info = work.v.info
     g = RowValues(source.reader(work.g), work.g.info.shape, work.g.info.dtype.name)
     folding = Folding(source.reader(work.v), info.shape, work.dim, g, info.dtype, work.dtype)
-    for _, w in folding.blocks():
-        out.array(w)
+    for _, w in folding.blocks(lambda block: out.room(block, folding.form.dtype)):
+        out.made(w)
     report = folding.report()
     return Outcome(numbers.problems(report), numbers.note(report))
 

@@ -27,7 +27,7 @@ from wnconvert.plan.order import NEW_ENTRY, metadata_keys
 from wnconvert.plan.plan import Plan, PlannedStateDict
 from wnconvert.plan.split.plan import plan_split
 from wnconvert.plan.steps import MadeTensor, Step
-from wnconvert.tensors.blocks import Array, Read, reader_of
+from wnconvert.tensors.blocks import Array, Block, Read, reader_of
 from wnconvert.tensors.containers import Container
 from wnconvert.tensors.distributed import obstacle
 from wnconvert.tensors.dtypes import AnyDType
@@ -267,6 +267,14 @@ class _Elements:
     def __init__(self, info: TensorInfo) -> None:
         self.all: Array = np.empty(info.numel, info.dtype.numpy())
         self.at = 0
+
+    def room(self, block: Block, dtype: np.dtype[Any]) -> Array:  # noqa: ARG002 - all is of one dtype
+        """Where to make the elements of the next block."""
+        return self.all[self.at :][: block.stop - block.start].reshape(block.shape)
+
+    def made(self, values: Array) -> None:
+        """Take the elements that were made in ``room``."""
+        self.at += values.size
 
     def array(self, values: Array) -> None:
         """Take the elements of the next block."""

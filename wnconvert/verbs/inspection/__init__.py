@@ -2,6 +2,7 @@
 
 request     InspectRequest: the options of an inspection
 magnitudes  magnitudes and flags of a layer
+rows        the rows of layers and weights, made on several threads
 counts      elements that are stored, once; buffers apart
 health      NaN, infinities, zero rows, halves and empty tensors
 result      Inspection, the frozen result

@@ -1,22 +1,23 @@
 """The health of a checkpoint: NaN and infinities in every float tensor, zero rows, halves, empty tensors.
 
-Elements are counted as they are read for the magnitudes of layers; what these do not read is read afterwards.
+What the magnitudes of layers show to be finite is not read again; all else is read and counted.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 from wnconvert.layers.schemes import Selection
 from wnconvert.messages import counted, listed, option
 from wnconvert.numerics.finite import count_nonfinite, may_be_nonfinite
 from wnconvert.plan.names.trees import weights_of
-from wnconvert.tensors.blocks import Array, Block, Elements, Read, blocks
+from wnconvert.storage.workers import Workers
+from wnconvert.tensors.blocks import Elements, blocks
 from wnconvert.tensors.memory import InMemory
 from wnconvert.tensors.tree import StateDict, StoredTensor, Tree
 
-__all__ = ["Fault", "Health", "WatchedElements", "empty_tensors", "health_of"]
+__all__ = ["Fault", "Health", "empty_tensors", "health_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,63 +62,6 @@ class Health:
         return not self.faults
 
 
-@dataclass(slots=True)
-class _Seen:
-    """How far a tensor was read, and what was counted in it."""
-
-    stop: int = 0
-    nan: int = 0
-    inf: int = 0
-
-
-@dataclass(slots=True)
-class WatchedElements:
-    """Elements that are counted while they are read: each once, though a tensor is read again."""
-
-    elements: Elements
-    seen: dict[object, _Seen] = field(default_factory=dict)
-
-    def reader(self, tensor: StoredTensor) -> Read:
-        """A function from a block of a tensor to its elements."""
-        read, seen = self.elements.reader(tensor), self._of(tensor)
-
-        def counting(block: Block) -> Array:
-            values = read(block)
-            if block.start == seen.stop:
-                self._count(tensor, values)
-                seen.stop = block.stop
-            return values
-
-        return counting
-
-    def whole(self, tensor: StoredTensor) -> Array:
-        """All elements of a small tensor."""
-        values = self.elements.whole(tensor)
-        if not self._of(tensor).stop:
-            self._count(tensor, values)
-            self._of(tensor).stop = tensor.info.numel
-        return values
-
-    def finish(self, tensor: StoredTensor) -> tuple[int, int]:
-        """Read what was not read yet; the numbers of NaN and infinities in the whole tensor."""
-        seen, info = self._of(tensor), tensor.info
-        if seen.stop < info.numel:
-            read = self.reader(tensor)
-            for block in blocks(info.shape, None, info.dtype.itemsize):
-                if block.start >= seen.stop:
-                    read(block)
-        return seen.nan, seen.inf
-
-    def _of(self, tensor: StoredTensor) -> _Seen:
-        return self.seen.setdefault(tensor.view, _Seen())
-
-    def _count(self, tensor: StoredTensor, values: Array) -> None:
-        nan, inf = count_nonfinite(values, tensor.info.dtype)
-        seen = self._of(tensor)
-        seen.nan += nan
-        seen.inf += inf
-
-
 def empty_tensors(tree: Tree) -> Iterator[Fault]:
     """The tensors without elements; extra state, which is often one, is not meant."""
     for state in tree.state_dicts:
@@ -126,20 +70,51 @@ def empty_tensors(tree: Tree) -> Iterator[Fault]:
                 yield Fault("empty", state.path, name)
 
 
-def health_of(tree: Tree, watched: WatchedElements, selection: Selection, found: Iterable[Fault]) -> Health:
-    """Read all float tensors of the selected weights that were not read yet; ``found`` are faults so far."""
-    faults: list[Fault] = []
-    read = 0
+def health_of(  # noqa: PLR0917 -- what is looked at, what is known of it, who looks
+    tree: Tree,
+    elements: Elements,
+    selection: Selection,
+    found: Iterable[Fault],
+    finite: Collection[object],
+    workers: Workers,
+) -> Health:
+    """Look at all float tensors of the selected weights.
+
+    ``found`` are faults so far. Tensors whose views are ``finite`` were read, and have nothing but numbers.
+    """
+    chosen: list[tuple[str, StoredTensor]] = []
     not_read: list[str] = []
     for state in tree.state_dicts:
-        chosen, passed = _chosen(state, watched.elements, selection)
-        read += len(chosen)
+        to_read, passed = _chosen(state, elements, selection)
+        chosen += ((state.path, tensor) for tensor in to_read)
         not_read += passed
-        for tensor in chosen:
-            nan, inf = watched.finish(tensor)
-            if nan or inf:
-                faults.append(Fault("nonfinite", state.path, tensor.info.name, nan=nan, inf=inf))
-    return Health((*faults, *found, *empty_tensors(tree)), read, (*not_read, *_beside(tree)))
+    unread = {tensor.view: tensor for _, tensor in chosen if tensor.view not in finite}
+    counts = _counts(elements, list(unread.values()), workers)
+    faults = (
+        Fault("nonfinite", path, tensor.info.name, nan=nan, inf=inf)
+        for path, tensor in chosen
+        for nan, inf in (counts.get(tensor.view, (0, 0)),)
+        if nan or inf
+    )
+    return Health((*faults, *found, *empty_tensors(tree)), len(chosen), (*not_read, *_beside(tree)))
+
+
+def _counts(
+    elements: Elements, tensors: Sequence[StoredTensor], workers: Workers
+) -> dict[object, tuple[int, int]]:
+    """The numbers of NaN and infinities of tensors, by their views."""
+    sizes = {at: tensor.info.nbytes for at, tensor in enumerate(tensors)}
+    found = workers.each(lambda at: _count(elements, tensors[at]), sizes)
+    return {tensor.view: found[at] for at, tensor in enumerate(tensors)}
+
+
+def _count(elements: Elements, tensor: StoredTensor) -> tuple[int, int]:
+    info, read = tensor.info, elements.reader(tensor)
+    nan = inf = 0
+    for block in blocks(info.shape, None, info.dtype.itemsize):
+        found = count_nonfinite(read(block), info.dtype)
+        nan, inf = nan + found[0], inf + found[1]
+    return nan, inf
 
 
 def _chosen(

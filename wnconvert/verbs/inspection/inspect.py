@@ -7,7 +7,6 @@ the others are shown.
 from __future__ import annotations
 
 import os
-import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -24,6 +23,7 @@ from wnconvert.plan.record.history import origins
 from wnconvert.storage.checkpoint import Checkpoint, open_checkpoint
 from wnconvert.storage.files import located, unchanging
 from wnconvert.storage.sources import Source
+from wnconvert.storage.workers import Workers
 from wnconvert.tensors.blocks import Elements
 from wnconvert.tensors.claims import refuse_unfounded
 from wnconvert.tensors.distributed import obstacle
@@ -32,16 +32,8 @@ from wnconvert.tensors.tree import StateDict, StoredTensor, Tree
 from wnconvert.verbs.inspection.contents import metadata_of, tensor_rows
 from wnconvert.verbs.inspection.counts import bytes_held, counts_of
 from wnconvert.verbs.inspection.forecast import fold_in_words, migrate_in_words, split_in_words
-from wnconvert.verbs.inspection.health import Fault, WatchedElements, empty_tensors, health_of
-from wnconvert.verbs.inspection.magnitudes import (
-    Flag,
-    FlagKind,
-    LayerStats,
-    layer_stats,
-    plain_layer,
-    plain_stats,
-    refused_layer,
-)
+from wnconvert.verbs.inspection.health import Fault, empty_tensors, health_of
+from wnconvert.verbs.inspection.magnitudes import LayerStats
 from wnconvert.verbs.inspection.request import InspectRequest, request_of
 from wnconvert.verbs.inspection.result import (
     Inspection,
@@ -49,6 +41,7 @@ from wnconvert.verbs.inspection.result import (
     SiblingSummary,
     StateDictSummary,
 )
+from wnconvert.verbs.inspection.rows import MadeRows, row_tasks, rows_made
 from wnconvert.verbs.shared.progress import Progress, bytes_progress
 
 __all__ = ["inspect_file", "inspect_state_dict", "inspect_tree"]
@@ -109,9 +102,10 @@ def _inspect(
     checkpoint: Checkpoint, path: PurePath, request: InspectRequest, progress: Callable[[int, int], None]
 ) -> Inspection:
     """Inspect a checkpoint that is not an ONNX model."""
-    reading = _Reading(progress, _bytes_to_read(checkpoint.tree, request))
-    with Source(checkpoint.sources, reading.done, checkpoint.reopen) as source:
-        found = inspect_tree(checkpoint.tree, source, request)
+    workers = Workers(None if request.reads_weights else 1, _estimated(progress))
+    workers.expect(_bytes_to_read(checkpoint.tree, request))
+    with Source(checkpoint.sources, workers.advance, checkpoint.reopen) as source:
+        found = inspect_tree(checkpoint.tree, source, request, workers)
     others = replace(
         found,
         source=os.fspath(path),
@@ -140,18 +134,9 @@ def _place_notes(path: PurePath) -> tuple[str, ...]:
     return ()
 
 
-class _Reading:
-    """The progress of an inspection in bytes; some bytes are read twice, so the total is an estimate."""
-
-    def __init__(self, progress: Callable[[int, int], None], total: int) -> None:
-        self.progress = progress
-        self.read = 0
-        self.total = total
-
-    def done(self, count: int) -> None:
-        """Count bytes that were read."""
-        self.read += count
-        self.progress(self.read, max(self.read, self.total))
+def _estimated(progress: Callable[[int, int], None]) -> Callable[[int, int], None]:
+    """Progress of which the total is an estimate: some bytes are read twice."""
+    return lambda done, total: progress(done, max(done, total))
 
 
 def _bytes_to_read(tree: Tree, request: InspectRequest) -> int:
@@ -162,16 +147,16 @@ def _bytes_to_read(tree: Tree, request: InspectRequest) -> int:
 
 
 def inspect_tree(
-    tree: Tree, elements: Elements, request: InspectRequest, explained: Collection[str] = ()
+    tree: Tree, elements: Elements, request: InspectRequest, workers: Workers, explained: Collection[str] = ()
 ) -> Inspection:
     """Inspect the state dicts of a tree, reading elements as the request needs them.
 
     ``explained`` are layers whose refusal the caller explains: they are flagged without a note.
     """
-    watched = WatchedElements(elements)
-    found = [_inspect_state(tree, state, watched, request, explained) for state in tree.state_dicts]
+    found = [_inspect_state(tree, state, elements, request, workers, explained) for state in tree.state_dicts]
     counts = counts_of(tree.state_dicts)
-    rows = [row for of_state in found for row in of_state.rows]
+    rows = [row for of_state in found for row in of_state.made.rows]
+    finite = {view for of_state in found for view in of_state.made.finite}
     faults = [*_zero_rows(rows), *(half for of_state in found for half in of_state.halves)]
     empty = () if request.full else tuple(_empty_note(tree))  # else its health says it
     return Inspection(
@@ -194,7 +179,9 @@ def inspect_tree(
         split=split_in_words(tree),
         migrate=migrate_in_words(tree),
         notes=(*(note for of_state in found for note in of_state.notes), *empty),
-        health=health_of(tree, watched, request.selection, faults) if request.full else None,
+        health=health_of(tree, elements, request.selection, faults, finite, workers)
+        if request.full
+        else None,
     )
 
 
@@ -215,13 +202,18 @@ class _StateInspection:
     """One state dict: its counts, a row for each layer that is shown, and notes."""
 
     summary: StateDictSummary
-    rows: tuple[LayerStats, ...]
+    made: MadeRows
     notes: tuple[str, ...]
     halves: tuple[Fault, ...]
 
 
-def _inspect_state(
-    tree: Tree, state: StateDict, elements: Elements, request: InspectRequest, explained: Collection[str]
+def _inspect_state(  # noqa: PLR0917 -- one state dict of those that ``inspect_tree`` is given
+    tree: Tree,
+    state: StateDict,
+    elements: Elements,
+    request: InspectRequest,
+    workers: Workers,
+    explained: Collection[str],
 ) -> _StateInspection:
     tensors = state.tensors
     infos = (tensor.info for tensor in tensors.values())
@@ -229,12 +221,7 @@ def _inspect_state(
     read = ((item.info.name, item) for item in _to_read(state, found, request))
     refuse_unfounded(read, f"{option('layers')} of others leaves it out")
     folded = _folded(tree, state)
-    rows = list(_rows(elements, state, found, request))
-    if request.reads_weights:
-        known = {row.name for row in rows}
-        known |= {half.name for layer in found.layers for half in layer.halves}
-        wanted = [name for name in tensors if name not in known and request.selection.wants(name)]
-        rows += _plain_rows(elements, state, folded, wanted, all_weights=request.all_weights)
+    made = rows_made(row_tasks(elements, state, found, folded, request), workers)
     forms = Counter(layer.form for layer in found.layers)
     forms.update({"folded": len(folded), "refused": len(found.refused)})
     counts = counts_of([state])
@@ -247,7 +234,7 @@ def _inspect_state(
         {form: count for form, count in forms.items() if count},
     )
     halves = tuple(Fault("half", state.path, half) for half in found.halves)
-    return _StateInspection(summary, tuple(rows), tuple(_notes(found, explained, request)), halves)
+    return _StateInspection(summary, made, tuple(_notes(found, explained, request)), halves)
 
 
 def _to_read(state: StateDict, found: FoundPairs, request: InspectRequest) -> Iterator[StoredTensor]:
@@ -268,71 +255,6 @@ def _notes(found: FoundPairs, explained: Collection[str], request: InspectReques
     refused = (item for item in found.refused if item.name not in explained)
     yield from told(((item.name, item.reason) for item in refused), " is refused: ", " are refused: ")
     yield from notes_on_passed(found.passed)
-
-
-# -- rows
-
-
-def _rows(
-    elements: Elements, state: StateDict, found: FoundPairs, request: InspectRequest
-) -> Iterator[LayerStats]:
-    tensors, wants = state.tensors, request.selection.wants
-    tied: dict[object, list[str]] = {}
-    for layer in found.layers:
-        tied.setdefault(_views(tensors, layer.g.name, layer.v.name), []).append(layer.name)
-    for layer in found.layers:
-        if wants(layer.name):
-            g, v = tensors[layer.g.name], tensors[layer.v.name]
-            stats = layer_stats(elements, state.path, layer, g, v, full=request.full)
-            twins = [name for name in tied[_views(tensors, g.info.name, v.info.name)] if name != layer.name]
-            yield stats.flagged(*(Flag(FlagKind.TIED, other=name) for name in twins[:1]))
-    for refused in found.refused:
-        if wants(refused.name):
-            yield refused_layer(state.path, refused.name)
-    for name in _plain_siblings(tensors, found):
-        if wants(name):
-            if request.full:
-                stats = plain_stats(elements, state.path, tensors[name], form="plain", dim=0)
-            else:
-                stats = plain_layer(state.path, tensors[name], form="plain", dim=0)
-            yield stats.flagged(Flag(FlagKind.PLAIN_SIBLING))
-
-
-def _views(tensors: Mapping[str, StoredTensor], g: str, v: str) -> object:
-    """A key that is equal for two layers that are tied."""
-    return tensors[g].view, tensors[v].view
-
-
-def _plain_siblings(tensors: Mapping[str, StoredTensor], found: FoundPairs) -> Iterator[str]:
-    """Plain weights where one expects a layer: of a layer's rank, and of its name except for numbers."""
-
-    def place(name: str, rank: int) -> tuple[str, int]:
-        return re.sub(r"\d+", "#", name), rank
-
-    places = {place(layer.name, len(layer.v.shape)) for layer in found.layers}
-    halves = {half.name for layer in found.layers for half in layer.halves}
-    for name, tensor in tensors.items():
-        rank = len(tensor.info.shape)
-        if rank > 1 and name not in halves and tensor.info.dtype.foldable and place(name, rank) in places:
-            yield name
-
-
-def _plain_rows(
-    elements: Elements,
-    state: StateDict,
-    folded: Mapping[str, int | None],
-    names: Iterable[str],
-    *,
-    all_weights: bool,
-) -> Iterator[LayerStats]:
-    """Rows for folded weights among ``names``; with ``all_weights`` for all of rank 2 and more."""
-    tensors = state.tensors
-    for tensor in (tensors[name] for name in names if tensors[name].info.dtype.foldable):
-        name = tensor.info.name
-        if name in folded:
-            yield plain_stats(elements, state.path, tensor, form="folded", dim=folded[name])
-        elif all_weights and len(tensor.info.shape) > 1:
-            yield plain_stats(elements, state.path, tensor, form="plain", dim=0)
 
 
 def _folded(tree: Tree, state: StateDict) -> dict[str, int | None]:
@@ -377,7 +299,7 @@ def inspect_state_dict(
         obstacles = {
             name: why for name, value in values.items() if is_torch(value) and (why := obstacle(value))
         }
-        found = inspect_tree(_without(tree, obstacles), InMemory(values), request)
+        found = inspect_tree(_without(tree, obstacles), InMemory(values), request, Workers(1))
         notes = (
             f"{listed([name for name, its in obstacles.items() if its == why], 10)}: {why[0]}; {why[1]}"
             for why in dict.fromkeys(obstacles.values())

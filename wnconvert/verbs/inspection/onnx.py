@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -16,13 +16,15 @@ from wnconvert.onnx.graph.layers import GraphLayers, find_graph_layers
 from wnconvert.storage.checkpoint import Checkpoint
 from wnconvert.storage.files import status_of
 from wnconvert.storage.sources import Source
+from wnconvert.storage.workers import Workers
 from wnconvert.tensors.blocks import Elements
 from wnconvert.tensors.tree import StateDict, StoredTensor
 from wnconvert.verbs.inspection.counts import bytes_held, counts_of
-from wnconvert.verbs.inspection.health import Fault, WatchedElements, health_of
-from wnconvert.verbs.inspection.magnitudes import LayerStats, layer_stats, plain_stats, refused_layer
+from wnconvert.verbs.inspection.health import Fault, health_of
+from wnconvert.verbs.inspection.magnitudes import LayerStats
 from wnconvert.verbs.inspection.request import InspectRequest
 from wnconvert.verbs.inspection.result import Inspection, StateDictSummary
+from wnconvert.verbs.inspection.rows import MadeRows, RowTask, layer_task, plain_task, refused_task, rows_made
 
 if TYPE_CHECKING:
     from wnconvert.onnx.file.reader import OnnxFile
@@ -34,12 +36,14 @@ __all__ = ["GraphInspection", "graph_layers", "inspect_onnx"]
 class GraphInspection:
     """The rows of an inspection, by the paths of their scopes; ``fold`` is the forecast of folding."""
 
-    rows: tuple[LayerStats, ...]
+    made: MadeRows
     fold: str
     notes: tuple[str, ...] = ()
 
 
-def graph_layers(opened: OnnxFile, elements: Elements, request: InspectRequest) -> GraphInspection:
+def graph_layers(
+    opened: OnnxFile, elements: Elements, request: InspectRequest, workers: Workers
+) -> GraphInspection:
     """The normalized layers of an ONNX model, and its plain weights.
 
     Of weight norm g is read, and v for a full inspection. Of plain weights that convolutions, products and
@@ -47,29 +51,29 @@ def graph_layers(opened: OnnxFile, elements: Elements, request: InspectRequest) 
     of two and more dimensions.
     """
     found = find_graph_layers(opened.model)
-    rows = list(_normed(elements, found, request))
     halves = {(item.path, half.name) for item in found.layers for half in (item.g, item.v)}
-    rows += _plain(opened, elements, request, halves)
+    plain = _plain(opened, elements, request, halves)
+    made = rows_made((*_normed(elements, found, request), *plain), workers)
     refused = ((item.name, item.reason) for item in found.refused)
     notes = told(refused, " is refused: ", " are refused: ")
     if opened.has_training:
         notes.append("the file has training graphs, which use weights too")
-    return GraphInspection(tuple(rows), _fold_in_words(found, rows), tuple(notes))
+    return GraphInspection(made, _fold_in_words(found, made.rows), tuple(notes))
 
 
-def _normed(elements: Elements, found: GraphLayers, request: InspectRequest) -> Iterator[LayerStats]:
+def _normed(elements: Elements, found: GraphLayers, request: InspectRequest) -> Iterator[RowTask]:
     for item in found.layers:
         g, v = item.g.tensor, item.v.tensor
         if request.selection.wants(item.layer.name) and g is not None and v is not None:
-            yield layer_stats(elements, item.path, item.layer, g, v, full=request.full)
+            yield layer_task(elements, item.path, item.layer, g, v, full=request.full)
     for refused in found.refused:
         if request.selection.wants(refused.name):
-            yield refused_layer("", refused.name)
+            yield refused_task("", refused.name)
 
 
 def _plain(
     opened: OnnxFile, elements: Elements, request: InspectRequest, halves: set[tuple[str, str]]
-) -> Iterator[LayerStats]:
+) -> Iterator[RowTask]:
     """Stored tensors that nodes use as weights, each along the axis of its outputs (or dim 0)."""
     index = index_of(opened.model)
     dims = dict(_weights(index))
@@ -80,7 +84,7 @@ def _plain(
                 continue
             if (place in dims or request.all_weights) and request.selection.wants(constant.name):
                 dim = dims.get(place, 0) % len(stored.info.shape)
-                yield plain_stats(elements, scope.path, stored, form="plain", dim=dim)
+                yield plain_task(elements, scope.path, stored, form="plain", dim=dim)
 
 
 def _is_weight(stored: StoredTensor) -> bool:
@@ -113,7 +117,7 @@ def _dim(node: Node, name: str) -> int | None:
     return None
 
 
-def _fold_in_words(found: GraphLayers, rows: list[LayerStats]) -> str:
+def _fold_in_words(found: GraphLayers, rows: Sequence[LayerStats]) -> str:
     bad = [row.name for row in rows if row.form == "onnx" and row.has_nonfinite]
     zero = [row.name for row in rows if row.form == "onnx" and row.zero_rows]
     if bad or zero:
@@ -130,14 +134,15 @@ def inspect_onnx(checkpoint: Checkpoint, opened: OnnxFile, request: InspectReque
     """Inspect an ONNX model: its state dicts are the scopes that store tensors."""
     tree = checkpoint.tree
     with Source(checkpoint.shards, opener=checkpoint.reopen) as source:
-        watched = WatchedElements(source)
-        found = graph_layers(opened, watched, request)
+        workers = Workers(None if request.reads_weights else 1)
+        found = graph_layers(opened, source, request, workers)
         faults = (
             Fault("zero rows", row.state_dict, row.name, row.zero_rows)
-            for row in found.rows
+            for row in found.made.rows
             if row.form == "onnx" and row.zero_rows
         )
-        health = health_of(tree, watched, request.selection, faults) if request.full else None
+        finite = found.made.finite
+        health = health_of(tree, source, request.selection, faults, finite, workers) if request.full else None
     counts = counts_of(tree.state_dicts)
     return Inspection(
         source=os.fspath(checkpoint.path),
@@ -149,9 +154,9 @@ def inspect_onnx(checkpoint: Checkpoint, opened: OnnxFile, request: InspectReque
         dtypes=counts.parameters,
         buffers=counts.buffers,
         devices=(),
-        state_dicts=tuple(_summary(state, found.rows) for state in tree.state_dicts),
+        state_dicts=tuple(_summary(state, found.made.rows) for state in tree.state_dicts),
         siblings=(),
-        layers=found.rows,
+        layers=found.made.rows,
         kinds=(),
         fold=found.fold,
         split="",

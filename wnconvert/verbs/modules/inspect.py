@@ -13,6 +13,7 @@ from wnconvert.errors import LayerError
 from wnconvert.layers.find import find_pairs
 from wnconvert.layers.schemes import FORMS, Selection
 from wnconvert.messages import options_as_python, told
+from wnconvert.storage.workers import Workers
 from wnconvert.tensors.memory import InMemory, is_torch, stored_tensor, tree_of_values
 from wnconvert.tensors.tree import StoredTensor, Tree
 from wnconvert.verbs.inspection.forecast import fold_in_words, migrate_in_words, refusal_in_words
@@ -57,7 +58,7 @@ def inspect_module(
         reasons = {name: item.reason for item in live.refused for name in item.names}
         tree = tree_of_values(values, stored=_stored, dims=dims, buffers=_buffers(module))
         request = request_of(layers, full=full, all_weights=all_weights)
-        found = inspect_tree(tree, InMemory(values), request, explained=reasons.keys())
+        found = inspect_tree(tree, InMemory(values), request, Workers(1), explained=reasons.keys())
         rows = tuple(replace(row, dim=dims.get(row.name, row.dim)) for row in found.layers)
         fold, migrate = _forecasts(tree, rows, live)
     notes = (*found.notes, *_notes(rows, live, reasons))
