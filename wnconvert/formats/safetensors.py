@@ -10,7 +10,7 @@ import os
 import struct
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from safetensors import SafetensorError, safe_open
 
@@ -35,6 +35,9 @@ from wnconvert.tensors.tree import (
 __all__ = ["check_header", "has_room_for_record", "open_safetensors", "read_metadata", "safetensors_layout"]
 
 
+# A shape, and the strides of a tensor that lies end to end in it.
+_View: TypeAlias = tuple[tuple[int, ...], tuple[int, ...]]
+
 _CODES = {dtype.code: dtype for dtype in DTYPES.values() if dtype.code}
 
 
@@ -57,7 +60,8 @@ def open_safetensors(file: ReadableFile) -> Tree:
     header: dict[str, Any] = read_json(text, what="its header", fix="save it again")
     metadata = header.pop("__metadata__", None) or {}
     # The library has checked shapes, sizes and offsets; sorted by place, they leave no gap.
-    entries = tuple(Entry(name, _stored(name, info, 8 + length)) for name, info in header.items())
+    views: dict[tuple[int, ...], _View] = {}
+    entries = tuple(Entry(name, _stored(name, info, 8 + length, views)) for name, info in header.items())
     history = read_history(metadata.get(METADATA_KEY, ""))
     return Tree(
         state_dicts=(StateDict("", entries),),
@@ -99,20 +103,27 @@ def _check_copy(text: bytes, size: int) -> None:
         check_header(path)
 
 
-def _stored(name: str, info: dict[str, Any], base: int) -> StoredTensor:
+def _stored(name: str, info: dict[str, Any], base: int, views: dict[tuple[int, ...], _View]) -> StoredTensor:
+    """A tensor of the header; ``views`` holds the shapes so far, of which many tensors have few."""
     dtype = _CODES.get(info["dtype"])
     if dtype is None:
         raise FormatError(f"tensor {name} has the dtype {info['dtype']}, which is not known here")
     start, end = info["data_offsets"]
     shape = tuple(info["shape"])
+    if shape not in views:
+        views[shape] = _view(name, shape)
+    shape, strides = views[shape]
+    return StoredTensor(TensorInfo(name, dtype, shape), ByteRange(base + start, end - start), 0, strides)
+
+
+def _view(name: str, shape: tuple[int, ...]) -> _View:
+    """A shape and its strides. Raises ``FormatError`` for one that no tensor has."""
     if any(size >= 1 << 63 for size in shape):
         raise FormatError(f"tensor {name} has the absurd shape {shape}", fix=GET_AGAIN)
     if len(shape) > MAX_RANK:
         what = f"tensor {name} has {len(shape)} axes, and neither torch nor NumPy has more than {MAX_RANK}"
         raise FormatError(what, fix="save it with fewer axes")
-    return StoredTensor(
-        TensorInfo(name, dtype, shape), ByteRange(base + start, end - start), 0, contiguous_strides(shape)
-    )
+    return shape, contiguous_strides(shape)
 
 
 # -- writing

@@ -6,7 +6,7 @@ A new kind of step is a class here; a new kind of work, if it needs one, is a cl
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
 from wnconvert.layers.schemes import Layer
@@ -207,4 +207,5 @@ def _where(path: str, layer: Layer) -> str:
 
 def _nameless(tensor: StoredTensor) -> StoredTensor:
     """The tensor without its name, so that tensors of the same bytes are equal."""
-    return replace(tensor, info=replace(tensor.info, name=""))
+    info = TensorInfo("", tensor.info.dtype, tensor.info.shape)
+    return StoredTensor(info, tensor.storage, tensor.offset, tensor.strides, tensor.location)

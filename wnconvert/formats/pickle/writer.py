@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
+from types import FunctionType, NoneType
 from typing import Any
 
 from wnconvert.formats.pickle.values import (
@@ -53,8 +54,17 @@ def dump_around(
     return _Writer(max(protocol, 1), substitute).run(root)
 
 
+class _Opcodes(bytes):
+    """Bytes of the pickle itself, among the values to write."""
+
+    __slots__ = ()
+
+
+_MARK = _Opcodes(b"(")
+
+
 class _Writer:
-    """An iterative pickler: ``todo`` holds values to write and actions to take, last first."""
+    """An iterative pickler: ``todo`` holds values to write, opcodes and actions to take, last first."""
 
     def __init__(self, protocol: int, substitute: Callable[[Value], Value]) -> None:
         self.protocol = protocol
@@ -64,25 +74,31 @@ class _Writer:
         self.memo: dict[object, int] = {}
         self.replaced: dict[int, Value] = {}
         self.alive: list[Value] = []  # values that the memo knows by id must not be freed
-        self.todo: list[tuple[bool, Any]] = []
+        self.todo: list[Any] = []
 
     def run(self, root: Value) -> list[bytes | Unwritten]:
         if self.protocol >= 2:
             self.out += b"\x80" + bytes([self.protocol])
-        self.todo = [(True, root)]
-        while self.todo:
-            is_value, item = self.todo.pop()
-            if is_value:
-                self.value(item)
-            elif isinstance(item, bytes):
-                self.out += item
+        todo = self.todo = [root]
+        ways, compound = _WAYS, self.compound
+        while todo:
+            item = todo.pop()
+            way = ways.get(type(item))
+            if way is None:
+                compound(item)
             else:
-                item()
+                way(self, item)
         self.out += b"."
         return [*self.runs, bytes(self.out)]
 
-    def then(self, *steps: tuple[bool, Any]) -> None:
-        self.todo.extend(reversed(steps))
+    def then(self, *steps: Any) -> None:
+        self.todo += steps[::-1]
+
+    def raw(self, opcodes: bytes) -> None:
+        self.out += opcodes
+
+    def act(self, action: Callable[[], None]) -> None:
+        action()
 
     def remember(self, key: object) -> None:
         index = self.memo[key] = len(self.memo)
@@ -100,22 +116,17 @@ class _Writer:
         self.out += b"h" + bytes([index]) if index < 256 else b"j" + struct.pack("<I", index)
         return True
 
-    def value(self, value: Value) -> None:
-        if value is None:
-            self.out += b"N"
-        elif isinstance(value, bool):
-            self.boolean(value)
-        elif isinstance(value, int):
-            self.integer(value)
-        elif isinstance(value, float):
-            self.out += b"G" + struct.pack(">d", value)
-        elif isinstance(value, (str, bytes, bytearray)):
-            if not self.recall(id(value)):
-                self.out += _text(value, self.protocol) if isinstance(value, str) else _binary(value)
-                self.alive.append(value)
-                self.remember(id(value))
-        else:
-            self.compound(value)
+    def none(self, _: Value) -> None:
+        self.out += b"N"
+
+    def real(self, value: float) -> None:
+        self.out += b"G" + struct.pack(">d", value)
+
+    def text(self, value: str | bytes | bytearray) -> None:
+        if not self.recall(id(value)):
+            self.out += _text(value, self.protocol) if isinstance(value, str) else _binary(value)
+            self.alive.append(value)
+            self.remember(id(value))
 
     def boolean(self, value: bool) -> None:  # noqa: FBT001 - the value itself
         if self.protocol >= 2:
@@ -144,30 +155,25 @@ class _Writer:
         if value is None:
             value = self.replaced[id(original)] = self.substitute(original)
             self.alive += (original, value)
-        if isinstance(value, Global):
-            self.named(value)
-        elif self.recall(id(value)):
-            pass
-        elif isinstance(value, tuple):
-            self.fixed(value)
-        elif isinstance(value, list):
-            self.start(value, b"]")
-            self.then(*self.batches(value, b"e"))
-        elif isinstance(value, Dict):
-            self.start(value, b"}")
-            self.then(*self.batches(value.pairs, b"u"))
-        elif isinstance(value, Set):
-            self.set_of(value)
-        elif isinstance(value, PersistentId):
-            self.then((True, value.pid), (False, b"Q"))
-        elif isinstance(value, Extension):
-            self.out += b"\x84" + struct.pack("<i", value.code)
-        elif isinstance(value, Object):
-            self.record(value)
-        elif isinstance(value, Unwritten):
-            self.unwritten(value)
-        else:
+        way = _COMPOUND.get(type(value))
+        if way is None:
             raise TypeError(f"not a pickle value: {type(value)}")
+        if type(value) is Global or not self.recall(id(value)):
+            way(self, value)
+
+    def sequence(self, value: list[Value]) -> None:
+        self.start(value, b"]")
+        self.then(*self.batches(value, b"e"))
+
+    def mapping(self, value: Dict) -> None:
+        self.start(value, b"}")
+        self.then(*self.batches(value.pairs, b"u"))
+
+    def persistent(self, value: PersistentId) -> None:
+        self.then(value.pid, _Opcodes(b"Q"))
+
+    def extension(self, value: Extension) -> None:
+        self.out += b"\x84" + struct.pack("<i", value.code)
 
     def unwritten(self, value: Unwritten) -> None:
         if value.kind == "bytearray":
@@ -182,12 +188,12 @@ class _Writer:
         self.out += opcode
         self.remember(id(value))
 
-    def batches(self, items: list[Value], opcode: bytes) -> list[tuple[bool, Any]]:
-        steps: list[tuple[bool, Any]] = []
+    def batches(self, items: list[Value], opcode: bytes) -> list[Any]:
+        steps: list[Any] = []
         for first in range(0, len(items), _BATCH):
             batch = items[first : first + _BATCH]
             flat = [part for pair in batch for part in pair] if opcode == b"u" else batch
-            steps += [(False, b"("), *((True, item) for item in flat), (False, opcode)]
+            steps += [_MARK, *flat, _Opcodes(opcode)]
         return steps
 
     def named(self, value: Global) -> None:
@@ -216,32 +222,30 @@ class _Writer:
         return finish
 
     def fixed(self, value: tuple[Value, ...]) -> None:
-        parts = [(True, item) for item in value]
         if not value:
             self.out += b")"
         elif self.protocol >= 2 and len(value) <= 3:
             make = {1: b"\x85", 2: b"\x86", 3: b"\x87"}[len(value)]
-            self.then(*parts, (False, self.made(value, b"0" * len(value), make)))
+            self.then(*value, self.made(value, b"0" * len(value), make))
         else:
-            self.then((False, b"("), *parts, (False, self.made(value, b"1", b"t")))
+            self.then(_MARK, *value, self.made(value, b"1", b"t"))
 
     def set_of(self, value: Set) -> None:
         if value.frozen:
-            parts = [(True, item) for item in value.items]
-            self.then((False, b"("), *parts, (False, self.made(value, b"1", b"\x91")))
+            self.then(_MARK, *value.items, self.made(value, b"1", b"\x91"))
         else:
             self.start(value, b"\x8f")
             self.then(*self.batches(value.items, b"\x90"))
 
     def record(self, value: Object) -> None:
         if value.op == "OBJ":
-            parts = [(False, b"("), (True, value.callee), *((True, arg) for arg in value.args)]
+            parts = [_MARK, value.callee, *value.args]
             drop, make = b"1", b"o"
         elif value.op == "NEWOBJ_EX":
-            parts = [(True, value.callee), (True, value.args), (True, value.kwargs)]
+            parts = [value.callee, value.args, value.kwargs]
             drop, make = b"000", b"\x92"
         else:
-            parts = [(True, value.callee), (True, value.args)]
+            parts = [value.callee, value.args]
             drop, make = b"00", b"R" if value.op == "REDUCE" else b"\x81"
 
         def finish() -> None:
@@ -250,16 +254,42 @@ class _Writer:
             if not known:
                 self.then(*self.changes(value))
 
-        self.then(*parts, (False, finish))
+        self.then(*parts, finish)
 
-    def changes(self, value: Object) -> list[tuple[bool, Any]]:
-        steps: list[tuple[bool, Any]] = []
+    def changes(self, value: Object) -> list[Any]:
+        steps: list[Any] = []
         for kind, payload in value.changes:
             if kind == "build":
-                steps += [(True, payload), (False, b"b")]
+                steps += [payload, _Opcodes(b"b")]
             else:
                 steps += self.batches(payload, {"append": b"e", "set": b"u", "add": b"\x90"}[kind])
         return steps
+
+
+#: How values of no parts, opcodes and actions are written, by their types.
+_WAYS: dict[type, Callable[[_Writer, Any], None]] = {
+    NoneType: _Writer.none,
+    bool: _Writer.boolean,
+    int: _Writer.integer,
+    float: _Writer.real,
+    str: _Writer.text,
+    Latin1: _Writer.text,
+    bytes: _Writer.text,
+    bytearray: _Writer.text,
+    _Opcodes: _Writer.raw,
+    FunctionType: _Writer.act,
+}
+_COMPOUND: dict[type, Callable[[_Writer, Any], None]] = {
+    Global: _Writer.named,
+    tuple: _Writer.fixed,
+    list: _Writer.sequence,
+    Dict: _Writer.mapping,
+    Set: _Writer.set_of,
+    PersistentId: _Writer.persistent,
+    Extension: _Writer.extension,
+    Object: _Writer.record,
+    Unwritten: _Writer.unwritten,
+}
 
 
 def _text(value: str, protocol: int) -> bytes:

@@ -128,7 +128,8 @@ def convert(
             from wnconvert.verbs.conversion.verify.output import bytes_to_verify
 
             workers.expect(sum(blob.effort for blob in layout.blobs) + bytes_to_verify(checkpoint, plan))
-        notes = execute(source, target, layout, options.numbers, workers)
+        notes, size = execute(source, target, layout, options.numbers, workers), layout.size
+        del layout  # of many tensors it takes as much as the tree of the output, which is read now
         check_structure(target.path, plan.container)
         verified = ""
         more: tuple[str, ...] = ()
@@ -137,7 +138,7 @@ def convert(
 
             verified, more = verify_output(checkpoint, plan, source, target.path, workers)
     return conversion_result(
-        checkpoint, plan, output, began, bytes_out=layout.size, notes=(*notes, *more), verified=verified
+        checkpoint, plan, output, began, bytes_out=size, notes=(*notes, *more), verified=verified
     )
 
 

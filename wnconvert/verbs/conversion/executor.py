@@ -10,7 +10,7 @@ from __future__ import annotations
 import struct
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import singledispatch
 from typing import Any, Protocol
 
@@ -83,6 +83,13 @@ class Outcome:
     where: str = ""
     parts: tuple[Outcome, ...] = ()
 
+    def about(self, where: str) -> Outcome:
+        """The outcome of the layer or tensor of this name; most say nothing, and are one object."""
+        return Outcome(self.problems, self.note, where) if self.problems or self.note else _NOTHING
+
+
+_NOTHING = Outcome()
+
 
 class _Run:
     """One run of a layout."""
@@ -108,7 +115,7 @@ class _Run:
         return [
             outcome
             for index, blob in enumerate(blobs)
-            for outcome in made[index].parts or (replace(made[index], where=blob.work.where),)
+            for outcome in made[index].parts or (made[index].about(blob.work.where),)
         ]
 
     def blob(self, file: Filling, blob: Blob) -> Outcome:
@@ -149,7 +156,7 @@ class _Run:
             out.count(room)
             out.stretch.filled(len(room))
             at += len(room)
-        return Outcome()
+        return _NOTHING
 
     def parts(self, out: _Sink, work: Parts, end: int) -> Outcome:
         made = []
@@ -159,7 +166,7 @@ class _Run:
                 continue
             sink = _Text(out) if part.as_text else out
             outcome = make_tensor(part.work, self, sink, self.numbers)
-            made.append(replace(outcome, where=part.work.where))
+            made.append(outcome.about(part.work.where))
             if isinstance(sink, _Text):
                 sink.put()
         out.put(memoryview(bytes(end - out.stretch.at)))
