@@ -227,7 +227,7 @@ def _inspect_state(
     infos = (tensor.info for tensor in tensors.values())
     found = find_pairs(infos, Selection(named=(*request.selection.layers, *state.dims)))
     read = ((item.info.name, item) for item in _to_read(state, found, request))
-    refuse_unfounded(read, f"{option('layers')} of others leaves it out")
+    refuse_unfounded(read, f"{option('layers')} names the layers to read")
     folded = _folded(tree, state)
     rows = list(_rows(elements, state, found, request))
     if request.reads_weights:
