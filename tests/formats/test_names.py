@@ -207,6 +207,7 @@ def test_what_is_there_already_is_not_changed() -> None:
     for giver in (
         getattr_of(named("acme.Outer"), "Inner"),
         call_of("_operator.getitem", "REDUCE", named("typing.Dict"), ()),
+        call_of("types.GenericAlias", "REDUCE", named("builtins.list"), (named("builtins.int"),)),
     ):
         assert dangerous_names([giver]) == []
         giver.changes = [*giver.changes, ("build", Dict([("forward", named("acme.run"))]))]
@@ -223,6 +224,8 @@ def test_types_are_spelled_by_calls_that_are_harmless() -> None:
     assert dangerous_names(call_of("builtins.type", "REDUCE", None)) == []
     assert dangerous_names(call_of("builtins.type", "REDUCE", "name", (), Dict())) == ["builtins.type"]
     assert dangerous_names(call_of("operator.getitem", "REDUCE", [1], 0)) == ["operator.getitem"]
+    assert dangerous_names(call_of("types.GenericAlias", "REDUCE", [1], 0)) == ["types.GenericAlias"]
+    assert dangerous_names(call_of("types.GenericAlias", "REDUCE", named("os.system"), ())) == ["os.system"]
 
 
 def test_a_class_of_a_legacy_file_is_the_one_that_its_record_names() -> None:
@@ -388,7 +391,7 @@ def test_settings_of_the_usual_kinds_go_along(tmp_path: Path) -> None:
         "config": argparse.Namespace(path=Path("logs"), betas=(0.8, 0.99), seen=collections.Counter("ab")),
         "other": types.SimpleNamespace(since=dt.datetime.now(dt.timezone.utc), cost=decimal.Decimal(1)),
         "numbers": [np.float64(0.5), np.arange(3), np.random.default_rng(0), np.dtype("float32")],
-        "types": [int, type(None), typing.Any, typing.Dict[str, int], torch.optim.Adam],  # noqa: UP006
+        "types": [int, type(None), typing.Any, typing.Dict[str, int], list[int], torch.optim.Adam],  # noqa: UP006
         "functions": [torch.tanh, torch.nn.functional.relu],
         "default": collections.defaultdict(list, {"a": [1]}),
         "pattern": re.compile("[a-z]+"),

@@ -15,6 +15,7 @@ from wnconvert.tensors.dtypes import DTYPES
 
 __all__ = [
     "DATA",
+    "GENERIC",
     "GETATTR",
     "GETITEM",
     "MAKERS",
@@ -28,6 +29,7 @@ __all__ = [
 
 GETATTR = "builtins.getattr"
 GETITEM = ("_operator.getitem", "operator.getitem")  # how typing.Dict[str, int] is pickled
+GENERIC = "types.GenericAlias"  # and list[int]
 REBUILD = "torch._utils._rebuild_"  # functions that make tensors and parameters begin so
 
 #: Names that are in almost every file of torch.save.

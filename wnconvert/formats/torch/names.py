@@ -26,6 +26,7 @@ from wnconvert.formats.pickle.values import (
 )
 from wnconvert.formats.torch.known_names import (
     DATA,
+    GENERIC,
     GETATTR,
     GETITEM,
     MAKERS,
@@ -67,7 +68,8 @@ class Dangers:
     """What is more than data in values that are looked at one by one: each tuple, list and node of a pickle.
 
     Nested classes and methods are pickled as ``getattr`` of something harmless, ``typing.Dict[str, int]`` as
-    ``getitem``, and the type of None as ``type``: such calls give what is there already.
+    ``getitem``, ``list[int]`` as ``GenericAlias``, and the type of None as ``type``: such calls give what is
+    there already.
     """
 
     def __init__(self) -> None:
@@ -197,7 +199,7 @@ def _meant(value: Value) -> Value:
 
 
 def _gives_what_is_there(call: Object) -> bool:
-    """Whether a record is a plain ``getattr``, ``typing.X[…]``, or the type of None."""
+    """Whether a record is a plain ``getattr``, ``typing.X[…]``, ``list[…]``, or the type of None."""
     if not isinstance(call.callee, Global) or call.op != "REDUCE" or not isinstance(call.args, tuple):
         return False
     dotted, args = _dotted(call.callee), call.args
@@ -206,6 +208,8 @@ def _gives_what_is_there(call: Object) -> bool:
         return _is_getattr(call) and _is_plain(args[1]) and (path is None or _is_harmless(path))
     if dotted in GETITEM:
         return len(args) == 2 and isinstance(args[0], Global) and args[0].module == "typing"
+    if dotted == GENERIC:
+        return len(args) == 2 and isinstance(args[0], Global)
     return dotted == "builtins.type" and args == (None,)
 
 

@@ -219,7 +219,7 @@ def _inspect_state(  # noqa: PLR0917 -- one state dict of those that ``inspect_t
     infos = (tensor.info for tensor in tensors.values())
     found = find_pairs(infos, Selection(named=(*request.selection.layers, *state.dims)))
     read = ((item.info.name, item) for item in _to_read(state, found, request))
-    refuse_unfounded(read, f"{option('layers')} of others leaves it out")
+    refuse_unfounded(read, f"{option('layers')} names the layers to read")
     folded = _folded(tree, state)
     made = rows_made(row_tasks(elements, state, found, folded, request), workers)
     forms = Counter(layer.form for layer in found.layers)
