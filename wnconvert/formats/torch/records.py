@@ -252,9 +252,9 @@ def with_storage(
 def tensor_record(
     storage: PersistentId, offset: int, shape: Sequence[int], strides: Sequence[int], dtype: DType
 ) -> Object:
-    """The record of a plain tensor, as ``torch.save`` writes it."""
+    """The record of a plain tensor, as ``torch.save`` writes it: each with tuples of its own."""
     hooks = Object("REDUCE", Global("collections", "OrderedDict"), ())
-    args = (storage, offset, tuple(shape), tuple(strides), False, hooks)
+    args = (storage, offset, (*shape,), (*strides,), False, hooks)
     if dtype.storage:
         return Object("REDUCE", Global("torch._utils", "_rebuild_tensor_v2"), args)
     rebuild = Global("torch._utils", "_rebuild_tensor_v3")
