@@ -48,6 +48,9 @@ _UNITS = {
     torch.bfloat16: (8, -133),
 }
 
+#: A graph whose squares overflow computes 0 where w is a number; fold notes each such layer.
+_OUT_OF_RANGE = "that the original computes otherwise"
+
 
 def after_run(case: Case, run: tuple[str, ...], ended: Ended) -> Iterator[tuple[str, str]]:
     """Kinds of faults of one command, each with its words; the current folder is that of the case."""
@@ -66,7 +69,7 @@ def after_run(case: Case, run: tuple[str, ...], ended: Ended) -> Iterator[tuple[
         and "-n" not in options
     ):
         out = Path(options[options.index("-o") + 1])
-        if out.is_file() and case.target != "commands":
+        if out.is_file() and case.target != "commands" and _OUT_OF_RANGE not in ended.stderr:
             yield from _output(verb, options, source, out)
 
 
