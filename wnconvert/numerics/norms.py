@@ -47,8 +47,8 @@ __all__ = ["RowSource", "arithmetic", "as_float64", "norm_blocks", "norms", "rou
 
 #: Σv² of float16 rows that may have an infinity, which is loaded as 2¹⁶.
 _HALF_INFINITE = 2.0**32
-#: A tensor of so few rows is one whose rows are long.
-_FEW = 8
+#: A tensor of so few rows is one whose rows are long, and one of so many elements has some that are open.
+_FEW, _LARGE = 8, 1 << 22
 #: Rows that are summed again one by one, each in a reading of its own.
 _ASKED = 2
 #: Elements that numpy copies at a time: where rows are longer, it need not repeat their factor in a buffer.
@@ -85,7 +85,8 @@ class RowSource:
         self.count = rows_of(shape, dim) if math.prod(shape) else 0
         outer, _, inner = box(shape, dim)
         self.whole_rows = outer == 1 and inner * self.itemsize <= max(limit, self.itemsize)
-        self.way = careful_sums if way is fast_sums and not self.whole_rows and self.count <= _FEW else way
+        is_asked_again = self.count <= _FEW or math.prod(shape) >= _LARGE
+        self.way = careful_sums if way is fast_sums and not self.whole_rows and is_asked_again else way
         self.power = power_of(dtype) if way is not accurate_sums and keeps_subnormals() else 0
         self.exact: dict[int, Fraction] = {}
         self.again: Sums | None = None
