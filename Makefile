@@ -76,6 +76,7 @@ packages: $(PACKAGES)/stamp
 
 bench: $(DEV)/stamp
 	$(DEV)/bin/python -m tests.bench
+	$(DEV)/bin/python -m tests.bench.growth
 
 fuzz: $(DEV)/stamp
 	$(DEV)/bin/python -m tests.fuzz --minutes 60 --seed 1
