@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import gc
 import sys
-import time
 from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
-__all__ = ["cpu_seconds", "operations"]
+__all__ = ["operations"]
 
 
 def operations(work: Callable[[], object]) -> int:
@@ -29,15 +27,3 @@ def operations(work: Callable[[], object]) -> int:
     finally:
         sys.settrace(before)
     return count
-
-
-def cpu_seconds(work: Callable[[], object]) -> float:
-    """The CPU time of a call in this thread, without the collector's."""
-    gc.collect()
-    gc.disable()
-    try:
-        before = time.thread_time()
-        work()
-        return time.thread_time() - before
-    finally:
-        gc.enable()
