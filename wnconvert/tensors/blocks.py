@@ -37,9 +37,11 @@ __all__ = [
 ]
 
 
-#: Bytes of a block: its float64 scratch stays in a shared cache; smaller ones cost two threads the GIL.
+#: Bytes of a block, which is read at once.
 BLOCK_BYTES = 1 << 20
+# Elements that are computed at once: with fewer, two threads wait for the interpreter's lock.
 _PIECE = 1 << 17
+# Numbers of rows that are read at once.
 _WINDOW = 1 << 16
 
 Array = NDArray[Any]
