@@ -1,6 +1,7 @@
 """Which layers the names and shapes of a state dict show.
 
 dims      which axis a g belongs to, from two shapes
+rules     how a weight is computed from what is stored, by the roles of its tensors
 rows      a layer as a row of a result
 schemes   how layers are spelled: one row a convention
 evidence  what speaks against a pair that has the names of one

@@ -683,7 +683,8 @@ def test_a_fold_that_is_killed_leaves_the_old_folder_or_the_new_one(tmp_path: Pa
     told = [json.loads(line) for line in done.stdout.splitlines()]
     states = Counter(state for _, _, state, _ in told)
     assert set(states) == ({"before", "new"} if how == "one step" else {"before", "new", "aside"})
-    assert states["aside"] <= 2  # the moment between two renames
+    at_calls = Counter(state for how, _, state, _ in told if how == "killed_at_each_call")
+    assert at_calls["aside"] <= 2  # the moment between two renames, which a kill after a while may meet too
     assert Counter(how for how, killed, _, _ in told if killed)["killed_at_each_call"] > 60
     assert all(len(others) <= (2 if state == "aside" else 1) for _, _, state, others in told)
     names = {name for _, _, _, others in told for name in others}

@@ -1,0 +1,80 @@
+"""How a weight is computed from the tensors that are stored for it: operations, by the roles of their tensors.
+
+No names and no numbers: what a kind of layer *is*. ``numerics`` has the arithmetic of each operation, with the
+proof of its rounding; which names show it is told in this package.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from wnconvert.tensors.tree import Dim
+
+__all__ = ["ORIGINAL", "Mask", "Norm", "Operation", "Rule", "Spectral", "SpectralStep", "UnitVector"]
+
+
+#: The role of the tensor that the operations start from; weight norm calls it v.
+ORIGINAL = "original"
+
+
+@dataclass(frozen=True, slots=True)
+class Mask:
+    """w·mask, element by element: ``torch.nn.utils.prune``."""
+
+    roles: ClassVar[tuple[str, ...]] = ("mask",)
+
+
+@dataclass(frozen=True, slots=True)
+class Norm:
+    """g·w/‖w‖, the norm over all axes but ``dim`` (None: over all): ``torch.nn.utils.weight_norm``."""
+
+    roles: ClassVar[tuple[str, ...]] = ("g",)
+    dim: Dim
+
+
+@dataclass(frozen=True, slots=True)
+class Spectral:
+    """w/σ with σ = uᵀ·mat(w)·v, of the stored u and v: ``torch.nn.utils.spectral_norm`` in eval.
+
+    mat(w) has w's axis ``dim`` as its rows and all others, in their order, as its columns. dim None: both
+    fit, and the numbers decide.
+    """
+
+    roles: ClassVar[tuple[str, ...]] = ("u", "v")
+    dim: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class SpectralStep:
+    """w/σ with σ = ‖mat(w)·mat(w)ᵀ·u‖/‖mat(w)ᵀ·u‖: one step from the stored u, as ports take it in eval."""
+
+    roles: ClassVar[tuple[str, ...]] = ("u",)
+    dim: int
+
+
+@dataclass(frozen=True, slots=True)
+class UnitVector:
+    """w/max(‖w‖, eps): what ``torch.nn.utils.parametrizations.spectral_norm`` makes of a vector."""
+
+    roles: ClassVar[tuple[str, ...]] = ()
+    eps: float
+
+
+Operation = Mask | Norm | Spectral | SpectralStep | UnitVector
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """The operations that make a weight of its ``ORIGINAL``, the innermost first; rounded once, in the end.
+
+    >>> Rule((Mask(), Norm(0))).roles
+    ('original', 'mask', 'g')
+    """
+
+    operations: tuple[Operation, ...]
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """The roles of the tensors that it needs."""
+        return (ORIGINAL, *(role for operation in self.operations for role in operation.roles))
