@@ -152,7 +152,7 @@ def test_an_import_of_a_later_module_is_seen_in_every_spelling(source: str) -> N
     ("importer", "imported"),
     [
         ("layers.find", "plan.fold"),
-        ("numerics.folding", "layers.dims"),
+        ("layers.dims", "numerics.folding"),
         ("formats.zips", "onnx.slices"),
         ("plan.selection.scope", "plan.fold"),
         ("verbs.conversion.run", "verbs.proof.proof"),

@@ -1,7 +1,7 @@
-"""How a weight is computed from the tensors that are stored for it: operations, by the roles of their tensors.
+"""How a weight is computed from what is stored for it: operations, by the roles of their tensors.
 
-No names and no numbers: what a kind of layer *is*. ``numerics`` has the arithmetic of each operation, with the
-proof of its rounding; which names show it is told in this package.
+No names and no numbers: what a kind of layer *is*. ``numerics`` has the arithmetic of each operation, with
+the proof of its rounding; which names show it is told in this package.
 """
 
 from __future__ import annotations
