@@ -17,7 +17,7 @@ from typing import Any
 
 from wnconvert.verbs.loading.operators import registered
 
-__all__ = ["KEYS", "PLAIN", "TEXTS", "Rule"]
+__all__ = ["KEYS", "PLAIN", "TEXTS", "TextRule"]
 
 
 _MOST_TEXT = 20_000  # characters of one expression
@@ -26,7 +26,7 @@ _MOST_POWER = 64
 
 
 @dataclasses.dataclass(frozen=True)
-class Rule:
+class TextRule:
     """The texts that are allowed in a place, and a description of all others for the error."""
 
     holds: Callable[[str], object]
@@ -293,37 +293,39 @@ def _are_functions(text: str) -> bool:
 
 
 _FUNCTION = re.compile(r"(__main__|(?!__)\w+)(\.(?!__)[\w<>]+){0,99}", re.ASCII)
-_ANY = Rule(lambda text: True, "")
+_ANY = TextRule(lambda text: True, "")
 #: Excludes the keywords of Python.
 _WORDS = rf"(?!({'|'.join(keyword.kwlist)})\Z)"
-_NAME = Rule(
+_NAME = TextRule(
     _matching(_WORDS + r"[A-Za-z_]\w{0,999}"),
     "a name that is not a Python name without accents, and becomes code",
 )
-_OPEN_NAME = Rule(_matching(_WORDS + r"(?!__)[A-Za-z_]\w{0,999}"), _NAME.otherwise)
-_NAME_OR_NONE = Rule(_matching(_WORDS + r"([A-Za-z_]\w{0,999})?"), _NAME.otherwise)
-_PATH = Rule(
+_OPEN_NAME = TextRule(_matching(_WORDS + r"(?!__)[A-Za-z_]\w{0,999}"), _NAME.otherwise)
+_NAME_OR_NONE = TextRule(_matching(_WORDS + r"([A-Za-z_]\w{0,999})?"), _NAME.otherwise)
+_PATH = TextRule(
     _matching(r"(?!__)[\w-]{1,999}(\.(?!__)[\w-]{1,999})*"),
     "the name of a weight or module with other characters than letters without accents, digits, _ and -",
 )
-_CALLED_PATH = Rule(_matching(r"[\w.@-]{0,9999}"), _PATH.otherwise)
-PLAIN = Rule(_matching(r"[\w .:/+<=-]{0,999}"), "a text that may become code")
-_OPERATOR = Rule(lambda text: text in _operators(), "an operator that is not known to be harmless")
-_EXPRESSION = Rule(_is_expression, "a size that is not plain arithmetic, and is evaluated when it is loaded")
-_RANGED = Rule(
+_CALLED_PATH = TextRule(_matching(r"[\w.@-]{0,9999}"), _PATH.otherwise)
+PLAIN = TextRule(_matching(r"[\w .:/+<=-]{0,999}"), "a text that may become code")
+_OPERATOR = TextRule(lambda text: text in _operators(), "an operator that is not known to be harmless")
+_EXPRESSION = TextRule(
+    _is_expression, "a size that is not plain arithmetic, and is evaluated when it is loaded"
+)
+_RANGED = TextRule(
     # torch counts up to the number in the name of a size that depends on data (u3, zuf3).
     _matching(r"[a-z]{1,4}[0-9]{1,5}|(?![uz])[\w +*/(),.-]{1,999}"),
     "a range of a size that is not plain arithmetic",
 )
-_GUARD = Rule(_is_guard, "a guard that is not a comparison of sizes, and is run when it is loaded")
-_TREE = Rule(
+_GUARD = TextRule(_is_guard, "a guard that is not a comparison of sizes, and is run when it is loaded")
+_TREE = TextRule(
     _is_tree,
     "inputs or outputs other than tuples, lists and dicts, which may import the types that they name",
 )
-_FUNCTION_NAMES = Rule(_are_functions, "the name of a function that torch does not write")
+_FUNCTION_NAMES = TextRule(_are_functions, "the name of a function that torch does not write")
 
 TEXTS = {
-    "Device.type": Rule(_matching("cpu|cuda|mps|xpu|meta"), "a device that is not known"),
+    "Device.type": TextRule(_matching("cpu|cuda|mps|xpu|meta"), "a device that is not known"),
     "SymExpr.expr_str": _EXPRESSION,
     "SymIntArgument.as_name": _NAME,
     "SymFloatArgument.as_name": _NAME,
@@ -361,10 +363,10 @@ TEXTS = {
     "ModuleCallSignature.forward_arg_names": _OPEN_NAME,
     "ModuleCallEntry.fqn": _CALLED_PATH,
     "NamedTupleDef.field_names": _NAME,
-    "ExportedProgram.verifiers": Rule(_matching("[A-Z_]{1,99}"), "a dialect that is not known"),
+    "ExportedProgram.verifiers": TextRule(_matching("[A-Z_]{1,99}"), "a dialect that is not known"),
     "ExportedProgram.torch_version": PLAIN,
     "ExportedProgram.guards_code": _GUARD,
-    "PayloadMeta.path_name": Rule(_matching("(weight|tensor)_[0-9]+"), "a tensor in a place of its own"),
+    "PayloadMeta.path_name": TextRule(_matching("(weight|tensor)_[0-9]+"), "a tensor in a place of its own"),
 }
 KEYS = {
     "NamedArgument.as_string_to_argument": _NAME,

@@ -38,7 +38,7 @@ from torch.export import ExportedProgram
 
 from wnconvert.errors import InputError
 from wnconvert.messages import printable
-from wnconvert.verbs.loading.program_texts import KEYS, PLAIN, TEXTS, Rule
+from wnconvert.verbs.loading.program_texts import KEYS, PLAIN, TEXTS, TextRule
 from wnconvert.verbs.proof.running import quiet_torch
 
 __all__ = ["is_exported_program", "load_exported_program"]
@@ -295,7 +295,7 @@ def _hold_number(kind: Any, data: Any, place: str) -> None:
         raise _UnsafeError(f"data that is not known to be safe ({place})")
 
 
-def _hold_text(rule: Rule | None, text: Any, place: str) -> None:
+def _hold_text(rule: TextRule | None, text: Any, place: str) -> None:
     if rule is None or type(text) is not str:
         raise _UnsafeError(f"data that is not known to be safe ({place}: {_short(str(text))})")
     if not rule.holds(text):
