@@ -57,19 +57,19 @@ def _files(context: click.Context) -> list[str]:
 
 def _pairs(tree: Tree) -> Iterator[str]:
     """The weights that g and v compute."""
-    from wnconvert.layers.find import find_pairs
+    from wnconvert.layers.find import pairs_in
 
     for state in tree.state_dicts:
-        yield from (layer.name for layer in find_pairs(it.info for it in state.tensors.values()).layers)
+        yield from (layer.name for layer in pairs_in(state).layers)
 
 
 def _plain(tree: Tree) -> Iterator[str]:
     """The plain weights: floats of two and more dimensions that are no half of a layer."""
-    from wnconvert.layers.find import find_pairs
+    from wnconvert.layers.find import pairs_in
 
     for state in tree.state_dicts:
         infos = [tensor.info for tensor in state.tensors.values()]
-        halves = {half.name for layer in find_pairs(infos).layers for half in layer.halves}
+        halves = {half.name for layer in pairs_in(state).layers for half in layer.halves}
         plain = (info for info in infos if info.name not in halves and info.dtype.foldable)
         yield from (info.name for info in plain if len(info.shape) > 1)
 

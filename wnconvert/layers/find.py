@@ -8,8 +8,9 @@ suffix: ``weight_v`` alone is spectral norm, ``emb_g.weight`` is a speaker embed
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from wnconvert.errors import LayerError
 from wnconvert.layers.dims import dim_of
@@ -23,9 +24,9 @@ from wnconvert.layers.evidence import (
     weakness_of,
 )
 from wnconvert.layers.schemes import SCHEMES, Layer, Refused, Scheme, Selection, owner_of
-from wnconvert.tensors.tree import TensorInfo
+from wnconvert.tensors.tree import StateDict, TensorInfo
 
-__all__ = ["FoundPairs", "find_pairs"]
+__all__ = ["FoundPairs", "find_pairs", "pairs_in"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,11 +45,22 @@ class FoundPairs:
     passed: tuple[PassedOver, ...] = ()
 
 
+def pairs_in(
+    state: StateDict,
+    selection: Selection = Selection(),  # noqa: B008 - frozen
+) -> FoundPairs:
+    """Find the weight-normalized layers of a state dict, by its tensors and by the modules that it names."""
+    return find_pairs((tensor.info for tensor in state.tensors.values()), selection, state.parametrized)
+
+
 def find_pairs(
     infos: Iterable[TensorInfo],
     selection: Selection = Selection(),  # noqa: B008 - frozen
+    parametrized: Mapping[str, tuple[str, ...]] = MappingProxyType({}),
 ) -> FoundPairs:
     """Find the weight-normalized layers among the tensors of one state dict.
+
+    ``parametrized`` as in ``StateDict``.
 
     >>> from wnconvert.tensors.dtypes import dtype_named
     >>> f32 = dtype_named("float32")
@@ -57,7 +69,7 @@ def find_pairs(
     >>> [(layer.name, layer.form, layer.dim) for layer in found.layers]
     [('conv.weight', 'legacy', 0)]
     """
-    there = _There(infos)
+    there = _There(infos, parametrized)
     layers: list[Layer] = []
     refused: list[Refused] = []
     unwanted: list[str] = []
@@ -115,7 +127,8 @@ class _Group:
 class _There:
     """The tensors of a state dict: by name, by module, and in groups."""
 
-    def __init__(self, infos: Iterable[TensorInfo]) -> None:
+    def __init__(self, infos: Iterable[TensorInfo], parametrized: Mapping[str, tuple[str, ...]]) -> None:
+        self.parametrized = parametrized
         self.names = {info.name: info for info in infos}
         self.modules: dict[str, Module] = {}
         self.groups: dict[tuple[str, str], _Group] = {}
@@ -141,6 +154,14 @@ class _There:
                 group = self.groups.setdefault((scheme.form, weight), _Group(scheme, weight))
                 if getattr(group, part) is None:
                     setattr(group, part, info)
+
+    def stacked_on(self, group: _Group) -> str:
+        """A parametrization of a weight beside the one of weight norm; it may have no tensors."""
+        if group.scheme.form != "parametrize":
+            return ""
+        owner = owner_of(group.weight)
+        others = (number for number in self.parametrized.get(group.weight, ()) if number != "0")
+        return next((f"{owner}parametrizations.{group.param}.{number}" for number in others), "")
 
     def module_of(self, group: _Group) -> Module:
         """The tensors of the module that has the weight."""
@@ -191,6 +212,8 @@ def _reason_against(group: _Group, there: _There) -> str:
     """Why a complete pair must not be converted, or nothing."""
     if group.beside and not there.is_of_family(group, group.beside):
         return f"{group.beside.name} beside it shows another reparameterization stacked on weight norm"
+    if stacked := there.stacked_on(group):
+        return f"{stacked} shows another parametrization stacked on weight norm"
     if group.scheme.is_torchs and group.weight in there.names:
         return "the plain weight of that name is there too, and only one of them can be right"
     for scheme in SCHEMES:

@@ -183,7 +183,7 @@ def merged(trees: Mapping[str, Tree]) -> Tree:
     states = [plain_state_dict(name, tree) for name, tree in trees.items()]
     entries = (_moved(entry, shard) for shard, state in enumerate(states) for entry in state.entries)
     return Tree(
-        state_dicts=(StateDict("", tuple(entries)),),
+        state_dicts=(StateDict("", tuple(entries), parametrized=_parametrized(states)),),
         metadata=_metadata(trees),
         record=tuple(chain.from_iterable(tree.record for tree in trees.values())),
         notes=tuple(dict.fromkeys(chain.from_iterable(tree.notes for tree in trees.values()))),
@@ -199,7 +199,11 @@ def joined(trees: Mapping[str, Tree], firsts: Mapping[str, int]) -> Tree:
     states = {name: plain_state_dict(name, tree) for name, tree in trees.items()}
     return Tree(
         state_dicts=tuple(
-            StateDict(name, tuple(_moved(entry, firsts[name]) for entry in state.entries))
+            StateDict(
+                name,
+                tuple(_moved(entry, firsts[name]) for entry in state.entries),
+                parametrized=state.parametrized,
+            )
             for name, state in states.items()
         ),
         record=tuple(
@@ -225,6 +229,15 @@ def plain_state_dict(name: str, tree: Tree) -> StateDict:
             fix=f"name the file, {name}, and -o a file",
         )
     return states[0]
+
+
+def _parametrized(states: Iterable[StateDict]) -> dict[str, tuple[str, ...]]:
+    """The parametrizations that the files name; each of them may name all modules."""
+    found: dict[str, tuple[str, ...]] = {}
+    for state in states:
+        for weight, numbers in state.parametrized.items():
+            found[weight] = tuple(dict.fromkeys((*found.get(weight, ()), *numbers)))
+    return found
 
 
 def _moved(entry: Entry, by: int) -> Entry:

@@ -17,13 +17,24 @@ from wnconvert.messages import fitting_function, kind_in_words
 from wnconvert.tensors.blocks import Array, Block
 from wnconvert.tensors.distributed import distributed_like, local_of, obstacle, whole_of
 from wnconvert.tensors.dtypes import DTYPES
-from wnconvert.tensors.tree import ByteRange, Dim, Entry, Shape, StateDict, StoredTensor, TensorInfo, Tree
+from wnconvert.tensors.tree import (
+    ByteRange,
+    Dim,
+    Entry,
+    Shape,
+    StateDict,
+    StoredTensor,
+    TensorInfo,
+    Tree,
+    parametrized_in,
+)
 
 __all__ = [
     "InMemory",
     "array_of",
     "is_torch",
     "made_like",
+    "modules_named_in",
     "refuse_other_than_state_dict",
     "shaped_like",
     "stored_tensor",
@@ -161,10 +172,16 @@ def tree_of(state_dict: Any) -> tuple[Tree, dict[str, Any]]:
     """The tree of a state dict, and its values by name."""
     refuse_other_than_state_dict(state_dict)
     values = {name: value for name, value in state_dict.items() if isinstance(name, str)}
-    tree = tree_of_values(values)
+    tree = tree_of_values(values, modules=modules_named_in(state_dict))
     if not tree.state_dict("").tensors:
         _refuse_nested(state_dict)
     return tree, values
+
+
+def modules_named_in(state_dict: object) -> Iterable[str]:
+    """The modules that a state dict of torch's names in its ``_metadata``."""
+    metadata = getattr(state_dict, "_metadata", None)
+    return [name for name in metadata if isinstance(name, str)] if isinstance(metadata, Mapping) else ()
 
 
 def refuse_other_than_state_dict(value: object) -> None:
@@ -186,16 +203,20 @@ def tree_of_values(
     stored: Callable[[str, Any], StoredTensor | None] = stored_tensor,
     dims: Mapping[str, Dim] | None = None,
     buffers: Iterable[str] = (),
+    modules: Iterable[str] = (),
 ) -> Tree:
     """The tree whose one state dict holds these values; ``stored`` gives the tensor that a value is, if any.
 
     ``dims`` holds the dims of weights that are known beside their shapes, ``buffers`` names of buffers.
+    ``modules`` are the modules that are named beside the values, as in torch's ``_metadata``.
     """
     entries = tuple(
         Entry(name, tensor := stored(name, value), is_opaque=tensor is None and is_torch(value))
         for name, value in values.items()
     )
-    return Tree((StateDict("", entries, dims or {}, buffers=frozenset(buffers)),))
+    parametrized = parametrized_in(modules)
+    state = StateDict("", entries, dims or {}, buffers=frozenset(buffers), parametrized=parametrized)
+    return Tree((state,))
 
 
 def _refuse_nested(state_dict: Mapping[str, Any]) -> None:

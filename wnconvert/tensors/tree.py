@@ -7,6 +7,7 @@ follows them to the bytes.
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -25,6 +26,7 @@ __all__ = [
     "TensorInfo",
     "Tree",
     "contiguous_strides",
+    "parametrized_in",
     "repeated",
     "rows_of",
 ]
@@ -163,7 +165,8 @@ class StateDict:
 
     ``dims`` holds, by weight, the dim that a pickled module's own ``WeightNorm`` records state;
     ``is_module`` marks a whole pickled module, which stays one in a torch file. ``buffers`` are the names
-    that a module states to be buffers.
+    that a module states to be buffers. ``parametrized`` holds, by weight, the numbers of its
+    parametrizations, where modules are named beside the tensors: those without tensors show nowhere else.
     """
 
     path: str
@@ -171,6 +174,7 @@ class StateDict:
     dims: Mapping[str, int | None] = field(default_factory=dict)
     is_module: bool = False
     buffers: frozenset[str] = frozenset()
+    parametrized: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def shown(self) -> str:
@@ -219,6 +223,24 @@ class Tree:
     def tensors(self) -> Mapping[str, Mapping[str, StoredTensor]]:
         """The tensors of every state dict by name, by the paths of these."""
         return {state.path: state.tensors for state in self.state_dicts}
+
+
+_PARAMETRIZATION = re.compile(
+    r"(?P<owner>(?:.*\.)?)parametrizations\.(?P<param>[^.]+)\.(?P<number>\d+)", re.DOTALL
+)
+
+
+def parametrized_in(modules: Iterable[str]) -> dict[str, tuple[str, ...]]:
+    """By weight, the numbers of its parametrizations among the names of modules, in their order.
+
+    >>> parametrized_in(["", "conv", "conv.parametrizations.weight", "conv.parametrizations.weight.0"])
+    {'conv.weight': ('0',)}
+    """
+    found: dict[str, tuple[str, ...]] = {}
+    for match in filter(None, map(_PARAMETRIZATION.fullmatch, modules)):
+        weight = match["owner"] + match["param"]
+        found[weight] = (*found.get(weight, ()), match["number"])
+    return found
 
 
 def rows_of(shape: Shape, dim: Dim) -> int:

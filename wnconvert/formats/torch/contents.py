@@ -23,6 +23,7 @@ from wnconvert.formats.torch.records import (
     weight_norm_hook,
 )
 from wnconvert.plan.names.trees import NewNames
+from wnconvert.tensors.tree import parametrized_in
 
 __all__ = [
     "Contents",
@@ -94,6 +95,14 @@ class FoundStateDict:
             for module in self.modules
             for key, _ in _named(get(module.node.state, "_buffers"))
         )
+
+    @property
+    def parametrized(self) -> dict[str, tuple[str, ...]]:
+        """By weight, the numbers of its parametrizations, as ``_metadata`` or a pickled module has them."""
+        if self.modules:
+            return parametrized_in(module.prefix.removesuffix(".") for module in self.modules)
+        state = self.node.state if isinstance(self.node, Object) else None
+        return parametrized_in(key for key, _ in _named(get(state, "_metadata")))
 
 
 class _Names:

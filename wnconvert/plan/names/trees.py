@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 from wnconvert.errors import ArgumentError
-from wnconvert.layers.find import find_pairs
+from wnconvert.layers.find import pairs_in
 from wnconvert.layers.schemes import owner_of, spelled
 from wnconvert.messages import counted, printable, raise_listed
 from wnconvert.plan.names.renaming import Renaming
@@ -47,7 +47,7 @@ class NewNames:
 def weights_of(state: StateDict) -> dict[str, str]:
     """The name by which each key goes: that of its weight for a half of a pair, else its own."""
     found = {entry.name: entry.name for entry in state.entries}
-    for layer in find_pairs(tensor.info for tensor in state.tensors.values()).layers:
+    for layer in pairs_in(state).layers:
         found |= dict.fromkeys((half.name for half in layer.halves), layer.name)
     return found
 
@@ -101,7 +101,7 @@ def _checked(state: StateDict, namer: _Namer, ours: Mapping[str, str]) -> dict[s
 def _new_keys(state: StateDict, namer: _Namer, ours: Mapping[str, str]) -> dict[str, str]:
     """The new name of each key; those that are not among ``ours`` keep theirs."""
     keys = {entry.name: namer(entry.name) if entry.name in ours else entry.name for entry in state.entries}
-    for layer in find_pairs(tensor.info for tensor in state.tensors.values()).layers:
+    for layer in pairs_in(state).layers:
         new = namer(layer.name)
         for half, name in zip(layer.halves, spelled(layer.form, new) or (), strict=True):
             keys[half.name] = name if new != layer.name else half.name
@@ -119,6 +119,7 @@ def renamed_state(state: StateDict, namer: _Namer, keys: Mapping[str, str] | Non
         entries=tuple(_renamed_entry(entry, keys[entry.name]) for entry in state.entries),
         dims={namer(name): dim for name, dim in state.dims.items()},
         buffers=frozenset(keys.get(name, name) for name in state.buffers),
+        parametrized={namer(name): numbers for name, numbers in state.parametrized.items()},
     )
 
 

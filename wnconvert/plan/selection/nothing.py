@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from wnconvert.layers.find import find_pairs
+from wnconvert.layers.find import pairs_in
 from wnconvert.layers.kinds import find_kinds
 from wnconvert.messages import counted, listed, option
 from wnconvert.plan.plan import Plan
@@ -35,7 +35,7 @@ def why_nothing(plan: Plan, tree: Tree) -> str:
         return f"{counted(plan.already, 'layer')} {'is' if plan.already == 1 else 'are'} {how}"
     if plan.verb == "split":
         return "none of its weights is one to split"
-    if unwanted := sum(len(find_pairs(_infos(state)).layers) for state in states):
+    if unwanted := sum(len(pairs_in(state).layers) for state in states):
         globs = f"{option('layers')} and {option('exclude')}"
         return f"{globs} leave out {counted(unwanted, 'layer')}, all that there are"
     return "; ".join(("no weight norm", *_instead(tree, states)))

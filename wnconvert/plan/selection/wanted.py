@@ -8,7 +8,7 @@ from dataclasses import replace
 from wnconvert.errors import ArgumentError, LayerError
 from wnconvert.layers.dims import dim_of
 from wnconvert.layers.evidence import notes_on_passed
-from wnconvert.layers.find import FoundPairs, find_pairs
+from wnconvert.layers.find import FoundPairs, pairs_in
 from wnconvert.layers.schemes import Layer, Refused, Selection, fix_of
 from wnconvert.messages import listed, option, raise_listed, told
 from wnconvert.tensors.tree import StateDict
@@ -29,7 +29,7 @@ __all__ = [
 def find_layers(state: StateDict, selection: Selection) -> FoundPairs:
     """The layers of a state dict by names and shapes, and by its hooks, which name layers and state dims."""
     selection = replace(selection, named=frozenset((*selection.named, *state.dims)))
-    found = find_pairs((tensor.info for tensor in state.tensors.values()), selection)
+    found = pairs_in(state, selection)
     others = {entry.name for entry in state.entries if entry.tensor is None}
     layers, refused = [], list(found.refused)
     for layer in found.layers:

@@ -29,6 +29,7 @@ from wnconvert.tensors.distributed import whole_of
 from wnconvert.tensors.dtypes import DTYPES
 from wnconvert.tensors.memory import (
     InMemory,
+    modules_named_in,
     refuse_other_than_state_dict,
     stored_tensor,
     tree_of_values,
@@ -204,7 +205,7 @@ class _Bits(InMemory):
 def _memory(label: str, state_dict: Mapping[str, Any]) -> Side:
     refuse_other_than_state_dict(state_dict)
     values = {str(name): value for name, value in state_dict.items()}
-    tree = tree_of_values(values, stored=_stored)
+    tree = tree_of_values(values, stored=_stored, modules=modules_named_in(state_dict))
     if not tree.state_dict("").tensors:
         for name, value in values.items():
             if isinstance(value, Mapping):

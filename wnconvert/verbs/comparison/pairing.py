@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from glob import escape
 
 from wnconvert.errors import ArgumentError, WnconvertError
-from wnconvert.layers.find import find_pairs
+from wnconvert.layers.find import pairs_in
 from wnconvert.layers.schemes import SCHEMES, Selection
 from wnconvert.messages import listed, option
 from wnconvert.numerics.rounding import FLOAT_FORMATS
@@ -250,7 +250,7 @@ def _offered(side: Side, states: Sequence[StateDict]) -> str:
 
 
 def _has_layers(state: StateDict) -> bool:
-    found = find_pairs(tensor.info for tensor in state.tensors.values())
+    found = pairs_in(state)
     return bool(found.layers or found.refused)
 
 
@@ -267,7 +267,7 @@ def _items(side: Side, state: StateDict, rules: Rules) -> tuple[dict[str, Item],
                 where=side.label,
                 fix=f"{option('exclude', glob=entry.name)} compares the rest",
             )
-    found = find_pairs(tensor.info for tensor in tensors.values())
+    found = pairs_in(state)
     unwanted = {item.name for item in found.refused if not rules.wants(item.name)}
     selection = Selection(
         exclude=tuple(map(escape, unwanted)),

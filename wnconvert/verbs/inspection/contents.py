@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import closing
 
-from wnconvert.layers.find import find_pairs
+from wnconvert.layers.find import pairs_in
 from wnconvert.layers.schemes import Selection
 from wnconvert.storage.checkpoint import Checkpoint
 from wnconvert.storage.files import open_file
@@ -23,7 +23,7 @@ def tensor_rows(tree: Tree, selection: Selection) -> tuple[TensorSummary, ...]:
 
 def _rows(state: StateDict, selection: Selection) -> Iterator[TensorSummary]:
     infos = [tensor.info for tensor in state.tensors.values()]
-    layers = (layer for layer in find_pairs(infos).layers if selection.wants(layer.name))
+    layers = (layer for layer in pairs_in(state).layers if selection.wants(layer.name))
     halves = {half.name for layer in layers for half in layer.halves}
     for info in infos:
         if info.name in halves or selection.wants(info.name):

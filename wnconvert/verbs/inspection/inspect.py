@@ -14,7 +14,7 @@ from pathlib import PurePath
 from typing import Any
 
 from wnconvert.layers.evidence import notes_on_passed
-from wnconvert.layers.find import FoundPairs, find_pairs
+from wnconvert.layers.find import FoundPairs, pairs_in
 from wnconvert.layers.kinds import find_kinds
 from wnconvert.layers.schemes import FORMS, Selection
 from wnconvert.messages import counted, listed, option, options_as_python, refuse_other_than_path, told
@@ -140,10 +140,9 @@ def _estimated(progress: Callable[[int, int], None]) -> Callable[[int, int], Non
 
 
 def _bytes_to_read(tree: Tree, request: InspectRequest) -> int:
-    tensors = [tensor.info for state in tree.state_dicts for tensor in state.tensors.values()]
     if request.reads_weights:
-        return sum(info.nbytes for info in tensors)
-    return sum(layer.g.nbytes for layer in find_pairs(tensors).layers)
+        return sum(it.info.nbytes for state in tree.state_dicts for it in state.tensors.values())
+    return sum(layer.g.nbytes for state in tree.state_dicts for layer in pairs_in(state).layers)
 
 
 def inspect_tree(
@@ -216,8 +215,7 @@ def _inspect_state(  # noqa: PLR0917 -- one state dict of those that ``inspect_t
     explained: Collection[str],
 ) -> _StateInspection:
     tensors = state.tensors
-    infos = (tensor.info for tensor in tensors.values())
-    found = find_pairs(infos, Selection(named=(*request.selection.layers, *state.dims)))
+    found = pairs_in(state, Selection(named=(*request.selection.layers, *state.dims)))
     read = ((item.info.name, item) for item in _to_read(state, found, request))
     refuse_unfounded(read, f"{option('layers')} names the layers to read")
     folded = _folded(tree, state)
@@ -310,7 +308,7 @@ def inspect_state_dict(
 def _without(tree: Tree, names: Collection[str]) -> Tree:
     """The tree of a state dict in which no more is known of some tensors, and of their other halves."""
     state = tree.state_dict("")
-    pairs = find_pairs(tensor.info for tensor in state.tensors.values()).layers
+    pairs = pairs_in(state).layers
     halves = [{half.name for half in layer.halves} for layer in pairs]
     left_out = set(names).union(*(pair for pair in halves if not pair.isdisjoint(names)))
     entries = (

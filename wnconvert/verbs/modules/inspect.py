@@ -10,11 +10,11 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from wnconvert.errors import LayerError
-from wnconvert.layers.find import find_pairs
+from wnconvert.layers.find import pairs_in
 from wnconvert.layers.schemes import FORMS, Selection
 from wnconvert.messages import options_as_python, told
 from wnconvert.storage.workers import Workers
-from wnconvert.tensors.memory import InMemory, is_torch, stored_tensor, tree_of_values
+from wnconvert.tensors.memory import InMemory, is_torch, modules_named_in, stored_tensor, tree_of_values
 from wnconvert.tensors.tree import StoredTensor, Tree
 from wnconvert.verbs.inspection.forecast import fold_in_words, migrate_in_words, refusal_in_words
 from wnconvert.verbs.inspection.inspect import inspect_tree
@@ -53,10 +53,13 @@ def inspect_module(
     with options_as_python():
         live = find_live(module)
         refuse_meta(live.layers, "inspected")
-        values = {name: value for name, value in module.state_dict().items() if not is_lazy(value)}
+        state = module.state_dict()
+        values = {name: value for name, value in state.items() if not is_lazy(value)}
         dims = {name: item.layer.dim for item in live.layers for name in item.names}
         reasons = {name: item.reason for item in live.refused for name in item.names}
-        tree = tree_of_values(values, stored=_stored, dims=dims, buffers=_buffers(module))
+        tree = tree_of_values(
+            values, stored=_stored, dims=dims, buffers=_buffers(module), modules=modules_named_in(state)
+        )
         request = request_of(layers, full=full, all_weights=all_weights)
         found = inspect_tree(tree, InMemory(values), request, Workers(1), explained=reasons.keys())
         rows = tuple(replace(row, dim=dims.get(row.name, row.dim)) for row in found.layers)
@@ -72,7 +75,7 @@ def _forecasts(tree: Tree, rows: Sequence[LayerStats], live: LiveFound) -> tuple
     except LayerError as error:
         return refusal_in_words(error), refusal_in_words(error)
     state = tree.state_dict("")
-    pairs = find_pairs(tensor.info for tensor in state.tensors.values()).layers
+    pairs = pairs_in(state).layers
     no_layers = {half.name for layer in pairs if layer.name not in live.names for half in layer.halves}
     entries = tuple(entry for entry in state.entries if entry.name not in no_layers)
     tree = Tree((replace(state, entries=entries),))
