@@ -28,7 +28,7 @@ def origin(name: str, place: int, *, form: str = "legacy", rows: int = 8, dim: i
     g, v = spelled(form, name) or ("", "")
     shape = (rows, 4, 3)
     of_g = TensorInfo(g, f32, (rows, 1, 1) if dim == 0 else ())
-    return Origin(Layer(name, form, dim, of_g, TensorInfo(v, f32, shape)), (place, place + 1))
+    return Origin(Layer.of_pair(name, form, dim, of_g, TensorInfo(v, f32, shape)), (place, place + 1))
 
 
 def text_of(origins: list[Origin]) -> str:

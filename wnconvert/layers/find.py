@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 from wnconvert.errors import LayerError
@@ -99,7 +99,8 @@ def find_pairs(
             except LayerError as error:
                 refused.append(Refused(group.weight, error.what, error.fix))
             else:
-                layers.append(Layer(group.weight, group.scheme.form, fit.dim, g, v, fit.note))
+                layer = Layer.of_pair(group.weight, group.scheme.form, fit.dim, g, v)
+                layers.append(replace(layer, note=fit.note))
     return FoundPairs(tuple(layers), tuple(refused), tuple(unwanted), tuple(halves), tuple(passed))
 
 

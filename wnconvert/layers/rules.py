@@ -9,13 +9,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from wnconvert.tensors.tree import Dim
+from wnconvert.tensors.tree import Dim, Shape, rows_of
 
-__all__ = ["ORIGINAL", "Mask", "Norm", "Operation", "Rule", "Spectral", "SpectralStep", "UnitVector"]
+__all__ = ["ORIGINAL", "G", "Mask", "Norm", "Operation", "Rule", "Spectral", "SpectralStep", "UnitVector"]
 
 
 #: The role of the tensor that the operations start from; weight norm calls it v.
 ORIGINAL = "original"
+#: The role of the magnitudes of weight norm.
+G = "g"
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,14 +25,25 @@ class Mask:
     """w·mask, element by element: ``torch.nn.utils.prune``."""
 
     roles: ClassVar[tuple[str, ...]] = ("mask",)
+    kind: ClassVar[str] = "prune"
+    dim: ClassVar[None] = None
+
+    def norms(self, shape: Shape) -> int:  # noqa: ARG002 - as the others have it
+        """Number of norms of a weight of that shape."""
+        return 0
 
 
 @dataclass(frozen=True, slots=True)
 class Norm:
     """g·w/‖w‖, the norm over all axes but ``dim`` (None: over all): ``torch.nn.utils.weight_norm``."""
 
-    roles: ClassVar[tuple[str, ...]] = ("g",)
+    roles: ClassVar[tuple[str, ...]] = (G,)
+    kind: ClassVar[str] = "weight"
     dim: Dim
+
+    def norms(self, shape: Shape) -> int:
+        """Number of norms of a weight of that shape."""
+        return rows_of(shape, self.dim)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +55,12 @@ class Spectral:
     """
 
     roles: ClassVar[tuple[str, ...]] = ("u", "v")
+    kind: ClassVar[str] = "spectral"
     dim: int | None
+
+    def norms(self, shape: Shape) -> int:  # noqa: ARG002 - as the others have it
+        """Number of norms of a weight of that shape."""
+        return 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +68,12 @@ class SpectralStep:
     """w/σ with σ = ‖mat(w)·mat(w)ᵀ·u‖/‖mat(w)ᵀ·u‖: one step from the stored u, as ports take it in eval."""
 
     roles: ClassVar[tuple[str, ...]] = ("u",)
+    kind: ClassVar[str] = "spectral-step"
     dim: int
+
+    def norms(self, shape: Shape) -> int:  # noqa: ARG002 - as the others have it
+        """Number of norms of a weight of that shape."""
+        return 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +81,13 @@ class UnitVector:
     """w/max(‖w‖, eps): what ``torch.nn.utils.parametrizations.spectral_norm`` makes of a vector."""
 
     roles: ClassVar[tuple[str, ...]] = ()
+    kind: ClassVar[str] = "spectral"
+    dim: ClassVar[None] = None
     eps: float
+
+    def norms(self, shape: Shape) -> int:  # noqa: ARG002 - as the others have it
+        """Number of norms of a weight of that shape."""
+        return 1
 
 
 Operation = Mask | Norm | Spectral | SpectralStep | UnitVector
@@ -78,3 +107,21 @@ class Rule:
     def roles(self) -> tuple[str, ...]:
         """The roles of the tensors that it needs."""
         return (ORIGINAL, *(role for operation in self.operations for role in operation.roles))
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The kinds of its operations, by the words of ``--kinds``, the innermost first.
+
+        >>> Rule((Mask(), Norm(0))).kinds
+        ('prune', 'weight')
+        """
+        return tuple(dict.fromkeys(operation.kind for operation in self.operations))
+
+    @property
+    def dim(self) -> Dim:
+        """The axis that belongs to the norms of the innermost operation that has one."""
+        return next((each.dim for each in self.operations if each.dim is not None), None)
+
+    def norms(self, shape: Shape) -> int:
+        """Number of norms of a weight of that shape."""
+        return max((operation.norms(shape) for operation in self.operations), default=0)

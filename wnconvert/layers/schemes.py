@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from glob import escape
 
 from wnconvert.layers.dims import AUTO, torchs_g_shape
+from wnconvert.layers.rules import ORIGINAL, G, Norm, Rule
 from wnconvert.messages import option
-from wnconvert.tensors.tree import TensorInfo, rows_of
+from wnconvert.tensors.tree import Dim, TensorInfo
 
 __all__ = [
     "FORMS",
@@ -85,27 +86,64 @@ FORMS = tuple(scheme.form for scheme in SCHEMES if scheme.is_torchs)
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """A weight-normalized layer, named by the weight it computes.
+    """A reparameterized layer, named by the weight it computes.
 
-    ``dim`` is the axis that the norm is not summed over, or None if the norm is that of the whole tensor.
+    ``rule`` says how the weight is computed of ``parts``, which are tensors by their roles. ``unread`` are
+    tensors that go with the layer although the weight is not computed of them.
     """
 
     name: str
     form: str
-    dim: int | None
-    g: TensorInfo
-    v: TensorInfo
+    rule: Rule
+    parts: Mapping[str, TensorInfo]
     note: str = ""
+    unread: tuple[TensorInfo, ...] = ()
+
+    @classmethod
+    def of_pair(cls, name: str, form: str, dim: Dim, g: TensorInfo, v: TensorInfo) -> Layer:
+        """A weight-normalized layer; ``dim`` is the axis that the norm is not summed over, None: all are."""
+        return cls(name, form, Rule((Norm(dim),)), {ORIGINAL: v, G: g})
+
+    @property
+    def original(self) -> TensorInfo:
+        """The tensor that the rule starts from; it has the weight's shape."""
+        return self.parts[ORIGINAL]
+
+    @property
+    def tensors(self) -> tuple[TensorInfo, ...]:
+        """All tensors that stand in the place of the weight."""
+        return (*self.parts.values(), *self.unread)
+
+    @property
+    def dim(self) -> Dim:
+        """The axis that belongs to the norms, or None if there is one of the whole tensor, or none."""
+        return self.rule.dim
 
     @property
     def rows(self) -> int:
-        """Number of norms, that is of elements of g."""
-        return rows_of(self.v.shape, self.dim)
+        """Number of norms; in weight norm, that of elements of g."""
+        return self.rule.norms(self.original.shape)
+
+    # Of weight norm alone:
+
+    @property
+    def g(self) -> TensorInfo:
+        """The magnitudes."""
+        return self.parts[G]
+
+    @property
+    def v(self) -> TensorInfo:
+        """The directions."""
+        return self.original
 
     @property
     def halves(self) -> tuple[TensorInfo, TensorInfo]:
         """g and v."""
         return self.g, self.v
+
+    def with_halves(self, g: TensorInfo, v: TensorInfo) -> Layer:
+        """The layer with another pair, and without a note."""
+        return replace(self, parts={ORIGINAL: v, G: g}, note="")
 
 
 def owner_of(weight: str) -> str:
@@ -145,7 +183,7 @@ def in_form(layer: Layer, form: str) -> Layer:
     keys = spelled(form, layer.name)
     assert keys is not None  # noqa: S101 - options know the forms
     g = replace(layer.g, name=keys[0], shape=torchs_g_shape(layer.g.shape, layer.v.shape, layer.dim))
-    return replace(layer, form=form, g=g, v=replace(layer.v, name=keys[1]), note="")
+    return replace(layer.with_halves(g, replace(layer.v, name=keys[1])), form=form)
 
 
 @dataclass(frozen=True, slots=True)

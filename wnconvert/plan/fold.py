@@ -48,17 +48,17 @@ def plan_fold(
 
 
 def _fold(state: StateDict, layers: Sequence[Layer], dtype: DType | None) -> PlannedStateDict:
-    """Every key in its place; w stands where the first half of its pair stood."""
-    half_of = {half.name: layer for layer in layers for half in (layer.g, layer.v)}
+    """Every key in its place; a weight stands where the first tensor of its layer stood."""
+    layer_of = {part.name: layer for layer in layers for part in layer.tensors}
     steps: dict[str, Step] = {}
     changes: list[Change] = []
     for entry in state.entries:
-        layer = half_of.get(entry.name)
+        layer = layer_of.get(entry.name)
         if layer is None:
             is_tensor = entry.tensor is not None
             steps[entry.name] = Keep(entry.name, entry.name, _cast(entry, dtype), is_tensor)
         elif layer.name not in steps:
-            steps[layer.name] = fold = Fold(layer, dtype or layer.v.dtype)
+            steps[layer.name] = fold = Fold(layer, dtype or layer.original.dtype)
             changes.append(Change(layer, None, fold.dtype))
     return PlannedStateDict(state.path, tuple(steps.values()), tuple(changes))
 

@@ -12,8 +12,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import ClassVar, Protocol
 
+from wnconvert.layers.rules import ORIGINAL, G, Norm, Rule
 from wnconvert.tensors.dtypes import DType
-from wnconvert.tensors.tree import ByteRange, StoredTensor
+from wnconvert.tensors.tree import ByteRange, Dim, StoredTensor
 
 __all__ = [
     "Blob",
@@ -88,18 +89,22 @@ class Gather:
 
 @dataclass(frozen=True, slots=True)
 class FoldLayer:
-    """w = g·v/‖v‖ in ``dtype``."""
+    """The weight that ``rule`` computes of ``parts``, each a role and its tensor, in ``dtype``."""
 
-    g: StoredTensor
-    v: StoredTensor
-    dim: int | None
+    rule: Rule
+    parts: tuple[tuple[str, StoredTensor], ...]
     dtype: DType
     where: str = field(default="", compare=False)
+
+    @classmethod
+    def of_pair(cls, g: StoredTensor, v: StoredTensor, dim: Dim, dtype: DType, where: str = "") -> FoldLayer:
+        """w = g·v/‖v‖."""
+        return cls(Rule((Norm(dim),)), ((ORIGINAL, v), (G, g)), dtype, where)
 
     @property
     def reads(self) -> Iterable[StoredTensor]:
         """The tensors that are read element by element."""
-        return (self.g, self.v)
+        return (tensor for _, tensor in self.parts)
 
     def effort(self, size: int) -> int:
         """About the bytes that are written."""

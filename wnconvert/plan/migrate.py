@@ -176,9 +176,9 @@ def _in_shape(layer: Layer, recorded: Mapping[tuple[str, str], Shape]) -> Layer:
         fit = dim_of(shape, layer.v.shape)
     except LayerError:
         return layer
-    return (
-        replace(layer, g=replace(layer.g, shape=shape)) if fit.dim == layer.dim or layer.rows == 1 else layer
-    )
+    if fit.dim != layer.dim and layer.rows != 1:
+        return layer
+    return layer.with_halves(replace(layer.g, shape=shape), layer.v)
 
 
 def _without_last(record: Record, undone: Mapping[str, Iterable[str]]) -> Record:

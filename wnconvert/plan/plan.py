@@ -52,7 +52,7 @@ class Change:
             layer.name,
             form,
             layer.dim,
-            layer.v.shape,
+            layer.original.shape,
             str(self.dtype),
             layer.rows,
             to=to,

@@ -119,7 +119,7 @@ class _Computed:
 
 @dataclass(frozen=True, slots=True)
 class Fold(_Computed):
-    """Put w = g·v/‖v‖ of ``layer`` under its name, in ``dtype``."""
+    """Put the weight that ``layer`` computes under its name, in ``dtype``."""
 
     layer: Layer
     dtype: DType
@@ -131,15 +131,16 @@ class Fold(_Computed):
 
     @property
     def sources(self) -> tuple[str, ...]:
-        """g and v."""
-        return self.layer.g.name, self.layer.v.name
+        """The parts that it is computed of."""
+        return tuple(part.name for part in self.layer.parts.values())
 
     def made_of(self, tensors: Mapping[str, StoredTensor], path: str = "") -> MadeTensor:
-        """The weight, of v's shape."""
+        """The weight, of the original's shape."""
         layer = self.layer
-        g, v = tensors[layer.g.name], tensors[layer.v.name]
-        work = FoldLayer(_nameless(g), _nameless(v), layer.dim, self.dtype, _where(path, layer))
-        return MadeTensor(TensorInfo(self.name, self.dtype, layer.v.shape), work, v)
+        parts = tuple((role, _nameless(tensors[part.name])) for role, part in layer.parts.items())
+        work = FoldLayer(layer.rule, parts, self.dtype, _where(path, layer))
+        info = TensorInfo(self.name, self.dtype, layer.original.shape)
+        return MadeTensor(info, work, tensors[layer.original.name])
 
 
 class _Half(_Computed):

@@ -44,7 +44,7 @@ def layer(g: Array, v: Array, dim: int | None) -> Layer:
         TensorInfo(name, dtype_named(value.dtype.name), value.shape)
         for name, value in (("w_g", g), ("w_v", v))
     )
-    return Layer("w", "legacy", dim, of_g, of_v)
+    return Layer.of_pair("w", "legacy", dim, of_g, of_v)
 
 
 def is_fold(v: Array, g: Array, w: Array, dim: int | None) -> bool:

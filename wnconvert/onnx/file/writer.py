@@ -182,7 +182,7 @@ class ModelWriter:
 
     def stored(self, tensor: NewTensor) -> list[_Part]:
         """The content of a TensorProto: where v lay outside, so does w."""
-        work = FoldLayer(tensor.g, tensor.v, tensor.dim, tensor.dtype, f"layer {tensor.layer}")
+        work = FoldLayer.of_pair(tensor.g, tensor.v, tensor.dim, tensor.dtype, f"layer {tensor.layer}")
         shape = tensor.v.info.shape
         size = tensor.v.info.numel * tensor.dtype.itemsize
         head = b"".join(int_record(1, length) for length in shape)

@@ -310,7 +310,7 @@ def _judge_functions(index: Index, drafts: Sequence[_Draft]) -> None:
 
 def _layer(name: str, draft: _Draft) -> NormLayer:
     g, v = (replace(tensor.info, name=tensor.value[1]) for tensor in (draft.g, draft.v))
-    layer = Layer(name, "onnx", draft.dim, g, v)
+    layer = Layer.of_pair(name, "onnx", draft.dim, g, v)
     return NormLayer(layer, draft.v.value[0], draft.g.constant, draft.v.constant, draft.weights, draft.passed)
 
 

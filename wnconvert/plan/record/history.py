@@ -175,8 +175,8 @@ def renamed_record(
 def _renamed(origin: Origin, namer: Callable[[str], str]) -> Origin:
     layer, name = origin.layer, namer(origin.layer.name)
     g, v = spelled(layer.form, name) or (layer.g.name, layer.v.name)
-    new = replace(layer, name=name, g=replace(layer.g, name=g), v=replace(layer.v, name=v))
-    return replace(origin, layer=new)
+    new = layer.with_halves(replace(layer.g, name=g), replace(layer.v, name=v))
+    return replace(origin, layer=replace(new, name=name))
 
 
 #: How many layers a step may have for each key of a state dict, and at least: keys may have gone since.

@@ -125,7 +125,7 @@ def _of_row(row: Mapping[str, Any]) -> list[Origin]:
         if halves is None:
             return []
         of_g, of_v = TensorInfo(halves[0], *_kind(g)), TensorInfo(halves[1], *_kind(v))
-        made.append(Origin(Layer(name, form, dim, of_g, of_v), place))
+        made.append(Origin(Layer.of_pair(name, form, dim, of_g, of_v), place))
     return made
 
 
@@ -154,7 +154,7 @@ def _of_layer(data: Row) -> Origin | None:
         return None
     if not _fits(dim, v[0].shape) or spelled(form, name) != (g[0].name, v[0].name):
         return None
-    return Origin(Layer(name, form, dim, g[0], v[0]), (g[1], v[1]))
+    return Origin(Layer.of_pair(name, form, dim, g[0], v[0]), (g[1], v[1]))
 
 
 def _named_half(data: Any) -> tuple[TensorInfo, int] | None:

@@ -77,7 +77,7 @@ def _layer_along(info: TensorInfo, dim: int | str | None, form: str) -> Layer:
         axis %= rank
     shape = g_shape(info.shape, axis)
     g, v = spelled(form, info.name) or ("", "")
-    return Layer(info.name, form, axis, replace(info, name=g, shape=shape), replace(info, name=v))
+    return Layer.of_pair(info.name, form, axis, replace(info, name=g, shape=shape), replace(info, name=v))
 
 
 # Keys of spectral norm, prune and other parametrizations, whose plain weight is computed from them.

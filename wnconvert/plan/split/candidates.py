@@ -90,11 +90,9 @@ class Candidates:
         # A plain vector that fits several axes would be read along the first of them.
         is_clear = layer.g.numel == 1 or dim_of(g, v).dim == layer.dim
         shape = g if is_clear else g_shape(v, layer.dim)
-        self.layers[name] = replace(
-            layer,
-            g=replace(layer.g, dtype=layer.g.dtype if finer else dtype, shape=shape),
-            v=replace(layer.v, dtype=dtype),
-            note="",
+        self.layers[name] = layer.with_halves(
+            replace(layer.g, dtype=layer.g.dtype if finer else dtype, shape=shape),
+            replace(layer.v, dtype=dtype),
         )
 
     def _reason_against(self, layer: Layer, stored: StoredTensor | None, who: str) -> str:

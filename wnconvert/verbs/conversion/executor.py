@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from wnconvert.layers.rules import ORIGINAL, G
 from wnconvert.messages import told
 from wnconvert.numerics.folding import Folding
 from wnconvert.numerics.norms import norm_blocks
@@ -306,9 +307,10 @@ def _gather(work: Gather, source: Elements, out: Sink, numbers: RowPolicy) -> Ou
 
 @make_tensor.register
 def _fold(work: FoldLayer, source: Elements, out: Sink, numbers: RowPolicy) -> Outcome:
-    info = work.v.info
-    g = RowValues(source.reader(work.g), work.g.info.shape, work.g.info.dtype.name)
-    folding = Folding(source.reader(work.v), info.shape, work.dim, g, info.dtype, work.dtype)
+    parts = dict(work.parts)
+    v, g = parts[ORIGINAL], parts[G]
+    magnitudes = RowValues(source.reader(g), g.info.shape, g.info.dtype.name)
+    folding = Folding(source.reader(v), v.info.shape, work.rule.dim, magnitudes, v.info.dtype, work.dtype)
     for _, w in folding.blocks(lambda block: out.room(block, folding.form.dtype)):
         out.made(w)
     report = folding.report()

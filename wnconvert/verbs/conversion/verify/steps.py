@@ -85,7 +85,7 @@ def _check_kept(step: Keep, both: Both) -> None:
 @check_step.register
 def _check_fold(fold: Fold, both: Both) -> None:
     """w = g·v/‖v‖ of every row."""
-    g, v = (both.tensors[name] for name in fold.sources)
+    g, v = (both.tensors[half.name] for half in fold.layer.halves)
     real = real_for(v.info.dtype, fold.dtype)
     read_back, read, read_g = (
         both.read_back(fold.name),

@@ -71,4 +71,4 @@ def layer_of(name: str, form: str, dim: int | None, g: Tensor, v: Tensor) -> Lay
     g_info, v_info = (info_of(key, value) for key, value in zip(keys, (g, v), strict=True))
     assert g_info is not None  # noqa: S101 - what has none was refused
     assert v_info is not None  # noqa: S101
-    return Layer(name, form, dim, g_info, v_info)
+    return Layer.of_pair(name, form, dim, g_info, v_info)
