@@ -9,7 +9,7 @@ The float64 evaluation has a known bound on its error. If both ends of that inte
 this is the result (Ziv's test); else (about one element in 2²¹) it is decided with integers:
 w < m  ⇔  (g·v)² < m²·Σv².  float64 results are within 4 ulp.
 
-Where v, g and w have at most 24 bits, blocks are worked on in pieces, as ``narrow`` does; rows that are
+Where v, g and w have at most 24 bits, blocks are worked on in pieces, as the ``kernel`` does; rows that are
 zero, not finite or near the largest number are left to the ``Wide`` way, which takes any.
 
 Sources: Salimans and Kingma 2016 (arXiv:1602.07868); ``torch._weight_norm``; Ziv 1991, "Fast evaluation
@@ -26,23 +26,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wnconvert.errors import LayerError
-from wnconvert.numerics.narrow import OpenElements, keeps_subnormals, loaded, products
+from wnconvert.numerics.kernel.choice import block_sums, products
+from wnconvert.numerics.kernel.interface import OpenElements
+from wnconvert.numerics.kernel.plain import keeps_subnormals
 from wnconvert.numerics.norms import RowSource, arithmetic, as_float64
 from wnconvert.numerics.rounding import FLOAT_FORMATS, DTypeLike, name_of
 from wnconvert.numerics.rows import RowReport, rows_where, runs
 from wnconvert.numerics.scales import NarrowFactors, Scaling
-from wnconvert.numerics.sums import Sums, accurate_sums, fast_sums
+from wnconvert.numerics.sums import Sums, accurate_sums
 from wnconvert.numerics.wide import WideFactors, wide_products
 from wnconvert.tensors.blocks import (
     BLOCK_BYTES,
     Array,
     Block,
-    Floats,
     Read,
     RowValues,
     reader_of,
     scratch,
     shares,
+    whole,
 )
 from wnconvert.tensors.tree import Dim, rows_of
 
@@ -83,7 +85,7 @@ class Folding:
         self.form = FLOAT_FORMATS[out]
         dtype = name_of(v_dtype)
         self.narrow = "float64" not in (dtype, name_of(g.dtype), out) and keeps_subnormals()
-        self.source = RowSource(read, shape, dim, dtype, limit, fast_sums if self.narrow else accurate_sums)
+        self.source = RowSource(read, shape, dim, dtype, limit, block_sums if self.narrow else accurate_sums)
         self.scaling = Scaling(self.source, g.dtype, out)
         self.overflow: NDArray[np.bool_] | None = None
 
@@ -151,18 +153,17 @@ class Folding:
         self, block: Block, values: Array, rows: _Rows, narrow: NarrowFactors, w: Array
     ) -> Iterator[_Question]:
         """Make the pieces of a block, those with odd rows in the wide way; what is open comes out."""
-        flat, made, power = values.reshape(-1), w.reshape(-1), self.source.power
-        for run, shape, its in shares(block.shape):
+        flat, made = values.reshape(-1), w.reshape(-1)
+        cut = shares(block.shape) if narrow.odd is not None else (whole(block.shape),)
+        for run, shape, its in cut:
             part, out = flat[run].reshape(shape), made[run].reshape(shape)
+            piece = Block(block.start + run.start, shape, block.row + its.start)
             if narrow.odd is not None and narrow.odd[its].any():
-                piece = Block(block.start + run.start, shape, block.row + its.start)
                 yield self._wide(piece, part, rows.at(its), out)
                 continue
-            x = loaded(part, power)
-            found = products(x, narrow.factor[its], narrow.width, self.out, out)
+            found = products(part, narrow.factor[its], narrow.width, self.out, out)
             if found.places.size:
-                piece = Block(block.start + run.start, shape, block.row + its.start)
-                yield _Question(piece, found, rows.sums.at(its), out, x, power)
+                yield _Question(piece, found, rows.sums.at(its), out, part)
 
     def _wide(self, piece: Block, values: Array, rows: _Rows, out: Array) -> _Question:
         """Make a piece of w in the way that takes all values, but for the elements that are open."""
@@ -171,7 +172,7 @@ class Folding:
             factors = self.scaling.wide(rows.sums, self.g.at(piece.rows), piece.row, tell=False)
         x = as_float64(values)
         found = wide_products(x, factors, self.out, out)
-        return _Question(piece, found, rows.sums, out, x, 0, factors.large)
+        return _Question(piece, found, rows.sums, out, x, factors.large)
 
     def _count_overflow(self, rows: slice, large: NDArray[np.bool_], out: Array) -> None:
         """Count rows of which a piece has an infinity; rows in many pieces are counted in the end."""
@@ -189,7 +190,7 @@ class Folding:
         piece, (places, below) = question.piece, question.found
         codes = question.out.view(self.form.codes).reshape(-1)
         sign = self.form.codes.type(1 << (8 * self.form.codes.itemsize - 1))
-        numbers = np.abs(question.values) * 2.0**question.power
+        numbers = np.abs(question.values)
         g = self.g.at(piece.rows) if places.size else np.empty(0)
         known: dict[tuple[int, float], int] = {}
         rows = places // piece.shape[2] % piece.shape[1]
@@ -228,7 +229,7 @@ class _Rows:
 
 
 class _Question:
-    """A piece of w, the elements in it that are open, and the values of v there, which are values·2**power.
+    """A piece of w, the elements in it that are open, and the values of v there.
 
     ``large`` are the rows that may have a result that is too large.
     """
@@ -239,12 +240,11 @@ class _Question:
         found: OpenElements,
         sums: Sums,
         out: Array,
-        x: Floats,
-        power: int,
+        x: Array,
         large: NDArray[np.bool_] | None = None,
     ) -> None:
-        self.piece, self.found, self.sums, self.out, self.power = piece, found, sums, out, power
-        self.values = x.reshape(-1)[found.places]
+        self.piece, self.found, self.sums, self.out = piece, found, sums, out
+        self.values = x.reshape(-1)[found.places].astype(np.float64)
         self.large = large
 
 

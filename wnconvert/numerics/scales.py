@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from wnconvert.numerics.narrow import power_of
 from wnconvert.numerics.norms import RowSource, round_norms
 from wnconvert.numerics.rounding import FLOAT_FORMATS
 from wnconvert.numerics.rows import RowTally
@@ -21,13 +20,13 @@ from wnconvert.tensors.dtypes import dtype_named
 __all__ = ["NarrowFactors", "Scaling"]
 
 
-#: What makes a row of v itself its product, but not as if a midpoint were near: see ``narrow``.
+#: What makes a row of v itself its product, but not as if a midpoint were near: see ``kernel.plain``.
 _AS_IT_IS = 1 + 2.0**-40
 
 
 @dataclass(frozen=True, slots=True)
 class NarrowFactors:
-    """The upper end of g/‖v‖ for each row, for ``narrow.products``; ``odd`` are rows that it cannot make."""
+    """The upper end of g/‖v‖ for each row, for ``products``; ``odd`` are rows that it cannot make."""
 
     factor: Floats
     width: int
@@ -63,13 +62,13 @@ class Scaling:
         self.small = math.ldexp(1.0, own.least + own.digits)
 
     def narrow(self, sums: Sums, g: Floats, first: int) -> NarrowFactors:
-        """Factors for ``narrow.products``; odd rows are counted."""
+        """Factors for ``products``; odd rows are counted."""
         root, steps = sums.root(), _steps(sums)
         size = np.abs(g)
         factor = g / root
         plain = np.maximum.reduce(size) < self.large and np.minimum.reduce(sums.high) > 0
         odd = None if plain and np.maximum.reduce(sums.high) < math.inf else self._odd(sums, g, first)
-        upper = factor * ((1 + steps * UNIT) * 2.0 ** (self.source.power - power_of(self.out)))
+        upper = factor * (1 + steps * UNIT)
         if self.may_keep and (
             np.minimum.reduce(np.abs(factor - 1)) <= self.near or np.minimum.reduce(size) < self.small
         ):
