@@ -3,34 +3,21 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from os import environ
 
-from wnconvert.errors import ArgumentError
 from wnconvert.numerics.kernel.compiled import compiled_kernel
 from wnconvert.numerics.kernel.interface import Kernel, OpenElements
-from wnconvert.numerics.kernel.plain import PLAIN
+from wnconvert.numerics.kernel.library import chosen_kernel
+from wnconvert.numerics.kernel.plain import NUMPY_KERNEL
 from wnconvert.numerics.sums import Sums
 from wnconvert.tensors.blocks import Array, Floats
 
-__all__ = ["VARIABLE", "block_sums", "careful_block_sums", "kernel", "products"]
-
-
-VARIABLE = "WNCONVERT_KERNEL"
+__all__ = ["block_sums", "careful_block_sums", "kernel", "products"]
 
 
 @lru_cache(maxsize=1)
 def kernel() -> Kernel:
-    """The kernel in use. Raises ``ArgumentError`` if the one that the variable names is not there."""
-    asked = environ.get(VARIABLE, "")
-    if asked not in ("", PLAIN.name, "compiled"):
-        raise ArgumentError(f"{VARIABLE} is {asked!r}", fix=f"set it to {PLAIN.name}, or not at all")
-    found = None if asked == PLAIN.name else compiled_kernel()
-    if asked == "compiled" and found is None:
-        raise ArgumentError(
-            f"{VARIABLE} asks for the compiled kernel, which is not there",
-            fix="install wnconvert again where there is a C compiler, or unset it",
-        )
-    return found or PLAIN
+    """The kernel in use, chosen once. Raises ``ArgumentError`` if the one that is asked for is not there."""
+    return compiled_kernel() if chosen_kernel() == "compiled" else NUMPY_KERNEL
 
 
 def block_sums(values: Array) -> Sums:

@@ -26,7 +26,7 @@ from wnconvert.numerics.rounding import cast
 from wnconvert.numerics.sums import Sums, Totals, Way, careful_sums, fast_sums
 from wnconvert.tensors.blocks import Array, Floats, scratch, shares
 
-__all__ = ["PLAIN", "keeps_subnormals", "loaded", "power_of", "round_short"]
+__all__ = ["NUMPY_KERNEL", "keeps_subnormals", "loaded", "power_of", "round_short"]
 
 
 #: float16 values are loaded, and made, times 2**-112: float32's bias of exponents less float16's.
@@ -169,4 +169,4 @@ def round_short(y: Floats, width: int, dtype: str, out: Array) -> OpenElements:
 
 
 #: The kernel in numpy.
-PLAIN = Kernel("numpy", _sums, _careful_sums, _products)
+NUMPY_KERNEL = Kernel("numpy", _sums, _careful_sums, _products)
