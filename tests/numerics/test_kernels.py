@@ -118,6 +118,34 @@ def test_all_values_of_16_bits_times_many_factors(kernel: Kernel, dtype: str, ou
         check_products(kernel, fits.reshape(1, 1, -1), np.array([factor]), out)
 
 
+@pytest.mark.parametrize("out", DTYPES)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_casts_are_those_of_numpy_bit_for_bit(kernel: Kernel, dtype: str, out: str) -> None:
+    codes = np.random.default_rng(10).integers(0, 1 << 32, 1 << 16, np.uint64).astype(np.uint32)
+    least = (np.arange(-4000, 4000) * 2.0**-26).astype(np.float32)  # float16's subnormal numbers, and ties
+    with np.errstate(all="ignore"):
+        sources = [codes.view(np.float32), least, least * np.float32(2.0**-109), least[least > 0][:1]]
+        for source in [*sources, np.nan_to_num(sources[0], posinf=1, neginf=1) * np.float32(2.0**-110)]:
+            x = source.astype(DTYPES[dtype])
+            for values in (x, x[np.isfinite(x.astype(np.float64))], x.reshape(1, -1)):
+                assert same(kernel.cast(values, out), cast(values, out))
+            assert kernel.cast(x[:0], out).dtype == DTYPES[out]
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_every_value_of_16_bits_and_each_middle_of_two_is_cast_to_the_nearest(
+    kernel: Kernel, dtype: str
+) -> None:
+    form = FLOAT_FORMATS[dtype]
+    values = np.arange(form.inf, dtype=np.uint16).view(form.dtype).astype(np.float32)
+    middles = values[:-1] + (values[1:] - values[:-1]) / 2
+    assert same(kernel.cast(values, dtype).view(np.uint16), np.arange(form.inf, dtype=np.uint16))
+    even = np.arange(form.inf - 1, dtype=np.uint16)
+    assert same(kernel.cast(middles, dtype).view(np.uint16), even + (even & 1))
+    for side, code in ((0, even), (np.inf, even + np.uint16(1))):
+        assert same(kernel.cast(np.nextafter(middles, np.float32(side)), dtype).view(np.uint16), code)
+
+
 _BITS = st.lists(st.integers(0, (1 << 32) - 1), min_size=1, max_size=40)
 
 

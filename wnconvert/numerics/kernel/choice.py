@@ -11,7 +11,7 @@ from wnconvert.numerics.kernel.plain import NUMPY_KERNEL
 from wnconvert.numerics.sums import Sums
 from wnconvert.tensors.blocks import Array, Floats
 
-__all__ = ["block_sums", "careful_block_sums", "kernel", "products"]
+__all__ = ["block_sums", "careful_block_sums", "cast_block", "kernel", "products"]
 
 
 @lru_cache(maxsize=1)
@@ -33,3 +33,14 @@ def careful_block_sums(values: Array) -> Sums:
 def products(values: Array, factor: Floats, width: int, dtype: str, out: Array) -> OpenElements:
     """Values times the factors of their rows, each rounded once, as ``Kernel.products``."""
     return kernel().products(values, factor, width, dtype, out)
+
+
+def cast_block(values: Array, dtype: str) -> Array:
+    """Values of one of the four float formats in another, as ``Kernel.cast``.
+
+    >>> import numpy as np
+
+    >>> cast_block(np.float32([1 / 3, 2**-24, 1e6]), "float16").tolist()
+    [0.333251953125, 5.960464477539063e-08, inf]
+    """
+    return kernel().cast(values, dtype)

@@ -6,6 +6,7 @@ import numpy as np
 
 from wnconvert.numerics.kernel.interface import Kernel, OpenElements
 from wnconvert.numerics.kernel.library import library
+from wnconvert.numerics.rounding import FLOAT_FORMATS, cast
 from wnconvert.numerics.sums import UNIT, Sums
 from wnconvert.tensors.blocks import Array, Floats, scratch
 
@@ -46,7 +47,14 @@ def compiled_kernel() -> Kernel:
                 return OpenElements(places[:count].copy(), codes[:count].copy())
             room = count
 
-    return Kernel("compiled", sums, sums, products)
+    def cast_narrow(values: Array, dtype: str) -> Array:
+        if values.dtype.name not in _FORMATS or dtype not in _FORMATS:
+            return cast(values, dtype)
+        values, out = _plain(values), np.empty(values.shape, FLOAT_FORMATS[dtype].dtype)
+        of = _FORMATS[values.dtype.name], values.ctypes.data, values.size
+        return out if found.wnconvert_cast(*of, _FORMATS[dtype], out.ctypes.data) else cast(values, dtype)
+
+    return Kernel("compiled", sums, sums, products, cast_narrow)
 
 
 def _plain(array: Array) -> Array:

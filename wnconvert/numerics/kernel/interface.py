@@ -31,9 +31,12 @@ class Kernel:
     ``products(values, factor, width, dtype, out)`` rounds values·factor, by row, into ``out`` of that dtype,
     but for the elements that are open. Factors are finite and such that no result is too large. Exact
     values are less than ``width`` units in the last place of float64 below the products.
+
+    ``cast`` takes an array of any shape to a dtype, rounded once, NaN and infinities too.
     """
 
     name: str
     sums: Callable[[Array], Sums]
     careful_sums: Callable[[Array], Sums]
     products: Callable[[Array, Floats, int, str, Array], OpenElements]
+    cast: Callable[[Array, str], Array]

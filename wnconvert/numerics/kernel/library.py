@@ -47,6 +47,7 @@ def library() -> ctypes.CDLL:
     found.wnconvert_sums.argtypes, found.wnconvert_sums.restype = (*values, place, place), None
     found.wnconvert_products.argtypes = (*values, place, ctypes.c_int64, *results, place, place, size)
     found.wnconvert_products.restype = size
+    found.wnconvert_cast.argtypes, found.wnconvert_cast.restype = (number, place, size, *results), number
     found.wnconvert_take.argtypes, found.wnconvert_take.restype = (number,), None
     found.wnconvert_source.argtypes, found.wnconvert_source.restype = (), ctypes.c_char_p
     return found

@@ -169,4 +169,4 @@ def round_short(y: Floats, width: int, dtype: str, out: Array) -> OpenElements:
 
 
 #: The kernel in numpy.
-NUMPY_KERNEL = Kernel("numpy", _sums, _careful_sums, _products)
+NUMPY_KERNEL = Kernel("numpy", _sums, _careful_sums, _products, cast)

@@ -1,4 +1,4 @@
-/* Sums of squares of rows, and products of values and a factor for each row, each rounded once.
+/* Sums of squares of rows, products of values and a factor for each row, and casts, each rounded once.
 
    A block is a contiguous run of slabs x rows x inner elements of float32, float16 or bfloat16, in any
    alignment. It is worked on in runs of at most RUN elements, which lie in a core's first cache as double.
@@ -269,6 +269,41 @@ INLINE ptrdiff_t products_of(
     return found;
 }
 
+/* -- casts */
+
+/* Round values to nearest, ties to even; tells whether one of them is not finite then. Near a tie the place of
+   a value of at most 24 bits is exact. */
+INLINE int cast_run(int format, const double *restrict y, ptrdiff_t count, char *restrict to) {
+    const Format form = format_of(format);
+    const uint64_t below = (UINT64_C(1) << (form.dropped - 1)) - 1;
+    const uint64_t infinite = (format == FLOAT16 ? UINT64_C(31) : UINT64_C(255)) << (52 - form.dropped);
+    int64_t large = 0;
+    for (ptrdiff_t i = 0; i < count; i++) {
+        uint64_t place = place_of(y[i], form.normal), sign = bits_of(y[i]) >> 63;
+        uint64_t code = (place + below + (place >> form.dropped & 1)) >> form.dropped;
+        large |= (int64_t)code >= (int64_t)infinite;
+        if (format == FLOAT32)
+            ((unaligned_word *)to)[i] = (uint32_t)(code | sign << 31);
+        else
+            ((unaligned_half *)to)[i] = (uint16_t)(code | sign << 15);
+    }
+    return large != 0;
+}
+
+INLINE int cast_of(int from, const char *x, ptrdiff_t count, int to, char *out) {
+    double run[RUN];
+    int large = 0;
+    for (ptrdiff_t at = 0; at < count && !large; at += RUN) {
+        ptrdiff_t some = least(RUN, count - at);
+        char *there = out + at * size_of(to);
+        load(from, x + at * size_of(from), some, run);
+        large = to == FLOAT32   ? cast_run(FLOAT32, run, some, there)
+                : to == FLOAT16 ? cast_run(FLOAT16, run, some, there)
+                                : cast_run(BFLOAT16, run, some, there);
+    }
+    return large;
+}
+
 /* -- what the library gives: each function in the version that suits the processor */
 
 #define SUMS(name)                                                                                       \
@@ -288,17 +323,24 @@ INLINE ptrdiff_t products_of(
             from, x, slabs, rows, inner, factors, width, to, out, places, codes, room                    \
         );                                                                                               \
     }
+#define CAST(name)                                                                                       \
+    static int name(int from, const char *x, ptrdiff_t count, int to, char *out) {                       \
+        return cast_of(from, x, count, to, out);                                                         \
+    }
 
 SUMS(sums_anywhere)
 PRODUCTS(products_anywhere)
+CAST(cast_anywhere)
 
 #if defined(__x86_64__)
 #define AVX2 __attribute__((target("avx2")))
 #define AVX512 __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,prefer-vector-width=512")))
 AVX2 SUMS(sums_avx2)
 AVX2 PRODUCTS(products_avx2)
+AVX2 CAST(cast_avx2)
 AVX512 SUMS(sums_avx512)
 AVX512 PRODUCTS(products_avx512)
+AVX512 CAST(cast_avx512)
 
 static int has_avx512(void) {
     return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
@@ -332,4 +374,9 @@ ptrdiff_t wnconvert_products(
     int64_t width, int to, char *out, int64_t *places, uint32_t *codes, ptrdiff_t room
 ) {
     return BEST(products)(from, x, slabs, rows, inner, factors, width, to, out, places, codes, room);
+}
+
+/* Write values into `out` in another format; 0 if not all of them are finite there, so not all are written. */
+int wnconvert_cast(int from, const char *x, ptrdiff_t count, int to, char *out) {
+    return !BEST(cast)(from, x, count, to, out);
 }

@@ -19,8 +19,9 @@ import numpy as np
 from wnconvert.layers.rules import ORIGINAL, G
 from wnconvert.messages import told
 from wnconvert.numerics.folding import Folding
+from wnconvert.numerics.kernel.choice import cast_block
 from wnconvert.numerics.norms import norm_blocks
-from wnconvert.numerics.rounding import cast, count_overflow
+from wnconvert.numerics.rounding import count_overflow
 from wnconvert.numerics.rows import Problem, RowPolicy, raise_problems, split_note, split_problems
 from wnconvert.numerics.splitting import direction_blocks
 from wnconvert.plan.layout import (
@@ -299,7 +300,7 @@ def _gather(work: Gather, source: Elements, out: Sink, numbers: RowPolicy) -> Ou
     for block in blocks((info.numel,), None, info.dtype.itemsize):
         values = read(block)
         if work.dtype != info.dtype:
-            values, before = cast(values, work.dtype), values
+            values, before = cast_block(values, work.dtype.name), values
             overflow += count_overflow(before, values)
         out.array(values)
     return Outcome(numbers.cast_problems(overflow, work.dtype))
