@@ -101,7 +101,11 @@ class RowSource:
 
     def block_sums(self, values: Array) -> Sums:
         """The sums of the rows of a block, as far as they lie in it, given its values."""
-        return self.way(as_float64(values) if self.way is accurate_sums else values)
+        if self.way is accurate_sums:
+            return accurate_sums(as_float64(values))
+        if values.dtype == np.float64:  # products of what has at most 24 bits
+            return accurate_sums(as_float64(values)).flat()
+        return self.way(values)
 
     def sums(self) -> Sums:
         """The sums of all rows: the first of two passes."""
