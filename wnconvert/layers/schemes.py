@@ -219,6 +219,8 @@ def fix_of(refused: Collection[Refused]) -> str:
 class Selection:
     """The layers that are wanted: globs on the names of weights (``fnmatch``), and dim if it is given.
 
+    ``kinds`` are those of layers that are wanted.
+
     ``named`` are weights that are said to be layers, whatever else their names could mean; so are those that
     ``layers`` names without wildcards.
 
@@ -230,6 +232,7 @@ class Selection:
     exclude: tuple[str, ...] = ()
     dim: int | str | None = AUTO
     named: Collection[str] = ()
+    kinds: tuple[str, ...] = (Norm.kind,)
 
     def wants(self, name: str) -> bool:
         """Whether the layer of this name is to be converted."""
