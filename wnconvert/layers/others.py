@@ -18,7 +18,7 @@ from wnconvert.layers.schemes import Layer, Refused, Selection
 from wnconvert.messages import counted, option
 from wnconvert.tensors.tree import TensorInfo
 
-__all__ = ["NO_OTHERS", "FoundOthers", "find_others", "notes_on_others"]
+__all__ = ["NO_OTHERS", "FoundOthers", "find_others", "hints_on"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,8 +223,8 @@ _FITS: Mapping[type[Operation], Callable[[_Parts, int | str | None], _Fitted]] =
 }
 
 
-def notes_on_others(left: Sequence[Layer], kinds: Iterable[str], found: Iterable[Layer]) -> Iterator[str]:
-    """A note for each kind of layers that is ``left``, with what folds it beside what is ``found``.
+def hints_on(left: Sequence[Layer], kinds: Iterable[str], found: Iterable[Layer]) -> Iterator[str]:
+    """A sentence on each kind of layers that is ``left``, with what folds it beside what is ``found``.
 
     ``kinds`` are those that were asked for.
     """

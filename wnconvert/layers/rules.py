@@ -142,6 +142,11 @@ class Rule:
         return tuple(dict.fromkeys(operation.kind for operation in self.operations))
 
     @property
+    def kind(self) -> str:
+        """The kinds as one word, such as ``prune+spectral``."""
+        return "+".join(self.kinds)
+
+    @property
     def dim(self) -> Dim:
         """The axis that belongs to the norms of the innermost operation that has one."""
         return next((each.dim for each in self.operations if each.dim is not None), None)

@@ -22,6 +22,7 @@ __all__ = [
     "Selection",
     "fix_of",
     "in_form",
+    "is_pair",
     "owner_of",
     "spelled",
     "spellings",
@@ -144,6 +145,11 @@ class Layer:
     def with_halves(self, g: TensorInfo, v: TensorInfo) -> Layer:
         """The layer with another pair, and without a note."""
         return replace(self, parts={ORIGINAL: v, G: g}, note="")
+
+
+def is_pair(layer: Layer) -> bool:
+    """Whether a layer is weight norm alone: a g and a v."""
+    return layer.rule.kinds == (Norm.kind,)
 
 
 def owner_of(weight: str) -> str:
