@@ -116,6 +116,13 @@ def test_without_the_library_numpy_is_taken_and_asking_for_it_is_an_error(
         choice.kernel()
 
 
+def test_a_library_of_another_version_is_not_called(library: Kernel, choosing: pytest.MonkeyPatch) -> None:
+    assert library.name == choice.kernel().name == "compiled"
+    choosing.setattr(kernel_library, "_VERSION", 2)
+    choice.kernel.cache_clear()
+    assert choice.kernel().name == "numpy"
+
+
 @pytest.mark.usefixtures("choosing")
 def test_a_kernel_that_is_none_is_refused_and_nothing_is_written(tmp_path: Path) -> None:
     target = tmp_path / "out.pt"

@@ -13,6 +13,8 @@ __all__ = ["VARIABLE", "chosen_kernel", "library", "source_digest", "take_level"
 #: The variable of the environment that asks for a kernel.
 VARIABLE = "WNCONVERT_KERNEL"
 _NAMES = ("compiled", "numpy")
+#: The version of the functions in it: ``wnconvert_version`` of ``rows.c``.
+_VERSION = 1
 #: The library beside this file, made when wnconvert is installed.
 _PLACE = __file__.removesuffix("library.py") + "rows.so"
 
@@ -40,8 +42,10 @@ def chosen_kernel() -> str:
 
 
 def library() -> ctypes.CDLL:
-    """The library with the types of its functions. Raises ``OSError`` where it is not there."""
+    """The library with the types of its functions. Raises ``OSError`` where it is not there, or old."""
     found = ctypes.CDLL(_PLACE)
+    if not hasattr(found, "wnconvert_version") or found.wnconvert_version() != _VERSION:
+        raise OSError(f"{_PLACE} was made of another version")
     place, number, size = ctypes.c_void_p, ctypes.c_int, ctypes.c_ssize_t
     values, results = (number, place, size, size, size), (number, place)
     found.wnconvert_sums.argtypes, found.wnconvert_sums.restype = (*values, place, place), None

@@ -358,6 +358,9 @@ static int most = 2;
 
 void wnconvert_take(int level) { most = level; }
 
+/* That of the functions below, as library.py knows them: a new one for every change of how they are called. */
+int wnconvert_version(void) { return 1; }
+
 /* The text of which this was made. */
 const char *wnconvert_source(void) { return SOURCE; }
 
