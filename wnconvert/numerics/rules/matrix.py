@@ -30,6 +30,8 @@ __all__ = ["Exact", "Matrix", "Pairs", "bilinear", "exactly", "squared"]
 
 #: Products that are added up at once: with more, the bound on the rest of the sum would grow.
 _RUN = 1 << 13
+#: Bytes of a matrix that is held as a whole.
+_WHOLE_BYTES = 64 << 20
 #: Vectors along axes shorter than this are not what a block is multiplied by first.
 _SHORT = 32
 #: Numbers between these can be multiplied thrice: no float64 product is out of range, but for tiny ones.
@@ -149,6 +151,15 @@ class Matrix:
         """matᵀ·u."""
         return self._exact(u, self.columns, rows=False)
 
+    def whole(self) -> Floats | None:
+        """The matrix as float64, if it is not too large."""
+        if 8 * self.rows * self.columns > _WHOLE_BYTES:
+            return None
+        box = np.empty((self.slabs, self.rows, self.inner))
+        for values, at in self._pieces():
+            box[at.slabs, at.rows, at.inner] = values
+        return box.transpose(1, 0, 2).reshape(self.rows, self.columns)
+
     def exact_squares(self, dim: Dim) -> list[Fraction]:
         """The sums of squares of the tensor's rows along ``dim``."""
         found = Exact(np.zeros(rows_of(self.shape, dim), object), 0)
@@ -235,18 +246,31 @@ class _Place:
     first: int
     shape: tuple[int, int, int]
 
+    @property
+    def slabs(self) -> slice:
+        """Its slabs among all."""
+        return slice(self.slab, self.slab + self.shape[0])
+
+    @property
+    def rows(self) -> slice:
+        """Its rows among all."""
+        return slice(self.row, self.row + self.shape[1])
+
+    @property
+    def inner(self) -> slice:
+        """Its inner elements among all."""
+        return slice(self.first, self.first + self.shape[2])
+
     def vector(self, *, rows: bool) -> tuple[slice, slice, slice]:
         """What it is multiplied by, among the elements of a vector along the columns, or along the rows."""
-        slabs, count, inner = self.shape
-        if rows:
-            return slice(self.slab, self.slab + slabs), slice(None), slice(self.first, self.first + inner)
-        return slice(None), slice(self.row, self.row + count), slice(None)
+        every = slice(None)
+        return (self.slabs, every, self.inner) if rows else (every, self.rows, every)
 
     def out(self, *, rows: bool) -> slice:
         """Where its sums belong, among those of all rows, or of all columns."""
-        slabs, count, inner = self.shape
+        slabs, _, inner = self.shape
         if rows:
-            return slice(self.row, self.row + count)
+            return self.rows
         start = self.slab * self.width + self.first
         return slice(start, start + slabs * inner)
 
