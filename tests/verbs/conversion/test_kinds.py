@@ -73,7 +73,7 @@ KINDS = {
 @cache
 def state() -> State:
     """Its state dict."""
-    return discriminator().state_dict()  # type: ignore[no-any-return]
+    return discriminator().state_dict()
 
 
 @cache

@@ -24,7 +24,7 @@ __all__ = ["Alone", "Bounds", "Common", "Ladder", "NarrowFactors", "both"]
 #: A lower and an upper bound on a number.
 Bounds = tuple[Fraction, Fraction]
 #: Relative errors of a factor in float64 that do not matter, for results of so many digits.
-_FINE, _COARSE = 2.0**-54, 2.0**-38
+_FINE, _COARSE = 2.0**-54, 2.0**-34
 
 
 @dataclass(frozen=True, slots=True)
