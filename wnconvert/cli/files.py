@@ -30,6 +30,7 @@ from wnconvert.cli.options import (
     globs,
     target,
     with_output,
+    words_of_text,
 )
 from wnconvert.cli.terminal import alarm, fitting_width, mention, mention_json, progress_bar, put, put_json
 from wnconvert.messages import printable
@@ -59,6 +60,7 @@ FORMAT_CHOICES = ("table", "json", "csv", "markdown")
 @globs("Fold")
 @click.option(
     "--kinds",
+    callback=words_of_text,
     metavar="KIND[,KIND…]",
     default="weight",
     show_default=True,

@@ -7,7 +7,7 @@ ones. A storage is written once, when the first record that uses it is; one that
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -35,7 +35,7 @@ from wnconvert.formats.zips import MARKS, NewRecord, zip_layout
 from wnconvert.messages import listed, option
 from wnconvert.plan.layout import CopyBytes, Gather, Layout, Part, Parts, Work
 from wnconvert.plan.names.trees import renamed_modules
-from wnconvert.plan.order import NEW_ENTRY, metadata_keys
+from wnconvert.plan.order import NEW_ENTRY, SPECTRAL_VERSIONS, metadata_keys, versions_gone
 from wnconvert.plan.plan import Plan, PlannedStateDict
 from wnconvert.plan.record.history import RECORD_NAME, write_history
 from wnconvert.plan.steps import MadeTensor, Step
@@ -312,9 +312,26 @@ class _Editor:
                     new: Dict(_entry(known)) if old is None else known[old] for new, old in modules.items()
                 }
             self.renamed.add(id(metadata))
-            keys = metadata_keys(planned, list(known))
-            new = [(key, known[key] if key in known else Dict(_entry(known))) for key in keys]
+            keys, gone = metadata_keys(planned, list(known)), versions_gone(planned)
+            new = [
+                (
+                    key,
+                    _without_versions(known[key], gone.get(key, ())) if key in known else Dict(_entry(known)),
+                )
+                for key in keys
+            ]
             self.edits[id(metadata)] = with_pairs(before, [*new, *others])
+
+
+def _without_versions(entry: Value, gone: Collection[str]) -> Value:
+    """The entry of a module without the versions that are gone."""
+    versions = get(entry, SPECTRAL_VERSIONS) if gone else None
+    pairs = mapping_pairs(versions)
+    if not pairs:
+        return entry
+    left = [pair for pair in pairs if pair[0] not in gone]
+    others = [pair for pair in mapping_pairs(entry) or () if pair[1] is not versions]
+    return with_pairs(entry, [*others, (SPECTRAL_VERSIONS, with_pairs(versions, left))] if left else others)
 
 
 def _entry(known: Mapping[str, Value]) -> list[tuple[Value, Value]]:
