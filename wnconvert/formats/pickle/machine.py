@@ -92,9 +92,10 @@ def _reason(error: Exception, kind: type[FormatError]) -> str:
 
 
 # The operations that most of a checkpoint is made of.
-_BINPUT, _LONG_BINPUT, _MEMOIZE = OPCODES["BINPUT"], OPCODES["LONG_BINPUT"], OPCODES["MEMOIZE"]
-_BINGET, _BININT1 = OPCODES["BINGET"], OPCODES["BININT1"]
-_BINUNICODE, _SHORT_BINUNICODE = OPCODES["BINUNICODE"], OPCODES["SHORT_BINUNICODE"]
+_COMMON = [OPCODES[name] for name in "LONG_BINPUT BINPUT BININT1 BINGET BINUNICODE SHORT_BINUNICODE".split()]
+_MEMOIZE, _MARK, _TUPLE, _TUPLE2, _REDUCE, _NEWFALSE, _EMPTY_TUPLE = (
+    OPCODES[name] for name in "MEMOIZE MARK TUPLE TUPLE2 REDUCE NEWFALSE EMPTY_TUPLE".split()
+)
 _STOP = OPCODES["STOP"]
 _U4 = struct.Struct("<I").unpack_from
 #: Stands in the memo where nothing was stored.
@@ -119,49 +120,64 @@ class _Machine:
 
     def run(self) -> None:  # noqa: PLR0912, PLR0915 - one loop
         """Run through STOP. What most of a checkpoint is made of is done here, in a loop without calls."""
-        data, memo, stack, at, spent, code = self.data, self.memo, self.stack, self.at, 0, 0
-        costs, u4, used = COSTS, _U4, self.used
+        data, memo, stack, below = self.data, self.memo, self.stack, self.below
+        at, spent, most, code, costs, used = self.at, 0, self.most, -1, COSTS, self.used
+        long_put, put, integer, get, text, short_text = _COMMON
         try:
             while code != _STOP:
                 code = data[at]
                 at += 1
                 used[code] = 1
                 spent += costs[code]
-                if code in (_LONG_BINPUT, _BINPUT):
-                    if code == _BINPUT:
-                        index = data[at]
-                        at += 1
-                    else:
-                        index = u4(data, at)[0]
-                        at += 4
+                if code == long_put or code == put:  # noqa: PLR1714 - faster
+                    index = _U4(data, at)[0] if code == long_put else data[at]
+                    at += 4 if code == long_put else 1
                     if index == len(memo):
                         memo.append(stack[-1])
                     else:
                         self.at = at
                         self.put(index)
-                elif code == _BININT1:
+                elif code == integer:
                     stack.append(data[at])
                     at += 1
-                elif code == _BINGET:
-                    index = data[at]
+                elif code == get:
+                    value = memo[data[at]] if data[at] < len(memo) else _NOTHING
+                    if value is _NOTHING:
+                        raise KeyError(data[at])
                     at += 1
-                    stack.append(memo[index] if index < len(memo) else _NOTHING)
-                    if stack[-1] is _NOTHING:
-                        raise KeyError(index)
-                elif code == _MEMOIZE:
-                    memo.append(stack[-1])
-                    if spent > self.most:
-                        self.afford(spent, at)
-                elif code in (_BINUNICODE, _SHORT_BINUNICODE):
-                    size, first = (u4(data, at)[0], at + 4) if code == _BINUNICODE else (data[at], at + 1)
+                    stack.append(value)
+                elif code == text or code == short_text:  # noqa: PLR1714 - faster
+                    size, first = (_U4(data, at)[0], at + 4) if code == text else (data[at], at + 1)
                     at = first + size
                     if at > len(data):
                         raise ValueError("it ends in the middle of a text")
-                    stack.append(text := data[first:at].decode("utf-8", "surrogatepass"))
-                    spent += sys.getsizeof(text)
+                    stack.append(value := data[first:at].decode("utf-8", "surrogatepass"))
+                    spent += sys.getsizeof(value)
+                elif spent > most:
+                    self.afford(spent, at)
+                    most = self.most
+                    at -= 1  # once more, now that it is paid
+                    spent -= costs[code]
+                elif code == _MEMOIZE:
+                    memo.append(stack[-1])
+                elif code == _TUPLE2:
+                    value = stack.pop()
+                    stack[-1] = (stack[-1], value)
+                elif code == _REDUCE:
+                    value = stack.pop()
+                    stack[-1] = Object("REDUCE", stack[-1], value)
+                elif code == _TUPLE:
+                    value, self.stack = tuple(stack), below.pop()
+                    stack = self.stack
+                    stack.append(value)
+                elif code == _MARK and len(below) < MAX_MARKS:
+                    below.append(stack)
+                    self.stack = stack = []
+                elif code == _NEWFALSE:
+                    stack.append(False)
+                elif code == _EMPTY_TUPLE:
+                    stack.append(())
                 else:
-                    if spent > self.most:
-                        self.afford(spent, at)
                     self.at = at
                     if code in _PLAIN:
                         _PLAIN[code](self, None)

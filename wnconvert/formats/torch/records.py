@@ -191,11 +191,16 @@ def _core(value: Value) -> Object | None:
 
 
 def _count(value: Value) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 63
+    return type(value) is int and 0 <= value < 1 << 63
 
 
 def _counts(value: Value) -> bool:
-    return isinstance(value, (tuple, list)) and all(_count(item) for item in value)
+    if not isinstance(value, (tuple, list)):
+        return False
+    for item in value:  # noqa: SIM110 - a generator takes longer than the few that there are
+        if not _count(item):
+            return False
+    return True
 
 
 def shown(value: Value, levels: int = 2) -> str:

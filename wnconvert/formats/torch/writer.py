@@ -59,7 +59,9 @@ def torch_layout(source: TorchFile | None, tree: Tree, plan: Plan) -> Layout:
     dangers = Dangers()
 
     def written(value: Value) -> Value:
-        made = archive.take(editor.edited(value))
+        made = editor.edited(value)
+        if isinstance(made, PersistentId):
+            made = archive.take(made)
         dangers.look_at(made)
         return made
 
@@ -139,9 +141,9 @@ class _Storages:
         self.sizes: list[int] = []
         self.locations: dict[Value, Value] = {}
 
-    def take(self, value: Value) -> Value:
+    def take(self, value: PersistentId) -> Value:
         """A persistent id with the number that its storage has in the new archive; others as they are."""
-        if not (isinstance(value, PersistentId) and isinstance(value.pid, tuple) and len(value.pid) > 2):
+        if not (isinstance(value.pid, tuple) and len(value.pid) > 2):
             return value
         if value.pid[0] == "module" and isinstance(value.pid[1], Global):
             return value.pid[1]  # legacy files name a module's class so, beside its source text
