@@ -5,11 +5,9 @@ Source of the format: https://github.com/huggingface/safetensors (README).
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import struct
-import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -17,6 +15,7 @@ from typing import Any, TypeAlias
 from safetensors import SafetensorError, safe_open
 
 from wnconvert.errors import FormatError, OutputError
+from wnconvert.heap import give_back
 from wnconvert.plan.layout import Blob, Layout
 from wnconvert.plan.plan import Plan
 from wnconvert.plan.record.history import METADATA_KEY, read_history, write_history
@@ -99,17 +98,7 @@ def check_header(path: Path) -> None:
     except SafetensorError as error:
         reason = str(error).removeprefix("Error while deserializing header: ")
         raise FormatError(f"the safetensors library refuses it: {reason}", fix=GET_AGAIN) from error
-    _give_back_memory()
-
-
-def _give_back_memory() -> None:
-    """Have the C library give free memory back, where it can: the check takes 600 bytes a tensor."""
-    if sys.platform != "linux":
-        return
-    import ctypes  # as numpy does
-
-    with contextlib.suppress(AttributeError):  # not in every C library
-        ctypes.CDLL(None).malloc_trim(0)
+    give_back()  # what the library took: 600 bytes a tensor
 
 
 def _check_copy(text: bytes, size: int) -> None:

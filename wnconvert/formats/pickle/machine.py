@@ -92,10 +92,16 @@ def _reason(error: Exception, kind: type[FormatError]) -> str:
 
 
 # The operations that most of a checkpoint is made of.
-_COMMON = [OPCODES[name] for name in "LONG_BINPUT BINPUT BININT1 BINGET BINUNICODE SHORT_BINUNICODE".split()]
-_MEMOIZE, _MARK, _TUPLE, _TUPLE2, _REDUCE, _NEWFALSE, _EMPTY_TUPLE = (
-    OPCODES[name] for name in "MEMOIZE MARK TUPLE TUPLE2 REDUCE NEWFALSE EMPTY_TUPLE".split()
+_BINPUT, _BINGET, _BININT1, _BINUNICODE = (
+    OPCODES[name] for name in ("BINPUT", "BINGET", "BININT1", "BINUNICODE")
 )
+_MEMOIZE, _TUPLE, _TUPLE2, _REDUCE = (OPCODES[name] for name in ("MEMOIZE", "TUPLE", "TUPLE2", "REDUCE"))
+_PUTS = frozenset({_BINPUT, OPCODES["LONG_BINPUT"]})
+_TEXTS = frozenset({_BINUNICODE, OPCODES["SHORT_BINUNICODE"]})
+_CONSTANTS: dict[int, Value] = {
+    OPCODES[name]: value
+    for name, value in (("NONE", None), ("NEWTRUE", True), ("NEWFALSE", False), ("EMPTY_TUPLE", ()))
+}
 _STOP = OPCODES["STOP"]
 _U4 = struct.Struct("<I").unpack_from
 #: Stands in the memo where nothing was stored.
@@ -122,16 +128,16 @@ class _Machine:
         """Run through STOP. What most of a checkpoint is made of is done here, in a loop without calls."""
         data, memo, stack, below = self.data, self.memo, self.stack, self.below
         at, spent, most, code, costs, used = self.at, 0, self.most, -1, COSTS, self.used
-        long_put, put, integer, get, text, short_text = _COMMON
+        puts, texts, integer, get = _PUTS, _TEXTS, _BININT1, _BINGET
         try:
             while code != _STOP:
                 code = data[at]
                 at += 1
                 used[code] = 1
                 spent += costs[code]
-                if code == long_put or code == put:  # noqa: PLR1714 - faster
-                    index = _U4(data, at)[0] if code == long_put else data[at]
-                    at += 4 if code == long_put else 1
+                if code in puts:
+                    index = data[at] if code == _BINPUT else _U4(data, at)[0]
+                    at += 1 if code == _BINPUT else 4
                     if index == len(memo):
                         memo.append(stack[-1])
                     else:
@@ -141,13 +147,10 @@ class _Machine:
                     stack.append(data[at])
                     at += 1
                 elif code == get:
-                    value = memo[data[at]] if data[at] < len(memo) else _NOTHING
-                    if value is _NOTHING:
-                        raise KeyError(data[at])
+                    stack.append(self.got(data[at]))
                     at += 1
-                    stack.append(value)
-                elif code == text or code == short_text:  # noqa: PLR1714 - faster
-                    size, first = (_U4(data, at)[0], at + 4) if code == text else (data[at], at + 1)
+                elif code in texts:
+                    size, first = (_U4(data, at)[0], at + 4) if code == _BINUNICODE else (data[at], at + 1)
                     at = first + size
                     if at > len(data):
                         raise ValueError("it ends in the middle of a text")
@@ -170,27 +173,20 @@ class _Machine:
                     value, self.stack = tuple(stack), below.pop()
                     stack = self.stack
                     stack.append(value)
-                elif code == _MARK and len(below) < MAX_MARKS:
-                    below.append(stack)
-                    self.stack = stack = []
-                elif code == _NEWFALSE:
-                    stack.append(False)
-                elif code == _EMPTY_TUPLE:
-                    stack.append(())
+                elif code in _CONSTANTS:
+                    stack.append(_CONSTANTS[code])
                 else:
-                    self.at = at
-                    if code in _PLAIN:
-                        _PLAIN[code](self, None)
-                    else:
-                        self.spent = spent
-                        self.with_argument(code)
-                        at, spent = self.at, self.spent
-                    stack = self.stack
+                    self.at, self.spent = at, spent
+                    self.other(code)
+                    at, spent, stack = self.at, self.spent, self.stack
         finally:
             self.at = max(at, self.at)
 
-    def with_argument(self, code: int) -> None:
-        """Do an operation that has an argument, and is not a frequent one."""
+    def other(self, code: int) -> None:
+        """Do an operation that is not a frequent one."""
+        if code in _PLAIN:
+            _PLAIN[code](self, None)
+            return
         if code not in ARGUMENTS:
             raise ValueError(f"its byte {code:02x} is not an opcode")
         self.stream.seek(self.at)
@@ -348,9 +344,6 @@ _OPS: dict[str, Callable[[_Machine, Value], object]] = {
     "PROTO": _Machine.proto,
     "FRAME": lambda m, arg: None,
     "STOP": lambda m, arg: None,
-    "NONE": lambda m, arg: m.push(None),
-    "NEWTRUE": lambda m, arg: m.push(True),
-    "NEWFALSE": lambda m, arg: m.push(False),
     "MARK": _Machine.mark,
     "POP": _Machine.pop,
     "POP_MARK": lambda m, arg: m.to_mark(),
@@ -365,7 +358,6 @@ _OPS: dict[str, Callable[[_Machine, Value], object]] = {
     "STRING": lambda m, arg: m.push(Latin1(arg)),
     "BINSTRING": lambda m, arg: m.push(Latin1(arg)),
     "SHORT_BINSTRING": lambda m, arg: m.push(Latin1(arg)),
-    "EMPTY_TUPLE": lambda m, arg: m.push(()),
     "TUPLE": _Machine.tuple_of_mark,
     "TUPLE1": lambda m, arg: m.tuple_of(1),
     "TUPLE2": lambda m, arg: m.tuple_of(2),
@@ -398,6 +390,6 @@ _OPS: dict[str, Callable[[_Machine, Value], object]] = {
     "READONLY_BUFFER": _Machine.buffer,
 }
 _OPS |= dict.fromkeys(PUSH_ARGUMENT, _Machine.push)
-_ACTS = {code: _OPS[name] for name, code in OPCODES.items()}
+_ACTS = {code: _OPS[name] for name, code in OPCODES.items() if name in _OPS}
 #: What operations without an argument do, by the opcode.
 _PLAIN = {code: act for code, act in _ACTS.items() if code not in ARGUMENTS}

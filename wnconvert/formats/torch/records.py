@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from types import NoneType
 
 from wnconvert.errors import FormatError
@@ -229,9 +230,15 @@ def storage_record(key: str, dtype: DType | None, location: str, numel: int) -> 
     A dtype without a storage class of its own (float8, uint16) lies in an untyped storage, counted in bytes.
     """
     if dtype and dtype.storage:
-        return PersistentId(("storage", Global("torch", dtype.storage), key, location, numel))
+        return PersistentId(("storage", _storage_class(dtype), key, location, numel))
     nbytes = numel * dtype.itemsize if dtype else numel
-    return PersistentId(("storage", Global("torch.storage", "UntypedStorage"), key, location, nbytes))
+    return PersistentId(("storage", _storage_class(None), key, location, nbytes))
+
+
+@cache
+def _storage_class(dtype: DType | None) -> Global:
+    """The class of a storage: one object for any number of tensors."""
+    return Global("torch", dtype.storage) if dtype else Global("torch.storage", "UntypedStorage")
 
 
 def with_storage(

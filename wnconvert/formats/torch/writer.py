@@ -53,6 +53,26 @@ def torch_layout(source: TorchFile | None, tree: Tree, plan: Plan) -> Layout:
     ``source`` is None where the tensors come from a file without a pickle (safetensors).
     Raises ``OutputError`` where the pickle would hand on a name that runs something.
     """
+    runs, storages = _pickled(source, tree, plan)
+    records = [
+        _pickle_record(runs),
+        NewRecord(PREFIX + "byteorder", 6, b"little"),
+        *storages,
+        NewRecord(PREFIX + "version", 2, b"3\n"),
+    ]
+    others = source.records if source else ()
+    records += [NewRecord(other.name, other.data.size, CopyBytes(other.data)) for other in others]
+    if plan.record or tree.metadata:
+        history = write_history(plan.record, tree.metadata).encode()
+        records.append(NewRecord(PREFIX + RECORD_NAME, len(history), history))
+    mark = source.mark if source and source.mark in MARKS else b"PK"
+    return zip_layout(records, mark=mark, comment=source.comment if source else b"")
+
+
+def _pickled(
+    source: TorchFile | None, tree: Tree, plan: Plan
+) -> tuple[list[bytes | Unwritten], list[NewRecord]]:
+    """The new pickle, and the storages that it names."""
     editor = _Editor(source, tree)
     root = editor.root(plan)
     archive = _Storages(source)
@@ -71,19 +91,7 @@ def torch_layout(source: TorchFile | None, tree: Tree, plan: Plan) -> Layout:
             f"the file names {listed(dangers.names, 6)}, which could run something where it is loaded",
             fix=_fix_of(dangers.names, source),
         )
-    records = [
-        _pickle_record(runs),
-        NewRecord(PREFIX + "byteorder", 6, b"little"),
-        *archive.records(),
-        NewRecord(PREFIX + "version", 2, b"3\n"),
-    ]
-    others = source.records if source else ()
-    records += [NewRecord(other.name, other.data.size, CopyBytes(other.data)) for other in others]
-    if plan.record or tree.metadata:
-        history = write_history(plan.record, tree.metadata).encode()
-        records.append(NewRecord(PREFIX + RECORD_NAME, len(history), history))
-    mark = source.mark if source and source.mark in MARKS else b"PK"
-    return zip_layout(records, mark=mark, comment=source.comment if source else b"")
+    return runs, list(archive.records())
 
 
 def _fix_of(dangers: Sequence[str], source: TorchFile | None) -> str:
@@ -182,7 +190,7 @@ class _Editor:
         self.made: dict[tuple[object, ...], Value] = {}  # a value under two names stays one value
         self.names: dict[tuple[int, str], str] = {}  # a text that is two keys stays one text
         self.renamed: set[int] = set()  # the metadata whose modules have their new names
-        self.views: dict[tuple[str, ByteRange], set[object]] = {}  # of the tensors that a state dict keeps
+        self.views: dict[tuple[str, ByteRange], set[object]] = {}  # of what is kept beside casts
         self.protocol = source.pickle.protocol if source else 2
 
     def edited(self, value: Value) -> Value:
@@ -191,10 +199,8 @@ class _Editor:
     def root(self, plan: Plan) -> Value:
         """The root of the new pickle."""
         for planned in plan.state_dicts:
-            for step in planned.steps:
-                stored = None if step.kept is None else self.tensors[planned.path].get(step.kept)
-                if stored is not None:
-                    self.views.setdefault((planned.path, stored.storage), set()).add(stored.view)
+            if any(step.kept is not None and step.dtype for step in planned.steps):
+                self._note_views(planned)
         if self.source is None or self.source.container is Container.TORCHSCRIPT:
             made = [(planned.path, state_dict_node(self._pairs(planned, {}))) for planned in plan.state_dicts]
             return made[0][1] if len(made) == 1 else Dict(list(made))
@@ -217,6 +223,13 @@ class _Editor:
             if item.path not in dropped:
                 self.edits |= optimizer_edits(item.node, names)
         return self.source.pickle.root
+
+    def _note_views(self, planned: PlannedStateDict) -> None:
+        """Note the views of each storage that a state dict keeps, where some are cast."""
+        for step in planned.steps:
+            stored = None if step.kept is None else self.tensors[planned.path].get(step.kept)
+            if stored is not None:
+                self.views.setdefault((planned.path, stored.storage), set()).add(stored.view)
 
     def _straighten_views(self) -> None:
         """Storages that are views of a root storage (the oldest files) become the root itself."""
