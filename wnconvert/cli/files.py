@@ -172,7 +172,7 @@ def migrate(src: str, out: str | None, *, to: str, **options: Any) -> None:
 
 
 def _load_lightly() -> None:
-    """Have numpy load without the threads of its BLAS, which took 15 ms, and free memory given back at once."""
+    """Have numpy load without the threads of its BLAS, which took 15 ms, and free memory go back at once."""
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     keep_large_apart()
 

@@ -170,9 +170,9 @@ class _Machine:
                     value = stack.pop()
                     stack[-1] = Object("REDUCE", stack[-1], value)
                 elif code == _TUPLE:
-                    value, self.stack = tuple(stack), below.pop()
+                    items, self.stack = tuple(stack), below.pop()
                     stack = self.stack
-                    stack.append(value)
+                    stack.append(items)
                 elif code in _CONSTANTS:
                     stack.append(_CONSTANTS[code])
                 else:
