@@ -11,7 +11,7 @@ from wnconvert.messages import counted, listed, option
 from wnconvert.onnx.file.model import GraphEdits, Model
 from wnconvert.onnx.file.reader import OnnxFile
 from wnconvert.onnx.graph.edits import fold_edits
-from wnconvert.onnx.graph.layers import NormLayer, find_graph_layers
+from wnconvert.onnx.graph.layers import GraphLayer, find_graph_layers
 from wnconvert.plan.plan import Change, Plan, PlannedStateDict
 from wnconvert.plan.selection.wanted import check_refused, check_selection, idle_excludes
 from wnconvert.plan.steps import Fold, Keep, Step
@@ -27,7 +27,7 @@ class OnnxFold:
     """A plan, the layers that it folds, how many are left as they are, and the changes of the model."""
 
     plan: Plan
-    layers: tuple[NormLayer, ...]
+    layers: tuple[GraphLayer, ...]
     edits: GraphEdits
     left: int = 0
 
@@ -68,14 +68,14 @@ def plan_onnx(opened: OnnxFile, selection: Selection = Selection()) -> OnnxFold:
 
 
 def _planned(
-    model: Model, state: StateDict, layers: Sequence[NormLayer], changed: GraphEdits
+    model: Model, state: StateDict, layers: Sequence[GraphLayer], changed: GraphEdits
 ) -> PlannedStateDict:
-    """The plan of a scope: the tensors that stay, and each new weight in the place of v."""
+    """The plan of a scope: the tensors that stay, and each new weight in the place of its original."""
     dtypes: dict[str, DType] = {tensor.layer: tensor.dtype for tensor in changed.tensors}
     here = [item.layer for item in layers if item.path == state.path]
     after: dict[str, list[Step]] = {}
     for layer in here:
-        after.setdefault(layer.v.name, []).append(Fold(layer, dtypes[layer.name]))
+        after.setdefault(layer.original.name, []).append(Fold(layer, dtypes[layer.name]))
     gone = set(_gone(model, state.path, changed))
     steps: list[Step] = []
     for entry in state.entries:
