@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from wnconvert.errors import LayerError
+from wnconvert.layers.kinds import WORDS, in_words
+from wnconvert.layers.rules import Norm, Rule
 from wnconvert.layers.schemes import Selection
 from wnconvert.messages import counted, listed, option
 from wnconvert.onnx.file.model import GraphEdits, Model
@@ -24,12 +27,16 @@ __all__ = ["OnnxFold", "plan_onnx"]
 
 @dataclass(frozen=True, slots=True)
 class OnnxFold:
-    """A plan, the layers that it folds, how many are left as they are, and the changes of the model."""
+    """A plan, the layers that it folds, how many are left as they are, and the changes of the model.
+
+    ``kinds`` are those of the layers that were looked for.
+    """
 
     plan: Plan
     layers: tuple[GraphLayer, ...]
     edits: GraphEdits
     left: int = 0
+    kinds: tuple[str, ...] = (Norm.kind,)
 
     @property
     def why_nothing(self) -> str:
@@ -37,7 +44,7 @@ class OnnxFold:
         if self.left:
             globs = f"{option('layers')} and {option('exclude')}"
             return f"{globs} leave out {counted(self.left, 'layer')}, all that there are"
-        return "no weight norm is left in the graph"
+        return f"no {' or '.join(WORDS[kind] for kind in self.kinds)} is left in the graph"
 
 
 def plan_onnx(opened: OnnxFile, selection: Selection = Selection()) -> OnnxFold:  # noqa: B008 - frozen
@@ -46,7 +53,7 @@ def plan_onnx(opened: OnnxFile, selection: Selection = Selection()) -> OnnxFold:
     Raises ``LayerError`` if layers are refused, ``ArgumentError`` if the selection matches nothing.
     """
     model, tree = opened.model, opened.tree()
-    found = find_graph_layers(model)
+    found = find_graph_layers(model, selection.kinds)
     names = [*(item.layer.name for item in found.layers), *(no.name for no in found.refused)]
     check_selection(selection, names)
     check_refused({"": [no for no in found.refused if selection.wants(no.name)]}, "folded")
@@ -62,9 +69,14 @@ def plan_onnx(opened: OnnxFile, selection: Selection = Selection()) -> OnnxFold:
         item for item in layers if item.layer.name in made
     )  # others are removed with the scope that stores them
     planned = tuple(_planned(model, state, layers, changed) for state in tree.state_dicts)
-    notes = (*tree.notes, *idle_excludes(selection, names), *_notes(model, changed))
+    notes = (
+        *tree.notes,
+        *idle_excludes(selection, names),
+        *_notes(model, changed, layers),
+        *_others(found.others),
+    )
     plan = Plan("fold", Container.ONNX, planned, notes=notes)
-    return OnnxFold(plan, layers, changed, len(found.layers) - len(layers))
+    return OnnxFold(plan, layers, changed, len(found.layers) - len(layers), selection.kinds)
 
 
 def _planned(
@@ -97,10 +109,19 @@ def _gone(model: Model, path: str, changed: GraphEdits) -> Iterator[str]:
             yield from node.outputs
 
 
-def _notes(model: Model, changed: GraphEdits) -> Iterable[str]:
+def _others(rules: Iterable[Rule]) -> Iterator[str]:
+    """Notes on layers of which other kinds were asked for than all that they have."""
+    for kinds, count in Counter(rule.kinds for rule in rules).items():
+        it = "it" if count == 1 else "them"
+        yield f"{counted(count, 'layer')} of {in_words(kinds)} left: {option('kinds', ','.join(kinds))} folds {it}"
+
+
+def _notes(model: Model, changed: GraphEdits, layers: Sequence[GraphLayer]) -> Iterator[str]:
     inputs = [port.name for port in model.graph.inputs if port.record.start in changed.dropped]
     if inputs:
         yield f"inputs that only repeated stored tensors go with them: {listed(inputs, 6)}"
     nodes = sum(node.record.start in changed.dropped for scope in model.scopes() for node in scope.nodes)
     if nodes:
-        yield f"left out with the weight norm: {counted(nodes, 'node')} that nothing uses any more"
+        kinds = dict.fromkeys(kind for item in layers for kind in item.layer.rule.kinds)
+        what = " and ".join(WORDS[kind] for kind in kinds)
+        yield f"left out with the {what}: {counted(nodes, 'node')} that nothing uses any more"
