@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
-from wnconvert.layers.rules import ORIGINAL, Rule
+from wnconvert.layers.rules import ORIGINAL, Mask
 from wnconvert.layers.schemes import Layer, Refused
 from wnconvert.onnx.arithmetic.meaning import Meaning, meaning_of
 from wnconvert.onnx.arithmetic.monomials import tensors_of
@@ -15,6 +15,7 @@ from wnconvert.onnx.graph.index import Index, ValueId, index_of, removal, unique
 from wnconvert.onnx.graph.names import has_name_of, weight_name
 from wnconvert.onnx.graph.values import Leaf, SeenValue, values_of
 from wnconvert.onnx.graph.views import View, bases_of, calls_of, trees_of, view_of
+from wnconvert.tensors.tree import Shape
 
 __all__ = ["FunctionWeight", "GraphLayer", "GraphLayers", "Weight", "find_graph_layers"]
 
@@ -55,12 +56,12 @@ class GraphLayer:
 class GraphLayers:
     """The layers of a model in the order of their arithmetic, and those that cannot be folded.
 
-    ``others`` are the rules of the layers that need another kind to be folded than those that were asked for.
+    ``others`` are the layers that need another kind than those that were asked for.
     """
 
     layers: tuple[GraphLayer, ...]
     refused: tuple[Refused, ...]
-    others: tuple[Rule, ...] = ()
+    others: tuple[Layer, ...] = ()
 
 
 def find_graph_layers(model: Model, kinds: Collection[str] = ("weight",)) -> GraphLayers:
@@ -72,23 +73,18 @@ def find_graph_layers(model: Model, kinds: Collection[str] = ("weight",)) -> Gra
     """
     index = index_of(model)
     leaves, seen = values_of(model, index)
+    shapes = [leaf.info.shape for leaf in leaves]
     every: _Groups = {}
     for value in seen:
-        if (sighting := _sighting(value, leaves)) is not None:
+        if (sighting := _sighting(value, leaves, shapes)) is not None:
             every.setdefault(sighting.key, []).append(sighting)
     wanted = {key: group for key, group in every.items() if set(key.rule.kinds) <= set(kinds)}
-    taken: set[str] = set()
-    layers: list[GraphLayer] = []
-    refused: list[Refused] = []
-    for draft in _drafts(model, index, wanted, leaves):
-        name = unique_name(weight_name(draft.original.value[1], draft.key.rule), taken)
-        if draft.reason:
-            refused.append(Refused(name, draft.reason, draft.remedy))
-        else:
-            layers.append(_layer(name, draft))
-    others = _drafts(model, index, every, leaves) if len(wanted) < len(every) else ()
-    left = tuple(draft.key.rule for draft in others if draft.key not in wanted)
-    return GraphLayers(tuple(layers), tuple(refused), left)
+    drafts = _named(_drafts(model, index, wanted, leaves))
+    refused = (Refused(name, draft.reason, draft.remedy) for name, draft in drafts if draft.reason)
+    layers = (_layer(name, draft) for name, draft in drafts if not draft.reason)
+    others = _named(_drafts(model, index, every, leaves) if len(wanted) < len(every) else ())
+    left = (_layer(name, draft).layer for name, draft in others if draft.key not in wanted)
+    return GraphLayers(tuple(layers), tuple(refused), tuple(left))
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +121,7 @@ class _Draft:
             self.reason, self.remedy = reason, remedy
 
 
-def _sighting(seen: SeenValue, leaves: Sequence[Leaf]) -> _Sighting | None:
+def _sighting(seen: SeenValue, leaves: Sequence[Leaf], shapes: Sequence[Shape]) -> _Sighting | None:
     """A value as a weight; None if it is none, or if no strides describe its layout."""
     monomial = seen.value.monomial
     if monomial is None:
@@ -133,7 +129,7 @@ def _sighting(seen: SeenValue, leaves: Sequence[Leaf]) -> _Sighting | None:
     units = {number for number in tensors_of(monomial.factors) if _is_ones(leaves[number])}
     found = meaning_of(
         monomial,
-        [leaf.info.shape for leaf in leaves],
+        shapes,
         units,
         lambda number, rule: has_name_of(leaves[number].value[1], rule),
     )
@@ -155,7 +151,21 @@ def _drafts(model: Model, index: Index, groups: _Groups, leaves: Sequence[Leaf])
     drafts = [_draft(model, index, key, groups, leaves) for key in groups]
     kept = [draft for draft in drafts if draft.weights or draft.passed or draft.reason]
     _judge_functions(index, kept)
-    return kept
+    return [draft for draft in kept if not (draft.reason and _is_any_product(draft))]
+
+
+def _is_any_product(draft: _Draft) -> bool:
+    """Whether it is a product of two tensors without the names of a masked weight: it may be anything."""
+    rule = draft.key.rule
+    return rule.operations == (Mask(),) and not has_name_of(draft.original.value[1], rule)
+
+
+def _named(drafts: Iterable[_Draft]) -> Sequence[tuple[str, _Draft]]:
+    """Layers with the names of their weights, each another."""
+    taken: set[str] = set()
+    return [
+        (unique_name(weight_name(draft.original.value[1], draft.key.rule), taken), draft) for draft in drafts
+    ]
 
 
 def _draft(model: Model, index: Index, key: Meaning, groups: _Groups, leaves: Sequence[Leaf]) -> _Draft:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from wnconvert.errors import LayerError
-from wnconvert.layers.kinds import WORDS, in_words
-from wnconvert.layers.rules import Norm, Rule
+from wnconvert.layers.kinds import WORDS
+from wnconvert.layers.others import hints_on
 from wnconvert.layers.schemes import Selection
 from wnconvert.messages import counted, listed, option
 from wnconvert.onnx.file.model import GraphEdits, Model
@@ -27,16 +26,12 @@ __all__ = ["OnnxFold", "plan_onnx"]
 
 @dataclass(frozen=True, slots=True)
 class OnnxFold:
-    """A plan, the layers that it folds, how many are left as they are, and the changes of the model.
-
-    ``kinds`` are those of the layers that were looked for.
-    """
+    """A plan, the layers that it folds, how many are left as they are, and the changes of the model."""
 
     plan: Plan
     layers: tuple[GraphLayer, ...]
     edits: GraphEdits
     left: int = 0
-    kinds: tuple[str, ...] = (Norm.kind,)
 
     @property
     def why_nothing(self) -> str:
@@ -44,7 +39,7 @@ class OnnxFold:
         if self.left:
             globs = f"{option('layers')} and {option('exclude')}"
             return f"{globs} leave out {counted(self.left, 'layer')}, all that there are"
-        return f"no {' or '.join(WORDS[kind] for kind in self.kinds)} is left in the graph"
+        return f"no {' or '.join(WORDS[kind] for kind in self.plan.kinds)} is left in the graph"
 
 
 def plan_onnx(opened: OnnxFile, selection: Selection = Selection()) -> OnnxFold:  # noqa: B008 - frozen
@@ -69,14 +64,10 @@ def plan_onnx(opened: OnnxFile, selection: Selection = Selection()) -> OnnxFold:
         item for item in layers if item.layer.name in made
     )  # others are removed with the scope that stores them
     planned = tuple(_planned(model, state, layers, changed) for state in tree.state_dicts)
-    notes = (
-        *tree.notes,
-        *idle_excludes(selection, names),
-        *_notes(model, changed, layers),
-        *_others(found.others),
-    )
-    plan = Plan("fold", Container.ONNX, planned, notes=notes)
-    return OnnxFold(plan, layers, changed, len(found.layers) - len(layers), selection.kinds)
+    notes = (*tree.notes, *idle_excludes(selection, names), *_notes(model, changed, layers))
+    hints = tuple(hints_on(found.others, selection.kinds, (item.layer for item in found.layers)))
+    plan = Plan("fold", Container.ONNX, planned, notes=notes, kinds=selection.kinds, hints=hints)
+    return OnnxFold(plan, layers, changed, len(found.layers) - len(layers))
 
 
 def _planned(
@@ -107,13 +98,6 @@ def _gone(model: Model, path: str, changed: GraphEdits) -> Iterator[str]:
     for node in scope.nodes:
         if node.record.start in changed.dropped:
             yield from node.outputs
-
-
-def _others(rules: Iterable[Rule]) -> Iterator[str]:
-    """Notes on layers of which other kinds were asked for than all that they have."""
-    for kinds, count in Counter(rule.kinds for rule in rules).items():
-        it = "it" if count == 1 else "them"
-        yield f"{counted(count, 'layer')} of {in_words(kinds)} left: {option('kinds', ','.join(kinds))} folds {it}"
 
 
 def _notes(model: Model, changed: GraphEdits, layers: Sequence[GraphLayer]) -> Iterator[str]:

@@ -237,7 +237,7 @@ class _Arithmetic:
 
 
 def _along_rows(rule: Rule) -> dict[str, Dim]:
-    """The tensors, by role, that have a part for each row, with the axis of the rows; None: their only one."""
+    """The tensors, by role, that have a part for each row, with its axis; None: their only one."""
     dim = _apart(rule)
     return {ORIGINAL: dim, "mask": dim, G: None}
 
