@@ -304,12 +304,12 @@ LAYERS = 8
 
 
 def masked(module: nn.Module, name: str) -> nn.Module:
-    prune.random_unstructured(module, name, 0.3)
+    prune.random_unstructured(module, name, 0.3)  # type: ignore[no-untyped-call]
     return module
 
 
 def masked_inside(module: nn.Module, name: str) -> nn.Module:
-    masked(module.parametrizations.weight, name)
+    masked(module.get_submodule("parametrizations.weight"), name)
     return module
 
 

@@ -325,8 +325,8 @@ def test_spectral_norm_that_the_exporter_leaves_is_folded_in_the_graph(tmp_path:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model = nn.Sequential(
-            nn.utils.spectral_norm(nn.Conv1d(4, 96, 7, padding=3)),  # type: ignore[no-untyped-call]
-            nn.utils.spectral_norm(nn.ConvTranspose1d(96, 64, 4)),  # type: ignore[no-untyped-call]
+            nn.utils.spectral_norm(nn.Conv1d(4, 96, 7, padding=3)),
+            nn.utils.spectral_norm(nn.ConvTranspose1d(96, 64, 4)),
         )
     inputs = ["input=float32[1,4,T]"]
     report = export_onnx(model, tmp_path / "m.onnx", inputs=inputs, ranges=RANGES, exporter="dynamo")

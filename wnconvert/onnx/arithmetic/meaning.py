@@ -23,7 +23,7 @@ from wnconvert.onnx.arithmetic.monomials import (
     multiplied,
     power,
     regrouped,
-    tensors_of,
+    tensor_numbers,
     transposed,
 )
 from wnconvert.onnx.arithmetic.sums import matrix_product, summed
@@ -97,7 +97,7 @@ def _carried_out(
     value: Monomial, original: int, shapes: _Shapes
 ) -> Iterator[tuple[Rule, tuple[tuple[str, int], ...]]]:
     """The rules that make a value of the tensor ``original``, whose axes are the value's dims."""
-    others = tensors_of(value.factors) - {original}
+    others = tensor_numbers(value.factors) - {original}
     for operations in _STACKS:
         names = [role for operation in operations for role in operation.roles]
         if len(names) != len(others):

@@ -36,7 +36,7 @@ __all__ = [
     "product_of",
     "regrouped",
     "renumbered",
-    "tensors_of",
+    "tensor_numbers",
     "transposed",
     "unsqueezed",
 ]
@@ -87,10 +87,10 @@ class Monomial:
         return tuple(math.prod(dim) for dim in self.dims)
 
 
-def tensors_of(powers: Powers) -> frozenset[int]:
+def tensor_numbers(powers: Powers) -> frozenset[int]:
     """The numbers of all tensors in a product, those in its sums among them."""
     own = {factor.tensor for factor, _ in powers if factor.kind != SUM}
-    return frozenset(own.union(*(tensors_of(factor.of) for factor, _ in powers)))
+    return frozenset(own.union(*(tensor_numbers(factor.of) for factor, _ in powers)))
 
 
 def leaf(number: int, shape: Sequence[int]) -> Monomial | None:

@@ -9,12 +9,12 @@ from typing import TypeAlias
 from wnconvert.layers.rules import ORIGINAL, Mask
 from wnconvert.layers.schemes import Layer, Refused
 from wnconvert.onnx.arithmetic.meaning import Meaning, meaning_of
-from wnconvert.onnx.arithmetic.monomials import tensors_of
+from wnconvert.onnx.arithmetic.monomials import tensor_numbers
 from wnconvert.onnx.file.model import Constant, Graph, Model, OnnxFunction
 from wnconvert.onnx.graph.index import Index, ValueId, index_of, removal, unique_name
 from wnconvert.onnx.graph.names import has_name_of, weight_name
 from wnconvert.onnx.graph.values import Leaf, SeenValue, values_of
-from wnconvert.onnx.graph.views import View, bases_of, calls_of, trees_of, view_of
+from wnconvert.onnx.graph.views import View, bases_of, calls_of, trees_of, weight_view
 from wnconvert.tensors.tree import Shape
 
 __all__ = ["FunctionWeight", "GraphLayer", "GraphLayers", "Weight", "find_graph_layers"]
@@ -126,7 +126,7 @@ def _sighting(seen: SeenValue, leaves: Sequence[Leaf], shapes: Sequence[Shape]) 
     monomial = seen.value.monomial
     if monomial is None:
         return None
-    units = {number for number in tensors_of(monomial.factors) if _is_ones(leaves[number])}
+    units = {number for number in tensor_numbers(monomial.factors) if _is_ones(leaves[number])}
     found = meaning_of(
         monomial,
         shapes,
@@ -137,7 +137,7 @@ def _sighting(seen: SeenValue, leaves: Sequence[Leaf], shapes: Sequence[Shape]) 
         return None
     meaning, original = found
     parts = {role: leaves[number].stored for role, number in meaning.tensors}
-    view = view_of(monomial.dims, original, meaning.rule, parts, seen.value.dtype)
+    view = weight_view(monomial.dims, original, meaning.rule, parts, seen.value.dtype)
     return _Sighting(meaning, seen, view) if view is not None else None
 
 

@@ -20,11 +20,11 @@ from wnconvert.onnx.graph.index import Index, ValueId
 from wnconvert.tensors.dtypes import DType
 from wnconvert.tensors.tree import Shape, StoredTensor, TensorInfo
 
-__all__ = ["Parts", "View", "ViewTree", "bases_of", "calls_of", "trees_of", "view_of"]
+__all__ = ["View", "ViewTree", "bases_of", "calls_of", "trees_of", "weight_view"]
 
 
 #: The tensors of a weight, by their roles.
-Parts: TypeAlias = tuple[tuple[str, StoredTensor], ...]
+_Parts: TypeAlias = tuple[tuple[str, StoredTensor], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,7 @@ class View:
     """
 
     rule: Rule
-    parts: Parts
+    parts: _Parts
     dtype: DType
 
     @property
@@ -44,7 +44,7 @@ class View:
         return dict(self.parts)[ORIGINAL]
 
 
-def view_of(
+def weight_view(
     dims: Dims, original: Factor, rule: Rule, parts: Mapping[str, StoredTensor], dtype: DType
 ) -> View | None:
     """The layout of a weight in a value with these dims, ``original`` among its factors.
