@@ -13,7 +13,7 @@ from wnconvert.onnx.arithmetic.monomials import tensor_numbers
 from wnconvert.onnx.file.model import Constant, Graph, Model, OnnxFunction
 from wnconvert.onnx.graph.index import Index, ValueId, index_of, removal, unique_name
 from wnconvert.onnx.graph.names import has_name_of, weight_name
-from wnconvert.onnx.graph.values import Leaf, SeenValue, values_of
+from wnconvert.onnx.graph.values import Leaf, SeenValue, symbolic_values
 from wnconvert.onnx.graph.views import View, bases_of, calls_of, trees_of, weight_view
 from wnconvert.tensors.tree import Shape
 
@@ -72,7 +72,7 @@ def find_graph_layers(model: Model, kinds: Collection[str] = ("weight",)) -> Gra
     for each norm. A weight in a weight of which all kinds are asked for is no layer of its own.
     """
     index = index_of(model)
-    leaves, seen = values_of(model, index)
+    leaves, seen = symbolic_values(model, index)
     shapes = [leaf.info.shape for leaf in leaves]
     every: _Groups = {}
     for value in seen:

@@ -21,7 +21,7 @@ from wnconvert.tensors.blocks import Array
 from wnconvert.tensors.dtypes import DTYPES, DType
 from wnconvert.tensors.tree import ByteRange, StoredTensor, TensorInfo, contiguous_strides
 
-__all__ = ["Leaf", "SeenValue", "values_of"]
+__all__ = ["Leaf", "SeenValue", "symbolic_values"]
 
 
 #: The most nodes of functions to walk in all: every call walks a body again, and calls nest.
@@ -63,7 +63,7 @@ _Env: TypeAlias = ChainMap[str, KnownValue | None]
 _Bound: TypeAlias = Mapping[str, Attribute]
 
 
-def values_of(model: Model, index: Index) -> tuple[list[Leaf], list[SeenValue]]:
+def symbolic_values(model: Model, index: Index) -> tuple[list[Leaf], list[SeenValue]]:
     """The stored tensors, and every value that is a product of several factors."""
     walk = _Walk(index)
     walk.scope(model.graph, ChainMap(), (), {})
