@@ -9,6 +9,7 @@ from wnconvert.errors import ArgumentError, LayerError
 from wnconvert.layers.dims import dim_of
 from wnconvert.layers.evidence import notes_on_passed
 from wnconvert.layers.find import FoundPairs, pairs_in
+from wnconvert.layers.rules import G
 from wnconvert.layers.schemes import Layer, Refused, Selection, fix_of
 from wnconvert.messages import listed, option, raise_listed, told
 from wnconvert.tensors.tree import StateDict
@@ -37,7 +38,7 @@ def find_layers(state: StateDict, selection: Selection) -> FoundPairs:
             reason = "a value that is not a plain tensor has the name of its weight"
             refused.append(Refused(layer.name, reason))
         # A pickled module says its dim; g's shape must say the same (of one element, it says nothing).
-        elif layer.name in state.dims and not _agrees(layer, state.dims[layer.name]):
+        elif layer.name in state.dims and G in layer.parts and not _agrees(layer, state.dims[layer.name]):
             reason = (
                 f"its WeightNorm hook says dim {state.dims[layer.name]}, "
                 f"g {layer.g.shape} beside v {layer.v.shape} does not"
