@@ -8,30 +8,35 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from wnconvert.errors import ArgumentError
+from wnconvert.errors import ArgumentError, LayerError
 from wnconvert.layers.schemes import Refused, Selection
 from wnconvert.messages import options_as_python
-from wnconvert.numerics.folding import fold_with_report
-from wnconvert.numerics.rows import Problem, RowPolicy, Wider, raise_problems
+from wnconvert.numerics.folding import Folding
+from wnconvert.numerics.rows import Problem, RowPolicy, RowReport, Wider, raise_problems
+from wnconvert.numerics.rules.parts import Part
 from wnconvert.tensors.blocks import Array
 from wnconvert.tensors.memory import array_of, view_of
 from wnconvert.verbs.modules.finding.live import Live, find_live
 from wnconvert.verbs.modules.finding.walk import modules_with_names
 from wnconvert.verbs.modules.finding.wrappers import held_by_ddp, under_ddp
+from wnconvert.verbs.modules.forms import move_to, reason_against_move
 from wnconvert.verbs.modules.outside import read_from_outside, warn_of_changes
 from wnconvert.verbs.modules.selection import ON_META, TIED_FIX, Layers, raise_refused, refuse_in_ddp, select
-from wnconvert.verbs.modules.surgery import (
-    fold_to,
-    made_as,
-    move_to,
-    reason_against_form,
-    refresh_flat_weights,
-)
+from wnconvert.verbs.modules.surgery import fold_to, made_as, refresh_flat_weights
 from wnconvert.verbs.modules.undo import UndoableEdits
-from wnconvert.verbs.shared.options import Form, ZeroRows, check_form, numbers_of, selection_of
+from wnconvert.verbs.shared.options import (
+    Form,
+    Kinds,
+    ZeroRows,
+    check_form,
+    kinds_of,
+    numbers_of,
+    selection_of,
+)
 
 __all__ = ["CopyError", "fold_module", "folded", "migrate_module", "refuse_meta", "weights_folded"]
 
@@ -49,6 +54,7 @@ def fold_module(
     *,
     layers: Iterable[str] = (),
     exclude: Iterable[str] = (),
+    kinds: Kinds = ("weight",),
     zero_rows: ZeroRows = "error",
     allow_nonfinite: bool = False,
 ) -> Layers:
@@ -79,10 +85,10 @@ def fold_module(
     >>> type(model[0]).__name__, fold_module(model)
     ('Conv1d', Layers: 0 layers)
     """
-    selection = selection_of(layers, exclude, "auto")
+    selection, wanted = selection_of(layers, exclude, "auto"), kinds_of(kinds)
     policy = _policy(zero_rows, allow_nonfinite=allow_nonfinite)
     with options_as_python(), UndoableEdits() as edits:
-        chosen = _chosen(module, selection)
+        chosen = _chosen(module, selection, wanted)
         _refuse_in_ddp(chosen, held_by_ddp(chosen.modules), _BEFORE_DDP)
         return _fold(chosen, policy, edits)
 
@@ -92,6 +98,7 @@ def folded(
     *,
     layers: Iterable[str] = (),
     exclude: Iterable[str] = (),
+    kinds: Kinds = ("weight",),
     zero_rows: ZeroRows = "error",
     allow_nonfinite: bool = False,
 ) -> AnyModule:
@@ -106,13 +113,13 @@ def folded(
     >>> list(folded(model).state_dict()), list(model.state_dict())[1:]
     (['bias', 'weight'], ['parametrizations.weight.original0', 'parametrizations.weight.original1'])
     """
-    selection = selection_of(layers, exclude, "auto")
+    selection, wanted = selection_of(layers, exclude, "auto"), kinds_of(kinds)
     policy = _policy(zero_rows, allow_nonfinite=allow_nonfinite)
     with options_as_python():
-        chosen = _chosen(module, selection)  # a layer that is refused is reported before anything is copied
+        chosen = _chosen(module, selection, wanted)  # a layer that is refused is reported before anything is copied
         _refuse_in_ddp(chosen, under_ddp(chosen.modules), "folded(model.module): copy what it wraps")
         copied = _copy(module)
-        _fold(_chosen(copied, selection), policy, UndoableEdits())
+        _fold(_chosen(copied, selection, wanted), policy, UndoableEdits())
     return copied
 
 
@@ -122,6 +129,7 @@ def weights_folded(
     *,
     layers: Iterable[str] = (),
     exclude: Iterable[str] = (),
+    kinds: Kinds = ("weight",),
     zero_rows: ZeroRows = "error",
     allow_nonfinite: bool = False,
 ) -> Iterator[Layers]:
@@ -142,19 +150,24 @@ def weights_folded(
     >>> type(model).__name__
     'ParametrizedLinear'
     """
-    selection = selection_of(layers, exclude, "auto")
+    selection, wanted = selection_of(layers, exclude, "auto"), kinds_of(kinds)
     policy = _policy(zero_rows, allow_nonfinite=allow_nonfinite)
     with UndoableEdits() as edits:  # undoes it too if an interrupt skips `finally`
         try:
             with options_as_python():
-                layers_folded = _fold(_chosen(module, selection), policy, edits)
+                layers_folded = _fold(_chosen(module, selection, wanted), policy, edits)
             yield layers_folded
         finally:
             edits.undo()
 
 
 def migrate_module(
-    module: nn.Module, *, to: Form = "parametrize", layers: Iterable[str] = (), exclude: Iterable[str] = ()
+    module: nn.Module,
+    *,
+    to: Form = "parametrize",
+    layers: Iterable[str] = (),
+    exclude: Iterable[str] = (),
+    kinds: Kinds = ("weight",),
 ) -> Layers:
     """Change a module's layers to the ``"parametrize"`` or the ``"legacy"`` form, in place.
 
@@ -178,9 +191,10 @@ def migrate_module(
     ['bias', 'weight_g', 'weight_v']
     """
     check_form(str(to))  # here None is not a choice
-    chosen, others = select(find_live(module), selection_of(layers, exclude, "auto"), "migrated")
+    found = find_live(module, kinds_of(kinds))
+    chosen, others = select(found, selection_of(layers, exclude, "auto"), "migrated")
     moved = [live for live in chosen if live.layer.form != to]
-    reasons = [(live, reason_against_form(live.module, live.param, to)) for live in moved]
+    reasons = [(live, reason_against_move(live, to)) for live in moved]
     raise_refused((Refused(live.layer.name, reason) for live, reason in reasons if reason), "migrated")
     with UndoableEdits() as edits, torch.inference_mode(False), torch.no_grad():
         outside = read_from_outside(moved, [each for each, _ in modules_with_names(module)])
@@ -193,7 +207,7 @@ def migrate_module(
         for live, w in zip(moved, weights, strict=True):
             move_to(live, w, to)
         refresh_flat_weights((live.module, live.param, w) for live, w in zip(moved, weights, strict=True))
-        return Layers((live.in_form(to).layer for live in moved), others)
+        return Layers((live.again().layer for live in moved), others)
 
 
 # -- the numbers
@@ -212,20 +226,20 @@ class _Chosen:
     modules: list[nn.Module]
 
 
-def _chosen(module: nn.Module, selection: Selection) -> _Chosen:
+def _chosen(module: nn.Module, selection: Selection, kinds: Collection[str]) -> _Chosen:
     """What to fold. Raises ``LayerError`` for a layer that is tied to one that is not chosen."""
-    found = find_live(module)
+    found = find_live(module, kinds)
     chosen, others = select(found, selection, "folded")
     places = {(live.module, live.param) for live in chosen}
-    left = {_objects(live): live.names[0] for live in found.layers if (live.module, live.param) not in places}
+    left = {live.key: live.names[0] for live in found.layers if (live.module, live.param) not in places}
     reason = "it is tied to {}, which is not folded"
-    tied = [(live.layer.name, left[_objects(live)]) for live in chosen if _objects(live) in left]
+    tied = [(live.layer.name, left[live.key]) for live in chosen if live.key in left]
     raise_refused((Refused(name, reason.format(other), TIED_FIX) for name, other in tied), "folded")
     return _Chosen(chosen, others, [each for each, _ in modules_with_names(module)])
 
 
 def _refuse_in_ddp(chosen: _Chosen, held: Collection[int], fix: str) -> None:
-    trained = ((live.layer.name, live.module, (live.g, live.v)) for live in chosen.layers)
+    trained = ((live.layer.name, live.module, live.tensors.values()) for live in chosen.layers)
     refuse_in_ddp(trained, held, "folded", fix)
 
 
@@ -251,15 +265,30 @@ def _folded_weights(chosen: Iterable[Live], policy: RowPolicy) -> list[Tensor]:
     made: dict[object, Tensor] = {}
     problems: list[tuple[str, tuple[Problem, ...]]] = []
     for live in every:
-        bits = (view_of(live.g), view_of(live.v), live.layer.dim)
+        bits = (live.layer.rule, *((role, view_of(value)) for role, value in live.tensors.items()))
         if bits not in arrays:
-            w, report = fold_with_report(array_of(live.v), array_of(live.g), live.layer.dim)
+            w, report = _folded(live)
             arrays[bits] = w
             problems.append((f"layer {live.layer.name}", policy.problems(report)))
-        if _objects(live) not in made:
-            made[_objects(live)] = made_as(live.v, arrays[bits])
+        if live.key not in made:
+            made[live.key] = made_as(live.original, arrays[bits])
     raise_problems(problems)
-    return [made[_objects(live)] for live in every]
+    return [made[live.key] for live in every]
+
+
+def _folded(live: Live) -> tuple[Array, RowReport]:
+    """The weight of a layer, and its odd rows. Raises ``LayerError`` if its parts do not fit each other."""
+    original = array_of(live.original)
+    w = np.empty(original.size, original.dtype)
+    try:
+        parts = {role: Part.of(array_of(value)) for role, value in live.tensors.items()}
+        folding = Folding(live.layer.rule, parts, w.dtype)
+    except LayerError as error:
+        error.where = f"layer {live.layer.name}"
+        raise
+    for _ in folding.blocks(lambda block: w[block.start : block.stop].reshape(block.shape)):
+        pass
+    return w.reshape(original.shape), folding.report()
 
 
 def refuse_meta(layers: Iterable[Live], done: str) -> None:
@@ -268,19 +297,13 @@ def refuse_meta(layers: Iterable[Live], done: str) -> None:
 
 
 def _is_meta(live: Live) -> bool:
-    return live.g.is_meta or live.v.is_meta
-
-
-def _objects(live: Live) -> tuple[object, ...]:
-    return id(live.g), id(live.v), live.layer.dim
+    return any(value.is_meta for value in live.tensors.values())
 
 
 def _value(live: Live) -> Tensor:
     """The current weight of a layer, detached; rows without an answer follow IEEE 754."""
-    v = live.v.detach()
-    if _is_meta(live):
-        return torch.empty_like(v)
-    return made_as(v, fold_with_report(array_of(v), array_of(live.g), live.layer.dim)[0])
+    original = live.original.detach()
+    return torch.empty_like(original) if _is_meta(live) else made_as(original, _folded(live)[0])
 
 
 # -- copies

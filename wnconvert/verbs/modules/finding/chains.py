@@ -1,0 +1,180 @@
+"""How a weight is computed, from the outside inward: hooks and parametrizations, one upon the other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.utils.parametrize import ParametrizationList
+
+from wnconvert.layers.rules import ORIGINAL, Rule
+from wnconvert.verbs.modules.finding.computed import (
+    HELD,
+    HookComputed,
+    computed_by_hooks,
+    parametrizations_of,
+    tensor_of,
+)
+from wnconvert.verbs.modules.finding.ways import PARAMETRIZATIONS, Way, words_of
+
+__all__ = ["Chain", "Place", "Step", "chain_of"]
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a tensor is: ``name`` in a module. A state dict has it as ``key``, behind the weight's owner."""
+
+    home: nn.Module
+    name: str
+    key: str
+
+    @property
+    def tensor(self) -> Tensor | None:
+        """The Parameter or buffer there."""
+        return tensor_of(self.home, self.name)
+
+    @property
+    def is_fleeting(self) -> bool:
+        """Whether it is a buffer that is not saved in a state dict."""
+        return self.name in self.home._non_persistent_buffers_set
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A hook or a parametrization that computes ``target`` of ``home`` in a way."""
+
+    way: Way
+    by: Any
+    home: nn.Module
+    target: str
+
+    @property
+    def is_hook(self) -> bool:
+        """Whether it is a hook of ``home``."""
+        return not isinstance(self.by, nn.Module)
+
+
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """All that computes a weight, the innermost first, and the places of what it is computed of, by role.
+
+    ``made`` are the steps in words with their targets, those that are in no table too. ``reasons`` speak
+    against taking the steps for what they are.
+    """
+
+    places: Mapping[str, Place]
+    steps: tuple[Step, ...] = ()
+    made: tuple[tuple[str, str], ...] = ()
+    reasons: tuple[str, ...] = ()
+
+    @property
+    def words(self) -> str:
+        """All that computes the weight, in words."""
+        return " and ".join(word for word, _ in self.made)
+
+    @property
+    def is_known(self) -> bool:
+        """Whether there is a rule for all that computes the weight."""
+        return len(self.steps) == len(self.made)
+
+    @property
+    def form(self) -> str:
+        """The form of the outermost step."""
+        return "legacy" if self.steps[-1].is_hook else "parametrize"
+
+    def rule(self, rank: int) -> Rule:
+        """The rule of its steps, for a weight of so many axes."""
+        return Rule(tuple(step.way.operation(step.by, rank) for step in self.steps))
+
+    def tensors(self, rule: Rule) -> dict[str, Tensor | None]:
+        """The tensors of its rule, by role."""
+        return {role: self.places[role].tensor for role in rule.roles if role in self.places}
+
+    def below(self, home: nn.Module) -> list[str]:
+        """The names of its tensors in a module itself."""
+        return [place.name for place in self.places.values() if place.home is home]
+
+
+def chain_of(home: nn.Module, name: str, prefix: str = "") -> Chain:
+    """How ``name`` of a module is computed; ``prefix`` is that of the module, from the weight's owner on."""
+    hooks = [each for each in computed_by_hooks(home) if each.target == name]
+    made_by = parametrizations_of(home).get(name)
+    if hooks:
+        chain = _hooked(home, hooks[0], prefix)
+        others = [(each.kind, name) for each in hooks[1:]]
+        if made_by is not None:
+            others += [(words_of(part), name) for part in _members(made_by).values()]
+        return replace(chain, made=(*chain.made, *others))
+    if made_by is not None:
+        return _parametrized(home, name, made_by, prefix)
+    return Chain({ORIGINAL: Place(home, name, prefix + name)})
+
+
+def _hooked(home: nn.Module, outer: HookComputed, prefix: str) -> Chain:
+    way, target = outer.way, outer.target
+    inner = chain_of(home, outer.start, prefix)
+    beside = {
+        role: Place(home, target + suffix, prefix + target + suffix) for role, suffix in way.beside.items()
+    }
+    return Chain(
+        {**inner.places, **beside},
+        (*inner.steps, Step(way, outer.hook, home, target)),
+        (*inner.made, (way.words, target), *_computed(beside)),
+        (*inner.reasons, *filter(None, (way.reason_against(outer.hook),))),
+    )
+
+
+def _parametrized(home: nn.Module, name: str, made_by: ParametrizationList, prefix: str) -> Chain:
+    prefix = f"{prefix}{HELD}.{name}."
+    members = _members(made_by)
+    ways = {key: _way_of(part) for key, part in members.items()}
+    first = next((way for way in ways.values() if way), None)
+    inner = chain_of(made_by, first.start if first else "original", prefix)
+    places, steps, made = dict(inner.places), list(inner.steps), list(inner.made)
+    reasons = [*inner.reasons, *_reasons_against(home, name, made_by, members)]
+    for key, part in members.items():
+        way = ways[key]
+        made.append((words_of(part), name))
+        if way is None:
+            continue
+        beside = {role: Place(made_by, at, prefix + at) for role, at in way.beside.items()}
+        made += _computed(beside)
+        places |= beside | {role: Place(part, at, f"{prefix}{key}.{at}") for role, at in way.own.items()}
+        steps.append(Step(way, part, home, name))
+        if reason := way.reason_against(part):
+            reasons.append(reason)
+    return Chain(places, tuple(steps), tuple(made), tuple(reasons))
+
+
+def _members(made_by: ParametrizationList) -> dict[str, nn.Module]:
+    """The parametrizations: the numbered children; an original that is parametrized is a child too."""
+    return {
+        key: part for key, part in made_by._modules.items() if key.isdecimal() and part is not None
+    }
+
+
+def _way_of(part: nn.Module) -> Way | None:
+    return next((way for way in PARAMETRIZATIONS if isinstance(part, way.cls)), None)
+
+
+def _computed(places: Mapping[str, Place]) -> Iterator[tuple[str, str]]:
+    """What computes tensors that no rule has computed."""
+    for place in places.values():
+        yield from chain_of(place.home, place.name).made
+
+
+def _reasons_against(
+    home: nn.Module, name: str, made_by: ParametrizationList, members: Mapping[str, nn.Module]
+) -> Iterator[str]:
+    known = {id(each.hook) for each in computed_by_hooks(made_by)}
+    hooks = [
+        hook
+        for each in (made_by, *members.values())
+        for hook in (*each._forward_pre_hooks.values(), *each._forward_hooks.values())
+    ]
+    if any(id(hook) not in known for hook in hooks):
+        yield "hooks on its parametrization change what it computes"
+    if name not in vars(type(home)):
+        yield f"{type(home).__name__} is not the class that torch made for its parametrizations"
