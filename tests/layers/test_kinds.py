@@ -34,7 +34,7 @@ def test_torchs_own_reparameterizations_are_told_apart() -> None:
     assert kinds_of(pruned) == {"prune": 1}
     assert kinds_of(spectral) == {"spectral norm (parametrize)": 1}
     assert kinds_of(orthogonal) == {"orthogonal": 1}
-    assert kinds_of(stacked) == {"stacked parametrizations": 1}
+    assert kinds_of(stacked) == {"spectral norm on weight norm (parametrize)": 1}
 
 
 def test_weight_norm_itself_and_plain_layers_are_no_kind() -> None:
@@ -60,15 +60,13 @@ def test_adapters_and_rare_norms_are_known_by_their_keys() -> None:
 
 
 def test_spectral_norm_without_v_does_not_fold_by_a_formula_that_needs_it() -> None:
-    infos = [
-        TensorInfo(name, dtype_named("float32"), (4, 4))
-        for name in ("c.weight_orig", "c.weight_u", "c.weight")
-    ]
+    infos = [TensorInfo(name, dtype_named("float32"), (4, 4)) for name in ("c.weight_orig", "c.weight_u")]
     (found,) = find_kinds(infos)
     assert found.kind.name == "spectral norm (legacy, without v)"
     assert found.kind.folds == "if known"
     assert "the plain weight is beside it" in found.kind.how
     assert kinds("c.weight_orig", "c.weight_u", "c.weight_v") == {"spectral norm (legacy)": 1}
+    assert kinds("c.weight_orig", "c.weight_u", "c.weight") == {"spectral norm (torch 1.0)": 1}
     assert KINDS_BY_NAME["spectral norm (legacy)"].folds == "yes"
 
 
@@ -97,9 +95,11 @@ def test_every_kind_says_whether_and_how_it_folds() -> None:
 
 
 def test_one_thing_on_another_is_neither_alone() -> None:
-    assert kinds("c.weight_orig", "c.weight_mask", "c.weight_u", "c.weight_v") == {
-        "prune on spectral norm": 1
+    assert kinds("c.weight_orig_orig", "c.weight_orig_mask", "c.weight_u", "c.weight_v") == {
+        "spectral norm on prune": 1
     }
+    assert kinds("c.weight_v_orig", "c.weight_v_mask", "c.weight_g") == {"weight norm on prune": 1}
+    assert kinds("c.bias_v_orig", "c.bias_v_mask") == {"prune": 1}
     stem = "c.parametrizations.weight."
     assert kinds(f"{stem}original", f"{stem}0.base", f"{stem}1._u", f"{stem}1._v") == {
         "stacked parametrizations": 1

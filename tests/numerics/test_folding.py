@@ -9,10 +9,12 @@ import pytest
 from tests.helpers.arrays import DIMS, Array, normal, rows_in, same
 from tests.helpers.oracle import DTYPES, NARROW, exact_fold, squares, ulps_off
 from wnconvert.errors import LayerError
+from wnconvert.layers.rules import Norm, Rule
 from wnconvert.numerics.folding import Folding, fold_array, fold_with_report
 from wnconvert.numerics.norms import norms
 from wnconvert.numerics.rounding import cast, count_overflow
 from wnconvert.numerics.rows import Rows
+from wnconvert.numerics.rules.parts import Part
 from wnconvert.numerics.splitting import split_array
 from wnconvert.numerics.sums import accurate_sums, exact_sum, fast_sums
 from wnconvert.tensors.blocks import Block, blocks
@@ -303,7 +305,8 @@ def test_blocks_come_once_each_in_order_through_reused_buffers() -> None:
         data[:] = v.reshape(-1)[block.start : block.stop]
         return data.reshape(block.shape)
 
-    for block, w in Folding(read, (5, 6), 1, g, "float32", "float32", limit=24).blocks():
+    parts = {"original": Part(read, (5, 6), "float32"), "g": Part.of(g)}
+    for block, w in Folding(Rule((Norm(1),)), parts, "float32", limit=24).blocks():
         found.append(block)
         out[block.start : block.stop] = w.ravel()
     assert found == list(blocks((5, 6), 1, 4, 24))

@@ -58,12 +58,20 @@ FORMAT_CHOICES = ("table", "json", "csv", "markdown")
 )
 @globs("Fold")
 @click.option(
+    "--kinds",
+    metavar="KIND[,KIND…]",
+    default="weight",
+    show_default=True,
+    help="What to fold: weight, spectral, prune; all is these three; spectral-step is spectral norm of ports "
+    "that take a step in eval. A layer under several needs all of them.",
+)
+@click.option(
     "--dim",
     callback=dim_of_text,
     metavar="N|none|auto",
     default="auto",
     show_default=True,
-    help="The axis that is not summed over; auto reads it from the shape of g.",
+    help="The axis that is not summed over, or that spectral norm's u belongs to; auto reads it from shapes.",
 )
 @click.option(
     "--zero-rows",

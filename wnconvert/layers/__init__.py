@@ -8,5 +8,6 @@ evidence  what speaks against a pair that has the names of one
 foreign   weight norm as other libraries spell it, one row a library
 kinds     other reparameterizations and norms, one row a kind
 classes   the layers that classes of transformers and diffusers build
+others    layers of other kinds than weight norm alone
 find      the layers among the names of a state dict
 """

@@ -14,7 +14,7 @@ from wnconvert.errors import LayerError
 from wnconvert.messages import option
 from wnconvert.tensors.tree import Dim, Shape
 
-__all__ = ["AUTO", "DimFit", "dim_of", "g_shape", "torchs_g_shape"]
+__all__ = ["AUTO", "DimFit", "dim_of", "g_shape", "spectral_dim", "torchs_g_shape"]
 
 
 #: Ask for dim to be read from g's shape.
@@ -81,6 +81,30 @@ def _check(g: Shape, v: Shape, dim: object) -> Dim:
     if g != kept and g != (v[axis],) and not (v[axis] == 1 and math.prod(g) == 1):
         raise LayerError(f"{_misfit(g, v)} along {option('dim', dim)}", fix=_leave_dim_out())
     return axis
+
+
+def spectral_dim(shape: Shape, u: Shape, v: Shape, dim: int | str | None = AUTO) -> Dim:
+    """The axis that spectral norm's u belongs to, read from shapes; None where the first two fit alike.
+
+    Given a ``dim``, checks that u and v fit it instead. Raises ``LayerError`` with the shapes where they
+    do not.
+
+    >>> spectral_dim((8, 4, 3), (8,), (12,)), spectral_dim((8, 4, 3), (4,), (24,))
+    (0, 1)
+    >>> spectral_dim((8, 8), (8,), (8,)) is None, spectral_dim((8, 8), (8,), (8,), 1)
+    (True, 1)
+    """
+    numel = math.prod(shape)
+    axes = [axis for axis, size in enumerate(shape) if u == (size,) and v == (numel // size,)]
+    misfit = f"u {u} and v {v} do not fit {shape}"
+    if dim != AUTO:
+        axis = dim % len(shape) if isinstance(dim, int) and -len(shape) <= dim < len(shape) else None
+        if axis not in axes:
+            raise LayerError(f"{misfit} along {option('dim', dim)}", fix=_leave_dim_out())
+        return axis
+    if not axes:
+        raise LayerError(misfit, fix="repair the checkpoint")
+    return None if axes[:2] == [0, 1] and u != (1,) else axes[0]
 
 
 def g_shape(v: Shape, dim: Dim) -> Shape:

@@ -23,7 +23,10 @@ from wnconvert.layers.evidence import (
     is_bias,
     weakness_of,
 )
+from wnconvert.layers.others import FoundOthers, find_others
+from wnconvert.layers.rules import Norm
 from wnconvert.layers.schemes import SCHEMES, Layer, Refused, Scheme, Selection, owner_of
+from wnconvert.messages import option
 from wnconvert.tensors.tree import StateDict, TensorInfo
 
 __all__ = ["FoundPairs", "find_pairs", "pairs_in"]
@@ -33,9 +36,10 @@ __all__ = ["FoundPairs", "find_pairs", "pairs_in"]
 class FoundPairs:
     """The layers that names and shapes show in a state dict.
 
-    ``layers`` in order of the first half of each pair; ``refused``; ``unwanted``, layers that the
-    selection leaves alone; ``halves``, keys whose other half is not there; ``passed``, pairs that have the
-    names of a layer and too little else, and that the selection does not name in full.
+    ``layers`` are those of the kinds that are asked for, pairs in order of their first halves; ``others``
+    those of other kinds; ``refused``; ``unwanted``, layers that the selection leaves alone; ``halves``, keys
+    whose other half is not there; ``passed``, pairs that have the names of a layer and too little else, and
+    that the selection does not name in full.
     """
 
     layers: tuple[Layer, ...]
@@ -43,13 +47,14 @@ class FoundPairs:
     unwanted: tuple[str, ...]
     halves: tuple[str, ...]
     passed: tuple[PassedOver, ...] = ()
+    others: tuple[Layer, ...] = ()
 
 
 def pairs_in(
     state: StateDict,
     selection: Selection = Selection(),  # noqa: B008 - frozen
 ) -> FoundPairs:
-    """Find the weight-normalized layers of a state dict, by its tensors and by the modules that it names."""
+    """Find the layers of a state dict, by its tensors and by the modules that it names."""
     return find_pairs((tensor.info for tensor in state.tensors.values()), selection, state.parametrized)
 
 
@@ -58,7 +63,7 @@ def find_pairs(
     selection: Selection = Selection(),  # noqa: B008 - frozen
     parametrized: Mapping[str, tuple[str, ...]] = MappingProxyType({}),
 ) -> FoundPairs:
-    """Find the weight-normalized layers among the tensors of one state dict.
+    """Find the layers among the tensors of one state dict: of weight norm, unless other kinds are asked for.
 
     ``parametrized`` as in ``StateDict``.
 
@@ -70,12 +75,30 @@ def find_pairs(
     [('conv.weight', 'legacy', 0)]
     """
     there = _There(infos, parametrized)
+    others = find_others(there.names.values(), selection, parametrized)
+    pairs = _pairs(there, selection, others)
+    if Norm.kind not in selection.kinds:
+        left = (*pairs.layers, *others.left)
+        return FoundPairs(others.layers, others.refused, others.unwanted, (), others=left)
+    refused = {item.name: item for item in (*pairs.refused, *others.refused)}
+    return replace(
+        pairs,
+        layers=(*pairs.layers, *others.layers),
+        refused=tuple(refused.values()),
+        unwanted=tuple(dict.fromkeys((*pairs.unwanted, *others.unwanted))),
+        others=others.left,
+    )
+
+
+def _pairs(there: _There, selection: Selection, others: FoundOthers) -> FoundPairs:
+    """The pairs, but for those that are a part of ``others``."""
     layers: list[Layer] = []
     refused: list[Refused] = []
     unwanted: list[str] = []
     halves: list[str] = []
     passed: list[PassedOver] = []
-    for group in there.groups.values():
+    alone = _Others.of(others)
+    for group in filter(alone.leaves, there.groups.values()):
         g, v = group.g, group.v
         if g is None or v is None:
             halves += _lonely_half(group, there)
@@ -89,10 +112,11 @@ def find_pairs(
             unwanted.append(group.weight)
         elif (weakness := there.weakness(group)) and not selection.names(group.weight):
             passed.append(PassedOver(group.weight, g.name, v.name, *weakness))
-        elif reason := _reason_against(group, there):
+        elif reason := _reason_against(group, there) or alone.reason_against(group):
             if any(other.name == group.weight for other in refused):
                 continue  # there in both forms: reported once
-            refused.append(Refused(group.weight, reason, EMPTY_FIX if reason == EMPTY else ""))
+            remedy = EMPTY_FIX if reason == EMPTY else alone.remedy(group)
+            refused.append(Refused(group.weight, reason, remedy))
         else:
             try:
                 fit = dim_of(g.shape, v.shape, selection.dim)
@@ -123,6 +147,35 @@ class _Group:
     def param(self) -> str:
         """The name of the weight in its module."""
         return self.weight.rpartition(".")[2]
+
+
+@dataclass(frozen=True, slots=True)
+class _Others:
+    """Layers of other kinds by their weights: those that are asked for, and the rest."""
+
+    asked: Mapping[str, Layer]
+    left: Mapping[str, Layer]
+
+    @classmethod
+    def of(cls, others: FoundOthers) -> _Others:
+        """Those that were found."""
+        return cls(*({layer.name: layer for layer in layers} for layers in (others.layers, others.left)))
+
+    def leaves(self, group: _Group) -> bool:
+        """Whether a group is no part of a layer of several kinds, nor a half of it that stands alone."""
+        mine = (self.asked.get(group.weight), None if group.is_whole else self.left.get(group.weight))
+        halves = {half.name for half in (group.g, group.v) if half is not None}
+        return not any(layer and halves <= {part.name for part in layer.tensors} for layer in mine)
+
+    def reason_against(self, group: _Group) -> str:
+        """Why a pair must not be converted beside a layer of another kind, or nothing."""
+        is_there = group.weight in self.asked
+        return "it is there twice, as weight norm alone and as another kind" if is_there else ""
+
+    def remedy(self, group: _Group) -> str:
+        """What converts a pair that is a part of a layer of several kinds, or nothing."""
+        layer = self.left.get(group.weight)
+        return f"{option('kinds', ','.join(layer.rule.kinds))} takes the whole stack" if layer else ""
 
 
 class _There:

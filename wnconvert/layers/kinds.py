@@ -1,18 +1,40 @@
-"""Other reparameterizations and normalizations that the keys of a state dict show, as one table.
+"""Reparameterizations and normalizations that the keys of a state dict show, as one table.
 
-For each kind: can its weights be folded exactly for inference, and how, in half a sentence.
+For each kind: can its weights be folded exactly for inference, and how, in half a sentence. A row that has
+``parts`` is one that folds by its keys: ``layers.others`` finds its layers.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from wnconvert.layers.foreign import LIBRARIES, find_foreign
+from wnconvert.layers.rules import ORIGINAL, Mask, Norm, Operation, Spectral, SpectralStep, Stored
 from wnconvert.tensors.tree import TensorInfo
 
-__all__ = ["KINDS", "FoundKind", "Kind", "find_kinds"]
+__all__ = ["ALL", "KINDS", "WORDS", "FoundKind", "Kind", "find_kinds", "in_words", "stems_of"]
+
+
+#: The kinds of layers, as ``--kinds`` calls them, and what they are called in messages.
+WORDS = {
+    Norm.kind: "weight norm",
+    Spectral.kind: "spectral norm",
+    Mask.kind: "prune",
+    SpectralStep.kind: "spectral norm that steps in eval",
+}
+#: What ``--kinds all`` is: what keys prove.
+ALL = (Norm.kind, Spectral.kind, Mask.kind)
+
+
+def in_words(kinds: Iterable[str]) -> str:
+    """What layers of these kinds are, of which the first is the innermost.
+
+    >>> in_words(["prune", "spectral"])
+    'spectral norm on prune'
+    """
+    return " on ".join(reversed([WORDS[kind] for kind in kinds]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +43,11 @@ class Kind:
 
     ``ranks`` holds the number of dimensions that a key's tensor must have, ``least`` the elements that each
     of them must have. ``folds`` is ``"yes"``, ``"no"`` or ``"if known"``; ``how`` says it in half a sentence.
+
+    Of a kind that folds by its keys, ``form`` is the form of its layers, and ``operations`` make the weight,
+    the innermost first, of ``parts``: keys by their roles. The weight's own key is ``weight``; in the form
+    ``parametrize``, it is the name in the stem. ``note`` is what must be said of its layers. One that
+    ``varies`` has no fixed weight: that is the reason, and only who asks for a step has it folded.
     """
 
     name: str
@@ -30,18 +57,113 @@ class Kind:
     without: tuple[str, ...] = ()
     ranks: tuple[tuple[str, int], ...] = ()
     least: int = 0
+    form: str = ""
+    operations: tuple[type[Operation], ...] = ()
+    parts: Mapping[str, str] = field(default_factory=dict, hash=False)
+    weight: str = ""
+    note: str = ""
+    varies: str = ""
 
+    def shows(self, keys: Mapping[str, TensorInfo]) -> bool:
+        """Whether these keys behind a stem, and their tensors, are those of this kind."""
+
+        def has(wanted: str) -> bool:
+            if wanted.endswith("*"):
+                return any(key.startswith(wanted[:-1]) for key in keys)
+            return wanted in keys
+
+        return (
+            all(map(has, self.keys))
+            and not any(map(has, self.without))
+            and all(
+                len(keys[key].shape) == rank and keys[key].numel >= self.least for key, rank in self.ranks
+            )
+        )
+
+    @property
+    def unread(self) -> tuple[str, ...]:
+        """The keys that go with a layer, and of which its weight is not computed."""
+        return tuple(key for key in self.keys if key not in self.parts.values())
+
+
+def _legacy(how: str, *operations: type[Operation], weight: str = "", **parts: str) -> Kind:
+    """A kind whose keys stand behind the name of the weight, as torch's hooks have it."""
+    name = in_words(operation.kind for operation in operations)
+    shown = f"{name} (legacy)" if operations == (Spectral,) else name
+    keys = tuple(parts.values())
+    return Kind(shown, keys, "yes", how, form="legacy", operations=operations, parts=parts, weight=weight)
+
+
+def _parametrize(how: str, *operations: type[Operation], **parts: str) -> Kind:
+    """A kind of torch's parametrizations."""
+    name = f"{in_words(operation.kind for operation in operations)} (parametrize)"
+    keys = tuple(parts.values())
+    return Kind(name, keys, "yes", how, form="parametrize", operations=operations, parts=parts)
+
+
+def _step(whose: str, *keys: str, u: str, varies: str = "") -> Kind:
+    """A kind of spectral norm that takes a step in eval too; its names are those of its module."""
+    note = "σ is that of one step from the stored u, as its eval takes it"
+    return Kind(
+        f"spectral norm ({whose})",
+        ("weight", u, *keys),
+        "no" if varies else "if known",
+        f"it {varies}"
+        if varies
+        else "as one step from the stored u, which its eval takes: --kinds spectral-step",
+        ranks=((u, 2),),
+        form="module",
+        operations=(SpectralStep,),
+        parts={ORIGINAL: "weight", "u": u},
+        weight="weight",
+        note=_FIRST if varies else note,
+        varies=varies,
+    )
+
+
+_VARIES = "iterates and stores what it finds in eval too: every forward has another σ"
+_FIRST = "its σ changes with every forward, and this is the first one's"
 
 #: A key that several kinds share is claimed by the first of them.
 KINDS: tuple[Kind, ...] = (
-    Kind(
-        "prune on spectral norm", ("_orig", "_mask", "_u"), "if known", "where the order of the two is known"
+    _legacy(
+        "weight = w / (uᵀ·mat(w)·v) with w = orig · mask",
+        Mask,
+        Spectral,
+        original="_orig_orig",
+        mask="_orig_mask",
+        u="_u",
+        v="_v",
+    ),
+    _legacy("weight = g · w/‖w‖ with w = v · mask", Mask, Norm, original="_v_orig", mask="_v_mask", g="_g"),
+    _legacy("weight_v = orig · mask", Mask, weight="_v", original="_v_orig", mask="_v_mask"),
+    _legacy(
+        "weight = orig / (uᵀ·mat(orig)·v), mat along dim 1 for ConvTranspose",
+        Spectral,
+        original="_orig",
+        u="_u",
+        v="_v",
     ),
     Kind(
-        "spectral norm (legacy)",
-        ("_orig", "_u", "_v"),
+        "spectral norm (weight_bar)",
+        ("_bar", "_u", "_v"),
+        "no",
+        f"it {_VARIES}",
+        form="legacy",
+        operations=(SpectralStep,),
+        parts={ORIGINAL: "_bar", "u": "_u"},
+        note=_FIRST,
+        varies=_VARIES,
+    ),
+    Kind(
+        "spectral norm (torch 1.0)",
+        ("_orig", "_u", ""),
         "yes",
-        "weight = orig / (uᵀ·mat(orig)·v), mat along dim 1 for ConvTranspose",
+        "the plain weight beside it is the folded one, as its eval used it",
+        form="legacy",
+        operations=(Stored,),
+        parts={ORIGINAL: ""},
+        note="torch 1.0 stored the weight beside its spectral norm: that is kept as it is",
     ),
     Kind(
         "spectral norm (legacy, without v)",
@@ -49,7 +171,47 @@ KINDS: tuple[Kind, ...] = (
         "if known",
         "where the plain weight is beside it, which is what eval used: no v is stored",
     ),
-    Kind("prune", ("_orig", "_mask"), "yes", "weight = orig · mask"),
+    _legacy("weight = orig · mask", Mask, original="_orig", mask="_mask"),
+    _parametrize(
+        "weight = w / (uᵀ·mat(w)·v) with w = g · x/‖x‖ and x = original1 · mask",
+        Mask,
+        Norm,
+        Spectral,
+        original="original1_orig",
+        mask="original1_mask",
+        g="original0",
+        u="1._u",
+        v="1._v",
+    ),
+    _parametrize(
+        "weight = w / (uᵀ·mat(w)·v) with w = original0 · original1/‖original1‖",
+        Norm,
+        Spectral,
+        original="original1",
+        g="original0",
+        u="1._u",
+        v="1._v",
+    ),
+    _parametrize(
+        "weight = original0 · w/‖w‖ with w = original1 · mask",
+        Mask,
+        Norm,
+        original="original1_orig",
+        mask="original1_mask",
+        g="original0",
+    ),
+    _parametrize(
+        "weight = w / (uᵀ·mat(w)·v) with w = original · mask",
+        Mask,
+        Spectral,
+        original="original_orig",
+        mask="original_mask",
+        u="0._u",
+        v="0._v",
+    ),
+    _parametrize(
+        "weight = original / (uᵀ·mat(original)·v)", Spectral, original="original", u="0._u", v="0._v"
+    ),
     Kind(
         "stacked parametrizations",
         ("original0", "original1", "1.*"),
@@ -63,12 +225,6 @@ KINDS: tuple[Kind, ...] = (
         "where the order of the parametrizations is known",
     ),
     Kind(
-        "spectral norm (parametrize)",
-        ("original", "0._u"),
-        "yes",
-        "weight = original / (uᵀ·mat(original)·v)",
-    ),
-    Kind(
         "orthogonal",
         ("original", "0.base"),
         "if known",
@@ -80,6 +236,9 @@ KINDS: tuple[Kind, ...] = (
         "if known",
         "from the live module, for what it computes is not in the keys",
     ),
+    _step("BigGAN", "sv0", u="u0"),
+    _step("mimicry", "sn_sigma", u="sn_u"),
+    _step("u", u="u", varies=_VARIES),
     Kind("DoRA", ("lora_magnitude_vector*",), "if known", "with the base weights"),
     Kind("DoRA (LyCORIS)", ("dora_scale",), "if known", "with the base weights"),
     Kind(
@@ -131,13 +290,40 @@ _FOREIGN = {
     for library, formula in LIBRARIES.items()
 }
 
-# A stem and what stands behind it: conv.weight|_orig, conv.parametrizations.weight.|0._u, bn.|running_mean.
+# A stem and what stands behind it: conv.parametrizations.weight.|0._u, conv.weight|_orig, bn.|running_mean.
 _SPLITS = (
-    re.compile(r"(?P<stem>(?:.*\.)?parametrizations\.[^.]+\.)(?P<key>.+)"),
-    re.compile(r"(?P<stem>(?:.*\.)?[^.]+)(?P<key>_(?:orig|u|v|mask))"),
-    re.compile(r"(?P<stem>(?:.*\.)?)(?P<key>lora_magnitude_vector.*)"),
-    re.compile(r"(?P<stem>(?:.*\.)?)(?P<key>[^.]+)"),
+    re.compile(r"(?P<stem>(?:.*\.)?parametrizations\.[^.]+\.)(?P<key>.+)", re.DOTALL),
+    re.compile(r"(?P<stem>(?:.*\.)?)(?P<key>sn_u)", re.DOTALL),
+    re.compile(
+        r"(?P<stem>(?:.*\.)?[^.]+?)(?P<key>_(?:(?:orig|v)_(?:orig|mask)|orig|mask|bar|[uvg]))", re.DOTALL
+    ),
+    re.compile(r"(?P<stem>(?:.*\.)?)(?P<key>lora_magnitude_vector.*)", re.DOTALL),
+    re.compile(r"(?P<stem>(?:.*\.)?)(?P<key>[^.]+)", re.DOTALL),
 )
+#: What of a stem says that a plain weight beside it counts.
+_ORIGINALS = ("_orig", "_orig_orig", "_v_orig", "_bar")
+
+
+def stems_of(infos: Iterable[TensorInfo]) -> dict[str, dict[str, TensorInfo]]:
+    """Tensors by what stands behind a stem of their names; the key of a plain weight beside others is "".
+
+    >>> from wnconvert.tensors.dtypes import dtype_named
+    >>> names = ("conv.weight_orig", "conv.weight_u", "conv.bias")
+    >>> {stem: list(keys) for stem, keys in stems_of(
+    ...     TensorInfo(name, dtype_named("float32"), (8,)) for name in names).items()}
+    {'conv.weight': ['_orig', '_u'], 'conv.': ['bias']}
+    """
+    stems: dict[str, dict[str, TensorInfo]] = {}
+    every = list(infos)
+    for info in every:
+        for split in _SPLITS:
+            if match := split.fullmatch(info.name):
+                stems.setdefault(match["stem"], {})[match["key"]] = info
+                break
+    for info in every:
+        if not stems.get(info.name, {}).keys().isdisjoint(_ORIGINALS):
+            stems[info.name][""] = info
+    return stems
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,16 +344,10 @@ def find_kinds(infos: Iterable[TensorInfo]) -> tuple[FoundKind, ...]:
     ...     TensorInfo(key, dtype_named("float32"), (8,)) for key in keys)]
     [('batch norm', 1)]
     """
-    stems: dict[str, dict[str, TensorInfo]] = {}
     every = list(infos)
-    for info in every:
-        for split in _SPLITS:
-            if match := split.fullmatch(info.name):
-                stems.setdefault(match["stem"], {})[match["key"]] = info
-                break
     found: dict[Kind, list[str]] = {}
-    for stem, keys in stems.items():
-        kind = next((kind for kind in KINDS if _shows(kind, keys)), None)
+    for stem, keys in stems_of(every).items():
+        kind = next((kind for kind in KINDS if kind.shows(keys)), None)
         if kind is not None:
             found.setdefault(kind, []).append(stem.rstrip(".") or ".")
     for pair in find_foreign(every):
@@ -176,17 +356,4 @@ def find_kinds(infos: Iterable[TensorInfo]) -> tuple[FoundKind, ...]:
         FoundKind(kind, len(found[kind]), found[kind][0])
         for kind in (*_FOREIGN.values(), *KINDS)
         if kind in found
-    )
-
-
-def _shows(kind: Kind, keys: Mapping[str, TensorInfo]) -> bool:
-    def has(wanted: str) -> bool:
-        if wanted.endswith("*"):
-            return any(key.startswith(wanted[:-1]) for key in keys)
-        return wanted in keys
-
-    return (
-        all(map(has, kind.keys))
-        and not any(map(has, kind.without))
-        and all(len(keys[key].shape) == rank and keys[key].numel >= kind.least for key, rank in kind.ranks)
     )

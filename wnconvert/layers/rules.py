@@ -11,7 +11,18 @@ from typing import ClassVar
 
 from wnconvert.tensors.tree import Dim, Shape, rows_of
 
-__all__ = ["ORIGINAL", "G", "Mask", "Norm", "Operation", "Rule", "Spectral", "SpectralStep", "UnitVector"]
+__all__ = [
+    "ORIGINAL",
+    "G",
+    "Mask",
+    "Norm",
+    "Operation",
+    "Rule",
+    "Spectral",
+    "SpectralStep",
+    "Stored",
+    "UnitVector",
+]
 
 
 #: The role of the tensor that the operations start from; weight norm calls it v.
@@ -90,7 +101,20 @@ class UnitVector:
         return 1
 
 
-Operation = Mask | Norm | Spectral | SpectralStep | UnitVector
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """w itself: torch 1.0 stored the weight beside the original and the u of its spectral norm."""
+
+    roles: ClassVar[tuple[str, ...]] = ()
+    kind: ClassVar[str] = "spectral"
+    dim: ClassVar[None] = None
+
+    def norms(self, shape: Shape) -> int:  # noqa: ARG002 - as the others have it
+        """Number of norms of a weight of that shape."""
+        return 0
+
+
+Operation = Mask | Norm | Spectral | SpectralStep | UnitVector | Stored
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +140,11 @@ class Rule:
         ('prune', 'weight')
         """
         return tuple(dict.fromkeys(operation.kind for operation in self.operations))
+
+    @property
+    def kind(self) -> str:
+        """The kinds as one word, such as ``prune+spectral``."""
+        return "+".join(self.kinds)
 
     @property
     def dim(self) -> Dim:

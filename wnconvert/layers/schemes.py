@@ -22,6 +22,7 @@ __all__ = [
     "Selection",
     "fix_of",
     "in_form",
+    "is_pair",
     "owner_of",
     "spelled",
     "spellings",
@@ -146,6 +147,11 @@ class Layer:
         return replace(self, parts={ORIGINAL: v, G: g}, note="")
 
 
+def is_pair(layer: Layer) -> bool:
+    """Whether a layer is weight norm alone: a g and a v."""
+    return layer.rule.kinds == (Norm.kind,)
+
+
 def owner_of(weight: str) -> str:
     """The prefix of a weight's module, with its dot, or nothing.
 
@@ -219,6 +225,8 @@ def fix_of(refused: Collection[Refused]) -> str:
 class Selection:
     """The layers that are wanted: globs on the names of weights (``fnmatch``), and dim if it is given.
 
+    ``kinds`` are those of layers that are wanted.
+
     ``named`` are weights that are said to be layers, whatever else their names could mean; so are those that
     ``layers`` names without wildcards.
 
@@ -230,6 +238,7 @@ class Selection:
     exclude: tuple[str, ...] = ()
     dim: int | str | None = AUTO
     named: Collection[str] = ()
+    kinds: tuple[str, ...] = (Norm.kind,)
 
     def wants(self, name: str) -> bool:
         """Whether the layer of this name is to be converted."""

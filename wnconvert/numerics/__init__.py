@@ -6,9 +6,9 @@ rows       rows without an answer: reports on them, and the policy that makes th
 narrow     products of values of at most 24 bits, in few passes
 norms      norms of rows, correctly rounded
 wide       products of any values
-scales     g/|v| of rows, as the factors of their products
-folding    w = g v / |v|, block by block, correctly rounded
-splitting  g = |w| and v = w: norms and directions
 finite     NaN and infinities counted
+rules      the arithmetic of each operation of a rule: factors of rows, a factor of all, a mask
+folding    a weight by its rule, block by block, correctly rounded
+splitting  g = |w| and v = w: norms and directions
 distance   how far apart numbers are: bits, ulps, tolerances
 """

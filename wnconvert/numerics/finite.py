@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from wnconvert.tensors.blocks import Array
+from wnconvert.numerics.rounding import FLOAT_FORMATS
+from wnconvert.tensors.blocks import Array, scratch
 from wnconvert.tensors.dtypes import DType
 
-__all__ = ["count_nonfinite", "may_be_nonfinite"]
+__all__ = ["all_finite", "count_nonfinite", "may_be_nonfinite"]
 
 
 #: The exponent bits of half precision, all set in NaN and infinities; numpy takes ten times as long to tell.
@@ -23,6 +24,20 @@ def may_be_nonfinite(dtype: DType) -> bool:
     [True, True, False, False]
     """
     return dtype.foldable or dtype.is_float8 or dtype.name in _PARTS
+
+
+def all_finite(values: Array) -> bool:
+    """Whether no element of a foldable dtype is NaN or infinite.
+
+    >>> all_finite(np.float32([1, 2])), all_finite(np.float16([1, np.inf]))
+    (True, False)
+    """
+    form = FLOAT_FORMATS[values.dtype.name]
+    if values.dtype.itemsize > 2:
+        return bool(np.isfinite(values).all())
+    exponents = scratch("exponents", values.shape, form.codes)
+    np.bitwise_and(values.view(form.codes), form.codes.type(form.inf), out=exponents)
+    return int(np.maximum.reduce(exponents, axis=None, initial=0)) < form.inf
 
 
 def count_nonfinite(values: Array, dtype: DType) -> tuple[int, int]:

@@ -21,30 +21,24 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
-from wnconvert.errors import LayerError
-from wnconvert.numerics.narrow import OpenElements, keeps_subnormals, loaded, products
-from wnconvert.numerics.norms import RowSource, arithmetic, as_float64
-from wnconvert.numerics.rounding import FLOAT_FORMATS, DTypeLike, name_of
-from wnconvert.numerics.rows import RowReport, rows_where, runs
-from wnconvert.numerics.scales import NarrowFactors, Scaling
-from wnconvert.numerics.sums import Sums, accurate_sums, fast_sums
+from wnconvert.layers.rules import ORIGINAL, Norm, Rule
+from wnconvert.numerics.finite import all_finite
+from wnconvert.numerics.narrow import OpenElements, loaded, products
+from wnconvert.numerics.norms import arithmetic, as_float64
+from wnconvert.numerics.rounding import FLOAT_FORMATS, DTypeLike, cast, name_of
+from wnconvert.numerics.rows import WHOLE, Divisor, RowReport, RowTally, rows_where, runs
+from wnconvert.numerics.rules.factors import Bounds, NarrowFactors
+from wnconvert.numerics.rules.parts import Part, Parts
+from wnconvert.numerics.rules.table import Scale, staged
+from wnconvert.numerics.sums import Sums
 from wnconvert.numerics.wide import WideFactors, wide_products
-from wnconvert.tensors.blocks import (
-    BLOCK_BYTES,
-    Array,
-    Block,
-    Floats,
-    Read,
-    RowValues,
-    reader_of,
-    scratch,
-    shares,
-)
-from wnconvert.tensors.tree import Dim, rows_of
+from wnconvert.tensors.blocks import BLOCK_BYTES, Array, Block, Floats, scratch, shares
+from wnconvert.tensors.tree import Dim
 
 __all__ = ["Folding", "fold_array", "fold_with_report"]
 
@@ -52,39 +46,26 @@ __all__ = ["Folding", "fold_array", "fold_with_report"]
 class Folding:
     """A fold in progress: ``blocks`` gives w block by block, then ``report`` describes the odd rows.
 
-    ``read(block)`` gives v's elements as an array of ``block.shape`` that may be reused by the next call.
-    ``g`` has one element for each row, in any shape: an array, or ``RowValues`` that are read as rows come.
-    v is read once if rows are contiguous and fit a block, else twice. Every row is computed: zero rows of v
-    give zeros; NaN and infinities follow IEEE 754.
+    ``parts`` are the tensors of the rule, by their roles. The original is read once if the rule is a norm of
+    rows that are contiguous and fit a block, or a mask, else twice; a mask is read with it. Every element is
+    computed: zero rows give zeros; NaN and infinities follow IEEE 754.
 
-    Raises ``LayerError`` if a dtype cannot be folded or g has another number of elements.
+    Raises ``LayerError`` if a dtype cannot be folded, or parts do not fit each other.
 
-    >>> v = np.array([[3.0, 4.0]])
-    >>> folding = Folding(lambda block: v[None], (1, 2), 0, np.array([10.0]), "float64", "float64")
+    >>> parts = {"original": Part.of(np.array([[3.0, 4.0]])), "g": Part.of(np.array([10.0]))}
+    >>> folding = Folding(Rule((Norm(0),)), parts, "float64")
     >>> [(block.start, w.tolist()) for block, w in folding.blocks()], folding.report().kept.count
     ([(0, [[[6.0, 8.0]]])], 0)
     """
 
-    def __init__(  # noqa: PLR0917 -- the tensor, its magnitudes, the result's dtype
-        self,
-        read: Read,
-        shape: tuple[int, ...],
-        dim: Dim,
-        g: Array | RowValues,
-        v_dtype: DTypeLike,
-        out_dtype: DTypeLike,
-        *,
-        limit: int = BLOCK_BYTES,
-    ) -> None:
-        self.g = g = g if isinstance(g, RowValues) else RowValues.of(g)
-        if g.count != rows_of(shape, dim):
-            raise LayerError(f"g {g.shape} does not fit v {shape} along dim {dim}")
+    def __init__(self, rule: Rule, parts: Parts, out_dtype: DTypeLike, *, limit: int = BLOCK_BYTES) -> None:
         self.out = out = name_of(out_dtype)
         self.form = FLOAT_FORMATS[out]
-        dtype = name_of(v_dtype)
-        self.narrow = "float64" not in (dtype, name_of(g.dtype), out) and keeps_subnormals()
-        self.source = RowSource(read, shape, dim, dtype, limit, fast_sums if self.narrow else accurate_sums)
-        self.scaling = Scaling(self.source, g.dtype, out)
+        self.stage = stage = staged(rule, parts, out, limit)
+        self.scale = stage.scale
+        self.source = stage.scale.source if stage.scale else stage.source(None)
+        self.tally = stage.scale.tally if stage.scale else RowTally()
+        self.divisor: Divisor | None = None
         self.overflow: NDArray[np.bool_] | None = None
 
     def blocks(self, room: Callable[[Block], Array] | None = None) -> Iterator[tuple[Block, Array]]:
@@ -92,55 +73,57 @@ class Folding:
 
         Without ``room`` it is valid until this thread folds again.
         """
-        source, room = self.source, room or self._spare
-        every: _Rows | None = None
+        room = room or self._spare
         # The arithmetic is never set around a yield: the caller keeps its own handling of errors.
-        if source.count and not source.whole_rows:
+        with arithmetic():
+            make = self._maker()
+        for block in self.source.blocks():
             with arithmetic():
-                every = self._every()
-        for block in source.blocks():
-            with arithmetic():
-                self._block(block, every, w := room(block))
+                make(block, w := room(block))
             yield block, w
 
     def report(self) -> RowReport:
         """The odd rows of the blocks so far."""
         if self.overflow is not None:
-            self.scaling.tally.put("overflow", rows_where(self.overflow))
-        return self.scaling.tally.report()
+            self.tally.put("overflow", rows_where(self.overflow))
+        return self.tally.report(self.divisor)
 
-    def _every(self) -> _Rows:
-        """The factors of all rows: the first of two passes."""
-        sums = self.source.sums()
-        parts = [self._rows(sums.at(rows), rows) for rows in runs(self.source.count)]
-        narrow, wide = (
-            [part.narrow for part in parts if part.narrow],
-            [part.wide for part in parts if part.wide],
-        )
-        return _Rows(
-            sums,
-            NarrowFactors.joined(narrow) if narrow else None,
-            WideFactors.joined(wide) if wide else None,
-        )
+    def _maker(self) -> Callable[[Block, Array], None]:
+        """What makes the values of a block, after the first of two passes, where that is needed."""
+        scale = self.scale
+        if scale is None:
+            return self._copy
+        every: _Rows | None = None
+        if self.source.count:
+            if self.stage.common:
+                common, self.divisor = self.stage.common.find()
+                scale.under(common)
+            if self.stage.common or not self.source.whole_rows:
+                every = _Rows.all_of(scale, self.source.count)
+        return partial(self._block, scale, every)
 
-    def _rows(self, sums: Sums, rows: slice) -> _Rows:
-        """The factors of some rows, in the way that serves their values best."""
-        g = self.g.at(rows)
-        if self.narrow:
-            return _Rows(sums, self.scaling.narrow(sums, g, rows.start), None)
-        return _Rows(sums, None, self.scaling.wide(sums, g, rows.start, tell=True))
+    def _copy(self, block: Block, w: Array) -> None:
+        """Make the block's values of w, which are what is read."""
+        values = self.source.take(block)
+        if values.dtype == w.dtype:
+            np.copyto(w, values)
+        else:
+            w[...] = cast(values, self.out)
+        if not all_finite(w):
+            self.tally.put("overflow" if all_finite(values) else "nonfinite", WHOLE)
 
     def _spare(self, block: Block) -> Array:
         return scratch("w", block.shape, self.form.dtype)
 
-    def _block(self, block: Block, every: _Rows | None, w: Array) -> None:
+    def _block(self, scale: Scale, every: _Rows | None, block: Block, w: Array) -> None:
         """Make the block's values of w."""
-        self.g.hold(block.rows)  # what v is read into, it may be read into too
+        scale.hold(block.rows)  # what is read for them may be read into the same memory as values are
         values = self.source.take(block)
-        rows = (
-            self._rows(self.source.block_sums(values), block.rows) if every is None else every.at(block.rows)
-        )
-        if rows.narrow is None:
+        if every is None:
+            rows = _Rows.of(scale, self.source.block_sums(values), block.rows)
+        else:
+            rows = every.at(block.rows)
+        if rows.narrow is None or values.dtype == np.float64:
             questions = [self._wide(block, values, rows, w)]
         else:
             questions = list(self._pieces(block, values, rows, rows.narrow, w))
@@ -162,23 +145,23 @@ class Folding:
             found = products(x, narrow.factor[its], narrow.width, self.out, out)
             if found.places.size:
                 piece = Block(block.start + run.start, shape, block.row + its.start)
-                yield _Question(piece, found, rows.sums.at(its), out, x, power)
+                yield _Question(piece, found, rows.at(its), out, x, power)
 
     def _wide(self, piece: Block, values: Array, rows: _Rows, out: Array) -> _Question:
         """Make a piece of w in the way that takes all values, but for the elements that are open."""
         factors = rows.wide
         if factors is None:
-            factors = self.scaling.wide(rows.sums, self.g.at(piece.rows), piece.row, tell=False)
+            factors = rows.scale.wide(rows.sums, piece.rows, tell=False)
         x = as_float64(values)
         found = wide_products(x, factors, self.out, out)
-        return _Question(piece, found, rows.sums, out, x, 0, factors.large)
+        return _Question(piece, found, rows, out, x, 0, factors.large)
 
     def _count_overflow(self, rows: slice, large: NDArray[np.bool_], out: Array) -> None:
         """Count rows of which a piece has an infinity; rows in many pieces are counted in the end."""
         flags = large.copy()
         flags[large] = ~np.isfinite(out[:, large]).all(axis=(0, 2))
         if self.source.whole_rows:
-            self.scaling.tally.add("overflow", flags, rows.start)
+            self.tally.add("overflow", flags, rows.start)
         elif flags.any():
             if self.overflow is None:
                 self.overflow = np.zeros(self.source.count, bool)
@@ -190,25 +173,27 @@ class Folding:
         codes = question.out.view(self.form.codes).reshape(-1)
         sign = self.form.codes.type(1 << (8 * self.form.codes.itemsize - 1))
         numbers = np.abs(question.values) * 2.0**question.power
-        g = self.g.at(piece.rows) if places.size else np.empty(0)
         known: dict[tuple[int, float], int] = {}
         rows = places // piece.shape[2] % piece.shape[1]
         for place, at, value, code in zip(
             *(each.tolist() for each in (places, rows, numbers, below)), strict=True
         ):
             if (at, value) not in known:
-                square = (Fraction(value) * Fraction(float(g[at]))) ** 2
-                known[at, value] = self._nearest(piece.row + at, at, question.sums, square, code)
+                squares = question.rows.scale.ladder(piece.row + at, question.rows.sums, at)
+                known[at, value] = self._nearest(Fraction(value) ** 2, squares, code)
             codes[place] = known[at, value] | (codes[place] & sign)
         if question.large is not None and question.large.any():
             self._count_overflow(piece.rows, question.large, question.out)
 
-    def _nearest(self, row: int, at: int, sums: Sums, square: Fraction, code: int) -> int:
-        """The code of the value nearest to |g·v|/‖v‖, given (g·v)² and a code that is not larger."""
+    def _nearest(self, square: Fraction, squares: Iterator[Bounds], code: int) -> int:
+        """The code of the value nearest to √(square·factor²), given one that is not larger.
+
+        ``squares`` are ever narrower bounds on factor².
+        """
         found = 0
-        for least, most in self.source.ladder(row, sums, at):
-            found = self.form.nearest_root(square / most, code)
-            if found == self.form.nearest_root(square / least, found):
+        for least, most in squares:
+            found = self.form.nearest_root(square * least, code)
+            if found == self.form.nearest_root(square * most, found):
                 break
         return found
 
@@ -217,14 +202,38 @@ class Folding:
 class _Rows:
     """Sums and factors of rows; narrow ones where all is narrow, but for odd rows, else wide ones."""
 
+    scale: Scale
     sums: Sums
     narrow: NarrowFactors | None
     wide: WideFactors | None
 
+    @staticmethod
+    def of(scale: Scale, sums: Sums, rows: slice) -> _Rows:
+        """Those of some rows, in the way that serves their values best."""
+        if scale.is_narrow:
+            return _Rows(scale, sums, scale.narrow(sums, rows), None)
+        return _Rows(scale, sums, None, scale.wide(sums, rows, tell=True))
+
+    @staticmethod
+    def all_of(scale: Scale, count: int) -> _Rows:
+        """Those of all rows: the first of two passes."""
+        sums = scale.sums()
+        parts = [_Rows.of(scale, sums.at(rows), rows) for rows in runs(count)]
+        narrow, wide = (
+            [part.narrow for part in parts if part.narrow],
+            [part.wide for part in parts if part.wide],
+        )
+        return _Rows(
+            scale,
+            sums,
+            NarrowFactors.joined(narrow) if narrow else None,
+            WideFactors.joined(wide) if wide else None,
+        )
+
     def at(self, rows: slice) -> _Rows:
         """Those of some of the rows."""
         narrow, wide = self.narrow and self.narrow.at(rows), self.wide and self.wide.at(rows)
-        return _Rows(self.sums.at(rows), narrow, wide)
+        return _Rows(self.scale, self.sums.at(rows), narrow, wide)
 
 
 class _Question:
@@ -233,17 +242,17 @@ class _Question:
     ``large`` are the rows that may have a result that is too large.
     """
 
-    def __init__(  # noqa: PLR0917 -- what is asked, of which sums, where the answer belongs
+    def __init__(  # noqa: PLR0917 -- what is asked, of which rows, where the answer belongs
         self,
         piece: Block,
         found: OpenElements,
-        sums: Sums,
+        rows: _Rows,
         out: Array,
         x: Floats,
         power: int,
         large: NDArray[np.bool_] | None = None,
     ) -> None:
-        self.piece, self.found, self.sums, self.out, self.power = piece, found, sums, out, power
+        self.piece, self.found, self.rows, self.out, self.power = piece, found, rows, out, power
         self.values = x.reshape(-1)[found.places]
         self.large = large
 
@@ -256,7 +265,8 @@ def fold_with_report(
 ) -> tuple[Array, RowReport]:
     """``fold_array``, with a report on odd rows."""
     out = np.empty(v.size, FLOAT_FORMATS[name_of(dtype or v.dtype)].dtype)
-    folding = Folding(reader_of(v), v.shape, dim, g, v.dtype, out.dtype, limit=limit)
+    parts = {ORIGINAL: Part.of(v), "g": Part.of(g)}
+    folding = Folding(Rule((Norm(dim),)), parts, out.dtype, limit=limit)
     for _ in folding.blocks(lambda block: out[block.start : block.stop].reshape(block.shape)):
         pass
     return out.reshape(v.shape), folding.report()

@@ -107,6 +107,8 @@ class RowSource:
         """The sums of the rows of a block, as far as they lie in it, given its values."""
         if self.way is accurate_sums:
             return accurate_sums(as_float64(values))
+        if values.dtype == np.float64:  # products of what has at most 24 bits
+            return accurate_sums(as_float64(values)).flat()
         sums = self._sums_of_pieces(values, self.power)
         if self.power:
             sums.high *= 4.0**self.power

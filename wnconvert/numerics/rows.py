@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
@@ -13,6 +14,8 @@ from wnconvert.errors import NumbersError
 from wnconvert.messages import option, raise_listed
 
 __all__ = [
+    "WHOLE",
+    "Divisor",
     "Problem",
     "RowPolicy",
     "RowReport",
@@ -68,9 +71,14 @@ class RowPolicy:
             found.append(Problem(what, option("zero_rows", "zero")))
         if report.nonfinite.count and not self.allow_nonfinite:
             what = f"NaN or infinity in g or v, in {say_rows(report.nonfinite)}"
+            if report.nonfinite == WHOLE:
+                what = "NaN or infinity in it"
             found.append(Problem(what, option("allow_nonfinite", True)))
         if report.overflow.count and not self.allow_nonfinite:
-            found.append(Problem(f"too large for the dtype, in {say_rows(report.overflow)}", self._widen()))
+            where = "" if report.overflow == WHOLE else f", in {say_rows(report.overflow)}"
+            found.append(Problem(f"too large for the dtype{where}", self._widen()))
+        if report.divisor and not self.allow_nonfinite:
+            found += [Problem(what, option("allow_nonfinite", True)) for what in report.divisor.problems()]
         return tuple(found)
 
     def _widen(self) -> str:
@@ -138,6 +146,19 @@ class Rows:
 
 
 @dataclass(frozen=True, slots=True)
+class Divisor:
+    """σ, by which all elements of a tensor were divided; NaN if what it is made of is not finite."""
+
+    value: float
+
+    def problems(self) -> tuple[str, ...]:
+        """What makes all quotients none."""
+        if math.isnan(self.value):
+            return ("NaN or infinity in u, v or the weight",)
+        return () if self.value else ("σ = uᵀ·w·v is 0, and nothing can be divided by it",)
+
+
+@dataclass(frozen=True, slots=True)
 class RowReport:
     """The odd rows of a tensor by kind; the caller decides which of them are errors.
 
@@ -151,6 +172,11 @@ class RowReport:
     nonfinite: Rows = Rows()
     overflow: Rows = Rows()
     kept: Rows = Rows()
+    divisor: Divisor | None = None
+
+
+#: A tensor that has no rows, as one.
+WHOLE = Rows(1)
 
 
 class RowTally:
@@ -178,9 +204,9 @@ class RowTally:
         """Say at once which rows are of a kind."""
         self._found[kind] = rows
 
-    def report(self) -> RowReport:
-        """The odd rows so far."""
-        return RowReport(**self._found)
+    def report(self, divisor: Divisor | None = None) -> RowReport:
+        """The odd rows so far, and what all of them were divided by."""
+        return RowReport(divisor=divisor, **self._found)
 
 
 def runs(count: int, most: int = 1 << 16) -> Iterator[slice]:

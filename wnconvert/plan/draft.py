@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from wnconvert.layers.find import FoundPairs
 from wnconvert.layers.foreign import find_foreign, notes_on_foreign
-from wnconvert.layers.schemes import Refused, Selection
+from wnconvert.layers.others import hints_on
+from wnconvert.layers.schemes import Layer, Refused, Selection
 from wnconvert.plan.plan import LeftOut, Plan, PlannedStateDict
 from wnconvert.plan.record.history import Record, recorded
 from wnconvert.plan.record.origins import Origin
@@ -77,12 +79,19 @@ class Draft:
         return tuple(LeftOut(path, why) for path in self.tree.optimizers)
 
     def recorded(
-        self, before: Record, verb: str, layers: Mapping[str, Sequence[Origin]]
+        self,
+        before: Record,
+        verb: str,
+        layers: Mapping[str, Sequence[Origin]],
+        gone: Mapping[str, Sequence[Layer]] = MappingProxyType({}),
     ) -> tuple[Mapping[str, Any], ...]:
-        """The record of the output: the steps ``before``, and one of ``verb`` on ``layers``, by path."""
+        """The record of the output: the steps ``before``, and one of ``verb`` on ``layers``, by path.
+
+        ``gone`` are layers of which those that are no pairs cannot be given back.
+        """
         holds_trees = self.container.facts.holds_trees
         kept = {state.path: state.path if holds_trees else "" for state in self.states}
-        return recorded(before, kept, verb, layers)
+        return recorded(before, kept, verb, layers, gone)
 
     def plan(
         self,
@@ -155,3 +164,9 @@ class FoundDraft(Draft):
         for state in self.states:
             yield from notes_on(self.found[state.path])
             yield from notes_on_foreign(find_foreign(tensor.info for tensor in state.tensors.values()))
+
+    def hints(self) -> Iterable[str]:
+        """What says which layers of other kinds are there, and what folds them."""
+        found = [self.found[state.path] for state in self.states]
+        left = [layer for item in found for layer in item.others]
+        return hints_on(left, self.selection.kinds, (layer for item in found for layer in item.layers))

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
-from wnconvert.layers.schemes import FORMS, Layer, Selection
+from wnconvert.layers.rules import Rule, Stored
+from wnconvert.layers.schemes import FORMS, Layer, Selection, is_pair
 from wnconvert.plan.draft import FoundDraft
 from wnconvert.plan.plan import Change, Plan, PlannedStateDict
 from wnconvert.plan.record.origins import Origin, origin_of
@@ -35,16 +37,23 @@ def plan_fold(
     draft = FoundDraft.of("fold", tree, container, selection, only)
     draft.check_refused(draft.refused)
     draft.refuse_modules(
-        path for path, found in draft.found.items() if any(layer.form not in FORMS for layer in found.layers)
+        path for path, found in draft.found.items() if not all(map(_is_torchs, found.layers))
     )
     planned = tuple(_fold(state, draft.found[state.path].layers, dtype) for state in draft.states)
     origins = {state.path: _origins(state, item) for state, item in zip(draft.states, planned, strict=True)}
-    return draft.plan(
+    gone = {item.path: [change.layer for change in item.changes] for item in planned}
+    plan = draft.plan(
         planned,
-        record=draft.recorded(tree.record, "fold", origins),
+        record=draft.recorded(tree.record, "fold", origins, gone),
         optimizers=() if keep_optimizer else draft.without_optimizers(planned, optimizer_is_stale("folding")),
         notes=draft.found_notes(),
     )
+    return replace(plan, kinds=selection.kinds, hints=tuple(draft.hints()))
+
+
+def _is_torchs(layer: Layer) -> bool:
+    """Whether a pickled module has a hook of torch's for it, which can be left out."""
+    return layer.form in FORMS and is_pair(layer)
 
 
 def _fold(state: StateDict, layers: Sequence[Layer], dtype: DType | None) -> PlannedStateDict:
@@ -58,9 +67,18 @@ def _fold(state: StateDict, layers: Sequence[Layer], dtype: DType | None) -> Pla
             is_tensor = entry.tensor is not None
             steps[entry.name] = Keep(entry.name, entry.name, _cast(entry, dtype), is_tensor)
         elif layer.name not in steps:
-            steps[layer.name] = fold = Fold(layer, dtype or layer.original.dtype)
-            changes.append(Change(layer, None, fold.dtype))
+            folded = dtype or layer.original.dtype
+            steps[layer.name] = Fold(layer, folded) if layer.rule != _STORED else _kept(layer, dtype)
+            changes.append(Change(layer, None, folded))
     return PlannedStateDict(state.path, tuple(steps.values()), tuple(changes))
+
+
+_STORED = Rule((Stored(),))
+
+
+def _kept(layer: Layer, dtype: DType | None) -> Keep:
+    """The weight that is stored already."""
+    return Keep(layer.name, layer.name, dtype if dtype != layer.original.dtype else None)
 
 
 def _cast(entry: Entry, dtype: DType | None) -> DType | None:
@@ -72,4 +90,4 @@ def _cast(entry: Entry, dtype: DType | None) -> DType | None:
 def _origins(state: StateDict, planned: PlannedStateDict) -> list[Origin]:
     """The names, shapes and places of each pair, which ``split`` needs to restore it."""
     place = {entry.name: index for index, entry in enumerate(state.entries)}
-    return [origin_of(change.layer, place) for change in planned.changes]
+    return [origin_of(change.layer, place) for change in planned.changes if is_pair(change.layer)]

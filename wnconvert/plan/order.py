@@ -174,5 +174,8 @@ def _modules_of(layers: Iterable[Layer | None]) -> dict[str, str]:
         if layer is not None and layer.form == "parametrize":
             owner = owner_of(layer.name)
             of_weight = f"{owner}{_MARK}.{layer.name[len(owner) :]}"
-            found |= dict.fromkeys((owner + _MARK, of_weight, f"{of_weight}.0"), owner)
+            tails = (part.name[len(of_weight) + 1 :].partition(".")[0] for part in layer.tensors)
+            numbers = dict.fromkeys(["0", *(tail for tail in tails if tail.isdecimal())])
+            own = (f"{of_weight}.{number}" for number in numbers)
+            found |= dict.fromkeys((owner + _MARK, of_weight, *own), owner)
     return found

@@ -6,11 +6,14 @@ prints it, and ``verbs.conversion`` runs exactly it.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from wnconvert.layers.kinds import in_words
 from wnconvert.layers.rows import LayerRow
+from wnconvert.layers.rules import Norm
 from wnconvert.layers.schemes import Layer
 from wnconvert.messages import counted, listed, short_repr
 from wnconvert.plan.steps import Step
@@ -56,6 +59,7 @@ class Change:
             str(self.dtype),
             layer.rows,
             to=to,
+            kind=layer.rule.kind,
             before=self.before,
             after=self.after,
         )
@@ -65,10 +69,12 @@ class Change:
 class PlannedLayer(LayerRow):
     """A layer of a plan: ``form`` is its form in the source, ``to`` that in the output.
 
-    ``before`` and ``after`` are its pairs, with the names of g and v, or None for a plain weight.
+    ``kind`` is what computes it, the innermost first: ``weight``, ``prune+spectral``. ``before`` and
+    ``after`` are its layers, with the names of their tensors, or None for a plain weight.
     """
 
     to: str = "plain"
+    kind: str = Norm.kind
     before: Layer | None = None
     after: Layer | None = None
 
@@ -77,6 +83,7 @@ class PlannedLayer(LayerRow):
         return {
             "state_dict": self.state_dict,
             "name": self.name,
+            "kind": self.kind,
             "form": self.form,
             "to": self.to,
             "dim": self.dim,
@@ -130,7 +137,8 @@ class Plan:
     conversion. If the output is a folder, ``shards`` are its files of weights, ``index`` is the name of their
     index if they are several, and ``copied`` are the paths of files that are copied as they are. ``renamed``
     counts the keys of the source that have a new name because the user asked for it. ``writes`` is False
-    where no layer changes and no option asks for an output: then nothing is written.
+    where no layer changes and no option asks for an output: then nothing is written. ``kinds`` are those of
+    the layers that were looked for; ``hints`` say which others are there, and what folds them.
     """
 
     verb: str
@@ -146,6 +154,8 @@ class Plan:
     copied: tuple[str, ...] = ()
     renamed: int = 0
     writes: bool = True
+    kinds: tuple[str, ...] = (Norm.kind,)
+    hints: tuple[str, ...] = ()
 
     @property
     def layers(self) -> list[PlannedLayer]:
@@ -160,14 +170,16 @@ class Plan:
     @property
     def lost(self) -> list[str]:
         """What the source has and the output cannot give back, each in words or by its path."""
-        folded = sum(change.after is None for _, change in self.changes)
+        folded = Counter(change.layer.rule.kinds for _, change in self.changes if change.after is None)
+        pairs = folded.pop((Norm.kind,), 0)
         cast = sum(
             step.kept is not None and step.dtype is not None
             for planned in self.state_dicts
             for step in planned.steps
         )
         return [
-            *([f"g and v of {counted(folded, 'layer')}"] if folded else []),
+            *([f"g and v of {counted(pairs, 'layer')}"] if pairs else []),
+            *(f"what {counted(count, 'layer')} of {in_words(kinds)} had" for kinds, count in folded.items()),
             *([f"the digits of {counted(cast, 'tensor')}"] if cast else []),
             *(item.path for item in self.dropped),
         ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from wnconvert.layers.rules import Norm
 from wnconvert.messages import counted, few, listed, printable
 from wnconvert.plan.plan import Plan
 from wnconvert.reports.tables import bytes_text, layer_table
@@ -53,7 +54,10 @@ def _layers(plan: Plan, most: int | None) -> list[str]:
     """The layers as a table; of more than ``most`` (a line is not left out for one layer) the first ones."""
     if not plan.layers:
         return []
-    table = layer_table([row.to_dict() for row in plan.layers], _COLUMNS[plan.verb])
+    columns = _COLUMNS[plan.verb]
+    if any(row.kind != Norm.kind for row in plan.layers):
+        columns = ["name", "kind", *columns[1:]]
+    table = layer_table([row.to_dict() for row in plan.layers], columns)
     left = 0 if most is None else len(table.rows) - most
     if left <= 1:
         return [table.text()]

@@ -13,11 +13,21 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Any, TypeAlias
 
 from wnconvert import __version__
-from wnconvert.layers.schemes import spelled
-from wnconvert.plan.record.origins import Origin, Row, count_layers, origins_in, record_rows
+from wnconvert.layers.schemes import Layer, spelled
+from wnconvert.plan.record.origins import (
+    Origin,
+    Row,
+    count_layers,
+    gone_in,
+    origins_in,
+    record_rows,
+    rows_of_gone,
+    rows_of_names,
+)
 
 __all__ = [
     "METADATA_KEY",
@@ -26,6 +36,7 @@ __all__ = [
     "History",
     "Record",
     "believable",
+    "gone",
     "origins",
     "read_history",
     "recorded",
@@ -108,21 +119,33 @@ def origins(record: Record, path: str, verb: str) -> list[tuple[Origin, ...]]:
     return [found for rows in steps if (found := origins_in(rows))]
 
 
+def gone(record: Record, path: str) -> dict[str, str]:
+    """The weights that folds made of layers that cannot be given back, with their kinds."""
+    found: dict[str, str] = {}
+    for step in record:
+        if step["verb"] == "fold":
+            found |= gone_in(step["state_dicts"].get(path, ()))
+    return found
+
+
 def recorded(
-    record: Record, kept: Mapping[str, str], verb: str, layers: Mapping[str, Sequence[Origin]]
+    record: Record,
+    kept: Mapping[str, str],
+    verb: str,
+    layers: Mapping[str, Sequence[Origin]],
+    gone: Mapping[str, Iterable[Layer]] = MappingProxyType({}),
 ) -> tuple[Mapping[str, Any], ...]:
     """The record of an output: the steps of the source on the state dicts that it keeps, and a new one.
 
     ``kept`` maps paths in the source to paths in the output; ``layers`` holds the layers that the new step
-    changed, by path in the source.
+    changed, by path in the source, ``gone`` layers of which those that are no pairs have a row too.
     """
     steps = [
         {**step, "state_dicts": {kept[path]: of for path, of in step["state_dicts"].items() if path in kept}}
         for step in record
     ]
-    steps.append(
-        {"verb": verb, "state_dicts": {kept[path]: record_rows(of) for path, of in layers.items() if of}}
-    )
+    rows = {kept[path]: [*record_rows(of), *rows_of_gone(gone.get(path, ()))] for path, of in layers.items()}
+    steps.append({"verb": verb, "state_dicts": {path: of for path, of in rows.items() if of}})
     return tuple(step for step in steps if step["state_dicts"])
 
 
@@ -158,7 +181,9 @@ def renamed_record(
     def renamed(path: str, rows: Sequence[Row]) -> Iterator[Row]:
         for row in rows:
             found = origins_in([row]) if path in namers else ()
-            if found:
+            if gone := gone_in([row]) if path in namers else ():
+                yield from rows_of_names({namers[path](name): kind for name, kind in gone.items()})
+            elif found:
                 yield from record_rows(_renamed(origin, namers[path]) for origin in found)
             else:
                 yield row

@@ -3,17 +3,19 @@
 A row holds all layers of one form, dim, shape and dtype: ``{"form": …, "dim": …, "names": [pattern, …], "g":
 {"shape": …, "dtype": …, "places": [run, …]}, "v": {…}}``; the names of g and v follow from the form. Earlier
 versions wrote a row for each layer, ``{"name": …, "form": …, "dim": …, "g": {"name": …, "shape": …, "dtype":
-…, "place": …}, "v": {…}}``, which are read too. Rows are input like any other: one that makes no sense holds
-no layers.
+…, "place": …}, "v": {…}}``, which are read too. Layers of other kinds cannot be given back; a row holds
+their names, ``{"kind": "spectral", "names": [pattern, …]}``. Rows are input like any other: one that makes no
+sense holds no layers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from wnconvert.layers.schemes import Layer, spelled
+from wnconvert.layers.schemes import Layer, is_pair, spelled
 from wnconvert.plan.record.patterns import (
     count_names,
     count_numbers,
@@ -26,7 +28,17 @@ from wnconvert.plan.record.patterns import (
 from wnconvert.tensors.dtypes import DTYPES, DType
 from wnconvert.tensors.tree import TensorInfo
 
-__all__ = ["Origin", "Row", "count_layers", "origin_of", "origins_in", "record_rows"]
+__all__ = [
+    "Origin",
+    "Row",
+    "count_layers",
+    "gone_in",
+    "origin_of",
+    "origins_in",
+    "record_rows",
+    "rows_of_gone",
+    "rows_of_names",
+]
 
 
 #: A row of a record: input, which may be anything.
@@ -62,7 +74,7 @@ def _row(alike: Mapping[tuple[str, ...], Sequence[tuple[tuple[int, ...], Origin]
     every: list[Origin] = []
     for texts, layers in alike.items():
         columns = [numbers for numbers, _ in layers]
-        names += [texts[0]] * len(layers) if len(texts) == 1 else [packed_names(texts, columns)]
+        names += _packed(texts, columns)
         every += (origin for _, origin in layers)
     layer = every[0].layer
     halves = {
@@ -74,6 +86,44 @@ def _row(alike: Mapping[tuple[str, ...], Sequence[tuple[tuple[int, ...], Origin]
         for at, (half, info) in enumerate((("g", layer.g), ("v", layer.v)))
     }
     return {"form": layer.form, "dim": layer.dim, "names": names, **halves}
+
+
+def rows_of_gone(layers: Iterable[Layer]) -> list[Row]:
+    """The rows that name those of these layers which are no pairs."""
+    return rows_of_names({layer.name: layer.rule.kind for layer in layers if not is_pair(layer)})
+
+
+def rows_of_names(kinds: Mapping[str, str]) -> list[Row]:
+    """The rows of weights that cannot be given back, each with its kind."""
+    rows: list[Row] = []
+    for kind in dict.fromkeys(kinds.values()):
+        alike: dict[tuple[str, ...], list[tuple[int, ...]]] = {}
+        for name, its in kinds.items():
+            if its == kind:
+                texts, numbers = skeleton(name)
+                alike.setdefault(texts, []).append(numbers)
+        rows.append({"kind": kind, "names": [name for each in alike.items() for name in _packed(*each)]})
+    return rows
+
+
+def _packed(texts: tuple[str, ...], columns: Sequence[tuple[int, ...]]) -> list[Any]:
+    """The names of one pattern: each, or all as one."""
+    return [texts[0]] * len(columns) if len(texts) == 1 else [packed_names(texts, columns)]
+
+
+def gone_in(rows: Iterable[Row]) -> dict[str, str]:
+    """The weights in these rows that cannot be given back, with their kinds.
+
+    >>> gone_in(rows_of_names({"convs.0.weight": "spectral", "convs.1.weight": "spectral"}))
+    {'convs.0.weight': 'spectral', 'convs.1.weight': 'spectral'}
+    """
+    found: dict[str, str] = {}
+    for row in rows:
+        kind, names = (row.get("kind"), row.get("names")) if isinstance(row, dict) else (None, None)
+        if isinstance(kind, str) and isinstance(names, list):
+            with suppress(ValueError):
+                found |= dict.fromkeys((name for packed in names for name in unpacked_names(packed)), kind)
+    return found
 
 
 def origins_in(rows: Iterable[Row]) -> tuple[Origin, ...]:

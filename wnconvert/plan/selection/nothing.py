@@ -6,7 +6,8 @@ from collections import Counter
 from collections.abc import Sequence
 
 from wnconvert.layers.find import pairs_in
-from wnconvert.layers.kinds import find_kinds
+from wnconvert.layers.kinds import WORDS, find_kinds
+from wnconvert.layers.schemes import Selection
 from wnconvert.messages import counted, listed, option
 from wnconvert.plan.plan import Plan
 from wnconvert.plan.record.history import origins
@@ -35,10 +36,10 @@ def why_nothing(plan: Plan, tree: Tree) -> str:
         return f"{counted(plan.already, 'layer')} {'is' if plan.already == 1 else 'are'} {how}"
     if plan.verb == "split":
         return "none of its weights is one to split"
-    if unwanted := sum(len(pairs_in(state).layers) for state in states):
+    if unwanted := sum(len(pairs_in(state, Selection(kinds=plan.kinds)).layers) for state in states):
         globs = f"{option('layers')} and {option('exclude')}"
         return f"{globs} leave out {counted(unwanted, 'layer')}, all that there are"
-    return "; ".join(("no weight norm", *_instead(tree, states)))
+    return "; ".join((f"no {' or '.join(WORDS[kind] for kind in plan.kinds)}", *_instead(tree, states)))
 
 
 def _infos(state: StateDict) -> list[TensorInfo]:

@@ -11,11 +11,13 @@ from typing import TypeAlias, TypeVar
 
 import numpy as np
 
+from wnconvert.layers.rules import ORIGINAL, Norm, Rule
 from wnconvert.numerics.distance import Measure, Tolerance, ToleranceTest, same_bits
 from wnconvert.numerics.folding import Folding
 from wnconvert.numerics.rows import RowReport
+from wnconvert.numerics.rules.parts import Part
 from wnconvert.storage.workers import Workers
-from wnconvert.tensors.blocks import Array, Block, RowValues, blocks, scratch
+from wnconvert.tensors.blocks import Array, Block, blocks, scratch
 from wnconvert.tensors.tree import Dim, StoredTensor
 from wnconvert.verbs.comparison.pairing import Item, Pair, Side
 
@@ -128,8 +130,11 @@ class Readings:
             return values(block)
 
         half = layer.g or layer.values
-        g = RowValues(elements.reader(half), half.info.shape, half.info.dtype.name)
-        folding = Folding(read, layer.shape, layer.dim, g, layer.dtype, layer.dtype)
+        parts = {
+            ORIGINAL: Part(read, layer.shape, layer.dtype),
+            "g": Part(elements.reader(half), half.info.shape, half.info.dtype),
+        }
+        folding = Folding(Rule((Norm(layer.dim),)), parts, layer.dtype)
         for _, w in folding.blocks():
             yield w.reshape(-1)
         self.reports[at, side] = folding.report()

@@ -16,12 +16,12 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from wnconvert.layers.rules import ORIGINAL, G
 from wnconvert.messages import told
 from wnconvert.numerics.folding import Folding
 from wnconvert.numerics.norms import norm_blocks
 from wnconvert.numerics.rounding import cast, count_overflow
 from wnconvert.numerics.rows import Problem, RowPolicy, raise_problems, split_note, split_problems
+from wnconvert.numerics.rules.parts import Part
 from wnconvert.numerics.splitting import direction_blocks
 from wnconvert.plan.layout import (
     Blob,
@@ -39,7 +39,7 @@ from wnconvert.storage.staging import Staged
 from wnconvert.storage.stores.filling import Filling, Stretch
 from wnconvert.storage.stores.windows import WINDOW_BYTES
 from wnconvert.storage.workers import Workers
-from wnconvert.tensors.blocks import BLOCK_BYTES, Array, Block, Elements, Read, RowValues, blocks, scratch
+from wnconvert.tensors.blocks import BLOCK_BYTES, Array, Block, Elements, Read, blocks, scratch
 from wnconvert.tensors.tree import ByteRange, StoredTensor
 
 __all__ = ["Outcome", "Sink", "execute", "make_tensor", "notes_of", "outcomes"]
@@ -307,10 +307,10 @@ def _gather(work: Gather, source: Elements, out: Sink, numbers: RowPolicy) -> Ou
 
 @make_tensor.register
 def _fold(work: FoldLayer, source: Elements, out: Sink, numbers: RowPolicy) -> Outcome:
-    parts = dict(work.parts)
-    v, g = parts[ORIGINAL], parts[G]
-    magnitudes = RowValues(source.reader(g), g.info.shape, g.info.dtype.name)
-    folding = Folding(source.reader(v), v.info.shape, work.rule.dim, magnitudes, v.info.dtype, work.dtype)
+    parts = {
+        role: Part(source.reader(tensor), tensor.info.shape, tensor.info.dtype) for role, tensor in work.parts
+    }
+    folding = Folding(work.rule, parts, work.dtype)
     for _, w in folding.blocks(lambda block: out.room(block, folding.form.dtype)):
         out.made(w)
     report = folding.report()

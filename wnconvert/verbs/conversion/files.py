@@ -62,6 +62,7 @@ if TYPE_CHECKING:
 
     class _FoldOptions(_Options, total=False):
         dtype: AnyDType | None
+        kinds: Iterable[str]
         dim: DimOption
         zero_rows: ZeroRows
         allow_nonfinite: bool
@@ -106,6 +107,7 @@ def fold_file(
     dtype: AnyDType | None = None,
     layers: Iterable[str] = (),
     exclude: Iterable[str] = (),
+    kinds: Iterable[str] = ("weight",),
     dim: DimOption = AUTO,
     zero_rows: ZeroRows = "error",
     allow_nonfinite: bool = False,
@@ -153,10 +155,12 @@ def fold_file(
     (``"OLD=NEW"`` or a mapping: whole dotted parts wherever they stand, ``*`` for one of them), then
     ``add_prefix`` put before; ``layers`` and ``exclude`` are globs on the new names of weights. ``dtype``
     (``"float16"`` or ``"fp16"``, ``torch.bfloat16``, ``numpy.float32`` …) folds and casts in one rounding.
-    ``dim`` is an axis, None for the whole tensor, or ``"auto"``: read from g's shape. ``zero_rows`` is
-    ``"error"`` or ``"zero"``. ``progress`` is called with the bytes done and in all, or True for a bar;
-    ``on_plan`` once with the ``Plan``, before anything is written. With ``dry_run`` nothing is written and
-    the ``Plan`` is returned.
+    ``kinds`` are those of the layers to fold: ``"weight"`` norm, ``"spectral"`` norm, ``"prune"``,
+    ``"spectral-step"`` (ports that take a step in eval), ``"all"`` for the first three; a layer under several
+    needs all of them. ``dim`` is an axis, None for the whole tensor, or ``"auto"``: read from shapes.
+    ``zero_rows`` is ``"error"`` or ``"zero"``. ``progress`` is called with the bytes done and in all, or True
+    for a bar; ``on_plan`` once with the ``Plan``, before anything is written. With ``dry_run`` nothing is
+    written and the ``Plan`` is returned.
 
     Raises ``WnconvertError``: ``InputError``, ``LayerError``, ``NumbersError``, ``OutputError``,
     ``ArgumentError``, ``TooFewLayersError``, ``VerifyError``; nothing is written then.
@@ -167,7 +171,7 @@ def fold_file(
     """
     from wnconvert.plan.fold import plan_fold
 
-    selection = selection_of(layers, exclude, dim)
+    selection = selection_of(layers, exclude, dim, kinds)
     others = {"--only": only, "--dtype": dtype, "--keep-optimizer": keep_optimizer or None}
     others |= {"--drop-foreign": drop_foreign or None, "--dim": None if dim == AUTO else str(dim)}
     make_plan = partial(

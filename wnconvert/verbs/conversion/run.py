@@ -202,7 +202,7 @@ def _settled(job: Job, checkpoint: Checkpoint, target: Target, request: Request,
 
     Raises ``TooFewLayersError`` where more layers are required.
     """
-    plan, notes = job.plan, list(job.plan.notes)
+    plan, notes = job.plan, [*job.plan.notes, *job.plan.hints]
     count, look = len(plan.changes), f"wnconvert inspect {request.src}"
     why = "" if count else job.why_nothing(plan)
     if request.require_layers is not None and count < request.require_layers:

@@ -57,6 +57,7 @@ def fold_state_dict(
     rename: Iterable[str] | Mapping[str, str] = (),
     layers: Iterable[str] = (),
     exclude: Iterable[str] = (),
+    kinds: Iterable[str] = ("weight",),
     dim: DimOption = AUTO,
     zero_rows: ZeroRows = "error",
     allow_nonfinite: bool = False,
@@ -79,7 +80,7 @@ def fold_state_dict(
     with options_as_python():
         opened = _opened(state_dict, renaming_of(strip_prefix, add_prefix, rename))
         numbers = numbers_of(zero_rows, allow_nonfinite=allow_nonfinite)
-        selection = selection_of(layers, exclude, dim)
+        selection = selection_of(layers, exclude, dim, kinds)
         plan = plan_fold(opened.tree, Container.TORCH_ZIP, selection=selection, dtype=dtype_of(dtype))
         return _made(opened, plan, numbers)
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 from wnconvert.errors import ArgumentError
+from wnconvert.layers.kinds import ALL, WORDS
+from wnconvert.layers.rules import Norm
 from wnconvert.layers.schemes import FORMS, Selection
 from wnconvert.numerics.rows import RowPolicy
 from wnconvert.plan.names.renaming import Renaming
@@ -27,6 +29,7 @@ __all__ = [
     "check_form",
     "check_timeout",
     "dtype_of",
+    "kinds_of",
     "numbers_of",
     "renaming_of",
     "selection_of",
@@ -156,13 +159,38 @@ def numbers_of(zero_rows: str, *, allow_nonfinite: bool) -> RowPolicy:
     return RowPolicy(zero_rows, allow_nonfinite)
 
 
-def selection_of(layers: Iterable[str], exclude: Iterable[str], dim: int | str | None) -> Selection:
-    """The selection of ``--layers``, ``--exclude`` (globs) and ``--dim``. Raises ``ArgumentError``."""
+def kinds_of(kinds: Iterable[str]) -> tuple[str, ...]:
+    """The kinds of layers that ``--kinds`` names, in words with commas between them or several words.
+
+    Raises ``ArgumentError`` for one that there is not, and for none.
+
+    >>> kinds_of("weight,prune"), kinds_of("all"), kinds_of(["spectral-step"])
+    (('weight', 'prune'), ('weight', 'spectral', 'prune'), ('spectral-step',))
+    """
+    words = [word.strip() for text in texts_of(kinds) for word in text.split(",")]
+    every = dict.fromkeys(kind for word in words for kind in (ALL if word == "all" else (word,)))
+    unknown = [word for word in every if word not in WORDS]
+    if unknown or not every:
+        what = f"there is no kind {unknown[0]!r:.80}" if unknown else "no kind is named"
+        raise ArgumentError(what, fix=f"some of {', '.join(WORDS)}, or all, which is {', '.join(ALL)}")
+    return tuple(every)
+
+
+def selection_of(
+    layers: Iterable[str],
+    exclude: Iterable[str],
+    dim: int | str | None,
+    kinds: Iterable[str] = (Norm.kind,),
+) -> Selection:
+    """The selection of ``--layers``, ``--exclude`` (globs), ``--dim`` and ``--kinds``.
+
+    Raises ``ArgumentError``.
+    """
     if isinstance(dim, str) and dim != "auto":
         raise ArgumentError(
             f"dim {dim!r} is not an axis", fix="a number, None for the whole tensor, or 'auto'"
         )
-    return Selection(texts_of(layers), texts_of(exclude), dim)
+    return Selection(texts_of(layers), texts_of(exclude), dim, kinds=kinds_of(kinds))
 
 
 def texts_of(texts: Iterable[str]) -> tuple[str, ...]:

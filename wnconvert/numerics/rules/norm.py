@@ -1,10 +1,13 @@
-"""g/‖v‖ of rows, as the factors of their products, and which rows are odd."""
+"""g·w/‖w‖: the factors of rows, and which rows are odd.
+
+An element is open as long as bounds on the square of its factor, g²/Σw², leave two values possible.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
+from fractions import Fraction
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,57 +16,63 @@ from wnconvert.numerics.narrow import power_of
 from wnconvert.numerics.norms import RowSource, round_norms
 from wnconvert.numerics.rounding import FLOAT_FORMATS
 from wnconvert.numerics.rows import RowTally
-from wnconvert.numerics.sums import UNIT, Sums
+from wnconvert.numerics.rules.factors import Bounds, Common, NarrowFactors, both
+from wnconvert.numerics.sums import UNIT, Sums, accurate_sums
 from wnconvert.numerics.wide import WideFactors
-from wnconvert.tensors.blocks import Floats
+from wnconvert.tensors.blocks import Floats, RowValues
 from wnconvert.tensors.dtypes import dtype_named
 
-__all__ = ["NarrowFactors", "Scaling"]
+__all__ = ["Norms"]
 
 
 #: What makes a row of v itself its product, but not as if a midpoint were near: see ``narrow``.
 _AS_IT_IS = 1 + 2.0**-40
 
 
-@dataclass(frozen=True, slots=True)
-class NarrowFactors:
-    """The upper end of g/‖v‖ for each row, for ``narrow.products``; ``odd`` are rows that it cannot make."""
+class Norms:
+    """From the sums of rows and their g to factors, for one fold; odd rows are counted in ``tally``.
 
-    factor: Floats
-    width: int
-    odd: NDArray[np.bool_] | None
+    ``keeps``: a row whose g is its rounded norm is v itself, in v's own dtype.
+    """
 
-    def at(self, rows: slice) -> NarrowFactors:
-        """Those of some of the rows."""
-        odd = self.odd[rows] if self.odd is not None and self.odd[rows].any() else None
-        return NarrowFactors(self.factor[rows], self.width, odd)
-
-    @staticmethod
-    def joined(parts: Sequence[NarrowFactors]) -> NarrowFactors:
-        """Those of all rows, given runs of them with sums of one error."""
-        odd = [np.zeros(len(part.factor), bool) if part.odd is None else part.odd for part in parts]
-        every = np.concatenate(odd) if any(part.odd is not None for part in parts) else None
-        return NarrowFactors(np.concatenate([part.factor for part in parts]), parts[0].width, every)
-
-
-class Scaling:
-    """From the sums of rows and their g to factors, for one fold; odd rows are counted in ``tally``."""
-
-    def __init__(self, source: RowSource, g_dtype: str, out: str) -> None:
+    def __init__(self, source: RowSource, g: RowValues, out: str, *, keeps: bool) -> None:
         self.source = source
-        self.g_dtype = g_dtype
+        self.g = g
         self.out = out
+        self.is_narrow = source.way is not accurate_sums
         self.tally = RowTally()
-        # v itself may be the result only in v's own dtype.
-        self.may_keep = out == source.dtype and dtype_named(g_dtype).holds(dtype_named(source.dtype))
-        form, own = FLOAT_FORMATS[out], FLOAT_FORMATS[g_dtype]
+        self.may_keep = (
+            keeps and out == source.dtype and dtype_named(g.dtype).holds(dtype_named(source.dtype))
+        )
+        form, own = FLOAT_FORMATS[out], FLOAT_FORMATS[g.dtype]
         self.large = float(form.value(form.inf - 1)) * 0.99
         # A g that is the rounded norm is next to it: within half a unit, which is more for subnormal numbers.
         self.near = 2.0**-own.digits * 1.01
         self.small = math.ldexp(1.0, own.least + own.digits)
+        self.common: Common | None = None
 
-    def narrow(self, sums: Sums, g: Floats, first: int) -> NarrowFactors:
+    def under(self, common: Common) -> None:
+        """Have all rows multiplied by one more factor, too."""
+        self.common = common
+        self.large = min(self.large / (abs(common.value) or 1.0), self.large)
+
+    def hold(self, rows: slice) -> None:
+        """Have the g of these rows at hand."""
+        self.g.hold(rows)
+
+    def sums(self) -> Sums:
+        """The sums of all rows, in a reading of their own."""
+        return self.source.sums()
+
+    def ladder(self, row: int, sums: Sums, at: int) -> Iterator[Bounds]:
+        """Ever narrower bounds on the square of a row's factor; ``sums[at]`` is the sum known so far."""
+        square = Fraction(float(self.g.at(slice(row, row + 1))[0])) ** 2
+        rungs = ((square / most, square / least) for least, most in self.source.ladder(row, sums, at))
+        return both(rungs, iter(self.common.squares)) if self.common else rungs
+
+    def narrow(self, sums: Sums, rows: slice) -> NarrowFactors:
         """Factors for ``narrow.products``; odd rows are counted."""
+        g, first = self.g.at(rows), rows.start
         root, steps = sums.root(), _steps(sums)
         size = np.abs(g)
         factor = g / root
@@ -76,10 +85,12 @@ class Scaling:
             kept = self._kept(sums, g, first)
             self.tally.add("kept", kept, first)
             upper[kept] = _AS_IT_IS
-        return NarrowFactors(upper, 2 * steps, odd)
+        factors = NarrowFactors(upper, 2 * steps, odd)
+        return self.common.on_narrow(factors) if self.common else factors
 
-    def wide(self, sums: Sums, g: Floats, first: int, *, tell: bool) -> WideFactors:
+    def wide(self, sums: Sums, rows: slice, *, tell: bool) -> WideFactors:
         """Factors for ``wide_products``; with ``tell``, odd rows are counted."""
+        g, first = self.g.at(rows), rows.start
         zero, nonfinite = sums.high == 0, ~(np.isfinite(g) & np.isfinite(sums.high))
         kept = self._kept(sums, g, first) if self.may_keep else np.zeros(len(g), bool)
         mantissa, exponent = np.frexp(g)
@@ -94,7 +105,9 @@ class Scaling:
             self._odd(sums, g, first)
             self.tally.add("kept", kept, first)
         large = ~nonfinite & (np.abs(g) >= self.large)
-        return WideFactors(mantissa, exponent, _steps(sums), kept | nonfinite | zero, large, nonfinite)
+        exact = kept | nonfinite | zero
+        factors = WideFactors(mantissa, exponent, _steps(sums), exact, large, nonfinite)
+        return self.common.on_wide(factors) if self.common else factors
 
     def _odd(self, sums: Sums, g: Floats, first: int) -> NDArray[np.bool_]:
         """The rows without factors of the narrow kind, which are counted but for too large ones."""
@@ -108,7 +121,7 @@ class Scaling:
 
     def _kept(self, sums: Sums, g: Floats, first: int) -> NDArray[np.bool_]:
         """The rows whose g is the rounded norm, so that w is v."""
-        norm = round_norms(self.source, sums, first, self.g_dtype, g)
+        norm = round_norms(self.source, sums, first, self.g.dtype, g)
         kept: NDArray[np.bool_] = (norm == g) & np.isfinite(g) & np.isfinite(sums.high) & (sums.high != 0)
         return kept
 

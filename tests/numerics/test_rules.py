@@ -1,0 +1,75 @@
+"""Every rule beside exact fractions: all dtypes, dims, cuts, scales and signs."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from tests.helpers.arrays import Array, normal, same
+from tests.helpers.oracle import DTYPES, NARROW
+from tests.helpers.rule_oracle import exact_weight
+from wnconvert.layers.rules import Mask, Norm, Rule, Spectral, UnitVector
+from wnconvert.numerics.folding import Folding
+from wnconvert.numerics.rows import RowReport
+from wnconvert.numerics.rules.parts import Part
+
+SHAPES = ((3, 4), (2, 3, 5), (3, 2, 2, 2), (4, 1), (1, 5), (2, 40), (40, 2), (1, 2, 2, 1, 3))
+
+
+def fold(rule: Rule, arrays: dict[str, Array], dtype: str, limit: int = 1 << 20) -> tuple[Array, RowReport]:
+    original = arrays["original"]
+    out = np.empty(original.size, DTYPES[dtype])
+    folding = Folding(rule, {role: Part.of(array) for role, array in arrays.items()}, dtype, limit=limit)
+    for _ in folding.blocks(lambda block: out[block.start : block.stop].reshape(block.shape)):
+        pass
+    return out.reshape(original.shape), folding.report()
+
+
+def vectors(seed: int, shape: tuple[int, ...], dim: int, dtype: str) -> dict[str, Array]:
+    rows = shape[dim]
+    return {
+        "u": normal(seed + 1, (rows,), dtype),
+        "v": normal(seed + 2, (int(np.prod(shape)) // rows,), dtype),
+    }
+
+
+@pytest.mark.parametrize("out", NARROW)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_spectral_norm_is_the_nearest_value(dtype: str, out: str) -> None:
+    for seed, shape in enumerate(SHAPES):
+        for dim in (0, 1):
+            for scale in (1.0, 1e-4, 1e3):
+                arrays = {"original": normal(seed, shape, dtype, scale), **vectors(seed, shape, dim, dtype)}
+                rule = Rule((Spectral(dim),))
+                expected = exact_weight(rule, arrays, out)
+                for limit in (8, 24, 1 << 20):
+                    assert same(fold(rule, arrays, out, limit)[0], expected)
+
+
+def pruning(seed: int, shape: tuple[int, ...], dtype: str) -> Array:
+    return (np.random.default_rng(seed).random(shape) < 0.6).astype(DTYPES[dtype])
+
+
+@pytest.mark.parametrize("out", NARROW)
+@pytest.mark.parametrize("dtype", NARROW)
+@pytest.mark.parametrize("plain", [True, False])
+def test_masks_alone_and_inside_are_rounded_once(dtype: str, out: str, plain: bool) -> None:
+    for seed, shape in enumerate(SHAPES):
+        mask = pruning(seed, shape, dtype) if plain else normal(seed + 9, shape, dtype)
+        mask.reshape(-1)[:1] = 1
+        arrays = {"original": normal(seed, shape, dtype), "mask": mask, **vectors(seed, shape, 0, dtype)}
+        arrays["original"].reshape(-1)[:1] = 1.5
+        arrays["g"] = normal(seed + 4, (1,), dtype)
+        for rule in (Rule((Mask(),)), Rule((Mask(), Norm(None))), Rule((Mask(), Spectral(0)))):
+            expected = exact_weight(rule, arrays, out)
+            for limit in (8, 1 << 20):
+                assert same(fold(rule, arrays, out, limit)[0], expected)
+
+
+@pytest.mark.parametrize("out", NARROW)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_vector_is_divided_by_its_norm_or_by_eps(dtype: str, out: str) -> None:
+    for scale in (1.0, 1e-12, 1e-15):
+        rule, arrays = Rule((UnitVector(1e-12),)), {"original": normal(1, (7,), dtype, scale)}
+        for limit in (8, 1 << 20):
+            assert same(fold(rule, arrays, out, limit)[0], exact_weight(rule, arrays, out))

@@ -1,0 +1,189 @@
+"""What rows are multiplied by: bounds that can be narrowed, and factors in float64 made of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from itertools import zip_longest
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wnconvert.numerics.narrow import power_of
+from wnconvert.numerics.norms import RowSource
+from wnconvert.numerics.rounding import FLOAT_FORMATS
+from wnconvert.numerics.rows import RowTally
+from wnconvert.numerics.sums import UNIT, Sums, accurate_sums
+from wnconvert.numerics.wide import WideFactors
+from wnconvert.tensors.blocks import Floats
+
+__all__ = ["Alone", "Bounds", "Common", "Ladder", "NarrowFactors", "both"]
+
+
+#: A lower and an upper bound on a number.
+Bounds = tuple[Fraction, Fraction]
+#: Relative errors of a factor in float64 that do not matter, for results of so many digits.
+_FINE, _COARSE = 2.0**-54, 2.0**-38
+
+
+@dataclass(frozen=True, slots=True)
+class NarrowFactors:
+    """The upper end of each row's factor, for ``narrow.products``; ``odd`` are rows that it cannot make."""
+
+    factor: Floats
+    width: int
+    odd: NDArray[np.bool_] | None
+
+    def at(self, rows: slice) -> NarrowFactors:
+        """Those of some of the rows."""
+        odd = self.odd[rows] if self.odd is not None and self.odd[rows].any() else None
+        return NarrowFactors(self.factor[rows], self.width, odd)
+
+    @staticmethod
+    def joined(parts: Sequence[NarrowFactors]) -> NarrowFactors:
+        """Those of all rows, given runs of them with sums of one error."""
+        odd = [np.zeros(len(part.factor), bool) if part.odd is None else part.odd for part in parts]
+        every = np.concatenate(odd) if any(part.odd is not None for part in parts) else None
+        return NarrowFactors(np.concatenate([part.factor for part in parts]), parts[0].width, every)
+
+
+class Ladder:
+    """Ever narrower bounds on a number, each computed when it is first asked for.
+
+    >>> ladder = Ladder(iter([(Fraction(1), Fraction(2)), (Fraction(3, 2), Fraction(3, 2))]))
+    >>> [len(list(ladder)) for _ in range(2)]
+    [2, 2]
+    """
+
+    def __init__(self, rungs: Iterator[Bounds]) -> None:
+        self._rungs = rungs
+        self._known: list[Bounds] = []
+
+    def __iter__(self) -> Iterator[Bounds]:
+        at = 0
+        while True:
+            if at == len(self._known):
+                rung = next(self._rungs, None)
+                if rung is None:
+                    return
+                self._known.append(rung)
+            yield self._known[at]
+            at += 1
+
+
+def both(one: Iterator[Bounds], other: Iterator[Bounds]) -> Iterator[Bounds]:
+    """Bounds on the product of two numbers that are not negative, given those on each."""
+    left = right = (Fraction(0), Fraction(0))
+    for rung, other_rung in zip_longest(one, other):
+        left, right = rung or left, other_rung or right
+        yield left[0] * right[0], left[1] * right[1]
+
+
+@dataclass(frozen=True, slots=True)
+class Common:
+    """One factor of all rows: mantissa·2^exponent, within ``steps`` units of relative size 2⁻⁵³.
+
+    ``squares`` are bounds on its square. ``top`` is the largest magnitude of what it multiplies. ``plain`` is
+    false of a factor that is 0, infinite or NaN: products are then as IEEE 754 has them.
+    """
+
+    mantissa: float
+    exponent: int
+    steps: int
+    squares: Ladder
+    top: float
+    plain: bool = True
+
+    @staticmethod
+    def of(squares: Iterator[Bounds], top: float, *, negative: bool, out: str) -> Common:
+        """The factor of that square, which is not 0, to as many bits as results of dtype ``out`` need."""
+        ladder = Ladder(squares)
+        least = most = Fraction(1)
+        for least, most in ladder:
+            if most - least <= least * Fraction(_COARSE if out in ("float16", "bfloat16") else _FINE):
+                break
+        power = (least.numerator.bit_length() - least.denominator.bit_length()) // 2
+        mantissa = math.sqrt(least / Fraction(4) ** power)
+        steps = math.ceil((most - least) / least / Fraction(UNIT)) + 3
+        return Common(-mantissa if negative else mantissa, power, steps, ladder, top)
+
+    @staticmethod
+    def odd(value: float) -> Common:
+        """A factor that is 0, infinite or NaN."""
+        return Common(value, 0, 0, Ladder(iter(())), math.inf, plain=False)
+
+    @property
+    def value(self) -> float:
+        """The factor as a float64, perhaps out of its range."""
+        try:
+            return math.ldexp(self.mantissa, self.exponent)
+        except OverflowError:
+            return math.copysign(math.inf, self.mantissa)
+
+    @property
+    def is_narrow(self) -> bool:
+        """Whether ``NarrowFactors`` can have it."""
+        return self.plain and self.steps < 1 << 20 and abs(self.exponent) < 400
+
+    def on_narrow(self, factors: NarrowFactors) -> NarrowFactors:
+        """Factors of rows, and this one."""
+        odd = factors.odd if self.is_narrow else np.ones(len(factors.factor), bool)
+        upper = factors.factor * (self.value * (1 + (self.steps + 4) * UNIT))
+        return NarrowFactors(upper, factors.width + 2 * (self.steps + 4), odd)
+
+    def on_wide(self, factors: WideFactors) -> WideFactors:
+        """Factors of rows, and this one."""
+        odd = np.full(len(factors.mantissa), not self.plain)
+        return WideFactors(
+            factors.mantissa * self.mantissa,
+            factors.exponent + np.int32(self.exponent),
+            factors.steps + self.steps + 1,
+            factors.exact | odd,
+            factors.large & ~odd,
+            factors.nonfinite | odd,
+        )
+
+
+class Alone:
+    """One factor of all elements, as that of the only row."""
+
+    def __init__(self, source: RowSource, out: str) -> None:
+        self.source = source
+        self.out = out
+        self.is_narrow = source.way is not accurate_sums
+        self.tally = RowTally()
+        form = FLOAT_FORMATS[out]
+        self.large = float(form.value(form.inf - 1)) * 0.99
+        self.common = Common.odd(1.0)
+
+    def under(self, common: Common) -> None:
+        """Say which factor."""
+        self.common = common
+
+    def hold(self, rows: slice) -> None:
+        """There is nothing to read."""
+
+    def sums(self) -> Sums:
+        """No sum that matters."""
+        return Sums(np.ones(1), np.zeros(1), np.zeros(1, np.int32), 0.0)
+
+    def ladder(self, _row: int, _sums: Sums, _at: int) -> Iterator[Bounds]:
+        """Ever narrower bounds on the square of the factor."""
+        return iter(self.common.squares)
+
+    def narrow(self, _sums: Sums, _rows: slice) -> NarrowFactors:
+        """The factor for ``narrow.products``."""
+        one = np.array([2.0 ** (self.source.power - power_of(self.out))])
+        large = self._large()
+        return self.common.on_narrow(NarrowFactors(one, 0, large if large.any() else None))
+
+    def wide(self, _sums: Sums, _rows: slice, *, tell: bool) -> WideFactors:  # noqa: ARG002 -- no odd rows
+        """The factor for ``wide_products``."""
+        one, zero, none = np.ones(1), np.zeros(1, np.int32), np.zeros(1, bool)
+        return self.common.on_wide(WideFactors(one, zero, 0, none, self._large(), none))
+
+    def _large(self) -> NDArray[np.bool_]:
+        """Whether a product may be too large."""
+        return np.array([not self.common.top * abs(self.common.value) < self.large])

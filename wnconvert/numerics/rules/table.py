@@ -1,0 +1,139 @@
+"""The arithmetic of each operation of a rule: what it makes of a fold, from the innermost outwards.
+
+A new kind of operation is a file beside this one, and a function here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import singledispatch
+from typing import Protocol
+
+from wnconvert.errors import LayerError
+from wnconvert.layers.rules import ORIGINAL, Mask, Norm, Operation, Rule, Spectral, UnitVector
+from wnconvert.numerics.narrow import keeps_subnormals
+from wnconvert.numerics.norms import RowSource
+from wnconvert.numerics.rounding import name_of
+from wnconvert.numerics.rows import Divisor, RowTally
+from wnconvert.numerics.rules.factors import Alone, Bounds, Common, NarrowFactors
+from wnconvert.numerics.rules.mask import masked
+from wnconvert.numerics.rules.matrix import Matrix
+from wnconvert.numerics.rules.norm import Norms
+from wnconvert.numerics.rules.parts import Parts, refuse_large
+from wnconvert.numerics.rules.spectral import SpectralFactor
+from wnconvert.numerics.rules.unit import Units
+from wnconvert.numerics.sums import Sums, accurate_sums, fast_sums
+from wnconvert.numerics.wide import WideFactors
+from wnconvert.tensors.blocks import Read
+from wnconvert.tensors.tree import Dim, rows_of
+
+__all__ = ["CommonFactor", "Scale", "Stage", "staged"]
+
+
+class Scale(Protocol):
+    """The factors of rows, once the sums of their squares are known, and a factor of all."""
+
+    source: RowSource
+    tally: RowTally
+    is_narrow: bool
+
+    def under(self, common: Common) -> None:
+        """Have all rows multiplied by one more factor, too."""
+
+    def hold(self, rows: slice) -> None:
+        """Have what is read for these rows at hand."""
+
+    def sums(self) -> Sums:
+        """The sums of all rows, in a reading of their own."""
+
+    def ladder(self, row: int, sums: Sums, at: int) -> Iterator[Bounds]:
+        """Ever narrower bounds on the square of a row's factor."""
+
+    def narrow(self, sums: Sums, rows: slice) -> NarrowFactors:
+        """Factors for ``narrow.products``; odd rows are counted."""
+
+    def wide(self, sums: Sums, rows: slice, *, tell: bool) -> WideFactors:
+        """Factors for ``wide_products``; with ``tell``, odd rows are counted."""
+
+
+class CommonFactor(Protocol):
+    """A factor of all elements, which a reading of the tensor finds."""
+
+    def find(self) -> tuple[Common, Divisor]:
+        """The factor, and what to say of what it divides by."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """A fold as far as some operations make it: what is read, the factor of each row, the factor of all."""
+
+    read: Read
+    shape: tuple[int, ...]
+    dtype: str
+    out: str
+    limit: int
+    is_alone: bool
+    scale: Scale | None = None
+    common: CommonFactor | None = None
+
+    def source(self, dim: Dim, *dtypes: str) -> RowSource:
+        """What is read, seen as rows, which are worked on with numbers of other dtypes too."""
+        is_narrow = "float64" not in (self.dtype, self.out, *dtypes) and keeps_subnormals()
+        way = fast_sums if is_narrow else accurate_sums
+        return RowSource(self.read, self.shape, dim, self.dtype, self.limit, way)
+
+
+def staged(rule: Rule, parts: Parts, out: str, limit: int) -> Stage:
+    """A rule's fold. Raises ``LayerError`` for parts that do not fit it."""
+    refuse_large({role: parts[role].count for role in rule.roles})
+    original = parts[ORIGINAL]
+    stage = Stage(original.read, original.shape, original.name, out, limit, len(rule.operations) == 1)
+    for operation in rule.operations:
+        stage = applied(operation, stage, parts)
+    return stage
+
+
+@singledispatch
+def applied(operation: Operation, stage: Stage, parts: Parts) -> Stage:
+    """A fold, and one more operation."""
+    raise NotImplementedError(type(operation))
+
+
+@applied.register
+def _mask(operation: Mask, stage: Stage, parts: Parts) -> Stage:
+    mask = parts["mask"]
+    name_of(mask.dtype)
+    if mask.shape != stage.shape:
+        raise LayerError(f"mask {mask.shape} does not fit original {stage.shape}")
+    _refuse_second(operation, stage.scale, stage.common)
+    return replace(stage, read=masked(stage.read, mask.read))
+
+
+@applied.register
+def _norm(operation: Norm, stage: Stage, parts: Parts) -> Stage:
+    g = parts["g"]
+    if g.count != rows_of(stage.shape, operation.dim):
+        raise LayerError(f"g {g.shape} does not fit v {stage.shape} along dim {operation.dim}")
+    _refuse_second(operation, stage.scale, stage.common)
+    norms = Norms(stage.source(operation.dim, g.name), g.rows(), stage.out, keeps=stage.is_alone)
+    return replace(stage, scale=norms)
+
+
+@applied.register
+def _unit(operation: UnitVector, stage: Stage, _parts: Parts) -> Stage:
+    _refuse_second(operation, stage.scale, stage.common)
+    return replace(stage, scale=Units(stage.source(None), operation.eps, stage.out))
+
+
+@applied.register
+def _spectral(operation: Spectral, stage: Stage, parts: Parts) -> Stage:
+    _refuse_second(operation, stage.common, stage.scale)
+    matrix = Matrix(stage.read, stage.shape, operation.dim or 0, stage.dtype, stage.limit)
+    factor = SpectralFactor(matrix, parts["u"], parts["v"], stage.out)
+    return replace(stage, scale=Alone(stage.source(None), stage.out), common=factor)
+
+
+def _refuse_second(operation: Operation, *others: object) -> None:
+    if any(other is not None for other in others):
+        raise LayerError(f"{type(operation).__name__} does not come after the operations before it")
