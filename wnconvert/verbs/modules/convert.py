@@ -30,10 +30,8 @@ from wnconvert.verbs.modules.surgery import fold_to, made_as, refresh_flat_weigh
 from wnconvert.verbs.modules.undo import UndoableEdits
 from wnconvert.verbs.shared.options import (
     Form,
-    Kinds,
     ZeroRows,
     check_form,
-    kinds_of,
     numbers_of,
     selection_of,
 )
@@ -54,29 +52,34 @@ def fold_module(
     *,
     layers: Iterable[str] = (),
     exclude: Iterable[str] = (),
-    kinds: Kinds = ("weight",),
+    kinds: Iterable[str] = ("weight",),
     zero_rows: ZeroRows = "error",
     allow_nonfinite: bool = False,
 ) -> Layers:
     """Fold the weight-normalized layers of a module in place; to fold again changes nothing.
 
-    Each weight is computed from g and v (a cached ``.weight`` may be stale). It takes after v: a Parameter
-    or a buffer, on v's device, in its dtype and shape, of its class, with its ``requires_grad`` and its
-    attributes (``v.no_decay = True``). It is a new Parameter without gradient or hooks, so make a new
-    optimizer. Modules that share g and v then share the weight, and are folded together or not at all; a
-    shared module is folded once, under its first name. The hooks of weight norm are removed, others stay.
-    Options as for ``fold_state_dict``; excluding one name of a shared module excludes the module.
+    ``kinds`` are what is folded: ``"weight"``, ``"spectral"``, ``"prune"``, several of them, or ``"all"``; in
+    stacks of these, too. Each weight is computed from the tensors that are stored for it (a cached
+    ``.weight`` may be stale), spectral norm's as in eval mode, also while the module is in training mode. It
+    takes after v (the original): a Parameter or a buffer, on v's device, in its dtype and shape, of its
+    class, with its ``requires_grad`` and its attributes (``v.no_decay = True``). It is a new Parameter
+    without gradient or hooks, so make a new optimizer. Modules that share all these tensors then share the
+    weight, and are folded together or not at all; a shared module is folded once, under its first name. The
+    hooks that computed the weights are removed, others stay. Options as for ``fold_state_dict``; excluding
+    one name of a shared module excludes the module.
 
-    Returns the layers as they were, with form and dim. Spectral norm and other reparameterizations are left
-    alone; ``.others`` of the result names them. A ``UserWarning`` says where outputs change, and by how much:
-    of a legacy layer whose weight other code reads, so that it was never renewed
-    (``MultiheadAttention.out_proj``).
+    Returns the layers as they were, with form and dim. Kinds that are not asked for and other
+    reparameterizations are left alone; ``.others`` of the result names them. A ``UserWarning`` says where
+    outputs change, and by how much: of a legacy layer whose weight other code reads, so that it was never
+    renewed (``MultiheadAttention.out_proj``).
 
     Raises ``ArgumentError`` if ``module`` is not an ``nn.Module``; ``LayerError`` for layers under more than
-    weight norm, inside TorchScript, computed by a torch.fx graph (``exported_program.module()``), held by
-    DistributedDataParallel or FSDP, on the meta device, with a g that does not fit, or tied to layers that
-    are not chosen; and ``NumbersError`` for zero rows, NaN and overflow. After an error the module is
-    unchanged. Source: ``torch.nn.utils.remove_weight_norm``.
+    these kinds, computed by a subclass of torch's in its own way, inside TorchScript, computed by a torch.fx
+    graph (``exported_program.module()``), held by DistributedDataParallel or FSDP, on the meta device, with
+    a g, u, v or mask that does not fit, or tied to layers that are not chosen; and ``NumbersError`` for zero
+    rows, a σ of 0, NaN and overflow. After an error the module is unchanged. Source:
+    ``torch.nn.utils.remove_weight_norm``, ``remove_spectral_norm``, ``prune.remove``,
+    ``parametrize.remove_parametrizations``.
 
     >>> from torch.nn.utils.parametrizations import weight_norm
     >>> model = nn.Sequential(weight_norm(nn.Conv1d(4, 8, 3)), nn.ReLU())
@@ -84,11 +87,16 @@ def fold_module(
     [('0.weight', 'parametrize', 0)]
     >>> type(model[0]).__name__, fold_module(model)
     ('Conv1d', Layers: 0 layers)
+
+    >>> from torch.nn.utils.parametrizations import spectral_norm
+    >>> discriminator = spectral_norm(nn.Conv1d(4, 8, 3))
+    >>> fold_module(discriminator).others, len(fold_module(discriminator, kinds="spectral"))
+    ({'weight': 'spectral norm'}, 1)
     """
-    selection, wanted = selection_of(layers, exclude, "auto"), kinds_of(kinds)
+    selection = selection_of(layers, exclude, "auto", kinds)
     policy = _policy(zero_rows, allow_nonfinite=allow_nonfinite)
     with options_as_python(), UndoableEdits() as edits:
-        chosen = _chosen(module, selection, wanted)
+        chosen = _chosen(module, selection)
         _refuse_in_ddp(chosen, held_by_ddp(chosen.modules), _BEFORE_DDP)
         return _fold(chosen, policy, edits)
 
@@ -98,7 +106,7 @@ def folded(
     *,
     layers: Iterable[str] = (),
     exclude: Iterable[str] = (),
-    kinds: Kinds = ("weight",),
+    kinds: Iterable[str] = ("weight",),
     zero_rows: ZeroRows = "error",
     allow_nonfinite: bool = False,
 ) -> AnyModule:
@@ -113,13 +121,13 @@ def folded(
     >>> list(folded(model).state_dict()), list(model.state_dict())[1:]
     (['bias', 'weight'], ['parametrizations.weight.original0', 'parametrizations.weight.original1'])
     """
-    selection, wanted = selection_of(layers, exclude, "auto"), kinds_of(kinds)
+    selection = selection_of(layers, exclude, "auto", kinds)
     policy = _policy(zero_rows, allow_nonfinite=allow_nonfinite)
     with options_as_python():
-        chosen = _chosen(module, selection, wanted)  # a layer that is refused is reported before anything is copied
+        chosen = _chosen(module, selection)  # a layer that is refused is reported before anything is copied
         _refuse_in_ddp(chosen, under_ddp(chosen.modules), "folded(model.module): copy what it wraps")
         copied = _copy(module)
-        _fold(_chosen(copied, selection, wanted), policy, UndoableEdits())
+        _fold(_chosen(copied, selection), policy, UndoableEdits())
     return copied
 
 
@@ -129,7 +137,7 @@ def weights_folded(
     *,
     layers: Iterable[str] = (),
     exclude: Iterable[str] = (),
-    kinds: Kinds = ("weight",),
+    kinds: Iterable[str] = ("weight",),
     zero_rows: ZeroRows = "error",
     allow_nonfinite: bool = False,
 ) -> Iterator[Layers]:
@@ -150,12 +158,12 @@ def weights_folded(
     >>> type(model).__name__
     'ParametrizedLinear'
     """
-    selection, wanted = selection_of(layers, exclude, "auto"), kinds_of(kinds)
+    selection = selection_of(layers, exclude, "auto", kinds)
     policy = _policy(zero_rows, allow_nonfinite=allow_nonfinite)
     with UndoableEdits() as edits:  # undoes it too if an interrupt skips `finally`
         try:
             with options_as_python():
-                layers_folded = _fold(_chosen(module, selection, wanted), policy, edits)
+                layers_folded = _fold(_chosen(module, selection), policy, edits)
             yield layers_folded
         finally:
             edits.undo()
@@ -167,12 +175,15 @@ def migrate_module(
     to: Form = "parametrize",
     layers: Iterable[str] = (),
     exclude: Iterable[str] = (),
-    kinds: Kinds = ("weight",),
+    kinds: Iterable[str] = ("weight",),
 ) -> Layers:
     """Change a module's layers to the ``"parametrize"`` or the ``"legacy"`` form, in place.
 
-    g and v stay the same Parameter objects, so an optimizer goes on with them; hooks and names change as if
+    ``kinds`` are those that torch has in both forms: ``"weight"``, ``"spectral"``, or both. g and v (the
+    original, u and v) stay the same objects, so an optimizer goes on with them; hooks and names change as if
     torch's own function for that form had been applied. Layers that have that form already are left alone.
+    Spectral norm computes the same in eval mode, bit for bit; while training, its forms iterate u and v in
+    another order, so the next training step differs.
     In the legacy form the cached weight is not part of a graph, so the module can be deep-copied until its
     next forward. The order of ``parameters()`` may change, which matters if the *state dict* of an optimizer
     is loaded later. In the legacy form the weight is computed before all other forward pre-hooks: a hook
@@ -180,7 +191,8 @@ def migrate_module(
 
     Returns the layers that were changed, as they are now. Warns and raises as ``fold_module`` does, except
     for numbers, ties, the meta device and DistributedDataParallel; ``LayerError`` if something else has a
-    name that the form needs (``weight_g``, ``weight_v``; ``parametrizations``), and ``ArgumentError`` for an
+    name that the form needs (``weight_g``, ``weight_v``; ``parametrizations``), for prune, for stacks, and
+    for spectral norm of a vector, which each form computes in another way; and ``ArgumentError`` for an
     unknown form. Source: ``torch.nn.utils.weight_norm``, ``torch.nn.utils.parametrizations.weight_norm``.
 
     >>> from torch.nn.utils.parametrizations import weight_norm
@@ -191,8 +203,8 @@ def migrate_module(
     ['bias', 'weight_g', 'weight_v']
     """
     check_form(str(to))  # here None is not a choice
-    found = find_live(module, kinds_of(kinds))
-    chosen, others = select(found, selection_of(layers, exclude, "auto"), "migrated")
+    selection = selection_of(layers, exclude, "auto", kinds)
+    chosen, others = select(find_live(module, selection.kinds), selection, "migrated")
     moved = [live for live in chosen if live.layer.form != to]
     reasons = [(live, reason_against_move(live, to)) for live in moved]
     raise_refused((Refused(live.layer.name, reason) for live, reason in reasons if reason), "migrated")
@@ -226,9 +238,9 @@ class _Chosen:
     modules: list[nn.Module]
 
 
-def _chosen(module: nn.Module, selection: Selection, kinds: Collection[str]) -> _Chosen:
+def _chosen(module: nn.Module, selection: Selection) -> _Chosen:
     """What to fold. Raises ``LayerError`` for a layer that is tied to one that is not chosen."""
-    found = find_live(module, kinds)
+    found = find_live(module, selection.kinds)
     chosen, others = select(found, selection, "folded")
     places = {(live.module, live.param) for live in chosen}
     left = {live.key: live.names[0] for live in found.layers if (live.module, live.param) not in places}

@@ -29,27 +29,35 @@ __all__ = ["Stated", "move_to", "put_in", "reason_against_form", "reason_against
 class Stated(Protocol):
     """What torch's hook or parametrization states, beside its tensors."""
 
-    dim: int
+    @property
+    def dim(self) -> int:
+        """The axis of the norms; -1 stands for the whole tensor."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Kind:
-    """What torch makes of a kind that it has in both forms, given what the object of the other form states."""
+    """What torch makes of a kind that it has in both forms, given an object that states what it needs."""
 
     hook: Callable[[str, Any], Any]
     parametrize: Callable[[nn.Module, str, Any], object]
-    beside: Callable[[nn.Module, Any], object] = lambda module, hook: None  # noqa: ARG005
+    beside: Callable[[Any, Any], object]
 
 
-def _spectral_beside(module: nn.Module, hook: SpectralNorm) -> None:
+def _spectral_beside(module: Any, hook: SpectralNorm) -> None:
     module._register_state_dict_hook(SpectralNormStateDictHook(hook))
     module._register_load_state_dict_pre_hook(SpectralNormLoadStateDictPreHook(hook))
+
+
+def _nothing_beside(module: nn.Module, hook: WeightNorm) -> None:
+    """Weight norm needs its hook alone."""
 
 
 #: By the words of their ways.
 _KINDS: Mapping[str, _Kind] = {
     "weight norm": _Kind(
-        lambda param, by: WeightNorm(param, by.dim), lambda module, param, by: weight_norm(module, param, by.dim)
+        lambda param, by: WeightNorm(param, by.dim),
+        lambda module, param, by: weight_norm(module, param, by.dim),
+        _nothing_beside,
     ),
     "spectral norm": _Kind(
         lambda param, by: SpectralNorm(param, by.n_power_iterations, by.dim, by.eps),
@@ -64,7 +72,8 @@ def move_to(live: Live, w: Tensor | None, form: str) -> None:
     (step,) = live.chain.steps
     fleeting = {role for role, place in live.chain.places.items() if place.is_fleeting}
     take_out(live)
-    put_in(live.module, live.param, live.tensors, step.by, w, words=step.way.words, form=form, fleeting=fleeting)
+    words = step.way.words
+    put_in(live.module, live.param, live.tensors, step.by, w, words=words, form=form, fleeting=fleeting)
 
 
 def reason_against_move(live: Live, form: str) -> str:
@@ -102,7 +111,7 @@ def _names(way: Way, param: str) -> dict[str, str]:
     return {**{role: param + suffix for role, suffix in way.beside.items()}, ORIGINAL: param + way.start}
 
 
-def put_in(  # noqa: PLR0917 - what is put where
+def put_in(
     module: nn.Module,
     param: str,
     tensors: Mapping[str, Tensor],
@@ -177,6 +186,7 @@ def _put_parametrization(module: nn.Module, param: str, rank: int, by: Stated, k
         module._modules[HELD].training = module.training  # type: ignore[union-attr]
     return made_by
 
+
 def _is_torchs(module: nn.Module) -> bool:
     """Whether torch made a module's ``parametrizations``, and the class that goes with them."""
     held = module._modules.get(HELD)
@@ -198,6 +208,3 @@ def _holder(module: nn.Module, name: str) -> str:
     if kind:
         return f"{'an' if kind == 'attribute' else 'a'} {kind} of the module"
     return "an attribute of its class" if is_on_class(module, name) else ""
-
-
-

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from wnconvert.layers.kinds import in_words
 from wnconvert.layers.rules import ORIGINAL, Rule
 from wnconvert.verbs.modules.finding.chains import Chain, chain_of
 from wnconvert.verbs.modules.finding.computed import (
@@ -18,7 +19,7 @@ from wnconvert.verbs.modules.finding.computed import (
 )
 from wnconvert.verbs.modules.finding.values import Reason, reason_against_tensor
 
-__all__ = ["Candidate", "RefusedLive", "candidates", "in_words"]
+__all__ = ["Candidate", "RefusedLive", "candidates", "stacked"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +76,8 @@ def _candidate(module: nn.Module, param: str) -> Candidate:
     chain = chain_of(module, param)
     original = chain.places[ORIGINAL].tensor
     rule = chain.rule(2 if original is None or is_lazy(original) else original.dim())
-    return Candidate(module, param, chain.words, chain, rule if chain.steps else None, chain.tensors(rule))
+    words = in_words(rule.kinds) if chain.is_known else chain.words
+    return Candidate(module, param, words, chain, rule if chain.steps else None, chain.tensors(rule))
 
 
 def _reasons_against(candidate: Candidate) -> Iterator[Reason]:
@@ -84,7 +86,7 @@ def _reasons_against(candidate: Candidate) -> Iterator[Reason]:
     yield from map(Reason, chain.reasons)
     found = tuple(each.kind for each in rule.operations)
     if not chain.is_known or found != tuple(kind for kind in _ORDER if kind in found):
-        yield Reason(f"{in_words(candidate)} are stacked on it")
+        yield Reason(f"{stacked(candidate)} are stacked on it")
     for role, value in candidate.tensors.items():
         name = chain.places[role].name
         if value is None:
@@ -99,9 +101,7 @@ def _reasons_against(candidate: Candidate) -> Iterator[Reason]:
     yield from (Reason(text) for step in chain.steps if (text := step.way.misfit(step.by, shapes)))
 
 
-def in_words(candidate: Candidate) -> str:
+def stacked(candidate: Candidate) -> str:
     """All that computes a weight, each with the tensor that it computes, if that is another."""
     made = candidate.chain.made
-    return " and ".join(
-        word if target == candidate.param else f"{word} of {target}" for word, target in made
-    )
+    return " and ".join(word if target == candidate.param else f"{word} of {target}" for word, target in made)

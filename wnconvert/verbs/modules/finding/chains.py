@@ -150,9 +150,7 @@ def _parametrized(home: nn.Module, name: str, made_by: ParametrizationList, pref
 
 def _members(made_by: ParametrizationList) -> dict[str, nn.Module]:
     """The parametrizations: the numbered children; an original that is parametrized is a child too."""
-    return {
-        key: part for key, part in made_by._modules.items() if key.isdecimal() and part is not None
-    }
+    return {key: part for key, part in made_by._modules.items() if key.isdecimal() and part is not None}
 
 
 def _way_of(part: nn.Module) -> Way | None:

@@ -12,7 +12,7 @@ from torch.nn.utils.parametrize import ParametrizationList
 from wnconvert.layers.rules import ORIGINAL
 from wnconvert.layers.schemes import Layer
 from wnconvert.messages import option
-from wnconvert.verbs.modules.finding.candidates import Candidate, RefusedLive, candidates, in_words
+from wnconvert.verbs.modules.finding.candidates import Candidate, RefusedLive, candidates, stacked
 from wnconvert.verbs.modules.finding.chains import Chain
 from wnconvert.verbs.modules.finding.compiled import compiled_layers
 from wnconvert.verbs.modules.finding.values import Reason, info_of
@@ -43,8 +43,9 @@ class Live:
         assert rule is not None  # noqa: S101 - what has none is never wanted
         tensors = {role: value for role, value in candidate.tensors.items() if value is not None}
         owner = name[: len(name) - len(candidate.param)]
-        parts = {role: info_of(owner + chain.places[role].key, value) for role, value in tensors.items()}
-        layer = Layer(name, chain.form, rule, {role: info for role, info in parts.items() if info is not None})
+        infos = {role: info_of(owner + chain.places[role].key, value) for role, value in tensors.items()}
+        parts = {role: info for role, info in infos.items() if info is not None}
+        layer = Layer(name, chain.form, rule, parts)
         return cls(layer, names, candidate.module, candidate.param, chain, tensors)
 
     @property
@@ -133,5 +134,5 @@ def _reason_against_kinds(candidate: Candidate, kinds: Collection[str]) -> Reaso
     rule = candidate.rule
     if rule is None or set(rule.kinds) <= set(kinds):
         return None
-    together = option("kinds", *rule.kinds)
-    return Reason(f"{in_words(candidate)} are stacked on it, and only {together} folds them, as one")
+    together = option("kinds", ",".join(rule.kinds))
+    return Reason(f"{stacked(candidate)} are stacked on it, and only {together} folds them, as one")

@@ -1,4 +1,4 @@
-"""The classes of torch's whose objects compute a weight: what of, and by which operation, one row for each."""
+"""The classes of torch's whose objects compute a weight: of what, and by which operation, a row each."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ class Way:
 
     ``words`` name it. ``start`` is the tensor that it starts from, ``beside`` are those that stand beside
     that one, by their roles, and ``own`` those that a parametrization holds itself. A hook's are what comes
-    behind the name of the weight, which is its attribute ``target``; ``helpers`` are classes of hooks that torch
-    puts beside it, with it as ``fn``. ``operation`` is made of the object and
-    the number of the weight's axes; ``misfit`` says, given the shapes of its tensors, why these do not fit.
+    behind the name of the weight, which is its attribute ``target``; ``helpers`` are classes of hooks that
+    torch puts beside it, with it as ``fn``. ``operation`` is made of the object and the number of the
+    weight's axes; ``misfit`` says, given the shapes of its tensors, why these do not fit.
     """
 
     words: str
