@@ -31,6 +31,9 @@ def exact_weight(rule: Rule, arrays: dict[str, Array], dtype: str) -> Array:
                 signs[index] *= math.copysign(1.0, float(arrays["mask"][index]))
             continue
         whole = {index: values[index] * _root(squares[index]) for index in values}
+        whole = {
+            index: -value if (value > 0) != (signs[index] > 0) else value for index, value in whole.items()
+        }
         factors, sign = _factors(operation, whole, arrays, original.shape)
         for index, factor in factors.items():
             squares[index] *= factor

@@ -8,10 +8,10 @@ import pytest
 from tests.helpers.arrays import Array, normal, same
 from tests.helpers.oracle import DTYPES, NARROW
 from tests.helpers.rule_oracle import exact_weight
-from wnconvert.layers.rules import Mask, Norm, Rule, Spectral, UnitVector
+from wnconvert.layers.rules import Mask, Norm, Rule, Spectral, SpectralStep, UnitVector
 from wnconvert.numerics.folding import Folding
 from wnconvert.numerics.rows import RowReport
-from wnconvert.numerics.rules.parts import Part
+from wnconvert.numerics.rules.operands import Operand
 
 SHAPES = ((3, 4), (2, 3, 5), (3, 2, 2, 2), (4, 1), (1, 5), (2, 40), (40, 2), (1, 2, 2, 1, 3))
 
@@ -19,7 +19,7 @@ SHAPES = ((3, 4), (2, 3, 5), (3, 2, 2, 2), (4, 1), (1, 5), (2, 40), (40, 2), (1,
 def fold(rule: Rule, arrays: dict[str, Array], dtype: str, limit: int = 1 << 20) -> tuple[Array, RowReport]:
     original = arrays["original"]
     out = np.empty(original.size, DTYPES[dtype])
-    folding = Folding(rule, {role: Part.of(array) for role, array in arrays.items()}, dtype, limit=limit)
+    folding = Folding(rule, {role: Operand.of(array) for role, array in arrays.items()}, dtype, limit=limit)
     for _ in folding.blocks(lambda block: out[block.start : block.stop].reshape(block.shape)):
         pass
     return out.reshape(original.shape), folding.report()
@@ -73,3 +73,37 @@ def test_a_vector_is_divided_by_its_norm_or_by_eps(dtype: str, out: str) -> None
         rule, arrays = Rule((UnitVector(1e-12),)), {"original": normal(1, (7,), dtype, scale)}
         for limit in (8, 1 << 20):
             assert same(fold(rule, arrays, out, limit)[0], exact_weight(rule, arrays, out))
+
+
+@pytest.mark.parametrize("out", NARROW)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_one_step_from_u_is_taken_exactly(dtype: str, out: str) -> None:
+    for seed, shape in enumerate(SHAPES):
+        for dim in (0, 1):
+            arrays = {"original": normal(seed, shape, dtype), **vectors(seed, shape, dim, dtype)}
+            rule = Rule((SpectralStep(dim),))
+            del arrays["v"]
+            expected = exact_weight(rule, arrays, out)
+            for limit in (8, 1 << 20):
+                assert same(fold(rule, arrays, out, limit)[0], expected)
+
+
+@pytest.mark.parametrize("out", NARROW)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("norm_dim", [None, 0, 1])
+def test_a_normed_weight_is_divided_by_its_own_sigma(norm_dim: int | None, dtype: str, out: str) -> None:
+    for seed, shape in enumerate(SHAPES[:3]):
+        for dim in (0, 1):
+            arrays = {"original": normal(seed, shape, dtype), **vectors(seed, shape, dim, dtype)}
+            arrays["g"] = normal(seed + 7, (1 if norm_dim is None else shape[norm_dim],), dtype)
+            arrays["mask"] = normal(seed + 8, shape, "float16").astype(DTYPES[dtype])
+            arrays["original"][arrays["original"] == 0] = 1
+            for rule in (
+                Rule((Norm(norm_dim), Spectral(dim))),
+                Rule((Mask(), Norm(norm_dim), Spectral(dim))),
+            ):
+                if dtype == "float64" and isinstance(rule.operations[0], Mask):
+                    continue  # products of float64 and a mask of other numbers are rounded
+                expected = exact_weight(rule, arrays, out)
+                for limit in (8, 1 << 20):
+                    assert same(fold(rule, arrays, out, limit)[0], expected)

@@ -33,8 +33,8 @@ from wnconvert.numerics.norms import arithmetic, as_float64
 from wnconvert.numerics.rounding import FLOAT_FORMATS, DTypeLike, cast, name_of
 from wnconvert.numerics.rows import WHOLE, Divisor, RowReport, RowTally, rows_where, runs
 from wnconvert.numerics.rules.factors import Bounds, NarrowFactors
-from wnconvert.numerics.rules.parts import Part, Parts
-from wnconvert.numerics.rules.table import Scale, staged
+from wnconvert.numerics.rules.operands import Operand, Operands
+from wnconvert.numerics.rules.table import Scale, arranged
 from wnconvert.numerics.sums import Sums
 from wnconvert.numerics.wide import WideFactors, wide_products
 from wnconvert.tensors.blocks import BLOCK_BYTES, Array, Block, Floats, scratch, shares
@@ -46,22 +46,25 @@ __all__ = ["Folding", "fold_array", "fold_with_report"]
 class Folding:
     """A fold in progress: ``blocks`` gives w block by block, then ``report`` describes the odd rows.
 
-    ``parts`` are the tensors of the rule, by their roles. The original is read once if the rule is a norm of
-    rows that are contiguous and fit a block, or a mask, else twice; a mask is read with it. Every element is
-    computed: zero rows give zeros; NaN and infinities follow IEEE 754.
+    ``operands`` are the tensors of the rule, by their roles. The original is read once if the rule is a mask,
+    or a norm of rows that are contiguous and fit a block, else twice (thrice for a step, and for a σ behind a
+    norm); a mask is read with it. Every element is computed: zero rows give zeros; NaN and infinities follow
+    IEEE 754.
 
     Raises ``LayerError`` if a dtype cannot be folded, or parts do not fit each other.
 
-    >>> parts = {"original": Part.of(np.array([[3.0, 4.0]])), "g": Part.of(np.array([10.0]))}
+    >>> parts = {"original": Operand.of(np.array([[3.0, 4.0]])), "g": Operand.of(np.array([10.0]))}
     >>> folding = Folding(Rule((Norm(0),)), parts, "float64")
     >>> [(block.start, w.tolist()) for block, w in folding.blocks()], folding.report().kept.count
     ([(0, [[[6.0, 8.0]]])], 0)
     """
 
-    def __init__(self, rule: Rule, parts: Parts, out_dtype: DTypeLike, *, limit: int = BLOCK_BYTES) -> None:
+    def __init__(
+        self, rule: Rule, operands: Operands, out_dtype: DTypeLike, *, limit: int = BLOCK_BYTES
+    ) -> None:
         self.out = out = name_of(out_dtype)
         self.form = FLOAT_FORMATS[out]
-        self.stage = stage = staged(rule, parts, out, limit)
+        self.stage = stage = arranged(rule, operands, out, limit)
         self.scale = stage.scale
         self.source = stage.scale.source if stage.scale else stage.source(None)
         self.tally = stage.scale.tally if stage.scale else RowTally()
@@ -265,7 +268,7 @@ def fold_with_report(
 ) -> tuple[Array, RowReport]:
     """``fold_array``, with a report on odd rows."""
     out = np.empty(v.size, FLOAT_FORMATS[name_of(dtype or v.dtype)].dtype)
-    parts = {ORIGINAL: Part.of(v), "g": Part.of(g)}
+    parts = {ORIGINAL: Operand.of(v), "g": Operand.of(g)}
     folding = Folding(Rule((Norm(dim),)), parts, out.dtype, limit=limit)
     for _ in folding.blocks(lambda block: out[block.start : block.stop].reshape(block.shape)):
         pass

@@ -23,8 +23,9 @@ from wnconvert.numerics.narrow import keeps_subnormals, loaded, power_of
 from wnconvert.numerics.rounding import FLOAT_FORMATS
 from wnconvert.numerics.sums import UNIT
 from wnconvert.tensors.blocks import Array, Floats, Read, blocks, box, scratch, shares
+from wnconvert.tensors.tree import Dim, rows_of
 
-__all__ = ["Exact", "Matrix", "Pairs", "bilinear", "exactly"]
+__all__ = ["Exact", "Matrix", "Pairs", "bilinear", "exactly", "squared"]
 
 
 #: Products that are added up at once: with more, the bound on the rest of the sum would grow.
@@ -113,7 +114,7 @@ class Matrix:
 
     def __init__(self, read: Read, shape: tuple[int, ...], dim: int, dtype: str, limit: int) -> None:
         self.read = read
-        self.dtype = dtype
+        self.shape, self.dim = shape, dim
         self.slabs, self.rows, self.inner = box(shape, dim)
         self.columns = self.slabs * self.inner
         self.cut = (shape, dim, FLOAT_FORMATS[dtype].dtype.itemsize, limit)
@@ -125,9 +126,16 @@ class Matrix:
         """Whether blocks are better multiplied by a vector along the columns than along the rows."""
         return self.inner >= _SHORT
 
-    def times(self, v: Floats, low: Floats | None = None) -> Pairs:
-        """mat·(v + low): a number for each row; ``low`` is far smaller, and its products are rounded."""
-        return self._sums(v.reshape(self.slabs, 1, self.inner), low, Pairs.zeros(self.rows), rows=True)
+    def times(self, v: Floats) -> Pairs:
+        """mat·v: a number for each row."""
+        return self._sums(v.reshape(self.slabs, 1, self.inner), None, Pairs.zeros(self.rows), rows=True)
+
+    def times_pairs(self, v: Pairs) -> Pairs:
+        """mat·v of a v that is not exact: a number for each row."""
+        high, low = (each.reshape(self.slabs, 1, self.inner) for each in (v.high, v.low))
+        found = self._sums(high, low, Pairs.zeros(self.rows), rows=True)
+        found.error += self.top * float(np.sum(v.error)) * 1.01
+        return found
 
     def transposed_times(self, u: Floats) -> Pairs:
         """matᵀ·u: a number for each column."""
@@ -141,6 +149,14 @@ class Matrix:
         """matᵀ·u."""
         return self._exact(u, self.columns, rows=False)
 
+    def exact_squares(self, dim: Dim) -> list[Fraction]:
+        """The sums of squares of the tensor's rows along ``dim``."""
+        found = Exact(np.zeros(rows_of(self.shape, dim), object), 0)
+        for block in blocks(self.cut[0], dim, *self.cut[2:]):
+            x = exactly(self.read(block).astype(np.float64))
+            found = found.plus(block.rows, Exact((x.numbers**2).sum(axis=(0, 2)), 2 * x.exponent))
+        return found.fractions()
+
     def plainly(self, u: Floats, v: Floats) -> np.float64:
         """uᵀ·mat·v as float64 has it, with NaN and infinities."""
         total = np.float64(0)
@@ -153,7 +169,6 @@ class Matrix:
 
     def _sums(self, vector: Floats, low: Floats | None, found: Pairs, *, rows: bool) -> Pairs:
         is_short = bool((vector.astype(np.float32) == vector).all()) and low is None
-        rest = None if low is None else low.reshape(vector.shape)
         most = float(np.max(np.abs(vector), initial=0.0))
         for values, at in self._pieces():
             narrow = is_short and values.dtype != np.float64
@@ -165,7 +180,7 @@ class Matrix:
                 continue
             factors = vector[at.vector(rows=rows)]
             x = loaded(values, power)
-            small = None if rest is None else rest[at.vector(rows=rows)]
+            small = None if low is None else low[at.vector(rows=rows)]
             dots = _dots(x, factors, small, top * 2.0**-power, narrow=narrow, rows=rows)
             scale = 2.0**power
             found.add(at.out(rows=rows), dots[0] * scale, dots[1] * scale, dots[2] * scale)
@@ -313,3 +328,13 @@ def bilinear(weights: Floats, numbers: Pairs) -> tuple[Fraction, Fraction] | Non
             off += len(w) * ((len(w) + 6) * UNIT * float(np.max(np.abs(rest))) + most * 2.0**-100 + _TINY)
         slack += Fraction(off)
     return total - slack, total + slack
+
+
+def squared(numbers: Pairs) -> tuple[Fraction, Fraction] | None:
+    """Bounds on Σ number², if they are known."""
+    parts = bilinear(numbers.high, numbers), bilinear(numbers.low, numbers)
+    if parts[0] is None or parts[1] is None:
+        return None
+    size = np.abs(numbers.high) + np.abs(numbers.low) + numbers.error
+    slack = Fraction(float(np.sum(size * numbers.error)) * 1.01)
+    return parts[0][0] + parts[1][0] - slack, parts[0][1] + parts[1][1] + slack

@@ -22,14 +22,14 @@ from wnconvert.numerics.wide import WideFactors
 from wnconvert.tensors.blocks import Floats, RowValues
 from wnconvert.tensors.dtypes import dtype_named
 
-__all__ = ["Norms"]
+__all__ = ["NormScale"]
 
 
 #: What makes a row of v itself its product, but not as if a midpoint were near: see ``narrow``.
 _AS_IT_IS = 1 + 2.0**-40
 
 
-class Norms:
+class NormScale:
     """From the sums of rows and their g to factors, for one fold; odd rows are counted in ``tally``.
 
     ``keeps``: a row whose g is its rounded norm is v itself, in v's own dtype.

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from fractions import Fraction
 
 import numpy as np
 
@@ -14,16 +15,16 @@ from wnconvert.errors import LayerError
 from wnconvert.numerics.rows import Divisor
 from wnconvert.numerics.rules.factors import Bounds, Common, Ladder
 from wnconvert.numerics.rules.matrix import Matrix, bilinear, exactly
-from wnconvert.numerics.rules.parts import Part
+from wnconvert.numerics.rules.operands import Operand
 from wnconvert.tensors.blocks import Floats
 
-__all__ = ["SpectralFactor", "common_of"]
+__all__ = ["SpectralFactor", "common_of", "signed_squares"]
 
 
 class SpectralFactor:
     """1/σ of a matrix, for results of dtype ``out``."""
 
-    def __init__(self, matrix: Matrix, u: Part, v: Part, out: str) -> None:
+    def __init__(self, matrix: Matrix, u: Operand, v: Operand, out: str) -> None:
         if (u.count, v.count) != (matrix.rows, matrix.columns):
             raise LayerError(
                 f"u {u.shape} and v {v.shape} do not fit a matrix of {matrix.rows} × {matrix.columns}"
@@ -42,26 +43,33 @@ class SpectralFactor:
         return common_of(Ladder(self._rungs(u, v, first)), self.matrix.top, self.out)
 
     def _rungs(self, u: Floats, v: Floats, first: Bounds | None) -> Iterator[Bounds]:
+        """Bounds on σ·|σ|."""
         if first:
-            yield first
+            yield signed_squares(first)
         sigma = self.matrix.exact_times(exactly(v)).dot(exactly(u))
-        yield sigma, sigma
+        yield signed_squares((sigma, sigma))
 
 
-def common_of(sigmas: Ladder, top: float, out: str) -> tuple[Common, Divisor]:
-    """1/σ as a factor, and what to say of σ, given ever narrower bounds on σ."""
-    for least, most in sigmas:
+def signed_squares(ends: Bounds) -> Bounds:
+    """Bounds on σ·|σ|, given those on σ."""
+    return ends[0] * abs(ends[0]), ends[1] * abs(ends[1])
+
+
+def common_of(squares: Ladder, top: float, out: str) -> tuple[Common, Divisor]:
+    """1/σ as a factor of what is at most ``top``, and what to say of σ, given bounds on σ·|σ|."""
+    least = most = Fraction(0)
+    for least, most in squares:
         if least > 0 or most < 0:
             break
     else:
         return Common.odd(math.inf), Divisor(0.0)
-    common = Common.of(_squares(sigmas), top, negative=most < 0, out=out)
+    common = Common.of(_inverse(squares), top, negative=most < 0, out=out)
     return common, Divisor(1 / common.value if common.value else math.inf)
 
 
-def _squares(sigmas: Ladder) -> Iterator[Bounds]:
+def _inverse(squares: Ladder) -> Iterator[Bounds]:
     """Bounds on 1/σ²."""
-    for least, most in sigmas:
+    for least, most in squares:
         if least > 0 or most < 0:
-            ends = 1 / least**2, 1 / most**2
+            ends = 1 / abs(least), 1 / abs(most)
             yield min(ends), max(ends)

@@ -11,7 +11,7 @@ from functools import singledispatch
 from typing import Protocol
 
 from wnconvert.errors import LayerError
-from wnconvert.layers.rules import ORIGINAL, Mask, Norm, Operation, Rule, Spectral, UnitVector
+from wnconvert.layers.rules import ORIGINAL, Mask, Norm, Operation, Rule, Spectral, SpectralStep, UnitVector
 from wnconvert.numerics.narrow import keeps_subnormals
 from wnconvert.numerics.norms import RowSource
 from wnconvert.numerics.rounding import name_of
@@ -19,16 +19,18 @@ from wnconvert.numerics.rows import Divisor, RowTally
 from wnconvert.numerics.rules.factors import Alone, Bounds, Common, NarrowFactors
 from wnconvert.numerics.rules.mask import masked
 from wnconvert.numerics.rules.matrix import Matrix
-from wnconvert.numerics.rules.norm import Norms
-from wnconvert.numerics.rules.parts import Parts, refuse_large
+from wnconvert.numerics.rules.norm import NormScale
+from wnconvert.numerics.rules.normed import NormedSpectralFactor
+from wnconvert.numerics.rules.operands import Operands, refuse_large
 from wnconvert.numerics.rules.spectral import SpectralFactor
-from wnconvert.numerics.rules.unit import Units
+from wnconvert.numerics.rules.step import StepFactor
+from wnconvert.numerics.rules.unit import UnitScale
 from wnconvert.numerics.sums import Sums, accurate_sums, fast_sums
 from wnconvert.numerics.wide import WideFactors
 from wnconvert.tensors.blocks import Read
 from wnconvert.tensors.tree import Dim, rows_of
 
-__all__ = ["CommonFactor", "Scale", "Stage", "staged"]
+__all__ = ["CommonFactor", "Scale", "Stage", "arranged"]
 
 
 class Scale(Protocol):
@@ -84,25 +86,25 @@ class Stage:
         return RowSource(self.read, self.shape, dim, self.dtype, self.limit, way)
 
 
-def staged(rule: Rule, parts: Parts, out: str, limit: int) -> Stage:
+def arranged(rule: Rule, operands: Operands, out: str, limit: int) -> Stage:
     """A rule's fold. Raises ``LayerError`` for parts that do not fit it."""
-    refuse_large({role: parts[role].count for role in rule.roles})
-    original = parts[ORIGINAL]
+    refuse_large({role: operands[role].count for role in rule.roles})
+    original = operands[ORIGINAL]
     stage = Stage(original.read, original.shape, original.name, out, limit, len(rule.operations) == 1)
     for operation in rule.operations:
-        stage = applied(operation, stage, parts)
+        stage = applied(operation, stage, operands)
     return stage
 
 
 @singledispatch
-def applied(operation: Operation, stage: Stage, parts: Parts) -> Stage:
+def applied(operation: Operation, stage: Stage, operands: Operands) -> Stage:
     """A fold, and one more operation."""
     raise NotImplementedError(type(operation))
 
 
 @applied.register
-def _mask(operation: Mask, stage: Stage, parts: Parts) -> Stage:
-    mask = parts["mask"]
+def _mask(operation: Mask, stage: Stage, operands: Operands) -> Stage:
+    mask = operands["mask"]
     name_of(mask.dtype)
     if mask.shape != stage.shape:
         raise LayerError(f"mask {mask.shape} does not fit original {stage.shape}")
@@ -111,27 +113,40 @@ def _mask(operation: Mask, stage: Stage, parts: Parts) -> Stage:
 
 
 @applied.register
-def _norm(operation: Norm, stage: Stage, parts: Parts) -> Stage:
-    g = parts["g"]
+def _norm(operation: Norm, stage: Stage, operands: Operands) -> Stage:
+    g = operands["g"]
     if g.count != rows_of(stage.shape, operation.dim):
         raise LayerError(f"g {g.shape} does not fit v {stage.shape} along dim {operation.dim}")
     _refuse_second(operation, stage.scale, stage.common)
-    norms = Norms(stage.source(operation.dim, g.name), g.rows(), stage.out, keeps=stage.is_alone)
+    norms = NormScale(stage.source(operation.dim, g.name), g.rows(), stage.out, keeps=stage.is_alone)
     return replace(stage, scale=norms)
 
 
 @applied.register
-def _unit(operation: UnitVector, stage: Stage, _parts: Parts) -> Stage:
+def _unit(operation: UnitVector, stage: Stage, _operands: Operands) -> Stage:
     _refuse_second(operation, stage.scale, stage.common)
-    return replace(stage, scale=Units(stage.source(None), operation.eps, stage.out))
+    return replace(stage, scale=UnitScale(stage.source(None), operation.eps, stage.out))
 
 
 @applied.register
-def _spectral(operation: Spectral, stage: Stage, parts: Parts) -> Stage:
-    _refuse_second(operation, stage.common, stage.scale)
+def _spectral(operation: Spectral, stage: Stage, operands: Operands) -> Stage:
+    _refuse_second(operation, stage.common)
     matrix = Matrix(stage.read, stage.shape, operation.dim or 0, stage.dtype, stage.limit)
-    factor = SpectralFactor(matrix, parts["u"], parts["v"], stage.out)
-    return replace(stage, scale=Alone(stage.source(None), stage.out), common=factor)
+    u, v = operands["u"], operands["v"]
+    if isinstance(stage.scale, NormScale):
+        factor = NormedSpectralFactor(matrix, u, v, stage.out, stage.scale)
+        return replace(stage, common=factor)
+    _refuse_second(operation, stage.scale)
+    alone = Alone(stage.source(None), stage.out)
+    return replace(stage, scale=alone, common=SpectralFactor(matrix, u, v, stage.out))
+
+
+@applied.register
+def _step(operation: SpectralStep, stage: Stage, operands: Operands) -> Stage:
+    _refuse_second(operation, stage.scale, stage.common)
+    matrix = Matrix(stage.read, stage.shape, operation.dim, stage.dtype, stage.limit)
+    alone = Alone(stage.source(None), stage.out)
+    return replace(stage, scale=alone, common=StepFactor(matrix, operands["u"], stage.out))
 
 
 def _refuse_second(operation: Operation, *others: object) -> None:

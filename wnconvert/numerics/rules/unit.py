@@ -9,15 +9,15 @@ import numpy as np
 
 from wnconvert.numerics.norms import RowSource
 from wnconvert.numerics.rules.factors import Bounds, NarrowFactors
-from wnconvert.numerics.rules.norm import Norms
+from wnconvert.numerics.rules.norm import NormScale
 from wnconvert.numerics.sums import Sums
 from wnconvert.numerics.wide import WideFactors
 from wnconvert.tensors.blocks import RowValues
 
-__all__ = ["Units"]
+__all__ = ["UnitScale"]
 
 
-class Units(Norms):
+class UnitScale(NormScale):
     """From the sum of a vector's squares to its factor."""
 
     def __init__(self, source: RowSource, eps: float, out: str) -> None:

@@ -21,7 +21,7 @@ from wnconvert.numerics.folding import Folding
 from wnconvert.numerics.norms import norm_blocks
 from wnconvert.numerics.rounding import cast, count_overflow
 from wnconvert.numerics.rows import Problem, RowPolicy, raise_problems, split_note, split_problems
-from wnconvert.numerics.rules.parts import Part
+from wnconvert.numerics.rules.operands import Operand
 from wnconvert.numerics.splitting import direction_blocks
 from wnconvert.plan.layout import (
     Blob,
@@ -308,7 +308,8 @@ def _gather(work: Gather, source: Elements, out: Sink, numbers: RowPolicy) -> Ou
 @make_tensor.register
 def _fold(work: FoldLayer, source: Elements, out: Sink, numbers: RowPolicy) -> Outcome:
     parts = {
-        role: Part(source.reader(tensor), tensor.info.shape, tensor.info.dtype) for role, tensor in work.parts
+        role: Operand(source.reader(tensor), tensor.info.shape, tensor.info.dtype)
+        for role, tensor in work.parts
     }
     folding = Folding(work.rule, parts, work.dtype)
     for _, w in folding.blocks(lambda block: out.room(block, folding.form.dtype)):

@@ -12,7 +12,7 @@ from wnconvert.errors import LayerError
 from wnconvert.numerics.rounding import DTypeLike, name_of
 from wnconvert.tensors.blocks import Array, Block, Floats, Read, RowValues, reader_of
 
-__all__ = ["VECTOR_BYTES", "Part", "Parts", "refuse_large"]
+__all__ = ["VECTOR_BYTES", "Operand", "Operands", "refuse_large"]
 
 
 #: Bytes of float64 that the tensors of a rule may take which are read whole.
@@ -22,10 +22,10 @@ _WHOLE = ("u", "v")
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class Operand:
     """A stored tensor: ``read(block)`` gives its elements, in an array that the next call may reuse.
 
-    >>> part = Part.of(np.float32([[3, 4]]))
+    >>> part = Operand.of(np.float32([[3, 4]]))
     >>> part.count, part.whole().tolist()
     (2, [3.0, 4.0])
     """
@@ -35,9 +35,9 @@ class Part:
     dtype: DTypeLike
 
     @staticmethod
-    def of(array: Array) -> Part:
+    def of(array: Array) -> Operand:
         """An array in memory."""
-        return Part(reader_of(array), array.shape, array.dtype)
+        return Operand(reader_of(array), array.shape, array.dtype)
 
     @property
     def name(self) -> str:
@@ -63,7 +63,7 @@ class Part:
 
 
 #: The tensors of a rule by their roles.
-Parts = Mapping[str, Part]
+Operands = Mapping[str, Operand]
 
 
 def refuse_large(counts: Mapping[str, int]) -> None:
