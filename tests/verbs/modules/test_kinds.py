@@ -98,7 +98,7 @@ def test_kinds_that_are_not_asked_for_are_left_alone_or_refused(which: str) -> N
         alone = all(its == kind for its in KIND_MODELS[which].layers.values())
         if not meant:
             done = fold_module(model, kinds=kind)
-            assert done == ()
+            assert not done
             assert set(done.others) == set(KIND_MODELS[which].layers)
             assert portrait(model) == before
         elif not alone:
@@ -408,24 +408,24 @@ def test_another_parametrization_alone_is_left_alone() -> None:
 @pytest.mark.parametrize("what", ["zero", "nan"])
 @both_forms
 def test_a_sigma_that_nothing_can_be_divided_by_is_refused(form: Form, what: str) -> None:
-    model = nn.Sequential(spectral(nn.Linear(3, 4), form), spectral(nn.Linear(4, 4), form))
+    model: Any = nn.Sequential(spectral(nn.Linear(3, 4), form), spectral(nn.Linear(4, 4), form))
     u = dict(model[1].named_buffers())
     with torch.no_grad():
         next(value for name, value in u.items() if name.endswith("_u")).fill_(
             0 if what == "zero" else torch.nan
         )
     before = portrait(model)
-    with pytest.raises(NumbersError, match="layer 1.weight|σ") as caught:
+    with pytest.raises(NumbersError, match=r"layer 1\.weight: ") as caught:
         fold_module(model, kinds="spectral")
     assert "allow_nonfinite=True" in caught.value.fix
     assert portrait(model) == before
     with np.errstate(all="raise"):
         fold_module(model, kinds="spectral", allow_nonfinite=True)
-    assert not torch.isfinite(model[1].weight).any()  # type: ignore[arg-type]
+    assert not torch.isfinite(model[1].weight).any()
 
 
 def test_zeros_that_a_mask_makes_keep_the_sign_that_torch_gives_them() -> None:
-    module = conv()
+    module: Any = conv()
     prune.custom_from_mask(module, "weight", torch.zeros(6, 4, 3, 3))  # type: ignore[no-untyped-call]
     module(torch.ones(1, 4, 5, 5))
     expected = module.weight.detach().clone()

@@ -19,7 +19,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 from wnconvert.layers.rules import ORIGINAL
 from wnconvert.verbs.modules.finding.computed import HELD, is_on_class, parametrizations_of
 from wnconvert.verbs.modules.finding.live import Live
-from wnconvert.verbs.modules.finding.ways import HOOKS, PARAMETRIZATIONS, Way
+from wnconvert.verbs.modules.finding.manners import HOOKS, PARAMETRIZATIONS, Manner
 from wnconvert.verbs.modules.surgery import hold, take_out
 from wnconvert.verbs.modules.undo import become, parametrized_class
 
@@ -52,7 +52,7 @@ def _nothing_beside(module: nn.Module, hook: WeightNorm) -> None:
     """Weight norm needs its hook alone."""
 
 
-#: By the words of their ways.
+#: By the words of their manners.
 _KINDS: Mapping[str, _Kind] = {
     "weight norm": _Kind(
         lambda param, by: WeightNorm(param, by.dim),
@@ -69,17 +69,17 @@ _KINDS: Mapping[str, _Kind] = {
 
 def move_to(live: Live, w: Tensor | None, form: str) -> None:
     """Change a layer to a form; w is the cached weight of the legacy form."""
-    (step,) = live.chain.steps
+    (link,) = live.chain.links
     fleeting = {role for role, place in live.chain.places.items() if place.is_fleeting}
     take_out(live)
-    words = step.way.words
-    put_in(live.module, live.param, live.tensors, step.by, w, words=words, form=form, fleeting=fleeting)
+    words = link.manner.words
+    put_in(live.module, live.param, live.tensors, link.by, w, words=words, form=form, fleeting=fleeting)
 
 
 def reason_against_move(live: Live, form: str) -> str:
     """Why a layer cannot be changed to a form, or ``""``."""
     words = live.chain.words
-    if len(live.chain.steps) > 1:
+    if len(live.chain.links) > 1:
         return f"{words} are stacked on it, and only one alone has two forms"
     if words not in _KINDS:
         return f"{words} has no other form"
@@ -91,7 +91,7 @@ def reason_against_move(live: Live, form: str) -> str:
 def reason_against_form(module: nn.Module, param: str, form: str, words: str = "weight norm") -> str:
     """Why a kind cannot be put on a weight, or ``""``: something else has a name that it needs."""
     if form == "legacy":
-        needed = [*_names(_way_of(HOOKS, words), param).values()]
+        needed = [*_names(_manner_of(HOOKS, words), param).values()]
     elif torch._C._functorch.peek_interpreter_stack() is not None:
         return "torch cannot parametrize it inside a transform of torch.func"
     else:
@@ -102,13 +102,16 @@ def reason_against_form(module: nn.Module, param: str, form: str, words: str = "
     return taken[0] if taken else ""
 
 
-def _way_of(ways: tuple[Way, ...], words: str) -> Way:
-    return next(way for way in ways if way.words == words)
+def _manner_of(manners: tuple[Manner, ...], words: str) -> Manner:
+    return next(manner for manner in manners if manner.words == words)
 
 
-def _names(way: Way, param: str) -> dict[str, str]:
-    """The names that a hook's way gives to the tensors of a weight, by role, in torch's order."""
-    return {**{role: param + suffix for role, suffix in way.beside.items()}, ORIGINAL: param + way.start}
+def _names(manner: Manner, param: str) -> dict[str, str]:
+    """The names that a hook's manner gives to the tensors of a weight, by role, in torch's order."""
+    return {
+        **{role: param + suffix for role, suffix in manner.beside.items()},
+        ORIGINAL: param + manner.start,
+    }
 
 
 def put_in(
@@ -129,20 +132,20 @@ def put_in(
     """
     kind = _KINDS[words]
     if form == "legacy":
-        way, hook = _way_of(HOOKS, words), kind.hook(param, by)
+        manner, hook = _manner_of(HOOKS, words), kind.hook(param, by)
         _put_hook(module, hook)
         kind.beside(module, hook)
         module.__dict__[param] = w
-        homes = {role: (module, name) for role, name in _names(way, param).items()}
+        homes = {role: (module, name) for role, name in _names(manner, param).items()}
     else:
-        way = _way_of(PARAMETRIZATIONS, words)
+        manner = _manner_of(PARAMETRIZATIONS, words)
         made_by = _put_parametrization(module, param, tensors[ORIGINAL].dim(), by, kind)
         part = made_by._modules["0"]
         assert part is not None  # noqa: S101 - torch has just made it
         homes = {
-            **{role: (made_by, name) for role, name in way.beside.items()},
-            ORIGINAL: (made_by, way.start),
-            **{role: (part, name) for role, name in way.own.items()},
+            **{role: (made_by, name) for role, name in manner.beside.items()},
+            ORIGINAL: (made_by, manner.start),
+            **{role: (part, name) for role, name in manner.own.items()},
         }
     for role, (home, name) in homes.items():
         hold(home, name, tensors[role], fleeting=role in fleeting)
@@ -154,7 +157,7 @@ def _put_hook(module: nn.Module, hook: Any) -> None:
     In the parametrize form, too, the other hooks see the current weight.
     """
     hooks = module._forward_pre_hooks
-    computing = tuple(way.cls for way in HOOKS)
+    computing = tuple(manner.cls for manner in HOOKS)
     others = [key for key, other in hooks.items() if not isinstance(other, computing)]
     module.register_forward_pre_hook(hook)
     for key in others:

@@ -19,7 +19,7 @@ from torch.nn.utils.parametrizations import weight_norm
 from wnconvert.layers.rules import ORIGINAL
 from wnconvert.tensors.blocks import Array
 from wnconvert.tensors.memory import made_like
-from wnconvert.verbs.modules.finding.chains import Step
+from wnconvert.verbs.modules.finding.chains import Link
 from wnconvert.verbs.modules.finding.computed import HELD
 from wnconvert.verbs.modules.finding.live import Live
 from wnconvert.verbs.modules.undo import become, parametrized_class, refill
@@ -40,32 +40,32 @@ def fold_to(live: Live, w: Tensor) -> None:
 def take_out(live: Live) -> None:
     """Remove what computes a weight and all that torch put beside it; the module then has no such weight."""
     module = live.module
-    for step in live.chain.steps:
-        if step.home is not module:
+    for link in live.chain.links:
+        if link.home is not module:
             continue  # it is inside a parametrization, which goes as a whole
-        if step.is_hook:
-            _take_hook(module, step)
+        if link.is_hook:
+            _take_hook(module, link)
         else:
-            _take_parametrizations(module, step.target)
-        _forget(module, step.target)
+            _take_parametrizations(module, link.target)
+        _forget(module, link.target)
     for name in live.chain.below(module):
         module._parameters.pop(name, None)
         module._buffers.pop(name, None)
         module._non_persistent_buffers_set.discard(name)
 
 
-def _take_hook(module: nn.Module, step: Step) -> None:
+def _take_hook(module: nn.Module, link: Link) -> None:
     for hooks in (module._forward_pre_hooks, module._state_dict_hooks, module._load_state_dict_pre_hooks):
-        for key in [key for key, hook in hooks.items() if _belongs(getattr(hook, "hook", hook), step)]:
+        for key in [key for key, hook in hooks.items() if _belongs(getattr(hook, "hook", hook), link)]:
             del hooks[key]
-    module.__dict__.pop(step.target, None)
+    module.__dict__.pop(link.target, None)
 
 
-def _belongs(hook: object, step: Step) -> bool:
-    """Whether a hook is the step's own, or one that torch put beside it."""
-    if hook is step.by:
+def _belongs(hook: object, link: Link) -> bool:
+    """Whether a hook is the link's own, or one that torch put beside it."""
+    if hook is link.by:
         return True
-    return isinstance(hook, step.way.helpers) and getattr(hook.fn, step.way.target) == step.target  # type: ignore[attr-defined]
+    return isinstance(hook, link.manner.helpers) and getattr(hook.fn, link.manner.target) == link.target  # type: ignore[attr-defined]
 
 
 def _take_parametrizations(module: nn.Module, param: str) -> None:

@@ -5,7 +5,7 @@ so such a g must never reach it.
 
 walk        the modules below a module, with all their names
 values      tensors that may be parts of a layer: what they are, and why one cannot be
-ways        the classes of torch's that compute weights, as a table
+manners        the classes of torch's that compute weights, as a table
 computed    what computes weights in a module: torch's hooks and parametrizations
 chains      how a weight is computed, from the outside inward, where one stands upon the other
 wrappers    modules that DistributedDataParallel or FSDP holds

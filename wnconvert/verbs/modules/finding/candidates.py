@@ -43,7 +43,7 @@ _ORDER = ("prune", "weight", "spectral")
 class Candidate:
     """A computed weight, ``param`` of ``module``; ``words`` name its reparameterization.
 
-    ``rule`` is that of the steps that there is one for, and None where there is none; ``tensors`` are its
+    ``rule`` is that of the links that there is one for, and None where there is none; ``tensors`` are its
     own, by role, where they are there.
     """
 
@@ -77,7 +77,7 @@ def _candidate(module: nn.Module, param: str) -> Candidate:
     original = chain.places[ORIGINAL].tensor
     rule = chain.rule(2 if original is None or is_lazy(original) else original.dim())
     words = in_words(rule.kinds) if chain.is_known else chain.words
-    return Candidate(module, param, words, chain, rule if chain.steps else None, chain.tensors(rule))
+    return Candidate(module, param, words, chain, rule if chain.links else None, chain.tensors(rule))
 
 
 def _reasons_against(candidate: Candidate) -> Iterator[Reason]:
@@ -98,7 +98,7 @@ def _reasons_against(candidate: Candidate) -> Iterator[Reason]:
     elif chain.form == "legacy" and is_on_class(module, param):
         yield Reason(f"the name {param} is taken by an attribute of its class")
     shapes = {role: tuple(value.shape) for role, value in candidate.tensors.items() if value is not None}
-    yield from (Reason(text) for step in chain.steps if (text := step.way.misfit(step.by, shapes)))
+    yield from (Reason(text) for link in chain.links if (text := link.manner.misfit(link.by, shapes)))
 
 
 def stacked(candidate: Candidate) -> str:

@@ -17,9 +17,9 @@ from wnconvert.verbs.modules.finding.computed import (
     parametrizations_of,
     tensor_of,
 )
-from wnconvert.verbs.modules.finding.ways import PARAMETRIZATIONS, Way, words_of
+from wnconvert.verbs.modules.finding.manners import PARAMETRIZATIONS, Manner, words_of
 
-__all__ = ["Chain", "Place", "Step", "chain_of"]
+__all__ = ["Chain", "Place", "Link", "chain_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,10 +42,10 @@ class Place:
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
-    """A hook or a parametrization that computes ``target`` of ``home`` in a way."""
+class Link:
+    """A hook or a parametrization that computes ``target`` of ``home`` in a manner."""
 
-    way: Way
+    manner: Manner
     by: Any
     home: nn.Module
     target: str
@@ -60,12 +60,12 @@ class Step:
 class Chain:
     """All that computes a weight, the innermost first, and the places of what it is computed of, by role.
 
-    ``made`` are the steps in words with their targets, those that are in no table too. ``reasons`` speak
-    against taking the steps for what they are.
+    ``made`` are the links in words with their targets, those that are in no table too. ``reasons`` speak
+    against taking the links for what they are.
     """
 
     places: Mapping[str, Place]
-    steps: tuple[Step, ...] = ()
+    links: tuple[Link, ...] = ()
     made: tuple[tuple[str, str], ...] = ()
     reasons: tuple[str, ...] = ()
 
@@ -77,16 +77,16 @@ class Chain:
     @property
     def is_known(self) -> bool:
         """Whether there is a rule for all that computes the weight."""
-        return len(self.steps) == len(self.made)
+        return len(self.links) == len(self.made)
 
     @property
     def form(self) -> str:
-        """The form of the outermost step."""
-        return "legacy" if self.steps[-1].is_hook else "parametrize"
+        """The form of the outermost link."""
+        return "legacy" if self.links[-1].is_hook else "parametrize"
 
     def rule(self, rank: int) -> Rule:
-        """The rule of its steps, for a weight of so many axes."""
-        return Rule(tuple(step.way.operation(step.by, rank) for step in self.steps))
+        """The rule of its links, for a weight of so many axes."""
+        return Rule(tuple(link.manner.operation(link.by, rank) for link in self.links))
 
     def tensors(self, rule: Rule) -> dict[str, Tensor | None]:
         """The tensors of its rule, by role."""
@@ -113,39 +113,39 @@ def chain_of(home: nn.Module, name: str, prefix: str = "") -> Chain:
 
 
 def _hooked(home: nn.Module, outer: HookComputed, prefix: str) -> Chain:
-    way, target = outer.way, outer.target
+    manner, target = outer.manner, outer.target
     inner = chain_of(home, outer.start, prefix)
     beside = {
-        role: Place(home, target + suffix, prefix + target + suffix) for role, suffix in way.beside.items()
+        role: Place(home, target + suffix, prefix + target + suffix) for role, suffix in manner.beside.items()
     }
     return Chain(
         {**inner.places, **beside},
-        (*inner.steps, Step(way, outer.hook, home, target)),
-        (*inner.made, (way.words, target), *_computed(beside)),
-        (*inner.reasons, *filter(None, (way.reason_against(outer.hook),))),
+        (*inner.links, Link(manner, outer.hook, home, target)),
+        (*inner.made, (manner.words, target), *_computed(beside)),
+        (*inner.reasons, *filter(None, (manner.reason_against(outer.hook),))),
     )
 
 
 def _parametrized(home: nn.Module, name: str, made_by: ParametrizationList, prefix: str) -> Chain:
     prefix = f"{prefix}{HELD}.{name}."
     members = _members(made_by)
-    ways = {key: _way_of(part) for key, part in members.items()}
-    first = next((way for way in ways.values() if way), None)
+    manners = {key: _manner_of(part) for key, part in members.items()}
+    first = next((manner for manner in manners.values() if manner), None)
     inner = chain_of(made_by, first.start if first else "original", prefix)
-    places, steps, made = dict(inner.places), list(inner.steps), list(inner.made)
+    places, links, made = dict(inner.places), list(inner.links), list(inner.made)
     reasons = [*inner.reasons, *_reasons_against(home, name, made_by, members)]
     for key, part in members.items():
-        way = ways[key]
+        manner = manners[key]
         made.append((words_of(part), name))
-        if way is None:
+        if manner is None:
             continue
-        beside = {role: Place(made_by, at, prefix + at) for role, at in way.beside.items()}
+        beside = {role: Place(made_by, at, prefix + at) for role, at in manner.beside.items()}
         made += _computed(beside)
-        places |= beside | {role: Place(part, at, f"{prefix}{key}.{at}") for role, at in way.own.items()}
-        steps.append(Step(way, part, home, name))
-        if reason := way.reason_against(part):
+        places |= beside | {role: Place(part, at, f"{prefix}{key}.{at}") for role, at in manner.own.items()}
+        links.append(Link(manner, part, home, name))
+        if reason := manner.reason_against(part):
             reasons.append(reason)
-    return Chain(places, tuple(steps), tuple(made), tuple(reasons))
+    return Chain(places, tuple(links), tuple(made), tuple(reasons))
 
 
 def _members(made_by: ParametrizationList) -> dict[str, nn.Module]:
@@ -153,8 +153,8 @@ def _members(made_by: ParametrizationList) -> dict[str, nn.Module]:
     return {key: part for key, part in made_by._modules.items() if key.isdecimal() and part is not None}
 
 
-def _way_of(part: nn.Module) -> Way | None:
-    return next((way for way in PARAMETRIZATIONS if isinstance(part, way.cls)), None)
+def _manner_of(part: nn.Module) -> Manner | None:
+    return next((manner for manner in PARAMETRIZATIONS if isinstance(part, manner.cls)), None)
 
 
 def _computed(places: Mapping[str, Place]) -> Iterator[tuple[str, str]]:

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import ParametrizationList
 
-from wnconvert.verbs.modules.finding.ways import HOOKS, Way
+from wnconvert.verbs.modules.finding.manners import HOOKS, Manner
 
 __all__ = ["HELD", "HookComputed", "computed_by_hooks", "is_on_class", "parametrizations_of", "tensor_of"]
 
@@ -19,35 +19,35 @@ HELD = "parametrizations"
 
 @dataclass(frozen=True, slots=True)
 class HookComputed:
-    """A weight, ``target``, that one of torch's forward pre hooks computes in a way."""
+    """A weight, ``target``, that one of torch's forward pre hooks computes in a manner."""
 
-    way: Way
+    manner: Manner
     target: str
     hook: Any
 
     @property
     def kind(self) -> str:
         """What it is, in words."""
-        return self.way.words
+        return self.manner.words
 
     @property
     def start(self) -> str:
         """The name of the tensor that it starts from."""
-        return self.target + self.way.start
+        return self.target + self.manner.start
 
     @property
     def inputs(self) -> tuple[str, ...]:
         """The names of all that it computes the weight from."""
-        return (self.start, *(self.target + suffix for suffix in self.way.beside.values()))
+        return (self.start, *(self.target + suffix for suffix in self.manner.beside.values()))
 
 
 def computed_by_hooks(module: nn.Module) -> list[HookComputed]:
     """The weights that forward pre hooks of torch's own compute."""
     return [
-        HookComputed(way, getattr(hook, way.target), hook)
+        HookComputed(manner, getattr(hook, manner.target), hook)
         for hook in module.__dict__.get("_forward_pre_hooks", {}).values()
-        for way in HOOKS
-        if isinstance(hook, way.cls)
+        for manner in HOOKS
+        if isinstance(hook, manner.cls)
     ]
 
 

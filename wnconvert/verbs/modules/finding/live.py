@@ -55,7 +55,7 @@ class Live:
 
     @property
     def key(self) -> tuple[object, ...]:
-        """What is equal for layers that are computed of the same objects in the same way."""
+        """What is equal for layers that are computed of the same objects in the same manner."""
         return (self.layer.rule, *((role, id(value)) for role, value in self.tensors.items()))
 
     def named(self, name: str) -> Live:

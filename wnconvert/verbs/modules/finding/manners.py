@@ -23,11 +23,11 @@ from wnconvert.layers.dims import dim_of
 from wnconvert.layers.rules import ORIGINAL, G, Mask, Norm, Operation, Spectral, UnitVector
 from wnconvert.tensors.tree import Shape
 
-__all__ = ["HOOKS", "PARAMETRIZATIONS", "Way", "words_of"]
+__all__ = ["HOOKS", "PARAMETRIZATIONS", "Manner", "words_of"]
 
 
 @dataclass(frozen=True, slots=True)
-class Way:
+class Manner:
     """One class; its subclasses compute alike if they have its ``methods``.
 
     ``words`` name it. ``start`` is the tensor that it starts from, ``beside`` are those that stand beside
@@ -103,8 +103,8 @@ def _mask_misfit(_by: Any, shapes: Mapping[str, Shape]) -> str:
 
 #: Forward pre hooks of a module.
 HOOKS = (
-    Way("weight norm", WeightNorm, ("compute_weight", "__call__"), _norm, _norm_misfit, "_v", {G: "_g"}),
-    Way(
+    Manner("weight norm", WeightNorm, ("compute_weight", "__call__"), _norm, _norm_misfit, "_v", {G: "_g"}),
+    Manner(
         "spectral norm",
         SpectralNorm,
         ("compute_weight", "__call__", "reshape_weight_to_matrix"),
@@ -114,7 +114,7 @@ HOOKS = (
         {"u": "_u", "v": "_v"},
         helpers=(SpectralNormStateDictHook, SpectralNormLoadStateDictPreHook),
     ),
-    Way(
+    Manner(
         "prune",
         BasePruningMethod,
         ("apply_mask", "__call__"),
@@ -128,8 +128,8 @@ HOOKS = (
 
 #: Members of a ``ParametrizationList``.
 PARAMETRIZATIONS = (
-    Way("weight norm", _WeightNorm, ("forward",), _norm, _norm_misfit, "original1", {G: "original0"}),
-    Way(
+    Manner("weight norm", _WeightNorm, ("forward",), _norm, _norm_misfit, "original1", {G: "original0"}),
+    Manner(
         "spectral norm",
         _SpectralNorm,
         ("forward", "_reshape_weight_to_matrix"),
@@ -143,5 +143,5 @@ PARAMETRIZATIONS = (
 
 def words_of(part: nn.Module) -> str:
     """A parametrization in words: that of the table, or its class."""
-    known = (way.words for way in PARAMETRIZATIONS if isinstance(part, way.cls))
+    known = (manner.words for manner in PARAMETRIZATIONS if isinstance(part, manner.cls))
     return next(known, type(part).__name__.lstrip("_"))
