@@ -19,7 +19,7 @@ from wnconvert.verbs.modules.finding.computed import (
 )
 from wnconvert.verbs.modules.finding.manners import PARAMETRIZATIONS, Manner, words_of
 
-__all__ = ["Chain", "Place", "Link", "chain_of"]
+__all__ = ["Chain", "Link", "Place", "chain_of"]
 
 
 @dataclass(frozen=True, slots=True)
