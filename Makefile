@@ -1,4 +1,4 @@
-# Everything a fresh machine needs is Python (3.10 or newer) and make.
+# Everything a fresh machine needs is Python (3.10 or newer) and make; with a C compiler, the kernel is compiled.
 PYTHON ?= python3
 
 # Set-up is stamped: it runs again only when what it installs has changed.
@@ -20,12 +20,15 @@ help:
 	@echo "make golden    write the outputs in fixtures/golden, README.md and docs again"
 	@echo "make clean     remove what the others made"
 
-$(LIGHT)/stamp: pyproject.toml constraints.txt
+# What is compiled is part of the set-up.
+KERNEL := hatch_build.py wnconvert/numerics/kernel/rows.c
+
+$(LIGHT)/stamp: pyproject.toml constraints.txt $(KERNEL)
 	$(PYTHON) -m venv $(LIGHT)
 	$(LIGHT)/bin/python -m pip install --quiet --constraint constraints.txt --editable .
 	@touch $@
 
-$(DEV)/stamp: pyproject.toml constraints.txt
+$(DEV)/stamp: pyproject.toml constraints.txt $(KERNEL)
 	$(PYTHON) -m venv $(DEV)
 	$(DEV)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	@touch $@
@@ -88,5 +91,6 @@ golden: $(DEV)/stamp
 	$(PYTEST) --refresh tests/whole/test_golden.py tests/whole/test_docs.py
 
 clean:
+	rm -f wnconvert/numerics/kernel/*.so
 	rm -rf $(DEV) $(LIGHT) $(PACKAGES) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -14,7 +14,7 @@ from wnconvert.numerics.folding import Folding, fold_array, fold_with_report
 from wnconvert.numerics.norms import norms
 from wnconvert.numerics.rounding import cast, count_overflow
 from wnconvert.numerics.rows import Rows
-from wnconvert.numerics.rules.operands import Operand
+from wnconvert.numerics.rules.parts import RulePart
 from wnconvert.numerics.splitting import split_array
 from wnconvert.numerics.sums import accurate_sums, exact_sum, fast_sums
 from wnconvert.tensors.blocks import Block, blocks
@@ -305,7 +305,7 @@ def test_blocks_come_once_each_in_order_through_reused_buffers() -> None:
         data[:] = v.reshape(-1)[block.start : block.stop]
         return data.reshape(block.shape)
 
-    parts = {"original": Operand(read, (5, 6), "float32"), "g": Operand.of(g)}
+    parts = {"original": RulePart(read, (5, 6), "float32"), "g": RulePart.of(g)}
     for block, w in Folding(Rule((Norm(1),)), parts, "float32", limit=24).blocks():
         found.append(block)
         out[block.start : block.stop] = w.ravel()

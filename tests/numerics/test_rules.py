@@ -10,8 +10,8 @@ from tests.helpers.oracle import DTYPES, NARROW
 from tests.helpers.rule_oracle import exact_weight
 from wnconvert.layers.rules import Mask, Norm, Rule, Spectral, SpectralStep, UnitVector
 from wnconvert.numerics.folding import Folding
-from wnconvert.numerics.rows import RowReport
-from wnconvert.numerics.rules.operands import Operand
+from wnconvert.numerics.rows import RowPolicy, RowReport
+from wnconvert.numerics.rules.parts import RulePart
 
 SHAPES = ((3, 4), (2, 3, 5), (3, 2, 2, 2), (4, 1), (1, 5), (2, 40), (40, 2), (1, 2, 2, 1, 3))
 
@@ -19,7 +19,7 @@ SHAPES = ((3, 4), (2, 3, 5), (3, 2, 2, 2), (4, 1), (1, 5), (2, 40), (40, 2), (1,
 def fold(rule: Rule, arrays: dict[str, Array], dtype: str, limit: int = 1 << 20) -> tuple[Array, RowReport]:
     original = arrays["original"]
     out = np.empty(original.size, DTYPES[dtype])
-    folding = Folding(rule, {role: Operand.of(array) for role, array in arrays.items()}, dtype, limit=limit)
+    folding = Folding(rule, {role: RulePart.of(array) for role, array in arrays.items()}, dtype, limit=limit)
     for _ in folding.blocks(lambda block: out[block.start : block.stop].reshape(block.shape)):
         pass
     return out.reshape(original.shape), folding.report()
@@ -107,3 +107,59 @@ def test_a_normed_weight_is_divided_by_its_own_sigma(norm_dim: int | None, dtype
                 expected = exact_weight(rule, arrays, out)
                 for limit in (8, 1 << 20):
                     assert same(fold(rule, arrays, out, limit)[0], expected)
+
+
+def trained(weight: Array, dim: int) -> dict[str, Array]:
+    """The singular vectors of a weight, with rows along dim."""
+    left, _, right = np.linalg.svd(np.moveaxis(weight, dim, 0).reshape(weight.shape[dim], -1))
+    return {"original": weight, "u": left[:, 0].astype(np.float32), "v": right[0].astype(np.float32)}
+
+
+@pytest.mark.parametrize("dim", [0, 1])
+@pytest.mark.parametrize("shape", [(16, 16), (16, 16, 3), (8, 8, 4, 4)])
+def test_trained_vectors_tell_which_axis_are_the_rows(shape: tuple[int, ...], dim: int) -> None:
+    arrays = trained(normal(3, shape, "float32"), dim)
+    w, report = fold(Rule((Spectral(None),)), arrays, "float32")
+    assert same(w, fold(Rule((Spectral(dim),)), arrays, "float32")[0])
+    assert not RowPolicy().problems(report)
+    assert not RowPolicy().note(report)
+
+
+def test_vectors_that_were_never_trained_tell_no_axis_and_are_noted_where_it_is_known() -> None:
+    arrays = {"original": normal(3, (16, 16), "float32"), **vectors(3, (16, 16), 0, "float32")}
+    report = fold(Rule((Spectral(None),)), arrays, "float32")[1]
+    (problem,) = RowPolicy(allow_nonfinite=True).problems(report)
+    assert "u and v fit both axes" in problem.what
+    assert "--dim 1" in problem.remedy
+    known = fold(Rule((Spectral(0),)), arrays, "float32")[1]
+    assert not RowPolicy().problems(known)
+    assert "not trained" in RowPolicy().note(known)
+
+
+def test_where_both_axes_are_one_there_is_no_doubt() -> None:
+    symmetric = normal(5, (6, 6), "float32")
+    symmetric = symmetric + symmetric.T
+    for weight in (symmetric, np.array([[-3]], np.float32)):
+        arrays = {"original": weight, **vectors(3, weight.shape, 0, "float32")}
+        arrays["v"] = arrays["u"].copy()
+        w, report = fold(Rule((Spectral(None),)), arrays, "float32")
+        assert same(w, exact_weight(Rule((Spectral(0),)), arrays, "float32"))
+        assert not RowPolicy().problems(report)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_sigma_of_zero_or_nan_is_a_problem_and_goes_as_ieee_has_it(dtype: str) -> None:
+    original = np.array([[1, 0], [0, -2]], DTYPES[dtype])
+    arrays = {
+        "original": original,
+        "u": np.array([1, 0], DTYPES[dtype]),
+        "v": np.array([0, 1], DTYPES[dtype]),
+    }
+    w, report = fold(Rule((Spectral(0),)), arrays, dtype)
+    assert np.array_equal(w.astype(float), [[np.inf, np.nan], [np.nan, -np.inf]], equal_nan=True)
+    assert "σ = u·w·v is 0" in RowPolicy().problems(report)[0].what
+    assert not RowPolicy(allow_nonfinite=True).problems(report)
+    arrays["original"] = np.array([[1, np.nan], [0, -2]], DTYPES[dtype])
+    w, report = fold(Rule((Spectral(0),)), arrays, dtype)
+    assert np.isnan(w.astype(float)).all()
+    assert "NaN or infinity" in RowPolicy().problems(report)[0].what

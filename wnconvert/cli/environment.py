@@ -42,6 +42,8 @@ def _environment(known: set[str]) -> dict[str, Any]:
     import sys
     from importlib import metadata
 
+    from wnconvert.numerics.kernel.library import VARIABLE, chosen_kernel
+
     def version(name: str) -> str | None:
         try:
             return metadata.version(name)
@@ -57,9 +59,10 @@ def _environment(known: set[str]) -> dict[str, Any]:
         "executable": sys.executable,
         "system": platform.platform(),
         "processors": os.cpu_count(),
+        "kernel": chosen_kernel(),
         "packages": {name: version(name) for name in PACKAGES},
         "variables": variables | {name: os.environ[name] for name in _COLOURS if name in os.environ},
-        "unknown_variables": [name for name in variables if name not in known],
+        "unknown_variables": [name for name in variables if name not in {*known, VARIABLE}],
     }
 
 
@@ -73,7 +76,7 @@ def _variables_of(command: click.Command, name: str = _PREFIX.rstrip("_")) -> se
 
 def _text(found: dict[str, Any]) -> str:
     lines = [(key, str(found[key])) for key in ("wnconvert", "location", "python", "executable", "system")]
-    lines += [("processors", str(found["processors"]))]
+    lines += [("processors", str(found["processors"])), ("kernel", found["kernel"])]
     lines += [(name, version or "not installed") for name, version in found["packages"].items()]
     lines += [
         (name, f"{value} (no option has this variable)" if name in found["unknown_variables"] else value)

@@ -33,6 +33,7 @@ __all__ = [
     "target",
     "with_options",
     "with_output",
+    "words_of_text",
 ]
 
 
@@ -56,6 +57,11 @@ def dim_of_text(_: click.Context, __: click.Parameter, value: str) -> int | str 
         return value if value == "auto" else int(value)
     except ValueError:
         raise click.BadParameter(f"{value!r} is not an axis: use a number, none or auto") from None
+
+
+def words_of_text(_: click.Context, __: click.Parameter, value: str) -> tuple[str, ...]:
+    """The value of ``--kinds``: words with commas between them."""
+    return tuple(value.split(","))
 
 
 #: The choices of ``--dtype``; a test compares them with those that Python takes.

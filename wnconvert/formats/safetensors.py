@@ -15,6 +15,7 @@ from typing import Any, TypeAlias
 from safetensors import SafetensorError, safe_open
 
 from wnconvert.errors import FormatError, OutputError
+from wnconvert.heap import give_back
 from wnconvert.plan.layout import Blob, Layout
 from wnconvert.plan.plan import Plan
 from wnconvert.plan.record.history import METADATA_KEY, read_history, write_history
@@ -37,6 +38,8 @@ __all__ = ["check_header", "has_room_for_record", "open_safetensors", "read_meta
 
 # A shape, and the strides of a tensor that lies end to end in it.
 _View: TypeAlias = tuple[tuple[int, ...], tuple[int, ...]]
+# What a header says of a tensor: its dtype, its shape, and where its bytes begin and end, behind the header.
+_Said: TypeAlias = tuple[str, tuple[int, ...], int, int]
 
 _CODES = {dtype.code: dtype for dtype in DTYPES.values() if dtype.code}
 
@@ -52,16 +55,15 @@ def open_safetensors(file: ReadableFile) -> Tree:
         raise FormatError(f"its header claims {length} bytes, more than the format allows", fix=GET_AGAIN)
     if 8 + length > size:
         raise FormatError(f"its header claims {length} bytes, the file has {size}", fix=GET_AGAIN)
-    text = file.read(8, length)
     if file.path is not None:
         check_header(file.path)
     else:
-        _check_copy(text, size)
-    header: dict[str, Any] = read_json(text, what="its header", fix="save it again")
+        _check_copy(file.read(8, length), size)
+    header = _read_header(file, length)
     metadata = header.pop("__metadata__", None) or {}
     # The library has checked shapes, sizes and offsets; sorted by place, they leave no gap.
     views: dict[tuple[int, ...], _View] = {}
-    entries = tuple(Entry(name, _stored(name, info, 8 + length, views)) for name, info in header.items())
+    entries = tuple(Entry(name, _stored(name, header.pop(name), 8 + length, views)) for name in list(header))
     history = read_history(metadata.get(METADATA_KEY, ""))
     return Tree(
         state_dicts=(StateDict("", entries),),
@@ -74,8 +76,15 @@ def open_safetensors(file: ReadableFile) -> Tree:
 def read_metadata(file: ReadableFile) -> dict[str, str]:
     """The metadata of a safetensors file that has been opened before, all as they stand there."""
     (length,) = struct.unpack("<Q", file.read(0, 8))
-    header: dict[str, Any] = read_json(file.read(8, length), what="its header", fix="save it again")
-    return header.get("__metadata__") or {}
+    return _read_header(file, length).get("__metadata__") or {}
+
+
+def _read_header(file: ReadableFile, length: int) -> dict[str, Any]:
+    """The metadata of a header, and what it says of each tensor, by name."""
+    header: dict[str, Any] = read_json(
+        file.read(8, length), what="its header", fix="save it again", made=_said
+    )
+    return header
 
 
 def check_header(path: Path) -> None:
@@ -89,6 +98,7 @@ def check_header(path: Path) -> None:
     except SafetensorError as error:
         reason = str(error).removeprefix("Error while deserializing header: ")
         raise FormatError(f"the safetensors library refuses it: {reason}", fix=GET_AGAIN) from error
+    give_back()  # what the library took: 600 bytes a tensor
 
 
 def _check_copy(text: bytes, size: int) -> None:
@@ -103,13 +113,20 @@ def _check_copy(text: bytes, size: int) -> None:
         check_header(path)
 
 
-def _stored(name: str, info: dict[str, Any], base: int, views: dict[tuple[int, ...], _View]) -> StoredTensor:
+def _said(mapping: dict[str, Any]) -> Any:
+    """What a header says of a tensor, as a tuple: the mappings of many take most of the memory."""
+    dtype, shape = mapping.get("dtype"), mapping.get("shape")
+    if not (isinstance(dtype, str) and isinstance(shape, list)):
+        return mapping  # the metadata, whose values are texts, or the whole header
+    return (dtype, tuple(shape), *mapping["data_offsets"])
+
+
+def _stored(name: str, said: _Said, base: int, views: dict[tuple[int, ...], _View]) -> StoredTensor:
     """A tensor of the header; ``views`` holds the shapes so far, of which many tensors have few."""
-    dtype = _CODES.get(info["dtype"])
+    code, shape, start, end = said
+    dtype = _CODES.get(code)
     if dtype is None:
-        raise FormatError(f"tensor {name} has the dtype {info['dtype']}, which is not known here")
-    start, end = info["data_offsets"]
-    shape = tuple(info["shape"])
+        raise FormatError(f"tensor {name} has the dtype {code}, which is not known here")
     if shape not in views:
         views[shape] = _view(name, shape)
     shape, strides = views[shape]
@@ -168,12 +185,19 @@ def _header(tree: Tree, plan: Plan, infos: Iterable[TensorInfo], starts: Mapping
     metadata = {"format": "pt", **tree.metadata}
     if plan.record:
         metadata[METADATA_KEY] = write_history(plan.record)
-    header: dict[str, Any] = {"__metadata__": metadata}
+    # Written piece by piece, which json.dumps would do in many more.
+    told = [f'{{"__metadata__":{_json(metadata)}']
     for info in infos:
-        place = (starts[info.name], starts[info.name] + info.nbytes)
-        header[info.name] = {"dtype": info.dtype.code, "shape": info.shape, "data_offsets": place}
-    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+        start, shape = starts[info.name], ",".join(map(str, info.shape))
+        told.append(
+            f'{_json(info.name)}:{{"dtype":"{info.dtype.code}","shape":[{shape}],'
+            f'"data_offsets":[{start},{start + info.nbytes}]}}'
+        )
+    text = (",".join(told) + "}").encode()
     return text + b" " * (-len(text) % 8)
+
+
+_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 
 #: About the bytes of a header that a tensor takes beside its name.

@@ -213,8 +213,8 @@ def zip_layout(
     ``mark`` replaces the first two bytes, and ``comment`` stands at the end.
     """
     pieces: list[tuple[int, bytes]] = []
-    directory: list[tuple[NewRecord, int, int]] = []  # record, header offset, crc
-    blobs: list[tuple[NewRecord, int, int]] = []  # record, header offset, data offset
+    blobs: list[tuple[NewRecord, int, int, int]] = []  # record, its offset, that of its data, that in central
+    central = bytearray()
     at = 0
     for record in records:
         name = _bytes_of(record.name)
@@ -234,25 +234,20 @@ def zip_layout(
             pieces.append((at, header + record.content))
         else:
             pieces.append((at, header + record.head))
-            blobs.append((record, at, start + len(record.head)))
-        directory.append((record, at, crc))
+            blobs.append((record, at, start + len(record.head), len(central)))
+        central += _central_entry(record, at, crc)
         at = start + record.stored
-    crc_in_directory: dict[str, int] = {}
-    central = bytearray()
-    for record, header_at, crc in directory:
-        crc_in_directory[record.name] = at + len(central) + _CRC_IN_CENTRAL
-        central += _central_entry(record, header_at, crc)
-    tail = bytes(central) + _ends(len(directory), len(central), at, len(comment)) + comment
+    tail = bytes(central) + _ends(len(records), len(central), at, len(comment)) + comment
     pieces.append((at, tail))
     work = tuple(
         Blob(
             start,
             record.size,
             record.content,
-            (header_at + _CRC_IN_LOCAL, crc_in_directory[record.name]),
+            (header_at + _CRC_IN_LOCAL, at + entry_at + _CRC_IN_CENTRAL),
             zlib.crc32(record.head),
         )
-        for record, header_at, start in blobs
+        for record, header_at, start, entry_at in blobs
         if not isinstance(record.content, bytes)
     )
     return Layout(at + len(tail), tuple(pieces), work)

@@ -23,7 +23,7 @@ from wnconvert.layers.evidence import (
     is_bias,
     weakness_of,
 )
-from wnconvert.layers.others import FoundOthers, find_others
+from wnconvert.layers.others import FoundOthers, other_layers
 from wnconvert.layers.rules import Norm
 from wnconvert.layers.schemes import SCHEMES, Layer, Refused, Scheme, Selection, owner_of
 from wnconvert.messages import option
@@ -75,7 +75,7 @@ def find_pairs(
     [('conv.weight', 'legacy', 0)]
     """
     there = _There(infos, parametrized)
-    others = find_others(there.names.values(), selection, parametrized)
+    others = other_layers(there.names.values(), selection, parametrized)
     pairs = _pairs(there, selection, others)
     if Norm.kind not in selection.kinds:
         left = (*pairs.layers, *others.left)

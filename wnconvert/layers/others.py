@@ -18,7 +18,7 @@ from wnconvert.layers.schemes import Layer, Refused, Selection
 from wnconvert.messages import counted, option
 from wnconvert.tensors.tree import TensorInfo
 
-__all__ = ["NO_OTHERS", "FoundOthers", "find_others", "hints_on"]
+__all__ = ["NO_OTHERS", "FoundOthers", "hints_on", "other_layers"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,14 +44,14 @@ _TELLING = ("_mask", "_u", "u0", ".u")
 _Parts = Mapping[str, TensorInfo]
 
 
-def find_others(
+def other_layers(
     infos: Iterable[TensorInfo], selection: Selection, parametrized: Mapping[str, Sequence[str]]
 ) -> FoundOthers:
     """Find the layers of other kinds among the tensors of one state dict; ``parametrized`` as in it.
 
     >>> from wnconvert.tensors.dtypes import dtype_named
     >>> shapes = {"conv.weight_orig": (8, 4, 3), "conv.weight_u": (8,), "conv.weight_v": (12,)}
-    >>> found = find_others(
+    >>> found = other_layers(
     ...     (TensorInfo(name, dtype_named("float32"), shape) for name, shape in shapes.items()),
     ...     Selection(kinds=("spectral",)), {})
     >>> [(layer.name, layer.rule.kinds, layer.dim) for layer in found.layers]

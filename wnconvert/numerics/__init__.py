@@ -3,7 +3,7 @@
 rounding   the float formats; casts that round once
 sums       sums of squares: fast, accurate, exact
 rows       rows without an answer: reports on them, and the policy that makes them errors
-narrow     products of values of at most 24 bits, in few passes
+kernel     sums of rows and products of values of at most 24 bits: in C, and in numpy
 norms      norms of rows, correctly rounded
 wide       products of any values
 finite     NaN and infinities counted

@@ -9,7 +9,7 @@ The float64 evaluation has a known bound on its error. If both ends of that inte
 this is the result (Ziv's test); else (about one element in 2²¹) it is decided with integers:
 w < m  ⇔  (g·v)² < m²·Σv².  float64 results are within 4 ulp.
 
-Where v, g and w have at most 24 bits, blocks are worked on in pieces, as ``narrow`` does; rows that are
+Where v, g and w have at most 24 bits, blocks are worked on in pieces, as the ``kernel`` does; rows that are
 zero, not finite or near the largest number are left to the ``Wide`` way, which takes any.
 
 Sources: Salimans and Kingma 2016 (arXiv:1602.07868); ``torch._weight_norm``; Ziv 1991, "Fast evaluation
@@ -28,16 +28,17 @@ from numpy.typing import NDArray
 
 from wnconvert.layers.rules import ORIGINAL, Norm, Rule
 from wnconvert.numerics.finite import all_finite
-from wnconvert.numerics.narrow import OpenElements, loaded, products
+from wnconvert.numerics.kernel.choice import products
+from wnconvert.numerics.kernel.interface import OpenElements
 from wnconvert.numerics.norms import arithmetic, as_float64
 from wnconvert.numerics.rounding import FLOAT_FORMATS, DTypeLike, cast, name_of
 from wnconvert.numerics.rows import WHOLE, Divisor, RowReport, RowTally, rows_where, runs
 from wnconvert.numerics.rules.factors import Bounds, NarrowFactors
-from wnconvert.numerics.rules.operands import Operand, Operands
-from wnconvert.numerics.rules.table import Scale, arranged
+from wnconvert.numerics.rules.parts import RulePart, RuleParts
+from wnconvert.numerics.rules.table import Scale, stage_of
 from wnconvert.numerics.sums import Sums
 from wnconvert.numerics.wide import WideFactors, wide_products
-from wnconvert.tensors.blocks import BLOCK_BYTES, Array, Block, Floats, scratch, shares
+from wnconvert.tensors.blocks import BLOCK_BYTES, Array, Block, scratch, shares, whole
 from wnconvert.tensors.tree import Dim
 
 __all__ = ["Folding", "fold_array", "fold_with_report"]
@@ -46,25 +47,25 @@ __all__ = ["Folding", "fold_array", "fold_with_report"]
 class Folding:
     """A fold in progress: ``blocks`` gives w block by block, then ``report`` describes the odd rows.
 
-    ``operands`` are the tensors of the rule, by their roles. The original is read once if the rule is a mask,
+    ``parts`` are the tensors of the rule, by their roles. The original is read once if the rule is a mask,
     or a norm of rows that are contiguous and fit a block, else twice (thrice for a step, and for a σ behind a
     norm); a mask is read with it. Every element is computed: zero rows give zeros; NaN and infinities follow
     IEEE 754.
 
     Raises ``LayerError`` if a dtype cannot be folded, or parts do not fit each other.
 
-    >>> parts = {"original": Operand.of(np.array([[3.0, 4.0]])), "g": Operand.of(np.array([10.0]))}
+    >>> parts = {"original": RulePart.of(np.array([[3.0, 4.0]])), "g": RulePart.of(np.array([10.0]))}
     >>> folding = Folding(Rule((Norm(0),)), parts, "float64")
     >>> [(block.start, w.tolist()) for block, w in folding.blocks()], folding.report().kept.count
     ([(0, [[[6.0, 8.0]]])], 0)
     """
 
     def __init__(
-        self, rule: Rule, operands: Operands, out_dtype: DTypeLike, *, limit: int = BLOCK_BYTES
+        self, rule: Rule, parts: RuleParts, out_dtype: DTypeLike, *, limit: int = BLOCK_BYTES
     ) -> None:
         self.out = out = name_of(out_dtype)
         self.form = FLOAT_FORMATS[out]
-        self.stage = stage = arranged(rule, operands, out, limit)
+        self.stage = stage = stage_of(rule, parts, out, limit)
         self.scale = stage.scale
         self.source = stage.scale.source if stage.scale else stage.source(None)
         self.tally = stage.scale.tally if stage.scale else RowTally()
@@ -137,18 +138,17 @@ class Folding:
         self, block: Block, values: Array, rows: _Rows, narrow: NarrowFactors, w: Array
     ) -> Iterator[_Question]:
         """Make the pieces of a block, those with odd rows in the wide way; what is open comes out."""
-        flat, made, power = values.reshape(-1), w.reshape(-1), self.source.power
-        for run, shape, its in shares(block.shape):
+        flat, made = values.reshape(-1), w.reshape(-1)
+        cut = shares(block.shape) if narrow.odd is not None else (whole(block.shape),)
+        for run, shape, its in cut:
             part, out = flat[run].reshape(shape), made[run].reshape(shape)
+            piece = Block(block.start + run.start, shape, block.row + its.start)
             if narrow.odd is not None and narrow.odd[its].any():
-                piece = Block(block.start + run.start, shape, block.row + its.start)
                 yield self._wide(piece, part, rows.at(its), out)
                 continue
-            x = loaded(part, power)
-            found = products(x, narrow.factor[its], narrow.width, self.out, out)
+            found = products(part, narrow.factor[its], narrow.width, self.out, out)
             if found.places.size:
-                piece = Block(block.start + run.start, shape, block.row + its.start)
-                yield _Question(piece, found, rows.at(its), out, x, power)
+                yield _Question(piece, found, rows.at(its), out, part)
 
     def _wide(self, piece: Block, values: Array, rows: _Rows, out: Array) -> _Question:
         """Make a piece of w in the way that takes all values, but for the elements that are open."""
@@ -157,7 +157,7 @@ class Folding:
             factors = rows.scale.wide(rows.sums, piece.rows, tell=False)
         x = as_float64(values)
         found = wide_products(x, factors, self.out, out)
-        return _Question(piece, found, rows, out, x, 0, factors.large)
+        return _Question(piece, found, rows, out, x, factors.large)
 
     def _count_overflow(self, rows: slice, large: NDArray[np.bool_], out: Array) -> None:
         """Count rows of which a piece has an infinity; rows in many pieces are counted in the end."""
@@ -175,7 +175,7 @@ class Folding:
         piece, (places, below) = question.piece, question.found
         codes = question.out.view(self.form.codes).reshape(-1)
         sign = self.form.codes.type(1 << (8 * self.form.codes.itemsize - 1))
-        numbers = np.abs(question.values) * 2.0**question.power
+        numbers = np.abs(question.values)
         known: dict[tuple[int, float], int] = {}
         rows = places // piece.shape[2] % piece.shape[1]
         for place, at, value, code in zip(
@@ -240,7 +240,7 @@ class _Rows:
 
 
 class _Question:
-    """A piece of w, the elements in it that are open, and the values of v there, which are values·2**power.
+    """A piece of w, the elements in it that are open, and the values of v there.
 
     ``large`` are the rows that may have a result that is too large.
     """
@@ -251,12 +251,11 @@ class _Question:
         found: OpenElements,
         rows: _Rows,
         out: Array,
-        x: Floats,
-        power: int,
+        x: Array,
         large: NDArray[np.bool_] | None = None,
     ) -> None:
-        self.piece, self.found, self.rows, self.out, self.power = piece, found, rows, out, power
-        self.values = x.reshape(-1)[found.places]
+        self.piece, self.found, self.rows, self.out = piece, found, rows, out
+        self.values = x.reshape(-1)[found.places].astype(np.float64)
         self.large = large
 
 
@@ -268,7 +267,7 @@ def fold_with_report(
 ) -> tuple[Array, RowReport]:
     """``fold_array``, with a report on odd rows."""
     out = np.empty(v.size, FLOAT_FORMATS[name_of(dtype or v.dtype)].dtype)
-    parts = {ORIGINAL: Operand.of(v), "g": Operand.of(g)}
+    parts = {ORIGINAL: RulePart.of(v), "g": RulePart.of(g)}
     folding = Folding(Rule((Norm(dim),)), parts, out.dtype, limit=limit)
     for _ in folding.blocks(lambda block: out[block.start : block.stop].reshape(block.shape)):
         pass

@@ -15,7 +15,8 @@ from fractions import Fraction
 
 import numpy as np
 
-from wnconvert.numerics.narrow import keeps_subnormals, loaded, power_of
+from wnconvert.numerics.kernel.choice import block_sums, careful_block_sums
+from wnconvert.numerics.kernel.plain import loaded
 from wnconvert.numerics.rounding import FLOAT_FORMATS, DTypeLike, cast, name_of
 from wnconvert.numerics.rows import RowReport, RowTally, runs
 from wnconvert.numerics.sums import (
@@ -24,9 +25,7 @@ from wnconvert.numerics.sums import (
     Totals,
     Way,
     accurate_sums,
-    careful_sums,
     exact_sum,
-    fast_sums,
     merge,
 )
 from wnconvert.tensors.blocks import (
@@ -38,15 +37,12 @@ from wnconvert.tensors.blocks import (
     blocks,
     box,
     reader_of,
-    shares,
 )
 from wnconvert.tensors.tree import Dim, rows_of
 
 __all__ = ["RowSource", "arithmetic", "as_float64", "norm_blocks", "norms", "round_norms"]
 
 
-#: Σv² of float16 rows that may have an infinity, which is loaded as 2¹⁶.
-_HALF_INFINITE = 2.0**32
 #: A tensor of so few rows is one whose rows are long, and one of so many elements has some that are open.
 _FEW, _LARGE = 8, 1 << 22
 #: Rows that are summed again one by one, each in a reading of its own.
@@ -69,9 +65,9 @@ def arithmetic() -> Iterator[None]:
 class RowSource:
     """A tensor v behind ``read``: its blocks and their sums, and if needed the exact sum of a row.
 
-    ``way`` says how sums are made: ``fast_sums``, which is enough where v and the results have at most 24
-    bits, ``careful_sums`` of such a v for any results, or ``accurate_sums`` of any v. A row of which the
-    fast sum is not enough is summed again; where it lies all over a large tensor, it is better to be
+    ``way`` says how sums are made: ``block_sums``, which is enough where v and the results have at most 24
+    bits, ``careful_block_sums`` of such a v for any results, or ``accurate_sums`` of any v. A row of which
+    the fast sum is not enough is summed again; where it lies all over a large tensor, it is better to be
     careful at once.
     """
 
@@ -86,8 +82,8 @@ class RowSource:
         outer, _, inner = box(shape, dim)
         self.whole_rows = outer == 1 and inner * self.itemsize <= max(limit, self.itemsize)
         is_asked_again = self.count <= _FEW or math.prod(shape) >= _LARGE
-        self.way = careful_sums if way is fast_sums and not self.whole_rows and is_asked_again else way
-        self.power = power_of(dtype) if way is not accurate_sums and keeps_subnormals() else 0
+        is_dear = way is block_sums and not self.whole_rows and is_asked_again
+        self.way = careful_block_sums if is_dear else way
         self.exact: dict[int, Fraction] = {}
         self.again: Sums | None = None
         self.asked = 0
@@ -109,22 +105,7 @@ class RowSource:
             return accurate_sums(as_float64(values))
         if values.dtype == np.float64:  # products of what has at most 24 bits
             return accurate_sums(as_float64(values)).flat()
-        sums = self._sums_of_pieces(values, self.power)
-        if self.power:
-            sums.high *= 4.0**self.power
-            sums.low *= 4.0**self.power
-            if np.maximum.reduce(sums.high) >= _HALF_INFINITE and not np.isfinite(values).all():
-                return self._sums_of_pieces(values, 0)
-        return sums
-
-    def _sums_of_pieces(self, values: Array, power: int) -> Sums:
-        flat, slabs, inner = values.reshape(-1), values.shape[0], values.shape[2]
-        totals = Totals(values.shape[1])
-        for run, shape, rows in shares(values.shape):
-            sums = self.way(loaded(flat[run].reshape(shape), power))
-            take = totals.put if shape[0] == slabs and shape[2] == inner else totals.add
-            take(rows, sums)
-        return totals.sums()
+        return self.way(values)
 
     def sums(self) -> Sums:
         """The sums of all rows: the first of two passes."""
@@ -229,7 +210,7 @@ def norm_blocks(
     """
     name = name_of(g_dtype)
     narrow = name_of(v_dtype) != "float64"
-    way = accurate_sums if not narrow else careful_sums if name == "float64" else fast_sums
+    way = accurate_sums if not narrow else careful_block_sums if name == "float64" else block_sums
     source = RowSource(read, shape, dim, name_of(v_dtype), limit, way)
     found = np.zeros(rows_of(shape, dim), FLOAT_FORMATS[name].dtype)
     tally = RowTally()

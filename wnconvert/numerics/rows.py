@@ -33,6 +33,8 @@ __all__ = [
 
 #: Rows that a message names.
 _NAMED = 10
+#: The least share of what singular vectors give that a trained u and v have.
+_TRAINED = 0.5
 
 
 class Wider(Enum):
@@ -77,8 +79,8 @@ class RowPolicy:
         if report.overflow.count and not self.allow_nonfinite:
             where = "" if report.overflow == WHOLE else f", in {say_rows(report.overflow)}"
             found.append(Problem(f"too large for the dtype{where}", self._widen()))
-        if report.divisor and not self.allow_nonfinite:
-            found += [Problem(what, option("allow_nonfinite", True)) for what in report.divisor.problems()]
+        if report.divisor:
+            found += report.divisor.problems(allow_nonfinite=self.allow_nonfinite)
         return tuple(found)
 
     def _widen(self) -> str:
@@ -97,6 +99,8 @@ class RowPolicy:
 
     def note(self, report: RowReport) -> str:
         """A note on a layer that was folded under this policy, or ``""``."""
+        if report.divisor and (said := report.divisor.note()):
+            return said
         if not report.zero.count:
             return ""
         note = f"v is zero in {say_rows(report.zero)}, which became zero"
@@ -150,12 +154,26 @@ class Divisor:
     """σ, by which all elements of a tensor were divided; NaN if what it is made of is not finite."""
 
     value: float
+    share: float = 1.0  # of the most that it can be for these lengths of u and mat·v: of singular vectors 1
+    doubt: str = ""
 
-    def problems(self) -> tuple[str, ...]:
-        """What makes all quotients none."""
-        if math.isnan(self.value):
-            return ("NaN or infinity in u, v or the weight",)
-        return () if self.value else ("σ = uᵀ·w·v is 0, and nothing can be divided by it",)
+    def problems(self, *, allow_nonfinite: bool) -> Iterator[Problem]:
+        """What makes all quotients none, or wrong."""
+        if self.doubt:
+            yield Problem(self.doubt, f"{option('dim', 0)} or {option('dim', 1)} with {option('layers')}")
+        elif allow_nonfinite:
+            return
+        elif math.isnan(self.value):
+            yield Problem("NaN or infinity in u, v or the weight", option("allow_nonfinite", True))
+        elif not self.value:
+            yield Problem("σ = u·w·v is 0: nothing can be divided by it", option("allow_nonfinite", True))
+
+    def note(self) -> str:
+        """A note on a σ that is not that of a trained layer, or ``""``."""
+        if self.value < 0 or self.share < _TRAINED:
+            share = f"{self.share:.0%} of what singular vectors give"
+            return f"σ is {self.value:.3g}, {share}: u and v are not trained"
+        return ""
 
 
 @dataclass(frozen=True, slots=True)

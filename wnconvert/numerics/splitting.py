@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 
 from wnconvert.errors import NumbersError
 from wnconvert.messages import option
+from wnconvert.numerics.kernel.choice import block_sums
 from wnconvert.numerics.norms import RowSource, norm_blocks
 from wnconvert.numerics.rounding import DTypeLike, cast, name_of
 from wnconvert.numerics.rows import say_rows
-from wnconvert.numerics.sums import fast_sums
 from wnconvert.tensors.blocks import BLOCK_BYTES, Array, Read, box, reader_of
 from wnconvert.tensors.tree import Dim
 
@@ -64,7 +64,7 @@ def direction_blocks(
     ``read`` as in ``Folding``; each block is valid until the next one is requested. Rows that are not
     contiguous or exceed a block need two passes: only at their end is it known whether they are zero.
     """
-    source = RowSource(read, shape, dim, name_of(dtype), limit, fast_sums)
+    source = RowSource(read, shape, dim, name_of(dtype), limit, block_sums)
     outer, count, inner = box(shape, dim)
     zero = np.ones(count, bool)
     if not source.whole_rows:

@@ -233,7 +233,7 @@ def merge(into: Sums, rows: slice, part: Sums) -> None:
 
 
 #: A way to the sums of the rows of a block (slabs, rows, inner).
-Way = Callable[[Floats], Sums]
+Way = Callable[[Array], Sums]
 
 
 class Totals:
@@ -268,7 +268,9 @@ class Totals:
         """The sums of all rows. This is the end: the arrays are given away."""
         self._low[~np.isfinite(self._high)] = 0
         error = self._error + (self._parts * UNIT) ** 2 * 2 + UNIT**2
-        return Sums(self._high, self._low, np.zeros(len(self._high), np.int32), error)
+        sums = Sums(self._high, self._low, np.zeros(len(self._high), np.int32), error)
+        _normalize(sums)  # the root is that of the high part alone
+        return sums
 
 
 def exact_sum(x: Floats) -> Fraction:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from wnconvert.numerics.narrow import OpenElements, power_of, round_short
+from wnconvert.numerics.kernel.interface import OpenElements
+from wnconvert.numerics.kernel.plain import power_of, round_short
 from wnconvert.numerics.rounding import FLOAT_FORMATS, round_both
 from wnconvert.numerics.sums import UNIT
 from wnconvert.tensors.blocks import Array, Floats, scratch

@@ -11,10 +11,21 @@ from bisect import bisect
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 
+from wnconvert.layers.rules import Spectral
 from wnconvert.layers.schemes import Layer, owner_of
 from wnconvert.plan.plan import PlannedStateDict
 
-__all__ = ["NEW_ENTRY", "as_in", "before_children", "behind_module", "is_buffer", "metadata_keys", "restored"]
+__all__ = [
+    "NEW_ENTRY",
+    "SPECTRAL_VERSIONS",
+    "as_in",
+    "before_children",
+    "behind_module",
+    "is_buffer",
+    "metadata_keys",
+    "restored",
+    "versions_gone",
+]
 
 
 # Buffers that torch's own norms register, and the key of a module's extra state, which stands with them. A
@@ -165,6 +176,21 @@ def metadata_keys(planned: PlannedStateDict, keys: Sequence[str]) -> list[str]:
     at_home = [name for prefix in prefixes for name in (prefix, *new.get(prefix, ()))]
     order = behind_module(at_home, {name: owner for owner, of_owner in new.items() for name in of_owner})
     return [key.removesuffix(".") for key in order]
+
+
+#: Where torch's hook of spectral norm notes its version, in the entry of its module in ``_metadata``.
+SPECTRAL_VERSIONS = "spectral_norm"
+
+
+def versions_gone(planned: PlannedStateDict) -> dict[str, set[str]]:
+    """The versions of spectral norm that leave ``_metadata`` with their layers, by module."""
+    found: dict[str, set[str]] = {}
+    for change in planned.changes:
+        layer = change.before
+        if layer is not None and layer.form == "legacy" and Spectral.kind in layer.rule.kinds:
+            owner = owner_of(layer.name)
+            found.setdefault(owner.removesuffix("."), set()).add(f"{layer.name[len(owner) :]}.version")
+    return found
 
 
 def _modules_of(layers: Iterable[Layer | None]) -> dict[str, str]:

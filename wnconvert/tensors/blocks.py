@@ -34,6 +34,7 @@ __all__ = [
     "reader_of",
     "scratch",
     "shares",
+    "whole",
 ]
 
 
@@ -120,6 +121,11 @@ def shares(shape: tuple[int, int, int]) -> tuple[Share, ...]:
     return tuple(
         Share(slice(cut.start, cut.stop), cut.shape, cut.rows) for cut in blocks(shape, 1, 1, _PIECE)
     )
+
+
+def whole(shape: tuple[int, int, int]) -> Share:
+    """A block's elements in one run."""
+    return Share(slice(0, math.prod(shape)), shape, slice(0, shape[1]))
 
 
 def box(shape: tuple[int, ...], dim: Dim) -> tuple[int, int, int]:

@@ -7,6 +7,7 @@ to offer is here, and nothing else is asked of it.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -149,18 +150,22 @@ def changed_while_read(where: str, how: str) -> FormatError:
     )
 
 
-def read_json(text: bytes, *, what: str, fix: str) -> Any:
+def read_json(
+    text: bytes, *, what: str, fix: str, made: Callable[[dict[str, Any]], Any] = lambda mapping: mapping
+) -> Any:
     """Read a JSON text. Raises ``FormatError`` where a key is twice in a mapping, ``ValueError`` for no JSON.
+
+    ``made`` is called with each mapping, the inner ones first, and gives what stands in its place.
 
     >>> read_json(b'{"a": 1, "a": 2}', what="the index", fix="")
     Traceback (most recent call last):
     wnconvert.errors.FormatError: the index has the key 'a' twice
     """
 
-    def mapping(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        made = dict(pairs)
-        if len(made) < len(pairs):
+    def mapping(pairs: list[tuple[str, Any]]) -> Any:
+        found = dict(pairs)
+        if len(found) < len(pairs):
             raise FormatError(f"{what} has the key {repeated(key for key, _ in pairs)!r} twice", fix=fix)
-        return made
+        return made(found)
 
     return json.loads(text, object_pairs_hook=mapping)

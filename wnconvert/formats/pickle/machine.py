@@ -92,9 +92,16 @@ def _reason(error: Exception, kind: type[FormatError]) -> str:
 
 
 # The operations that most of a checkpoint is made of.
-_BINPUT, _LONG_BINPUT, _MEMOIZE = OPCODES["BINPUT"], OPCODES["LONG_BINPUT"], OPCODES["MEMOIZE"]
-_BINGET, _BININT1 = OPCODES["BINGET"], OPCODES["BININT1"]
-_BINUNICODE, _SHORT_BINUNICODE = OPCODES["BINUNICODE"], OPCODES["SHORT_BINUNICODE"]
+_BINPUT, _BINGET, _BININT1, _BINUNICODE = (
+    OPCODES[name] for name in ("BINPUT", "BINGET", "BININT1", "BINUNICODE")
+)
+_MEMOIZE, _TUPLE, _TUPLE2, _REDUCE = (OPCODES[name] for name in ("MEMOIZE", "TUPLE", "TUPLE2", "REDUCE"))
+_PUTS = frozenset({_BINPUT, OPCODES["LONG_BINPUT"]})
+_TEXTS = frozenset({_BINUNICODE, OPCODES["SHORT_BINUNICODE"]})
+_CONSTANTS: dict[int, Value] = {
+    OPCODES[name]: value
+    for name, value in (("NONE", None), ("NEWTRUE", True), ("NEWFALSE", False), ("EMPTY_TUPLE", ()))
+}
 _STOP = OPCODES["STOP"]
 _U4 = struct.Struct("<I").unpack_from
 #: Stands in the memo where nothing was stored.
@@ -119,62 +126,67 @@ class _Machine:
 
     def run(self) -> None:  # noqa: PLR0912, PLR0915 - one loop
         """Run through STOP. What most of a checkpoint is made of is done here, in a loop without calls."""
-        data, memo, stack, at, spent, code = self.data, self.memo, self.stack, self.at, 0, 0
-        costs, u4, used = COSTS, _U4, self.used
+        data, memo, stack, below = self.data, self.memo, self.stack, self.below
+        at, spent, most, code, costs, used = self.at, 0, self.most, -1, COSTS, self.used
+        puts, texts, integer, get = _PUTS, _TEXTS, _BININT1, _BINGET
         try:
             while code != _STOP:
                 code = data[at]
                 at += 1
                 used[code] = 1
                 spent += costs[code]
-                if code in (_LONG_BINPUT, _BINPUT):
-                    if code == _BINPUT:
-                        index = data[at]
-                        at += 1
-                    else:
-                        index = u4(data, at)[0]
-                        at += 4
+                if code in puts:
+                    index = data[at] if code == _BINPUT else _U4(data, at)[0]
+                    at += 1 if code == _BINPUT else 4
                     if index == len(memo):
                         memo.append(stack[-1])
                     else:
                         self.at = at
                         self.put(index)
-                elif code == _BININT1:
+                elif code == integer:
                     stack.append(data[at])
                     at += 1
-                elif code == _BINGET:
-                    index = data[at]
+                elif code == get:
+                    stack.append(self.got(data[at]))
                     at += 1
-                    stack.append(memo[index] if index < len(memo) else _NOTHING)
-                    if stack[-1] is _NOTHING:
-                        raise KeyError(index)
-                elif code == _MEMOIZE:
-                    memo.append(stack[-1])
-                    if spent > self.most:
-                        self.afford(spent, at)
-                elif code in (_BINUNICODE, _SHORT_BINUNICODE):
-                    size, first = (u4(data, at)[0], at + 4) if code == _BINUNICODE else (data[at], at + 1)
+                elif code in texts:
+                    size, first = (_U4(data, at)[0], at + 4) if code == _BINUNICODE else (data[at], at + 1)
                     at = first + size
                     if at > len(data):
                         raise ValueError("it ends in the middle of a text")
-                    stack.append(text := data[first:at].decode("utf-8", "surrogatepass"))
-                    spent += sys.getsizeof(text)
-                else:
-                    if spent > self.most:
-                        self.afford(spent, at)
-                    self.at = at
-                    if code in _PLAIN:
-                        _PLAIN[code](self, None)
-                    else:
-                        self.spent = spent
-                        self.with_argument(code)
-                        at, spent = self.at, self.spent
+                    stack.append(value := data[first:at].decode("utf-8", "surrogatepass"))
+                    spent += sys.getsizeof(value)
+                elif spent > most:
+                    self.afford(spent, at)
+                    most = self.most
+                    at -= 1  # once more, now that it is paid
+                    spent -= costs[code]
+                elif code == _MEMOIZE:
+                    memo.append(stack[-1])
+                elif code == _TUPLE2:
+                    value = stack.pop()
+                    stack[-1] = (stack[-1], value)
+                elif code == _REDUCE:
+                    value = stack.pop()
+                    stack[-1] = Object("REDUCE", stack[-1], value)
+                elif code == _TUPLE:
+                    items, self.stack = tuple(stack), below.pop()
                     stack = self.stack
+                    stack.append(items)
+                elif code in _CONSTANTS:
+                    stack.append(_CONSTANTS[code])
+                else:
+                    self.at, self.spent = at, spent
+                    self.other(code)
+                    at, spent, stack = self.at, self.spent, self.stack
         finally:
             self.at = max(at, self.at)
 
-    def with_argument(self, code: int) -> None:
-        """Do an operation that has an argument, and is not a frequent one."""
+    def other(self, code: int) -> None:
+        """Do an operation that is not a frequent one."""
+        if code in _PLAIN:
+            _PLAIN[code](self, None)
+            return
         if code not in ARGUMENTS:
             raise ValueError(f"its byte {code:02x} is not an opcode")
         self.stream.seek(self.at)
@@ -332,9 +344,6 @@ _OPS: dict[str, Callable[[_Machine, Value], object]] = {
     "PROTO": _Machine.proto,
     "FRAME": lambda m, arg: None,
     "STOP": lambda m, arg: None,
-    "NONE": lambda m, arg: m.push(None),
-    "NEWTRUE": lambda m, arg: m.push(True),
-    "NEWFALSE": lambda m, arg: m.push(False),
     "MARK": _Machine.mark,
     "POP": _Machine.pop,
     "POP_MARK": lambda m, arg: m.to_mark(),
@@ -349,7 +358,6 @@ _OPS: dict[str, Callable[[_Machine, Value], object]] = {
     "STRING": lambda m, arg: m.push(Latin1(arg)),
     "BINSTRING": lambda m, arg: m.push(Latin1(arg)),
     "SHORT_BINSTRING": lambda m, arg: m.push(Latin1(arg)),
-    "EMPTY_TUPLE": lambda m, arg: m.push(()),
     "TUPLE": _Machine.tuple_of_mark,
     "TUPLE1": lambda m, arg: m.tuple_of(1),
     "TUPLE2": lambda m, arg: m.tuple_of(2),
@@ -382,6 +390,6 @@ _OPS: dict[str, Callable[[_Machine, Value], object]] = {
     "READONLY_BUFFER": _Machine.buffer,
 }
 _OPS |= dict.fromkeys(PUSH_ARGUMENT, _Machine.push)
-_ACTS = {code: _OPS[name] for name, code in OPCODES.items()}
+_ACTS = {code: _OPS[name] for name, code in OPCODES.items() if name in _OPS}
 #: What operations without an argument do, by the opcode.
 _PLAIN = {code: act for code, act in _ACTS.items() if code not in ARGUMENTS}

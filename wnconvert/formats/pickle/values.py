@@ -43,15 +43,15 @@ class Latin1(str):
 
 @dataclass(eq=False, slots=True)
 class Global:
-    """A class or function by name, never looked up."""
+    """A class or function by name, never looked up; ``dotted`` is ``module.name``."""
 
     module: str
     name: str
+    dotted: str = field(init=False, repr=False)
 
-    @property
-    def dotted(self) -> str:
-        """``module.name`` in one string."""
-        return f"{self.module}.{self.name}"
+    def __post_init__(self) -> None:
+        """Join the two names, which are asked for with every tensor."""
+        self.dotted = f"{self.module}.{self.name}"
 
 
 @dataclass(eq=False, slots=True)

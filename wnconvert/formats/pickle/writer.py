@@ -31,8 +31,8 @@ _BATCH = 1000  # items between a MARK and its APPENDS or SETITEMS, as Python's p
 def dump(root: Value, protocol: int, substitute: Callable[[Value], Value] = lambda value: value) -> bytes:
     """Write ``root`` as a pickle of ``protocol`` (0 is written as 1: its text forms hold no storages).
 
-    ``substitute`` is called once with each tuple, list and node as it is about to be written and returns
-    what to write in its place; references to the same node stay references to one node.
+    ``substitute`` is called with each tuple, list and node as it is about to be written and returns what to
+    write in its place, or the value itself; references to the same node stay references to one node.
 
     >>> import pickle
     >>> pickle.loads(dump(Dict([("epoch", 3)]), 2))
@@ -61,60 +61,63 @@ class _Opcodes(bytes):
 
 
 _MARK = _Opcodes(b"(")
+_SMALL_INTEGERS = [b"K" + bytes([value]) for value in range(1 << 8)]
+_WITH_U4 = struct.Struct("<cI").pack
 
 
 class _Writer:
-    """An iterative pickler: ``todo`` holds values to write, opcodes and actions to take, last first."""
+    """An iterative pickler: ``todo`` holds values to write, opcodes and actions to take, last first.
+
+    Values that the memo knows by id are not freed meanwhile: they hang below the root, or below a value in
+    ``replaced``, which holds what stands in the place of others.
+    """
 
     def __init__(self, protocol: int, substitute: Callable[[Value], Value]) -> None:
         self.protocol = protocol
         self.substitute = substitute
         self.out = bytearray()
         self.runs: list[bytes | Unwritten] = []
-        self.memo: dict[object, int] = {}
+        self.memo: dict[int, int] = {}
+        self.names: dict[tuple[str, str], int] = {}  # the same for globals, which are one by their names
+        self.count = 0
         self.replaced: dict[int, Value] = {}
-        self.alive: list[Value] = []  # values that the memo knows by id must not be freed
         self.todo: list[Any] = []
 
     def run(self, root: Value) -> list[bytes | Unwritten]:
         if self.protocol >= 2:
             self.out += b"\x80" + bytes([self.protocol])
-        todo = self.todo = [root]
+        todo, out = self.todo, self.out
+        todo.append(root)
         ways, compound = _WAYS, self.compound
         while todo:
             item = todo.pop()
-            way = ways.get(type(item))
-            if way is None:
-                compound(item)
+            kind = type(item)
+            if kind is _Opcodes:
+                out += item
+            elif kind is FunctionType:
+                item()
+            elif kind in ways:
+                ways[kind](self, item)
             else:
-                way(self, item)
-        self.out += b"."
-        return [*self.runs, bytes(self.out)]
+                compound(item)
+        out += b"."
+        return [*self.runs, bytes(out)]
 
     def then(self, *steps: Any) -> None:
         self.todo += steps[::-1]
 
-    def raw(self, opcodes: bytes) -> None:
-        self.out += opcodes
-
-    def act(self, action: Callable[[], None]) -> None:
-        action()
-
-    def remember(self, key: object) -> None:
-        index = self.memo[key] = len(self.memo)
+    def remember(self, value: Value) -> None:
+        index = self.memo[id(value)] = self.count
+        self.count = index + 1
         if self.protocol >= 4:
             self.out += b"\x94"
         elif index < 256:
             self.out += b"q" + bytes([index])
         else:
-            self.out += b"r" + struct.pack("<I", index)
+            self.out += _WITH_U4(b"r", index)
 
-    def recall(self, key: object) -> bool:
-        index = self.memo.get(key)
-        if index is None:
-            return False
-        self.out += b"h" + bytes([index]) if index < 256 else b"j" + struct.pack("<I", index)
-        return True
+    def recall(self, index: int) -> None:
+        self.out += b"h" + bytes([index]) if index < 256 else _WITH_U4(b"j", index)
 
     def none(self, _: Value) -> None:
         self.out += b"N"
@@ -123,10 +126,12 @@ class _Writer:
         self.out += b"G" + struct.pack(">d", value)
 
     def text(self, value: str | bytes | bytearray) -> None:
-        if not self.recall(id(value)):
+        index = self.memo.get(id(value))
+        if index is None:
             self.out += _text(value, self.protocol) if isinstance(value, str) else _binary(value)
-            self.alive.append(value)
-            self.remember(id(value))
+            self.remember(value)
+        else:
+            self.recall(index)
 
     def boolean(self, value: bool) -> None:  # noqa: FBT001 - the value itself
         if self.protocol >= 2:
@@ -136,7 +141,7 @@ class _Writer:
 
     def integer(self, value: int) -> None:
         if 0 <= value < 1 << 8:
-            self.out += b"K" + bytes([value])
+            self.out += _SMALL_INTEGERS[value]
         elif 0 <= value < 1 << 16:
             self.out += b"M" + struct.pack("<H", value)
         elif -(1 << 31) <= value < 1 << 31:
@@ -153,13 +158,20 @@ class _Writer:
     def compound(self, original: Value) -> None:
         value = self.replaced.get(id(original))
         if value is None:
-            value = self.replaced[id(original)] = self.substitute(original)
-            self.alive += (original, value)
+            index = self.memo.get(id(original))
+            if index is not None:
+                self.recall(index)
+                return
+            value = self.substitute(original)
+            if value is not original:
+                self.replaced[id(original)] = value
+        if value is not original and (index := self.memo.get(id(value))) is not None:
+            self.recall(index)
+            return
         way = _COMPOUND.get(type(value))
         if way is None:
             raise TypeError(f"not a pickle value: {type(value)}")
-        if type(value) is Global or not self.recall(id(value)):
-            way(self, value)
+        way(self, value)
 
     def sequence(self, value: list[Value]) -> None:
         self.start(value, b"]")
@@ -181,54 +193,71 @@ class _Writer:
         elif value.kind == "bytes":
             self.out += b"B" + struct.pack("<I", value.size)
         self.runs += (bytes(self.out), value)
-        self.out = bytearray()
-        self.remember(id(value))
+        self.out.clear()
+        self.remember(value)
 
     def start(self, value: Value, opcode: bytes) -> None:
         self.out += opcode
-        self.remember(id(value))
+        self.remember(value)
 
     def batches(self, items: list[Value], opcode: bytes) -> list[Any]:
-        steps: list[Any] = []
-        for first in range(0, len(items), _BATCH):
-            batch = items[first : first + _BATCH]
-            flat = [part for pair in batch for part in pair] if opcode == b"u" else batch
-            steps += [_MARK, *flat, _Opcodes(opcode)]
-        return steps
+        def batch(first: int) -> Callable[[], None]:
+            def begin() -> None:
+                some = items[first : first + _BATCH]
+                flat = [part for pair in some for part in pair] if opcode == b"u" else some
+                self.then(_MARK, *flat, _Opcodes(opcode))
+
+            return begin
+
+        return [batch(first) for first in range(0, len(items), _BATCH)]
 
     def named(self, value: Global) -> None:
-        key = (value.module, value.name)
-        if self.recall(key):
+        names = (value.module, value.name)
+        index = self.names.get(names)
+        if index is not None:
+            self.memo[id(value)] = index
+            self.recall(index)
             return
         if self.protocol >= 4:
             # The two names are written without memo entries of their own, so that they cannot differ.
             self.out += _text(value.module, 4) + _text(value.name, 4) + b"\x93"
         else:
             self.out += b"c" + value.module.encode() + b"\n" + value.name.encode() + b"\n"
-        self.remember(key)
+        self.names[names] = self.count
+        self.remember(value)
 
     # A tuple, a frozenset or a call is only made after its parts. Where a part leads back to it, writing
     # the parts has already made it; then the parts are dropped and the made one is taken.
 
     def made(self, value: Value, drop: bytes, make: bytes) -> Callable[[], None]:
         def finish() -> None:
-            if id(value) in self.memo:
-                self.out += drop
-                self.recall(id(value))
-            else:
+            index = self.memo.get(id(value))
+            if index is None:
                 self.out += make
-                self.remember(id(value))
+                self.remember(value)
+            else:
+                self.out += drop
+                self.recall(index)
 
         return finish
 
     def fixed(self, value: tuple[Value, ...]) -> None:
         if not value:
             self.out += b")"
-        elif self.protocol >= 2 and len(value) <= 3:
-            make = {1: b"\x85", 2: b"\x86", 3: b"\x87"}[len(value)]
+            return
+        is_short = self.protocol >= 2 and len(value) <= 3
+        make = _SHORT_TUPLES[len(value)] if is_short else b"t"
+        if _SINGLE.issuperset(map(type, value)):  # a shape, and most others: none of them leads back to it
+            if not is_short:
+                self.out += _MARK
+            for part in value:
+                _WAYS[type(part)](self, part)
+            self.out += make
+            self.remember(value)
+        elif is_short:
             self.then(*value, self.made(value, b"0" * len(value), make))
         else:
-            self.then(_MARK, *value, self.made(value, b"1", b"t"))
+            self.then(_MARK, *value, self.made(value, b"1", make))
 
     def set_of(self, value: Set) -> None:
         if value.frozen:
@@ -248,13 +277,15 @@ class _Writer:
             parts = [value.callee, value.args]
             drop, make = b"00", b"R" if value.op == "REDUCE" else b"\x81"
 
-        def finish() -> None:
+        make_it = self.made(value, drop, make)
+
+        def make_and_change() -> None:
             known = id(value) in self.memo
-            self.made(value, drop, make)()
+            make_it()
             if not known:
                 self.then(*self.changes(value))
 
-        self.then(*parts, finish)
+        self.then(*parts, make_and_change if value.changes else make_it)
 
     def changes(self, value: Object) -> list[Any]:
         steps: list[Any] = []
@@ -266,7 +297,7 @@ class _Writer:
         return steps
 
 
-#: How values of no parts, opcodes and actions are written, by their types.
+#: How values of no parts are written, by their types.
 _WAYS: dict[type, Callable[[_Writer, Any], None]] = {
     NoneType: _Writer.none,
     bool: _Writer.boolean,
@@ -276,9 +307,9 @@ _WAYS: dict[type, Callable[[_Writer, Any], None]] = {
     Latin1: _Writer.text,
     bytes: _Writer.text,
     bytearray: _Writer.text,
-    _Opcodes: _Writer.raw,
-    FunctionType: _Writer.act,
 }
+_SINGLE = frozenset(_WAYS)
+_SHORT_TUPLES = {1: b"\x85", 2: b"\x86", 3: b"\x87"}
 _COMPOUND: dict[type, Callable[[_Writer, Any], None]] = {
     Global: _Writer.named,
     tuple: _Writer.fixed,
@@ -299,7 +330,7 @@ def _text(value: str, protocol: int) -> bytes:
     raw = value.encode("utf-8", "surrogatepass")
     if protocol >= 4 and len(raw) < 256:
         return b"\x8c" + bytes([len(raw)]) + raw
-    return b"X" + struct.pack("<I", len(raw)) + raw
+    return _WITH_U4(b"X", len(raw)) + raw
 
 
 def _binary(value: bytes | bytearray) -> bytes:

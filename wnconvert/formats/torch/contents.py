@@ -157,8 +157,9 @@ def _parts_of(node: Object) -> tuple[list[tuple[str, Value]], list[tuple[str, Ob
 
 
 def _named(value: Value) -> list[tuple[str, Value]]:
-    """The pairs of a mapping whose keys are strings."""
-    return [(str(key), item) for key, item in mapping_pairs(value) or () if isinstance(key, str)]
+    """The pairs of a mapping whose keys are strings, themselves where they can be: there may be many."""
+    pairs = (pair for pair in mapping_pairs(value) or () if isinstance(pair[0], str))
+    return [pair if type(pair[0]) is str else (str(pair[0]), pair[1]) for pair in pairs]
 
 
 def _set_items(value: Value) -> set[str]:

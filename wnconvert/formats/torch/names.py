@@ -85,11 +85,11 @@ class Dangers:
         giver = None
         if isinstance(value, Extension):
             self._found.add(_shown(value))
-        elif isinstance(value, Object):
+        elif isinstance(value, Object) and not _makes_data(value):
             giver = value.callee if _gives_what_is_there(value) else None
             self._found.update(_in_change(value) if giver else _in_call(value))
         for child in children(value):
-            if isinstance(child, Global) and child is not giver and not _is_harmless(child):
+            if type(child) is Global and child is not giver and not _is_harmless(child):
                 self._found.add(child.dotted)
 
 
@@ -148,6 +148,18 @@ def _is_class(name: str) -> bool:
 
 
 # -- calls
+
+
+def _makes_data(call: Object) -> bool:
+    """Whether a record calls a name that makes data of whatever it is given, as most do."""
+    callee = call.callee
+    return isinstance(callee, Global) and _is_maker_of_any(callee.module, callee.name)
+
+
+@functools.lru_cache(4096)
+def _is_maker_of_any(module: str, name: str) -> bool:
+    dotted = _joined(module, name)
+    return dotted not in MAKERS and (dotted in DATA or _is_read_by_torch(dotted))
 
 
 def _in_call(call: Object) -> Iterator[str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from types import NoneType
 
 from wnconvert.errors import FormatError
@@ -191,11 +192,16 @@ def _core(value: Value) -> Object | None:
 
 
 def _count(value: Value) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 63
+    return type(value) is int and 0 <= value < 1 << 63
 
 
 def _counts(value: Value) -> bool:
-    return isinstance(value, (tuple, list)) and all(_count(item) for item in value)
+    if not isinstance(value, (tuple, list)):
+        return False
+    for item in value:  # noqa: SIM110 - a generator takes longer than the few that there are
+        if not _count(item):
+            return False
+    return True
 
 
 def shown(value: Value, levels: int = 2) -> str:
@@ -224,9 +230,15 @@ def storage_record(key: str, dtype: DType | None, location: str, numel: int) -> 
     A dtype without a storage class of its own (float8, uint16) lies in an untyped storage, counted in bytes.
     """
     if dtype and dtype.storage:
-        return PersistentId(("storage", Global("torch", dtype.storage), key, location, numel))
+        return PersistentId(("storage", _storage_class(dtype), key, location, numel))
     nbytes = numel * dtype.itemsize if dtype else numel
-    return PersistentId(("storage", Global("torch.storage", "UntypedStorage"), key, location, nbytes))
+    return PersistentId(("storage", _storage_class(None), key, location, nbytes))
+
+
+@cache
+def _storage_class(dtype: DType | None) -> Global:
+    """The class of a storage: one object for any number of tensors."""
+    return Global("torch", dtype.storage) if dtype else Global("torch.storage", "UntypedStorage")
 
 
 def with_storage(

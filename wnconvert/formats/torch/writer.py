@@ -7,7 +7,7 @@ ones. A storage is written once, when the first record that uses it is; one that
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -35,7 +35,7 @@ from wnconvert.formats.zips import MARKS, NewRecord, zip_layout
 from wnconvert.messages import listed, option
 from wnconvert.plan.layout import CopyBytes, Gather, Layout, Part, Parts, Work
 from wnconvert.plan.names.trees import renamed_modules
-from wnconvert.plan.order import NEW_ENTRY, metadata_keys
+from wnconvert.plan.order import NEW_ENTRY, SPECTRAL_VERSIONS, metadata_keys, versions_gone
 from wnconvert.plan.plan import Plan, PlannedStateDict
 from wnconvert.plan.record.history import RECORD_NAME, write_history
 from wnconvert.plan.steps import MadeTensor, Step
@@ -53,26 +53,11 @@ def torch_layout(source: TorchFile | None, tree: Tree, plan: Plan) -> Layout:
     ``source`` is None where the tensors come from a file without a pickle (safetensors).
     Raises ``OutputError`` where the pickle would hand on a name that runs something.
     """
-    editor = _Editor(source, tree)
-    root = editor.root(plan)
-    archive = _Storages(source)
-    dangers = Dangers()
-
-    def written(value: Value) -> Value:
-        made = archive.take(editor.edited(value))
-        dangers.look_at(made)
-        return made
-
-    runs = dump_around(root, editor.protocol, written)
-    if dangers.names:
-        raise OutputError(
-            f"the file names {listed(dangers.names, 6)}, which could run something where it is loaded",
-            fix=_fix_of(dangers.names, source),
-        )
+    runs, storages = _pickled(source, tree, plan)
     records = [
         _pickle_record(runs),
         NewRecord(PREFIX + "byteorder", 6, b"little"),
-        *archive.records(),
+        *storages,
         NewRecord(PREFIX + "version", 2, b"3\n"),
     ]
     others = source.records if source else ()
@@ -82,6 +67,31 @@ def torch_layout(source: TorchFile | None, tree: Tree, plan: Plan) -> Layout:
         records.append(NewRecord(PREFIX + RECORD_NAME, len(history), history))
     mark = source.mark if source and source.mark in MARKS else b"PK"
     return zip_layout(records, mark=mark, comment=source.comment if source else b"")
+
+
+def _pickled(
+    source: TorchFile | None, tree: Tree, plan: Plan
+) -> tuple[list[bytes | Unwritten], list[NewRecord]]:
+    """The new pickle, and the storages that it names."""
+    editor = _Editor(source, tree)
+    root = editor.root(plan)
+    archive = _Storages(source)
+    dangers = Dangers()
+
+    def written(value: Value) -> Value:
+        made = editor.edited(value)
+        if isinstance(made, PersistentId):
+            made = archive.take(made)
+        dangers.look_at(made)
+        return made
+
+    runs = dump_around(root, editor.protocol, written)
+    if dangers.names:
+        raise OutputError(
+            f"the file names {listed(dangers.names, 6)}, which could run something where it is loaded",
+            fix=_fix_of(dangers.names, source),
+        )
+    return runs, list(archive.records())
 
 
 def _fix_of(dangers: Sequence[str], source: TorchFile | None) -> str:
@@ -139,9 +149,9 @@ class _Storages:
         self.sizes: list[int] = []
         self.locations: dict[Value, Value] = {}
 
-    def take(self, value: Value) -> Value:
+    def take(self, value: PersistentId) -> Value:
         """A persistent id with the number that its storage has in the new archive; others as they are."""
-        if not (isinstance(value, PersistentId) and isinstance(value.pid, tuple) and len(value.pid) > 2):
+        if not (isinstance(value.pid, tuple) and len(value.pid) > 2):
             return value
         if value.pid[0] == "module" and isinstance(value.pid[1], Global):
             return value.pid[1]  # legacy files name a module's class so, beside its source text
@@ -180,7 +190,7 @@ class _Editor:
         self.made: dict[tuple[object, ...], Value] = {}  # a value under two names stays one value
         self.names: dict[tuple[int, str], str] = {}  # a text that is two keys stays one text
         self.renamed: set[int] = set()  # the metadata whose modules have their new names
-        self.views: dict[tuple[str, ByteRange], set[object]] = {}  # of the tensors that a state dict keeps
+        self.views: dict[tuple[str, ByteRange], set[object]] = {}  # of what is kept beside casts
         self.protocol = source.pickle.protocol if source else 2
 
     def edited(self, value: Value) -> Value:
@@ -189,10 +199,8 @@ class _Editor:
     def root(self, plan: Plan) -> Value:
         """The root of the new pickle."""
         for planned in plan.state_dicts:
-            for step in planned.steps:
-                stored = None if step.kept is None else self.tensors[planned.path].get(step.kept)
-                if stored is not None:
-                    self.views.setdefault((planned.path, stored.storage), set()).add(stored.view)
+            if any(step.kept is not None and step.dtype for step in planned.steps):
+                self._note_views(planned)
         if self.source is None or self.source.container is Container.TORCHSCRIPT:
             made = [(planned.path, state_dict_node(self._pairs(planned, {}))) for planned in plan.state_dicts]
             return made[0][1] if len(made) == 1 else Dict(list(made))
@@ -215,6 +223,13 @@ class _Editor:
             if item.path not in dropped:
                 self.edits |= optimizer_edits(item.node, names)
         return self.source.pickle.root
+
+    def _note_views(self, planned: PlannedStateDict) -> None:
+        """Note the views of each storage that a state dict keeps, where some are cast."""
+        for step in planned.steps:
+            stored = None if step.kept is None else self.tensors[planned.path].get(step.kept)
+            if stored is not None:
+                self.views.setdefault((planned.path, stored.storage), set()).add(stored.view)
 
     def _straighten_views(self) -> None:
         """Storages that are views of a root storage (the oldest files) become the root itself."""
@@ -312,9 +327,26 @@ class _Editor:
                     new: Dict(_entry(known)) if old is None else known[old] for new, old in modules.items()
                 }
             self.renamed.add(id(metadata))
-            keys = metadata_keys(planned, list(known))
-            new = [(key, known[key] if key in known else Dict(_entry(known))) for key in keys]
+            keys, gone = metadata_keys(planned, list(known)), versions_gone(planned)
+            new = [
+                (
+                    key,
+                    _without_versions(known[key], gone.get(key, ())) if key in known else Dict(_entry(known)),
+                )
+                for key in keys
+            ]
             self.edits[id(metadata)] = with_pairs(before, [*new, *others])
+
+
+def _without_versions(entry: Value, gone: Collection[str]) -> Value:
+    """The entry of a module without the versions that are gone."""
+    versions = get(entry, SPECTRAL_VERSIONS) if gone else None
+    pairs = mapping_pairs(versions)
+    if not pairs:
+        return entry
+    left = [pair for pair in pairs if pair[0] not in gone]
+    others = [pair for pair in mapping_pairs(entry) or () if pair[1] is not versions]
+    return with_pairs(entry, [*others, (SPECTRAL_VERSIONS, with_pairs(versions, left))] if left else others)
 
 
 def _entry(known: Mapping[str, Value]) -> list[tuple[Value, Value]]:

@@ -11,7 +11,6 @@ from itertools import zip_longest
 import numpy as np
 from numpy.typing import NDArray
 
-from wnconvert.numerics.narrow import power_of
 from wnconvert.numerics.norms import RowSource
 from wnconvert.numerics.rounding import FLOAT_FORMATS
 from wnconvert.numerics.rows import RowTally
@@ -25,12 +24,12 @@ __all__ = ["Alone", "Bounds", "Common", "Ladder", "NarrowFactors", "both"]
 #: A lower and an upper bound on a number.
 Bounds = tuple[Fraction, Fraction]
 #: Relative errors of a factor in float64 that do not matter, for results of so many digits.
-_FINE, _COARSE = 2.0**-54, 2.0**-38
+_FINE, _COARSE = 2.0**-54, 2.0**-34
 
 
 @dataclass(frozen=True, slots=True)
 class NarrowFactors:
-    """The upper end of each row's factor, for ``narrow.products``; ``odd`` are rows that it cannot make."""
+    """The upper end of each row's factor, for ``products``; ``odd`` are rows that it cannot make."""
 
     factor: Floats
     width: int
@@ -174,8 +173,8 @@ class Alone:
         return iter(self.common.squares)
 
     def narrow(self, _sums: Sums, _rows: slice) -> NarrowFactors:
-        """The factor for ``narrow.products``."""
-        one = np.array([2.0 ** (self.source.power - power_of(self.out))])
+        """The factor for ``products``."""
+        one = np.ones(1)
         large = self._large()
         return self.common.on_narrow(NarrowFactors(one, 0, large if large.any() else None))
 

@@ -19,7 +19,7 @@ from itertools import product
 
 import numpy as np
 
-from wnconvert.numerics.narrow import keeps_subnormals, loaded, power_of
+from wnconvert.numerics.kernel.plain import keeps_subnormals, loaded, power_of
 from wnconvert.numerics.rounding import FLOAT_FORMATS
 from wnconvert.numerics.sums import UNIT
 from wnconvert.tensors.blocks import Array, Floats, Read, blocks, box, scratch, shares
@@ -30,6 +30,11 @@ __all__ = ["Exact", "Matrix", "Pairs", "bilinear", "exactly", "squared"]
 
 #: Products that are added up at once: with more, the bound on the rest of the sum would grow.
 _RUN = 1 << 13
+#: Terms of a product that is rounded in each addition.
+_DOT = 512
+_ONES = np.ones(_RUN)
+#: Bytes of a matrix that is held as a whole.
+_WHOLE_BYTES = 64 << 20
 #: Vectors along axes shorter than this are not what a block is multiplied by first.
 _SHORT = 32
 #: Numbers between these can be multiplied thrice: no float64 product is out of range, but for tiny ones.
@@ -126,6 +131,29 @@ class Matrix:
         """Whether blocks are better multiplied by a vector along the columns than along the rows."""
         return self.inner >= _SHORT
 
+    def roughly_times(self, u: Floats, v: Floats) -> tuple[Floats, Pairs]:
+        """mat·v and u, or matᵀ·u and v: what is faster, within the roundings of so many additions."""
+        rows = self.is_long
+        vector = v.reshape(self.slabs, 1, self.inner) if rows else u.reshape(1, self.rows, 1)
+        found = Pairs.zeros(self.rows if rows else self.columns)
+        for values, at, top in self._pieces():
+            self.top = max(self.top, top)
+            slabs, count, inner = values.shape
+            terms = slabs * (_DOT + inner // _DOT + 1) if rows else count
+            factors = vector[at.vector(rows=rows)]
+            x = loaded(values, power := self.power if values.dtype != np.float64 else 0)
+            if rows:
+                sums = np.zeros(count)
+                for run in (slice(first, first + _DOT) for first in range(0, inner, _DOT)):
+                    dots = np.matmul(x[:, :, run], factors[:, 0, run, None])
+                    sums += np.add.reduce(dots[..., 0], axis=0)
+            else:
+                sums = np.matmul(factors[:, :, 0], x).reshape(-1)
+            size = float(np.max(np.sum(np.abs(factors), axis=(0, 2) if rows else 1), initial=0.0))
+            error = (terms + 2) * UNIT * top * size * 1.01
+            found.add(at.out(rows=rows), sums * 2.0**power, np.zeros(len(sums)), error)
+        return (u if rows else v), found
+
     def times(self, v: Floats) -> Pairs:
         """mat·v: a number for each row."""
         return self._sums(v.reshape(self.slabs, 1, self.inner), None, Pairs.zeros(self.rows), rows=True)
@@ -149,6 +177,15 @@ class Matrix:
         """matᵀ·u."""
         return self._exact(u, self.columns, rows=False)
 
+    def whole(self) -> Floats | None:
+        """The matrix as float64, if it is not too large."""
+        if 8 * self.rows * self.columns > _WHOLE_BYTES:
+            return None
+        box = np.empty((self.slabs, self.rows, self.inner))
+        for values, at, _ in self._pieces():
+            box[at.slabs, at.rows, at.inner] = values
+        return box.transpose(1, 0, 2).reshape(self.rows, self.columns)
+
     def exact_squares(self, dim: Dim) -> list[Fraction]:
         """The sums of squares of the tensor's rows along ``dim``."""
         found = Exact(np.zeros(rows_of(self.shape, dim), object), 0)
@@ -161,7 +198,7 @@ class Matrix:
         """uᵀ·mat·v as float64 has it, with NaN and infinities."""
         total = np.float64(0)
         rows, columns = u.reshape(1, -1, 1), v.reshape(self.slabs, 1, self.inner)
-        for values, at in self._pieces():
+        for values, at, _ in self._pieces():
             total += (
                 values.astype(np.float64) * columns[at.vector(rows=True)] * rows[at.vector(rows=False)]
             ).sum()
@@ -170,10 +207,10 @@ class Matrix:
     def _sums(self, vector: Floats, low: Floats | None, found: Pairs, *, rows: bool) -> Pairs:
         is_short = bool((vector.astype(np.float32) == vector).all()) and low is None
         most = float(np.max(np.abs(vector), initial=0.0))
-        for values, at in self._pieces():
+        for values, at, top in self._pieces():
             narrow = is_short and values.dtype != np.float64
             power = self.power if values.dtype != np.float64 else 0
-            top = self._seen(values)
+            self.top = max(self.top, top)
             if not (_LEAST < top * most < _MOST and _LEAST < top < _MOST and most < _MOST):
                 if top * most != 0 or not math.isfinite(top * most):
                     found.error[at.out(rows=rows)] = np.inf
@@ -181,7 +218,7 @@ class Matrix:
             factors = vector[at.vector(rows=rows)]
             x = loaded(values, power)
             small = None if low is None else low[at.vector(rows=rows)]
-            dots = _dots(x, factors, small, top * 2.0**-power, narrow=narrow, rows=rows)
+            dots = _dots(x, factors, small, top * most * 2.0**-power, narrow=narrow, rows=rows)
             scale = 2.0**power
             found.add(at.out(rows=rows), dots[0] * scale, dots[1] * scale, dots[2] * scale)
         return found
@@ -190,39 +227,24 @@ class Matrix:
         found = Exact(np.zeros(count, object), 0)
         shape = (self.slabs, 1, self.inner) if rows else (1, self.rows, 1)
         factors = vector.numbers.reshape(shape)
-        for values, at in self._pieces():
+        for values, at, _ in self._pieces():
             x = exactly(values.astype(np.float64))
             products = (x.numbers * factors[at.vector(rows=rows)]).sum(axis=(0, 2) if rows else 1)
             found = found.plus(at.out(rows=rows), Exact(products.reshape(-1), x.exponent + vector.exponent))
         return found
 
-    def _pieces(self) -> Iterator[tuple[Array, _Place]]:
+    def _pieces(self) -> Iterator[tuple[Array, _Place, float]]:
+        """Pieces of the values, where they lie, and the largest magnitude there."""
         for block in blocks(*self.cut):
             values = self.read(block)
-            flat = values.reshape(-1)
+            flat, top = values.reshape(-1), _top(values)
             for run, (slabs, rows, inner), _ in shares(block.shape):
                 part = flat[run].reshape(slabs, rows, inner)
                 slab, rest = divmod(block.start + run.start, self.rows * self.inner)
                 row, column = divmod(rest, self.inner)
                 for by, first in product(range(0, rows, _RUN), range(0, inner, _RUN)):
                     piece = part[:, by : by + _RUN, first : first + _RUN]
-                    yield piece, _Place(self.inner, slab, row + by, column + first, piece.shape)
-
-    def _seen(self, values: Array) -> float:
-        """The largest of some |values|; infinite if one of them is not finite."""
-        if values.dtype.itemsize == 2:
-            form = FLOAT_FORMATS[values.dtype.name]
-            codes = scratch("codes", values.shape, form.codes)
-            np.bitwise_and(values.view(form.codes), np.uint16(0x7FFF), out=codes)
-            code = int(np.maximum.reduce(codes, axis=None))
-            top = math.inf if code >= form.inf else float(form.value(code))
-        else:
-            top = max(
-                float(np.maximum.reduce(values, axis=None)), -float(np.minimum.reduce(values, axis=None))
-            )
-            top = math.inf if math.isnan(top) else top
-        self.top = max(self.top, top)
-        return top
+                    yield piece, _Place(self.inner, slab, row + by, column + first, piece.shape), top
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,33 +257,61 @@ class _Place:
     first: int
     shape: tuple[int, int, int]
 
+    @property
+    def slabs(self) -> slice:
+        """Its slabs among all."""
+        return slice(self.slab, self.slab + self.shape[0])
+
+    @property
+    def rows(self) -> slice:
+        """Its rows among all."""
+        return slice(self.row, self.row + self.shape[1])
+
+    @property
+    def inner(self) -> slice:
+        """Its inner elements among all."""
+        return slice(self.first, self.first + self.shape[2])
+
     def vector(self, *, rows: bool) -> tuple[slice, slice, slice]:
         """What it is multiplied by, among the elements of a vector along the columns, or along the rows."""
-        slabs, count, inner = self.shape
-        if rows:
-            return slice(self.slab, self.slab + slabs), slice(None), slice(self.first, self.first + inner)
-        return slice(None), slice(self.row, self.row + count), slice(None)
+        every = slice(None)
+        return (self.slabs, every, self.inner) if rows else (every, self.rows, every)
 
     def out(self, *, rows: bool) -> slice:
         """Where its sums belong, among those of all rows, or of all columns."""
-        slabs, count, inner = self.shape
+        slabs, _, inner = self.shape
         if rows:
-            return slice(self.row, self.row + count)
+            return self.rows
         start = self.slab * self.width + self.first
         return slice(start, start + slabs * inner)
 
 
+def _top(values: Array) -> float:
+    """The largest of some |values|; infinite if one of them is not finite."""
+    if values.dtype.itemsize == 2:
+        form = FLOAT_FORMATS[values.dtype.name]
+        codes = scratch("codes", values.shape, form.codes)
+        np.bitwise_and(values.view(form.codes), np.uint16(0x7FFF), out=codes)
+        code = int(np.maximum.reduce(codes, axis=None))
+        return math.inf if code >= form.inf else float(form.value(code))
+    top = max(float(np.maximum.reduce(values, axis=None)), -float(np.minimum.reduce(values, axis=None)))
+    return math.inf if math.isnan(top) else top
+
+
 def _dots(
-    x: Floats, factors: Floats, rest: Floats | None, top: float, *, narrow: bool, rows: bool
+    x: Floats, factors: Floats, rest: Floats | None, most: float, *, narrow: bool, rows: bool
 ) -> tuple[Floats, Floats, float]:
-    """Σ x·(factors + rest) of a piece, along its rows or its columns: high and low parts, and their error."""
+    """Σ x·(factors + rest) along rows or columns of a piece: high and low parts, and their error.
+
+    No x·factor is more than ``most``. ``x`` is overwritten.
+    """
     slabs, count, inner = x.shape
     terms = slabs * inner if rows else count
-    most = top * float(np.max(np.abs(factors), initial=0.0))
-    p, q = scratch("dot", x.shape, np.float64), scratch("extract", x.shape, np.float64)
-    np.multiply(x, factors, out=p)
-    extra = None
-    if not narrow:
+    extra, p, q = None, x, scratch("extract", x.shape, np.float64)
+    if narrow:
+        np.multiply(x, factors, out=p)
+    else:
+        p = x * factors
         extra = _lost(x, factors, p)
         if rest is not None:
             extra += x * rest
@@ -274,16 +324,16 @@ def _dots(
     high, low = _added(q, rows=rows), _added(p, rows=rows)
     small = extractor * UNIT
     if extra is not None:
-        small += most * 2.0**-51 + (0.0 if rest is None else top * float(np.max(np.abs(rest), initial=0.0)))
+        small += float(np.max(np.abs(extra)))
     return high, low, terms * (terms + 6) * UNIT * small * 1.01 + (0.0 if narrow else terms * _TINY)
 
 
 def _added(x: Floats, *, rows: bool) -> Floats:
     """Sums of a piece's rows, or of its columns; exact in any order, or within as many roundings as terms."""
     if rows:
-        sums: Floats = np.matmul(x, np.ones(x.shape[2]))
+        sums: Floats = np.matmul(x, _ONES[: x.shape[2]])
         return np.asarray(np.add.reduce(sums, axis=0), np.float64)
-    columns: Floats = np.matmul(np.ones(x.shape[1]), x)
+    columns: Floats = np.matmul(_ONES[: x.shape[1]], x)
     return columns.reshape(-1)
 
 

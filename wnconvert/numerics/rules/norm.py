@@ -12,7 +12,6 @@ from fractions import Fraction
 import numpy as np
 from numpy.typing import NDArray
 
-from wnconvert.numerics.narrow import power_of
 from wnconvert.numerics.norms import RowSource, round_norms
 from wnconvert.numerics.rounding import FLOAT_FORMATS
 from wnconvert.numerics.rows import RowTally
@@ -25,7 +24,7 @@ from wnconvert.tensors.dtypes import dtype_named
 __all__ = ["NormScale"]
 
 
-#: What makes a row of v itself its product, but not as if a midpoint were near: see ``narrow``.
+#: What makes a row of v itself its product, but not as if a midpoint were near: see ``kernel.plain``.
 _AS_IT_IS = 1 + 2.0**-40
 
 
@@ -71,14 +70,14 @@ class NormScale:
         return both(rungs, iter(self.common.squares)) if self.common else rungs
 
     def narrow(self, sums: Sums, rows: slice) -> NarrowFactors:
-        """Factors for ``narrow.products``; odd rows are counted."""
+        """Factors for ``products``; odd rows are counted."""
         g, first = self.g.at(rows), rows.start
         root, steps = sums.root(), _steps(sums)
         size = np.abs(g)
         factor = g / root
         plain = np.maximum.reduce(size) < self.large and np.minimum.reduce(sums.high) > 0
         odd = None if plain and np.maximum.reduce(sums.high) < math.inf else self._odd(sums, g, first)
-        upper = factor * ((1 + steps * UNIT) * 2.0 ** (self.source.power - power_of(self.out)))
+        upper = factor * (1 + steps * UNIT)
         if self.may_keep and (
             np.minimum.reduce(np.abs(factor - 1)) <= self.near or np.minimum.reduce(size) < self.small
         ):

@@ -21,7 +21,7 @@ from wnconvert.numerics.rows import Divisor
 from wnconvert.numerics.rules.factors import Bounds, Common, Ladder
 from wnconvert.numerics.rules.matrix import Matrix, Pairs, exactly
 from wnconvert.numerics.rules.norm import NormScale
-from wnconvert.numerics.rules.operands import Operand
+from wnconvert.numerics.rules.parts import RulePart
 from wnconvert.numerics.rules.spectral import SpectralFactor, common_of, signed_squares
 from wnconvert.tensors.blocks import Array, Floats
 
@@ -31,7 +31,7 @@ __all__ = ["NormedSpectralFactor"]
 class NormedSpectralFactor(SpectralFactor):
     """1/σ of a matrix whose rows, along any axis, were normed before."""
 
-    def __init__(self, matrix: Matrix, u: Operand, v: Operand, out: str, norms: NormScale) -> None:
+    def __init__(self, matrix: Matrix, u: RulePart, v: RulePart, out: str, norms: NormScale) -> None:
         super().__init__(matrix, u, v, out)
         self.norms, self.dim = norms, norms.source.cut[1]
 

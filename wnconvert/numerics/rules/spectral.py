@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
@@ -14,8 +15,8 @@ import numpy as np
 from wnconvert.errors import LayerError
 from wnconvert.numerics.rows import Divisor
 from wnconvert.numerics.rules.factors import Bounds, Common, Ladder
-from wnconvert.numerics.rules.matrix import Matrix, bilinear, exactly
-from wnconvert.numerics.rules.operands import Operand
+from wnconvert.numerics.rules.matrix import Matrix, Pairs, bilinear, exactly
+from wnconvert.numerics.rules.parts import RulePart
 from wnconvert.tensors.blocks import Floats
 
 __all__ = ["SpectralFactor", "common_of", "signed_squares"]
@@ -24,7 +25,7 @@ __all__ = ["SpectralFactor", "common_of", "signed_squares"]
 class SpectralFactor:
     """1/σ of a matrix, for results of dtype ``out``."""
 
-    def __init__(self, matrix: Matrix, u: Operand, v: Operand, out: str) -> None:
+    def __init__(self, matrix: Matrix, u: RulePart, v: RulePart, out: str) -> None:
         if (u.count, v.count) != (matrix.rows, matrix.columns):
             raise LayerError(
                 f"u {u.shape} and v {v.shape} do not fit a matrix of {matrix.rows} × {matrix.columns}"
@@ -34,18 +35,27 @@ class SpectralFactor:
     def find(self) -> tuple[Common, Divisor]:
         """The factor, and what to say of σ."""
         u, v = self.u.whole(), self.v.whole()
-        if self.matrix.is_long:
-            first = bilinear(u, self.matrix.times(v))
+        if self.out in ("float16", "bfloat16"):
+            weights, numbers = self.matrix.roughly_times(u, v)
         else:
-            first = bilinear(v, self.matrix.transposed_times(u))
+            weights, numbers = self._accurate(u, v)
         if not (math.isfinite(self.matrix.top) and np.isfinite(u).all() and np.isfinite(v).all()):
             return Common.odd(1 / self.matrix.plainly(u, v)), Divisor(math.nan)
-        return common_of(Ladder(self._rungs(u, v, first)), self.matrix.top, self.out)
+        squares = Ladder(self._rungs(u, v, bilinear(weights, numbers)))
+        common, divisor = common_of(squares, self.matrix.top, self.out)
+        most = float(np.linalg.norm(weights) * np.linalg.norm(numbers.high))
+        return common, replace(divisor, share=abs(divisor.value) / most if most else 1.0)
+
+    def _accurate(self, u: Floats, v: Floats) -> tuple[Floats, Pairs]:
+        """A vector and the product with the other one, whichever is faster."""
+        return (u, self.matrix.times(v)) if self.matrix.is_long else (v, self.matrix.transposed_times(u))
 
     def _rungs(self, u: Floats, v: Floats, first: Bounds | None) -> Iterator[Bounds]:
         """Bounds on σ·|σ|."""
         if first:
             yield signed_squares(first)
+        if self.out in ("float16", "bfloat16") and (second := bilinear(*self._accurate(u, v))):
+            yield signed_squares(second)
         sigma = self.matrix.exact_times(exactly(v)).dot(exactly(u))
         yield signed_squares((sigma, sigma))
 

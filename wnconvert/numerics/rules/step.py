@@ -16,7 +16,7 @@ from wnconvert.errors import LayerError
 from wnconvert.numerics.rows import Divisor
 from wnconvert.numerics.rules.factors import Bounds, Common, Ladder
 from wnconvert.numerics.rules.matrix import Matrix, Pairs, exactly, squared
-from wnconvert.numerics.rules.operands import Operand
+from wnconvert.numerics.rules.parts import RulePart
 from wnconvert.numerics.rules.spectral import common_of
 from wnconvert.tensors.blocks import Floats
 
@@ -26,7 +26,7 @@ __all__ = ["StepFactor"]
 class StepFactor:
     """1/σ of a matrix after one step, for results of dtype ``out``."""
 
-    def __init__(self, matrix: Matrix, u: Operand, out: str) -> None:
+    def __init__(self, matrix: Matrix, u: RulePart, out: str) -> None:
         if u.count != matrix.rows:
             raise LayerError(f"u {u.shape} does not fit a matrix of {matrix.rows} × {matrix.columns}")
         self.matrix, self.u, self.out = matrix, u, out

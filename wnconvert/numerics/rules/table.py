@@ -12,7 +12,8 @@ from typing import Protocol
 
 from wnconvert.errors import LayerError
 from wnconvert.layers.rules import ORIGINAL, Mask, Norm, Operation, Rule, Spectral, SpectralStep, UnitVector
-from wnconvert.numerics.narrow import keeps_subnormals
+from wnconvert.numerics.kernel.choice import block_sums
+from wnconvert.numerics.kernel.plain import keeps_subnormals
 from wnconvert.numerics.norms import RowSource
 from wnconvert.numerics.rounding import name_of
 from wnconvert.numerics.rows import Divisor, RowTally
@@ -21,16 +22,17 @@ from wnconvert.numerics.rules.mask import masked
 from wnconvert.numerics.rules.matrix import Matrix
 from wnconvert.numerics.rules.norm import NormScale
 from wnconvert.numerics.rules.normed import NormedSpectralFactor
-from wnconvert.numerics.rules.operands import Operands, refuse_large
+from wnconvert.numerics.rules.parts import RuleParts, refuse_large
 from wnconvert.numerics.rules.spectral import SpectralFactor
+from wnconvert.numerics.rules.square import SquareFactor
 from wnconvert.numerics.rules.step import StepFactor
 from wnconvert.numerics.rules.unit import UnitScale
-from wnconvert.numerics.sums import Sums, accurate_sums, fast_sums
+from wnconvert.numerics.sums import Sums, accurate_sums
 from wnconvert.numerics.wide import WideFactors
 from wnconvert.tensors.blocks import Read
 from wnconvert.tensors.tree import Dim, rows_of
 
-__all__ = ["CommonFactor", "Scale", "Stage", "arranged"]
+__all__ = ["CommonFactor", "Scale", "Stage", "stage_of"]
 
 
 class Scale(Protocol):
@@ -53,7 +55,7 @@ class Scale(Protocol):
         """Ever narrower bounds on the square of a row's factor."""
 
     def narrow(self, sums: Sums, rows: slice) -> NarrowFactors:
-        """Factors for ``narrow.products``; odd rows are counted."""
+        """Factors for ``products``; odd rows are counted."""
 
     def wide(self, sums: Sums, rows: slice, *, tell: bool) -> WideFactors:
         """Factors for ``wide_products``; with ``tell``, odd rows are counted."""
@@ -82,29 +84,29 @@ class Stage:
     def source(self, dim: Dim, *dtypes: str) -> RowSource:
         """What is read, seen as rows, which are worked on with numbers of other dtypes too."""
         is_narrow = "float64" not in (self.dtype, self.out, *dtypes) and keeps_subnormals()
-        way = fast_sums if is_narrow else accurate_sums
+        way = block_sums if is_narrow else accurate_sums
         return RowSource(self.read, self.shape, dim, self.dtype, self.limit, way)
 
 
-def arranged(rule: Rule, operands: Operands, out: str, limit: int) -> Stage:
+def stage_of(rule: Rule, parts: RuleParts, out: str, limit: int) -> Stage:
     """A rule's fold. Raises ``LayerError`` for parts that do not fit it."""
-    refuse_large({role: operands[role].count for role in rule.roles})
-    original = operands[ORIGINAL]
+    refuse_large({role: parts[role].count for role in rule.roles})
+    original = parts[ORIGINAL]
     stage = Stage(original.read, original.shape, original.name, out, limit, len(rule.operations) == 1)
     for operation in rule.operations:
-        stage = applied(operation, stage, operands)
+        stage = applied(operation, stage, parts)
     return stage
 
 
 @singledispatch
-def applied(operation: Operation, stage: Stage, operands: Operands) -> Stage:
+def applied(operation: Operation, stage: Stage, parts: RuleParts) -> Stage:
     """A fold, and one more operation."""
     raise NotImplementedError(type(operation))
 
 
 @applied.register
-def _mask(operation: Mask, stage: Stage, operands: Operands) -> Stage:
-    mask = operands["mask"]
+def _mask(operation: Mask, stage: Stage, parts: RuleParts) -> Stage:
+    mask = parts["mask"]
     name_of(mask.dtype)
     if mask.shape != stage.shape:
         raise LayerError(f"mask {mask.shape} does not fit original {stage.shape}")
@@ -113,8 +115,8 @@ def _mask(operation: Mask, stage: Stage, operands: Operands) -> Stage:
 
 
 @applied.register
-def _norm(operation: Norm, stage: Stage, operands: Operands) -> Stage:
-    g = operands["g"]
+def _norm(operation: Norm, stage: Stage, parts: RuleParts) -> Stage:
+    g = parts["g"]
     if g.count != rows_of(stage.shape, operation.dim):
         raise LayerError(f"g {g.shape} does not fit v {stage.shape} along dim {operation.dim}")
     _refuse_second(operation, stage.scale, stage.common)
@@ -123,30 +125,33 @@ def _norm(operation: Norm, stage: Stage, operands: Operands) -> Stage:
 
 
 @applied.register
-def _unit(operation: UnitVector, stage: Stage, _operands: Operands) -> Stage:
+def _unit(operation: UnitVector, stage: Stage, _parts: RuleParts) -> Stage:
     _refuse_second(operation, stage.scale, stage.common)
     return replace(stage, scale=UnitScale(stage.source(None), operation.eps, stage.out))
 
 
 @applied.register
-def _spectral(operation: Spectral, stage: Stage, operands: Operands) -> Stage:
+def _spectral(operation: Spectral, stage: Stage, parts: RuleParts) -> Stage:
     _refuse_second(operation, stage.common)
-    matrix = Matrix(stage.read, stage.shape, operation.dim or 0, stage.dtype, stage.limit)
-    u, v = operands["u"], operands["v"]
+    dims = (0, 1) if operation.dim is None else (operation.dim,)
+    matrices = [Matrix(stage.read, stage.shape, dim, stage.dtype, stage.limit) for dim in dims]
+    factors = [_sigma_factor(stage, matrix, parts) for matrix in matrices]
+    scale = stage.scale or Alone(stage.source(None), stage.out)
+    return replace(stage, scale=scale, common=SquareFactor(*factors) if len(factors) > 1 else factors[0])
+
+
+def _sigma_factor(stage: Stage, matrix: Matrix, parts: RuleParts) -> SpectralFactor:
     if isinstance(stage.scale, NormScale):
-        factor = NormedSpectralFactor(matrix, u, v, stage.out, stage.scale)
-        return replace(stage, common=factor)
-    _refuse_second(operation, stage.scale)
-    alone = Alone(stage.source(None), stage.out)
-    return replace(stage, scale=alone, common=SpectralFactor(matrix, u, v, stage.out))
+        return NormedSpectralFactor(matrix, parts["u"], parts["v"], stage.out, stage.scale)
+    return SpectralFactor(matrix, parts["u"], parts["v"], stage.out)
 
 
 @applied.register
-def _step(operation: SpectralStep, stage: Stage, operands: Operands) -> Stage:
+def _step(operation: SpectralStep, stage: Stage, parts: RuleParts) -> Stage:
     _refuse_second(operation, stage.scale, stage.common)
     matrix = Matrix(stage.read, stage.shape, operation.dim, stage.dtype, stage.limit)
     alone = Alone(stage.source(None), stage.out)
-    return replace(stage, scale=alone, common=StepFactor(matrix, operands["u"], stage.out))
+    return replace(stage, scale=alone, common=StepFactor(matrix, parts["u"], stage.out))
 
 
 def _refuse_second(operation: Operation, *others: object) -> None:

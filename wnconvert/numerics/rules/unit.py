@@ -30,7 +30,7 @@ class UnitScale(NormScale):
             yield 1 / max(most, self.least), 1 / max(least, self.least)
 
     def narrow(self, sums: Sums, rows: slice) -> NarrowFactors:
-        """The factor for ``narrow.products``."""
+        """The factor for ``products``."""
         return super().narrow(self._at_least(sums), rows)
 
     def wide(self, sums: Sums, rows: slice, *, tell: bool) -> WideFactors:

@@ -119,9 +119,9 @@ def origins(record: Record, path: str, verb: str) -> list[tuple[Origin, ...]]:
     return [found for rows in steps if (found := origins_in(rows))]
 
 
-def gone(record: Record, path: str) -> dict[str, str]:
+def gone(record: Record, path: str) -> dict[str, tuple[str, ...]]:
     """The weights that folds made of layers that cannot be given back, with their kinds."""
-    found: dict[str, str] = {}
+    found: dict[str, tuple[str, ...]] = {}
     for step in record:
         if step["verb"] == "fold":
             found |= gone_in(step["state_dicts"].get(path, ()))
@@ -181,8 +181,8 @@ def renamed_record(
     def renamed(path: str, rows: Sequence[Row]) -> Iterator[Row]:
         for row in rows:
             found = origins_in([row]) if path in namers else ()
-            if gone := gone_in([row]) if path in namers else ():
-                yield from rows_of_names({namers[path](name): kind for name, kind in gone.items()})
+            if lost := gone_in([row]) if path in namers else {}:
+                yield from rows_of_names({namers[path](name): kinds for name, kinds in lost.items()})
             elif found:
                 yield from record_rows(_renamed(origin, namers[path]) for origin in found)
             else:

@@ -3,9 +3,9 @@
 A row holds all layers of one form, dim, shape and dtype: ``{"form": …, "dim": …, "names": [pattern, …], "g":
 {"shape": …, "dtype": …, "places": [run, …]}, "v": {…}}``; the names of g and v follow from the form. Earlier
 versions wrote a row for each layer, ``{"name": …, "form": …, "dim": …, "g": {"name": …, "shape": …, "dtype":
-…, "place": …}, "v": {…}}``, which are read too. Layers of other kinds cannot be given back; a row holds
-their names, ``{"kind": "spectral", "names": [pattern, …]}``. Rows are input like any other: one that makes no
-sense holds no layers.
+…, "place": …}, "v": {…}}``, which are read too. Layers of other kinds cannot be given back; a row has
+their names, ``{"kinds": ["prune", "spectral"], "names": [pattern, …]}``. Rows are input like any other: one
+that makes no sense holds no layers.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+from wnconvert.layers.kinds import WORDS
 from wnconvert.layers.schemes import Layer, is_pair, spelled
 from wnconvert.plan.record.patterns import (
     count_names,
@@ -90,20 +91,19 @@ def _row(alike: Mapping[tuple[str, ...], Sequence[tuple[tuple[int, ...], Origin]
 
 def rows_of_gone(layers: Iterable[Layer]) -> list[Row]:
     """The rows that name those of these layers which are no pairs."""
-    return rows_of_names({layer.name: layer.rule.kind for layer in layers if not is_pair(layer)})
+    return rows_of_names({layer.name: layer.rule.kinds for layer in layers if not is_pair(layer)})
 
 
-def rows_of_names(kinds: Mapping[str, str]) -> list[Row]:
-    """The rows of weights that cannot be given back, each with its kind."""
-    rows: list[Row] = []
-    for kind in dict.fromkeys(kinds.values()):
-        alike: dict[tuple[str, ...], list[tuple[int, ...]]] = {}
-        for name, its in kinds.items():
-            if its == kind:
-                texts, numbers = skeleton(name)
-                alike.setdefault(texts, []).append(numbers)
-        rows.append({"kind": kind, "names": [name for each in alike.items() for name in _packed(*each)]})
-    return rows
+def rows_of_names(kinds: Mapping[str, tuple[str, ...]]) -> list[Row]:
+    """The rows of weights that cannot be given back, each with the kinds of its layer."""
+    rows: dict[tuple[str, ...], dict[tuple[str, ...], list[tuple[int, ...]]]] = {}
+    for name, its in kinds.items():
+        texts, numbers = skeleton(name)
+        rows.setdefault(its, {}).setdefault(texts, []).append(numbers)
+    return [
+        {"kinds": list(its), "names": [name for each in alike.items() for name in _packed(*each)]}
+        for its, alike in rows.items()
+    ]
 
 
 def _packed(texts: tuple[str, ...], columns: Sequence[tuple[int, ...]]) -> list[Any]:
@@ -111,19 +111,24 @@ def _packed(texts: tuple[str, ...], columns: Sequence[tuple[int, ...]]) -> list[
     return [texts[0]] * len(columns) if len(texts) == 1 else [packed_names(texts, columns)]
 
 
-def gone_in(rows: Iterable[Row]) -> dict[str, str]:
-    """The weights in these rows that cannot be given back, with their kinds.
+def gone_in(rows: Iterable[Row]) -> dict[str, tuple[str, ...]]:
+    """The weights in these rows that cannot be given back, with the kinds of their layers.
 
-    >>> gone_in(rows_of_names({"convs.0.weight": "spectral", "convs.1.weight": "spectral"}))
-    {'convs.0.weight': 'spectral', 'convs.1.weight': 'spectral'}
+    >>> gone_in(rows_of_names({"convs.0.weight": ("spectral",), "convs.1.weight": ("spectral",)}))
+    {'convs.0.weight': ('spectral',), 'convs.1.weight': ('spectral',)}
     """
-    found: dict[str, str] = {}
+    found: dict[str, tuple[str, ...]] = {}
     for row in rows:
-        kind, names = (row.get("kind"), row.get("names")) if isinstance(row, dict) else (None, None)
-        if isinstance(kind, str) and isinstance(names, list):
+        kinds, names = (row.get("kinds"), row.get("names")) if isinstance(row, dict) else (None, None)
+        if isinstance(kinds, list) and isinstance(names, list) and all(map(_is_kind, kinds)):
             with suppress(ValueError):
-                found |= dict.fromkeys((name for packed in names for name in unpacked_names(packed)), kind)
+                every = [name for packed in names for name in unpacked_names(packed)]
+                found |= dict.fromkeys(every, tuple(kinds))
     return found
+
+
+def _is_kind(word: Any) -> bool:
+    return isinstance(word, str) and word in WORDS
 
 
 def origins_in(rows: Iterable[Row]) -> tuple[Origin, ...]:

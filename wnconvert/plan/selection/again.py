@@ -24,6 +24,8 @@ def found_in_output(state: StateDict, planned: PlannedStateDict, selection: Sele
 def needs_naming(state: StateDict, planned: PlannedStateDict) -> Iterable[str]:
     """A note on layers of the output that are found in it only where they are named in full."""
     made = {change.name for change in planned.changes if change.after}
+    if not made:
+        return
     names = [item.name for item in found_in_output(state, planned, Selection()).passed if item.name in made]
     if names:
         yield (

@@ -10,7 +10,7 @@ from wnconvert.layers.kinds import WORDS, find_kinds
 from wnconvert.layers.schemes import Selection
 from wnconvert.messages import counted, listed, option
 from wnconvert.plan.plan import Plan
-from wnconvert.plan.record.history import origins
+from wnconvert.plan.record.history import gone, origins
 from wnconvert.tensors.tree import StateDict, TensorInfo, Tree
 
 __all__ = ["why_nothing"]
@@ -54,6 +54,7 @@ def _instead(tree: Tree, states: Sequence[StateDict]) -> list[str]:
         for step in origins(tree.record, state.path, "fold")
         for origin in step
     }
+    names |= {(state.path, name) for state in states for name in gone(tree.record, state.path)}
     folded = [f"{counted(len(names), 'layer')} folded before"] if names else []
     kinds: Counter[str] = Counter()
     for state in states:

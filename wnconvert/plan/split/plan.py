@@ -6,16 +6,18 @@ The file's own record, another checkpoint, or globs and a dim choose them; nothi
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from wnconvert.errors import ArgumentError
 from wnconvert.layers.dims import AUTO
+from wnconvert.layers.kinds import in_words
 from wnconvert.layers.schemes import Refused, Selection
-from wnconvert.messages import counted, few, option
+from wnconvert.messages import counted, few, listed, option
 from wnconvert.plan.draft import Draft
 from wnconvert.plan.names.renaming import Renaming
 from wnconvert.plan.plan import Change, Plan, PlannedStateDict
-from wnconvert.plan.record.history import origins, without_layers
+from wnconvert.plan.record.history import Record, gone, origins, without_layers
 from wnconvert.plan.selection.again import found_in_output, needs_naming
 from wnconvert.plan.selection.scope import choose, elements_of, kept_as_is, scope_of
 from wnconvert.plan.selection.wanted import check_selection, find_layers, optimizer_is_stale
@@ -179,7 +181,10 @@ def wishes_for(
             )
         return as_globs_say(tree, chosen, selection, to)
     steps = {state.path: origins(tree.record, state.path, "fold") for state in chosen}
+    lost = {state.path: tuple(_lost(tree.record, state)) for state in chosen}
     if not any(steps.values()):
+        if said := [note for of_path in lost.values() for note in of_path]:
+            raise ArgumentError("; ".join(said), fix=_three_ways())
         if selection.layers:
             raise ArgumentError(
                 f"{option('layers')} names weights, but not the axis of their norms", fix=_axes()
@@ -189,5 +194,17 @@ def wishes_for(
         there_are = f" ({counted(split, 'layer')} split already)" if split else ""
         raise ArgumentError(what + there_are, fix=_three_ways())
     wishes = {state.path: as_recorded(state, steps[state.path], selection, to) for state in chosen}
+    wishes = {path: replace(wish, notes=(*wish.notes, *lost[path])) for path, wish in wishes.items()}
     check_selection(selection, [name for wish in wishes.values() for name in wish.names])
     return wishes
+
+
+def _lost(record: Record, state: StateDict) -> Iterable[str]:
+    """A sentence on the weights that folds made of other layers than pairs."""
+    names: dict[tuple[str, ...], list[str]] = {}
+    for name, kinds in gone(record, state.path).items():
+        if name in state.tensors:
+            names.setdefault(kinds, []).append(name)
+    for kinds, alike in names.items():
+        what = f"{listed(alike, 10)} {'was' if len(alike) == 1 else 'were'} folded of {in_words(kinds)}"
+        yield f"{what}, which cannot be given back: what it was computed of is gone"

@@ -15,7 +15,7 @@ from wnconvert.layers.rules import ORIGINAL, Norm, Rule
 from wnconvert.numerics.distance import Measure, Tolerance, ToleranceTest, same_bits
 from wnconvert.numerics.folding import Folding
 from wnconvert.numerics.rows import RowReport
-from wnconvert.numerics.rules.operands import Operand
+from wnconvert.numerics.rules.parts import RulePart
 from wnconvert.storage.workers import Workers
 from wnconvert.tensors.blocks import Array, Block, blocks, scratch
 from wnconvert.tensors.tree import Dim, StoredTensor
@@ -131,8 +131,8 @@ class Readings:
 
         half = layer.g or layer.values
         parts = {
-            ORIGINAL: Operand(read, layer.shape, layer.dtype),
-            "g": Operand(elements.reader(half), half.info.shape, half.info.dtype),
+            ORIGINAL: RulePart(read, layer.shape, layer.dtype),
+            "g": RulePart(elements.reader(half), half.info.shape, half.info.dtype),
         }
         folding = Folding(Rule((Norm(layer.dim),)), parts, layer.dtype)
         for _, w in folding.blocks():

@@ -18,10 +18,11 @@ import numpy as np
 
 from wnconvert.messages import told
 from wnconvert.numerics.folding import Folding
+from wnconvert.numerics.kernel.choice import cast_block
 from wnconvert.numerics.norms import norm_blocks
-from wnconvert.numerics.rounding import cast, count_overflow
+from wnconvert.numerics.rounding import count_overflow
 from wnconvert.numerics.rows import Problem, RowPolicy, raise_problems, split_note, split_problems
-from wnconvert.numerics.rules.operands import Operand
+from wnconvert.numerics.rules.parts import RulePart
 from wnconvert.numerics.splitting import direction_blocks
 from wnconvert.plan.layout import (
     Blob,
@@ -299,7 +300,7 @@ def _gather(work: Gather, source: Elements, out: Sink, numbers: RowPolicy) -> Ou
     for block in blocks((info.numel,), None, info.dtype.itemsize):
         values = read(block)
         if work.dtype != info.dtype:
-            values, before = cast(values, work.dtype), values
+            values, before = cast_block(values, work.dtype.name), values
             overflow += count_overflow(before, values)
         out.array(values)
     return Outcome(numbers.cast_problems(overflow, work.dtype))
@@ -308,7 +309,7 @@ def _gather(work: Gather, source: Elements, out: Sink, numbers: RowPolicy) -> Ou
 @make_tensor.register
 def _fold(work: FoldLayer, source: Elements, out: Sink, numbers: RowPolicy) -> Outcome:
     parts = {
-        role: Operand(source.reader(tensor), tensor.info.shape, tensor.info.dtype)
+        role: RulePart(source.reader(tensor), tensor.info.shape, tensor.info.dtype)
         for role, tensor in work.parts
     }
     folding = Folding(work.rule, parts, work.dtype)

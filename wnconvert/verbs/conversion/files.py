@@ -172,8 +172,8 @@ def fold_file(
     from wnconvert.plan.fold import plan_fold
 
     selection = selection_of(layers, exclude, dim, kinds)
-    others = {"--only": only, "--dtype": dtype, "--keep-optimizer": keep_optimizer or None}
-    others |= {"--drop-foreign": drop_foreign or None, "--dim": None if dim == AUTO else str(dim)}
+    others: dict[str, object] = {"--only": only, "--dtype": dtype, "--drop-foreign": drop_foreign or None}
+    others |= {"--dim": None if dim == AUTO else str(dim), "--keep-optimizer": keep_optimizer or None}
     make_plan = partial(
         plan_fold, selection=selection, only=only, dtype=dtype_of(dtype), keep_optimizer=keep_optimizer
     )

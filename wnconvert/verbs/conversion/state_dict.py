@@ -6,7 +6,7 @@ No torch is needed for numpy arrays (:mod:`wnconvert.tensors.memory`).
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass
 from functools import singledispatch
 from typing import Any
@@ -23,7 +23,7 @@ from wnconvert.plan.layout import CopyBytes, Directions, Work
 from wnconvert.plan.migrate import plan_migrate
 from wnconvert.plan.names.renaming import Renaming
 from wnconvert.plan.names.trees import renamed_keys, renamed_modules, renamed_tree, weights_of
-from wnconvert.plan.order import NEW_ENTRY, metadata_keys
+from wnconvert.plan.order import NEW_ENTRY, SPECTRAL_VERSIONS, metadata_keys, versions_gone
 from wnconvert.plan.plan import Plan, PlannedStateDict
 from wnconvert.plan.split.plan import plan_split
 from wnconvert.plan.steps import MadeTensor, Step
@@ -317,5 +317,17 @@ def _not_named(state_dict: Mapping[Any, Any]) -> dict[Any, Any]:
 
 def _metadata(before: Mapping[str, Any], planned: PlannedStateDict) -> OrderedDict[str, Any]:
     """torch's ``_metadata``, an attribute of the OrderedDict, as the modules come and go."""
-    keys = metadata_keys(planned, list(before))
-    return OrderedDict((key, before[key] if key in before else dict(NEW_ENTRY)) for key in keys)
+    keys, gone = metadata_keys(planned, list(before)), versions_gone(planned)
+    return OrderedDict(
+        (key, _entry(before[key], gone.get(key, set())) if key in before else dict(NEW_ENTRY)) for key in keys
+    )
+
+
+def _entry(entry: Any, gone: Set[str]) -> Any:
+    """The entry of a module without the versions that are gone."""
+    versions = entry.get(SPECTRAL_VERSIONS) if gone and isinstance(entry, dict) else None
+    if not isinstance(versions, dict):
+        return entry
+    left = {name: version for name, version in versions.items() if name not in gone}
+    others = {name: value for name, value in entry.items() if name != SPECTRAL_VERSIONS}
+    return {**others, SPECTRAL_VERSIONS: left} if left else others

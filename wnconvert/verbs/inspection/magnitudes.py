@@ -7,7 +7,7 @@ are the same numbers: a folded file shows what the unfolded one shows.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from enum import Enum
 from typing import Any
 
@@ -110,13 +110,13 @@ class LayerStats(LayerRow):
 
     def flagged(self, *flags: Flag) -> LayerStats:
         """The same row with more flags."""
-        return replace(self, odd=(*self.odd, *flags))
+        return replace(self, odd=(*self.odd, *flags)) if flags else self
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able data; docs/json.md documents it."""
-        plain = asdict(self)
-        del plain["odd"]
-        return plain | {"shape": list(self.shape), "flags": list(self.flags)}
+        plain = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "odd"}
+        spreads = {name: plain[name] and asdict(plain[name]) for name in ("g", "norm", "ratio")}
+        return plain | spreads | {"shape": list(self.shape), "flags": list(self.flags)}
 
 
 def layer_stats(

@@ -16,7 +16,18 @@ from numpy.typing import NDArray
 from wnconvert.tensors.blocks import Array, scratch
 from wnconvert.tensors.dtypes import DType
 
-__all__ = ["are_cast", "are_norms", "are_quotients", "are_units", "codes", "real_for", "squares", "widened"]
+__all__ = [
+    "Reals",
+    "are_cast",
+    "are_norms",
+    "are_quotients",
+    "are_units",
+    "are_values",
+    "codes",
+    "real_for",
+    "squares",
+    "widened",
+]
 
 
 #: Numbers in the dtype in which others are checked: float64, or extended precision.
@@ -76,6 +87,13 @@ def are_quotients(found: Array, v: Array, g: Array, norms: Reals, *, x: Reals, a
     if may_be_v:
         right |= _are_near(g, norms, _error(norms, adds))[row] & (codes(found) == codes(given))
     return bool(right.all())
+
+
+def are_values(found: Array, x: Reals, error: float) -> bool:
+    """Whether numbers of the output are ``x``, known to a relative ``error``, each rounded once."""
+    at = np.flatnonzero(_doubt(found, x, _MOST_ULPS - 1))
+    units = _MOST_ULPS if found.dtype == np.float64 else 0.5
+    return not at.size or bool(_are_near(found.reshape(-1)[at], x.reshape(-1)[at], error, units).all())
 
 
 def are_cast(found: Array, values: Array) -> bool:

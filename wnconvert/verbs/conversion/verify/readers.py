@@ -19,7 +19,6 @@ import numpy as np
 from safetensors import safe_open
 
 from wnconvert.errors import VerifyError
-from wnconvert.formats.safetensors import check_header
 from wnconvert.messages import REPORT_BUG
 from wnconvert.storage.checkpoint import Checkpoint
 from wnconvert.storage.sources import Source
@@ -48,11 +47,12 @@ Reading: TypeAlias = tuple[Open, str, tuple[str, ...]]
 class OtherReader:
     """What others read of a container: a file's structure, and its tensors.
 
-    ``check`` raises ``WnconvertError`` where a file's structure is refused. ``open`` takes the source, the
-    written files and our own reader; it gives a reader, its name, and notes, until its ``with`` ends.
+    ``check`` raises ``WnconvertError`` where a file's structure is refused; None where our own reader has the
+    other one do it. ``open`` takes the source, the written files and our own reader; it gives a reader, its
+    name, and notes, until its ``with`` ends.
     """
 
-    check: Callable[[Path], None]
+    check: Callable[[Path], None] | None
     open: Callable[[Checkpoint, Sequence[PurePath], Open], AbstractContextManager[Reading]]
 
 
@@ -184,7 +184,7 @@ def _numpy_reader(_source: Checkpoint, paths: Sequence[PurePath], _own: Open) ->
 
 #: Who reads what is written, by its container; an ONNX model is run (`verbs/conversion/onnx/check.py`).
 OTHER_READERS = {
-    Container.SAFETENSORS: OtherReader(check_header, _safetensors_reader),
+    Container.SAFETENSORS: OtherReader(None, _safetensors_reader),
     Container.TORCH_ZIP: OtherReader(partial(check_zip, contents=False), _torch_or_zip_reader),
     Container.NPZ: OtherReader(partial(check_zip, contents=False), _numpy_reader),
 }

@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wnconvert.errors import VerifyError
-from wnconvert.layers.schemes import Layer
+from wnconvert.layers.rules import ORIGINAL
+from wnconvert.layers.schemes import Layer, is_pair
 from wnconvert.messages import REPORT_BUG
 from wnconvert.plan.steps import Direction, Fold, Keep, Magnitude, Step
 from wnconvert.tensors.blocks import Array, Block, Elements, Read, box
@@ -21,6 +22,7 @@ from wnconvert.verbs.conversion.verify.arithmetic import (
     are_norms,
     are_quotients,
     are_units,
+    are_values,
     codes,
     real_for,
     squares,
@@ -28,6 +30,7 @@ from wnconvert.verbs.conversion.verify.arithmetic import (
 )
 from wnconvert.verbs.conversion.verify.pieces import Group, Piece, groups, pieces_of
 from wnconvert.verbs.conversion.verify.readers import ReadBack
+from wnconvert.verbs.conversion.verify.rules import values_of
 
 __all__ = ["Both", "check_step"]
 
@@ -84,6 +87,30 @@ def _check_kept(step: Keep, both: Both) -> None:
 
 @check_step.register
 def _check_fold(fold: Fold, both: Both) -> None:
+    """Every value of the weight."""
+    if is_pair(fold.layer):
+        _check_pair(fold, both)
+    else:
+        _check_rule(fold, both)
+
+
+def _check_rule(fold: Fold, both: Both) -> None:
+    """What the rule of the layer makes of its parts."""
+    layer = fold.layer
+    parts = {role: both.tensors[part.name] for role, part in layer.parts.items()}
+    real = real_for(*(part.dtype for part in layer.parts.values()), fold.dtype)
+    read_back = both.read_back(fold.name)
+    with np.errstate(all="ignore"):
+        values = values_of(layer.rule, parts, both.source, real)
+        for block, piece in pieces_of(parts[ORIGINAL], values.dim):
+            if not are_values(read_back(block, piece), values.read(block), values.error):
+                raise VerifyError(
+                    f"layer {fold.name} was read back and is not what its parts make; nothing is kept",
+                    fix=REPORT_BUG,
+                )
+
+
+def _check_pair(fold: Fold, both: Both) -> None:
     """w = g·v/‖v‖ of every row."""
     g, v = (both.tensors[half.name] for half in fold.layer.halves)
     real = real_for(v.info.dtype, fold.dtype)

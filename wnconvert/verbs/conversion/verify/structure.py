@@ -20,8 +20,9 @@ def check_structure(path: Path, container: Container) -> Checkpoint:
     Returns the file as our reader opened it. Raises ``VerifyError`` where either refuses it.
     """
     try:
-        if container in OTHER_READERS:
-            OTHER_READERS[container].check(path)
+        other = OTHER_READERS.get(container)
+        if other is not None and other.check is not None:
+            other.check(path)
         return open_checkpoint(path)
     except WnconvertError as error:
         raise VerifyError(

@@ -12,7 +12,7 @@ from wnconvert.errors import LayerError
 from wnconvert.numerics.rounding import DTypeLike, name_of
 from wnconvert.tensors.blocks import Array, Block, Floats, Read, RowValues, reader_of
 
-__all__ = ["VECTOR_BYTES", "Operand", "Operands", "refuse_large"]
+__all__ = ["VECTOR_BYTES", "RulePart", "RuleParts", "refuse_large"]
 
 
 #: Bytes of float64 that the tensors of a rule may take which are read whole.
@@ -22,10 +22,10 @@ _WHOLE = ("u", "v")
 
 
 @dataclass(frozen=True, slots=True)
-class Operand:
+class RulePart:
     """A stored tensor: ``read(block)`` gives its elements, in an array that the next call may reuse.
 
-    >>> part = Operand.of(np.float32([[3, 4]]))
+    >>> part = RulePart.of(np.float32([[3, 4]]))
     >>> part.count, part.whole().tolist()
     (2, [3.0, 4.0])
     """
@@ -35,9 +35,9 @@ class Operand:
     dtype: DTypeLike
 
     @staticmethod
-    def of(array: Array) -> Operand:
+    def of(array: Array) -> RulePart:
         """An array in memory."""
-        return Operand(reader_of(array), array.shape, array.dtype)
+        return RulePart(reader_of(array), array.shape, array.dtype)
 
     @property
     def name(self) -> str:
@@ -63,7 +63,7 @@ class Operand:
 
 
 #: The tensors of a rule by their roles.
-Operands = Mapping[str, Operand]
+RuleParts = Mapping[str, RulePart]
 
 
 def refuse_large(counts: Mapping[str, int]) -> None:

@@ -1,4 +1,4 @@
-"""Products of values of at most 24 bits and a factor for each row, each rounded once, in few passes.
+"""The kernel in numpy: sums of squares, and products rounded once, in few passes over pieces of a block.
 
 A product is computed in float64 as the upper end y of an interval that holds the exact value, ``width``
 units in the last place of y wide. If no midpoint between two values of the result's format lies in it, y
@@ -18,28 +18,23 @@ Source: Ziv 1991, "Fast evaluation of elementary mathematical functions with cor
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
-
 import numpy as np
 from numpy.typing import NDArray
 
+from wnconvert.numerics.kernel.interface import Kernel, OpenElements
 from wnconvert.numerics.rounding import cast
-from wnconvert.tensors.blocks import Array, Floats, scratch
+from wnconvert.numerics.sums import Sums, Totals, Way, careful_sums, fast_sums
+from wnconvert.tensors.blocks import Array, Floats, scratch, shares
 
-__all__ = ["OpenElements", "keeps_subnormals", "loaded", "power_of", "products", "round_short"]
+__all__ = ["NUMPY_KERNEL", "keeps_subnormals", "loaded", "power_of", "round_short"]
 
 
 #: float16 values are loaded, and made, times 2**-112: float32's bias of exponents less float16's.
 _HALF = 112
 _SIGN = np.uint32(1 << 31)
+#: Σv² of float16 rows that may have an infinity, which is loaded as 2¹⁶.
+_HALF_INFINITE = 2.0**32
 _FIELDS = np.int32(-(1 << 31) | 0x0FFFE000)  # sign, exponent and significand of a float16, shifted
-
-
-class OpenElements(NamedTuple):
-    """Elements whose interval holds a midpoint: their places, and the codes of the values below it."""
-
-    places: NDArray[np.intp]
-    codes: NDArray[np.unsignedinteger[Any]]
 
 
 _NOTHING = OpenElements(np.empty(0, np.intp), np.empty(0, np.uint32))
@@ -73,13 +68,55 @@ def loaded(values: Array, power: int) -> Floats:
     return x
 
 
-def products(x: Floats, factor: Floats, width: int, dtype: str, out: Array) -> OpenElements:
-    """Round x·factor, by row, into ``out``, but for the elements that are open.
+def _sums(values: Array) -> Sums:
+    return _block_sums(values, fast_sums)
 
-    ``x`` is a piece (slabs, rows, inner), and ``factor`` finite and such that no result is too large; it
-    brings the powers of two of ``loaded`` and ``power_of`` with it. Exact values are less than ``width``
-    units below the products.
-    """
+
+def _careful_sums(values: Array) -> Sums:
+    return _block_sums(values, careful_sums)
+
+
+def _block_sums(values: Array, way: Way) -> Sums:
+    """The sums of the rows of a block, in pieces, each in that way."""
+    power = power_of(values.dtype.name) if keeps_subnormals() else 0
+    sums = _sums_of_pieces(values, power, way)
+    if power:
+        sums.high *= 4.0**power
+        sums.low *= 4.0**power
+        if np.maximum.reduce(sums.high) >= _HALF_INFINITE and not np.isfinite(values).all():
+            return _sums_of_pieces(values, 0, way)
+    return sums
+
+
+def _sums_of_pieces(values: Array, power: int, way: Way) -> Sums:
+    flat, slabs, inner = values.reshape(-1), values.shape[0], values.shape[2]
+    totals = Totals(values.shape[1])
+    for run, shape, rows in shares(values.shape):
+        sums = way(loaded(flat[run].reshape(shape), power))
+        take = totals.put if shape[0] == slabs and shape[2] == inner else totals.add
+        take(rows, sums)
+    return totals.sums()
+
+
+def _products(values: Array, factor: Floats, width: int, dtype: str, out: Array) -> OpenElements:
+    """The products of a block, in pieces."""
+    flat, made, power = values.reshape(-1), out.reshape(-1), power_of(values.dtype.name)
+    factor = factor * 2.0 ** (power - power_of(dtype))
+    found: list[OpenElements] = []
+    for run, shape, rows in shares(values.shape):
+        x = loaded(flat[run].reshape(shape), power)
+        places, codes = _products_of_piece(x, factor[rows], width, dtype, made[run].reshape(shape))
+        if places.size:
+            found.append(OpenElements(places + run.start, codes))
+    if not found:
+        return _NOTHING
+    return OpenElements(
+        *(np.concatenate([getattr(each, name) for each in found]) for name in OpenElements._fields)
+    )
+
+
+def _products_of_piece(x: Floats, factor: Floats, width: int, dtype: str, out: Array) -> OpenElements:
+    """Round x·factor, by row, into ``out``; both with the powers of two of ``loaded`` and ``power_of``."""
     y = scratch("y", x.shape, np.float64)
     np.multiply(x, factor[:, None], out=y)
     if dtype != "float32":
@@ -129,3 +166,7 @@ def round_short(y: Floats, width: int, dtype: str, out: Array) -> OpenElements:
     codes.reshape(-1)[at[above < 0]] -= np.uint16(1)
     found = at[(above >= 0) & (above <= width)]
     return OpenElements(found, (codes.reshape(-1)[found] & np.uint16(0x7FFF)) - np.uint16(1))
+
+
+#: The kernel in numpy.
+NUMPY_KERNEL = Kernel("numpy", _sums, _careful_sums, _products, cast)

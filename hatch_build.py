@@ -1,0 +1,75 @@
+"""The build step of the wheel, and of editable installs: ``rows.c`` is compiled, if there is a C compiler.
+
+``python hatch_build.py`` compiles it in place. Without a compiler, or if it fails, wnconvert is installed all
+the same and computes with numpy: the bytes are the same, it only takes longer.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+from typing import Any
+
+try:
+    from hatchling.builders.hooks.plugin.interface import BuildHookInterface
+except ImportError:  # called by hand
+    BuildHookInterface = object
+
+_FOLDER = Path("wnconvert", "numerics", "kernel")
+# No option may change what is computed: neither fused products nor reordered sums.
+_OPTIONS = "-std=c11 -O3 -ffp-contract=off -fno-math-errno -fno-trapping-math -fPIC -shared".split()
+
+
+def compiler() -> list[str] | None:
+    """The command of the C compiler: that of $CC, else Python's own, else cc; None if it is not there."""
+    for command in (os.environ.get("CC"), sysconfig.get_config_var("CC"), "cc"):
+        words = shlex.split(command or "")
+        if words and shutil.which(words[0]):
+            return words
+    return None
+
+
+def build(root: Path) -> Path | None:
+    """Compile the kernel beside its source; says why on stderr, and gives None, where that cannot be done."""
+    source, target = root / _FOLDER / "rows.c", root / _FOLDER / "rows.so"
+    command = compiler()
+    if command is None:
+        return _without("no C compiler (cc, or $CC)")
+    digest = hashlib.sha256(source.read_bytes()).hexdigest()
+    made = target.with_suffix(f".{os.getpid()}.so")  # programs that use the old one go on doing so
+    run = [*command, *_OPTIONS, f'-DSOURCE="{digest}"', str(source), "-o", str(made)]
+    done = subprocess.run(run, capture_output=True, text=True, check=False)  # noqa: S603 -- the user's compiler
+    if done.returncode:
+        made.unlink(missing_ok=True)
+        return _without(f"{command[0]} failed: {done.stderr}")
+    made.replace(target)
+    return target
+
+
+def _without(reason: str) -> None:
+    sys.stderr.write(f"wnconvert will compute with numpy, which takes longer: {reason}\n")
+
+
+class CompiledKernel(BuildHookInterface):  # type: ignore[misc]
+    """Adds the compiled kernel to a wheel, which is for one kind of machine then, and any Python 3."""
+
+    def initialize(self, version: str, build_data: dict[str, Any]) -> None:  # noqa: ARG002 -- hatch's
+        """Compile before the files are gathered."""
+        if self.target_name != "wheel":
+            return
+        made = build(Path(self.root))
+        if made:
+            build_data["artifacts"].append((_FOLDER / made.name).as_posix())
+            build_data["pure_python"] = False
+            platform = sysconfig.get_platform().replace("-", "_").replace(".", "_")
+            build_data["tag"] = f"py3-none-{platform}"
+
+
+if __name__ == "__main__":
+    sys.exit(0 if build(Path(__file__).parent) else 1)

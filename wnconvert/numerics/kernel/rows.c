@@ -1,0 +1,385 @@
+/* Sums of squares of rows, products of values and a factor for each row, and casts, each rounded once.
+
+   A block is a contiguous run of slabs x rows x inner elements of float32, float16 or bfloat16, in any
+   alignment. It is worked on in runs of at most RUN elements, which lie in a core's first cache as double.
+
+   Only operations that IEEE 754 rounds to nearest are used, in an order that is written down here, so that
+   every processor gives the same bits: -ffp-contract=off, and lanes are spelled out. float32 is neither
+   made nor taken apart where a thread may have subnormal numbers taken for 0, but for loading float32. */
+
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#define RUN 512
+#define LANES 32
+/* Slabs that are narrower are summed side by side. */
+#define NARROW 256
+/* Rows that are shorter are summed element by element. */
+#define SHORT 32
+
+#define INLINE static inline __attribute__((always_inline))
+
+enum { FLOAT32, FLOAT16, BFLOAT16 };
+
+typedef float unaligned_float __attribute__((aligned(1), may_alias));
+typedef uint16_t unaligned_half __attribute__((aligned(1), may_alias));
+typedef uint32_t unaligned_word __attribute__((aligned(1), may_alias));
+
+INLINE float float_of(uint32_t bits) {
+    float value;
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+INLINE uint64_t bits_of(double value) {
+    uint64_t bits;
+    memcpy(&bits, &value, sizeof bits);
+    return bits;
+}
+
+INLINE double double_of(uint64_t bits) {
+    double value;
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+INLINE ptrdiff_t least(ptrdiff_t a, ptrdiff_t b) { return a < b ? a : b; }
+
+INLINE size_t size_of(int format) { return format == FLOAT32 ? 4 : 2; }
+
+/* Values exactly as double. */
+INLINE void load(int format, const char *from, ptrdiff_t count, double *restrict to) {
+    if (format == FLOAT32) {
+        const unaligned_float *values = (const unaligned_float *)from;
+        for (ptrdiff_t i = 0; i < count; i++) to[i] = values[i];
+        return;
+    }
+    const unaligned_half *codes = (const unaligned_half *)from;
+    if (format == BFLOAT16) {
+        for (ptrdiff_t i = 0; i < count; i++) to[i] = float_of((uint32_t)codes[i] << 16);
+        return;
+    }
+    /* float16's exponents are float32's less 112; 143 exponents up, infinities and NaN are what they were.
+       Subnormal numbers are made with the next exponent, of which 2^-14 is taken away again. */
+    for (ptrdiff_t i = 0; i < count; i++) {
+        uint32_t code = codes[i], magnitude = (code & 0x7FFF) << 13;
+        uint32_t up = magnitude >= 0x0F800000 ? 224u << 23 : magnitude < 0x00800000 ? 113u << 23 : 112u << 23;
+        float value = float_of(magnitude + up) - (magnitude < 0x00800000 ? 0x1p-14f : 0.0f);
+        to[i] = code & 0x8000 ? -value : value;
+    }
+}
+
+/* -- sums */
+
+/* What an addition loses is added up beside the sum (Knuth's TwoSum). */
+INLINE void add(double *restrict high, double *restrict low, double term, double lost) {
+    double sum = *high + term, back = sum - *high;
+    *low += ((*high - (sum - back)) + (term - back)) + lost;
+    *high = sum;
+}
+
+/* Add the squares of values, each to its own sum. */
+INLINE void add_each(const double *restrict x, ptrdiff_t count, double *restrict high, double *restrict low) {
+    for (ptrdiff_t i = 0; i < count; i++) add(high + i, low + i, x[i] * x[i], 0);
+}
+
+/* Add the squares of all values of x, which are followed by room for LANES - 1 more, to one sum. */
+INLINE void add_all(double *x, ptrdiff_t count, double *restrict high, double *restrict low) {
+    double sums[LANES] = {0}, lost[LANES] = {0};
+    for (ptrdiff_t i = count; i % LANES; i++) x[i] = 0;
+    for (ptrdiff_t at = 0; at < count; at += LANES) add_each(x + at, LANES, sums, lost);
+    for (ptrdiff_t half = LANES / 2; half; half /= 2)
+        for (ptrdiff_t i = 0; i < half; i++) add(sums + i, lost + i, sums[half + i], lost[half + i]);
+    add(high, low, *sums, *lost);
+}
+
+/* Slabs side by side, as many as fit a run: a sum for each place in it, then those of each row. */
+INLINE void narrow_sums(
+    int format, const char *x, ptrdiff_t slabs, ptrdiff_t rows, ptrdiff_t inner, double *high, double *low
+) {
+    double run[RUN], sums[RUN] = {0}, lost[RUN] = {0};
+    ptrdiff_t width = rows * inner, most = RUN / width * width, count = slabs * width;
+    for (ptrdiff_t at = 0; at < count; at += most) {
+        ptrdiff_t some = least(most, count - at);
+        load(format, x + at * size_of(format), some, run);
+        add_each(run, some, sums, lost);
+    }
+    for (ptrdiff_t at = 0; at < most; at++) {
+        ptrdiff_t row = at % width / inner;
+        add(high + row, low + row, sums[at], lost[at]);
+    }
+}
+
+/* Short rows, one element after the other. */
+INLINE void short_sums(
+    int format, const char *x, ptrdiff_t slabs, ptrdiff_t rows, ptrdiff_t inner, double *high, double *low
+) {
+    double run[RUN];
+    ptrdiff_t most = RUN / inner * inner, count = slabs * rows * inner, row = 0;
+    for (ptrdiff_t at = 0; at < count; at += most) {
+        ptrdiff_t some = least(most, count - at);
+        load(format, x + at * size_of(format), some, run);
+        for (ptrdiff_t i = 0; i < some; i += inner) {
+            for (ptrdiff_t k = 0; k < inner; k++) add(high + row, low + row, run[i + k] * run[i + k], 0);
+            row = row + 1 < rows ? row + 1 : 0;
+        }
+    }
+}
+
+/* Long rows, or many rows of one element in each slab. */
+INLINE void long_sums(
+    int format, const char *x, ptrdiff_t slabs, ptrdiff_t rows, ptrdiff_t inner, double *high, double *low
+) {
+    double run[RUN + LANES];
+    ptrdiff_t length = inner == 1 ? rows : inner, runs = inner == 1 ? slabs : slabs * rows;
+    for (ptrdiff_t each = 0; each < runs; each++)
+        for (ptrdiff_t at = 0; at < length; at += RUN) {
+            ptrdiff_t some = least(RUN, length - at), row = inner == 1 ? at : each % rows;
+            load(format, x + (each * length + at) * size_of(format), some, run);
+            if (inner == 1)
+                add_each(run, some, high + row, low + row);
+            else
+                add_all(run, some, high + row, low + row);
+        }
+}
+
+/* The sum of squares of each row as high + low. */
+INLINE void sums_of(
+    int format, const char *x, ptrdiff_t slabs, ptrdiff_t rows, ptrdiff_t inner, double *high, double *low
+) {
+    memset(high, 0, rows * sizeof *high);
+    memset(low, 0, rows * sizeof *low);
+    if (rows == 1) {
+        inner *= slabs;
+        slabs = 1;
+    }
+    if (slabs > 1 && rows * inner <= NARROW)
+        narrow_sums(format, x, slabs, rows, inner, high, low);
+    else if (inner > 1 && inner < SHORT)
+        short_sums(format, x, slabs, rows, inner, high, low);
+    else
+        long_sums(format, x, slabs, rows, inner, high, low);
+    for (ptrdiff_t row = 0; row < rows; row++) {
+        if (high[row] - high[row] != 0) low[row] = 0; /* infinite or NaN */
+        double sum = high[row] + low[row];
+        low[row] = low[row] - (sum - high[row]);
+        if (sum - sum != 0) low[row] = 0;
+        high[row] = sum;
+    }
+}
+
+/* -- products */
+
+/* A format: the bits of a double that it drops, and the least normal number, which has code 1 << (52 - dropped). */
+typedef struct {
+    int dropped;
+    double normal;
+} Format;
+
+INLINE Format format_of(int format) {
+    static const Format formats[] = {{29, 0x1p-126}, {42, 0x1p-14}, {45, 0x1p-126}};
+    return formats[format];
+}
+
+/* A magnitude as a place on the scale of codes, with `dropped` bits behind the point. Below the least normal
+   number its code is that of the sum of both, which has the exponent that subnormal numbers share. */
+INLINE uint64_t place_of(double y, double normal) {
+    double magnitude = double_of(bits_of(y) & ~(UINT64_C(1) << 63));
+    int below = magnitude < normal;
+    return bits_of(magnitude + (below ? normal : 0.0)) - bits_of(normal) +
+           (below ? 0 : UINT64_C(1) << 52);
+}
+
+/* Round y half up, and tell whether an interval that ends in one of them holds a midpoint. */
+INLINE int round_run(int format, const double *restrict y, ptrdiff_t count, int64_t width, char *restrict to) {
+    const Format form = format_of(format);
+    const uint64_t half = UINT64_C(1) << (form.dropped - 1);
+    int64_t open = 0;
+    for (ptrdiff_t i = 0; i < count; i++) {
+        uint64_t place = place_of(y[i], form.normal), sign = bits_of(y[i]) >> 63;
+        uint64_t code = (place + half) >> form.dropped;
+        open |= (int64_t)((place + 1 - half) & (2 * half - 1)) <= width + 2;
+        if (format == FLOAT32)
+            ((unaligned_word *)to)[i] = (uint32_t)(code | sign << 31);
+        else
+            ((unaligned_half *)to)[i] = (uint16_t)(code | sign << 15);
+    }
+    return open != 0;
+}
+
+/* The open elements of a run: their places from `first` on, and the codes below the midpoints. */
+INLINE ptrdiff_t find_open(
+    int format, const double *y, ptrdiff_t count, int64_t width, ptrdiff_t first,
+    int64_t *places, uint32_t *codes, ptrdiff_t room
+) {
+    const Format form = format_of(format);
+    const uint64_t half = UINT64_C(1) << (form.dropped - 1);
+    ptrdiff_t found = 0;
+    for (ptrdiff_t i = 0; i < count; i++) {
+        uint64_t place = place_of(y[i], form.normal);
+        if ((int64_t)((place + 1 - half) & (2 * half - 1)) > width + 2) continue;
+        if (found < room) {
+            places[found] = first + i;
+            codes[found] = (uint32_t)(place >> form.dropped);
+        }
+        found++;
+    }
+    return found;
+}
+
+/* Multiply a run that starts at element `first` of a block by the factors of its rows. */
+INLINE void multiply(
+    double *restrict y, ptrdiff_t count, ptrdiff_t first, ptrdiff_t rows, ptrdiff_t inner,
+    const double *restrict factors
+) {
+    ptrdiff_t length = inner == 1 ? rows : inner, offset = first % length, row = first / inner % rows;
+    for (ptrdiff_t i = 0; i < count; offset = 0) {
+        ptrdiff_t some = least(length - offset, count - i);
+        if (inner == 1) {
+            for (ptrdiff_t k = 0; k < some; k++) y[i + k] *= factors[offset + k];
+        } else {
+            double factor = factors[row];
+            for (ptrdiff_t k = 0; k < some; k++) y[i + k] *= factor;
+            row = row + 1 < rows ? row + 1 : 0;
+        }
+        i += some;
+    }
+}
+
+INLINE ptrdiff_t products_of(
+    int from, const char *x, ptrdiff_t slabs, ptrdiff_t rows, ptrdiff_t inner, const double *factors,
+    int64_t width, int to, char *out, int64_t *places, uint32_t *codes, ptrdiff_t room
+) {
+    double run[RUN];
+    ptrdiff_t count = slabs * rows * inner, found = 0;
+    for (ptrdiff_t at = 0; at < count; at += RUN) {
+        ptrdiff_t some = least(RUN, count - at);
+        load(from, x + at * size_of(from), some, run);
+        multiply(run, some, at, rows, inner, factors);
+        char *there = out + at * size_of(to);
+        int open = to == FLOAT32   ? round_run(FLOAT32, run, some, width, there)
+                   : to == FLOAT16 ? round_run(FLOAT16, run, some, width, there)
+                                   : round_run(BFLOAT16, run, some, width, there);
+        if (open) {
+            ptrdiff_t left = found < room ? room - found : 0, done = room - left;
+            found += find_open(to, run, some, width, at, places + done, codes + done, left);
+        }
+    }
+    return found;
+}
+
+/* -- casts */
+
+/* Round values to nearest, ties to even; tells whether one of them is not finite then. Near a tie the place of
+   a value of at most 24 bits is exact. */
+INLINE int cast_run(int format, const double *restrict y, ptrdiff_t count, char *restrict to) {
+    const Format form = format_of(format);
+    const uint64_t below = (UINT64_C(1) << (form.dropped - 1)) - 1;
+    const uint64_t infinite = (format == FLOAT16 ? UINT64_C(31) : UINT64_C(255)) << (52 - form.dropped);
+    int64_t large = 0;
+    for (ptrdiff_t i = 0; i < count; i++) {
+        uint64_t place = place_of(y[i], form.normal), sign = bits_of(y[i]) >> 63;
+        uint64_t code = (place + below + (place >> form.dropped & 1)) >> form.dropped;
+        large |= (int64_t)code >= (int64_t)infinite;
+        if (format == FLOAT32)
+            ((unaligned_word *)to)[i] = (uint32_t)(code | sign << 31);
+        else
+            ((unaligned_half *)to)[i] = (uint16_t)(code | sign << 15);
+    }
+    return large != 0;
+}
+
+INLINE int cast_of(int from, const char *x, ptrdiff_t count, int to, char *out) {
+    double run[RUN];
+    int large = 0;
+    for (ptrdiff_t at = 0; at < count && !large; at += RUN) {
+        ptrdiff_t some = least(RUN, count - at);
+        char *there = out + at * size_of(to);
+        load(from, x + at * size_of(from), some, run);
+        large = to == FLOAT32   ? cast_run(FLOAT32, run, some, there)
+                : to == FLOAT16 ? cast_run(FLOAT16, run, some, there)
+                                : cast_run(BFLOAT16, run, some, there);
+    }
+    return large;
+}
+
+/* -- what the library gives: each function in the version that suits the processor */
+
+#define SUMS(name)                                                                                       \
+    static void name(                                                                                    \
+        int format, const char *x, ptrdiff_t slabs, ptrdiff_t rows, ptrdiff_t inner, double *high,       \
+        double *low                                                                                      \
+    ) {                                                                                                  \
+        sums_of(format, x, slabs, rows, inner, high, low);                                               \
+    }
+#define PRODUCTS(name)                                                                                   \
+    static ptrdiff_t name(                                                                               \
+        int from, const char *x, ptrdiff_t slabs, ptrdiff_t rows, ptrdiff_t inner,                       \
+        const double *factors, int64_t width, int to, char *out, int64_t *places, uint32_t *codes,       \
+        ptrdiff_t room                                                                                   \
+    ) {                                                                                                  \
+        return products_of(                                                                              \
+            from, x, slabs, rows, inner, factors, width, to, out, places, codes, room                    \
+        );                                                                                               \
+    }
+#define CAST(name)                                                                                       \
+    static int name(int from, const char *x, ptrdiff_t count, int to, char *out) {                       \
+        return cast_of(from, x, count, to, out);                                                         \
+    }
+
+SUMS(sums_anywhere)
+PRODUCTS(products_anywhere)
+CAST(cast_anywhere)
+
+#if defined(__x86_64__)
+#define AVX2 __attribute__((target("avx2")))
+#define AVX512 __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,prefer-vector-width=512")))
+AVX2 SUMS(sums_avx2)
+AVX2 PRODUCTS(products_avx2)
+AVX2 CAST(cast_avx2)
+AVX512 SUMS(sums_avx512)
+AVX512 PRODUCTS(products_avx512)
+AVX512 CAST(cast_avx512)
+
+static int has_avx512(void) {
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+}
+#define BEST(name)                                                                                       \
+    (most > 1 && has_avx512() ? name##_avx512                                                            \
+     : most > 0 && __builtin_cpu_supports("avx2") ? name##_avx2 : name##_anywhere)
+#else
+#define BEST(name) name##_anywhere
+#endif
+
+/* The processor's most, of: 0 what every one has, 1 AVX2, 2 AVX-512. Tests take it down. */
+static int most = 2;
+
+void wnconvert_take(int level) { most = level; }
+
+/* That of the functions below, as library.py knows them: a new one for every change of how they are called. */
+int wnconvert_version(void) { return 1; }
+
+/* The text of which this was made. */
+const char *wnconvert_source(void) { return SOURCE; }
+
+/* Σv² of each row as high + low. */
+void wnconvert_sums(
+    int format, const char *x, ptrdiff_t slabs, ptrdiff_t rows, ptrdiff_t inner, double *high, double *low
+) {
+    BEST(sums)(format, x, slabs, rows, inner, high, low);
+}
+
+/* Write products into `out`, and the open ones, as far as there is room; gives the number of all. */
+ptrdiff_t wnconvert_products(
+    int from, const char *x, ptrdiff_t slabs, ptrdiff_t rows, ptrdiff_t inner, const double *factors,
+    int64_t width, int to, char *out, int64_t *places, uint32_t *codes, ptrdiff_t room
+) {
+    return BEST(products)(from, x, slabs, rows, inner, factors, width, to, out, places, codes, room);
+}
+
+/* Write values into `out` in another format; 0 if not all of them are finite there, so not all are written. */
+int wnconvert_cast(int from, const char *x, ptrdiff_t count, int to, char *out) {
+    return !BEST(cast)(from, x, count, to, out);
+}

@@ -1,0 +1,198 @@
+"""What a rule makes of its parts, in plain floating point, with a bound on its error.
+
+It shares nothing with ``numerics``: each operation is computed from its definition, in as many readings of
+the tensor as that takes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import singledispatch
+from typing import Any
+
+import numpy as np
+
+from wnconvert.layers.rules import (
+    ORIGINAL,
+    G,
+    Mask,
+    Norm,
+    Operation,
+    Rule,
+    Spectral,
+    SpectralStep,
+    UnitVector,
+)
+from wnconvert.tensors.blocks import Array, Block, Elements
+from wnconvert.tensors.tree import Dim, StoredTensor
+from wnconvert.verbs.conversion.verify.arithmetic import Reals
+from wnconvert.verbs.conversion.verify.pieces import pieces_of
+
+__all__ = ["Values", "values_of"]
+
+
+@dataclass(frozen=True, slots=True)
+class Values:
+    """A weight as far as some operations make it: its pieces, along ``dim``, to a relative ``error``."""
+
+    tensor: StoredTensor
+    dim: Dim
+    read: Callable[[Block], Reals]
+    error: float = 0.0
+
+    @property
+    def pieces(self) -> Iterable[Block]:
+        """All pieces."""
+        return (block for block, _ in pieces_of(self.tensor, self.dim))
+
+    def times(self, factor: Callable[[Block], Any], error: float) -> Values:
+        """Every value times a factor that has an error of its own."""
+        read = self.read
+        return Values(self.tensor, self.dim, lambda block: read(block) * factor(block), self.error + error)
+
+    def rows(self, block: Block, dim: Dim) -> Array:
+        """For each element of a block its place on an axis."""
+        shape = self.tensor.info.shape
+        if dim is None:
+            return np.zeros(block.shape, np.intp)
+        inner = math.prod(shape[dim + 1 :])
+        return (np.arange(block.start, block.stop) // inner % shape[dim]).reshape(block.shape)
+
+    def columns(self, block: Block, dim: int) -> Array:
+        """For each element of a block its place on all other axes together."""
+        shape = self.tensor.info.shape
+        inner = math.prod(shape[dim + 1 :])
+        places = np.arange(block.start, block.stop)
+        found = places // (inner * shape[dim]) * inner + places % inner
+        return np.asarray(found.reshape(block.shape))
+
+    def total(self, of: Callable[[Block, Reals], Reals]) -> tuple[Any, Any]:
+        """The sum of a function of all values, and that of its magnitudes."""
+        sums, sizes = [], []
+        for block in self.pieces:
+            terms = of(block, self.read(block))
+            sums.append(terms.sum())
+            sizes.append(np.abs(terms).sum())
+        return _added(sums), _added(sizes)
+
+
+def _added(sums: list[Any]) -> Any:
+    """The sum of the sums of blocks."""
+    exact = sums and isinstance(sums[0], np.float64) and np.isfinite(sums).all()
+    return np.float64(math.fsum(sums)) if exact else sum(sums)
+
+
+#: A sum of a block is that of numpy, which adds pairwise: so many roundings at most lie behind an element.
+_PAIRWISE = 64
+
+
+def values_of(rule: Rule, parts: Mapping[str, StoredTensor], source: Elements, real: np.dtype[Any]) -> Values:
+    """The weight that a rule makes of its parts, in numbers of the dtype ``real``."""
+    original = parts[ORIGINAL]
+    elements = source.reader(original)
+    values = Values(original, rule.dim, lambda block: elements(block).astype(real))
+    reading = _Parts(parts, source, real)
+    for operation in rule.operations:
+        values = made(operation, values, reading)
+    return values
+
+
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    """The other parts, by their roles."""
+
+    tensors: Mapping[str, StoredTensor]
+    source: Elements
+    real: np.dtype[Any]
+
+    @property
+    def eps(self) -> float:
+        """Twice the relative error of one operation."""
+        return float(np.finfo(self.real).eps)
+
+    def vector(self, role: str) -> Reals:
+        """All elements of a small part."""
+        return self.source.whole(self.tensors[role]).astype(self.real).reshape(-1)
+
+
+@singledispatch
+def made(operation: Operation, values: Values, parts: _Parts) -> Values:
+    """The weight after one more operation."""
+    raise NotImplementedError(type(operation))
+
+
+@made.register
+def _mask(_operation: Mask, values: Values, parts: _Parts) -> Values:
+    elements, real = parts.source.reader(parts.tensors["mask"]), parts.real
+    return values.times(lambda block: elements(block).astype(real), parts.eps)
+
+
+@made.register
+def _norm(operation: Norm, values: Values, parts: _Parts) -> Values:
+    g = parts.vector(G)
+    sums, adds = np.zeros(g.size, parts.real), 0
+    for block in values.pieces:
+        x = values.read(block)
+        if operation.dim is None:
+            sums += np.square(x).sum()
+        else:
+            sums[block.rows] += np.square(x).sum(axis=(0, 2))
+        adds += max(x.shape[0], 1) * _PAIRWISE
+    norms = np.sqrt(sums)
+    scale = np.where(norms == 0, 0, g / norms)
+    dim = operation.dim
+    return values.times(
+        lambda block: scale[values.rows(block, dim)], (adds / 2 + 6) * parts.eps + values.error
+    )
+
+
+@made.register
+def _unit(operation: UnitVector, values: Values, parts: _Parts) -> Values:
+    total, _ = values.total(lambda _, x: np.square(x))
+    divisor = np.maximum(np.sqrt(total), operation.eps)
+    return values.times(lambda _: 1 / divisor, (_PAIRWISE + 6) * parts.eps + values.error)
+
+
+@made.register
+def _spectral(operation: Spectral, values: Values, parts: _Parts) -> Values:
+    u, v = parts.vector("u"), parts.vector("v")
+    dims = (0, 1) if operation.dim is None else (operation.dim,)
+    found = [_sigma(values, u, v, dim) for dim in dims]
+    sigma, size = max(found, key=lambda item: float(np.abs(item[0])))  # the wrong axis gives next to nothing
+    spread = float(size / np.abs(sigma)) if sigma else 0.0
+    error = (_PAIRWISE * parts.eps + values.error) * spread + 4 * parts.eps
+    return values.times(lambda _: 1 / sigma, error if math.isfinite(error) else 0.0)
+
+
+def _sigma(values: Values, u: Reals, v: Reals, dim: int) -> tuple[Any, Any]:
+    """uᵀ·mat(w)·v, and the same of all magnitudes."""
+    return values.total(lambda block, x: x * u[values.rows(block, dim)] * v[values.columns(block, dim)])
+
+
+@made.register
+def _step(operation: SpectralStep, values: Values, parts: _Parts) -> Values:
+    u, dim = parts.vector("u"), operation.dim
+    shape = values.tensor.info.shape
+    width = math.prod(shape) // shape[dim]
+
+    def dot(
+        by: Callable[[Block, int], Array], vector: Reals, on: Callable[[Block, int], Array], size: int
+    ) -> Any:
+        made, sizes = np.zeros(size, parts.real), np.zeros(size, parts.real)
+        for block in values.pieces:
+            x = values.read(block) * vector[by(block, dim)]
+            at = on(block, dim).reshape(-1)
+            np.add.at(made, at, x.reshape(-1))
+            np.add.at(sizes, at, np.abs(x).reshape(-1))
+        return made, sizes
+
+    t, t_sizes = dot(values.rows, u, values.columns, width)
+    t_error = t_sizes * (shape[dim] + 2) * parts.eps
+    w, w_sizes = dot(values.columns, t, values.rows, shape[dim])
+    w_error = w_sizes * (width + 2) * parts.eps + dot(values.columns, t_error, values.rows, shape[dim])[1]
+    norms = [np.sqrt(np.square(each).sum()) for each in (t, w, t_error, w_error)]
+    sigma = norms[1] / norms[0]
+    error = float(norms[2] / norms[0] + norms[3] / norms[1]) + (width + 8) * parts.eps
+    return values.times(lambda _: 1 / sigma, error if math.isfinite(error) else 0.0)
