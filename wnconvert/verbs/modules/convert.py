@@ -17,7 +17,7 @@ from wnconvert.layers.schemes import Refused, Selection
 from wnconvert.messages import options_as_python
 from wnconvert.numerics.folding import Folding
 from wnconvert.numerics.rows import Problem, RowPolicy, RowReport, Wider, raise_problems
-from wnconvert.numerics.rules.operands import Operand
+from wnconvert.numerics.rules.parts import RulePart
 from wnconvert.tensors.blocks import Array
 from wnconvert.tensors.memory import array_of, view_of
 from wnconvert.verbs.modules.finding.live import Live, find_live
@@ -293,7 +293,7 @@ def _folded(live: Live) -> tuple[Array, RowReport]:
     original = array_of(live.original)
     w = np.empty(original.size, original.dtype)
     try:
-        parts = {role: Operand.of(array_of(value)) for role, value in live.tensors.items()}
+        parts = {role: RulePart.of(array_of(value)) for role, value in live.tensors.items()}
         folding = Folding(live.layer.rule, parts, w.dtype)
     except LayerError as error:
         error.where = f"layer {live.layer.name}"
