@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from wnconvert.errors import LayerError
 from wnconvert.layers.dims import dim_of, spectral_dim
 from wnconvert.layers.evidence import EMPTY, EMPTY_FIX
-from wnconvert.layers.kinds import KINDS, Kind, in_words, stems_of
+from wnconvert.layers.kinds import KINDS, WORDS, Kind, in_words, stems_of
 from wnconvert.layers.rules import ORIGINAL, G, Mask, Norm, Operation, Rule, Spectral, SpectralStep, Stored
 from wnconvert.layers.schemes import Layer, Refused, Selection
 from wnconvert.messages import counted, option
@@ -235,11 +235,11 @@ def hints_on(left: Sequence[Layer], kinds: Iterable[str], found: Iterable[Layer]
     ``kinds`` are those that were asked for.
     """
     there = {kind for layer in found for kind in layer.rule.kinds}
-    asked = [kind for kind in kinds if kind in there]
+    asked = there.intersection(kinds)
     counts: dict[tuple[str, ...], int] = {}
     for layer in left:
         counts[layer.rule.kinds] = counts.get(layer.rule.kinds, 0) + 1
     for of_layer, count in counts.items():
-        every = ",".join(dict.fromkeys((*asked, *of_layer)))
+        every = ",".join(kind for kind in WORDS if kind in asked.union(of_layer))
         folds = "folds it" if count == 1 else "folds them"
         yield f"{counted(count, 'layer')} of {in_words(of_layer)}: {option('kinds', every)} {folds}"

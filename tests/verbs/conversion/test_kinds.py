@@ -216,7 +216,7 @@ def test_the_default_is_weight_norm_and_a_note_counts_the_rest(tmp_path: Path) -
     said = "\n".join(plan.notes)
     assert "1 layer of spectral norm: --kinds weight,spectral folds it" in said
     assert "1 layer of prune: --kinds weight,prune folds it" in said
-    assert "1 layer of spectral norm on prune: --kinds weight,prune,spectral folds it" in said
+    assert "1 layer of spectral norm on prune: --kinds weight,spectral,prune folds it" in said
     assert "1 layer of weight norm on prune: --kinds weight,prune folds it" in said
     assert not [note for note in fold_file(source, dry_run=True, kinds="all").notes if "folds it" in note]
     alone = tmp_path / "alone.pt"
