@@ -119,7 +119,7 @@ def find_live(root: object, kinds: Collection[str] = ("weight",)) -> LiveFound:
                 layers.append(Live.of(candidate, names[0], names))
     found = LiveFound(tuple(layers), tuple(refused), others)
     known = set(found.names)
-    compiled = (item for item in compiled_layers(modules) if known.isdisjoint(item.names))
+    compiled = (item for item in compiled_layers(modules, kinds) if known.isdisjoint(item.names))
     return replace(found, refused=(*found.refused, *compiled))
 
 
