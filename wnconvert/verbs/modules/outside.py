@@ -73,7 +73,7 @@ def _inside(module: nn.Module) -> Iterable[int]:
 def _followed(module: nn.Module, chain: _Chain) -> tuple[nn.Module, _Chain]:
     """The module to which a chain leads, and the names that are left."""
     for at, name in enumerate(chain):
-        child = module._modules.get(name)
+        child = dict(module._modules.items()).get(name)  # TorchScript has items alone
         if child is None:
             return module, chain[at:]
         module = child
