@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from wnconvert.errors import LayerError
 from wnconvert.layers.dims import dim_of, spectral_dim
@@ -18,7 +18,7 @@ from wnconvert.layers.schemes import Layer, Refused, Selection
 from wnconvert.messages import counted, option
 from wnconvert.tensors.tree import TensorInfo
 
-__all__ = ["NO_OTHERS", "FoundOthers", "hints_on", "other_layers"]
+__all__ = ["NO_OTHERS", "FoundOthers", "along", "hints_on", "other_layers"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,6 +221,12 @@ _FITS: Mapping[type[Operation], Callable[[_Parts, int | str | None], _Fitted]] =
     SpectralStep: _step,
     Stored: _stored,
 }
+
+
+def along(layer: Layer, dim: int | None) -> Layer:
+    """A layer with the dim that its module states. Raises ``LayerError`` where its shapes do not fit that."""
+    fitted = (_FITS[type(operation)](layer.parts, dim)[0] for operation in layer.rule.operations)
+    return replace(layer, rule=Rule(tuple(fitted)))
 
 
 def hints_on(left: Sequence[Layer], kinds: Iterable[str], found: Iterable[Layer]) -> Iterator[str]:

@@ -340,13 +340,6 @@ def test_a_square_layer_that_was_never_trained_is_in_doubt(tmp_path: Path) -> No
     hold(load(tmp_path / "out.pt"), {"weight": weight64(module.eval(), "weight")})
 
 
-def test_a_whole_pickled_module_is_refused(tmp_path: Path) -> None:
-    torch.save(spectral(nn.Conv1d(4, 8, 3)), tmp_path / "net.pt")
-    with pytest.raises(LayerError, match="whole pickled module"):
-        fold_file(tmp_path / "net.pt", tmp_path / "out.pt", kinds="spectral")
-    assert fold_file(tmp_path / "net.pt", tmp_path / "out.safetensors", kinds="spectral").output
-
-
 def test_a_wrong_number_does_not_pass_the_proof(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = SAVES["safetensors"](state(), tmp_path)
 
