@@ -1,0 +1,7 @@
+"""Code taken to the other form of weight norm: files found, migrated, shown and written.
+
+result     ModernizeReport
+files      the Python files and notebooks of a project, found, and read only if they hold the words
+writing    all files of a run written, or none
+modernize  modernize_code
+"""
