@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from tests.helpers.golden import ROOT
 from tests.helpers.projects import migrate_text
 from wnconvert.source.names import CodeForm
 from wnconvert.source.rules.table import CODE_RULES, CodeRule
@@ -494,3 +495,10 @@ def test_spectral_norm_moves_if_it_is_asked_for() -> None:
         f"from torch import nn\nnn.utils.parametrizations.{call}\n"
         'nn.utils.parametrize.remove_parametrizations(m, "weight")\n'
     )
+
+
+def test_the_rules_are_documented_as_they_are() -> None:
+    page = (ROOT / "docs" / "rules.md").read_text()
+    for rule in CODE_RULES:
+        row = f"| {rule.name} | {rule.finds} | {rule.writes or 'reported'} | {rule.changes} |"
+        assert row in page, "docs/rules.md: the table of rules for code"
