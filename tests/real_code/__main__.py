@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import json
 import shutil
 import sys
@@ -16,25 +17,37 @@ import libcst
 from tests.real_code.count import OldSite, old_sites
 from wnconvert import modernize_code
 
-_HEADS = ("project", "files", "sites", "migrated", "reported", "missed", "other findings", "no longer parsed", "time")
+_HEADS = (
+    "project",
+    "files",
+    "sites",
+    "migrated",
+    "reported",
+    "missed",
+    "other findings",
+    "no longer parsed",
+    "time",
+)
 
 
 def main(folders: list[str]) -> None:
     """Migrate a copy of each tree, and print a row for it; lines that were missed are listed on stderr."""
     print(f"| {' | '.join(_HEADS)} |\n|{'---|' * len(_HEADS)}")
+    times: list[float] = []
     total = [0] * (len(_HEADS) - 2)
     for folder in folders:
         with tempfile.TemporaryDirectory() as scratch:
             root = Path(scratch) / "tree"
             shutil.copytree(folder, root, symlinks=True)
-            row, ratio = _row(root)
+            row, spent, parsing = _row(root)
+        times += [spent, parsing]
         total = [a + b for a, b in zip(total, row, strict=True)]
         name = Path(folder).name.replace("__", "/")
-        print(f"| {name} | {' | '.join(map(str, row))} | {ratio:.2f} |", flush=True)
-    print(f"| all | {' | '.join(map(str, total))} | |")
+        print(f"| {name} | {' | '.join(map(str, row))} | {spent / max(parsing, 1e-9):.2f} |", flush=True)
+    print(f"| all | {' | '.join(map(str, total))} | {sum(times[::2]) / sum(times[1::2]):.2f} |")
 
 
-def _row(root: Path) -> tuple[list[int], float]:
+def _row(root: Path) -> tuple[list[int], float, float]:
     before = {path: _sites(path) for path in _files(root)}
     parsing = {path for path in before if _parses(path)}
     start = time.process_time()
@@ -47,7 +60,7 @@ def _row(root: Path) -> tuple[list[int], float]:
     told = missed = 0
     for path, found in left.items():
         for site in found:
-            known = str(path) in unparsed or _is_near(site, str(path), reported, len(found) - len(before[path]))
+            known = str(path) in unparsed or _is_near(site, str(path), reported)
             told, missed = told + known, missed + (not known)
             if not known:
                 print(f"missed: {path}:{site.line} {site.kind}", file=sys.stderr)
@@ -55,15 +68,15 @@ def _row(root: Path) -> tuple[list[int], float]:
     used = {(str(path), site.line) for path, found in before.items() for site in found}
     others = len(reported - used)
     row = [len(before), sites, sites - told - missed, told, missed, others, len(broken)]
-    return row, spent / max(_parse_time(report_paths(root)), 1e-9)
+    return row, spent, _parse_time(_with_words(root))
 
 
-def _is_near(site: OldSite, path: str, reported: set[tuple[str, int]], _: int) -> bool:
+def _is_near(site: OldSite, path: str, reported: set[tuple[str, int]]) -> bool:
     """Whether a site is reported: its line may have moved by the imports above it."""
     return any((path, site.line - moved) in reported for moved in range(-3, 12))
 
 
-def report_paths(root: Path) -> list[Path]:
+def _with_words(root: Path) -> list[Path]:
     """The files that hold the words."""
     return [path for path in _files(root) if path.suffix == ".py" and b"weight_norm" in path.read_bytes()]
 
@@ -71,10 +84,8 @@ def report_paths(root: Path) -> list[Path]:
 def _parse_time(paths: list[Path]) -> float:
     start = time.process_time()
     for path in paths:
-        try:
+        with contextlib.suppress(libcst.ParserSyntaxError):
             libcst.parse_module(path.read_bytes())
-        except libcst.ParserSyntaxError:
-            continue
     return time.process_time() - start
 
 

@@ -53,7 +53,7 @@ def _tokens(code: str) -> Iterator[tokenize.TokenInfo]:
 
 
 def _imports(tokens: list[tokenize.TokenInfo]) -> tuple[dict[int, str], set[str], set[str]]:
-    """The tokens inside of imports with the module, the names of old functions, and those of torch.nn.utils."""
+    """The tokens of imports with the module, the names of old functions, and those of torch.nn.utils."""
     inside: dict[int, str] = {}
     old, new, modules = set[str](), set[str](), {"utils"}
     for first, token in enumerate(tokens):
@@ -61,9 +61,14 @@ def _imports(tokens: list[tokenize.TokenInfo]) -> tuple[dict[int, str], set[str]
             continue
         last = next(at for at in range(first, len(tokens)) if tokens[at].string in ("\n", "\r\n", ";", ""))
         words = [one.string for one in tokens[first + 1 : last]]
-        module = "".join(words[: words.index("import")]) if token.string == "from" and "import" in words else ""
+        module = (
+            "".join(words[: words.index("import")]) if token.string == "from" and "import" in words else ""
+        )
         inside |= dict.fromkeys(range(first, last), module)
-        named = re.findall(r"([\w.]+)(?: as (\w+))?", " ".join(words).replace(" . ", ".").partition("import ")[2] or " ".join(words))
+        named = re.findall(
+            r"([\w.]+)(?: as (\w+))?",
+            " ".join(words).replace(" . ", ".").partition("import ")[2] or " ".join(words),
+        )
         for name, local in named:
             if name in _FUNCTIONS and module in _HOMES:
                 old.add(local or name)
@@ -75,7 +80,11 @@ def _imports(tokens: list[tokenize.TokenInfo]) -> tuple[dict[int, str], set[str]
 
 
 def _begins(tokens: list[tokenize.TokenInfo], at: int) -> bool:
-    return at == 0 or tokens[at - 1].string in ("\n", "\r\n", ";", ":", "") or tokens[at - 1].type == tokenize.NEWLINE
+    return (
+        at == 0
+        or tokens[at - 1].string in ("\n", "\r\n", ";", ":", "")
+        or tokens[at - 1].type == tokenize.NEWLINE
+    )
 
 
 def _kind(
@@ -86,7 +95,9 @@ def _kind(
     before = tokens[at - 1].string if at else ""
     after = tokens[at + 1].string if at + 1 < len(tokens) else ""
     if at in inside:
-        owned = inside[at] in _HOMES and bool(names & {*_FUNCTIONS, after, *(one.string for one in tokens[at : at + 3])})
+        owned = inside[at] in _HOMES and bool(
+            names & {*_FUNCTIONS, after, *(one.string for one in tokens[at : at + 3])}
+        )
         return "import" if token.string in _FUNCTIONS and owned and before != "." else ""
     if token.type == tokenize.STRING:
         key = _HALF.search(token.string) and not re.search(r"\s", token.string.strip())

@@ -48,13 +48,39 @@ RULE_CHOICES = ("weight", "spectral")
     multiple=True,
     help="Take folders of this name too, such as build, site-packages, third_party (repeatable).",
 )
+@click.option(
+    "--verify",
+    metavar="MODULE:FACTORY",
+    help="Run this factory, seen from the first SRC, from the old and the new code; compare the models.",
+)
+@click.option(
+    "--input",
+    "inputs",
+    metavar="NAME=DTYPE[SHAPE]",
+    multiple=True,
+    help="An input of that model, e.g. 'mel=float32[1,80,T]', as of export (repeatable).",
+)
+@click.option(
+    "--range",
+    "ranges",
+    metavar="T=LOW..HIGH",
+    multiple=True,
+    help="The sizes of a letter.  [default: 16..128]",
+)
+@click.option(
+    "--weights",
+    type=click.Path(),
+    metavar="CKPT",
+    help="Load this checkpoint into both.  [default: of a seed]",
+)
+@click.option("--only", metavar="PATH", help="Take this one of several state dicts in CKPT, e.g. generator.")
 @with_output
 def modernize(src: tuple[str, ...], *, diff: bool, check: bool, output: Output, **options: Any) -> int:
     """Migrate code from torch.nn.utils.weight_norm to the parametrize API, or back.
 
     SRC are Python files, notebooks, and folders of them. Names are followed through imports; what cannot be
-    decided is listed with what to do. No code is run, and nothing is written without --write. A line with the
-    comment "# wnconvert: keep" stays as it is.
+    decided is listed with what to do. Only --verify runs code, and nothing is written without --write. A line
+    with the comment "# wnconvert: keep" stays as it is.
     """
     from wnconvert.reports.modernizations import modernize_line, modernize_text
     from wnconvert.verbs.modernization.modernize import modernize_code
@@ -66,4 +92,5 @@ def modernize(src: tuple[str, ...], *, diff: bool, check: bool, output: Output, 
         lambda: modernize_text(report, alarm, diff=shown, places=check),
         lambda: modernize_line(report, alarm),
     )
-    return 1 if check and not report else 0
+    differs = report.proof is not None and not report.proof
+    return 1 if differs or (check and not report) else 0

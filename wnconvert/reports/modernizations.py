@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from wnconvert.messages import counted, listed, printable
-from wnconvert.verbs.modernization.result import CodeFile, CodePlace, ModernizeReport
+from wnconvert.verbs.modernization.result import CodeFile, CodePlace, CodeProof, ModernizeReport
 
 __all__ = ["modernize_line", "modernize_text"]
 
@@ -20,6 +20,7 @@ def modernize_text(
         f"{printable(item.path)}:{item.line}: not parsed: {printable(item.reason)}; it is left alone"
         for item in report.unparsed
     ]
+    lines += [*_checks(report.proof, alarm)] if report.proof is not None else []
     return "\n".join([*lines, modernize_line(report, alarm)])
 
 
@@ -36,6 +37,13 @@ def _places(file: CodeFile, *, edited: bool) -> Iterator[str]:
         yield f"  fix: {printable(place.fix)}"
 
 
+def _checks(proof: CodeProof, alarm: Callable[[str], str]) -> Iterator[str]:
+    """What the models of the old and the new code have in common."""
+    for check in proof.checks:
+        said = alarm(printable(check.said)) if check.said else "the same"
+        yield f"{printable(proof.factory)}: {check.name}: {said}"
+
+
 def _where(file: CodeFile, place: CodePlace) -> str:
     cell = "" if place.cell is None else f"cell {place.cell}:"
     return printable(f"{file.path}:{cell}{place.line}")
@@ -48,6 +56,8 @@ def modernize_line(report: ModernizeReport, alarm: Callable[[str], str] = str) -
     what = f"{counted(report.changes, 'place')} {verb} in {counted(files, 'file')}"
     if not report.changes:
         what = "nothing to change"
+    if report.proof is not None and not report.proof:
+        what = alarm(f"{what}, and nothing is written: the models differ")
     more = [alarm(f"{report.findings} left to you")] if report.findings else []
     more += [alarm(f"{counted(len(report.unparsed), 'file')} not parsed")] if report.unparsed else []
     more += [f"{report.kept} kept"] if report.kept else []

@@ -5,9 +5,9 @@ inspection      what is in a checkpoint: its layers, their magnitudes, and what 
 conversion      fold, split and migrate: on files, folders, ONNX models and mappings in memory
 comparison      whether two checkpoints hold the same weights, and how far apart they are
 modules         the verbs on live modules
-modernization   code taken to the other form of weight norm
 proof           two models run on the same inputs and compared
 loads           whether the class that a folder names finds its tensors there
 loading         the model that a user names: built or read, its weights loaded
 export          a module exported to ONNX and proven equal
+modernization   code taken to the other form of weight norm, and proven to do the same
 """

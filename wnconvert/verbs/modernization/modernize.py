@@ -17,6 +17,7 @@ from wnconvert.source.project import Place, Project
 from wnconvert.source.scopes import parsed
 from wnconvert.source.sites import Site
 from wnconvert.verbs.modernization.files import CodeFiles, files_of
+from wnconvert.verbs.modernization.proof import ProofRequest, prove_code
 from wnconvert.verbs.modernization.result import CodeFile, CodePlace, ModernizeReport, Unparsed
 from wnconvert.verbs.modernization.writing import Rewrite, write_all
 
@@ -30,6 +31,11 @@ def modernize_code(
     rules: Sequence[str] = ("weight",),
     include: Sequence[str] = (),
     write: bool = False,
+    verify: str | None = None,
+    inputs: Sequence[str] = (),
+    ranges: Sequence[str] = (),
+    weights: str | Path | None = None,
+    only: str | None = None,
 ) -> ModernizeReport:
     """Take the code of a project from ``torch.nn.utils.weight_norm`` to the parametrize API, or back.
 
@@ -38,6 +44,12 @@ def modernize_code(
     ``compat`` writes code that runs on torch before 2.1 too. ``rules`` are ``"weight"`` and ``"spectral"``.
     ``include`` are globs of folders that are passed over otherwise (``"third_party"``). A line with the
     comment ``# wnconvert: keep`` stays as it is.
+
+    ``verify`` names a factory, ``"package.module:factory"``, seen from the first of ``src``: its model is
+    built from the old and from the new code, each in a process of its own, and that code is run. Both load
+    the same checkpoint: ``weights`` (and in it ``only``), or that of a seed. Outputs, keys, the parameters
+    after five steps of training, saving and copying are compared, and nothing is written where they differ.
+    ``inputs`` and ``ranges`` are texts as for ``export_onnx``.
 
     Returns a report that is false if anything is left to do. Raises ``WnconvertError``: ``ArgumentError``
     for an option that makes no sense, or if LibCST is not installed; ``InputError`` for a source that cannot
@@ -56,7 +68,13 @@ def modernize_code(
         for place, one in found.items()
         if one.edits
     }
-    if write:
+    proof = None
+    if verify:
+        root = Path(src[0]) if Path(src[0]).is_dir() else Path(src[0]).parent
+        given = None if weights is None else Path(weights).absolute()
+        request = ProofRequest(verify, root, tuple(inputs), tuple(ranges), given, only, to)
+        proof = prove_code(request, rewrites)
+    if write and (proof is None or proof):
         write_all(rewrites)
     return ModernizeReport(
         to=to,
@@ -71,7 +89,8 @@ def modernize_code(
         kept=sum(one.kept for one in found.values()),
         seen=len(files.paths),
         read=len(held),
-        written=write,
+        written=write and (proof is None or bool(proof)),
+        proof=proof,
     )
 
 

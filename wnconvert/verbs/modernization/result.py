@@ -7,7 +7,7 @@ from typing import Any
 
 from wnconvert.messages import counted, short_repr
 
-__all__ = ["CodeFile", "CodePlace", "ModernizeReport", "Unparsed"]
+__all__ = ["CodeCheck", "CodeFile", "CodePlace", "CodeProof", "ModernizeReport", "Unparsed"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,13 +55,33 @@ class Unparsed:
     reason: str
 
 
+@dataclass(frozen=True, slots=True)
+class CodeCheck:
+    """One thing that two models must have in common: ``said`` is how they differ, empty if they do not."""
+
+    name: str
+    said: str
+
+
+@dataclass(frozen=True, slots=True)
+class CodeProof:
+    """What the model of the new code was held against that of the old code in; true if all is the same."""
+
+    factory: str
+    checks: tuple[CodeCheck, ...]
+
+    def __bool__(self) -> bool:
+        return not any(check.said for check in self.checks)
+
+
 @dataclass(frozen=True, slots=True, repr=False)
 class ModernizeReport:
     """What ``modernize_code`` found; true if nothing is left to do.
 
     ``files`` are those in which rules found something, ``unparsed`` those that hold the words and are not
     Python of this interpreter's version. ``kept`` counts the lines that a comment keeps, ``seen`` all files
-    that were found, ``read`` those that hold the words. ``written`` tells whether the edits are in the files.
+    that were found, ``read`` those that hold the words. ``written`` tells whether the edits are in the files,
+    and ``proof`` what came of ``verify``.
     """
 
     to: str
@@ -73,6 +93,7 @@ class ModernizeReport:
     seen: int
     read: int
     written: bool
+    proof: CodeProof | None = None
 
     @property
     def changes(self) -> int:
@@ -90,7 +111,8 @@ class ModernizeReport:
         return "".join(file.diff for file in self.files)
 
     def __bool__(self) -> bool:
-        return not (self.findings or self.unparsed or (self.changes and not self.written))
+        left = self.findings or self.unparsed or (self.changes and not self.written)
+        return not left and (self.proof is None or bool(self.proof))
 
     def __repr__(self) -> str:
         done = "changed" if self.written else "to change"
@@ -123,4 +145,11 @@ class ModernizeReport:
             "unparsed": [
                 {"path": item.path, "line": item.line, "reason": item.reason} for item in self.unparsed
             ],
+            "proof": None
+            if self.proof is None
+            else {
+                "factory": self.proof.factory,
+                "equal": bool(self.proof),
+                "checks": [{"name": check.name, "said": check.said} for check in self.proof.checks],
+            },
         }
