@@ -13,14 +13,14 @@ from typing import TypeAlias
 
 from wnconvert.source.scopes import Assigned, Bound, Definition, Imported, Parsed
 
-__all__ = ["Meaning", "Place", "Project"]
+__all__ = ["Meanings", "Place", "Project"]
 
 
 #: Where a module lies in a project: its folders and its name; a package is called by its folder.
 Place: TypeAlias = tuple[str, ...]
-Meaning: TypeAlias = frozenset[str]
+Meanings: TypeAlias = frozenset[str]
 
-_UNKNOWN: Meaning = frozenset([""])
+_UNKNOWN: Meanings = frozenset([""])
 #: What torch says in two places.
 _SAME = {
     f"torch.nn.utils.{kind}_norm.{name}": f"torch.nn.utils.{name}"
@@ -37,7 +37,7 @@ class Project:
     packages: frozenset[Place]
     files: frozenset[Place]
     read: Callable[[Place], Parsed | None]
-    _known: dict[tuple[Place, str], Meaning] = field(default_factory=dict)
+    _known: dict[tuple[Place, str], Meanings] = field(default_factory=dict)
     _ends: dict[str, list[Place]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -45,7 +45,7 @@ class Project:
             if place:
                 self._ends.setdefault(place[-1], []).append(place)
 
-    def meaning(self, expr: ast.expr, module: Parsed, place: Place) -> Meaning:
+    def meaning(self, expr: ast.expr, module: Parsed, place: Place) -> Meanings:
         """What an expression of names and dots means; unknown for any other."""
         if isinstance(expr, ast.Attribute):
             bases = self.meaning(expr.value, module, place)
@@ -57,7 +57,7 @@ class Project:
             return self._starred(expr.id, module, place)
         return frozenset[str]().union(*(self.of_bound(bound, module, place) for bound in bounds))
 
-    def of_bound(self, bound: Bound, module: Parsed, place: Place) -> Meaning:
+    def of_bound(self, bound: Bound, module: Parsed, place: Place) -> Meanings:
         """What a name means that is bound so."""
         if isinstance(bound, Imported):
             return self._all([self.absolute(bound, place)])
@@ -92,10 +92,10 @@ class Project:
                 return "".join(f".{part}" for part in (*near, *parts[count:]))
         return ""
 
-    def _all(self, names: Iterable[str]) -> Meaning:
+    def _all(self, names: Iterable[str]) -> Meanings:
         return frozenset[str]().union(*(self._followed(name) for name in names))
 
-    def _followed(self, name: str) -> Meaning:
+    def _followed(self, name: str) -> Meanings:
         """A dotted name as it is called where it comes from."""
         if not name.startswith("."):
             return frozenset([_SAME.get(name, name)])
@@ -110,7 +110,7 @@ class Project:
                 return self._all(f"{one}{rest}" if one else "" for one in exported) if rest else exported
         return frozenset([name])
 
-    def exported(self, place: Place, name: str) -> Meaning:
+    def exported(self, place: Place, name: str) -> Meanings:
         """What a name means that is taken from a module of the project."""
         key = (place, name)
         if key not in self._known:
@@ -124,7 +124,7 @@ class Project:
             self._known[key] = found
         return self._known[key]
 
-    def _starred(self, name: str, module: Parsed, place: Place) -> Meaning:
+    def _starred(self, name: str, module: Parsed, place: Place) -> Meanings:
         """What a name that nothing binds means by a star import."""
         for star in module.stars:
             home = self.absolute(star, place)

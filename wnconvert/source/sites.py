@@ -8,7 +8,7 @@ from functools import cached_property
 
 from wnconvert.source.code import Edit
 from wnconvert.source.names import CodeForm, Relocation
-from wnconvert.source.project import Meaning, Place, Project
+from wnconvert.source.project import Meanings, Place, Project
 from wnconvert.source.scopes import Namespace, Parsed
 
 __all__ = ["ModuleView", "ProjectFacts", "Site"]
@@ -62,7 +62,7 @@ class ModuleView:
     facts: ProjectFacts
     form: CodeForm
 
-    def meaning(self, expr: ast.expr) -> Meaning:
+    def meaning(self, expr: ast.expr) -> Meanings:
         """What an expression of names and dots means."""
         return self.project.meaning(expr, self.module, self.place)
 

@@ -101,7 +101,7 @@ def _train(model: nn.Module, feeds: Sequence[dict[str, Tensor]]) -> None:
         optimizer.step()
 
 
-def main(path: Path) -> None:
+def _main(path: Path) -> None:
     """Do what a file asks for, and write what came of it beside it; an error is written in words."""
     request = json.loads(path.read_text())
     try:
@@ -113,4 +113,4 @@ def main(path: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    _main(Path(sys.argv[1]))

@@ -45,6 +45,11 @@ class CodeFiles:
         folders = {place[:count] for place in self.paths for count in range(len(place))}
         return frozenset(folders)
 
+    @property
+    def held(self) -> frozenset[Place]:
+        """The files that were found to hold the words."""
+        return frozenset(self._raw)
+
     def holding(self, words: re.Pattern[bytes]) -> list[Place]:
         """The files that hold some words: found by their bytes, before any is parsed."""
         found = []

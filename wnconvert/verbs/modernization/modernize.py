@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -18,7 +18,7 @@ from wnconvert.source.scopes import parsed
 from wnconvert.source.sites import Site
 from wnconvert.verbs.modernization.files import CodeFiles, files_of
 from wnconvert.verbs.modernization.proof import ProofRequest, prove_code
-from wnconvert.verbs.modernization.result import CodeFile, CodePlace, ModernizeReport, Unparsed
+from wnconvert.verbs.modernization.result import CodeFile, CodePlace, CodeProof, ModernizeReport, Unparsed
 from wnconvert.verbs.modernization.writing import Rewrite, write_all
 
 __all__ = ["modernize_code"]
@@ -59,8 +59,7 @@ def modernize_code(
     for source in src:
         refuse_other_than_path(source, "a file or folder of code")
     files = files_of([Path(source) for source in src], include)
-    held = files.holding(words_of(form))
-    modules = {place: module for place in held if (module := files.parsed(place))}
+    modules = {place: module for place in files.holding(words_of(form)) if (module := files.parsed(place))}
     project = Project(files.packages, frozenset(files.paths), files.parsed)
     found = migrated(modules, project, form)
     rewrites = {
@@ -76,20 +75,34 @@ def modernize_code(
         proof = prove_code(request, rewrites)
     if write and (proof is None or proof):
         write_all(rewrites)
+    return _report(
+        form, files, found, rewrites, written=write and (proof is None or bool(proof)), proof=proof
+    )
+
+
+def _report(
+    form: CodeForm,
+    files: CodeFiles,
+    found: Mapping[Place, Migrated],
+    rewrites: Mapping[Path, Rewrite],
+    *,
+    written: bool,
+    proof: CodeProof | None,
+) -> ModernizeReport:
     return ModernizeReport(
-        to=to,
-        compat=compat,
+        to=form.to,
+        compat=form.compat,
         groups=tuple(sorted(form.groups, reverse=True)),
         files=tuple(_file(place, one, files, rewrites) for place, one in found.items() if one.sites),
         unparsed=tuple(
             Unparsed(str(files.paths[place]), error.lineno or 1, error.msg)
             for place, error in files.faults.items()
-            if place in held
+            if place in files.held
         ),
         kept=sum(one.kept for one in found.values()),
         seen=len(files.paths),
-        read=len(held),
-        written=write and (proof is None or bool(proof)),
+        read=len(files.held),
+        written=written,
         proof=proof,
     )
 
@@ -123,7 +136,7 @@ def _rewrite(code: Code, found: Migrated, path: Path) -> Rewrite:
     return Rewrite(code.raw, new)
 
 
-def _file(place: Place, found: Migrated, files: CodeFiles, rewrites: dict[Path, Rewrite]) -> CodeFile:
+def _file(place: Place, found: Migrated, files: CodeFiles, rewrites: Mapping[Path, Rewrite]) -> CodeFile:
     path, code = files.paths[place], files.codes[place]
     changes = tuple(_at(site, code) for site in found.sites if site.changes)
     findings = tuple(_at(site, code) for site in found.sites if not site.changes)
