@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from wnconvert.source.code import Code, code_of_file
 from wnconvert.source.migration import Migrated, migrated
 from wnconvert.source.names import CodeForm
-from wnconvert.source.project import Place, Project
+from wnconvert.source.project import ModulePlace, Project
 from wnconvert.source.scopes import parsed
 
 __all__ = ["migrate_files", "migrate_text"]
@@ -25,7 +25,7 @@ def migrate_files(files: Mapping[str, str], form: CodeForm | None = None) -> dic
     return {path: (_text(codes[place], found[place]), found[place]) for place, path in places.items()}
 
 
-def _place(path: str) -> Place:
+def _place(path: str) -> ModulePlace:
     parts = tuple(path.removesuffix(".py").split("/"))
     return parts[:-1] if parts[-1] == "__init__" else parts
 

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 
 from wnconvert.source.code import Edit
 from wnconvert.source.names import HALVES, UTILS, CodeForm, Relocation
-from wnconvert.source.project import Place, Project
+from wnconvert.source.project import ModulePlace, Project
 from wnconvert.source.rules.imports import compat_import, imported_lines
 from wnconvert.source.rules.table import CODE_RULES
 from wnconvert.source.scopes import Parsed
 from wnconvert.source.sites import ModuleView, ProjectFacts, Site
 
-__all__ = ["KEEP", "Migrated", "migrated", "words_of"]
+__all__ = ["KEEP", "Migrated", "code_words", "migrated"]
 
 
 #: A comment that leaves its line as it is.
@@ -31,10 +31,10 @@ class Migrated:
     kept: int = 0
 
 
-def words_of(form: CodeForm) -> re.Pattern[bytes]:
+def code_words(form: CodeForm) -> re.Pattern[bytes]:
     """What the bytes of a file must have for any rule to find something in it.
 
-    >>> [bool(words_of(CodeForm()).search(code)) for code in (b"m.weight_hh_l0_g", b"weight_gain")]
+    >>> [bool(code_words(CodeForm()).search(code)) for code in (b"m.weight_hh_l0_g", b"weight_gain")]
     [True, False]
     """
     if form.to == "legacy":
@@ -43,7 +43,9 @@ def words_of(form: CodeForm) -> re.Pattern[bytes]:
     return re.compile(rb"weight_norm|WeightNorm|weight(_hh_l\d+|_ih_l\d+)?(_reverse)?_[gv]\b" + spectral)
 
 
-def migrated(modules: Mapping[Place, Parsed], project: Project, form: CodeForm) -> dict[Place, Migrated]:
+def migrated(
+    modules: Mapping[ModulePlace, Parsed], project: Project, form: CodeForm
+) -> dict[ModulePlace, Migrated]:
     """What the rules find in modules, and how they edit them."""
     facts = _facts(modules, project, form)
     return {
@@ -98,7 +100,7 @@ def _head(body: list[ast.stmt]) -> list[ast.stmt]:
 _APPLIED = (f"{UTILS}.weight_norm", f"{UTILS}.parametrizations.weight_norm")
 
 
-def _facts(modules: Mapping[Place, Parsed], project: Project, form: CodeForm) -> ProjectFacts:
+def _facts(modules: Mapping[ModulePlace, Parsed], project: Project, form: CodeForm) -> ProjectFacts:
     names, used = {"weight"}, set[str]()
     halves = set[str]()
     for place, module in modules.items():

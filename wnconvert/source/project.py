@@ -13,11 +13,11 @@ from typing import TypeAlias
 
 from wnconvert.source.scopes import Assigned, Bound, Definition, Imported, Parsed
 
-__all__ = ["Meanings", "Place", "Project"]
+__all__ = ["Meanings", "ModulePlace", "Project"]
 
 
 #: Where a module lies in a project: its folders and its name; a package is called by its folder.
-Place: TypeAlias = tuple[str, ...]
+ModulePlace: TypeAlias = tuple[str, ...]
 Meanings: TypeAlias = frozenset[str]
 
 _UNKNOWN: Meanings = frozenset([""])
@@ -34,18 +34,18 @@ _STARRED = ("weight_norm", "remove_weight_norm", "spectral_norm", "remove_spectr
 class Project:
     """All modules of a project by their places; ``read`` parses one when asked (None: it cannot)."""
 
-    packages: frozenset[Place]
-    files: frozenset[Place]
-    read: Callable[[Place], Parsed | None]
-    _known: dict[tuple[Place, str], Meanings] = field(default_factory=dict)
-    _ends: dict[str, list[Place]] = field(default_factory=dict)
+    packages: frozenset[ModulePlace]
+    files: frozenset[ModulePlace]
+    read: Callable[[ModulePlace], Parsed | None]
+    _known: dict[tuple[ModulePlace, str], Meanings] = field(default_factory=dict)
+    _ends: dict[str, list[ModulePlace]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for place in self.packages | self.files:
             if place:
                 self._ends.setdefault(place[-1], []).append(place)
 
-    def meaning(self, expr: ast.expr, module: Parsed, place: Place) -> Meanings:
+    def meaning(self, expr: ast.expr, module: Parsed, place: ModulePlace) -> Meanings:
         """What an expression of names and dots means; unknown for any other."""
         if isinstance(expr, ast.Attribute):
             bases = self.meaning(expr.value, module, place)
@@ -57,7 +57,7 @@ class Project:
             return self._starred(expr.id, module, place)
         return frozenset[str]().union(*(self.of_bound(bound, module, place) for bound in bounds))
 
-    def of_bound(self, bound: Bound, module: Parsed, place: Place) -> Meanings:
+    def of_bound(self, bound: Bound, module: Parsed, place: ModulePlace) -> Meanings:
         """What a name means that is bound so."""
         if isinstance(bound, Imported):
             return self._all([self.absolute(bound, place)])
@@ -70,7 +70,7 @@ class Project:
             return self._known[key]
         return _UNKNOWN
 
-    def absolute(self, bound: Imported, place: Place) -> str:
+    def absolute(self, bound: Imported, place: ModulePlace) -> str:
         """The dotted name that an import means, seen from a module."""
         if bound.level:
             package = place if place in self.packages else place[:-1]
@@ -79,7 +79,7 @@ class Project:
         found = self._module(tuple(bound.name.split(".")), place)
         return found or bound.name
 
-    def _module(self, parts: Place, seen_from: Place) -> str:
+    def _module(self, parts: ModulePlace, seen_from: ModulePlace) -> str:
         """The name with its place, if its beginning is a module of the project: the nearest one."""
         if parts[0] == "torch":
             return ""
@@ -110,7 +110,7 @@ class Project:
                 return self._all(f"{one}{rest}" if one else "" for one in exported) if rest else exported
         return frozenset([name])
 
-    def exported(self, place: Place, name: str) -> Meanings:
+    def exported(self, place: ModulePlace, name: str) -> Meanings:
         """What a name means that is taken from a module of the project."""
         key = (place, name)
         if key not in self._known:
@@ -124,7 +124,7 @@ class Project:
             self._known[key] = found
         return self._known[key]
 
-    def _starred(self, name: str, module: Parsed, place: Place) -> Meanings:
+    def _starred(self, name: str, module: Parsed, place: ModulePlace) -> Meanings:
         """What a name that nothing binds means by a star import."""
         for star in module.stars:
             home = self.absolute(star, place)
@@ -136,7 +136,9 @@ class Project:
                     return found
         return _UNKNOWN
 
-    def definition(self, expr: ast.expr, module: Parsed, place: Place) -> tuple[Definition, Place] | None:
+    def definition(
+        self, expr: ast.expr, module: Parsed, place: ModulePlace
+    ) -> tuple[Definition, ModulePlace] | None:
         """The def or class that a plain name means, and the module that has it."""
         if not isinstance(expr, ast.Name):
             return None
@@ -144,8 +146,8 @@ class Project:
         return self._defined(expr.id, bounds, module, place, depth=8)
 
     def _defined(
-        self, name: str, bounds: list[Bound] | None, module: Parsed, place: Place, depth: int
-    ) -> tuple[Definition, Place] | None:
+        self, name: str, bounds: list[Bound] | None, module: Parsed, place: ModulePlace, depth: int
+    ) -> tuple[Definition, ModulePlace] | None:
         sources = (
             bounds
             if bounds is not None
@@ -164,7 +166,7 @@ class Project:
         return None
 
 
-def _common(one: Place, other: Place) -> int:
+def _common(one: ModulePlace, other: ModulePlace) -> int:
     return next(
         (at for at, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other))
     )

@@ -8,7 +8,7 @@ from functools import cached_property
 
 from wnconvert.source.code import Edit
 from wnconvert.source.names import CodeForm, Relocation
-from wnconvert.source.project import Meanings, Place, Project
+from wnconvert.source.project import Meanings, ModulePlace, Project
 from wnconvert.source.scopes import Namespace, Parsed
 
 __all__ = ["ModuleView", "ProjectFacts", "Site"]
@@ -57,7 +57,7 @@ class ModuleView:
     """A module as the rules see it: in its project, with what is asked for."""
 
     module: Parsed
-    place: Place
+    place: ModulePlace
     project: Project
     facts: ProjectFacts
     form: CodeForm

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from wnconvert.errors import ArgumentError, InputError
 from wnconvert.source.code import Code, code_of_file, code_of_notebook
-from wnconvert.source.project import Place
+from wnconvert.source.project import ModulePlace
 from wnconvert.source.scopes import Parsed, parsed
 
 __all__ = ["CodeFiles", "files_of"]
@@ -33,24 +33,24 @@ _SUFFIXES = (".py", ".pyi", ".ipynb")
 class CodeFiles:
     """The files of a project by their places; each is read and parsed once, when it is asked for."""
 
-    paths: dict[Place, Path]
-    codes: dict[Place, Code] = field(default_factory=dict)
-    faults: dict[Place, SyntaxError] = field(default_factory=dict)
-    _parsed: dict[Place, Parsed | None] = field(default_factory=dict)
-    _raw: dict[Place, bytes] = field(default_factory=dict)
+    paths: dict[ModulePlace, Path]
+    codes: dict[ModulePlace, Code] = field(default_factory=dict)
+    faults: dict[ModulePlace, SyntaxError] = field(default_factory=dict)
+    _parsed: dict[ModulePlace, Parsed | None] = field(default_factory=dict)
+    _raw: dict[ModulePlace, bytes] = field(default_factory=dict)
 
     @property
-    def packages(self) -> frozenset[Place]:
+    def packages(self) -> frozenset[ModulePlace]:
         """The folders that are packages, and all folders between: a package may lack its ``__init__.py``."""
         folders = {place[:count] for place in self.paths for count in range(len(place))}
         return frozenset(folders)
 
     @property
-    def held(self) -> frozenset[Place]:
+    def held(self) -> frozenset[ModulePlace]:
         """The files that were found to hold the words."""
         return frozenset(self._raw)
 
-    def holding(self, words: re.Pattern[bytes]) -> list[Place]:
+    def holding(self, words: re.Pattern[bytes]) -> list[ModulePlace]:
         """The files that hold some words: found by their bytes, before any is parsed."""
         found = []
         for place, path in self.paths.items():
@@ -60,13 +60,13 @@ class CodeFiles:
                 found.append(place)
         return found
 
-    def parsed(self, place: Place) -> Parsed | None:
+    def parsed(self, place: ModulePlace) -> Parsed | None:
         """A module; None if there is no such file, or it does not parse."""
         if place not in self._parsed:
             self._parsed[place] = self._parse(place)
         return self._parsed[place]
 
-    def _parse(self, place: Place) -> Parsed | None:
+    def _parse(self, place: ModulePlace) -> Parsed | None:
         path = self.paths.get(place)
         if path is None:
             return None
@@ -112,7 +112,7 @@ def files_of(sources: Sequence[Path], include: Sequence[str] = ()) -> CodeFiles:
     return CodeFiles({_place(path, root): path for path in found})
 
 
-def _place(path: Path, root: Path) -> Place:
+def _place(path: Path, root: Path) -> ModulePlace:
     """The place of a module; a notebook's has its suffix, since nobody imports it."""
     parts = Path(_whole(path)).relative_to(root).parts
     if path.suffix != ".py":

@@ -11,9 +11,9 @@ from typing import Literal
 from wnconvert.errors import ArgumentError, VerifyError
 from wnconvert.messages import listed, refuse_other_than_path, to_install
 from wnconvert.source.code import Code, code_of_file, code_of_notebook, edited
-from wnconvert.source.migration import Migrated, migrated, words_of
+from wnconvert.source.migration import Migrated, code_words, migrated
 from wnconvert.source.names import CODE_FORMS, GROUPS, CodeForm
-from wnconvert.source.project import Place, Project
+from wnconvert.source.project import ModulePlace, Project
 from wnconvert.source.scopes import parsed
 from wnconvert.source.sites import Site
 from wnconvert.verbs.modernization.files import CodeFiles, files_of
@@ -59,7 +59,7 @@ def modernize_code(
     for source in src:
         refuse_other_than_path(source, "a file or folder of code")
     files = files_of([Path(source) for source in src], include)
-    modules = {place: module for place in files.holding(words_of(form)) if (module := files.parsed(place))}
+    modules = {place: module for place in files.holding(code_words(form)) if (module := files.parsed(place))}
     project = Project(files.packages, frozenset(files.paths), files.parsed)
     found = migrated(modules, project, form)
     rewrites = {
@@ -83,7 +83,7 @@ def modernize_code(
 def _report(
     form: CodeForm,
     files: CodeFiles,
-    found: Mapping[Place, Migrated],
+    found: Mapping[ModulePlace, Migrated],
     rewrites: Mapping[Path, Rewrite],
     *,
     written: bool,
@@ -136,7 +136,9 @@ def _rewrite(code: Code, found: Migrated, path: Path) -> Rewrite:
     return Rewrite(code.raw, new)
 
 
-def _file(place: Place, found: Migrated, files: CodeFiles, rewrites: Mapping[Path, Rewrite]) -> CodeFile:
+def _file(
+    place: ModulePlace, found: Migrated, files: CodeFiles, rewrites: Mapping[Path, Rewrite]
+) -> CodeFile:
     path, code = files.paths[place], files.codes[place]
     changes = tuple(_at(site, code) for site in found.sites if site.changes)
     findings = tuple(_at(site, code) for site in found.sites if not site.changes)
