@@ -7,18 +7,18 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from wnconvert.errors import LayerError
 from wnconvert.layers.dims import dim_of, spectral_dim
 from wnconvert.layers.evidence import EMPTY, EMPTY_FIX
 from wnconvert.layers.kinds import KINDS, Kind, in_words, stems_of
 from wnconvert.layers.rules import ORIGINAL, G, Mask, Norm, Operation, Rule, Spectral, SpectralStep, Stored
-from wnconvert.layers.schemes import Layer, Refused, Selection
+from wnconvert.layers.schemes import Layer, Refused, Selection, in_form, is_pair, owner_of
 from wnconvert.messages import counted, option
 from wnconvert.tensors.tree import TensorInfo
 
-__all__ = ["NO_OTHERS", "FoundOthers", "hints_on", "other_layers"]
+__all__ = ["NO_OTHERS", "FoundOthers", "as_form", "hints_on", "other_layers"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,10 +223,36 @@ _FITS: Mapping[type[Operation], Callable[[_Parts, int | str | None], _Fitted]] =
 }
 
 
-def hints_on(left: Sequence[Layer], kinds: Iterable[str], found: Iterable[Layer]) -> Iterator[str]:
+def as_form(layer: Layer, form: str) -> Layer | None:
+    """A layer as another form spells it; None where that form has no such kind.
+
+    >>> from wnconvert.tensors.dtypes import dtype_named
+    >>> shapes = {"conv.weight_orig": (8, 4, 3), "conv.weight_u": (8,), "conv.weight_v": (12,)}
+    >>> (layer,) = other_layers(
+    ...     (TensorInfo(name, dtype_named("float32"), shape) for name, shape in shapes.items()),
+    ...     Selection(kinds=("spectral",)), {}).layers
+    >>> [part.name for part in as_form(layer, "parametrize").parts.values()][1:]
+    ['conv.parametrizations.weight.0._u', 'conv.parametrizations.weight.0._v']
+    """
+    if is_pair(layer):
+        return in_form(layer, form)
+    operations = tuple(map(type, layer.rule.operations))
+    kind = next((each for each in _FOLDING if (each.form, each.operations) == (form, operations)), None)
+    if kind is None:
+        return None
+    owner = owner_of(layer.name)
+    inner = f"{owner}parametrizations.{layer.name[len(owner) :]}."
+    stem = inner if form == "parametrize" else layer.name.removesuffix(kind.weight)
+    parts = {role: replace(layer.parts[role], name=stem + key) for role, key in kind.parts.items()}
+    return replace(layer, form=form, parts=parts, note="", unread=())
+
+
+def hints_on(
+    left: Sequence[Layer], kinds: Iterable[str], found: Iterable[Layer], does: str = "folds"
+) -> Iterator[str]:
     """A sentence on each kind of layers that is ``left``, with what folds it beside what is ``found``.
 
-    ``kinds`` are those that were asked for.
+    ``kinds`` are those that were asked for, ``does`` what would be done with them.
     """
     there = {kind for layer in found for kind in layer.rule.kinds}
     asked = [kind for kind in kinds if kind in there]
@@ -235,5 +261,5 @@ def hints_on(left: Sequence[Layer], kinds: Iterable[str], found: Iterable[Layer]
         counts[layer.rule.kinds] = counts.get(layer.rule.kinds, 0) + 1
     for of_layer, count in counts.items():
         every = ",".join(dict.fromkeys((*asked, *of_layer)))
-        folds = "folds it" if count == 1 else "folds them"
-        yield f"{counted(count, 'layer')} of {in_words(of_layer)}: {option('kinds', every)} {folds}"
+        them = "it" if count == 1 else "them"
+        yield f"{counted(count, 'layer')} of {in_words(of_layer)}: {option('kinds', every)} {does} {them}"
