@@ -7,7 +7,7 @@ places), ``applied`` does with numpy what a writer would do with edits.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -24,8 +24,18 @@ from onnx import (
     numpy_helper,
 )
 
-from wnconvert.numerics import folding as weightnorm
-from wnconvert.onnx.file.model import Attribute, Constant, Graph, GraphEdits, Model, Node, OnnxFunction, Port
+from wnconvert.layers import rules
+from wnconvert.onnx.file.model import (
+    Attribute,
+    Constant,
+    Graph,
+    GraphEdits,
+    Model,
+    NewTensor,
+    Node,
+    OnnxFunction,
+    Port,
+)
 from wnconvert.onnx.graph.edits import fold_edits
 from wnconvert.onnx.graph.layers import GraphLayers, find_graph_layers
 from wnconvert.tensors.dtypes import DTYPES
@@ -165,10 +175,10 @@ def model_of(proto: ModelProto) -> Model:
     return read(proto).model
 
 
-def folded(proto: ModelProto) -> tuple[GraphLayers, ModelProto]:
+def folded(proto: ModelProto, kinds: Collection[str] = ("weight",)) -> tuple[GraphLayers, ModelProto]:
     """What is found in a model, and the model with all of it folded."""
     model = model_of(proto)
-    found = find_graph_layers(model)
+    found = find_graph_layers(model, kinds)
     return found, applied(proto, fold_edits(model, found.layers))
 
 
@@ -190,9 +200,7 @@ def applied(proto: ModelProto, edits: GraphEdits) -> ModelProto:
         container, at = source.records[start]
         del container[at]
     for tensor in edits.tensors:
-        array = weightnorm.fold_array(
-            _strided(source, tensor.v), _strided(source, tensor.g), tensor.dim, dtype=tensor.dtype.numpy()
-        )
+        array = _weight(source, tensor)
         stored = helper.make_tensor(
             tensor.name, _CODES[tensor.dtype.name], array.shape, array.tobytes(), raw=True
         )
@@ -202,6 +210,26 @@ def applied(proto: ModelProto, edits: GraphEdits) -> ModelProto:
         else:
             scope.node.insert(0, helper.make_node("Constant", [], [tensor.name], value=stored))
     return made
+
+
+def _weight(source: Read, tensor: NewTensor) -> np.ndarray[Any, Any]:
+    """What a new tensor is, in float64 and rounded."""
+    parts = {role: _strided(source, part).astype(np.float64) for role, part in tensor.parts}
+    w = parts["original"]
+    for operation in tensor.rule.operations:
+        match operation:
+            case rules.Mask():
+                w = w * parts["mask"]
+            case rules.Norm(dim=dim):
+                others = tuple(axis for axis in range(w.ndim) if axis != dim)
+                g = parts["g"].reshape([-1 if axis == dim else 1 for axis in range(w.ndim)])
+                w = g * w / np.sqrt(np.square(w).sum(others, keepdims=True))
+            case rules.Spectral(dim=int(dim)):
+                matrix = np.moveaxis(w, dim, 0).reshape(w.shape[dim], -1)
+                w = w / (parts["u"].reshape(-1) @ matrix @ parts["v"].reshape(-1))
+            case _:
+                raise NotImplementedError(operation)
+    return w.astype(tensor.dtype.numpy())
 
 
 def _strided(source: Read, tensor: StoredTensor) -> np.ndarray[Any, Any]:

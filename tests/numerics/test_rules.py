@@ -8,6 +8,7 @@ import pytest
 from tests.helpers.arrays import Array, normal, same
 from tests.helpers.oracle import DTYPES, NARROW
 from tests.helpers.rule_oracle import exact_weight
+from wnconvert.errors import LayerError
 from wnconvert.layers.rules import Mask, Norm, Rule, Spectral, SpectralStep, UnitVector
 from wnconvert.numerics.folding import Folding
 from wnconvert.numerics.rows import RowPolicy, RowReport
@@ -163,3 +164,49 @@ def test_a_sigma_of_zero_or_nan_is_a_problem_and_goes_as_ieee_has_it(dtype: str)
     w, report = fold(Rule((Spectral(0),)), arrays, dtype)
     assert np.isnan(w.astype(float)).all()
     assert "NaN or infinity" in RowPolicy().problems(report)[0].what
+
+
+def test_pruned_zeros_keep_the_signs_that_ieee_gives_them() -> None:
+    for dtype in DTYPES:
+        original = np.array([-1, 1, -0.0, 0.0, np.inf, np.nan], DTYPES[dtype])
+        mask = np.zeros(6, DTYPES[dtype])
+        w, report = fold(Rule((Mask(),)), {"original": original, "mask": mask}, dtype)
+        assert np.signbit(w[:4].astype(float)).tolist() == [True, False, True, False]
+        assert np.isnan(w[4:].astype(float)).all()
+        assert "NaN or infinity in it" in RowPolicy().problems(report)[0].what
+        kept = fold(Rule((Mask(),)), {"original": original[:4], "mask": mask[:4] + 1}, dtype)[0]
+        assert same(kept, original[:4].copy())
+
+
+@pytest.mark.parametrize("scale", [2.0**-140, 1e-30, 1e30, 2.0**120])
+def test_sigma_at_the_ends_of_the_range(scale: float) -> None:
+    arrays = {"original": normal(2, (3, 4), "float32", scale), **vectors(2, (3, 4), 0, "float32")}
+    for out in NARROW:
+        assert same(
+            fold(Rule((Spectral(0),)), arrays, out)[0], exact_weight(Rule((Spectral(0),)), arrays, out)
+        )
+
+
+@pytest.mark.parametrize("scale", [1e-300, 1e-160, 1.0, 1e160, 1e300])
+def test_float64_quotients_are_within_an_ulp_or_two(scale: float) -> None:
+    arrays = {"original": normal(2, (5, 40), "float64", scale), **vectors(2, (5, 40), 0, "float64")}
+    rule = Rule((Spectral(0),))
+    found, expected = fold(rule, arrays, "float64")[0], exact_weight(rule, arrays, "float64")
+    assert (np.abs(found - expected) <= 3 * np.spacing(np.abs(expected))).all()
+
+
+def test_operations_in_another_order_and_parts_that_do_not_fit_are_refused() -> None:
+    weight = np.ones((4, 6), np.float32)
+    arrays = {
+        "original": weight,
+        "mask": weight,
+        "g": np.ones(4, np.float32),
+        "u": weight[0],
+        "v": weight[:, 0],
+    }
+    for rule, words in (
+        (Rule((Norm(0), Mask())), "Mask does not come after"),
+        (Rule((Spectral(0),)), "do not fit a matrix of 4 × 6"),
+    ):
+        with pytest.raises(LayerError, match=words):
+            fold(rule, arrays, "float32")

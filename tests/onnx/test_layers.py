@@ -62,7 +62,7 @@ def check_folded(model: onnx.ModelProto, *, left: int = 1, layers: int = 1) -> G
 
 def check_untouched(model: onnx.ModelProto) -> None:
     found, made = folded(model)
-    assert found == GraphLayers((), ())
+    assert not found.layers + found.refused
     assert made == model
 
 
@@ -134,7 +134,7 @@ def test_a_magnitude_of_ones_is_a_magnitude_and_a_factor_of_ones_is_none() -> No
     one = b.tensor("one", np.ones((), np.float32))
     w = b.op("Mul", b.op("Mul", v, b.op("Div", one, b.reduce("ReduceL2", v, [1, 2]))), g)
     found = check_folded(used(b, w))
-    assert found.layers[0].g.name == "ones_g"
+    assert found.layers[0].parts["g"].name == "ones_g"
 
 
 def test_a_power_of_minus_one_half_is_a_norm() -> None:

@@ -72,9 +72,8 @@ class RowPolicy:
             what = f"v is zero in {say_rows(report.zero)}, and 0/0 is not a number"
             found.append(Problem(what, option("zero_rows", "zero")))
         if report.nonfinite.count and not self.allow_nonfinite:
-            what = f"NaN or infinity in g or v, in {say_rows(report.nonfinite)}"
-            if report.nonfinite == WHOLE:
-                what = "NaN or infinity in it"
+            whole = report.nonfinite == WHOLE
+            what = f"NaN or infinity in {'it' if whole else f'g or v, in {say_rows(report.nonfinite)}'}"
             found.append(Problem(what, option("allow_nonfinite", True)))
         if report.overflow.count and not self.allow_nonfinite:
             where = "" if report.overflow == WHOLE else f", in {say_rows(report.overflow)}"

@@ -321,6 +321,21 @@ def test_torchscript_is_folded_in_the_graph(tmp_path: Path, form: str, mel: torc
     assert {"conv_pre.weight", "up.weight", "proj.weight"} <= set(initializers(tmp_path / "m.onnx"))
 
 
+def test_spectral_norm_that_the_exporter_leaves_is_folded_in_the_graph(tmp_path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = nn.Sequential(
+            nn.utils.spectral_norm(nn.Conv1d(4, 96, 7, padding=3)),
+            nn.utils.spectral_norm(nn.ConvTranspose1d(96, 64, 4)),
+        )
+    inputs = ["input=float32[1,4,T]"]
+    report = export_onnx(model, tmp_path / "m.onnx", inputs=inputs, ranges=RANGES, exporter="dynamo")
+    assert report
+    assert report.folded_in_graph
+    made = onnx.load(tmp_path / "m.onnx").graph
+    assert {node.op_type for node in made.node} == {"Conv", "ConvTranspose"}
+
+
 @pytest.mark.parametrize("kind", ["traced", "scripted"])
 def test_a_frozen_torchscript_is_exported_from_memory_and_from_a_file(
     tmp_path: Path, mel: torch.Tensor, kind: str

@@ -5,10 +5,6 @@ mask       w mask, element by element
 factors    factors of rows, and bounds on them
 norm       g / |w| of rows
 unit       1 / max(|w|, eps) of a vector
-matrix     mat(w) v and its transpose, accurate or exact
 spectral   1 / sigma of a matrix
-normed     1 / sigma of a matrix whose rows were normed before
-step       1 / sigma after one step from u
-square     which axis are the rows, where both have one size
 table      each operation's arithmetic
 """

@@ -19,13 +19,13 @@ from wnconvert.numerics.rounding import name_of
 from wnconvert.numerics.rows import Divisor, RowTally
 from wnconvert.numerics.rules.factors import Alone, Bounds, Common, NarrowFactors
 from wnconvert.numerics.rules.mask import masked
-from wnconvert.numerics.rules.matrix import Matrix
 from wnconvert.numerics.rules.norm import NormScale
-from wnconvert.numerics.rules.normed import NormedSpectralFactor
 from wnconvert.numerics.rules.parts import RuleParts, refuse_large
-from wnconvert.numerics.rules.spectral import SpectralFactor
-from wnconvert.numerics.rules.square import SquareFactor
-from wnconvert.numerics.rules.step import StepFactor
+from wnconvert.numerics.rules.spectral.matrix import Matrix
+from wnconvert.numerics.rules.spectral.normed import NormedSpectralFactor
+from wnconvert.numerics.rules.spectral.sigma import SpectralFactor
+from wnconvert.numerics.rules.spectral.square import SquareFactor
+from wnconvert.numerics.rules.spectral.step import StepFactor
 from wnconvert.numerics.rules.unit import UnitScale
 from wnconvert.numerics.sums import Sums, accurate_sums
 from wnconvert.numerics.wide import WideFactors

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
+from wnconvert.layers.rules import ORIGINAL, Rule
 from wnconvert.tensors.dtypes import DType
 from wnconvert.tensors.tree import ByteRange, StoredTensor, TensorInfo
 
@@ -135,19 +136,23 @@ class Model:
 
 @dataclass(frozen=True, slots=True)
 class NewTensor:
-    """A tensor to be stored in the scope at ``path``: w = g·v/‖v‖ of two stored tensors.
+    """A tensor to be stored in the scope at ``path``: what ``rule`` makes of stored tensors, by their roles.
 
-    ``v`` is a view in the shape of w (its strides may be those of a transposed tensor); ``dim`` is an axis of
-    that shape, or None for the whole tensor; g has one element a row. ``layer`` is the name for people.
+    The original is a view in the shape of w (its strides may be those of a transposed tensor), whose axes the
+    rule names. ``layer`` is the name for people.
     """
 
     path: str
     name: str
     layer: str
-    g: StoredTensor
-    v: StoredTensor
-    dim: int | None
+    rule: Rule
+    parts: tuple[tuple[str, StoredTensor], ...]
     dtype: DType
+
+    @property
+    def original(self) -> StoredTensor:
+        """The elements that the rule starts from."""
+        return dict(self.parts)[ORIGINAL]
 
 
 @dataclass(frozen=True, slots=True)

@@ -181,20 +181,20 @@ class ModelWriter:
         return [length_head(FUNCTION_NODE, _size(node)), *node]
 
     def stored(self, tensor: NewTensor) -> list[_Part]:
-        """The content of a TensorProto: where v lay outside, so does w."""
-        work = FoldLayer.of_pair(tensor.g, tensor.v, tensor.dim, tensor.dtype, f"layer {tensor.layer}")
-        shape = tensor.v.info.shape
-        size = tensor.v.info.numel * tensor.dtype.itemsize
-        head = b"".join(int_record(1, length) for length in shape)
+        """The content of a TensorProto: where its original lay outside, so does it."""
+        work = FoldLayer(tensor.rule, tensor.parts, tensor.dtype, f"layer {tensor.layer}")
+        info = tensor.original.info
+        size = info.numel * tensor.dtype.itemsize
+        head = b"".join(int_record(1, length) for length in info.shape)
         head += int_record(2, CODES[tensor.dtype.name]) + bytes_record(8, tensor.name.encode())
-        if tensor.v.storage.shard:
+        if tensor.original.storage.shard:
             return [head, self.external(size, work), int_record(14, EXTERNAL)]
         return [head, length_head(9, size), _Made(size, work)]
 
 
 def _input(tensor: NewTensor) -> bytes:
     """A ValueInfoProto among the inputs, which names a tensor with its type and shape."""
-    shape = b"".join(bytes_record(1, int_record(1, size)) for size in tensor.v.info.shape)
+    shape = b"".join(bytes_record(1, int_record(1, size)) for size in tensor.original.info.shape)
     kind = int_record(1, CODES[tensor.dtype.name]) + bytes_record(2, shape)
     return bytes_record(11, bytes_record(1, tensor.name.encode()) + bytes_record(2, bytes_record(1, kind)))
 

@@ -9,9 +9,8 @@ from wnconvert.errors import LayerError
 from wnconvert.messages import listed
 from wnconvert.onnx.file.model import GraphEdits, Model, NewTensor, Node, OnnxFunction, Port
 from wnconvert.onnx.graph.index import Index, Removal, ValueId, index_of, removal, unique_name
-from wnconvert.onnx.graph.layers import NormLayer
+from wnconvert.onnx.graph.layers import GraphLayer
 from wnconvert.onnx.graph.views import View, calls_of
-from wnconvert.tensors.tree import StoredTensor
 
 __all__ = ["fold_edits", "renamed"]
 
@@ -20,11 +19,11 @@ __all__ = ["fold_edits", "renamed"]
 _Key = tuple[int, View]
 
 
-def fold_edits(model: Model, layers: Sequence[NormLayer]) -> GraphEdits:
+def fold_edits(model: Model, layers: Sequence[GraphLayer]) -> GraphEdits:
     """The changes that fold ``layers``, some or all of those that ``find_graph_layers`` found in ``model``.
 
-    Each weight becomes one tensor in the scope of its v, and nodes that used the computed weight use that.
-    Nodes and tensors that nothing uses any more are removed, with the layers that are stored in them. A
+    Each weight becomes one tensor in the scope of its original, and nodes that used the computed weight use
+    that. Nodes and tensors that nothing uses any more are removed, with the layers that are stored in them. A
     function that computed weights from its inputs gets the weights as inputs.
 
     Raises ``LayerError`` if a function computes several weights of which only some are wanted.
@@ -38,9 +37,8 @@ def fold_edits(model: Model, layers: Sequence[NormLayer]) -> GraphEdits:
             path=layers[number].path,
             name=name,
             layer=layers[number].layer.name,
-            g=_stored(layers[number]),
-            v=view.v,
-            dim=view.dim,
+            rule=view.rule,
+            parts=view.parts,
             dtype=view.dtype,
         )
         for (number, view), name in surgery.names.items()
@@ -54,11 +52,6 @@ def fold_edits(model: Model, layers: Sequence[NormLayer]) -> GraphEdits:
     )
 
 
-def _stored(layer: NormLayer) -> StoredTensor:
-    assert layer.g.tensor is not None  # noqa: S101 - else its shape would not be known
-    return layer.g.tensor
-
-
 @dataclass(frozen=True, slots=True)
 class _Formal:
     """A weight that becomes an input of a function: each of its calls passes one tensor."""
@@ -70,7 +63,7 @@ class _Formal:
 class _Surgery:
     """The replacement of each computed weight: a tensor, or an input of a function."""
 
-    def __init__(self, index: Index, layers: Sequence[NormLayer]) -> None:
+    def __init__(self, index: Index, layers: Sequence[GraphLayer]) -> None:
         self.index = index
         self.layers = layers
         self.names: dict[_Key, str] = {}

@@ -1,21 +1,23 @@
-"""The values of an ONNX model that are weight norm, g·v/‖v‖ of stored tensors, however it is computed."""
+"""The values of an ONNX model that are weights of a rule, such as g·v/‖v‖, however they are computed."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from typing import TypeAlias
 
-from wnconvert.layers.schemes import SCHEMES, Layer, Refused
+from wnconvert.layers.rules import ORIGINAL, Mask
+from wnconvert.layers.schemes import Layer, Refused
+from wnconvert.onnx.arithmetic.meaning import Meaning, meaning_of
+from wnconvert.onnx.arithmetic.monomials import tensor_numbers
 from wnconvert.onnx.file.model import Constant, Graph, Model, OnnxFunction
-from wnconvert.onnx.graph.index import Index, ValueId, index_of, unique_name
-from wnconvert.onnx.graph.monomials import SQUARES, VALUE, Factor, Monomial
-from wnconvert.onnx.graph.rules import KnownValue
-from wnconvert.onnx.graph.values import Leaf, SeenValue, values_of
-from wnconvert.onnx.graph.views import View, bases_of, calls_of, trees_of
-from wnconvert.tensors.tree import TensorInfo
+from wnconvert.onnx.graph.index import Index, ValueId, index_of, removal, unique_name
+from wnconvert.onnx.graph.names import has_name_of, weight_name
+from wnconvert.onnx.graph.values import Leaf, SeenValue, symbolic_values
+from wnconvert.onnx.graph.views import View, bases_of, calls_of, trees_of, weight_view
+from wnconvert.tensors.tree import Shape
 
-__all__ = ["FunctionWeight", "GraphLayers", "NormLayer", "Weight", "find_graph_layers"]
+__all__ = ["FunctionWeight", "GraphLayer", "GraphLayers", "Weight", "find_graph_layers"]
 
 
 _INLINE = "inline the model's functions first (onnx.inliner.inline_local_functions)"
@@ -40,119 +42,103 @@ class FunctionWeight:
 
 
 @dataclass(frozen=True, slots=True)
-class NormLayer:
-    """A layer of an ONNX model: g and v, the ``path`` of the scope that stores v, and where w is computed."""
+class GraphLayer:
+    """A layer of an ONNX model: its tensors by role, the ``path`` of its original's scope, its weights."""
 
     layer: Layer
     path: str
-    g: Constant
-    v: Constant
+    parts: Mapping[str, Constant]
     weights: tuple[Weight, ...]
     passed: tuple[FunctionWeight, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class GraphLayers:
-    """The layers of a model in the order of their arithmetic, and those that cannot be folded."""
+    """The layers of a model in the order of their arithmetic, and those that cannot be folded.
 
-    layers: tuple[NormLayer, ...]
+    ``others`` are the layers that need another kind than those that were asked for.
+    """
+
+    layers: tuple[GraphLayer, ...]
     refused: tuple[Refused, ...]
+    others: tuple[Layer, ...] = ()
 
 
-def find_graph_layers(model: Model) -> GraphLayers:
-    """Find the weight norm in a model by names and shapes alone: no tensor is read.
+def find_graph_layers(model: Model, kinds: Collection[str] = ("weight",)) -> GraphLayers:
+    """Find the layers of some kinds in a model by names and shapes alone: no tensor is read.
 
-    A value is weight norm if it is g¹·v¹·(Σv²)^(-1/2) over v's own elements, the sum over all axes
-    but one or over all, with one element of g for each norm.
+    A value is such a layer's weight if it is what the rule makes of stored tensors: for weight norm
+    g¹·v¹·(Σv²)^(-1/2) over v's own elements, the sum over all axes but one or over all, with one element of g
+    for each norm. A weight in a weight of which all kinds are asked for is no layer of its own.
     """
     index = index_of(model)
-    leaves, seen = values_of(model, index)
-    groups: dict[_Key, list[_Sighting]] = {}
+    leaves, seen = symbolic_values(model, index)
+    shapes = [leaf.info.shape for leaf in leaves]
+    every: _Groups = {}
     for value in seen:
-        if (sighting := _sighting(value, leaves)) is not None:
-            groups.setdefault(sighting.key, []).append(sighting)
-    drafts = [_draft(model, index, key, groups, leaves) for key in groups]
-    kept = [draft for draft in drafts if draft.weights or draft.passed or draft.reason]
-    _judge_functions(index, kept)
-    taken: set[str] = set()
-    layers: list[NormLayer] = []
-    refused: list[Refused] = []
-    for draft in kept:
-        name = unique_name(_name_of(draft.v.value[1]), taken)
-        if draft.reason:
-            refused.append(Refused(name, draft.reason, draft.remedy))
-        else:
-            layers.append(_layer(name, draft))
-    return GraphLayers(tuple(layers), tuple(refused))
-
-
-#: g and v (numbers of leaves), and v's axis.
-_Key = tuple[int, int, int | None]
+        if (sighting := _sighting(value, leaves, shapes)) is not None:
+            every.setdefault(sighting.key, []).append(sighting)
+    wanted = {key: group for key, group in every.items() if set(key.rule.kinds) <= set(kinds)}
+    drafts = _named(_drafts(model, index, wanted, leaves))
+    refused = (Refused(name, draft.reason, draft.remedy) for name, draft in drafts if draft.reason)
+    layers = (_layer(name, draft) for name, draft in drafts if not draft.reason)
+    others = _named(_drafts(model, index, every, leaves) if len(wanted) < len(every) else ())
+    left = (_layer(name, draft).layer for name, draft in others if draft.key not in wanted)
+    return GraphLayers(tuple(layers), tuple(refused), tuple(left))
 
 
 @dataclass(frozen=True, slots=True)
 class _Sighting:
-    """A value that is weight norm."""
+    """A value that is a weight."""
 
-    key: _Key
+    key: Meaning
     seen: SeenValue
     view: View
+
+
+#: The values that are weights, those of each meaning together.
+_Groups: TypeAlias = dict[Meaning, list[_Sighting]]
 
 
 @dataclass(slots=True)
 class _Draft:
     """A layer in the making; ``reason`` if it is refused, ``remedy`` for what helps."""
 
-    g: Leaf
-    v: Leaf
-    dim: int | None
+    key: Meaning
+    tensors: Mapping[str, Leaf]
     weights: tuple[Weight, ...] = ()
     passed: tuple[FunctionWeight, ...] = ()
     reason: str = ""
     remedy: str = ""
+
+    @property
+    def original(self) -> Leaf:
+        """The tensor that the rule starts from."""
+        return self.tensors[ORIGINAL]
 
     def refuse(self, reason: str, remedy: str = "") -> None:
         if not self.reason:
             self.reason, self.remedy = reason, remedy
 
 
-def _sighting(seen: SeenValue, leaves: Sequence[Leaf]) -> _Sighting | None:
-    """A value as weight norm; None if it is not, or if no strides describe its layout."""
+def _sighting(seen: SeenValue, leaves: Sequence[Leaf], shapes: Sequence[Shape]) -> _Sighting | None:
+    """A value as a weight; None if it is none, or if no strides describe its layout."""
     monomial = seen.value.monomial
     if monomial is None:
         return None
-    squares = [factor for factor, exponent in monomial.factors if factor.kind == SQUARES]
-    if len(squares) != 1 or dict(monomial.factors)[squares[0]] * 2 != -1:
+    units = {number for number in tensor_numbers(monomial.factors) if _is_ones(leaves[number])}
+    found = meaning_of(
+        monomial,
+        shapes,
+        units,
+        lambda number, rule: has_name_of(leaves[number].value[1], rule),
+    )
+    if found is None:
         return None
-    number = squares[0].tensor
-    for v, exponent in monomial.factors:
-        if v.kind == VALUE and v.tensor == number and exponent == 1:
-            g = _magnitude(monomial, v, squares[0], leaves)
-            view = _view(monomial, v, squares[0], seen.value, leaves) if g is not None else None
-            if g is not None and view is not None:
-                key = (g.tensor, number, _dim(g, squares[0], leaves))
-                return _Sighting(key, seen, view)
-    return None
-
-
-def _magnitude(monomial: Monomial, v: Factor, squares: Factor, leaves: Sequence[Leaf]) -> Factor | None:
-    """The factor that is g: the only one beside v and its norm, not counting tensors of ones."""
-    rest = [(factor, exponent) for factor, exponent in monomial.factors if factor not in {v, squares}]
-    units = [factor for factor, _ in rest if _is_ones(leaves[factor.tensor])]
-    others = [(factor, exponent) for factor, exponent in rest if factor not in units]
-    if len(others) > 1 or any(factor.tensor == v.tensor for factor, _ in others):
-        return None
-    kept = [axis for axis, atom in enumerate(squares.axes) if atom >= 0]
-    if len(kept) > 1 or any(squares.axes[axis] != v.axes[axis] for axis in kept):
-        return None
-    wanted = [v.axes[axis] for axis in kept]
-    fitting = [
-        factor
-        for factor, exponent in others or rest
-        if exponent == 1 and factor.kind == VALUE and [atom for atom in factor.axes if atom >= 0] == wanted
-    ]
-    # A tensor of ones may be a factor beside g, or g itself: g is the one with most axes.
-    return max(fitting, key=lambda factor: len(factor.axes), default=None)
+    meaning, original = found
+    parts = {role: leaves[number].stored for role, number in meaning.tensors}
+    view = weight_view(monomial.dims, original, meaning.rule, parts, seen.value.dtype)
+    return _Sighting(meaning, seen, view) if view is not None else None
 
 
 def _is_ones(tensor: Leaf) -> bool:
@@ -160,64 +146,41 @@ def _is_ones(tensor: Leaf) -> bool:
     return values is not None and all(value == 1 for value in values)
 
 
-def _dim(g: Factor, squares: Factor, leaves: Sequence[Leaf]) -> int | None:
-    """The axis of v that g belongs to, as ``wnconvert.layers.dims`` reads it from the shapes."""
-    kept = [axis for axis, atom in enumerate(squares.axes) if atom >= 0]
-    if kept:
-        return kept[0]
-    shape = leaves[squares.tensor].info.shape
-    return 0 if shape[:1] == (1,) and len(g.axes) == len(shape) else None
+def _drafts(model: Model, index: Index, groups: _Groups, leaves: Sequence[Leaf]) -> Sequence[_Draft]:
+    """The layers of these groups that something uses, or that are refused."""
+    drafts = [_draft(model, index, key, groups, leaves) for key in groups]
+    kept = [draft for draft in drafts if draft.weights or draft.passed or draft.reason]
+    _judge_functions(index, kept)
+    return [draft for draft in kept if not (draft.reason and _is_any_product(draft))]
 
 
-def _view(
-    monomial: Monomial, v: Factor, squares: Factor, value: KnownValue, leaves: Sequence[Leaf]
-) -> View | None:
-    """The layout of v's elements in the value; None if no strides describe it, or if dim is not one axis."""
-    stored = leaves[v.tensor].stored
-    axis_of = {atom: axis for axis, atom in enumerate(v.axes) if atom >= 0}
-    if len(axis_of) != sum(map(len, monomial.dims)):
-        return None
-    norms = next((atom for atom in squares.axes if atom >= 0), None)
-    shape, strides, dim, at = monomial.shape, [0] * len(monomial.dims), None, 0
-    for place, atoms in enumerate(monomial.dims):
-        axes = [axis_of[atom] for atom in range(at, at + len(atoms))]
-        if norms is not None and at <= norms < at + len(atoms):
-            if len(atoms) != 1:
-                return None
-            dim = place
-        at += len(atoms)
-        for outer, inner in pairwise(axes):
-            if stored.strides[outer] != stored.strides[inner] * stored.info.shape[inner]:
-                return None
-        strides[place] = stored.strides[axes[-1]] if axes else 0
-    for place in reversed(range(len(shape))):
-        if shape[place] == 1:  # any stride is right; this is torch's choice
-            behind = place + 1
-            strides[place] = strides[behind] * shape[behind] if behind < len(shape) else 1
-    info = TensorInfo(stored.info.name, stored.info.dtype, shape)
-    return View(replace(stored, info=info, strides=tuple(strides)), dim, value.dtype)
+def _is_any_product(draft: _Draft) -> bool:
+    """Whether it is a product of two tensors without the names of a masked weight: it may be anything."""
+    rule = draft.key.rule
+    return rule.operations == (Mask(),) and not has_name_of(draft.original.value[1], rule)
 
 
-def _draft(
-    model: Model,
-    index: Index,
-    key: _Key,
-    groups: Mapping[_Key, Sequence[_Sighting]],
-    leaves: Sequence[Leaf],
-) -> _Draft:
-    """The layer of one g and v: the layouts of its weight to store, and the values that they replace."""
-    g, v, dim = leaves[key[0]], leaves[key[1]], key[2]
-    draft = _Draft(g, v, dim)
-    home = index.roots[v.value[0]]
+def _named(drafts: Iterable[_Draft]) -> Sequence[tuple[str, _Draft]]:
+    """Layers with the names of their weights, each another."""
+    taken: set[str] = set()
+    return [
+        (unique_name(weight_name(draft.original.value[1], draft.key.rule), taken), draft) for draft in drafts
+    ]
+
+
+def _draft(model: Model, index: Index, key: Meaning, groups: _Groups, leaves: Sequence[Leaf]) -> _Draft:
+    """The layer of one meaning: the layouts of its weight to store, and the values that they replace."""
+    draft = _Draft(key, {role: leaves[number] for role, number in key.tensors})
+    stored_in = draft.original.value[0]
+    home = index.roots[stored_in]
     in_function = isinstance(index.scopes[home], OnnxFunction)
-    # 1·v/‖v‖ has the form of weight norm, but may be a step on the way to g·v/‖v‖.
-    steps = _places_of(groups, key) if _is_ones(g) else set()
+    gone = _gone_with_others(index, groups, key)
     stacks: dict[tuple[str, tuple[int, ...]], list[_Sighting]] = {}
     for sighting in groups[key]:
         root = index.roots[sighting.seen.place[0]]
         if in_function and root == home and sighting.seen.calls:
             continue  # a tensor that a function stores is the same in every call
-        if root == home and v.value[0] not in index.around(sighting.seen.place[0]):
+        if root == home and stored_in not in index.around(sighting.seen.place[0]):
             continue  # an output of a branch of If: tensors of the branch are not visible there
         stacks.setdefault((root, sighting.seen.calls), []).append(sighting)
     local: dict[View, list[ValueId]] = {}
@@ -225,7 +188,7 @@ def _draft(
     for (root, calls), sightings in stacks.items():
         values = {sighting.seen.place: sighting.view for sighting in sightings}
         given = [sighting.seen.place for sighting in sightings if sighting.seen.is_formal]
-        trees = trees_of(index, values, given, steps)
+        trees = trees_of(index, values, given, gone)
         for tree in trees:
             if tree.output:
                 draft.refuse(*_output(index, tree.root))
@@ -246,10 +209,19 @@ def _draft(
     return draft
 
 
-def _places_of(groups: Mapping[_Key, Sequence[_Sighting]], key: _Key) -> set[ValueId]:
-    """The values where the same v is the direction of another layer."""
-    others = (group for other, group in groups.items() if other[1] == key[1] and other != key)
-    return {sighting.seen.place for group in others for sighting in group}
+def _gone_with_others(index: Index, groups: _Groups, key: Meaning) -> Collection[int]:
+    """The nodes that nothing uses once the other weights of the same original are stored.
+
+    1·v/‖v‖ has the form of weight norm, but may be a step on the way to g·v/‖v‖, as w·mask is on the way to
+    what is made of a masked weight.
+    """
+    others = (group for other, group in groups.items() if other != key and key.original in other.numbers)
+    places = set().union(*map(_places, others))
+    return removal(index, places - _places(groups[key])).nodes if places else ()
+
+
+def _places(group: Iterable[_Sighting]) -> set[ValueId]:
+    return {sighting.seen.place for sighting in group}
 
 
 def _describe(scope: Graph | OnnxFunction) -> str:
@@ -269,7 +241,7 @@ def _output(index: Index, value: ValueId) -> tuple[str, str]:
 
 def _judge_tensors(model: Model, index: Index, draft: _Draft) -> None:
     """Refuse a layer whose tensors have a dtype that cannot be folded, or that a caller may replace."""
-    for tensor in (draft.g, draft.v):
+    for tensor in draft.tensors.values():
         name, dtype = tensor.value[1], tensor.info.dtype
         if not tensor.info.numel:
             draft.refuse(f"{name} has no elements")
@@ -308,19 +280,8 @@ def _judge_functions(index: Index, drafts: Sequence[_Draft]) -> None:
                     draft.refuse(f"{_describe(scope)} computes it in some of its calls only", _INLINE)
 
 
-def _layer(name: str, draft: _Draft) -> NormLayer:
-    g, v = (replace(tensor.info, name=tensor.value[1]) for tensor in (draft.g, draft.v))
-    layer = Layer.of_pair(name, "onnx", draft.dim, g, v)
-    return NormLayer(layer, draft.v.value[0], draft.g.constant, draft.v.constant, draft.weights, draft.passed)
-
-
-def _name_of(v: str) -> str:
-    """The name of a weight, from the name of its v if that follows a known convention.
-
-    >>> _name_of("dec.conv.weight_v"), _name_of("kernel")
-    ('dec.conv.weight', 'kernel.folded')
-    """
-    for scheme in SCHEMES:
-        if scheme.is_torchs and (match := scheme.v.fullmatch(v)):
-            return match["owner"] + match["param"]
-    return f"{v}.folded"
+def _layer(name: str, draft: _Draft) -> GraphLayer:
+    infos = {role: replace(tensor.info, name=tensor.value[1]) for role, tensor in draft.tensors.items()}
+    constants = {role: tensor.constant for role, tensor in draft.tensors.items()}
+    layer = Layer(name, "onnx", draft.key.rule, infos)
+    return GraphLayer(layer, draft.original.value[0], constants, draft.weights, draft.passed)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from wnconvert.errors import LayerError
+from wnconvert.layers.kinds import WORDS
+from wnconvert.layers.others import hints_on
 from wnconvert.layers.schemes import Selection
 from wnconvert.messages import counted, listed, option
 from wnconvert.onnx.file.model import GraphEdits, Model
 from wnconvert.onnx.file.reader import OnnxFile
 from wnconvert.onnx.graph.edits import fold_edits
-from wnconvert.onnx.graph.layers import NormLayer, find_graph_layers
+from wnconvert.onnx.graph.layers import GraphLayer, find_graph_layers
 from wnconvert.plan.plan import Change, Plan, PlannedStateDict
 from wnconvert.plan.selection.wanted import check_refused, check_selection, idle_excludes
 from wnconvert.plan.steps import Fold, Keep, Step
@@ -27,7 +29,7 @@ class OnnxFold:
     """A plan, the layers that it folds, how many are left as they are, and the changes of the model."""
 
     plan: Plan
-    layers: tuple[NormLayer, ...]
+    layers: tuple[GraphLayer, ...]
     edits: GraphEdits
     left: int = 0
 
@@ -37,7 +39,7 @@ class OnnxFold:
         if self.left:
             globs = f"{option('layers')} and {option('exclude')}"
             return f"{globs} leave out {counted(self.left, 'layer')}, all that there are"
-        return "no weight norm is left in the graph"
+        return f"no {' or '.join(WORDS[kind] for kind in self.plan.kinds)} is left in the graph"
 
 
 def plan_onnx(opened: OnnxFile, selection: Selection = Selection()) -> OnnxFold:  # noqa: B008 - frozen
@@ -46,7 +48,7 @@ def plan_onnx(opened: OnnxFile, selection: Selection = Selection()) -> OnnxFold:
     Raises ``LayerError`` if layers are refused, ``ArgumentError`` if the selection matches nothing.
     """
     model, tree = opened.model, opened.tree()
-    found = find_graph_layers(model)
+    found = find_graph_layers(model, selection.kinds)
     names = [*(item.layer.name for item in found.layers), *(no.name for no in found.refused)]
     check_selection(selection, names)
     check_refused({"": [no for no in found.refused if selection.wants(no.name)]}, "folded")
@@ -62,20 +64,21 @@ def plan_onnx(opened: OnnxFile, selection: Selection = Selection()) -> OnnxFold:
         item for item in layers if item.layer.name in made
     )  # others are removed with the scope that stores them
     planned = tuple(_planned(model, state, layers, changed) for state in tree.state_dicts)
-    notes = (*tree.notes, *idle_excludes(selection, names), *_notes(model, changed))
-    plan = Plan("fold", Container.ONNX, planned, notes=notes)
+    notes = (*tree.notes, *idle_excludes(selection, names), *_notes(model, changed, layers))
+    hints = tuple(hints_on(found.others, selection.kinds, (item.layer for item in found.layers)))
+    plan = Plan("fold", Container.ONNX, planned, notes=notes, kinds=selection.kinds, hints=hints)
     return OnnxFold(plan, layers, changed, len(found.layers) - len(layers))
 
 
 def _planned(
-    model: Model, state: StateDict, layers: Sequence[NormLayer], changed: GraphEdits
+    model: Model, state: StateDict, layers: Sequence[GraphLayer], changed: GraphEdits
 ) -> PlannedStateDict:
-    """The plan of a scope: the tensors that stay, and each new weight in the place of v."""
+    """The plan of a scope: the tensors that stay, and each new weight in the place of its original."""
     dtypes: dict[str, DType] = {tensor.layer: tensor.dtype for tensor in changed.tensors}
     here = [item.layer for item in layers if item.path == state.path]
     after: dict[str, list[Step]] = {}
     for layer in here:
-        after.setdefault(layer.v.name, []).append(Fold(layer, dtypes[layer.name]))
+        after.setdefault(layer.original.name, []).append(Fold(layer, dtypes[layer.name]))
     gone = set(_gone(model, state.path, changed))
     steps: list[Step] = []
     for entry in state.entries:
@@ -97,10 +100,12 @@ def _gone(model: Model, path: str, changed: GraphEdits) -> Iterator[str]:
             yield from node.outputs
 
 
-def _notes(model: Model, changed: GraphEdits) -> Iterable[str]:
+def _notes(model: Model, changed: GraphEdits, layers: Sequence[GraphLayer]) -> Iterator[str]:
     inputs = [port.name for port in model.graph.inputs if port.record.start in changed.dropped]
     if inputs:
         yield f"inputs that only repeated stored tensors go with them: {listed(inputs, 6)}"
     nodes = sum(node.record.start in changed.dropped for scope in model.scopes() for node in scope.nodes)
     if nodes:
-        yield f"left out with the weight norm: {counted(nodes, 'node')} that nothing uses any more"
+        kinds = dict.fromkeys(kind for item in layers for kind in item.layer.rule.kinds)
+        what = " and ".join(WORDS[kind] for kind in kinds)
+        yield f"left out with the {what}: {counted(nodes, 'node')} that nothing uses any more"

@@ -13,15 +13,15 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from wnconvert.onnx.arithmetic.monomials import leaf
+from wnconvert.onnx.arithmetic.operators import KnownValue, numbers_as_array, result_of
 from wnconvert.onnx.file.model import Attribute, Constant, Graph, GraphScope, Model, Node, OnnxFunction
 from wnconvert.onnx.graph.index import Index, ValueId, in_dependency_order
-from wnconvert.onnx.graph.monomials import leaf
-from wnconvert.onnx.graph.rules import KnownValue, numbers_as_array, result_of
 from wnconvert.tensors.blocks import Array
 from wnconvert.tensors.dtypes import DTYPES, DType
 from wnconvert.tensors.tree import ByteRange, StoredTensor, TensorInfo, contiguous_strides
 
-__all__ = ["Leaf", "SeenValue", "values_of"]
+__all__ = ["Leaf", "SeenValue", "symbolic_values"]
 
 
 #: The most nodes of functions to walk in all: every call walks a body again, and calls nest.
@@ -63,8 +63,8 @@ _Env: TypeAlias = ChainMap[str, KnownValue | None]
 _Bound: TypeAlias = Mapping[str, Attribute]
 
 
-def values_of(model: Model, index: Index) -> tuple[list[Leaf], list[SeenValue]]:
-    """The stored tensors, and every value that is a product of at least three factors."""
+def symbolic_values(model: Model, index: Index) -> tuple[list[Leaf], list[SeenValue]]:
+    """The stored tensors, and every value that is a product of several factors."""
     walk = _Walk(index)
     walk.scope(model.graph, ChainMap(), (), {})
     for function in model.functions:
@@ -108,8 +108,8 @@ class _Walk:
     def note(
         self, place: ValueId, calls: tuple[int, ...], value: KnownValue | None, *, is_formal: bool = False
     ) -> None:
-        """Remember a value if it is a product of at least three factors."""
-        if value is not None and value.monomial is not None and len(value.monomial.factors) > 2:
+        """Remember a value if it is a product of several factors."""
+        if value is not None and value.monomial is not None and len(value.monomial.factors) > 1:
             self.seen.append(SeenValue(place, calls, value, is_formal))
 
     def stored(self, place: ValueId, constant: Constant) -> KnownValue | None:

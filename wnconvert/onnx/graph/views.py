@@ -7,24 +7,113 @@ tree have in common, so a weight that is only used transposed is stored transpos
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+import math
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import TypeAlias
 
+from wnconvert.layers.rules import ORIGINAL, Mask, Norm, Operation, Rule, Spectral
+from wnconvert.onnx.arithmetic.monomials import Dims, Factor
 from wnconvert.onnx.file.model import OnnxFunction
 from wnconvert.onnx.graph.index import Index, ValueId
 from wnconvert.tensors.dtypes import DType
-from wnconvert.tensors.tree import StoredTensor
+from wnconvert.tensors.tree import Shape, StoredTensor, TensorInfo
 
-__all__ = ["View", "ViewTree", "bases_of", "calls_of", "trees_of"]
+__all__ = ["View", "ViewTree", "bases_of", "calls_of", "trees_of", "weight_view"]
+
+
+#: The tensors of a weight, by their roles.
+_Parts: TypeAlias = tuple[tuple[str, StoredTensor], ...]
 
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """A layout of the weight: its elements with the shape and strides of ``v``; ``dim`` is an axis of it."""
+    """A layout of a weight: the shape and strides of its original among ``parts``, by their roles.
 
-    v: StoredTensor
-    dim: int | None
+    The dims of ``rule`` are axes of it, and what belongs to elements or columns lies in its order.
+    """
+
+    rule: Rule
+    parts: _Parts
     dtype: DType
+
+    @property
+    def original(self) -> StoredTensor:
+        """The elements that the rule starts from."""
+        return dict(self.parts)[ORIGINAL]
+
+
+def weight_view(
+    dims: Dims, original: Factor, rule: Rule, parts: Mapping[str, StoredTensor], dtype: DType
+) -> View | None:
+    """The layout of a weight in a value with these dims, ``original`` among its factors.
+
+    None if no strides describe it, or if an axis that ``rule`` names is not an axis of it.
+    """
+    axis_of = {axis[0]: number for number, axis in enumerate(original.axes) if axis}
+    places: list[tuple[int, ...]] = []
+    at = 0
+    for dim in dims:
+        places.append(tuple(axis_of[atom] for atom in range(at, at + len(dim))))
+        at += len(dim)
+    shape = parts[ORIGINAL].info.shape
+    try:
+        operations = tuple(_turned(operation, shape, places) for operation in rule.operations)
+        laid = {role: _laid(tensor, places) for role, tensor in _along(rule, shape, parts)}
+    except _NoViewError:
+        return None
+    return View(Rule(operations), tuple({**parts, **laid}.items()), dtype)
+
+
+class _NoViewError(Exception):
+    """A layout that no strides describe."""
+
+
+def _turned(operation: Operation, shape: Shape, places: Sequence[tuple[int, ...]]) -> Operation:
+    """The operation with its dim as an axis of a layout."""
+    match operation:
+        case Norm(dim=int(dim)):
+            # One norm for all is that of the whole tensor.
+            return Norm(_place(dim, places) if shape[dim] != 1 else None)
+        case Spectral(dim=int(dim)):
+            return Spectral(_place(dim, places) if shape[dim] != 1 else _place(None, places))
+    return operation
+
+
+def _place(axis: int | None, places: Sequence[tuple[int, ...]]) -> int:
+    """The axis of a layout that is an axis of the original; None: any of size 1."""
+    wanted = () if axis is None else (axis,)
+    if wanted not in places:
+        raise _NoViewError
+    return places.index(wanted)
+
+
+def _along(rule: Rule, shape: Shape, parts: Mapping[str, StoredTensor]) -> Iterator[tuple[str, StoredTensor]]:
+    """The tensors that run along several axes of the original, each with as many axes."""
+    yield ORIGINAL, parts[ORIGINAL]
+    for operation in rule.operations:
+        match operation:
+            case Mask():
+                yield "mask", parts["mask"]
+            case Spectral(dim=int(dim)):
+                yield "v", parts["v"].shaped((*shape[:dim], 1, *shape[dim + 1 :]))
+
+
+def _laid(stored: StoredTensor, places: Sequence[tuple[int, ...]]) -> StoredTensor:
+    """The elements of a tensor in a layout, each axis of which is some of its own."""
+    shape = [math.prod(stored.info.shape[axis] for axis in axes) for axes in places]
+    strides = [stored.strides[axes[-1]] if axes else 0 for axes in places]
+    for axes in places:
+        for outer, inner in pairwise(axes):
+            if stored.strides[outer] != stored.strides[inner] * stored.info.shape[inner]:
+                raise _NoViewError
+    for place in reversed(range(len(shape))):
+        if shape[place] == 1:  # any stride is right; this is torch's choice
+            behind = place + 1
+            strides[place] = strides[behind] * shape[behind] if behind < len(shape) else 1
+    info = TensorInfo(stored.info.name, stored.info.dtype, tuple(shape))
+    return replace(stored, info=info, strides=tuple(strides))
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,12 +132,12 @@ def trees_of(
     index: Index,
     values: Mapping[ValueId, View],
     given: Iterable[ValueId] = (),
-    steps: Collection[ValueId] = (),
+    gone: Collection[int] = (),
 ) -> tuple[ViewTree, ...]:
     """The trees of the views of one weight in one graph or function, without those that nothing uses.
 
-    ``given`` are views that a function gets as inputs: their trees are left out. A node that makes one of
-    ``steps`` does not count as a use.
+    ``given`` are views that a function gets as inputs: their trees are left out. A node that is ``gone``
+    (the start of its record) does not count as a use.
     """
     parents = {value: _parent(index, value, values) for value in values}
     outside = set(given)
@@ -58,7 +147,7 @@ def trees_of(
         root = _line(value, parents)[-1]
         if root in outside:
             continue
-        if places := [value] * _uses(index, value, parents, steps):
+        if places := [value] * _uses(index, value, parents, gone):
             wanted.setdefault(root, []).extend(places)
         if value in index.outputs:
             # An output keeps its name and its node, so the node counts as the use. The outputs of a
@@ -101,11 +190,11 @@ def _uses(
     index: Index,
     value: ValueId,
     parents: Mapping[ValueId, ValueId | None],
-    steps: Collection[ValueId],
+    gone: Collection[int],
 ) -> int:
     """How many nodes use a value for anything but another view."""
     return sum(
-        not any((path, name) in parents or (path, name) in steps for name in node.outputs)
+        node.record.start not in gone and not any((path, name) in parents for name in node.outputs)
         for path, node in index.users.get(value, ())
     )
 

@@ -13,6 +13,8 @@ import torch
 from torch.export import ExportedProgram
 
 from wnconvert.errors import LayerError, WnconvertError
+from wnconvert.layers.kinds import ALL
+from wnconvert.layers.schemes import Selection
 from wnconvert.messages import counted, refuse_other_than_path
 from wnconvert.onnx.graph.edits import renamed
 from wnconvert.onnx.graph.plan import OnnxFold, plan_onnx
@@ -243,10 +245,10 @@ class _Export:
         return _Made(exported, copy, layers)
 
     def fold_and_name(self, made: _Made, folder: Path) -> _Written:
-        """Fold the weight norm that is left in the graph, name the initializers, write, and read back."""
+        """Fold what is left in the graph of weight norm and all other kinds, name the initializers, write."""
         graph, path = graph_of(made.exported), _written(folder, self.target)
         with self.steps("fold", "weight norm that the exporter left in the graph") as step:
-            fold = plan_onnx(graph)
+            fold = plan_onnx(graph, Selection(kinds=ALL))
             left = f"{counted(len(fold.layers), 'layer')} that the exporter left in the graph"
             step.detail = left if fold.layers else "no weight norm was left in the graph"
         with self.steps("name", "initializers after layers") as step:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from wnconvert.layers.rules import ORIGINAL, G
 from wnconvert.messages import counted, told
 from wnconvert.onnx.file.model import Node
 from wnconvert.onnx.file.reader import OnnxFile, stored_in
@@ -51,7 +52,7 @@ def graph_layers(
     of two and more dimensions.
     """
     found = find_graph_layers(opened.model)
-    halves = {(item.path, half.name) for item in found.layers for half in (item.g, item.v)}
+    halves = {(item.path, half.name) for item in found.layers for half in item.parts.values()}
     plain = _plain(opened, elements, request, halves)
     made = rows_made((*_normed(elements, found, request), *plain), workers)
     refused = ((item.name, item.reason) for item in found.refused)
@@ -63,7 +64,7 @@ def graph_layers(
 
 def _normed(elements: Elements, found: GraphLayers, request: InspectRequest) -> Iterator[RowTask]:
     for item in found.layers:
-        g, v = item.g.tensor, item.v.tensor
+        g, v = (item.parts[role].tensor for role in (G, ORIGINAL))
         if request.selection.wants(item.layer.name) and g is not None and v is not None:
             yield layer_task(elements, item.path, item.layer, g, v, full=request.full)
     for refused in found.refused:

@@ -1,6 +1,6 @@
 """Fold on ONNX models.
 
-formula  g·v/‖v‖ of one layer, read in blocks
+formula  the weight of one layer, read in blocks
 layers   a folded model's layers against the original's arithmetic
 run      both models run on made-up inputs
 check    a folded model against the original: its bytes, onnx's checker, and both of these

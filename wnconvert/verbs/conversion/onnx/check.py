@@ -95,7 +95,7 @@ def _run(
         return [], []
     layers = compare_layers(opened, fold, written, numbers, runtime)
     done = [f"{counted(layers.alone, 'layer')} against the original's own arithmetic"] * bool(layers.alone)
-    done += [f"{counted(layers.by_formula, 'layer')} against g·v/‖v‖"] * bool(layers.by_formula)
+    done += [f"{counted(count, 'layer')} against {formula}" for formula, count in layers.by_formula.items()]
     notes = list(layers.notes)
     if proving.proof == "model":
         both = Path(opened.path), Path(written.path)

@@ -1,68 +1,128 @@
-"""g·v/‖v‖ of one layer in float64, read in blocks, by another way than that of a fold."""
+"""The weight of one layer in float64, read in blocks, by another way than that of a fold."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 
+from wnconvert.layers.rules import ORIGINAL, G, Mask, Norm, Rule, Spectral
 from wnconvert.numerics.rounding import FLOAT_FORMATS
 from wnconvert.storage.sources import Source
 from wnconvert.tensors.blocks import Array, Block, blocks
 from wnconvert.tensors.dtypes import DType
-from wnconvert.tensors.tree import StoredTensor, rows_of
+from wnconvert.tensors.tree import Dim, StoredTensor, rows_of
 
-__all__ = ["Formula"]
+__all__ = ["Formula", "formula_in_words", "norms_axis"]
+
+
+_IN_WORDS = {Norm: "g·v/‖v‖", Spectral: "w/σ", Mask: "w·mask"}
+#: How much smaller than its terms a sum may be, in units of its dtype, before it is a matter of rounding.
+_CANCELS = 64
+
+
+def formula_in_words(rule: Rule) -> str:
+    """What a rule computes.
+
+    >>> formula_in_words(Rule((Mask(), Norm(0))))
+    'g·v/‖v‖ of w·mask'
+    """
+    return " of ".join(_IN_WORDS[type(operation)] for operation in reversed(rule.operations))
+
+
+def norms_axis(rule: Rule) -> Dim:
+    """The axis that weight norm's norms are not summed over; None without one."""
+    return next((operation.dim for operation in rule.operations if isinstance(operation, Norm)), None)
 
 
 @dataclass(frozen=True)
 class Formula:
-    """The weight of g and v: ``dim`` is an axis of v, and g has an element for each row along it.
+    """The weight that a rule makes of its ``parts``, by their roles; the rule names axes of the original.
 
     It has numbers wherever the weight has: each row is divided by its largest element before it is squared.
     """
 
     source: Source
-    g: StoredTensor
-    v: StoredTensor
-    dim: int | None
+    rule: Rule
+    parts: tuple[tuple[str, StoredTensor], ...]
 
     def at(self, block: Block) -> Array:
-        """The elements of a block of v."""
-        top, scale = (each[block.rows].reshape(1, -1, 1) for each in (self._tops, self._scale))
-        with np.errstate(all="ignore"):
-            made: Array = self._read(block) / top * scale
+        """The elements of a block, one of ``blocks`` along ``norms_axis``."""
+        made = self._unscaled(block)
+        if self._spectral is not None:
+            with np.errstate(all="ignore"):
+                made /= self._sigma
         return made
 
     def strays(self, dtype: DType) -> Array:
         """Which rows take sums, squares, products or quotients that ``dtype`` cannot hold in full."""
         form = FLOAT_FORMATS[dtype.name]
         largest, least = float(form.value(form.inf - 1)), float(form.value(1 << form.digits - 1))
-        g, top, norms = np.abs(self._magnitudes), self._tops, self._norms
-        count = self.v.info.numel // max(norms.size, 1)
-        with np.errstate(all="ignore"):
-            steps = [norms**2, norms**2 / count, top**2, g * top, g / norms]
-            out = [(step > largest) | ((step < least) & (g > 0)) for step in steps]
-        strays: Array = np.logical_or.reduce(out)
+        strays = np.zeros(rows_of(self._shape, self._dim), np.bool_)
+        if G in self._by_role:
+            g, top, norms = np.abs(self._magnitudes), self._tops, self._norms
+            count = math.prod(self._shape) // max(norms.size, 1)
+            with np.errstate(all="ignore"):
+                steps = [norms**2, norms**2 / count, top**2, g * top, g / norms]
+                for step in steps:
+                    strays |= (step > largest) | ((step < least) & (g > 0))
+        if self._spectral is not None:
+            sigma, most = abs(self._sigma), float(np.abs(self._image).max())
+            rounding = _CANCELS * math.ldexp(1, -form.digits) * self._terms
+            strays |= most > largest or not max(least, rounding) <= sigma <= largest
         return strays
 
+    @property
+    def _by_role(self) -> dict[str, StoredTensor]:
+        return dict(self.parts)
+
+    @property
+    def _shape(self) -> tuple[int, ...]:
+        return self._by_role[ORIGINAL].info.shape
+
+    @property
+    def _dim(self) -> Dim:
+        return norms_axis(self.rule)
+
+    @property
+    def _spectral(self) -> Spectral | None:
+        return next((each for each in self.rule.operations if isinstance(each, Spectral)), None)
+
     def _read(self, block: Block) -> Array:
-        found: Array = self.source.reader(self.v)(block).astype(np.float64)
+        """The elements of the original, masked."""
+        found: Array = self.source.reader(self._by_role[ORIGINAL])(block).astype(np.float64)
+        if (mask := self._by_role.get("mask")) is not None:
+            found *= self.source.reader(mask)(block)
         return found
 
+    def _unscaled(self, block: Block) -> Array:
+        """The elements before they are divided by σ."""
+        made = self._read(block)
+        if G in self._by_role:
+            top, scale = (each[block.rows].reshape(1, -1, 1) for each in (self._tops, self._scale))
+            with np.errstate(all="ignore"):
+                made = made / top * scale
+        return made
+
     def _blocks(self) -> Iterator[Block]:
-        return blocks(self.v.info.shape, self.dim, self.v.info.dtype.itemsize)
+        return blocks(self._shape, self._dim, self._by_role[ORIGINAL].info.dtype.itemsize)
+
+    def _vector(self, role: str) -> Array:
+        return self.source.whole(self._by_role[role]).astype(np.float64).reshape(-1)
+
+    # -- weight norm
 
     @cached_property
     def _magnitudes(self) -> Array:
-        return self.source.whole(self.g).astype(np.float64).reshape(-1)
+        return self._vector(G)
 
     @cached_property
     def _tops(self) -> Array:
         """The largest magnitude of every row."""
-        tops = np.zeros(rows_of(self.v.info.shape, self.dim))
+        tops = np.zeros(rows_of(self._shape, self._dim))
         for block in self._blocks():
             tops[block.rows] = np.maximum(tops[block.rows], np.abs(self._read(block)).max(axis=(0, 2)))
         return tops
@@ -88,3 +148,36 @@ class Formula:
         with np.errstate(all="ignore"):
             scale: Array = self._magnitudes / self._parts
         return scale
+
+    # -- spectral norm
+
+    @property
+    def _sigma(self) -> float:
+        with np.errstate(all="ignore"):
+            return float(self._vector("u") @ self._image)
+
+    @property
+    def _image(self) -> Array:
+        """mat(w)·v."""
+        return self._products[0]
+
+    @property
+    def _terms(self) -> float:
+        """The sum of the magnitudes of σ's terms."""
+        return float(np.abs(self._vector("u")) @ self._products[1])
+
+    @cached_property
+    def _products(self) -> tuple[Array, Array]:
+        """mat(w)·v, and the same of their magnitudes."""
+        assert self._spectral is not None  # noqa: S101 - else it is not asked for
+        dim = self._spectral.dim or 0
+        v, rows, inner = self._vector("v"), self._shape[dim], math.prod(self._shape[dim + 1 :])
+        image, terms = np.zeros(rows), np.zeros(rows)
+        for block in self._blocks():
+            outer, place = np.divmod(np.arange(block.start, block.stop), inner)
+            slab, row = np.divmod(outer, rows)
+            with np.errstate(all="ignore"):
+                products = self._unscaled(block).reshape(-1) * v[slab * inner + place]
+                image += np.bincount(row, products, rows)
+                terms += np.bincount(row, np.abs(products), rows)
+        return image, terms

@@ -6,19 +6,21 @@ No more than a few rows of a layer are in memory, here and in onnxruntime's proc
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from wnconvert.errors import VerifyError, WnconvertError
+from wnconvert.layers.rules import ORIGINAL, G, Rule
 from wnconvert.messages import REPORT_BUG, counted, listed, printable, told
 from wnconvert.numerics.rounding import FLOAT_FORMATS
 from wnconvert.numerics.rows import RowPolicy
 from wnconvert.onnx.file.model import NewTensor
 from wnconvert.onnx.file.reader import OnnxFile
 from wnconvert.onnx.graph.index import ValueId
-from wnconvert.onnx.graph.layers import NormLayer
+from wnconvert.onnx.graph.layers import GraphLayer
 from wnconvert.onnx.graph.plan import OnnxFold
 from wnconvert.onnx.graph.views import View
 from wnconvert.onnx.runtime.process import Runtime
@@ -27,8 +29,8 @@ from wnconvert.storage.checkpoint import Checkpoint
 from wnconvert.storage.sources import Source
 from wnconvert.tensors.blocks import Array, Block, blocks, reader_of
 from wnconvert.tensors.dtypes import DType
-from wnconvert.tensors.tree import StoredTensor, rows_of
-from wnconvert.verbs.conversion.onnx.formula import Formula
+from wnconvert.tensors.tree import Dim, StoredTensor, rows_of
+from wnconvert.verbs.conversion.onnx.formula import Formula, formula_in_words, norms_axis
 
 __all__ = ["LayersCompared", "compare_layers"]
 
@@ -45,13 +47,13 @@ _AXES = 8
 
 @dataclass(frozen=True, slots=True)
 class LayersCompared:
-    """What was compared: how many layers with their own arithmetic, how many with the formula; notes.
+    """What was compared: how many layers with their own arithmetic, how many with which formula; notes.
 
     ``otherwise`` are the layers that the original computes as other finite numbers than they are.
     """
 
     alone: int
-    by_formula: int
+    by_formula: Mapping[str, int]
     otherwise: tuple[str, ...]
     notes: tuple[str, ...]
 
@@ -60,19 +62,24 @@ class LayersCompared:
 class _Claim:
     """The claim that a value of the original, within some calls, equals a new tensor."""
 
-    layer: NormLayer
+    layer: GraphLayer
     tensor: NewTensor
     value: ValueId
     calls: tuple[int, ...]
 
     @property
     def rows(self) -> int:
-        """The number of rows along the axis that is not summed over."""
-        return rows_of(self.tensor.v.info.shape, self.tensor.dim)
+        """The number of rows that can be computed apart."""
+        return rows_of(self.tensor.original.info.shape, _apart(self.tensor.rule))
+
+
+def _apart(rule: Rule) -> Dim:
+    """The axis along which rows are computed apart: that of their norms, unless all elements count for σ."""
+    return norms_axis(rule) if "spectral" not in rule.kinds else None
 
 
 def _claims(fold: OnnxFold) -> Iterator[_Claim]:
-    tensors = {(each.layer, View(each.v, each.dim, each.dtype)): each for each in fold.edits.tensors}
+    tensors = {(each.layer, View(each.rule, each.parts, each.dtype)): each for each in fold.edits.tensors}
     for layer in fold.layers:
         name = layer.layer.name
         for weight in layer.weights:
@@ -90,10 +97,10 @@ def compare_layers(
     Layers that it cannot compute are compared with the formula. Raises ``VerifyError`` for a layer that is
     something else, ``FormatError`` where a node of the original is damaged.
     """
-    by_formula: dict[str, None] = {}
+    by_formula: dict[str, str] = {}
     losses: dict[str, _Lost] = {}
     if not fold.layers:
-        return LayersCompared(0, 0, (), ())
+        return LayersCompared(0, {}, (), ())
     stored = {name: tensor for state in written.tree.state_dicts for name, tensor in state.tensors.items()}
     with Source(written.shards) as new, Source(opened.shards) as old:
         slices = Slices(opened, old.files)
@@ -102,12 +109,12 @@ def compare_layers(
             comparison = _Comparison(tensor, _of(stored, tensor), new, old, numbers)
             lost = _by_arithmetic(claim, comparison, slices, runtime)
             if lost is None:
-                by_formula[tensor.layer] = None
+                by_formula[tensor.layer] = formula_in_words(tensor.rule)
                 lost = comparison.with_formula()
             losses[tensor.layer] = losses.get(tensor.layer, _NOTHING) + lost
     otherwise = tuple(name for name, lost in losses.items() if lost.strays)
     notes = (*_lost_notes(losses, fold), *_formula_notes(by_formula))
-    return LayersCompared(len(fold.layers) - len(by_formula), len(by_formula), otherwise, notes)
+    return LayersCompared(len(fold.layers) - len(by_formula), Counter(by_formula.values()), otherwise, notes)
 
 
 def _of(stored: Mapping[str, StoredTensor], tensor: NewTensor) -> StoredTensor:
@@ -115,9 +122,10 @@ def _of(stored: Mapping[str, StoredTensor], tensor: NewTensor) -> StoredTensor:
     if tensor.name not in stored:
         raise VerifyError(f"{name} is not in the new model; nothing is kept", fix=REPORT_BUG)
     found, layer = stored[tensor.name].info, printable(tensor.layer)
-    if found.shape != tensor.v.info.shape or found.dtype != tensor.dtype:
+    shape = tensor.original.info.shape
+    if found.shape != shape or found.dtype != tensor.dtype:
         raise VerifyError(
-            f"layer {layer} should have the shape {tensor.v.info.shape} of {tensor.dtype} "
+            f"layer {layer} should have the shape {shape} of {tensor.dtype} "
             f"and has {found.shape} of {found.dtype}; nothing is kept",
             fix=REPORT_BUG,
         )
@@ -138,11 +146,10 @@ def _lost_notes(losses: Mapping[str, _Lost], fold: OnnxFold) -> Iterator[str]:
     yield from told(said)
 
 
-def _formula_notes(by_formula: Mapping[str, None]) -> Iterator[str]:
-    if by_formula:
-        names = listed(map(printable, by_formula), 6)
-        what = "alone: compared with g·v/‖v‖ instead"
-        yield f"onnxruntime cannot run the arithmetic of {names} {what}"
+def _formula_notes(by_formula: Mapping[str, str]) -> Iterator[str]:
+    for formula in dict.fromkeys(by_formula.values()):
+        names = listed((printable(name) for name, its in by_formula.items() if its == formula), 6)
+        yield f"onnxruntime cannot run the arithmetic of {names} alone: compared with {formula} instead"
 
 
 # -- the arithmetic of a layer
@@ -150,7 +157,7 @@ def _formula_notes(by_formula: Mapping[str, None]) -> Iterator[str]:
 
 def _by_arithmetic(claim: _Claim, comparison: _Comparison, slices: Slices, runtime: Runtime) -> _Lost | None:
     """Compare a layer with what onnxruntime computes; None if it cannot compute it."""
-    info, rows = claim.tensor.v.info, claim.rows
+    info, rows = claim.tensor.original.info, claim.rows
     step = max(_PIECE * rows // max(info.numel, 1), 1)
     if step < rows and info.nbytes // rows <= _MOST_WHOLE:
         for sizes in (_as_they_are, _first, _every):
@@ -213,19 +220,26 @@ class _Arithmetic:
         claim = self.claim
         resize = self.sizes(stop - start, claim.rows) if stop - start < claim.rows else as_they_are
         cut = self.slices.cut(claim.value, claim.calls, claim.tensor.dtype, resize)
-        halves = {claim.layer.g.record: None, claim.layer.v.record: claim.layer.layer.dim}
+        along = _along_rows(claim.layer.layer.rule)
+        cut_axes = {part.record: along[role] for role, part in claim.layer.parts.items() if role in along}
         feeds = {}
         for name, constant in cut.fed.items():
             tensor = constant.tensor
             assert tensor is not None  # noqa: S101 - only such are fed
-            if constant.record in halves:
-                tensor = _rows(tensor, halves[constant.record], start, stop, claim.rows)
+            if constant.record in cut_axes:
+                tensor = _rows(tensor, cut_axes[constant.record], start, stop, claim.rows)
             feeds[name] = source.whole(tensor).view(tensor.info.dtype.numpy())
         try:
             (value,) = self.runtime.compute(cut.model, feeds).values()
         except WnconvertError as error:
             raise UnreachableError(error.what) from error
         return value
+
+
+def _along_rows(rule: Rule) -> dict[str, Dim]:
+    """The tensors, by role, that have a part for each row, with its axis; None: their only one."""
+    dim = _apart(rule)
+    return {ORIGINAL: dim, "mask": dim, G: None}
 
 
 def _rows(tensor: StoredTensor, dim: int | None, start: int, stop: int, every: int) -> StoredTensor:
@@ -266,19 +280,20 @@ class _Comparison:
     numbers: RowPolicy
 
     def with_formula(self) -> _Lost:
-        """Compare it with g·v/‖v‖. Raises ``VerifyError``."""
-        formula = Formula(self.old, self.tensor.g, self.tensor.v, self.tensor.dim)
+        """Compare it with the formula of its rule. Raises ``VerifyError``."""
+        formula = Formula(self.old, self.tensor.rule, self.tensor.parts)
         return self._rows(0, self.found, formula.at, formula)
 
     def with_arithmetic(self, arithmetic: _Arithmetic, step: int) -> _Lost:
         """Compare it with what the original's nodes compute, some rows at a time. Raises ``VerifyError``."""
-        tensor, lost = self.tensor, _NOTHING
-        every = rows_of(tensor.v.info.shape, tensor.dim)
+        tensor, lost, dim = self.tensor, _NOTHING, _apart(self.tensor.rule)
+        every, along = rows_of(tensor.original.info.shape, dim), _along_rows(tensor.rule)
         for start in range(0, every, step):
             stop = min(start + step, every)
-            found, v, g = (
-                _rows(one, dim, start, stop, every)
-                for one, dim in ((self.found, tensor.dim), (tensor.v, tensor.dim), (tensor.g, None))
+            found = _rows(self.found, dim, start, stop, every)
+            parts = tuple(
+                (role, _rows(part, along[role], start, stop, every) if role in along else part)
+                for role, part in tensor.parts
             )
             computed = arithmetic.rows(self.old, start, stop)
             if computed.shape != found.info.shape:
@@ -289,7 +304,7 @@ class _Comparison:
                     f"{found.info.shape}; nothing is kept",
                     fix=REPORT_BUG,
                 )
-            formula = Formula(self.old, g, v, tensor.dim)
+            formula = Formula(self.old, tensor.rule, parts)
             lost += self._rows(start, found, reader_of(computed), formula)
         return lost
 
@@ -298,7 +313,8 @@ class _Comparison:
     ) -> _Lost:
         """Compare some rows, of which ``start`` is the first."""
         lost, read, shape = _NOTHING, self.new.reader(found), found.info.shape
-        for block in blocks(shape, self.tensor.dim, found.info.dtype.itemsize):
+        dim = norms_axis(self.tensor.rule)
+        for block in blocks(shape, dim, found.info.dtype.itemsize):
             is_, should = read(block).astype(np.float64), expected(block).astype(np.float64)
             bad = ~self._good(is_, should)
             if not bad.any():
@@ -309,8 +325,8 @@ class _Comparison:
             if (wrong := bad & ~unfinite & ~strays).any():
                 at = int(np.flatnonzero(wrong)[0])
                 place = [int(index) for index in np.unravel_index(block.start + at, shape)]
-                if self.tensor.dim is not None:
-                    place[self.tensor.dim] += start
+                if dim is not None:
+                    place[dim] += start
                 raise VerifyError(
                     f"layer {printable(self.tensor.layer)} is {is_.reshape(-1)[at]:.6g} at {tuple(place)}, "
                     f"where the original computes {should.reshape(-1)[at]:.6g}; nothing is kept",

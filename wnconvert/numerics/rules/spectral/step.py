@@ -15,9 +15,9 @@ import numpy as np
 from wnconvert.errors import LayerError
 from wnconvert.numerics.rows import Divisor
 from wnconvert.numerics.rules.factors import Bounds, Common, Ladder
-from wnconvert.numerics.rules.matrix import Matrix, Pairs, exactly, squared
 from wnconvert.numerics.rules.parts import RulePart
-from wnconvert.numerics.rules.spectral import common_of
+from wnconvert.numerics.rules.spectral.matrix import Matrix, Pairs, exactly, squared
+from wnconvert.numerics.rules.spectral.sigma import common_of
 from wnconvert.tensors.blocks import Floats
 
 __all__ = ["StepFactor"]

@@ -15,8 +15,8 @@ import numpy as np
 from wnconvert.errors import LayerError
 from wnconvert.numerics.rows import Divisor
 from wnconvert.numerics.rules.factors import Bounds, Common, Ladder
-from wnconvert.numerics.rules.matrix import Matrix, Pairs, bilinear, exactly
 from wnconvert.numerics.rules.parts import RulePart
+from wnconvert.numerics.rules.spectral.matrix import Matrix, Pairs, bilinear, exactly
 from wnconvert.tensors.blocks import Floats
 
 __all__ = ["SpectralFactor", "common_of", "signed_squares"]

@@ -14,9 +14,9 @@ import numpy as np
 from wnconvert.numerics.norms import arithmetic
 from wnconvert.numerics.rows import Divisor
 from wnconvert.numerics.rules.factors import Common
-from wnconvert.numerics.rules.matrix import Matrix
 from wnconvert.numerics.rules.parts import RulePart
-from wnconvert.numerics.rules.spectral import SpectralFactor
+from wnconvert.numerics.rules.spectral.matrix import Matrix
+from wnconvert.numerics.rules.spectral.sigma import SpectralFactor
 from wnconvert.tensors.blocks import BLOCK_BYTES, Floats
 
 __all__ = ["MatrixHealth", "SquareFactor", "matrix_health"]

@@ -19,10 +19,10 @@ import numpy as np
 
 from wnconvert.numerics.rows import Divisor
 from wnconvert.numerics.rules.factors import Bounds, Common, Ladder
-from wnconvert.numerics.rules.matrix import Matrix, Pairs, exactly
 from wnconvert.numerics.rules.norm import NormScale
 from wnconvert.numerics.rules.parts import RulePart
-from wnconvert.numerics.rules.spectral import SpectralFactor, common_of, signed_squares
+from wnconvert.numerics.rules.spectral.matrix import Matrix, Pairs, exactly
+from wnconvert.numerics.rules.spectral.sigma import SpectralFactor, common_of, signed_squares
 from wnconvert.tensors.blocks import Array, Floats
 
 __all__ = ["NormedSpectralFactor"]

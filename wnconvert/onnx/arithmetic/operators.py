@@ -10,10 +10,8 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from wnconvert.onnx.file.model import Constant
-from wnconvert.onnx.file.tensors import CODES
-from wnconvert.onnx.graph.constants import MOST_ELEMENTS, axes_of, evaluate, flag_attribute
-from wnconvert.onnx.graph.monomials import (
+from wnconvert.onnx.arithmetic.constants import MOST_ELEMENTS, axes_of, evaluate, flag_attribute
+from wnconvert.onnx.arithmetic.monomials import (
     Monomial,
     expanded,
     magnitude,
@@ -21,10 +19,12 @@ from wnconvert.onnx.graph.monomials import (
     ones,
     power,
     regrouped,
-    summed,
     transposed,
     unsqueezed,
 )
+from wnconvert.onnx.arithmetic.sums import matrix_product, summed
+from wnconvert.onnx.file.model import Constant
+from wnconvert.onnx.file.tensors import CODES
 from wnconvert.tensors.blocks import Array
 from wnconvert.tensors.dtypes import DTYPES, DType
 
@@ -261,6 +261,23 @@ def _divide(inputs: _Inputs, _: Mapping[str, Any]) -> Monomial | None:
     return multiplied(a, inverse) if a is not None and inverse is not None else None
 
 
+def _matrices(inputs: _Inputs, _: Mapping[str, Any]) -> Monomial | None:
+    a, b = (value.product if value is not None else None for value in inputs)
+    return matrix_product(a, b) if a is not None and b is not None else None
+
+
+def _gemm(inputs: _Inputs, settings: Mapping[str, Any]) -> Monomial | None:
+    """A·B, either transposed; with a C or a factor it is something else."""
+    if len(inputs) > 2 or settings.get("alpha", 1) != 1:
+        return None
+    sides = [value.product if value is not None else None for value in inputs]
+    for at, name in enumerate(("transA", "transB")):
+        if (side := sides[at]) is not None and flag_attribute(settings, name):
+            sides[at] = transposed(side, (1, 0))
+    a, b = sides
+    return matrix_product(a, b) if a is not None and b is not None else None
+
+
 def _to_the(exponent: Fraction) -> _Rule:
     def rule(inputs: _Inputs, _: Mapping[str, Any]) -> Monomial | None:
         monomial = _one(inputs)
@@ -333,8 +350,10 @@ _RULES: dict[str, _Rule] = {
     "Div": _divide,
     "Expand": _expand,
     "Flatten": _flatten,
+    "Gemm": _gemm,
     "Identity": _same,
     "LpNormalization": _normalized,
+    "MatMul": _matrices,
     "Mul": _multiply,
     "Pow": _power,
     "Reciprocal": _to_the(Fraction(-1)),

@@ -1,0 +1,47 @@
+"""Names of weights, from the names of the tensors that they are computed of."""
+
+from __future__ import annotations
+
+import re
+
+from wnconvert.layers.rules import Rule
+
+__all__ = ["has_name_of", "weight_name"]
+
+
+#: What each kind appends to the name of its original, where hooks compute the weight.
+_HOOKED = {"weight": "_v", "spectral": "_orig", "prune": "_orig"}
+_PARAMETRIZED = re.compile(r"(?s:(?P<owner>(?:.*\.)?))parametrizations\.(?P<param>[^.]+)\.(?P<part>[^.]+)")
+
+
+def weight_name(original: str, rule: Rule) -> str:
+    """The name of a weight, from the name of its original if that follows a known convention.
+
+    >>> from wnconvert.layers.rules import Mask, Norm, Spectral
+    >>> weight_name("dec.conv.weight_v", Rule((Norm(0),))), weight_name("kernel", Rule((Norm(0),)))
+    ('dec.conv.weight', 'kernel.folded')
+    >>> weight_name("dec.weight_orig_orig", Rule((Mask(), Spectral(0))))
+    'dec.weight'
+    >>> weight_name("dec.parametrizations.weight.original1_orig", Rule((Mask(), Norm(0))))
+    'dec.weight'
+    """
+    return _named(original, rule) or f"{original}.folded"
+
+
+def has_name_of(original: str, rule: Rule) -> bool:
+    """Whether a tensor has the name of an original by a rule.
+
+    >>> from wnconvert.layers.rules import Mask
+    >>> has_name_of("weight_orig", Rule((Mask(),))), has_name_of("weight_mask", Rule((Mask(),)))
+    (True, False)
+    """
+    return bool(_named(original, rule))
+
+
+def _named(original: str, rule: Rule) -> str:
+    """The name of the weight; empty if the original is named in another way."""
+    part = f"original{'1' * ('weight' in rule.kinds)}{'_orig' * ('prune' in rule.kinds)}"
+    if (match := _PARAMETRIZED.fullmatch(original)) and match["part"] == part:
+        return match["owner"] + match["param"]
+    weight = original.removesuffix("".join(_HOOKED[kind] for kind in reversed(rule.kinds)))
+    return "" if weight == original or weight.endswith(".") else weight
