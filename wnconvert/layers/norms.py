@@ -13,9 +13,10 @@ __all__ = ["NORMS", "NormWords", "norms_table"]
 
 @dataclass(frozen=True, slots=True)
 class NormWords:
-    """A normalization: ``shows`` are the keys it is known by, ``folds`` is ``"yes"``, ``"no"`` or ``"if known"``.
+    """A normalization, and ``shows``, the keys that it is known by.
 
-    ``how`` says it in half a sentence; ``command`` is empty where there is none.
+    ``folds`` is ``"yes"``, ``"no"`` or ``"if known"``, and ``how`` says it in half a sentence; ``command`` is
+    empty where there is none.
     """
 
     name: str
@@ -84,6 +85,6 @@ def norms_table() -> tuple[str, ...]:
     """
     return tuple(
         f"| {row.name} | {row.shows} | {_FOLDS[row.folds]}: {row.how} | "
-        f"{f'`{row.command}`' if row.command else '–'} |"
+        f"{f'`{row.command}`' if row.command else 'none'} |"
         for row in NORMS.values()
     )

@@ -89,7 +89,7 @@ def _row_tables(found: Inspection, style: str) -> list[Table]:
     layers = [_flat(item.to_dict()) for item in found.layers]
     of_v = ["‖v‖ mean", "g/‖v‖ min", "g/‖v‖ max"] if any(row["norm"] for row in layers) else []
     kind = ["kind"] if any(row["kind"] != Norm.kind for row in layers) else []
-    of_g = [f"|g| {part}" for part in _PARTS]
+    of_g = [f"|g| {part}" for part in _PARTS] if not kind or any(row["g"] for row in layers) else []
     more = [name for name in (*_SPECTRAL, "zeros") if any(row[name] is not None for row in layers)]
     columns = ["name", *kind, "form", "dim", "shape", "dtype", *of_g, *of_v, *more, "flags"]
     if style == "csv":

@@ -20,7 +20,6 @@ from wnconvert.messages import counted
 from wnconvert.numerics.norms import norm_blocks
 from wnconvert.numerics.rounding import FLOAT_FORMATS
 from wnconvert.numerics.rules.parts import RulePart
-from wnconvert.numerics.rules.square import matrix_health
 from wnconvert.tensors.blocks import Array, Block, Elements, Floats, RowValues, blocks
 from wnconvert.tensors.tree import StoredTensor
 
@@ -115,8 +114,8 @@ class LayerStats(LayerRow):
     ``"refused"``. ``g`` is the spread of |g|, None if it was not read or has no finite value. ``norm`` (‖v‖),
     ``ratio`` (|g|/‖v‖) and ``zero_rows`` are None unless v was read. ``odd`` holds the flags as data.
 
-    ``kind`` is what computes the weight, the innermost first: ``"weight"``, ``"prune+spectral"``. ``spectral``
-    and ``zeros``, the share of the mask that is 0, are None unless all was read.
+    ``kind`` is what computes the weight, the innermost first: ``"weight"``, ``"prune+spectral"``.
+    ``spectral`` and ``zeros``, the share of the mask that is 0, are None unless all was read.
     """
 
     g: Spread | None = None
@@ -215,6 +214,8 @@ def _masked(original: RulePart, mask: RulePart | None) -> RulePart:
 
 def _spectral(original: RulePart, u: RulePart, v: RulePart, spectral: Spectral) -> SpectralStats:
     """What spectral norm shows, along the axis where σ is larger if both fit."""
+    from wnconvert.numerics.rules.spectral.square import matrix_health  # which g alone does not need
+
     dims = (0, 1) if spectral.dim is None else (spectral.dim,)
     found = max((matrix_health(original, u, v, dim) for dim in dims), key=lambda item: abs(item.sigma))
     ratio = found.sigma / found.largest if found.largest else None

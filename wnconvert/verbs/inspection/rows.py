@@ -73,10 +73,10 @@ def layer_task(
     return RowTask(make, (g, v) if full else (g,))
 
 
-def other_task(elements: Elements, state: StateDict, layer: Layer, *, full: bool) -> RowTask:
+def other_task(elements: Elements, state: StateDict, layer: Layer, *flags: Flag, full: bool) -> RowTask:
     """The row of a layer of another kind than weight norm alone."""
     parts = {role: state.tensors[part.name] for role, part in layer.parts.items()}
-    return RowTask(lambda: other_stats(elements, state.path, layer, parts, full=full))
+    return RowTask(lambda: other_stats(elements, state.path, layer, parts, full=full).flagged(*flags))
 
 
 def plain_task(
@@ -106,11 +106,13 @@ def row_tasks(
     tensors, wants = state.tensors, request.selection.wants
     shown = {part.name for layer in (*found.layers, *found.others) for part in layer.tensors}
     yield from _layers(elements, state, found, request)
+    others, no = {layer.name for layer in found.others}, {item.name for item in found.refused}
     for layer in found.others:
         if wants(layer.name):
-            yield other_task(elements, state, layer, full=request.full)
+            flags = [Flag(FlagKind.REFUSED)] if layer.name in no else []
+            yield other_task(elements, state, layer, *flags, full=request.full)
     for refused in found.refused:
-        if wants(refused.name):
+        if wants(refused.name) and refused.name not in others:
             shown.add(refused.name)
             yield refused_task(state.path, refused.name)
     for name in _plain_siblings(tensors, found):
