@@ -480,6 +480,7 @@ def test_a_plan_is_jsonable_and_says_what_it_does() -> None:
     assert data["layers"][1] == {
         "state_dict": "discriminator",
         "name": "post.weight",
+        "kind": "weight",
         "form": "parametrize",
         "to": "plain",
         "dim": 0,

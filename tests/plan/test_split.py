@@ -885,6 +885,7 @@ def test_a_plan_is_json_that_says_what_becomes_of_each_layer() -> None:
     assert data["layers"][1] == {
         "state_dict": "discriminator",
         "name": "post.weight",
+        "kind": "weight",
         "form": "plain",
         "to": "legacy",
         "dim": 0,

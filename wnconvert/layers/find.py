@@ -175,7 +175,7 @@ class _Others:
     def remedy(self, group: _Group) -> str:
         """What converts a pair that is a part of a layer of several kinds, or nothing."""
         layer = self.left.get(group.weight)
-        return f"{option('kinds', ','.join(layer.rule.kinds))} takes the whole stack" if layer else ""
+        return f"fold {option('kinds', ','.join(layer.rule.kinds))} takes the whole stack" if layer else ""
 
 
 class _There:

@@ -12,13 +12,13 @@ from dataclasses import dataclass, replace
 from wnconvert.errors import LayerError
 from wnconvert.layers.dims import dim_of, spectral_dim
 from wnconvert.layers.evidence import EMPTY, EMPTY_FIX
-from wnconvert.layers.kinds import KINDS, Kind, in_words, stems_of
+from wnconvert.layers.kinds import KINDS, WORDS, Kind, in_words, stems_of
 from wnconvert.layers.rules import ORIGINAL, G, Mask, Norm, Operation, Rule, Spectral, SpectralStep, Stored
 from wnconvert.layers.schemes import Layer, Refused, Selection, in_form, is_pair, owner_of
 from wnconvert.messages import counted, option
 from wnconvert.tensors.tree import TensorInfo
 
-__all__ = ["NO_OTHERS", "FoundOthers", "as_form", "hints_on", "other_layers"]
+__all__ = ["NO_OTHERS", "FoundOthers", "along", "as_form", "hints_on", "other_layers"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,6 +223,12 @@ _FITS: Mapping[type[Operation], Callable[[_Parts, int | str | None], _Fitted]] =
 }
 
 
+def along(layer: Layer, dim: int | None) -> Layer:
+    """A layer with the dim that its module states. Raises ``LayerError`` where its shapes do not fit that."""
+    fitted = (_FITS[type(operation)](layer.parts, dim)[0] for operation in layer.rule.operations)
+    return replace(layer, rule=Rule(tuple(fitted)))
+
+
 def as_form(layer: Layer, form: str) -> Layer | None:
     """A layer as another form spells it; None where that form has no such kind.
 
@@ -255,11 +261,11 @@ def hints_on(
     ``kinds`` are those that were asked for, ``does`` what would be done with them.
     """
     there = {kind for layer in found for kind in layer.rule.kinds}
-    asked = [kind for kind in kinds if kind in there]
+    asked = there.intersection(kinds)
     counts: dict[tuple[str, ...], int] = {}
     for layer in left:
         counts[layer.rule.kinds] = counts.get(layer.rule.kinds, 0) + 1
     for of_layer, count in counts.items():
-        every = ",".join(dict.fromkeys((*asked, *of_layer)))
+        every = ",".join(kind for kind in WORDS if kind in asked.union(of_layer))
         them = "it" if count == 1 else "them"
         yield f"{counted(count, 'layer')} of {in_words(of_layer)}: {option('kinds', every)} {does} {them}"

@@ -37,7 +37,9 @@ def plan_fold(
     draft = FoundDraft.of("fold", tree, container, selection, only)
     draft.check_refused(draft.refused)
     draft.refuse_modules(
-        path for path, found in draft.found.items() if not all(map(_is_torchs, found.layers))
+        state.path
+        for state in draft.states
+        if not all(_is_torchs(layer, state) for layer in draft.found[state.path].layers)
     )
     planned = tuple(_fold(state, draft.found[state.path].layers, dtype) for state in draft.states)
     origins = {state.path: _origins(state, item) for state, item in zip(draft.states, planned, strict=True)}
@@ -51,9 +53,9 @@ def plan_fold(
     return replace(plan, kinds=selection.kinds, hints=tuple(draft.hints()))
 
 
-def _is_torchs(layer: Layer) -> bool:
-    """Whether a pickled module has a hook of torch's for it, which can be left out."""
-    return layer.form in FORMS and is_pair(layer)
+def _is_torchs(layer: Layer, state: StateDict) -> bool:
+    """Whether a pickled module has hooks of torch's for it, which can be left out."""
+    return layer.form in FORMS and (is_pair(layer) or layer.name in state.dims)
 
 
 def _fold(state: StateDict, layers: Sequence[Layer], dtype: DType | None) -> PlannedStateDict:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, symbolic_trace
 
+from tests.helpers.live_kinds import pruned, spectral
 from tests.helpers.live_models import both_forms, norm, portrait
 from wnconvert import (
     LayerError,
@@ -130,3 +131,20 @@ def test_a_pair_beside_a_graph_that_does_not_read_it_is_none() -> None:
     found = inspect_module(model)
     assert any("by its keys only" in note for note in found.notes)
     assert (found.fold, found.migrate) == ("nothing to fold", "nothing to migrate")
+
+
+@pytest.mark.parametrize("kind", ["spectral", "prune"])
+def test_other_kinds_in_compiled_code_are_refused_where_they_are_asked_for(kind: str) -> None:
+    def layer() -> Any:
+        return spectral(nn.Linear(3, 3), "parametrize") if kind == "spectral" else pruned(nn.Linear(3, 3))
+
+    with quiet():
+        traced = torch.jit.trace(layer().eval(), X)  # type: ignore[no-untyped-call]
+        graph = exported(layer().eval()).module()
+    for name, module, words in (("traced", traced, "TorchScript"), ("graph", graph, "torch.fx graph")):
+        model = nn.ModuleDict({"fine": layer(), name: module})
+        with pytest.raises(LayerError, match=words) as caught:
+            fold_module(model, kinds=kind)
+        assert f"{name}.weight" in str(caught.value)
+        assert fold_module(model) == (), "it is not asked for"
+        assert [its.name for its in fold_module(model, kinds=kind, exclude=f"{name}.*")] == ["fine.weight"]

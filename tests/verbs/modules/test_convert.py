@@ -586,7 +586,10 @@ def test_inspection_names_what_fold_leaves_alone() -> None:
     ]
     assert "under spectral norm" in found.notes[1]
     assert "by its keys only" in found.notes[2]
-    assert {kind.kind for kind in found.kinds} == {"spectral norm (parametrize)", "stacked parametrizations"}
+    assert {kind.kind for kind in found.kinds} == {
+        "spectral norm (parametrize)",
+        "spectral norm on weight norm (parametrize)",
+    }
     assert fold_module(model, exclude="twice.*") == ()
 
 

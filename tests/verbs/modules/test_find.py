@@ -104,22 +104,22 @@ STACKS: dict[str, tuple[Callable[[], Any], str]] = {
     "spectral norm of v": (lambda: spectral(linear("legacy"), "weight_v"), "weight_v"),
     "spectral norm under it": (
         lambda: norm(spectral(nn.Linear(3, 3), "weight"), "legacy", "weight_orig"),
-        "spectral norm of weight",
+        "weight norm of weight_orig and spectral norm",
     ),
     "prune of g": (lambda: pruned(linear("legacy"), "weight_g"), "prune of weight_g"),
     "prune of v": (lambda: pruned(linear("legacy"), "weight_v"), "prune of weight_v"),
     "prune under it": (
         lambda: norm(pruned(nn.Linear(3, 3), "weight"), name="weight_orig"),
-        "prune of weight",
+        "weight norm of weight_orig and prune",
     ),
     "another of v": (lambda: double(linear("legacy"), "weight_v"), "Double of weight_v"),
     "legacy on an original": (
         lambda: on_originals(lambda it: norm(it, "legacy", "original1")),
-        "hooks on its parametrization",
+        "weight norm of original1",
     ),
     "prune on an original": (
         lambda: on_originals(lambda it: pruned(it, "original1")),
-        "hooks on its parametrization",
+        "prune of original1",
     ),
     "parametrized original": (lambda: on_originals(lambda it: double(it, "original1")), "original1"),
 }
@@ -134,7 +134,7 @@ def on_originals(change: Callable[[Any], object]) -> nn.Module:
 def test_the_same_hook_twice_is_a_stack() -> None:
     module = linear("legacy")
     module.register_forward_pre_hook(WeightNorm("weight", 0))
-    with pytest.raises(LayerError, match="weight norm of weight is stacked"):
+    with pytest.raises(LayerError, match="weight norm and weight norm are stacked"):
         fold_module(module)
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import linecache
-import sys
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -16,6 +14,7 @@ from torch.nn.utils import parametrizations, parametrize
 from torch.nn.utils.weight_norm import WeightNorm
 
 from tests.helpers.infos import halves
+from tests.helpers.interrupts import Interrupt
 from tests.helpers.live_models import (
     FORMS,
     OTHER,
@@ -203,41 +202,6 @@ def test_blocks_left_in_the_wrong_order_lose_nothing(form: Form) -> None:
     assert torch.equal(model(x), expected)
 
 
-class Interrupt:
-    """Raises KeyboardInterrupt at one line of the modules that edit, or counts the lines that run.
-
-    A `with` counts for no line: Python leaves it without looking for signals, which a tracer cannot do.
-    """
-
-    FILES = tuple(f"/verbs/modules/{name}.py" for name in ("undo", "surgery", "split", "convert"))
-
-    def __init__(self, at: int = -1) -> None:
-        self.at = at
-        self.lines: list[tuple[str, int]] = []
-
-    def __call__(self, frame: Any, event: str, _: object) -> Any:
-        file, line = frame.f_code.co_filename, frame.f_lineno
-        if not file.endswith(self.FILES):
-            return None
-        if event == "line" and not linecache.getline(file, line).strip().startswith("with "):
-            self.lines.append((file, line))
-            if len(self.lines) == self.at + 1:
-                raise KeyboardInterrupt
-        return self
-
-    def runs(self, verb: Callable[[nn.Module], object], model: nn.Module) -> bool:
-        """Whether a verb gets to its end."""
-        outer = sys.gettrace()
-        sys.settrace(self)
-        try:
-            verb(model)
-        except KeyboardInterrupt:
-            return False
-        finally:
-            sys.settrace(outer)
-        return True
-
-
 def in_a_block(model: nn.Module) -> None:
     with weights_folded(model):
         pass
@@ -267,8 +231,7 @@ def test_an_interrupt_at_any_line_leaves_all_as_it_was_or_done(case: tuple[str, 
     }[verb]
     counted, done = Interrupt(), model()
     assert counted.runs(run, done)
-    last = {line: at for at, line in enumerate(counted.lines)}  # where each line runs for the last time
-    for at in sorted({*last.values(), *range(0, len(counted.lines), 13)}):
+    for at in counted.moments():
         it = model()
         before = portrait(it)
         assert not Interrupt(at).runs(run, it), counted.lines[at]

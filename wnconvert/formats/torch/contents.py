@@ -15,22 +15,24 @@ from wnconvert.errors import FormatError
 from wnconvert.formats.pickle.values import Dict, Object, Set, Value
 from wnconvert.formats.torch.arrays import is_array
 from wnconvert.formats.torch.records import (
+    class_of,
     get,
     is_module,
     is_script_module,
     mapping_pairs,
     read_tensor,
-    weight_norm_hook,
 )
 from wnconvert.plan.names.trees import NewNames
 from wnconvert.tensors.tree import parametrized_in
 
 __all__ = [
+    "ComputingHook",
     "Contents",
     "FoundItem",
     "FoundModule",
     "FoundStateDict",
     "Key",
+    "computing_hook",
     "find_contents",
     "is_optimizer",
 ]
@@ -57,8 +59,8 @@ class FoundStateDict:
     """A state dict in a pickle: where it is, the record that holds it, and its items in order.
 
     ``keys`` leads to it from the root. For a pickled module ``modules`` are its parts and the items are
-    what its ``state_dict()`` would be; ``dims`` are the dims that its ``WeightNorm`` hooks state. The items
-    have the ``names`` that they shall have, if these are new.
+    what its ``state_dict()`` would be; ``dims`` are the dims that torch's hooks in it state. The items have
+    the ``names`` that they shall have, if these are new.
     """
 
     keys: tuple[Key, ...]
@@ -79,13 +81,13 @@ class FoundStateDict:
 
     @property
     def dims(self) -> dict[str, int | None]:
-        """By weight, the dim that a ``WeightNorm`` hook states (torch's -1 is the whole tensor: None)."""
-        dims = {}
-        for module in self.modules:
-            for _, hook in mapping_pairs(get(module.node.state, "_forward_pre_hooks")) or ():
-                if named := weight_norm_hook(hook):
-                    dims[module.prefix + named[0]] = named[1]
-        return dims
+        """By weight, the dim that its hook of torch's states; None for the whole tensor, or for none."""
+        return {
+            module.prefix + found.name: found.dim
+            for module in self.modules
+            for _, hook in mapping_pairs(get(module.node.state, "_forward_pre_hooks")) or ()
+            if (found := computing_hook(hook))
+        }
 
     @property
     def buffers(self) -> frozenset[str]:
@@ -103,6 +105,38 @@ class FoundStateDict:
             return parametrized_in(module.prefix.removesuffix(".") for module in self.modules)
         state = self.node.state if isinstance(self.node, Object) else None
         return parametrized_in(key for key, _ in _named(get(state, "_metadata")))
+
+
+_UTILS = "torch.nn.utils"
+_PRUNING = """
+    Identity RandomUnstructured L1Unstructured RandomStructured LnStructured CustomFromMask PruningContainer
+"""
+#: The classes of hooks that compute a weight: the attribute that names it, what it is computed of.
+_HOOKS = {
+    f"{_UTILS}.weight_norm.WeightNorm": ("name", ("_g", "_v")),
+    f"{_UTILS}.spectral_norm.SpectralNorm": ("name", ("_orig", "_u", "_v")),
+    **{f"{_UTILS}.prune.{name}": ("_tensor_name", ("_orig", "_mask")) for name in _PRUNING.split()},
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ComputingHook:
+    """A hook of torch's that computes a weight, in a pickled module: its name, dim, and what it reads."""
+
+    name: str
+    dim: int | None
+    inputs: tuple[str, ...]
+
+
+def computing_hook(hook: Value) -> ComputingHook | None:
+    """What a hook computes, if its class is one of torch's that compute weights; a subclass may differ."""
+    if class_of(hook) not in _HOOKS:
+        return None
+    attribute, ends = _HOOKS[class_of(hook)]
+    name, dim = get(hook.state, attribute), get(hook.state, "dim")
+    if not isinstance(name, str) or not (dim is None or isinstance(dim, int)):
+        return None
+    return ComputingHook(str(name), None if dim == -1 else dim, tuple(name + end for end in ends))
 
 
 class _Names:

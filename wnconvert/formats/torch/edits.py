@@ -1,8 +1,9 @@
 """Records that take the place of old ones in a pickle: whole modules that are folded, optimizers renamed.
 
-The record of a whole pickled ``nn.Module`` is changed as ``torch.nn.utils.remove_weight_norm`` changes a live
-module: the weight becomes a Parameter in the place of g and v, the cached weight and the ``WeightNorm``
-hook go, and an RNN's ``_flat_weights`` hold the same Parameter. So with its class at hand it loads and runs.
+The record of a whole pickled ``nn.Module`` is changed as ``torch.nn.utils.remove_weight_norm`` and its like
+change a live module: the weight becomes a Parameter in the place of what it was computed from, the cached
+weight and the hooks go, and an RNN's ``_flat_weights`` hold the same Parameter. So with its class at hand it
+loads and runs.
 """
 
 from __future__ import annotations
@@ -11,8 +12,8 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, S
 from dataclasses import dataclass
 
 from wnconvert.formats.pickle.values import Dict, Object, Value
-from wnconvert.formats.torch.contents import Contents, FoundModule
-from wnconvert.formats.torch.records import get, mapping_pairs, weight_norm_hook, with_pairs
+from wnconvert.formats.torch.contents import Contents, FoundModule, computing_hook
+from wnconvert.formats.torch.records import get, mapping_pairs, with_pairs
 from wnconvert.plan.plan import Plan, PlannedStateDict
 from wnconvert.plan.steps import Step
 
@@ -44,12 +45,15 @@ def _module_edits(
     edits: dict[int, Value] = {}
     weights: dict[str, Value] = {}
     cast: dict[str, Value] = {}
+    taken: set[str] = set()
     for kind in ("_parameters", "_buffers"):
         pairs: list[tuple[Value, Value]] = []
-        for key, value in mapping_pairs(get(state, kind)) or ():
+        old = mapping_pairs(get(state, kind)) or ()
+        for key, value in old:
             step = _step_of(key, prefixes, steps)
             if step is not None and step.layer is not None:
                 name = step.name.rpartition(".")[2]
+                taken |= {key} if isinstance(key, str) else set()
                 if name not in weights:  # all that it is computed from becomes w
                     weights[name] = value_of(step)
                     pairs.append((name, weights[name]))
@@ -58,10 +62,10 @@ def _module_edits(
             else:
                 cast[key] = value_of(step)
                 pairs.append((key, cast[key]))
-        if pairs:
+        if old:
             edits[id(get(state, kind))] = with_pairs(get(state, kind), pairs)
     if weights:
-        edits |= _attribute_edits(state, weights)
+        edits |= _attribute_edits(state, weights, taken)
     return edits | _flat_edits(state, cast | weights)
 
 
@@ -71,16 +75,29 @@ def _step_of(key: Value, prefixes: Sequence[str], steps: Mapping[str, Step]) -> 
     return next((step for step in found if step.layer is not None), found[0] if found else None)
 
 
-def _attribute_edits(state: Value, weights: Mapping[str, Value]) -> dict[int, Value]:
-    """A module's own record without cached weights, and its hooks."""
-    edits: dict[int, Value] = {}
-    kept = [pair for pair in mapping_pairs(state) or () if not _is_one_of(pair[0], weights)]
-    edits[id(state)] = with_pairs(state, kept)
-    hooks = get(state, "_forward_pre_hooks")
-    if pairs := mapping_pairs(hooks):
-        kept = [pair for pair in pairs if (weight_norm_hook(pair[1]) or ("",))[0] not in weights]
-        edits[id(hooks)] = with_pairs(hooks, kept)
+def _attribute_edits(state: Value, weights: Mapping[str, Value], taken: Set[str]) -> dict[int, Value]:
+    """A module's own record without cached weights, and its hooks; ``taken`` are the tensors that went."""
+    hooks = [computing_hook(hook) for _, hook in mapping_pairs(get(state, "_forward_pre_hooks")) or ()]
+    computed = {hook.name for hook in hooks if hook and not taken.isdisjoint(hook.inputs)}
+    kept = [pair for pair in mapping_pairs(state) or () if not _is_one_of(pair[0], {*weights, *computed})]
+    edits: dict[int, Value] = {id(state): with_pairs(state, kept)}
+    for name in ("_forward_pre_hooks", "_state_dict_hooks", "_load_state_dict_pre_hooks"):
+        held = get(state, name)
+        if pairs := mapping_pairs(held):
+            edits[id(held)] = with_pairs(held, [pair for pair in pairs if _computes(pair[1]) not in computed])
     return edits
+
+
+def _computes(hook: Value) -> str | None:
+    """The weight that a hook computes; or the one of the hook that torch put it beside."""
+    if found := computing_hook(hook):
+        return found.name
+    # torch wraps hooks on loading; spectral norm's helpers hold its hook.
+    for name in ("hook", "fn"):
+        inner = get(hook.state, name) if isinstance(hook, Object) else None
+        if inner is not None:
+            return _computes(inner)
+    return None
 
 
 def _flat_edits(state: Value, parameters: Mapping[str, Value]) -> dict[int, Value]:

@@ -2,7 +2,7 @@
 
 Records are only read and made here; the choice of edits is made elsewhere. Sources of the
 spellings: ``torch/_utils.py`` (``_rebuild_tensor_v2`` and friends), ``torch/serialization.py``
-(``persistent_id``), ``torch/nn/modules/module.py`` and ``torch/nn/utils/weight_norm.py``.
+(``persistent_id``) and ``torch/nn/modules/module.py``.
 """
 
 from __future__ import annotations
@@ -35,7 +35,6 @@ __all__ = [
     "state_dict_node",
     "storage_record",
     "tensor_record",
-    "weight_norm_hook",
     "with_pairs",
     "with_storage",
 ]
@@ -353,16 +352,6 @@ def has_own_state(value: Value) -> bool:
         and value.callee.module.split(".")[0] == "__torch__"
         and not isinstance(value.state, (Dict, NoneType))
     )
-
-
-def weight_norm_hook(hook: Value) -> tuple[str, int | None] | None:
-    """Parameter name and dim of a legacy ``WeightNorm`` hook, or None for any other value."""
-    if class_of(hook) != "torch.nn.utils.weight_norm.WeightNorm":
-        return None
-    name, dim = get(hook.state, "name"), get(hook.state, "dim")
-    if not isinstance(name, str) or not (dim is None or isinstance(dim, int)):
-        return None
-    return str(name), None if dim == -1 else dim
 
 
 def class_of(value: Value) -> str:

@@ -9,7 +9,8 @@ from wnconvert.errors import ArgumentError, LayerError
 from wnconvert.layers.dims import dim_of
 from wnconvert.layers.evidence import notes_on_passed
 from wnconvert.layers.find import FoundPairs, pairs_in
-from wnconvert.layers.schemes import Layer, Refused, Selection, fix_of
+from wnconvert.layers.others import along
+from wnconvert.layers.schemes import Layer, Refused, Selection, fix_of, is_pair
 from wnconvert.messages import listed, option, raise_listed, told
 from wnconvert.tensors.tree import StateDict
 
@@ -36,19 +37,31 @@ def find_layers(state: StateDict, selection: Selection) -> FoundPairs:
         if layer.name in others:
             reason = "a value that is not a plain tensor has the name of its weight"
             refused.append(Refused(layer.name, reason))
-        # A pickled module says its dim; g's shape must say the same (of one element, it says nothing).
-        elif layer.name in state.dims and not _agrees(layer, state.dims[layer.name]):
-            reason = (
-                f"its WeightNorm hook says dim {state.dims[layer.name]}, "
-                f"g {layer.g.shape} beside v {layer.v.shape} does not"
-            )
-            refused.append(Refused(layer.name, reason))
+        elif layer.name in state.dims:
+            stated = _as_stated(layer, state.dims[layer.name])
+            if isinstance(stated, Layer):
+                layers.append(stated)
+            else:
+                refused.append(stated)
         else:
             layers.append(layer)
     return replace(found, layers=tuple(layers), refused=tuple(refused))
 
 
+def _as_stated(layer: Layer, dim: int | None) -> Layer | Refused:
+    """A layer of a pickled module, which states its dim; the shapes must say the same."""
+    if is_pair(layer):
+        does_not = f"g {layer.g.shape} beside v {layer.v.shape} does not"
+        reason = f"its WeightNorm hook says dim {dim}, {does_not}"
+        return layer if _agrees(layer, dim) else Refused(layer.name, reason)
+    try:
+        return along(layer, dim)
+    except LayerError as error:
+        return Refused(layer.name, f"its hook says dim {dim}, {error.what}")
+
+
 def _agrees(layer: Layer, stated: int | None) -> bool:
+    """Whether g's shape says the same; of one element, it says nothing."""
     try:
         dim = dim_of(layer.g.shape, layer.v.shape, stated).dim
     except LayerError:

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from wnconvert.errors import LayerError
 from wnconvert.messages import told
 from wnconvert.numerics.folding import Folding
 from wnconvert.numerics.kernel.choice import cast_block
@@ -312,7 +313,11 @@ def _fold(work: FoldLayer, source: Elements, out: Sink, numbers: RowPolicy) -> O
         role: RulePart(source.reader(tensor), tensor.info.shape, tensor.info.dtype)
         for role, tensor in work.parts
     }
-    folding = Folding(work.rule, parts, work.dtype)
+    try:
+        folding = Folding(work.rule, parts, work.dtype)
+    except LayerError as error:  # u and v may be too large
+        error.where = error.where or work.where
+        raise
     for _, w in folding.blocks(lambda block: out.room(block, folding.form.dtype)):
         out.made(w)
     report = folding.report()

@@ -173,8 +173,7 @@ def fold_file(
     from wnconvert.plan.fold import plan_fold
 
     selection = selection_of(layers, exclude, dim, kinds)
-    others: dict[str, object] = {"--only": only, "--dtype": dtype, "--drop-foreign": drop_foreign or None}
-    others |= {"--dim": None if dim == AUTO else str(dim), "--keep-optimizer": keep_optimizer or None}
+    others = _of_checkpoints(only, dtype, dim, keep_optimizer=keep_optimizer, drop_foreign=drop_foreign)
     make_plan = partial(
         plan_fold, selection=selection, only=only, dtype=dtype_of(dtype), keep_optimizer=keep_optimizer
     )
@@ -199,6 +198,19 @@ def fold_file(
     options = RunOptions(force, threads, verify, numbers, Proving(proof, timeout), bytes_progress(progress))
     plan_graph = partial(plan_onnx_fold, selection=selection, others=others)
     return run_conversion(request, make_plan, plan_graph=plan_graph, options=options)
+
+
+def _of_checkpoints(
+    only: str | None, dtype: AnyDType | None, dim: DimOption, *, keep_optimizer: bool, drop_foreign: bool
+) -> dict[str, object]:
+    """The options that only checkpoints take, by their names; None for those that are not given."""
+    return {
+        "--only": only,
+        "--dtype": dtype,
+        "--keep-optimizer": keep_optimizer or None,
+        "--drop-foreign": drop_foreign or None,
+        "--dim": None if dim == AUTO else str(dim),
+    }
 
 
 @overload

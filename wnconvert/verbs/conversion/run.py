@@ -202,7 +202,7 @@ def _settled(job: Job, checkpoint: Checkpoint, target: Target, request: Request,
 
     Raises ``TooFewLayersError`` where more layers are required.
     """
-    plan, notes = job.plan, list(job.plan.notes)
+    plan, notes = job.plan, [*job.plan.notes, *job.plan.hints]
     count, look = len(plan.changes), f"wnconvert inspect {request.src}"
     why = "" if count else job.why_nothing(plan)
     if request.require_layers is not None and count < request.require_layers:
@@ -215,7 +215,6 @@ def _settled(job: Job, checkpoint: Checkpoint, target: Target, request: Request,
     if why:
         ending = "" if writes else "; nothing is written (--copy writes a copy)"
         notes.append(f"nothing to {plan.verb}: {why}: {look}{ending}")
-    notes += plan.hints
     if writes and request.in_place:
         alone = _ONLY_READ.get(checkpoint.container)
         if lost := [*plan.lost, *([alone] if alone else [])]:

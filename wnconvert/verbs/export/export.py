@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -296,11 +297,13 @@ def _copy(module: Exportable, steps: TimedSteps) -> tuple[Exportable, int]:
     if isinstance(module, (ExportedProgram, torch.jit.ScriptModule)):
         return module, 0
     with steps("fold", "a copy of the module") as step:
-        found = find_live(module)
+        found, refused = find_live(module, ALL), find_live(module).refused
         layers = len(found.layers)
-        in_graph = [name for item in found.refused if item.in_graph for name in item.names]
+        # What is computed in a way that no fold knows is left to the exporter; weight norm is not.
+        known = {name for item in refused if not item.in_graph for name in item.names}
+        left = [name for item in found.refused for name in item.names if name not in known]
         try:
-            copy = folded(module, exclude=in_graph).to("cpu")
+            copy = folded(module, exclude=map(escape, left), kinds=ALL).to("cpu")
         except CopyError as error:  # its fix is to fold in place, which does not help here
             error.fix = "before the export, remove the attributes that cannot be copied from the module"
             raise

@@ -8,30 +8,33 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from wnconvert.errors import ArgumentError
+from wnconvert.errors import ArgumentError, LayerError
 from wnconvert.layers.schemes import Refused, Selection
 from wnconvert.messages import options_as_python
-from wnconvert.numerics.folding import fold_with_report
-from wnconvert.numerics.rows import Problem, RowPolicy, Wider, raise_problems
+from wnconvert.numerics.folding import Folding
+from wnconvert.numerics.rows import Problem, RowPolicy, RowReport, Wider, raise_problems
+from wnconvert.numerics.rules.parts import RulePart
 from wnconvert.tensors.blocks import Array
 from wnconvert.tensors.memory import array_of, view_of
 from wnconvert.verbs.modules.finding.live import Live, find_live
 from wnconvert.verbs.modules.finding.walk import modules_with_names
 from wnconvert.verbs.modules.finding.wrappers import held_by_ddp, under_ddp
+from wnconvert.verbs.modules.forms import move_to, reason_against_move
 from wnconvert.verbs.modules.outside import read_from_outside, warn_of_changes
 from wnconvert.verbs.modules.selection import ON_META, TIED_FIX, Layers, raise_refused, refuse_in_ddp, select
-from wnconvert.verbs.modules.surgery import (
-    fold_to,
-    made_as,
-    move_to,
-    reason_against_form,
-    refresh_flat_weights,
-)
+from wnconvert.verbs.modules.surgery import fold_to, made_as, refresh_flat_weights
 from wnconvert.verbs.modules.undo import UndoableEdits
-from wnconvert.verbs.shared.options import Form, ZeroRows, check_form, numbers_of, selection_of
+from wnconvert.verbs.shared.options import (
+    Form,
+    ZeroRows,
+    check_form,
+    numbers_of,
+    selection_of,
+)
 
 __all__ = ["CopyError", "fold_module", "folded", "migrate_module", "refuse_meta", "weights_folded"]
 
@@ -49,28 +52,34 @@ def fold_module(
     *,
     layers: Iterable[str] = (),
     exclude: Iterable[str] = (),
+    kinds: Iterable[str] = ("weight",),
     zero_rows: ZeroRows = "error",
     allow_nonfinite: bool = False,
 ) -> Layers:
     """Fold the weight-normalized layers of a module in place; to fold again changes nothing.
 
-    Each weight is computed from g and v (a cached ``.weight`` may be stale). It takes after v: a Parameter
-    or a buffer, on v's device, in its dtype and shape, of its class, with its ``requires_grad`` and its
-    attributes (``v.no_decay = True``). It is a new Parameter without gradient or hooks, so make a new
-    optimizer. Modules that share g and v then share the weight, and are folded together or not at all; a
-    shared module is folded once, under its first name. The hooks of weight norm are removed, others stay.
-    Options as for ``fold_state_dict``; excluding one name of a shared module excludes the module.
+    ``kinds`` are what is folded: ``"weight"``, ``"spectral"``, ``"prune"``, several of them, or ``"all"``; in
+    stacks of these, too. Each weight is computed from the tensors that are stored for it (a cached
+    ``.weight`` may be stale), spectral norm's as in eval mode, also while the module is in training mode. It
+    takes after v (the original): a Parameter or a buffer, on v's device, in its dtype and shape, of its
+    class, with its ``requires_grad`` and its attributes (``v.no_decay = True``). It is a new Parameter
+    without gradient or hooks, so make a new optimizer. Modules that share all these tensors then share the
+    weight, and are folded together or not at all; a shared module is folded once, under its first name. The
+    hooks that computed the weights are removed, others stay. Options as for ``fold_state_dict``; excluding
+    one name of a shared module excludes the module.
 
-    Returns the layers as they were, with form and dim. Spectral norm and other reparameterizations are left
-    alone; ``.others`` of the result names them. A ``UserWarning`` says where outputs change, and by how much:
-    of a legacy layer whose weight other code reads, so that it was never renewed
-    (``MultiheadAttention.out_proj``).
+    Returns the layers as they were, with form and dim. Kinds that are not asked for and other
+    reparameterizations are left alone; ``.others`` of the result names them. A ``UserWarning`` says where
+    outputs change, and by how much: of a legacy layer whose weight other code reads, so that it was never
+    renewed (``MultiheadAttention.out_proj``).
 
     Raises ``ArgumentError`` if ``module`` is not an ``nn.Module``; ``LayerError`` for layers under more than
-    weight norm, inside TorchScript, computed by a torch.fx graph (``exported_program.module()``), held by
-    DistributedDataParallel or FSDP, on the meta device, with a g that does not fit, or tied to layers that
-    are not chosen; and ``NumbersError`` for zero rows, NaN and overflow. After an error the module is
-    unchanged. Source: ``torch.nn.utils.remove_weight_norm``.
+    these kinds, computed by a subclass of torch's in its own way, inside TorchScript, computed by a torch.fx
+    graph (``exported_program.module()``), held by DistributedDataParallel or FSDP, on the meta device, with
+    a g, u, v or mask that does not fit, or tied to layers that are not chosen; and ``NumbersError`` for zero
+    rows, a σ of 0, NaN and overflow. After an error the module is unchanged. Source:
+    ``torch.nn.utils.remove_weight_norm``, ``remove_spectral_norm``, ``prune.remove``,
+    ``parametrize.remove_parametrizations``.
 
     >>> from torch.nn.utils.parametrizations import weight_norm
     >>> model = nn.Sequential(weight_norm(nn.Conv1d(4, 8, 3)), nn.ReLU())
@@ -78,8 +87,13 @@ def fold_module(
     [('0.weight', 'parametrize', 0)]
     >>> type(model[0]).__name__, fold_module(model)
     ('Conv1d', Layers: 0 layers)
+
+    >>> from torch.nn.utils.parametrizations import spectral_norm
+    >>> discriminator = spectral_norm(nn.Conv1d(4, 8, 3))
+    >>> fold_module(discriminator).others, len(fold_module(discriminator, kinds="spectral"))
+    ({'weight': 'spectral norm'}, 1)
     """
-    selection = selection_of(layers, exclude, "auto")
+    selection = selection_of(layers, exclude, "auto", kinds)
     policy = _policy(zero_rows, allow_nonfinite=allow_nonfinite)
     with options_as_python(), UndoableEdits() as edits:
         chosen = _chosen(module, selection)
@@ -92,6 +106,7 @@ def folded(
     *,
     layers: Iterable[str] = (),
     exclude: Iterable[str] = (),
+    kinds: Iterable[str] = ("weight",),
     zero_rows: ZeroRows = "error",
     allow_nonfinite: bool = False,
 ) -> AnyModule:
@@ -106,7 +121,7 @@ def folded(
     >>> list(folded(model).state_dict()), list(model.state_dict())[1:]
     (['bias', 'weight'], ['parametrizations.weight.original0', 'parametrizations.weight.original1'])
     """
-    selection = selection_of(layers, exclude, "auto")
+    selection = selection_of(layers, exclude, "auto", kinds)
     policy = _policy(zero_rows, allow_nonfinite=allow_nonfinite)
     with options_as_python():
         chosen = _chosen(module, selection)  # a layer that is refused is reported before anything is copied
@@ -122,6 +137,7 @@ def weights_folded(
     *,
     layers: Iterable[str] = (),
     exclude: Iterable[str] = (),
+    kinds: Iterable[str] = ("weight",),
     zero_rows: ZeroRows = "error",
     allow_nonfinite: bool = False,
 ) -> Iterator[Layers]:
@@ -142,7 +158,7 @@ def weights_folded(
     >>> type(model).__name__
     'ParametrizedLinear'
     """
-    selection = selection_of(layers, exclude, "auto")
+    selection = selection_of(layers, exclude, "auto", kinds)
     policy = _policy(zero_rows, allow_nonfinite=allow_nonfinite)
     with UndoableEdits() as edits:  # undoes it too if an interrupt skips `finally`
         try:
@@ -154,12 +170,20 @@ def weights_folded(
 
 
 def migrate_module(
-    module: nn.Module, *, to: Form = "parametrize", layers: Iterable[str] = (), exclude: Iterable[str] = ()
+    module: nn.Module,
+    *,
+    to: Form = "parametrize",
+    layers: Iterable[str] = (),
+    exclude: Iterable[str] = (),
+    kinds: Iterable[str] = ("weight",),
 ) -> Layers:
     """Change a module's layers to the ``"parametrize"`` or the ``"legacy"`` form, in place.
 
-    g and v stay the same Parameter objects, so an optimizer goes on with them; hooks and names change as if
+    ``kinds`` are those that torch has in both forms: ``"weight"``, ``"spectral"``, or both. g and v (the
+    original, u and v) stay the same objects, so an optimizer goes on with them; hooks and names change as if
     torch's own function for that form had been applied. Layers that have that form already are left alone.
+    Spectral norm computes the same in eval mode, bit for bit; while training, its forms iterate u and v in
+    another order, so the next training step differs.
     In the legacy form the cached weight is not part of a graph, so the module can be deep-copied until its
     next forward. The order of ``parameters()`` may change, which matters if the *state dict* of an optimizer
     is loaded later. In the legacy form the weight is computed before all other forward pre-hooks: a hook
@@ -167,7 +191,8 @@ def migrate_module(
 
     Returns the layers that were changed, as they are now. Warns and raises as ``fold_module`` does, except
     for numbers, ties, the meta device and DistributedDataParallel; ``LayerError`` if something else has a
-    name that the form needs (``weight_g``, ``weight_v``; ``parametrizations``), and ``ArgumentError`` for an
+    name that the form needs (``weight_g``, ``weight_v``; ``parametrizations``), for prune, for stacks, and
+    for spectral norm of a vector, which each form computes in another way; and ``ArgumentError`` for an
     unknown form. Source: ``torch.nn.utils.weight_norm``, ``torch.nn.utils.parametrizations.weight_norm``.
 
     >>> from torch.nn.utils.parametrizations import weight_norm
@@ -178,9 +203,10 @@ def migrate_module(
     ['bias', 'weight_g', 'weight_v']
     """
     check_form(str(to))  # here None is not a choice
-    chosen, others = select(find_live(module), selection_of(layers, exclude, "auto"), "migrated")
+    selection = selection_of(layers, exclude, "auto", kinds)
+    chosen, others = select(find_live(module, selection.kinds), selection, "migrated")
     moved = [live for live in chosen if live.layer.form != to]
-    reasons = [(live, reason_against_form(live.module, live.param, to)) for live in moved]
+    reasons = [(live, reason_against_move(live, to)) for live in moved]
     raise_refused((Refused(live.layer.name, reason) for live, reason in reasons if reason), "migrated")
     with UndoableEdits() as edits, torch.inference_mode(False), torch.no_grad():
         outside = read_from_outside(moved, [each for each, _ in modules_with_names(module)])
@@ -193,7 +219,7 @@ def migrate_module(
         for live, w in zip(moved, weights, strict=True):
             move_to(live, w, to)
         refresh_flat_weights((live.module, live.param, w) for live, w in zip(moved, weights, strict=True))
-        return Layers((live.in_form(to).layer for live in moved), others)
+        return Layers((live.again().layer for live in moved), others)
 
 
 # -- the numbers
@@ -214,18 +240,18 @@ class _Chosen:
 
 def _chosen(module: nn.Module, selection: Selection) -> _Chosen:
     """What to fold. Raises ``LayerError`` for a layer that is tied to one that is not chosen."""
-    found = find_live(module)
+    found = find_live(module, selection.kinds)
     chosen, others = select(found, selection, "folded")
     places = {(live.module, live.param) for live in chosen}
-    left = {_objects(live): live.names[0] for live in found.layers if (live.module, live.param) not in places}
+    left = {live.key: live.names[0] for live in found.layers if (live.module, live.param) not in places}
     reason = "it is tied to {}, which is not folded"
-    tied = [(live.layer.name, left[_objects(live)]) for live in chosen if _objects(live) in left]
+    tied = [(live.layer.name, left[live.key]) for live in chosen if live.key in left]
     raise_refused((Refused(name, reason.format(other), TIED_FIX) for name, other in tied), "folded")
     return _Chosen(chosen, others, [each for each, _ in modules_with_names(module)])
 
 
 def _refuse_in_ddp(chosen: _Chosen, held: Collection[int], fix: str) -> None:
-    trained = ((live.layer.name, live.module, (live.g, live.v)) for live in chosen.layers)
+    trained = ((live.layer.name, live.module, live.tensors.values()) for live in chosen.layers)
     refuse_in_ddp(trained, held, "folded", fix)
 
 
@@ -251,15 +277,30 @@ def _folded_weights(chosen: Iterable[Live], policy: RowPolicy) -> list[Tensor]:
     made: dict[object, Tensor] = {}
     problems: list[tuple[str, tuple[Problem, ...]]] = []
     for live in every:
-        bits = (view_of(live.g), view_of(live.v), live.layer.dim)
+        bits = (live.layer.rule, *((role, view_of(value)) for role, value in live.tensors.items()))
         if bits not in arrays:
-            w, report = fold_with_report(array_of(live.v), array_of(live.g), live.layer.dim)
+            w, report = _folded(live)
             arrays[bits] = w
             problems.append((f"layer {live.layer.name}", policy.problems(report)))
-        if _objects(live) not in made:
-            made[_objects(live)] = made_as(live.v, arrays[bits])
+        if live.key not in made:
+            made[live.key] = made_as(live.original, arrays[bits])
     raise_problems(problems)
-    return [made[_objects(live)] for live in every]
+    return [made[live.key] for live in every]
+
+
+def _folded(live: Live) -> tuple[Array, RowReport]:
+    """The weight of a layer, and its odd rows. Raises ``LayerError`` if its parts do not fit each other."""
+    original = array_of(live.original)
+    w = np.empty(original.size, original.dtype)
+    try:
+        parts = {role: RulePart.of(array_of(value)) for role, value in live.tensors.items()}
+        folding = Folding(live.layer.rule, parts, w.dtype)
+    except LayerError as error:
+        error.where = f"layer {live.layer.name}"
+        raise
+    for _ in folding.blocks(lambda block: w[block.start : block.stop].reshape(block.shape)):
+        pass
+    return w.reshape(original.shape), folding.report()
 
 
 def refuse_meta(layers: Iterable[Live], done: str) -> None:
@@ -268,19 +309,13 @@ def refuse_meta(layers: Iterable[Live], done: str) -> None:
 
 
 def _is_meta(live: Live) -> bool:
-    return live.g.is_meta or live.v.is_meta
-
-
-def _objects(live: Live) -> tuple[object, ...]:
-    return id(live.g), id(live.v), live.layer.dim
+    return any(value.is_meta for value in live.tensors.values())
 
 
 def _value(live: Live) -> Tensor:
     """The current weight of a layer, detached; rows without an answer follow IEEE 754."""
-    v = live.v.detach()
-    if _is_meta(live):
-        return torch.empty_like(v)
-    return made_as(v, fold_with_report(array_of(v), array_of(live.g), live.layer.dim)[0])
+    original = live.original.detach()
+    return torch.empty_like(original) if _is_meta(live) else made_as(original, _folded(live)[0])
 
 
 # -- copies

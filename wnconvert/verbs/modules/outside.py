@@ -73,7 +73,7 @@ def _inside(module: nn.Module) -> Iterable[int]:
 def _followed(module: nn.Module, chain: _Chain) -> tuple[nn.Module, _Chain]:
     """The module to which a chain leads, and the names that are left."""
     for at, name in enumerate(chain):
-        child = module._modules.get(name)
+        child = dict(module._modules.items()).get(name)  # TorchScript has items alone
         if child is None:
             return module, chain[at:]
         module = child
@@ -126,7 +126,7 @@ def warn_of_changes(outside: Outside, weights: Iterable[tuple[Live, Tensor]]) ->
     ]
     if changed:
         what = "a cached weight is" if len(changed) == 1 else f"{len(changed)} cached weights are"
-        text = f"outputs will change: {what} not g·v/‖v‖, since other code reads it without running its hook"
+        text = f"outputs will change: {what} not what is stored, since other code reads it and runs no hook"
         warnings.warn("\n  ".join([text, *changed]), UserWarning, stacklevel=_level_of_caller())
 
 

@@ -12,6 +12,7 @@ from torch.nn.utils.parametrize import ParametrizationList
 
 from wnconvert.errors import ArgumentError, NumbersError
 from wnconvert.layers.dims import AUTO
+from wnconvert.layers.rules import ORIGINAL, G
 from wnconvert.layers.schemes import Refused, Selection
 from wnconvert.messages import listed, raise_listed
 from wnconvert.numerics.splitting import split_array
@@ -21,6 +22,7 @@ from wnconvert.verbs.modules.finding.live import LiveFound, find_live
 from wnconvert.verbs.modules.finding.values import Reason, layer_of, reason_against_tensor
 from wnconvert.verbs.modules.finding.walk import modules_with_names
 from wnconvert.verbs.modules.finding.wrappers import IN_FSDP, held_by_ddp, held_by_fsdp
+from wnconvert.verbs.modules.forms import put_in, reason_against_form
 from wnconvert.verbs.modules.selection import (
     ON_META,
     TIED_FIX,
@@ -30,13 +32,7 @@ from wnconvert.verbs.modules.selection import (
     refuse_in_ddp,
     select,
 )
-from wnconvert.verbs.modules.surgery import (
-    made_as,
-    put_in,
-    reason_against_form,
-    refresh_flat_weights,
-    settings_of,
-)
+from wnconvert.verbs.modules.surgery import made_as, refresh_flat_weights, settings_of
 from wnconvert.verbs.modules.undo import UndoableEdits
 from wnconvert.verbs.shared.options import DimOption, Form, check_form, selection_of
 
@@ -96,7 +92,7 @@ def split_module(
             g, v = halves[weight.key]
             del weight.module._parameters[weight.param]
             value = weight.w.detach().clone() if weight.form == "legacy" else weight.w
-            put_in(weight.module, weight.param, g, v, value, dim=weight.dim, form=weight.form)
+            put_in(weight.module, weight.param, {G: g, ORIGINAL: v}, weight, value, form=weight.form)
         refresh_flat_weights((weight.module, weight.param, weight.w.detach()) for weight in chosen)
         return Layers(
             layer_of(weight.name, weight.form, None if weight.dim == -1 else weight.dim, *halves[weight.key])

@@ -1,4 +1,4 @@
-"""Surgery on instances of ``nn.Module``: taking weight norm out, and putting it in.
+"""Taking what computes a weight out of an ``nn.Module``, so that it is plain.
 
 The containers of ``nn.Module`` (``_parameters``, ``_modules``, hooks) are edited directly, not through
 attributes, so a class with its own ``__setattr__`` behaves like any other.
@@ -15,88 +15,74 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import weight_norm
-from torch.nn.utils.weight_norm import WeightNorm
 
+from wnconvert.layers.rules import ORIGINAL
 from wnconvert.tensors.blocks import Array
 from wnconvert.tensors.memory import made_like
-from wnconvert.verbs.modules.finding.computed import is_on_class, parametrizations_of
+from wnconvert.verbs.modules.finding.chains import Link
+from wnconvert.verbs.modules.finding.computed import HELD
 from wnconvert.verbs.modules.finding.live import Live
-from wnconvert.verbs.modules.undo import HELD, become, parametrized_class, refill
+from wnconvert.verbs.modules.undo import become, parametrized_class, refill
 
-__all__ = [
-    "fold_to",
-    "made_as",
-    "move_to",
-    "put_in",
-    "reason_against_form",
-    "refresh_flat_weights",
-    "settings_of",
-]
+__all__ = ["fold_to", "hold", "made_as", "refresh_flat_weights", "settings_of", "take_out"]
 
 
 def fold_to(live: Live, w: Tensor) -> None:
-    """Put a plain weight in place of a layer's g and v."""
-    (_, fleeting), halves = _fleeting(live), _halves(live)
-    _put_plain(live.module, live.param, w, place_of=halves, fleeting=fleeting)
-    _take_out(live)
-
-
-def move_to(live: Live, w: Tensor | None, form: str) -> None:
-    """Change a layer to a form; w is the cached weight of the legacy form."""
-    fleeting = _fleeting(live)
-    _take_out(live)
-    put_in(live.module, live.param, live.g, live.v, w, dim=live.stated, form=form, fleeting=fleeting)
-
-
-def _halves(live: Live) -> tuple[str, ...]:
-    """The names of g and v, if they are in the module itself."""
-    return (f"{live.param}_g", f"{live.param}_v") if live.layer.form == "legacy" else ()
-
-
-def _fleeting(live: Live) -> tuple[bool, bool]:
-    """Whether g and v are buffers that are not saved in a state dict."""
-    if live.layer.form == "legacy":
-        names, held = (f"{live.param}_g", f"{live.param}_v"), live.module
-    else:
-        names, held = ("original0", "original1"), parametrizations_of(live.module)[live.param]
-    left_out = held._non_persistent_buffers_set
-    return names[0] in left_out, names[1] in left_out
+    """Put a plain weight in place of all that it is computed from."""
+    fleeting = live.chain.places[ORIGINAL].is_fleeting
+    _put_plain(live.module, live.param, w, place_of=live.chain.below(live.module), fleeting=fleeting)
+    take_out(live)
 
 
 # -- out
 
 
-def _take_out(live: Live) -> None:
-    """Remove weight norm and all that torch put beside it; the module then has no such weight."""
-    module, param = live.module, live.param
-    if live.layer.form == "legacy":
-        hooks = module._forward_pre_hooks
-        for key in [key for key, hook in hooks.items() if _is_norm_of(hook, param)]:
-            del hooks[key]
-        for half in _halves(live):
-            module._parameters.pop(half, None)
-            module._buffers.pop(half, None)
-            module._non_persistent_buffers_set.discard(half)
-        module.__dict__.pop(param, None)
-    else:
-        made_by = module._modules[HELD]
-        assert made_by is not None  # noqa: S101 - the layer was found in it
-        cls = type(module)
-        del made_by._modules[param]
-        if made_by._modules:
-            become(module, parametrized_class(cls, cls.__bases__[0], without=(param,)))
+def take_out(live: Live) -> None:
+    """Remove what computes a weight and all that torch put beside it; the module then has no such weight."""
+    module = live.module
+    for link in live.chain.links:
+        if link.home is not module:
+            continue  # it is inside a parametrization, which goes as a whole
+        if link.is_hook:
+            _take_hook(module, link)
         else:
-            del module._modules[HELD]
-            become(module, cls.__bases__[0])
-    _forget(module, param)
+            _take_parametrizations(module, link.target)
+        _forget(module, link.target)
+    for name in live.chain.below(module):
+        module._parameters.pop(name, None)
+        module._buffers.pop(name, None)
+        module._non_persistent_buffers_set.discard(name)
 
 
-def _is_norm_of(hook: object, param: str) -> bool:
-    return isinstance(hook, WeightNorm) and hook.name == param
+def _take_hook(module: nn.Module, link: Link) -> None:
+    for hooks in (module._forward_pre_hooks, module._state_dict_hooks, module._load_state_dict_pre_hooks):
+        for key in [key for key, hook in hooks.items() if _belongs(getattr(hook, "hook", hook), link)]:
+            del hooks[key]
+    module.__dict__.pop(link.target, None)
+
+
+def _belongs(hook: object, link: Link) -> bool:
+    """Whether a hook is the link's own, or one that torch put beside it."""
+    if hook is link.by:
+        return True
+    return isinstance(hook, link.manner.helpers) and getattr(hook.fn, link.manner.target) == link.target  # type: ignore[attr-defined]
+
+
+def _take_parametrizations(module: nn.Module, param: str) -> None:
+    made_by = module._modules.get(HELD)
+    if made_by is None or param not in made_by._modules:
+        return  # the first of several has taken them
+    cls = type(module)
+    del made_by._modules[param]
+    if made_by._modules:
+        become(module, parametrized_class(cls, cls.__bases__[0], without=(param,)))
+    else:
+        del module._modules[HELD]
+        become(module, cls.__bases__[0])
 
 
 def _forget(module: nn.Module, param: str) -> None:
-    """Remove torch's load hooks for a weight (which rename keys) and its cached value."""
+    """Remove torch's load hooks for a parametrized weight (which rename keys) and its cached value."""
     hooks = module._load_state_dict_pre_hooks
     for key in [key for key, hook in hooks.items() if _compat_name(hook) == param]:
         del hooks[key]
@@ -116,53 +102,13 @@ def _compat_name(hook: object) -> str | None:
     return name if isinstance(name, str) else None
 
 
-# -- in
-
-
-def reason_against_form(module: nn.Module, param: str, form: str) -> str:
-    """Why weight norm cannot be put on a weight, or ``""``: something else has a name that it needs."""
-    if form == "legacy":
-        needed = [f"{param}_g", f"{param}_v"]
-    elif torch._C._functorch.peek_interpreter_stack() is not None:
-        return "torch cannot parametrize it inside a transform of torch.func"
-    else:
-        needed = [] if _is_torchs(module) else [HELD]
-    taken = [f"the name {name} is taken by {what}" for name in needed if (what := _holder(module, name))]
-    if not taken and param not in parametrizations_of(module) and is_on_class(module, param):
-        return f"the name {param} is taken by an attribute of its class"
-    return taken[0] if taken else ""
-
-
-def _is_torchs(module: nn.Module) -> bool:
-    """Whether torch made a module's ``parametrizations``, and the class that goes with them."""
-    held = module._modules.get(HELD)
-    if not isinstance(held, nn.ModuleDict) or not held._modules:
-        return False
-    made = parametrizations_of(module).keys() & vars(type(module)).keys()
-    return made == held._modules.keys()
-
-
-def _holder(module: nn.Module, name: str) -> str:
-    """A description of whatever has a name in a module, or ``""``."""
-    homes: dict[str, Mapping[str, object]] = {
-        "Parameter": module._parameters,
-        "buffer": module._buffers,
-        "submodule": module._modules,
-        "attribute": vars(module),
-    }
-    kind = next((kind for kind, home in homes.items() if name in home), "")
-    if kind:
-        return f"{'an' if kind == 'attribute' else 'a'} {kind} of the module"
-    return "an attribute of its class" if is_on_class(module, name) else ""
-
-
 def _put_plain(
     module: nn.Module, param: str, w: Tensor, *, place_of: Collection[str], fleeting: bool
 ) -> None:
     """Give a module a plain weight, in place of the first of ``place_of``, or at the end."""
     for home in (module._parameters, module._buffers):
         home.pop(param, None)  # None may hold the name
-    _hold(module, param, w, fleeting=fleeting)
+    hold(module, param, w, fleeting=fleeting)
     home = module._parameters if param in module._parameters else module._buffers
     items: dict[str, Any] = {}
     for name, value in home.items():
@@ -172,70 +118,8 @@ def _put_plain(
     refill(home, items)
 
 
-def put_in(
-    module: nn.Module,
-    param: str,
-    g: Tensor,
-    v: Tensor,
-    w: Tensor | None,
-    *,
-    dim: int,
-    form: str,
-    fleeting: tuple[bool, bool] = (False, False),
-) -> None:
-    """Give a module weight norm in a form, as torch's function for it does; g and v are not copied.
-
-    w is the cached weight of the legacy form. ``dim`` is torch's: -1 stands for the whole tensor.
-    ``fleeting`` says whether g and v are buffers that are not saved in a state dict.
-    """
-    if form == "legacy":
-        holder, names = module, (f"{param}_g", f"{param}_v")
-        _put_hook(module, WeightNorm(param, dim))
-        module.__dict__[param] = w
-    else:
-        holder, names = _put_parametrization(module, param, v.dim(), dim), ("original0", "original1")
-    for name, value, is_fleeting in zip(names, (g, v), fleeting, strict=True):
-        _hold(holder, name, value, fleeting=is_fleeting)
-
-
-def _put_hook(module: nn.Module, hook: WeightNorm) -> None:
-    """Register the hook as ``torch.nn.utils.weight_norm`` does, but before all other hooks.
-
-    In the parametrize form, too, the other hooks see the current weight.
-    """
-    hooks = module._forward_pre_hooks
-    others = [key for key, other in hooks.items() if not isinstance(other, WeightNorm)]
-    module.register_forward_pre_hook(hook)
-    for key in others:
-        hooks[key] = hooks.pop(key)
-
-
-def _put_parametrization(module: nn.Module, param: str, rank: int, dim: int) -> nn.Module:
-    """Apply ``torch.nn.utils.parametrizations.weight_norm`` itself, to a stand-in of one element."""
-    cls, is_first = type(module), HELD not in module._modules
-    # torch's function sets and deletes attributes; methods of the class that interfere are bypassed.
-    unminding = {name: vars(nn.Module)[name] for name in ("__getattr__", "__setattr__", "__delattr__")}
-    become(module, type(f"Parametrized{cls.__name__}", (cls,), unminding))
-    stand_in = torch.zeros((1,) * rank, device="cpu")
-    module._parameters[param] = nn.Parameter(stand_in, requires_grad=False)
-    weight_norm(module, param, dim)
-    made = type(module)
-    # torch adds a second property to the class that it made for the first, which copies share.
-    become(
-        module,
-        parametrized_class(made, cls)
-        if is_first
-        else parametrized_class(cls, cls.__bases__[0], properties={param: vars(made)[param]}),
-    )
-    made_by = parametrizations_of(module)[param]
-    made_by._parameters.clear()
-    made_by.training = module.training
-    if is_first:
-        module._modules[HELD].training = module.training  # type: ignore[union-attr]
-    return made_by
-
-
-def _hold(module: nn.Module, name: str, value: Tensor, *, fleeting: bool) -> None:
+def hold(module: nn.Module, name: str, value: Tensor, *, fleeting: bool) -> None:
+    """Give a module a Parameter or a buffer; ``fleeting`` says that a state dict leaves it out."""
     container: dict[str, Any] = module._parameters if isinstance(value, nn.Parameter) else module._buffers
     container[name] = value
     if fleeting and container is module._buffers:

@@ -14,7 +14,9 @@ from typing import Any
 
 from torch import nn
 
-__all__ = ["HELD", "UndoableEdits", "become", "parametrized_class", "refill"]
+from wnconvert.verbs.modules.finding.computed import HELD
+
+__all__ = ["UndoableEdits", "become", "parametrized_class", "refill"]
 
 
 _CONTAINERS = (
@@ -23,10 +25,9 @@ _CONTAINERS = (
     "_modules",
     "_forward_pre_hooks",
     "_load_state_dict_pre_hooks",
+    "_state_dict_hooks",
     "_non_persistent_buffers_set",
 )
-#: torch's name for the ``ModuleDict`` of a module's parametrizations.
-HELD = "parametrizations"
 
 
 class UndoableEdits:

@@ -30,7 +30,7 @@ from wnconvert.tensors.tree import Dim, StoredTensor
 from wnconvert.verbs.conversion.verify.arithmetic import Reals
 from wnconvert.verbs.conversion.verify.pieces import pieces_of
 
-__all__ = ["Values", "values_of"]
+__all__ = ["Values", "computed_values"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +88,9 @@ def _added(sums: list[Any]) -> Any:
 _PAIRWISE = 64
 
 
-def values_of(rule: Rule, parts: Mapping[str, StoredTensor], source: Elements, real: np.dtype[Any]) -> Values:
+def computed_values(
+    rule: Rule, parts: Mapping[str, StoredTensor], source: Elements, real: np.dtype[Any]
+) -> Values:
     """The weight that a rule makes of its parts, in numbers of the dtype ``real``."""
     original = parts[ORIGINAL]
     elements = source.reader(original)

@@ -30,7 +30,7 @@ from wnconvert.verbs.conversion.verify.arithmetic import (
 )
 from wnconvert.verbs.conversion.verify.pieces import Group, Piece, groups, pieces_of
 from wnconvert.verbs.conversion.verify.readers import ReadBack
-from wnconvert.verbs.conversion.verify.rules import values_of
+from wnconvert.verbs.conversion.verify.rules import computed_values
 
 __all__ = ["Both", "check_step"]
 
@@ -101,7 +101,7 @@ def _check_rule(fold: Fold, both: Both) -> None:
     real = real_for(*(part.dtype for part in layer.parts.values()), fold.dtype)
     read_back = both.read_back(fold.name)
     with np.errstate(all="ignore"):
-        values = values_of(layer.rule, parts, both.source, real)
+        values = computed_values(layer.rule, parts, both.source, real)
         for block, piece in pieces_of(parts[ORIGINAL], values.dim):
             if not are_values(read_back(block, piece), values.read(block), values.error):
                 raise VerifyError(

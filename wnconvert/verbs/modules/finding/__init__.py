@@ -4,8 +4,10 @@ Nothing here changes a module or computes a weight: torch's kernel writes past i
 so such a g must never reach it.
 
 walk        the modules below a module, with all their names
-values      tensors that may be halves of a layer: what they are, and why one cannot be
+values      tensors that may be parts of a layer: what they are, and why one cannot be
+manners        the classes of torch's that compute weights, as a table
 computed    what computes weights in a module: torch's hooks and parametrizations
+chains      how a weight is computed, from the outside inward, where one stands upon the other
 wrappers    modules that DistributedDataParallel or FSDP holds
 candidates  computed weights that may be layers, and the reasons against converting them
 compiled    layers in TorchScript and torch.fx graphs

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 
 import torch
 from torch import Tensor, fx, nn
 
 from wnconvert.layers.find import find_pairs
+from wnconvert.layers.rules import Norm
+from wnconvert.layers.schemes import Selection
 from wnconvert.tensors.tree import TensorInfo
 from wnconvert.verbs.modules.finding.candidates import RefusedLive
 from wnconvert.verbs.modules.finding.values import info_of
@@ -22,24 +24,26 @@ _BEFORE_EXPORT = "convert the module before it is exported or traced"
 _OPERATORS = {"_weight_norm", "_weight_norm_interface"}
 
 
-def compiled_layers(modules: Iterable[tuple[nn.Module, tuple[str, ...]]]) -> Iterator[RefusedLive]:
-    """The layers in compiled modules, which are refused; ``modules`` are given with their prefixes."""
-    every = list(modules)
+def compiled_layers(
+    modules: Iterable[tuple[nn.Module, tuple[str, ...]]], kinds: Collection[str]
+) -> Iterator[RefusedLive]:
+    """The layers of these kinds in compiled modules, all refused; ``modules`` come with their prefixes."""
+    every, selection = list(modules), Selection(kinds=tuple(kinds))
     scripted = [
         info
         for module, (prefix, *_) in every
         if isinstance(module, torch.jit.ScriptModule)
-        for key, value in module.named_parameters(recurse=False)
+        for key, value in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
         if (info := info_of(f"{prefix}{key}", value)) is not None
     ]
-    for name in _names_of_pairs(scripted):
+    for name in _names_of_layers(scripted, selection):
         yield RefusedLive((name,), _SCRIPTED, "convert the module before it is scripted or traced")
     in_graphs = (
         name
         for module, (prefix, *_) in every
         if not isinstance(module, torch.jit.ScriptModule)
         for graph in _graphs_of(module)
-        for name in _computed_in(graph, module, prefix)
+        for name in _computed_in(graph, module, prefix, selection)
     )
     for name in dict.fromkeys(in_graphs):
         yield RefusedLive((name,), _EXPORTED, _BEFORE_EXPORT, in_graph=True)
@@ -52,10 +56,10 @@ def _graphs_of(module: nn.Module) -> Iterator[fx.Graph]:
         yield from (held for name in ("_graph", "graph") if isinstance(held := holder.get(name), fx.Graph))
 
 
-def _computed_in(graph: fx.Graph, module: nn.Module, prefix: str) -> Iterator[str]:
-    """The names of weights that a graph computes from a g and a v that it reads itself.
+def _computed_in(graph: fx.Graph, module: nn.Module, prefix: str, selection: Selection) -> Iterator[str]:
+    """The names of weights that a graph computes from tensors that it reads itself.
 
-    They are known by their keys, as in an exported program, or by torch's own operator.
+    They are known by their keys, as in an exported program; weight norm by torch's own operator, too.
     """
     read = {str(node.target) for node in graph.nodes if node.op == "get_attr"}
     infos = [
@@ -64,9 +68,9 @@ def _computed_in(graph: fx.Graph, module: nn.Module, prefix: str) -> Iterator[st
         if isinstance(value := _attribute(module, target), Tensor)
         and (info := info_of(prefix + target, value)) is not None
     ]
-    yield from _names_of_pairs(infos)
-    paired = {half.name for layer in find_pairs(infos).layers for half in layer.halves}
-    for node in graph.nodes:
+    yield from _names_of_layers(infos, selection)
+    paired = {part.name for layer in find_pairs(infos, selection).layers for part in layer.tensors}
+    for node in graph.nodes if Norm.kind in selection.kinds else ():
         if node.op == "call_function" and _operator(node) in _OPERATORS:
             v = _origin(node)
             if v.op == "get_attr" and prefix + str(v.target) not in paired:
@@ -97,6 +101,6 @@ def _attribute(module: nn.Module, target: str) -> object:
     return module._buffers.get(last, vars(module).get(last)) if value is None else value
 
 
-def _names_of_pairs(infos: Iterable[TensorInfo]) -> list[str]:
-    found = find_pairs(infos)
+def _names_of_layers(infos: Iterable[TensorInfo], selection: Selection) -> list[str]:
+    found = find_pairs(infos, selection)
     return [*(layer.name for layer in found.layers), *(item.name for item in found.refused)]

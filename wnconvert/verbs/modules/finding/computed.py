@@ -7,41 +7,53 @@ from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import ParametrizationList
-from torch.nn.utils.prune import BasePruningMethod
-from torch.nn.utils.spectral_norm import SpectralNorm
-from torch.nn.utils.weight_norm import WeightNorm
 
-__all__ = ["computed_by_hooks", "is_on_class", "parametrizations_of", "tensor_of"]
+from wnconvert.verbs.modules.finding.manners import HOOKS, Manner
+
+__all__ = ["HELD", "HookComputed", "computed_by_hooks", "is_on_class", "parametrizations_of", "tensor_of"]
+
+
+#: torch's name for the ``ModuleDict`` of a module's parametrizations.
+HELD = "parametrizations"
 
 
 @dataclass(frozen=True, slots=True)
-class _HookComputed:
-    """A weight, ``target``, that one of torch's forward pre hooks computes from the tensors ``inputs``."""
+class HookComputed:
+    """A weight, ``target``, that one of torch's forward pre hooks computes in a manner."""
 
-    kind: str
+    manner: Manner
     target: str
-    inputs: tuple[str, ...]
     hook: Any
 
+    @property
+    def kind(self) -> str:
+        """What it is, in words."""
+        return self.manner.words
 
-def computed_by_hooks(module: nn.Module) -> list[_HookComputed]:
+    @property
+    def start(self) -> str:
+        """The name of the tensor that it starts from."""
+        return self.target + self.manner.start
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """The names of all that it computes the weight from."""
+        return (self.start, *(self.target + suffix for suffix in self.manner.beside.values()))
+
+
+def computed_by_hooks(module: nn.Module) -> list[HookComputed]:
     """The weights that forward pre hooks of torch's own compute."""
-    found = []
-    for hook in module.__dict__.get("_forward_pre_hooks", {}).values():
-        if isinstance(hook, WeightNorm):
-            found.append(_HookComputed("weight norm", hook.name, (f"{hook.name}_g", f"{hook.name}_v"), hook))
-        elif isinstance(hook, SpectralNorm):
-            inputs = tuple(f"{hook.name}_{part}" for part in ("orig", "u", "v"))
-            found.append(_HookComputed("spectral norm", hook.name, inputs, hook))
-        elif isinstance(hook, BasePruningMethod):
-            name = hook._tensor_name
-            found.append(_HookComputed("prune", name, (f"{name}_orig", f"{name}_mask"), hook))
-    return found
+    return [
+        HookComputed(manner, getattr(hook, manner.target), hook)
+        for hook in module.__dict__.get("_forward_pre_hooks", {}).values()
+        for manner in HOOKS
+        if isinstance(hook, manner.cls)
+    ]
 
 
 def parametrizations_of(module: nn.Module) -> dict[str, ParametrizationList]:
     """The parametrized tensors of a module by name."""
-    held = module._modules.get("parametrizations")
+    held = module._modules.get(HELD)
     every = {} if held is None else held._modules
     return {name: each for name, each in every.items() if isinstance(each, ParametrizationList)}
 
