@@ -74,7 +74,6 @@ NORMS = {
         ),
     )
 }
-_FOLDS = {"yes": "yes", "no": "no", "if known": "only"}
 
 
 def norms_table() -> tuple[str, ...]:
@@ -84,7 +83,7 @@ def norms_table() -> tuple[str, ...]:
     '| prune | `X_orig`, `X_mask` | yes: weight = orig · mask | `wnconvert fold --kinds prune` |'
     """
     return tuple(
-        f"| {row.name} | {row.shows} | {_FOLDS[row.folds]}: {row.how} | "
+        f"| {row.name} | {row.shows} | {row.folds}: {row.how} | "
         f"{f'`{row.command}`' if row.command else 'none'} |"
         for row in NORMS.values()
     )
