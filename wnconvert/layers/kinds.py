@@ -294,13 +294,14 @@ _FOREIGN = {
     for library, formula in LIBRARIES.items()
 }
 
+# What the rows above have behind the name of a weight, and weight norm has.
+_ENDS = {"_g", "_v"}.union(key for kind in KINDS for key in kind.keys if key.startswith("_"))
+
 # A stem and what stands behind it: conv.parametrizations.weight.|0._u, conv.weight|_orig, bn.|running_mean.
 _SPLITS = (
     re.compile(r"(?P<stem>(?:.*\.)?parametrizations\.[^.]+\.)(?P<key>.+)", re.DOTALL),
     re.compile(r"(?P<stem>(?:.*\.)?)(?P<key>sn_u)", re.DOTALL),
-    re.compile(
-        r"(?P<stem>(?:.*\.)?[^.]+?)(?P<key>_(?:(?:orig|v)_(?:orig|mask)|orig|mask|bar|[uvg]))", re.DOTALL
-    ),
+    re.compile(rf"(?P<stem>(?:.*\.)?[^.]+?)(?P<key>{'|'.join(map(re.escape, sorted(_ENDS)))})", re.DOTALL),
     re.compile(r"(?P<stem>(?:.*\.)?)(?P<key>lora_magnitude_vector.*)", re.DOTALL),
     re.compile(r"(?P<stem>(?:.*\.)?)(?P<key>[^.]+)", re.DOTALL),
 )

@@ -37,9 +37,18 @@ class FoundOthers:
 
 NO_OTHERS = FoundOthers()
 
-#: The rows that fold by their keys, and ends of names of which each of them has one.
+#: The rows that fold by their keys.
 _FOLDING = tuple(kind for kind in KINDS if kind.parts)
-_TELLING = ("_mask", "_u", "u0", ".u")
+
+
+def _telling(kind: Kind) -> str:
+    """A key without which a kind is not there, and that weight norm alone has not."""
+    others = (key for role, key in kind.parts.items() if role not in (ORIGINAL, G))
+    return next(others, kind.keys[0])
+
+
+#: Ends of names of which each row has one.
+_TELLING = tuple({_telling(kind) for kind in _FOLDING})
 
 _Parts = Mapping[str, TensorInfo]
 
@@ -58,7 +67,7 @@ def other_layers(
     [('conv.weight', ('spectral',), 0)]
     """
     every = {info.name: info for info in infos}
-    if not any(name.endswith(_TELLING) or name == "u" for name in every):
+    if not any(name.endswith(_TELLING) for name in every):
         return NO_OTHERS
     layers: list[Layer] = []
     refused: list[Refused] = []

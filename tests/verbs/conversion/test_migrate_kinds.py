@@ -53,7 +53,7 @@ def model(form: str, *, masks: bool = False) -> Any:
     is_legacy = form == "legacy"
     norm: Norm = spectral if is_legacy else parametrizations.spectral_norm
     other: Norm = weight_norm if is_legacy else parametrizations.weight_norm
-    made = nn.Sequential(
+    made: Any = nn.Sequential(
         OrderedDict(
             a=norm(nn.Conv1d(3, 8, 3)),
             norm=nn.BatchNorm1d(8),
@@ -75,10 +75,10 @@ def model(form: str, *, masks: bool = False) -> Any:
 
 def outputs(module: Any) -> list[Tensor]:
     """What a model computes; once before, since a hook of prune comes behind that of the norm."""
+    x = torch.linspace(-1, 1, 60).reshape(1, 3, 20)
     with torch.no_grad():
-        for _ in range(2):
-            found = module[:5](torch.linspace(-1, 1, 60).reshape(1, 3, 20))
-        return [found, module.lstm(torch.ones(3, 2, 4))[0]]
+        module[:5](x)
+        return [module[:5](x), module.lstm(torch.ones(3, 2, 4))[0]]
 
 
 @FORMS
@@ -103,7 +103,8 @@ def loaded(path: Path) -> dict[str, Tensor]:
     """The tensors of a file."""
     if path.suffix == ".npz":
         return {name: torch.from_numpy(array) for name, array in np.load(path).items()}
-    return load(path)
+    found: dict[str, Tensor] = load(path)
+    return found
 
 
 @FORMS

@@ -14,14 +14,14 @@ from typing import Any
 import numpy as np
 
 from wnconvert.layers.rows import LayerRow
-from wnconvert.layers.rules import ORIGINAL, Mask, Norm, Spectral
+from wnconvert.layers.rules import ORIGINAL, G, Mask, Norm, Spectral
 from wnconvert.layers.schemes import Layer
 from wnconvert.messages import counted
 from wnconvert.numerics.norms import norm_blocks
 from wnconvert.numerics.rounding import FLOAT_FORMATS
 from wnconvert.numerics.rules.parts import RulePart
 from wnconvert.tensors.blocks import Array, Block, Elements, Floats, RowValues, blocks
-from wnconvert.tensors.tree import StoredTensor
+from wnconvert.tensors.tree import Dim, StoredTensor
 
 __all__ = [
     "Flag",
@@ -185,10 +185,10 @@ def other_stats(
     mask = next((read[role] for role in Mask.roles if role in read), None)
     if mask is not None:
         row = replace(row, zeros=_zeros(mask))
-    spectral = next((each for each in layer.rule.operations if isinstance(each, Spectral)), None)
-    if spectral is None or Norm.kind in layer.rule.kinds:  # of a weight that is normed first
+    if not set(Spectral.roles) <= parts.keys() or G in parts:  # a weight that is normed first is not at hand
         return row
-    found = _spectral(_masked(read[ORIGINAL], mask), read["u"], read["v"], spectral)
+    u, v = (read[role] for role in Spectral.roles)
+    found = _spectral(_masked(read[ORIGINAL], mask), u, v, layer.dim)
     return replace(row, spectral=found, odd=tuple(_flags_of_sigma(found)))
 
 
@@ -212,12 +212,12 @@ def _masked(original: RulePart, mask: RulePart | None) -> RulePart:
     return RulePart(read, original.shape, original.dtype)
 
 
-def _spectral(original: RulePart, u: RulePart, v: RulePart, spectral: Spectral) -> SpectralStats:
+def _spectral(original: RulePart, u: RulePart, v: RulePart, dim: Dim) -> SpectralStats:
     """What spectral norm shows, along the axis where σ is larger if both fit."""
     from wnconvert.numerics.rules.spectral.square import matrix_health  # which g alone does not need
 
-    dims = (0, 1) if spectral.dim is None else (spectral.dim,)
-    found = max((matrix_health(original, u, v, dim) for dim in dims), key=lambda item: abs(item.sigma))
+    dims = (0, 1) if dim is None else (dim,)
+    found = max((matrix_health(original, u, v, each) for each in dims), key=lambda item: abs(item.sigma))
     ratio = found.sigma / found.largest if found.largest else None
     return SpectralStats(found.sigma, found.largest, ratio, found.u, found.v)
 
