@@ -91,6 +91,6 @@ golden: $(DEV)/stamp
 	$(PYTEST) --refresh tests/whole/test_golden.py tests/whole/test_docs.py
 
 clean:
-	rm -f wnconvert/numerics/kernel/*.so
+	rm -f wnconvert/numerics/kernel/*.library
 	rm -rf $(DEV) $(LIGHT) $(PACKAGES) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

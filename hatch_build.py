@@ -37,12 +37,12 @@ def compiler() -> list[str] | None:
 
 def build(root: Path) -> Path | None:
     """Compile the kernel beside its source; says why on stderr, and gives None, where that cannot be done."""
-    source, target = root / _FOLDER / "rows.c", root / _FOLDER / "rows.so"
+    source, target = root / _FOLDER / "rows.c", root / _FOLDER / "rows.library"
     command = compiler()
     if command is None:
         return _without("no C compiler (cc, or $CC)")
     digest = hashlib.sha256(source.read_bytes()).hexdigest()
-    made = target.with_suffix(f".{os.getpid()}.so")  # programs that use the old one go on doing so
+    made = target.with_suffix(f".{os.getpid()}.library")  # programs that use the old one go on doing so
     run = [*command, *_OPTIONS, f'-DSOURCE="{digest}"', str(source), "-o", str(made)]
     done = subprocess.run(run, capture_output=True, text=True, check=False)  # noqa: S603 -- the user's compiler
     if done.returncode:

@@ -108,7 +108,7 @@ def choosing(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
 def test_without_the_library_numpy_is_taken_and_asking_for_it_is_an_error(
     choosing: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    choosing.setattr(kernel_library, "_PLACE", str(tmp_path / "rows.so"))
+    choosing.setattr(kernel_library, "_PLACE", str(tmp_path / "rows.library"))
     assert choice.kernel().name == "numpy"
     choosing.setenv(VARIABLE, "compiled")
     choice.kernel.cache_clear()

@@ -15,8 +15,8 @@ VARIABLE = "WNCONVERT_KERNEL"
 _NAMES = ("compiled", "numpy")
 #: The version of the functions in it: ``wnconvert_version`` of ``rows.c``.
 _VERSION = 1
-#: The library beside this file, made when wnconvert is installed.
-_PLACE = __file__.removesuffix("library.py") + "rows.so"
+#: The library beside this file, made when wnconvert is installed. It is no module: not ``.so``.
+_PLACE = __file__.removesuffix("library.py") + "rows.library"
 
 
 def chosen_kernel() -> str:
