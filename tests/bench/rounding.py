@@ -62,7 +62,7 @@ def shares(model: nn.Module, made: nn.Module) -> tuple[int, int, int]:
 
 
 def remove_all(model: nn.Module) -> nn.Module:
-    """A model folded by torch's own functions; of stacked hooks, the inner ones, which came last, go first."""
+    """A model folded by torch's own functions; of stacked hooks, the inner ones go first."""
     for module in list(model.modules()):
         if isinstance(module, parametrize.ParametrizationList):
             continue
