@@ -158,6 +158,14 @@ def split(src: str, out: str | None, **options: Any) -> None:
 )
 @globs("Migrate")
 @click.option(
+    "--kinds",
+    callback=words_of_text,
+    metavar="KIND[,KIND…]",
+    default="weight",
+    show_default=True,
+    help="What to migrate: weight, spectral; all is these two, and what is pruned beneath them.",
+)
+@click.option(
     "--drop-optimizer", is_flag=True, help="Leave out optimizer state (if its positions would not fit)."
 )
 @WRITING
@@ -165,7 +173,7 @@ def migrate(src: str, out: str | None, *, to: str, **options: Any) -> None:
     """Rename the keys of old weight norm to those of torch 2.1, or back.
 
     The names and order of keys become those of torch, the bytes of tensors stay; optimizer state in the file
-    stays valid.
+    stays valid. --kinds spectral does so with spectral norm.
     """
     _load_lightly()
     from wnconvert.verbs.conversion.files import migrate_file

@@ -6,6 +6,7 @@ rows      a layer as a row of a result
 schemes   how layers are spelled: one row a convention
 evidence  what speaks against a pair that has the names of one
 foreign   weight norm as other libraries spell it, one row a library
+norms     which normalization is it, and what can be done: one row each
 kinds     other reparameterizations and norms, one row a kind
 classes   the layers that classes of transformers and diffusers build
 others    layers of other kinds than weight norm alone

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from wnconvert.layers.foreign import LIBRARIES, find_foreign
+from wnconvert.layers.norms import NORMS
 from wnconvert.layers.rules import ORIGINAL, Mask, Norm, Operation, Spectral, SpectralStep, Stored
 from wnconvert.tensors.tree import TensorInfo
 
@@ -81,6 +82,11 @@ class Kind:
         )
 
     @property
+    def words(self) -> str:
+        """What ``--kinds`` is for it, or nothing."""
+        return "" if self.varies else ",".join(operation.kind for operation in self.operations)
+
+    @property
     def unread(self) -> tuple[str, ...]:
         """The keys that go with a layer, and of which its weight is not computed."""
         return tuple(key for key in self.keys if key not in self.parts.values())
@@ -108,9 +114,7 @@ def _step(whose: str, *keys: str, u: str, varies: str = "") -> Kind:
         f"spectral norm ({whose})",
         ("weight", u, *keys),
         "no" if varies else "if known",
-        f"it {varies}"
-        if varies
-        else "as one step from the stored u, which its eval takes: --kinds spectral-step",
+        f"it {varies}" if varies else "as one step from the stored u, which its eval takes",
         ranks=((u, 2),),
         form="module",
         operations=(SpectralStep,),
@@ -138,7 +142,7 @@ KINDS: tuple[Kind, ...] = (
     _legacy("weight = g · w/‖w‖ with w = v · mask", Mask, Norm, original="_v_orig", mask="_v_mask", g="_g"),
     _legacy("weight_v = orig · mask", Mask, weight="_v", original="_v_orig", mask="_v_mask"),
     _legacy(
-        "weight = orig / (uᵀ·mat(orig)·v), mat along dim 1 for ConvTranspose",
+        NORMS["spectral norm"].how,
         Spectral,
         original="_orig",
         u="_u",
@@ -171,7 +175,7 @@ KINDS: tuple[Kind, ...] = (
         "if known",
         "where the plain weight is beside it, which is what eval used: no v is stored",
     ),
-    _legacy("weight = orig · mask", Mask, original="_orig", mask="_mask"),
+    _legacy(NORMS["prune"].how, Mask, original="_orig", mask="_mask"),
     _parametrize(
         "weight = w / (uᵀ·mat(w)·v) with w = g · x/‖x‖ and x = original1 · mask",
         Mask,
@@ -244,26 +248,26 @@ KINDS: tuple[Kind, ...] = (
     Kind(
         "switchable norm",
         ("mean_weight", "var_weight"),
-        "no",
-        "it depends on the data",
+        NORMS["switchable norm"].folds,
+        NORMS["switchable norm"].how,
     ),
     Kind(
         "batch norm",
         ("running_mean", "running_var"),
-        "if known",
-        "in eval, into the layer before it; which one that is, is not in the keys",
+        NORMS["batch norm"].folds,
+        NORMS["batch norm"].how,
     ),
     Kind(
         "weight standardization with gain",
         ("gain", "weight"),
-        "if known",
-        "with its eps and where that stands (std + eps, or var + eps)",
+        NORMS["weight standardization"].folds,
+        NORMS["weight standardization"].how,
     ),
     Kind(
         "affine norm",
         ("weight", "bias"),
         "no",
-        "layer, group or instance norm, it depends on the data",
+        f"layer, group or instance norm, {NORMS['layer norm'].how}",
         without=("running_mean", "mean_weight"),
         ranks=(("weight", 1), ("bias", 1)),
         least=2,
@@ -272,7 +276,7 @@ KINDS: tuple[Kind, ...] = (
         "affine norm",
         ("gamma", "beta"),
         "no",
-        "layer, group or instance norm, it depends on the data",
+        f"layer, group or instance norm, {NORMS['layer norm'].how}",
         without=("running_mean",),
         ranks=(("gamma", 1), ("beta", 1)),
         least=2,
@@ -290,13 +294,14 @@ _FOREIGN = {
     for library, formula in LIBRARIES.items()
 }
 
+# What the rows above have behind the name of a weight, and weight norm has.
+_ENDS = {"_g", "_v"}.union(key for kind in KINDS for key in kind.keys if key.startswith("_"))
+
 # A stem and what stands behind it: conv.parametrizations.weight.|0._u, conv.weight|_orig, bn.|running_mean.
 _SPLITS = (
     re.compile(r"(?P<stem>(?:.*\.)?parametrizations\.[^.]+\.)(?P<key>.+)", re.DOTALL),
     re.compile(r"(?P<stem>(?:.*\.)?)(?P<key>sn_u)", re.DOTALL),
-    re.compile(
-        r"(?P<stem>(?:.*\.)?[^.]+?)(?P<key>_(?:(?:orig|v)_(?:orig|mask)|orig|mask|bar|[uvg]))", re.DOTALL
-    ),
+    re.compile(rf"(?P<stem>(?:.*\.)?[^.]+?)(?P<key>{'|'.join(map(re.escape, sorted(_ENDS)))})", re.DOTALL),
     re.compile(r"(?P<stem>(?:.*\.)?)(?P<key>lora_magnitude_vector.*)", re.DOTALL),
     re.compile(r"(?P<stem>(?:.*\.)?)(?P<key>[^.]+)", re.DOTALL),
 )

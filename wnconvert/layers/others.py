@@ -14,11 +14,11 @@ from wnconvert.layers.dims import dim_of, spectral_dim
 from wnconvert.layers.evidence import EMPTY, EMPTY_FIX
 from wnconvert.layers.kinds import KINDS, WORDS, Kind, in_words, stems_of
 from wnconvert.layers.rules import ORIGINAL, G, Mask, Norm, Operation, Rule, Spectral, SpectralStep, Stored
-from wnconvert.layers.schemes import Layer, Refused, Selection
+from wnconvert.layers.schemes import Layer, Refused, Selection, in_form, is_pair, owner_of
 from wnconvert.messages import counted, option
 from wnconvert.tensors.tree import TensorInfo
 
-__all__ = ["NO_OTHERS", "FoundOthers", "along", "hints_on", "other_layers"]
+__all__ = ["NO_OTHERS", "FoundOthers", "along", "as_form", "hints_on", "other_layers"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,9 +37,18 @@ class FoundOthers:
 
 NO_OTHERS = FoundOthers()
 
-#: The rows that fold by their keys, and ends of names of which each of them has one.
+#: The rows that fold by their keys.
 _FOLDING = tuple(kind for kind in KINDS if kind.parts)
-_TELLING = ("_mask", "_u", "u0", ".u")
+
+
+def _telling(kind: Kind) -> str:
+    """A key without which a kind is not there, and that weight norm alone has not."""
+    others = (key for role, key in kind.parts.items() if role not in (ORIGINAL, G))
+    return next(others, kind.keys[0])
+
+
+#: Ends of names of which each row has one.
+_TELLING = tuple({_telling(kind) for kind in _FOLDING})
 
 _Parts = Mapping[str, TensorInfo]
 
@@ -58,7 +67,7 @@ def other_layers(
     [('conv.weight', ('spectral',), 0)]
     """
     every = {info.name: info for info in infos}
-    if not any(name.endswith(_TELLING) or name == "u" for name in every):
+    if not any(name.endswith(_TELLING) for name in every):
         return NO_OTHERS
     layers: list[Layer] = []
     refused: list[Refused] = []
@@ -229,10 +238,36 @@ def along(layer: Layer, dim: int | None) -> Layer:
     return replace(layer, rule=Rule(tuple(fitted)))
 
 
-def hints_on(left: Sequence[Layer], kinds: Iterable[str], found: Iterable[Layer]) -> Iterator[str]:
+def as_form(layer: Layer, form: str) -> Layer | None:
+    """A layer as another form spells it; None where that form has no such kind.
+
+    >>> from wnconvert.tensors.dtypes import dtype_named
+    >>> shapes = {"conv.weight_orig": (8, 4, 3), "conv.weight_u": (8,), "conv.weight_v": (12,)}
+    >>> (layer,) = other_layers(
+    ...     (TensorInfo(name, dtype_named("float32"), shape) for name, shape in shapes.items()),
+    ...     Selection(kinds=("spectral",)), {}).layers
+    >>> [part.name for part in as_form(layer, "parametrize").parts.values()][1:]
+    ['conv.parametrizations.weight.0._u', 'conv.parametrizations.weight.0._v']
+    """
+    if is_pair(layer):
+        return in_form(layer, form)
+    operations = tuple(map(type, layer.rule.operations))
+    kind = next((each for each in _FOLDING if (each.form, each.operations) == (form, operations)), None)
+    if kind is None:
+        return None
+    owner = owner_of(layer.name)
+    inner = f"{owner}parametrizations.{layer.name[len(owner) :]}."
+    stem = inner if form == "parametrize" else layer.name.removesuffix(kind.weight)
+    parts = {role: replace(layer.parts[role], name=stem + key) for role, key in kind.parts.items()}
+    return replace(layer, form=form, parts=parts, note="", unread=())
+
+
+def hints_on(
+    left: Sequence[Layer], kinds: Iterable[str], found: Iterable[Layer], does: str = "folds"
+) -> Iterator[str]:
     """A sentence on each kind of layers that is ``left``, with what folds it beside what is ``found``.
 
-    ``kinds`` are those that were asked for.
+    ``kinds`` are those that were asked for, ``does`` what would be done with them.
     """
     there = {kind for layer in found for kind in layer.rule.kinds}
     asked = there.intersection(kinds)
@@ -241,5 +276,5 @@ def hints_on(left: Sequence[Layer], kinds: Iterable[str], found: Iterable[Layer]
         counts[layer.rule.kinds] = counts.get(layer.rule.kinds, 0) + 1
     for of_layer, count in counts.items():
         every = ",".join(kind for kind in WORDS if kind in asked.union(of_layer))
-        folds = "folds it" if count == 1 else "folds them"
-        yield f"{counted(count, 'layer')} of {in_words(of_layer)}: {option('kinds', every)} {folds}"
+        them = "it" if count == 1 else "them"
+        yield f"{counted(count, 'layer')} of {in_words(of_layer)}: {option('kinds', every)} {does} {them}"

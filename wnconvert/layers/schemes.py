@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 from glob import escape
 
 from wnconvert.layers.dims import AUTO, torchs_g_shape
-from wnconvert.layers.rules import ORIGINAL, G, Norm, Rule
+from wnconvert.layers.rules import ORIGINAL, G, Mask, Norm, Rule
 from wnconvert.messages import option
 from wnconvert.tensors.tree import Dim, TensorInfo
 
@@ -124,6 +124,19 @@ class Layer:
     def rows(self) -> int:
         """Number of norms; in weight norm, that of elements of g."""
         return self.rule.norms(self.original.shape)
+
+    @property
+    def parameters(self) -> tuple[TensorInfo, ...]:
+        """The parts that torch has among the parameters, in its order."""
+        return tuple(self.parts[role] for role in (G, ORIGINAL) if role in self.parts)
+
+    @property
+    def buffers(self) -> tuple[TensorInfo, ...]:
+        """The parts that torch has among the buffers, in its order: a hook's mask comes last."""
+        roles = [role for role in self.parts if role not in (G, ORIGINAL)]
+        if self.form == "legacy":
+            roles.sort(key=lambda role: role in Mask.roles)
+        return tuple(self.parts[role] for role in roles)
 
     # Of weight norm alone:
 

@@ -6,7 +6,7 @@ and ends the draft as a plan.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -165,8 +165,8 @@ class FoundDraft(Draft):
             yield from notes_on(self.found[state.path])
             yield from notes_on_foreign(find_foreign(tensor.info for tensor in state.tensors.values()))
 
-    def hints(self) -> Iterable[str]:
-        """What says which layers of other kinds are there, and what folds them."""
+    def hints(self, does: str = "folds", can: Callable[[Layer], bool] = bool) -> Iterable[str]:
+        """What says which layers of other kinds the verb ``can`` change too, and what ``does`` it."""
         found = [self.found[state.path] for state in self.states]
-        left = [layer for item in found for layer in item.others]
-        return hints_on(left, self.selection.kinds, (layer for item in found for layer in item.layers))
+        left = [layer for item in found for layer in item.others if can(layer)]
+        return hints_on(left, self.selection.kinds, (layer for item in found for layer in item.layers), does)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from wnconvert.errors import LayerError
 from wnconvert.layers.dims import dim_of
-from wnconvert.layers.schemes import Layer, Selection, in_form
-from wnconvert.messages import listed, option
+from wnconvert.layers.kinds import in_words
+from wnconvert.layers.others import as_form
+from wnconvert.layers.rules import Spectral
+from wnconvert.layers.schemes import Layer, Selection, is_pair
+from wnconvert.messages import counted, listed, option
 from wnconvert.plan.draft import FoundDraft
 from wnconvert.plan.order import is_buffer, restored
 from wnconvert.plan.plan import Change, Plan, PlannedStateDict
@@ -42,7 +46,7 @@ def plan_migrate(
     """
     draft = FoundDraft.of("migrate", tree, container, selection, only)
     wanted = {
-        state.path: [layer for layer in draft.found[state.path].layers if layer.form != to]
+        state.path: [layer for layer in draft.found[state.path].layers if _moves(layer, to)]
         for state in draft.states
     }
     draft.check_refused(
@@ -51,8 +55,8 @@ def plan_migrate(
                 *draft.refused[state.path],
                 *name_conflicts(
                     state,
-                    (in_form(layer, to) for layer in wanted[state.path]),
-                    freed=[half.name for layer in wanted[state.path] for half in layer.halves],
+                    (after for layer in wanted[state.path] if (after := as_form(layer, to))),
+                    freed=[part.name for layer in wanted[state.path] for part in layer.tensors],
                 ),
             )
             for state in draft.states
@@ -72,22 +76,52 @@ def plan_migrate(
     undone = {path: [layer.name for layer in wanted[path]] for path, item in made.items() if item.origins}
     record = {path: item.record for path, item in made.items()}
     found = [draft.found[state.path] for state in draft.states]
-    return draft.plan(
+    plan = draft.plan(
         planned,
         record=draft.recorded(_without_last(tree.record, undone), "migrate", record),
         optimizers=draft.without_optimizers(planned, f"left out as asked ({option('drop_optimizer', True)})")
         if drop_optimizer
         else (),
         already=sum(layer.form == to for item in found for layer in item.layers),
-        notes=(*draft.found_notes(), *_made_notes(draft.states, planned)),
+        notes=(
+            *draft.found_notes(),
+            *_made_notes(draft.states, planned),
+            *_kinds_notes((layer for item in found for layer in item.layers), to),
+        ),
     )
+    hints = draft.hints("migrates", lambda layer: _moves(layer, to))
+    return replace(plan, kinds=selection.kinds, hints=tuple(hints))
+
+
+def _moves(layer: Layer, to: str) -> bool:
+    """Whether a layer is of another form, and can have this one."""
+    return layer.form != to and as_form(layer, to) is not None
+
+
+def _kinds_notes(layers: Iterable[Layer], to: str) -> Iterable[str]:
+    """Notes on layers that have no other form, and on what the other form does otherwise in training."""
+    alone: Counter[tuple[str, ...]] = Counter()
+    spectral = 0
+    for layer in layers:
+        if layer.form != to:
+            alone[layer.rule.kinds] += as_form(layer, to) is None
+            spectral += _moves(layer, to) and Spectral.kind in layer.rule.kinds
+    for kinds, count in (+alone).items():
+        stays = "stays as it is" if count == 1 else "stay as they are"
+        yield f"{counted(count, 'layer')} of {in_words(kinds)} {stays}: torch has no {to} form of it"
+    if spectral:
+        yield (
+            f"{counted(spectral, 'layer')} of spectral norm: in eval no bit changes; the next training step "
+            "differs, for torch's two forms iterate u and v in another order"
+        )
 
 
 def _made_notes(states: Sequence[StateDict], planned: Sequence[PlannedStateDict]) -> Iterable[str]:
     """Notes on magnitudes that get another shape, and on layers that must be named to be found again."""
     for state, item in zip(states, planned, strict=True):
         pairs = [(change.before, change.after) for change in item.changes]
-        shaped = [(was, now) for was, now in pairs if was and now and was.g.shape != now.g.shape]
+        halves = [(was, now) for was, now in pairs if was and now and is_pair(was)]
+        shaped = [(was, now) for was, now in halves if was.g.shape != now.g.shape]
         if shaped:
             was, now = shaped[0]
             more = f", and {len(shaped) - 1} more so" if len(shaped) > 1 else ""
@@ -101,23 +135,25 @@ class _Migration:
     def __init__(self, tree: Tree, state: StateDict, layers: Sequence[Layer], to: str) -> None:
         self.path = state.path
         recorded = _recorded_shapes(tree, state)
-        after = {layer.name: _in_shape(in_form(layer, to), recorded) for layer in layers}
+        after = {layer.name: made for layer in layers if (made := _after(layer, to, recorded))}
+        pairs = [layer for layer in layers if is_pair(layer)]
         shapes = {
             layer.g.name: after[layer.name].g.shape
-            for layer in layers
+            for layer in pairs
             if after[layer.name].g.shape != layer.g.shape
         }
         new = {
-            old.name: half.name
+            old.name: after[layer.name].parts[role].name
             for layer in layers
-            for old, half in zip(layer.halves, after[layer.name].halves, strict=True)
+            for role, old in layer.parts.items()
         }
         old = {renamed: name for name, renamed in new.items()}
         before = [entry.name for entry in state.entries]
         self.in_place = [new.get(name, name) for name in before]
         self.origins = _recorded_order(tree, state, after)
         if self.origins:
-            self.order = restored(self.in_place, _places(self.origins))
+            others = [layer for layer in after.values() if not is_pair(layer)]
+            self.order = restored(in_torch_order(self.in_place, others), _places(self.origins))
         else:
             self.order = in_torch_order(self.in_place, after.values())
         tensors = state.tensors
@@ -128,13 +164,14 @@ class _Migration:
                 for name in self.order
                 for source in (old.get(name, name),)
             ),
-            tuple(Change(layer, after[layer.name], layer.v.dtype) for layer in layers),
+            tuple(Change(layer, after[layer.name], layer.original.dtype) for layer in layers),
         )
-        self.tensors = {new.get(name, name) for name in tensors}
+        buffers = {part.name for layer in after.values() for part in layer.buffers}
+        self.parameters = {new.get(name, name) for name in tensors} - buffers
         self.record: list[Origin] = []
         if not self.origins and (shapes or not self._is_undone_by_rule(layers, old, before)):
             place = {name: at for at, name in enumerate(before)}
-            self.record = [origin_of(layer, place) for layer in layers]
+            self.record = [origin_of(layer, place) for layer in pairs]
 
     def _is_undone_by_rule(self, layers: Sequence[Layer], old: Mapping[str, str], before: list[str]) -> bool:
         back = [old.get(name, name) for name in self.order]
@@ -143,7 +180,7 @@ class _Migration:
     def passing(self) -> tuple[str, str] | None:
         """A key whose place among the parameters changes, and the one it passes; None if the order stays."""
         left, right = (
-            [name for name in names if name in self.tensors and not is_buffer(name)]
+            [name for name in names if name in self.parameters and not is_buffer(name)]
             for names in (self.in_place, self.order)
         )
         return next(((was, now) for was, now in zip(left, right, strict=True) if was != now), None)
@@ -154,7 +191,7 @@ def _recorded_order(tree: Tree, state: StateDict, after: Mapping[str, Layer]) ->
     steps = origins(tree.record, state.path, "migrate")
     last = steps[-1] if steps else ()
     said = {origin.layer.name: (origin.layer.g.name, origin.layer.v.name) for origin in last}
-    meant = {name: (layer.g.name, layer.v.name) for name, layer in after.items()}
+    meant = {name: (layer.g.name, layer.v.name) for name, layer in after.items() if is_pair(layer)}
     return last if said == meant else ()
 
 
@@ -165,6 +202,12 @@ def _recorded_shapes(tree: Tree, state: StateDict) -> dict[tuple[str, str], Shap
         for step in origins(tree.record, state.path, "migrate")
         for origin in step
     }
+
+
+def _after(layer: Layer, to: str, recorded: Mapping[tuple[str, str], Shape]) -> Layer | None:
+    """A layer in the form that it gets."""
+    made = as_form(layer, to)
+    return _in_shape(made, recorded) if made is not None and is_pair(made) else made
 
 
 def _in_shape(layer: Layer, recorded: Mapping[tuple[str, str], Shape]) -> Layer:

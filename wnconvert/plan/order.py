@@ -8,7 +8,8 @@ stand in the same order, and come and go with their keys.
 from __future__ import annotations
 
 from bisect import bisect
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import islice
 
 from wnconvert.layers.rules import Spectral
@@ -18,13 +19,14 @@ from wnconvert.plan.plan import PlannedStateDict
 __all__ = [
     "NEW_ENTRY",
     "SPECTRAL_VERSIONS",
+    "Versions",
     "as_in",
     "before_children",
     "behind_module",
     "is_buffer",
     "metadata_keys",
     "restored",
-    "versions_gone",
+    "versions_moved",
 ]
 
 
@@ -60,10 +62,13 @@ def behind_module(names: Sequence[str], moved: Mapping[str, str]) -> list[str]:
     return [name for _, name in sorted(enumerate(names), key=place)]
 
 
-def before_children(names: Sequence[str], moved: Mapping[str, str]) -> list[str]:
+def before_children(
+    names: Sequence[str], moved: Mapping[str, str], passed: Callable[[str], bool] = is_buffer
+) -> list[str]:
     """Move keys behind the parameters of their module itself, before its children (and known buffers).
 
-    That is where ``torch.nn.utils.weight_norm`` registers g and v. ``moved`` as for ``behind_module``.
+    That is where ``torch.nn.utils.weight_norm`` registers g and v. ``moved`` as for ``behind_module``;
+    ``passed`` tells the keys before which they stand.
 
     >>> before_children(["a.bias", "a.sub.bias", "a.weight_g", "b"], {"a.weight_g": "a."})
     ['a.bias', 'a.weight_g', 'a.sub.bias', 'b']
@@ -79,7 +84,7 @@ def before_children(names: Sequence[str], moved: Mapping[str, str]) -> list[str]
                 continue
             if "." in name[len(prefix) :]:
                 child.setdefault(prefix, at)
-            elif not is_buffer(name):
+            elif not passed(name):
                 own.setdefault(prefix, []).append(at)
 
     def place(item: tuple[int, str]) -> tuple[int, ...]:
@@ -182,14 +187,28 @@ def metadata_keys(planned: PlannedStateDict, keys: Sequence[str]) -> list[str]:
 SPECTRAL_VERSIONS = "spectral_norm"
 
 
-def versions_gone(planned: PlannedStateDict) -> dict[str, set[str]]:
-    """The versions of spectral norm that leave ``_metadata`` with their layers, by module."""
-    found: dict[str, set[str]] = {}
-    for change in planned.changes:
-        layer = change.before
+@dataclass(frozen=True, slots=True)
+class Versions:
+    """The versions of spectral norm that leave the entry of a module, and those that come."""
+
+    gone: tuple[str, ...] = ()
+    come: tuple[str, ...] = ()
+
+
+def versions_moved(planned: PlannedStateDict) -> dict[str, Versions]:
+    """The versions that leave and come with layers of torch's hook, by module."""
+    gone = _versions(change.before for change in planned.changes)
+    come = _versions(change.after for change in planned.changes)
+    return {module: Versions(gone.get(module, ()), come.get(module, ())) for module in gone | come}
+
+
+def _versions(layers: Iterable[Layer | None]) -> dict[str, tuple[str, ...]]:
+    found: dict[str, tuple[str, ...]] = {}
+    for layer in layers:
         if layer is not None and layer.form == "legacy" and Spectral.kind in layer.rule.kinds:
             owner = owner_of(layer.name)
-            found.setdefault(owner.removesuffix("."), set()).add(f"{layer.name[len(owner) :]}.version")
+            module = owner.removesuffix(".")
+            found[module] = (*found.get(module, ()), f"{layer.name[len(owner) :]}.version")
     return found
 
 

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
-from wnconvert.messages import counted, few, listed, printable
+from wnconvert.layers.rules import Norm
+from wnconvert.messages import counted, few, listed, option, printable
 from wnconvert.reports.tables import (
     Table,
     bytes_text,
@@ -87,7 +88,10 @@ def _row_tables(found: Inspection, style: str) -> list[Table]:
         return [layer_table(rows, ["name", "dtype", "shape", "bytes"], name="tensor")]
     layers = [_flat(item.to_dict()) for item in found.layers]
     of_v = ["‖v‖ mean", "g/‖v‖ min", "g/‖v‖ max"] if any(row["norm"] for row in layers) else []
-    columns = ["name", "form", "dim", "shape", "dtype", *(f"|g| {part}" for part in _PARTS), *of_v, "flags"]
+    kind = ["kind"] if any(row["kind"] != Norm.kind for row in layers) else []
+    of_g = [f"|g| {part}" for part in _PARTS] if not kind or any(row["g"] for row in layers) else []
+    more = [name for name in (*_SPECTRAL, "zeros") if any(row[name] is not None for row in layers)]
+    columns = ["name", *kind, "form", "dim", "shape", "dtype", *of_g, *of_v, *more, "flags"]
     if style == "csv":
         return [layer_table(layers, columns, exact_text)]
     # A column that is the same in every row is left out: the facts above state it, or it is empty.
@@ -100,7 +104,12 @@ def _flat(layer: dict[str, Any]) -> dict[str, Any]:
     """A layer with the numbers of its spreads as columns."""
     for name, sign in (("g", "|g|"), ("norm", "‖v‖"), ("ratio", "g/‖v‖")):
         layer |= {f"{sign} {part}": layer[name][part] if layer[name] else None for part in _PARTS}
-    return layer
+    spectral = layer["spectral"] or {}
+    return layer | {head: spectral.get(name) for head, name in _SPECTRAL.items()}
+
+
+#: The columns of spectral norm, each with its name in the data.
+_SPECTRAL = {"σ": "sigma", "σ/largest": "ratio", "‖u‖": "u", "‖v‖": "v"}
 
 
 def _sort_key(column: str) -> Callable[[dict[str, Any]], Any]:
@@ -138,7 +147,8 @@ def _facts(found: Inspection) -> Iterator[tuple[str, str]]:
     for kind in found.kinds:
         example = f"{kind.state_dict}: {kind.example}" if kind.state_dict else kind.example
         folds = {"yes": "folds exactly", "no": "does not fold", "if known": "folds exactly only"}[kind.folds]
-        yield "also", f"{kind.count} × {kind.kind} (as {example}), {folds}: {kind.how}"
+        flag = f" ({option('kinds', kind.kinds)})" if kind.kinds else ""
+        yield "also", f"{kind.count} × {kind.kind} (as {example}), {folds}: {kind.how}{flag}"
     yield "fold", found.fold
     if found.split:
         yield "split", found.split

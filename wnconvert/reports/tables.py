@@ -188,7 +188,7 @@ def bytes_text(count: int) -> str:
 
 
 _HEADS = {"state_dict": "state dict", "zero_rows": "zero rows"}
-_RIGHT = frozenset(("dim", "rows", "zero rows", "count", "tensors", "parameters", "bytes"))
+_RIGHT = frozenset(("dim", "rows", "zero rows", "zeros", "count", "tensors", "parameters", "bytes"))
 
 
 def layer_table(
@@ -205,8 +205,8 @@ def layer_table(
         columns = ["state_dict", *columns]
     heads = tuple((_HEADS | {"name": name}).get(column, column) for column in columns)
     cells = tuple(tuple(_cell(row, column, number) for column in columns) for row in rows)
-    right = _RIGHT | {head for head in heads if head.startswith(("|", "‖", "g/"))}
-    spare = ("‖v‖ mean", "|g| min", "|g| max", "g/‖v‖ min", "dtype", "form", "dim")
+    right = _RIGHT | {head for head in heads if head.startswith(("|", "‖", "g/", "σ"))}
+    spare = ("‖v‖ mean", "|g| min", "|g| max", "g/‖v‖ min", "‖u‖", "dtype", "form", "dim")
     return Table(heads, cells, right, elastic=(name, "flags"), spare=spare)
 
 

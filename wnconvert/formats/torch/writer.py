@@ -7,7 +7,7 @@ ones. A storage is written once, when the first record that uses it is; one that
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -35,7 +35,7 @@ from wnconvert.formats.zips import MARKS, NewRecord, zip_layout
 from wnconvert.messages import listed, option
 from wnconvert.plan.layout import CopyBytes, Gather, Layout, Part, Parts, Work
 from wnconvert.plan.names.trees import renamed_modules
-from wnconvert.plan.order import NEW_ENTRY, SPECTRAL_VERSIONS, metadata_keys, versions_gone
+from wnconvert.plan.order import NEW_ENTRY, SPECTRAL_VERSIONS, Versions, metadata_keys, versions_moved
 from wnconvert.plan.plan import Plan, PlannedStateDict
 from wnconvert.plan.record.history import RECORD_NAME, write_history
 from wnconvert.plan.steps import MadeTensor, Step
@@ -327,25 +327,27 @@ class _Editor:
                     new: Dict(_entry(known)) if old is None else known[old] for new, old in modules.items()
                 }
             self.renamed.add(id(metadata))
-            keys, gone = metadata_keys(planned, list(known)), versions_gone(planned)
+            keys, moved = metadata_keys(planned, list(known)), versions_moved(planned)
             new = [
-                (
-                    key,
-                    _without_versions(known[key], gone.get(key, ())) if key in known else Dict(_entry(known)),
-                )
+                (key, _with_versions(known[key], moved.get(key)) if key in known else Dict(_entry(known)))
                 for key in keys
             ]
             self.edits[id(metadata)] = with_pairs(before, [*new, *others])
 
 
-def _without_versions(entry: Value, gone: Collection[str]) -> Value:
-    """The entry of a module without the versions that are gone."""
-    versions = get(entry, SPECTRAL_VERSIONS) if gone else None
-    pairs = mapping_pairs(versions)
-    if not pairs:
+def _with_versions(entry: Value, moved: Versions | None) -> Value:
+    """The entry of a module without the versions that are gone, and with those that come."""
+    before = mapping_pairs(entry)
+    if moved is None or before is None:
         return entry
-    left = [pair for pair in pairs if pair[0] not in gone]
-    others = [pair for pair in mapping_pairs(entry) or () if pair[1] is not versions]
+    there = [value for name, value in before if name == SPECTRAL_VERSIONS]
+    versions = there[0] if there else Dict([])
+    pairs = mapping_pairs(versions)
+    if pairs is None:
+        return entry
+    left = [pair for pair in pairs if pair[0] not in moved.gone]
+    left += [(name, NEW_ENTRY["version"]) for name in moved.come]
+    others = [pair for pair in before if pair[0] != SPECTRAL_VERSIONS]
     return with_pairs(entry, [*others, (SPECTRAL_VERSIONS, with_pairs(versions, left))] if left else others)
 
 

@@ -17,7 +17,7 @@ def found_in_output(state: StateDict, planned: PlannedStateDict, selection: Sele
     """The layers that the output of ``planned``, made of ``state``, will show."""
     tensors = state.tensors
     kept = (step.made_of(tensors).info for step in planned.tensors if step.kept is not None)
-    made = (half for change in planned.changes if change.after for half in change.after.halves)
+    made = (part for change in planned.changes if change.after for part in change.after.tensors)
     return find_pairs((*kept, *made), selection)
 
 

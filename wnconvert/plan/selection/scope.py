@@ -73,15 +73,22 @@ def scope_of(
 
 
 def in_torch_order(names: Sequence[str], layers: Iterable[Layer]) -> list[str]:
-    """The keys of a state dict with the pairs of these layers in the places where torch registers them."""
-    found = list(names)
-    by_form: dict[str, dict[str, str]] = {}
+    """The keys of a state dict with the parts of these layers in the places where torch registers them."""
+    hooked: dict[str, str] = {}
+    buffers: dict[str, str] = {}
+    parametrized: dict[str, str] = {}
     for layer in layers:
-        owners = by_form.setdefault(layer.form, {})
-        owners |= {half.name: owner_of(layer.name) for half in layer.halves}
-    for form, owners in by_form.items():
-        found = (behind_module if form == "parametrize" else before_children)(found, owners)
-    return found
+        owner = owner_of(layer.name)
+        own = dict.fromkeys((part.name for part in layer.parameters), owner)
+        more = dict.fromkeys((part.name for part in layer.buffers), owner)
+        if layer.form == "parametrize":
+            parametrized |= own | more
+        else:
+            hooked |= own
+            buffers |= more
+    found = before_children([name for name in names if name not in buffers], hooked)
+    found = before_children([*found, *(name for name in names if name in buffers)], buffers, lambda _: False)
+    return behind_module(found, parametrized)
 
 
 def kept_as_is(state: StateDict) -> PlannedStateDict:

@@ -119,7 +119,7 @@ def name_conflicts(
     """
     there = {entry.name for entry in state.entries} - set(freed)
     for layer in layers:
-        if name := next((half.name for half in layer.halves if half.name in there), ""):
+        if name := next((part.name for part in layer.tensors if part.name in there), ""):
             yield Refused(layer.name, f"the name {name} is taken")
 
 

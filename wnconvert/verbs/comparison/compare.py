@@ -113,8 +113,8 @@ def _compare(
 ) -> Comparison:
     found = paired(a, b, rules, only)
     read = (item for pair in found.pairs if not pair.why for item in (pair.a, pair.b))
-    halves = (half for item in read for half in (item.g, item.values) if half)
-    refuse_unfounded(((half.info.name, half) for half in halves), f"{option('exclude')} leaves it out")
+    stored = (tensor for item in read for tensor in item.read)
+    refuse_unfounded(((tensor.info.name, tensor) for tensor in stored), f"{option('exclude')} leaves it out")
     readings = Readings(a, b, found.pairs, tolerance, workers)
     verdicts = readings.verdicts()
     measured = readings.measures(verdicts) if "different" in verdicts else {}
@@ -132,7 +132,7 @@ def _compare(
         compared=len(found.pairs),
         identical=verdicts.count("identical"),
         within=verdicts.count("within"),
-        layers=sum(pair.a.g is not None or pair.b.g is not None for pair in found.pairs),
+        layers=sum(bool(pair.a.rule or pair.b.rule) for pair in found.pairs),
         rtol=tolerance.rtol,
         atol=tolerance.atol,
         tolerance_needed=needed(measured.values()),
@@ -168,7 +168,11 @@ def _difference(pair: Pair, measure: Measure | None) -> Difference:
 
 def _zero_notes(sides: tuple[Side, Side], readings: Readings) -> Iterator[str]:
     policy = RowPolicy("zero", allow_nonfinite=True)
-    notes = ((at, side, policy.note(report)) for (at, side), report in sorted(readings.reports.items()))
+    notes = (
+        (at, side, note)
+        for (at, side), report in sorted(readings.reports.items())
+        for note in (policy.note(report), *(problem.what for problem in policy.problems(report)))
+    )
     yield from told(
         (f"{sides[side].label}: layer {readings.pairs[at].a.name}", note) for at, side, note in notes if note
     )

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from glob import escape
 
 from wnconvert.errors import ArgumentError, WnconvertError
 from wnconvert.layers.find import pairs_in
+from wnconvert.layers.kinds import ALL
+from wnconvert.layers.rules import ORIGINAL, Rule
 from wnconvert.layers.schemes import SCHEMES, Selection
-from wnconvert.messages import listed, option
+from wnconvert.messages import listed, option, told
 from wnconvert.numerics.rounding import FLOAT_FORMATS
 from wnconvert.plan.fold import plan_fold
 from wnconvert.plan.names.prefixes import prefixes_apart
@@ -66,17 +68,23 @@ class Rules:
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """A tensor to compare: v with its g, or a plain tensor.
+    """A tensor to compare: the weight that a rule computes, or a plain tensor.
 
-    ``name`` is that of the weight without a prefix, ``key`` the same with its prefix.
+    ``name`` is that of the weight without a prefix, ``key`` the same with its prefix. ``parts`` are the
+    tensors of the ``rule`` by their roles, of which ``values`` is the original.
     """
 
     name: str
     key: str
     form: str
     values: StoredTensor
-    g: StoredTensor | None = None
-    dim: int | None = None
+    rule: Rule | None = None
+    parts: Mapping[str, StoredTensor] = field(default_factory=dict)
+
+    @property
+    def read(self) -> tuple[StoredTensor, ...]:
+        """All tensors that are read for it."""
+        return tuple(self.parts.values()) or (self.values,)
 
     @property
     def dtype(self) -> DType:
@@ -121,12 +129,14 @@ class Pair:
 
     @property
     def same_layout(self) -> bool:
-        """Whether equal bits of g and v would make both weights equal."""
+        """Whether equal bits of all parts would make both weights equal."""
         a, b = self.a, self.b
-        if a.g is None or b.g is None:
+        if a.rule is None or a.rule != b.rule:
             return False
-        halves = [(item.dim, item.dtype, item.g.info.dtype, item.g.info.numel) for item in (a, b) if item.g]
-        return halves[0] == halves[1]
+        kinds = [
+            {role: (part.info.dtype, part.info.numel) for role, part in item.parts.items()} for item in (a, b)
+        ]
+        return kinds[0] == kinds[1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,8 +260,12 @@ def _offered(side: Side, states: Sequence[StateDict]) -> str:
 
 
 def _has_layers(state: StateDict) -> bool:
-    found = pairs_in(state)
+    found = pairs_in(state, _EVERY_KIND)
     return bool(found.layers or found.refused)
+
+
+#: All layers that keys prove.
+_EVERY_KIND = Selection(kinds=ALL)
 
 
 def _items(side: Side, state: StateDict, rules: Rules) -> tuple[dict[str, Item], list[str]]:
@@ -267,10 +281,13 @@ def _items(side: Side, state: StateDict, rules: Rules) -> tuple[dict[str, Item],
                 where=side.label,
                 fix=f"{option('exclude', glob=entry.name)} compares the rest",
             )
-    found = pairs_in(state)
+    found = pairs_in(state, _EVERY_KIND)
     unwanted = {item.name for item in found.refused if not rules.wants(item.name)}
+    pairs = {item.name for item in pairs_in(state).refused}
+    as_stored = [item for item in found.refused if item.name not in pairs | unwanted]
     selection = Selection(
-        exclude=tuple(map(escape, unwanted)),
+        exclude=tuple(map(escape, (*unwanted, *(item.name for item in as_stored)))),
+        kinds=ALL,
         named=tuple(item.name for item in found.passed if rules.names(item.name)),
     )
     try:
@@ -281,8 +298,9 @@ def _items(side: Side, state: StateDict, rules: Rules) -> tuple[dict[str, Item],
     items: dict[str, Item] = {}
     for step in plan.state_dicts[0].steps:
         if (layer := step.layer) is not None:
-            g, v = tensors[layer.g.name], tensors[layer.v.name]
-            item = Item(rules.renaming(step.name), step.name, layer.form, v, g, layer.dim)
+            parts = {role: tensors[part.name] for role, part in layer.parts.items()}
+            values = parts[ORIGINAL]
+            item = Item(rules.renaming(step.name), step.name, layer.form, values, layer.rule, parts)
         elif step.name not in tensors or (unwanted and _weight_of(step.name) in unwanted):
             continue
         else:
@@ -297,7 +315,8 @@ def _items(side: Side, state: StateDict, rules: Rules) -> tuple[dict[str, Item],
             )
         items[item.name] = item
     others = sum(entry.tensor is None for entry in state.entries)
-    notes = [f"{side.label}: {note}" for note in plan.notes]
+    said = told(((item.name, item.reason) for item in as_stored), *_AS_STORED)
+    notes = [f"{side.label}: {note}" for note in (*plan.notes, *said)]
     if others:
         what = (
             "one value that is not a tensor is"
@@ -306,6 +325,9 @@ def _items(side: Side, state: StateDict, rules: Rules) -> tuple[dict[str, Item],
         )
         notes.append(f"{side.label}: {what} not compared")
     return items, notes
+
+
+_AS_STORED = (" is compared as it is stored: ", " are compared as they are stored: ")
 
 
 def _weight_of(key: str) -> str:

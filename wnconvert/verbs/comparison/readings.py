@@ -11,7 +11,7 @@ from typing import TypeAlias, TypeVar
 
 import numpy as np
 
-from wnconvert.layers.rules import ORIGINAL, Norm, Rule
+from wnconvert.layers.rules import ORIGINAL, Rule
 from wnconvert.numerics.distance import Measure, Tolerance, ToleranceTest, same_bits
 from wnconvert.numerics.folding import Folding
 from wnconvert.numerics.rows import RowReport
@@ -67,7 +67,7 @@ class Readings:
 
     def _verdict(self, at: int) -> str:
         pair = self.pairs[at]
-        if pair.same_layout and self._same_halves(pair):
+        if pair.same_layout and self._same_parts(pair):
             return "identical"
         verdict, judge = "identical", self._judge(pair)
         for _, left, right in self._pieces(at):
@@ -87,26 +87,26 @@ class Readings:
     def _judge(self, pair: Pair) -> ToleranceTest | None:
         return ToleranceTest(self.tolerance, pair.coarser) if pair.a.dtype.foldable else None
 
-    def _same_halves(self, pair: Pair) -> bool:
-        """Whether two layers have the same bits in g and in v."""
-        a, b = pair.a, pair.b
-        both = [(a.g, b.g)] if a.g and b.g else []
+    def _same_parts(self, pair: Pair) -> bool:
+        """Whether two layers have the same bits in all parts; the small ones are read first."""
+        a, b = pair.a.parts, pair.b.parts
         return all(
             same_bits(left, right)
-            for half, other in (*both, (a.values, b.values))
-            for _, left, right in self._stored(half, other)
+            for role in sorted(a, key=lambda role: a[role].info.nbytes)
+            for _, left, right in self._stored(a[role], b[role])
         )
 
     def _pieces(self, at: int) -> _Pieces:
         """The effective weights of both sides, piece by piece."""
         a, b = self.pairs[at].a, self.pairs[at].b
-        if a.g is None and b.g is None:
-            return self._stored(a.values, b.values)
-        if a.g is None:
-            return _abreast(self._plain(0, a.values, _cut_of(b)), self._folded(at, 1, b))
-        if b.g is None:
-            return _abreast(self._folded(at, 0, a), self._plain(1, b.values, _cut_of(a)))
-        return _abreast(_kept(self._folded(at, 0, a), "A"), _kept(self._folded(at, 1, b), "B"))
+        if a.rule is None:
+            if b.rule is None:
+                return self._stored(a.values, b.values)
+            return _abreast(self._plain(0, a.values, _cut_of(b)), self._folded(at, 1, b, b.rule))
+        if b.rule is None:
+            return _abreast(self._folded(at, 0, a, a.rule), self._plain(1, b.values, _cut_of(a)))
+        folded = self._folded(at, 0, a, a.rule), self._folded(at, 1, b, b.rule)
+        return _abreast(*(_kept(arrays, use) for arrays, use in zip(folded, "AB", strict=True)))
 
     def _stored(self, a: StoredTensor, b: StoredTensor) -> _Pieces:
         """The values of both sides as they are stored, piece by piece."""
@@ -120,7 +120,7 @@ class Readings:
             self.workers.check()
             yield read(block).reshape(-1)
 
-    def _folded(self, at: int, side: int, layer: Item) -> Iterator[Array]:
+    def _folded(self, at: int, side: int, layer: Item, rule: Rule) -> Iterator[Array]:
         """The weights of a layer, block by block, each valid until this thread folds again."""
         elements = self.elements[side]
         values = elements.reader(layer.values)
@@ -129,12 +129,12 @@ class Readings:
             self.workers.check()
             return values(block)
 
-        half = layer.g or layer.values
         parts = {
-            ORIGINAL: RulePart(read, layer.shape, layer.dtype),
-            "g": RulePart(elements.reader(half), half.info.shape, half.info.dtype),
+            role: RulePart(elements.reader(part), part.info.shape, part.info.dtype)
+            for role, part in layer.parts.items()
         }
-        folding = Folding(Rule((Norm(layer.dim),)), parts, layer.dtype)
+        parts[ORIGINAL] = RulePart(read, layer.shape, layer.dtype)
+        folding = Folding(rule, parts, layer.dtype)
         for _, w in folding.blocks():
             yield w.reshape(-1)
         self.reports[at, side] = folding.report()
@@ -146,7 +146,7 @@ _Cut: TypeAlias = tuple[tuple[int, ...], Dim, int]
 
 def _cut_of(layer: Item) -> _Cut:
     """The cut of a layer's fold."""
-    return layer.shape, layer.dim, layer.dtype.itemsize
+    return layer.shape, layer.rule.dim if layer.rule else None, layer.dtype.itemsize
 
 
 def _kept(arrays: Iterator[Array], use: str) -> Iterator[Array]:

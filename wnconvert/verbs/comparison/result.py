@@ -69,8 +69,9 @@ class Comparison:
 
     ``a`` and ``b`` name the sides, ``pairs`` the paths of the state dicts that were compared. Counts are of
     names on both sides: ``compared`` = ``identical`` (bit for bit) + ``within`` the tolerance + the length
-    of ``differing``; ``layers`` of them are weight-normalized on either side. ``tolerance_needed`` is None
-    if both sides are equal, if no values differ, or if no tolerance is enough (NaN on one side only).
+    of ``differing``; ``layers`` of them are computed on either side: weight norm, spectral norm, prune.
+    ``tolerance_needed`` is None if both sides are equal, if no values differ, or if no tolerance is enough
+    (NaN on one side only).
     """
 
     a: str

@@ -78,6 +78,7 @@ if TYPE_CHECKING:
 
     class _MigrateOptions(_Options, total=False):
         to: Form
+        kinds: Iterable[str]
         drop_optimizer: bool
 
 
@@ -333,6 +334,7 @@ def migrate_file(
     rename: Iterable[str] | Mapping[str, str] = (),
     layers: Iterable[str] = (),
     exclude: Iterable[str] = (),
+    kinds: Iterable[str] = ("weight",),
     drop_optimizer: bool = False,
     drop_foreign: bool = False,
     copy: bool = False,
@@ -348,13 +350,15 @@ def migrate_file(
     progress: Progress = False,
     on_plan: Callable[[Plan], None] | None = None,
 ) -> Result | Plan:
-    """Give the layers of a checkpoint file the names of the other form of weight norm; no tensor changes.
+    """Give the layers of a checkpoint file the names of the other of torch's forms; no tensor changes.
 
     ``to`` is ``"parametrize"`` (``torch.nn.utils.parametrizations.weight_norm``, from torch 2.1 on) or
     ``"legacy"`` (``torch.nn.utils.weight_norm``); a mixture ends in that form. Keys stand where torch
     has them, ``_metadata`` follows, and going back gives the same bytes again. The state of an optimizer
     stays valid, since the parameters keep their order; where they would not it is an error, and
-    ``drop_optimizer`` leaves the state out. Other options as for ``fold_file``.
+    ``drop_optimizer`` leaves the state out. ``kinds`` are those of the layers to migrate, as for
+    ``fold_file``: ``"spectral"`` norm computes the same in eval, to the bit; prune has no other form. Other
+    options as for ``fold_file``.
 
     Raises as ``fold_file`` does; ``LayerError`` also for a whole pickled module.
 
@@ -386,7 +390,7 @@ def migrate_file(
         partial(
             plan_migrate,
             to=to,
-            selection=selection_of(layers, exclude, AUTO),
+            selection=selection_of(layers, exclude, AUTO, kinds),
             only=only,
             drop_optimizer=drop_optimizer,
         ),

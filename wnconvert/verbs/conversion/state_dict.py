@@ -6,7 +6,7 @@ No torch is needed for numpy arrays (:mod:`wnconvert.tensors.memory`).
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import singledispatch
 from typing import Any
@@ -23,7 +23,7 @@ from wnconvert.plan.layout import CopyBytes, Directions, Work
 from wnconvert.plan.migrate import plan_migrate
 from wnconvert.plan.names.renaming import Renaming
 from wnconvert.plan.names.trees import renamed_keys, renamed_modules, renamed_tree, weights_of
-from wnconvert.plan.order import NEW_ENTRY, SPECTRAL_VERSIONS, metadata_keys, versions_gone
+from wnconvert.plan.order import NEW_ENTRY, SPECTRAL_VERSIONS, Versions, metadata_keys, versions_moved
 from wnconvert.plan.plan import Plan, PlannedStateDict
 from wnconvert.plan.split.plan import plan_split
 from wnconvert.plan.steps import MadeTensor, Step
@@ -134,6 +134,7 @@ def migrate_state_dict(
     rename: Iterable[str] | Mapping[str, str] = (),
     layers: Iterable[str] = (),
     exclude: Iterable[str] = (),
+    kinds: Iterable[str] = ("weight",),
 ) -> dict[str, Any]:
     """Give the layers of a state dict the names of the other form; the values are the very same objects.
 
@@ -148,7 +149,7 @@ def migrate_state_dict(
     with options_as_python():
         check_form(str(to))  # here None is not a choice
         opened = _opened(state_dict, renaming_of(strip_prefix, add_prefix, rename))
-        selection = selection_of(layers, exclude, AUTO)
+        selection = selection_of(layers, exclude, AUTO, kinds)
         plan = plan_migrate(opened.tree, Container.TORCH_ZIP, to=to, selection=selection)
         return _made(opened, plan)
 
@@ -317,17 +318,20 @@ def _not_named(state_dict: Mapping[Any, Any]) -> dict[Any, Any]:
 
 def _metadata(before: Mapping[str, Any], planned: PlannedStateDict) -> OrderedDict[str, Any]:
     """torch's ``_metadata``, an attribute of the OrderedDict, as the modules come and go."""
-    keys, gone = metadata_keys(planned, list(before)), versions_gone(planned)
+    keys, moved = metadata_keys(planned, list(before)), versions_moved(planned)
     return OrderedDict(
-        (key, _entry(before[key], gone.get(key, set())) if key in before else dict(NEW_ENTRY)) for key in keys
+        (key, _entry(before[key], moved.get(key)) if key in before else dict(NEW_ENTRY)) for key in keys
     )
 
 
-def _entry(entry: Any, gone: Set[str]) -> Any:
-    """The entry of a module without the versions that are gone."""
-    versions = entry.get(SPECTRAL_VERSIONS) if gone and isinstance(entry, dict) else None
+def _entry(entry: Any, moved: Versions | None) -> Any:
+    """The entry of a module without the versions that are gone, and with those that come."""
+    if moved is None or not isinstance(entry, dict):
+        return entry
+    versions = entry.get(SPECTRAL_VERSIONS, {})
     if not isinstance(versions, dict):
         return entry
-    left = {name: version for name, version in versions.items() if name not in gone}
+    left = {name: version for name, version in versions.items() if name not in moved.gone}
+    left |= dict.fromkeys(moved.come, NEW_ENTRY["version"])
     others = {name: value for name, value in entry.items() if name != SPECTRAL_VERSIONS}
     return {**others, SPECTRAL_VERSIONS: left} if left else others

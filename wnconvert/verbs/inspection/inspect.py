@@ -222,6 +222,7 @@ def _inspect_state(  # noqa: PLR0917 -- one state dict of those that ``inspect_t
     made = rows_made(row_tasks(elements, state, found, folded, request), workers)
     forms = Counter(layer.form for layer in found.layers)
     forms.update({"folded": len(folded), "refused": len(found.refused)})
+    forms.update(layer.rule.kind for layer in found.others)
     counts = counts_of([state])
     summary = StateDictSummary(
         state.path,
@@ -271,7 +272,9 @@ def _kinds(tree: Tree) -> Iterator[KindSummary]:
     for state in tree.state_dicts:
         for found in find_kinds(tensor.info for tensor in state.tensors.values()):
             kind = found.kind
-            yield KindSummary(state.path, kind.name, found.count, found.example, kind.folds, kind.how)
+            yield KindSummary(
+                state.path, kind.name, found.count, found.example, kind.folds, kind.how, kind.words
+            )
 
 
 def inspect_state_dict(

@@ -6,7 +6,7 @@ are the same numbers: a folded file shows what the unfolded one shows.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from enum import Enum
 from typing import Any
@@ -14,18 +14,23 @@ from typing import Any
 import numpy as np
 
 from wnconvert.layers.rows import LayerRow
+from wnconvert.layers.rules import ORIGINAL, G, Mask, Norm, Spectral
 from wnconvert.layers.schemes import Layer
 from wnconvert.messages import counted
 from wnconvert.numerics.norms import norm_blocks
-from wnconvert.tensors.blocks import Elements, Floats, RowValues, blocks
-from wnconvert.tensors.tree import StoredTensor
+from wnconvert.numerics.rounding import FLOAT_FORMATS
+from wnconvert.numerics.rules.parts import RulePart
+from wnconvert.tensors.blocks import Array, Block, Elements, Floats, RowValues, blocks
+from wnconvert.tensors.tree import Dim, StoredTensor
 
 __all__ = [
     "Flag",
     "FlagKind",
     "LayerStats",
+    "SpectralStats",
     "Spread",
     "layer_stats",
+    "other_stats",
     "plain_layer",
     "plain_stats",
     "refused_layer",
@@ -34,6 +39,8 @@ __all__ = [
 
 #: A layer is untouched if |g - ‖v‖| is at most this part of ‖v‖ in every row.
 UNTOUCHED = 1e-5
+#: σ of trained u and v is at least this part of the largest singular value.
+_TRAINED = 0.5
 _FLOAT16_BEYOND = 65520.0  # the first value that float16 rounds to infinity
 _AT_ONCE = 1 << 16
 
@@ -50,6 +57,20 @@ class Spread:
     max: float
 
 
+@dataclass(frozen=True, slots=True)
+class SpectralStats:
+    """σ of the stored u and v, the largest singular value that 30 steps find, and the lengths of u and v.
+
+    ``largest`` is None of a matrix that is too large for it, ``ratio`` is σ's part of it.
+    """
+
+    sigma: float
+    largest: float | None
+    ratio: float | None
+    u: float
+    v: float
+
+
 class FlagKind(Enum):
     """The kinds of oddities of a layer, each with its text."""
 
@@ -64,6 +85,8 @@ class FlagKind(Enum):
     TIED = "tied to another layer"
     PLAIN_SIBLING = "plain among normalized siblings"
     REFUSED = "refused"
+    UNTRAINED = "never trained"
+    NO_SIGMA = "σ is 0, NaN or inf"
 
 
 _NONFINITE = {FlagKind.NONFINITE_G, FlagKind.NONFINITE_V, FlagKind.NONFINITE_WEIGHT}
@@ -90,6 +113,9 @@ class LayerStats(LayerRow):
     ``form`` is ``"legacy"``, ``"parametrize"``, ``"folded"`` (by the record of a fold), ``"plain"`` or
     ``"refused"``. ``g`` is the spread of |g|, None if it was not read or has no finite value. ``norm`` (‖v‖),
     ``ratio`` (|g|/‖v‖) and ``zero_rows`` are None unless v was read. ``odd`` holds the flags as data.
+
+    ``kind`` is what computes the weight, the innermost first: ``"weight"``, ``"prune+spectral"``.
+    ``spectral`` and ``zeros``, the share of the mask that is 0, are None unless all was read.
     """
 
     g: Spread | None = None
@@ -97,6 +123,9 @@ class LayerStats(LayerRow):
     ratio: Spread | None = None
     zero_rows: int | None = None
     odd: tuple[Flag, ...] = ()
+    kind: str = Norm.kind
+    spectral: SpectralStats | None = None
+    zeros: float | None = None
 
     @property
     def flags(self) -> tuple[str, ...]:
@@ -115,7 +144,7 @@ class LayerStats(LayerRow):
     def to_dict(self) -> dict[str, Any]:
         """JSON-able data; docs/json.md documents it."""
         plain = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "odd"}
-        spreads = {name: plain[name] and asdict(plain[name]) for name in ("g", "norm", "ratio")}
+        spreads = {name: plain[name] and asdict(plain[name]) for name in ("g", "norm", "ratio", "spectral")}
         return plain | spreads | {"shape": list(self.shape), "flags": list(self.flags)}
 
 
@@ -137,6 +166,67 @@ def layer_stats(
         odd=tuple(_flags_of_g(rows)),
     )
     return _with_v(elements, stats, rows, v) if full else stats
+
+
+def other_stats(
+    elements: Elements, path: str, layer: Layer, parts: Mapping[str, StoredTensor], *, full: bool
+) -> LayerStats:
+    """The row of a layer of another kind than weight norm alone; its ``parts`` are read if ``full``."""
+    info = layer.original
+    row = LayerStats(
+        path, layer.name, layer.form, layer.dim, info.shape, str(info.dtype), layer.rows, kind=layer.rule.kind
+    )
+    if not full:
+        return row
+    read = {
+        role: RulePart(elements.reader(part), part.info.shape, part.info.dtype)
+        for role, part in parts.items()
+    }
+    mask = next((read[role] for role in Mask.roles if role in read), None)
+    if mask is not None:
+        row = replace(row, zeros=_zeros(mask))
+    if not set(Spectral.roles) <= parts.keys() or G in parts:  # a weight that is normed first is not at hand
+        return row
+    u, v = (read[role] for role in Spectral.roles)
+    found = _spectral(_masked(read[ORIGINAL], mask), u, v, layer.dim)
+    return replace(row, spectral=found, odd=tuple(_flags_of_sigma(found)))
+
+
+def _zeros(mask: RulePart) -> float:
+    """The share of a mask that is 0."""
+    parts = blocks(mask.shape, None, FLOAT_FORMATS[mask.name].dtype.itemsize)
+    kept = sum(int(np.count_nonzero(mask.read(block))) for block in parts)
+    return 1 - kept / mask.count if mask.count else 0.0
+
+
+def _masked(original: RulePart, mask: RulePart | None) -> RulePart:
+    """What is left of an original under a mask, rounded to its dtype."""
+    if mask is None:
+        return original
+
+    def read(block: Block) -> Array:
+        kept: Array = mask.read(block).astype(np.float64)
+        values = original.read(block)
+        return (values.astype(np.float64) * kept).astype(values.dtype)
+
+    return RulePart(read, original.shape, original.dtype)
+
+
+def _spectral(original: RulePart, u: RulePart, v: RulePart, dim: Dim) -> SpectralStats:
+    """What spectral norm shows, along the axis where σ is larger if both fit."""
+    from wnconvert.numerics.rules.spectral.square import matrix_health  # which g alone does not need
+
+    dims = (0, 1) if dim is None else (dim,)
+    found = max((matrix_health(original, u, v, each) for each in dims), key=lambda item: abs(item.sigma))
+    ratio = found.sigma / found.largest if found.largest else None
+    return SpectralStats(found.sigma, found.largest, ratio, found.u, found.v)
+
+
+def _flags_of_sigma(found: SpectralStats) -> Iterator[Flag]:
+    if not found.sigma or not np.isfinite(found.sigma):
+        yield Flag(FlagKind.NO_SIGMA)
+    elif found.ratio is not None and found.ratio < _TRAINED * found.u * found.v:
+        yield Flag(FlagKind.UNTRAINED)
 
 
 def _sizes(g: RowValues) -> Floats:

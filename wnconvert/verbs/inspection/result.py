@@ -45,7 +45,10 @@ class SiblingSummary:
 
 @dataclass(frozen=True, slots=True)
 class KindSummary:
-    """Another reparameterization or normalization: how often, an example, and whether it folds exactly."""
+    """Another reparameterization or normalization: how often, an example, and whether it folds exactly.
+
+    ``kinds`` are the words of ``--kinds`` that fold it, with commas between them, or nothing.
+    """
 
     state_dict: str
     kind: str
@@ -53,6 +56,7 @@ class KindSummary:
     example: str
     folds: str
     how: str
+    kinds: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,13 +16,23 @@ from wnconvert.verbs.inspection.magnitudes import (
     FlagKind,
     LayerStats,
     layer_stats,
+    other_stats,
     plain_layer,
     plain_stats,
     refused_layer,
 )
 from wnconvert.verbs.inspection.request import InspectRequest
 
-__all__ = ["MadeRows", "RowTask", "layer_task", "plain_task", "refused_task", "row_tasks", "rows_made"]
+__all__ = [
+    "MadeRows",
+    "RowTask",
+    "layer_task",
+    "other_task",
+    "plain_task",
+    "refused_task",
+    "row_tasks",
+    "rows_made",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +73,12 @@ def layer_task(
     return RowTask(make, (g, v) if full else (g,))
 
 
+def other_task(elements: Elements, state: StateDict, layer: Layer, *flags: Flag, full: bool) -> RowTask:
+    """The row of a layer of another kind than weight norm alone."""
+    parts = {role: state.tensors[part.name] for role, part in layer.parts.items()}
+    return RowTask(lambda: other_stats(elements, state.path, layer, parts, full=full).flagged(*flags))
+
+
 def plain_task(
     elements: Elements, path: str, tensor: StoredTensor, *flags: Flag, form: str, dim: int | None
 ) -> RowTask:
@@ -88,10 +104,15 @@ def row_tasks(
 ) -> Iterator[RowTask]:
     """The rows of a state dict that a request asks for; ``folded`` are weights, each with its layer's dim."""
     tensors, wants = state.tensors, request.selection.wants
-    shown = {half.name for layer in found.layers for half in layer.halves}
+    shown = {part.name for layer in (*found.layers, *found.others) for part in layer.tensors}
     yield from _layers(elements, state, found, request)
+    others, no = {layer.name for layer in found.others}, {item.name for item in found.refused}
+    for layer in found.others:
+        if wants(layer.name):
+            flags = [Flag(FlagKind.REFUSED)] if layer.name in no else []
+            yield other_task(elements, state, layer, *flags, full=request.full)
     for refused in found.refused:
-        if wants(refused.name):
+        if wants(refused.name) and refused.name not in others:
             shown.add(refused.name)
             yield refused_task(state.path, refused.name)
     for name in _plain_siblings(tensors, found):

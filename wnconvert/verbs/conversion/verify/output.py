@@ -107,7 +107,7 @@ def _check_names(
     """
     used = {source for step in planned.tensors for source in step.sources}
     used |= {part.name for change in planned.changes if change.before for part in change.before.unread}
-    halves = {half.name for change in planned.changes if change.after for half in change.after.halves}
+    halves = {half.name for change in planned.changes if change.after for half in change.after.tensors}
     steps = [step.name for step in planned.tensors]
     if (
         names != (order or steps)
