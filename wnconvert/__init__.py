@@ -3,9 +3,10 @@
 Files and folders    fold_file, split_file, migrate_file, inspect_file, compare_files, loads_folder
 State dicts          fold_state_dict, split_state_dict, migrate_state_dict, inspect_state_dict,
                      compare_state_dicts
+Code                 modernize_code
 Live modules         fold_module, folded, weights_folded, split_module, migrate_module, inspect_module
 ONNX                 export_onnx, check_onnx; fold_file and inspect_file take ONNX models too
-Results              Plan, Result, Inspection, Comparison, LoadReport, ExportReport, Layers
+Results              Plan, Result, Inspection, Comparison, LoadReport, ModernizeReport, ExportReport, Layers
 Errors               WnconvertError: ArgumentError, InputError (FormatError), LayerError (NumbersError),
                      OutputError, TooFewLayersError, VerifyError
 
@@ -45,6 +46,8 @@ if TYPE_CHECKING:
     from wnconvert.verbs.inspection.result import Inspection
     from wnconvert.verbs.loads.loads import loads_folder
     from wnconvert.verbs.loads.result import LoadReport
+    from wnconvert.verbs.modernization.modernize import modernize_code
+    from wnconvert.verbs.modernization.result import ModernizeReport
     from wnconvert.verbs.modules.convert import fold_module, folded, migrate_module, weights_folded
     from wnconvert.verbs.modules.inspect import inspect_module
     from wnconvert.verbs.modules.selection import Layers
@@ -63,6 +66,7 @@ __all__ = [
     "LayerError",
     "Layers",
     "LoadReport",
+    "ModernizeReport",
     "NumbersError",
     "OutputError",
     "Plan",
@@ -86,6 +90,7 @@ __all__ = [
     "migrate_file",
     "migrate_module",
     "migrate_state_dict",
+    "modernize_code",
     "split_file",
     "split_module",
     "split_state_dict",
@@ -111,6 +116,8 @@ _HOMES = {
     "split_file": "verbs.conversion.files",
     "split_state_dict": "verbs.conversion.state_dict",
     "Inspection": "verbs.inspection.result",
+    "modernize_code": "verbs.modernization.modernize",
+    "ModernizeReport": "verbs.modernization.result",
     "fold_module": "verbs.modules.convert",
     "folded": "verbs.modules.convert",
     "inspect_module": "verbs.modules.inspect",

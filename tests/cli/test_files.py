@@ -41,11 +41,18 @@ from wnconvert.verbs.shared.options import DTYPE_CHOICES, PROOF_CHOICES, ZERO_RO
 #: Options that say how to print, and parameters that only Python has.
 OF_THE_CLI = {
     "json", "quiet", "silent", "list", "no_progress", "sort", "top", "format", "wide", "plot", "check",
+    "diff",
 }  # fmt: skip
 OF_PYTHON = {"progress", "on_plan", "dynamic"}
 #: How MODEL becomes a module; Python is given that.
 OF_MODEL = {"weights", "kwargs", "only", "strip_prefix", "trust"}
-TWINS = {"compare": "compare_files", "export": "export_onnx", "check": "check_onnx", "loads": "loads_folder"}
+TWINS = {
+    "compare": "compare_files",
+    "export": "export_onnx",
+    "check": "check_onnx",
+    "loads": "loads_folder",
+    "modernize": "modernize_code",
+}
 #: The files that a command is given, and what it cannot do without.
 GIVEN = {
     "compare": ["A", "B"],

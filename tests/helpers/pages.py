@@ -104,7 +104,7 @@ def _signature(name: str, function: Callable[..., Any]) -> str:
     found = inspect.signature(function)
     said: list[str] = []
     for parameter in found.parameters.values():
-        if parameter.kind is parameter.KEYWORD_ONLY and "*" not in said:
+        if parameter.kind is parameter.KEYWORD_ONLY and not any(one.startswith("*") for one in said):
             said.append("*")
         said.append(_parameter(parameter))
     returned = str(found.return_annotation)
@@ -115,7 +115,8 @@ def _signature(name: str, function: Callable[..., Any]) -> str:
 
 
 def _parameter(parameter: inspect.Parameter) -> str:
-    said = f"{parameter.name}: {parameter.annotation}"
+    star = "*" if parameter.kind is parameter.VAR_POSITIONAL else ""
+    said = f"{star}{parameter.name}: {parameter.annotation}"
     if parameter.default is parameter.empty:
         return said
     return f"{said} = {'...' if callable(parameter.default) else repr(parameter.default)}"

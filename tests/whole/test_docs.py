@@ -14,6 +14,7 @@ import io
 import json
 import re
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,8 @@ from tests.helpers.pages import DOCS, FENCE, HELP, LINKED, PAGES, PYTHON, README
 from tests.helpers.tool import run_here
 from wnconvert.cli import cli
 from wnconvert.verbs.loads.result import LoadReport, Misfit
+from wnconvert.verbs.modernization.modernize import modernize_code
+from wnconvert.verbs.modernization.result import CodeCheck, CodeProof
 
 JSON_PAGE = DOCS / "json.md"
 
@@ -286,6 +289,16 @@ def test_the_json_of_loads_is_as_documented() -> None:
     misfit = Misfit("a", (1,), (2,))
     report = LoadReport("folder", "transformers", "5", "Model", 3, ("b",), ("c",), (misfit,), ("a note",))
     _hold([report.to_dict()], "Of loads")
+
+
+def test_the_json_of_modernize_is_as_documented(tmp_path: Path) -> None:
+    (tmp_path / "a.py").write_text("from torch.nn.utils import weight_norm as wn\nsd['weight_g']\n")
+    (tmp_path / "b.py").write_text("weight_norm(\n")
+    cell = {"cell_type": "code", "source": "f'{name}.weight_g'", "outputs": [], "metadata": {}}
+    (tmp_path / "c.ipynb").write_text(json.dumps({"cells": [cell]}))
+    report = modernize_code(tmp_path)
+    proven = replace(report, proof=CodeProof("models:build", (CodeCheck("outputs", "they differ"),)))
+    _hold([report.to_dict(), proven.to_dict()], "Of modernize")
 
 
 def test_the_json_of_exports_and_checks_is_as_documented(tmp_path: Path) -> None:

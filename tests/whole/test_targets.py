@@ -224,6 +224,7 @@ def test_of_many_runs_to_one_folder_one_ends_well(tmp_path: Path) -> None:
         ["compare", "", "SRC"],
         ["compare", "SRC", ""],
         ["loads", ""],
+        ["modernize", ""],
         ["check", "", "json:dumps", "--input", "x=float32[1]"],
         ["check", "ONNX", "", "--input", "x=float32[1]"],
         ["export", "", "-o", "x.onnx", "--input", "x=float32[1]"],

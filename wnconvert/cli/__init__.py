@@ -9,6 +9,7 @@ errors       errors in words and as JSON
 files        fold, split, migrate, inspect, compare
 export       export, check
 loads        loads
+modernize    modernize
 environment  env
 """
 
@@ -31,6 +32,7 @@ from wnconvert.cli.errors import failed, interrupted
 from wnconvert.cli.export import check, export
 from wnconvert.cli.files import compare, fold, inspect, migrate, split
 from wnconvert.cli.loads import loads
+from wnconvert.cli.modernize import modernize
 from wnconvert.cli.options import EXIT_CODES
 from wnconvert.cli.terminal import put_json
 from wnconvert.cli.words import Verbs, help_command
@@ -57,7 +59,7 @@ def cli() -> None:
     """
 
 
-for _command in (fold, split, migrate, inspect, compare, export, check, loads, env, help_command):
+for _command in (fold, split, migrate, inspect, compare, export, check, loads, modernize, env, help_command):
     cli.add_command(_command)
 
 

@@ -17,6 +17,7 @@ _WORDS = {
     "fold": "convert remove remove-weight-norm remove_weight_norm unwrap fuse merge bake strip plain flatten",
     "split": "unfold unfuse add apply weight-norm weight_norm decompose train finetune",
     "migrate": "convert rename upgrade update port translate parametrize legacy",
+    "modernize": "codemod rewrite refactor lint code",
     "inspect": "info show list ls view print describe stat stats dump look cat summary tensors plot health",
     "compare": "diff cmp equal equals same match",
     "export": "onnx to-onnx to_onnx convert",

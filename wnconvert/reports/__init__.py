@@ -1,10 +1,11 @@
 """Results as text and pictures.
 
-tables       tables: terminal, Markdown, CSV
-conversions  plans and results as text
-inspections  inspections as text
-comparisons  comparisons as text
-exports      exports and checks as text
-loads        whether a folder loads, as text
-plots        pictures of magnitudes
+tables          tables: terminal, Markdown, CSV
+conversions     plans and results as text
+inspections     inspections as text
+comparisons     comparisons as text
+exports         exports and checks as text
+loads           whether a folder loads, as text
+modernizations  what changes in code, as text
+plots           pictures of magnitudes
 """
