@@ -30,6 +30,7 @@ __all__ = [
     "epilog",
     "errors_as_json",
     "globs",
+    "kinds_option",
     "target",
     "with_options",
     "with_output",
@@ -236,6 +237,18 @@ def globs(does: str) -> Callable[[_Command], _Command]:
             shell_complete=layers,
             help="Leave layers whose names match as they are (repeatable).",
         ),
+    )
+
+
+def kinds_option(what: str) -> Callable[[_Command], _Command]:
+    """The option that names kinds of layers; ``what`` is done with them."""
+    return click.option(
+        "--kinds",
+        callback=words_of_text,
+        metavar="KIND[,KIND…]",
+        default="weight",
+        show_default=True,
+        help=what,
     )
 
 
