@@ -34,7 +34,6 @@ __all__ = [
     "target",
     "with_options",
     "with_output",
-    "words_of_text",
 ]
 
 
@@ -60,7 +59,7 @@ def dim_of_text(_: click.Context, __: click.Parameter, value: str) -> int | str 
         raise click.BadParameter(f"{value!r} is not an axis: use a number, none or auto") from None
 
 
-def words_of_text(_: click.Context, __: click.Parameter, value: str) -> tuple[str, ...]:
+def _words_of_text(_: click.Context, __: click.Parameter, value: str) -> tuple[str, ...]:
     """The value of ``--kinds``: words with commas between them."""
     return tuple(value.split(","))
 
@@ -244,7 +243,7 @@ def kinds_option(what: str) -> Callable[[_Command], _Command]:
     """The option that names kinds of layers; ``what`` is done with them."""
     return click.option(
         "--kinds",
-        callback=words_of_text,
+        callback=_words_of_text,
         metavar="KIND[,KIND…]",
         default="weight",
         show_default=True,
