@@ -80,5 +80,7 @@ _FOLDS = (
     ("--dtype", "float16"),
     ("--allow-nonfinite", "--zero-rows", "zero"),
     ("--verify",),
+    ("--kinds", "all"),
+    ("--kinds", "all", "--verify"),
     ("--threads", "1", "--json"),
 )

@@ -18,7 +18,16 @@ from tests.fuzz.values import TEXTS, edge, spoilt
 __all__ = ["archive", "case", "records_of"]
 
 _FIXTURES = Path(__file__).parents[2] / "fixtures"
-_SOURCES = ("sovits.pth", "plain.pt", "tied.pt", "gan.pt", "scripted.pt", "program.pt2", "waveglow_module.pt")
+_SOURCES = (
+    "sovits.pth",
+    "plain.pt",
+    "tied.pt",
+    "gan.pt",
+    "scripted.pt",
+    "program.pt2",
+    "waveglow_module.pt",
+    "kinds.pt",
+)
 _LOCAL = ("need", "flags", "method", "time", "date", "crc", "packed", "plain")
 _ENTRY = (*_LOCAL, "made", "disk", "inner", "outer", "place")
 
