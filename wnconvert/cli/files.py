@@ -28,9 +28,9 @@ from wnconvert.cli.options import (
     epilog,
     errors_as_json,
     globs,
+    kinds_option,
     target,
     with_output,
-    words_of_text,
 )
 from wnconvert.cli.terminal import alarm, fitting_width, mention, mention_json, progress_bar, put, put_json
 from wnconvert.heap import keep_large_apart
@@ -59,14 +59,9 @@ FORMAT_CHOICES = ("table", "json", "csv", "markdown")
     "state dict are cast too.",
 )
 @globs("Fold")
-@click.option(
-    "--kinds",
-    callback=words_of_text,
-    metavar="KIND[,KIND…]",
-    default="weight",
-    show_default=True,
-    help="What to fold: weight, spectral, prune; all is these three; spectral-step is spectral norm of ports "
-    "that take a step in eval. A layer under several needs all of them.",
+@kinds_option(
+    "What to fold: weight, spectral, prune; all is these three; spectral-step is spectral norm of ports "
+    "that take a step in eval. A layer under several needs all of them."
 )
 @click.option(
     "--dim",
@@ -157,14 +152,7 @@ def split(src: str, out: str | None, **options: Any) -> None:
     help="parametrize: the names of torch 2.1 and later; legacy: weight_g and weight_v.",
 )
 @globs("Migrate")
-@click.option(
-    "--kinds",
-    callback=words_of_text,
-    metavar="KIND[,KIND…]",
-    default="weight",
-    show_default=True,
-    help="What to migrate: weight, spectral; all is these two, and what is pruned beneath them.",
-)
+@kinds_option("What to migrate: weight, spectral; all is these two, and what is pruned beneath them.")
 @click.option(
     "--drop-optimizer", is_flag=True, help="Leave out optimizer state (if its positions would not fit)."
 )

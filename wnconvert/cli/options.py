@@ -30,10 +30,10 @@ __all__ = [
     "epilog",
     "errors_as_json",
     "globs",
+    "kinds_option",
     "target",
     "with_options",
     "with_output",
-    "words_of_text",
 ]
 
 
@@ -59,7 +59,7 @@ def dim_of_text(_: click.Context, __: click.Parameter, value: str) -> int | str 
         raise click.BadParameter(f"{value!r} is not an axis: use a number, none or auto") from None
 
 
-def words_of_text(_: click.Context, __: click.Parameter, value: str) -> tuple[str, ...]:
+def _words_of_text(_: click.Context, __: click.Parameter, value: str) -> tuple[str, ...]:
     """The value of ``--kinds``: words with commas between them."""
     return tuple(value.split(","))
 
@@ -236,6 +236,18 @@ def globs(does: str) -> Callable[[_Command], _Command]:
             shell_complete=layers,
             help="Leave layers whose names match as they are (repeatable).",
         ),
+    )
+
+
+def kinds_option(what: str) -> Callable[[_Command], _Command]:
+    """The option that names kinds of layers; ``what`` is done with them."""
+    return click.option(
+        "--kinds",
+        callback=_words_of_text,
+        metavar="KIND[,KIND…]",
+        default="weight",
+        show_default=True,
+        help=what,
     )
 
 

@@ -167,6 +167,16 @@ def test_prune_alone_is_counted_in_a_note_and_no_hint_speaks_of_it(tmp_path: Pat
     assert plan.hints == ("1 layer of spectral norm: --kinds spectral migrates it",)
 
 
+def test_where_nothing_has_another_form_that_is_why_nothing_is_written(tmp_path: Path) -> None:
+    torch.save(nn.ModuleList([pruned(nn.Linear(4, 3))]).state_dict(), tmp_path / "a.pt")
+    result = migrate_file(tmp_path / "a.pt", kinds="prune")
+    assert result.output is None
+    assert "nothing to migrate: none of its layers has another form" in result.notes[-1]
+    torch.save(nn.ModuleList([spectral(nn.Linear(4, 3))]).state_dict(), tmp_path / "b.pt")
+    left = migrate_file(tmp_path / "b.pt", kinds="spectral", exclude="*")
+    assert "leave out 1 layer" in left.notes[-1]
+
+
 def test_weight_norm_under_spectral_norm_has_no_legacy_form() -> None:
     both = parametrizations.spectral_norm(parametrizations.weight_norm(nn.Linear(4, 3)))
     state = nn.ModuleList([both]).state_dict()

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 from wnconvert.layers.find import pairs_in
 from wnconvert.layers.kinds import WORDS, find_kinds
-from wnconvert.layers.schemes import Selection
+from wnconvert.layers.others import as_form
+from wnconvert.layers.schemes import FORMS, Layer, Selection
 from wnconvert.messages import counted, listed, option
 from wnconvert.plan.plan import Plan
 from wnconvert.plan.record.history import gone, origins
@@ -36,10 +37,17 @@ def why_nothing(plan: Plan, tree: Tree) -> str:
         return f"{counted(plan.already, 'layer')} {'is' if plan.already == 1 else 'are'} {how}"
     if plan.verb == "split":
         return "none of its weights is one to split"
-    if unwanted := sum(len(pairs_in(state, Selection(kinds=plan.kinds)).layers) for state in states):
+    found = [layer for state in states for layer in pairs_in(state, Selection(kinds=plan.kinds)).layers]
+    if found and plan.verb == "migrate" and not any(map(_has_two_forms, found)):
+        return "none of its layers has another form"
+    if found:
         globs = f"{option('layers')} and {option('exclude')}"
-        return f"{globs} leave out {counted(unwanted, 'layer')}, all that there are"
+        return f"{globs} leave out {counted(len(found), 'layer')}, all that there are"
     return "; ".join((f"no {' or '.join(WORDS[kind] for kind in plan.kinds)}", *_instead(tree, states)))
+
+
+def _has_two_forms(layer: Layer) -> bool:
+    return all(as_form(layer, form) for form in FORMS)
 
 
 def _infos(state: StateDict) -> list[TensorInfo]:
