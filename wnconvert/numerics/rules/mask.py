@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from wnconvert.numerics.rounding import FLOAT_FORMATS
+from wnconvert.numerics.kernel.choice import kernel
 from wnconvert.tensors.blocks import Array, Block, Read, scratch
 
 __all__ = ["masked"]
@@ -24,34 +24,13 @@ def masked(read: Read, read_mask: Read) -> Read:
 
     def read_masked(block: Block) -> Array:
         mask = read_mask(block)
-        if not _is_plain(mask, kept := scratch("kept", mask.shape, np.bool_)):
-            factors = scratch("mask", mask.shape, np.float64)
-            np.copyto(factors, mask)  # what w is read into, it may be read into too
-            with np.errstate(all="ignore"):
-                product: Array = np.multiply(factors, read(block).astype(np.float64), out=factors)
-            return product
-        return _select(read(block), kept)
+        kept = kernel().kept(mask)
+        if kept is not None:
+            return kernel().select(read(block), kept)
+        factors = scratch("mask", mask.shape, np.float64)
+        np.copyto(factors, mask)  # what w is read into, it may be read into too
+        with np.errstate(all="ignore"):
+            product: Array = np.multiply(factors, read(block).astype(np.float64), out=factors)
+        return product
 
     return read_masked
-
-
-def _is_plain(mask: Array, kept: Array) -> bool:
-    """Whether a mask holds only +0 and 1; ``kept`` says where 1 is."""
-    codes = mask.view(f"u{mask.dtype.itemsize}")
-    np.equal(codes, np.ones(1, mask.dtype).view(codes.dtype)[0], out=kept)
-    return int(np.count_nonzero(kept)) + codes.size - int(np.count_nonzero(codes)) == codes.size
-
-
-def _select(values: Array, kept: Array) -> Array:
-    """Values where ``kept``, else zeros of their signs, or NaN for what is not finite."""
-    form = FLOAT_FORMATS[values.dtype.name]
-    out = scratch("masked", values.shape, form.dtype)
-    codes, made = values.view(form.codes), out.view(form.codes)
-    sign = form.codes.type(1 << (8 * form.codes.itemsize - 1))
-    np.copyto(made.view(f"i{form.codes.itemsize}"), np.negative(kept.view(np.int8)))
-    np.bitwise_or(made, sign, out=made)
-    np.bitwise_and(made, codes, out=made)
-    exponents = np.bitwise_and(codes, form.codes.type(form.inf), out=scratch("rest", codes.shape, form.codes))
-    if np.maximum.reduce(exponents, axis=None, initial=0) == form.inf:
-        out[(exponents == form.inf) & ~kept] = np.nan
-    return out
