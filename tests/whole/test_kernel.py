@@ -19,6 +19,7 @@ from wnconvert.errors import ArgumentError
 from wnconvert.numerics.kernel import choice
 from wnconvert.numerics.kernel import library as kernel_library
 from wnconvert.numerics.kernel.compiled import compiled_kernel
+from wnconvert.numerics.kernel.dots import Pairs, along_rows
 from wnconvert.numerics.kernel.interface import Kernel
 from wnconvert.numerics.kernel.library import VARIABLE, source_digest, take_level
 
@@ -54,6 +55,10 @@ def test_every_kind_of_processor_gives_the_same_bits(library: Kernel, dtype: str
                 sums.high,
                 sums.low,
                 *(each for out in NARROW for each in made(library, x, factor, out)),
+                *dotted(library, x, factor[None, :, None]),
+                *dotted(library, x, np.cos(np.arange(shape[0] * shape[2])).reshape(shape[0], 1, shape[2])),
+                library.select(x, np.sign(x.astype(np.float64)) > 0),
+                np.array(library.largest(x)),
             ]
             found.append([array.tobytes() for array in arrays])
         assert found[0] == found[1] == found[2]
@@ -62,6 +67,12 @@ def test_every_kind_of_processor_gives_the_same_bits(library: Kernel, dtype: str
 def made(kernel: Kernel, x: Array, factor: Array, dtype: str) -> tuple[Array, ...]:
     out = np.empty(x.shape, DTYPES[dtype])
     return out, *kernel.products(x, factor, 1 << 20, dtype, out)  # so wide that some are open
+
+
+def dotted(kernel: Kernel, x: Array, factors: Array) -> tuple[Array, ...]:
+    found = Pairs.zeros(x.shape[1] if along_rows(x, factors) else x.shape[0] * x.shape[2])
+    kernel.dots(x, factors, 10.0, found)
+    return found.high, found.low, found.error
 
 
 @pytest.fixture

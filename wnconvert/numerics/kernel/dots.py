@@ -119,7 +119,7 @@ def rough(x: Floats, factors: Floats, top: float, found: Pairs) -> None:
             sums += np.add.reduce(dots[..., 0], axis=0)
     else:
         sums = np.matmul(factors[:, :, 0], x).reshape(-1)
-    terms = slabs * (_DOT + inner // _DOT + 1) if rows else count
+    terms = slabs * (min(inner, _DOT) + inner // _DOT + 1) if rows else count
     size = float(np.max(np.sum(np.abs(factors), axis=(0, 2) if rows else 1), initial=0.0))
     found.add(sums, np.zeros(len(sums)), (terms + 2) * UNIT * top * size * 1.01)
 
