@@ -6,8 +6,11 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
+from torch import nn
+from torch.nn.utils import parametrizations
 
 from tests.helpers.arrays import Array, same
 from tests.helpers.oracle import DTYPES, NARROW
@@ -113,3 +116,28 @@ def test_products_that_would_be_rounded_twice_are_refused_but_for_float64() -> N
         assert fold(Rule((Mask(),)), arrays, "float32")[0].tolist() == [[0.25, 1.5]]
     plain = {"original": w, "mask": np.array([[1.0, 0.0]])}
     assert same(fold(Rule((Mask(),)), plain, "float32")[0], np.array([[0.1, 0.0]], np.float32))
+
+
+@pytest.mark.parametrize("form", ["legacy", "parametrize"])
+@pytest.mark.parametrize("seed", range(4))
+def test_spectral_norm_is_that_of_torch_in_float64(seed: int, form: str) -> None:
+    torch.manual_seed(seed)
+    layer = [nn.Linear(24, 10), nn.Conv1d(6, 12, 5), nn.Conv2d(8, 8, 3), nn.ConvTranspose2d(6, 10, 4)][
+        seed
+    ].double()
+    if form == "legacy":
+        nn.utils.spectral_norm(layer)
+        original, u, v = layer.weight_orig, layer.weight_u, layer.weight_v
+    else:
+        parametrizations.spectral_norm(layer)
+        inner = layer.parametrizations.weight
+        original, u, v = inner.original, inner[0]._u, inner[0]._v
+    size = [(3, 24), (3, 6, 9), (1, 8, 6, 6), (1, 6, 4, 4)][seed]
+    for _ in range(3):
+        layer(torch.randn(size).double())
+    layer.eval()
+    layer(torch.randn(size).double())
+    dim = 1 if isinstance(layer, nn.ConvTranspose2d) else 0
+    arrays = {"original": original.detach().numpy(), "u": u.detach().numpy(), "v": v.detach().numpy()}
+    w = fold(Rule((Spectral(dim),)), arrays, "float64")[0]
+    np.testing.assert_allclose(w, layer.weight.detach().numpy(), rtol=1e-14, atol=0)

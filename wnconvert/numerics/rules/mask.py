@@ -32,12 +32,9 @@ def masked(read: Read, read_mask: Read) -> Read:
 def exactly_masked(read: Read, read_mask: Read) -> Read:
     """As ``masked``; its blocks raise ``LayerError`` for products that float64 may not hold.
 
-    >>> w, mask = np.float64([[0.1, 2]]), np.float64([[1, 0.5]])
+    >>> w, mask = np.float64([[3, -4]]), np.float64([[0.5, 0.25]])
     >>> exactly_masked(lambda block: w, lambda block: mask)(Block(0, (1, 1, 2), 0))
-    Traceback (most recent call last):
-    ...
-    wnconvert.errors.LayerError: products of float64 and a mask that is not all 0 and 1 would be rounded twice
-      fix: --dtype float64
+    array([[ 1.5, -1. ]])
     """
     return _masked(read, read_mask, _exact_product)
 
