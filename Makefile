@@ -21,7 +21,7 @@ help:
 	@echo "make clean     remove what the others made"
 
 # What is compiled is part of the set-up.
-KERNEL := hatch_build.py wnconvert/numerics/kernel/rows.c
+KERNEL := hatch_build.py $(wildcard wnconvert/numerics/kernel/*.[ch])
 
 $(LIGHT)/stamp: pyproject.toml constraints.txt $(KERNEL)
 	$(PYTHON) -m venv $(LIGHT)

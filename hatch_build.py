@@ -1,4 +1,4 @@
-"""The build step of the wheel, and of editable installs: ``rows.c`` is compiled, if there is a C compiler.
+"""The build step of the wheel, and of editable installs: the kernel is compiled, if there is a C compiler.
 
 ``python hatch_build.py`` compiles it in place. Without a compiler, or if it fails, wnconvert is installed all
 the same and computes with numpy: the bytes are the same, it only takes longer.
@@ -22,6 +22,8 @@ except ImportError:  # called by hand
     BuildHookInterface = object
 
 _FOLDER = Path("wnconvert", "numerics", "kernel")
+#: The header, and what is compiled.
+SOURCES = (_FOLDER / "elements.h", _FOLDER / "rows.c", _FOLDER / "dots.c")
 # No option may change what is computed: neither fused products nor reordered sums.
 _OPTIONS = "-std=c11 -O3 -ffp-contract=off -fno-math-errno -fno-trapping-math -fPIC -shared".split()
 
@@ -35,15 +37,20 @@ def compiler() -> list[str] | None:
     return None
 
 
+def digest(root: Path) -> str:
+    """The SHA-256 of all sources."""
+    return hashlib.sha256(b"".join((root / source).read_bytes() for source in SOURCES)).hexdigest()
+
+
 def build(root: Path) -> Path | None:
     """Compile the kernel beside its source; says why on stderr, and gives None, where that cannot be done."""
-    source, target = root / _FOLDER / "rows.c", root / _FOLDER / "rows.library"
+    target = root / _FOLDER / "rows.library"
     command = compiler()
     if command is None:
         return _without("no C compiler (cc, or $CC)")
-    digest = hashlib.sha256(source.read_bytes()).hexdigest()
     made = target.with_suffix(f".{os.getpid()}.library")  # programs that use the old one go on doing so
-    run = [*command, *_OPTIONS, f'-DSOURCE="{digest}"', str(source), "-o", str(made)]
+    compiled = [str(root / source) for source in SOURCES if source.suffix == ".c"]
+    run = [*command, *_OPTIONS, f'-DSOURCE="{digest(root)}"', *compiled, "-o", str(made)]
     done = subprocess.run(run, capture_output=True, text=True, check=False)  # noqa: S603 -- the user's compiler
     if done.returncode:
         made.unlink(missing_ok=True)

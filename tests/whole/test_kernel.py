@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from collections.abc import Iterator
@@ -20,10 +19,11 @@ from wnconvert.errors import ArgumentError
 from wnconvert.numerics.kernel import choice
 from wnconvert.numerics.kernel import library as kernel_library
 from wnconvert.numerics.kernel.compiled import compiled_kernel
+from wnconvert.numerics.kernel.dots import Pairs, along_rows
 from wnconvert.numerics.kernel.interface import Kernel
 from wnconvert.numerics.kernel.library import VARIABLE, source_digest, take_level
 
-SOURCE = Path("wnconvert", "numerics", "kernel", "rows.c")
+FOLDER = Path("wnconvert", "numerics", "kernel")
 SHAPES = [(1, 3, 1100), (1, 40, 31), (9, 20, 33), (3, 300, 1), (700, 3, 1), (70, 2, 9), (900, 1, 1)]
 
 
@@ -36,10 +36,11 @@ def library() -> Iterator[Kernel]:
 
 
 def test_where_a_compiler_is_the_kernel_is_made_of_the_source_as_it_is(library: Kernel) -> None:
-    text = (ROOT / SOURCE).read_bytes()
     assert library.name == "compiled"
-    assert source_digest() == hashlib.sha256(text).hexdigest(), "run python hatch_build.py again"
-    assert text.count(b"\n") <= 400
+    assert source_digest() == hatch_build.digest(ROOT), "run python hatch_build.py again"
+    texts = [path.read_bytes() for path in sorted((ROOT / FOLDER).glob("*.[ch]"))]
+    assert len(texts) == len(hatch_build.SOURCES)
+    assert all(text.count(b"\n") <= 400 for text in texts)
 
 
 @pytest.mark.parametrize("dtype", NARROW)
@@ -54,6 +55,10 @@ def test_every_kind_of_processor_gives_the_same_bits(library: Kernel, dtype: str
                 sums.high,
                 sums.low,
                 *(each for out in NARROW for each in made(library, x, factor, out)),
+                *dotted(library, x, factor[None, :, None]),
+                *dotted(library, x, np.cos(np.arange(shape[0] * shape[2])).reshape(shape[0], 1, shape[2])),
+                library.select(x, np.sign(x.astype(np.float64)) > 0),
+                np.array(library.largest(x)),
             ]
             found.append([array.tobytes() for array in arrays])
         assert found[0] == found[1] == found[2]
@@ -64,11 +69,18 @@ def made(kernel: Kernel, x: Array, factor: Array, dtype: str) -> tuple[Array, ..
     return out, *kernel.products(x, factor, 1 << 20, dtype, out)  # so wide that some are open
 
 
+def dotted(kernel: Kernel, x: Array, factors: Array) -> tuple[Array, ...]:
+    found = Pairs.zeros(x.shape[1] if along_rows(x, factors) else x.shape[0] * x.shape[2])
+    kernel.dots(x, factors, 10.0, found)
+    return found.high, found.low, found.error
+
+
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
-    """A tree with the source of the kernel."""
-    (tmp_path / SOURCE).parent.mkdir(parents=True)
-    shutil.copy(ROOT / SOURCE, tmp_path / SOURCE)
+    """A tree with the sources of the kernel."""
+    (tmp_path / FOLDER).mkdir(parents=True)
+    for source in hatch_build.SOURCES:
+        shutil.copy(ROOT / source, tmp_path / source)
     return tmp_path
 
 
@@ -82,7 +94,7 @@ def test_a_build_without_a_compiler_or_with_one_that_fails_says_so_and_leaves_no
     monkeypatch.setenv("PATH", str(tree))
     assert hatch_build.build(tree) is None
     assert "no C compiler" in capfd.readouterr().err
-    assert [path.name for path in (tree / SOURCE).parent.iterdir()] == ["rows.c"]
+    assert sorted(FOLDER / path.name for path in (tree / FOLDER).iterdir()) == sorted(hatch_build.SOURCES)
 
 
 def test_a_build_makes_a_library_that_loads(
@@ -118,7 +130,7 @@ def test_without_the_library_numpy_is_taken_and_asking_for_it_is_an_error(
 
 def test_a_library_of_another_version_is_not_called(library: Kernel, choosing: pytest.MonkeyPatch) -> None:
     assert library.name == choice.kernel().name == "compiled"
-    choosing.setattr(kernel_library, "_VERSION", 2)
+    choosing.setattr(kernel_library, "_VERSION", 1)
     choice.kernel.cache_clear()
     assert choice.kernel().name == "numpy"
 

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 
+from wnconvert.numerics.kernel.choice import largest_code
 from wnconvert.numerics.rounding import FLOAT_FORMATS
-from wnconvert.tensors.blocks import Array, scratch
+from wnconvert.tensors.blocks import Array
 from wnconvert.tensors.dtypes import DType
 
 __all__ = ["all_finite", "count_nonfinite", "may_be_nonfinite"]
 
 
-#: The exponent bits of half precision, all set in NaN and infinities; numpy takes ten times as long to tell.
-_EXPONENT = {"float16": np.uint16(0x7C00), "bfloat16": np.uint16(0x7F80)}
 _PARTS = {"complex32": np.float16, "complex64": np.float32, "complex128": np.float64}
 
 
@@ -32,12 +31,7 @@ def all_finite(values: Array) -> bool:
     >>> all_finite(np.float32([1, 2])), all_finite(np.float16([1, np.inf]))
     (True, False)
     """
-    form = FLOAT_FORMATS[values.dtype.name]
-    if values.dtype.itemsize > 2:
-        return bool(np.isfinite(values).all())
-    exponents = scratch("exponents", values.shape, form.codes)
-    np.bitwise_and(values.view(form.codes), form.codes.type(form.inf), out=exponents)
-    return int(np.maximum.reduce(exponents, axis=None, initial=0)) < form.inf
+    return largest_code(values) < FLOAT_FORMATS[values.dtype.name].inf
 
 
 def count_nonfinite(values: Array, dtype: DType) -> tuple[int, int]:
@@ -56,12 +50,9 @@ def count_nonfinite(values: Array, dtype: DType) -> tuple[int, int]:
         import ml_dtypes
 
         numbers = numbers.view(getattr(ml_dtypes, dtype.name))
-    if exponent := _EXPONENT.get(dtype.name):
-        finite = numbers.view(np.uint16) & exponent != exponent
-    else:
-        finite = np.isfinite(numbers)
-    if finite.all():
+    if numbers.dtype.name in FLOAT_FORMATS and all_finite(numbers):
         return 0, 0
+    finite = np.isfinite(numbers)
     others = numbers[~finite]
     nan = int(np.isnan(others).sum())
     return nan, others.size - nan

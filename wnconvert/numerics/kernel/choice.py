@@ -11,7 +11,7 @@ from wnconvert.numerics.kernel.plain import NUMPY_KERNEL
 from wnconvert.numerics.sums import Sums
 from wnconvert.tensors.blocks import Array, Floats
 
-__all__ = ["block_sums", "careful_block_sums", "cast_block", "kernel", "products"]
+__all__ = ["block_sums", "careful_block_sums", "cast_block", "kernel", "largest_code", "products"]
 
 
 @lru_cache(maxsize=1)
@@ -44,3 +44,14 @@ def cast_block(values: Array, dtype: str) -> Array:
     [0.333251953125, 5.960464477539063e-08, inf]
     """
     return kernel().cast(values, dtype)
+
+
+def largest_code(values: Array) -> int:
+    """The code of the largest magnitude of values of one of the four float formats, as ``Kernel.largest``.
+
+    >>> import numpy as np
+
+    >>> hex(largest_code(np.float32([-1, 0.5]))), hex(largest_code(np.float16([1, np.nan])))
+    ('0x3f800000', '0x7e00')
+    """
+    return kernel().largest(values)

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-import numpy as np
+import ctypes
 
+import numpy as np
+from numpy.typing import NDArray
+
+from wnconvert.numerics.kernel.dots import Pairs, along_rows
 from wnconvert.numerics.kernel.interface import Kernel, OpenElements
 from wnconvert.numerics.kernel.library import library
+from wnconvert.numerics.kernel.plain import kept_by, largest, selected
 from wnconvert.numerics.rounding import FLOAT_FORMATS, cast
 from wnconvert.numerics.sums import UNIT, Sums
 from wnconvert.tensors.blocks import Array, Floats, scratch
@@ -20,20 +25,29 @@ _FORMATS = {"float32": 0, "float16": 1, "bfloat16": 2}
 
 def compiled_kernel() -> Kernel:
     """The kernel. Raises ``OSError`` where it is not there."""
-    found = library()
+    made = _Compiled(library())
+    ways = made.sums, made.sums, made.products, made.cast, made.dots, made.dots
+    return Kernel("compiled", *ways, made.kept, made.select, made.largest)
 
-    def sums(values: Array) -> Sums:
+
+class _Compiled:
+    """What the library does, as ``Kernel`` has it."""
+
+    def __init__(self, found: ctypes.CDLL) -> None:
+        self.found = found
+
+    def sums(self, values: Array) -> Sums:
         slabs, rows, inner = values.shape
         values, high, low = _plain(values), np.empty(rows), np.empty(rows)
-        found.wnconvert_sums(*_block(values), high.ctypes.data, low.ctypes.data)
+        self.found.wnconvert_sums(*_block(values), high.ctypes.data, low.ctypes.data)
         return Sums(high, low, np.zeros(rows, np.int32), _error(slabs * inner))
 
-    def products(values: Array, factor: Floats, width: int, dtype: str, out: Array) -> OpenElements:
+    def products(self, values: Array, factor: Floats, width: int, dtype: str, out: Array) -> OpenElements:
         values, factor = _plain(values), _plain(factor)
         room = _ROOM
         while True:
             places, codes = scratch("places", (room,), np.int64), scratch("codes", (room,), np.uint32)
-            count = found.wnconvert_products(
+            count = self.found.wnconvert_products(
                 *_block(values),
                 factor.ctypes.data,
                 width,
@@ -47,14 +61,41 @@ def compiled_kernel() -> Kernel:
                 return OpenElements(places[:count].copy(), codes[:count].copy())
             room = count
 
-    def cast_narrow(values: Array, dtype: str) -> Array:
+    def cast(self, values: Array, dtype: str) -> Array:
         if values.dtype.name not in _FORMATS or dtype not in _FORMATS:
             return cast(values, dtype)
         values, out = _plain(values), np.empty(values.shape, FLOAT_FORMATS[dtype].dtype)
-        of = _FORMATS[values.dtype.name], values.ctypes.data, values.size
-        return out if found.wnconvert_cast(*of, _FORMATS[dtype], out.ctypes.data) else cast(values, dtype)
+        is_finite = self.found.wnconvert_cast(*_run(values), _FORMATS[dtype], out.ctypes.data)
+        return out if is_finite else cast(values, dtype)
 
-    return Kernel("compiled", sums, sums, products, cast_narrow)
+    def dots(self, values: Array, factors: Floats, top: float, found: Pairs) -> None:
+        slabs, rows, inner = values.shape
+        along = along_rows(values, factors)
+        values, factors = _plain(values), _plain(factors)
+        high, low = np.zeros(len(found.high)), np.zeros(len(found.high))
+        add = self.found.wnconvert_row_dots if along else self.found.wnconvert_column_dots
+        add(*_block(values), factors.ctypes.data, high.ctypes.data, low.ctypes.data)
+        size = top * float(np.add.reduce(np.abs(factors), axis=None)) * 1.01
+        found.add(high, low, size * _error(slabs * inner if along else rows))
+
+    def kept(self, mask: Array) -> NDArray[np.bool_] | None:
+        if mask.dtype.name not in _FORMATS:
+            return kept_by(mask)
+        mask, found = _plain(mask), scratch("kept", mask.shape, np.bool_)
+        return found if self.found.wnconvert_kept(*_run(mask), found.ctypes.data) else None
+
+    def select(self, values: Array, kept: NDArray[np.bool_]) -> Array:
+        if values.dtype.name not in _FORMATS:
+            return selected(values, kept)
+        values, out = _plain(values), scratch("masked", values.shape, values.dtype)
+        self.found.wnconvert_select(*_run(values), kept.ctypes.data, out.ctypes.data)
+        return out
+
+    def largest(self, values: Array) -> int:
+        if values.dtype.name not in _FORMATS:
+            return largest(values)
+        values = _plain(values)
+        return int(self.found.wnconvert_largest(*_run(values)))
 
 
 def _plain(array: Array) -> Array:
@@ -67,11 +108,16 @@ def _block(values: Array) -> tuple[int, ...]:
     return _FORMATS[values.dtype.name], values.ctypes.data, *values.shape
 
 
-def _error(terms: int) -> float:
-    """The bound on the relative error of the sum of so many squares.
+def _run(values: Array) -> tuple[int, ...]:
+    """Values of any shape, as the library's functions take them."""
+    return _FORMATS[values.dtype.name], values.ctypes.data, values.size
 
-    Σv² is added up on paths of n additions at most. What they lose is at most n·2⁻⁵³ of the sum, and is added
-    up with two roundings for each: Higham 2002, 4.3.
+
+def _error(terms: int) -> float:
+    """The bound on the error of the sum of so many products, relative to the sum of their magnitudes.
+
+    They are added up on paths of n additions at most. What they lose is at most n·2⁻⁵³ of the sum, and is
+    added up with two roundings for each: Higham 2002, 4.3.
     """
     n = 2 * terms + 64
     return 2 * (n * UNIT) ** 2 + UNIT**2

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from wnconvert.numerics.kernel.dots import Dots
 from wnconvert.numerics.sums import Sums
 from wnconvert.tensors.blocks import Array, Floats
 
@@ -33,6 +34,16 @@ class Kernel:
     values are less than ``width`` units in the last place of float64 below the products.
 
     ``cast`` takes an array of any shape to a dtype, rounded once, NaN and infinities too.
+
+    ``dots(values, factors, top, found)`` adds Σ value·factor to ``found``: of each row for factors (slabs, 1,
+    inner), of each column for factors (1, rows, 1); all have at most 24 bits, and no magnitude is more than
+    ``top``, which is finite. ``careful_dots`` are the same to more than 60 bits of Σ|value·factor|.
+
+    ``kept(mask)`` says where a mask is 1, and is None if it holds anything but +0 and 1; ``select(values,
+    kept)`` are values times such a mask, as IEEE 754 has it, in a scratch array. Both take any shape.
+
+    ``largest`` is the code of the largest magnitude of some values: at least that of infinity where one of
+    them is not finite.
     """
 
     name: str
@@ -40,3 +51,8 @@ class Kernel:
     careful_sums: Callable[[Array], Sums]
     products: Callable[[Array, Floats, int, str, Array], OpenElements]
     cast: Callable[[Array, str], Array]
+    dots: Dots
+    careful_dots: Dots
+    kept: Callable[[Array], NDArray[np.bool_] | None]
+    select: Callable[[Array, NDArray[np.bool_]], Array]
+    largest: Callable[[Array], int]

@@ -1,4 +1,4 @@
-"""The library made of ``rows.c``, and whether it is used; ``wnconvert env`` may ask without numpy."""
+"""The library made of the sources in C, and whether it is used; ``wnconvert env`` may ask without numpy."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["VARIABLE", "chosen_kernel", "library", "source_digest", "take_level"
 VARIABLE = "WNCONVERT_KERNEL"
 _NAMES = ("compiled", "numpy")
 #: The version of the functions in it: ``wnconvert_version`` of ``rows.c``.
-_VERSION = 1
+_VERSION = 2
 #: The library beside this file, made when wnconvert is installed. It is no module: not ``.so``.
 _PLACE = __file__.removesuffix("library.py") + "rows.library"
 
@@ -52,6 +52,12 @@ def library() -> ctypes.CDLL:
     found.wnconvert_products.argtypes = (*values, place, ctypes.c_int64, *results, place, place, size)
     found.wnconvert_products.restype = size
     found.wnconvert_cast.argtypes, found.wnconvert_cast.restype = (number, place, size, *results), number
+    for dots in (found.wnconvert_row_dots, found.wnconvert_column_dots):
+        dots.argtypes, dots.restype = (*values, place, place, place), None
+    found.wnconvert_kept.argtypes, found.wnconvert_kept.restype = (number, place, size, place), number
+    found.wnconvert_select.argtypes = (number, place, size, place, place)
+    found.wnconvert_select.restype = None
+    found.wnconvert_largest.argtypes, found.wnconvert_largest.restype = (number, place, size), ctypes.c_uint32
     found.wnconvert_take.argtypes, found.wnconvert_take.restype = (number,), None
     found.wnconvert_source.argtypes, found.wnconvert_source.restype = (), ctypes.c_char_p
     return found

@@ -1,4 +1,4 @@
-"""The kernel in numpy: sums of squares, and products rounded once, in few passes over pieces of a block.
+"""The kernel in numpy: sums, masks, and products rounded once, in few passes over pieces of a block.
 
 A product is computed in float64 as the upper end y of an interval that holds the exact value, ``width``
 units in the last place of y wide. If no midpoint between two values of the result's format lies in it, y
@@ -21,12 +21,22 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from wnconvert.numerics.kernel.dots import Dots, Pairs, extracted, of_pieces, rough
 from wnconvert.numerics.kernel.interface import Kernel, OpenElements
-from wnconvert.numerics.rounding import cast
+from wnconvert.numerics.rounding import FLOAT_FORMATS, cast
 from wnconvert.numerics.sums import Sums, Totals, Way, careful_sums, fast_sums
 from wnconvert.tensors.blocks import Array, Floats, scratch, shares
 
-__all__ = ["NUMPY_KERNEL", "keeps_subnormals", "loaded", "power_of", "round_short"]
+__all__ = [
+    "NUMPY_KERNEL",
+    "keeps_subnormals",
+    "kept_by",
+    "largest",
+    "loaded",
+    "power_of",
+    "round_short",
+    "selected",
+]
 
 
 #: float16 values are loaded, and made, times 2**-112: float32's bias of exponents less float16's.
@@ -168,5 +178,58 @@ def round_short(y: Floats, width: int, dtype: str, out: Array) -> OpenElements:
     return OpenElements(found, (codes.reshape(-1)[found] & np.uint16(0x7FFF)) - np.uint16(1))
 
 
+def _dots(values: Array, factors: Floats, top: float, found: Pairs) -> None:
+    _dots_of_pieces(values, factors, top, found, rough)
+
+
+def _careful_dots(values: Array, factors: Floats, top: float, found: Pairs) -> None:
+    _dots_of_pieces(values, factors, top, found, extracted)
+
+
+def _dots_of_pieces(values: Array, factors: Floats, top: float, found: Pairs, way: Dots) -> None:
+    """The dots of a block, in pieces, each in that way."""
+    power = power_of(values.dtype.name) if keeps_subnormals() else 0
+    for piece, its, at in of_pieces(values, factors):
+        way(loaded(piece, power), its * 2.0**power, top * 2.0**-power, found.at(at))
+
+
+def kept_by(mask: Array) -> NDArray[np.bool_] | None:
+    """Where a mask of any dtype is 1, in a scratch array; None if it holds anything but +0 and 1."""
+    kept = scratch("kept", mask.shape, np.bool_)
+    codes = mask.view(f"u{mask.dtype.itemsize}")
+    np.equal(codes, np.ones(1, mask.dtype).view(codes.dtype)[0], out=kept)
+    ones, zeros = int(np.count_nonzero(kept)), codes.size - int(np.count_nonzero(codes))
+    return kept if ones + zeros == codes.size else None
+
+
+def selected(values: Array, kept: NDArray[np.bool_]) -> Array:
+    """Values of any dtype where ``kept``, else zeros of their signs, or NaN for what is not finite."""
+    form = FLOAT_FORMATS[values.dtype.name]
+    out = scratch("masked", values.shape, form.dtype)
+    codes, made = values.view(form.codes), out.view(form.codes)
+    sign = form.codes.type(1 << (8 * form.codes.itemsize - 1))
+    np.copyto(made.view(f"i{form.codes.itemsize}"), np.negative(kept.view(np.int8)))
+    np.bitwise_or(made, sign, out=made)
+    np.bitwise_and(made, codes, out=made)
+    if largest(values) >= form.inf:
+        out[~np.isfinite(values) & ~kept] = np.nan
+    return out
+
+
+def largest(values: Array) -> int:
+    """The code of the largest magnitude, of any dtype."""
+    form = FLOAT_FORMATS[values.dtype.name]
+    if not values.size:
+        return 0
+    if values.dtype.itemsize == 2:
+        codes = scratch("codes", values.shape, form.codes)
+        np.bitwise_and(values.view(form.codes), np.uint16(0x7FFF), out=codes)
+        return int(np.maximum.reduce(codes, axis=None))
+    top = np.maximum(np.maximum.reduce(values, axis=None), -np.minimum.reduce(values, axis=None))
+    return form.inf if np.isnan(top) else int(np.array(abs(top), form.dtype).view(form.codes))
+
+
 #: The kernel in numpy.
-NUMPY_KERNEL = Kernel("numpy", _sums, _careful_sums, _products, cast)
+NUMPY_KERNEL = Kernel(
+    "numpy", _sums, _careful_sums, _products, cast, _dots, _careful_dots, kept_by, selected, largest
+)

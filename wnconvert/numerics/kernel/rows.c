@@ -1,83 +1,14 @@
 /* Sums of squares of rows, products of values and a factor for each row, and casts, each rounded once.
 
    A block is a contiguous run of slabs x rows x inner elements of float32, float16 or bfloat16, in any
-   alignment. It is worked on in runs of at most RUN elements, which lie in a core's first cache as double.
+   alignment. It is worked on in runs of at most RUN elements. */
 
-   Only operations that IEEE 754 rounds to nearest are used, in an order that is written down here, so that
-   every processor gives the same bits: -ffp-contract=off, and lanes are spelled out. float32 is neither
-   made nor taken apart where a thread may have subnormal numbers taken for 0, but for loading float32. */
+#include "elements.h"
 
-#include <stddef.h>
-#include <stdint.h>
-#include <string.h>
-
-#define RUN 512
-#define LANES 32
 /* Slabs that are narrower are summed side by side. */
 #define NARROW 256
-/* Rows that are shorter are summed element by element. */
-#define SHORT 32
-
-#define INLINE static inline __attribute__((always_inline))
-
-enum { FLOAT32, FLOAT16, BFLOAT16 };
-
-typedef float unaligned_float __attribute__((aligned(1), may_alias));
-typedef uint16_t unaligned_half __attribute__((aligned(1), may_alias));
-typedef uint32_t unaligned_word __attribute__((aligned(1), may_alias));
-
-INLINE float float_of(uint32_t bits) {
-    float value;
-    memcpy(&value, &bits, sizeof value);
-    return value;
-}
-
-INLINE uint64_t bits_of(double value) {
-    uint64_t bits;
-    memcpy(&bits, &value, sizeof bits);
-    return bits;
-}
-
-INLINE double double_of(uint64_t bits) {
-    double value;
-    memcpy(&value, &bits, sizeof value);
-    return value;
-}
-
-INLINE ptrdiff_t least(ptrdiff_t a, ptrdiff_t b) { return a < b ? a : b; }
-
-INLINE size_t size_of(int format) { return format == FLOAT32 ? 4 : 2; }
-
-/* Values exactly as double. */
-INLINE void load(int format, const char *from, ptrdiff_t count, double *restrict to) {
-    if (format == FLOAT32) {
-        const unaligned_float *values = (const unaligned_float *)from;
-        for (ptrdiff_t i = 0; i < count; i++) to[i] = values[i];
-        return;
-    }
-    const unaligned_half *codes = (const unaligned_half *)from;
-    if (format == BFLOAT16) {
-        for (ptrdiff_t i = 0; i < count; i++) to[i] = float_of((uint32_t)codes[i] << 16);
-        return;
-    }
-    /* float16's exponents are float32's less 112; 143 exponents up, infinities and NaN are what they were.
-       Subnormal numbers are made with the next exponent, of which 2^-14 is taken away again. */
-    for (ptrdiff_t i = 0; i < count; i++) {
-        uint32_t code = codes[i], magnitude = (code & 0x7FFF) << 13;
-        uint32_t up = magnitude >= 0x0F800000 ? 224u << 23 : magnitude < 0x00800000 ? 113u << 23 : 112u << 23;
-        float value = float_of(magnitude + up) - (magnitude < 0x00800000 ? 0x1p-14f : 0.0f);
-        to[i] = code & 0x8000 ? -value : value;
-    }
-}
 
 /* -- sums */
-
-/* What an addition loses is added up beside the sum (Knuth's TwoSum). */
-INLINE void add(double *restrict high, double *restrict low, double term, double lost) {
-    double sum = *high + term, back = sum - *high;
-    *low += ((*high - (sum - back)) + (term - back)) + lost;
-    *high = sum;
-}
 
 /* Add the squares of values, each to its own sum. */
 INLINE void add_each(const double *restrict x, ptrdiff_t count, double *restrict high, double *restrict low) {
@@ -328,38 +259,17 @@ INLINE int cast_of(int from, const char *x, ptrdiff_t count, int to, char *out) 
         return cast_of(from, x, count, to, out);                                                         \
     }
 
-SUMS(sums_anywhere)
-PRODUCTS(products_anywhere)
-CAST(cast_anywhere)
+VERSIONS(SUMS, sums)
+VERSIONS(PRODUCTS, products)
+VERSIONS(CAST, cast)
 
-#if defined(__x86_64__)
-#define AVX2 __attribute__((target("avx2")))
-#define AVX512 __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,prefer-vector-width=512")))
-AVX2 SUMS(sums_avx2)
-AVX2 PRODUCTS(products_avx2)
-AVX2 CAST(cast_avx2)
-AVX512 SUMS(sums_avx512)
-AVX512 PRODUCTS(products_avx512)
-AVX512 CAST(cast_avx512)
+/* Tests take it down. */
+int wnconvert_level = 2;
 
-static int has_avx512(void) {
-    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-}
-#define BEST(name)                                                                                       \
-    (most > 1 && has_avx512() ? name##_avx512                                                            \
-     : most > 0 && __builtin_cpu_supports("avx2") ? name##_avx2 : name##_anywhere)
-#else
-#define BEST(name) name##_anywhere
-#endif
-
-/* The processor's most, of: 0 what every one has, 1 AVX2, 2 AVX-512. Tests take it down. */
-static int most = 2;
-
-void wnconvert_take(int level) { most = level; }
+void wnconvert_take(int level) { wnconvert_level = level; }
 
 /* That of the functions below, as library.py knows them: a new one for every change of how they are called. */
-int wnconvert_version(void) { return 1; }
+int wnconvert_version(void) { return 2; }
 
 /* The text of which this was made. */
 const char *wnconvert_source(void) { return SOURCE; }

@@ -18,7 +18,7 @@ from wnconvert.numerics.norms import RowSource
 from wnconvert.numerics.rounding import name_of
 from wnconvert.numerics.rows import Divisor, RowTally
 from wnconvert.numerics.rules.factors import Alone, Bounds, Common, NarrowFactors
-from wnconvert.numerics.rules.mask import masked
+from wnconvert.numerics.rules.mask import exactly_masked, masked
 from wnconvert.numerics.rules.norm import NormScale
 from wnconvert.numerics.rules.parts import RuleParts, refuse_large
 from wnconvert.numerics.rules.spectral.matrix import Matrix
@@ -111,7 +111,12 @@ def _mask(operation: Mask, stage: Stage, parts: RuleParts) -> Stage:
     if mask.shape != stage.shape:
         raise LayerError(f"mask {mask.shape} does not fit original {stage.shape}")
     _refuse_second(operation, stage.scale, stage.common)
-    return replace(stage, read=masked(stage.read, mask.read))
+    way = (
+        masked
+        if stage.out == "float64" or "float64" not in (stage.dtype, name_of(mask.dtype))
+        else exactly_masked
+    )
+    return replace(stage, read=way(stage.read, mask.read))
 
 
 @applied.register

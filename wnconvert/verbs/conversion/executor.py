@@ -315,11 +315,11 @@ def _fold(work: FoldLayer, source: Elements, out: Sink, numbers: RowPolicy) -> O
     }
     try:
         folding = Folding(work.rule, parts, work.dtype)
-    except LayerError as error:  # u and v may be too large
+        for _, w in folding.blocks(lambda block: out.room(block, folding.form.dtype)):
+            out.made(w)
+    except LayerError as error:  # u and v may be too large, or a mask of other numbers
         error.where = error.where or work.where
         raise
-    for _, w in folding.blocks(lambda block: out.room(block, folding.form.dtype)):
-        out.made(w)
     report = folding.report()
     return Outcome(numbers.problems(report), numbers.note(report))
 

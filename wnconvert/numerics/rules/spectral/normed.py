@@ -17,11 +17,12 @@ from itertools import count
 
 import numpy as np
 
+from wnconvert.numerics.kernel.dots import Pairs
 from wnconvert.numerics.rows import Divisor
 from wnconvert.numerics.rules.factors import Bounds, Common, Ladder
 from wnconvert.numerics.rules.norm import NormScale
 from wnconvert.numerics.rules.parts import RulePart
-from wnconvert.numerics.rules.spectral.matrix import Matrix, Pairs, exactly
+from wnconvert.numerics.rules.spectral.matrix import Matrix, exactly
 from wnconvert.numerics.rules.spectral.sigma import SpectralFactor, common_of, signed_squares
 from wnconvert.tensors.blocks import Array, Floats
 

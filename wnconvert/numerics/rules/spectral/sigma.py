@@ -16,7 +16,7 @@ from wnconvert.errors import LayerError
 from wnconvert.numerics.rows import Divisor
 from wnconvert.numerics.rules.factors import Bounds, Common, Ladder
 from wnconvert.numerics.rules.parts import RulePart
-from wnconvert.numerics.rules.spectral.matrix import Matrix, Pairs, bilinear, exactly
+from wnconvert.numerics.rules.spectral.matrix import Matrix, bilinear, exactly
 from wnconvert.tensors.blocks import Floats
 
 __all__ = ["SpectralFactor", "common_of", "signed_squares"]
@@ -38,7 +38,7 @@ class SpectralFactor:
         if self.out in ("float16", "bfloat16"):
             weights, numbers = self.matrix.roughly_times(u, v)
         else:
-            weights, numbers = self._accurate(u, v)
+            weights, numbers = self.matrix.accurately_times(u, v)
         if not (math.isfinite(self.matrix.top) and np.isfinite(u).all() and np.isfinite(v).all()):
             return Common.odd(1 / self.matrix.plainly(u, v)), Divisor(math.nan)
         squares = Ladder(self._rungs(u, v, bilinear(weights, numbers)))
@@ -46,15 +46,11 @@ class SpectralFactor:
         most = float(np.linalg.norm(weights) * np.linalg.norm(numbers.high))
         return common, replace(divisor, share=abs(divisor.value) / most if most else 1.0)
 
-    def _accurate(self, u: Floats, v: Floats) -> tuple[Floats, Pairs]:
-        """A vector and the product with the other one, whichever is faster."""
-        return (u, self.matrix.times(v)) if self.matrix.is_long else (v, self.matrix.transposed_times(u))
-
     def _rungs(self, u: Floats, v: Floats, first: Bounds | None) -> Iterator[Bounds]:
         """Bounds on σ·|σ|."""
         if first:
             yield signed_squares(first)
-        if self.out in ("float16", "bfloat16") and (second := bilinear(*self._accurate(u, v))):
+        if self.out in ("float16", "bfloat16") and (second := bilinear(*self.matrix.accurately_times(u, v))):
             yield signed_squares(second)
         sigma = self.matrix.exact_times(exactly(v)).dot(exactly(u))
         yield signed_squares((sigma, sigma))

@@ -13,10 +13,11 @@ from fractions import Fraction
 import numpy as np
 
 from wnconvert.errors import LayerError
+from wnconvert.numerics.kernel.dots import Pairs
 from wnconvert.numerics.rows import Divisor
 from wnconvert.numerics.rules.factors import Bounds, Common, Ladder
 from wnconvert.numerics.rules.parts import RulePart
-from wnconvert.numerics.rules.spectral.matrix import Matrix, Pairs, exactly, squared
+from wnconvert.numerics.rules.spectral.matrix import Matrix, exactly, squared
 from wnconvert.numerics.rules.spectral.sigma import common_of
 from wnconvert.tensors.blocks import Floats
 
