@@ -375,7 +375,7 @@ def test_the_hub_is_read_by_its_own_client(tmp_path: Path, monkeypatch: pytest.M
     folder.mkdir()
     shutil.copy(FIXTURES / "g_02500000", folder / "g.pt")
     with hub_server(folder) as (url, asked):
-        system = HfFileSystem(endpoint=url, skip_instance_cache=True)  # type: ignore[no-untyped-call] # fsspec's
+        system = HfFileSystem(endpoint=url, skip_instance_cache=True)
         monkeypatch.setitem(files.STORES, "hf", Remote("hf", lambda: FileSystem(system)))
         fold_file("hf://org/name/g.pt", tmp_path / "out.pt", verify=True)
         fold_file(FIXTURES / "g_02500000", tmp_path / "expected.pt")
