@@ -26,8 +26,8 @@ def stored(folder: Path, rounds: int) -> Iterator[Row]:
     box.mkdir(parents=True)
     inputs.write(box / "in.safetensors", inputs.many_layers(SIZE))
     fetch, send = (
-        '"$2" copyto "$3/in.safetensors" in.safetensors',
-        '"$2" copyto out.safetensors "$3/out.safetensors"',
+        '"$2" copyto --ignore-times "$3/in.safetensors" in.safetensors',
+        '"$2" copyto --ignore-times out.safetensors "$3/out.safetensors"',
     )
     with s3_server(folder / "s3", dir_cache="1h") as url:
         variables = [f"AWS_ACCESS_KEY_ID={KEY}", f"AWS_SECRET_ACCESS_KEY={SECRET}", f"AWS_ENDPOINT_URL={url}"]
