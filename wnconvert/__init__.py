@@ -1,6 +1,7 @@
 """wnconvert: fold, split, migrate, inspect and export weight-normalized PyTorch checkpoints and models.
 
 Files and folders    fold_file, split_file, migrate_file, inspect_file, compare_files, loads_folder
+Stores               path_on, clean_store
 State dicts          fold_state_dict, split_state_dict, migrate_state_dict, inspect_state_dict,
                      compare_state_dicts
 Code                 modernize_code
@@ -35,10 +36,12 @@ if TYPE_CHECKING:
         WnconvertError,
     )
     from wnconvert.plan.plan import Plan
+    from wnconvert.storage.files import path_on
     from wnconvert.verbs.comparison.compare import compare_files, compare_state_dicts
     from wnconvert.verbs.comparison.result import Comparison
     from wnconvert.verbs.conversion.convert import Result
     from wnconvert.verbs.conversion.files import fold_file, migrate_file, split_file
+    from wnconvert.verbs.conversion.places.cleaning import clean_store
     from wnconvert.verbs.conversion.state_dict import fold_state_dict, migrate_state_dict, split_state_dict
     from wnconvert.verbs.export.check import check_onnx
     from wnconvert.verbs.export.export import export_onnx
@@ -76,6 +79,7 @@ __all__ = [
     "WnconvertError",
     "__version__",
     "check_onnx",
+    "clean_store",
     "compare_files",
     "compare_state_dicts",
     "export_onnx",
@@ -91,6 +95,7 @@ __all__ = [
     "migrate_module",
     "migrate_state_dict",
     "modernize_code",
+    "path_on",
     "split_file",
     "split_module",
     "split_state_dict",
@@ -103,6 +108,7 @@ _HOMES = {
     "compare_state_dicts": "verbs.comparison.compare",
     "Comparison": "verbs.comparison.result",
     "check_onnx": "verbs.export.check",
+    "clean_store": "verbs.conversion.places.cleaning",
     "export_onnx": "verbs.export.export",
     "ExportReport": "verbs.proof.report",
     "fold_file": "verbs.conversion.files",
@@ -126,6 +132,7 @@ _HOMES = {
     "weights_folded": "verbs.modules.convert",
     "Layers": "verbs.modules.selection",
     "Plan": "plan.plan",
+    "path_on": "storage.files",
     "Result": "verbs.conversion.convert",
 }
 

@@ -42,6 +42,7 @@ from wnconvert.verbs.shared.options import DTYPE_CHOICES, PROOF_CHOICES, ZERO_RO
 OF_THE_CLI = {
     "json", "quiet", "silent", "list", "no_progress", "sort", "top", "format", "wide", "plot", "check",
     "diff",
+    "verbose",
 }  # fmt: skip
 OF_PYTHON = {"progress", "on_plan", "dynamic"}
 #: How MODEL becomes a module; Python is given that.
@@ -52,6 +53,7 @@ TWINS = {
     "check": "check_onnx",
     "loads": "loads_folder",
     "modernize": "modernize_code",
+    "clean": "clean_store",
 }
 #: The files that a command is given, and what it cannot do without.
 GIVEN = {
@@ -61,7 +63,7 @@ GIVEN = {
 }
 #: What Python calls what comes from the command line under another name.
 CALLED = {"export": {"model": "module", "out": "path"}, "check": {"model": "reference"}}
-FILES = {"src", "out", "a", "b", "path", "module", "reference", "folder"}
+FILES = {"address", "src", "out", "a", "b", "path", "module", "reference", "folder"}
 COMMANDS: dict[str, click.Command] = dict(cli.commands)
 #: The commands that are the same as a function in Python.
 VERBS = [name for name in COMMANDS if name not in {"env", "help"}]

@@ -30,7 +30,7 @@ def load(path: Path) -> Any:
 def output_of(result: Result) -> Path:
     """The path of an output that was written."""
     assert result.output is not None
-    return result.output
+    return Path(result.output)
 
 
 def state_dicts(path: Path) -> dict[str, State]:

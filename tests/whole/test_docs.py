@@ -13,7 +13,9 @@ import contextlib
 import io
 import json
 import re
+import shutil
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,7 @@ from tests.helpers import pages
 from tests.helpers.export_models import reshaping
 from tests.helpers.golden import ANYTHING, ROOT, Step, differences, parse, run, sandbox, says
 from tests.helpers.pages import DOCS, FENCE, HELP, LINKED, PAGES, PYTHON, README, page_id
+from tests.helpers.servers import VARIABLES, s3_server
 from tests.helpers.tool import run_here
 from wnconvert.cli import cli
 from wnconvert.verbs.loads.result import LoadReport, Misfit
@@ -34,6 +37,7 @@ from wnconvert.verbs.modernization.modernize import modernize_code
 from wnconvert.verbs.modernization.result import CodeCheck, CodeProof
 
 JSON_PAGE = DOCS / "json.md"
+STORES_PAGE = DOCS / "stores.md"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=page_id)
@@ -44,7 +48,8 @@ def test_a_page_shows_what_happens(
     monkeypatch.chdir(folder)
     monkeypatch.syspath_prepend(folder)  # as where a user's Python runs
     text = page.read_text()
-    renewed, wrong = rerun(text, page, folder, refresh=refresh)
+    with a_bucket(folder, monkeypatch) if page == STORES_PAGE else contextlib.nullcontext():
+        renewed, wrong = rerun(text, page, folder, refresh=refresh)
     renewed = HELP.sub(lambda match: helped(match["command"], folder), renewed)
     renewed = PYTHON.sub(lambda match: generated(match["names"]), renewed)
     if refresh:
@@ -57,6 +62,18 @@ def test_a_page_shows_what_happens(
         )
     if wrong:  # after a refresh, what is written by hand
         pytest.fail(f"{wrong}If this is meant: make golden", pytrace=False)
+
+
+@contextlib.contextmanager
+def a_bucket(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The bucket of the page on stores, on a server of this machine."""
+    runs = folder / "s3" / "models" / "runs"
+    runs.mkdir(parents=True)
+    shutil.copy(folder / "fixtures" / "g_02500000", runs)
+    with s3_server(folder / "s3") as url:
+        for name, value in {**VARIABLES, "AWS_ENDPOINT_URL": url}.items():
+            monkeypatch.setenv(name, value)
+        yield
 
 
 def rerun(text: str, page: Path, folder: Path, *, refresh: bool) -> tuple[str, str]:

@@ -8,7 +8,7 @@ words        usual words that are not commands, and help VERB
 errors       errors in words and as JSON
 files        fold, split, migrate, inspect, compare
 export       export, check
-loads        loads
+loads        loads, clean
 modernize    modernize
 environment  env
 """
@@ -31,7 +31,7 @@ from wnconvert.cli.environment import env
 from wnconvert.cli.errors import failed, interrupted
 from wnconvert.cli.export import check, export
 from wnconvert.cli.files import compare, fold, inspect, migrate, split
-from wnconvert.cli.loads import loads
+from wnconvert.cli.loads import clean, loads
 from wnconvert.cli.modernize import modernize
 from wnconvert.cli.options import EXIT_CODES
 from wnconvert.cli.terminal import put_json
@@ -59,7 +59,20 @@ def cli() -> None:
     """
 
 
-for _command in (fold, split, migrate, inspect, compare, export, check, loads, modernize, env, help_command):
+for _command in (
+    fold,
+    split,
+    migrate,
+    inspect,
+    compare,
+    export,
+    check,
+    loads,
+    clean,
+    modernize,
+    env,
+    help_command,
+):
     cli.add_command(_command)
 
 

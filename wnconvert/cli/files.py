@@ -21,6 +21,7 @@ from wnconvert.cli.options import (
     PROOFS,
     THREADS,
     TIME_LIMIT,
+    VERBOSE,
     WRITING,
     Conversion,
     DTypeChoice,
@@ -188,7 +189,8 @@ def _convert(
 ) -> None:
     """Run a verb on a file, or plan it, and print the result."""
     from wnconvert.reports.conversions import plan_line, plan_text, result_line, result_text
-    from wnconvert.verbs.conversion.piped import goes_to_stdout
+    from wnconvert.storage.files import kind_of
+    from wnconvert.verbs.conversion.places.piped import goes_to_stdout
     from wnconvert.verbs.conversion.targets import target_of
 
     piped = goes_to_stdout(src, out)
@@ -202,7 +204,7 @@ def _convert(
     most = None if options.pop("list") else FIRST_LAYERS
     if dry_run:
         plan = verb(src, out, dry_run=True, **options)
-        there = target is not None and target.path.exists()
+        there = target is not None and kind_of(target.path) is not None
         exists = there and plan.writes and not (options["force"] or in_place)
         output.notes((*plan.notes, *([f"{shown} exists: --force replaces it"] if exists else [])))
         output.result(plan.to_dict, lambda: plan_text(plan, shown, most), lambda: plan_line(plan, shown))
@@ -262,6 +264,7 @@ def _convert(
     "--plot", type=click.Path(), metavar="FILE", help="Draw the magnitudes to a .png, .svg or .pdf file."
 )
 @click.option("-f", "--force", is_flag=True, help="Replace the picture if it exists.")
+@VERBOSE
 @NO_PROGRESS
 def inspect(
     src: tuple[str, ...],
@@ -373,6 +376,7 @@ def _check_of_several(sort: str | None, *, lists: bool) -> None:
     "--wide", is_flag=True, help="Show long names in full, even if they are wider than the terminal."
 )
 @with_output
+@VERBOSE
 @NO_PROGRESS
 def compare(a: str, b: str, *, output: Output, wide: bool, no_progress: bool, **options: Any) -> int:
     """Check whether two checkpoints hold the same weights.

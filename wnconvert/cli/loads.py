@@ -1,4 +1,4 @@
-"""The command loads, on folders."""
+"""The commands loads, on folders, and clean, on stores."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 import click
 
 from wnconvert.cli.options import epilog, with_output
-from wnconvert.cli.terminal import alarm, fitting_width, stdout_to_stderr
+from wnconvert.cli.terminal import alarm, fitting_width, put, stdout_to_stderr
 
 if TYPE_CHECKING:
     from wnconvert.cli.output import Output
 
-__all__ = ["loads"]
+__all__ = ["clean", "loads"]
 
 
 @click.command(epilog=epilog("wnconvert loads wav2vec2.folded/"))
@@ -40,3 +40,20 @@ def loads(folder: str, *, output: Output, wide: bool) -> int:
         lambda: loads_line(report, alarm),
     )
     return 0 if report else 1
+
+
+@click.command(epilog=epilog("wnconvert clean s3://bucket/models --dry-run"))
+@click.argument("address", type=click.Path())
+@click.option("-n", "--dry-run", is_flag=True, help="Show what is unfinished, and abort nothing.")
+def clean(address: str, *, dry_run: bool) -> None:
+    """Abort what killed runs left in a store.
+
+    A run that is killed leaves an unfinished upload, which nobody sees and which is paid for. Those of
+    ADDRESS and of all below it are aborted, of any tool, also while they are being sent. Beside files,
+    --clean of fold, split and migrate does it.
+    """
+    from wnconvert.verbs.conversion.places.cleaning import clean_store
+
+    found = clean_store(address, dry_run=dry_run)
+    what = "is unfinished" if dry_run else "is aborted"
+    put("\n".join(f"an upload of {each} {what}" for each in found) or "nothing is unfinished")

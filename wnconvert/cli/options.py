@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import click
 
 from wnconvert.cli.completion import layers, state_dicts
-from wnconvert.cli.terminal import Report, put_json
+from wnconvert.cli.terminal import Report, mention, put_json
 
 __all__ = [
     "CAST_CHOICES",
@@ -23,6 +23,7 @@ __all__ = [
     "PROOFS",
     "THREADS",
     "TIME_LIMIT",
+    "VERBOSE",
     "WRITING",
     "Conversion",
     "DTypeChoice",
@@ -166,6 +167,21 @@ def with_output(command: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
+def _tells_traffic(context: click.Context, _: click.Parameter, value: bool) -> None:  # noqa: FBT001 - click's
+    if value:
+        from wnconvert.storage.stores.remote.traffic import TRAFFIC  # which `--help` does not need
+
+        before = TRAFFIC.counts
+        context.call_on_close(lambda: mention((TRAFFIC.counts - before).in_words))
+
+
+VERBOSE = click.option(
+    "--verbose",
+    is_flag=True,
+    expose_value=False,
+    callback=_tells_traffic,
+    help="Say at the end how many requests were made of stores, and how many bytes came and went.",
+)
 NO_PROGRESS = click.option("--no-progress", is_flag=True, help="Show no progress bar.")
 DROPS_OPTIMIZER = click.option(
     "--keep-optimizer",
@@ -296,5 +312,6 @@ WRITING = with_options(
         help=f"List every layer, not only the first {FIRST_LAYERS}.",
     ),
     with_output,
+    VERBOSE,
     NO_PROGRESS,
 )

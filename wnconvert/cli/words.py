@@ -31,7 +31,7 @@ _OPTIONS = {
     "--dtype float16": "--fp16 --half --float16 --cast --precision",
     "--dtype bfloat16": "--bf16 --bfloat16",
     "--out": "--output-file --output-path --dst --dest --to-file",
-    "--list": "--verbose -v --all-layers",
+    "--list": "-v --all-layers",
     "--layers": "--layer --include --filter",
     "--exclude": "--skip --ignore",
     "--json": "--as-json",

@@ -11,12 +11,13 @@ import struct
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 
 from wnconvert.errors import FormatError
 from wnconvert.messages import printable
 from wnconvert.plan.layout import Blob, Layout, Work
-from wnconvert.tensors.files import GET_AGAIN, ReadableFile
+from wnconvert.tensors.files import GET_AGAIN, FarFile, Head, ReadableFile
 from wnconvert.tensors.limits import ZIP_DIRECTORY
 from wnconvert.tensors.tree import ByteRange
 
@@ -31,9 +32,26 @@ _LOCATOR = struct.Struct("<4sIQI")
 _FULL16, _FULL32 = 0xFFFF, 0xFFFFFFFF
 _FULL = (_FULL16, _FULL32, _FULL32)  # of the number of records, the length of the directory, and its place
 _MAX_NAME = 4096
+# A flag says that sizes and checksum stand behind a record too, and with their mark take so many bytes.
+_DESCRIBED, _DESCRIPTOR = 8, 16
+# The head of the extra field that pads a local header, and what the bytes behind it are aligned to.
+_PADDING = struct.Struct("<2sH")
+_ALIGN = 64
 
 #: GPT-SoVITS writes one of these over the first two bytes, ``PK``, to mark a model's version.
 MARKS = tuple(b"%02d" % number for number in range(100))
+
+
+@dataclass(frozen=True, slots=True)
+class _Listed:
+    """A record as the directory lists it: the length of its name, the place of its local header, its size."""
+
+    name: str
+    n_name: int
+    header: int
+    packed: int
+    flags: int
+    compressed: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +74,7 @@ def read_directory(file: ReadableFile) -> dict[str, ZipEntry]:
     """
     start, length, count = _find_directory(file)
     raw = file.read(start, length)
-    records: dict[str, ZipEntry] = {}
+    listed: dict[str, _Listed] = {}
     at = 0
     while at < length and raw[at : at + 4] == b"PK\x01\x02":
         if at + _CENTRAL.size > length:
@@ -69,7 +87,7 @@ def read_directory(file: ReadableFile) -> dict[str, ZipEntry]:
         extra = raw[name_at + n_name : name_at + n_name + n_extra]
         plain, packed, header = _widen(extra, plain, packed, header)
         at = name_at + n_name + n_extra + n_comment
-        if name in records:
+        if name in listed:
             raise FormatError(f"record {printable(name)} is in its zip directory twice", fix=GET_AGAIN)
         if n_name > _MAX_NAME:
             raise FormatError(f"it has a record with a name of {n_name} bytes", fix="do not trust this file")
@@ -80,10 +98,11 @@ def read_directory(file: ReadableFile) -> dict[str, ZipEntry]:
             )
         if flags & 1:
             raise FormatError(f"record {printable(name)} is encrypted", fix="decrypt the archive first")
-        data = _data_of(file, name, header, packed, start)
-        records[name] = ZipEntry(name, data, method != 0 or plain != packed)
-    if at != length or (count != _FULL16 and len(records) != count):
+        listed[name] = _Listed(name, n_name, header, packed, flags, method != 0 or plain != packed)
+    if at != length or (count != _FULL16 and len(listed) != count):
         raise FormatError("its zip directory does not have the entries that it announces", fix=GET_AGAIN)
+    places = _places(file, list(listed.values()), start)
+    records = {name: ZipEntry(name, places[name], entry.compressed) for name, entry in listed.items()}
     _check_overlaps(records)
     return records
 
@@ -165,18 +184,59 @@ def _widen(extra: bytes, plain: int, packed: int, header: int) -> tuple[int, int
     return plain, packed, header
 
 
-def _data_of(file: ReadableFile, name: str, header: int, packed: int, limit: int) -> ByteRange:
-    """Where a record's bytes lie, by its local header (whose extra field torch pads for alignment)."""
-    if header + _LOCAL.size > limit:
-        raise FormatError(f"record {printable(name)} lies outside of the file", fix=GET_AGAIN)
-    magic, *_, n_name, n_extra = _LOCAL.unpack(file.read(header, _LOCAL.size))
-    marked = header == 0 and magic[:2] in MARKS and magic[2:] == b"\x03\x04"
-    start = header + _LOCAL.size + n_name + n_extra
-    if not (magic == b"PK\x03\x04" or marked) or start + packed > limit:
+def _places(file: ReadableFile, listed: Sequence[_Listed], limit: int) -> dict[str, ByteRange]:
+    """Where the bytes of records lie: behind their local headers, whose length the directory does not tell.
+
+    A far file is not asked for each of them. Where the bytes would lie as torch aligns them, and fill what is
+    there up to the next header, they are taken to lie so, and the header is checked with the first of them.
+    """
+    places: dict[str, ByteRange] = {}
+    heads: list[Head] = []
+    in_order = sorted(listed, key=lambda entry: entry.header)
+    ends = [*(entry.header for entry in in_order[1:]), limit]
+    for entry, end in zip(in_order, ends, strict=False):
+        data = _aligned(entry, end) if isinstance(file, FarFile) else None
+        if data is not None:
+            heads.append(Head(data, entry.header, partial(_check_head, entry)))
+        places[entry.name] = data or _data_of(file, entry, limit)
+    if isinstance(file, FarFile):
+        file.after(heads)
+    return places
+
+
+def _aligned(entry: _Listed, end: int) -> ByteRange | None:
+    """The place of a record's bytes as torch aligns them, if they and what describes them end at ``end``."""
+    start = entry.header + _LOCAL.size + entry.n_name + _PADDING.size
+    start += -start % _ALIGN
+    described = _DESCRIPTOR if entry.flags & _DESCRIBED else 0
+    return ByteRange(start, entry.packed) if start + entry.packed + described == end else None
+
+
+def _check_head(entry: _Listed, head: bytes) -> None:
+    """Raise ``FormatError`` where a local header does not end where the bytes of its record begin."""
+    if _length_of(head[: _LOCAL.size], entry) != len(head):
         raise FormatError(
-            f"record {printable(name)} lies outside of the file or has no header", fix=GET_AGAIN
+            f"record {printable(entry.name)} does not lie where its directory lets it",
+            fix="do not trust this file",
         )
-    return ByteRange(start, packed)
+
+
+def _data_of(file: ReadableFile, entry: _Listed, limit: int) -> ByteRange:
+    """Where a record's bytes lie, by its local header (whose extra field torch pads for alignment)."""
+    outside = f"record {printable(entry.name)} lies outside of the file"
+    if entry.header + _LOCAL.size > limit:
+        raise FormatError(outside, fix=GET_AGAIN)
+    length = _length_of(file.read(entry.header, _LOCAL.size), entry)
+    if not length or entry.header + length + entry.packed > limit:
+        raise FormatError(f"{outside} or has no header", fix=GET_AGAIN)
+    return ByteRange(entry.header + length, entry.packed)
+
+
+def _length_of(fixed: bytes, entry: _Listed) -> int:
+    """The length of a local header, by its fixed part; 0 where it is none."""
+    magic, *_, n_name, n_extra = _LOCAL.unpack(fixed)
+    marked = entry.header == 0 and magic[:2] in MARKS and magic[2:] == b"\x03\x04"
+    return _LOCAL.size + n_name + n_extra if magic == b"PK\x03\x04" or marked else 0
 
 
 def _check_overlaps(records: dict[str, ZipEntry]) -> None:
@@ -206,7 +266,7 @@ class NewRecord:
 
 
 def zip_layout(
-    records: Sequence[NewRecord], *, align: int = 64, mark: bytes = b"PK", comment: bytes = b""
+    records: Sequence[NewRecord], *, align: int = _ALIGN, mark: bytes = b"PK", comment: bytes = b""
 ) -> Layout:
     """Lay out an uncompressed archive of ``records``, the data of each at a multiple of ``align`` bytes.
 
@@ -223,7 +283,7 @@ def zip_layout(
         plain_end = at + _LOCAL.size + len(name) + len(extra)
         # Padding goes into an extra field of its own, whose head takes 4 bytes; torch calls it FB too.
         padding = -(plain_end + 4) % align
-        extra += struct.pack("<2sH", b"FB", padding) + b"Z" * padding
+        extra += _PADDING.pack(b"FB", padding) + b"Z" * padding
         short = min(record.stored, _FULL32)
         header = _LOCAL.pack(
             b"PK\x03\x04", 45, _flags(name), 0, 0, _DATE, crc, short, short, len(name), len(extra)

@@ -9,19 +9,25 @@ import contextlib
 import errno
 import os
 import re
-import shlex
 from collections.abc import Iterable, Iterator, Mapping
-from functools import reduce
+from functools import partial, reduce
 from operator import and_
 from pathlib import Path, PurePath
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from wnconvert.errors import FormatError, InputError, OutputError
 from wnconvert.messages import printable, refuse_other_than_path
 from wnconvert.storage.stores.disk import Disk, FileAddresses
+from wnconvert.storage.stores.remote.client import Client
+from wnconvert.storage.stores.remote.remote import Buckets, OpenedSystem, Remote, WebAddresses
 from wnconvert.storage.stores.standard import STANDARD, StandardInput
 from wnconvert.storage.stores.store import Address, PathKind, Status, Store
 from wnconvert.tensors.files import Identity, ReadableFile, changed_while_read
+
+if TYPE_CHECKING:
+    from fsspec import AbstractFileSystem
+
+    from wnconvert.storage.stores.remote.uploads import Writer
 
 __all__ = [
     "STORES",
@@ -37,10 +43,13 @@ __all__ = [
     "open_beside",
     "open_file",
     "output_path",
+    "path_on",
     "real_of",
     "reopened",
     "seen_in",
     "status_of",
+    "stored",
+    "stored_output",
     "unchanging",
 ]
 
@@ -53,19 +62,47 @@ Seen: TypeAlias = Mapping[PurePath, Identity | None]
 
 _DISK = Disk()
 
+
+# -- the clients, each imported where it is needed
+
+
+def _web(scheme: str) -> Client:
+    from wnconvert.storage.stores.remote.web import Web
+
+    return Web(scheme)
+
+
+def _amazon() -> Writer:
+    from wnconvert.storage.stores.remote.s3 import amazon
+
+    return amazon()
+
+
+def _google() -> Writer:
+    from wnconvert.storage.stores.remote.s3 import google
+
+    return google()
+
+
+def _hub() -> Client:
+    from wnconvert.storage.stores.remote.filesystems import hub
+
+    return hub()
+
+
 #: The stores by the schemes of their addresses; what has no scheme lies on a disk of this machine.
-STORES: dict[str, Store] = {"file": FileAddresses(), "stdin": StandardInput()}
+STORES: dict[str, Store] = {
+    "file": FileAddresses(),
+    "stdin": StandardInput(),
+    "https": WebAddresses("https", partial(_web, "https")),
+    "http": WebAddresses("http", partial(_web, "http")),
+    "s3": Buckets("s3", _amazon),
+    "gs": Buckets("gs", _google),
+    "hf": Remote("hf", _hub),
+}
 
 # One letter is a drive. A path object swallows the second slash.
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/(/?)")
-#: How to get a file from elsewhere, by scheme.
-_GET = {
-    "http": "curl -LO {name}",
-    "https": "curl -LO {name}",
-    "s3": "aws s3 cp {name} .",
-    "gs": "gcloud storage cp {name} .",
-    "hf": "hf download ORG/NAME FILE",
-}
 
 
 def located(name: Name) -> PurePath:
@@ -83,20 +120,36 @@ def located(name: Name) -> PurePath:
     refuse_other_than_path(name)
     text = os.fspath(name)
     found = _SCHEME.match(text)
-    if found is None or not (found[2] or found[1] in _GET or found[1] in STORES):
+    if found is None or not (found[2] or found[1] in STORES):
         _check_name(text)
         return _DISK.path(text)
     scheme, text = found[1].lower(), f"{found[1]}://{text[found.end() :]}"
     if scheme in STORES:
-        return STORES[scheme].path(text)
-    get = _GET.get(scheme)
+        return STORES[scheme].path(f"{scheme}{text[len(scheme) :]}")
     raise InputError(
-        "an address, and only files of this machine are read and written",
+        "an address, and of those only file, https, s3, gs and hf are known",
         where=text,
-        fix=f"{get.format(name=shlex.quote(text))}, and name the file"
-        if get
-        else "copy it to this machine, and name the file",
+        fix="copy it to this machine, and name the file",
     )
+
+
+def path_on(system: AbstractFileSystem, path: str) -> PurePath:
+    """The path of a file on an opened file system of fsspec, which every verb takes as the name of a source.
+
+    >>> import fsspec
+    >>> source = path_on(fsspec.filesystem("file"), os.path.abspath("fixtures/plain.pt"))
+    >>> status_of(source).size
+    3453
+    """
+    from wnconvert.storage.stores.remote.filesystems import FileSystem
+
+    protocol = system.protocol if isinstance(system.protocol, str) else system.protocol[0]
+    number, scheme = 1, f"{protocol}+1"
+    while scheme in STORES and getattr(STORES[scheme], "system", None) is not system:
+        number, scheme = number + 1, f"{protocol}+{number + 1}"
+    if scheme not in STORES:
+        STORES[scheme] = OpenedSystem(scheme, lambda: FileSystem(system), system, system.root_marker)
+    return Address(f"{scheme}://{path.removeprefix(system.root_marker)}")
 
 
 #: What is wrong with names that no file can have.
@@ -192,6 +245,8 @@ def _how(before: Identity | None, now: Identity | None) -> str:
         return "it is gone"
     if (now.device, now.inode) != (before.device, before.inode):
         return "another one took its place"
+    if now.size == before.size and now.tag != before.tag:
+        return "it was written to, or another one took its place"
     if now.size != before.size:
         return f"it became {'shorter' if now.size < before.size else 'longer'}"
     return "it was written to" if now.mtime_ns != before.mtime_ns else "its links or its mode changed"
@@ -220,6 +275,21 @@ def unchanging(seen: Seen) -> Iterator[None]:
     check_as_seen(seen)
 
 
+def stored_output(out: Name) -> Address | None:
+    """The address of an output by its name, if it lies in a store that takes objects; else None."""
+    if out == STANDARD:
+        return None
+    path = located(out)
+    return path if isinstance(path, Address) and isinstance(_store_of(path), Buckets) else None
+
+
+def stored(path: Address) -> Buckets:
+    """The store of an address that ``stored_output`` gave."""
+    store = _store_of(path)
+    assert isinstance(store, Buckets)  # noqa: S101 - that is how it was found
+    return store
+
+
 def output_path(out: Name) -> Path:
     """The path of an output by its name. Raises ``OutputError`` where it is not one of this machine."""
     fix = "-o FILE, and copy it there afterwards"
@@ -232,7 +302,7 @@ def output_path(out: Name) -> Path:
         return path
     if out == STANDARD:
         raise OutputError("only fold, split and migrate write there", where="stdout", fix="name a file")
-    raise OutputError("outputs are written to disks", where=str(path), fix=fix)
+    raise OutputError("outputs are written to disks, s3 and gs", where=str(path), fix=fix)
 
 
 def common_mode(paths: Iterable[PurePath]) -> int | None:

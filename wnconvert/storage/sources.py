@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import PurePath
 from types import TracebackType
 from typing import Any
@@ -18,7 +18,7 @@ import numpy as np
 from wnconvert.storage.files import open_file
 from wnconvert.storage.stores.kept import MOST_OPEN, KeptFiles
 from wnconvert.tensors.blocks import BLOCK_BYTES, Array, Block, Read
-from wnconvert.tensors.files import ReadableFile
+from wnconvert.tensors.files import FarFile, ReadableFile
 from wnconvert.tensors.tree import ByteRange, StoredTensor
 from wnconvert.tensors.views import FileView
 
@@ -95,6 +95,21 @@ class Source:
         """
         self.files[shard].read_into(at, buffer)
         self._on_read(len(buffer))
+
+    @property
+    def is_far(self) -> bool:
+        """Whether bytes are fetched from far away, and ahead."""
+        return any(isinstance(file, FarFile) for file in self.files)
+
+    def soon(self, tensors: Iterable[StoredTensor]) -> None:
+        """Fetch tensors that are read soon, where a file is far: in as few journeys as can be."""
+        ranges: dict[int, list[ByteRange]] = {}
+        for tensor in tensors:
+            ranges.setdefault(tensor.data.shard, []).append(tensor.data)
+        for shard, of_file in ranges.items():
+            file = self.files[shard]
+            if isinstance(file, FarFile):
+                file.soon(of_file)
 
     def reader(self, tensor: StoredTensor) -> Read:
         """A function from a block of a tensor to its elements, an array of the block's shape.

@@ -55,6 +55,8 @@ class Staged:
     """
 
     passing = False
+    #: The largest tensors first: any place of a file is written at any time.
+    in_order = False
 
     def __init__(self, fd: int, path: Path, target: Path) -> None:
         self.fd = fd

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TypeVar
 
 from wnconvert.tensors.blocks import processors
@@ -40,17 +40,22 @@ class Workers:
         self.total += count
         self.expected = True
 
-    def each(self, work: Callable[[int], T], sizes: Mapping[int, int]) -> dict[int, T]:
-        """The results of ``work`` by job, given the bytes of each. Raises the first error of any thread."""
+    def each(
+        self, work: Callable[[int], T], sizes: Mapping[int, int], order: Iterable[int] | None = None
+    ) -> dict[int, T]:
+        """The results of ``work`` by job, given the bytes of each. Raises the first error of any thread.
+
+        The jobs are begun in some ``order``; without one, the largest first.
+        """
         if not self.expected:
             self.total += sum(sizes.values())
         # The largest first, so that no thread is left with a large one at the end.
-        order = iter(sorted(sizes, key=lambda job: -sizes[job]))
+        waiting = iter(sorted(sizes, key=lambda job: -sizes[job]) if order is None else order)
         results: dict[int, T] = {}
 
         def take() -> int | None:
             with self.lock:
-                return next(order, None)
+                return next(waiting, None)
 
         def work_off() -> None:
             try:

@@ -7,16 +7,18 @@ to offer is here, and nothing else is asked of it.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from wnconvert.errors import FormatError
-from wnconvert.tensors.tree import repeated
+from wnconvert.tensors.tree import ByteRange, repeated
 
 __all__ = [
     "GET_AGAIN",
+    "FarFile",
+    "Head",
     "Identity",
     "MemoryFile",
     "PartOfFile",
@@ -33,13 +35,17 @@ GET_AGAIN = "download the file again: it is cut short or damaged"
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """Which file it is, and when it was last changed: another one where it was replaced, or written to."""
+    """Which file it is, and when it was last changed: another one where it was replaced, or written to.
+
+    Stores that are no disks say so by a ``tag`` (ETag, version).
+    """
 
     device: int
     inode: int
     size: int
     mtime_ns: int
     ctime_ns: int
+    tag: str = ""
 
 
 class ReadableFile(Protocol):
@@ -70,6 +76,26 @@ class ReadableFile(Protocol):
 
     def close(self) -> None:
         """Let go of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """Bytes that must be right before some ``data`` is given out; they stand at ``at``, up to the data."""
+
+    data: ByteRange
+    at: int
+    check: Callable[[bytes], None]
+
+
+@runtime_checkable
+class FarFile(ReadableFile, Protocol):
+    """An opened file of which each reading takes a journey, so that few are to be made."""
+
+    def soon(self, ranges: Iterable[ByteRange], /) -> None:
+        """Fetch what is read soon, and nothing else."""
+
+    def after(self, heads: Iterable[Head], /) -> None:
+        """Have heads checked before the data behind them is given out, rather than now."""
 
 
 class MemoryFile:

@@ -8,5 +8,6 @@ disk       the disks of this machine, by paths and by file:// addresses
 windows    pieces of memory that are written by threads of their own
 filling    a new file of known size, filled by several threads: reserved, and written past the page cache
 kept       files that are opened when they are read, a few of which stay open
+remote     stores that answer over the network
 standard   stdin as a store, stdout as a place, both spooled
 """

@@ -21,7 +21,7 @@ from wnconvert.storage.stores.system import begin_sync, open_direct, reserve, wr
 from wnconvert.storage.stores.windows import PAGE, Window, Windows
 from wnconvert.tensors.files import ReadableFile
 
-__all__ = ["Filling", "Stretch", "filling"]
+__all__ = ["Fill", "Fillable", "Filling", "Stretch", "filling"]
 
 
 # Smaller files are done before a second way is open.
@@ -90,6 +90,31 @@ class Stretch(Protocol):
 
     def close(self) -> None:
         """No more bytes come."""
+
+
+class Fill(Protocol):
+    """What is filled by several threads: a file, or an object of a store. See ``Filling``."""
+
+    def stretch(self, at: int, size: int) -> Stretch:
+        """About to take ``size`` bytes from ``at`` on."""
+
+    def write(self, data: bytes | memoryview, at: int) -> None:
+        """Write all of ``data`` at a place; what is small, some time later."""
+
+    def flush(self) -> None:
+        """Write what was gathered."""
+
+    def receive(self, file: ReadableFile, at: int, size: int, to: int) -> int:
+        """Have the system copy bytes of another file to a place; returns how many: 0 where it cannot."""
+
+
+class Fillable(Protocol):
+    """What can be filled; ``in_order`` where it is to be filled from its beginning on."""
+
+    in_order: bool
+
+    def filling(self, size: int, threads: int) -> contextlib.AbstractContextManager[Fill]:
+        """Make it ``size`` bytes long, and fill it."""
 
 
 class Filling:

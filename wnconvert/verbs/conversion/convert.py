@@ -36,7 +36,7 @@ class Result:
     plan: Plan
     source: PurePath
     source_container: str
-    output: Path | None
+    output: PurePath | None
     bytes_in: int
     bytes_out: int
     seconds: float
@@ -79,7 +79,7 @@ class Result:
 def conversion_result(
     checkpoint: Checkpoint,
     plan: Plan,
-    output: Path | None,
+    output: PurePath | None,
     began: float,
     *,
     bytes_in: int | None = None,

@@ -37,8 +37,7 @@ from wnconvert.plan.layout import (
     Work,
 )
 from wnconvert.storage.sources import Source
-from wnconvert.storage.staging import Staged
-from wnconvert.storage.stores.filling import Filling, Stretch
+from wnconvert.storage.stores.filling import Fill, Fillable, Stretch
 from wnconvert.storage.stores.windows import WINDOW_BYTES
 from wnconvert.storage.workers import Workers
 from wnconvert.tensors.blocks import BLOCK_BYTES, Array, Block, Elements, Read, blocks, scratch
@@ -52,7 +51,7 @@ _SENT_BYTES = 32 << 20
 
 
 def execute(
-    source: Source, target: Staged, layout: Layout, numbers: RowPolicy, workers: Workers
+    source: Source, target: Fillable, layout: Layout, numbers: RowPolicy, workers: Workers
 ) -> tuple[str, ...]:
     """Write a whole layout; returns notes, in the order of its blobs.
 
@@ -62,7 +61,7 @@ def execute(
 
 
 def outcomes(
-    source: Source, target: Staged, layout: Layout, numbers: RowPolicy, workers: Workers
+    source: Source, target: Fillable, layout: Layout, numbers: RowPolicy, workers: Workers
 ) -> list[Outcome]:
     """Write a whole layout; returns the outcomes of its blobs, in their order."""
     return _Run(source, target, layout, numbers, workers).all()
@@ -98,7 +97,7 @@ class _Run:
     """One run of a layout."""
 
     def __init__(
-        self, source: Source, target: Staged, layout: Layout, numbers: RowPolicy, workers: Workers
+        self, source: Source, target: Fillable, layout: Layout, numbers: RowPolicy, workers: Workers
     ) -> None:
         self.source = source
         self.target = target
@@ -114,14 +113,16 @@ class _Run:
             for at, piece in self.layout.pieces:
                 file.write(piece, at)
             file.flush()  # checksums go into the pieces
-            made = self.workers.each(lambda index: self.blob(file, blobs[index]), efforts)
+            in_order = self.target.in_order or self.source.is_far
+            order = sorted(efforts, key=lambda index: blobs[index].start) if in_order else None
+            made = self.workers.each(lambda index: self.blob(file, blobs[index]), efforts, order)
         return [
             outcome
             for index, blob in enumerate(blobs)
             for outcome in made[index].parts or (made[index].about(blob.work.where),)
         ]
 
-    def blob(self, file: Filling, blob: Blob) -> Outcome:
+    def blob(self, file: Fill, blob: Blob) -> Outcome:
         if isinstance(blob.work, CopyBytes) and not blob.crc_at:
             blob = self.sent(file, blob, blob.work.source)
         out = _Sink(self.workers, file.stretch(blob.start, blob.size), blob)
@@ -136,7 +137,7 @@ class _Run:
             file.write(out.crc.to_bytes(4, "little"), at)
         return outcome
 
-    def sent(self, file: Filling, blob: Blob, data: ByteRange) -> Blob:
+    def sent(self, file: Fill, blob: Blob, data: ByteRange) -> Blob:
         """Have the system copy bytes, as far as it can; returns what is left of the blob."""
         done = 0
         while done < data.size:

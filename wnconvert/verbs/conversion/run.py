@@ -29,10 +29,11 @@ from wnconvert.storage.checkpoint import Checkpoint, container_of, no_graph, ope
 from wnconvert.storage.files import blaming_changes, located, seen_in
 from wnconvert.storage.layouts import fitted
 from wnconvert.storage.shards import DEFAULT_SHARD_SIZE
+from wnconvert.storage.stores.store import Address
 from wnconvert.tensors.containers import Container
 from wnconvert.tensors.tree import Tree
 from wnconvert.verbs.conversion.jobs import Job, Request, file_job, folder_job, onnx_job
-from wnconvert.verbs.conversion.piped import check_piped, goes_to_stdout, to_stdout
+from wnconvert.verbs.conversion.places.piped import check_piped, goes_to_stdout, to_stdout
 from wnconvert.verbs.conversion.targets import (
     StrPath,
     Target,
@@ -88,12 +89,18 @@ def run_conversion(
     target = target_of(source, request.out, request.kind, as_folder=request.as_folder, in_place=in_place)
     if request.in_place:
         options = replace(options, force=True)
+    if isinstance(target.path, Address):
+        from wnconvert.verbs.conversion.places.stored import check_stored
+
+        check_stored(options)
     with _errors_name(source, target.path):
         opened = partial(_job, source, target, request, make_plan, plan_graph, force=options.force)
         job = opened()
         if job.plan.writes:
             job.check(force=options.force or request.dry_run)
-        if left := beside(target.path):  # in place, names of the source's own data may have gone with it
+        if left := _left_beside(
+            target.path, request, beside
+        ):  # in place, names of the source's own data may have gone with it
             job = opened()
         job = replace(job, plan=replace(job.plan, notes=(*left, *job.plan.notes)))
         if request.dry_run:
@@ -104,8 +111,19 @@ def run_conversion(
             return job.run(job.plan, options)
 
 
+def _left_beside(
+    target: PurePath, request: Request, beside: Callable[[Path], tuple[str, ...]]
+) -> tuple[str, ...]:
+    """What killed runs left of an output, and what becomes of it."""
+    if isinstance(target, Address):
+        from wnconvert.verbs.conversion.places.stored import aborted_uploads, named_uploads
+
+        return (named_uploads if request.dry_run else aborted_uploads)(target)
+    return beside(Path(target))
+
+
 @contextlib.contextmanager
-def _errors_name(source: PurePath, output: Path) -> Iterator[None]:
+def _errors_name(source: PurePath, output: PurePath) -> Iterator[None]:
     """Errors that are raised inside say which file it was."""
     try:
         yield
@@ -175,16 +193,22 @@ def _job(
     make_plan = partial(_named, make_plan, names)
     if request.drop_foreign:
         make_plan = partial(without_foreign, make_plan)
-    if checkpoint.onnx is not None and plan_graph is not None:
+    if isinstance(target.path, Address):
+        if checkpoint.onnx is not None and plan_graph is not None:
+            from wnconvert.verbs.conversion.places.stored import refuse_graph
+
+            refuse_graph()
+        job = _stored_job(checkpoint, make_plan, target, request, names)
+    elif checkpoint.onnx is not None and plan_graph is not None:
         check_suffix(target.path)
-        job = onnx_job(checkpoint, plan_graph(checkpoint.onnx), target.path, request)
+        job = onnx_job(checkpoint, plan_graph(checkpoint.onnx), Path(target.path), request)
     elif target.is_folder:
         changed = [path for path in names if names[path].changed]
-        job = folder_job(checkpoint, make_plan, target.path, request, changed)
+        job = folder_job(checkpoint, make_plan, Path(target.path), request, changed)
     else:
         check_is_checkpoint(checkpoint, target.path, request.kind)
         plan = fitted(make_plan(checkpoint.tree, container_of(target.path)))
-        job = file_job(checkpoint, plan, target.path, request)
+        job = file_job(checkpoint, plan, Path(target.path), request)
     job = _settled(job, checkpoint, target, request, force=force)
     if job.plan.writes:
         return job
@@ -195,6 +219,27 @@ def _job(
         return nothing_written(checkpoint, plan)
 
     return replace(job, run=run)
+
+
+def _stored_job(
+    checkpoint: Checkpoint,
+    make_plan: MakePlan,
+    target: Target,
+    request: Request,
+    names: Mapping[str, NewNames],
+) -> Job:
+    """What becomes an object of a store, or a folder of them."""
+    from wnconvert.verbs.conversion.places.stored import stored_file_job, stored_folder_job
+
+    output = target.path
+    assert isinstance(output, Address)  # noqa: S101 - it is asked for such alone
+    if target.is_folder:
+        changed = [path for path in names if names[path].changed]
+        return stored_folder_job(checkpoint, make_plan, output, request, changed)
+    check_is_checkpoint(checkpoint, output, request.kind)
+    return stored_file_job(
+        checkpoint, fitted(make_plan(checkpoint.tree, container_of(output))), output, request
+    )
 
 
 def _settled(job: Job, checkpoint: Checkpoint, target: Target, request: Request, *, force: bool) -> Job:
@@ -219,7 +264,7 @@ def _settled(job: Job, checkpoint: Checkpoint, target: Target, request: Request,
         alone = _ONLY_READ.get(checkpoint.container)
         if lost := [*plan.lost, *([alone] if alone else [])]:
             notes.append(f"in place of the source: {listed(lost, 10)} cannot be brought back")
-    elif writes and force and target.is_folder:
+    elif writes and force and target.is_folder and isinstance(target.path, Path):
         from wnconvert.verbs.conversion.folders.replace import what_goes
 
         if gone := what_goes(target.path):

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import TypeAlias, TypeVar
 
-from wnconvert.errors import ArgumentError, OutputError
+from wnconvert.errors import ArgumentError, InputError, OutputError
 from wnconvert.messages import refuse_other_than_path
 from wnconvert.storage.checkpoint import Checkpoint, container_of, no_graph
-from wnconvert.storage.files import kind_of, listing_of, located, output_path, real_of
+from wnconvert.storage.files import kind_of, listing_of, located, output_path, real_of, stored_output
 from wnconvert.storage.folder.links import cache_of
 from wnconvert.storage.folder.weights import part_notes
-from wnconvert.storage.stores.store import PathKind
+from wnconvert.storage.stores.store import Address, PathKind
 from wnconvert.tensors.containers import Container
 from wnconvert.tensors.suffixes import check_true_name
 from wnconvert.verbs.shared.leftovers import cleaned_leftovers
@@ -54,7 +54,7 @@ class Target:
     ``is_named`` says that the user chose its name, with its suffix, for what is written there.
     """
 
-    path: Path
+    path: PurePath
     is_folder: bool
     is_named: bool = False
 
@@ -77,6 +77,8 @@ def target_of(
         return Target(default_output(path, kind, as_folder=as_folder), from_folder or as_folder)
     refuse_other_than_path(out, "an output")
     text = os.fspath(out)
+    if (address := _address_of(out)) is not None:
+        return _stored(path, address, kind, text, is_folder=from_folder or as_folder)
     output = output_path(out)
     into = text.endswith(os.sep) or output.is_dir()
     if from_folder or as_folder:
@@ -91,6 +93,23 @@ def target_of(
             fix=f"mkdir -p {out}; --as-folder makes a folder of the file, as the hub has it",
         )
     return Target(output / _named(Path(path.name), kind).name, is_folder=False)
+
+
+def _address_of(out: StrPath) -> Address | None:
+    """The address of an output in a store; None for all else, which ``output_path`` looks at."""
+    try:
+        return stored_output(out)
+    except InputError:
+        return None
+
+
+def _stored(path: PurePath, address: Address, kind: str, text: str, *, is_folder: bool) -> Target:
+    """A target in a store, whose folders need not be made."""
+    if is_folder:
+        return Target(address, text.endswith("/") or not has_suffix(text), is_named=not text.endswith("/"))
+    if text.endswith("/"):
+        return Target(address / _named(Path(path.name), kind).name, is_folder=False)
+    return Target(address, is_folder=False, is_named=True)
 
 
 def default_output(source: StrPath, kind: str, *, as_folder: bool = False) -> Path:
@@ -264,7 +283,7 @@ def check_name(checkpoint: Checkpoint, target: Target) -> None:
         check_true_name(name, "a folder" if target.is_folder else container_of(target.path).facts.noun)
 
 
-def check_suffix(output: Path) -> None:
+def check_suffix(output: PurePath) -> None:
     """An ONNX model stays one: its graph has no place in a checkpoint."""
     name = output.name.lower()
     if not name.endswith(".onnx") and has_suffix(name):
@@ -274,7 +293,7 @@ def check_suffix(output: Path) -> None:
         )
 
 
-def check_is_checkpoint(checkpoint: Checkpoint, output: Path, kind: str) -> None:
+def check_is_checkpoint(checkpoint: Checkpoint, output: PurePath, kind: str) -> None:
     """Only ``fold`` takes ONNX models, and no checkpoint can become one."""
     no_graph(checkpoint, kind if kind == "split" else "migrated")
     if container_of(output) is Container.ONNX:

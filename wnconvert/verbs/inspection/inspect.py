@@ -105,6 +105,8 @@ def _inspect(
     workers = Workers(None if request.reads_weights else 1, _estimated(progress))
     workers.expect(_bytes_to_read(checkpoint.tree, request))
     with Source(checkpoint.sources, workers.advance, checkpoint.reopen) as source:
+        if not request.reads_weights:
+            source.soon(_magnitudes(checkpoint.tree))
         found = inspect_tree(checkpoint.tree, source, request, workers)
     others = replace(
         found,
@@ -137,6 +139,12 @@ def _place_notes(path: PurePath) -> tuple[str, ...]:
 def _estimated(progress: Callable[[int, int], None]) -> Callable[[int, int], None]:
     """Progress of which the total is an estimate: some bytes are read twice."""
     return lambda done, total: progress(done, max(done, total))
+
+
+def _magnitudes(tree: Tree) -> Iterator[StoredTensor]:
+    """The g of every layer."""
+    for state in tree.state_dicts:
+        yield from (state.tensors[layer.g.name] for layer in pairs_in(state).layers)
 
 
 def _bytes_to_read(tree: Tree, request: InspectRequest) -> int:

@@ -1,0 +1,387 @@
+"""Outputs in buckets of a real server: whole or not at all, in parts, without a copy on the disk."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from tests.helpers.contracts import WriterContract
+from tests.helpers.golden import FIXTURES, ROOT
+from tests.helpers.runner import Runner, listing
+from tests.helpers.states import output_of
+from tests.storage.remote.conftest import Bucket
+from wnconvert import clean_store, compare_files, fold_file, migrate_file
+from wnconvert.errors import ArgumentError, FormatError, NumbersError, OutputError, VerifyError
+from wnconvert.storage.files import located, stored
+from wnconvert.storage.stores.remote import patience, uploads
+from wnconvert.storage.stores.remote.uploads import Outline, Planned
+from wnconvert.storage.stores.store import Address
+
+
+@pytest.fixture(autouse=True)
+def _hurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No pauses between attempts."""
+    monkeypatch.setattr(patience, "_PAUSE", 0.001)
+
+
+def at(address: str) -> Address:
+    path = located(address)
+    assert isinstance(path, Address)
+    return path
+
+
+def unfinished(bucket: Bucket) -> list[str]:
+    return [str(path) for path, _ in stored(at(bucket.address)).unfinished(at(bucket.address))]
+
+
+@pytest.mark.parametrize(
+    ("name", "suffix"),
+    [
+        ("g_02500000", ".pt"),
+        ("hifigan.safetensors", ".safetensors"),
+        ("legacy_nonzip.pth", ".pt"),
+        ("arrays.npz", ".npz"),
+        ("sovits.pth", ".npz"),
+        ("waveglow_module.pt", ".pt"),
+    ],
+)
+def test_an_output_in_a_bucket_is_that_of_a_disk(
+    bucket: Bucket, name: str, suffix: str, tmp_path: Path
+) -> None:
+    result = fold_file(FIXTURES / name, f"{bucket.address}/a/out{suffix}")
+    fold_file(FIXTURES / name, tmp_path / f"out{suffix}")
+    assert str(result.output) == f"{bucket.address}/a/out{suffix}"
+    written = bucket.folder / "a" / f"out{suffix}"
+    assert written.read_bytes() == (tmp_path / f"out{suffix}").read_bytes()
+    assert result.bytes_out == written.stat().st_size
+    assert not unfinished(bucket)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_parts_are_sent_as_they_become_full(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, suffix: str, threads: int
+) -> None:
+    monkeypatch.setattr(uploads, "_PART", 64 << 10)
+    monkeypatch.setattr(uploads, "_SMALL", 8 << 10)
+    layers = {}
+    for number in range(9):
+        layers[f"{number}.weight_g"] = np.ones((16, 1), np.float32)
+        layers[f"{number}.weight_v"] = np.full((16, 999 * number + 1), 1.5, np.float32)
+    safetensors.numpy.save_file(layers, tmp_path / "in.safetensors")
+    fold_file(tmp_path / "in.safetensors", f"{bucket.address}/out{suffix}", threads=threads)
+    fold_file(tmp_path / "in.safetensors", tmp_path / f"out{suffix}")
+    assert (bucket.folder / f"out{suffix}").read_bytes() == (tmp_path / f"out{suffix}").read_bytes()
+    parts = [path for method, path, _ in bucket.proxy.asked.requests if method == "PUT"]
+    assert len(parts) == -(-(tmp_path / f"out{suffix}").stat().st_size // (64 << 10)) > 30
+
+
+def test_from_a_bucket_into_a_bucket_no_file_is_made(
+    bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copy(FIXTURES / "g_02500000", bucket.folder)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    fold_file(f"{bucket.address}/g_02500000", f"{bucket.address}/out.pt")
+    assert compare_files(f"{bucket.address}/g_02500000", f"{bucket.address}/out.pt")
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_object_that_is_there_is_replaced_by_force_alone(bucket: Bucket, run: Runner) -> None:
+    out = f"{bucket.address}/out.pt"
+    (bucket.folder / "out.pt").write_bytes(b"old")
+    ended = run("fold", FIXTURES / "g_02500000", "-o", out)
+    assert (ended.returncode, ended.stderr.splitlines()[-2:]) == (
+        2,
+        [f"error: {out}: it exists", "fix: --force replaces it, or choose another -o"],
+    )
+    assert (bucket.folder / "out.pt").read_bytes() == b"old"
+    assert f"{out} exists: --force" in run("fold", FIXTURES / "g_02500000", "-o", out, "--dry-run").stderr
+    fold_file(FIXTURES / "g_02500000", out, force=True)
+    assert (bucket.folder / "out.pt").stat().st_size > 1000
+
+
+def test_an_object_that_comes_meanwhile_is_not_replaced(bucket: Bucket) -> None:
+    def before(line: str) -> None:
+        if line.startswith("PUT"):
+            (bucket.folder / "out.pt").write_bytes(b"another's")
+
+    bucket.proxy.before = before
+    with pytest.raises(OutputError, match="it exists"):
+        fold_file(FIXTURES / "g_02500000", f"{bucket.address}/out.pt")
+    assert (bucket.folder / "out.pt").read_bytes() == b"another's"
+    assert not unfinished(bucket)
+
+
+def test_the_store_is_asked_to_replace_nothing(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
+    from wnconvert.storage.stores.remote.s3 import S3
+
+    given: list[dict[str, object]] = []
+    made = S3.complete
+
+    def complete(self: S3, key: str, upload: str, tags: list[str], *, force: bool) -> None:
+        self.client.meta.events.register(
+            "before-call.s3.CompleteMultipartUpload", lambda params, **_: given.append(params["headers"])
+        )
+        made(self, key, upload, tags, force=force)
+
+    monkeypatch.setattr(S3, "complete", complete)
+    fold_file(FIXTURES / "g_02500000", f"{bucket.address}/out.pt")
+    assert given[0]["If-None-Match"] == "*"
+    fold_file(FIXTURES / "g_02500000", f"{bucket.address}/out.pt", force=True)
+    assert "If-None-Match" not in given[-1]
+
+
+# -- what fails
+
+
+def bad(folder: Path) -> Path:
+    source = folder / "bad.safetensors"
+    pair = {"a.weight_g": np.ones((2, 1), np.float32), "a.weight_v": np.zeros((2, 3), np.float32)}
+    safetensors.numpy.save_file(pair, source)
+    return source
+
+
+def test_a_fold_that_fails_leaves_nothing(bucket: Bucket, tmp_path: Path) -> None:
+    with pytest.raises(NumbersError):
+        fold_file(bad(tmp_path), f"{bucket.address}/out.safetensors")
+    assert listing(bucket.folder) == {}
+    assert not unfinished(bucket)
+
+
+def test_a_source_that_changes_leaves_nothing(bucket: Bucket, tmp_path: Path) -> None:
+    source = tmp_path / "g.pt"
+    shutil.copy(FIXTURES / "g_02500000", source)
+
+    def before(line: str) -> None:
+        if line.startswith("PUT"):
+            source.write_bytes(b"another")
+
+    bucket.proxy.before = before
+    with pytest.raises(FormatError, match="it changed while it was read"):
+        fold_file(source, f"{bucket.address}/out.pt")
+    assert listing(bucket.folder) == {}
+    assert not unfinished(bucket)
+
+
+@pytest.mark.parametrize("fault", ["503", "drop"])
+@pytest.mark.parametrize("only", ["PUT", "POST", "uploadId"])
+def test_sending_fails_in_passing_and_is_done_again(
+    bucket: Bucket, fault: str, only: str, tmp_path: Path
+) -> None:
+    bucket.proxy.faults, bucket.proxy.only = [fault, fault], only
+    fold_file(FIXTURES / "g_02500000", f"{bucket.address}/out.pt")
+    assert not bucket.proxy.faults
+    fold_file(FIXTURES / "g_02500000", tmp_path / "out.pt")
+    assert (bucket.folder / "out.pt").read_bytes() == (tmp_path / "out.pt").read_bytes()
+
+
+@pytest.mark.parametrize("old", [b"", b"old"])
+def test_an_object_that_was_made_without_an_answer_is_made(bucket: Bucket, old: bytes) -> None:
+    if old:
+        (bucket.folder / "out.pt").write_bytes(old)
+    bucket.proxy.faults, bucket.proxy.only = ["deaf"], "POST /" + bucket.folder.name + "/out.pt?uploadId"
+    result = fold_file(FIXTURES / "g_02500000", f"{bucket.address}/out.pt", force=bool(old))
+    assert not bucket.proxy.faults
+    assert (bucket.folder / "out.pt").stat().st_size == result.bytes_out
+
+
+@pytest.mark.parametrize("fault", ["503", "403"])
+def test_sending_that_goes_on_failing_names_the_output(bucket: Bucket, fault: str, run: Runner) -> None:
+    bucket.proxy.always, bucket.proxy.only = fault, "PUT"
+    ended = run("fold", FIXTURES / "g_02500000", "-o", f"{bucket.address}/out.pt")
+    assert ended.returncode == 2
+    assert ended.stderr.splitlines()[-2].startswith(f"error: {bucket.address}/out.pt: ")
+    assert listing(bucket.folder) == {}
+    bucket.proxy.always = ""
+    assert not unfinished(bucket)
+
+
+def test_a_part_that_the_store_has_otherwise_is_seen_before_the_object_is_there(bucket: Bucket) -> None:
+    bucket.proxy.faults, bucket.proxy.only = ["etag"], "PUT"
+    with pytest.raises(VerifyError, match=r"other parts than were sent \(1\)"):
+        fold_file(FIXTURES / "g_02500000", f"{bucket.address}/out.pt")
+    assert listing(bucket.folder) == {}
+
+
+def test_a_structure_that_cannot_be_read_is_seen_before_the_object_is_there(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = Outline.put
+    monkeypatch.setattr(Outline, "put", lambda self, at, data: made(self, at, bytes(len(data))))
+    with pytest.raises(VerifyError, match="cannot be read back"):
+        fold_file(FIXTURES / "g_02500000", f"{bucket.address}/out.pt")
+    assert listing(bucket.folder) == {}
+    assert not unfinished(bucket)
+
+
+FOLD = """
+import sys
+from wnconvert.cli import main
+sys.argv = ["wnconvert", *sys.argv[1:]]
+main()
+"""
+
+
+def started(bucket: Bucket, source: Path, until: Callable[[], bool]) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-c", FOLD, "fold", str(source), "-o", f"{bucket.address}/out.safetensors"]
+    bucket.proxy.always, bucket.proxy.only, bucket.proxy.seconds = "slow", "PUT", 1.0
+    process = subprocess.Popen(
+        command, env={**os.environ, "PYTHONPATH": str(ROOT)}, stderr=subprocess.DEVNULL
+    )
+    while not until() and process.poll() is None:
+        time.sleep(0.02)
+    return process
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_a_run_that_is_killed_leaves_at_most_an_upload_that_the_next_run_aborts(
+    bucket: Bucket, tmp_path: Path, number: signal.Signals, run: Runner
+) -> None:
+    pair = {"a.weight_g": np.ones((40, 1), np.float32), "a.weight_v": np.ones((40, 1 << 17), np.float32)}
+    source = tmp_path / "in.safetensors"
+    safetensors.numpy.save_file(pair, source)
+    sent = bucket.proxy.asked.requests
+    process = started(bucket, source, lambda: any(method == "PUT" for method, *_ in sent))
+    process.send_signal(number)
+    process.wait(60)
+    bucket.proxy.always = ""
+    out = f"{bucket.address}/out.safetensors"
+    assert not (bucket.folder / "out.safetensors").exists()
+    assert unfinished(bucket) == ([out] if number == signal.SIGKILL else [])
+    if number == signal.SIGKILL:
+        dry = run("fold", source, "-o", out, "--dry-run")
+        assert f"note: an upload of {out} is unfinished: the next run aborts it" in dry.stderr
+        ended = run("fold", source, "-o", out)
+        assert f"note: an unfinished upload of {out} is aborted" in ended.stderr
+        assert not unfinished(bucket)
+        assert compare_files(source, out)
+
+
+def test_clean_aborts_what_is_unfinished_below_an_address(bucket: Bucket, run: Runner) -> None:
+    for name in ("models/a.pt", "models/b/c.pt", "modelsx.pt"):
+        stored(at(bucket.address)).upload(at(f"{bucket.address}/{name}"), Planned(10))
+    shown = run("clean", f"{bucket.address}/models", "--dry-run")
+    assert shown.stdout.splitlines() == [
+        f"an upload of {bucket.address}/models/a.pt is unfinished",
+        f"an upload of {bucket.address}/models/b/c.pt is unfinished",
+    ]
+    assert len(unfinished(bucket)) == 3
+    assert run("clean", f"{bucket.address}/models").stdout.count("is aborted") == 2
+    assert unfinished(bucket) == [f"{bucket.address}/modelsx.pt"]
+    assert clean_store(bucket.address) == (f"{bucket.address}/modelsx.pt",)
+    assert run("clean", bucket.address).stdout == "nothing is unfinished\n"
+    ended = run("clean", "some/folder")
+    assert (ended.returncode, ended.stderr.splitlines()[-1]) == (
+        2,
+        "fix: fold, split and migrate clean beside OUT with --clean",
+    )
+
+
+# -- folders
+
+
+def test_a_folder_becomes_objects_with_the_index_last(bucket: Bucket, tmp_path: Path) -> None:
+    hub = tmp_path / "hub"
+    migrate_file(FIXTURES / "hifigan.safetensors", hub, as_folder=True, max_shard_size="100KB")
+    (hub / "config.json").write_text("{}")
+    (hub / "empty.txt").write_text("")
+    address = f"{bucket.address}/org/model"
+    result = fold_file(hub, address, max_shard_size="100KB")
+    expected = output_of(fold_file(hub, tmp_path / "expected", max_shard_size="100KB"))
+    assert listing(bucket.folder / "org" / "model") == listing(expected)
+    assert str(result.output) == address
+    done = [
+        path.split("?")[0]
+        for method, path, _ in bucket.proxy.asked.requests
+        if method == "POST" and "uploadId" in path
+    ]
+    assert [Path(path).name for path in done[-2:]] == ["model.safetensors.index.json", ".wnconvert.json"]
+    assert compare_files(hub, address)
+    with pytest.raises(OutputError, match="no store replaces a folder whole"):
+        fold_file(hub, address, force=True)
+
+
+def test_a_folder_that_fails_leaves_nothing(bucket: Bucket, tmp_path: Path) -> None:
+    with pytest.raises(NumbersError):
+        fold_file(bad(tmp_path), f"{bucket.address}/model", as_folder=True)
+    assert listing(bucket.folder) == {}
+    assert not unfinished(bucket)
+
+
+def test_an_address_with_a_slash_at_its_end_is_a_folder_to_put_it_in(bucket: Bucket) -> None:
+    result = fold_file(FIXTURES / "g_02500000", f"{bucket.address}/runs/")
+    assert str(result.output) == f"{bucket.address}/runs/g_02500000.folded"
+    assert (bucket.folder / "runs" / "g_02500000.folded").exists()
+
+
+# -- what no store can
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "kind", "says"),
+    [
+        ("g_02500000", {"verify": True}, ArgumentError, "no store shows an upload"),
+        ("tcn.onnx", {}, OutputError, "an ONNX model is run where it lies"),
+    ],
+)
+def test_what_a_store_cannot_do_is_refused(
+    bucket: Bucket, name: str, options: dict[str, bool], kind: type[Exception], says: str
+) -> None:
+    with pytest.raises(kind, match=says):
+        fold_file(FIXTURES / name, f"{bucket.address}/out{Path(name).suffix}", **options)  # type: ignore[call-overload]
+    assert listing(bucket.folder) == {}
+
+
+def test_what_is_read_is_not_written(bucket: Bucket) -> None:
+    shutil.copy(FIXTURES / "g_02500000", bucket.folder / "g.pt")
+    with pytest.raises(OutputError, match="it is read, or lies in what is read"):
+        fold_file(f"{bucket.address}/g.pt", f"{bucket.address}/g.pt", force=True)
+
+
+def test_a_bucket_that_is_not_there_is_named(bucket: Bucket, run: Runner) -> None:
+    del bucket
+    ended = run("fold", FIXTURES / "g_02500000", "-o", "s3://no-such-bucket/out.pt")
+    assert ended.returncode == 2
+    assert (
+        ended.stderr.splitlines()[-2]
+        == "error: s3://no-such-bucket/out.pt: there is no bucket no-such-bucket"
+    )
+
+
+@pytest.mark.parametrize("out", ["https://example.com/out.pt", "hf://org/name/out.pt"])
+def test_other_stores_are_only_read(out: str, run: Runner) -> None:
+    ended = run("fold", FIXTURES / "plain.pt", "-o", out)
+    assert ended.returncode == 2
+    assert f"error: {out}: outputs are written to disks, s3 and gs" in ended.stderr
+
+
+class TestTorchZipInABucket(WriterContract):
+    SOURCES = ("g_02500000", "hifigan.safetensors")
+    SUFFIX = ".pt"
+
+    @pytest.fixture(autouse=True)
+    def _in(self, bucket: Bucket) -> None:
+        self.bucket = bucket
+
+    def written(self, source: str, folder: Path, **options: object) -> object:  # type: ignore[override]
+        from dataclasses import replace
+
+        result = fold_file(FIXTURES / source, f"{self.bucket.address}/out.pt", force=True, **options)  # type: ignore[call-overload]
+        return replace(result, output=Path(shutil.copy(self.bucket.folder / "out.pt", folder / "out.pt")))
+
+    def read(self, path: Path) -> dict[str, object]:
+        from tests.helpers.states import state_dicts
+
+        found = state_dicts(path)
+        return {f"{at}.{name}": value.numpy() for at, state in found.items() for name, value in state.items()}
