@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import click
 
 from wnconvert.cli.options import epilog, with_output
-from wnconvert.cli.terminal import alarm, fitting_width, put, stdout_to_stderr
+from wnconvert.cli.terminal import alarm, fitting_width, stdout_to_stderr
+from wnconvert.messages import counted
 
 if TYPE_CHECKING:
     from wnconvert.cli.output import Output
@@ -45,7 +46,8 @@ def loads(folder: str, *, output: Output, wide: bool) -> int:
 @click.command(epilog=epilog("wnconvert clean s3://bucket/models --dry-run"))
 @click.argument("address", type=click.Path())
 @click.option("-n", "--dry-run", is_flag=True, help="Show what is unfinished, and abort nothing.")
-def clean(address: str, *, dry_run: bool) -> None:
+@with_output
+def clean(address: str, *, output: Output, dry_run: bool) -> None:
     """Abort what killed runs left in a store.
 
     A run that is killed leaves an unfinished upload, which nobody sees and which is paid for. Those of
@@ -56,4 +58,8 @@ def clean(address: str, *, dry_run: bool) -> None:
 
     found = clean_store(address, dry_run=dry_run)
     what = "is unfinished" if dry_run else "is aborted"
-    put("\n".join(f"an upload of {each} {what}" for each in found) or "nothing is unfinished")
+    output.result(
+        lambda: {"schema": 1, "uploads": list(found), "aborted": not dry_run},
+        lambda: "\n".join(f"an upload of {each} {what}" for each in found) or "nothing is unfinished",
+        lambda: f"{counted(len(found), 'upload')} {'unfinished' if dry_run else 'aborted'}",
+    )

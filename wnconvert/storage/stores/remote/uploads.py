@@ -20,7 +20,7 @@ from wnconvert.storage.stores.remote.client import Client, Found
 from wnconvert.storage.stores.remote.patience import patiently
 from wnconvert.tensors.files import Identity, ReadableFile
 
-__all__ = ["Outline", "Part", "Planned", "Upload", "Writer", "part_size"]
+__all__ = ["Outline", "Planned", "Upload", "Writer", "part_size"]
 
 
 # The bytes of a part, and the most parts of an object; more bytes make larger parts.
@@ -64,7 +64,7 @@ def part_size(size: int) -> int:
     return max(_PART, -(-size // _MOST_PARTS))
 
 
-class Part:
+class _Part:
     """A part being filled: small pieces of it, or all of it in ``buffer``, and how much is to come."""
 
     def __init__(self, size: int) -> None:
@@ -120,7 +120,7 @@ class Upload:
         self._lock = threading.Lock()
         self._bytes = part_size(size)
         starts = range(0, max(size, 1), self._bytes)
-        self._parts = [Part(min(self._bytes, size - start)) for start in starts]
+        self._parts = [_Part(min(self._bytes, size - start)) for start in starts]
         for at in planned.checksums:
             for number, first, last in self._cut(at, _CHECKSUM):
                 self._parts[number].missing += last - first

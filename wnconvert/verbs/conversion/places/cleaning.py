@@ -20,6 +20,7 @@ def clean_store(address: str | os.PathLike[str], *, dry_run: bool = False) -> tu
     >>> clean_store("model.pt")
     Traceback (most recent call last):
     wnconvert.errors.ArgumentError: model.pt: it lies in no store that is written to
+    fix: fold, split and migrate clean beside OUT with --clean
     """
     refuse_other_than_path(address, "an address")
     path = stored_output(address)
