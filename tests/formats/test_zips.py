@@ -323,6 +323,14 @@ def test_a_name_that_is_not_utf_8_keeps_its_bytes() -> None:
         assert archive.testzip() is None
 
 
+def test_a_directory_is_found_before_the_longest_comment_and_a_little_more() -> None:
+    data = built(zip_layout(RECORDS, comment=b"a" * 0xFFFF), {0: b"a" * 100, 1: b"b" * 7})
+    names = list(read_directory(MemoryFile(data)))
+    assert list(read_directory(MemoryFile(data + b"a" * 8))) == names
+    with pytest.raises(FormatError, match="is missing"):
+        read_directory(MemoryFile(data + b"a" * 5000))
+
+
 def test_a_comment_stands_at_the_end() -> None:
     data = built(zip_layout(RECORDS, comment=b"trained on \xff"), {0: b"a" * 100, 1: b"b" * 7})
     with zipfile.ZipFile(io.BytesIO(data)) as archive:

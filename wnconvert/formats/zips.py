@@ -30,6 +30,8 @@ _END = struct.Struct("<4sHHHHIIH")
 _END64 = struct.Struct("<4sQHHIIQQQQ")
 _LOCATOR = struct.Struct("<4sIQI")
 _FULL16, _FULL32 = 0xFFFF, 0xFFFFFFFF
+#: Bytes that may stand behind the longest comment: torch's reader finds the directory before so many.
+_BEHIND = 4096
 _FULL = (_FULL16, _FULL32, _FULL32)  # of the number of records, the length of the directory, and its place
 _MAX_NAME = 4096
 # A flag says that sizes and checksum stand behind a record too, and with their mark take so many bytes.
@@ -126,7 +128,7 @@ def read_comment(file: ReadableFile) -> bytes:
 
 def _find_end(file: ReadableFile) -> tuple[bytes, int]:
     """The end of the file, and the place in it of the last record of all."""
-    tail_at = max(0, file.size - _END.size - _FULL16)
+    tail_at = max(0, file.size - _END.size - _FULL16 - _BEHIND)
     tail = file.read(tail_at, file.size - tail_at)
     at = tail.rfind(b"PK\x05\x06")
     if at < 0 or at + _END.size > len(tail):

@@ -153,6 +153,43 @@ def test_a_spoiled_graph_is_caught(kind: str, source: Path, tmp_path: Path) -> N
     assert isinstance(caught.value, VerifyError), caught.value
 
 
+def ending(path: Path, proto: ModelProto, dtype: int, *nodes: tuple[str, str, dict[str, Any]]) -> Path:
+    """A model with more nodes behind its output, one after another, and an output of another dtype."""
+    last = "narrow"
+    proto.graph.node[-1].output[0] = last
+    for op, value, more in nodes:
+        name = "y" if op == nodes[-1][0] else op
+        proto.graph.node.append(helper.make_node(op, [last, value] if value else [last], [name], **more))
+        last = name
+    proto.graph.output[0].type.tensor_type.elem_type = dtype
+    onnx.save(proto, path)
+    return path
+
+
+def test_an_output_that_is_wider_than_the_weights_is_held_to_their_precision(tmp_path: Path) -> None:
+    cast = ("Cast", "", {"to": TensorProto.DOUBLE})
+    proto = vocoder()
+    source = ending(tmp_path / "wide.onnx", proto, TensorProto.DOUBLE, cast)
+    written = output_of(fold_file(source))
+    check_fold(*planned(source), written, verify=True)
+    attribute("LeakyRelu", "alpha", 0.11)(spoilt := onnx.load(written))
+    onnx.save(spoilt, written)
+    with pytest.raises(VerifyError, match="output y is off"):
+        check_fold(*planned(source), written, verify=False)
+
+
+def test_infinities_of_the_original_stay_and_others_are_told(tmp_path: Path) -> None:
+    proto = vocoder()
+    source = ending(tmp_path / "log.onnx", proto, TensorProto.FLOAT, ("Relu", "", {}), ("Log", "", {}))
+    written = output_of(fold_file(source))
+    by, _ = check_fold(*planned(source), written, verify=True)
+    assert "the whole model on x" in by
+    attribute("LeakyRelu", "alpha", -3.0)(spoilt := onnx.load(written))
+    onnx.save(spoilt, written)
+    with pytest.raises(VerifyError, match="output y is off"):
+        check_fold(*planned(source), written, verify=False)
+
+
 def test_what_is_not_spoiled_passes(source: Path) -> None:
     opened, fold = planned(source)
     by, notes = check_fold(opened, fold, source.with_name("model.folded.onnx"), verify=True)

@@ -99,7 +99,8 @@ def _run(
     notes = list(layers.notes)
     if proving.proof == "model":
         both = Path(opened.path), Path(written.path)
-        whole, more = compare_whole(*both, runtime, numbers, layers.otherwise)
+        dtypes = {tensor.dtype.name for tensor in fold.edits.tensors}
+        whole, more = compare_whole(*both, runtime, numbers, dtypes=dtypes, otherwise=layers.otherwise)
         done += [f"the whole model on {whole}"] * bool(whole)
         notes += more
     return done, notes

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,8 @@ from wnconvert.tensors.dtypes import DType
 
 __all__ = ["compare_whole"]
 
-#: How far an output may be off, as a part of its greatest value: rounding adds up through the network.
+#: How far an output may be off, as a part of its greatest value: rounding adds up through the network, that
+#: of the weights, too, whose dtype may be another.
 _WHOLE = {"float64": 1e-7, "float32": 2e-3, "float16": 2e-2, "bfloat16": 5e-2}
 #: The part of whole numbers that may differ: a network picks them, and two choices may be nearly as good.
 _PICKED = 0.01
@@ -30,12 +31,18 @@ _MOST_MADE_UP = 1 << 22
 
 
 def compare_whole(
-    original: Path, path: Path, runtime: Runtime, numbers: RowPolicy, otherwise: Sequence[str] = ()
+    original: Path,
+    path: Path,
+    runtime: Runtime,
+    numbers: RowPolicy,
+    *,
+    dtypes: Collection[str],
+    otherwise: Sequence[str],
 ) -> tuple[str, list[str]]:
     """Run both models on made-up inputs; returns these in words, empty if nothing was compared, and notes.
 
-    ``otherwise`` are layers that the original computes otherwise, so that its outputs are no measure. Raises
-    ``VerifyError`` if the new model computes something else.
+    ``dtypes`` are those of the new weights, ``otherwise`` layers that the original computes otherwise, so
+    that its outputs are no measure. Raises ``VerifyError`` if the new model computes something else.
     """
     if otherwise:
         names = listed(map(printable, otherwise), 6)
@@ -51,7 +58,7 @@ def compare_whole(
     if list(found) != list(expected):
         raise VerifyError("the new model has other outputs; nothing is kept", fix=REPORT_BUG)
     for name, values in expected.items():
-        notes += _compare_output(name, found[name], values, numbers)
+        notes += _compare_output(name, found[name], values, numbers, dtypes)
     return _shapes_text(feeds), few(notes)
 
 
@@ -134,7 +141,9 @@ def _same(a: Mapping[str, Array], b: Mapping[str, Array]) -> bool:
     return all(a[name].tobytes() == b[name].tobytes() for name in a)
 
 
-def _compare_output(name: str, found: Array, expected: Array, numbers: RowPolicy) -> Sequence[str]:
+def _compare_output(
+    name: str, found: Array, expected: Array, numbers: RowPolicy, dtypes: Collection[str]
+) -> Sequence[str]:
     shown = printable(name)
     if found.shape != expected.shape or found.dtype != expected.dtype:
         raise VerifyError(
@@ -151,9 +160,11 @@ def _compare_output(name: str, found: Array, expected: Array, numbers: RowPolicy
     finite = np.isfinite(b)
     most = float(np.abs(b[finite]).max(initial=0))
     off = float(np.abs(a[finite] - b[finite]).max(initial=0))
-    # NaN of the original, from zero rows or squares that underflow, may be numbers now.
-    alike = bool(np.isfinite(a[finite]).all()) and (numbers.allow_nonfinite or not np.isinf(a[~finite]).any())
-    if not alike or not off <= _WHOLE[expected.dtype.name] * most:
+    # NaN of the original, from zero rows or squares that underflow, may be numbers now, and infinities stay.
+    new = np.isinf(a) & (a != b)
+    alike = bool(np.isfinite(a[finite]).all()) and (numbers.allow_nonfinite or not new.any())
+    part = max(_WHOLE[dtype] for dtype in (expected.dtype.name, *dtypes))
+    if not alike or not off <= part * most:
         raise VerifyError(
             f"output {shown} is off by {off:.3g}, and its greatest value is {most:.3g}; nothing is kept",
             fix=REPORT_BUG,
