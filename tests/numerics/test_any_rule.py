@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -122,9 +123,10 @@ def test_products_that_would_be_rounded_twice_are_refused_but_for_float64() -> N
 @pytest.mark.parametrize("seed", range(4))
 def test_spectral_norm_is_that_of_torch_in_float64(seed: int, form: str) -> None:
     torch.manual_seed(seed)
-    layer = [nn.Linear(24, 10), nn.Conv1d(6, 12, 5), nn.Conv2d(8, 8, 3), nn.ConvTranspose2d(6, 10, 4)][
+    layer: Any = [nn.Linear(24, 10), nn.Conv1d(6, 12, 5), nn.Conv2d(8, 8, 3), nn.ConvTranspose2d(6, 10, 4)][
         seed
-    ].double()
+    ]
+    layer.double()
     if form == "legacy":
         nn.utils.spectral_norm(layer)
         original, u, v = layer.weight_orig, layer.weight_u, layer.weight_v
