@@ -9,7 +9,7 @@ import contextlib
 import json
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import ml_dtypes
@@ -33,6 +33,17 @@ def layer(name: str, *shape: int, dim: int | None = 0) -> Shapes:
     """The shapes of a weight-normalized layer."""
     g = tuple(size if axis == dim else 1 for axis, size in enumerate(shape))
     return {f"{name}.weight_g": g, f"{name}.weight_v": shape}
+
+
+def spectral(name: str, *shape: int) -> Shapes:
+    """The shapes of a layer with spectral norm."""
+    columns = math.prod(shape[1:])
+    return {f"{name}.weight_orig": shape, f"{name}.weight_u": shape[:1], f"{name}.weight_v": (columns,)}
+
+
+def pruned(name: str, *shape: int) -> Shapes:
+    """The shapes of a pruned layer: a mask as large as the weight."""
+    return {f"{name}.weight_orig": shape, f"{name}.weight_mask": shape}
 
 
 def hifigan() -> Shapes:
@@ -64,11 +75,12 @@ def many_layers(size: int) -> Shapes:
     return shapes
 
 
-def even_layers(size: int, count: int) -> Shapes:
-    """``count`` layers of one shape, of ``size`` bytes in all."""
+def even_layers(size: int, count: int, kind: Callable[..., Shapes] = layer) -> Shapes:
+    """``count`` layers of one kind and shape, of ``size`` bytes in all; masks count."""
     shapes: Shapes = {}
     for number in range(count):
-        shapes |= layer(f"blocks.{number}.conv", 1024, 512, size // count // (4 * 1024 * 512))
+        width = size // count // (4 * 1024 * 512) // (2 if kind is pruned else 1)
+        shapes |= kind(f"blocks.{number}.conv", 1024, 512, width)
     return shapes
 
 
@@ -115,9 +127,9 @@ def write(path: Path, shapes: Shapes, dtype: str = "F32") -> None:
         file.write(_header(shapes, dtype))
         for piece in _pieces(nbytes(shapes, dtype), dtype):
             file.write(piece)
-        for at, g in _magnitudes(shapes, dtype):
+        for at, numbers in _numbers(shapes, dtype):
             file.seek(at - nbytes(shapes, dtype), os.SEEK_END)
-            file.write(g.tobytes())
+            file.write(numbers.tobytes())
     if path != plain:
         torch.save({"generator": load_file(plain)}, path)
         plain.unlink()
@@ -162,14 +174,16 @@ def shift(path: Path) -> None:
     data.flush()
 
 
-def _magnitudes(shapes: Shapes, dtype: str) -> Iterator[tuple[int, NDArray[np.generic]]]:
-    """Each g, near the norms of its random v, as in a trained layer, and its place behind the header."""
+def _numbers(shapes: Shapes, dtype: str) -> Iterator[tuple[int, NDArray[np.generic]]]:
+    """What is not random, and its place: each g is near the norms of its v, half of a mask is 0."""
     at = 0
     for name, shape in shapes.items():
+        count = math.prod(shape)
         if name.endswith("weight_g"):
-            count = math.prod(shape)
             norm = math.sqrt(math.prod(shapes[f"{name[:-1]}v"]) / count)
             yield at, (norm * np.linspace(0.9, 1.1, count)).astype(_DTYPES[dtype])
+        elif name.endswith("weight_mask"):
+            yield at, np.resize(BLOCK < 0, count).astype(_DTYPES[dtype])
         at += nbytes({name: shape}, dtype)
 
 

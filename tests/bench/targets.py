@@ -48,6 +48,20 @@ def processors(folder: Path, rounds: int, before: Build) -> Iterator[Row]:
                 yield Row(f"user CPU of `fold`, 1 GiB {dtype}, {what}", ours, "the build before", old, bound)
 
 
+def kinds(folder: Path, rounds: int, _before: Build) -> Iterator[Row]:
+    """Other kinds beside weight norm: the time on the clock, and in the program itself."""
+    for dtype, size in (("F32", "2 GiB"), ("F16", "1 GiB")):
+        with written(folder, "norm.safetensors", inputs.even_layers(2 * GIB, 32), dtype) as (norm, target):
+            for kind in (inputs.spectral, inputs.pruned):
+                shapes = inputs.even_layers(2 * GIB, 32, kind)
+                with written(folder, "kind.safetensors", shapes, dtype) as (source, _):
+                    commands = NOW.fold(source, target, "--kinds", "all", "--silent"), NOW.fold(norm, target)
+                    ours, other = in_turns(rounds, *commands, target=target, memory=True)
+                    what = f"`fold --kinds all`, {kind.__name__}, {size} {dtype}"
+                    yield Row(what, ours, "weight norm", other, 1.3, _MEMORY)
+                    yield Row(f"user CPU of {what}", ours.in_user(), "weight norm", other.in_user(), 1.3)
+
+
 def copies(folder: Path, rounds: int, _before: Build) -> Iterator[Row]:
     """What no bit of changes is copied by the kernel."""
     layers, rest = inputs.even_layers(2 * GIB, 32), inputs.layer("conv", 64, 64, 3)
@@ -108,4 +122,4 @@ def full(folder: Path, rounds: int, _before: Build) -> Iterator[Row]:
         yield Row("`inspect --full`, 2 GiB", ours, "`cat > /dev/null`", cat, 2, _MEMORY)
 
 
-BENCHES = (disk, processors, copies, verify, huge, beginning, full)
+BENCHES = (disk, processors, kinds, copies, verify, huge, beginning, full)
