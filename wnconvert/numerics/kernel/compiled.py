@@ -20,6 +20,8 @@ __all__ = ["compiled_kernel"]
 
 #: Open elements that are given back at once; more are asked for again.
 _ROOM = 1024
+#: Sums that long rows are added up in, side by side: ``LANES`` in ``elements.h``.
+_LANES = 32
 _FORMATS = {"float32": 0, "float16": 1, "bfloat16": 2}
 
 
@@ -76,7 +78,8 @@ class _Compiled:
         add = self.found.wnconvert_row_dots if along else self.found.wnconvert_column_dots
         add(*_block(values), factors.ctypes.data, high.ctypes.data, low.ctypes.data)
         size = top * float(np.add.reduce(np.abs(factors), axis=None)) * 1.01
-        found.add(high, low, size * _error(slabs * inner if along else rows))
+        lanes = _LANES if inner >= _LANES else 1
+        found.add(high, low, size * _error(slabs * inner // lanes + slabs if along else rows))
 
     def kept(self, mask: Array) -> NDArray[np.bool_] | None:
         if mask.dtype.name not in _FORMATS:
