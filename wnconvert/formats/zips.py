@@ -1,7 +1,7 @@
 """Zip archives, uncompressed, as torch writes them: their directory in, a layout of a new one out.
 
 Reading never inflates anything and never trusts a size. Writing puts every header before the data is
-there: sizes are known, checksums are patched in by the executor. Zip64 is used where sizes need it.
+there: sizes are known, checksums are filled in by the executor. Zip64 is used where sizes need it.
 Source: PKWARE's APPNOTE.TXT 6.3.
 """
 
@@ -16,7 +16,7 @@ from itertools import pairwise
 
 from wnconvert.errors import FormatError
 from wnconvert.messages import printable
-from wnconvert.plan.layout import Blob, Layout, Work
+from wnconvert.plan.layout import Blob, Checked, Layout, Work
 from wnconvert.tensors.files import GET_AGAIN, FarFile, Head, ReadableFile
 from wnconvert.tensors.limits import ZIP_DIRECTORY
 from wnconvert.tensors.tree import ByteRange
@@ -275,7 +275,7 @@ def zip_layout(
     ``mark`` replaces the first two bytes, and ``comment`` stands at the end.
     """
     pieces: list[tuple[int, bytes]] = []
-    blobs: list[tuple[NewRecord, int, int, int]] = []  # record, its offset, that of its data, that in central
+    blobs: list[Blob] = []
     central = bytearray()
     at = 0
     for record in records:
@@ -295,24 +295,14 @@ def zip_layout(
         if isinstance(record.content, bytes):
             pieces.append((at, header + record.content))
         else:
-            pieces.append((at, header + record.head))
-            blobs.append((record, at, start + len(record.head), len(central)))
+            head = Checked(
+                header + record.head, _CRC_IN_LOCAL, len(central) + _CRC_IN_CENTRAL, len(record.head)
+            )
+            blobs.append(Blob(start + len(record.head), record.size, record.content, head))
         central += _central_entry(record, at, crc)
         at = start + record.stored
     tail = bytes(central) + _ends(len(records), len(central), at, len(comment)) + comment
-    pieces.append((at, tail))
-    work = tuple(
-        Blob(
-            start,
-            record.size,
-            record.content,
-            (header_at + _CRC_IN_LOCAL, at + entry_at + _CRC_IN_CENTRAL),
-            zlib.crc32(record.head),
-        )
-        for record, header_at, start, entry_at in blobs
-        if not isinstance(record.content, bytes)
-    )
-    return Layout(at + len(tail), tuple(pieces), work)
+    return Layout(at + len(tail), tuple(pieces), tuple(blobs), tail)
 
 
 _DATE = 0x21  # 1980-01-01, the first that zip can say: the same input gives the same bytes
