@@ -21,7 +21,7 @@ __all__ = ["fold_in_words", "migrate_in_words", "refusal_in_words", "split_in_wo
 def fold_in_words(
     tree: Tree, rows: Sequence[LayerStats], known: Mapping[str, FoundPairs] | None = None
 ) -> str:
-    """A forecast of ``fold``, as far as values that were read allow one; ``known`` is that of ``plan_fold``."""
+    """A forecast of ``fold``, as far as the values that were read allow one; ``known`` as for a plan."""
     bad = [row.name for row in rows if row.has_nonfinite or (row.zero_rows and row.norm)]
     if bad:
         return f"would refuse the numbers of {listed(bad, 3)} (see the flags)"
