@@ -86,8 +86,9 @@ def read_directory(file: ReadableFile) -> dict[str, ZipEntry]:
         )
         name_at = at + _CENTRAL.size
         name = raw[name_at : name_at + n_name].decode("utf-8", "surrogateescape")
-        extra = raw[name_at + n_name : name_at + n_name + n_extra]
-        plain, packed, header = _widen(extra, plain, packed, header)
+        if n_extra:
+            extra = raw[name_at + n_name : name_at + n_name + n_extra]
+            plain, packed, header = _widen(extra, plain, packed, header)
         at = name_at + n_name + n_extra + n_comment
         if name in listed:
             raise FormatError(f"record {printable(name)} is in its zip directory twice", fix=GET_AGAIN)
@@ -117,7 +118,7 @@ def leads_out(name: str) -> bool:
     """
     path = name.replace("\\", "/")
     rooted = path.startswith("/") or (path[1:3] == ":/" and path[0].isalpha())
-    return rooted or ".." in path.split("/") or "\0" in path
+    return rooted or (".." in path and ".." in path.split("/")) or "\0" in path
 
 
 def read_comment(file: ReadableFile) -> bytes:
