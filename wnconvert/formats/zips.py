@@ -193,17 +193,18 @@ def _places(file: ReadableFile, listed: Sequence[_Listed], limit: int) -> dict[s
     A far file is not asked for each of them. Where the bytes would lie as torch aligns them, and fill what is
     there up to the next header, they are taken to lie so, and the header is checked with the first of them.
     """
+    far = file if isinstance(file, FarFile) else None  # asked once: it takes longer than to read a header
     places: dict[str, ByteRange] = {}
     heads: list[Head] = []
     in_order = sorted(listed, key=lambda entry: entry.header)
     ends = [*(entry.header for entry in in_order[1:]), limit]
     for entry, end in zip(in_order, ends, strict=False):
-        data = _aligned(entry, end) if isinstance(file, FarFile) else None
+        data = None if far is None else _aligned(entry, end)
         if data is not None:
             heads.append(Head(data, entry.header, partial(_check_head, entry)))
         places[entry.name] = data or _data_of(file, entry, limit)
-    if isinstance(file, FarFile):
-        file.after(heads)
+    if far is not None:
+        far.after(heads)
     return places
 
 
@@ -226,12 +227,13 @@ def _check_head(entry: _Listed, head: bytes) -> None:
 
 def _data_of(file: ReadableFile, entry: _Listed, limit: int) -> ByteRange:
     """Where a record's bytes lie, by its local header (whose extra field torch pads for alignment)."""
-    outside = f"record {printable(entry.name)} lies outside of the file"
     if entry.header + _LOCAL.size > limit:
-        raise FormatError(outside, fix=GET_AGAIN)
+        raise FormatError(f"record {printable(entry.name)} lies outside of the file", fix=GET_AGAIN)
     length = _length_of(file.read(entry.header, _LOCAL.size), entry)
     if not length or entry.header + length + entry.packed > limit:
-        raise FormatError(f"{outside} or has no header", fix=GET_AGAIN)
+        raise FormatError(
+            f"record {printable(entry.name)} lies outside of the file or has no header", fix=GET_AGAIN
+        )
     return ByteRange(entry.header + length, entry.packed)
 
 
