@@ -32,20 +32,32 @@ def built(layout: Layout, contents: dict[int, bytes] | None = None) -> bytes:
     data = bytearray(layout.size)
     for at, piece in layout.pieces:
         data[at : at + len(piece)] = piece
+    tail = layout.size - len(layout.tail)
+    data[tail:] = layout.tail
     for index, blob in enumerate(layout.blobs):
         content = (contents or {}).get(index, bytes(blob.size))
         assert len(content) == blob.size
+        assert blob.checked is not None
         data[blob.start : blob.start + blob.size] = content
-        for at in blob.crc_at:
+        data[blob.start - len(blob.checked.head) : blob.start] = blob.checked.head
+        for at in places(layout, blob):
             data[at : at + 4] = struct.pack("<I", zlib.crc32(content))
     return bytes(data)
+
+
+def places(layout: Layout, blob: Blob) -> list[int]:
+    """Where the checksum of a blob goes."""
+    assert blob.checked is not None
+    head, tail = blob.start - len(blob.checked.head), layout.size - len(layout.tail)
+    return [head + blob.checked.in_head, tail + blob.checked.in_tail]
 
 
 def sparse(layout: Layout, path: Path) -> None:
     """The archive with holes for blobs (which are zeros then); their checksums are not set."""
     with path.open("wb") as file:
         file.truncate(layout.size)
-        for at, piece in layout.pieces:
+        heads = ((it.start - len(it.checked.head), it.checked.head) for it in layout.blobs if it.checked)
+        for at, piece in (*layout.pieces, *heads, (layout.size - len(layout.tail), layout.tail)):
             os.pwrite(file.fileno(), piece, at)
 
 
@@ -149,7 +161,7 @@ def test_checksums_are_written_into_both_headers() -> None:
     layout = zip_layout([work(4)])
     (blob,) = layout.blobs
     data = built(layout, {0: b"data"})
-    assert [data[at : at + 4] for at in blob.crc_at] == [struct.pack("<I", zlib.crc32(b"data"))] * 2
+    assert [data[at : at + 4] for at in places(layout, blob)] == [struct.pack("<I", zlib.crc32(b"data"))] * 2
     assert isinstance(blob, Blob)
 
 

@@ -146,6 +146,11 @@ def _view(name: str, shape: tuple[int, ...]) -> _View:
 # -- writing
 
 
+def _is_no_text(name: str) -> bool:
+    """Whether a name has half of a character in it, which UTF-8 does not have."""
+    return not name.isascii() and any("\ud800" <= char <= "\udfff" for char in name)
+
+
 def safetensors_layout(tree: Tree, plan: Plan) -> Layout:
     """Lay out the safetensors file that ``plan`` describes.
 
@@ -162,7 +167,7 @@ def safetensors_layout(tree: Tree, plan: Plan) -> Layout:
             raise OutputError(
                 f"{info.name} is {info.dtype}, which safetensors cannot hold", fix="-o OUT.pt, which can"
             )
-        if info.name == "__metadata__" or any("\ud800" <= char <= "\udfff" for char in info.name):
+        if info.name == "__metadata__" or _is_no_text(info.name):
             raise OutputError(f"safetensors cannot name a tensor {info.name!r}", fix="-o OUT.pt, which can")
     starts: dict[str, int] = {}
     at = 0

@@ -1,7 +1,7 @@
 """Zip archives, uncompressed, as torch writes them: their directory in, a layout of a new one out.
 
 Reading never inflates anything and never trusts a size. Writing puts every header before the data is
-there: sizes are known, checksums are patched in by the executor. Zip64 is used where sizes need it.
+there: sizes are known, checksums are filled in by the executor. Zip64 is used where sizes need it.
 Source: PKWARE's APPNOTE.TXT 6.3.
 """
 
@@ -16,7 +16,7 @@ from itertools import pairwise
 
 from wnconvert.errors import FormatError
 from wnconvert.messages import printable
-from wnconvert.plan.layout import Blob, Layout, Work
+from wnconvert.plan.layout import Blob, Checked, Layout, Work
 from wnconvert.tensors.files import GET_AGAIN, FarFile, Head, ReadableFile
 from wnconvert.tensors.limits import ZIP_DIRECTORY
 from wnconvert.tensors.tree import ByteRange
@@ -86,8 +86,9 @@ def read_directory(file: ReadableFile) -> dict[str, ZipEntry]:
         )
         name_at = at + _CENTRAL.size
         name = raw[name_at : name_at + n_name].decode("utf-8", "surrogateescape")
-        extra = raw[name_at + n_name : name_at + n_name + n_extra]
-        plain, packed, header = _widen(extra, plain, packed, header)
+        if n_extra:
+            extra = raw[name_at + n_name : name_at + n_name + n_extra]
+            plain, packed, header = _widen(extra, plain, packed, header)
         at = name_at + n_name + n_extra + n_comment
         if name in listed:
             raise FormatError(f"record {printable(name)} is in its zip directory twice", fix=GET_AGAIN)
@@ -117,7 +118,7 @@ def leads_out(name: str) -> bool:
     """
     path = name.replace("\\", "/")
     rooted = path.startswith("/") or (path[1:3] == ":/" and path[0].isalpha())
-    return rooted or ".." in path.split("/") or "\0" in path
+    return rooted or (".." in path and ".." in path.split("/")) or "\0" in path
 
 
 def read_comment(file: ReadableFile) -> bytes:
@@ -192,17 +193,18 @@ def _places(file: ReadableFile, listed: Sequence[_Listed], limit: int) -> dict[s
     A far file is not asked for each of them. Where the bytes would lie as torch aligns them, and fill what is
     there up to the next header, they are taken to lie so, and the header is checked with the first of them.
     """
+    far = file if isinstance(file, FarFile) else None  # asked once: it takes longer than to read a header
     places: dict[str, ByteRange] = {}
     heads: list[Head] = []
     in_order = sorted(listed, key=lambda entry: entry.header)
     ends = [*(entry.header for entry in in_order[1:]), limit]
     for entry, end in zip(in_order, ends, strict=False):
-        data = _aligned(entry, end) if isinstance(file, FarFile) else None
+        data = None if far is None else _aligned(entry, end)
         if data is not None:
             heads.append(Head(data, entry.header, partial(_check_head, entry)))
         places[entry.name] = data or _data_of(file, entry, limit)
-    if isinstance(file, FarFile):
-        file.after(heads)
+    if far is not None:
+        far.after(heads)
     return places
 
 
@@ -225,12 +227,13 @@ def _check_head(entry: _Listed, head: bytes) -> None:
 
 def _data_of(file: ReadableFile, entry: _Listed, limit: int) -> ByteRange:
     """Where a record's bytes lie, by its local header (whose extra field torch pads for alignment)."""
-    outside = f"record {printable(entry.name)} lies outside of the file"
     if entry.header + _LOCAL.size > limit:
-        raise FormatError(outside, fix=GET_AGAIN)
+        raise FormatError(f"record {printable(entry.name)} lies outside of the file", fix=GET_AGAIN)
     length = _length_of(file.read(entry.header, _LOCAL.size), entry)
     if not length or entry.header + length + entry.packed > limit:
-        raise FormatError(f"{outside} or has no header", fix=GET_AGAIN)
+        raise FormatError(
+            f"record {printable(entry.name)} lies outside of the file or has no header", fix=GET_AGAIN
+        )
     return ByteRange(entry.header + length, entry.packed)
 
 
@@ -275,7 +278,7 @@ def zip_layout(
     ``mark`` replaces the first two bytes, and ``comment`` stands at the end.
     """
     pieces: list[tuple[int, bytes]] = []
-    blobs: list[tuple[NewRecord, int, int, int]] = []  # record, its offset, that of its data, that in central
+    blobs: list[Blob] = []
     central = bytearray()
     at = 0
     for record in records:
@@ -295,24 +298,14 @@ def zip_layout(
         if isinstance(record.content, bytes):
             pieces.append((at, header + record.content))
         else:
-            pieces.append((at, header + record.head))
-            blobs.append((record, at, start + len(record.head), len(central)))
+            head = Checked(
+                header + record.head, _CRC_IN_LOCAL, len(central) + _CRC_IN_CENTRAL, len(record.head)
+            )
+            blobs.append(Blob(start + len(record.head), record.size, record.content, head))
         central += _central_entry(record, at, crc)
         at = start + record.stored
     tail = bytes(central) + _ends(len(records), len(central), at, len(comment)) + comment
-    pieces.append((at, tail))
-    work = tuple(
-        Blob(
-            start,
-            record.size,
-            record.content,
-            (header_at + _CRC_IN_LOCAL, at + entry_at + _CRC_IN_CENTRAL),
-            zlib.crc32(record.head),
-        )
-        for record, header_at, start, entry_at in blobs
-        if not isinstance(record.content, bytes)
-    )
-    return Layout(at + len(tail), tuple(pieces), work)
+    return Layout(at + len(tail), tuple(pieces), tuple(blobs), tail)
 
 
 _DATE = 0x21  # 1980-01-01, the first that zip can say: the same input gives the same bytes

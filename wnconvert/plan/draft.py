@@ -139,15 +139,25 @@ class FoundDraft(Draft):
 
     @classmethod
     def of(
-        cls, verb: str, tree: Tree, container: Container, selection: Selection, only: str | None
+        cls,
+        verb: str,
+        tree: Tree,
+        container: Container,
+        selection: Selection,
+        only: str | None,
+        *,
+        known: Mapping[str, FoundPairs] | None = None,
     ) -> FoundDraft:
         """Find the layers of the chosen state dicts, and what of these goes into a file of ``container``.
 
+        ``known`` are the layers by path where they were found before, by this selection.
         Raises ``ArgumentError`` where ``only`` or the selection names nothing, or a file that holds one state
         dict would have to hold several.
         """
         chosen = choose(tree, only)
-        found = {state.path: find_layers(state, selection) for state in chosen}
+        found = known
+        if found is None:
+            found = {state.path: find_layers(state, selection) for state in chosen}
         names = [name for item in found.values() for name in looks_like_layers(item)]
         check_selection(selection, names)
         busy = (path for path, item in found.items() if item.layers or item.refused)

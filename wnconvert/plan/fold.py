@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from wnconvert.layers.find import FoundPairs
 from wnconvert.layers.rules import Rule, Stored
 from wnconvert.layers.schemes import FORMS, Layer, Selection, is_pair
 from wnconvert.plan.draft import FoundDraft
@@ -27,14 +28,16 @@ def plan_fold(
     only: str | None = None,
     dtype: DType | None = None,
     keep_optimizer: bool = False,
+    known: Mapping[str, FoundPairs] | None = None,
 ) -> Plan:
     """Plan the folding of every wanted layer of ``tree`` into a file of ``container``.
 
+    ``known`` are its layers by path, where this selection found them before.
     A file of torch's takes all state dicts and siblings, one of safetensors a single state dict.
     Raises ``LayerError`` where layers are refused and ``ArgumentError`` where ``only`` or the selection
     names nothing, or a safetensors file would have to hold several state dicts.
     """
-    draft = FoundDraft.of("fold", tree, container, selection, only)
+    draft = FoundDraft.of("fold", tree, container, selection, only, known=known)
     draft.check_refused(draft.refused)
     draft.refuse_modules(
         state.path

@@ -18,6 +18,7 @@ from wnconvert.tensors.tree import ByteRange, Dim, StoredTensor
 
 __all__ = [
     "Blob",
+    "Checked",
     "CopyBytes",
     "Directions",
     "FoldLayer",
@@ -188,17 +189,26 @@ class Parts:
 
 
 @dataclass(frozen=True, slots=True)
-class Blob:
-    """``size`` bytes at ``start`` of the output. Their CRC-32 is written at each offset of ``crc_at``.
+class Checked:
+    """What lies before a blob, and where its CRC-32 goes: into ``head``, and into the ``tail`` of the layout.
 
-    It goes on from ``crc``, that of literal bytes before them.
+    The last ``counted`` bytes of the head are counted in the CRC.
     """
+
+    head: bytes
+    in_head: int
+    in_tail: int
+    counted: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Blob:
+    """``size`` bytes at ``start`` of the output, behind the head of a ``checked`` one."""
 
     start: int
     size: int
     work: Work
-    crc_at: tuple[int, ...] = ()
-    crc: int = 0
+    checked: Checked | None = None
 
     @property
     def effort(self) -> int:
@@ -208,11 +218,15 @@ class Blob:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """A whole output file: ``size`` bytes, made of literal ``pieces`` (offset, bytes) and ``blobs``."""
+    """A whole output file: ``size`` bytes, made of literal ``pieces`` (offset, bytes) and ``blobs``.
+
+    The ``tail`` is the last of it, with places for the checksums of blobs.
+    """
 
     size: int
     pieces: tuple[tuple[int, bytes], ...]
     blobs: tuple[Blob, ...]
+    tail: bytes = b""
 
     @property
     def reads(self) -> Iterable[tuple[str, StoredTensor]]:

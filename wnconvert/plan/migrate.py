@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from wnconvert.errors import LayerError
 from wnconvert.layers.dims import dim_of
+from wnconvert.layers.find import FoundPairs
 from wnconvert.layers.kinds import in_words
 from wnconvert.layers.others import as_form
 from wnconvert.layers.rules import Spectral
@@ -36,15 +37,17 @@ def plan_migrate(
     selection: Selection = Selection(),  # noqa: B008 - frozen
     only: str | None = None,
     drop_optimizer: bool = False,
+    known: Mapping[str, FoundPairs] | None = None,
 ) -> Plan:
     """Plan the renaming of every wanted layer of ``tree`` to the form ``to``, into a file of ``container``.
 
+    ``known`` are its layers by path, where this selection found them before.
     Pairs stand where torch would register them, or where they stood before an earlier, recorded migration.
 
     Raises as ``plan_fold`` does, and ``LayerError`` for whole pickled modules, for names that are taken, and
     if parameters would change their order beside an optimizer's state, which is by position.
     """
-    draft = FoundDraft.of("migrate", tree, container, selection, only)
+    draft = FoundDraft.of("migrate", tree, container, selection, only, known=known)
     wanted = {
         state.path: [layer for layer in draft.found[state.path].layers if _moves(layer, to)]
         for state in draft.states

@@ -19,8 +19,13 @@ from safetensors.numpy import save_file
 from tests.helpers.golden import FIXTURES, ROOT
 from tests.helpers.states import output_of
 from wnconvert.errors import ArgumentError, InputError
+from wnconvert.layers.find import FoundPairs, pairs_in
+from wnconvert.layers.schemes import Selection
+from wnconvert.plan.selection import wanted
 from wnconvert.storage import workers
+from wnconvert.tensors.tree import StateDict
 from wnconvert.verbs.conversion.files import fold_file
+from wnconvert.verbs.inspection import inspect as inspection
 from wnconvert.verbs.inspection.inspect import inspect_file, inspect_state_dict
 from wnconvert.verbs.inspection.magnitudes import LayerStats
 from wnconvert.verbs.inspection.result import Inspection, moves
@@ -129,6 +134,29 @@ def test_of_a_file_with_a_bad_layer_the_others_are_shown_and_that_one_is_flagged
     (note,) = found.notes
     assert note.startswith("both.weight is refused: both.parametrizations.weight.1._u beside it")
     assert found.fold.startswith("would refuse")
+
+
+def test_the_forecasts_are_of_verbs_without_a_selection(tmp_path: Path) -> None:
+    gates = {
+        f"b_{gate}": np.ones(8, np.float32) for gate in "ifgv"
+    }  # g and v among them are no pair, unless named
+    path = save(tmp_path / "x.safetensors", gates)
+    assert [layer.name for layer in inspect_file(path, layers=["b"]).layers] == ["b"]
+    for found in (inspect_file(path), inspect_file(path, layers=["b"])):
+        assert (found.fold, found.migrate) == ("nothing to fold", "nothing to migrate")
+
+
+def test_layers_are_looked_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked = []
+
+    def counted(state: StateDict, selection: Selection) -> FoundPairs:
+        looked.append(state.path)
+        return pairs_in(state, selection)
+
+    for module in (inspection, wanted):
+        monkeypatch.setattr(module, "pairs_in", counted)
+    inspect_file(FIXTURES / "do_02500000")
+    assert looked == ["mpd", "msd"]
 
 
 def test_a_plain_conv_among_normalized_ones_is_flagged_and_others_are_not(tmp_path: Path) -> None:

@@ -177,16 +177,16 @@ def levels(root: Value) -> Iterator[list[Value]]:
 
     Short tuples that hold nothing of the kind, such as shapes, are left out: they are most of a checkpoint.
     """
-    level, seen = [root], {id(root)}
+    level, seen, compound = [root], {id(root)}, _COMPOUND
     while level:
         yield level
-        below = []
+        below: list[Value] = []
         for value in level:
             for child in children(value):
                 kind = type(child)
-                if kind not in _COMPOUND or id(child) in seen:
+                if kind not in compound or id(child) in seen:
                     continue
-                if kind is tuple and len(child) <= _SHORT and _COMPOUND.isdisjoint(map(type, child)):
+                if kind is tuple and len(child) <= _SHORT and compound.isdisjoint(map(type, child)):
                     continue
                 seen.add(id(child))
                 below.append(child)

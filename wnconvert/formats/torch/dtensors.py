@@ -7,7 +7,7 @@ part: a plain tensor. Any other cannot be converted. Sources: ``torch/distribute
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from wnconvert.errors import InputError
 from wnconvert.formats.pickle.values import Global, Object, Value, walk
@@ -21,10 +21,10 @@ _FROM_TYPE = "torch._tensor._rebuild_from_type_v2"
 _SPREAD = ("DTensor", "ShardedTensor")
 
 
-def unwrap_whole(nodes: Iterable[Value]) -> int:
+def unwrap_whole(nodes: Collection[Value]) -> int:
     """Make every DTensor among some nodes that is whole the plain tensor that it holds; how many they are."""
     count = 0
-    for value in nodes:
+    for value in _where_named(nodes):
         local = _whole_local(value)
         if local is not None:
             count += 1
@@ -34,9 +34,9 @@ def unwrap_whole(nodes: Iterable[Value]) -> int:
     return count
 
 
-def check_whole(nodes: Iterable[Value], optimizers: Iterable[Value]) -> None:
+def check_whole(nodes: Collection[Value], optimizers: Iterable[Value]) -> None:
     """Raise ``InputError`` if there are parts of tensors among some nodes but in the ``optimizers``."""
-    parts = [value for value in nodes if _is_spread(value)]
+    parts = [value for value in _where_named(nodes) if _is_spread(value)]
     if parts:
         aside = {id(value) for optimizer in optimizers for value in walk(optimizer)}
         parts = [value for value in parts if id(value) not in aside]
@@ -48,6 +48,16 @@ def check_whole(nodes: Iterable[Value], optimizers: Iterable[Value]) -> None:
         )
 
 
+def _where_named(nodes: Collection[Value]) -> Collection[Value]:
+    """The nodes, if the class of a DTensor is among them, as it is in few files; else none."""
+    named = (node for node in nodes if type(node) is Global)
+    return nodes if any(_is_class_of_spread(node) for node in named) else ()
+
+
+def _is_class_of_spread(named: Global) -> bool:
+    return named.name.rpartition(".")[2] in _SPREAD
+
+
 def _is_spread(value: Value) -> bool:
     """Whether a record is a DTensor, or its older kin."""
     if not isinstance(value, Object) or (
@@ -56,7 +66,7 @@ def _is_spread(value: Value) -> bool:
         return False
     if value.is_call_of(_FROM_TYPE) and isinstance(value.args, tuple) and len(value.args) == 4:
         kind = value.args[1]
-        return isinstance(kind, Global) and kind.name.rpartition(".")[2] in _SPREAD
+        return isinstance(kind, Global) and _is_class_of_spread(kind)
     return class_of(value).rpartition(".")[2] in _SPREAD
 
 

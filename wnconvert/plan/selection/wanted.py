@@ -18,6 +18,7 @@ __all__ = [
     "check_refused",
     "check_selection",
     "find_layers",
+    "fitting_layers",
     "idle_excludes",
     "looks_like_layers",
     "name_conflicts",
@@ -29,8 +30,12 @@ __all__ = [
 
 def find_layers(state: StateDict, selection: Selection) -> FoundPairs:
     """The layers of a state dict by names and shapes, and by its hooks, which name layers and state dims."""
-    selection = replace(selection, named=frozenset((*selection.named, *state.dims)))
-    found = pairs_in(state, selection)
+    named = frozenset((*selection.named, *state.dims))
+    return fitting_layers(state, pairs_in(state, replace(selection, named=named)))
+
+
+def fitting_layers(state: StateDict, found: FoundPairs) -> FoundPairs:
+    """What was found by names and shapes, with those layers refused that the state dict speaks against."""
     others = {entry.name for entry in state.entries if entry.tensor is None}
     layers, refused = [], list(found.refused)
     for layer in found.layers:

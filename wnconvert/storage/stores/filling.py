@@ -118,7 +118,7 @@ class Fillable(Protocol):
 
 
 class Filling:
-    """A file being filled. Its parts may be written by any thread, none of them twice but after ``flush``."""
+    """A file being filled. Its parts may be written by any thread, none of them twice."""
 
     def __init__(
         self, descriptor: int, direct: int | None, threads: int, told: Callable[[OSError], Exception]

@@ -27,6 +27,7 @@ from wnconvert.numerics.rules.parts import RulePart
 from wnconvert.numerics.splitting import direction_blocks
 from wnconvert.plan.layout import (
     Blob,
+    Checked,
     CopyBytes,
     Directions,
     FoldLayer,
@@ -48,6 +49,7 @@ __all__ = ["Outcome", "Sink", "execute", "make_tensor", "notes_of", "outcomes"]
 
 # Between two such pieces that the system copies, progress is told, and another thread's failure noticed.
 _SENT_BYTES = 32 << 20
+_U4 = struct.Struct("<I")
 
 
 def execute(
@@ -102,6 +104,7 @@ class _Run:
         self.source = source
         self.target = target
         self.layout = layout
+        self.tail = bytearray(layout.tail)
         self.numbers = numbers
         self.workers = workers
 
@@ -112,10 +115,10 @@ class _Run:
         with self.target.filling(self.layout.size, self.workers.threads) as file:
             for at, piece in self.layout.pieces:
                 file.write(piece, at)
-            file.flush()  # checksums go into the pieces
             in_order = self.target.in_order or self.source.is_far
             order = sorted(efforts, key=lambda index: blobs[index].start) if in_order else None
             made = self.workers.each(lambda index: self.blob(file, blobs[index]), efforts, order)
+            file.write(memoryview(self.tail), self.layout.size - len(self.tail))
         return [
             outcome
             for index, blob in enumerate(blobs)
@@ -123,7 +126,7 @@ class _Run:
         ]
 
     def blob(self, file: Fill, blob: Blob) -> Outcome:
-        if isinstance(blob.work, CopyBytes) and not blob.crc_at:
+        if isinstance(blob.work, CopyBytes) and blob.checked is None:
             blob = self.sent(file, blob, blob.work.source)
         out = _Sink(self.workers, file.stretch(blob.start, blob.size), blob)
         if isinstance(blob.work, CopyBytes):
@@ -133,9 +136,16 @@ class _Run:
         else:
             outcome = make_tensor(blob.work, self, out, self.numbers)
         out.stretch.close()
-        for at in blob.crc_at:
-            file.write(out.crc.to_bytes(4, "little"), at)
+        if blob.checked is not None:
+            self.checksum(file, blob.start, blob.checked, out.crc)
         return outcome
+
+    def checksum(self, file: Fill, start: int, checked: Checked, crc: int) -> None:
+        """Write the head of a blob, whose checksum is known now; the tail gets it too."""
+        head = bytearray(checked.head)
+        _U4.pack_into(head, checked.in_head, crc)
+        _U4.pack_into(self.tail, checked.in_tail, crc)
+        file.write(memoryview(head), start - len(head))
 
     def sent(self, file: Fill, blob: Blob, data: ByteRange) -> Blob:
         """Have the system copy bytes, as far as it can; returns what is left of the blob."""
@@ -200,8 +210,9 @@ class _Sink:
     def __init__(self, workers: Workers, stretch: Stretch, blob: Blob) -> None:
         self.workers = workers
         self.stretch = stretch
-        self.checked = bool(blob.crc_at)
-        self.crc = blob.crc
+        checked = blob.checked
+        self.checked = checked is not None
+        self.crc = zlib.crc32(checked.head[-checked.counted :]) if checked and checked.counted else 0
         self.in_place = False
 
     def room(self, block: Block, dtype: np.dtype[Any]) -> Array:

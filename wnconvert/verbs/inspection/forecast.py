@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from wnconvert.errors import LayerError
+from wnconvert.layers.find import FoundPairs
 from wnconvert.layers.schemes import FORMS
 from wnconvert.messages import counted, listed, option
 from wnconvert.plan.fold import plan_fold
@@ -17,13 +18,15 @@ from wnconvert.verbs.inspection.magnitudes import LayerStats
 __all__ = ["fold_in_words", "migrate_in_words", "refusal_in_words", "split_in_words"]
 
 
-def fold_in_words(tree: Tree, rows: Sequence[LayerStats]) -> str:
-    """A forecast of ``fold``, as far as the values that were read allow one."""
+def fold_in_words(
+    tree: Tree, rows: Sequence[LayerStats], known: Mapping[str, FoundPairs] | None = None
+) -> str:
+    """A forecast of ``fold``, as far as the values that were read allow one; ``known`` as for a plan."""
     bad = [row.name for row in rows if row.has_nonfinite or (row.zero_rows and row.norm)]
     if bad:
         return f"would refuse the numbers of {listed(bad, 3)} (see the flags)"
     try:
-        plan = plan_fold(tree, Container.TORCH_ZIP)
+        plan = plan_fold(tree, Container.TORCH_ZIP, known=known)
     except LayerError as error:
         return refusal_in_words(error)
     count = len(plan.layers)
@@ -50,12 +53,12 @@ def split_in_words(tree: Tree) -> str:
     return f"would give {counted(len(plan.layers), 'layer')} {whose} g and v back ({listed(forms)})"
 
 
-def migrate_in_words(tree: Tree) -> str:
+def migrate_in_words(tree: Tree, known: Mapping[str, FoundPairs] | None = None) -> str:
     """A forecast of ``migrate``, in each direction in which it would change something."""
     directions = []
     for to in reversed(FORMS):
         try:
-            plan = plan_migrate(tree, Container.TORCH_ZIP, to=to)
+            plan = plan_migrate(tree, Container.TORCH_ZIP, to=to, known=known)
         except LayerError as error:
             return refusal_in_words(error)
         if plan.layers:

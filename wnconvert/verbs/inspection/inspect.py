@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import PurePath
 from typing import Any
@@ -20,6 +20,7 @@ from wnconvert.layers.schemes import FORMS, Selection
 from wnconvert.messages import counted, listed, option, options_as_python, refuse_other_than_path, told
 from wnconvert.numerics.finite import may_be_nonfinite
 from wnconvert.plan.record.history import origins
+from wnconvert.plan.selection.wanted import fitting_layers
 from wnconvert.storage.checkpoint import Checkpoint, open_checkpoint
 from wnconvert.storage.files import located, unchanging
 from wnconvert.storage.sources import Source
@@ -102,12 +103,12 @@ def _inspect(
     checkpoint: Checkpoint, path: PurePath, request: InspectRequest, progress: Callable[[int, int], None]
 ) -> Inspection:
     """Inspect a checkpoint that is not an ONNX model."""
+    tree, pairs = checkpoint.tree, _all_pairs(checkpoint.tree, request)
     workers = Workers(None if request.reads_weights else 1, _estimated(progress))
-    workers.expect(_bytes_to_read(checkpoint.tree, request))
     with Source(checkpoint.sources, workers.advance, checkpoint.reopen) as source:
         if not request.reads_weights:
-            source.soon(_magnitudes(checkpoint.tree))
-        found = inspect_tree(checkpoint.tree, source, request, workers)
+            source.soon(_magnitudes(tree, pairs))
+        found = _inspect_found(tree, pairs, source, request, workers)
     others = replace(
         found,
         source=os.fspath(path),
@@ -141,16 +142,34 @@ def _estimated(progress: Callable[[int, int], None]) -> Callable[[int, int], Non
     return lambda done, total: progress(done, max(done, total))
 
 
-def _magnitudes(tree: Tree) -> Iterator[StoredTensor]:
+def _magnitudes(tree: Tree, pairs: Iterable[FoundPairs]) -> Iterator[StoredTensor]:
     """The g of every layer."""
-    for state in tree.state_dicts:
-        yield from (state.tensors[layer.g.name] for layer in pairs_in(state).layers)
+    for state, found in zip(tree.state_dicts, pairs, strict=True):
+        yield from (state.tensors[layer.g.name] for layer in found.layers)
 
 
-def _bytes_to_read(tree: Tree, request: InspectRequest) -> int:
+def _all_pairs(tree: Tree, request: InspectRequest) -> list[FoundPairs]:
+    """The layers of every state dict."""
+    return [_pairs(state, request.selection.layers) for state in tree.state_dicts]
+
+
+def _pairs(state: StateDict, named: Iterable[str] = ()) -> FoundPairs:
+    """The layers of a state dict; those that its hooks name, and others that are ``named``, for sure."""
+    return pairs_in(state, Selection(named=(*named, *state.dims)))
+
+
+def _known(tree: Tree, pairs: Iterable[FoundPairs], selection: Selection) -> dict[str, FoundPairs]:
+    """The layers that a verb without a selection finds: those that were found, if none was asked for."""
+    return {
+        state.path: fitting_layers(state, _pairs(state) if selection.layers else its)
+        for state, its in zip(tree.state_dicts, pairs, strict=True)
+    }
+
+
+def _bytes_to_read(tree: Tree, request: InspectRequest, pairs: Iterable[FoundPairs]) -> int:
     if request.reads_weights:
         return sum(it.info.nbytes for state in tree.state_dicts for it in state.tensors.values())
-    return sum(layer.g.nbytes for state in tree.state_dicts for layer in pairs_in(state).layers)
+    return sum(layer.g.nbytes for found in pairs for layer in found.layers)
 
 
 def inspect_tree(
@@ -160,7 +179,23 @@ def inspect_tree(
 
     ``explained`` are layers whose refusal the caller explains: they are flagged without a note.
     """
-    found = [_inspect_state(tree, state, elements, request, workers, explained) for state in tree.state_dicts]
+    return _inspect_found(tree, _all_pairs(tree, request), elements, request, workers, explained)
+
+
+def _inspect_found(  # noqa: PLR0917 -- a tree, what was found in it, and what ``inspect_tree`` is given
+    tree: Tree,
+    pairs: Sequence[FoundPairs],
+    elements: Elements,
+    request: InspectRequest,
+    workers: Workers,
+    explained: Collection[str] = (),
+) -> Inspection:
+    workers.expect(_bytes_to_read(tree, request, pairs))
+    found = [
+        _inspect_state(tree, state, its, elements, request, workers, explained)
+        for state, its in zip(tree.state_dicts, pairs, strict=True)
+    ]
+    known = _known(tree, pairs, request.selection)
     counts = counts_of(tree.state_dicts)
     rows = [row for of_state in found for row in of_state.made.rows]
     finite = {view for of_state in found for view in of_state.made.finite}
@@ -182,9 +217,9 @@ def inspect_tree(
         siblings=tuple(SiblingSummary(item.path, item.kind, 0) for item in tree.siblings),
         layers=tuple(rows),
         kinds=tuple(_kinds(tree)),
-        fold=fold_in_words(tree, rows),
+        fold=fold_in_words(tree, rows, known),
         split=split_in_words(tree),
-        migrate=migrate_in_words(tree),
+        migrate=migrate_in_words(tree, known),
         notes=(*(note for of_state in found for note in of_state.notes), *empty),
         health=health_of(tree, elements, request.selection, faults, finite, workers)
         if request.full
@@ -217,13 +252,13 @@ class _StateInspection:
 def _inspect_state(  # noqa: PLR0917 -- one state dict of those that ``inspect_tree`` is given
     tree: Tree,
     state: StateDict,
+    found: FoundPairs,
     elements: Elements,
     request: InspectRequest,
     workers: Workers,
     explained: Collection[str],
 ) -> _StateInspection:
     tensors = state.tensors
-    found = pairs_in(state, Selection(named=(*request.selection.layers, *state.dims)))
     read = ((item.info.name, item) for item in _to_read(state, found, request))
     refuse_unfounded(read, f"{option('layers')} names the layers to read")
     folded = _folded(tree, state)

@@ -29,8 +29,6 @@ _PART, _MOST_PARTS = 5 << 20, 10_000
 _SMALL = 64 << 10
 # How many parts are sent at a time, whatever the number of threads: each is held until it is there.
 _AT_A_TIME = 3
-# A checksum, the only thing that is written twice.
-_CHECKSUM = 4
 
 
 class Writer(Client, Protocol):
@@ -81,7 +79,7 @@ class _Part:
         self.joined(new)[at : at + len(data)] = data
 
     def joined(self, new: Callable[[int], bytearray]) -> bytearray:
-        """All bytes; what was put later counts, and what never was is zero."""
+        """All bytes; what never was put is zero."""
         if self.buffer is None:
             self.buffer = new(self.size)
             for at, piece in self._pieces:
@@ -94,12 +92,11 @@ class _Part:
 class Planned:
     """What is known of an object before it is filled: its size, and what is special in it.
 
-    ``checksums`` are the places of those that are written over what stood there before. What is written by
-    ``write``, and in the stretches that begin at ``kept``, stays at hand: the structure is read from it.
+    What is written by ``write``, and in the stretches that begin at ``kept``, stays at hand: the structure is
+    read from it.
     """
 
     size: int
-    checksums: tuple[int, ...] = ()
     kept: frozenset[int] = frozenset()
 
 
@@ -121,9 +118,6 @@ class Upload:
         self._bytes = part_size(size)
         starts = range(0, max(size, 1), self._bytes)
         self._parts = [_Part(min(self._bytes, size - start)) for start in starts]
-        for at in planned.checksums:
-            for number, first, last in self._cut(at, _CHECKSUM):
-                self._parts[number].missing += last - first
         self._free: list[bytearray] = []
         self._sent: dict[int, Future[str]] = {}
         self._room = threading.Semaphore(_AT_A_TIME)
@@ -145,7 +139,7 @@ class Upload:
         return _Stretch(self, at, is_kept=at in self._kept)
 
     def write(self, data: bytes | memoryview, at: int) -> None:
-        """Take literal bytes, or a checksum."""
+        """Take literal bytes, or what has a checksum in it."""
         self.outline.put(at, bytes(data))
         self.take(memoryview(data), at)
 

@@ -134,10 +134,9 @@ class _Sending:
 
     def begin(self, address: Address, layout: Layout) -> Upload:
         """Begin the upload of a file that is laid out."""
-        checksums = tuple(at for blob in layout.blobs for at in blob.crc_at)
         kept = frozenset(blob.start for blob in layout.blobs if isinstance(blob.work, Parts))
         with _as_output():
-            upload = stored(address).upload(address, Planned(layout.size, checksums, kept))
+            upload = stored(address).upload(address, Planned(layout.size, kept))
         self._uploads.append((address, upload))
         return upload
 
