@@ -13,6 +13,7 @@ from tests.helpers.oracle import DTYPES, NARROW
 from wnconvert.numerics.folding import fold_with_report
 from wnconvert.numerics.norms import norms
 from wnconvert.numerics.rounding import cast
+from wnconvert.numerics.splitting import split_array
 from wnconvert.subnormals import subnormals
 
 
@@ -58,6 +59,18 @@ def test_a_fold_and_its_norms_are_the_same_there(
     assert same(found[0][0], expected[0][0])
     assert found[0][1] == expected[0][1]
     assert same(found[1], expected[1])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_row_of_subnormal_numbers_is_split_as_one_that_is_not_zero(
+    dtype: str, request: pytest.FixtureRequest
+) -> None:
+    w = normal(3, (4, 5), dtype, 1e-39)
+    w[2] = 0
+    expected = split_array(w, 0)
+    request.getfixturevalue("flushing")
+    assert all(same(found, there) for found, there in zip(split_array(w, 0), expected, strict=True))
+    assert same(expected[1][:2], w[:2])
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
