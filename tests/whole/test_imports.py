@@ -25,8 +25,8 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 #: What stands at the top, from what everything is made of to what shows it. A package imports only what
 #: stands left of it; those that share a place do not import each other.
 ORDER = (
-    "errors heap signals | messages | tensors | layers | numerics | plan | formats onnx source | storage | "
-    "verbs | reports | cli"
+    "errors heap signals subnormals | messages | tensors | layers | numerics | plan | formats onnx source | "
+    "storage | verbs | reports | cli"
 )
 #: The same for the folders of `verbs`, of which only these arrows run between two that share a place.
 VERBS = "shared | inspection conversion comparison modules proof | loads loading export | modernization"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import platform
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -95,6 +96,20 @@ def test_a_build_without_a_compiler_or_with_one_that_fails_says_so_and_leaves_no
     assert hatch_build.build(tree) is None
     assert "no C compiler" in capfd.readouterr().err
     assert sorted(FOLDER / path.name for path in (tree / FOLDER).iterdir()) == sorted(hatch_build.SOURCES)
+
+
+@pytest.mark.parametrize("option", ["-ffast-math", "-mfpmath=387"])
+def test_a_compiler_that_would_round_in_another_way_is_refused(
+    tree: Path, option: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    command = hatch_build.compiler()
+    if command is None or platform.machine() != "x86_64":
+        pytest.skip("no C compiler for this processor that could")
+    monkeypatch.setenv("CC", " ".join([*command, option]))
+    assert hatch_build.build(tree) is None
+    assert "each operation is to be rounded, and rounded once" in capfd.readouterr().err
+    monkeypatch.setenv("CC", " ".join([*command, "-O1"]))
+    assert hatch_build.build(tree)
 
 
 def test_a_build_makes_a_library_that_loads(

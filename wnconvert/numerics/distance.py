@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wnconvert.errors import ArgumentError
-from wnconvert.numerics.rounding import FLOAT_FORMATS, cast
+from wnconvert.numerics.rounding import FLOAT_FORMATS, cast, ieee
 from wnconvert.tensors.blocks import Array, Floats, scratch
 from wnconvert.tensors.dtypes import DType
 
@@ -121,7 +121,7 @@ class ToleranceTest:
         """The distances of elements."""
         a, b, d = (scratch(use, left.shape, np.float64) for use in "abd")
         unmatched = np.zeros(left.shape, np.bool_)
-        with np.errstate(all="ignore"):
+        with ieee():
             np.copyto(a, left)
             np.copyto(b, right)
             np.abs(np.subtract(a, b, out=d), out=d)
@@ -146,7 +146,7 @@ class ToleranceTest:
         """The least rtol with this atol, and the least atol with this rtol, that pass these elements."""
         size = np.abs(gap.b, out=scratch("size", gap.b.shape, np.float64))
         rest = gap.d
-        with np.errstate(all="ignore"):
+        with ieee():
             if self.atol:
                 rest = np.maximum(gap.d - self.atol, 0)
                 short = self.atol + rest < gap.d
@@ -256,7 +256,7 @@ class Measure:
             self.max_abs = top
             if not self.unmatched:
                 self.worst = start + int(gap.d.argmax())
-        with np.errstate(all="ignore"):
+        with ieee():
             size = np.abs(gap.b, out=scratch("size", gap.b.shape, np.float64))
             self.max_rel = max(self.max_rel, float(_quotients(gap.d, size).max()))
         self.ulps = max(self.ulps, int(gap.ulps.max()))

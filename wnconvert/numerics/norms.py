@@ -17,7 +17,7 @@ import numpy as np
 
 from wnconvert.numerics.kernel.choice import block_sums, careful_block_sums
 from wnconvert.numerics.kernel.plain import loaded
-from wnconvert.numerics.rounding import FLOAT_FORMATS, DTypeLike, cast, name_of
+from wnconvert.numerics.rounding import FLOAT_FORMATS, DTypeLike, cast, ieee, name_of
 from wnconvert.numerics.rows import RowReport, RowTally, runs
 from wnconvert.numerics.sums import (
     UNIT,
@@ -53,8 +53,8 @@ _BUFFER = 512
 
 @contextmanager
 def arithmetic() -> Iterator[None]:
-    """How numpy computes here: by IEEE 754 without a word, in whole rows. No ``yield`` in it."""
-    with np.errstate(all="ignore"):
+    """How numpy computes here: as ``ieee`` says, in whole rows. No ``yield`` in it."""
+    with ieee():
         before = np.setbufsize(_BUFFER)
         try:
             yield

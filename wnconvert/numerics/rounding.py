@@ -7,6 +7,8 @@ with correctly rounded last bit".
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from fractions import Fraction
 from typing import Any, NamedTuple
 
@@ -16,6 +18,7 @@ from numpy.typing import NDArray
 
 from wnconvert.errors import LayerError
 from wnconvert.messages import option
+from wnconvert.subnormals import subnormals
 from wnconvert.tensors.blocks import Array, Floats, scratch
 from wnconvert.tensors.dtypes import DType
 
@@ -25,6 +28,7 @@ __all__ = [
     "Format",
     "cast",
     "count_overflow",
+    "ieee",
     "name_of",
     "round_both",
 ]
@@ -72,6 +76,13 @@ FLOAT_FORMATS = {
 }
 
 
+@contextmanager
+def ieee() -> Iterator[None]:
+    """How numbers are computed here: by IEEE 754, subnormal ones too, without a word. No ``yield`` in it."""
+    with np.errstate(all="ignore"), subnormals():
+        yield
+
+
 def name_of(dtype: DTypeLike) -> str:
     """The name of a foldable dtype. Raises ``LayerError`` for any other."""
     name = dtype if isinstance(dtype, str) else dtype.name
@@ -91,7 +102,7 @@ def cast(array: Array, dtype: DTypeLike) -> Array:
     """
     to = FLOAT_FORMATS[name_of(dtype)].dtype
     out = np.empty(array.shape, to)
-    with np.errstate(all="ignore"):
+    with ieee():
         _round(array, out)
     return out
 

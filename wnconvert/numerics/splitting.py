@@ -12,7 +12,7 @@ from wnconvert.errors import NumbersError
 from wnconvert.messages import option
 from wnconvert.numerics.kernel.choice import block_sums
 from wnconvert.numerics.norms import RowSource, norm_blocks
-from wnconvert.numerics.rounding import DTypeLike, cast, name_of
+from wnconvert.numerics.rounding import DTypeLike, cast, ieee, name_of
 from wnconvert.numerics.rows import say_rows
 from wnconvert.tensors.blocks import BLOCK_BYTES, Array, Read, box, reader_of
 from wnconvert.tensors.tree import Dim
@@ -82,5 +82,6 @@ def direction_blocks(
 
 def _is_zero(values: Array) -> NDArray[np.bool_]:
     """For each row of a block (slabs, rows, inner), whether it is zero."""
-    found: NDArray[np.bool_] = ~(values != 0).any(axis=(0, 2))
+    with ieee():
+        found: NDArray[np.bool_] = ~(values != 0).any(axis=(0, 2))
     return found

@@ -7,9 +7,14 @@
 #ifndef ELEMENTS_H
 #define ELEMENTS_H
 
+#include <float.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
+
+#if FLT_EVAL_METHOD != 0 || defined(__FAST_MATH__)
+#error "each operation is to be rounded, and rounded once: neither the x87 nor -ffast-math can be used"
+#endif
 
 /* Elements that are worked on at a time: as double, they lie in a core's first cache. */
 #define RUN 512

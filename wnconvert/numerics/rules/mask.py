@@ -14,6 +14,7 @@ import numpy as np
 from wnconvert.errors import LayerError
 from wnconvert.messages import option
 from wnconvert.numerics.kernel.choice import kernel
+from wnconvert.numerics.rounding import ieee
 from wnconvert.tensors.blocks import Array, Block, Floats, Read, scratch
 
 __all__ = ["exactly_masked", "masked"]
@@ -53,7 +54,7 @@ def _masked(read: Read, read_mask: Read, product: Callable[[Floats, Array], Arra
 
 
 def _product(factors: Floats, values: Floats) -> Floats:
-    with np.errstate(all="ignore"):
+    with ieee():
         return np.multiply(factors, values, out=factors)
 
 
@@ -68,6 +69,6 @@ def _exact_product(factors: Floats, values: Floats) -> Floats:
 
 def _is_short(values: Floats) -> bool:
     """Whether all numbers have at most 24 bits."""
-    with np.errstate(all="ignore"):
+    with ieee():
         short = values.astype(np.float32) == values
         return bool((short | np.isnan(values)).all())

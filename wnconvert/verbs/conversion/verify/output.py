@@ -11,10 +11,12 @@ from pathlib import Path, PurePath
 from wnconvert.errors import VerifyError
 from wnconvert.messages import REPORT_BUG
 from wnconvert.plan.plan import Plan, PlannedStateDict
+from wnconvert.plan.steps import Step
 from wnconvert.storage.checkpoint import Checkpoint, open_checkpoint
 from wnconvert.storage.files import open_file
 from wnconvert.storage.sources import Source
 from wnconvert.storage.workers import Workers
+from wnconvert.subnormals import subnormals
 from wnconvert.tensors.blocks import BLOCK_BYTES
 from wnconvert.tensors.tree import StoredTensor, TensorInfo
 from wnconvert.verbs.conversion.verify.readers import OTHER_READERS, own_reader, reading_ahead
@@ -85,9 +87,14 @@ def verify_output(
             for step in planned.tensors:
                 made = step.made_of(before).info
                 _check_info(made, after[step.name].info)
-                jobs.append((made.nbytes, partial(check_step, step, both)))
+                jobs.append((made.nbytes, partial(_check_step, step, both)))
         workers.each(lambda job: jobs[job][1](), {job: size for job, (size, _) in enumerate(jobs)})
     return by, notes
+
+
+def _check_step(step: Step, both: Both) -> None:
+    with subnormals():
+        check_step(step, both)
 
 
 def _ahead(opened: Checkpoint, tensors: Mapping[str, StoredTensor], name: str) -> Callable[[int], None]:
