@@ -109,3 +109,16 @@ def test_one_thing_on_another_is_neither_alone() -> None:
 def test_layer_norms_of_vocoders_are_affine_norms() -> None:
     assert kinds("norm.gamma", "norm.beta", shape=(8,)) == {"affine norm": 1}
     assert kinds("norm.gamma", "norm.beta", shape=(8, 1)) == {}
+
+
+def test_only_a_float_mask_of_its_shape_and_a_u_that_fits_are_counted() -> None:
+    f32, boolean = dtype_named("float32"), dtype_named("bool")
+    original, weight = TensorInfo("c.weight_orig", f32, (8, 4)), TensorInfo("c.weight", f32, (8, 4))
+    for beside, count in (
+        ([original, TensorInfo("c.weight_mask", f32, (8, 4))], 1),
+        ([original, TensorInfo("c.weight_mask", boolean, (8, 4))], 0),
+        ([original, TensorInfo("c.weight_mask", f32, (4, 8))], 0),
+        ([weight, TensorInfo("c.u", f32, (1, 8))], 1),
+        ([weight, TensorInfo("c.u", f32, (1, 4))], 0),
+    ):
+        assert len(find_kinds(beside)) == count

@@ -244,6 +244,7 @@ def test_ports_that_store_what_they_iterate_are_refused_with_the_reason(tensors:
         [("bn.weight", (8,)), ("bn.bias", (8,)), ("bn.running_mean", (8,)), ("bn.running_var", (8,))],
         [("a.weight", (8, 4)), ("b.u", (1, 8))],
         [("a.weight", (8, 4)), ("a.u", (8,))],
+        [("a.weight", (8, 8)), ("a.u", (1, 6)), ("a.bias", (8,))],
         [("c.parametrizations.weight.original", (8, 8))],
         [("c.parametrizations.weight.original", (8, 8)), ("c.parametrizations.weight.0.base", (8, 8))],
         [
@@ -288,6 +289,7 @@ def test_a_bias_pair_of_spectral_norm_of_an_lstm_is_found_by_its_name() -> None:
 
 
 SPECTRAL: Tensors = [("c.weight_orig", (8, 4, 3)), ("c.weight_u", (8,)), ("c.weight_v", (12,))]
+SPECTRAL_D: Tensors = [(name.replace("c.", "d."), shape) for name, shape, *_ in SPECTRAL]
 
 
 @pytest.mark.parametrize(
@@ -301,6 +303,11 @@ SPECTRAL: Tensors = [("c.weight_orig", (8, 4, 3)), ("c.weight_u", (8,)), ("c.wei
             [("c.weight_orig", (8, 4, 3), "float8_e4m3fn"), *SPECTRAL[1:]],
             "cannot be folded without its scale",
         ),
+        (
+            [("c.weight_orig", (8, 4, 3), "int8"), *SPECTRAL[1:]],
+            "c.weight_orig is int8, which cannot be folded",
+        ),
+        ([*SPECTRAL[:2], ("c.weight_v", (12,), "complex64")], "c.weight_v is complex64, which cannot"),
         ([("c.weight_orig", (0,)), ("c.weight_mask", (0,))], "empty"),
         (
             [
@@ -338,6 +345,39 @@ def test_what_cannot_be_told_is_refused(tensors: Tensors, says: str) -> None:
     assert [item.name for item in found.refused] == ["c.weight"]
     assert says in found.refused[0].reason
     assert found_in(*tensors, selection=Selection(kinds=ALL, exclude=("c.*",))).refused == ()
+
+
+@pytest.mark.parametrize("index", ["1", "2"])
+def test_spectral_norm_on_a_parametrization_without_tensors_is_refused(index: str) -> None:
+    inner = "c.parametrizations.weight."
+    tensors: Tensors = [
+        (f"{inner}original", (8, 4)),
+        (f"{inner}{index}._u", (8,)),
+        (f"{inner}{index}._v", (4,)),
+    ]
+    found = found_in(*tensors, *SPECTRAL_D)
+    assert [(item.name, item.reason) for item in found.refused] == [
+        ("c.weight", f"{inner}{index}._u shows spectral norm stacked on another parametrization")
+    ]
+    assert [layer.name for layer in found.layers] == ["d.weight"]
+    assert found_in(*tensors, selection=Selection(kinds=ALL, exclude=("c.*",))).refused == ()
+    assert found_in(*tensors, selection=Selection(kinds=("weight", "prune"))).refused == ()
+    decoy: Tensors = [(f"{inner}original", (8, 4)), (f"{inner}{index}.base_u", (8,)), ("c._u", (8,))]
+    assert nothing(found_in(*decoy))
+
+
+def test_a_pruned_g_is_refused_beside_its_v() -> None:
+    module = pruned(weight_norm(nn.Conv1d(4, 8, 3)), "weight_g")
+    both = pruned(pruned(weight_norm(nn.Conv1d(4, 8, 3)), "weight_g"), "weight_v")
+    for stack in (module, both):
+        (refused,) = find_pairs(infos_of(stack), Selection(kinds=ALL)).refused
+        assert (refused.name, refused.reason) == ("weight_g", "weight norm and prune of its g are stacked")
+        assert "--kinds prune first" in refused.fix
+        first = find_pairs(infos_of(stack), Selection(kinds=("prune",)))
+        assert "weight_g" in [layer.name for layer in first.layers]
+    g: Tensors = [("c.w_g_orig", (8, 8)), ("c.w_g_mask", (8, 8))]
+    for v in ([], [("c.w_v", (8, 8))], [("c.w_v", (8,))], [("d.w_v", (8, 8))]):
+        assert [layer.name for layer in found_in(*g, *v).layers] == ["c.w_g"]
 
 
 def test_a_given_dim_decides_and_must_fit() -> None:

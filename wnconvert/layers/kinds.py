@@ -79,7 +79,17 @@ class Kind:
             and all(
                 len(keys[key].shape) == rank and keys[key].numel >= self.least for key, rank in self.ranks
             )
+            and self._fits({role: keys[key] for role, key in self.parts.items()})
         )
+
+    def _fits(self, parts: Mapping[str, TensorInfo]) -> bool:
+        """Whether the tensors are such that they show it, where keys alone may be anything's."""
+        if self.operations == (Mask,):
+            original, mask = parts[ORIGINAL], parts["mask"]
+            return mask.shape == original.shape and all(map(_is_float, (original, mask)))
+        if self.varies and self.form == "module":
+            return parts["u"].shape == (1, *parts[ORIGINAL].shape[:1])
+        return True
 
     @property
     def words(self) -> str:
@@ -90,6 +100,10 @@ class Kind:
     def unread(self) -> tuple[str, ...]:
         """The keys that go with a layer, and of which its weight is not computed."""
         return tuple(key for key in self.keys if key not in self.parts.values())
+
+
+def _is_float(info: TensorInfo) -> bool:
+    return info.dtype.foldable or info.dtype.is_float8
 
 
 def _legacy(how: str, *operations: type[Operation], weight: str = "", **parts: str) -> Kind:

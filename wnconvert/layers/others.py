@@ -5,6 +5,7 @@ As for weight norm, a group of keys is not yet a layer: the tensors must be floa
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -90,6 +91,7 @@ def other_layers(
             (layers if asked else left).append(found)
         elif asked or (group.kind.varies and Spectral.kind in selection.kinds):
             refused.append(found)
+    refused += _stacks_in(every, selection)
     for name in (name for name, count in Counter(layer.name for layer in layers).items() if count > 1):
         layers = [layer for layer in layers if layer.name != name]
         refused.append(Refused(name, "it is there twice, and only one of them can be right"))
@@ -107,10 +109,7 @@ class _Group:
     @property
     def name(self) -> str:
         """The name of the weight."""
-        if self.kind.form == "parametrize":
-            owner, _, param = self.stem.rpartition("parametrizations.")
-            return owner + param.removesuffix(".")
-        return self.stem + self.kind.weight
+        return _weight_of(self.stem) if self.kind.form == "parametrize" else self.stem + self.kind.weight
 
     @property
     def kinds(self) -> tuple[str, ...]:
@@ -130,8 +129,10 @@ class _Group:
 
     @property
     def is_one(self) -> bool:
-        """Whether the tensors, too, are such that they show the kind: an ``x_mask`` may be anything."""
+        """Whether the tensors, too, are such that they show the kind."""
         parts = self.parts
+        if Spectral in self.kind.operations:
+            return True
         if not all(info.dtype.foldable or info.dtype.is_float8 for info in parts.values()):
             return False
         if self.kind.form == "module":
@@ -139,7 +140,13 @@ class _Group:
             return is_row and len(parts[ORIGINAL].shape) > 1 and not self.more
         if self.kind.operations == (Stored,):
             return self.keys["_orig"].shape == parts[ORIGINAL].shape
-        return self.kind.operations != (Mask,) or parts["mask"].shape == parts[ORIGINAL].shape
+        return True
+
+
+def _weight_of(stem: str) -> str:
+    """The name of the weight whose parametrizations have this stem."""
+    owner, _, param = stem.rpartition("parametrizations.")
+    return owner + param.removesuffix(".")
 
 
 def _groups(every: Mapping[str, TensorInfo]) -> Iterator[_Group]:
@@ -147,6 +154,37 @@ def _groups(every: Mapping[str, TensorInfo]) -> Iterator[_Group]:
         kind = next((kind for kind in _FOLDING if kind.shows(keys)), None)
         if kind is not None:
             yield _Group(kind, stem, keys)
+
+
+# The index of a parametrization is in the key of its u.
+_U = re.compile(r"\d+\._u")
+
+
+def _stacks_in(every: _Parts, selection: Selection) -> Iterator[Refused]:
+    """The refusals of weights with spectral norm on a parametrization that no row knows."""
+    if Spectral.kind not in selection.kinds:
+        return
+    for stem, keys in stems_of(every.values()).items():
+        u = next(filter(_U.fullmatch, keys), None)
+        if u is None or any(kind.shows(keys) for kind in _FOLDING):
+            continue
+        name = _weight_of(stem)
+        if selection.wants(name):
+            yield Refused(name, f"{keys[u].name} shows spectral norm stacked on another parametrization")
+
+
+def _pruned_g(group: _Group, every: _Parts) -> bool:
+    """Whether what is pruned is the g of weight norm."""
+    if group.kind.operations != (Mask,) or not group.name.endswith("_g"):
+        return False
+    v = next((every[name] for end in ("_v", "_v_orig") if (name := group.name[:-2] + end) in every), None)
+    if v is None or len(v.shape) < 2:
+        return False
+    try:
+        dim_of(group.parts[ORIGINAL].shape, v.shape)
+    except LayerError:
+        return False
+    return True
 
 
 def _against(
@@ -161,11 +199,15 @@ def _against(
         yield Refused(name, f"{group.more[0].name} beside it shows another reparameterization stacked on it")
     if stacked := _stacked(group, parametrized):
         yield Refused(name, f"{stacked} shows another parametrization stacked on it")
+    if Norm.kind in selection.kinds and _pruned_g(group, every):
+        remedy = f"fold with {option('kinds', Mask.kind)} first, and then what that writes"
+        yield Refused(name, "weight norm and prune of its g are stacked", remedy)
     if name in every and every[name] not in parts.values():
         yield Refused(name, "the plain weight of that name is there too, and only one of them can be right")
     for info in parts.values():
         if not info.dtype.foldable:
-            yield Refused(name, f"{info.name} is {info.dtype}, which cannot be folded without its scale")
+            scale = " without its scale" if info.dtype.is_float8 else ""
+            yield Refused(name, f"{info.name} is {info.dtype}, which cannot be folded{scale}")
     if not all(info.numel for info in parts.values()):
         yield Refused(name, EMPTY, EMPTY_FIX)
 
