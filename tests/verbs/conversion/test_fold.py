@@ -472,3 +472,12 @@ def test_only_reaches_into_a_list_by_its_place(tmp_path: Path) -> None:
     torch.save({"nets": [{"b": torch.zeros(1)}, state]}, tmp_path / "in.pt")
     out = output_of(fold_file(tmp_path / "in.pt", tmp_path / "out.pt", only="nets.1", verify=True))
     assert list(torch.load(out, weights_only=True)["nets"][1]) == ["w"]
+
+
+def test_what_stands_beside_under_an_empty_key_is_said_to_be_left_out(tmp_path: Path) -> None:
+    state = {"w_g": torch.ones(2, 1), "w_v": torch.rand(2, 3)}
+    torch.save({"": 1.5, "model": state}, tmp_path / "in.pt")
+    result = fold_file(tmp_path / "in.pt", tmp_path / "out.safetensors")
+    assert [item.path for item in result.plan.dropped] == [""]
+    kept = output_of(fold_file(tmp_path / "in.pt", tmp_path / "out.pt"))
+    assert torch.load(kept, weights_only=True)[""] == 1.5

@@ -161,11 +161,11 @@ def _below(state: StateDict, entry: Entry) -> str:
 
 
 def _dropped_beside(tree: Tree, alone: StateDict) -> tuple[LeftOut, ...]:
-    paths = [state.path for state in tree.state_dicts]
-    paths += [*tree.optimizers, *(sibling.path for sibling in tree.siblings)]
-    others = [path for path in paths if path not in ("", alone.path)]
+    paths = [*(state.path for state in tree.state_dicts), *tree.optimizers]
+    siblings = [sibling.path for sibling in tree.siblings]
+    others = [path for path in paths if path not in ("", alone.path)] + siblings
     if alone.path and "" in paths:  # the root has no name; what else is in it has
-        led = {path.split(".")[0] for path in paths}
+        led = {path.split(".")[0] for path in (*paths, *siblings)}
         root = tree.state_dict("")
         others += [entry.name for entry in root.entries if entry.name not in led]
     return tuple(
