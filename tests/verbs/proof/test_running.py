@@ -11,6 +11,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedBuffer
+from torch.nn.utils import spectral_norm
+from torch.nn.utils.prune import random_unstructured
 
 from tests.helpers.export_models import scripted
 from tests.helpers.live_models import norm, portrait
@@ -74,6 +76,28 @@ def test_what_a_forward_leaves_behind_can_be_forgotten_before() -> None:
         forget()
         assert portrait(model) == once
         assert not any(module.training for module in model.modules())
+
+
+def pruned(kind: str) -> nn.Module:
+    """A layer of which the stored half is masked, as loading weights leaves it."""
+    layer = norm(nn.Linear(6, 5), "legacy") if kind == "weight" else spectral_norm(nn.Linear(6, 5))
+    prune: Any = random_unstructured
+    prune(layer, "weight_v" if kind == "weight" else "weight_orig", 0.5)
+    return layer.eval()
+
+
+@pytest.mark.parametrize("kind", ["weight", "spectral"])
+def test_a_mask_on_a_normed_weight_is_in_force_from_the_first_forward_on(kind: str) -> None:
+    saved, loaded, x = pruned(kind), pruned(kind), torch.randn(3, 6)
+    expected = [saved(x) for _ in range(3)][-1]
+    loaded.load_state_dict(saved.state_dict())
+    before = portrait(loaded)
+    with evaluating(loaded) as forget:
+        for _ in range(3):
+            assert torch.equal(loaded(x), expected)
+            forget()
+    assert portrait(loaded) == before
+    assert not torch.equal(loaded(x), expected), "torch's hooks are a forward behind"
 
 
 def test_buffers_that_stay_the_same_are_not_written_to() -> None:

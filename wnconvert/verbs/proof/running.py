@@ -19,6 +19,9 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.nn.parameter import is_lazy
+from torch.nn.utils.prune import BasePruningMethod
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
 from wnconvert.errors import ArgumentError
 from wnconvert.messages import listed, printable
@@ -31,6 +34,9 @@ Undo: TypeAlias = Callable[[], None]
 
 #: Attributes of these types are often caches, so their contents are restored too.
 _CONTAINERS = (dict, OrderedDict, defaultdict, Counter, list, set, deque, bytearray)
+
+#: torch's hooks that compute a weight before each forward.
+_HOOKS = (WeightNorm, SpectralNorm, BasePruningMethod)
 
 
 def check_shaped(model: nn.Module | ExportedProgram) -> None:
@@ -58,8 +64,9 @@ def evaluating(model: nn.Module | ExportedProgram) -> Iterator[Undo]:
     the contents of containers there, however deep. The insides of other objects are not: instances of the
     user's classes, numpy arrays and sparse tensors.
 
-    The block gets a function that restores the state at its beginning: eval mode, and nothing that a
-    forward has left behind (batch statistics, caches, counters). Raises the errors of ``check_shaped``.
+    The block gets a function that restores the state at its beginning: eval mode, weights that are computed
+    of what is stored, and nothing that a forward has left behind (batch statistics, caches, counters).
+    Raises the errors of ``check_shaped``.
 
     >>> norm = nn.BatchNorm1d(3, momentum=0.5)
     >>> with evaluating(norm) as forget:
@@ -79,14 +86,11 @@ def evaluating(model: nn.Module | ExportedProgram) -> Iterator[Undo]:
         with torch.random.fork_rng(devices=devices), torch.no_grad():
             for module, _ in modes:
                 module.training = False
-            own = [vars(module) for module in modules if not isinstance(module, torch.jit.ScriptModule)]
-            # Not by a deep copy, which would separate shared objects.
-            containers, tensors = _reached(own)
-            undo += map(_entries, containers)
-            undo += _numbers([*held, *tensors])
+            undo += _kept(modules, held)
+            begun = _kept(modules, held) if _settled(modules) else undo
 
             def forget() -> None:
-                for each in undo:
+                for each in begun:
                     each()
 
             yield forget
@@ -97,6 +101,30 @@ def evaluating(model: nn.Module | ExportedProgram) -> Iterator[Undo]:
             module.training = mode
         random.setstate(drawn)
         np.random.set_state(drawn_by_numpy)
+
+
+def _settled(modules: Iterable[nn.Module]) -> bool:
+    """Have torch's hooks compute the weights of layers that have several of them; whether there are any.
+
+    They run in the order in which they were added: the norm of a pruned half computes with the half as the
+    mask made it one forward before, or never, after the loading of weights.
+    """
+    found = False
+    for module in modules:
+        hooks = [hook for hook in module._forward_pre_hooks.values() if isinstance(hook, _HOOKS)]
+        if len(hooks) > 1:
+            found = True
+            for hook in hooks * len(hooks):  # each round settles one more
+                hook(module, ())
+    return found
+
+
+def _kept(modules: Iterable[nn.Module], held: Iterable[Tensor]) -> list[Undo]:
+    """Functions that restore what modules hold."""
+    own = [vars(module) for module in modules if not isinstance(module, torch.jit.ScriptModule)]
+    # Not by a deep copy, which would separate shared objects.
+    containers, tensors = _reached(own)
+    return [*map(_entries, containers), *_numbers([*held, *tensors])]
 
 
 def _reached(roots: Iterable[Any]) -> tuple[list[Any], list[Tensor]]:
