@@ -47,19 +47,21 @@ def build(root: Path) -> Path | None:
     target = root / _FOLDER / "rows.library"
     command = compiler()
     if command is None:
-        return _without("no C compiler (cc, or $CC)")
+        _say_without("no C compiler (cc, or $CC)")
+        return None
     made = target.with_suffix(f".{os.getpid()}.library")  # programs that use the old one go on doing so
     compiled = [str(root / source) for source in SOURCES if source.suffix == ".c"]
     run = [*command, *_OPTIONS, f'-DSOURCE="{digest(root)}"', *compiled, "-o", str(made)]
     done = subprocess.run(run, capture_output=True, text=True, check=False)  # noqa: S603 -- the user's compiler
     if done.returncode:
         made.unlink(missing_ok=True)
-        return _without(f"{command[0]} failed: {done.stderr}")
+        _say_without(f"{command[0]} failed: {done.stderr}")
+        return None
     made.replace(target)
     return target
 
 
-def _without(reason: str) -> None:
+def _say_without(reason: str) -> None:
     sys.stderr.write(f"wnconvert will compute with numpy, which takes longer: {reason}\n")
 
 
