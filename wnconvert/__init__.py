@@ -2,12 +2,14 @@
 
 Files and folders    fold_file, split_file, migrate_file, inspect_file, compare_files, loads_folder
 Stores               path_on, clean_store
+Many of them         fold_files, split_files, migrate_files, inspect_files
 State dicts          fold_state_dict, split_state_dict, migrate_state_dict, inspect_state_dict,
                      compare_state_dicts
 Code                 modernize_code
 Live modules         fold_module, folded, weights_folded, split_module, migrate_module, inspect_module
 ONNX                 export_onnx, check_onnx; fold_file and inspect_file take ONNX models too
-Results              Plan, Result, Inspection, Comparison, LoadReport, ModernizeReport, ExportReport, Layers
+Results              Plan, Result, FileResult, Inspection, Comparison, LoadReport, ModernizeReport,
+                     ExportReport, Layers
 Errors               WnconvertError: ArgumentError, InputError (FormatError), LayerError (NumbersError),
                      OutputError, TooFewLayersError, VerifyError
 
@@ -45,6 +47,8 @@ if TYPE_CHECKING:
     from wnconvert.verbs.conversion.state_dict import fold_state_dict, migrate_state_dict, split_state_dict
     from wnconvert.verbs.export.check import check_onnx
     from wnconvert.verbs.export.export import export_onnx
+    from wnconvert.verbs.fleet.files import fold_files, inspect_files, migrate_files, split_files
+    from wnconvert.verbs.fleet.result import FileResult
     from wnconvert.verbs.inspection.inspect import inspect_file, inspect_state_dict
     from wnconvert.verbs.inspection.result import Inspection
     from wnconvert.verbs.loads.loads import loads_folder
@@ -63,6 +67,7 @@ __all__ = [
     "ArgumentError",
     "Comparison",
     "ExportReport",
+    "FileResult",
     "FormatError",
     "InputError",
     "Inspection",
@@ -84,19 +89,23 @@ __all__ = [
     "compare_state_dicts",
     "export_onnx",
     "fold_file",
+    "fold_files",
     "fold_module",
     "fold_state_dict",
     "folded",
     "inspect_file",
+    "inspect_files",
     "inspect_module",
     "inspect_state_dict",
     "loads_folder",
     "migrate_file",
+    "migrate_files",
     "migrate_module",
     "migrate_state_dict",
     "modernize_code",
     "path_on",
     "split_file",
+    "split_files",
     "split_module",
     "split_state_dict",
     "weights_folded",
@@ -113,6 +122,11 @@ _HOMES = {
     "ExportReport": "verbs.proof.report",
     "fold_file": "verbs.conversion.files",
     "fold_state_dict": "verbs.conversion.state_dict",
+    "FileResult": "verbs.fleet.result",
+    "fold_files": "verbs.fleet.files",
+    "inspect_files": "verbs.fleet.files",
+    "migrate_files": "verbs.fleet.files",
+    "split_files": "verbs.fleet.files",
     "inspect_file": "verbs.inspection.inspect",
     "inspect_state_dict": "verbs.inspection.inspect",
     "loads_folder": "verbs.loads.loads",

@@ -43,8 +43,11 @@ OF_THE_CLI = {
     "json", "quiet", "silent", "list", "no_progress", "sort", "top", "format", "wide", "plot", "check",
     "diff",
     "verbose",
+    "drift",
 }  # fmt: skip
 OF_PYTHON = {"progress", "on_plan", "dynamic"}
+#: Options for many files, which the functions that end in _files have.
+OF_FLEETS = {"recursive", "jobs", "skip_existing", "keep_going", "report", "cluster"}
 #: How MODEL becomes a module; Python is given that.
 OF_MODEL = {"weights", "kwargs", "only", "strip_prefix", "trust"}
 TWINS = {
@@ -104,13 +107,21 @@ def test_a_command_has_the_options_and_defaults_of_its_python_twin(name: str) ->
     above = click.Context(cli, **cli.context_settings)
     context = COMMANDS[name].make_context(name, list(GIVEN.get(name, ["SRC"])), parent=above)
     given = {called.get(at, at): value for at, value in context.params.items()}
-    apart = OF_THE_CLI | (OF_MODEL if called else set())
+    apart = OF_THE_CLI | OF_FLEETS | (OF_MODEL if called else set())
     apart |= {"force"} if name == "inspect" else set()  # it is for the picture
     assert set(given) - apart == set(parameters) - OF_PYTHON
     needed = FILES - {"out"} | {"inputs"}
     defaults = {at: given[at] for at in parameters if at in given and at not in needed}
     assert defaults or set(parameters) <= FILES
     assert defaults == {at: parameters[at].default for at in defaults}
+
+
+@pytest.mark.parametrize("name", ["fold", "split", "migrate", "inspect"])
+def test_the_options_for_many_files_are_those_of_the_python_twin(name: str) -> None:
+    parameters = inspect.signature(getattr(wnconvert, f"{name}_files")).parameters
+    mine = {option.name for option in COMMANDS[name].params} & OF_FLEETS
+    assert mine == OF_FLEETS - ({"skip_existing"} if name == "inspect" else set())
+    assert set(parameters) - {"sources", "out", "executor", "options"} == mine
 
 
 @pytest.mark.parametrize("name", VERBS)
@@ -178,7 +189,7 @@ def test_the_console_script_is_the_module() -> None:
         assert done.stdout == run("--version").stdout
     done = subprocess.run([*module, "fold"], capture_output=True, text=True, env=environment(), check=False)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "error: Missing argument 'SRC'.\nfix: python -m wnconvert fold --help\n"
+    assert done.stderr == "error: Missing argument 'SRC...'.\nfix: python -m wnconvert fold --help\n"
 
 
 # -- exit codes
@@ -196,7 +207,7 @@ def test_done_is_0_and_nothing_to_do_is_done_too(gan: Path) -> None:
     ("arguments", "says"),
     [
         (["fold", "no.pt"], "error: no.pt: there is no such file\nfix: check the path\n"),
-        (["fold"], "error: Missing argument 'SRC'.\nfix: wnconvert fold --help\n"),
+        (["fold"], "error: Missing argument 'SRC...'.\nfix: wnconvert fold --help\n"),
         (["fold", "GAN", "--no-such"], "wnconvert fold --help\n"),
         (["fold", "GAN", "--dim", "x"], "'x' is not an axis"),
         (["fold", "GAN", "--threads", "0"], "wnconvert fold --help\n"),

@@ -129,7 +129,7 @@ def test_an_error_of_loads_is_json_too() -> None:
 def test_a_line_that_cannot_be_parsed_is_json_too() -> None:
     assert error_of("fold", "--json", BIG, "--nonsense")["fix"] == "wnconvert fold --help"
     assert error_of("fold", BIG, "--dim", "x", "--json")["exit_code"] == 2
-    assert error_of("fold", "--json")["what"] == "Missing argument 'SRC'."
+    assert error_of("fold", "--json")["what"] == "Missing argument 'SRC...'."
     assert str(error_of("convert", "--json")["fix"]).startswith("did you mean wnconvert fold")
 
 

@@ -138,7 +138,7 @@ def test_env_tells_the_versions_of_what_is_installed() -> None:
 
 
 def test_env_tells_what_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("wnconvert.cli.environment.PACKAGES", ("numpy", "no_such_package"))
+    monkeypatch.setattr("wnconvert.cli.telling.environment.PACKAGES", ("numpy", "no_such_package"))
     assert json.loads(run("env", "--json").stdout)["packages"]["no_such_package"] is None
     assert "no_such_package: not installed" in run("env").stdout
 

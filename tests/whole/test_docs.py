@@ -255,6 +255,16 @@ def test_the_json_of_conversions_is_as_documented(tmp_path: Path) -> None:
     _hold(results, "Of fold, split and migrate", "When it is done")
 
 
+def test_the_json_of_many_files_is_as_documented(tmp_path: Path) -> None:
+    fixtures = sandbox(tmp_path)
+    names = ("gan.pt", "plain.pt", "zero_row.safetensors")
+    asked = ("--jobs", "1", "--keep-going", "--report", tmp_path / "r.jsonl", "--json")
+    found = json.loads(run_here("fold", *(fixtures / name for name in names), *asked).stdout)
+    _hold([found], "Of many files")
+    told = [json.loads(line) for line in (tmp_path / "r.jsonl").read_text().splitlines()]
+    assert {*told[0]} - {*found["files"][0]} == {"options"}
+
+
 def test_the_json_of_inspections_is_as_documented(tmp_path: Path) -> None:
     fixtures = sandbox(tmp_path)
     names = [

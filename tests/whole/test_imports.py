@@ -29,7 +29,7 @@ ORDER = (
     "storage | verbs | reports | cli"
 )
 #: The same for the folders of `verbs`, of which only these arrows run between two that share a place.
-VERBS = "shared | inspection conversion comparison modules proof | loads loading export | modernization"
+VERBS = "shared | inspection conversion comparison modules proof | loads loading export fleet | modernization"
 ARROWS = {("modules", "inspection")}
 
 #: Packages that only some places may import, and where: folders or files below `wnconvert/`.
@@ -52,6 +52,7 @@ NOT_AT_THE_TOP: dict[str, tuple[str, ...]] = {
     "onnxruntime": (),
     "libcst": (),
     "matplotlib": (),
+    "distributed": (),
 }
 #: What `wnconvert --help` may not pay for.
 HEAVY = {"torch", "numpy", "onnx", "onnxruntime", "matplotlib", "transformers", "libcst"}

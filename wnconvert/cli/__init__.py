@@ -6,11 +6,11 @@ completion   what a shell offers for --only and --layers
 options      options shared by several commands
 words        usual words that are not commands, and help VERB
 errors       errors in words and as JSON
+runs         what a command does with one file, or with many
 files        fold, split, migrate, inspect, compare
 export       export, check
-loads        loads, clean
 modernize    modernize
-environment  env
+telling      loads, clean, env
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from typing import NoReturn
 import click
 
 from wnconvert import __version__
-from wnconvert.cli.environment import env
 from wnconvert.cli.errors import failed, interrupted
 from wnconvert.cli.export import check, export
 from wnconvert.cli.files import compare, fold, inspect, migrate, split
-from wnconvert.cli.loads import clean, loads
 from wnconvert.cli.modernize import modernize
 from wnconvert.cli.options import EXIT_CODES
+from wnconvert.cli.telling.environment import env
+from wnconvert.cli.telling.loads import clean, loads
 from wnconvert.cli.terminal import put_json
 from wnconvert.cli.words import Verbs, help_command
 from wnconvert.signals import on_endings

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +11,6 @@ from wnconvert.cli.completion import layers, state_dicts
 from wnconvert.cli.options import (
     CAST_CHOICES,
     DROPS_OPTIMIZER,
-    FIRST_LAYERS,
     FORM_CHOICES,
     JSON,
     NO_PROGRESS,
@@ -27,19 +23,19 @@ from wnconvert.cli.options import (
     DTypeChoice,
     dim_of_text,
     epilog,
-    errors_as_json,
     globs,
     kinds_option,
     target,
     with_output,
 )
-from wnconvert.cli.terminal import alarm, fitting_width, mention, mention_json, progress_bar, put, put_json
-from wnconvert.heap import keep_large_apart
-from wnconvert.messages import printable
+from wnconvert.cli.runs.conversion import convert_files
+from wnconvert.cli.runs.fleets import FLEET, FLEET_TO_READ
+from wnconvert.cli.runs.inspection import show_inspections
+from wnconvert.cli.runs.start import load_lightly
+from wnconvert.cli.terminal import alarm, fitting_width, progress_bar
 
 if TYPE_CHECKING:
     from wnconvert.cli.output import Output
-    from wnconvert.plan.plan import Plan
 
 __all__ = ["FORMAT_CHOICES", "SORT_CHOICES", "compare", "fold", "inspect", "migrate", "split"]
 
@@ -92,8 +88,9 @@ FORMAT_CHOICES = ("table", "json", "csv", "markdown")
     "layer and the whole model, the layers alone, or nothing.",
 )
 @TIME_LIMIT
+@FLEET
 @WRITING
-def fold(src: str, out: str | None, **options: Any) -> None:
+def fold(src: tuple[str, ...], out: str | None, **options: Any) -> int:
     """Fold g and v into plain weights.
 
     SRC is a checkpoint of any kind: safetensors, a file of any version of torch.save, a whole pickled
@@ -103,10 +100,10 @@ def fold(src: str, out: str | None, **options: Any) -> None:
     computes from g and v become stored weights, and the rest stays byte for byte; the result is run
     beside the original before it is put in place.
     """
-    _load_lightly()
+    load_lightly()
     from wnconvert.verbs.conversion.files import fold_file
 
-    _convert(fold_file, "folded", src, out, **options)
+    return convert_files("fold", fold_file, src, out, **options)
 
 
 @click.command(cls=Conversion, epilog=epilog("wnconvert split generator.safetensors --like g_02500000"))
@@ -129,18 +126,19 @@ def fold(src: str, out: str | None, **options: Any) -> None:
     "norm of the whole tensor.",
 )
 @DROPS_OPTIMIZER
+@FLEET
 @WRITING
-def split(src: str, out: str | None, **options: Any) -> None:
+def split(src: tuple[str, ...], out: str | None, **options: Any) -> int:
     """Split plain weights into g and v.
 
     This lets you train a folded model further; folding it again gives the same bits. g is the norm of each
     row, correctly rounded, and v the weight itself. A file that wnconvert fold wrote gets its layers back as
     they were; for any other file, name them: --like REF, or --layers with --dim.
     """
-    _load_lightly()
+    load_lightly()
     from wnconvert.verbs.conversion.files import split_file
 
-    _convert(split_file, "split", src, out, **options)
+    return convert_files("split", split_file, src, out, **options)
 
 
 @click.command(cls=Conversion, epilog=epilog("wnconvert migrate g_02500000 --to parametrize"))
@@ -157,68 +155,18 @@ def split(src: str, out: str | None, **options: Any) -> None:
 @click.option(
     "--drop-optimizer", is_flag=True, help="Leave out optimizer state (if its positions would not fit)."
 )
+@FLEET
 @WRITING
-def migrate(src: str, out: str | None, *, to: str, **options: Any) -> None:
+def migrate(src: tuple[str, ...], out: str | None, **options: Any) -> int:
     """Rename the keys of old weight norm to those of torch 2.1, or back.
 
     The names and order of keys become those of torch, the bytes of tensors stay; optimizer state in the file
     stays valid. --kinds spectral does so with spectral norm.
     """
-    _load_lightly()
+    load_lightly()
     from wnconvert.verbs.conversion.files import migrate_file
 
-    _convert(migrate_file, to, src, out, to=to, **options)
-
-
-def _load_lightly() -> None:
-    """Have numpy load without the threads of its BLAS, which took 15 ms, and free memory go back at once."""
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    keep_large_apart()
-
-
-def _convert(
-    verb: Callable[..., Any],
-    kind: str,
-    src: str,
-    out: str | None,
-    *,
-    output: Output,
-    no_progress: bool,
-    dry_run: bool,
-    **options: Any,
-) -> None:
-    """Run a verb on a file, or plan it, and print the result."""
-    from wnconvert.reports.conversions import plan_line, plan_text, result_line, result_text
-    from wnconvert.storage.files import kind_of
-    from wnconvert.verbs.conversion.places.piped import goes_to_stdout
-    from wnconvert.verbs.conversion.targets import target_of
-
-    piped = goes_to_stdout(src, out)
-    if piped:
-        output = replace(output, on_stderr=True)
-        if output.json:
-            errors_as_json(click.get_current_context(), mention_json)
-    in_place = options["in_place"]
-    target = None if piped else target_of(src, out, kind, as_folder=options["as_folder"], in_place=in_place)
-    shown = "stdout" if target is None else str(target.path)
-    most = None if options.pop("list") else FIRST_LAYERS
-    if dry_run:
-        plan = verb(src, out, dry_run=True, **options)
-        there = target is not None and kind_of(target.path) is not None
-        exists = there and plan.writes and not (options["force"] or in_place)
-        output.notes((*plan.notes, *([f"{shown} exists: --force replaces it"] if exists else [])))
-        output.result(plan.to_dict, lambda: plan_text(plan, shown, most), lambda: plan_line(plan, shown))
-        return
-    said: set[str] = set()
-
-    def before(plan: Plan) -> None:  # what is lost, or left random, is said before it is
-        said.update(plan.notes)
-        output.notes(plan.notes)
-
-    with progress_bar(src, shown=output.steps and not no_progress) as progress:
-        result = verb(src, out, progress=progress, on_plan=before, **options)
-    output.notes(tuple(note for note in result.notes if note not in said))
-    output.result(result.to_dict, lambda: result_text(result, most), lambda: result_line(result))
+    return convert_files("migrate", migrate_file, src, out, **options)
 
 
 @click.command(epilog=epilog("wnconvert inspect ckpt.safetensors --full --sort ratio --top 20"))
@@ -264,77 +212,23 @@ def _convert(
     "--plot", type=click.Path(), metavar="FILE", help="Draw the magnitudes to a .png, .svg or .pdf file."
 )
 @click.option("-f", "--force", is_flag=True, help="Replace the picture if it exists.")
+@click.option(
+    "--drift", is_flag=True, help="Of several files, show how far each layer moved from one to the next."
+)
+@FLEET_TO_READ
 @VERBOSE
 @NO_PROGRESS
-def inspect(
-    src: tuple[str, ...],
-    *,
-    sort: str | None,
-    top: int | None,
-    json: bool,
-    wide: bool,
-    plot: str | None,
-    check: bool,
-    full: bool,
-    force: bool,
-    no_progress: bool,
-    **options: Any,
-) -> int:
+def inspect(src: tuple[str, ...], *, json: bool, **options: Any) -> int:
     """Show what is in a checkpoint and whether it is healthy.
 
     It shows the form, the magnitudes of the layers, and what fold, split and migrate would do. Only g is
-    read, kilobytes of a file of gigabytes; plain weights of an ONNX model are read and shown too. Of several
-    files (a training run) it shows one row for each layer, starting with those that moved most.
+    read, kilobytes of a file of gigabytes; plain weights of an ONNX model are read and shown too. Of many
+    files (names, patterns such as 'runs/**/*.pt', or folders with -r) it shows one row for each; with
+    --drift, one for each layer, starting with those that moved most over a training run.
     """
-    _load_lightly()
-    from wnconvert.reports.inspections import arranged, healths_text, inspection_text, moves_text
-    from wnconvert.verbs.inspection.inspect import inspect_file
-
-    full, style = full or check, options.pop("format")
-    if json := json or style == "json":
-        errors_as_json(click.get_current_context())
-    if sort in ("norm", "ratio") and not full:
-        raise click.UsageError(f"--sort {sort} needs --full, which reads v")
-    if len(src) > 1:
-        _check_of_several(sort, lists=not json and (options["tensors"] or options["metadata"]))
-    if plot is not None:
-        from wnconvert.reports.plots import check_picture
-
-        check_picture(plot, force=force)
-    found = []
-    for path in src:
-        with progress_bar(path, shown=not no_progress) as progress:
-            found.append(inspect_file(path, full=full, progress=progress, **options))
-    if len(found) == 1:
-        found = [arranged(found[0], sort=sort, top=top)]
-    drawn: tuple[str, ...] = ()
-    if plot is not None:  # before the report: an error has stdout, and its JSON, for itself
-        from wnconvert.reports.plots import plot_magnitudes
-
-        drawn = (f"the picture is in {printable(plot)}", *plot_magnitudes(found, plot, force=force))
-    width = fitting_width(wide=wide)
-    if json:
-        every = [item.to_dict() for item in found]
-        put_json(every[0] if len(every) == 1 else {"schema": 1, "files": every})
-    elif len(found) == 1:
-        put(inspection_text(found[0], style=style, width=width, alarm=alarm))
-    else:
-        put(moves_text(found, style=style, top=top, width=width))
-        if full and style != "csv":
-            put(healths_text(found))
-    for note in drawn:
-        mention(note)
-    return 0 if not check or all(item.health for item in found) else 1
-
-
-def _check_of_several(sort: str | None, *, lists: bool) -> None:
-    """Raise for what has no place in the table of several files."""
-    if sort is not None:
-        raise click.UsageError(
-            "--sort is for one file; layers of several files are sorted by how far they moved"
-        )
-    if lists:
-        raise click.UsageError("--tensors and --metadata are for one file; with --json also for several")
+    load_lightly()
+    style = options.pop("format")
+    return show_inspections(src, style="json" if json else style, **options)
 
 
 @click.command(epilog=epilog("wnconvert compare g_02500000 generator.safetensors"))
@@ -384,7 +278,7 @@ def compare(a: str, b: str, *, output: Output, wide: bool, no_progress: bool, **
     They may differ in form, container and nesting: weight-normalized layers are compared by the weights that
     they compute. Exit code 0: equal, 1: different.
     """
-    _load_lightly()
+    load_lightly()
     from wnconvert.reports.comparisons import comparison_line, comparison_text
     from wnconvert.verbs.comparison.compare import compare_files
 

@@ -193,7 +193,7 @@ DROPS_OPTIMIZER = click.option(
 def target(default: str) -> Callable[[_Command], _Command]:
     """The source and the output of a conversion; ``default`` is put before the suffix of the source."""
     return with_options(
-        click.argument("src", type=click.Path()),
+        click.argument("src", nargs=-1, required=True, type=click.Path()),
         click.option(
             "-o",
             "--out",
@@ -202,8 +202,8 @@ def target(default: str) -> Callable[[_Command], _Command]:
             type=click.Path(),
             metavar="OUT",
             help="File to write: safetensors or .npz if it has that suffix, else as torch.save writes; or "
-            "the folder to write it into. A folder, if SRC is one or --as-folder is given. - is stdout, as "
-            "SRC - is stdin.  "
+            "the folder to write it into (of many files always). A folder, if SRC is one or --as-folder is "
+            "given. - is stdout, as SRC - is stdin.  "
             f"[default: SRC with {default} before its suffix]",
         ),
         click.option(

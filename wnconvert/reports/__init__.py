@@ -3,6 +3,7 @@
 tables          tables: terminal, Markdown, CSV
 conversions     plans and results as text
 inspections     inspections as text
+fleets          many files as text
 comparisons     comparisons as text
 exports         exports and checks as text
 loads           whether a folder loads, as text

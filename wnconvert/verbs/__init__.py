@@ -10,4 +10,5 @@ loads           whether the class that a folder names finds its tensors there
 loading         the model that a user names: built or read, its weights loaded
 export          a module exported to ONNX and proven equal
 modernization   code taken to the other form of weight norm, and proven to do the same
+fleet           fold, split, migrate and inspect on many checkpoints: run side by side, kept in a journal
 """

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePath
-from typing import TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 from wnconvert.errors import ArgumentError, InputError, OutputError
 from wnconvert.messages import refuse_other_than_path
@@ -21,6 +22,7 @@ from wnconvert.verbs.shared.leftovers import cleaned_leftovers
 __all__ = [
     "StrPath",
     "Target",
+    "address_of",
     "check_apart",
     "check_is_checkpoint",
     "check_name",
@@ -29,6 +31,8 @@ __all__ = [
     "clean_beside",
     "default_output",
     "has_suffix",
+    "kind_of_verb",
+    "output_name",
     "same_file",
     "target_of",
 ]
@@ -77,7 +81,7 @@ def target_of(
         return Target(default_output(path, kind, as_folder=as_folder), from_folder or as_folder)
     refuse_other_than_path(out, "an output")
     text = os.fspath(out)
-    if (address := _address_of(out)) is not None:
+    if (address := address_of(out)) is not None:
         return _stored(path, address, kind, text, is_folder=from_folder or as_folder)
     output = output_path(out)
     into = text.endswith(os.sep) or output.is_dir()
@@ -95,7 +99,7 @@ def target_of(
     return Target(output / _named(Path(path.name), kind).name, is_folder=False)
 
 
-def _address_of(out: StrPath) -> Address | None:
+def address_of(out: StrPath) -> Address | None:
     """The address of an output in a store; None for all else, which ``output_path`` looks at."""
     try:
         return stored_output(out)
@@ -141,6 +145,30 @@ def default_output(source: StrPath, kind: str, *, as_folder: bool = False) -> Pa
     if from_folder:
         return _beside_folder(place, kind)
     return place.with_name(f"{_stem(place)}.{kind}") if as_folder else _named(place, kind)
+
+
+def output_name(source: StrPath, kind: str, *, as_folder: bool = False) -> str:
+    """The name that ``default_output`` gives, wherever the source lies.
+
+    >>> output_name("runs/x.pt", "folded"), output_name("fixtures/sharded", "split")
+    ('x.folded.pt', 'sharded.split')
+    """
+    path = located(source)
+    if _is_folder(path):
+        folder = _folder_of(path)
+        return _beside_folder(Path(folder.name or os.path.realpath(folder)), kind).name
+    place = Path(path.name)
+    return f"{_stem(place)}.{kind}" if as_folder else _named(place, kind).name
+
+
+def kind_of_verb(verb: str, options: Mapping[str, Any]) -> str:
+    """What a verb puts into the names of its outputs.
+
+    >>> kind_of_verb("fold", {}), kind_of_verb("migrate", {"to": "legacy"})
+    ('folded', 'legacy')
+    """
+    named = {"fold": "folded", "split": "split"}
+    return named[verb] if verb in named else str(options.get("to", "parametrize"))
 
 
 def _is_folder(path: PurePath) -> bool:

@@ -1,0 +1,130 @@
+"""Many files on a cluster of dask.distributed: a scheduler and three workers, one of which is killed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from distributed import Client
+from safetensors.numpy import save_file
+
+from tests.helpers.golden import ROOT
+from tests.helpers.tool import run_here
+from wnconvert.errors import InputError
+from wnconvert.verbs.fleet.files import fold_files
+
+FILES = 24
+
+
+def started(*arguments: str, folder: Path) -> subprocess.Popen[bytes]:
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    return subprocess.Popen(
+        [sys.executable, "-m", *arguments],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": path},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, list[subprocess.Popen[bytes]]]]:
+    folder = tmp_path_factory.mktemp("cluster")
+    told = folder / "scheduler.json"
+    here = ("--host", "127.0.0.1", "--no-dashboard")
+    at_any_port = ("--port", "0", "--scheduler-file", str(told))
+    scheduler = started("distributed.cli.dask_scheduler", *here, *at_any_port, folder=folder)
+    workers: list[subprocess.Popen[bytes]] = []
+    try:
+        until = time.monotonic() + 60
+        while not (told.exists() and told.read_text().endswith("}")):
+            assert time.monotonic() < until
+            time.sleep(0.05)
+        address = str(json.loads(told.read_text())["address"])
+        one = ("--no-nanny", "--nthreads", "1", *here)
+        workers += [
+            started("distributed.cli.dask_worker", address, *one, "--name", str(at), folder=folder)
+            for at in range(3)
+        ]
+        with Client(address, set_as_default=False) as client:
+            client.wait_for_workers(3, timeout=60)
+        yield address, workers
+    finally:
+        for process in (*workers, scheduler):
+            process.kill()
+            process.wait()
+
+
+def put(folder: Path) -> None:
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for at in range(FILES):
+        v = rng.standard_normal((1024, 2048), np.float32)
+        save_file(
+            {"a.weight_g": np.ones((1024, 1), np.float32), "a.weight_v": v}, folder / f"{at}.safetensors"
+        )
+
+
+@pytest.mark.alone
+def test_a_worker_that_is_killed_while_it_works_loses_nothing_and_does_nothing_twice(
+    cluster: tuple[str, list[subprocess.Popen[bytes]]], tmp_path: Path
+) -> None:
+    address, workers = cluster
+    put(tmp_path / "in")
+    report = tmp_path / "r.jsonl"
+    results = fold_files([tmp_path / "in" / "*"], tmp_path / "out", cluster=address, report=report)
+    done = [next(results)]
+    with Client(address, set_as_default=False) as client:
+        info: dict[str, Any] = client.scheduler_info(n_workers=-1)["workers"]
+        (victim,) = (at for at, worker in info.items() if str(worker["id"]) == "0")
+        until = time.monotonic() + 60
+        while not client.processing()[victim]:
+            done.append(next(results))
+            assert time.monotonic() < until
+        os.kill(workers[0].pid, signal.SIGKILL)
+    done += results
+    assert [result.state for result in done] == ["done"] * FILES
+    assert len({result.source for result in done}) == FILES
+    lines = [json.loads(line) for line in report.read_text().splitlines()]
+    assert len(lines) == FILES
+    for line in lines:
+        written = Path(line["output"]).read_bytes()
+        assert line["sha256"] == hashlib.sha256(written).hexdigest()
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(
+        f"{at}.folded.safetensors" for at in range(FILES)
+    )
+
+
+@pytest.mark.alone
+def test_what_is_there_is_not_replaced_by_a_cluster_either(
+    cluster: tuple[str, list[subprocess.Popen[bytes]]], tmp_path: Path
+) -> None:
+    put(tmp_path / "in")
+    (tmp_path / "out").mkdir()
+    there = tmp_path / "out" / "3.folded.safetensors"
+    there.write_bytes(b"mine")
+    asked = ["--cluster", cluster[0], "--keep-going", "--json"]
+    ended = run_here("fold", "in/3.safetensors", "in/4.safetensors", "-o", "out", *asked, folder=tmp_path)
+    assert ended.returncode == 2
+    assert {Path(it["source"]).name: it["state"] for it in json.loads(ended.stdout)["files"]} == {
+        "3.safetensors": "failed",
+        "4.safetensors": "done",
+    }
+    assert there.read_bytes() == b"mine"
+
+
+def test_where_no_scheduler_answers_that_is_said(tmp_path: Path) -> None:
+    put(tmp_path / "in")
+    with pytest.raises(InputError, match=r"tcp://127\.0\.0\.1:1: no scheduler of dask answers there"):
+        [*fold_files([tmp_path / "in" / "*"], cluster="tcp://127.0.0.1:1")]
+    assert not list(tmp_path.glob("in/*.folded.*"))

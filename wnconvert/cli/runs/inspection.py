@@ -1,0 +1,131 @@
+"""The files of a command inspected: one, shown in full, or many, a row for each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from wnconvert.cli.options import errors_as_json
+from wnconvert.cli.runs.fleets import fleet_asked
+from wnconvert.cli.runs.many import inspect_many, put_files
+from wnconvert.cli.terminal import alarm, fitting_width, mention, progress_bar, put, put_json
+from wnconvert.messages import printable
+
+if TYPE_CHECKING:
+    from wnconvert.verbs.inspection.result import Inspection
+
+__all__ = ["show_inspections"]
+
+
+def show_inspections(
+    src: Sequence[str],
+    *,
+    recursive: bool,
+    jobs: int | None,
+    keep_going: bool,
+    report: str | None,
+    cluster: str | None,
+    style: str,
+    check: bool,
+    full: bool,
+    drift: bool,
+    sort: str | None,
+    top: int | None,
+    wide: bool,
+    plot: str | None,
+    force: bool,
+    no_progress: bool,
+    **options: Any,
+) -> int:
+    """Inspect the files that are named, and print what is in them; the exit code."""
+    if style == "json":
+        errors_as_json(click.get_current_context())
+    options["full"] = full = full or check
+    request = fleet_asked(
+        src, recursive=recursive, jobs=jobs, keep_going=keep_going, report=report, cluster=cluster
+    )
+    if request is None:
+        _check_of_one(sort, full=full, drift=drift)
+    else:
+        _check_of_several(sort, lists=style != "json" and (options["tensors"] or options["metadata"]))
+    if plot is not None:
+        from wnconvert.reports.plots import check_picture
+
+        check_picture(plot, force=force)
+    if request is None:
+        results, found = [], [_one(src[0], sort, top, options, no_progress=no_progress)]
+    else:
+        results = inspect_many(src, request, options)
+        found = [result.inspection for result in results if result.inspection is not None]
+    # The picture comes before the report: an error has stdout, and its JSON, for itself.
+    drawn = _drawn(found, plot, force=force)
+    width = fitting_width(wide=wide)
+    if request is None:
+        _put_one(found[0], style, width)
+    elif drift and style != "json":
+        _put_drift(found, style, top, width)
+    else:
+        put_files(results, style=style, top=top, width=width)
+    if request is not None and full and style not in ("csv", "json"):
+        from wnconvert.reports.inspections import healths_text
+
+        put(healths_text(found))
+    for note in drawn:
+        mention(note)
+    if any(result.error for result in results):
+        return 2
+    return int(check and not all(item.health for item in found))
+
+
+def _check_of_one(sort: str | None, *, full: bool, drift: bool) -> None:
+    """Raise for what has no place in the table of one file."""
+    if sort in ("norm", "ratio") and not full:
+        raise click.UsageError(f"--sort {sort} needs --full, which reads v")
+    if drift:
+        raise click.UsageError("--drift is for several files")
+
+
+def _check_of_several(sort: str | None, *, lists: bool) -> None:
+    """Raise for what has no place in the tables of several files."""
+    if sort is not None:
+        raise click.UsageError(
+            "--sort is for one file; several are sorted by name, and layers (--drift) by how far they moved"
+        )
+    if lists:
+        raise click.UsageError("--tensors and --metadata are for one file; with --json also for several")
+
+
+def _one(
+    path: str, sort: str | None, top: int | None, options: dict[str, Any], *, no_progress: bool
+) -> Inspection:
+    from wnconvert.reports.inspections import arranged
+    from wnconvert.verbs.inspection.inspect import inspect_file
+
+    with progress_bar(path, shown=not no_progress) as progress:
+        return arranged(inspect_file(path, progress=progress, **options), sort=sort, top=top)
+
+
+def _drawn(found: Sequence[Inspection], plot: str | None, *, force: bool) -> tuple[str, ...]:
+    """Draw the picture that is asked for; what there is to say of it."""
+    if plot is None:
+        return ()
+    from wnconvert.reports.plots import plot_magnitudes
+
+    return (f"the picture is in {printable(plot)}", *plot_magnitudes(found, plot, force=force))
+
+
+def _put_one(found: Inspection, style: str, width: int | None) -> None:
+    from wnconvert.reports.inspections import inspection_text
+
+    if style == "json":
+        put_json(found.to_dict())
+    else:
+        put(inspection_text(found, style=style, width=width, alarm=alarm))
+
+
+def _put_drift(found: Sequence[Inspection], style: str, top: int | None, width: int | None) -> None:
+    from wnconvert.reports.inspections import moves_text
+
+    put(moves_text(found, style=style, top=top, width=width))

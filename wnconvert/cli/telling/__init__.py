@@ -1,0 +1,5 @@
+"""Commands that only tell how things are here.
+
+loads        loads, clean
+environment  env
+"""

@@ -1,0 +1,123 @@
+"""Where jobs run: in this process, in others of this machine, or on a cluster. Each is an ``Executor``."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, Future, ProcessPoolExecutor
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from wnconvert.errors import ArgumentError, InputError
+from wnconvert.messages import to_install
+
+__all__ = ["Workplace", "opened_workplace"]
+
+
+_Made = TypeVar("_Made")
+#: What the process that forks others loads once for all.
+_NEEDED = [
+    "wnconvert.verbs.fleet.work",
+    "wnconvert.verbs.conversion.files",
+    "wnconvert.verbs.conversion.convert",
+    "wnconvert.verbs.inspection.inspect",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Workplace:
+    """An executor, how many jobs it is given at once, and whether a worker's jobs may be begun again."""
+
+    executor: Executor
+    width: int
+    repeats: bool = False
+
+
+@contextlib.contextmanager
+def opened_workplace(
+    jobs: int, cluster: str | None = None, executor: Executor | None = None
+) -> Iterator[Workplace]:
+    """Where jobs run: on the cluster of a scheduler, in the given executor, or in ``jobs`` processes.
+
+    What runs is finished at the end. Raises ``InputError`` where no cluster can be reached.
+
+    >>> with opened_workplace(1) as place:
+    ...     place.executor.submit(max, 2, 3).result()
+    3
+    """
+    if cluster is not None:
+        with _dask(cluster) as place:
+            yield place
+    elif executor is not None:
+        yield Workplace(executor, jobs)
+    elif jobs == 1:
+        yield Workplace(_Here(), 1)
+    else:
+        with _processes(jobs) as pool:
+            yield Workplace(pool, jobs)
+
+
+class _Here(Executor):
+    """Runs what it is given at once, in this thread: an error that is no result is raised as it is."""
+
+    def submit(self, fn: Callable[..., _Made], /, *args: Any, **kwargs: Any) -> Future[_Made]:
+        done: Future[_Made] = Future()
+        done.set_result(fn(*args, **kwargs))
+        return done
+
+
+def _processes(jobs: int) -> ProcessPoolExecutor:
+    """Processes that a clean one forks: threads of this one, and what it holds, do not come along."""
+    import multiprocessing
+
+    method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+    context = multiprocessing.get_context(method)
+    context.set_forkserver_preload(_NEEDED)
+    return ProcessPoolExecutor(jobs, mp_context=context, initializer=_begin)
+
+
+def _begin() -> None:
+    """Begin a worker: Ctrl-C is for the process that waits for it, without which it ends."""
+    import multiprocessing
+
+    from wnconvert.heap import keep_large_apart
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    keep_large_apart()
+    if (parent := multiprocessing.parent_process()) is not None:
+        threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+
+def _end_with(parent: Any) -> None:
+    parent.join()
+    os._exit(1)
+
+
+@contextlib.contextmanager
+def _dask(address: str) -> Iterator[Workplace]:
+    """The workers of a scheduler of dask.distributed."""
+    try:
+        from distributed import Client
+    except ImportError:
+        raise ArgumentError(
+            "--cluster needs dask.distributed, which is not installed", fix=to_install("'wnconvert[dask]'")
+        ) from None
+    try:
+        client = Client(address, timeout=10, set_as_default=False)
+    except (OSError, ValueError, TimeoutError) as error:
+        raise InputError(
+            f"no scheduler of dask answers there ({error})".splitlines()[0],
+            where=address,
+            fix="dask scheduler starts one, and prints its address",
+        ) from None
+    with client:
+        threads = sum(client.nthreads().values())
+        if not threads:
+            raise InputError(
+                "the scheduler has no workers", where=address, fix=f"dask worker {address} starts one"
+            )
+        with client.get_executor(pure=False) as executor:
+            yield Workplace(executor, threads, repeats=True)

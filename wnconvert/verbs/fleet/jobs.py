@@ -1,0 +1,105 @@
+"""Jobs on many checkpoints: small values that travel; what must not be done is refused before one begins."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import PurePath
+from typing import Any
+
+from wnconvert.errors import ArgumentError, OutputError
+from wnconvert.messages import counted, listed, raise_listed
+from wnconvert.storage.files import kind_of, located, output_path, real_of
+from wnconvert.storage.stores.store import Address, PathKind
+from wnconvert.verbs.conversion.targets import (
+    StrPath,
+    address_of,
+    default_output,
+    has_suffix,
+    kind_of_verb,
+    output_name,
+)
+from wnconvert.verbs.fleet.sources import FleetSource, absolute
+
+__all__ = ["FileJob", "jobs_of"]
+
+
+@dataclass(frozen=True, slots=True)
+class FileJob:
+    """One source, what is done with it, and where that is written: None for an inspection, or in place.
+
+    ``may_replace`` says that what lies at ``output`` was written by an earlier run of the same work, and
+    ``digests`` that the SHA-256 of the output is wanted.
+    """
+
+    source: str
+    verb: str
+    output: str | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    may_replace: bool = False
+    digests: bool = False
+
+    @property
+    def key(self) -> str:
+        """The source by a name that is the same from every folder."""
+        return str(absolute(located(self.source)))
+
+
+def jobs_of(
+    verb: str, sources: Iterable[FleetSource], out: StrPath | None, options: Mapping[str, Any]
+) -> tuple[list[FileJob], tuple[str, ...]]:
+    """The jobs of a verb on sources, and notes on sources that are left out, since others' outputs lie there.
+
+    Raises ``OutputError`` where two would write one output, and ``ArgumentError`` for an ``out`` that names
+    one file.
+    """
+    if options.get("in_place") and out is not None:
+        raise ArgumentError(
+            "--in-place writes over the sources, and -o names another place", fix="leave one of the two out"
+        )
+    if verb == "inspect" or options.get("in_place"):
+        return [FileJob(str(source.path), verb, None, options) for source in sources], ()
+    folder = None if out is None else _folder(out)
+    kind, as_folder = kind_of_verb(verb, options), bool(options.get("as_folder"))
+    made = [(source, _output(source, folder, kind, as_folder=as_folder)) for source in sources]
+    outputs = {absolute(output) for _, output in made}
+    kept = [(source, output) for source, output in made if absolute(source.path) not in outputs]
+    _refuse_meeting(kept)
+    left = [str(source.path) for source, _ in made if absolute(source.path) in outputs]
+    are = "is an output of another source" if len(left) == 1 else "are outputs of other sources"
+    notes = (f"{counted(len(left), 'file')} {are}, and left out: {listed(left, 3)}",) if left else ()
+    return [FileJob(str(source.path), verb, str(output), options) for source, output in kept], notes
+
+
+def _folder(out: StrPath) -> PurePath:
+    """The folder that outputs go into."""
+    text = os.fspath(out)
+    folder = address_of(out) or output_path(out)
+    if isinstance(folder, Address):
+        return folder
+    there = kind_of(folder)
+    is_folder = text.endswith(os.sep) or there is PathKind.FOLDER
+    if not is_folder and (has_suffix(text) or there is not None):
+        raise ArgumentError(f"-o {text} is one file, and there are many", fix="-o FOLDER")
+    return folder
+
+
+def _output(source: FleetSource, folder: PurePath | None, kind: str, *, as_folder: bool) -> PurePath:
+    if folder is None:
+        return default_output(source.path, kind, as_folder=as_folder)
+    return folder.joinpath(*source.place, output_name(source.path, kind, as_folder=as_folder))
+
+
+def _refuse_meeting(made: Iterable[tuple[FleetSource, PurePath]]) -> None:
+    """Raise ``OutputError`` for sources that would write one output."""
+    sources: dict[str, list[str]] = {}
+    for source, output in made:
+        sources.setdefault(os.path.normcase(real_of(output)), []).append(str(source.path))
+    meeting = [(output, f"of {listed(names, 3)}") for output, names in sources.items() if len(names) > 1]
+    raise_listed(
+        OutputError,
+        f"{counted(len(meeting), 'output')} would be written more than once",
+        meeting,
+        fix="rename a source, or convert these one by one with -o",
+    )
