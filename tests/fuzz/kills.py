@@ -140,8 +140,8 @@ def _forked(act: Callable[[], object]) -> int:
 def _command(words: Sequence[str], place: Path, said: Path) -> None:
     """Run the command line in this process, which ends with it."""
     os.chdir(place)
-    os.environ["TMPDIR"] = str(place / "tmp")
-    tempfile.tempdir = None
+    # Said to Python too, which would try first whether it takes a file, of a name that is nobody's.
+    tempfile.tempdir = os.environ["TMPDIR"] = str(place / "tmp")
     output = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     os.dup2(output, 1)
     os.dup2(output, 2)
