@@ -7,6 +7,7 @@ so the naming rules can be used without it.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 

@@ -66,7 +66,7 @@ class RowPolicy:
     wider: Wider = Wider.BY_OPTION
 
     def making(self, dtype: str) -> RowPolicy:
-        """The policy where numbers of this dtype are made: of those that one can ask for, float16 alone is small.
+        """The policy where numbers of this dtype are made, of which float16 alone has a wider one to ask for.
 
         >>> RowPolicy().making("float32").wider, RowPolicy().making("float16").wider
         (<Wider.NEVER: 3>, <Wider.BY_OPTION: 1>)
