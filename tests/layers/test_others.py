@@ -366,6 +366,18 @@ def test_spectral_norm_on_a_parametrization_without_tensors_is_refused(index: st
     assert nothing(found_in(*decoy))
 
 
+def test_u_and_v_that_are_too_large_to_be_read_whole_are_refused_by_their_shapes() -> None:
+    def found(v: int) -> FoundPairs:
+        return found_in(("e.weight_orig", (2, v)), ("e.weight_u", (2,)), ("e.weight_v", (v,)))
+
+    (refused,) = found(4_500_000).refused
+    assert "u of 2 and v of 4,500,000 elements are read whole" in refused.reason
+    assert refused.fix == "--exclude 'e.weight' leaves it as it is"
+    assert [layer.name for layer in found(4_000_000).layers] == ["e.weight"]
+    masked = found_in(("e.weight_orig", (2, 4_500_000)), ("e.weight_mask", (2, 4_500_000)))
+    assert [layer.name for layer in masked.layers] == ["e.weight"]
+
+
 def test_a_pruned_g_is_refused_beside_its_v() -> None:
     module = pruned(weight_norm(nn.Conv1d(4, 8, 3)), "weight_g")
     both = pruned(pruned(weight_norm(nn.Conv1d(4, 8, 3)), "weight_g"), "weight_v")

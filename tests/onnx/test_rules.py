@@ -19,7 +19,7 @@ from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
 from tests.helpers.onnx_graphs import Build, folded, model_of, run
 from tests.helpers.states import output_of
-from wnconvert import fold_file
+from wnconvert import fold_file, inspect_file
 from wnconvert.layers.kinds import ALL
 from wnconvert.layers.rules import Mask, Norm, Operation, Rule, Spectral
 from wnconvert.onnx.graph.layers import find_graph_layers
@@ -190,6 +190,18 @@ def test_without_the_kinds_of_all_of_a_stack_what_is_inside_is_folded() -> None:
         found = find_graph_layers(model_of(model), kinds)
         assert [layer.layer.rule.operations for layer in found.layers] == rules
         assert len(found.others) == others
+
+
+def test_inspect_names_the_kinds_that_fold_leaves_unless_it_is_asked(tmp_path: Path) -> None:
+    for stack, notes in (
+        (("mask", "spectral"), ["1 layer of spectral norm on prune: --kinds spectral,prune folds it"]),
+        (("spectral",), ["1 layer of spectral norm: --kinds spectral folds it"]),
+        ((), []),
+    ):
+        b = Build()
+        path = tmp_path / "model.onnx"
+        onnx.save(used(b, stacked(b, *stack)), path)
+        assert [note for note in inspect_file(path).notes if "layer" in note] == notes
 
 
 def test_a_masked_weight_that_is_used_as_it_is_too_is_a_layer_of_its_own() -> None:

@@ -7,6 +7,7 @@ so the naming rules can be used without it.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -14,11 +15,15 @@ from wnconvert.errors import LayerError
 from wnconvert.messages import option
 from wnconvert.tensors.tree import Dim, Shape
 
-__all__ = ["AUTO", "DimFit", "dim_of", "g_shape", "spectral_dim", "torchs_g_shape"]
+__all__ = ["AUTO", "DimFit", "dim_of", "g_shape", "refuse_large", "spectral_dim", "torchs_g_shape"]
 
 
 #: Ask for dim to be read from g's shape.
 AUTO: Final = "auto"
+#: Bytes of float64 that the tensors of a rule may take which are read whole.
+_VECTOR_BYTES = 32 << 20
+#: Their roles; a mask is streamed as the original is, and g is read as rows come.
+_WHOLE = ("u", "v")
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +110,20 @@ def spectral_dim(shape: Shape, u: Shape, v: Shape, dim: int | str | None = AUTO)
     if not axes:
         raise LayerError(misfit, fix="repair the checkpoint")
     return None if axes[:2] == [0, 1] and u != (1,) else axes[0]
+
+
+def refuse_large(counts: Mapping[str, int]) -> None:
+    """Raise ``LayerError`` if the tensors that are read whole are too large, given elements by role.
+
+    >>> refuse_large({"original": 1 << 40, "u": 1 << 20, "v": 1 << 20})
+    """
+    whole = {role: count for role, count in counts.items() if role in _WHOLE}
+    size = 8 * sum(whole.values())
+    if size > _VECTOR_BYTES:
+        sizes = " and ".join(f"{role} of {count:,}" for role, count in whole.items())
+        raise LayerError(
+            f"{sizes} elements are read whole, and take {size >> 20} MiB of at most {_VECTOR_BYTES >> 20}"
+        )
 
 
 def g_shape(v: Shape, dim: Dim) -> Shape:

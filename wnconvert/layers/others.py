@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from wnconvert.errors import LayerError
-from wnconvert.layers.dims import dim_of, spectral_dim
+from wnconvert.layers.dims import dim_of, refuse_large, spectral_dim
 from wnconvert.layers.evidence import EMPTY, EMPTY_FIX
 from wnconvert.layers.kinds import KINDS, WORDS, Kind, in_words, stems_of
 from wnconvert.layers.rules import ORIGINAL, G, Mask, Norm, Operation, Rule, Spectral, SpectralStep, Stored
@@ -228,6 +228,7 @@ def _layer(group: _Group, selection: Selection, parametrized: Mapping[str, Seque
     notes = [note for _, note in fitted] + [kind.note]
     if kind.form == "parametrize" and Spectral in kind.operations and group.name not in parametrized:
         notes.append("no _metadata shows whether a parametrization without tensors is stacked on it")
+    refuse_large({role: info.numel for role, info in parts.items()})
     unread = tuple(group.keys[key] for key in kind.unread)
     rule = Rule(tuple(operation for operation, _ in fitted))
     return Layer(group.name, kind.form, rule, parts, "; ".join(filter(None, notes)), unread)

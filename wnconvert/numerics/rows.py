@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum, auto
 
 import numpy as np
@@ -42,7 +42,7 @@ class Wider(Enum):
 
     BY_OPTION = auto()
     BY_MODULE = auto()  # the user casts the live module first
-    NEVER = auto()  # an ONNX model, whose other nodes would not accept it
+    NEVER = auto()  # there is none, or it is an ONNX model, whose other nodes would not accept it
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +64,14 @@ class RowPolicy:
     zero_rows: str = "error"
     allow_nonfinite: bool = False
     wider: Wider = Wider.BY_OPTION
+
+    def making(self, dtype: str) -> RowPolicy:
+        """The policy where numbers of this dtype are made, of which float16 alone has a wider one to ask for.
+
+        >>> RowPolicy().making("float32").wider, RowPolicy().making("float16").wider
+        (<Wider.NEVER: 3>, <Wider.BY_OPTION: 1>)
+        """
+        return self if dtype == "float16" else replace(self, wider=Wider.NEVER)
 
     def problems(self, report: RowReport) -> tuple[Problem, ...]:
         """The problems of a folded layer under this policy."""

@@ -309,6 +309,21 @@ def test_numbers_without_an_answer_are_an_error_unless_they_are_allowed(tmp_path
 
 
 @pytest.mark.parametrize(
+    ("dtype", "tiny", "fix"), [("float16", 1e-4, "--dtype float32"), ("float32", 1e-30, "--allow-nonfinite")]
+)
+def test_the_fix_for_what_is_too_large_helps(tmp_path: Path, dtype: str, tiny: float, fix: str) -> None:
+    source = tmp_path / "m.safetensors"
+    tensors = {"w_orig": torch.ones(2, 3), "w_u": torch.full((2,), tiny), "w_v": torch.full((3,), tiny)}
+    made = {name: tensor.to(getattr(torch, dtype)) for name, tensor in tensors.items()}
+    safetensors.torch.save_file(made, source)
+    with pytest.raises(NumbersError, match="too large for the dtype") as caught:
+        fold_file(source, kinds="all")
+    assert caught.value.fix == f"{fix}; --exclude leaves a layer as it is"
+    wide = fold_file(source, kinds="all", dtype="float32", allow_nonfinite=dtype == "float32")
+    assert len(wide.plan.layers) == 1
+
+
+@pytest.mark.parametrize(
     ("option", "says"),
     [
         ({"dtype": "int8"}, "dtype 'int8'"),

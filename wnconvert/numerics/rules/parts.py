@@ -1,4 +1,4 @@
-"""The tensors of a rule: how they are read, and how large those may be that are read whole."""
+"""The tensors of a rule: how they are read."""
 
 from __future__ import annotations
 
@@ -8,17 +8,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from wnconvert.errors import LayerError
 from wnconvert.numerics.rounding import DTypeLike, name_of
 from wnconvert.tensors.blocks import Array, Block, Floats, Read, RowValues, reader_of
 
-__all__ = ["VECTOR_BYTES", "RulePart", "RuleParts", "refuse_large"]
-
-
-#: Bytes of float64 that the tensors of a rule may take which are read whole.
-VECTOR_BYTES = 32 << 20
-#: Their roles; a mask is streamed as the original is, and g is read as rows come.
-_WHOLE = ("u", "v")
+__all__ = ["RulePart", "RuleParts"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,17 +57,3 @@ class RulePart:
 
 #: The tensors of a rule by their roles.
 RuleParts = Mapping[str, RulePart]
-
-
-def refuse_large(counts: Mapping[str, int]) -> None:
-    """Raise ``LayerError`` if the tensors that are read whole are too large, given elements by role.
-
-    >>> refuse_large({"original": 1 << 40, "u": 1 << 20, "v": 1 << 20})
-    """
-    whole = {role: count for role, count in counts.items() if role in _WHOLE}
-    size = 8 * sum(whole.values())
-    if size > VECTOR_BYTES:
-        sizes = " and ".join(f"{role} of {count:,}" for role, count in whole.items())
-        raise LayerError(
-            f"{sizes} elements are read whole, and take {size >> 20} MiB of at most {VECTOR_BYTES >> 20}"
-        )

@@ -11,6 +11,7 @@ from functools import singledispatch
 from typing import Protocol
 
 from wnconvert.errors import LayerError
+from wnconvert.layers.dims import refuse_large
 from wnconvert.layers.rules import ORIGINAL, Mask, Norm, Operation, Rule, Spectral, SpectralStep, UnitVector
 from wnconvert.numerics.kernel.choice import block_sums
 from wnconvert.numerics.kernel.plain import keeps_subnormals
@@ -20,7 +21,7 @@ from wnconvert.numerics.rows import Divisor, RowTally
 from wnconvert.numerics.rules.factors import Alone, Bounds, Common, NarrowFactors
 from wnconvert.numerics.rules.mask import exactly_masked, masked
 from wnconvert.numerics.rules.norm import NormScale
-from wnconvert.numerics.rules.parts import RuleParts, refuse_large
+from wnconvert.numerics.rules.parts import RuleParts
 from wnconvert.numerics.rules.spectral.matrix import Matrix
 from wnconvert.numerics.rules.spectral.normed import NormedSpectralFactor
 from wnconvert.numerics.rules.spectral.sigma import SpectralFactor

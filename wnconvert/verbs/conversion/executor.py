@@ -333,7 +333,7 @@ def _fold(work: FoldLayer, source: Elements, out: Sink, numbers: RowPolicy) -> O
         error.where = error.where or work.where
         raise
     report = folding.report()
-    return Outcome(numbers.problems(report), numbers.note(report))
+    return Outcome(numbers.making(work.dtype.name).problems(report), numbers.note(report))
 
 
 @make_tensor.register

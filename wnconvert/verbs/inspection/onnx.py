@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from wnconvert.layers.others import hints_on
 from wnconvert.layers.rules import ORIGINAL, G
 from wnconvert.messages import counted, told
 from wnconvert.onnx.file.model import Node
@@ -56,7 +57,7 @@ def graph_layers(
     plain = _plain(opened, elements, request, halves)
     made = rows_made((*_normed(elements, found, request), *plain), workers)
     refused = ((item.name, item.reason) for item in found.refused)
-    notes = told(refused, " is refused: ", " are refused: ")
+    notes = [*told(refused, " is refused: ", " are refused: "), *hints_on(found.others, (), ())]
     if opened.has_training:
         notes.append("the file has training graphs, which use weights too")
     return GraphInspection(made, _fold_in_words(found, made.rows), tuple(notes))

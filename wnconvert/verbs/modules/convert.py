@@ -281,7 +281,7 @@ def _folded_weights(chosen: Iterable[Live], policy: RowPolicy) -> list[Tensor]:
         if bits not in arrays:
             w, report = _folded(live)
             arrays[bits] = w
-            problems.append((f"layer {live.layer.name}", policy.problems(report)))
+            problems.append((f"layer {live.layer.name}", policy.making(w.dtype.name).problems(report)))
         if live.key not in made:
             made[live.key] = made_as(live.original, arrays[bits])
     raise_problems(problems)
