@@ -31,6 +31,7 @@ LAYERS: dict[str, tuple[int, dict[str, Any]]] = {
     "gan.pt": (6, {}),
     "half_pair.safetensors": (1, {}),
     "hifigan.safetensors": (78, {}),
+    "kinds.pt": (0, {}),
     "legacy_nonzip.pth": (2, {}),
     "lightning.ckpt": (3, {}),
     "misfit.safetensors": (1, {"exclude": ["dec.0.weight"]}),
