@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
+import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,7 @@ DELIBERATE: Mapping[str, str] = {
     r"not a checkpoint of a known format": "safetensors' own page: the header begins with {",
     r"does not have the entries that it announces": "the directory may be cut short",
     r"lies outside of the file": "the same",
+    r"would be unpacked outside of its folder": "torch unpacks nothing, other programs do",
 }
 
 #: Targets of which all that torch or safetensors reads must be read.
@@ -103,6 +105,15 @@ def _frame(trace: str) -> str:
     return f"{short[-1] if short else '?'}: {str(said)[:120]}"
 
 
+def _without_comment(path: Path) -> Path:
+    """A copy of an archive without its comment: before some lengths of it torch does not find the directory."""
+    data = path.read_bytes()
+    at = data.rfind(b"PK\x05\x06")
+    copy = path.with_name(f"bare{path.suffix}")
+    copy.write_bytes(data[: at + 20] + bytes(2))
+    return copy
+
+
 def read(path: Path) -> Any:
     """What torch, safetensors or NumPy read from a file; None if they refuse it."""
     try:
@@ -129,6 +140,8 @@ def _output(verb: str, options: list[str], source: Path, out: Path) -> Iterator[
         yield from functions.differ(source, out)
         return
     before, after = read(source), read(out)
+    if after is None and zipfile.is_zipfile(out):
+        after = read(_without_comment(out))
     if after is None:
         if before is not None or out.suffix == ".safetensors":
             yield "unreadable output", f"{source.suffix} to {out.suffix} by {verb}"

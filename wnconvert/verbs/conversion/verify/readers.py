@@ -141,7 +141,10 @@ def _numpy(tensor: Any) -> Array:
     import torch
 
     name = str(tensor.dtype).removeprefix("torch.")
-    raw: Array = tensor.resolve_conj().resolve_neg().contiguous().flatten().view(torch.uint8).numpy()
+    flat = tensor.resolve_conj().resolve_neg().contiguous().flatten()
+    if flat.stride() != (1,):  # torch takes an element with any stride for contiguous, and has no view of it
+        flat = flat.clone(memory_format=torch.contiguous_format)
+    raw: Array = flat.view(torch.uint8).numpy()
     return raw.view(dtype_named(name).elements())
 
 
