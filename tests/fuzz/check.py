@@ -106,7 +106,7 @@ def _frame(trace: str) -> str:
 
 
 def _without_comment(path: Path) -> Path:
-    """A copy of an archive without its comment: before some lengths of it torch does not find the directory."""
+    """A copy of an archive without its comment: at some lengths of it torch does not find the directory."""
     data = path.read_bytes()
     at = data.rfind(b"PK\x05\x06")
     copy = path.with_name(f"bare{path.suffix}")
