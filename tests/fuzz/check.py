@@ -36,6 +36,7 @@ DELIBERATE: Mapping[str, str] = {
     r"its storage .* is cut short": "torch counts 2**63 and 6 elements as 6",
     r"is encrypted": "the same",
     r"not a checkpoint of a known format": "safetensors' own page: the header begins with {",
+    r"a JSON text, not a checkpoint": "the same",
     r"does not have the entries that it announces": "the directory may be cut short",
     r"lies outside of the file": "the same",
     r"would be unpacked outside of its folder": "torch unpacks nothing, other programs do",
