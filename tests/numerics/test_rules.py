@@ -11,7 +11,7 @@ from tests.helpers.rule_oracle import exact_weight
 from wnconvert.errors import LayerError
 from wnconvert.layers.rules import Mask, Norm, Rule, Spectral, SpectralStep, UnitVector
 from wnconvert.numerics.folding import Folding
-from wnconvert.numerics.rows import RowPolicy, RowReport
+from wnconvert.numerics.rows import Divisor, RowPolicy, RowReport
 from wnconvert.numerics.rules.parts import RulePart
 
 SHAPES = ((3, 4), (2, 3, 5), (3, 2, 2, 2), (4, 1), (1, 5), (2, 40), (40, 2), (1, 2, 2, 1, 3))
@@ -210,3 +210,10 @@ def test_operations_in_another_order_and_parts_that_do_not_fit_are_refused() -> 
     ):
         with pytest.raises(LayerError, match=words):
             fold(rule, arrays, "float32")
+
+
+def test_what_sigma_shows_of_its_vectors_is_said() -> None:
+    assert not Divisor(0.5).note()
+    note = "σ is -0.5, 20% of what singular vectors give: u and v are not trained"
+    assert Divisor(-0.5, 0.2).note() == note
+    assert Divisor(-0.5).note() == "σ is -0.5, and training makes none that is negative"

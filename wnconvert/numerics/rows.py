@@ -177,10 +177,10 @@ class Divisor:
 
     def note(self) -> str:
         """A note on a σ that is not that of a trained layer, or ``""``."""
-        if self.value < 0 or self.share < _TRAINED:
+        if self.share < _TRAINED:
             share = f"{self.share:.0%} of what singular vectors give"
             return f"σ is {self.value:.3g}, {share}: u and v are not trained"
-        return ""
+        return f"σ is {self.value:.3g}, and training makes none that is negative" if self.value < 0 else ""
 
 
 @dataclass(frozen=True, slots=True)
