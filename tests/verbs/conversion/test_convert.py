@@ -175,12 +175,12 @@ def test_the_first_error_is_told_and_the_other_threads_stop(
         fill(self, buffer, at, shard)
 
     monkeypatch.setattr(Source, "fill", fails)
-    before = threading.active_count()
+    before = {*threading.enumerate()}
     with pytest.raises(FormatError, match="the third read fails"):
         fold_file(pair, tmp_path / "out.pt", threads=threads)
     assert calls[True] < threads
     assert names(tmp_path) == ["pair.safetensors"]
-    assert threading.active_count() == before
+    assert {*threading.enumerate()} <= before
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
@@ -238,12 +238,12 @@ def test_an_interrupt_stops_every_thread(
         count(self, data)
 
     monkeypatch.setattr(executor._Sink, "count", slow)
-    before = threading.active_count()
+    before = {*threading.enumerate()}
     with pytest.raises(KeyboardInterrupt):
         fold_file(large, tmp_path / "out.pt", threads=4)
     assert calls[True] <= 4
     assert names(tmp_path) == ["interrupted", "large.pt"]
-    assert threading.active_count() == before
+    assert {*threading.enumerate()} <= before
 
 
 def test_where_no_thread_can_start_one_does_the_work_and_the_bytes_are_the_same(
