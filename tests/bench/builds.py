@@ -17,14 +17,13 @@ USUAL = Path(__file__).with_name("usual.py")
 
 @dataclass(frozen=True, slots=True)
 class Build:
-    """A tree of wnconvert, run by the same interpreter and the same script as any other."""
+    """A tree of wnconvert, run by the same interpreter as any other."""
 
     root: Path = ROOT
 
     def command(self, *arguments: str | Path) -> Command:
         """The command line ``wnconvert ARGUMENTS`` of this build."""
-        script = Path(sys.executable).with_name("wnconvert")
-        return ["env", f"PYTHONPATH={self.root}", script, *arguments]
+        return ["env", f"--chdir={self.root}", sys.executable, "-m", "wnconvert", *arguments]
 
     def fold(self, source: Path, target: Path, *options: str) -> Command:
         """Fold a file or folder."""
