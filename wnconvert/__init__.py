@@ -53,13 +53,13 @@ if TYPE_CHECKING:
     from wnconvert.verbs.inspection.result import Inspection
     from wnconvert.verbs.loads.loads import loads_folder
     from wnconvert.verbs.loads.result import LoadReport
+    from wnconvert.verbs.models.proof.report import ExportReport
     from wnconvert.verbs.modernization.modernize import modernize_code
     from wnconvert.verbs.modernization.result import ModernizeReport
     from wnconvert.verbs.modules.convert import fold_module, folded, migrate_module, weights_folded
     from wnconvert.verbs.modules.inspect import inspect_module
     from wnconvert.verbs.modules.selection import Layers
     from wnconvert.verbs.modules.split import split_module
-    from wnconvert.verbs.proof.report import ExportReport
 
 __version__ = "0.1.0"
 
@@ -119,7 +119,7 @@ _HOMES = {
     "check_onnx": "verbs.export.check",
     "clean_store": "verbs.conversion.places.cleaning",
     "export_onnx": "verbs.export.export",
-    "ExportReport": "verbs.proof.report",
+    "ExportReport": "verbs.models.proof.report",
     "fold_file": "verbs.conversion.files",
     "fold_state_dict": "verbs.conversion.state_dict",
     "FileResult": "verbs.fleet.result",

@@ -19,8 +19,8 @@ import torch
 import transformers
 
 from wnconvert import WnconvertError, export_onnx, inspect_file
-from wnconvert.verbs.proof.samples import export_arrays
-from wnconvert.verbs.proof.signatures import signature_of
+from wnconvert.verbs.models.proof.samples import export_arrays
+from wnconvert.verbs.models.proof.signatures import signature_of
 
 
 @dataclass(frozen=True, slots=True)

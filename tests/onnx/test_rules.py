@@ -20,7 +20,7 @@ from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 from tests.helpers.onnx_graphs import Build, folded, model_of, run
 from tests.helpers.states import output_of
 from wnconvert import fold_file, inspect_file
-from wnconvert.layers.kinds import ALL
+from wnconvert.layers.kinds.table import ALL
 from wnconvert.layers.rules import Mask, Norm, Operation, Rule, Spectral
 from wnconvert.onnx.graph.layers import find_graph_layers
 

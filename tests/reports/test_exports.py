@@ -6,10 +6,10 @@ import numpy as np
 
 from wnconvert.reports.exports import proof_text, step_text
 from wnconvert.tensors.blocks import Array
-from wnconvert.verbs.proof.proof import NumericFunction, prove
-from wnconvert.verbs.proof.report import ExportReport, TimedStep
-from wnconvert.verbs.proof.samples import samples_of
-from wnconvert.verbs.proof.signatures import signature_of
+from wnconvert.verbs.models.proof.proof import NumericFunction, prove
+from wnconvert.verbs.models.proof.report import ExportReport, TimedStep
+from wnconvert.verbs.models.proof.samples import samples_of
+from wnconvert.verbs.models.proof.signatures import signature_of
 
 SIGNATURE = signature_of(["x=float32[1,2,T]"], ["T=16..400"])
 STEPS = (TimedStep("build", "make:net", 0.25), TimedStep("export", "opset 20", 13.5))

@@ -25,7 +25,7 @@ from wnconvert import fold_file, loads_folder, migrate_file
 from wnconvert.errors import InputError
 from wnconvert.layers.classes import CLASSES, built_class
 from wnconvert.layers.find import find_pairs
-from wnconvert.verbs.proof.running import quiet_torch
+from wnconvert.verbs.models.proof.running import quiet_torch
 
 TRANSFORMERS = {
     name: name

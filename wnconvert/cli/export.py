@@ -220,8 +220,8 @@ def _check_other(out: str, *read: str | None) -> None:
 
 def _check_texts(options: Mapping[str, Any]) -> None:
     """Raise for a mistake in the options before the model's code runs, which may take long."""
-    from wnconvert.verbs.proof.samples import samples_of
-    from wnconvert.verbs.proof.signatures import check_outputs, signature_of
+    from wnconvert.verbs.models.proof.samples import samples_of
+    from wnconvert.verbs.models.proof.signatures import check_outputs, signature_of
 
     signature = signature_of(options["inputs"], options["ranges"])
     samples_of(signature, options["samples"], options["seed"])
@@ -240,7 +240,7 @@ def _prove(
     from dataclasses import replace
 
     from wnconvert.reports.exports import proof_line, proof_text, step_text
-    from wnconvert.verbs.loading.model import prepared
+    from wnconvert.verbs.models.loading.model import prepared
 
     lines = StepLines()
 

@@ -3,12 +3,10 @@
 dims      which axis a g belongs to, from two shapes
 rules     how a weight is computed from what is stored, by the roles of its tensors
 rows      a layer as a row of a result
+recipes   what keys do not show, as data: which norm folds into which layer, with which eps
 schemes   how layers are spelled: one row a convention
 evidence  what speaks against a pair that has the names of one
-foreign   weight norm as other libraries spell it, one row a library
-norms     which normalization is it, and what can be done: one row each
-kinds     other reparameterizations and norms, one row a kind
+kinds     layers of other kinds than weight norm alone, and norms, one row a kind
 classes   the layers that classes of transformers and diffusers build
-others    layers of other kinds than weight norm alone
 find      the layers among the names of a state dict
 """

@@ -23,7 +23,7 @@ from wnconvert.layers.evidence import (
     is_bias,
     weakness_of,
 )
-from wnconvert.layers.others import FoundOthers, other_layers
+from wnconvert.layers.kinds.others import FoundOthers, other_layers
 from wnconvert.layers.rules import Norm
 from wnconvert.layers.schemes import SCHEMES, Layer, Refused, Scheme, Selection, owner_of
 from wnconvert.messages import option

@@ -7,20 +7,30 @@ the proof of its rounding; which names show it is told in this package.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal, TypeAlias
 
 from wnconvert.tensors.tree import Dim, Shape, rows_of
 
 __all__ = [
+    "BIAS",
     "ORIGINAL",
+    "AffineBefore",
+    "EpsAt",
+    "Equalized",
     "G",
     "Mask",
+    "Neighbour",
     "Norm",
+    "NormBefore",
+    "NormBehind",
     "Operation",
     "Rule",
     "Spectral",
     "SpectralStep",
+    "Standardize",
+    "Std",
     "Stored",
+    "Unit",
     "UnitVector",
 ]
 
@@ -29,6 +39,13 @@ __all__ = [
 ORIGINAL = "original"
 #: The role of the magnitudes of weight norm.
 G = "g"
+#: The role of the bias that a layer has; a norm that is folded into the layer is folded into it too.
+BIAS = "bias"
+
+#: Which deviation of a row divides it.
+Std: TypeAlias = Literal["biased", "unbiased"]
+#: Where eps stands: √(V + eps), √V + eps, or √max(V·fan, eps).
+EpsAt: TypeAlias = Literal["var", "std", "max"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +131,153 @@ class Stored:
         return 0
 
 
-Operation = Mask | Norm | Spectral | SpectralStep | UnitVector | Stored
+@dataclass(frozen=True, slots=True)
+class Standardize:
+    """(w − mean)·γ·scale/d + β, by rows: weight standardization. V is the variance of a row.
+
+    d is √(V + eps), √V + eps or √max(V·fan, eps), by ``eps_at``; γ (``gain``) and β (``shift``) are there or
+    not, each with one element for each row.
+    """
+
+    kind: ClassVar[str] = "standardize"
+    dim: int
+    std: Std
+    eps_at: EpsAt
+    eps: float
+    scale: float = 1.0
+    fan: int = 1
+    gain: bool = False
+    shift: bool = False
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """γ and β, where they are."""
+        return ("gain",) * self.gain + ("shift",) * self.shift
+
+    def norms(self, shape: Shape) -> int:
+        """Number of norms of a weight of that shape."""
+        return rows_of(shape, self.dim)
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """scale·w/max(‖w‖, eps), by rows: the weight's half of a cosine head; nGPT."""
+
+    roles: ClassVar[tuple[str, ...]] = ()
+    kind: ClassVar[str] = "unit"
+    dim: int
+    eps: float
+    scale: float = 1.0
+
+    def norms(self, shape: Shape) -> int:
+        """Number of norms of a weight of that shape."""
+        return rows_of(shape, self.dim)
+
+
+@dataclass(frozen=True, slots=True)
+class Equalized:
+    """scale·w: an equalized learning rate."""
+
+    roles: ClassVar[tuple[str, ...]] = ()
+    kind: ClassVar[str] = "equalized"
+    dim: ClassVar[None] = None
+    scale: float
+
+    def norms(self, shape: Shape) -> int:  # noqa: ARG002 - as the others have it
+        """Number of norms of a weight of that shape."""
+        return 0
+
+
+@dataclass(frozen=True, slots=True)
+class NormBehind:
+    """w·γ/√(v + eps) of its output channel: a norm with running statistics behind the layer, in eval.
+
+    The channel of an element is its place on axis ``dim``. Of a weight with ``groups`` (a transposed
+    convolution's, whose ``dim`` is 1), the first axis is cut into as many parts, and each part has channels
+    of its own: that of element (i, j) is i // (size₀ / groups) · size₁ + j. γ (``gain``) and β (``shift``)
+    are there or not. The bias of the layer becomes (bias − mean)·γ/√(v + eps) + β.
+    """
+
+    kind: ClassVar[str] = "norm"
+    dim: int
+    eps: float
+    groups: int = 1
+    gain: bool = True
+    shift: bool = True
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """Of what the weight is computed: v, and γ where it is."""
+        return ("variance", *("gamma",) * self.gain)
+
+    @property
+    def offsets(self) -> tuple[str, ...]:
+        """Of what the bias is computed beside that: the mean, and β where it is."""
+        return ("mean", *("beta",) * self.shift)
+
+    def norms(self, shape: Shape) -> int:
+        """Number of channels of a weight of that shape."""
+        return shape[self.dim] * self.groups
+
+
+@dataclass(frozen=True, slots=True)
+class NormBefore:
+    """w·γ/√(v + eps) of its *input* channel: a norm with running statistics before the layer, in eval.
+
+    Channels as in ``NormBehind``: ``dim`` is 1 of a convolution, with its groups, and of a linear layer. The
+    bias of the layer becomes bias + Σ w·(β − mean·γ/√(v + eps)), the sum over all that it multiplies.
+    """
+
+    kind: ClassVar[str] = "norm"
+    dim: int
+    eps: float
+    groups: int = 1
+    gain: bool = True
+    shift: bool = True
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """Of what the weight is computed: v, and γ where it is."""
+        return ("variance", *("gamma",) * self.gain)
+
+    @property
+    def offsets(self) -> tuple[str, ...]:
+        """Of what the bias is computed beside that: the mean, and β where it is."""
+        return ("mean", *("beta",) * self.shift)
+
+    def norms(self, shape: Shape) -> int:
+        """Number of channels of a weight of that shape."""
+        return shape[self.dim] * self.groups
+
+
+@dataclass(frozen=True, slots=True)
+class AffineBefore:
+    """w·γ of its *input* channel: the affine of a norm before the layer that itself stays, as γ = 1, β = 0.
+
+    Channels as in ``NormBefore``. Where there is a β (``shift``), the bias of the layer becomes bias + Σ w·β.
+    """
+
+    roles: ClassVar[tuple[str, ...]] = ("gamma",)
+    kind: ClassVar[str] = "affine"
+    dim: int
+    groups: int = 1
+    shift: bool = True
+
+    @property
+    def offsets(self) -> tuple[str, ...]:
+        """Of what the bias is computed: β, where it is."""
+        return ("beta",) * self.shift
+
+    def norms(self, shape: Shape) -> int:
+        """Number of channels of a weight of that shape."""
+        return shape[self.dim] * self.groups
+
+
+#: What stands beside the layer, and is folded into its weight and its bias.
+Neighbour: TypeAlias = NormBehind | NormBefore | AffineBefore
+Operation: TypeAlias = (
+    Mask | Norm | Spectral | SpectralStep | UnitVector | Stored | Standardize | Unit | Equalized | Neighbour
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +294,12 @@ class Rule:
     def roles(self) -> tuple[str, ...]:
         """The roles of the tensors that it needs."""
         return (ORIGINAL, *(role for operation in self.operations for role in operation.roles))
+
+    @property
+    def neighbour(self) -> Neighbour | None:
+        """The norm that is folded into the layer, which is the last operation; None if there is none."""
+        last = self.operations[-1] if self.operations else None
+        return last if isinstance(last, (NormBehind, NormBefore, AffineBefore)) else None
 
     @property
     def kinds(self) -> tuple[str, ...]:

@@ -9,7 +9,8 @@ from fnmatch import fnmatchcase
 from glob import escape
 
 from wnconvert.layers.dims import AUTO, torchs_g_shape
-from wnconvert.layers.rules import ORIGINAL, G, Mask, Norm, Rule
+from wnconvert.layers.recipes import Recipe
+from wnconvert.layers.rules import ORIGINAL, G, Mask, Norm, NormBehind, Rule
 from wnconvert.messages import option
 from wnconvert.tensors.tree import Dim, TensorInfo
 
@@ -90,7 +91,9 @@ class Layer:
     """A reparameterized layer, named by the weight it computes.
 
     ``rule`` says how the weight is computed of ``parts``, which are tensors by their roles. ``unread`` are
-    tensors that go with the layer although the weight is not computed of them.
+    tensors that go with the layer although the weight is not computed of them. Where a norm is folded into
+    the layer, ``norm`` is the name of its module, ``bias`` that of the bias that is made; the parts have the
+    tensors of that bias, too. ``grade`` is the evidence: ``"keys"``, ``"recipe"``, ``"names"``, ``"said"``.
     """
 
     name: str
@@ -99,6 +102,9 @@ class Layer:
     parts: Mapping[str, TensorInfo]
     note: str = ""
     unread: tuple[TensorInfo, ...] = ()
+    norm: str = ""
+    bias: str = ""
+    grade: str = "keys"
 
     @classmethod
     def of_pair(cls, name: str, form: str, dim: Dim, g: TensorInfo, v: TensorInfo) -> Layer:
@@ -114,6 +120,14 @@ class Layer:
     def tensors(self) -> tuple[TensorInfo, ...]:
         """All tensors that stand in the place of the weight."""
         return (*self.parts.values(), *self.unread)
+
+    @property
+    def bias_shape(self) -> tuple[int, ...]:
+        """The shape of the bias that is made where a norm is folded into the layer."""
+        neighbour, shape = self.rule.neighbour, self.original.shape
+        if isinstance(neighbour, NormBehind):
+            return (neighbour.norms(shape),)
+        return shape[1:2] if neighbour and neighbour.dim == 0 else shape[:1]
 
     @property
     def dim(self) -> Dim:
@@ -238,7 +252,7 @@ def fix_of(refused: Collection[Refused]) -> str:
 class Selection:
     """The layers that are wanted: globs on the names of weights (``fnmatch``), and dim if it is given.
 
-    ``kinds`` are those of layers that are wanted.
+    ``kinds`` are those of layers that are wanted; of others a ``recipe`` tells.
 
     ``named`` are weights that are said to be layers, whatever else their names could mean; so are those that
     ``layers`` names without wildcards.
@@ -252,6 +266,7 @@ class Selection:
     dim: int | str | None = AUTO
     named: Collection[str] = ()
     kinds: tuple[str, ...] = (Norm.kind,)
+    recipe: Recipe | None = None
 
     def wants(self, name: str) -> bool:
         """Whether the layer of this name is to be converted."""

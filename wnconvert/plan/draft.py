@@ -12,8 +12,8 @@ from types import MappingProxyType
 from typing import Any
 
 from wnconvert.layers.find import FoundPairs
-from wnconvert.layers.foreign import find_foreign, notes_on_foreign
-from wnconvert.layers.others import hints_on
+from wnconvert.layers.kinds.foreign import find_foreign, notes_on_foreign
+from wnconvert.layers.kinds.others import hints_on
 from wnconvert.layers.schemes import Layer, Refused, Selection
 from wnconvert.plan.plan import LeftOut, Plan, PlannedStateDict
 from wnconvert.plan.record.history import Record, recorded

@@ -21,6 +21,8 @@ __all__ = [
     "Checked",
     "CopyBytes",
     "Directions",
+    "Filled",
+    "FoldBias",
     "FoldLayer",
     "Gather",
     "Layout",
@@ -109,6 +111,44 @@ class FoldLayer:
 
     def effort(self, size: int) -> int:
         """About the bytes that are written."""
+        return size
+
+
+@dataclass(frozen=True, slots=True)
+class FoldBias:
+    """The bias of a layer into which ``rule`` folds a norm, computed of ``parts``, in ``dtype``."""
+
+    rule: Rule
+    parts: tuple[tuple[str, StoredTensor], ...]
+    dtype: DType
+    where: str = field(default="", compare=False)
+
+    @property
+    def reads(self) -> Iterable[StoredTensor]:
+        """The tensors that are read element by element."""
+        return (tensor for _, tensor in self.parts)
+
+    def effort(self, size: int) -> int:
+        """About the bytes that are written."""
+        return size
+
+
+@dataclass(frozen=True, slots=True)
+class Filled:
+    """``size`` elements that are all ``value``, in ``dtype``."""
+
+    value: float
+    size: int
+    dtype: DType
+    where: ClassVar[str] = ""
+
+    @property
+    def reads(self) -> Iterable[StoredTensor]:
+        """The tensors that are read element by element."""
+        return ()
+
+    def effort(self, size: int) -> int:
+        """The bytes that are written."""
         return size
 
 

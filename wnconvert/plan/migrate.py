@@ -9,8 +9,8 @@ from dataclasses import replace
 from wnconvert.errors import LayerError
 from wnconvert.layers.dims import dim_of
 from wnconvert.layers.find import FoundPairs
-from wnconvert.layers.kinds import in_words
-from wnconvert.layers.others import as_form
+from wnconvert.layers.kinds.others import as_form
+from wnconvert.layers.kinds.table import in_words
 from wnconvert.layers.rules import Spectral
 from wnconvert.layers.schemes import Layer, Selection, is_pair
 from wnconvert.messages import counted, listed, option

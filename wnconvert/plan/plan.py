@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from wnconvert.layers.kinds import in_words
+from wnconvert.layers.kinds.table import in_words
 from wnconvert.layers.rows import LayerRow
 from wnconvert.layers.rules import Norm
 from wnconvert.layers.schemes import Layer

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
 from wnconvert.layers.schemes import Layer
-from wnconvert.plan.layout import CopyBytes, Directions, FoldLayer, Gather, Norms, Work
+from wnconvert.plan.layout import CopyBytes, Directions, Filled, FoldBias, FoldLayer, Gather, Norms, Work
 from wnconvert.tensors.dtypes import DType
 from wnconvert.tensors.tree import Shape, StoredTensor, TensorInfo
 
-__all__ = ["Direction", "Fold", "Keep", "MadeTensor", "Magnitude", "Step"]
+__all__ = ["Bias", "Direction", "Fold", "Keep", "MadeTensor", "Magnitude", "Neutral", "Step"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +141,61 @@ class Fold(_Computed):
         work = FoldLayer(layer.rule, parts, self.dtype, _where(path, layer))
         info = TensorInfo(self.name, self.dtype, layer.original.shape)
         return MadeTensor(info, work, tensors[layer.original.name])
+
+
+@dataclass(frozen=True, slots=True)
+class Bias(_Computed):
+    """Put the bias that ``layer`` has once a norm is folded into it under its name, in ``dtype``."""
+
+    layer: Layer
+    dtype: DType
+
+    @property
+    def name(self) -> str:
+        """The name of the bias."""
+        return self.layer.bias
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The parts that it is computed of."""
+        return tuple(part.name for part in self.layer.parts.values())
+
+    def made_of(self, tensors: Mapping[str, StoredTensor], path: str = "") -> MadeTensor:
+        """The bias, an element for each output channel of the layer."""
+        layer = self.layer
+        parts = tuple((role, _nameless(tensors[part.name])) for role, part in layer.parts.items())
+        where = f"{path}: {layer.bias}" if path else layer.bias
+        info = TensorInfo(self.name, self.dtype, layer.bias_shape)
+        return MadeTensor(info, FoldBias(layer.rule, parts, self.dtype, where), tensors[layer.original.name])
+
+
+@dataclass(frozen=True, slots=True)
+class Neutral(_Computed):
+    """Put ``value`` into every element of a tensor of a norm that is kept and does nothing any more."""
+
+    info: TensorInfo
+    value: float
+    layer: ClassVar[None] = None
+
+    @property
+    def name(self) -> str:
+        """The name of the tensor."""
+        return self.info.name
+
+    @property
+    def dtype(self) -> DType:
+        """Its dtype."""
+        return self.info.dtype
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """Nothing that is read."""
+        return ()
+
+    def made_of(self, tensors: Mapping[str, StoredTensor], path: str = "") -> MadeTensor:  # noqa: ARG002
+        """The number, everywhere."""
+        info = self.info
+        return MadeTensor(info, Filled(self.value, info.numel, info.dtype), tensors[info.name])
 
 
 class _Half(_Computed):

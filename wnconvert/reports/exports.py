@@ -7,9 +7,9 @@ from collections.abc import Callable
 from wnconvert.messages import counted, few, listed, printable
 from wnconvert.numerics.rounding import FLOAT_FORMATS
 from wnconvert.reports.tables import Table, bytes_text, number_text
-from wnconvert.verbs.proof.outputs import OutputProof, Worst
-from wnconvert.verbs.proof.proof import Proof
-from wnconvert.verbs.proof.report import ExportReport, TimedStep
+from wnconvert.verbs.models.proof.outputs import OutputProof, Worst
+from wnconvert.verbs.models.proof.proof import Proof
+from wnconvert.verbs.models.proof.report import ExportReport, TimedStep
 
 __all__ = ["proof_line", "proof_text", "step_text"]
 

@@ -5,10 +5,10 @@ inspection      what is in a checkpoint: its layers, their magnitudes, and what 
 conversion      fold, split and migrate: on files, folders, ONNX models and mappings in memory
 comparison      whether two checkpoints hold the same weights, and how far apart they are
 modules         the verbs on live modules
-proof           two models run on the same inputs and compared
+models          live models: built, read, run and compared
 loads           whether the class that a folder names finds its tensors there
-loading         the model that a user names: built or read, its weights loaded
 export          a module exported to ONNX and proven equal
+recipes         which norms of a model fold into which layers, told by a forward and proven
 modernization   code taken to the other form of weight norm, and proven to do the same
 fleet           fold, split, migrate and inspect on many checkpoints: run side by side, kept in a journal
 """

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tests.layers.test_others import pruned, spectral, weight_norm
+from tests.layers.kinds.test_others import pruned, spectral, weight_norm
 from wnconvert import (
     compare_files,
     compare_state_dicts,

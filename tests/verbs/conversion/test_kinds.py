@@ -19,9 +19,9 @@ from torch.nn.utils import parametrizations
 
 from tests.helpers.runner import Runner
 from tests.helpers.states import load, same, ulps
-from tests.layers.test_others import BIGGAN, MODULES, pruned, spectral, weight_norm
+from tests.layers.kinds.test_others import BIGGAN, MODULES, pruned, spectral, weight_norm
 from wnconvert.errors import ArgumentError, LayerError, NumbersError, VerifyError
-from wnconvert.layers.kinds import WORDS
+from wnconvert.layers.kinds.table import SHOWN
 from wnconvert.numerics.folding import Folding
 from wnconvert.verbs.conversion import executor
 from wnconvert.verbs.conversion.files import fold_file, split_file
@@ -253,7 +253,7 @@ def test_a_kind_that_there_is_not_is_an_error_with_the_list(kinds: str, run: Run
     source = SAVES["zip"](state(), tmp_path)
     done = run("fold", str(source), "--kinds", kinds, "-o", str(tmp_path / "out.pt"))
     assert done.returncode == 2
-    assert ", ".join(WORDS) in done.stderr
+    assert ", ".join(SHOWN) in done.stderr
     assert not (tmp_path / "out.pt").exists()
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune, spectral_norm
 
 from tests.helpers.states import load
-from tests.layers.test_others import legacy, pruned, weight_norm
+from tests.layers.kinds.test_others import legacy, pruned, weight_norm
 from wnconvert import compare_state_dicts, fold_state_dict, migrate_file, migrate_state_dict
 from wnconvert.errors import ArgumentError, LayerError
 

@@ -24,8 +24,8 @@ from wnconvert import ExportReport, check_onnx, export_onnx
 from wnconvert.errors import ArgumentError, InputError, OutputError, WnconvertError
 from wnconvert.reports.exports import proof_text
 from wnconvert.verbs.export.exporters import EXPORTERS, Exporter
+from wnconvert.verbs.models.proof.report import TimedStep
 from wnconvert.verbs.modules.convert import folded
-from wnconvert.verbs.proof.report import TimedStep
 
 MEL = ["mel=float32[1,4,T]"]
 BOTH = ["mel=float32[1,4,T]", "ids=int64[1,T]<100"]

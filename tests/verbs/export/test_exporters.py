@@ -16,11 +16,11 @@ from tests.helpers.export_models import Branching, Eigen, scripted, speech
 from tests.helpers.marks import crossed
 from wnconvert.errors import ArgumentError, OutputError
 from wnconvert.verbs.export.exporters import EXPORTERS, export_raw
+from wnconvert.verbs.models.proof.functions import tensors_of
+from wnconvert.verbs.models.proof.running import quiet_torch
+from wnconvert.verbs.models.proof.samples import export_arrays
+from wnconvert.verbs.models.proof.signatures import signature_of
 from wnconvert.verbs.modules.convert import folded
-from wnconvert.verbs.proof.functions import tensors_of
-from wnconvert.verbs.proof.running import quiet_torch
-from wnconvert.verbs.proof.samples import export_arrays
-from wnconvert.verbs.proof.signatures import signature_of
 
 
 def raw(model: nn.Module, path: Path, *inputs: str, exporter: str, outputs: tuple[str, ...] = ("y",)) -> None:

@@ -22,8 +22,8 @@ from tests.helpers import zoo
 from wnconvert import WnconvertError, export_onnx, fold_file, inspect_file, inspect_module
 from wnconvert.tensors.blocks import Array as Floats
 from wnconvert.verbs.export.exporters import Exporter
-from wnconvert.verbs.proof.samples import export_arrays
-from wnconvert.verbs.proof.signatures import signature_of
+from wnconvert.verbs.models.proof.samples import export_arrays
+from wnconvert.verbs.models.proof.signatures import signature_of
 
 ROWS = {row.name: row for row in zoo.ROWS}
 EXPORTERS = ("dynamo", "torchscript")

@@ -12,7 +12,20 @@ from typing import Protocol
 
 from wnconvert.errors import LayerError
 from wnconvert.layers.dims import refuse_large
-from wnconvert.layers.rules import ORIGINAL, Mask, Norm, Operation, Rule, Spectral, SpectralStep, UnitVector
+from wnconvert.layers.rules import (
+    ORIGINAL,
+    AffineBefore,
+    Mask,
+    Neighbour,
+    Norm,
+    NormBefore,
+    NormBehind,
+    Operation,
+    Rule,
+    Spectral,
+    SpectralStep,
+    UnitVector,
+)
 from wnconvert.numerics.kernel.choice import block_sums
 from wnconvert.numerics.kernel.plain import keeps_subnormals
 from wnconvert.numerics.norms import RowSource
@@ -20,6 +33,7 @@ from wnconvert.numerics.rounding import name_of
 from wnconvert.numerics.rows import Divisor, RowTally
 from wnconvert.numerics.rules.factors import Alone, Bounds, Common, NarrowFactors
 from wnconvert.numerics.rules.mask import exactly_masked, masked
+from wnconvert.numerics.rules.neighbours import scaled_by_channel
 from wnconvert.numerics.rules.norm import NormScale
 from wnconvert.numerics.rules.parts import RuleParts
 from wnconvert.numerics.rules.spectral.matrix import Matrix
@@ -158,6 +172,15 @@ def _step(operation: SpectralStep, stage: Stage, parts: RuleParts) -> Stage:
     matrix = Matrix(stage.read, stage.shape, operation.dim, stage.dtype, stage.limit)
     alone = Alone(stage.source(None), stage.out)
     return replace(stage, scale=alone, common=StepFactor(matrix, parts["u"], stage.out))
+
+
+@applied.register(NormBehind)
+@applied.register(NormBefore)
+@applied.register(AffineBefore)
+def _neighbour(operation: Neighbour, stage: Stage, parts: RuleParts) -> Stage:
+    _refuse_second(operation, stage.scale, stage.common)
+    read = scaled_by_channel(operation, stage.read, stage.shape, parts)
+    return replace(stage, read=read, dtype="float64")
 
 
 def _refuse_second(operation: Operation, *others: object) -> None:

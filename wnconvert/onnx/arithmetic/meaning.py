@@ -178,7 +178,8 @@ def _divided(spectral: Spectral, value: Monomial, u: Monomial, v: Monomial) -> M
     return multiplied(value, inverse) if inverse is not None else None
 
 
-_CHOICES: dict[type[Operation], Callable[[Shape, Sequence[Shape]], Sequence[Operation]]] = {
+_Found: TypeAlias = type[Mask] | type[Norm] | type[Spectral]
+_CHOICES: dict[_Found, Callable[[Shape, Sequence[Shape]], Sequence[Operation]]] = {
     Mask: _masks,
     Norm: _norms,
     Spectral: _spectrals,
@@ -190,7 +191,7 @@ _APPLIED: dict[type[Operation], Callable[..., Monomial | None]] = {
 }
 
 #: The operations that are looked for together, innermost first.
-_STACKS: tuple[tuple[type[Operation], ...], ...] = (
+_STACKS: tuple[tuple[_Found, ...], ...] = (
     (Norm,),
     (Mask,),
     (Spectral,),

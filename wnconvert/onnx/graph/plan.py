@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from wnconvert.errors import LayerError
-from wnconvert.layers.kinds import WORDS
-from wnconvert.layers.others import hints_on
+from wnconvert.layers.kinds.others import hints_on
+from wnconvert.layers.kinds.table import WORDS
 from wnconvert.layers.schemes import Selection
 from wnconvert.messages import counted, listed, option
 from wnconvert.onnx.file.model import GraphEdits, Model

@@ -15,7 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from wnconvert.layers.kinds import WORDS
+from wnconvert.layers.kinds.table import WORDS
 from wnconvert.layers.schemes import Layer, is_pair, spelled
 from wnconvert.plan.record.patterns import (
     count_names,

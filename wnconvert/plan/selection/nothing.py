@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Sequence
 
 from wnconvert.layers.find import pairs_in
-from wnconvert.layers.kinds import WORDS, find_kinds
-from wnconvert.layers.others import as_form
+from wnconvert.layers.kinds.others import as_form
+from wnconvert.layers.kinds.table import WORDS, find_kinds
 from wnconvert.layers.schemes import FORMS, Layer, Selection
 from wnconvert.messages import counted, listed, option
 from wnconvert.plan.plan import Plan

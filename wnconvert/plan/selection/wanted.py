@@ -9,7 +9,7 @@ from wnconvert.errors import ArgumentError, LayerError
 from wnconvert.layers.dims import dim_of
 from wnconvert.layers.evidence import notes_on_passed
 from wnconvert.layers.find import FoundPairs, pairs_in
-from wnconvert.layers.others import along
+from wnconvert.layers.kinds.others import along
 from wnconvert.layers.schemes import Layer, Refused, Selection, fix_of, is_pair
 from wnconvert.messages import listed, option, raise_listed, told
 from wnconvert.tensors.tree import StateDict

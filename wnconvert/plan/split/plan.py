@@ -11,7 +11,7 @@ from typing import Any
 
 from wnconvert.errors import ArgumentError
 from wnconvert.layers.dims import AUTO
-from wnconvert.layers.kinds import in_words
+from wnconvert.layers.kinds.table import in_words
 from wnconvert.layers.schemes import Refused, Selection
 from wnconvert.messages import counted, few, listed, option
 from wnconvert.plan.draft import Draft

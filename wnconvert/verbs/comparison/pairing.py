@@ -8,7 +8,7 @@ from glob import escape
 
 from wnconvert.errors import ArgumentError, WnconvertError
 from wnconvert.layers.find import pairs_in
-from wnconvert.layers.kinds import ALL
+from wnconvert.layers.kinds.table import ALL
 from wnconvert.layers.rules import ORIGINAL, Rule
 from wnconvert.layers.schemes import SCHEMES, Selection
 from wnconvert.messages import listed, option, told

@@ -21,8 +21,9 @@ from wnconvert.messages import told
 from wnconvert.numerics.folding import Folding
 from wnconvert.numerics.kernel.choice import cast_block
 from wnconvert.numerics.norms import norm_blocks
-from wnconvert.numerics.rounding import count_overflow
+from wnconvert.numerics.rounding import FLOAT_FORMATS, count_overflow
 from wnconvert.numerics.rows import Problem, RowPolicy, raise_problems, split_note, split_problems
+from wnconvert.numerics.rules.neighbours import fold_bias
 from wnconvert.numerics.rules.parts import RulePart
 from wnconvert.numerics.splitting import direction_blocks
 from wnconvert.plan.layout import (
@@ -30,6 +31,8 @@ from wnconvert.plan.layout import (
     Checked,
     CopyBytes,
     Directions,
+    Filled,
+    FoldBias,
     FoldLayer,
     Gather,
     Layout,
@@ -319,14 +322,16 @@ def _gather(work: Gather, source: Elements, out: Sink, numbers: RowPolicy) -> Ou
     return Outcome(numbers.cast_problems(overflow, work.dtype))
 
 
+def _parts_of(parts: Sequence[tuple[str, StoredTensor]], source: Elements) -> dict[str, RulePart]:
+    return {
+        role: RulePart(source.reader(tensor), tensor.info.shape, tensor.info.dtype) for role, tensor in parts
+    }
+
+
 @make_tensor.register
 def _fold(work: FoldLayer, source: Elements, out: Sink, numbers: RowPolicy) -> Outcome:
-    parts = {
-        role: RulePart(source.reader(tensor), tensor.info.shape, tensor.info.dtype)
-        for role, tensor in work.parts
-    }
     try:
-        folding = Folding(work.rule, parts, work.dtype)
+        folding = Folding(work.rule, _parts_of(work.parts, source), work.dtype)
         for _, w in folding.blocks(lambda block: out.room(block, folding.form.dtype)):
             out.made(w)
     except LayerError as error:  # u and v may be too large, or a mask of other numbers
@@ -334,6 +339,19 @@ def _fold(work: FoldLayer, source: Elements, out: Sink, numbers: RowPolicy) -> O
         raise
     report = folding.report()
     return Outcome(numbers.making(work.dtype.name).problems(report), numbers.note(report))
+
+
+@make_tensor.register
+def _bias(work: FoldBias, source: Elements, out: Sink, numbers: RowPolicy) -> Outcome:
+    bias, report = fold_bias(work.rule, _parts_of(work.parts, source), work.dtype)
+    out.array(bias)
+    return Outcome(numbers.making(work.dtype.name).problems(report), numbers.note(report))
+
+
+@make_tensor.register
+def _filled(work: Filled, _source: Elements, out: Sink, _numbers: RowPolicy) -> Outcome:
+    out.array(np.full(work.size, work.value, FLOAT_FORMATS[work.dtype.name].dtype))
+    return Outcome()
 
 
 @make_tensor.register

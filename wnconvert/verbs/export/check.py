@@ -20,12 +20,12 @@ from wnconvert.verbs.conversion.targets import StrPath
 from wnconvert.verbs.export.graph import check_given, graph_of, nodes_of, residual_of
 from wnconvert.verbs.export.ports import Ports, ports_of
 from wnconvert.verbs.export.request import Question, Reference, names_in, question_of, remedy_of
+from wnconvert.verbs.models.proof.functions import Exportable
+from wnconvert.verbs.models.proof.proof import ATOL, RTOL, Proof, Run, prove
+from wnconvert.verbs.models.proof.report import ExportReport, TimedSteps
+from wnconvert.verbs.models.proof.running import evaluating
+from wnconvert.verbs.models.proof.signatures import Range
 from wnconvert.verbs.modules.finding.live import find_live
-from wnconvert.verbs.proof.functions import Exportable
-from wnconvert.verbs.proof.proof import ATOL, RTOL, Proof, Run, prove
-from wnconvert.verbs.proof.report import ExportReport, TimedSteps
-from wnconvert.verbs.proof.running import evaluating
-from wnconvert.verbs.proof.signatures import Range
 from wnconvert.verbs.shared.options import TIMEOUT, check_timeout
 from wnconvert.verbs.shared.progress import StepsProgress, steps_progress
 

@@ -14,7 +14,7 @@ import torch
 from torch.export import ExportedProgram
 
 from wnconvert.errors import LayerError, WnconvertError
-from wnconvert.layers.kinds import ALL
+from wnconvert.layers.kinds.table import ALL
 from wnconvert.layers.schemes import Selection
 from wnconvert.messages import counted, refuse_other_than_path
 from wnconvert.onnx.graph.edits import renamed
@@ -53,14 +53,14 @@ from wnconvert.verbs.export.request import (
     question_of,
     remedy_of,
 )
+from wnconvert.verbs.models.proof.functions import Exportable, tensors_of, unwrapped
+from wnconvert.verbs.models.proof.proof import ATOL, RTOL
+from wnconvert.verbs.models.proof.report import ExportReport, TimedSteps
+from wnconvert.verbs.models.proof.running import evaluating
+from wnconvert.verbs.models.proof.samples import export_arrays
+from wnconvert.verbs.models.proof.signatures import Range
 from wnconvert.verbs.modules.convert import CopyError, folded
 from wnconvert.verbs.modules.finding.live import find_live
-from wnconvert.verbs.proof.functions import Exportable, tensors_of, unwrapped
-from wnconvert.verbs.proof.proof import ATOL, RTOL
-from wnconvert.verbs.proof.report import ExportReport, TimedSteps
-from wnconvert.verbs.proof.running import evaluating
-from wnconvert.verbs.proof.samples import export_arrays
-from wnconvert.verbs.proof.signatures import Range
 from wnconvert.verbs.shared.leftovers import named_leftovers
 from wnconvert.verbs.shared.options import TIMEOUT, check_timeout
 from wnconvert.verbs.shared.progress import StepsProgress, steps_progress

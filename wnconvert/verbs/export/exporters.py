@@ -23,11 +23,18 @@ from torch.export import ExportedProgram
 from wnconvert.errors import ArgumentError
 from wnconvert.messages import listed, to_install
 from wnconvert.storage.staging import translated
-from wnconvert.verbs.proof.functions import EITHER_WAY, Exportable, caller, error_text, places_of, tensors_at
-from wnconvert.verbs.proof.proof import errors_name_sizes
-from wnconvert.verbs.proof.running import evaluating, quiet_torch
-from wnconvert.verbs.proof.samples import export_sample
-from wnconvert.verbs.proof.signatures import Signature
+from wnconvert.verbs.models.proof.functions import (
+    EITHER_WAY,
+    Exportable,
+    caller,
+    error_text,
+    places_of,
+    tensors_at,
+)
+from wnconvert.verbs.models.proof.proof import errors_name_sizes
+from wnconvert.verbs.models.proof.running import evaluating, quiet_torch
+from wnconvert.verbs.models.proof.samples import export_sample
+from wnconvert.verbs.models.proof.signatures import Signature
 
 __all__ = ["AGES", "EXPORTERS", "Exporter", "export_raw"]
 

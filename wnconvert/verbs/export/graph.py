@@ -27,7 +27,7 @@ from wnconvert.verbs.conversion.onnx.check import refused
 from wnconvert.verbs.conversion.onnx.fold import model_layouts, own_data_of, remove_unused, write_model
 from wnconvert.verbs.conversion.state_dict import fold_state_dict
 from wnconvert.verbs.export.names import biases_of, names_of
-from wnconvert.verbs.proof.functions import Exportable
+from wnconvert.verbs.models.proof.functions import Exportable
 
 __all__ = [
     "check_exported",

@@ -20,11 +20,17 @@ from wnconvert.tensors.containers import Container
 from wnconvert.tensors.suffixes import check_true_name
 from wnconvert.verbs.conversion.targets import StrPath, has_suffix
 from wnconvert.verbs.export.exporters import EXPORTERS, Exporter
+from wnconvert.verbs.models.proof.functions import (
+    Exportable,
+    check_inputs,
+    function_of,
+    input_names,
+    unwrapped,
+)
+from wnconvert.verbs.models.proof.proof import NumericFunction, Proof, Run, steady_run
+from wnconvert.verbs.models.proof.samples import Sample, samples_of
+from wnconvert.verbs.models.proof.signatures import Range, Signature, check_outputs, signature_of
 from wnconvert.verbs.modules.finding.live import find_live
-from wnconvert.verbs.proof.functions import Exportable, check_inputs, function_of, input_names, unwrapped
-from wnconvert.verbs.proof.proof import NumericFunction, Proof, Run, steady_run
-from wnconvert.verbs.proof.samples import Sample, samples_of
-from wnconvert.verbs.proof.signatures import Range, Signature, check_outputs, signature_of
 from wnconvert.verbs.shared.options import texts_of
 
 __all__ = [

@@ -15,7 +15,7 @@ from typing import Any
 
 from wnconvert.layers.evidence import notes_on_passed
 from wnconvert.layers.find import FoundPairs, pairs_in
-from wnconvert.layers.kinds import find_kinds
+from wnconvert.layers.kinds.table import find_kinds
 from wnconvert.layers.schemes import FORMS, Selection
 from wnconvert.messages import counted, listed, option, options_as_python, refuse_other_than_path, told
 from wnconvert.numerics.finite import may_be_nonfinite

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from wnconvert.layers.others import hints_on
+from wnconvert.layers.kinds.others import hints_on
 from wnconvert.layers.rules import ORIGINAL, G
 from wnconvert.messages import counted, told
 from wnconvert.onnx.file.model import Node

@@ -21,8 +21,8 @@ from wnconvert.messages import printable, to_install
 from wnconvert.storage.folder.config import CONFIG, NamedClass
 from wnconvert.tensors.tree import TensorInfo
 from wnconvert.verbs.loads.result import Misfit
-from wnconvert.verbs.proof.functions import error_text
-from wnconvert.verbs.proof.running import quiet_torch
+from wnconvert.verbs.models.proof.functions import error_text
+from wnconvert.verbs.models.proof.running import quiet_torch
 
 __all__ = ["Fit", "fit_of"]
 

@@ -17,11 +17,11 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from wnconvert.verbs.loading.model import build
-from wnconvert.verbs.proof.functions import error_text, named_outputs, tensors_of
-from wnconvert.verbs.proof.running import quiet_torch
-from wnconvert.verbs.proof.samples import arrays, samples_of
-from wnconvert.verbs.proof.signatures import signature_of
+from wnconvert.verbs.models.loading.model import build
+from wnconvert.verbs.models.proof.functions import error_text, named_outputs, tensors_of
+from wnconvert.verbs.models.proof.running import quiet_torch
+from wnconvert.verbs.models.proof.samples import arrays, samples_of
+from wnconvert.verbs.models.proof.signatures import signature_of
 
 __all__ = ["STEPS", "run_request"]
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 from wnconvert.errors import ArgumentError
-from wnconvert.layers.kinds import ALL, WORDS
+from wnconvert.layers.kinds.table import ALL, SHOWN
 from wnconvert.layers.rules import Norm
 from wnconvert.layers.schemes import FORMS, Selection
 from wnconvert.numerics.rows import RowPolicy
@@ -169,10 +169,10 @@ def kinds_of(kinds: Iterable[str]) -> tuple[str, ...]:
     """
     words = [word.strip() for text in texts_of(kinds) for word in text.split(",")]
     every = dict.fromkeys(kind for word in words for kind in (ALL if word == "all" else (word,)))
-    unknown = [word for word in every if word not in WORDS]
+    unknown = [word for word in every if word not in SHOWN]
     if unknown or not every:
         what = f"there is no kind {unknown[0]!r:.80}" if unknown else "no kind is named"
-        raise ArgumentError(what, fix=f"some of {', '.join(WORDS)}, or all, which is {', '.join(ALL)}")
+        raise ArgumentError(what, fix=f"some of {', '.join(SHOWN)}, or all, which is {', '.join(ALL)}")
     return tuple(every)
 
 

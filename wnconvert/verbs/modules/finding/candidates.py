@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from wnconvert.layers.kinds import in_words
+from wnconvert.layers.kinds.table import in_words
 from wnconvert.layers.rules import ORIGINAL, Rule
 from wnconvert.verbs.modules.finding.chains import Chain, chain_of
 from wnconvert.verbs.modules.finding.computed import (

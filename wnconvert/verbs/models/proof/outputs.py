@@ -1,0 +1,214 @@
+"""The distance of one output from its reference: measured sample by sample, and the result over all."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from wnconvert.numerics.distance import Measure, Tolerance, ToleranceTest, bites
+from wnconvert.numerics.rounding import FLOAT_FORMATS
+from wnconvert.tensors.blocks import Array
+from wnconvert.tensors.dtypes import DTYPES, DType
+from wnconvert.verbs.models.proof.samples import Sample
+
+__all__ = ["OutputMeter", "OutputProof", "Worst", "flat"]
+
+
+#: How many elements are converted to float64 at a time.
+_BITE = 1 << 20
+#: An output that would pass by atol alone must be this near, as a part of its largest value.
+LEAST_RTOL = 1e-3
+#: Advice rounds a tolerance up by less than this factor.
+_ROUNDED = 1.1
+
+
+@dataclass(frozen=True, slots=True)
+class Worst:
+    """The worst element of an output: its index, both values, and its sample."""
+
+    index: tuple[int, ...]
+    reference: float
+    candidate: float
+    seed: int
+    sizes: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class OutputProof:
+    """The distance of an output a from the reference b, over all samples.
+
+    ``shape`` is the shape in the sample of the worst element, or in the first. These count elements that are
+    finite on both sides: ``max_abs`` = max |a-b|; ``max_rel`` = max |a-b|/|b|, infinite if only b is 0;
+    ``snr_db`` = 10·log₁₀ Σb²/Σ(a-b)², None if it has no value. ``largest`` = max |b|. ``identical`` is true
+    if nothing differs. Of the elements ``out_of_tolerance``, ``unmatched`` are NaN or infinite on one side
+    only. ``worst`` is the first of those, or else the element with the largest |a-b|. ``needed_atol`` is the
+    least atol that would have passed with the given rtol, and ``needed_rtol`` the other way round; None if
+    no value would. Integers and bools must be equal. ``unproven``: b is so small that zeros would pass too,
+    and a is off by more than the rtol (at least ``LEAST_RTOL``) of the largest b, so another model would
+    have passed. ``alike``: all elements of b, two or more, are one number or NaN, which proves little.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    elements: int
+    identical: bool
+    max_abs: float
+    max_rel: float
+    snr_db: float | None
+    worst: Worst | None
+    out_of_tolerance: int
+    unmatched: int
+    needed_atol: float | None
+    needed_rtol: float | None
+    largest: float = 0.0
+    unproven: bool = False
+    alike: bool = False
+
+    @property
+    def passed(self) -> bool:
+        """Whether all elements are within tolerance."""
+        return not self.out_of_tolerance
+
+    @property
+    def tells(self) -> bool:
+        """Whether a pass proves something: integers and bools do, and floats if zeros would not pass too."""
+        return _is_exact(self.dtype) or bool(self.largest and not self.unproven)
+
+
+def flat(array: Array) -> Array:
+    """The elements as one row, in C order."""
+    return np.ascontiguousarray(array).reshape(-1)
+
+
+@dataclass(slots=True)
+class OutputMeter:
+    """Measures one output over samples; other dtypes than floats are converted to a float format first.
+
+    Complex numbers are compared part by part. ``unequal`` counts integers and bools that differ.
+    """
+
+    name: str
+    dtype: DType
+    tolerance: Tolerance
+    elements: int = 0
+    unequal: int = 0
+    largest: float = 0.0
+    span: tuple[float, float] = (math.inf, -math.inf)
+    shape: tuple[int, ...] = ()
+    worst: Worst | None = None
+    measure: Measure = field(init=False)
+
+    def __post_init__(self) -> None:
+        form = DTYPES[_form(self.dtype).name]
+        self.measure = Measure(ToleranceTest(Tolerance(0.0, 0.0) if self.is_exact else self.tolerance, form))
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether elements must be equal."""
+        return _is_exact(self.dtype.name)
+
+    @property
+    def out(self) -> int:
+        """The number of elements out of tolerance."""
+        return self.unequal if self.is_exact else self.measure.different
+
+    def add(self, sample: Sample, found: Array, expected: Array) -> None:
+        """Measure the output for one sample."""
+        left, right = flat(found), flat(expected)
+        parts = 2 if right.dtype.kind == "c" else 1
+        start, form = self.elements * parts, _form(self.dtype)
+        at_first: int | None = None
+        for at, x, y in bites(left, right, _BITE):
+            y_floats = _floats(y, form)
+            self.measure.add(start + at * parts, _floats(x, form), y_floats)
+            low, high = _span(y_floats)
+            self.span = min(self.span[0], low), max(self.span[1], high)
+            self.largest = max(map(abs, self.span)) if low <= high else self.largest
+            if self.is_exact:
+                differ = x != y
+                self.unequal += int(np.count_nonzero(differ))
+                at_first = at + int(differ.argmax()) if at_first is None and differ.any() else at_first
+        worst = self.measure.worst
+        here = (worst - start) // parts if worst is not None and worst >= start else None
+        if here is None and self.worst is None:
+            here = at_first  # integers past 2**53 that are equal as float64
+        if here is not None:
+            index = tuple(int(place) for place in np.unravel_index(here, expected.shape))
+            values = (_number(right[here]), _number(left[here]))
+            self.worst = Worst(index, *values, sample.seed, dict(sample.sizes))
+        if here is not None or not self.elements:
+            self.shape = expected.shape
+        self.elements += right.size
+
+    def result(self) -> OutputProof:
+        """The result over all samples so far."""
+        measure = self.measure
+        tolerable = not self.is_exact and not measure.unmatched
+        given = self.tolerance.atol or 0.0, self.tolerance.rtol or 0.0
+        unproven = tolerable and not self.out and self._is_unproven(*given)
+        # With the tolerance that is advised, which is rounded up, the proof must still mean something.
+        atol = None if self._is_unproven(measure.atol * _ROUNDED, given[1]) else measure.atol
+        rtol = measure.rtol
+        if self._zeros_would_pass(given[0], rtol * _ROUNDED):
+            rtol = max(rtol, self._share)
+        return OutputProof(
+            self.name,
+            self.dtype.name,
+            self.shape,
+            self.elements,
+            identical=not (measure.max_abs or measure.unmatched or self.unequal),
+            max_abs=measure.max_abs,
+            max_rel=measure.max_rel,
+            snr_db=None if self.is_exact else measure.snr_db,
+            worst=self.worst,
+            out_of_tolerance=self.out,
+            unmatched=measure.unmatched,
+            needed_atol=atol if tolerable and atol is not None and math.isfinite(atol) else None,
+            needed_rtol=rtol if tolerable and math.isfinite(rtol) else None,
+            largest=self.largest,
+            unproven=unproven,
+            alike=self.elements > 1 and self.span[0] >= self.span[1],
+        )
+
+    def _is_unproven(self, atol: float, rtol: float) -> bool:
+        """Whether zeros would pass too, and the output is off by more than the rtol of the largest value."""
+        return self._zeros_would_pass(atol, rtol) and self._share > max(rtol, LEAST_RTOL)
+
+    def _zeros_would_pass(self, atol: float, rtol: float) -> bool:
+        return 0 < self.largest <= atol + rtol * self.largest
+
+    @property
+    def _share(self) -> float:
+        """The largest |a-b| as a part of the largest |b|."""
+        return self.measure.max_abs / self.largest if self.largest else math.inf
+
+
+def _is_exact(dtype: str) -> bool:
+    return dtype == "bool" or "int" in dtype
+
+
+def _form(dtype: DType) -> np.dtype[Any]:
+    """The float format in which a dtype is compared: its own, or one that holds it."""
+    if dtype.name in FLOAT_FORMATS:
+        return dtype.numpy()
+    return np.dtype("float32" if dtype.is_float8 or dtype.name == "complex64" else "float64")
+
+
+def _floats(x: Array, form: np.dtype[Any]) -> Array:
+    return x.view(form) if x.dtype.kind == "c" else x.astype(form, copy=False)
+
+
+def _span(x: Array) -> tuple[float, float]:
+    """The least and the greatest finite number; inf and -inf if there is none."""
+    finite = x[np.isfinite(x)]
+    return (float(finite.min()), float(finite.max())) if finite.size else (math.inf, -math.inf)
+
+
+def _number(value: Any) -> float:
+    """An element as a Python float; for a complex number, its absolute value."""
+    return abs(complex(value)) if np.iscomplexobj(value) else float(value)

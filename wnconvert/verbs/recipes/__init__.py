@@ -1,0 +1,1 @@
+"""Which norms of a model fold into which layers: told by one forward of it, and proven."""
