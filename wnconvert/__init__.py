@@ -42,7 +42,9 @@ if TYPE_CHECKING:
     from wnconvert.verbs.comparison.compare import compare_files, compare_state_dicts
     from wnconvert.verbs.comparison.result import Comparison
     from wnconvert.verbs.conversion.convert import Result
-    from wnconvert.verbs.conversion.files import fold_file, migrate_file, split_file
+    from wnconvert.verbs.conversion.files.fold import fold_file
+    from wnconvert.verbs.conversion.files.migrate import migrate_file
+    from wnconvert.verbs.conversion.files.split import split_file
     from wnconvert.verbs.conversion.places.cleaning import clean_store
     from wnconvert.verbs.conversion.state_dict import fold_state_dict, migrate_state_dict, split_state_dict
     from wnconvert.verbs.export.check import check_onnx
@@ -120,7 +122,7 @@ _HOMES = {
     "clean_store": "verbs.conversion.places.cleaning",
     "export_onnx": "verbs.export.export",
     "ExportReport": "verbs.models.proof.report",
-    "fold_file": "verbs.conversion.files",
+    "fold_file": "verbs.conversion.files.fold",
     "fold_state_dict": "verbs.conversion.state_dict",
     "FileResult": "verbs.fleet.result",
     "fold_files": "verbs.fleet.files",
@@ -131,9 +133,9 @@ _HOMES = {
     "inspect_state_dict": "verbs.inspection.inspect",
     "loads_folder": "verbs.loads.loads",
     "LoadReport": "verbs.loads.result",
-    "migrate_file": "verbs.conversion.files",
+    "migrate_file": "verbs.conversion.files.migrate",
     "migrate_state_dict": "verbs.conversion.state_dict",
-    "split_file": "verbs.conversion.files",
+    "split_file": "verbs.conversion.files.split",
     "split_state_dict": "verbs.conversion.state_dict",
     "Inspection": "verbs.inspection.result",
     "modernize_code": "verbs.modernization.modernize",

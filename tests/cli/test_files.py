@@ -234,7 +234,7 @@ def test_could_not_is_2_with_what_to_do_and_no_traceback(arguments: list[str], s
 
 def replaced(monkeypatch: pytest.MonkeyPatch, fold: Callable[..., object]) -> None:
     """Have the command line call another function to fold a file."""
-    monkeypatch.setattr("wnconvert.verbs.conversion.files.fold_file", fold)
+    monkeypatch.setattr("wnconvert.verbs.conversion.files.fold.fold_file", fold)
 
 
 def test_checked_and_different_is_1(gan: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -454,7 +454,7 @@ def _read(descriptor: int) -> Iterator[bytes]:
 
 SLOW = """
 import sys, time
-import wnconvert.verbs.conversion.files as files
+import wnconvert.verbs.conversion.files.fold as files
 real = files.fold_file
 def fold_file(*arguments, progress, **options):
     for done in range(1, 5):

@@ -147,7 +147,7 @@ def test_many_refused_layers_are_one_error_of_ten_lines() -> None:
 def test_a_bug_and_an_interrupt_are_json_too(monkeypatch: pytest.MonkeyPatch) -> None:
     for raised, code in ((KeyError("x"), 3), (KeyboardInterrupt(), 130)):
         replaced = Mock(side_effect=raised)
-        monkeypatch.setattr("wnconvert.verbs.conversion.files.fold_file", replaced)
+        monkeypatch.setattr("wnconvert.verbs.conversion.files.fold.fold_file", replaced)
         done = run("fold", BIG, "--json")
         assert done.returncode == code
         assert json.loads(done.stdout)["error"]["exit_code"] == code

@@ -31,7 +31,7 @@ from wnconvert.errors import FormatError, OutputError
 from wnconvert.formats.pickle.reader import load
 from wnconvert.formats.pickle.values import Dict, Extension, Global, Object, PersistentId
 from wnconvert.formats.torch.names import dangerous_names, foreign_names
-from wnconvert.verbs.conversion.files import fold_file
+from wnconvert.verbs.conversion.files.fold import fold_file
 from wnconvert.verbs.inspection.inspect import inspect_file
 
 #: Of scanners' published lists, and of what is known to reach files, processes, sockets or the interpreter.

@@ -17,7 +17,7 @@ from tests.helpers.states import same
 from wnconvert import fold_module
 from wnconvert.errors import LayerError
 from wnconvert.storage.checkpoint import open_checkpoint
-from wnconvert.verbs.conversion.files import fold_file
+from wnconvert.verbs.conversion.files.fold import fold_file
 
 
 @pytest.fixture(autouse=True)

@@ -32,7 +32,9 @@ from wnconvert.formats.torch.records import storage_record, tensor_record
 from wnconvert.storage.checkpoint import open_checkpoint
 from wnconvert.tensors.dtypes import dtype_named
 from wnconvert.verbs.conversion.convert import Result
-from wnconvert.verbs.conversion.files import fold_file, migrate_file, split_file
+from wnconvert.verbs.conversion.files.fold import fold_file
+from wnconvert.verbs.conversion.files.migrate import migrate_file
+from wnconvert.verbs.conversion.files.split import split_file
 from wnconvert.verbs.inspection.inspect import inspect_file
 
 State = dict[str, Tensor]

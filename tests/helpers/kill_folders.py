@@ -17,7 +17,7 @@ from pathlib import Path
 from tests.helpers.kills import killed_after_a_while, killed_at_each_call
 from wnconvert.storage.folder.written import MANIFEST, manifest
 from wnconvert.storage.stores import renames
-from wnconvert.verbs.conversion.files import fold_file
+from wnconvert.verbs.conversion.files.fold import fold_file
 
 #: Every call that changes a file or a folder; ``os.open`` opens what is read, too.
 CALLS = (

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from tests.helpers.kills import killed_after_a_while, killed_at_each_call
 from wnconvert.storage.stores import filling, renames, system
-from wnconvert.verbs.conversion.files import fold_file
+from wnconvert.verbs.conversion.files.fold import fold_file
 
 #: Every call that changes a file or a folder.
 CALLS = (

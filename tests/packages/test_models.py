@@ -16,7 +16,8 @@ from torch.nn.utils.weight_norm import WeightNorm
 from tests.helpers.infos import halves
 from tests.helpers.states import same
 from tests.helpers.zoo import Outputs, Row, gap, scramble, tensor
-from wnconvert.verbs.conversion.files import fold_file, migrate_file
+from wnconvert.verbs.conversion.files.fold import fold_file
+from wnconvert.verbs.conversion.files.migrate import migrate_file
 from wnconvert.verbs.conversion.state_dict import fold_state_dict, migrate_state_dict, split_state_dict
 from wnconvert.verbs.modules.convert import fold_module, migrate_module
 from wnconvert.verbs.shared.options import Form

@@ -22,7 +22,7 @@ from tests.helpers.states import output_of
 from wnconvert.storage.files import open_file
 from wnconvert.storage.staging import staged
 from wnconvert.storage.stores import system
-from wnconvert.verbs.conversion.files import fold_file
+from wnconvert.verbs.conversion.files.fold import fold_file
 
 LACKING = {
     "macOS": ["sched_getaffinity", "posix_fadvise", "copy_file_range", "O_DIRECT", "pread64"],

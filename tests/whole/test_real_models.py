@@ -24,7 +24,9 @@ from tests.helpers.zoo import FORMS, SEEDS, WITHOUT, Row, gap, inside, of, vits_
 from tests.helpers.zoo import ROWS as SIMPLE
 from tests.helpers.zoo_composites import COMPOSITES
 from wnconvert.layers.find import find_pairs
-from wnconvert.verbs.conversion.files import fold_file, migrate_file, split_file
+from wnconvert.verbs.conversion.files.fold import fold_file
+from wnconvert.verbs.conversion.files.migrate import migrate_file
+from wnconvert.verbs.conversion.files.split import split_file
 from wnconvert.verbs.conversion.state_dict import fold_state_dict, migrate_state_dict, split_state_dict
 from wnconvert.verbs.modules.convert import fold_module, folded, migrate_module, weights_folded
 from wnconvert.verbs.modules.inspect import inspect_module

@@ -101,7 +101,7 @@ def fold(src: tuple[str, ...], out: str | None, **options: Any) -> int:
     beside the original before it is put in place.
     """
     load_lightly()
-    from wnconvert.verbs.conversion.files import fold_file
+    from wnconvert.verbs.conversion.files.fold import fold_file
 
     return convert_files("fold", fold_file, src, out, **options)
 
@@ -136,7 +136,7 @@ def split(src: tuple[str, ...], out: str | None, **options: Any) -> int:
     they were; for any other file, name them: --like REF, or --layers with --dim.
     """
     load_lightly()
-    from wnconvert.verbs.conversion.files import split_file
+    from wnconvert.verbs.conversion.files.split import split_file
 
     return convert_files("split", split_file, src, out, **options)
 
@@ -164,7 +164,7 @@ def migrate(src: tuple[str, ...], out: str | None, **options: Any) -> int:
     stays valid. --kinds spectral does so with spectral norm.
     """
     load_lightly()
-    from wnconvert.verbs.conversion.files import migrate_file
+    from wnconvert.verbs.conversion.files.migrate import migrate_file
 
     return convert_files("migrate", migrate_file, src, out, **options)
 

@@ -27,7 +27,7 @@ from wnconvert.verbs.comparison import compare as module
 from wnconvert.verbs.comparison import readings
 from wnconvert.verbs.comparison.compare import compare_files, compare_state_dicts
 from wnconvert.verbs.comparison.result import COLUMNS, Comparison
-from wnconvert.verbs.conversion.files import fold_file
+from wnconvert.verbs.conversion.files.fold import fold_file
 from wnconvert.verbs.conversion.state_dict import fold_state_dict
 
 FIXTURES = ROOT / "fixtures"

@@ -30,7 +30,7 @@ from wnconvert.storage.sources import Source
 from wnconvert.storage.stores import filling
 from wnconvert.storage.stores.filling import Filling
 from wnconvert.verbs.conversion import executor
-from wnconvert.verbs.conversion.files import fold_file
+from wnconvert.verbs.conversion.files.fold import fold_file
 from wnconvert.verbs.shared.options import RunOptions
 
 #: Every fixture, but those with a layer that is refused.

@@ -30,7 +30,9 @@ from wnconvert.storage.folder.written import MANIFEST
 from wnconvert.storage.sources import Source
 from wnconvert.storage.workers import Workers
 from wnconvert.verbs.comparison.compare import compare_files
-from wnconvert.verbs.conversion.files import fold_file, migrate_file, split_file
+from wnconvert.verbs.conversion.files.fold import fold_file
+from wnconvert.verbs.conversion.files.migrate import migrate_file
+from wnconvert.verbs.conversion.files.split import split_file
 from wnconvert.verbs.conversion.targets import default_output
 from wnconvert.verbs.conversion.verify.output import verify_copies
 from wnconvert.verbs.inspection.inspect import inspect_file

@@ -24,7 +24,8 @@ from wnconvert.errors import ArgumentError, LayerError, NumbersError, VerifyErro
 from wnconvert.layers.kinds.table import SHOWN
 from wnconvert.numerics.folding import Folding
 from wnconvert.verbs.conversion import executor
-from wnconvert.verbs.conversion.files import fold_file, split_file
+from wnconvert.verbs.conversion.files.fold import fold_file
+from wnconvert.verbs.conversion.files.split import split_file
 from wnconvert.verbs.conversion.state_dict import fold_state_dict
 
 State = dict[str, Tensor]

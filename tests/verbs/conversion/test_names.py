@@ -21,7 +21,9 @@ from tests.helpers.tool import run_here
 from wnconvert.errors import ArgumentError, LayerError, WnconvertError
 from wnconvert.plan.plan import Plan
 from wnconvert.verbs.comparison.compare import compare_files, compare_state_dicts
-from wnconvert.verbs.conversion.files import fold_file, migrate_file, split_file
+from wnconvert.verbs.conversion.files.fold import fold_file
+from wnconvert.verbs.conversion.files.migrate import migrate_file
+from wnconvert.verbs.conversion.files.split import split_file
 from wnconvert.verbs.conversion.state_dict import fold_state_dict, migrate_state_dict, split_state_dict
 
 FORMS = ("legacy", "parametrize")

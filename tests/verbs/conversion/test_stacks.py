@@ -18,7 +18,8 @@ from torch.nn.utils import parametrizations, parametrize
 from tests.helpers.states import folded64, ulps
 from wnconvert.errors import LayerError
 from wnconvert.verbs.comparison.compare import compare_state_dicts
-from wnconvert.verbs.conversion.files import fold_file, migrate_file
+from wnconvert.verbs.conversion.files.fold import fold_file
+from wnconvert.verbs.conversion.files.migrate import migrate_file
 from wnconvert.verbs.conversion.state_dict import fold_state_dict, migrate_state_dict
 from wnconvert.verbs.inspection.inspect import inspect_file, inspect_state_dict
 from wnconvert.verbs.modules.convert import fold_module

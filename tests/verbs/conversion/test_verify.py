@@ -25,7 +25,8 @@ from wnconvert.storage.checkpoint import open_checkpoint
 from wnconvert.storage.layouts import layout_of
 from wnconvert.verbs.conversion import executor
 from wnconvert.verbs.conversion.convert import Result
-from wnconvert.verbs.conversion.files import fold_file, split_file
+from wnconvert.verbs.conversion.files.fold import fold_file
+from wnconvert.verbs.conversion.files.split import split_file
 from wnconvert.verbs.conversion.verify import pieces
 
 FLOATS = [torch.float64, torch.float32, torch.float16, torch.bfloat16]

@@ -24,7 +24,7 @@ from wnconvert.layers.schemes import Selection
 from wnconvert.plan.selection import wanted
 from wnconvert.storage import workers
 from wnconvert.tensors.tree import StateDict
-from wnconvert.verbs.conversion.files import fold_file
+from wnconvert.verbs.conversion.files.fold import fold_file
 from wnconvert.verbs.inspection import inspect as inspection
 from wnconvert.verbs.inspection.inspect import inspect_file, inspect_state_dict
 from wnconvert.verbs.inspection.magnitudes import LayerStats

@@ -9,6 +9,6 @@ folders        a folder planned, checked for what it replaces, and written
 jobs           what is asked for, and the jobs that do it
 places         outputs that are no files of a disk: stdout, objects of a store
 run            one conversion: open, plan, write
-files          fold_file, split_file, migrate_file
+files          fold_file, split_file, migrate_file, as commands have them
 state_dict     the same verbs on a mapping in memory
 """

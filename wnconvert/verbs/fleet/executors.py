@@ -21,7 +21,7 @@ _Made = TypeVar("_Made")
 #: What the process that forks others loads once for all.
 _NEEDED = [
     "wnconvert.verbs.fleet.work",
-    "wnconvert.verbs.conversion.files",
+    "wnconvert.verbs.conversion.files.fold",
     "wnconvert.verbs.conversion.convert",
     "wnconvert.verbs.inspection.inspect",
 ]

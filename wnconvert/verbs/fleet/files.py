@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Executor
+from importlib import import_module
 from typing import Any
 
 from wnconvert.errors import ArgumentError
@@ -149,6 +150,4 @@ def _function(verb: str) -> Any:
         from wnconvert.verbs.inspection.inspect import inspect_file
 
         return inspect_file
-    from wnconvert.verbs.conversion import files
-
-    return getattr(files, f"{verb}_file")
+    return getattr(import_module(f"wnconvert.verbs.conversion.files.{verb}"), f"{verb}_file")

@@ -20,19 +20,19 @@ __all__ = ["FUNCTIONS", "failed_result", "run_job"]
 
 
 def _fold(*given: Any, **options: Any) -> Any:
-    from wnconvert.verbs.conversion.files import fold_file
+    from wnconvert.verbs.conversion.files.fold import fold_file
 
     return fold_file(*given, **options)
 
 
 def _split(*given: Any, **options: Any) -> Any:
-    from wnconvert.verbs.conversion.files import split_file
+    from wnconvert.verbs.conversion.files.split import split_file
 
     return split_file(*given, **options)
 
 
 def _migrate(*given: Any, **options: Any) -> Any:
-    from wnconvert.verbs.conversion.files import migrate_file
+    from wnconvert.verbs.conversion.files.migrate import migrate_file
 
     return migrate_file(*given, **options)
 

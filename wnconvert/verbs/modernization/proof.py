@@ -15,7 +15,7 @@ from typing import Any, Literal
 import wnconvert
 from wnconvert.errors import ArgumentError, InputError
 from wnconvert.messages import to_install
-from wnconvert.verbs.conversion.files import migrate_file
+from wnconvert.verbs.conversion.files.migrate import migrate_file
 from wnconvert.verbs.conversion.state_dict import migrate_state_dict
 from wnconvert.verbs.modernization.result import CodeCheck, CodeProof
 from wnconvert.verbs.modernization.writing import Rewrite

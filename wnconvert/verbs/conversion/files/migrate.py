@@ -1,0 +1,124 @@
+"""Migrate checkpoints between the forms of torch; ``wnconvert migrate`` and ``migrate_file`` are one call.
+
+With ``dry_run`` it returns the very plan that it would run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Literal, overload
+
+from wnconvert.layers.dims import AUTO
+from wnconvert.storage.shards import DEFAULT_SHARD_SIZE
+from wnconvert.verbs.conversion.jobs import Request
+from wnconvert.verbs.conversion.run import run_conversion
+from wnconvert.verbs.conversion.targets import StrPath
+from wnconvert.verbs.shared.options import (
+    Form,
+    RunOptions,
+    check_form,
+    renaming_of,
+    selection_of,
+)
+from wnconvert.verbs.shared.progress import Progress, bytes_progress
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from wnconvert.plan.plan import Plan
+    from wnconvert.verbs.conversion.convert import Result
+    from wnconvert.verbs.conversion.files.overloads import MigrateOptions
+
+__all__ = ["migrate_file"]
+
+
+@overload
+def migrate_file(
+    src: StrPath,
+    out: StrPath | None = ...,
+    *,
+    dry_run: Literal[False] = ...,
+    **options: Unpack[MigrateOptions],
+) -> Result: ...
+
+
+@overload
+def migrate_file(
+    src: StrPath, out: StrPath | None = ..., *, dry_run: Literal[True], **options: Unpack[MigrateOptions]
+) -> Plan: ...
+
+
+def migrate_file(
+    src: StrPath,
+    out: StrPath | None = None,
+    *,
+    to: Form = "parametrize",
+    only: str | None = None,
+    strip_prefix: Iterable[str] = (),
+    add_prefix: str = "",
+    rename: Iterable[str] | Mapping[str, str] = (),
+    layers: Iterable[str] = (),
+    exclude: Iterable[str] = (),
+    kinds: Iterable[str] = ("weight",),
+    drop_optimizer: bool = False,
+    drop_foreign: bool = False,
+    copy: bool = False,
+    require_layers: int | None = None,
+    as_folder: bool = False,
+    in_place: bool = False,
+    max_shard_size: str | int = DEFAULT_SHARD_SIZE,
+    verify: bool = False,
+    force: bool = False,
+    clean: bool = False,
+    threads: int | None = None,
+    dry_run: bool = False,
+    progress: Progress = False,
+    on_plan: Callable[[Plan], None] | None = None,
+) -> Result | Plan:
+    """Give the layers of a checkpoint file the names of the other of torch's forms; no tensor changes.
+
+    ``to`` is ``"parametrize"`` (``torch.nn.utils.parametrizations.weight_norm``, from torch 2.1 on) or
+    ``"legacy"`` (``torch.nn.utils.weight_norm``); a mixture ends in that form. Keys stand where torch
+    has them, ``_metadata`` follows, and going back gives the same bytes again. The state of an optimizer
+    stays valid, since the parameters keep their order; where they would not it is an error, and
+    ``drop_optimizer`` leaves the state out. ``kinds`` are those of the layers to migrate, as for
+    ``fold_file``: ``"spectral"`` norm computes the same in eval, to the bit; prune has no other form. Other
+    options as for ``fold_file``.
+
+    Raises as ``fold_file`` does; ``LayerError`` also for a whole pickled module.
+
+    >>> plan = migrate_file("fixtures/g_02500000", dry_run=True)
+    >>> plan.layers[0].before.g.name, plan.layers[0].after.g.name
+    ('conv_pre.weight_g', 'conv_pre.parametrizations.weight.original0')
+    """
+    from wnconvert.plan.migrate import plan_migrate
+
+    check_form(str(to))  # here None is not a choice
+    request = Request(
+        src,
+        out,
+        to,
+        renaming=renaming_of(strip_prefix, add_prefix, rename),
+        only=only,
+        max_shard_size=max_shard_size,
+        as_folder=as_folder,
+        in_place=in_place,
+        drop_foreign=drop_foreign,
+        copy=copy,
+        require_layers=require_layers,
+        clean=clean,
+        dry_run=dry_run,
+        on_plan=on_plan,
+    )
+    return run_conversion(
+        request,
+        partial(
+            plan_migrate,
+            to=to,
+            selection=selection_of(layers, exclude, AUTO, kinds),
+            only=only,
+            drop_optimizer=drop_optimizer,
+        ),
+        options=RunOptions(force=force, threads=threads, verify=verify, progress=bytes_progress(progress)),
+    )

@@ -1,0 +1,72 @@
+"""For overloads, which tell a type checker that ``dry_run`` decides between Result and Plan.
+
+The options of each verb, which its real signature spells out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, TypedDict
+
+from wnconvert.tensors.dtypes import AnyDType
+from wnconvert.verbs.conversion.targets import StrPath
+from wnconvert.verbs.shared.options import DimOption, Form, ProofOption, ZeroRows
+from wnconvert.verbs.shared.progress import Progress
+
+if TYPE_CHECKING:
+    from wnconvert.plan.plan import Plan
+
+__all__ = ["FoldOptions", "MigrateOptions", "SplitOptions"]
+
+
+class _Options(TypedDict, total=False):
+    """What all of them take."""
+
+    only: str | None
+    strip_prefix: Iterable[str]
+    add_prefix: str
+    rename: Iterable[str] | Mapping[str, str]
+    layers: Iterable[str]
+    exclude: Iterable[str]
+    drop_foreign: bool
+    copy: bool
+    require_layers: int | None
+    as_folder: bool
+    in_place: bool
+    max_shard_size: str | int
+    verify: bool
+    force: bool
+    clean: bool
+    threads: int | None
+    progress: Progress
+    on_plan: Callable[[Plan], None] | None
+
+
+class FoldOptions(_Options, total=False):
+    """What fold takes."""
+
+    dtype: AnyDType | None
+    kinds: Iterable[str]
+    dim: DimOption
+    zero_rows: ZeroRows
+    allow_nonfinite: bool
+    keep_optimizer: bool
+    proof: ProofOption
+    timeout: float
+
+
+class SplitOptions(_Options, total=False):
+    """What split takes."""
+
+    to: Form | None
+    like: StrPath | None
+    dim: DimOption
+    keep_optimizer: bool
+
+
+class MigrateOptions(_Options, total=False):
+    """What migrate takes."""
+
+    to: Form
+    kinds: Iterable[str]
+    drop_optimizer: bool
