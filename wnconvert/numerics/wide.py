@@ -32,7 +32,7 @@ class WideFactors:
     large: NDArray[np.bool_]
     nonfinite: NDArray[np.bool_]
 
-    def at(self, rows: slice) -> WideFactors:
+    def at(self, rows: slice | NDArray[np.intp]) -> WideFactors:
         """Those of some of the rows."""
         flags = (each[rows] for each in (self.exact, self.large, self.nonfinite))
         return WideFactors(self.mantissa[rows], self.exponent[rows], self.steps, *flags)
@@ -45,6 +45,18 @@ class WideFactors:
             for name in ("mantissa", "exponent", "exact", "large", "nonfinite")
         )
         return WideFactors(mantissa, exponent, parts[0].steps, exact, large, nonfinite)
+
+    def times(self, mantissa: Floats, exponent: NDArray[np.int32], steps: int) -> WideFactors:
+        """These, each times another factor that is within so many steps; the results may be too large."""
+        is_plain = np.isfinite(mantissa)
+        return WideFactors(
+            self.mantissa * mantissa,
+            np.clip(self.exponent + exponent, -2200, 2040),  # as good as any that is beyond
+            self.steps + steps + 1,
+            self.exact | ~is_plain,
+            ~self.nonfinite & is_plain,
+            self.nonfinite | ~is_plain,
+        )
 
     def widened(self, by: float) -> Floats:
         """The mantissas times 1 + ``by``, but those of exact rows."""
