@@ -277,7 +277,10 @@ _FITS: Mapping[type[Operation], Callable[[_Parts, int | str | None], _Fitted]] =
 
 def along(layer: Layer, dim: int | None) -> Layer:
     """A layer with the dim that its module states. Raises ``LayerError`` where its shapes do not fit that."""
-    fitted = (_FITS[type(operation)](layer.parts, dim)[0] for operation in layer.rule.operations)
+    fitted = (
+        _FITS[type(operation)](layer.parts, dim)[0] if type(operation) in _FITS else operation
+        for operation in layer.rule.operations
+    )
     return replace(layer, rule=Rule(tuple(fitted)))
 
 
