@@ -36,7 +36,15 @@ from wnconvert.verbs.shared.options import (
     selection_of,
 )
 
-__all__ = ["CopyError", "fold_module", "folded", "migrate_module", "refuse_meta", "weights_folded"]
+__all__ = [
+    "CopyError",
+    "deep_copy",
+    "fold_module",
+    "folded",
+    "migrate_module",
+    "refuse_meta",
+    "weights_folded",
+]
 
 
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
@@ -126,7 +134,7 @@ def folded(
     with options_as_python():
         chosen = _chosen(module, selection)  # a layer that is refused is reported before anything is copied
         _refuse_in_ddp(chosen, under_ddp(chosen.modules), "folded(model.module): copy what it wraps")
-        copied = _copy(module)
+        copied = deep_copy(module)
         _fold(_chosen(copied, selection), policy, UndoableEdits())
     return copied
 
@@ -325,8 +333,8 @@ class CopyError(ArgumentError):
     """A module that ``copy.deepcopy`` refuses."""
 
 
-def _copy(module: AnyModule) -> AnyModule:
-    """A deep copy of a module, also if it holds tensors that are part of a graph."""
+def deep_copy(module: AnyModule) -> AnyModule:
+    """A deep copy of a module, also if it holds tensors that are part of a graph. Raises ``CopyError``."""
     memo: dict[int, Any] = {}
     flat: list[tuple[nn.RNNBase, dict[str, Any]]] = []
     with torch.inference_mode(False), torch.no_grad():
