@@ -14,7 +14,7 @@ from wnconvert.messages import counted, listed, printable
 from wnconvert.verbs.models.proof.functions import named_outputs, run_model, tensors_of
 from wnconvert.verbs.models.proof.samples import Sample, arrays
 from wnconvert.verbs.models.proof.signatures import Signature
-from wnconvert.verbs.modules.convert import CopyError, deep_copy
+from wnconvert.verbs.modules.folding.copies import CopyError, copied
 from wnconvert.verbs.recipes.finding.layers import Linear
 from wnconvert.verbs.recipes.finding.norms import Normed
 from wnconvert.verbs.recipes.proving.applied import Folded, apply_fold, neutral
@@ -137,7 +137,7 @@ class _Model:
     def of(cls, module: nn.Module, folds: Sequence[RecipeFold], seed: int) -> _Model:
         """A copy of a module."""
         try:
-            made = deep_copy(module)
+            made = copied(module)
         except CopyError as error:
             error.fix = "the proof needs a copy: remove the attributes that cannot be copied from the module"
             raise
