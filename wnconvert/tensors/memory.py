@@ -26,7 +26,6 @@ from wnconvert.tensors.tree import (
     StoredTensor,
     TensorInfo,
     Tree,
-    parametrized_in,
 )
 
 __all__ = [
@@ -214,8 +213,7 @@ def tree_of_values(
         Entry(name, tensor := stored(name, value), is_opaque=tensor is None and is_torch(value))
         for name, value in values.items()
     )
-    parametrized = parametrized_in(modules)
-    state = StateDict("", entries, dims or {}, buffers=frozenset(buffers), parametrized=parametrized)
+    state = StateDict("", entries, dims or {}, buffers=frozenset(buffers), modules=tuple(modules))
     return Tree((state,))
 
 
