@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from operator import attrgetter
 
 from torch import nn
 
 from wnconvert.layers.kinds.table import ALL
-from wnconvert.layers.recipes import RecipeFold, names_digest
+from wnconvert.layers.recipes import RecipeFold, named_tensors, names_digest
 from wnconvert.verbs.models.proof.functions import named_outputs, run_model, tensors_of
 from wnconvert.verbs.models.proof.samples import Sample, arrays
 from wnconvert.verbs.models.proof.signatures import Signature
 from wnconvert.verbs.modules.finding.live import find_live
 from wnconvert.verbs.recipes.finding.behind import left_behind, pairs_behind
 from wnconvert.verbs.recipes.finding.layers import Weights, linears_in
-from wnconvert.verbs.recipes.finding.norms import ROLES, norms_in
+from wnconvert.verbs.recipes.finding.norms import norms_in
 from wnconvert.verbs.recipes.proving.prove import Told
 from wnconvert.verbs.recipes.result import Left
 from wnconvert.verbs.recipes.tracing.trace import traced
@@ -70,7 +71,7 @@ def folds_of(told: Iterable[Told]) -> tuple[tuple[RecipeFold, ...], tuple[Left, 
 def digest_of(module: nn.Module, folds: Sequence[RecipeFold]) -> str:
     """The digest of the names and shapes of the tensors that folds name."""
     tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
-    names = [fold.weight for fold in folds]
-    names += [f"{fold.norm}.{role}" for fold in folds if fold.norm for role in ROLES.values()]
-    shapes = {name: tuple(tensors[name].shape) for name in names if name in tensors}
-    return names_digest(shapes.items())
+    # A weight that is computed of others is no parameter, and goes by its plain name all the same.
+    weights = {fold.weight: attrgetter(fold.weight)(module) for fold in folds}
+    shapes = {name: tuple(tensor.shape) for name, tensor in (tensors | weights).items()}
+    return names_digest(named_tensors(folds, shapes))
