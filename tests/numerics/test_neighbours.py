@@ -292,7 +292,7 @@ def test_results_that_are_too_large_are_told_by_their_channels() -> None:
     arrays |= {
         "variance": np.ones(4, np.float32),
         "mean": np.zeros(4, np.float32),
-        "beta": np.float32([0] * 4),
+        "beta": np.zeros(4, np.float32),
     }
     for dim, groups, shape in ((0, 1, (4, 2, 3)), (1, 2, (4, 2, 3)), (1, 1, (2, 4, 3))):
         given = {**arrays, "original": arrays["original"].reshape(shape)}
@@ -319,7 +319,7 @@ def test_channels_without_an_answer_are_errors_and_go_as_ieee_has_them(dtype: st
     }
     rule = Rule((NormBehind(0, 0.0),))
     w, report = fold(rule, arrays, dtype)
-    expected = [[np.inf, -np.inf], [np.nan, np.nan], [np.nan, np.nan], [0, 0], [2, 4]]
+    expected = np.array([[np.inf, -np.inf], [np.nan, np.nan], [np.nan, np.nan], [0, 0], [2, 4]])
     assert np.array_equal(w.astype(float), expected, equal_nan=True)
     variance, channels = RowPolicy().problems(report)
     assert "the variance is negative, or not positive with its eps, in 2 channels (0, 1)" in variance.what

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,28 +35,37 @@ class WideFactors:
 
     def at(self, rows: slice | NDArray[np.intp]) -> WideFactors:
         """Those of some of the rows."""
-        flags = (each[rows] for each in (self.exact, self.large, self.nonfinite))
-        return WideFactors(self.mantissa[rows], self.exponent[rows], self.steps, *flags)
+        its: dict[str, Any] = {name: getattr(self, name)[rows] for name in self._of_rows()}
+        return replace(self, **its)
 
     @staticmethod
     def joined(parts: Sequence[WideFactors]) -> WideFactors:
         """Those of all rows, given runs of them with sums of one error."""
-        mantissa, exponent, exact, large, nonfinite = (
-            np.concatenate([getattr(part, name) for part in parts])
-            for name in ("mantissa", "exponent", "exact", "large", "nonfinite")
-        )
-        return WideFactors(mantissa, exponent, parts[0].steps, exact, large, nonfinite)
+        names = parts[0]._of_rows()
+        every: dict[str, Any] = {
+            name: np.concatenate([getattr(part, name) for part in parts]) for name in names
+        }
+        return replace(parts[0], **every)
+
+    def _of_rows(self) -> list[str]:
+        """The fields that have one element for each row."""
+        return [each.name for each in fields(self) if each.name != "steps"]
+
+    def products(self, x: Floats, dtype: str, out: Array) -> OpenElements:
+        """Round x times the factors, by row, into ``out``, but for the elements that are open."""
+        return wide_products(x, self, dtype, out)
 
     def times(self, mantissa: Floats, exponent: NDArray[np.int32], steps: int) -> WideFactors:
         """These, each times another factor that is within so many steps; the results may be too large."""
         is_plain = np.isfinite(mantissa)
-        return WideFactors(
-            self.mantissa * mantissa,
-            np.clip(self.exponent + exponent, -2200, 2040),  # as good as any that is beyond
-            self.steps + steps + 1,
-            self.exact | ~is_plain,
-            ~self.nonfinite & is_plain,
-            self.nonfinite | ~is_plain,
+        return replace(
+            self,
+            mantissa=self.mantissa * mantissa,
+            exponent=np.clip(self.exponent + exponent, -2200, 2040),  # as good as any that is beyond
+            steps=self.steps + steps + 1,
+            exact=self.exact | ~is_plain,
+            large=~self.nonfinite & is_plain,
+            nonfinite=self.nonfinite | ~is_plain,
         )
 
     def widened(self, by: float) -> Floats:

@@ -7,6 +7,7 @@ Their factors are made for each block, so they never take the place of the tenso
 from __future__ import annotations
 
 from collections.abc import Iterator
+from fractions import Fraction
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +20,15 @@ from wnconvert.numerics.rounding import FLOAT_FORMATS, ieee
 from wnconvert.numerics.rows import WHOLE, RowTally, rows_where
 from wnconvert.numerics.rules.channels.vector import STEPS, Channels
 from wnconvert.numerics.rules.channels.views import FineRows, Index, PlainRows
-from wnconvert.numerics.rules.factors import Bounds, Common, NarrowFactors, RowFactors, Scale, both
+from wnconvert.numerics.rules.factors import (
+    Bounds,
+    Common,
+    NarrowFactors,
+    RowFactors,
+    Scale,
+    both,
+    signed_products,
+)
 from wnconvert.numerics.sums import Sums, accurate_sums
 from wnconvert.numerics.wide import WideFactors
 from wnconvert.tensors.blocks import Block, Floats
@@ -87,15 +96,24 @@ class ChannelScale:
         """No sum that matters."""
         return self.source.block_sums(self.source.values)
 
-    def ladder(self, row: int, _sums: Sums, _at: int) -> Iterator[Bounds]:
+    def ladder(self, row: int, sums: Sums, at: int) -> Iterator[Bounds]:
         """Ever narrower bounds on the square of a row's factor."""
+        return self.results(1.0, row, sums, at)
+
+    def results(self, value: float, row: int, _sums: Sums, _at: int) -> Iterator[Bounds]:
+        """Ever narrower bounds on p·|p|, where p is what an element of a row becomes."""
         rows = slice(row, row + 1)
-        square = self.channels.square(int(_numbers(self.source.channels(rows))[0]))
-        own = iter([(square, square)])
+        channel = int(_numbers(self.source.channels(rows))[0])
+        square, negative = self.channels.square(channel), bool(self.channels.gamma[channel] < 0)
         if self.inner and self.beneath:
-            beneath = int(_numbers(self.source.beneath(rows))[0])
-            return both(self.inner.ladder(beneath, self.beneath.sums, beneath - self.first), own)
-        return both(iter(self.common.squares), own) if self.common else own
+            its = int(_numbers(self.source.beneath(rows))[0])
+            return _times(
+                square, self.inner.results(value, its, self.beneath.sums, its - self.first), negative=negative
+            )
+        own = iter([(square, square)])
+        if self.common:
+            own, negative = both(iter(self.common.squares), own), negative != (self.common.mantissa < 0)
+        return signed_products(value, own, negative=negative)
 
     def short_factors(self, rows: NDArray[np.intp]) -> Floats | None:
         """The factors of some rows that are exact, in at most 24 bits, and NaN for others."""
@@ -198,6 +216,13 @@ def _rows_of(
     if operation.groups == 1 and below == operation.dim:
         return PlainRows(read, shape, operation.dim, dtype, limit, way)
     return FineRows(read, shape, dtype, limit, way, operation.dim, operation.groups, below)
+
+
+def _times(square: Fraction, products: Iterator[Bounds], *, negative: bool) -> Iterator[Bounds]:
+    """Bounds on p·|p| of products times a factor, given its square and those of the products."""
+    if negative:
+        return ((-square * most, -square * least) for least, most in products)
+    return ((square * least, square * most) for least, most in products)
 
 
 def _numbers(index: Index) -> NDArray[np.intp]:
