@@ -194,7 +194,8 @@ class Folding:
         found = 0
         for ends in results:
             least, most = (
-                self.form.nearest_root(abs(end), below) | (sign if end < 0 or not end and made & sign else 0)
+                self.form.nearest_root(abs(end), below)
+                | (sign if end < 0 or (not end and made & sign) else 0)
                 for end in ends
             )
             found = least

@@ -75,6 +75,7 @@ def wide_products(x: Floats, factors: WideFactors, dtype: str, out: Array) -> Op
     _multiply(x, factors.widened(-slack), factors.exponent, y)
     # Adding to the bits goes outwards by at least as many units of relative size 2⁻⁵³.
     places = np.flatnonzero(round_both(y, width, out) & ~factors.exact[:, None])
+    places = places[np.isfinite(x.reshape(-1)[places])]
     codes = FLOAT_FORMATS[dtype].codes
     magnitude = codes.type((1 << (8 * codes.itemsize - 1)) - 1)
     return OpenElements(places, out.view(codes).reshape(-1)[places] & magnitude)

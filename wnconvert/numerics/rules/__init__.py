@@ -4,7 +4,7 @@ parts       the tensors of a rule
 mask        w mask, element by element
 factors     factors of rows, and bounds on them
 norm        g / |w| of rows
-unit        1 / max(|w|, eps) of a vector
+computed    what a class computes of its own weight
 neighbours  norms beside a layer
 spectral    1 / sigma of a matrix
 table       each operation's arithmetic

@@ -88,12 +88,17 @@ class Ladder:
             at += 1
 
 
-def both(one: Iterator[Bounds], other: Iterator[Bounds]) -> Iterator[Bounds]:
-    """Bounds on the product of two numbers that are not negative, given those on each."""
+def both(one: Iterator[Bounds], other: Iterator[Bounds], *, negative: bool = False) -> Iterator[Bounds]:
+    """Bounds on the product of two numbers, given those on each, or of its negative.
+
+    >>> list(both(iter([(Fraction(-1), Fraction(2))]), iter([(Fraction(1), Fraction(3))])))
+    [(Fraction(-3, 1), Fraction(6, 1))]
+    """
     left = right = (Fraction(0), Fraction(0))
     for rung, other_rung in zip_longest(one, other):
         left, right = rung or left, other_rung or right
-        yield left[0] * right[0], left[1] * right[1]
+        ends = [x * y for x in left for y in right]
+        yield (-max(ends), -min(ends)) if negative else (min(ends), max(ends))
 
 
 def signed_products(value: float, squares: Iterator[Bounds], *, negative: bool) -> Iterator[Bounds]:
