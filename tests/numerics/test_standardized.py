@@ -14,8 +14,8 @@ from tests.helpers.oracle import DTYPES, NARROW
 from tests.helpers.rule_oracle import exact_weight
 from tests.numerics.test_rules import fold
 from wnconvert.errors import LayerError
-from wnconvert.layers.rules import Equalized, Mask, Rule, Spectral, Standardize, Unit
-from wnconvert.numerics.rows import RowPolicy, Rows
+from wnconvert.layers.rules import Equalized, Mask, NormBehind, Rule, Spectral, Standardize, Unit
+from wnconvert.numerics.rows import RowPolicy, RowReport, Rows
 
 SHAPES = ((3, 4), (4, 3, 5), (3, 2, 2, 3), (2, 40))
 #: What occurs, by the words of the table of variants.
@@ -204,3 +204,22 @@ def test_masks_beneath_are_rounded_with_all_else_once(dtype: str, out: str, of_m
     for other in (Unit(1, 1e-12, 3.0), Equalized(0.3)):
         rule = Rule((Mask(), other))
         assert same(fold(rule, arrays, out)[0], exact_weight(rule, arrays, out))
+
+
+def beside(seed: int, count: int, dtype: str) -> dict[str, Array]:
+    return {"variance": np.abs(normal(seed, (count,), dtype)), "gamma": normal(seed + 1, (count,), dtype)}
+
+
+@crossed(dtype=DTYPES, out=NARROW, dim=(0, 1))
+def test_a_norm_behind_is_rounded_with_all_beneath_it_once(dtype: str, out: str, dim: int) -> None:
+    shape = (4, 6, 5)
+    beneath: list[Standardize | Unit | Equalized] = [*VARIANTS.values(), Unit(0, 1e-12, 3.0), Equalized(-0.3)]
+    for seed, operation in enumerate(beneath):
+        arrays = {"original": normal(seed, shape, dtype), **beside(seed + 3, shape[dim], dtype)}
+        for role in operation.roles:
+            arrays[role] = normal(seed + 5, (shape[0], 1), dtype)
+        rule = Rule((operation, NormBehind(dim, 1e-3)))
+        for limit in (8, 1 << 20):
+            found, report = fold(rule, arrays, out, limit)
+            assert same(found, exact_weight(rule, arrays, out)), operation
+            assert report == RowReport()

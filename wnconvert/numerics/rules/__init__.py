@@ -5,7 +5,9 @@ mask        w mask, element by element
 factors     factors of rows, and bounds on them
 norm        g / |w| of rows
 computed    what a class computes of its own weight
-neighbours  norms beside a layer
 spectral    1 / sigma of a matrix
+channels    a factor for each channel: a norm beside the layer
 table       each operation's arithmetic
+neighbours  the bias of a layer into which a norm is folded
+neutral     the variance of a norm that does nothing
 """

@@ -5,7 +5,6 @@ A new kind of operation is a file beside this one, and a function here.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import singledispatch
 from typing import Protocol
@@ -33,15 +32,16 @@ from wnconvert.numerics.kernel.choice import block_sums
 from wnconvert.numerics.kernel.plain import keeps_subnormals
 from wnconvert.numerics.norms import RowSource
 from wnconvert.numerics.rounding import name_of
-from wnconvert.numerics.rows import Divisor, RowTally
+from wnconvert.numerics.rows import Divisor
+from wnconvert.numerics.rules.channels.scale import ChannelScale
+from wnconvert.numerics.rules.channels.vector import channels_of
 from wnconvert.numerics.rules.computed.equalized import EqualizedScale
 from wnconvert.numerics.rules.computed.formula import Standard
 from wnconvert.numerics.rules.computed.moments import MomentSource
 from wnconvert.numerics.rules.computed.standard import StandardScale
 from wnconvert.numerics.rules.computed.unit import UnitScale
-from wnconvert.numerics.rules.factors import Alone, Bounds, Common, NarrowFactors
+from wnconvert.numerics.rules.factors import Alone, Common, Scale
 from wnconvert.numerics.rules.mask import exactly_masked, masked
-from wnconvert.numerics.rules.neighbours import scaled_by_channel
 from wnconvert.numerics.rules.norm import NormScale
 from wnconvert.numerics.rules.parts import RuleParts
 from wnconvert.numerics.rules.spectral.matrix import Matrix
@@ -49,41 +49,11 @@ from wnconvert.numerics.rules.spectral.normed import NormedSpectralFactor
 from wnconvert.numerics.rules.spectral.sigma import SpectralFactor
 from wnconvert.numerics.rules.spectral.square import SquareFactor
 from wnconvert.numerics.rules.spectral.step import StepFactor
-from wnconvert.numerics.sums import Sums, Way, accurate_sums
-from wnconvert.numerics.wide import WideFactors
+from wnconvert.numerics.sums import Way, accurate_sums
 from wnconvert.tensors.blocks import Read
 from wnconvert.tensors.tree import Dim, rows_of
 
-__all__ = ["CommonFactor", "Scale", "Stage", "stage_of"]
-
-
-class Scale(Protocol):
-    """The factors of rows, once the sums of their squares are known, and a factor of all."""
-
-    tally: RowTally
-    is_narrow: bool
-
-    @property
-    def source(self) -> RowSource:
-        """The tensor, and how it is cut."""
-
-    def under(self, common: Common) -> None:
-        """Have all rows multiplied by one more factor, too."""
-
-    def hold(self, rows: slice) -> None:
-        """Have what is read for these rows at hand."""
-
-    def sums(self) -> Sums:
-        """The sums of all rows, in a reading of their own."""
-
-    def results(self, value: float, row: int, sums: Sums, at: int) -> Iterator[Bounds]:
-        """Ever narrower bounds on p·|p|, where p is what an element of a row becomes."""
-
-    def narrow(self, sums: Sums, rows: slice) -> NarrowFactors:
-        """Factors for ``products``; odd rows are counted."""
-
-    def wide(self, sums: Sums, rows: slice, *, tell: bool) -> WideFactors:
-        """Factors for ``wide_products``; with ``tell``, odd rows are counted."""
+__all__ = ["CommonFactor", "Stage", "stage_of"]
 
 
 class CommonFactor(Protocol):
@@ -231,9 +201,10 @@ def _step(operation: SpectralStep, stage: Stage, parts: RuleParts) -> Stage:
 @applied.register(NormBefore)
 @applied.register(AffineBefore)
 def _neighbour(operation: Neighbour, stage: Stage, parts: RuleParts) -> Stage:
-    _refuse_second(operation, stage.scale, stage.common)
-    read = scaled_by_channel(operation, stage.read, stage.shape, parts)
-    return replace(stage, read=read, dtype="float64")
+    inner = None if isinstance(stage.scale, Alone) else stage.scale
+    rows = stage.source(None)
+    channels = channels_of(operation, parts, stage.shape)
+    return replace(stage, scale=ChannelScale(channels, operation, rows, stage.shape, inner, stage.out))
 
 
 def _refuse_second(operation: Operation, *others: object) -> None:

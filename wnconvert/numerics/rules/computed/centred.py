@@ -6,7 +6,8 @@ it. An element that is so near to the centre that its own error counts is 0 here
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +31,7 @@ class CentredFactors(NarrowFactors):
     What is less than ``least`` from it is open.
     """
 
+    reach: ClassVar[float] = 2.0
     centre: Floats
     rest: Floats
     least: Floats
@@ -78,12 +80,15 @@ class WideCentredFactors(WideFactors):
 class ShiftedFactors(WideCentredFactors):
     """The same, and a shift added: products are pairs, since they may cancel with it.
 
-    ``finer`` is what mantissas lack: with it they are within a relative error, ``apart``.
+    ``finer`` is what mantissas lack: with it they are within a relative error, ``apart``. The sum is
+    multiplied by one more factor, outer·2^outer_power, that is within ``steps``.
     """
 
     finer: Floats
     shift: Floats
     apart: Floats
+    outer: Floats
+    outer_power: NDArray[np.int32]
 
     def products(self, x: Floats, dtype: str, out: Array) -> OpenElements:
         """Round (x less the centres) times the factors, plus the shifts, but for what is open."""
@@ -96,8 +101,11 @@ class ShiftedFactors(WideCentredFactors):
         lost += rest_of_products(left, np.broadcast_to(factor, left.shape), product)
         lost += left * finer + rest * factor
         made = total + np.where(np.isfinite(lost), lost, 0.0)
-        slack = np.abs(product) * (self.apart + 2.0**-98)[:, None] + np.abs(made) * (2 * UNIT) + 2.0**-1060
+        outer = np.ldexp(self.outer, self.outer_power)[:, None]
+        slack = np.abs(product) * (self.apart + 2.0**-98)[:, None] + np.abs(made) * (2 * UNIT)
         slack += np.abs(self.least[:, None] * factor) * (UNIT * 1.01)
+        made *= outer
+        slack = slack * np.abs(outer) * 1.01 + np.abs(made) * (self.steps * UNIT) + 2.0**-1060
         slack[:, self.exact] = 0.0
         open_ones = _rounded(made, slack, dtype, out)
         open_ones |= (left == 0) & (slack > 0)
@@ -106,12 +114,17 @@ class ShiftedFactors(WideCentredFactors):
         out.view(codes).reshape(-1)[places] = 0
         return OpenElements(places, np.zeros(len(places), codes))
 
+    def scaled(self, mantissa: Floats, exponent: NDArray[np.int32] | np.int32, steps: int) -> WideFactors:
+        """These, each times another factor that is within so many steps."""
+        power = np.clip(self.outer_power + exponent, -2200, 2040)
+        return replace(self, outer=self.outer * mantissa, outer_power=power, steps=self.steps + steps + 2)
+
 
 def _rounded(made: Floats, slack: Floats, dtype: str, out: Array) -> NDArray[np.bool_]:
     """Round numbers into ``out``; true where it is not sure what they are rounded to."""
     if dtype == "float64":
         out[...] = made
-        found: NDArray[np.bool_] = slack > np.abs(made) * (3 * UNIT)
+        found: NDArray[np.bool_] = slack > np.abs(made) * (7 * UNIT)
         return found
     codes = FLOAT_FORMATS[dtype].codes
     low, high = (cast(made + by, dtype) for by in (-slack, slack))

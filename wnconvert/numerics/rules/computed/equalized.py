@@ -15,6 +15,7 @@ from wnconvert.numerics.rows import WHOLE, RowTally
 from wnconvert.numerics.rules.factors import Bounds, Common, NarrowFactors, both, signed_products
 from wnconvert.numerics.sums import Sums, accurate_sums
 from wnconvert.numerics.wide import WideFactors
+from wnconvert.tensors.blocks import Floats
 
 __all__ = ["EqualizedScale"]
 
@@ -33,6 +34,11 @@ class EqualizedScale:
         form = FLOAT_FORMATS[out]
         self.large = float(form.value(form.inf - 1)) * 0.99
         self.common: Common | None = None
+
+    @property
+    def needs_all(self) -> bool:
+        """Whether elements are multiplied by what all of them make, or do not lie in one block."""
+        return self.common is not None or not self.source.whole_rows
 
     def under(self, common: Common) -> None:
         """Have all elements multiplied by one more factor, too."""
@@ -62,6 +68,10 @@ class EqualizedScale:
         """Bounds on p·|p| of a product p."""
         factor = self.scale * (self.common.mantissa if self.common else 1.0)
         return signed_products(value, self.ladder(row, sums, at), negative=factor < 0)
+
+    def short_factors(self, _rows: NDArray[np.intp]) -> Floats | None:
+        """No factor that is known to be exact."""
+        return None
 
     def narrow(self, sums: Sums, _rows: slice) -> NarrowFactors:
         """The factor for ``products``."""

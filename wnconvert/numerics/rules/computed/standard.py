@@ -56,6 +56,11 @@ class StandardScale:
         self.large = float(form.value(form.inf - 1)) * 0.99
         self.common: Common | None = None
 
+    @property
+    def needs_all(self) -> bool:
+        """Whether rows are multiplied by what all of them make, or do not lie in one block."""
+        return self.common is not None or not self.source.whole_rows
+
     def under(self, common: Common) -> None:
         """Have all rows multiplied by one more factor, too."""
         self.common = common
@@ -77,6 +82,10 @@ class StandardScale:
         if not self.common:
             return own
         return both(own, iter(self.common.squares), negative=self.common.mantissa < 0)
+
+    def short_factors(self, _rows: NDArray[np.intp]) -> Floats | None:
+        """No factor that is known to be exact."""
+        return None
 
     def _results(self, value: float, row: int, sums: Sums, at: int) -> Iterator[Bounds]:
         gain, shift = (Fraction(float(each[0])) for each in self._rows_of(slice(row, row + 1)))
@@ -139,13 +148,26 @@ class StandardScale:
         size = np.abs(gain * self.formula.operation.scale) * math.sqrt(self.source.length) + np.abs(shift)
         large = ~nonfinite & ~(size < self.large)
         exponent = its.exponent.astype(np.int32) + power
-        common = mantissa, exponent, _WIDE_STEPS, its.exact | nonfinite, large, nonfinite
         centres = its.centre, its.rest, its.least, power
         factors: WideFactors
         if self.shift is None:
-            factors = WideCentredFactors(*common, *centres)
+            exact = its.exact | nonfinite
+            factors = WideCentredFactors(mantissa, exponent, _WIDE_STEPS, exact, large, nonfinite, *centres)
         else:
-            factors = ShiftedFactors(*common, *centres, its.finer, shift, its.apart)
+            factors = ShiftedFactors(
+                mantissa,
+                exponent,
+                0,
+                nonfinite,
+                large,
+                nonfinite,
+                *centres,
+                finer=its.finer,
+                shift=shift,
+                apart=its.apart,
+                outer=np.ones(len(shift)),
+                outer_power=np.zeros(len(shift), np.int32),
+            )
         return self.common.on_wide(factors) if self.common else factors
 
     def _row(self, moments: Moments, first: int, at: int, gain: float) -> _Row:
