@@ -79,6 +79,9 @@ class RowPolicy:
         if report.zero.count and self.zero_rows != "zero":
             what = f"v is zero in {say_rows(report.zero)}, and 0/0 is not a number"
             found.append(Problem(what, option("zero_rows", "zero")))
+        if report.constant.count and self.zero_rows != "zero":
+            what = f"all elements are equal in {say_rows(report.constant)}, and 0/0 is not a number"
+            found.append(Problem(what, option("zero_rows", "zero")))
         if report.nonfinite.count and not self.allow_nonfinite:
             whole = report.nonfinite == WHOLE
             what = f"NaN or infinity in {'it' if whole else f'g or v, in {say_rows(report.nonfinite)}'}"
@@ -115,6 +118,8 @@ class RowPolicy:
         """A note on a layer that was folded under this policy, or ``""``."""
         if report.divisor and (said := report.divisor.note()):
             return said
+        if report.constant.count:
+            return f"all elements are equal in {say_rows(report.constant)}, which became zero"
         if not report.zero.count:
             return ""
         note = f"v is zero in {say_rows(report.zero)}, which became zero"
@@ -195,6 +200,7 @@ class RowReport:
     """The odd rows of a tensor by kind; the caller decides which of them are errors.
 
     ``zero``: rows of v without a nonzero element; ``zero_with_g``: those whose g is not 0;
+    ``constant``: rows of equal elements, which have no deviation, where no eps is added to it;
     ``nonfinite``: rows with a NaN or an infinity in v or g; ``overflow``: finite rows whose result has an
     infinity; ``kept``: rows whose g is the rounded norm, so that w is v. Of a norm beside the layer:
     ``variance``: channels whose variance is negative, or not positive with its eps; ``channels``: those with
@@ -203,6 +209,7 @@ class RowReport:
 
     zero: Rows = Rows()
     zero_with_g: Rows = Rows()
+    constant: Rows = Rows()
     nonfinite: Rows = Rows()
     overflow: Rows = Rows()
     kept: Rows = Rows()

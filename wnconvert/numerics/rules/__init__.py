@@ -4,7 +4,7 @@ parts       the tensors of a rule
 mask        w mask, element by element
 factors     factors of rows, and bounds on them
 norm        g / |w| of rows
-unit        1 / max(|w|, eps) of a vector
+computed    what a class computes of its own weight
 spectral    1 / sigma of a matrix
 channels    a factor for each channel: a norm beside the layer
 table       each operation's arithmetic

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from fractions import Fraction
 from itertools import zip_longest
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,6 +44,8 @@ _FINE, _COARSE = 2.0**-54, 2.0**-34
 class NarrowFactors:
     """The upper end of each row's factor, for ``products``; ``odd`` are rows that it cannot make."""
 
+    #: What is multiplied is at most so many times the largest value.
+    reach: ClassVar[float] = 1.0
     factor: Floats
     width: int
     odd: NDArray[np.bool_] | None
@@ -111,12 +113,17 @@ class Ladder:
             at += 1
 
 
-def both(one: Iterator[Bounds], other: Iterator[Bounds]) -> Iterator[Bounds]:
-    """Bounds on the product of two numbers that are not negative, given those on each."""
+def both(one: Iterator[Bounds], other: Iterator[Bounds], *, negative: bool = False) -> Iterator[Bounds]:
+    """Bounds on the product of two numbers, given those on each, or of its negative.
+
+    >>> list(both(iter([(Fraction(-1), Fraction(2))]), iter([(Fraction(1), Fraction(3))])))
+    [(Fraction(-3, 1), Fraction(6, 1))]
+    """
     left = right = (Fraction(0), Fraction(0))
     for rung, other_rung in zip_longest(one, other):
         left, right = rung or left, other_rung or right
-        yield left[0] * right[0], left[1] * right[1]
+        ends = [x * y for x in left for y in right]
+        yield (-max(ends), -min(ends)) if negative else (min(ends), max(ends))
 
 
 def signed_products(value: float, squares: Iterator[Bounds], *, negative: bool) -> Iterator[Bounds]:
@@ -186,15 +193,9 @@ class Common:
     def on_wide(self, factors: WideFactors) -> WideFactors:
         """Factors of rows, and this one."""
         odd = np.full(len(factors.mantissa), not self.plain)
-        return replace(
-            factors,
-            mantissa=factors.mantissa * self.mantissa,
-            exponent=factors.exponent + np.int32(self.exponent),
-            steps=factors.steps + self.steps + 1,
-            exact=factors.exact | odd,
-            large=factors.large & ~odd,
-            nonfinite=factors.nonfinite | odd,
-        )
+        made = factors.scaled(np.full(len(odd), self.mantissa), np.int32(self.exponent), self.steps)
+        large, nonfinite = factors.large & ~odd, factors.nonfinite | odd
+        return replace(made, exact=factors.exact | odd, large=large, nonfinite=nonfinite)
 
 
 class Scale(Protocol):
@@ -219,9 +220,6 @@ class Scale(Protocol):
 
     def sums(self) -> Sums:
         """The sums of all rows, in a reading of their own."""
-
-    def ladder(self, row: int, sums: Sums, at: int) -> Iterator[Bounds]:
-        """Ever narrower bounds on the square of a row's factor."""
 
     def results(self, value: float, row: int, sums: Sums, at: int) -> Iterator[Bounds]:
         """Ever narrower bounds on p·|p|, where p is what an element of a row becomes."""
@@ -302,13 +300,13 @@ class Alone:
         """Ever narrower bounds on the square of the factor."""
         return iter(self.common.squares)
 
-    def short_factors(self, _rows: NDArray[np.intp]) -> Floats | None:
-        """No factor that is known to be exact."""
-        return None
-
     def results(self, value: float, row: int, sums: Sums, at: int) -> Iterator[Bounds]:
         """Ever narrower bounds on p·|p| of a product p."""
         return signed_products(value, self.ladder(row, sums, at), negative=self.common.mantissa < 0)
+
+    def short_factors(self, _rows: NDArray[np.intp]) -> Floats | None:
+        """No factor that is known to be exact."""
+        return None
 
     def narrow(self, _sums: Sums, _rows: slice) -> NarrowFactors:
         """The factor for ``products``."""

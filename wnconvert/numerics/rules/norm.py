@@ -74,14 +74,14 @@ class NormScale:
         rungs = ((square / most, square / least) for least, most in self.source.ladder(row, sums, at))
         return both(rungs, iter(self.common.squares)) if self.common else rungs
 
-    def short_factors(self, _rows: NDArray[np.intp]) -> Floats | None:
-        """No factor that is known to be exact."""
-        return None
-
     def results(self, value: float, row: int, sums: Sums, at: int) -> Iterator[Bounds]:
         """Ever narrower bounds on p·|p| of a product p of a row's element."""
         factor = float(self.g.at(slice(row, row + 1))[0]) * (self.common.mantissa if self.common else 1.0)
         return signed_products(value, self.ladder(row, sums, at), negative=factor < 0)
+
+    def short_factors(self, _rows: NDArray[np.intp]) -> Floats | None:
+        """No factor that is known to be exact."""
+        return None
 
     def narrow(self, sums: Sums, rows: slice) -> NarrowFactors:
         """Factors for ``products``; odd rows are counted."""

@@ -7,7 +7,6 @@ Their factors are made for each block, so they never take the place of the tenso
 from __future__ import annotations
 
 from collections.abc import Iterator
-from fractions import Fraction
 
 import numpy as np
 from numpy.typing import NDArray
@@ -96,24 +95,20 @@ class ChannelScale:
         """No sum that matters."""
         return self.source.block_sums(self.source.values)
 
-    def ladder(self, row: int, sums: Sums, at: int) -> Iterator[Bounds]:
-        """Ever narrower bounds on the square of a row's factor."""
-        return self.results(1.0, row, sums, at)
-
     def results(self, value: float, row: int, _sums: Sums, _at: int) -> Iterator[Bounds]:
         """Ever narrower bounds on p·|p|, where p is what an element of a row becomes."""
         rows = slice(row, row + 1)
         channel = int(_numbers(self.source.channels(rows))[0])
         square, negative = self.channels.square(channel), bool(self.channels.gamma[channel] < 0)
-        if self.inner and self.beneath:
-            its = int(_numbers(self.source.beneath(rows))[0])
-            return _times(
-                square, self.inner.results(value, its, self.beneath.sums, its - self.first), negative=negative
-            )
         own = iter([(square, square)])
-        if self.common:
-            own, negative = both(iter(self.common.squares), own), negative != (self.common.mantissa < 0)
-        return signed_products(value, own, negative=negative)
+        if self.inner and self.beneath:
+            beneath = int(_numbers(self.source.beneath(rows))[0])
+            results = self.inner.results(value, beneath, self.beneath.sums, beneath - self.first)
+            return both(results, own, negative=negative)
+        if not self.common:
+            return signed_products(value, own, negative=negative)
+        squares = both(iter(self.common.squares), own)
+        return signed_products(value, squares, negative=negative != (self.common.mantissa < 0))
 
     def short_factors(self, rows: NDArray[np.intp]) -> Floats | None:
         """The factors of some rows that are exact, in at most 24 bits, and NaN for others."""
@@ -135,7 +130,7 @@ class ChannelScale:
             if self.common:
                 factors = self.common.on_narrow(factors)
         factors = factors.times(self.values[at], STEPS, self.not_narrow[at])
-        return factors.without(self._too_large(factors.factor))
+        return factors.without(self._too_large(factors.factor * factors.reach))
 
     def wide(self, _sums: Sums, rows: slice, *, tell: bool) -> WideFactors:
         """Factors for ``wide_products``; with ``tell``, odd rows are counted."""
@@ -216,13 +211,6 @@ def _rows_of(
     if operation.groups == 1 and below == operation.dim:
         return PlainRows(read, shape, operation.dim, dtype, limit, way)
     return FineRows(read, shape, dtype, limit, way, operation.dim, operation.groups, below)
-
-
-def _times(square: Fraction, products: Iterator[Bounds], *, negative: bool) -> Iterator[Bounds]:
-    """Bounds on p·|p| of products times a factor, given its square and those of the products."""
-    if negative:
-        return ((-square * most, -square * least) for least, most in products)
-    return ((square * least, square * most) for least, most in products)
 
 
 def _numbers(index: Index) -> NDArray[np.intp]:
