@@ -67,6 +67,11 @@ FORMAT_CHOICES = ("table", "json", "csv", "markdown")
     help="A file that tells what keys do not: which norms fold into which layers, and with which eps.",
 )
 @click.option(
+    "--keep-norms",
+    is_flag=True,
+    help="Keep the keys of folded norms, with numbers that do nothing: the same class loads them strictly.",
+)
+@click.option(
     "--dim",
     callback=dim_of_text,
     metavar="N|none|auto",

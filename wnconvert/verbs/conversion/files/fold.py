@@ -71,6 +71,7 @@ def fold_file(
     exclude: Iterable[str] = (),
     kinds: Iterable[str] = ("weight",),
     recipe: StrPath | Recipe | None = None,
+    keep_norms: bool = False,
     dim: DimOption = AUTO,
     zero_rows: ZeroRows = "error",
     allow_nonfinite: bool = False,
@@ -121,11 +122,12 @@ def fold_file(
     ``kinds`` are those of the layers to fold: ``"weight"`` norm, ``"spectral"`` norm, ``"prune"``,
     ``"spectral-step"`` (ports that take a step in eval), ``"all"`` for the first three; a layer under several
     needs all of them. ``recipe``, a ``Recipe`` or its file, tells what keys do not: which norms fold into
-    which layers, and what classes make of their weights. ``dim`` is an axis, None for the whole tensor, or
-    ``"auto"``: read from shapes.
-    ``zero_rows`` is ``"error"`` or ``"zero"``. ``progress`` is called with the bytes done and in all, or True
-    for a bar; ``on_plan`` once with the ``Plan``, before anything is written. With ``dry_run`` nothing is
-    written and the ``Plan`` is returned.
+    which layers, and what classes make of their weights. A norm's keys go away and its layer has a bias; with
+    ``keep_norms`` the keys stay those of the source's class, and the norms do nothing but add that bias.
+    ``dim`` is an axis, None for the whole tensor, or ``"auto"``: read from shapes. ``zero_rows`` is
+    ``"error"`` or ``"zero"``. ``progress`` is called with the bytes done and in all, or True for a bar;
+    ``on_plan`` once with the ``Plan``, before anything is written. With ``dry_run`` nothing is written and
+    the ``Plan`` is returned.
 
     Raises ``WnconvertError``: ``InputError``, ``LayerError``, ``NumbersError``, ``OutputError``,
     ``ArgumentError``, ``TooFewLayersError``, ``VerifyError``; nothing is written then.
@@ -136,7 +138,12 @@ def fold_file(
     """
     selection = selection_of(layers, exclude, dim, kinds, recipe_given(recipe))
     make_plan, plan_graph = _planners(
-        selection, only, dtype, keep_optimizer=keep_optimizer, drop_foreign=drop_foreign
+        selection,
+        only,
+        dtype,
+        keep_norms=keep_norms,
+        keep_optimizer=keep_optimizer,
+        drop_foreign=drop_foreign,
     )
     request = Request(
         src,
@@ -165,6 +172,7 @@ def _planners(
     only: str | None,
     dtype: AnyDType | None,
     *,
+    keep_norms: bool,
     keep_optimizer: bool,
     drop_foreign: bool,
 ) -> tuple[MakePlan, Callable[[OnnxFile], OnnxFold]]:
@@ -178,6 +186,11 @@ def _planners(
         "--recipe": selection.recipe,
     }
     make_plan = partial(
-        plan_fold, selection=selection, only=only, dtype=dtype_of(dtype), keep_optimizer=keep_optimizer
+        plan_fold,
+        selection=selection,
+        only=only,
+        dtype=dtype_of(dtype),
+        keep_norms=keep_norms,
+        keep_optimizer=keep_optimizer,
     )
     return make_plan, partial(plan_onnx_fold, selection=selection, others=others)
