@@ -276,6 +276,12 @@ def inspect(src: tuple[str, ...], *, json: bool, **options: Any) -> int:
     shell_complete=layers,
     help="Leave out tensors whose names match (repeatable).",
 )
+@click.option(
+    "--recipe",
+    type=click.Path(),
+    metavar="FILE",
+    help="Compare a side that this recipe fits as it would be folded by it.",
+)
 @THREADS
 @click.option(
     "--wide", is_flag=True, help="Show long names in full, even if they are wider than the terminal."
