@@ -67,6 +67,11 @@ FORMAT_CHOICES = ("table", "json", "csv", "markdown")
     help="A file that tells what keys do not: which norms fold into which layers, and with which eps.",
 )
 @click.option(
+    "--keep-norms",
+    is_flag=True,
+    help="Keep the keys of folded norms, with numbers that do nothing: the same class loads them strictly.",
+)
+@click.option(
     "--dim",
     callback=dim_of_text,
     metavar="N|none|auto",
@@ -270,6 +275,12 @@ def inspect(src: tuple[str, ...], *, json: bool, **options: Any) -> int:
     multiple=True,
     shell_complete=layers,
     help="Leave out tensors whose names match (repeatable).",
+)
+@click.option(
+    "--recipe",
+    type=click.Path(),
+    metavar="FILE",
+    help="Compare a side that this recipe fits as it would be folded by it.",
 )
 @THREADS
 @click.option(

@@ -62,6 +62,7 @@ def fold_state_dict(
     exclude: Iterable[str] = (),
     kinds: Iterable[str] = ("weight",),
     recipe: str | os.PathLike[str] | Recipe | None = None,
+    keep_norms: bool = False,
     dim: DimOption = AUTO,
     zero_rows: ZeroRows = "error",
     allow_nonfinite: bool = False,
@@ -85,7 +86,13 @@ def fold_state_dict(
         opened = _opened(state_dict, renaming_of(strip_prefix, add_prefix, rename))
         numbers = numbers_of(zero_rows, allow_nonfinite=allow_nonfinite)
         selection = selection_of(layers, exclude, dim, kinds, recipe_given(recipe))
-        plan = plan_fold(opened.tree, Container.TORCH_ZIP, selection=selection, dtype=dtype_of(dtype))
+        plan = plan_fold(
+            opened.tree,
+            Container.TORCH_ZIP,
+            selection=selection,
+            dtype=dtype_of(dtype),
+            keep_norms=keep_norms,
+        )
         return _made(opened, plan, numbers)
 
 

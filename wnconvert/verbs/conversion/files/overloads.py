@@ -49,6 +49,7 @@ class FoldOptions(_Options, total=False):
     dtype: AnyDType | None
     kinds: Iterable[str]
     recipe: StrPath | Recipe | None
+    keep_norms: bool
     dim: DimOption
     zero_rows: ZeroRows
     allow_nonfinite: bool
