@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -33,6 +34,7 @@ from wnconvert.verbs.shared.options import (
     numbers_of,
     selection_of,
 )
+from wnconvert.verbs.shared.recipes import recipe_given
 
 __all__ = ["fold_module", "folded", "migrate_module", "weights_folded"]
 
@@ -49,7 +51,7 @@ def fold_module(
     layers: Iterable[str] = (),
     exclude: Iterable[str] = (),
     kinds: Iterable[str] = ("weight",),
-    recipe: Recipe | None = None,
+    recipe: str | os.PathLike[str] | Recipe | None = None,
     zero_rows: ZeroRows = "error",
     allow_nonfinite: bool = False,
 ) -> Layers:
@@ -65,11 +67,12 @@ def fold_module(
     hooks that computed the weights are removed, others stay. Options as for ``fold_state_dict``; excluding
     one name of a shared module excludes the module.
 
-    ``recipe`` says which norms go into which layers, upon whatever kinds compute a weight; the numbers are
-    those of eval mode, rounded once. The norm becomes an ``nn.Identity``, or an ``nn.Sequential`` of the
-    modules in it (an activation); the layer gets a bias like its weight. A norm whose statistics depend on
-    its input stays, with an affine that does nothing. What a norm or a layer computes is told by running a
-    copy of it, never by its class; hooks and modes stay.
+    ``recipe``, a ``Recipe`` or its file, says which norms go into which layers, upon whatever kinds compute a
+    weight; the numbers are those of eval mode, rounded once. The norm becomes an ``nn.Identity``, or an
+    ``nn.Sequential`` of the modules in it (an activation); the layer gets a bias like its weight. A norm
+    whose statistics depend on its input stays, with an affine that does nothing. What a norm or a layer
+    computes is told by running a copy of it, never by its class; hooks and modes stay. The state dict is then
+    that of ``fold_state_dict`` with the same recipe.
 
     Returns the layers as they were, with form and dim. Kinds that are not asked for and other
     reparameterizations are left alone; ``.others`` of the result names them. A ``UserWarning`` says where
@@ -80,9 +83,9 @@ def fold_module(
     these kinds, computed by a subclass of torch's in its own way, inside TorchScript, computed by a torch.fx
     graph (``exported_program.module()``), held by DistributedDataParallel or FSDP, on the meta device, with
     a g, u, v or mask that does not fit, or tied to layers that are not chosen, and where a recipe does not
-    fit: names and shapes, a norm in training mode or one that computes more, modules with several names; and ``NumbersError`` for zero
-    rows, a σ of 0, NaN and overflow. After an error the module is unchanged. Source:
-    ``torch.nn.utils.remove_weight_norm``, ``remove_spectral_norm``, ``prune.remove``,
+    fit: names and shapes, a norm in training mode or one that computes more, modules with several names; and
+    ``NumbersError`` for zero rows, a σ of 0, NaN and overflow. After an error the module is unchanged.
+    Source: ``torch.nn.utils.remove_weight_norm``, ``remove_spectral_norm``, ``prune.remove``,
     ``parametrize.remove_parametrizations``.
 
     >>> from torch.nn.utils.parametrizations import weight_norm
@@ -103,7 +106,7 @@ def fold_module(
     >>> fold_module(discriminator).others, len(fold_module(discriminator, kinds="spectral"))
     ({'weight': 'spectral norm'}, 1)
     """
-    selection = _selection(layers, exclude, kinds, recipe)
+    selection = selection_of(layers, exclude, "auto", kinds, recipe_given(recipe))
     policy = _policy(zero_rows, allow_nonfinite=allow_nonfinite)
     with options_as_python(), UndoableEdits() as edits:
         chosen = _chosen(module, selection)
@@ -117,7 +120,7 @@ def folded(
     layers: Iterable[str] = (),
     exclude: Iterable[str] = (),
     kinds: Iterable[str] = ("weight",),
-    recipe: Recipe | None = None,
+    recipe: str | os.PathLike[str] | Recipe | None = None,
     zero_rows: ZeroRows = "error",
     allow_nonfinite: bool = False,
 ) -> AnyModule:
@@ -132,7 +135,7 @@ def folded(
     >>> list(folded(model).state_dict()), list(model.state_dict())[1:]
     (['bias', 'weight'], ['parametrizations.weight.original0', 'parametrizations.weight.original1'])
     """
-    selection = _selection(layers, exclude, kinds, recipe)
+    selection = selection_of(layers, exclude, "auto", kinds, recipe_given(recipe))
     policy = _policy(zero_rows, allow_nonfinite=allow_nonfinite)
     with options_as_python():
         chosen = _chosen(module, selection)  # a layer that is refused is reported before anything is copied
@@ -149,7 +152,7 @@ def weights_folded(
     layers: Iterable[str] = (),
     exclude: Iterable[str] = (),
     kinds: Iterable[str] = ("weight",),
-    recipe: Recipe | None = None,
+    recipe: str | os.PathLike[str] | Recipe | None = None,
     zero_rows: ZeroRows = "error",
     allow_nonfinite: bool = False,
 ) -> Iterator[Layers]:
@@ -170,7 +173,7 @@ def weights_folded(
     >>> type(model).__name__
     'ParametrizedLinear'
     """
-    selection = _selection(layers, exclude, kinds, recipe)
+    selection = selection_of(layers, exclude, "auto", kinds, recipe_given(recipe))
     policy = _policy(zero_rows, allow_nonfinite=allow_nonfinite)
     with UndoableEdits() as edits:  # undoes it too if an interrupt skips `finally`
         try:
@@ -239,12 +242,6 @@ def migrate_module(
 # -- the fold
 
 
-def _selection(
-    layers: Iterable[str], exclude: Iterable[str], kinds: Iterable[str], recipe: Recipe | None
-) -> Selection:
-    return replace(selection_of(layers, exclude, "auto", kinds), recipe=recipe)
-
-
 def _policy(zero_rows: ZeroRows, *, allow_nonfinite: bool) -> RowPolicy:
     return replace(numbers_of(zero_rows, allow_nonfinite=allow_nonfinite), wider=Wider.BY_MODULE)
 
@@ -265,7 +262,7 @@ class _Chosen:
 def _chosen(module: nn.Module, selection: Selection) -> _Chosen:
     """What to fold. Raises ``LayerError`` for a layer that is tied to one that is not chosen."""
     found, places = find_live(module, selection.kinds), places_in(module)
-    found = with_recipe(found, selection.recipe, places)
+    found = with_recipe(module, found, selection, places)
     chosen, others = select(found, selection, "folded")
     at = {(live.module, live.param) for live in chosen}
     left = {live.key: live.names[0] for live in found.layers if (live.module, live.param) not in at}
