@@ -24,7 +24,7 @@ from wnconvert.layers.evidence import (
     weakness_of,
 )
 from wnconvert.layers.kinds.others import FoundOthers, other_layers
-from wnconvert.layers.matching import Known, Matched, matched
+from wnconvert.layers.matching import Keyed, Matched, matched
 from wnconvert.layers.rules import Norm
 from wnconvert.layers.schemes import SCHEMES, Layer, Refused, Scheme, Selection, owner_of
 from wnconvert.layers.telling.neighbours import LeftNorm
@@ -97,7 +97,7 @@ def find_pairs(
         found = _with_others(pairs, others)
     if selection.recipe is None:
         return found
-    known = Known(
+    known = Keyed(
         there.names,
         {layer.name: layer for layer in found.layers},
         {layer.name: layer for layer in found.others},

@@ -12,11 +12,11 @@ from wnconvert.plan.steps import Bias, Neutral, Step
 from wnconvert.tensors.dtypes import DType
 from wnconvert.tensors.tree import TensorInfo
 
-__all__ = ["Beside", "steps_beside"]
+__all__ = ["NormSteps", "steps_beside"]
 
 
 @dataclass(slots=True)
-class Beside:
+class NormSteps:
     """The steps in the place of keys, keys without one, and biases that are new, by their weights."""
 
     steps: dict[str, Step] = field(default_factory=dict)
@@ -24,12 +24,12 @@ class Beside:
     new: dict[str, Bias] = field(default_factory=dict)
 
 
-def steps_beside(layers: Iterable[Layer], dtype: DType | None) -> Beside:
+def steps_beside(layers: Iterable[Layer], dtype: DType | None) -> NormSteps:
     """The steps beside the weights of these layers; ``dtype`` is that of a cast.
 
     A norm that is folded whole goes away. Of one whose affine alone is, γ becomes 1 and β 0.
     """
-    beside = Beside()
+    beside = NormSteps()
     for layer in layers:
         neighbour = layer.rule.neighbour
         if neighbour is None:
@@ -43,7 +43,7 @@ def steps_beside(layers: Iterable[Layer], dtype: DType | None) -> Beside:
     return beside
 
 
-def _put_bias(beside: Beside, layer: Layer, dtype: DType | None) -> None:
+def _put_bias(beside: NormSteps, layer: Layer, dtype: DType | None) -> None:
     """The bias in its place, or as a new one behind its weight."""
     old = layer.parts.get(BIAS)
     bias = Bias(layer, dtype or (old or layer.original).dtype)

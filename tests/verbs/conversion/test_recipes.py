@@ -68,7 +68,8 @@ def trained(net: nn.Module, seed: int = 0) -> nn.Module:
     torch.manual_seed(seed)
     for module in net.modules():
         if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
-            assert module.running_mean is not None and module.running_var is not None
+            assert module.running_mean is not None
+            assert module.running_var is not None
             module.running_mean.normal_()
             module.running_var.uniform_(0.1, 3)
             if module.affine:

@@ -10,6 +10,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Literal, overload
 
 from wnconvert.layers.dims import AUTO
+from wnconvert.layers.schemes import Selection
+from wnconvert.plan.fold import plan_fold
 from wnconvert.storage.shards import DEFAULT_SHARD_SIZE
 from wnconvert.tensors.dtypes import AnyDType
 from wnconvert.verbs.conversion.jobs import Request
@@ -34,9 +36,12 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from wnconvert.layers.recipes import Recipe
+    from wnconvert.onnx.file.reader import OnnxFile
+    from wnconvert.onnx.graph.plan import OnnxFold
     from wnconvert.plan.plan import Plan
     from wnconvert.verbs.conversion.convert import Result
     from wnconvert.verbs.conversion.files.overloads import FoldOptions
+    from wnconvert.verbs.conversion.folders.plan import MakePlan
 
 __all__ = ["fold_file"]
 
@@ -129,15 +134,9 @@ def fold_file(
     >>> len(plan.layers), plan.layers[0].name
     (78, 'conv_pre.weight')
     """
-    from wnconvert.plan.fold import plan_fold
-
-    told = recipe_given(recipe)
-    selection = selection_of(layers, exclude, dim, kinds, told)
-    others = _of_checkpoints(
-        only, dtype, dim, recipe, keep_optimizer=keep_optimizer, drop_foreign=drop_foreign
-    )
-    make_plan = partial(
-        plan_fold, selection=selection, only=only, dtype=dtype_of(dtype), keep_optimizer=keep_optimizer
+    selection = selection_of(layers, exclude, dim, kinds, recipe_given(recipe))
+    make_plan, plan_graph = _planners(
+        selection, only, dtype, keep_optimizer=keep_optimizer, drop_foreign=drop_foreign
     )
     request = Request(
         src,
@@ -158,25 +157,27 @@ def fold_file(
     )
     numbers = numbers_of(zero_rows, allow_nonfinite=allow_nonfinite)
     options = RunOptions(force, threads, verify, numbers, Proving(proof, timeout), bytes_progress(progress))
-    plan_graph = partial(plan_onnx_fold, selection=selection, others=others)
     return run_conversion(request, make_plan, plan_graph=plan_graph, options=options)
 
 
-def _of_checkpoints(
+def _planners(
+    selection: Selection,
     only: str | None,
     dtype: AnyDType | None,
-    dim: DimOption,
-    recipe: object,
     *,
     keep_optimizer: bool,
     drop_foreign: bool,
-) -> dict[str, object]:
-    """The options that only checkpoints take, by their names; None for those that are not given."""
-    return {
+) -> tuple[MakePlan, Callable[[OnnxFile], OnnxFold]]:
+    """What plans the fold of a checkpoint, and that of an ONNX model, which takes fewer options."""
+    others: dict[str, object] = {
         "--only": only,
         "--dtype": dtype,
         "--keep-optimizer": keep_optimizer or None,
         "--drop-foreign": drop_foreign or None,
-        "--dim": None if dim == AUTO else str(dim),
-        "--recipe": recipe,
+        "--dim": None if selection.dim == AUTO else str(selection.dim),
+        "--recipe": selection.recipe,
     }
+    make_plan = partial(
+        plan_fold, selection=selection, only=only, dtype=dtype_of(dtype), keep_optimizer=keep_optimizer
+    )
+    return make_plan, partial(plan_onnx_fold, selection=selection, others=others)
