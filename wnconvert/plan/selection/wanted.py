@@ -136,32 +136,37 @@ def check_recipe_fits(found: Mapping[str, FoundPairs]) -> None:
 
 def check_names_tell(found: Mapping[str, FoundPairs]) -> None:
     """Raise ``LayerError`` where names tell no layer for any of the norms of these state dicts, by path."""
-    left = [(path, item) for path, of_path in found.items() for item in of_path.left]
+    left = _left(found)
     if left and not any(layer.grade == "names" for of_path in found.values() for layer in of_path.layers):
+        recipe, pair = option("recipe", metavar="FILE"), option("norm", glob="NORM=LAYER")
         raise_listed(
             LayerError,
             f"names tell the layer of none of {len(left)} norms",
-            [(_in_state(path, item.norm), f"the norm is not told by names: {item.reason}") for path, item in left],
-            fix=f"{option('recipe', metavar='FILE')}, made with the model's code; or {option('norm', glob='NORM=LAYER')}",
+            [(norm, f"the norm is not told by names: {reason}") for norm, reason in left],
+            fix=f"{recipe}, made with the model's code; or {pair}",
         )
 
 
 def notes_on_left(found: Mapping[str, FoundPairs]) -> Iterable[str]:
     """A note on each norm that names do not tell the layer of, by the paths of their state dicts."""
-    every = ((_in_state(path, item.norm), item.reason) for path, of_path in found.items() for item in of_path.left)
-    return told(every, " stays, not told by names: ", " stay, not told by names: ")
+    return told(_left(found), " stays, not told by names: ", " stay, not told by names: ")
 
 
 def notes_on_proof(found: Mapping[str, FoundPairs]) -> Iterable[str]:
     """A note where layers are converted on no more than names, or what the user said."""
-    for grade, why in (("names", "told by names"), ("said", "as it was said")):
+    for grade, why in (("names", "told by names"), ("said", "folded as said")):
         count = sum(layer.grade == grade for of_path in found.values() for layer in of_path.layers)
         if count:
             yield f"{counted(count, 'layer')} {why}, unproven: wnconvert check proves it"
 
 
-def _in_state(path: str, name: str) -> str:
-    return name if path in ("", ".") else f"{path}: {name}"
+def _left(found: Mapping[str, FoundPairs]) -> list[tuple[str, str]]:
+    """The norms that names do not tell the layer of, each with its reason."""
+    return [
+        (item.norm if path == "." else f"{path}: {item.norm}", item.reason)
+        for path, of_path in found.items()
+        for item in of_path.left
+    ]
 
 
 def _of_state(path: str) -> str:

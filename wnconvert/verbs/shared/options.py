@@ -184,6 +184,7 @@ def selection_of(
     dim: int | str | None,
     kinds: Iterable[str] = (Norm.kind,),
     recipe: Recipe | None = None,
+    *,
     asked: Asked | None = None,
 ) -> Selection:
     """The selection of ``--layers``, ``--exclude`` (globs), ``--dim``, ``--kinds`` and ``--recipe``.
@@ -196,7 +197,9 @@ def selection_of(
         raise ArgumentError(
             f"dim {dim!r} is not an axis", fix="a number, None for the whole tensor, or 'auto'"
         )
-    return Selection(texts_of(layers), texts_of(exclude), dim, kinds=kinds_of(kinds), recipe=recipe, asked=asked)
+    return Selection(
+        texts_of(layers), texts_of(exclude), dim, kinds=kinds_of(kinds), recipe=recipe, asked=asked
+    )
 
 
 def texts_of(texts: Iterable[str]) -> tuple[str, ...]:

@@ -24,7 +24,8 @@ STD_CHOICES = get_args(Std)
 EPS_AT_CHOICES = ("var", "std")
 
 
-def asked_of(  # noqa: PLR0917 -- the options, as they are spelled
+def asked_of(
+    *,
     norm: Iterable[str],
     standardize: Iterable[str],
     eps: float | None,
@@ -43,8 +44,9 @@ def asked_of(  # noqa: PLR0917 -- the options, as they are spelled
     given = {"std": std, "eps_at": eps_at, "gain": gain, "scale": scale}
     if recipe is not None and (norms or globs or eps is not None):
         raise ArgumentError(
-            f"{option('recipe')} says all: {option('norm')}, {option('standardize')} and {option('eps')} have no place",
-            fix="put it into the recipe",
+            f"{option('recipe')} says all: {option('norm')}, {option('standardize')} and {option('eps')} "
+            "have no place beside it",
+            fix="put what they say into the recipe",
         )
     if norms and globs:
         raise ArgumentError(
@@ -60,7 +62,7 @@ def asked_of(  # noqa: PLR0917 -- the options, as they are spelled
             )
         return None
     if globs:
-        return _standardize(globs, eps, std, eps_at, gain or "", scale)
+        return _standardize(globs, eps=eps, std=std, eps_at=eps_at, gain=gain or "", scale=scale)
     if idle := [name for name in idle if name != "eps"]:
         raise ArgumentError(f"{option(idle[0])} belongs to {option('standardize')}", fix="leave it out")
     return _norms(norms, _eps_of(eps, "norm"))
@@ -108,8 +110,9 @@ def _pair_of(text: str) -> SaidPair:
     return SaidPair(norm, layer, op, int(more[1]) if len(more) > 1 else 1)
 
 
-def _standardize(  # noqa: PLR0917 -- as above
+def _standardize(
     globs: tuple[str, ...],
+    *,
     eps: float | None,
     std: str | None,
     eps_at: str | None,
