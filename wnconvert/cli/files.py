@@ -69,6 +69,11 @@ FORMAT_CHOICES = ("table", "json", "csv", "markdown")
 )
 @TOLD
 @click.option(
+    "--keep-norms",
+    is_flag=True,
+    help="Keep the keys of folded norms, with numbers that do nothing: the same class loads them strictly.",
+)
+@click.option(
     "--dim",
     callback=dim_of_text,
     metavar="N|none|auto",

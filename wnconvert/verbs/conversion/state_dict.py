@@ -70,6 +70,7 @@ def fold_state_dict(
     eps_at: str | None = None,
     gain: str | None = None,
     scale: float | str | None = None,
+    keep_norms: bool = False,
     dim: DimOption = AUTO,
     zero_rows: ZeroRows = "error",
     allow_nonfinite: bool = False,
@@ -103,7 +104,13 @@ def fold_state_dict(
             recipe=recipe,
         )
         selection = selection_of(layers, exclude, dim, kinds, recipe_given(recipe), asked=asked)
-        plan = plan_fold(opened.tree, Container.TORCH_ZIP, selection=selection, dtype=dtype_of(dtype))
+        plan = plan_fold(
+            opened.tree,
+            Container.TORCH_ZIP,
+            selection=selection,
+            dtype=dtype_of(dtype),
+            keep_norms=keep_norms,
+        )
         return _made(opened, plan, numbers)
 
 

@@ -80,6 +80,7 @@ def fold_file(
     eps_at: str | None = None,
     gain: str | None = None,
     scale: float | str | None = None,
+    keep_norms: bool = False,
     dim: DimOption = AUTO,
     zero_rows: ZeroRows = "error",
     allow_nonfinite: bool = False,
@@ -135,10 +136,12 @@ def fold_file(
     ``standardize`` are globs on weights that their classes standardize, by ``std`` (``"biased"`` or
     ``"unbiased"``), with ``eps`` added to the variance or to the deviation (``eps_at``, ``"var"`` or
     ``"std"``); ``gain`` is the name of their γ, ``scale`` a factor, or ``"X/fan"`` for X · fan_in ** -0.5.
-    ``dim`` is an axis, None for the whole tensor, or ``"auto"``: read from shapes.
-    ``zero_rows`` is ``"error"`` or ``"zero"``. ``progress`` is called with the bytes done and in all, or True
-    for a bar; ``on_plan`` once with the ``Plan``, before anything is written. With ``dry_run`` nothing is
-    written and the ``Plan`` is returned.
+    A norm's keys go away and its layer has a bias; with ``keep_norms`` the keys stay those of the source's
+    class, and the norms do nothing but add that bias.
+    ``dim`` is an axis, None for the whole tensor, or ``"auto"``: read from shapes. ``zero_rows`` is
+    ``"error"`` or ``"zero"``. ``progress`` is called with the bytes done and in all, or True for a bar;
+    ``on_plan`` once with the ``Plan``, before anything is written. With ``dry_run`` nothing is written and
+    the ``Plan`` is returned.
 
     Raises ``WnconvertError``: ``InputError``, ``LayerError``, ``NumbersError``, ``OutputError``,
     ``ArgumentError``, ``TooFewLayersError``, ``VerifyError``; nothing is written then.
@@ -159,7 +162,12 @@ def fold_file(
     )
     selection = selection_of(layers, exclude, dim, kinds, recipe_given(recipe), asked=asked)
     make_plan, plan_graph = _planners(
-        selection, only, dtype, keep_optimizer=keep_optimizer, drop_foreign=drop_foreign
+        selection,
+        only,
+        dtype,
+        keep_norms=keep_norms,
+        keep_optimizer=keep_optimizer,
+        drop_foreign=drop_foreign,
     )
     request = Request(
         src,
@@ -188,6 +196,7 @@ def _planners(
     only: str | None,
     dtype: AnyDType | None,
     *,
+    keep_norms: bool,
     keep_optimizer: bool,
     drop_foreign: bool,
 ) -> tuple[MakePlan, Callable[[OnnxFile], OnnxFold]]:
@@ -202,6 +211,11 @@ def _planners(
         "--standardize" if isinstance(selection.asked, SaidStandardize) else "--norm": selection.asked,
     }
     make_plan = partial(
-        plan_fold, selection=selection, only=only, dtype=dtype_of(dtype), keep_optimizer=keep_optimizer
+        plan_fold,
+        selection=selection,
+        only=only,
+        dtype=dtype_of(dtype),
+        keep_norms=keep_norms,
+        keep_optimizer=keep_optimizer,
     )
     return make_plan, partial(plan_onnx_fold, selection=selection, others=others)

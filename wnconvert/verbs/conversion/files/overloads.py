@@ -56,6 +56,7 @@ class FoldOptions(_Options, total=False):
     eps_at: str | None
     gain: str | None
     scale: float | str | None
+    keep_norms: bool
     dim: DimOption
     zero_rows: ZeroRows
     allow_nonfinite: bool
