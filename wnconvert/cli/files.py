@@ -17,6 +17,7 @@ from wnconvert.cli.options import (
     PROOFS,
     THREADS,
     TIME_LIMIT,
+    TOLD,
     VERBOSE,
     WRITING,
     Conversion,
@@ -66,6 +67,7 @@ FORMAT_CHOICES = ("table", "json", "csv", "markdown")
     metavar="FILE",
     help="A file that tells what keys do not: which norms fold into which layers, and with which eps.",
 )
+@TOLD
 @click.option(
     "--keep-norms",
     is_flag=True,

@@ -6,4 +6,5 @@ leftovers  what killed runs left beside a target, in notes
 refusals   what the system does not give, in words
 progress   what `progress` may be: a function, a bar, nothing
 recipes    recipes on disk
+told       what is said in place of a recipe, checked
 """

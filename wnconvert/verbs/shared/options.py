@@ -11,6 +11,7 @@ from wnconvert.layers.kinds.table import ALL, SHOWN
 from wnconvert.layers.recipes import Recipe
 from wnconvert.layers.rules import Norm
 from wnconvert.layers.schemes import FORMS, Selection
+from wnconvert.layers.telling.asked import Asked
 from wnconvert.numerics.rows import RowPolicy
 from wnconvert.plan.names.renaming import Renaming
 from wnconvert.tensors.dtypes import AnyDType, DType, dtype_named, dtype_word
@@ -183,8 +184,12 @@ def selection_of(
     dim: int | str | None,
     kinds: Iterable[str] = (Norm.kind,),
     recipe: Recipe | None = None,
+    *,
+    asked: Asked | None = None,
 ) -> Selection:
     """The selection of ``--layers``, ``--exclude`` (globs), ``--dim``, ``--kinds`` and ``--recipe``.
+
+    ``asked`` is what is said in place of a recipe.
 
     Raises ``ArgumentError``.
     """
@@ -192,7 +197,9 @@ def selection_of(
         raise ArgumentError(
             f"dim {dim!r} is not an axis", fix="a number, None for the whole tensor, or 'auto'"
         )
-    return Selection(texts_of(layers), texts_of(exclude), dim, kinds=kinds_of(kinds), recipe=recipe)
+    return Selection(
+        texts_of(layers), texts_of(exclude), dim, kinds=kinds_of(kinds), recipe=recipe, asked=asked
+    )
 
 
 def texts_of(texts: Iterable[str]) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal, overload
 
 from wnconvert.layers.dims import AUTO
 from wnconvert.layers.schemes import Selection
+from wnconvert.layers.telling.asked import SaidStandardize
 from wnconvert.plan.fold import plan_fold
 from wnconvert.storage.shards import DEFAULT_SHARD_SIZE
 from wnconvert.tensors.dtypes import AnyDType
@@ -31,6 +32,7 @@ from wnconvert.verbs.shared.options import (
 )
 from wnconvert.verbs.shared.progress import Progress, bytes_progress
 from wnconvert.verbs.shared.recipes import recipe_given
+from wnconvert.verbs.shared.told import asked_of
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -71,6 +73,13 @@ def fold_file(
     exclude: Iterable[str] = (),
     kinds: Iterable[str] = ("weight",),
     recipe: StrPath | Recipe | None = None,
+    norm: Iterable[str] = (),
+    standardize: Iterable[str] = (),
+    eps: float | None = None,
+    std: str | None = None,
+    eps_at: str | None = None,
+    gain: str | None = None,
+    scale: float | str | None = None,
     keep_norms: bool = False,
     dim: DimOption = AUTO,
     zero_rows: ZeroRows = "error",
@@ -122,8 +131,13 @@ def fold_file(
     ``kinds`` are those of the layers to fold: ``"weight"`` norm, ``"spectral"`` norm, ``"prune"``,
     ``"spectral-step"`` (ports that take a step in eval), ``"all"`` for the first three; a layer under several
     needs all of them. ``recipe``, a ``Recipe`` or its file, tells what keys do not: which norms fold into
-    which layers, and what classes make of their weights. A norm's keys go away and its layer has a bias; with
-    ``keep_norms`` the keys stay those of the source's class, and the norms do nothing but add that bias.
+    which layers, and what classes make of their weights. Without one, ``norm`` says which norms fold: those
+    of which names tell the layer (``"by-names"``), or pairs (``"NORM=LAYER"``), all with ``eps``.
+    ``standardize`` are globs on weights that their classes standardize, by ``std`` (``"biased"`` or
+    ``"unbiased"``), with ``eps`` added to the variance or to the deviation (``eps_at``, ``"var"`` or
+    ``"std"``); ``gain`` is the name of their γ, ``scale`` a factor, or ``"X/fan"`` for X · fan_in ** -0.5.
+    A norm's keys go away and its layer has a bias; with ``keep_norms`` the keys stay those of the source's
+    class, and the norms do nothing but add that bias.
     ``dim`` is an axis, None for the whole tensor, or ``"auto"``: read from shapes. ``zero_rows`` is
     ``"error"`` or ``"zero"``. ``progress`` is called with the bytes done and in all, or True for a bar;
     ``on_plan`` once with the ``Plan``, before anything is written. With ``dry_run`` nothing is written and
@@ -136,7 +150,17 @@ def fold_file(
     >>> len(plan.layers), plan.layers[0].name
     (78, 'conv_pre.weight')
     """
-    selection = selection_of(layers, exclude, dim, kinds, recipe_given(recipe))
+    asked = asked_of(
+        norm=norm,
+        standardize=standardize,
+        eps=eps,
+        std=std,
+        eps_at=eps_at,
+        gain=gain,
+        scale=scale,
+        recipe=recipe,
+    )
+    selection = selection_of(layers, exclude, dim, kinds, recipe_given(recipe), asked=asked)
     make_plan, plan_graph = _planners(
         selection,
         only,
@@ -184,6 +208,7 @@ def _planners(
         "--drop-foreign": drop_foreign or None,
         "--dim": None if selection.dim == AUTO else str(selection.dim),
         "--recipe": selection.recipe,
+        "--standardize" if isinstance(selection.asked, SaidStandardize) else "--norm": selection.asked,
     }
     make_plan = partial(
         plan_fold,

@@ -49,6 +49,13 @@ class FoldOptions(_Options, total=False):
     dtype: AnyDType | None
     kinds: Iterable[str]
     recipe: StrPath | Recipe | None
+    norm: Iterable[str]
+    standardize: Iterable[str]
+    eps: float | None
+    std: str | None
+    eps_at: str | None
+    gain: str | None
+    scale: float | str | None
     keep_norms: bool
     dim: DimOption
     zero_rows: ZeroRows
