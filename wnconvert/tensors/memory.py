@@ -67,7 +67,7 @@ class InMemory:
         value, dtype = self.values[tensor.info.name], tensor.info.dtype
         if not is_torch(value):
             return True
-        numpys = dtype.foldable or dtype.name in ("complex64", "complex128")
+        numpys = dtype.foldable or dtype.name in ("complex64", "complex128", "int32", "int64")
         return numpys and value.device.type != "meta"
 
 
