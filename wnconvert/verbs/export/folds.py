@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from glob import escape
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,30 +16,33 @@ from wnconvert.errors import ArgumentError, VerifyError
 from wnconvert.layers.kinds.table import ALL
 from wnconvert.layers.recipes import Recipe, RecipeFold
 from wnconvert.layers.schemes import Layer
-from wnconvert.messages import counted
+from wnconvert.messages import counted, listed
 from wnconvert.plan.names.trees import renamed_state
+from wnconvert.plan.plan import Plan
 from wnconvert.plan.selection.scope import choose
 from wnconvert.storage.checkpoint import open_checkpoint
 from wnconvert.storage.files import located
 from wnconvert.tensors.blocks import Array
 from wnconvert.verbs.export.check import first_run, reference_text
 from wnconvert.verbs.export.request import Question, question_of
+from wnconvert.verbs.export.told import folds_of_layers
 from wnconvert.verbs.models.loading.weights import load_weights
 from wnconvert.verbs.models.proof.functions import Exportable, function_of
-from wnconvert.verbs.models.proof.handed import Handed, HandedProof, handed_in, handed_proof
-from wnconvert.verbs.models.proof.proof import ATOL, RTOL, prove
+from wnconvert.verbs.models.proof.handed import HandedProof, LayerCall, handed_in, handed_proof
+from wnconvert.verbs.models.proof.proof import ATOL, RTOL, Proof, Run, prove
 from wnconvert.verbs.models.proof.report import ExportReport, TimedSteps
 from wnconvert.verbs.models.proof.running import evaluating
 from wnconvert.verbs.models.proof.samples import arrays
 from wnconvert.verbs.models.proof.signatures import Range
 from wnconvert.verbs.modules.convert import fold_module
 from wnconvert.verbs.modules.finding.live import find_live
-from wnconvert.verbs.modules.folding.copies import deep_copy
+from wnconvert.verbs.modules.folding.copies import copied
 from wnconvert.verbs.shared.options import renaming_of
 from wnconvert.verbs.shared.progress import StepsProgress, steps_progress
+from wnconvert.verbs.shared.proofs import ModelProof, Prove
 from wnconvert.verbs.shared.recipes import recipe_given
 
-__all__ = ["check_checkpoint"]
+__all__ = ["check_checkpoint", "prove_checkpoint"]
 
 
 def check_checkpoint(
@@ -103,18 +107,7 @@ def check_checkpoint(
             with steps("weights", "handed to layers") as step:
                 layers = made.compared(module, question, forget)
                 step.detail = f"handed to {counted(len(layers), 'layer')}"
-            with steps("run", f"{counted(len(question.samples), 'sample')}, unfolded and folded") as step:
-                proof = prove(
-                    function_of(module, question.outputs),
-                    function_of(made.module, question.outputs),
-                    question.signature,
-                    samples=question.samples,
-                    rtol=question.rtol,
-                    atol=question.atol,
-                    first=first,
-                    forget=forget,
-                )
-                step.detail = counted(len(question.samples), "sample")
+            proof = _proof(question, made.module, first, steps, forget)
     return ExportReport(
         model=str(path),
         size=open_checkpoint(located(path)).size,
@@ -124,6 +117,83 @@ def check_checkpoint(
         steps=tuple(steps.every),
         notes=(*loaded.notes, *question.signature.notes, *proof.notes),
     )
+
+
+def _proof(
+    question: Question, candidate: nn.Module, first: Run, steps: TimedSteps, forget: Callable[[], None]
+) -> Proof:
+    """Run both models on the samples, and compare their outputs."""
+    what = f"{counted(len(question.samples), 'sample')}, unfolded and folded"
+    with steps("run", what) as step:
+        step.detail = what
+        return prove(
+            function_of(question.module, question.outputs),
+            function_of(candidate, question.outputs),
+            question.signature,
+            samples=question.samples,
+            rtol=question.rtol,
+            atol=question.atol,
+            first=first,
+            forget=forget,
+        )
+
+
+def prove_checkpoint(
+    reference: Exportable,
+    *,
+    inputs: Any,
+    dynamic: Mapping[str, Mapping[int, str]] | None = None,
+    ranges: Iterable[str] | Mapping[str, Range | tuple[int, int]] = (),
+    outputs: Sequence[str] = (),
+    rtol: float = RTOL,
+    atol: float = ATOL,
+    samples: int = 4,
+    seed: int = 0,
+) -> Prove:
+    """What ``fold_file(…, prove=)`` takes: the new checkpoint is proven before it is put in place.
+
+    ``reference`` is the module with the weights of the source; the norms that go into its layers are those
+    of the plan, whatever told them. The other arguments are those of ``check_checkpoint``, which runs.
+    ``fold_file`` raises ``VerifyError`` where the proof fails, and writes nothing.
+
+    >>> prove = prove_checkpoint(nn.Conv1d(2, 3, 1), inputs="input=float32[1,2,T]")
+    """
+
+    def prove(path: Path, plan: Plan) -> ModelProof:
+        folds = folds_of_layers(change.layer for _, change in plan.changes)
+        report = check_checkpoint(
+            path,
+            reference,
+            inputs=inputs,
+            dynamic=dynamic,
+            ranges=ranges,
+            outputs=outputs,
+            recipe=Recipe(folds) if folds else None,
+            rtol=rtol,
+            atol=atol,
+            samples=samples,
+            seed=seed,
+        )
+        if not report:
+            raise VerifyError(_failure(report), fix=report.advice or "the recipe is not of this model")
+        return ModelProof(
+            report.reference,
+            len(report.proof.samples),
+            report.proof.tolerance,
+            max(output.max_abs for output in report.outputs),
+            len(report.layers),
+            max((layer.distance for layer in report.layers), default=0.0),
+        )
+
+    return prove
+
+
+def _failure(report: ExportReport) -> str:
+    """Why a proof failed, in words."""
+    bad = [f"{layer.name} by {layer.distance:.3g}" for layer in report.layers if not layer.passed]
+    if bad:
+        return f"the weights are not those of {report.reference}: {listed(bad)} of the largest in a channel"
+    return f"the outputs are not those of {report.reference}; nothing is written"
 
 
 # -- the model as the file has it
@@ -151,23 +221,23 @@ class _Folded:
     @staticmethod
     def of(module: nn.Module, names: Collection[str], recipe: Recipe | None) -> _Folded:
         """Fold a copy so that its names are those of the file; its numbers do not matter."""
-        copied, own = deep_copy(module), module.state_dict(keep_vars=True).keys()
+        made, own = copied(module), module.state_dict(keep_vars=True).keys()
         folds = tuple(fold for fold in recipe.folds if _is_done(fold, names, own)) if recipe else ()
         told = {fold.weight for fold in folds}
-        live = [each for each in find_live(copied, ALL).layers if _has(names, each.layer.name)]
+        live = [each for each in find_live(made, ALL).layers if _has(names, each.layer.name)]
         plain = {each.layer.name for each in live if not _has(names, each.layer.original.name)}
         layers = [escape(name) for name in (*plain, *told)]
         if not layers:
-            return _Folded(copied, ())
+            return _Folded(made, ())
         done = fold_module(
-            copied,
+            made,
             kinds=ALL if plain else ("weight",),
             layers=layers,
             recipe=replace(recipe, folds=folds, names="") if recipe and folds else None,
             zero_rows="zero",
             allow_nonfinite=True,
         )
-        return _Folded(copied, tuple(done))
+        return _Folded(made, tuple(done))
 
     def compared(
         self, module: nn.Module, question: Question, forget: Callable[[], None]
@@ -202,7 +272,7 @@ def _is_done(fold: RecipeFold, names: Collection[str], own: Collection[str]) -> 
     return not fold.has_norm or not _has(names, f"{fold.norm}.running_var")
 
 
-def _calls(module: nn.Module, feeds: Mapping[str, Array]) -> list[Handed]:
+def _calls(module: nn.Module, feeds: Mapping[str, Array]) -> list[LayerCall]:
     function = function_of(module)
     return handed_in(lambda: function(feeds))
 

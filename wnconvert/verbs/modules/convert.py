@@ -17,8 +17,8 @@ from wnconvert.numerics.rows import RowPolicy, Wider
 from wnconvert.verbs.modules.finding.live import Live, find_live
 from wnconvert.verbs.modules.finding.walk import modules_with_names
 from wnconvert.verbs.modules.finding.wrappers import held_by_ddp, under_ddp
-from wnconvert.verbs.modules.folding.beside import Beside, besides_of, put_beside
-from wnconvert.verbs.modules.folding.copies import AnyModule, deep_copy
+from wnconvert.verbs.modules.folding.beside import NormEdit, besides_of, put_beside
+from wnconvert.verbs.modules.folding.copies import AnyModule, copied
 from wnconvert.verbs.modules.folding.numbers import folded_biases, folded_weights, weight_now
 from wnconvert.verbs.modules.folding.places import places_in
 from wnconvert.verbs.modules.folding.told import with_recipe
@@ -140,7 +140,7 @@ def folded(
     with options_as_python():
         chosen = _chosen(module, selection)  # a layer that is refused is reported before anything is copied
         _refuse_in_ddp(chosen, under_ddp(chosen.modules), "folded(model.module): copy what it wraps")
-        made = deep_copy(module)
+        made = copied(module)
         _fold(_chosen(made, selection), policy, UndoableEdits())
     return made
 
@@ -254,7 +254,7 @@ class _Chosen:
     """
 
     layers: tuple[Live, ...]
-    besides: tuple[Beside, ...]
+    besides: tuple[NormEdit, ...]
     others: dict[str, str]
     modules: list[nn.Module]
 

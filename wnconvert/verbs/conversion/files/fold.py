@@ -28,6 +28,7 @@ from wnconvert.verbs.shared.options import (
     selection_of,
 )
 from wnconvert.verbs.shared.progress import Progress, bytes_progress
+from wnconvert.verbs.shared.proofs import Prove
 from wnconvert.verbs.shared.recipes import recipe_given
 
 if TYPE_CHECKING:
@@ -72,6 +73,7 @@ def fold_file(
     keep_optimizer: bool = False,
     drop_foreign: bool = False,
     proof: ProofOption = "model",
+    prove: Prove | None = None,
     timeout: float = TIMEOUT,
     copy: bool = False,
     require_layers: int | None = None,
@@ -118,6 +120,8 @@ def fold_file(
     needs all of them. ``recipe``, a ``Recipe`` or its file, tells what keys do not: which norms fold into
     which layers, and what classes make of their weights. ``dim`` is an axis, None for the whole tensor, or
     ``"auto"``: read from shapes.
+    ``prove`` is called with the new checkpoint and the plan before it is put in place, as
+    ``prove_checkpoint(module, inputs=…)`` gives it; then the result has a ``proof``.
     ``zero_rows`` is ``"error"`` or ``"zero"``. ``progress`` is called with the bytes done and in all, or True
     for a bar; ``on_plan`` once with the ``Plan``, before anything is written. With ``dry_run`` nothing is
     written and the ``Plan`` is returned.
@@ -134,7 +138,7 @@ def fold_file(
     told = recipe_given(recipe)
     selection = selection_of(layers, exclude, dim, kinds, told)
     others = _of_checkpoints(
-        only, dtype, dim, recipe, keep_optimizer=keep_optimizer, drop_foreign=drop_foreign
+        only, dtype, dim, recipe, prove, keep_optimizer=keep_optimizer, drop_foreign=drop_foreign
     )
     make_plan = partial(
         plan_fold, selection=selection, only=only, dtype=dtype_of(dtype), keep_optimizer=keep_optimizer
@@ -157,7 +161,8 @@ def fold_file(
         on_plan=on_plan,
     )
     numbers = numbers_of(zero_rows, allow_nonfinite=allow_nonfinite)
-    options = RunOptions(force, threads, verify, numbers, Proving(proof, timeout), bytes_progress(progress))
+    proving, report = Proving(proof, timeout), bytes_progress(progress)
+    options = RunOptions(force, threads, verify, numbers, proving, report, prove=prove)
     plan_graph = partial(plan_onnx_fold, selection=selection, others=others)
     return run_conversion(request, make_plan, plan_graph=plan_graph, options=options)
 
@@ -167,6 +172,7 @@ def _of_checkpoints(
     dtype: AnyDType | None,
     dim: DimOption,
     recipe: object,
+    prove: object,
     *,
     keep_optimizer: bool,
     drop_foreign: bool,
@@ -179,4 +185,5 @@ def _of_checkpoints(
         "--drop-foreign": drop_foreign or None,
         "--dim": None if dim == AUTO else str(dim),
         "--recipe": recipe,
+        "--model": prove,
     }

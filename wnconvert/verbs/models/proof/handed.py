@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 from wnconvert.layers.rules import AffineBefore, NormBefore, NormBehind, Rule
 from wnconvert.verbs.modules.folding.layers import by_channel
 
-__all__ = ["Handed", "HandedProof", "handed_in", "handed_proof"]
+__all__ = ["HandedProof", "LayerCall", "handed_in", "handed_proof"]
 
 
 #: torch's functions that a layer calls with its weight, each with the place of the weight and its name.
@@ -31,7 +31,7 @@ _NEAR = {torch.float16: 1e-2, torch.bfloat16: 5e-2}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Handed:
+class LayerCall:
     """One call of a layer's function: the name of the function, and the weight."""
 
     function: str
@@ -55,7 +55,7 @@ class _Recording(TorchFunctionMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.calls: list[Handed] = []
+        self.calls: list[LayerCall] = []
 
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
@@ -64,11 +64,11 @@ class _Recording(TorchFunctionMode):
         place, keyword = _FUNCTIONS.get(name, (0, ""))
         weight = given.get(keyword, args[place] if len(args) > place else None) if keyword else None
         if isinstance(weight, Tensor):
-            self.calls.append(Handed(name, weight.detach()))
+            self.calls.append(LayerCall(name, weight.detach()))
         return func(*args, **given)
 
 
-def handed_in(run: Callable[[], object]) -> list[Handed]:
+def handed_in(run: Callable[[], object]) -> list[LayerCall]:
     """The weights that are handed to layers while ``run`` runs, in order.
 
     >>> layer = torch.nn.Linear(2, 1)

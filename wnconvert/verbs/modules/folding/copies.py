@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from wnconvert.errors import ArgumentError
 from wnconvert.verbs.modules.finding.walk import modules_with_names
 
-__all__ = ["AnyModule", "CopyError", "deep_copy"]
+__all__ = ["AnyModule", "CopyError", "copied"]
 
 
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
@@ -21,7 +21,7 @@ class CopyError(ArgumentError):
     """A module that ``copy.deepcopy`` refuses."""
 
 
-def deep_copy(module: AnyModule) -> AnyModule:
+def copied(module: AnyModule) -> AnyModule:
     """A deep copy of a module, also if it holds tensors that are part of a graph. Raises ``CopyError``."""
     memo: dict[int, Any] = {}
     flat: list[tuple[nn.RNNBase, dict[str, Any]]] = []
