@@ -32,6 +32,7 @@ from wnconvert.cli.options import (
 from wnconvert.cli.runs.conversion import convert_files
 from wnconvert.cli.runs.fleets import FLEET, FLEET_TO_READ
 from wnconvert.cli.runs.inspection import show_inspections
+from wnconvert.cli.runs.models import BY_MODEL, told_by_model
 from wnconvert.cli.runs.start import load_lightly
 from wnconvert.cli.terminal import alarm, fitting_width, progress_bar
 
@@ -101,6 +102,7 @@ FORMAT_CHOICES = ("table", "json", "csv", "markdown")
     "layer and the whole model, the layers alone, or nothing.",
 )
 @TIME_LIMIT
+@BY_MODEL
 @FLEET
 @WRITING
 def fold(src: tuple[str, ...], out: str | None, **options: Any) -> int:
@@ -116,7 +118,7 @@ def fold(src: tuple[str, ...], out: str | None, **options: Any) -> int:
     load_lightly()
     from wnconvert.verbs.conversion.files.fold import fold_file
 
-    return convert_files("fold", fold_file, src, out, **options)
+    return convert_files("fold", fold_file, src, out, **told_by_model(src, options))
 
 
 @click.command(cls=Conversion, epilog=epilog("wnconvert split generator.safetensors --like g_02500000"))

@@ -15,6 +15,7 @@ from wnconvert.layers.telling.asked import Asked
 from wnconvert.numerics.rows import RowPolicy
 from wnconvert.plan.names.renaming import Renaming
 from wnconvert.tensors.dtypes import AnyDType, DType, dtype_named, dtype_word
+from wnconvert.verbs.shared.proofs import Prove
 
 __all__ = [
     "DTYPE_CHOICES",
@@ -96,7 +97,8 @@ class RunOptions:
 
     ``threads`` is None for the processors at hand, at most 4. ``progress`` is called with the bytes done and
     the bytes in all, never from two threads at once. An output that is ``passing`` is read at once, then
-    deleted. Raises ``ArgumentError`` for less than one thread.
+    deleted. ``prove`` is called with an output before it is put in place. Raises ``ArgumentError`` for less
+    than one thread.
     """
 
     force: bool = False
@@ -106,6 +108,7 @@ class RunOptions:
     proving: Proving = Proving()
     progress: Callable[[int, int], None] = field(default=_no_progress, repr=False, compare=False)
     passing: bool = False
+    prove: Prove | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         """Check the number of threads."""

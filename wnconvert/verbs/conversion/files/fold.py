@@ -31,6 +31,7 @@ from wnconvert.verbs.shared.options import (
     selection_of,
 )
 from wnconvert.verbs.shared.progress import Progress, bytes_progress
+from wnconvert.verbs.shared.proofs import Prove
 from wnconvert.verbs.shared.recipes import recipe_given
 from wnconvert.verbs.shared.told import asked_of
 
@@ -87,6 +88,7 @@ def fold_file(
     keep_optimizer: bool = False,
     drop_foreign: bool = False,
     proof: ProofOption = "model",
+    prove: Prove | None = None,
     timeout: float = TIMEOUT,
     copy: bool = False,
     require_layers: int | None = None,
@@ -138,6 +140,8 @@ def fold_file(
     ``"std"``); ``gain`` is the name of their γ, ``scale`` a factor, or ``"X/fan"`` for X · fan_in ** -0.5.
     A norm's keys go away and its layer has a bias; with ``keep_norms`` the keys stay those of the source's
     class, and the norms do nothing but add that bias.
+    ``prove`` is called with the new checkpoint and the plan before it is put in place, as
+    ``prove_checkpoint(module, inputs=…)`` gives it; then the result has a ``proof``.
     ``dim`` is an axis, None for the whole tensor, or ``"auto"``: read from shapes. ``zero_rows`` is
     ``"error"`` or ``"zero"``. ``progress`` is called with the bytes done and in all, or True for a bar;
     ``on_plan`` once with the ``Plan``, before anything is written. With ``dry_run`` nothing is written and
@@ -165,6 +169,7 @@ def fold_file(
         selection,
         only,
         dtype,
+        prove,
         keep_norms=keep_norms,
         keep_optimizer=keep_optimizer,
         drop_foreign=drop_foreign,
@@ -187,7 +192,8 @@ def fold_file(
         on_plan=on_plan,
     )
     numbers = numbers_of(zero_rows, allow_nonfinite=allow_nonfinite)
-    options = RunOptions(force, threads, verify, numbers, Proving(proof, timeout), bytes_progress(progress))
+    proving, report = Proving(proof, timeout), bytes_progress(progress)
+    options = RunOptions(force, threads, verify, numbers, proving, report, prove=prove)
     return run_conversion(request, make_plan, plan_graph=plan_graph, options=options)
 
 
@@ -195,6 +201,7 @@ def _planners(
     selection: Selection,
     only: str | None,
     dtype: AnyDType | None,
+    prove: Prove | None,
     *,
     keep_norms: bool,
     keep_optimizer: bool,
@@ -209,6 +216,7 @@ def _planners(
         "--dim": None if selection.dim == AUTO else str(selection.dim),
         "--recipe": selection.recipe,
         "--standardize" if isinstance(selection.asked, SaidStandardize) else "--norm": selection.asked,
+        "--model": prove,
     }
     make_plan = partial(
         plan_fold,
