@@ -28,7 +28,18 @@ from wnconvert.layers.rules import (
 )
 from wnconvert.tensors.tree import TensorInfo
 
-__all__ = ["ALL", "IN_GRAPHS", "KINDS", "SHOWN", "WORDS", "FoundKind", "Kind", "find_kinds", "in_words", "stems_of"]
+__all__ = [
+    "ALL",
+    "IN_GRAPHS",
+    "KINDS",
+    "SHOWN",
+    "WORDS",
+    "FoundKind",
+    "Kind",
+    "find_kinds",
+    "in_words",
+    "stems_of",
+]
 
 
 #: The kinds of layers and what they are called in messages.

@@ -10,8 +10,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Literal, overload
 
 from wnconvert.layers.dims import AUTO
+from wnconvert.layers.kinds.table import IN_GRAPHS
 from wnconvert.storage.shards import DEFAULT_SHARD_SIZE
-from wnconvert.tensors.dtypes import AnyDType
+from wnconvert.tensors.dtypes import AnyDType, DType
 from wnconvert.verbs.conversion.jobs import Request
 from wnconvert.verbs.conversion.run import plan_onnx_fold, run_conversion
 from wnconvert.verbs.conversion.targets import StrPath
@@ -23,6 +24,7 @@ from wnconvert.verbs.shared.options import (
     RunOptions,
     ZeroRows,
     dtype_of,
+    kinds_of,
     numbers_of,
     renaming_of,
     selection_of,
@@ -34,7 +36,10 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from wnconvert.layers.recipes import Recipe
+    from wnconvert.layers.schemes import Selection
     from wnconvert.plan.plan import Plan
+    from wnconvert.tensors.containers import Container
+    from wnconvert.tensors.tree import Tree
     from wnconvert.verbs.conversion.convert import Result
     from wnconvert.verbs.conversion.files.overloads import FoldOptions
 
@@ -114,10 +119,10 @@ def fold_file(
     ``add_prefix`` put before; ``layers`` and ``exclude`` are globs on the new names of weights. ``dtype``
     (``"float16"`` or ``"fp16"``, ``torch.bfloat16``, ``numpy.float32`` …) folds and casts in one rounding.
     ``kinds`` are those of the layers to fold: ``"weight"`` norm, ``"spectral"`` norm, ``"prune"``,
-    ``"spectral-step"`` (ports that take a step in eval), ``"all"`` for the first three; a layer under several
-    needs all of them. ``recipe``, a ``Recipe`` or its file, tells what keys do not: which norms fold into
-    which layers, and what classes make of their weights. ``dim`` is an axis, None for the whole tensor, or
-    ``"auto"``: read from shapes.
+    ``"spectral-step"`` (ports that take a step in eval), ``"all"`` for the first three, and of an ONNX model
+    ``"norm"``, batch norm; a layer under several needs all of them. ``recipe``, a ``Recipe`` or its file,
+    tells what keys do not: which norms fold into which layers, and what classes make of their weights.
+    ``dim`` is an axis, None for the whole tensor, or ``"auto"``: read from shapes.
     ``zero_rows`` is ``"error"`` or ``"zero"``. ``progress`` is called with the bytes done and in all, or True
     for a bar; ``on_plan`` once with the ``Plan``, before anything is written. With ``dry_run`` nothing is
     written and the ``Plan`` is returned.
@@ -129,15 +134,13 @@ def fold_file(
     >>> len(plan.layers), plan.layers[0].name
     (78, 'conv_pre.weight')
     """
-    from wnconvert.plan.fold import plan_fold
-
     told = recipe_given(recipe)
-    selection = selection_of(layers, exclude, dim, kinds, told)
+    selection = selection_of(layers, exclude, dim, kinds, told, shown=IN_GRAPHS)
     others = _of_checkpoints(
         only, dtype, dim, recipe, keep_optimizer=keep_optimizer, drop_foreign=drop_foreign
     )
     make_plan = partial(
-        plan_fold, selection=selection, only=only, dtype=dtype_of(dtype), keep_optimizer=keep_optimizer
+        _plan_by_keys, selection=selection, only=only, dtype=dtype_of(dtype), keep_optimizer=keep_optimizer
     )
     request = Request(
         src,
@@ -160,6 +163,24 @@ def fold_file(
     options = RunOptions(force, threads, verify, numbers, Proving(proof, timeout), bytes_progress(progress))
     plan_graph = partial(plan_onnx_fold, selection=selection, others=others)
     return run_conversion(request, make_plan, plan_graph=plan_graph, options=options)
+
+
+def _plan_by_keys(
+    tree: Tree,
+    container: Container,
+    *,
+    selection: Selection,
+    only: str | None,
+    dtype: DType | None,
+    keep_optimizer: bool,
+) -> Plan:
+    """The plan of a checkpoint. Raises ``ArgumentError`` for kinds that only graphs show."""
+    from wnconvert.plan.fold import plan_fold
+
+    kinds_of(selection.kinds)
+    return plan_fold(
+        tree, container, selection=selection, only=only, dtype=dtype, keep_optimizer=keep_optimizer
+    )
 
 
 def _of_checkpoints(
