@@ -1,7 +1,7 @@
 """A recipe on the tensors of one state dict: the layers that it tells there, or why it does not fit.
 
-Names and shapes alone. A weight that is computed of several tensors (weight norm, spectral norm, prune) is the
-layer that its keys show, and what the recipe tells of it comes on top.
+Names and shapes alone. A weight that is computed of several tensors (weight norm, spectral norm, prune) is
+the layer that its keys show, and what the recipe tells of it comes on top.
 """
 
 from __future__ import annotations
@@ -116,7 +116,10 @@ def matched(recipe: Recipe, known: Known, selection: Selection) -> Matched:
 
 
 def _claimed_twice(layers: Iterable[Layer]) -> Iterator[Refused]:
-    """The refusals of layers whose tensors, or bias, are another's too; an affine is shared by all it goes into."""
+    """The refusals of layers whose tensors, or bias, are another's too.
+
+    An affine is shared by all that it goes into.
+    """
     owners: dict[str, str] = {}
     for layer in layers:
         shared = () if not isinstance(layer.rule.neighbour, AffineBefore) else ("gamma", "beta")

@@ -130,6 +130,8 @@ class Recipe:
                 f"the norm {printable(twice)} is folded into two layers, and it stands beside one",
                 fix="leave one of them out",
             )
+        if twice := repeated(fold.bias_name for fold in self.folds if fold.has_norm):
+            raise ArgumentError(f"two folds make the bias {printable(twice)}", fix="name it with bias")
         affines = {fold.norm for fold in self.folds if fold.kind == "affine before"}
         others = (fold.norm for fold in self.folds if fold.has_norm and fold.kind != "affine before")
         if both := next((norm for norm in others if norm in affines), None):

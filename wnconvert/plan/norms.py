@@ -1,4 +1,4 @@
-"""The steps beside the weights of layers that take a norm: what goes away, what is neutral, the new biases."""
+"""The steps beside the weights of layers that take a norm: what goes away, what is neutral, new biases."""
 
 from __future__ import annotations
 

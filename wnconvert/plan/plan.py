@@ -71,10 +71,10 @@ class Change:
 class PlannedLayer(LayerRow):
     """A layer of a plan: ``form`` is its form in the source, ``to`` that in the output.
 
-    ``kind`` is what computes it, the innermost first: ``weight``, ``prune+spectral``. ``norm`` is the module of
-    a norm that goes into it, or nothing. ``grade`` is the evidence, ``"keys"``, ``"recipe"``, ``"names"`` or
-    ``"said"``; the last two are ``unproven``. ``before`` and ``after`` are its layers, with the names of their
-    tensors, or None for a plain weight.
+    ``kind`` is what computes it, the innermost first: ``weight``, ``prune+spectral``. ``norm`` is the module
+    of a norm that goes into it, or nothing. ``grade`` is the evidence, ``"keys"``, ``"recipe"``, ``"names"``
+    or ``"said"``; the last two are ``unproven``. ``before`` and ``after`` are its layers, with the names of
+    their tensors, or None for a plain weight.
     """
 
     to: str = "plain"

@@ -67,25 +67,31 @@ _DISK = Disk()
 
 
 def _web(scheme: str) -> Client:
-    from wnconvert.storage.stores.remote.web import Web
+    from wnconvert.storage.stores.remote.clients.web import Web
 
     return Web(scheme)
 
 
 def _amazon() -> Writer:
-    from wnconvert.storage.stores.remote.s3 import amazon
+    from wnconvert.storage.stores.remote.clients.s3 import amazon
 
     return amazon()
 
 
 def _google() -> Writer:
-    from wnconvert.storage.stores.remote.s3 import google
+    from wnconvert.storage.stores.remote.clients.s3 import google
 
     return google()
 
 
+def _microsoft() -> Writer:
+    from wnconvert.storage.stores.remote.clients.azure import microsoft
+
+    return microsoft()
+
+
 def _hub() -> Client:
-    from wnconvert.storage.stores.remote.filesystems import hub
+    from wnconvert.storage.stores.remote.clients.filesystems import hub
 
     return hub()
 
@@ -98,6 +104,7 @@ STORES: dict[str, Store] = {
     "http": WebAddresses("http", partial(_web, "http")),
     "s3": Buckets("s3", _amazon),
     "gs": Buckets("gs", _google),
+    "az": Buckets("az", _microsoft),
     "hf": Remote("hf", _hub),
 }
 
@@ -127,7 +134,7 @@ def located(name: Name) -> PurePath:
     if scheme in STORES:
         return STORES[scheme].path(f"{scheme}{text[len(scheme) :]}")
     raise InputError(
-        "an address, and of those only file, https, s3, gs and hf are known",
+        "an address, and of those only file, https, s3, gs, az and hf are known",
         where=text,
         fix="copy it to this machine, and name the file",
     )
@@ -141,7 +148,7 @@ def path_on(system: AbstractFileSystem, path: str) -> PurePath:
     >>> status_of(source).size
     3453
     """
-    from wnconvert.storage.stores.remote.filesystems import FileSystem
+    from wnconvert.storage.stores.remote.clients.filesystems import FileSystem
 
     protocol = system.protocol if isinstance(system.protocol, str) else system.protocol[0]
     number, scheme = 1, f"{protocol}+1"
@@ -302,7 +309,7 @@ def output_path(out: Name) -> Path:
         return path
     if out == STANDARD:
         raise OutputError("only fold, split and migrate write there", where="stdout", fix="name a file")
-    raise OutputError("outputs are written to disks, s3 and gs", where=str(path), fix=fix)
+    raise OutputError("outputs are written to disks, s3, gs and az", where=str(path), fix=fix)
 
 
 def common_mode(paths: Iterable[PurePath]) -> int | None:

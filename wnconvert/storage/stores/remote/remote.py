@@ -144,9 +144,14 @@ class Buckets(Remote):
         found = patiently(lambda: self.writer().unfinished(self.key(path)), str(path))
         return [(Address(f"{self._scheme}://{key}"), upload) for key, upload in found]
 
-    def abort(self, path: PurePath, upload: str) -> None:
-        """Forget an upload."""
+    def abort(self, path: PurePath, upload: str) -> bool:
+        """Forget an upload of an earlier run; False where that is when an object is made in its place."""
         patiently(lambda: self.writer().abort(self.key(path), upload), str(path))
+        return self.writer().aborts
+
+    def sweep(self, path: PurePath, upload: str) -> None:
+        """Forget an upload, as ``Writer`` has it."""
+        patiently(lambda: self.writer().sweep(self.key(path), upload), str(path))
 
     def writer(self) -> Writer:
         """The client. Raises ``InputError`` as ``client`` does."""

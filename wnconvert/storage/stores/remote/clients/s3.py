@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator
-from typing import IO, Any
+from typing import IO, Any, ClassVar
 
 from wnconvert.errors import InputError
 from wnconvert.storage.stores.remote.client import Found, missing
@@ -114,6 +114,8 @@ def _config(**more: Any) -> Any:
 
 class S3:
     """Objects in buckets, by botocore's ``client``."""
+
+    aborts: ClassVar[bool] = True
 
     def __init__(self, client: Any) -> None:
         self.client = client
@@ -221,6 +223,10 @@ class S3:
         with contextlib.suppress(FileNotFoundError), told_of_bucket(bucket):
             TRAFFIC.add()
             self.client.abort_multipart_upload(Bucket=bucket, Key=name, UploadId=upload)
+
+    def sweep(self, key: str, upload: str, /) -> None:
+        """Forget an upload."""
+        self.abort(key, upload)
 
     def unfinished(self, key: str, /) -> list[tuple[str, str]]:
         """The uploads of an object, and of all that lie below it."""
