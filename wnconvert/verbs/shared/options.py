@@ -9,7 +9,7 @@ from typing import Literal, TypeAlias
 from wnconvert.errors import ArgumentError
 from wnconvert.layers.kinds.table import ALL, SHOWN, WORDS
 from wnconvert.layers.recipes import Recipe
-from wnconvert.layers.rules import Norm
+from wnconvert.layers.rules import Norm, NormBehind
 from wnconvert.layers.schemes import FORMS, Selection
 from wnconvert.messages import option
 from wnconvert.numerics.rows import RowPolicy
@@ -18,6 +18,7 @@ from wnconvert.tensors.dtypes import AnyDType, DType, dtype_named, dtype_word
 
 __all__ = [
     "DTYPE_CHOICES",
+    "IN_GRAPHS",
     "PROOF_CHOICES",
     "TIMEOUT",
     "ZERO_ROWS_CHOICES",
@@ -52,6 +53,8 @@ ProofOption: TypeAlias = Literal["model", "layers", "none"]
 DTYPE_CHOICES = ("float16", "bfloat16", "float32")
 ZERO_ROWS_CHOICES = ("error", "zero")
 PROOF_CHOICES = ("model", "layers", "none")
+#: The kinds of layers that a graph shows, beside those that keys do: it says what stands next to what.
+IN_GRAPHS = (*SHOWN, NormBehind.kind)
 #: The seconds that onnxruntime may work on a model in all, unless others are given.
 TIMEOUT = 600.0
 

@@ -10,13 +10,13 @@ from functools import partial
 from typing import TYPE_CHECKING, Literal, overload
 
 from wnconvert.layers.dims import AUTO
-from wnconvert.layers.kinds.table import IN_GRAPHS
 from wnconvert.storage.shards import DEFAULT_SHARD_SIZE
 from wnconvert.tensors.dtypes import AnyDType, DType
 from wnconvert.verbs.conversion.jobs import Request
 from wnconvert.verbs.conversion.run import plan_onnx_fold, run_conversion
 from wnconvert.verbs.conversion.targets import StrPath
 from wnconvert.verbs.shared.options import (
+    IN_GRAPHS,
     TIMEOUT,
     DimOption,
     ProofOption,
@@ -134,8 +134,7 @@ def fold_file(
     >>> len(plan.layers), plan.layers[0].name
     (78, 'conv_pre.weight')
     """
-    told = recipe_given(recipe)
-    selection = selection_of(layers, exclude, dim, kinds, told, shown=IN_GRAPHS)
+    selection = selection_of(layers, exclude, dim, kinds, recipe_given(recipe), shown=IN_GRAPHS)
     others = _of_checkpoints(
         only, dtype, dim, recipe, keep_optimizer=keep_optimizer, drop_foreign=drop_foreign
     )
