@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 from wnconvert.layers.dims import AUTO
 from wnconvert.layers.schemes import Selection
@@ -19,6 +19,7 @@ from wnconvert.verbs.conversion.jobs import Request
 from wnconvert.verbs.conversion.run import plan_onnx_fold, run_conversion
 from wnconvert.verbs.conversion.targets import StrPath
 from wnconvert.verbs.shared.options import (
+    IN_GRAPHS,
     TIMEOUT,
     DimOption,
     ProofOption,
@@ -26,6 +27,7 @@ from wnconvert.verbs.shared.options import (
     RunOptions,
     ZeroRows,
     dtype_of,
+    kinds_of,
     numbers_of,
     renaming_of,
     selection_of,
@@ -42,6 +44,8 @@ if TYPE_CHECKING:
     from wnconvert.onnx.file.reader import OnnxFile
     from wnconvert.onnx.graph.plan import OnnxFold
     from wnconvert.plan.plan import Plan
+    from wnconvert.tensors.containers import Container
+    from wnconvert.tensors.tree import Tree
     from wnconvert.verbs.conversion.convert import Result
     from wnconvert.verbs.conversion.files.overloads import FoldOptions
     from wnconvert.verbs.conversion.folders.plan import MakePlan
@@ -131,8 +135,9 @@ def fold_file(
     ``add_prefix`` put before; ``layers`` and ``exclude`` are globs on the new names of weights. ``dtype``
     (``"float16"`` or ``"fp16"``, ``torch.bfloat16``, ``numpy.float32`` …) folds and casts in one rounding.
     ``kinds`` are those of the layers to fold: ``"weight"`` norm, ``"spectral"`` norm, ``"prune"``,
-    ``"spectral-step"`` (ports that take a step in eval), ``"all"`` for the first three; a layer under several
-    needs all of them. ``recipe``, a ``Recipe`` or its file, tells what keys do not: which norms fold into
+    ``"spectral-step"`` (ports that take a step in eval), ``"all"`` for the first three, and of an ONNX model
+    ``"norm"``, batch norm; a layer under several needs all of them. ``recipe``, a ``Recipe`` or its file,
+    tells what keys do not: which norms fold into
     which layers, and what classes make of their weights. Without one, ``norm`` says which norms fold: those
     of which names tell the layer (``"by-names"``), or pairs (``"NORM=LAYER"``), all with ``eps``.
     ``standardize`` are globs on weights that their classes standardize, by ``std`` (``"biased"`` or
@@ -164,7 +169,7 @@ def fold_file(
         scale=scale,
         recipe=recipe,
     )
-    selection = selection_of(layers, exclude, dim, kinds, recipe_given(recipe), asked=asked)
+    selection = selection_of(layers, exclude, dim, kinds, recipe_given(recipe), asked=asked, shown=IN_GRAPHS)
     make_plan, plan_graph = _planners(
         selection,
         only,
@@ -197,6 +202,12 @@ def fold_file(
     return run_conversion(request, make_plan, plan_graph=plan_graph, options=options)
 
 
+def _plan_by_keys(tree: Tree, container: Container, *, selection: Selection, **options: Any) -> Plan:
+    """The plan of a checkpoint. Raises ``ArgumentError`` for kinds that only graphs show."""
+    kinds_of(selection.kinds)
+    return plan_fold(tree, container, selection=selection, **options)
+
+
 def _planners(
     selection: Selection,
     only: str | None,
@@ -219,7 +230,7 @@ def _planners(
         "--model": prove,
     }
     make_plan = partial(
-        plan_fold,
+        _plan_by_keys,
         selection=selection,
         only=only,
         dtype=dtype_of(dtype),
