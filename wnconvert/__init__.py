@@ -37,6 +37,7 @@ if TYPE_CHECKING:
         VerifyError,
         WnconvertError,
     )
+    from wnconvert.layers.recipes import Recipe, RecipeFold
     from wnconvert.plan.plan import Plan
     from wnconvert.storage.files import path_on
     from wnconvert.verbs.comparison.compare import compare_files, compare_state_dicts
@@ -62,6 +63,7 @@ if TYPE_CHECKING:
     from wnconvert.verbs.modules.inspect import inspect_module
     from wnconvert.verbs.modules.selection import Layers
     from wnconvert.verbs.modules.split import split_module
+    from wnconvert.verbs.shared.recipes import read_recipe, write_recipe
 
 __version__ = "0.1.0"
 
@@ -80,6 +82,8 @@ __all__ = [
     "NumbersError",
     "OutputError",
     "Plan",
+    "Recipe",
+    "RecipeFold",
     "Result",
     "TooFewLayersError",
     "VerifyError",
@@ -106,11 +110,13 @@ __all__ = [
     "migrate_state_dict",
     "modernize_code",
     "path_on",
+    "read_recipe",
     "split_file",
     "split_files",
     "split_module",
     "split_state_dict",
     "weights_folded",
+    "write_recipe",
 ]
 
 # Where each name comes from; looked up on first use, so that `wnconvert --help` does not import numpy.
@@ -149,6 +155,10 @@ _HOMES = {
     "Layers": "verbs.modules.selection",
     "Plan": "plan.plan",
     "path_on": "storage.files",
+    "Recipe": "layers.recipes",
+    "RecipeFold": "layers.recipes",
+    "read_recipe": "verbs.shared.recipes",
+    "write_recipe": "verbs.shared.recipes",
     "Result": "verbs.conversion.convert",
 }
 

@@ -61,6 +61,12 @@ FORMAT_CHOICES = ("table", "json", "csv", "markdown")
     "that take a step in eval. A layer under several needs all of them."
 )
 @click.option(
+    "--recipe",
+    type=click.Path(),
+    metavar="FILE",
+    help="A file that tells what keys do not: which norms fold into which layers, and with which eps.",
+)
+@click.option(
     "--dim",
     callback=dim_of_text,
     metavar="N|none|auto",

@@ -5,8 +5,10 @@ rules     how a weight is computed from what is stored, by the roles of its tens
 rows      a layer as a row of a result
 recipes   what keys do not show, as data: which norm folds into which layer, with which eps
 schemes   how layers are spelled: one row a convention
+telling   norms told by names, with what speaks against it
 evidence  what speaks against a pair that has the names of one
 kinds     layers of other kinds than weight norm alone, and norms, one row a kind
+matching  a recipe on the tensors of a state dict: the layers that it tells there
 classes   the layers that classes of transformers and diffusers build
 find      the layers among the names of a state dict
 """

@@ -10,7 +10,7 @@ from glob import escape
 
 from wnconvert.layers.dims import AUTO, torchs_g_shape
 from wnconvert.layers.recipes import Recipe
-from wnconvert.layers.rules import ORIGINAL, G, Mask, Norm, NormBehind, Rule
+from wnconvert.layers.rules import BIAS, ORIGINAL, G, Mask, Norm, NormBehind, Rule
 from wnconvert.messages import option
 from wnconvert.tensors.tree import Dim, TensorInfo
 
@@ -120,6 +120,16 @@ class Layer:
     def tensors(self) -> tuple[TensorInfo, ...]:
         """All tensors that stand in the place of the weight."""
         return (*self.parts.values(), *self.unread)
+
+    @property
+    def of_weight(self) -> tuple[TensorInfo, ...]:
+        """The tensors in the place of the weight: none of its bias, nor of a norm beside it."""
+        neighbour = self.rule.neighbour
+        if neighbour is None:
+            return self.tensors
+        others = (BIAS, *neighbour.roles, *neighbour.offsets)
+        unread = (info for info in self.unread if not info.name.startswith(f"{self.norm}."))
+        return (*(info for role, info in self.parts.items() if role not in others), *unread)
 
     @property
     def bias_shape(self) -> tuple[int, ...]:

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from fractions import Fraction
 from functools import partial
 
 import numpy as np
@@ -28,7 +27,6 @@ from numpy.typing import NDArray
 
 from wnconvert.layers.rules import ORIGINAL, Norm, Rule
 from wnconvert.numerics.finite import all_finite
-from wnconvert.numerics.kernel.choice import products
 from wnconvert.numerics.kernel.interface import OpenElements
 from wnconvert.numerics.norms import arithmetic, as_float64
 from wnconvert.numerics.rounding import FLOAT_FORMATS, DTypeLike, cast, name_of
@@ -37,7 +35,7 @@ from wnconvert.numerics.rules.factors import Bounds, NarrowFactors
 from wnconvert.numerics.rules.parts import RulePart, RuleParts
 from wnconvert.numerics.rules.table import Scale, stage_of
 from wnconvert.numerics.sums import Sums
-from wnconvert.numerics.wide import WideFactors, wide_products
+from wnconvert.numerics.wide import WideFactors
 from wnconvert.tensors.blocks import BLOCK_BYTES, Array, Block, scratch, shares, whole
 from wnconvert.tensors.tree import Dim
 
@@ -146,7 +144,7 @@ class Folding:
             if narrow.odd is not None and narrow.odd[its].any():
                 yield self._wide(piece, part, rows.at(its), out)
                 continue
-            found = products(part, narrow.factor[its], narrow.width, self.out, out)
+            found = narrow.products(part, its, self.out, out)
             if found.places.size:
                 yield _Question(piece, found, rows.at(its), out, part)
 
@@ -156,7 +154,7 @@ class Folding:
         if factors is None:
             factors = rows.scale.wide(rows.sums, piece.rows, tell=False)
         x = as_float64(values)
-        found = wide_products(x, factors, self.out, out)
+        found = factors.products(x, self.out, out)
         return _Question(piece, found, rows, out, x, factors.large)
 
     def _count_overflow(self, rows: slice, large: NDArray[np.bool_], out: Array) -> None:
@@ -174,29 +172,33 @@ class Folding:
         """Decide exactly the elements whose error interval holds a midpoint."""
         piece, (places, below) = question.piece, question.found
         codes = question.out.view(self.form.codes).reshape(-1)
-        sign = self.form.codes.type(1 << (8 * self.form.codes.itemsize - 1))
-        numbers = np.abs(question.values)
         known: dict[tuple[int, float], int] = {}
         rows = places // piece.shape[2] % piece.shape[1]
         for place, at, value, code in zip(
-            *(each.tolist() for each in (places, rows, numbers, below)), strict=True
+            *(each.tolist() for each in (places, rows, question.values, below)), strict=True
         ):
             if (at, value) not in known:
-                squares = question.rows.scale.ladder(piece.row + at, question.rows.sums, at)
-                known[at, value] = self._nearest(Fraction(value) ** 2, squares, code)
-            codes[place] = known[at, value] | (codes[place] & sign)
+                results = question.rows.scale.results(value, piece.row + at, question.rows.sums, at)
+                known[at, value] = self._nearest(results, code, int(codes[place]))
+            codes[place] = known[at, value]
         if question.large is not None and question.large.any():
             self._count_overflow(piece.rows, question.large, question.out)
 
-    def _nearest(self, square: Fraction, squares: Iterator[Bounds], code: int) -> int:
-        """The code of the value nearest to √(square·factor²), given one that is not larger.
+    def _nearest(self, results: Iterator[Bounds], below: int, made: int) -> int:
+        """The code of the value nearest to p, given ever narrower bounds on p·|p|.
 
-        ``squares`` are ever narrower bounds on factor².
+        ``below`` is the code of a magnitude that is not larger, 0 if none is known; where p is 0, it has the
+        sign of what was ``made``.
         """
+        sign = 1 << (8 * self.form.codes.itemsize - 1)
         found = 0
-        for least, most in squares:
-            found = self.form.nearest_root(square * least, code)
-            if found == self.form.nearest_root(square * most, found):
+        for ends in results:
+            least, most = (
+                self.form.nearest_root(abs(end), below) | (sign if end < 0 or not end and made & sign else 0)
+                for end in ends
+            )
+            found = least
+            if least == most:
                 break
         return found
 

@@ -7,6 +7,7 @@ with correctly rounded last bit".
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from fractions import Fraction
@@ -58,6 +59,7 @@ class Format(NamedTuple):
 
     def nearest_root(self, square: Fraction, code: int) -> int:
         """The code of the value nearest to √square, ties to even, given one at most as large."""
+        code = code or self._below_root(square)
         while code < self.inf:
             middle = (self.value(code) + self.value(code + 1)) / 2
             if square < middle**2 or (square == middle**2 and code % 2 == 0):
@@ -65,6 +67,19 @@ class Format(NamedTuple):
             code += 1
         return code
 
+    def _below_root(self, square: Fraction) -> int:
+        """The code of the largest value that is at most √square."""
+        if not square:
+            return 0
+        power = (square.numerator.bit_length() - square.denominator.bit_length()) // 2 - 1
+        unit = max(power - self.digits, self.least)
+        scaled = square / Fraction(4) ** unit
+        below = math.isqrt(scaled.numerator // scaled.denominator)
+        spare = max(below.bit_length() - self.digits, 0)
+        value = Fraction(below >> spare << spare) * Fraction(2) ** unit
+        if value >= self.beyond:
+            return self.inf
+        return int(np.array(float(value)).astype(self.dtype).view(self.codes))
 
 FLOAT_FORMATS = {
     "float64": Format(np.dtype(np.float64), np.dtype(np.uint64), 0x7FF << 52, Fraction(2) ** 1024, 53, -1074),

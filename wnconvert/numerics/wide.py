@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,17 +35,25 @@ class WideFactors:
 
     def at(self, rows: slice) -> WideFactors:
         """Those of some of the rows."""
-        flags = (each[rows] for each in (self.exact, self.large, self.nonfinite))
-        return WideFactors(self.mantissa[rows], self.exponent[rows], self.steps, *flags)
+        its: dict[str, Any] = {name: getattr(self, name)[rows] for name in self._of_rows()}
+        return replace(self, **its)
 
     @staticmethod
     def joined(parts: Sequence[WideFactors]) -> WideFactors:
         """Those of all rows, given runs of them with sums of one error."""
-        mantissa, exponent, exact, large, nonfinite = (
-            np.concatenate([getattr(part, name) for part in parts])
-            for name in ("mantissa", "exponent", "exact", "large", "nonfinite")
-        )
-        return WideFactors(mantissa, exponent, parts[0].steps, exact, large, nonfinite)
+        names = parts[0]._of_rows()
+        every: dict[str, Any] = {
+            name: np.concatenate([getattr(part, name) for part in parts]) for name in names
+        }
+        return replace(parts[0], **every)
+
+    def _of_rows(self) -> list[str]:
+        """The fields that have one element for each row."""
+        return [each.name for each in fields(self) if each.name != "steps"]
+
+    def products(self, x: Floats, dtype: str, out: Array) -> OpenElements:
+        """Round x times the factors, by row, into ``out``, but for the elements that are open."""
+        return wide_products(x, self, dtype, out)
 
     def widened(self, by: float) -> Floats:
         """The mantissas times 1 + ``by``, but those of exact rows."""

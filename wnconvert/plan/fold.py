@@ -8,9 +8,10 @@ from dataclasses import replace
 from wnconvert.layers.find import FoundPairs
 from wnconvert.layers.rules import Rule, Stored
 from wnconvert.layers.schemes import FORMS, Layer, Selection, is_pair
-from wnconvert.plan.draft import FoundDraft
+from wnconvert.plan.norms import steps_beside
 from wnconvert.plan.plan import Change, Plan, PlannedStateDict
 from wnconvert.plan.record.origins import Origin, origin_of
+from wnconvert.plan.selection.draft import FoundDraft
 from wnconvert.plan.selection.wanted import optimizer_is_stale
 from wnconvert.plan.steps import Fold, Keep, Step
 from wnconvert.tensors.containers import Container
@@ -39,6 +40,7 @@ def plan_fold(
     """
     draft = FoundDraft.of("fold", tree, container, selection, only, known=known)
     draft.check_refused(draft.refused)
+    draft.check_fits()
     draft.refuse_modules(
         state.path
         for state in draft.states
@@ -58,23 +60,31 @@ def plan_fold(
 
 def _is_torchs(layer: Layer, state: StateDict) -> bool:
     """Whether a pickled module has hooks of torch's for it, which can be left out."""
-    return layer.form in FORMS and (is_pair(layer) or layer.name in state.dims)
+    is_known = is_pair(layer) or layer.name in state.dims
+    return layer.form in FORMS and layer.grade == "keys" and is_known
 
 
 def _fold(state: StateDict, layers: Sequence[Layer], dtype: DType | None) -> PlannedStateDict:
     """Every key in its place; a weight stands where the first tensor of its layer stood."""
-    layer_of = {part.name: layer for layer in layers for part in layer.tensors}
+    layer_of = {part.name: layer for layer in layers for part in layer.of_weight}
+    beside = steps_beside(layers, dtype)
     steps: dict[str, Step] = {}
     changes: list[Change] = []
     for entry in state.entries:
         layer = layer_of.get(entry.name)
-        if layer is None:
+        if entry.name in beside.gone:
+            continue
+        if entry.name in beside.steps:
+            steps[entry.name] = beside.steps[entry.name]
+        elif layer is None:
             is_tensor = entry.tensor is not None
             steps[entry.name] = Keep(entry.name, entry.name, _cast(entry, dtype), is_tensor)
         elif layer.name not in steps:
             folded = dtype or layer.original.dtype
             steps[layer.name] = Fold(layer, folded) if layer.rule != _STORED else _kept(layer, dtype)
             changes.append(Change(layer, None, folded))
+            if layer.name in beside.new:
+                steps[layer.bias] = beside.new[layer.name]
     return PlannedStateDict(state.path, tuple(steps.values()), tuple(changes))
 
 

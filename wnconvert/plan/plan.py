@@ -60,6 +60,8 @@ class Change:
             layer.rows,
             to=to,
             kind=layer.rule.kind,
+            norm=layer.norm,
+            grade=layer.grade,
             before=self.before,
             after=self.after,
         )
@@ -69,14 +71,23 @@ class Change:
 class PlannedLayer(LayerRow):
     """A layer of a plan: ``form`` is its form in the source, ``to`` that in the output.
 
-    ``kind`` is what computes it, the innermost first: ``weight``, ``prune+spectral``. ``before`` and
-    ``after`` are its layers, with the names of their tensors, or None for a plain weight.
+    ``kind`` is what computes it, the innermost first: ``weight``, ``prune+spectral``. ``norm`` is the module
+    of a norm that goes into it, or nothing. ``grade`` is the evidence, ``"keys"``, ``"recipe"``, ``"names"``
+    or ``"said"``; the last two are ``unproven``. ``before`` and ``after`` are its layers, with the names of
+    their tensors, or None for a plain weight.
     """
 
     to: str = "plain"
     kind: str = Norm.kind
+    norm: str = ""
+    grade: str = "keys"
     before: Layer | None = None
     after: Layer | None = None
+
+    @property
+    def unproven(self) -> bool:
+        """Whether nothing but names or the user's word says that it computes the same."""
+        return self.grade in ("names", "said")
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able data; docs/json.md documents it."""
@@ -90,6 +101,9 @@ class PlannedLayer(LayerRow):
             "shape": list(self.shape),
             "dtype": self.dtype,
             "rows": self.rows,
+            "norm": self.norm,
+            "grade": self.grade,
+            "unproven": self.unproven,
         }
 
 

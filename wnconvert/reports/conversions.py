@@ -54,9 +54,11 @@ def _layers(plan: Plan, most: int | None) -> list[str]:
     """The layers as a table; of more than ``most`` (a line is not left out for one layer) the first ones."""
     if not plan.layers:
         return []
-    columns = _COLUMNS[plan.verb]
+    columns = list(_COLUMNS[plan.verb])
     if any(row.kind != Norm.kind for row in plan.layers):
         columns = ["name", "kind", *columns[1:]]
+    if any(row.norm for row in plan.layers):
+        columns.insert(1, "norm")
     table = layer_table([row.to_dict() for row in plan.layers], columns)
     left = 0 if most is None else len(table.rows) - most
     if left <= 1:
@@ -80,6 +82,8 @@ def _counts(plan: Plan) -> str:
     cast = sum(step.dtype is not None for step in keeps)
     kept = sum(step.dtype is None and step.name == step.kept for step in keeps)
     counts = [f"{counted(len(plan.layers), 'layer')} {_DONE[plan.verb]}"]
+    if norms := {(row.state_dict, row.norm) for row in plan.layers if row.norm}:
+        counts.append(f"{counted(len(norms), 'norm')} folded into them")
     if plan.already:
         counts.append(f"{plan.already} {_ALREADY[plan.verb]}")
     if plan.renamed:

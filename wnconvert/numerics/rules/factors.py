@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from fractions import Fraction
 from itertools import zip_longest
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from wnconvert.numerics.kernel.choice import products
+from wnconvert.numerics.kernel.interface import OpenElements
 from wnconvert.numerics.norms import RowSource
 from wnconvert.numerics.rounding import FLOAT_FORMATS
 from wnconvert.numerics.rows import RowTally
 from wnconvert.numerics.sums import UNIT, Sums, accurate_sums
 from wnconvert.numerics.wide import WideFactors
-from wnconvert.tensors.blocks import Floats
+from wnconvert.tensors.blocks import Array, Floats
 
-__all__ = ["Alone", "Bounds", "Common", "Ladder", "NarrowFactors", "both"]
+__all__ = ["Alone", "Bounds", "Common", "Ladder", "NarrowFactors", "both", "signed_products"]
 
 
 #: A lower and an upper bound on a number.
@@ -38,14 +41,27 @@ class NarrowFactors:
     def at(self, rows: slice) -> NarrowFactors:
         """Those of some of the rows."""
         odd = self.odd[rows] if self.odd is not None and self.odd[rows].any() else None
-        return NarrowFactors(self.factor[rows], self.width, odd)
+        its: dict[str, Any] = {name: getattr(self, name)[rows] for name in self._of_rows()}
+        return replace(self, odd=odd, **its)
 
     @staticmethod
     def joined(parts: Sequence[NarrowFactors]) -> NarrowFactors:
         """Those of all rows, given runs of them with sums of one error."""
         odd = [np.zeros(len(part.factor), bool) if part.odd is None else part.odd for part in parts]
         every = np.concatenate(odd) if any(part.odd is not None for part in parts) else None
-        return NarrowFactors(np.concatenate([part.factor for part in parts]), parts[0].width, every)
+        names = parts[0]._of_rows()
+        its: dict[str, Any] = {
+            name: np.concatenate([getattr(part, name) for part in parts]) for name in names
+        }
+        return replace(parts[0], odd=every, **its)
+
+    def _of_rows(self) -> list[str]:
+        """The fields that have one element for each row."""
+        return [each.name for each in fields(self) if each.name not in {"width", "odd"}]
+
+    def products(self, values: Array, rows: slice, dtype: str, out: Array) -> OpenElements:
+        """Values of some of the rows times their factors, each rounded once, as ``Kernel.products``."""
+        return products(values, self.factor[rows], self.width, dtype, out)
 
 
 class Ladder:
@@ -78,6 +94,18 @@ def both(one: Iterator[Bounds], other: Iterator[Bounds]) -> Iterator[Bounds]:
     for rung, other_rung in zip_longest(one, other):
         left, right = rung or left, other_rung or right
         yield left[0] * right[0], left[1] * right[1]
+
+
+def signed_products(value: float, squares: Iterator[Bounds], *, negative: bool) -> Iterator[Bounds]:
+    """Bounds on p·|p| of a value times a factor, given those on the square of the factor.
+
+    >>> list(signed_products(-3.0, iter([(Fraction(1), Fraction(2))]), negative=False))
+    [(Fraction(-18, 1), Fraction(-9, 1))]
+    """
+    square = Fraction(value) ** 2
+    if negative == (value < 0):
+        return ((square * least, square * most) for least, most in squares)
+    return ((-square * most, -square * least) for least, most in squares)
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,18 +158,19 @@ class Common:
         """Factors of rows, and this one."""
         odd = factors.odd if self.is_narrow else np.ones(len(factors.factor), bool)
         upper = factors.factor * (self.value * (1 + (self.steps + 4) * UNIT))
-        return NarrowFactors(upper, factors.width + 2 * (self.steps + 4), odd)
+        return replace(factors, factor=upper, width=factors.width + 2 * (self.steps + 4), odd=odd)
 
     def on_wide(self, factors: WideFactors) -> WideFactors:
         """Factors of rows, and this one."""
         odd = np.full(len(factors.mantissa), not self.plain)
-        return WideFactors(
-            factors.mantissa * self.mantissa,
-            factors.exponent + np.int32(self.exponent),
-            factors.steps + self.steps + 1,
-            factors.exact | odd,
-            factors.large & ~odd,
-            factors.nonfinite | odd,
+        return replace(
+            factors,
+            mantissa=factors.mantissa * self.mantissa,
+            exponent=factors.exponent + np.int32(self.exponent),
+            steps=factors.steps + self.steps + 1,
+            exact=factors.exact | odd,
+            large=factors.large & ~odd,
+            nonfinite=factors.nonfinite | odd,
         )
 
 
@@ -171,6 +200,10 @@ class Alone:
     def ladder(self, _row: int, _sums: Sums, _at: int) -> Iterator[Bounds]:
         """Ever narrower bounds on the square of the factor."""
         return iter(self.common.squares)
+
+    def results(self, value: float, row: int, sums: Sums, at: int) -> Iterator[Bounds]:
+        """Ever narrower bounds on p·|p| of a product p."""
+        return signed_products(value, self.ladder(row, sums, at), negative=self.common.mantissa < 0)
 
     def narrow(self, _sums: Sums, _rows: slice) -> NarrowFactors:
         """The factor for ``products``."""

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from wnconvert.numerics.norms import RowSource, round_norms
 from wnconvert.numerics.rounding import FLOAT_FORMATS
 from wnconvert.numerics.rows import RowTally
-from wnconvert.numerics.rules.factors import Bounds, Common, NarrowFactors, both
+from wnconvert.numerics.rules.factors import Bounds, Common, NarrowFactors, both, signed_products
 from wnconvert.numerics.sums import UNIT, Sums, accurate_sums
 from wnconvert.numerics.wide import WideFactors
 from wnconvert.tensors.blocks import Floats, RowValues
@@ -68,6 +68,11 @@ class NormScale:
         square = Fraction(float(self.g.at(slice(row, row + 1))[0])) ** 2
         rungs = ((square / most, square / least) for least, most in self.source.ladder(row, sums, at))
         return both(rungs, iter(self.common.squares)) if self.common else rungs
+
+    def results(self, value: float, row: int, sums: Sums, at: int) -> Iterator[Bounds]:
+        """Ever narrower bounds on p·|p| of a product p of a row's element."""
+        factor = float(self.g.at(slice(row, row + 1))[0]) * (self.common.mantissa if self.common else 1.0)
+        return signed_products(value, self.ladder(row, sums, at), negative=factor < 0)
 
     def narrow(self, sums: Sums, rows: slice) -> NarrowFactors:
         """Factors for ``products``; odd rows are counted."""

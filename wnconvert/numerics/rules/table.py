@@ -69,6 +69,9 @@ class Scale(Protocol):
     def ladder(self, row: int, sums: Sums, at: int) -> Iterator[Bounds]:
         """Ever narrower bounds on the square of a row's factor."""
 
+    def results(self, value: float, row: int, sums: Sums, at: int) -> Iterator[Bounds]:
+        """Ever narrower bounds on p·|p|, where p is what an element of a row becomes."""
+
     def narrow(self, sums: Sums, rows: slice) -> NarrowFactors:
         """Factors for ``products``; odd rows are counted."""
 

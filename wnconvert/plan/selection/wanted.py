@@ -12,9 +12,11 @@ from wnconvert.layers.find import FoundPairs, pairs_in
 from wnconvert.layers.kinds.others import along
 from wnconvert.layers.schemes import Layer, Refused, Selection, fix_of, is_pair
 from wnconvert.messages import listed, option, raise_listed, told
+from wnconvert.plan.selection.ties import refused_for_ties
 from wnconvert.tensors.tree import StateDict
 
 __all__ = [
+    "check_recipe_fits",
     "check_refused",
     "check_selection",
     "find_layers",
@@ -23,6 +25,7 @@ __all__ = [
     "looks_like_layers",
     "name_conflicts",
     "notes_on",
+    "notes_on_misfits",
     "optimizer_is_stale",
     "refuse_modules",
 ]
@@ -37,10 +40,14 @@ def find_layers(state: StateDict, selection: Selection) -> FoundPairs:
 def fitting_layers(state: StateDict, found: FoundPairs) -> FoundPairs:
     """What was found by names and shapes, with those layers refused that the state dict speaks against."""
     others = {entry.name for entry in state.entries if entry.tensor is None}
-    layers, refused = [], list(found.refused)
+    tied = {item.name: item for item in refused_for_ties(state, found.layers)}
+    layers, refused = [], [*found.refused, *tied.values()]
     for layer in found.layers:
-        if layer.name in others:
-            reason = "a value that is not a plain tensor has the name of its weight"
+        if layer.name in tied:
+            continue
+        if taken := next((name for name in (layer.name, layer.bias) if name in others), ""):
+            what = "weight" if taken == layer.name else "bias"
+            reason = f"a value that is not a plain tensor has the name of its {what}"
             refused.append(Refused(layer.name, reason))
         elif layer.name in state.dims:
             stated = _as_stated(layer, state.dims[layer.name])
@@ -109,6 +116,30 @@ def check_refused(refused: Mapping[str, Sequence[Refused]], verb: str) -> None:
         [(_where(path, item.name), item.reason) for path, item in items],
         fix=fix_of([item for _, item in items]) if items else "",
     )
+
+
+def check_recipe_fits(found: Mapping[str, FoundPairs]) -> None:
+    """Raise ``LayerError`` if a recipe is of none of these state dicts, which are by their paths."""
+    misfits = [(path, item.misfit) for path, item in found.items() if item.misfit]
+    if len(misfits) == len(found):
+        near = [(path, item.misfit) for path, item in found.items() if not item.is_foreign]
+        raise_listed(
+            LayerError,
+            f"the recipe fits none of {len(found)} state dicts",
+            [(_of_state(path), f"the recipe does not fit: {why}") for path, why in near or misfits],
+            fix="a recipe of this very model; --strip-prefix where the names have a prefix more",
+        )
+
+
+def _of_state(path: str) -> str:
+    return "" if path == "." else path
+
+
+def notes_on_misfits(found: Mapping[str, FoundPairs]) -> Iterable[str]:
+    """Notes on state dicts that have some of what a recipe names; those with nothing of it need none."""
+    for path, item in found.items():
+        if item.misfit and not item.is_foreign:
+            yield f"{path}: the recipe does not fit, so its norms stay: {item.misfit}"
 
 
 def _where(path: str, name: str) -> str:

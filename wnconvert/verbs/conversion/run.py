@@ -19,7 +19,7 @@ from wnconvert.errors import (
     WnconvertError,
 )
 from wnconvert.layers.schemes import Selection
-from wnconvert.messages import counted, listed, refuse_other_than_path
+from wnconvert.messages import counted, listed, option, refuse_other_than_path
 from wnconvert.plan.names.renaming import Renaming
 from wnconvert.plan.names.trees import NewNames, renamed_keys, weights_of
 from wnconvert.plan.plan import Plan
@@ -304,6 +304,11 @@ def plan_onnx_fold(opened: OnnxFile, *, selection: Selection, others: Mapping[st
     """The fold of an ONNX model; ``ArgumentError`` for one of ``others``, which only checkpoints have."""
     from wnconvert.onnx.graph.plan import plan_onnx
 
+    if others.get("--recipe") is not None:
+        raise ArgumentError(
+            f"{option('recipe')} tells what the keys of a checkpoint do not, and this is an ONNX model",
+            fix="leave it out: a graph is folded by what it computes",
+        )
     if given := [name for name, value in others.items() if value is not None]:
         raise ArgumentError(
             f"only checkpoints take {listed(given)}, and this is an ONNX model",

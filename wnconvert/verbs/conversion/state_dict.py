@@ -5,6 +5,7 @@ No torch is needed for numpy arrays (:mod:`wnconvert.tensors.memory`).
 
 from __future__ import annotations
 
+import os
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ import numpy as np
 
 from wnconvert.errors import LayerError
 from wnconvert.layers.dims import AUTO
+from wnconvert.layers.recipes import Recipe
 from wnconvert.messages import options_as_python, raise_listed
 from wnconvert.numerics.rows import Problem, RowPolicy, raise_problems
 from wnconvert.numerics.splitting import directions
@@ -44,6 +46,7 @@ from wnconvert.verbs.shared.options import (
     renaming_of,
     selection_of,
 )
+from wnconvert.verbs.shared.recipes import recipe_given
 
 __all__ = ["fold_state_dict", "migrate_state_dict", "split_state_dict"]
 
@@ -58,6 +61,7 @@ def fold_state_dict(
     layers: Iterable[str] = (),
     exclude: Iterable[str] = (),
     kinds: Iterable[str] = ("weight",),
+    recipe: str | os.PathLike[str] | Recipe | None = None,
     dim: DimOption = AUTO,
     zero_rows: ZeroRows = "error",
     allow_nonfinite: bool = False,
@@ -80,7 +84,7 @@ def fold_state_dict(
     with options_as_python():
         opened = _opened(state_dict, renaming_of(strip_prefix, add_prefix, rename))
         numbers = numbers_of(zero_rows, allow_nonfinite=allow_nonfinite)
-        selection = selection_of(layers, exclude, dim, kinds)
+        selection = selection_of(layers, exclude, dim, kinds, recipe_given(recipe))
         plan = plan_fold(opened.tree, Container.TORCH_ZIP, selection=selection, dtype=dtype_of(dtype))
         return _made(opened, plan, numbers)
 

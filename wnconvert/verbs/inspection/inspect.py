@@ -15,7 +15,6 @@ from typing import Any
 
 from wnconvert.layers.evidence import notes_on_passed
 from wnconvert.layers.find import FoundPairs, pairs_in
-from wnconvert.layers.kinds.table import find_kinds
 from wnconvert.layers.schemes import FORMS, Selection
 from wnconvert.messages import counted, listed, option, options_as_python, refuse_other_than_path, told
 from wnconvert.numerics.finite import may_be_nonfinite
@@ -30,19 +29,20 @@ from wnconvert.tensors.claims import refuse_unfounded
 from wnconvert.tensors.distributed import obstacle
 from wnconvert.tensors.memory import InMemory, is_torch, tree_of
 from wnconvert.tensors.tree import StateDict, StoredTensor, Tree
-from wnconvert.verbs.inspection.contents import metadata_of, tensor_rows
-from wnconvert.verbs.inspection.counts import bytes_held, counts_of
 from wnconvert.verbs.inspection.forecast import fold_in_words, migrate_in_words, split_in_words
 from wnconvert.verbs.inspection.health import Fault, empty_tensors, health_of
 from wnconvert.verbs.inspection.magnitudes import LayerStats
 from wnconvert.verbs.inspection.request import InspectRequest, request_of
 from wnconvert.verbs.inspection.result import (
     Inspection,
-    KindSummary,
     SiblingSummary,
     StateDictSummary,
 )
 from wnconvert.verbs.inspection.rows import MadeRows, row_tasks, rows_made
+from wnconvert.verbs.inspection.summaries.contents import metadata_of, tensor_rows
+from wnconvert.verbs.inspection.summaries.counts import bytes_held, counts_of
+from wnconvert.verbs.inspection.summaries.kinds import kinds_in
+from wnconvert.verbs.inspection.summaries.norms import norms_in
 from wnconvert.verbs.shared.progress import Progress, bytes_progress
 
 __all__ = ["inspect_file", "inspect_state_dict", "inspect_tree"]
@@ -216,7 +216,7 @@ def _inspect_found(  # noqa: PLR0917 -- a tree, what was found in it, and what `
         state_dicts=tuple(of_state.summary for of_state in found),
         siblings=tuple(SiblingSummary(item.path, item.kind, 0) for item in tree.siblings),
         layers=tuple(rows),
-        kinds=tuple(_kinds(tree)),
+        kinds=tuple(kinds_in(tree)),
         fold=fold_in_words(tree, rows, known),
         split=split_in_words(tree),
         migrate=migrate_in_words(tree, known),
@@ -224,6 +224,7 @@ def _inspect_found(  # noqa: PLR0917 -- a tree, what was found in it, and what `
         health=health_of(tree, elements, request.selection, faults, finite, workers)
         if request.full
         else None,
+        norms=norms_in(tree, elements, request.selection) if request.full else None,
     )
 
 
@@ -309,15 +310,6 @@ def _folded(tree: Tree, state: StateDict) -> dict[str, int | None]:
         if (stored := tensors.get(origin.layer.name)) is not None
         and stored.info.shape == origin.layer.v.shape
     }
-
-
-def _kinds(tree: Tree) -> Iterator[KindSummary]:
-    for state in tree.state_dicts:
-        for found in find_kinds(tensor.info for tensor in state.tensors.values()):
-            kind = found.kind
-            yield KindSummary(
-                state.path, kind.name, found.count, found.example, kind.folds, kind.how, kind.words
-            )
 
 
 def inspect_state_dict(

@@ -8,6 +8,7 @@ from typing import Literal, TypeAlias
 
 from wnconvert.errors import ArgumentError
 from wnconvert.layers.kinds.table import ALL, SHOWN
+from wnconvert.layers.recipes import Recipe
 from wnconvert.layers.rules import Norm
 from wnconvert.layers.schemes import FORMS, Selection
 from wnconvert.numerics.rows import RowPolicy
@@ -181,8 +182,9 @@ def selection_of(
     exclude: Iterable[str],
     dim: int | str | None,
     kinds: Iterable[str] = (Norm.kind,),
+    recipe: Recipe | None = None,
 ) -> Selection:
-    """The selection of ``--layers``, ``--exclude`` (globs), ``--dim`` and ``--kinds``.
+    """The selection of ``--layers``, ``--exclude`` (globs), ``--dim``, ``--kinds`` and ``--recipe``.
 
     Raises ``ArgumentError``.
     """
@@ -190,7 +192,7 @@ def selection_of(
         raise ArgumentError(
             f"dim {dim!r} is not an axis", fix="a number, None for the whole tensor, or 'auto'"
         )
-    return Selection(texts_of(layers), texts_of(exclude), dim, kinds=kinds_of(kinds))
+    return Selection(texts_of(layers), texts_of(exclude), dim, kinds=kinds_of(kinds), recipe=recipe)
 
 
 def texts_of(texts: Iterable[str]) -> tuple[str, ...]:

@@ -28,10 +28,12 @@ from wnconvert.verbs.shared.options import (
     selection_of,
 )
 from wnconvert.verbs.shared.progress import Progress, bytes_progress
+from wnconvert.verbs.shared.recipes import recipe_given
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
+    from wnconvert.layers.recipes import Recipe
     from wnconvert.plan.plan import Plan
     from wnconvert.verbs.conversion.convert import Result
     from wnconvert.verbs.conversion.files.overloads import FoldOptions
@@ -63,6 +65,7 @@ def fold_file(
     layers: Iterable[str] = (),
     exclude: Iterable[str] = (),
     kinds: Iterable[str] = ("weight",),
+    recipe: StrPath | Recipe | None = None,
     dim: DimOption = AUTO,
     zero_rows: ZeroRows = "error",
     allow_nonfinite: bool = False,
@@ -112,7 +115,9 @@ def fold_file(
     (``"float16"`` or ``"fp16"``, ``torch.bfloat16``, ``numpy.float32`` …) folds and casts in one rounding.
     ``kinds`` are those of the layers to fold: ``"weight"`` norm, ``"spectral"`` norm, ``"prune"``,
     ``"spectral-step"`` (ports that take a step in eval), ``"all"`` for the first three; a layer under several
-    needs all of them. ``dim`` is an axis, None for the whole tensor, or ``"auto"``: read from shapes.
+    needs all of them. ``recipe``, a ``Recipe`` or its file, tells what keys do not: which norms fold into
+    which layers, and what classes make of their weights. ``dim`` is an axis, None for the whole tensor, or
+    ``"auto"``: read from shapes.
     ``zero_rows`` is ``"error"`` or ``"zero"``. ``progress`` is called with the bytes done and in all, or True
     for a bar; ``on_plan`` once with the ``Plan``, before anything is written. With ``dry_run`` nothing is
     written and the ``Plan`` is returned.
@@ -126,8 +131,11 @@ def fold_file(
     """
     from wnconvert.plan.fold import plan_fold
 
-    selection = selection_of(layers, exclude, dim, kinds)
-    others = _of_checkpoints(only, dtype, dim, keep_optimizer=keep_optimizer, drop_foreign=drop_foreign)
+    told = recipe_given(recipe)
+    selection = selection_of(layers, exclude, dim, kinds, told)
+    others = _of_checkpoints(
+        only, dtype, dim, recipe, keep_optimizer=keep_optimizer, drop_foreign=drop_foreign
+    )
     make_plan = partial(
         plan_fold, selection=selection, only=only, dtype=dtype_of(dtype), keep_optimizer=keep_optimizer
     )
@@ -155,7 +163,13 @@ def fold_file(
 
 
 def _of_checkpoints(
-    only: str | None, dtype: AnyDType | None, dim: DimOption, *, keep_optimizer: bool, drop_foreign: bool
+    only: str | None,
+    dtype: AnyDType | None,
+    dim: DimOption,
+    recipe: object,
+    *,
+    keep_optimizer: bool,
+    drop_foreign: bool,
 ) -> dict[str, object]:
     """The options that only checkpoints take, by their names; None for those that are not given."""
     return {
@@ -164,4 +178,5 @@ def _of_checkpoints(
         "--keep-optimizer": keep_optimizer or None,
         "--drop-foreign": drop_foreign or None,
         "--dim": None if dim == AUTO else str(dim),
+        "--recipe": recipe,
     }

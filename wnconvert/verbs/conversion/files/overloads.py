@@ -14,6 +14,7 @@ from wnconvert.verbs.shared.options import DimOption, Form, ProofOption, ZeroRow
 from wnconvert.verbs.shared.progress import Progress
 
 if TYPE_CHECKING:
+    from wnconvert.layers.recipes import Recipe
     from wnconvert.plan.plan import Plan
 
 __all__ = ["FoldOptions", "MigrateOptions", "SplitOptions"]
@@ -47,6 +48,7 @@ class FoldOptions(_Options, total=False):
 
     dtype: AnyDType | None
     kinds: Iterable[str]
+    recipe: StrPath | Recipe | None
     dim: DimOption
     zero_rows: ZeroRows
     allow_nonfinite: bool

@@ -20,12 +20,14 @@ from wnconvert.plan.record.history import Record, recorded
 from wnconvert.plan.record.origins import Origin
 from wnconvert.plan.selection.scope import Scope, choose, lost_texts, scope_of, tie_notes
 from wnconvert.plan.selection.wanted import (
+    check_recipe_fits,
     check_refused,
     check_selection,
     find_layers,
     idle_excludes,
     looks_like_layers,
     notes_on,
+    notes_on_misfits,
     refuse_modules,
 )
 from wnconvert.tensors.containers import Container
@@ -169,8 +171,13 @@ class FoundDraft(Draft):
         """The layers that names and shapes refuse, by path."""
         return {path: item.refused for path, item in self.found.items()}
 
+    def check_fits(self) -> None:
+        """Raise ``LayerError`` where the selection's recipe is of no state dict that the output has."""
+        check_recipe_fits({state.shown: self.found[state.path] for state in self.states})
+
     def found_notes(self) -> Iterable[str]:
         """Notes for the user on the layers that were found, and on those that another library spells."""
+        yield from notes_on_misfits({state.shown: self.found[state.path] for state in self.states})
         for state in self.states:
             yield from notes_on(self.found[state.path])
             yield from notes_on_foreign(find_foreign(tensor.info for tensor in state.tensors.values()))

@@ -1,0 +1,230 @@
+"""A recipe proven: a model with drawn numbers in float64, unfolded beside folded by the recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from wnconvert.errors import ArgumentError, LayerError
+from wnconvert.layers.recipes import RecipeFold
+from wnconvert.messages import counted, listed, printable
+from wnconvert.verbs.models.proof.functions import named_outputs, run_model, tensors_of
+from wnconvert.verbs.models.proof.samples import Sample, arrays
+from wnconvert.verbs.models.proof.signatures import Signature
+from wnconvert.verbs.modules.folding.copies import CopyError, copied
+from wnconvert.verbs.recipes.finding.layers import Linear
+from wnconvert.verbs.recipes.finding.norms import Normed
+from wnconvert.verbs.recipes.proving.applied import Folded, apply_fold, neutral
+from wnconvert.verbs.recipes.proving.doubled import Handed, Ran, in_float64, places
+from wnconvert.verbs.recipes.proving.drawn import draw
+from wnconvert.verbs.recipes.tracing.trace import Trace
+
+__all__ = ["MOST_APART", "Proven", "Told", "prove_recipe"]
+
+
+#: How far apart two forwards in float64 may be, against the largest number of either.
+MOST_APART = 1e-11
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What one forward told: the trace, its layers, and the uses of its norms."""
+
+    trace: Trace
+    linears: tuple[Linear, ...]
+    norms: tuple[Normed, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Proven:
+    """How far apart the two were, on how many samples.
+
+    >>> str(Proven(4, 1.234e-15))
+    'float64, 4 samples, 1.2e-15'
+    """
+
+    samples: int
+    apart: float
+
+    def __str__(self) -> str:
+        return f"float64, {counted(self.samples, 'sample')}, {self.apart:.1e}"
+
+
+def prove_recipe(
+    module: nn.Module,
+    folds: Sequence[RecipeFold],
+    signature: Signature,
+    samples: Sequence[tuple[Sample, Told]],
+    *,
+    seed: int = 0,
+) -> Proven:
+    """Compare a module in eval mode with itself folded, both in float64 with drawn numbers.
+
+    ``samples`` come with what a forward at their sizes told. Raises ``LayerError`` with the names of the
+    folds that change what the model computes, ``ArgumentError`` for a module that cannot be run so.
+    """
+    model = _Model.of(module, folds, seed)
+    unfolded = [model.run(signature, sample, told) for sample, told in samples]
+    kept = model.make_neutral()
+    folded = [
+        model.run(signature, sample, told, model.instead(kept, told, before))
+        for (sample, told), before in zip(samples, unfolded, strict=True)
+    ]
+    apart = [_Apart.of(one, other) for one, other in zip(unfolded, folded, strict=True)]
+    wrong = list(dict.fromkeys(name for each in apart for name in each.wrong))
+    most = max((each.most for each in apart), default=0.0)
+    if wrong or not most <= MOST_APART:
+        what = f"folded, the model is {most:.1e} off its own outputs in float64"
+        by = f", by {listed(map(printable, wrong))}" if wrong else ""
+        raise LayerError(
+            f"{what}{by}: the recipe is refused",
+            fix="this should not be: report it with the code of the model"
+            if not wrong
+            else "leave these out",
+        )
+    return Proven(len(samples), most)
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """One run: its outputs, and what the norms and layers of folds made, by the names of the folds."""
+
+    outputs: tuple[Tensor, ...]
+    made: Mapping[str, tuple[Tensor, ...]]
+    ran: Ran
+
+
+@dataclass(frozen=True, slots=True)
+class _Apart:
+    """How far apart two runs are, and the folds that are behind it."""
+
+    most: float
+    wrong: tuple[str, ...]
+
+    @classmethod
+    def of(cls, one: _Seen, other: _Seen) -> _Apart:
+        """Two runs compared."""
+        off = {
+            name: max(map(_relative, made, other.made[name]), default=0.0) for name, made in one.made.items()
+        }
+        outputs = max(map(_relative, one.outputs, other.outputs), default=0.0)
+        wrong = [name for name, error in off.items() if not error <= MOST_APART]
+        return cls(max(outputs, *off.values(), 0.0), tuple(wrong[:1]))
+
+
+def _relative(one: Tensor, other: Tensor) -> float:
+    """The largest difference, against the largest number; infinite where one of them is not finite."""
+    if one.shape != other.shape or not bool(torch.isfinite(one).all() and torch.isfinite(other).all()):
+        return float("inf")
+    if not one.numel():
+        return 0.0
+    size = max(float(one.abs().max()), float(other.abs().max()))
+    return float((one - other).abs().max()) / size if size else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Model:
+    """A copy of a module in float64 with drawn numbers, and the folds to prove."""
+
+    module: nn.Module
+    dtype: torch.dtype
+    folds: Sequence[RecipeFold]
+
+    @classmethod
+    def of(cls, module: nn.Module, folds: Sequence[RecipeFold], seed: int) -> _Model:
+        """A copy of a module."""
+        try:
+            made = copied(module)
+        except CopyError as error:
+            error.fix = "the proof needs a copy: remove the attributes that cannot be copied from the module"
+            raise
+        dtypes = [each.dtype for each in made.parameters() if each.is_floating_point()]
+        made = made.cpu().double()
+        draw(made, [(fold.norm, fold.eps) for fold in folds if fold.norm and fold.eps is not None], seed)
+        return cls(made, dtypes[0] if dtypes else torch.float32, folds)
+
+    def tensor(self, name: str) -> Tensor | None:
+        """A parameter or a buffer by its name."""
+        owner, _, last = name.rpartition(".")
+        found = self.module.get_submodule(owner)
+        value = found._parameters.get(last)
+        return found._buffers.get(last) if value is None else value
+
+    def run(
+        self,
+        signature: Signature,
+        sample: Sample,
+        told: Told,
+        instead: Mapping[int, Handed] | None = None,
+    ) -> _Seen:
+        """A forward in float64."""
+        at = places(told.trace)
+        layers = {at[linear.step] for linear in told.linears}
+        watched = {
+            fold: [at[norm.steps[-1]] for norm in told.norms if norm.name == fold.norm] for fold in self.folds
+        }
+        inputs = {
+            name: value.double() if value.is_floating_point() else value
+            for name, value in tensors_of(arrays(signature, sample)).items()
+        }
+        every = frozenset(place for some in watched.values() for place in some)
+        with in_float64(self.dtype, layers=frozenset(layers), watched=every, instead=instead) as ran:
+            found = run_model(self.module, inputs)
+        if ran.names != [step.name for step in at]:
+            raise ArgumentError(
+                "the model takes another way in float64 than in its own dtype: it cannot be proven",
+                fix="give a model whose forward does not depend on its numbers",
+            )
+        made = {_called(fold): tuple(ran.made[place] for place in some) for fold, some in watched.items()}
+        return _Seen(tuple(value.clone() for _, value in named_outputs(found)), made, ran)
+
+    def make_neutral(self) -> Mapping[str, Tensor]:
+        """Make the norms of all folds neutral; what their tensors were, and all biases, by name."""
+        kept: dict[str, Tensor] = {}
+        for fold in self.folds:
+            for name, number in neutral(fold).items() if fold.norm else ():
+                value = self.tensor(name)
+                if value is not None:
+                    kept.setdefault(name, value.detach().clone())
+                    value.detach().fill_(number)
+            bias = self.tensor(fold.bias_name)
+            if bias is not None:
+                kept.setdefault(fold.bias_name, bias.detach().clone())
+        return kept
+
+    def instead(self, kept: Mapping[str, Tensor], told: Told, before: _Seen) -> Mapping[int, Handed]:
+        """What each layer of a fold is handed, by its place; biases that are there are stored."""
+        at = places(told.trace)
+        found: dict[int, Handed] = {}
+        biases: dict[str, Tensor] = {}
+
+        def tensor(name: str) -> Tensor | None:
+            return kept.get(name)
+
+        for linear in told.linears:
+            folds = [fold for fold in self.folds if fold.weight == linear.weight]
+            if not folds:
+                continue
+            place = at[linear.step]
+            handed = before.ran.handed[place].weight
+            turned = linear.op == "linear" and linear.step.name in ("mm", "addmm")
+            bias = tensor(folds[0].bias_name)
+            layer = Folded(handed.t() if turned else handed, bias)
+            for fold in folds:
+                layer = apply_fold(fold, layer, tensor)
+            if bias is not None and layer.bias is not None:
+                biases[folds[0].bias_name] = layer.bias
+            weight = layer.weight.t() if turned else layer.weight
+            found[place] = Handed(weight, layer.bias if bias is None else None)
+        for name, value in biases.items():
+            stored = self.tensor(name)
+            assert stored is not None  # noqa: S101 - it was there
+            stored.detach().copy_(value)
+        return found
+
+
+def _called(fold: RecipeFold) -> str:
+    return f"{fold.norm} into {fold.weight}" if fold.norm else fold.weight
