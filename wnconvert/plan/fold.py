@@ -69,7 +69,7 @@ def plan_fold(
         optimizers=() if keep_optimizer else draft.without_optimizers(planned, optimizer_is_stale("folding")),
         notes=draft.found_notes(),
     )
-    return replace(plan, kinds=selection.kinds, hints=tuple(draft.hints()))
+    return replace(plan, kinds=selection.kinds, hints=tuple(draft.hints()), left=tuple(draft.left_norms()))
 
 
 def _is_torchs(layer: Layer, state: StateDict) -> bool:
