@@ -211,6 +211,7 @@ def migrate(src: tuple[str, ...], out: str | None, **options: Any) -> int:
 @click.option(
     "--metadata", is_flag=True, help="Show what a safetensors file or an ONNX model says of itself."
 )
+@click.option("--recipe", type=click.Path(), metavar="FILE", help="Show what a fold by this recipe would do.")
 @click.option("--sort", type=click.Choice(SORT_CHOICES), help="Sort by a column, largest first.")
 @click.option("--top", type=click.IntRange(min=1), metavar="N", help="Show only the first N rows.")
 @click.option(
