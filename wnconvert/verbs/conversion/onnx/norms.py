@@ -86,9 +86,7 @@ def _shapes(norm: Behind, view: View) -> Iterator[tuple[int, ...]]:
     else:
         dilations = settings.get("dilations")
         steps = dilations if isinstance(dilations, tuple) else (1,) * len(w[2:])
-        places = (
-            (size - 1) * int(step) + 1 + _MORE for size, step in zip(w[2:], steps, strict=False)
-        )
+        places = ((size - 1) * int(step) + 1 + _MORE for size, step in zip(w[2:], steps, strict=False))
         groups = settings.get("group", 1)
         channels = w[0] if op == "ConvTranspose" else w[1] * (groups if isinstance(groups, int) else 1)
         yield (2, channels, *places)
