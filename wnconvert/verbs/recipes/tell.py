@@ -4,26 +4,23 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from operator import attrgetter
 
 from torch import nn
 
-from wnconvert.layers.kinds.table import ALL
 from wnconvert.layers.recipes import RecipeFold, named_tensors, names_digest
 from wnconvert.verbs.models.proof.functions import named_outputs, run_model, tensors_of
 from wnconvert.verbs.models.proof.samples import Sample, arrays
 from wnconvert.verbs.models.proof.signatures import Signature
-from wnconvert.verbs.modules.finding.live import find_live
 from wnconvert.verbs.recipes.finding.before import affines_in, folds_before, whole_folds_before
 from wnconvert.verbs.recipes.finding.behind import left_behind, pairs_behind
 from wnconvert.verbs.recipes.finding.computed import explained
-from wnconvert.verbs.recipes.finding.layers import Weights, linears_in
-from wnconvert.verbs.recipes.finding.norms import norms_in
-from wnconvert.verbs.recipes.proving.prove import Told
+from wnconvert.verbs.recipes.finding.told import Told, told_of
 from wnconvert.verbs.recipes.result import Left
 from wnconvert.verbs.recipes.tracing.trace import traced
 
-__all__ = ["digest_of", "folds_of", "known_weights", "tell"]
+__all__ = ["digest_of", "folds_of", "tell"]
 
 
 def tell(module: nn.Module, signature: Signature, sample: Sample) -> Told:
@@ -37,22 +34,9 @@ def tell(module: nn.Module, signature: Signature, sample: Sample) -> Told:
         return [value for _, value in named_outputs(run_model(module, inputs))]
 
     trace = traced(module, call, inputs.values())  # type: ignore[arg-type]
-    weights = explained(trace, linears_in(trace, known_weights(module)))
-    return Told(trace, weights.linears, norms_in(trace), weights.folds, weights.left)
-
-
-def known_weights(module: nn.Module) -> Weights:
-    """What the modules tell of weights: those that are computed in a known way, and places for biases."""
-    made = {}
-    for live in find_live(module, ALL).layers:
-        parts = frozenset(part.name for part in live.layer.parts.values())
-        made[parts] = live.layer.name
-    biases = [
-        f"{name}.bias" if name else "bias"
-        for name, each in module.named_modules()
-        if "bias" in each._parameters or getattr(each, "bias", 0) is None
-    ]
-    return Weights(made, frozenset(biases))
+    told = told_of(module, trace)
+    weights = explained(trace, told.linears)
+    return replace(told, linears=weights.linears, computed=weights.folds, unexplained=weights.left)
 
 
 def folds_of(told: Iterable[Told]) -> tuple[tuple[RecipeFold, ...], tuple[Left, ...]]:

@@ -7,4 +7,5 @@ frozen    norms that a class computes by itself
 norms     the norms of a forward
 behind    norms that fold into the layer before them
 before    norms that fold into what follows them
+told      what one forward of a module tells
 """
