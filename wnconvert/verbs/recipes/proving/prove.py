@@ -170,10 +170,10 @@ class _Model:
                 inputs = _inputs(signature, sample)
 
                 def call(inputs: dict[str, Tensor] = inputs) -> list[Tensor]:
-                    return [value for _, value in named_outputs(run_model(self.module, inputs))]
+                    with in_float64(self.dtype):
+                        return [value for _, value in named_outputs(run_model(self.module, inputs))]
 
-                with in_float64(self.dtype):
-                    trace = traced(self.module, call, inputs.values())
+                trace = traced(self.module, call, inputs.values())
                 forget()
                 by_sizes[sizes] = told_of(self.module, trace)
             found.append(by_sizes[sizes])
