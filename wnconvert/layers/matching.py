@@ -87,7 +87,7 @@ def matched(recipe: Recipe, known: Keyed, selection: Selection) -> Matched:
     missing = [name for fold in folds for name in _missing(fold, known)]
     if missing:
         there = sum(1 for fold in folds for _ in _present(fold, known))
-        return Matched(misfit=_misfit(missing), is_foreign=not there)
+        return Matched(misfit=_misfit(missing, known), is_foreign=not there)
     if recipe.names and recipe.names != _digest(recipe, known):
         return Matched(misfit="the shapes of its tensors are not those of the model that the recipe is of")
     layers: list[Layer] = []
@@ -179,14 +179,18 @@ def _present(fold: RecipeFold, known: Keyed) -> Iterator[str]:
     yield from (name for name in _needed(fold) if name in known.tensors)
 
 
-def _misfit(missing: Sequence[str]) -> str:
-    names = [printable(name) for name in dict.fromkeys(missing)]
-    statistics = [name for name in names if name.endswith((".running_mean", ".running_var"))]
-    if len(statistics) == len(names):
-        norms = dict.fromkeys(name.rpartition(".")[0] for name in names)
+def _misfit(missing: Sequence[str], known: Keyed) -> str:
+    """Why a recipe does not fit: norms without statistics if that is all, else the names."""
+    owners = {name: name.rpartition(".")[0] for name in missing if name.endswith(_STATISTICS)}
+    norms = [norm for norm in dict.fromkeys(owners.values()) if f"{norm}.weight" in known.tensors]
+    if norms and all(owners.get(name) in norms for name in missing):
         has = "has" if len(norms) == 1 else "have"
-        return f"{listed(norms, _MOST)} {has} no running statistics: without them a norm uses the batch's own"
-    return f"it does not have {listed(names, _MOST)}"
+        shown = listed(map(printable, norms), _MOST)
+        return f"{shown} {has} no running statistics: without them a norm uses the batch's own"
+    return f"it does not have {listed(map(printable, dict.fromkeys(missing)), _MOST)}"
+
+
+_STATISTICS = (".running_mean", ".running_var")
 
 
 def _digest(recipe: Recipe, known: Keyed) -> str:

@@ -28,7 +28,7 @@ from wnconvert.layers.rules import (
 )
 from wnconvert.tensors.tree import TensorInfo
 
-__all__ = ["ALL", "IN_GRAPHS", "KINDS", "SHOWN", "WORDS", "FoundKind", "Kind", "find_kinds", "in_words", "stems_of"]
+__all__ = ["ALL", "KINDS", "SHOWN", "WORDS", "FoundKind", "Kind", "find_kinds", "in_words", "stems_of"]
 
 
 #: The kinds of layers and what they are called in messages.
@@ -45,8 +45,6 @@ WORDS = {
 }
 #: Those that keys show, as ``--kinds`` calls them; of the others a recipe tells.
 SHOWN = (Norm.kind, Spectral.kind, Mask.kind, SpectralStep.kind)
-#: Those that a graph shows: it says what stands next to what, and what is computed.
-IN_GRAPHS = (*SHOWN, NormBehind.kind)
 #: What ``--kinds all`` is: what keys prove.
 ALL = (Norm.kind, Spectral.kind, Mask.kind)
 

@@ -264,11 +264,12 @@ def why_unfit(model: Model, index: Index, tensor: Leaf) -> tuple[str, str] | Non
             "save the model again with raw_data (onnx.numpy_helper.from_array), or ",
         )
     if (model.ir_version >= 4 or path) and tensor.value in index.inputs:
-        return (
-            f"{name} is an input of {_describe(index.scopes[path])} too, so a caller may replace it",
+        remedy = (
             "export again with keep_initializers_as_inputs=False, or take it out of the inputs "
-            "(python -m onnxruntime.tools.remove_initializer_from_input), or ",
+            "(python -m onnxruntime.tools.remove_initializer_from_input), or "
         )
+        where = _describe(index.scopes[path])
+        return f"{name} is an input of {where} too, so a caller may replace it", remedy
     return None
 
 

@@ -1,5 +1,6 @@
 """What verbs of every kind use.
 
+proofs     what proves an output before it is put in place
 options    what the verbs' shared arguments mean
 streams    stdout and stderr redirected, for libraries in C too
 leftovers  what killed runs left beside a target, in notes

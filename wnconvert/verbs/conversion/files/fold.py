@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 from wnconvert.layers.dims import AUTO
 from wnconvert.layers.schemes import Selection
@@ -19,6 +19,7 @@ from wnconvert.verbs.conversion.jobs import Request
 from wnconvert.verbs.conversion.run import plan_onnx_fold, run_conversion
 from wnconvert.verbs.conversion.targets import StrPath
 from wnconvert.verbs.shared.options import (
+    IN_GRAPHS,
     TIMEOUT,
     DimOption,
     ProofOption,
@@ -26,11 +27,13 @@ from wnconvert.verbs.shared.options import (
     RunOptions,
     ZeroRows,
     dtype_of,
+    kinds_of,
     numbers_of,
     renaming_of,
     selection_of,
 )
 from wnconvert.verbs.shared.progress import Progress, bytes_progress
+from wnconvert.verbs.shared.proofs import Prove
 from wnconvert.verbs.shared.recipes import recipe_given
 from wnconvert.verbs.shared.told import asked_of
 
@@ -41,6 +44,8 @@ if TYPE_CHECKING:
     from wnconvert.onnx.file.reader import OnnxFile
     from wnconvert.onnx.graph.plan import OnnxFold
     from wnconvert.plan.plan import Plan
+    from wnconvert.tensors.containers import Container
+    from wnconvert.tensors.tree import Tree
     from wnconvert.verbs.conversion.convert import Result
     from wnconvert.verbs.conversion.files.overloads import FoldOptions
     from wnconvert.verbs.conversion.folders.plan import MakePlan
@@ -87,6 +92,7 @@ def fold_file(
     keep_optimizer: bool = False,
     drop_foreign: bool = False,
     proof: ProofOption = "model",
+    prove: Prove | None = None,
     timeout: float = TIMEOUT,
     copy: bool = False,
     require_layers: int | None = None,
@@ -129,8 +135,9 @@ def fold_file(
     ``add_prefix`` put before; ``layers`` and ``exclude`` are globs on the new names of weights. ``dtype``
     (``"float16"`` or ``"fp16"``, ``torch.bfloat16``, ``numpy.float32`` …) folds and casts in one rounding.
     ``kinds`` are those of the layers to fold: ``"weight"`` norm, ``"spectral"`` norm, ``"prune"``,
-    ``"spectral-step"`` (ports that take a step in eval), ``"all"`` for the first three; a layer under several
-    needs all of them. ``recipe``, a ``Recipe`` or its file, tells what keys do not: which norms fold into
+    ``"spectral-step"`` (ports that take a step in eval), ``"all"`` for the first three, and of an ONNX model
+    ``"norm"``, batch norm; a layer under several needs all of them. ``recipe``, a ``Recipe`` or its file,
+    tells what keys do not: which norms fold into
     which layers, and what classes make of their weights. Without one, ``norm`` says which norms fold: those
     of which names tell the layer (``"by-names"``), or pairs (``"NORM=LAYER"``), all with ``eps``.
     ``standardize`` are globs on weights that their classes standardize, by ``std`` (``"biased"`` or
@@ -138,6 +145,8 @@ def fold_file(
     ``"std"``); ``gain`` is the name of their γ, ``scale`` a factor, or ``"X/fan"`` for X · fan_in ** -0.5.
     A norm's keys go away and its layer has a bias; with ``keep_norms`` the keys stay those of the source's
     class, and the norms do nothing but add that bias.
+    ``prove`` is called with the new checkpoint and the plan before it is put in place, as
+    ``prove_checkpoint(module, inputs=…)`` gives it; then the result has a ``proof``.
     ``dim`` is an axis, None for the whole tensor, or ``"auto"``: read from shapes. ``zero_rows`` is
     ``"error"`` or ``"zero"``. ``progress`` is called with the bytes done and in all, or True for a bar;
     ``on_plan`` once with the ``Plan``, before anything is written. With ``dry_run`` nothing is written and
@@ -160,11 +169,12 @@ def fold_file(
         scale=scale,
         recipe=recipe,
     )
-    selection = selection_of(layers, exclude, dim, kinds, recipe_given(recipe), asked=asked)
+    selection = selection_of(layers, exclude, dim, kinds, recipe_given(recipe), asked=asked, shown=IN_GRAPHS)
     make_plan, plan_graph = _planners(
         selection,
         only,
         dtype,
+        prove,
         keep_norms=keep_norms,
         keep_optimizer=keep_optimizer,
         drop_foreign=drop_foreign,
@@ -187,14 +197,22 @@ def fold_file(
         on_plan=on_plan,
     )
     numbers = numbers_of(zero_rows, allow_nonfinite=allow_nonfinite)
-    options = RunOptions(force, threads, verify, numbers, Proving(proof, timeout), bytes_progress(progress))
+    proving, report = Proving(proof, timeout), bytes_progress(progress)
+    options = RunOptions(force, threads, verify, numbers, proving, report, prove=prove)
     return run_conversion(request, make_plan, plan_graph=plan_graph, options=options)
+
+
+def _plan_by_keys(tree: Tree, container: Container, *, selection: Selection, **options: Any) -> Plan:
+    """The plan of a checkpoint. Raises ``ArgumentError`` for kinds that only graphs show."""
+    kinds_of(selection.kinds)
+    return plan_fold(tree, container, selection=selection, **options)
 
 
 def _planners(
     selection: Selection,
     only: str | None,
     dtype: AnyDType | None,
+    prove: Prove | None,
     *,
     keep_norms: bool,
     keep_optimizer: bool,
@@ -209,9 +227,10 @@ def _planners(
         "--dim": None if selection.dim == AUTO else str(selection.dim),
         "--recipe": selection.recipe,
         "--standardize" if isinstance(selection.asked, SaidStandardize) else "--norm": selection.asked,
+        "--model": prove,
     }
     make_plan = partial(
-        plan_fold,
+        _plan_by_keys,
         selection=selection,
         only=only,
         dtype=dtype_of(dtype),

@@ -12,6 +12,7 @@ from wnconvert.tensors.dtypes import AnyDType
 from wnconvert.verbs.conversion.targets import StrPath
 from wnconvert.verbs.shared.options import DimOption, Form, ProofOption, ZeroRows
 from wnconvert.verbs.shared.progress import Progress
+from wnconvert.verbs.shared.proofs import Prove
 
 if TYPE_CHECKING:
     from wnconvert.layers.recipes import Recipe
@@ -62,6 +63,7 @@ class FoldOptions(_Options, total=False):
     allow_nonfinite: bool
     keep_optimizer: bool
     proof: ProofOption
+    prove: Prove | None
     timeout: float
 
 

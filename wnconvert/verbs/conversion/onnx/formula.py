@@ -193,10 +193,13 @@ class Formula:
 
 # -- a norm behind the layer
 
+
 def bias_in_full(source: Source, rule: Rule, parts: Mapping[str, StoredTensor]) -> Array:
     """The bias of a layer, which has a norm behind it, of its ``parts`` by their roles."""
     zero = np.zeros(1)
-    bias, mean, beta = (_vector_of(source, parts[role]) if role in parts else zero for role in (BIAS, "mean", "beta"))
+    bias, mean, beta = (
+        _vector_of(source, parts[role]) if role in parts else zero for role in (BIAS, "mean", "beta")
+    )
     with np.errstate(all="ignore"):
         made: Array = (bias - mean) * _factors_of(rule, source, parts) + beta
     return made

@@ -19,8 +19,8 @@ from wnconvert.numerics.rounding import FLOAT_FORMATS
 from wnconvert.numerics.rows import RowPolicy
 from wnconvert.onnx.file.model import NewTensor
 from wnconvert.onnx.file.reader import OnnxFile
-from wnconvert.onnx.graph.index import ValueId
 from wnconvert.onnx.graph.computed import GraphLayer
+from wnconvert.onnx.graph.index import ValueId
 from wnconvert.onnx.graph.plan import OnnxFold
 from wnconvert.onnx.graph.views import View
 from wnconvert.onnx.runtime.process import Runtime
