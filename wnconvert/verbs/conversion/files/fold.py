@@ -6,6 +6,7 @@ With ``dry_run`` it returns the very plan that it would run.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, overload
 
@@ -35,7 +36,7 @@ from wnconvert.verbs.shared.options import (
 from wnconvert.verbs.shared.progress import Progress, bytes_progress
 from wnconvert.verbs.shared.proofs import Prove
 from wnconvert.verbs.shared.recipes import recipe_given
-from wnconvert.verbs.shared.told import asked_of
+from wnconvert.verbs.shared.told import Said, asked_of
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -159,43 +160,15 @@ def fold_file(
     >>> len(plan.layers), plan.layers[0].name
     (78, 'conv_pre.weight')
     """
-    asked = asked_of(
-        norm=norm,
-        standardize=standardize,
-        eps=eps,
-        std=std,
-        eps_at=eps_at,
-        gain=gain,
-        scale=scale,
-        recipe=recipe,
-    )
-    selection = selection_of(layers, exclude, dim, kinds, recipe_given(recipe), asked=asked, shown=IN_GRAPHS)
-    make_plan, plan_graph = _planners(
-        selection,
-        only,
-        dtype,
-        prove,
-        keep_norms=keep_norms,
-        keep_optimizer=keep_optimizer,
-        drop_foreign=drop_foreign,
-    )
-    request = Request(
-        src,
-        out,
-        "folded",
-        renaming=renaming_of(strip_prefix, add_prefix, rename),
-        only=only,
-        max_shard_size=max_shard_size,
-        as_folder=as_folder,
-        in_place=in_place,
-        drop_foreign=drop_foreign,
-        copy=copy,
-        rewrites=dtype is not None,
-        require_layers=require_layers,
-        clean=clean,
-        dry_run=dry_run,
-        on_plan=on_plan,
-    )
+    said = Said(norm, standardize, eps, std, eps_at, gain, scale)
+    told = recipe_given(recipe)
+    selection = selection_of(layers, exclude, dim, kinds, told, asked=asked_of(said, told), shown=IN_GRAPHS)
+    keeps = _Keeps(keep_norms, keep_optimizer, drop_foreign)
+    make_plan, plan_graph = _planners(selection, only, dtype, prove, keeps)
+    renaming = renaming_of(strip_prefix, add_prefix, rename)
+    form = (max_shard_size, as_folder, in_place, copy, dtype is not None, drop_foreign)
+    then = (require_layers, clean, dry_run, on_plan)
+    request = Request(src, out, "folded", None, None, renaming, only, *form, *then)
     numbers = numbers_of(zero_rows, allow_nonfinite=allow_nonfinite)
     proving, report = Proving(proof, timeout), bytes_progress(progress)
     options = RunOptions(force, threads, verify, numbers, proving, report, prove=prove)
@@ -208,22 +181,28 @@ def _plan_by_keys(tree: Tree, container: Container, *, selection: Selection, **o
     return plan_fold(tree, container, selection=selection, **options)
 
 
+@dataclass(frozen=True, slots=True)
+class _Keeps:
+    """What stays beside the layers: norms, made neutral; optimizers; all but foreign classes."""
+
+    norms: bool
+    optimizer: bool
+    no_foreign: bool
+
+
 def _planners(
     selection: Selection,
     only: str | None,
     dtype: AnyDType | None,
     prove: Prove | None,
-    *,
-    keep_norms: bool,
-    keep_optimizer: bool,
-    drop_foreign: bool,
+    keeps: _Keeps,
 ) -> tuple[MakePlan, Callable[[OnnxFile], OnnxFold]]:
     """What plans the fold of a checkpoint, and that of an ONNX model, which takes fewer options."""
     others: dict[str, object] = {
         "--only": only,
         "--dtype": dtype,
-        "--keep-optimizer": keep_optimizer or None,
-        "--drop-foreign": drop_foreign or None,
+        "--keep-optimizer": keeps.optimizer or None,
+        "--drop-foreign": keeps.no_foreign or None,
         "--dim": None if selection.dim == AUTO else str(selection.dim),
         "--recipe": selection.recipe,
         "--standardize" if isinstance(selection.asked, SaidStandardize) else "--norm": selection.asked,
@@ -234,7 +213,7 @@ def _planners(
         selection=selection,
         only=only,
         dtype=dtype_of(dtype),
-        keep_norms=keep_norms,
-        keep_optimizer=keep_optimizer,
+        keep_norms=keeps.norms,
+        keep_optimizer=keeps.optimizer,
     )
     return make_plan, partial(plan_onnx_fold, selection=selection, others=others)
