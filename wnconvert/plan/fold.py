@@ -42,7 +42,7 @@ def plan_fold(
     Raises ``LayerError`` where layers are refused and ``ArgumentError`` where ``only`` or the selection
     names nothing, or a safetensors file would have to hold several state dicts.
     """
-    if keep_norms and selection.recipe is None:
+    if keep_norms and selection.recipe is None and selection.asked is None:
         keep = option("keep_norms", True)
         fix = option("recipe", metavar="FILE")
         raise ArgumentError(f"{keep} is about norms that are folded, and nothing tells of any", fix=fix)

@@ -6,9 +6,8 @@ With ``dry_run`` it returns the very plan that it would run.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, cast, overload
 
 from wnconvert.layers.dims import AUTO
 from wnconvert.layers.schemes import Selection
@@ -160,19 +159,63 @@ def fold_file(
     >>> len(plan.layers), plan.layers[0].name
     (78, 'conv_pre.weight')
     """
-    said = Said(norm, standardize, eps, std, eps_at, gain, scale)
-    told = recipe_given(recipe)
-    selection = selection_of(layers, exclude, dim, kinds, told, asked=asked_of(said, told), shown=IN_GRAPHS)
-    keeps = _Keeps(keep_norms, keep_optimizer, drop_foreign)
-    make_plan, plan_graph = _planners(selection, only, dtype, prove, keeps)
-    renaming = renaming_of(strip_prefix, add_prefix, rename)
-    form = (max_shard_size, as_folder, in_place, copy, dtype is not None, drop_foreign)
-    then = (require_layers, clean, dry_run, on_plan)
-    request = Request(src, out, "folded", None, None, renaming, only, *form, *then)
-    numbers = numbers_of(zero_rows, allow_nonfinite=allow_nonfinite)
-    proving, report = Proving(proof, timeout), bytes_progress(progress)
-    options = RunOptions(force, threads, verify, numbers, proving, report, prove=prove)
+    # The options by their names: whatever follows takes those that it needs.
+    return _fold(src, out, cast("FoldOptions", locals()), dry_run=dry_run)
+
+
+def _fold(src: StrPath, out: StrPath | None, given: FoldOptions, *, dry_run: bool) -> Result | Plan:
+    """Fold, or plan it, with all of the options given."""
+    selection = _selection(given)
+    make_plan, plan_graph = _planners(selection, given)
+    request = Request(
+        src,
+        out,
+        "folded",
+        renaming=renaming_of(given["strip_prefix"], given["add_prefix"], given["rename"]),
+        only=given["only"],
+        max_shard_size=given["max_shard_size"],
+        as_folder=given["as_folder"],
+        in_place=given["in_place"],
+        drop_foreign=given["drop_foreign"],
+        copy=given["copy"],
+        rewrites=given["dtype"] is not None,
+        require_layers=given["require_layers"],
+        clean=given["clean"],
+        dry_run=dry_run,
+        on_plan=given["on_plan"],
+    )
+    options = RunOptions(
+        given["force"],
+        given["threads"],
+        given["verify"],
+        numbers_of(given["zero_rows"], allow_nonfinite=given["allow_nonfinite"]),
+        Proving(given["proof"], given["timeout"]),
+        bytes_progress(given["progress"]),
+        prove=given["prove"],
+    )
     return run_conversion(request, make_plan, plan_graph=plan_graph, options=options)
+
+
+def _selection(given: FoldOptions) -> Selection:
+    """The layers that are wanted, and what tells of those that keys do not show."""
+    said = Said(
+        norm=given["norm"],
+        standardize=given["standardize"],
+        eps=given["eps"],
+        std=given["std"],
+        eps_at=given["eps_at"],
+        gain=given["gain"],
+        scale=given["scale"],
+    )
+    return selection_of(
+        given["layers"],
+        given["exclude"],
+        given["dim"],
+        given["kinds"],
+        recipe_given(given["recipe"]),
+        asked=asked_of(said, given["recipe"]),
+        shown=IN_GRAPHS,
+    )
 
 
 def _plan_by_keys(tree: Tree, container: Container, *, selection: Selection, **options: Any) -> Plan:
@@ -181,39 +224,24 @@ def _plan_by_keys(tree: Tree, container: Container, *, selection: Selection, **o
     return plan_fold(tree, container, selection=selection, **options)
 
 
-@dataclass(frozen=True, slots=True)
-class _Keeps:
-    """What stays beside the layers: norms, made neutral; optimizers; all but foreign classes."""
-
-    norms: bool
-    optimizer: bool
-    no_foreign: bool
-
-
-def _planners(
-    selection: Selection,
-    only: str | None,
-    dtype: AnyDType | None,
-    prove: Prove | None,
-    keeps: _Keeps,
-) -> tuple[MakePlan, Callable[[OnnxFile], OnnxFold]]:
+def _planners(selection: Selection, given: FoldOptions) -> tuple[MakePlan, Callable[[OnnxFile], OnnxFold]]:
     """What plans the fold of a checkpoint, and that of an ONNX model, which takes fewer options."""
     others: dict[str, object] = {
-        "--only": only,
-        "--dtype": dtype,
-        "--keep-optimizer": keeps.optimizer or None,
-        "--drop-foreign": keeps.no_foreign or None,
+        "--only": given["only"],
+        "--dtype": given["dtype"],
+        "--keep-optimizer": given["keep_optimizer"] or None,
+        "--drop-foreign": given["drop_foreign"] or None,
         "--dim": None if selection.dim == AUTO else str(selection.dim),
         "--recipe": selection.recipe,
         "--standardize" if isinstance(selection.asked, SaidStandardize) else "--norm": selection.asked,
-        "--model": prove,
+        "--model": given["prove"],
     }
     make_plan = partial(
         _plan_by_keys,
         selection=selection,
-        only=only,
-        dtype=dtype_of(dtype),
-        keep_norms=keeps.norms,
-        keep_optimizer=keeps.optimizer,
+        only=given["only"],
+        dtype=dtype_of(given["dtype"]),
+        keep_norms=given["keep_norms"],
+        keep_optimizer=given["keep_optimizer"],
     )
     return make_plan, partial(plan_onnx_fold, selection=selection, others=others)
