@@ -22,6 +22,8 @@ from wnconvert.onnx.arithmetic.monomials import (
     transposed,
     unsqueezed,
 )
+from wnconvert.onnx.arithmetic.rowoperators import RowInput, row_result
+from wnconvert.onnx.arithmetic.rowwise import RowValue
 from wnconvert.onnx.arithmetic.sums import matrix_product, summed
 from wnconvert.onnx.file.model import Constant
 from wnconvert.onnx.file.tensors import CODES
@@ -45,9 +47,9 @@ _EXPONENTS = {Fraction(number) for number in ("2", "1", "1/2", "-1/2", "-1", "-2
 
 @dataclass(frozen=True, slots=True)
 class KnownValue:
-    """A value of which something is known: shape and dtype, and its numbers, its monomial, or both.
+    """A value of which something is known: shape and dtype, and its numbers, its monomial, or more.
 
-    ``coarse`` is true if it was rounded to float16 or bfloat16 on the way, so that a wider dtype gives it no
+    ``rows`` is what it is by the rows of a tensor. ``coarse`` is true if it was rounded to float16 or bfloat16 on the way, so that a wider dtype gives it no
     more digits.
     """
 
@@ -56,6 +58,7 @@ class KnownValue:
     numbers: Array | None = None
     monomial: Monomial | None = None
     coarse: bool = False
+    rows: RowValue | None = None
 
     @property
     def product(self) -> Monomial | None:
@@ -87,17 +90,36 @@ def result_of(op: str, inputs: Sequence[KnownValue | None], settings: Mapping[st
             monomial = rule(inputs, settings)
         except (KeyError, IndexError, TypeError, ValueError):
             monomial = None  # against the specification
-    if numbers is None and monomial is None:
+    rows = _rows(op, inputs, settings)
+    if numbers is None and monomial is None and rows is None:
         return None
     dtype, coarse = _dtype(op, inputs, settings)
     if dtype is None:
         return None
+    rows = rows if dtype.foldable else None
+    if numbers is None and monomial is None:
+        return KnownValue(rows.shape, dtype, None, None, coarse, rows) if rows is not None else None
     if numbers is None and monomial is not None:
-        return KnownValue(monomial.shape, dtype, None, monomial, coarse)
+        return KnownValue(monomial.shape, dtype, None, monomial, coarse, _of_shape(rows, monomial.shape))
     assert numbers is not None  # noqa: S101 - both being None is handled above
     if monomial is not None and monomial.shape != numbers.shape:
         return None
-    return KnownValue(numbers.shape, dtype, numbers, monomial, coarse)
+    return KnownValue(numbers.shape, dtype, numbers, monomial, coarse, _of_shape(rows, numbers.shape))
+
+
+def _rows(
+    op: str, inputs: Sequence[KnownValue | None], settings: Mapping[str, Any]
+) -> RowValue | None:
+    """The result of an operator as a value of rows."""
+    given = [RowInput(each.numbers, each.rows) if each is not None else None for each in inputs]
+    try:
+        return row_result(op, given, settings)
+    except (KeyError, IndexError, TypeError, ValueError):
+        return None  # against the specification
+
+
+def _of_shape(rows: RowValue | None, shape: tuple[int, ...]) -> RowValue | None:
+    return rows if rows is not None and rows.shape == shape else None
 
 
 def _numbers(op: str, inputs: Sequence[KnownValue | None], settings: Mapping[str, Any]) -> Array | None:
