@@ -17,6 +17,7 @@ from wnconvert.cli.options import (
     PROOFS,
     THREADS,
     TIME_LIMIT,
+    TOLD,
     VERBOSE,
     WRITING,
     Conversion,
@@ -31,6 +32,7 @@ from wnconvert.cli.options import (
 from wnconvert.cli.runs.conversion import convert_files
 from wnconvert.cli.runs.fleets import FLEET, FLEET_TO_READ
 from wnconvert.cli.runs.inspection import show_inspections
+from wnconvert.cli.runs.models import BY_MODEL, told_by_model
 from wnconvert.cli.runs.start import load_lightly
 from wnconvert.cli.terminal import alarm, fitting_width, progress_bar
 
@@ -66,6 +68,12 @@ FORMAT_CHOICES = ("table", "json", "csv", "markdown")
     metavar="FILE",
     help="A file that tells what keys do not: which norms fold into which layers, and with which eps.",
 )
+@TOLD
+@click.option(
+    "--keep-norms",
+    is_flag=True,
+    help="Keep the keys of folded norms, with numbers that do nothing: the same class loads them strictly.",
+)
 @click.option(
     "--dim",
     callback=dim_of_text,
@@ -94,6 +102,7 @@ FORMAT_CHOICES = ("table", "json", "csv", "markdown")
     "layer and the whole model, the layers alone, or nothing.",
 )
 @TIME_LIMIT
+@BY_MODEL
 @FLEET
 @WRITING
 def fold(src: tuple[str, ...], out: str | None, **options: Any) -> int:
@@ -109,7 +118,7 @@ def fold(src: tuple[str, ...], out: str | None, **options: Any) -> int:
     load_lightly()
     from wnconvert.verbs.conversion.files.fold import fold_file
 
-    return convert_files("fold", fold_file, src, out, **options)
+    return convert_files("fold", fold_file, src, out, **told_by_model(src, options))
 
 
 @click.command(cls=Conversion, epilog=epilog("wnconvert split generator.safetensors --like g_02500000"))
@@ -270,6 +279,12 @@ def inspect(src: tuple[str, ...], *, json: bool, **options: Any) -> int:
     multiple=True,
     shell_complete=layers,
     help="Leave out tensors whose names match (repeatable).",
+)
+@click.option(
+    "--recipe",
+    type=click.Path(),
+    metavar="FILE",
+    help="Compare a side that this recipe fits as it would be folded by it.",
 )
 @THREADS
 @click.option(

@@ -43,7 +43,11 @@ def result_line(result: Result) -> str:
 
 def _verified(result: Result) -> list[str]:
     done = "checked" if result.plan.container is Container.ONNX else "read back and recomputed"
-    return [f"{done} by {result.verified}"] if result.verified else []
+    lines = [f"{done} by {result.verified}"] if result.verified else []
+    if (proof := result.proof) is not None:
+        said = f"proven equal to {proof.reference} on {counted(proof.samples, 'sample')}"
+        lines.append(f"{printable(said)}, within {proof.tolerance}")
+    return lines
 
 
 def _details(plan: Plan, most: int | None) -> list[str]:

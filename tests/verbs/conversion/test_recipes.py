@@ -68,7 +68,8 @@ def trained(net: nn.Module, seed: int = 0) -> nn.Module:
     torch.manual_seed(seed)
     for module in net.modules():
         if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
-            assert module.running_mean is not None and module.running_var is not None
+            assert module.running_mean is not None
+            assert module.running_var is not None
             module.running_mean.normal_()
             module.running_var.uniform_(0.1, 3)
             if module.affine:
@@ -396,3 +397,72 @@ def test_a_recipe_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
     write_recipe(Recipe(()), tmp_path / "net.toml", force=True)
     assert read_recipe(tmp_path / "net.toml") == Recipe(())
     assert [path.name for path in tmp_path.iterdir()] == ["net.toml"]
+
+
+# -- the same class
+
+
+@pytest.mark.parametrize("affine", [True, False])
+def test_kept_norms_load_strictly_into_the_same_class_and_compute_the_same(affine: bool) -> None:
+    net = trained(Net(affine=affine))
+    assert isinstance(net, Net)
+    folds = RECIPE.folds if affine else RECIPE.folds[1:]  # its conv has no bias, and its norm none either
+    folded = fold_state_dict(net.state_dict(), recipe=Recipe(folds), keep_norms=True)
+    assert list(folded) == list(net.state_dict())
+    assert folded._metadata == net.state_dict()._metadata  # type: ignore[attr-defined]
+    kept = Net(affine=affine).eval()
+    kept.load_state_dict(folded)  # strict
+    x = torch.randn(5, 3, 7, 7)
+    torch.testing.assert_close(kept(x), net(x), rtol=1e-4, atol=1e-5)
+
+
+def test_a_kept_norm_adds_the_bias_that_the_layer_would_have_and_changes_no_bit_else(net: Net) -> None:
+    plain = fold_state_dict(net.state_dict(), recipe=RECIPE)
+    kept = fold_state_dict(net.state_dict(), recipe=RECIPE, keep_norms=True)
+    for layer, norm in (("conv", "bn"), ("up", "upnorm"), ("fc", "last")):
+        assert same(kept[f"{layer}.weight"], plain[f"{layer}.weight"])
+        assert same(kept[f"{norm}.bias"], plain[f"{layer}.bias"])
+        assert kept[f"{norm}.weight"].unique().tolist() == [1]
+        assert kept[f"{norm}.running_mean"].unique().tolist() == [0]
+        assert torch.equal(kept[f"{norm}.num_batches_tracked"], getattr(net, norm).num_batches_tracked)
+    assert kept["up.bias"].unique().tolist() == [0]
+    neutral = Net().eval()
+    neutral.load_state_dict(kept)
+    with torch.no_grad():
+        neutral.bn.bias.zero_()
+        x = torch.randn(4, 8, 5, 5)
+        assert torch.equal(neutral.bn(x), x)
+
+
+def test_without_any_bias_a_norm_cannot_be_kept(tmp_path: Path) -> None:
+    error = refused(trained(Net(affine=False)).state_dict(), tmp_path, keep_norms=True)
+    assert "layer conv.weight: neither it nor bn has a bias, so --keep-norms has no place for one" in str(
+        error
+    )
+    assert error.fix.startswith("without --keep-norms")
+
+
+def test_a_standardizing_class_cannot_be_kept(net: Net, tmp_path: Path) -> None:
+    own = RecipeFold("standardize", "fc.weight", eps=1e-5)
+    error = refused(net.state_dict(), tmp_path, Recipe((*RECIPE.folds, own)), keep_norms=True)
+    assert "layer fc.weight: its class would compute its weight (standardize) once more" in str(error)
+
+
+def test_where_no_variance_is_neutral_a_norm_cannot_be_kept(net: Net, tmp_path: Path) -> None:
+    error = refused(net.bfloat16().state_dict(), tmp_path, keep_norms=True)
+    assert "no bfloat16 plus the eps 0.001 of bn is 1, so --keep-norms cannot keep it neutral" in str(error)
+
+
+def test_keeping_norms_needs_something_that_folds_them(net: Net) -> None:
+    with pytest.raises(ArgumentError, match="nothing tells of any"):
+        fold_state_dict(net.state_dict(), keep_norms=True)
+
+
+def test_a_norm_before_is_kept_where_the_layer_has_a_bias() -> None:
+    net = trained(nn.Sequential(OrderedDict(norm=nn.BatchNorm1d(6), fc=nn.Linear(6, 4))))
+    recipe = Recipe((RecipeFold("norm before", "fc.weight", "norm", "linear", eps=1e-5),))
+    kept = copy.deepcopy(net)
+    kept.load_state_dict(fold_state_dict(net.state_dict(), recipe=recipe, keep_norms=True))
+    x = torch.randn(5, 6)
+    torch.testing.assert_close(kept(x), net(x))
+    assert not torch.equal(kept.state_dict()["fc.weight"], net.state_dict()["fc.weight"])

@@ -300,13 +300,17 @@ def _check_fits(checkpoint: Checkpoint, target: Target, request: Request) -> Non
         )
 
 
+#: The options that tell what the keys of a checkpoint do not.
+_TELLING = ("recipe", "norm", "standardize")
+
+
 def plan_onnx_fold(opened: OnnxFile, *, selection: Selection, others: Mapping[str, object]) -> OnnxFold:
     """The fold of an ONNX model; ``ArgumentError`` for one of ``others``, which only checkpoints have."""
     from wnconvert.onnx.graph.plan import plan_onnx
 
-    if others.get("--recipe") is not None:
+    if told := next((name for name in _TELLING if others.get(f"--{name}") is not None), ""):
         raise ArgumentError(
-            f"{option('recipe')} tells what the keys of a checkpoint do not, and this is an ONNX model",
+            f"{option(told)} tells what the keys of a checkpoint do not, and this is an ONNX model",
             fix="leave it out: a graph is folded by what it computes",
         )
     if given := [name for name, value in others.items() if value is not None]:

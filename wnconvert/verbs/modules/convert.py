@@ -17,7 +17,7 @@ from wnconvert.numerics.rows import RowPolicy, Wider
 from wnconvert.verbs.modules.finding.live import Live, find_live
 from wnconvert.verbs.modules.finding.walk import modules_with_names
 from wnconvert.verbs.modules.finding.wrappers import held_by_ddp, under_ddp
-from wnconvert.verbs.modules.folding.beside import Beside, besides_of, put_beside
+from wnconvert.verbs.modules.folding.beside import NormEdit, besides_of, put_beside
 from wnconvert.verbs.modules.folding.copies import AnyModule, copied
 from wnconvert.verbs.modules.folding.numbers import folded_biases, folded_weights, weight_now
 from wnconvert.verbs.modules.folding.places import places_in
@@ -254,7 +254,7 @@ class _Chosen:
     """
 
     layers: tuple[Live, ...]
-    besides: tuple[Beside, ...]
+    besides: tuple[NormEdit, ...]
     others: dict[str, str]
     modules: list[nn.Module]
 

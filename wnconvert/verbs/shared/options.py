@@ -11,10 +11,12 @@ from wnconvert.layers.kinds.table import ALL, SHOWN, WORDS
 from wnconvert.layers.recipes import Recipe
 from wnconvert.layers.rules import Norm, NormBehind, Standardize
 from wnconvert.layers.schemes import FORMS, Selection
+from wnconvert.layers.telling.asked import Asked
 from wnconvert.messages import option
 from wnconvert.numerics.rows import RowPolicy
 from wnconvert.plan.names.renaming import Renaming
 from wnconvert.tensors.dtypes import AnyDType, DType, dtype_named, dtype_word
+from wnconvert.verbs.shared.proofs import Prove
 
 __all__ = [
     "DTYPE_CHOICES",
@@ -99,7 +101,8 @@ class RunOptions:
 
     ``threads`` is None for the processors at hand, at most 4. ``progress`` is called with the bytes done and
     the bytes in all, never from two threads at once. An output that is ``passing`` is read at once, then
-    deleted. Raises ``ArgumentError`` for less than one thread.
+    deleted. ``prove`` is called with an output before it is put in place. Raises ``ArgumentError`` for less
+    than one thread.
     """
 
     force: bool = False
@@ -109,6 +112,7 @@ class RunOptions:
     proving: Proving = Proving()
     progress: Callable[[int, int], None] = field(default=_no_progress, repr=False, compare=False)
     passing: bool = False
+    prove: Prove | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         """Check the number of threads."""
@@ -193,17 +197,20 @@ def selection_of(
     kinds: Iterable[str] = (Norm.kind,),
     recipe: Recipe | None = None,
     *,
+    asked: Asked | None = None,
     shown: Collection[str] = SHOWN,
 ) -> Selection:
     """The selection of ``--layers``, ``--exclude`` (globs), ``--dim``, ``--kinds`` and ``--recipe``.
 
-    ``shown`` are the kinds that there are. Raises ``ArgumentError``.
+    ``asked`` is what is said in place of a recipe; ``shown`` are the kinds that there are. Raises
+    ``ArgumentError``.
     """
     if isinstance(dim, str) and dim != "auto":
         raise ArgumentError(
             f"dim {dim!r} is not an axis", fix="a number, None for the whole tensor, or 'auto'"
         )
-    return Selection(texts_of(layers), texts_of(exclude), dim, kinds=kinds_of(kinds, shown), recipe=recipe)
+    wanted = kinds_of(kinds, shown)
+    return Selection(texts_of(layers), texts_of(exclude), dim, kinds=wanted, recipe=recipe, asked=asked)
 
 
 def texts_of(texts: Iterable[str]) -> tuple[str, ...]:

@@ -290,3 +290,8 @@ def check_stored(options: RunOptions) -> None:
             "--verify reads an output back before it is put in place, and no store shows an upload",
             fix="wnconvert compare SRC OUT, afterwards",
         )
+    if options.prove is not None:
+        raise ArgumentError(
+            "--model proves an output before it is put in place, and no store shows an upload",
+            fix="wnconvert check OUT, afterwards",
+        )

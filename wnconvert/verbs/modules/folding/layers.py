@@ -15,7 +15,7 @@ from wnconvert.verbs.modules.finding.computed import HELD
 from wnconvert.verbs.modules.finding.live import Live
 from wnconvert.verbs.modules.folding.trials import bare, drawn, near, on_axis, ran
 
-__all__ = ["class_below", "is_torchs_own", "layer_with", "sample_inputs", "why_not_layer"]
+__all__ = ["by_channel", "class_below", "is_torchs_own", "layer_with", "sample_inputs", "why_not_layer"]
 
 
 #: torch's classes of layers; a subclass computes alike if it has their functions.
@@ -160,7 +160,7 @@ def _why_not_other(live: Live, operation: Neighbour, bias: str) -> str:
         )
 
     before = numbers.b if has_bias else torch.zeros_like(numbers.b)
-    scaled = numbers.w * _by_channel(numbers.a, operation, shape)
+    scaled = numbers.w * by_channel(numbers.a, operation, shape)
     plain = layer(numbers.w, before)
     for x in sample_inputs(shape, axes.inputs):
         a, s, b = (on_axis(each, axes.axis, x.dim()) for each in (numbers.a, numbers.s, before))
@@ -172,7 +172,7 @@ def _why_not_other(live: Live, operation: Neighbour, bias: str) -> str:
             result = ran(layer(scaled, numbers.s), x)
         else:
             expected = ran(plain, x * a + s)
-            added = numbers.w * _by_channel(numbers.s, operation, shape)
+            added = numbers.w * by_channel(numbers.s, operation, shape)
             added = added.sum(0) if operation.dim == 0 else added.flatten(1).sum(1)
             result = ran(layer(scaled, before + added), x)
         if isinstance(expected, Tensor) and near(result, expected, expected.abs() + found.abs().max()):
@@ -190,7 +190,7 @@ def _axes(module: nn.Module, operation: Neighbour, shape: Shape) -> _Axes:
     return _Axes(inputs, outputs, 1 if len(shape) > 2 else -1)
 
 
-def _by_channel(values: Tensor, operation: Neighbour, shape: Shape) -> Tensor:
+def by_channel(values: Tensor, operation: Neighbour, shape: Shape) -> Tensor:
     """The number of each element's channel, to be multiplied with a weight."""
     inner = [1] * (len(shape) - 2)
     if operation.dim == 0:
