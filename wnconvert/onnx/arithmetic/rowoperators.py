@@ -114,7 +114,10 @@ def _means(*, total: bool) -> _Rule:
 
 
 def _normed(inputs: _Inputs, settings: _Settings) -> RowValue | None:
-    """(x - mean)/√(variance + eps)·scale + offset along axis 1; in training, of x's own mean and variance."""
+    """(x - mean)/√(variance + eps)·scale + offset along axis 1; in training, of x's own mean and variance.
+
+    That is so by the specification; onnxruntime mixes in what is given by the momentum, unless that is 1.
+    """
     every = [_value(inputs, at) for at in range(5)]
     if None in every or [len(value.dims) for value in every[1:] if value is not None] != [1] * 4:
         return None
@@ -123,6 +126,8 @@ def _normed(inputs: _Inputs, settings: _Settings) -> RowValue | None:
         return None
     aside = tuple(axis for axis in range(len(x.dims)) if axis != 1)
     if settings.get("training_mode", 0):
+        if settings.get("momentum", 0.9) != 1:
+            return None
         own = mean(x, aside, keepdims=True)
         apart = added(x, own, -1) if own is not None else None
         squares = raised(apart, Fraction(2)) if apart is not None else None
@@ -148,7 +153,7 @@ def _along_channels(value: RowValue, rank: int) -> RowValue:
 def _clipped(inputs: _Inputs, settings: _Settings) -> RowValue | None:
     """The larger of a value and of a number, without an upper end."""
     value, least = _value(inputs, 0), _value(inputs, 1) if len(inputs) > 1 else None
-    if len(inputs) > 2 and inputs[2] is not None or "max" in settings or value is None:
+    if value is None or "max" in settings or any(inputs[2:]):
         return None
     if "min" in settings:
         least = number(settings["min"], ())
@@ -187,7 +192,9 @@ def _squeezed(inputs: _Inputs, settings: _Settings) -> RowValue | None:
         return None
     axes = axes_of([given.numbers if given else None for given in inputs], settings)
     rank = len(value.dims)
-    gone = {axis for axis in range(rank) if not value.dims[axis]} if axes is None else {a % rank for a in axes}
+    gone = (
+        {axis for axis in range(rank) if not value.dims[axis]} if axes is None else {a % rank for a in axes}
+    )
     if any(value.dims[axis] for axis in gone):
         return None
     return replace(value, dims=tuple(dim for axis, dim in enumerate(value.dims) if axis not in gone))

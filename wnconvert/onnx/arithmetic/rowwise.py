@@ -75,7 +75,7 @@ class Atom:
 
 @dataclass(frozen=True, slots=True)
 class RowValue:
-    """A value: what runs along each dim, and its terms. ``whole`` is the tensor that w is, -1 if there is none."""
+    """A value: what runs along each dim, and its terms; ``whole`` is the tensor that is w, -1 without one."""
 
     dims: tuple[tuple[Label, ...], ...]
     terms: Terms
@@ -242,9 +242,7 @@ def _opened(product: Product, factor: Fraction) -> Iterable[tuple[Product, Fract
         if atom.of and atom.least is None and exponent == 1:
             rest = product - {(atom, exponent)}
             return [
-                part
-                for inner, also in atom.of
-                for part in _opened(_multiplied(rest, inner), factor * also)
+                part for inner, also in atom.of for part in _opened(_multiplied(rest, inner), factor * also)
             ]
     return [(product, factor)]
 

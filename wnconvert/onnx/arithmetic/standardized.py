@@ -56,8 +56,11 @@ def standardization_of(value: RowValue) -> Meaning | None:
 def _parted(terms: Terms) -> tuple[Atom | None, list[tuple[Product, Fraction]]]:
     """The vector that is added, if there is one, and the other terms."""
     vectors = [
-        atom for product, factor in terms if factor == 1 and len(product) == 1
-        for atom, exponent in product if exponent == 1 and not atom.power and not atom.of
+        atom
+        for product, factor in terms
+        if factor == 1 and len(product) == 1
+        for atom, exponent in product
+        if exponent == 1 and not atom.power and not atom.of
     ]
     if len(vectors) != 1:
         return None, list(terms)
@@ -97,7 +100,9 @@ def _deviation(root: Atom, exponent: Fraction, over: frozenset[Label]) -> _Devia
         return _Deviation(std, "var", constant) if std else None
     if exponent == -1 and len(rest) == 1:
         ((product, factor),) = rest
-        inner = [atom for atom, power in product if power == Fraction(1, 2) and atom.of and atom.least is None]
+        inner = [
+            atom for atom, power in product if power == Fraction(1, 2) and atom.of and atom.least is None
+        ]
         if factor == 1 and len(product) == len(inner) == 1:
             std = _std_of(_variances(inner[0].of, over), count)
             return _Deviation(std, "std", constant) if std else None
