@@ -2,14 +2,14 @@
 
 Files and folders    fold_file, split_file, migrate_file, inspect_file, compare_files, loads_folder
 Stores               path_on, clean_store
-Many of them         fold_files, split_files, migrate_files, inspect_files
+Many of them         fold_files, split_files, migrate_files, inspect_files, compare_folders
 State dicts          fold_state_dict, split_state_dict, migrate_state_dict, inspect_state_dict,
                      compare_state_dicts
 Code                 modernize_code
 Live modules         fold_module, folded, weights_folded, split_module, migrate_module, inspect_module
 ONNX                 export_onnx, check_onnx; fold_file and inspect_file take ONNX models too
-Results              Plan, Result, FileResult, Inspection, Comparison, LoadReport, ModernizeReport,
-                     ExportReport, Layers
+Results              Plan, Result, FileResult, Inspection, Comparison, FolderComparison, LoadReport,
+                     ModernizeReport, ExportReport, Layers
 Errors               WnconvertError: ArgumentError, InputError (FormatError), LayerError (NumbersError),
                      OutputError, TooFewLayersError, VerifyError
 
@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from wnconvert.verbs.conversion.state_dict import fold_state_dict, migrate_state_dict, split_state_dict
     from wnconvert.verbs.export.check import check_onnx
     from wnconvert.verbs.export.export import export_onnx
+    from wnconvert.verbs.fleet.comparing import FolderComparison, compare_folders
     from wnconvert.verbs.fleet.files import fold_files, inspect_files, migrate_files, split_files
     from wnconvert.verbs.fleet.result import FileResult
     from wnconvert.verbs.inspection.inspect import inspect_file, inspect_state_dict
@@ -72,6 +73,7 @@ __all__ = [
     "Comparison",
     "ExportReport",
     "FileResult",
+    "FolderComparison",
     "FormatError",
     "InputError",
     "Inspection",
@@ -92,6 +94,7 @@ __all__ = [
     "check_onnx",
     "clean_store",
     "compare_files",
+    "compare_folders",
     "compare_state_dicts",
     "export_onnx",
     "fold_file",
@@ -131,6 +134,8 @@ _HOMES = {
     "fold_file": "verbs.conversion.files.fold",
     "fold_state_dict": "verbs.conversion.state_dict",
     "FileResult": "verbs.fleet.result",
+    "compare_folders": "verbs.fleet.comparing",
+    "FolderComparison": "verbs.fleet.comparing",
     "fold_files": "verbs.fleet.files",
     "inspect_files": "verbs.fleet.files",
     "migrate_files": "verbs.fleet.files",

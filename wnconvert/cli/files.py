@@ -32,6 +32,7 @@ from wnconvert.cli.options import (
 from wnconvert.cli.runs.conversion import convert_files
 from wnconvert.cli.runs.fleets import FLEET, FLEET_TO_READ
 from wnconvert.cli.runs.inspection import show_inspections
+from wnconvert.cli.runs.many import compare_many
 from wnconvert.cli.runs.models import BY_MODEL, told_by_model
 from wnconvert.cli.runs.start import load_lightly
 from wnconvert.cli.terminal import alarm, fitting_width, progress_bar
@@ -297,9 +298,12 @@ def compare(a: str, b: str, *, output: Output, wide: bool, no_progress: bool, **
     """Check whether two checkpoints hold the same weights.
 
     They may differ in form, container and nesting: weight-normalized layers are compared by the weights that
-    they compute. Exit code 0: equal, 1: different.
+    they compute. Two folders of several checkpoints are compared file by file. Exit code 0: equal, 1:
+    different.
     """
     load_lightly()
+    if (code := compare_many(a, b, output=output, options=options)) is not None:
+        return code
     from wnconvert.reports.comparisons import comparison_line, comparison_text
     from wnconvert.verbs.comparison.compare import compare_files
 

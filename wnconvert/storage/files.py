@@ -36,6 +36,8 @@ __all__ = [
     "blaming_changes",
     "check_as_seen",
     "common_mode",
+    "entries_of",
+    "is_opened",
     "kind_of",
     "listing_of",
     "local_path",
@@ -159,6 +161,11 @@ def path_on(system: AbstractFileSystem, path: str) -> PurePath:
     return Address(f"{scheme}://{path.removeprefix(system.root_marker)}")
 
 
+def is_opened(path: Address) -> bool:
+    """Whether a path is one of a file system that was opened in this process, as ``path_on`` gives."""
+    return isinstance(STORES[path.scheme], OpenedSystem)
+
+
 #: What is wrong with names that no file can have.
 _TOO_LONG = "its name is too long for this system"
 _WITH_NULL = "a name with a null character"
@@ -203,6 +210,11 @@ def kind_of(path: PurePath) -> PathKind | None:
 def listing_of(folder: PurePath) -> list[str]:
     """The names in a folder, sorted. Raises ``OSError`` where it cannot be read."""
     return _store_of(folder).names(folder)
+
+
+def entries_of(folder: PurePath) -> list[tuple[str, PathKind | None]]:
+    """The names in a folder, sorted, each with what it is, links followed. Raises as ``listing_of`` does."""
+    return _store_of(folder).entries(folder)
 
 
 def real_of(path: PurePath) -> PurePath:

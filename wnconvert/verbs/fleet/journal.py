@@ -17,7 +17,7 @@ from typing import Any
 
 from wnconvert.errors import InputError, OutputError
 from wnconvert.storage.files import located
-from wnconvert.verbs.fleet.digests import changed_at, is_there, sha256_of, size_of
+from wnconvert.verbs.fleet.digests import Stamp, is_there, sha256_of, size_of, stamp_of
 from wnconvert.verbs.fleet.jobs import FileJob
 from wnconvert.verbs.fleet.result import FileResult
 from wnconvert.verbs.fleet.sources import absolute
@@ -72,7 +72,8 @@ class Journal:
         line = self.lines.get(job.key)
         if line is None or line["state"] not in _SETTLED or not self._is_same(line, job):
             return False
-        if changed_at(located(job.source)) != (line["size"], line["mtime_ns"]):
+        before = Stamp(line["size"], line["mtime_ns"], line.get("tag") or "")  # reports had none at first
+        if stamp_of(located(job.source)) != before:
             return False
         return line["state"] == "nothing" or size_of(_output(job)) == int(line["bytes_out"])
 

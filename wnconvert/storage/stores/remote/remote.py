@@ -72,10 +72,15 @@ class Remote(Store):
 
     def names(self, folder: PurePath) -> list[str]:
         """The names in a folder, sorted."""
+        return sorted({name for name, _ in self.entries(folder)})
+
+    def entries(self, folder: PurePath) -> list[tuple[str, PathKind | None]]:
+        """The names in a folder, sorted, and what they are, by the requests for the names alone."""
         found = self._asked(folder, lambda client: client.names(self.key(folder)))
         if not found:
             raise missing()
-        return sorted(set(found))
+        kinds = {True: PathKind.FOLDER, False: PathKind.FILE}
+        return [(name.rstrip("/"), kinds[name.endswith("/")]) for name in sorted(set(found))]
 
     def open(self, path: PurePath) -> ReadableFile:
         """An object, opened: read in ranges, or through a temporary file where its server has none."""

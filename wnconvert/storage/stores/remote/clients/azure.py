@@ -79,11 +79,11 @@ class Azure:
         raise NotImplementedError("every blob has ranges")
 
     def names(self, key: str, /) -> list[str]:
-        """The names of blobs, and of folders, which are beginnings of their names."""
+        """The names of blobs, and of folders, which are beginnings of their names and end with a slash."""
         name = key.partition("/")[2]
         prefix = f"{name}/" if name else ""
         listed = self._listed(key, {"prefix": prefix, "delimiter": "/"})
-        return [each for name, _ in listed if (each := name[len(prefix) :].rstrip("/"))]
+        return [each for name, _ in listed if (each := name[len(prefix) :])]
 
     def begin(self, key: str, /) -> str:
         """A name for an upload; nothing is asked."""

@@ -85,10 +85,8 @@ def account_of(variables: Mapping[str, str] = os.environ) -> Account:
 
     Raises ``InputError`` where none is named, or where a key is none.
 
-    >>> account_of({})
-    Traceback (most recent call last):
-    wnconvert.errors.InputError: no storage account of Azure is named
-    fix: AZURE_STORAGE_CONNECTION_STRING; or AZURE_STORAGE_ACCOUNT with AZURE_STORAGE_KEY, ...
+    >>> account_of({"AZURE_STORAGE_ACCOUNT_NAME": "models"}).url
+    'https://models.blob.core.windows.net'
     """
     said = _said(variables.get("AZURE_STORAGE_CONNECTION_STRING", ""))
     name = said.get("accountname") or _first(variables, "ACCOUNT", "ACCOUNT_NAME")

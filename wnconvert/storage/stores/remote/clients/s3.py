@@ -160,7 +160,7 @@ class S3:
         raise NotImplementedError("every bucket has ranges")
 
     def names(self, key: str, /) -> list[str]:
-        """The names of objects, and of folders, which are beginnings of their names."""
+        """The names of objects, and of folders, which are beginnings of their names and end with a slash."""
         bucket, name = bucket_and_name(key)
         prefix = f"{name}/" if name else ""
         found: list[str] = []
@@ -170,7 +170,7 @@ class S3:
                 TRAFFIC.add()
                 found += [item["Key"] for item in page.get("Contents", ())]
                 found += [item["Prefix"] for item in page.get("CommonPrefixes", ())]
-        return [each for name in found if (each := name[len(prefix) :].rstrip("/"))]
+        return [each for name in found if (each := name[len(prefix) :])]
 
     def begin(self, key: str, /) -> str:
         """Begin an upload."""
