@@ -298,6 +298,20 @@ def test_the_json_of_comparisons_is_as_documented(tmp_path: Path) -> None:
     _hold(found, "Of compare")
 
 
+def test_the_json_of_two_folders_is_as_documented(tmp_path: Path) -> None:
+    fixtures = sandbox(tmp_path)
+    for side in "ab":
+        (tmp_path / side).mkdir()
+        shutil.copy(fixtures / "gan.pt", tmp_path / side / "gan.pt")
+        shutil.copy(fixtures / "gan.pt", tmp_path / side / f"{side}.pt")
+        (tmp_path / side / "cut.pt").write_bytes(b"PK\x03\x04")
+    found = _json("compare", tmp_path / "a", tmp_path / "b", "--json")
+    whole = [item.pop("comparison") for item in found["files"]]
+    for item, comparison in zip(found["files"], whole, strict=True):
+        item["comparison"] = comparison and {}
+    _hold([found], "Of two folders")
+
+
 def test_the_json_of_env_is_as_documented(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WNCONVERT_FOLD_THREAD", "2")
     monkeypatch.setenv("WNCONVERT_FOLD_THREADS", "2")
