@@ -27,21 +27,13 @@ FILES = 24
 def cluster() -> Iterator[str]:
     os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     program = str(Path(sys.executable).with_name("ray"))
-    begin = [
-        program,
-        "start",
-        "--head",
-        "--block",
-        "--num-cpus=3",
-        "--port=6399",
-        "--include-dashboard=false",
-    ]
+    begin = [program, "start", "--head", "--block", "--num-cpus=3", "--include-dashboard=false"]
     with subprocess.Popen(begin, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as head:
         until = time.monotonic() + 120
         while subprocess.run([program, "status"], capture_output=True, check=False, timeout=60).returncode:
             assert time.monotonic() < until
             time.sleep(0.2)
-        yield "127.0.0.1:6399"
+        yield "ray"
         head.terminate()
 
 
