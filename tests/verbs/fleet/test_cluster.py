@@ -20,7 +20,7 @@ import pytest
 from distributed import Client
 from safetensors.numpy import save_file
 
-from tests.helpers.golden import ROOT
+from tests.helpers.clusters import dask_cluster
 from tests.helpers.tool import run_here
 from wnconvert.errors import ArgumentError, InputError
 from wnconvert.verbs.fleet.files import fold_files
@@ -28,43 +28,10 @@ from wnconvert.verbs.fleet.files import fold_files
 FILES = 24
 
 
-def started(*arguments: str, folder: Path) -> subprocess.Popen[bytes]:
-    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-    return subprocess.Popen(
-        [sys.executable, "-m", *arguments],
-        cwd=folder,
-        env=os.environ | {"PYTHONPATH": path},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-
-
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, list[subprocess.Popen[bytes]]]]:
-    folder = tmp_path_factory.mktemp("cluster")
-    told = folder / "scheduler.json"
-    here = ("--host", "127.0.0.1", "--no-dashboard")
-    at_any_port = ("--port", "0", "--scheduler-file", str(told))
-    scheduler = started("distributed.cli.dask_scheduler", *here, *at_any_port, folder=folder)
-    workers: list[subprocess.Popen[bytes]] = []
-    try:
-        until = time.monotonic() + 60
-        while not (told.exists() and told.read_text().endswith("}")):
-            assert time.monotonic() < until
-            time.sleep(0.05)
-        address = str(json.loads(told.read_text())["address"])
-        one = ("--no-nanny", "--nthreads", "1", *here)
-        workers += [
-            started("distributed.cli.dask_worker", address, *one, "--name", str(at), folder=folder)
-            for at in range(3)
-        ]
-        with Client(address, set_as_default=False) as client:
-            client.wait_for_workers(3, timeout=60)
-        yield address, workers
-    finally:
-        for process in (*workers, scheduler):
-            process.kill()
-            process.wait()
+    with dask_cluster(tmp_path_factory.mktemp("cluster")) as found:
+        yield found
 
 
 def put(folder: Path) -> None:
