@@ -19,7 +19,7 @@ __all__ = ["compiled_kernel"]
 
 
 #: Open elements that are given back at once; more are asked for again.
-_ROOM = 1024
+_ROOM = 4096
 #: Sums that long rows are added up in, side by side: ``LANES`` in ``elements.h``.
 _LANES = 32
 _FORMATS = {"float32": 0, "float16": 1, "bfloat16": 2}
