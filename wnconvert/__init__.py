@@ -2,14 +2,14 @@
 
 Files and folders    fold_file, split_file, migrate_file, inspect_file, compare_files, loads_folder
 Stores               path_on, clean_store
-Many of them         fold_files, split_files, migrate_files, inspect_files
+Many of them         fold_files, split_files, migrate_files, inspect_files, compare_folders
 State dicts          fold_state_dict, split_state_dict, migrate_state_dict, inspect_state_dict,
                      compare_state_dicts
 Code                 modernize_code
 Live modules         fold_module, folded, weights_folded, split_module, migrate_module, inspect_module
 ONNX                 export_onnx, check_onnx; fold_file and inspect_file take ONNX models too
-Results              Plan, Result, FileResult, Inspection, Comparison, LoadReport, ModernizeReport,
-                     ExportReport, Layers
+Results              Plan, Result, FileResult, Inspection, Comparison, FolderComparison, LoadReport,
+                     ModernizeReport, ExportReport, Layers
 Errors               WnconvertError: ArgumentError, InputError (FormatError), LayerError (NumbersError),
                      OutputError, TooFewLayersError, VerifyError
 
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
         VerifyError,
         WnconvertError,
     )
+    from wnconvert.layers.recipes import Recipe, RecipeFold
     from wnconvert.plan.plan import Plan
     from wnconvert.storage.files import path_on
     from wnconvert.verbs.comparison.compare import compare_files, compare_state_dicts
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
     from wnconvert.verbs.conversion.state_dict import fold_state_dict, migrate_state_dict, split_state_dict
     from wnconvert.verbs.export.check import check_onnx
     from wnconvert.verbs.export.export import export_onnx
+    from wnconvert.verbs.fleet.comparing import FolderComparison, compare_folders
     from wnconvert.verbs.fleet.files import fold_files, inspect_files, migrate_files, split_files
     from wnconvert.verbs.fleet.result import FileResult
     from wnconvert.verbs.inspection.inspect import inspect_file, inspect_state_dict
@@ -62,6 +64,7 @@ if TYPE_CHECKING:
     from wnconvert.verbs.modules.inspect import inspect_module
     from wnconvert.verbs.modules.selection import Layers
     from wnconvert.verbs.modules.split import split_module
+    from wnconvert.verbs.shared.recipes import read_recipe, write_recipe
 
 __version__ = "0.1.0"
 
@@ -70,6 +73,7 @@ __all__ = [
     "Comparison",
     "ExportReport",
     "FileResult",
+    "FolderComparison",
     "FormatError",
     "InputError",
     "Inspection",
@@ -80,6 +84,8 @@ __all__ = [
     "NumbersError",
     "OutputError",
     "Plan",
+    "Recipe",
+    "RecipeFold",
     "Result",
     "TooFewLayersError",
     "VerifyError",
@@ -88,6 +94,7 @@ __all__ = [
     "check_onnx",
     "clean_store",
     "compare_files",
+    "compare_folders",
     "compare_state_dicts",
     "export_onnx",
     "fold_file",
@@ -106,11 +113,13 @@ __all__ = [
     "migrate_state_dict",
     "modernize_code",
     "path_on",
+    "read_recipe",
     "split_file",
     "split_files",
     "split_module",
     "split_state_dict",
     "weights_folded",
+    "write_recipe",
 ]
 
 # Where each name comes from; looked up on first use, so that `wnconvert --help` does not import numpy.
@@ -125,6 +134,8 @@ _HOMES = {
     "fold_file": "verbs.conversion.files.fold",
     "fold_state_dict": "verbs.conversion.state_dict",
     "FileResult": "verbs.fleet.result",
+    "compare_folders": "verbs.fleet.comparing",
+    "FolderComparison": "verbs.fleet.comparing",
     "fold_files": "verbs.fleet.files",
     "inspect_files": "verbs.fleet.files",
     "migrate_files": "verbs.fleet.files",
@@ -149,6 +160,10 @@ _HOMES = {
     "Layers": "verbs.modules.selection",
     "Plan": "plan.plan",
     "path_on": "storage.files",
+    "Recipe": "layers.recipes",
+    "RecipeFold": "layers.recipes",
+    "read_recipe": "verbs.shared.recipes",
+    "write_recipe": "verbs.shared.recipes",
     "Result": "verbs.conversion.convert",
 }
 

@@ -63,7 +63,8 @@ def _wait_for(port: int) -> None:
 
 
 @contextlib.contextmanager
-def _serving(handler: Callable[..., BaseHTTPRequestHandler]) -> Iterator[str]:
+def serving(handler: Callable[..., BaseHTTPRequestHandler]) -> Iterator[str]:
+    """A server on this machine, as long as the block runs; its URL."""
     with _Server(("127.0.0.1", 0), handler) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.02,))
         thread.start()
@@ -90,14 +91,16 @@ class _Server(ThreadingHTTPServer):
         """Say nothing."""
 
 
-class _Quiet(BaseHTTPRequestHandler):
+class Quiet(BaseHTTPRequestHandler):
+    """A handler that says nothing of what it does."""
+
     protocol_version = "HTTP/1.1"
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the library's name
         """Say nothing."""
 
 
-class _Files(_Quiet):
+class _Files(Quiet):
     """The files of a folder, in ranges or not; ``/to/x`` leads to ``/x``, a query must be the ``secret``."""
 
     def __init__(
@@ -150,7 +153,7 @@ def web_server(
     """The files of a folder on the web; its URL, and what is asked of it."""
     asked = Asked()
     files = partial(_Files, folder=folder, asked=asked, in_ranges=in_ranges, sized=sized, secret=secret)
-    with _serving(files) as url:
+    with serving(files) as url:
         yield url, asked
 
 
@@ -189,7 +192,7 @@ class Proxy:
         return self.faults.pop(0) if self.faults else self.always
 
 
-class _Through(_Quiet):
+class _Through(Quiet):
     """Passes a request on, and an answer back, spoilt."""
 
     def __init__(self, *args: object, proxy: Proxy, server: str) -> None:
@@ -247,11 +250,11 @@ def _spoilt(name: str, value: str, fault: Fault) -> str:
 def proxy_before(server: str) -> Iterator[Proxy]:
     """A proxy in front of a server."""
     proxy = Proxy()
-    with _serving(partial(_Through, proxy=proxy, server=server)) as proxy.url:
+    with serving(partial(_Through, proxy=proxy, server=server)) as proxy.url:
         yield proxy
 
 
-class _Hub(_Quiet):
+class _Hub(Quiet):
     """The few routes of the hub that its client asks for: a repository ``org/name`` of files in a folder."""
 
     def __init__(self, *args: object, folder: Path, asked: Asked) -> None:
@@ -301,5 +304,5 @@ class _Hub(_Quiet):
 def hub_server(folder: Path) -> Iterator[tuple[str, Asked]]:
     """The hub with one repository; its URL, and what is asked of it."""
     asked = Asked()
-    with _serving(partial(_Hub, folder=folder, asked=asked)) as url:
+    with serving(partial(_Hub, folder=folder, asked=asked)) as url:
         yield url, asked

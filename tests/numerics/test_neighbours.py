@@ -17,6 +17,7 @@ from tests.numerics.test_rules import fold
 from wnconvert.errors import LayerError
 from wnconvert.layers.rules import (
     AffineBefore,
+    Equalized,
     Mask,
     Neighbour,
     Norm,
@@ -25,6 +26,8 @@ from wnconvert.layers.rules import (
     Operation,
     Rule,
     Spectral,
+    Standardize,
+    Unit,
     UnitVector,
 )
 from wnconvert.numerics.rows import RowPolicy, RowReport
@@ -54,6 +57,35 @@ def channels_for(seed: int, operation: Neighbour, shape: tuple[int, ...], dtype:
     made["gamma"][:1] = -0.0
     made["variance"][1:2] = 0
     return made
+
+
+def computed(shape: tuple[int, ...]) -> list[Operation]:
+    """What classes compute of their own weight; each row has at least two elements."""
+    axes = [axis for axis in range(len(shape)) if len(shape) > 1 and np.prod(shape) > shape[axis]]
+    made: list[Operation] = [Equalized(0.3)]
+    for axis in axes:
+        made += [
+            Standardize(axis, "biased", "var", 1e-5, 1.7, gain=True),
+            Standardize(axis, "unbiased", "std", 1e-5),
+            Standardize(axis, "biased", "max", 1e-4, fan=3, gain=True, shift=True),
+            Unit(axis, 1e-12, -1.5),
+        ]
+    return made
+
+
+@crossed(out=NARROW, dtype=DTYPES)
+def test_what_a_class_computes_of_its_weight_and_a_norm_behind_are_rounded_once(dtype: str, out: str) -> None:
+    for seed, (shape, dim, groups) in enumerate([*LAYOUTS[:6], ((4, 6), 0, 1)]):
+        operation = NormBehind(dim, 1e-5, groups)
+        arrays = {"original": normal(seed, shape, dtype), **channels_for(seed, operation, shape, dtype)}
+        for beneath in computed(shape):
+            for at, role in enumerate(beneath.roles):
+                assert beneath.dim is not None
+                arrays[role] = normal(seed + at + 20, (shape[beneath.dim],), dtype)
+            rule = Rule((beneath, operation))
+            expected = exact_weight(rule, arrays, out)
+            for limit in (8, 1 << 20):
+                assert same(fold(rule, arrays, out, limit)[0], expected), (shape, dim, rule, limit)
 
 
 def bias_of(
@@ -292,7 +324,7 @@ def test_results_that_are_too_large_are_told_by_their_channels() -> None:
     arrays |= {
         "variance": np.ones(4, np.float32),
         "mean": np.zeros(4, np.float32),
-        "beta": np.float32([0] * 4),
+        "beta": np.zeros(4, np.float32),
     }
     for dim, groups, shape in ((0, 1, (4, 2, 3)), (1, 2, (4, 2, 3)), (1, 1, (2, 4, 3))):
         given = {**arrays, "original": arrays["original"].reshape(shape)}
@@ -319,7 +351,7 @@ def test_channels_without_an_answer_are_errors_and_go_as_ieee_has_them(dtype: st
     }
     rule = Rule((NormBehind(0, 0.0),))
     w, report = fold(rule, arrays, dtype)
-    expected = [[np.inf, -np.inf], [np.nan, np.nan], [np.nan, np.nan], [0, 0], [2, 4]]
+    expected = np.array([[np.inf, -np.inf], [np.nan, np.nan], [np.nan, np.nan], [0, 0], [2, 4]])
     assert np.array_equal(w.astype(float), expected, equal_nan=True)
     variance, channels = RowPolicy().problems(report)
     assert "the variance is negative, or not positive with its eps, in 2 channels (0, 1)" in variance.what

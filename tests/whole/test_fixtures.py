@@ -27,8 +27,16 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_every_file_has_the_bytes_that_its_seed_gives(built: Path) -> None:
     # The one place where torch's version matters; constraints.txt pins it.
     # magnitudes.png is README's picture, drawn by one of README's own commands.
-    # vocoder.py and old_vocoder are a user's own code.
-    others = {"golden", "make.py", "vocoder.py", "old_vocoder", "__pycache__", "magnitudes.png"}
+    # vocoder.py and old_vocoder are a user's own code, normed.toml a user's recipe.
+    others = {
+        "golden",
+        "make.py",
+        "vocoder.py",
+        "old_vocoder",
+        "normed.toml",
+        "__pycache__",
+        "magnitudes.png",
+    }
     names = {path.name for path in FIXTURES.iterdir()} - others
     assert names == {path.name for path in built.iterdir()}
     assert [name for name in sorted(names) if content(FIXTURES / name) != content(built / name)] == []

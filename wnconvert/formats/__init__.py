@@ -7,4 +7,5 @@ npz          NumPy's archives of arrays: headers in, layout out
 torch        files of torch.save: state dicts, modules and optimizers in a pickle
 exported     exported programs (.pt2): their weights as data
 distributed  folders of torch.distributed.checkpoint: one torch file over the chunks in them
+recipes      recipes as TOML: read and written
 """

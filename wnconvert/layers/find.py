@@ -24,8 +24,11 @@ from wnconvert.layers.evidence import (
     weakness_of,
 )
 from wnconvert.layers.kinds.others import FoundOthers, other_layers
+from wnconvert.layers.matching import Keyed, Matched, matched
 from wnconvert.layers.rules import Norm
 from wnconvert.layers.schemes import SCHEMES, Layer, Refused, Scheme, Selection, owner_of
+from wnconvert.layers.telling.neighbours import LeftNorm
+from wnconvert.layers.telling.resolved import resolved
 from wnconvert.messages import option
 from wnconvert.tensors.tree import StateDict, TensorInfo
 
@@ -39,7 +42,8 @@ class FoundPairs:
     ``layers`` are those of the kinds that are asked for, pairs in order of their first halves; ``others``
     those of other kinds; ``refused``; ``unwanted``, layers that the selection leaves alone; ``halves``, keys
     whose other half is not there; ``passed``, pairs that have the names of a layer and too little else, and
-    that the selection does not name in full.
+    that the selection does not name in full. ``misfit`` says why the selection's recipe is not one of this
+    state dict; ``is_foreign`` if nothing that it names is there. ``left`` are norms that names do not tell.
     """
 
     layers: tuple[Layer, ...]
@@ -48,6 +52,9 @@ class FoundPairs:
     halves: tuple[str, ...]
     passed: tuple[PassedOver, ...] = ()
     others: tuple[Layer, ...] = ()
+    misfit: str = ""
+    is_foreign: bool = False
+    left: tuple[LeftNorm, ...] = ()
 
 
 def pairs_in(
@@ -55,7 +62,13 @@ def pairs_in(
     selection: Selection = Selection(),  # noqa: B008 - frozen
 ) -> FoundPairs:
     """Find the layers of a state dict, by its tensors and by the modules that it names."""
-    return find_pairs((tensor.info for tensor in state.tensors.values()), selection, state.parametrized)
+    infos = (tensor.info for tensor in state.tensors.values())
+    if selection.asked is None:
+        return find_pairs(infos, selection, state.parametrized)
+    told = resolved(state, selection.asked)
+    found = find_pairs(infos, replace(selection, recipe=told.recipe), state.parametrized)
+    doubtful = (Refused(name, why, fix) for name, why, fix in told.doubtful if selection.wants(name))
+    return replace(found, refused=(*found.refused, *doubtful), left=told.left)
 
 
 def find_pairs(
@@ -79,7 +92,37 @@ def find_pairs(
     pairs = _pairs(there, selection, others)
     if Norm.kind not in selection.kinds:
         left = (*pairs.layers, *others.left)
-        return FoundPairs(others.layers, others.refused, others.unwanted, (), others=left)
+        found = FoundPairs(others.layers, others.refused, others.unwanted, (), others=left)
+    else:
+        found = _with_others(pairs, others)
+    if selection.recipe is None:
+        return found
+    known = Keyed(
+        there.names,
+        {layer.name: layer for layer in found.layers},
+        {layer.name: layer for layer in found.others},
+        frozenset(item.name for item in found.refused),
+    )
+    return _with_told(found, matched(selection.recipe, known, selection))
+
+
+def _with_told(found: FoundPairs, told: Matched) -> FoundPairs:
+    """What keys show, and what a recipe tells of it and beside it."""
+    layers = {layer.name: layer for layer in (*found.layers, *told.layers)}
+    for item in told.refused:
+        layers.pop(item.name, None)
+    return replace(
+        found,
+        layers=tuple(layers.values()),
+        refused=(*found.refused, *told.refused),
+        unwanted=tuple(dict.fromkeys((*found.unwanted, *told.unwanted))),
+        misfit=told.misfit,
+        is_foreign=told.is_foreign,
+    )
+
+
+def _with_others(pairs: FoundPairs, others: FoundOthers) -> FoundPairs:
+    """Pairs, and layers of other kinds that are asked for too."""
     refused = {item.name: item for item in (*pairs.refused, *others.refused)}
     return replace(
         pairs,

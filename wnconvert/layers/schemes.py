@@ -10,7 +10,8 @@ from glob import escape
 
 from wnconvert.layers.dims import AUTO, torchs_g_shape
 from wnconvert.layers.recipes import Recipe
-from wnconvert.layers.rules import ORIGINAL, G, Mask, Norm, NormBehind, Rule
+from wnconvert.layers.rules import BIAS, ORIGINAL, G, Mask, Norm, NormBehind, Rule
+from wnconvert.layers.telling.asked import Asked
 from wnconvert.messages import option
 from wnconvert.tensors.tree import Dim, TensorInfo
 
@@ -120,6 +121,16 @@ class Layer:
     def tensors(self) -> tuple[TensorInfo, ...]:
         """All tensors that stand in the place of the weight."""
         return (*self.parts.values(), *self.unread)
+
+    @property
+    def of_weight(self) -> tuple[TensorInfo, ...]:
+        """The tensors in the place of the weight: none of its bias, nor of a norm beside it."""
+        neighbour = self.rule.neighbour
+        if neighbour is None:
+            return self.tensors
+        others = (BIAS, *neighbour.roles, *neighbour.offsets)
+        unread = (info for info in self.unread if not info.name.startswith(f"{self.norm}."))
+        return (*(info for role, info in self.parts.items() if role not in others), *unread)
 
     @property
     def bias_shape(self) -> tuple[int, ...]:
@@ -252,7 +263,8 @@ def fix_of(refused: Collection[Refused]) -> str:
 class Selection:
     """The layers that are wanted: globs on the names of weights (``fnmatch``), and dim if it is given.
 
-    ``kinds`` are those of layers that are wanted; of others a ``recipe`` tells.
+    ``kinds`` are those of layers that are wanted; of others a ``recipe`` tells, or what is ``asked`` for in
+    its place, of which each state dict makes a recipe of its own.
 
     ``named`` are weights that are said to be layers, whatever else their names could mean; so are those that
     ``layers`` names without wildcards.
@@ -267,6 +279,7 @@ class Selection:
     named: Collection[str] = ()
     kinds: tuple[str, ...] = (Norm.kind,)
     recipe: Recipe | None = None
+    asked: Asked | None = None
 
     def wants(self, name: str) -> bool:
         """Whether the layer of this name is to be converted."""

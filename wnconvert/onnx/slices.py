@@ -57,9 +57,16 @@ class Slices:
         self.index: Index = index_of(opened.model)
 
     def cut(
-        self, value: ValueId, calls: tuple[int, ...], dtype: DType, resize: Resize = as_they_are
+        self,
+        value: ValueId,
+        calls: tuple[int, ...],
+        dtype: DType,
+        resize: Resize = as_they_are,
+        given: ValueId | None = None,
     ) -> Slice:
         """A model with one output: a value of ``dtype``, within some function calls (outermost first).
+
+        Another value, of the same dtype, may be ``given``: an input of the model, of any shape.
 
         Raises ``UnreachableError`` if it cannot be cut out, ``FormatError`` where one of its nodes is
         damaged.
@@ -68,6 +75,8 @@ class Slices:
         from onnx import ModelProto, helper
 
         cut = _Cut(self, resize)
+        if given is not None:
+            cut.names[given, ()] = given[1]
         try:
             name = cut.value(value, calls)
         except RecursionError as error:  # hundreds of nodes in a row, or nodes in a ring
@@ -78,6 +87,8 @@ class Slices:
             for name, constant in cut.fed.items()
             if (info := constant.info) is not None
         ]
+        if given is not None:
+            inputs.append(helper.make_tensor_value_info(given[1], CODES[dtype.name], None))
         graph = helper.make_graph(cut.nodes, "value", inputs, [output], cut.tensors)
         opsets = [helper.make_opsetid(*item) for item in self.opened.model.opsets.items()]
         made: ModelProto = helper.make_model(

@@ -7,7 +7,7 @@ order      where keys, and modules in _metadata, stand
 record     the record in a file of what was done to it, so that it can be undone
 selection  the state dicts and the layers that a plan is about
 names      new names for keys, and names that are the same but for a prefix or a wrapper
-draft      what the plans of all verbs have in common
+norms      the steps of a fold beside the weights of layers that take a norm
 fold       the plan of fold
 migrate    the plan of migrate
 split      the plan of split, and the three ways to choose its layers

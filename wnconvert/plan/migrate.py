@@ -14,12 +14,12 @@ from wnconvert.layers.kinds.table import in_words
 from wnconvert.layers.rules import Spectral
 from wnconvert.layers.schemes import Layer, Selection, is_pair
 from wnconvert.messages import counted, listed, option
-from wnconvert.plan.draft import FoundDraft
 from wnconvert.plan.order import is_buffer, restored
 from wnconvert.plan.plan import Change, Plan, PlannedStateDict
 from wnconvert.plan.record.history import Record, origins, without_layers
 from wnconvert.plan.record.origins import Origin, origin_of
 from wnconvert.plan.selection.again import needs_naming
+from wnconvert.plan.selection.draft import FoundDraft
 from wnconvert.plan.selection.scope import in_torch_order, kept_as_is
 from wnconvert.plan.selection.wanted import name_conflicts
 from wnconvert.plan.steps import Keep

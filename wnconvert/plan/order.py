@@ -163,7 +163,7 @@ def metadata_keys(planned: PlannedStateDict, keys: Sequence[str]) -> list[str]:
 
     New keys are only those below modules that the source's ``_metadata`` has. Their entry is ``NEW_ENTRY``.
     """
-    gone = _modules_of(change.before for change in planned.changes)
+    gone = {*_modules_of(change.before for change in planned.changes), *_norms_gone(planned)}
     come = _modules_of(change.after for change in planned.changes)
     left = {
         step.name[: step.name.rindex(f"{_MARK}.") + len(_MARK)]
@@ -181,6 +181,12 @@ def metadata_keys(planned: PlannedStateDict, keys: Sequence[str]) -> list[str]:
     at_home = [name for prefix in prefixes for name in (prefix, *new.get(prefix, ()))]
     order = behind_module(at_home, {name: owner for owner, of_owner in new.items() for name in of_owner})
     return [key.removesuffix(".") for key in order]
+
+
+def _norms_gone(planned: PlannedStateDict) -> set[str]:
+    """The modules of norms that are folded into other layers, and of which nothing is left."""
+    norms = {change.before.norm for change in planned.changes if change.before and change.before.norm}
+    return norms - {owner_of(step.name).removesuffix(".") for step in planned.steps} if norms else norms
 
 
 #: Where torch's hook of spectral norm notes its version, in the entry of its module in ``_metadata``.
@@ -219,7 +225,7 @@ def _modules_of(layers: Iterable[Layer | None]) -> dict[str, str]:
         if layer is not None and layer.form == "parametrize":
             owner = owner_of(layer.name)
             of_weight = f"{owner}{_MARK}.{layer.name[len(owner) :]}"
-            tails = (part.name[len(of_weight) + 1 :].partition(".")[0] for part in layer.tensors)
+            tails = (part.name[len(of_weight) + 1 :].partition(".")[0] for part in layer.of_weight)
             numbers = dict.fromkeys(["0", *(tail for tail in tails if tail.isdecimal())])
             own = (f"{of_weight}.{number}" for number in numbers)
             found |= dict.fromkeys((owner + _MARK, of_weight, *own), owner)

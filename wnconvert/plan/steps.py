@@ -189,8 +189,8 @@ class Neutral(_Computed):
 
     @property
     def sources(self) -> tuple[str, ...]:
-        """Nothing that is read."""
-        return ()
+        """The tensor in whose place it stands, of which nothing is read."""
+        return (self.info.name,)
 
     def made_of(self, tensors: Mapping[str, StoredTensor], path: str = "") -> MadeTensor:  # noqa: ARG002
         """The number, everywhere."""

@@ -3,8 +3,8 @@
 tables          tables: terminal, Markdown, CSV
 conversions     plans and results as text
 inspections     inspections as text
-fleets          many files as text
 comparisons     comparisons as text
+fleets          many files as text
 exports         exports and checks as text
 loads           whether a folder loads, as text
 modernizations  what changes in code, as text

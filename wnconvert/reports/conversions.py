@@ -43,7 +43,11 @@ def result_line(result: Result) -> str:
 
 def _verified(result: Result) -> list[str]:
     done = "checked" if result.plan.container is Container.ONNX else "read back and recomputed"
-    return [f"{done} by {result.verified}"] if result.verified else []
+    lines = [f"{done} by {result.verified}"] if result.verified else []
+    if (proof := result.proof) is not None:
+        said = f"proven equal to {proof.reference} on {counted(proof.samples, 'sample')}"
+        lines.append(f"{printable(said)}, within {proof.tolerance}")
+    return lines
 
 
 def _details(plan: Plan, most: int | None) -> list[str]:
@@ -54,9 +58,11 @@ def _layers(plan: Plan, most: int | None) -> list[str]:
     """The layers as a table; of more than ``most`` (a line is not left out for one layer) the first ones."""
     if not plan.layers:
         return []
-    columns = _COLUMNS[plan.verb]
+    columns = list(_COLUMNS[plan.verb])
     if any(row.kind != Norm.kind for row in plan.layers):
         columns = ["name", "kind", *columns[1:]]
+    if any(row.norm for row in plan.layers):
+        columns.insert(1, "norm")
     table = layer_table([row.to_dict() for row in plan.layers], columns)
     left = 0 if most is None else len(table.rows) - most
     if left <= 1:
@@ -80,6 +86,8 @@ def _counts(plan: Plan) -> str:
     cast = sum(step.dtype is not None for step in keeps)
     kept = sum(step.dtype is None and step.name == step.kept for step in keeps)
     counts = [f"{counted(len(plan.layers), 'layer')} {_DONE[plan.verb]}"]
+    if plan.norms:
+        counts.append(f"{counted(plan.norms, 'norm')} folded into them")
     if plan.already:
         counts.append(f"{plan.already} {_ALREADY[plan.verb]}")
     if plan.renamed:

@@ -7,11 +7,21 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from wnconvert.messages import counted, listed, printable, told
+from wnconvert.reports.comparisons import comparison_line
 from wnconvert.reports.tables import Table, bytes_text
+from wnconvert.verbs.fleet.comparing import FileComparison, FolderComparison
 from wnconvert.verbs.fleet.result import FileResult
 from wnconvert.verbs.inspection.result import Inspection
 
-__all__ = ["files_table", "fleet_data", "fleet_line", "fleet_notes", "fleet_row"]
+__all__ = [
+    "files_table",
+    "fleet_data",
+    "fleet_line",
+    "fleet_notes",
+    "fleet_row",
+    "folders_line",
+    "folders_text",
+]
 
 
 _DONE = {"fold": "folded", "split": "split", "migrate": "migrated", "inspect": "inspected"}
@@ -76,6 +86,32 @@ def fleet_data(verb: str, results: Sequence[FileResult], left: int, seconds: flo
         "not_begun": left,
         "seconds": round(seconds, 3),
     }
+
+
+def folders_text(found: FolderComparison) -> str:
+    """Two folders that were compared: a row for each pair of files, then what only one has, then counts."""
+    lines = [f"{_pair(item)}: {_verdict(item)}" for item in found.files]
+    lines += [f"only in {found.a}: {listed(found.only_in_a)}"] if found.only_in_a else []
+    lines += [f"only in {found.b}: {listed(found.only_in_b)}"] if found.only_in_b else []
+    return "\n".join([*map(printable, lines), folders_line(found)])
+
+
+def folders_line(found: FolderComparison) -> str:
+    """The last line: the verdict, and how many files were compared."""
+    equal, wrong = sum(map(bool, found.files)), sum(item.error is not None for item in found.files)
+    different = len(found.files) - equal - wrong
+    counts = {"equal": equal, "different": different, "not compared": wrong}
+    counts["only on one side"] = len(found.only_in_a) + len(found.only_in_b)
+    said = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
+    return f"{'equal' if found else 'different'}: {counted(len(found.files), 'pair')} of files: {said}"
+
+
+def _pair(item: FileComparison) -> str:
+    return item.a if item.a == item.b else f"{item.a} | {item.b}"
+
+
+def _verdict(item: FileComparison) -> str:
+    return comparison_line(item.found) if item.found is not None else "not compared"
 
 
 def files_table(results: Sequence[FileResult]) -> Table:

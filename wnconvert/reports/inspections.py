@@ -18,7 +18,7 @@ from wnconvert.reports.tables import (
     number_text,
 )
 from wnconvert.tensors.containers import Container
-from wnconvert.verbs.inspection.result import Inspection, moves
+from wnconvert.verbs.inspection.result import Inspection, NormSummary, moves
 
 __all__ = ["SORTS", "arranged", "healths_text", "inspection_text", "moves_text"]
 
@@ -148,7 +148,9 @@ def _facts(found: Inspection) -> Iterator[tuple[str, str]]:
         example = f"{kind.state_dict}: {kind.example}" if kind.state_dict else kind.example
         folds = {"yes": "folds exactly", "no": "does not fold", "if known": "folds exactly only"}[kind.folds]
         flag = f" ({option('kinds', kind.kinds)})" if kind.kinds else ""
-        yield "also", f"{kind.count} × {kind.kind} (as {example}), {folds}: {kind.how}{flag}"
+        told = f"; {_told(kind.told, kind.count)}" if kind.told is not None else ""
+        yield "also", f"{kind.count} × {kind.kind} (as {example}), {folds}: {kind.how}{flag}{told}"
+    yield from (("norms", text) for text in _norms(found.norms or ()))
     yield "fold", found.fold
     if found.split:
         yield "split", found.split
@@ -159,6 +161,30 @@ def _facts(found: Inspection) -> Iterator[tuple[str, str]]:
     for note in found.notes:
         yield "note", note
     yield from _health(found)
+
+
+def _told(told: int, count: int) -> str:
+    """How norms with running statistics are folded, and of how many names tell the layer."""
+    by_names = f"{option('norm', 'by-names')} {option('eps', metavar='E')}"
+    return f"{by_names} tells {told} of {count}, or {option('recipe')}"
+
+
+def _norms(norms: Sequence[NormSummary]) -> Iterator[str]:
+    """What is remarkable in norms with running statistics; nothing where there are none."""
+    if not norms:
+        return
+    said = f"{counted(sum(norm.channels for norm in norms), 'channel')} in {counted(len(norms), 'norm')}"
+    for what, counts in (
+        ("dead (variance below 1e-12)", {norm.name: norm.dead for norm in norms}),
+        ("with γ = 0", {norm.name: norm.zero_gains for norm in norms}),
+        ("with γ < 0", {norm.name: norm.negative_gains for norm in norms}),
+    ):
+        names = [name for name, count in counts.items() if count]
+        if names:
+            said += f"; {sum(count or 0 for count in counts.values())} {what} in {listed(names, 3)}"
+    yield said
+    if never := [norm.name for norm in norms if norm.batches == 0]:
+        yield f"never trained, by their batches: {listed(never, 3)}"
 
 
 def _elements(count: int, by_name: str, dtypes: Mapping[str, int]) -> str:

@@ -36,6 +36,8 @@ __all__ = [
     "blaming_changes",
     "check_as_seen",
     "common_mode",
+    "entries_of",
+    "is_opened",
     "kind_of",
     "listing_of",
     "local_path",
@@ -67,25 +69,31 @@ _DISK = Disk()
 
 
 def _web(scheme: str) -> Client:
-    from wnconvert.storage.stores.remote.web import Web
+    from wnconvert.storage.stores.remote.clients.web import Web
 
     return Web(scheme)
 
 
 def _amazon() -> Writer:
-    from wnconvert.storage.stores.remote.s3 import amazon
+    from wnconvert.storage.stores.remote.clients.s3 import amazon
 
     return amazon()
 
 
 def _google() -> Writer:
-    from wnconvert.storage.stores.remote.s3 import google
+    from wnconvert.storage.stores.remote.clients.s3 import google
 
     return google()
 
 
+def _microsoft() -> Writer:
+    from wnconvert.storage.stores.remote.clients.azure import microsoft
+
+    return microsoft()
+
+
 def _hub() -> Client:
-    from wnconvert.storage.stores.remote.filesystems import hub
+    from wnconvert.storage.stores.remote.clients.filesystems import hub
 
     return hub()
 
@@ -98,6 +106,7 @@ STORES: dict[str, Store] = {
     "http": WebAddresses("http", partial(_web, "http")),
     "s3": Buckets("s3", _amazon),
     "gs": Buckets("gs", _google),
+    "az": Buckets("az", _microsoft),
     "hf": Remote("hf", _hub),
 }
 
@@ -127,7 +136,7 @@ def located(name: Name) -> PurePath:
     if scheme in STORES:
         return STORES[scheme].path(f"{scheme}{text[len(scheme) :]}")
     raise InputError(
-        "an address, and of those only file, https, s3, gs and hf are known",
+        "an address, and of those only file, https, s3, gs, az and hf are known",
         where=text,
         fix="copy it to this machine, and name the file",
     )
@@ -141,7 +150,7 @@ def path_on(system: AbstractFileSystem, path: str) -> PurePath:
     >>> status_of(source).size
     3453
     """
-    from wnconvert.storage.stores.remote.filesystems import FileSystem
+    from wnconvert.storage.stores.remote.clients.filesystems import FileSystem
 
     protocol = system.protocol if isinstance(system.protocol, str) else system.protocol[0]
     number, scheme = 1, f"{protocol}+1"
@@ -150,6 +159,11 @@ def path_on(system: AbstractFileSystem, path: str) -> PurePath:
     if scheme not in STORES:
         STORES[scheme] = OpenedSystem(scheme, lambda: FileSystem(system), system, system.root_marker)
     return Address(f"{scheme}://{path.removeprefix(system.root_marker)}")
+
+
+def is_opened(path: Address) -> bool:
+    """Whether a path is one of a file system that was opened in this process, as ``path_on`` gives."""
+    return isinstance(STORES[path.scheme], OpenedSystem)
 
 
 #: What is wrong with names that no file can have.
@@ -196,6 +210,11 @@ def kind_of(path: PurePath) -> PathKind | None:
 def listing_of(folder: PurePath) -> list[str]:
     """The names in a folder, sorted. Raises ``OSError`` where it cannot be read."""
     return _store_of(folder).names(folder)
+
+
+def entries_of(folder: PurePath) -> list[tuple[str, PathKind | None]]:
+    """The names in a folder, sorted, each with what it is, links followed. Raises as ``listing_of`` does."""
+    return _store_of(folder).entries(folder)
 
 
 def real_of(path: PurePath) -> PurePath:
@@ -302,7 +321,7 @@ def output_path(out: Name) -> Path:
         return path
     if out == STANDARD:
         raise OutputError("only fold, split and migrate write there", where="stdout", fix="name a file")
-    raise OutputError("outputs are written to disks, s3 and gs", where=str(path), fix=fix)
+    raise OutputError("outputs are written to disks, s3, gs and az", where=str(path), fix=fix)
 
 
 def common_mode(paths: Iterable[PurePath]) -> int | None:

@@ -183,7 +183,7 @@ def merged(trees: Mapping[str, Tree]) -> Tree:
     states = [plain_state_dict(name, tree) for name, tree in trees.items()]
     entries = (_moved(entry, shard) for shard, state in enumerate(states) for entry in state.entries)
     return Tree(
-        state_dicts=(StateDict("", tuple(entries), parametrized=_parametrized(states)),),
+        state_dicts=(StateDict("", tuple(entries), modules=_modules(states)),),
         metadata=_metadata(trees),
         record=tuple(chain.from_iterable(tree.record for tree in trees.values())),
         notes=tuple(dict.fromkeys(chain.from_iterable(tree.notes for tree in trees.values()))),
@@ -202,7 +202,7 @@ def joined(trees: Mapping[str, Tree], firsts: Mapping[str, int]) -> Tree:
             StateDict(
                 name,
                 tuple(_moved(entry, firsts[name]) for entry in state.entries),
-                parametrized=state.parametrized,
+                modules=state.modules,
             )
             for name, state in states.items()
         ),
@@ -231,13 +231,9 @@ def plain_state_dict(name: str, tree: Tree) -> StateDict:
     return states[0]
 
 
-def _parametrized(states: Iterable[StateDict]) -> dict[str, tuple[str, ...]]:
-    """The parametrizations that the files name; each of them may name all modules."""
-    found: dict[str, tuple[str, ...]] = {}
-    for state in states:
-        for weight, numbers in state.parametrized.items():
-            found[weight] = tuple(dict.fromkeys((*found.get(weight, ()), *numbers)))
-    return found
+def _modules(states: Iterable[StateDict]) -> tuple[str, ...]:
+    """The modules that the files name; each of them may name all."""
+    return tuple(dict.fromkeys(chain.from_iterable(state.modules for state in states)))
 
 
 def _moved(entry: Entry, by: int) -> Entry:

@@ -26,7 +26,6 @@ from wnconvert.tensors.tree import (
     StoredTensor,
     TensorInfo,
     Tree,
-    parametrized_in,
 )
 
 __all__ = [
@@ -68,7 +67,7 @@ class InMemory:
         value, dtype = self.values[tensor.info.name], tensor.info.dtype
         if not is_torch(value):
             return True
-        numpys = dtype.foldable or dtype.name in ("complex64", "complex128")
+        numpys = dtype.foldable or dtype.name in ("complex64", "complex128", "int32", "int64")
         return numpys and value.device.type != "meta"
 
 
@@ -214,8 +213,7 @@ def tree_of_values(
         Entry(name, tensor := stored(name, value), is_opaque=tensor is None and is_torch(value))
         for name, value in values.items()
     )
-    parametrized = parametrized_in(modules)
-    state = StateDict("", entries, dims or {}, buffers=frozenset(buffers), parametrized=parametrized)
+    state = StateDict("", entries, dims or {}, buffers=frozenset(buffers), modules=tuple(modules))
     return Tree((state,))
 
 

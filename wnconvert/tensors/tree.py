@@ -165,8 +165,8 @@ class StateDict:
 
     ``dims`` holds, by weight, the dim that a pickled module's own ``WeightNorm`` records state;
     ``is_module`` marks a whole pickled module, which stays one in a torch file. ``buffers`` are the names
-    that a module states to be buffers. ``parametrized`` holds, by weight, the numbers of its
-    parametrizations, where modules are named beside the tensors: those without tensors show nowhere else.
+    that a module states to be buffers. ``modules`` are the names of all modules in their order, those without
+    tensors too, where they are named beside the tensors, as in torch's ``_metadata``; else there are none.
     """
 
     path: str
@@ -174,7 +174,12 @@ class StateDict:
     dims: Mapping[str, int | None] = field(default_factory=dict)
     is_module: bool = False
     buffers: frozenset[str] = frozenset()
-    parametrized: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    modules: tuple[str, ...] = ()
+
+    @cached_property
+    def parametrized(self) -> Mapping[str, tuple[str, ...]]:
+        """By weight, the numbers of its parametrizations: those without tensors show in ``modules`` alone."""
+        return parametrized_in(self.modules)
 
     @property
     def shown(self) -> str:

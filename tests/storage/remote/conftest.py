@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from tests.helpers.azure_server import azure_server, connection_string
 from tests.helpers.servers import VARIABLES, Proxy, proxy_before, s3_server, web_server
 from wnconvert.storage import files
+from wnconvert.storage.stores.remote.clients.s3 import amazon
 from wnconvert.storage.stores.remote.remote import Buckets, Remote
-from wnconvert.storage.stores.remote.s3 import amazon
 from wnconvert.storage.stores.remote.uploads import Writer
 
 
@@ -64,6 +66,36 @@ def bucket(s3: Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bucket]:
     s3.proxy.reset()
     yield Bucket(s3.folder / name, s3.proxy, f"s3://{name}")
     s3.proxy.reset()
+
+
+@pytest.fixture(scope="session")
+def azure(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Proxy]]:
+    """Azure's storage on this machine, as long as the tests run: its folder, and the proxy before it."""
+    folder = tmp_path_factory.mktemp("azure")
+    with azure_server(folder, signature="geheim") as url, proxy_before(url) as proxy:
+        yield folder, proxy
+
+
+@pytest.fixture
+def container(azure: tuple[Path, Proxy], monkeypatch: pytest.MonkeyPatch) -> Iterator[Bucket]:
+    """A container of its own for a test, reached by the usual variable."""
+    folder, proxy = azure
+    name = f"box-{len([*folder.iterdir()])}"
+    (folder / name).mkdir()
+    for variable in [name for name in os.environ if name.startswith("AZURE_")]:
+        monkeypatch.delenv(variable)
+    monkeypatch.setenv("AZURE_STORAGE_CONNECTION_STRING", connection_string(proxy.url))
+    anew(monkeypatch)
+    proxy.reset()
+    yield Bucket(folder / name, proxy, f"az://{name}")
+    proxy.reset()
+
+
+@pytest.fixture(params=["s3", "az"])
+def anywhere(request: pytest.FixtureRequest) -> Bucket:
+    """A bucket of S3, or a container of Azure's."""
+    found: Bucket = request.getfixturevalue("bucket" if request.param == "s3" else "container")
+    return found
 
 
 def anew(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,9 +30,9 @@ def _hurried(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(patience, "_PAUSE", 0.001)
 
 
-@pytest.fixture(params=["s3", "web"])
+@pytest.fixture(params=["bucket", "container", "web"], ids=["s3", "az", "web"])
 def place(request: pytest.FixtureRequest) -> Bucket | Web:
-    found: Bucket | Web = request.getfixturevalue("bucket" if request.param == "s3" else "web")
+    found: Bucket | Web = request.getfixturevalue(request.param)
     return found
 
 
@@ -60,40 +60,40 @@ def test_every_verb_takes_an_address(place: Bucket | Web, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
-def test_inspect_reads_little_in_few_requests(bucket: Bucket, suffix: str) -> None:
+def test_inspect_reads_little_in_few_requests(anywhere: Bucket, suffix: str) -> None:
     layers = {}
     for number in range(6):
         layers[f"blocks.{number}.weight_g"] = np.ones((512, 1, 1), np.float32)
         layers[f"blocks.{number}.weight_v"] = np.ones((512, 512, 4), np.float32)
-    safetensors.numpy.save_file(layers, bucket.folder / "x.safetensors")
-    migrate_file(bucket.folder / "x.safetensors", bucket.folder / f"big{suffix}")
+    safetensors.numpy.save_file(layers, anywhere.folder / "x.safetensors")
+    migrate_file(anywhere.folder / "x.safetensors", anywhere.folder / f"big{suffix}")
     before = TRAFFIC.counts
-    assert len(inspect_file(f"{bucket.address}/big{suffix}").layers) == 6
+    assert len(inspect_file(f"{anywhere.address}/big{suffix}").layers) == 6
     spent = TRAFFIC.counts - before
-    asked = [request for request in bucket.proxy.asked.requests if request[0] in ("GET", "HEAD")]
+    asked = [request for request in anywhere.proxy.asked.requests if request[0] in ("GET", "HEAD")]
     assert spent.requests == len(asked) <= 12
     assert spent.fetched <= 256 << 10
     sizes = [int(at[6:].split("-")[1]) - int(at[6:].split("-")[0]) + 1 for _, _, at in asked if at]
     assert spent.fetched == sum(sizes)
 
 
-def test_a_fold_fetches_each_byte_once_and_ahead(bucket: Bucket, tmp_path: Path) -> None:
+def test_a_fold_fetches_each_byte_once_and_ahead(anywhere: Bucket, tmp_path: Path) -> None:
     size = 12 << 20
     layer = {"a.weight_g": np.ones((3, 1), np.float32), "a.weight_v": np.ones((3, size // 12), np.float32)}
-    safetensors.numpy.save_file(layer, bucket.folder / "x.safetensors")
+    safetensors.numpy.save_file(layer, anywhere.folder / "x.safetensors")
     before = TRAFFIC.counts
-    fold_file(f"{bucket.address}/x.safetensors", tmp_path / "out.safetensors")
+    fold_file(f"{anywhere.address}/x.safetensors", tmp_path / "out.safetensors")
     spent = TRAFFIC.counts - before
     assert size < spent.fetched < size + (256 << 10)
     assert spent.requests < 20
 
 
-def test_a_folder_is_read_with_its_index(bucket: Bucket, tmp_path: Path) -> None:
-    hub = bucket.folder / "org" / "hub"
+def test_a_folder_is_read_with_its_index(anywhere: Bucket, tmp_path: Path) -> None:
+    hub = anywhere.folder / "org" / "hub"
     hub.parent.mkdir()
     migrate_file(FIXTURES / "hifigan.safetensors", hub, as_folder=True, max_shard_size="100KB")
     (hub / "config.json").write_text("{}")
-    address = f"{bucket.address}/org/hub"
+    address = f"{anywhere.address}/org/hub"
     result = fold_file(address, tmp_path / "out", verify=True)
     expected = output_of(fold_file(hub, tmp_path / "expected"))
     for file in expected.iterdir():
@@ -142,11 +142,11 @@ def test_what_goes_on_failing_is_an_error(
 def test_a_server_that_falls_silent_is_left_after_a_while(
     place: Bucket | Web, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from wnconvert.storage.stores.remote import s3, web
+    from wnconvert.storage.stores.remote.clients import lines, s3
 
     anew(monkeypatch)
     monkeypatch.setattr(s3, "SILENCE", 0.1)
-    monkeypatch.setattr(web, "SILENCE", 0.1)
+    monkeypatch.setattr(lines, "SILENCE", 0.1)
     shutil.copy(FIXTURES / "g_02500000", place.folder)
     place.proxy.faults, place.proxy.seconds = ["slow", "", "slow"], 0.5
     assert inspect_file(f"{place.address}/g_02500000").layers
@@ -232,7 +232,7 @@ def test_what_is_forbidden_says_so_and_shows_no_secret(
 def test_what_a_store_refuses_is_said_in_words(status: int, code: str, says: str) -> None:
     from botocore.exceptions import ClientError
 
-    from wnconvert.storage.stores.remote.s3 import told_of_bucket
+    from wnconvert.storage.stores.remote.clients.s3 import told_of_bucket
 
     answer = {"Error": {"Code": code}, "ResponseMetadata": {"HTTPStatusCode": status}}
     with pytest.raises(InputError, match=says) as caught, told_of_bucket("box"):
@@ -244,9 +244,16 @@ def test_without_the_extra_a_scheme_names_it(monkeypatch: pytest.MonkeyPatch, ru
     import sys
 
     anew(monkeypatch)
+    monkeypatch.setenv("AZURE_STORAGE_ACCOUNT", "models")
     for name in ("botocore", "urllib3", "huggingface_hub", "google.auth"):
         monkeypatch.setitem(sys.modules, name, None)
-    for address in ("s3://box/x.pt", "https://example.com/x.pt", "hf://org/name/x.pt", "gs://box/x.pt"):
+    for address in (
+        "s3://box/x.pt",
+        "https://example.com/x.pt",
+        "hf://org/name/x.pt",
+        "gs://box/x.pt",
+        "az://box/x.pt",
+    ):
         ended = run("inspect", address)
         assert ended.returncode == 2
         assert "which is not installed" in ended.stderr
@@ -367,7 +374,7 @@ def test_the_hub_is_read_by_its_own_client(tmp_path: Path, monkeypatch: pytest.M
     from huggingface_hub import HfFileSystem
 
     from wnconvert.storage import files
-    from wnconvert.storage.stores.remote.filesystems import FileSystem
+    from wnconvert.storage.stores.remote.clients.filesystems import FileSystem
     from wnconvert.storage.stores.remote.remote import Remote
 
     anew(monkeypatch)

@@ -44,6 +44,11 @@ def unfinished(bucket: Bucket) -> list[str]:
     return [str(path) for path, _ in stored(at(bucket.address)).unfinished(at(bucket.address))]
 
 
+def left_by_failure(bucket: Bucket) -> list[str]:
+    """The uploads that a run left which could abort them: nothing aborts one of Azure's."""
+    return [] if bucket.address.startswith("az:") else unfinished(bucket)
+
+
 @pytest.mark.parametrize(
     ("name", "suffix"),
     [
@@ -56,21 +61,21 @@ def unfinished(bucket: Bucket) -> list[str]:
     ],
 )
 def test_an_output_in_a_bucket_is_that_of_a_disk(
-    bucket: Bucket, name: str, suffix: str, tmp_path: Path
+    anywhere: Bucket, name: str, suffix: str, tmp_path: Path
 ) -> None:
-    result = fold_file(FIXTURES / name, f"{bucket.address}/a/out{suffix}")
+    result = fold_file(FIXTURES / name, f"{anywhere.address}/a/out{suffix}")
     fold_file(FIXTURES / name, tmp_path / f"out{suffix}")
-    assert str(result.output) == f"{bucket.address}/a/out{suffix}"
-    written = bucket.folder / "a" / f"out{suffix}"
+    assert str(result.output) == f"{anywhere.address}/a/out{suffix}"
+    written = anywhere.folder / "a" / f"out{suffix}"
     assert written.read_bytes() == (tmp_path / f"out{suffix}").read_bytes()
     assert result.bytes_out == written.stat().st_size
-    assert not unfinished(bucket)
+    assert not unfinished(anywhere)
 
 
 @pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
 def test_parts_are_sent_as_they_become_full(
-    bucket: Bucket, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, suffix: str, threads: int
+    anywhere: Bucket, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, suffix: str, threads: int
 ) -> None:
     monkeypatch.setattr(uploads, "_PART", 64 << 10)
     monkeypatch.setattr(uploads, "_SMALL", 8 << 10)
@@ -79,52 +84,53 @@ def test_parts_are_sent_as_they_become_full(
         layers[f"{number}.weight_g"] = np.ones((16, 1), np.float32)
         layers[f"{number}.weight_v"] = np.full((16, 999 * number + 1), 1.5, np.float32)
     safetensors.numpy.save_file(layers, tmp_path / "in.safetensors")
-    fold_file(tmp_path / "in.safetensors", f"{bucket.address}/out{suffix}", threads=threads)
+    fold_file(tmp_path / "in.safetensors", f"{anywhere.address}/out{suffix}", threads=threads)
     fold_file(tmp_path / "in.safetensors", tmp_path / f"out{suffix}")
-    assert (bucket.folder / f"out{suffix}").read_bytes() == (tmp_path / f"out{suffix}").read_bytes()
-    parts = [path for method, path, _ in bucket.proxy.asked.requests if method == "PUT"]
+    assert (anywhere.folder / f"out{suffix}").read_bytes() == (tmp_path / f"out{suffix}").read_bytes()
+    sent = [path for method, path, _ in anywhere.proxy.asked.requests if method == "PUT"]
+    parts = [path for path in sent if "comp=blocklist" not in path]
     assert len(parts) == -(-(tmp_path / f"out{suffix}").stat().st_size // (64 << 10)) > 30
 
 
 def test_from_a_bucket_into_a_bucket_no_file_is_made(
-    bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    anywhere: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shutil.copy(FIXTURES / "g_02500000", bucket.folder)
+    shutil.copy(FIXTURES / "g_02500000", anywhere.folder)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TMPDIR", str(tmp_path))
-    fold_file(f"{bucket.address}/g_02500000", f"{bucket.address}/out.pt")
-    assert compare_files(f"{bucket.address}/g_02500000", f"{bucket.address}/out.pt")
+    fold_file(f"{anywhere.address}/g_02500000", f"{anywhere.address}/out.pt")
+    assert compare_files(f"{anywhere.address}/g_02500000", f"{anywhere.address}/out.pt")
     assert not list(tmp_path.iterdir())
 
 
-def test_an_object_that_is_there_is_replaced_by_force_alone(bucket: Bucket, run: Runner) -> None:
-    out = f"{bucket.address}/out.pt"
-    (bucket.folder / "out.pt").write_bytes(b"old")
+def test_an_object_that_is_there_is_replaced_by_force_alone(anywhere: Bucket, run: Runner) -> None:
+    out = f"{anywhere.address}/out.pt"
+    (anywhere.folder / "out.pt").write_bytes(b"old")
     ended = run("fold", FIXTURES / "g_02500000", "-o", out)
     assert (ended.returncode, ended.stderr.splitlines()[-2:]) == (
         2,
         [f"error: {out}: it exists", "fix: --force replaces it, or choose another -o"],
     )
-    assert (bucket.folder / "out.pt").read_bytes() == b"old"
+    assert (anywhere.folder / "out.pt").read_bytes() == b"old"
     assert f"{out} exists: --force" in run("fold", FIXTURES / "g_02500000", "-o", out, "--dry-run").stderr
     fold_file(FIXTURES / "g_02500000", out, force=True)
-    assert (bucket.folder / "out.pt").stat().st_size > 1000
+    assert (anywhere.folder / "out.pt").stat().st_size > 1000
 
 
-def test_an_object_that_comes_meanwhile_is_not_replaced(bucket: Bucket) -> None:
+def test_an_object_that_comes_meanwhile_is_not_replaced(anywhere: Bucket) -> None:
     def before(line: str) -> None:
         if line.startswith("PUT"):
-            (bucket.folder / "out.pt").write_bytes(b"another's")
+            (anywhere.folder / "out.pt").write_bytes(b"another's")
 
-    bucket.proxy.before = before
+    anywhere.proxy.before = before
     with pytest.raises(OutputError, match="it exists"):
-        fold_file(FIXTURES / "g_02500000", f"{bucket.address}/out.pt")
-    assert (bucket.folder / "out.pt").read_bytes() == b"another's"
-    assert not unfinished(bucket)
+        fold_file(FIXTURES / "g_02500000", f"{anywhere.address}/out.pt")
+    assert (anywhere.folder / "out.pt").read_bytes() == b"another's"
+    assert not left_by_failure(anywhere)
 
 
 def test_the_store_is_asked_to_replace_nothing(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
-    from wnconvert.storage.stores.remote.s3 import S3
+    from wnconvert.storage.stores.remote.clients.s3 import S3
 
     given: list[dict[str, object]] = []
     made = S3.complete
@@ -152,14 +158,14 @@ def bad(folder: Path) -> Path:
     return source
 
 
-def test_a_fold_that_fails_leaves_nothing(bucket: Bucket, tmp_path: Path) -> None:
+def test_a_fold_that_fails_leaves_nothing(anywhere: Bucket, tmp_path: Path) -> None:
     with pytest.raises(NumbersError):
-        fold_file(bad(tmp_path), f"{bucket.address}/out.safetensors")
-    assert listing(bucket.folder) == {}
-    assert not unfinished(bucket)
+        fold_file(bad(tmp_path), f"{anywhere.address}/out.safetensors")
+    assert listing(anywhere.folder) == {}
+    assert not left_by_failure(anywhere)
 
 
-def test_a_source_that_changes_leaves_nothing(bucket: Bucket, tmp_path: Path) -> None:
+def test_a_source_that_changes_leaves_nothing(anywhere: Bucket, tmp_path: Path) -> None:
     source = tmp_path / "g.pt"
     shutil.copy(FIXTURES / "g_02500000", source)
 
@@ -167,44 +173,47 @@ def test_a_source_that_changes_leaves_nothing(bucket: Bucket, tmp_path: Path) ->
         if line.startswith("PUT"):
             source.write_bytes(b"another")
 
-    bucket.proxy.before = before
+    anywhere.proxy.before = before
     with pytest.raises(FormatError, match="it changed while it was read"):
-        fold_file(source, f"{bucket.address}/out.pt")
-    assert listing(bucket.folder) == {}
-    assert not unfinished(bucket)
+        fold_file(source, f"{anywhere.address}/out.pt")
+    assert listing(anywhere.folder) == {}
+    assert not left_by_failure(anywhere)
 
 
 @pytest.mark.parametrize("fault", ["503", "drop"])
-@pytest.mark.parametrize("only", ["PUT", "POST", "uploadId"])
+@pytest.mark.parametrize("step", ["part", "made", "any"])
 def test_sending_fails_in_passing_and_is_done_again(
-    bucket: Bucket, fault: str, only: str, tmp_path: Path
+    anywhere: Bucket, fault: str, step: str, tmp_path: Path
 ) -> None:
-    bucket.proxy.faults, bucket.proxy.only = [fault, fault], only
-    fold_file(FIXTURES / "g_02500000", f"{bucket.address}/out.pt")
-    assert not bucket.proxy.faults
+    words = {"s3": {"part": "PUT", "made": "POST", "any": "uploadId"}}
+    words["az"] = {"part": "comp=block&", "made": "PUT /devstoreaccount1", "any": "comp=block"}
+    anywhere.proxy.faults, anywhere.proxy.only = [fault, fault], words[anywhere.address[:2]][step]
+    fold_file(FIXTURES / "g_02500000", f"{anywhere.address}/out.pt")
+    assert not anywhere.proxy.faults
     fold_file(FIXTURES / "g_02500000", tmp_path / "out.pt")
-    assert (bucket.folder / "out.pt").read_bytes() == (tmp_path / "out.pt").read_bytes()
+    assert (anywhere.folder / "out.pt").read_bytes() == (tmp_path / "out.pt").read_bytes()
 
 
 @pytest.mark.parametrize("old", [b"", b"old"])
-def test_an_object_that_was_made_without_an_answer_is_made(bucket: Bucket, old: bytes) -> None:
+def test_an_object_that_was_made_without_an_answer_is_made(anywhere: Bucket, old: bytes) -> None:
     if old:
-        (bucket.folder / "out.pt").write_bytes(old)
-    bucket.proxy.faults, bucket.proxy.only = ["deaf"], "POST /" + bucket.folder.name + "/out.pt?uploadId"
-    result = fold_file(FIXTURES / "g_02500000", f"{bucket.address}/out.pt", force=bool(old))
-    assert not bucket.proxy.faults
-    assert (bucket.folder / "out.pt").stat().st_size == result.bytes_out
+        (anywhere.folder / "out.pt").write_bytes(old)
+    made = {"s3": f"POST /{anywhere.folder.name}/out.pt?uploadId", "az": "out.pt?comp=blocklist"}
+    anywhere.proxy.faults, anywhere.proxy.only = ["deaf"], made[anywhere.address[:2]]
+    result = fold_file(FIXTURES / "g_02500000", f"{anywhere.address}/out.pt", force=bool(old))
+    assert not anywhere.proxy.faults
+    assert (anywhere.folder / "out.pt").stat().st_size == result.bytes_out
 
 
 @pytest.mark.parametrize("fault", ["503", "403"])
-def test_sending_that_goes_on_failing_names_the_output(bucket: Bucket, fault: str, run: Runner) -> None:
-    bucket.proxy.always, bucket.proxy.only = fault, "PUT"
-    ended = run("fold", FIXTURES / "g_02500000", "-o", f"{bucket.address}/out.pt")
+def test_sending_that_goes_on_failing_names_the_output(anywhere: Bucket, fault: str, run: Runner) -> None:
+    anywhere.proxy.always, anywhere.proxy.only = fault, "PUT"
+    ended = run("fold", FIXTURES / "g_02500000", "-o", f"{anywhere.address}/out.pt")
     assert ended.returncode == 2
-    assert ended.stderr.splitlines()[-2].startswith(f"error: {bucket.address}/out.pt: ")
-    assert listing(bucket.folder) == {}
-    bucket.proxy.always = ""
-    assert not unfinished(bucket)
+    assert ended.stderr.splitlines()[-2].startswith(f"error: {anywhere.address}/out.pt: ")
+    assert listing(anywhere.folder) == {}
+    anywhere.proxy.always = ""
+    assert not left_by_failure(anywhere)
 
 
 def test_a_part_that_the_store_has_otherwise_is_seen_before_the_object_is_there(bucket: Bucket) -> None:
@@ -215,14 +224,14 @@ def test_a_part_that_the_store_has_otherwise_is_seen_before_the_object_is_there(
 
 
 def test_a_structure_that_cannot_be_read_is_seen_before_the_object_is_there(
-    bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+    anywhere: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = Outline.put
     monkeypatch.setattr(Outline, "put", lambda self, at, data: made(self, at, bytes(len(data))))
     with pytest.raises(VerifyError, match="cannot be read back"):
-        fold_file(FIXTURES / "g_02500000", f"{bucket.address}/out.pt")
-    assert listing(bucket.folder) == {}
-    assert not unfinished(bucket)
+        fold_file(FIXTURES / "g_02500000", f"{anywhere.address}/out.pt")
+    assert listing(anywhere.folder) == {}
+    assert not left_by_failure(anywhere)
 
 
 FOLD = """
@@ -246,41 +255,48 @@ def started(bucket: Bucket, source: Path, until: Callable[[], bool]) -> subproce
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
 def test_a_run_that_is_killed_leaves_at_most_an_upload_that_the_next_run_aborts(
-    bucket: Bucket, tmp_path: Path, number: signal.Signals, run: Runner
+    anywhere: Bucket, tmp_path: Path, number: signal.Signals, run: Runner
 ) -> None:
     pair = {"a.weight_g": np.ones((40, 1), np.float32), "a.weight_v": np.ones((40, 1 << 17), np.float32)}
     source = tmp_path / "in.safetensors"
     safetensors.numpy.save_file(pair, source)
-    sent = bucket.proxy.asked.requests
-    process = started(bucket, source, lambda: any(method == "PUT" for method, *_ in sent))
+    sent = anywhere.proxy.asked.requests
+    process = started(anywhere, source, lambda: any(method == "PUT" for method, *_ in sent))
     process.send_signal(number)
     process.wait(60)
-    bucket.proxy.always = ""
-    out = f"{bucket.address}/out.safetensors"
-    assert not (bucket.folder / "out.safetensors").exists()
-    assert unfinished(bucket) == ([out] if number == signal.SIGKILL else [])
+    until = time.monotonic() + 30
+    while number == signal.SIGKILL and not unfinished(anywhere):  # the proxy still passes on what was sent
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    anywhere.proxy.always = ""
+    out = f"{anywhere.address}/out.safetensors"
+    assert not (anywhere.folder / "out.safetensors").exists()
+    assert left_by_failure(anywhere) == ([out] if number == signal.SIGKILL and out.startswith("s3") else [])
     if number == signal.SIGKILL:
         dry = run("fold", source, "-o", out, "--dry-run")
         assert f"note: an upload of {out} is unfinished: the next run aborts it" in dry.stderr
         ended = run("fold", source, "-o", out)
-        assert f"note: an unfinished upload of {out} is aborted" in ended.stderr
-        assert not unfinished(bucket)
+        becomes = "is aborted" if out.startswith("s3") else "goes when this one is done"
+        assert f"note: an unfinished upload of {out} {becomes}" in ended.stderr
+        assert not unfinished(anywhere)
         assert compare_files(source, out)
 
 
-def test_clean_aborts_what_is_unfinished_below_an_address(bucket: Bucket, run: Runner) -> None:
+def test_clean_aborts_what_is_unfinished_below_an_address(anywhere: Bucket, run: Runner) -> None:
     for name in ("models/a.pt", "models/b/c.pt", "modelsx.pt"):
-        stored(at(bucket.address)).upload(at(f"{bucket.address}/{name}"), Planned(10))
-    shown = run("clean", f"{bucket.address}/models", "--dry-run")
+        upload = stored(at(anywhere.address)).upload(at(f"{anywhere.address}/{name}"), Planned(10))
+        writer = stored(at(anywhere.address)).writer()
+        writer.put(f"{anywhere.folder.name}/{name}", upload.upload, 0, bytearray(10))
+    shown = run("clean", f"{anywhere.address}/models", "--dry-run")
     assert shown.stdout.splitlines() == [
-        f"an upload of {bucket.address}/models/a.pt is unfinished",
-        f"an upload of {bucket.address}/models/b/c.pt is unfinished",
+        f"an upload of {anywhere.address}/models/a.pt is unfinished",
+        f"an upload of {anywhere.address}/models/b/c.pt is unfinished",
     ]
-    assert len(unfinished(bucket)) == 3
-    assert run("clean", f"{bucket.address}/models").stdout.count("is aborted") == 2
-    assert unfinished(bucket) == [f"{bucket.address}/modelsx.pt"]
-    assert clean_store(bucket.address) == (f"{bucket.address}/modelsx.pt",)
-    assert run("clean", bucket.address).stdout == "nothing is unfinished\n"
+    assert len(unfinished(anywhere)) == 3
+    assert run("clean", f"{anywhere.address}/models").stdout.count("is aborted") == 2
+    assert unfinished(anywhere) == [f"{anywhere.address}/modelsx.pt"]
+    assert clean_store(anywhere.address) == (f"{anywhere.address}/modelsx.pt",)
+    assert run("clean", anywhere.address).stdout == "nothing is unfinished\n"
     ended = run("clean", "some/folder")
     assert (ended.returncode, ended.stderr.splitlines()[-1]) == (
         2,
@@ -291,20 +307,20 @@ def test_clean_aborts_what_is_unfinished_below_an_address(bucket: Bucket, run: R
 # -- folders
 
 
-def test_a_folder_becomes_objects_with_the_index_last(bucket: Bucket, tmp_path: Path) -> None:
+def test_a_folder_becomes_objects_with_the_index_last(anywhere: Bucket, tmp_path: Path) -> None:
     hub = tmp_path / "hub"
     migrate_file(FIXTURES / "hifigan.safetensors", hub, as_folder=True, max_shard_size="100KB")
     (hub / "config.json").write_text("{}")
     (hub / "empty.txt").write_text("")
-    address = f"{bucket.address}/org/model"
+    address = f"{anywhere.address}/org/model"
     result = fold_file(hub, address, max_shard_size="100KB")
     expected = output_of(fold_file(hub, tmp_path / "expected", max_shard_size="100KB"))
-    assert listing(bucket.folder / "org" / "model") == listing(expected)
+    assert listing(anywhere.folder / "org" / "model") == listing(expected)
     assert str(result.output) == address
     done = [
         path.split("?")[0]
-        for method, path, _ in bucket.proxy.asked.requests
-        if method == "POST" and "uploadId" in path
+        for method, path, _ in anywhere.proxy.asked.requests
+        if (method == "POST" and "uploadId" in path) or (method == "PUT" and "comp=blocklist" in path)
     ]
     assert [Path(path).name for path in done[-2:]] == ["model.safetensors.index.json", ".wnconvert.json"]
     assert compare_files(hub, address)
@@ -312,17 +328,17 @@ def test_a_folder_becomes_objects_with_the_index_last(bucket: Bucket, tmp_path: 
         fold_file(hub, address, force=True)
 
 
-def test_a_folder_that_fails_leaves_nothing(bucket: Bucket, tmp_path: Path) -> None:
+def test_a_folder_that_fails_leaves_nothing(anywhere: Bucket, tmp_path: Path) -> None:
     with pytest.raises(NumbersError):
-        fold_file(bad(tmp_path), f"{bucket.address}/model", as_folder=True)
-    assert listing(bucket.folder) == {}
-    assert not unfinished(bucket)
+        fold_file(bad(tmp_path), f"{anywhere.address}/model", as_folder=True)
+    assert listing(anywhere.folder) == {}
+    assert not left_by_failure(anywhere)
 
 
-def test_an_address_with_a_slash_at_its_end_is_a_folder_to_put_it_in(bucket: Bucket) -> None:
-    result = fold_file(FIXTURES / "g_02500000", f"{bucket.address}/runs/")
-    assert str(result.output) == f"{bucket.address}/runs/g_02500000.folded"
-    assert (bucket.folder / "runs" / "g_02500000.folded").exists()
+def test_an_address_with_a_slash_at_its_end_is_a_folder_to_put_it_in(anywhere: Bucket) -> None:
+    result = fold_file(FIXTURES / "g_02500000", f"{anywhere.address}/runs/")
+    assert str(result.output) == f"{anywhere.address}/runs/g_02500000.folded"
+    assert (anywhere.folder / "runs" / "g_02500000.folded").exists()
 
 
 # -- what no store can
@@ -336,17 +352,17 @@ def test_an_address_with_a_slash_at_its_end_is_a_folder_to_put_it_in(bucket: Buc
     ],
 )
 def test_what_a_store_cannot_do_is_refused(
-    bucket: Bucket, name: str, options: dict[str, bool], kind: type[Exception], says: str
+    anywhere: Bucket, name: str, options: dict[str, bool], kind: type[Exception], says: str
 ) -> None:
     with pytest.raises(kind, match=says):
-        fold_file(FIXTURES / name, f"{bucket.address}/out{Path(name).suffix}", **options)  # type: ignore[call-overload]
-    assert listing(bucket.folder) == {}
+        fold_file(FIXTURES / name, f"{anywhere.address}/out{Path(name).suffix}", **options)  # type: ignore[call-overload]
+    assert listing(anywhere.folder) == {}
 
 
-def test_what_is_read_is_not_written(bucket: Bucket) -> None:
-    shutil.copy(FIXTURES / "g_02500000", bucket.folder / "g.pt")
+def test_what_is_read_is_not_written(anywhere: Bucket) -> None:
+    shutil.copy(FIXTURES / "g_02500000", anywhere.folder / "g.pt")
     with pytest.raises(OutputError, match="it is read, or lies in what is read"):
-        fold_file(f"{bucket.address}/g.pt", f"{bucket.address}/g.pt", force=True)
+        fold_file(f"{anywhere.address}/g.pt", f"{anywhere.address}/g.pt", force=True)
 
 
 def test_a_bucket_that_is_not_there_is_named(bucket: Bucket, run: Runner) -> None:
@@ -363,7 +379,7 @@ def test_a_bucket_that_is_not_there_is_named(bucket: Bucket, run: Runner) -> Non
 def test_other_stores_are_only_read(out: str, run: Runner) -> None:
     ended = run("fold", FIXTURES / "plain.pt", "-o", out)
     assert ended.returncode == 2
-    assert f"error: {out}: outputs are written to disks, s3 and gs" in ended.stderr
+    assert f"error: {out}: outputs are written to disks, s3, gs and az" in ended.stderr
 
 
 class TestTorchZipInABucket(WriterContract):
@@ -371,8 +387,8 @@ class TestTorchZipInABucket(WriterContract):
     SUFFIX = ".pt"
 
     @pytest.fixture(autouse=True)
-    def _in(self, bucket: Bucket) -> None:
-        self.bucket = bucket
+    def _in(self, anywhere: Bucket) -> None:
+        self.bucket = anywhere
 
     def written(self, source: str, folder: Path, **options: object) -> object:  # type: ignore[override]
         from dataclasses import replace

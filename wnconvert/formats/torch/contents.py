@@ -23,7 +23,6 @@ from wnconvert.formats.torch.records import (
     read_tensor,
 )
 from wnconvert.plan.names.trees import NewNames
-from wnconvert.tensors.tree import parametrized_in
 
 __all__ = [
     "ComputingHook",
@@ -99,12 +98,12 @@ class FoundStateDict:
         )
 
     @property
-    def parametrized(self) -> dict[str, tuple[str, ...]]:
-        """By weight, the numbers of its parametrizations, as ``_metadata`` or a pickled module has them."""
+    def module_names(self) -> tuple[str, ...]:
+        """The names of all modules in their order, as ``_metadata`` or a pickled module has them."""
         if self.modules:
-            return parametrized_in(module.prefix.removesuffix(".") for module in self.modules)
+            return tuple(module.prefix.removesuffix(".") for module in self.modules)
         state = self.node.state if isinstance(self.node, Object) else None
-        return parametrized_in(key for key, _ in _named(get(state, "_metadata")))
+        return tuple(key for key, _ in _named(get(state, "_metadata")))
 
 
 _UTILS = "torch.nn.utils"

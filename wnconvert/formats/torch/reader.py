@@ -153,7 +153,7 @@ class TorchFile:
             raise FormatError(f"the state dict {where} has the key {twice!r} twice", fix="save it again")
         # A TorchScript archive comes out as a plain state dict.
         is_module = bool(found.modules) and self.container is not Container.TORCHSCRIPT
-        return StateDict(found.path, tuple(entries), found.dims, is_module, found.buffers, found.parametrized)
+        return StateDict(found.path, tuple(entries), found.dims, is_module, found.buffers, found.module_names)
 
     def _notes(self) -> list[str]:
         notes = []

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from wnconvert.errors import LayerError
 from wnconvert.layers.dims import dim_of, refuse_large, spectral_dim
 from wnconvert.layers.evidence import EMPTY, EMPTY_FIX
-from wnconvert.layers.kinds.table import KINDS, SHOWN, Kind, in_words, stems_of
+from wnconvert.layers.kinds.table import KINDS, WORDS, Kind, in_words, stems_of
 from wnconvert.layers.rules import ORIGINAL, G, Mask, Norm, Operation, Rule, Spectral, SpectralStep, Stored
 from wnconvert.layers.schemes import Layer, Refused, Selection, in_form, is_pair, owner_of
 from wnconvert.messages import counted, option
@@ -277,7 +277,10 @@ _FITS: Mapping[type[Operation], Callable[[_Parts, int | str | None], _Fitted]] =
 
 def along(layer: Layer, dim: int | None) -> Layer:
     """A layer with the dim that its module states. Raises ``LayerError`` where its shapes do not fit that."""
-    fitted = (_FITS[type(operation)](layer.parts, dim)[0] for operation in layer.rule.operations)
+    fitted = (
+        _FITS[type(operation)](layer.parts, dim)[0] if type(operation) in _FITS else operation
+        for operation in layer.rule.operations
+    )
     return replace(layer, rule=Rule(tuple(fitted)))
 
 
@@ -318,6 +321,6 @@ def hints_on(
     for layer in left:
         counts[layer.rule.kinds] = counts.get(layer.rule.kinds, 0) + 1
     for of_layer, count in counts.items():
-        every = ",".join(kind for kind in SHOWN if kind in asked.union(of_layer))
+        every = ",".join(kind for kind in WORDS if kind in asked.union(of_layer))
         them = "it" if count == 1 else "them"
         yield f"{counted(count, 'layer')} of {in_words(of_layer)}: {option('kinds', every)} {does} {them}"

@@ -11,6 +11,9 @@ __all__ = [
     "GRAPH_TENSOR",
     "INSIDE",
     "NODE_INPUT",
+    "NODE_NAME",
+    "NODE_OP",
+    "NODE_OUTPUT",
     "PLACE",
     "TENSOR_NAME",
     "external_key",
@@ -27,7 +30,8 @@ INSIDE: dict[str, dict[int, str]] = {
     "attribute": {5: "tensor", 6: "graph", 10: "tensor", 11: "graph", 22: "sparse", 23: "sparse"},
     "sparse": {1: "tensor", 2: "tensor"},
 }
-NODE_INPUT, FUNCTION_INPUT, FUNCTION_NODE, GRAPH_TENSOR = 1, 4, 7, 5
+NODE_INPUT, NODE_OUTPUT, NODE_NAME, NODE_OP = 1, 2, 3, 4
+FUNCTION_INPUT, FUNCTION_NODE, GRAPH_TENSOR = 4, 7, 5
 TENSOR_NAME, ENTRY = 8, 13
 PLACE = ("location", "offset", "length")
 

@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from wnconvert.layers.rules import ORIGINAL, Rule
+from wnconvert.plan.layout import FoldBias, FoldLayer
 from wnconvert.tensors.dtypes import DType
-from wnconvert.tensors.tree import ByteRange, StoredTensor, TensorInfo
+from wnconvert.tensors.tree import ByteRange, Shape, StoredTensor, TensorInfo
 
 __all__ = [
     "Attribute",
@@ -21,6 +22,7 @@ __all__ = [
     "GraphEdits",
     "GraphScope",
     "Model",
+    "NewNode",
     "NewTensor",
     "Node",
     "OnnxFunction",
@@ -79,10 +81,14 @@ class Node:
 
 @dataclass(frozen=True, slots=True)
 class Port:
-    """A named place: an input of a graph, or the type of a value (``value_info``)."""
+    """A named place: an input of a graph, or the type of a value (``value_info``).
+
+    ``sizes`` are those that are stated, None for one that is not; None where no shape is.
+    """
 
     name: str
     record: ByteRange
+    sizes: tuple[int | None, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,18 +142,32 @@ class Model:
 
 @dataclass(frozen=True, slots=True)
 class NewTensor:
-    """A tensor to be stored in the scope at ``path``: what ``rule`` makes of stored tensors, by their roles.
+    """A tensor to be stored in the scope at ``path``, and the work that makes it of stored tensors.
 
-    The original is a view in the shape of w (its strides may be those of a transposed tensor), whose axes the
-    rule names. ``layer`` is the name for people.
+    Of a weight, the original is a view in the shape of w (its strides may be those of a transposed tensor),
+    whose axes the rule names. ``layer`` is the name for people.
     """
 
     path: str
     name: str
     layer: str
-    rule: Rule
-    parts: tuple[tuple[str, StoredTensor], ...]
-    dtype: DType
+    shape: Shape
+    work: FoldLayer | FoldBias
+
+    @property
+    def rule(self) -> Rule:
+        """How its layer is computed."""
+        return self.work.rule
+
+    @property
+    def parts(self) -> tuple[tuple[str, StoredTensor], ...]:
+        """The stored tensors of its layer, by their roles."""
+        return self.work.parts
+
+    @property
+    def dtype(self) -> DType:
+        """Its dtype."""
+        return self.work.dtype
 
     @property
     def original(self) -> StoredTensor:
@@ -156,12 +176,23 @@ class NewTensor:
 
 
 @dataclass(frozen=True, slots=True)
+class NewNode:
+    """A node of the ONNX domain, without attributes, in the place of another."""
+
+    name: str
+    op: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class GraphEdits:
     """The changes that a writer makes; everything that is not named here keeps its bytes.
 
     ``dropped`` holds the starts of records to leave out (nodes, initializers, value infos, graph inputs);
     ``renamed`` new names of initializers by the start of their record; ``inputs`` the new inputs of nodes by
-    the start of theirs; ``formals`` the new formal inputs of functions by path. A new tensor becomes an
+    the start of theirs, ``outputs`` their new outputs; ``nodes`` the nodes in the place of others, by the
+    start of these; ``formals`` the new formal inputs of functions by path. A new tensor becomes an
     initializer of its graph, or a ``Constant`` node at the head of its function.
     """
 
@@ -169,4 +200,6 @@ class GraphEdits:
     dropped: frozenset[int] = frozenset()
     renamed: Mapping[int, str] = field(default_factory=dict)
     inputs: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
+    outputs: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
+    nodes: Mapping[int, NewNode] = field(default_factory=dict)
     formals: Mapping[str, tuple[str, ...]] = field(default_factory=dict)

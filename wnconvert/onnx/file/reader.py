@@ -14,7 +14,7 @@ from pathlib import PurePath
 from wnconvert.errors import FormatError
 from wnconvert.messages import printable
 from wnconvert.onnx.file.model import Attribute, Constant, Graph, GraphScope, Model, Node, OnnxFunction, Port
-from wnconvert.onnx.file.tensors import Tensors
+from wnconvert.onnx.file.tensors import Tensors, stated_sizes
 from wnconvert.onnx.file.wire import BYTES, VARINT, Message, Wire, WireField
 from wnconvert.tensors.files import GET_AGAIN, ReadableFile
 from wnconvert.tensors.tree import ByteRange, Entry, StateDict, StoredTensor, Tree, repeated
@@ -215,8 +215,10 @@ class _Reader:
         return chosen
 
     def port(self, record: WireField) -> Port:
-        names = [item for item in self.message(record) if item.number == 1]
-        return Port(self.wire.text(names[-1]) if names else "", record.range)
+        items = list(self.message(record))
+        names = [item for item in items if item.number == 1]
+        sizes = stated_sizes(self.wire, (item for item in items if item.number == 2))
+        return Port(self.wire.text(names[-1]) if names else "", record.range, sizes)
 
     def sparse(self, record: WireField) -> None:
         """Read a sparse tensor, only for the data files that it names."""

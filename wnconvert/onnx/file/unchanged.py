@@ -10,11 +10,9 @@ from wnconvert.messages import REPORT_BUG
 from wnconvert.onnx.file.edited import EditedPlaces
 from wnconvert.onnx.file.fields import (
     ENTRY,
-    FUNCTION_INPUT,
     FUNCTION_NODE,
     GRAPH_TENSOR,
     INSIDE,
-    NODE_INPUT,
     PLACE,
     TENSOR_NAME,
     external_key,
@@ -68,28 +66,32 @@ class _Compared:
             if (record.number, record.wire) != (other.number, other.wire):
                 raise self.differs(record.start)
             child = inside.get(record.number)
-            if child is not None and self.edited.touch(record):
+            if child == "node" and record.start in self.edited.nodes:
+                self.node(record, other)
+            elif child is not None and self.edited.touch(record):
                 self.message(child, record, other)
             elif not self.equal(record, other):
                 raise self.differs(record.start)
-        wanted = self.edited.inputs_of(kind, start)
-        number = NODE_INPUT if kind == "node" else FUNCTION_INPUT
-        records = (record for record in self.after.records(new) if record.number == number)
-        if wanted is not None and tuple(map(self.after.text, records)) != wanted:
-            raise self.differs(old.start)
+        for number, wanted in self.edited.names_of(kind, start).items():
+            records = (record for record in self.after.records(new) if record.number == number)
+            if tuple(map(self.after.text, records)) != wanted:
+                raise self.differs(old.start)
 
     def edited_fields(self, kind: str, start: int) -> Callable[[Wire, WireField], bool]:
-        """A test for the records of a message that an edit replaces: inputs, name and place of a tensor."""
+        """A test for the records of a message that an edit replaces: names, inputs, places of tensors."""
         if kind == "tensor":
             external, renamed = start in self.edited.externals, start in self.edited.renamed
             return lambda wire, record: (
                 (renamed and record.number == TENSOR_NAME)
                 or (external and record.number == ENTRY and external_key(wire, record) in PLACE)
             )
-        if self.edited.inputs_of(kind, start) is not None:
-            number = NODE_INPUT if kind == "node" else FUNCTION_INPUT
-            return lambda wire, record: record.number == number
-        return lambda wire, record: False
+        names = self.edited.names_of(kind, start)
+        return lambda wire, record: record.number in names
+
+    def node(self, old: WireField, new: WireField) -> None:
+        """Compare a node that stands in the place of another with what it shall be."""
+        if self.after.span(new.body, new.end - new.body) != self.edited.nodes[old.start]:
+            raise self.differs(old.start)
 
     def name(self, kind: str, record: WireField) -> str:
         """The name of an initializer, of an input that repeats it, or of the value of a Constant node."""

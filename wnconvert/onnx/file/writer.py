@@ -6,6 +6,7 @@ edits comes out byte for byte. Tensors in data files go into one new data file.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
@@ -14,11 +15,9 @@ from wnconvert.errors import OutputError
 from wnconvert.onnx.file.edited import EditedPlaces
 from wnconvert.onnx.file.fields import (
     ENTRY,
-    FUNCTION_INPUT,
     FUNCTION_NODE,
     GRAPH_TENSOR,
     INSIDE,
-    NODE_INPUT,
     PLACE,
     TENSOR_NAME,
     external_key,
@@ -27,7 +26,7 @@ from wnconvert.onnx.file.model import GraphEdits, NewTensor
 from wnconvert.onnx.file.reader import OnnxFile
 from wnconvert.onnx.file.tensors import CODES, EXTERNAL
 from wnconvert.onnx.file.wire import Message, Wire, WireField, bytes_record, int_record, length_head
-from wnconvert.plan.layout import Blob, CopyBytes, FoldLayer, Layout, Work
+from wnconvert.plan.layout import Blob, CopyBytes, Layout, Work
 from wnconvert.tensors.files import ReadableFile
 from wnconvert.tensors.tree import ByteRange
 
@@ -110,6 +109,8 @@ class ModelWriter:
         """A record as it will be, with its tag."""
         if not self.edited.touch(record):
             return [record.range]
+        if kind == "node" and (other := self.edited.nodes.get(record.start)) is not None:
+            return [bytes_record(record.number, other)]
         parts = self.tensor(record) if kind == "tensor" else self.message(kind, record)
         return [length_head(record.number, _size(parts)), *parts]
 
@@ -117,12 +118,11 @@ class ModelWriter:
         """The content of a message as it will be."""
         inside = INSIDE[kind]
         start = message.start if isinstance(message, WireField) else -1
-        names = self.edited.inputs_of(kind, start)
-        number = NODE_INPUT if kind == "node" else FUNCTION_INPUT
+        names = self.edited.names_of(kind, start)
         parts: list[_Part] = []
         place: int | None = 0 if kind == "graph" else None  # where new records go among the parts
         for record in self.wire.records(message):
-            if record.start in self.edited.dropped or (names is not None and record.number == number):
+            if record.start in self.edited.dropped or record.number in names:
                 continue
             if kind == "function" and record.number == FUNCTION_NODE and place is None:
                 place = len(parts)
@@ -137,8 +137,8 @@ class ModelWriter:
         parts[place:place] = [part for each in added for part in each]
         if start == self.opened.model.graph.record.start and self.opened.model.ir_version < _STORED_ALONE:
             parts += [_input(tensor) for tensor in self.edited.new.get(start, ())]
-        if names is not None:  # its place in a message is free; others write it first, or behind the name
-            parts[:0] = [bytes_record(number, name.encode()) for name in names]
+        # Their place in a message is free; others write them first, or behind the name.
+        parts[:0] = [bytes_record(number, name.encode()) for number in names for name in names[number]]
         return parts
 
     # -- tensors
@@ -170,7 +170,7 @@ class ModelWriter:
         )
 
     def added(self, kind: str, tensor: NewTensor) -> list[_Part]:
-        """A new weight: an initializer of a graph, or a Constant node of a function."""
+        """A new tensor: an initializer of a graph, or a Constant node of a function."""
         content = self.stored(tensor)
         if kind == "graph":
             return [length_head(GRAPH_TENSOR, _size(content)), *content]
@@ -182,19 +182,17 @@ class ModelWriter:
 
     def stored(self, tensor: NewTensor) -> list[_Part]:
         """The content of a TensorProto: where its original lay outside, so does it."""
-        work = FoldLayer(tensor.rule, tensor.parts, tensor.dtype, f"layer {tensor.layer}")
-        info = tensor.original.info
-        size = info.numel * tensor.dtype.itemsize
-        head = b"".join(int_record(1, length) for length in info.shape)
+        size = math.prod(tensor.shape) * tensor.dtype.itemsize
+        head = b"".join(int_record(1, length) for length in tensor.shape)
         head += int_record(2, CODES[tensor.dtype.name]) + bytes_record(8, tensor.name.encode())
         if tensor.original.storage.shard:
-            return [head, self.external(size, work), int_record(14, EXTERNAL)]
-        return [head, length_head(9, size), _Made(size, work)]
+            return [head, self.external(size, tensor.work), int_record(14, EXTERNAL)]
+        return [head, length_head(9, size), _Made(size, tensor.work)]
 
 
 def _input(tensor: NewTensor) -> bytes:
     """A ValueInfoProto among the inputs, which names a tensor with its type and shape."""
-    shape = b"".join(bytes_record(1, int_record(1, size)) for size in tensor.original.info.shape)
+    shape = b"".join(bytes_record(1, int_record(1, size)) for size in tensor.shape)
     kind = int_record(1, CODES[tensor.dtype.name]) + bytes_record(2, shape)
     return bytes_record(11, bytes_record(1, tensor.name.encode()) + bytes_record(2, bytes_record(1, kind)))
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from wnconvert.errors import LayerError
 from wnconvert.messages import listed
-from wnconvert.onnx.file.model import GraphEdits, Model, NewTensor, Node, OnnxFunction, Port
+from wnconvert.onnx.file.model import GraphEdits, Model, NewNode, NewTensor, Node, OnnxFunction, Port
+from wnconvert.onnx.graph.computed import GraphLayer
 from wnconvert.onnx.graph.index import Index, Removal, ValueId, index_of, removal, unique_name
-from wnconvert.onnx.graph.layers import GraphLayer
 from wnconvert.onnx.graph.views import View, calls_of
+from wnconvert.plan.layout import FoldBias, FoldLayer
 
 __all__ = ["fold_edits", "renamed"]
 
@@ -24,32 +25,38 @@ def fold_edits(model: Model, layers: Sequence[GraphLayer]) -> GraphEdits:
 
     Each weight becomes one tensor in the scope of its original, and nodes that used the computed weight use
     that. Nodes and tensors that nothing uses any more are removed, with the layers that are stored in them. A
-    function that computed weights from its inputs gets the weights as inputs.
+    function that computed weights from its inputs gets the weights as inputs. Where a norm is folded into a
+    layer, that layer gets another bias, and makes what the norm made.
 
     Raises ``LayerError`` if a function computes several weights of which only some are wanted.
     """
     index = index_of(model)
     surgery = _Surgery(index, layers)
-    gone = removal(index, surgery.replaced)
+    gone = removal(index, surgery.replaced, surgery.released())
     surgery.name_tensors(gone)
-    tensors = tuple(
-        NewTensor(
-            path=layers[number].path,
-            name=name,
-            layer=layers[number].layer.name,
-            rule=view.rule,
-            parts=view.parts,
-            dtype=view.dtype,
-        )
-        for (number, view), name in surgery.names.items()
-        if layers[number].path not in gone.scopes
-    )
     return GraphEdits(
-        tensors=tensors,
-        dropped=frozenset(gone.records),
+        tensors=tuple(surgery.tensors(gone)),
+        dropped=frozenset(gone.records.union(surgery.dropped())),
         inputs=surgery.inputs(gone),
+        outputs={
+            norm.last.record.start: _other(norm.last.outputs, norm.norm.inputs[0], norm.norm.outputs[0])
+            for norm in surgery.norms.values()
+            if norm.bias is not None
+        },
+        nodes={
+            norm.norm.record.start: NewNode(
+                norm.norm.name, "Add", (norm.norm.inputs[0], surgery.biases[number]), norm.norm.outputs
+            )
+            for number, norm in surgery.norms.items()
+            if norm.bias is None
+        },
         formals=surgery.formals(gone),
     )
+
+
+def _other(names: Iterable[str], old: str, new: str) -> tuple[str, ...]:
+    """The names with one of them another."""
+    return tuple(new if name == old else name for name in names)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +78,8 @@ class _Surgery:
         self.added: dict[str, list[_Formal]] = {}
         self.handed: dict[int, list[_Key | _Formal]] = {}
         self.formal_names: dict[_Formal, str] = {}
+        self.norms = {number: each.behind for number, each in enumerate(layers) if each.behind is not None}
+        self.biases: dict[int, str] = {}
         passed: dict[tuple[str, ValueId], dict[tuple[int, ...], _Key]] = {}
         for number, layer in enumerate(layers):
             for weight in layer.weights:
@@ -120,6 +129,38 @@ class _Surgery:
                 name = self.layers[number].layer.name if len(formal.tensors) == 1 else "weight"
                 self.formal_names[formal] = unique_name(name, taken)
 
+        for number in self.norms:
+            self.biases[number] = unique_name(self.layers[number].layer.bias, taken)
+
+    def tensors(self, gone: Removal) -> Iterator[NewTensor]:
+        """The tensors to store: weights, each with the bias of a layer that takes a norm."""
+        for (number, view), name in self.names.items():
+            item = self.layers[number]
+            if item.path in gone.scopes:
+                continue
+            layer, shape = item.layer, view.original.info.shape
+            work = FoldLayer(view.rule, view.parts, view.dtype, f"layer {layer.name}")
+            yield NewTensor(item.path, name, layer.name, shape, work)
+            if (norm := self.norms.get(number)) is not None:
+                bias = FoldBias(view.rule, view.parts, view.dtype, f"the bias of layer {layer.name}")
+                shape = (*layer.bias_shape, *(1,) * norm.ones)
+                yield NewTensor(item.path, self.biases[number], layer.name, shape, bias)
+
+    def released(self) -> Iterator[tuple[str, str]]:
+        """What norms and biases used: a scope, and the name of a value."""
+        for norm in self.norms.values():
+            yield from ((norm.path, name) for name in norm.norm.inputs[1:])
+            if norm.bias is not None and norm.bias.value is not None:
+                yield norm.path, norm.bias.value[1]
+
+    def dropped(self) -> Iterator[int]:
+        """The records of norms that go, and of the types of what came before them."""
+        for norm in self.norms.values():
+            if norm.bias is not None:
+                yield norm.norm.record.start
+                types = self.index.scopes[norm.path].values
+                yield from (port.record.start for port in types if port.name == norm.norm.inputs[0])
+
     def _name(self, source: _Key | _Formal) -> str:
         return self.formal_names[source] if isinstance(source, _Formal) else self.names[source]
 
@@ -132,8 +173,16 @@ class _Surgery:
         for function in {*self.added, *gone.formals}:
             for path, node in self.index.calls.get(function, ()):
                 touched[node.record.start] = (path, node)
+        for norm in self.norms.values():
+            if norm.bias is not None:
+                touched[norm.bias.node.record.start] = (norm.path, norm.bias.node)
+        biases = {
+            norm.bias.node.record.start: (norm.bias.slot, self.biases[number])
+            for number, norm in self.norms.items()
+            if norm.bias is not None
+        }
         return {
-            start: self._inputs(path, node, gone)
+            start: _with_bias(self._inputs(path, node, gone), *biases.get(start, (0, "")))
             for start, (path, node) in touched.items()
             if start not in gone.nodes
         }
@@ -164,6 +213,13 @@ class _Surgery:
             kept = [name for position, name in enumerate(function.inputs) if position not in fewer]
             changed[path] = (*kept, *(self.formal_names[formal] for formal in self.added.get(path, ())))
         return changed
+
+
+def _with_bias(names: tuple[str, ...], slot: int, bias: str) -> tuple[str, ...]:
+    """The inputs of a node with another bias, if there is one."""
+    if not bias:
+        return names
+    return (*names[:slot], *("",) * (slot - len(names)), bias, *names[slot + 1 :])
 
 
 def renamed(model: Model, edits: GraphEdits, names: Mapping[str, str]) -> GraphEdits:
@@ -211,6 +267,10 @@ def renamed(model: Model, edits: GraphEdits, names: Mapping[str, str]) -> GraphE
             **{stays[old].record.start: new for old, new in names.items() if old in stays},
         },
         inputs=inputs,
+        nodes={
+            start: replace(node, inputs=tuple(names.get(name, name) for name in node.inputs))
+            for start, node in edits.nodes.items()
+        },
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -187,13 +187,15 @@ class Removal:
     formals: dict[str, set[int]] = field(default_factory=dict)
 
 
-def removal(index: Index, replaced: Collection[ValueId]) -> Removal:
+def removal(index: Index, replaced: Collection[ValueId], released: Iterable[tuple[str, str]] = ()) -> Removal:
     """Everything that becomes unused once some values are replaced, transitively.
+
+    Each of ``released``, a name as seen from a scope, has one use less.
 
     Whatever was unused before stays, as do outputs of graphs and functions. A function that nothing calls
     any more is removed.
     """
-    return _Removing(index).run(replaced)
+    return _Removing(index).run(replaced, released)
 
 
 class _Removing:
@@ -204,9 +206,11 @@ class _Removing:
         self.gone = Removal()
         self.waiting: list[ValueId] = []
 
-    def run(self, replaced: Collection[ValueId]) -> Removal:
+    def run(self, replaced: Collection[ValueId], released: Iterable[tuple[str, str]]) -> Removal:
         for value in replaced:
             self.counts[value] = 0
+        for path, name in released:
+            self._release(path, name)
         self.waiting += sorted(replaced, reverse=True)
         while self.waiting:
             self._unused(self.waiting.pop())

@@ -1,287 +1,202 @@
-"""The values of an ONNX model that are weights of a rule, such as g·v/‖v‖, however they are computed."""
+"""The layers of an ONNX model: weights that are computed, and norms that fold into the layer before them."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass, replace
-from typing import TypeAlias
 
-from wnconvert.layers.rules import ORIGINAL, Mask
-from wnconvert.layers.schemes import Layer, Refused
-from wnconvert.onnx.arithmetic.meaning import Meaning, meaning_of
-from wnconvert.onnx.arithmetic.monomials import tensor_numbers
-from wnconvert.onnx.file.model import Constant, Graph, Model, OnnxFunction
-from wnconvert.onnx.graph.index import Index, ValueId, index_of, removal, unique_name
-from wnconvert.onnx.graph.names import has_name_of, weight_name
-from wnconvert.onnx.graph.values import Leaf, SeenValue, symbolic_values
-from wnconvert.onnx.graph.views import View, bases_of, calls_of, trees_of, weight_view
-from wnconvert.tensors.tree import Shape
+import numpy as np
 
-__all__ = ["FunctionWeight", "GraphLayer", "GraphLayers", "Weight", "find_graph_layers"]
+from wnconvert.layers.rules import BIAS, ORIGINAL, NormBehind, Rule
+from wnconvert.layers.schemes import Layer, Refused, owner_of
+from wnconvert.onnx.file.model import Model, Node
+from wnconvert.onnx.graph.computed import GraphLayer, Weight, computed_layers, why_unfit
+from wnconvert.onnx.graph.index import Index, ValueId, index_of, unique_name
+from wnconvert.onnx.graph.neighbours import Behind, Stays, StaysError, norms_behind
+from wnconvert.onnx.graph.values import Leaf, Symbols, symbolic_values
+from wnconvert.onnx.graph.views import View, weight_view
+from wnconvert.tensors.tree import Shape, StoredTensor, TensorInfo, contiguous_strides
 
-
-_INLINE = "inline the model's functions first (onnx.inliner.inline_local_functions)"
+__all__ = ["GraphLayers", "find_graph_layers"]
 
 
-@dataclass(frozen=True, slots=True)
-class Weight:
-    """A layout in which a weight will be stored, and the values of the model that it replaces."""
-
-    view: View
-    values: tuple[ValueId, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class FunctionWeight:
-    """A weight that a function computes from its inputs: in the call ``calls``, its ``value`` is ``view``."""
-
-    function: str
-    value: ValueId
-    calls: tuple[int, ...]
-    view: View
-
-
-@dataclass(frozen=True, slots=True)
-class GraphLayer:
-    """A layer of an ONNX model: its tensors by role, the ``path`` of its original's scope, its weights."""
-
-    layer: Layer
-    path: str
-    parts: Mapping[str, Constant]
-    weights: tuple[Weight, ...]
-    passed: tuple[FunctionWeight, ...] = ()
+#: The most nodes between a number and a vector of it.
+_MOST_STEPS = 4
 
 
 @dataclass(frozen=True, slots=True)
 class GraphLayers:
     """The layers of a model in the order of their arithmetic, and those that cannot be folded.
 
-    ``others`` are the layers that need another kind than those that were asked for.
+    ``others`` are the layers that need another kind than those that were asked for, ``stay`` the norms with
+    running statistics that fold into no layer.
     """
 
     layers: tuple[GraphLayer, ...]
     refused: tuple[Refused, ...]
     others: tuple[Layer, ...] = ()
+    stay: tuple[Stays, ...] = ()
 
 
 def find_graph_layers(model: Model, kinds: Collection[str] = ("weight",)) -> GraphLayers:
     """Find the layers of some kinds in a model by names and shapes alone: no tensor is read.
 
-    A value is such a layer's weight if it is what the rule makes of stored tensors: for weight norm
-    g¹·v¹·(Σv²)^(-1/2) over v's own elements, the sum over all axes but one or over all, with one element of g
-    for each norm. A weight in a weight of which all kinds are asked for is no layer of its own.
+    A norm with running statistics is folded with the weight of the layer before it, however that is computed.
     """
     index = index_of(model)
-    leaves, seen = symbolic_values(model, index)
-    shapes = [leaf.info.shape for leaf in leaves]
-    every: _Groups = {}
-    for value in seen:
-        if (sighting := _sighting(value, leaves, shapes)) is not None:
-            every.setdefault(sighting.key, []).append(sighting)
-    wanted = {key: group for key, group in every.items() if set(key.rule.kinds) <= set(kinds)}
-    drafts = _named(_drafts(model, index, wanted, leaves))
-    refused = (Refused(name, draft.reason, draft.remedy) for name, draft in drafts if draft.reason)
-    layers = (_layer(name, draft) for name, draft in drafts if not draft.reason)
-    others = _named(_drafts(model, index, every, leaves) if len(wanted) < len(every) else ())
-    left = (_layer(name, draft).layer for name, draft in others if draft.key not in wanted)
-    return GraphLayers(tuple(layers), tuple(refused), tuple(left))
+    symbols = symbolic_values(model, index)
+    computed = computed_layers(model, index, symbols, kinds)
+    layers, others, stay = list(computed.layers), list(computed.others), []
+    every = (*layers, *others)
+    makers = {value: item for item in every for weight in item.weights for value in weight.values}
+    folds = _Folds(model, index, symbols, {item.layer.name for item in every})
+    for norm in norms_behind(model, index, symbols):
+        if isinstance(norm, Stays):
+            stay.append(norm)
+            continue
+        before = makers.get(norm.weight)
+        try:
+            made = folds.into(before, norm)
+        except StaysError as error:
+            stay.append(Stays(norm.name, str(error)))
+            continue
+        home = layers if set(made.layer.rule.kinds) <= set(kinds) else others
+        if before is not None and before in home:
+            home[home.index(before)] = made
+        else:
+            home.append(made)
+    left = tuple(item.layer for item in others)
+    return GraphLayers(tuple(layers), computed.refused, left, tuple(stay))
 
 
 @dataclass(frozen=True, slots=True)
-class _Sighting:
-    """A value that is a weight."""
+class _Folds:
+    """The folds of norms into the layers before them; ``taken`` are the names of other layers."""
 
-    key: Meaning
-    seen: SeenValue
-    view: View
+    model: Model
+    index: Index
+    symbols: Symbols
+    taken: set[str]
 
+    def into(self, before: GraphLayer | None, norm: Behind) -> GraphLayer:
+        """The layer with a norm behind it; its weight is that of ``before``, or a stored tensor.
 
-#: The values that are weights, those of each meaning together.
-_Groups: TypeAlias = dict[Meaning, list[_Sighting]]
+        Raises ``StaysError`` where they do not fit each other.
+        """
+        computed = before or self.plain(norm.weight)
+        if computed.passed or [weight.values for weight in computed.weights] != [(norm.weight,)]:
+            raise StaysError("the weight of the layer before it is used elsewhere too")
+        if not self.is_alone(norm.weight):
+            raise StaysError("the weight of the layer before it is used elsewhere too")
+        view = computed.weights[0].view
+        shape = view.original.info.shape
+        if len(shape) <= norm.dim or (norm.groups > 1 and shape[0] % norm.groups):
+            raise StaysError("it does not fit the weight of the layer before it")
+        behind = self.operation(norm, shape[norm.dim] * norm.groups)
+        leaves = self.tensors(norm, behind)
+        parts = {role: leaf.stored.shaped((leaf.info.numel,)) for role, leaf in leaves.items()}
+        turned = Rule((*view.rule.operations, behind))
+        own = replace(behind, dim=_axis_of(view.original, computed.layer.original.shape, norm.dim))
+        layer = replace(
+            computed.layer,
+            rule=Rule((*computed.layer.rule.operations, own)),
+            parts={**computed.layer.parts, **{role: _info(leaf) for role, leaf in leaves.items()}},
+            norm=norm.name,
+            bias=leaves[BIAS].value[1] if BIAS in leaves else f"{owner_of(computed.layer.name)}bias",
+        )
+        constants = {**computed.parts, **{role: leaf.constant for role, leaf in leaves.items()}}
+        weight = Weight(View(turned, (*view.parts, *parts.items()), view.dtype), (norm.weight,))
+        return GraphLayer(layer, computed.path, constants, (weight,), behind=norm)
 
+    def plain(self, value: ValueId) -> GraphLayer:
+        """A stored weight as a layer that nothing is done with yet."""
+        found, known = self.symbols.stored(value), self.symbols.known.get(value)
+        if found is None or known is None or known.monomial is None:
+            raise StaysError("the weight of the layer before it is computed in a way that is not known")
+        factor, leaf = found
+        self.check(leaf)
+        parts = {ORIGINAL: leaf.stored}
+        view = weight_view(known.monomial.dims, factor, Rule(()), parts, known.dtype)
+        if view is None:
+            raise StaysError("the weight of the layer before it lies in another order")
+        (path, name), weight = leaf.value, Weight(view, (value,))
+        layer = Layer(unique_name(name, self.taken), "onnx", view.rule, {ORIGINAL: _info(leaf)})
+        return GraphLayer(layer, path, {ORIGINAL: leaf.constant}, (weight,))
 
-@dataclass(slots=True)
-class _Draft:
-    """A layer in the making; ``reason`` if it is refused, ``remedy`` for what helps."""
+    def check(self, leaf: Leaf) -> None:
+        """Raise ``StaysError`` for a tensor of which nothing can be folded."""
+        if (why := why_unfit(self.model, self.index, leaf)) is not None:
+            raise StaysError(why[0])
 
-    key: Meaning
-    tensors: Mapping[str, Leaf]
-    weights: tuple[Weight, ...] = ()
-    passed: tuple[FunctionWeight, ...] = ()
-    reason: str = ""
-    remedy: str = ""
+    def is_alone(self, value: ValueId) -> bool:
+        """Whether one node alone uses a weight, and what it is a view of."""
+        while len(self.uses(value)) == 1 and value not in self.index.outputs:
+            maker = self.index.makers.get(value)
+            found = self.symbols.stored(value)
+            source = self.index.resolve(value[0], maker.inputs[0]) if maker and maker.inputs else None
+            if source is None or found is None:
+                return True
+            value = source
+        return False
 
-    @property
-    def original(self) -> Leaf:
-        """The tensor that the rule starts from."""
-        return self.tensors[ORIGINAL]
+    def uses(self, value: ValueId) -> list[Node]:
+        """The nodes that use the numbers of a value, not its shape alone."""
+        return [node for _, node in self.index.users.get(value, ()) if node.op != "Shape" or node.domain]
 
-    def refuse(self, reason: str, remedy: str = "") -> None:
-        if not self.reason:
-            self.reason, self.remedy = reason, remedy
+    def is_all(self, value: ValueId, number: int) -> bool:
+        """Whether all elements of a value are one number, whatever its dtype and shape are at run time."""
+        for _ in range(_MOST_STEPS):
+            known, maker = self.symbols.known.get(value), self.index.makers.get(value)
+            if known is not None and known.numbers is not None:
+                return bool(np.all(known.numbers == number))
+            if maker is None or maker.op not in {"Cast", "CastLike", "Expand", "Identity"} or maker.domain:
+                break
+            source = self.index.resolve(value[0], maker.inputs[0]) if maker.inputs else None
+            value = source or value
+        return False
 
+    def operation(self, norm: Behind, channels: int) -> NormBehind:
+        """What the norm does with so many channels: numbers that are all 1, or all 0, do nothing."""
+        does = {
+            role: self.symbols.stored(norm.constants[role]) is not None
+            or not self.is_all(norm.constants[role], nothing)
+            for role, nothing in (("gamma", 1), ("beta", 0))
+        }
+        for value in norm.constants.values():
+            known = self.symbols.known.get(value)
+            if known is not None and known.shape != (channels,):
+                raise StaysError("it does not fit the weight of the layer before it")
+        return NormBehind(norm.dim, norm.eps, norm.groups, gain=does["gamma"], shift=does["beta"])
 
-def _sighting(seen: SeenValue, leaves: Sequence[Leaf], shapes: Sequence[Shape]) -> _Sighting | None:
-    """A value as a weight; None if it is none, or if no strides describe its layout."""
-    monomial = seen.value.monomial
-    if monomial is None:
-        return None
-    units = {number for number in tensor_numbers(monomial.factors) if _is_ones(leaves[number])}
-    found = meaning_of(
-        monomial,
-        shapes,
-        units,
-        lambda number, rule: has_name_of(leaves[number].value[1], rule),
-    )
-    if found is None:
-        return None
-    meaning, original = found
-    parts = {role: leaves[number].stored for role, number in meaning.tensors}
-    view = weight_view(monomial.dims, original, meaning.rule, parts, seen.value.dtype)
-    return _Sighting(meaning, seen, view) if view is not None else None
-
-
-def _is_ones(tensor: Leaf) -> bool:
-    values = tensor.constant.values
-    return values is not None and all(value == 1 for value in values)
-
-
-def _drafts(model: Model, index: Index, groups: _Groups, leaves: Sequence[Leaf]) -> Sequence[_Draft]:
-    """The layers of these groups that something uses, or that are refused."""
-    drafts = [_draft(model, index, key, groups, leaves) for key in groups]
-    kept = [draft for draft in drafts if draft.weights or draft.passed or draft.reason]
-    _judge_functions(index, kept)
-    return [draft for draft in kept if not (draft.reason and _is_any_product(draft))]
-
-
-def _is_any_product(draft: _Draft) -> bool:
-    """Whether it is a product of two tensors without the names of a masked weight: it may be anything."""
-    rule = draft.key.rule
-    return rule.operations == (Mask(),) and not has_name_of(draft.original.value[1], rule)
-
-
-def _named(drafts: Iterable[_Draft]) -> Sequence[tuple[str, _Draft]]:
-    """Layers with the names of their weights, each another."""
-    taken: set[str] = set()
-    return [
-        (unique_name(weight_name(draft.original.value[1], draft.key.rule), taken), draft) for draft in drafts
-    ]
-
-
-def _draft(model: Model, index: Index, key: Meaning, groups: _Groups, leaves: Sequence[Leaf]) -> _Draft:
-    """The layer of one meaning: the layouts of its weight to store, and the values that they replace."""
-    draft = _Draft(key, {role: leaves[number] for role, number in key.tensors})
-    stored_in = draft.original.value[0]
-    home = index.roots[stored_in]
-    in_function = isinstance(index.scopes[home], OnnxFunction)
-    gone = _gone_with_others(index, groups, key)
-    stacks: dict[tuple[str, tuple[int, ...]], list[_Sighting]] = {}
-    for sighting in groups[key]:
-        root = index.roots[sighting.seen.place[0]]
-        if in_function and root == home and sighting.seen.calls:
-            continue  # a tensor that a function stores is the same in every call
-        if root == home and stored_in not in index.around(sighting.seen.place[0]):
-            continue  # an output of a branch of If: tensors of the branch are not visible there
-        stacks.setdefault((root, sighting.seen.calls), []).append(sighting)
-    local: dict[View, list[ValueId]] = {}
-    passed: list[FunctionWeight] = []
-    for (root, calls), sightings in stacks.items():
-        values = {sighting.seen.place: sighting.view for sighting in sightings}
-        given = [sighting.seen.place for sighting in sightings if sighting.seen.is_formal]
-        trees = trees_of(index, values, given, gone)
-        for tree in trees:
-            if tree.output:
-                draft.refuse(*_output(index, tree.root))
-        for view, stands_for in bases_of(trees, values).items():
-            if root == home:
-                local.setdefault(view, []).extend(stands_for)
-            elif in_function:
-                name = index.scopes[home]
-                draft.refuse(
-                    f"it is stored in a function and used outside of it ({_describe(name)})", _INLINE
-                )
-            else:
-                passed += [FunctionWeight(root, value, calls, view) for value in stands_for]
-    draft.weights = tuple(Weight(view, tuple(values)) for view, values in local.items())
-    draft.passed = tuple(passed)
-    if draft.weights or draft.passed:
-        _judge_tensors(model, index, draft)
-    return draft
+    def tensors(self, norm: Behind, behind: NormBehind) -> dict[str, Leaf]:
+        """The stored tensors of a norm and of the bias before it, by their roles."""
+        values = {role: norm.constants[role] for role in (*behind.roles, *behind.offsets)}
+        if norm.bias is not None and norm.bias.value is not None:
+            values[BIAS] = norm.bias.value
+        leaves: dict[str, Leaf] = {}
+        for role, value in values.items():
+            found, known = self.symbols.stored(value), self.symbols.known.get(value)
+            if role == BIAS and found is None and self.is_all(value, 0):
+                continue
+            whose = "the bias of the layer before it" if role == BIAS else f"its {role}"
+            if found is None or known is None:
+                raise StaysError(f"{whose} is not a stored tensor")
+            leaf = leaves[role] = found[1]
+            self.check(leaf)
+            count = self.symbols.known[norm.constants["variance"]].shape[0]
+            if leaf.info.numel != count or known.shape[-1:] != (count,):
+                raise StaysError(f"{whose} has another number of channels")
+        return leaves
 
 
-def _gone_with_others(index: Index, groups: _Groups, key: Meaning) -> Collection[int]:
-    """The nodes that nothing uses once the other weights of the same original are stored.
-
-    1·v/‖v‖ has the form of weight norm, but may be a step on the way to g·v/‖v‖, as w·mask is on the way to
-    what is made of a masked weight.
-    """
-    others = (group for other, group in groups.items() if other != key and key.original in other.numbers)
-    places = set().union(*map(_places, others))
-    return removal(index, places - _places(groups[key])).nodes if places else ()
+def _info(leaf: Leaf) -> TensorInfo:
+    return replace(leaf.info, name=leaf.value[1])
 
 
-def _places(group: Iterable[_Sighting]) -> set[ValueId]:
-    return {sighting.seen.place for sighting in group}
-
-
-def _describe(scope: Graph | OnnxFunction) -> str:
-    return f"function {scope.name}" if isinstance(scope, OnnxFunction) else scope.path or "the graph"
-
-
-def _output(index: Index, value: ValueId) -> tuple[str, str]:
-    """Why a weight that is an output is refused, and what to do."""
-    scope = index.scopes[value[0]]
-    if isinstance(scope, OnnxFunction):
-        return f"{_describe(scope)} both uses and returns it", _INLINE
-    return (
-        f"the computed weight is itself an output, {value[1]}, of {_describe(scope)}",
-        "take it out of the outputs",
-    )
-
-
-def _judge_tensors(model: Model, index: Index, draft: _Draft) -> None:
-    """Refuse a layer whose tensors have a dtype that cannot be folded, or that a caller may replace."""
-    for tensor in draft.tensors.values():
-        name, dtype = tensor.value[1], tensor.info.dtype
-        if not tensor.info.numel:
-            draft.refuse(f"{name} has no elements")
-        elif not dtype.foldable:
-            scale = " without its scale" if dtype.is_float8 else ""
-            draft.refuse(f"{name} is {dtype}, which cannot be folded{scale}")
-        elif tensor.constant.tensor is None:
-            draft.refuse(
-                f"the elements of {name} are not stored end to end",
-                "save the model again with raw_data (onnx.numpy_helper.from_array), or ",
-            )
-        path = tensor.value[0]
-        if (model.ir_version >= 4 or path) and tensor.value in index.inputs:
-            draft.refuse(
-                f"{name} is an input of {_describe(index.scopes[path])} too, so a caller may replace it",
-                "export again with keep_initializers_as_inputs=False, or take it out of the inputs "
-                "(python -m onnxruntime.tools.remove_initializer_from_input), or ",
-            )
-
-
-def _judge_functions(index: Index, drafts: Sequence[_Draft]) -> None:
-    """Refuse layers that a function computes in some of its calls but not in all."""
-    while True:
-        ways: dict[tuple[str, ValueId], set[tuple[int, ...]]] = {}
-        for draft in drafts:
-            if not draft.reason:
-                for passed in draft.passed:
-                    ways.setdefault((passed.function, passed.value), set()).add(passed.calls)
-        wrong = {key for key, calls in ways.items() if calls_of(index, key[0]) != calls}
-        if not wrong:
-            return
-        for draft in drafts:
-            for passed in draft.passed:
-                if not draft.reason and (passed.function, passed.value) in wrong:
-                    scope = index.scopes[passed.function]
-                    draft.refuse(f"{_describe(scope)} computes it in some of its calls only", _INLINE)
-
-
-def _layer(name: str, draft: _Draft) -> GraphLayer:
-    infos = {role: replace(tensor.info, name=tensor.value[1]) for role, tensor in draft.tensors.items()}
-    constants = {role: tensor.constant for role, tensor in draft.tensors.items()}
-    layer = Layer(name, "onnx", draft.key.rule, infos)
-    return GraphLayer(layer, draft.original.value[0], constants, draft.weights, draft.passed)
+def _axis_of(laid: StoredTensor, shape: Shape, axis: int) -> int:
+    """The axis of the tensor of this shape, stored end to end, that is an axis of a layout of it."""
+    size, stride = laid.info.shape[axis], laid.strides[axis]
+    for place, each in enumerate(zip(shape, contiguous_strides(shape), strict=True)):
+        if each == (size, stride) or (size == 1 and each[0] == 1):
+            return place
+    raise StaysError("the outputs of the layer before it are not an axis of its weight")

@@ -8,15 +8,17 @@ from dataclasses import dataclass
 from wnconvert.errors import LayerError
 from wnconvert.layers.kinds.others import hints_on
 from wnconvert.layers.kinds.table import WORDS
+from wnconvert.layers.rules import NormBehind
 from wnconvert.layers.schemes import Selection
-from wnconvert.messages import counted, listed, option
+from wnconvert.messages import counted, listed, option, told
 from wnconvert.onnx.file.model import GraphEdits, Model
 from wnconvert.onnx.file.reader import OnnxFile
+from wnconvert.onnx.graph.computed import GraphLayer
 from wnconvert.onnx.graph.edits import fold_edits
-from wnconvert.onnx.graph.layers import GraphLayer, find_graph_layers
+from wnconvert.onnx.graph.layers import find_graph_layers
 from wnconvert.plan.plan import Change, Plan, PlannedStateDict
 from wnconvert.plan.selection.wanted import check_refused, check_selection, idle_excludes
-from wnconvert.plan.steps import Fold, Keep, Step
+from wnconvert.plan.steps import Bias, Fold, Keep, Step
 from wnconvert.tensors.containers import Container
 from wnconvert.tensors.dtypes import DType
 from wnconvert.tensors.tree import StateDict
@@ -39,7 +41,7 @@ class OnnxFold:
         if self.left:
             globs = f"{option('layers')} and {option('exclude')}"
             return f"{globs} leave out {counted(self.left, 'layer')}, all that there are"
-        return f"no {' or '.join(WORDS[kind] for kind in self.plan.kinds)} is left in the graph"
+        return f"no {' or '.join(map(_bare, self.plan.kinds))} is left in the graph"
 
 
 def plan_onnx(opened: OnnxFile, selection: Selection = Selection()) -> OnnxFold:  # noqa: B008 - frozen
@@ -64,9 +66,11 @@ def plan_onnx(opened: OnnxFile, selection: Selection = Selection()) -> OnnxFold:
         item for item in layers if item.layer.name in made
     )  # others are removed with the scope that stores them
     planned = tuple(_planned(model, state, layers, changed) for state in tree.state_dicts)
-    notes = (*tree.notes, *idle_excludes(selection, names), *_notes(model, changed, layers))
+    notes = [*tree.notes, *idle_excludes(selection, names), *_notes(model, changed, layers)]
+    if NormBehind.kind in selection.kinds:
+        notes += told(((norm.name, norm.reason) for norm in found.stay), " stays: ", " stay: ")
     hints = tuple(hints_on(found.others, selection.kinds, (item.layer for item in found.layers)))
-    plan = Plan("fold", Container.ONNX, planned, notes=notes, kinds=selection.kinds, hints=hints)
+    plan = Plan("fold", Container.ONNX, planned, notes=tuple(notes), kinds=selection.kinds, hints=hints)
     return OnnxFold(plan, layers, changed, len(found.layers) - len(layers))
 
 
@@ -78,7 +82,10 @@ def _planned(
     here = [item.layer for item in layers if item.path == state.path]
     after: dict[str, list[Step]] = {}
     for layer in here:
-        after.setdefault(layer.original.name, []).append(Fold(layer, dtypes[layer.name]))
+        made = after.setdefault(layer.original.name, [])
+        made.append(Fold(layer, dtypes[layer.name]))
+        if layer.bias:
+            made.append(Bias(layer, dtypes[layer.name]))
     gone = set(_gone(model, state.path, changed))
     steps: list[Step] = []
     for entry in state.entries:
@@ -107,5 +114,10 @@ def _notes(model: Model, changed: GraphEdits, layers: Sequence[GraphLayer]) -> I
     nodes = sum(node.record.start in changed.dropped for scope in model.scopes() for node in scope.nodes)
     if nodes:
         kinds = dict.fromkeys(kind for item in layers for kind in item.layer.rule.kinds)
-        what = " and ".join(WORDS[kind] for kind in kinds)
+        what = " and ".join(map(_bare, kinds))
         yield f"left out with the {what}: {counted(nodes, 'node')} that nothing uses any more"
+
+
+def _bare(kind: str) -> str:
+    """A kind in words, without an article."""
+    return WORDS[kind].removeprefix("a ")

@@ -13,15 +13,16 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from wnconvert.onnx.arithmetic.monomials import leaf
+from wnconvert.onnx.arithmetic.monomials import VALUE, Factor, leaf
 from wnconvert.onnx.arithmetic.operators import KnownValue, numbers_as_array, result_of
+from wnconvert.onnx.arithmetic.rowwise import tensor_rows
 from wnconvert.onnx.file.model import Attribute, Constant, Graph, GraphScope, Model, Node, OnnxFunction
 from wnconvert.onnx.graph.index import Index, ValueId, in_dependency_order
 from wnconvert.tensors.blocks import Array
 from wnconvert.tensors.dtypes import DTYPES, DType
 from wnconvert.tensors.tree import ByteRange, StoredTensor, TensorInfo, contiguous_strides
 
-__all__ = ["Leaf", "SeenValue", "symbolic_values"]
+__all__ = ["Leaf", "SeenValue", "Symbols", "symbolic_values"]
 
 
 #: The most nodes of functions to walk in all: every call walks a body again, and calls nest.
@@ -63,13 +64,43 @@ _Env: TypeAlias = ChainMap[str, KnownValue | None]
 _Bound: TypeAlias = Mapping[str, Attribute]
 
 
-def symbolic_values(model: Model, index: Index) -> tuple[list[Leaf], list[SeenValue]]:
-    """The stored tensors, and every value that is a product of several factors."""
+@dataclass(frozen=True, slots=True)
+class Symbols:
+    """The stored tensors of a model, and ``seen``, every value that is a product or a sum of several.
+
+    ``known`` is all that is known of values outside of functions, a stored tensor among them.
+    """
+
+    leaves: Sequence[Leaf]
+    seen: Sequence[SeenValue]
+    known: Mapping[ValueId, KnownValue]
+
+    def stored(self, value: ValueId) -> tuple[Factor, Leaf] | None:
+        """The stored tensor that a value is, in some shape and a dtype that holds its numbers; None if none.
+
+        The factor has the axes of the tensor as dims of the value's monomial.
+        """
+        found = self.known.get(value)
+        if found is None or found.monomial is None or len(found.monomial.factors) != 1:
+            return None
+        ((factor, exponent),) = found.monomial.factors
+        atoms = factor.atoms
+        whole = factor.kind == VALUE and exponent == 1 and len(atoms) == len(set(atoms))
+        if not whole or len(atoms) != sum(map(len, found.monomial.dims)):
+            return None
+        leaf = self.leaves[factor.tensor]
+        dtype = leaf.info.dtype
+        wider = found.dtype == dtype or (found.dtype.foldable and dtype.foldable and found.dtype.holds(dtype))
+        return (factor, leaf) if wider and not found.coarse else None
+
+
+def symbolic_values(model: Model, index: Index) -> Symbols:
+    """What is known of the values of a model."""
     walk = _Walk(index)
     walk.scope(model.graph, ChainMap(), (), {})
     for function in model.functions:
         walk.alone(function)
-    return walk.leaves, walk.seen
+    return Symbols(walk.leaves, walk.seen, walk.known)
 
 
 class _UnknownError(Exception):
@@ -82,6 +113,7 @@ class _Walk:
     leaves: list[Leaf] = field(default_factory=list)
     numbers: dict[ValueId, int] = field(default_factory=dict)
     seen: list[SeenValue] = field(default_factory=list)
+    known: dict[ValueId, KnownValue] = field(default_factory=dict)
     unbound: dict[str, tuple[KnownValue | None, ...]] = field(default_factory=dict)
     ordered: dict[str, Sequence[Node]] = field(default_factory=dict)
     budget: int = _MOST_CALLED_NODES
@@ -95,7 +127,8 @@ class _Walk:
         if isinstance(scope, Graph):
             env.update(dict.fromkeys(port.name for port in scope.inputs))
             for constant in scope.constants:
-                env[constant.name] = self.stored((scope.path, constant.name), constant)
+                env[constant.name] = value = self.stored((scope.path, constant.name), constant)
+                self.note((scope.path, constant.name), calls, value)
         if scope.path not in self.ordered:
             self.ordered[scope.path] = in_dependency_order(scope.nodes)
         for node in self.ordered[scope.path]:
@@ -108,8 +141,10 @@ class _Walk:
     def note(
         self, place: ValueId, calls: tuple[int, ...], value: KnownValue | None, *, is_formal: bool = False
     ) -> None:
-        """Remember a value if it is a product of several factors."""
-        if value is not None and value.monomial is not None and len(value.monomial.factors) > 1:
+        """Remember a value, by its place outside of functions, and if it is a product or a sum of several."""
+        if value is not None and not isinstance(self.index.scopes[self.index.roots[place[0]]], OnnxFunction):
+            self.known[place] = value
+        if value is not None and (_is_product(value) or _is_sum(value)):
             self.seen.append(SeenValue(place, calls, value, is_formal))
 
     def stored(self, place: ValueId, constant: Constant) -> KnownValue | None:
@@ -120,13 +155,13 @@ class _Walk:
         numbers = None
         if constant.values is not None:
             numbers = numbers_as_array(constant.values, info.shape, info.dtype)
-        monomial = None
+        monomial = rows = None
         if info.dtype.foldable or info.dtype.is_float8:
             number = self.numbers.setdefault(place, len(self.leaves))
             if number == len(self.leaves):
                 self.leaves.append(Leaf(place, constant, info))
-            monomial = leaf(number, info.shape)
-        return KnownValue(info.shape, info.dtype, numbers, monomial)
+            monomial, rows = leaf(number, info.shape), tensor_rows(number, info.shape)
+        return KnownValue(info.shape, info.dtype, numbers, monomial, rows=rows)
 
     def node(
         self, path: str, node: Node, env: _Env, calls: tuple[int, ...], bound: _Bound
@@ -195,6 +230,14 @@ class _Walk:
             self.scope(function, env, (), {})
             self.unbound[function.path] = tuple(env.get(name) for name in function.outputs)
         return self.unbound[function.path]
+
+
+def _is_product(value: KnownValue) -> bool:
+    return value.monomial is not None and len(value.monomial.factors) > 1
+
+
+def _is_sum(value: KnownValue) -> bool:
+    return value.rows is not None and value.rows.whole >= 0 and len(value.rows.terms) > 1
 
 
 def _known(numbers: Array, dtype: DType) -> KnownValue:

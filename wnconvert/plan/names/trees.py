@@ -119,8 +119,19 @@ def renamed_state(state: StateDict, namer: _Namer, keys: Mapping[str, str] | Non
         entries=tuple(_renamed_entry(entry, keys[entry.name]) for entry in state.entries),
         dims={namer(name): dim for name, dim in state.dims.items()},
         buffers=frozenset(keys.get(name, name) for name in state.buffers),
-        parametrized={namer(name): numbers for name, numbers in state.parametrized.items()},
+        modules=tuple(dict.fromkeys(_renamed_module(name, namer) for name in state.modules)),
     )
+
+
+def _renamed_module(module: str, namer: _Namer) -> str:
+    """The new name of a module; those of a weight's parametrizations go by the name of the weight."""
+    owner, sign, param = module.rpartition("parametrizations.")
+    if not sign:
+        return namer(f"{module}." if module else "").rstrip(".")
+    param, dot, number = param.partition(".")
+    weight = namer(owner + param)
+    above = owner_of(weight)
+    return f"{above}{sign}{weight[len(above) :]}{dot}{number}"
 
 
 def _renamed_entry(entry: Entry, name: str) -> Entry:

@@ -11,10 +11,13 @@ from wnconvert.layers.evidence import notes_on_passed
 from wnconvert.layers.find import FoundPairs, pairs_in
 from wnconvert.layers.kinds.others import along
 from wnconvert.layers.schemes import Layer, Refused, Selection, fix_of, is_pair
-from wnconvert.messages import listed, option, raise_listed, told
+from wnconvert.messages import counted, listed, option, raise_listed, told
+from wnconvert.plan.selection.ties import refused_for_ties
 from wnconvert.tensors.tree import StateDict
 
 __all__ = [
+    "check_names_tell",
+    "check_recipe_fits",
     "check_refused",
     "check_selection",
     "find_layers",
@@ -23,6 +26,9 @@ __all__ = [
     "looks_like_layers",
     "name_conflicts",
     "notes_on",
+    "notes_on_left",
+    "notes_on_misfits",
+    "notes_on_proof",
     "optimizer_is_stale",
     "refuse_modules",
 ]
@@ -37,10 +43,14 @@ def find_layers(state: StateDict, selection: Selection) -> FoundPairs:
 def fitting_layers(state: StateDict, found: FoundPairs) -> FoundPairs:
     """What was found by names and shapes, with those layers refused that the state dict speaks against."""
     others = {entry.name for entry in state.entries if entry.tensor is None}
-    layers, refused = [], list(found.refused)
+    tied = {item.name: item for item in refused_for_ties(state, found.layers)}
+    layers, refused = [], [*found.refused, *tied.values()]
     for layer in found.layers:
-        if layer.name in others:
-            reason = "a value that is not a plain tensor has the name of its weight"
+        if layer.name in tied:
+            continue
+        if taken := next((name for name in (layer.name, layer.bias) if name in others), ""):
+            what = "weight" if taken == layer.name else "bias"
+            reason = f"a value that is not a plain tensor has the name of its {what}"
             refused.append(Refused(layer.name, reason))
         elif layer.name in state.dims:
             stated = _as_stated(layer, state.dims[layer.name])
@@ -109,6 +119,65 @@ def check_refused(refused: Mapping[str, Sequence[Refused]], verb: str) -> None:
         [(_where(path, item.name), item.reason) for path, item in items],
         fix=fix_of([item for _, item in items]) if items else "",
     )
+
+
+def check_recipe_fits(found: Mapping[str, FoundPairs]) -> None:
+    """Raise ``LayerError`` if a recipe is of none of these state dicts, which are by their paths."""
+    misfits = [(path, item.misfit) for path, item in found.items() if item.misfit]
+    if len(misfits) == len(found):
+        near = [(path, item.misfit) for path, item in found.items() if not item.is_foreign]
+        raise_listed(
+            LayerError,
+            f"the recipe fits none of {len(found)} state dicts",
+            [(_of_state(path), f"the recipe does not fit: {why}") for path, why in near or misfits],
+            fix="a recipe of this very model; --strip-prefix where the names have a prefix more",
+        )
+
+
+def check_names_tell(found: Mapping[str, FoundPairs]) -> None:
+    """Raise ``LayerError`` where names tell no layer for any of the norms of these state dicts, by path."""
+    left = _left(found)
+    if left and not any(layer.grade == "names" for of_path in found.values() for layer in of_path.layers):
+        recipe, pair = option("recipe", metavar="FILE"), option("norm", glob="NORM=LAYER")
+        raise_listed(
+            LayerError,
+            f"names tell the layer of none of {len(left)} norms",
+            [(norm, f"the norm is not told by names: {reason}") for norm, reason in left],
+            fix=f"{recipe}, made with the model's code; or {pair}",
+        )
+
+
+def notes_on_left(found: Mapping[str, FoundPairs]) -> Iterable[str]:
+    """A note on each norm that names do not tell the layer of, by the paths of their state dicts."""
+    return told(_left(found), " stays, not told by names: ", " stay, not told by names: ")
+
+
+def notes_on_proof(found: Mapping[str, FoundPairs]) -> Iterable[str]:
+    """A note where layers are converted on no more than names, or what the user said."""
+    for grade, why in (("names", "told by names"), ("said", "folded as said")):
+        count = sum(layer.grade == grade for of_path in found.values() for layer in of_path.layers)
+        if count:
+            yield f"{counted(count, 'layer')} {why}, unproven: wnconvert check proves it"
+
+
+def _left(found: Mapping[str, FoundPairs]) -> list[tuple[str, str]]:
+    """The norms that names do not tell the layer of, each with its reason."""
+    return [
+        (item.norm if path == "." else f"{path}: {item.norm}", item.reason)
+        for path, of_path in found.items()
+        for item in of_path.left
+    ]
+
+
+def _of_state(path: str) -> str:
+    return "" if path == "." else path
+
+
+def notes_on_misfits(found: Mapping[str, FoundPairs]) -> Iterable[str]:
+    """Notes on state dicts that have some of what a recipe names; those with nothing of it need none."""
+    for path, item in found.items():
+        if item.misfit and not item.is_foreign:
+            yield f"{path}: the recipe does not fit, so its norms stay: {item.misfit}"
 
 
 def _where(path: str, name: str) -> str:

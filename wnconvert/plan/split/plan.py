@@ -14,11 +14,11 @@ from wnconvert.layers.dims import AUTO
 from wnconvert.layers.kinds.table import in_words
 from wnconvert.layers.schemes import Refused, Selection
 from wnconvert.messages import counted, few, listed, option
-from wnconvert.plan.draft import Draft
 from wnconvert.plan.names.renaming import Renaming
 from wnconvert.plan.plan import Change, Plan, PlannedStateDict
 from wnconvert.plan.record.history import Record, gone, origins, without_layers
 from wnconvert.plan.selection.again import found_in_output, needs_naming
+from wnconvert.plan.selection.draft import Draft
 from wnconvert.plan.selection.scope import choose, elements_of, kept_as_is, scope_of
 from wnconvert.plan.selection.wanted import check_selection, find_layers, optimizer_is_stale
 from wnconvert.plan.split.by_globs import as_globs_say

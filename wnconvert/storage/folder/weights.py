@@ -18,7 +18,15 @@ from wnconvert.storage.shards import Naming
 from wnconvert.storage.stores.store import PathKind
 from wnconvert.tensors.limits import INDEX, megabytes
 
-__all__ = ["Folder", "find_all_weights", "find_weights", "has_weights", "is_weights", "part_notes"]
+__all__ = [
+    "Folder",
+    "find_all_weights",
+    "find_weights",
+    "has_weights",
+    "is_weights",
+    "named_as_weights",
+    "part_notes",
+]
 
 
 #: A folder's weights in one file, as transformers, diffusers and peft call it; a variant stands in between.
@@ -157,8 +165,17 @@ def part_notes(path: PurePath) -> tuple[str, ...]:
 
 def has_weights(root: PurePath) -> bool:
     """Whether a folder holds weights, or an index of weights."""
-    names = listing_of(root)
-    return bool(_found(names)) or any(map(_SHARD.fullmatch, names))
+    return named_as_weights(listing_of(root))
+
+
+def named_as_weights(names: Iterable[str]) -> bool:
+    """Whether some of the names in a folder are those of weights, or of an index of weights.
+
+    >>> named_as_weights(["config.json", "model.safetensors"]), named_as_weights(["generator.pt"])
+    (True, False)
+    """
+    several = [*names]
+    return bool(_found(several)) or any(map(_SHARD.fullmatch, several))
 
 
 def _found(names: Iterable[str]) -> dict[str, Naming]:

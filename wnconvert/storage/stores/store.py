@@ -70,6 +70,16 @@ class Store:
         """The names in a folder, sorted."""
         raise NotImplementedError
 
+    def entries(self, folder: PurePath) -> list[tuple[str, PathKind | None]]:
+        """The names in a folder, sorted, each with what it is; None where that cannot be told."""
+        return [(name, self._kind(folder / name)) for name in self.names(folder)]
+
+    def _kind(self, path: PurePath) -> PathKind | None:
+        try:
+            return self.status(path).kind
+        except OSError:
+            return None
+
     def open(self, path: PurePath) -> ReadableFile:
         """A file, opened for reading."""
         raise NotImplementedError

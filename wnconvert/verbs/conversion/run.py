@@ -45,6 +45,7 @@ from wnconvert.verbs.conversion.targets import (
 )
 from wnconvert.verbs.shared.leftovers import named_leftovers
 from wnconvert.verbs.shared.options import RunOptions
+from wnconvert.verbs.shared.recipes import refuse_recipe
 
 if TYPE_CHECKING:
     from wnconvert.onnx.file.reader import OnnxFile
@@ -300,10 +301,16 @@ def _check_fits(checkpoint: Checkpoint, target: Target, request: Request) -> Non
         )
 
 
+#: The options that tell what the keys of a checkpoint do not.
+_TELLING = ("recipe", "norm", "standardize")
+
+
 def plan_onnx_fold(opened: OnnxFile, *, selection: Selection, others: Mapping[str, object]) -> OnnxFold:
     """The fold of an ONNX model; ``ArgumentError`` for one of ``others``, which only checkpoints have."""
     from wnconvert.onnx.graph.plan import plan_onnx
 
+    if told := next((name for name in _TELLING if others.get(f"--{name}") is not None), ""):
+        refuse_recipe(told)
     if given := [name for name, value in others.items() if value is not None]:
         raise ArgumentError(
             f"only checkpoints take {listed(given)}, and this is an ONNX model",

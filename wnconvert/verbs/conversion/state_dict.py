@@ -5,6 +5,7 @@ No torch is needed for numpy arrays (:mod:`wnconvert.tensors.memory`).
 
 from __future__ import annotations
 
+import os
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ import numpy as np
 
 from wnconvert.errors import LayerError
 from wnconvert.layers.dims import AUTO
+from wnconvert.layers.recipes import Recipe
 from wnconvert.messages import options_as_python, raise_listed
 from wnconvert.numerics.rows import Problem, RowPolicy, raise_problems
 from wnconvert.numerics.splitting import directions
@@ -44,6 +46,8 @@ from wnconvert.verbs.shared.options import (
     renaming_of,
     selection_of,
 )
+from wnconvert.verbs.shared.recipes import recipe_given
+from wnconvert.verbs.shared.told import Said, asked_of
 
 __all__ = ["fold_state_dict", "migrate_state_dict", "split_state_dict"]
 
@@ -58,6 +62,15 @@ def fold_state_dict(
     layers: Iterable[str] = (),
     exclude: Iterable[str] = (),
     kinds: Iterable[str] = ("weight",),
+    recipe: str | os.PathLike[str] | Recipe | None = None,
+    norm: Iterable[str] = (),
+    standardize: Iterable[str] = (),
+    eps: float | None = None,
+    std: str | None = None,
+    eps_at: str | None = None,
+    gain: str | None = None,
+    scale: float | str | None = None,
+    keep_norms: bool = False,
     dim: DimOption = AUTO,
     zero_rows: ZeroRows = "error",
     allow_nonfinite: bool = False,
@@ -80,8 +93,15 @@ def fold_state_dict(
     with options_as_python():
         opened = _opened(state_dict, renaming_of(strip_prefix, add_prefix, rename))
         numbers = numbers_of(zero_rows, allow_nonfinite=allow_nonfinite)
-        selection = selection_of(layers, exclude, dim, kinds)
-        plan = plan_fold(opened.tree, Container.TORCH_ZIP, selection=selection, dtype=dtype_of(dtype))
+        said, told = Said(norm, standardize, eps, std, eps_at, gain, scale), recipe_given(recipe)
+        selection = selection_of(layers, exclude, dim, kinds, told, asked=asked_of(said, told))
+        plan = plan_fold(
+            opened.tree,
+            Container.TORCH_ZIP,
+            selection=selection,
+            dtype=dtype_of(dtype),
+            keep_norms=keep_norms,
+        )
         return _made(opened, plan, numbers)
 
 

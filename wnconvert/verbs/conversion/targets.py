@@ -147,15 +147,15 @@ def default_output(source: StrPath, kind: str, *, as_folder: bool = False) -> Pa
     return place.with_name(f"{_stem(place)}.{kind}") if as_folder else _named(place, kind)
 
 
-def output_name(source: StrPath, kind: str, *, as_folder: bool = False) -> str:
-    """The name that ``default_output`` gives, wherever the source lies.
+def output_name(source: StrPath, kind: str, *, from_folder: bool, as_folder: bool = False) -> str:
+    """The name that ``default_output`` gives, wherever the source lies; ``from_folder``: it is one.
 
-    >>> output_name("runs/x.pt", "folded"), output_name("fixtures/sharded", "split")
-    ('x.folded.pt', 'sharded.split')
+    >>> output_name("runs/x.pt", "folded", from_folder=False), output_name("hub", "split", from_folder=True)
+    ('x.folded.pt', 'hub.split')
     """
     path = located(source)
-    if _is_folder(path):
-        folder = _folder_of(path)
+    if from_folder or path.name.endswith(".json"):
+        folder = path if from_folder else path.parent
         return _beside_folder(Path(folder.name or os.path.realpath(folder)), kind).name
     place = Path(path.name)
     return f"{_stem(place)}.{kind}" if as_folder else _named(place, kind).name

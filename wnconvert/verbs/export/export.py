@@ -59,8 +59,9 @@ from wnconvert.verbs.models.proof.report import ExportReport, TimedSteps
 from wnconvert.verbs.models.proof.running import evaluating
 from wnconvert.verbs.models.proof.samples import export_arrays
 from wnconvert.verbs.models.proof.signatures import Range
-from wnconvert.verbs.modules.convert import CopyError, folded
+from wnconvert.verbs.modules.convert import folded
 from wnconvert.verbs.modules.finding.live import find_live
+from wnconvert.verbs.modules.folding.copies import CopyError
 from wnconvert.verbs.shared.leftovers import named_leftovers
 from wnconvert.verbs.shared.options import TIMEOUT, check_timeout
 from wnconvert.verbs.shared.progress import StepsProgress, steps_progress

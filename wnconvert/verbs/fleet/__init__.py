@@ -8,5 +8,6 @@ work       one job run, wherever that is
 executors  where jobs run: in this process, in others, on a cluster
 journal    one line for each file, and what it saves from being done again
 fleet      the jobs run, and what came of them, in the order of completion
+comparing  compare_folders: file by file
 files      fold_files, split_files, migrate_files, inspect_files
 """

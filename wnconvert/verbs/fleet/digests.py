@@ -5,33 +5,47 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path, PurePath
 
 from wnconvert.storage.files import kind_of, listing_of, located, open_file, status_of
 from wnconvert.storage.stores.store import PathKind
 
-__all__ = ["changed_at", "is_there", "sha256_of", "size_of"]
+__all__ = ["Stamp", "is_there", "sha256_of", "size_of", "stamp_of"]
 
 
 _BLOCK = 1 << 20
 
 
-def changed_at(path: PurePath) -> tuple[int, int]:
-    """The bytes of a file, or of all in a folder, and when it last changed in nanoseconds; zeros for nothing.
+@dataclass(frozen=True, slots=True)
+class Stamp:
+    """What a file was, or all files of a folder: its bytes, when it last changed, its tag in a store.
+
+    A store tells no time that could be relied on, and a disk no tag. The tag of a folder is a digest of those
+    of its files.
+    """
+
+    size: int = 0
+    mtime_ns: int = 0
+    tag: str = ""
+
+
+def stamp_of(path: PurePath) -> Stamp:
+    """What a file or folder is now; the stamp of nothing for what cannot be looked at.
 
     >>> from pathlib import Path
-    >>> changed_at(Path("fixtures/plain.pt"))[0], changed_at(Path("not there"))
-    (3453, (0, 0))
+    >>> stamp_of(Path("fixtures/plain.pt")).size, stamp_of(Path("not there"))
+    (3453, Stamp(size=0, mtime_ns=0, tag=''))
     """
-    size = latest = 0
     try:
-        for file in _files(path):
-            status = status_of(file)
-            size += status.size
-            latest = max(latest, status.identity.mtime_ns if status.identity else 0)
+        found = [(file, status_of(file)) for file in _files(path)]
     except OSError:  # the verb itself says what is wrong
-        return 0, 0
-    return size, latest
+        return Stamp()
+    identities = [(file, status.identity) for file, status in found if status.identity]
+    tags = [(str(file), identity.tag) for file, identity in identities if identity.tag]
+    tag = tags[0][1] if len(tags) == 1 else hashlib.sha256(repr(tags).encode()).hexdigest() if tags else ""
+    latest = max((identity.mtime_ns for _, identity in identities), default=0)
+    return Stamp(sum(status.size for _, status in found), latest, tag)
 
 
 def is_there(name: str) -> bool:
@@ -41,7 +55,7 @@ def is_there(name: str) -> bool:
 
 def size_of(path: PurePath) -> int:
     """The bytes of a file, or of all in a folder; 0 where nothing is."""
-    return changed_at(path)[0]
+    return stamp_of(path).size
 
 
 def sha256_of(path: PurePath) -> str:

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from wnconvert.errors import ArgumentError, InputError, WnconvertError
-from wnconvert.storage.files import Name, kind_of, output_path
+from wnconvert.storage.files import Name, is_opened, kind_of, output_path
+from wnconvert.storage.stores.store import Address
 from wnconvert.tensors.blocks import processors
 from wnconvert.verbs.conversion.targets import StrPath, address_of
 from wnconvert.verbs.fleet.digests import is_there
@@ -90,6 +91,7 @@ def fleet_of(
             "--skip-existing keeps what is there, and --force and --in-place replace it",
             fix="leave one of the two out",
         )
+    request = replace(request, jobs=_workable(names, request, elsewhere=elsewhere))
     folder = None if out is None else address_of(out) or output_path(out)
     found = sources_of(names, recursive=request.recursive, out=folder)
     if elsewhere:  # a process there may be in another folder
@@ -100,6 +102,23 @@ def fleet_of(
         request = replace(request, report=None)
     digests = request.report is not None
     return Fleet(tuple(replace(job, digests=digests) for job in jobs), notes, request)
+
+
+def _workable(names: Iterable[Name], request: FleetRequest, *, elsewhere: bool) -> int | None:
+    """The number of processes: a file system that was opened in this one is in no other.
+
+    Raises ``ArgumentError`` where others are asked for.
+    """
+    opened = [name for name in names if isinstance(name, Address) and is_opened(name)]
+    if not opened:
+        return request.jobs
+    if elsewhere or request.jobs not in (None, 1):
+        raise ArgumentError(
+            "its file system is opened in this process, and others cannot read it",
+            where=str(opened[0]),
+            fix="jobs=1; or name it by an address (s3://, https:// ...)",
+        )
+    return 1
 
 
 def _fitted(jobs: Iterable[FileJob], place: Workplace) -> Iterator[FileJob]:

@@ -88,7 +88,8 @@ def _folder(out: StrPath) -> PurePath:
 def _output(source: FleetSource, folder: PurePath | None, kind: str, *, as_folder: bool) -> PurePath:
     if folder is None:
         return default_output(source.path, kind, as_folder=as_folder)
-    return folder.joinpath(*source.place, output_name(source.path, kind, as_folder=as_folder))
+    name = output_name(source.path, kind, from_folder=source.is_folder, as_folder=as_folder)
+    return folder.joinpath(*source.place, name)
 
 
 def _refuse_meeting(made: Iterable[tuple[FleetSource, PurePath]]) -> None:

@@ -24,8 +24,9 @@ class FileResult:
 
     ``layers`` is the number that was converted, or is there; ``output`` None where nothing was written.
     ``sha256`` is that of the output (of a folder: that of the list which ``sha256sum`` prints of its files),
-    where a report was asked for, else ``""``. ``size`` and ``mtime_ns`` are those of the source, in place
-    after it. ``error`` is what went wrong, or None; ``inspection`` what ``inspect_files`` found.
+    where a report was asked for, else ``""``. ``size``, ``mtime_ns`` and ``tag`` (the ETag or version in a
+    store) are those of the source, in place after it. ``error`` is what went wrong, or None;
+    ``inspection`` what ``inspect_files`` found.
     """
 
     source: str
@@ -38,6 +39,7 @@ class FileResult:
     bytes_out: int = 0
     size: int = 0
     mtime_ns: int = 0
+    tag: str = ""
     sha256: str = ""
     seconds: float = 0.0
     error: WnconvertError | None = None
@@ -62,6 +64,7 @@ class FileResult:
             "bytes_out": self.bytes_out,
             "size": self.size,
             "mtime_ns": self.mtime_ns,
+            "tag": self.tag or None,
             "sha256": self.sha256 or None,
             "seconds": round(self.seconds, 3),
             "error": None

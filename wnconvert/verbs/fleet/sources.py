@@ -9,11 +9,12 @@ from contextlib import closing
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import PurePath
+from typing import TypeAlias
 
 from wnconvert.errors import ArgumentError, InputError
-from wnconvert.storage.files import Name, kind_of, listing_of, located, open_file
+from wnconvert.storage.files import Name, entries_of, kind_of, located, open_file
 from wnconvert.storage.folder.links import is_link
-from wnconvert.storage.folder.weights import has_weights
+from wnconvert.storage.folder.weights import named_as_weights
 from wnconvert.storage.recognition import HEAD, METADATA, container_in
 from wnconvert.storage.stores.standard import STANDARD
 from wnconvert.storage.stores.store import Address, PathKind
@@ -31,12 +32,17 @@ _BARE = re.compile(r"[^.]+(?:\.\d+)*")
 _OF_FOLDERS = frozenset((METADATA, "model_index.json"))
 
 
+_Entries: TypeAlias = list[tuple[str, PathKind | None]]
+_Entry: TypeAlias = tuple[PurePath, PathKind | None]
+
+
 @dataclass(frozen=True, slots=True)
 class FleetSource:
-    """A checkpoint, and the folders between the common root of all sources and it."""
+    """A checkpoint, a file or a folder, and the folders between the common root of all sources and it."""
 
     path: PurePath
     place: tuple[str, ...] = ()
+    is_folder: bool = False
 
 
 def natural(text: str) -> tuple[tuple[int, str], ...]:
@@ -55,8 +61,12 @@ def is_glob(name: Name) -> bool:
     >>> is_glob("runs/**/*.pt"), is_glob("fixtures/gan.pt")
     (True, False)
     """
-    text = os.fspath(name)
-    return _MAGIC.search(text) is not None and kind_of(located(name)) is None
+    return _is_pattern(name, kind_of(located(name)))
+
+
+def _is_pattern(name: Name, kind: PathKind | None) -> bool:
+    """Whether a name is a pattern, given what is there under it."""
+    return kind is None and _MAGIC.search(os.fspath(name)) is not None
 
 
 def absolute(path: PurePath) -> PurePath:
@@ -77,37 +87,49 @@ def sources_of(
     ['step_1000.safetensors', 'step_2000.safetensors', 'step_3000.safetensors']
     """
     roots: list[PurePath] = []
-    found: dict[PurePath, PurePath] = {}
+    found: dict[PurePath, _Entry] = {}
     for name in names:
-        root, paths = _found(name, recursive=recursive, out=None if out is None else absolute(out))
+        root, entries = _found(name, recursive=recursive, out=None if out is None else absolute(out))
         roots.append(absolute(root))
-        for path in paths:
-            found.setdefault(absolute(path), path)
+        for entry in entries:
+            found.setdefault(absolute(entry[0]), entry)
     common = _common([root.parts for root in roots])
-    made = [FleetSource(path, whole.parent.parts[len(common) :]) for whole, path in found.items()]
+    made = [
+        FleetSource(path, whole.parent.parts[len(common) :], is_folder=kind is PathKind.FOLDER)
+        for whole, (path, kind) in found.items()
+    ]
     return tuple(sorted(made, key=lambda source: natural(str(source.path))))
 
 
-def _found(name: Name, *, recursive: bool, out: PurePath | None) -> tuple[PurePath, list[PurePath]]:
+def _found(name: Name, *, recursive: bool, out: PurePath | None) -> tuple[PurePath, list[_Entry]]:
     """The folder that a name begins in, and what it means there."""
     if name == STANDARD:
         raise ArgumentError("- is stdin, which is one file", fix="name files, or - alone")
     path = located(name)
-    if is_glob(name):
+    kind = _kind(path)
+    if _is_pattern(name, kind):
         root, parts = _literal(path)
-        paths = [*_matching(root, parts)]
-        if not paths:
+        entries = [*_matching(root, parts)]
+        if not entries:
             raise InputError("no file has such a name", where=str(path), fix="check the pattern")
-    elif recursive and kind_of(path) is PathKind.FOLDER:
-        root, paths = path, [path]
+    elif recursive and kind is PathKind.FOLDER:
+        root, entries = path, [(path, kind)]
     else:
-        return path.parent, [path]
+        return path.parent, [(path, kind)]
     if recursive:
-        paths = [below for each in paths for below in _checkpoints(each)]
-    paths = [each for each in paths if out is None or not absolute(each).is_relative_to(out)]
-    if not paths:
+        entries = [below for each in entries for below in _checkpoints(*each)]
+    entries = [each for each in entries if out is None or not absolute(each[0]).is_relative_to(out)]
+    if not entries:
         raise InputError("no checkpoint in it", where=str(path), fix="check the name")
-    return root, paths
+    return root, entries
+
+
+def _kind(path: PurePath) -> PathKind | None:
+    """What a name is; of one that its store refuses the verb says why."""
+    try:
+        return kind_of(path)
+    except InputError:
+        return None
 
 
 def _literal(path: PurePath) -> tuple[PurePath, list[str]]:
@@ -117,46 +139,47 @@ def _literal(path: PurePath) -> tuple[PurePath, list[str]]:
     return type(path)(*path.parts[:count]), [*parts, "*"] if parts[-1] == _ANY_DEPTH else parts
 
 
-def _matching(folder: PurePath, parts: Sequence[str]) -> Iterator[PurePath]:
+def _matching(folder: PurePath, parts: Sequence[str]) -> Iterator[_Entry]:
     """What matches a pattern below a folder; names that begin with a dot only where the pattern does."""
     head, *rest = parts
     if head == _ANY_DEPTH:
+        entries = _entries(folder)
         yield from _matching(folder, rest)
-        for below in _folders(folder):
+        for below in _folders(folder, entries):
             yield from _matching(below, parts)
     elif not _MAGIC.search(head):
-        yield from _further(folder / head, rest)
+        path = folder / head
+        if rest:
+            yield from _matching(path, rest)
+        elif (kind := kind_of(path)) is not None:
+            yield path, kind
     else:
-        for name in _names(folder):
+        for name, kind in _entries(folder):
             if fnmatchcase(name, head) and (head.startswith(".") or not name.startswith(".")):
-                yield from _further(folder / name, rest)
+                if rest and kind is PathKind.FOLDER:
+                    yield from _matching(folder / name, rest)
+                elif not rest and kind is not None:
+                    yield folder / name, kind
 
 
-def _further(path: PurePath, rest: Sequence[str]) -> Iterator[PurePath]:
-    if rest:
-        yield from _matching(path, rest)
-    elif kind_of(path) is not None:
-        yield path
-
-
-def _checkpoints(path: PurePath) -> Iterator[PurePath]:
+def _checkpoints(path: PurePath, kind: PathKind | None) -> Iterator[_Entry]:
     """The checkpoints in a folder, at any depth; anything else is one by its name."""
-    if kind_of(path) is not PathKind.FOLDER:
-        yield path
+    if kind is not PathKind.FOLDER:
+        yield path, kind
         return
-    names = _names(path)
-    if has_weights(path) or not _OF_FOLDERS.isdisjoint(names):
-        yield path
+    entries = _entries(path)
+    names = [name for name, _ in entries]
+    if named_as_weights(names) or not _OF_FOLDERS.isdisjoint(names):
+        yield path, kind
         return
-    yield from (path / name for name in names if not name.startswith(".") and _is_checkpoint(path / name))
-    for below in _folders(path):
-        yield from _checkpoints(below)
+    files = [path / name for name, kind in entries if kind is PathKind.FILE and not name.startswith(".")]
+    yield from ((file, PathKind.FILE) for file in files if _is_checkpoint(file))
+    for below in _folders(path, entries):
+        yield from _checkpoints(below, PathKind.FOLDER)
 
 
 def _is_checkpoint(path: PurePath) -> bool:
     """Whether a file is one by its name, or has none to tell by and the content of one."""
-    if kind_of(path) is not PathKind.FILE:
-        return False
     if path.name.lower().endswith(_SUFFIXES):
         return True
     if not _BARE.fullmatch(path.name):
@@ -168,17 +191,18 @@ def _is_checkpoint(path: PurePath) -> bool:
         return False
 
 
-def _folders(folder: PurePath) -> list[PurePath]:
+def _folders(folder: PurePath, entries: _Entries) -> list[PurePath]:
     """The folders in one; not those that links lead to, which may lead round."""
-    paths = [folder / name for name in _names(folder) if not name.startswith(".")]
-    return [path for path in paths if kind_of(path) is PathKind.FOLDER and not is_link(path)]
+    kinds = ((folder / name, kind) for name, kind in entries if not name.startswith("."))
+    return [path for path, kind in kinds if kind is PathKind.FOLDER and not is_link(path)]
 
 
-def _names(folder: PurePath) -> list[str]:
-    if kind_of(folder) is not PathKind.FOLDER:
-        return []
+def _entries(folder: PurePath) -> _Entries:
+    """What is in a folder; nothing where there is none."""
     try:
-        return listing_of(folder)
+        return entries_of(folder)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
     except OSError as error:
         raise InputError(
             f"it cannot be read ({error.strerror})", where=str(folder), fix="check your rights"

@@ -11,7 +11,7 @@ from typing import Any
 from wnconvert.errors import WnconvertError
 from wnconvert.plan.plan import Plan
 from wnconvert.storage.files import located
-from wnconvert.verbs.fleet.digests import changed_at, sha256_of
+from wnconvert.verbs.fleet.digests import sha256_of, stamp_of
 from wnconvert.verbs.fleet.jobs import FileJob
 from wnconvert.verbs.fleet.result import FileResult, state_of_error
 from wnconvert.verbs.shared.refusals import refused_by_system
@@ -51,8 +51,8 @@ def run_job(job: FileJob) -> FileResult:
     began = time.perf_counter()
     result = FileResult(job.source, job.verb, "failed")
     try:
-        size, mtime = changed_at(located(job.source))
-        result = replace(result, size=size, mtime_ns=mtime)
+        was = stamp_of(located(job.source))
+        result = replace(result, size=was.size, mtime_ns=was.mtime_ns, tag=was.tag)
         result = _inspected(job, result) if job.verb == "inspect" else _converted(job, result)
     except WnconvertError as error:
         result = failed_result(result, error)
@@ -87,15 +87,15 @@ def _converted(job: FileJob, begun: FileResult) -> FileResult:
         return replace(begun, state="planned", output=job.output) if made.writes else _nothing(begun)
     if made.output is None:
         return _nothing(begun)
-    written, mtime = changed_at(made.output)
+    written = stamp_of(made.output)
     if job.output is None:  # the source is now what was written
-        begun = replace(begun, size=written, mtime_ns=mtime)
+        begun = replace(begun, size=written.size, mtime_ns=written.mtime_ns, tag=written.tag)
     return replace(
         begun,
         state="done",
         output=job.output or job.source,
         bytes_in=made.bytes_in,
-        bytes_out=written,
+        bytes_out=written.size,
         sha256=sha256_of(made.output) if job.digests else "",
     )
 

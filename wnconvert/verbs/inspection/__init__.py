@@ -3,10 +3,9 @@
 request     InspectRequest: the options of an inspection
 magnitudes  magnitudes and flags of a layer
 rows        the rows of layers and weights, made on several threads
-counts      elements that are stored, once; buffers apart
 health      NaN, infinities, zero rows, halves and empty tensors
 result      Inspection, the frozen result
-contents    every tensor as rows; what a file says of itself
+summaries   what is counted and listed beside layers
 forecast    fold, split and migrate foretold in words
 onnx        the layers of an ONNX model
 pickle      the facts of a torch file that only its pickle tells

@@ -15,7 +15,7 @@ from typing import Any
 
 from wnconvert.layers.evidence import notes_on_passed
 from wnconvert.layers.find import FoundPairs, pairs_in
-from wnconvert.layers.kinds.table import find_kinds
+from wnconvert.layers.recipes import Recipe
 from wnconvert.layers.schemes import FORMS, Selection
 from wnconvert.messages import counted, listed, option, options_as_python, refuse_other_than_path, told
 from wnconvert.numerics.finite import may_be_nonfinite
@@ -30,20 +30,22 @@ from wnconvert.tensors.claims import refuse_unfounded
 from wnconvert.tensors.distributed import obstacle
 from wnconvert.tensors.memory import InMemory, is_torch, tree_of
 from wnconvert.tensors.tree import StateDict, StoredTensor, Tree
-from wnconvert.verbs.inspection.contents import metadata_of, tensor_rows
-from wnconvert.verbs.inspection.counts import bytes_held, counts_of
 from wnconvert.verbs.inspection.forecast import fold_in_words, migrate_in_words, split_in_words
 from wnconvert.verbs.inspection.health import Fault, empty_tensors, health_of
 from wnconvert.verbs.inspection.magnitudes import LayerStats
 from wnconvert.verbs.inspection.request import InspectRequest, request_of
 from wnconvert.verbs.inspection.result import (
     Inspection,
-    KindSummary,
     SiblingSummary,
     StateDictSummary,
 )
 from wnconvert.verbs.inspection.rows import MadeRows, row_tasks, rows_made
+from wnconvert.verbs.inspection.summaries.contents import metadata_of, tensor_rows
+from wnconvert.verbs.inspection.summaries.counts import bytes_held, counts_of
+from wnconvert.verbs.inspection.summaries.kinds import kinds_in
+from wnconvert.verbs.inspection.summaries.norms import norm_rows
 from wnconvert.verbs.shared.progress import Progress, bytes_progress
+from wnconvert.verbs.shared.recipes import refuse_recipe
 
 __all__ = ["inspect_file", "inspect_state_dict", "inspect_tree"]
 
@@ -56,6 +58,7 @@ def inspect_file(
     all_weights: bool = False,
     tensors: bool = False,
     metadata: bool = False,
+    recipe: str | os.PathLike[str] | Recipe | None = None,
     progress: Progress = False,
 ) -> Inspection:
     """Inspect a checkpoint file of any readable format, a folder with weights or its index, or an ONNX model.
@@ -67,7 +70,8 @@ def inspect_file(
     ``all_weights`` does that for every plain weight
     of two and more dimensions. The layers of an ONNX model are those in its graph, and the plain weights
     that its convolutions, products and recurrent layers use. ``tensors`` lists every tensor, ``metadata``
-    what a safetensors file or an ONNX model says of itself. ``progress`` is called with the number of bytes
+    what a safetensors file or an ONNX model says of itself. The forecast of ``fold`` is that of a fold by
+    ``recipe``. ``progress`` is called with the number of bytes
     read and the approximate total, or True for a bar.
 
     Raises ``InputError`` if ``src`` is not a checkpoint and ``FormatError`` if it is damaged.
@@ -79,7 +83,7 @@ def inspect_file(
     refuse_other_than_path(src)
     path = located(src)
     checkpoint = open_checkpoint(path)
-    request = request_of(layers, full=full, all_weights=all_weights)
+    request = request_of(layers, full=full, all_weights=all_weights, recipe=recipe)
     with unchanging(checkpoint.seen):
         found = _inspect_any(checkpoint, path, request, bytes_progress(progress))
         return replace(
@@ -93,6 +97,8 @@ def _inspect_any(
     checkpoint: Checkpoint, path: PurePath, request: InspectRequest, progress: Callable[[int, int], None]
 ) -> Inspection:
     if checkpoint.onnx is not None:
+        if request.recipe is not None:
+            refuse_recipe()
         from wnconvert.verbs.inspection.onnx import inspect_onnx  # ten modules on graphs
 
         return inspect_onnx(checkpoint, checkpoint.onnx, request)
@@ -216,14 +222,15 @@ def _inspect_found(  # noqa: PLR0917 -- a tree, what was found in it, and what `
         state_dicts=tuple(of_state.summary for of_state in found),
         siblings=tuple(SiblingSummary(item.path, item.kind, 0) for item in tree.siblings),
         layers=tuple(rows),
-        kinds=tuple(_kinds(tree)),
-        fold=fold_in_words(tree, rows, known),
+        kinds=tuple(kinds_in(tree)),
+        fold=fold_in_words(tree, rows, known, request.recipe),
         split=split_in_words(tree),
         migrate=migrate_in_words(tree, known),
         notes=(*(note for of_state in found for note in of_state.notes), *empty),
         health=health_of(tree, elements, request.selection, faults, finite, workers)
         if request.full
         else None,
+        norms=norm_rows(tree, elements, request.selection) if request.full else None,
     )
 
 
@@ -311,21 +318,13 @@ def _folded(tree: Tree, state: StateDict) -> dict[str, int | None]:
     }
 
 
-def _kinds(tree: Tree) -> Iterator[KindSummary]:
-    for state in tree.state_dicts:
-        for found in find_kinds(tensor.info for tensor in state.tensors.values()):
-            kind = found.kind
-            yield KindSummary(
-                state.path, kind.name, found.count, found.example, kind.folds, kind.how, kind.words
-            )
-
-
 def inspect_state_dict(
     state_dict: Mapping[str, Any],
     *,
     layers: Iterable[str] = (),
     full: bool = False,
     all_weights: bool = False,
+    recipe: str | os.PathLike[str] | Recipe | None = None,
 ) -> Inspection:
     """Inspect a state dict in memory: its layers, their magnitudes, and what folding would do.
 
@@ -339,7 +338,7 @@ def inspect_state_dict(
     """
     with options_as_python():
         tree, values = tree_of(state_dict)
-        request = request_of(layers, full=full, all_weights=all_weights)
+        request = request_of(layers, full=full, all_weights=all_weights, recipe=recipe)
         obstacles = {
             name: why for name, value in values.items() if is_torch(value) and (why := obstacle(value))
         }

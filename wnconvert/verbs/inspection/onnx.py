@@ -21,12 +21,12 @@ from wnconvert.storage.sources import Source
 from wnconvert.storage.workers import Workers
 from wnconvert.tensors.blocks import Elements
 from wnconvert.tensors.tree import StateDict, StoredTensor
-from wnconvert.verbs.inspection.counts import bytes_held, counts_of
 from wnconvert.verbs.inspection.health import Fault, health_of
 from wnconvert.verbs.inspection.magnitudes import LayerStats
 from wnconvert.verbs.inspection.request import InspectRequest
 from wnconvert.verbs.inspection.result import Inspection, StateDictSummary
 from wnconvert.verbs.inspection.rows import MadeRows, RowTask, layer_task, plain_task, refused_task, rows_made
+from wnconvert.verbs.inspection.summaries.counts import bytes_held, counts_of
 
 if TYPE_CHECKING:
     from wnconvert.onnx.file.reader import OnnxFile

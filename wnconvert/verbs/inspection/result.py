@@ -15,6 +15,7 @@ __all__ = [
     "Inspection",
     "KindSummary",
     "Move",
+    "NormSummary",
     "SiblingSummary",
     "StateDictSummary",
     "TensorSummary",
@@ -47,7 +48,8 @@ class SiblingSummary:
 class KindSummary:
     """Another reparameterization or normalization: how often, an example, and whether it folds exactly.
 
-    ``kinds`` are the words of ``--kinds`` that fold it, with commas between them, or nothing.
+    ``kinds`` are the words of ``--kinds`` that fold it, with commas between them, or nothing. ``told`` says
+    of how many of these norms ``--norm by-names`` tells the layer; it is None of what is no such norm.
     """
 
     state_dict: str
@@ -57,6 +59,24 @@ class KindSummary:
     folds: str
     how: str
     kinds: str = ""
+    told: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class NormSummary:
+    """A norm with running statistics: channels, those that are dead, gains that are 0 and negative, batches.
+
+    ``dead`` are channels with a variance below 1e-12. Gains are None where it has none, ``batches`` where it
+    does not count them; with 0 it was never trained.
+    """
+
+    state_dict: str
+    name: str
+    channels: int
+    dead: int | None
+    zero_gains: int | None
+    negative_gains: int | None
+    batches: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +101,8 @@ class Inspection:
     ``foreign`` are names in the pickle that are not torch's own, ``dangerous`` those that would run
     something. ``files`` are the names of a folder's files of weights. ``fold``, ``split`` (empty without a
     record of a fold) and ``migrate`` (empty for an ONNX model) are forecasts of these verbs. ``tensors`` and
-    ``metadata`` (of a safetensors file or an ONNX model) are None unless they are asked for.
+    ``metadata`` (of a safetensors file or an ONNX model) are None unless they are asked for, ``norms`` unless
+    all was read.
     """
 
     source: str
@@ -107,6 +128,7 @@ class Inspection:
     health: Health | None = None
     tensors: tuple[TensorSummary, ...] | None = None
     metadata: Mapping[str, str] | None = None
+    norms: tuple[NormSummary, ...] | None = None
 
     def __repr__(self) -> str:
         what = f" of {self.source}" if self.source else ""
@@ -145,6 +167,7 @@ class Inspection:
         return plain | {
             "layers": [item.to_dict() for item in self.layers],
             "kinds": [asdict(item) for item in self.kinds],
+            "norms": None if self.norms is None else [asdict(item) for item in self.norms],
             "tensors": None
             if self.tensors is None
             else [asdict(item) | {"shape": list(item.shape)} for item in self.tensors],

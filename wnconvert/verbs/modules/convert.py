@@ -2,31 +2,31 @@
 
 from __future__ import annotations
 
-import copy
+import os
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from wnconvert.errors import ArgumentError, LayerError
+from wnconvert.layers.recipes import Recipe
 from wnconvert.layers.schemes import Refused, Selection
 from wnconvert.messages import options_as_python
-from wnconvert.numerics.folding import Folding
-from wnconvert.numerics.rows import Problem, RowPolicy, RowReport, Wider, raise_problems
-from wnconvert.numerics.rules.parts import RulePart
-from wnconvert.tensors.blocks import Array
-from wnconvert.tensors.memory import array_of, view_of
+from wnconvert.numerics.rows import RowPolicy, Wider
 from wnconvert.verbs.modules.finding.live import Live, find_live
 from wnconvert.verbs.modules.finding.walk import modules_with_names
 from wnconvert.verbs.modules.finding.wrappers import held_by_ddp, under_ddp
+from wnconvert.verbs.modules.folding.beside import NormEdit, besides_of, put_beside
+from wnconvert.verbs.modules.folding.copies import AnyModule, copied
+from wnconvert.verbs.modules.folding.numbers import folded_biases, folded_weights, weight_now
+from wnconvert.verbs.modules.folding.places import places_in
+from wnconvert.verbs.modules.folding.plain import PlainEdit, plain_edits, put_plain
+from wnconvert.verbs.modules.folding.told import with_recipe
 from wnconvert.verbs.modules.forms import move_to, reason_against_move
 from wnconvert.verbs.modules.outside import read_from_outside, warn_of_changes
-from wnconvert.verbs.modules.selection import ON_META, TIED_FIX, Layers, raise_refused, refuse_in_ddp, select
-from wnconvert.verbs.modules.surgery import fold_to, made_as, refresh_flat_weights
+from wnconvert.verbs.modules.selection import TIED_FIX, Layers, raise_refused, refuse_in_ddp, select
+from wnconvert.verbs.modules.surgery import fold_to, refresh_flat_weights
 from wnconvert.verbs.modules.undo import UndoableEdits
 from wnconvert.verbs.shared.options import (
     Form,
@@ -35,11 +35,10 @@ from wnconvert.verbs.shared.options import (
     numbers_of,
     selection_of,
 )
+from wnconvert.verbs.shared.recipes import recipe_given
 
-__all__ = ["CopyError", "fold_module", "folded", "migrate_module", "refuse_meta", "weights_folded"]
+__all__ = ["fold_module", "folded", "migrate_module", "weights_folded"]
 
-
-AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
 _BEFORE_DDP = (
     "fold the module before DistributedDataParallel wraps it; after that fold a copy, folded(model.module), "
@@ -53,6 +52,7 @@ def fold_module(
     layers: Iterable[str] = (),
     exclude: Iterable[str] = (),
     kinds: Iterable[str] = ("weight",),
+    recipe: str | os.PathLike[str] | Recipe | None = None,
     zero_rows: ZeroRows = "error",
     allow_nonfinite: bool = False,
 ) -> Layers:
@@ -68,6 +68,13 @@ def fold_module(
     hooks that computed the weights are removed, others stay. Options as for ``fold_state_dict``; excluding
     one name of a shared module excludes the module.
 
+    ``recipe``, a ``Recipe`` or its file, says which norms go into which layers, upon whatever kinds compute a
+    weight; the numbers are those of eval mode, rounded once. The norm becomes an ``nn.Identity``, or an
+    ``nn.Sequential`` of the modules in it (an activation); the layer gets a bias like its weight. A norm
+    whose statistics depend on its input stays, with an affine that does nothing. What a norm or a layer
+    computes is told by running a copy of it, never by its class; hooks and modes stay. The state dict is then
+    that of ``fold_state_dict`` with the same recipe.
+
     Returns the layers as they were, with form and dim. Kinds that are not asked for and other
     reparameterizations are left alone; ``.others`` of the result names them. A ``UserWarning`` says where
     outputs change, and by how much: of a legacy layer whose weight other code reads, so that it was never
@@ -76,9 +83,10 @@ def fold_module(
     Raises ``ArgumentError`` if ``module`` is not an ``nn.Module``; ``LayerError`` for layers under more than
     these kinds, computed by a subclass of torch's in its own way, inside TorchScript, computed by a torch.fx
     graph (``exported_program.module()``), held by DistributedDataParallel or FSDP, on the meta device, with
-    a g, u, v or mask that does not fit, or tied to layers that are not chosen; and ``NumbersError`` for zero
-    rows, a σ of 0, NaN and overflow. After an error the module is unchanged. Source:
-    ``torch.nn.utils.remove_weight_norm``, ``remove_spectral_norm``, ``prune.remove``,
+    a g, u, v or mask that does not fit, or tied to layers that are not chosen, and where a recipe does not
+    fit: names and shapes, a norm in training mode or one that computes more, modules with several names; and
+    ``NumbersError`` for zero rows, a σ of 0, NaN and overflow. After an error the module is unchanged.
+    Source: ``torch.nn.utils.remove_weight_norm``, ``remove_spectral_norm``, ``prune.remove``,
     ``parametrize.remove_parametrizations``.
 
     >>> from torch.nn.utils.parametrizations import weight_norm
@@ -88,12 +96,18 @@ def fold_module(
     >>> type(model[0]).__name__, fold_module(model)
     ('Conv1d', Layers: 0 layers)
 
+    >>> from wnconvert.layers.recipes import RecipeFold
+    >>> net = nn.Sequential(nn.Conv1d(4, 8, 3, bias=False), nn.BatchNorm1d(8)).eval()
+    >>> recipe = Recipe((RecipeFold("norm behind", "0.weight", "1", eps=1e-5),))
+    >>> fold_module(net, recipe=recipe)[0].norm, list(net.state_dict())
+    ('1', ['0.weight', '0.bias'])
+
     >>> from torch.nn.utils.parametrizations import spectral_norm
     >>> discriminator = spectral_norm(nn.Conv1d(4, 8, 3))
     >>> fold_module(discriminator).others, len(fold_module(discriminator, kinds="spectral"))
     ({'weight': 'spectral norm'}, 1)
     """
-    selection = selection_of(layers, exclude, "auto", kinds)
+    selection = selection_of(layers, exclude, "auto", kinds, recipe_given(recipe))
     policy = _policy(zero_rows, allow_nonfinite=allow_nonfinite)
     with options_as_python(), UndoableEdits() as edits:
         chosen = _chosen(module, selection)
@@ -107,6 +121,7 @@ def folded(
     layers: Iterable[str] = (),
     exclude: Iterable[str] = (),
     kinds: Iterable[str] = ("weight",),
+    recipe: str | os.PathLike[str] | Recipe | None = None,
     zero_rows: ZeroRows = "error",
     allow_nonfinite: bool = False,
 ) -> AnyModule:
@@ -121,14 +136,14 @@ def folded(
     >>> list(folded(model).state_dict()), list(model.state_dict())[1:]
     (['bias', 'weight'], ['parametrizations.weight.original0', 'parametrizations.weight.original1'])
     """
-    selection = selection_of(layers, exclude, "auto", kinds)
+    selection = selection_of(layers, exclude, "auto", kinds, recipe_given(recipe))
     policy = _policy(zero_rows, allow_nonfinite=allow_nonfinite)
     with options_as_python():
         chosen = _chosen(module, selection)  # a layer that is refused is reported before anything is copied
         _refuse_in_ddp(chosen, under_ddp(chosen.modules), "folded(model.module): copy what it wraps")
-        copied = _copy(module)
-        _fold(_chosen(copied, selection), policy, UndoableEdits())
-    return copied
+        made = copied(module)
+        _fold(_chosen(made, selection), policy, UndoableEdits())
+    return made
 
 
 @contextmanager
@@ -138,6 +153,7 @@ def weights_folded(
     layers: Iterable[str] = (),
     exclude: Iterable[str] = (),
     kinds: Iterable[str] = ("weight",),
+    recipe: str | os.PathLike[str] | Recipe | None = None,
     zero_rows: ZeroRows = "error",
     allow_nonfinite: bool = False,
 ) -> Iterator[Layers]:
@@ -158,7 +174,7 @@ def weights_folded(
     >>> type(model).__name__
     'ParametrizedLinear'
     """
-    selection = selection_of(layers, exclude, "auto", kinds)
+    selection = selection_of(layers, exclude, "auto", kinds, recipe_given(recipe))
     policy = _policy(zero_rows, allow_nonfinite=allow_nonfinite)
     with UndoableEdits() as edits:  # undoes it too if an interrupt skips `finally`
         try:
@@ -211,7 +227,9 @@ def migrate_module(
     with UndoableEdits() as edits, torch.inference_mode(False), torch.no_grad():
         outside = read_from_outside(moved, [each for each, _ in modules_with_names(module)])
         weights = [
-            _value(live) if to == "legacy" or isinstance(live.module, nn.RNNBase) or live in outside else None
+            weight_now(live)
+            if to == "legacy" or isinstance(live.module, nn.RNNBase) or live in outside
+            else None
             for live in moved
         ]
         warn_of_changes(outside, ((live, w) for live, w in zip(moved, weights, strict=True) if w is not None))
@@ -222,7 +240,7 @@ def migrate_module(
         return Layers((live.again().layer for live in moved), others)
 
 
-# -- the numbers
+# -- the fold
 
 
 def _policy(zero_rows: ZeroRows, *, allow_nonfinite: bool) -> RowPolicy:
@@ -231,23 +249,31 @@ def _policy(zero_rows: ZeroRows, *, allow_nonfinite: bool) -> RowPolicy:
 
 @dataclass(frozen=True, slots=True)
 class _Chosen:
-    """The layers to fold, the wanted weights under another reparameterization, and all modules looked at."""
+    """The layers to fold, what changes beside them, those of other classes, and all modules looked at.
+
+    ``others`` are the wanted weights under another reparameterization.
+    """
 
     layers: tuple[Live, ...]
+    besides: tuple[NormEdit, ...]
+    plain: tuple[PlainEdit, ...]
     others: dict[str, str]
     modules: list[nn.Module]
 
 
 def _chosen(module: nn.Module, selection: Selection) -> _Chosen:
     """What to fold. Raises ``LayerError`` for a layer that is tied to one that is not chosen."""
-    found = find_live(module, selection.kinds)
+    found, places = find_live(module, selection.kinds), places_in(module)
+    found = with_recipe(module, found, selection, places)
     chosen, others = select(found, selection, "folded")
-    places = {(live.module, live.param) for live in chosen}
-    left = {live.key: live.names[0] for live in found.layers if (live.module, live.param) not in places}
+    at = {(live.module, live.param) for live in chosen}
+    left = {live.key: live.names[0] for live in found.layers if (live.module, live.param) not in at}
     reason = "it is tied to {}, which is not folded"
     tied = [(live.layer.name, left[live.key]) for live in chosen if live.key in left]
     raise_refused((Refused(name, reason.format(other), TIED_FIX) for name, other in tied), "folded")
-    return _Chosen(chosen, others, [each for each, _ in modules_with_names(module)])
+    plain = plain_edits(chosen)
+    besides = besides_of(chosen, found.layers, {edit.live: edit.like for edit in plain}, places)
+    return _Chosen(chosen, besides, plain, others, [each for each, _ in modules_with_names(module)])
 
 
 def _refuse_in_ddp(chosen: _Chosen, held: Collection[int], fix: str) -> None:
@@ -256,98 +282,19 @@ def _refuse_in_ddp(chosen: _Chosen, held: Collection[int], fix: str) -> None:
 
 
 def _fold(chosen: _Chosen, policy: RowPolicy, edits: UndoableEdits) -> Layers:
-    layers = chosen.layers
+    layers, besides = chosen.layers, chosen.besides
     # A tensor that is made under inference_mode could not be trained later.
     with torch.inference_mode(False), torch.no_grad():
-        weights = _folded_weights(layers, policy)
+        weights = folded_weights(layers, policy)
+        biases = folded_biases((beside.live for beside in besides), policy)
         warn_of_changes(read_from_outside(layers, chosen.modules), zip(layers, weights, strict=True))
-        edits.watch(live.module for live in layers)
+        edits.watch(
+            [live.module for live in layers] + [each for beside in besides for each in beside.modules]
+        )
         for live, w in zip(layers, weights, strict=True):
             fold_to(live, w)
+        put_plain(chosen.plain)
+        put_beside(besides, biases)
         refresh_flat_weights((live.module, live.param, None) for live in layers)
         edits.settle()
     return Layers((live.layer for live in layers), chosen.others)
-
-
-def _folded_weights(chosen: Iterable[Live], policy: RowPolicy) -> list[Tensor]:
-    """The weight of each layer; layers that share the objects or the memory of g and v share the weight's."""
-    every = list(chosen)
-    refuse_meta(every, "folded")
-    arrays: dict[object, Array] = {}
-    made: dict[object, Tensor] = {}
-    problems: list[tuple[str, tuple[Problem, ...]]] = []
-    for live in every:
-        bits = (live.layer.rule, *((role, view_of(value)) for role, value in live.tensors.items()))
-        if bits not in arrays:
-            w, report = _folded(live)
-            arrays[bits] = w
-            problems.append((f"layer {live.layer.name}", policy.making(w.dtype.name).problems(report)))
-        if live.key not in made:
-            made[live.key] = made_as(live.original, arrays[bits])
-    raise_problems(problems)
-    return [made[live.key] for live in every]
-
-
-def _folded(live: Live) -> tuple[Array, RowReport]:
-    """The weight of a layer, and its odd rows. Raises ``LayerError`` if its parts do not fit each other."""
-    original = array_of(live.original)
-    w = np.empty(original.size, original.dtype)
-    try:
-        parts = {role: RulePart.of(array_of(value)) for role, value in live.tensors.items()}
-        folding = Folding(live.layer.rule, parts, w.dtype)
-    except LayerError as error:
-        error.where = f"layer {live.layer.name}"
-        raise
-    for _ in folding.blocks(lambda block: w[block.start : block.stop].reshape(block.shape)):
-        pass
-    return w.reshape(original.shape), folding.report()
-
-
-def refuse_meta(layers: Iterable[Live], done: str) -> None:
-    """Raise ``LayerError`` for layers on the meta device, which have no numbers."""
-    raise_refused((Refused(live.layer.name, *ON_META) for live in layers if _is_meta(live)), done)
-
-
-def _is_meta(live: Live) -> bool:
-    return any(value.is_meta for value in live.tensors.values())
-
-
-def _value(live: Live) -> Tensor:
-    """The current weight of a layer, detached; rows without an answer follow IEEE 754."""
-    original = live.original.detach()
-    return torch.empty_like(original) if _is_meta(live) else made_as(original, _folded(live)[0])
-
-
-# -- copies
-
-
-class CopyError(ArgumentError):
-    """A module that ``copy.deepcopy`` refuses."""
-
-
-def _copy(module: AnyModule) -> AnyModule:
-    """A deep copy of a module, also if it holds tensors that are part of a graph."""
-    memo: dict[int, Any] = {}
-    flat: list[tuple[nn.RNNBase, dict[str, Any]]] = []
-    with torch.inference_mode(False), torch.no_grad():
-        for each, _ in modules_with_names(module):
-            held = [*vars(each).values()]
-            if isinstance(each, nn.RNNBase):
-                held += each._flat_weights
-                lists = ("_flat_weights", "_flat_weight_refs")
-                flat.append((each, {key: vars(each)[key] for key in lists if key in vars(each)}))
-            memo |= {
-                id(value): value.detach().clone()
-                for value in held
-                if isinstance(value, Tensor) and not value.is_leaf
-            }
-        try:
-            return copy.deepcopy(module, memo)
-        except Exception as error:
-            raise CopyError(
-                f"the module cannot be copied: {error}",
-                fix="fold_module folds it in place, weights_folded for the length of a block",
-            ) from error
-        finally:
-            for rnn, before in flat:  # an RNN renews these when it is copied
-                vars(rnn).update(before)

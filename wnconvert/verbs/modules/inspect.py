@@ -21,9 +21,9 @@ from wnconvert.verbs.inspection.inspect import inspect_tree
 from wnconvert.verbs.inspection.magnitudes import LayerStats
 from wnconvert.verbs.inspection.request import request_of
 from wnconvert.verbs.inspection.result import Inspection
-from wnconvert.verbs.modules.convert import refuse_meta
 from wnconvert.verbs.modules.finding.live import LiveFound, find_live
 from wnconvert.verbs.modules.finding.values import is_wrapper
+from wnconvert.verbs.modules.folding.numbers import refuse_meta
 from wnconvert.verbs.modules.selection import select
 
 __all__ = ["inspect_module"]

@@ -28,10 +28,11 @@ __all__ = ["fold_to", "hold", "made_as", "refresh_flat_weights", "settings_of", 
 
 
 def fold_to(live: Live, w: Tensor) -> None:
-    """Put a plain weight in place of all that it is computed from."""
+    """Put a plain weight in place of all that it is computed from, which may be another plain weight."""
     fleeting = live.chain.places[ORIGINAL].is_fleeting
     _put_plain(live.module, live.param, w, place_of=live.chain.below(live.module), fleeting=fleeting)
-    take_out(live)
+    if live.chain.links:
+        take_out(live)
 
 
 # -- out
@@ -107,7 +108,8 @@ def _put_plain(
 ) -> None:
     """Give a module a plain weight, in place of the first of ``place_of``, or at the end."""
     for home in (module._parameters, module._buffers):
-        home.pop(param, None)  # None may hold the name
+        if home.get(param) is None:
+            home.pop(param, None)  # None may hold the name
     hold(module, param, w, fleeting=fleeting)
     home = module._parameters if param in module._parameters else module._buffers
     items: dict[str, Any] = {}

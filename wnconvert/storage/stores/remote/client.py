@@ -44,7 +44,7 @@ class Client(Protocol):
         """Write all bytes of an object into a file; what it was then."""
 
     def names(self, key: str, /) -> list[str]:
-        """The names of what lies in a folder, in any order; none where there is no such folder."""
+        """The names in a folder, in any order, those of folders with a slash behind; none where it is not."""
 
 
 def missing() -> FileNotFoundError:

@@ -72,10 +72,15 @@ class Remote(Store):
 
     def names(self, folder: PurePath) -> list[str]:
         """The names in a folder, sorted."""
+        return sorted({name for name, _ in self.entries(folder)})
+
+    def entries(self, folder: PurePath) -> list[tuple[str, PathKind | None]]:
+        """The names in a folder, sorted, and what they are, by the requests for the names alone."""
         found = self._asked(folder, lambda client: client.names(self.key(folder)))
         if not found:
             raise missing()
-        return sorted(set(found))
+        kinds = {True: PathKind.FOLDER, False: PathKind.FILE}
+        return [(name.rstrip("/"), kinds[name.endswith("/")]) for name in sorted(set(found))]
 
     def open(self, path: PurePath) -> ReadableFile:
         """An object, opened: read in ranges, or through a temporary file where its server has none."""
@@ -144,9 +149,14 @@ class Buckets(Remote):
         found = patiently(lambda: self.writer().unfinished(self.key(path)), str(path))
         return [(Address(f"{self._scheme}://{key}"), upload) for key, upload in found]
 
-    def abort(self, path: PurePath, upload: str) -> None:
-        """Forget an upload."""
+    def abort(self, path: PurePath, upload: str) -> bool:
+        """Forget an upload of an earlier run; False where that is when an object is made in its place."""
         patiently(lambda: self.writer().abort(self.key(path), upload), str(path))
+        return self.writer().aborts
+
+    def sweep(self, path: PurePath, upload: str) -> None:
+        """Forget an upload, as ``Writer`` has it."""
+        patiently(lambda: self.writer().sweep(self.key(path), upload), str(path))
 
     def writer(self) -> Writer:
         """The client. Raises ``InputError`` as ``client`` does."""

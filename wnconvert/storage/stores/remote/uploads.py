@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from wnconvert.errors import InputError
 from wnconvert.storage.stores.remote.client import Client, Found
@@ -32,7 +32,12 @@ _AT_A_TIME = 3
 
 
 class Writer(Client, Protocol):
-    """The client of a store that takes objects, in parts. Errors are those of ``Client``."""
+    """The client of a store that takes objects, in parts. Errors are those of ``Client``.
+
+    ``aborts`` says whether it forgets an upload at once, and not when an object is made in its place.
+    """
+
+    aborts: ClassVar[bool]
 
     def begin(self, key: str, /) -> str:
         """Begin an upload; what it is called."""
@@ -47,7 +52,10 @@ class Writer(Client, Protocol):
         """Make an object of the parts. Raises ``FileExistsError`` where there is one, unless ``force``."""
 
     def abort(self, key: str, upload: str, /) -> None:
-        """Forget an upload."""
+        """Forget an upload, if that can be done without making an object."""
+
+    def sweep(self, key: str, upload: str, /) -> None:
+        """Forget an unfinished upload of an earlier run, even if an empty object is there for a moment."""
 
     def unfinished(self, key: str, /) -> list[tuple[str, str]]:
         """The unfinished uploads of an object and of all that lie below it: keys, and their names."""

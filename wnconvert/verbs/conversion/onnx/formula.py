@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 
-from wnconvert.layers.rules import ORIGINAL, G, Mask, Norm, Rule, Spectral
+from wnconvert.layers.rules import BIAS, ORIGINAL, G, Mask, Norm, NormBehind, Rule, Spectral, Standardize
 from wnconvert.numerics.rounding import FLOAT_FORMATS
 from wnconvert.storage.sources import Source
 from wnconvert.tensors.blocks import Array, Block, blocks
 from wnconvert.tensors.dtypes import DType
-from wnconvert.tensors.tree import Dim, StoredTensor, rows_of
+from wnconvert.tensors.tree import Dim, Shape, StoredTensor, rows_of
 
-__all__ = ["Formula", "formula_in_words", "norms_axis"]
+__all__ = ["Formula", "bias_in_full", "formula_in_words", "norms_axis"]
 
 
-_IN_WORDS = {Norm: "g·v/‖v‖", Spectral: "w/σ", Mask: "w·mask"}
+_IN_WORDS = {
+    Norm: "g·v/‖v‖",
+    Spectral: "w/σ",
+    Mask: "w·mask",
+    Standardize: "(w - mean)·γ/d",
+    NormBehind: "w·γ/√(v + eps)",
+}
 #: How much smaller than its terms a sum may be, in units of its dtype, before it is a matter of rounding.
 _CANCELS = 64
 
@@ -55,6 +61,13 @@ class Formula:
         if self._spectral is not None:
             with np.errstate(all="ignore"):
                 made /= self._sigma
+        if self._standardize is not None:
+            row = self._rows_at(block)
+            with np.errstate(all="ignore"):
+                made = (made - self._middle[row]) * self._slope[row] + self._shift[row]
+        if isinstance(norm := self.rule.neighbour, NormBehind):
+            with np.errstate(all="ignore"):
+                made *= self._factors[_channels_of(norm, self._shape, block)]
         return made
 
     def strays(self, dtype: DType) -> Array:
@@ -111,7 +124,66 @@ class Formula:
         return blocks(self._shape, self._dim, self._by_role[ORIGINAL].info.dtype.itemsize)
 
     def _vector(self, role: str) -> Array:
-        return self.source.whole(self._by_role[role]).astype(np.float64).reshape(-1)
+        return _vector_of(self.source, self._by_role[role])
+
+    # -- standardization
+
+    @property
+    def _standardize(self) -> Standardize | None:
+        return next((each for each in self.rule.operations if isinstance(each, Standardize)), None)
+
+    def _rows_at(self, block: Block) -> Array:
+        """The row of each element of a block."""
+        dim = self._standardize.dim if self._standardize is not None else 0
+        inner = math.prod(self._shape[dim + 1 :])
+        rows: Array = np.arange(block.start, block.stop) // inner % self._shape[dim]
+        return rows.reshape(block.shape)
+
+    def _mean_of(self, terms: Callable[[Block], Array]) -> Array:
+        """The mean of each row of what terms are made of a block."""
+        assert self._standardize is not None  # noqa: S101 - else it is not asked for
+        rows = self._shape[self._standardize.dim]
+        sums = np.zeros(rows)
+        for block in self._blocks():
+            sums += np.bincount(self._rows_at(block).reshape(-1), terms(block).reshape(-1), rows)
+        mean: Array = sums * rows / math.prod(self._shape)
+        return mean
+
+    @cached_property
+    def _middle(self) -> Array:
+        return self._mean_of(self._unscaled)
+
+    @cached_property
+    def _slope(self) -> Array:
+        """γ·scale/d of each row."""
+        how = self._standardize
+        assert how is not None  # noqa: S101 - else it is not asked for
+        count = math.prod(self._shape) // self._shape[how.dim]
+        variance = self._mean_of(
+            lambda block: (self._unscaled(block) - self._middle[self._rows_at(block)]) ** 2
+        )
+        with np.errstate(all="ignore"):
+            variance *= count / (count - 1) if how.std == "unbiased" else 1
+            if how.eps_at == "std":
+                divisor = np.sqrt(variance) + how.eps
+            else:
+                inside = (
+                    np.maximum(variance * how.fan, how.eps) if how.eps_at == "max" else variance + how.eps
+                )
+                divisor = np.sqrt(inside)
+            gain = self._vector("gain") if how.gain else np.ones(1)
+            slope: Array = gain * how.scale / divisor
+        return slope
+
+    @cached_property
+    def _shift(self) -> Array:
+        how = self._standardize
+        return self._vector("shift") if how is not None and how.shift else np.zeros(self._slope.shape)
+
+    @cached_property
+    def _factors(self) -> Array:
+        """The factor of each channel of a norm behind the layer."""
+        return _factors_of(self.rule, self.source, self._by_role)
 
     # -- weight norm
 
@@ -181,3 +253,41 @@ class Formula:
                 image += np.bincount(row, products, rows)
                 terms += np.bincount(row, np.abs(products), rows)
         return image, terms
+
+
+# -- a norm behind the layer
+
+
+def bias_in_full(source: Source, rule: Rule, parts: Mapping[str, StoredTensor]) -> Array:
+    """The bias of a layer, which has a norm behind it, of its ``parts`` by their roles."""
+    zero = np.zeros(1)
+    bias, mean, beta = (
+        _vector_of(source, parts[role]) if role in parts else zero for role in (BIAS, "mean", "beta")
+    )
+    with np.errstate(all="ignore"):
+        made: Array = (bias - mean) * _factors_of(rule, source, parts) + beta
+    return made
+
+
+def _factors_of(rule: Rule, source: Source, parts: Mapping[str, StoredTensor]) -> Array:
+    """The factor of each channel of the norm."""
+    norm = rule.neighbour
+    assert isinstance(norm, NormBehind)  # noqa: S101 - graphs show no other
+    gain = _vector_of(source, parts["gamma"]) if norm.gain else np.ones(1)
+    with np.errstate(all="ignore"):
+        factors: Array = gain / np.sqrt(_vector_of(source, parts["variance"]) + norm.eps)
+    return factors
+
+
+def _vector_of(source: Source, tensor: StoredTensor) -> Array:
+    vector: Array = source.whole(tensor).astype(np.float64).reshape(-1)
+    return vector
+
+
+def _channels_of(norm: NormBehind, shape: Shape, block: Block) -> Array:
+    """The channel of each element of a block."""
+    every = np.arange(norm.norms(shape)).reshape(norm.groups, shape[norm.dim])
+    channels = np.repeat(every, shape[0] // norm.groups, axis=0) if norm.dim else every.reshape(-1, 1)
+    inner = math.prod(shape[2:]) if norm.dim else math.prod(shape[1:])
+    found: Array = channels.reshape(-1)[np.arange(block.start, block.stop) // inner].reshape(block.shape)
+    return found

@@ -13,24 +13,26 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from wnconvert.errors import VerifyError, WnconvertError
-from wnconvert.layers.rules import ORIGINAL, G, Rule
+from wnconvert.layers.rules import ORIGINAL, G, Rule, Standardize
 from wnconvert.messages import REPORT_BUG, counted, listed, printable, told
 from wnconvert.numerics.rounding import FLOAT_FORMATS
 from wnconvert.numerics.rows import RowPolicy
 from wnconvert.onnx.file.model import NewTensor
 from wnconvert.onnx.file.reader import OnnxFile
+from wnconvert.onnx.graph.computed import GraphLayer
 from wnconvert.onnx.graph.index import ValueId
-from wnconvert.onnx.graph.layers import GraphLayer
 from wnconvert.onnx.graph.plan import OnnxFold
 from wnconvert.onnx.graph.views import View
 from wnconvert.onnx.runtime.process import Runtime
 from wnconvert.onnx.slices import Resize, Slices, UnreachableError, as_they_are
+from wnconvert.plan.layout import FoldBias
 from wnconvert.storage.checkpoint import Checkpoint
 from wnconvert.storage.sources import Source
 from wnconvert.tensors.blocks import Array, Block, blocks, reader_of
 from wnconvert.tensors.dtypes import DType
 from wnconvert.tensors.tree import Dim, StoredTensor, rows_of
-from wnconvert.verbs.conversion.onnx.formula import Formula, formula_in_words, norms_axis
+from wnconvert.verbs.conversion.onnx.formula import Formula, bias_in_full, formula_in_words, norms_axis
+from wnconvert.verbs.conversion.onnx.norms import NormNodes
 
 __all__ = ["LayersCompared", "compare_layers"]
 
@@ -81,6 +83,8 @@ def _apart(rule: Rule) -> Dim:
 def _claims(fold: OnnxFold) -> Iterator[_Claim]:
     tensors = {(each.layer, View(each.rule, each.parts, each.dtype)): each for each in fold.edits.tensors}
     for layer in fold.layers:
+        if layer.behind is not None:
+            continue  # the value of its weight is not the new tensor
         name = layer.layer.name
         for weight in layer.weights:
             tensor = tensors[name, weight.view]
@@ -101,6 +105,7 @@ def compare_layers(
     losses: dict[str, _Lost] = {}
     if not fold.layers:
         return LayersCompared(0, {}, (), ())
+    assert written.onnx is not None  # noqa: S101 - it was read back before
     stored = {name: tensor for state in written.tree.state_dicts for name, tensor in state.tensors.items()}
     with Source(written.shards) as new, Source(opened.shards) as old:
         slices = Slices(opened, old.files)
@@ -112,6 +117,15 @@ def compare_layers(
                 by_formula[tensor.layer] = formula_in_words(tensor.rule)
                 lost = comparison.with_formula()
             losses[tensor.layer] = losses.get(tensor.layer, _NOTHING) + lost
+        nodes = NormNodes(slices, Slices(written.onnx, new.files), runtime)
+        for layer in fold.layers:
+            if layer.behind is not None:
+                name = layer.layer.name
+                for tensor in (each for each in fold.edits.tensors if each.layer == name):
+                    comparison = _Comparison(tensor, _of(stored, tensor), new, old, numbers)
+                    losses[name] = losses.get(name, _NOTHING) + comparison.with_formula()
+                if not nodes.agree(layer):
+                    by_formula[name] = formula_in_words(layer.layer.rule)
     otherwise = tuple(name for name, lost in losses.items() if lost.strays)
     notes = (*_lost_notes(losses, fold), *_formula_notes(by_formula))
     return LayersCompared(len(fold.layers) - len(by_formula), Counter(by_formula.values()), otherwise, notes)
@@ -122,7 +136,7 @@ def _of(stored: Mapping[str, StoredTensor], tensor: NewTensor) -> StoredTensor:
     if tensor.name not in stored:
         raise VerifyError(f"{name} is not in the new model; nothing is kept", fix=REPORT_BUG)
     found, layer = stored[tensor.name].info, printable(tensor.layer)
-    shape = tensor.original.info.shape
+    shape = tensor.shape
     if found.shape != shape or found.dtype != tensor.dtype:
         raise VerifyError(
             f"layer {layer} should have the shape {shape} of {tensor.dtype} "
@@ -281,6 +295,8 @@ class _Comparison:
 
     def with_formula(self) -> _Lost:
         """Compare it with the formula of its rule. Raises ``VerifyError``."""
+        if isinstance(self.tensor.work, FoldBias):
+            return self._bias(bias_in_full(self.old, self.tensor.rule, dict(self.tensor.parts)))
         formula = Formula(self.old, self.tensor.rule, self.tensor.parts)
         return self._rows(0, self.found, formula.at, formula)
 
@@ -317,6 +333,8 @@ class _Comparison:
         for block in blocks(shape, dim, found.info.dtype.itemsize):
             is_, should = read(block).astype(np.float64), expected(block).astype(np.float64)
             bad = ~self._good(is_, should)
+            if any(isinstance(each, Standardize) for each in self.tensor.rule.operations):
+                bad &= ~_near_beside(is_, should, self.tensor.dtype)
             if not bad.any():
                 continue
             confirmed = bad & np.isfinite(is_) & _near(is_, formula.at(block), self.tensor.dtype)
@@ -335,6 +353,18 @@ class _Comparison:
             lost += _Lost(int(np.count_nonzero(unfinite)), int(np.count_nonzero(strays)))
         return lost
 
+    def _bias(self, expected: Array) -> _Lost:
+        """Compare it as a bias."""
+        found = self.new.whole(self.found).astype(np.float64).reshape(-1)
+        bad = np.flatnonzero(~self._good(found, expected))
+        if bad.size:
+            raise VerifyError(
+                f"the bias of layer {printable(self.tensor.layer)} is {found[bad[0]]:.6g} in channel "
+                f"{bad[0]}, where the original makes {expected[bad[0]]:.6g}; nothing is kept",
+                fix=REPORT_BUG,
+            )
+        return _NOTHING
+
     def _good(self, found: Array, expected: Array) -> Array:
         good = _near(found, expected, self.tensor.dtype)
         if self.numbers.zero_rows == "zero":
@@ -342,6 +372,14 @@ class _Comparison:
         if self.numbers.allow_nonfinite:
             good |= ~np.isfinite(expected) & ~np.isfinite(found)
         return good
+
+
+def _near_beside(found: Array, expected: Array, dtype: DType) -> Array:
+    """Which elements differ by rounding beside the largest one: what a mean is taken from may cancel."""
+    with np.errstate(all="ignore"):
+        most = float(np.abs(expected[np.isfinite(expected)]).max(initial=0))
+        beside: Array = np.abs(found - expected) <= _RTOL[dtype.name] * most
+    return beside
 
 
 def _near(found: Array, expected: Array, dtype: DType) -> Array:

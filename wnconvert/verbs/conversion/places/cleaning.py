@@ -33,7 +33,7 @@ def clean_store(address: str | os.PathLike[str], *, dry_run: bool = False) -> tu
     try:
         found = stored(path).unfinished(path)
         for each, upload in () if dry_run else found:
-            stored(path).abort(each, upload)
+            stored(path).sweep(each, upload)
     except InputError as error:
         raise OutputError(error.heading, where=error.where, fix=error.fix) from error
     return tuple(str(each) for each, _ in found)

@@ -271,9 +271,11 @@ def aborted_uploads(output: Address) -> tuple[str, ...]:
     """Abort the unfinished uploads of an output, and of all that lies below it; a note on each."""
     with _as_output():
         found = stored(output).unfinished(output)
-        for address, upload in found:
-            stored(output).abort(address, upload)
-    return tuple(f"an unfinished upload of {address} is aborted" for address, _ in found)
+        gone = [(address, stored(output).abort(address, upload)) for address, upload in found]
+    return tuple(
+        f"an unfinished upload of {address} {'is aborted' if now else 'goes when this one is done'}"
+        for address, now in gone
+    )
 
 
 def refuse_graph() -> NoReturn:
@@ -287,4 +289,9 @@ def check_stored(options: RunOptions) -> None:
         raise ArgumentError(
             "--verify reads an output back before it is put in place, and no store shows an upload",
             fix="wnconvert compare SRC OUT, afterwards",
+        )
+    if options.prove is not None:
+        raise ArgumentError(
+            "--model proves an output before it is put in place, and no store shows an upload",
+            fix="wnconvert check OUT, afterwards",
         )

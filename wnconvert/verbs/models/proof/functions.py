@@ -33,6 +33,7 @@ __all__ = [
     "input_names",
     "named_outputs",
     "places_of",
+    "run_model",
     "tensors_at",
     "tensors_of",
     "unwrapped",
@@ -114,7 +115,7 @@ def _positional(program: ExportedProgram) -> int:
     return int(arguments.num_children)
 
 
-def _called(model: nn.Module, inputs: Mapping[str, Tensor], by_position: int | None = None) -> Any:
+def run_model(model: nn.Module, inputs: Mapping[str, Tensor], by_position: int | None = None) -> Any:
     """Call a model with inputs by name. Raises ``ArgumentError`` with the model's message if it fails.
 
     The first ``by_position`` inputs of an exported program must come by position, the others by name.
@@ -220,7 +221,7 @@ def places_of(model: nn.Module, inputs: Mapping[str, Tensor]) -> tuple[int, ...]
 
     Raises ``ArgumentError`` if the model fails.
     """
-    leaves = _leaves(_called(model, inputs))
+    leaves = _leaves(run_model(model, inputs))
     return tuple(place for place, (_, leaf) in enumerate(leaves) if isinstance(leaf, Tensor))
 
 
@@ -302,7 +303,7 @@ def function_of(model: Exportable, names: Sequence[str] = ()) -> NumericFunction
     device = held[0].device if held else None
 
     def function(feeds: Mapping[str, Array]) -> dict[str, Array]:
-        found = named_outputs(_called(runner, tensors_of(feeds, device), by_position), names)
+        found = named_outputs(run_model(runner, tensors_of(feeds, device), by_position), names)
         # A copy, because the model may return its own memory and write to it again.
         return {name: array_of(value).copy() for name, value in found}
 

@@ -60,6 +60,8 @@ class Live:
 
     def named(self, name: str) -> Live:
         """The same layer under another of its names."""
+        if name == self.layer.name:
+            return self
         owner, was = (text[: len(text) - len(self.param)] for text in (name, self.layer.name))
         parts = {
             role: replace(info, name=owner + info.name[len(was) :]) for role, info in self.layer.parts.items()

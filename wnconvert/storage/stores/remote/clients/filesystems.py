@@ -67,10 +67,12 @@ class FileSystem:
         try:
             with _told():
                 TRAFFIC.add()
-                found = self._system.ls(key, detail=False)
+                found = self._system.ls(key, detail=True)
         except (FileNotFoundError, NotADirectoryError):
             return []
-        return [name.rstrip("/").rpartition("/")[2] for name in found]
+        ends = {"directory": "/"}
+        names = [(item["name"].rstrip("/"), ends.get(item["type"], "")) for item in found]
+        return [f"{name.rpartition('/')[2]}{end}" for name, end in names]
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator
-from typing import IO, Any
+from typing import IO, Any, ClassVar
 
 from wnconvert.errors import InputError
 from wnconvert.storage.stores.remote.client import Found, missing
@@ -115,6 +115,8 @@ def _config(**more: Any) -> Any:
 class S3:
     """Objects in buckets, by botocore's ``client``."""
 
+    aborts: ClassVar[bool] = True
+
     def __init__(self, client: Any) -> None:
         self.client = client
 
@@ -158,7 +160,7 @@ class S3:
         raise NotImplementedError("every bucket has ranges")
 
     def names(self, key: str, /) -> list[str]:
-        """The names of objects, and of folders, which are beginnings of their names."""
+        """The names of objects, and of folders, which are beginnings of their names and end with a slash."""
         bucket, name = bucket_and_name(key)
         prefix = f"{name}/" if name else ""
         found: list[str] = []
@@ -168,7 +170,7 @@ class S3:
                 TRAFFIC.add()
                 found += [item["Key"] for item in page.get("Contents", ())]
                 found += [item["Prefix"] for item in page.get("CommonPrefixes", ())]
-        return [each for name in found if (each := name[len(prefix) :].rstrip("/"))]
+        return [each for name in found if (each := name[len(prefix) :])]
 
     def begin(self, key: str, /) -> str:
         """Begin an upload."""
@@ -221,6 +223,10 @@ class S3:
         with contextlib.suppress(FileNotFoundError), told_of_bucket(bucket):
             TRAFFIC.add()
             self.client.abort_multipart_upload(Bucket=bucket, Key=name, UploadId=upload)
+
+    def sweep(self, key: str, upload: str, /) -> None:
+        """Forget an upload."""
+        self.abort(key, upload)
 
     def unfinished(self, key: str, /) -> list[tuple[str, str]]:
         """The uploads of an object, and of all that lie below it."""

@@ -1,0 +1,102 @@
+"""The proof of a recipe: what is right is equal in float64, every mutant is refused."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from tests.verbs.recipes import models
+from wnconvert.errors import LayerError
+from wnconvert.layers.recipes import RecipeFold
+from wnconvert.verbs.models.proof.running import evaluating
+from wnconvert.verbs.models.proof.samples import samples_of
+from wnconvert.verbs.models.proof.signatures import signature_of
+from wnconvert.verbs.recipes.proving.prove import MOST_APART, Proven, prove_recipe
+
+IMAGE = "input=float32[2,3,9,8]"
+
+
+def proven(module: nn.Module, folds: list[RecipeFold], inputs: str = IMAGE) -> Proven:
+    signature = signature_of(inputs)
+    samples = samples_of(signature, 2)
+    with evaluating(module), torch.no_grad():
+        return prove_recipe(module, folds, signature, samples)
+
+
+def small() -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3, bias=False),
+        nn.BatchNorm2d(4, eps=1e-3),
+        nn.ReLU(),
+        nn.ConvTranspose2d(4, 4, 3, groups=2),
+        nn.BatchNorm2d(4),
+        nn.Conv2d(4, 4, 1),
+        nn.BatchNorm2d(4, affine=False),
+    )
+
+
+FOLDS = [
+    RecipeFold("norm behind", "0.weight", "1", eps=1e-3),
+    RecipeFold("norm behind", "3.weight", "4", eps=1e-5, op="conv_transpose", groups=2),
+    RecipeFold("norm behind", "5.weight", "6", eps=1e-5),
+]
+
+
+def test_a_right_recipe_is_proven() -> None:
+    found = proven(small(), FOLDS)
+    assert found.samples == 2
+    assert found.apart < MOST_APART
+
+
+@pytest.mark.parametrize("at", [0, 1, 2])
+@pytest.mark.parametrize("factor", [1.001, 0.999, 100.0])
+def test_an_eps_that_is_a_little_off_is_refused_by_name(at: int, factor: float) -> None:
+    folds = list(FOLDS)
+    folds[at] = replace(folds[at], eps=(folds[at].eps or 0) * factor)
+    with pytest.raises(LayerError, match=rf"by {folds[at].norm} into {folds[at].weight}"):
+        proven(small(), folds)
+
+
+def test_a_swapped_pair_is_refused() -> None:
+    folds = [replace(FOLDS[0], norm="6", eps=1e-5), FOLDS[1], replace(FOLDS[2], norm="1", eps=1e-3)]
+    with pytest.raises(LayerError, match="the recipe is refused"):
+        proven(small(), folds)
+
+
+@pytest.mark.parametrize(
+    "wrong", [replace(FOLDS[1], groups=1), replace(FOLDS[1], groups=4), replace(FOLDS[1], op="conv")]
+)
+def test_another_axis_is_refused(wrong: RecipeFold) -> None:
+    module = nn.Sequential(nn.ConvTranspose2d(4, 4, 3, groups=2), nn.BatchNorm2d(4))
+    if wrong.groups != 2:
+        module = nn.Sequential(nn.ConvTranspose2d(4, 4, 3, groups=1), nn.BatchNorm2d(4))
+        wrong = replace(wrong, groups=1, op="conv")
+    with pytest.raises(LayerError, match="the recipe is refused"):
+        proven(module, [replace(wrong, weight="0.weight", norm="1")], "input=float32[2,4,5,5]")
+
+
+@pytest.mark.parametrize("module", [models.NormsOfLevels(), models.OutputUsedTwice()])
+def test_a_norm_folded_into_a_layer_that_others_use_is_refused(module: nn.Module) -> None:
+    norm = "bn.0" if isinstance(module, models.NormsOfLevels) else "bn"
+    with pytest.raises(LayerError, match="the recipe is refused"):
+        proven(module, [RecipeFold("norm behind", "conv.weight", norm, eps=1e-5)], models.IMAGE)
+
+
+class ByDtype(nn.Module):
+    """Code that takes another way for float64 than for float32."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.bn = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.bn(self.conv(x))
+        return y.float() * 2 if x.dtype == torch.float32 else torch.relu(y)
+
+
+def test_the_proof_takes_the_way_of_the_modules_own_dtype_and_computes_in_float64() -> None:
+    fold = RecipeFold("norm behind", "conv.weight", "bn", eps=1e-5)
+    assert proven(ByDtype(), [fold], models.IMAGE).apart < MOST_APART

@@ -1,0 +1,7 @@
+"""What is counted and listed beside layers.
+
+counts     elements that are stored, once; buffers apart
+kinds      other kinds of layers and norms, how often, and how many of them names tell
+norms      what the statistics and gains of norms show
+contents   every tensor as rows; what a file says of itself
+"""
