@@ -35,6 +35,11 @@ def layer(name: str, *shape: int, dim: int | None = 0) -> Shapes:
     return {f"{name}.weight_g": g, f"{name}.weight_v": shape}
 
 
+def weight(name: str, *shape: int) -> Shapes:
+    """The shape of a weight that its class computes."""
+    return {f"{name}.weight": shape}
+
+
 def spectral(name: str, *shape: int) -> Shapes:
     """The shapes of a layer with spectral norm."""
     columns = math.prod(shape[1:])

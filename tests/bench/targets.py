@@ -62,6 +62,20 @@ def kinds(folder: Path, rounds: int, _before: Build) -> Iterator[Row]:
                     yield Row(f"user CPU of {what}", ours.in_user(), "weight norm", other.in_user(), 1.3)
 
 
+def standardized(folder: Path, rounds: int, _before: Build) -> Iterator[Row]:
+    """Weights that their classes standardize beside weight norm: the same bytes."""
+    said = "--standardize", "*.weight", "--std", "biased", "--eps-at", "var", "--eps", "1e-5"
+    for dtype, size in (("F32", "2 GiB"), ("F16", "1 GiB")):
+        with written(folder, "norm.safetensors", inputs.even_layers(2 * GIB, 32), dtype) as (norm, target):
+            shapes = inputs.even_layers(2 * GIB, 32, inputs.weight)
+            with written(folder, "plain.safetensors", shapes, dtype) as (source, _):
+                commands = NOW.fold(source, target, *said, "--silent"), NOW.fold(norm, target, "--silent")
+                ours, other = in_turns(rounds, *commands, target=target, memory=True)
+                what = f"`fold --standardize`, {size} {dtype}"
+                yield Row(what, ours, "weight norm", other, 1.3, _MEMORY)
+                yield Row(f"user CPU of {what}", ours.in_user(), "weight norm", other.in_user(), 1.3)
+
+
 def copies(folder: Path, rounds: int, _before: Build) -> Iterator[Row]:
     """What no bit of changes is copied by the kernel."""
     layers, rest = inputs.even_layers(2 * GIB, 32), inputs.layer("conv", 64, 64, 3)
@@ -122,4 +136,4 @@ def full(folder: Path, rounds: int, _before: Build) -> Iterator[Row]:
         yield Row("`inspect --full`, 2 GiB", ours, "`cat > /dev/null`", cat, 2, _MEMORY)
 
 
-BENCHES = (disk, processors, kinds, copies, verify, huge, beginning, full)
+BENCHES = (disk, processors, kinds, standardized, copies, verify, huge, beginning, full)

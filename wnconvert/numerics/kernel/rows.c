@@ -31,6 +31,32 @@ INLINE void add_all(int power, double *x, ptrdiff_t count, double *restrict high
     add(high, low, *sums, *lost);
 }
 
+/* Add all values of x, whose magnitudes add up to half of `start` at most, a power of two: sums that begin there
+   keep its exponent, so what an addition loses is found with less (Dekker's FastTwoSum). */
+INLINE void add_values(
+    double *x, ptrdiff_t count, double start, double *restrict high, double *restrict low
+) {
+    double sums[LANES], lost[LANES] = {0};
+    for (ptrdiff_t i = count; i % LANES; i++) x[i] = 0;
+    for (ptrdiff_t i = 0; i < LANES; i++) sums[i] = start;
+    for (ptrdiff_t at = 0; at < count; at += LANES)
+        for (ptrdiff_t i = 0; i < LANES; i++) {
+            double sum = sums[i] + x[at + i];
+            lost[i] += x[at + i] - (sum - sums[i]);
+            sums[i] = sum;
+        }
+    for (ptrdiff_t i = 0; i < LANES; i++) sums[i] -= start;
+    for (ptrdiff_t half = LANES / 2; half; half /= 2)
+        for (ptrdiff_t i = 0; i < half; i++) add(sums + i, lost + i, sums[half + i], lost[half + i]);
+    add(high, low, *sums, *lost);
+}
+
+/* A power of two that is at least twice √(count·square), and at most eight times as large. */
+INLINE double above_root(double square, ptrdiff_t count) {
+    uint64_t exponent = bits_of(square * (double)count) >> 52;
+    return square > 0 ? double_of(((exponent + 1025 + 4) / 2) << 52) : 0;
+}
+
 /* Slabs side by side, as many as fit a run: a sum for each place in it, then those of each row. */
 INLINE void narrow_sums(
     int power, int format, const char *x, ptrdiff_t slabs, ptrdiff_t rows, ptrdiff_t inner, double *high,
@@ -68,8 +94,8 @@ INLINE void short_sums(
 
 /* Long rows, or many rows of one element in each slab. */
 INLINE void long_sums(
-    int power, int format, const char *x, ptrdiff_t slabs, ptrdiff_t rows, ptrdiff_t inner, double *high,
-    double *low
+    int power, int format, const char *x, ptrdiff_t slabs, ptrdiff_t rows, ptrdiff_t inner,
+    const double *squares, double *high, double *low
 ) {
     double run[RUN + LANES];
     ptrdiff_t length = inner == 1 ? rows : inner, runs = inner == 1 ? slabs : slabs * rows;
@@ -79,15 +105,17 @@ INLINE void long_sums(
             load(format, x + (each * length + at) * size_of(format), some, run);
             if (inner == 1)
                 add_each(power, run, some, high + row, low + row);
+            else if (squares)
+                add_values(run, some, above_root(squares[row], slabs * inner), high + row, low + row);
             else
                 add_all(power, run, some, high + row, low + row);
         }
 }
 
-/* The sum of each row as high + low. */
+/* The sum of each row as high + low; those of values may be told the sums of their squares. */
 INLINE void sums_of(
-    int power, int format, const char *x, ptrdiff_t slabs, ptrdiff_t rows, ptrdiff_t inner, double *high,
-    double *low
+    int power, int format, const char *x, ptrdiff_t slabs, ptrdiff_t rows, ptrdiff_t inner,
+    const double *squares, double *high, double *low
 ) {
     memset(high, 0, rows * sizeof *high);
     memset(low, 0, rows * sizeof *low);
@@ -100,7 +128,7 @@ INLINE void sums_of(
     else if (inner > 1 && inner < SHORT)
         short_sums(power, format, x, slabs, rows, inner, high, low);
     else
-        long_sums(power, format, x, slabs, rows, inner, high, low);
+        long_sums(power, format, x, slabs, rows, inner, squares, high, low);
     for (ptrdiff_t row = 0; row < rows; row++) {
         if (high[row] - high[row] != 0) low[row] = 0; /* infinite or NaN */
         double sum = high[row] + low[row];
@@ -194,31 +222,49 @@ typedef struct {
     const double *centre, *rest, *least;
 } Centres;
 
-/* What is left of values of one row, which is 0 where it is too little; tells whether there is such a one. */
-INLINE int centre_row(double *restrict y, ptrdiff_t count, double centre, double rest, double smallest) {
-    int64_t near = 0;
+/* Multiply what is left of values of one row without its centre; where that is too little, 0 is taken for it,
+   and that there is such a value is told. */
+INLINE int multiply_row(
+    double *restrict y, ptrdiff_t count, double centre, double rest, double smallest, double factor
+) {
+    int64_t lowest = INT64_MAX;
     for (ptrdiff_t i = 0; i < count; i++) {
         double left = (y[i] - centre) - rest;
-        int is_near = double_of(bits_of(left) & ~(UINT64_C(1) << 63)) < smallest;
-        near |= is_near;
-        y[i] = is_near ? 0.0 : left;
+        int64_t size = (int64_t)(bits_of(left) & ~(UINT64_C(1) << 63));
+        lowest = size < lowest ? size : lowest;
+        y[i] = left * factor;
     }
-    return near != 0;
+    if (lowest >= (int64_t)bits_of(smallest)) return 0;
+    double least_product = double_of(bits_of(smallest * factor) & ~(UINT64_C(1) << 63));
+    for (ptrdiff_t i = 0; i < count; i++)
+        if (double_of(bits_of(y[i]) & ~(UINT64_C(1) << 63)) <= least_product) y[i] = 0.0 * factor;
+    return 1;
 }
 
-/* The same for a run that starts at element `first` of a block. */
-INLINE int centre_run(
-    double *restrict y, ptrdiff_t count, ptrdiff_t first, ptrdiff_t rows, ptrdiff_t inner, Centres its
+/* The same as `multiply`, of what is left of values; tells whether one of them is 0. */
+INLINE int multiply_left(
+    double *restrict y, ptrdiff_t count, ptrdiff_t first, ptrdiff_t rows, ptrdiff_t inner, Centres its,
+    const double *restrict factors
 ) {
-    int near = 0;
-    ptrdiff_t offset = first % inner, row = first / inner % rows;
+    const double *restrict centres = its.centre, *restrict rests = its.rest, *restrict leasts = its.least;
+    ptrdiff_t length = inner == 1 ? rows : inner, offset = first % length, row = first / inner % rows;
+    int64_t near = 0;
     for (ptrdiff_t i = 0; i < count; offset = 0) {
-        ptrdiff_t some = least(inner - offset, count - i);
-        near |= centre_row(y + i, some, its.centre[row], its.rest[row], its.least[row]);
-        row = row + 1 < rows ? row + 1 : 0;
+        ptrdiff_t some = least(length - offset, count - i);
+        if (inner == 1) {
+            for (ptrdiff_t k = 0, at = offset; k < some; k++, at++) {
+                double left = (y[i + k] - centres[at]) - rests[at];
+                int is_near = double_of(bits_of(left) & ~(UINT64_C(1) << 63)) < leasts[at];
+                near |= is_near;
+                y[i + k] = (is_near ? 0.0 : left) * factors[at];
+            }
+        } else {
+            near |= multiply_row(y + i, some, centres[row], rests[row], leasts[row], factors[row]);
+            row = row + 1 < rows ? row + 1 : 0;
+        }
         i += some;
     }
-    return near;
+    return near != 0;
 }
 
 INLINE ptrdiff_t products_of(
@@ -230,8 +276,11 @@ INLINE ptrdiff_t products_of(
     for (ptrdiff_t at = 0; at < count; at += RUN) {
         ptrdiff_t some = least(RUN, count - at);
         load(from, x + at * size_of(from), some, run);
-        int near = centres.centre ? centre_run(run, some, at, rows, inner, centres) : 0;
-        multiply(run, some, at, rows, inner, factors);
+        int near = 0;
+        if (centres.centre)
+            near = multiply_left(run, some, at, rows, inner, centres, factors);
+        else
+            multiply(run, some, at, rows, inner, factors);
         char *there = out + at * size_of(to);
         int open = to == FLOAT32   ? round_run(FLOAT32, run, some, width, there)
                    : to == FLOAT16 ? round_run(FLOAT16, run, some, width, there)
@@ -283,11 +332,11 @@ INLINE int cast_of(int from, const char *x, ptrdiff_t count, int to, char *out) 
 
 #define SUMS(name)                                                                                       \
     static void name(                                                                                    \
-        int power, int format, const char *x, ptrdiff_t slabs, ptrdiff_t rows, ptrdiff_t inner,          \
-        double *high, double *low                                                                        \
+        int format, const char *x, ptrdiff_t slabs, ptrdiff_t rows, ptrdiff_t inner,                     \
+        const double *squares, double *high, double *low                                                 \
     ) {                                                                                                  \
-        power == 2 ? sums_of(2, format, x, slabs, rows, inner, high, low)                                \
-                   : sums_of(1, format, x, slabs, rows, inner, high, low);                               \
+        squares ? sums_of(1, format, x, slabs, rows, inner, squares, high, low)                          \
+                : sums_of(2, format, x, slabs, rows, inner, 0, high, low);                               \
     }
 #define PRODUCTS(name)                                                                                   \
     static ptrdiff_t name(                                                                               \
@@ -323,14 +372,15 @@ const char *wnconvert_source(void) { return SOURCE; }
 void wnconvert_sums(
     int format, const char *x, ptrdiff_t slabs, ptrdiff_t rows, ptrdiff_t inner, double *high, double *low
 ) {
-    BEST(sums)(2, format, x, slabs, rows, inner, high, low);
+    BEST(sums)(format, x, slabs, rows, inner, 0, high, low);
 }
 
-/* Σv of each row as high + low; where not all of it is finite, these mean nothing. */
+/* Σv of each row as high + low, given Σv²; where not all of it is finite, these mean nothing. */
 void wnconvert_totals(
-    int format, const char *x, ptrdiff_t slabs, ptrdiff_t rows, ptrdiff_t inner, double *high, double *low
+    int format, const char *x, ptrdiff_t slabs, ptrdiff_t rows, ptrdiff_t inner, const double *squares,
+    double *high, double *low
 ) {
-    BEST(sums)(1, format, x, slabs, rows, inner, high, low);
+    BEST(sums)(format, x, slabs, rows, inner, squares, high, low);
 }
 
 /* Write products, of values less their centres if there are any, into `out`, and the open ones, as far as there

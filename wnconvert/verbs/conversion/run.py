@@ -19,7 +19,7 @@ from wnconvert.errors import (
     WnconvertError,
 )
 from wnconvert.layers.schemes import Selection
-from wnconvert.messages import counted, listed, option, refuse_other_than_path
+from wnconvert.messages import counted, listed, refuse_other_than_path
 from wnconvert.plan.names.renaming import Renaming
 from wnconvert.plan.names.trees import NewNames, renamed_keys, weights_of
 from wnconvert.plan.plan import Plan
@@ -45,6 +45,7 @@ from wnconvert.verbs.conversion.targets import (
 )
 from wnconvert.verbs.shared.leftovers import named_leftovers
 from wnconvert.verbs.shared.options import RunOptions
+from wnconvert.verbs.shared.recipes import refuse_recipe
 
 if TYPE_CHECKING:
     from wnconvert.onnx.file.reader import OnnxFile
@@ -309,10 +310,7 @@ def plan_onnx_fold(opened: OnnxFile, *, selection: Selection, others: Mapping[st
     from wnconvert.onnx.graph.plan import plan_onnx
 
     if told := next((name for name in _TELLING if others.get(f"--{name}") is not None), ""):
-        raise ArgumentError(
-            f"{option(told)} tells what the keys of a checkpoint do not, and this is an ONNX model",
-            fix="leave it out: a graph is folded by what it computes",
-        )
+        refuse_recipe(told)
     if given := [name for name, value in others.items() if value is not None]:
         raise ArgumentError(
             f"only checkpoints take {listed(given)}, and this is an ONNX model",

@@ -90,11 +90,23 @@ def are_quotients(found: Array, v: Array, g: Array, norms: Reals, *, x: Reals, a
     return bool(right.all())
 
 
-def are_values(found: Array, x: Reals, error: float) -> bool:
-    """Whether numbers of the output are ``x``, known to a relative ``error``, each rounded once."""
+def are_values(found: Array, x: Reals, error: float, off: Reals | float = 0.0) -> bool:
+    """Whether numbers of the output are ``x``, each rounded once.
+
+    ``x`` is known to a relative ``error``, and is ``off`` by that much beside.
+    """
     at = np.flatnonzero(_doubt(found, x, _MOST_ULPS - 1))
+    if not at.size:
+        return True
     units = _MOST_ULPS if found.dtype == np.float64 else 0.5
-    return not at.size or bool(_are_near(found.reshape(-1)[at], x.reshape(-1)[at], error, units).all())
+    these, exact, slack = (
+        each.reshape(-1)[at] for each in (found, x, np.broadcast_to(np.asarray(off, x.dtype), x.shape))
+    )
+    low, high, found = exact - slack, exact + slack, these.astype(x.dtype)
+    between = (found >= low) & (found <= high)
+    for end in (low, high):
+        between |= _are_near(these, end, error, units)
+    return bool((_are_near(these, exact, error, units) | (between & (slack > 0))).all())
 
 
 def are_sums(found: Array, x: Reals, off: Reals) -> bool:

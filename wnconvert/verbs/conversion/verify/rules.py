@@ -17,6 +17,7 @@ import numpy as np
 from wnconvert.layers.rules import (
     ORIGINAL,
     AffineBefore,
+    Equalized,
     G,
     Mask,
     Neighbour,
@@ -27,6 +28,8 @@ from wnconvert.layers.rules import (
     Rule,
     Spectral,
     SpectralStep,
+    Standardize,
+    Unit,
     UnitVector,
 )
 from wnconvert.tensors.blocks import Array, Block, Elements
@@ -37,14 +40,23 @@ from wnconvert.verbs.conversion.verify.pieces import pieces_of
 __all__ = ["Parts", "Values", "channel_factors", "computed_values", "weight_of"]
 
 
+def _nowhere(_block: Block) -> float:
+    """No error beside the relative one."""
+    return 0.0
+
+
 @dataclass(frozen=True, slots=True)
 class Values:
-    """A weight as far as some operations make it: its pieces, along ``dim``, to a relative ``error``."""
+    """A weight as far as some operations make it: its pieces, along ``dim``, to a relative ``error``.
+
+    ``off`` is how much further off they may be.
+    """
 
     tensor: StoredTensor
     dim: Dim
     read: Callable[[Block], Reals]
     error: float = 0.0
+    off: Callable[[Block], Reals | float] = _nowhere
 
     @property
     def pieces(self) -> Iterable[Block]:
@@ -53,8 +65,14 @@ class Values:
 
     def times(self, factor: Callable[[Block], Any], error: float) -> Values:
         """Every value times a factor that has an error of its own."""
-        read = self.read
-        return Values(self.tensor, self.dim, lambda block: read(block) * factor(block), self.error + error)
+        read, off = self.read, self.off
+        return Values(
+            self.tensor,
+            self.dim,
+            lambda block: read(block) * factor(block),
+            self.error + error,
+            lambda block: off(block) * np.abs(factor(block)),
+        )
 
     def rows(self, block: Block, dim: Dim) -> Array:
         """For each element of a block its place on an axis."""
@@ -163,6 +181,72 @@ def _norm(operation: Norm, values: Values, parts: Parts) -> Values:
     return values.times(
         lambda block: scale[values.rows(block, dim)], (adds / 2 + 6) * parts.eps + values.error
     )
+
+
+@made.register
+def _unit_rows(operation: Unit, values: Values, parts: Parts) -> Values:
+    sums, adds = _of_rows(values, operation.dim, parts.real, lambda _, x: np.square(x))
+    scale, dim = operation.scale / np.maximum(np.sqrt(sums), operation.eps), operation.dim
+    error = (adds / 2 + 6) * parts.eps + values.error
+    return values.times(lambda block: scale[values.rows(block, dim)], error)
+
+
+@made.register
+def _equalized(operation: Equalized, values: Values, parts: Parts) -> Values:
+    return values.times(lambda _: parts.real.type(operation.scale), parts.eps)
+
+
+def _of_rows(
+    values: Values, dim: int, real: np.dtype[Any], of: Callable[[Block, Reals], Reals]
+) -> tuple[Reals, int]:
+    """The sum of a function of the values of each row, and through how many additions a term goes."""
+    found, adds = np.zeros(values.tensor.info.shape[dim], real), 0
+    for block in values.pieces:
+        terms = of(block, values.read(block))
+        np.add.at(found, values.rows(block, dim).reshape(-1), terms.reshape(-1))
+        adds += max(terms.size, 1)
+    return found, min(adds, values.tensor.info.numel // max(len(found), 1) + 1)
+
+
+@made.register
+def _standardize(operation: Standardize, values: Values, parts: Parts) -> Values:
+    dim, real = operation.dim, parts.real
+    n = max(values.tensor.info.numel // values.tensor.info.shape[dim], 1)
+    means, adds = _of_rows(values, dim, real, lambda _, x: x / n)
+    sizes, _ = _of_rows(values, dim, real, lambda _, x: np.abs(x) / n)
+
+    def left(block: Block, x: Reals) -> Reals:
+        return np.asarray(x - means[values.rows(block, dim)])
+
+    squares, _ = _of_rows(values, dim, real, lambda block, x: np.square(left(block, x)))
+    # How far means, and what is left of a value, may be off, and the deviation with them.
+    off = sizes * (adds * parts.eps + values.error)
+    variance = squares / (n if operation.std == "biased" else n - 1)
+    divisor = _divisor(operation, variance)
+    gain = parts.vector("gain") if operation.gain else np.ones(len(means), real)
+    shift = parts.vector("shift") if operation.shift else np.zeros(len(means), real)
+    a = np.where(divisor == 0, 0, gain * operation.scale / np.where(divisor == 0, 1, divisor))
+    apart = (adds + 16) * parts.eps + 4 * off / np.where(divisor == 0, 1, divisor)
+
+    def read(block: Block) -> Reals:
+        rows = values.rows(block, dim)
+        return np.asarray(left(block, values.read(block)) * a[rows] + shift[rows])
+
+    def how_far(block: Block) -> Reals:
+        rows, x = values.rows(block, dim), values.read(block)
+        of_left = off[rows] + np.abs(x) * (values.error + parts.eps)
+        of_shift = (np.abs(read(block)) + np.abs(shift[rows])) * parts.eps
+        return np.asarray(np.abs(a)[rows] * (of_left + np.abs(left(block, x)) * apart[rows]) + of_shift)
+
+    return Values(values.tensor, values.dim, read, 0.0, how_far)
+
+
+def _divisor(operation: Standardize, variance: Reals) -> Reals:
+    if operation.eps_at == "var":
+        return np.asarray(np.sqrt(variance + operation.eps))
+    if operation.eps_at == "std":
+        return np.asarray(np.sqrt(variance) + operation.eps)
+    return np.asarray(np.sqrt(np.maximum(variance * operation.fan, operation.eps)))
 
 
 @made.register

@@ -105,7 +105,7 @@ def _check_rule(fold: Fold, both: Both) -> None:
     with np.errstate(all="ignore"):
         values = computed_values(layer.rule, parts, both.source, real)
         for block, piece in pieces_of(parts[ORIGINAL], values.dim):
-            if not are_values(read_back(block, piece), values.read(block), values.error):
+            if not are_values(read_back(block, piece), values.read(block), values.error, values.off(block)):
                 raise VerifyError(
                     f"layer {fold.name} was read back and is not what its parts make; nothing is kept",
                     fix=REPORT_BUG,
