@@ -43,7 +43,7 @@ from wnconvert.verbs.inspection.rows import MadeRows, row_tasks, rows_made
 from wnconvert.verbs.inspection.summaries.contents import metadata_of, tensor_rows
 from wnconvert.verbs.inspection.summaries.counts import bytes_held, counts_of
 from wnconvert.verbs.inspection.summaries.kinds import kinds_in
-from wnconvert.verbs.inspection.summaries.norms import norms_in
+from wnconvert.verbs.inspection.summaries.norms import norm_rows
 from wnconvert.verbs.shared.progress import Progress, bytes_progress
 from wnconvert.verbs.shared.recipes import refuse_recipe
 
@@ -230,7 +230,7 @@ def _inspect_found(  # noqa: PLR0917 -- a tree, what was found in it, and what `
         health=health_of(tree, elements, request.selection, faults, finite, workers)
         if request.full
         else None,
-        norms=norms_in(tree, elements, request.selection) if request.full else None,
+        norms=norm_rows(tree, elements, request.selection) if request.full else None,
     )
 
 

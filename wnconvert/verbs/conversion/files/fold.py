@@ -35,7 +35,7 @@ from wnconvert.verbs.shared.options import (
 from wnconvert.verbs.shared.progress import Progress, bytes_progress
 from wnconvert.verbs.shared.proofs import Prove
 from wnconvert.verbs.shared.recipes import recipe_given
-from wnconvert.verbs.shared.told import asked_of
+from wnconvert.verbs.shared.told import Said, asked_of
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -136,7 +136,7 @@ def fold_file(
     (``"float16"`` or ``"fp16"``, ``torch.bfloat16``, ``numpy.float32`` …) folds and casts in one rounding.
     ``kinds`` are those of the layers to fold: ``"weight"`` norm, ``"spectral"`` norm, ``"prune"``,
     ``"spectral-step"`` (ports that take a step in eval), ``"all"`` for the first three, and of an ONNX model
-    ``"norm"``, batch norm; a layer under several needs all of them. ``recipe``, a ``Recipe`` or its file,
+    ``"norm"`` (batch norm) and ``"standardize"``; a layer under several needs all of them. ``recipe``, a ``Recipe`` or its file,
     tells what keys do not: which norms fold into
     which layers, and what classes make of their weights. Without one, ``norm`` says which norms fold: those
     of which names tell the layer (``"by-names"``), or pairs (``"NORM=LAYER"``), all with ``eps``.
@@ -198,7 +198,7 @@ def _fold(src: StrPath, out: StrPath | None, given: FoldOptions, *, dry_run: boo
 
 def _selection(given: FoldOptions) -> Selection:
     """The layers that are wanted, and what tells of those that keys do not show."""
-    asked = asked_of(
+    said = Said(
         norm=given["norm"],
         standardize=given["standardize"],
         eps=given["eps"],
@@ -206,7 +206,6 @@ def _selection(given: FoldOptions) -> Selection:
         eps_at=given["eps_at"],
         gain=given["gain"],
         scale=given["scale"],
-        recipe=given["recipe"],
     )
     return selection_of(
         given["layers"],
@@ -214,7 +213,7 @@ def _selection(given: FoldOptions) -> Selection:
         given["dim"],
         given["kinds"],
         recipe_given(given["recipe"]),
-        asked=asked,
+        asked=asked_of(said, given["recipe"]),
         shown=IN_GRAPHS,
     )
 
