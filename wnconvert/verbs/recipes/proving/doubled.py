@@ -111,6 +111,11 @@ class _Doubled(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's i
             self.ran.made[place] = some_of(made[0] if isinstance(made, (tuple, list)) else made)
         return made
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Keep torch from importing its compiler, which takes seconds, only to keep that out of here."""
+        return False
+
     def _layer(self, place: int, name: str, func: Operator, args: tuple[Any, ...]) -> Any:
         """Run a layer with what it is handed, or with what it is to be handed instead."""
         at = {"mm": (1, None), "addmm": (2, 0)}.get(name, (1, 2))
