@@ -56,7 +56,7 @@ def cli() -> None:
     """Convert and inspect weight-normalized PyTorch checkpoints and models (w = g·v/‖v‖).
 
     Files are data: nothing in a checkpoint is imported or run. Everything in it is kept, unless an option or
-    a note says otherwise. Only export and check run code: that of the model you name.
+    a note says otherwise. Only export, check and recipe run code: that of the model you name.
     """
 
 

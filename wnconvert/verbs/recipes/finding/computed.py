@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from wnconvert.layers.recipes import RecipeFold
-from wnconvert.verbs.recipes.finding.fits import Line, constant, line, near, rounded
+from wnconvert.verbs.recipes.finding.fits import Line, constant, line, near_to, rounded
 from wnconvert.verbs.recipes.finding.layers import Linear
 from wnconvert.verbs.recipes.tracing.constants import CannotReplayError, replayed, scalars_of, steps_behind
 from wnconvert.verbs.recipes.tracing.trace import Trace, TracedValue
@@ -233,7 +233,7 @@ def _unit(rows: _Rows, dim: int, numbers: tuple[float, ...]) -> Iterator[RecipeF
         return
     near_zero = norm == norm.min()
     eps = abs(scale / float(rows.factor[near_zero][0]))
-    eps = 0.0 if near(eps, float(norm.min()), 1e-9) else rounded(eps, numbers, 1e-8)
+    eps = 0.0 if near_to(eps, float(norm.min()), 1e-9) else rounded(eps, numbers, 1e-8)
     scale = rounded(scale, numbers)
     if near_all(rows.factor, scale / norm.clamp_min(eps)):
         yield RecipeFold("unit", _UNNAMED, eps=eps, scale=scale, dim=dim)
