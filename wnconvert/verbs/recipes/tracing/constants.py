@@ -10,7 +10,7 @@ from torch import Tensor
 
 from wnconvert.verbs.recipes.tracing.trace import Trace, TracedStep, TracedValue
 
-__all__ = ["NARROW", "CannotReplayError", "widened", "replayed", "scalars_of", "steps_behind"]
+__all__ = ["NARROW", "CannotReplayError", "replayed", "scalars_of", "steps_behind", "widened"]
 
 
 #: The dtypes that float64 stands for.
