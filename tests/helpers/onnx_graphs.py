@@ -244,11 +244,33 @@ def _weight(source: Read, tensor: NewTensor) -> np.ndarray[Any, Any]:
             case rules.Spectral(dim=int(dim)):
                 matrix = np.moveaxis(w, dim, 0).reshape(w.shape[dim], -1)
                 w = w / (parts["u"].reshape(-1) @ matrix @ parts["v"].reshape(-1))
+            case rules.Standardize():
+                w = _standardized(operation, w, parts)
             case rules.NormBehind(dim=dim, groups=groups):
                 w = w * _spread(_factors(operation, parts), w.shape, dim, groups)
             case _:
                 raise NotImplementedError(operation)
     return w.astype(tensor.dtype.numpy())
+
+
+def _standardized(
+    how: rules.Standardize, w: np.ndarray[Any, Any], parts: Mapping[str, np.ndarray[Any, Any]]
+) -> np.ndarray[Any, Any]:
+    """Rows without their means, divided by their deviations."""
+    others = tuple(axis for axis in range(w.ndim) if axis != how.dim)
+    variance = w.var(others, ddof=how.std == "unbiased", keepdims=True)
+    root = {
+        "var": lambda: np.sqrt(variance + how.eps),
+        "std": lambda: np.sqrt(variance) + how.eps,
+        "max": lambda: np.sqrt(np.maximum(variance * how.fan, how.eps)),
+    }
+    gain, shift = (
+        parts[role].reshape([-1 if axis == how.dim else 1 for axis in range(w.ndim)])
+        if role in parts
+        else start
+        for role, start in (("gain", 1), ("shift", 0))
+    )
+    return np.asarray((w - w.mean(others, keepdims=True)) * gain * how.scale / root[how.eps_at]() + shift)
 
 
 def _bias(source: Read, tensor: NewTensor) -> np.ndarray[Any, Any]:

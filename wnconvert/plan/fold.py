@@ -69,7 +69,13 @@ def plan_fold(
         optimizers=() if keep_optimizer else draft.without_optimizers(planned, optimizer_is_stale("folding")),
         notes=draft.found_notes(),
     )
-    return replace(plan, kinds=selection.kinds, hints=tuple(draft.hints()), left=tuple(draft.left_norms()))
+    return replace(
+        plan,
+        kinds=selection.kinds,
+        unwanted=0 if selection.recipe is None else sum(len(each.unwanted) for each in draft.found.values()),
+        hints=tuple(draft.hints()),
+        left=tuple(draft.left_norms()),
+    )
 
 
 def _is_torchs(layer: Layer, state: StateDict) -> bool:

@@ -77,7 +77,8 @@ def norms_behind(model: Model, index: Index, symbols: Symbols) -> Iterator[Behin
     search = _Search(model, index, symbols)
     for path, scope in index.scopes.items():
         for node in scope.nodes:
-            if node.op == "BatchNormalization" and node.domain in _OWN:
+            computes_weights = any((path, name) in symbols.known for name in node.outputs)
+            if node.op == "BatchNormalization" and node.domain in _OWN and not computes_weights:
                 try:
                     yield search.behind(path, node)
                 except StaysError as error:

@@ -13,6 +13,7 @@ import pytest
 import torch
 from onnx import numpy_helper
 from torch import nn
+from torch.nn.utils.parametrizations import weight_norm
 
 from tests.helpers.states import output_of
 from wnconvert import fold_file, fold_state_dict, inspect_file
@@ -80,6 +81,26 @@ def test_what_torch_exports_is_folded_and_proven(exporter: str, tmp_path: Path) 
     assert {each.name for each in made.graph.initializer} >= {*LAYERS, "conv.bias", "up.bias", "last.bias"}
     with torch.no_grad():
         np.testing.assert_allclose(run(output_of(result), x), net(x).numpy(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("exporter", ["torchscript", "dynamo"])
+def test_weight_norm_and_batch_norm_are_rounded_once(exporter: str, tmp_path: Path) -> None:
+    torch.manual_seed(16)
+    net = nn.Sequential(weight_norm(nn.Conv1d(4, 8, 3)), nn.BatchNorm1d(8))
+    exported(net, tmp_path / "in.onnx", exporter, torch.randn(2, 4, 9))
+    result = fold_file(tmp_path / "in.onnx", tmp_path / "out.onnx", kinds="weight,norm")
+    ((_, change),) = result.plan.changes
+    assert change.layer.rule.kinds == ("weight", "norm")
+    stored = {
+        each.name: numpy_helper.to_array(each) for each in onnx.load(output_of(result)).graph.initializer
+    }
+    state = {key: value.double().numpy() for key, value in net.state_dict().items()}
+    v = state["0.parametrizations.weight.original1"]
+    w = state["0.parametrizations.weight.original0"] * v / np.sqrt((v**2).sum((1, 2), keepdims=True))
+    factor = state["1.weight"] / np.sqrt(state["1.running_var"] + float(np.float32(1e-5)))
+    bias = (state["0.bias"] - state["1.running_mean"]) * factor + state["1.bias"]
+    np.testing.assert_array_equal(stored[change.layer.name], (w * factor[:, None, None]).astype("f"))
+    np.testing.assert_array_equal(stored[change.layer.bias], bias.astype("f"))
 
 
 def norm_model(path: Path, dtype: Any = np.float32, *, external: bool = False) -> onnx.ModelProto:
