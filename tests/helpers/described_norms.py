@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -71,7 +73,7 @@ def folded(conv: nn.Module) -> nn.Module:
 
 
 #: The modules whose normalization has an exact fold, and the kinds of ``--kinds`` or of a recipe that it is.
-FOLDED = {
+FOLDED: Mapping[str, tuple[Callable[[], nn.Module], str]] = {
     "batch norm": (lambda: behind(nn.BatchNorm2d(4)), "norm behind"),
     "instance norm with running statistics": (
         lambda: behind(nn.InstanceNorm2d(4, affine=True, track_running_stats=True)),
@@ -83,7 +85,7 @@ FOLDED = {
 }
 
 #: The modules whose normalization depends on the data.
-STAYS = {
+STAYS: Mapping[str, Callable[[], nn.Module]] = {
     "instance norm": lambda: behind(nn.InstanceNorm2d(4, affine=True)),
     "group norm": lambda: behind(nn.GroupNorm(2, 4)),
     "layer norm": lambda: behind(nn.LayerNorm([4, 7, 6])),

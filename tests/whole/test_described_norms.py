@@ -15,7 +15,7 @@ from torch.nn.utils import parametrize
 from tests.helpers.described_norms import FOLDED, IMAGE, STAYS
 from wnconvert import check_onnx, export_onnx, fold_file, fold_module, inspect_file
 from wnconvert.errors import LayerError
-from wnconvert.layers.recipes import Recipe, RecipeFold
+from wnconvert.layers.recipes import Recipe
 from wnconvert.verbs.recipes.recipe import recipe_of
 
 KINDS = "all"
@@ -43,11 +43,8 @@ def plain(module: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
 
 
 def recipe_for(name: str, module: nn.Module) -> Recipe | None:
-    """The recipe of a module, traced, or said of its formula; None of a normalization that keys show."""
-    kind = FOLDED[name][1]
-    if kind == "standardize":
-        return Recipe((RecipeFold("standardize", "0.weight", std="unbiased", eps_at="std", eps=1e-5),))
-    return recipe_of(module, inputs=IMAGE) if kind == "norm behind" else None
+    """The recipe of a module; None of a normalization that keys show."""
+    return None if FOLDED[name][1] in ("weight", "spectral") else recipe_of(module, inputs=IMAGE)
 
 
 def saved(module: nn.Module, folder: Path) -> Path:
