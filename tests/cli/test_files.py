@@ -329,12 +329,13 @@ def test_json_is_one_object_with_every_key(more: list[str], gan: Path) -> None:
         "shards",
         "copied",
     }
-    plan |= {"dropped", "notes"}
+    plan |= {"dropped", "norms_left", "notes"}
     result = {"source", "source_container", "output", "bytes_in", "bytes_out", "seconds", "verified", "proof"}
     assert set(data) == (plan if more else plan | result)
     assert data["schema"] == 1
     assert len(data["layers"]) == 6
     layer = {"state_dict", "name", "kind", "form", "to", "dim", "shape", "dtype", "rows"}
+    layer |= {"norm", "grade", "unproven"}
     assert all(set(item) == layer for item in data["layers"])
     if not more:
         assert data["bytes_out"] == gan.with_name("gan.folded.pt").stat().st_size

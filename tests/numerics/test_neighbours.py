@@ -17,6 +17,7 @@ from tests.numerics.test_rules import fold
 from wnconvert.errors import LayerError
 from wnconvert.layers.rules import (
     AffineBefore,
+    Equalized,
     Mask,
     Neighbour,
     Norm,
@@ -25,6 +26,8 @@ from wnconvert.layers.rules import (
     Operation,
     Rule,
     Spectral,
+    Standardize,
+    Unit,
     UnitVector,
 )
 from wnconvert.numerics.rows import RowPolicy, RowReport
@@ -54,6 +57,35 @@ def channels_for(seed: int, operation: Neighbour, shape: tuple[int, ...], dtype:
     made["gamma"][:1] = -0.0
     made["variance"][1:2] = 0
     return made
+
+
+def computed(shape: tuple[int, ...]) -> list[Operation]:
+    """What classes compute of their own weight; each row has at least two elements."""
+    axes = [axis for axis in range(len(shape)) if len(shape) > 1 and np.prod(shape) > shape[axis]]
+    made: list[Operation] = [Equalized(0.3)]
+    for axis in axes:
+        made += [
+            Standardize(axis, "biased", "var", 1e-5, 1.7, gain=True),
+            Standardize(axis, "unbiased", "std", 1e-5),
+            Standardize(axis, "biased", "max", 1e-4, fan=3, gain=True, shift=True),
+            Unit(axis, 1e-12, -1.5),
+        ]
+    return made
+
+
+@crossed(out=NARROW, dtype=DTYPES)
+def test_what_a_class_computes_of_its_weight_and_a_norm_behind_are_rounded_once(dtype: str, out: str) -> None:
+    for seed, (shape, dim, groups) in enumerate([*LAYOUTS[:6], ((4, 6), 0, 1)]):
+        operation = NormBehind(dim, 1e-5, groups)
+        arrays = {"original": normal(seed, shape, dtype), **channels_for(seed, operation, shape, dtype)}
+        for beneath in computed(shape):
+            for at, role in enumerate(beneath.roles):
+                assert beneath.dim is not None
+                arrays[role] = normal(seed + at + 20, (shape[beneath.dim],), dtype)
+            rule = Rule((beneath, operation))
+            expected = exact_weight(rule, arrays, out)
+            for limit in (8, 1 << 20):
+                assert same(fold(rule, arrays, out, limit)[0], expected), (shape, dim, rule, limit)
 
 
 def bias_of(

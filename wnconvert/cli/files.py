@@ -61,8 +61,8 @@ FORMAT_CHOICES = ("table", "json", "csv", "markdown")
 @globs("Fold")
 @kinds_option(
     "What to fold: weight, spectral, prune; all is these three; spectral-step is spectral norm of ports "
-    "that take a step in eval; of an ONNX model also norm (batch norm) and standardize. A layer under several "
-    "needs all of them."
+    "that take a step in eval; of an ONNX model also norm (batch norm) and standardize. A layer under "
+    "several needs all of them."
 )
 @click.option(
     "--recipe",
@@ -212,6 +212,7 @@ def migrate(src: tuple[str, ...], out: str | None, **options: Any) -> int:
 @click.option(
     "--metadata", is_flag=True, help="Show what a safetensors file or an ONNX model says of itself."
 )
+@click.option("--recipe", type=click.Path(), metavar="FILE", help="Show what a fold by this recipe would do.")
 @click.option("--sort", type=click.Choice(SORT_CHOICES), help="Sort by a column, largest first.")
 @click.option("--top", type=click.IntRange(min=1), metavar="N", help="Show only the first N rows.")
 @click.option(

@@ -133,6 +133,8 @@ class Folding:
         self, block: Block, values: Array, rows: RowFactors, narrow: NarrowFactors, w: Array
     ) -> Iterator[_Question]:
         """Make the pieces of a block, those with odd rows in the wide way; what is open comes out."""
+        if narrow.odd is not None:
+            values = values.copy()  # what odd rows need may be read into the same memory
         flat, made = values.reshape(-1), w.reshape(-1)
         cut = shares(block.shape) if narrow.odd is not None else (whole(block.shape),)
         for run, shape, its in cut:

@@ -42,7 +42,7 @@ def plan_fold(
     Raises ``LayerError`` where layers are refused and ``ArgumentError`` where ``only`` or the selection
     names nothing, or a safetensors file would have to hold several state dicts.
     """
-    if keep_norms and selection.recipe is None:
+    if keep_norms and selection.recipe is None and selection.asked is None:
         keep = option("keep_norms", True)
         fix = option("recipe", metavar="FILE")
         raise ArgumentError(f"{keep} is about norms that are folded, and nothing tells of any", fix=fix)
@@ -69,7 +69,13 @@ def plan_fold(
         optimizers=() if keep_optimizer else draft.without_optimizers(planned, optimizer_is_stale("folding")),
         notes=draft.found_notes(),
     )
-    return replace(plan, kinds=selection.kinds, hints=tuple(draft.hints()), left=tuple(draft.left_norms()))
+    return replace(
+        plan,
+        kinds=selection.kinds,
+        unwanted=0 if selection.recipe is None else sum(len(each.unwanted) for each in draft.found.values()),
+        hints=tuple(draft.hints()),
+        left=tuple(draft.left_norms()),
+    )
 
 
 def _is_torchs(layer: Layer, state: StateDict) -> bool:

@@ -161,8 +161,9 @@ class Plan:
     index if they are several, and ``copied`` are the paths of files that are copied as they are. ``renamed``
     counts the keys of the source that have a new name because the user asked for it. ``writes`` is False
     where no layer changes and no option asks for an output: then nothing is written. ``kinds`` are those of
-    the layers that were looked for; ``hints`` say which others are there, and what folds them. ``left`` are
-    the norms that names do not tell the layer of, where these were to be folded.
+    the layers that were looked for; ``unwanted`` counts those of a recipe that the selection leaves out;
+    ``hints`` say which others are there, and what folds them. ``left`` are the norms that names do not tell
+    the layer of, where these were to be folded.
     """
 
     verb: str
@@ -179,6 +180,7 @@ class Plan:
     renamed: int = 0
     writes: bool = True
     kinds: tuple[str, ...] = (Norm.kind,)
+    unwanted: int = 0
     hints: tuple[str, ...] = ()
     left: tuple[NormLeft, ...] = ()
 
@@ -191,6 +193,11 @@ class Plan:
     def changes(self) -> list[tuple[str, Change]]:
         """Every change of a layer, with the path of its state dict."""
         return [(planned.path, change) for planned in self.state_dicts for change in planned.changes]
+
+    @property
+    def norms(self) -> int:
+        """How many norms go into the layers."""
+        return len({(path, change.layer.norm) for path, change in self.changes if change.layer.norm})
 
     @property
     def lost(self) -> list[str]:

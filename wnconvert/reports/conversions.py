@@ -86,8 +86,8 @@ def _counts(plan: Plan) -> str:
     cast = sum(step.dtype is not None for step in keeps)
     kept = sum(step.dtype is None and step.name == step.kept for step in keeps)
     counts = [f"{counted(len(plan.layers), 'layer')} {_DONE[plan.verb]}"]
-    if norms := {(row.state_dict, row.norm) for row in plan.layers if row.norm}:
-        counts.append(f"{counted(len(norms), 'norm')} folded into them")
+    if plan.norms:
+        counts.append(f"{counted(plan.norms, 'norm')} folded into them")
     if plan.already:
         counts.append(f"{plan.already} {_ALREADY[plan.verb]}")
     if plan.renamed:

@@ -14,6 +14,8 @@ import pytest
 import safetensors.torch
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import prune
+from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
 from tests.helpers.golden import FIXTURES
 from tests.helpers.states import same
@@ -466,3 +468,82 @@ def test_a_norm_before_is_kept_where_the_layer_has_a_bias() -> None:
     x = torch.randn(5, 6)
     torch.testing.assert_close(kept(x), net(x))
     assert not torch.equal(kept.state_dict()["fc.weight"], net.state_dict()["fc.weight"])
+
+
+# -- upon other kinds, in one rounding
+
+
+def tcn() -> nn.Module:
+    """A convolution with weight norm, a transposed one with spectral norm, a pruned linear layer."""
+    torch.manual_seed(0)
+    pruned = nn.Linear(6, 4)
+    prune.random_unstructured(pruned, "weight", amount=0.3)  # type: ignore[no-untyped-call]
+    net = nn.Sequential(
+        OrderedDict(
+            conv=weight_norm(nn.Conv1d(3, 8, 3)),
+            bn=nn.BatchNorm1d(8),
+            up=spectral_norm(nn.ConvTranspose1d(8, 6, 2, groups=2), dim=1),
+            upnorm=nn.BatchNorm1d(6),
+            pool=nn.AdaptiveAvgPool1d(1),
+            flat=nn.Flatten(),
+            fc=pruned,
+            last=nn.BatchNorm1d(4),
+        )
+    )
+    return trained(net)
+
+
+STACKED = Recipe(
+    (
+        RecipeFold("norm behind", "conv.weight", "bn", eps=1e-5),
+        RecipeFold("norm behind", "up.weight", "upnorm", "conv_transpose", 2, eps=1e-5),
+        RecipeFold("norm behind", "fc.weight", "last", "linear", eps=1e-5),
+    )
+)
+
+
+def test_norms_fold_upon_weight_norm_spectral_norm_and_prune() -> None:
+    net = tcn()
+    folded = fold_state_dict(net.state_dict(), recipe=STACKED, kinds="all")
+    assert set(folded) == {f"{layer}.{part}" for layer in ("conv", "up", "fc") for part in ("weight", "bias")}
+    plain = nn.Sequential(
+        OrderedDict(
+            conv=nn.Conv1d(3, 8, 3),
+            up=nn.ConvTranspose1d(8, 6, 2, groups=2),
+            pool=nn.AdaptiveAvgPool1d(1),
+            flat=nn.Flatten(),
+            fc=nn.Linear(6, 4),
+        )
+    ).eval()
+    plain.load_state_dict(folded)
+    x = torch.randn(5, 3, 9)
+    torch.testing.assert_close(plain(x), net(x), rtol=1e-4, atol=1e-5)
+
+
+def test_a_stack_is_rounded_once() -> None:
+    """In float64 the same stack has 29 digits more: cast, it must be the bits that float32 has."""
+    state = tcn().state_dict()
+    wide = {name: value.double() if value.is_floating_point() else value for name, value in state.items()}
+    folded = fold_state_dict(state, recipe=STACKED, kinds="all")
+    exact = fold_state_dict(wide, recipe=STACKED, kinds="all")
+    assert all(same(value, exact[name].float()) for name, value in folded.items())
+    first = fold_state_dict(state, kinds="all")
+    twice = fold_state_dict(first, recipe=STACKED)
+    assert not all(same(twice[name], value) for name, value in folded.items())
+
+
+def test_a_stack_says_all_of_its_kinds(tmp_path: Path) -> None:
+    torch.save(tcn().state_dict(), tmp_path / "in.pt")
+    plan = fold_file(tmp_path / "in.pt", dry_run=True, recipe=STACKED, kinds="all")
+    assert [layer.kind for layer in plan.layers] == ["weight+norm", "spectral+norm", "prune+norm"]
+    with pytest.raises(LayerError, match="its keys show spectral beneath"):
+        fold_file(tmp_path / "in.pt", dry_run=True, recipe=STACKED)
+
+
+@pytest.mark.parametrize("container", WRITERS)
+def test_the_output_is_verified(container: str, net: Net, recipe: Path, tmp_path: Path) -> None:
+    torch.save(net.state_dict(), tmp_path / "in.pt")
+    for keep in (False, True):
+        out = tmp_path / f"{keep}.{container}"
+        result = fold_file(tmp_path / "in.pt", out, recipe=recipe, keep_norms=keep, verify=True)
+        assert result.verified

@@ -188,7 +188,7 @@ def test_what_is_missing_or_does_not_go_together_is_named(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("said", "words"),
-    [("bn1=conv9", "it does not have conv9.weight"), ("bn9=conv1", "bn9 has no running statistics")],
+    [("bn1=conv9", "it does not have conv9.weight"), ("bn9=conv1", "it does not have bn9.running_mean")],
 )
 def test_a_name_that_is_not_there_is_said(said: str, words: str) -> None:
     with pytest.raises(LayerError) as error:

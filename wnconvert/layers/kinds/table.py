@@ -162,6 +162,8 @@ def _step(whose: str, *keys: str, u: str, varies: str = "") -> Kind:
 _VARIES = "iterates and stores what it finds in eval too: every forward has another σ"
 _FIRST = "its σ changes with every forward, and this is the first one's"
 
+_AFFINE_HOW = f"layer, group or instance norm, {NORMS['layer norm'].how}"
+
 #: A key that several kinds share is claimed by the first of them.
 KINDS: tuple[Kind, ...] = (
     _legacy(
@@ -301,7 +303,7 @@ KINDS: tuple[Kind, ...] = (
         "affine norm",
         ("weight", "bias"),
         "no",
-        f"layer, group or instance norm, {NORMS['layer norm'].how}",
+        _AFFINE_HOW,
         without=("running_mean", "mean_weight"),
         ranks=(("weight", 1), ("bias", 1)),
         least=2,
@@ -310,7 +312,7 @@ KINDS: tuple[Kind, ...] = (
         "affine norm",
         ("gamma", "beta"),
         "no",
-        f"layer, group or instance norm, {NORMS['layer norm'].how}",
+        _AFFINE_HOW,
         without=("running_mean",),
         ranks=(("gamma", 1), ("beta", 1)),
         least=2,

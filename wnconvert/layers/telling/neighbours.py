@@ -15,7 +15,7 @@ from wnconvert.layers.telling.spellings import hints_at_transposed
 from wnconvert.messages import listed
 from wnconvert.tensors.tree import Shape, StateDict
 
-__all__ = ["LeftNorm", "Told", "doubt_of", "is_square", "told_by_names"]
+__all__ = ["LeftNorm", "NamedNorms", "doubt_of", "is_square", "told_by_names"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,14 +27,14 @@ class LeftNorm:
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
-    """The folds that names tell, and the norms that they leave."""
+class NamedNorms:
+    """The norms of which names tell the layer, as folds, and those that they leave."""
 
     folds: tuple[RecipeFold, ...]
     left: tuple[LeftNorm, ...]
 
 
-def told_by_names(state: StateDict, eps: float) -> Told:
+def told_by_names(state: StateDict, eps: float) -> NamedNorms:
     """The norms of a state dict that stand behind a layer by its names, its keys and its modules.
 
     Each norm with running statistics whose name belongs to that of the layer before it in the order of keys
@@ -54,7 +54,7 @@ def told_by_names(state: StateDict, eps: float) -> Told:
     there = Arrangement(state)
     if not state.modules:
         reason = "no _metadata in it names the modules in their order"
-        return Told((), tuple(LeftNorm(norm, reason) for norm in there.norms))
+        return NamedNorms((), tuple(LeftNorm(norm, reason) for norm in there.norms))
     misfits = _Misfits.of(there)
     folds: list[RecipeFold] = []
     left: list[LeftNorm] = []
@@ -64,7 +64,7 @@ def told_by_names(state: StateDict, eps: float) -> Told:
             left.append(LeftNorm(norm, reason))
         else:
             folds.append(_fold(there.before(norm) or "", norm, there, eps))
-    return Told(tuple(folds), tuple(left))
+    return NamedNorms(tuple(folds), tuple(left))
 
 
 def _fold(layer: str, norm: str, there: Arrangement, eps: float) -> RecipeFold:

@@ -194,31 +194,49 @@ typedef struct {
     const double *centre, *rest, *least;
 } Centres;
 
-/* What is left of values of one row, which is 0 where it is too little; tells whether there is such a one. */
-INLINE int centre_row(double *restrict y, ptrdiff_t count, double centre, double rest, double smallest) {
-    int64_t near = 0;
+/* Multiply what is left of values of one row without its centre; where that is too little, 0 is taken for it,
+   and that there is such a value is told. */
+INLINE int multiply_row(
+    double *restrict y, ptrdiff_t count, double centre, double rest, double smallest, double factor
+) {
+    int64_t lowest = INT64_MAX;
     for (ptrdiff_t i = 0; i < count; i++) {
         double left = (y[i] - centre) - rest;
-        int is_near = double_of(bits_of(left) & ~(UINT64_C(1) << 63)) < smallest;
-        near |= is_near;
-        y[i] = is_near ? 0.0 : left;
+        int64_t size = (int64_t)(bits_of(left) & ~(UINT64_C(1) << 63));
+        lowest = size < lowest ? size : lowest;
+        y[i] = left * factor;
     }
-    return near != 0;
+    if (lowest >= (int64_t)bits_of(smallest)) return 0;
+    double least_product = double_of(bits_of(smallest * factor) & ~(UINT64_C(1) << 63));
+    for (ptrdiff_t i = 0; i < count; i++)
+        if (double_of(bits_of(y[i]) & ~(UINT64_C(1) << 63)) <= least_product) y[i] = 0.0 * factor;
+    return 1;
 }
 
-/* The same for a run that starts at element `first` of a block. */
-INLINE int centre_run(
-    double *restrict y, ptrdiff_t count, ptrdiff_t first, ptrdiff_t rows, ptrdiff_t inner, Centres its
+/* The same as `multiply`, of what is left of values; tells whether one of them is 0. */
+INLINE int multiply_left(
+    double *restrict y, ptrdiff_t count, ptrdiff_t first, ptrdiff_t rows, ptrdiff_t inner, Centres its,
+    const double *restrict factors
 ) {
-    int near = 0;
-    ptrdiff_t offset = first % inner, row = first / inner % rows;
+    const double *restrict centres = its.centre, *restrict rests = its.rest, *restrict leasts = its.least;
+    ptrdiff_t length = inner == 1 ? rows : inner, offset = first % length, row = first / inner % rows;
+    int64_t near = 0;
     for (ptrdiff_t i = 0; i < count; offset = 0) {
-        ptrdiff_t some = least(inner - offset, count - i);
-        near |= centre_row(y + i, some, its.centre[row], its.rest[row], its.least[row]);
-        row = row + 1 < rows ? row + 1 : 0;
+        ptrdiff_t some = least(length - offset, count - i);
+        if (inner == 1) {
+            for (ptrdiff_t k = 0, at = offset; k < some; k++, at++) {
+                double left = (y[i + k] - centres[at]) - rests[at];
+                int is_near = double_of(bits_of(left) & ~(UINT64_C(1) << 63)) < leasts[at];
+                near |= is_near;
+                y[i + k] = (is_near ? 0.0 : left) * factors[at];
+            }
+        } else {
+            near |= multiply_row(y + i, some, centres[row], rests[row], leasts[row], factors[row]);
+            row = row + 1 < rows ? row + 1 : 0;
+        }
         i += some;
     }
-    return near;
+    return near != 0;
 }
 
 INLINE ptrdiff_t products_of(
@@ -230,8 +248,11 @@ INLINE ptrdiff_t products_of(
     for (ptrdiff_t at = 0; at < count; at += RUN) {
         ptrdiff_t some = least(RUN, count - at);
         load(from, x + at * size_of(from), some, run);
-        int near = centres.centre ? centre_run(run, some, at, rows, inner, centres) : 0;
-        multiply(run, some, at, rows, inner, factors);
+        int near = 0;
+        if (centres.centre)
+            near = multiply_left(run, some, at, rows, inner, centres, factors);
+        else
+            multiply(run, some, at, rows, inner, factors);
         char *there = out + at * size_of(to);
         int open = to == FLOAT32   ? round_run(FLOAT32, run, some, width, there)
                    : to == FLOAT16 ? round_run(FLOAT16, run, some, width, there)

@@ -19,7 +19,7 @@ from wnconvert.errors import (
     WnconvertError,
 )
 from wnconvert.layers.schemes import Selection
-from wnconvert.messages import counted, listed, option, refuse_other_than_path
+from wnconvert.messages import counted, listed, refuse_other_than_path
 from wnconvert.plan.names.renaming import Renaming
 from wnconvert.plan.names.trees import NewNames, renamed_keys, weights_of
 from wnconvert.plan.plan import Plan
@@ -45,6 +45,7 @@ from wnconvert.verbs.conversion.targets import (
 )
 from wnconvert.verbs.shared.leftovers import named_leftovers
 from wnconvert.verbs.shared.options import RunOptions
+from wnconvert.verbs.shared.recipes import refuse_recipe
 
 if TYPE_CHECKING:
     from wnconvert.onnx.file.reader import OnnxFile
@@ -89,10 +90,6 @@ def run_conversion(
     target = target_of(source, request.out, request.kind, as_folder=request.as_folder, in_place=in_place)
     if request.in_place:
         options = replace(options, force=True)
-    if isinstance(target.path, Address):
-        from wnconvert.verbs.conversion.places.stored import check_stored
-
-        check_stored(options)
     with _errors_name(source, target.path):
         opened = partial(_job, source, target, request, make_plan, plan_graph, force=options.force)
         job = opened()
@@ -309,10 +306,7 @@ def plan_onnx_fold(opened: OnnxFile, *, selection: Selection, others: Mapping[st
     from wnconvert.onnx.graph.plan import plan_onnx
 
     if told := next((name for name in _TELLING if others.get(f"--{name}") is not None), ""):
-        raise ArgumentError(
-            f"{option(told)} tells what the keys of a checkpoint do not, and this is an ONNX model",
-            fix="leave it out: a graph is folded by what it computes",
-        )
+        refuse_recipe(told)
     if given := [name for name, value in others.items() if value is not None]:
         raise ArgumentError(
             f"only checkpoints take {listed(given)}, and this is an ONNX model",

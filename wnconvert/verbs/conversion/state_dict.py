@@ -47,7 +47,7 @@ from wnconvert.verbs.shared.options import (
     selection_of,
 )
 from wnconvert.verbs.shared.recipes import recipe_given
-from wnconvert.verbs.shared.told import asked_of
+from wnconvert.verbs.shared.told import Said, asked_of
 
 __all__ = ["fold_state_dict", "migrate_state_dict", "split_state_dict"]
 
@@ -93,17 +93,8 @@ def fold_state_dict(
     with options_as_python():
         opened = _opened(state_dict, renaming_of(strip_prefix, add_prefix, rename))
         numbers = numbers_of(zero_rows, allow_nonfinite=allow_nonfinite)
-        asked = asked_of(
-            norm=norm,
-            standardize=standardize,
-            eps=eps,
-            std=std,
-            eps_at=eps_at,
-            gain=gain,
-            scale=scale,
-            recipe=recipe,
-        )
-        selection = selection_of(layers, exclude, dim, kinds, recipe_given(recipe), asked=asked)
+        said, told = Said(norm, standardize, eps, std, eps_at, gain, scale), recipe_given(recipe)
+        selection = selection_of(layers, exclude, dim, kinds, told, asked=asked_of(said, told))
         plan = plan_fold(
             opened.tree,
             Container.TORCH_ZIP,

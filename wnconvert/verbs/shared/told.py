@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import get_args
 
 from wnconvert.errors import ArgumentError
@@ -14,7 +15,7 @@ from wnconvert.layers.telling.asked import Asked, ByNames, SaidNorms, SaidPair, 
 from wnconvert.messages import listed, option, printable
 from wnconvert.verbs.shared.options import texts_of
 
-__all__ = ["BY_NAMES", "EPS_AT_CHOICES", "STD_CHOICES", "asked_of"]
+__all__ = ["BY_NAMES", "EPS_AT_CHOICES", "STD_CHOICES", "Said", "asked_of"]
 
 
 #: The word for the norms whose layers names tell.
@@ -24,25 +25,36 @@ STD_CHOICES = get_args(Std)
 EPS_AT_CHOICES = ("var", "std")
 
 
-def asked_of(
-    *,
-    norm: Iterable[str],
-    standardize: Iterable[str],
-    eps: float | None,
-    std: str | None,
-    eps_at: str | None,
-    gain: str | None,
-    scale: float | str | None,
-    recipe: object,
-) -> Asked | None:
+@dataclass(frozen=True, slots=True)
+class Said:
+    """The options that say what a recipe would, as they are given."""
+
+    norm: Iterable[str] = ()
+    standardize: Iterable[str] = ()
+    eps: float | None = None
+    std: str | None = None
+    eps_at: str | None = None
+    gain: str | None = None
+    scale: float | str | None = None
+
+    @property
+    def of_weights(self) -> dict[str, object]:
+        """What ``standardize`` may need, as far as it is given."""
+        each = {"std": self.std, "eps_at": self.eps_at, "gain": self.gain, "scale": self.scale}
+        return {name: value for name, value in each.items() if value is not None}
+
+
+def asked_of(said: Said, recipe: object = None) -> Asked | None:
     """What the options say; None where none of them is given.
 
     No eps is assumed. Raises ``ArgumentError`` for an option without those that it needs, and for several
     that only a recipe can hold together.
+
+    >>> asked_of(Said("by-names", eps=1e-5))
+    ByNames(eps=1e-05)
     """
-    norms, globs = texts_of(norm), texts_of(standardize)
-    given = {"std": std, "eps_at": eps_at, "gain": gain, "scale": scale}
-    if recipe is not None and (norms or globs or eps is not None):
+    norms, globs = texts_of(said.norm), texts_of(said.standardize)
+    if recipe is not None and (norms or globs or said.eps is not None or said.of_weights):
         raise ArgumentError(
             f"{option('recipe')} says all: {option('norm')}, {option('standardize')} and {option('eps')} "
             "have no place beside it",
@@ -53,19 +65,15 @@ def asked_of(
             f"{option('norm')} and {option('standardize')} cannot be said together",
             fix=f"a recipe holds both, each with its eps: {option('recipe')}",
         )
-    idle = [name for name, value in {**given, "eps": eps}.items() if value is not None]
-    if not norms and not globs:
-        if idle:
-            raise ArgumentError(
-                f"{option(idle[0])} belongs to {option('norm' if idle == ['eps'] else 'standardize')}",
-                fix="say that too, or leave it out",
-            )
-        return None
     if globs:
-        return _standardize(globs, eps=eps, std=std, eps_at=eps_at, gain=gain or "", scale=scale)
-    if idle := [name for name in idle if name != "eps"]:
-        raise ArgumentError(f"{option(idle[0])} belongs to {option('standardize')}", fix="leave it out")
-    return _norms(norms, _eps_of(eps, "norm"))
+        return _standardize(globs, said)
+    if idle := next(iter(said.of_weights), ""):
+        raise ArgumentError(f"{option(idle)} belongs to {option('standardize')}", fix="say that too")
+    if norms:
+        return _norms(norms, _eps_of(said.eps, "norm"))
+    if said.eps is not None:
+        raise ArgumentError(f"{option('eps')} belongs to {option('norm')}", fix="say that too")
+    return None
 
 
 def _eps_of(eps: object, name: str) -> float:
@@ -110,16 +118,8 @@ def _pair_of(text: str) -> SaidPair:
     return SaidPair(norm, layer, op, int(more[1]) if len(more) > 1 else 1)
 
 
-def _standardize(
-    globs: tuple[str, ...],
-    *,
-    eps: float | None,
-    std: str | None,
-    eps_at: str | None,
-    gain: str,
-    scale: float | str | None,
-) -> Asked:
-    for name, word, choices in (("std", std, STD_CHOICES), ("eps_at", eps_at, EPS_AT_CHOICES)):
+def _standardize(globs: tuple[str, ...], said: Said) -> Asked:
+    for name, word, choices in (("std", said.std, STD_CHOICES), ("eps_at", said.eps_at, EPS_AT_CHOICES)):
         if word is None:
             raise ArgumentError(
                 f"{option('standardize')} needs {option(name)}, which is not in a checkpoint",
@@ -127,14 +127,13 @@ def _standardize(
             )
         if word not in choices:
             raise ArgumentError(f"there is no {name} {word!r:.80}", fix=f"one of {listed(choices)}")
-    number, over_fan = _scale_of(scale)
-    is_biased, at_var = std == "biased", eps_at == "var"
+    number, over_fan = _scale_of(said.scale)
     return SaidStandardize(
         globs,
-        "biased" if is_biased else "unbiased",
-        "var" if at_var else "std",
-        _eps_of(eps, "standardize"),
-        gain,
+        "biased" if said.std == "biased" else "unbiased",
+        "var" if said.eps_at == "var" else "std",
+        _eps_of(said.eps, "standardize"),
+        said.gain or "",
         number,
         over_fan,
     )

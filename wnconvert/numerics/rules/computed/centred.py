@@ -105,7 +105,8 @@ class ShiftedFactors(WideCentredFactors):
         slack = np.abs(product) * (self.apart + 2.0**-98)[:, None] + np.abs(made) * (2 * UNIT)
         slack += np.abs(self.least[:, None] * factor) * (UNIT * 1.01)
         made *= outer
-        slack = slack * np.abs(outer) * 1.01 + np.abs(made) * (self.steps * UNIT) + 2.0**-1060
+        slack = slack * np.abs(outer) * 1.01 + np.abs(made) * (self.steps * UNIT)
+        slack += np.where(outer == 0, 0.0, 2.0**-1060)  # a factor of 0 leaves nothing but a sign
         slack[:, self.exact] = 0.0
         open_ones = _rounded(made, slack, dtype, out)
         open_ones |= (left == 0) & (slack > 0)
@@ -127,6 +128,6 @@ def _rounded(made: Floats, slack: Floats, dtype: str, out: Array) -> NDArray[np.
         found: NDArray[np.bool_] = slack > np.abs(made) * (7 * UNIT)
         return found
     codes = FLOAT_FORMATS[dtype].codes
-    low, high = (cast(made + by, dtype) for by in (-slack, slack))
+    low, high = (cast(np.where(slack > 0, made + by, made), dtype) for by in (-slack, slack))
     out[...] = np.where(np.isfinite(made), low, cast(made, dtype))
     return np.asarray(np.isfinite(made) & (low.view(codes) != high.view(codes)))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, cast, overload
 
 from wnconvert.layers.dims import AUTO
 from wnconvert.layers.schemes import Selection
@@ -35,7 +35,7 @@ from wnconvert.verbs.shared.options import (
 from wnconvert.verbs.shared.progress import Progress, bytes_progress
 from wnconvert.verbs.shared.proofs import Prove
 from wnconvert.verbs.shared.recipes import recipe_given
-from wnconvert.verbs.shared.told import asked_of
+from wnconvert.verbs.shared.told import Said, asked_of
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -136,8 +136,8 @@ def fold_file(
     (``"float16"`` or ``"fp16"``, ``torch.bfloat16``, ``numpy.float32`` …) folds and casts in one rounding.
     ``kinds`` are those of the layers to fold: ``"weight"`` norm, ``"spectral"`` norm, ``"prune"``,
     ``"spectral-step"`` (ports that take a step in eval), ``"all"`` for the first three, and of an ONNX model
-    ``"norm"`` (batch norm) and ``"standardize"``; a layer under several needs all of them. ``recipe``, a ``Recipe`` or its file,
-    tells what keys do not: which norms fold into
+    ``"norm"`` (batch norm) and ``"standardize"``; a layer under several needs all of them. ``recipe``, a
+    ``Recipe`` or its file, tells what keys do not: which norms fold into
     which layers, and what classes make of their weights. Without one, ``norm`` says which norms fold: those
     of which names tell the layer (``"by-names"``), or pairs (``"NORM=LAYER"``), all with ``eps``.
     ``standardize`` are globs on weights that their classes standardize, by ``std`` (``"biased"`` or
@@ -159,47 +159,63 @@ def fold_file(
     >>> len(plan.layers), plan.layers[0].name
     (78, 'conv_pre.weight')
     """
-    asked = asked_of(
-        norm=norm,
-        standardize=standardize,
-        eps=eps,
-        std=std,
-        eps_at=eps_at,
-        gain=gain,
-        scale=scale,
-        recipe=recipe,
-    )
-    selection = selection_of(layers, exclude, dim, kinds, recipe_given(recipe), asked=asked, shown=IN_GRAPHS)
-    make_plan, plan_graph = _planners(
-        selection,
-        only,
-        dtype,
-        prove,
-        keep_norms=keep_norms,
-        keep_optimizer=keep_optimizer,
-        drop_foreign=drop_foreign,
-    )
+    # The options by their names: whatever follows takes those that it needs.
+    return _fold(src, out, cast("FoldOptions", locals()), dry_run=dry_run)
+
+
+def _fold(src: StrPath, out: StrPath | None, given: FoldOptions, *, dry_run: bool) -> Result | Plan:
+    """Fold, or plan it, with all of the options given."""
+    selection = _selection(given)
+    make_plan, plan_graph = _planners(selection, given)
     request = Request(
         src,
         out,
         "folded",
-        renaming=renaming_of(strip_prefix, add_prefix, rename),
-        only=only,
-        max_shard_size=max_shard_size,
-        as_folder=as_folder,
-        in_place=in_place,
-        drop_foreign=drop_foreign,
-        copy=copy,
-        rewrites=dtype is not None,
-        require_layers=require_layers,
-        clean=clean,
+        renaming=renaming_of(given["strip_prefix"], given["add_prefix"], given["rename"]),
+        only=given["only"],
+        max_shard_size=given["max_shard_size"],
+        as_folder=given["as_folder"],
+        in_place=given["in_place"],
+        drop_foreign=given["drop_foreign"],
+        copy=given["copy"],
+        rewrites=given["dtype"] is not None,
+        require_layers=given["require_layers"],
+        clean=given["clean"],
         dry_run=dry_run,
-        on_plan=on_plan,
+        on_plan=given["on_plan"],
     )
-    numbers = numbers_of(zero_rows, allow_nonfinite=allow_nonfinite)
-    proving, report = Proving(proof, timeout), bytes_progress(progress)
-    options = RunOptions(force, threads, verify, numbers, proving, report, prove=prove)
+    options = RunOptions(
+        given["force"],
+        given["threads"],
+        given["verify"],
+        numbers_of(given["zero_rows"], allow_nonfinite=given["allow_nonfinite"]),
+        Proving(given["proof"], given["timeout"]),
+        bytes_progress(given["progress"]),
+        prove=given["prove"],
+    )
     return run_conversion(request, make_plan, plan_graph=plan_graph, options=options)
+
+
+def _selection(given: FoldOptions) -> Selection:
+    """The layers that are wanted, and what tells of those that keys do not show."""
+    said = Said(
+        norm=given["norm"],
+        standardize=given["standardize"],
+        eps=given["eps"],
+        std=given["std"],
+        eps_at=given["eps_at"],
+        gain=given["gain"],
+        scale=given["scale"],
+    )
+    return selection_of(
+        given["layers"],
+        given["exclude"],
+        given["dim"],
+        given["kinds"],
+        recipe_given(given["recipe"]),
+        asked=asked_of(said, given["recipe"]),
+        shown=IN_GRAPHS,
+    )
 
 
 def _plan_by_keys(tree: Tree, container: Container, *, selection: Selection, **options: Any) -> Plan:
@@ -208,33 +224,24 @@ def _plan_by_keys(tree: Tree, container: Container, *, selection: Selection, **o
     return plan_fold(tree, container, selection=selection, **options)
 
 
-def _planners(
-    selection: Selection,
-    only: str | None,
-    dtype: AnyDType | None,
-    prove: Prove | None,
-    *,
-    keep_norms: bool,
-    keep_optimizer: bool,
-    drop_foreign: bool,
-) -> tuple[MakePlan, Callable[[OnnxFile], OnnxFold]]:
+def _planners(selection: Selection, given: FoldOptions) -> tuple[MakePlan, Callable[[OnnxFile], OnnxFold]]:
     """What plans the fold of a checkpoint, and that of an ONNX model, which takes fewer options."""
     others: dict[str, object] = {
-        "--only": only,
-        "--dtype": dtype,
-        "--keep-optimizer": keep_optimizer or None,
-        "--drop-foreign": drop_foreign or None,
+        "--only": given["only"],
+        "--dtype": given["dtype"],
+        "--keep-optimizer": given["keep_optimizer"] or None,
+        "--drop-foreign": given["drop_foreign"] or None,
         "--dim": None if selection.dim == AUTO else str(selection.dim),
         "--recipe": selection.recipe,
         "--standardize" if isinstance(selection.asked, SaidStandardize) else "--norm": selection.asked,
-        "--model": prove,
+        "--model": given["prove"],
     }
     make_plan = partial(
         _plan_by_keys,
         selection=selection,
-        only=only,
-        dtype=dtype_of(dtype),
-        keep_norms=keep_norms,
-        keep_optimizer=keep_optimizer,
+        only=given["only"],
+        dtype=dtype_of(given["dtype"]),
+        keep_norms=given["keep_norms"],
+        keep_optimizer=given["keep_optimizer"],
     )
     return make_plan, partial(plan_onnx_fold, selection=selection, others=others)

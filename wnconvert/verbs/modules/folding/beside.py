@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -48,8 +48,10 @@ class NormEdit:
             yield self.home
 
 
-def besides_of(chosen: Iterable[Live], found: Iterable[Live], places: Places) -> tuple[NormEdit, ...]:
-    """What changes beside the chosen layers, of all that are found.
+def besides_of(
+    chosen: Iterable[Live], found: Iterable[Live], plain: Mapping[Live, nn.Module], places: Places
+) -> tuple[NormEdit, ...]:
+    """What changes beside the chosen layers, of all that are found; ``plain`` is what some become.
 
     Raises ``LayerError`` for norms of which more than the norm would be lost, and for those that stand before
     several layers, of which not all are chosen.
@@ -68,7 +70,7 @@ def besides_of(chosen: Iterable[Live], found: Iterable[Live], places: Places) ->
             reason = f"{live.layer.norm} stands before {listed(left)} too, and goes into all of them or none"
             refused.append(Refused(live.layer.name, reason, "choose all of them, or exclude them all"))
             continue
-        if reason := why_not_layer(live, live.layer.bias):
+        if reason := why_not_layer(live, live.layer.bias, plain.get(live)):
             refused.append(Refused(live.layer.name, reason))
             continue
         remains, reason = _remains(live, norm)

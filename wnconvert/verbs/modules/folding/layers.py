@@ -29,7 +29,7 @@ _OWN = (
     nn.ConvTranspose3d,
 )
 #: Sizes of an input along each axis behind the channels: the first at which a layer runs is taken.
-_SIZES = (7, 12, 33, 130)
+_SIZES = (3, 4, 7, 12, 33, 130)
 
 
 def class_below(module: nn.Module) -> type[nn.Module]:
@@ -52,11 +52,14 @@ def is_torchs_own(module: nn.Module) -> bool:
     return all(getattr(cls, name, None) is getattr(base, name, None) for name in names)
 
 
-def why_not_layer(live: Live, bias: str) -> str:
-    """Why a norm cannot go into a layer as its rule says, or ``""``."""
-    operation, module = live.layer.rule.neighbour, live.module
+def why_not_layer(live: Live, bias: str, plain: nn.Module | None) -> str:
+    """Why a norm cannot go into a layer as its rule says, or ``""``.
+
+    ``plain`` is what the layer becomes, where that is another class.
+    """
+    operation, module = live.layer.rule.neighbour, plain or live.module
     assert operation is not None  # noqa: S101 - what has no norm is not asked
-    if is_torchs_own(module):
+    if plain is not None or is_torchs_own(module):
         return _why_not_torchs(module, operation)
     return _why_not_other(live, operation, bias)
 
