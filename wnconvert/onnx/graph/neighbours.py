@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from wnconvert.onnx.file.model import Graph, Model, Node
-from wnconvert.onnx.graph.channels import VIEWS, Channels, ViewError, viewed
+from wnconvert.onnx.graph.channels import VIEWS, ChannelAxis, ViewError, viewed
 from wnconvert.onnx.graph.index import Index, ValueId, removal
 from wnconvert.onnx.graph.values import Symbols
 from wnconvert.tensors.blocks import Array
@@ -101,7 +101,7 @@ class _Made:
 
     dim: int
     groups: int
-    channels: Channels
+    channels: ChannelAxis
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,7 +198,7 @@ class _Search:
         name = linear.inputs[2] if len(linear.inputs) > 2 else ""
         return BiasPlace(linear, 2, self.value(path, name) if name else None)
 
-    def behind_view(self, path: str, view: Node, channels: Channels, statistics: ValueId) -> Channels:
+    def behind_view(self, path: str, view: Node, channels: ChannelAxis, statistics: ValueId) -> ChannelAxis:
         """Where the channels are behind a view."""
         arrays: list[Array | None] = [None]
         for name in view.inputs[1:]:
@@ -216,18 +216,18 @@ class _Search:
     def convolved(self, _path: str, node: Node, weight: ValueId) -> _Made:
         """Of a convolution: w is (out, in / groups, …)."""
         del node
-        return _Made(0, 1, Channels(1, self.rank(weight)))
+        return _Made(0, 1, ChannelAxis(1, self.rank(weight)))
 
     def transposed(self, _path: str, node: Node, weight: ValueId) -> _Made:
         """Of a transposed convolution: w is (in, out / groups, …)."""
-        return _Made(1, _whole(node, "group", 1), Channels(1, self.rank(weight)))
+        return _Made(1, _whole(node, "group", 1), ChannelAxis(1, self.rank(weight)))
 
     def gemm(self, _path: str, node: Node, _weight: ValueId) -> _Made:
         """Of a Gemm: w is (in, out), or (out, in) if it is transposed; alpha is a factor beside w."""
         beta = node.attributes["beta"].value if "beta" in node.attributes else 1.0
         if beta != 1:
             raise StaysError("the layer before it takes a multiple of its bias")
-        return _Made(1 - _whole(node, "transB", 0), 1, Channels(1, 2))
+        return _Made(1 - _whole(node, "transB", 0), 1, ChannelAxis(1, 2))
 
     def product(self, path: str, node: Node, weight: ValueId) -> _Made:
         """Of a product of matrices: w is (in, out)."""
@@ -237,7 +237,7 @@ class _Search:
         maker = self.index.makers.get(self.value(path, node.inputs[0]))
         if rank is None and maker is not None:
             rank = self.rank_of_output(path, maker)
-        return _Made(1, 1, Channels(-1, rank))
+        return _Made(1, 1, ChannelAxis(-1, rank))
 
     def rank(self, value: ValueId) -> int | None:
         """The rank of a value of stored tensors."""
