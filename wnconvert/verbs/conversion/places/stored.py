@@ -250,8 +250,8 @@ def _store_folder(
     workers = Workers(options.threads, options.progress)
     every = {**weights, **copies}
     workers.expect(sum(blob.effort for layout in every.values() for blob in layout.blobs))
+    sizes = {file.path: file.size for file in beside.files}
     if options.verify:
-        sizes = {file.path: file.size for file in beside.files}
         workers.expect(sum(bytes_to_verify(part.checkpoint, part.plan) for part in planned.parts))
         workers.expect(sum(sizes.values()))
     readers: dict[str, None] = {}
