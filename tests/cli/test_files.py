@@ -45,11 +45,13 @@ OF_THE_CLI = {
     "verbose",
     "drift",
 }  # fmt: skip
-OF_PYTHON = {"progress", "on_plan", "dynamic"}
+OF_PYTHON = {"progress", "on_plan", "dynamic", "prove"}
 #: Options for many files, which the functions that end in _files have.
 OF_FLEETS = {"recursive", "jobs", "skip_existing", "keep_going", "report", "cluster"}
 #: How MODEL becomes a module; Python is given that.
 OF_MODEL = {"weights", "kwargs", "only", "strip_prefix", "trust"}
+#: What makes fold's ``prove``, and what ``check_checkpoint`` has beside what ``check_onnx`` has.
+OF_PROOFS = {"fold": {"model", "inputs", "ranges", "kwargs", "rtol", "atol"}, "check": {"recipe"}}
 TWINS = {
     "compare": "compare_files",
     "export": "export_onnx",
@@ -108,6 +110,7 @@ def test_a_command_has_the_options_and_defaults_of_its_python_twin(name: str) ->
     context = COMMANDS[name].make_context(name, list(GIVEN.get(name, ["SRC"])), parent=above)
     given = {called.get(at, at): value for at, value in context.params.items()}
     apart = OF_THE_CLI | OF_FLEETS | (OF_MODEL if called else set())
+    apart |= OF_PROOFS.get(name, set())
     apart |= {"force"} if name == "inspect" else set()  # it is for the picture
     assert set(given) - apart == set(parameters) - OF_PYTHON
     needed = FILES - {"out"} | {"inputs"}
@@ -326,12 +329,13 @@ def test_json_is_one_object_with_every_key(more: list[str], gan: Path) -> None:
         "shards",
         "copied",
     }
-    plan |= {"dropped", "notes"}
-    result = {"source", "source_container", "output", "bytes_in", "bytes_out", "seconds", "verified"}
+    plan |= {"dropped", "norms_left", "notes"}
+    result = {"source", "source_container", "output", "bytes_in", "bytes_out", "seconds", "verified", "proof"}
     assert set(data) == (plan if more else plan | result)
     assert data["schema"] == 1
     assert len(data["layers"]) == 6
     layer = {"state_dict", "name", "kind", "form", "to", "dim", "shape", "dtype", "rows"}
+    layer |= {"norm", "grade", "unproven"}
     assert all(set(item) == layer for item in data["layers"])
     if not more:
         assert data["bytes_out"] == gan.with_name("gan.folded.pt").stat().st_size

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from wnconvert.layers.recipes import Op, Recipe, RecipeFold
 
@@ -93,6 +94,84 @@ class Upsampling(nn.Module):
         return out
 
 
+class Standardized(nn.Conv2d):
+    """Big Transfer's convolution: rows of zero mean and unit variance."""
+
+    eps = 1e-8
+
+    def standardized(self) -> Tensor:
+        mean = self.weight.mean((1, 2, 3), keepdim=True)
+        variance = self.weight.var((1, 2, 3), keepdim=True, unbiased=False)
+        return (self.weight - mean) / torch.sqrt(variance + self.eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self._conv_forward(x, self.standardized(), self.bias)
+        return out
+
+
+class StandardizedSame(Standardized):
+    """The same, with padding by the size of the input, as TensorFlow's."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        pads: list[int] = []
+        for axis in (1, 0):
+            size, kernel, stride = x.shape[2 + axis], self.kernel_size[axis], self.stride[axis]
+            pad = max((-(-size // stride) - 1) * stride + kernel - size, 0)
+            pads += [pad // 2, pad - pad // 2]
+        out: Tensor = self._conv_forward(functional.pad(x, pads), self.standardized(), self.bias)
+        return out
+
+
+class UnbiasedOutside(nn.Conv2d):
+    """The unbiased deviation, and eps outside the root."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        w = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
+        w = w / (w.flatten(1).std(1).view(-1, 1, 1, 1) + 1e-5)
+        out: Tensor = self._conv_forward(x, w, self.bias)
+        return out
+
+
+class Scaled(nn.Conv2d):
+    """Scaled standardization with a gain, of networks without norms."""
+
+    def __init__(self, inputs: int, outputs: int, size: int, **options: Any) -> None:
+        super().__init__(inputs, outputs, size, **options)
+        self.gain = nn.Parameter(torch.randn(self.out_channels, 1, 1, 1))
+        self.scale = 1.7139588594436646 * self.weight[0].numel() ** -0.5
+
+    def forward(self, x: Tensor) -> Tensor:
+        w = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
+        variance = w.square().mean((1, 2, 3), keepdim=True)
+        w = w * self.gain * self.scale / torch.sqrt(variance + 1e-5)
+        out: Tensor = self._conv_forward(x, w, self.bias)
+        return out
+
+
+class Equal(nn.Module):
+    """An equalized linear layer, no subclass of torch's."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(outputs, inputs))
+        self.bias = nn.Parameter(torch.randn(outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.linear(x, self.weight * 0.3, self.bias)
+
+
+class UnitRows(nn.Linear):
+    """A linear layer with rows of length 1."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.linear(x, functional.normalize(self.weight), self.bias)
+
+
+def standardized(weight: str, eps: float = 1e-8, **options: Any) -> RecipeFold:
+    """A standardized weight."""
+    return RecipeFold("standardize", weight, eps=eps, **options)
+
+
 @dataclass(frozen=True)
 class Normed:
     """A model, its recipe and an input."""
@@ -144,6 +223,39 @@ NORMED = {
             )
         ),
         (16, 6, 5, 5),
+    ),
+}
+
+STANDARDIZED = {
+    "bit": Normed(
+        lambda: nn.Sequential(
+            StandardizedSame(3, 6, 7, stride=2, bias=False),
+            nn.GroupNorm(2, 6),
+            nn.ReLU(),
+            Standardized(6, 8, 3, padding=1, stride=2, groups=2),
+        ),
+        Recipe((standardized("0.weight"), standardized("3.weight"))),
+        (16, 3, 13, 13),
+    ),
+    "document": Normed(
+        lambda: nn.Sequential(UnbiasedOutside(3, 6, 3, padding="same", padding_mode="reflect")),
+        Recipe((standardized("0.weight", 1e-5, std="unbiased", eps_at="std"),)),
+        (16, 3, 9, 9),
+    ),
+    "nf": Normed(
+        lambda: nn.Sequential(Scaled(3, 6, 3, padding=1), nn.ReLU(), Scaled(6, 8, 3, groups=2)),
+        Recipe(
+            (
+                standardized("0.weight", 1e-5, gain="gain", scale=1.7139588594436646 * 27**-0.5),
+                standardized("2.weight", 1e-5, gain="gain", scale=1.7139588594436646 * 27**-0.5),
+            )
+        ),
+        (16, 3, 9, 9),
+    ),
+    "heads": Normed(
+        lambda: nn.Sequential(Equal(5, 6), nn.ReLU(), UnitRows(6, 4)),
+        Recipe((RecipeFold("equalized", "0.weight", scale=0.3), RecipeFold("unit", "2.weight", eps=1e-12))),
+        (64, 5),
     ),
 }
 

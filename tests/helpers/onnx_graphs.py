@@ -20,6 +20,7 @@ from onnx import (
     ModelProto,
     NodeProto,
     TensorProto,
+    ValueInfoProto,
     helper,
     numpy_helper,
 )
@@ -38,6 +39,7 @@ from wnconvert.onnx.file.model import (
 )
 from wnconvert.onnx.graph.edits import fold_edits
 from wnconvert.onnx.graph.layers import GraphLayers, find_graph_layers
+from wnconvert.plan.layout import FoldBias
 from wnconvert.tensors.dtypes import DTYPES
 from wnconvert.tensors.tree import ByteRange, StoredTensor, TensorInfo, contiguous_strides
 
@@ -96,7 +98,9 @@ class _Reader:
         return Constant(proto.name, stored, values if few else None, record, info=info)
 
     def ports(self, container: Any) -> tuple[Port, ...]:
-        return tuple(Port(port.name, self.record(container, at)) for at, port in enumerate(container))
+        return tuple(
+            Port(port.name, self.record(container, at), _sizes(port)) for at, port in enumerate(container)
+        )
 
     def graph(self, proto: GraphProto, path: str, record: ByteRange) -> Graph:
         self.scopes[path] = proto
@@ -158,6 +162,13 @@ class _Reader:
         )
 
 
+def _sizes(port: ValueInfoProto) -> tuple[int | None, ...] | None:
+    kind = port.type.tensor_type
+    if not kind.HasField("shape"):
+        return None
+    return tuple(size.dim_value if size.HasField("dim_value") else None for size in kind.shape.dim)
+
+
 def read(proto: ModelProto) -> Read:
     reader = _Reader()
     graph = reader.graph(proto.graph, "", ByteRange(0, 1))
@@ -191,6 +202,11 @@ def applied(proto: ModelProto, edits: GraphEdits) -> ModelProto:
     for start, inputs in edits.inputs.items():
         del elements[start].input[:]
         elements[start].input.extend(inputs)
+    for start, outputs in edits.outputs.items():
+        del elements[start].output[:]
+        elements[start].output.extend(outputs)
+    for start, node in edits.nodes.items():
+        elements[start].CopyFrom(helper.make_node(node.op, node.inputs, node.outputs, node.name))
     for start, name in edits.renamed.items():
         elements[start].name = name
     for path, inputs in edits.formals.items():
@@ -200,7 +216,8 @@ def applied(proto: ModelProto, edits: GraphEdits) -> ModelProto:
         container, at = source.records[start]
         del container[at]
     for tensor in edits.tensors:
-        array = _weight(source, tensor)
+        made_of = _bias if isinstance(tensor.work, FoldBias) else _weight
+        array = made_of(source, tensor).reshape(tensor.shape)
         stored = helper.make_tensor(
             tensor.name, _CODES[tensor.dtype.name], array.shape, array.tobytes(), raw=True
         )
@@ -227,9 +244,56 @@ def _weight(source: Read, tensor: NewTensor) -> np.ndarray[Any, Any]:
             case rules.Spectral(dim=int(dim)):
                 matrix = np.moveaxis(w, dim, 0).reshape(w.shape[dim], -1)
                 w = w / (parts["u"].reshape(-1) @ matrix @ parts["v"].reshape(-1))
+            case rules.Standardize():
+                w = _standardized(operation, w, parts)
+            case rules.NormBehind(dim=dim, groups=groups):
+                w = w * _spread(_factors(operation, parts), w.shape, dim, groups)
             case _:
                 raise NotImplementedError(operation)
     return w.astype(tensor.dtype.numpy())
+
+
+def _standardized(
+    how: rules.Standardize, w: np.ndarray[Any, Any], parts: Mapping[str, np.ndarray[Any, Any]]
+) -> np.ndarray[Any, Any]:
+    """Rows without their means, divided by their deviations."""
+    others = tuple(axis for axis in range(w.ndim) if axis != how.dim)
+    variance = w.var(others, ddof=how.std == "unbiased", keepdims=True)
+    root = {
+        "var": lambda: np.sqrt(variance + how.eps),
+        "std": lambda: np.sqrt(variance) + how.eps,
+        "max": lambda: np.sqrt(np.maximum(variance * how.fan, how.eps)),
+    }
+    gain, shift = (
+        parts[role].reshape([-1 if axis == how.dim else 1 for axis in range(w.ndim)])
+        if role in parts
+        else start
+        for role, start in (("gain", 1), ("shift", 0))
+    )
+    return np.asarray((w - w.mean(others, keepdims=True)) * gain * how.scale / root[how.eps_at]() + shift)
+
+
+def _bias(source: Read, tensor: NewTensor) -> np.ndarray[Any, Any]:
+    """What a new bias is, in float64 and rounded."""
+    parts = {role: _strided(source, part).astype(np.float64) for role, part in tensor.parts}
+    norm = tensor.rule.operations[-1]
+    assert isinstance(norm, rules.NormBehind)
+    made = (parts.get("bias", 0) - parts["mean"]) * _factors(norm, parts) + parts.get("beta", 0)
+    return np.asarray(made, tensor.dtype.numpy())
+
+
+def _factors(norm: rules.NormBehind, parts: Mapping[str, np.ndarray[Any, Any]]) -> np.ndarray[Any, Any]:
+    return np.asarray(parts.get("gamma", 1) / np.sqrt(parts["variance"] + norm.eps))
+
+
+def _spread(
+    factors: np.ndarray[Any, Any], shape: Sequence[int], dim: int, groups: int
+) -> np.ndarray[Any, Any]:
+    """A factor for each channel, as it broadcasts with a weight."""
+    if dim == 0:
+        return factors.reshape(-1, *(1 for _ in shape[1:]))
+    rows = np.repeat(factors.reshape(groups, shape[1]), shape[0] // groups, axis=0)
+    return rows.reshape(*shape[:2], *(1 for _ in shape[2:]))
 
 
 def _strided(source: Read, tensor: StoredTensor) -> np.ndarray[Any, Any]:

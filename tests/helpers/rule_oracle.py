@@ -1,7 +1,7 @@
 """What a weight exactly is, for any rule: Python's fractions, one element at a time, and nothing clever.
 
-Every operation but a mask multiplies by the root of a rational number, so a weight is held as its sign and
-its square. Where a matrix was normed before (its σ is a sum of roots), roots are cut off after 600 bits.
+Most operations multiply by the root of a rational number, so a weight is held as its sign and its square.
+Where a matrix was normed before (its σ is a sum of roots), roots are cut off after 600 bits.
 """
 
 from __future__ import annotations
@@ -12,9 +12,25 @@ from fractions import Fraction
 import numpy as np
 
 from tests.helpers.oracle import DTYPES, Array, nearest_root
-from wnconvert.layers.rules import Mask, Norm, Rule, Spectral, SpectralStep, UnitVector
+from wnconvert.layers.rules import (
+    AffineBefore,
+    Equalized,
+    Mask,
+    Neighbour,
+    Norm,
+    NormBefore,
+    NormBehind,
+    Rule,
+    Spectral,
+    SpectralStep,
+    Standardize,
+    Unit,
+    UnitVector,
+)
 
 _BITS = 600
+
+Numbers = dict[tuple[int, ...], Fraction]
 
 
 def exact_weight(rule: Rule, arrays: dict[str, Array], dtype: str) -> Array:
@@ -34,6 +50,9 @@ def exact_weight(rule: Rule, arrays: dict[str, Array], dtype: str) -> Array:
         whole = {
             index: -value if (value > 0) != (signs[index] > 0) else value for index, value in whole.items()
         }
+        if isinstance(operation, Standardize):
+            values, squares, signs = _standardized(operation, whole, arrays)
+            continue
         factors, sign = _factors(operation, whole, arrays, original.shape)
         for index, factor in factors.items():
             squares[index] *= factor
@@ -60,6 +79,14 @@ def _factors(
             {index: Fraction(g[row[index]]) ** 2 / sums[row[index]] for index in values},
             {index: math.copysign(1.0, g[row[index]]) for index in values},
         )
+    if isinstance(operation, (Unit, Equalized)):
+        return _scaled(operation, values)
+    if isinstance(operation, (NormBehind, NormBefore, AffineBefore)):
+        found = _channel_factors(operation, arrays, shape)
+        return (
+            {index: found[_channel(operation, index, shape)][0] for index in values},
+            {index: found[_channel(operation, index, shape)][1] for index in values},
+        )
     if isinstance(operation, UnitVector):
         total = max(sum((value**2 for value in values.values()), Fraction(0)), Fraction(operation.eps) ** 2)
         return dict.fromkeys(values, 1 / total), dict.fromkeys(values, 1.0)
@@ -79,6 +106,105 @@ def _factors(
     back = [_dot(u, list(line)) for line in zip(*matrix, strict=True)]
     forth = [_dot(line, back) for line in matrix]
     return dict.fromkeys(values, _dot(back, back) / _dot(forth, forth)), dict.fromkeys(values, 1.0)
+
+
+def _scaled(operation: Unit | Equalized, values: Numbers) -> tuple[Numbers, dict[tuple[int, ...], float]]:
+    """The square of what each element is multiplied by, and its sign."""
+    scale, sign = Fraction(operation.scale) ** 2, math.copysign(1.0, operation.scale)
+    squares = dict.fromkeys(values, scale)
+    if isinstance(operation, Unit):
+        for indices in _rows(values, operation.dim):
+            total = sum((values[index] ** 2 for index in indices), Fraction(0))
+            squares.update(dict.fromkeys(indices, scale / max(total, Fraction(operation.eps) ** 2)))
+    return squares, dict.fromkeys(values, sign)
+
+
+def _rows(values: Numbers, dim: int) -> list[list[tuple[int, ...]]]:
+    """The indices of the elements of each row."""
+    found: dict[int, list[tuple[int, ...]]] = {}
+    for index in values:
+        found.setdefault(index[dim], []).append(index)
+    return list(found.values())
+
+
+def _standardized(
+    operation: Standardize, values: Numbers, arrays: dict[str, Array]
+) -> tuple[Numbers, Numbers, dict[tuple[int, ...], float]]:
+    """Numbers, what their squares are multiplied by, and their signs."""
+    made, squares, signs = {}, {}, {}
+    for row, indices in enumerate(_rows(values, operation.dim)):
+        n = len(indices)
+        mean = sum((values[index] for index in indices), Fraction(0)) / n
+        variance = sum(((values[index] - mean) ** 2 for index in indices), Fraction(0))
+        variance /= n if operation.std == "biased" else n - 1
+        divisor_square = {
+            "var": variance + Fraction(operation.eps),
+            "std": (_root(variance) + Fraction(operation.eps)) ** 2,
+            "max": max(variance * operation.fan, Fraction(operation.eps)),
+        }[operation.eps_at]
+        gain = Fraction(operation.scale)
+        if operation.gain:
+            gain *= Fraction(float(arrays["gain"].ravel()[row]))
+        for index in indices:
+            value, square = (values[index] - mean) * gain, 1 / divisor_square
+            if operation.shift:
+                beta = Fraction(float(arrays["shift"].ravel()[row]))
+                value, square = value * _root(square) + beta, Fraction(1)
+            made[index], squares[index] = value, square
+            signs[index] = -1.0 if value < 0 or (not value and gain < 0 and not operation.shift) else 1.0
+    return made, squares, signs
+
+
+def _channel(operation: Neighbour, index: tuple[int, ...], shape: tuple[int, ...]) -> int:
+    """The channel of an element, as torch lays out the weights of grouped convolutions."""
+    if operation.dim == 0:
+        return index[0]
+    per_group = shape[0] // operation.groups
+    return index[0] // per_group * shape[1] + index[1]
+
+
+def _channel_factors(
+    operation: Neighbour, arrays: dict[str, Array], shape: tuple[int, ...]
+) -> list[tuple[Fraction, float]]:
+    """γ²/(v + ε) and the sign of γ, of each channel."""
+    count = shape[operation.dim] * operation.groups
+    gamma = [float(x) for x in arrays["gamma"].ravel()] if "gamma" in operation.roles else [1.0] * count
+    if isinstance(operation, AffineBefore):
+        return [(Fraction(each) ** 2, math.copysign(1.0, each)) for each in gamma]
+    sums = [Fraction(float(x)) + Fraction(operation.eps) for x in arrays["variance"].ravel()]
+    return [
+        (Fraction(each) ** 2 / total, math.copysign(1.0, each))
+        for each, total in zip(gamma, sums, strict=True)
+    ]
+
+
+def exact_bias(rule: Rule, arrays: dict[str, Array], dtype: str) -> Array:
+    """The correctly rounded bias of a layer into which a norm is folded; a zero has no sign."""
+    operation = rule.neighbour
+    assert operation is not None
+    original = arrays["original"]
+    factors = [
+        _root(square) * int(sign) for square, sign in _channel_factors(operation, arrays, original.shape)
+    ]
+    numbers = {role: [Fraction(float(x)) for x in array.ravel()] for role, array in arrays.items()}
+    zeros = [Fraction(0)] * len(factors)
+    mean = numbers["mean"] if "mean" in operation.offsets else zeros
+    beta = numbers["beta"] if "beta" in operation.offsets else zeros
+    if isinstance(operation, NormBehind):
+        bias = numbers.get("bias", zeros)
+        made = [(b - m) * a + s for b, m, a, s in zip(bias, mean, factors, beta, strict=True)]
+    else:
+        out = 1 - operation.dim
+        made = list(numbers.get("bias", [Fraction(0)] * original.shape[out]))
+        shifts = [s - m * a for s, m, a in zip(beta, mean, factors, strict=True)]
+        for index in np.ndindex(original.shape):
+            weight = Fraction(float(original[index])) * Fraction(
+                float(arrays["mask"][index]) if "mask" in arrays else 1
+            )
+            made[index[out]] += weight * shifts[_channel(operation, index, original.shape)]
+    return np.array([math.copysign(nearest_root(value**2, dtype), value) for value in made]).astype(
+        DTYPES[dtype]
+    )
 
 
 def _dot(a: list[Fraction], b: list[Fraction]) -> Fraction:

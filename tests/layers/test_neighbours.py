@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
-from wnconvert.layers.telling.neighbours import Told, told_by_names
+from wnconvert.layers.telling.neighbours import NamedNorms, told_by_names
 from wnconvert.tensors.memory import tree_of
 from wnconvert.tensors.tree import StateDict
 
@@ -22,15 +22,15 @@ def state_of(module: nn.Module) -> StateDict:
     return tree_of(module.state_dict())[0].state_dict("")
 
 
-def told_of(module: nn.Module) -> Told:
+def told_of(module: nn.Module) -> NamedNorms:
     return told_by_names(state_of(module), 1e-5)
 
 
-def pairs_of(told: Told) -> dict[str, str]:
+def pairs_of(told: NamedNorms) -> dict[str, str]:
     return {fold.norm: fold.weight for fold in told.folds}
 
 
-def only_reason(told: Told) -> str:
+def only_reason(told: NamedNorms) -> str:
     assert not told.folds
     (left,) = told.left
     return left.reason

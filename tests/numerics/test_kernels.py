@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from tests.helpers.arrays import Array, normal, same
 from tests.helpers.oracle import DTYPES, NARROW, squares
 from wnconvert.numerics.folding import fold_with_report
 from wnconvert.numerics.kernel import choice
-from wnconvert.numerics.kernel.interface import Kernel
+from wnconvert.numerics.kernel.interface import Centres, Kernel
 from wnconvert.numerics.kernel.library import VARIABLE
 from wnconvert.numerics.rounding import FLOAT_FORMATS, cast
 
@@ -68,6 +69,62 @@ def test_rows_with_nan_and_infinities_have_them_in_their_sums(
         np.testing.assert_array_equal(sums.high[-1], abs(odd))
         assert sums.low[-1] == 0
         np.testing.assert_array_equal(sums.high[:-1], expected[:-1])
+
+
+@pytest.mark.parametrize("dtype", NARROW)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_moments_are_within_their_bounds(kernel: Kernel, shape: tuple[int, int, int], dtype: str) -> None:
+    for scale in (1.0, 1e-6):
+        x = normal(1, shape, dtype, scale)
+        sums, totals = kernel.moments(x)
+        careful = kernel.careful_sums(x)
+        assert (sums.high.tolist(), sums.error) == (careful.high.tolist(), careful.error)
+        for at in range(shape[1]):
+            exact = sum(
+                (Fraction(each) for each in x[:, at].astype(np.float64).ravel().tolist()), Fraction(0)
+            )
+            low, high = totals.interval(at)
+            assert low <= exact <= high
+            assert high - low <= 2.0**-55 * x.size * float(np.abs(x.astype(np.float64)).max())
+
+
+@pytest.mark.parametrize("dtype", NARROW)
+def test_moments_of_rows_beside_one_that_is_not_finite(kernel: Kernel, dtype: str) -> None:
+    x = normal(2, (2, 3, 40), dtype)
+    expected = kernel.moments(x)[1].high
+    x[1, 1, 7] = math.inf
+    with np.errstate(all="ignore"):
+        sums, totals = kernel.moments(x)
+    assert np.isinf(sums.high).tolist() == [False, True, False]
+    assert totals.high[[0, 2]].tolist() == expected[[0, 2]].tolist()
+
+
+@pytest.mark.parametrize("out", NARROW)
+@pytest.mark.parametrize("dtype", NARROW)
+def test_products_of_what_is_left_of_values_without_their_centres(
+    kernel: Kernel, dtype: str, out: str
+) -> None:
+    random = np.random.default_rng(3)
+    for shape in SHAPES:
+        x = normal(4, shape, dtype)
+        factor, centre = random.uniform(-3, 3, shape[1]), random.uniform(-1, 1, shape[1])
+        centre[0] = float(x[-1, 0, -1])  # nothing is left of one element
+        centres = Centres(centre, centre * 2.0**-54, np.full(shape[1], 2.0**-40))
+        made = np.zeros(x.shape, DTYPES[out])
+        places, below = kernel.centred(x, centres, factor, WIDTH, out, made)
+        left = (x.astype(np.float64) - centre[:, None]) - centres.rest[:, None]
+        near = np.abs(left) < 2.0**-40
+        assert near[-1, 0, -1]
+        open_ones = np.isin(np.arange(x.size), places).reshape(shape)
+        assert open_ones[near].all()
+        assert (below[np.isin(places, np.flatnonzero(near))] == 0).all()
+        left[near] = 0.0
+        upper = left * factor[:, None]
+        lower = np.where(upper == 0, upper, (upper.view(np.int64) - WIDTH).view(np.float64))
+        settled = made[~open_ones].astype(np.float64)
+        assert settled.tolist() == cast(upper, out)[~open_ones].astype(np.float64).tolist()
+        assert settled.tolist() == cast(lower, out)[~open_ones].astype(np.float64).tolist()
+        assert (np.signbit(made.astype(np.float64)) == np.signbit(upper)).all()
 
 
 def products_of(kernel: Kernel, x: Array, factor: Array, out: str) -> tuple[Array, Array, Array]:

@@ -15,7 +15,7 @@ EPS = (1e-3, 1e-5, 1e-4, 1e-1, 0.0, 1e-12, 0.5, 1.0)
 
 
 def torchs_factor(variance: float, eps: float, dtype: torch.dtype) -> float:
-    """What torch multiplies by, shown in the dtype in which it computes: an input of float32 keeps all digits."""
+    """What torch multiplies by, shown in the dtype in which it computes."""
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     v = torch.tensor([variance], dtype=dtype).to(wide)
     out = functional.batch_norm(torch.ones(2, 1, 4, dtype=wide), v * 0, v, eps=eps)

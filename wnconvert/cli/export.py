@@ -5,15 +5,16 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from wnconvert.cli.completion import state_dicts
 from wnconvert.cli.options import CLEAN, TIME_LIMIT, epilog, with_options, with_output
+from wnconvert.cli.runs.start import check_torch
 from wnconvert.cli.terminal import StepLines, alarm, fitting_width, stdout_to_stderr
 from wnconvert.errors import ArgumentError, OutputError
-from wnconvert.messages import to_install
 
 if TYPE_CHECKING:
     from wnconvert.cli.output import Output
@@ -146,7 +147,7 @@ def export(model: str, out: str, **options: Any) -> int:
     program or a TorchScript archive. The unfolded module in torch is compared with OUT in onnxruntime, at
     other sizes than the exported ones. Exit code 1: they differ, and OUT is not written.
     """
-    _check_torch()
+    check_torch()
     built, shown = _taken(options, _BUILT), _taken(options, _SHOWN)
     _check_texts(options)
 
@@ -166,32 +167,57 @@ def export(model: str, out: str, **options: Any) -> int:
 @click.command(
     epilog=epilog("wnconvert check gan.onnx models.py:Generator --weights g.pt --input 'mel=float32[1,80,T]'")
 )
-@click.argument("path", type=click.Path(), metavar="MODEL.ONNX")
+@click.argument("path", type=click.Path(), metavar="FILE")
 @click.argument("model")
 @_MODEL
+@click.option(
+    "--recipe",
+    type=click.Path(),
+    metavar="RECIPE",
+    help="Of a folded checkpoint: what told its norms.  [default: a forward of MODEL tells it]",
+)
 @_FED
 @_PROOF
 @_REPORTING
 def check(path: str, model: str, **options: Any) -> int:
-    """Check that an ONNX model computes the same as a module.
+    """Check that an ONNX model, or a folded checkpoint, computes the same as a module.
 
-    MODEL and the options are those of export. The module in torch is compared with MODEL.ONNX in onnxruntime.
-    Exit code 0: they are equal, 1: they differ.
+    MODEL and the options are those of export. The module in torch is compared with FILE: an ONNX model in
+    onnxruntime; or a copy of the module into which a folded checkpoint is loaded, and each of its layers too.
+    Then --weights is the checkpoint from before the fold. Exit code 0: they are equal, 1: they differ.
     """
-    _check_torch()
+    check_torch()
     built, shown = _taken(options, _BUILT), _taken(options, _SHOWN)
     _check_texts(options)
 
     from wnconvert.storage.checkpoint import open_checkpoint
+
+    recipe = options.pop("recipe")
+    run = _check_graph if open_checkpoint(path).onnx is not None else _check_folded
+    if run is _check_graph and recipe is not None:
+        raise ArgumentError("--recipe is of a folded checkpoint, and FILE is an ONNX model")
+    if run is _check_folded:
+        options |= {"recipe": recipe, "only": built["only"], "strip_prefix": built["strip_prefix"]}
+        del options["timeout"]
+    return _prove(partial(run, path, options), model, built, **shown)
+
+
+def _check_graph(path: str, options: Mapping[str, Any], module: Any, progress: Callable[[Any], None]) -> Any:
+    """Check an ONNX model."""
     from wnconvert.verbs.export.check import check_onnx
-    from wnconvert.verbs.export.graph import graph_of
 
-    graph_of(open_checkpoint(path))
+    return check_onnx(path, module, progress=progress, **options)
 
-    def run(module: Any, progress: Callable[[Any], None]) -> Any:
-        return check_onnx(path, module, progress=progress, **options)
 
-    return _prove(run, model, built, **shown)
+def _check_folded(path: str, options: Mapping[str, Any], module: Any, progress: Callable[[Any], None]) -> Any:
+    """Check a folded checkpoint, by a recipe of its model if none is given."""
+    from wnconvert.verbs.export.folds import check_checkpoint
+    from wnconvert.verbs.recipes.recipe import recipe_of
+
+    told = options["recipe"]
+    if told is None:
+        told = recipe_of(module, inputs=options["inputs"], ranges=options["ranges"], progress=progress)
+    return check_checkpoint(path, module, progress=progress, **{**options, "recipe": told})
 
 
 #: The options that choose the model, and those that choose what is printed.
@@ -202,13 +228,6 @@ _SHOWN = ("output", "wide")
 def _taken(options: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
     """Take some of the options out, and return them."""
     return {name: options.pop(name) for name in names}
-
-
-def _check_torch() -> None:
-    from importlib.util import find_spec
-
-    if find_spec("torch") is None:
-        raise ArgumentError("running the module needs torch, which is not installed", fix=to_install("torch"))
 
 
 def _check_other(out: str, *read: str | None) -> None:

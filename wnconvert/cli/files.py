@@ -17,6 +17,7 @@ from wnconvert.cli.options import (
     PROOFS,
     THREADS,
     TIME_LIMIT,
+    TOLD,
     VERBOSE,
     WRITING,
     Conversion,
@@ -32,6 +33,7 @@ from wnconvert.cli.runs.conversion import convert_files
 from wnconvert.cli.runs.fleets import FLEET, FLEET_TO_READ
 from wnconvert.cli.runs.inspection import show_inspections
 from wnconvert.cli.runs.many import compare_many
+from wnconvert.cli.runs.models import BY_MODEL, told_by_model
 from wnconvert.cli.runs.start import load_lightly
 from wnconvert.cli.terminal import alarm, fitting_width, progress_bar
 
@@ -59,13 +61,20 @@ FORMAT_CHOICES = ("table", "json", "csv", "markdown")
 @globs("Fold")
 @kinds_option(
     "What to fold: weight, spectral, prune; all is these three; spectral-step is spectral norm of ports "
-    "that take a step in eval. A layer under several needs all of them."
+    "that take a step in eval; of an ONNX model also norm (batch norm) and standardize. A layer under several "
+    "needs all of them."
 )
 @click.option(
     "--recipe",
     type=click.Path(),
     metavar="FILE",
     help="A file that tells what keys do not: which norms fold into which layers, and with which eps.",
+)
+@TOLD
+@click.option(
+    "--keep-norms",
+    is_flag=True,
+    help="Keep the keys of folded norms, with numbers that do nothing: the same class loads them strictly.",
 )
 @click.option(
     "--dim",
@@ -95,6 +104,7 @@ FORMAT_CHOICES = ("table", "json", "csv", "markdown")
     "layer and the whole model, the layers alone, or nothing.",
 )
 @TIME_LIMIT
+@BY_MODEL
 @FLEET
 @WRITING
 def fold(src: tuple[str, ...], out: str | None, **options: Any) -> int:
@@ -110,7 +120,7 @@ def fold(src: tuple[str, ...], out: str | None, **options: Any) -> int:
     load_lightly()
     from wnconvert.verbs.conversion.files.fold import fold_file
 
-    return convert_files("fold", fold_file, src, out, **options)
+    return convert_files("fold", fold_file, src, out, **told_by_model(src, options))
 
 
 @click.command(cls=Conversion, epilog=epilog("wnconvert split generator.safetensors --like g_02500000"))
@@ -202,6 +212,7 @@ def migrate(src: tuple[str, ...], out: str | None, **options: Any) -> int:
 @click.option(
     "--metadata", is_flag=True, help="Show what a safetensors file or an ONNX model says of itself."
 )
+@click.option("--recipe", type=click.Path(), metavar="FILE", help="Show what a fold by this recipe would do.")
 @click.option("--sort", type=click.Choice(SORT_CHOICES), help="Sort by a column, largest first.")
 @click.option("--top", type=click.IntRange(min=1), metavar="N", help="Show only the first N rows.")
 @click.option(
@@ -271,6 +282,12 @@ def inspect(src: tuple[str, ...], *, json: bool, **options: Any) -> int:
     multiple=True,
     shell_complete=layers,
     help="Leave out tensors whose names match (repeatable).",
+)
+@click.option(
+    "--recipe",
+    type=click.Path(),
+    metavar="FILE",
+    help="Compare a side that this recipe fits as it would be folded by it.",
 )
 @THREADS
 @click.option(

@@ -23,6 +23,7 @@ __all__ = [
     "PROOFS",
     "THREADS",
     "TIME_LIMIT",
+    "TOLD",
     "VERBOSE",
     "WRITING",
     "Conversion",
@@ -266,6 +267,41 @@ def kinds_option(what: str) -> Callable[[_Command], _Command]:
         help=what,
     )
 
+
+#: What is said in place of a recipe.
+TOLD = with_options(
+    click.option(
+        "--norm",
+        metavar="by-names|NORM=LAYER",
+        multiple=True,
+        help="Fold norms with running statistics, with --eps: those of which names, keys and modules tell "
+        "the layer (by-names), or the module NORM into the module LAYER before it, e.g. 'bn1=conv1', or "
+        "'LAYER:conv_transpose:GROUPS' (repeatable).",
+    ),
+    click.option(
+        "--standardize",
+        metavar="GLOB",
+        multiple=True,
+        help="Fold weights that their classes standardize, with --std, --eps-at and --eps (repeatable).",
+    ),
+    click.option("--eps", type=float, metavar="E", help="The eps of these, which no checkpoint has."),
+    click.option(
+        "--std",
+        type=click.Choice(["biased", "unbiased"]),
+        help="Which deviation --standardize divides by.",
+    ),
+    click.option(
+        "--eps-at",
+        type=click.Choice(["var", "std"]),
+        help="Where eps is added: to the variance, or to the deviation.",
+    ),
+    click.option("--gain", metavar="NAME", help="The name of γ beside a weight that is standardized."),
+    click.option(
+        "--scale",
+        metavar="X|X/fan",
+        help="A constant factor of what is standardized; X/fan is X over the root of each weight's fan_in.",
+    ),
+)
 
 CLEAN = click.option(
     "--clean", is_flag=True, help="Delete what killed runs left beside OUT; a run names it anyway."

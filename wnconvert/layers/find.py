@@ -24,9 +24,11 @@ from wnconvert.layers.evidence import (
     weakness_of,
 )
 from wnconvert.layers.kinds.others import FoundOthers, other_layers
-from wnconvert.layers.matching import Known, Matched, matched
+from wnconvert.layers.matching import Keyed, Matched, matched
 from wnconvert.layers.rules import Norm
 from wnconvert.layers.schemes import SCHEMES, Layer, Refused, Scheme, Selection, owner_of
+from wnconvert.layers.telling.neighbours import LeftNorm
+from wnconvert.layers.telling.resolved import resolved
 from wnconvert.messages import option
 from wnconvert.tensors.tree import StateDict, TensorInfo
 
@@ -41,7 +43,7 @@ class FoundPairs:
     those of other kinds; ``refused``; ``unwanted``, layers that the selection leaves alone; ``halves``, keys
     whose other half is not there; ``passed``, pairs that have the names of a layer and too little else, and
     that the selection does not name in full. ``misfit`` says why the selection's recipe is not one of this
-    state dict; ``is_foreign`` if nothing that it names is there.
+    state dict; ``is_foreign`` if nothing that it names is there. ``left`` are norms that names do not tell.
     """
 
     layers: tuple[Layer, ...]
@@ -52,6 +54,7 @@ class FoundPairs:
     others: tuple[Layer, ...] = ()
     misfit: str = ""
     is_foreign: bool = False
+    left: tuple[LeftNorm, ...] = ()
 
 
 def pairs_in(
@@ -59,7 +62,13 @@ def pairs_in(
     selection: Selection = Selection(),  # noqa: B008 - frozen
 ) -> FoundPairs:
     """Find the layers of a state dict, by its tensors and by the modules that it names."""
-    return find_pairs((tensor.info for tensor in state.tensors.values()), selection, state.parametrized)
+    infos = (tensor.info for tensor in state.tensors.values())
+    if selection.asked is None:
+        return find_pairs(infos, selection, state.parametrized)
+    told = resolved(state, selection.asked)
+    found = find_pairs(infos, replace(selection, recipe=told.recipe), state.parametrized)
+    doubtful = (Refused(name, why, fix) for name, why, fix in told.doubtful if selection.wants(name))
+    return replace(found, refused=(*found.refused, *doubtful), left=told.left)
 
 
 def find_pairs(
@@ -88,7 +97,7 @@ def find_pairs(
         found = _with_others(pairs, others)
     if selection.recipe is None:
         return found
-    known = Known(
+    known = Keyed(
         there.names,
         {layer.name: layer for layer in found.layers},
         {layer.name: layer for layer in found.others},

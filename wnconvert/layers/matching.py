@@ -30,17 +30,17 @@ from wnconvert.layers.schemes import Layer, Refused, Selection, owner_of
 from wnconvert.messages import listed, option, printable
 from wnconvert.tensors.tree import TensorInfo
 
-__all__ = ["PLAIN", "Known", "Matched", "matched"]
+__all__ = ["Keyed", "Matched", "matched"]
 
 
 #: The form of a layer whose weight is stored as it is.
-PLAIN = "plain"
+_PLAIN = "plain"
 #: How many missing names are listed.
 _MOST = 6
 
 
 @dataclass(frozen=True, slots=True)
-class Known:
+class Keyed:
     """What keys show in a state dict: all tensors, the layers of kinds that are asked for, and of others.
 
     ``refused`` are weights that are refused already.
@@ -72,7 +72,7 @@ class Matched:
     is_foreign: bool = False
 
 
-def matched(recipe: Recipe, known: Known, selection: Selection) -> Matched:
+def matched(recipe: Recipe, known: Keyed, selection: Selection) -> Matched:
     """Find what a recipe names in a state dict.
 
     >>> from wnconvert.tensors.dtypes import dtype_named
@@ -80,14 +80,14 @@ def matched(recipe: Recipe, known: Known, selection: Selection) -> Matched:
     >>> tensors = {name: TensorInfo(name, dtype_named("float32"), shape) for name, shape in shapes.items()}
     >>> recipe = Recipe((RecipeFold("norm behind", "conv.weight", "bn", eps=1e-5),))
     >>> [(layer.name, layer.norm, layer.bias) for layer in
-    ...     matched(recipe, Known(tensors, {}, {}), Selection()).layers]
+    ...     matched(recipe, Keyed(tensors, {}, {}), Selection()).layers]
     [('conv.weight', 'bn', 'conv.bias')]
     """
     folds = [fold for each in recipe.folds for fold in _without_globs(each, known)]
     missing = [name for fold in folds for name in _missing(fold, known)]
     if missing:
         there = sum(1 for fold in folds for _ in _present(fold, known))
-        return Matched(misfit=_misfit(missing), is_foreign=not there)
+        return Matched(misfit=_misfit(missing, known), is_foreign=not there)
     if recipe.names and recipe.names != _digest(recipe, known):
         return Matched(misfit="the shapes of its tensors are not those of the model that the recipe is of")
     layers: list[Layer] = []
@@ -139,7 +139,7 @@ def _claimed_twice(layers: Iterable[Layer]) -> Iterator[Refused]:
 # -- whether it is a recipe of this state dict
 
 
-def _without_globs(fold: RecipeFold, known: Known) -> Iterator[RecipeFold]:
+def _without_globs(fold: RecipeFold, known: Keyed) -> Iterator[RecipeFold]:
     """A fold, or one for each weight that its glob matches."""
     if fold.has_norm or known.original(fold.weight) is not None:
         yield fold
@@ -151,7 +151,7 @@ def _without_globs(fold: RecipeFold, known: Known) -> Iterator[RecipeFold]:
         yield fold
 
 
-def _may_be_weight(known: Known, name: str) -> bool:
+def _may_be_weight(known: Keyed, name: str) -> bool:
     """Whether a glob can mean a tensor: a bias beside the weights has one axis."""
     info = known.original(name)
     return info is not None and len(info.shape) > 1
@@ -167,29 +167,33 @@ def _needed(fold: RecipeFold) -> Iterator[str]:
     yield from (f"{owner}{name}" for name in (fold.gain, fold.shift) if name)
 
 
-def _missing(fold: RecipeFold, known: Known) -> Iterator[str]:
+def _missing(fold: RecipeFold, known: Keyed) -> Iterator[str]:
     if known.original(fold.weight) is None:
         yield fold.weight
     yield from (name for name in _needed(fold) if name not in known.tensors)
 
 
-def _present(fold: RecipeFold, known: Known) -> Iterator[str]:
+def _present(fold: RecipeFold, known: Keyed) -> Iterator[str]:
     if known.original(fold.weight) is not None:
         yield fold.weight
     yield from (name for name in _needed(fold) if name in known.tensors)
 
 
-def _misfit(missing: Sequence[str]) -> str:
-    names = [printable(name) for name in dict.fromkeys(missing)]
-    statistics = [name for name in names if name.endswith((".running_mean", ".running_var"))]
-    if len(statistics) == len(names):
-        norms = dict.fromkeys(name.rpartition(".")[0] for name in names)
+def _misfit(missing: Sequence[str], known: Keyed) -> str:
+    """Why a recipe does not fit: norms without statistics if that is all, else the names."""
+    owners = {name: name.rpartition(".")[0] for name in missing if name.endswith(_STATISTICS)}
+    norms = [norm for norm in dict.fromkeys(owners.values()) if f"{norm}.weight" in known.tensors]
+    if norms and all(owners.get(name) in norms for name in missing):
         has = "has" if len(norms) == 1 else "have"
-        return f"{listed(norms, _MOST)} {has} no running statistics: without them a norm uses the batch's own"
-    return f"it does not have {listed(names, _MOST)}"
+        shown = listed(map(printable, norms), _MOST)
+        return f"{shown} {has} no running statistics: without them a norm uses the batch's own"
+    return f"it does not have {listed(map(printable, dict.fromkeys(missing)), _MOST)}"
 
 
-def _digest(recipe: Recipe, known: Known) -> str:
+_STATISTICS = (".running_mean", ".running_var")
+
+
+def _digest(recipe: Recipe, known: Keyed) -> str:
     shapes = {name: info.shape for name, info in known.tensors.items()}
     shapes |= {name: layer.original.shape for name, layer in (known.left | known.asked).items()}  # type: ignore[operator]
     return names_digest(named_tensors(recipe.folds, shapes))
@@ -210,7 +214,7 @@ def _torn_affines(folds: Iterable[RecipeFold], selection: Selection) -> Iterator
 # -- one layer
 
 
-def _layer(weight: str, folds: Sequence[RecipeFold], known: Known, grade: str) -> Layer:
+def _layer(weight: str, folds: Sequence[RecipeFold], known: Keyed, grade: str) -> Layer:
     """The layer of a weight, with all that is told of it. Raises ``LayerError``."""
     layer = _base(weight, known)
     for fold in sorted(folds, key=lambda fold: fold.has_norm):  # a norm beside it comes last
@@ -226,7 +230,7 @@ def _layer(weight: str, folds: Sequence[RecipeFold], known: Known, grade: str) -
     return replace(layer, grade=grade)
 
 
-def _base(weight: str, known: Known) -> Layer:
+def _base(weight: str, known: Keyed) -> Layer:
     """The layer as its keys show it, or the plain weight."""
     if weight in known.left:
         kinds = ",".join(known.left[weight].rule.kinds)
@@ -240,14 +244,14 @@ def _base(weight: str, known: Known) -> Layer:
     beside = (f"{weight}{end}" for end in _OF_PARTS)
     if shown := next((name for name in beside if name in known.tensors), ""):
         raise LayerError(f"{printable(shown)} beside it shows that it is computed, and only one can be right")
-    return Layer(weight, PLAIN, Rule(()), {ORIGINAL: known.tensors[weight]})
+    return Layer(weight, _PLAIN, Rule(()), {ORIGINAL: known.tensors[weight]})
 
 
 #: Ends of names of what a weight is computed of.
 _OF_PARTS = ("_g", "_v", "_orig", "_mask", "_u", "_bar")
 
 
-def _with_own(layer: Layer, fold: RecipeFold, known: Known) -> Layer:
+def _with_own(layer: Layer, fold: RecipeFold, known: Keyed) -> Layer:
     """What a class makes of its weight."""
     shape, owner = layer.original.shape, owner_of(layer.name)
     if fold.dim >= len(shape):
@@ -269,7 +273,7 @@ def _own(fold: RecipeFold) -> Operation:
     return Unit(fold.dim, eps, fold.scale) if fold.kind == "unit" else Equalized(fold.scale)
 
 
-def _with_norm(layer: Layer, fold: RecipeFold, known: Known) -> Layer:
+def _with_norm(layer: Layer, fold: RecipeFold, known: Keyed) -> Layer:
     """A norm beside the layer."""
     shape = layer.original.shape
     tensors = {name: known.tensors.get(f"{fold.norm}.{name}") for name in _OF_NORM}
@@ -306,7 +310,7 @@ def _with_norm(layer: Layer, fold: RecipeFold, known: Known) -> Layer:
 _OF_NORM = {"weight": "gamma", "bias": "beta", "running_mean": "mean", "running_var": "variance"}
 
 
-def _counts(fold: RecipeFold, known: Known) -> Iterator[TensorInfo]:
+def _counts(fold: RecipeFold, known: Keyed) -> Iterator[TensorInfo]:
     """What goes away with a norm beside what it computes with."""
     count = known.tensors.get(f"{fold.norm}.num_batches_tracked")
     if count is not None and fold.kind != "affine before":

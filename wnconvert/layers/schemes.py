@@ -11,6 +11,7 @@ from glob import escape
 from wnconvert.layers.dims import AUTO, torchs_g_shape
 from wnconvert.layers.recipes import Recipe
 from wnconvert.layers.rules import BIAS, ORIGINAL, G, Mask, Norm, NormBehind, Rule
+from wnconvert.layers.telling.asked import Asked
 from wnconvert.messages import option
 from wnconvert.tensors.tree import Dim, TensorInfo
 
@@ -262,7 +263,8 @@ def fix_of(refused: Collection[Refused]) -> str:
 class Selection:
     """The layers that are wanted: globs on the names of weights (``fnmatch``), and dim if it is given.
 
-    ``kinds`` are those of layers that are wanted; of others a ``recipe`` tells.
+    ``kinds`` are those of layers that are wanted; of others a ``recipe`` tells, or what is ``asked`` for in
+    its place, of which each state dict makes a recipe of its own.
 
     ``named`` are weights that are said to be layers, whatever else their names could mean; so are those that
     ``layers`` names without wildcards.
@@ -277,6 +279,7 @@ class Selection:
     named: Collection[str] = ()
     kinds: tuple[str, ...] = (Norm.kind,)
     recipe: Recipe | None = None
+    asked: Asked | None = None
 
     def wants(self, name: str) -> bool:
         """Whether the layer of this name is to be converted."""

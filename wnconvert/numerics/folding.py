@@ -19,7 +19,6 @@ of elementary mathematical functions with correctly rounded last bit".
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -30,12 +29,10 @@ from wnconvert.numerics.finite import all_finite
 from wnconvert.numerics.kernel.interface import OpenElements
 from wnconvert.numerics.norms import arithmetic, as_float64
 from wnconvert.numerics.rounding import FLOAT_FORMATS, DTypeLike, cast, name_of
-from wnconvert.numerics.rows import WHOLE, Divisor, RowReport, RowTally, rows_where, runs
-from wnconvert.numerics.rules.factors import Bounds, NarrowFactors
+from wnconvert.numerics.rows import WHOLE, Divisor, RowReport, RowTally, rows_where
+from wnconvert.numerics.rules.factors import Bounds, NarrowFactors, RowFactors, Scale
 from wnconvert.numerics.rules.parts import RulePart, RuleParts
-from wnconvert.numerics.rules.table import Scale, stage_of
-from wnconvert.numerics.sums import Sums
-from wnconvert.numerics.wide import WideFactors
+from wnconvert.numerics.rules.table import stage_of
 from wnconvert.tensors.blocks import BLOCK_BYTES, Array, Block, scratch, shares, whole
 from wnconvert.tensors.tree import Dim
 
@@ -95,13 +92,13 @@ class Folding:
         scale = self.scale
         if scale is None:
             return self._copy
-        every: _Rows | None = None
+        every: RowFactors | None = None
         if self.source.count:
             if self.stage.common:
                 common, self.divisor = self.stage.common.find()
                 scale.under(common)
-            if self.stage.common or not self.source.whole_rows:
-                every = _Rows.all_of(scale, self.source.count)
+            if scale.needs_all:
+                every = RowFactors.all_of(scale, self.source.count)
         return partial(self._block, scale, every)
 
     def _copy(self, block: Block, w: Array) -> None:
@@ -117,12 +114,12 @@ class Folding:
     def _spare(self, block: Block) -> Array:
         return scratch("w", block.shape, self.form.dtype)
 
-    def _block(self, scale: Scale, every: _Rows | None, block: Block, w: Array) -> None:
+    def _block(self, scale: Scale, every: RowFactors | None, block: Block, w: Array) -> None:
         """Make the block's values of w."""
         scale.hold(block.rows)  # what is read for them may be read into the same memory as values are
         values = self.source.take(block)
         if every is None:
-            rows = _Rows.of(scale, self.source.block_sums(values), block.rows)
+            rows = RowFactors.of(scale, self.source.block_sums(values), block.rows)
         else:
             rows = every.at(block.rows)
         if rows.narrow is None or values.dtype == np.float64:
@@ -133,9 +130,11 @@ class Folding:
             self._settle(question)
 
     def _pieces(
-        self, block: Block, values: Array, rows: _Rows, narrow: NarrowFactors, w: Array
+        self, block: Block, values: Array, rows: RowFactors, narrow: NarrowFactors, w: Array
     ) -> Iterator[_Question]:
         """Make the pieces of a block, those with odd rows in the wide way; what is open comes out."""
+        if narrow.odd is not None:
+            values = values.copy()  # what odd rows need may be read into the same memory
         flat, made = values.reshape(-1), w.reshape(-1)
         cut = shares(block.shape) if narrow.odd is not None else (whole(block.shape),)
         for run, shape, its in cut:
@@ -148,7 +147,7 @@ class Folding:
             if found.places.size:
                 yield _Question(piece, found, rows.at(its), out, part)
 
-    def _wide(self, piece: Block, values: Array, rows: _Rows, out: Array) -> _Question:
+    def _wide(self, piece: Block, values: Array, rows: RowFactors, out: Array) -> _Question:
         """Make a piece of w in the way that takes all values, but for the elements that are open."""
         factors = rows.wide
         if factors is None:
@@ -166,16 +165,18 @@ class Folding:
         elif flags.any():
             if self.overflow is None:
                 self.overflow = np.zeros(self.source.count, bool)
-            self.overflow[rows] |= flags
+            self.overflow[self.source.numbers(rows)[flags]] = True
 
     def _settle(self, question: _Question) -> None:
         """Decide exactly the elements whose error interval holds a midpoint."""
         piece, (places, below) = question.piece, question.found
         codes = question.out.view(self.form.codes).reshape(-1)
-        known: dict[tuple[int, float], int] = {}
         rows = places // piece.shape[2] % piece.shape[1]
+        values, is_open = question.values, self._plain_products(question, piece.row + rows)
+        places, rows, values, below = places[is_open], rows[is_open], values[is_open], below[is_open]
+        known: dict[tuple[int, float], int] = {}
         for place, at, value, code in zip(
-            *(each.tolist() for each in (places, rows, question.values, below)), strict=True
+            *(each.tolist() for each in (places, rows, values, below)), strict=True
         ):
             if (at, value) not in known:
                 results = question.rows.scale.results(value, piece.row + at, question.rows.sums, at)
@@ -183,6 +184,16 @@ class Folding:
             codes[place] = known[at, value]
         if question.large is not None and question.large.any():
             self._count_overflow(piece.rows, question.large, question.out)
+
+    def _plain_products(self, question: _Question, rows: NDArray[np.intp]) -> NDArray[np.bool_]:
+        """Round the products that float64 holds exactly; true for the elements that are still open."""
+        values, is_open = question.values, np.ones(len(rows), bool)
+        factors = question.rows.scale.short_factors(rows) if len(rows) else None
+        if factors is not None:
+            is_open = np.isnan(factors) | (values.astype(np.float32) != values)
+            made = cast(values[~is_open] * factors[~is_open], self.out)
+            question.out.reshape(-1)[question.found.places[~is_open]] = made
+        return is_open
 
     def _nearest(self, results: Iterator[Bounds], below: int, made: int) -> int:
         """The code of the value nearest to p, given ever narrower bounds on p·|p|.
@@ -194,51 +205,14 @@ class Folding:
         found = 0
         for ends in results:
             least, most = (
-                self.form.nearest_root(abs(end), below) | (sign if end < 0 or not end and made & sign else 0)
+                self.form.nearest_root(abs(end), below)
+                | (sign if end < 0 or (not end and made & sign) else 0)
                 for end in ends
             )
             found = least
             if least == most:
                 break
         return found
-
-
-@dataclass(frozen=True, slots=True)
-class _Rows:
-    """Sums and factors of rows; narrow ones where all is narrow, but for odd rows, else wide ones."""
-
-    scale: Scale
-    sums: Sums
-    narrow: NarrowFactors | None
-    wide: WideFactors | None
-
-    @staticmethod
-    def of(scale: Scale, sums: Sums, rows: slice) -> _Rows:
-        """Those of some rows, in the way that serves their values best."""
-        if scale.is_narrow:
-            return _Rows(scale, sums, scale.narrow(sums, rows), None)
-        return _Rows(scale, sums, None, scale.wide(sums, rows, tell=True))
-
-    @staticmethod
-    def all_of(scale: Scale, count: int) -> _Rows:
-        """Those of all rows: the first of two passes."""
-        sums = scale.sums()
-        parts = [_Rows.of(scale, sums.at(rows), rows) for rows in runs(count)]
-        narrow, wide = (
-            [part.narrow for part in parts if part.narrow],
-            [part.wide for part in parts if part.wide],
-        )
-        return _Rows(
-            scale,
-            sums,
-            NarrowFactors.joined(narrow) if narrow else None,
-            WideFactors.joined(wide) if wide else None,
-        )
-
-    def at(self, rows: slice) -> _Rows:
-        """Those of some of the rows."""
-        narrow, wide = self.narrow and self.narrow.at(rows), self.wide and self.wide.at(rows)
-        return _Rows(self.scale, self.sums.at(rows), narrow, wide)
 
 
 class _Question:
@@ -251,7 +225,7 @@ class _Question:
         self,
         piece: Block,
         found: OpenElements,
-        rows: _Rows,
+        rows: RowFactors,
         out: Array,
         x: Array,
         large: NDArray[np.bool_] | None = None,

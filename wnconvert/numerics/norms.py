@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from fractions import Fraction
 
 import numpy as np
+from numpy.typing import NDArray
 
 from wnconvert.numerics.kernel.choice import block_sums, careful_block_sums
 from wnconvert.numerics.kernel.plain import loaded
@@ -94,10 +95,18 @@ class RowSource:
         """All blocks, in the order of memory."""
         return blocks(*self.cut)
 
+    def numbers(self, rows: slice) -> NDArray[np.intp]:
+        """The numbers by which a report knows some rows."""
+        return np.arange(rows.start, rows.stop)
+
     def take(self, block: Block) -> Array:
         """The values of a block; they are the block at work until the next one."""
-        self.block, self.values = block, self.read(block)
+        self.show(block, self.read(block))
         return self.values
+
+    def show(self, block: Block, values: Array) -> None:
+        """Say which block is at work."""
+        self.block, self.values = block, values
 
     def block_sums(self, values: Array) -> Sums:
         """The sums of the rows of a block, as far as they lie in it, given its values."""

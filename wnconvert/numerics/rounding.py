@@ -81,6 +81,7 @@ class Format(NamedTuple):
             return self.inf
         return int(np.array(float(value)).astype(self.dtype).view(self.codes))
 
+
 FLOAT_FORMATS = {
     "float64": Format(np.dtype(np.float64), np.dtype(np.uint64), 0x7FF << 52, Fraction(2) ** 1024, 53, -1074),
     "float32": Format(np.dtype(np.float32), np.dtype(np.uint32), 0xFF << 23, Fraction(2) ** 128, 24, -149),

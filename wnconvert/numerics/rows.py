@@ -79,6 +79,9 @@ class RowPolicy:
         if report.zero.count and self.zero_rows != "zero":
             what = f"v is zero in {say_rows(report.zero)}, and 0/0 is not a number"
             found.append(Problem(what, option("zero_rows", "zero")))
+        if report.constant.count and self.zero_rows != "zero":
+            what = f"all elements are equal in {say_rows(report.constant)}, and 0/0 is not a number"
+            found.append(Problem(what, option("zero_rows", "zero")))
         if report.nonfinite.count and not self.allow_nonfinite:
             whole = report.nonfinite == WHOLE
             what = f"NaN or infinity in {'it' if whole else f'g or v, in {say_rows(report.nonfinite)}'}"
@@ -86,6 +89,13 @@ class RowPolicy:
         if report.overflow.count and not self.allow_nonfinite:
             where = "" if report.overflow == WHOLE else f", in {say_rows(report.overflow)}"
             found.append(Problem(f"too large for the dtype{where}", self._widen()))
+        if report.variance.count and not self.allow_nonfinite:
+            channels = say_rows(report.variance, "channel")
+            what = f"the variance is negative, or not positive with its eps, in {channels}"
+            found.append(Problem(what, option("allow_nonfinite", True)))
+        if report.channels.count and not self.allow_nonfinite:
+            what = f"NaN or infinity in the norm, in {say_rows(report.channels, 'channel')}"
+            found.append(Problem(what, option("allow_nonfinite", True)))
         if report.divisor:
             found += report.divisor.problems(allow_nonfinite=self.allow_nonfinite)
         return tuple(found)
@@ -108,6 +118,8 @@ class RowPolicy:
         """A note on a layer that was folded under this policy, or ``""``."""
         if report.divisor and (said := report.divisor.note()):
             return said
+        if report.constant.count:
+            return f"all elements are equal in {say_rows(report.constant)}, which became zero"
         if not report.zero.count:
             return ""
         note = f"v is zero in {say_rows(report.zero)}, which became zero"
@@ -188,15 +200,21 @@ class RowReport:
     """The odd rows of a tensor by kind; the caller decides which of them are errors.
 
     ``zero``: rows of v without a nonzero element; ``zero_with_g``: those whose g is not 0;
+    ``constant``: rows of equal elements, which have no deviation, where no eps is added to it;
     ``nonfinite``: rows with a NaN or an infinity in v or g; ``overflow``: finite rows whose result has an
-    infinity; ``kept``: rows whose g is the rounded norm, so that w is v.
+    infinity; ``kept``: rows whose g is the rounded norm, so that w is v. Of a norm beside the layer:
+    ``variance``: channels whose variance is negative, or not positive with its eps; ``channels``: those with
+    a NaN or an infinity.
     """
 
     zero: Rows = Rows()
     zero_with_g: Rows = Rows()
+    constant: Rows = Rows()
     nonfinite: Rows = Rows()
     overflow: Rows = Rows()
     kept: Rows = Rows()
+    variance: Rows = Rows()
+    channels: Rows = Rows()
     divisor: Divisor | None = None
 
 
@@ -247,13 +265,13 @@ def rows_where(flags: NDArray[np.bool_]) -> Rows:
     return Rows(len(found), tuple(found[:_NAMED].tolist()))
 
 
-def say_rows(rows: Rows) -> str:
-    """Rows in the words of a message.
+def say_rows(rows: Rows, each: str = "row") -> str:
+    """Rows in the words of a message; ``each`` is what one is called.
 
     >>> say_rows(Rows(1, (4,))), say_rows(Rows(12, tuple(range(10))))
     ('row 4', '12 rows (0, 1, 2, 3, 4, 5, 6, 7, 8, 9, …)')
     """
     if rows.count == 1:
-        return f"row {rows.first[0]}"
+        return f"{each} {rows.first[0]}"
     more = ", …" if rows.count > len(rows.first) else ""
-    return f"{rows.count} rows ({', '.join(map(str, rows.first))}{more})"
+    return f"{rows.count} {each}s ({', '.join(map(str, rows.first))}{more})"

@@ -33,7 +33,7 @@ class WideFactors:
     large: NDArray[np.bool_]
     nonfinite: NDArray[np.bool_]
 
-    def at(self, rows: slice) -> WideFactors:
+    def at(self, rows: slice | NDArray[np.intp]) -> WideFactors:
         """Those of some of the rows."""
         its: dict[str, Any] = {name: getattr(self, name)[rows] for name in self._of_rows()}
         return replace(self, **its)
@@ -55,6 +55,21 @@ class WideFactors:
         """Round x times the factors, by row, into ``out``, but for the elements that are open."""
         return wide_products(x, self, dtype, out)
 
+    def times(self, mantissa: Floats, exponent: NDArray[np.int32], steps: int) -> WideFactors:
+        """These, each times another factor that is within so many steps; the results may be too large."""
+        is_plain = np.isfinite(mantissa)
+        return replace(
+            self.scaled(mantissa, exponent, steps),
+            exact=self.exact | ~is_plain,
+            large=~self.nonfinite & is_plain,
+            nonfinite=self.nonfinite | ~is_plain,
+        )
+
+    def scaled(self, mantissa: Floats, exponent: NDArray[np.int32] | np.int32, steps: int) -> WideFactors:
+        """These, each times another factor that is within so many steps."""
+        beyond = np.clip(self.exponent + exponent, -2200, 2040)  # as good as any that is beyond
+        return replace(self, mantissa=self.mantissa * mantissa, exponent=beyond, steps=self.steps + steps + 1)
+
     def widened(self, by: float) -> Floats:
         """The mantissas times 1 + ``by``, but those of exact rows."""
         return np.where(self.exact, self.mantissa, self.mantissa * (1 + by))
@@ -75,6 +90,7 @@ def wide_products(x: Floats, factors: WideFactors, dtype: str, out: Array) -> Op
     _multiply(x, factors.widened(-slack), factors.exponent, y)
     # Adding to the bits goes outwards by at least as many units of relative size 2⁻⁵³.
     places = np.flatnonzero(round_both(y, width, out) & ~factors.exact[:, None])
+    places = places[np.isfinite(x.reshape(-1)[places])]
     codes = FLOAT_FORMATS[dtype].codes
     magnitude = codes.type((1 << (8 * codes.itemsize - 1)) - 1)
     return OpenElements(places, out.view(codes).reshape(-1)[places] & magnitude)

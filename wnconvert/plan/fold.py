@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from wnconvert.errors import ArgumentError
 from wnconvert.layers.find import FoundPairs
 from wnconvert.layers.rules import Rule, Stored
 from wnconvert.layers.schemes import FORMS, Layer, Selection, is_pair
-from wnconvert.plan.norms import steps_beside
+from wnconvert.messages import option
+from wnconvert.plan.norms import NormSteps, refused_to_keep, steps_beside
 from wnconvert.plan.plan import Change, Plan, PlannedStateDict
 from wnconvert.plan.record.origins import Origin, origin_of
 from wnconvert.plan.selection.draft import FoundDraft
@@ -28,16 +30,22 @@ def plan_fold(
     selection: Selection = Selection(),  # noqa: B008 - frozen
     only: str | None = None,
     dtype: DType | None = None,
+    keep_norms: bool = False,
     keep_optimizer: bool = False,
     known: Mapping[str, FoundPairs] | None = None,
 ) -> Plan:
     """Plan the folding of every wanted layer of ``tree`` into a file of ``container``.
 
+    ``keep_norms`` keeps the keys of norms that are folded into layers, with numbers that do nothing.
     ``known`` are its layers by path, where this selection found them before.
     A file of torch's takes all state dicts and siblings, one of safetensors a single state dict.
     Raises ``LayerError`` where layers are refused and ``ArgumentError`` where ``only`` or the selection
     names nothing, or a safetensors file would have to hold several state dicts.
     """
+    if keep_norms and selection.recipe is None and selection.asked is None:
+        keep = option("keep_norms", True)
+        fix = option("recipe", metavar="FILE")
+        raise ArgumentError(f"{keep} is about norms that are folded, and nothing tells of any", fix=fix)
     draft = FoundDraft.of("fold", tree, container, selection, only, known=known)
     draft.check_refused(draft.refused)
     draft.check_fits()
@@ -46,7 +54,13 @@ def plan_fold(
         for state in draft.states
         if not all(_is_torchs(layer, state) for layer in draft.found[state.path].layers)
     )
-    planned = tuple(_fold(state, draft.found[state.path].layers, dtype) for state in draft.states)
+    found = {state.path: draft.found[state.path].layers for state in draft.states}
+    if keep_norms:
+        draft.check_refused({path: tuple(refused_to_keep(layers, dtype)) for path, layers in found.items()})
+    planned = tuple(
+        _fold(state, found[state.path], steps_beside(found[state.path], dtype, keep_norms=keep_norms), dtype)
+        for state in draft.states
+    )
     origins = {state.path: _origins(state, item) for state, item in zip(draft.states, planned, strict=True)}
     gone = {item.path: [change.layer for change in item.changes] for item in planned}
     plan = draft.plan(
@@ -55,7 +69,13 @@ def plan_fold(
         optimizers=() if keep_optimizer else draft.without_optimizers(planned, optimizer_is_stale("folding")),
         notes=draft.found_notes(),
     )
-    return replace(plan, kinds=selection.kinds, hints=tuple(draft.hints()))
+    return replace(
+        plan,
+        kinds=selection.kinds,
+        unwanted=0 if selection.recipe is None else sum(len(each.unwanted) for each in draft.found.values()),
+        hints=tuple(draft.hints()),
+        left=tuple(draft.left_norms()),
+    )
 
 
 def _is_torchs(layer: Layer, state: StateDict) -> bool:
@@ -64,10 +84,11 @@ def _is_torchs(layer: Layer, state: StateDict) -> bool:
     return layer.form in FORMS and layer.grade == "keys" and is_known
 
 
-def _fold(state: StateDict, layers: Sequence[Layer], dtype: DType | None) -> PlannedStateDict:
+def _fold(
+    state: StateDict, layers: Sequence[Layer], beside: NormSteps, dtype: DType | None
+) -> PlannedStateDict:
     """Every key in its place; a weight stands where the first tensor of its layer stood."""
     layer_of = {part.name: layer for layer in layers for part in layer.of_weight}
-    beside = steps_beside(layers, dtype)
     steps: dict[str, Step] = {}
     changes: list[Change] = []
     for entry in state.entries:

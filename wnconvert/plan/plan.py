@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from wnconvert.layers.kinds.table import in_words
@@ -20,7 +20,7 @@ from wnconvert.plan.steps import Step
 from wnconvert.tensors.containers import Container
 from wnconvert.tensors.dtypes import DType
 
-__all__ = ["Change", "LeftOut", "Plan", "PlannedLayer", "PlannedShard", "PlannedStateDict"]
+__all__ = ["Change", "LeftOut", "NormLeft", "Plan", "PlannedLayer", "PlannedShard", "PlannedStateDict"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +133,15 @@ class LeftOut:
 
 
 @dataclass(frozen=True, slots=True)
+class NormLeft:
+    """A norm that stays, since names do not tell its layer, and why; ``state_dict`` is a path."""
+
+    state_dict: str
+    norm: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class PlannedShard:
     """A file of weights in a folder: its name, its tensors in order, and the bytes that these take."""
 
@@ -152,7 +161,9 @@ class Plan:
     index if they are several, and ``copied`` are the paths of files that are copied as they are. ``renamed``
     counts the keys of the source that have a new name because the user asked for it. ``writes`` is False
     where no layer changes and no option asks for an output: then nothing is written. ``kinds`` are those of
-    the layers that were looked for; ``hints`` say which others are there, and what folds them.
+    the layers that were looked for; ``unwanted`` counts those of a recipe that the selection leaves out;
+    ``hints`` say which others are there, and what folds them. ``left`` are the norms that names do not tell
+    the layer of, where these were to be folded.
     """
 
     verb: str
@@ -169,7 +180,9 @@ class Plan:
     renamed: int = 0
     writes: bool = True
     kinds: tuple[str, ...] = (Norm.kind,)
+    unwanted: int = 0
     hints: tuple[str, ...] = ()
+    left: tuple[NormLeft, ...] = ()
 
     @property
     def layers(self) -> list[PlannedLayer]:
@@ -180,6 +193,11 @@ class Plan:
     def changes(self) -> list[tuple[str, Change]]:
         """Every change of a layer, with the path of its state dict."""
         return [(planned.path, change) for planned in self.state_dicts for change in planned.changes]
+
+    @property
+    def norms(self) -> int:
+        """How many norms go into the layers."""
+        return len({(path, change.layer.norm) for path, change in self.changes if change.layer.norm})
 
     @property
     def lost(self) -> list[str]:
@@ -231,5 +249,6 @@ class Plan:
             ],
             "copied": list(self.copied),
             "dropped": [{"path": item.path, "why": item.why} for item in self.dropped],
+            "norms_left": [asdict(item) for item in self.left],
             "notes": list(self.notes),
         }

@@ -43,7 +43,11 @@ def result_line(result: Result) -> str:
 
 def _verified(result: Result) -> list[str]:
     done = "checked" if result.plan.container is Container.ONNX else "read back and recomputed"
-    return [f"{done} by {result.verified}"] if result.verified else []
+    lines = [f"{done} by {result.verified}"] if result.verified else []
+    if (proof := result.proof) is not None:
+        said = f"proven equal to {proof.reference} on {counted(proof.samples, 'sample')}"
+        lines.append(f"{printable(said)}, within {proof.tolerance}")
+    return lines
 
 
 def _details(plan: Plan, most: int | None) -> list[str]:
@@ -82,8 +86,8 @@ def _counts(plan: Plan) -> str:
     cast = sum(step.dtype is not None for step in keeps)
     kept = sum(step.dtype is None and step.name == step.kept for step in keeps)
     counts = [f"{counted(len(plan.layers), 'layer')} {_DONE[plan.verb]}"]
-    if norms := {(row.state_dict, row.norm) for row in plan.layers if row.norm}:
-        counts.append(f"{counted(len(norms), 'norm')} folded into them")
+    if plan.norms:
+        counts.append(f"{counted(plan.norms, 'norm')} folded into them")
     if plan.already:
         counts.append(f"{plan.already} {_ALREADY[plan.verb]}")
     if plan.renamed:

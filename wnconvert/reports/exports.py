@@ -41,17 +41,18 @@ def proof_text(report: ExportReport, width: int | None = None, alarm: Callable[[
     rows = tuple(map(_row, report.outputs))
     lines = [Table(_HEADS, rows, _RIGHT, elastic=("output",), spare=_SPARE).text(width)] if rows else []
     lines.append(printable(_model(report)))
-    if report.proof:
+    if report:
         return "\n".join([*lines, proof_line(report)])
-    why = [*few(_failures(report.proof)), report.advice]
+    why = [*few([*_weights(report), *_failures(report.proof)]), *filter(None, (report.advice,))]
     return "\n".join([*lines, f"{_different(report, alarm)}:", *map(printable, why)])
 
 
 def proof_line(report: ExportReport, alarm: Callable[[str], str] = str) -> str:
     """The verdict in one line: what was equal within which tolerance, or which one would have passed."""
     proof = report.proof
-    if not proof:
-        return f"{_different(report, alarm)}: {printable(report.advice)}"
+    if not report:
+        why = report.advice or f"{len(_weights(report))} layers have another weight"
+        return f"{_different(report, alarm)}: {printable(why)}"
     count = counted(len(proof.samples), "sample")
     return printable(f"equal to {report.reference} on {count} ({_sizes(proof)}), within {proof.tolerance}")
 
@@ -97,6 +98,15 @@ def _model(report: ExportReport) -> str:
         parts.append(f"{counted(left, 'layer')} of weight norm left" if left else "no weight norm left")
     name = f"{report.model}, not written" if report.exporter and not report else report.model
     return f"{name}: {', '.join(parts)}"
+
+
+def _weights(report: ExportReport) -> list[str]:
+    """The layers that are handed another weight, a line each."""
+    return [
+        f"layer {layer.name}: its weight is off by {layer.distance:.3g} of the largest in a channel"
+        for layer in report.layers
+        if not layer.passed
+    ]
 
 
 def _failures(proof: Proof) -> list[str]:

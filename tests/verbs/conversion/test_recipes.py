@@ -14,6 +14,8 @@ import pytest
 import safetensors.torch
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import prune
+from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
 from tests.helpers.golden import FIXTURES
 from tests.helpers.states import same
@@ -68,7 +70,8 @@ def trained(net: nn.Module, seed: int = 0) -> nn.Module:
     torch.manual_seed(seed)
     for module in net.modules():
         if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
-            assert module.running_mean is not None and module.running_var is not None
+            assert module.running_mean is not None
+            assert module.running_var is not None
             module.running_mean.normal_()
             module.running_var.uniform_(0.1, 3)
             if module.affine:
@@ -396,3 +399,151 @@ def test_a_recipe_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
     write_recipe(Recipe(()), tmp_path / "net.toml", force=True)
     assert read_recipe(tmp_path / "net.toml") == Recipe(())
     assert [path.name for path in tmp_path.iterdir()] == ["net.toml"]
+
+
+# -- the same class
+
+
+@pytest.mark.parametrize("affine", [True, False])
+def test_kept_norms_load_strictly_into_the_same_class_and_compute_the_same(affine: bool) -> None:
+    net = trained(Net(affine=affine))
+    assert isinstance(net, Net)
+    folds = RECIPE.folds if affine else RECIPE.folds[1:]  # its conv has no bias, and its norm none either
+    folded = fold_state_dict(net.state_dict(), recipe=Recipe(folds), keep_norms=True)
+    assert list(folded) == list(net.state_dict())
+    assert folded._metadata == net.state_dict()._metadata  # type: ignore[attr-defined]
+    kept = Net(affine=affine).eval()
+    kept.load_state_dict(folded)  # strict
+    x = torch.randn(5, 3, 7, 7)
+    torch.testing.assert_close(kept(x), net(x), rtol=1e-4, atol=1e-5)
+
+
+def test_a_kept_norm_adds_the_bias_that_the_layer_would_have_and_changes_no_bit_else(net: Net) -> None:
+    plain = fold_state_dict(net.state_dict(), recipe=RECIPE)
+    kept = fold_state_dict(net.state_dict(), recipe=RECIPE, keep_norms=True)
+    for layer, norm in (("conv", "bn"), ("up", "upnorm"), ("fc", "last")):
+        assert same(kept[f"{layer}.weight"], plain[f"{layer}.weight"])
+        assert same(kept[f"{norm}.bias"], plain[f"{layer}.bias"])
+        assert kept[f"{norm}.weight"].unique().tolist() == [1]
+        assert kept[f"{norm}.running_mean"].unique().tolist() == [0]
+        assert torch.equal(kept[f"{norm}.num_batches_tracked"], getattr(net, norm).num_batches_tracked)
+    assert kept["up.bias"].unique().tolist() == [0]
+    neutral = Net().eval()
+    neutral.load_state_dict(kept)
+    with torch.no_grad():
+        neutral.bn.bias.zero_()
+        x = torch.randn(4, 8, 5, 5)
+        assert torch.equal(neutral.bn(x), x)
+
+
+def test_without_any_bias_a_norm_cannot_be_kept(tmp_path: Path) -> None:
+    error = refused(trained(Net(affine=False)).state_dict(), tmp_path, keep_norms=True)
+    assert "layer conv.weight: neither it nor bn has a bias, so --keep-norms has no place for one" in str(
+        error
+    )
+    assert error.fix.startswith("without --keep-norms")
+
+
+def test_a_standardizing_class_cannot_be_kept(net: Net, tmp_path: Path) -> None:
+    own = RecipeFold("standardize", "fc.weight", eps=1e-5)
+    error = refused(net.state_dict(), tmp_path, Recipe((*RECIPE.folds, own)), keep_norms=True)
+    assert "layer fc.weight: its class would compute its weight (standardize) once more" in str(error)
+
+
+def test_where_no_variance_is_neutral_a_norm_cannot_be_kept(net: Net, tmp_path: Path) -> None:
+    error = refused(net.bfloat16().state_dict(), tmp_path, keep_norms=True)
+    assert "no bfloat16 plus the eps 0.001 of bn is 1, so --keep-norms cannot keep it neutral" in str(error)
+
+
+def test_keeping_norms_needs_something_that_folds_them(net: Net) -> None:
+    with pytest.raises(ArgumentError, match="nothing tells of any"):
+        fold_state_dict(net.state_dict(), keep_norms=True)
+
+
+def test_a_norm_before_is_kept_where_the_layer_has_a_bias() -> None:
+    net = trained(nn.Sequential(OrderedDict(norm=nn.BatchNorm1d(6), fc=nn.Linear(6, 4))))
+    recipe = Recipe((RecipeFold("norm before", "fc.weight", "norm", "linear", eps=1e-5),))
+    kept = copy.deepcopy(net)
+    kept.load_state_dict(fold_state_dict(net.state_dict(), recipe=recipe, keep_norms=True))
+    x = torch.randn(5, 6)
+    torch.testing.assert_close(kept(x), net(x))
+    assert not torch.equal(kept.state_dict()["fc.weight"], net.state_dict()["fc.weight"])
+
+
+# -- upon other kinds, in one rounding
+
+
+def tcn() -> nn.Module:
+    """A convolution with weight norm, a transposed one with spectral norm, a pruned linear layer."""
+    torch.manual_seed(0)
+    pruned = nn.Linear(6, 4)
+    prune.random_unstructured(pruned, "weight", amount=0.3)  # type: ignore[no-untyped-call]
+    net = nn.Sequential(
+        OrderedDict(
+            conv=weight_norm(nn.Conv1d(3, 8, 3)),
+            bn=nn.BatchNorm1d(8),
+            up=spectral_norm(nn.ConvTranspose1d(8, 6, 2, groups=2), dim=1),
+            upnorm=nn.BatchNorm1d(6),
+            pool=nn.AdaptiveAvgPool1d(1),
+            flat=nn.Flatten(),
+            fc=pruned,
+            last=nn.BatchNorm1d(4),
+        )
+    )
+    return trained(net)
+
+
+STACKED = Recipe(
+    (
+        RecipeFold("norm behind", "conv.weight", "bn", eps=1e-5),
+        RecipeFold("norm behind", "up.weight", "upnorm", "conv_transpose", 2, eps=1e-5),
+        RecipeFold("norm behind", "fc.weight", "last", "linear", eps=1e-5),
+    )
+)
+
+
+def test_norms_fold_upon_weight_norm_spectral_norm_and_prune() -> None:
+    net = tcn()
+    folded = fold_state_dict(net.state_dict(), recipe=STACKED, kinds="all")
+    assert set(folded) == {f"{layer}.{part}" for layer in ("conv", "up", "fc") for part in ("weight", "bias")}
+    plain = nn.Sequential(
+        OrderedDict(
+            conv=nn.Conv1d(3, 8, 3),
+            up=nn.ConvTranspose1d(8, 6, 2, groups=2),
+            pool=nn.AdaptiveAvgPool1d(1),
+            flat=nn.Flatten(),
+            fc=nn.Linear(6, 4),
+        )
+    ).eval()
+    plain.load_state_dict(folded)
+    x = torch.randn(5, 3, 9)
+    torch.testing.assert_close(plain(x), net(x), rtol=1e-4, atol=1e-5)
+
+
+def test_a_stack_is_rounded_once() -> None:
+    """In float64 the same stack has 29 digits more: cast, it must be the bits that float32 has."""
+    state = tcn().state_dict()
+    wide = {name: value.double() if value.is_floating_point() else value for name, value in state.items()}
+    folded = fold_state_dict(state, recipe=STACKED, kinds="all")
+    exact = fold_state_dict(wide, recipe=STACKED, kinds="all")
+    assert all(same(value, exact[name].float()) for name, value in folded.items())
+    first = fold_state_dict(state, kinds="all")
+    twice = fold_state_dict(first, recipe=STACKED)
+    assert not all(same(twice[name], value) for name, value in folded.items())
+
+
+def test_a_stack_says_all_of_its_kinds(tmp_path: Path) -> None:
+    torch.save(tcn().state_dict(), tmp_path / "in.pt")
+    plan = fold_file(tmp_path / "in.pt", dry_run=True, recipe=STACKED, kinds="all")
+    assert [layer.kind for layer in plan.layers] == ["weight+norm", "spectral+norm", "prune+norm"]
+    with pytest.raises(LayerError, match="its keys show spectral beneath"):
+        fold_file(tmp_path / "in.pt", dry_run=True, recipe=STACKED)
+
+
+@pytest.mark.parametrize("container", WRITERS)
+def test_the_output_is_verified(container: str, net: Net, recipe: Path, tmp_path: Path) -> None:
+    torch.save(net.state_dict(), tmp_path / "in.pt")
+    for keep in (False, True):
+        out = tmp_path / f"{keep}.{container}"
+        result = fold_file(tmp_path / "in.pt", out, recipe=recipe, keep_norms=keep, verify=True)
+        assert result.verified

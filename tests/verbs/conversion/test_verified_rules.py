@@ -9,7 +9,7 @@ import pytest
 
 from tests.verbs.conversion.test_verified_numbers import check
 from wnconvert.errors import VerifyError
-from wnconvert.layers.rules import Mask, Norm, Rule, Spectral, SpectralStep
+from wnconvert.layers.rules import Equalized, Mask, Norm, Rule, Spectral, SpectralStep, Standardize, Unit
 from wnconvert.layers.schemes import Layer
 from wnconvert.numerics.folding import Folding
 from wnconvert.numerics.rules.parts import RulePart
@@ -31,6 +31,13 @@ RULES = [
     Rule((Norm(0), Spectral(0))),
     Rule((Mask(), Norm(1), Spectral(0))),
     Rule((SpectralStep(0),)),
+    Rule((Equalized(0.3),)),
+    Rule((Unit(0, 1e-12, 3.0),)),
+    Rule((Mask(), Unit(1, 1e-12))),
+    Rule((Standardize(0, "biased", "var", 1e-8),)),
+    Rule((Standardize(1, "unbiased", "std", 1e-5, gain=True, scale=0.2),)),
+    Rule((Standardize(2, "biased", "max", 1e-4, fan=48),)),
+    Rule((Mask(), Standardize(0, "unbiased", "var", 1e-5, gain=True, shift=True))),
 ]
 
 
@@ -45,7 +52,10 @@ def parts_of(rule: Rule, dtype: str, shape: tuple[int, ...] = SHAPE) -> dict[str
         elif isinstance(operation, Norm):
             rows = 1 if operation.dim is None else shape[operation.dim]
             parts["g"] = (rng.random(rows) + 0.5).astype(kind)
-        else:
+        elif isinstance(operation, Standardize):
+            for role in operation.roles:
+                parts[role] = (rng.random(shape[operation.dim]) + 0.5).astype(kind)
+        elif isinstance(operation, (Spectral, SpectralStep)):
             wide = np.moveaxis(parts["original"].astype(np.float64), operation.dim or 0, 0)
             u, _, v = np.linalg.svd(wide.reshape(wide.shape[0], -1))
             parts["u"] = u[:, 0].astype(kind)
@@ -90,6 +100,34 @@ def test_the_right_numbers_pass_and_those_beside_them_do_not(rule: Rule, out: st
     assert not passes(rule, parts, wrong)
 
 
+@pytest.mark.parametrize("out", ["float32", "float16", "float64"])
+def test_another_kind_of_standardization_does_not_pass(out: str) -> None:
+    made = Standardize(0, "biased", "var", 1e-5)
+    others: list[Standardize | Unit] = [
+        Standardize(0, "unbiased", "var", 1e-5),
+        Standardize(0, "biased", "std", 1e-5),
+        Standardize(0, "biased", "var", 1e-3),
+        Standardize(0, "biased", "var", 1e-5, scale=1.001),
+        Standardize(1, "biased", "var", 1e-5),
+        Unit(0, 1e-5),
+    ]
+    parts = parts_of(Rule((made,)), "float64" if out == "float64" else "float32", (8, 8, 5))
+    w = folded(Rule((made,)), parts, out)
+    assert passes(Rule((made,)), parts, w)
+    assert not any(passes(Rule((other,)), parts, w) for other in others)
+
+
+def test_equal_elements_that_are_standardized_pass_as_zeros_alone() -> None:
+    rule = Rule((Standardize(0, "biased", "var", 1e-5),))
+    parts = parts_of(rule, "float32")
+    parts["original"][2] = 1 / 3
+    w = folded(rule, parts, "float32")
+    assert not w[2].any()
+    assert passes(rule, parts, w)
+    w[2, 0, 0] = 1e-6
+    assert not passes(rule, parts, w)
+
+
 def test_a_zero_with_the_other_sign_does_not_pass() -> None:
     rule = Rule((Mask(),))
     parts = parts_of(rule, "float32")
@@ -108,7 +146,13 @@ def test_along_the_wrong_axis_it_does_not_pass() -> None:
 
 
 def test_blocks_of_a_large_weight_add_up() -> None:
-    for rule in (Rule((Spectral(1),)), Rule((Norm(0), Spectral(1)))):
+    standard = Standardize(0, "biased", "var", 1e-8)
+    for rule in (
+        Rule((Spectral(1),)),
+        Rule((Norm(0), Spectral(1))),
+        Rule((standard,)),
+        Rule((Unit(1, 0.0),)),
+    ):
         parts = parts_of(rule, "float32", (96, 64, 99))
         w = folded(rule, parts, "float32")
         assert passes(rule, parts, w)

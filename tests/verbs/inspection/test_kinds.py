@@ -120,7 +120,7 @@ def test_also_says_what_folds_a_kind() -> None:
     }
     text = inspection_text(found)
     assert "(--kinds spectral)" in text
-    assert "which one that is, is not in the keys; --norm by-names --eps E tells 0 of 1, or --recipe\n" in text
+    assert "is not in the keys; --norm by-names --eps E tells 0 of 1, or --recipe\n" in text
 
 
 def test_columns_of_weight_norm_are_gone_where_there_is_none() -> None:

@@ -26,7 +26,7 @@ def network() -> nn.Module:
     parts["conv3"], parts["bn3"] = nn.Conv2d(4, 2, 3), nn.BatchNorm2d(2)
     module = nn.Sequential(parts)
     for name, batches in (("bn1", 7), ("bn2", 7), ("bn3", 0)):
-        module.get_submodule(name).num_batches_tracked.fill_(batches)  # type: ignore[union-attr,operator]
+        module.get_submodule(name).num_batches_tracked.fill_(batches)  # type: ignore[operator]
     with torch.no_grad():
         module.get_parameter("bn1.weight").copy_(torch.tensor([0.0, -1, -2, 3]))
         module.get_buffer("bn1.running_var").copy_(torch.tensor([0.0, 1e-13, 1e-11, 1]))

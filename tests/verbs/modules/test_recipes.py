@@ -10,14 +10,15 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.nn.utils import parametrizations
 
 from tests.helpers.live_models import portrait
-from tests.helpers.normed_models import NORMED, behind, every_normed, scrambled
+from tests.helpers.normed_models import NORMED, Standardized, behind, every_normed, scrambled, standardized
 from tests.helpers.states import same
 from wnconvert import fold_module, fold_state_dict, folded, weights_folded
 from wnconvert.errors import LayerError
-from wnconvert.layers.recipes import Recipe
+from wnconvert.layers.recipes import Recipe, RecipeFold
 
 
 def exact(model: nn.Module, x: Tensor) -> Tensor:
@@ -84,7 +85,7 @@ def test_the_state_dict_is_that_of_fold_state_dict_and_each_loads_into_the_other
 def test_what_is_folded_once_is_not_in_the_recipe_any_more() -> None:
     model = pair()
     fold_module(model, recipe=ONE)
-    with pytest.raises(LayerError, match="no running statistics"):
+    with pytest.raises(LayerError, match=r"does not have 1\.running_mean"):
         fold_module(model, recipe=ONE)
 
 
@@ -202,6 +203,25 @@ def scripted() -> nn.Module:
         return made
 
 
+class Cosine(nn.Linear):
+    """A head that normalizes its input too."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.linear(functional.normalize(x), functional.normalize(self.weight), self.bias)
+
+
+class ScalesBias(nn.Linear):
+    """An equalized layer whose bias is scaled too."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.linear(x, self.weight * 0.5, self.bias * 0.5)
+
+
+def bit() -> nn.Module:
+    return nn.Sequential(Standardized(3, 4, 3, padding=1))
+
+
+UNIT = Recipe((RecipeFold("unit", "0.weight", eps=1e-12),))
 LINEAR = Recipe((behind("0.weight", "1", "linear"),))
 REFUSED: dict[str, tuple[Any, Recipe, str]] = {
     "another eps": (pair(), Recipe((behind("0.weight", "1", eps=1e-3),)), "computes something else"),
@@ -209,7 +229,7 @@ REFUSED: dict[str, tuple[Any, Recipe, str]] = {
     "batch statistics": (
         nn.Sequential(nn.Conv2d(4, 6, 1), nn.BatchNorm2d(6, track_running_stats=False)).eval(),
         ONE,
-        "1 has no running statistics",
+        "no running statistics|does not have 1.running_mean",
     ),
     "no such weight": (pair(), Recipe((behind("conv.weight", "1"),)), "does not have conv.weight"),
     "no such norm": (pair(), Recipe((behind("0.weight", "bn"),)), "does not have bn|bn has no running"),
@@ -255,6 +275,29 @@ REFUSED: dict[str, tuple[Any, Recipe, str]] = {
         nn.Sequential(scripted(), nn.BatchNorm2d(6)).eval(),
         ONE,
         "does not have 0.weight",
+    ),
+    "a plain layer that is said to be standardized": (
+        nn.Sequential(nn.Conv2d(3, 4, 3)),
+        Recipe((standardized("0.weight"),)),
+        "no plain layer with the weight of the recipe computes what a Conv2d does",
+    ),
+    "another eps of a standardization": (
+        bit(),
+        Recipe((standardized("0.weight", 1e-3),)),
+        "no plain layer",
+    ),
+    "another deviation": (bit(), Recipe((standardized("0.weight", std="unbiased"),)), "no plain layer"),
+    "another place of eps": (
+        bit(),
+        Recipe((standardized("0.weight", 1e-3, eps_at="std"),)),
+        "no plain layer",
+    ),
+    "another axis": (bit(), Recipe((standardized("0.weight", dim=1),)), "no plain layer"),
+    "an input that is normalized too": (nn.Sequential(Cosine(3, 4)), UNIT, "what a Cosine does"),
+    "a bias that is scaled too": (
+        nn.Sequential(ScalesBias(3, 4)),
+        Recipe((RecipeFold("equalized", "0.weight", scale=0.5),)),
+        "what a ScalesBias does",
     ),
     "the meta device": (pair().to("meta"), ONE, "meta device"),
 }

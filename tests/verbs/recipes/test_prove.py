@@ -15,7 +15,6 @@ from wnconvert.verbs.models.proof.running import evaluating
 from wnconvert.verbs.models.proof.samples import samples_of
 from wnconvert.verbs.models.proof.signatures import signature_of
 from wnconvert.verbs.recipes.proving.prove import MOST_APART, Proven, prove_recipe
-from wnconvert.verbs.recipes.tell import tell
 
 IMAGE = "input=float32[2,3,9,8]"
 
@@ -24,8 +23,7 @@ def proven(module: nn.Module, folds: list[RecipeFold], inputs: str = IMAGE) -> P
     signature = signature_of(inputs)
     samples = samples_of(signature, 2)
     with evaluating(module), torch.no_grad():
-        told = tell(module, signature, samples[0])
-        return prove_recipe(module, folds, signature, [(sample, told) for sample in samples])
+        return prove_recipe(module, folds, signature, samples)
 
 
 def small() -> nn.Sequential:

@@ -15,18 +15,20 @@ __all__ = ["NORMS", "NormWords", "norms_table"]
 class NormWords:
     """A normalization, and ``shows``, the keys that it is known by.
 
-    ``folds`` is ``"yes"``, ``"no"`` or ``"if known"``, and ``how`` says it in half a sentence; ``command`` is
-    empty where there is none.
+    ``folds`` is ``"yes"``, ``"no"`` or ``"if known"``, and ``how`` says it in half a sentence. ``commands``
+    are those that fold it, one or the other, or none.
     """
 
     name: str
     shows: str
     folds: str
     how: str
-    command: str = ""
+    commands: tuple[str, ...] = ()
 
 
 _OF_DATA = "it depends on the data"
+_OF_DATA_BUT_AFFINE = f"{_OF_DATA}; its γ and β alone go into what follows"
+_RECIPE = "wnconvert fold --recipe FILE"
 _AFFINE = "`weight`, `bias` of one size, as of others"
 
 #: The normalizations that people ask for.
@@ -38,29 +40,39 @@ NORMS = {
             "`X_g`, `X_v`; `parametrizations.X.original0`, `original1`",
             "yes",
             "weight = g · v/‖v‖",
-            "wnconvert fold",
+            ("wnconvert fold",),
         ),
         NormWords(
             "spectral norm",
             "`X_orig`, `X_u`, `X_v`; `parametrizations.X.original`, `0._u`, `0._v`",
             "yes",
             "weight = orig / (uᵀ·mat(orig)·v), mat along dim 1 for ConvTranspose",
-            "wnconvert fold --kinds spectral",
+            ("wnconvert fold --kinds spectral",),
         ),
         NormWords(
-            "prune", "`X_orig`, `X_mask`", "yes", "weight = orig · mask", "wnconvert fold --kinds prune"
+            "prune", "`X_orig`, `X_mask`", "yes", "weight = orig · mask", ("wnconvert fold --kinds prune",)
         ),
         NormWords(
             "batch norm",
             "`running_mean`, `running_var`",
             "if known",
             "in eval, into the layer beside it; which one that is, is not in the keys",
-            "wnconvert fold --norm by-names --eps E",
+            (_RECIPE, "--norm by-names --eps E"),
         ),
-        NormWords("layer norm", _AFFINE, "no", _OF_DATA),
-        NormWords("instance norm", f"{_AFFINE}, or nothing", "no", _OF_DATA),
-        NormWords("group norm", _AFFINE, "no", _OF_DATA),
-        NormWords("switchable norm", "`mean_weight`, `var_weight`", "no", _OF_DATA),
+        NormWords("layer norm", _AFFINE, "no", _OF_DATA_BUT_AFFINE, (_RECIPE,)),
+        NormWords(
+            "instance norm",
+            f"{_AFFINE}, or nothing",
+            "no",
+            f"{_OF_DATA}; one with `running_mean`, `running_var` folds as batch norm does",
+        ),
+        NormWords("group norm", _AFFINE, "no", _OF_DATA_BUT_AFFINE, (_RECIPE,)),
+        NormWords(
+            "switchable norm",
+            "`mean_weight`, `var_weight`",
+            "no",
+            "in eval, too, it mixes statistics of its input with the running ones",
+        ),
         NormWords(
             "cosine normalization",
             "nothing: a plain `weight`",
@@ -72,6 +84,7 @@ NORMS = {
             "nothing, or a `gain` beside a plain `weight`",
             "if known",
             "with its eps and where that stands (std + eps, or var + eps)",
+            (_RECIPE, "--standardize GLOB …"),
         ),
     )
 }
@@ -85,6 +98,6 @@ def norms_table() -> tuple[str, ...]:
     """
     return tuple(
         f"| {row.name} | {row.shows} | {row.folds}: {row.how} | "
-        f"{f'`{row.command}`' if row.command else 'none'} |"
+        f"{' or '.join(f'`{command}`' for command in row.commands) or 'none'} |"
         for row in NORMS.values()
     )

@@ -28,7 +28,7 @@ from wnconvert.layers.rules import (
 )
 from wnconvert.tensors.tree import TensorInfo
 
-__all__ = ["ALL", "IN_GRAPHS", "KINDS", "SHOWN", "WORDS", "FoundKind", "Kind", "find_kinds", "in_words", "stems_of"]
+__all__ = ["ALL", "KINDS", "SHOWN", "WORDS", "FoundKind", "Kind", "find_kinds", "in_words", "stems_of"]
 
 
 #: The kinds of layers and what they are called in messages.
@@ -45,8 +45,6 @@ WORDS = {
 }
 #: Those that keys show, as ``--kinds`` calls them; of the others a recipe tells.
 SHOWN = (Norm.kind, Spectral.kind, Mask.kind, SpectralStep.kind)
-#: Those that a graph shows: it says what stands next to what, and what is computed.
-IN_GRAPHS = (*SHOWN, NormBehind.kind)
 #: What ``--kinds all`` is: what keys prove.
 ALL = (Norm.kind, Spectral.kind, Mask.kind)
 
@@ -163,6 +161,8 @@ def _step(whose: str, *keys: str, u: str, varies: str = "") -> Kind:
 
 _VARIES = "iterates and stores what it finds in eval too: every forward has another σ"
 _FIRST = "its σ changes with every forward, and this is the first one's"
+
+_AFFINE_HOW = f"layer, group or instance norm, {NORMS['layer norm'].how}"
 
 #: A key that several kinds share is claimed by the first of them.
 KINDS: tuple[Kind, ...] = (
@@ -303,7 +303,7 @@ KINDS: tuple[Kind, ...] = (
         "affine norm",
         ("weight", "bias"),
         "no",
-        f"layer, group or instance norm, {NORMS['layer norm'].how}",
+        _AFFINE_HOW,
         without=("running_mean", "mean_weight"),
         ranks=(("weight", 1), ("bias", 1)),
         least=2,
@@ -312,7 +312,7 @@ KINDS: tuple[Kind, ...] = (
         "affine norm",
         ("gamma", "beta"),
         "no",
-        f"layer, group or instance norm, {NORMS['layer norm'].how}",
+        _AFFINE_HOW,
         without=("running_mean",),
         ranks=(("gamma", 1), ("beta", 1)),
         least=2,

@@ -8,7 +8,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
-from wnconvert.layers.schemes import owner_of
 from wnconvert.layers.telling.families import Family
 from wnconvert.tensors.tree import Shape, StateDict, StoredTensor, TensorInfo
 
@@ -43,8 +42,8 @@ class Arrangement:
         """By module, what stands behind its name: keys to tensors, in their order."""
         found: dict[str, dict[str, TensorInfo]] = {}
         for name, tensor in self.state.tensors.items():
-            owner = owner_of(name)
-            found.setdefault(owner[:-1], {})[name[len(owner) :]] = tensor.info
+            module, _, key = name.rpartition(".")
+            found.setdefault(module, {})[key] = tensor.info
         return found
 
     @cached_property
@@ -100,6 +99,16 @@ class Arrangement:
         shape = next((tensor.info.shape for tensor in found if tensor is not None), ())
         return shape if len(shape) > 1 else None
 
+    @cached_property
+    def weights(self) -> Mapping[str, Shape]:
+        """The shapes of all weights of layers, by their plain names, however they are spelled."""
+        found: dict[str, Shape] = {}
+        for name, tensor in self.state.tensors.items():
+            module = next((name[: -len(end)] for end in _WEIGHTS if _ends(name, end)), None)
+            if module is not None and len(tensor.info.shape) > 1:
+                found.setdefault(f"{module}weight", tensor.info.shape)
+        return found
+
     def shared_with(self, module: str) -> str | None:
         """The name of another tensor that has memory in common with one of a module and what is below it."""
         names = self._shared_names
@@ -135,6 +144,10 @@ class Arrangement:
     def _shared(self) -> Mapping[str, str]:
         """The names that have memory in common, each with the name of another."""
         return dict(_overlapping(self.state.tensors.values()))
+
+
+def _ends(name: str, end: str) -> bool:
+    return name.endswith(end) and (len(name) == len(end) or name[-len(end) - 1] == ".")
 
 
 def _overlapping(tensors: Iterable[StoredTensor]) -> Iterator[tuple[str, str]]:

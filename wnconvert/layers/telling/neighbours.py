@@ -15,7 +15,7 @@ from wnconvert.layers.telling.spellings import hints_at_transposed
 from wnconvert.messages import listed
 from wnconvert.tensors.tree import Shape, StateDict
 
-__all__ = ["LeftNorm", "Told", "told_by_names"]
+__all__ = ["LeftNorm", "NamedNorms", "doubt_of", "is_square", "told_by_names"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,14 +27,14 @@ class LeftNorm:
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
-    """The folds that names tell, and the norms that they leave."""
+class NamedNorms:
+    """The norms of which names tell the layer, as folds, and those that they leave."""
 
     folds: tuple[RecipeFold, ...]
     left: tuple[LeftNorm, ...]
 
 
-def told_by_names(state: StateDict, eps: float) -> Told:
+def told_by_names(state: StateDict, eps: float) -> NamedNorms:
     """The norms of a state dict that stand behind a layer by its names, its keys and its modules.
 
     Each norm with running statistics whose name belongs to that of the layer before it in the order of keys
@@ -54,7 +54,7 @@ def told_by_names(state: StateDict, eps: float) -> Told:
     there = Arrangement(state)
     if not state.modules:
         reason = "no _metadata in it names the modules in their order"
-        return Told((), tuple(LeftNorm(norm, reason) for norm in there.norms))
+        return NamedNorms((), tuple(LeftNorm(norm, reason) for norm in there.norms))
     misfits = _Misfits.of(there)
     folds: list[RecipeFold] = []
     left: list[LeftNorm] = []
@@ -64,7 +64,7 @@ def told_by_names(state: StateDict, eps: float) -> Told:
             left.append(LeftNorm(norm, reason))
         else:
             folds.append(_fold(there.before(norm) or "", norm, there, eps))
-    return Told(tuple(folds), tuple(left))
+    return NamedNorms(tuple(folds), tuple(left))
 
 
 def _fold(layer: str, norm: str, there: Arrangement, eps: float) -> RecipeFold:
@@ -126,8 +126,10 @@ def _against_pair(layer: str, norm: str, there: Arrangement, misfits: _Misfits) 
         yield _misfit(layer, shape, channels)
     if others := misfits.like(layer, norm):
         yield f"{others} of the same names do not fit each other"
-    if _may_be_transposed(shape) and (hint := _hint(layer, shape, misfits)):
-        yield f"{layer} may be a transposed convolution: both axes fit, and {hint}"
+    if doubt := doubt_of(layer, shape):
+        yield doubt
+    if is_square(shape) and _owner(layer) in misfits.upwards:
+        yield f"{_MAY_BE.format(layer)}, and another beside it seems to be one"
 
 
 def _misfit(layer: str, shape: Shape, channels: int) -> str:
@@ -172,23 +174,28 @@ class _Misfits:
         return "" if _last(norm).isdecimal() else self.examples.get(key, "")
 
 
-def _may_be_transposed(shape: Shape) -> bool:
-    """Whether a weight whose first axis fits may as well be (in, out/groups, ...) of as many channels.
+_MAY_BE = "{} may be a transposed convolution: both axes fit"
 
-    Of one channel in and out a group both read the weight alike.
+
+def doubt_of(layer: str, shape: Shape) -> str:
+    """Why a convolution whose first axis fits may as well be a transposed one, in words, or nothing.
+
+    Of as many channels in and out, it would have the same sizes: with groups (in, out/groups, ...), too. Only
+    where a group has one channel both read the weight alike. What speaks for it is a name, or an even kernel.
     """
-    return len(shape) > 2 and shape[1] > 1 and shape[0] % shape[1] == 0
-
-
-def _hint(layer: str, shape: Shape, misfits: _Misfits) -> str:
-    """What hints at a transposed convolution, in words, or nothing."""
+    if len(shape) < 3 or shape[1] < 2 or shape[0] % shape[1]:
+        return ""
     if hints_at_transposed(layer):
-        return "its name says that it makes something larger"
-    if shape[0] == shape[1] and all(size % 2 == 0 for size in shape[2:]):
-        return f"its kernel {'×'.join(map(str, shape[2:]))} is even, as theirs often are"
-    if _owner(layer) in misfits.upwards:
-        return "another beside it seems to be one"
+        return f"{_MAY_BE.format(layer)}, and its name says that it makes something larger"
+    if is_square(shape) and all(size % 2 == 0 for size in shape[2:]):
+        kernel = "×".join(map(str, shape[2:]))
+        return f"{_MAY_BE.format(layer)}, and its kernel {kernel} is even, as theirs often are"
     return ""
+
+
+def is_square(shape: Shape) -> bool:
+    """Whether a convolution has as many channels in as out, so that both first axes fit both."""
+    return len(shape) > 2 and shape[0] == shape[1] > 1
 
 
 def _owner(module: str) -> str:

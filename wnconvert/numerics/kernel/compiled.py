@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wnconvert.numerics.kernel.dots import Pairs, along_rows
-from wnconvert.numerics.kernel.interface import Kernel, OpenElements
+from wnconvert.numerics.kernel.interface import Centres, Kernel, OpenElements
 from wnconvert.numerics.kernel.library import library
 from wnconvert.numerics.kernel.plain import kept_by, largest, selected
 from wnconvert.numerics.rounding import FLOAT_FORMATS, cast
@@ -28,7 +28,7 @@ _FORMATS = {"float32": 0, "float16": 1, "bfloat16": 2}
 def compiled_kernel() -> Kernel:
     """The kernel. Raises ``OSError`` where it is not there."""
     made = _Compiled(library())
-    ways = made.sums, made.sums, made.products, made.cast, made.dots, made.dots
+    ways = made.sums, made.sums, made.moments, made.products, made.centred, made.cast, made.dots, made.dots
     return Kernel("compiled", *ways, made.kept, made.select, made.largest)
 
 
@@ -44,13 +44,33 @@ class _Compiled:
         self.found.wnconvert_sums(*_block(values), high.ctypes.data, low.ctypes.data)
         return Sums(high, low, np.zeros(rows, np.int32), _error(slabs * inner))
 
+    def moments(self, values: Array) -> tuple[Sums, Pairs]:
+        slabs, rows, inner = values.shape
+        sums, values, high, low = self.sums(values), _plain(values), np.empty(rows), np.empty(rows)
+        self.found.wnconvert_totals(*_block(values), high.ctypes.data, low.ctypes.data)
+        # Magnitudes add up to √(n·Σv²) at most.
+        size = np.sqrt(sums.high * (slabs * inner)) * 1.01
+        return sums, Pairs(high, low, size * _error(slabs * inner))
+
     def products(self, values: Array, factor: Floats, width: int, dtype: str, out: Array) -> OpenElements:
+        return self._made(values, None, factor, width, dtype, out)
+
+    def centred(  # noqa: PLR0917 -- as ``Kernel.centred``
+        self, values: Array, centres: Centres, factor: Floats, width: int, dtype: str, out: Array
+    ) -> OpenElements:
+        return self._made(values, Centres(*map(_plain, centres)), factor, width, dtype, out)
+
+    def _made(  # noqa: PLR0917 -- as ``Kernel.centred``
+        self, values: Array, centres: Centres | None, factor: Floats, width: int, dtype: str, out: Array
+    ) -> OpenElements:
         values, factor = _plain(values), _plain(factor)
+        of_rows = [each.ctypes.data for each in centres] if centres else [None] * 3
         room = _ROOM
         while True:
             places, codes = scratch("places", (room,), np.int64), scratch("codes", (room,), np.uint32)
             count = self.found.wnconvert_products(
                 *_block(values),
+                *of_rows,
                 factor.ctypes.data,
                 width,
                 _FORMATS[dtype],

@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from wnconvert.numerics.kernel.dots import Dots
+from wnconvert.numerics.kernel.dots import Dots, Pairs
 from wnconvert.numerics.sums import Sums
 from wnconvert.tensors.blocks import Array, Floats
 
-__all__ = ["Kernel", "OpenElements"]
+__all__ = ["Centres", "Kernel", "OpenElements"]
 
 
 class OpenElements(NamedTuple):
@@ -23,15 +23,28 @@ class OpenElements(NamedTuple):
     codes: NDArray[np.unsignedinteger[Any]]
 
 
+class Centres(NamedTuple):
+    """Of each row a centre + rest, and the least magnitude that is left of a value that counts."""
+
+    centre: Floats
+    rest: Floats
+    least: Floats
+
+
 @dataclass(frozen=True, slots=True)
 class Kernel:
     """The work on a contiguous block (slabs, rows, inner) of float32, float16 or bfloat16.
 
     ``sums`` are Σv² of its rows; ``careful_sums`` the same to more than 60 bits.
 
+    ``moments`` are ``careful_sums`` beside Σv of the rows, each within its error.
+
     ``products(values, factor, width, dtype, out)`` rounds values·factor, by row, into ``out`` of that dtype,
     but for the elements that are open. Factors are finite and such that no result is too large. Exact
     values are less than ``width`` units in the last place of float64 below the products.
+
+    ``centred(values, centres, factor, width, dtype, out)`` are the same of (values − centre) − rest, by row.
+    Where less than the least is left, 0 is taken for it, and the element is open with the code 0.
 
     ``cast`` takes an array of any shape to a dtype, rounded once, NaN and infinities too.
 
@@ -49,7 +62,9 @@ class Kernel:
     name: str
     sums: Callable[[Array], Sums]
     careful_sums: Callable[[Array], Sums]
+    moments: Callable[[Array], tuple[Sums, Pairs]]
     products: Callable[[Array, Floats, int, str, Array], OpenElements]
+    centred: Callable[[Array, Centres, Floats, int, str, Array], OpenElements]
     cast: Callable[[Array, str], Array]
     dots: Dots
     careful_dots: Dots

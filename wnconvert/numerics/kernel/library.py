@@ -14,7 +14,7 @@ __all__ = ["VARIABLE", "chosen_kernel", "library", "source_digest", "take_level"
 VARIABLE = "WNCONVERT_KERNEL"
 _NAMES = ("compiled", "numpy")
 #: The version of the functions in it: ``wnconvert_version`` of ``rows.c``.
-_VERSION = 2
+_VERSION = 3
 #: The library beside this file, made when wnconvert is installed. It is no module: not ``.so``.
 _PLACE = __file__.removesuffix("library.py") + "rows.library"
 
@@ -48,8 +48,10 @@ def library() -> ctypes.CDLL:
         raise OSError(f"{_PLACE} was made of another version")
     place, number, size = ctypes.c_void_p, ctypes.c_int, ctypes.c_ssize_t
     values, results = (number, place, size, size, size), (number, place)
-    found.wnconvert_sums.argtypes, found.wnconvert_sums.restype = (*values, place, place), None
-    found.wnconvert_products.argtypes = (*values, place, ctypes.c_int64, *results, place, place, size)
+    for sums in (found.wnconvert_sums, found.wnconvert_totals):
+        sums.argtypes, sums.restype = (*values, place, place), None
+    of_rows = (place, place, place, place)
+    found.wnconvert_products.argtypes = (*values, *of_rows, ctypes.c_int64, *results, place, place, size)
     found.wnconvert_products.restype = size
     found.wnconvert_cast.argtypes, found.wnconvert_cast.restype = (number, place, size, *results), number
     for dots in (found.wnconvert_row_dots, found.wnconvert_column_dots):

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wnconvert.numerics.kernel.dots import Dots, Pairs, extracted, of_pieces, rough
-from wnconvert.numerics.kernel.interface import Kernel, OpenElements
+from wnconvert.numerics.kernel.interface import Centres, Kernel, OpenElements
 from wnconvert.numerics.rounding import FLOAT_FORMATS, cast
 from wnconvert.numerics.sums import Sums, Totals, Way, careful_sums, fast_sums
 from wnconvert.tensors.blocks import Array, Floats, scratch, shares
@@ -33,6 +33,7 @@ __all__ = [
     "kept_by",
     "largest",
     "loaded",
+    "moments",
     "power_of",
     "round_short",
     "selected",
@@ -98,6 +99,24 @@ def _block_sums(values: Array, way: Way) -> Sums:
     return sums
 
 
+def moments(values: Array, sums: Sums) -> tuple[Sums, Pairs]:
+    """Σv of the rows of a block, beside the sums of their squares."""
+    totals = Pairs.zeros(values.shape[1])
+    code = largest(values)
+    form = FLOAT_FORMATS[values.dtype.name]
+    if code >= form.inf:
+        values = np.where(np.isfinite(values), values, values.dtype.type(0))
+        code = largest(values)
+    top = float(form.value(code))
+    for piece, ones, at in of_pieces(values, np.ones((values.shape[0], 1, values.shape[2]))):
+        extracted(loaded(piece, 0), ones, top, totals.at(at))
+    return sums, totals
+
+
+def _moments(values: Array) -> tuple[Sums, Pairs]:
+    return moments(values, _careful_sums(values))
+
+
 def _sums_of_pieces(values: Array, power: int, way: Way) -> Sums:
     flat, slabs, inner = values.reshape(-1), values.shape[0], values.shape[2]
     totals = Totals(values.shape[1])
@@ -118,6 +137,35 @@ def _products(values: Array, factor: Floats, width: int, dtype: str, out: Array)
         places, codes = _products_of_piece(x, factor[rows], width, dtype, made[run].reshape(shape))
         if places.size:
             found.append(OpenElements(places + run.start, codes))
+    return _all_of(found)
+
+
+def _centred(  # noqa: PLR0917 -- as ``Kernel.centred``
+    values: Array, centres: Centres, factor: Floats, width: int, dtype: str, out: Array
+) -> OpenElements:
+    """The products of what is left of a block without its centres, in pieces."""
+    flat, made = values.reshape(-1), out.reshape(-1)
+    factor = factor * 2.0 ** -power_of(dtype)
+    found: list[OpenElements] = []
+    for run, shape, rows in shares(values.shape):
+        x = loaded(flat[run].reshape(shape), 0)
+        centre, rest, least = (each[rows, None] for each in centres)
+        np.subtract(x, centre, out=x)
+        np.subtract(x, rest, out=x)
+        near = np.abs(x) < least
+        x[near] = 0.0
+        places, codes = _products_of_piece(x, factor[rows], width, dtype, made[run].reshape(shape))
+        if near.any():
+            zeros = np.flatnonzero(near)
+            places = np.concatenate([places, zeros])
+            codes = np.concatenate([codes, np.zeros(len(zeros), codes.dtype)])
+        if places.size:
+            found.append(OpenElements(places + run.start, codes))
+    return _all_of(found)
+
+
+def _all_of(found: list[OpenElements]) -> OpenElements:
+    """The open elements of all pieces."""
     if not found:
         return _NOTHING
     return OpenElements(
@@ -231,5 +279,16 @@ def largest(values: Array) -> int:
 
 #: The kernel in numpy.
 NUMPY_KERNEL = Kernel(
-    "numpy", _sums, _careful_sums, _products, cast, _dots, _careful_dots, kept_by, selected, largest
+    "numpy",
+    _sums,
+    _careful_sums,
+    _moments,
+    _products,
+    _centred,
+    cast,
+    _dots,
+    _careful_dots,
+    kept_by,
+    selected,
+    largest,
 )

@@ -1,4 +1,5 @@
-/* Sums of squares of rows, products of values and a factor for each row, and casts, each rounded once.
+/* Sums of rows and of their squares, products of values and a factor for each row, and casts, each rounded
+   once.
 
    A block is a contiguous run of slabs x rows x inner elements of float32, float16 or bfloat16, in any
    alignment. It is worked on in runs of at most RUN elements. */
@@ -10,16 +11,21 @@
 
 /* -- sums */
 
-/* Add the squares of values, each to its own sum. */
-INLINE void add_each(const double *restrict x, ptrdiff_t count, double *restrict high, double *restrict low) {
-    for (ptrdiff_t i = 0; i < count; i++) add(high + i, low + i, x[i] * x[i], 0);
+/* A sum is that of the first or of the second powers of values, as `power` says. */
+INLINE double powered(int power, double x) { return power == 2 ? x * x : x; }
+
+/* Add values, each to its own sum. */
+INLINE void add_each(
+    int power, const double *restrict x, ptrdiff_t count, double *restrict high, double *restrict low
+) {
+    for (ptrdiff_t i = 0; i < count; i++) add(high + i, low + i, powered(power, x[i]), 0);
 }
 
-/* Add the squares of all values of x, which are followed by room for LANES - 1 more, to one sum. */
-INLINE void add_all(double *x, ptrdiff_t count, double *restrict high, double *restrict low) {
+/* Add all values of x, which are followed by room for LANES - 1 more, to one sum. */
+INLINE void add_all(int power, double *x, ptrdiff_t count, double *restrict high, double *restrict low) {
     double sums[LANES] = {0}, lost[LANES] = {0};
     for (ptrdiff_t i = count; i % LANES; i++) x[i] = 0;
-    for (ptrdiff_t at = 0; at < count; at += LANES) add_each(x + at, LANES, sums, lost);
+    for (ptrdiff_t at = 0; at < count; at += LANES) add_each(power, x + at, LANES, sums, lost);
     for (ptrdiff_t half = LANES / 2; half; half /= 2)
         for (ptrdiff_t i = 0; i < half; i++) add(sums + i, lost + i, sums[half + i], lost[half + i]);
     add(high, low, *sums, *lost);
@@ -27,14 +33,15 @@ INLINE void add_all(double *x, ptrdiff_t count, double *restrict high, double *r
 
 /* Slabs side by side, as many as fit a run: a sum for each place in it, then those of each row. */
 INLINE void narrow_sums(
-    int format, const char *x, ptrdiff_t slabs, ptrdiff_t rows, ptrdiff_t inner, double *high, double *low
+    int power, int format, const char *x, ptrdiff_t slabs, ptrdiff_t rows, ptrdiff_t inner, double *high,
+    double *low
 ) {
     double run[RUN], sums[RUN] = {0}, lost[RUN] = {0};
     ptrdiff_t width = rows * inner, most = RUN / width * width, count = slabs * width;
     for (ptrdiff_t at = 0; at < count; at += most) {
         ptrdiff_t some = least(most, count - at);
         load(format, x + at * size_of(format), some, run);
-        add_each(run, some, sums, lost);
+        add_each(power, run, some, sums, lost);
     }
     for (ptrdiff_t at = 0; at < most; at++) {
         ptrdiff_t row = at % width / inner;
@@ -44,7 +51,8 @@ INLINE void narrow_sums(
 
 /* Short rows, one element after the other. */
 INLINE void short_sums(
-    int format, const char *x, ptrdiff_t slabs, ptrdiff_t rows, ptrdiff_t inner, double *high, double *low
+    int power, int format, const char *x, ptrdiff_t slabs, ptrdiff_t rows, ptrdiff_t inner, double *high,
+    double *low
 ) {
     double run[RUN];
     ptrdiff_t most = RUN / inner * inner, count = slabs * rows * inner, row = 0;
@@ -52,7 +60,7 @@ INLINE void short_sums(
         ptrdiff_t some = least(most, count - at);
         load(format, x + at * size_of(format), some, run);
         for (ptrdiff_t i = 0; i < some; i += inner) {
-            for (ptrdiff_t k = 0; k < inner; k++) add(high + row, low + row, run[i + k] * run[i + k], 0);
+            for (ptrdiff_t k = 0; k < inner; k++) add(high + row, low + row, powered(power, run[i + k]), 0);
             row = row + 1 < rows ? row + 1 : 0;
         }
     }
@@ -60,7 +68,8 @@ INLINE void short_sums(
 
 /* Long rows, or many rows of one element in each slab. */
 INLINE void long_sums(
-    int format, const char *x, ptrdiff_t slabs, ptrdiff_t rows, ptrdiff_t inner, double *high, double *low
+    int power, int format, const char *x, ptrdiff_t slabs, ptrdiff_t rows, ptrdiff_t inner, double *high,
+    double *low
 ) {
     double run[RUN + LANES];
     ptrdiff_t length = inner == 1 ? rows : inner, runs = inner == 1 ? slabs : slabs * rows;
@@ -69,15 +78,16 @@ INLINE void long_sums(
             ptrdiff_t some = least(RUN, length - at), row = inner == 1 ? at : each % rows;
             load(format, x + (each * length + at) * size_of(format), some, run);
             if (inner == 1)
-                add_each(run, some, high + row, low + row);
+                add_each(power, run, some, high + row, low + row);
             else
-                add_all(run, some, high + row, low + row);
+                add_all(power, run, some, high + row, low + row);
         }
 }
 
-/* The sum of squares of each row as high + low. */
+/* The sum of each row as high + low. */
 INLINE void sums_of(
-    int format, const char *x, ptrdiff_t slabs, ptrdiff_t rows, ptrdiff_t inner, double *high, double *low
+    int power, int format, const char *x, ptrdiff_t slabs, ptrdiff_t rows, ptrdiff_t inner, double *high,
+    double *low
 ) {
     memset(high, 0, rows * sizeof *high);
     memset(low, 0, rows * sizeof *low);
@@ -86,11 +96,11 @@ INLINE void sums_of(
         slabs = 1;
     }
     if (slabs > 1 && rows * inner <= NARROW)
-        narrow_sums(format, x, slabs, rows, inner, high, low);
+        narrow_sums(power, format, x, slabs, rows, inner, high, low);
     else if (inner > 1 && inner < SHORT)
-        short_sums(format, x, slabs, rows, inner, high, low);
+        short_sums(power, format, x, slabs, rows, inner, high, low);
     else
-        long_sums(format, x, slabs, rows, inner, high, low);
+        long_sums(power, format, x, slabs, rows, inner, high, low);
     for (ptrdiff_t row = 0; row < rows; row++) {
         if (high[row] - high[row] != 0) low[row] = 0; /* infinite or NaN */
         double sum = high[row] + low[row];
@@ -139,9 +149,10 @@ INLINE int round_run(int format, const double *restrict y, ptrdiff_t count, int6
     return open != 0;
 }
 
-/* The open elements of a run: their places from `first` on, and the codes below the midpoints. */
+/* The open elements of a run: their places from `first` on, and the codes below the midpoints. Zeros of a run
+   that has centres are open. */
 INLINE ptrdiff_t find_open(
-    int format, const double *y, ptrdiff_t count, int64_t width, ptrdiff_t first,
+    int format, const double *y, ptrdiff_t count, int64_t width, ptrdiff_t first, int has_centres,
     int64_t *places, uint32_t *codes, ptrdiff_t room
 ) {
     const Format form = format_of(format);
@@ -149,7 +160,7 @@ INLINE ptrdiff_t find_open(
     ptrdiff_t found = 0;
     for (ptrdiff_t i = 0; i < count; i++) {
         uint64_t place = place_of(y[i], form.normal);
-        if ((int64_t)((place + 1 - half) & (2 * half - 1)) > width + 2) continue;
+        if ((int64_t)((place + 1 - half) & (2 * half - 1)) > width + 2 && !(has_centres && !place)) continue;
         if (found < room) {
             places[found] = first + i;
             codes[found] = (uint32_t)(place >> form.dropped);
@@ -178,23 +189,77 @@ INLINE void multiply(
     }
 }
 
+/* For each row a centre + rest, and the least magnitude that counts of what is left of a value; or none. */
+typedef struct {
+    const double *centre, *rest, *least;
+} Centres;
+
+/* Multiply what is left of values of one row without its centre; where that is too little, 0 is taken for it,
+   and that there is such a value is told. */
+INLINE int multiply_row(
+    double *restrict y, ptrdiff_t count, double centre, double rest, double smallest, double factor
+) {
+    int64_t lowest = INT64_MAX;
+    for (ptrdiff_t i = 0; i < count; i++) {
+        double left = (y[i] - centre) - rest;
+        int64_t size = (int64_t)(bits_of(left) & ~(UINT64_C(1) << 63));
+        lowest = size < lowest ? size : lowest;
+        y[i] = left * factor;
+    }
+    if (lowest >= (int64_t)bits_of(smallest)) return 0;
+    double least_product = double_of(bits_of(smallest * factor) & ~(UINT64_C(1) << 63));
+    for (ptrdiff_t i = 0; i < count; i++)
+        if (double_of(bits_of(y[i]) & ~(UINT64_C(1) << 63)) <= least_product) y[i] = 0.0 * factor;
+    return 1;
+}
+
+/* The same as `multiply`, of what is left of values; tells whether one of them is 0. */
+INLINE int multiply_left(
+    double *restrict y, ptrdiff_t count, ptrdiff_t first, ptrdiff_t rows, ptrdiff_t inner, Centres its,
+    const double *restrict factors
+) {
+    const double *restrict centres = its.centre, *restrict rests = its.rest, *restrict leasts = its.least;
+    ptrdiff_t length = inner == 1 ? rows : inner, offset = first % length, row = first / inner % rows;
+    int64_t near = 0;
+    for (ptrdiff_t i = 0; i < count; offset = 0) {
+        ptrdiff_t some = least(length - offset, count - i);
+        if (inner == 1) {
+            for (ptrdiff_t k = 0, at = offset; k < some; k++, at++) {
+                double left = (y[i + k] - centres[at]) - rests[at];
+                int is_near = double_of(bits_of(left) & ~(UINT64_C(1) << 63)) < leasts[at];
+                near |= is_near;
+                y[i + k] = (is_near ? 0.0 : left) * factors[at];
+            }
+        } else {
+            near |= multiply_row(y + i, some, centres[row], rests[row], leasts[row], factors[row]);
+            row = row + 1 < rows ? row + 1 : 0;
+        }
+        i += some;
+    }
+    return near != 0;
+}
+
 INLINE ptrdiff_t products_of(
-    int from, const char *x, ptrdiff_t slabs, ptrdiff_t rows, ptrdiff_t inner, const double *factors,
-    int64_t width, int to, char *out, int64_t *places, uint32_t *codes, ptrdiff_t room
+    int from, const char *x, ptrdiff_t slabs, ptrdiff_t rows, ptrdiff_t inner, Centres centres,
+    const double *factors, int64_t width, int to, char *out, int64_t *places, uint32_t *codes, ptrdiff_t room
 ) {
     double run[RUN];
     ptrdiff_t count = slabs * rows * inner, found = 0;
     for (ptrdiff_t at = 0; at < count; at += RUN) {
         ptrdiff_t some = least(RUN, count - at);
         load(from, x + at * size_of(from), some, run);
-        multiply(run, some, at, rows, inner, factors);
+        int near = 0;
+        if (centres.centre)
+            near = multiply_left(run, some, at, rows, inner, centres, factors);
+        else
+            multiply(run, some, at, rows, inner, factors);
         char *there = out + at * size_of(to);
         int open = to == FLOAT32   ? round_run(FLOAT32, run, some, width, there)
                    : to == FLOAT16 ? round_run(FLOAT16, run, some, width, there)
                                    : round_run(BFLOAT16, run, some, width, there);
-        if (open) {
+        if (open || near) {
             ptrdiff_t left = found < room ? room - found : 0, done = room - left;
-            found += find_open(to, run, some, width, at, places + done, codes + done, left);
+            found += find_open(to, run, some, width, at, centres.centre != 0, places + done, codes + done, left);
         }
     }
     return found;
@@ -239,19 +304,20 @@ INLINE int cast_of(int from, const char *x, ptrdiff_t count, int to, char *out) 
 
 #define SUMS(name)                                                                                       \
     static void name(                                                                                    \
-        int format, const char *x, ptrdiff_t slabs, ptrdiff_t rows, ptrdiff_t inner, double *high,       \
-        double *low                                                                                      \
+        int power, int format, const char *x, ptrdiff_t slabs, ptrdiff_t rows, ptrdiff_t inner,          \
+        double *high, double *low                                                                        \
     ) {                                                                                                  \
-        sums_of(format, x, slabs, rows, inner, high, low);                                               \
+        power == 2 ? sums_of(2, format, x, slabs, rows, inner, high, low)                                \
+                   : sums_of(1, format, x, slabs, rows, inner, high, low);                               \
     }
 #define PRODUCTS(name)                                                                                   \
     static ptrdiff_t name(                                                                               \
-        int from, const char *x, ptrdiff_t slabs, ptrdiff_t rows, ptrdiff_t inner,                       \
+        int from, const char *x, ptrdiff_t slabs, ptrdiff_t rows, ptrdiff_t inner, Centres centres,      \
         const double *factors, int64_t width, int to, char *out, int64_t *places, uint32_t *codes,       \
         ptrdiff_t room                                                                                   \
     ) {                                                                                                  \
         return products_of(                                                                              \
-            from, x, slabs, rows, inner, factors, width, to, out, places, codes, room                    \
+            from, x, slabs, rows, inner, centres, factors, width, to, out, places, codes, room           \
         );                                                                                               \
     }
 #define CAST(name)                                                                                       \
@@ -269,7 +335,7 @@ int wnconvert_level = 2;
 void wnconvert_take(int level) { wnconvert_level = level; }
 
 /* That of the functions below, as library.py knows them: a new one for every change of how they are called. */
-int wnconvert_version(void) { return 2; }
+int wnconvert_version(void) { return 3; }
 
 /* The text of which this was made. */
 const char *wnconvert_source(void) { return SOURCE; }
@@ -278,15 +344,25 @@ const char *wnconvert_source(void) { return SOURCE; }
 void wnconvert_sums(
     int format, const char *x, ptrdiff_t slabs, ptrdiff_t rows, ptrdiff_t inner, double *high, double *low
 ) {
-    BEST(sums)(format, x, slabs, rows, inner, high, low);
+    BEST(sums)(2, format, x, slabs, rows, inner, high, low);
 }
 
-/* Write products into `out`, and the open ones, as far as there is room; gives the number of all. */
-ptrdiff_t wnconvert_products(
-    int from, const char *x, ptrdiff_t slabs, ptrdiff_t rows, ptrdiff_t inner, const double *factors,
-    int64_t width, int to, char *out, int64_t *places, uint32_t *codes, ptrdiff_t room
+/* Σv of each row as high + low; where not all of it is finite, these mean nothing. */
+void wnconvert_totals(
+    int format, const char *x, ptrdiff_t slabs, ptrdiff_t rows, ptrdiff_t inner, double *high, double *low
 ) {
-    return BEST(products)(from, x, slabs, rows, inner, factors, width, to, out, places, codes, room);
+    BEST(sums)(1, format, x, slabs, rows, inner, high, low);
+}
+
+/* Write products, of values less their centres if there are any, into `out`, and the open ones, as far as there
+   is room; gives the number of all. */
+ptrdiff_t wnconvert_products(
+    int from, const char *x, ptrdiff_t slabs, ptrdiff_t rows, ptrdiff_t inner, const double *centre,
+    const double *rest, const double *smallest, const double *factors, int64_t width, int to, char *out,
+    int64_t *places, uint32_t *codes, ptrdiff_t room
+) {
+    Centres centres = {centre, rest, smallest};
+    return BEST(products)(from, x, slabs, rows, inner, centres, factors, width, to, out, places, codes, room);
 }
 
 /* Write values into `out` in another format; 0 if not all of them are finite there, so not all are written. */

@@ -4,9 +4,10 @@ parts       the tensors of a rule
 mask        w mask, element by element
 factors     factors of rows, and bounds on them
 norm        g / |w| of rows
-unit        1 / max(|w|, eps) of a vector
-neighbours  norms beside a layer
-neutral     the variance of a norm that does nothing
+computed    what a class computes of its own weight
 spectral    1 / sigma of a matrix
+channels    a factor for each channel: a norm beside the layer
 table       each operation's arithmetic
+neighbours  the bias of a layer into which a norm is folded
+neutral     the variance of a norm that does nothing
 """

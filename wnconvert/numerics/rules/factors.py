@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from fractions import Fraction
 from itertools import zip_longest
-from typing import Any
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,12 +16,22 @@ from wnconvert.numerics.kernel.choice import products
 from wnconvert.numerics.kernel.interface import OpenElements
 from wnconvert.numerics.norms import RowSource
 from wnconvert.numerics.rounding import FLOAT_FORMATS
-from wnconvert.numerics.rows import RowTally
+from wnconvert.numerics.rows import RowTally, runs
 from wnconvert.numerics.sums import UNIT, Sums, accurate_sums
 from wnconvert.numerics.wide import WideFactors
 from wnconvert.tensors.blocks import Array, Floats
 
-__all__ = ["Alone", "Bounds", "Common", "Ladder", "NarrowFactors", "both", "signed_products"]
+__all__ = [
+    "Alone",
+    "Bounds",
+    "Common",
+    "Ladder",
+    "NarrowFactors",
+    "RowFactors",
+    "Scale",
+    "both",
+    "signed_products",
+]
 
 
 #: A lower and an upper bound on a number.
@@ -34,15 +44,30 @@ _FINE, _COARSE = 2.0**-54, 2.0**-34
 class NarrowFactors:
     """The upper end of each row's factor, for ``products``; ``odd`` are rows that it cannot make."""
 
+    #: What is multiplied is at most so many times the largest value.
+    reach: ClassVar[float] = 1.0
     factor: Floats
     width: int
     odd: NDArray[np.bool_] | None
 
-    def at(self, rows: slice) -> NarrowFactors:
+    def at(self, rows: slice | NDArray[np.intp]) -> NarrowFactors:
         """Those of some of the rows."""
         odd = self.odd[rows] if self.odd is not None and self.odd[rows].any() else None
         its: dict[str, Any] = {name: getattr(self, name)[rows] for name in self._of_rows()}
         return replace(self, odd=odd, **its)
+
+    def times(self, values: Floats, steps: int, odd: NDArray[np.bool_]) -> NarrowFactors:
+        """These, each times another factor that is within so many steps, with more odd rows."""
+        upper = self.factor * (values * (1 + (steps + 4) * UNIT))
+        odd = odd if self.odd is None else odd | self.odd
+        width = self.width + 2 * (steps + 4)
+        return replace(self, factor=upper, width=width, odd=odd if odd.any() else None)
+
+    def without(self, odd: NDArray[np.bool_] | None) -> NarrowFactors:
+        """These, with more odd rows."""
+        if odd is None:
+            return self
+        return replace(self, odd=odd if self.odd is None else odd | self.odd)
 
     @staticmethod
     def joined(parts: Sequence[NarrowFactors]) -> NarrowFactors:
@@ -88,12 +113,17 @@ class Ladder:
             at += 1
 
 
-def both(one: Iterator[Bounds], other: Iterator[Bounds]) -> Iterator[Bounds]:
-    """Bounds on the product of two numbers that are not negative, given those on each."""
+def both(one: Iterator[Bounds], other: Iterator[Bounds], *, negative: bool = False) -> Iterator[Bounds]:
+    """Bounds on the product of two numbers, given those on each, or of its negative.
+
+    >>> list(both(iter([(Fraction(-1), Fraction(2))]), iter([(Fraction(1), Fraction(3))])))
+    [(Fraction(-3, 1), Fraction(6, 1))]
+    """
     left = right = (Fraction(0), Fraction(0))
     for rung, other_rung in zip_longest(one, other):
         left, right = rung or left, other_rung or right
-        yield left[0] * right[0], left[1] * right[1]
+        ends = [x * y for x in left for y in right]
+        yield (-max(ends), -min(ends)) if negative else (min(ends), max(ends))
 
 
 def signed_products(value: float, squares: Iterator[Bounds], *, negative: bool) -> Iterator[Bounds]:
@@ -163,15 +193,83 @@ class Common:
     def on_wide(self, factors: WideFactors) -> WideFactors:
         """Factors of rows, and this one."""
         odd = np.full(len(factors.mantissa), not self.plain)
-        return replace(
-            factors,
-            mantissa=factors.mantissa * self.mantissa,
-            exponent=factors.exponent + np.int32(self.exponent),
-            steps=factors.steps + self.steps + 1,
-            exact=factors.exact | odd,
-            large=factors.large & ~odd,
-            nonfinite=factors.nonfinite | odd,
+        made = factors.scaled(np.full(len(odd), self.mantissa), np.int32(self.exponent), self.steps)
+        large, nonfinite = factors.large & ~odd, factors.nonfinite | odd
+        return replace(made, exact=factors.exact | odd, large=large, nonfinite=nonfinite)
+
+
+class Scale(Protocol):
+    """The factors of rows, once the sums of their squares are known, and a factor of all."""
+
+    tally: RowTally
+    is_narrow: bool
+
+    @property
+    def source(self) -> RowSource:
+        """What is read, as rows."""
+
+    @property
+    def needs_all(self) -> bool:
+        """Whether the factors of all rows are made before the first block is."""
+
+    def under(self, common: Common) -> None:
+        """Have all rows multiplied by one more factor, too."""
+
+    def hold(self, rows: slice) -> None:
+        """Have what is read for these rows at hand."""
+
+    def sums(self) -> Sums:
+        """The sums of all rows, in a reading of their own."""
+
+    def results(self, value: float, row: int, sums: Sums, at: int) -> Iterator[Bounds]:
+        """Ever narrower bounds on p·|p|, where p is what an element of a row becomes."""
+
+    def short_factors(self, rows: NDArray[np.intp]) -> Floats | None:
+        """The factors of some rows that are exact, in at most 24 bits, and NaN for others; None: no such."""
+
+    def narrow(self, sums: Sums, rows: slice) -> NarrowFactors:
+        """Factors for ``products``; odd rows are counted."""
+
+    def wide(self, sums: Sums, rows: slice, *, tell: bool) -> WideFactors:
+        """Factors for ``wide_products``; with ``tell``, odd rows are counted."""
+
+
+@dataclass(frozen=True, slots=True)
+class RowFactors:
+    """Sums and factors of rows; narrow ones where all is narrow, but for odd rows, else wide ones."""
+
+    scale: Scale
+    sums: Sums
+    narrow: NarrowFactors | None
+    wide: WideFactors | None
+
+    @staticmethod
+    def of(scale: Scale, sums: Sums, rows: slice) -> RowFactors:
+        """Those of some rows, in the way that serves their values best."""
+        if scale.is_narrow:
+            return RowFactors(scale, sums, scale.narrow(sums, rows), None)
+        return RowFactors(scale, sums, None, scale.wide(sums, rows, tell=True))
+
+    @staticmethod
+    def all_of(scale: Scale, count: int) -> RowFactors:
+        """Those of all rows: the first of two passes."""
+        sums = scale.sums()
+        parts = [RowFactors.of(scale, sums.at(rows), rows) for rows in runs(count)]
+        narrow, wide = (
+            [part.narrow for part in parts if part.narrow],
+            [part.wide for part in parts if part.wide],
         )
+        return RowFactors(
+            scale,
+            sums,
+            NarrowFactors.joined(narrow) if narrow else None,
+            WideFactors.joined(wide) if wide else None,
+        )
+
+    def at(self, rows: slice) -> RowFactors:
+        """Those of some of the rows."""
+        narrow, wide = self.narrow and self.narrow.at(rows), self.wide and self.wide.at(rows)
+        return RowFactors(self.scale, self.sums.at(rows), narrow, wide)
 
 
 class Alone:
@@ -185,6 +283,7 @@ class Alone:
         form = FLOAT_FORMATS[out]
         self.large = float(form.value(form.inf - 1)) * 0.99
         self.common = Common.odd(1.0)
+        self.needs_all = True
 
     def under(self, common: Common) -> None:
         """Say which factor."""
@@ -204,6 +303,10 @@ class Alone:
     def results(self, value: float, row: int, sums: Sums, at: int) -> Iterator[Bounds]:
         """Ever narrower bounds on p·|p| of a product p."""
         return signed_products(value, self.ladder(row, sums, at), negative=self.common.mantissa < 0)
+
+    def short_factors(self, _rows: NDArray[np.intp]) -> Floats | None:
+        """No factor that is known to be exact."""
+        return None
 
     def narrow(self, _sums: Sums, _rows: slice) -> NarrowFactors:
         """The factor for ``products``."""

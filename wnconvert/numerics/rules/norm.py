@@ -50,6 +50,11 @@ class NormScale:
         self.small = math.ldexp(1.0, own.least + own.digits)
         self.common: Common | None = None
 
+    @property
+    def needs_all(self) -> bool:
+        """Whether rows are multiplied by what all of them make, or do not lie in one block."""
+        return self.common is not None or not self.source.whole_rows
+
     def under(self, common: Common) -> None:
         """Have all rows multiplied by one more factor, too."""
         self.common = common
@@ -73,6 +78,10 @@ class NormScale:
         """Ever narrower bounds on p·|p| of a product p of a row's element."""
         factor = float(self.g.at(slice(row, row + 1))[0]) * (self.common.mantissa if self.common else 1.0)
         return signed_products(value, self.ladder(row, sums, at), negative=factor < 0)
+
+    def short_factors(self, _rows: NDArray[np.intp]) -> Floats | None:
+        """No factor that is known to be exact."""
+        return None
 
     def narrow(self, sums: Sums, rows: slice) -> NarrowFactors:
         """Factors for ``products``; odd rows are counted."""

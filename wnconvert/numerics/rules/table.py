@@ -5,7 +5,6 @@ A new kind of operation is a file beside this one, and a function here.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import singledispatch
 from typing import Protocol
@@ -15,6 +14,7 @@ from wnconvert.layers.dims import refuse_large
 from wnconvert.layers.rules import (
     ORIGINAL,
     AffineBefore,
+    Equalized,
     Mask,
     Neighbour,
     Norm,
@@ -24,16 +24,24 @@ from wnconvert.layers.rules import (
     Rule,
     Spectral,
     SpectralStep,
+    Standardize,
+    Unit,
     UnitVector,
 )
 from wnconvert.numerics.kernel.choice import block_sums
 from wnconvert.numerics.kernel.plain import keeps_subnormals
 from wnconvert.numerics.norms import RowSource
 from wnconvert.numerics.rounding import name_of
-from wnconvert.numerics.rows import Divisor, RowTally
-from wnconvert.numerics.rules.factors import Alone, Bounds, Common, NarrowFactors
+from wnconvert.numerics.rows import Divisor
+from wnconvert.numerics.rules.channels.scale import ChannelScale
+from wnconvert.numerics.rules.channels.vector import channels_of
+from wnconvert.numerics.rules.computed.equalized import EqualizedScale
+from wnconvert.numerics.rules.computed.formula import Standard
+from wnconvert.numerics.rules.computed.moments import MomentSource
+from wnconvert.numerics.rules.computed.standard import StandardScale
+from wnconvert.numerics.rules.computed.unit import UnitScale
+from wnconvert.numerics.rules.factors import Alone, Common, Scale
 from wnconvert.numerics.rules.mask import exactly_masked, masked
-from wnconvert.numerics.rules.neighbours import scaled_by_channel
 from wnconvert.numerics.rules.norm import NormScale
 from wnconvert.numerics.rules.parts import RuleParts
 from wnconvert.numerics.rules.spectral.matrix import Matrix
@@ -41,42 +49,11 @@ from wnconvert.numerics.rules.spectral.normed import NormedSpectralFactor
 from wnconvert.numerics.rules.spectral.sigma import SpectralFactor
 from wnconvert.numerics.rules.spectral.square import SquareFactor
 from wnconvert.numerics.rules.spectral.step import StepFactor
-from wnconvert.numerics.rules.unit import UnitScale
-from wnconvert.numerics.sums import Sums, accurate_sums
-from wnconvert.numerics.wide import WideFactors
+from wnconvert.numerics.sums import Way, accurate_sums
 from wnconvert.tensors.blocks import Read
 from wnconvert.tensors.tree import Dim, rows_of
 
-__all__ = ["CommonFactor", "Scale", "Stage", "stage_of"]
-
-
-class Scale(Protocol):
-    """The factors of rows, once the sums of their squares are known, and a factor of all."""
-
-    source: RowSource
-    tally: RowTally
-    is_narrow: bool
-
-    def under(self, common: Common) -> None:
-        """Have all rows multiplied by one more factor, too."""
-
-    def hold(self, rows: slice) -> None:
-        """Have what is read for these rows at hand."""
-
-    def sums(self) -> Sums:
-        """The sums of all rows, in a reading of their own."""
-
-    def ladder(self, row: int, sums: Sums, at: int) -> Iterator[Bounds]:
-        """Ever narrower bounds on the square of a row's factor."""
-
-    def results(self, value: float, row: int, sums: Sums, at: int) -> Iterator[Bounds]:
-        """Ever narrower bounds on p·|p|, where p is what an element of a row becomes."""
-
-    def narrow(self, sums: Sums, rows: slice) -> NarrowFactors:
-        """Factors for ``products``; odd rows are counted."""
-
-    def wide(self, sums: Sums, rows: slice, *, tell: bool) -> WideFactors:
-        """Factors for ``wide_products``; with ``tell``, odd rows are counted."""
+__all__ = ["CommonFactor", "Stage", "stage_of"]
 
 
 class CommonFactor(Protocol):
@@ -101,9 +78,13 @@ class Stage:
 
     def source(self, dim: Dim, *dtypes: str) -> RowSource:
         """What is read, seen as rows, which are worked on with numbers of other dtypes too."""
+        return RowSource(*self.rows(dim, *dtypes))
+
+    def rows(self, dim: Dim, *dtypes: str) -> tuple[Read, tuple[int, ...], Dim, str, int, Way]:
+        """What a source of rows is made of."""
         is_narrow = "float64" not in (self.dtype, self.out, *dtypes) and keeps_subnormals()
         way = block_sums if is_narrow else accurate_sums
-        return RowSource(self.read, self.shape, dim, self.dtype, self.limit, way)
+        return self.read, self.shape, dim, self.dtype, self.limit, way
 
 
 def stage_of(rule: Rule, parts: RuleParts, out: str, limit: int) -> Stage:
@@ -148,14 +129,53 @@ def _norm(operation: Norm, stage: Stage, parts: RuleParts) -> Stage:
 
 
 @applied.register
-def _unit(operation: UnitVector, stage: Stage, _parts: RuleParts) -> Stage:
+def _unit_vector(operation: UnitVector, stage: Stage, _parts: RuleParts) -> Stage:
     _refuse_second(operation, stage.scale, stage.common)
-    return replace(stage, scale=UnitScale(stage.source(None), operation.eps, stage.out))
+    return replace(stage, scale=UnitScale(stage.source(None), operation.eps, 1.0, stage.out))
+
+
+@applied.register
+def _unit(operation: Unit, stage: Stage, _parts: RuleParts) -> Stage:
+    _refuse_second(operation, stage.scale, stage.common)
+    source = stage.source(operation.dim, *_wide_if_far(operation.scale))
+    return replace(stage, scale=UnitScale(source, operation.eps, operation.scale, stage.out))
+
+
+@applied.register
+def _equalized(operation: Equalized, stage: Stage, _parts: RuleParts) -> Stage:
+    _refuse_second(operation, stage.scale, stage.common)
+    source = stage.source(None, *_wide_if_far(operation.scale))
+    return replace(stage, scale=EqualizedScale(source, operation.scale, stage.out))
+
+
+@applied.register
+def _standardize(operation: Standardize, stage: Stage, parts: RuleParts) -> Stage:
+    _refuse_second(operation, stage.scale, stage.common)
+    count = rows_of(stage.shape, operation.dim)
+    values = {}
+    for role in operation.roles:
+        if parts[role].count != count:
+            raise LayerError(
+                f"{role} {parts[role].shape} does not fit weight {stage.shape} along dim {operation.dim}"
+            )
+        values[role] = parts[role].rows()
+    dtypes = [each.dtype for each in values.values()]
+    source = MomentSource(*stage.rows(operation.dim, *dtypes, *_wide_if_far(operation.scale)))
+    if operation.std == "unbiased" and source.length == 1:
+        raise LayerError("a row of one element has no unbiased deviation")
+    formula = Standard(operation, source.length)
+    scale = StandardScale(source, formula, values.get("gain"), values.get("shift"), stage.out)
+    return replace(stage, scale=scale)
+
+
+def _wide_if_far(factor: float) -> tuple[str, ...]:
+    """The dtype that a constant factor has, if it is none that products of at most 24 bits are made with."""
+    return () if not factor or 2.0**-200 < abs(factor) < 2.0**200 else ("float64",)
 
 
 @applied.register
 def _spectral(operation: Spectral, stage: Stage, parts: RuleParts) -> Stage:
-    _refuse_second(operation, stage.common)
+    _refuse_second(operation, stage.common, None if type(stage.scale) is NormScale else stage.scale)
     dims = (0, 1) if operation.dim is None else (operation.dim,)
     matrices = [Matrix(stage.read, stage.shape, dim, stage.dtype, stage.limit) for dim in dims]
     factors = [_sigma_factor(stage, matrix, parts) for matrix in matrices]
@@ -181,9 +201,10 @@ def _step(operation: SpectralStep, stage: Stage, parts: RuleParts) -> Stage:
 @applied.register(NormBefore)
 @applied.register(AffineBefore)
 def _neighbour(operation: Neighbour, stage: Stage, parts: RuleParts) -> Stage:
-    _refuse_second(operation, stage.scale, stage.common)
-    read = scaled_by_channel(operation, stage.read, stage.shape, parts)
-    return replace(stage, read=read, dtype="float64")
+    inner = None if isinstance(stage.scale, Alone) else stage.scale
+    rows = stage.source(None)
+    channels = channels_of(operation, parts, stage.shape)
+    return replace(stage, scale=ChannelScale(channels, operation, rows, stage.shape, inner, stage.out))
 
 
 def _refuse_second(operation: Operation, *others: object) -> None:

@@ -22,6 +22,8 @@ from wnconvert.onnx.arithmetic.monomials import (
     transposed,
     unsqueezed,
 )
+from wnconvert.onnx.arithmetic.rowoperators import RowInput, row_result
+from wnconvert.onnx.arithmetic.rowwise import RowValue
 from wnconvert.onnx.arithmetic.sums import matrix_product, summed
 from wnconvert.onnx.file.model import Constant
 from wnconvert.onnx.file.tensors import CODES
@@ -45,10 +47,10 @@ _EXPONENTS = {Fraction(number) for number in ("2", "1", "1/2", "-1/2", "-1", "-2
 
 @dataclass(frozen=True, slots=True)
 class KnownValue:
-    """A value of which something is known: shape and dtype, and its numbers, its monomial, or both.
+    """A value of which something is known: shape and dtype, and its numbers, its monomial, or more.
 
-    ``coarse`` is true if it was rounded to float16 or bfloat16 on the way, so that a wider dtype gives it no
-    more digits.
+    ``rows`` is what it is by the rows of a tensor. ``coarse`` is true if it was rounded to float16 or
+    bfloat16 on the way, so that a wider dtype gives it no more digits.
     """
 
     shape: tuple[int, ...]
@@ -56,6 +58,7 @@ class KnownValue:
     numbers: Array | None = None
     monomial: Monomial | None = None
     coarse: bool = False
+    rows: RowValue | None = None
 
     @property
     def product(self) -> Monomial | None:
@@ -87,17 +90,24 @@ def result_of(op: str, inputs: Sequence[KnownValue | None], settings: Mapping[st
             monomial = rule(inputs, settings)
         except (KeyError, IndexError, TypeError, ValueError):
             monomial = None  # against the specification
-    if numbers is None and monomial is None:
+    rows = _rows(op, inputs, settings)
+    shape = next((each.shape for each in (numbers, monomial, rows) if each is not None), None)
+    dtype, coarse = _dtype(op, inputs, settings) if shape is not None else (None, False)
+    if shape is None or dtype is None or (monomial is not None and monomial.shape != shape):
         return None
-    dtype, coarse = _dtype(op, inputs, settings)
-    if dtype is None:
+    fitting = rows if rows is not None and rows.shape == shape and dtype.foldable else None
+    if numbers is None and monomial is None and fitting is None:
         return None
-    if numbers is None and monomial is not None:
-        return KnownValue(monomial.shape, dtype, None, monomial, coarse)
-    assert numbers is not None  # noqa: S101 - both being None is handled above
-    if monomial is not None and monomial.shape != numbers.shape:
-        return None
-    return KnownValue(numbers.shape, dtype, numbers, monomial, coarse)
+    return KnownValue(shape, dtype, numbers, monomial, coarse, fitting)
+
+
+def _rows(op: str, inputs: Sequence[KnownValue | None], settings: Mapping[str, Any]) -> RowValue | None:
+    """The result of an operator as a value of rows."""
+    given = [RowInput(each.numbers, each.rows) if each is not None else None for each in inputs]
+    try:
+        return row_result(op, given, settings)
+    except (KeyError, IndexError, TypeError, ValueError):
+        return None  # against the specification
 
 
 def _numbers(op: str, inputs: Sequence[KnownValue | None], settings: Mapping[str, Any]) -> Array | None:

@@ -17,8 +17,9 @@ __all__ = ["EditedPlaces"]
 class EditedPlaces:
     """The edits of an opened model by the starts of the records that they change.
 
-    ``nodes`` are the contents of records in the place of nodes, ``new`` the tensors that are added to a scope, ``formals`` the inputs that a function gets,
-    ``externals`` the bytes of tensors whose data file is another one now.
+    ``nodes`` are the contents of records in the place of nodes, ``new`` the tensors that are added to a
+    scope, ``formals`` the inputs that a function gets, ``externals`` the bytes of tensors whose data file is
+    another one now.
     """
 
     def __init__(self, opened: OnnxFile, edits: GraphEdits) -> None:
@@ -33,7 +34,15 @@ class EditedPlaces:
         for tensor in edits.tensors:
             self.new.setdefault(scopes[tensor.path].record.start, []).append(tensor)
         self.formals = {scopes[path].record.start: names for path, names in edits.formals.items()}
-        places = {*edits.dropped, *edits.renamed, *edits.inputs, *edits.outputs, *self.nodes, *self.new, *self.formals}
+        places = {
+            *edits.dropped,
+            *edits.renamed,
+            *edits.inputs,
+            *edits.outputs,
+            *self.nodes,
+            *self.new,
+            *self.formals,
+        }
         self._places = sorted(places | opened.externals.keys())
 
     def touch(self, record: WireField | Message) -> bool:

@@ -14,7 +14,7 @@ from pathlib import PurePath
 from wnconvert.errors import FormatError
 from wnconvert.messages import printable
 from wnconvert.onnx.file.model import Attribute, Constant, Graph, GraphScope, Model, Node, OnnxFunction, Port
-from wnconvert.onnx.file.tensors import Tensors
+from wnconvert.onnx.file.tensors import Tensors, stated_sizes
 from wnconvert.onnx.file.wire import BYTES, VARINT, Message, Wire, WireField
 from wnconvert.tensors.files import GET_AGAIN, ReadableFile
 from wnconvert.tensors.tree import ByteRange, Entry, StateDict, StoredTensor, Tree, repeated
@@ -217,21 +217,8 @@ class _Reader:
     def port(self, record: WireField) -> Port:
         items = list(self.message(record))
         names = [item for item in items if item.number == 1]
-        sizes = self.sizes([item for item in items if item.number == 2])
+        sizes = stated_sizes(self.wire, (item for item in items if item.number == 2))
         return Port(self.wire.text(names[-1]) if names else "", record.range, sizes)
-
-    def sizes(self, types: Sequence[WireField]) -> tuple[int | None, ...] | None:
-        """The sizes that the type of a tensor states."""
-        tensors = [item for each in types for item in self.message(each) if item.number == 1]
-        shapes = [item for each in tensors for item in self.message(each) if item.number == 2]
-        if not shapes:
-            return None
-        sizes = (
-            [self.wire.whole(item) for item in self.message(dim) if item.number == 1]
-            for dim in self.message(shapes[-1])
-            if dim.number == 1
-        )
-        return tuple(size[-1] if size else None for size in sizes)
 
     def sparse(self, record: WireField) -> None:
         """Read a sparse tensor, only for the data files that it names."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import PurePath
 
@@ -21,7 +21,7 @@ from wnconvert.tensors.dtypes import DTYPES, DType
 from wnconvert.tensors.files import GET_AGAIN, ReadableFile
 from wnconvert.tensors.tree import ByteRange, StoredTensor, TensorInfo, contiguous_strides
 
-__all__ = ["CODES", "EXTERNAL", "Tensors"]
+__all__ = ["CODES", "EXTERNAL", "Tensors", "stated_sizes"]
 
 
 #: TensorProto.DataType of the dtypes that we know; a few are smaller than a byte, or texts.
@@ -288,6 +288,24 @@ class Tensors:
             ) from error
         self._places[location] = len(self.locations)
         return self._places[location]
+
+
+def stated_sizes(wire: Wire, types: Iterable[WireField]) -> tuple[int | None, ...] | None:
+    """The sizes of a tensor that its TypeProto states, None for one that is not; None without a shape."""
+    shapes = [shape for each in _inside(wire, types, 1) for shape in _inside(wire, [each], 2)]
+    if not shapes:
+        return None
+    dims = _inside(wire, shapes[-1:], 1)
+    sizes = ([wire.whole(size) for size in wire.records(dim) if size.number == 1] for dim in dims)
+    return tuple(size[-1] if size else None for size in sizes)
+
+
+def _inside(wire: Wire, messages: Iterable[WireField], number: int) -> Iterator[WireField]:
+    """The messages in a field of messages."""
+    for message in messages:
+        for record in wire.records(message):
+            if record.number == number and record.wire == BYTES:
+                yield record
 
 
 def _whole(entries: Mapping[str, str], key: str, where: str) -> int | None:

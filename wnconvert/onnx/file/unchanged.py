@@ -78,7 +78,7 @@ class _Compared:
                 raise self.differs(old.start)
 
     def edited_fields(self, kind: str, start: int) -> Callable[[Wire, WireField], bool]:
-        """A test for the records of a message that an edit replaces: inputs, outputs, name and place of a tensor."""
+        """A test for the records of a message that an edit replaces: names, inputs, places of tensors."""
         if kind == "tensor":
             external, renamed = start in self.edited.externals, start in self.edited.renamed
             return lambda wire, record: (

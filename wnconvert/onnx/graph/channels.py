@@ -53,9 +53,7 @@ def viewed(
         raise ViewError(op) from error
 
 
-def _same(
-    _inputs: Sequence[Array | None], _settings: Settings, channels: Channels, _count: int
-) -> Channels:
+def _same(_inputs: Sequence[Array | None], _settings: Settings, channels: Channels, _count: int) -> Channels:
     return channels
 
 
@@ -71,9 +69,7 @@ def _transpose(
     return Channels(order.index(axis), len(order))
 
 
-def _reshape(
-    inputs: Sequence[Array | None], settings: Settings, channels: Channels, count: int
-) -> Channels:
+def _reshape(inputs: Sequence[Array | None], settings: Settings, channels: Channels, count: int) -> Channels:
     """The last axis stays if it is given as what it was; the second too, if the first does."""
     given = settings["shape"] if "shape" in settings else inputs[1]
     if given is None:
@@ -87,9 +83,7 @@ def _reshape(
     raise ValueError(shape)
 
 
-def _squeeze(
-    inputs: Sequence[Array | None], settings: Settings, channels: Channels, _count: int
-) -> Channels:
+def _squeeze(inputs: Sequence[Array | None], settings: Settings, channels: Channels, _count: int) -> Channels:
     axes = axes_of(inputs, settings)
     if not axes:
         raise ValueError("axes")

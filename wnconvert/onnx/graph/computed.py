@@ -9,7 +9,9 @@ from typing import TypeAlias
 from wnconvert.layers.rules import ORIGINAL, Mask
 from wnconvert.layers.schemes import Layer, Refused
 from wnconvert.onnx.arithmetic.meaning import Meaning, meaning_of
-from wnconvert.onnx.arithmetic.monomials import tensor_numbers
+from wnconvert.onnx.arithmetic.monomials import VALUE, Factor, tensor_numbers
+from wnconvert.onnx.arithmetic.rowwise import RowValue
+from wnconvert.onnx.arithmetic.standardized import standardization_of
 from wnconvert.onnx.file.model import Constant, Graph, Model, OnnxFunction
 from wnconvert.onnx.graph.index import Index, ValueId, removal, unique_name
 from wnconvert.onnx.graph.names import has_name_of, weight_name
@@ -127,9 +129,9 @@ class _Draft:
 
 def _sighting(seen: SeenValue, leaves: Sequence[Leaf], shapes: Sequence[Shape]) -> _Sighting | None:
     """A value as a weight; None if it is none, or if no strides describe its layout."""
-    monomial = seen.value.monomial
-    if monomial is None:
-        return None
+    monomial, rows = seen.value.monomial, seen.value.rows
+    if monomial is None or len(monomial.factors) < 2:
+        return _standardized(seen, rows, leaves) if rows is not None else None
     units = {number for number in tensor_numbers(monomial.factors) if _is_ones(leaves[number])}
     found = meaning_of(
         monomial,
@@ -142,6 +144,20 @@ def _sighting(seen: SeenValue, leaves: Sequence[Leaf], shapes: Sequence[Shape]) 
     meaning, original = found
     parts = {role: leaves[number].stored for role, number in meaning.tensors}
     view = weight_view(monomial.dims, original, meaning.rule, parts, seen.value.dtype)
+    return _Sighting(meaning, seen, view) if view is not None else None
+
+
+def _standardized(seen: SeenValue, rows: RowValue, leaves: Sequence[Leaf]) -> _Sighting | None:
+    """A value as a standardized weight."""
+    shape = leaves[rows.whole].info.shape if rows.whole >= 0 else ()
+    meaning = standardization_of(rows)
+    if meaning is None or sum(map(len, rows.dims)) != sum(size != 1 for size in shape):
+        return None
+    places = {label[1]: at for at, label in enumerate(label for dim in rows.dims for label in dim)}
+    axes = tuple((places[axis],) if size != 1 else () for axis, size in enumerate(shape))
+    parts = {role: leaves[number].stored for role, number in meaning.tensors}
+    dims = tuple(tuple(size for *_, size in dim) for dim in rows.dims)
+    view = weight_view(dims, Factor(rows.whole, VALUE, axes), meaning.rule, parts, seen.value.dtype)
     return _Sighting(meaning, seen, view) if view is not None else None
 
 
@@ -264,11 +280,12 @@ def why_unfit(model: Model, index: Index, tensor: Leaf) -> tuple[str, str] | Non
             "save the model again with raw_data (onnx.numpy_helper.from_array), or ",
         )
     if (model.ir_version >= 4 or path) and tensor.value in index.inputs:
-        return (
-            f"{name} is an input of {_describe(index.scopes[path])} too, so a caller may replace it",
+        remedy = (
             "export again with keep_initializers_as_inputs=False, or take it out of the inputs "
-            "(python -m onnxruntime.tools.remove_initializer_from_input), or ",
+            "(python -m onnxruntime.tools.remove_initializer_from_input), or "
         )
+        where = _describe(index.scopes[path])
+        return f"{name} is an input of {where} too, so a caller may replace it", remedy
     return None
 
 

@@ -10,7 +10,6 @@ from wnconvert.messages import listed
 from wnconvert.onnx.file.model import GraphEdits, Model, NewNode, NewTensor, Node, OnnxFunction, Port
 from wnconvert.onnx.graph.computed import GraphLayer
 from wnconvert.onnx.graph.index import Index, Removal, ValueId, index_of, removal, unique_name
-from wnconvert.onnx.graph.neighbours import Behind
 from wnconvert.onnx.graph.views import View, calls_of
 from wnconvert.plan.layout import FoldBias, FoldLayer
 

@@ -187,9 +187,7 @@ class Removal:
     formals: dict[str, set[int]] = field(default_factory=dict)
 
 
-def removal(
-    index: Index, replaced: Collection[ValueId], released: Iterable[tuple[str, str]] = ()
-) -> Removal:
+def removal(index: Index, replaced: Collection[ValueId], released: Iterable[tuple[str, str]] = ()) -> Removal:
     """Everything that becomes unused once some values are replaced, transitively.
 
     Each of ``released``, a name as seen from a scope, has one use less.

@@ -9,7 +9,7 @@ import numpy as np
 
 from wnconvert.layers.rules import BIAS, ORIGINAL, NormBehind, Rule
 from wnconvert.layers.schemes import Layer, Refused, owner_of
-from wnconvert.onnx.file.model import Model
+from wnconvert.onnx.file.model import Model, Node
 from wnconvert.onnx.graph.computed import GraphLayer, Weight, computed_layers, why_unfit
 from wnconvert.onnx.graph.index import Index, ValueId, index_of, unique_name
 from wnconvert.onnx.graph.neighbours import Behind, Stays, StaysError, norms_behind
@@ -18,6 +18,10 @@ from wnconvert.onnx.graph.views import View, weight_view
 from wnconvert.tensors.tree import Shape, StoredTensor, TensorInfo, contiguous_strides
 
 __all__ = ["GraphLayers", "find_graph_layers"]
+
+
+#: The most nodes between a number and a vector of it.
+_MOST_STEPS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +130,7 @@ class _Folds:
 
     def is_alone(self, value: ValueId) -> bool:
         """Whether one node alone uses a weight, and what it is a view of."""
-        while len(self.index.users.get(value, ())) == 1 and value not in self.index.outputs:
+        while len(self.uses(value)) == 1 and value not in self.index.outputs:
             maker = self.index.makers.get(value)
             found = self.symbols.stored(value)
             source = self.index.resolve(value[0], maker.inputs[0]) if maker and maker.inputs else None
@@ -135,13 +139,29 @@ class _Folds:
             value = source
         return False
 
+    def uses(self, value: ValueId) -> list[Node]:
+        """The nodes that use the numbers of a value, not its shape alone."""
+        return [node for _, node in self.index.users.get(value, ()) if node.op != "Shape" or node.domain]
+
+    def is_all(self, value: ValueId, number: int) -> bool:
+        """Whether all elements of a value are one number, whatever its dtype and shape are at run time."""
+        for _ in range(_MOST_STEPS):
+            known, maker = self.symbols.known.get(value), self.index.makers.get(value)
+            if known is not None and known.numbers is not None:
+                return bool(np.all(known.numbers == number))
+            if maker is None or maker.op not in {"Cast", "CastLike", "Expand", "Identity"} or maker.domain:
+                break
+            source = self.index.resolve(value[0], maker.inputs[0]) if maker.inputs else None
+            value = source or value
+        return False
+
     def operation(self, norm: Behind, channels: int) -> NormBehind:
         """What the norm does with so many channels: numbers that are all 1, or all 0, do nothing."""
-        does = {"gamma": True, "beta": True}
-        for role, nothing in (("gamma", 1), ("beta", 0)):
-            known = self.symbols.known.get(norm.constants[role])
-            if self.symbols.stored(norm.constants[role]) is None and known is not None:
-                does[role] = known.numbers is None or not bool(np.all(known.numbers == nothing))
+        does = {
+            role: self.symbols.stored(norm.constants[role]) is not None
+            or not self.is_all(norm.constants[role], nothing)
+            for role, nothing in (("gamma", 1), ("beta", 0))
+        }
         for value in norm.constants.values():
             known = self.symbols.known.get(value)
             if known is not None and known.shape != (channels,):
@@ -156,6 +176,8 @@ class _Folds:
         leaves: dict[str, Leaf] = {}
         for role, value in values.items():
             found, known = self.symbols.stored(value), self.symbols.known.get(value)
+            if role == BIAS and found is None and self.is_all(value, 0):
+                continue
             whose = "the bias of the layer before it" if role == BIAS else f"its {role}"
             if found is None or known is None:
                 raise StaysError(f"{whose} is not a stored tensor")

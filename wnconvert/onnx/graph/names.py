@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from wnconvert.layers.rules import Rule
+from wnconvert.layers.rules import Rule, Standardize
 
 __all__ = ["has_name_of", "weight_name"]
 
@@ -40,6 +40,8 @@ def has_name_of(original: str, rule: Rule) -> bool:
 
 def _named(original: str, rule: Rule) -> str:
     """The name of the weight; empty if the original is named in another way."""
+    if rule.kinds == (Standardize.kind,):
+        return original
     part = f"original{'1' * ('weight' in rule.kinds)}{'_orig' * ('prune' in rule.kinds)}"
     if (match := _PARAMETRIZED.fullmatch(original)) and match["part"] == part:
         return match["owner"] + match["param"]

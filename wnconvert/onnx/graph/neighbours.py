@@ -14,6 +14,7 @@ from wnconvert.onnx.file.model import Graph, Model, Node
 from wnconvert.onnx.graph.channels import VIEWS, Channels, ViewError, viewed
 from wnconvert.onnx.graph.index import Index, ValueId
 from wnconvert.onnx.graph.values import Symbols
+from wnconvert.tensors.blocks import Array
 
 __all__ = ["Behind", "BiasPlace", "Stays", "StaysError", "norms_behind"]
 
@@ -28,7 +29,7 @@ _OWN = {"", "ai.onnx"}
 
 @dataclass(frozen=True, slots=True)
 class BiasPlace:
-    """Where a bias is read: input ``slot`` of a node; ``value`` is what stands there, None if nothing does."""
+    """Where a bias is read: input ``slot`` of a node; ``value`` is what stands there, None if it is free."""
 
     node: Node
     slot: int
@@ -76,7 +77,8 @@ def norms_behind(model: Model, index: Index, symbols: Symbols) -> Iterator[Behin
     search = _Search(model, index, symbols)
     for path, scope in index.scopes.items():
         for node in scope.nodes:
-            if node.op == "BatchNormalization" and node.domain in _OWN:
+            computes_weights = any((path, name) in symbols.known for name in node.outputs)
+            if node.op == "BatchNormalization" and node.domain in _OWN and not computes_weights:
                 try:
                     yield search.behind(path, node)
                 except StaysError as error:
@@ -127,14 +129,16 @@ class _Search:
         channels = made.channels
         for view in reversed(views):
             channels = self.behind_view(path, view, channels, constants["variance"])
+        if channels.front is None:
+            raise StaysError("the rank of its input is not known, so its channels may be another axis")
         if channels.front != 1:
-            raise StaysError("the outputs of the layer before it need not be its channels")
+            raise StaysError("its channels are not the outputs of the layer before it")
         if addition is None and linear.op != "MatMul":
             bias = self.own_bias(path, linear)
         ones = 0
         if bias is None:
             if channels.rank is None:
-                raise StaysError("the rank of its input is not stated")
+                raise StaysError("the rank of its input is not known")
             ones = channels.rank - 2
         return Behind(path, norm, linear, last, weight, made.dim, made.groups, eps, constants, bias, ones)
 
@@ -189,7 +193,7 @@ class _Search:
 
     def behind_view(self, path: str, view: Node, channels: Channels, statistics: ValueId) -> Channels:
         """Where the channels are behind a view."""
-        arrays = [None]
+        arrays: list[Array | None] = [None]
         for name in view.inputs[1:]:
             known = self.symbols.known.get(self.value(path, name)) if name else None
             arrays.append(known.numbers if known is not None else None)
@@ -215,20 +219,46 @@ class _Search:
         """Of a Gemm: w is (in, out), or (out, in) if it is transposed; alpha is a factor beside w."""
         beta = node.attributes["beta"].value if "beta" in node.attributes else 1.0
         if beta != 1:
-            raise StaysError(f"the layer before it takes its bias {beta:g} times")
+            raise StaysError("the layer before it takes a multiple of its bias")
         return _Made(1 - _whole(node, "transB", 0), 1, Channels(1, 2))
 
     def product(self, path: str, node: Node, weight: ValueId) -> _Made:
         """Of a product of matrices: w is (in, out)."""
         if self.rank(weight) != 2:
             raise StaysError("it is behind a product of stacks of matrices")
-        stated = [self.stated(path, name) for name in (*node.outputs, node.inputs[0])]
-        return _Made(1, 1, Channels(-1, next((rank for rank in stated if rank), None)))
+        rank = self.stated(path, node.outputs[0]) or self.stated(path, node.inputs[0])
+        maker = self.index.makers.get(self.value(path, node.inputs[0]))
+        if rank is None and maker is not None:
+            rank = self.rank_of_output(path, maker)
+        return _Made(1, 1, Channels(-1, rank))
 
     def rank(self, value: ValueId) -> int | None:
         """The rank of a value of stored tensors."""
         known = self.symbols.known.get(value)
         return None if known is None else len(known.shape)
+
+    def rank_of_output(self, path: str, node: Node) -> int | None:
+        """The rank of what a node makes, as is stated, or as nodes before it show; None if it is unknown."""
+        seen: set[int] = set()
+        while node.record.start not in seen:
+            seen.add(node.record.start)
+            rank = self.stated(path, node.outputs[0]) or self.rank_of_operator(path, node)
+            follows = node.op in _OF_FIRST and node.domain in _OWN and bool(node.inputs)
+            if rank is None and follows:
+                rank = self.stated(path, node.inputs[0])
+            if rank is not None or not follows:
+                return rank
+            value = self.value(path, node.inputs[0])
+            node = self.index.makers.get(value, node) if value[0] == path else node
+        return None
+
+    def rank_of_operator(self, path: str, node: Node) -> int | None:
+        """The rank of what an operator makes, where it has but one, or its weight shows it."""
+        if node.domain in _OWN and node.op in {"Flatten", "Gemm"}:
+            return 2
+        if node.domain in _OWN and node.op in {"Conv", "ConvTranspose"} and len(node.inputs) > 1:
+            return self.rank(self.value(path, node.inputs[1]))
+        return None
 
     def stated(self, path: str, name: str) -> int | None:
         """The rank that a model states for a value of a graph."""
@@ -237,6 +267,13 @@ class _Search:
         ports = (*scope.inputs, *scope.values) if isinstance(scope, Graph) else ()
         sizes = (port.sizes for port in ports if port.name == name)
         return next((len(each) for each in sizes if each is not None), None)
+
+
+#: Operators whose result has the rank of their first input.
+_OF_FIRST = frozenset(
+    {"BatchNormalization", "Clip", "Dropout", "Elu", "Erf", "Gelu", "HardSigmoid", "HardSwish", "Identity"}
+    | {"LeakyRelu", "Mish", "Neg", "PRelu", "Relu", "Selu", "Sigmoid", "Softmax", "Softplus", "Sqrt", "Tanh"}
+)
 
 
 _LINEAR: dict[str, Callable[[_Search, str, Node, ValueId], _Made]] = {

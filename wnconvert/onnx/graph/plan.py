@@ -41,7 +41,7 @@ class OnnxFold:
         if self.left:
             globs = f"{option('layers')} and {option('exclude')}"
             return f"{globs} leave out {counted(self.left, 'layer')}, all that there are"
-        return f"no {' or '.join(WORDS[kind] for kind in self.plan.kinds)} is left in the graph"
+        return f"no {' or '.join(map(_bare, self.plan.kinds))} is left in the graph"
 
 
 def plan_onnx(opened: OnnxFile, selection: Selection = Selection()) -> OnnxFold:  # noqa: B008 - frozen
@@ -114,5 +114,10 @@ def _notes(model: Model, changed: GraphEdits, layers: Sequence[GraphLayer]) -> I
     nodes = sum(node.record.start in changed.dropped for scope in model.scopes() for node in scope.nodes)
     if nodes:
         kinds = dict.fromkeys(kind for item in layers for kind in item.layer.rule.kinds)
-        what = " and ".join(WORDS[kind] for kind in kinds)
+        what = " and ".join(map(_bare, kinds))
         yield f"left out with the {what}: {counted(nodes, 'node')} that nothing uses any more"
+
+
+def _bare(kind: str) -> str:
+    """A kind in words, without an article."""
+    return WORDS[kind].removeprefix("a ")

@@ -15,6 +15,7 @@ import numpy as np
 
 from wnconvert.onnx.arithmetic.monomials import VALUE, Factor, leaf
 from wnconvert.onnx.arithmetic.operators import KnownValue, numbers_as_array, result_of
+from wnconvert.onnx.arithmetic.rowwise import tensor_rows
 from wnconvert.onnx.file.model import Attribute, Constant, Graph, GraphScope, Model, Node, OnnxFunction
 from wnconvert.onnx.graph.index import Index, ValueId, in_dependency_order
 from wnconvert.tensors.blocks import Array
@@ -65,7 +66,7 @@ _Bound: TypeAlias = Mapping[str, Attribute]
 
 @dataclass(frozen=True, slots=True)
 class Symbols:
-    """The stored tensors of a model, and ``seen``, every value that is a product of several factors.
+    """The stored tensors of a model, and ``seen``, every value that is a product or a sum of several.
 
     ``known`` is all that is known of values outside of functions, a stored tensor among them.
     """
@@ -140,10 +141,10 @@ class _Walk:
     def note(
         self, place: ValueId, calls: tuple[int, ...], value: KnownValue | None, *, is_formal: bool = False
     ) -> None:
-        """Remember a value, by its place outside of functions, and if it is a product of several factors."""
+        """Remember a value, by its place outside of functions, and if it is a product or a sum of several."""
         if value is not None and not isinstance(self.index.scopes[self.index.roots[place[0]]], OnnxFunction):
             self.known[place] = value
-        if value is not None and value.monomial is not None and len(value.monomial.factors) > 1:
+        if value is not None and (_is_product(value) or _is_sum(value)):
             self.seen.append(SeenValue(place, calls, value, is_formal))
 
     def stored(self, place: ValueId, constant: Constant) -> KnownValue | None:
@@ -154,13 +155,13 @@ class _Walk:
         numbers = None
         if constant.values is not None:
             numbers = numbers_as_array(constant.values, info.shape, info.dtype)
-        monomial = None
+        monomial = rows = None
         if info.dtype.foldable or info.dtype.is_float8:
             number = self.numbers.setdefault(place, len(self.leaves))
             if number == len(self.leaves):
                 self.leaves.append(Leaf(place, constant, info))
-            monomial = leaf(number, info.shape)
-        return KnownValue(info.shape, info.dtype, numbers, monomial)
+            monomial, rows = leaf(number, info.shape), tensor_rows(number, info.shape)
+        return KnownValue(info.shape, info.dtype, numbers, monomial, rows=rows)
 
     def node(
         self, path: str, node: Node, env: _Env, calls: tuple[int, ...], bound: _Bound
@@ -229,6 +230,14 @@ class _Walk:
             self.scope(function, env, (), {})
             self.unbound[function.path] = tuple(env.get(name) for name in function.outputs)
         return self.unbound[function.path]
+
+
+def _is_product(value: KnownValue) -> bool:
+    return value.monomial is not None and len(value.monomial.factors) > 1
+
+
+def _is_sum(value: KnownValue) -> bool:
+    return value.rows is not None and value.rows.whole >= 0 and len(value.rows.terms) > 1
 
 
 def _known(numbers: Array, dtype: DType) -> KnownValue:

@@ -15,11 +15,12 @@ from wnconvert.layers.find import FoundPairs
 from wnconvert.layers.kinds.foreign import find_foreign, notes_on_foreign
 from wnconvert.layers.kinds.others import hints_on
 from wnconvert.layers.schemes import Layer, Refused, Selection
-from wnconvert.plan.plan import LeftOut, Plan, PlannedStateDict
+from wnconvert.plan.plan import LeftOut, NormLeft, Plan, PlannedStateDict
 from wnconvert.plan.record.history import Record, recorded
 from wnconvert.plan.record.origins import Origin
 from wnconvert.plan.selection.scope import Scope, choose, lost_texts, scope_of, tie_notes
 from wnconvert.plan.selection.wanted import (
+    check_names_tell,
     check_recipe_fits,
     check_refused,
     check_selection,
@@ -27,7 +28,9 @@ from wnconvert.plan.selection.wanted import (
     idle_excludes,
     looks_like_layers,
     notes_on,
+    notes_on_left,
     notes_on_misfits,
+    notes_on_proof,
     refuse_modules,
 )
 from wnconvert.tensors.containers import Container
@@ -172,15 +175,25 @@ class FoundDraft(Draft):
         return {path: item.refused for path, item in self.found.items()}
 
     def check_fits(self) -> None:
-        """Raise ``LayerError`` where the selection's recipe is of no state dict that the output has."""
-        check_recipe_fits({state.shown: self.found[state.path] for state in self.states})
+        """Raise ``LayerError`` where a recipe is of none of the state dicts, or names tell nothing."""
+        found = {state.shown: self.found[state.path] for state in self.states}
+        check_recipe_fits(found)
+        check_names_tell(found)
 
     def found_notes(self) -> Iterable[str]:
         """Notes for the user on the layers that were found, and on those that another library spells."""
-        yield from notes_on_misfits({state.shown: self.found[state.path] for state in self.states})
+        found = {state.shown: self.found[state.path] for state in self.states}
+        for notes in (notes_on_misfits, notes_on_left, notes_on_proof):
+            yield from notes(found)
         for state in self.states:
             yield from notes_on(self.found[state.path])
             yield from notes_on_foreign(find_foreign(tensor.info for tensor in state.tensors.values()))
+
+    def left_norms(self) -> Iterable[NormLeft]:
+        """The norms that names do not tell the layer of, state dict by state dict."""
+        for state in self.states:
+            for item in self.found[state.path].left:
+                yield NormLeft(state.path, item.norm, item.reason)
 
     def hints(self, does: str = "folds", can: Callable[[Layer], bool] = bool) -> Iterable[str]:
         """What says which layers of other kinds the verb ``can`` change too, and what ``does`` it."""

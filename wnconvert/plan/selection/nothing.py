@@ -40,9 +40,9 @@ def why_nothing(plan: Plan, tree: Tree) -> str:
     found = [layer for state in states for layer in pairs_in(state, Selection(kinds=plan.kinds)).layers]
     if found and plan.verb == "migrate" and not any(map(_has_two_forms, found)):
         return "none of its layers has another form"
-    if found:
+    if count := len(found) or plan.unwanted:
         globs = f"{option('layers')} and {option('exclude')}"
-        return f"{globs} leave out {counted(len(found), 'layer')}, all that there are"
+        return f"{globs} leave out {counted(count, 'layer')}, all that there are"
     return "; ".join((f"no {' or '.join(WORDS[kind] for kind in plan.kinds)}", *_instead(tree, states)))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 from wnconvert.layers.schemes import Layer, Refused
 from wnconvert.messages import printable
@@ -20,38 +20,35 @@ def refused_for_ties(state: StateDict, layers: Iterable[Layer]) -> Iterator[Refu
     told = [layer for layer in layers if layer.grade != "keys"]
     if not told:
         return
-    alike = _Alike(state)
+    shared = _shared(state.tensors)
     for layer in told:
         own = {part.name for part in layer.parts.values()}
-        shared = ((name, other) for name in own for other in alike.others(name) if other not in own)
-        if tie := min(shared, default=None):
+        ties = ((name, other) for name in own for other in shared.get(name, ()) if other not in own)
+        if tie := min(ties, default=None):
             name, other = map(printable, tie)
             yield Refused(layer.name, f"{name} and {other} are one tensor, and one number cannot be two")
 
 
-class _Alike:
-    """The tensors of a state dict by the storages in which they lie."""
-
-    def __init__(self, state: StateDict) -> None:
-        self.tensors = state.tensors
-        self.names: dict[ByteRange, list[str]] = {}
-        for name, tensor in self.tensors.items():
-            self.names.setdefault(tensor.storage, []).append(name)
-
-    def others(self, name: str) -> Iterator[str]:
-        """The names of tensors that have an element in common with this one."""
-        tensor = self.tensors[name]
-        start, end = _extent(tensor)
-        for other in self.names[tensor.storage]:
-            from_, to = _extent(self.tensors[other])
-            if other != name and from_ < end and start < to:
-                yield other
+def _shared(tensors: Mapping[str, StoredTensor]) -> dict[str, set[str]]:
+    """The tensors that have elements in common with others, each with one of them at least."""
+    stored: dict[ByteRange, list[tuple[int, int, str]]] = {}
+    for name, tensor in tensors.items():
+        if tensor.info.numel:
+            stored.setdefault(tensor.storage, []).append((*_extent(tensor), name))
+    found: dict[str, set[str]] = {}
+    for of_storage in stored.values():
+        reach, last = -1, ""  # how far the tensors before reach, and which of them does
+        for start, end, name in sorted(of_storage):
+            if start < reach:
+                found.setdefault(name, set()).add(last)
+                found.setdefault(last, set()).add(name)
+            if end > reach:
+                reach, last = end, name
+    return found
 
 
 def _extent(tensor: StoredTensor) -> tuple[int, int]:
     """The first byte of a tensor in its storage, and the one behind its last."""
     info, size = tensor.info, tensor.info.dtype.itemsize
-    if not info.numel:
-        return 0, 0
     last = sum((length - 1) * stride for length, stride in zip(info.shape, tensor.strides, strict=True))
     return tensor.offset * size, (tensor.offset + last + 1) * size

@@ -11,11 +11,12 @@ from wnconvert.layers.evidence import notes_on_passed
 from wnconvert.layers.find import FoundPairs, pairs_in
 from wnconvert.layers.kinds.others import along
 from wnconvert.layers.schemes import Layer, Refused, Selection, fix_of, is_pair
-from wnconvert.messages import listed, option, raise_listed, told
+from wnconvert.messages import counted, listed, option, raise_listed, told
 from wnconvert.plan.selection.ties import refused_for_ties
 from wnconvert.tensors.tree import StateDict
 
 __all__ = [
+    "check_names_tell",
     "check_recipe_fits",
     "check_refused",
     "check_selection",
@@ -25,7 +26,9 @@ __all__ = [
     "looks_like_layers",
     "name_conflicts",
     "notes_on",
+    "notes_on_left",
     "notes_on_misfits",
+    "notes_on_proof",
     "optimizer_is_stale",
     "refuse_modules",
 ]
@@ -129,6 +132,41 @@ def check_recipe_fits(found: Mapping[str, FoundPairs]) -> None:
             [(_of_state(path), f"the recipe does not fit: {why}") for path, why in near or misfits],
             fix="a recipe of this very model; --strip-prefix where the names have a prefix more",
         )
+
+
+def check_names_tell(found: Mapping[str, FoundPairs]) -> None:
+    """Raise ``LayerError`` where names tell no layer for any of the norms of these state dicts, by path."""
+    left = _left(found)
+    if left and not any(layer.grade == "names" for of_path in found.values() for layer in of_path.layers):
+        recipe, pair = option("recipe", metavar="FILE"), option("norm", glob="NORM=LAYER")
+        raise_listed(
+            LayerError,
+            f"names tell the layer of none of {len(left)} norms",
+            [(norm, f"the norm is not told by names: {reason}") for norm, reason in left],
+            fix=f"{recipe}, made with the model's code; or {pair}",
+        )
+
+
+def notes_on_left(found: Mapping[str, FoundPairs]) -> Iterable[str]:
+    """A note on each norm that names do not tell the layer of, by the paths of their state dicts."""
+    return told(_left(found), " stays, not told by names: ", " stay, not told by names: ")
+
+
+def notes_on_proof(found: Mapping[str, FoundPairs]) -> Iterable[str]:
+    """A note where layers are converted on no more than names, or what the user said."""
+    for grade, why in (("names", "told by names"), ("said", "folded as said")):
+        count = sum(layer.grade == grade for of_path in found.values() for layer in of_path.layers)
+        if count:
+            yield f"{counted(count, 'layer')} {why}, unproven: wnconvert check proves it"
+
+
+def _left(found: Mapping[str, FoundPairs]) -> list[tuple[str, str]]:
+    """The norms that names do not tell the layer of, each with its reason."""
+    return [
+        (item.norm if path == "." else f"{path}: {item.norm}", item.reason)
+        for path, of_path in found.items()
+        for item in of_path.left
+    ]
 
 
 def _of_state(path: str) -> str:

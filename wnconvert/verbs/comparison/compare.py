@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 
 from wnconvert.errors import ArgumentError, LayerError
+from wnconvert.layers.recipes import Recipe
+from wnconvert.layers.schemes import Selection
 from wnconvert.messages import option, options_as_python, refuse_other_than_path, told
 from wnconvert.numerics.distance import Measure, Tolerance, needed
 from wnconvert.numerics.rows import RowPolicy
@@ -35,11 +37,13 @@ from wnconvert.tensors.memory import (
     tree_of_values,
 )
 from wnconvert.tensors.tree import StoredTensor
-from wnconvert.verbs.comparison.pairing import Pair, Rules, Side, paired
+from wnconvert.verbs.comparison.items import Pair
+from wnconvert.verbs.comparison.pairing import Rules, Side, paired
 from wnconvert.verbs.comparison.readings import Readings
 from wnconvert.verbs.comparison.result import Comparison, Difference
 from wnconvert.verbs.shared.options import renaming_of, selection_of, texts_of
 from wnconvert.verbs.shared.progress import Progress, bytes_progress
+from wnconvert.verbs.shared.recipes import recipe_given
 
 __all__ = ["compare_files", "compare_state_dicts"]
 
@@ -54,6 +58,7 @@ def compare_files(
     only: str | Sequence[str] = (),
     layers: Iterable[str] = (),
     exclude: Iterable[str] = (),
+    recipe: str | os.PathLike[str] | Recipe | None = None,
     threads: int | None = None,
     progress: Progress = False,
 ) -> Comparison:
@@ -64,7 +69,8 @@ def compare_files(
     ``strip_prefix`` that a name begins with is taken off, on both sides; the wrappers of torch.compile, FSDP
     and activation checkpointing in names are seen through, with a note. ``only`` is the path of the state
     dict to compare, on whichever side has it, or two paths, A's and B's. ``layers`` and ``exclude`` are
-    globs on the names of tensors (weights and all others). ``progress`` is called with the number of bytes
+    globs on the names of tensors (weights and all others). A side that a ``recipe`` fits is compared as it
+    would fold it, another as it is. ``progress`` is called with the number of bytes
     compared and the total.
 
     Raises ``InputError`` for a file that cannot be read, ``LayerError`` for a layer that cannot be folded,
@@ -75,7 +81,7 @@ def compare_files(
     (True, 78, 156)
     """
     tolerance = Tolerance(rtol, atol)
-    rules = Rules(renaming_of(strip_prefix, "", ()), selection_of(layers, exclude, "auto"))
+    rules = Rules(renaming_of(strip_prefix, "", ()), _selection(layers, exclude, recipe))
     with _opened(a) as left, _opened(b) as right:
         return _compare(
             left, right, rules, tolerance, Workers(threads, bytes_progress(progress)), only=_paths(only)
@@ -91,6 +97,7 @@ def compare_state_dicts(
     strip_prefix: Iterable[str] = (),
     layers: Iterable[str] = (),
     exclude: Iterable[str] = (),
+    recipe: str | os.PathLike[str] | Recipe | None = None,
     threads: int | None = None,
 ) -> Comparison:
     """Compare the effective weights of two state dicts of torch tensors or numpy arrays, in any form.
@@ -103,9 +110,15 @@ def compare_state_dicts(
     (False, '--atol 0.00101 or --rtol 0.000126 would have passed')
     """
     tolerance = Tolerance(rtol, atol)
-    rules = Rules(renaming_of(strip_prefix, "", ()), selection_of(layers, exclude, "auto"))
+    rules = Rules(renaming_of(strip_prefix, "", ()), _selection(layers, exclude, recipe))
     with options_as_python():
         return _compare(_memory("A", a), _memory("B", b), rules, tolerance, Workers(threads))
+
+
+def _selection(
+    layers: Iterable[str], exclude: Iterable[str], recipe: str | os.PathLike[str] | Recipe | None
+) -> Selection:
+    return selection_of(layers, exclude, "auto", recipe=recipe_given(recipe))
 
 
 def _compare(
@@ -132,7 +145,7 @@ def _compare(
         compared=len(found.pairs),
         identical=verdicts.count("identical"),
         within=verdicts.count("within"),
-        layers=sum(bool(pair.a.rule or pair.b.rule) for pair in found.pairs),
+        layers=sum(pair.a.is_layer or pair.b.is_layer for pair in found.pairs),
         rtol=tolerance.rtol,
         atol=tolerance.atol,
         tolerance_needed=needed(measured.values()),

@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from glob import escape
 
 from wnconvert.errors import ArgumentError, WnconvertError
 from wnconvert.layers.find import pairs_in
 from wnconvert.layers.kinds.table import ALL
-from wnconvert.layers.rules import ORIGINAL, Rule
+from wnconvert.layers.recipes import Recipe
 from wnconvert.layers.schemes import SCHEMES, Selection
 from wnconvert.messages import listed, option, told
-from wnconvert.numerics.rounding import FLOAT_FORMATS
 from wnconvert.plan.fold import plan_fold
 from wnconvert.plan.names.prefixes import prefixes_apart
 from wnconvert.plan.names.renaming import Renaming
 from wnconvert.plan.names.wrappers import seen_through
+from wnconvert.plan.steps import Neutral
 from wnconvert.tensors.blocks import Elements
 from wnconvert.tensors.containers import Container
 from wnconvert.tensors.dtypes import DType
-from wnconvert.tensors.tree import StateDict, StoredTensor, Tree
-from wnconvert.verbs.comparison.result import Operand, qualified
+from wnconvert.tensors.tree import StateDict, Tree
+from wnconvert.verbs.comparison.items import Item, Pair, computed_item
+from wnconvert.verbs.comparison.result import qualified
 
-__all__ = ["Item", "Pair", "Paired", "Rules", "Side", "paired"]
+__all__ = ["Paired", "Rules", "Side", "paired"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,79 +68,6 @@ class Rules:
 
 
 @dataclass(frozen=True, slots=True)
-class Item:
-    """A tensor to compare: the weight that a rule computes, or a plain tensor.
-
-    ``name`` is that of the weight without a prefix, ``key`` the same with its prefix. ``parts`` are the
-    tensors of the ``rule`` by their roles, of which ``values`` is the original.
-    """
-
-    name: str
-    key: str
-    form: str
-    values: StoredTensor
-    rule: Rule | None = None
-    parts: Mapping[str, StoredTensor] = field(default_factory=dict)
-
-    @property
-    def read(self) -> tuple[StoredTensor, ...]:
-        """All tensors that are read for it."""
-        return tuple(self.parts.values()) or (self.values,)
-
-    @property
-    def dtype(self) -> DType:
-        """The dtype of the elements that are compared."""
-        return self.values.info.dtype
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """The shape of the elements that are compared."""
-        return self.values.info.shape
-
-    @property
-    def operand(self) -> Operand:
-        """The item as one side of a difference."""
-        return Operand(self.form, str(self.dtype), self.shape)
-
-
-def _digits(dtype: DType) -> int:
-    return FLOAT_FORMATS[dtype.name].digits if dtype.name in FLOAT_FORMATS else 0
-
-
-@dataclass(frozen=True, slots=True)
-class Pair:
-    """A name on both sides."""
-
-    state_dict: str
-    a: Item
-    b: Item
-
-    @property
-    def why(self) -> str:
-        """``"shape"`` or ``"dtype"`` if that makes the pair differ before an element is read, else ``""``."""
-        if self.a.shape != self.b.shape:
-            return "shape"
-        floats = self.a.dtype.foldable and self.b.dtype.foldable
-        return "" if floats or self.a.dtype == self.b.dtype else "dtype"
-
-    @property
-    def coarser(self) -> DType:
-        """The dtype with fewer digits."""
-        return min(self.a.dtype, self.b.dtype, key=_digits)
-
-    @property
-    def same_layout(self) -> bool:
-        """Whether equal bits of all parts would make both weights equal."""
-        a, b = self.a, self.b
-        if a.rule is None or a.rule != b.rule:
-            return False
-        kinds = [
-            {role: (part.info.dtype, part.info.numel) for role, part in item.parts.items()} for item in (a, b)
-        ]
-        return kinds[0] == kinds[1]
-
-
-@dataclass(frozen=True, slots=True)
 class Paired:
     """The paths of the state dicts that are compared, the names on both sides, and those on one side."""
 
@@ -157,6 +85,9 @@ def paired(a: Side, b: Side, rules: Rules, only: tuple[str, ...] = ()) -> Paired
     the state dicts to compare are ambiguous.
     """
     states, notes = _state_pairs(a, b, only)
+    recipe = rules.selection.recipe
+    if recipe is not None:
+        notes = [*notes, *_recipe_notes((a, b), states, recipe)]
     pairs: list[Pair] = []
     only_in_a: list[str] = []
     only_in_b: list[str] = []
@@ -190,6 +121,31 @@ def paired(a: Side, b: Side, rules: Rules, only: tuple[str, ...] = ()) -> Paired
         tuple(only_in_b),
         (*notes, *hints, *_dtype_notes(pairs)),
     )
+
+
+def _recipe_notes(
+    sides: tuple[Side, Side], states: Iterable[tuple[StateDict, StateDict]], recipe: Recipe
+) -> Iterator[str]:
+    """Notes on sides that are compared as they are. Raises ``ArgumentError`` if the recipe fits no side."""
+    misfits = [
+        (side, state, _fitting(state, recipe)[1])
+        for pair in states
+        for side, state in zip(sides, pair, strict=True)
+    ]
+    if all(why for _, _, why in misfits):
+        side, _, why = misfits[0]
+        raise ArgumentError(
+            f"the recipe fits neither side: {why}", where=side.label, fix=f"leave {option('recipe')} out"
+        )
+    for side, state, why in misfits:
+        if why:
+            yield f"{side.label}: {state.shown} is compared as it is, since the recipe does not fit: {why}"
+
+
+def _fitting(state: StateDict, recipe: Recipe | None) -> tuple[Recipe | None, str]:
+    """The recipe, if it is one of this state dict, or why it is not."""
+    why = "" if recipe is None else pairs_in(state, replace(_EVERY_KIND, recipe=recipe)).misfit
+    return (None, why) if why else (recipe, "")
 
 
 def _state_pairs(
@@ -289,6 +245,7 @@ def _items(side: Side, state: StateDict, rules: Rules) -> tuple[dict[str, Item],
         exclude=tuple(map(escape, (*unwanted, *(item.name for item in as_stored)))),
         kinds=ALL,
         named=tuple(item.name for item in found.passed if rules.names(item.name)),
+        recipe=_fitting(state, rules.selection.recipe)[0],
     )
     try:
         plan = plan_fold(Tree((state,)), Container.TORCH_ZIP, selection=selection)
@@ -297,10 +254,11 @@ def _items(side: Side, state: StateDict, rules: Rules) -> tuple[dict[str, Item],
         raise
     items: dict[str, Item] = {}
     for step in plan.state_dicts[0].steps:
-        if (layer := step.layer) is not None:
-            parts = {role: tensors[part.name] for role, part in layer.parts.items()}
-            values = parts[ORIGINAL]
-            item = Item(rules.renaming(step.name), step.name, layer.form, values, layer.rule, parts)
+        if step.layer is not None:
+            item = computed_item(rules.renaming(step.name), step, step.layer, tensors)
+        elif isinstance(step, Neutral):
+            stored = tensors[step.name]
+            item = Item(rules.renaming(step.name), step.name, "plain", stored, constant=step.value)
         elif step.name not in tensors or (unwanted and _weight_of(step.name) in unwanted):
             continue
         else:

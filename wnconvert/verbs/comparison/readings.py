@@ -14,12 +14,15 @@ import numpy as np
 from wnconvert.layers.rules import ORIGINAL, Rule
 from wnconvert.numerics.distance import Measure, Tolerance, ToleranceTest, same_bits
 from wnconvert.numerics.folding import Folding
+from wnconvert.numerics.rounding import FLOAT_FORMATS
 from wnconvert.numerics.rows import RowReport
+from wnconvert.numerics.rules.neighbours import fold_bias
 from wnconvert.numerics.rules.parts import RulePart
 from wnconvert.storage.workers import Workers
-from wnconvert.tensors.blocks import Array, Block, blocks, scratch
+from wnconvert.tensors.blocks import Array, Block, Elements, blocks, scratch
 from wnconvert.tensors.tree import Dim, StoredTensor
-from wnconvert.verbs.comparison.pairing import Item, Pair, Side
+from wnconvert.verbs.comparison.items import Item, Pair
+from wnconvert.verbs.comparison.pairing import Side
 
 __all__ = ["Readings"]
 
@@ -99,13 +102,13 @@ class Readings:
     def _pieces(self, at: int) -> _Pieces:
         """The effective weights of both sides, piece by piece."""
         a, b = self.pairs[at].a, self.pairs[at].b
-        if a.rule is None:
-            if b.rule is None:
+        if a.is_stored:
+            if b.is_stored:
                 return self._stored(a.values, b.values)
-            return _abreast(self._plain(0, a.values, _cut_of(b)), self._folded(at, 1, b, b.rule))
-        if b.rule is None:
-            return _abreast(self._folded(at, 0, a, a.rule), self._plain(1, b.values, _cut_of(a)))
-        folded = self._folded(at, 0, a, a.rule), self._folded(at, 1, b, b.rule)
+            return _abreast(self._plain(0, a.values, _cut_of(b)), self._made(at, 1, b))
+        if b.is_stored:
+            return _abreast(self._made(at, 0, a), self._plain(1, b.values, _cut_of(a)))
+        folded = self._made(at, 0, a), self._made(at, 1, b)
         return _abreast(*(_kept(arrays, use) for arrays, use in zip(folded, "AB", strict=True)))
 
     def _stored(self, a: StoredTensor, b: StoredTensor) -> _Pieces:
@@ -120,8 +123,21 @@ class Readings:
             self.workers.check()
             yield read(block).reshape(-1)
 
+    def _made(self, at: int, side: int, item: Item) -> Iterator[Array]:
+        """What is computed, block by block, each valid until this thread folds again."""
+        if item.rule is None:
+            kind = FLOAT_FORMATS[item.dtype.name].dtype
+            for block in blocks(*_cut_of(item)):
+                yield np.full(block.stop - block.start, item.constant, kind)
+        elif item.bias is None:
+            yield from self._folded(at, side, item, item.rule)
+        else:
+            elements = self.elements[side]
+            bias, self.reports[at, side] = fold_bias(item.rule, _parts(item, elements), item.dtype)
+            yield bias
+
     def _folded(self, at: int, side: int, layer: Item, rule: Rule) -> Iterator[Array]:
-        """The weights of a layer, block by block, each valid until this thread folds again."""
+        """The weights of a layer."""
         elements = self.elements[side]
         values = elements.reader(layer.values)
 
@@ -129,15 +145,19 @@ class Readings:
             self.workers.check()
             return values(block)
 
-        parts = {
-            role: RulePart(elements.reader(part), part.info.shape, part.info.dtype)
-            for role, part in layer.parts.items()
-        }
+        parts = _parts(layer, elements)
         parts[ORIGINAL] = RulePart(read, layer.shape, layer.dtype)
         folding = Folding(rule, parts, layer.dtype)
         for _, w in folding.blocks():
             yield w.reshape(-1)
         self.reports[at, side] = folding.report()
+
+
+def _parts(item: Item, elements: Elements) -> dict[str, RulePart]:
+    return {
+        role: RulePart(elements.reader(part), part.info.shape, part.info.dtype)
+        for role, part in item.parts.items()
+    }
 
 
 #: Shape, dim and size of an element: they decide into which blocks a tensor is cut.
@@ -146,7 +166,7 @@ _Cut: TypeAlias = tuple[tuple[int, ...], Dim, int]
 
 def _cut_of(layer: Item) -> _Cut:
     """The cut of a layer's fold."""
-    return layer.shape, layer.rule.dim if layer.rule else None, layer.dtype.itemsize
+    return layer.shape, layer.rule.dim if layer.rule and layer.is_layer else None, layer.dtype.itemsize
 
 
 def _kept(arrays: Iterator[Array], use: str) -> Iterator[Array]:

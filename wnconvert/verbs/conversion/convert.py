@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path, PurePath
 from typing import Any
@@ -21,6 +21,7 @@ from wnconvert.storage.workers import Workers
 from wnconvert.verbs.conversion.executor import execute
 from wnconvert.verbs.conversion.verify.structure import check_structure
 from wnconvert.verbs.shared.options import RunOptions
+from wnconvert.verbs.shared.proofs import ModelProof
 
 __all__ = ["Result", "conversion_result", "convert", "nothing_written"]
 
@@ -29,6 +30,7 @@ __all__ = ["Result", "conversion_result", "convert", "nothing_written"]
 class Result:
     """The result of a conversion. ``seconds`` is wall time; ``verified`` names the reader that checked it.
 
+    ``proof`` is that of the output with its model, where that was asked for.
     ``output`` is None where nothing was written: the source has nothing to convert, and no option asked for
     a copy. The last of the ``notes`` says why.
     """
@@ -42,6 +44,7 @@ class Result:
     seconds: float
     notes: tuple[str, ...]
     verified: str = ""
+    proof: ModelProof | None = None
 
     @property
     def layers(self) -> list[PlannedLayer]:
@@ -58,13 +61,17 @@ class Result:
             [layer.name for layer in self.layers],
             f"{self.bytes_in:,} bytes in, {self.bytes_out:,} out, in {self.seconds:.2f} s",
             f"checked by {self.verified}" if self.verified else "",
+            f"proven equal to {self.proof.reference}" if self.proof else "",
             counted(len(self.notes), "note") if self.notes else "",
         )
 
     def to_dict(self) -> dict[str, Any]:
         """The result as JSON-able data; docs/json.md documents it."""
+        plan = self.plan.to_dict()
+        if self.proof is not None:
+            plan["layers"] = [{**row, "unproven": False} for row in plan["layers"]]
         return {
-            **self.plan.to_dict(),
+            **plan,
             "source": os.fspath(self.source),
             "source_container": self.source_container,
             "output": None if self.output is None else os.fspath(self.output),
@@ -72,6 +79,7 @@ class Result:
             "bytes_out": self.bytes_out,
             "seconds": round(self.seconds, 3),
             "verified": self.verified or None,
+            "proof": None if self.proof is None else asdict(self.proof),
             "notes": list(self.notes),
         }
 
@@ -86,6 +94,7 @@ def conversion_result(
     bytes_out: int,
     notes: Iterable[str],
     verified: str = "",
+    proof: ModelProof | None = None,
 ) -> Result:
     """The result of a conversion that started at ``began``; ``notes`` are those of the run.
 
@@ -101,6 +110,7 @@ def conversion_result(
         seconds=time.perf_counter() - began,
         notes=(*plan.notes, *notes),
         verified=verified,
+        proof=proof,
     )
 
 
@@ -137,8 +147,16 @@ def convert(
             from wnconvert.verbs.conversion.verify.output import verify_output
 
             verified, more = verify_output(checkpoint, plan, source, target.path, workers)
+        proof = options.prove(target.path, plan) if options.prove else None
     return conversion_result(
-        checkpoint, plan, output, began, bytes_out=size, notes=(*notes, *more), verified=verified
+        checkpoint,
+        plan,
+        output,
+        began,
+        bytes_out=size,
+        notes=(*notes, *more),
+        verified=verified,
+        proof=proof,
     )
 
 

@@ -19,7 +19,7 @@ from wnconvert.errors import (
     WnconvertError,
 )
 from wnconvert.layers.schemes import Selection
-from wnconvert.messages import counted, listed, option, refuse_other_than_path
+from wnconvert.messages import counted, listed, refuse_other_than_path
 from wnconvert.plan.names.renaming import Renaming
 from wnconvert.plan.names.trees import NewNames, renamed_keys, weights_of
 from wnconvert.plan.plan import Plan
@@ -45,6 +45,7 @@ from wnconvert.verbs.conversion.targets import (
 )
 from wnconvert.verbs.shared.leftovers import named_leftovers
 from wnconvert.verbs.shared.options import RunOptions
+from wnconvert.verbs.shared.recipes import refuse_recipe
 
 if TYPE_CHECKING:
     from wnconvert.onnx.file.reader import OnnxFile
@@ -89,6 +90,10 @@ def run_conversion(
     target = target_of(source, request.out, request.kind, as_folder=request.as_folder, in_place=in_place)
     if request.in_place:
         options = replace(options, force=True)
+    if isinstance(target.path, Address):
+        from wnconvert.verbs.conversion.places.stored import check_stored
+
+        check_stored(options)
     with _errors_name(source, target.path):
         opened = partial(_job, source, target, request, make_plan, plan_graph, force=options.force)
         job = opened()
@@ -296,15 +301,16 @@ def _check_fits(checkpoint: Checkpoint, target: Target, request: Request) -> Non
         )
 
 
+#: The options that tell what the keys of a checkpoint do not.
+_TELLING = ("recipe", "norm", "standardize")
+
+
 def plan_onnx_fold(opened: OnnxFile, *, selection: Selection, others: Mapping[str, object]) -> OnnxFold:
     """The fold of an ONNX model; ``ArgumentError`` for one of ``others``, which only checkpoints have."""
     from wnconvert.onnx.graph.plan import plan_onnx
 
-    if others.get("--recipe") is not None:
-        raise ArgumentError(
-            f"{option('recipe')} tells what the keys of a checkpoint do not, and this is an ONNX model",
-            fix="leave it out: a graph is folded by what it computes",
-        )
+    if told := next((name for name in _TELLING if others.get(f"--{name}") is not None), ""):
+        refuse_recipe(told)
     if given := [name for name, value in others.items() if value is not None]:
         raise ArgumentError(
             f"only checkpoints take {listed(given)}, and this is an ONNX model",

@@ -47,6 +47,7 @@ from wnconvert.verbs.shared.options import (
     selection_of,
 )
 from wnconvert.verbs.shared.recipes import recipe_given
+from wnconvert.verbs.shared.told import Said, asked_of
 
 __all__ = ["fold_state_dict", "migrate_state_dict", "split_state_dict"]
 
@@ -62,6 +63,14 @@ def fold_state_dict(
     exclude: Iterable[str] = (),
     kinds: Iterable[str] = ("weight",),
     recipe: str | os.PathLike[str] | Recipe | None = None,
+    norm: Iterable[str] = (),
+    standardize: Iterable[str] = (),
+    eps: float | None = None,
+    std: str | None = None,
+    eps_at: str | None = None,
+    gain: str | None = None,
+    scale: float | str | None = None,
+    keep_norms: bool = False,
     dim: DimOption = AUTO,
     zero_rows: ZeroRows = "error",
     allow_nonfinite: bool = False,
@@ -84,8 +93,15 @@ def fold_state_dict(
     with options_as_python():
         opened = _opened(state_dict, renaming_of(strip_prefix, add_prefix, rename))
         numbers = numbers_of(zero_rows, allow_nonfinite=allow_nonfinite)
-        selection = selection_of(layers, exclude, dim, kinds, recipe_given(recipe))
-        plan = plan_fold(opened.tree, Container.TORCH_ZIP, selection=selection, dtype=dtype_of(dtype))
+        said, told = Said(norm, standardize, eps, std, eps_at, gain, scale), recipe_given(recipe)
+        selection = selection_of(layers, exclude, dim, kinds, told, asked=asked_of(said, told))
+        plan = plan_fold(
+            opened.tree,
+            Container.TORCH_ZIP,
+            selection=selection,
+            dtype=dtype_of(dtype),
+            keep_norms=keep_norms,
+        )
         return _made(opened, plan, numbers)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Executor
 from importlib import import_module
 from typing import Any
@@ -15,6 +15,7 @@ from wnconvert.tensors.dtypes import dtype_word
 from wnconvert.verbs.conversion.targets import StrPath
 from wnconvert.verbs.fleet.fleet import Fleet, FleetRequest, fleet_of
 from wnconvert.verbs.fleet.result import FileResult
+from wnconvert.verbs.shared.recipes import recipe_given
 
 __all__ = ["fold_files", "inspect_files", "migrate_files", "planned_fleet", "split_files"]
 
@@ -139,11 +140,15 @@ def planned_fleet(
     if unknown := [name for name in options if name not in parameters]:
         raise ArgumentError(f"{verb}_files has no option {listed(unknown)}", fix=f"help({verb}_file)")
     given = {
-        name: dtype_word(value) if name == "dtype" else value
+        name: _READ[name](value) if name in _READ else value
         for name, value in options.items()
         if value is not parameters[name].default and value != parameters[name].default
     }
     return fleet_of(verb, sources, out, request, given)
+
+
+#: Options that are read once for all files.
+_READ: Mapping[str, Callable[[Any], Any]] = {"dtype": dtype_word, "recipe": recipe_given}
 
 
 def _function(verb: str) -> Any:

@@ -7,6 +7,7 @@ replaced. That file is gone when a run has ended.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -16,6 +17,8 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from wnconvert.errors import InputError, OutputError
+from wnconvert.formats.recipes import recipe_text
+from wnconvert.layers.recipes import Recipe
 from wnconvert.storage.files import located
 from wnconvert.verbs.fleet.digests import Stamp, is_there, sha256_of, size_of, stamp_of
 from wnconvert.verbs.fleet.jobs import FileJob
@@ -40,8 +43,15 @@ def asked(options: Mapping[str, Any]) -> dict[str, Any]:
     {'dtype': 'float16', 'layers': ['a.*']}
     """
     said = {name: value for name, value in options.items() if name not in _HOW and value is not False}
-    texts: dict[str, Any] = json.loads(json.dumps(said, sort_keys=True, default=str))
+    texts: dict[str, Any] = json.loads(json.dumps(said, sort_keys=True, default=_as_text))
     return {name: value for name, value in texts.items() if value not in ("", [])}
+
+
+def _as_text(value: object) -> str:
+    """A recipe by its digest, which is another where it says anything else; others as they print."""
+    if not isinstance(value, Recipe):
+        return str(value)
+    return f"sha256:{hashlib.sha256(recipe_text(value).encode()).hexdigest()}"
 
 
 @dataclass(slots=True)

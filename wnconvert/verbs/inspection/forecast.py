@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 
 from wnconvert.errors import LayerError
 from wnconvert.layers.find import FoundPairs
-from wnconvert.layers.schemes import FORMS
+from wnconvert.layers.recipes import Recipe
+from wnconvert.layers.schemes import FORMS, Selection
 from wnconvert.messages import counted, listed, option
 from wnconvert.plan.fold import plan_fold
 from wnconvert.plan.migrate import plan_migrate
@@ -19,21 +20,31 @@ __all__ = ["fold_in_words", "migrate_in_words", "refusal_in_words", "split_in_wo
 
 
 def fold_in_words(
-    tree: Tree, rows: Sequence[LayerStats], known: Mapping[str, FoundPairs] | None = None
+    tree: Tree,
+    rows: Sequence[LayerStats],
+    known: Mapping[str, FoundPairs] | None = None,
+    recipe: Recipe | None = None,
 ) -> str:
-    """A forecast of ``fold``, as far as the values that were read allow one; ``known`` as for a plan."""
+    """A forecast of ``fold``, as far as the values that were read allow one.
+
+    ``known`` as for a plan, by a selection without the ``recipe``.
+    """
     bad = [row.name for row in rows if row.has_nonfinite or (row.zero_rows and row.norm)]
     if bad:
         return f"would refuse the numbers of {listed(bad, 3)} (see the flags)"
     try:
-        plan = plan_fold(tree, Container.TORCH_ZIP, known=known)
+        selection = Selection(recipe=recipe)
+        plan = plan_fold(
+            tree, Container.TORCH_ZIP, selection=selection, known=None if recipe is not None else known
+        )
     except LayerError as error:
         return refusal_in_words(error)
     count = len(plan.layers)
     if not count:
         return "nothing to fold"
     left = f", and leave out {listed(item.path for item in plan.dropped)}" if plan.dropped else ""
-    return f"would make {count} plain weight{'' if count == 1 else 's'}{left}"
+    into = f", and fold {counted(plan.norms, 'norm')} into them" if plan.norms else ""
+    return f"would make {count} plain weight{'' if count == 1 else 's'}{into}{left}"
 
 
 def split_in_words(tree: Tree) -> str:

@@ -15,6 +15,7 @@ from typing import Any
 
 from wnconvert.layers.evidence import notes_on_passed
 from wnconvert.layers.find import FoundPairs, pairs_in
+from wnconvert.layers.recipes import Recipe
 from wnconvert.layers.schemes import FORMS, Selection
 from wnconvert.messages import counted, listed, option, options_as_python, refuse_other_than_path, told
 from wnconvert.numerics.finite import may_be_nonfinite
@@ -42,8 +43,9 @@ from wnconvert.verbs.inspection.rows import MadeRows, row_tasks, rows_made
 from wnconvert.verbs.inspection.summaries.contents import metadata_of, tensor_rows
 from wnconvert.verbs.inspection.summaries.counts import bytes_held, counts_of
 from wnconvert.verbs.inspection.summaries.kinds import kinds_in
-from wnconvert.verbs.inspection.summaries.norms import norms_in
+from wnconvert.verbs.inspection.summaries.norms import norm_rows
 from wnconvert.verbs.shared.progress import Progress, bytes_progress
+from wnconvert.verbs.shared.recipes import refuse_recipe
 
 __all__ = ["inspect_file", "inspect_state_dict", "inspect_tree"]
 
@@ -56,6 +58,7 @@ def inspect_file(
     all_weights: bool = False,
     tensors: bool = False,
     metadata: bool = False,
+    recipe: str | os.PathLike[str] | Recipe | None = None,
     progress: Progress = False,
 ) -> Inspection:
     """Inspect a checkpoint file of any readable format, a folder with weights or its index, or an ONNX model.
@@ -67,7 +70,8 @@ def inspect_file(
     ``all_weights`` does that for every plain weight
     of two and more dimensions. The layers of an ONNX model are those in its graph, and the plain weights
     that its convolutions, products and recurrent layers use. ``tensors`` lists every tensor, ``metadata``
-    what a safetensors file or an ONNX model says of itself. ``progress`` is called with the number of bytes
+    what a safetensors file or an ONNX model says of itself. The forecast of ``fold`` is that of a fold by
+    ``recipe``. ``progress`` is called with the number of bytes
     read and the approximate total, or True for a bar.
 
     Raises ``InputError`` if ``src`` is not a checkpoint and ``FormatError`` if it is damaged.
@@ -79,7 +83,7 @@ def inspect_file(
     refuse_other_than_path(src)
     path = located(src)
     checkpoint = open_checkpoint(path)
-    request = request_of(layers, full=full, all_weights=all_weights)
+    request = request_of(layers, full=full, all_weights=all_weights, recipe=recipe)
     with unchanging(checkpoint.seen):
         found = _inspect_any(checkpoint, path, request, bytes_progress(progress))
         return replace(
@@ -93,6 +97,8 @@ def _inspect_any(
     checkpoint: Checkpoint, path: PurePath, request: InspectRequest, progress: Callable[[int, int], None]
 ) -> Inspection:
     if checkpoint.onnx is not None:
+        if request.recipe is not None:
+            refuse_recipe()
         from wnconvert.verbs.inspection.onnx import inspect_onnx  # ten modules on graphs
 
         return inspect_onnx(checkpoint, checkpoint.onnx, request)
@@ -217,14 +223,14 @@ def _inspect_found(  # noqa: PLR0917 -- a tree, what was found in it, and what `
         siblings=tuple(SiblingSummary(item.path, item.kind, 0) for item in tree.siblings),
         layers=tuple(rows),
         kinds=tuple(kinds_in(tree)),
-        fold=fold_in_words(tree, rows, known),
+        fold=fold_in_words(tree, rows, known, request.recipe),
         split=split_in_words(tree),
         migrate=migrate_in_words(tree, known),
         notes=(*(note for of_state in found for note in of_state.notes), *empty),
         health=health_of(tree, elements, request.selection, faults, finite, workers)
         if request.full
         else None,
-        norms=norms_in(tree, elements, request.selection) if request.full else None,
+        norms=norm_rows(tree, elements, request.selection) if request.full else None,
     )
 
 
@@ -318,6 +324,7 @@ def inspect_state_dict(
     layers: Iterable[str] = (),
     full: bool = False,
     all_weights: bool = False,
+    recipe: str | os.PathLike[str] | Recipe | None = None,
 ) -> Inspection:
     """Inspect a state dict in memory: its layers, their magnitudes, and what folding would do.
 
@@ -331,7 +338,7 @@ def inspect_state_dict(
     """
     with options_as_python():
         tree, values = tree_of(state_dict)
-        request = request_of(layers, full=full, all_weights=all_weights)
+        request = request_of(layers, full=full, all_weights=all_weights, recipe=recipe)
         obstacles = {
             name: why for name, value in values.items() if is_torch(value) and (why := obstacle(value))
         }

@@ -17,10 +17,11 @@ from wnconvert.numerics.rows import RowPolicy, Wider
 from wnconvert.verbs.modules.finding.live import Live, find_live
 from wnconvert.verbs.modules.finding.walk import modules_with_names
 from wnconvert.verbs.modules.finding.wrappers import held_by_ddp, under_ddp
-from wnconvert.verbs.modules.folding.beside import Beside, besides_of, put_beside
+from wnconvert.verbs.modules.folding.beside import NormEdit, besides_of, put_beside
 from wnconvert.verbs.modules.folding.copies import AnyModule, copied
 from wnconvert.verbs.modules.folding.numbers import folded_biases, folded_weights, weight_now
 from wnconvert.verbs.modules.folding.places import places_in
+from wnconvert.verbs.modules.folding.plain import PlainEdit, plain_edits, put_plain
 from wnconvert.verbs.modules.folding.told import with_recipe
 from wnconvert.verbs.modules.forms import move_to, reason_against_move
 from wnconvert.verbs.modules.outside import read_from_outside, warn_of_changes
@@ -248,13 +249,14 @@ def _policy(zero_rows: ZeroRows, *, allow_nonfinite: bool) -> RowPolicy:
 
 @dataclass(frozen=True, slots=True)
 class _Chosen:
-    """The layers to fold, what changes beside them, and all modules looked at.
+    """The layers to fold, what changes beside them, those of other classes, and all modules looked at.
 
     ``others`` are the wanted weights under another reparameterization.
     """
 
     layers: tuple[Live, ...]
-    besides: tuple[Beside, ...]
+    besides: tuple[NormEdit, ...]
+    plain: tuple[PlainEdit, ...]
     others: dict[str, str]
     modules: list[nn.Module]
 
@@ -269,8 +271,9 @@ def _chosen(module: nn.Module, selection: Selection) -> _Chosen:
     reason = "it is tied to {}, which is not folded"
     tied = [(live.layer.name, left[live.key]) for live in chosen if live.key in left]
     raise_refused((Refused(name, reason.format(other), TIED_FIX) for name, other in tied), "folded")
-    besides = besides_of(chosen, found.layers, places)
-    return _Chosen(chosen, besides, others, [each for each, _ in modules_with_names(module)])
+    plain = plain_edits(chosen)
+    besides = besides_of(chosen, found.layers, {edit.live: edit.like for edit in plain}, places)
+    return _Chosen(chosen, besides, plain, others, [each for each, _ in modules_with_names(module)])
 
 
 def _refuse_in_ddp(chosen: _Chosen, held: Collection[int], fix: str) -> None:
@@ -290,6 +293,7 @@ def _fold(chosen: _Chosen, policy: RowPolicy, edits: UndoableEdits) -> Layers:
         )
         for live, w in zip(layers, weights, strict=True):
             fold_to(live, w)
+        put_plain(chosen.plain)
         put_beside(besides, biases)
         refresh_flat_weights((live.module, live.param, None) for live in layers)
         edits.settle()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -17,7 +17,8 @@ from wnconvert.verbs.models.proof.report import TimedSteps
 from wnconvert.verbs.models.proof.running import evaluating
 from wnconvert.verbs.models.proof.samples import Sample, samples_of
 from wnconvert.verbs.models.proof.signatures import Range, Signature, signature_of
-from wnconvert.verbs.recipes.proving.prove import Told, prove_recipe
+from wnconvert.verbs.recipes.finding.told import Told
+from wnconvert.verbs.recipes.proving.prove import prove_recipe
 from wnconvert.verbs.recipes.result import RecipeReport
 from wnconvert.verbs.recipes.tell import digest_of, folds_of, tell
 from wnconvert.verbs.shared.progress import StepsProgress, steps_progress
@@ -92,10 +93,10 @@ def trace_recipe(
     with evaluating(module) as forget, torch.no_grad():
         with steps("trace", "a forward") as step:
             told = _told(module, signature, drawn, forget)
-            folds, left = folds_of({id(each): each for _, each in told}.values())
+            folds, left = folds_of(told)
             step.detail = f"{counted(len(folds), 'fold')}, {counted(len(left), 'norm')} left"
         with steps("prove", "in float64") as step:
-            proven = prove_recipe(module, folds, signature, told, seed=seed)
+            proven = prove_recipe(module, folds, signature, drawn, seed=seed)
             step.detail = str(proven)
     recipe = Recipe(
         folds, f"{made_by or type(module).__name__}, traced", str(proven), digest_of(module, folds)
@@ -135,15 +136,13 @@ def _signature(
 
 
 def _told(
-    module: nn.Module, signature: Signature, samples: Iterable[Sample], forget: Any
-) -> list[tuple[Sample, Told]]:
-    """What a forward at each size tells; samples of one size share it."""
-    by_sizes: dict[tuple[tuple[str, int], ...], Told] = {}
-    found = []
+    module: nn.Module, signature: Signature, samples: Iterable[Sample], forget: Callable[[], None]
+) -> list[Told]:
+    """What a forward at each size tells."""
+    found: dict[tuple[tuple[str, int], ...], Told] = {}
     for sample in samples:
         sizes = tuple(sample.sizes.items())
-        if sizes not in by_sizes:
-            by_sizes[sizes] = tell(module, signature, sample)
+        if sizes not in found:
+            found[sizes] = tell(module, signature, sample)
             forget()
-        found.append((sample, by_sizes[sizes]))
-    return found
+    return list(found.values())

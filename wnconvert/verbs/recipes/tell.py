@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from operator import attrgetter
 
 from torch import nn
 
-from wnconvert.layers.kinds.table import ALL
 from wnconvert.layers.recipes import RecipeFold, named_tensors, names_digest
 from wnconvert.verbs.models.proof.functions import named_outputs, run_model, tensors_of
 from wnconvert.verbs.models.proof.samples import Sample, arrays
 from wnconvert.verbs.models.proof.signatures import Signature
-from wnconvert.verbs.modules.finding.live import find_live
+from wnconvert.verbs.recipes.finding.before import affines_in, folds_before, whole_folds_before
 from wnconvert.verbs.recipes.finding.behind import left_behind, pairs_behind
-from wnconvert.verbs.recipes.finding.layers import Weights, linears_in
-from wnconvert.verbs.recipes.finding.norms import norms_in
-from wnconvert.verbs.recipes.proving.prove import Told
+from wnconvert.verbs.recipes.finding.computed import explained
+from wnconvert.verbs.recipes.finding.told import Told, told_of
 from wnconvert.verbs.recipes.result import Left
 from wnconvert.verbs.recipes.tracing.trace import traced
 
-__all__ = ["digest_of", "folds_of", "known_weights", "tell"]
+__all__ = ["digest_of", "folds_of", "tell"]
 
 
 def tell(module: nn.Module, signature: Signature, sample: Sample) -> Told:
@@ -34,38 +34,42 @@ def tell(module: nn.Module, signature: Signature, sample: Sample) -> Told:
         return [value for _, value in named_outputs(run_model(module, inputs))]
 
     trace = traced(module, call, inputs.values())  # type: ignore[arg-type]
-    return Told(trace, linears_in(trace, known_weights(module)), norms_in(trace))
-
-
-def known_weights(module: nn.Module) -> Weights:
-    """What the modules tell of weights: those that are computed in a known way, and places for biases."""
-    made = {}
-    for live in find_live(module, ALL).layers:
-        parts = frozenset(part.name for part in live.layer.parts.values())
-        made[parts] = live.layer.name
-    biases = [
-        f"{name}.bias" if name else "bias"
-        for name, each in module.named_modules()
-        if "bias" in each._parameters or getattr(each, "bias", 0) is None
-    ]
-    return Weights(made, frozenset(biases))
+    told = told_of(module, trace)
+    weights = explained(trace, told.linears)
+    return replace(told, linears=weights.linears, computed=weights.folds, unexplained=weights.left)
 
 
 def folds_of(told: Iterable[Told]) -> tuple[tuple[RecipeFold, ...], tuple[Left, ...]]:
     """The folds that every forward tells, and what stays, with the reasons."""
-    every = [pairs_behind(each.trace, each.linears, each.norms) for each in told]
-    folds: list[RecipeFold] = []
+    every = [_folds_of(each) for each in told]
     left: dict[str, str] = {}
-    for pairs, others in every:
-        for name, reason in left_behind(others):
-            left.setdefault(name, reason)
-        folds += [pair.fold for pair in pairs]
-    kept = [fold for fold in dict.fromkeys(folds) if folds.count(fold) == len(every)]
-    for fold in folds:
-        if fold not in kept:
-            left.setdefault(fold.norm, "it follows its layer only at some sizes of the inputs")
-    kept = [fold for fold in kept if fold.norm not in left]
+    for _, others in every:
+        left |= {name: reason for name, reason in others.items() if name not in left}
+    counts = Counter(fold for folds, _ in every for fold in folds)
+    for fold, count in counts.items():
+        if count < len(every):
+            left.setdefault(fold.norm or fold.weight, "it is so only at some sizes of the inputs")
+    kept = [fold for fold in counts if (fold.norm or fold.weight) not in left]
     return tuple(kept), tuple(Left(name, reason) for name, reason in left.items())
+
+
+def _folds_of(told: Told) -> tuple[list[RecipeFold], dict[str, str]]:
+    """The folds that one forward tells, and what stays, with the reasons."""
+    trace, linears = told.trace, told.linears
+    pairs, others = pairs_behind(trace, linears, told.norms)
+    folds = [*told.computed, *(pair.fold for pair in pairs)]
+    left = dict(left_behind(others))
+    stay = [norm for norm, _ in others]
+    for fold in whole_folds_before(trace, linears, stay, (each.weight for each in folds if each.has_norm)):
+        folds.append(fold)
+        left.pop(fold.norm)
+    taken = [each.weight for each in folds if each.has_norm]
+    affines, reasons = folds_before(trace, linears, affines_in(trace), taken)
+    whole = {fold.norm for fold in folds} | left.keys()
+    folds += [fold for fold in affines if fold.norm not in whole]
+    left |= {name: reason for name, reason in reasons.items() if name not in whole}
+    left |= dict.fromkeys(told.unexplained, "it is computed as no fold does")
+    return folds, left
 
 
 def digest_of(module: nn.Module, folds: Sequence[RecipeFold]) -> str:

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 from wnconvert.errors import ArgumentError
-from wnconvert.layers.kinds.table import ALL, SHOWN
+from wnconvert.layers.kinds.table import ALL, SHOWN, WORDS
 from wnconvert.layers.recipes import Recipe
-from wnconvert.layers.rules import Norm
+from wnconvert.layers.rules import Norm, NormBehind, Standardize
 from wnconvert.layers.schemes import FORMS, Selection
+from wnconvert.layers.telling.asked import Asked
+from wnconvert.messages import option
 from wnconvert.numerics.rows import RowPolicy
 from wnconvert.plan.names.renaming import Renaming
 from wnconvert.tensors.dtypes import AnyDType, DType, dtype_named, dtype_word
+from wnconvert.verbs.shared.proofs import Prove
 
 __all__ = [
     "DTYPE_CHOICES",
+    "IN_GRAPHS",
     "PROOF_CHOICES",
     "TIMEOUT",
     "ZERO_ROWS_CHOICES",
@@ -51,6 +55,8 @@ ProofOption: TypeAlias = Literal["model", "layers", "none"]
 DTYPE_CHOICES = ("float16", "bfloat16", "float32")
 ZERO_ROWS_CHOICES = ("error", "zero")
 PROOF_CHOICES = ("model", "layers", "none")
+#: The kinds of layers that a graph shows, beside those that keys do: it says what stands next to what.
+IN_GRAPHS = (*SHOWN, Standardize.kind, NormBehind.kind)
 #: The seconds that onnxruntime may work on a model in all, unless others are given.
 TIMEOUT = 600.0
 
@@ -95,7 +101,8 @@ class RunOptions:
 
     ``threads`` is None for the processors at hand, at most 4. ``progress`` is called with the bytes done and
     the bytes in all, never from two threads at once. An output that is ``passing`` is read at once, then
-    deleted. Raises ``ArgumentError`` for less than one thread.
+    deleted. ``prove`` is called with an output before it is put in place. Raises ``ArgumentError`` for less
+    than one thread.
     """
 
     force: bool = False
@@ -105,6 +112,7 @@ class RunOptions:
     proving: Proving = Proving()
     progress: Callable[[int, int], None] = field(default=_no_progress, repr=False, compare=False)
     passing: bool = False
+    prove: Prove | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         """Check the number of threads."""
@@ -160,20 +168,25 @@ def numbers_of(zero_rows: str, *, allow_nonfinite: bool) -> RowPolicy:
     return RowPolicy(zero_rows, allow_nonfinite)
 
 
-def kinds_of(kinds: Iterable[str]) -> tuple[str, ...]:
+def kinds_of(kinds: Iterable[str], shown: Collection[str] = SHOWN) -> tuple[str, ...]:
     """The kinds of layers that ``--kinds`` names, in words with commas between them or several words.
 
-    Raises ``ArgumentError`` for one that there is not, and for none.
+    Raises ``ArgumentError`` for one that is not among those that are ``shown``, and for none.
 
     >>> kinds_of("weight,prune"), kinds_of("all"), kinds_of(["spectral-step"])
     (('weight', 'prune'), ('weight', 'spectral', 'prune'), ('spectral-step',))
     """
     words = [word.strip() for text in texts_of(kinds) for word in text.split(",")]
     every = dict.fromkeys(kind for word in words for kind in (ALL if word == "all" else (word,)))
-    unknown = [word for word in every if word not in SHOWN]
+    unknown = [word for word in every if word not in shown]
+    if unknown and unknown[0] in WORDS:
+        raise ArgumentError(
+            f"keys do not show {WORDS[unknown[0]]}, so --kinds {unknown[0]} is for ONNX models alone",
+            fix=f"{option('recipe', metavar='FILE')} tells where it is; keys show {', '.join(shown)}",
+        )
     if unknown or not every:
         what = f"there is no kind {unknown[0]!r:.80}" if unknown else "no kind is named"
-        raise ArgumentError(what, fix=f"some of {', '.join(SHOWN)}, or all, which is {', '.join(ALL)}")
+        raise ArgumentError(what, fix=f"some of {', '.join(shown)}, or all, which is {', '.join(ALL)}")
     return tuple(every)
 
 
@@ -183,16 +196,21 @@ def selection_of(
     dim: int | str | None,
     kinds: Iterable[str] = (Norm.kind,),
     recipe: Recipe | None = None,
+    *,
+    asked: Asked | None = None,
+    shown: Collection[str] = SHOWN,
 ) -> Selection:
     """The selection of ``--layers``, ``--exclude`` (globs), ``--dim``, ``--kinds`` and ``--recipe``.
 
-    Raises ``ArgumentError``.
+    ``asked`` is what is said in place of a recipe; ``shown`` are the kinds that there are. Raises
+    ``ArgumentError``.
     """
     if isinstance(dim, str) and dim != "auto":
         raise ArgumentError(
             f"dim {dim!r} is not an axis", fix="a number, None for the whole tensor, or 'auto'"
         )
-    return Selection(texts_of(layers), texts_of(exclude), dim, kinds=kinds_of(kinds), recipe=recipe)
+    wanted = kinds_of(kinds, shown)
+    return Selection(texts_of(layers), texts_of(exclude), dim, kinds=wanted, recipe=recipe, asked=asked)
 
 
 def texts_of(texts: Iterable[str]) -> tuple[str, ...]:

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
-from wnconvert.errors import InputError
+from wnconvert.errors import ArgumentError, InputError
 from wnconvert.formats.recipes import MOST_BYTES, parse_recipe, recipe_text
 from wnconvert.layers.recipes import Recipe
-from wnconvert.messages import refuse_other_than_path
+from wnconvert.messages import option, refuse_other_than_path
 
 if TYPE_CHECKING:
     import os
 
-__all__ = ["read_recipe", "recipe_given", "write_recipe"]
+__all__ = ["read_recipe", "recipe_given", "refuse_recipe", "write_recipe"]
 
 
 def read_recipe(path: str | os.PathLike[str]) -> Recipe:
@@ -51,3 +51,11 @@ def write_recipe(recipe: Recipe, path: str | os.PathLike[str], *, force: bool = 
 def recipe_given(recipe: Recipe | str | os.PathLike[str] | None) -> Recipe | None:
     """The recipe that a verb was given, itself or as a file. Raises as ``read_recipe`` does."""
     return recipe if recipe is None or isinstance(recipe, Recipe) else read_recipe(recipe)
+
+
+def refuse_recipe(told: str = "recipe") -> NoReturn:
+    """Raise ``ArgumentError`` for a recipe, or what else is ``told`` by an option, beside an ONNX model."""
+    raise ArgumentError(
+        f"{option(told)} tells what the keys of a checkpoint do not, and this is an ONNX model",
+        fix="leave it out: a graph is folded by what it computes",
+    )

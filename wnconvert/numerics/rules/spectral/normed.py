@@ -23,6 +23,7 @@ from wnconvert.numerics.rules.factors import Bounds, Common, Ladder
 from wnconvert.numerics.rules.norm import NormScale
 from wnconvert.numerics.rules.parts import RulePart
 from wnconvert.numerics.rules.spectral.matrix import Matrix, exactly
+from wnconvert.numerics.rules.spectral.roots import by_root, sum_over_roots
 from wnconvert.numerics.rules.spectral.sigma import SpectralFactor, common_of, signed_squares
 from wnconvert.tensors.blocks import Array, Floats
 
@@ -54,7 +55,10 @@ class NormedSpectralFactor(SpectralFactor):
         row = self._row_of(along_rows=along_rows)
         pairs = self.matrix.times(v) if along_rows else self.matrix.transposed_times(u)
         if np.isfinite(pairs.error).all():
-            yield signed_squares(_sum(gs, _grouped(weights, pairs, row, len(gs)), squares, 128))
+            sums = _grouped(weights, pairs, row, len(gs))
+            yield signed_squares(
+                sum_over_roots([_times(*each) for each in zip(gs, sums, strict=True)], squares, 128)
+            )
         exact = (
             self.matrix.exact_times(exactly(v))
             if along_rows
@@ -82,6 +86,12 @@ class NormedSpectralFactor(SpectralFactor):
         return np.asarray(np.indices(others)[axis].reshape(-1))
 
 
+def _times(g: Fraction, ends: Bounds) -> Bounds:
+    """Bounds on g times a number."""
+    low, high = g * ends[0], g * ends[1]
+    return min(low, high), max(low, high)
+
+
 def _grouped(weights: Floats, numbers: Pairs, row: Array, count: int) -> list[Bounds]:
     """Bounds on Σ weight·number of each row."""
     found = [(Fraction(0), Fraction(0))] * count
@@ -91,43 +101,11 @@ def _grouped(weights: Floats, numbers: Pairs, row: Array, count: int) -> list[Bo
     return found
 
 
-def _sum(gs: Sequence[Fraction], terms: Sequence[Bounds], squares: Sequence[Bounds], bits: int) -> Bounds:
-    """Bounds on Σ g·term/√square, roots to so many bits."""
-    least = most = Fraction(0)
-    for g, (low, high), (below, above) in zip(gs, terms, squares, strict=True):
-        ends = [
-            g * end * root
-            for end in (low, high)
-            for root in (_root(1 / above, bits)[0], _root(1 / below, bits)[1])
-        ]
-        least, most = least + _cut(min(ends), bits)[0], most + _cut(max(ends), bits)[1]
-    return least, most
-
-
-def _root(square: Fraction, bits: int) -> Bounds:
-    """Bounds on a root."""
-    power = bits - (square.numerator.bit_length() - square.denominator.bit_length()) // 2
-    scaled = square * Fraction(4) ** power
-    below = math.isqrt(scaled.numerator // scaled.denominator)
-    return Fraction(below) / Fraction(2) ** power, Fraction(below + 1) / Fraction(2) ** power
-
-
-def _cut(value: Fraction, bits: int) -> Bounds:
-    """A value between two of few digits."""
-    if not value:
-        return value, value
-    power = bits + value.denominator.bit_length() - value.numerator.bit_length()
-    scaled = value * Fraction(2) ** power
-    return Fraction(math.floor(scaled)) / Fraction(2) ** power, Fraction(math.ceil(scaled)) / Fraction(
-        2
-    ) ** power
-
-
 def _refined(terms: list[Fraction], squares: list[Fraction]) -> Iterator[Bounds]:
     """Ever narrower bounds on σ·|σ|, σ = Σ term/√square; equal ones if it is rational."""
     for bits in (128, 256):
         yield signed_squares(_exact_sum(terms, squares, bits))
-    left = _by_root(terms, squares)
+    left = by_root(terms, squares)
     if len(left) < 2:
         square = sum((total * abs(total) / first for total, first in left), Fraction(0))
         yield square, square
@@ -138,23 +116,4 @@ def _refined(terms: list[Fraction], squares: list[Fraction]) -> Iterator[Bounds]
 
 
 def _exact_sum(terms: Sequence[Fraction], squares: Sequence[Fraction], bits: int) -> Bounds:
-    return _sum(terms, [(Fraction(1),) * 2] * len(terms), [(square,) * 2 for square in squares], bits)
-
-
-def _by_root(terms: list[Fraction], squares: list[Fraction]) -> list[tuple[Fraction, Fraction]]:
-    """Σ term/√square as the sum of fewer such terms, no two of which have a rational ratio."""
-    sums: list[tuple[Fraction, Fraction]] = []
-    for term, square in zip(terms, squares, strict=True):
-        for at, (total, first) in enumerate(sums):
-            ratio = _rational_root(first / square)
-            if ratio is not None:
-                sums[at] = total + term * ratio, first
-                break
-        else:
-            sums.append((term, square))
-    return [(total, first) for total, first in sums if total]
-
-
-def _rational_root(square: Fraction) -> Fraction | None:
-    up, down = math.isqrt(square.numerator), math.isqrt(square.denominator)
-    return Fraction(up, down) if (up**2, down**2) == (square.numerator, square.denominator) else None
+    return sum_over_roots([(each, each) for each in terms], [(each, each) for each in squares], bits)

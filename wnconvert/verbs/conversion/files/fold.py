@@ -7,15 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, cast, overload
 
 from wnconvert.layers.dims import AUTO
+from wnconvert.layers.schemes import Selection
+from wnconvert.layers.telling.asked import SaidStandardize
+from wnconvert.plan.fold import plan_fold
 from wnconvert.storage.shards import DEFAULT_SHARD_SIZE
 from wnconvert.tensors.dtypes import AnyDType
 from wnconvert.verbs.conversion.jobs import Request
 from wnconvert.verbs.conversion.run import plan_onnx_fold, run_conversion
 from wnconvert.verbs.conversion.targets import StrPath
 from wnconvert.verbs.shared.options import (
+    IN_GRAPHS,
     TIMEOUT,
     DimOption,
     ProofOption,
@@ -23,20 +27,28 @@ from wnconvert.verbs.shared.options import (
     RunOptions,
     ZeroRows,
     dtype_of,
+    kinds_of,
     numbers_of,
     renaming_of,
     selection_of,
 )
 from wnconvert.verbs.shared.progress import Progress, bytes_progress
+from wnconvert.verbs.shared.proofs import Prove
 from wnconvert.verbs.shared.recipes import recipe_given
+from wnconvert.verbs.shared.told import Said, asked_of
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from wnconvert.layers.recipes import Recipe
+    from wnconvert.onnx.file.reader import OnnxFile
+    from wnconvert.onnx.graph.plan import OnnxFold
     from wnconvert.plan.plan import Plan
+    from wnconvert.tensors.containers import Container
+    from wnconvert.tensors.tree import Tree
     from wnconvert.verbs.conversion.convert import Result
     from wnconvert.verbs.conversion.files.overloads import FoldOptions
+    from wnconvert.verbs.conversion.folders.plan import MakePlan
 
 __all__ = ["fold_file"]
 
@@ -66,12 +78,21 @@ def fold_file(
     exclude: Iterable[str] = (),
     kinds: Iterable[str] = ("weight",),
     recipe: StrPath | Recipe | None = None,
+    norm: Iterable[str] = (),
+    standardize: Iterable[str] = (),
+    eps: float | None = None,
+    std: str | None = None,
+    eps_at: str | None = None,
+    gain: str | None = None,
+    scale: float | str | None = None,
+    keep_norms: bool = False,
     dim: DimOption = AUTO,
     zero_rows: ZeroRows = "error",
     allow_nonfinite: bool = False,
     keep_optimizer: bool = False,
     drop_foreign: bool = False,
     proof: ProofOption = "model",
+    prove: Prove | None = None,
     timeout: float = TIMEOUT,
     copy: bool = False,
     require_layers: int | None = None,
@@ -114,13 +135,22 @@ def fold_file(
     ``add_prefix`` put before; ``layers`` and ``exclude`` are globs on the new names of weights. ``dtype``
     (``"float16"`` or ``"fp16"``, ``torch.bfloat16``, ``numpy.float32`` …) folds and casts in one rounding.
     ``kinds`` are those of the layers to fold: ``"weight"`` norm, ``"spectral"`` norm, ``"prune"``,
-    ``"spectral-step"`` (ports that take a step in eval), ``"all"`` for the first three; a layer under several
-    needs all of them. ``recipe``, a ``Recipe`` or its file, tells what keys do not: which norms fold into
-    which layers, and what classes make of their weights. ``dim`` is an axis, None for the whole tensor, or
-    ``"auto"``: read from shapes.
-    ``zero_rows`` is ``"error"`` or ``"zero"``. ``progress`` is called with the bytes done and in all, or True
-    for a bar; ``on_plan`` once with the ``Plan``, before anything is written. With ``dry_run`` nothing is
-    written and the ``Plan`` is returned.
+    ``"spectral-step"`` (ports that take a step in eval), ``"all"`` for the first three, and of an ONNX model
+    ``"norm"`` (batch norm) and ``"standardize"``; a layer under several needs all of them. ``recipe``, a ``Recipe`` or its file,
+    tells what keys do not: which norms fold into
+    which layers, and what classes make of their weights. Without one, ``norm`` says which norms fold: those
+    of which names tell the layer (``"by-names"``), or pairs (``"NORM=LAYER"``), all with ``eps``.
+    ``standardize`` are globs on weights that their classes standardize, by ``std`` (``"biased"`` or
+    ``"unbiased"``), with ``eps`` added to the variance or to the deviation (``eps_at``, ``"var"`` or
+    ``"std"``); ``gain`` is the name of their γ, ``scale`` a factor, or ``"X/fan"`` for X · fan_in ** -0.5.
+    A norm's keys go away and its layer has a bias; with ``keep_norms`` the keys stay those of the source's
+    class, and the norms do nothing but add that bias.
+    ``prove`` is called with the new checkpoint and the plan before it is put in place, as
+    ``prove_checkpoint(module, inputs=…)`` gives it; then the result has a ``proof``.
+    ``dim`` is an axis, None for the whole tensor, or ``"auto"``: read from shapes. ``zero_rows`` is
+    ``"error"`` or ``"zero"``. ``progress`` is called with the bytes done and in all, or True for a bar;
+    ``on_plan`` once with the ``Plan``, before anything is written. With ``dry_run`` nothing is written and
+    the ``Plan`` is returned.
 
     Raises ``WnconvertError``: ``InputError``, ``LayerError``, ``NumbersError``, ``OutputError``,
     ``ArgumentError``, ``TooFewLayersError``, ``VerifyError``; nothing is written then.
@@ -129,54 +159,89 @@ def fold_file(
     >>> len(plan.layers), plan.layers[0].name
     (78, 'conv_pre.weight')
     """
-    from wnconvert.plan.fold import plan_fold
+    # The options by their names: whatever follows takes those that it needs.
+    return _fold(src, out, cast("FoldOptions", locals()), dry_run=dry_run)
 
-    told = recipe_given(recipe)
-    selection = selection_of(layers, exclude, dim, kinds, told)
-    others = _of_checkpoints(
-        only, dtype, dim, recipe, keep_optimizer=keep_optimizer, drop_foreign=drop_foreign
-    )
-    make_plan = partial(
-        plan_fold, selection=selection, only=only, dtype=dtype_of(dtype), keep_optimizer=keep_optimizer
-    )
+
+def _fold(src: StrPath, out: StrPath | None, given: FoldOptions, *, dry_run: bool) -> Result | Plan:
+    """Fold, or plan it, with all of the options given."""
+    selection = _selection(given)
+    make_plan, plan_graph = _planners(selection, given)
     request = Request(
         src,
         out,
         "folded",
-        renaming=renaming_of(strip_prefix, add_prefix, rename),
-        only=only,
-        max_shard_size=max_shard_size,
-        as_folder=as_folder,
-        in_place=in_place,
-        drop_foreign=drop_foreign,
-        copy=copy,
-        rewrites=dtype is not None,
-        require_layers=require_layers,
-        clean=clean,
+        renaming=renaming_of(given["strip_prefix"], given["add_prefix"], given["rename"]),
+        only=given["only"],
+        max_shard_size=given["max_shard_size"],
+        as_folder=given["as_folder"],
+        in_place=given["in_place"],
+        drop_foreign=given["drop_foreign"],
+        copy=given["copy"],
+        rewrites=given["dtype"] is not None,
+        require_layers=given["require_layers"],
+        clean=given["clean"],
         dry_run=dry_run,
-        on_plan=on_plan,
+        on_plan=given["on_plan"],
     )
-    numbers = numbers_of(zero_rows, allow_nonfinite=allow_nonfinite)
-    options = RunOptions(force, threads, verify, numbers, Proving(proof, timeout), bytes_progress(progress))
-    plan_graph = partial(plan_onnx_fold, selection=selection, others=others)
+    options = RunOptions(
+        given["force"],
+        given["threads"],
+        given["verify"],
+        numbers_of(given["zero_rows"], allow_nonfinite=given["allow_nonfinite"]),
+        Proving(given["proof"], given["timeout"]),
+        bytes_progress(given["progress"]),
+        prove=given["prove"],
+    )
     return run_conversion(request, make_plan, plan_graph=plan_graph, options=options)
 
 
-def _of_checkpoints(
-    only: str | None,
-    dtype: AnyDType | None,
-    dim: DimOption,
-    recipe: object,
-    *,
-    keep_optimizer: bool,
-    drop_foreign: bool,
-) -> dict[str, object]:
-    """The options that only checkpoints take, by their names; None for those that are not given."""
-    return {
-        "--only": only,
-        "--dtype": dtype,
-        "--keep-optimizer": keep_optimizer or None,
-        "--drop-foreign": drop_foreign or None,
-        "--dim": None if dim == AUTO else str(dim),
-        "--recipe": recipe,
+def _selection(given: FoldOptions) -> Selection:
+    """The layers that are wanted, and what tells of those that keys do not show."""
+    said = Said(
+        norm=given["norm"],
+        standardize=given["standardize"],
+        eps=given["eps"],
+        std=given["std"],
+        eps_at=given["eps_at"],
+        gain=given["gain"],
+        scale=given["scale"],
+    )
+    return selection_of(
+        given["layers"],
+        given["exclude"],
+        given["dim"],
+        given["kinds"],
+        recipe_given(given["recipe"]),
+        asked=asked_of(said, given["recipe"]),
+        shown=IN_GRAPHS,
+    )
+
+
+def _plan_by_keys(tree: Tree, container: Container, *, selection: Selection, **options: Any) -> Plan:
+    """The plan of a checkpoint. Raises ``ArgumentError`` for kinds that only graphs show."""
+    kinds_of(selection.kinds)
+    return plan_fold(tree, container, selection=selection, **options)
+
+
+def _planners(selection: Selection, given: FoldOptions) -> tuple[MakePlan, Callable[[OnnxFile], OnnxFold]]:
+    """What plans the fold of a checkpoint, and that of an ONNX model, which takes fewer options."""
+    others: dict[str, object] = {
+        "--only": given["only"],
+        "--dtype": given["dtype"],
+        "--keep-optimizer": given["keep_optimizer"] or None,
+        "--drop-foreign": given["drop_foreign"] or None,
+        "--dim": None if selection.dim == AUTO else str(selection.dim),
+        "--recipe": selection.recipe,
+        "--standardize" if isinstance(selection.asked, SaidStandardize) else "--norm": selection.asked,
+        "--model": given["prove"],
     }
+    make_plan = partial(
+        _plan_by_keys,
+        selection=selection,
+        only=given["only"],
+        dtype=dtype_of(given["dtype"]),
+        keep_norms=given["keep_norms"],
+        keep_optimizer=given["keep_optimizer"],
+    )
+    return make_plan, partial(plan_onnx_fold, selection=selection, others=others)

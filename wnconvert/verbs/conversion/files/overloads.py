@@ -12,6 +12,7 @@ from wnconvert.tensors.dtypes import AnyDType
 from wnconvert.verbs.conversion.targets import StrPath
 from wnconvert.verbs.shared.options import DimOption, Form, ProofOption, ZeroRows
 from wnconvert.verbs.shared.progress import Progress
+from wnconvert.verbs.shared.proofs import Prove
 
 if TYPE_CHECKING:
     from wnconvert.layers.recipes import Recipe
@@ -49,11 +50,20 @@ class FoldOptions(_Options, total=False):
     dtype: AnyDType | None
     kinds: Iterable[str]
     recipe: StrPath | Recipe | None
+    norm: Iterable[str]
+    standardize: Iterable[str]
+    eps: float | None
+    std: str | None
+    eps_at: str | None
+    gain: str | None
+    scale: float | str | None
+    keep_norms: bool
     dim: DimOption
     zero_rows: ZeroRows
     allow_nonfinite: bool
     keep_optimizer: bool
     proof: ProofOption
+    prove: Prove | None
     timeout: float
 
 

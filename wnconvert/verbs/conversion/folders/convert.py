@@ -83,6 +83,7 @@ def convert_folder(
             verify_copies(root, folder, {file.path: file.size for file in beside.files}, workers)
         with _errors_of(output):
             sync_all(folder)  # over a network the time of a change is when it arrives
+        proof = options.prove(folder, planned.plan) if options.prove else None
         _write_texts(listing, new_file)  # last: what is changed after it is not ours
     return conversion_result(
         checkpoint,
@@ -93,6 +94,7 @@ def convert_folder(
         bytes_out=size,
         notes=(*notes, *more),
         verified=" and ".join(readers),
+        proof=proof,
     )
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 
-from wnconvert.layers.rules import BIAS, ORIGINAL, G, Mask, Norm, NormBehind, Rule, Spectral
+from wnconvert.layers.rules import BIAS, ORIGINAL, G, Mask, Norm, NormBehind, Rule, Spectral, Standardize
 from wnconvert.numerics.rounding import FLOAT_FORMATS
 from wnconvert.storage.sources import Source
 from wnconvert.tensors.blocks import Array, Block, blocks
@@ -19,7 +19,13 @@ from wnconvert.tensors.tree import Dim, Shape, StoredTensor, rows_of
 __all__ = ["Formula", "bias_in_full", "formula_in_words", "norms_axis"]
 
 
-_IN_WORDS = {Norm: "g·v/‖v‖", Spectral: "w/σ", Mask: "w·mask", NormBehind: "w·γ/√(v + eps)"}
+_IN_WORDS = {
+    Norm: "g·v/‖v‖",
+    Spectral: "w/σ",
+    Mask: "w·mask",
+    Standardize: "(w - mean)·γ/d",
+    NormBehind: "w·γ/√(v + eps)",
+}
 #: How much smaller than its terms a sum may be, in units of its dtype, before it is a matter of rounding.
 _CANCELS = 64
 
@@ -55,6 +61,10 @@ class Formula:
         if self._spectral is not None:
             with np.errstate(all="ignore"):
                 made /= self._sigma
+        if self._standardize is not None:
+            row = self._rows_at(block)
+            with np.errstate(all="ignore"):
+                made = (made - self._middle[row]) * self._slope[row] + self._shift[row]
         if isinstance(norm := self.rule.neighbour, NormBehind):
             with np.errstate(all="ignore"):
                 made *= self._factors[_channels_of(norm, self._shape, block)]
@@ -115,6 +125,60 @@ class Formula:
 
     def _vector(self, role: str) -> Array:
         return _vector_of(self.source, self._by_role[role])
+
+    # -- standardization
+
+    @property
+    def _standardize(self) -> Standardize | None:
+        return next((each for each in self.rule.operations if isinstance(each, Standardize)), None)
+
+    def _rows_at(self, block: Block) -> Array:
+        """The row of each element of a block."""
+        dim = self._standardize.dim if self._standardize is not None else 0
+        inner = math.prod(self._shape[dim + 1 :])
+        rows: Array = np.arange(block.start, block.stop) // inner % self._shape[dim]
+        return rows.reshape(block.shape)
+
+    def _mean_of(self, terms: Callable[[Block], Array]) -> Array:
+        """The mean of each row of what terms are made of a block."""
+        assert self._standardize is not None  # noqa: S101 - else it is not asked for
+        rows = self._shape[self._standardize.dim]
+        sums = np.zeros(rows)
+        for block in self._blocks():
+            sums += np.bincount(self._rows_at(block).reshape(-1), terms(block).reshape(-1), rows)
+        mean: Array = sums * rows / math.prod(self._shape)
+        return mean
+
+    @cached_property
+    def _middle(self) -> Array:
+        return self._mean_of(self._unscaled)
+
+    @cached_property
+    def _slope(self) -> Array:
+        """γ·scale/d of each row."""
+        how = self._standardize
+        assert how is not None  # noqa: S101 - else it is not asked for
+        count = math.prod(self._shape) // self._shape[how.dim]
+        variance = self._mean_of(
+            lambda block: (self._unscaled(block) - self._middle[self._rows_at(block)]) ** 2
+        )
+        with np.errstate(all="ignore"):
+            variance *= count / (count - 1) if how.std == "unbiased" else 1
+            if how.eps_at == "std":
+                divisor = np.sqrt(variance) + how.eps
+            else:
+                inside = (
+                    np.maximum(variance * how.fan, how.eps) if how.eps_at == "max" else variance + how.eps
+                )
+                divisor = np.sqrt(inside)
+            gain = self._vector("gain") if how.gain else np.ones(1)
+            slope: Array = gain * how.scale / divisor
+        return slope
+
+    @cached_property
+    def _shift(self) -> Array:
+        how = self._standardize
+        return self._vector("shift") if how is not None and how.shift else np.zeros(self._slope.shape)
 
     @cached_property
     def _factors(self) -> Array:
@@ -193,10 +257,13 @@ class Formula:
 
 # -- a norm behind the layer
 
+
 def bias_in_full(source: Source, rule: Rule, parts: Mapping[str, StoredTensor]) -> Array:
     """The bias of a layer, which has a norm behind it, of its ``parts`` by their roles."""
     zero = np.zeros(1)
-    bias, mean, beta = (_vector_of(source, parts[role]) if role in parts else zero for role in (BIAS, "mean", "beta"))
+    bias, mean, beta = (
+        _vector_of(source, parts[role]) if role in parts else zero for role in (BIAS, "mean", "beta")
+    )
     with np.errstate(all="ignore"):
         made: Array = (bias - mean) * _factors_of(rule, source, parts) + beta
     return made

@@ -1,4 +1,4 @@
-"""A layer with the norm behind it: the original's own nodes, and the new ones, run on the same made-up input."""
+"""A layer with the norm behind it: the original's own nodes, and the new ones, run on one made-up input."""
 
 from __future__ import annotations
 
@@ -84,11 +84,10 @@ def _shapes(norm: Behind, view: View) -> Iterator[tuple[int, ...]]:
     elif op == "MatMul":
         yield from ((2, *places, w[0]) for places in ((), (3,), (3, 4), (3, 4, 5)))
     else:
-        dilations = settings.get("dilations")
-        steps = dilations if isinstance(dilations, tuple) else (1,) * len(w[2:])
-        places = (
-            (size - 1) * int(step) + 1 + _MORE for size, step in zip(w[2:], steps, strict=False)
-        )
+        given = settings.get("dilations")
+        steps = [step for step in given if isinstance(step, int)] if isinstance(given, tuple) else []
+        steps = steps or [1] * len(w[2:])
+        places = ((size - 1) * step + 1 + _MORE for size, step in zip(w[2:], steps, strict=False))
         groups = settings.get("group", 1)
         channels = w[0] if op == "ConvTranspose" else w[1] * (groups if isinstance(groups, int) else 1)
         yield (2, channels, *places)
@@ -109,6 +108,6 @@ def _compare(layer: GraphLayer, found: Array, expected: Array, part: float) -> N
     off = float(np.abs(a[finite] - b[finite]).max(initial=0))
     if not off <= part * most:
         raise VerifyError(
-            f"layer {shown} is off by {off:.3g} where it and its norm made at most {most:.3g}; nothing is kept",
+            f"layer {shown} is off by {off:.3g} and made at most {most:.3g} with its norm; nothing is kept",
             fix=REPORT_BUG,
         )

@@ -14,7 +14,7 @@ from dataclasses import replace
 from functools import partial
 from typing import NoReturn
 
-from wnconvert.errors import InputError, OutputError, VerifyError, WnconvertError
+from wnconvert.errors import ArgumentError, InputError, OutputError, VerifyError, WnconvertError
 from wnconvert.messages import REPORT_BUG, listed
 from wnconvert.numerics.rows import RowPolicy
 from wnconvert.plan.layout import Blob, CopyBytes, Layout, Parts
@@ -39,6 +39,7 @@ from wnconvert.verbs.shared.options import RunOptions
 
 __all__ = [
     "aborted_uploads",
+    "check_stored",
     "named_uploads",
     "refuse_graph",
     "stored_file_job",
@@ -334,3 +335,12 @@ def aborted_uploads(output: Address) -> tuple[str, ...]:
 def refuse_graph() -> NoReturn:
     """Raise ``OutputError``: what an ONNX model becomes is run as a file."""
     raise OutputError("an ONNX model is run where it lies before it is put in place", fix=_COPY)
+
+
+def check_stored(options: RunOptions) -> None:
+    """Raise ``ArgumentError`` for what cannot be asked of a store."""
+    if options.prove is not None:
+        raise ArgumentError(
+            "--model proves an output before it is put in place, and no store shows an upload",
+            fix="wnconvert check OUT, afterwards",
+        )

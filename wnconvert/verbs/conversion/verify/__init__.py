@@ -5,6 +5,7 @@ readers     readers of the output that are not ours
 structure   headers and places, which are checked before every rename
 arithmetic  numbers of the output against plain arithmetic and the bound on its error
 rules       what a rule makes of its parts, in plain arithmetic
+biases      the bias of a layer into which a norm is folded
 steps       the checks, one for each kind of step
 output      every tensor of an output, and files that were copied beside it
 """

@@ -21,6 +21,7 @@ __all__ = [
     "are_cast",
     "are_norms",
     "are_quotients",
+    "are_sums",
     "are_units",
     "are_values",
     "codes",
@@ -89,11 +90,29 @@ def are_quotients(found: Array, v: Array, g: Array, norms: Reals, *, x: Reals, a
     return bool(right.all())
 
 
-def are_values(found: Array, x: Reals, error: float) -> bool:
-    """Whether numbers of the output are ``x``, known to a relative ``error``, each rounded once."""
+def are_values(found: Array, x: Reals, error: float, off: Reals | float = 0.0) -> bool:
+    """Whether numbers of the output are ``x``, each rounded once.
+
+    ``x`` is known to a relative ``error``, and is ``off`` by that much beside.
+    """
     at = np.flatnonzero(_doubt(found, x, _MOST_ULPS - 1))
+    if not at.size:
+        return True
     units = _MOST_ULPS if found.dtype == np.float64 else 0.5
-    return not at.size or bool(_are_near(found.reshape(-1)[at], x.reshape(-1)[at], error, units).all())
+    these, exact, slack = (
+        each.reshape(-1)[at] for each in (found, x, np.broadcast_to(np.asarray(off, x.dtype), x.shape))
+    )
+    low, high, found = exact - slack, exact + slack, these.astype(x.dtype)
+    between = (found >= low) & (found <= high)
+    for end in (low, high):
+        between |= _are_near(these, end, error, units)
+    return bool((_are_near(these, exact, error, units) | (between & (slack > 0))).all())
+
+
+def are_sums(found: Array, x: Reals, off: Reals) -> bool:
+    """Whether numbers of the output are ``x``, each known to be no further ``off``, and rounded once."""
+    units = _MOST_ULPS if found.dtype == np.float64 else 0.5
+    return bool(_are_within(found, x, off, units).all())
 
 
 def are_cast(found: Array, values: Array) -> bool:
@@ -178,6 +197,12 @@ def _are_near(found: Array, exact: Reals, error: float, units: float = 0.5) -> N
     A unit is the step to the next number on that side. What lies in the middle is rounded to even, NaN is
     NaN, and what is past the largest number is infinite.
     """
+    size = np.abs(exact)
+    return _are_within(found, exact, np.where(np.isinf(size), 0, size * error), units)
+
+
+def _are_within(found: Array, exact: Reals, off: Reals, units: float) -> NDArray[np.bool_]:
+    """The same of numbers that are known to be no further ``off``."""
     bits, infinite = codes(found), int(codes(np.full(1, np.inf, found.dtype))[0])
     sign = 1 << (8 * found.dtype.itemsize - 1)
     size = bits & bits.dtype.type(sign - 1)
@@ -187,10 +212,9 @@ def _are_near(found: Array, exact: Reals, error: float, units: float = 0.5) -> N
     )
     low, high = at - (at - below) * units, np.where(size == infinite, np.inf, at + (above - at) * units)
     magnitude = np.abs(exact)
-    near = (magnitude * (1 + error) >= low) & (magnitude * (1 - error) <= high)
-    near &= (size <= infinite) & ((bits >= sign) == np.signbit(exact))
-    if not error:
-        near &= (size % 2 == 0) | ((magnitude != low) & (magnitude != high))
+    near = (magnitude + off >= low) & (magnitude - off <= high)
+    near &= (size <= infinite) & (((bits >= sign) == np.signbit(exact)) | ((magnitude <= off) & (off > 0)))
+    near &= (off > 0) | (size % 2 == 0) | ((magnitude != low) & (magnitude != high))
     return np.where(np.isnan(exact), size > infinite, near)
 
 

@@ -16,13 +16,20 @@ import numpy as np
 
 from wnconvert.layers.rules import (
     ORIGINAL,
+    AffineBefore,
+    Equalized,
     G,
     Mask,
+    Neighbour,
     Norm,
+    NormBefore,
+    NormBehind,
     Operation,
     Rule,
     Spectral,
     SpectralStep,
+    Standardize,
+    Unit,
     UnitVector,
 )
 from wnconvert.tensors.blocks import Array, Block, Elements
@@ -30,17 +37,26 @@ from wnconvert.tensors.tree import Dim, StoredTensor
 from wnconvert.verbs.conversion.verify.arithmetic import Reals
 from wnconvert.verbs.conversion.verify.pieces import pieces_of
 
-__all__ = ["Values", "computed_values"]
+__all__ = ["Parts", "Values", "channel_factors", "computed_values", "weight_of"]
+
+
+def _nowhere(_block: Block) -> float:
+    """No error beside the relative one."""
+    return 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class Values:
-    """A weight as far as some operations make it: its pieces, along ``dim``, to a relative ``error``."""
+    """A weight as far as some operations make it: its pieces, along ``dim``, to a relative ``error``.
+
+    ``off`` is how much further off they may be.
+    """
 
     tensor: StoredTensor
     dim: Dim
     read: Callable[[Block], Reals]
     error: float = 0.0
+    off: Callable[[Block], Reals | float] = _nowhere
 
     @property
     def pieces(self) -> Iterable[Block]:
@@ -49,8 +65,14 @@ class Values:
 
     def times(self, factor: Callable[[Block], Any], error: float) -> Values:
         """Every value times a factor that has an error of its own."""
-        read = self.read
-        return Values(self.tensor, self.dim, lambda block: read(block) * factor(block), self.error + error)
+        read, off = self.read, self.off
+        return Values(
+            self.tensor,
+            self.dim,
+            lambda block: read(block) * factor(block),
+            self.error + error,
+            lambda block: off(block) * np.abs(factor(block)),
+        )
 
     def rows(self, block: Block, dim: Dim) -> Array:
         """For each element of a block its place on an axis."""
@@ -59,6 +81,13 @@ class Values:
             return np.zeros(block.shape, np.intp)
         inner = math.prod(shape[dim + 1 :])
         return (np.arange(block.start, block.stop) // inner % shape[dim]).reshape(block.shape)
+
+    def channels(self, block: Block, operation: Neighbour) -> Array:
+        """For each element of a block its channel."""
+        shape, found = self.tensor.info.shape, self.rows(block, operation.dim)
+        if operation.groups > 1:
+            found = found + self.rows(block, 0) // (shape[0] // operation.groups) * shape[1]
+        return found
 
     def columns(self, block: Block, dim: int) -> Array:
         """For each element of a block its place on all other axes together."""
@@ -92,18 +121,22 @@ def computed_values(
     rule: Rule, parts: Mapping[str, StoredTensor], source: Elements, real: np.dtype[Any]
 ) -> Values:
     """The weight that a rule makes of its parts, in numbers of the dtype ``real``."""
-    original = parts[ORIGINAL]
-    elements = source.reader(original)
-    values = Values(original, rule.dim, lambda block: elements(block).astype(real))
-    reading = _Parts(parts, source, real)
+    return weight_of(rule, Parts(parts, source, real), rule.dim)
+
+
+def weight_of(rule: Rule, parts: Parts, dim: Dim) -> Values:
+    """The weight that a rule makes of its parts, to be read in pieces along ``dim``."""
+    original, real = parts.tensors[ORIGINAL], parts.real
+    elements = parts.source.reader(original)
+    values = Values(original, dim, lambda block: elements(block).astype(real))
     for operation in rule.operations:
-        values = made(operation, values, reading)
+        values = made(operation, values, parts)
     return values
 
 
 @dataclass(frozen=True, slots=True)
-class _Parts:
-    """The other parts, by their roles."""
+class Parts:
+    """The tensors of a rule, by their roles, and the dtype of the numbers made of them."""
 
     tensors: Mapping[str, StoredTensor]
     source: Elements
@@ -120,19 +153,19 @@ class _Parts:
 
 
 @singledispatch
-def made(operation: Operation, values: Values, parts: _Parts) -> Values:
+def made(operation: Operation, values: Values, parts: Parts) -> Values:
     """The weight after one more operation."""
     raise NotImplementedError(type(operation))
 
 
 @made.register
-def _mask(_operation: Mask, values: Values, parts: _Parts) -> Values:
+def _mask(_operation: Mask, values: Values, parts: Parts) -> Values:
     elements, real = parts.source.reader(parts.tensors["mask"]), parts.real
     return values.times(lambda block: elements(block).astype(real), parts.eps)
 
 
 @made.register
-def _norm(operation: Norm, values: Values, parts: _Parts) -> Values:
+def _norm(operation: Norm, values: Values, parts: Parts) -> Values:
     g = parts.vector(G)
     sums, adds = np.zeros(g.size, parts.real), 0
     for block in values.pieces:
@@ -151,14 +184,80 @@ def _norm(operation: Norm, values: Values, parts: _Parts) -> Values:
 
 
 @made.register
-def _unit(operation: UnitVector, values: Values, parts: _Parts) -> Values:
+def _unit_rows(operation: Unit, values: Values, parts: Parts) -> Values:
+    sums, adds = _of_rows(values, operation.dim, parts.real, lambda _, x: np.square(x))
+    scale, dim = operation.scale / np.maximum(np.sqrt(sums), operation.eps), operation.dim
+    error = (adds / 2 + 6) * parts.eps + values.error
+    return values.times(lambda block: scale[values.rows(block, dim)], error)
+
+
+@made.register
+def _equalized(operation: Equalized, values: Values, parts: Parts) -> Values:
+    return values.times(lambda _: parts.real.type(operation.scale), parts.eps)
+
+
+def _of_rows(
+    values: Values, dim: int, real: np.dtype[Any], of: Callable[[Block, Reals], Reals]
+) -> tuple[Reals, int]:
+    """The sum of a function of the values of each row, and through how many additions a term goes."""
+    found, adds = np.zeros(values.tensor.info.shape[dim], real), 0
+    for block in values.pieces:
+        terms = of(block, values.read(block))
+        np.add.at(found, values.rows(block, dim).reshape(-1), terms.reshape(-1))
+        adds += max(terms.size, 1)
+    return found, min(adds, values.tensor.info.numel // max(len(found), 1) + 1)
+
+
+@made.register
+def _standardize(operation: Standardize, values: Values, parts: Parts) -> Values:
+    dim, real = operation.dim, parts.real
+    n = max(values.tensor.info.numel // values.tensor.info.shape[dim], 1)
+    means, adds = _of_rows(values, dim, real, lambda _, x: x / n)
+    sizes, _ = _of_rows(values, dim, real, lambda _, x: np.abs(x) / n)
+
+    def left(block: Block, x: Reals) -> Reals:
+        return np.asarray(x - means[values.rows(block, dim)])
+
+    squares, _ = _of_rows(values, dim, real, lambda block, x: np.square(left(block, x)))
+    # How far means, and what is left of a value, may be off, and the deviation with them.
+    off = sizes * (adds * parts.eps + values.error)
+    variance = squares / (n if operation.std == "biased" else n - 1)
+    divisor = _divisor(operation, variance)
+    gain = parts.vector("gain") if operation.gain else np.ones(len(means), real)
+    shift = parts.vector("shift") if operation.shift else np.zeros(len(means), real)
+    a = np.where(divisor == 0, 0, gain * operation.scale / np.where(divisor == 0, 1, divisor))
+    apart = (adds + 16) * parts.eps + 4 * off / np.where(divisor == 0, 1, divisor)
+
+    def read(block: Block) -> Reals:
+        rows = values.rows(block, dim)
+        return np.asarray(left(block, values.read(block)) * a[rows] + shift[rows])
+
+    def how_far(block: Block) -> Reals:
+        rows, x = values.rows(block, dim), values.read(block)
+        of_left = off[rows] + np.abs(x) * (values.error + parts.eps)
+        of_shift = (np.abs(read(block)) + np.abs(shift[rows])) * parts.eps
+        return np.asarray(np.abs(a)[rows] * (of_left + np.abs(left(block, x)) * apart[rows]) + of_shift)
+
+    return Values(values.tensor, values.dim, read, 0.0, how_far)
+
+
+def _divisor(operation: Standardize, variance: Reals) -> Reals:
+    if operation.eps_at == "var":
+        return np.asarray(np.sqrt(variance + operation.eps))
+    if operation.eps_at == "std":
+        return np.asarray(np.sqrt(variance) + operation.eps)
+    return np.asarray(np.sqrt(np.maximum(variance * operation.fan, operation.eps)))
+
+
+@made.register
+def _unit(operation: UnitVector, values: Values, parts: Parts) -> Values:
     total, _ = values.total(lambda _, x: np.square(x))
     divisor = np.maximum(np.sqrt(total), operation.eps)
     return values.times(lambda _: 1 / divisor, (_PAIRWISE + 6) * parts.eps + values.error)
 
 
 @made.register
-def _spectral(operation: Spectral, values: Values, parts: _Parts) -> Values:
+def _spectral(operation: Spectral, values: Values, parts: Parts) -> Values:
     u, v = parts.vector("u"), parts.vector("v")
     dims = (0, 1) if operation.dim is None else (operation.dim,)
     found = [_sigma(values, u, v, dim) for dim in dims]
@@ -174,7 +273,7 @@ def _sigma(values: Values, u: Reals, v: Reals, dim: int) -> tuple[Any, Any]:
 
 
 @made.register
-def _step(operation: SpectralStep, values: Values, parts: _Parts) -> Values:
+def _step(operation: SpectralStep, values: Values, parts: Parts) -> Values:
     u, dim = parts.vector("u"), operation.dim
     shape = values.tensor.info.shape
     width = math.prod(shape) // shape[dim]
@@ -198,3 +297,19 @@ def _step(operation: SpectralStep, values: Values, parts: _Parts) -> Values:
     sigma = norms[1] / norms[0]
     error = float(norms[2] / norms[0] + norms[3] / norms[1]) + (width + 8) * parts.eps
     return values.times(lambda _: 1 / sigma, error if math.isfinite(error) else 0.0)
+
+
+@made.register(NormBehind)
+@made.register(NormBefore)
+@made.register(AffineBefore)
+def _neighbour(operation: Neighbour, values: Values, parts: Parts) -> Values:
+    factors = channel_factors(operation, parts)
+    return values.times(lambda block: factors[values.channels(block, operation)], 4 * parts.eps)
+
+
+def channel_factors(operation: Neighbour, parts: Parts) -> Reals:
+    """γ/√(v + ε) of each channel, each within three roundings."""
+    factors = parts.vector("gamma") if "gamma" in operation.roles else np.ones(1, parts.real)
+    if isinstance(operation, AffineBefore):
+        return factors
+    return np.asarray(factors / np.sqrt(parts.vector("variance") + parts.real.type(operation.eps)))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import singledispatch
 from typing import Any
@@ -14,13 +14,14 @@ from wnconvert.errors import VerifyError
 from wnconvert.layers.rules import ORIGINAL
 from wnconvert.layers.schemes import Layer, is_pair
 from wnconvert.messages import REPORT_BUG
-from wnconvert.plan.steps import Direction, Fold, Keep, Magnitude, Step
+from wnconvert.plan.steps import Bias, Direction, Fold, Keep, Magnitude, Neutral, Step
 from wnconvert.tensors.blocks import Array, Block, Elements, Read, box
-from wnconvert.tensors.tree import ByteRange, StoredTensor
+from wnconvert.tensors.tree import ByteRange, StoredTensor, TensorInfo
 from wnconvert.verbs.conversion.verify.arithmetic import (
     are_cast,
     are_norms,
     are_quotients,
+    are_sums,
     are_units,
     are_values,
     codes,
@@ -28,6 +29,7 @@ from wnconvert.verbs.conversion.verify.arithmetic import (
     squares,
     widened,
 )
+from wnconvert.verbs.conversion.verify.biases import computed_bias
 from wnconvert.verbs.conversion.verify.pieces import Group, Piece, groups, pieces_of
 from wnconvert.verbs.conversion.verify.readers import ReadBack
 from wnconvert.verbs.conversion.verify.rules import computed_values
@@ -103,11 +105,47 @@ def _check_rule(fold: Fold, both: Both) -> None:
     with np.errstate(all="ignore"):
         values = computed_values(layer.rule, parts, both.source, real)
         for block, piece in pieces_of(parts[ORIGINAL], values.dim):
-            if not are_values(read_back(block, piece), values.read(block), values.error):
+            if not are_values(read_back(block, piece), values.read(block), values.error, values.off(block)):
                 raise VerifyError(
                     f"layer {fold.name} was read back and is not what its parts make; nothing is kept",
                     fix=REPORT_BUG,
                 )
+
+
+@check_step.register
+def _check_bias(step: Bias, both: Both) -> None:
+    """Every value of the bias."""
+    layer = step.layer
+    parts = {role: both.tensors[part.name] for role, part in layer.parts.items()}
+    real = real_for(*(part.dtype for part in layer.parts.values()), step.dtype)
+    read_back = both.read_back(step.name)
+    with np.errstate(all="ignore"):
+        values, off = computed_bias(layer.rule, parts, both.source, real)
+        for block, piece in _all_of(TensorInfo(step.name, step.dtype, layer.bias_shape)):
+            found, its = read_back(block, piece).reshape(-1), slice(block.start, block.stop)
+            if not are_sums(found, values[its], off[its]):
+                raise VerifyError(
+                    f"{step.name} was read back and is not what the norm makes of it; nothing is kept",
+                    fix=REPORT_BUG,
+                )
+
+
+@check_step.register
+def _check_neutral(step: Neutral, both: Both) -> None:
+    """One value, everywhere."""
+    read_back = both.read_back(step.name)
+    for block, piece in _all_of(step.info):
+        found = read_back(block, piece)
+        if not are_cast(found, np.full(found.shape, step.value)):
+            raise VerifyError(
+                f"{step.name} was read back and is not {step.value} everywhere; nothing is kept",
+                fix=REPORT_BUG,
+            )
+
+
+def _all_of(info: TensorInfo) -> Iterator[tuple[Block, Piece]]:
+    """The pieces of a tensor of the output."""
+    return pieces_of(StoredTensor(info, ByteRange(0, 0), 0, (0,) * len(info.shape)))
 
 
 def _check_pair(fold: Fold, both: Both) -> None:
@@ -163,7 +201,7 @@ def _check_split(step: Direction, both: Both) -> None:
 
 def _check_norms(layer: Layer, both: Both, norms: Array, adds: int) -> None:
     read_back = both.read_back(layer.g.name)
-    for block, piece in pieces_of(StoredTensor(layer.g, ByteRange(0, 0), 0, (0,) * len(layer.g.shape))):
+    for block, piece in _all_of(layer.g):
         if not are_norms(read_back(block, piece).reshape(-1), norms[block.start : block.stop], adds):
             raise VerifyError(
                 f"layer {layer.name} was read back, and g is not ‖w‖; nothing is kept", fix=REPORT_BUG

@@ -13,14 +13,14 @@ from wnconvert.tensors.memory import InMemory
 from wnconvert.tensors.tree import StateDict, StoredTensor, Tree
 from wnconvert.verbs.inspection.result import NormSummary
 
-__all__ = ["DEAD", "norms_in"]
+__all__ = ["DEAD", "norm_rows"]
 
 
 #: A channel with less variance than this had the same number in all that the norm saw.
 DEAD = 1e-12
 
 
-def norms_in(tree: Tree, elements: Elements, selection: Selection) -> tuple[NormSummary, ...]:
+def norm_rows(tree: Tree, elements: Elements, selection: Selection) -> tuple[NormSummary, ...]:
     """The norms with running statistics of all state dicts, whose weights are wanted and can be read."""
     return tuple(row for state in tree.state_dicts for row in _rows(state, elements, selection))
 

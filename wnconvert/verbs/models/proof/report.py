@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from wnconvert.messages import counted, short_repr
+from wnconvert.verbs.models.proof.handed import HandedProof
 from wnconvert.verbs.models.proof.outputs import OutputProof
 from wnconvert.verbs.models.proof.proof import Proof
 
@@ -66,7 +67,8 @@ class ExportReport:
     ``model`` is the path of the model, ``size`` its bytes with external data, and ``reference`` describes
     the module. ``remedy`` is what to do where the exporter is at fault. Only an export sets the exporter,
     ``nodes_exported``, the numbers of layers that were folded in the module and in the graph, and the number
-    of initializers that were named; a check leaves them None.
+    of initializers that were named; a check leaves them None. Only the check of a checkpoint has the
+    ``layers``, whose weights it compares.
     """
 
     model: str
@@ -81,12 +83,13 @@ class ExportReport:
     folded_in_module: int | None = None
     folded_in_graph: int | None = None
     initializers_named: int | None = None
+    layers: tuple[HandedProof, ...] = ()
     steps: tuple[TimedStep, ...] = ()
     notes: tuple[str, ...] = ()
     remedy: str = ""
 
     def __bool__(self) -> bool:
-        return bool(self.proof)
+        return bool(self.proof) and all(layer.passed for layer in self.layers)
 
     def __repr__(self) -> str:
         return short_repr(

@@ -27,7 +27,7 @@ from wnconvert.errors import ArgumentError
 from wnconvert.messages import listed, printable
 from wnconvert.verbs.shared.streams import redirected
 
-__all__ = ["check_shaped", "evaluating", "quiet_torch"]
+__all__ = ["Undo", "check_shaped", "evaluating", "quiet_torch"]
 
 
 Undo: TypeAlias = Callable[[], None]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -20,14 +20,14 @@ from wnconvert.verbs.modules.selection import raise_refused
 from wnconvert.verbs.modules.surgery import hold, settings_of
 from wnconvert.verbs.modules.undo import become, refill
 
-__all__ = ["Beside", "besides_of", "put_beside"]
+__all__ = ["NormEdit", "besides_of", "put_beside"]
 
 
 _EVALUATE = "module.eval() before: the weights are those of eval mode"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Beside:
+class NormEdit:
     """What a fold changes beside the weight of ``live``.
 
     ``norm`` becomes a module of the class ``remains``; None: it stays, and its affine does nothing. The bias
@@ -48,8 +48,10 @@ class Beside:
             yield self.home
 
 
-def besides_of(chosen: Iterable[Live], found: Iterable[Live], places: Places) -> tuple[Beside, ...]:
-    """What changes beside the chosen layers, of all that are found.
+def besides_of(
+    chosen: Iterable[Live], found: Iterable[Live], plain: Mapping[Live, nn.Module], places: Places
+) -> tuple[NormEdit, ...]:
+    """What changes beside the chosen layers, of all that are found; ``plain`` is what some become.
 
     Raises ``LayerError`` for norms of which more than the norm would be lost, and for those that stand before
     several layers, of which not all are chosen.
@@ -59,7 +61,7 @@ def besides_of(chosen: Iterable[Live], found: Iterable[Live], places: Places) ->
     for live in found:
         before.setdefault(live.layer.norm, []).append(live.layer.name)
     names = {live.layer.name for live in every}
-    made: list[Beside] = []
+    made: list[NormEdit] = []
     refused: list[Refused] = []
     for live in every:
         norm = places.modules[live.layer.norm]
@@ -68,7 +70,7 @@ def besides_of(chosen: Iterable[Live], found: Iterable[Live], places: Places) ->
             reason = f"{live.layer.norm} stands before {listed(left)} too, and goes into all of them or none"
             refused.append(Refused(live.layer.name, reason, "choose all of them, or exclude them all"))
             continue
-        if reason := why_not_layer(live, live.layer.bias):
+        if reason := why_not_layer(live, live.layer.bias, plain.get(live)):
             refused.append(Refused(live.layer.name, reason))
             continue
         remains, reason = _remains(live, norm)
@@ -76,7 +78,7 @@ def besides_of(chosen: Iterable[Live], found: Iterable[Live], places: Places) ->
             fix = _EVALUATE if reason == TRAINING else ""
             refused.append(Refused(live.layer.name, f"{live.layer.norm} cannot be taken out: {reason}", fix))
         home, bias = places.owner(live.layer.bias) if live.layer.bias else (None, "")
-        made.append(Beside(live, norm, remains, home, bias))
+        made.append(NormEdit(live, norm, remains, home, bias))
     raise_refused(refused, "folded")
     return tuple(made)
 
@@ -91,7 +93,7 @@ def _remains(live: Live, norm: nn.Module) -> tuple[type[nn.Module] | None, str]:
     return remains_of(norm, operation, channels, len(shape))
 
 
-def put_beside(besides: Iterable[Beside], biases: Iterable[Tensor | None]) -> None:
+def put_beside(besides: Iterable[NormEdit], biases: Iterable[Tensor | None]) -> None:
     """Give the layers their biases, and take the norms out."""
     for beside, bias in zip(besides, biases, strict=True):
         if beside.home is not None and bias is not None:

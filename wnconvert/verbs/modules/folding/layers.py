@@ -15,7 +15,7 @@ from wnconvert.verbs.modules.finding.computed import HELD
 from wnconvert.verbs.modules.finding.live import Live
 from wnconvert.verbs.modules.folding.trials import bare, drawn, near, on_axis, ran
 
-__all__ = ["class_below", "is_torchs_own", "layer_with", "sample_inputs", "why_not_layer"]
+__all__ = ["by_channel", "class_below", "is_torchs_own", "layer_with", "sample_inputs", "why_not_layer"]
 
 
 #: torch's classes of layers; a subclass computes alike if it has their functions.
@@ -29,7 +29,7 @@ _OWN = (
     nn.ConvTranspose3d,
 )
 #: Sizes of an input along each axis behind the channels: the first at which a layer runs is taken.
-_SIZES = (7, 12, 33, 130)
+_SIZES = (3, 4, 7, 12, 33, 130)
 
 
 def class_below(module: nn.Module) -> type[nn.Module]:
@@ -52,11 +52,14 @@ def is_torchs_own(module: nn.Module) -> bool:
     return all(getattr(cls, name, None) is getattr(base, name, None) for name in names)
 
 
-def why_not_layer(live: Live, bias: str) -> str:
-    """Why a norm cannot go into a layer as its rule says, or ``""``."""
-    operation, module = live.layer.rule.neighbour, live.module
+def why_not_layer(live: Live, bias: str, plain: nn.Module | None) -> str:
+    """Why a norm cannot go into a layer as its rule says, or ``""``.
+
+    ``plain`` is what the layer becomes, where that is another class.
+    """
+    operation, module = live.layer.rule.neighbour, plain or live.module
     assert operation is not None  # noqa: S101 - what has no norm is not asked
-    if is_torchs_own(module):
+    if plain is not None or is_torchs_own(module):
         return _why_not_torchs(module, operation)
     return _why_not_other(live, operation, bias)
 
@@ -160,7 +163,7 @@ def _why_not_other(live: Live, operation: Neighbour, bias: str) -> str:
         )
 
     before = numbers.b if has_bias else torch.zeros_like(numbers.b)
-    scaled = numbers.w * _by_channel(numbers.a, operation, shape)
+    scaled = numbers.w * by_channel(numbers.a, operation, shape)
     plain = layer(numbers.w, before)
     for x in sample_inputs(shape, axes.inputs):
         a, s, b = (on_axis(each, axes.axis, x.dim()) for each in (numbers.a, numbers.s, before))
@@ -172,7 +175,7 @@ def _why_not_other(live: Live, operation: Neighbour, bias: str) -> str:
             result = ran(layer(scaled, numbers.s), x)
         else:
             expected = ran(plain, x * a + s)
-            added = numbers.w * _by_channel(numbers.s, operation, shape)
+            added = numbers.w * by_channel(numbers.s, operation, shape)
             added = added.sum(0) if operation.dim == 0 else added.flatten(1).sum(1)
             result = ran(layer(scaled, before + added), x)
         if isinstance(expected, Tensor) and near(result, expected, expected.abs() + found.abs().max()):
@@ -190,7 +193,7 @@ def _axes(module: nn.Module, operation: Neighbour, shape: Shape) -> _Axes:
     return _Axes(inputs, outputs, 1 if len(shape) > 2 else -1)
 
 
-def _by_channel(values: Tensor, operation: Neighbour, shape: Shape) -> Tensor:
+def by_channel(values: Tensor, operation: Neighbour, shape: Shape) -> Tensor:
     """The number of each element's channel, to be multiplied with a weight."""
     inner = [1] * (len(shape) - 2)
     if operation.dim == 0:

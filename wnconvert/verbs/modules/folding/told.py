@@ -9,7 +9,7 @@ from torch import Tensor
 
 from wnconvert.errors import LayerError
 from wnconvert.layers.kinds.table import ALL
-from wnconvert.layers.matching import Known, matched
+from wnconvert.layers.matching import Keyed, matched
 from wnconvert.layers.recipes import Recipe
 from wnconvert.layers.rules import BIAS, ORIGINAL
 from wnconvert.layers.schemes import Layer, Selection
@@ -72,13 +72,13 @@ def _computed_by_others(
             yield fold.weight, words[fold.weight]
 
 
-def _known(root: object, found: LiveFound, places: Places) -> Known:
+def _known(root: object, found: LiveFound, places: Places) -> Keyed:
     """What the module shows without a recipe."""
     values = {name: place.tensor for name, place in places.tensors.items()}
     infos = {name: info_of(name, value) for name, value in values.items() if value is not None}
     asked = {name: live.named(name).layer for live in found.layers for name in live.names}
     every = {name: live.named(name).layer for live in find_live(root, ALL).layers for name in live.names}
-    return Known(
+    return Keyed(
         {name: info for name, info in infos.items() if info is not None},
         asked,
         {name: layer for name, layer in every.items() if name not in asked},

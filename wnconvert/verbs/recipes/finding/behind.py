@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from wnconvert.layers.recipes import RecipeFold
@@ -11,7 +11,7 @@ from wnconvert.verbs.recipes.finding.norms import Normed
 from wnconvert.verbs.recipes.tracing.channels import back, channels
 from wnconvert.verbs.recipes.tracing.trace import Trace, TracedStep, TracedValue
 
-__all__ = ["FoldedPair", "left_behind", "pairs_behind"]
+__all__ = ["FoldedPair", "is_used_again", "left_behind", "pairs_behind", "words_for"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ def pairs_behind(
     left: list[tuple[Normed, str]] = []
     for norm in norms:
         linear, reason = _layer_before(trace, ends, norm)
-        reason = norm.trouble or _used_again(trace, norm) or reason
+        reason = norm.trouble or is_used_again(trace, norm.tensors.values(), norm.steps) or reason
         if linear is None or reason:
             left.append((norm, reason))
         else:
@@ -94,13 +94,13 @@ def back_one(trace: Trace, value: TracedValue) -> tuple[TracedValue, tuple[Trace
     return (steps[-1].inputs[0], steps[-1:]) if steps else (before, ())
 
 
-def _used_again(trace: Trace, norm: Normed) -> str:
-    """Why the tensors of a norm are not its alone; empty if they are."""
-    for value in norm.tensors.values():
+def is_used_again(trace: Trace, tensors: Iterable[TracedValue], steps: Container[TracedStep]) -> str:
+    """Why tensors are not those of these steps alone; empty if they are."""
+    for value in tensors:
         if len(trace.stored[value]) > 1:
             return f"{trace.stored[value][0]} is tied to {trace.stored[value][1]}"
         readers = trace.readers.get(value, ())
-        times = len([step for step in readers if step not in norm.steps])
+        times = len([step for step in readers if step not in steps])
         if times or value in trace.shown:
             return f"used {times + 1} times"
     return ""
@@ -124,6 +124,11 @@ _BEHIND = {
 _WORDS = {name: words for words, names in _BEHIND.items() for name in names.split()}
 
 
+def words_for(step: TracedStep) -> str:
+    """What a step is, in words."""
+    return _WORDS.get(step.name, step.name)
+
+
 def behind_what(trace: Trace, value: TracedValue) -> str:
     """Where a value comes from, in words."""
     if value in trace.given:
@@ -131,7 +136,7 @@ def behind_what(trace: Trace, value: TracedValue) -> str:
     step = trace.makers.get(value)
     if step is None:
         return "behind what is no step of the forward"
-    return f"behind {_WORDS.get(step.name, step.name)}"
+    return f"behind {words_for(step)}"
 
 
 def left_behind(reasons: Iterable[tuple[Normed, str]]) -> Iterator[tuple[str, str]]:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from wnconvert.layers.recipes import Op
-from wnconvert.verbs.recipes.tracing.channels import back, channels
+from wnconvert.verbs.recipes.tracing.channels import back, channels, is_movement
 from wnconvert.verbs.recipes.tracing.trace import Trace, TracedStep, TracedValue
 
 __all__ = ["Linear", "Weights", "linears_in"]
@@ -19,7 +19,8 @@ class Linear:
     ``handed`` is the value that it is given as its weight, ``weight`` the name of the tensor that the module
     has for it: stored, or computed in a way that is known (``computed``). ``bias`` is the name of its bias,
     stored or to be made; None where the module has no place for one. ``end`` is the value behind the bias.
-    ``place`` counts the steps of this kind in a forward.
+    ``place`` counts the steps of this kind in a forward. A weight that is computed in a way that nobody knows
+    yet has ``base``, the stored tensor that it may be computed of, and ``made``, what is computed.
     """
 
     place: int
@@ -36,6 +37,15 @@ class Linear:
     end: TracedValue
     padded: bool
     trouble: str = ""
+    made: TracedValue | None = None
+    base: TracedValue | None = None
+
+    @property
+    def inputs(self) -> int:
+        """The number of its input channels."""
+        if self.op == "conv":
+            return self.shape[1] * self.groups
+        return self.shape[1] if self.op == "linear" else self.shape[0]
 
     def axis(self, value: TracedValue) -> int:
         """The axis of channels of its input, or of its output."""
@@ -128,19 +138,12 @@ def _named(trace: Trace, weights: Weights, linear: Linear) -> Linear:
     """The layer with the names of its tensors, or with what is against it."""
     if linear.handed not in trace.sources:
         return replace(linear, trouble="the weight of its layer comes from an input")
-    stored, steps = back(trace, linear.handed)
     sources = trace.sources[linear.handed]
     if not sources:
         return replace(linear, trouble="the weight of its layer is no parameter")
-    if stored in trace.stored:
-        linear = _oriented(linear, stored, steps)
-        names = trace.stored[stored]
-    else:
-        parts = frozenset(trace.stored[value][0] for value in sources)
-        names = tuple(weights.made[parts] for _ in (0,) if parts in weights.made)
-        linear = replace(_oriented(linear, stored, steps), computed=True)
-        if not names:
-            return replace(linear, trouble="its weight is computed")
+    linear, names = _weight(trace, weights, linear)
+    if not names:
+        return linear
     linear = replace(linear, weight=names[0])
     name = f"{names[0][: names[0].rfind('.') + 1]}bias"
     trouble = linear.trouble or _against(trace, linear, sources, names)
@@ -151,6 +154,25 @@ def _named(trace: Trace, weights: Weights, linear: Linear) -> Linear:
         return replace(linear, trouble=trouble or "the bias of its layer is computed")
     trouble = trouble or _against(trace, linear, (linear.added,), held)
     return replace(linear, bias=held[0], trouble=trouble)
+
+
+def _weight(trace: Trace, weights: Weights, linear: Linear) -> tuple[Linear, tuple[str, ...]]:
+    """The layer with how it reads its weight, and the names of that: none, where it is no weight's."""
+    stored, steps = back(trace, linear.handed)
+    if stored in trace.stored:
+        return _oriented(linear, stored, steps), trace.stored[stored]
+    sources = trace.sources[linear.handed]
+    maker = trace.makers[linear.handed]
+    turned = linear.step.name in ("mm", "addmm") and is_movement(maker)
+    made, moves = (maker.inputs[0], (maker,)) if turned else (linear.handed, ())
+    linear = replace(_oriented(linear, made, moves), computed=True)
+    parts = frozenset(trace.stored[value][0] for value in sources)
+    if parts in weights.made:
+        return linear, (weights.made[parts],)
+    like = [value for value in sources if value.shape == made.shape and value.dtype.is_floating_point]
+    if len(like) != 1:
+        return replace(linear, trouble="the weight of its layer is computed of several"), ()
+    return replace(linear, made=made, base=like[0]), trace.stored[like[0]]
 
 
 def _oriented(linear: Linear, stored: TracedValue, steps: Iterable[TracedStep]) -> Linear:

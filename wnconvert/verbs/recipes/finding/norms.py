@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from wnconvert.verbs.recipes.finding.frozen import frozen_in
 from wnconvert.verbs.recipes.tracing.channels import back, channels
 from wnconvert.verbs.recipes.tracing.trace import Trace, TracedStep, TracedValue
 
-__all__ = ["ROLES", "Normed", "norms_in"]
+__all__ = ["ROLES", "Normed", "module_of", "norms_in"]
 
 
 #: The names that the tensors of a norm have in its module, by their roles.
 ROLES = {"gamma": "weight", "beta": "bias", "mean": "running_mean", "variance": "running_var"}
+_OTHER_NAMES = "its tensors have other names than those of torch's norms"
 _BATCH_NORMS = frozenset(
     "native_batch_norm _native_batch_norm_legit _native_batch_norm_legit_no_training "
     "_batch_norm_with_update _batch_norm_no_update cudnn_batch_norm miopen_batch_norm batch_norm".split()
@@ -52,6 +54,14 @@ def _found(trace: Trace) -> Iterator[Normed]:
     for step in trace.steps:
         if step.name in _BATCH_NORMS and trace.is_live(step):
             yield _of_operator(trace, step)
+    for frozen in frozen_in(trace):
+        product, addition = frozen.steps
+        name, named = module_of(trace, frozen.tensors)
+        given = next(value for value in product.inputs if value not in trace.sources)
+        places = tuple(range(product.outputs[0].shape[1]))
+        trouble = "" if named else _OTHER_NAMES
+        steps, output = frozen.steps, addition.outputs[0]
+        yield Normed(name, steps, given, output, frozen.eps, frozen.tensors, places, trouble)
 
 
 def _of_operator(trace: Trace, step: TracedStep) -> Normed:
@@ -79,9 +89,9 @@ def _of_operator(trace: Trace, step: TracedStep) -> Normed:
         trouble = trouble or "it uses the batch"
     if not trouble and (None in owners or any(each != owners[0] for each in owners)):
         trouble = "its tensors are not one number a channel"
-    name, named = _module_of(trace, tensors)
+    name, named = module_of(trace, tensors)
     if not named and not trouble:
-        trouble = "its tensors have other names than those of torch's norms"
+        trouble = _OTHER_NAMES
     first = owners[0] if owners else None
     return Normed(name, (step,), given, step.outputs[0], eps, tensors, tuple(first or ()), trouble)
 
@@ -89,7 +99,7 @@ def _of_operator(trace: Trace, step: TracedStep) -> Normed:
 _WORDS = {"gamma": "weight", "beta": "bias", "mean": "mean", "variance": "variance"}
 
 
-def _module_of(trace: Trace, tensors: Mapping[str, TracedValue]) -> tuple[str, bool]:
+def module_of(trace: Trace, tensors: Mapping[str, TracedValue]) -> tuple[str, bool]:
     """The module that holds the tensors of a norm, and whether they have the names that torch gives them."""
     names = {role: trace.stored[value][0] for role, value in tensors.items()}
     if not names:

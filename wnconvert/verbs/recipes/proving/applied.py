@@ -28,7 +28,36 @@ def apply_fold(fold: RecipeFold, layer: Folded, tensor: Callable[[str], Tensor |
     """Apply one fold to a layer; ``tensor`` gives the tensors of the model by their names, or None."""
     if fold.kind == "norm behind":
         return _behind(fold, layer, tensor)
-    raise NotImplementedError(fold.kind)
+    if fold.has_norm:
+        return _before(fold, layer, tensor)
+    return Folded(_computed(fold, layer.weight, tensor), layer.bias)
+
+
+def _computed(fold: RecipeFold, weight: Tensor, tensor: Callable[[str], Tensor | None]) -> Tensor:
+    """A weight as its class computes it of the stored one, by rows."""
+    if fold.kind == "equalized":
+        return weight * fold.scale
+    rows = weight.movedim(fold.dim, 0).flatten(1)
+    if fold.kind == "unit":
+        made = torch.nn.functional.normalize(rows, eps=fold.eps or 0.0) * fold.scale
+    else:
+        made = _standardized(fold, rows) * fold.scale
+        owner = fold.weight[: fold.weight.rfind(".") + 1]
+        gain, shift = (tensor(owner + name) if name else None for name in (fold.gain, fold.shift))
+        made = made if gain is None else made * gain.reshape(-1, 1)
+        made = made if shift is None else made + shift.reshape(-1, 1)
+    shape = weight.movedim(fold.dim, 0).shape
+    return made.reshape(shape).movedim(0, fold.dim)
+
+
+def _standardized(fold: RecipeFold, rows: Tensor) -> Tensor:
+    variance = rows.var(1, correction=int(fold.std == "unbiased"), keepdim=True)
+    off, eps = rows - rows.mean(1, keepdim=True), fold.eps or 0.0
+    if fold.eps_at == "std":
+        return off / (variance.sqrt() + eps)
+    if fold.eps_at == "max":
+        return off / (variance * fold.fan).clamp_min(eps).sqrt()
+    return off / torch.sqrt(variance + eps)
 
 
 def _per_channel(factor: Tensor, weight: Tensor, op: Op, groups: int) -> Tensor:
@@ -46,6 +75,28 @@ def _behind(fold: RecipeFold, layer: Folded, tensor: Callable[[str], Tensor | No
     factor, shift = _line(fold, tensor)
     weight = _per_channel(factor, layer.weight, fold.op, fold.groups)
     return Folded(weight, shift if layer.bias is None else layer.bias * factor + shift)
+
+
+def _before(fold: RecipeFold, layer: Folded, tensor: Callable[[str], Tensor | None]) -> Folded:
+    factor, shift = _line(fold, tensor) if fold.kind == "norm before" else _affine(fold, tensor)
+    weight, groups = layer.weight, fold.groups
+    outputs, inputs = weight.shape[:2]
+    if fold.op == "linear_transposed":
+        made, added = weight * factor[:, None], None if shift is None else shift @ weight
+    else:
+        cut = weight.reshape(groups, outputs // groups, inputs, -1)
+        made = (cut * factor.reshape(groups, 1, inputs, 1)).reshape(weight.shape)
+        moved = None if shift is None else (cut * shift.reshape(groups, 1, inputs, 1)).sum((2, 3))
+        added = None if moved is None else moved.reshape(-1)
+    if added is None:
+        return Folded(made, layer.bias)
+    return Folded(made, added if layer.bias is None else layer.bias + added)
+
+
+def _affine(fold: RecipeFold, tensor: Callable[[str], Tensor | None]) -> tuple[Tensor, Tensor | None]:
+    gamma = tensor(f"{fold.norm}.weight")
+    assert gamma is not None  # noqa: S101 - held before
+    return gamma, tensor(f"{fold.norm}.bias")
 
 
 def _line(fold: RecipeFold, tensor: Callable[[str], Tensor | None]) -> tuple[Tensor, Tensor]:

@@ -12,12 +12,12 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from wnconvert.verbs.recipes.tracing.constants import as_float64
 from wnconvert.verbs.recipes.tracing.trace import Operator, Trace, TracedStep
 
 __all__ = ["Handed", "Ran", "in_float64", "places"]
 
 
-_NARROW = (torch.float32, torch.float16, torch.bfloat16)
 #: Operators that one dtype needs and another does not; steps are counted without them.
 _UNCOUNTED = frozenset("_to_copy clone alias detach lift_fresh empty contiguous".split())
 
@@ -100,7 +100,7 @@ class _Doubled(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's i
         self, func: Operator, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         """Run an operator on float64 tensors."""
-        args, kwargs = _doubled(args), _doubled(kwargs or {})
+        args, kwargs = as_float64(args), as_float64(kwargs or {})
         name = str(func._schema.name).partition("::")[2]
         if name in _UNCOUNTED:
             return func(*args, **kwargs)
@@ -114,7 +114,7 @@ class _Doubled(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's i
     def _layer(self, place: int, name: str, func: Operator, args: tuple[Any, ...]) -> Any:
         """Run a layer with what it is handed, or with what it is to be handed instead."""
         at = {"mm": (1, None), "addmm": (2, 0)}.get(name, (1, 2))
-        bias = None if at[1] is None else args[at[1]]
+        bias = args[at[1]] if at[1] is not None and at[1] < len(args) else None
         self.ran.handed[place] = Handed(args[at[0]], bias)
         if place not in self.instead:
             return func(*args)
@@ -124,19 +124,6 @@ class _Doubled(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's i
             made = torch.ops.aten.mm.default(args[at[0] - 1], instead.weight)
             return made if bias is None else made + bias
         return func(args[0], instead.weight, bias, *args[3:])
-
-
-def _doubled(value: Any) -> Any:
-    """Arguments with float64 in place of narrower dtypes, and of tensors of these."""
-    if isinstance(value, Tensor):
-        return value.double() if value.dtype in _NARROW else value
-    if isinstance(value, torch.dtype):
-        return torch.float64 if value in _NARROW else value
-    if isinstance(value, (tuple, list)):
-        return type(value)(_doubled(each) for each in value)
-    if isinstance(value, dict):
-        return {key: _doubled(each) for key, each in value.items()}
-    return value
 
 
 _MOST = 1 << 16

@@ -8,6 +8,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from wnconvert.layers.recipes import RecipeFold
+
 __all__ = ["draw"]
 
 
@@ -15,19 +17,24 @@ __all__ = ["draw"]
 _NEAR_EPS = 4
 
 
-def draw(module: nn.Module, norms: Iterable[tuple[str, float]], seed: int) -> None:
-    """Draw all parameters of a float64 module anew, and the statistics of ``norms``, each with its eps.
+def draw(module: nn.Module, folds: Iterable[RecipeFold], seed: int) -> None:
+    """Draw all parameters of a float64 module anew, and the statistics of the norms of ``folds``.
 
-    Gains have both signs, and variances go down to eps, with gains that are as small, so that values neither
-    grow nor vanish from layer to layer.
+    Gains have both signs. Variances go down to eps, those of rows of weights too; the gains of norms are as
+    small, so that values neither grow nor vanish from layer to layer.
     """
+    folds = list(folds)
     stream = torch.Generator().manual_seed(seed)
     tensors = dict(module.named_buffers(remove_duplicate=False))
     parameters = dict(module.named_parameters(remove_duplicate=False))
     for parameter in {id(each): each for each in parameters.values()}.values():
         if parameter.is_floating_point():
             parameter.copy_(_numbers(parameter, stream))
-    for name, eps in norms:
+    for fold in folds:
+        weight = parameters.get(fold.weight)
+        if fold.kind in ("standardize", "unit") and weight is not None:
+            _shrink_rows(weight, fold, stream)
+    for name, eps in [(fold.norm, fold.eps) for fold in folds if fold.norm and fold.eps is not None]:
         mean, variance = (tensors.get(f"{name}.running_{which}") for which in ("mean", "var"))
         gamma = parameters.get(f"{name}.weight", tensors.get(f"{name}.weight"))
         beta = parameters.get(f"{name}.bias", tensors.get(f"{name}.bias"))
@@ -43,6 +50,21 @@ def draw(module: nn.Module, norms: Iterable[tuple[str, float]], seed: int) -> No
             gamma.copy_(_signed(gamma, stream) * torch.sqrt(variance + eps))
         if beta is not None:
             beta.copy_(torch.randn(beta.shape, generator=stream, dtype=torch.float64) * 0.3)
+
+
+def _shrink_rows(weight: Tensor, fold: RecipeFold, stream: torch.Generator) -> None:
+    """Make one in so many rows of a weight so small that its deviation, or its norm, is about eps."""
+    eps = max(fold.eps or 0.0, 1e-30)
+    inside = fold.kind == "standardize" and fold.eps_at != "std"
+    small = math.sqrt(eps / fold.fan) if inside else eps
+    sizes = [1] * weight.ndim
+    sizes[fold.dim] = weight.shape[fold.dim]
+    rows = weight.movedim(fold.dim, 0).flatten(1)
+    size = (rows.norm(dim=1) if fold.kind == "unit" else rows.std(1, correction=0)).reshape(sizes)
+    near = torch.rand(sizes, generator=stream, dtype=torch.float64) < 1 / _NEAR_EPS
+    near[(slice(0, 1),) * weight.ndim] = True
+    wide = torch.exp(torch.rand(sizes, generator=stream, dtype=torch.float64) * 3 - 1)
+    weight.mul_(torch.where(near, small * wide / size.clamp_min(1e-300), 1.0))
 
 
 def _signed(like: Tensor, stream: torch.Generator) -> Tensor:

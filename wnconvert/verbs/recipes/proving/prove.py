@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,30 +12,22 @@ from wnconvert.errors import ArgumentError, LayerError
 from wnconvert.layers.recipes import RecipeFold
 from wnconvert.messages import counted, listed, printable
 from wnconvert.verbs.models.proof.functions import named_outputs, run_model, tensors_of
+from wnconvert.verbs.models.proof.running import Undo, evaluating
 from wnconvert.verbs.models.proof.samples import Sample, arrays
 from wnconvert.verbs.models.proof.signatures import Signature
 from wnconvert.verbs.modules.folding.copies import CopyError, copied
 from wnconvert.verbs.recipes.finding.layers import Linear
-from wnconvert.verbs.recipes.finding.norms import Normed
+from wnconvert.verbs.recipes.finding.told import Told, told_of
 from wnconvert.verbs.recipes.proving.applied import Folded, apply_fold, neutral
 from wnconvert.verbs.recipes.proving.doubled import Handed, Ran, in_float64, places
 from wnconvert.verbs.recipes.proving.drawn import draw
-from wnconvert.verbs.recipes.tracing.trace import Trace
+from wnconvert.verbs.recipes.tracing.trace import TracedStep, traced
 
-__all__ = ["MOST_APART", "Proven", "Told", "prove_recipe"]
+__all__ = ["MOST_APART", "Proven", "prove_recipe"]
 
 
 #: How far apart two forwards in float64 may be, against the largest number of either.
 MOST_APART = 1e-11
-
-
-@dataclass(frozen=True, slots=True)
-class Told:
-    """What one forward told: the trace, its layers, and the uses of its norms."""
-
-    trace: Trace
-    linears: tuple[Linear, ...]
-    norms: tuple[Normed, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,25 +49,37 @@ def prove_recipe(
     module: nn.Module,
     folds: Sequence[RecipeFold],
     signature: Signature,
-    samples: Sequence[tuple[Sample, Told]],
+    samples: Sequence[Sample],
     *,
     seed: int = 0,
 ) -> Proven:
     """Compare a module in eval mode with itself folded, both in float64 with drawn numbers.
 
-    ``samples`` come with what a forward at their sizes told. Raises ``LayerError`` with the names of the
-    folds that change what the model computes, ``ArgumentError`` for a module that cannot be run so.
+    Raises ``LayerError`` with the names of the folds that change what the model computes, ``ArgumentError``
+    for a module that cannot be run so.
     """
     model = _Model.of(module, folds, seed)
-    unfolded = [model.run(signature, sample, told) for sample, told in samples]
+    with evaluating(model.module) as forget:  # what a run leaves behind must not change the next one
+        told = model.told(signature, samples, forget)
+        unfolded = [
+            model.run(signature, sample, each, forget) for sample, each in zip(samples, told, strict=True)
+        ]
+        off = {
+            name: apart
+            for each, seen in zip(told, unfolded, strict=True)
+            for name, apart in model.weights_apart(each, seen)
+        }
     kept = model.make_neutral()
-    folded = [
-        model.run(signature, sample, told, model.instead(kept, told, before))
-        for (sample, told), before in zip(samples, unfolded, strict=True)
-    ]
+    instead = [model.instead(kept, each, seen) for each, seen in zip(told, unfolded, strict=True)]
+    with evaluating(model.module) as forget:
+        folded = [
+            model.run(signature, sample, each, forget, handed)
+            for sample, each, handed in zip(samples, told, instead, strict=True)
+        ]
     apart = [_Apart.of(one, other) for one, other in zip(unfolded, folded, strict=True)]
-    wrong = list(dict.fromkeys(name for each in apart for name in each.wrong))
-    most = max((each.most for each in apart), default=0.0)
+    wrong = [name for name, error in off.items() if not error <= MOST_APART]
+    wrong = wrong or list(dict.fromkeys(name for each in apart for name in each.wrong))
+    most = max([*off.values(), *(each.most for each in apart)], default=0.0)
     if wrong or not most <= MOST_APART:
         what = f"folded, the model is {most:.1e} off its own outputs in float64"
         by = f", by {listed(map(printable, wrong))}" if wrong else ""
@@ -143,7 +147,7 @@ class _Model:
             raise
         dtypes = [each.dtype for each in made.parameters() if each.is_floating_point()]
         made = made.cpu().double()
-        draw(made, [(fold.norm, fold.eps) for fold in folds if fold.norm and fold.eps is not None], seed)
+        draw(made, folds, seed)
         return cls(made, dtypes[0] if dtypes else torch.float32, folds)
 
     def tensor(self, name: str) -> Tensor | None:
@@ -153,33 +157,72 @@ class _Model:
         value = found._parameters.get(last)
         return found._buffers.get(last) if value is None else value
 
+    def told(self, signature: Signature, samples: Iterable[Sample], forget: Undo) -> list[Told]:
+        """What a forward of the copy tells on each sample; samples of one size share it.
+
+        It is traced anew, since torch computes float64 by other operators than the dtype of the module.
+        """
+        by_sizes: dict[tuple[tuple[str, int], ...], Told] = {}
+        found = []
+        for sample in samples:
+            sizes = tuple(sample.sizes.items())
+            if sizes not in by_sizes:
+                inputs = _inputs(signature, sample)
+
+                def call(inputs: dict[str, Tensor] = inputs) -> list[Tensor]:
+                    with in_float64(self.dtype):
+                        return [value for _, value in named_outputs(run_model(self.module, inputs))]
+
+                trace = traced(self.module, call, inputs.values())
+                forget()
+                by_sizes[sizes] = told_of(self.module, trace)
+            found.append(by_sizes[sizes])
+        return found
+
     def run(
         self,
         signature: Signature,
         sample: Sample,
         told: Told,
+        forget: Undo,
         instead: Mapping[int, Handed] | None = None,
     ) -> _Seen:
         """A forward in float64."""
         at = places(told.trace)
         layers = {at[linear.step] for linear in told.linears}
-        watched = {
-            fold: [at[norm.steps[-1]] for norm in told.norms if norm.name == fold.norm] for fold in self.folds
-        }
-        inputs = {
-            name: value.double() if value.is_floating_point() else value
-            for name, value in tensors_of(arrays(signature, sample)).items()
-        }
+        watched = {fold: [at[step] for step in _watched(fold, told)] for fold in self.folds}
         every = frozenset(place for some in watched.values() for place in some)
         with in_float64(self.dtype, layers=frozenset(layers), watched=every, instead=instead) as ran:
-            found = run_model(self.module, inputs)
+            found = run_model(self.module, _inputs(signature, sample))
         if ran.names != [step.name for step in at]:
             raise ArgumentError(
-                "the model takes another way in float64 than in its own dtype: it cannot be proven",
+                "the model takes another way at each run: it cannot be proven",
                 fix="give a model whose forward does not depend on its numbers",
             )
         made = {_called(fold): tuple(ran.made[place] for place in some) for fold, some in watched.items()}
-        return _Seen(tuple(value.clone() for _, value in named_outputs(found)), made, ran)
+        outputs = tuple(value.clone() for _, value in named_outputs(found))
+        forget()
+        return _Seen(outputs, made, ran)
+
+    def _base(self, folds: Sequence[RecipeFold], handed: Tensor) -> Tensor:
+        """What the folds of a weight start from: what is stored, if one says how it is computed of that."""
+        if all(fold.has_norm for fold in folds):
+            return handed
+        stored = self.tensor(folds[0].weight)
+        if stored is None or stored.shape != handed.shape:
+            raise LayerError(f"{folds[0].weight} is no weight of its own: the recipe is refused")
+        return stored.detach()
+
+    def weights_apart(self, told: Told, seen: _Seen) -> Iterator[tuple[str, float]]:
+        """How far weights that a recipe computes are from those that the layers were handed."""
+        at = places(told.trace)
+        computed = {fold.weight: fold for fold in self.folds if not fold.has_norm}
+        for linear in told.linears:
+            fold = computed.get(linear.weight)
+            if fold is not None:
+                handed = _stored(linear, seen.ran.handed[at[linear.step]].weight)
+                made = apply_fold(fold, Folded(self._base([fold], handed), None), self.tensor)
+                yield fold.weight, _relative(made.weight, handed)
 
     def make_neutral(self) -> Mapping[str, Tensor]:
         """Make the norms of all folds neutral; what their tensors were, and all biases, by name."""
@@ -202,28 +245,45 @@ class _Model:
         biases: dict[str, Tensor] = {}
 
         def tensor(name: str) -> Tensor | None:
-            return kept.get(name)
+            return kept[name] if name in kept else self.tensor(name)
 
         for linear in told.linears:
             folds = [fold for fold in self.folds if fold.weight == linear.weight]
             if not folds:
                 continue
             place = at[linear.step]
-            handed = before.ran.handed[place].weight
-            turned = linear.op == "linear" and linear.step.name in ("mm", "addmm")
+            handed = _stored(linear, before.ran.handed[place].weight)
             bias = tensor(folds[0].bias_name)
-            layer = Folded(handed.t() if turned else handed, bias)
-            for fold in folds:
+            layer = Folded(self._base(folds, handed), bias)
+            for fold in sorted(folds, key=lambda fold: fold.has_norm):
                 layer = apply_fold(fold, layer, tensor)
             if bias is not None and layer.bias is not None:
                 biases[folds[0].bias_name] = layer.bias
-            weight = layer.weight.t() if turned else layer.weight
-            found[place] = Handed(weight, layer.bias if bias is None else None)
+            found[place] = Handed(_stored(linear, layer.weight), layer.bias if bias is None else None)
         for name, value in biases.items():
             stored = self.tensor(name)
             assert stored is not None  # noqa: S101 - it was there
             stored.detach().copy_(value)
         return found
+
+
+def _inputs(signature: Signature, sample: Sample) -> dict[str, Tensor]:
+    """The inputs of a sample in float64."""
+    every = tensors_of(arrays(signature, sample))
+    return {name: value.double() if value.is_floating_point() else value for name, value in every.items()}
+
+
+def _stored(linear: Linear, handed: Tensor) -> Tensor:
+    """What a layer is handed as its module stores it, and back."""
+    return handed.t() if linear.op == "linear" and linear.step.name in ("mm", "addmm") else handed
+
+
+def _watched(fold: RecipeFold, told: Told) -> list[TracedStep]:
+    """The steps behind which a fold must have changed nothing: a norm, or the layer behind one."""
+    if fold.kind == "norm behind":
+        return [norm.steps[-1] for norm in told.norms if norm.name == fold.norm]
+    ends = [linear.end for linear in told.linears if linear.weight == fold.weight]
+    return [told.trace.makers[end] for end in ends] if fold.has_norm else []
 
 
 def _called(fold: RecipeFold) -> str:

@@ -15,7 +15,7 @@ __all__ = ["back", "channels", "is_movement", "moved"]
 #: Operators that only move elements: what they make has the elements of their first argument.
 _MOVEMENTS = frozenset(
     "view _unsafe_view reshape t transpose permute squeeze unsqueeze flatten unflatten alias "
-    "detach clone contiguous lift_fresh pixel_shuffle pixel_unshuffle movedim _to_copy".split()
+    "detach clone contiguous lift_fresh pixel_shuffle pixel_unshuffle movedim _to_copy select slice".split()
 )
 #: They may repeat elements, as a norm for each instance does with its statistics.
 _REPEATS = frozenset(("repeat", "expand"))

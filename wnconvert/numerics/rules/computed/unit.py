@@ -1,4 +1,4 @@
-"""w/max(‖w‖, ε) of a vector: its norm as a row's, but that its square is at least ε²."""
+"""c·w/max(‖w‖, ε) by rows: their norms as weight norm's, but that the square of one is at least ε²."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from fractions import Fraction
 import numpy as np
 
 from wnconvert.numerics.norms import RowSource
-from wnconvert.numerics.rules.factors import Bounds, NarrowFactors
+from wnconvert.numerics.rules.factors import Bounds, NarrowFactors, both
 from wnconvert.numerics.rules.norm import NormScale
 from wnconvert.numerics.sums import Sums
 from wnconvert.numerics.wide import WideFactors
@@ -18,23 +18,27 @@ __all__ = ["UnitScale"]
 
 
 class UnitScale(NormScale):
-    """From the sum of a vector's squares to its factor."""
+    """From the sums of rows' squares to their factors, which ``scale`` multiplies."""
 
-    def __init__(self, source: RowSource, eps: float, out: str) -> None:
-        super().__init__(source, RowValues.of(np.ones(1, np.float32)), out, keeps=False)
-        self.least = Fraction(eps) ** 2
+    def __init__(self, source: RowSource, eps: float, scale: float, out: str) -> None:
+        everywhere = RowValues(lambda block: np.full(block.shape, scale), (source.count,), "float64")
+        super().__init__(source, everywhere, out, keeps=False)
+        self.least, self.square = Fraction(eps) ** 2, Fraction(scale) ** 2
 
     def ladder(self, row: int, sums: Sums, at: int) -> Iterator[Bounds]:
-        """Ever narrower bounds on the square of the factor."""
-        for least, most in self.source.ladder(row, sums, at):
-            yield 1 / max(most, self.least), 1 / max(least, self.least)
+        """Ever narrower bounds on the square of a row's factor."""
+        rungs = (
+            (self.square / max(most, self.least), self.square / max(least, self.least))
+            for least, most in self.source.ladder(row, sums, at)
+        )
+        return both(rungs, iter(self.common.squares)) if self.common else rungs
 
     def narrow(self, sums: Sums, rows: slice) -> NarrowFactors:
-        """The factor for ``products``."""
+        """Factors for ``products``; odd rows are counted."""
         return super().narrow(self._at_least(sums), rows)
 
     def wide(self, sums: Sums, rows: slice, *, tell: bool) -> WideFactors:
-        """The factor for ``wide_products``."""
+        """Factors for ``wide_products``; with ``tell``, odd rows are counted."""
         return super().wide(self._at_least(sums), rows, tell=tell)
 
     def _at_least(self, sums: Sums) -> Sums:

@@ -1,0 +1,307 @@
+"""Twelve models of three libraries: how many weights are correctly rounded, and how far outputs are off.
+
+Run by hand, in an environment of its own with timm==1.0.31, torchvision==0.28.0, transformers==5.24.0:
+
+    python -m tests.bench.acceptance [NAME …]
+
+Weights are random, statistics and affines scrambled. *ours*: ``recipe_of`` and ``folded``. *peer*: what people
+run: torch's ``fuse_conv_bn_eval`` and ``fuse_linear_bn_eval``; for standardized weights the class's own
+arithmetic in float32. Correct is what the exact formula rounds to, told for a sample of the elements of every
+layer by ``tests.helpers.rule_oracle``. Distances are root mean squares from the model in float64, as a part of
+its output's.
+"""
+
+from __future__ import annotations
+
+import copy
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["MODELS", "Figures", "measured"]
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model by the call that makes it, and the shape of its input, or its ids."""
+
+    make: Callable[[], nn.Module]
+    shape: tuple[int, ...]
+    ids: int = 0
+
+    def inputs(self) -> str:
+        """The input in the words of ``recipe_of``, under its name."""
+        dtype = f"int64[{','.join(map(str, self.shape))}]<{self.ids}" if self.ids else ""
+        return dtype or f"float32[{','.join(map(str, self.shape))}]"
+
+
+def _timm(name: str, **options: Any) -> nn.Module:
+    import timm  # type: ignore[import-not-found, unused-ignore]
+
+    made: nn.Module = timm.create_model(name, pretrained=False, **options)
+    return made
+
+
+def _torchvision(name: str) -> nn.Module:
+    import torchvision  # type: ignore[import-not-found, unused-ignore]
+
+    made: nn.Module = getattr(torchvision.models, name)(weights=None)
+    return made
+
+
+def _llama() -> nn.Module:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    sizes = {"hidden_size": 64, "intermediate_size": 172, "num_hidden_layers": 2, "num_attention_heads": 4}
+    made: nn.Module = LlamaForCausalLM(LlamaConfig(vocab_size=1000, use_cache=False, **sizes))
+    return made
+
+
+MODELS: Mapping[str, Model] = {
+    "torchvision resnet50": Model(lambda: _torchvision("resnet50"), (1, 3, 64, 64)),
+    "torchvision mobilenet_v3_small": Model(lambda: _torchvision("mobilenet_v3_small"), (1, 3, 64, 64)),
+    "timm efficientnet_b0": Model(lambda: _timm("efficientnet_b0"), (1, 3, 64, 64)),
+    "timm repvgg_a0": Model(lambda: _timm("repvgg_a0"), (1, 3, 64, 64)),
+    "timm levit_128s": Model(lambda: _timm("levit_128s"), (1, 3, 224, 224)),
+    "timm resnetv2_50x1_bit": Model(lambda: _timm("resnetv2_50x1_bit"), (1, 3, 64, 64)),
+    "timm nf_resnet26": Model(lambda: _timm("nf_resnet26"), (1, 3, 64, 64)),
+    "timm eca_nfnet_l0": Model(lambda: _timm("eca_nfnet_l0"), (1, 3, 64, 64)),
+    "timm vit_small_r26_s32": Model(lambda: _timm("vit_small_r26_s32_224"), (1, 3, 224, 224)),
+    "timm vit_tiny": Model(lambda: _timm("vit_tiny_patch16_224"), (1, 3, 224, 224)),
+    "timm resnet18": Model(lambda: _timm("resnet18"), (1, 3, 64, 64)),
+    "transformers Llama": Model(_llama, (1, 12), 1000),
+}
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What was measured of a model; shares are of the elements that were looked at."""
+
+    name: str
+    layers: int
+    elements: int
+    ours: float
+    peer: float
+    folded: float
+    unfolded: float
+    seconds: float
+
+    def __str__(self) -> str:
+        ratio = self.folded / self.unfolded if self.unfolded else 0.0
+        return (
+            f"| {self.name} | {self.layers} | {self.elements:,} | {self.ours:.3%} | {self.peer:.1%} | "
+            f"{self.folded:.1e} / {self.unfolded:.1e} = {ratio:.2f} | {self.seconds:.0f} s |"
+        )
+
+
+def scramble(model: nn.Module) -> nn.Module:
+    """Draw statistics and affines, and gains."""
+    source = torch.Generator().manual_seed(3)
+    for module in model.modules():
+        held = {**module._parameters, **module._buffers}
+        mean, variance = held.get("running_mean"), held.get("running_var")
+        if mean is not None and variance is not None:
+            mean.normal_(std=0.1, generator=source)
+            variance.copy_(torch.empty_like(variance).uniform_(0.3, 2, generator=source))
+        for name in ("weight", "bias", "gain"):
+            value = held.get(name)
+            if isinstance(value, nn.Parameter) and (value.dim() == 1 or name == "gain"):
+                value.data.uniform_(0.5, 1.5, generator=source)
+                if name == "bias":
+                    value.data.sub_(1)
+    return model.eval()
+
+
+def measured(name: str) -> Figures:
+    """Fold a model, and compare it and its peer with exact numbers and with the model in float64."""
+    from wnconvert.verbs.modules.convert import fold_module
+    from wnconvert.verbs.recipes.recipe import recipe_of
+
+    began, model = time.perf_counter(), MODELS[name]
+    torch.manual_seed(1)
+    module = scramble(model.make())
+    called = "input_ids" if model.ids else _input_of(module)
+    recipe = recipe_of(module, inputs=f"{called}={model.inputs()}")
+    x = torch.randint(0, model.ids, model.shape) if model.ids else torch.randn(model.shape)
+    exact, plain = _run(copy.deepcopy(module).double(), x.double() if not model.ids else x), _run(module, x)
+    folded = copy.deepcopy(module)
+    layers = fold_module(folded, recipe=recipe)
+    ours, peer, count = [], [], 0
+    for right, made, other in _judged(module, folded, layers):
+        ours.append(int((made == right).sum()))
+        peer.append(int((other == right).sum()))
+        count += right.numel()
+    found = _run(folded, x)
+    return Figures(
+        name,
+        len(layers),
+        count,
+        sum(ours) / max(count, 1),
+        sum(peer) / max(count, 1),
+        _far(found, exact),
+        _far(plain, exact),
+        time.perf_counter() - began,
+    )
+
+
+def _input_of(module: nn.Module) -> str:
+    from wnconvert.verbs.models.proof.functions import input_names
+
+    return input_names(module)[0][0]
+
+
+def _run(module: nn.Module, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        out = module(x)
+    out = getattr(out, "logits", out)
+    made: Tensor = out[0] if isinstance(out, tuple) else out
+    return made.double()
+
+
+def _far(found: Tensor, exact: Tensor) -> float:
+    return float((found - exact).square().mean().sqrt() / exact.square().mean().sqrt())
+
+
+# -- the judge
+
+
+#: How many elements of a weight are looked at.
+_SAMPLE = 2000
+
+
+def _judged(module: nn.Module, folded: nn.Module, layers: Any) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """For each layer some elements: the correctly rounded ones, ours, and the peer's."""
+    before, after = dict(module.named_parameters()), dict(folded.named_parameters())
+    before |= dict(module.named_buffers())
+    source = torch.Generator().manual_seed(5)
+    for layer in layers:
+        parts = {role: before[info.name].detach() for role, info in layer.parts.items()}
+        made = after[layer.name].detach()
+        peer = _peer(layer, parts)
+        places = torch.randint(0, made.numel(), (min(_SAMPLE, made.numel()),), generator=source)
+        right = exact_elements(layer.rule, parts, places)
+        yield right, made.reshape(-1)[places], peer.reshape(-1)[places]
+
+
+def exact_elements(rule: Any, parts: Mapping[str, Tensor], places: Tensor) -> Tensor:
+    """Elements of a float32 weight, correctly rounded: 200 digits, then one rounding."""
+    from mpmath import mp, mpf  # type: ignore[import-untyped]
+
+    from wnconvert.layers import rules
+
+    mp.prec = 300
+    w = parts["original"].double()
+    shape = tuple(w.shape)
+    rows: dict[int, tuple[Any, Any]] = {}
+    found = []
+
+    def own(operation: Any, index: tuple[int, ...]) -> Any:
+        """Mean and factor of the row of an element."""
+        at = index[operation.dim]
+        if at not in rows:
+            row = [mpf(value) for value in w.select(operation.dim, at).reshape(-1).tolist()]
+            n = len(row)
+            if isinstance(operation, rules.Unit):
+                rows[at] = (
+                    mpf(0),
+                    operation.scale / max(mp.sqrt(sum(each * each for each in row)), operation.eps),
+                )
+                return rows[at]
+            mean = sum(row) / n
+            variance = sum((each - mean) ** 2 for each in row) / (n if operation.std == "biased" else n - 1)
+            eps = mpf(operation.eps)
+            if operation.eps_at == "var":
+                d = mp.sqrt(variance + eps)
+            elif operation.eps_at == "std":
+                d = mp.sqrt(variance) + eps
+            else:
+                d = mp.sqrt(max(variance * operation.fan, eps))
+            gain = mpf(parts["gain"].reshape(-1)[at].item()) if operation.gain else mpf(1)
+            rows[at] = mean, gain * mpf(operation.scale) / d
+        return rows[at]
+
+    for place in places.tolist():
+        index = tuple(int(each) for each in torch.unravel_index(torch.tensor(place), shape))
+        value = mpf(w[index].item())
+        for operation in rule.operations:
+            if isinstance(operation, (rules.Standardize, rules.Unit)):
+                mean, factor = own(operation, index)
+                value = (value - mean) * factor
+            elif isinstance(operation, rules.Equalized):
+                value = value * mpf(operation.scale)
+            else:
+                value = value * _factor(operation, index, shape, parts, mp, mpf)
+        found.append(_nearest(value))
+    return torch.tensor(found, dtype=torch.float32)
+
+
+def _factor(
+    operation: Any, index: tuple[int, ...], shape: tuple[int, ...], parts: Any, mp: Any, mpf: Any
+) -> Any:
+    channel = index[operation.dim]
+    if operation.dim == 1:
+        channel += index[0] // (shape[0] // operation.groups) * shape[1]
+    gamma = mpf(parts["gamma"].reshape(-1)[channel].item()) if "gamma" in parts else mpf(1)
+    if "variance" not in parts:
+        return gamma
+    return gamma / mp.sqrt(mpf(parts["variance"][channel].item()) + mpf(operation.eps))
+
+
+def _nearest(value: Any) -> float:
+    """The float32 next to a number of many digits, decided among neighbours and not by two roundings."""
+    from mpmath import mpf
+
+    guess = torch.tensor(float(value), dtype=torch.float32)
+    ends = [guess, *(torch.nextafter(guess, torch.tensor(end)) for end in (float("inf"), -float("inf")))]
+    return min((each.item() for each in ends), key=lambda each: abs(mpf(each) - value))
+
+
+def _peer(layer: Any, parts: Mapping[str, Tensor]) -> Tensor:
+    """The weight that people's own ways give, in float32."""
+    from wnconvert.layers import rules
+    from wnconvert.verbs.modules.folding.layers import by_channel
+
+    w = parts["original"]
+    for operation in layer.rule.operations:
+        if isinstance(operation, rules.Standardize):
+            w = _standardized(operation, w, parts)
+        elif isinstance(operation, rules.AffineBefore):
+            w = w * by_channel(parts["gamma"], operation, tuple(w.shape))
+        else:  # torch.nn.utils.fusion: γ·rsqrt(v + eps)
+            factor = torch.rsqrt(parts["variance"] + operation.eps)
+            factor = parts["gamma"] * factor if "gamma" in parts else factor
+            w = w * by_channel(factor, operation, tuple(w.shape))
+    return w
+
+
+def _standardized(operation: Any, w: Tensor, parts: Mapping[str, Tensor]) -> Tensor:
+    """As timm's classes do: batch norm of the rows."""
+    flat = w.reshape(1, w.shape[0], -1)
+    gain = None if not operation.gain else (parts["gain"].reshape(-1) * operation.scale)
+    made = nn.functional.batch_norm(
+        flat, None, None, weight=gain, training=True, momentum=0.0, eps=operation.eps
+    )
+    return made.reshape(w.shape)
+
+
+def main(names: list[str]) -> None:
+    """Print a row for each model."""
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    print("| model | layers | elements | ours | peer | folded / unfolded from float64 | |")
+    print("|---|---|---|---|---|---|---|")
+    for name in names or MODELS:
+        try:
+            print(measured(name), flush=True)
+        except Exception as error:  # noqa: BLE001 - the other models go on
+            print(f"| {name} | {type(error).__name__}: {error} |", flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

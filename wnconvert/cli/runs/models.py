@@ -1,0 +1,97 @@
+"""A fold that is told, and proven, by the model that its checkpoint is for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import click
+
+from wnconvert.cli.options import with_options
+from wnconvert.cli.runs.start import check_torch
+from wnconvert.cli.terminal import stdout_to_stderr
+from wnconvert.errors import ArgumentError
+
+__all__ = ["BY_MODEL", "told_by_model"]
+
+
+BY_MODEL = with_options(
+    click.option(
+        "--model",
+        metavar="MODEL",
+        help="The model of SRC, package.module:factory or path/to/file.py:factory, which is run: it tells "
+        "the recipe if none is given, and proves the output before it is put in place. Needs --input.",
+    ),
+    click.option(
+        "--input",
+        "inputs",
+        metavar="NAME=DTYPE[SHAPE]",
+        multiple=True,
+        help="With --model: an input of it, as export has them, e.g. 'x=float32[1,3,H,W]' (repeatable).",
+    ),
+    click.option(
+        "--range",
+        "ranges",
+        metavar="H=LOW..HIGH",
+        multiple=True,
+        help="With --model: the sizes of a letter.  [default: 16..128]",
+    ),
+    click.option(
+        "--kwargs", metavar="JSON|@FILE", help="With --model: arguments of the factory, as a JSON object."
+    ),
+    click.option(
+        "--rtol",
+        type=click.FloatRange(min=0),
+        default=1e-3,
+        show_default=True,
+        help="With --model: equal means |folded-unfolded| <= atol + rtol·|unfolded|.",
+    ),
+    click.option("--atol", type=click.FloatRange(min=0), default=1e-5, show_default=True, help="See --rtol."),
+)
+#: The options above, as a command has them.
+_OURS = ("model", "inputs", "ranges", "kwargs", "rtol", "atol")
+
+
+def told_by_model(src: tuple[str, ...], options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a fold, with a ``prove`` and a ``recipe`` in place of those of the model.
+
+    Raises ``ArgumentError`` for --input without --model, and the other way round; for several files.
+    """
+    left = {name: value for name, value in options.items() if name not in _OURS}
+    model, inputs = options["model"], options["inputs"]
+    if model is None:
+        given = next((name for name in ("inputs", "ranges", "kwargs") if options[name]), None)
+        if given is not None:
+            raise ArgumentError(f"--{given.removesuffix('s')} is of a model", fix="give --model too")
+        return left
+    if not inputs:
+        raise ArgumentError("--model is run, and needs its inputs", fix="--input 'x=float32[1,3,224,224]'")
+    if len(src) != 1 or options["recursive"] or not Path(src[0]).exists():
+        raise ArgumentError("--model is that of one checkpoint", fix="give one SRC that is on this disk")
+    check_torch()
+    from wnconvert.storage.checkpoint import no_graph, open_checkpoint
+
+    no_graph(open_checkpoint(src[0]), "the checkpoint of --model")
+    from wnconvert.verbs.export.folds import prove_checkpoint
+    from wnconvert.verbs.models.loading.model import prepared
+    from wnconvert.verbs.recipes.recipe import recipe_of
+
+    asked: dict[str, Any] = {"inputs": inputs, "ranges": options["ranges"]}
+    with stdout_to_stderr():  # the model's own prints
+        made = prepared(
+            model,
+            weights=src[0],
+            kwargs=options["kwargs"],
+            only=options["only"],
+            strip_prefix=options["strip_prefix"],
+        )
+        if left["recipe"] is None:
+            left["recipe"] = recipe_of(cast(Any, made.module), made_by=model, **asked)
+    prove = prove_checkpoint(made.module, rtol=options["rtol"], atol=options["atol"], **asked)
+
+    def proved(path: Any, plan: Any) -> Any:
+        with stdout_to_stderr():
+            return prove(path, plan)
+
+    return {**left, "prove": proved}

@@ -1,0 +1,9 @@
+"""What a class computes of its own weight: unit rows, one factor, standardized rows.
+
+unit       c / max(|w|, eps) of rows
+equalized  c of all elements
+moments    sums of rows, and of their squares
+formula    a standardized element between bounds
+centred    factors of rows that have a centre
+standard   from the moments of rows to their centres and factors
+"""

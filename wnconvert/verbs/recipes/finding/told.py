@@ -1,0 +1,49 @@
+"""What one forward of a module tells: its layers and its norms."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from wnconvert.layers.kinds.table import ALL
+from wnconvert.layers.recipes import RecipeFold
+from wnconvert.verbs.modules.finding.live import find_live
+from wnconvert.verbs.recipes.finding.layers import Linear, Weights, linears_in
+from wnconvert.verbs.recipes.finding.norms import Normed, norms_in
+from wnconvert.verbs.recipes.tracing.trace import Trace
+
+__all__ = ["Told", "told_of"]
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What one forward told: the trace, its layers, the uses of its norms, and what weights are computed by.
+
+    ``unexplained`` are the names of weights that are computed as no fold does.
+    """
+
+    trace: Trace
+    linears: tuple[Linear, ...]
+    norms: tuple[Normed, ...]
+    computed: tuple[RecipeFold, ...] = ()
+    unexplained: tuple[str, ...] = ()
+
+
+def told_of(module: nn.Module, trace: Trace) -> Told:
+    """The layers and the norms in a trace of a module; what its weights are computed by is not told here."""
+    return Told(trace, linears_in(trace, _known_weights(module)), norms_in(trace))
+
+
+def _known_weights(module: nn.Module) -> Weights:
+    """What the modules tell of weights: those that are computed in a known way, and places for biases."""
+    made = {}
+    for live in find_live(module, ALL).layers:
+        parts = frozenset(part.name for part in live.layer.parts.values())
+        made[parts] = live.layer.name
+    biases = [
+        f"{name}.bias" if name else "bias"
+        for name, each in module.named_modules()
+        if "bias" in each._parameters or getattr(each, "bias", 0) is None
+    ]
+    return Weights(made, frozenset(biases))
