@@ -206,6 +206,17 @@ def test_a_state_dict_with_nothing_of_it_is_foreign() -> None:
     assert "conv.weight" in result.misfit
 
 
+def test_a_prefix_before_all_names_is_said() -> None:
+    tensors = [("net.conv.weight", (8, 4, 3)), *norm("net.bn", 8)]
+    result = found(tensors, behind())
+    assert (result.misfit, result.is_foreign) == ("its names have net. before those of the recipe", False)
+
+
+def test_a_prefix_before_some_names_is_none() -> None:
+    result = found([("net.conv.weight", (8, 4, 3)), *norm("other.bn", 8)], behind())
+    assert result.is_foreign
+
+
 def test_a_norm_without_running_statistics_uses_the_batch() -> None:
     result = found([*CONV, *norm("bn", 8, "weight", "bias")], behind())
     assert result.misfit.startswith("bn has no running statistics")

@@ -87,6 +87,8 @@ def matched(recipe: Recipe, known: Keyed, selection: Selection) -> Matched:
     missing = [name for fold in folds for name in _missing(fold, known)]
     if missing:
         there = sum(1 for fold in folds for _ in _present(fold, known))
+        if not there and (prefix := _prefix(missing, known)):
+            return Matched(misfit=f"its names have {printable(prefix)} before those of the recipe")
         return Matched(misfit=_misfit(missing, known), is_foreign=not there)
     if recipe.names and recipe.names != _digest(recipe, known):
         return Matched(misfit="the shapes of its tensors are not those of the model that the recipe is of")
@@ -177,6 +179,13 @@ def _present(fold: RecipeFold, known: Keyed) -> Iterator[str]:
     if known.original(fold.weight) is not None:
         yield fold.weight
     yield from (name for name in _needed(fold) if name in known.tensors)
+
+
+def _prefix(missing: Sequence[str], known: Keyed) -> str:
+    """What stands before all names that are missing, as a wrapper puts it there; empty if nothing does."""
+    names = dict.fromkeys((*known.tensors, *known.asked, *known.left))
+    found = (name.removesuffix(missing[0]) for name in names if name.endswith(f".{missing[0]}"))
+    return next((prefix for prefix in found if all(f"{prefix}{each}" in names for each in missing)), "")
 
 
 def _misfit(missing: Sequence[str], known: Keyed) -> str:
