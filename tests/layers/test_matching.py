@@ -270,6 +270,22 @@ def test_a_digest_is_of_the_weight_whatever_computes_it() -> None:
             RecipeFold("standardize", "conv.weight", eps=1e-5, gain="gain"),
             "conv.gain (4,) does not fit a weight (8, 4, 3)",
         ),
+        (
+            [*CONV, ("conv.bias", (8,))],
+            RecipeFold("standardize", "conv.weight", eps=1e-5, gain="bias"),
+            "conv.bias is the bias of its layer, and no gain",
+        ),
+        (
+            [*CONV, ("conv.gain", (8,))],
+            RecipeFold("standardize", "conv.weight", eps=1e-5, gain="gain", shift="gain"),
+            "conv.gain is named twice",
+        ),
+        ([*CONV, *norm("bn", 8)], behind(bias="bn.weight"), "bn.weight is no bias beside it"),
+        (
+            [*CONV, *norm("bn", 8), ("bn.mean_weight", (3,))],
+            behind(),
+            "bn.mean_weight shows a switchable norm",
+        ),
     ],
 )
 def test_what_does_not_fit_is_refused(tensors: list[tuple[str, Shape]], fold: RecipeFold, says: str) -> None:
