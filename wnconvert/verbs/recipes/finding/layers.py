@@ -144,9 +144,14 @@ def _named(trace: Trace, weights: Weights, linear: Linear) -> Linear:
     linear, names = _weight(trace, weights, linear)
     if not names:
         return linear
-    linear = replace(linear, weight=names[0])
-    name = f"{names[0][: names[0].rfind('.') + 1]}bias"
     trouble = linear.trouble or _against(trace, linear, sources, names)
+    return _with_bias(trace, weights, replace(linear, weight=names[0], trouble=trouble))
+
+
+def _with_bias(trace: Trace, weights: Weights, linear: Linear) -> Linear:
+    """The layer with the name of its bias, or with what is against that."""
+    trouble = linear.trouble
+    name = f"{linear.weight[: linear.weight.rfind('.') + 1]}bias"
     if linear.added is None:
         if any(name in every for every in trace.stored.values()):
             trouble = trouble or "its layer has a bias that it does not add"
