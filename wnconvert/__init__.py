@@ -64,6 +64,8 @@ if TYPE_CHECKING:
     from wnconvert.verbs.modules.inspect import inspect_module
     from wnconvert.verbs.modules.selection import Layers
     from wnconvert.verbs.modules.split import split_module
+    from wnconvert.verbs.recipes.recipe import recipe_of, trace_recipe
+    from wnconvert.verbs.recipes.result import RecipeReport
     from wnconvert.verbs.shared.recipes import read_recipe, write_recipe
 
 __version__ = "0.1.0"
@@ -86,6 +88,7 @@ __all__ = [
     "Plan",
     "Recipe",
     "RecipeFold",
+    "RecipeReport",
     "Result",
     "TooFewLayersError",
     "VerifyError",
@@ -114,10 +117,12 @@ __all__ = [
     "modernize_code",
     "path_on",
     "read_recipe",
+    "recipe_of",
     "split_file",
     "split_files",
     "split_module",
     "split_state_dict",
+    "trace_recipe",
     "weights_folded",
     "write_recipe",
 ]
@@ -162,6 +167,9 @@ _HOMES = {
     "path_on": "storage.files",
     "Recipe": "layers.recipes",
     "RecipeFold": "layers.recipes",
+    "RecipeReport": "verbs.recipes.result",
+    "recipe_of": "verbs.recipes.recipe",
+    "trace_recipe": "verbs.recipes.recipe",
     "read_recipe": "verbs.shared.recipes",
     "write_recipe": "verbs.shared.recipes",
     "Result": "verbs.conversion.convert",
