@@ -16,11 +16,13 @@ import importlib
 import time
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from wnconvert.verbs.models.proof.functions import named_outputs
 from wnconvert.verbs.recipes.finding.behind import pairs_behind
 from wnconvert.verbs.recipes.finding.told import told_of
 from wnconvert.verbs.recipes.tracing.trace import traced
@@ -59,12 +61,18 @@ def models(names: list[str]) -> Iterator[tuple[str, Any]]:
     """The architectures with their factories: those named, or one of each module of timm and torchvision."""
     timm, vision = (importlib.import_module(name) for name in ("timm", "torchvision.models"))
     every = [(f"tv:{name}", lambda name=name: vision.get_model(name)) for name in vision.list_models(vision)]
-    modules = {timm.models.model_entrypoint(name).__module__: [] for name in timm.list_models()}
+    modules: dict[str, list[str]] = {
+        timm.models.model_entrypoint(name).__module__: [] for name in timm.list_models()
+    }
     for name in timm.list_models():
         modules[timm.models.model_entrypoint(name).__module__].append(name)
     for of_module in modules.values():
         every += [(f"timm:{name}", lambda name=name: timm.create_model(name)) for name in of_module[:8]]
     yield from (item for item in every if not names or item[0] in names)
+
+
+def _outputs(module: nn.Module, x: Tensor) -> list[Tensor]:
+    return [value for _, value in named_outputs(module(x))]
 
 
 def run(name: str, factory: Any) -> str:
@@ -75,14 +83,16 @@ def run(name: str, factory: Any) -> str:
     count = sum(isinstance(each, _NORM) for each in module.modules())
     if not count:
         return ""
+    failed = ""
+    trace = x = None
     for size in _SIZES:
         x = torch.empty(1, 3, size, size, device="meta")
         try:
-            trace = traced(module, lambda x=x: [module(x)], [x])
+            trace = traced(module, partial(_outputs, module, x), [x])
             break
         except Exception as error:  # noqa: BLE001 - another size is tried, and the last error is shown
             failed = f"{type(error).__name__}: {str(error)[:60]}"
-    else:
+    if trace is None or x is None:
         return f"{name:<44} not run: {failed}"
     told = told_of(module, trace)
     pairs, _ = pairs_behind(trace, told.linears, told.norms)
