@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.utils import parametrizations
 
 from wnconvert.layers.recipes import Op, Recipe, RecipeFold
 
@@ -172,13 +173,39 @@ def standardized(weight: str, eps: float = 1e-8, **options: Any) -> RecipeFold:
     return RecipeFold("standardize", weight, eps=eps, **options)
 
 
+class Temporal(nn.Module):
+    """A block of a temporal network: weight norm, and batch norm behind it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = parametrizations.weight_norm(nn.Conv1d(5, 8, 3, dilation=2))
+        self.norm = nn.BatchNorm1d(8)
+        self.up = parametrizations.weight_norm(nn.ConvTranspose1d(8, 6, 4, 2, groups=2))
+        self.norm2 = nn.BatchNorm1d(6, eps=1e-3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.norm2(self.up(torch.relu(self.norm(self.conv(x)))))
+        return out
+
+
 @dataclass(frozen=True)
 class Normed:
-    """A model, its recipe and an input."""
+    """A model, its recipe, the shape of an input, and the same with letters for the sizes that may change."""
 
     make: Callable[[], nn.Module]
     recipe: Recipe
     shape: tuple[int, ...]
+    letters: str
+
+    @property
+    def inputs(self) -> dict[str, Any]:
+        """The arguments that say what its inputs are."""
+        ranges = {
+            f"{letter}=8..24"
+            for letter in "HW"
+            if f"{letter}," in self.letters or f"{letter}]" in self.letters
+        }
+        return {"inputs": self.letters, "ranges": sorted(ranges)}
 
     def made(self) -> tuple[Any, Tensor]:
         """The model, the same each time, and an input."""
@@ -198,6 +225,7 @@ NORMED = {
             )
         ),
         (16, 3, 9, 9),
+        "input=float32[2,3,H,W]",
     ),
     "mobilenet": Normed(
         lambda: nn.Sequential(
@@ -208,11 +236,13 @@ NORMED = {
         ),
         Recipe((behind("0.weight", "1", eps=1e-3), behind("2.weight", "3", eps=1e-3))),
         (16, 3, 9, 9),
+        "input=float32[2,3,H,W]",
     ),
     "levit": Normed(
         lambda: nn.Sequential(LinearNorm(6, 8), nn.Hardswish(), LinearNorm(8, 4)),
         Recipe((behind("0.c.weight", "0.bn", "linear"), behind("2.c.weight", "2.bn", "linear"))),
         (64, 5, 6),
+        "input=float32[2,H,6]",
     ),
     "upsampling": Normed(
         Upsampling,
@@ -223,10 +253,22 @@ NORMED = {
             )
         ),
         (16, 6, 5, 5),
+        "x=float32[2,6,H,W]",
     ),
 }
 
-STANDARDIZED = {
+NORMED |= {
+    "temporal": Normed(
+        Temporal,
+        Recipe(
+            (
+                behind("conv.weight", "norm"),
+                behind("up.weight", "norm2", "conv_transpose", eps=1e-3, groups=2),
+            )
+        ),
+        (16, 5, 20),
+        "x=float32[2,5,W]",
+    ),
     "bit": Normed(
         lambda: nn.Sequential(
             StandardizedSame(3, 6, 7, stride=2, bias=False),
@@ -236,11 +278,13 @@ STANDARDIZED = {
         ),
         Recipe((standardized("0.weight"), standardized("3.weight"))),
         (16, 3, 13, 13),
+        "input=float32[2,3,H,W]",
     ),
     "document": Normed(
         lambda: nn.Sequential(UnbiasedOutside(3, 6, 3, padding="same", padding_mode="reflect")),
         Recipe((standardized("0.weight", 1e-5, std="unbiased", eps_at="std"),)),
         (16, 3, 9, 9),
+        "input=float32[2,3,H,W]",
     ),
     "nf": Normed(
         lambda: nn.Sequential(Scaled(3, 6, 3, padding=1), nn.ReLU(), Scaled(6, 8, 3, groups=2)),
@@ -251,11 +295,13 @@ STANDARDIZED = {
             )
         ),
         (16, 3, 9, 9),
+        "input=float32[2,3,H,W]",
     ),
     "heads": Normed(
         lambda: nn.Sequential(Equal(5, 6), nn.ReLU(), UnitRows(6, 4)),
         Recipe((RecipeFold("equalized", "0.weight", scale=0.3), RecipeFold("unit", "2.weight", eps=1e-12))),
         (64, 5),
+        "input=float32[H,5]",
     ),
 }
 

@@ -7,6 +7,7 @@ import pickle
 import warnings
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -15,10 +16,12 @@ from torch.nn.utils import parametrizations
 
 from tests.helpers.live_models import portrait
 from tests.helpers.normed_models import NORMED, Standardized, behind, every_normed, scrambled, standardized
+from tests.helpers.rule_oracle import exact_bias, exact_weight
 from tests.helpers.states import same
 from wnconvert import fold_module, fold_state_dict, folded, weights_folded
 from wnconvert.errors import LayerError
 from wnconvert.layers.recipes import Recipe, RecipeFold
+from wnconvert.tensors.memory import array_of
 
 
 def exact(model: nn.Module, x: Tensor) -> Tensor:
@@ -45,6 +48,19 @@ def test_a_folded_module_is_no_further_from_float64_than_the_module_and_has_no_n
     assert [layer.name for layer in done] == [fold.weight for fold in NORMED[which].recipe.folds]
     assert distance(model(x), expected) <= 1.5 * far
     assert not any(name.endswith(("running_var", "running_mean", "tracked")) for name in model.state_dict())
+
+
+@every_normed
+def test_weights_and_biases_are_correctly_rounded(which: str) -> None:
+    model, _ = NORMED[which].made()
+    held = {name: array_of(value) for name, value in model.state_dict().items()}
+    done = fold_module(model, recipe=NORMED[which].recipe)
+    made = {name: array_of(value) for name, value in model.state_dict().items()}
+    for layer in done:
+        arrays = {role: held[info.name] for role, info in layer.parts.items()}
+        assert np.array_equal(made[layer.name], exact_weight(layer.rule, arrays, "float32"))
+        if layer.bias:
+            assert np.array_equal(made[layer.bias], exact_bias(layer.rule, arrays, "float32"))
 
 
 @every_normed

@@ -90,6 +90,10 @@ def run_conversion(
     target = target_of(source, request.out, request.kind, as_folder=request.as_folder, in_place=in_place)
     if request.in_place:
         options = replace(options, force=True)
+    if isinstance(target.path, Address):
+        from wnconvert.verbs.conversion.places.stored import check_stored
+
+        check_stored(options)
     with _errors_name(source, target.path):
         opened = partial(_job, source, target, request, make_plan, plan_graph, force=options.force)
         job = opened()

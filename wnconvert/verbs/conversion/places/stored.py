@@ -39,6 +39,7 @@ from wnconvert.verbs.shared.options import RunOptions
 
 __all__ = [
     "aborted_uploads",
+    "check_stored",
     "named_uploads",
     "refuse_graph",
     "stored_file_job",
@@ -113,13 +114,8 @@ def _as_output() -> Iterator[None]:
         raise OutputError(error.heading, where=error.where, fix=error.fix) from error
 
 
-def _check_asked(output: Address, options: RunOptions) -> None:
-    """Raise for what cannot be asked of a store: a proof before, or a check of what replaces an object."""
-    if options.prove is not None:
-        raise ArgumentError(
-            "--model proves an output before it is put in place, and no store shows an upload",
-            fix="wnconvert check OUT, afterwards",
-        )
+def _check_verified(output: Address, options: RunOptions) -> None:
+    """Raise ``OutputError`` where an object would be replaced, and could not be given back."""
     if options.verify and options.force:
         with _as_output():
             there = kind_of(output)
@@ -206,7 +202,7 @@ def _check_structure(upload: Upload, address: Address) -> None:
 
 def _store_file(checkpoint: Checkpoint, plan: Plan, output: Address, options: RunOptions) -> Result:
     began = time.perf_counter()
-    _check_asked(output, options)
+    _check_verified(output, options)
     layout = layout_of(checkpoint, plan)
     workers = Workers(options.threads, options.progress)
     if options.verify:
@@ -255,8 +251,8 @@ def _store_folder(
     workers = Workers(options.threads, options.progress)
     every = {**weights, **copies}
     workers.expect(sum(blob.effort for layout in every.values() for blob in layout.blobs))
+    sizes = {file.path: file.size for file in beside.files}
     if options.verify:
-        sizes = {file.path: file.size for file in beside.files}
         workers.expect(sum(bytes_to_verify(part.checkpoint, part.plan) for part in planned.parts))
         workers.expect(sum(sizes.values()))
     readers: dict[str, None] = {}
@@ -339,3 +335,12 @@ def aborted_uploads(output: Address) -> tuple[str, ...]:
 def refuse_graph() -> NoReturn:
     """Raise ``OutputError``: what an ONNX model becomes is run as a file."""
     raise OutputError("an ONNX model is run where it lies before it is put in place", fix=_COPY)
+
+
+def check_stored(options: RunOptions) -> None:
+    """Raise ``ArgumentError`` for what cannot be asked of a store."""
+    if options.prove is not None:
+        raise ArgumentError(
+            "--model proves an output before it is put in place, and no store shows an upload",
+            fix="wnconvert check OUT, afterwards",
+        )

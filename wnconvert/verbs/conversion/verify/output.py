@@ -78,10 +78,11 @@ def verify_output(
     with Source(opened.sources) as written, contextlib.ExitStack() as stack:
         found = opened.tree.tensors
         own = own_reader(found, written)
-        other = contextlib.nullcontext((own, "wnconvert's own reader", ()))
+        readers = OTHER_READERS[plan.container]
         if isinstance(path, Path):
-            other = OTHER_READERS[plan.container].open(checkpoint, opened.shards, own)
-        reader, by, notes = stack.enter_context(other)
+            reader, by, notes = stack.enter_context(readers.open(checkpoint, opened.shards, own))
+        else:
+            reader, by, notes = own, "wnconvert's own reader", ()
         for planned in plan.state_dicts:
             before = checkpoint.tree.tensors[planned.path]
             after = found[planned.path if plan.container.facts.holds_trees else ""]
