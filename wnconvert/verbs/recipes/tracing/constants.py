@@ -10,7 +10,7 @@ from torch import Tensor
 
 from wnconvert.verbs.recipes.tracing.trace import Trace, TracedStep, TracedValue
 
-__all__ = ["NARROW", "CannotReplayError", "replayed", "scalars_of", "steps_behind", "in_double"]
+__all__ = ["NARROW", "CannotReplayError", "in_double", "replayed", "scalars_of", "steps_behind"]
 
 
 #: The dtypes that float64 stands for.
