@@ -72,6 +72,7 @@ $(PACKAGES)/stamp: pyproject.toml constraints.txt tests/packages/requirements.tx
 	$(PYTHON) -m venv $(PACKAGES)
 	$(PACKAGES)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	$(PACKAGES)/bin/python -m pip install --quiet --no-deps --requirement tests/packages/requirements.txt
+	PATH="$(CURDIR)/$(PACKAGES)/bin:$$PATH" npm install --silent --prefix $(PACKAGES)/azurite azurite@3.37.0
 	@touch $@
 
 packages: $(PACKAGES)/stamp

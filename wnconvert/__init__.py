@@ -66,6 +66,8 @@ if TYPE_CHECKING:
     from wnconvert.verbs.modules.inspect import inspect_module
     from wnconvert.verbs.modules.selection import Layers
     from wnconvert.verbs.modules.split import split_module
+    from wnconvert.verbs.recipes.recipe import recipe_of, trace_recipe
+    from wnconvert.verbs.recipes.result import RecipeReport
     from wnconvert.verbs.shared.recipes import read_recipe, write_recipe
 
 __version__ = "0.1.0"
@@ -88,6 +90,7 @@ __all__ = [
     "Plan",
     "Recipe",
     "RecipeFold",
+    "RecipeReport",
     "Result",
     "TooFewLayersError",
     "VerifyError",
@@ -118,10 +121,12 @@ __all__ = [
     "path_on",
     "prove_checkpoint",
     "read_recipe",
+    "recipe_of",
     "split_file",
     "split_files",
     "split_module",
     "split_state_dict",
+    "trace_recipe",
     "weights_folded",
     "write_recipe",
 ]
@@ -168,6 +173,9 @@ _HOMES = {
     "path_on": "storage.files",
     "Recipe": "layers.recipes",
     "RecipeFold": "layers.recipes",
+    "RecipeReport": "verbs.recipes.result",
+    "recipe_of": "verbs.recipes.recipe",
+    "trace_recipe": "verbs.recipes.recipe",
     "read_recipe": "verbs.shared.recipes",
     "write_recipe": "verbs.shared.recipes",
     "Result": "verbs.conversion.convert",

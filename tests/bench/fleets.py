@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shlex
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,8 +13,9 @@ from tests.bench.builds import NOW, usual
 from tests.bench.measure import Command, in_turns
 from tests.bench.rows import Row
 
-FILES = 100
-SMALL = 1000
+#: The files of either; WNCONVERT_BENCH_FILES makes them fewer.
+FILES = int(os.environ.get("WNCONVERT_BENCH_FILES", "100"))
+SMALL = 10 * FILES
 
 
 def many(folder: Path, rounds: int, files: int = FILES) -> Iterator[Row]:
@@ -26,6 +29,7 @@ def many(folder: Path, rounds: int, files: int = FILES) -> Iterator[Row]:
     what = f"{files} files of 56 MB"
     yield Row(what, runs, "a loop of `wnconvert fold`", loops, 0.5)
     yield Row(what, runs, "a loop of the torch script", scripts, 0.15)
+    shutil.rmtree(source)
 
 
 def looked_at(folder: Path, rounds: int, files: int = SMALL) -> Iterator[Row]:
@@ -35,6 +39,7 @@ def looked_at(folder: Path, rounds: int, files: int = SMALL) -> Iterator[Row]:
     loop = _loop(source, folder / "none", NOW.command("inspect", Path("$file")))
     runs, loops = in_turns(rounds, ours, loop)
     yield Row(f"`inspect`, {files} files of 1 MB", runs, "a loop of `wnconvert inspect`", loops, 0.2)
+    shutil.rmtree(source)
 
 
 def _copies(folder: Path, shapes: inputs.Shapes, files: int) -> Path:

@@ -18,6 +18,8 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file
 
+from wnconvert.layers.recipes import Recipe, RecipeFold
+
 Shapes = dict[str, tuple[int, ...]]
 
 _DTYPES = {
@@ -35,10 +37,29 @@ def layer(name: str, *shape: int, dim: int | None = 0) -> Shapes:
     return {f"{name}.weight_g": g, f"{name}.weight_v": shape}
 
 
+def weight(name: str, *shape: int) -> Shapes:
+    """The shape of a weight that its class computes."""
+    return {f"{name}.weight": shape}
+
+
 def spectral(name: str, *shape: int) -> Shapes:
     """The shapes of a layer with spectral norm."""
     columns = math.prod(shape[1:])
     return {f"{name}.weight_orig": shape, f"{name}.weight_u": shape[:1], f"{name}.weight_v": (columns,)}
+
+
+def normed(name: str, *shape: int) -> Shapes:
+    """The shapes of a convolution and of the batch norm behind it."""
+    tensors = ("weight", "bias", "running_mean", "running_var")
+    return {f"{name}.weight": shape} | {f"{name}.norm.{each}": shape[:1] for each in tensors}
+
+
+def norms_recipe(shapes: Shapes) -> Recipe:
+    """The recipe that folds the batch norms of ``normed`` layers."""
+    names = [name.removesuffix(".norm.weight") for name in shapes if name.endswith(".norm.weight")]
+    return Recipe(
+        tuple(RecipeFold("norm behind", f"{name}.weight", f"{name}.norm", eps=1e-5) for name in names)
+    )
 
 
 def pruned(name: str, *shape: int) -> Shapes:
@@ -182,6 +203,8 @@ def _numbers(shapes: Shapes, dtype: str) -> Iterator[tuple[int, NDArray[np.gener
         if name.endswith("weight_g"):
             norm = math.sqrt(math.prod(shapes[f"{name[:-1]}v"]) / count)
             yield at, (norm * np.linspace(0.9, 1.1, count)).astype(_DTYPES[dtype])
+        elif name.endswith("running_var"):
+            yield at, np.linspace(0.1, 2, count).astype(_DTYPES[dtype])
         elif name.endswith("weight_mask"):
             yield at, np.resize(BLOCK < 0, count).astype(_DTYPES[dtype])
         at += nbytes({name: shape}, dtype)

@@ -11,6 +11,7 @@ from tests.bench.builds import NOW, Build, cached_copy, direct_copy, kernel_copy
 from tests.bench.inputs import GIB, MIB, written
 from tests.bench.measure import Command, Runs, in_turns, run
 from tests.bench.rows import Row
+from wnconvert.formats.recipes import recipe_text
 
 _MEMORY = 48 * MIB
 
@@ -60,6 +61,37 @@ def kinds(folder: Path, rounds: int, _before: Build) -> Iterator[Row]:
                     what = f"`fold --kinds all`, {kind.__name__}, {size} {dtype}"
                     yield Row(what, ours, "weight norm", other, 1.3, _MEMORY)
                     yield Row(f"user CPU of {what}", ours.in_user(), "weight norm", other.in_user(), 1.3)
+
+
+def standardized(folder: Path, rounds: int, _before: Build) -> Iterator[Row]:
+    """Weights that their classes standardize beside weight norm: the same bytes."""
+    said = "--standardize", "*.weight", "--std", "biased", "--eps-at", "var", "--eps", "1e-5"
+    for dtype, size in (("F32", "2 GiB"), ("F16", "1 GiB")):
+        with written(folder, "norm.safetensors", inputs.even_layers(2 * GIB, 32), dtype) as (norm, target):
+            shapes = inputs.even_layers(2 * GIB, 32, inputs.weight)
+            with written(folder, "plain.safetensors", shapes, dtype) as (source, _):
+                commands = NOW.fold(source, target, *said, "--silent"), NOW.fold(norm, target, "--silent")
+                ours, other = in_turns(rounds, *commands, target=target, memory=True)
+                what = f"`fold --standardize`, {size} {dtype}"
+                yield Row(what, ours, "weight norm", other, 1.3, _MEMORY)
+                yield Row(f"user CPU of {what}", ours.in_user(), "weight norm", other.in_user(), 1.3)
+
+
+def norms(folder: Path, rounds: int, _before: Build) -> Iterator[Row]:
+    """Batch norms behind convolutions, beside weight norm: the same bytes."""
+    recipe = folder / "norms.toml"
+    recipe.write_text(recipe_text(inputs.norms_recipe(inputs.even_layers(512 * MIB, 32, inputs.normed))))
+    for dtype, size in (("F32", "512 MiB"), ("F16", "256 MiB")):
+        with written(folder, "norm.safetensors", inputs.even_layers(512 * MIB, 32), dtype) as (norm, target):
+            shapes = inputs.even_layers(512 * MIB, 32, inputs.normed)
+            with written(folder, "normed.safetensors", shapes, dtype) as (source, _):
+                said = "--recipe", recipe, "--silent"
+                commands = NOW.fold(source, target, *said), NOW.fold(norm, target, "--silent")
+                ours, other = in_turns(rounds, *commands, target=target, memory=True)
+                what = f"`fold --recipe` of batch norms, {size} {dtype}"
+                yield Row(what, ours, "weight norm", other, 1.3, _MEMORY)
+                yield Row(f"user CPU of {what}", ours.in_user(), "weight norm", other.in_user(), 1.3)
+    recipe.unlink()
 
 
 def copies(folder: Path, rounds: int, _before: Build) -> Iterator[Row]:
@@ -122,4 +154,4 @@ def full(folder: Path, rounds: int, _before: Build) -> Iterator[Row]:
         yield Row("`inspect --full`, 2 GiB", ours, "`cat > /dev/null`", cat, 2, _MEMORY)
 
 
-BENCHES = (disk, processors, kinds, copies, verify, huge, beginning, full)
+BENCHES = (disk, processors, kinds, standardized, norms, copies, verify, huge, beginning, full)

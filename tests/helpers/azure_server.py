@@ -1,6 +1,6 @@
 """Azure's storage on this machine: the requests that its clients make, answered from a folder.
 
-It stands in for Azurite, which needs node; ``tests/packages/test_azurite.py`` runs the same tests on that. A
+It stands in for Azurite, which needs node; ``tests/packages/test_azurite.py`` is about that. A
 client that is not ours (rclone's, on Microsoft's library) is held against it in
 ``tests/storage/remote/test_azure.py``.
 """

@@ -76,6 +76,15 @@ def test_a_weight_in_doubt_is_refused_unless_it_is_left_out() -> None:
     assert not pairs_in(state, replace(selection, exclude=("conv.*",))).refused
 
 
+def test_a_switchable_norm_is_refused_although_it_has_running_statistics() -> None:
+    switchable = [("bn.weight", (1, 8, 1, 1)), ("bn.running_mean", (1, 8, 1)), ("bn.running_var", (1, 8, 1))]
+    more = ("bn.mean_weight", (3,))
+    for tensors, words in (([*switchable, more], "its mean_weight shows"), (switchable, "sizes that differ")):
+        state = state_at("", ("conv.weight", (8, 3, 3)), *tensors)
+        (item,) = pairs_in(state, Selection(asked=said(SaidPair("bn", "conv", "conv")))).refused
+        assert words in item.reason
+
+
 STANDARDIZED = state_at(
     "",
     ("a.weight", (4, 3, 2)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,8 @@ from wnconvert.layers.rules import (
     UnitVector,
 )
 from wnconvert.numerics.rows import RowPolicy, RowReport
+from wnconvert.numerics.rules.channels.shifts import Shifts
+from wnconvert.numerics.rules.channels.vector import channels_from
 from wnconvert.numerics.rules.neighbours import fold_bias
 from wnconvert.numerics.rules.parts import RulePart
 
@@ -422,3 +425,26 @@ def test_a_sum_that_cancels_is_still_the_nearest_value() -> None:
     found = bias_of(behind, given, "float32")[0]
     assert 0 < np.abs(found).max() < 1e-4
     assert np.array_equal(found, exact_bias(behind, given, "float32"))
+
+
+@pytest.mark.parametrize("eps", [0.0, 1e-5, 1e30])
+@pytest.mark.parametrize("scale", [1.0, 1e-15, 1e15, 1e-60])
+def test_pieces_of_shifts_are_as_near_to_them_as_they_say(scale: float, eps: float) -> None:
+    rng = np.random.default_rng(5)
+    beta, mean, gamma = (rng.standard_normal(200) * scale for _ in range(3))
+    gamma[0], mean[1], beta[2] = 0, 0, 0
+    variance = rng.random(200) + 2.0**-30
+    for given in (variance, None):
+        channels = channels_from(gamma, given, eps)
+        beta[3] = (mean * channels.values)[3]  # nearly nothing is left
+        shifts = Shifts(channels, beta, mean)
+        cut = shifts.cut()
+        found = [sum(Fraction(float(piece[at])) for piece in cut.pieces) for at in range(200)]
+        low, high, exponent = shifts.bounds(512)
+        for at, each in enumerate(found):
+            off = max(abs(each - Fraction(int(end[at])) * Fraction(2) ** exponent) for end in (low, high))
+            assert off <= Fraction(float(cut.rest[at]))
+        digits = [np.frexp(piece)[0] * 2.0**24 for piece in cut.pieces]
+        assert all((each == np.round(each)).all() for each in digits)
+        sizes = np.abs(beta) + np.abs(mean * channels.values)
+        assert (cut.rest <= sizes * 2.0**-44 + 2.0**-1059).all()

@@ -7,11 +7,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from torch.nn import functional
 
 from tests.helpers.arrays import Array, normal, same
 from tests.helpers.marks import crossed
 from tests.helpers.oracle import DTYPES, NARROW
 from tests.helpers.rule_oracle import exact_weight
+from tests.helpers.standardized import VARIANTS as VARIANTS_IN_TORCH
 from tests.numerics.test_rules import fold
 from wnconvert.errors import LayerError
 from wnconvert.layers.rules import Equalized, Mask, NormBehind, Rule, Spectral, Standardize, Unit
@@ -223,3 +226,84 @@ def test_a_norm_behind_is_rounded_with_all_beneath_it_once(dtype: str, out: str,
             found, report = fold(rule, arrays, out, limit)
             assert same(found, exact_weight(rule, arrays, out)), operation
             assert report == RowReport()
+
+
+# --- torch
+
+
+def torch_parts(shape: tuple[int, ...], scale: float) -> dict[str, Array]:
+    arrays = {"original": normal(1, shape, "float64", scale) + 0.3 * scale}
+    return arrays | {role: normal(at, shape[:1], "float64") for at, role in ((2, "gain"), (3, "shift"))}
+
+
+def in_torch(name: str, arrays: dict[str, Array]) -> Array:
+    tensors = {role: torch.from_numpy(array.astype(np.float64)) for role, array in arrays.items()}
+    made: Array = VARIANTS_IN_TORCH[name].made(tensors["original"], tensors).numpy()
+    return made
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.02, 1e-4])
+@pytest.mark.parametrize("name", VARIANTS_IN_TORCH)
+def test_each_variant_is_what_its_formula_gives_in_torch(name: str, scale: float) -> None:
+    arrays = torch_parts((6, 4, 3, 3), scale)
+    operation = VARIANTS_IN_TORCH[name].operation(36)
+    expected = in_torch(name, arrays)
+    found = fold(Rule((operation,)), arrays, "float64")[0]
+    np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-13 * float(np.abs(expected).max()))
+    single = {role: array.astype(np.float32) for role, array in arrays.items()}
+    np.testing.assert_allclose(
+        fold(Rule((operation,)), single, "float32")[0], in_torch(name, single), rtol=1e-6, atol=1e-9
+    )
+
+
+def test_no_variant_is_another() -> None:
+    """Biased and unbiased, eps at the variance and at the deviation, with a fan and without differ."""
+    arrays = torch_parts((6, 4, 3, 3), 0.02)
+    names = list(VARIANTS_IN_TORCH)
+    for name in names:
+        found = fold(Rule((VARIANTS_IN_TORCH[name].operation(36),)), arrays, "float64")[0]
+        close = [
+            other for other in names if np.allclose(found, in_torch(other, arrays), rtol=1e-9, atol=1e-12)
+        ]
+        assert close == [name]
+
+
+@pytest.mark.parametrize("eps", [1e-12, 1.0])
+def test_unit_rows_are_those_of_torch(eps: float) -> None:
+    weight = normal(4, (5, 7), "float64", 0.1)
+    made = functional.normalize(torch.from_numpy(weight), dim=1, eps=eps) * 16.0
+    found = fold(Rule((Unit(0, eps, 16.0),)), {"original": weight}, "float64")[0]
+    np.testing.assert_allclose(found, made.numpy(), rtol=1e-15)
+
+
+@crossed(name=VARIANTS, scale=(1.0, 1e-200, 1e160))
+def test_float64_is_within_four_ulp(name: str, scale: float) -> None:
+    for seed, shape in enumerate(SHAPES):
+        for dim in (0, 1):
+            rule = Rule((along(VARIANTS[name], dim),))
+            arrays = arrays_for(rule, seed, shape, "float64", scale)
+            expected = exact_weight(rule, arrays, "float64")
+            for limit in (8, 1 << 20):
+                found = fold(rule, arrays, "float64", limit)[0]
+                assert (np.abs(found - expected) <= 4 * np.spacing(np.abs(expected))).all()
+
+
+@crossed(dtype=NARROW, out=NARROW, offset=(100.0, 1.0, -3.0))
+def test_rows_far_from_zero_lose_nothing(dtype: str, out: str, offset: float) -> None:
+    """S² takes nearly all of n·Q, and elements lie next to their mean, or on it."""
+    weight = (normal(1, (4, 9), dtype, 2.0**-4).astype(np.float64) + offset).astype(DTYPES[dtype])
+    weight[1] = np.resize(np.array([offset, offset + 0.5, offset - 0.5]), 9).astype(DTYPES[dtype])
+    for name, operation in VARIANTS.items():
+        arrays = arrays_for(Rule((operation,)), 3, weight.shape, dtype) | {"original": weight}
+        for limit in (8, 1 << 20):
+            found = fold(Rule((operation,)), arrays, out, limit)[0]
+            assert same(found, exact_weight(Rule((operation,)), arrays, out)), name
+
+
+def test_every_cut_gives_the_same_bytes() -> None:
+    weight = normal(1, (40, 30, 7), "float32")
+    for dim in (0, 1, 2):
+        rule = Rule((Standardize(dim, "unbiased", "std", 1e-5),))
+        first = fold(rule, {"original": weight}, "float32", 64)[0]
+        for limit in (500, 3000, 1 << 20):
+            assert same(fold(rule, {"original": weight}, "float32", limit)[0], first)

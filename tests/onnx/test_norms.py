@@ -444,3 +444,19 @@ def test_a_scale_of_another_number_that_is_not_stored_keeps_the_norm() -> None:
     norm(b, conv(b), 8, name="y")
     b.nodes[-1].input[1] = twos
     assert why_it_stays(model(b, (2, 4, 5))) == "its gamma is not a stored tensor"
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_an_affine_of_the_kind_of_the_input_is_no_other_use_of_it(*, elsewhere: bool) -> None:
+    b = Build()
+    made = conv(b)
+    size = b.op("Shape", made, start=1, end=2)
+    ones, zeros = (b.op("Expand", b.op("CastLike", b.number(each), made), size) for each in (1, 0))
+    mean, variance = b.tensor("mean", numbers(8)), b.tensor("variance", np.abs(numbers(8)))
+    last = b.op("BatchNormalization", made, ones, zeros, mean, variance, epsilon=1e-3)
+    b.op("Mul", last, b.op("Cast", size, to=1) if elsewhere else b.number(2), name="y")
+    before = model(b, (2, 4, 5))
+    if elsewhere:
+        assert why_it_stays(before) == "t0, which comes before it, is used elsewhere too"
+    else:
+        check_folded(before, NormBehind(0, EPS, gain=False, shift=False), left=["Conv", "Constant", "Mul"])

@@ -476,6 +476,7 @@ def test_a_plan_is_jsonable_and_says_what_it_does() -> None:
     data = json.loads(json.dumps(plan.to_dict()))
     assert data["schema"] == 1
     keys = "schema verb container only layers already renamed writes state_dicts shards copied dropped notes"
+    keys += " norms_left"
     assert set(data) == set(keys.split())
     assert data["layers"][1] == {
         "state_dict": "discriminator",
@@ -487,6 +488,9 @@ def test_a_plan_is_jsonable_and_says_what_it_does() -> None:
         "shape": [8, 4, 3],
         "dtype": "bfloat16",
         "rows": 8,
+        "norm": "",
+        "grade": "keys",
+        "unproven": False,
     }
     assert data["state_dicts"][0] == {"path": "generator", "tensors": 2, "layers": 1}
     assert [item["path"] for item in data["dropped"]] == ["optim_g", "optim_d"]

@@ -892,4 +892,7 @@ def test_a_plan_is_json_that_says_what_becomes_of_each_layer() -> None:
         "shape": [8, 4, 3],
         "dtype": "float32",
         "rows": 8,
+        "norm": "",
+        "grade": "keys",
+        "unproven": False,
     }

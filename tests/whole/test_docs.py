@@ -26,8 +26,9 @@ from safetensors.numpy import save_file
 
 import wnconvert
 from tests.helpers import pages
+from tests.helpers.clusters import dask_cluster
 from tests.helpers.export_models import reshaping
-from tests.helpers.golden import ANYTHING, ROOT, Step, differences, parse, run, sandbox, says
+from tests.helpers.golden import ANYTHING, ROOT, Step, differences, parse, run, run_process, sandbox, says
 from tests.helpers.pages import DOCS, FENCE, HELP, LINKED, PAGES, PYTHON, README, page_id
 from tests.helpers.servers import VARIABLES, s3_server
 from tests.helpers.tool import run_here
@@ -38,6 +39,7 @@ from wnconvert.verbs.modernization.result import CodeCheck, CodeProof
 
 JSON_PAGE = DOCS / "json.md"
 STORES_PAGE = DOCS / "stores.md"
+FLEETS_PAGE = DOCS / "many-files.md"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=page_id)
@@ -48,7 +50,12 @@ def test_a_page_shows_what_happens(
     monkeypatch.chdir(folder)
     monkeypatch.syspath_prepend(folder)  # as where a user's Python runs
     text = page.read_text()
-    with a_bucket(folder, monkeypatch) if page == STORES_PAGE else contextlib.nullcontext():
+    with contextlib.ExitStack() as beside:
+        if page in (STORES_PAGE, FLEETS_PAGE):
+            beside.enter_context(a_bucket(folder, monkeypatch))
+        if page == FLEETS_PAGE:
+            scheduler, _ = beside.enter_context(dask_cluster(tmp_path))
+            monkeypatch.setenv("SCHEDULER", scheduler)
         renewed, wrong = rerun(text, page, folder, refresh=refresh)
     renewed = HELP.sub(lambda match: helped(match["command"], folder), renewed)
     renewed = PYTHON.sub(lambda match: generated(match["names"]), renewed)
@@ -74,6 +81,41 @@ def a_bucket(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         for name, value in {**VARIABLES, "AWS_ENDPOINT_URL": url}.items():
             monkeypatch.setenv(name, value)
         yield
+
+
+def test_the_job_of_a_ci_folds_what_is_new_and_fails_where_weight_norm_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = sandbox(tmp_path).parent
+    monkeypatch.chdir(folder)
+    (job,) = (match["body"] for match in FENCE.finditer(FLEETS_PAGE.read_text()) if match["info"] == "yaml")
+    assert job.count("\n") <= 11
+    steps = [line.partition("- run: ")[2].strip('"') for line in job.splitlines() if "- run: " in line]
+    assert steps[0].startswith("pip install")
+    models = folder / "s3" / "models"
+
+    def ends() -> list[int]:
+        """The exit codes of the steps, up to the first that fails, as a CI has it."""
+        codes = []
+        for step in steps[1:]:
+            said = run_process(step, folder).printed
+            codes.append(int(found[1]) if (found := re.search(r"\[exit (\d+)\]$", said.strip())) else 0)
+            if codes[-1]:
+                break
+        return codes
+
+    with a_bucket(folder, monkeypatch):
+        assert ends() == [0, 0, 0]
+        assert [path.name for path in (models / "folded").iterdir()] == ["g_02500000.folded"]
+        first = (models / "folded" / "g_02500000.folded").stat().st_mtime_ns
+        shutil.copy(folder / "fixtures" / "gan.pt", models / "runs" / "new.pt")
+        assert ends() == [0, 0, 0]
+        assert (models / "folded" / "new.folded.pt").exists()
+        assert (models / "folded" / "g_02500000.folded").stat().st_mtime_ns == first
+        shutil.copy(folder / "fixtures" / "gan.pt", models / "folded" / "left.pt")
+        assert ends() == [0, 0, 1]
+        shutil.copy(folder / "fixtures" / "zero_row.safetensors", models / "runs")
+        assert ends() == [2]
 
 
 def rerun(text: str, page: Path, folder: Path, *, refresh: bool) -> tuple[str, str]:
@@ -296,6 +338,20 @@ def test_the_json_of_comparisons_is_as_documented(tmp_path: Path) -> None:
     pairs = [steps, [fixtures / "gan.pt"] * 2, [steps[0], fixtures / "step_3000.safetensors"]]
     found = [_json("compare", *pair, "--json", *more) for pair in pairs for more in ([], ["--rtol", "0.01"])]
     _hold(found, "Of compare")
+
+
+def test_the_json_of_two_folders_is_as_documented(tmp_path: Path) -> None:
+    fixtures = sandbox(tmp_path)
+    for side in "ab":
+        (tmp_path / side).mkdir()
+        shutil.copy(fixtures / "gan.pt", tmp_path / side / "gan.pt")
+        shutil.copy(fixtures / "gan.pt", tmp_path / side / f"{side}.pt")
+        (tmp_path / side / "cut.pt").write_bytes(b"PK\x03\x04")
+    found = _json("compare", tmp_path / "a", tmp_path / "b", "--json")
+    whole = [item.pop("comparison") for item in found["files"]]
+    for item, comparison in zip(found["files"], whole, strict=True):
+        item["comparison"] = comparison and {}
+    _hold([found], "Of two folders")
 
 
 def test_the_json_of_env_is_as_documented(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ runs         what a command does with one file, or with many
 files        fold, split, migrate, inspect, compare
 export       export, check
 modernize    modernize
-telling      loads, clean, env
+telling      loads, clean, env, recipe
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from wnconvert.cli.modernize import modernize
 from wnconvert.cli.options import EXIT_CODES
 from wnconvert.cli.telling.environment import env
 from wnconvert.cli.telling.loads import clean, loads
+from wnconvert.cli.telling.recipe import recipe
 from wnconvert.cli.terminal import put_json
 from wnconvert.cli.words import Verbs, help_command
 from wnconvert.signals import on_endings
@@ -55,7 +56,7 @@ def cli() -> None:
     """Convert and inspect weight-normalized PyTorch checkpoints and models (w = g·v/‖v‖).
 
     Files are data: nothing in a checkpoint is imported or run. Everything in it is kept, unless an option or
-    a note says otherwise. Only export and check run code: that of the model you name.
+    a note says otherwise. Only export, check and recipe run code: that of the model you name.
     """
 
 
@@ -67,6 +68,7 @@ for _command in (
     compare,
     export,
     check,
+    recipe,
     loads,
     clean,
     modernize,

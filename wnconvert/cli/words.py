@@ -22,6 +22,7 @@ _WORDS = {
     "compare": "diff cmp equal equals same match",
     "export": "onnx to-onnx to_onnx convert",
     "check": "verify test validate prove proof",
+    "recipe": "trace norms fuse-bn batchnorm fold-bn",
     "env": "versions doctor sysinfo environment system",
     "--version": "version",
 }

@@ -116,17 +116,22 @@ class FoldLayer:
 
 @dataclass(frozen=True, slots=True)
 class FoldBias:
-    """The bias of a layer into which ``rule`` folds a norm, computed of ``parts``, in ``dtype``."""
+    """The bias of a layer into which ``rule`` folds a norm, computed of ``parts``, in ``dtype``.
+
+    ``batches`` counts those that the norm has seen, where it does.
+    """
 
     rule: Rule
     parts: tuple[tuple[str, StoredTensor], ...]
     dtype: DType
     where: str = field(default="", compare=False)
+    batches: StoredTensor | None = field(default=None, compare=False)
 
     @property
     def reads(self) -> Iterable[StoredTensor]:
         """The tensors that are read element by element."""
-        return (tensor for _, tensor in self.parts)
+        counts = () if self.batches is None else (self.batches,)
+        return (*(tensor for _, tensor in self.parts), *counts)
 
     def effort(self, size: int) -> int:
         """About the bytes that are written."""

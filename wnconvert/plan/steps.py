@@ -157,8 +157,12 @@ class Bias(_Computed):
 
     @property
     def sources(self) -> tuple[str, ...]:
-        """The parts that it is computed of."""
-        return tuple(part.name for part in self.layer.parts.values())
+        """The parts that it is computed of, and the norm's count of batches."""
+        return (*(part.name for part in self.layer.parts.values()), *self._counts)
+
+    @property
+    def _counts(self) -> tuple[str, ...]:
+        return tuple(info.name for info in self.layer.unread if info.name.startswith(f"{self.layer.norm}."))
 
     def made_of(self, tensors: Mapping[str, StoredTensor], path: str = "") -> MadeTensor:
         """The bias, an element for each output channel of the layer."""
@@ -166,7 +170,9 @@ class Bias(_Computed):
         parts = tuple((role, _nameless(tensors[part.name])) for role, part in layer.parts.items())
         where = f"{path}: {layer.bias}" if path else layer.bias
         info = TensorInfo(self.name, self.dtype, layer.bias_shape)
-        return MadeTensor(info, FoldBias(layer.rule, parts, self.dtype, where), tensors[layer.original.name])
+        batches = next((tensors[name] for name in self._counts), None)
+        work = FoldBias(layer.rule, parts, self.dtype, where, batches)
+        return MadeTensor(info, work, tensors[layer.original.name])
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,5 +8,6 @@ fleets          many files as text
 exports         exports and checks as text
 loads           whether a folder loads, as text
 modernizations  what changes in code, as text
+recipes         recipes that a model tells, as text
 plots           pictures of magnitudes
 """

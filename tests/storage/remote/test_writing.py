@@ -21,7 +21,7 @@ from tests.helpers.runner import Runner, listing
 from tests.helpers.states import output_of
 from tests.storage.remote.conftest import Bucket
 from wnconvert import clean_store, compare_files, fold_file, migrate_file
-from wnconvert.errors import ArgumentError, FormatError, NumbersError, OutputError, VerifyError
+from wnconvert.errors import FormatError, NumbersError, OutputError, VerifyError
 from wnconvert.storage.files import located, stored
 from wnconvert.storage.stores.remote import patience, uploads
 from wnconvert.storage.stores.remote.uploads import Outline, Planned
@@ -304,6 +304,74 @@ def test_clean_aborts_what_is_unfinished_below_an_address(anywhere: Bucket, run:
     )
 
 
+# -- what is verified
+
+
+@pytest.mark.parametrize("name", ["g_02500000", "hifigan.safetensors", "arrays.npz"])
+def test_an_output_is_read_back_from_the_store(anywhere: Bucket, name: str) -> None:
+    suffix = Path(name).suffix or ".pt"
+    result = fold_file(FIXTURES / name, f"{anywhere.address}/out{suffix}", verify=True)
+    assert result.verified == "wnconvert's own reader"
+    asked = [at for method, path, at in anywhere.proxy.asked.requests if method == "GET" and "out." in path]
+    assert any(asked)
+
+
+def test_an_output_that_is_wrong_in_the_store_is_deleted(
+    anywhere: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = uploads.Upload.complete
+
+    def complete(self: uploads.Upload, *, force: bool) -> None:
+        made(self, force=force)
+        (file,) = anywhere.folder.glob("out*")
+        data = bytearray(file.read_bytes())
+        data[-100] ^= 0x40
+        file.write_bytes(data)
+
+    monkeypatch.setattr(uploads.Upload, "complete", complete)
+    with pytest.raises(VerifyError):
+        fold_file(FIXTURES / "hifigan.safetensors", f"{anywhere.address}/out.safetensors", verify=True)
+    assert listing(anywhere.folder) == {}
+
+
+def test_what_another_writes_while_it_is_read_back_is_not_deleted(
+    anywhere: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def verify(*_: object) -> None:
+        (anywhere.folder / "out.pt").write_bytes(b"another's")
+        raise VerifyError("wrong")
+
+    monkeypatch.setattr("wnconvert.verbs.conversion.places.stored.verify_output", verify)
+    with pytest.raises(VerifyError):
+        fold_file(FIXTURES / "g_02500000", f"{anywhere.address}/out.pt", verify=True)
+    assert listing(anywhere.folder) == {"out.pt": b"another's"}
+
+
+def test_nothing_is_replaced_by_what_is_verified(anywhere: Bucket) -> None:
+    (anywhere.folder / "out.pt").write_bytes(b"old")
+    with pytest.raises(OutputError, match="takes the place of nothing"):
+        fold_file(FIXTURES / "g_02500000", f"{anywhere.address}/out.pt", verify=True, force=True)
+    assert (anywhere.folder / "out.pt").read_bytes() == b"old"
+    assert fold_file(FIXTURES / "g_02500000", f"{anywhere.address}/new.pt", verify=True, force=True).verified
+
+
+def test_a_folder_is_read_back_and_deleted_where_it_is_wrong(
+    anywhere: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub = tmp_path / "hub"
+    migrate_file(FIXTURES / "hifigan.safetensors", hub, as_folder=True, max_shard_size="100KB")
+    (hub / "config.json").write_text("{}")
+    assert fold_file(hub, f"{anywhere.address}/right", verify=True).verified == "wnconvert's own reader"
+
+    def verify(*_: object) -> None:
+        raise VerifyError("wrong")
+
+    monkeypatch.setattr("wnconvert.verbs.conversion.places.stored.verify_copies", verify)
+    with pytest.raises(VerifyError):
+        fold_file(hub, f"{anywhere.address}/wrong", verify=True)
+    assert {name.partition("/")[0] for name in listing(anywhere.folder)} == {"right"}
+
+
 # -- folders
 
 
@@ -344,18 +412,9 @@ def test_an_address_with_a_slash_at_its_end_is_a_folder_to_put_it_in(anywhere: B
 # -- what no store can
 
 
-@pytest.mark.parametrize(
-    ("name", "options", "kind", "says"),
-    [
-        ("g_02500000", {"verify": True}, ArgumentError, "no store shows an upload"),
-        ("tcn.onnx", {}, OutputError, "an ONNX model is run where it lies"),
-    ],
-)
-def test_what_a_store_cannot_do_is_refused(
-    anywhere: Bucket, name: str, options: dict[str, bool], kind: type[Exception], says: str
-) -> None:
-    with pytest.raises(kind, match=says):
-        fold_file(FIXTURES / name, f"{anywhere.address}/out{Path(name).suffix}", **options)  # type: ignore[call-overload]
+def test_an_onnx_model_is_not_written_there(anywhere: Bucket) -> None:
+    with pytest.raises(OutputError, match="an ONNX model is run where it lies"):
+        fold_file(FIXTURES / "tcn.onnx", f"{anywhere.address}/out.onnx")
     assert listing(anywhere.folder) == {}
 
 

@@ -547,3 +547,25 @@ def test_the_output_is_verified(container: str, net: Net, recipe: Path, tmp_path
         out = tmp_path / f"{keep}.{container}"
         result = fold_file(tmp_path / "in.pt", out, recipe=recipe, keep_norms=keep, verify=True)
         assert result.verified
+
+
+def test_a_norm_that_was_never_trained_is_told(net: Net, recipe: Path, tmp_path: Path) -> None:
+    state = net.state_dict()
+    state["bn.num_batches_tracked"].fill_(100)
+    state["upnorm.num_batches_tracked"].fill_(1)
+    torch.save(state, tmp_path / "in.pt")
+    result = fold_file(tmp_path / "in.pt", tmp_path / "out.pt", recipe=recipe)
+    (note,) = (note for note in result.notes if "batch" in note)
+    assert note.startswith("fc.bias: its norm has seen no batch")
+
+
+@pytest.mark.parametrize("dtype", [None, "bfloat16"])
+def test_stacks_are_verified(dtype: str | None, tmp_path: Path) -> None:
+    torch.save(tcn().state_dict(), tmp_path / "in.pt")
+    out = tmp_path / "out.pt"
+    assert fold_file(tmp_path / "in.pt", out, recipe=STACKED, kinds="all", dtype=dtype, verify=True).verified
+
+
+def test_affines_are_verified(tmp_path: Path) -> None:
+    out = tmp_path / "out.pt"
+    assert fold_file(FIXTURES / "normed.pt", out, recipe=FIXTURES / "normed.toml", verify=True).verified

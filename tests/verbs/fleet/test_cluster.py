@@ -10,7 +10,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,51 +20,18 @@ import pytest
 from distributed import Client
 from safetensors.numpy import save_file
 
-from tests.helpers.golden import ROOT
+from tests.helpers.clusters import dask_cluster
 from tests.helpers.tool import run_here
-from wnconvert.errors import InputError
+from wnconvert.errors import ArgumentError, InputError
 from wnconvert.verbs.fleet.files import fold_files
 
 FILES = 24
 
 
-def started(*arguments: str, folder: Path) -> subprocess.Popen[bytes]:
-    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-    return subprocess.Popen(
-        [sys.executable, "-m", *arguments],
-        cwd=folder,
-        env=os.environ | {"PYTHONPATH": path},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-
-
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, list[subprocess.Popen[bytes]]]]:
-    folder = tmp_path_factory.mktemp("cluster")
-    told = folder / "scheduler.json"
-    here = ("--host", "127.0.0.1", "--no-dashboard")
-    at_any_port = ("--port", "0", "--scheduler-file", str(told))
-    scheduler = started("distributed.cli.dask_scheduler", *here, *at_any_port, folder=folder)
-    workers: list[subprocess.Popen[bytes]] = []
-    try:
-        until = time.monotonic() + 60
-        while not (told.exists() and told.read_text().endswith("}")):
-            assert time.monotonic() < until
-            time.sleep(0.05)
-        address = str(json.loads(told.read_text())["address"])
-        one = ("--no-nanny", "--nthreads", "1", *here)
-        workers += [
-            started("distributed.cli.dask_worker", address, *one, "--name", str(at), folder=folder)
-            for at in range(3)
-        ]
-        with Client(address, set_as_default=False) as client:
-            client.wait_for_workers(3, timeout=60)
-        yield address, workers
-    finally:
-        for process in (*workers, scheduler):
-            process.kill()
-            process.wait()
+    with dask_cluster(tmp_path_factory.mktemp("cluster")) as found:
+        yield found
 
 
 def put(folder: Path) -> None:
@@ -131,3 +100,67 @@ def test_where_no_scheduler_answers_that_is_said(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"tcp://127\.0\.0\.1:1: no scheduler of dask answers there"):
         [*fold_files([tmp_path / "in" / "*"], cluster="tcp://127.0.0.1:1")]
     assert not list(tmp_path.glob("in/*.folded.*"))
+
+
+def test_without_ray_its_cluster_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(tmp_path / "in")
+    monkeypatch.setitem(sys.modules, "ray", None)
+    for address in ("ray", "ray://127.0.0.1:10001"):
+        with pytest.raises(ArgumentError, match="--cluster ray needs ray, which is not installed"):
+            [*fold_files([tmp_path / "in" / "*"], cluster=address)]
+
+
+def test_a_cluster_of_ray_is_given_jobs_and_ends_with_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its door, with the few calls that are made of it; ``tests/packages/test_ray.py`` has ray itself."""
+    put(tmp_path / "in")
+    asked: list[object] = []
+    with ThreadPoolExecutor(2) as executor:
+
+        class Remote:
+            def __init__(self, function: Any) -> None:
+                self.function = function
+
+            def remote(self, *given: Any) -> Any:
+                return SimpleNamespace(future=lambda: executor.submit(self.function, *given))
+
+        ray = ModuleType("ray")
+        ray.__dict__.update(
+            init=lambda address, **_: asked.append(address),
+            cluster_resources=lambda: {"CPU": 2.0},
+            remote=Remote,
+            shutdown=lambda: asked.append("ended"),
+        )
+        monkeypatch.setitem(sys.modules, "ray", ray)
+        results = [*fold_files([tmp_path / "in" / "1*"], tmp_path / "out", cluster="ray")]
+    assert {result.state for result in results} == {"done"}
+    assert asked == ["auto", "ended"]
+
+
+class _WorkerCrashedError(Exception):
+    __module__ = "ray.exceptions"
+
+
+class RayTaskErrorOfAKind(Exception):  # noqa: N818 - as it is called there
+    """What ray makes of an error of the job itself."""
+
+    __module__ = "ray.exceptions"
+
+
+def test_a_worker_of_ray_that_is_lost_is_a_row_and_a_bug_in_it_is_raised(tmp_path: Path) -> None:
+    class Failing(Executor):
+        def __init__(self, error: Exception) -> None:
+            self.error = error
+
+        def submit(self, _: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:  # noqa: ARG002 - as all have it
+            future: Future[Any] = Future()
+            future.set_exception(self.error)
+            return future
+
+    put(tmp_path / "in")
+    source = [tmp_path / "in" / "1.safetensors"]
+    (lost,) = fold_files(source, jobs=1, executor=Failing(_WorkerCrashedError()))
+    assert "ended from outside" in str(lost.error)
+    with pytest.raises(RayTaskErrorOfAKind):
+        [*fold_files(source, jobs=1, executor=Failing(RayTaskErrorOfAKind()))]

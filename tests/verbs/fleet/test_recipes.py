@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,7 +20,7 @@ def sources(folder: Path) -> list[Path]:
     return [folder / "a.pt", folder / "b.pt"]
 
 
-def states(folder: Path, **options: object) -> list[str]:
+def states(folder: Path, **options: Any) -> list[str]:
     found = fold_files(
         [folder / "a.pt", folder / "b.pt"],
         folder / "out",

@@ -32,7 +32,8 @@ _REPORT = click.option(
 _CLUSTER = click.option(
     "--cluster",
     metavar="ADDRESS",
-    help="Have the workers of this scheduler of dask.distributed do it, e.g. tcp://HOST:8786.",
+    help="Have the workers of a cluster do it: a scheduler of dask.distributed (tcp://HOST:8786), or ray "
+    "(ray, ray://HOST:10001).",
 )
 
 #: For verbs that write.

@@ -1,5 +1,6 @@
-"""Commands that only tell how things are here.
+"""Commands that only tell how things are.
 
 loads        loads, clean
 environment  env
+recipe       recipe
 """

@@ -15,7 +15,7 @@ from wnconvert.layers.telling.spellings import hints_at_transposed
 from wnconvert.messages import listed
 from wnconvert.tensors.tree import Shape, StateDict
 
-__all__ = ["LeftNorm", "NamedNorms", "doubt_of", "is_square", "told_by_names"]
+__all__ = ["LeftNorm", "NamedNorms", "doubt_of", "is_square", "more_than_statistics", "told_by_names"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,14 +95,23 @@ def _against_norm(norm: str, there: Arrangement) -> Iterator[str]:
     keys = there.tensors[norm]
     if not there.is_named(norm):
         yield "its module is not in _metadata"
-    if beside := next((key for key in keys if key not in _OWN), ""):
-        yield f"its {beside} shows that it is more than a norm with running statistics"
-    if below := there.below(norm):
-        yield f"{below} in it shows that it is more than a norm with running statistics"
+    yield from more_than_statistics(norm, there)
     if "weight" not in keys:
         yield "it has no weight: what scales it may be an input of the model"
     if "num_batches_tracked" not in keys:
         yield "it has no num_batches_tracked: its class is none of torch's, and may use its weight otherwise"
+
+
+def more_than_statistics(norm: str, there: Arrangement) -> Iterator[str]:
+    """What shows that a module is more than a norm with running statistics, or another one.
+
+    A switchable norm has the names of one, too.
+    """
+    keys = there.tensors[norm]
+    if beside := next((key for key in keys if key not in _OWN), ""):
+        yield f"its {beside} shows that it is more than a norm with running statistics"
+    if below := there.below(norm):
+        yield f"{below} in it shows that it is more than a norm with running statistics"
     sizes = {keys[key].shape for key in _OWN[:-1] if key in keys}
     if len(sizes) > 1 or any(len(size) != 1 for size in sizes):
         yield f"its tensors have sizes that differ: {listed(map(str, sorted(sizes)))}"

@@ -10,7 +10,13 @@ from fnmatch import fnmatchcase
 from wnconvert.layers.recipes import Op, Recipe, RecipeFold
 from wnconvert.layers.telling.arrangement import Arrangement
 from wnconvert.layers.telling.asked import Asked, ByNames, SaidNorms, SaidPair, SaidStandardize
-from wnconvert.layers.telling.neighbours import LeftNorm, doubt_of, is_square, told_by_names
+from wnconvert.layers.telling.neighbours import (
+    LeftNorm,
+    doubt_of,
+    is_square,
+    more_than_statistics,
+    told_by_names,
+)
 from wnconvert.messages import option
 from wnconvert.tensors.tree import Shape, StateDict
 
@@ -49,7 +55,11 @@ def _said_norms(asked: SaidNorms, there: Arrangement) -> Resolved:
     doubtful: list[tuple[str, str, str]] = []
     for pair in asked.pairs:
         op, weight = pair.op or _op_of(pair, there), f"{pair.layer}.weight"
-        if op is None:
+        others = more_than_statistics(pair.norm, there) if pair.norm in there.tensors else iter(())
+        if other := next(others, ""):
+            fix = f"{option('recipe', metavar='FILE')}, made with the model's code, folds it if anything does"
+            doubtful.append((weight, f"{pair.norm} is none to fold: {other}", fix))
+        elif op is None:
             sizes = there.weight_shape(pair.layer)
             reason = f"{sizes} may be a convolution or a transposed one: both axes fit {pair.norm}"
             said = f"{pair.norm}={pair.layer}"

@@ -19,9 +19,11 @@ __all__ = ["compiled_kernel"]
 
 
 #: Open elements that are given back at once; more are asked for again.
-_ROOM = 1024
+_ROOM = 4096
 #: Sums that long rows are added up in, side by side: ``LANES`` in ``elements.h``.
 _LANES = 32
+#: Elements that are worked on at a time, and slabs that are added side by side: as in ``rows.c``.
+_RUN, _NARROW = 512, 256
 _FORMATS = {"float32": 0, "float16": 1, "bfloat16": 2}
 
 
@@ -47,10 +49,12 @@ class _Compiled:
     def moments(self, values: Array) -> tuple[Sums, Pairs]:
         slabs, rows, inner = values.shape
         sums, values, high, low = self.sums(values), _plain(values), np.empty(rows), np.empty(rows)
-        self.found.wnconvert_totals(*_block(values), high.ctypes.data, low.ctypes.data)
+        squares = sums.high.ctypes.data
+        self.found.wnconvert_totals(*_block(values), squares, high.ctypes.data, low.ctypes.data)
         # Magnitudes add up to √(n·Σv²) at most.
         size = np.sqrt(sums.high * (slabs * inner)) * 1.01
-        return sums, Pairs(high, low, size * _error(slabs * inner))
+        lost = 8 * (slabs * inner + 64) * (_longest(slabs, rows, inner) + 64) * UNIT**2
+        return sums, Pairs(high, low, size * lost)
 
     def products(self, values: Array, factor: Floats, width: int, dtype: str, out: Array) -> OpenElements:
         return self._made(values, None, factor, width, dtype, out)
@@ -134,6 +138,18 @@ def _block(values: Array) -> tuple[int, ...]:
 def _run(values: Array) -> tuple[int, ...]:
     """Values of any shape, as the library's functions take them."""
     return _FORMATS[values.dtype.name], values.ctypes.data, values.size
+
+
+def _longest(slabs: int, rows: int, inner: int) -> int:
+    """The number of additions, one after the other, in a sum of ``wnconvert_totals``, at most.
+
+    Each loses 4·2⁻⁵³ of the sum of magnitudes at most, and what is lost is added up on as long a path.
+    """
+    if slabs > 1 and rows * inner <= _NARROW:
+        return slabs * rows * inner // (_RUN // 2) + _RUN
+    if inner >= _LANES or rows == 1:
+        return slabs * (inner // _RUN + 2) + _RUN // _LANES + 8
+    return slabs * inner
 
 
 def _error(terms: int) -> float:

@@ -48,8 +48,8 @@ def library() -> ctypes.CDLL:
         raise OSError(f"{_PLACE} was made of another version")
     place, number, size = ctypes.c_void_p, ctypes.c_int, ctypes.c_ssize_t
     values, results = (number, place, size, size, size), (number, place)
-    for sums in (found.wnconvert_sums, found.wnconvert_totals):
-        sums.argtypes, sums.restype = (*values, place, place), None
+    found.wnconvert_sums.argtypes, found.wnconvert_sums.restype = (*values, place, place), None
+    found.wnconvert_totals.argtypes, found.wnconvert_totals.restype = (*values, place, place, place), None
     of_rows = (place, place, place, place)
     found.wnconvert_products.argtypes = (*values, *of_rows, ctypes.c_int64, *results, place, place, size)
     found.wnconvert_products.restype = size

@@ -31,6 +31,32 @@ INLINE void add_all(int power, double *x, ptrdiff_t count, double *restrict high
     add(high, low, *sums, *lost);
 }
 
+/* Add all values of x, whose magnitudes add up to half of `start` at most, a power of two: sums that begin there
+   keep its exponent, so what an addition loses is found with less (Dekker's FastTwoSum). */
+INLINE void add_values(
+    double *x, ptrdiff_t count, double start, double *restrict high, double *restrict low
+) {
+    double sums[LANES], lost[LANES] = {0};
+    for (ptrdiff_t i = count; i % LANES; i++) x[i] = 0;
+    for (ptrdiff_t i = 0; i < LANES; i++) sums[i] = start;
+    for (ptrdiff_t at = 0; at < count; at += LANES)
+        for (ptrdiff_t i = 0; i < LANES; i++) {
+            double sum = sums[i] + x[at + i];
+            lost[i] += x[at + i] - (sum - sums[i]);
+            sums[i] = sum;
+        }
+    for (ptrdiff_t i = 0; i < LANES; i++) sums[i] -= start;
+    for (ptrdiff_t half = LANES / 2; half; half /= 2)
+        for (ptrdiff_t i = 0; i < half; i++) add(sums + i, lost + i, sums[half + i], lost[half + i]);
+    add(high, low, *sums, *lost);
+}
+
+/* A power of two that is at least twice √(count·square), and at most eight times as large. */
+INLINE double above_root(double square, ptrdiff_t count) {
+    uint64_t exponent = bits_of(square * (double)count) >> 52;
+    return square > 0 ? double_of(((exponent + 1025 + 4) / 2) << 52) : 0;
+}
+
 /* Slabs side by side, as many as fit a run: a sum for each place in it, then those of each row. */
 INLINE void narrow_sums(
     int power, int format, const char *x, ptrdiff_t slabs, ptrdiff_t rows, ptrdiff_t inner, double *high,
@@ -68,8 +94,8 @@ INLINE void short_sums(
 
 /* Long rows, or many rows of one element in each slab. */
 INLINE void long_sums(
-    int power, int format, const char *x, ptrdiff_t slabs, ptrdiff_t rows, ptrdiff_t inner, double *high,
-    double *low
+    int power, int format, const char *x, ptrdiff_t slabs, ptrdiff_t rows, ptrdiff_t inner,
+    const double *squares, double *high, double *low
 ) {
     double run[RUN + LANES];
     ptrdiff_t length = inner == 1 ? rows : inner, runs = inner == 1 ? slabs : slabs * rows;
@@ -79,15 +105,17 @@ INLINE void long_sums(
             load(format, x + (each * length + at) * size_of(format), some, run);
             if (inner == 1)
                 add_each(power, run, some, high + row, low + row);
+            else if (squares)
+                add_values(run, some, above_root(squares[row], slabs * inner), high + row, low + row);
             else
                 add_all(power, run, some, high + row, low + row);
         }
 }
 
-/* The sum of each row as high + low. */
+/* The sum of each row as high + low; those of values may be told the sums of their squares. */
 INLINE void sums_of(
-    int power, int format, const char *x, ptrdiff_t slabs, ptrdiff_t rows, ptrdiff_t inner, double *high,
-    double *low
+    int power, int format, const char *x, ptrdiff_t slabs, ptrdiff_t rows, ptrdiff_t inner,
+    const double *squares, double *high, double *low
 ) {
     memset(high, 0, rows * sizeof *high);
     memset(low, 0, rows * sizeof *low);
@@ -100,7 +128,7 @@ INLINE void sums_of(
     else if (inner > 1 && inner < SHORT)
         short_sums(power, format, x, slabs, rows, inner, high, low);
     else
-        long_sums(power, format, x, slabs, rows, inner, high, low);
+        long_sums(power, format, x, slabs, rows, inner, squares, high, low);
     for (ptrdiff_t row = 0; row < rows; row++) {
         if (high[row] - high[row] != 0) low[row] = 0; /* infinite or NaN */
         double sum = high[row] + low[row];
@@ -304,11 +332,11 @@ INLINE int cast_of(int from, const char *x, ptrdiff_t count, int to, char *out) 
 
 #define SUMS(name)                                                                                       \
     static void name(                                                                                    \
-        int power, int format, const char *x, ptrdiff_t slabs, ptrdiff_t rows, ptrdiff_t inner,          \
-        double *high, double *low                                                                        \
+        int format, const char *x, ptrdiff_t slabs, ptrdiff_t rows, ptrdiff_t inner,                     \
+        const double *squares, double *high, double *low                                                 \
     ) {                                                                                                  \
-        power == 2 ? sums_of(2, format, x, slabs, rows, inner, high, low)                                \
-                   : sums_of(1, format, x, slabs, rows, inner, high, low);                               \
+        squares ? sums_of(1, format, x, slabs, rows, inner, squares, high, low)                          \
+                : sums_of(2, format, x, slabs, rows, inner, 0, high, low);                               \
     }
 #define PRODUCTS(name)                                                                                   \
     static ptrdiff_t name(                                                                               \
@@ -344,14 +372,15 @@ const char *wnconvert_source(void) { return SOURCE; }
 void wnconvert_sums(
     int format, const char *x, ptrdiff_t slabs, ptrdiff_t rows, ptrdiff_t inner, double *high, double *low
 ) {
-    BEST(sums)(2, format, x, slabs, rows, inner, high, low);
+    BEST(sums)(format, x, slabs, rows, inner, 0, high, low);
 }
 
-/* Σv of each row as high + low; where not all of it is finite, these mean nothing. */
+/* Σv of each row as high + low, given Σv²; where not all of it is finite, these mean nothing. */
 void wnconvert_totals(
-    int format, const char *x, ptrdiff_t slabs, ptrdiff_t rows, ptrdiff_t inner, double *high, double *low
+    int format, const char *x, ptrdiff_t slabs, ptrdiff_t rows, ptrdiff_t inner, const double *squares,
+    double *high, double *low
 ) {
-    BEST(sums)(1, format, x, slabs, rows, inner, high, low);
+    BEST(sums)(format, x, slabs, rows, inner, squares, high, low);
 }
 
 /* Write products, of values less their centres if there are any, into `out`, and the open ones, as far as there

@@ -56,12 +56,11 @@ class NarrowFactors:
         its: dict[str, Any] = {name: getattr(self, name)[rows] for name in self._of_rows()}
         return replace(self, odd=odd, **its)
 
-    def times(self, values: Floats, steps: int, odd: NDArray[np.bool_]) -> NarrowFactors:
-        """These, each times another factor that is within so many steps, with more odd rows."""
-        upper = self.factor * (values * (1 + (steps + 4) * UNIT))
-        odd = odd if self.odd is None else odd | self.odd
-        width = self.width + 2 * (steps + 4)
-        return replace(self, factor=upper, width=width, odd=odd if odd.any() else None)
+    def times(self, values: Floats, steps: int) -> NarrowFactors:
+        """These, each times another factor that is within so many steps."""
+        upper = values * (1 + (steps + 4) * UNIT)
+        upper *= self.factor
+        return replace(self, factor=upper, width=self.width + 2 * (steps + 4))
 
     def without(self, odd: NDArray[np.bool_] | None) -> NarrowFactors:
         """These, with more odd rows."""

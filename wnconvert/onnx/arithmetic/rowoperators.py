@@ -114,10 +114,7 @@ def _means(*, total: bool) -> _Rule:
 
 
 def _normed(inputs: _Inputs, settings: _Settings) -> RowValue | None:
-    """(x - mean)/√(variance + eps)·scale + offset along axis 1; in training, of x's own mean and variance.
-
-    That is so by the specification; onnxruntime mixes in what is given by the momentum, unless that is 1.
-    """
+    """(x - mean)/√(variance + eps)·scale + offset along axis 1; in training, of x's own mean and variance."""
     every = [_value(inputs, at) for at in range(5)]
     if None in every or [len(value.dims) for value in every[1:] if value is not None] != [1] * 4:
         return None
@@ -126,8 +123,6 @@ def _normed(inputs: _Inputs, settings: _Settings) -> RowValue | None:
         return None
     aside = tuple(axis for axis in range(len(x.dims)) if axis != 1)
     if settings.get("training_mode", 0):
-        if settings.get("momentum", 0.9) != 1:
-            return None
         own = mean(x, aside, keepdims=True)
         apart = added(x, own, -1) if own is not None else None
         squares = raised(apart, Fraction(2)) if apart is not None else None

@@ -22,11 +22,11 @@ __all__ = [
     "Terms",
     "added",
     "larger",
+    "leaf_rows",
     "mean",
     "number",
     "raised",
     "regrouped_rows",
-    "tensor_rows",
     "times",
     "transposed_rows",
 ]
@@ -87,7 +87,7 @@ class RowValue:
         return tuple(math.prod(size for _, _, size in dim) for dim in self.dims)
 
 
-def tensor_rows(tensor: int, shape: Sequence[int]) -> RowValue | None:
+def leaf_rows(tensor: int, shape: Sequence[int]) -> RowValue | None:
     """A stored tensor: w if it has more than one long axis, else a vector; None without elements."""
     if 0 in shape:
         return None

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from wnconvert.onnx.arithmetic.constants import Settings, axes_of
 from wnconvert.tensors.blocks import Array
 
-__all__ = ["VIEWS", "Channels", "ViewError", "viewed"]
+__all__ = ["VIEWS", "ChannelAxis", "ViewError", "viewed"]
 
 
 class ViewError(Exception):
@@ -16,7 +16,7 @@ class ViewError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Channels:
+class ChannelAxis:
     """The axis of the channels: from the front, or below zero from the back; ``rank`` where it is known."""
 
     axis: int
@@ -38,14 +38,14 @@ class Channels:
 
 
 def viewed(
-    op: str, inputs: Sequence[Array | None], settings: Settings, channels: Channels, count: int
-) -> Channels:
+    op: str, inputs: Sequence[Array | None], settings: Settings, channels: ChannelAxis, count: int
+) -> ChannelAxis:
     """Where ``count`` channels are behind a view; ``inputs`` are the numbers of its inputs, where known.
 
     Raises ``ViewError`` where that is not sure.
 
-    >>> viewed("Transpose", [None], {"perm": (0, 2, 1)}, Channels(-1), 8)
-    Channels(axis=1, rank=3)
+    >>> viewed("Transpose", [None], {"perm": (0, 2, 1)}, ChannelAxis(-1), 8)
+    ChannelAxis(axis=1, rank=3)
     """
     try:
         return _VIEWS[op](inputs, settings, channels, count)
@@ -53,37 +53,43 @@ def viewed(
         raise ViewError(op) from error
 
 
-def _same(_inputs: Sequence[Array | None], _settings: Settings, channels: Channels, _count: int) -> Channels:
+def _same(
+    _inputs: Sequence[Array | None], _settings: Settings, channels: ChannelAxis, _count: int
+) -> ChannelAxis:
     return channels
 
 
 def _transpose(
-    _inputs: Sequence[Array | None], settings: Settings, channels: Channels, _count: int
-) -> Channels:
+    _inputs: Sequence[Array | None], settings: Settings, channels: ChannelAxis, _count: int
+) -> ChannelAxis:
     order = settings.get("perm")
     if order is None:  # the axes from the last to the first
-        return Channels(-1 - channels.axis, channels.rank)
+        return ChannelAxis(-1 - channels.axis, channels.rank)
     if sorted(order) != list(range(len(order))) or channels.rank not in {None, len(order)}:
         raise ValueError(order)
-    axis = Channels(channels.axis, len(order)).front
-    return Channels(order.index(axis), len(order))
+    axis = ChannelAxis(channels.axis, len(order)).front
+    return ChannelAxis(order.index(axis), len(order))
 
 
-def _reshape(inputs: Sequence[Array | None], settings: Settings, channels: Channels, count: int) -> Channels:
+def _reshape(
+    inputs: Sequence[Array | None], settings: Settings, channels: ChannelAxis, count: int
+) -> ChannelAxis:
     """The last axis stays if it is given as what it was; the second too, if the first does."""
     given = settings["shape"] if "shape" in settings else inputs[1]
     if given is None:
         raise ValueError("shape")
     shape = [int(size) for size in given]
     if channels.back == -1 and shape[-1] == count:
-        return Channels(len(shape) - 1, len(shape))
+        return ChannelAxis(len(shape) - 1, len(shape))
     kept = settings.get("allowzero", 0) == 0 and shape[0] == 0
     if channels.front == 1 and kept and shape[1] in {0, count}:
-        return Channels(1, len(shape))
+        return ChannelAxis(1, len(shape))
     raise ValueError(shape)
 
 
-def _squeeze(inputs: Sequence[Array | None], settings: Settings, channels: Channels, _count: int) -> Channels:
+def _squeeze(
+    inputs: Sequence[Array | None], settings: Settings, channels: ChannelAxis, _count: int
+) -> ChannelAxis:
     axes = axes_of(inputs, settings)
     if not axes:
         raise ValueError("axes")
@@ -92,13 +98,13 @@ def _squeeze(inputs: Sequence[Array | None], settings: Settings, channels: Chann
         raise ValueError(axes)
     rank = channels.rank - len(gone) if channels.rank is not None else None
     if axis < 0:
-        return Channels(axis + sum(each > axis for each in gone), rank)
-    return Channels(axis - sum(each < axis for each in gone), rank)
+        return ChannelAxis(axis + sum(each > axis for each in gone), rank)
+    return ChannelAxis(axis - sum(each < axis for each in gone), rank)
 
 
 def _unsqueeze(
-    inputs: Sequence[Array | None], settings: Settings, channels: Channels, _count: int
-) -> Channels:
+    inputs: Sequence[Array | None], settings: Settings, channels: ChannelAxis, _count: int
+) -> ChannelAxis:
     axes = axes_of(inputs, settings)
     if not axes:
         raise ValueError("axes")
@@ -109,10 +115,10 @@ def _unsqueeze(
             axis += 1
         elif axis < 0 and each >= axis:
             axis -= 1
-    return Channels(axis, rank)
+    return ChannelAxis(axis, rank)
 
 
-def _alike(channels: Channels, axes: Sequence[int], rank: int | None) -> tuple[int, set[int]]:
+def _alike(channels: ChannelAxis, axes: Sequence[int], rank: int | None) -> tuple[int, set[int]]:
     """The axis of the channels, and other axes of a value of ``rank``, all from the same end."""
     if rank is not None and channels.front is not None:
         return channels.front, {axis % rank for axis in axes}
@@ -123,7 +129,7 @@ def _alike(channels: Channels, axes: Sequence[int], rank: int | None) -> tuple[i
     raise ValueError(axes)
 
 
-_View = Callable[[Sequence[Array | None], Settings, Channels, int], Channels]
+_View = Callable[[Sequence[Array | None], Settings, ChannelAxis, int], ChannelAxis]
 _VIEWS: dict[str, _View] = {
     "Identity": _same,
     "Reshape": _reshape,

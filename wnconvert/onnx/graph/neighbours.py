@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from wnconvert.onnx.file.model import Graph, Model, Node
-from wnconvert.onnx.graph.channels import VIEWS, Channels, ViewError, viewed
-from wnconvert.onnx.graph.index import Index, ValueId
+from wnconvert.onnx.graph.channels import VIEWS, ChannelAxis, ViewError, viewed
+from wnconvert.onnx.graph.index import Index, ValueId, removal
 from wnconvert.onnx.graph.values import Symbols
 from wnconvert.tensors.blocks import Array
 
@@ -25,6 +25,8 @@ _EPS = 9.999999747378752e-06
 _FIRST_OPSET = 7
 _ROLES = ("gamma", "beta", "mean", "variance")
 _OWN = {"", "ai.onnx"}
+#: Operators by which exporters give a norm without an affine the shape and dtype of its input.
+_OF_KIND = {"Shape", "CastLike"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +101,7 @@ class _Made:
 
     dim: int
     groups: int
-    channels: Channels
+    channels: ChannelAxis
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,13 +117,13 @@ class _Search:
         eps = self.eps(path, norm)
         names = zip(_ROLES, norm.inputs[1:], strict=True)
         constants = {role: self.value(path, name) for role, name in names}
-        last = before = self.alone(path, norm.inputs[0])
+        last = before = self.alone(path, norm.inputs[0], norm)
         views: list[Node] = []
         while before.op in VIEWS and before.domain in _OWN:
             views.append(before)
-            before = self.alone(path, next(iter(before.inputs), ""))
+            before = self.alone(path, next(iter(before.inputs), ""), norm)
         addition = before if before.op == "Add" and before.domain in _OWN else None
-        linear, bias = self.summands(path, addition) if addition else (before, None)
+        linear, bias = self.summands(path, addition, norm) if addition else (before, None)
         if linear.op not in _LINEAR or linear.domain not in _OWN or len(linear.inputs) < 2:
             raise StaysError(f"it is behind {linear.op}, not behind a linear layer")
         weight = self.value(path, linear.inputs[1])
@@ -165,22 +167,27 @@ class _Search:
             raise StaysError(f"{name} is not there")
         return value
 
-    def alone(self, path: str, name: str) -> Node:
-        """The maker of a value that only one node uses."""
+    def alone(self, path: str, name: str, norm: Node) -> Node:
+        """The maker of a value that only one node uses, once the norm is gone and what makes its tensors."""
         value = self.value(path, name)
         maker = self.index.makers.get(value)
         if maker is None or value[0] != path:
             raise StaysError("it is behind an input, not behind a linear layer")
-        if len(self.index.users[value]) > 1 or value in self.index.outputs:
+        users = [node for _, node in self.index.users[value]]
+        if any(node.op in _OF_KIND for node in users):
+            released = ((path, each) for each in norm.inputs[1:])
+            gone = removal(self.index, (), released).nodes
+            users = [node for node in users if node.record.start not in gone]
+        if len(users) > 1 or value in self.index.outputs:
             raise StaysError(f"{name}, which comes before it, is used elsewhere too")
         return maker
 
-    def summands(self, path: str, addition: Node) -> tuple[Node, BiasPlace]:
+    def summands(self, path: str, addition: Node, norm: Node) -> tuple[Node, BiasPlace]:
         """The product of an addition, and the stored tensor that is added to it."""
         for slot, other in ((0, 1), (1, 0)) if len(addition.inputs) == 2 else ():
             value = self.index.resolve(path, addition.inputs[slot])
             if value is not None and self.symbols.stored(value) is not None:
-                product = self.alone(path, addition.inputs[other])
+                product = self.alone(path, addition.inputs[other], norm)
                 if product.op != "MatMul" or product.domain not in _OWN:
                     break
                 return product, BiasPlace(addition, slot, value)
@@ -191,7 +198,7 @@ class _Search:
         name = linear.inputs[2] if len(linear.inputs) > 2 else ""
         return BiasPlace(linear, 2, self.value(path, name) if name else None)
 
-    def behind_view(self, path: str, view: Node, channels: Channels, statistics: ValueId) -> Channels:
+    def behind_view(self, path: str, view: Node, channels: ChannelAxis, statistics: ValueId) -> ChannelAxis:
         """Where the channels are behind a view."""
         arrays: list[Array | None] = [None]
         for name in view.inputs[1:]:
@@ -209,18 +216,18 @@ class _Search:
     def convolved(self, _path: str, node: Node, weight: ValueId) -> _Made:
         """Of a convolution: w is (out, in / groups, …)."""
         del node
-        return _Made(0, 1, Channels(1, self.rank(weight)))
+        return _Made(0, 1, ChannelAxis(1, self.rank(weight)))
 
     def transposed(self, _path: str, node: Node, weight: ValueId) -> _Made:
         """Of a transposed convolution: w is (in, out / groups, …)."""
-        return _Made(1, _whole(node, "group", 1), Channels(1, self.rank(weight)))
+        return _Made(1, _whole(node, "group", 1), ChannelAxis(1, self.rank(weight)))
 
     def gemm(self, _path: str, node: Node, _weight: ValueId) -> _Made:
         """Of a Gemm: w is (in, out), or (out, in) if it is transposed; alpha is a factor beside w."""
         beta = node.attributes["beta"].value if "beta" in node.attributes else 1.0
         if beta != 1:
             raise StaysError("the layer before it takes a multiple of its bias")
-        return _Made(1 - _whole(node, "transB", 0), 1, Channels(1, 2))
+        return _Made(1 - _whole(node, "transB", 0), 1, ChannelAxis(1, 2))
 
     def product(self, path: str, node: Node, weight: ValueId) -> _Made:
         """Of a product of matrices: w is (in, out)."""
@@ -230,7 +237,7 @@ class _Search:
         maker = self.index.makers.get(self.value(path, node.inputs[0]))
         if rank is None and maker is not None:
             rank = self.rank_of_output(path, maker)
-        return _Made(1, 1, Channels(-1, rank))
+        return _Made(1, 1, ChannelAxis(-1, rank))
 
     def rank(self, value: ValueId) -> int | None:
         """The rank of a value of stored tensors."""

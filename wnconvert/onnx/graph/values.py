@@ -15,7 +15,7 @@ import numpy as np
 
 from wnconvert.onnx.arithmetic.monomials import VALUE, Factor, leaf
 from wnconvert.onnx.arithmetic.operators import KnownValue, numbers_as_array, result_of
-from wnconvert.onnx.arithmetic.rowwise import tensor_rows
+from wnconvert.onnx.arithmetic.rowwise import leaf_rows
 from wnconvert.onnx.file.model import Attribute, Constant, Graph, GraphScope, Model, Node, OnnxFunction
 from wnconvert.onnx.graph.index import Index, ValueId, in_dependency_order
 from wnconvert.tensors.blocks import Array
@@ -160,7 +160,7 @@ class _Walk:
             number = self.numbers.setdefault(place, len(self.leaves))
             if number == len(self.leaves):
                 self.leaves.append(Leaf(place, constant, info))
-            monomial, rows = leaf(number, info.shape), tensor_rows(number, info.shape)
+            monomial, rows = leaf(number, info.shape), leaf_rows(number, info.shape)
         return KnownValue(info.shape, info.dtype, numbers, monomial, rows=rows)
 
     def node(

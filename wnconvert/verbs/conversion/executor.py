@@ -345,7 +345,16 @@ def _fold(work: FoldLayer, source: Elements, out: Sink, numbers: RowPolicy) -> O
 def _bias(work: FoldBias, source: Elements, out: Sink, numbers: RowPolicy) -> Outcome:
     bias, report = fold_bias(work.rule, _parts_of(work.parts, source), work.dtype)
     out.array(bias)
-    return Outcome(numbers.making(work.dtype.name).problems(report), numbers.note(report))
+    notes = filter(None, (numbers.note(report), _note_on_batches(work.batches, source)))
+    return Outcome(numbers.making(work.dtype.name).problems(report), "; ".join(notes))
+
+
+def _note_on_batches(batches: StoredTensor | None, source: Elements) -> str:
+    """A note on a norm that has seen no batch, or nothing."""
+    if batches is None or batches.info.numel != 1 or batches.info.dtype.bits % 8:
+        return ""
+    (seen,) = source.reader(batches)(Block(0, (1, 1, 1), 0)).reshape(-1)
+    return "" if seen else "its norm has seen no batch (num_batches_tracked is 0), so it was never trained"
 
 
 @make_tensor.register

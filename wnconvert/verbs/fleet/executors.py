@@ -49,7 +49,7 @@ def opened_workplace(
     3
     """
     if cluster is not None:
-        with _dask(cluster) as place:
+        with (_ray if cluster.startswith("ray") else _dask)(cluster) as place:
             yield place
     elif executor is not None:
         yield Workplace(executor, jobs)
@@ -94,6 +94,40 @@ def _begin() -> None:
 def _end_with(parent: Any) -> None:
     parent.join()
     os._exit(1)
+
+
+class _Ray(Executor):
+    """The workers of a cluster of ray, which begins a job again whose worker is gone."""
+
+    def __init__(self, ray: Any) -> None:
+        self._ray = ray
+
+    def submit(self, fn: Callable[..., _Made], /, *args: Any, **kwargs: Any) -> Future[_Made]:
+        done: Future[_Made] = self._ray.remote(fn).remote(*args, **kwargs).future()
+        return done
+
+
+@contextlib.contextmanager
+def _ray(address: str) -> Iterator[Workplace]:
+    """The workers of a cluster of ray: ``ray`` is the one that runs on this machine."""
+    try:
+        import ray
+    except ImportError:
+        raise ArgumentError(
+            "--cluster ray needs ray, which is not installed", fix=to_install("ray")
+        ) from None
+    try:
+        ray.init("auto" if address == "ray" else address, log_to_driver=False, logging_level="ERROR")
+    except (OSError, ValueError, RuntimeError) as error:  # its own errors are among these
+        raise InputError(
+            f"no cluster of ray answers there ({error})".splitlines()[0],
+            where=address,
+            fix="ray start --head starts one",
+        ) from None
+    try:
+        yield Workplace(_Ray(ray), max(1, int(ray.cluster_resources().get("CPU", 1))), repeats=True)
+    finally:
+        ray.shutdown()
 
 
 @contextlib.contextmanager

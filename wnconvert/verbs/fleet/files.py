@@ -42,8 +42,9 @@ def fold_files(
 
     An error is a result too, its ``error``; nothing is begun after it, unless ``keep_going``. ``report`` is a
     file with a line of JSON for each source: with the same one, a later run leaves what is done and
-    unchanged. ``cluster`` is the address of a scheduler of dask.distributed, ``executor`` any other
-    ``concurrent.futures.Executor``, given ``jobs`` jobs at a time. Other options as for ``fold_file``.
+    unchanged. ``cluster`` is the address of a scheduler of dask.distributed, or ``ray``, or ``ray://…``;
+    ``executor`` any other ``concurrent.futures.Executor``, given ``jobs`` jobs at a time. Other options as
+    for ``fold_file``.
 
     Raises ``WnconvertError`` before anything begins: where a name means nothing, or two sources would write
     one output.

@@ -157,7 +157,7 @@ def _result(future: Future[FileResult], job: FileJob) -> FileResult:
     error = future.exception()
     if error is None:
         return future.result()
-    if not isinstance(error, BrokenExecutor) and not type(error).__module__.startswith("distributed."):
+    if not _is_lost(error):
         raise error
     lost: WnconvertError = InputError(
         "the process that worked on it was ended from outside",
@@ -165,6 +165,13 @@ def _result(future: Future[FileResult], job: FileJob) -> FileResult:
         fix="if memory was short, fewer --jobs; with --report, what is done is not done again",
     )
     return failed_result(FileResult(job.source, job.verb, "failed"), lost)
+
+
+def _is_lost(error: BaseException) -> bool:
+    """Whether a job ended with the process that did it. What ray raises of the job itself is a bug."""
+    kind = type(error)
+    of_ray = kind.__module__ == "ray.exceptions" and not kind.__name__.startswith("RayTaskError")
+    return isinstance(error, BrokenExecutor) or kind.__module__.startswith("distributed.") or of_ray
 
 
 def _skipped(job: FileJob, why: str) -> FileResult:

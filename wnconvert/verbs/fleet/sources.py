@@ -26,8 +26,9 @@ __all__ = ["FleetSource", "absolute", "is_glob", "natural", "sources_of"]
 _MAGIC = re.compile(r"[*?\[]")
 _ANY_DEPTH = "**"
 _SUFFIXES = (".pt2", *{suffix for container in Container for suffix in container.facts.suffixes})
-#: Names of checkpoints without a suffix of letters, such as g_02500000 and model-v1.5; their content decides.
-_BARE = re.compile(r"[^.]+(?:\.\d+)*")
+#: Names of checkpoints without a suffix of letters, such as g_02500000 and model-v1.5, and of what verbs make
+#: of them, such as g_02500000.folded; their content decides.
+_BARE = re.compile(r"[^.]+(?:\.\d+)*(?:\.(?:folded|split|parametrize|legacy))*")
 #: What makes a folder one checkpoint, beside weights that are called as the hub calls them.
 _OF_FOLDERS = frozenset((METADATA, "model_index.json"))
 

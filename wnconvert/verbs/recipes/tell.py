@@ -65,9 +65,12 @@ def _folds_of(told: Told) -> tuple[list[RecipeFold], dict[str, str]]:
         left.pop(fold.norm)
     taken = [each.weight for each in folds if each.has_norm]
     affines, reasons = folds_before(trace, linears, affines_in(trace), taken)
-    whole = {fold.norm for fold in folds} | left.keys()
-    folds += [fold for fold in affines if fold.norm not in whole]
-    left |= {name: reason for name, reason in reasons.items() if name not in whole}
+    whole = {fold.norm for fold in folds}
+    affines = tuple(fold for fold in affines if fold.norm not in whole)
+    for fold in affines:  # a norm that uses the batch, or the instance, stays without its affine
+        left.pop(fold.norm, None)
+    folds += affines
+    left |= {name: reason for name, reason in reasons.items() if name not in whole and name not in left}
     left |= dict.fromkeys(told.unexplained, "it is computed as no fold does")
     return folds, left
 

@@ -32,7 +32,7 @@ class Net(nn.Module):
         super().__init__()
         self.conv, self.bn = nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8, eps=1e-3)
         self.depth, self.bn_depth = nn.Conv2d(8, 8, 3, groups=8), nn.BatchNorm2d(8)
-        self.up, self.bn_up = nn.ConvTranspose2d(8, 8, 3, groups=4), nn.BatchNorm2d(8)
+        self.up, self.bn_up = nn.ConvTranspose2d(8, 8, 3, groups=4), nn.BatchNorm2d(8, affine=False)
         self.late = nn.BatchNorm2d(8)
         self.head, self.bn_head = nn.Linear(8, 6), nn.BatchNorm1d(6)
         self.last, self.bn_last = nn.Linear(6, 5, bias=False), nn.BatchNorm1d(5)

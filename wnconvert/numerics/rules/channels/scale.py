@@ -59,7 +59,9 @@ class ChannelScale:
         form = FLOAT_FORMATS[out]
         self.large = float(form.value(form.inf - 1)) * 0.99
         with ieee():
-            self.values, self.not_narrow, self.short = channels.values, channels.not_narrow, channels.short()
+            self.values, not_narrow = channels.values, channels.not_narrow
+        self.not_narrow = not_narrow if not_narrow.any() else None
+        self.short: Floats | None = None
         self.common: Common | None = None
         # What is known of the rows beneath: of all of them, or of those from ``first`` on in this block.
         self.beneath: RowFactors | None = None
@@ -112,8 +114,10 @@ class ChannelScale:
 
     def short_factors(self, rows: NDArray[np.intp]) -> Floats | None:
         """The factors of some rows that are exact, in at most 24 bits, and NaN for others."""
-        if self.inner or self.common or np.isnan(self.short).all():
+        if self.inner or self.common:
             return None
+        if self.short is None:
+            self.short = self.channels.short()
         first = int(rows.min())
         factors: Floats = self.short[self.source.channels(slice(first, int(rows.max()) + 1))][rows - first]
         return factors
@@ -129,7 +133,9 @@ class ChannelScale:
             factors = NarrowFactors(np.ones(rows.stop - rows.start), 0, None)
             if self.common:
                 factors = self.common.on_narrow(factors)
-        factors = factors.times(self.values[at], STEPS, self.not_narrow[at])
+        factors = factors.times(self.values[at], STEPS)
+        if self.not_narrow is not None:
+            factors = factors.without(self.not_narrow[at])
         return factors.without(self._too_large(factors.factor * factors.reach))
 
     def wide(self, _sums: Sums, rows: slice, *, tell: bool) -> WideFactors:

@@ -14,7 +14,7 @@ from fractions import Fraction
 
 import numpy as np
 
-from wnconvert.numerics.kernel.dots import Pairs
+from wnconvert.numerics.kernel.dots import Pairs, rest_of_products
 from wnconvert.numerics.rules.channels.vector import Channels
 from wnconvert.numerics.rules.factors import Bounds
 from wnconvert.numerics.rules.spectral.matrix import Exact, Matrix, exactly
@@ -27,6 +27,8 @@ __all__ = ["ShiftedSums", "Shifts"]
 
 #: The upper 24 bits of a float64.
 _SHORT = np.int64(-(1 << 29))
+#: Numbers between these, and 0, may be multiplied thrice with all that is lost.
+_LEAST, _MOST = 2.0**-150, 2.0**150
 #: Roots have as many bits where sums are made fast.
 _BITS = 128
 #: Elements of rows that are read at once to be summed exactly.
@@ -83,15 +85,57 @@ class Shifts:
 
     def cut(self) -> Cut:
         """All of them cut; they are finite."""
+        high, low, off = self._pairs() or self._exact_pairs()
+        first = _upper(high)
+        left = (high - first) + low  # of what the first lacks, at most 2⁻²³ of it, this is rounded once
+        second = _upper(left)
+        rest = np.abs(left - second) + np.abs(high) * 2.0**-74 + off
+        return Cut(tuple(each for each in (first, second) if each.any()), rest * 1.01 + 2.0**-1060)
+
+    def _pairs(self) -> tuple[Floats, Floats, Floats] | None:
+        """All as high + low with bounds on their errors; None for numbers that are very large or small.
+
+        A step of Newton's method takes the factor c from 4·2⁻⁵³ to 2⁻⁹⁹ of itself: (γ² - c²(v + ε)) is exact
+        where it cancels, and what its products lose is known to 2⁻¹⁰² of them.
+        """
+        gamma, factor = self.channels.gamma, self.channels.values
+        variance = np.ones(len(gamma)) if self.channels.variance is None else self.channels.variance
+        numbers = np.abs(np.concatenate([gamma, factor, variance, self.beta, self.mean]))
+        if not ((numbers == 0) | ((numbers > _LEAST) & (numbers < _MOST))).all():
+            return None
+        high, low = _two_sum(
+            variance, np.full(len(gamma), self.channels.eps if self.channels.variance is not None else 0.0)
+        )
+        squares, products = gamma * gamma, factor * factor
+        others = products * high
+        lost = rest_of_products(gamma, gamma, squares) - rest_of_products(products, high, others)
+        lost -= products * low + rest_of_products(factor, factor, products) * high
+        finer = ((squares - others) + lost) / np.where(gamma == 0, 1, 2 * factor * high)
+        moved = self.mean * factor
+        first, second = _two_sum(self.beta, -moved)
+        second = second - rest_of_products(self.mean, factor, moved) - self.mean * finer
+        made, left = _two_sum(first, second)
+        return made, left, (np.abs(self.beta) + np.abs(moved)) * 2.0**-96
+
+    def _exact_pairs(self) -> tuple[Floats, Floats, Floats]:
+        """The same of any numbers, one by one."""
         ends = [self._ends(channel, _BITS) for channel in range(self.channels.count)]
-        found: list[Floats] = []
-        for _ in range(2):
-            high = np.array([float(low) for low, _ in ends])
-            found.append(upper := (high.view(np.int64) & _SHORT).view(np.float64))
-            taken = [Fraction(each) for each in upper.tolist()]
-            ends = [(low - each, high - each) for (low, high), each in zip(ends, taken, strict=True)]
-        rest = [float(max(abs(low), abs(high))) * (1 + 2.0**-50) for low, high in ends]
-        return Cut(tuple(each for each in found if each.any()), np.array(rest) + 2.0**-1060)
+        high = np.array([float(least) for least, _ in ends])
+        rests = [least - Fraction(each) for (least, _), each in zip(ends, high.tolist(), strict=True)]
+        off = np.array([float(most - least) for least, most in ends])
+        return high, np.array([float(each) for each in rests]), off * 1.01 + np.abs(high) * 2.0**-100
+
+
+def _upper(x: Floats) -> Floats:
+    """The upper 24 bits of numbers."""
+    return (np.ascontiguousarray(x).view(np.int64) & _SHORT).view(np.float64)
+
+
+def _two_sum(a: Floats, b: Floats) -> tuple[Floats, Floats]:
+    """Sums, and what rounding took from them: Knuth's."""
+    total: Floats = a + b
+    back = total - a
+    return total, (a - (total - back)) + (b - back)
 
 
 @dataclass(frozen=True, slots=True)

@@ -93,6 +93,8 @@ class Channels:
         """
         found = self.values
         found[self.odd | (found.astype(np.float32) != found)] = np.nan
+        if self.variance is None:
+            return found
         for channel in np.flatnonzero(~np.isnan(found)).tolist():
             if Fraction(float(found[channel])) ** 2 != self.square(channel):
                 found[channel] = np.nan

@@ -55,6 +55,7 @@ class FineRows(PlainRows):
         super().__init__(read, (shape[0], self.width, math.prod(shape[last:])), 1, dtype, limit, way)
         self.count = shape[0] * self.width if math.prod(shape) else 0
         self.whole_rows = False
+        self.known: dict[tuple[int, int, int], NDArray[np.intp]] = {}
 
     def blocks(self) -> Iterator[Block]:
         """All blocks, in the order of memory, as rows."""
@@ -67,7 +68,7 @@ class FineRows(PlainRows):
         """The channels of some rows."""
         channels = self._along(rows, self.dim)
         if self.groups > 1:
-            channels += self._along(rows, 0) // (self.lead[0] // self.groups) * self.lead[1]
+            channels = channels + self._along(rows, 0) // (self.lead[0] // self.groups) * self.lead[1]
         return channels
 
     def beneath(self, rows: slice) -> NDArray[np.intp]:
@@ -81,7 +82,19 @@ class FineRows(PlainRows):
         return self.channels(rows)
 
     def _along(self, rows: slice, axis: int) -> NDArray[np.intp]:
-        """The place of each row on one of the leading axes."""
+        """The place of each row on one of the leading axes; blocks ask for the same ones again and again."""
+        first, last = rows.start // self.width, -(-rows.stop // self.width)
+        offset, count = rows.start - first * self.width, rows.stop - rows.start
+        if axis == 0:
+            lengths = np.full(last - first, self.width)
+            lengths[0] -= offset
+            lengths[-1] -= last * self.width - rows.stop
+            return np.repeat(np.arange(first, last), lengths)
+        if (axis, offset, count) not in self.known:
+            self.known = {key: places for key, places in self.known.items() if key[0] != axis}
+            self.known[axis, offset, count] = self._across(axis, offset, count)
+        return self.known[axis, offset, count]
+
+    def _across(self, axis: int, offset: int, count: int) -> NDArray[np.intp]:
         inner = math.prod(self.lead[axis + 1 :])
-        places = np.arange(rows.start, rows.stop) // inner
-        return places % self.lead[axis] if axis else places
+        return np.arange(offset, offset + count) // inner % self.lead[axis]

@@ -103,8 +103,7 @@ class StandardScale:
         """Centres and factors for ``Kernel.centred``; odd rows are counted."""
         moments, n = _moments_of(sums).flat(), float(self.source.length)
         gain, _ = self._rows_of(rows)
-        centre, rest, off = _means(moments, n)
-        spread, error = _spreads(moments, n)
+        centre, rest, off, spread, error = _means_and_spreads(moments, n)
         gain = gain * self.formula.operation.scale
         factor = gain / self._divisors(spread / self.formula.over)
         size = np.abs(factor)
@@ -210,7 +209,7 @@ class StandardScale:
 
     def _know(self, moments: Moments, rows: slice) -> None:
         """Have the exact moments of rows of which the others are not enough."""
-        spread, error = _spreads(moments, float(self.source.length))
+        *_, spread, error = _means_and_spreads(moments, float(self.source.length))
         enough = spread * (_FINEST if self.out == "float64" and self.shift else _FINE)
         doubtful = np.isfinite(moments.high) & ~(error < enough)
         self.source.know([rows.start + at for at in np.flatnonzero(doubtful).tolist()])
@@ -256,23 +255,19 @@ def _moments_of(sums: Sums) -> Moments:
     return sums
 
 
-def _means(moments: Moments, n: float) -> tuple[Floats, Floats, Floats]:
-    """S/n as pairs, without their exponents, and how far they may be off."""
-    centre = moments.total / n
-    product = centre * n
-    lost = rest_of_products(centre, np.full(len(centre), n), product)
-    rest = (((moments.total - product) - lost) + moments.rest) / n
-    return centre, rest, moments.off / n * 1.01 + np.abs(rest) * (3 * UNIT) + np.abs(centre) * 2.0**-103
-
-
-def _spreads(moments: Moments, n: float) -> tuple[Floats, Floats]:
-    """n·Q − S², without exponents, and how far it may be off but for one rounding."""
-    ns = np.full(len(moments.high), n)
-    squares, totals = ns * moments.high, moments.total * moments.total
-    lost = rest_of_products(ns, moments.high, squares) + n * moments.low
-    lost -= rest_of_products(moments.total, moments.total, totals) + 2 * moments.total * moments.rest
-    first = squares - totals
-    back = first - squares
-    lost += (squares - (first - back)) - (totals + back)
-    error = squares * (moments.error + 2.0**-98) + (2 * np.abs(moments.total) + moments.off) * moments.off
-    return first + lost, error * 1.01
+def _means_and_spreads(moments: Moments, n: float) -> tuple[Floats, Floats, Floats, Floats, Floats]:
+    """S/n as pairs, and how far off it may be; n·Q − S², and how far but for a rounding; no exponents."""
+    total = moments.total
+    centre = total / n
+    left = np.stack([np.full(len(total), n), total, centre])
+    right = np.stack([moments.high, total, left[0]])
+    squares, totals, again = products = left * right
+    lost = rest_of_products(left, right, products)
+    rest = (((total - again) - lost[2]) + moments.rest) / n
+    off = moments.off / n * 1.01 + np.abs(rest) * (3 * UNIT) + np.abs(centre) * 2.0**-103
+    spread = squares - totals
+    back = spread - squares
+    less = (lost[0] + n * moments.low) - (lost[1] + 2 * total * moments.rest)
+    less += (squares - (spread - back)) - (totals + back)
+    error = squares * (moments.error + 2.0**-98) + (2 * np.abs(total) + moments.off) * moments.off
+    return centre, rest, off, spread + less, error * 1.01

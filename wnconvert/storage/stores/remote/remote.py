@@ -158,6 +158,10 @@ class Buckets(Remote):
         """Forget an upload, as ``Writer`` has it."""
         patiently(lambda: self.writer().sweep(self.key(path), upload), str(path))
 
+    def delete(self, path: PurePath, tag: str) -> None:
+        """Delete an object, as ``Writer`` has it."""
+        patiently(lambda: self.writer().delete(self.key(path), tag), str(path))
+
     def writer(self) -> Writer:
         """The client. Raises ``InputError`` as ``client`` does."""
         made: Any = self.client()

@@ -57,6 +57,9 @@ class Writer(Client, Protocol):
     def sweep(self, key: str, upload: str, /) -> None:
         """Forget an unfinished upload of an earlier run, even if an empty object is there for a moment."""
 
+    def delete(self, key: str, tag: str, /) -> None:
+        """Delete an object that has this tag still, or is gone."""
+
     def unfinished(self, key: str, /) -> list[tuple[str, str]]:
         """The unfinished uploads of an object and of all that lie below it: keys, and their names."""
 

@@ -1,7 +1,8 @@
 """Outputs that become objects of a store: sent in parts as they are made, and there whole or not at all.
 
 What is checked before an upload is completed: that the store has each part as it was sent, that our reader
-takes the structure of what was sent, and that the source is what it was.
+takes the structure of what was sent, and that the source is what it was. No store shows an upload, so what is
+verified is read back when it is there, and deleted where it is wrong; nothing is replaced by it.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from wnconvert.plan.layout import Blob, CopyBytes, Layout, Parts
 from wnconvert.plan.plan import Plan
 from wnconvert.plan.selection.nothing import why_nothing
 from wnconvert.storage.checkpoint import Checkpoint, read_checkpoint
-from wnconvert.storage.files import check_as_seen, kind_of, located, reopened, seen_in, stored
+from wnconvert.storage.files import check_as_seen, kind_of, located, reopened, seen_in, status_of, stored
 from wnconvert.storage.layouts import layout_of
 from wnconvert.storage.sources import Source
 from wnconvert.storage.stores.remote.uploads import Planned, Upload
@@ -29,10 +30,11 @@ from wnconvert.storage.workers import Workers
 from wnconvert.tensors.tree import ByteRange
 from wnconvert.verbs.conversion.convert import Result, conversion_result
 from wnconvert.verbs.conversion.executor import Outcome, notes_of, outcomes
-from wnconvert.verbs.conversion.folders.parts import FolderPlan
+from wnconvert.verbs.conversion.folders.parts import FolderPart, FolderPlan
 from wnconvert.verbs.conversion.folders.plan import MakePlan, plan_folder
 from wnconvert.verbs.conversion.folders.unfound import noting_unfound
 from wnconvert.verbs.conversion.jobs import Job, Request
+from wnconvert.verbs.conversion.verify.output import bytes_to_verify, verify_copies, verify_output
 from wnconvert.verbs.shared.options import RunOptions
 
 __all__ = [
@@ -112,6 +114,19 @@ def _as_output() -> Iterator[None]:
         raise OutputError(error.heading, where=error.where, fix=error.fix) from error
 
 
+def _check_verified(output: Address, options: RunOptions) -> None:
+    """Raise ``OutputError`` where an object would be replaced, and could not be given back."""
+    if options.verify and options.force:
+        with _as_output():
+            there = kind_of(output)
+        if there is not None:
+            raise OutputError(
+                "it exists, and what is verified takes the place of nothing: it is read when it is there",
+                where=str(output),
+                fix="choose another -o; or leave out --verify, and wnconvert compare SRC OUT afterwards",
+            )
+
+
 class _Sending:
     """The uploads of one conversion: completed together in the order of their begin, or none of them.
 
@@ -162,6 +177,18 @@ class _Sending:
                     "it exists", where=str(address), fix="--force replaces it, or choose another -o"
                 ) from error
 
+    @contextlib.contextmanager
+    def deleting(self) -> Iterator[None]:
+        """Delete the objects that were made where what is done inside fails."""
+        made = {address: status_of(address).identity for address, _ in self._uploads}
+        try:
+            yield
+        except BaseException:
+            for address, identity in made.items():
+                with contextlib.suppress(WnconvertError):  # the first error is the one to report
+                    stored(address).delete(address, identity.tag if identity else "")
+            raise
+
 
 def _check_structure(upload: Upload, address: Address) -> None:
     """Have our reader take the structure of what was sent. Raises ``VerifyError`` where it refuses it."""
@@ -175,8 +202,13 @@ def _check_structure(upload: Upload, address: Address) -> None:
 
 def _store_file(checkpoint: Checkpoint, plan: Plan, output: Address, options: RunOptions) -> Result:
     began = time.perf_counter()
+    _check_verified(output, options)
     layout = layout_of(checkpoint, plan)
     workers = Workers(options.threads, options.progress)
+    if options.verify:
+        workers.expect(sum(blob.effort for blob in layout.blobs) + bytes_to_verify(checkpoint, plan))
+    verified = ""
+    more: tuple[str, ...] = ()
     with (
         _Sending(force=options.force) as sending,
         Source(checkpoint.sources, opener=checkpoint.reopen) as source,
@@ -187,7 +219,12 @@ def _store_file(checkpoint: Checkpoint, plan: Plan, output: Address, options: Ru
         _check_structure(upload, output)
         check_as_seen(checkpoint.seen)
         sending.complete()
-    return conversion_result(checkpoint, plan, output, began, bytes_out=layout.size, notes=notes)
+        if options.verify:
+            with sending.deleting():
+                verified, more = verify_output(checkpoint, plan, source, output, workers)
+    return conversion_result(
+        checkpoint, plan, output, began, bytes_out=layout.size, notes=(*notes, *more), verified=verified
+    )
 
 
 @contextlib.contextmanager
@@ -214,6 +251,11 @@ def _store_folder(
     workers = Workers(options.threads, options.progress)
     every = {**weights, **copies}
     workers.expect(sum(blob.effort for layout in every.values() for blob in layout.blobs))
+    sizes = {file.path: file.size for file in beside.files}
+    if options.verify:
+        workers.expect(sum(bytes_to_verify(part.checkpoint, part.plan) for part in planned.parts))
+        workers.expect(sum(sizes.values()))
+    readers: dict[str, None] = {}
     indexes = [path for path, layout in weights.items() if not layout.blobs]
     made: list[Outcome] = []
     with _Sending(force=False) as sending:
@@ -236,6 +278,11 @@ def _store_folder(
                     upload.write(piece, at)
         check_as_seen(seen_in((beside.seen(root), checkpoint.seen)))
         sending.complete()
+        if options.verify:
+            with sending.deleting():
+                for part in planned.parts:
+                    readers |= dict.fromkeys([_verified(part, output, workers)])
+                verify_copies(root, output, sizes, workers)
     return conversion_result(
         checkpoint,
         planned.plan,
@@ -244,7 +291,14 @@ def _store_folder(
         bytes_in=checkpoint.size + sum(file.size for file in beside.files),
         bytes_out=sum(layout.size for layout in (*every.values(), *listing.values())),
         notes=notes,
+        verified=" and ".join(readers),
     )
+
+
+def _verified(part: FolderPart, output: Address, workers: Workers) -> str:
+    """Read the weights of a part back; the name of the reader."""
+    with Source(part.checkpoint.sources, opener=part.checkpoint.reopen) as source:
+        return verify_output(part.checkpoint, part.contents, source, output / part.opened_by, workers)[0]
 
 
 def _below(output: Address, path: str) -> Address:
@@ -285,11 +339,6 @@ def refuse_graph() -> NoReturn:
 
 def check_stored(options: RunOptions) -> None:
     """Raise ``ArgumentError`` for what cannot be asked of a store."""
-    if options.verify:
-        raise ArgumentError(
-            "--verify reads an output back before it is put in place, and no store shows an upload",
-            fix="wnconvert compare SRC OUT, afterwards",
-        )
     if options.prove is not None:
         raise ArgumentError(
             "--model proves an output before it is put in place, and no store shows an upload",

@@ -63,9 +63,11 @@ def bytes_to_verify(checkpoint: Checkpoint, plan: Plan) -> int:
 
 
 def verify_output(
-    checkpoint: Checkpoint, plan: Plan, source: Source, path: Path, workers: Workers
+    checkpoint: Checkpoint, plan: Plan, source: Source, path: PurePath, workers: Workers
 ) -> tuple[str, tuple[str, ...]]:
     """Read the output, a file or folder, back and compute every layer again; the reader's name, and notes.
+
+    In a store it is read by our own reader: those of others open files of this machine.
 
     Without torch, or where the pickle names classes of others, a torch file is read by ``zipfile``'s test
     of every checksum and by our own reader. Raises ``VerifyError`` for a tensor that is wrong.
@@ -76,8 +78,11 @@ def verify_output(
     with Source(opened.sources) as written, contextlib.ExitStack() as stack:
         found = opened.tree.tensors
         own = own_reader(found, written)
-        other = OTHER_READERS[plan.container].open(checkpoint, opened.shards, own)
-        reader, by, notes = stack.enter_context(other)
+        readers = OTHER_READERS[plan.container]
+        if isinstance(path, Path):
+            reader, by, notes = stack.enter_context(readers.open(checkpoint, opened.shards, own))
+        else:
+            reader, by, notes = own, "wnconvert's own reader", ()
         for planned in plan.state_dicts:
             before = checkpoint.tree.tensors[planned.path]
             after = found[planned.path if plan.container.facts.holds_trees else ""]
@@ -100,9 +105,9 @@ def _check_step(step: Step, both: Both) -> None:
 def _ahead(opened: Checkpoint, tensors: Mapping[str, StoredTensor], name: str) -> Callable[[int], None]:
     """``reading_ahead`` of a tensor of the output."""
     data = tensors[name].data
-    if data.shard < len(opened.shards):
-        return reading_ahead(opened.shards[data.shard], data)
-    return lambda at: None  # a view of several
+    if data.shard < len(opened.shards) and isinstance(path := opened.shards[data.shard], Path):
+        return reading_ahead(path, data)
+    return lambda at: None  # a view of several, or of a store, which fetches ahead by itself
 
 
 def _check_names(

@@ -27,7 +27,7 @@ from wnconvert.errors import ArgumentError
 from wnconvert.messages import listed, printable
 from wnconvert.verbs.shared.streams import redirected
 
-__all__ = ["Undo", "check_shaped", "evaluating", "quiet_torch"]
+__all__ = ["Undo", "check_shaped", "evaluating", "forgetting", "quiet_torch"]
 
 
 Undo: TypeAlias = Callable[[], None]
@@ -101,6 +101,22 @@ def evaluating(model: nn.Module | ExportedProgram) -> Iterator[Undo]:
             module.training = mode
         random.setstate(drawn)
         np.random.set_state(drawn_by_numpy)
+
+
+@contextlib.contextmanager
+def forgetting(model: nn.Module) -> Iterator[Undo]:
+    """Give the block a function that restores the attributes of a model, and the containers there.
+
+    Numbers of tensors are left as they are, which spares comparing all weights; caches are forgotten.
+    """
+    containers, _ = _reached([vars(module) for module in model.modules()])
+    undo = [_entries(each) for each in containers]
+
+    def forget() -> None:
+        for each in undo:
+            each()
+
+    yield forget
 
 
 def _settled(modules: Iterable[nn.Module]) -> bool:

@@ -199,6 +199,6 @@ def _against(linear: Linear, value: TracedValue, moves: tuple[TracedStep, ...], 
     )
     if reason := next((words for holds, words in reasons if holds), ""):
         return reason
-    places = channels(affine.output.shape, affine.axis, moves, linear.axis(value))
-    fits = places is not None and [affine.owners[each] for each in places] == list(range(linear.inputs))
+    places = channels(affine.output.shape, affine.axis, moves, linear.axis(value), affine.owners)
+    fits = places == list(range(linear.inputs))
     return "" if fits else "its channels are not those of its layer"

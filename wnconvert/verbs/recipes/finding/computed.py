@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from wnconvert.layers.recipes import RecipeFold
-from wnconvert.verbs.recipes.finding.fits import Line, constant, line, near, rounded
+from wnconvert.verbs.recipes.finding.fits import Line, constant, line, near_to, rounded
 from wnconvert.verbs.recipes.finding.layers import Linear
 from wnconvert.verbs.recipes.tracing.constants import CannotReplayError, replayed, scalars_of, steps_behind
 from wnconvert.verbs.recipes.tracing.trace import Trace, TracedValue
@@ -134,7 +134,7 @@ def _rows(trace: Trace, value: TracedValue, weight: TracedValue, dim: int) -> _R
     for seed in range(max(1, -(-_ROWS // count))):
         stream = torch.Generator().manual_seed(seed)
         numbers = {each: _drawn(each, stream) for each in trace.sources[value]}
-        numbers[weight] = _of_all_sizes(weight.shape, dim, stream)
+        numbers[weight] = _of_all_sizes(weight.shape, dim, stream, tiny=len(numbers) == 1)
         before = numbers[weight].movedim(dim, 0).reshape(count, -1)
         after = replayed(trace, value, numbers)
         if after.shape != weight.shape:
@@ -179,13 +179,16 @@ def _drawn(value: TracedValue, stream: torch.Generator) -> Tensor:
     return size * (torch.randint(0, 2, value.shape, generator=stream) * 2 - 1)
 
 
-def _of_all_sizes(shape: tuple[int, ...], dim: int, stream: torch.Generator) -> Tensor:
-    """A weight with rows from 1e-6 to 10 in size, and some of 1e-14, each with a mean of its own."""
+def _of_all_sizes(shape: tuple[int, ...], dim: int, stream: torch.Generator, *, tiny: bool) -> Tensor:
+    """A weight with rows from 1e-6 to 10 in size, each with a mean of its own.
+
+    With ``tiny`` some are of 1e-14: beside what is added to a row, nothing would be left of them.
+    """
     sizes = [1] * len(shape)
     sizes[dim] = shape[dim]
     powers = torch.rand(shape[dim], generator=stream, dtype=torch.float64) * 7 - 6
-    tiny = torch.rand(shape[dim], generator=stream, dtype=torch.float64) < 0.2
-    scale = (10.0 ** torch.where(tiny, torch.full_like(powers, -14.0), powers)).reshape(sizes)
+    chosen = torch.rand(shape[dim], generator=stream, dtype=torch.float64) < 0.2 * tiny
+    scale = (10.0 ** torch.where(chosen, torch.full_like(powers, -14.0), powers)).reshape(sizes)
     mean = torch.randn(sizes, generator=stream, dtype=torch.float64)
     return (torch.randn(shape, generator=stream, dtype=torch.float64) + mean) * scale
 
@@ -230,7 +233,7 @@ def _unit(rows: _Rows, dim: int, numbers: tuple[float, ...]) -> Iterator[RecipeF
         return
     near_zero = norm == norm.min()
     eps = abs(scale / float(rows.factor[near_zero][0]))
-    eps = 0.0 if near(eps, float(norm.min()), 1e-9) else rounded(eps, numbers, 1e-8)
+    eps = 0.0 if near_to(eps, float(norm.min()), 1e-9) else rounded(eps, numbers, 1e-8)
     scale = rounded(scale, numbers)
     if near_all(rows.factor, scale / norm.clamp_min(eps)):
         yield RecipeFold("unit", _UNNAMED, eps=eps, scale=scale, dim=dim)

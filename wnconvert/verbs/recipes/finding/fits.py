@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-__all__ = ["Line", "constant", "line", "near", "rounded"]
+__all__ = ["Line", "constant", "line", "near_to", "rounded"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,10 +40,10 @@ def constant(values: Tensor, error: float) -> float | None:
     return middle if bool(((values - middle).abs() <= error * abs(middle)).all()) else None
 
 
-def near(one: float, other: float, error: float) -> bool:
+def near_to(one: float, other: float, error: float) -> bool:
     """Whether two numbers differ by no more than a part of them.
 
-    >>> near(1.0, 1.0 + 1e-10, 1e-9), near(1.0, 1.1, 1e-9)
+    >>> near_to(1.0, 1.0 + 1e-10, 1e-9), near_to(1.0, 1.1, 1e-9)
     (True, False)
     """
     return abs(one - other) <= error * max(abs(one), abs(other))
@@ -55,13 +55,13 @@ def rounded(value: float, written: Iterable[float], error: float = 1e-9) -> floa
     >>> rounded(1.00000000001e-5, ()), rounded(0.3333333333, (1 / 3,)), rounded(0.123456789, ())
     (1e-05, 0.3333333333333333, 0.123456789)
     """
-    if near(abs(value), 1.0, error):
+    if near_to(abs(value), 1.0, error):
         return 1.0 if value > 0 else -1.0
     for each in written:
-        if each and near(abs(each), abs(value), error):
+        if each and near_to(abs(each), abs(value), error):
             return abs(each) if value > 0 else -abs(each)
     for digits in range(1, 7):
         short = float(f"{value:.{digits}g}")
-        if near(short, value, error):
+        if near_to(short, value, error):
             return short
     return value

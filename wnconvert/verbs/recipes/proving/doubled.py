@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from wnconvert.verbs.recipes.tracing.constants import as_float64
+from wnconvert.verbs.recipes.tracing.constants import widened
 from wnconvert.verbs.recipes.tracing.trace import Operator, Trace, TracedStep
 
 __all__ = ["Handed", "Ran", "in_float64", "places"]
@@ -100,7 +100,7 @@ class _Doubled(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's i
         self, func: Operator, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         """Run an operator on float64 tensors."""
-        args, kwargs = as_float64(args), as_float64(kwargs or {})
+        args, kwargs = widened(args), widened(kwargs or {})
         name = str(func._schema.name).partition("::")[2]
         if name in _UNCOUNTED:
             return func(*args, **kwargs)
@@ -110,6 +110,11 @@ class _Doubled(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's i
         if place in self.watched:
             self.ran.made[place] = some_of(made[0] if isinstance(made, (tuple, list)) else made)
         return made
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Keep torch from importing its compiler, which takes seconds, only to keep that out of here."""
+        return False
 
     def _layer(self, place: int, name: str, func: Operator, args: tuple[Any, ...]) -> Any:
         """Run a layer with what it is handed, or with what it is to be handed instead."""

@@ -12,7 +12,7 @@ from wnconvert.errors import ArgumentError, LayerError
 from wnconvert.layers.recipes import RecipeFold
 from wnconvert.messages import counted, listed, printable
 from wnconvert.verbs.models.proof.functions import named_outputs, run_model, tensors_of
-from wnconvert.verbs.models.proof.running import Undo, evaluating
+from wnconvert.verbs.models.proof.running import Undo, forgetting
 from wnconvert.verbs.models.proof.samples import Sample, arrays
 from wnconvert.verbs.models.proof.signatures import Signature
 from wnconvert.verbs.modules.folding.copies import CopyError, copied
@@ -59,22 +59,19 @@ def prove_recipe(
     for a module that cannot be run so.
     """
     model = _Model.of(module, folds, seed)
-    with evaluating(model.module) as forget:  # what a run leaves behind must not change the next one
+    with forgetting(model.module) as forget:  # what a run leaves behind must not change the next one
         told = model.told(signature, samples, forget)
         unfolded = [
             model.run(signature, sample, each, forget) for sample, each in zip(samples, told, strict=True)
         ]
-        off = {
-            name: apart
-            for each, seen in zip(told, unfolded, strict=True)
-            for name, apart in model.weights_apart(each, seen)
-        }
+    by_told = {id(each): (each, seen) for each, seen in zip(told, unfolded, strict=True)}
+    off = {name: apart for each, seen in by_told.values() for name, apart in model.weights_apart(each, seen)}
     kept = model.make_neutral()
-    instead = [model.instead(kept, each, seen) for each, seen in zip(told, unfolded, strict=True)]
-    with evaluating(model.module) as forget:
+    instead = {key: model.instead(kept, each, seen) for key, (each, seen) in by_told.items()}
+    with forgetting(model.module) as forget:
         folded = [
-            model.run(signature, sample, each, forget, handed)
-            for sample, each, handed in zip(samples, told, instead, strict=True)
+            model.run(signature, sample, each, forget, instead[id(each)])
+            for sample, each in zip(samples, told, strict=True)
         ]
     apart = [_Apart.of(one, other) for one, other in zip(unfolded, folded, strict=True)]
     wrong = [name for name, error in off.items() if not error <= MOST_APART]

@@ -57,11 +57,15 @@ def moved(index: Tensor, steps: Iterable[TracedStep]) -> Tensor:
 
 
 def channels(
-    shape: Sequence[int], axis: int, steps: Iterable[TracedStep], axis_after: int
+    shape: Sequence[int],
+    axis: int,
+    steps: Iterable[TracedStep],
+    axis_after: int,
+    labels: Sequence[int] | None = None,
 ) -> list[int] | None:
     """Which channel along ``axis`` each place along ``axis_after`` holds after movements.
 
-    None if a place holds several.
+    None if a place holds several. ``labels`` are what channels are told by, in place of their numbers.
 
     >>> channels((2, 3, 4), 1, (), 1)
     [0, 1, 2]
@@ -70,10 +74,12 @@ def channels(
     """
     steps = tuple(steps)
     if not steps:
-        return list(range(shape[axis])) if axis == axis_after else None
+        every = list(range(shape[axis]) if labels is None else labels)
+        return every if axis == axis_after else None
+    named = torch.tensor(range(shape[axis]) if labels is None else labels, dtype=torch.int32)
     sizes = [1] * len(shape)
     sizes[axis] = shape[axis]
-    index = moved(torch.arange(shape[axis], dtype=torch.int32).view(sizes).expand(tuple(shape)), steps)
+    index = moved(named.view(sizes).expand(tuple(shape)), steps)
     if not index.numel():
         return None
     rows = index.movedim(axis_after, 0).reshape(index.shape[axis_after], -1)

@@ -204,6 +204,11 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's 
         self.steps.append(TracedStep(len(self.steps), func, before, named, outputs))
         return made
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Keep torch from importing its compiler, which takes seconds, only to keep that out of here."""
+        return False
+
     def new(self, tensor: Tensor) -> TracedValue:
         """The value that a tensor has from now on."""
         value = TracedValue(self._count, tuple(tensor.shape), tensor.dtype)

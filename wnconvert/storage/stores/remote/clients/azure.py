@@ -120,9 +120,14 @@ class Azure:
         """Drop the blocks, by an empty blob that is deleted at once, unless a blob is there."""
         del upload
         with contextlib.suppress(FileExistsError, FileNotFoundError):
-            tag = self._commit(key, [], {"If-None-Match": "*"})
-            with self._asked("DELETE", key, headers={"If-Match": tag}):
-                TRAFFIC.add()
+            self.delete(key, self._commit(key, [], {"If-None-Match": "*"}).strip('"'))
+
+    def delete(self, key: str, tag: str, /) -> None:
+        """Delete a blob that has this ETag still, or is gone."""
+        headers = {"If-Match": f'"{tag.partition(" ")[0]}"'}
+        gone = contextlib.suppress(FileExistsError, FileNotFoundError)
+        with gone, self._asked("DELETE", key, headers=headers):
+            TRAFFIC.add()
 
     def unfinished(self, key: str, /) -> list[tuple[str, str]]:
         """The blobs, an own one and all below it, that have blocks alone."""

@@ -228,6 +228,15 @@ class S3:
         """Forget an upload."""
         self.abort(key, upload)
 
+    def delete(self, key: str, tag: str, /) -> None:
+        """Delete an object, after a look at its tag: few stores hear of conditions here."""
+        bucket, name = bucket_and_name(key)
+        with contextlib.suppress(FileNotFoundError):
+            if self.look(key).tag == tag:
+                with told_of_bucket(bucket):
+                    TRAFFIC.add()
+                    self.client.delete_object(Bucket=bucket, Key=name)
+
     def unfinished(self, key: str, /) -> list[tuple[str, str]]:
         """The uploads of an object, and of all that lie below it."""
         bucket, name = bucket_and_name(key)
