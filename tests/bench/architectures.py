@@ -65,9 +65,9 @@ def vision() -> Any:
         try:
             return importlib.import_module("torchvision.models")
         except RuntimeError:
-            library = torch.library.Library("torchvision", "FRAGMENT")
+            library = torch.library.Library("torchvision", "FRAGMENT")  # type: ignore[no-untyped-call]
             for name in lacking:
-                library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+                library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")  # type: ignore[no-untyped-call]
             _OPERATORS.append(library)
     return importlib.import_module("torchvision.models")
 
