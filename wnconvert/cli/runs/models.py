@@ -21,7 +21,7 @@ BY_MODEL = with_options(
         "--model",
         metavar="MODEL",
         help="The model of SRC, package.module:factory or path/to/file.py:factory, which is run: it tells "
-        "the recipe if none is given, and proves the output before it is put in place. Needs --input.",
+        "the recipe if nothing else does, and proves the output before it is put in place. Needs --input.",
     ),
     click.option(
         "--input",
@@ -86,7 +86,7 @@ def told_by_model(src: tuple[str, ...], options: Mapping[str, Any]) -> dict[str,
             only=options["only"],
             strip_prefix=options["strip_prefix"],
         )
-        if left["recipe"] is None:
+        if left["recipe"] is None and not (left["norm"] or left["standardize"]):
             left["recipe"] = recipe_of(cast(Any, made.module), made_by=model, **asked)
     prove = prove_checkpoint(made.module, rtol=options["rtol"], atol=options["atol"], **asked)
 
