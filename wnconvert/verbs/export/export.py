@@ -43,6 +43,7 @@ from wnconvert.verbs.export.graph import (
 )
 from wnconvert.verbs.export.ports import ports_of
 from wnconvert.verbs.export.request import (
+    Data,
     Question,
     Reference,
     check_dynamic,
@@ -54,11 +55,11 @@ from wnconvert.verbs.export.request import (
     remedy_of,
 )
 from wnconvert.verbs.models.proof.functions import Exportable, tensors_of, unwrapped
+from wnconvert.verbs.models.proof.inputs.texts import Range
 from wnconvert.verbs.models.proof.proof import ATOL, RTOL
 from wnconvert.verbs.models.proof.report import ExportReport, TimedSteps
 from wnconvert.verbs.models.proof.running import evaluating
 from wnconvert.verbs.models.proof.samples import export_arrays
-from wnconvert.verbs.models.proof.signatures import Range
 from wnconvert.verbs.modules.convert import folded
 from wnconvert.verbs.modules.finding.live import find_live
 from wnconvert.verbs.modules.folding.copies import CopyError
@@ -76,6 +77,7 @@ def export_onnx(
     inputs: Any,
     dynamic: Mapping[str, Mapping[int, str]] | None = None,
     ranges: Iterable[str] | Mapping[str, Range | tuple[int, int]] = (),
+    data: Iterable[Data] = (),
     outputs: Sequence[str] = (),
     opset: int | None = None,
     exporter: Exporter = "dynamo",
@@ -135,6 +137,7 @@ def export_onnx(
         atol=atol,
         samples=samples,
         seed=seed,
+        data=data,
     )
     steps = TimedSteps(steps_progress(progress))
     left = (clean_beside if clean else named_leftovers)(model_path(path))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import nn
@@ -27,13 +27,15 @@ from wnconvert.verbs.models.proof.functions import (
     input_names,
     unwrapped,
 )
+from wnconvert.verbs.models.proof.inputs.texts import Range, check_outputs
 from wnconvert.verbs.models.proof.proof import NumericFunction, Proof, Run, steady_run
 from wnconvert.verbs.models.proof.samples import Sample, samples_of
-from wnconvert.verbs.models.proof.signatures import Range, Signature, check_outputs, signature_of
+from wnconvert.verbs.models.proof.signatures import Signature, signature_of
 from wnconvert.verbs.modules.finding.live import find_live
 from wnconvert.verbs.shared.options import texts_of
 
 __all__ = [
+    "Data",
     "Question",
     "Reference",
     "check_dynamic",
@@ -47,6 +49,8 @@ __all__ = [
 ]
 
 
+#: The user's own inputs: a file of arrays, or arrays by name.
+Data: TypeAlias = StrPath | Mapping[str, Any]
 _ONNX = "-o OUT.onnx"
 
 
@@ -104,6 +108,7 @@ def question_of(
     atol: float,
     samples: int,
     seed: int,
+    data: Iterable[Data] = (),
 ) -> Question:
     """The question, from the arguments that ``export_onnx`` and ``check_onnx`` share.
 
@@ -116,7 +121,7 @@ def question_of(
         )
     names = texts_of(outputs)
     check_outputs(names)
-    signature = _signature(module, inputs, ranges, dynamic)
+    signature = _signature(module, inputs, ranges, dynamic, data)
     return Question(module, signature, samples_of(signature, samples, seed), names, rtol, atol)
 
 
@@ -134,10 +139,11 @@ def _signature(
     inputs: Any,
     ranges: Any,
     dynamic: Mapping[str, Mapping[int, str]] | None,
+    data: Iterable[Data],
 ) -> Signature:
     """The signature, with its inputs in the order in which the model takes them."""
     known, _, _ = input_names(model)
-    signature = signature_of(inputs, ranges, dynamic=dynamic, names=known)
+    signature = signature_of(inputs, ranges, dynamic=dynamic, names=known, data=data)
     check_inputs(model, signature.names)
     if isinstance(model, ExportedProgram):
         _check_program(model, signature)
