@@ -25,7 +25,7 @@ class Build:
         """The command line ``wnconvert ARGUMENTS`` of this build."""
         return ["env", f"--chdir={self.root}", sys.executable, "-m", "wnconvert", *arguments]
 
-    def fold(self, source: Path, target: Path, *options: str) -> Command:
+    def fold(self, source: Path, target: Path, *options: str | Path) -> Command:
         """Fold a file or folder."""
         return self.command("fold", source, "-o", target, *options)
 

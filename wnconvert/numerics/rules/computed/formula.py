@@ -13,7 +13,7 @@ from itertools import count
 
 from wnconvert.layers.rules import Standardize
 from wnconvert.numerics.rules.factors import Bounds
-from wnconvert.numerics.rules.spectral.roots import rational_root, root
+from wnconvert.numerics.rules.spectral.roots import rational_root, root_between
 
 __all__ = ["Standard"]
 
@@ -105,7 +105,7 @@ def _roots(square: Bounds, bits: int) -> Bounds:
 
 def _root(square: Fraction, bits: int) -> Bounds:
     exact = rational_root(square)
-    return root(square, bits) if exact is None else (exact, exact)
+    return root_between(square, bits) if exact is None else (exact, exact)
 
 
 def _signed_square(ends: Bounds) -> Bounds:
