@@ -23,7 +23,7 @@ __all__ = ["EXPORTER_CHOICES", "check", "export"]
 
 
 #: The choices of ``--exporter``; a test compares them with those of the module.
-EXPORTER_CHOICES = ("dynamo", "torchscript")
+EXPORTER_CHOICES = ("auto", "dynamo", "torchscript")
 
 
 _MODEL = with_options(
@@ -139,9 +139,9 @@ _REPORTING = with_options(
 @click.option(
     "--exporter",
     type=click.Choice(EXPORTER_CHOICES),
-    default="dynamo",
+    default="auto",
     show_default=True,
-    help="torch's newer exporter (dynamo) or its older one.",
+    help="torch's newer exporter (dynamo) or its older one; auto: the older where the newer fails.",
 )
 @click.option("--external-data", is_flag=True, help="Write the weights to a file beside OUT.")
 @_PROOF

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import nn
@@ -19,7 +19,7 @@ from wnconvert.storage.files import output_path
 from wnconvert.tensors.containers import Container
 from wnconvert.tensors.suffixes import check_true_name
 from wnconvert.verbs.conversion.targets import StrPath, has_suffix
-from wnconvert.verbs.export.exporters import EXPORTERS, Exporter
+from wnconvert.verbs.export.exporters import AGES, EXPORTERS, Exporter, has_dynamo
 from wnconvert.verbs.models.proof.functions import (
     Exportable,
     check_inputs,
@@ -36,11 +36,12 @@ from wnconvert.verbs.shared.options import texts_of
 
 __all__ = [
     "Data",
+    "ExporterOption",
     "Question",
     "Reference",
     "check_dynamic",
     "check_opset",
-    "exporter_for",
+    "exporters_for",
     "model_path",
     "names_in",
     "output_names",
@@ -51,6 +52,8 @@ __all__ = [
 
 #: The user's own inputs: a file of arrays, or arrays by name.
 Data: TypeAlias = StrPath | Mapping[str, Any]
+#: Which of torch's exporters: one of them, or the newer and, where that fails, the older.
+ExporterOption: TypeAlias = Literal["auto", "dynamo", "torchscript"]
 _ONNX = "-o OUT.onnx"
 
 
@@ -125,13 +128,22 @@ def question_of(
     return Question(module, signature, samples_of(signature, samples, seed), names, rtol, atol)
 
 
-def exporter_for(module: Exportable, exporter: Exporter) -> tuple[Exporter, tuple[str, ...]]:
-    """The exporter to use for a model, and a note if it is not the one that was asked for."""
-    if exporter not in EXPORTERS:
-        raise ArgumentError(f"no exporter is called {exporter!r}", fix=f"choose one of {listed(EXPORTERS)}")
-    if isinstance(module, torch.jit.ScriptModule) and exporter == "dynamo":
-        return "torchscript", ("torch's newer exporter does not take TorchScript; the older one was used",)
-    return exporter, ()
+def exporters_for(
+    module: Exportable, exporter: ExporterOption
+) -> tuple[tuple[Exporter, ...], tuple[str, ...]]:
+    """The exporters to try for a model, in order, and a note if it is not the one that was asked for."""
+    if exporter != "auto" and exporter not in EXPORTERS:
+        choices = listed(("auto", *EXPORTERS))
+        raise ArgumentError(f"no exporter is called {exporter!r}", fix=f"choose one of {choices}")
+    if isinstance(module, torch.jit.ScriptModule) and exporter != "torchscript":
+        return ("torchscript",), ("torch's newer exporter does not take TorchScript; the older one was used",)
+    if exporter != "auto":
+        return (exporter,), ()
+    if isinstance(module, ExportedProgram):
+        return ("dynamo",), ()
+    if not has_dynamo():
+        return ("torchscript",), ("onnxscript is not installed; torch's older exporter was used",)
+    return tuple(AGES), ()
 
 
 def _signature(
