@@ -148,10 +148,14 @@ def _named(trace: Trace, weights: Weights, linear: Linear) -> Linear:
     name = f"{names[0][: names[0].rfind('.') + 1]}bias"
     trouble = linear.trouble or _against(trace, linear, sources, names)
     if linear.added is None:
+        if any(name in every for every in trace.stored.values()):
+            trouble = trouble or "its layer has a bias that it does not add"
         return replace(linear, bias=name if name in weights.biases else None, trouble=trouble)
     held = trace.stored.get(linear.added, ())
     if not held:
         return replace(linear, trouble=trouble or "the bias of its layer is computed")
+    if len(linear.added.shape) != 1:
+        return replace(linear, trouble=trouble or "the bias of its layer is not one number a channel")
     trouble = trouble or _against(trace, linear, (linear.added,), held)
     return replace(linear, bias=held[0], trouble=trouble)
 
