@@ -17,7 +17,7 @@ def main(source: str, target: str) -> None:
     model.load_state_dict(state)
     model.eval()
     for conv, norm in pairs_of(model):
-        fused = fuse_conv_bn_eval(model.get_submodule(conv), cast(Any, model.get_submodule(norm)))
+        fused = fuse_conv_bn_eval(cast(Any, model.get_submodule(conv)), cast(Any, model.get_submodule(norm)))
         model.set_submodule(conv, fused)
         model.set_submodule(norm, torch.nn.Identity())
     if safe:
