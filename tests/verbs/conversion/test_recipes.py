@@ -156,7 +156,9 @@ def test_a_prefix_is_said_where_another_state_dict_fits(net: Net, recipe: Path, 
     torch.save({"state_dict": wrapped, "ema": net.state_dict()}, tmp_path / "net.ckpt")
     ended = run_here("fold", "net.ckpt", "--recipe", recipe, folder=tmp_path)
     assert ended.returncode == 0
-    assert "state_dict: the recipe does not fit, so its norms stay: its names have model. before" in ended.stderr
+    assert (
+        "state_dict: the recipe does not fit, so its norms stay: its names have model. before" in ended.stderr
+    )
 
 
 def test_the_source_is_left_alone(net: Net) -> None:
