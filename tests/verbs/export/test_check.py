@@ -88,7 +88,6 @@ def test_what_was_exported_is_equal(good: Path, model: nn.Module) -> None:
 SETTINGS: dict[str, dict[str, float]] = {"defaults": {}, "few outliers": {"outliers": 1e-5, "min_snr": 100}}
 
 
-@pytest.mark.parametrize("settings", SETTINGS)
 @pytest.mark.parametrize(
     ("name", "node"),
     [
@@ -106,16 +105,17 @@ SETTINGS: dict[str, dict[str, float]] = {"defaults": {}, "few outliers": {"outli
     ],
 )
 def test_a_weight_that_is_off_by_1_percent_is_found(
-    good: Path, model: nn.Module, tmp_path: Path, name: str, node: str, settings: str
+    good: Path, model: nn.Module, tmp_path: Path, name: str, node: str
 ) -> None:
     assert consumer(good, name) == node
     bad = spoiled(good, tmp_path / "bad.onnx", name)
-    report = check_onnx(bad, model, inputs=MEL, ranges=RANGES, **SETTINGS[settings])
-    assert not report
-    worst = [output for output in report.outputs if not output.passed]
-    assert worst
-    assert all(output.worst is not None and output.needed_rtol for output in worst)
-    assert "would have passed" in report.proof.advice
+    for settings in SETTINGS.values():
+        report = check_onnx(bad, model, inputs=MEL, ranges=RANGES, **settings)
+        assert not report
+        worst = [output for output in report.outputs if not output.passed]
+        assert worst
+        assert all(output.worst is not None and output.needed_rtol for output in worst)
+        assert "would have passed" in report.proof.advice
 
 
 @pytest.mark.parametrize("settings", SETTINGS)
