@@ -45,7 +45,7 @@ OF_THE_CLI = {
     "verbose",
     "drift",
 }  # fmt: skip
-OF_PYTHON = {"progress", "on_plan", "dynamic", "prove"}
+OF_PYTHON = {"progress", "on_plan", "dynamic", "prove", "executor"}
 #: Options for many files, which the functions that end in _files have.
 OF_FLEETS = {"recursive", "jobs", "skip_existing", "keep_going", "report", "cluster"}
 #: How MODEL becomes a module; Python is given that.
