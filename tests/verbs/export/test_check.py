@@ -85,7 +85,7 @@ def test_what_was_exported_is_equal(good: Path, model: nn.Module) -> None:
 
 
 #: The settings that docs recommend, beside the defaults.
-SETTINGS: dict[str, dict[str, float]] = {"defaults": {}, "few outliers": {"outliers": 1e-5, "min_snr": 100}}
+SETTINGS: dict[str, dict[str, Any]] = {"defaults": {}, "few outliers": {"outliers": 1e-5, "min_snr": 100}}
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
+from functools import partial
 
 from wnconvert.errors import ArgumentError, InputError, VerifyError
 from wnconvert.messages import printable
@@ -208,14 +209,8 @@ def prove(
         if names:
             comparison.mismatches.append(names)
             break
-        before = deepcopy(comparison)
-        comparison.add(sample, found.outputs, expected.outputs)
-        if at and comparison.failures != before.failures:
-            with errors_name_sizes(sample):  # to see whether the reference itself varies
-                expected = settled(reference, feeds, expected, comparison.tolerance, who)
-            if expected.wobble:
-                comparison = before
-                comparison.add(sample, found.outputs, expected.outputs)
+        settle = partial(settled, reference, feeds, expected, comparison.tolerance, who) if at else None
+        comparison, expected = _further(comparison, sample, found, expected, settle)
         wobble = max(wobble, expected.wobble)
     proof = Proof(
         comparison.outputs,
@@ -225,10 +220,7 @@ def prove(
         atol,
         reference_seconds,
         candidate_seconds,
-        # The example and the user's data may have the exported sizes.
-        fixed_sizes(candidate, signature, refused)
-        if refused and all(sample in refused for sample in samples if not sample.source)
-        else {},
+        _fixed(candidate, signature, samples, refused),
         leniency,
         wobble,
     )
@@ -265,6 +257,36 @@ class _Comparison:
     def outputs(self) -> tuple[OutputProof, ...]:
         """The result for each output."""
         return tuple(meter.result() for meter in self.meters.values())
+
+
+def _further(
+    comparison: _Comparison, sample: Sample, found: Run, expected: Run, settle: Callable[[], Run] | None
+) -> tuple[_Comparison, Run]:
+    """The comparison with one sample more, and the run of the reference that it was held against.
+
+    Where they differ, ``settle`` runs the reference again, to see whether it varies itself.
+    """
+    after = deepcopy(comparison)
+    after.add(sample, found.outputs, expected.outputs)
+    if settle is None or after.failures == comparison.failures:
+        return after, expected
+    with errors_name_sizes(sample):
+        expected = settle()
+    if expected.wobble:
+        after = deepcopy(comparison)
+        after.add(sample, found.outputs, expected.outputs)
+    return after, expected
+
+
+def _fixed(
+    candidate: NumericFunction, signature: Signature, samples: Sequence[Sample], refused: Sequence[Sample]
+) -> dict[str, int]:
+    """The sizes that the candidate has fixed, where it refuses every sample.
+
+    The example and the user's data do not count: they may have these sizes.
+    """
+    is_refused = refused and all(sample in refused for sample in samples if not sample.source)
+    return fixed_sizes(candidate, signature, refused) if is_refused else {}
 
 
 def _comparable_run(reference: NumericFunction, feeds: Mapping[str, Array], sample: Sample, who: str) -> Run:
