@@ -123,11 +123,5 @@ def migrate_file(
             only=only,
             drop_optimizer=drop_optimizer,
         ),
-        options=RunOptions(
-            force=force,
-            threads=threads,
-            verify=verify,
-            progress=bytes_progress(progress),
-            executor=executor,
-        ),
+        options=RunOptions(force, threads, verify, progress=bytes_progress(progress), executor=executor),
     )

@@ -10,6 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Literal, overload
 
 from wnconvert.layers.dims import AUTO
+from wnconvert.plan.split.plan import plan_split
 from wnconvert.storage.shards import DEFAULT_SHARD_SIZE
 from wnconvert.verbs.conversion.jobs import Request
 from wnconvert.verbs.conversion.run import open_reference, run_conversion
@@ -97,8 +98,6 @@ def split_file(
     >>> [(layer.name, layer.after.g.name, layer.after.g.shape) for layer in plan.layers]
     [('conv.weight', 'conv.weight_g', (8, 1, 1))]
     """
-    from wnconvert.plan.split.plan import plan_split
-
     check_form(to)
     request = Request(
         src,
@@ -127,11 +126,5 @@ def split_file(
         only=only,
         keep_optimizer=keep_optimizer,
     )
-    options = RunOptions(
-        force=force,
-        threads=threads,
-        verify=verify,
-        progress=bytes_progress(progress),
-        executor=executor,
-    )
+    options = RunOptions(force, threads, verify, progress=bytes_progress(progress), executor=executor)
     return run_conversion(request, make_plan, options=options)
