@@ -65,14 +65,14 @@ def vision() -> Any:
         try:
             return importlib.import_module("torchvision.models")
         except RuntimeError:
-            library = torch.library.Library("torchvision", "FRAGMENT")
+            library: Any = torch.library.Library("torchvision", "FRAGMENT")  # type: ignore[no-untyped-call]
             for name in lacking:
                 library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
             _OPERATORS.append(library)
     return importlib.import_module("torchvision.models")
 
 
-_OPERATORS: list[torch.library.Library] = []
+_OPERATORS: list[Any] = []
 
 
 def factories(names: list[str]) -> Iterator[tuple[str, Factory]]:
@@ -100,7 +100,7 @@ def hooked(module: nn.Module, x: Tensor) -> dict[str, str]:
         held.append(tensor)  # so that no other tensor takes its memory
         return tensor.untyped_storage()._cdata, tensor._version
 
-    def after(each: nn.Module, given: Any, result: Any) -> None:
+    def after(each: nn.Module, _given: Any, result: Any) -> None:
         calls[names[each]] += 1
         if isinstance(each, _LAYERS):
             made[moment(result)] = names[each]
