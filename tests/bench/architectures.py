@@ -49,7 +49,7 @@ Factory = Callable[[], nn.Module]
 _LAYERS = (nn.modules.conv._ConvNd, nn.Linear)
 _NORM = nn.modules.batchnorm._BatchNorm
 #: Inputs are tried from small to large: some models take one size alone.
-_SIZES = (64, 96, 128, 224, 256, 299)
+_SIZES = (64, 96, 128, 160, 224, 256, 299, 384)
 #: Architectures of one module of timm.
 _OF_MODULE = 5
 
@@ -137,8 +137,7 @@ class Row:
 def row_of(factory: Factory) -> Row | None:
     """The counts of one architecture; None if it has no batch norms."""
     began = time.perf_counter()
-    with torch.device("meta"):
-        module = factory().eval()
+    module = _without_weights(factory).eval()
     count = sum(isinstance(each, _NORM) for each in module.modules())
     if not count:
         return None
@@ -161,6 +160,15 @@ def row_of(factory: Factory) -> Row | None:
         idle=len(named.keys() - ran),
         seconds=time.perf_counter() - began,
     )
+
+
+def _without_weights(factory: Factory) -> nn.Module:
+    """A module on the meta device; its constructor may need numbers, and then it is put there afterwards."""
+    try:
+        with torch.device("meta"):
+            return factory()
+    except NotImplementedError:
+        return factory().to("meta")
 
 
 def _traced(module: nn.Module) -> tuple[Trace, Tensor]:
