@@ -197,3 +197,59 @@ class Conv1D(nn.Module):
 
     def forward(self, x: Tensor) -> Any:
         return torch.addmm(self.bias, x.view(-1, x.shape[-1]), self.weight)
+
+
+class PartOfChannels(nn.Module):
+    """A norm that sees some channels of its layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.bn = nn.Conv2d(3, 6, 1), nn.BatchNorm2d(4)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.bn(self.conv(x)[:, :4])
+
+
+class BiasUnused(nn.Module):
+    """A convolution whose bias nobody adds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.bn = nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.bn(functional.conv2d(x, self.conv.weight))
+
+
+class BiasOfRows(nn.Module):
+    """A bias for each row of the batch, as positions have it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.ones(4, 3)), nn.Parameter(torch.ones(2, 3))
+        self.bn = nn.BatchNorm1d(3)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.bn(torch.addmm(self.bias, x, self.weight))
+
+
+class OtherDtype(nn.Module):
+    """A convolution that rounds what its norm reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.bn = nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.bn(self.conv(x).to(torch.bfloat16).float())
+
+
+class PartOfPicture(nn.Module):
+    """A norm that sees all channels of its layer, and a part of each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.bn = nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.bn(self.conv(x)[:, :, 1:])

@@ -127,3 +127,20 @@ def test_a_norm_before_something_else_stays(module: nn.Module, inputs: str, reas
     report = trace_recipe(module, inputs=inputs, samples=1)
     assert not report.recipe.folds
     assert [(each.name, each.reason) for each in report.left] == [("norm", reason)]
+
+
+class Scaled(nn.Module):
+    """A product with a weight of the model itself, which has no module of its own that could be named."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.linear = nn.Parameter(torch.ones(5)), nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        made: Tensor = self.linear(x * self.weight)
+        return made
+
+
+def test_an_affine_of_the_model_itself_is_no_norm() -> None:
+    report = trace_recipe(Scaled(), inputs="x=float32[2,5]", samples=1)
+    assert not report.recipe.folds

@@ -134,11 +134,27 @@ def test_a_norm_folds_into_a_layer_with_another_normalization_by_its_plain_name(
         (models.Tied(used=True), IMAGE, "bn", "first.weight is tied to second.weight"),
         (models.Tied(used=False), IMAGE, "bn", "first.weight is tied to second.weight"),
         (models.NoPlaceForBias(), IMAGE, "bn", "its layer has no place for a bias"),
+        (models.PartOfChannels(), IMAGE, "bn", "its channels are not those of its layer"),
+        (models.BiasUnused(), IMAGE, "bn", "its layer has a bias that it does not add"),
+        (models.BiasOfRows(), "x=float32[2,4]", "bn", "the bias of its layer is not one number a channel"),
+        (models.OtherDtype(), IMAGE, "bn", "behind a change of dtype"),
         (nn.Sequential(nn.BatchNorm2d(3)), "input=float32[2,3,9,8]", "0", "it stands before all layers"),
     ],
 )
 def test_a_norm_stays_with_a_reason(module: nn.Module, inputs: Any, name: str, reason: str) -> None:
     assert left_of(module, inputs)[name] == reason
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
+def test_a_norm_folds_in_a_module_of_any_dtype(dtype: str) -> None:
+    module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).to(getattr(torch, dtype))
+    (fold,) = folds_of(module, f"input={dtype}[2,3,9,8]")
+    assert fold == RecipeFold("norm behind", "0.weight", "1", eps=1e-5)
+
+
+def test_a_norm_folds_that_sees_a_part_of_the_picture_and_all_channels() -> None:
+    (fold,) = folds_of(models.PartOfPicture(), IMAGE)
+    assert fold == RecipeFold("norm behind", "conv.weight", "bn", eps=1e-5)
 
 
 def test_a_module_is_left_as_it_was() -> None:

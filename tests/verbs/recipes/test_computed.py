@@ -92,6 +92,7 @@ def test_a_formula_is_told_and_proven_and_a_norm_folds_behind_it(name: str) -> N
         lambda layer: centred(layer) * variance(layer, 0).sqrt(),  # one public class multiplies
         lambda layer: layer.weight / (layer.weight.abs().amax((1, 2, 3), keepdim=True) + 1e-5),
         lambda layer: torch.tanh(layer.weight),
+        lambda layer: layer.weight * 0.0,
         lambda layer: layer.weight / (layer.weight.square().sum((1, 2, 3), keepdim=True).sqrt() + 1e-4),
     ],
 )

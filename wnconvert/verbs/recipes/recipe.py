@@ -13,10 +13,11 @@ from wnconvert.errors import ArgumentError
 from wnconvert.layers.recipes import Recipe
 from wnconvert.messages import counted
 from wnconvert.verbs.models.proof.functions import check_inputs, input_names, unwrapped
+from wnconvert.verbs.models.proof.inputs.texts import Range
 from wnconvert.verbs.models.proof.report import TimedSteps
 from wnconvert.verbs.models.proof.running import evaluating
 from wnconvert.verbs.models.proof.samples import Sample, samples_of
-from wnconvert.verbs.models.proof.signatures import Range, Signature, signature_of
+from wnconvert.verbs.models.proof.signatures import Signature, signature_of
 from wnconvert.verbs.recipes.finding.told import Told
 from wnconvert.verbs.recipes.proving.prove import prove_recipe
 from wnconvert.verbs.recipes.result import RecipeReport

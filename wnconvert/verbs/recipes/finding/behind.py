@@ -83,7 +83,8 @@ def _layer_before(
     if linear.bias is None:
         return linear, "its layer has no place for a bias"
     found = channels(linear.end.shape, linear.axis(linear.end), moves, 1)
-    if found is None or tuple(found) != norm.owners:
+    outputs = linear.end.shape[linear.axis(linear.end)]
+    if found is None or tuple(found) != norm.owners or len(set(found)) != outputs:
         return linear, "its channels are not those of its layer"
     return linear, ""
 
@@ -119,6 +120,7 @@ _BEHIND = {
     "a resize": "upsample_nearest2d upsample_bilinear2d upsample_nearest1d upsample_bicubic2d "
     "constant_pad_nd reflection_pad2d reflection_pad1d replication_pad2d",
     "a part of a value": "split chunk slice select split_with_sizes unbind index index_select",
+    "a change of dtype": "_to_copy",
     "a product that no weight is known of": "convolution addmm mm bmm baddbmm linear",
 }
 _WORDS = {name: words for words, names in _BEHIND.items() for name in names.split()}

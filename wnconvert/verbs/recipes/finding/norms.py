@@ -107,4 +107,4 @@ def module_of(trace: Trace, tensors: Mapping[str, TracedValue]) -> tuple[str, bo
     owners = {name.rpartition(".")[0] for name in names.values()}
     fits = all(name.rpartition(".")[2] == ROLES[role] for role, name in names.items())
     first = next(iter(names.values())).rpartition(".")[0]
-    return first, fits and len(owners) == 1
+    return first, fits and len(owners) == 1 and first != ""

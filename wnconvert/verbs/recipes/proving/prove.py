@@ -192,8 +192,9 @@ class _Model:
         layers = {at[linear.step] for linear in told.linears}
         watched = {fold: [at[step] for step in _watched(fold, told)] for fold in self.folds}
         every = frozenset(place for some in watched.values() for place in some)
+        inputs = _inputs(signature, sample)  # before: inside, a view of bits as bfloat16 is one as float64
         with in_float64(self.dtype, layers=frozenset(layers), watched=every, instead=instead) as ran:
-            found = run_model(self.module, _inputs(signature, sample))
+            found = run_model(self.module, inputs)
         if ran.names != [step.name for step in at]:
             raise ArgumentError(
                 "the model takes another way at each run: it cannot be proven",
