@@ -8,8 +8,8 @@ from dataclasses import replace
 from torch import nn
 
 from wnconvert.errors import ArgumentError
-from wnconvert.verbs.models.proof.samples import samples_of
 from wnconvert.verbs.models.proof.inputs.texts import InputSpec
+from wnconvert.verbs.models.proof.samples import samples_of
 from wnconvert.verbs.models.proof.signatures import Signature
 from wnconvert.verbs.recipes.finding.told import Told
 from wnconvert.verbs.recipes.tell import seen_of
