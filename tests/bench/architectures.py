@@ -100,7 +100,7 @@ def hooked(module: nn.Module, x: Tensor) -> dict[str, str]:
         held.append(tensor)  # so that no other tensor takes its memory
         return tensor.untyped_storage()._cdata, tensor._version
 
-    def after(each: nn.Module, given: Any, result: Any) -> None:
+    def after(each: nn.Module, _given: Any, result: Any) -> None:
         calls[names[each]] += 1
         if isinstance(each, _LAYERS):
             made[moment(result)] = names[each]

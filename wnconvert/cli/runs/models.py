@@ -22,7 +22,7 @@ BY_MODEL = with_options(
         "--model",
         metavar="MODEL",
         help="The model of SRC, package.module:factory or path/to/file.py:factory, which is run: it tells "
-        "the recipe if none is given, and proves the output before it is put in place. Needs --input.",
+        "the recipe if nothing else does, and proves the output before it is put in place. Needs --input.",
     ),
     click.option(
         "--input",

@@ -19,12 +19,12 @@ from wnconvert.verbs.conversion.onnx.check import check_installed
 from wnconvert.verbs.conversion.targets import StrPath
 from wnconvert.verbs.export.graph import check_given, graph_of, nodes_of, residual_of
 from wnconvert.verbs.export.ports import Ports, ports_of
-from wnconvert.verbs.export.request import Question, Reference, names_in, question_of, remedy_of
+from wnconvert.verbs.export.request import Data, Question, Reference, names_in, question_of, remedy_of
 from wnconvert.verbs.models.proof.functions import Exportable
+from wnconvert.verbs.models.proof.inputs.texts import Range
 from wnconvert.verbs.models.proof.proof import ATOL, RTOL, Proof, Run, prove
 from wnconvert.verbs.models.proof.report import ExportReport, TimedSteps
 from wnconvert.verbs.models.proof.running import evaluating
-from wnconvert.verbs.models.proof.signatures import Range
 from wnconvert.verbs.modules.finding.live import find_live
 from wnconvert.verbs.shared.options import TIMEOUT, check_timeout
 from wnconvert.verbs.shared.progress import StepsProgress, steps_progress
@@ -39,6 +39,7 @@ def check_onnx(
     inputs: Any,
     dynamic: Mapping[str, Mapping[int, str]] | None = None,
     ranges: Iterable[str] | Mapping[str, Range | tuple[int, int]] = (),
+    data: Iterable[Data] = (),
     outputs: Sequence[str] = (),
     rtol: float = RTOL,
     atol: float = ATOL,
@@ -66,6 +67,7 @@ def check_onnx(
         atol=atol,
         samples=samples,
         seed=seed,
+        data=data,
     )
     refuse_other_than_path(path, "an ONNX model")
     source = local_path(located(path), "onnxruntime reads it")

@@ -68,9 +68,11 @@ class Fleet:
                 yield _skipped(job, f"{job.output} exists")
             else:
                 jobs.append(job if journal is None else journal.resumed(job))
-        width = min(request.jobs or processors(), max(len(jobs), 1))
+        width = request.jobs or processors()
+        if len(jobs) < width and not any(job.has_shards for job in jobs):
+            width = max(len(jobs), 1)
         with opened_workplace(width, request.cluster, request.executor) as place:
-            yield from _results(_fitted(jobs, place), place, journal, keep_going=request.keep_going)
+            yield from _results(iter(jobs), place, journal, keep_going=request.keep_going)
         if journal is not None:
             journal.close()
 
@@ -121,13 +123,15 @@ def _workable(names: Iterable[Name], request: FleetRequest, *, elsewhere: bool) 
     return 1
 
 
-def _fitted(jobs: Iterable[FileJob], place: Workplace) -> Iterator[FileJob]:
-    """Jobs as their place takes them: processors are shared out, a lost worker's job can be repeated."""
+def _fitted(job: FileJob, place: Workplace, *, is_led: bool) -> FileJob:
+    """A job as its place takes it: processors are shared out, a lost worker's job can be repeated.
+
+    One that is led from here is not repeated: its files are.
+    """
     threads = max(1, processors() // place.width)
-    for job in jobs:
-        options = {"threads": threads, **job.options} if job.verb != "inspect" else job.options
-        is_new = place.repeats and job.output is not None and not is_there(job.output)
-        yield replace(job, options=options, may_replace=job.may_replace or is_new)
+    options = {"threads": threads, **job.options} if job.verb != "inspect" else job.options
+    is_new = place.repeats and not is_led and job.output is not None and not is_there(job.output)
+    return replace(job, options=options, may_replace=job.may_replace or is_new)
 
 
 def _results(
@@ -137,9 +141,14 @@ def _results(
     goes_on = True
     while True:
         while goes_on and len(running) < place.width and (job := next(jobs, None)) is not None:
+            is_led = place.width > 1 and job.has_shards
+            job = _fitted(job, place, is_led=is_led)
             if journal is not None:
                 journal.begin(job)
-            running[place.executor.submit(run_job, job)] = job
+            if is_led:
+                running[place.leaders.submit(run_job, job, place.executor)] = job
+            else:
+                running[place.executor.submit(run_job, job)] = job
         if not running:
             return
         for future in wait(running, return_when=FIRST_COMPLETED).done:

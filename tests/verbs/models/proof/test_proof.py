@@ -337,7 +337,7 @@ def test_a_report_is_as_true_as_its_proof_and_plain_json() -> None:
         assert told["schema"] == 1
         assert told["equal"] is bool(report)
         assert {field.name for field in dataclasses.fields(OutputProof)} < told["outputs"][0].keys()
-        assert told["samples"][1] == {"seed": 1, "sizes": {"T": 9}}
+        assert told["samples"][1] == {"seed": 1, "sizes": {"T": 9}, "source": None}
     assert bad.to_dict()["outputs"][0]["max_rel"] is None
     assert bad.to_dict()["exporter"] is None
 

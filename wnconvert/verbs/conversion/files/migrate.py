@@ -24,6 +24,8 @@ from wnconvert.verbs.shared.options import (
 from wnconvert.verbs.shared.progress import Progress, bytes_progress
 
 if TYPE_CHECKING:
+    from concurrent.futures import Executor
+
     from typing_extensions import Unpack
 
     from wnconvert.plan.plan import Plan
@@ -75,6 +77,7 @@ def migrate_file(
     dry_run: bool = False,
     progress: Progress = False,
     on_plan: Callable[[Plan], None] | None = None,
+    executor: Executor | None = None,
 ) -> Result | Plan:
     """Give the layers of a checkpoint file the names of the other of torch's forms; no tensor changes.
 
@@ -120,5 +123,11 @@ def migrate_file(
             only=only,
             drop_optimizer=drop_optimizer,
         ),
-        options=RunOptions(force=force, threads=threads, verify=verify, progress=bytes_progress(progress)),
+        options=RunOptions(
+            force=force,
+            threads=threads,
+            verify=verify,
+            progress=bytes_progress(progress),
+            executor=executor,
+        ),
     )

@@ -25,6 +25,8 @@ from wnconvert.verbs.shared.options import (
 from wnconvert.verbs.shared.progress import Progress, bytes_progress
 
 if TYPE_CHECKING:
+    from concurrent.futures import Executor
+
     from typing_extensions import Unpack
 
     from wnconvert.plan.plan import Plan
@@ -77,6 +79,7 @@ def split_file(
     dry_run: bool = False,
     progress: Progress = False,
     on_plan: Callable[[Plan], None] | None = None,
+    executor: Executor | None = None,
 ) -> Result | Plan:
     """Split plain weights of a checkpoint file into g = ‖w‖ and v = w; folded, they are w again, bit for bit.
 
@@ -124,5 +127,11 @@ def split_file(
         only=only,
         keep_optimizer=keep_optimizer,
     )
-    options = RunOptions(force=force, threads=threads, verify=verify, progress=bytes_progress(progress))
+    options = RunOptions(
+        force=force,
+        threads=threads,
+        verify=verify,
+        progress=bytes_progress(progress),
+        executor=executor,
+    )
     return run_conversion(request, make_plan, options=options)

@@ -28,13 +28,14 @@ _ROUNDED = 1.1
 
 @dataclass(frozen=True, slots=True)
 class Worst:
-    """The worst element of an output: its index, both values, and its sample."""
+    """The worst element of an output: its index, both values, and its sample; ``source`` is of the user."""
 
     index: tuple[int, ...]
     reference: float
     candidate: float
     seed: int
     sizes: Mapping[str, int]
+    source: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +141,7 @@ class OutputMeter:
         if here is not None:
             index = tuple(int(place) for place in np.unravel_index(here, expected.shape))
             values = (_number(right[here]), _number(left[here]))
-            self.worst = Worst(index, *values, sample.seed, dict(sample.sizes))
+            self.worst = Worst(index, *values, sample.seed, dict(sample.sizes), sample.source)
         if here is not None or not self.elements:
             self.shape = expected.shape
         self.elements += right.size

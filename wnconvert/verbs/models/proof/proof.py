@@ -15,7 +15,7 @@ from wnconvert.messages import listed, printable
 from wnconvert.numerics.distance import Needed, Tolerance, rounded_up, same_bits
 from wnconvert.tensors.blocks import Array
 from wnconvert.tensors.dtypes import DTYPES
-from wnconvert.verbs.models.proof.fixed import fixed_sizes
+from wnconvert.verbs.models.proof.causes.fixed import fixed_sizes
 from wnconvert.verbs.models.proof.outputs import OutputMeter, OutputProof, flat
 from wnconvert.verbs.models.proof.samples import Sample, arrays
 from wnconvert.verbs.models.proof.signatures import Signature
@@ -197,7 +197,10 @@ def prove(
         atol,
         reference_seconds,
         candidate_seconds,
-        fixed_sizes(candidate, signature, refused) if len(refused) == len(samples) else {},
+        # The example and the user's data may have the exported sizes.
+        fixed_sizes(candidate, signature, refused)
+        if refused and all(sample in refused for sample in samples if not sample.source)
+        else {},
     )
     _check_tells(proof, who)
     return proof

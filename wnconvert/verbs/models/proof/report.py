@@ -123,7 +123,10 @@ class ExportReport:
             "tolerance": proof.tolerance,
             "advice": self.advice,
             "fixed": dict(proof.fixed),
-            "samples": [{"seed": sample.seed, "sizes": dict(sample.sizes)} for sample in proof.samples],
+            "samples": [
+                {"seed": sample.seed, "sizes": dict(sample.sizes), "source": sample.source or None}
+                for sample in proof.samples
+            ],
             "outputs": [{**_plain(asdict(output)), "passed": output.passed} for output in proof.outputs],
             "mismatches": list(proof.mismatches),
             "reference_seconds": proof.reference_seconds,

@@ -201,7 +201,8 @@ def _lines(before: Tensor, after: Tensor) -> tuple[Tensor, Tensor] | None:
     shift = to - factor * mean
     guess = factor[:, None] * before + shift[:, None]
     size = after.abs().amax(1).clamp_min(1e-300)
-    fits = bool(torch.isfinite(after).all() and after.any()) and bool(((guess - after).abs().amax(1) <= 1e-9 * size).all())
+    near = (guess - after).abs().amax(1) <= 1e-9 * size
+    fits = torch.isfinite(after).all() and after.any() and near.all()
     return (factor, shift) if fits else None
 
 

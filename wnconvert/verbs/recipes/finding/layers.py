@@ -144,19 +144,34 @@ def _named(trace: Trace, weights: Weights, linear: Linear) -> Linear:
     linear, names = _weight(trace, weights, linear)
     if not names:
         return linear
-    linear = replace(linear, weight=names[0])
-    name = f"{names[0][: names[0].rfind('.') + 1]}bias"
-    trouble = linear.trouble or _against(trace, linear, sources, names)
-    if linear.added is None:
-        if any(name in every for every in trace.stored.values()):
-            trouble = trouble or "its layer has a bias that it does not add"
-        return replace(linear, bias=name if name in weights.biases else None, trouble=trouble)
-    held = trace.stored.get(linear.added, ())
+    linear = replace(
+        linear, weight=names[0], trouble=linear.trouble or _against(trace, linear, sources, names)
+    )
+    return (
+        _without_bias(trace, weights, linear)
+        if linear.added is None
+        else _with_bias(trace, linear, linear.added)
+    )
+
+
+def _without_bias(trace: Trace, weights: Weights, linear: Linear) -> Linear:
+    """A layer that adds nothing, with the name of the bias that its class has in such a case."""
+    name = f"{linear.weight[: linear.weight.rfind('.') + 1]}bias"
+    trouble = linear.trouble
+    if any(name in every for every in trace.stored.values()):
+        trouble = trouble or "its layer has a bias that it does not add"
+    return replace(linear, bias=name if name in weights.biases else None, trouble=trouble)
+
+
+def _with_bias(trace: Trace, linear: Linear, added: TracedValue) -> Linear:
+    """A layer with the name of what it adds."""
+    trouble = linear.trouble
+    held = trace.stored.get(added, ())
     if not held:
         return replace(linear, trouble=trouble or "the bias of its layer is computed")
-    if len(linear.added.shape) != 1:
+    if len(added.shape) != 1:
         return replace(linear, trouble=trouble or "the bias of its layer is not one number a channel")
-    trouble = trouble or _against(trace, linear, (linear.added,), held)
+    trouble = trouble or _against(trace, linear, (added,), held)
     return replace(linear, bias=held[0], trouble=trouble)
 
 
