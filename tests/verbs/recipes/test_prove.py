@@ -140,3 +140,21 @@ class ByDtype(nn.Module):
 def test_the_proof_takes_the_way_of_the_modules_own_dtype_and_computes_in_float64() -> None:
     fold = RecipeFold("norm behind", "conv.weight", "bn", eps=1e-5)
     assert proven(ByDtype(), [fold], models.IMAGE).apart < MOST_APART
+
+
+class Drawing(nn.Module):
+    """Dropout and noise in eval mode, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.bn = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.dropout(self.bn(self.conv(x)), 0.5, training=True) + torch.randn(())
+
+
+def test_what_a_forward_draws_is_the_same_unfolded_and_folded() -> None:
+    fold = RecipeFold("norm behind", "conv.weight", "bn", eps=1e-5)
+    assert proven(Drawing(), [fold], models.IMAGE).apart < MOST_APART
+    with pytest.raises(LayerError, match="the recipe is refused"):
+        proven(Drawing(), [replace(fold, eps=1.1e-5)], models.IMAGE)
