@@ -8,6 +8,7 @@ State dicts          fold_state_dict, split_state_dict, migrate_state_dict, insp
 Code                 modernize_code
 Live modules         fold_module, folded, weights_folded, split_module, migrate_module, inspect_module
 ONNX                 export_onnx, check_onnx; fold_file and inspect_file take ONNX models too
+Proofs of folds      prove_checkpoint (for fold_file), check_checkpoint
 Results              Plan, Result, FileResult, Inspection, Comparison, FolderComparison, LoadReport,
                      ModernizeReport, ExportReport, Layers
 Errors               WnconvertError: ArgumentError, InputError (FormatError), LayerError (NumbersError),
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
     from wnconvert.verbs.conversion.state_dict import fold_state_dict, migrate_state_dict, split_state_dict
     from wnconvert.verbs.export.check import check_onnx
     from wnconvert.verbs.export.export import export_onnx
+    from wnconvert.verbs.export.folds import check_checkpoint, prove_checkpoint
     from wnconvert.verbs.fleet.comparing import FolderComparison, compare_folders
     from wnconvert.verbs.fleet.files import fold_files, inspect_files, migrate_files, split_files
     from wnconvert.verbs.fleet.result import FileResult
@@ -94,6 +96,7 @@ __all__ = [
     "VerifyError",
     "WnconvertError",
     "__version__",
+    "check_checkpoint",
     "check_onnx",
     "clean_store",
     "compare_files",
@@ -116,6 +119,7 @@ __all__ = [
     "migrate_state_dict",
     "modernize_code",
     "path_on",
+    "prove_checkpoint",
     "read_recipe",
     "recipe_of",
     "split_file",
@@ -133,6 +137,8 @@ _HOMES = {
     "compare_state_dicts": "verbs.comparison.compare",
     "Comparison": "verbs.comparison.result",
     "check_onnx": "verbs.export.check",
+    "check_checkpoint": "verbs.export.folds",
+    "prove_checkpoint": "verbs.export.folds",
     "clean_store": "verbs.conversion.places.cleaning",
     "export_onnx": "verbs.export.export",
     "ExportReport": "verbs.models.proof.report",

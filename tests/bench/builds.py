@@ -25,7 +25,7 @@ class Build:
         """The command line ``wnconvert ARGUMENTS`` of this build."""
         return ["env", f"--chdir={self.root}", sys.executable, "-m", "wnconvert", *arguments]
 
-    def fold(self, source: Path, target: Path, *options: str) -> Command:
+    def fold(self, source: Path, target: Path, *options: str | Path) -> Command:
         """Fold a file or folder."""
         return self.command("fold", source, "-o", target, *options)
 
@@ -48,6 +48,11 @@ def build_of(commit: str, folder: Path) -> Iterator[Build]:
 def usual(source: Path, target: Path) -> Command:
     """The script that people write with torch."""
     return [sys.executable, USUAL, source, target]
+
+
+def usual_fusion(source: Path, target: Path) -> Command:
+    """The script that people write to fold the batch norms of a ResNet-50."""
+    return ["env", f"--chdir={ROOT}", sys.executable, "-m", "tests.bench.usual_fusion", source, target]
 
 
 def cached_copy(source: Path, target: Path) -> Command:

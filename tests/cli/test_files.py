@@ -45,7 +45,7 @@ OF_THE_CLI = {
     "verbose",
     "drift",
 }  # fmt: skip
-OF_PYTHON = {"progress", "on_plan", "dynamic", "prove"}
+OF_PYTHON = {"progress", "on_plan", "dynamic", "prove", "executor"}
 #: Options for many files, which the functions that end in _files have.
 OF_FLEETS = {"recursive", "jobs", "skip_existing", "keep_going", "report", "cluster"}
 #: How MODEL becomes a module; Python is given that.
@@ -147,7 +147,7 @@ def test_choices_are_those_that_python_takes() -> None:
 
 
 def test_exporters_are_those_that_python_takes() -> None:
-    assert exporters.EXPORTERS == EXPORTER_CHOICES
+    assert ("auto", *exporters.EXPORTERS) == EXPORTER_CHOICES
 
 
 def test_forms_are_those_that_a_pair_can_have() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,9 @@ from tests.storage.remote.conftest import Bucket, Web, anew
 from wnconvert import compare_files, fold_file, inspect_file, migrate_file, split_file
 from wnconvert.errors import FormatError, InputError
 from wnconvert.storage.stores.remote import patience
+from wnconvert.storage.stores.remote.client import Found
+from wnconvert.storage.stores.remote.far import RemoteFile
+from wnconvert.storage.stores.remote.known import Known
 from wnconvert.storage.stores.remote.traffic import TRAFFIC
 
 SOURCES = ["g_02500000", "hifigan.safetensors", "legacy_nonzip.pth", "arrays.npz", "sovits.pth"]
@@ -392,3 +396,68 @@ def test_the_hub_is_read_by_its_own_client(tmp_path: Path, monkeypatch: pytest.M
             inspect_file("hf://org/name/gone.pt")
         with pytest.raises(InputError, match="there is no such file"):
             inspect_file("hf://org/nobody/g.pt")
+
+
+# -- pieces
+
+
+class Counting:
+    """The client of a store whose objects are zeros, and how many bytes it was asked for."""
+
+    def __init__(self, size: int) -> None:
+        self.found = Found(size, "tag")
+        self.fetched = 0
+        self.lock = threading.Lock()
+
+    def look(self, _key: str, /) -> Found:
+        return self.found
+
+    def read(self, _key: str, _at: int, buffer: memoryview, /) -> Found:
+        with self.lock:
+            self.fetched += len(buffer)
+        return self.found
+
+    def save(self, key: str, to: Any, /) -> Found:
+        raise NotImplementedError
+
+    def names(self, key: str, /) -> list[str]:
+        raise NotImplementedError
+
+
+@pytest.mark.parametrize("readers", [1, 2, 4, 6])
+@pytest.mark.parametrize("tensor", [3 << 20, 5 << 20, (9 << 19) + 4096])
+def test_tensors_that_are_read_beside_each_other_are_fetched_once(readers: int, tensor: int) -> None:
+    """Each begins within a piece where another ends, and is read while others are: in blocks, by turns."""
+    count = 24
+    client = Counting(count * tensor)
+    file = RemoteFile(client, "key", Known(client.found), "s3://box/x")
+    buffer = memoryview(bytearray(1 << 20))
+    waiting = iter(range(count))
+    at_work = {
+        reader: (index * tensor, (index + 1) * tensor)
+        for reader, index in zip(range(readers), waiting, strict=False)
+    }
+    while at_work:
+        for reader, (at, end) in [*at_work.items()]:
+            part = buffer[: min(len(buffer), end - at)]
+            file.read_into(at, part)
+            at_work[reader] = (at + len(part), end)
+            if at + len(part) == end:
+                del at_work[reader]
+                if (index := next(waiting, None)) is not None:
+                    at_work[reader] = (index * tensor, (index + 1) * tensor)
+    file.close()
+    assert client.fetched == client.found.size
+
+
+def test_what_is_read_again_is_fetched_again_where_it_was_let_go() -> None:
+    """Memory is bounded: of a tensor that is read twice, only the last pieces are still there."""
+    client = Counting(80 << 20)
+    file = RemoteFile(client, "key", Known(client.found), "s3://box/x")
+    buffer = memoryview(bytearray(1 << 20))
+    for _ in range(2):
+        for at in range(0, client.found.size, len(buffer)):
+            file.read_into(at, buffer)
+    assert len(file._pieces) <= 12
+    file.close()
+    assert client.fetched > client.found.size * 3 // 2

@@ -329,3 +329,11 @@ def test_what_cannot_be_folded_is_refused_with_its_reason_and_stays_as_it_is(whi
     with pytest.raises(LayerError, match=reason), weights_folded(model, recipe=recipe):
         pytest.fail("nothing is folded")
     assert portrait(model) == before
+
+
+def test_a_module_that_keeps_what_it_computed_in_a_cache_is_copied_too() -> None:
+    model = pair()
+    model.cache = {"last": model(torch.ones(1, 4, 5, 5))}
+    made = folded(model, recipe=ONE)
+    assert torch.equal(made.cache["last"], model.cache["last"])
+    assert not made.cache["last"].requires_grad

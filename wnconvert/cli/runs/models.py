@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,7 +24,7 @@ BY_MODEL = with_options(
         "--model",
         metavar="MODEL",
         help="The model of SRC, package.module:factory or path/to/file.py:factory, which is run: it tells "
-        "the recipe if none is given, and proves the output before it is put in place. Needs --input.",
+        "the recipe if nothing else does, and proves the output before it is put in place. Needs --input.",
     ),
     click.option(
         "--input",
@@ -58,6 +59,7 @@ _OURS = ("model", "inputs", "ranges", "kwargs", "rtol", "atol")
 def told_by_model(src: tuple[str, ...], options: Mapping[str, Any]) -> dict[str, Any]:
     """The options of a fold, with a ``prove`` and a ``recipe`` in place of those of the model.
 
+    The model tells the recipe only where nothing else does: neither --recipe nor what is said in its place.
     Raises ``ArgumentError`` for --input without --model, and the other way round; for several files.
     """
     left = {name: value for name, value in options.items() if name not in _OURS}
@@ -71,6 +73,10 @@ def told_by_model(src: tuple[str, ...], options: Mapping[str, Any]) -> dict[str,
         raise ArgumentError("--model is run, and needs its inputs", fix="--input 'x=float32[1,3,224,224]'")
     if len(src) != 1 or options["recursive"] or not Path(src[0]).exists():
         raise ArgumentError("--model is that of one checkpoint", fix="give one SRC that is on this disk")
+    from wnconvert.verbs.shared.told import Said, asked_of
+
+    said = Said(**{each.name: options[each.name] for each in fields(Said)})
+    is_told = asked_of(said, options["recipe"]) is not None or options["recipe"] is not None
     check_torch()
     from wnconvert.storage.checkpoint import no_graph, open_checkpoint
 
@@ -88,9 +94,9 @@ def told_by_model(src: tuple[str, ...], options: Mapping[str, Any]) -> dict[str,
             only=options["only"],
             strip_prefix=options["strip_prefix"],
         )
-        if left["recipe"] is None or left["keep_norms"]:
+        if not is_told or (left["recipe"] is not None and left["keep_norms"]):
             told = recipe_of(cast(Any, made.module), made_by=model, **asked)
-            left["recipe"] = told if left["recipe"] is None else _as_told(left["recipe"], told)
+            left["recipe"] = _as_told(left["recipe"], told) if is_told else told
     prove = prove_checkpoint(made.module, rtol=options["rtol"], atol=options["atol"], **asked)
 
     def proved(path: Any, plan: Any) -> Any:

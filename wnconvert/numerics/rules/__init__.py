@@ -4,8 +4,8 @@ parts       the tensors of a rule
 mask        w mask, element by element
 factors     factors of rows, and bounds on them
 norm        g / |w| of rows
-computed    what a class computes of its own weight
 spectral    1 / sigma of a matrix
+computed    what a class computes of its own weight
 channels    a factor for each channel: a norm beside the layer
 table       each operation's arithmetic
 neighbours  the bias of a layer into which a norm is folded

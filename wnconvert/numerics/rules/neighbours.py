@@ -21,7 +21,7 @@ from wnconvert.numerics.norms import arithmetic
 from wnconvert.numerics.rounding import FLOAT_FORMATS, DTypeLike, Format, cast, name_of
 from wnconvert.numerics.rows import WHOLE, RowReport, RowTally
 from wnconvert.numerics.rules.channels.shifts import ShiftedSums, Shifts
-from wnconvert.numerics.rules.channels.vector import STEPS, Channels, channels_of
+from wnconvert.numerics.rules.channels.vector import FACTOR_STEPS, NormChannels, channels_of
 from wnconvert.numerics.rules.factors import Bounds
 from wnconvert.numerics.rules.parts import RuleParts
 from wnconvert.numerics.rules.spectral.roots import refined_sum
@@ -93,7 +93,7 @@ def _vector(parts: RuleParts, role: str, count: int) -> Floats:
 class _Behind:
     """(b - μ)·γ/√(v + ε) + β of each channel."""
 
-    channels: Channels
+    channels: NormChannels
     bias: Floats
     mean: Floats
     beta: Floats
@@ -117,7 +117,7 @@ class _Behind:
         off, factors = self.bias - self.mean, self.channels.values
         products = off * factors
         values = products + self.beta
-        errors = np.abs(products) * ((STEPS + 3) * UNIT) + np.abs(values) * UNIT + _TINY
+        errors = np.abs(products) * ((FACTOR_STEPS + 3) * UNIT) + np.abs(values) * UNIT + _TINY
         errors[~(np.isfinite(values) & ((factors != 0) | (self.channels.gamma == 0)))] = np.inf
         errors[(off == 0) | (self.channels.gamma == 0)] = 0
         return values, errors

@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import Executor, Future, ProcessPoolExecutor
+from concurrent.futures import CancelledError, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -23,13 +23,28 @@ _NEEDED = [
     "wnconvert.verbs.fleet.work",
     "wnconvert.verbs.conversion.files.fold",
     "wnconvert.verbs.conversion.convert",
+    "wnconvert.verbs.conversion.folders.shards",
     "wnconvert.verbs.inspection.inspect",
 ]
 
 
 @dataclass(frozen=True, slots=True)
 class Workplace:
-    """An executor, how many jobs it is given at once, and whether a worker's jobs may be begun again."""
+    """An executor, which is given ``width`` jobs at once: who submits more, in any thread, waits.
+
+    ``leaders`` are threads of this process, for jobs that only hand out others to the executor; ``repeats``
+    says that the jobs of a lost worker are begun again.
+    """
+
+    executor: Executor
+    leaders: Executor
+    width: int
+    repeats: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """An executor as it is, how many jobs it takes at once, and whether it begins jobs again."""
 
     executor: Executor
     width: int
@@ -48,16 +63,66 @@ def opened_workplace(
     ...     place.executor.submit(max, 2, 3).result()
     3
     """
+    with _opened(jobs, cluster, executor) as found, ThreadPoolExecutor(found.width) as leaders:
+        shared = _Shared(found.executor, found.width)
+        try:
+            yield Workplace(shared, leaders, found.width, found.repeats)
+        finally:
+            shared.end()  # who leads waits for nothing more
+
+
+@contextlib.contextmanager
+def _opened(jobs: int, cluster: str | None, executor: Executor | None) -> Iterator[_Found]:
     if cluster is not None:
-        with (_ray if cluster.startswith("ray") else _dask)(cluster) as place:
-            yield place
+        with (_ray if cluster.startswith("ray") else _dask)(cluster) as found:
+            yield found
     elif executor is not None:
-        yield Workplace(executor, jobs)
+        yield _Found(executor, jobs)
     elif jobs == 1:
-        yield Workplace(_Here(), 1)
+        yield _Found(_Here(), 1)
     else:
         with _processes(jobs) as pool:
-            yield Workplace(pool, jobs)
+            yield _Found(pool, jobs)
+
+
+class _Shared(Executor):
+    """An executor that is given so many jobs at a time, by several threads: who has one more waits.
+
+    A job that was handed out is not taken back. After the end none is handed out: ``CancelledError``.
+    """
+
+    def __init__(self, executor: Executor, width: int) -> None:
+        self._executor = executor
+        self._free = threading.Semaphore(width)
+        self._one = threading.Lock()  # not every executor is asked by several threads
+        self._ended = False
+
+    def submit(self, fn: Callable[..., _Made], /, *args: Any, **kwargs: Any) -> Future[_Made]:
+        self._free.acquire()
+        try:
+            if self._ended:
+                raise CancelledError
+            with self._one:
+                begun = self._executor.submit(fn, *args, **kwargs)
+        except BaseException:
+            self._free.release()
+            raise
+        promised: Future[_Made] = Future()
+        promised.set_running_or_notify_cancel()
+        begun.add_done_callback(lambda done: self._give(done, promised))
+        return promised
+
+    def end(self) -> None:
+        """Hand out nothing more."""
+        self._ended = True
+
+    def _give(self, done: Future[_Made], promised: Future[_Made]) -> None:
+        self._free.release()
+        error = CancelledError() if done.cancelled() else done.exception()
+        if error is None:
+            promised.set_result(done.result())
+        else:
+            promised.set_exception(error)
 
 
 class _Here(Executor):
@@ -108,7 +173,7 @@ class _Ray(Executor):
 
 
 @contextlib.contextmanager
-def _ray(address: str) -> Iterator[Workplace]:
+def _ray(address: str) -> Iterator[_Found]:
     """The workers of a cluster of ray: ``ray`` is the one that runs on this machine."""
     try:
         import ray
@@ -125,13 +190,13 @@ def _ray(address: str) -> Iterator[Workplace]:
             fix="ray start --head starts one",
         ) from None
     try:
-        yield Workplace(_Ray(ray), max(1, int(ray.cluster_resources().get("CPU", 1))), repeats=True)
+        yield _Found(_Ray(ray), max(1, int(ray.cluster_resources().get("CPU", 1))), repeats=True)
     finally:
         ray.shutdown()
 
 
 @contextlib.contextmanager
-def _dask(address: str) -> Iterator[Workplace]:
+def _dask(address: str) -> Iterator[_Found]:
     """The workers of a scheduler of dask.distributed."""
     try:
         from distributed import Client
@@ -154,4 +219,4 @@ def _dask(address: str) -> Iterator[Workplace]:
                 "the scheduler has no workers", where=address, fix=f"dask worker {address} starts one"
             )
         with client.get_executor(pure=False) as executor:
-            yield Workplace(executor, threads, repeats=True)
+            yield _Found(executor, threads, repeats=True)

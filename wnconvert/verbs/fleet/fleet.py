@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, wait
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,10 @@ from wnconvert.verbs.fleet.work import failed_result, run_job
 from wnconvert.verbs.shared.options import check_count
 
 __all__ = ["Fleet", "FleetRequest", "fleet_of"]
+
+
+#: How many sources and outputs are looked at at a time.
+_LOOKS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,16 +65,16 @@ class Fleet:
         report = None if request.report is None else Path(request.report)
         journal = None if report is None else Journal.opened(report)
         jobs = []
-        for job in self.jobs:
-            if journal is not None and journal.settled(job):
-                yield _skipped(job, "done already")
-            elif request.skip_existing and job.output is not None and is_there(job.output):
-                yield _skipped(job, f"{job.output} exists")
+        for looked in _looked(self.jobs, journal, skip_existing=request.skip_existing):
+            if isinstance(looked, FileJob):
+                jobs.append(looked)
             else:
-                jobs.append(job if journal is None else journal.resumed(job))
-        width = min(request.jobs or processors(), max(len(jobs), 1))
+                yield looked
+        width = request.jobs or processors()
+        if len(jobs) < width and not any(job.has_shards for job in jobs):
+            width = max(len(jobs), 1)
         with opened_workplace(width, request.cluster, request.executor) as place:
-            yield from _results(_fitted(jobs, place), place, journal, keep_going=request.keep_going)
+            yield from _results(iter(jobs), place, journal, keep_going=request.keep_going)
         if journal is not None:
             journal.close()
 
@@ -121,13 +125,37 @@ def _workable(names: Iterable[Name], request: FleetRequest, *, elsewhere: bool) 
     return 1
 
 
-def _fitted(jobs: Iterable[FileJob], place: Workplace) -> Iterator[FileJob]:
-    """Jobs as their place takes them: processors are shared out, a lost worker's job can be repeated."""
+def _looked(
+    jobs: Sequence[FileJob], journal: Journal | None, *, skip_existing: bool
+) -> Iterator[FileJob | FileResult]:
+    """What is to be done, or skipped, in order: a look at a store takes a while, so several are at once."""
+
+    def look(job: FileJob) -> FileJob | FileResult:
+        if journal is not None and journal.settled(job):
+            return _skipped(job, "done already")
+        if skip_existing and job.output is not None and is_there(job.output):
+            return _skipped(job, f"{job.output} exists")
+        return job if journal is None else journal.resumed(job)
+
+    if journal is None and not skip_existing:
+        yield from jobs
+        return
+    lookers = ThreadPoolExecutor(_LOOKS)
+    try:
+        yield from lookers.map(look, jobs)
+    finally:
+        lookers.shutdown(cancel_futures=True)
+
+
+def _fitted(job: FileJob, place: Workplace, *, is_led: bool) -> FileJob:
+    """A job as its place takes it: processors are shared out, a lost worker's job can be repeated.
+
+    One that is led from here is not repeated: its files are.
+    """
     threads = max(1, processors() // place.width)
-    for job in jobs:
-        options = {"threads": threads, **job.options} if job.verb != "inspect" else job.options
-        is_new = place.repeats and job.output is not None and not is_there(job.output)
-        yield replace(job, options=options, may_replace=job.may_replace or is_new)
+    options = {"threads": threads, **job.options} if job.verb != "inspect" else job.options
+    is_new = place.repeats and not is_led and job.output is not None and not is_there(job.output)
+    return replace(job, options=options, may_replace=job.may_replace or is_new)
 
 
 def _results(
@@ -137,9 +165,14 @@ def _results(
     goes_on = True
     while True:
         while goes_on and len(running) < place.width and (job := next(jobs, None)) is not None:
+            is_led = place.width > 1 and job.has_shards
+            job = _fitted(job, place, is_led=is_led)
             if journal is not None:
                 journal.begin(job)
-            running[place.executor.submit(run_job, job)] = job
+            if is_led:
+                running[place.leaders.submit(run_job, job, place.executor)] = job
+            else:
+                running[place.executor.submit(run_job, job)] = job
         if not running:
             return
         for future in wait(running, return_when=FIRST_COMPLETED).done:

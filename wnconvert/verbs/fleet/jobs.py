@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import PurePath
 from typing import Any
 
-from wnconvert.errors import ArgumentError, OutputError
+from wnconvert.errors import ArgumentError, InputError, OutputError
 from wnconvert.messages import counted, listed, raise_listed
-from wnconvert.storage.files import kind_of, located, output_path, real_of
+from wnconvert.storage.files import kind_of, listing_of, located, output_path, real_of
 from wnconvert.storage.stores.store import Address, PathKind
 from wnconvert.verbs.conversion.targets import (
     StrPath,
@@ -30,7 +30,7 @@ class FileJob:
     """One source, what is done with it, and where that is written: None for an inspection, or in place.
 
     ``may_replace`` says that what lies at ``output`` was written by an earlier run of the same work, and
-    ``digests`` that the SHA-256 of the output is wanted.
+    ``digests`` that the SHA-256 of the output is wanted. ``is_folder`` is about the source.
     """
 
     source: str
@@ -39,6 +39,18 @@ class FileJob:
     options: Mapping[str, Any] = field(default_factory=dict)
     may_replace: bool = False
     digests: bool = False
+    is_folder: bool = False
+
+    @property
+    def has_shards(self) -> bool:
+        """Whether the source is a folder of several files, which becomes a folder on a disk."""
+        if self.verb == "inspect" or self.options.get("dry_run"):
+            return False
+        output = located(self.source if self.output is None else self.output)
+        if isinstance(output, Address) or has_suffix(str(output)):
+            return False
+        source = located(self.source)
+        return any(map(_names_files, _names_in(source) if self.is_folder else [source.name]))
 
     @property
     def key(self) -> str:
@@ -59,7 +71,9 @@ def jobs_of(
             "--in-place writes over the sources, and -o names another place", fix="leave one of the two out"
         )
     if verb == "inspect" or options.get("in_place"):
-        return [FileJob(str(source.path), verb, None, options) for source in sources], ()
+        return [
+            FileJob(str(source.path), verb, None, options, is_folder=source.is_folder) for source in sources
+        ], ()
     folder = None if out is None else _folder(out)
     kind, as_folder = kind_of_verb(verb, options), bool(options.get("as_folder"))
     made = [(source, _output(source, folder, kind, as_folder=as_folder)) for source in sources]
@@ -69,7 +83,27 @@ def jobs_of(
     left = [str(source.path) for source, _ in made if absolute(source.path) in outputs]
     are = "is an output of another source" if len(left) == 1 else "are outputs of other sources"
     notes = (f"{counted(len(left), 'file')} {are}, and left out: {listed(left, 3)}",) if left else ()
-    return [FileJob(str(source.path), verb, str(output), options) for source, output in kept], notes
+    return [
+        FileJob(str(source.path), verb, str(output), options, is_folder=source.is_folder)
+        for source, output in kept
+    ], notes
+
+
+def _names_files(name: str) -> bool:
+    """Whether a file is called as one that names the files of a checkpoint.
+
+    >>> [_names_files(name) for name in ("model.safetensors.index.fp16.json", "config.json")]
+    [True, False]
+    """
+    return name.endswith(".json") and (".index." in name or name == "model_index.json")
+
+
+def _names_in(folder: PurePath) -> list[str]:
+    """What is in a folder; nothing where it cannot be read: the verb itself says why."""
+    try:
+        return listing_of(folder)
+    except (OSError, InputError):
+        return []
 
 
 def _folder(out: StrPath) -> PurePath:

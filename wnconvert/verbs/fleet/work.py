@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import Executor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -41,8 +42,10 @@ def _migrate(*given: Any, **options: Any) -> Any:
 FUNCTIONS: Mapping[str, Callable[..., Any]] = {"fold": _fold, "split": _split, "migrate": _migrate}
 
 
-def run_job(job: FileJob) -> FileResult:
+def run_job(job: FileJob, executor: Executor | None = None) -> FileResult:
     """Do one job. An error of the user's, or of the system, is its result; any other is raised.
+
+    With an ``executor`` each file of a folder is a job of that.
 
     >>> run_job(FileJob("fixtures/gan.pt", "fold", "gan.pt", {"dry_run": True}))
     FileResult: fold fixtures/gan.pt: planned, 6 layers
@@ -53,7 +56,7 @@ def run_job(job: FileJob) -> FileResult:
     try:
         was = stamp_of(located(job.source))
         result = replace(result, size=was.size, mtime_ns=was.mtime_ns, tag=was.tag)
-        result = _inspected(job, result) if job.verb == "inspect" else _converted(job, result)
+        result = _inspected(job, result) if job.verb == "inspect" else _converted(job, result, executor)
     except WnconvertError as error:
         result = failed_result(result, error)
     except Exception as error:
@@ -75,8 +78,10 @@ def _inspected(job: FileJob, begun: FileResult) -> FileResult:
     return replace(begun, state="done", layers=len(found.layers), notes=found.notes, inspection=found)
 
 
-def _converted(job: FileJob, begun: FileResult) -> FileResult:
+def _converted(job: FileJob, begun: FileResult, executor: Executor | None) -> FileResult:
     options = {**job.options}
+    if executor is not None:
+        options["executor"] = executor
     if job.may_replace:
         options["force"] = True
     if job.output is not None and not options.get("dry_run"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from wnconvert.errors import ArgumentError
 from wnconvert.layers.kinds.table import ALL, SHOWN, WORDS
@@ -17,6 +17,9 @@ from wnconvert.numerics.rows import RowPolicy
 from wnconvert.plan.names.renaming import Renaming
 from wnconvert.tensors.dtypes import AnyDType, DType, dtype_named, dtype_word
 from wnconvert.verbs.shared.proofs import Prove
+
+if TYPE_CHECKING:
+    from concurrent.futures import Executor
 
 __all__ = [
     "DTYPE_CHOICES",
@@ -101,8 +104,9 @@ class RunOptions:
 
     ``threads`` is None for the processors at hand, at most 4. ``progress`` is called with the bytes done and
     the bytes in all, never from two threads at once. An output that is ``passing`` is read at once, then
-    deleted. ``prove`` is called with an output before it is put in place. Raises ``ArgumentError`` for less
-    than one thread.
+    deleted. ``prove`` is called with an output before it is put in place. ``executor`` writes each file of a
+    folder on a disk as a job of its own, with so many ``threads``. Raises ``ArgumentError`` for less than one
+    thread.
     """
 
     force: bool = False
@@ -113,6 +117,7 @@ class RunOptions:
     progress: Callable[[int, int], None] = field(default=_no_progress, repr=False, compare=False)
     passing: bool = False
     prove: Prove | None = field(default=None, repr=False, compare=False)
+    executor: Executor | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         """Check the number of threads."""

@@ -17,8 +17,8 @@ from wnconvert.numerics.kernel.choice import largest_code
 from wnconvert.numerics.norms import RowSource
 from wnconvert.numerics.rounding import FLOAT_FORMATS, ieee
 from wnconvert.numerics.rows import WHOLE, RowTally, rows_where
-from wnconvert.numerics.rules.channels.vector import STEPS, Channels
-from wnconvert.numerics.rules.channels.views import FineRows, Index, PlainRows
+from wnconvert.numerics.rules.channels.vector import FACTOR_STEPS, NormChannels
+from wnconvert.numerics.rules.channels.views import FineRows, PlainRows, RowIndex
 from wnconvert.numerics.rules.factors import (
     Bounds,
     Common,
@@ -44,7 +44,7 @@ class ChannelScale:
 
     def __init__(  # noqa: PLR0917 -- the factors, of which channels of what, on what, for what
         self,
-        channels: Channels,
+        channels: NormChannels,
         operation: Neighbour,
         tensor: RowSource,
         shape: Shape,
@@ -133,7 +133,7 @@ class ChannelScale:
             factors = NarrowFactors(np.ones(rows.stop - rows.start), 0, None)
             if self.common:
                 factors = self.common.on_narrow(factors)
-        factors = factors.times(self.values[at], STEPS)
+        factors = factors.times(self.values[at], FACTOR_STEPS)
         if self.not_narrow is not None:
             factors = factors.without(self.not_narrow[at])
         return factors.without(self._too_large(factors.factor * factors.reach))
@@ -151,7 +151,7 @@ class ChannelScale:
             if self.common:
                 factors = self.common.on_wide(factors)
         channels = self.channels
-        return factors.times(channels.mantissa[at], channels.exponent[at], STEPS)
+        return factors.times(channels.mantissa[at], channels.exponent[at], FACTOR_STEPS)
 
     def _known(self) -> RowFactors:
         """The factors of rows beneath: of all, or of those of the block at work."""
@@ -169,7 +169,7 @@ class ChannelScale:
         assert self.beneath is not None  # noqa: S101 - ``hold`` made them, or the lines before
         return self.beneath
 
-    def _places(self, rows: slice) -> Index:
+    def _places(self, rows: slice) -> RowIndex:
         """Where the rows beneath some rows stand among those that are known."""
         at = self.source.beneath(rows)
         return (
@@ -219,5 +219,5 @@ def _rows_of(
     return FineRows(read, shape, dtype, limit, way, operation.dim, operation.groups, below)
 
 
-def _numbers(index: Index) -> NDArray[np.intp]:
+def _numbers(index: RowIndex) -> NDArray[np.intp]:
     return np.arange(index.start, index.stop) if isinstance(index, slice) else index

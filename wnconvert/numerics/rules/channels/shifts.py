@@ -15,10 +15,10 @@ from fractions import Fraction
 import numpy as np
 
 from wnconvert.numerics.kernel.dots import Pairs, rest_of_products
-from wnconvert.numerics.rules.channels.vector import Channels
+from wnconvert.numerics.rules.channels.vector import NormChannels
 from wnconvert.numerics.rules.factors import Bounds
 from wnconvert.numerics.rules.spectral.matrix import Exact, Matrix, exactly
-from wnconvert.numerics.rules.spectral.roots import refined_sum, root
+from wnconvert.numerics.rules.spectral.roots import refined_sum, root_between
 from wnconvert.tensors.blocks import Array, Block, Floats, Read, blocks, box
 from wnconvert.tensors.tree import Shape
 
@@ -47,7 +47,7 @@ class Cut:
 class Shifts:
     """β - μ·factor of each channel; the known bounds on all of them are kept, by their bits."""
 
-    channels: Channels
+    channels: NormChannels
     beta: Floats
     mean: Floats
     _known: dict[int, tuple[Array, Array, int]] = field(default_factory=dict)
@@ -80,7 +80,7 @@ class Shifts:
         beta, term, square = self.terms(channel)
         if not term or square == 1:
             return beta + term, beta + term
-        ends = sorted(term * end for end in root(1 / square, bits))
+        ends = sorted(term * end for end in root_between(1 / square, bits))
         return beta + ends[0], beta + ends[1]
 
     def cut(self) -> Cut:

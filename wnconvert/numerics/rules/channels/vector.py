@@ -18,18 +18,18 @@ from wnconvert.numerics.rules.parts import RuleParts
 from wnconvert.tensors.blocks import Floats
 from wnconvert.tensors.tree import Shape
 
-__all__ = ["STEPS", "Channels", "channels_of"]
+__all__ = ["FACTOR_STEPS", "NormChannels", "channels_of"]
 
 
 #: The error of a factor, in units of relative size 2⁻⁵³.
-STEPS = 4
+FACTOR_STEPS = 4
 #: Factors between these, and 0, multiply any narrow value to a float64 that has all its bits.
 _LEAST, _MOST = 2.0**-300, 2.0**300
 
 
 @dataclass(frozen=True, slots=True)
-class Channels:
-    """The factors mantissa·2^exponent of channels, each within ``STEPS`` units of relative size 2⁻⁵³.
+class NormChannels:
+    """The factors mantissa·2^exponent of channels, each within ``FACTOR_STEPS`` units of relative size 2⁻⁵³.
 
     Those of ``odd`` channels are infinite, NaN, or 0 for an infinite v. ``variance`` is None of an affine.
     """
@@ -101,7 +101,7 @@ class Channels:
         return found
 
 
-def channels_of(operation: Neighbour, parts: RuleParts, shape: Shape) -> Channels:
+def channels_of(operation: Neighbour, parts: RuleParts, shape: Shape) -> NormChannels:
     """The channels of a norm beside a weight of that shape. Raises ``LayerError`` if sizes do not fit."""
     if operation.dim >= len(shape) or (operation.dim == 0 and operation.groups != 1):
         raise LayerError(
@@ -121,7 +121,7 @@ def channels_of(operation: Neighbour, parts: RuleParts, shape: Shape) -> Channel
     return channels_from(gamma, parts["variance"].whole(), operation.eps)
 
 
-def channels_from(gamma: Floats, variance: Floats | None, eps: float) -> Channels:
+def channels_from(gamma: Floats, variance: Floats | None, eps: float) -> NormChannels:
     """The channels with these γ and v."""
     with ieee():
         sums = np.ones(len(gamma)) if variance is None else variance + eps
@@ -133,4 +133,4 @@ def channels_from(gamma: Floats, variance: Floats | None, eps: float) -> Channel
         mantissa, exponent = mantissa / root, exponent - (power - is_uneven) // 2
         mantissa[odd] = (gamma / np.sqrt(sums))[odd]
         exponent[odd] = 0
-    return Channels(gamma, variance, eps, mantissa, exponent.astype(np.int32), odd)
+    return NormChannels(gamma, variance, eps, mantissa, exponent.astype(np.int32), odd)

@@ -14,11 +14,11 @@ from wnconvert.numerics.sums import Sums, Way
 from wnconvert.tensors.blocks import Array, Block, Read
 from wnconvert.tensors.tree import Dim, Shape
 
-__all__ = ["FineRows", "Index", "PlainRows"]
+__all__ = ["FineRows", "PlainRows", "RowIndex"]
 
 
 #: Rows by their numbers.
-Index: TypeAlias = slice | NDArray[np.intp]
+RowIndex: TypeAlias = slice | NDArray[np.intp]
 
 _NOTHING = Sums(np.empty(0), np.empty(0), np.empty(0, np.int32), 0.0)
 
@@ -30,11 +30,11 @@ class PlainRows(RowSource):
         """Nothing."""
         return _NOTHING
 
-    def channels(self, rows: slice) -> Index:
+    def channels(self, rows: slice) -> RowIndex:
         """The channels of some rows."""
         return rows
 
-    def beneath(self, rows: slice) -> Index:
+    def beneath(self, rows: slice) -> RowIndex:
         """The rows of the operation beneath in which some rows lie."""
         return rows
 

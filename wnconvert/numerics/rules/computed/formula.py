@@ -6,7 +6,6 @@ Without a β its square is rational, unless ε stands outside a root that is not
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -14,8 +13,9 @@ from itertools import count
 
 from wnconvert.layers.rules import Standardize
 from wnconvert.numerics.rules.factors import Bounds
+from wnconvert.numerics.rules.spectral.roots import rational_root, root_between
 
-__all__ = ["Standard", "signed_square"]
+__all__ = ["Standard"]
 
 
 #: Bits of the first root.
@@ -59,8 +59,8 @@ class Standard:
         """Bounds on d, with roots to so many bits."""
         square = self.divisor_square(variance)
         if square:
-            return root(square, bits)
-        least, most = root(variance, bits)
+            return _roots(square, bits)
+        least, most = _roots(variance, bits)
         return least + Fraction(self.operation.eps), most + Fraction(self.operation.eps)
 
     def results(
@@ -71,53 +71,44 @@ class Standard:
         Bounds on S and Q that are apart give one pair alone.
         """
         n = self.length
-        centred = (value_of(value, total[1], n), value_of(value, total[0], n))
+        centred = (_centred(value, total[1], n), _centred(value, total[0], n))
         variance = self.variance(self.spread(total, square))
         is_exact = total[0] == total[1] and square[0] == square[1]
         squared = self.divisor_square(variance)
         gain *= Fraction(self.operation.scale)
         if not any(centred) or not gain:
-            yield signed_square((shift, shift))
+            yield _signed_square((shift, shift))
             return
         if squared and not shift:
             if squared[0]:
-                yield _over(signed_square(_times(centred, gain)), squared)
+                yield _over(_signed_square(_times(centred, gain)), squared)
             return
         for bits in (_BITS * 2**power for power in count()):
             divisor = self.divisor(variance, bits)
             if divisor[0]:
                 least, most = _over(_times(centred, gain), divisor)
-                yield signed_square((least + shift, most + shift))
+                yield _signed_square((least + shift, most + shift))
             if not is_exact or divisor[0] == divisor[1]:
                 return
 
 
-def value_of(value: float, total: Fraction, length: int) -> Fraction:
+def _centred(value: float, total: Fraction, length: int) -> Fraction:
     """w − S/n."""
     return Fraction(value) - total / length
 
 
-def root(square: Bounds, bits: int) -> Bounds:
-    """Bounds on the root of a number that is not negative, to so many bits; exact of a rational one's.
-
-    >>> root((Fraction(9, 4), Fraction(9, 4)), 8)
-    (Fraction(3, 2), Fraction(3, 2))
-    """
+def _roots(square: Bounds, bits: int) -> Bounds:
+    """Bounds on the root of a number that is not negative, to so many bits; exact of a rational one's."""
     least, most = (_root(end, bits) for end in square)
     return least[0], most[1]
 
 
 def _root(square: Fraction, bits: int) -> Bounds:
-    up, down = math.isqrt(square.numerator), math.isqrt(square.denominator)
-    if (up**2, down**2) == (square.numerator, square.denominator):
-        return Fraction(up, down), Fraction(up, down)
-    power = bits - (square.numerator.bit_length() - square.denominator.bit_length()) // 2
-    scaled = square * Fraction(4) ** power
-    below = math.isqrt(scaled.numerator // scaled.denominator)
-    return Fraction(below) / Fraction(2) ** power, Fraction(below + 1) / Fraction(2) ** power
+    exact = rational_root(square)
+    return root_between(square, bits) if exact is None else (exact, exact)
 
 
-def signed_square(ends: Bounds) -> Bounds:
+def _signed_square(ends: Bounds) -> Bounds:
     """Bounds on y·|y|, given those on y."""
     least, most = (end * abs(end) for end in ends)
     return least, most

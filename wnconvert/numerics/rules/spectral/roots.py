@@ -13,17 +13,17 @@ from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from itertools import count
 
-__all__ = ["by_root", "cut", "rational_root", "refined_sum", "root", "sum_over_roots"]
+__all__ = ["by_root", "cut", "rational_root", "refined_sum", "root_between", "sum_over_roots"]
 
 
 #: A lower and an upper bound.
 _Bounds = tuple[Fraction, Fraction]
 
 
-def root(square: Fraction, bits: int) -> _Bounds:
+def root_between(square: Fraction, bits: int) -> _Bounds:
     """Bounds on a root, to so many bits.
 
-    >>> least, most = root(Fraction(2), 20)
+    >>> least, most = root_between(Fraction(2), 20)
     >>> float(least), float(most)
     (1.4142131805419922, 1.4142141342163086)
     """
@@ -46,9 +46,8 @@ def sum_over_roots(terms: Sequence[_Bounds], squares: Sequence[_Bounds], bits: i
     """Bounds on Σ term/√square, given those on terms and squares, roots to so many bits."""
     least = most = Fraction(0)
     for (low, high), (below, above) in zip(terms, squares, strict=True):
-        ends = [
-            end * side for end in (low, high) for side in (root(1 / above, bits)[0], root(1 / below, bits)[1])
-        ]
+        sides = root_between(1 / above, bits)[0], root_between(1 / below, bits)[1]
+        ends = [end * side for end in (low, high) for side in sides]
         least, most = least + cut(min(ends), bits)[0], most + cut(max(ends), bits)[1]
     return least, most
 

@@ -22,8 +22,10 @@ __all__ = ["RemoteFile"]
 
 # What is fetched at least: at the beginning, where headers stand, and elsewhere.
 _FIRST, _LEAST = 32 << 10, 4 << 10
-# Tensors are fetched in pieces, that many of them ahead; so many are held, and so many come at a time.
-_PIECE, _AHEAD, _HELD, _AT_A_TIME = 2 << 20, 2, 10, 8
+# Tensors are fetched in pieces, that many of them ahead, and so many come at a time.
+_PIECE, _AHEAD, _AT_A_TIME = 2 << 20, 2, 8
+# So many are held, and up to the second number of those that not all was read of yet.
+_HELD, _MOST_HELD = 10, 24
 
 
 @cache
@@ -47,7 +49,8 @@ class RemoteFile:
         self._where = where
         self._lock = threading.Lock()
         self._pieces: dict[int, Future[mmap.mmap]] = {}
-        self._read: set[int] = set()  # those of them whose end was read
+        self._read: dict[int, list[tuple[int, int]]] = {}  # the ranges that were read of some pieces
+        self._over: set[int] = set()  # the pieces that were read whole, which nobody needs ahead
         self._closed = False
 
     @property
@@ -130,24 +133,41 @@ class RemoteFile:
             part = memoryview(data)[begin : begin + len(buffer) - done]
             buffer[done : done + len(part)] = part
             done += len(part)
-            if begin + len(part) == len(data):
-                self._read.add(number)
+            with self._lock:
+                self._note(number, begin, begin + len(part), len(data))
 
     def _piece(self, number: int) -> Future[mmap.mmap]:
         """A piece, and those after it begun."""
         with self._lock:
             last = (self.size - 1) // _PIECE
             for each in range(number, min(number + _AHEAD, last) + 1):
-                if each not in self._pieces:
+                if each not in self._pieces and (each == number or each not in self._over):
                     span = (each * _PIECE, min((each + 1) * _PIECE, self.size))
                     self._pieces[each] = _fetchers().submit(self._fetched, *span)
             found = self._pieces[number]
-            done = [each for each, piece in self._pieces.items() if piece.done() and each != number]
-            done.sort(key=lambda each: each not in self._read)  # those that are read to the end go first
-            for old in done[: max(len(self._pieces) - _HELD, 0)]:
-                del self._pieces[old]
-                self._read.discard(old)
+            self._let_go(number)
             return found
+
+    def _note(self, number: int, begin: int, end: int, size: int) -> None:
+        """Remember what was read of a piece of ``size`` bytes.
+
+        Where one tensor ends and the next begins, the end of a piece may be read long before all of it.
+        """
+        if number not in self._over:
+            self._read[number] = joined_ranges([*self._read.get(number, []), (begin, end)], near=0)
+            if self._read[number] == [(0, size)]:
+                self._over.add(number)
+                del self._read[number]
+
+    def _let_go(self, wanted: int) -> None:
+        """Let go of pieces that are too many: those that were read, and the oldest of others if need be."""
+        done = [each for each, piece in self._pieces.items() if piece.done() and each != wanted]
+        read = [each for each in done if each in self._over]
+        unread = [each for each in done if each not in self._over]
+        gone = read[: max(len(self._pieces) - _HELD, 0)]
+        gone += unread[: max(len(self._pieces) - len(gone) - _MOST_HELD, 0)]
+        for old in gone:
+            del self._pieces[old]
 
     def _fetched(self, start: int, stop: int) -> mmap.mmap:
         """Bytes from the store. Raises ``FormatError`` where the object is not any more what it was."""

@@ -38,6 +38,8 @@ from wnconvert.verbs.shared.recipes import recipe_given
 from wnconvert.verbs.shared.told import Said, asked_of
 
 if TYPE_CHECKING:
+    from concurrent.futures import Executor
+
     from typing_extensions import Unpack
 
     from wnconvert.layers.recipes import Recipe
@@ -106,6 +108,7 @@ def fold_file(
     dry_run: bool = False,
     progress: Progress = False,
     on_plan: Callable[[Plan], None] | None = None,
+    executor: Executor | None = None,
 ) -> Result | Plan:
     """Fold the weight-normalized layers of a checkpoint, or of an ONNX model, into plain weights.
 
@@ -149,8 +152,9 @@ def fold_file(
     ``prove_checkpoint(module, inputs=…)`` gives it; then the result has a ``proof``.
     ``dim`` is an axis, None for the whole tensor, or ``"auto"``: read from shapes. ``zero_rows`` is
     ``"error"`` or ``"zero"``. ``progress`` is called with the bytes done and in all, or True for a bar;
-    ``on_plan`` once with the ``Plan``, before anything is written. With ``dry_run`` nothing is written and
-    the ``Plan`` is returned.
+    ``on_plan`` once with the ``Plan``, before anything is written. ``executor``, of ``concurrent.futures``,
+    writes each file of a folder on a disk as a job of its own, with so many ``threads``. With ``dry_run``
+    nothing is written and the ``Plan`` is returned.
 
     Raises ``WnconvertError``: ``InputError``, ``LayerError``, ``NumbersError``, ``OutputError``,
     ``ArgumentError``, ``TooFewLayersError``, ``VerifyError``; nothing is written then.
@@ -192,6 +196,7 @@ def _fold(src: StrPath, out: StrPath | None, given: FoldOptions, *, dry_run: boo
         Proving(given["proof"], given["timeout"]),
         bytes_progress(given["progress"]),
         prove=given["prove"],
+        executor=given["executor"],
     )
     return run_conversion(request, make_plan, plan_graph=plan_graph, options=options)
 
@@ -218,10 +223,13 @@ def _selection(given: FoldOptions) -> Selection:
     )
 
 
-def _plan_by_keys(tree: Tree, container: Container, *, selection: Selection, **options: Any) -> Plan:
+def _plan_by_keys(
+    tree: Tree, container: Container, *, selection: Selection, is_proven: bool, **options: Any
+) -> Plan:
     """The plan of a checkpoint. Raises ``ArgumentError`` for kinds that only graphs show."""
     kinds_of(selection.kinds)
-    return plan_fold(tree, container, selection=selection, **options)
+    plan = plan_fold(tree, container, selection=selection, **options)
+    return plan if is_proven else plan.doubted()
 
 
 def _planners(selection: Selection, given: FoldOptions) -> tuple[MakePlan, Callable[[OnnxFile], OnnxFold]]:
@@ -239,6 +247,7 @@ def _planners(selection: Selection, given: FoldOptions) -> tuple[MakePlan, Calla
     make_plan = partial(
         _plan_by_keys,
         selection=selection,
+        is_proven=given["prove"] is not None,
         only=given["only"],
         dtype=dtype_of(given["dtype"]),
         keep_norms=given["keep_norms"],

@@ -15,6 +15,8 @@ from wnconvert.verbs.shared.progress import Progress
 from wnconvert.verbs.shared.proofs import Prove
 
 if TYPE_CHECKING:
+    from concurrent.futures import Executor
+
     from wnconvert.layers.recipes import Recipe
     from wnconvert.plan.plan import Plan
 
@@ -42,6 +44,7 @@ class _Options(TypedDict, total=False):
     threads: int | None
     progress: Progress
     on_plan: Callable[[Plan], None] | None
+    executor: Executor | None
 
 
 class FoldOptions(_Options, total=False):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import stat
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path, PurePath
@@ -29,6 +29,7 @@ from wnconvert.tensors.tree import ByteRange
 from wnconvert.verbs.conversion.convert import Result, conversion_result
 from wnconvert.verbs.conversion.executor import Outcome, execute, notes_of, outcomes
 from wnconvert.verbs.conversion.folders.parts import FolderPart, FolderPlan
+from wnconvert.verbs.conversion.folders.shards import ShardJob, hand_out
 from wnconvert.verbs.conversion.verify.output import bytes_to_verify, verify_copies, verify_output
 from wnconvert.verbs.conversion.verify.structure import check_folder_structure
 from wnconvert.verbs.shared.options import RunOptions
@@ -68,8 +69,12 @@ def convert_folder(
         with _errors_of(output):
             _make_folders(folder, beside)
         new_file = partial(file_in, folder, target=output, mode=file_mode)
+        handed: Mapping[str, Sequence[Outcome]] = {}
+        if options.executor is not None:
+            jobs = _shard_jobs(layouts, output, file_mode, options)
+            handed = hand_out(jobs, folder, options.executor, lambda job: workers.advance(job.effort))
         for part, of_part in layouts:
-            made += _written(part, of_part, new_file, numbers=options.numbers, workers=workers)
+            made += _written(part, of_part, handed, new_file, numbers=options.numbers, workers=workers)
         notes = notes_of(made)
         with _errors_of(output):
             _copy(root, beside, folder, output, workers)
@@ -98,21 +103,50 @@ def convert_folder(
     )
 
 
+def _shard_jobs(
+    layouts: Iterable[tuple[FolderPart, Mapping[str, Layout]]],
+    output: Path,
+    mode: int | None,
+    options: RunOptions,
+) -> list[ShardJob]:
+    """The files with tensors, each as a job of its own."""
+    return [
+        ShardJob(
+            path,
+            layout,
+            part.checkpoint.sources,
+            part.checkpoint.seen,
+            output,
+            mode,
+            options.numbers,
+            options.threads,
+        )
+        for part, of_part in layouts
+        for path, layout in of_part.items()
+        if layout.blobs
+    ]
+
+
 def _written(
     part: FolderPart,
     layouts: Mapping[str, Layout],
+    handed: Mapping[str, Sequence[Outcome]],
     open_in: Callable[[str], contextlib.AbstractContextManager[Staged]],
     *,
     numbers: RowPolicy,
     workers: Workers,
 ) -> Iterator[Outcome]:
-    """Write the files of a part; yields what came of their tensors."""
+    """Write the files of a part but for those ``handed`` out; yields what came of the tensors of all."""
     with Source(part.checkpoint.sources, opener=part.checkpoint.reopen) as source:
         for name, layout in layouts.items():
-            with open_in(name) as target:
-                for outcome in outcomes(source, target, layout, numbers, workers):
-                    where = f"{part.below}: {outcome.where}" if part.below else outcome.where
-                    yield replace(outcome, where=where)
+            if name in handed:
+                made = handed[name]
+            else:
+                with open_in(name) as target:
+                    made = outcomes(source, target, layout, numbers, workers)
+            for outcome in made:
+                where = f"{part.below}: {outcome.where}" if part.below else outcome.where
+                yield replace(outcome, where=where)
 
 
 def _write_texts(

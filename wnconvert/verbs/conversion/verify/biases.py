@@ -13,7 +13,7 @@ from wnconvert.layers.rules import BIAS, Neighbour, NormBehind, Rule
 from wnconvert.tensors.blocks import Elements
 from wnconvert.tensors.tree import StoredTensor
 from wnconvert.verbs.conversion.verify.arithmetic import Reals
-from wnconvert.verbs.conversion.verify.rules import Parts, channel_factors, weight_of
+from wnconvert.verbs.conversion.verify.rules import RuleTensors, channel_factors, weight_of
 
 __all__ = ["computed_bias"]
 
@@ -26,7 +26,7 @@ def computed_bias(
     rule: Rule, parts: Mapping[str, StoredTensor], source: Elements, real: np.dtype[np.floating]
 ) -> tuple[Reals, Reals]:
     """The bias in numbers of the dtype ``real``, and how far each may be off."""
-    operation, reading = rule.neighbour, Parts(parts, source, real)
+    operation, reading = rule.neighbour, RuleTensors(parts, source, real)
     assert operation is not None  # noqa: S101 - only such rules have a bias
     factors, zero = channel_factors(operation, reading), np.zeros(1, real)
     bias = reading.vector(BIAS) if BIAS in parts else zero
@@ -42,7 +42,7 @@ def computed_bias(
     return values, off + np.abs(values) * reading.eps
 
 
-def _sums(rule: Rule, operation: Neighbour, parts: Parts, shifts: Reals) -> tuple[Reals, Reals]:
+def _sums(rule: Rule, operation: Neighbour, parts: RuleTensors, shifts: Reals) -> tuple[Reals, Reals]:
     """Σ w·shift of each output channel, and how far each may be off, given shifts and their sizes."""
     out = 1 - operation.dim
     weight = weight_of(Rule(rule.operations[:-1]), parts, out)

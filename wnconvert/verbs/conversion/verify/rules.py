@@ -37,7 +37,7 @@ from wnconvert.tensors.tree import Dim, StoredTensor
 from wnconvert.verbs.conversion.verify.arithmetic import Reals
 from wnconvert.verbs.conversion.verify.pieces import pieces_of
 
-__all__ = ["Parts", "Values", "channel_factors", "computed_values", "weight_of"]
+__all__ = ["RuleTensors", "Values", "channel_factors", "computed_values", "weight_of"]
 
 
 def _nowhere(_block: Block) -> float:
@@ -121,10 +121,10 @@ def computed_values(
     rule: Rule, parts: Mapping[str, StoredTensor], source: Elements, real: np.dtype[Any]
 ) -> Values:
     """The weight that a rule makes of its parts, in numbers of the dtype ``real``."""
-    return weight_of(rule, Parts(parts, source, real), rule.dim)
+    return weight_of(rule, RuleTensors(parts, source, real), rule.dim)
 
 
-def weight_of(rule: Rule, parts: Parts, dim: Dim) -> Values:
+def weight_of(rule: Rule, parts: RuleTensors, dim: Dim) -> Values:
     """The weight that a rule makes of its parts, to be read in pieces along ``dim``."""
     original, real = parts.tensors[ORIGINAL], parts.real
     elements = parts.source.reader(original)
@@ -135,7 +135,7 @@ def weight_of(rule: Rule, parts: Parts, dim: Dim) -> Values:
 
 
 @dataclass(frozen=True, slots=True)
-class Parts:
+class RuleTensors:
     """The tensors of a rule, by their roles, and the dtype of the numbers made of them."""
 
     tensors: Mapping[str, StoredTensor]
@@ -153,19 +153,19 @@ class Parts:
 
 
 @singledispatch
-def made(operation: Operation, values: Values, parts: Parts) -> Values:
+def made(operation: Operation, values: Values, parts: RuleTensors) -> Values:
     """The weight after one more operation."""
     raise NotImplementedError(type(operation))
 
 
 @made.register
-def _mask(_operation: Mask, values: Values, parts: Parts) -> Values:
+def _mask(_operation: Mask, values: Values, parts: RuleTensors) -> Values:
     elements, real = parts.source.reader(parts.tensors["mask"]), parts.real
     return values.times(lambda block: elements(block).astype(real), parts.eps)
 
 
 @made.register
-def _norm(operation: Norm, values: Values, parts: Parts) -> Values:
+def _norm(operation: Norm, values: Values, parts: RuleTensors) -> Values:
     g = parts.vector(G)
     sums, adds = np.zeros(g.size, parts.real), 0
     for block in values.pieces:
@@ -184,7 +184,7 @@ def _norm(operation: Norm, values: Values, parts: Parts) -> Values:
 
 
 @made.register
-def _unit_rows(operation: Unit, values: Values, parts: Parts) -> Values:
+def _unit_rows(operation: Unit, values: Values, parts: RuleTensors) -> Values:
     sums, adds = _of_rows(values, operation.dim, parts.real, lambda _, x: np.square(x))
     scale, dim = operation.scale / np.maximum(np.sqrt(sums), operation.eps), operation.dim
     error = (adds / 2 + 6) * parts.eps + values.error
@@ -192,7 +192,7 @@ def _unit_rows(operation: Unit, values: Values, parts: Parts) -> Values:
 
 
 @made.register
-def _equalized(operation: Equalized, values: Values, parts: Parts) -> Values:
+def _equalized(operation: Equalized, values: Values, parts: RuleTensors) -> Values:
     return values.times(lambda _: parts.real.type(operation.scale), parts.eps)
 
 
@@ -209,7 +209,7 @@ def _of_rows(
 
 
 @made.register
-def _standardize(operation: Standardize, values: Values, parts: Parts) -> Values:
+def _standardize(operation: Standardize, values: Values, parts: RuleTensors) -> Values:
     dim, real = operation.dim, parts.real
     n = max(values.tensor.info.numel // values.tensor.info.shape[dim], 1)
     means, adds = _of_rows(values, dim, real, lambda _, x: x / n)
@@ -250,14 +250,14 @@ def _divisor(operation: Standardize, variance: Reals) -> Reals:
 
 
 @made.register
-def _unit(operation: UnitVector, values: Values, parts: Parts) -> Values:
+def _unit(operation: UnitVector, values: Values, parts: RuleTensors) -> Values:
     total, _ = values.total(lambda _, x: np.square(x))
     divisor = np.maximum(np.sqrt(total), operation.eps)
     return values.times(lambda _: 1 / divisor, (_PAIRWISE + 6) * parts.eps + values.error)
 
 
 @made.register
-def _spectral(operation: Spectral, values: Values, parts: Parts) -> Values:
+def _spectral(operation: Spectral, values: Values, parts: RuleTensors) -> Values:
     u, v = parts.vector("u"), parts.vector("v")
     dims = (0, 1) if operation.dim is None else (operation.dim,)
     found = [_sigma(values, u, v, dim) for dim in dims]
@@ -273,7 +273,7 @@ def _sigma(values: Values, u: Reals, v: Reals, dim: int) -> tuple[Any, Any]:
 
 
 @made.register
-def _step(operation: SpectralStep, values: Values, parts: Parts) -> Values:
+def _step(operation: SpectralStep, values: Values, parts: RuleTensors) -> Values:
     u, dim = parts.vector("u"), operation.dim
     shape = values.tensor.info.shape
     width = math.prod(shape) // shape[dim]
@@ -302,12 +302,12 @@ def _step(operation: SpectralStep, values: Values, parts: Parts) -> Values:
 @made.register(NormBehind)
 @made.register(NormBefore)
 @made.register(AffineBefore)
-def _neighbour(operation: Neighbour, values: Values, parts: Parts) -> Values:
+def _neighbour(operation: Neighbour, values: Values, parts: RuleTensors) -> Values:
     factors = channel_factors(operation, parts)
     return values.times(lambda block: factors[values.channels(block, operation)], 4 * parts.eps)
 
 
-def channel_factors(operation: Neighbour, parts: Parts) -> Reals:
+def channel_factors(operation: Neighbour, parts: RuleTensors) -> Reals:
     """γ/√(v + ε) of each channel, each within three roundings."""
     factors = parts.vector("gamma") if "gamma" in operation.roles else np.ones(1, parts.real)
     if isinstance(operation, AffineBefore):

@@ -28,6 +28,7 @@ def copied(module: AnyModule) -> AnyModule:
     with torch.inference_mode(False), torch.no_grad():
         for each, _ in modules_with_names(module):
             held = [*vars(each).values()]
+            held += [value for cache in held if isinstance(cache, dict) for value in cache.values()]
             if isinstance(each, nn.RNNBase):
                 held += each._flat_weights
                 lists = ("_flat_weights", "_flat_weight_refs")

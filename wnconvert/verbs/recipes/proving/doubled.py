@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from wnconvert.verbs.recipes.tracing.constants import widened
+from wnconvert.verbs.recipes.tracing.constants import in_double
 from wnconvert.verbs.recipes.tracing.trace import Operator, Trace, TracedStep
 
 __all__ = ["Handed", "Ran", "in_float64", "places"]
@@ -100,7 +100,7 @@ class _Doubled(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's i
         self, func: Operator, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         """Run an operator on float64 tensors."""
-        args, kwargs = widened(args), widened(kwargs or {})
+        args, kwargs = in_double(args), in_double(kwargs or {})
         name = str(func._schema.name).partition("::")[2]
         if name in _UNCOUNTED:
             return func(*args, **kwargs)
@@ -131,7 +131,7 @@ class _Doubled(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's i
         return func(args[0], instead.weight, bias, *args[3:])
 
 
-_MOST = 1 << 16
+_MOST = 1 << 14
 
 
 def some_of(value: Tensor) -> Tensor:

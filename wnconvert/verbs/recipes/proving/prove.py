@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -118,12 +119,14 @@ class _Apart:
 
 def _relative(one: Tensor, other: Tensor) -> float:
     """The largest difference, against the largest number; infinite where one of them is not finite."""
-    if one.shape != other.shape or not bool(torch.isfinite(one).all() and torch.isfinite(other).all()):
+    if one.shape != other.shape:
         return float("inf")
     if not one.numel():
         return 0.0
-    size = max(float(one.abs().max()), float(other.abs().max()))
-    return float((one - other).abs().max()) / size if size else 0.0
+    size, apart = max(float(one.abs().max()), float(other.abs().max())), float((one - other).abs().max())
+    if not math.isfinite(apart):  # as it is where a number of either is not
+        return float("inf")
+    return apart / size if size else 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,9 +192,7 @@ class _Model:
         layers = {at[linear.step] for linear in told.linears}
         watched = {fold: [at[step] for step in _watched(fold, told)] for fold in self.folds}
         every = frozenset(place for some in watched.values() for place in some)
-        inputs = _inputs(
-            signature, sample
-        )  # made before: inside, a view of bits as bfloat16 is one as float64
+        inputs = _inputs(signature, sample)  # before: inside, a view of bits as bfloat16 is one as float64
         torch.manual_seed(sample.seed)  # what a forward draws must be the same in all runs
         with in_float64(self.dtype, layers=frozenset(layers), watched=every, instead=instead) as ran:
             found = run_model(self.module, inputs)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from wnconvert.verbs.recipes.tracing.trace import Trace, TracedStep, TracedValue
 
-__all__ = ["NARROW", "CannotReplayError", "replayed", "scalars_of", "steps_behind", "widened"]
+__all__ = ["NARROW", "CannotReplayError", "in_double", "replayed", "scalars_of", "steps_behind"]
 
 
 #: The dtypes that float64 stands for.
@@ -21,16 +21,16 @@ class CannotReplayError(Exception):
     """A value that cannot be computed again from numbers."""
 
 
-def widened(value: Any) -> Any:
+def in_double(value: Any) -> Any:
     """Arguments with float64 in place of narrower dtypes, and of tensors of these."""
     if isinstance(value, Tensor):
         return value.double() if value.dtype in NARROW else value
     if isinstance(value, torch.dtype):
         return torch.float64 if value in NARROW else value
     if isinstance(value, (tuple, list)):
-        return type(value)(widened(each) for each in value)
+        return type(value)(in_double(each) for each in value)
     if isinstance(value, dict):
-        return {key: widened(each) for key, each in value.items()}
+        return {key: in_double(each) for key, each in value.items()}
     return value
 
 
@@ -51,8 +51,8 @@ def replayed(trace: Trace, value: TracedValue, numbers: Mapping[TracedValue, Ten
 
     Raises ``CannotReplayError`` where a number is lacking, or an operator does not run again.
     """
-    known: dict[TracedValue, Any] = {each: widened(number) for each, number in numbers.items()}
-    known |= {each: widened(tensor) for each, tensor in trace.constants.items() if not tensor.is_meta}
+    known: dict[TracedValue, Any] = {each: in_double(number) for each, number in numbers.items()}
+    known |= {each: in_double(tensor) for each, tensor in trace.constants.items() if not tensor.is_meta}
 
     def filled(argument: Any) -> Any:
         if isinstance(argument, TracedValue):
@@ -63,7 +63,7 @@ def replayed(trace: Trace, value: TracedValue, numbers: Mapping[TracedValue, Ten
             return type(argument)(filled(each) for each in argument)
         if isinstance(argument, Mapping):
             return {key: filled(each) for key, each in argument.items()}
-        return torch.device("cpu") if isinstance(argument, torch.device) else widened(argument)
+        return torch.device("cpu") if isinstance(argument, torch.device) else in_double(argument)
 
     for step in steps_behind(trace, value):
         try:
@@ -71,10 +71,10 @@ def replayed(trace: Trace, value: TracedValue, numbers: Mapping[TracedValue, Ten
         except (RuntimeError, TypeError, NotImplementedError) as error:
             raise CannotReplayError from error
         tensors = [made] if isinstance(made, Tensor) else [each for each in made if isinstance(each, Tensor)]
-        known |= dict(zip(step.outputs, map(widened, tensors), strict=False))
+        known |= dict(zip(step.outputs, map(in_double, tensors), strict=False))
     if value not in known:
         raise CannotReplayError
-    return widened(known[value])  # type: ignore[no-any-return]
+    return in_double(known[value])  # type: ignore[no-any-return]
 
 
 def scalars_of(steps: Iterator[TracedStep] | tuple[TracedStep, ...]) -> tuple[float, ...]:
