@@ -30,7 +30,7 @@ from wnconvert.layers.schemes import Layer, Refused, Selection, owner_of
 from wnconvert.messages import listed, option, printable
 from wnconvert.tensors.tree import TensorInfo
 
-__all__ = ["Keyed", "Matched", "matched"]
+__all__ = ["Keyed", "Matched", "matched", "neighbour_of"]
 
 
 #: The form of a layer whose weight is stored as it is.
@@ -290,7 +290,9 @@ def _with_norm(layer: Layer, fold: RecipeFold, known: Keyed) -> Layer:
     """A norm beside the layer."""
     shape = layer.original.shape
     tensors = {name: known.tensors.get(f"{fold.norm}.{name}") for name in _OF_NORM}
-    neighbour = _neighbour(fold, shape, gain=tensors["weight"] is not None, shift=tensors["bias"] is not None)
+    neighbour = neighbour_of(
+        fold, shape, gain=tensors["weight"] is not None, shift=tensors["bias"] is not None
+    )
     parts = dict(layer.parts)
     for name, role in _OF_NORM.items():
         info = tensors[name]
@@ -339,7 +341,7 @@ def _counts(fold: RecipeFold, known: Keyed) -> Iterator[TensorInfo]:
         yield count
 
 
-def _neighbour(fold: RecipeFold, shape: tuple[int, ...], *, gain: bool, shift: bool) -> Neighbour:
+def neighbour_of(fold: RecipeFold, shape: tuple[int, ...], *, gain: bool, shift: bool) -> Neighbour:
     """The operation, along the axis that the layer's op says."""
     if len(shape) < 2:
         raise LayerError(f"a weight {shape} has no channels beside a norm")

@@ -13,10 +13,10 @@ from torch.nn.utils import parametrizations
 
 from tests.helpers.live_models import portrait
 from tests.helpers.normed_models import NORMED, behind, every_normed, scrambled
-from wnconvert import fold_state_dict
-from wnconvert.errors import InputError, LayerError
+from wnconvert import fold_file, fold_state_dict
+from wnconvert.errors import InputError, LayerError, VerifyError
 from wnconvert.layers.recipes import Recipe, RecipeFold
-from wnconvert.verbs.export.folds import check_checkpoint
+from wnconvert.verbs.export.folds import check_checkpoint, prove_checkpoint
 
 
 def saved(state: Any, path: Path) -> Path:
@@ -95,3 +95,67 @@ def test_a_file_that_does_not_fit_is_an_error(tmp_path: Path) -> None:
         check_checkpoint(
             path, model, inputs="input=float32[1,2,T]", recipe=Recipe((behind("0.weight", "norm"),))
         )
+
+
+def with_eps_times(recipe: Recipe, factor: float) -> Recipe:
+    """The recipe with every eps that it has times a factor."""
+    folds = (replace(fold, eps=None if fold.eps is None else fold.eps * factor) for fold in recipe.folds)
+    return replace(recipe, folds=tuple(folds))
+
+
+def small_variances(*, weight_normed: bool = False) -> nn.Module:
+    """A layer and a norm whose variances are about its eps, so that all of eps shows."""
+    conv = nn.Conv1d(4, 3, 3)
+    norm = nn.BatchNorm1d(3)
+    model = scrambled(nn.Sequential(parametrizations.weight_norm(conv) if weight_normed else conv, norm))
+    assert norm.running_var is not None
+    norm.running_var.copy_(torch.tensor([1e-6, 3e-5, 2.0]))
+    return model
+
+
+@pytest.mark.parametrize("keep_norms", [False, True])
+@pytest.mark.parametrize("weight_normed", [False, True])
+@pytest.mark.parametrize("factor", [0.5, 0.999, 1.001, 2.0])
+def test_another_eps_is_told_by_weights_whether_norms_are_kept_or_not(
+    factor: float, weight_normed: bool, keep_norms: bool, tmp_path: Path
+) -> None:
+    model, recipe = small_variances(weight_normed=weight_normed), Recipe((behind("0.weight", "1"),))
+    right, wrong = (
+        saved(
+            fold_state_dict(model.state_dict(), recipe=with_eps_times(recipe, each), keep_norms=keep_norms),
+            tmp_path / f"{each}.pt",
+        )
+        for each in (1.0, factor)
+    )
+    report = check_checkpoint(right, model, inputs="input=float32[1,4,T]", recipe=recipe)
+    assert report
+    assert [layer.name for layer in report.layers] == ["0.weight"]
+    report = check_checkpoint(wrong, model, inputs="input=float32[1,4,T]", recipe=recipe)
+    assert [(layer.name, layer.passed) for layer in report.layers] == [("0.weight", False)]
+    assert not report
+
+
+def test_a_kept_norm_is_judged_by_the_eps_of_the_module_and_not_of_the_recipe(tmp_path: Path) -> None:
+    model, recipe = small_variances(), with_eps_times(Recipe((behind("0.weight", "1"),)), 0.5)
+    torch.save(dict(model.state_dict()), tmp_path / "net.pt")
+    prove = prove_checkpoint(model, inputs="input=float32[1,4,T]", rtol=1.0, atol=100.0)
+    with pytest.raises(VerifyError, match=r"0\.weight by"):
+        fold_file(tmp_path / "net.pt", tmp_path / "out.pt", recipe=recipe, keep_norms=True, prove=prove)
+    assert not (tmp_path / "out.pt").exists()
+    right = with_eps_times(recipe, 2.0)
+    fold_file(tmp_path / "net.pt", tmp_path / "out.pt", recipe=right, keep_norms=True, prove=prove)
+    assert (tmp_path / "out.pt").exists()
+
+
+@every_normed
+def test_what_is_kept_right_is_proven_too(which: str, tmp_path: Path) -> None:
+    model, _ = NORMED[which].made()
+    recipe = NORMED[which].recipe
+    if any(fold.kind in ("standardize", "unit", "equalized") for fold in recipe.folds):
+        with pytest.raises(LayerError, match="once more"):
+            fold_state_dict(model.state_dict(), recipe=recipe, keep_norms=True)
+        return
+    state = fold_state_dict(model.state_dict(), recipe=recipe, keep_norms=True)
+    report = check_checkpoint(saved(state, tmp_path / "net.pt"), model, recipe=recipe, **NORMED[which].inputs)
+    assert report, report
+    assert {layer.name for layer in report.layers} == {fold.weight for fold in recipe.folds}

@@ -14,7 +14,9 @@ from torch import Tensor, nn
 
 from wnconvert.errors import ArgumentError, VerifyError
 from wnconvert.layers.kinds.table import ALL
+from wnconvert.layers.matching import neighbour_of
 from wnconvert.layers.recipes import Recipe, RecipeFold
+from wnconvert.layers.rules import AffineBefore, Rule
 from wnconvert.layers.schemes import Layer
 from wnconvert.messages import counted, listed
 from wnconvert.plan.names.trees import renamed_state
@@ -29,7 +31,7 @@ from wnconvert.verbs.export.told import folds_of_layers
 from wnconvert.verbs.models.loading.weights import load_weights
 from wnconvert.verbs.models.proof.causes.steady import Run
 from wnconvert.verbs.models.proof.functions import Exportable, function_of
-from wnconvert.verbs.models.proof.handed import HandedProof, LayerCall, handed_in, handed_proof
+from wnconvert.verbs.models.proof.handed import Beside, HandedProof, LayerCall, handed_in, handed_proof
 from wnconvert.verbs.models.proof.inputs.texts import Range
 from wnconvert.verbs.models.proof.proof import ATOL, RTOL, Proof, prove
 from wnconvert.verbs.models.proof.report import ExportReport, TimedSteps
@@ -71,7 +73,8 @@ def check_checkpoint(
     ``reference`` is the unfolded module with its own weights. A copy of it is folded where the file is: the
     weights that the file has plain, and by ``recipe`` the norms that it does not have; then the file is
     loaded into it, strictly. Both are run on ``samples`` at several sizes, as ``check_onnx`` does, and the
-    weight that each folded layer is handed is compared with the reference's, times its norm.
+    weight that each folded layer is handed is compared with the reference's, times its norm. Of a norm that
+    ``recipe`` tells and the file keeps, layer and norm are compared together, with the eps of the module.
 
     Returns a report that is true if all outputs and weights are equal. Raises the errors of ``check_onnx``
     and of ``fold_module``, and ``InputError`` where the file does not fit. The module is left as it was.
@@ -106,13 +109,14 @@ def check_checkpoint(
     told = recipe_given(recipe)
     with evaluating(module) as forget:
         with steps("load", str(path)) as step:
-            made = _Folded.of(module, _names_in(path, only, strip_prefix), told)
+            stored = _dtypes_in(path, only, strip_prefix)
+            made = _Folded.of(module, stored, told)
             loaded = load_weights(made.module, located(path), only=only, strip_prefix=strip_prefix)
             step.detail = f"{counted(len(made.layers), 'layer')} folded, {loaded}"
         first = first_run(question, steps)
         with evaluating(made.module):
             with steps("weights", "handed to layers") as step:
-                layers = made.compared(module, question, forget)
+                layers = made.compared(module, question, stored, forget)
                 step.detail = f"handed to {counted(len(layers), 'layer')}"
             proof = _proof(question, made.module, first, steps, forget)
     return ExportReport(
@@ -213,11 +217,17 @@ def _failure(report: ExportReport) -> str:
 # -- the model as the file has it
 
 
-def _names_in(path: str | os.PathLike[str], only: str | None, strip_prefix: Iterable[str]) -> frozenset[str]:
-    """The names of all tensors in the state dicts of a file."""
+def _dtypes_in(
+    path: str | os.PathLike[str], only: str | None, strip_prefix: Iterable[str]
+) -> dict[str, torch.dtype]:
+    """The dtypes of all tensors in the state dicts of a file, by their names."""
     renaming = renaming_of(strip_prefix, "", ())
     states = choose(open_checkpoint(located(path)).tree, only)
-    return frozenset(name for state in states for name in renamed_state(state, renaming).tensors)
+    return {
+        name: getattr(torch, stored.info.dtype.name, torch.float32)
+        for state in states
+        for name, stored in renamed_state(state, renaming).tensors.items()
+    }
 
 
 def _has(names: Collection[str], name: str) -> bool:
@@ -227,22 +237,24 @@ def _has(names: Collection[str], name: str) -> bool:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Folded:
-    """A copy of a module, folded where a file is, and the layers that were."""
+    """A copy of a module, folded where a file is; its folded layers, and the folds of norms that it keeps."""
 
     module: nn.Module
     layers: tuple[Layer, ...]
+    kept: tuple[RecipeFold, ...]
 
     @staticmethod
     def of(module: nn.Module, names: Collection[str], recipe: Recipe | None) -> _Folded:
         """Fold a copy so that its names are those of the file; its numbers do not matter."""
         made, own = copied(module), module.state_dict(keep_vars=True).keys()
         folds = tuple(fold for fold in recipe.folds if _is_done(fold, names, own)) if recipe else ()
+        kept = tuple(fold for fold in recipe.folds if _is_kept(fold, names, own)) if recipe else ()
         told = {fold.weight for fold in folds}
         live = [each for each in find_live(made, ALL).layers if _has(names, each.layer.name)]
         plain = {each.layer.name for each in live if not _has(names, each.layer.original.name)}
         layers = [escape(name) for name in (*plain, *told)]
         if not layers:
-            return _Folded(made, ())
+            return _Folded(made, (), kept)
         done = fold_module(
             made,
             kinds=ALL if plain else ("weight",),
@@ -251,14 +263,19 @@ class _Folded:
             zero_rows="zero",
             allow_nonfinite=True,
         )
-        return _Folded(made, tuple(done))
+        return _Folded(made, tuple(done), kept)
 
     def compared(
-        self, module: nn.Module, question: Question, forget: Callable[[], None]
+        self,
+        module: nn.Module,
+        question: Question,
+        stored: Mapping[str, torch.dtype],
+        forget: Callable[[], None],
     ) -> tuple[HandedProof, ...]:
         """Compare the weights that folded layers are handed with the module's, on the first sample.
 
-        Raises ``VerifyError`` where the two forwards do not call the same layers.
+        ``stored`` are the dtypes in the file. Raises ``VerifyError`` where the two forwards do not call the
+        same layers.
         """
         feeds = arrays(question.signature, question.samples[0])
         forget()
@@ -270,13 +287,27 @@ class _Folded:
                 fix="the recipe is not of this model: recipe_of(module, …) tells its own",
             )
         held = {value.data_ptr(): name for name, value in self.module.named_parameters() if value.numel()}
-        tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+        tensors = _tensors(module)
         layers = {layer.name: layer for layer in self.layers}
-        return tuple(
-            handed_proof(name, layers[name].rule, old.weight, new.weight, _norm_of(layers[name], tensors))
-            for old, new in zip(before, after, strict=True)
-            if (name := held.get(new.weight.data_ptr(), "")) in layers
-        )
+        kept = {fold.weight: fold for fold in self.kept}
+        found: list[HandedProof] = []
+        for old, new in zip(before, after, strict=True):
+            name = held.get(new.weight.data_ptr(), "")
+            if name not in layers and name not in kept:
+                continue
+            layer, fold = layers.get(name), kept.get(name)
+            found.append(
+                handed_proof(
+                    name,
+                    Rule(()) if layer is None else layer.rule,
+                    old.weight,
+                    new.weight,
+                    {} if layer is None else _norm_of(layer, tensors),
+                    beside=None if fold is None else _beside(fold, old.weight, module, self.module),
+                    stored=next((stored[each] for each in stored if _has((each,), name)), None),
+                )
+            )
+        return tuple(found)
 
 
 def _is_done(fold: RecipeFold, names: Collection[str], own: Collection[str]) -> bool:
@@ -284,6 +315,30 @@ def _is_done(fold: RecipeFold, names: Collection[str], own: Collection[str]) -> 
     if fold.kind == "affine before":
         return _has(names, fold.bias_name) and fold.bias_name not in own
     return not fold.has_norm or not _has(names, f"{fold.norm}.running_var")
+
+
+def _is_kept(fold: RecipeFold, names: Collection[str], own: Collection[str]) -> bool:
+    """Whether a file and the module both have the norm of a fold, which is then neutral in the file."""
+    variance = f"{fold.norm}.running_var"
+    is_whole = fold.has_norm and fold.kind != "affine before"
+    return is_whole and _has(names, variance) and _has(names, fold.weight) and variance in own
+
+
+def _tensors(module: nn.Module) -> dict[str, Tensor]:
+    return {**dict(module.named_parameters()), **dict(module.named_buffers())}
+
+
+def _beside(fold: RecipeFold, weight: Tensor, module: nn.Module, made: nn.Module) -> Beside:
+    """A norm that is kept, in both modules, with the eps of the module: a recipe can have another."""
+    before, after = _tensors(module), _tensors(made)
+    gain = f"{fold.norm}.weight"
+    eps = getattr(module.get_submodule(fold.norm), "eps", fold.eps)
+    told = replace(fold, eps=eps if isinstance(eps, float) else fold.eps)
+    operation = neighbour_of(told, tuple(weight.shape), gain=gain in before, shift=False)
+    assert not isinstance(operation, AffineBefore)  # noqa: S101 - its norm is not one that is kept
+    names = {"variance": f"{fold.norm}.running_var", "gamma": gain}
+    old, new = ({role: tensors[names[role]] for role in operation.roles} for tensors in (before, after))
+    return Beside(operation, old, new)
 
 
 def _calls(module: nn.Module, feeds: Mapping[str, Array]) -> list[LayerCall]:

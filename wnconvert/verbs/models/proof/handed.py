@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -11,10 +12,21 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from wnconvert.layers.rules import AffineBefore, NormBefore, NormBehind, Rule
+from wnconvert.layers.rules import (
+    AffineBefore,
+    Equalized,
+    Mask,
+    Norm,
+    NormBefore,
+    NormBehind,
+    Rule,
+    Stored,
+    Unit,
+    UnitVector,
+)
 from wnconvert.verbs.modules.folding.layers import by_channel
 
-__all__ = ["HandedProof", "LayerCall", "handed_in", "handed_proof"]
+__all__ = ["Beside", "HandedProof", "LayerCall", "handed_in", "handed_proof"]
 
 
 #: torch's functions that a layer calls with its weight, each with the place of the weight and its name.
@@ -26,8 +38,13 @@ _FUNCTIONS: Mapping[str, tuple[int, str]] = MappingProxyType(
         "addmm": (2, "mat2"),
     }
 )
-#: How far torch's own rounding of a weight may be from it, as a part of the largest in its channel.
-_NEAR = {torch.float16: 1e-2, torch.bfloat16: 5e-2}
+#: How far torch's own rounding of a weight may be from it, as a part of the largest in its channel: where a
+#: sum cancels (the mean of a standardization, a σ), nothing tighter holds for all weights.
+_NEAR: Mapping[torch.dtype, float] = MappingProxyType({torch.float16: 1e-2, torch.bfloat16: 5e-2})
+_NEAR_ELSE = 1e-4
+#: What rounds each element once or not at all, and what divides by a norm, whose squares do not cancel.
+_EXACT = (Mask, Stored, Equalized)
+_OF_NORMS = (Norm, Unit, UnitVector)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -48,6 +65,18 @@ class HandedProof:
     name: str
     distance: float
     passed: bool
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Beside:
+    """A norm that stays beside its layer: what it does, and its tensors by their roles, unfolded and folded.
+
+    The eps of ``operation`` is that which the module adds.
+    """
+
+    operation: NormBehind | NormBefore
+    before: Mapping[str, Tensor]
+    after: Mapping[str, Tensor]
 
 
 class _Recording(TorchFunctionMode):
@@ -82,29 +111,61 @@ def handed_in(run: Callable[[], object]) -> list[LayerCall]:
 
 
 def handed_proof(
-    name: str, rule: Rule, before: Tensor, after: Tensor, norm: Mapping[str, Tensor]
+    name: str,
+    rule: Rule,
+    before: Tensor,
+    after: Tensor,
+    norm: Mapping[str, Tensor],
+    *,
+    beside: Beside | None = None,
+    stored: torch.dtype | None = None,
 ) -> HandedProof:
     """Compare the weight that a folded layer is handed with that of the layer before, times its norm.
 
-    ``norm`` are the tensors of the norm by their roles. Plain float64 arithmetic of torch, which shares
-    nothing with the fold's.
+    ``norm`` are the tensors of the norm by their roles. Of a norm that is kept there is ``beside`` instead,
+    and what layer and norm multiply together is compared. ``stored`` is the dtype that the folded weight was
+    rounded to. Plain float64 arithmetic of torch, which shares nothing with the fold's.
     """
     with torch.no_grad():
-        expected = before.double()
+        expected, found = before.double(), after.double()
         operation = rule.neighbour
+        if beside is not None:
+            operation = beside.operation
+            found = found * by_channel(_factors(operation, beside.after), operation, tuple(after.shape))
+            norm = beside.before
         if operation is not None:
             expected = expected * by_channel(_factors(operation, norm), operation, tuple(before.shape))
         axis = 0 if operation is None else operation.dim
-        apart = _by_axis((after.double() - expected).abs(), axis)
-        size = _by_axis(expected.abs(), axis)
-        ratios = (apart / size.clamp_min(torch.finfo(torch.float32).tiny)).cpu().numpy()
-    distance = float(ratios.max(initial=0.0))
-    return HandedProof(name, distance, bool(distance <= _NEAR.get(after.dtype, 1e-4)))
+        apart = (found - expected).abs()
+        largest = expected.abs().movedim(axis, 0).flatten(1).amax(1)
+        largest = largest.reshape([-1 if each == axis else 1 for each in range(expected.dim())])
+        ratios = apart / largest.clamp_min(torch.finfo(torch.float32).tiny)
+        allowed = _allowed(rule, before, stored or after.dtype, expected.abs(), largest)
+        passed = bool((apart <= allowed).all())
+    return HandedProof(name, float(ratios.cpu().numpy().max(initial=0.0)), passed)
 
 
-def _by_axis(values: Tensor, axis: int) -> Tensor:
-    """The largest element along each place of an axis."""
-    return values.movedim(axis, 0).flatten(1).amax(1)
+def _allowed(rule: Rule, before: Tensor, stored: torch.dtype, size: Tensor, largest: Tensor) -> Tensor:
+    """How far each element may be from the one expected, whose size is given.
+
+    A fold is rounded once, to half an ulp of ``stored``, which is at most half an eps of the element; a kept
+    norm's neutral variance adds as much again, and 2 eps leave room for that. Beneath the
+    smallest normal number the half ulp is of a subnormal. So much for what is stored. What the
+    unfolded model computes has the rounding of its own dtype: a mask or a constant factor one eps; a norm
+    of n numbers about √n, as its squares do not cancel, and some for the division. What may cancel, as a mean
+    or a σ does, is near as a part of the largest in its channel alone.
+    """
+    rounding, own = torch.finfo(stored), torch.finfo(before.dtype)
+    near = _NEAR.get(before.dtype, _NEAR_ELSE)
+    beneath = [each for each in rule.operations if each is not rule.neighbour]
+    allowed = 2 * rounding.eps * size + rounding.tiny * rounding.eps
+    if any(not isinstance(each, (*_EXACT, *_OF_NORMS)) for each in beneath):
+        return allowed + near * largest
+    if any(isinstance(each, _OF_NORMS) for each in beneath):
+        allowed += min((64 + math.sqrt(before.numel())) * own.eps, near) * size
+    elif beneath:
+        allowed += 2 * own.eps * size
+    return allowed
 
 
 def _factors(operation: NormBehind | NormBefore | AffineBefore, norm: Mapping[str, Tensor]) -> Tensor:

@@ -19,7 +19,7 @@ __all__ = ["Handed", "Ran", "in_float64", "places"]
 
 
 #: Operators that one dtype needs and another does not; steps are counted without them.
-_UNCOUNTED = frozenset("_to_copy clone alias detach lift_fresh empty contiguous".split())
+_UNCOUNTED = frozenset("_to_copy to clone alias detach lift_fresh empty contiguous".split())
 
 
 @dataclass(frozen=True, slots=True)
