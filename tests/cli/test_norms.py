@@ -243,3 +243,23 @@ def test_recipes_of_the_tests_are_what_a_forward_tells(folder: Path) -> None:
     model = loaded(folder, "plain", "plain1.pt")
     told: Recipe = recipe_of(model, inputs=INPUT[1], ranges=[INPUT[3], INPUT[5]])
     assert [(fold.weight, fold.norm, fold.eps) for fold in told.folds] == [("0.weight", "1", 1e-3)]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--norm", "n=c", "--eps", "1e-5"), "--norm does not fit: n has no running statistics"),
+        (
+            ("--standardize", "x.*", "--std", "biased", "--eps-at", "var", "--eps", "1e-5"),
+            "--standardize does not fit: it does not have x.*",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_called_as_the_user_gave_it(
+    options: tuple[str, ...], said: str, tmp_path: Path
+) -> None:
+    torch.save({"c.weight": torch.ones(3, 2, 1), "n.weight": torch.ones(3)}, tmp_path / "net.pt")
+    ended = run_here("fold", "net.pt", *options, folder=tmp_path)
+    assert ended.returncode == 2
+    assert said in ended.stderr
+    assert "recipe" not in ended.stderr

@@ -209,7 +209,7 @@ def test_a_state_dict_with_nothing_of_it_is_foreign() -> None:
 def test_a_prefix_before_all_names_is_said() -> None:
     tensors = [("net.conv.weight", (8, 4, 3)), *norm("net.bn", 8)]
     result = found(tensors, behind())
-    assert (result.misfit, result.is_foreign) == ("its names have net. before those of the recipe", False)
+    assert (result.misfit, result.is_foreign) == ("its names have net. before those that are told", False)
 
 
 def test_a_prefix_before_some_names_is_none() -> None:

@@ -88,7 +88,7 @@ def matched(recipe: Recipe, known: Keyed, selection: Selection) -> Matched:
     if missing:
         there = sum(1 for fold in folds for _ in _present(fold, known))
         if not there and (prefix := _prefix(missing, known)):
-            return Matched(misfit=f"its names have {printable(prefix)} before those of the recipe")
+            return Matched(misfit=f"its names have {printable(prefix)} before those that are told")
         return Matched(misfit=_misfit(missing, known), is_foreign=not there)
     if recipe.names and recipe.names != _digest(recipe, known):
         return Matched(misfit="the shapes of its tensors are not those of the model that the recipe is of")
@@ -264,7 +264,7 @@ def _with_own(layer: Layer, fold: RecipeFold, known: Keyed) -> Layer:
     """What a class makes of its weight."""
     shape, owner = layer.original.shape, owner_of(layer.name)
     if fold.dim >= len(shape):
-        raise LayerError(f"a weight {shape} has no axis {fold.dim}", fix="another dim in the recipe")
+        raise LayerError(f"a weight {shape} has no axis {fold.dim}", fix="another dim")
     parts = dict(layer.parts)
     for role, name in (("gain", fold.gain), ("shift", fold.shift)):
         if name:
@@ -274,7 +274,7 @@ def _with_own(layer: Layer, fold: RecipeFold, known: Keyed) -> Layer:
             if owner + name == fold.bias_name:
                 raise LayerError(f"{printable(owner + name)} is the bias of its layer, and no {role}")
             if parts[role].numel != shape[fold.dim]:
-                raise LayerError(_does_not_fit(parts[role], shape), fix="another dim in the recipe")
+                raise LayerError(_does_not_fit(parts[role], shape), fix="another dim")
     return replace(layer, rule=Rule((*layer.rule.operations, _own(fold))), parts=parts)
 
 
@@ -299,7 +299,7 @@ def _with_norm(layer: Layer, fold: RecipeFold, known: Keyed) -> Layer:
         if info is None or role not in (*neighbour.roles, *neighbour.offsets):
             continue
         if info.numel != neighbour.norms(shape):
-            raise LayerError(_does_not_fit(info, shape, fold), fix="another op, or groups, in the recipe")
+            raise LayerError(_does_not_fit(info, shape, fold), fix="another op, or groups")
         parts[role] = info
     for name in _OF_SWITCHABLE:
         if (beside := f"{fold.norm}.{name}") in known.tensors:
@@ -307,9 +307,7 @@ def _with_norm(layer: Layer, fold: RecipeFold, known: Keyed) -> Layer:
                 f"{printable(beside)} shows a switchable norm, which uses statistics of its input, too"
             )
     if len({part.name for part in parts.values()}) < len(parts):
-        raise LayerError(
-            f"a tensor of {printable(fold.norm)} is the weight's own", fix="another norm in the recipe"
-        )
+        raise LayerError(f"a tensor of {printable(fold.norm)} is the weight's own", fix="another norm")
     made = replace(
         layer,
         rule=Rule((*layer.rule.operations, neighbour)),

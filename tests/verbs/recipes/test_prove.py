@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import cast
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
 
 from tests.verbs.recipes import models
@@ -16,6 +17,7 @@ from wnconvert.verbs.models.proof.running import evaluating
 from wnconvert.verbs.models.proof.samples import samples_of
 from wnconvert.verbs.models.proof.signatures import signature_of
 from wnconvert.verbs.recipes.proving.prove import MOST_APART, Proven, prove_recipe
+from wnconvert.verbs.recipes.recipe import trace_recipe
 
 IMAGE = "input=float32[2,3,9,8]"
 
@@ -158,3 +160,22 @@ def test_what_a_forward_draws_is_the_same_unfolded_and_folded() -> None:
     assert proven(Drawing(), [fold], models.IMAGE).apart < MOST_APART
     with pytest.raises(LayerError, match="the recipe is refused"):
         proven(Drawing(), [replace(fold, eps=1.1e-5)], models.IMAGE)
+
+
+class Complex(nn.Module):
+    """A norm behind a complex convolution's real part, and one behind a real convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv1d(2, 3, 1, dtype=torch.complex64), nn.BatchNorm1d(3)
+        self.last, self.behind = nn.Conv1d(3, 4, 1), nn.BatchNorm1d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = self.norm(self.conv(x.to(torch.complex64)).real)
+        return cast("Tensor", self.behind(self.last(torch.relu(found))))
+
+
+def test_a_norm_behind_a_complex_convolution_stays_and_another_is_proven() -> None:
+    report = trace_recipe(Complex().eval(), inputs="x=float32[1,2,T]")
+    assert [(fold.weight, fold.norm) for fold in report.recipe.folds] == [("last.weight", "behind")]
+    assert [left.name for left in report.left] == ["norm"]

@@ -176,14 +176,14 @@ class FoundDraft(Draft):
     def check_fits(self) -> None:
         """Raise ``LayerError`` where a recipe is of none of the state dicts, or names tell nothing."""
         found = {state.shown: self.found[state.path] for state in self.states}
-        check_recipe_fits(found)
+        check_recipe_fits(found, self.selection)
         check_names_tell(found)
 
     def found_notes(self) -> Iterable[str]:
         """Notes for the user on the layers that were found, and on those that another library spells."""
         found = {state.shown: self.found[state.path] for state in self.states}
-        for notes in (notes_on_misfits, notes_on_left):
-            yield from notes(found)
+        yield from notes_on_misfits(found, self.selection)
+        yield from notes_on_left(found)
         for state in self.states:
             yield from notes_on(self.found[state.path])
             yield from notes_on_foreign(find_foreign(tensor.info for tensor in state.tensors.values()))

@@ -11,6 +11,7 @@ from wnconvert.layers.evidence import notes_on_passed
 from wnconvert.layers.find import FoundPairs, pairs_in
 from wnconvert.layers.kinds.others import along
 from wnconvert.layers.schemes import Layer, Refused, Selection, fix_of, is_pair
+from wnconvert.layers.telling.asked import SaidStandardize
 from wnconvert.messages import listed, option, raise_listed, told
 from wnconvert.plan.selection.ties import refused_for_ties
 from wnconvert.tensors.tree import StateDict
@@ -120,16 +121,16 @@ def check_refused(refused: Mapping[str, Sequence[Refused]], verb: str) -> None:
     )
 
 
-def check_recipe_fits(found: Mapping[str, FoundPairs]) -> None:
-    """Raise ``LayerError`` if a recipe is of none of these state dicts, which are by their paths."""
+def check_recipe_fits(found: Mapping[str, FoundPairs], selection: Selection) -> None:
+    """Raise ``LayerError`` if what tells norms is of none of these state dicts, which are by their paths."""
     misfits = [(path, item.misfit) for path, item in found.items() if item.misfit]
     if len(misfits) == len(found):
         near = [(path, item.misfit) for path, item in found.items() if not item.is_foreign]
         raise_listed(
             LayerError,
-            f"the recipe fits none of {len(found)} state dicts",
-            [(_of_state(path), f"the recipe does not fit: {why}") for path, why in near or misfits],
-            fix="a recipe of this very model; --strip-prefix where the names have a prefix more",
+            f"{_teller(selection)} fits none of {len(found)} state dicts",
+            [(_of_state(path), f"{_teller(selection)} does not fit: {why}") for path, why in near or misfits],
+            fix=f"{_own(selection)}; --strip-prefix where the names have a prefix more",
         )
 
 
@@ -164,11 +165,26 @@ def _of_state(path: str) -> str:
     return "" if path == "." else path
 
 
-def notes_on_misfits(found: Mapping[str, FoundPairs]) -> Iterable[str]:
+def notes_on_misfits(found: Mapping[str, FoundPairs], selection: Selection) -> Iterable[str]:
     """Notes on state dicts that have some of what a recipe names; those with nothing of it need none."""
+    stay = "weights" if isinstance(selection.asked, SaidStandardize) else "norms"
     for path, item in found.items():
         if item.misfit and not item.is_foreign:
-            yield f"{path}: the recipe does not fit, so its norms stay: {item.misfit}"
+            yield f"{path}: {_teller(selection)} does not fit, so its {stay} stay: {item.misfit}"
+
+
+def _teller(selection: Selection) -> str:
+    """What tells the norms, as the user gave it."""
+    if isinstance(selection.asked, SaidStandardize):
+        return option("standardize")
+    return "the recipe" if selection.asked is None else option("norm")
+
+
+def _own(selection: Selection) -> str:
+    """What to give instead."""
+    return (
+        "a recipe of this very model" if selection.asked is None else "names that `wnconvert inspect` shows"
+    )
 
 
 def _where(path: str, name: str) -> str:
