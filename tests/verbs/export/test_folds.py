@@ -159,3 +159,22 @@ def test_what_is_kept_right_is_proven_too(which: str, tmp_path: Path) -> None:
     report = check_checkpoint(saved(state, tmp_path / "net.pt"), model, recipe=recipe, **NORMED[which].inputs)
     assert report, report
     assert {layer.name for layer in report.layers} == {fold.weight for fold in recipe.folds}
+
+
+@pytest.mark.parametrize("model_dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("weight_normed", [False, True])
+def test_a_file_of_another_dtype_is_near_by_its_rounding_and_that_of_the_model(
+    weight_normed: bool, model_dtype: torch.dtype, tmp_path: Path
+) -> None:
+    model = small_variances(weight_normed=weight_normed).to(model_dtype)
+    recipe = Recipe((behind("0.weight", "1"),))
+    state = fold_state_dict(model.state_dict(), recipe=recipe, dtype="float16")
+    inputs = f"input={model_dtype}[1,4,T]".replace("torch.", "")
+    path = saved(state, tmp_path / "net.pt")
+    report = check_checkpoint(path, model, inputs=inputs, recipe=recipe, rtol=1.0, atol=1e6)
+    assert report, report.layers
+    state["0.weight"][1, 0, 0] *= 1.1
+    report = check_checkpoint(
+        saved(state, tmp_path / "off.pt"), model, inputs=inputs, recipe=recipe, rtol=1.0, atol=1e6
+    )
+    assert not report

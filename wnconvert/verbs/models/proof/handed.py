@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -140,25 +140,28 @@ def handed_proof(
         largest = expected.abs().movedim(axis, 0).flatten(1).amax(1)
         largest = largest.reshape([-1 if each == axis else 1 for each in range(expected.dim())])
         ratios = apart / largest.clamp_min(torch.finfo(torch.float32).tiny)
-        allowed = _allowed(rule, before, stored or after.dtype, expected.abs(), largest)
+        allowed = _allowed(rule, before, {stored or after.dtype, after.dtype}, expected.abs(), largest)
         passed = bool((apart <= allowed).all())
     return HandedProof(name, float(ratios.cpu().numpy().max(initial=0.0)), passed)
 
 
-def _allowed(rule: Rule, before: Tensor, stored: torch.dtype, size: Tensor, largest: Tensor) -> Tensor:
+def _allowed(
+    rule: Rule, before: Tensor, dtypes: Collection[torch.dtype], size: Tensor, largest: Tensor
+) -> Tensor:
     """How far each element may be from the one expected, whose size is given.
 
-    A fold is rounded once, to half an ulp of ``stored``, which is at most half an eps of the element; a kept
-    norm's neutral variance adds as much again, and 2 eps leave room for that. Beneath the
-    smallest normal number the half ulp is of a subnormal. So much for what is stored. What the
-    unfolded model computes has the rounding of its own dtype: a mask or a constant factor one eps; a norm
-    of n numbers about √n, as its squares do not cancel, and some for the division. What may cancel, as a mean
-    or a σ does, is near as a part of the largest in its channel alone.
+    A fold is rounded once to each of ``dtypes``, the file's and that of the model which loads it, by half an
+    ulp, which is at most half an eps of the element; a kept norm's neutral variance adds as much again, and
+    2 eps leave room for that. Beneath the smallest normal number the half ulp is of a subnormal. So much for
+    what is stored. What the unfolded model computes has the rounding of its own dtype: a constant factor one
+    eps; a norm of n numbers about √n, as its squares do not cancel, and some for the division. What may
+    cancel, as a mean or a σ does, is near as a part of the largest in its channel alone.
     """
-    rounding, own = torch.finfo(stored), torch.finfo(before.dtype)
+    own = torch.finfo(before.dtype)
     near = _NEAR.get(before.dtype, _NEAR_ELSE)
     beneath = [each for each in rule.operations if each is not rule.neighbour]
-    allowed = 2 * rounding.eps * size + rounding.tiny * rounding.eps
+    roundings = [torch.finfo(dtype) for dtype in dtypes]
+    allowed = sum(each.tiny * each.eps for each in roundings) + size * sum(2 * each.eps for each in roundings)
     if any(not isinstance(each, (*_EXACT, *_OF_NORMS)) for each in beneath):
         return allowed + near * largest
     if any(isinstance(each, _OF_NORMS) for each in beneath):
