@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.export import ExportedProgram
 
 from wnconvert.errors import ArgumentError
 from wnconvert.layers.recipes import Recipe
@@ -29,7 +30,7 @@ __all__ = ["recipe_of", "trace_recipe"]
 
 
 def recipe_of(
-    module: nn.Module,
+    module: nn.Module | ExportedProgram,
     *,
     inputs: Any,
     dynamic: Mapping[str, Mapping[int, str]] | None = None,
@@ -61,7 +62,7 @@ def recipe_of(
 
 
 def trace_recipe(
-    module: nn.Module,
+    module: nn.Module | ExportedProgram,
     *,
     inputs: Any,
     dynamic: Mapping[str, Mapping[int, str]] | None = None,
@@ -108,13 +109,14 @@ def trace_recipe(
     return RecipeReport(recipe, left, proven.samples, proven.apart, tuple(steps.every), signature.notes)
 
 
-def _checked(module: object) -> nn.Module:
-    """The module inside wrappers. Raises ``ArgumentError`` for what cannot be traced and proven."""
-    module = unwrapped(module)  # type: ignore[arg-type]
+def _checked(given: object) -> nn.Module:
+    """The module inside wrappers, or that of a program. Raises ``ArgumentError`` for what cannot be traced."""
+    inside: object = unwrapped(given)  # type: ignore[arg-type]
+    module = inside.module() if isinstance(inside, ExportedProgram) else inside
     if not isinstance(module, nn.Module) or isinstance(module, torch.jit.ScriptModule):
         raise ArgumentError(
             f"{type(module).__name__} is not an nn.Module whose code can be followed",
-            fix="give the module itself, before it is scripted or exported",
+            fix="give the module itself, before it is scripted",
         )
     if any(each.is_meta for each in (*module.parameters(), *module.buffers())):
         raise ArgumentError(
