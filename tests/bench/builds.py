@@ -50,6 +50,11 @@ def usual(source: Path, target: Path) -> Command:
     return [sys.executable, USUAL, source, target]
 
 
+def usual_fusion(source: Path, target: Path) -> Command:
+    """The script that people write to fold the batch norms of a ResNet-50."""
+    return ["env", f"--chdir={ROOT}", sys.executable, "-m", "tests.bench.usual_fusion", source, target]
+
+
 def cached_copy(source: Path, target: Path) -> Command:
     """A copy through the page cache, put on the disk at the end."""
     return ["dd", f"if={source}", f"of={target}", "bs=4M", "conv=fsync", "status=none"]

@@ -8,10 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tests.bench import inputs
-from tests.bench.builds import NOW, cached_copy, usual
+from tests.bench.builds import NOW, cached_copy, usual, usual_fusion
 from tests.bench.inputs import GIB, MIB, written
 from tests.bench.measure import Command, bytes_read, in_turns, run
 from tests.bench.rows import Row, verdict
+from wnconvert.formats.recipes import recipe_text
+from wnconvert.layers.recipes import Recipe, RecipeFold
 
 
 def start(_folder: Path, rounds: int) -> Iterator[Row]:
@@ -159,4 +161,33 @@ def export(folder: Path, rounds: int) -> Iterator[Row]:
     yield Row("`export`, HiFi-GAN, 78 layers", runs, "torch's exporter, one run", others, 1.2)
 
 
-BENCHES = (start, small, large, whole, split, migrate, inspect, compare, sharded, onnx, export)
+def resnet(folder: Path, rounds: int) -> Iterator[Row]:
+    """The batch norms of a ResNet-50 of 100 MB, against a script that builds the model."""
+    import torch
+    from safetensors.torch import save_file
+
+    from tests.bench import nets
+
+    model, recipe = nets.resnet50(), folder / "resnet50.toml"
+    folds = (
+        RecipeFold("norm behind", f"{conv}.weight", norm, eps=1e-5) for conv, norm in nets.pairs_of(model)
+    )
+    recipe.write_text(recipe_text(Recipe(tuple(folds))))
+    for suffix, save in ((".safetensors", save_file), (".pt", torch.save)):
+        source, target = folder / f"resnet50{suffix}", folder / f"out{suffix}"
+        save(model.state_dict(), source)
+        ours, script = in_turns(
+            rounds,
+            NOW.fold(source, target, "--recipe", recipe, "--silent"),
+            usual_fusion(source, target),
+            target=target,
+            memory=True,
+        )
+        yield Row(
+            f"`fold --recipe`, ResNet-50, 100 MB `{suffix}`", ours, "torch script", script, 0.35, 64 * MIB
+        )
+        source.unlink()
+    recipe.unlink()
+
+
+BENCHES = (start, small, large, whole, split, migrate, inspect, compare, sharded, onnx, export, resnet)

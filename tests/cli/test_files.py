@@ -147,7 +147,7 @@ def test_choices_are_those_that_python_takes() -> None:
 
 
 def test_exporters_are_those_that_python_takes() -> None:
-    assert exporters.EXPORTERS == EXPORTER_CHOICES
+    assert ("auto", *exporters.EXPORTERS) == EXPORTER_CHOICES
 
 
 def test_forms_are_those_that_a_pair_can_have() -> None:

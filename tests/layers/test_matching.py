@@ -206,6 +206,17 @@ def test_a_state_dict_with_nothing_of_it_is_foreign() -> None:
     assert "conv.weight" in result.misfit
 
 
+def test_a_prefix_before_all_names_is_said() -> None:
+    tensors = [("net.conv.weight", (8, 4, 3)), *norm("net.bn", 8)]
+    result = found(tensors, behind())
+    assert (result.misfit, result.is_foreign) == ("its names have net. before those of the recipe", False)
+
+
+def test_a_prefix_before_some_names_is_none() -> None:
+    result = found([("net.conv.weight", (8, 4, 3)), *norm("other.bn", 8)], behind())
+    assert result.is_foreign
+
+
 def test_a_norm_without_running_statistics_uses_the_batch() -> None:
     result = found([*CONV, *norm("bn", 8, "weight", "bias")], behind())
     assert result.misfit.startswith("bn has no running statistics")
@@ -258,6 +269,22 @@ def test_a_digest_is_of_the_weight_whatever_computes_it() -> None:
             [*CONV, ("conv.gain", (4,))],
             RecipeFold("standardize", "conv.weight", eps=1e-5, gain="gain"),
             "conv.gain (4,) does not fit a weight (8, 4, 3)",
+        ),
+        (
+            [*CONV, ("conv.bias", (8,))],
+            RecipeFold("standardize", "conv.weight", eps=1e-5, gain="bias"),
+            "conv.bias is the bias of its layer, and no gain",
+        ),
+        (
+            [*CONV, ("conv.gain", (8,))],
+            RecipeFold("standardize", "conv.weight", eps=1e-5, gain="gain", shift="gain"),
+            "conv.gain is named twice",
+        ),
+        ([*CONV, *norm("bn", 8)], behind(bias="bn.weight"), "bn.weight is no bias beside it"),
+        (
+            [*CONV, *norm("bn", 8), ("bn.mean_weight", (3,))],
+            behind(),
+            "bn.mean_weight shows a switchable norm",
         ),
     ],
 )

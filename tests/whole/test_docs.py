@@ -13,6 +13,7 @@ import contextlib
 import io
 import json
 import re
+import runpy
 import shutil
 from collections import Counter
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import save_file
 
 import wnconvert
@@ -269,11 +271,28 @@ def _hold(found: list[Any], *headings: str) -> None:
             seen.setdefault(path, set()).add(kind)
     listed = {path: kinds for path, kinds in types.items() if not path.endswith("[]")}
     shown = {path: kinds for path, kinds in seen.items() if not path.endswith("[]")}
-    assert sorted(listed) == sorted(shown)
+    assert (listed.keys() - shown, shown.keys() - listed) == (set(), set()), (
+        "only on the page, only in outputs"
+    )
     wrong = {
         path: kinds - types.get(path, set()) for path, kinds in seen.items() if kinds - types.get(path, set())
     }
     assert not wrong, "types that the page does not name"
+
+
+def _normed(folder: Path) -> tuple[Path, tuple[str, ...]]:
+    """A checkpoint with two batch norms, one of which stands behind no layer, and what builds its model."""
+    (folder / "normed.py").write_text(
+        "import torch\n"
+        "from torch import nn\n"
+        "def build():\n"
+        "    torch.manual_seed(0)\n"
+        "    kinds = nn.BatchNorm1d(2), nn.ReLU(), nn.BatchNorm1d(2, affine=False)\n"
+        "    return nn.Sequential(nn.Conv1d(3, 2, 5), *kinds).eval()\n"
+    )
+    net = folder / "normed.pt"
+    torch.save(runpy.run_path(str(folder / "normed.py"))["build"]().state_dict(), net)
+    return net, (f"{folder / 'normed.py'}:build", "--input", "input=float32[1,3,T]")
 
 
 def test_the_json_of_conversions_is_as_documented(tmp_path: Path) -> None:
@@ -286,6 +305,9 @@ def test_the_json_of_conversions_is_as_documented(tmp_path: Path) -> None:
         _json("migrate", fixtures / "vits.pth", "--json", "--dry-run"),
         _json("split", fixtures / "plain.pt", "--layers", "conv.*", "--dim", "none", "--json", "--dry-run"),
     ]
+    net, build = _normed(tmp_path)
+    named = "--norm", "by-names", "--eps", "1e-5"
+    plans.append(_json("fold", net, *named, "--json", "--dry-run"))
     _hold(plans, "Of fold, split and migrate")
     results = [
         _json("fold", fixtures / "lightning.ckpt", "--json"),
@@ -293,6 +315,7 @@ def test_the_json_of_conversions_is_as_documented(tmp_path: Path) -> None:
         _json("fold", fixtures / "gan.pt", "--only", "generator", "--json"),
         _json("fold", fixtures / "tcn.onnx", "--json"),
         _json("migrate", fixtures / "g_02500000", "--json"),
+        _json("fold", net, *named, "--model", *build, "--json"),
     ]
     _hold(results, "Of fold, split and migrate", "When it is done")
 
@@ -325,8 +348,10 @@ def test_the_json_of_inspections_is_as_documented(tmp_path: Path) -> None:
     norm = tmp_path / "norm.safetensors"
     save_file({"running_mean": np.zeros(2, np.float32)}, norm)
     found.append(_json("inspect", norm, "--format", "json"))
+    normed, _ = _normed(tmp_path)
+    found.append(_json("inspect", normed, "--full", "--json"))
     _hold(found, "Of inspect")
-    both = (*(fixtures / name for name in (*names[:2], names[-1])), norm)
+    both = (*(fixtures / name for name in (*names[:2], names[-1])), norm, normed)
     several = _json("inspect", *both, "--full", "--tensors", "--metadata", "--json")
     assert sorted(several) == ["files", "schema"]
     _hold(several["files"], "Of inspect")
@@ -401,7 +426,20 @@ def test_the_json_of_exports_and_checks_is_as_documented(tmp_path: Path) -> None
     found.append(
         _json("check", fixed, "tests.helpers.export_models:Squared", "--input", "x=float32[1,T,2]", "--json")
     )
+    net, asked_of_net = _normed(tmp_path)
+    recipe = "--recipe", tmp_path / "net.toml"
+    _json("recipe", *asked_of_net, "-o", recipe[1], "--json")
+    _json("fold", net, *recipe, "--json")
+    found.append(_json("check", tmp_path / "normed.folded.pt", *asked_of_net, *recipe, "--json"))
+    assert [layer["name"] for layer in found[-1]["layers"]] == ["0.weight"]
     _hold(found, "Of export and check")
+
+
+def test_the_json_of_a_recipe_is_as_documented(tmp_path: Path) -> None:
+    _, asked = _normed(tmp_path)
+    found = _json("recipe", *asked, "-o", tmp_path / "net.toml", "--json")
+    assert [left["name"] for left in found["left"]] == ["3"]
+    _hold([found], "Of recipe")
 
 
 def test_a_key_that_is_not_documented_and_one_that_does_not_exist_are_seen() -> None:

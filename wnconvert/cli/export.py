@@ -23,7 +23,7 @@ __all__ = ["EXPORTER_CHOICES", "check", "export"]
 
 
 #: The choices of ``--exporter``; a test compares them with those of the module.
-EXPORTER_CHOICES = ("dynamo", "torchscript")
+EXPORTER_CHOICES = ("auto", "dynamo", "torchscript")
 
 
 _MODEL = with_options(
@@ -61,7 +61,16 @@ _FED = with_options(
         multiple=True,
         required=True,
         help="An input, e.g. 'mel=float32[1,80,T]' or 'ids=int64[1,L]<100'; a letter is a dynamic size. "
-        "'mel:x=…' is forward's mel, and x in the ONNX model.",
+        "'mel:x=…' is forward's mel, and x in the ONNX model. Behind the shape its values: '=0,1,0', '=L' "
+        "(the size L), '=0..1' (drawn between), '=@FILE.npz' (an example).",
+    ),
+    click.option(
+        "--inputs",
+        "data",
+        type=click.Path(),
+        metavar="FILE",
+        multiple=True,
+        help="Compare on your own inputs too: an .npz with each by its name, or an .npy of one (repeatable).",
     ),
     click.option(
         "--range",
@@ -87,6 +96,20 @@ _PROOF = with_options(
         help="Equal means |onnx-torch| <= atol + rtol·|torch|.",
     ),
     click.option("--atol", type=click.FloatRange(min=0), default=1e-5, show_default=True, help="See --rtol."),
+    click.option(
+        "--min-snr",
+        type=click.FloatRange(min=0, min_open=True),
+        metavar="DB",
+        help="Each sample must have this SNR too, in decibels, e.g. 100.",
+    ),
+    click.option(
+        "--outliers",
+        type=click.FloatRange(0, 1),
+        metavar="SHARE",
+        default=0.0,
+        show_default=True,
+        help="So many of the elements may be further off, e.g. 1e-5; needs --min-snr.",
+    ),
     click.option(
         "--samples",
         type=click.IntRange(min=1),
@@ -130,9 +153,9 @@ _REPORTING = with_options(
 @click.option(
     "--exporter",
     type=click.Choice(EXPORTER_CHOICES),
-    default="dynamo",
+    default="auto",
     show_default=True,
-    help="torch's newer exporter (dynamo) or its older one.",
+    help="torch's newer exporter (dynamo) or its older one; auto: the older where the newer fails.",
 )
 @click.option("--external-data", is_flag=True, help="Write the weights to a file beside OUT.")
 @_PROOF
@@ -239,12 +262,15 @@ def _check_other(out: str, *read: str | None) -> None:
 
 def _check_texts(options: Mapping[str, Any]) -> None:
     """Raise for a mistake in the options before the model's code runs, which may take long."""
+    from wnconvert.verbs.models.proof.inputs.texts import check_outputs
+    from wnconvert.verbs.models.proof.outputs import Leniency
     from wnconvert.verbs.models.proof.samples import samples_of
-    from wnconvert.verbs.models.proof.signatures import check_outputs, signature_of
+    from wnconvert.verbs.models.proof.signatures import signature_of
 
-    signature = signature_of(options["inputs"], options["ranges"])
+    signature = signature_of(options["inputs"], options["ranges"], data=options["data"])
     samples_of(signature, options["samples"], options["seed"])
     check_outputs(options["outputs"])
+    Leniency(options["min_snr"], options["outliers"])
 
 
 def _prove(

@@ -87,6 +87,8 @@ def matched(recipe: Recipe, known: Keyed, selection: Selection) -> Matched:
     missing = [name for fold in folds for name in _missing(fold, known)]
     if missing:
         there = sum(1 for fold in folds for _ in _present(fold, known))
+        if not there and (prefix := _prefix(missing, known)):
+            return Matched(misfit=f"its names have {printable(prefix)} before those of the recipe")
         return Matched(misfit=_misfit(missing, known), is_foreign=not there)
     if recipe.names and recipe.names != _digest(recipe, known):
         return Matched(misfit="the shapes of its tensors are not those of the model that the recipe is of")
@@ -179,6 +181,13 @@ def _present(fold: RecipeFold, known: Keyed) -> Iterator[str]:
     yield from (name for name in _needed(fold) if name in known.tensors)
 
 
+def _prefix(missing: Sequence[str], known: Keyed) -> str:
+    """What stands before all names that are missing, as a wrapper puts it there; empty if nothing does."""
+    names = dict.fromkeys((*known.tensors, *known.asked, *known.left))
+    found = (name.removesuffix(missing[0]) for name in names if name.endswith(f".{missing[0]}"))
+    return next((prefix for prefix in found if all(f"{prefix}{each}" in names for each in missing)), "")
+
+
 def _misfit(missing: Sequence[str], known: Keyed) -> str:
     """Why a recipe does not fit: norms without statistics if that is all, else the names."""
     owners = {name: name.rpartition(".")[0] for name in missing if name.endswith(_STATISTICS)}
@@ -260,6 +269,10 @@ def _with_own(layer: Layer, fold: RecipeFold, known: Keyed) -> Layer:
     for role, name in (("gain", fold.gain), ("shift", fold.shift)):
         if name:
             parts[role] = known.tensors[owner + name]
+            if any(part is parts[role] for other, part in parts.items() if other != role):
+                raise LayerError(f"{printable(owner + name)} is named twice", fix=f"another {role}")
+            if owner + name == fold.bias_name:
+                raise LayerError(f"{printable(owner + name)} is the bias of its layer, and no {role}")
             if parts[role].numel != shape[fold.dim]:
                 raise LayerError(_does_not_fit(parts[role], shape), fix="another dim in the recipe")
     return replace(layer, rule=Rule((*layer.rule.operations, _own(fold))), parts=parts)
@@ -286,6 +299,11 @@ def _with_norm(layer: Layer, fold: RecipeFold, known: Keyed) -> Layer:
         if info.numel != neighbour.norms(shape):
             raise LayerError(_does_not_fit(info, shape, fold), fix="another op, or groups, in the recipe")
         parts[role] = info
+    for name in _OF_SWITCHABLE:
+        if (beside := f"{fold.norm}.{name}") in known.tensors:
+            raise LayerError(
+                f"{printable(beside)} shows a switchable norm, which uses statistics of its input, too"
+            )
     if len({part.name for part in parts.values()}) < len(parts):
         raise LayerError(
             f"a tensor of {printable(fold.norm)} is the weight's own", fix="another norm in the recipe"
@@ -300,12 +318,16 @@ def _with_norm(layer: Layer, fold: RecipeFold, known: Keyed) -> Layer:
     )
     bias = known.tensors.get(fold.bias_name)
     if bias is not None and made.bias:
+        if any(bias.name == part.name for part in (*made.parts.values(), *made.unread)):
+            raise LayerError(f"{printable(bias.name)} is no bias beside it, but what it is folded of")
         if bias.shape != made.bias_shape:
             raise LayerError(f"{printable(bias.name)} {bias.shape} does not fit {made.bias_shape}")
         made = replace(made, parts={**parts, BIAS: bias})
     return made
 
 
+#: What switchable norms have beside the names of a norm with running statistics.
+_OF_SWITCHABLE = ("mean_weight", "var_weight")
 #: The roles of a norm's tensors.
 _OF_NORM = {"weight": "gamma", "bias": "beta", "running_mean": "mean", "running_var": "variance"}
 

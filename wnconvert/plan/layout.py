@@ -140,11 +140,16 @@ class FoldBias:
 
 @dataclass(frozen=True, slots=True)
 class Filled:
-    """``size`` elements that are all ``value``, in ``dtype``."""
+    """``size`` elements that are all ``value``, in ``dtype``.
+
+    They stand in the place of ``instead``, which is not read: two that were apart stay apart, although they
+    make the same bytes, since each is a parameter of its own.
+    """
 
     value: float
     size: int
     dtype: DType
+    instead: StoredTensor
     where: ClassVar[str] = ""
 
     @property

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from wnconvert.layers.kinds.table import in_words
@@ -215,6 +215,16 @@ class Plan:
             *([f"the digits of {counted(cast, 'tensor')}"] if cast else []),
             *(item.path for item in self.dropped),
         ]
+
+    def doubted(self) -> Plan:
+        """The plan with a note on the layers of which nothing but names, or the user's word, tells."""
+        grades = Counter(row.grade for row in self.layers if row.unproven)
+        notes = [
+            f"{counted(grades[grade], 'layer')} {why}, unproven: wnconvert check proves it"
+            for grade, why in (("names", "told by names"), ("said", "folded as said"))
+            if grades[grade]
+        ]
+        return replace(self, notes=(*self.notes, *notes))
 
     def __repr__(self) -> str:
         tensors = sum(len(planned.tensors) for planned in self.state_dicts)

@@ -200,8 +200,8 @@ class Neutral(_Computed):
 
     def made_of(self, tensors: Mapping[str, StoredTensor], path: str = "") -> MadeTensor:  # noqa: ARG002
         """The number, everywhere."""
-        info = self.info
-        return MadeTensor(info, Filled(self.value, info.numel, info.dtype), tensors[info.name])
+        info, old = self.info, tensors[self.info.name]
+        return MadeTensor(info, Filled(self.value, info.numel, info.dtype, _nameless(old)), old)
 
 
 class _Half(_Computed):

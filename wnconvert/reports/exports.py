@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from wnconvert.messages import counted, few, listed, printable
 from wnconvert.numerics.rounding import FLOAT_FORMATS
@@ -10,6 +10,7 @@ from wnconvert.reports.tables import Table, bytes_text, number_text
 from wnconvert.verbs.models.proof.outputs import OutputProof, Worst
 from wnconvert.verbs.models.proof.proof import Proof
 from wnconvert.verbs.models.proof.report import ExportReport, TimedStep
+from wnconvert.verbs.models.proof.samples import Sample
 
 __all__ = ["proof_line", "proof_text", "step_text"]
 
@@ -53,14 +54,14 @@ def proof_line(report: ExportReport, alarm: Callable[[str], str] = str) -> str:
     if not report:
         why = report.advice or f"{len(_weights(report))} layers have another weight"
         return f"{_different(report, alarm)}: {printable(why)}"
-    count = counted(len(proof.samples), "sample")
-    return printable(f"equal to {report.reference} on {count} ({_sizes(proof)}), within {proof.tolerance}")
+    return printable(
+        f"equal to {report.reference} on {_samples(proof)}, within {proof.tolerance}: {proof.measured}"
+    )
 
 
 def _different(report: ExportReport, alarm: Callable[[str], str]) -> str:
-    return (
-        f"{alarm('different')} {printable(f'from {report.reference} on samples of {_sizes(report.proof)}')}"
-    )
+    places = ", ".join(_places(report.proof))
+    return f"{alarm('different')} {printable(f'from {report.reference} on samples of {places}')}"
 
 
 def _row(output: OutputProof) -> tuple[str, ...]:
@@ -82,8 +83,8 @@ def _place(worst: Worst | None) -> str:
     """The index of an element, and its sample."""
     if worst is None:
         return ""
-    sizes = ", ".join(f"{letter} = {size}" for letter, size in worst.sizes.items())
-    return f"[{', '.join(map(str, worst.index))}], {sizes or f'seed {worst.seed}'}"
+    sample = Sample(worst.seed, worst.sizes, source=worst.source)
+    return f"[{', '.join(map(str, worst.index))}], {sample}"
 
 
 def _model(report: ExportReport) -> str:
@@ -124,6 +125,10 @@ def _fixed(proof: Proof) -> str:
 
 
 def _failure(output: OutputProof, proof: Proof) -> str:
+    if output.noisy and output.least_snr_db is not None and (output.few or not output.out_of_tolerance):
+        return (
+            f"output {output.name}: SNR {output.least_snr_db:.1f} dB, less than {proof.leniency.min_snr:g} dB"
+        )
     if output.passed:
         return (
             f"output {output.name} is at most {output.largest:.3g}, so zeros would be within "
@@ -132,6 +137,7 @@ def _failure(output: OutputProof, proof: Proof) -> str:
     count = f"{output.out_of_tolerance} of {counted(output.elements, 'element')}"
     odd = f" ({output.unmatched} NaN or infinite on one side only)" if output.unmatched else ""
     said = f"output {output.name}: {count} further off than {proof.tolerance}{odd}"
+    said += "" if output.least_snr_db is None else f", SNR {output.least_snr_db:.1f} dB"
     worst = output.worst
     if output.dtype in _SHORT:
         bits = FLOAT_FORMATS[output.dtype].digits
@@ -139,12 +145,30 @@ def _failure(output: OutputProof, proof: Proof) -> str:
     return f"{said}: {worst.candidate:.6g} for {worst.reference:.6g} at {_place(worst)}" if worst else said
 
 
-def _sizes(proof: Proof) -> str:
-    """The sizes of each letter in all samples; without letters, the seeds."""
-    letters = proof.samples[0].sizes
-    if not letters:
-        seeds = [str(sample.seed) for sample in proof.samples]
-        return f"seed{'s' if len(seeds) > 1 else ''} {', '.join(seeds)}"
+def _samples(proof: Proof) -> str:
+    """How many samples were drawn, at which sizes, and which are the user's."""
+    drawn = counted(sum(not sample.source for sample in proof.samples), "sample")
+    at, *own = _places(proof)
+    return listed([f"{drawn} ({at})", *own])
+
+
+def _places(proof: Proof) -> list[str]:
+    """The sizes of the drawn samples, or their seeds; then each of the user's samples."""
+    drawn = [sample for sample in proof.samples if not sample.source]
+    own = [sample for sample in proof.samples if sample.source]
+    return [
+        _sizes(drawn) or _seeds(drawn),
+        *(f"{each.source} ({_sizes([each])})" if each.sizes else each.source for each in own),
+    ]
+
+
+def _sizes(samples: Sequence[Sample]) -> str:
+    """The sizes of each letter in some samples; empty without letters."""
     return "; ".join(
-        f"{letter} = {', '.join(str(sample.sizes[letter]) for sample in proof.samples)}" for letter in letters
+        f"{letter} = {', '.join(str(sample.sizes[letter]) for sample in samples)}"
+        for letter in samples[0].sizes
     )
+
+
+def _seeds(samples: Sequence[Sample]) -> str:
+    return f"seed{'s' if len(samples) > 1 else ''} {', '.join(str(sample.seed) for sample in samples)}"

@@ -139,6 +139,28 @@ def test_what_else_a_module_of_a_norm_holds_stays(net: Net) -> None:
     assert not {name for name in folded if name.startswith("bn.")} - {"bn.act.weight"}
 
 
+def test_numbers_of_norms_that_are_kept_are_tensors_of_their_own(net: Net, tmp_path: Path) -> None:
+    net.upnorm, net.up = nn.BatchNorm2d(8), nn.ConvTranspose2d(8, 8, 3, groups=2)
+    state = trained(net).state_dict()
+    folds = (RECIPE.folds[0], RECIPE.folds[1])
+    torch.save(state, tmp_path / "net.pt")
+    fold_file(tmp_path / "net.pt", tmp_path / "kept.pt", recipe=Recipe(folds), keep_norms=True)
+    kept = fold_state_dict(state, recipe=Recipe(folds), keep_norms=True)
+    for made in (kept, torch.load(tmp_path / "kept.pt")):
+        assert torch.equal(made["bn.running_mean"], made["upnorm.running_mean"])
+        assert len({tensor.untyped_storage().data_ptr() for tensor in made.values()}) == len(state)
+
+
+def test_a_prefix_is_said_where_another_state_dict_fits(net: Net, recipe: Path, tmp_path: Path) -> None:
+    wrapped = {f"model.{name}": value for name, value in net.state_dict().items()}
+    torch.save({"state_dict": wrapped, "ema": net.state_dict()}, tmp_path / "net.ckpt")
+    ended = run_here("fold", "net.ckpt", "--recipe", recipe, folder=tmp_path)
+    assert ended.returncode == 0
+    assert (
+        "state_dict: the recipe does not fit, so its norms stay: its names have model. before" in ended.stderr
+    )
+
+
 def test_the_source_is_left_alone(net: Net) -> None:
     state = net.state_dict()
     before = {name: value.clone() for name, value in state.items()}
@@ -284,7 +306,7 @@ def test_optimizer_state_is_left_out(net: Net, recipe: Path, tmp_path: Path) -> 
 
 def test_new_names_are_given_before_the_recipe_is_read(net: Net, recipe: Path) -> None:
     wrapped = {f"module.{name}": value for name, value in net.state_dict().items()}
-    with pytest.raises(LayerError, match=r"it does not have conv\.weight"):
+    with pytest.raises(LayerError, match=r"its names have module\. before those"):
         fold_state_dict(wrapped, recipe=RECIPE)
     assert set(fold_state_dict(wrapped, recipe=recipe, strip_prefix="module.")) == {
         f"{layer}.{part}" for layer in ("conv", "up", "fc") for part in ("weight", "bias")
@@ -556,7 +578,7 @@ def test_a_norm_that_was_never_trained_is_told(net: Net, recipe: Path, tmp_path:
     torch.save(state, tmp_path / "in.pt")
     result = fold_file(tmp_path / "in.pt", tmp_path / "out.pt", recipe=recipe)
     (note,) = (note for note in result.notes if "batch" in note)
-    assert note.startswith("fc.bias: its norm has seen no batch")
+    assert note.startswith("fc.bias: the norm has seen no batch")
 
 
 @pytest.mark.parametrize("dtype", [None, "bfloat16"])

@@ -161,7 +161,9 @@ def test_a_second_export_in_a_process_has_a_dynamic_length_too(tmp_path: Path) -
 
 def test_a_length_that_the_exporter_bakes_in_is_found(tmp_path: Path) -> None:
     # torch 2.13 writes the exported length of an LSTM without batch_first into a Reshape.
-    report = export_onnx(nn.LSTM(4, 5), tmp_path / "m.onnx", inputs=["input=float32[T,1,4]"])
+    report = export_onnx(
+        nn.LSTM(4, 5), tmp_path / "m.onnx", inputs=["input=float32[T,1,4]"], exporter="dynamo"
+    )
     if not report:
         assert "Reshape" in report.proof.mismatches[0]
         assert ".tmp" not in "".join(report.proof.mismatches)
@@ -194,7 +196,7 @@ def test_a_bidirectional_lstm_whose_length_the_newer_exporter_fixes_is_exported_
     tmp_path: Path,
 ) -> None:
     inputs = ["mel=float32[1,T,4]"]
-    newer = export_onnx(Tagger(), tmp_path / "newer.onnx", inputs=inputs)
+    newer = export_onnx(Tagger(), tmp_path / "newer.onnx", inputs=inputs, exporter="dynamo")
     if not newer:  # torch 2.13
         text = proof_text(newer)
         assert "the exporter fixed T at 72: the model runs at no other size" in text
@@ -287,7 +289,7 @@ def test_an_opset_that_the_newer_exporter_silently_exchanges_is_an_error(
     tmp_path: Path, opset: int, fix: str
 ) -> None:
     with pytest.raises(ArgumentError) as caught:
-        export_onnx(vocoder(), tmp_path / "m.onnx", inputs=MEL, opset=opset)
+        export_onnx(vocoder(), tmp_path / "m.onnx", inputs=MEL, opset=opset, exporter="dynamo")
     assert f"not {opset}" in caught.value.what
     assert caught.value.fix == fix
     assert not [*tmp_path.iterdir()]
@@ -297,6 +299,42 @@ def test_an_opset_that_the_older_exporter_does_not_know_is_an_error(tmp_path: Pa
     with pytest.raises(ArgumentError, match="99") as caught:
         export_onnx(vocoder(), tmp_path / "m.onnx", inputs=MEL, opset=99, exporter="torchscript")
     assert caught.value.fix.startswith("choose another --opset")
+
+
+# -- which exporter
+
+
+def test_a_model_that_the_newer_exporter_takes_is_not_given_to_the_older_one(tmp_path: Path) -> None:
+    report = export_onnx(vocoder(), tmp_path / "m.onnx", inputs=MEL, ranges=RANGES)
+    assert report
+    assert report.exporter == "dynamo"
+    assert not any("exporter" in note for note in report.notes)
+
+
+def test_a_newer_exporter_that_fails_is_followed_by_the_older_one_and_that_is_said(tmp_path: Path) -> None:
+    report = export_onnx(vocoder(), tmp_path / "m.onnx", inputs=MEL, ranges=RANGES, opset=11)
+    assert report
+    assert (report.exporter, report.opset) == ("torchscript", 11)
+    said = (
+        "torch's older exporter was used, since the newer one failed: torch's exporter made opset 18, not 11"
+    )
+    assert any(note.startswith(said) for note in report.notes)
+    assert [path.name for path in tmp_path.iterdir()] == ["m.onnx"]
+
+
+def test_a_size_that_the_newer_exporter_fixes_is_left_to_the_older_one(tmp_path: Path) -> None:
+    report = export_onnx(Tagger(), tmp_path / "m.onnx", inputs=["mel=float32[1,T,4]"])
+    assert report
+    if report.exporter == "torchscript":  # torch 2.13
+        assert any("since the newer one failed: it fixed T at 72" in note for note in report.notes)
+
+
+@pytest.mark.filterwarnings("ignore:.*treespec:FutureWarning")  # torch warns of its own trees
+def test_where_both_exporters_fail_the_newer_ones_words_are_told(tmp_path: Path) -> None:
+    error = refused(tmp_path, export_models.Eigen(), ["x=float32[4,4]"])
+    assert error.where == "layer inner.1"
+    assert error.fix.startswith("torch's older exporter failed too: ")
+    assert not [*tmp_path.iterdir()]
 
 
 # -- other kinds of models
@@ -489,7 +527,7 @@ def test_an_operation_that_the_exporter_refuses_is_told_with_its_layer(tmp_path:
 
 
 def test_control_flow_is_told_with_its_line(tmp_path: Path) -> None:
-    error = refused(tmp_path, export_models.Branching(), ["x=float32[4,4]"])
+    error = refused(tmp_path, export_models.Branching(), ["x=float32[4,4]"], exporter="dynamo")
     assert "data-dependent" in str(error)
     assert error.where.startswith("export_models.py, line")
 

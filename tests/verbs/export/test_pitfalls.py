@@ -291,7 +291,7 @@ def test_a_forward_that_writes_to_parameters_is_refused_where_torch_would_end_th
 ) -> None:
     model = Renormalizes()
     with pytest.raises(ArgumentError, match=r"(?m)forward writes to .data of parameters.*: p$") as caught:
-        export_onnx(model, tmp_path / "m.onnx", inputs=X)
+        export_onnx(model, tmp_path / "m.onnx", inputs=X, exporter="dynamo")
     assert caught.value.fix.startswith("choose --exporter torchscript")
     assert export_onnx(model, tmp_path / "m.onnx", inputs=X, exporter="torchscript")
     assert model.p.tolist() == [1, 2, 3, 4]

@@ -12,7 +12,8 @@ from wnconvert.onnx.runtime.ports import ValueInfo
 from wnconvert.onnx.runtime.process import Opened
 from wnconvert.tensors.dtypes import DTYPES
 from wnconvert.verbs.export.ports import Ports, ports_of
-from wnconvert.verbs.models.proof.signatures import parse_input, signature_of
+from wnconvert.verbs.models.proof.inputs.texts import parse_input
+from wnconvert.verbs.models.proof.signatures import signature_of
 
 MEL, IDS = "mel=float32[1,80,T]", "ids=int64[1,T]<9"
 

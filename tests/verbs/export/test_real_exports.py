@@ -139,7 +139,9 @@ def test_a_real_model_is_exported_and_proven_at_other_lengths(
 
 def test_a_length_that_the_newer_exporter_fixes_is_refused(tmp_path: Path) -> None:
     with pytest.raises(WnconvertError, match="fixed T") as caught:
-        export_onnx(row("RNN")("legacy"), tmp_path / "rnn.onnx", inputs=["input=float32[2,T,3]"])
+        export_onnx(
+            row("RNN")("legacy"), tmp_path / "rnn.onnx", inputs=["input=float32[2,T,3]"], exporter="dynamo"
+        )
     assert "--exporter torchscript" in caught.value.fix or 'exporter="torchscript"' in caught.value.fix
     assert list(tmp_path.iterdir()) == []
 

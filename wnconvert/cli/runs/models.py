@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,7 +22,7 @@ BY_MODEL = with_options(
         "--model",
         metavar="MODEL",
         help="The model of SRC, package.module:factory or path/to/file.py:factory, which is run: it tells "
-        "the recipe if none is given, and proves the output before it is put in place. Needs --input.",
+        "the recipe if nothing else does, and proves the output before it is put in place. Needs --input.",
     ),
     click.option(
         "--input",
@@ -56,6 +57,7 @@ _OURS = ("model", "inputs", "ranges", "kwargs", "rtol", "atol")
 def told_by_model(src: tuple[str, ...], options: Mapping[str, Any]) -> dict[str, Any]:
     """The options of a fold, with a ``prove`` and a ``recipe`` in place of those of the model.
 
+    The model tells the recipe only where nothing else does: neither --recipe nor what is said in its place.
     Raises ``ArgumentError`` for --input without --model, and the other way round; for several files.
     """
     left = {name: value for name, value in options.items() if name not in _OURS}
@@ -69,6 +71,10 @@ def told_by_model(src: tuple[str, ...], options: Mapping[str, Any]) -> dict[str,
         raise ArgumentError("--model is run, and needs its inputs", fix="--input 'x=float32[1,3,224,224]'")
     if len(src) != 1 or options["recursive"] or not Path(src[0]).exists():
         raise ArgumentError("--model is that of one checkpoint", fix="give one SRC that is on this disk")
+    from wnconvert.verbs.shared.told import Said, asked_of
+
+    said = Said(**{each.name: options[each.name] for each in fields(Said)})
+    is_told = asked_of(said, options["recipe"]) is not None or options["recipe"] is not None
     check_torch()
     from wnconvert.storage.checkpoint import no_graph, open_checkpoint
 
@@ -86,7 +92,7 @@ def told_by_model(src: tuple[str, ...], options: Mapping[str, Any]) -> dict[str,
             only=options["only"],
             strip_prefix=options["strip_prefix"],
         )
-        if left["recipe"] is None:
+        if not is_told:
             left["recipe"] = recipe_of(cast(Any, made.module), made_by=model, **asked)
     prove = prove_checkpoint(made.module, rtol=options["rtol"], atol=options["atol"], **asked)
 

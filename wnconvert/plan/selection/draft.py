@@ -30,7 +30,6 @@ from wnconvert.plan.selection.wanted import (
     notes_on,
     notes_on_left,
     notes_on_misfits,
-    notes_on_proof,
     refuse_modules,
 )
 from wnconvert.tensors.containers import Container
@@ -183,7 +182,7 @@ class FoundDraft(Draft):
     def found_notes(self) -> Iterable[str]:
         """Notes for the user on the layers that were found, and on those that another library spells."""
         found = {state.shown: self.found[state.path] for state in self.states}
-        for notes in (notes_on_misfits, notes_on_left, notes_on_proof):
+        for notes in (notes_on_misfits, notes_on_left):
             yield from notes(found)
         for state in self.states:
             yield from notes_on(self.found[state.path])

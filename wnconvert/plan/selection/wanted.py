@@ -11,7 +11,7 @@ from wnconvert.layers.evidence import notes_on_passed
 from wnconvert.layers.find import FoundPairs, pairs_in
 from wnconvert.layers.kinds.others import along
 from wnconvert.layers.schemes import Layer, Refused, Selection, fix_of, is_pair
-from wnconvert.messages import counted, listed, option, raise_listed, told
+from wnconvert.messages import listed, option, raise_listed, told
 from wnconvert.plan.selection.ties import refused_for_ties
 from wnconvert.tensors.tree import StateDict
 
@@ -28,7 +28,6 @@ __all__ = [
     "notes_on",
     "notes_on_left",
     "notes_on_misfits",
-    "notes_on_proof",
     "optimizer_is_stale",
     "refuse_modules",
 ]
@@ -150,14 +149,6 @@ def check_names_tell(found: Mapping[str, FoundPairs]) -> None:
 def notes_on_left(found: Mapping[str, FoundPairs]) -> Iterable[str]:
     """A note on each norm that names do not tell the layer of, by the paths of their state dicts."""
     return told(_left(found), " stays, not told by names: ", " stay, not told by names: ")
-
-
-def notes_on_proof(found: Mapping[str, FoundPairs]) -> Iterable[str]:
-    """A note where layers are converted on no more than names, or what the user said."""
-    for grade, why in (("names", "told by names"), ("said", "folded as said")):
-        count = sum(layer.grade == grade for of_path in found.values() for layer in of_path.layers)
-        if count:
-            yield f"{counted(count, 'layer')} {why}, unproven: wnconvert check proves it"
 
 
 def _left(found: Mapping[str, FoundPairs]) -> list[tuple[str, str]]:

@@ -248,7 +248,7 @@ def _items(side: Side, state: StateDict, rules: Rules) -> tuple[dict[str, Item],
         recipe=_fitting(state, rules.selection.recipe)[0],
     )
     try:
-        plan = plan_fold(Tree((state,)), Container.TORCH_ZIP, selection=selection)
+        plan = plan_fold(Tree((state,)), Container.TORCH_ZIP, selection=selection).doubted()
     except WnconvertError as error:
         error.where = f"{side.label}: {error.where}" if error.where else side.label
         raise

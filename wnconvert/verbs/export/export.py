@@ -8,15 +8,15 @@ from dataclasses import dataclass, replace
 from functools import partial
 from glob import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch.export import ExportedProgram
 
-from wnconvert.errors import LayerError, WnconvertError
+from wnconvert.errors import ArgumentError, LayerError, VerifyError, WnconvertError
 from wnconvert.layers.kinds.table import ALL
 from wnconvert.layers.schemes import Selection
-from wnconvert.messages import counted, refuse_other_than_path
+from wnconvert.messages import counted, listed, refuse_other_than_path
 from wnconvert.onnx.graph.edits import renamed
 from wnconvert.onnx.graph.plan import OnnxFold, plan_onnx
 from wnconvert.onnx.runtime.process import Runtime
@@ -29,7 +29,7 @@ from wnconvert.verbs.conversion.onnx.fold import own_data_of, remove_unused
 from wnconvert.verbs.conversion.targets import StrPath, clean_beside
 from wnconvert.verbs.conversion.verify.structure import check_structure
 from wnconvert.verbs.export.check import CheckedModel, check_model, first_run, prove_beside, reference_text
-from wnconvert.verbs.export.exporters import AGES, Exporter, export_raw
+from wnconvert.verbs.export.exporters import AGES, EXPORTERS, Exporter, export_raw
 from wnconvert.verbs.export.graph import (
     check_exported,
     check_no_residual,
@@ -43,22 +43,24 @@ from wnconvert.verbs.export.graph import (
 )
 from wnconvert.verbs.export.ports import ports_of
 from wnconvert.verbs.export.request import (
+    Data,
+    ExporterOption,
     Question,
     Reference,
     check_dynamic,
     check_opset,
-    exporter_for,
+    exporters_for,
     model_path,
     output_names,
     question_of,
     remedy_of,
 )
 from wnconvert.verbs.models.proof.functions import Exportable, tensors_of, unwrapped
+from wnconvert.verbs.models.proof.inputs.texts import Range
 from wnconvert.verbs.models.proof.proof import ATOL, RTOL
 from wnconvert.verbs.models.proof.report import ExportReport, TimedSteps
 from wnconvert.verbs.models.proof.running import evaluating
 from wnconvert.verbs.models.proof.samples import export_arrays
-from wnconvert.verbs.models.proof.signatures import Range
 from wnconvert.verbs.modules.convert import folded
 from wnconvert.verbs.modules.finding.live import find_live
 from wnconvert.verbs.modules.folding.copies import CopyError
@@ -76,12 +78,15 @@ def export_onnx(
     inputs: Any,
     dynamic: Mapping[str, Mapping[int, str]] | None = None,
     ranges: Iterable[str] | Mapping[str, Range | tuple[int, int]] = (),
+    data: Iterable[Data] = (),
     outputs: Sequence[str] = (),
     opset: int | None = None,
-    exporter: Exporter = "dynamo",
+    exporter: ExporterOption = "auto",
     external_data: bool = False,
     rtol: float = RTOL,
     atol: float = ATOL,
+    min_snr: float | None = None,
+    outliers: float = 0.0,
     samples: int = 4,
     seed: int = 0,
     timeout: float = TIMEOUT,
@@ -95,16 +100,19 @@ def export_onnx(
     ``inputs`` are texts (``"mel=float32[1,80,T]"``, ``"ids=int64[1,L]<100"``) or example tensors, by name
     or in the order of ``forward``; ``dynamic`` names axes of examples by a letter (``{"mel": {2: "T"}}``),
     and ``ranges`` gives the sizes of letters (``"T=16..400"``). ``outputs`` are the names of the outputs,
-    flattened. A copy of the module is folded, and torch exports it in eval mode (``exporter``: ``"dynamo"``
-    or ``"torchscript"``); weight norm that is left in the graph is folded there. Then the module itself,
+    flattened. A copy of the module is folded, and torch exports it in eval mode (``exporter``: ``"dynamo"``,
+    ``"torchscript"``, or ``"auto"``, the first and, where that fails, the second, which a note says); weight
+    norm that is left in the graph is folded there. Then the module itself,
     unfolded and in eval mode, is compared with the file in onnxruntime, on ``samples`` of other values and
     sizes than the exported ones; onnxruntime may work for ``timeout`` seconds in all. The module is left as
     it was. ``progress`` is called with each step as it
     begins, and again, with its seconds, as it ends; or True for a bar.
 
-    Returns a report that is true if all outputs are equal within ``atol + rtol·|module's|``. Only then is
-    a file written to ``path``; otherwise ``keep_failed`` keeps it as ``model.failed.onnx``. What killed runs
-    left beside it is named in notes; ``clean`` deletes it.
+    Returns a report that is true if all outputs are equal within ``atol + rtol·|module's|``: all elements but
+    a share of ``outliers``, which needs ``min_snr``, the least SNR of each sample in decibels. ``data`` are
+    files of arrays, or arrays by name, to prove on beside drawn samples. Only then is a file written to
+    ``path``; otherwise ``keep_failed`` keeps it as ``model.failed.onnx``. What killed runs left beside it is
+    named in notes; ``clean`` deletes it.
 
     Raises ``WnconvertError``: ``ArgumentError`` for inputs that the module does not have, or if the exporter
     refuses the module; ``InputError`` for a stochastic module; ``LayerError``, ``OutputError``,
@@ -124,7 +132,7 @@ def export_onnx(
     check_installed()
     check_timeout(timeout)
     refuse_other_than_path(path, "an output")
-    exporter, notes = exporter_for(unwrapped(module), exporter)
+    exporters, notes = exporters_for(unwrapped(module), exporter)
     question = question_of(
         module,
         inputs=inputs,
@@ -135,19 +143,20 @@ def export_onnx(
         atol=atol,
         samples=samples,
         seed=seed,
+        data=data,
+        min_snr=min_snr,
+        outliers=outliers,
     )
     steps = TimedSteps(steps_progress(progress))
     left = (clean_beside if clean else named_leftovers)(model_path(path))
     export = _Export(
-        question, model_path(path), exporter, opset, external_data, timeout, (*left, *notes), steps
+        question, model_path(path), exporters[0], opset, external_data, timeout, (*left, *notes), steps
     )
     old = own_data_of(export.target) if force else ()
     with evaluating(question.module) as forget:
         reference = export.reference(forget)
         with scratch_folder(export.target, force=force) as folder, _errors_name(folder, export.target):
-            made = export.make(reference, folder)
-            written = export.fold_and_name(made, folder)
-            report = export.prove(made, written, reference, forget)
+            report, made, written = _first_good(export, exporters, reference, folder, forget)
             if report:
                 mark_replaced(folder, old)
                 put_in_place(written.path.parent, export.target, force=force)
@@ -163,8 +172,9 @@ def _errors_name(folder: Path, target: Path) -> Iterator[None]:
     try:
         yield
     except WnconvertError as error:
-        for made in (_raw(folder), _written(folder, target)):
-            error.where = error.where.replace(str(made), str(target))
+        for exporter in EXPORTERS:
+            for made in (_raw(folder / exporter), _written(folder / exporter, target)):
+                error.where = error.where.replace(str(made), str(target))
         raise
 
 
@@ -202,6 +212,10 @@ class _Written:
     model: CheckedModel
 
 
+#: A report, and the files of which it speaks: as exported, and as written.
+_Done: TypeAlias = tuple[ExportReport, _Made, _Written]
+
+
 @dataclass(frozen=True, slots=True)
 class _Export:
     """An export as it was asked for; its methods are the stages after that, in their order."""
@@ -221,11 +235,17 @@ class _Export:
         forget()
         return Reference.of(self.question, output_names(self.question, first), first)
 
+    def run(self, reference: Reference, folder: Path, forget: Callable[[], None]) -> _Done:
+        """Export, fold and prove, with files in a folder that is not there yet."""
+        made = self.make(reference, folder)
+        written = self.fold_and_name(made, folder)
+        return self.prove(made, written, reference, forget), made, written
+
     def make(self, reference: Reference, folder: Path) -> _Made:
         """Export a folded copy of the module with torch, and open the file."""
         copy, layers = _copy(self.question.module, self.steps)
         path = _raw(folder)
-        path.parent.mkdir()
+        path.parent.mkdir(parents=True)
         with self.steps("export", f"by torch's {AGES[self.exporter]} exporter") as step:
             export_raw(
                 copy,
@@ -291,6 +311,47 @@ class _Export:
             notes=(*self.notes, *signature.notes, *ports.notes, *proof.notes),
             remedy=remedy_of(proof, self.question.module, self.exporter),
         )
+
+
+def _first_good(
+    export: _Export,
+    exporters: Sequence[Exporter],
+    reference: Reference,
+    folder: Path,
+    forget: Callable[[], None],
+) -> _Done:
+    """Export with the first exporter; where it fails or fixes a size, with the next, which a note says.
+
+    Where both fail, the first one's report or error is the one that counts.
+    """
+    exporter, *others = exporters
+    forget()
+    try:
+        done = replace(export, exporter=exporter).run(reference, folder / exporter, forget)
+    except (ArgumentError, VerifyError) as error:
+        if not others:
+            raise
+        try:
+            return _first_good(_followed(export, others[0], error.what), others, reference, folder, forget)
+        except WnconvertError as second:
+            if second.what != error.what:
+                error.fix = f"torch's {AGES[others[0]]} exporter failed too: {second.what}"
+            raise error from second
+    if done[0] or not done[0].proof.fixed or not others:
+        return done
+    fixed = listed(f"{letter} at {size}" for letter, size in done[0].proof.fixed.items())
+    try:
+        second_try = _followed(export, others[0], f"it fixed {fixed}")
+        again = _first_good(second_try, others, reference, folder, forget)
+    except WnconvertError:
+        return done
+    return again if again[0] else done
+
+
+def _followed(export: _Export, by: Exporter, why: str) -> _Export:
+    """The export with a note that it is by this exporter, and why."""
+    note = f"torch's {AGES[by]} exporter was used, since the newer one failed: {why}"
+    return replace(export, notes=(*export.notes, note))
 
 
 def _copy(module: Exportable, steps: TimedSteps) -> tuple[Exportable, int]:

@@ -23,6 +23,7 @@ from torch.export import ExportedProgram
 from wnconvert.errors import ArgumentError
 from wnconvert.messages import listed, to_install
 from wnconvert.storage.staging import translated
+from wnconvert.verbs.models.proof.causes.steady import errors_name_sizes
 from wnconvert.verbs.models.proof.functions import (
     EITHER_WAY,
     Exportable,
@@ -31,12 +32,11 @@ from wnconvert.verbs.models.proof.functions import (
     places_of,
     tensors_at,
 )
-from wnconvert.verbs.models.proof.proof import errors_name_sizes
 from wnconvert.verbs.models.proof.running import evaluating, quiet_torch
 from wnconvert.verbs.models.proof.samples import export_sample
 from wnconvert.verbs.models.proof.signatures import Signature
 
-__all__ = ["AGES", "EXPORTERS", "Exporter", "export_raw"]
+__all__ = ["AGES", "EXPORTERS", "Exporter", "export_raw", "has_dynamo"]
 
 
 #: An exporter of torch's.
@@ -55,6 +55,11 @@ _HOOKS = (
     "_forward_pre_hooks",
     "_forward_pre_hooks_with_kwargs",
 )
+
+
+def has_dynamo() -> bool:
+    """Whether torch's newer exporter can run here: it needs onnxscript."""
+    return importlib.util.find_spec("onnxscript") is not None
 
 
 def export_raw(
@@ -81,7 +86,7 @@ def export_raw(
             "torch's older exporter does not take exported programs",
             fix="choose --exporter dynamo, or export the module itself",
         )
-    if exporter == "dynamo" and importlib.util.find_spec("onnxscript") is None:
+    if exporter == "dynamo" and not has_dynamo():
         raise ArgumentError(
             "torch's newer exporter needs onnxscript, which is not installed",
             fix=f"{to_install('onnxscript')}, or choose --exporter torchscript",

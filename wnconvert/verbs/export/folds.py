@@ -24,16 +24,17 @@ from wnconvert.storage.checkpoint import open_checkpoint
 from wnconvert.storage.files import located
 from wnconvert.tensors.blocks import Array
 from wnconvert.verbs.export.check import first_run, reference_text
-from wnconvert.verbs.export.request import Question, question_of
+from wnconvert.verbs.export.request import Data, Question, question_of
 from wnconvert.verbs.export.told import folds_of_layers
 from wnconvert.verbs.models.loading.weights import load_weights
+from wnconvert.verbs.models.proof.causes.steady import Run
 from wnconvert.verbs.models.proof.functions import Exportable, function_of
 from wnconvert.verbs.models.proof.handed import HandedProof, LayerCall, handed_in, handed_proof
-from wnconvert.verbs.models.proof.proof import ATOL, RTOL, Proof, Run, prove
+from wnconvert.verbs.models.proof.inputs.texts import Range
+from wnconvert.verbs.models.proof.proof import ATOL, RTOL, Proof, prove
 from wnconvert.verbs.models.proof.report import ExportReport, TimedSteps
 from wnconvert.verbs.models.proof.running import evaluating
 from wnconvert.verbs.models.proof.samples import arrays
-from wnconvert.verbs.models.proof.signatures import Range
 from wnconvert.verbs.modules.convert import fold_module
 from wnconvert.verbs.modules.finding.live import find_live
 from wnconvert.verbs.modules.folding.copies import copied
@@ -52,12 +53,15 @@ def check_checkpoint(
     inputs: Any,
     dynamic: Mapping[str, Mapping[int, str]] | None = None,
     ranges: Iterable[str] | Mapping[str, Range | tuple[int, int]] = (),
+    data: Iterable[Data] = (),
     outputs: Sequence[str] = (),
     recipe: str | os.PathLike[str] | Recipe | None = None,
     only: str | None = None,
     strip_prefix: Iterable[str] = (),
     rtol: float = RTOL,
     atol: float = ATOL,
+    min_snr: float | None = None,
+    outliers: float = 0.0,
     samples: int = 4,
     seed: int = 0,
     progress: StepsProgress = False,
@@ -91,6 +95,9 @@ def check_checkpoint(
         atol=atol,
         samples=samples,
         seed=seed,
+        data=data,
+        min_snr=min_snr,
+        outliers=outliers,
     )
     module = question.module
     if not isinstance(module, nn.Module) or isinstance(module, torch.jit.ScriptModule):
@@ -133,6 +140,7 @@ def _proof(
             samples=question.samples,
             rtol=question.rtol,
             atol=question.atol,
+            leniency=question.leniency,
             first=first,
             forget=forget,
         )
@@ -144,9 +152,12 @@ def prove_checkpoint(
     inputs: Any,
     dynamic: Mapping[str, Mapping[int, str]] | None = None,
     ranges: Iterable[str] | Mapping[str, Range | tuple[int, int]] = (),
+    data: Iterable[Data] = (),
     outputs: Sequence[str] = (),
     rtol: float = RTOL,
     atol: float = ATOL,
+    min_snr: float | None = None,
+    outliers: float = 0.0,
     samples: int = 4,
     seed: int = 0,
 ) -> Prove:
@@ -173,6 +184,9 @@ def prove_checkpoint(
             atol=atol,
             samples=samples,
             seed=seed,
+            data=data,
+            min_snr=min_snr,
+            outliers=outliers,
         )
         if not report:
             raise VerifyError(_failure(report), fix=report.advice or "the recipe is not of this model")

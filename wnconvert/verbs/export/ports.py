@@ -10,7 +10,8 @@ from wnconvert.messages import listed, printable
 from wnconvert.onnx.runtime.ports import ValueInfo
 from wnconvert.onnx.runtime.process import Opened
 from wnconvert.tensors.blocks import Array
-from wnconvert.verbs.models.proof.signatures import InputSpec, Signature
+from wnconvert.verbs.models.proof.inputs.texts import InputSpec
+from wnconvert.verbs.models.proof.signatures import Signature
 
 __all__ = ["Ports", "ports_of"]
 

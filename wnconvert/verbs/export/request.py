@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import nn
@@ -13,13 +13,15 @@ from torch.export import ExportedProgram
 
 from wnconvert.errors import ArgumentError
 from wnconvert.messages import listed, option, printable
+from wnconvert.numerics.distance import Tolerance
 from wnconvert.onnx.runtime.process import Opened
 from wnconvert.storage.checkpoint import container_of
 from wnconvert.storage.files import output_path
 from wnconvert.tensors.containers import Container
 from wnconvert.tensors.suffixes import check_true_name
 from wnconvert.verbs.conversion.targets import StrPath, has_suffix
-from wnconvert.verbs.export.exporters import EXPORTERS, Exporter
+from wnconvert.verbs.export.exporters import AGES, EXPORTERS, Exporter, has_dynamo
+from wnconvert.verbs.models.proof.causes.steady import NumericFunction, Run, steady_run
 from wnconvert.verbs.models.proof.functions import (
     Exportable,
     check_inputs,
@@ -27,18 +29,22 @@ from wnconvert.verbs.models.proof.functions import (
     input_names,
     unwrapped,
 )
-from wnconvert.verbs.models.proof.proof import NumericFunction, Proof, Run, steady_run
+from wnconvert.verbs.models.proof.inputs.texts import Range, check_outputs
+from wnconvert.verbs.models.proof.outputs import Leniency
+from wnconvert.verbs.models.proof.proof import Proof
 from wnconvert.verbs.models.proof.samples import Sample, samples_of
-from wnconvert.verbs.models.proof.signatures import Range, Signature, check_outputs, signature_of
+from wnconvert.verbs.models.proof.signatures import Signature, signature_of
 from wnconvert.verbs.modules.finding.live import find_live
 from wnconvert.verbs.shared.options import texts_of
 
 __all__ = [
+    "Data",
+    "ExporterOption",
     "Question",
     "Reference",
     "check_dynamic",
     "check_opset",
-    "exporter_for",
+    "exporters_for",
     "model_path",
     "names_in",
     "output_names",
@@ -47,6 +53,10 @@ __all__ = [
 ]
 
 
+#: The user's own inputs: a file of arrays, or arrays by name.
+Data: TypeAlias = StrPath | Mapping[str, Any]
+#: Which of torch's exporters: one of them, or the newer and, where that fails, the older.
+ExporterOption: TypeAlias = Literal["auto", "dynamo", "torchscript"]
 _ONNX = "-o OUT.onnx"
 
 
@@ -63,11 +73,13 @@ class Question:
     outputs: tuple[str, ...]
     rtol: float
     atol: float
+    leniency: Leniency
 
     def first_run(self) -> Run:
         """The outputs of the module for the first sample. Raises as ``steady_run`` does."""
         function = function_of(self.module, self.outputs)
-        return steady_run(function, self.signature, self.samples[0], rtol=self.rtol, atol=self.atol)
+        tolerance = Tolerance(self.rtol, self.atol)
+        return steady_run(function, self.signature, self.samples[0], tolerance=tolerance)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +116,9 @@ def question_of(
     atol: float,
     samples: int,
     seed: int,
+    data: Iterable[Data] = (),
+    min_snr: float | None = None,
+    outliers: float = 0.0,
 ) -> Question:
     """The question, from the arguments that ``export_onnx`` and ``check_onnx`` share.
 
@@ -116,17 +131,34 @@ def question_of(
         )
     names = texts_of(outputs)
     check_outputs(names)
-    signature = _signature(module, inputs, ranges, dynamic)
-    return Question(module, signature, samples_of(signature, samples, seed), names, rtol, atol)
+    signature = _signature(module, inputs, ranges, dynamic, data)
+    return Question(
+        module,
+        signature,
+        samples_of(signature, samples, seed),
+        names,
+        rtol,
+        atol,
+        Leniency(min_snr, outliers),
+    )
 
 
-def exporter_for(module: Exportable, exporter: Exporter) -> tuple[Exporter, tuple[str, ...]]:
-    """The exporter to use for a model, and a note if it is not the one that was asked for."""
-    if exporter not in EXPORTERS:
-        raise ArgumentError(f"no exporter is called {exporter!r}", fix=f"choose one of {listed(EXPORTERS)}")
-    if isinstance(module, torch.jit.ScriptModule) and exporter == "dynamo":
-        return "torchscript", ("torch's newer exporter does not take TorchScript; the older one was used",)
-    return exporter, ()
+def exporters_for(
+    module: Exportable, exporter: ExporterOption
+) -> tuple[tuple[Exporter, ...], tuple[str, ...]]:
+    """The exporters to try for a model, in order, and a note if it is not the one that was asked for."""
+    if exporter != "auto" and exporter not in EXPORTERS:
+        choices = listed(("auto", *EXPORTERS))
+        raise ArgumentError(f"no exporter is called {exporter!r}", fix=f"choose one of {choices}")
+    if isinstance(module, torch.jit.ScriptModule) and exporter != "torchscript":
+        return ("torchscript",), ("torch's newer exporter does not take TorchScript; the older one was used",)
+    if exporter != "auto":
+        return (exporter,), ()
+    if isinstance(module, ExportedProgram):
+        return ("dynamo",), ()
+    if not has_dynamo():
+        return ("torchscript",), ("onnxscript is not installed; torch's older exporter was used",)
+    return tuple(AGES), ()
 
 
 def _signature(
@@ -134,10 +166,11 @@ def _signature(
     inputs: Any,
     ranges: Any,
     dynamic: Mapping[str, Mapping[int, str]] | None,
+    data: Iterable[Data],
 ) -> Signature:
     """The signature, with its inputs in the order in which the model takes them."""
     known, _, _ = input_names(model)
-    signature = signature_of(inputs, ranges, dynamic=dynamic, names=known)
+    signature = signature_of(inputs, ranges, dynamic=dynamic, names=known, data=data)
     check_inputs(model, signature.names)
     if isinstance(model, ExportedProgram):
         _check_program(model, signature)

@@ -5,5 +5,6 @@ finding  what a trace holds: the linear layers, the norms, and which norm goes w
 proving  a recipe proven: a model with drawn numbers in float64, unfolded beside folded
 result   what recipe_of found
 tell     what forwards of a module tell
+smaller  smaller inputs for the proof
 recipe   recipe_of
 """

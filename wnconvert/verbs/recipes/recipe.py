@@ -13,13 +13,15 @@ from wnconvert.errors import ArgumentError
 from wnconvert.layers.recipes import Recipe
 from wnconvert.messages import counted
 from wnconvert.verbs.models.proof.functions import check_inputs, input_names, unwrapped
+from wnconvert.verbs.models.proof.inputs.texts import Range
 from wnconvert.verbs.models.proof.report import TimedSteps
 from wnconvert.verbs.models.proof.running import evaluating
 from wnconvert.verbs.models.proof.samples import Sample, samples_of
-from wnconvert.verbs.models.proof.signatures import Range, Signature, signature_of
+from wnconvert.verbs.models.proof.signatures import Signature, signature_of
 from wnconvert.verbs.recipes.finding.told import Told
 from wnconvert.verbs.recipes.proving.prove import prove_recipe
 from wnconvert.verbs.recipes.result import RecipeReport
+from wnconvert.verbs.recipes.smaller import smaller_signature
 from wnconvert.verbs.recipes.tell import digest_of, folds_of, tell
 from wnconvert.verbs.shared.progress import StepsProgress, steps_progress
 
@@ -75,8 +77,9 @@ def trace_recipe(
     of ``samples``, in eval mode, every operator is followed, and a norm folds only if it computes with its
     own statistics, alone behind one layer that is used once. Then a copy of the module with drawn numbers is
     run in float64, unfolded and folded by the recipe, on all samples: they are equal to 1e-11, or an error is
-    raised. The module is left as it was, and its own numbers do not matter. ``made_by`` is what the recipe
-    says of its origin, by default the name of the class.
+    raised. Images and volumes are smaller there if the same layers and norms run in the same order.
+    The module is left as it was, and its own numbers do not matter. ``made_by`` is what the recipe says of
+    its origin, by default the name of the class.
 
     Returns a report with the ``recipe``, and with each norm that stays and the reason. Raises
     ``ArgumentError`` for inputs that the module does not take, for one on the meta device and for one that
@@ -96,7 +99,8 @@ def trace_recipe(
             folds, left = folds_of(told)
             step.detail = f"{counted(len(folds), 'fold')}, {counted(len(left), 'norm')} left"
         with steps("prove", "in float64") as step:
-            proven = prove_recipe(module, folds, signature, drawn, seed=seed)
+            compact = smaller_signature(module, signature, told, forget)
+            proven = prove_recipe(module, folds, compact, drawn, seed=seed)
             step.detail = str(proven)
     recipe = Recipe(
         folds, f"{made_by or type(module).__name__}, traced", str(proven), digest_of(module, folds)

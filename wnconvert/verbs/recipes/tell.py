@@ -20,11 +20,18 @@ from wnconvert.verbs.recipes.finding.told import Told, told_of
 from wnconvert.verbs.recipes.result import Left
 from wnconvert.verbs.recipes.tracing.trace import traced
 
-__all__ = ["digest_of", "folds_of", "tell"]
+__all__ = ["digest_of", "folds_of", "seen_of", "tell"]
 
 
 def tell(module: nn.Module, signature: Signature, sample: Sample) -> Told:
     """Trace a module, in eval mode, on one sample. Raises ``ArgumentError`` if it fails on that."""
+    told = seen_of(module, signature, sample)
+    weights = explained(told.trace, told.linears)
+    return replace(told, linears=weights.linears, computed=weights.folds, unexplained=weights.left)
+
+
+def seen_of(module: nn.Module, signature: Signature, sample: Sample) -> Told:
+    """What a trace holds, without what weights are computed by. Raises ``ArgumentError`` if it fails."""
     inputs = tensors_of(arrays(signature, sample))
     device = next((each.device for each in (*module.parameters(), *module.buffers())), None)
     if device is not None:
@@ -34,9 +41,7 @@ def tell(module: nn.Module, signature: Signature, sample: Sample) -> Told:
         return [value for _, value in named_outputs(run_model(module, inputs))]
 
     trace = traced(module, call, inputs.values())  # type: ignore[arg-type]
-    told = told_of(module, trace)
-    weights = explained(trace, told.linears)
-    return replace(told, linears=weights.linears, computed=weights.folds, unexplained=weights.left)
+    return told_of(module, trace)
 
 
 def folds_of(told: Iterable[Told]) -> tuple[tuple[RecipeFold, ...], tuple[Left, ...]]:
@@ -71,7 +76,7 @@ def _folds_of(told: Told) -> tuple[list[RecipeFold], dict[str, str]]:
         left.pop(fold.norm, None)
     folds += affines
     left |= {name: reason for name, reason in reasons.items() if name not in whole and name not in left}
-    left |= dict.fromkeys(told.unexplained, "it is computed as no fold does")
+    left |= told.unexplained
     return folds, left
 
 

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from tests.verbs.models.proof.test_signatures import FLOATS, INTEGERS, RANGES
 from wnconvert.errors import ArgumentError
 from wnconvert.tensors.dtypes import DTYPES
+from wnconvert.verbs.models.proof.inputs.texts import Range
 from wnconvert.verbs.models.proof.samples import (
     EXPORT_SEED,
     Sample,
@@ -17,7 +18,7 @@ from wnconvert.verbs.models.proof.samples import (
     export_sample,
     samples_of,
 )
-from wnconvert.verbs.models.proof.signatures import Range, signature_of
+from wnconvert.verbs.models.proof.signatures import signature_of
 
 
 @given(RANGES, RANGES, st.integers(1, 12), st.integers(0, 1000))

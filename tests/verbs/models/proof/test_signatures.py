@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from wnconvert.errors import ArgumentError
 from wnconvert.tensors.dtypes import DTYPES
+from wnconvert.verbs.models.proof.inputs.texts import InputSpec, Range, parse_input, parse_range
 from wnconvert.verbs.models.proof.samples import export_arrays, export_sample
-from wnconvert.verbs.models.proof.signatures import InputSpec, Range, parse_input, parse_range, signature_of
+from wnconvert.verbs.models.proof.signatures import signature_of
 
 FLOATS = ("float64", "float32", "float16", "bfloat16", "complex64", "complex128")
 INTEGERS = ("int64", "int32", "int16", "int8", "uint8", "uint16", "uint32", "uint64")

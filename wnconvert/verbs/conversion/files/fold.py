@@ -223,10 +223,13 @@ def _selection(given: FoldOptions) -> Selection:
     )
 
 
-def _plan_by_keys(tree: Tree, container: Container, *, selection: Selection, **options: Any) -> Plan:
+def _plan_by_keys(
+    tree: Tree, container: Container, *, selection: Selection, is_proven: bool, **options: Any
+) -> Plan:
     """The plan of a checkpoint. Raises ``ArgumentError`` for kinds that only graphs show."""
     kinds_of(selection.kinds)
-    return plan_fold(tree, container, selection=selection, **options)
+    plan = plan_fold(tree, container, selection=selection, **options)
+    return plan if is_proven else plan.doubted()
 
 
 def _planners(selection: Selection, given: FoldOptions) -> tuple[MakePlan, Callable[[OnnxFile], OnnxFold]]:
@@ -244,6 +247,7 @@ def _planners(selection: Selection, given: FoldOptions) -> tuple[MakePlan, Calla
     make_plan = partial(
         _plan_by_keys,
         selection=selection,
+        is_proven=given["prove"] is not None,
         only=given["only"],
         dtype=dtype_of(given["dtype"]),
         keep_norms=given["keep_norms"],

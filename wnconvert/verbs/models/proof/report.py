@@ -120,10 +120,17 @@ class ExportReport:
             **_plain(mine),
             "rtol": proof.rtol,
             "atol": proof.atol,
+            "min_snr": proof.leniency.min_snr,
+            "outliers": proof.leniency.outliers,
             "tolerance": proof.tolerance,
+            "measured": proof.measured,
+            "wobble": proof.wobble,
             "advice": self.advice,
             "fixed": dict(proof.fixed),
-            "samples": [{"seed": sample.seed, "sizes": dict(sample.sizes)} for sample in proof.samples],
+            "samples": [
+                {"seed": sample.seed, "sizes": dict(sample.sizes), "source": sample.source or None}
+                for sample in proof.samples
+            ],
             "outputs": [{**_plain(asdict(output)), "passed": output.passed} for output in proof.outputs],
             "mismatches": list(proof.mismatches),
             "reference_seconds": proof.reference_seconds,

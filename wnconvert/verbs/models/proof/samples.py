@@ -1,17 +1,19 @@
-"""Values of inputs: random samples of a signature at several sizes, and those for the export."""
+"""Values of inputs: random samples of a signature at several sizes, the user's, those for the export."""
 
 from __future__ import annotations
 
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from wnconvert.errors import ArgumentError
 from wnconvert.messages import printable
 from wnconvert.tensors.blocks import Array
-from wnconvert.verbs.models.proof.signatures import InputSpec, Range, Signature, exported_sizes
+from wnconvert.verbs.models.proof.inputs.texts import InputSpec, Range
+from wnconvert.verbs.models.proof.inputs.values import filled
+from wnconvert.verbs.models.proof.signatures import Given, Signature, exported_sizes
 
 __all__ = ["EXPORT_SEED", "Sample", "arrays", "export_arrays", "export_sample", "samples_of"]
 
@@ -26,16 +28,21 @@ EXPORT_SEED = 2**32 - 1
 class Sample:
     """A value for each input: the seed of the values, the size of each letter, and the sample's number.
 
-    >>> str(Sample(3, {"T": 57})), str(Sample(3, {}))
-    ('T = 57', 'seed 3')
+    ``values`` are the user's, by input, and ``source`` says where they are from; the others are drawn.
+
+    >>> str(Sample(3, {"T": 57})), str(Sample(3, {})), str(Sample(3, {"T": 57}, source="real.npz"))
+    ('T = 57', 'seed 3', 'real.npz, T = 57')
     """
 
     seed: int
     sizes: Mapping[str, int]
     turn: int = 0
+    values: Mapping[str, Array] = field(default_factory=dict, compare=False, repr=False)
+    source: str = ""
 
     def __str__(self) -> str:
-        return ", ".join(f"{letter} = {size}" for letter, size in self.sizes.items()) or f"seed {self.seed}"
+        sizes = ", ".join(f"{letter} = {size}" for letter, size in self.sizes.items())
+        return ", ".join(filter(None, (self.source, sizes))) or f"seed {self.seed}"
 
 
 def export_sample(signature: Signature) -> Sample:
@@ -53,8 +60,8 @@ def samples_of(signature: Signature, count: int = 4, seed: int = 0) -> tuple[Sam
     """Samples at sizes other than the exported ones: the lowest, the highest, then odd ones between.
 
     If both ends are odd, one size is even: wrong padding may show at every second size only. If a range has
-    one size only, all samples have it. The seeds are ``seed``, ``seed + 1``, … Raises ``ArgumentError`` for
-    a count or a seed that is not valid.
+    one size only, all samples have it. The seeds are ``seed``, ``seed + 1``, … Behind these ``count`` samples
+    come the examples, and the user's data. Raises ``ArgumentError`` for a count or a seed that is not valid.
 
     >>> from wnconvert.verbs.models.proof.signatures import signature_of
     >>> [str(sample) for sample in samples_of(signature_of("x=float32[T]", ["T=16..400"]))]
@@ -67,15 +74,22 @@ def samples_of(signature: Signature, count: int = 4, seed: int = 0) -> tuple[Sam
         )
     if count < 1:
         raise ArgumentError(f"{count} samples would compare nothing", fix="give a number of 1 or more")
-    if not 0 <= seed <= EXPORT_SEED - count:
-        raise ArgumentError(f"{seed} is not a seed", fix=f"give a number from 0 to {EXPORT_SEED - count}")
+    most = EXPORT_SEED - count - len(signature.data) - 1
+    if not 0 <= seed <= most:
+        raise ArgumentError(f"{seed} is not a seed", fix=f"give a number from 0 to {most}")
     exported = export_sample(signature).sizes
     columns = {
         letter: _spread(span, exported[letter], count, turn)
         for turn, (letter, span) in enumerate(signature.ranges.items())
     }
-    return tuple(
+    drawn = [
         Sample(seed + at, {letter: sizes[at] for letter, sizes in columns.items()}, at) for at in range(count)
+    ]
+    example = Given("the example", signature.examples, exported)
+    own = (example, *signature.data) if signature.examples else signature.data
+    return (
+        *drawn,
+        *(Sample(seed + at, each.sizes, at, each.values, each.source) for at, each in enumerate(own, count)),
     )
 
 
@@ -103,15 +117,22 @@ def _spread(span: Range, exported: int, count: int, turn: int) -> list[int]:
 def arrays(signature: Signature, sample: Sample) -> dict[str, Array]:
     """The values of a sample by input: standard normal floats, uniform integers, random bools.
 
-    They depend on the seed and on the input's name, dtype and shape. If an input has few possible values,
+    They depend on the seed and on the input's name, dtype and shape; those that
+    the user gave are the same. If an input has few possible values,
     its first element takes them in turn. Raises ``ArgumentError`` if they do not fit in memory.
     """
     found = {}
     few = 0
     for spec in signature.inputs:
+        if spec.name in sample.values:
+            found[spec.name] = sample.values[spec.name]
+            continue
         shape = spec.sizes(sample.sizes)
         stream = np.random.Generator(np.random.PCG64([sample.seed, zlib.crc32(spec.name.encode())]))
         try:
+            if spec.values is not None:
+                found[spec.name] = filled(spec.values, spec.dtype.numpy(), shape, sample.sizes, stream)
+                continue
             found[spec.name] = _drawn(stream, spec, shape)
         except (MemoryError, ValueError) as error:  # numpy: ValueError past what an address can hold
             size = "×".join(map(str, shape))

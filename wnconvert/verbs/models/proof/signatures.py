@@ -1,16 +1,10 @@
-"""The inputs of a model: their names, dtypes and shapes, and the ranges of dynamic sizes.
-
-An input is written as ``mel=float32[1,80,T]``: a letter (any identifier) is a dynamic size with a range,
-``T=16..400``. Integers are drawn below a bound, ``ids=int64[1,L]<100``. ``mel:x=…`` is the module's ``mel``,
-which the ONNX model calls ``x``.
-"""
+"""All inputs of a model: names, dtypes and shapes, ranges of sizes, examples, the user's data."""
 
 from __future__ import annotations
 
-import re
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from difflib import get_close_matches
 from typing import Any
 
 import numpy as np
@@ -18,207 +12,54 @@ import numpy as np
 from wnconvert.errors import ArgumentError
 from wnconvert.messages import listed, printable
 from wnconvert.tensors.blocks import Array
-from wnconvert.tensors.dtypes import DTYPES, DType
 from wnconvert.tensors.memory import array_of, stored_tensor
+from wnconvert.verbs.models.proof.inputs.files import arrays_in
+from wnconvert.verbs.models.proof.inputs.texts import (
+    DEFAULT_RANGE,
+    FEEDABLE,
+    INPUT_FIX,
+    InputSpec,
+    Range,
+    is_letter,
+    named_file,
+    parse_form,
+    parse_input,
+    parse_range,
+    port_names,
+)
+from wnconvert.verbs.models.proof.inputs.values import Tied
 from wnconvert.verbs.shared.options import texts_of
 
-__all__ = [
-    "InputSpec",
-    "Range",
-    "Signature",
-    "check_outputs",
-    "exported_sizes",
-    "parse_input",
-    "parse_range",
-    "signature_of",
-]
-
-
-_INTEGERS = ("int64", "int32", "int16", "int8", "uint8", "uint16", "uint32", "uint64")
-_FLOATS = ("float32", "float16", "bfloat16", "float64", "complex64", "complex128")
-_KNOWN = (*_FLOATS, *_INTEGERS, "bool")
-_MOST = 2**31 - 1
-
-_INPUT = re.compile(r"(?P<name>[^\s=\[\]<]+)=(?P<dtype>\w+)\[(?P<shape>[^\[\]]*)\](?:<(?P<below>\d+))?")
-_LETTER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-_RANGE = re.compile(r"(?P<letter>[^=\s]+)=(?P<low>\d+)\.\.(?P<high>\d+)")
-_INPUT_FIX = "give inputs such as 'mel=float32[1,80,T]', 'ids=int64[1,L]<100' or 'flag=bool[]'"
-_RANGE_FIX = "give a range such as 'T=16..400'"
+__all__ = ["Given", "Signature", "exported_sizes", "signature_of"]
 
 
 @dataclass(frozen=True, slots=True)
-class Range:
-    """The sizes that a letter may have, with both ends; ``str()`` gives ``16..400``.
+class Given:
+    """Values of the user's to prove on, by input: where they are from, and the size of each letter."""
 
-    Raises ``ArgumentError`` if it is empty.
-    """
-
-    low: int
-    high: int
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.low <= self.high <= _MOST:
-            bound = f"sizes are 1 to {_MOST}" if self.low <= self.high else "the lower end comes first"
-            raise ArgumentError(f"{self.low}..{self.high} is not a range: {bound}", fix=_RANGE_FIX)
-
-    def __contains__(self, size: object) -> bool:
-        return isinstance(size, int) and self.low <= size <= self.high
-
-    def __str__(self) -> str:
-        return f"{self.low}..{self.high}"
-
-
-#: The range of a letter for which none is given.
-DEFAULT_RANGE = Range(16, 128)
-
-
-@dataclass(frozen=True, slots=True)
-class InputSpec:
-    """An input: ``shape`` holds numbers and letters; integers are drawn from [0, ``below``).
-
-    ``name`` is the module's; ``port`` is the ONNX model's, if the user gave one. ``str()`` gives
-    the text that :func:`parse_input` reads.
-    """
-
-    name: str
-    dtype: DType
-    shape: tuple[int | str, ...]
-    below: int | None = None
-    port: str = ""
-
-    @property
-    def called(self) -> str:
-        """Its name in an ONNX model, as far as the user says."""
-        return self.port or self.name
-
-    @property
-    def letters(self) -> tuple[str, ...]:
-        """The dynamic sizes, each once, in order."""
-        return tuple(dict.fromkeys(size for size in self.shape if isinstance(size, str)))
-
-    def sizes(self, by_letter: Mapping[str, int]) -> tuple[int, ...]:
-        """The shape, with numbers in place of letters."""
-        return tuple(by_letter[size] if isinstance(size, str) else size for size in self.shape)
-
-    def __str__(self) -> str:
-        bound = "" if self.below is None else f"<{self.below}"
-        name = f"{self.name}:{self.port}" if self.port else self.name
-        return f"{name}={self.dtype}[{','.join(map(str, self.shape))}]{bound}"
+    source: str
+    values: Mapping[str, Array] = field(compare=False, repr=False)
+    sizes: Mapping[str, int]
 
 
 @dataclass(frozen=True, slots=True)
 class Signature:
     """The inputs of a model in order, the range of each letter in them, and example values if there are any.
 
-    ``examples`` are by input, and set the exported sizes. ``notes`` are for the user.
+    ``examples`` are by input, and set the exported sizes; ``data`` is what else the user has. ``notes`` are
+    for the user.
     """
 
     inputs: tuple[InputSpec, ...]
     ranges: Mapping[str, Range]
     examples: Mapping[str, Array] = field(default_factory=dict, compare=False, repr=False)
     notes: tuple[str, ...] = ()
+    data: tuple[Given, ...] = ()
 
     @property
     def names(self) -> tuple[str, ...]:
         """The names of the inputs."""
         return tuple(spec.name for spec in self.inputs)
-
-
-# -- texts
-
-
-def parse_input(text: str) -> InputSpec:
-    """Parse the text of an input. Raises ``ArgumentError``.
-
-    >>> parse_input("ids=int64[1,L]<100").shape
-    (1, 'L')
-    >>> parse_input("mel:x=float32[1,80,T]").called
-    'x'
-    """
-    parts = _INPUT.fullmatch(text.strip())
-    if parts is None:
-        raise _no_input(text, "an input is written NAME=DTYPE[SIZE,…], with <N behind it for integers")
-    dtype = _dtype(text, parts["dtype"])
-    sizes = [size.strip() for size in parts["shape"].split(",")] if parts["shape"].strip() else []
-    shape = tuple(_size(text, size) for size in sizes)
-    below = int(parts["below"]) if parts["below"] else None
-    _check_bound(text, dtype, below)
-    name, port = _names(parts["name"])
-    return InputSpec(name, dtype, shape, below, port)
-
-
-def _names(text: str) -> tuple[str, str]:
-    """The module's name of an input, and the ONNX model's or nothing; those may have colons in them."""
-    name, colon, port = text.partition(":")
-    if colon and not (name and port):
-        raise _no_input(text, "two names are written NAME:OTHER, the module's and the ONNX model's")
-    return name, port
-
-
-def parse_range(text: str) -> tuple[str, Range]:
-    """Parse the text of a range into its letter and range. Raises ``ArgumentError``.
-
-    >>> parse_range("T=16..400")
-    ('T', Range(low=16, high=400))
-    """
-    parts = _RANGE.fullmatch(text.strip())
-    if parts is None or not _LETTER.fullmatch(parts["letter"]):
-        raise ArgumentError(f"range {_quoted(text)}: a range is written LETTER=LOW..HIGH", fix=_RANGE_FIX)
-    try:
-        return parts["letter"], Range(int(parts["low"]), int(parts["high"]))
-    except ArgumentError as error:
-        raise ArgumentError(f"range {_quoted(text)}: {error.what}", fix=error.fix) from None
-
-
-def check_outputs(names: Sequence[str]) -> None:
-    """Raise ``ArgumentError`` if the name of an output is not valid, or comes twice."""
-    for name in names:
-        if not name or name != name.strip():
-            raise ArgumentError(
-                f"output {_quoted(name)}: this is not a name", fix="give a name, such as --output-name wave"
-            )
-        if list(names).count(name) > 1:
-            raise ArgumentError(f"two outputs are called {printable(name)}", fix="give each its own name")
-
-
-def _quoted(text: str) -> str:
-    return f"'{printable(text)}'"
-
-
-def _no_input(text: str, why: str, fix: str = _INPUT_FIX) -> ArgumentError:
-    return ArgumentError(f"input {_quoted(text)}: {why}", fix=fix)
-
-
-def _dtype(text: str, name: str) -> DType:
-    if name in _KNOWN:
-        return DTYPES[name]
-    if name in DTYPES:
-        raise _no_input(text, f"no values of {name} can be drawn", f"choose one of {', '.join(_KNOWN)}")
-    near = get_close_matches(name, _KNOWN, n=3)
-    raise _no_input(
-        text, f"no dtype is called {name}", f"choose {' or '.join(near) or 'one of ' + ', '.join(_KNOWN)}"
-    )
-
-
-def _size(text: str, size: str) -> int | str:
-    if _LETTER.fullmatch(size):
-        return size
-    if re.fullmatch(r"\d+", size, re.ASCII) and 1 <= int(size) <= _MOST:
-        return int(size)
-    raise _no_input(text, f"'{printable(size)}' is not a size: give a number of 1 or more, or a letter")
-
-
-def _check_bound(text: str, dtype: DType, below: int | None) -> None:
-    if dtype.name not in _INTEGERS:
-        if below is not None:
-            raise _no_input(text, f"{dtype} does not take a bound; <N is for integers")
-        return
-    most = int(np.iinfo(dtype.numpy()).max) + 1
-    if below is None:
-        fixed = f"'{printable(text.strip())}<100' draws from 0 to 99"
-        raise _no_input(text, "integers need a bound: <N draws from 0 to N-1", fixed)
-    if not 1 <= below <= most:
-        raise _no_input(text, f"{below} is not a bound for {dtype}", f"give a number from 1 to {most}")
 
 
 # -- signatures
@@ -230,38 +71,79 @@ def signature_of(
     *,
     dynamic: Mapping[str, Mapping[int, str]] | None = None,
     names: Sequence[str] = (),
+    data: Iterable[Any] = (),
 ) -> Signature:
     """Make a signature from texts, or from example tensors (of torch or numpy) by name or by position.
 
     ``names`` are for tensors that come by position. The sizes of a tensor are fixed, except for axes that
-    ``dynamic`` gives a letter (``{"mel": {2: "T"}}``); integers are drawn up to its largest. Raises
-    ``ArgumentError``.
+    ``dynamic`` gives a letter (``{"mel": {2: "T"}}``); integers are drawn up to its largest. ``data`` are
+    files of arrays, or mappings from inputs to arrays, each a sample. Raises ``ArgumentError``, and
+    ``InputError`` for a file that does not have what it should.
 
     >>> str(signature_of(["mel=float32[1,80,T]"], ["T=16..400"]).ranges["T"])
     '16..400'
     """
     given = _by_name(inputs, names)
     axes = _dynamic(dynamic or {})
-    specs, examples, notes = [], {}, []
+    specs: list[InputSpec] = []
+    examples: dict[str, Array] = {}
+    notes: list[str] = []
     for key, value in given:
-        if isinstance(value, str):
-            specs.append(parse_input(value))
-            continue
-        name, port = _names(key)
-        spec = replace(_spec_of(name, value, axes.pop(name, {})), port=port)
-        examples[name] = array_of(value)
-        notes += (
-            [f"{name}: drawn from 0 to {spec.below - 1}, the largest of the example"] if spec.below else []
-        )
+        spec, example = _from_text(value) if isinstance(value, str) else _from_example(key, value, axes)
         specs.append(spec)
+        if example is not None:
+            examples[spec.name] = example
+            drawn = f"{spec.name}: drawn from 0 to {(spec.below or 1) - 1}, the largest of the example"
+            notes += [drawn] if spec.below else []
     _check_names(specs, axes)
     exported = exported_sizes(specs, examples)
+    spans = _spans(specs, _ranges(ranges), exported, notes)
+    _check_tied(specs, spans)
+    notes += [
+        f"{spec.name}: {spec.values} on all samples, and proven for that alone"
+        for spec in specs
+        if spec.is_given
+    ]
+    signature = Signature(tuple(specs), spans, examples, tuple(notes))
+    return replace(
+        signature, data=tuple(_given(signature, each, at) for at, each in enumerate(_listed(data), 1))
+    )
+
+
+def _from_text(text: str) -> tuple[InputSpec, Array | None]:
+    """An input from its text, and the example in the file that it names."""
+    head, path = named_file(text)
+    if not path:
+        return parse_input(text), None
+    if "=" not in head:
+        name, port = port_names(head)
+        example = arrays_in(path, {each: name for each in (port, name) if each}, [name])[name]
+        return replace(_spec_of(name, example, {}), port=port), example
+    spec = parse_form(head)
+    if spec.values is not None:
+        raise ArgumentError(f"input {spec.name}: values and a file are given", fix="give one of them")
+    example = arrays_in(path, {spec.called: spec.name, spec.name: spec.name}, [spec.name])[spec.name]
+    _check_form(spec, example, path)
+    return replace(spec, below=spec.below or _below(spec.name, example)), example
+
+
+def _from_example(key: str, value: Any, axes: dict[str, dict[int, str]]) -> tuple[InputSpec, Array]:
+    """An input from an example tensor; its letters are taken out of ``axes``."""
+    name, port = port_names(key)
+    spec = replace(_spec_of(name, value, axes.pop(name, {})), port=port)
+    return spec, array_of(value)
+
+
+def _spans(
+    specs: Sequence[InputSpec], given: Mapping[str, Range], exported: Mapping[str, int], notes: list[str]
+) -> dict[str, Range]:
+    """The range of each letter, in the order of the letters; notes say which are not the user's."""
     letters = {letter: None for spec in specs for letter in spec.letters}
-    spans = _ranges(ranges)
-    for letter in spans:
+    spans = dict(given)
+    for letter, span in spans.items():
         if letter not in letters:
             have = f"the letters are {', '.join(letters)}" if letters else "no input has a letter"
-            raise ArgumentError(f"range {letter}={spans[letter]}: no input has the size {letter}", fix=have)
+            raise ArgumentError(f"range {letter}={span}: no input has the size {letter}", fix=have)
     for letter in letters:
         if letter not in spans:
             size = exported.get(letter, DEFAULT_RANGE.low)
@@ -272,7 +154,98 @@ def signature_of(
                 f"range {letter}={spans[letter]}: the example has {letter} = {exported[letter]}",
                 fix="give a range that holds it, or another example",
             )
-    return Signature(tuple(specs), {letter: spans[letter] for letter in letters}, examples, tuple(notes))
+    return {letter: spans[letter] for letter in letters}
+
+
+def _check_tied(specs: Sequence[InputSpec], spans: Mapping[str, Range]) -> None:
+    """Raise ``ArgumentError`` for an input tied to a letter that has no size, or too large a one."""
+    for spec in specs:
+        if not isinstance(spec.values, Tied):
+            continue
+        letter = spec.values.letter
+        if letter not in spans:
+            have = f"the letters are {', '.join(spans)}" if spans else "no input has a letter"
+            raise ArgumentError(f"input '{printable(str(spec))}': no input has the size {letter}", fix=have)
+        dtype = spec.dtype.numpy()
+        most = np.iinfo(dtype).max if dtype.kind in "iu" else None
+        if most is not None and spans[letter].high > most:
+            said = f"{letter} may be {spans[letter].high}, and {dtype} ends at {most}"
+            raise ArgumentError(
+                f"input '{printable(str(spec))}': {said}",
+                fix="give a wider dtype, or a smaller range",
+            )
+
+
+# -- data
+
+
+def _listed(data: Any) -> list[Any]:
+    return [data] if isinstance(data, (str, os.PathLike, Mapping)) else list(data)
+
+
+def _given(signature: Signature, data: Any, at: int) -> Given:
+    """One sample of the user's. Raises ``ArgumentError`` where an array does not fit its input."""
+    names = {name: spec.name for spec in signature.inputs for name in (spec.called, spec.name)}
+    needed = [spec.name for spec in signature.inputs if not spec.is_given]
+    if isinstance(data, Mapping):
+        source = f"data {at}"
+        other = [str(name) for name in data if name not in names]
+        lacking = [name for name in needed if name not in {names.get(each) for each in data}]
+        if other or lacking:
+            what = (
+                f"no input is called {listed(other)}" if other else f"the input {listed(lacking)} is lacking"
+            )
+            raise ArgumentError(f"{source}: {what}", fix=f"the inputs are {listed(signature.names)}")
+        values = {names[name]: array_of(value) for name, value in data.items()}
+    else:
+        source = os.fspath(data)
+        values = arrays_in(data, names, needed)
+    sizes: dict[str, int] = {}
+    for spec in signature.inputs:
+        if spec.name in values:
+            _check_form(spec, values[spec.name], source)
+            sizes = _sizes_in(spec, values[spec.name], sizes, source)
+    for letter, span in signature.ranges.items():
+        if letter not in sizes:
+            raise ArgumentError(f"{source}: no array in it has the size {letter}", fix="give one that has it")
+        if sizes[letter] not in span:
+            raise ArgumentError(
+                f"{source}: {letter} is {sizes[letter]}, and the range is {span}",
+                fix=f"give --range {letter}={min(span.low, sizes[letter])}..{max(span.high, sizes[letter])}",
+            )
+    return Given(source, values, sizes)
+
+
+def _check_form(spec: InputSpec, array: Array, source: str) -> None:
+    """Raise ``ArgumentError`` if an array has another dtype or shape than its input."""
+    fits = (
+        len(array.shape) == len(spec.shape)
+        and array.size
+        and all(
+            isinstance(size, str) or size == its for size, its in zip(spec.shape, array.shape, strict=True)
+        )
+    )
+    if array.dtype != spec.dtype.numpy() or not fits:
+        its = f"{array.dtype}[{','.join(map(str, array.shape))}]"
+        wanted = f"{spec.dtype}[{','.join(map(str, spec.shape))}]"
+        raise ArgumentError(
+            f"{source}: {printable(spec.name)} is {its}, and the input is {wanted}",
+            fix="give an array of that dtype and shape, or another --input",
+        )
+
+
+def _sizes_in(spec: InputSpec, array: Array, known: Mapping[str, int], source: str) -> dict[str, int]:
+    found = dict(known)
+    for letter, size in zip(spec.shape, array.shape, strict=True):
+        if isinstance(letter, str) and found.setdefault(letter, size) != size:
+            raise ArgumentError(
+                f"{source}: {letter} is {size} of {printable(spec.name)} and {found[letter]} elsewhere",
+                fix="give each size its own letter",
+            )
+    return found
+
+
+# -- parts
 
 
 def _dynamic(dynamic: Any) -> dict[str, dict[int, str]]:
@@ -301,16 +274,16 @@ def _by_name(inputs: Any, names: Sequence[str]) -> list[tuple[str, Any]]:
 
 def _some(given: list[tuple[str, Any]]) -> list[tuple[str, Any]]:
     if not given:
-        raise ArgumentError("no inputs are given", fix=_INPUT_FIX)
+        raise ArgumentError("no inputs are given", fix=INPUT_FIX)
     return given
 
 
 def _spec_of(name: str, value: Any, letters: Mapping[int, str]) -> InputSpec:
     """The input that an example tensor stands for."""
     stored = stored_tensor(name, value)
-    if stored is None or stored.info.dtype.name not in _KNOWN:
+    if stored is None or stored.info.dtype.name not in FEEDABLE:
         what = f"{type(value).__name__} of {value.dtype}" if hasattr(value, "dtype") else type(value).__name__
-        raise ArgumentError(f"input {name}: {what} is not a tensor that can be fed", fix=_INPUT_FIX)
+        raise ArgumentError(f"input {name}: {what} is not a tensor that can be fed", fix=INPUT_FIX)
     dtype, shape = stored.info.dtype, stored.info.shape
     if 0 in shape:
         raise ArgumentError(
@@ -322,17 +295,22 @@ def _spec_of(name: str, value: Any, letters: Mapping[int, str]) -> InputSpec:
             raise ArgumentError(
                 f"input {name}: no axis {axis} in shape {shape}", fix="give an axis that it has"
             )
-        if not _LETTER.fullmatch(str(letter)):
+        if not is_letter(str(letter)):
             raise ArgumentError(
                 f"input {name}: axis {axis}: {letter!r} is not a letter", fix='give a letter, such as "T"'
             )
         sizes[axis] = letter
-    below = None
-    if dtype.name in _INTEGERS:
-        below = int(array_of(value).max()) + 1
-        if below < 1:
-            raise ArgumentError(f"input {name}: all integers of the example are negative", fix=_INPUT_FIX)
-    return InputSpec(name, dtype, tuple(sizes), below)
+    return InputSpec(name, dtype, tuple(sizes), _below(name, array_of(value)))
+
+
+def _below(name: str, example: Array) -> int | None:
+    """The bound of integers like those of an example; None of other numbers."""
+    if example.dtype.kind not in "iu":
+        return None
+    below = int(example.max()) + 1
+    if below < 1:
+        raise ArgumentError(f"input {name}: all integers of the example are negative", fix=INPUT_FIX)
+    return below
 
 
 def _check_names(specs: Sequence[InputSpec], unused: Mapping[str, object]) -> None:

@@ -21,6 +21,7 @@ class Line:
 def line(x: Tensor, y: Tensor) -> Line | None:
     """The line through points whose errors are relative to y; None if x is all the same.
 
+    >>> import torch
     >>> found = line(torch.tensor([1e-9, 1.0, 2.0]).double(), torch.tensor([1e-8 + 2e-9, 2.0, 4.0]).double())
     >>> f"{found.start:.1e}", f"{found.slope:.3f}"
     ('1.0e-08', '2.000')

@@ -9,7 +9,7 @@ from wnconvert.layers.recipes import Op
 from wnconvert.verbs.recipes.tracing.channels import back, channels, is_movement
 from wnconvert.verbs.recipes.tracing.trace import Trace, TracedStep, TracedValue
 
-__all__ = ["Linear", "Weights", "linears_in"]
+__all__ = ["PARAMETRIZED", "Linear", "Weights", "is_parametrized", "linears_in"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +50,21 @@ class Linear:
     def axis(self, value: TracedValue) -> int:
         """The axis of channels of its input, or of its output."""
         return 1 if self.step.name == "convolution" else len(value.shape) - 1
+
+
+#: Why a weight under ``torch.nn.utils.parametrize`` stays: no file has it by its plain name.
+PARAMETRIZED = (
+    "a parametrization computes it: remove_parametrizations of torch.nn.utils.parametrize makes it plain"
+)
+
+
+def is_parametrized(name: str) -> bool:
+    """Whether a tensor is what a parametrization computes a weight of.
+
+    >>> is_parametrized("conv.parametrizations.weight.original"), is_parametrized("original")
+    (True, False)
+    """
+    return name.split(".")[-3::2] == ["parametrizations", "original"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,21 +157,36 @@ def _named(trace: Trace, weights: Weights, linear: Linear) -> Linear:
     if not sources:
         return replace(linear, trouble="the weight of its layer is no parameter")
     linear, names = _weight(trace, weights, linear)
-    if not names:
-        return linear
-    linear = replace(linear, weight=names[0])
-    name = f"{names[0][: names[0].rfind('.') + 1]}bias"
-    trouble = linear.trouble or _against(trace, linear, sources, names)
-    if linear.added is None:
-        if any(name in every for every in trace.stored.values()):
-            trouble = trouble or "its layer has a bias that it does not add"
-        return replace(linear, bias=name if name in weights.biases else None, trouble=trouble)
-    held = trace.stored.get(linear.added, ())
+    if not names or is_parametrized(names[0]):
+        return replace(linear, weight="".join(names[:1]), trouble=PARAMETRIZED if names else linear.trouble)
+    linear = replace(
+        linear, weight=names[0], trouble=linear.trouble or _against(trace, linear, sources, names)
+    )
+    return (
+        _without_bias(trace, weights, linear)
+        if linear.added is None
+        else _with_bias(trace, linear, linear.added)
+    )
+
+
+def _without_bias(trace: Trace, weights: Weights, linear: Linear) -> Linear:
+    """A layer that adds nothing, with the name of the bias that its class has in such a case."""
+    name = f"{linear.weight[: linear.weight.rfind('.') + 1]}bias"
+    trouble = linear.trouble
+    if any(name in every for every in trace.stored.values()):
+        trouble = trouble or "its layer has a bias that it does not add"
+    return replace(linear, bias=name if name in weights.biases else None, trouble=trouble)
+
+
+def _with_bias(trace: Trace, linear: Linear, added: TracedValue) -> Linear:
+    """A layer with the name of what it adds."""
+    trouble = linear.trouble
+    held = trace.stored.get(added, ())
     if not held:
         return replace(linear, trouble=trouble or "the bias of its layer is computed")
-    if len(linear.added.shape) != 1:
+    if len(added.shape) != 1:
         return replace(linear, trouble=trouble or "the bias of its layer is not one number a channel")
-    trouble = trouble or _against(trace, linear, (linear.added,), held)
+    trouble = trouble or _against(trace, linear, (added,), held)
     return replace(linear, bias=held[0], trouble=trouble)
 
 

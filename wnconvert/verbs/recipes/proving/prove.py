@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -82,7 +83,7 @@ def prove_recipe(
         by = f", by {listed(map(printable, wrong))}" if wrong else ""
         raise LayerError(
             f"{what}{by}: the recipe is refused",
-            fix="this should not be: report it with the code of the model"
+            fix="if the model computes the same at each run, this should not be: report it with its code"
             if not wrong
             else "leave these out",
         )
@@ -118,12 +119,14 @@ class _Apart:
 
 def _relative(one: Tensor, other: Tensor) -> float:
     """The largest difference, against the largest number; infinite where one of them is not finite."""
-    if one.shape != other.shape or not bool(torch.isfinite(one).all() and torch.isfinite(other).all()):
+    if one.shape != other.shape:
         return float("inf")
     if not one.numel():
         return 0.0
-    size = max(float(one.abs().max()), float(other.abs().max()))
-    return float((one - other).abs().max()) / size if size else 0.0
+    size, apart = max(float(one.abs().max()), float(other.abs().max())), float((one - other).abs().max())
+    if not math.isfinite(apart):  # as it is where a number of either is not
+        return float("inf")
+    return apart / size if size else 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,7 +192,8 @@ class _Model:
         layers = {at[linear.step] for linear in told.linears}
         watched = {fold: [at[step] for step in _watched(fold, told)] for fold in self.folds}
         every = frozenset(place for some in watched.values() for place in some)
-        inputs = _inputs(signature, sample)  # made before: inside, a view of bits as bfloat16 is one as float64
+        inputs = _inputs(signature, sample)  # before: inside, a view of bits as bfloat16 is one as float64
+        torch.manual_seed(sample.seed)  # what a forward draws must be the same in all runs
         with in_float64(self.dtype, layers=frozenset(layers), watched=every, instead=instead) as ran:
             found = run_model(self.module, inputs)
         if ran.names != [step.name for step in at]:

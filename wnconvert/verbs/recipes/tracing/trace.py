@@ -19,9 +19,12 @@ __all__ = ["Operator", "Trace", "TracedStep", "TracedValue", "traced", "values_i
 Operator: TypeAlias = Any
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class TracedValue:
-    """A tensor of a forward at one moment; what is written in place is another value from then on."""
+    """A tensor of a forward at one moment; what is written in place is another value from then on.
+
+    It equals itself alone, which is fast: there are many, and all are keys.
+    """
 
     number: int
     shape: tuple[int, ...]

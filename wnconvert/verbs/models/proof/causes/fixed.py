@@ -24,7 +24,7 @@ def fixed_sizes(
 
     def runs(sizes: Mapping[str, int]) -> bool:
         try:
-            candidate(arrays(signature, replace(refused[0], sizes=sizes)))
+            candidate(arrays(signature, replace(refused[0], sizes=sizes, values={}, source="")))
         except VerifyError:
             return False
         return True
