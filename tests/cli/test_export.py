@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 import torch
@@ -217,3 +218,23 @@ def test_a_slip_is_told_before_the_models_own_code_runs(
     assert done.returncode == 2
     assert says in done.stderr
     assert "it runs" not in done.stderr
+
+
+def test_inputs_of_the_users_are_named_and_a_wrong_file_is_told_before_the_models_code_runs(
+    exported: Path, weights: Path, tmp_path: Path
+) -> None:
+    np.savez(tmp_path / "own.npz", mel=np.ones((1, 4, 9), np.float32))
+    np.savez(tmp_path / "other.npz", x=np.ones((1, 4, 9), np.float32))
+    asked = ("check", exported, f"{MODELS}:Vocoder", "--weights", weights, *MEL)
+    done = run(*asked, "--inputs", tmp_path / "own.npz", "--quiet")
+    assert done.returncode == 0, done.stderr
+    assert f"on 4 samples (T = 4, 20, 13, 7), {tmp_path}/own.npz (T = 9), within" in done.stdout
+    assert "elements outside" in done.stdout
+    for more, says in (
+        (("--inputs", tmp_path / "other.npz"), "no input is called x"),
+        (("--inputs", tmp_path / "absent.npz"), "No such file"),
+        (("--outliers", "1e-5"), "--min-snr"),
+    ):
+        done = run("check", exported, f"{MODELS}:broken", *MEL, *more)
+        assert done.returncode == 2
+        assert says in done.stderr

@@ -6,7 +6,8 @@ import numpy as np
 
 from wnconvert.reports.exports import proof_text, step_text
 from wnconvert.tensors.blocks import Array
-from wnconvert.verbs.models.proof.proof import NumericFunction, prove
+from wnconvert.verbs.models.proof.causes.steady import NumericFunction
+from wnconvert.verbs.models.proof.proof import prove
 from wnconvert.verbs.models.proof.report import ExportReport, TimedStep
 from wnconvert.verbs.models.proof.samples import samples_of
 from wnconvert.verbs.models.proof.signatures import signature_of
@@ -43,9 +44,10 @@ def test_an_equal_model_is_told_with_steps_outputs_and_samples() -> None:
     assert lines[:2] == ["build      0.2 s  make:net", "export    13.5 s  opset 20"]
     assert lines[2].split("  ")[0] == "output"
     assert lines[4].split() == ["wave", "1×2×16", "0", "0", "identical", "0", "0"]
+    within = "within 1e-05 + 0.001·|reference|: the same to the bit"
     assert lines[5:] == [
         "model.onnx: 2.5 MB, opset 20, 17 nodes (31 as exported), no weight norm left",
-        "equal to make:net on 4 samples (T = 16, 400, 253, 107), within 1e-05 + 0.001·|reference|",
+        f"equal to make:net on 4 samples (T = 16, 400, 253, 107), {within}",
     ]
 
 

@@ -70,7 +70,7 @@ def test_no_runner_hides_a_warning_or_a_bug(tmp_path: Path, monkeypatch: pytest.
     def old(*_: object, **__: object) -> None:
         warnings.warn("old", DeprecationWarning, stacklevel=1)
 
-    monkeypatch.setattr("wnconvert.verbs.conversion.files.fold_file", old)
+    monkeypatch.setattr("wnconvert.verbs.conversion.files.fold.fold_file", old)
     done = run("wnconvert fold x.pt", tmp_path)
     assert "DeprecationWarning: old" in done.printed
     assert done.printed.endswith("[exit 3]\n")

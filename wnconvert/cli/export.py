@@ -97,6 +97,20 @@ _PROOF = with_options(
     ),
     click.option("--atol", type=click.FloatRange(min=0), default=1e-5, show_default=True, help="See --rtol."),
     click.option(
+        "--min-snr",
+        type=click.FloatRange(min=0, min_open=True),
+        metavar="DB",
+        help="Each sample must have this SNR too, in decibels, e.g. 100.",
+    ),
+    click.option(
+        "--outliers",
+        type=click.FloatRange(0, 1),
+        metavar="SHARE",
+        default=0.0,
+        show_default=True,
+        help="So many of the elements may be further off, e.g. 1e-5; needs --min-snr.",
+    ),
+    click.option(
         "--samples",
         type=click.IntRange(min=1),
         default=4,
@@ -249,12 +263,14 @@ def _check_other(out: str, *read: str | None) -> None:
 def _check_texts(options: Mapping[str, Any]) -> None:
     """Raise for a mistake in the options before the model's code runs, which may take long."""
     from wnconvert.verbs.models.proof.inputs.texts import check_outputs
+    from wnconvert.verbs.models.proof.outputs import Leniency
     from wnconvert.verbs.models.proof.samples import samples_of
     from wnconvert.verbs.models.proof.signatures import signature_of
 
     signature = signature_of(options["inputs"], options["ranges"], data=options["data"])
     samples_of(signature, options["samples"], options["seed"])
     check_outputs(options["outputs"])
+    Leniency(options["min_snr"], options["outliers"])
 
 
 def _prove(

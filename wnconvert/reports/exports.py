@@ -54,7 +54,9 @@ def proof_line(report: ExportReport, alarm: Callable[[str], str] = str) -> str:
     if not report:
         why = report.advice or f"{len(_weights(report))} layers have another weight"
         return f"{_different(report, alarm)}: {printable(why)}"
-    return printable(f"equal to {report.reference} on {_samples(proof)}, within {proof.tolerance}")
+    return printable(
+        f"equal to {report.reference} on {_samples(proof)}, within {proof.tolerance}: {proof.measured}"
+    )
 
 
 def _different(report: ExportReport, alarm: Callable[[str], str]) -> str:
@@ -123,6 +125,10 @@ def _fixed(proof: Proof) -> str:
 
 
 def _failure(output: OutputProof, proof: Proof) -> str:
+    if output.noisy and output.least_snr_db is not None and (output.few or not output.out_of_tolerance):
+        return (
+            f"output {output.name}: SNR {output.least_snr_db:.1f} dB, less than {proof.leniency.min_snr:g} dB"
+        )
     if output.passed:
         return (
             f"output {output.name} is at most {output.largest:.3g}, so zeros would be within "
@@ -131,6 +137,7 @@ def _failure(output: OutputProof, proof: Proof) -> str:
     count = f"{output.out_of_tolerance} of {counted(output.elements, 'element')}"
     odd = f" ({output.unmatched} NaN or infinite on one side only)" if output.unmatched else ""
     said = f"output {output.name}: {count} further off than {proof.tolerance}{odd}"
+    said += "" if output.least_snr_db is None else f", SNR {output.least_snr_db:.1f} dB"
     worst = output.worst
     if output.dtype in _SHORT:
         bits = FLOAT_FORMATS[output.dtype].digits

@@ -578,7 +578,7 @@ def test_a_norm_that_was_never_trained_is_told(net: Net, recipe: Path, tmp_path:
     torch.save(state, tmp_path / "in.pt")
     result = fold_file(tmp_path / "in.pt", tmp_path / "out.pt", recipe=recipe)
     (note,) = (note for note in result.notes if "batch" in note)
-    assert note.startswith("fc.bias: its norm has seen no batch")
+    assert note.startswith("fc.bias: the norm has seen no batch")
 
 
 @pytest.mark.parametrize("dtype", [None, "bfloat16"])

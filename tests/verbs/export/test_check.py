@@ -84,6 +84,10 @@ def test_what_was_exported_is_equal(good: Path, model: nn.Module) -> None:
     assert [output.name for output in report.outputs] == ["output_0", "output_1"]
 
 
+#: The settings that docs recommend, beside the defaults.
+SETTINGS: dict[str, dict[str, Any]] = {"defaults": {}, "few outliers": {"outliers": 1e-5, "min_snr": 100}}
+
+
 @pytest.mark.parametrize(
     ("name", "node"),
     [
@@ -104,12 +108,37 @@ def test_a_weight_that_is_off_by_1_percent_is_found(
     good: Path, model: nn.Module, tmp_path: Path, name: str, node: str
 ) -> None:
     assert consumer(good, name) == node
-    report = check_onnx(spoiled(good, tmp_path / "bad.onnx", name), model, inputs=MEL, ranges=RANGES)
-    assert not report
-    worst = [output for output in report.outputs if not output.passed]
-    assert worst
-    assert all(output.worst is not None and output.needed_rtol for output in worst)
-    assert "would have passed" in report.proof.advice
+    bad = spoiled(good, tmp_path / "bad.onnx", name)
+    for settings in SETTINGS.values():
+        report = check_onnx(bad, model, inputs=MEL, ranges=RANGES, **settings)
+        assert not report
+        worst = [output for output in report.outputs if not output.passed]
+        assert worst
+        assert all(output.worst is not None and output.needed_rtol for output in worst)
+        assert "would have passed" in report.proof.advice
+
+
+@pytest.mark.parametrize("settings", SETTINGS)
+@pytest.mark.parametrize("name", ["conv.bias", "up.bias", "gemm.bias"])
+def test_a_bias_that_is_dropped_is_found(
+    good: Path, model: nn.Module, tmp_path: Path, name: str, settings: str
+) -> None:
+    bad = spoiled(good, tmp_path / "bad.onnx", name, 0.0)
+    assert not check_onnx(bad, model, inputs=MEL, ranges=RANGES, **SETTINGS[settings])
+
+
+@pytest.mark.parametrize("settings", SETTINGS)
+def test_an_axis_that_is_swapped_is_found(
+    good: Path, model: nn.Module, tmp_path: Path, settings: str
+) -> None:
+    proto = onnx.load(str(good))
+    (tensor,) = (each for each in proto.graph.initializer if each.name == "conv.weight")
+    flipped = np.ascontiguousarray(onnx.numpy_helper.to_array(tensor)[..., ::-1])
+    tensor.CopyFrom(onnx.numpy_helper.from_array(flipped, "conv.weight"))
+    onnx.save(proto, str(tmp_path / "bad.onnx"))
+    bad = tmp_path / "bad.onnx"
+    assert not check_onnx(bad, model, inputs=MEL, ranges=RANGES, **SETTINGS[settings])
+    assert check_onnx(good, model, inputs=MEL, ranges=RANGES, **SETTINGS[settings])
 
 
 def test_a_tolerance_that_is_told_to_pass_does(good: Path, model: nn.Module, tmp_path: Path) -> None:

@@ -354,7 +354,7 @@ def _note_on_batches(batches: StoredTensor | None, source: Elements) -> str:
     if batches is None or batches.info.numel != 1 or batches.info.dtype.bits % 8:
         return ""
     (seen,) = source.reader(batches)(Block(0, (1, 1, 1), 0)).reshape(-1)
-    return "" if seen else "its norm has seen no batch (num_batches_tracked is 0), so it was never trained"
+    return "" if seen else "the norm has seen no batch (num_batches_tracked is 0), so it was never trained"
 
 
 @make_tensor.register

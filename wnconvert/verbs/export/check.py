@@ -20,9 +20,10 @@ from wnconvert.verbs.conversion.targets import StrPath
 from wnconvert.verbs.export.graph import check_given, graph_of, nodes_of, residual_of
 from wnconvert.verbs.export.ports import Ports, ports_of
 from wnconvert.verbs.export.request import Data, Question, Reference, names_in, question_of, remedy_of
+from wnconvert.verbs.models.proof.causes.steady import Run
 from wnconvert.verbs.models.proof.functions import Exportable
 from wnconvert.verbs.models.proof.inputs.texts import Range
-from wnconvert.verbs.models.proof.proof import ATOL, RTOL, Proof, Run, prove
+from wnconvert.verbs.models.proof.proof import ATOL, RTOL, Proof, prove
 from wnconvert.verbs.models.proof.report import ExportReport, TimedSteps
 from wnconvert.verbs.models.proof.running import evaluating
 from wnconvert.verbs.modules.finding.live import find_live
@@ -43,6 +44,8 @@ def check_onnx(
     outputs: Sequence[str] = (),
     rtol: float = RTOL,
     atol: float = ATOL,
+    min_snr: float | None = None,
+    outliers: float = 0.0,
     samples: int = 4,
     seed: int = 0,
     timeout: float = TIMEOUT,
@@ -68,6 +71,8 @@ def check_onnx(
         samples=samples,
         seed=seed,
         data=data,
+        min_snr=min_snr,
+        outliers=outliers,
     )
     refuse_other_than_path(path, "an ONNX model")
     source = local_path(located(path), "onnxruntime reads it")
@@ -99,7 +104,8 @@ def first_run(question: Question, steps: TimedSteps) -> Run:
     """Run the module twice on the first sample, before anything that takes longer; the first of the runs."""
     with steps("try", f"the module in torch, twice, at {question.samples[0]}") as step:
         first = question.first_run()
-        step.detail = f"{counted(len(first.outputs), 'output')}, the same twice"
+        early = f" after a first run {first.wobble:.3g} off" if first.wobble else ""
+        step.detail = f"{counted(len(first.outputs), 'output')}, the same twice{early}"
     return first
 
 
@@ -158,6 +164,7 @@ def prove_beside(
             samples=question.samples,
             rtol=question.rtol,
             atol=question.atol,
+            leniency=question.leniency,
             first=reference.first,
             forget=forget,
         )

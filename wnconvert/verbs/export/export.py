@@ -85,6 +85,8 @@ def export_onnx(
     external_data: bool = False,
     rtol: float = RTOL,
     atol: float = ATOL,
+    min_snr: float | None = None,
+    outliers: float = 0.0,
     samples: int = 4,
     seed: int = 0,
     timeout: float = TIMEOUT,
@@ -106,9 +108,11 @@ def export_onnx(
     it was. ``progress`` is called with each step as it
     begins, and again, with its seconds, as it ends; or True for a bar.
 
-    Returns a report that is true if all outputs are equal within ``atol + rtol·|module's|``. Only then is
-    a file written to ``path``; otherwise ``keep_failed`` keeps it as ``model.failed.onnx``. What killed runs
-    left beside it is named in notes; ``clean`` deletes it.
+    Returns a report that is true if all outputs are equal within ``atol + rtol·|module's|``: all elements but
+    a share of ``outliers``, which needs ``min_snr``, the least SNR of each sample in decibels. ``data`` are
+    files of arrays, or arrays by name, to prove on beside drawn samples. Only then is a file written to
+    ``path``; otherwise ``keep_failed`` keeps it as ``model.failed.onnx``. What killed runs left beside it is
+    named in notes; ``clean`` deletes it.
 
     Raises ``WnconvertError``: ``ArgumentError`` for inputs that the module does not have, or if the exporter
     refuses the module; ``InputError`` for a stochastic module; ``LayerError``, ``OutputError``,
@@ -140,6 +144,8 @@ def export_onnx(
         samples=samples,
         seed=seed,
         data=data,
+        min_snr=min_snr,
+        outliers=outliers,
     )
     steps = TimedSteps(steps_progress(progress))
     left = (clean_beside if clean else named_leftovers)(model_path(path))

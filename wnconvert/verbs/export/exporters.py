@@ -23,6 +23,7 @@ from torch.export import ExportedProgram
 from wnconvert.errors import ArgumentError
 from wnconvert.messages import listed, to_install
 from wnconvert.storage.staging import translated
+from wnconvert.verbs.models.proof.causes.steady import errors_name_sizes
 from wnconvert.verbs.models.proof.functions import (
     EITHER_WAY,
     Exportable,
@@ -31,7 +32,6 @@ from wnconvert.verbs.models.proof.functions import (
     places_of,
     tensors_at,
 )
-from wnconvert.verbs.models.proof.proof import errors_name_sizes
 from wnconvert.verbs.models.proof.running import evaluating, quiet_torch
 from wnconvert.verbs.models.proof.samples import export_sample
 from wnconvert.verbs.models.proof.signatures import Signature

@@ -27,10 +27,11 @@ from wnconvert.verbs.export.check import first_run, reference_text
 from wnconvert.verbs.export.request import Data, Question, question_of
 from wnconvert.verbs.export.told import folds_of_layers
 from wnconvert.verbs.models.loading.weights import load_weights
+from wnconvert.verbs.models.proof.causes.steady import Run
 from wnconvert.verbs.models.proof.functions import Exportable, function_of
 from wnconvert.verbs.models.proof.handed import HandedProof, LayerCall, handed_in, handed_proof
 from wnconvert.verbs.models.proof.inputs.texts import Range
-from wnconvert.verbs.models.proof.proof import ATOL, RTOL, Proof, Run, prove
+from wnconvert.verbs.models.proof.proof import ATOL, RTOL, Proof, prove
 from wnconvert.verbs.models.proof.report import ExportReport, TimedSteps
 from wnconvert.verbs.models.proof.running import evaluating
 from wnconvert.verbs.models.proof.samples import arrays
@@ -59,6 +60,8 @@ def check_checkpoint(
     strip_prefix: Iterable[str] = (),
     rtol: float = RTOL,
     atol: float = ATOL,
+    min_snr: float | None = None,
+    outliers: float = 0.0,
     samples: int = 4,
     seed: int = 0,
     progress: StepsProgress = False,
@@ -93,6 +96,8 @@ def check_checkpoint(
         samples=samples,
         seed=seed,
         data=data,
+        min_snr=min_snr,
+        outliers=outliers,
     )
     module = question.module
     if not isinstance(module, nn.Module) or isinstance(module, torch.jit.ScriptModule):
@@ -135,6 +140,7 @@ def _proof(
             samples=question.samples,
             rtol=question.rtol,
             atol=question.atol,
+            leniency=question.leniency,
             first=first,
             forget=forget,
         )
@@ -150,6 +156,8 @@ def prove_checkpoint(
     outputs: Sequence[str] = (),
     rtol: float = RTOL,
     atol: float = ATOL,
+    min_snr: float | None = None,
+    outliers: float = 0.0,
     samples: int = 4,
     seed: int = 0,
 ) -> Prove:
@@ -177,6 +185,8 @@ def prove_checkpoint(
             samples=samples,
             seed=seed,
             data=data,
+            min_snr=min_snr,
+            outliers=outliers,
         )
         if not report:
             raise VerifyError(_failure(report), fix=report.advice or "the recipe is not of this model")

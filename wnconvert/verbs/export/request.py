@@ -13,6 +13,7 @@ from torch.export import ExportedProgram
 
 from wnconvert.errors import ArgumentError
 from wnconvert.messages import listed, option, printable
+from wnconvert.numerics.distance import Tolerance
 from wnconvert.onnx.runtime.process import Opened
 from wnconvert.storage.checkpoint import container_of
 from wnconvert.storage.files import output_path
@@ -20,6 +21,7 @@ from wnconvert.tensors.containers import Container
 from wnconvert.tensors.suffixes import check_true_name
 from wnconvert.verbs.conversion.targets import StrPath, has_suffix
 from wnconvert.verbs.export.exporters import AGES, EXPORTERS, Exporter, has_dynamo
+from wnconvert.verbs.models.proof.causes.steady import NumericFunction, Run, steady_run
 from wnconvert.verbs.models.proof.functions import (
     Exportable,
     check_inputs,
@@ -28,7 +30,8 @@ from wnconvert.verbs.models.proof.functions import (
     unwrapped,
 )
 from wnconvert.verbs.models.proof.inputs.texts import Range, check_outputs
-from wnconvert.verbs.models.proof.proof import NumericFunction, Proof, Run, steady_run
+from wnconvert.verbs.models.proof.outputs import Leniency
+from wnconvert.verbs.models.proof.proof import Proof
 from wnconvert.verbs.models.proof.samples import Sample, samples_of
 from wnconvert.verbs.models.proof.signatures import Signature, signature_of
 from wnconvert.verbs.modules.finding.live import find_live
@@ -70,11 +73,13 @@ class Question:
     outputs: tuple[str, ...]
     rtol: float
     atol: float
+    leniency: Leniency
 
     def first_run(self) -> Run:
         """The outputs of the module for the first sample. Raises as ``steady_run`` does."""
         function = function_of(self.module, self.outputs)
-        return steady_run(function, self.signature, self.samples[0], rtol=self.rtol, atol=self.atol)
+        tolerance = Tolerance(self.rtol, self.atol)
+        return steady_run(function, self.signature, self.samples[0], tolerance=tolerance)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +117,8 @@ def question_of(
     samples: int,
     seed: int,
     data: Iterable[Data] = (),
+    min_snr: float | None = None,
+    outliers: float = 0.0,
 ) -> Question:
     """The question, from the arguments that ``export_onnx`` and ``check_onnx`` share.
 
@@ -125,7 +132,15 @@ def question_of(
     names = texts_of(outputs)
     check_outputs(names)
     signature = _signature(module, inputs, ranges, dynamic, data)
-    return Question(module, signature, samples_of(signature, samples, seed), names, rtol, atol)
+    return Question(
+        module,
+        signature,
+        samples_of(signature, samples, seed),
+        names,
+        rtol,
+        atol,
+        Leniency(min_snr, outliers),
+    )
 
 
 def exporters_for(

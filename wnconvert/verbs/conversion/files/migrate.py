@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Literal, overload
+from typing import TYPE_CHECKING, Literal, cast, overload
 
 from wnconvert.layers.dims import AUTO
 from wnconvert.storage.shards import DEFAULT_SHARD_SIZE
@@ -95,39 +95,44 @@ def migrate_file(
     >>> plan.layers[0].before.g.name, plan.layers[0].after.g.name
     ('conv_pre.weight_g', 'conv_pre.parametrizations.weight.original0')
     """
+    # The options by their names: whatever follows takes those that it needs.
+    return _migrate(src, out, cast("MigrateOptions", locals()), dry_run=dry_run)
+
+
+def _migrate(src: StrPath, out: StrPath | None, given: MigrateOptions, *, dry_run: bool) -> Result | Plan:
+    """Migrate, or plan it, with all of the options given."""
     from wnconvert.plan.migrate import plan_migrate
 
+    to = given["to"]
     check_form(str(to))  # here None is not a choice
     request = Request(
         src,
         out,
         to,
-        renaming=renaming_of(strip_prefix, add_prefix, rename),
-        only=only,
-        max_shard_size=max_shard_size,
-        as_folder=as_folder,
-        in_place=in_place,
-        drop_foreign=drop_foreign,
-        copy=copy,
-        require_layers=require_layers,
-        clean=clean,
+        renaming=renaming_of(given["strip_prefix"], given["add_prefix"], given["rename"]),
+        only=given["only"],
+        max_shard_size=given["max_shard_size"],
+        as_folder=given["as_folder"],
+        in_place=given["in_place"],
+        drop_foreign=given["drop_foreign"],
+        copy=given["copy"],
+        require_layers=given["require_layers"],
+        clean=given["clean"],
         dry_run=dry_run,
-        on_plan=on_plan,
+        on_plan=given["on_plan"],
     )
-    return run_conversion(
-        request,
-        partial(
-            plan_migrate,
-            to=to,
-            selection=selection_of(layers, exclude, AUTO, kinds),
-            only=only,
-            drop_optimizer=drop_optimizer,
-        ),
-        options=RunOptions(
-            force=force,
-            threads=threads,
-            verify=verify,
-            progress=bytes_progress(progress),
-            executor=executor,
-        ),
+    make_plan = partial(
+        plan_migrate,
+        to=to,
+        selection=selection_of(given["layers"], given["exclude"], AUTO, given["kinds"]),
+        only=given["only"],
+        drop_optimizer=given["drop_optimizer"],
     )
+    options = RunOptions(
+        force=given["force"],
+        threads=given["threads"],
+        verify=given["verify"],
+        progress=bytes_progress(given["progress"]),
+        executor=given["executor"],
+    )
+    return run_conversion(request, make_plan, options=options)

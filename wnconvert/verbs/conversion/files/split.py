@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Literal, overload
+from typing import TYPE_CHECKING, Literal, cast, overload
 
 from wnconvert.layers.dims import AUTO
 from wnconvert.storage.shards import DEFAULT_SHARD_SIZE
@@ -97,41 +97,49 @@ def split_file(
     >>> [(layer.name, layer.after.g.name, layer.after.g.shape) for layer in plan.layers]
     [('conv.weight', 'conv.weight_g', (8, 1, 1))]
     """
+    # The options by their names: whatever follows takes those that it needs.
+    return _split(src, out, cast("SplitOptions", locals()), dry_run=dry_run)
+
+
+def _split(src: StrPath, out: StrPath | None, given: SplitOptions, *, dry_run: bool) -> Result | Plan:
+    """Split, or plan it, with all of the options given."""
     from wnconvert.plan.split.plan import plan_split
 
-    check_form(to)
+    check_form(given["to"])
+    like = None if given["like"] is None else open_reference(given["like"])
+    renaming = renaming_of(given["strip_prefix"], given["add_prefix"], given["rename"])
     request = Request(
         src,
         out,
         "split",
-        like=like,
-        reference=None if like is None else open_reference(like),
-        renaming=renaming_of(strip_prefix, add_prefix, rename),
-        only=only,
-        max_shard_size=max_shard_size,
-        as_folder=as_folder,
-        in_place=in_place,
-        drop_foreign=drop_foreign,
-        copy=copy,
-        require_layers=require_layers,
-        clean=clean,
+        like=given["like"],
+        reference=like,
+        renaming=renaming,
+        only=given["only"],
+        max_shard_size=given["max_shard_size"],
+        as_folder=given["as_folder"],
+        in_place=given["in_place"],
+        drop_foreign=given["drop_foreign"],
+        copy=given["copy"],
+        require_layers=given["require_layers"],
+        clean=given["clean"],
         dry_run=dry_run,
-        on_plan=on_plan,
+        on_plan=given["on_plan"],
     )
     make_plan = partial(
         plan_split,
-        to=to,
-        like=None if request.reference is None else request.reference.tree,
-        renaming=request.renaming,
-        selection=selection_of(layers, exclude, dim),
-        only=only,
-        keep_optimizer=keep_optimizer,
+        to=given["to"],
+        like=None if like is None else like.tree,
+        renaming=renaming,
+        selection=selection_of(given["layers"], given["exclude"], given["dim"]),
+        only=given["only"],
+        keep_optimizer=given["keep_optimizer"],
     )
     options = RunOptions(
-        force=force,
-        threads=threads,
-        verify=verify,
-        progress=bytes_progress(progress),
-        executor=executor,
+        force=given["force"],
+        threads=given["threads"],
+        verify=given["verify"],
+        progress=bytes_progress(given["progress"]),
+        executor=given["executor"],
     )
     return run_conversion(request, make_plan, options=options)

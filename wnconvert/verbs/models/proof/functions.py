@@ -21,7 +21,7 @@ from wnconvert.errors import ArgumentError, InputError
 from wnconvert.messages import listed, printable
 from wnconvert.tensors.blocks import Array
 from wnconvert.tensors.memory import array_of, made_like
-from wnconvert.verbs.models.proof.proof import NumericFunction
+from wnconvert.verbs.models.proof.causes.steady import NumericFunction
 
 __all__ = [
     "EITHER_WAY",

@@ -9,13 +9,14 @@ from typing import Any
 
 import numpy as np
 
+from wnconvert.errors import ArgumentError
 from wnconvert.numerics.distance import Measure, Tolerance, ToleranceTest, bites
-from wnconvert.numerics.rounding import FLOAT_FORMATS
+from wnconvert.numerics.rounding import FLOAT_FORMATS, ieee
 from wnconvert.tensors.blocks import Array
 from wnconvert.tensors.dtypes import DTYPES, DType
 from wnconvert.verbs.models.proof.samples import Sample
 
-__all__ = ["OutputMeter", "OutputProof", "Worst", "flat"]
+__all__ = ["STRICT", "Leniency", "OutputMeter", "OutputProof", "Worst", "flat"]
 
 
 #: How many elements are converted to float64 at a time.
@@ -39,6 +40,40 @@ class Worst:
 
 
 @dataclass(frozen=True, slots=True)
+class Leniency:
+    """What is asked beside a tolerance: ``outliers`` of all elements may be further off, by this share.
+
+    In each sample the SNR must be ``min_snr`` decibels then. Raises ``ArgumentError`` for other numbers, and
+    for outliers without an SNR, which could be anything. ``str()`` says it, behind the tolerance.
+    """
+
+    min_snr: float | None = None
+    outliers: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.min_snr is not None and not 0 < self.min_snr < math.inf:
+            raise ArgumentError(
+                f"{self.min_snr} dB is no least SNR", fix="give a number above 0, such as 100"
+            )
+        if not 0 <= self.outliers <= 1:
+            raise ArgumentError(
+                f"{self.outliers} is not a share", fix="give a number from 0 to 1, such as 1e-5"
+            )
+        if self.outliers and self.min_snr is None:
+            raise ArgumentError(
+                "outliers alone may be anything", fix="say how loud all errors may be: --min-snr 100"
+            )
+
+    def __str__(self) -> str:
+        share = f", but for {self.outliers:g} of the elements" if self.outliers else ""
+        return share + ("" if self.min_snr is None else f", SNR at least {self.min_snr:g} dB")
+
+
+#: All elements must be within the tolerance, and no SNR is asked for.
+STRICT = Leniency()
+
+
+@dataclass(frozen=True, slots=True)
 class OutputProof:
     """The distance of an output a from the reference b, over all samples.
 
@@ -50,7 +85,9 @@ class OutputProof:
     least atol that would have passed with the given rtol, and ``needed_rtol`` the other way round; None if
     no value would. Integers and bools must be equal. ``unproven``: b is so small that zeros would pass too,
     and a is off by more than the rtol (at least ``LEAST_RTOL``) of the largest b, so another model would
-    have passed. ``alike``: all elements of b, two or more, are one number or NaN, which proves little.
+    have passed. ``least_snr_db`` is the SNR of the sample in which it is least; ``noisy``: that is less than
+    what is asked. ``few``: those out of tolerance are no more than may be. ``alike``: all elements of b, two
+    or more, are one number or NaN, which proves little.
     """
 
     name: str
@@ -69,11 +106,14 @@ class OutputProof:
     largest: float = 0.0
     unproven: bool = False
     alike: bool = False
+    least_snr_db: float | None = None
+    few: bool = False
+    noisy: bool = False
 
     @property
     def passed(self) -> bool:
-        """Whether all elements are within tolerance."""
-        return not self.out_of_tolerance
+        """Whether all elements are within tolerance, but for few that may be out, and the SNR is enough."""
+        return not self.noisy and (self.few or not self.out_of_tolerance)
 
     @property
     def tells(self) -> bool:
@@ -96,12 +136,14 @@ class OutputMeter:
     name: str
     dtype: DType
     tolerance: Tolerance
+    leniency: Leniency = STRICT
     elements: int = 0
     unequal: int = 0
     largest: float = 0.0
     span: tuple[float, float] = (math.inf, -math.inf)
     shape: tuple[int, ...] = ()
     worst: Worst | None = None
+    least_snr: float = math.inf
     measure: Measure = field(init=False)
 
     def __post_init__(self) -> None:
@@ -124,9 +166,14 @@ class OutputMeter:
         parts = 2 if right.dtype.kind == "c" else 1
         start, form = self.elements * parts, _form(self.dtype)
         at_first: int | None = None
+        out_before = self.measure.different
+        heard = noise = 0.0
         for at, x, y in bites(left, right, _BITE):
             y_floats = _floats(y, form)
-            self.measure.add(start + at * parts, _floats(x, form), y_floats)
+            x_floats = _floats(x, form)
+            self.measure.add(start + at * parts, x_floats, y_floats)
+            power = _powers(x_floats, y_floats)
+            heard, noise = heard + power[0], noise + power[1]
             low, high = _span(y_floats)
             self.span = min(self.span[0], low), max(self.span[1], high)
             self.largest = max(map(abs, self.span)) if low <= high else self.largest
@@ -134,6 +181,8 @@ class OutputMeter:
                 differ = x != y
                 self.unequal += int(np.count_nonzero(differ))
                 at_first = at + int(differ.argmax()) if at_first is None and differ.any() else at_first
+        if 0 < noise < math.inf and heard < math.inf and (heard or self.measure.different > out_before):
+            self.least_snr = min(self.least_snr, 10 * math.log10(heard / noise) if heard else -math.inf)
         worst = self.measure.worst
         here = (worst - start) // parts if worst is not None and worst >= start else None
         if here is None and self.worst is None:
@@ -151,7 +200,9 @@ class OutputMeter:
         measure = self.measure
         tolerable = not self.is_exact and not measure.unmatched
         given = self.tolerance.atol or 0.0, self.tolerance.rtol or 0.0
-        unproven = tolerable and not self.out and self._is_unproven(*given)
+        unproven = tolerable and not self.out and self.leniency.min_snr is None and self._is_unproven(*given)
+        least = self.leniency.min_snr
+        parts = 2 if self.dtype.name.startswith("complex") else 1
         # With the tolerance that is advised, which is rounded up, the proof must still mean something.
         atol = None if self._is_unproven(measure.atol * _ROUNDED, given[1]) else measure.atol
         rtol = measure.rtol
@@ -173,6 +224,9 @@ class OutputMeter:
             needed_rtol=rtol if tolerable and math.isfinite(rtol) else None,
             largest=self.largest,
             unproven=unproven,
+            least_snr_db=self.least_snr if math.isfinite(self.least_snr) and not self.is_exact else None,
+            few=tolerable and 0 < self.out <= self.leniency.outliers * self.elements * parts,
+            noisy=not self.is_exact and least is not None and self.least_snr < least,
             alike=self.elements > 1 and self.span[0] >= self.span[1],
         )
 
@@ -202,6 +256,16 @@ def _form(dtype: DType) -> np.dtype[Any]:
 
 def _floats(x: Array, form: np.dtype[Any]) -> Array:
     return x.view(form) if x.dtype.kind == "c" else x.astype(form, copy=False)
+
+
+def _powers(x: Array, y: Array) -> tuple[float, float]:
+    """Σy² and Σ(x-y)² of the elements of float arrays that are finite on both sides."""
+    left, right = x.astype(np.float64), y.astype(np.float64)
+    odd = ~(np.isfinite(left) & np.isfinite(right))
+    left[odd] = right[odd] = 0
+    with ieee():
+        apart = left - right
+        return float(np.einsum("i,i->", right, right)), float(np.einsum("i,i->", apart, apart))
 
 
 def _span(x: Array) -> tuple[float, float]:

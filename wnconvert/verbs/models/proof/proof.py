@@ -2,32 +2,40 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import math
+from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from functools import partial
 
-import numpy as np
-
-from wnconvert.errors import ArgumentError, InputError, VerifyError, WnconvertError
-from wnconvert.messages import listed, printable
-from wnconvert.numerics.distance import Needed, Tolerance, rounded_up, same_bits
+from wnconvert.errors import ArgumentError, InputError, VerifyError
+from wnconvert.messages import printable
+from wnconvert.numerics.distance import Needed, Tolerance, rounded_up
 from wnconvert.tensors.blocks import Array
 from wnconvert.tensors.dtypes import DTYPES
 from wnconvert.verbs.models.proof.causes.fixed import fixed_sizes
-from wnconvert.verbs.models.proof.outputs import OutputMeter, OutputProof, flat
+from wnconvert.verbs.models.proof.causes.steady import (
+    NumericFunction,
+    Run,
+    check_comparable,
+    errors_name_sizes,
+    form_apart,
+    names_apart,
+    run,
+    settled,
+    steady_run,
+)
+from wnconvert.verbs.models.proof.outputs import STRICT, Leniency, OutputMeter, OutputProof
 from wnconvert.verbs.models.proof.samples import Sample, arrays
 from wnconvert.verbs.models.proof.signatures import Signature
 
-__all__ = ["ATOL", "RTOL", "NumericFunction", "Proof", "Run", "errors_name_sizes", "prove", "steady_run"]
+__all__ = ["ATOL", "RTOL", "Proof", "prove"]
 
 
 ATOL = 1e-5
 RTOL = 1e-3
-
-#: Takes inputs by name, and returns outputs by name, in order.
-NumericFunction: TypeAlias = Callable[[Mapping[str, Array]], Mapping[str, Array]]
+#: Outliers are advised up to this share only, and with this SNR: a weight that is off is heard below it.
+MOST_OUTLIERS, LEAST_SNR = 1e-4, 100.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +45,7 @@ class Proof:
     At least one output must prove something: a value near zero is within an absolute tolerance anyhow.
     ``mismatches`` describe names, shapes and dtypes that differ, and samples that the candidate cannot run;
     if it can run none of them, ``fixed`` are the only sizes that it takes. The seconds are those of one run
-    of all samples.
+    of all samples. ``wobble`` is how far runs of the reference on the same inputs were apart.
     """
 
     outputs: tuple[OutputProof, ...]
@@ -48,6 +56,8 @@ class Proof:
     reference_seconds: float = 0.0
     candidate_seconds: float = 0.0
     fixed: Mapping[str, int] = field(default_factory=dict)
+    leniency: Leniency = STRICT
+    wobble: float = 0.0
 
     def __bool__(self) -> bool:
         return self.within and any(output.tells for output in self.outputs)
@@ -59,8 +69,12 @@ class Proof:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Notes on outputs that prove little about the weights."""
+        """Notes on outputs that prove little about the weights, and on a reference that wobbles."""
         found = []
+        if self.wobble:
+            found.append(
+                f"the reference itself wobbles: runs on one input were up to {self.wobble:.3g} apart"
+            )
         for output in self.outputs:
             if output.alike:
                 found.append(
@@ -74,7 +88,20 @@ class Proof:
     @property
     def tolerance(self) -> str:
         """The tolerance that was applied, in words."""
-        return f"{self.atol:g} + {self.rtol:g}·|reference|"
+        return f"{self.atol:g} + {self.rtol:g}·|reference|{self.leniency}"
+
+    @property
+    def measured(self) -> str:
+        """How far the outputs were apart, in words: the least SNR of a sample, and the elements outside."""
+        if not self.outputs:
+            return ""
+        if all(output.identical for output in self.outputs):
+            return "the same to the bit"
+        snr = min((each.least_snr_db for each in self.outputs if each.least_snr_db is not None), default=None)
+        out = sum(each.out_of_tolerance for each in self.outputs)
+        every = sum(each.elements for each in self.outputs)
+        ratio = "" if snr is None else f"SNR {snr:.1f} dB, "
+        return f"{ratio}{out:,} of {every:,} elements outside"
 
     @property
     def needed(self) -> Needed | None:
@@ -96,36 +123,32 @@ class Proof:
             return "no tolerance would have passed"
         ways = [f"--atol {rounded_up(need.atol)}"] if need.atol is not None else []
         ways += [f"--rtol {rounded_up(need.rtol)}"] if need.rtol is not None else []
-        return f"{' or '.join(ways)} would have passed"
+        if any(output.noisy for output in self.outputs):
+            least = math.floor(min(o.least_snr_db for o in self.outputs if o.least_snr_db is not None))
+            noisy = [f"--min-snr {least}"] if least > 0 else []
+            ways = [f"{way} with {noisy[0]}" for way in ways if noisy] if self._is_out else noisy
+        elif lenient := self._lenient:
+            ways.append(lenient)
+        return f"{' or '.join(ways)} would have passed" if ways else "no tolerance would have passed"
 
+    @property
+    def _is_out(self) -> bool:
+        """Whether more elements are out of tolerance than may be."""
+        return any(output.out_of_tolerance and not output.few for output in self.outputs)
 
-@dataclass(frozen=True, slots=True)
-class Run:
-    """The outputs of a function for a sample, and the seconds that it took."""
-
-    outputs: Mapping[str, Array]
-    seconds: float
-
-
-def steady_run(
-    reference: NumericFunction,
-    signature: Signature,
-    sample: Sample,
-    *,
-    rtol: float = RTOL,
-    atol: float = ATOL,
-    who: str = "the module",
-) -> Run:
-    """Run a reference twice on a sample; returns the first run.
-
-    Raises ``InputError`` if the second run gives other numbers, or if there is nothing to compare.
-    """
-    feeds = arrays(signature, sample)
-    with errors_name_sizes(sample):
-        first, again = _run(reference, feeds), _run(reference, feeds)
-        _check_comparable(first.outputs, who)
-        _check_steady(first.outputs, again.outputs, Tolerance(rtol, atol), who)
-    return first
+    @property
+    def _lenient(self) -> str:
+        """The share of outliers that would have passed, beside an SNR; empty if they are many, or far off."""
+        out = [each for each in self.outputs if each.out_of_tolerance]
+        ratios = [each.least_snr_db for each in self.outputs if each.least_snr_db is not None]
+        share = max((each.out_of_tolerance / each.elements for each in out), default=1.0)
+        if (
+            share > MOST_OUTLIERS
+            or min(ratios, default=0.0) < LEAST_SNR
+            or any(each.unproven for each in out)
+        ):
+            return ""
+        return f"--outliers {rounded_up(share)} --min-snr {LEAST_SNR:g}"
 
 
 def prove(
@@ -136,6 +159,7 @@ def prove(
     samples: Sequence[Sample],
     rtol: float = RTOL,
     atol: float = ATOL,
+    leniency: Leniency = STRICT,
     who: str = "the module",
     first: Run | None = None,
     forget: Callable[[], None] = lambda: None,
@@ -146,9 +170,9 @@ def prove(
     ``who`` names the reference in messages. ``first`` is the result of ``steady_run`` for the first sample,
     if it is known. ``forget`` is called before each sample, to reset a reference that keeps state.
 
-    The reference is run twice on the first sample and on each sample that differs. Raises ``InputError`` if
-    the two runs give different numbers, or if there is nothing to compare; ``ArgumentError`` for a tolerance
-    that is not valid.
+    ``leniency`` lets some elements be further off, and asks for an SNR. The reference is run until two runs
+    agree on the first sample, and on each sample that differs. Raises ``InputError`` if they never do, or if
+    there is nothing to compare; ``ArgumentError`` for a tolerance that is not valid.
 
     >>> from wnconvert.verbs.models.proof.samples import samples_of
     >>> from wnconvert.verbs.models.proof.signatures import signature_of
@@ -161,8 +185,8 @@ def prove(
         raise ArgumentError(
             "no samples: that would compare nothing", fix="give a number of samples of 1 or more"
         )
-    comparison = _Comparison(Tolerance(rtol, atol))
-    reference_seconds = candidate_seconds = 0.0
+    comparison = _Comparison(Tolerance(rtol, atol), leniency)
+    reference_seconds = candidate_seconds = wobble = 0.0
     refused: list[Sample] = []
     for at, sample in enumerate(samples):
         forget()
@@ -170,25 +194,24 @@ def prove(
         if at:
             expected = _comparable_run(reference, feeds, sample, who)
         else:
-            expected = first or steady_run(reference, signature, sample, rtol=rtol, atol=atol, who=who)
+            expected = first or steady_run(
+                reference, signature, sample, tolerance=comparison.tolerance, who=who
+            )
         reference_seconds += expected.seconds
         try:
-            found = _run(candidate, feeds)
+            found = run(candidate, feeds)
         except VerifyError as error:
             comparison.mismatches.append(f"at {sample}: {error}")
             refused.append(sample)
             continue
         candidate_seconds += found.seconds
-        names = _names_apart(tuple(found.outputs), tuple(expected.outputs))
+        names = names_apart(tuple(found.outputs), tuple(expected.outputs))
         if names:
             comparison.mismatches.append(names)
             break
-        before = comparison.failures
-        comparison.add(sample, found.outputs, expected.outputs)
-        if at and comparison.failures != before:
-            with errors_name_sizes(sample):  # to see whether the reference itself varies
-                again = _run(reference, feeds)
-                _check_steady(expected.outputs, again.outputs, comparison.tolerance, who)
+        settle = partial(settled, reference, feeds, expected, comparison.tolerance, who) if at else None
+        comparison, expected = _further(comparison, sample, found, expected, settle)
+        wobble = max(wobble, expected.wobble)
     proof = Proof(
         comparison.outputs,
         tuple(comparison.mismatches),
@@ -197,10 +220,9 @@ def prove(
         atol,
         reference_seconds,
         candidate_seconds,
-        # The example and the user's data may have the exported sizes.
-        fixed_sizes(candidate, signature, refused)
-        if refused and all(sample in refused for sample in samples if not sample.source)
-        else {},
+        _fixed(candidate, signature, samples, refused),
+        leniency,
+        wobble,
     )
     _check_tells(proof, who)
     return proof
@@ -211,17 +233,19 @@ class _Comparison:
     """Outputs of two functions, compared sample by sample; ``mismatches`` are in words."""
 
     tolerance: Tolerance
+    leniency: Leniency
     meters: dict[str, OutputMeter] = field(default_factory=dict)
     mismatches: list[str] = field(default_factory=list)
 
     def add(self, sample: Sample, found: Mapping[str, Array], expected: Mapping[str, Array]) -> None:
         """Compare the outputs of one sample; both sides have the same names."""
         for name, right in expected.items():
-            apart = _form_apart(name, found[name], right)
+            apart = form_apart(name, found[name], right)
             if apart:
                 self.mismatches.append(f"{apart}, at {sample}")
                 continue
-            meter = self.meters.setdefault(name, OutputMeter(name, DTYPES[right.dtype.name], self.tolerance))
+            fresh = OutputMeter(name, DTYPES[right.dtype.name], self.tolerance, self.leniency)
+            meter = self.meters.setdefault(name, fresh)
             meter.add(sample, found[name], right)
 
     @property
@@ -235,12 +259,42 @@ class _Comparison:
         return tuple(meter.result() for meter in self.meters.values())
 
 
+def _further(
+    comparison: _Comparison, sample: Sample, found: Run, expected: Run, settle: Callable[[], Run] | None
+) -> tuple[_Comparison, Run]:
+    """The comparison with one sample more, and the run of the reference that it was held against.
+
+    Where they differ, ``settle`` runs the reference again, to see whether it varies itself.
+    """
+    after = deepcopy(comparison)
+    after.add(sample, found.outputs, expected.outputs)
+    if settle is None or after.failures == comparison.failures:
+        return after, expected
+    with errors_name_sizes(sample):
+        expected = settle()
+    if expected.wobble:
+        after = deepcopy(comparison)
+        after.add(sample, found.outputs, expected.outputs)
+    return after, expected
+
+
+def _fixed(
+    candidate: NumericFunction, signature: Signature, samples: Sequence[Sample], refused: Sequence[Sample]
+) -> dict[str, int]:
+    """The sizes that the candidate has fixed, where it refuses every sample.
+
+    The example and the user's data do not count: they may have these sizes.
+    """
+    is_refused = refused and all(sample in refused for sample in samples if not sample.source)
+    return fixed_sizes(candidate, signature, refused) if is_refused else {}
+
+
 def _comparable_run(reference: NumericFunction, feeds: Mapping[str, Array], sample: Sample, who: str) -> Run:
     """Run the reference. Raises ``InputError`` if its outputs cannot be compared."""
     with errors_name_sizes(sample):
-        run = _run(reference, feeds)
-        _check_comparable(run.outputs, who)
-    return run
+        found = run(reference, feeds)
+        check_comparable(found.outputs, who)
+    return found
 
 
 def _check_tells(proof: Proof, who: str) -> None:
@@ -255,85 +309,3 @@ def _check_tells(proof: Proof, who: str) -> None:
             f"all outputs of {who} are 0, NaN or infinite on all samples, which proves nothing",
             fix="give other inputs: another bound, range or --seed, or examples in Python",
         )
-
-
-@contextmanager
-def errors_name_sizes(sample: Sample) -> Iterator[None]:
-    """Errors raised inside name the sizes of the sample."""
-    try:
-        yield
-    except WnconvertError as error:
-        if sample.sizes:
-            error.where = f"{error.where}, at {sample}" if error.where else f"at {sample}"
-        raise
-
-
-def _run(function: NumericFunction, feeds: Mapping[str, Array]) -> Run:
-    """Run a function on a copy of the inputs, because it may write to them."""
-    own = {name: array.copy() for name, array in feeds.items()}
-    start = time.perf_counter()
-    outputs = function(own)
-    seconds = time.perf_counter() - start
-    return Run({name: np.asarray(array) for name, array in outputs.items()}, seconds)
-
-
-def _check_comparable(outputs: Mapping[str, Array], who: str) -> None:
-    if not outputs:
-        raise InputError(
-            f"{who} has no outputs: that would compare nothing",
-            fix="give a module whose forward returns tensors",
-        )
-    for name, array in outputs.items():
-        if array.dtype.name not in DTYPES:
-            raise InputError(f"output {printable(name)} of {who} is of {array.dtype}, not of numbers")
-
-
-def _check_steady(
-    first: Mapping[str, Array], again: Mapping[str, Array], tolerance: Tolerance, who: str
-) -> None:
-    """Raise ``InputError`` if a second run of the reference gave other outputs.
-
-    A hundredth of the tolerance is allowed, for kernels that add in another order each time.
-    """
-    fix = "remove noise, dropout and memory from forward, or make the noise (or its seed) an input"
-    said = f"{who} is stochastic: run twice on the same input"
-    if tuple(first) != tuple(again):
-        raise InputError(
-            f"{said}, it gives other outputs: {_names_apart(tuple(again), tuple(first))}", fix=fix
-        )
-    strict = Tolerance((tolerance.rtol or 0) / 100, (tolerance.atol or 0) / 100)
-    for name, right in first.items():
-        apart = _form_apart(name, again[name], right)
-        if apart:
-            raise InputError(f"{said}, {apart}", fix=fix)
-        if same_bits(flat(again[name]), flat(right)):
-            continue
-        meter = OutputMeter(name, DTYPES[right.dtype.name], strict)
-        meter.add(Sample(0, {}), again[name], right)
-        result = meter.result()
-        if not result.passed:
-            far = "NaN once" if result.unmatched else f"up to {result.max_abs:.3g} apart"
-            raise InputError(f"{said}, its output {printable(name)} is {far}", fix=fix)
-
-
-def _names_apart(found: tuple[str, ...], expected: tuple[str, ...]) -> str:
-    """How the names of outputs differ, in words; empty if they agree."""
-    if found == expected:
-        return ""
-    order = " in this order" if sorted(found) == sorted(expected) else ""
-    found_names, names = (listed(map(printable, every)) for every in (found, expected))
-    return f"outputs: {found_names or 'none'}; expected{order}: {names}"
-
-
-def _form_apart(name: str, found: Array, expected: Array) -> str:
-    """How shapes or dtypes differ, in words; empty if they agree."""
-    name = printable(name)
-    if found.shape != expected.shape:
-        return f"output {name}: shape {_shape(found)}, expected {_shape(expected)}"
-    if found.dtype != expected.dtype:
-        return f"output {name}: dtype {found.dtype}, expected {expected.dtype}"
-    return ""
-
-
-def _shape(array: Array) -> str:
-    return f"[{','.join(map(str, array.shape))}]"

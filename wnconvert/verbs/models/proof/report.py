@@ -120,7 +120,11 @@ class ExportReport:
             **_plain(mine),
             "rtol": proof.rtol,
             "atol": proof.atol,
+            "min_snr": proof.leniency.min_snr,
+            "outliers": proof.leniency.outliers,
             "tolerance": proof.tolerance,
+            "measured": proof.measured,
+            "wobble": proof.wobble,
             "advice": self.advice,
             "fixed": dict(proof.fixed),
             "samples": [

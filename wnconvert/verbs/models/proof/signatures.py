@@ -20,12 +20,12 @@ from wnconvert.verbs.models.proof.inputs.texts import (
     INPUT_FIX,
     InputSpec,
     Range,
-    file_in,
     is_letter,
-    names_of,
+    named_file,
     parse_form,
     parse_input,
     parse_range,
+    port_names,
 )
 from wnconvert.verbs.models.proof.inputs.values import Tied
 from wnconvert.verbs.shared.options import texts_of
@@ -112,11 +112,11 @@ def signature_of(
 
 def _from_text(text: str) -> tuple[InputSpec, Array | None]:
     """An input from its text, and the example in the file that it names."""
-    head, path = file_in(text)
+    head, path = named_file(text)
     if not path:
         return parse_input(text), None
     if "=" not in head:
-        name, port = names_of(head)
+        name, port = port_names(head)
         example = arrays_in(path, {each: name for each in (port, name) if each}, [name])[name]
         return replace(_spec_of(name, example, {}), port=port), example
     spec = parse_form(head)
@@ -129,7 +129,7 @@ def _from_text(text: str) -> tuple[InputSpec, Array | None]:
 
 def _from_example(key: str, value: Any, axes: dict[str, dict[int, str]]) -> tuple[InputSpec, Array]:
     """An input from an example tensor; its letters are taken out of ``axes``."""
-    name, port = names_of(key)
+    name, port = port_names(key)
     spec = replace(_spec_of(name, value, axes.pop(name, {})), port=port)
     return spec, array_of(value)
 

@@ -95,7 +95,8 @@ def _refuse(most: float, wrong: Sequence[str]) -> None:
     """Raise ``LayerError`` for folds by their names; without one, only outputs tell."""
     what = f"folded, the model is {most:.1e} off its own outputs in float64"
     by = f", by {listed(map(printable, wrong))}" if wrong else ""
-    fix = "leave these out" if wrong else "this should not be: report it with the code of the model"
+    unknown = "if the model computes the same at each run, this should not be: report it with its code"
+    fix = "leave these out" if wrong else unknown
     raise LayerError(f"{what}{by}: the recipe is refused", fix=fix)
 
 
@@ -176,7 +177,8 @@ class _Model:
                 inputs = _inputs(signature, sample)
 
                 def call(inputs: dict[str, Tensor] = inputs) -> list[Tensor]:
-                    with in_float64(self.dtype):
+                    torch.manual_seed(sample.seed)  # what a forward draws must be the same in all runs
+        with in_float64(self.dtype):
                         return [value for _, value in named_outputs(run_model(self.module, inputs))]
 
                 trace = traced(self.module, call, inputs.values())

@@ -19,7 +19,7 @@ import numpy as np
 from wnconvert.errors import ArgumentError
 from wnconvert.messages import printable
 from wnconvert.tensors.dtypes import DTYPES, DType
-from wnconvert.verbs.models.proof.inputs.values import Between, Values, parse_values
+from wnconvert.verbs.models.proof.inputs.values import Between, GivenValues, parse_values
 
 __all__ = [
     "DEFAULT_RANGE",
@@ -28,13 +28,13 @@ __all__ = [
     "InputSpec",
     "Range",
     "check_outputs",
-    "file_in",
     "is_integer",
     "is_letter",
-    "names_of",
+    "named_file",
     "parse_form",
     "parse_input",
     "parse_range",
+    "port_names",
 ]
 
 
@@ -93,7 +93,7 @@ class InputSpec:
     shape: tuple[int | str, ...]
     below: int | None = None
     port: str = ""
-    values: Values | None = None
+    values: GivenValues | None = None
 
     @property
     def is_given(self) -> bool:
@@ -152,17 +152,17 @@ def parse_form(text: str) -> InputSpec:
     below = int(parts["below"]) if parts["below"] else None
     if below is not None:
         _check_bound(text, dtype, below)
-    name, port = names_of(parts["name"])
+    name, port = port_names(parts["name"])
     values = _values(text, parts["values"], dtype, shape)
     if values is not None and below is not None:
         raise _no_input(text, "a bound and values are given", "leave <N out, or the values")
     return InputSpec(name, dtype, shape, below, port, values)
 
 
-def file_in(text: str) -> tuple[str, str]:
+def named_file(text: str) -> tuple[str, str]:
     """The text of an input in front of ``=@FILE``, and the file; without one, the text and nothing.
 
-    >>> file_in("mel=@real.npz"), file_in("mel=float32[1,80,T]")
+    >>> named_file("mel=@real.npz"), named_file("mel=float32[1,80,T]")
     (('mel', 'real.npz'), ('mel=float32[1,80,T]', ''))
     """
     head, _, path = text.partition("=@")
@@ -171,7 +171,7 @@ def file_in(text: str) -> tuple[str, str]:
     return head.strip(), path.strip()
 
 
-def _values(text: str, values: str | None, dtype: DType, shape: tuple[int | str, ...]) -> Values | None:
+def _values(text: str, values: str | None, dtype: DType, shape: tuple[int | str, ...]) -> GivenValues | None:
     if values is None:
         return None
     try:
@@ -180,7 +180,7 @@ def _values(text: str, values: str | None, dtype: DType, shape: tuple[int | str,
         raise _no_input(text, error.what, error.fix) from None
 
 
-def names_of(text: str) -> tuple[str, str]:
+def port_names(text: str) -> tuple[str, str]:
     """The module's name of an input, and the ONNX model's or nothing; those may have colons in them."""
     name, colon, port = text.partition(":")
     if colon and not (name and port):

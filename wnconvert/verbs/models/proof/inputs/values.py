@@ -13,7 +13,7 @@ import numpy as np
 from wnconvert.errors import ArgumentError
 from wnconvert.tensors.blocks import Array
 
-__all__ = ["Between", "Fixed", "Tied", "Values", "filled", "parse_values"]
+__all__ = ["Between", "Fixed", "GivenValues", "Tied", "filled", "parse_values"]
 
 
 _LETTER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -51,10 +51,10 @@ class Between:
         return f"{self.low}..{self.high}"
 
 
-Values: TypeAlias = Fixed | Tied | Between
+GivenValues: TypeAlias = Fixed | Tied | Between
 
 
-def parse_values(text: str, dtype: np.dtype[Any], shape: tuple[int | str, ...]) -> Values:
+def parse_values(text: str, dtype: np.dtype[Any], shape: tuple[int | str, ...]) -> GivenValues:
     """Parse what stands behind the shape of an input, for a dtype and a shape with letters.
 
     Raises ``ArgumentError`` for what is none of the three, and for what the dtype or shape cannot hold.
@@ -111,7 +111,7 @@ def _number(text: str, dtype: np.dtype[Any]) -> float:
 
 
 def filled(
-    values: Values,
+    values: GivenValues,
     dtype: np.dtype[Any],
     shape: tuple[int, ...],
     sizes: Mapping[str, int],
