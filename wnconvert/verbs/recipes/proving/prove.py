@@ -177,8 +177,7 @@ class _Model:
                 inputs = _inputs(signature, sample)
 
                 def call(inputs: dict[str, Tensor] = inputs) -> list[Tensor]:
-                    torch.manual_seed(sample.seed)  # what a forward draws must be the same in all runs
-        with in_float64(self.dtype):
+                    with in_float64(self.dtype):
                         return [value for _, value in named_outputs(run_model(self.module, inputs))]
 
                 trace = traced(self.module, call, inputs.values())
@@ -203,6 +202,7 @@ class _Model:
         watched = {fold: [at[step] for step in _watched(fold, told)] for fold in self.folds}
         every = frozenset(place for some in watched.values() for place in some)
         inputs = _inputs(signature, sample)  # before: inside, a view of bits as bfloat16 is one as float64
+        torch.manual_seed(sample.seed)  # what a forward draws must be the same in all runs
         with in_float64(
             self.dtype, layers=frozenset(layers), watched=every, instead=instead, whole=whole
         ) as ran:
