@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias, get_args
 
 from wnconvert.errors import ArgumentError
@@ -29,6 +29,7 @@ __all__ = [
     "RecipeKind",
     "named_tensors",
     "names_digest",
+    "norms_untold",
 ]
 
 
@@ -214,3 +215,18 @@ def names_digest(tensors: Iterable[tuple[str, Shape]]) -> str:
     """
     lines = sorted({f"{name}\0{','.join(map(str, shape))}\n" for name, shape in tensors})
     return f"sha256:{hashlib.sha256(''.join(lines).encode()).hexdigest()}"
+
+
+def norms_untold(recipe: Recipe, told: Recipe) -> tuple[RecipeFold, ...]:
+    """The folds of norms in a recipe that another one, which a model told, does not have just so.
+
+    >>> fold = RecipeFold("norm behind", "conv.weight", "bn", eps=1e-5)
+    >>> norms_untold(Recipe((fold,)), Recipe((fold,)))
+    ()
+    >>> [each.eps for each in norms_untold(Recipe((replace(fold, eps=1e-3),)), Recipe((fold,)))]
+    [0.001]
+    """
+    known = {replace(fold, bias=fold.bias_name) for fold in told.folds}
+    return tuple(
+        fold for fold in recipe.folds if fold.has_norm and replace(fold, bias=fold.bias_name) not in known
+    )

@@ -12,7 +12,9 @@ import click
 from wnconvert.cli.options import with_options
 from wnconvert.cli.runs.start import check_torch
 from wnconvert.cli.terminal import stdout_to_stderr
-from wnconvert.errors import ArgumentError
+from wnconvert.errors import ArgumentError, LayerError
+from wnconvert.layers.recipes import Recipe, norms_untold
+from wnconvert.messages import listed, printable
 
 __all__ = ["BY_MODEL", "told_by_model"]
 
@@ -92,8 +94,9 @@ def told_by_model(src: tuple[str, ...], options: Mapping[str, Any]) -> dict[str,
             only=options["only"],
             strip_prefix=options["strip_prefix"],
         )
-        if not is_told:
-            left["recipe"] = recipe_of(cast(Any, made.module), made_by=model, **asked)
+        if not is_told or (left["recipe"] is not None and left["keep_norms"]):
+            told = recipe_of(cast(Any, made.module), made_by=model, **asked)
+            left["recipe"] = _as_told(left["recipe"], told) if is_told else told
     prove = prove_checkpoint(made.module, rtol=options["rtol"], atol=options["atol"], **asked)
 
     def proved(path: Any, plan: Any) -> Any:
@@ -101,3 +104,22 @@ def told_by_model(src: tuple[str, ...], options: Mapping[str, Any]) -> dict[str,
             return prove(path, plan)
 
     return {**left, "prove": proved}
+
+
+def _as_told(path: str, told: Recipe) -> Recipe:
+    """The recipe of a file whose norms are kept: its folds must be those that the model tells.
+
+    Outputs hardly show an eps that is a little off, and a norm that is kept is not replaced in the model, so
+    that nothing else would. Raises ``LayerError``.
+    """
+    from wnconvert.verbs.shared.recipes import recipe_given
+
+    given = recipe_given(path)
+    assert given is not None  # noqa: S101 - it was given
+    if untold := norms_untold(given, told):
+        raise LayerError(
+            f"of {listed([printable(fold.norm) for fold in untold], 6)} the model tells another fold or none",
+            where=path,
+            fix="without --recipe the model's own is taken",
+        )
+    return given
