@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
 
 from tests.verbs.recipes import models
@@ -59,6 +59,40 @@ def test_an_eps_that_is_a_little_off_is_refused_by_name(at: int, factor: float) 
     folds[at] = replace(folds[at], eps=(folds[at].eps or 0) * factor)
     with pytest.raises(LayerError, match=rf"by {folds[at].norm} into {folds[at].weight}"):
         proven(small(), folds)
+
+
+class Magnified(nn.Module):
+    """A model in which rounding grows a million times, as in attention with large logits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = small()
+        self.last = nn.Sequential(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = self.last(torch.sin(1e6 * self.body(x)))
+        return found
+
+
+MAGNIFIED = [
+    *(replace(fold, weight=f"body.{fold.weight}", norm=f"body.{fold.norm}") for fold in FOLDS),
+    RecipeFold("norm behind", "last.0.weight", "last.1", eps=1e-5),
+]
+
+
+def test_rounding_that_a_model_magnifies_is_no_wrong_fold() -> None:
+    assert proven(Magnified(), MAGNIFIED).apart < MOST_APART
+
+
+@pytest.mark.parametrize("at", range(4))
+@pytest.mark.parametrize("factor", [1.001, 0.999])
+def test_an_eps_that_is_a_little_off_is_refused_where_a_model_magnifies_rounding(
+    at: int, factor: float
+) -> None:
+    folds = list(MAGNIFIED)
+    folds[at] = replace(folds[at], eps=(folds[at].eps or 0) * factor)
+    with pytest.raises(LayerError, match=rf"by {folds[at].norm} into {folds[at].weight}"):
+        proven(Magnified(), folds)
 
 
 def test_a_swapped_pair_is_refused() -> None:
