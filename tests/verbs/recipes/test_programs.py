@@ -11,7 +11,6 @@ from torch import nn
 from tests.helpers.states import same
 from wnconvert import ArgumentError, fold_file, fold_module, recipe_of
 
-
 # torch's own warnings, of its programs and of TorchScript.
 pytestmark = [
     pytest.mark.filterwarnings("ignore::FutureWarning"),

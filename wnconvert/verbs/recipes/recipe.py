@@ -110,7 +110,7 @@ def trace_recipe(
 
 
 def _checked(given: object) -> nn.Module:
-    """The module inside wrappers, or that of a program. Raises ``ArgumentError`` for what cannot be traced."""
+    """The module inside wrappers, or that of a program. Raises ``ArgumentError`` where there is none."""
     inside: object = unwrapped(given)  # type: ignore[arg-type]
     module = inside.module() if isinstance(inside, ExportedProgram) else inside
     if not isinstance(module, nn.Module) or isinstance(module, torch.jit.ScriptModule):
