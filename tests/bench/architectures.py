@@ -13,6 +13,7 @@ A line for each model:
 
 norms    batch norms that it has            folds    of them behind a layer, by the trace
 lacking  pairs that hooks have alone        wrong    pairs of which hooks say another layer
+shared   those of layers whose output something else reads too, which hooks do not see, and the trace says
 alone    pairs that hooks cannot see: functions on a module's parameters, or weights that are no module's
 names    pairs told by names                off      those that the trace does not have, of norms that ran
 idle     those of norms that no forward in eval runs, such as auxiliary heads
@@ -49,7 +50,7 @@ Factory = Callable[[], nn.Module]
 _LAYERS = (nn.modules.conv._ConvNd, nn.Linear)
 _NORM = nn.modules.batchnorm._BatchNorm
 #: Inputs are tried from small to large: some models take one size alone.
-_SIZES = (64, 96, 128, 224, 256, 299)
+_SIZES = (64, 96, 128, 160, 224, 256, 299, 384)
 #: Architectures of one module of timm.
 _OF_MODULE = 5
 
@@ -65,40 +66,47 @@ def vision() -> Any:
         try:
             return importlib.import_module("torchvision.models")
         except RuntimeError:
-            library = torch.library.Library("torchvision", "FRAGMENT")  # type: ignore[no-untyped-call]
+            library: Any = torch.library.Library("torchvision", "FRAGMENT")  # type: ignore[no-untyped-call]
             for name in lacking:
-                library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")  # type: ignore[no-untyped-call]
+                library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
             _OPERATORS.append(library)
     return importlib.import_module("torchvision.models")
 
 
-_OPERATORS: list[torch.library.Library] = []
+_OPERATORS: list[Any] = []
 
 
 def factories(names: list[str]) -> Iterator[tuple[str, Factory]]:
     """The architectures with their factories: those named, or a choice of all."""
     models, timm = vision(), importlib.import_module("timm")
-    every = [(f"tv:{name}", partial(models.get_model, name)) for name in models.list_models(models)]
+    makers = {"tv": models.get_model, "timm": timm.create_model}
+    for name in names or _chosen(models, timm):
+        package, _, architecture = name.partition(":")
+        yield name, partial(makers[package], architecture)
+
+
+def _chosen(models: Any, timm: Any) -> Iterator[str]:
+    """All of torchvision's that classify, and some of each module of timm."""
+    yield from (f"tv:{name}" for name in models.list_models(models))
     modules: dict[str, list[str]] = {}
     for name in timm.list_models():
         modules.setdefault(timm.models.model_entrypoint(name).__module__, []).append(name)
     for of_module in modules.values():
-        chosen = of_module[:: max(1, len(of_module) // (_OF_MODULE - 1))][:_OF_MODULE]
-        every += [(f"timm:{name}", partial(timm.create_model, name)) for name in chosen]
-    yield from (item for item in every if not names or item[0] in names)
+        spread = of_module[:: max(1, len(of_module) // (_OF_MODULE - 1))][:_OF_MODULE]
+        yield from (f"timm:{name}" for name in spread)
 
 
 def hooked(module: nn.Module, x: Tensor) -> dict[str, str]:
     """The layer before each norm, by hooks."""
     names = {each: name for name, each in module.named_modules()}
-    made: dict[tuple[int, int], str] = {}
+    made: dict[tuple[int, int, int], str] = {}
     held: list[Tensor] = []
     found: dict[str, str] = {}
     calls: Counter[str] = Counter()
 
-    def moment(tensor: Tensor) -> tuple[int, int]:
+    def moment(tensor: Tensor) -> tuple[int, int, int]:
         held.append(tensor)  # so that no other tensor takes its memory
-        return tensor.untyped_storage()._cdata, tensor._version
+        return tensor.untyped_storage()._cdata, tensor._version, tensor.numel()
 
     def after(each: nn.Module, _given: Any, result: Any) -> None:
         calls[names[each]] += 1
@@ -126,6 +134,7 @@ class Row:
     norms: int
     folds: int
     lacking: int
+    shared: int
     wrong: int
     alone: int
     names: int
@@ -137,23 +146,24 @@ class Row:
 def row_of(factory: Factory) -> Row | None:
     """The counts of one architecture; None if it has no batch norms."""
     began = time.perf_counter()
-    with torch.device("meta"):
-        module = factory().eval()
+    module = _without_weights(factory).eval()
     count = sum(isinstance(each, _NORM) for each in module.modules())
     if not count:
         return None
     trace, x = _traced(module)
     told = told_of(module, trace)
-    pairs, _ = pairs_behind(trace, told.linears, told.norms)
+    pairs, left = pairs_behind(trace, told.linears, told.norms)
     found = {pair.fold.norm: pair.fold.weight.rpartition(".")[0] for pair in pairs}
     ran = {norm.name for norm in told.norms}
+    shared = {norm.name for norm, reason in left if reason == "the output of its layer is used elsewhere too"}
     true = hooked(module, x)
     state = tree_of(module.state_dict())[0].state_dict("")
     named = {fold.norm: fold.weight.rpartition(".")[0] for fold in told_by_names(state, 1e-5).folds}
     return Row(
         norms=count,
         folds=len(found),
-        lacking=len(true.keys() - found),
+        lacking=len(true.keys() - found - shared),
+        shared=len(true.keys() & shared),
         wrong=sum(true.get(norm, layer) != layer for norm, layer in found.items()),
         alone=len(found.keys() - true),
         names=len(named),
@@ -161,6 +171,15 @@ def row_of(factory: Factory) -> Row | None:
         idle=len(named.keys() - ran),
         seconds=time.perf_counter() - began,
     )
+
+
+def _without_weights(factory: Factory) -> nn.Module:
+    """A module on the meta device; its constructor may need numbers, and then it is put there afterwards."""
+    try:
+        with torch.device("meta"):
+            return factory()
+    except NotImplementedError:
+        return factory().to("meta")
 
 
 def _traced(module: nn.Module) -> tuple[Trace, Tensor]:

@@ -80,10 +80,10 @@ def standardized(folder: Path, rounds: int, _before: Build) -> Iterator[Row]:
 def norms(folder: Path, rounds: int, _before: Build) -> Iterator[Row]:
     """Batch norms behind convolutions, beside weight norm: the same bytes."""
     recipe = folder / "norms.toml"
-    recipe.write_text(recipe_text(inputs.norms_recipe(inputs.even_layers(512 * MIB, 32, inputs.normed))))
-    for dtype, size in (("F32", "512 MiB"), ("F16", "256 MiB")):
-        with written(folder, "norm.safetensors", inputs.even_layers(512 * MIB, 32), dtype) as (norm, target):
-            shapes = inputs.even_layers(512 * MIB, 32, inputs.normed)
+    recipe.write_text(recipe_text(inputs.norms_recipe(inputs.even_layers(2 * GIB, 32, inputs.normed))))
+    for dtype, size in (("F32", "2 GiB"), ("F16", "1 GiB")):
+        with written(folder, "norm.safetensors", inputs.even_layers(2 * GIB, 32), dtype) as (norm, target):
+            shapes = inputs.even_layers(2 * GIB, 32, inputs.normed)
             with written(folder, "normed.safetensors", shapes, dtype) as (source, _):
                 said = "--recipe", recipe, "--silent"
                 commands = NOW.fold(source, target, *said), NOW.fold(norm, target, "--silent")

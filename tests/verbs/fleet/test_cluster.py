@@ -22,6 +22,8 @@ from safetensors.numpy import save_file
 
 from tests.helpers.clusters import dask_cluster
 from tests.helpers.tool import run_here
+from tests.verbs.fleet.test_shards import SIZE, content, sharded
+from wnconvert import fold_file
 from wnconvert.errors import ArgumentError, InputError
 from wnconvert.verbs.fleet.files import fold_files
 
@@ -164,3 +166,28 @@ def test_a_worker_of_ray_that_is_lost_is_a_row_and_a_bug_in_it_is_raised(tmp_pat
     assert "ended from outside" in str(lost.error)
     with pytest.raises(RayTaskErrorOfAKind):
         [*fold_files(source, jobs=1, executor=Failing(RayTaskErrorOfAKind()))]
+
+
+@pytest.mark.alone
+def test_the_shards_of_a_folder_survive_a_worker_that_is_killed(
+    cluster: tuple[str, list[subprocess.Popen[bytes]]], tmp_path: Path
+) -> None:
+    address, workers = cluster
+    source = sharded(tmp_path / "model", 40)
+    with Client(address, set_as_default=False) as client:
+        info: dict[str, Any] = client.scheduler_info(n_workers=-1)["workers"]
+        (victim,) = (at for at, worker in info.items() if str(worker["id"]) == "1")
+        results = fold_files(
+            [source], tmp_path / "out", cluster=address, max_shard_size=SIZE, dtype="float16"
+        )
+        with ThreadPoolExecutor(1) as beside:
+            done = beside.submit(list, results)
+            until = time.monotonic() + 60
+            while not done.done() and not client.processing().get(victim):
+                assert time.monotonic() < until
+            os.kill(workers[1].pid, signal.SIGKILL)
+            (result,) = done.result()
+    assert (result.state, result.layers) == ("done", 40)
+    fold_file(source, tmp_path / "alone", max_shard_size=SIZE, dtype="float16")
+    assert content(Path(str(result.output))) == content(tmp_path / "alone")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["model.folded"]

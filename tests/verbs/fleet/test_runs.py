@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
@@ -424,3 +425,20 @@ def test_a_job_says_what_it_is() -> None:
     assert job.key == str(Path.cwd() / "a.pt")
     result = FileResult("a.pt", "fold", "done", "a.folded.pt", 2)
     assert repr(result) == "FileResult: fold a.pt: done, 2 layers\n  a.folded.pt"
+
+
+def test_outputs_are_looked_at_several_at_a_time_and_told_in_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A look at a store takes a while: four here wait for each other."""
+    together = threading.Barrier(4, timeout=60)
+
+    def is_there(_: str) -> bool:
+        together.wait()
+        return True
+
+    monkeypatch.setattr("wnconvert.verbs.fleet.fleet.is_there", is_there)
+    sources = put(tmp_path, *(f"{at}.safetensors" for at in range(8)))
+    results = [*fold_files(sources, tmp_path / "out", jobs=1, skip_existing=True)]
+    assert [result.state for result in results] == ["skipped"] * 8
+    assert [result.source for result in results] == [str(source) for source in sources]

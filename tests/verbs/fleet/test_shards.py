@@ -310,7 +310,7 @@ def test_a_shard_that_is_done_twice_is_there_once(tmp_path: Path) -> None:
 def test_who_stops_asking_for_results_leaves_no_half_of_a_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first, second = sharded(tmp_path / "a", 2), sharded(tmp_path / "b", 12)
+    first, second = put(tmp_path, "a/model.safetensors")[0].parent, sharded(tmp_path / "b", 12)
     over = threading.Event()
     end = _Shared.end
 
@@ -324,8 +324,7 @@ def test_who_stops_asking_for_results_leaves_no_half_of_a_folder(
         """Has what it began of the second folder at work until nobody asks any more."""
 
         def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
-            (job, *_) = args
-            if job.target.name == "b.folded":
+            if isinstance(args[0], ShardJob):
                 return super().submit(partial(self.late, fn), *args, **kwargs)
             return super().submit(fn, *args, **kwargs)
 
@@ -338,7 +337,7 @@ def test_who_stops_asking_for_results_leaves_no_half_of_a_folder(
         found = fold_files([first, second], tmp_path / "out", **run)
         assert next(found).source == str(first)
         found.close()  # type: ignore[attr-defined]  # a generator is what it is
-    assert sum(executor.asked.values()) <= 2 + 3
+    assert 1 < sum(executor.asked.values()) <= 1 + 3
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["a.folded"]
 
 

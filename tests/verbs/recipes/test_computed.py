@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.utils import parametrize
 
 from wnconvert.layers.recipes import RecipeFold
 from wnconvert.verbs.recipes.recipe import trace_recipe
@@ -116,3 +117,32 @@ class ByDtype(nn.Conv2d):
 def test_the_eps_is_that_of_the_dtype_of_the_inputs() -> None:
     (fold,) = trace_recipe(ByDtype(3, 6, 3), inputs=INPUT, samples=1).recipe.folds
     assert fold == RecipeFold("standardize", "weight", eps=1e-5)
+
+
+class Centred(nn.Module):
+    """Weight standardization as a parametrization."""
+
+    def forward(self, weight: Tensor) -> Tensor:
+        off = weight - weight.mean((1, 2, 3), keepdim=True)
+        return off / torch.sqrt(weight.var((1, 2, 3), correction=0, keepdim=True) + 1e-5)
+
+
+class Itself(nn.Module):
+    """A parametrization that computes nothing."""
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight.view_as(weight)
+
+
+@pytest.mark.parametrize("made", [Centred(), Itself()])
+def test_a_weight_of_a_parametrization_stays_with_its_norm_and_the_reason_is_said(made: nn.Module) -> None:
+    module = nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.Conv2d(6, 4, 1), nn.BatchNorm2d(4))
+    parametrize.register_parametrization(module[0], "weight", made)
+    report = trace_recipe(module, inputs=INPUT, samples=1)
+    assert [fold.norm for fold in report.recipe.folds] == ["3"]
+    left = {each.name: each.reason for each in report.left}
+    computed = {"0.parametrizations.weight.original"} if isinstance(made, Centred) else set()
+    assert left.keys() == {"1"} | computed
+    assert all("remove_parametrizations" in reason for reason in left.values())
+    parametrize.remove_parametrizations(module[0], "weight")
+    assert [fold.norm for fold in trace_recipe(module, inputs=INPUT, samples=1).recipe.folds] == ["1", "3"]

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional
 
 from tests.verbs.recipes import models
 from wnconvert.errors import LayerError
@@ -85,6 +86,45 @@ def test_a_norm_folded_into_a_layer_that_others_use_is_refused(module: nn.Module
         proven(module, [RecipeFold("norm behind", "conv.weight", norm, eps=1e-5)], models.IMAGE)
 
 
+def test_a_weight_that_two_layers_share_takes_no_norm_of_one() -> None:
+    fold = RecipeFold("norm behind", "first.weight", "bn", eps=1e-5)
+    assert proven(models.Tied(used=False), [fold], models.IMAGE).apart < MOST_APART
+    with pytest.raises(LayerError, match="the recipe is refused"):
+        proven(models.Tied(used=True), [fold], models.IMAGE)
+
+
+STANDARDIZED = RecipeFold("standardize", "weight", std="unbiased", eps_at="std", eps=1e-5)
+
+
+class ToTheLetter(nn.Conv2d):
+    """Weight standardization as its authors wrote it down: the unbiased deviation, and eps added to that."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002 - torch's name
+        weight = self.weight
+        mean = weight.mean(dim=1, keepdim=True).mean(dim=2, keepdim=True).mean(dim=3, keepdim=True)
+        weight = weight - mean
+        std = weight.view(weight.size(0), -1).std(dim=1).view(-1, 1, 1, 1) + 1e-5
+        return functional.conv2d(input, weight / std.expand_as(weight), self.bias)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        replace(STANDARDIZED, std="biased"),
+        replace(STANDARDIZED, eps_at="var"),
+        replace(STANDARDIZED, eps=1.001e-5),
+        replace(STANDARDIZED, dim=1),
+        replace(STANDARDIZED, scale=1.001),
+    ],
+    ids=["biased", "inside", "eps", "dim", "scale"],
+)
+def test_a_standardization_that_is_a_little_off_is_refused_by_name(wrong: RecipeFold) -> None:
+    module = ToTheLetter(3, 6, 3)
+    assert proven(module, [STANDARDIZED]).apart < MOST_APART
+    with pytest.raises(LayerError, match="by weight: the recipe is refused"):
+        proven(module, [wrong])
+
+
 class ByDtype(nn.Module):
     """Code that takes another way for float64 than for float32."""
 
@@ -100,3 +140,21 @@ class ByDtype(nn.Module):
 def test_the_proof_takes_the_way_of_the_modules_own_dtype_and_computes_in_float64() -> None:
     fold = RecipeFold("norm behind", "conv.weight", "bn", eps=1e-5)
     assert proven(ByDtype(), [fold], models.IMAGE).apart < MOST_APART
+
+
+class Drawing(nn.Module):
+    """Dropout and noise in eval mode, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.bn = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.dropout(self.bn(self.conv(x)), 0.5, training=True) + torch.randn(())
+
+
+def test_what_a_forward_draws_is_the_same_unfolded_and_folded() -> None:
+    fold = RecipeFold("norm behind", "conv.weight", "bn", eps=1e-5)
+    assert proven(Drawing(), [fold], models.IMAGE).apart < MOST_APART
+    with pytest.raises(LayerError, match="the recipe is refused"):
+        proven(Drawing(), [replace(fold, eps=1.1e-5)], models.IMAGE)

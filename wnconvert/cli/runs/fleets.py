@@ -43,7 +43,7 @@ FLEET = with_options(
         "--jobs",
         type=click.IntRange(min=1),
         metavar="N",
-        help="How many processes work on many files.  [default: one per processor]",
+        help="How many processes work on many files, or the shards of one.  [default: one per processor]",
     ),
     click.option(
         "--skip-existing", is_flag=True, help="Of many files, leave those whose outputs are there already."

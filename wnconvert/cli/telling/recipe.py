@@ -91,7 +91,7 @@ def recipe(model: str, out: str | None, *, output: Output, **options: Any) -> in
         write_recipe(report.recipe, written, force=force)
     output.notes(report.notes)
     if out is None and not (dry_run or output.json):
-        put(recipe_text(report.recipe))
+        put(recipe_text(report.recipe).removesuffix("\n"))
         return 0
     output.result(
         report.to_dict,

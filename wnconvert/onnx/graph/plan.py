@@ -28,12 +28,16 @@ __all__ = ["OnnxFold", "plan_onnx"]
 
 @dataclass(frozen=True, slots=True)
 class OnnxFold:
-    """A plan, the layers that it folds, how many are left as they are, and the changes of the model."""
+    """A plan, the layers that it folds, how many are left as they are, and the changes of the model.
+
+    ``stay`` counts norms that do not fold, each of which has a note.
+    """
 
     plan: Plan
     layers: tuple[GraphLayer, ...]
     edits: GraphEdits
     left: int = 0
+    stay: int = 0
 
     @property
     def why_nothing(self) -> str:
@@ -41,6 +45,8 @@ class OnnxFold:
         if self.left:
             globs = f"{option('layers')} and {option('exclude')}"
             return f"{globs} leave out {counted(self.left, 'layer')}, all that there are"
+        if self.stay:
+            return f"the graph has {counted(self.stay, 'norm')} that {'stays' if self.stay == 1 else 'stay'}"
         return f"no {' or '.join(map(_bare, self.plan.kinds))} is left in the graph"
 
 
@@ -67,11 +73,11 @@ def plan_onnx(opened: OnnxFile, selection: Selection = Selection()) -> OnnxFold:
     )  # others are removed with the scope that stores them
     planned = tuple(_planned(model, state, layers, changed) for state in tree.state_dicts)
     notes = [*tree.notes, *idle_excludes(selection, names), *_notes(model, changed, layers)]
-    if NormBehind.kind in selection.kinds:
-        notes += told(((norm.name, norm.reason) for norm in found.stay), " stays: ", " stay: ")
+    stay = found.stay if NormBehind.kind in selection.kinds else ()
+    notes += told(((norm.name, norm.reason) for norm in stay), " stays: ", " stay: ")
     hints = tuple(hints_on(found.others, selection.kinds, (item.layer for item in found.layers)))
     plan = Plan("fold", Container.ONNX, planned, notes=tuple(notes), kinds=selection.kinds, hints=hints)
-    return OnnxFold(plan, layers, changed, len(found.layers) - len(layers))
+    return OnnxFold(plan, layers, changed, len(found.layers) - len(layers), len(stay))
 
 
 def _planned(

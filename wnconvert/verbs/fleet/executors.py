@@ -94,6 +94,7 @@ class _Shared(Executor):
     def __init__(self, executor: Executor, width: int) -> None:
         self._executor = executor
         self._free = threading.Semaphore(width)
+        self._one = threading.Lock()  # not every executor is asked by several threads
         self._ended = False
 
     def submit(self, fn: Callable[..., _Made], /, *args: Any, **kwargs: Any) -> Future[_Made]:
@@ -101,7 +102,8 @@ class _Shared(Executor):
         try:
             if self._ended:
                 raise CancelledError
-            begun = self._executor.submit(fn, *args, **kwargs)
+            with self._one:
+                begun = self._executor.submit(fn, *args, **kwargs)
         except BaseException:
             self._free.release()
             raise

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, wait
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,10 @@ from wnconvert.verbs.fleet.work import failed_result, run_job
 from wnconvert.verbs.shared.options import check_count
 
 __all__ = ["Fleet", "FleetRequest", "fleet_of"]
+
+
+#: How many sources and outputs are looked at at a time.
+_LOOKS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,13 +65,11 @@ class Fleet:
         report = None if request.report is None else Path(request.report)
         journal = None if report is None else Journal.opened(report)
         jobs = []
-        for job in self.jobs:
-            if journal is not None and journal.settled(job):
-                yield _skipped(job, "done already")
-            elif request.skip_existing and job.output is not None and is_there(job.output):
-                yield _skipped(job, f"{job.output} exists")
+        for looked in _looked(self.jobs, journal, skip_existing=request.skip_existing):
+            if isinstance(looked, FileJob):
+                jobs.append(looked)
             else:
-                jobs.append(job if journal is None else journal.resumed(job))
+                yield looked
         width = request.jobs or processors()
         if len(jobs) < width and not any(job.has_shards for job in jobs):
             width = max(len(jobs), 1)
@@ -121,6 +123,28 @@ def _workable(names: Iterable[Name], request: FleetRequest, *, elsewhere: bool) 
             fix="jobs=1; or name it by an address (s3://, https:// ...)",
         )
     return 1
+
+
+def _looked(
+    jobs: Sequence[FileJob], journal: Journal | None, *, skip_existing: bool
+) -> Iterator[FileJob | FileResult]:
+    """What is to be done, or skipped, in order: a look at a store takes a while, so several are at once."""
+
+    def look(job: FileJob) -> FileJob | FileResult:
+        if journal is not None and journal.settled(job):
+            return _skipped(job, "done already")
+        if skip_existing and job.output is not None and is_there(job.output):
+            return _skipped(job, f"{job.output} exists")
+        return job if journal is None else journal.resumed(job)
+
+    if journal is None and not skip_existing:
+        yield from jobs
+        return
+    lookers = ThreadPoolExecutor(_LOOKS)
+    try:
+        yield from lookers.map(look, jobs)
+    finally:
+        lookers.shutdown(cancel_futures=True)
 
 
 def _fitted(job: FileJob, place: Workplace, *, is_led: bool) -> FileJob:

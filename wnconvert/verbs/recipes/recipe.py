@@ -77,9 +77,9 @@ def trace_recipe(
     of ``samples``, in eval mode, every operator is followed, and a norm folds only if it computes with its
     own statistics, alone behind one layer that is used once. Then a copy of the module with drawn numbers is
     run in float64, unfolded and folded by the recipe, on all samples: they are equal to 1e-11, or an error is
-    raised. Images and volumes are smaller there if the same layers and norms run in the same order. The
-    module is left as it was, and its own numbers do not matter. ``made_by`` is what the recipe says of its
-    origin, by default the name of the class.
+    raised. Images and volumes are smaller there if the same layers and norms run in the same order.
+    The module is left as it was, and its own numbers do not matter. ``made_by`` is what the recipe says of
+    its origin, by default the name of the class.
 
     Returns a report with the ``recipe``, and with each norm that stays and the reason. Raises
     ``ArgumentError`` for inputs that the module does not take, for one on the meta device and for one that

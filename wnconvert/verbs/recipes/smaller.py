@@ -17,7 +17,7 @@ from wnconvert.verbs.recipes.tell import seen_of
 __all__ = ["smaller_signature"]
 
 
-#: The longest sides that are tried. A recipe does not depend on sizes: any at which all runs will do.
+#: The longest sides that are tried. A recipe says nothing of sizes: any at which all runs will do.
 _SIDES = (64, 128)
 #: Sizes that are multiples of it stay so, since networks halve sizes as often.
 _STEP = 32

@@ -76,7 +76,7 @@ def _folds_of(told: Told) -> tuple[list[RecipeFold], dict[str, str]]:
         left.pop(fold.norm, None)
     folds += affines
     left |= {name: reason for name, reason in reasons.items() if name not in whole and name not in left}
-    left |= dict.fromkeys(told.unexplained, "it is computed as no fold does")
+    left |= told.unexplained
     return folds, left
 
 

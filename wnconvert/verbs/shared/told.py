@@ -56,8 +56,8 @@ def asked_of(said: Said, recipe: object = None) -> Asked | None:
     norms, globs = texts_of(said.norm), texts_of(said.standardize)
     if recipe is not None and (norms or globs or said.eps is not None or said.of_weights):
         raise ArgumentError(
-            f"{option('recipe')} says all: {option('norm')}, {option('standardize')} and {option('eps')} "
-            "have no place beside it",
+            f"a recipe says all, also one that a model tells: {option('norm')}, {option('standardize')} and "
+            f"{option('eps')} have no place beside it",
             fix="put what they say into the recipe",
         )
     if norms and globs:

@@ -166,3 +166,13 @@ def test_checkpoints_do_not_show_norms(tmp_path: Path) -> None:
     with pytest.raises(ArgumentError, match="keys do not show a norm with running statistics"):
         fold_state_dict(state, kinds="norm")
     assert not (tmp_path / "out.pt").exists()
+
+
+def test_a_graph_whose_only_norm_stays_has_a_norm_left(tmp_path: Path) -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.BatchNorm2d(4))
+    exported(net, tmp_path / "net.onnx", "torchscript", torch.randn(2, 3, 8, 8))
+    result = fold_file(tmp_path / "net.onnx", kinds="norm")
+    assert result.output is None
+    stays, nothing = result.notes
+    assert "stays: it is behind Relu" in stays
+    assert nothing.startswith("nothing to fold: the graph has 1 norm that stays: wnconvert inspect ")

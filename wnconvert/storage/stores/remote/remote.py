@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable
@@ -42,6 +43,7 @@ class Remote(Store):
         self._scheme = scheme
         self.connect = connect
         self._client: Client | None = None
+        self._lock = threading.Lock()
         self._known: OrderedDict[PurePath, Known] = OrderedDict()
         self._looked: dict[PurePath, float] = {}
         self._saved: dict[PurePath, tuple[Found, int]] = {}
@@ -52,19 +54,20 @@ class Remote(Store):
 
     def client(self) -> Client:
         """The client. Raises ``InputError`` where the extra that brings it is not installed."""
-        if self._client is None:
-            try:
-                self._client = self.connect()
-            except ModuleNotFoundError as error:
-                raise InputError(
-                    f"{self._scheme}:// needs {error.name}, which is not installed", fix=to_install(EXTRA)
-                ) from error
-        return self._client
+        with self._lock:
+            if self._client is None:
+                try:
+                    self._client = self.connect()
+                except ModuleNotFoundError as error:
+                    raise InputError(
+                        f"{self._scheme}:// needs {error.name}, which is not installed", fix=to_install(EXTRA)
+                    ) from error
+            return self._client
 
     def status(self, path: PurePath) -> Status:
         """A file without a mode, or a folder: the beginning of other names."""
         try:
-            found = self._look(path)
+            found = self._look(path).found
         except FileNotFoundError:
             self.names(path)
             return Status(PathKind.FOLDER)
@@ -84,26 +87,27 @@ class Remote(Store):
 
     def open(self, path: PurePath) -> ReadableFile:
         """An object, opened: read in ranges, or through a temporary file where its server has none."""
-        if path not in self._known or time.monotonic() - self._looked.get(path, 0) > _MOMENT:
-            self._look(path)
-        known = self._known[path]
+        known = self._known.get(path)
+        if known is None or time.monotonic() - self._looked.get(path, 0) > _MOMENT:
+            known = self._look(path)
         if not known.found.in_ranges:
             return self._whole(path, known.found)
         from wnconvert.storage.stores.remote.far import RemoteFile  # and threads
 
         return RemoteFile(self.client(), self.key(path), known, str(path))
 
-    def _look(self, path: PurePath) -> Found:
+    def _look(self, path: PurePath) -> Known:
         found = self._asked(path, lambda client: client.look(self.key(path)))
-        known = self._known.get(path)
-        if known is None or known.found != found:
-            self._known[path] = Known(found)
-        self._known.move_to_end(path)
-        self._looked[path] = time.monotonic()
-        while len(self._known) > _MOST_KNOWN:
-            old, _ = self._known.popitem(last=False)
-            self._looked.pop(old, None)
-        return found
+        with self._lock:
+            known = self._known.get(path)
+            if known is None or known.found != found:
+                known = self._known[path] = Known(found)
+            self._known.move_to_end(path)
+            self._looked[path] = time.monotonic()
+            while len(self._known) > _MOST_KNOWN:
+                old, _ = self._known.popitem(last=False)
+                self._looked.pop(old, None)
+        return known
 
     def _asked(self, path: PurePath, ask: Callable[[Client], _Answer]) -> _Answer:
         return patiently(lambda: ask(self.client()), str(path))

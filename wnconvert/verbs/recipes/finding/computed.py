@@ -15,7 +15,7 @@ from torch import Tensor
 
 from wnconvert.layers.recipes import RecipeFold
 from wnconvert.verbs.recipes.finding.fits import Line, constant, line, near_to, rounded
-from wnconvert.verbs.recipes.finding.layers import Linear
+from wnconvert.verbs.recipes.finding.layers import PARAMETRIZED, Linear, is_parametrized
 from wnconvert.verbs.recipes.tracing.constants import CannotReplayError, replayed, scalars_of, steps_behind
 from wnconvert.verbs.recipes.tracing.trace import Trace, TracedValue
 
@@ -50,11 +50,11 @@ class _Rows:
 
 @dataclass(frozen=True, slots=True)
 class Explained:
-    """The layers of a trace, the folds of weights that they compute, and weights that no fold explains."""
+    """The layers of a trace, the folds of their weights, and the weights that stay, each with the reason."""
 
     linears: tuple[Linear, ...]
     folds: tuple[RecipeFold, ...]
-    left: tuple[str, ...]
+    left: Mapping[str, str]
 
 
 def explained(trace: Trace, linears: Iterable[Linear]) -> Explained:
@@ -62,9 +62,14 @@ def explained(trace: Trace, linears: Iterable[Linear]) -> Explained:
     told: dict[object, RecipeFold | None] = {}
     found: dict[str, set[RecipeFold | None]] = {}
     every: list[Linear] = []
+    left: dict[str, str] = {}
     for linear in linears:
         if linear.made is None or linear.base is None:
             every.append(linear)
+            continue
+        if is_parametrized(linear.weight):
+            every.append(linear)
+            left[linear.weight] = PARAMETRIZED
             continue
         key = _structure(trace, linear.made)
         if key not in told:
@@ -75,8 +80,10 @@ def explained(trace: Trace, linears: Iterable[Linear]) -> Explained:
         trouble = linear.trouble or ("" if fold else "its weight is computed as no fold does")
         every.append(replace(linear, trouble=trouble))
     folds = [fold for folds in found.values() if len(folds) == 1 for fold in folds if fold and _is_one(fold)]
-    left = [name for name, folds in found.items() if len(folds) > 1 or None in folds]
-    return Explained(tuple(every), tuple(folds), tuple(left))
+    unknown = [name for name, folds in found.items() if len(folds) > 1 or None in folds]
+    return Explained(
+        tuple(every), tuple(folds), left | dict.fromkeys(unknown, "it is computed as no fold does")
+    )
 
 
 def _is_one(fold: RecipeFold) -> bool:

@@ -9,7 +9,7 @@ from wnconvert.layers.recipes import Op
 from wnconvert.verbs.recipes.tracing.channels import back, channels, is_movement
 from wnconvert.verbs.recipes.tracing.trace import Trace, TracedStep, TracedValue
 
-__all__ = ["Linear", "Weights", "linears_in"]
+__all__ = ["PARAMETRIZED", "Linear", "Weights", "is_parametrized", "linears_in"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +50,21 @@ class Linear:
     def axis(self, value: TracedValue) -> int:
         """The axis of channels of its input, or of its output."""
         return 1 if self.step.name == "convolution" else len(value.shape) - 1
+
+
+#: Why a weight under ``torch.nn.utils.parametrize`` stays: no file has it by its plain name.
+PARAMETRIZED = (
+    "a parametrization computes it: remove_parametrizations of torch.nn.utils.parametrize makes it plain"
+)
+
+
+def is_parametrized(name: str) -> bool:
+    """Whether a tensor is what a parametrization computes a weight of.
+
+    >>> is_parametrized("conv.parametrizations.weight.original"), is_parametrized("original")
+    (True, False)
+    """
+    return name.split(".")[-3::2] == ["parametrizations", "original"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,8 +157,8 @@ def _named(trace: Trace, weights: Weights, linear: Linear) -> Linear:
     if not sources:
         return replace(linear, trouble="the weight of its layer is no parameter")
     linear, names = _weight(trace, weights, linear)
-    if not names:
-        return linear
+    if not names or is_parametrized(names[0]):
+        return replace(linear, weight="".join(names[:1]), trouble=PARAMETRIZED if names else linear.trouble)
     linear = replace(
         linear, weight=names[0], trouble=linear.trouble or _against(trace, linear, sources, names)
     )

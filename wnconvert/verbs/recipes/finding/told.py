@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from torch import nn
 
@@ -20,14 +21,14 @@ __all__ = ["Told", "told_of"]
 class Told:
     """What one forward told: the trace, its layers, the uses of its norms, and what weights are computed by.
 
-    ``unexplained`` are the names of weights that are computed as no fold does.
+    ``unexplained`` are weights that are computed and stay, each with the reason.
     """
 
     trace: Trace
     linears: tuple[Linear, ...]
     norms: tuple[Normed, ...]
     computed: tuple[RecipeFold, ...] = ()
-    unexplained: tuple[str, ...] = ()
+    unexplained: Mapping[str, str] = field(default_factory=dict)
 
 
 def told_of(module: nn.Module, trace: Trace) -> Told:

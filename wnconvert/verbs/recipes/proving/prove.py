@@ -83,7 +83,7 @@ def prove_recipe(
         by = f", by {listed(map(printable, wrong))}" if wrong else ""
         raise LayerError(
             f"{what}{by}: the recipe is refused",
-            fix="this should not be: report it with the code of the model"
+            fix="if the model computes the same at each run, this should not be: report it with its code"
             if not wrong
             else "leave these out",
         )
@@ -193,6 +193,7 @@ class _Model:
         watched = {fold: [at[step] for step in _watched(fold, told)] for fold in self.folds}
         every = frozenset(place for some in watched.values() for place in some)
         inputs = _inputs(signature, sample)  # before: inside, a view of bits as bfloat16 is one as float64
+        torch.manual_seed(sample.seed)  # what a forward draws must be the same in all runs
         with in_float64(self.dtype, layers=frozenset(layers), watched=every, instead=instead) as ran:
             found = run_model(self.module, inputs)
         if ran.names != [step.name for step in at]:
