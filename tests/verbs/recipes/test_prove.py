@@ -159,6 +159,13 @@ def test_a_standardization_that_is_a_little_off_is_refused_by_name(wrong: Recipe
         proven(module, [wrong])
 
 
+def test_a_gain_that_has_no_element_a_row_is_refused() -> None:
+    module = ToTheLetter(3, 6, 3)
+    module.gain = nn.Parameter(torch.ones(6))
+    with pytest.raises(LayerError, match="weight has 3 rows along axis 1, and its gain or shift 6"):
+        proven(module, [replace(STANDARDIZED, dim=1, gain="gain")])
+
+
 class ByDtype(nn.Module):
     """Code that takes another way for float64 than for float32."""
 
