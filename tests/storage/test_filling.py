@@ -490,3 +490,29 @@ def test_a_copy_that_the_system_refuses_is_none(
     assert copied(tmp_path, source) == 0
     monkeypatch.delattr("os.copy_file_range")
     assert copied(tmp_path, source) == 0
+
+
+@pytest.mark.parametrize("at", [1, 2, 3])
+def test_a_writer_whose_start_is_interrupted_ends_with_the_others(
+    at: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[threading.Thread] = []
+    start = threading.Thread.start
+
+    def interrupted(thread: threading.Thread) -> None:
+        start(thread)
+        started.append(thread)
+        if len(started) == at:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(threading.Thread, "start", interrupted)
+    written: list[int] = []
+    windows = Windows(lambda data, place: written.append(place), 1)
+    window = windows.take()
+    with pytest.raises(KeyboardInterrupt) as caught:
+        windows.give(window, 0, 1, 0)
+    windows.abandon(caught.value)
+    for thread in started:
+        thread.join(timeout=10)
+    assert [thread.is_alive() for thread in started] == [False] * at
+    assert written == []

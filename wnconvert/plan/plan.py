@@ -15,6 +15,7 @@ from wnconvert.layers.kinds.table import in_words
 from wnconvert.layers.rows import LayerRow
 from wnconvert.layers.rules import Norm
 from wnconvert.layers.schemes import Layer
+from wnconvert.layers.telling.neighbours import is_square
 from wnconvert.messages import counted, listed, short_repr
 from wnconvert.plan.steps import Step
 from wnconvert.tensors.containers import Container
@@ -218,12 +219,19 @@ class Plan:
 
     def doubted(self) -> Plan:
         """The plan with a note on the layers of which nothing but names, or the user's word, tells."""
-        grades = Counter(row.grade for row in self.layers if row.unproven)
+        doubted = [row for row in self.layers if row.unproven]
+        grades = Counter(row.grade for row in doubted)
         notes = [
             f"{counted(grades[grade], 'layer')} {why}, unproven: wnconvert check proves it"
             for grade, why in (("names", "told by names"), ("said", "folded as said"))
             if grades[grade]
         ]
+        square = sum(row.grade == "names" and is_square(row.shape) for row in doubted)
+        if square:
+            notes.append(
+                f"{counted(square, 'weight')} with as many channels in as out: taken as those of plain "
+                "convolutions, which their names do not speak against; transposed ones would fold differently"
+            )
         return replace(self, notes=(*self.notes, *notes))
 
     def __repr__(self) -> str:

@@ -35,6 +35,7 @@ LAYERS: dict[str, tuple[int, dict[str, Any]]] = {
     "legacy_nonzip.pth": (2, {}),
     "lightning.ckpt": (3, {}),
     "misfit.safetensors": (1, {"exclude": ["dec.0.weight"]}),
+    "normed.pt": (0, {}),
     "plain.pt": (0, {}),
     "scripted.pt": (2, {}),
     "sovits.pth": (1, {}),

@@ -105,6 +105,22 @@ def test_the_command_lists_each_norm_that_it_leaves_and_says_unproven(tmp_path: 
     assert [row["unproven"] for row in data["layers"]] == [True, True]
 
 
+def test_square_weights_that_names_tell_are_counted_in_a_note(tmp_path: Path) -> None:
+    parts = OrderedDict(conv1=nn.Conv2d(3, 4, 3), bn1=nn.BatchNorm2d(4), conv2=nn.Conv2d(4, 4, 3))
+    parts["bn2"] = nn.BatchNorm2d(4)
+    torch.save(nn.Sequential(parts).state_dict(), tmp_path / "net.pt")
+    said = run_here("fold", tmp_path / "net.pt", "--norm", "by-names", "--eps", "1e-5")
+    assert said.returncode == 0
+    assert (
+        "note: 1 weight with as many channels in as out: taken as those of plain convolutions" in said.stderr
+    )
+    one = run_here(
+        "fold", tmp_path / "net.pt", "--norm", "bn2=conv2:conv", "--eps", "1e-5", "-o", tmp_path / "o.pt"
+    )
+    assert one.returncode == 0
+    assert "as many channels" not in one.stderr
+
+
 def test_pairs_that_are_said_are_folded_and_no_others() -> None:
     module = network()
     state = fold_state_dict(module.state_dict(), norm=["bn1=conv1"], eps=EPS)

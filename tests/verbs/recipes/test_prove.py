@@ -63,6 +63,40 @@ def test_an_eps_that_is_a_little_off_is_refused_by_name(at: int, factor: float) 
         proven(small(), folds)
 
 
+class Magnified(nn.Module):
+    """A model in which rounding grows a million times, as in attention with large logits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = small()
+        self.last = nn.Sequential(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = self.last(torch.sin(1e6 * self.body(x)))
+        return found
+
+
+MAGNIFIED = [
+    *(replace(fold, weight=f"body.{fold.weight}", norm=f"body.{fold.norm}") for fold in FOLDS),
+    RecipeFold("norm behind", "last.0.weight", "last.1", eps=1e-5),
+]
+
+
+def test_rounding_that_a_model_magnifies_is_no_wrong_fold() -> None:
+    assert proven(Magnified(), MAGNIFIED).apart < MOST_APART
+
+
+@pytest.mark.parametrize("at", range(4))
+@pytest.mark.parametrize("factor", [1.001, 0.999])
+def test_an_eps_that_is_a_little_off_is_refused_where_a_model_magnifies_rounding(
+    at: int, factor: float
+) -> None:
+    folds = list(MAGNIFIED)
+    folds[at] = replace(folds[at], eps=(folds[at].eps or 0) * factor)
+    with pytest.raises(LayerError, match=rf"by {folds[at].norm} into {folds[at].weight}"):
+        proven(Magnified(), folds)
+
+
 def test_a_swapped_pair_is_refused() -> None:
     folds = [replace(FOLDS[0], norm="6", eps=1e-5), FOLDS[1], replace(FOLDS[2], norm="1", eps=1e-3)]
     with pytest.raises(LayerError, match="the recipe is refused"):
@@ -125,6 +159,13 @@ def test_a_standardization_that_is_a_little_off_is_refused_by_name(wrong: Recipe
     assert proven(module, [STANDARDIZED]).apart < MOST_APART
     with pytest.raises(LayerError, match="by weight: the recipe is refused"):
         proven(module, [wrong])
+
+
+def test_a_gain_that_has_no_element_a_row_is_refused() -> None:
+    module = ToTheLetter(3, 6, 3)
+    module.gain = nn.Parameter(torch.ones(6))
+    with pytest.raises(LayerError, match="weight has 3 rows along axis 1, and its gain or shift 6"):
+        proven(module, [replace(STANDARDIZED, dim=1, gain="gain")])
 
 
 class ByDtype(nn.Module):

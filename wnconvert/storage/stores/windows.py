@@ -66,13 +66,16 @@ class Windows:
         for _ in self._threads:
             self._full.put(None)
         try:
-            for thread in self._threads:
-                thread.join()
+            self._join()
         except BaseException:  # Ctrl-C while waiting: the file is not closed under a thread
-            for thread in self._threads:
-                thread.join()
+            self._join()
             raise
         self._check()
+
+    def _join(self) -> None:
+        for thread in self._threads:
+            with contextlib.suppress(RuntimeError):  # its start was interrupted: it finds nothing to write
+                thread.join()
 
     def abandon(self, error: BaseException) -> None:
         """Wait until nothing is written any more; what was not yet, is not."""
@@ -88,11 +91,14 @@ class Windows:
         """Whether there are threads that write; they start with the first window that is given."""
         with self._lock:
             if not self._threads:
-                with contextlib.suppress(RuntimeError):  # where the system has no more threads: fewer
-                    for _ in range(_WRITERS):
-                        thread = threading.Thread(target=self._run)
+                for _ in range(_WRITERS):
+                    thread = threading.Thread(target=self._run)
+                    self._threads.append(thread)  # before: Ctrl-C may come while it starts
+                    try:
                         thread.start()
-                        self._threads.append(thread)
+                    except RuntimeError:  # the system has no more threads: fewer
+                        self._threads.remove(thread)
+                        break
             return bool(self._threads)
 
     def _run(self) -> None:

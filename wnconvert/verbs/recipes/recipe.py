@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.export import ExportedProgram
 
 from wnconvert.errors import ArgumentError
 from wnconvert.layers.recipes import Recipe
@@ -29,7 +30,7 @@ __all__ = ["recipe_of", "trace_recipe"]
 
 
 def recipe_of(
-    module: nn.Module,
+    module: nn.Module | ExportedProgram,
     *,
     inputs: Any,
     dynamic: Mapping[str, Mapping[int, str]] | None = None,
@@ -61,7 +62,7 @@ def recipe_of(
 
 
 def trace_recipe(
-    module: nn.Module,
+    module: nn.Module | ExportedProgram,
     *,
     inputs: Any,
     dynamic: Mapping[str, Mapping[int, str]] | None = None,
@@ -76,10 +77,10 @@ def trace_recipe(
     ``inputs``, ``dynamic`` and ``ranges`` are those of ``export_onnx``. The module is run once at each size
     of ``samples``, in eval mode, every operator is followed, and a norm folds only if it computes with its
     own statistics, alone behind one layer that is used once. Then a copy of the module with drawn numbers is
-    run in float64, unfolded and folded by the recipe, on all samples: they are equal to 1e-11, or an error is
-    raised. Images and volumes are smaller there if the same layers and norms run in the same order.
-    The module is left as it was, and its own numbers do not matter. ``made_by`` is what the recipe says of
-    its origin, by default the name of the class.
+    run in float64, unfolded and folded by the recipe, on all samples: they are equal to 1e-11 (each fold by
+    itself, where the model magnifies rounding by more), or an error is raised. Images and volumes are smaller
+    there if the same layers and norms run in the same order. The module is left as it was, and its own
+    numbers do not matter. ``made_by`` is what the recipe says of its origin, by default the class's name.
 
     Returns a report with the ``recipe``, and with each norm that stays and the reason. Raises
     ``ArgumentError`` for inputs that the module does not take, for one on the meta device and for one that
@@ -108,13 +109,14 @@ def trace_recipe(
     return RecipeReport(recipe, left, proven.samples, proven.apart, tuple(steps.every), signature.notes)
 
 
-def _checked(module: object) -> nn.Module:
-    """The module inside wrappers. Raises ``ArgumentError`` for what cannot be traced and proven."""
-    module = unwrapped(module)  # type: ignore[arg-type]
+def _checked(given: object) -> nn.Module:
+    """The module inside wrappers, or that of a program. Raises ``ArgumentError`` where there is none."""
+    inside: object = unwrapped(given)  # type: ignore[arg-type]
+    module = inside.module() if isinstance(inside, ExportedProgram) else inside
     if not isinstance(module, nn.Module) or isinstance(module, torch.jit.ScriptModule):
         raise ArgumentError(
             f"{type(module).__name__} is not an nn.Module whose code can be followed",
-            fix="give the module itself, before it is scripted or exported",
+            fix="give the module itself, before it is scripted",
         )
     if any(each.is_meta for each in (*module.parameters(), *module.buffers())):
         raise ArgumentError(

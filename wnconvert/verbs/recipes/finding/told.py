@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from torch import nn
+from torch.fx import GraphModule
 
 from wnconvert.layers.kinds.table import ALL
 from wnconvert.layers.recipes import RecipeFold
@@ -42,9 +43,11 @@ def _known_weights(module: nn.Module) -> Weights:
     for live in find_live(module, ALL).layers:
         parts = frozenset(part.name for part in live.layer.parts.values())
         made[parts] = live.layer.name
+    # The modules of a program hold tensors alone: whether theirs had a place for a bias is not in it.
+    are_all = isinstance(module, GraphModule)
     biases = [
         f"{name}.bias" if name else "bias"
         for name, each in module.named_modules()
-        if "bias" in each._parameters or getattr(each, "bias", 0) is None
+        if "bias" in each._parameters or getattr(each, "bias", 0) is None or are_all
     ]
     return Weights(made, frozenset(biases))

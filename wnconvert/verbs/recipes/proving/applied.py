@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from wnconvert.errors import LayerError
 from wnconvert.layers.recipes import Op, RecipeFold
 
 __all__ = ["Folded", "apply_fold", "neutral"]
@@ -44,6 +45,11 @@ def _computed(fold: RecipeFold, weight: Tensor, tensor: Callable[[str], Tensor |
         made = _standardized(fold, rows) * fold.scale
         owner = fold.weight[: fold.weight.rfind(".") + 1]
         gain, shift = (tensor(owner + name) if name else None for name in (fold.gain, fold.shift))
+        for each in (gain, shift):
+            if each is not None and each.numel() != len(rows):
+                has = f"{fold.weight} has {len(rows)} rows along axis {fold.dim}"
+                what = f"{has}, and its gain or shift {each.numel()}: the recipe is refused"
+                raise LayerError(what, fix="another dim in the recipe")
         made = made if gain is None else made * gain.reshape(-1, 1)
         made = made if shift is None else made + shift.reshape(-1, 1)
     shape = weight.movedim(fold.dim, 0).shape

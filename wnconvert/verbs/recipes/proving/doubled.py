@@ -52,18 +52,20 @@ def in_float64(
     layers: frozenset[int] = frozenset(),
     watched: frozenset[int] = frozenset(),
     instead: Mapping[int, Handed] | None = None,
+    whole: Mapping[int, Tensor] | None = None,
 ) -> Iterator[Ran]:
     """Run what is inside in float64, though its code sees tensors of ``dtype`` wherever it asks.
 
     Code that chooses by the dtype of its input chooses as it does for ``dtype``. At the places ``layers``,
     what the operator is handed is kept, or taken from ``instead``; at the places ``watched``, some thousands
-    of the elements that it makes. Inputs and stored tensors must be float64.
+    of the elements that it makes. With ``whole``, all of them are kept there, and the forward goes on with
+    what ``whole`` has for the place. Inputs and stored tensors must be float64.
     """
     ran = Ran()
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
     try:
-        with _Dressed(dtype), _Doubled(ran, layers, watched, instead or {}):
+        with _Dressed(dtype), _Doubled(ran, layers, watched, instead or {}, whole):
             yield ran
     finally:
         torch.set_default_dtype(before)
@@ -91,10 +93,16 @@ class _Doubled(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's i
     """Every operator computes in float64."""
 
     def __init__(
-        self, ran: Ran, layers: frozenset[int], watched: frozenset[int], instead: Mapping[int, Handed]
+        self,
+        ran: Ran,
+        layers: frozenset[int],
+        watched: frozenset[int],
+        instead: Mapping[int, Handed],
+        whole: Mapping[int, Tensor] | None,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # torch's is untyped
-        self.ran, self.layers, self.watched, self.instead = ran, layers, watched, instead
+        self.ran, self.layers, self.watched = ran, layers, watched
+        self.instead, self.whole = instead, whole
 
     def __torch_dispatch__(
         self, func: Operator, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -108,8 +116,17 @@ class _Doubled(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's i
         self.ran.names.append(name)
         made = self._layer(place, name, func, args) if place in self.layers else func(*args, **kwargs)
         if place in self.watched:
-            self.ran.made[place] = some_of(made[0] if isinstance(made, (tuple, list)) else made)
+            self._watch(place, made[0] if isinstance(made, (tuple, list)) else made)
         return made
+
+    def _watch(self, place: int, made: Tensor) -> None:
+        """Keep what is made at a place, and put in place of it what the forward is to go on with."""
+        if self.whole is None:
+            self.ran.made[place] = some_of(made)
+            return
+        self.ran.made[place] = made.clone()
+        if place in self.whole:
+            made.copy_(self.whole[place])
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
