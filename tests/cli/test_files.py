@@ -45,13 +45,18 @@ OF_THE_CLI = {
     "verbose",
     "drift",
 }  # fmt: skip
-OF_PYTHON = {"progress", "on_plan", "dynamic", "prove", "executor"}
+OF_PYTHON = {"progress", "on_plan", "dynamic", "prove", "executor", "made_by"}
 #: Options for many files, which the functions that end in _files have.
 OF_FLEETS = {"recursive", "jobs", "skip_existing", "keep_going", "report", "cluster"}
 #: How MODEL becomes a module; Python is given that.
 OF_MODEL = {"weights", "kwargs", "only", "strip_prefix", "trust"}
-#: What makes fold's ``prove``, and what ``check_checkpoint`` has beside what ``check_onnx`` has.
-OF_PROOFS = {"fold": {"model", "inputs", "ranges", "kwargs", "rtol", "atol"}, "check": {"recipe"}}
+#: What makes fold's ``prove``, what ``check_checkpoint`` has beside what ``check_onnx`` has, and what
+#: ``write_recipe`` does with what ``trace_recipe`` tells.
+AROUND = {
+    "fold": {"model", "inputs", "ranges", "kwargs", "rtol", "atol"},
+    "check": {"recipe"},
+    "recipe": {"out", "force", "dry_run"},
+}
 TWINS = {
     "compare": "compare_files",
     "export": "export_onnx",
@@ -59,15 +64,21 @@ TWINS = {
     "loads": "loads_folder",
     "modernize": "modernize_code",
     "clean": "clean_store",
+    "recipe": "trace_recipe",
 }
 #: The files that a command is given, and what it cannot do without.
 GIVEN = {
     "compare": ["A", "B"],
     "export": ["MODEL", "-o", "OUT", "--input", "x=float32[1]"],
     "check": ["PATH", "MODEL", "--input", "x=float32[1]"],
+    "recipe": ["MODEL", "--input", "x=float32[1]"],
 }
 #: What Python calls what comes from the command line under another name.
-CALLED = {"export": {"model": "module", "out": "path"}, "check": {"model": "reference"}}
+CALLED = {
+    "export": {"model": "module", "out": "path"},
+    "check": {"model": "reference"},
+    "recipe": {"model": "module"},
+}
 FILES = {"address", "src", "out", "a", "b", "path", "module", "reference", "folder"}
 COMMANDS: dict[str, click.Command] = dict(cli.commands)
 #: The commands that are the same as a function in Python.
@@ -110,7 +121,7 @@ def test_a_command_has_the_options_and_defaults_of_its_python_twin(name: str) ->
     context = COMMANDS[name].make_context(name, list(GIVEN.get(name, ["SRC"])), parent=above)
     given = {called.get(at, at): value for at, value in context.params.items()}
     apart = OF_THE_CLI | OF_FLEETS | (OF_MODEL if called else set())
-    apart |= OF_PROOFS.get(name, set())
+    apart |= AROUND.get(name, set())
     apart |= {"force"} if name == "inspect" else set()  # it is for the picture
     assert set(given) - apart == set(parameters) - OF_PYTHON
     needed = FILES - {"out"} | {"inputs"}
