@@ -9,6 +9,7 @@ Code                 modernize_code
 Live modules         fold_module, folded, weights_folded, split_module, migrate_module, inspect_module
 ONNX                 export_onnx, check_onnx; fold_file and inspect_file take ONNX models too
 Proofs of folds      prove_checkpoint (for fold_file), check_checkpoint
+Recipes              recipe_of, trace_recipe, read_recipe, write_recipe; Recipe, RecipeFold, RecipeReport
 Results              Plan, Result, FileResult, Inspection, Comparison, FolderComparison, LoadReport,
                      ModernizeReport, ExportReport, Layers
 Errors               WnconvertError: ArgumentError, InputError (FormatError), LayerError (NumbersError),

@@ -27,6 +27,7 @@ CONTAINERS = {
     "scripted.pt": "TorchScript",
     "program.pt2": "exported program",
     "tcn.onnx": "ONNX",
+    "normed.onnx": "ONNX",
     "arrays.npz": "npz",
     **{path.name: "safetensors" for path in FIXTURES.glob("*.safetensors")},
 }

@@ -38,7 +38,7 @@ _OPTIONS = {
     "--json": "--as-json",
     "--top": "--head --limit",
     "--only": "--key --state-dict --submodule",
-    "--input": "--inputs --input-shape --shape",
+    "--input": "--input-shape --shape",
     "--output-name": "--output-names",
     "--weights": "--checkpoint --ckpt",
 }

@@ -335,7 +335,8 @@ def _first_good(
             return _first_good(_followed(export, others[0], error.what), others, reference, folder, forget)
         except WnconvertError as second:
             if second.what != error.what:
-                error.fix = f"torch's {AGES[others[0]]} exporter failed too: {second.what}"
+                too = f"torch's {AGES[others[0]]} exporter failed too: {second.what}"
+                error.fix = "; ".join(filter(None, (error.fix, too)))
             raise error from second
     if done[0] or not done[0].proof.fixed or not others:
         return done

@@ -182,7 +182,9 @@ class OutputMeter:
                 self.unequal += int(np.count_nonzero(differ))
                 at_first = at + int(differ.argmax()) if at_first is None and differ.any() else at_first
         if 0 < noise < math.inf and heard < math.inf and (heard or self.measure.different > out_before):
-            self.least_snr = min(self.least_snr, 10 * math.log10(heard / noise) if heard else -math.inf)
+            # Of a quotient that is too small for a float there would be no logarithm.
+            snr = 10 * (math.log10(heard) - math.log10(noise)) if heard else -math.inf
+            self.least_snr = min(self.least_snr, snr)
         worst = self.measure.worst
         here = (worst - start) // parts if worst is not None and worst >= start else None
         if here is None and self.worst is None:
