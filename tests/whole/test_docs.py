@@ -34,6 +34,7 @@ from tests.helpers.golden import ANYTHING, ROOT, Step, differences, parse, run, 
 from tests.helpers.pages import DOCS, FENCE, HELP, LINKED, PAGES, PYTHON, README, page_id
 from tests.helpers.servers import VARIABLES, s3_server
 from tests.helpers.tool import run_here
+from tests.storage.remote.conftest import anew
 from wnconvert.cli import cli
 from wnconvert.verbs.loads.result import LoadReport, Misfit
 from wnconvert.verbs.modernization.modernize import modernize_code
@@ -82,6 +83,7 @@ def a_bucket(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     with s3_server(folder / "s3") as url:
         for name, value in {**VARIABLES, "AWS_ENDPOINT_URL": url}.items():
             monkeypatch.setenv(name, value)
+        anew(monkeypatch)  # another page had another server
         yield
 
 

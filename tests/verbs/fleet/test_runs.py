@@ -25,6 +25,7 @@ from safetensors.numpy import save_file
 import wnconvert
 from tests.helpers.golden import FIXTURES
 from wnconvert.errors import InputError, NumbersError, OutputError, TooFewLayersError
+from wnconvert.verbs.fleet.executors import opened_workplace
 from wnconvert.verbs.fleet.files import fold_files, inspect_files, migrate_files, planned_fleet, split_files
 from wnconvert.verbs.fleet.fleet import FleetRequest
 from wnconvert.verbs.fleet.jobs import FileJob
@@ -442,3 +443,10 @@ def test_outputs_are_looked_at_several_at_a_time_and_told_in_order(
     results = [*fold_files(sources, tmp_path / "out", jobs=1, skip_existing=True)]
     assert [result.state for result in results] == ["skipped"] * 8
     assert [result.source for result in results] == [str(source) for source in sources]
+
+
+def test_workers_have_the_environment_of_their_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    for value in ("first", "second"):  # the process that forks them goes on from one run to the next
+        monkeypatch.setenv("WNCONVERT_TRIED", value)
+        with opened_workplace(2) as place:
+            assert place.executor.submit(os.getenv, "WNCONVERT_TRIED").result() == value

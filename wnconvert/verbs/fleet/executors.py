@@ -6,7 +6,7 @@ import contextlib
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import CancelledError, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -141,16 +141,21 @@ def _processes(jobs: int) -> ProcessPoolExecutor:
     method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
     context = multiprocessing.get_context(method)
     context.set_forkserver_preload(_NEEDED)
-    return ProcessPoolExecutor(jobs, mp_context=context, initializer=_begin)
+    return ProcessPoolExecutor(jobs, mp_context=context, initializer=_begin, initargs=(dict(os.environ),))
 
 
-def _begin() -> None:
-    """Begin a worker: Ctrl-C is for the process that waits for it, without which it ends."""
+def _begin(variables: Mapping[str, str]) -> None:
+    """Begin a worker: Ctrl-C is for the process that waits for it, without which it ends.
+
+    The process that forks it may have begun when the environment, where credentials are, was another one.
+    """
     import multiprocessing
 
     from wnconvert.heap import keep_large_apart
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.environ.clear()
+    os.environ.update(variables)
     keep_large_apart()
     if (parent := multiprocessing.parent_process()) is not None:
         threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
