@@ -311,7 +311,7 @@ def test_who_stops_asking_for_results_leaves_no_half_of_a_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, second = put(tmp_path, "a/model.safetensors")[0].parent, sharded(tmp_path / "b", 12)
-    over = threading.Event()
+    begun, over = threading.Event(), threading.Event()
     end = _Shared.end
 
     def ended(shared: _Shared) -> None:
@@ -325,7 +325,9 @@ def test_who_stops_asking_for_results_leaves_no_half_of_a_folder(
 
         def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
             if isinstance(args[0], ShardJob):
-                return super().submit(partial(self.late, fn), *args, **kwargs)
+                late = super().submit(partial(self.late, fn), *args, **kwargs)
+                begun.set()
+                return late
             return super().submit(fn, *args, **kwargs)
 
         def late(self, fn: Any, *args: Any) -> Any:
@@ -336,6 +338,7 @@ def test_who_stops_asking_for_results_leaves_no_half_of_a_folder(
         run: dict[str, Any] = {"executor": executor, "jobs": 3, "max_shard_size": SIZE}
         found = fold_files([first, second], tmp_path / "out", **run)
         assert next(found).source == str(first)
+        assert begun.wait(60)
         found.close()  # type: ignore[attr-defined]  # a generator is what it is
     assert 1 < sum(executor.asked.values()) <= 1 + 3
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["a.folded"]
