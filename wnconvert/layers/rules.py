@@ -189,14 +189,8 @@ class Equalized:
 
 
 @dataclass(frozen=True, slots=True)
-class NormBehind:
-    """w·γ/√(v + eps) of its output channel: a norm with running statistics behind the layer, in eval.
-
-    The channel of an element is its place on axis ``dim``. Of a weight with ``groups`` (a transposed
-    convolution's, whose ``dim`` is 1), the first axis is cut into as many parts, and each part has channels
-    of its own: that of element (i, j) is i // (size₀ / groups) · size₁ + j. γ (``gain``) and β (``shift``)
-    are there or not. The bias of the layer becomes (bias − mean)·γ/√(v + eps) + β.
-    """
+class _WithStatistics:
+    """What a norm with running statistics has on either side of a layer."""
 
     kind: ClassVar[str] = "norm"
     dim: int
@@ -221,33 +215,23 @@ class NormBehind:
 
 
 @dataclass(frozen=True, slots=True)
-class NormBefore:
+class NormBehind(_WithStatistics):
+    """w·γ/√(v + eps) of its output channel: a norm with running statistics behind the layer, in eval.
+
+    The channel of an element is its place on axis ``dim``. Of a weight with ``groups`` (a transposed
+    convolution's, whose ``dim`` is 1), the first axis is cut into as many parts, and each part has channels
+    of its own: that of element (i, j) is i // (size₀ / groups) · size₁ + j. γ (``gain``) and β (``shift``)
+    are there or not. The bias of the layer becomes (bias − mean)·γ/√(v + eps) + β.
+    """
+
+
+@dataclass(frozen=True, slots=True)
+class NormBefore(_WithStatistics):
     """w·γ/√(v + eps) of its *input* channel: a norm with running statistics before the layer, in eval.
 
     Channels as in ``NormBehind``: ``dim`` is 1 of a convolution, with its groups, and of a linear layer. The
     bias of the layer becomes bias + Σ w·(β − mean·γ/√(v + eps)), the sum over all that it multiplies.
     """
-
-    kind: ClassVar[str] = "norm"
-    dim: int
-    eps: float
-    groups: int = 1
-    gain: bool = True
-    shift: bool = True
-
-    @property
-    def roles(self) -> tuple[str, ...]:
-        """Of what the weight is computed: v, and γ where it is."""
-        return ("variance", *("gamma",) * self.gain)
-
-    @property
-    def offsets(self) -> tuple[str, ...]:
-        """Of what the bias is computed beside that: the mean, and β where it is."""
-        return ("mean", *("beta",) * self.shift)
-
-    def norms(self, shape: Shape) -> int:
-        """Number of channels of a weight of that shape."""
-        return shape[self.dim] * self.groups
 
 
 @dataclass(frozen=True, slots=True)
