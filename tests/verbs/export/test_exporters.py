@@ -26,7 +26,8 @@ from wnconvert.verbs.modules.convert import folded
 def raw(model: nn.Module, path: Path, *inputs: str, exporter: str, outputs: tuple[str, ...] = ("y",)) -> None:
     signature = signature_of(inputs, ["T=4..20"] if "T" in "".join(inputs) else [])
     given = tensors_of(export_arrays(signature))
-    export_raw(model.eval(), given, signature, path, exporter=exporter, outputs=outputs)
+    other = next(each for each in EXPORTERS if each != exporter)
+    export_raw(model.eval(), given, signature, path, exporter=exporter, outputs=outputs, other=other)
 
 
 @pytest.mark.parametrize("exporter", EXPORTERS)

@@ -149,8 +149,9 @@ def export_onnx(
     )
     steps = TimedSteps(steps_progress(progress))
     left = (clean_beside if clean else named_leftovers)(model_path(path))
+    other = next((each for each in EXPORTERS if each not in exporters), None)
     export = _Export(
-        question, model_path(path), exporters[0], opset, external_data, timeout, (*left, *notes), steps
+        question, model_path(path), exporters[0], other, opset, external_data, timeout, (*left, *notes), steps
     )
     old = own_data_of(export.target) if force else ()
     with evaluating(question.module) as forget:
@@ -223,6 +224,7 @@ class _Export:
     question: Question
     target: Path
     exporter: Exporter
+    other: Exporter | None  # the one that is not tried, which advice may name
     opset: int | None
     external_data: bool
     timeout: float
@@ -256,6 +258,7 @@ class _Export:
                 outputs=tuple(reference.first.outputs),
                 opset=self.opset,
                 external_data=self.external_data,
+                other=self.other,
             )
             if self.external_data and self.exporter == "torchscript":
                 take_out_data(path)

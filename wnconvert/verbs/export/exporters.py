@@ -72,12 +72,14 @@ def export_raw(
     outputs: Sequence[str],
     opset: int | None = None,
     external_data: bool = False,
+    other: Exporter | None = None,
 ) -> None:
     """Export a model to ONNX with one of torch's exporters: in eval mode, without gradients.
 
     ``model`` must be a copy, because its ``forward`` is replaced. ``outputs`` are the names of all outputs.
     With ``external_data`` weights may be written to files beside ``path``. The files do not name any path of
-    this machine. Raises ``ArgumentError`` with torch's message if the exporter refuses the model.
+    this machine. Raises ``ArgumentError`` with torch's message if the exporter refuses the model; its fix
+    names the ``other`` exporter, if that one is not tried anyway.
     """
     if opset is not None and type(opset) is not int:
         raise ArgumentError(f"opset {opset!r} is not a number", fix="give a number, such as opset=17")
@@ -114,7 +116,7 @@ def export_raw(
         full = next(
             (each for each in _causes(error) if isinstance(each, OSError) and each.errno in _DISK), None
         )
-        raise translated(full, path) if full else _refused(error, exporter, letters) from error
+        raise translated(full, path) if full else _refused(error, other, letters) from error
 
 
 def _forget_places(model: Any) -> None:
@@ -241,7 +243,9 @@ def _flatten(model: nn.Module, names: Sequence[str], places: Sequence[int]) -> N
     model.__dict__["forward"] = forward
 
 
-def _refused(error: BaseException, exporter: str, letters: Mapping[str, Mapping[int, str]]) -> ArgumentError:
+def _refused(
+    error: BaseException, other: Exporter | None, letters: Mapping[str, Mapping[int, str]]
+) -> ArgumentError:
     """The error for a refusal of the exporter: torch's message, the place in the model, what to try."""
     if isinstance(error, ArgumentError):
         return error
@@ -251,7 +255,7 @@ def _refused(error: BaseException, exporter: str, letters: Mapping[str, Mapping[
     return ArgumentError(
         f"torch's exporter refused the model: {error_text(root) or type(root).__name__}",
         where=f"layer {layer}" if layer else _line_in(causes),
-        fix=_to_try(exporter, "\n".join(map(str, causes)), letters),
+        fix=_to_try(other, "\n".join(map(str, causes)), letters),
     )
 
 
@@ -296,15 +300,14 @@ def _line_in(causes: Sequence[BaseException]) -> str:
 _RANGE_IS_WRONG = ("constraints violated", "not all values of", "not in vr[")
 
 
-def _to_try(exporter: str, message: str, letters: Mapping[str, Mapping[int, str]]) -> str:
+def _to_try(other: Exporter | None, message: str, letters: Mapping[str, Mapping[int, str]]) -> str:
     """Advice, chosen by torch's message."""
-    other = next(each for each in EXPORTERS if each != exporter)
+    exporter = f"--exporter {other}, " if other else ""
     dynamic = sorted({letter for by_axis in letters.values() for letter in by_axis.values()})
     if dynamic and any(each in message.lower() for each in _RANGE_IS_WRONG):
         letter = dynamic[0]
         return (
-            f"give --range {letter}=LOW..HIGH as torch says, or a number in place of {letter}, "
-            f"or try --exporter {other}"
+            f"give --range {letter}=LOW..HIGH as torch says, or try {exporter}a number in place of {letter}"
         )
     if "2GB" in message or "2GiB" in message or "maximum protobuf size" in message:
         return "give --external-data, which writes the weights to a file beside the model"
@@ -313,4 +316,4 @@ def _to_try(exporter: str, message: str, letters: Mapping[str, Mapping[int, str]
     if "onnx_opset_version" in message:
         return "choose another --opset, or leave it out"
     fixed = ", a number in place of each letter" if dynamic else ""
-    return f"try --exporter {other}, a higher --opset{fixed}, or a forward without that operation"
+    return f"try {exporter}a higher --opset{fixed}, or a forward without that operation"
