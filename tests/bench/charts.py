@@ -1,10 +1,10 @@
 """Charting libraries against each other: bytes in a page, time to draw, what a strict policy leaves of them.
 
-``python -m tests.bench.charts FOLDER``, with the unpacked releases of the libraries in a folder, each under the name
-of its package: ``d3``, ``plot`` (@observablehq/plot), ``uplot``, ``plotly`` (plotly.js-cartesian-dist-min), ``vega``,
-``vega-lite``, ``vega-interpreter`` and ``bokehjs``. Each draws the same picture: 1,000 layers, of each the least and
-the greatest of 2,048 rows, the quartiles and the median. Times are those of the page's thread alone (threadTicks),
-so that other work on the machine does not count.
+``python -m tests.bench.charts FOLDER``, with the unpacked releases of the libraries in a folder, each under
+the name of its package: ``d3``, ``plot`` (@observablehq/plot), ``uplot``, ``plotly``
+(plotly.js-cartesian-dist-min), ``vega``, ``vega-lite``, ``vega-interpreter`` and ``bokehjs``. Each draws the
+same picture: 1,000 layers, of each the least and the greatest of 2,048 rows, the quartiles and the median.
+Times are those of the page's thread alone, so that other work on the machine does not count.
 """
 
 from __future__ import annotations
@@ -36,9 +36,10 @@ class Library:
     styles: tuple[str, ...] = ()
 
 
-_SPEC = """{$schema: "https://vega.github.io/schema/vega-lite/v6.json", data: {values: data}, width: 1200, height: 300,
+_SPEC = """{data: {values: data}, width: 1200, height: 300,
   encoding: {x: {field: "x", type: "quantitative"}}, layer: [
-    {mark: {type: "rule", tooltip: true}, encoding: {y: {field: "min", type: "quantitative", scale: {type: "log"}}, y2: {field: "max"}}},
+    {mark: {type: "rule", tooltip: true},
+      encoding: {y: {field: "min", type: "quantitative", scale: {type: "log"}}, y2: {field: "max"}}},
     {mark: {type: "rule", size: 3}, encoding: {y: {field: "q1", type: "quantitative"}, y2: {field: "q3"}}},
     {mark: "point", encoding: {y: {field: "median", type: "quantitative"}}}]}"""
 
@@ -65,7 +66,8 @@ LIBRARIES = (
         "Plotly (cartesian)",
         ("plotly/plotly-cartesian.min.js",),
         """const of = (name) => data.map((each) => each[name]);
-        Plotly.newPlot(place, [{type: "box", x: of("x"), lowerfence: of("min"), q1: of("q1"), median: of("median"),
+        Plotly.newPlot(place, [{type: "box",
+          x: of("x"), lowerfence: of("min"), q1: of("q1"), median: of("median"),
           q3: of("q3"), upperfence: of("max")}], {width: 1200, height: 300, yaxis: {type: "log"}})""",
     ),
     Library(
@@ -93,7 +95,8 @@ LIBRARIES = (
           x: of("x"), min: of("min"), q1: of("q1"), median: of("median"), q3: of("q3"), max: of("max")}});
         const figure = Plotting.figure({width: 1200, height: 300, y_axis_type: "log", tools: "hover"});
         figure.segment({x0: {field: "x"}, x1: {field: "x"}, y0: {field: "min"}, y1: {field: "max"}, source});
-        figure.segment({x0: {field: "x"}, x1: {field: "x"}, y0: {field: "q1"}, y1: {field: "q3"}, line_width: 3, source});
+        figure.segment({x0: {field: "x"}, x1: {field: "x"}, y0: {field: "q1"}, y1: {field: "q3"}, source,
+          line_width: 3});
         figure.scatter({x: {field: "x"}, y: {field: "median"}, source});
         Plotting.show(figure, place)""",
     ),

@@ -23,7 +23,7 @@ __all__ = ["inspection_page"]
 
 
 #: The facts that the head shows; the others have places of their own.
-_HEAD = ("parameters", "buffers", "devices", "state dict", "sibling", "metadata")
+_HEAD = ("parameters", "buffers", "devices", "state dict", "sibling")
 #: The oddities that are no fault.
 _CALM = {FlagKind.UNTOUCHED, FlagKind.TIED, FlagKind.PLAIN_SIBLING}
 #: The columns that stay where the screen is narrow.
@@ -39,7 +39,8 @@ def inspection_page(found: Inspection) -> Page:
         "found": found,
         "size": bytes_text(found.bytes),
         "facts": [(word, text) for word, text in facts if word in _HEAD],
-        "health": [text for word, text in facts if word in ("health", "not read")],
+        "health": [text for word, text in facts if word == "health"],
+        "faults": list(_faults(found)),
         "norms": [text for word, text in facts if word == "norms"],
         "verbs": list(_verbs(found)),
         "flags": _flag_counts(found.layers),
@@ -54,6 +55,19 @@ def inspection_page(found: Inspection) -> Page:
     title = PurePath(found.source).name or found.container
     data = {"layers": [_data(layer) for layer in found.layers]}
     return Page("inspection", title, "wnconvert inspect", shown, data)
+
+
+#: The most faults that are listed one by one.
+_MOST_FAULTS = 100
+
+
+def _faults(found: Inspection) -> Iterator[tuple[str, int | None]]:
+    """Each fault in words, with the place of its layer in the table; None of a tensor that is no layer."""
+    faults = found.health.faults if found.health is not None else ()
+    places = {(layer.state_dict, layer.name): at for at, layer in enumerate(found.layers)}
+    yield from ((str(fault), places.get((fault.state_dict, fault.name))) for fault in faults[:_MOST_FAULTS])
+    if len(faults) > _MOST_FAULTS:
+        yield f"and {len(faults) - _MOST_FAULTS:,} more", None
 
 
 # -- what the verbs would do

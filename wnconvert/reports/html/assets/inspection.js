@@ -184,8 +184,8 @@
     });
   }
 
-  // -- the tree of modules
-  for (const link of document.querySelectorAll(".tree a")) {
+  // -- links to layers, and the tree of modules
+  for (const link of document.querySelectorAll("a[data-layer]")) {
     link.addEventListener("click", (event) => {
       event.preventDefault();
       event.stopPropagation();
