@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from wnconvert.messages import counted, listed, printable
+from wnconvert.messages import counted, few, listed, printable
+from wnconvert.reports.exports import outputs_table, reasons, samples_text
 from wnconvert.reports.tables import Table, number_text
 from wnconvert.verbs.comparison.result import Comparison, Difference, Operand
+from wnconvert.verbs.export.pairs.result import OnnxComparison
 
-__all__ = ["comparison_line", "comparison_text"]
+__all__ = ["comparison_line", "comparison_text", "models_line", "models_text"]
 
 
 _NUMBERS = ("different", "max abs", "max rel", "ulps", "cosine", "SNR dB", "worst at")
@@ -18,15 +20,19 @@ _SPARE = ("cosine", "max rel", "worst at", "different", "SNR dB")
 
 def comparison_text(found: Comparison, width: int | None = None, alarm: Callable[[str], str] = str) -> str:
     """The output of ``compare``; names are shortened to fit ``width``, and ``alarm`` marks a difference."""
-    several = len(found.pairs) > 1
-    heads = ("name", "tensor", *_NUMBERS)
-    rows = tuple(_row(item, several=several) for item in found.differing)
-    table = Table(heads, rows, frozenset(_NUMBERS), elastic=("name", "tensor"), spare=_SPARE)
     lines = [f"only in {found.a}: {listed(found.only_in_a)}"] if found.only_in_a else []
     lines += [f"only in {found.b}: {listed(found.only_in_b)}"] if found.only_in_b else []
     lines += [found.advice] if found.advice else []
-    table_lines = [table.text(width)] if rows else []
-    return "\n".join([*table_lines, *map(printable, lines), comparison_line(found, alarm)])
+    return "\n".join([*_table(found, width), *map(printable, lines), comparison_line(found, alarm)])
+
+
+def _table(found: Comparison, width: int | None) -> list[str]:
+    """A row for each difference, as one text; empty without one."""
+    several = len(found.pairs) > 1
+    rows = tuple(_row(item, several=several) for item in found.differing)
+    heads = ("name", "tensor", *_NUMBERS)
+    table = Table(heads, rows, frozenset(_NUMBERS), elastic=("name", "tensor"), spare=_SPARE)
+    return [table.text(width)] if rows else []
 
 
 def comparison_line(found: Comparison, alarm: Callable[[str], str] = str) -> str:
@@ -36,6 +42,52 @@ def comparison_line(found: Comparison, alarm: Callable[[str], str] = str) -> str
     compared = f"{counted(found.compared, 'tensor')} compared, {counted(found.layers, 'layer')} among them"
     verdict = "equal" if found else alarm("different")
     return f"{verdict}: {compared}: {', '.join(counts)}"
+
+
+# -- ONNX models
+
+
+def models_text(found: OnnxComparison, width: int | None = None, alarm: Callable[[str], str] = str) -> str:
+    """The output of ``compare`` of two ONNX models: weights, outputs, and what decides."""
+    weights, proof = found.initializers.weights, found.proof
+    lines = [*_table(weights, width), *map(printable, _weights(found))]
+    if proof is None:
+        return "\n".join([*lines, models_line(found, alarm)])
+    lines += outputs_table(proof, width)
+    if found:
+        return "\n".join([*lines, models_line(found, alarm)])
+    spoiled = [f"weight {name} differs by more than rounding" for name in found.spoiled]
+    why = [*few([*spoiled, *reasons(proof)]), *filter(None, (found.advice,))]
+    return "\n".join([*lines, f"{_apart(found, alarm)}:", *map(printable, why)])
+
+
+def models_line(found: OnnxComparison, alarm: Callable[[str], str] = str) -> str:
+    """The last line of ``compare`` of two ONNX models: the verdict."""
+    proof = found.proof
+    if proof is None:
+        verdict = "equal in their weights" if found else alarm("different")
+        return f"{verdict}; nothing was run" + (f": {found.advice}" if found.advice else "")
+    if not found:
+        return f"{_apart(found, alarm)}: {printable(found.advice)}"
+    return printable(f"equal on {samples_text(proof)}, within {proof.tolerance}: {proof.measured}")
+
+
+def _apart(found: OnnxComparison, alarm: Callable[[str], str]) -> str:
+    assert found.proof is not None  # noqa: S101 - its samples are told
+    return f"{alarm('different')} on {printable(samples_text(found.proof))}"
+
+
+def _weights(found: OnnxComparison) -> list[str]:
+    """The weights of two models, in a few lines."""
+    weights = found.initializers.weights
+    lines = [f"only in {weights.a}: {listed(weights.only_in_a)}"] if weights.only_in_a else []
+    lines += [f"only in {weights.b}: {listed(weights.only_in_b)}"] if weights.only_in_b else []
+    if found.initializers.renamed:
+        lines.append(f"renamed: {listed(f'{a} is {b}' for a, b in found.initializers.renamed)}")
+    counts = [f"{weights.identical} the same to the bit", f"{weights.within} within {weights.tolerance}"]
+    counts += [f"{len(weights.differing)} different"] if weights.differing else []
+    both = f"{counted(weights.compared, 'weight')} in both, {counted(weights.layers, 'layer')} computed"
+    return [*lines, f"{both}: {', '.join(counts)}"]
 
 
 def _row(item: Difference, *, several: bool) -> tuple[str, ...]:
