@@ -313,7 +313,7 @@ def compare(a: str, b: str, *, output: Output, wide: bool, no_progress: bool, **
     load_lightly()
     if (code := compare_many(a, b, output=output, options=options)) is not None:
         return code
-    from wnconvert.reports.comparisons import comparison_line, comparison_text
+    from wnconvert.reports.text.comparisons import comparison_line, comparison_text
     from wnconvert.verbs.comparison.compare import compare_files
 
     with progress_bar(f"{Path(a).name} {Path(b).name}", shown=output.steps and not no_progress) as progress:

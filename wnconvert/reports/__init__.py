@@ -1,14 +1,7 @@
 """Results as text, pictures and pages.
 
-tables          tables: terminal, Markdown, CSV
-conversions     plans and results as text
-inspections     inspections as text
-comparisons     comparisons as text
-fleets          many files as text
-exports         exports and checks as text
-loads           whether a folder loads, as text
-modernizations  what changes in code, as text
-recipes         recipes that a model tells, as text
-plots           pictures of magnitudes
-html            results as pages of HTML
+tables  tables: terminal, Markdown, CSV
+text    results as the command line prints them
+plots   pictures of magnitudes
+html    results as pages of HTML
 """
