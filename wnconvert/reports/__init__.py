@@ -1,7 +1,10 @@
-"""Results as text, pictures and pages.
+"""Results as text, tables, frames, pictures and pages.
 
-tables  tables: terminal, Markdown, CSV
-text    results as the command line prints them
-plots   pictures of magnitudes
-html    results as pages of HTML
+tables     tables: terminal, Markdown, HTML, CSV
+text       results as the command line prints them
+plots      pictures of magnitudes
+drawings   the numbers of one result on axes of matplotlib
+frames     results as frames of pandas
+html       results as pages of HTML
+notebooks  what a result shows of itself
 """

@@ -8,7 +8,7 @@ from wnconvert.messages import counted, listed, printable
 from wnconvert.reports.tables import Table, number_text
 from wnconvert.verbs.comparison.result import Comparison, Difference, Operand
 
-__all__ = ["comparison_line", "comparison_text"]
+__all__ = ["comparison_line", "comparison_more", "comparison_table", "comparison_text"]
 
 
 _NUMBERS = ("different", "max abs", "max rel", "ulps", "cosine", "SNR dB", "worst at")
@@ -18,15 +18,24 @@ _SPARE = ("cosine", "max rel", "worst at", "different", "SNR dB")
 
 def comparison_text(found: Comparison, width: int | None = None, alarm: Callable[[str], str] = str) -> str:
     """The output of ``compare``; names are shortened to fit ``width``, and ``alarm`` marks a difference."""
+    table = comparison_table(found)
+    lines = [] if table is None else [table.text(width)]
+    return "\n".join([*lines, *map(printable, comparison_more(found)), comparison_line(found, alarm)])
+
+
+def comparison_table(found: Comparison) -> Table | None:
+    """The tensors that differ, or None without any."""
     several = len(found.pairs) > 1
     heads = ("name", "tensor", *_NUMBERS)
     rows = tuple(_row(item, several=several) for item in found.differing)
-    table = Table(heads, rows, frozenset(_NUMBERS), elastic=("name", "tensor"), spare=_SPARE)
+    return Table(heads, rows, frozenset(_NUMBERS), elastic=("name", "tensor"), spare=_SPARE) if rows else None
+
+
+def comparison_more(found: Comparison) -> list[str]:
+    """Names on one side only, and what would have passed."""
     lines = [f"only in {found.a}: {listed(found.only_in_a)}"] if found.only_in_a else []
     lines += [f"only in {found.b}: {listed(found.only_in_b)}"] if found.only_in_b else []
-    lines += [found.advice] if found.advice else []
-    table_lines = [table.text(width)] if rows else []
-    return "\n".join([*table_lines, *map(printable, lines), comparison_line(found, alarm)])
+    return [*lines, *filter(None, (found.advice,))]
 
 
 def comparison_line(found: Comparison, alarm: Callable[[str], str] = str) -> str:

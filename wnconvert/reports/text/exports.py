@@ -12,7 +12,7 @@ from wnconvert.verbs.models.proof.proof import Proof
 from wnconvert.verbs.models.proof.report import ExportReport, TimedStep
 from wnconvert.verbs.models.proof.samples import Sample
 
-__all__ = ["proof_line", "proof_text", "step_text"]
+__all__ = ["proof_line", "proof_more", "proof_table", "proof_text", "step_text"]
 
 
 _HEADS = ("output", "shape", "max abs", "max rel", "SNR dB", "worst at", "needs atol", "or rtol")
@@ -39,13 +39,24 @@ def proof_text(report: ExportReport, width: int | None = None, alarm: Callable[[
 
     ``alarm`` marks a difference.
     """
+    table = proof_table(report)
+    lines = [] if table is None else [table.text(width)]
+    return "\n".join([*lines, *proof_more(report, alarm)])
+
+
+def proof_table(report: ExportReport) -> Table | None:
+    """A row for each output, or None without any."""
     rows = tuple(map(_row, report.outputs))
-    lines = [Table(_HEADS, rows, _RIGHT, elastic=("output",), spare=_SPARE).text(width)] if rows else []
-    lines.append(printable(_model(report)))
+    return Table(_HEADS, rows, _RIGHT, elastic=("output",), spare=_SPARE) if rows else None
+
+
+def proof_more(report: ExportReport, alarm: Callable[[str], str] = str) -> list[str]:
+    """The model, and the verdict: what was equal, or all that differs; each line is printable."""
+    model = printable(_model(report))
     if report:
-        return "\n".join([*lines, proof_line(report)])
+        return [model, proof_line(report)]
     why = [*few([*_weights(report), *_failures(report.proof)]), *filter(None, (report.advice,))]
-    return "\n".join([*lines, f"{_different(report, alarm)}:", *map(printable, why)])
+    return [model, f"{_different(report, alarm)}:", *map(printable, why)]
 
 
 def proof_line(report: ExportReport, alarm: Callable[[str], str] = str) -> str:

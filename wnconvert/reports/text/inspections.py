@@ -26,6 +26,7 @@ __all__ = [
     "healths_text",
     "inspection_facts",
     "inspection_rows",
+    "inspection_tables",
     "inspection_text",
     "moves_text",
 ]
@@ -71,16 +72,21 @@ def inspection_text(
 
     ``alarm`` marks what is dangerous.
     """
-    tables = [*_metadata_tables(found), *_row_tables(found, style)]
     if style == "csv":
+        tables = [*_metadata_tables(found), *_row_tables(found, style)]
         return tables[0].csv() if found.tensors is None else tables[-1].csv()
-    tables = [table for table in tables if table.rows]
+    tables = inspection_tables(found)
     if style == "markdown":
         facts = "\n".join(f"- **{name}**: {markdown_text(text)}" for name, text in inspection_facts(found))
         return "\n\n".join([facts, *(table.markdown() for table in tables)])
     said = ((f"{name + ':':<13} {printable(text)}", name) for name, text in inspection_facts(found))
     facts = "\n".join(alarm(line) if name == "DANGER" else line for line, name in said)
     return "\n\n".join([facts, *(table.text(width) for table in tables)])
+
+
+def inspection_tables(found: Inspection) -> list[Table]:
+    """The tables of an inspection that have rows: its metadata, then its tensors or layers."""
+    return [table for table in (*_metadata_tables(found), *_row_tables(found, "table")) if table.rows]
 
 
 def _metadata_tables(found: Inspection) -> list[Table]:

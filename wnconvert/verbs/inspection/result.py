@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from wnconvert.messages import counted, short_repr
+from wnconvert.shown import Drawn
 from wnconvert.verbs.inspection.health import Health
 from wnconvert.verbs.inspection.magnitudes import LayerStats
 
@@ -91,7 +92,7 @@ class TensorSummary:
 
 
 @dataclass(frozen=True, slots=True, repr=False)
-class Inspection:
+class Inspection(Drawn):
     """The contents of a checkpoint or state dict; sizes in bytes.
 
     ``parameters`` counts elements that are stored, each once, ``dtypes`` the same by dtype,

@@ -7,12 +7,15 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from wnconvert.messages import counted, short_repr
-from wnconvert.verbs.models.proof.handed import HandedProof
+from wnconvert.shown import Drawn
 from wnconvert.verbs.models.proof.outputs import OutputProof
 from wnconvert.verbs.models.proof.proof import Proof
+
+if TYPE_CHECKING:  # which loads torch
+    from wnconvert.verbs.models.proof.handed import HandedProof
 
 __all__ = ["ExportReport", "TimedStep", "TimedSteps"]
 
@@ -61,7 +64,7 @@ class TimedSteps:
 
 
 @dataclass(frozen=True, slots=True, repr=False)
-class ExportReport:
+class ExportReport(Drawn):
     """The result of an export or a check; true if the model is equal to its reference.
 
     ``model`` is the path of the model, ``size`` its bytes with external data, and ``reference`` describes
