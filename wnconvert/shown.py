@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from pandas import DataFrame
 
-__all__ = ["Drawn", "Showing", "Shown"]
+__all__ = ["Drawn", "Showing", "Shown", "showing"]
 
 
 class Showing(Protocol):
@@ -31,8 +31,13 @@ class Showing(Protocol):
         """The axes on which the numbers of a result were drawn; new ones, if none are given."""
         ...
 
+    def model_card(self, found: Shown, report: Shown) -> str:
+        """The model card of an ONNX model, of its inspection and the report of its export."""
+        ...
 
-def _showing() -> Showing:
+
+def showing() -> Showing:
+    """What shows results, loaded now."""
     return cast("Showing", import_module("wnconvert.reports.notebooks"))
 
 
@@ -42,14 +47,14 @@ class Shown:
     __slots__ = ()
 
     def _repr_html_(self) -> str:
-        return _showing().cell_html(self)
+        return showing().cell_html(self)
 
     def to_pandas(self) -> DataFrame:
         """The rows of the result as a frame: a row for each layer, difference or output, numbers unrounded.
 
         docs/python.md has the columns and their units. Raises ``ArgumentError`` if pandas is not installed.
         """
-        return _showing().frame(self)
+        return showing().frame(self)
 
 
 class Drawn(Shown):
@@ -62,4 +67,4 @@ class Drawn(Shown):
 
         Raises ``ArgumentError`` if matplotlib is not installed, or if there is nothing to draw.
         """
-        return _showing().drawing(self, ax)
+        return showing().drawing(self, ax)

@@ -27,22 +27,15 @@ def plt() -> Iterator[Any]:
     plt.close("all")
 
 
-def test_an_inspection_is_drawn_as_the_picture_of_the_command(tmp_path: Path) -> None:
+def test_an_inspection_is_drawn_as_the_picture_of_the_command(plt: Any, tmp_path: Path) -> None:
     found = inspect_file(FIXTURES / "gan.pt")
     axes = found.plot()
-    assert [label.get_text() for label in axes.get_yticklabels()] == [
-        layer.name
-        if len({each.state_dict for each in found.layers}) == 1
-        else f"{layer.state_dict}: {layer.name}"
-        for layer in found.layers
-    ]
+    named = [f"{layer.state_dict}: {layer.name}" for layer in found.layers]
+    assert [label.get_text() for label in axes.get_yticklabels()] == named
     plot_magnitudes([found], tmp_path / "picture.svg")
-    axes.figure.savefig(tmp_path / "cell.svg")
-    paths = [
-        text.count("<path")
-        for text in ((tmp_path / name).read_text() for name in ("picture.svg", "cell.svg"))
-    ]
-    assert paths[0] == paths[1]
+    plt.savefig(tmp_path / "cell.svg")
+    picture, cell = ((tmp_path / name).read_text().count("<path") for name in ("picture.svg", "cell.svg"))
+    assert picture == cell
 
 
 def test_axes_that_are_given_are_drawn_on_and_returned(plt: Any) -> None:
@@ -75,10 +68,9 @@ def test_a_report_is_drawn_beside_what_was_allowed_at_the_worst_element(off: flo
     _, allowed, found = axes.collections
     assert np.asarray(allowed.get_offsets())[0, 0] == pytest.approx(1e-5 + 1e-3 * abs(output.worst.reference))
     assert np.asarray(found.get_offsets())[0, 0] == output.max_abs
-    assert axes.get_legend() is not None
-    assert f"max |onnx−torch|, {word} the tolerance" in [
-        text.get_text() for text in axes.get_legend().get_texts()
-    ]
+    legend = axes.get_legend()
+    assert legend is not None
+    assert f"max |onnx−torch|, {word} the tolerance" in {text.get_text() for text in legend.get_texts()}
 
 
 @pytest.mark.parametrize(
@@ -97,10 +89,11 @@ def test_a_picture_of_nothing_is_an_error_and_leaves_no_figure(plt: Any, result:
     assert plt.get_fignums() == []
 
 
-def test_names_with_dollar_signs_are_no_formulas(tmp_path: Path) -> None:
+def test_names_with_dollar_signs_are_no_formulas(plt: Any, tmp_path: Path) -> None:
     name = "$\\frac{1}$"
     pair = {f"{name}.weight_g": np.ones((2, 1)), f"{name}.weight_v": np.ones((2, 3))}
-    inspect_state_dict(pair).plot().figure.savefig(tmp_path / "x.png")
+    inspect_state_dict(pair).plot()
+    plt.savefig(tmp_path / "x.png")
 
 
 def test_without_matplotlib_the_error_names_the_fix(monkeypatch: pytest.MonkeyPatch) -> None:

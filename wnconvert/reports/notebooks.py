@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from wnconvert.messages import few, options_as_python
 from wnconvert.plan.plan import Plan
+from wnconvert.reports.cards import card_text
 from wnconvert.reports.drawings import drawn_on
 from wnconvert.reports.frames import frame_of
 from wnconvert.reports.tables import Table, html_text
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from pandas import DataFrame
 
-__all__ = ["MOST_ROWS", "cell_html", "drawing", "frame"]
+__all__ = ["MOST_ROWS", "cell_html", "drawing", "frame", "model_card"]
 
 
 #: The most rows of a table in a cell.
@@ -60,6 +61,13 @@ def frame(result: Shown) -> DataFrame:
 def drawing(result: Drawn, ax: Axes | None) -> Axes:
     """The axes on which the numbers of a result were drawn."""
     return drawn_on(result, ax)
+
+
+def model_card(found: Shown, report: Shown) -> str:
+    """The model card of an ONNX model, of its inspection and the report of its export."""
+    if not isinstance(found, Inspection) or not isinstance(report, ExportReport):
+        raise TypeError(f"no card is made of {type(found).__name__} and {type(report).__name__}")
+    return card_text(found, report)
 
 
 def _paragraph(lines: Sequence[str]) -> str:

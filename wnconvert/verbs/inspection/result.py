@@ -105,6 +105,7 @@ class Inspection(Drawn):
     ``metadata`` (of a safetensors file or an ONNX model) are None unless they are asked for, ``norms`` unless
     all was read; ``sha256`` (of a folder: that of the list which ``sha256sum`` prints of its files) is empty
     unless it is asked for.
+    ``recorded_by`` are the versions of wnconvert that wrote its record, if it has one.
     """
 
     source: str
@@ -132,6 +133,7 @@ class Inspection(Drawn):
     metadata: Mapping[str, str] | None = None
     norms: tuple[NormSummary, ...] | None = None
     sha256: str = ""
+    recorded_by: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         what = f" of {self.source}" if self.source else ""
@@ -176,6 +178,7 @@ class Inspection(Drawn):
             if self.tensors is None
             else [asdict(item) | {"shape": list(item.shape)} for item in self.tensors],
             "metadata": None if self.metadata is None else dict(self.metadata),
+            "recorded_by": list(self.recorded_by),
         }
 
 
