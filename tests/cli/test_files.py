@@ -34,7 +34,7 @@ from wnconvert.cli.files import SORT_CHOICES
 from wnconvert.cli.options import FORM_CHOICES
 from wnconvert.errors import VerifyError
 from wnconvert.layers import schemes
-from wnconvert.reports import inspections as inspection_report
+from wnconvert.reports.text import inspections as inspection_report
 from wnconvert.verbs.export import exporters
 from wnconvert.verbs.shared.options import DTYPE_CHOICES, PROOF_CHOICES, ZERO_ROWS_CHOICES
 

@@ -71,7 +71,7 @@ def show_inspections(
     else:
         put_files(results, style=style, top=top, width=width)
     if request is not None and full and style not in ("csv", "json"):
-        from wnconvert.reports.inspections import healths_text
+        from wnconvert.reports.text.inspections import healths_text
 
         put(healths_text(found))
     for note in (*drawn, *written):
@@ -126,7 +126,7 @@ def _one(path: str, options: dict[str, Any], *, no_progress: bool) -> Inspection
 
 def _asked(whole: Inspection, sort: str | None, top: int | None, options: dict[str, Any]) -> Inspection:
     """What of an inspection the report on stdout was asked for."""
-    from wnconvert.reports.inspections import arranged
+    from wnconvert.reports.text.inspections import arranged
 
     asked = replace(
         whole,
@@ -157,7 +157,7 @@ def _drawn(found: Sequence[Inspection], plot: str | None, *, force: bool) -> tup
 
 
 def _put_one(found: Inspection, style: str, width: int | None) -> None:
-    from wnconvert.reports.inspections import inspection_text
+    from wnconvert.reports.text.inspections import inspection_text
 
     if style == "json":
         put_json(found.to_dict())
@@ -166,6 +166,6 @@ def _put_one(found: Inspection, style: str, width: int | None) -> None:
 
 
 def _put_drift(found: Sequence[Inspection], style: str, top: int | None, width: int | None) -> None:
-    from wnconvert.reports.inspections import moves_text
+    from wnconvert.reports.text.inspections import moves_text
 
     put(moves_text(found, style=style, top=top, width=width))

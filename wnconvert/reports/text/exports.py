@@ -12,7 +12,15 @@ from wnconvert.verbs.models.proof.proof import Proof
 from wnconvert.verbs.models.proof.report import ExportReport, TimedStep
 from wnconvert.verbs.models.proof.samples import Sample
 
-__all__ = ["outputs_table", "proof_line", "proof_text", "reasons", "samples_text", "step_text"]
+__all__ = [
+    "proof_line",
+    "proof_more",
+    "proof_table",
+    "proof_text",
+    "reasons",
+    "samples_text",
+    "step_text",
+]
 
 
 _HEADS = ("output", "shape", "max abs", "max rel", "SNR dB", "worst at", "needs atol", "or rtol")
@@ -39,17 +47,24 @@ def proof_text(report: ExportReport, width: int | None = None, alarm: Callable[[
 
     ``alarm`` marks a difference.
     """
-    lines = [*outputs_table(report.proof, width), printable(_model(report))]
+    table = proof_table(report.proof)
+    lines = [] if table is None else [table.text(width)]
+    return "\n".join([*lines, *proof_more(report, alarm)])
+
+
+def proof_more(report: ExportReport, alarm: Callable[[str], str] = str) -> list[str]:
+    """The model, and the verdict: what was equal, or all that differs; each line is printable."""
+    model = printable(_model(report))
     if report:
-        return "\n".join([*lines, proof_line(report)])
+        return [model, proof_line(report)]
     why = [*few([*_weights(report), *reasons(report.proof)]), *filter(None, (report.advice,))]
-    return "\n".join([*lines, f"{_different(report, alarm)}:", *map(printable, why)])
+    return [model, f"{_different(report, alarm)}:", *map(printable, why)]
 
 
-def outputs_table(proof: Proof, width: int | None) -> list[str]:
-    """A row for each output, as one text; empty without outputs."""
+def proof_table(proof: Proof) -> Table | None:
+    """A row for each output, or None without any."""
     rows = tuple(map(_row, proof.outputs))
-    return [Table(_HEADS, rows, _RIGHT, elastic=("output",), spare=_SPARE).text(width)] if rows else []
+    return Table(_HEADS, rows, _RIGHT, elastic=("output",), spare=_SPARE) if rows else None
 
 
 def proof_line(report: ExportReport, alarm: Callable[[str], str] = str) -> str:
