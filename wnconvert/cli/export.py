@@ -160,7 +160,13 @@ _REPORTING = with_options(
 @click.option("--external-data", is_flag=True, help="Write the weights to a file beside OUT.")
 @_PROOF
 @click.option("--keep-failed", is_flag=True, help="Keep a model that is not equal, with .failed in its name.")
-@click.option("-f", "--force", is_flag=True, help="Replace OUT if it exists.")
+@click.option(
+    "--card",
+    type=click.Path(),
+    metavar="FILE.md",
+    help="Write a model card for the hub too: the weights, their SHA-256, the proof.",
+)
+@click.option("-f", "--force", is_flag=True, help="Replace OUT, and the card, if they exist.")
 @CLEAN
 @_REPORTING
 def export(model: str, out: str, **options: Any) -> int:
@@ -175,11 +181,14 @@ def export(model: str, out: str, **options: Any) -> int:
     _check_texts(options)
 
     from wnconvert.storage.staging import check_target
+    from wnconvert.verbs.export.cards import check_card
     from wnconvert.verbs.export.export import export_onnx
     from wnconvert.verbs.export.request import model_path
 
     _check_other(out, model, built["weights"])
     check_target(model_path(out), force=options["force"])
+    if options["card"] is not None:
+        check_card(options["card"], model_path(out), force=options["force"])
 
     def run(module: Any, progress: Callable[[Any], None]) -> Any:
         return export_onnx(module, out, progress=progress, **options)

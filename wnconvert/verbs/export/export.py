@@ -28,6 +28,7 @@ from wnconvert.verbs.conversion.onnx.check import check_installed
 from wnconvert.verbs.conversion.onnx.fold import own_data_of, remove_unused
 from wnconvert.verbs.conversion.targets import StrPath, clean_beside
 from wnconvert.verbs.conversion.verify.structure import check_structure
+from wnconvert.verbs.export.cards import check_card, write_card
 from wnconvert.verbs.export.check import CheckedModel, check_model, first_run, prove_beside, reference_text
 from wnconvert.verbs.export.exporters import AGES, EXPORTERS, Exporter, export_raw
 from wnconvert.verbs.export.graph import (
@@ -93,6 +94,7 @@ def export_onnx(
     keep_failed: bool = False,
     force: bool = False,
     clean: bool = False,
+    card: StrPath | None = None,
     progress: StepsProgress = False,
 ) -> ExportReport:
     """Export a module to ONNX with weight norm folded, and prove that the result computes the same.
@@ -111,8 +113,9 @@ def export_onnx(
     Returns a report that is true if all outputs are equal within ``atol + rtol·|module's|``: all elements but
     a share of ``outliers``, which needs ``min_snr``, the least SNR of each sample in decibels. ``data`` are
     files of arrays, or arrays by name, to prove on beside drawn samples. Only then is a file written to
-    ``path``; otherwise ``keep_failed`` keeps it as ``model.failed.onnx``. What killed runs left beside it is
-    named in notes; ``clean`` deletes it.
+    ``path``, and to ``card`` a model card for the hub in Markdown: its weights, SHA-256 and proof; otherwise
+    ``keep_failed`` keeps it as ``model.failed.onnx``. What killed runs left beside it is named in notes;
+    ``clean`` deletes it. ``force`` replaces the files that are there.
 
     Raises ``WnconvertError``: ``ArgumentError`` for inputs that the module does not have, or if the exporter
     refuses the module; ``InputError`` for a stochastic module; ``LayerError``, ``OutputError``,
@@ -132,6 +135,8 @@ def export_onnx(
     check_installed()
     check_timeout(timeout)
     refuse_other_than_path(path, "an output")
+    if card is not None:
+        check_card(card, model_path(path), force=force)
     exporters, notes = exporters_for(unwrapped(module), exporter)
     question = question_of(
         module,
@@ -162,6 +167,8 @@ def export_onnx(
                 mark_replaced(folder, old)
                 put_in_place(written.path.parent, export.target, force=force)
                 report = _noted(report, remove_unused(old, export.target, ()))
+                if card is not None:
+                    report = _noted(report, write_card(card, report, force=force))
             elif keep_failed:
                 report = _noted(report, write_failed(made.exported, written.fold, export.target, force=force))
     return report
