@@ -272,7 +272,6 @@ class Measure:
         rtol, atol = judge.needed(gap)
         self.rtol, self.atol = max(self.rtol, rtol), max(self.atol, atol)
 
-
     def _worst_at(self, start: int, at: int, left: Array, right: Array) -> None:
         self.worst, self.worst_pair = start + at, (float(left[at]), float(right[at]))
 

@@ -44,7 +44,6 @@ from wnconvert.verbs.export.graph import (
 )
 from wnconvert.verbs.export.ports import ports_of
 from wnconvert.verbs.export.request import (
-    Data,
     ExporterOption,
     Question,
     Reference,
@@ -62,6 +61,7 @@ from wnconvert.verbs.models.proof.proof import ATOL, RTOL
 from wnconvert.verbs.models.proof.report import ExportReport, TimedSteps
 from wnconvert.verbs.models.proof.running import evaluating
 from wnconvert.verbs.models.proof.samples import export_arrays
+from wnconvert.verbs.models.proof.signatures import Data
 from wnconvert.verbs.modules.convert import folded
 from wnconvert.verbs.modules.finding.live import find_live
 from wnconvert.verbs.modules.folding.copies import CopyError
