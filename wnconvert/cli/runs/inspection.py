@@ -29,6 +29,7 @@ def show_inspections(
     cluster: str | None,
     style: str,
     check: bool,
+    require_folded: bool,
     full: bool,
     drift: bool,
     sort: str | None,
@@ -55,15 +56,16 @@ def show_inspections(
 
         check_picture(plot, force=force)
     if request is None:
-        results, found = [], [_one(src[0], sort, top, options, no_progress=no_progress)]
+        results, found = [], [_one(src[0], options, no_progress=no_progress)]
     else:
         results = inspect_many(src, request, options)
         found = [result.inspection for result in results if result.inspection is not None]
+    shown = found if request is not None else [_arranged(found[0], sort, top)]
     # The picture comes before the report: an error has stdout, and its JSON, for itself.
-    drawn = _drawn(found, plot, force=force)
+    drawn = _drawn(shown, plot, force=force)
     width = fitting_width(wide=wide)
     if request is None:
-        _put_one(found[0], style, width)
+        _put_one(shown[0], style, width)
     elif drift and style != "json":
         _put_drift(found, style, top, width)
     else:
@@ -76,7 +78,8 @@ def show_inspections(
         mention(note)
     if any(result.error for result in results):
         return 2
-    return int(check and not all(item.health for item in found))
+    left = require_folded and any(item.unfolded for item in found)
+    return int(left or (check and not all(item.health for item in found)))
 
 
 def _check_of_one(sort: str | None, *, full: bool, drift: bool) -> None:
@@ -97,14 +100,17 @@ def _check_of_several(sort: str | None, *, lists: bool) -> None:
         raise click.UsageError("--tensors and --metadata are for one file; with --json also for several")
 
 
-def _one(
-    path: str, sort: str | None, top: int | None, options: dict[str, Any], *, no_progress: bool
-) -> Inspection:
-    from wnconvert.reports.inspections import arranged
+def _one(path: str, options: dict[str, Any], *, no_progress: bool) -> Inspection:
     from wnconvert.verbs.inspection.inspect import inspect_file
 
     with progress_bar(path, shown=not no_progress) as progress:
-        return arranged(inspect_file(path, progress=progress, **options), sort=sort, top=top)
+        return inspect_file(path, progress=progress, **options)
+
+
+def _arranged(found: Inspection, sort: str | None, top: int | None) -> Inspection:
+    from wnconvert.reports.inspections import arranged
+
+    return arranged(found, sort=sort, top=top)
 
 
 def _drawn(found: Sequence[Inspection], plot: str | None, *, force: bool) -> tuple[str, ...]:

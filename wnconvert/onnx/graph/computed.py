@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
-from wnconvert.layers.rules import ORIGINAL, Mask
+from wnconvert.layers.rules import ORIGINAL, Mask, Rule
 from wnconvert.layers.schemes import Layer, Refused
 from wnconvert.onnx.arithmetic.meaning import Meaning, meaning_of
 from wnconvert.onnx.arithmetic.monomials import VALUE, Factor, tensor_numbers
@@ -63,11 +63,12 @@ class GraphLayer:
 class Computed:
     """The layers whose weights are computed, in the order of their arithmetic, and those that are refused.
 
-    ``others`` are the layers that need another kind than those that were asked for.
+    ``others`` are the layers that need another kind than those that were asked for. Each of ``refused`` has
+    the stored tensor that it starts from, and its rule.
     """
 
     layers: tuple[GraphLayer, ...]
-    refused: tuple[Refused, ...]
+    refused: tuple[tuple[ValueId, Rule, Refused], ...]
     others: tuple[GraphLayer, ...] = ()
 
 
@@ -86,7 +87,11 @@ def computed_layers(model: Model, index: Index, symbols: Symbols, kinds: Collect
             every.setdefault(sighting.key, []).append(sighting)
     wanted = {key: group for key, group in every.items() if set(key.rule.kinds) <= set(kinds)}
     drafts = _named(_drafts(model, index, wanted, leaves))
-    refused = (Refused(name, draft.reason, draft.remedy) for name, draft in drafts if draft.reason)
+    refused = (
+        (draft.original.value, draft.key.rule, Refused(name, draft.reason, draft.remedy))
+        for name, draft in drafts
+        if draft.reason
+    )
     layers = (_layer(name, draft) for name, draft in drafts if not draft.reason)
     others = _named(_drafts(model, index, every, leaves) if len(wanted) < len(every) else ())
     left = (_layer(name, draft) for name, draft in others if draft.key not in wanted)

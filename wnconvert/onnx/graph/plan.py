@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 from wnconvert.errors import LayerError
 from wnconvert.layers.kinds.others import hints_on
-from wnconvert.layers.kinds.table import WORDS
+from wnconvert.layers.kinds.table import WORDS, in_words
 from wnconvert.layers.rules import NormBehind
 from wnconvert.layers.schemes import Selection
 from wnconvert.messages import counted, listed, option, told
@@ -15,15 +15,17 @@ from wnconvert.onnx.file.model import GraphEdits, Model
 from wnconvert.onnx.file.reader import OnnxFile
 from wnconvert.onnx.graph.computed import GraphLayer
 from wnconvert.onnx.graph.edits import fold_edits
-from wnconvert.onnx.graph.layers import find_graph_layers
-from wnconvert.plan.plan import Change, Plan, PlannedStateDict
+from wnconvert.onnx.graph.index import ValueId, index_of
+from wnconvert.onnx.graph.layers import GraphLayers, find_graph_layers
+from wnconvert.onnx.graph.weights import RunWeight, weights_at_run
+from wnconvert.plan.plan import Change, ComputedWeight, Plan, PlannedStateDict
 from wnconvert.plan.selection.wanted import check_refused, check_selection, idle_excludes
 from wnconvert.plan.steps import Bias, Fold, Keep, Step
 from wnconvert.tensors.containers import Container
 from wnconvert.tensors.dtypes import DType
 from wnconvert.tensors.tree import StateDict
 
-__all__ = ["OnnxFold", "plan_onnx"]
+__all__ = ["OnnxFold", "plan_onnx", "weights_left"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +49,8 @@ class OnnxFold:
             return f"{globs} leave out {counted(self.left, 'layer')}, all that there are"
         if self.stay:
             return f"the graph has {counted(self.stay, 'norm')} that {'stays' if self.stay == 1 else 'stay'}"
-        return f"no {' or '.join(map(_bare, self.plan.kinds))} is left in the graph"
+        known = " that wnconvert knows" if self.plan.computed else ""
+        return f"no {' or '.join(map(_bare, self.plan.kinds))}{known} is left in the graph"
 
 
 def plan_onnx(opened: OnnxFile, selection: Selection = Selection()) -> OnnxFold:  # noqa: B008 - frozen
@@ -76,8 +79,53 @@ def plan_onnx(opened: OnnxFile, selection: Selection = Selection()) -> OnnxFold:
     stay = found.stay if NormBehind.kind in selection.kinds else ()
     notes += told(((norm.name, norm.reason) for norm in stay), " stays: ", " stay: ")
     hints = tuple(hints_on(found.others, selection.kinds, (item.layer for item in found.layers)))
-    plan = Plan("fold", Container.ONNX, planned, notes=tuple(notes), kinds=selection.kinds, hints=hints)
+    unwanted = f"{option('layers')} and {option('exclude')} leave it out"
+    left = weights_left(model, found, layers, unwanted)
+    notes += ComputedWeight.told(left)
+    plan = Plan(
+        "fold",
+        Container.ONNX,
+        planned,
+        notes=tuple(notes),
+        kinds=selection.kinds,
+        hints=hints,
+        computed=left,
+    )
     return OnnxFold(plan, layers, changed, len(found.layers) - len(layers), len(stay))
+
+
+def weights_left(
+    model: Model, found: GraphLayers, folded: Sequence[GraphLayer], unwanted: str = ""
+) -> tuple[ComputedWeight, ...]:
+    """The weights that a model computes of stored tensors at every run, once some layers are folded.
+
+    ``found`` are the layers of some kinds, of which some or all are ``folded``, the others for the reason
+    ``unwanted``. No tensor is read.
+    """
+    names: dict[ValueId, str] = {}
+    for item in folded:
+        for weight in item.weights:
+            names |= dict.fromkeys(weight.values, item.layer.name)
+        names |= {passed.value: item.layer.name for passed in item.passed}
+    at_run = weights_at_run(model, index_of(model), names, found.known)
+    return tuple(_left(weight, found, set(names.values()), unwanted) for weight in at_run)
+
+
+def _left(weight: RunWeight, found: GraphLayers, folded: Collection[str], unwanted: str) -> ComputedWeight:
+    """A weight that is left, with the reason."""
+    path, _ = weight.value
+    layer = found.known.get(weight.layer) if weight.layer is not None else None
+    if layer is None or layer.name in folded:
+        reason = "no rule knows its arithmetic"
+        if weight.flow:
+            reason = f"{weight.flow} decides at every run what it is"
+        return ComputedWeight(path, weight.name, listed(weight.operators, 4), weight.node, reason)
+    kinds, reason, fix = layer.rule.kinds, layer.refused, ""
+    if not reason and layer.name in {other.name for other in found.others}:
+        reason, fix = "another kind was asked for", option("kinds", ",".join(kinds))
+    return ComputedWeight(
+        path, layer.name, in_words(kinds), weight.node, reason or unwanted, fix and f"{fix} folds it"
+    )
 
 
 def _planned(

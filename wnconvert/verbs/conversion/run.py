@@ -16,13 +16,14 @@ from wnconvert.errors import (
     LayerError,
     OutputError,
     TooFewLayersError,
+    UnfoldedError,
     WnconvertError,
 )
 from wnconvert.layers.schemes import Selection
 from wnconvert.messages import counted, listed, refuse_other_than_path
 from wnconvert.plan.names.renaming import Renaming
 from wnconvert.plan.names.trees import NewNames, renamed_keys, weights_of
-from wnconvert.plan.plan import Plan
+from wnconvert.plan.plan import ComputedWeight, Plan
 from wnconvert.plan.selection.foreign import without_foreign
 from wnconvert.plan.selection.scope import choose
 from wnconvert.storage.checkpoint import Checkpoint, container_of, no_graph, open_checkpoint
@@ -246,7 +247,8 @@ def _stored_job(
 def _settled(job: Job, checkpoint: Checkpoint, target: Target, request: Request, *, force: bool) -> Job:
     """The job, whose plan notes why nothing changes, and what is lost or replaced.
 
-    Raises ``TooFewLayersError`` where more layers are required.
+    Raises ``TooFewLayersError`` where more layers are required, ``UnfoldedError`` where no weight may be
+    computed at every run.
     """
     plan, notes = job.plan, [*job.plan.notes, *job.plan.hints]
     count, look = len(plan.changes), f"wnconvert inspect {request.src}"
@@ -256,6 +258,11 @@ def _settled(job: Job, checkpoint: Checkpoint, target: Target, request: Request,
         raise TooFewLayersError(
             f"{counted(count, 'layer')} to {plan.verb}, and {request.require_layers} asked for{because}",
             fix=f"{look} shows what is in it",
+        )
+    if request.require_folded and plan.computed:
+        raise UnfoldedError(
+            ComputedWeight.in_words(plan.computed),
+            fix="; ".join(ComputedWeight.told(plan.computed)[1:]),
         )
     writes = bool(count) or _is_asked_for(plan, checkpoint, target, request)
     if why:

@@ -13,11 +13,19 @@ from torch.export import ExportedProgram
 from wnconvert.messages import counted, refuse_other_than_path
 from wnconvert.onnx.file.reader import OnnxFile
 from wnconvert.onnx.runtime.process import Runtime
+from wnconvert.plan.plan import ComputedWeight
 from wnconvert.storage.checkpoint import Checkpoint, open_checkpoint
 from wnconvert.storage.files import local_path, located, status_of, unchanging
 from wnconvert.verbs.conversion.onnx.check import check_installed
 from wnconvert.verbs.conversion.targets import StrPath
-from wnconvert.verbs.export.graph import check_given, graph_of, nodes_of, residual_of
+from wnconvert.verbs.export.graph import (
+    check_folded,
+    check_given,
+    computed_in,
+    graph_of,
+    nodes_of,
+    residual_of,
+)
 from wnconvert.verbs.export.ports import Ports, ports_of
 from wnconvert.verbs.export.request import Data, Question, Reference, names_in, question_of, remedy_of
 from wnconvert.verbs.models.proof.causes.steady import Run
@@ -49,6 +57,7 @@ def check_onnx(
     samples: int = 4,
     seed: int = 0,
     timeout: float = TIMEOUT,
+    require_folded: bool = False,
     progress: StepsProgress = False,
 ) -> ExportReport:
     """Run an ONNX model in onnxruntime beside a module in torch, and compare.
@@ -56,7 +65,7 @@ def check_onnx(
     The arguments are those of ``export_onnx``. Inputs and outputs are paired by name, or in their order where
     the names of the module and the model differ; ``"mel:x=float32[1,80,T]"`` is the module's ``mel``, which
     the model calls ``x``. Returns a report that is true if all outputs are equal. Raises the errors of
-    ``export_onnx``. The module is left as it was. ``export_onnx`` has an example.
+    ``export_onnx``; nothing is run where ``require_folded`` is not met. The module is left as it was. ``export_onnx`` has an example.
     """
     check_installed()
     check_timeout(timeout)
@@ -80,6 +89,8 @@ def check_onnx(
     checkpoint = open_checkpoint(source)
     with unchanging(checkpoint.seen):
         model = check_model(checkpoint, steps, partial(check_given, target=source))
+        if require_folded:
+            check_folded(model.computed, source, f"wnconvert inspect {path} says why")
         with Runtime(timeout) as runtime, evaluating(question.module) as forget:
             opened = runtime.open(source)
             ports = ports_of(opened, question.signature)
@@ -93,9 +104,15 @@ def check_onnx(
         proof=proof,
         opset=model.opset,
         residual_weight_norm=len(model.residual),
+        computed=model.computed,
         nodes=model.nodes,
         steps=tuple(steps.every),
-        notes=(*question.signature.notes, *ports.notes, *proof.notes),
+        notes=(
+            *question.signature.notes,
+            *ports.notes,
+            *proof.notes,
+            *ComputedWeight.told(model.computed),
+        ),
         remedy=remedy_of(proof, question.module, None),
     )
 
@@ -124,11 +141,15 @@ def reference_text(model: Exportable) -> str:
 
 @dataclass(frozen=True, slots=True)
 class CheckedModel:
-    """A model that onnx's checker accepted, its bytes, and the layers whose weight norm is left in it."""
+    """A model that onnx's checker accepted, its bytes, and the layers whose weight norm is left in it.
+
+    ``computed`` are all weights that it computes of stored tensors at every run.
+    """
 
     graph: OnnxFile
     size: int
     residual: tuple[str, ...]
+    computed: tuple[ComputedWeight, ...]
 
     @property
     def opset(self) -> int | None:
@@ -146,9 +167,11 @@ def check_model(opened: Checkpoint, steps: TimedSteps, check: Callable[[OnnxFile
     with steps("check", "the file, with onnx.checker") as step:
         graph = graph_of(opened)
         check(graph)
-        residual = residual_of(graph)
+        residual, computed = residual_of(graph), computed_in(graph)
         step.detail = f"onnx.checker; {counted(len(residual), 'layer')} of weight norm left"
-    return CheckedModel(graph, sum(status_of(shard).size for shard in opened.shards), residual)
+        if len(computed) > len(residual):
+            step.detail += f", {counted(len(computed), 'weight')} computed at every run"
+    return CheckedModel(graph, sum(status_of(shard).size for shard in opened.shards), residual, computed)
 
 
 def prove_beside(

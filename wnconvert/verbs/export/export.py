@@ -20,6 +20,7 @@ from wnconvert.messages import counted, listed, refuse_other_than_path
 from wnconvert.onnx.graph.edits import renamed
 from wnconvert.onnx.graph.plan import OnnxFold, plan_onnx
 from wnconvert.onnx.runtime.process import Runtime
+from wnconvert.plan.plan import ComputedWeight
 from wnconvert.storage.checkpoint import Checkpoint, open_checkpoint
 from wnconvert.storage.staging import put_in_place, scratch_folder
 from wnconvert.storage.stores.temporary import mark_replaced
@@ -32,6 +33,7 @@ from wnconvert.verbs.export.check import CheckedModel, check_model, first_run, p
 from wnconvert.verbs.export.exporters import AGES, EXPORTERS, Exporter, export_raw
 from wnconvert.verbs.export.graph import (
     check_exported,
+    check_folded,
     check_no_residual,
     graph_of,
     naming_of,
@@ -90,6 +92,7 @@ def export_onnx(
     samples: int = 4,
     seed: int = 0,
     timeout: float = TIMEOUT,
+    require_folded: bool = False,
     keep_failed: bool = False,
     force: bool = False,
     clean: bool = False,
@@ -116,7 +119,8 @@ def export_onnx(
 
     Raises ``WnconvertError``: ``ArgumentError`` for inputs that the module does not have, or if the exporter
     refuses the module; ``InputError`` for a stochastic module; ``LayerError``, ``OutputError``,
-    ``VerifyError``. Nothing is written then. Source of the exporters: ``torch.onnx.export``.
+    ``VerifyError``, and with ``require_folded`` ``UnfoldedError`` where the graph would compute a weight of
+    stored tensors at every run. Nothing is written then. Source of the exporters: ``torch.onnx.export``.
 
     >>> from tempfile import TemporaryDirectory
     >>> from torch.nn.utils.parametrizations import weight_norm
@@ -151,7 +155,16 @@ def export_onnx(
     left = (clean_beside if clean else named_leftovers)(model_path(path))
     other = next((each for each in EXPORTERS if each not in exporters), None)
     export = _Export(
-        question, model_path(path), exporters[0], other, opset, external_data, timeout, (*left, *notes), steps
+        question,
+        model_path(path),
+        exporters[0],
+        other,
+        opset,
+        external_data,
+        timeout,
+        require_folded,
+        (*left, *notes),
+        steps,
     )
     old = own_data_of(export.target) if force else ()
     with evaluating(question.module) as forget:
@@ -228,6 +241,7 @@ class _Export:
     opset: int | None
     external_data: bool
     timeout: float
+    require_folded: bool
     notes: tuple[str, ...]
     steps: TimedSteps
 
@@ -285,13 +299,15 @@ class _Export:
         check = partial(check_exported, raw=graph, target=self.target)
         model = check_model(check_structure(path, Container.ONNX), self.steps, check)
         check_no_residual(model.residual, self.target)
+        if self.require_folded:
+            check_folded(model.computed, self.target, "fold the module before: its weight is none of a rule")
         return _Written(path, fold, len(new), model)
 
     def prove(
         self, made: _Made, written: _Written, reference: Reference, forget: Callable[[], None]
     ) -> ExportReport:
         """Compare the written model in onnxruntime with the module; the report of this and all stages."""
-        signature = self.question.signature
+        signature, left = self.question.signature, ComputedWeight.told(written.model.computed)
         with Runtime(self.timeout) as runtime:
             opened = replace(runtime.open(written.path), path=self.target)  # the path that errors name
             check_dynamic(opened, signature, self.exporter)
@@ -304,6 +320,7 @@ class _Export:
             proof=proof,
             opset=written.model.opset,
             residual_weight_norm=len(written.model.residual),
+            computed=written.model.computed,
             exporter=self.exporter,
             nodes_exported=nodes_of(graph_of(made.exported)),
             nodes=written.model.nodes,
@@ -311,7 +328,7 @@ class _Export:
             folded_in_graph=len(written.fold.layers),
             initializers_named=written.named,
             steps=tuple(self.steps.every),
-            notes=(*self.notes, *signature.notes, *ports.notes, *proof.notes),
+            notes=(*self.notes, *signature.notes, *ports.notes, *proof.notes, *left),
             remedy=remedy_of(proof, self.question.module, self.exporter),
         )
 

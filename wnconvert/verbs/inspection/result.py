@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from wnconvert.messages import counted, short_repr
+from wnconvert.plan.plan import ComputedWeight
 from wnconvert.verbs.inspection.health import Health
 from wnconvert.verbs.inspection.magnitudes import LayerStats
 
@@ -102,7 +103,8 @@ class Inspection:
     something. ``files`` are the names of a folder's files of weights. ``fold``, ``split`` (empty without a
     record of a fold) and ``migrate`` (empty for an ONNX model) are forecasts of these verbs. ``tensors`` and
     ``metadata`` (of a safetensors file or an ONNX model) are None unless they are asked for, ``norms`` unless
-    all was read.
+    all was read. ``computed`` are weights that an ONNX model computes at every run and that do not fold;
+    ``unfolded`` names these, and all layers that are not plain.
     """
 
     source: str
@@ -129,6 +131,14 @@ class Inspection:
     tensors: tuple[TensorSummary, ...] | None = None
     metadata: Mapping[str, str] | None = None
     norms: tuple[NormSummary, ...] | None = None
+    computed: tuple[ComputedWeight, ...] = ()
+
+    @property
+    def unfolded(self) -> tuple[str, ...]:
+        """The names of the weights that are not stored as such: of layers in any form, and computed ones."""
+        stored = ("plain", "folded")
+        names = (layer.name for layer in self.layers if layer.form not in stored)
+        return tuple(dict.fromkeys((*names, *(weight.name for weight in self.computed))))
 
     def __repr__(self) -> str:
         what = f" of {self.source}" if self.source else ""
@@ -167,6 +177,7 @@ class Inspection:
         return plain | {
             "layers": [item.to_dict() for item in self.layers],
             "kinds": [asdict(item) for item in self.kinds],
+            "computed": [asdict(item) for item in self.computed],
             "norms": None if self.norms is None else [asdict(item) for item in self.norms],
             "tensors": None
             if self.tensors is None

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from wnconvert.messages import counted, short_repr
+from wnconvert.plan.plan import ComputedWeight
 from wnconvert.verbs.models.proof.handed import HandedProof
 from wnconvert.verbs.models.proof.outputs import OutputProof
 from wnconvert.verbs.models.proof.proof import Proof
@@ -65,7 +66,7 @@ class ExportReport:
     """The result of an export or a check; true if the model is equal to its reference.
 
     ``model`` is the path of the model, ``size`` its bytes with external data, and ``reference`` describes
-    the module. ``remedy`` is what to do where the exporter is at fault. Only an export sets the exporter,
+    the module. ``computed`` are the weights that the model computes of stored tensors at every run. ``remedy`` is what to do where the exporter is at fault. Only an export sets the exporter,
     ``nodes_exported``, the numbers of layers that were folded in the module and in the graph, and the number
     of initializers that were named; a check leaves them None. Only the check of a checkpoint has the
     ``layers``, whose weights it compares.
@@ -77,6 +78,7 @@ class ExportReport:
     proof: Proof
     opset: int | None = None
     residual_weight_norm: int | None = None
+    computed: tuple[ComputedWeight, ...] = ()
     exporter: str | None = None
     nodes_exported: int | None = None
     nodes: int | None = None
