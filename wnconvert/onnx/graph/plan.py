@@ -122,10 +122,8 @@ def _left(weight: RunWeight, found: GraphLayers, folded: Collection[str], unwant
         return ComputedWeight(path, weight.name, listed(weight.operators, 4), weight.node, reason)
     kinds, reason, fix = layer.rule.kinds, layer.refused, ""
     if not reason and layer.name in {other.name for other in found.others}:
-        reason, fix = "another kind was asked for", option("kinds", ",".join(kinds))
-    return ComputedWeight(
-        path, layer.name, in_words(kinds), weight.node, reason or unwanted, fix and f"{fix} folds it"
-    )
+        reason, fix = "another kind was asked for", f"{option('kinds', ','.join(kinds))} folds it"
+    return ComputedWeight(path, layer.name, in_words(kinds), weight.node, reason or unwanted, fix)
 
 
 def _planned(

@@ -75,11 +75,15 @@ class RunWeight:
 
 @dataclass(frozen=True, slots=True)
 class _Known:
-    """What is known of a value that hangs on constants alone; ``tensor`` is its largest one, of ``size``."""
+    """What is known of a value that hangs on constants alone; ``tensor`` is its largest one, of ``size``.
+
+    ``floats`` says whether one of its tensors has floats.
+    """
 
     operators: tuple[str, ...] = ()
     tensor: str = ""
     size: int = 0
+    floats: bool = False
     layer: ValueId | None = None
     flow: str = ""
 
@@ -90,6 +94,7 @@ class _Known:
             tuple(dict.fromkeys((*self.operators, *other.operators))),
             larger.tensor,
             larger.size,
+            self.floats or other.floats,
             self.layer or other.layer,
             self.flow or other.flow,
         )
@@ -163,12 +168,13 @@ class _Walk:
     def made(self, path: str, name: str, known: _Known | None) -> _Known | None:
         """What is known of an output: one that is folded is stored."""
         weight = self.folded.get((path, name))
-        return known if weight is None else _Known((), weight, 1 if known is None else known.size)
+        return known if weight is None else _Known((), weight, known.size if known else 1, floats=True)
 
     def stored(self, path: str, constant: Constant) -> _Known:
-        size = constant.info.numel if constant.info is not None and constant.info.dtype.foldable else 0
-        place = (path, constant.name)
-        return _Known((), constant.name, size, place if place in self.layers else None)
+        place, info = (path, constant.name), constant.info
+        floats = info is not None and (info.dtype.foldable or info.dtype.is_float8)
+        layer = place if place in self.layers else None
+        return _Known((), constant.name, info.numel if info else 0, floats, layer)
 
     def node(self, path: str, node: Node, env: _Env, calls: tuple[int, ...]) -> Sequence[_Known | None]:
         """What is known of the outputs of a node; where it uses a weight of the kind, that is found."""
@@ -183,7 +189,7 @@ class _Walk:
                 value, known = self.index.resolve(path, name), env.get(name)
                 if value is None or known is None or not known.operators:
                     continue
-                if node.op != "Gather" or known.size:  # of whole numbers alone: no table of a layer
+                if node.op != "Gather" or known.floats:  # of whole numbers alone: no table of a layer
                     self.found.setdefault((value, calls), (node, known))
             return ()
         if not runs_alike(node):

@@ -65,7 +65,8 @@ def check_onnx(
     The arguments are those of ``export_onnx``. Inputs and outputs are paired by name, or in their order where
     the names of the module and the model differ; ``"mel:x=float32[1,80,T]"`` is the module's ``mel``, which
     the model calls ``x``. Returns a report that is true if all outputs are equal. Raises the errors of
-    ``export_onnx``; nothing is run where ``require_folded`` is not met. The module is left as it was. ``export_onnx`` has an example.
+    ``export_onnx``; nothing is run where ``require_folded`` is not met. The module is left as it was.
+    ``export_onnx`` has an example.
     """
     check_installed()
     check_timeout(timeout)

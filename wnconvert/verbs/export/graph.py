@@ -33,8 +33,8 @@ from wnconvert.verbs.models.proof.functions import Exportable
 
 __all__ = [
     "check_exported",
-    "check_given",
     "check_folded",
+    "check_given",
     "check_no_residual",
     "computed_in",
     "graph_of",

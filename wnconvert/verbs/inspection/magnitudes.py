@@ -113,8 +113,9 @@ class LayerStats(LayerRow):
     """A layer's magnitudes and flags.
 
     ``form`` is ``"legacy"``, ``"parametrize"``, ``"folded"`` (by the record of a fold), ``"plain"``,
-    ``"refused"`` or ``"computed"`` (by a graph, at every run). ``g`` is the spread of |g|, None if it was not read or has no finite value. ``norm`` (‖v‖),
-    ``ratio`` (|g|/‖v‖) and ``zero_rows`` are None unless v was read. ``odd`` holds the flags as data.
+    ``"refused"`` or ``"computed"`` (by a graph, at every run). ``g`` is the spread of |g|, None if it was not
+    read or has no finite value. ``norm`` (‖v‖), ``ratio`` (|g|/‖v‖) and ``zero_rows`` are None unless v was
+    read. ``odd`` holds the flags as data.
 
     ``kind`` is what computes the weight, the innermost first: ``"weight"``, ``"prune+spectral"``.
     ``spectral`` and ``zeros``, the share of the mask that is 0, are None unless all was read.

@@ -66,7 +66,8 @@ class ExportReport:
     """The result of an export or a check; true if the model is equal to its reference.
 
     ``model`` is the path of the model, ``size`` its bytes with external data, and ``reference`` describes
-    the module. ``computed`` are the weights that the model computes of stored tensors at every run. ``remedy`` is what to do where the exporter is at fault. Only an export sets the exporter,
+    the module. ``computed`` are the weights that the model computes of stored tensors at every run.
+    ``remedy`` is what to do where the exporter is at fault. Only an export sets the exporter,
     ``nodes_exported``, the numbers of layers that were folded in the module and in the graph, and the number
     of initializers that were named; a check leaves them None. Only the check of a checkpoint has the
     ``layers``, whose weights it compares.
