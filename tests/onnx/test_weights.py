@@ -11,7 +11,7 @@ from onnx import ModelProto, TensorProto, helper
 
 from tests.helpers.onnx_graphs import Build, model_of
 from wnconvert.onnx.graph.layers import find_graph_layers
-from wnconvert.onnx.graph.plan import weights_left
+from wnconvert.onnx.graph.plan import weights_computed, weights_left
 from wnconvert.plan.plan import ComputedWeight
 
 RNG = np.random.default_rng(5)
@@ -25,7 +25,7 @@ def left(proto: ModelProto, kinds: Sequence[str] = ("weight",)) -> list[Computed
     """What a fold would leave."""
     model = model_of(proto)
     found = find_graph_layers(model, kinds)
-    return list(weights_left(model, found, found.layers, "it was left out"))
+    return list(weights_left(model, found))
 
 
 def names(proto: ModelProto) -> list[tuple[str, str]]:
@@ -291,11 +291,11 @@ def test_a_layer_of_another_kind_is_left_with_what_folds_it() -> None:
     assert (weight.name, weight.what, weight.fix) == ("lin.weight", "weight norm", "--kinds weight folds it")
 
 
-def test_a_layer_that_was_left_out_is_left_for_that_reason() -> None:
+def test_of_a_model_as_it_is_every_layer_is_told_too() -> None:
     model = model_of(product(weight_norm))
     found = find_graph_layers(model)
-    (weight,) = weights_left(model, found, (), "it was left out")
-    assert (weight.what, weight.reason) == ("weight norm", "it was left out")
+    (weight,) = weights_computed(model, found)
+    assert (weight.what, weight.reason) == ("weight norm", "nothing folded it yet")
 
 
 def test_a_refused_layer_is_left_with_its_reason() -> None:

@@ -105,6 +105,12 @@ FORMAT_CHOICES = ("table", "json", "csv", "markdown")
 )
 @TIME_LIMIT
 @click.option(
+    "--constants",
+    is_flag=True,
+    help="Evaluate weights that an ONNX model computes in a way that no rule knows, in float64, and store "
+    "them, rounded once.",
+)
+@click.option(
     "--require-folded",
     is_flag=True,
     help="Exit with 1, and write nothing, if an ONNX model would still compute a weight at every run.",

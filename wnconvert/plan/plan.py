@@ -27,6 +27,7 @@ __all__ = [
     "LeftOut",
     "NormLeft",
     "Plan",
+    "PlannedConstant",
     "PlannedLayer",
     "PlannedShard",
     "PlannedStateDict",
@@ -198,6 +199,17 @@ class ComputedWeight:
 
 
 @dataclass(frozen=True, slots=True)
+class PlannedConstant:
+    """A weight that no rule knows: the ``operators`` of a graph, evaluated in float64 and rounded once."""
+
+    state_dict: str
+    name: str
+    operators: tuple[str, ...]
+    shape: tuple[int, ...]
+    dtype: str
+
+
+@dataclass(frozen=True, slots=True)
 class PlannedShard:
     """A file of weights in a folder: its name, its tensors in order, and the bytes that these take."""
 
@@ -220,7 +232,7 @@ class Plan:
     the layers that were looked for; ``unwanted`` counts those of a recipe that the selection leaves out;
     ``hints`` say which others are there, and what folds them. ``left`` are the norms that names do not tell
     the layer of, where these were to be folded. ``computed`` are the weights that an ONNX model computes of
-    stored tensors at every run, and that stay so.
+    stored tensors at every run, and that stay so; ``constants`` are those that are evaluated and stored.
     """
 
     verb: str
@@ -241,6 +253,7 @@ class Plan:
     hints: tuple[str, ...] = ()
     left: tuple[NormLeft, ...] = ()
     computed: tuple[ComputedWeight, ...] = ()
+    constants: tuple[PlannedConstant, ...] = ()
 
     @property
     def layers(self) -> list[PlannedLayer]:
@@ -325,6 +338,10 @@ class Plan:
             "copied": list(self.copied),
             "dropped": [{"path": item.path, "why": item.why} for item in self.dropped],
             "norms_left": [asdict(item) for item in self.left],
+            "constants": [
+                asdict(item) | {"operators": list(item.operators), "shape": list(item.shape)}
+                for item in self.constants
+            ],
             "computed": [asdict(item) for item in self.computed],
             "notes": list(self.notes),
         }

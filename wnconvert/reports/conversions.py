@@ -51,7 +51,16 @@ def _verified(result: Result) -> list[str]:
 
 
 def _details(plan: Plan, most: int | None) -> list[str]:
-    return [*_layers(plan, most), *_files(plan), *_dropped(plan)]
+    return [*_layers(plan, most), *_constants(plan), *_files(plan), *_dropped(plan)]
+
+
+def _constants(plan: Plan) -> list[str]:
+    """The weights that are evaluated, a line each."""
+    return few(
+        f"{printable(item.name)} ({item.dtype} {'×'.join(map(str, item.shape)) or '()'}): "
+        f"{listed(item.operators, 6)}, evaluated in float64 and exact only to that"
+        for item in plan.constants
+    )
 
 
 def _layers(plan: Plan, most: int | None) -> list[str]:
@@ -86,6 +95,8 @@ def _counts(plan: Plan) -> str:
     cast = sum(step.dtype is not None for step in keeps)
     kept = sum(step.dtype is None and step.name == step.kept for step in keeps)
     counts = [f"{counted(len(plan.layers), 'layer')} {_DONE[plan.verb]}"]
+    if plan.constants:
+        counts.append(f"{counted(len(plan.constants), 'weight')} evaluated in float64")
     if plan.norms:
         counts.append(f"{counted(plan.norms, 'norm')} folded into them")
     if plan.already:

@@ -16,8 +16,10 @@ from typing import TypeAlias
 from wnconvert.onnx.file.model import Constant, Graph, GraphScope, Model, Node, OnnxFunction
 from wnconvert.onnx.graph.index import Index, ValueId, in_dependency_order, unique_name
 from wnconvert.onnx.graph.names import name_by_tensor
+from wnconvert.plan.layout import Evaluate
+from wnconvert.tensors.tree import Shape
 
-__all__ = ["RunWeight", "runs_alike", "weights_at_run", "weights_of"]
+__all__ = ["EVALUATED", "EvaluatedWeight", "RunWeight", "weights_at_run"]
 
 
 #: Operators by domain, and which of their inputs are weights; None: all of them.
@@ -34,10 +36,12 @@ _WEIGHTS: Mapping[tuple[str, str], Collection[int] | None] = {
     ("com.microsoft", "DynamicQuantizeMatMul"): (1,),
     ("com.microsoft", "QGemm"): (0, 3),
 }
-#: Operators that move elements or repeat them, or give them another dtype: the first input has the elements.
+#: Operators that give elements another dtype: what they make is another weight, in fewer or more bytes.
+_CASTS = frozenset(("Cast", "CastLike"))
+#: Operators that move elements or repeat them, or scale whole numbers: the first input has the elements.
 _MOVES = frozenset(
-    "Identity Transpose Reshape Squeeze Unsqueeze Flatten Cast CastLike Slice Split Gather GatherElements "
-    "GatherND Expand Tile Pad DepthToSpace SpaceToDepth DequantizeLinear QuantizeLinear".split()
+    "Identity Transpose Reshape Squeeze Unsqueeze Flatten Slice Split Gather GatherElements GatherND Expand "
+    "Tile Pad DepthToSpace SpaceToDepth DequantizeLinear QuantizeLinear".split()
 )
 #: Operators whose result has no element of an input.
 _MAKES = frozenset(("Shape", "Size", "ConstantOfShape"))
@@ -45,6 +49,13 @@ _MAKES = frozenset(("Shape", "Size", "ConstantOfShape"))
 _DRAWS = frozenset(
     "RandomNormal RandomNormalLike RandomUniform RandomUniformLike Multinomial Bernoulli Dropout "
     "BiasDropout BitmaskDropout BitmaskBiasDropout".split()
+)
+#: Operators that can be evaluated in float64 and do not jump: a rounding less changes their result little.
+EVALUATED = frozenset(
+    "Add Sub Mul Div Neg Abs Exp Log Sqrt Reciprocal Pow Sin Cos Tan Asin Acos Atan Sinh Cosh Tanh Asinh "
+    "Acosh Atanh Erf Sigmoid Softplus Softsign Relu LeakyRelu Elu Selu Celu Gelu Max Min Sum Mean Clip "
+    "MatMul Gemm Einsum ReduceSum ReduceMean ReduceMax ReduceMin ReduceProd ReduceL1 ReduceL2 ReduceLogSum "
+    "ReduceLogSumExp ReduceSumSquare Softmax LogSoftmax CumSum Where Trilu".split()
 )
 #: The domains whose operators are known to make the same of the same inputs.
 _KNOWN = frozenset(("", "com.microsoft"))
@@ -59,9 +70,9 @@ _STORED_ALONE = 4
 class RunWeight:
     """A weight that nodes compute of stored tensors, within some calls (the starts of their nodes).
 
-    ``value`` is what the ``node`` uses; ``operators`` are those that compute with its numbers. ``layer`` is
-    the stored tensor of a known layer on which it hangs, or None. ``flow`` is the operator with a body, such
-    as If, by which it comes.
+    ``value`` is what the ``node`` uses; ``operators`` are those that compute with its numbers, and ``made``
+    is what the last of them made. ``layer`` is the stored tensor of a known layer on which it hangs, or None.
+    ``flow`` is the operator with a body, such as If, by which it comes.
     """
 
     name: str
@@ -69,15 +80,27 @@ class RunWeight:
     calls: tuple[int, ...]
     node: str
     operators: tuple[str, ...]
+    made: ValueId
     layer: ValueId | None = None
     flow: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluatedWeight:
+    """A weight that is evaluated and stored in the place of what was ``made``, in this shape."""
+
+    name: str
+    made: ValueId
+    operators: tuple[str, ...]
+    shape: Shape
+    work: Evaluate
 
 
 @dataclass(frozen=True, slots=True)
 class _Known:
     """What is known of a value that hangs on constants alone; ``tensor`` is its largest one, of ``size``.
 
-    ``floats`` says whether one of its tensors has floats.
+    ``floats`` says whether one of its tensors has floats, ``made`` is the value that the last operator made.
     """
 
     operators: tuple[str, ...] = ()
@@ -86,6 +109,7 @@ class _Known:
     floats: bool = False
     layer: ValueId | None = None
     flow: str = ""
+    made: ValueId | None = None
 
     def joined(self, other: _Known) -> _Known:
         """What is known of a value that is made of both."""
@@ -116,7 +140,7 @@ def weights_at_run(
     return tuple(walk.named())
 
 
-def weights_of(node: Node) -> Iterator[str]:
+def _weights_of(node: Node) -> Iterator[str]:
     """The names of the inputs of a node that are weights, if there are any in its operator."""
     positions = _WEIGHTS.get((_domain(node), node.op), ())
     for at, name in enumerate(node.inputs):
@@ -124,7 +148,7 @@ def weights_of(node: Node) -> Iterator[str]:
             yield name
 
 
-def runs_alike(node: Node) -> bool:
+def _runs_alike(node: Node) -> bool:
     """Whether an operator makes the same of the same inputs at every run, as far as that is known."""
     if _domain(node) not in _KNOWN or node.op in _DRAWS:
         return False
@@ -168,6 +192,8 @@ class _Walk:
     def made(self, path: str, name: str, known: _Known | None) -> _Known | None:
         """What is known of an output: one that is folded is stored."""
         weight = self.folded.get((path, name))
+        if known is not None and known.operators and known.made is None:
+            known = replace(known, made=(path, name))
         return known if weight is None else _Known((), weight, known.size if known else 1, floats=True)
 
     def stored(self, path: str, constant: Constant) -> _Known:
@@ -185,14 +211,14 @@ class _Walk:
         if node.graphs:
             return self.flow(node, env, calls, constant=constant)
         if not constant:
-            for name in weights_of(node):
+            for name in _weights_of(node):
                 value, known = self.index.resolve(path, name), env.get(name)
                 if value is None or known is None or not known.operators:
                     continue
                 if node.op != "Gather" or known.floats:  # of whole numbers alone: no table of a layer
                     self.found.setdefault((value, calls), (node, known))
             return ()
-        if not runs_alike(node):
+        if not _runs_alike(node):
             return ()
         known = _result(node, [each for each in inputs if each is not None], path, self)
         return [known] * len(node.outputs)
@@ -235,7 +261,8 @@ class _Walk:
         taken: set[str] = set()
         for (value, calls), (node, known) in self.found.items():
             name = unique_name(name_by_tensor(known.tensor) or node.name or value[1], taken)
-            yield RunWeight(name, value, calls, node.name, known.operators, known.layer, known.flow)
+            made = known.made or value
+            yield RunWeight(name, value, calls, node.name, known.operators, made, known.layer, known.flow)
 
 
 def _result(node: Node, inputs: Sequence[_Known], path: str, walk: _Walk) -> _Known:
@@ -247,8 +274,8 @@ def _result(node: Node, inputs: Sequence[_Known], path: str, walk: _Walk) -> _Kn
         return _Known()
     if node.op in _MAKES:
         return _Known()
-    if node.op in _MOVES and inputs:
-        return inputs[0]
+    if node.op in _MOVES | _CASTS and inputs:
+        return inputs[0] if node.op in _MOVES else replace(inputs[0], made=None)
     joined = _Known()
     for each in inputs:
         joined = joined.joined(each)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -89,9 +90,8 @@ def check_onnx(
     steps = TimedSteps(steps_progress(progress))
     checkpoint = open_checkpoint(source)
     with unchanging(checkpoint.seen):
-        model = check_model(checkpoint, steps, partial(check_given, target=source))
-        if require_folded:
-            check_folded(model.computed, source, f"wnconvert inspect {path} says why")
+        check = partial(check_given, target=source)
+        model = check_model(checkpoint, steps, check, require_folded=require_folded)
         with Runtime(timeout) as runtime, evaluating(question.module) as forget:
             opened = runtime.open(source)
             ports = ports_of(opened, question.signature)
@@ -108,12 +108,7 @@ def check_onnx(
         computed=model.computed,
         nodes=model.nodes,
         steps=tuple(steps.every),
-        notes=(
-            *question.signature.notes,
-            *ports.notes,
-            *proof.notes,
-            *ComputedWeight.told(model.computed),
-        ),
+        notes=(*question.signature.notes, *ports.notes, *proof.notes, *model.notes),
         remedy=remedy_of(proof, question.module, None),
     )
 
@@ -153,6 +148,11 @@ class CheckedModel:
     computed: tuple[ComputedWeight, ...]
 
     @property
+    def notes(self) -> tuple[str, ...]:
+        """Notes on the weights that it computes."""
+        return tuple(ComputedWeight.told(self.computed))
+
+    @property
     def opset(self) -> int | None:
         """The opset of ONNX's own operators."""
         return self.graph.model.opsets.get("")
@@ -163,8 +163,13 @@ class CheckedModel:
         return nodes_of(self.graph)
 
 
-def check_model(opened: Checkpoint, steps: TimedSteps, check: Callable[[OnnxFile], None]) -> CheckedModel:
-    """Run ``check``, which calls onnx's checker, on an opened model, and look for weight norm in it."""
+def check_model(
+    opened: Checkpoint, steps: TimedSteps, check: Callable[[OnnxFile], None], *, require_folded: bool
+) -> CheckedModel:
+    """Run ``check``, which calls onnx's checker, on an opened model, and look for weight norm in it.
+
+    Raises ``UnfoldedError`` with ``require_folded`` if it computes weights at every run.
+    """
     with steps("check", "the file, with onnx.checker") as step:
         graph = graph_of(opened)
         check(graph)
@@ -172,6 +177,8 @@ def check_model(opened: Checkpoint, steps: TimedSteps, check: Callable[[OnnxFile
         step.detail = f"onnx.checker; {counted(len(residual), 'layer')} of weight norm left"
         if len(computed) > len(residual):
             step.detail += f", {counted(len(computed), 'weight')} computed at every run"
+    if require_folded:
+        check_folded(computed, Path(opened.path))
     return CheckedModel(graph, sum(status_of(shard).size for shard in opened.shards), residual, computed)
 
 

@@ -20,7 +20,6 @@ from wnconvert.messages import counted, listed, refuse_other_than_path
 from wnconvert.onnx.graph.edits import renamed
 from wnconvert.onnx.graph.plan import OnnxFold, plan_onnx
 from wnconvert.onnx.runtime.process import Runtime
-from wnconvert.plan.plan import ComputedWeight
 from wnconvert.storage.checkpoint import Checkpoint, open_checkpoint
 from wnconvert.storage.staging import put_in_place, scratch_folder
 from wnconvert.storage.stores.temporary import mark_replaced
@@ -33,7 +32,6 @@ from wnconvert.verbs.export.check import CheckedModel, check_model, first_run, p
 from wnconvert.verbs.export.exporters import AGES, EXPORTERS, Exporter, export_raw
 from wnconvert.verbs.export.graph import (
     check_exported,
-    check_folded,
     check_no_residual,
     graph_of,
     naming_of,
@@ -154,18 +152,8 @@ def export_onnx(
     steps = TimedSteps(steps_progress(progress))
     left = (clean_beside if clean else named_leftovers)(model_path(path))
     other = next((each for each in EXPORTERS if each not in exporters), None)
-    export = _Export(
-        question,
-        model_path(path),
-        exporters[0],
-        other,
-        opset,
-        external_data,
-        timeout,
-        require_folded,
-        (*left, *notes),
-        steps,
-    )
+    asked = (opset, external_data, timeout, require_folded, (*left, *notes))
+    export = _Export(question, model_path(path), exporters[0], other, *asked, steps)
     old = own_data_of(export.target) if force else ()
     with evaluating(question.module) as forget:
         reference = export.reference(forget)
@@ -297,17 +285,16 @@ class _Export:
         path.parent.mkdir()
         write_folded(made.exported, fold, path.parent, self.target)
         check = partial(check_exported, raw=graph, target=self.target)
-        model = check_model(check_structure(path, Container.ONNX), self.steps, check)
+        opened, required = check_structure(path, Container.ONNX), self.require_folded
+        model = check_model(opened, self.steps, check, require_folded=required)
         check_no_residual(model.residual, self.target)
-        if self.require_folded:
-            check_folded(model.computed, self.target, "fold the module before: its weight is none of a rule")
         return _Written(path, fold, len(new), model)
 
     def prove(
         self, made: _Made, written: _Written, reference: Reference, forget: Callable[[], None]
     ) -> ExportReport:
         """Compare the written model in onnxruntime with the module; the report of this and all stages."""
-        signature, left = self.question.signature, ComputedWeight.told(written.model.computed)
+        signature = self.question.signature
         with Runtime(self.timeout) as runtime:
             opened = replace(runtime.open(written.path), path=self.target)  # the path that errors name
             check_dynamic(opened, signature, self.exporter)
@@ -328,7 +315,7 @@ class _Export:
             folded_in_graph=len(written.fold.layers),
             initializers_named=written.named,
             steps=tuple(self.steps.every),
-            notes=(*self.notes, *signature.notes, *ports.notes, *proof.notes, *left),
+            notes=(*self.notes, *signature.notes, *ports.notes, *proof.notes, *written.model.notes),
             remedy=remedy_of(proof, self.question.module, self.exporter),
         )
 

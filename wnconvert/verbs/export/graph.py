@@ -17,7 +17,7 @@ from wnconvert.messages import counted, listed
 from wnconvert.onnx.file.model import Graph
 from wnconvert.onnx.file.reader import OnnxFile
 from wnconvert.onnx.graph.layers import find_graph_layers
-from wnconvert.onnx.graph.plan import OnnxFold, weights_left
+from wnconvert.onnx.graph.plan import OnnxFold, weights_computed
 from wnconvert.plan.plan import ComputedWeight
 from wnconvert.storage.checkpoint import Checkpoint
 from wnconvert.storage.sources import Source
@@ -73,7 +73,7 @@ def residual_of(graph: OnnxFile) -> tuple[str, ...]:
 def computed_in(graph: OnnxFile) -> tuple[ComputedWeight, ...]:
     """The weights that the model computes of stored tensors at every run, those of known layers too."""
     found = find_graph_layers(graph.model, ALL)
-    return weights_left(graph.model, found, (), "no fold was asked for it")
+    return weights_computed(graph.model, found)
 
 
 # -- names
@@ -224,7 +224,8 @@ def check_no_residual(names: Sequence[str], target: Path) -> None:
         )
 
 
-def check_folded(weights: Sequence[ComputedWeight], target: Path, fix: str) -> None:
-    """Raise ``UnfoldedError`` if a model computes weights at every run; ``fix`` is what folds known ones."""
+def check_folded(weights: Sequence[ComputedWeight], target: Path) -> None:
+    """Raise ``UnfoldedError`` if a model computes weights at every run."""
     if weights:
-        raise UnfoldedError(ComputedWeight.in_words(weights), where=str(target), fix=fix)
+        heading, *reasons = ComputedWeight.told(weights)
+        raise UnfoldedError(heading, where=str(target), fix="; ".join(reasons))

@@ -67,7 +67,7 @@ def graph_layers(
     of two and more dimensions.
     """
     found = find_graph_layers(opened.model)
-    computed = weights_left(opened.model, found, found.layers)
+    computed = weights_left(opened.model, found)
     halves = {(item.path, half.name) for item in found.layers for half in item.parts.values()}
     plain = _plain(opened, elements, request, halves)
     rows = (*_normed(elements, found, request), *_computed(computed, found, request), *plain)

@@ -100,6 +100,7 @@ def fold_file(
     timeout: float = TIMEOUT,
     copy: bool = False,
     require_layers: int | None = None,
+    constants: bool = False,
     require_folded: bool = False,
     as_folder: bool = False,
     in_place: bool = False,
@@ -134,6 +135,7 @@ def fold_file(
     ``only``, ``dtype``, ``drop_foreign``, new names or another container ask for one. With fewer layers than
     ``require_layers`` nothing is written, and ``TooFewLayersError`` is raised; with ``require_folded``,
     ``UnfoldedError`` if an ONNX model would still compute a weight of stored tensors at every run.
+    ``constants`` evaluates in float64 the weights of an ONNX model that no rule knows, and rounds once.
 
     ``only`` is the path of the one state dict to keep. ``drop_foreign`` leaves out what lies beside the
     state dicts and names classes or functions that ``torch.load(weights_only=True)`` does not know. Names are
@@ -263,11 +265,13 @@ def _planners(selection: Selection, given: FoldOptions) -> tuple[MakePlan, Calla
     make_plan = partial(
         _plan_by_keys,
         selection=selection,
-        of_graphs={option("require_folded"): given["require_folded"]},
+        of_graphs={option(name, True): given[name] for name in ("constants", "require_folded")},
         is_proven=given["prove"] is not None,
         only=given["only"],
         dtype=dtype_of(given["dtype"]),
         keep_norms=given["keep_norms"],
         keep_optimizer=given["keep_optimizer"],
     )
-    return make_plan, partial(plan_onnx_fold, selection=selection, others=others)
+    return make_plan, partial(
+        plan_onnx_fold, selection=selection, others=others, constants=given["constants"]
+    )
