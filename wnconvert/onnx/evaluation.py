@@ -37,8 +37,6 @@ _MOVES = frozenset(
 _DECIDES = frozenset("Equal Greater GreaterOrEqual Less LessOrEqual Not And Or Sign Mod".split())
 _FLOATS = {CODES[name]: DTYPES[name] for name in FOLDABLE}
 _DOUBLE = CODES["float64"]
-#: Whole numbers that float32 holds, in which the reference implementation dequantizes.
-_QUANTIZED = {CODES[name] for name in ("int8", "uint8", "int16", "uint16") if name in CODES}
 
 
 class _NotEvaluatedError(Exception):
@@ -92,23 +90,48 @@ def _planned(slices: Slices, weight: RunWeight) -> EvaluatedWeight:
         raise _NotEvaluatedError("it is made of whole numbers")
     _check_digits(model, types, dtype)
     parts = tuple((name, each.tensor) for name, each in cut.fed.items() if each.tensor is not None)
-    work = Evaluate(_lifted(model, types), parts, dtype, f"weight {weight.name}")
+    lifted = _lifted(model, types)
+    _evaluator(lifted)
+    work = Evaluate(lifted, parts, dtype, f"weight {weight.name}")
     return EvaluatedWeight(weight.name, weight.made, weight.operators, types[output].shape, work)
 
 
 def evaluated(model: bytes, parts: Mapping[str, Array]) -> Array:
     """The only output of a lifted model, which is float64, of arrays by the names of its inputs."""
-    from onnx.reference import ReferenceEvaluator
-
     feeds = {
         name: array.astype(np.float64) if array.dtype.name in FOLDABLE else array
         for name, array in parts.items()
     }
     with np.errstate(all="ignore"):
-        (made,) = ReferenceEvaluator(model).run(None, feeds)
+        (made,) = _evaluator(model).run(None, feeds)
     array = np.asarray(made, order="C")
     assert array.dtype == np.float64  # noqa: S101 - operators that are evaluated make what they are given
     return array
+
+
+def _evaluator(model: bytes) -> Any:
+    """onnx's reference implementation of a model. Raises ``_NotEvaluatedError`` where it has none."""
+    from onnx.reference import ReferenceEvaluator
+    from onnx.reference.op_run import OpRun
+
+    class DequantizeLinear(OpRun):  # onnx's own computes in float32, and is not there for each opset
+        op_domain = ""
+
+        def _run(
+            self, x: Array, scale: Array, zero: Array | None = None, axis: int | None = 1, **_: Any
+        ) -> tuple[Array]:
+            shape = (
+                [-1 if at == (1 if axis is None else axis) % x.ndim else 1 for at in range(x.ndim)]
+                if scale.ndim
+                else []
+            )
+            below = 0.0 if zero is None else zero.astype(np.float64).reshape(shape)
+            return ((x.astype(np.float64) - below) * scale.reshape(shape),)
+
+    try:
+        return ReferenceEvaluator(model, new_ops=[DequantizeLinear])
+    except (NotImplementedError, RuntimeError, TypeError) as error:
+        raise _NotEvaluatedError("onnx does not evaluate one of its operators at this opset") from error
 
 
 def _alone(model: bytes, fed: Mapping[str, Constant]) -> Any:
@@ -148,8 +171,10 @@ def _check(node: Any, types: Mapping[str, _Type]) -> None:
         raise _NotEvaluatedError("its size is not known before it is computed")
     floats = [each for each in (*inputs, *outputs) if each is not None and each.code in _FLOATS]
     known = node.op_type in EVALUATED | _MOVES or (node.op_type in _DECIDES and not floats)
+    if node.op_type == "Range":
+        known = not floats
     if node.op_type == "DequantizeLinear":
-        known = inputs[0] is not None and inputs[0].code in _QUANTIZED
+        known = not any(attribute.name == "block_size" and attribute.i for attribute in node.attribute)
     is_cut_off = node.op_type in ("Cast", "CastLike") and inputs[0] in floats and outputs[0] not in floats
     if node.domain not in ("", "ai.onnx") or not known or is_cut_off:
         raise _NotEvaluatedError(f"{node.op_type} is not evaluated in float64")
