@@ -7,11 +7,11 @@ State dicts          fold_state_dict, split_state_dict, migrate_state_dict, insp
                      compare_state_dicts
 Code                 modernize_code
 Live modules         fold_module, folded, weights_folded, split_module, migrate_module, inspect_module
-ONNX                 export_onnx, check_onnx; fold_file and inspect_file take ONNX models too
+ONNX                 export_onnx, check_onnx, compare_onnx; fold_file and inspect_file take ONNX models
 Proofs of folds      prove_checkpoint (for fold_file), check_checkpoint
 Recipes              recipe_of, trace_recipe, read_recipe, write_recipe; Recipe, RecipeFold, RecipeReport
-Results              Plan, Result, FileResult, Inspection, Comparison, FolderComparison, LoadReport,
-                     ModernizeReport, ExportReport, Layers
+Results              Plan, Result, FileResult, Inspection, Comparison, FolderComparison, OnnxComparison,
+                     LoadReport, ModernizeReport, ExportReport, Layers
 Errors               WnconvertError: ArgumentError, InputError (FormatError), LayerError (NumbersError),
                      OutputError, TooFewLayersError, UnfoldedError, VerifyError
 
@@ -54,6 +54,8 @@ if TYPE_CHECKING:
     from wnconvert.verbs.export.check import check_onnx
     from wnconvert.verbs.export.export import export_onnx
     from wnconvert.verbs.export.folds import check_checkpoint, prove_checkpoint
+    from wnconvert.verbs.export.pairs.compare import compare_onnx
+    from wnconvert.verbs.export.pairs.result import OnnxComparison
     from wnconvert.verbs.fleet.comparing import FolderComparison, compare_folders
     from wnconvert.verbs.fleet.files import fold_files, inspect_files, migrate_files, split_files
     from wnconvert.verbs.fleet.result import FileResult
@@ -88,6 +90,7 @@ __all__ = [
     "LoadReport",
     "ModernizeReport",
     "NumbersError",
+    "OnnxComparison",
     "OutputError",
     "Plan",
     "Recipe",
@@ -104,6 +107,7 @@ __all__ = [
     "clean_store",
     "compare_files",
     "compare_folders",
+    "compare_onnx",
     "compare_state_dicts",
     "export_onnx",
     "fold_file",
@@ -140,6 +144,8 @@ _HOMES = {
     "compare_state_dicts": "verbs.comparison.compare",
     "Comparison": "verbs.comparison.result",
     "check_onnx": "verbs.export.check",
+    "compare_onnx": "verbs.export.pairs.compare",
+    "OnnxComparison": "verbs.export.pairs.result",
     "check_checkpoint": "verbs.export.folds",
     "prove_checkpoint": "verbs.export.folds",
     "clean_store": "verbs.conversion.places.cleaning",

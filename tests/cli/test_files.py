@@ -34,7 +34,7 @@ from wnconvert.cli.files import SORT_CHOICES
 from wnconvert.cli.options import FORM_CHOICES
 from wnconvert.errors import VerifyError
 from wnconvert.layers import schemes
-from wnconvert.reports import inspections as inspection_report
+from wnconvert.reports.text import inspections as inspection_report
 from wnconvert.verbs.export import exporters
 from wnconvert.verbs.shared.options import DTYPE_CHOICES, PROOF_CHOICES, ZERO_ROWS_CHOICES
 
@@ -42,6 +42,7 @@ from wnconvert.verbs.shared.options import DTYPE_CHOICES, PROOF_CHOICES, ZERO_RO
 OF_THE_CLI = {
     "json", "quiet", "silent", "list", "no_progress", "sort", "top", "format", "wide", "plot", "check",
     "diff",
+    "html",
     "verbose",
     "drift",
 }  # fmt: skip
@@ -50,12 +51,13 @@ OF_PYTHON = {"progress", "on_plan", "dynamic", "prove", "executor", "made_by"}
 OF_FLEETS = {"recursive", "jobs", "skip_existing", "keep_going", "report", "cluster"}
 #: How MODEL becomes a module; Python is given that.
 OF_MODEL = {"weights", "kwargs", "only", "strip_prefix", "trust"}
-#: What makes fold's ``prove``, what ``check_checkpoint`` has beside what ``check_onnx`` has, and what
-#: ``write_recipe`` does with what ``trace_recipe`` tells.
+#: What makes fold's ``prove``, what ``check_checkpoint`` has beside what ``check_onnx`` has, what
+#: ``write_recipe`` does with what ``trace_recipe`` tells, and what ``compare_onnx`` has.
 AROUND = {
     "fold": {"model", "inputs", "ranges", "kwargs", "rtol", "atol"},
     "check": {"recipe"},
     "recipe": {"out", "force", "dry_run"},
+    "compare": {"inputs", "ranges", "data", "min_snr", "outliers", "samples", "seed", "timeout"},
 }
 TWINS = {
     "compare": "compare_files",
@@ -128,6 +130,14 @@ def test_a_command_has_the_options_and_defaults_of_its_python_twin(name: str) ->
     defaults = {at: given[at] for at in parameters if at in given and at not in needed}
     assert defaults or set(parameters) <= FILES
     assert defaults == {at: parameters[at].default for at in defaults}
+
+
+def test_compare_has_the_options_and_defaults_of_compare_onnx_too() -> None:
+    parameters = inspect.signature(wnconvert.compare_onnx).parameters
+    given = COMMANDS["compare"].make_context("compare", ["A", "B"]).params
+    own = set(parameters) - OF_PYTHON - FILES
+    assert AROUND["compare"] | {"rtol", "atol", "threads"} == own
+    assert {at: given[at] for at in own} == {at: parameters[at].default for at in own}
 
 
 @pytest.mark.parametrize("name", ["fold", "split", "migrate", "inspect"])

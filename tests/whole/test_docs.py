@@ -35,6 +35,7 @@ from tests.helpers.pages import DOCS, FENCE, HELP, LINKED, PAGES, PYTHON, README
 from tests.helpers.servers import VARIABLES, s3_server
 from tests.helpers.tool import run_here
 from tests.storage.remote.conftest import anew
+from tests.verbs.export.pairs.graphs import changed, renamed, two_layers
 from wnconvert.cli import cli
 from wnconvert.verbs.loads.result import LoadReport, Misfit
 from wnconvert.verbs.modernization.modernize import modernize_code
@@ -370,6 +371,23 @@ def test_the_json_of_comparisons_is_as_documented(tmp_path: Path) -> None:
     pairs = [steps, [fixtures / "gan.pt"] * 2, [steps[0], fixtures / "step_3000.safetensors"]]
     found = [_json("compare", *pair, "--json", *more) for pair in pairs for more in ([], ["--rtol", "0.01"])]
     _hold(found, "Of compare")
+
+
+def test_the_json_of_two_onnx_models_is_as_documented(tmp_path: Path) -> None:
+    a, b = two_layers(tmp_path / "a.onnx"), two_layers(tmp_path / "b.onnx", "float16", scale=1.01)
+    c = changed(a, tmp_path / "c.onnx", renamed({"w1": "onnx::1"}))
+    found = [_json("compare", *pair, "--json") for pair in ((a, b), (a, c))]
+    found.append(_json("compare", a, c, "--samples", "0", "--json"))
+    assert [item["equal"] for item in found] == [False, True, True]
+    _hold([item.pop("weights") for item in (found[0], found[1])], "Of compare")
+    exported = pages.documented(JSON_PAGE.read_text(), "Of export and check")
+    assert set(found[0].pop("proof")) <= set(exported)
+    assert set(found[1].pop("proof")) <= set(exported)
+    for item in found:
+        item.setdefault("proof", {})
+        item.setdefault("weights", {})
+    found[-1]["weights"] = {}
+    _hold(found, "Of two ONNX models")
 
 
 def test_the_json_of_two_folders_is_as_documented(tmp_path: Path) -> None:

@@ -25,8 +25,8 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 #: What stands at the top, from what everything is made of to what shows it. A package imports only what
 #: stands left of it; those that share a place do not import each other.
 ORDER = (
-    "errors heap signals subnormals | messages | tensors | layers | numerics | plan | formats onnx source | "
-    "storage | verbs | reports | cli"
+    "errors heap shown signals subnormals | messages | tensors | layers | numerics | plan | "
+    "formats onnx source | storage | verbs | reports | cli"
 )
 #: The same for the folders of `verbs`, of which only these arrows run between two that share a place.
 VERBS = (
@@ -38,7 +38,9 @@ ARROWS = {("modules", "inspection")}
 ONLY_IN: dict[str, tuple[str, ...]] = {
     "click": ("cli",),
     "tqdm": ("cli", "verbs/shared/progress.py"),
-    "matplotlib": ("reports",),
+    "matplotlib": ("reports", "shown.py"),
+    "pandas": ("reports", "shown.py"),
+    "jinja2": ("reports/html",),
 }
 #: Packages that no module may import but inside a function, except in these places.
 NOT_AT_THE_TOP: dict[str, tuple[str, ...]] = {
@@ -54,12 +56,14 @@ NOT_AT_THE_TOP: dict[str, tuple[str, ...]] = {
     "onnxruntime": (),
     "libcst": (),
     "matplotlib": (),
+    "jinja2": (),
+    "pandas": (),
     "distributed": (),
 }
 #: What `wnconvert --help` may not pay for.
-HEAVY = {"torch", "numpy", "onnx", "onnxruntime", "matplotlib", "transformers", "libcst"}
+HEAVY = {"torch", "numpy", "onnx", "onnxruntime", "matplotlib", "pandas", "jinja2", "transformers", "libcst"}
 #: What comes with an extra, so that a module that needs it cannot be imported everywhere.
-EXTRAS = {"torch", "onnx", "onnxscript", "onnxruntime", "matplotlib", "libcst"}
+EXTRAS = {"torch", "onnx", "onnxscript", "onnxruntime", "matplotlib", "jinja2", "libcst"}
 
 
 def dotted(path: Path) -> str:
@@ -360,7 +364,7 @@ except SystemExit as stop:
 
 
 #: What no small file needs, each of some milliseconds.
-UNNEEDED = {"numpy.ma", "email", "importlib.metadata", "socket", "torch", "onnx"}
+UNNEEDED = {"numpy.ma", "email", "importlib.metadata", "socket", "torch", "onnx", "jinja2"}
 
 
 @pytest.mark.parametrize("verb", ["inspect IN", "fold IN -o OUT", "fold IN --dry-run", "compare IN IN"])

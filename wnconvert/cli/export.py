@@ -291,7 +291,7 @@ def _prove(
     """Build the model, export or check it, and print the steps and the result."""
     from dataclasses import replace
 
-    from wnconvert.reports.exports import proof_line, proof_text, step_text
+    from wnconvert.reports.text.exports import proof_line, proof_text, step_text
     from wnconvert.verbs.models.loading.model import prepared
 
     lines = StepLines()

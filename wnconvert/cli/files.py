@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -29,13 +28,13 @@ from wnconvert.cli.options import (
     target,
     with_output,
 )
+from wnconvert.cli.runs.comparison import BY_RUNNING, compare_one
 from wnconvert.cli.runs.conversion import convert_files
 from wnconvert.cli.runs.fleets import FLEET, FLEET_TO_READ
 from wnconvert.cli.runs.inspection import show_inspections
 from wnconvert.cli.runs.many import compare_many
 from wnconvert.cli.runs.models import BY_MODEL, told_by_model
 from wnconvert.cli.runs.start import load_lightly
-from wnconvert.cli.terminal import alarm, fitting_width, progress_bar
 
 if TYPE_CHECKING:
     from wnconvert.cli.output import Output
@@ -228,6 +227,7 @@ def migrate(src: tuple[str, ...], out: str | None, **options: Any) -> int:
 @click.option(
     "--metadata", is_flag=True, help="Show what a safetensors file or an ONNX model says of itself."
 )
+@click.option("--sha256", is_flag=True, help="Show the SHA-256 of the file, which is read whole.")
 @click.option("--recipe", type=click.Path(), metavar="FILE", help="Show what a fold by this recipe would do.")
 @click.option("--sort", type=click.Choice(SORT_CHOICES), help="Sort by a column, largest first.")
 @click.option("--top", type=click.IntRange(min=1), metavar="N", help="Show only the first N rows.")
@@ -245,7 +245,13 @@ def migrate(src: tuple[str, ...], out: str | None, **options: Any) -> int:
 @click.option(
     "--plot", type=click.Path(), metavar="FILE", help="Draw the magnitudes to a .png, .svg or .pdf file."
 )
-@click.option("-f", "--force", is_flag=True, help="Replace the picture if it exists.")
+@click.option(
+    "--html",
+    type=click.Path(),
+    metavar="FILE",
+    help="Write a page of one checkpoint that opens in a browser, offline; all is read, as with --full.",
+)
+@click.option("-f", "--force", is_flag=True, help="Replace the picture or the page if it exists.")
 @click.option(
     "--drift", is_flag=True, help="Of several files, show how far each layer moved from one to the next."
 )
@@ -268,9 +274,15 @@ def inspect(src: tuple[str, ...], *, json: bool, **options: Any) -> int:
 @click.command(epilog=epilog("wnconvert compare g_02500000 generator.safetensors"))
 @click.argument("a", type=click.Path())
 @click.argument("b", type=click.Path())
-@click.option("--rtol", type=click.FloatRange(min=0), help="Numbers are equal if |a-b| <= atol + rtol·|b|.")
 @click.option(
-    "--atol", type=click.FloatRange(min=0), help="See --rtol.  [default of both: 1 ulp of the coarser dtype]"
+    "--rtol",
+    type=click.FloatRange(min=0),
+    help="Numbers are equal if |a-b| <= atol + rtol·|b|; of ONNX models, outputs.",
+)
+@click.option(
+    "--atol",
+    type=click.FloatRange(min=0),
+    help="See --rtol.  [default of both: 1 ulp of the coarser dtype; of outputs: 1e-3 and 1e-5]",
 )
 @click.option(
     "--strip-prefix",
@@ -305,6 +317,7 @@ def inspect(src: tuple[str, ...], *, json: bool, **options: Any) -> int:
     metavar="FILE",
     help="Compare a side that this recipe fits as it would be folded by it.",
 )
+@BY_RUNNING
 @THREADS
 @click.option(
     "--wide", is_flag=True, help="Show long names in full, even if they are wider than the terminal."
@@ -313,24 +326,13 @@ def inspect(src: tuple[str, ...], *, json: bool, **options: Any) -> int:
 @VERBOSE
 @NO_PROGRESS
 def compare(a: str, b: str, *, output: Output, wide: bool, no_progress: bool, **options: Any) -> int:
-    """Check whether two checkpoints hold the same weights.
+    """Check whether two checkpoints hold the same weights, or two ONNX models agree.
 
     They may differ in form, container and nesting: weight-normalized layers are compared by the weights that
-    they compute. Two folders of several checkpoints are compared file by file. Exit code 0: equal, 1:
-    different.
+    they compute. Two ONNX models are run in onnxruntime too: their outputs decide. Two folders of several
+    checkpoints are compared file by file. Exit code 0: equal, 1: different.
     """
     load_lightly()
     if (code := compare_many(a, b, output=output, options=options)) is not None:
         return code
-    from wnconvert.reports.comparisons import comparison_line, comparison_text
-    from wnconvert.verbs.comparison.compare import compare_files
-
-    with progress_bar(f"{Path(a).name} {Path(b).name}", shown=output.steps and not no_progress) as progress:
-        found = compare_files(a, b, progress=progress, **options)
-    output.notes(found.notes)
-    output.result(
-        found.to_dict,
-        lambda: comparison_text(found, fitting_width(wide=wide), alarm),
-        lambda: comparison_line(found, alarm),
-    )
-    return 0 if found else 1
+    return compare_one(a, b, output=output, wide=wide, no_progress=no_progress, options=options)

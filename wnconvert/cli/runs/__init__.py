@@ -6,4 +6,5 @@ many        many files converted, or inspected
 models      a fold that is told, and proven, by the model of its checkpoint
 conversion  the files of a command converted: one, or many
 inspection  the files of a command inspected
+comparison  two files compared
 """

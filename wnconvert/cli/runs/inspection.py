@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -36,6 +37,7 @@ def show_inspections(
     top: int | None,
     wide: bool,
     plot: str | None,
+    html: str | None,
     force: bool,
     no_progress: bool,
     **options: Any,
@@ -43,7 +45,7 @@ def show_inspections(
     """Inspect the files that are named, and print what is in them; the exit code."""
     if style == "json":
         errors_as_json(click.get_current_context())
-    options["full"] = full = full or check
+    options["full"] = full = full or check or html is not None
     request = fleet_asked(
         src, recursive=recursive, jobs=jobs, keep_going=keep_going, report=report, cluster=cluster
     )
@@ -51,17 +53,17 @@ def show_inspections(
         _check_of_one(sort, full=full, drift=drift)
     else:
         _check_of_several(sort, lists=style != "json" and (options["tensors"] or options["metadata"]))
-    if plot is not None:
-        from wnconvert.reports.plots import check_picture
-
-        check_picture(plot, force=force)
+    _check_outputs(plot, html, is_one=request is None, force=force)
+    written: tuple[str, ...] = ()
     if request is None:
-        results, found = [], [_one(src[0], options, no_progress=no_progress)]
+        whole = _one(src[0], options | (_ON_A_PAGE if html is not None else {}), no_progress=no_progress)
+        results, found = [], [whole]
+        shown = [_asked(whole, sort, top, options)]
+        written = _written(whole, html, force=force)
     else:
         results = inspect_many(src, request, options)
-        found = [result.inspection for result in results if result.inspection is not None]
-    shown = found if request is not None else [_arranged(found[0], sort, top)]
-    # The picture comes before the report: an error has stdout, and its JSON, for itself.
+        shown = found = [result.inspection for result in results if result.inspection is not None]
+    # Picture and page come before the report: an error has stdout, and its JSON, for itself.
     drawn = _drawn(shown, plot, force=force)
     width = fitting_width(wide=wide)
     if request is None:
@@ -71,10 +73,10 @@ def show_inspections(
     else:
         put_files(results, style=style, top=top, width=width)
     if request is not None and full and style not in ("csv", "json"):
-        from wnconvert.reports.inspections import healths_text
+        from wnconvert.reports.text.inspections import healths_text
 
         put(healths_text(found))
-    for note in drawn:
+    for note in (*drawn, *written):
         mention(note)
     if any(result.error for result in results):
         return 2
@@ -100,6 +102,24 @@ def _check_of_several(sort: str | None, *, lists: bool) -> None:
         raise click.UsageError("--tensors and --metadata are for one file; with --json also for several")
 
 
+def _check_outputs(plot: str | None, html: str | None, *, is_one: bool, force: bool) -> None:
+    """Raise for a picture or a page that cannot be written, before anything is read."""
+    if plot is not None:
+        from wnconvert.reports.plots import check_picture
+
+        check_picture(plot, force=force)
+    if html is not None:
+        from wnconvert.reports.html.page import check_page
+
+        if not is_one:
+            raise click.UsageError("--html is for one file")
+        check_page(html, force=force)
+
+
+#: What is looked up for a page, whether or not the report on stdout shows it.
+_ON_A_PAGE = {"tensors": True, "metadata": True, "sha256": True}
+
+
 def _one(path: str, options: dict[str, Any], *, no_progress: bool) -> Inspection:
     from wnconvert.verbs.inspection.inspect import inspect_file
 
@@ -107,10 +127,27 @@ def _one(path: str, options: dict[str, Any], *, no_progress: bool) -> Inspection
         return inspect_file(path, progress=progress, **options)
 
 
-def _arranged(found: Inspection, sort: str | None, top: int | None) -> Inspection:
-    from wnconvert.reports.inspections import arranged
+def _asked(whole: Inspection, sort: str | None, top: int | None, options: dict[str, Any]) -> Inspection:
+    """What of an inspection the report on stdout was asked for."""
+    from wnconvert.reports.text.inspections import arranged
 
-    return arranged(found, sort=sort, top=top)
+    asked = replace(
+        whole,
+        tensors=whole.tensors if options["tensors"] else None,
+        metadata=whole.metadata if options["metadata"] else None,
+        sha256=whole.sha256 if options["sha256"] else "",
+    )
+    return arranged(asked, sort=sort, top=top)
+
+
+def _written(whole: Inspection, html: str | None, *, force: bool) -> tuple[str, ...]:
+    """Write the page that is asked for, of all layers; what there is to say of it."""
+    if html is None:
+        return ()
+    from wnconvert.reports.html.inspections import inspection_page
+    from wnconvert.reports.html.page import write_page
+
+    return (f"the page is in {printable(html)}", *write_page(inspection_page(whole), html, force=force))
 
 
 def _drawn(found: Sequence[Inspection], plot: str | None, *, force: bool) -> tuple[str, ...]:
@@ -123,7 +160,7 @@ def _drawn(found: Sequence[Inspection], plot: str | None, *, force: bool) -> tup
 
 
 def _put_one(found: Inspection, style: str, width: int | None) -> None:
-    from wnconvert.reports.inspections import inspection_text
+    from wnconvert.reports.text.inspections import inspection_text
 
     if style == "json":
         put_json(found.to_dict())
@@ -132,6 +169,6 @@ def _put_one(found: Inspection, style: str, width: int | None) -> None:
 
 
 def _put_drift(found: Sequence[Inspection], style: str, top: int | None, width: int | None) -> None:
-    from wnconvert.reports.inspections import moves_text
+    from wnconvert.reports.text.inspections import moves_text
 
     put(moves_text(found, style=style, top=top, width=width))

@@ -79,7 +79,7 @@ def recipe(model: str, out: str | None, *, output: Output, **options: Any) -> in
     check_torch()
 
     from wnconvert.formats.recipes import recipe_text
-    from wnconvert.reports.recipes import recipe_line, recipe_report_text
+    from wnconvert.reports.text.recipes import recipe_line, recipe_report_text
     from wnconvert.verbs.shared.recipes import write_recipe
 
     built = {name: options.pop(name) for name in ("kwargs", "trust")}
@@ -115,7 +115,7 @@ def _check(written: str | None, options: Mapping[str, Any], *, force: bool) -> N
 
 def _traced(model: str, built: Mapping[str, Any], options: Mapping[str, Any], output: Output) -> RecipeReport:
     """The report on a model, its steps shown as they go."""
-    from wnconvert.reports.exports import step_text
+    from wnconvert.reports.text.exports import step_text
     from wnconvert.verbs.models.loading.model import prepared
     from wnconvert.verbs.recipes.recipe import trace_recipe
 

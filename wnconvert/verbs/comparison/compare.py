@@ -19,7 +19,7 @@ from wnconvert.errors import ArgumentError, LayerError
 from wnconvert.layers.recipes import Recipe
 from wnconvert.layers.schemes import Selection
 from wnconvert.messages import option, options_as_python, refuse_other_than_path, told
-from wnconvert.numerics.distance import Measure, Tolerance, needed
+from wnconvert.numerics.distance import Tolerance, needed
 from wnconvert.numerics.rows import RowPolicy
 from wnconvert.storage.checkpoint import no_graph, open_checkpoint
 from wnconvert.storage.files import unchanging
@@ -37,10 +37,10 @@ from wnconvert.tensors.memory import (
     tree_of_values,
 )
 from wnconvert.tensors.tree import StoredTensor
-from wnconvert.verbs.comparison.items import Pair
+from wnconvert.verbs.comparison.items import difference_of
 from wnconvert.verbs.comparison.pairing import Rules, Side, paired
 from wnconvert.verbs.comparison.readings import Readings
-from wnconvert.verbs.comparison.result import Comparison, Difference
+from wnconvert.verbs.comparison.result import Comparison
 from wnconvert.verbs.shared.options import renaming_of, selection_of, texts_of
 from wnconvert.verbs.shared.progress import Progress, bytes_progress
 from wnconvert.verbs.shared.recipes import recipe_given
@@ -136,7 +136,7 @@ def _compare(
         b=b.label,
         pairs=found.states,
         differing=tuple(
-            _difference(pair, measured.get(at))
+            difference_of(pair, measured.get(at))
             for at, (pair, verdict) in enumerate(zip(found.pairs, verdicts, strict=True))
             if pair.why or verdict == "different"
         ),
@@ -150,32 +150,6 @@ def _compare(
         atol=tolerance.atol,
         tolerance_needed=needed(measured.values()),
         notes=(*found.notes, *_zero_notes((a, b), readings)),
-    )
-
-
-def _difference(pair: Pair, measure: Measure | None) -> Difference:
-    """The report on a pair; without a measure, its elements were not read."""
-    plain = Difference(pair.a.name, pair.state_dict, pair.a.operand, pair.b.operand, pair.why)
-    if measure is None:
-        return plain
-    packed = pair.a.dtype.bits % 8 != 0  # then places count bytes, not elements
-    worst = None if measure.worst is None or packed else np.unravel_index(measure.worst, pair.a.shape)
-    counted = replace(
-        plain,
-        why="values" if measure.judge else "bits",
-        different=measure.different,
-        worst=None if worst is None else tuple(map(int, worst)),
-    )
-    if not measure.judge:
-        return counted
-    return replace(
-        counted,
-        unmatched=measure.unmatched,
-        max_abs=measure.max_abs,
-        max_rel=measure.max_rel,
-        ulps=measure.ulps,
-        cosine=measure.cosine,
-        snr_db=measure.snr_db,
     )
 
 
@@ -206,7 +180,7 @@ def _paths(only: str | Sequence[str]) -> tuple[str, ...]:
 @contextmanager
 def _opened(path: str | os.PathLike[str]) -> Iterator[Side]:
     refuse_other_than_path(path)
-    checkpoint = no_graph(open_checkpoint(path), "compared (wnconvert check runs it beside its module)")
+    checkpoint = no_graph(open_checkpoint(path), "compared with a checkpoint, only with another ONNX model")
     with unchanging(checkpoint.seen), Source(checkpoint.sources, opener=checkpoint.reopen) as source:
         yield Side(os.fspath(path), checkpoint.tree, source)
 

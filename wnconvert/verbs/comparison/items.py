@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+
+import numpy as np
 
 from wnconvert.layers.rules import ORIGINAL, Rule
 from wnconvert.layers.schemes import Layer
+from wnconvert.numerics.distance import Measure
 from wnconvert.numerics.rounding import FLOAT_FORMATS
 from wnconvert.plan.steps import Bias, Step
 from wnconvert.tensors.dtypes import DType
 from wnconvert.tensors.tree import StoredTensor, TensorInfo
-from wnconvert.verbs.comparison.result import Operand
+from wnconvert.verbs.comparison.result import Difference, Operand
 
-__all__ = ["Item", "Pair", "computed_item"]
+__all__ = ["Item", "Pair", "computed_item", "difference_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,3 +116,29 @@ def computed_item(name: str, step: Step, layer: Layer, tensors: Mapping[str, Sto
     parts = {role: tensors[part.name] for role, part in layer.parts.items()}
     bias = TensorInfo(step.name, step.dtype, layer.bias_shape) if isinstance(step, Bias) else None
     return Item(name, step.name, layer.form, parts[ORIGINAL], layer.rule, parts, bias)
+
+
+def difference_of(pair: Pair, measure: Measure | None) -> Difference:
+    """The report on a pair; without a measure, its elements were not read."""
+    plain = Difference(pair.a.name, pair.state_dict, pair.a.operand, pair.b.operand, pair.why)
+    if measure is None:
+        return plain
+    packed = pair.a.dtype.bits % 8 != 0  # then places count bytes, not elements
+    worst = None if measure.worst is None or packed else np.unravel_index(measure.worst, pair.a.shape)
+    counted = replace(
+        plain,
+        why="values" if measure.judge else "bits",
+        different=measure.different,
+        worst=None if worst is None else tuple(map(int, worst)),
+    )
+    if not measure.judge:
+        return counted
+    return replace(
+        counted,
+        unmatched=measure.unmatched,
+        max_abs=measure.max_abs,
+        max_rel=measure.max_rel,
+        ulps=measure.ulps,
+        cosine=measure.cosine,
+        snr_db=measure.snr_db,
+    )

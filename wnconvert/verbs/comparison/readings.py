@@ -28,6 +28,8 @@ __all__ = ["Readings"]
 
 
 _T = TypeVar("_T")
+#: So many elements are the first ones of an item.
+_HEAD = 256
 #: The same elements of both sides, and the place of the first; valid until the next ones are asked for.
 _Pieces: TypeAlias = Iterator[tuple[int, Array, Array]]
 
@@ -57,6 +59,14 @@ class Readings:
         return self._each(
             self._measure, [at for at, verdict in enumerate(verdicts) if verdict in ("within", "different")]
         )
+
+    def head(self, side: int, item: Item) -> Array:
+        """The first elements of an item of one side, 0 or 1, in float64: a few hundred at most."""
+        pieces = (
+            self._plain(side, item.values, _cut_of(item)) if item.is_stored else self._made(-1, side, item)
+        )
+        first: Array = next(pieces)[:_HEAD].astype(np.float64)
+        return first
 
     def _each(self, work: Callable[[int], _T], jobs: Iterable[int]) -> dict[int, _T]:
         sizes = {at: self.pairs[at].a.values.info.nbytes for at in jobs}

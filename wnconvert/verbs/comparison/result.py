@@ -8,6 +8,7 @@ from typing import Any
 
 from wnconvert.messages import short_repr
 from wnconvert.numerics.distance import Needed, rounded_up
+from wnconvert.shown import Drawn
 
 __all__ = ["COLUMNS", "Comparison", "Difference", "Operand", "qualified"]
 
@@ -64,7 +65,7 @@ def _is_plain(value: object) -> bool:
 
 
 @dataclass(frozen=True, slots=True, repr=False)
-class Comparison:
+class Comparison(Drawn):
     """The result of a comparison; true if both sides are equal within the tolerance.
 
     ``a`` and ``b`` name the sides, ``pairs`` the paths of the state dicts that were compared. Counts are of

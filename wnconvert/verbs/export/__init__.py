@@ -9,4 +9,5 @@ check      check_onnx: an existing model against a module
 told       layers as folds of a recipe, however they were told
 folds      check_checkpoint: a folded checkpoint against the module that it was folded for
 export     export_onnx: a new model, and the proof
+pairs      two ONNX models compared: their weights, and what they compute
 """

@@ -9,6 +9,7 @@ from typing import Any
 
 from wnconvert.messages import counted, short_repr
 from wnconvert.plan.plan import ComputedWeight
+from wnconvert.shown import Drawn
 from wnconvert.verbs.inspection.health import Health
 from wnconvert.verbs.inspection.magnitudes import LayerStats
 
@@ -92,7 +93,7 @@ class TensorSummary:
 
 
 @dataclass(frozen=True, slots=True, repr=False)
-class Inspection:
+class Inspection(Drawn):
     """The contents of a checkpoint or state dict; sizes in bytes.
 
     ``parameters`` counts elements that are stored, each once, ``dtypes`` the same by dtype,
@@ -103,8 +104,10 @@ class Inspection:
     something. ``files`` are the names of a folder's files of weights. ``fold``, ``split`` (empty without a
     record of a fold) and ``migrate`` (empty for an ONNX model) are forecasts of these verbs. ``tensors`` and
     ``metadata`` (of a safetensors file or an ONNX model) are None unless they are asked for, ``norms`` unless
-    all was read. ``computed`` are weights that an ONNX model computes at every run and that do not fold;
-    ``unfolded`` names these, and all layers that are not plain.
+    all was read; ``sha256`` (of a folder: that of the list which ``sha256sum`` prints of its files) is empty
+    unless it is asked for. ``computed`` are weights that an ONNX model computes at every run and that do not
+    fold; ``unfolded`` names these, and all layers that are not plain.
+    ``recorded_by`` are the versions of wnconvert that wrote its record, if it has one.
     """
 
     source: str
@@ -132,6 +135,8 @@ class Inspection:
     metadata: Mapping[str, str] | None = None
     norms: tuple[NormSummary, ...] | None = None
     computed: tuple[ComputedWeight, ...] = ()
+    sha256: str = ""
+    recorded_by: tuple[str, ...] = ()
 
     @property
     def unfolded(self) -> tuple[str, ...]:
@@ -159,6 +164,7 @@ class Inspection:
             "version": self.version,
             "files": list(self.files),
             "bytes": self.bytes,
+            "sha256": self.sha256 or None,
             "parameters": self.parameters,
             "parameters_by_name": self.parameters_by_name,
             "dtypes": dict(self.dtypes),
@@ -183,6 +189,7 @@ class Inspection:
             if self.tensors is None
             else [asdict(item) | {"shape": list(item.shape)} for item in self.tensors],
             "metadata": None if self.metadata is None else dict(self.metadata),
+            "recorded_by": list(self.recorded_by),
         }
 
 

@@ -7,15 +7,18 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from wnconvert.messages import counted, short_repr
 from wnconvert.plan.plan import ComputedWeight
-from wnconvert.verbs.models.proof.handed import HandedProof
+from wnconvert.shown import Drawn
 from wnconvert.verbs.models.proof.outputs import OutputProof
 from wnconvert.verbs.models.proof.proof import Proof
 
-__all__ = ["ExportReport", "TimedStep", "TimedSteps"]
+if TYPE_CHECKING:  # which loads torch
+    from wnconvert.verbs.models.proof.handed import HandedProof
+
+__all__ = ["ExportReport", "TimedStep", "TimedSteps", "as_json", "proof_data"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +65,7 @@ class TimedSteps:
 
 
 @dataclass(frozen=True, slots=True, repr=False)
-class ExportReport:
+class ExportReport(Drawn):
     """The result of an export or a check; true if the model is equal to its reference.
 
     ``model`` is the path of the model, ``size`` its bytes with external data, and ``reference`` describes
@@ -114,37 +117,44 @@ class ExportReport:
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON-able data; docs/json.md documents it. What is not finite is null."""
-        proof = self.proof
         mine = {key: value for key, value in asdict(self).items() if key not in ("proof", "model", "remedy")}
         return {
             "schema": 1,
             "model": self.model,
             "equal": bool(self),
-            **_plain(mine),
-            "rtol": proof.rtol,
-            "atol": proof.atol,
-            "min_snr": proof.leniency.min_snr,
-            "outliers": proof.leniency.outliers,
-            "tolerance": proof.tolerance,
-            "measured": proof.measured,
-            "wobble": proof.wobble,
+            **as_json(mine),
+            **proof_data(self.proof),
             "advice": self.advice,
-            "fixed": dict(proof.fixed),
-            "samples": [
-                {"seed": sample.seed, "sizes": dict(sample.sizes), "source": sample.source or None}
-                for sample in proof.samples
-            ],
-            "outputs": [{**_plain(asdict(output)), "passed": output.passed} for output in proof.outputs],
-            "mismatches": list(proof.mismatches),
-            "reference_seconds": proof.reference_seconds,
-            "candidate_seconds": proof.candidate_seconds,
         }
 
 
-def _plain(value: Any) -> Any:
+def proof_data(proof: Proof) -> dict[str, Any]:
+    """A proof as JSON-able data."""
+    return {
+        "rtol": proof.rtol,
+        "atol": proof.atol,
+        "min_snr": proof.leniency.min_snr,
+        "outliers": proof.leniency.outliers,
+        "tolerance": proof.tolerance,
+        "measured": proof.measured,
+        "wobble": proof.wobble,
+        "advice": proof.advice,
+        "fixed": dict(proof.fixed),
+        "samples": [
+            {"seed": sample.seed, "sizes": dict(sample.sizes), "source": sample.source or None}
+            for sample in proof.samples
+        ],
+        "outputs": [{**as_json(asdict(output)), "passed": output.passed} for output in proof.outputs],
+        "mismatches": list(proof.mismatches),
+        "reference_seconds": proof.reference_seconds,
+        "candidate_seconds": proof.candidate_seconds,
+    }
+
+
+def as_json(value: Any) -> Any:
     """A value as JSON has it: sequences are lists, and numbers that are not finite are None."""
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: as_json(item) for key, item in value.items()}
     if isinstance(value, (tuple, list)):
-        return [_plain(item) for item in value]
+        return [as_json(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

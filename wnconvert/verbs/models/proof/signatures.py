@@ -30,7 +30,7 @@ from wnconvert.verbs.models.proof.inputs.texts import (
 from wnconvert.verbs.models.proof.inputs.values import Tied
 from wnconvert.verbs.shared.options import texts_of
 
-__all__ = ["Given", "Signature", "exported_sizes", "signature_of"]
+__all__ = ["Given", "Signature", "exported_sizes", "ranges_of", "signature_from", "signature_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,15 +96,33 @@ def signature_of(
             drawn = f"{spec.name}: drawn from 0 to {(spec.below or 1) - 1}, the largest of the example"
             notes += [drawn] if spec.below else []
     _check_names(specs, axes)
-    exported = exported_sizes(specs, examples)
-    spans = _spans(specs, _ranges(ranges), exported, notes)
+    return signature_from(specs, ranges, examples=examples, data=data, notes=notes)
+
+
+def signature_from(
+    specs: Sequence[InputSpec],
+    ranges: Iterable[str] | Mapping[str, Range | tuple[int, int]] = (),
+    *,
+    examples: Mapping[str, Array] | None = None,
+    data: Iterable[Any] = (),
+    notes: Iterable[str] = (),
+) -> Signature:
+    """Make a signature of inputs that are known; all else is as for ``signature_of``.
+
+    >>> from wnconvert.tensors.dtypes import DTYPES
+    >>> found = signature_from([InputSpec("input:0", DTYPES["float32"], (1, "T"))], {"T": (8, 9)})
+    >>> found.names, str(found.ranges["T"])
+    (('input:0',), '8..9')
+    """
+    own, said = dict(examples or {}), list(notes)
+    spans = _spans(specs, ranges_of(ranges), exported_sizes(specs, own), said)
     _check_tied(specs, spans)
-    notes += [
+    said += [
         f"{spec.name}: {spec.values} on all samples, and proven for that alone"
         for spec in specs
         if spec.is_given
     ]
-    signature = Signature(tuple(specs), spans, examples, tuple(notes))
+    signature = Signature(tuple(specs), spans, own, tuple(said))
     return replace(
         signature, data=tuple(_given(signature, each, at) for at, each in enumerate(_listed(data), 1))
     )
@@ -340,7 +358,8 @@ def exported_sizes(specs: Sequence[InputSpec], examples: Mapping[str, Array]) ->
     return found
 
 
-def _ranges(ranges: Any) -> dict[str, Range]:
+def ranges_of(ranges: Any) -> dict[str, Range]:
+    """Ranges by their letters, from texts or pairs of numbers. Raises ``ArgumentError``."""
     if isinstance(ranges, Mapping):
         return {
             letter: value if isinstance(value, Range) else Range(*_two(letter, value))

@@ -12,7 +12,15 @@ from wnconvert.verbs.models.proof.proof import Proof
 from wnconvert.verbs.models.proof.report import ExportReport, TimedStep
 from wnconvert.verbs.models.proof.samples import Sample
 
-__all__ = ["proof_line", "proof_text", "step_text"]
+__all__ = [
+    "proof_line",
+    "proof_more",
+    "proof_table",
+    "proof_text",
+    "reasons",
+    "samples_text",
+    "step_text",
+]
 
 
 _HEADS = ("output", "shape", "max abs", "max rel", "SNR dB", "worst at", "needs atol", "or rtol")
@@ -39,13 +47,24 @@ def proof_text(report: ExportReport, width: int | None = None, alarm: Callable[[
 
     ``alarm`` marks a difference.
     """
-    rows = tuple(map(_row, report.outputs))
-    lines = [Table(_HEADS, rows, _RIGHT, elastic=("output",), spare=_SPARE).text(width)] if rows else []
-    lines.append(printable(_model(report)))
+    table = proof_table(report.proof)
+    lines = [] if table is None else [table.text(width)]
+    return "\n".join([*lines, *proof_more(report, alarm)])
+
+
+def proof_more(report: ExportReport, alarm: Callable[[str], str] = str) -> list[str]:
+    """The model, and the verdict: what was equal, or all that differs; each line is printable."""
+    model = printable(_model(report))
     if report:
-        return "\n".join([*lines, proof_line(report)])
-    why = [*few([*_weights(report), *_failures(report.proof)]), *filter(None, (report.advice,))]
-    return "\n".join([*lines, f"{_different(report, alarm)}:", *map(printable, why)])
+        return [model, proof_line(report)]
+    why = [*few([*_weights(report), *reasons(report.proof)]), *filter(None, (report.advice,))]
+    return [model, f"{_different(report, alarm)}:", *map(printable, why)]
+
+
+def proof_table(proof: Proof) -> Table | None:
+    """A row for each output, or None without any."""
+    rows = tuple(map(_row, proof.outputs))
+    return Table(_HEADS, rows, _RIGHT, elastic=("output",), spare=_SPARE) if rows else None
 
 
 def proof_line(report: ExportReport, alarm: Callable[[str], str] = str) -> str:
@@ -55,7 +74,7 @@ def proof_line(report: ExportReport, alarm: Callable[[str], str] = str) -> str:
         why = report.advice or f"{len(_weights(report))} layers have another weight"
         return f"{_different(report, alarm)}: {printable(why)}"
     return printable(
-        f"equal to {report.reference} on {_samples(proof)}, within {proof.tolerance}: {proof.measured}"
+        f"equal to {report.reference} on {samples_text(proof)}, within {proof.tolerance}: {proof.measured}"
     )
 
 
@@ -112,8 +131,8 @@ def _weights(report: ExportReport) -> list[str]:
     ]
 
 
-def _failures(proof: Proof) -> list[str]:
-    """What differs, a line each."""
+def reasons(proof: Proof) -> list[str]:
+    """What differs, a line each; empty if the proof passed."""
     said = [_failure(output, proof) for output in proof.outputs if not output.passed]
     said += [_failure(output, proof) for output in proof.outputs if proof.within and output.unproven]
     if proof.fixed:  # the samples fail all alike
@@ -147,7 +166,7 @@ def _failure(output: OutputProof, proof: Proof) -> str:
     return f"{said}: {worst.candidate:.6g} for {worst.reference:.6g} at {_place(worst)}" if worst else said
 
 
-def _samples(proof: Proof) -> str:
+def samples_text(proof: Proof) -> str:
     """How many samples were drawn, at which sizes, and which are the user's."""
     drawn = counted(sum(not sample.source for sample in proof.samples), "sample")
     at, *own = _places(proof)
