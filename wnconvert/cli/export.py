@@ -125,6 +125,11 @@ _PROOF = with_options(
         "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the inputs."
     ),
     TIME_LIMIT,
+    click.option(
+        "--require-folded",
+        is_flag=True,
+        help="Exit with 1 if the ONNX model computes a weight of stored tensors at every run.",
+    ),
 )
 _REPORTING = with_options(
     click.option("--wide", is_flag=True, help="Show long names whole, however wide the terminal is."),
@@ -244,6 +249,8 @@ def check(path: str, model: str, **options: Any) -> int:
     if run is _check_folded:
         options |= {"recipe": recipe, "only": built["only"], "strip_prefix": built["strip_prefix"]}
         del options["timeout"]
+        if options.pop("require_folded"):
+            raise ArgumentError("--require-folded is of ONNX models, and FILE is a folded checkpoint")
     fed = _taken(options, _FED_BY)
     return _prove(partial(run, path, options), model, built, fed, **shown)
 

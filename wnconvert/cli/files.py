@@ -103,6 +103,17 @@ FORMAT_CHOICES = ("table", "json", "csv", "markdown")
     "layer and the whole model, the layers alone, or nothing.",
 )
 @TIME_LIMIT
+@click.option(
+    "--constants",
+    is_flag=True,
+    help="Evaluate weights that an ONNX model computes in a way that no rule knows, in float64, and store "
+    "them, rounded once.",
+)
+@click.option(
+    "--require-folded",
+    is_flag=True,
+    help="Exit with 1, and write nothing, if an ONNX model would still compute a weight at every run.",
+)
 @BY_MODEL
 @FLEET
 @WRITING
@@ -196,6 +207,11 @@ def migrate(src: tuple[str, ...], out: str | None, **options: Any) -> int:
     "--check",
     is_flag=True,
     help="As --full; exit code 1 if there are NaN, infinities, zero rows, half pairs or empty tensors.",
+)
+@click.option(
+    "--require-folded",
+    is_flag=True,
+    help="Exit code 1 if a weight is not stored as such: g and v, or arithmetic in an ONNX model.",
 )
 @click.option(
     "--all", "all_weights", is_flag=True, help="Show every plain weight of two or more dimensions too."

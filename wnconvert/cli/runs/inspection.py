@@ -30,6 +30,7 @@ def show_inspections(
     cluster: str | None,
     style: str,
     check: bool,
+    require_folded: bool,
     full: bool,
     drift: bool,
     sort: str | None,
@@ -58,16 +59,17 @@ def show_inspections(
         whole = _one(
             src[0], _with_page(src[0], options) if html is not None else options, no_progress=no_progress
         )
-        results, found = [], [_asked(whole, sort, top, options)]
+        results, found = [], [whole]
+        shown = [_asked(whole, sort, top, options)]
         written = _written(whole, html, force=force)
     else:
         results = inspect_many(src, request, options)
-        found = [result.inspection for result in results if result.inspection is not None]
+        shown = found = [result.inspection for result in results if result.inspection is not None]
     # Picture and page come before the report: an error has stdout, and its JSON, for itself.
-    drawn = _drawn(found, plot, force=force)
+    drawn = _drawn(shown, plot, force=force)
     width = fitting_width(wide=wide)
     if request is None:
-        _put_one(found[0], style, width)
+        _put_one(shown[0], style, width)
     elif drift and style != "json":
         _put_drift(found, style, top, width)
     else:
@@ -80,7 +82,8 @@ def show_inspections(
         mention(note)
     if any(result.error for result in results):
         return 2
-    return int(check and not all(item.health for item in found))
+    left = require_folded and any(item.unfolded for item in found)
+    return int(left or (check and not all(item.health for item in found)))
 
 
 def _check_of_one(sort: str | None, *, full: bool, drift: bool) -> None:

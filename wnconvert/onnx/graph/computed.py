@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
-from wnconvert.layers.rules import ORIGINAL, Mask
+from wnconvert.layers.rules import ORIGINAL, Mask, Rule
 from wnconvert.layers.schemes import Layer, Refused
 from wnconvert.onnx.arithmetic.meaning import Meaning, meaning_of
 from wnconvert.onnx.arithmetic.monomials import VALUE, Factor, tensor_numbers
@@ -20,10 +20,11 @@ from wnconvert.onnx.graph.values import Leaf, SeenValue, Symbols
 from wnconvert.onnx.graph.views import View, bases_of, calls_of, trees_of, weight_view
 from wnconvert.tensors.tree import Shape
 
-__all__ = ["Computed", "FunctionWeight", "GraphLayer", "Weight", "computed_layers", "why_unfit"]
+__all__ = ["INLINE", "Computed", "FunctionWeight", "GraphLayer", "Weight", "computed_layers", "why_unfit"]
 
 
-_INLINE = "inline the model's functions first (onnx.inliner.inline_local_functions)"
+#: What makes a graph of calls of functions.
+INLINE = "inline the model's functions first (onnx.inliner.inline_local_functions)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,11 +64,12 @@ class GraphLayer:
 class Computed:
     """The layers whose weights are computed, in the order of their arithmetic, and those that are refused.
 
-    ``others`` are the layers that need another kind than those that were asked for.
+    ``others`` are the layers that need another kind than those that were asked for. Each of ``refused`` has
+    the stored tensor that it starts from, and its rule.
     """
 
     layers: tuple[GraphLayer, ...]
-    refused: tuple[Refused, ...]
+    refused: tuple[tuple[ValueId, Rule, Refused], ...]
     others: tuple[GraphLayer, ...] = ()
 
 
@@ -86,7 +88,11 @@ def computed_layers(model: Model, index: Index, symbols: Symbols, kinds: Collect
             every.setdefault(sighting.key, []).append(sighting)
     wanted = {key: group for key, group in every.items() if set(key.rule.kinds) <= set(kinds)}
     drafts = _named(_drafts(model, index, wanted, leaves))
-    refused = (Refused(name, draft.reason, draft.remedy) for name, draft in drafts if draft.reason)
+    refused = (
+        (draft.original.value, draft.key.rule, Refused(name, draft.reason, draft.remedy))
+        for name, draft in drafts
+        if draft.reason
+    )
     layers = (_layer(name, draft) for name, draft in drafts if not draft.reason)
     others = _named(_drafts(model, index, every, leaves) if len(wanted) < len(every) else ())
     left = (_layer(name, draft) for name, draft in others if draft.key not in wanted)
@@ -217,9 +223,7 @@ def _draft(model: Model, index: Index, key: Meaning, groups: _Groups, leaves: Se
                 local.setdefault(view, []).extend(stands_for)
             elif in_function:
                 name = index.scopes[home]
-                draft.refuse(
-                    f"it is stored in a function and used outside of it ({_describe(name)})", _INLINE
-                )
+                draft.refuse(f"it is stored in a function and used outside of it ({_describe(name)})", INLINE)
             else:
                 passed += [FunctionWeight(root, value, calls, view) for value in stands_for]
     draft.weights = tuple(Weight(view, tuple(values)) for view, values in local.items())
@@ -252,7 +256,7 @@ def _output(index: Index, value: ValueId) -> tuple[str, str]:
     """Why a weight that is an output is refused, and what to do."""
     scope = index.scopes[value[0]]
     if isinstance(scope, OnnxFunction):
-        return f"{_describe(scope)} both uses and returns it", _INLINE
+        return f"{_describe(scope)} both uses and returns it", INLINE
     return (
         f"the computed weight is itself an output, {value[1]}, of {_describe(scope)}",
         "take it out of the outputs",
@@ -304,7 +308,7 @@ def _judge_functions(index: Index, drafts: Sequence[_Draft]) -> None:
             for passed in draft.passed:
                 if not draft.reason and (passed.function, passed.value) in wrong:
                     scope = index.scopes[passed.function]
-                    draft.refuse(f"{_describe(scope)} computes it in some of its calls only", _INLINE)
+                    draft.refuse(f"{_describe(scope)} computes it in some of its calls only", INLINE)
 
 
 def _layer(name: str, draft: _Draft) -> GraphLayer:

@@ -91,6 +91,7 @@ def export_onnx(
     samples: int = 4,
     seed: int = 0,
     timeout: float = TIMEOUT,
+    require_folded: bool = False,
     keep_failed: bool = False,
     force: bool = False,
     clean: bool = False,
@@ -119,7 +120,8 @@ def export_onnx(
 
     Raises ``WnconvertError``: ``ArgumentError`` for inputs that the module does not have, or if the exporter
     refuses the module; ``InputError`` for a stochastic module; ``LayerError``, ``OutputError``,
-    ``VerifyError``. Nothing is written then. Source of the exporters: ``torch.onnx.export``.
+    ``VerifyError``, and with ``require_folded`` ``UnfoldedError`` where the graph would compute a weight of
+    stored tensors at every run. Nothing is written then. Source of the exporters: ``torch.onnx.export``.
 
     >>> from tempfile import TemporaryDirectory
     >>> from torch.nn.utils.parametrizations import weight_norm
@@ -155,9 +157,8 @@ def export_onnx(
     steps = TimedSteps(steps_progress(progress))
     left = (clean_beside if clean else named_leftovers)(model_path(path))
     other = next((each for each in EXPORTERS if each not in exporters), None)
-    export = _Export(
-        question, model_path(path), exporters[0], other, opset, external_data, timeout, (*left, *notes), steps
-    )
+    asked = (opset, external_data, timeout, require_folded, (*left, *notes))
+    export = _Export(question, model_path(path), exporters[0], other, *asked, steps)
     old = own_data_of(export.target) if force else ()
     with evaluating(question.module) as forget:
         reference = export.reference(forget)
@@ -235,6 +236,7 @@ class _Export:
     opset: int | None
     external_data: bool
     timeout: float
+    require_folded: bool
     notes: tuple[str, ...]
     steps: TimedSteps
 
@@ -290,7 +292,8 @@ class _Export:
         path.parent.mkdir()
         write_folded(made.exported, fold, path.parent, self.target)
         check = partial(check_exported, raw=graph, target=self.target)
-        model = check_model(check_structure(path, Container.ONNX), self.steps, check)
+        opened, required = check_structure(path, Container.ONNX), self.require_folded
+        model = check_model(opened, self.steps, check, require_folded=required)
         check_no_residual(model.residual, self.target)
         return _Written(path, fold, len(new), model)
 
@@ -311,6 +314,7 @@ class _Export:
             proof=proof,
             opset=written.model.opset,
             residual_weight_norm=len(written.model.residual),
+            computed=written.model.computed,
             exporter=self.exporter,
             nodes_exported=nodes_of(graph_of(made.exported)),
             nodes=written.model.nodes,
@@ -318,7 +322,7 @@ class _Export:
             folded_in_graph=len(written.fold.layers),
             initializers_named=written.named,
             steps=tuple(self.steps.every),
-            notes=(*self.notes, *signature.notes, *ports.notes, *proof.notes),
+            notes=(*self.notes, *signature.notes, *ports.notes, *proof.notes, *written.model.notes),
             remedy=remedy_of(proof, self.question.module, self.exporter),
         )
 

@@ -30,6 +30,7 @@ __all__ = [
     "LayerStats",
     "SpectralStats",
     "Spread",
+    "computed_layer",
     "layer_stats",
     "other_stats",
     "plain_layer",
@@ -86,6 +87,7 @@ class FlagKind(Enum):
     TIED = "tied to another layer"
     PLAIN_SIBLING = "plain among normalized siblings"
     REFUSED = "refused"
+    COMPUTED = "computed at every run"
     UNTRAINED = "never trained"
     NO_SIGMA = "σ is 0, NaN or inf"
 
@@ -111,9 +113,10 @@ class Flag:
 class LayerStats(LayerRow):
     """A layer's magnitudes and flags.
 
-    ``form`` is ``"legacy"``, ``"parametrize"``, ``"folded"`` (by the record of a fold), ``"plain"`` or
-    ``"refused"``. ``g`` is the spread of |g|, None if it was not read or has no finite value. ``norm`` (‖v‖),
-    ``ratio`` (|g|/‖v‖) and ``zero_rows`` are None unless v was read. ``odd`` holds the flags as data.
+    ``form`` is ``"legacy"``, ``"parametrize"``, ``"folded"`` (by the record of a fold), ``"plain"``,
+    ``"refused"`` or ``"computed"`` (by a graph, at every run). ``g`` is the spread of |g|, None if it was not
+    read or has no finite value. ``norm`` (‖v‖), ``ratio`` (|g|/‖v‖) and ``zero_rows`` are None unless v was
+    read. ``odd`` holds the flags as data.
 
     ``kind`` is what computes the weight, the innermost first: ``"weight"``, ``"prune+spectral"``.
     ``spectral`` and ``zeros``, the share of the mask that is 0, are None unless all was read, and so are the
@@ -245,6 +248,11 @@ def _sizes(g: RowValues) -> Floats:
 def refused_layer(path: str, name: str) -> LayerStats:
     """The row of a layer that is refused: nothing of it is read."""
     return LayerStats(path, name, "refused", None, (), "", 0, odd=(Flag(FlagKind.REFUSED),))
+
+
+def computed_layer(path: str, name: str) -> LayerStats:
+    """The row of a weight that a graph computes: nothing of it is read."""
+    return LayerStats(path, name, "computed", None, (), "", 0, odd=(Flag(FlagKind.COMPUTED),))
 
 
 def plain_layer(path: str, tensor: StoredTensor, *, form: str, dim: int | None) -> LayerStats:

@@ -9,9 +9,11 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, cast, overload
 
+from wnconvert.errors import ArgumentError
 from wnconvert.layers.dims import AUTO
 from wnconvert.layers.schemes import Selection
 from wnconvert.layers.telling.asked import SaidStandardize
+from wnconvert.messages import listed, option
 from wnconvert.plan.fold import plan_fold
 from wnconvert.storage.shards import DEFAULT_SHARD_SIZE
 from wnconvert.tensors.dtypes import AnyDType
@@ -98,6 +100,8 @@ def fold_file(
     timeout: float = TIMEOUT,
     copy: bool = False,
     require_layers: int | None = None,
+    constants: bool = False,
+    require_folded: bool = False,
     as_folder: bool = False,
     in_place: bool = False,
     max_shard_size: str | int = DEFAULT_SHARD_SIZE,
@@ -129,7 +133,9 @@ def fold_file(
 
     If no layer changes, nothing is written, ``Result.output`` is None and a note says why; unless ``copy``,
     ``only``, ``dtype``, ``drop_foreign``, new names or another container ask for one. With fewer layers than
-    ``require_layers`` nothing is written, and ``TooFewLayersError`` is raised.
+    ``require_layers`` nothing is written, and ``TooFewLayersError`` is raised; with ``require_folded``,
+    ``UnfoldedError`` if an ONNX model would still compute a weight of stored tensors at every run.
+    ``constants`` evaluates in float64 the weights of an ONNX model that no rule knows, and rounds once.
 
     ``only`` is the path of the one state dict to keep. ``drop_foreign`` leaves out what lies beside the
     state dicts and names classes or functions that ``torch.load(weights_only=True)`` does not know. Names are
@@ -157,7 +163,7 @@ def fold_file(
     nothing is written and the ``Plan`` is returned.
 
     Raises ``WnconvertError``: ``InputError``, ``LayerError``, ``NumbersError``, ``OutputError``,
-    ``ArgumentError``, ``TooFewLayersError``, ``VerifyError``; nothing is written then.
+    ``ArgumentError``, ``TooFewLayersError``, ``UnfoldedError``, ``VerifyError``; nothing is written then.
 
     >>> plan = fold_file("fixtures/g_02500000", dry_run=True)
     >>> len(plan.layers), plan.layers[0].name
@@ -184,6 +190,7 @@ def _fold(src: StrPath, out: StrPath | None, given: FoldOptions, *, dry_run: boo
         copy=given["copy"],
         rewrites=given["dtype"] is not None,
         require_layers=given["require_layers"],
+        require_folded=given["require_folded"],
         clean=given["clean"],
         dry_run=dry_run,
         on_plan=given["on_plan"],
@@ -224,9 +231,20 @@ def _selection(given: FoldOptions) -> Selection:
 
 
 def _plan_by_keys(
-    tree: Tree, container: Container, *, selection: Selection, is_proven: bool, **options: Any
+    tree: Tree,
+    container: Container,
+    *,
+    selection: Selection,
+    of_graphs: Mapping[str, bool],
+    is_proven: bool,
+    **options: Any,
 ) -> Plan:
-    """The plan of a checkpoint. Raises ``ArgumentError`` for kinds that only graphs show."""
+    """The plan of a checkpoint. Raises ``ArgumentError`` for kinds and options that only graphs have."""
+    if given := [name for name, value in of_graphs.items() if value]:
+        raise ArgumentError(
+            f"only ONNX models, which compute weights, take {listed(given)}, and this is a checkpoint",
+            fix=f"leave it out; {option('require_layers')} tells whether layers were folded",
+        )
     kinds_of(selection.kinds)
     plan = plan_fold(tree, container, selection=selection, **options)
     return plan if is_proven else plan.doubted()
@@ -247,10 +265,13 @@ def _planners(selection: Selection, given: FoldOptions) -> tuple[MakePlan, Calla
     make_plan = partial(
         _plan_by_keys,
         selection=selection,
+        of_graphs={option(name, True): given[name] for name in ("constants", "require_folded")},
         is_proven=given["prove"] is not None,
         only=given["only"],
         dtype=dtype_of(given["dtype"]),
         keep_norms=given["keep_norms"],
         keep_optimizer=given["keep_optimizer"],
     )
-    return make_plan, partial(plan_onnx_fold, selection=selection, others=others)
+    return make_plan, partial(
+        plan_onnx_fold, selection=selection, others=others, constants=given["constants"]
+    )

@@ -23,6 +23,7 @@ from wnconvert.storage.files import local_path
 from wnconvert.storage.sources import Source
 from wnconvert.tensors.blocks import BLOCK_BYTES
 from wnconvert.tensors.tree import ByteRange, StoredTensor
+from wnconvert.verbs.conversion.onnx.evaluated import compare_evaluated
 from wnconvert.verbs.conversion.onnx.layers import compare_layers
 from wnconvert.verbs.conversion.onnx.run import compare_whole
 from wnconvert.verbs.shared.options import Proving
@@ -96,7 +97,9 @@ def _run(
     layers = compare_layers(opened, fold, written, numbers, runtime)
     done = [f"{counted(layers.alone, 'layer')} against the original's own arithmetic"] * bool(layers.alone)
     done += [f"{counted(count, 'layer')} against {formula}" for formula, count in layers.by_formula.items()]
-    notes = list(layers.notes)
+    evaluated = compare_evaluated(opened, fold, written, runtime)
+    done += [f"{counted(evaluated.alone, 'evaluated weight')} likewise"] * bool(evaluated.alone)
+    notes = [*layers.notes, *evaluated.notes]
     if proving.proof == "model":
         both = Path(opened.path), Path(written.path)
         dtypes = {tensor.dtype.name for tensor in fold.edits.tensors}
