@@ -37,6 +37,7 @@ from wnconvert.verbs.export.graph import (
     naming_of,
     nodes_of,
     parameters_of,
+    record_export,
     take_out_data,
     write_failed,
     write_folded,
@@ -91,6 +92,7 @@ def export_onnx(
     seed: int = 0,
     timeout: float = TIMEOUT,
     keep_failed: bool = False,
+    record: bool = True,
     force: bool = False,
     clean: bool = False,
     progress: StepsProgress = False,
@@ -112,7 +114,8 @@ def export_onnx(
     a share of ``outliers``, which needs ``min_snr``, the least SNR of each sample in decibels. ``data`` are
     files of arrays, or arrays by name, to prove on beside drawn samples. Only then is a file written to
     ``path``; otherwise ``keep_failed`` keeps it as ``model.failed.onnx``. What killed runs left beside it is
-    named in notes; ``clean`` deletes it.
+    named in notes; ``clean`` deletes it. Its metadata have a record of what was done, unless ``record`` is
+    false: the SHA-256 of the module's weights, the layers that were folded, and the proof.
 
     Raises ``WnconvertError``: ``ArgumentError`` for inputs that the module does not have, or if the exporter
     refuses the module; ``InputError`` for a stochastic module; ``LayerError``, ``OutputError``,
@@ -159,6 +162,11 @@ def export_onnx(
         with scratch_folder(export.target, force=force) as folder, _errors_name(folder, export.target):
             report, made, written = _first_good(export, exporters, reference, folder, forget)
             if report:
+                if record:
+                    size = record_export(
+                        written.path, question.module, report, {**made.folded, **written.folded}
+                    )
+                    report = replace(report, size=size)
                 mark_replaced(folder, old)
                 put_in_place(written.path.parent, export.target, force=force)
                 report = _noted(report, remove_unused(old, export.target, ()))
@@ -196,11 +204,11 @@ def _noted(report: ExportReport, notes: Iterable[str]) -> ExportReport:
 
 @dataclass(frozen=True, slots=True)
 class _Made:
-    """The file of torch's exporter, opened; the copy that was exported; the number of layers folded in it."""
+    """The file of torch's exporter, opened; the copy that was exported, and the kinds of its layers."""
 
     exported: Checkpoint
     copy: Exportable
-    layers: int
+    folded: Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,6 +219,11 @@ class _Written:
     fold: OnnxFold
     named: int
     model: CheckedModel
+
+    @property
+    def folded(self) -> dict[str, str]:
+        """The kinds of the layers that were folded in the graph."""
+        return {item.layer.name: item.layer.rule.kind for item in self.fold.layers}
 
 
 #: A report, and the files of which it speaks: as exported, and as written.
@@ -245,7 +258,7 @@ class _Export:
 
     def make(self, reference: Reference, folder: Path) -> _Made:
         """Export a folded copy of the module with torch, and open the file."""
-        copy, layers = _copy(self.question.module, self.steps)
+        copy, in_copy = _copy(self.question.module, self.steps)
         path = _raw(folder)
         path.parent.mkdir(parents=True)
         with self.steps("export", f"by torch's {AGES[self.exporter]} exporter") as step:
@@ -267,7 +280,7 @@ class _Export:
             opset = graph.model.opsets.get("", 0)
             check_opset(self.opset, opset)
             step.detail = f"opset {opset}, {counted(nodes_of(graph), 'node')}"
-        return _Made(exported, copy, layers)
+        return _Made(exported, copy, in_copy)
 
     def fold_and_name(self, made: _Made, folder: Path) -> _Written:
         """Fold what is left in the graph of weight norm and all other kinds, name the initializers, write."""
@@ -307,7 +320,7 @@ class _Export:
             exporter=self.exporter,
             nodes_exported=nodes_of(graph_of(made.exported)),
             nodes=written.model.nodes,
-            folded_in_module=made.layers,
+            folded_in_module=len(made.folded),
             folded_in_graph=len(written.fold.layers),
             initializers_named=written.named,
             steps=tuple(self.steps.every),
@@ -358,13 +371,13 @@ def _followed(export: _Export, by: Exporter, why: str) -> _Export:
     return replace(export, notes=(*export.notes, note))
 
 
-def _copy(module: Exportable, steps: TimedSteps) -> tuple[Exportable, int]:
-    """A folded copy to export, and its number of layers; some models can only be folded in the graph."""
+def _copy(module: Exportable, steps: TimedSteps) -> tuple[Exportable, dict[str, str]]:
+    """A folded copy to export, and the kinds of its layers; some models can only be folded in the graph."""
     if isinstance(module, (ExportedProgram, torch.jit.ScriptModule)):
-        return module, 0
+        return module, {}
     with steps("fold", "a copy of the module") as step:
         found, refused = find_live(module, ALL), find_live(module).refused
-        layers = len(found.layers)
+        layers = {live.layer.name: live.layer.rule.kind for live in found.layers}
         # What is computed in a way that no fold knows is left to the exporter; weight norm is not.
         known = {name for item in refused if not item.in_graph for name in item.names}
         left = [name for item in found.refused for name in item.names if name not in known]
@@ -378,5 +391,5 @@ def _copy(module: Exportable, steps: TimedSteps) -> tuple[Exportable, int]:
             raise
         for each in copy.modules():
             each.training = False
-        step.detail = f"{counted(layers, 'layer')} in a copy"
+        step.detail = f"{counted(len(layers), 'layer')} in a copy"
     return copy, layers

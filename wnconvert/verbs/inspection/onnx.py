@@ -58,6 +58,7 @@ def graph_layers(
     made = rows_made((*_normed(elements, found, request), *plain), workers)
     refused = ((item.name, item.reason) for item in found.refused)
     notes = [*told(refused, " is refused: ", " are refused: "), *hints_on(found.others, (), ())]
+    notes += opened.provenance.notes
     if opened.has_training:
         notes.append("the file has training graphs, which use weights too")
     return GraphInspection(made, _fold_in_words(found, made.rows), tuple(notes))
