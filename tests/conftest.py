@@ -16,6 +16,7 @@ import hypothesis
 import pytest
 
 if TYPE_CHECKING:
+    from tests.helpers.browser import Browser
     from tests.helpers.runner import Runner
 
 #: A test's name with its parameters may be this long, and of a parameter's text so much stands in it.
@@ -69,6 +70,14 @@ def run() -> Runner:
     from tests.helpers.tool import run_here
 
     return run_here
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    """Chromium, one for all tests of a worker."""
+    from tests.helpers.browser import browser_of_worker
+
+    yield from browser_of_worker(tmp_path_factory.mktemp("browser"))
 
 
 @pytest.fixture(scope="session", autouse=True)

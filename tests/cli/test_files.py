@@ -42,6 +42,7 @@ from wnconvert.verbs.shared.options import DTYPE_CHOICES, PROOF_CHOICES, ZERO_RO
 OF_THE_CLI = {
     "json", "quiet", "silent", "list", "no_progress", "sort", "top", "format", "wide", "plot", "check",
     "diff",
+    "html",
     "verbose",
     "drift",
 }  # fmt: skip

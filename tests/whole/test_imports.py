@@ -39,6 +39,7 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
     "click": ("cli",),
     "tqdm": ("cli", "verbs/shared/progress.py"),
     "matplotlib": ("reports",),
+    "jinja2": ("reports/html",),
 }
 #: Packages that no module may import but inside a function, except in these places.
 NOT_AT_THE_TOP: dict[str, tuple[str, ...]] = {
@@ -54,12 +55,13 @@ NOT_AT_THE_TOP: dict[str, tuple[str, ...]] = {
     "onnxruntime": (),
     "libcst": (),
     "matplotlib": (),
+    "jinja2": (),
     "distributed": (),
 }
 #: What `wnconvert --help` may not pay for.
-HEAVY = {"torch", "numpy", "onnx", "onnxruntime", "matplotlib", "transformers", "libcst"}
+HEAVY = {"torch", "numpy", "onnx", "onnxruntime", "matplotlib", "jinja2", "transformers", "libcst"}
 #: What comes with an extra, so that a module that needs it cannot be imported everywhere.
-EXTRAS = {"torch", "onnx", "onnxscript", "onnxruntime", "matplotlib", "libcst"}
+EXTRAS = {"torch", "onnx", "onnxscript", "onnxruntime", "matplotlib", "jinja2", "libcst"}
 
 
 def dotted(path: Path) -> str:
@@ -360,7 +362,7 @@ except SystemExit as stop:
 
 
 #: What no small file needs, each of some milliseconds.
-UNNEEDED = {"numpy.ma", "email", "importlib.metadata", "socket", "torch", "onnx"}
+UNNEEDED = {"numpy.ma", "email", "importlib.metadata", "socket", "torch", "onnx", "jinja2"}
 
 
 @pytest.mark.parametrize("verb", ["inspect IN", "fold IN -o OUT", "fold IN --dry-run", "compare IN IN"])

@@ -35,7 +35,8 @@ def light(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_light_environment_has_no_torch(light: Path) -> None:
-    find = "import importlib.util as u; print([n for n in ('torch', 'onnx', 'matplotlib') if u.find_spec(n)])"
+    heavy = ("torch", "onnx", "matplotlib", "jinja2")
+    find = f"import importlib.util as u; print([n for n in {heavy} if u.find_spec(n)])"
     assert quiet(light / "python", "-c", find, folder=light) == "[]\n"
 
 

@@ -213,6 +213,7 @@ def migrate(src: tuple[str, ...], out: str | None, **options: Any) -> int:
 @click.option(
     "--metadata", is_flag=True, help="Show what a safetensors file or an ONNX model says of itself."
 )
+@click.option("--sha256", is_flag=True, help="Show the SHA-256 of the file, which is read whole.")
 @click.option("--recipe", type=click.Path(), metavar="FILE", help="Show what a fold by this recipe would do.")
 @click.option("--sort", type=click.Choice(SORT_CHOICES), help="Sort by a column, largest first.")
 @click.option("--top", type=click.IntRange(min=1), metavar="N", help="Show only the first N rows.")
@@ -230,7 +231,13 @@ def migrate(src: tuple[str, ...], out: str | None, **options: Any) -> int:
 @click.option(
     "--plot", type=click.Path(), metavar="FILE", help="Draw the magnitudes to a .png, .svg or .pdf file."
 )
-@click.option("-f", "--force", is_flag=True, help="Replace the picture if it exists.")
+@click.option(
+    "--html",
+    type=click.Path(),
+    metavar="FILE",
+    help="Write a page of one checkpoint that opens in a browser, offline; all is read, as with --full.",
+)
+@click.option("-f", "--force", is_flag=True, help="Replace the picture or the page if it exists.")
 @click.option(
     "--drift", is_flag=True, help="Of several files, show how far each layer moved from one to the next."
 )

@@ -1,4 +1,4 @@
-"""Results as text and pictures.
+"""Results as text, pictures and pages.
 
 tables          tables: terminal, Markdown, CSV
 conversions     plans and results as text
@@ -10,4 +10,5 @@ loads           whether a folder loads, as text
 modernizations  what changes in code, as text
 recipes         recipes that a model tells, as text
 plots           pictures of magnitudes
+html            results as pages of HTML
 """

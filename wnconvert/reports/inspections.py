@@ -20,7 +20,15 @@ from wnconvert.reports.tables import (
 from wnconvert.tensors.containers import Container
 from wnconvert.verbs.inspection.result import Inspection, NormSummary, moves
 
-__all__ = ["SORTS", "arranged", "healths_text", "inspection_text", "moves_text"]
+__all__ = [
+    "SORTS",
+    "arranged",
+    "healths_text",
+    "inspection_facts",
+    "inspection_rows",
+    "inspection_text",
+    "moves_text",
+]
 
 
 #: The choices of ``inspect --sort``, each with its column: names are sorted upwards, numbers downwards.
@@ -68,9 +76,9 @@ def inspection_text(
         return tables[0].csv() if found.tensors is None else tables[-1].csv()
     tables = [table for table in tables if table.rows]
     if style == "markdown":
-        facts = "\n".join(f"- **{name}**: {markdown_text(text)}" for name, text in _facts(found))
+        facts = "\n".join(f"- **{name}**: {markdown_text(text)}" for name, text in inspection_facts(found))
         return "\n\n".join([facts, *(table.markdown() for table in tables)])
-    said = ((f"{name + ':':<13} {printable(text)}", name) for name, text in _facts(found))
+    said = ((f"{name + ':':<13} {printable(text)}", name) for name, text in inspection_facts(found))
     facts = "\n".join(alarm(line) if name == "DANGER" else line for line, name in said)
     return "\n\n".join([facts, *(table.text(width) for table in tables)])
 
@@ -86,6 +94,11 @@ def _row_tables(found: Inspection, style: str) -> list[Table]:
     if found.tensors is not None:
         rows = [asdict(item) | {"form": "", "bytes": str(item.bytes)} for item in found.tensors]
         return [layer_table(rows, ["name", "dtype", "shape", "bytes"], name="tensor")]
+    return [inspection_rows(found, style)]
+
+
+def inspection_rows(found: Inspection, style: str = "table") -> Table:
+    """The layers of an inspection as a table, all columns for CSV, else those that differ from row to row."""
     layers = [_flat(item.to_dict()) for item in found.layers]
     of_v = ["‖v‖ mean", "g/‖v‖ min", "g/‖v‖ max"] if any(row["norm"] for row in layers) else []
     kind = ["kind"] if any(row["kind"] != Norm.kind for row in layers) else []
@@ -93,11 +106,11 @@ def _row_tables(found: Inspection, style: str) -> list[Table]:
     more = [name for name in (*_SPECTRAL, "zeros") if any(row[name] is not None for row in layers)]
     columns = ["name", *kind, "form", "dim", "shape", "dtype", *of_g, *of_v, *more, "flags"]
     if style == "csv":
-        return [layer_table(layers, columns, exact_text)]
+        return layer_table(layers, columns, exact_text)
     # A column that is the same in every row is left out: the facts above state it, or it is empty.
     dull = {column for column in ("form", "dtype", "flags") if len({str(row[column]) for row in layers}) == 1}
     dull -= {"flags"} if any(row["flags"] for row in layers) else set()
-    return [layer_table(layers, [column for column in columns if column not in dull])]
+    return layer_table(layers, [column for column in columns if column not in dull])
 
 
 def _flat(layer: dict[str, Any]) -> dict[str, Any]:
@@ -118,20 +131,9 @@ def _sort_key(column: str) -> Callable[[dict[str, Any]], Any]:
     return lambda row: -row[column] if row[column] is not None else math.inf
 
 
-def _facts(found: Inspection) -> Iterator[tuple[str, str]]:
-    """The first block: the file, its contents, and the forecasts of the verbs."""
-    version = f" version {found.version}" if found.version else ""
-    if found.container == Container.ONNX:
-        version = f", {found.version}"
-    files = f", {counted(len(found.files), 'file')}" if found.files else ""
-    what = f"{found.container}{version}{files}, {bytes_text(found.bytes)}"
-    yield "folder" if found.files else "file", f"{found.source} ({what})"
-    by_name = f"{found.parameters_by_name:,} by name"
-    is_shared = found.parameters_by_name != found.parameters
-    yield "parameters", _elements(found.parameters, by_name if is_shared else "", found.dtypes)
-    if found.buffers:
-        yield "buffers", _elements(sum(found.buffers.values()), "", found.buffers)
-    yield "devices", ", ".join(found.devices) or "none named"
+def inspection_facts(found: Inspection) -> Iterator[tuple[str, str]]:
+    """The first block of a report, each fact with its word: the file, its contents, forecasts, health."""
+    yield from _of_the_file(found)
     for state in found.state_dicts:
         forms = ", ".join(f"{count} {form}" for form, count in state.layers.items()) or "no layers"
         tensors = f"{counted(state.tensors, 'tensor')}, {bytes_text(state.bytes)}, layers: {forms}"
@@ -161,6 +163,24 @@ def _facts(found: Inspection) -> Iterator[tuple[str, str]]:
     for note in found.notes:
         yield "note", note
     yield from _health(found)
+
+
+def _of_the_file(found: Inspection) -> Iterator[tuple[str, str]]:
+    """What the file is, and how much it holds."""
+    version = f" version {found.version}" if found.version else ""
+    if found.container == Container.ONNX:
+        version = f", {found.version}"
+    files = f", {counted(len(found.files), 'file')}" if found.files else ""
+    what = f"{found.container}{version}{files}, {bytes_text(found.bytes)}"
+    yield "folder" if found.files else "file", f"{found.source} ({what})"
+    if found.sha256:
+        yield "sha256", found.sha256
+    by_name = f"{found.parameters_by_name:,} by name"
+    is_shared = found.parameters_by_name != found.parameters
+    yield "parameters", _elements(found.parameters, by_name if is_shared else "", found.dtypes)
+    if found.buffers:
+        yield "buffers", _elements(sum(found.buffers.values()), "", found.buffers)
+    yield "devices", ", ".join(found.devices) or "none named"
 
 
 def _told(told: int, count: int) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -35,6 +36,7 @@ def show_inspections(
     top: int | None,
     wide: bool,
     plot: str | None,
+    html: str | None,
     force: bool,
     no_progress: bool,
     **options: Any,
@@ -42,7 +44,7 @@ def show_inspections(
     """Inspect the files that are named, and print what is in them; the exit code."""
     if style == "json":
         errors_as_json(click.get_current_context())
-    options["full"] = full = full or check
+    options["full"] = full = full or check or html is not None
     request = fleet_asked(
         src, recursive=recursive, jobs=jobs, keep_going=keep_going, report=report, cluster=cluster
     )
@@ -50,16 +52,16 @@ def show_inspections(
         _check_of_one(sort, full=full, drift=drift)
     else:
         _check_of_several(sort, lists=style != "json" and (options["tensors"] or options["metadata"]))
-    if plot is not None:
-        from wnconvert.reports.plots import check_picture
-
-        check_picture(plot, force=force)
+    _check_outputs(plot, html, is_one=request is None, force=force)
+    written: tuple[str, ...] = ()
     if request is None:
-        results, found = [], [_one(src[0], sort, top, options, no_progress=no_progress)]
+        whole = _one(src[0], options | (_ON_A_PAGE if html is not None else {}), no_progress=no_progress)
+        results, found = [], [_asked(whole, sort, top, options)]
+        written = _written(whole, html, force=force)
     else:
         results = inspect_many(src, request, options)
         found = [result.inspection for result in results if result.inspection is not None]
-    # The picture comes before the report: an error has stdout, and its JSON, for itself.
+    # Picture and page come before the report: an error has stdout, and its JSON, for itself.
     drawn = _drawn(found, plot, force=force)
     width = fitting_width(wide=wide)
     if request is None:
@@ -72,7 +74,7 @@ def show_inspections(
         from wnconvert.reports.inspections import healths_text
 
         put(healths_text(found))
-    for note in drawn:
+    for note in (*drawn, *written):
         mention(note)
     if any(result.error for result in results):
         return 2
@@ -97,14 +99,52 @@ def _check_of_several(sort: str | None, *, lists: bool) -> None:
         raise click.UsageError("--tensors and --metadata are for one file; with --json also for several")
 
 
-def _one(
-    path: str, sort: str | None, top: int | None, options: dict[str, Any], *, no_progress: bool
-) -> Inspection:
-    from wnconvert.reports.inspections import arranged
+def _check_outputs(plot: str | None, html: str | None, *, is_one: bool, force: bool) -> None:
+    """Raise for a picture or a page that cannot be written, before anything is read."""
+    if plot is not None:
+        from wnconvert.reports.plots import check_picture
+
+        check_picture(plot, force=force)
+    if html is not None:
+        from wnconvert.reports.html.page import check_page
+
+        if not is_one:
+            raise click.UsageError("--html is for one file")
+        check_page(html, force=force)
+
+
+#: What is looked up for a page, whether or not the report on stdout shows it.
+_ON_A_PAGE = {"tensors": True, "metadata": True, "sha256": True}
+
+
+def _one(path: str, options: dict[str, Any], *, no_progress: bool) -> Inspection:
     from wnconvert.verbs.inspection.inspect import inspect_file
 
     with progress_bar(path, shown=not no_progress) as progress:
-        return arranged(inspect_file(path, progress=progress, **options), sort=sort, top=top)
+        return inspect_file(path, progress=progress, **options)
+
+
+def _asked(whole: Inspection, sort: str | None, top: int | None, options: dict[str, Any]) -> Inspection:
+    """What of an inspection the report on stdout was asked for."""
+    from wnconvert.reports.inspections import arranged
+
+    asked = replace(
+        whole,
+        tensors=whole.tensors if options["tensors"] else None,
+        metadata=whole.metadata if options["metadata"] else None,
+        sha256=whole.sha256 if options["sha256"] else "",
+    )
+    return arranged(asked, sort=sort, top=top)
+
+
+def _written(whole: Inspection, html: str | None, *, force: bool) -> tuple[str, ...]:
+    """Write the page that is asked for, of all layers; what there is to say of it."""
+    if html is None:
+        return ()
+    from wnconvert.reports.html.inspections import inspection_page
+    from wnconvert.reports.html.page import write_page
+
+    return (f"the page is in {printable(html)}", *write_page(inspection_page(whole), html, force=force))
 
 
 def _drawn(found: Sequence[Inspection], plot: str | None, *, force: bool) -> tuple[str, ...]:

@@ -19,7 +19,7 @@ __all__ = ["PACKAGES", "env"]
 #: The packages that are used where they are there; the first ones always are.
 PACKAGES = (
     *("numpy", "ml_dtypes", "safetensors", "click", "tqdm"),
-    *("torch", "onnx", "onnxscript", "onnxruntime", "matplotlib", "transformers", "libcst"),
+    *("torch", "onnx", "onnxscript", "onnxruntime", "matplotlib", "jinja2", "transformers", "libcst"),
 )
 _PREFIX = "WNCONVERT_"
 _COLOURS = ("NO_COLOR", "FORCE_COLOR", "COLUMNS")

@@ -1,20 +1,15 @@
-"""What a checkpoint was when it was begun, and the SHA-256 of what was written."""
+"""What a checkpoint was when it was begun."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
-from wnconvert.storage.files import kind_of, listing_of, located, open_file, status_of
-from wnconvert.storage.stores.store import PathKind
+from wnconvert.storage.files import kind_of, located, status_of
+from wnconvert.verbs.shared.digests import files_below
 
-__all__ = ["Stamp", "is_there", "sha256_of", "size_of", "stamp_of"]
-
-
-_BLOCK = 1 << 20
+__all__ = ["Stamp", "is_there", "size_of", "stamp_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +33,7 @@ def stamp_of(path: PurePath) -> Stamp:
     (3453, Stamp(size=0, mtime_ns=0, tag=''))
     """
     try:
-        found = [(file, status_of(file)) for file in _files(path)]
+        found = [(file, status_of(file)) for file in files_below(path)]
     except OSError:  # the verb itself says what is wrong
         return Stamp()
     identities = [(file, status.identity) for file, status in found if status.identity]
@@ -56,39 +51,3 @@ def is_there(name: str) -> bool:
 def size_of(path: PurePath) -> int:
     """The bytes of a file, or of all in a folder; 0 where nothing is."""
     return stamp_of(path).size
-
-
-def sha256_of(path: PurePath) -> str:
-    """The SHA-256 of a file; of a folder, that of the list which ``sha256sum`` prints of its files.
-
-    Raises ``OSError`` or ``InputError`` where it cannot be read.
-
-    >>> from pathlib import Path
-    >>> sha256_of(Path("not there"))
-    Traceback (most recent call last):
-    wnconvert.errors.InputError: not there: it cannot be read (No such file or directory)
-    """
-    if kind_of(path) is not PathKind.FOLDER:
-        return _of_file(path)
-    lines = (f"{_of_file(file)}  {file.relative_to(path).as_posix()}\n" for file in _files(path))
-    return hashlib.sha256("".join(lines).encode(errors="surrogateescape")).hexdigest()
-
-
-def _of_file(path: PurePath) -> str:
-    found = hashlib.sha256()
-    with closing(open_file(path)) as file:
-        buffer = memoryview(bytearray(_BLOCK))
-        for at in range(0, file.size, _BLOCK):
-            part = buffer[: min(_BLOCK, file.size - at)]
-            file.read_into(at, part)
-            found.update(part)
-    return found.hexdigest()
-
-
-def _files(path: PurePath) -> Iterator[PurePath]:
-    """A file itself, or all files in a folder, at any depth, sorted by their paths."""
-    if kind_of(path) is not PathKind.FOLDER:
-        yield path
-        return
-    for name in listing_of(path):
-        yield from _files(path / name)

@@ -20,10 +20,11 @@ from wnconvert.errors import InputError, OutputError
 from wnconvert.formats.recipes import recipe_text
 from wnconvert.layers.recipes import Recipe
 from wnconvert.storage.files import located
-from wnconvert.verbs.fleet.digests import Stamp, is_there, sha256_of, size_of, stamp_of
+from wnconvert.verbs.fleet.digests import Stamp, is_there, size_of, stamp_of
 from wnconvert.verbs.fleet.jobs import FileJob
 from wnconvert.verbs.fleet.result import FileResult
 from wnconvert.verbs.fleet.sources import absolute
+from wnconvert.verbs.shared.digests import sha256_of
 
 __all__ = ["Journal", "asked"]
 

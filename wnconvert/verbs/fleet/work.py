@@ -12,9 +12,10 @@ from typing import Any
 from wnconvert.errors import WnconvertError
 from wnconvert.plan.plan import Plan
 from wnconvert.storage.files import located
-from wnconvert.verbs.fleet.digests import sha256_of, stamp_of
+from wnconvert.verbs.fleet.digests import stamp_of
 from wnconvert.verbs.fleet.jobs import FileJob
 from wnconvert.verbs.fleet.result import FileResult, state_of_error
+from wnconvert.verbs.shared.digests import sha256_of
 from wnconvert.verbs.shared.refusals import refused_by_system
 
 __all__ = ["FUNCTIONS", "failed_result", "run_job"]

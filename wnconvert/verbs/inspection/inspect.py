@@ -44,6 +44,7 @@ from wnconvert.verbs.inspection.summaries.contents import metadata_of, tensor_ro
 from wnconvert.verbs.inspection.summaries.counts import bytes_held, counts_of
 from wnconvert.verbs.inspection.summaries.kinds import kinds_in
 from wnconvert.verbs.inspection.summaries.norms import norm_rows
+from wnconvert.verbs.shared.digests import sha256_beside
 from wnconvert.verbs.shared.progress import Progress, bytes_progress
 from wnconvert.verbs.shared.recipes import refuse_recipe
 
@@ -58,6 +59,7 @@ def inspect_file(
     all_weights: bool = False,
     tensors: bool = False,
     metadata: bool = False,
+    sha256: bool = False,
     recipe: str | os.PathLike[str] | Recipe | None = None,
     progress: Progress = False,
 ) -> Inspection:
@@ -70,8 +72,8 @@ def inspect_file(
     ``all_weights`` does that for every plain weight
     of two and more dimensions. The layers of an ONNX model are those in its graph, and the plain weights
     that its convolutions, products and recurrent layers use. ``tensors`` lists every tensor, ``metadata``
-    what a safetensors file or an ONNX model says of itself. The forecast of ``fold`` is that of a fold by
-    ``recipe``. ``progress`` is called with the number of bytes
+    what a safetensors file or an ONNX model says of itself; ``sha256`` computes that of the whole file. The
+    forecast of ``fold`` is that of a fold by ``recipe``. ``progress`` is called with the number of bytes
     read and the approximate total, or True for a bar.
 
     Raises ``InputError`` if ``src`` is not a checkpoint and ``FormatError`` if it is damaged.
@@ -84,12 +86,13 @@ def inspect_file(
     path = located(src)
     checkpoint = open_checkpoint(path)
     request = request_of(layers, full=full, all_weights=all_weights, recipe=recipe)
-    with unchanging(checkpoint.seen):
+    with unchanging(checkpoint.seen), sha256_beside(path if sha256 else None) as digest:
         found = _inspect_any(checkpoint, path, request, bytes_progress(progress))
         return replace(
             found,
             tensors=tensor_rows(checkpoint.tree, request.selection) if tensors else None,
             metadata=metadata_of(checkpoint) if metadata else None,
+            sha256=digest(),
         )
 
 

@@ -22,6 +22,7 @@ from wnconvert.numerics.rounding import FLOAT_FORMATS
 from wnconvert.numerics.rules.parts import RulePart
 from wnconvert.tensors.blocks import Array, Block, Elements, Floats, RowValues, blocks
 from wnconvert.tensors.tree import Dim, StoredTensor
+from wnconvert.verbs.inspection.distributions import Distribution, RowDetails, distribution_of, row_places
 
 __all__ = [
     "Flag",
@@ -115,7 +116,8 @@ class LayerStats(LayerRow):
     ``ratio`` (|g|/‖v‖) and ``zero_rows`` are None unless v was read. ``odd`` holds the flags as data.
 
     ``kind`` is what computes the weight, the innermost first: ``"weight"``, ``"prune+spectral"``.
-    ``spectral`` and ``zeros``, the share of the mask that is 0, are None unless all was read.
+    ``spectral`` and ``zeros``, the share of the mask that is 0, are None unless all was read, and so are the
+    ``details`` of its rows.
     """
 
     g: Spread | None = None
@@ -126,6 +128,7 @@ class LayerStats(LayerRow):
     kind: str = Norm.kind
     spectral: SpectralStats | None = None
     zeros: float | None = None
+    details: RowDetails | None = None
 
     @property
     def flags(self) -> tuple[str, ...]:
@@ -144,7 +147,8 @@ class LayerStats(LayerRow):
     def to_dict(self) -> dict[str, Any]:
         """JSON-able data; docs/json.md documents it."""
         plain = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "odd"}
-        spreads = {name: plain[name] and asdict(plain[name]) for name in ("g", "norm", "ratio", "spectral")}
+        parts = ("g", "norm", "ratio", "spectral", "details")
+        spreads = {name: plain[name] and asdict(plain[name]) for name in parts}
         return plain | spreads | {"shape": list(self.shape), "flags": list(self.flags)}
 
 
@@ -154,6 +158,7 @@ def layer_stats(
     """The row of a layer: from g, and if ``full`` from v too (which is read once, block by block)."""
     info = v.info
     rows = RowValues(elements.reader(g), g.info.shape, g.info.dtype.name)
+    of_g = _summary(_sizes(rows))
     stats = LayerStats(
         path,
         layer.name,
@@ -162,10 +167,10 @@ def layer_stats(
         info.shape,
         str(info.dtype),
         layer.rows,
-        g=_spread(_sizes(rows)),
+        g=of_g.spread,
         odd=tuple(_flags_of_g(rows)),
     )
-    return _with_v(elements, stats, rows, v) if full else stats
+    return _with_v(elements, stats, rows, v, of_g) if full else stats
 
 
 def other_stats(
@@ -256,10 +261,15 @@ def plain_stats(
     stats, info = plain_layer(path, tensor, form=form, dim=dim), tensor.info
     norms, report = norm_blocks(elements.reader(tensor), info.shape, dim, info.dtype, "float64")
     odd = (Flag(FlagKind.NONFINITE_WEIGHT),) if report.nonfinite.count else ()
-    return replace(stats, g=_spread(norms), zero_rows=report.zero.count, odd=odd)
+    zero, nonfinite = row_places([(0, norms == 0)]), row_places([(0, ~np.isfinite(norms))])
+    of_g = _summary(norms)
+    details = RowDetails(of_g.distribution(), zero=zero, nonfinite=nonfinite)
+    return replace(stats, g=of_g.spread, zero_rows=report.zero.count, odd=odd, details=details)
 
 
-def _with_v(elements: Elements, stats: LayerStats, g: RowValues, v: StoredTensor) -> LayerStats:
+def _with_v(
+    elements: Elements, stats: LayerStats, g: RowValues, v: StoredTensor, of_g: _Summary
+) -> LayerStats:
     norms, report = norm_blocks(elements.reader(v), stats.shape, stats.dim, v.info.dtype, "float64")
     ratio, untouched = np.empty(len(norms)), bool(norms.any() and np.isfinite(norms).all())
     for rows, values in g.windows():
@@ -276,7 +286,20 @@ def _with_v(elements: Elements, stats: LayerStats, g: RowValues, v: StoredTensor
         flags.append(Flag(FlagKind.OVERFLOWS_FLOAT16))
     if untouched:
         flags.append(Flag(FlagKind.UNTOUCHED))
-    with_v = replace(stats, norm=_spread(norms), ratio=_spread(ratio), zero_rows=report.zero.count)
+    found = RowDetails(
+        of_g.distribution(),
+        negative=row_places((rows.start, values < 0) for rows, values in g.windows()),
+        zero=row_places((rows.start, values == 0) for rows, values in g.windows()),
+        dead=row_places([(0, norms == 0)]),
+        nonfinite=row_places(
+            (rows.start, ~(np.isfinite(values) & np.isfinite(norms[rows]))) for rows, values in g.windows()
+        ),
+    )
+    of_v, of_ratio = _summary(norms), _summary(ratio)
+    details = replace(found, norm=of_v.distribution(), ratio=of_ratio.distribution())
+    with_v = replace(
+        stats, norm=of_v.spread, ratio=of_ratio.spread, zero_rows=report.zero.count, details=details
+    )
     return with_v.flagged(*flags)
 
 
@@ -295,15 +318,27 @@ def _overflows(elements: Elements, stats: LayerStats, ratio: Floats, g: RowValue
         return bool((ratio * top >= _FLOAT16_BEYOND).any())
 
 
-def _spread(values: Floats) -> Spread | None:
-    """The spread of some numbers, which are sorted where they lie."""
+@dataclass(frozen=True, slots=True)
+class _Summary:
+    """The finite ones of some numbers, sorted, and their spread."""
+
+    ordered: Floats
+    spread: Spread | None
+
+    def distribution(self) -> Distribution | None:
+        """How the numbers are distributed, which only full inspections show."""
+        return distribution_of(self.ordered)
+
+
+def _summary(values: Floats) -> _Summary:
+    """Some numbers in short; they are sorted where they lie."""
     finite = values if np.isfinite(values).all() else values[np.isfinite(values)]
     if not finite.size:
-        return None
+        return _Summary(finite, None)
     mean = _sum_of_parts(finite, finite.size)  # the sum itself may be too large for a float64
     finite.sort()
     least, q1, median, q3, greatest = (_quantile(finite, quarter) for quarter in range(5))
-    return Spread(least, q1, median, mean, q3, greatest)
+    return _Summary(finite, Spread(least, q1, median, mean, q3, greatest))
 
 
 def _sum_of_parts(values: Floats, count: int) -> float:

@@ -102,7 +102,8 @@ class Inspection:
     something. ``files`` are the names of a folder's files of weights. ``fold``, ``split`` (empty without a
     record of a fold) and ``migrate`` (empty for an ONNX model) are forecasts of these verbs. ``tensors`` and
     ``metadata`` (of a safetensors file or an ONNX model) are None unless they are asked for, ``norms`` unless
-    all was read.
+    all was read; ``sha256`` (of a folder: that of the list which ``sha256sum`` prints of its files) is empty
+    unless it is asked for.
     """
 
     source: str
@@ -129,6 +130,7 @@ class Inspection:
     tensors: tuple[TensorSummary, ...] | None = None
     metadata: Mapping[str, str] | None = None
     norms: tuple[NormSummary, ...] | None = None
+    sha256: str = ""
 
     def __repr__(self) -> str:
         what = f" of {self.source}" if self.source else ""
@@ -149,6 +151,7 @@ class Inspection:
             "version": self.version,
             "files": list(self.files),
             "bytes": self.bytes,
+            "sha256": self.sha256 or None,
             "parameters": self.parameters,
             "parameters_by_name": self.parameters_by_name,
             "dtypes": dict(self.dtypes),

@@ -1,0 +1,6 @@
+"""Results as pages: one file of HTML that opens without a network.
+
+page         Page: what a page is made of; how it becomes a file
+modules      the tree of modules that the names of layers and tensors show
+inspections  an inspection as a page
+"""

@@ -1,0 +1,123 @@
+"use strict";
+// What every page has: the theme, copying, tables that sort and filter, charts that fit. A page's own script uses `wn`.
+const wn = (() => {
+  const root = document.documentElement;
+  root.classList.add("scripted");
+  const data = JSON.parse(document.getElementById("data").textContent);
+
+  // -- the theme: as the system has it, or as the reader has chosen
+  const button = document.getElementById("theme");
+  const dark = matchMedia("(prefers-color-scheme: dark)");
+  const isDark = () => (root.dataset.theme ? root.dataset.theme === "dark" : dark.matches);
+  const show = () => {
+    button.textContent = isDark() ? "Light" : "Dark";
+    button.setAttribute("aria-pressed", String(isDark()));
+    button.setAttribute("aria-label", isDark() ? "Light colours" : "Dark colours");
+  };
+  button.addEventListener("click", () => {
+    root.dataset.theme = isDark() ? "light" : "dark";
+    show();
+  });
+  dark.addEventListener("change", show);
+  show();
+
+  // -- copying the text of an element
+  for (const copier of document.querySelectorAll("button.copy")) {
+    copier.addEventListener("click", async () => {
+      const source = document.getElementById(copier.dataset.of);
+      try {
+        await navigator.clipboard.writeText(source.textContent);
+        copier.textContent = "Copied";
+      } catch {
+        getSelection().selectAllChildren(source);
+        copier.textContent = "Selected";
+      }
+      setTimeout(() => { copier.textContent = "Copy"; }, 1500);
+    });
+  }
+
+  // -- tables: rows are `tr[data-row]`; what belongs to one stands below it, as `row.details`
+  const number = (text) => (text === "" ? NaN : Number(text.replaceAll(",", "").replace("%", "")));
+  const byText = new Intl.Collator("en", { numeric: true }).compare;
+  const rowsOf = (table) => [...table.tBodies[0].rows].filter((row) => "row" in row.dataset);
+
+  function sort(table, head) {
+    const at = head.cellIndex, numeric = head.classList.contains("number");
+    const before = head.getAttribute("aria-sort");
+    const down = before ? before === "ascending" : numeric;  // numbers begin with the largest
+    for (const other of head.parentNode.cells) other.removeAttribute("aria-sort");
+    head.setAttribute("aria-sort", down ? "descending" : "ascending");
+    const keyed = rowsOf(table).map((row) => {
+      const text = row.cells[at].textContent.trim();
+      return [numeric ? number(text) : text, row];
+    });
+    const sign = down ? -1 : 1;
+    keyed.sort(numeric
+      ? ([a], [b]) => (Number.isNaN(a) ? (Number.isNaN(b) ? 0 : 1) : Number.isNaN(b) ? -1 : sign * (a - b))
+      : ([a], [b]) => sign * byText(a, b));
+    table.tBodies[0].append(...keyed.flatMap(([, row]) => (row.details ? [row, row.details] : [row])));
+    table.dispatchEvent(new CustomEvent("arranged"));
+  }
+
+  for (const table of document.querySelectorAll("table.sorts")) {
+    for (const head of table.tHead.rows[0].cells) {
+      head.querySelector("button")?.addEventListener("click", () => sort(table, head));
+    }
+  }
+
+  // A bar of tools names its table. A search looks into the name of a row, a select into the words of `data-NAME`.
+  for (const tools of document.querySelectorAll(".tools[data-of]")) {
+    const table = document.getElementById(tools.dataset.of);
+    const search = tools.querySelector("input[type=search]"), selects = [...tools.querySelectorAll("select")];
+    const said = tools.querySelector("output");
+    const filter = () => {
+      const words = search ? search.value.toLowerCase().split(/\s+/).filter(Boolean) : [];
+      let left = 0, all = 0;
+      for (const row of rowsOf(table)) {
+        const name = row.cells[0].textContent.toLowerCase();
+        const fits = words.every((word) => name.includes(word))
+          && selects.every((each) => !each.value || (row.dataset[each.name] ?? "").split("|").includes(each.value));
+        row.hidden = !fits;
+        if (row.details) row.details.hidden = !fits || !row.isOpen;
+        left += fits;
+        all += 1;
+      }
+      if (said) said.textContent = left === all ? `${all} rows` : `${left} of ${all} rows`;
+      table.dispatchEvent(new CustomEvent("arranged"));
+    };
+    table.clear = () => {
+      for (const each of [search, ...selects]) if (each) each.value = "";
+      filter();
+    };
+    search?.addEventListener("input", filter);
+    for (const each of selects) each.addEventListener("change", filter);
+    filter();
+  }
+
+  // -- charts: drawn for the width that there is, and again when it changes
+  const charts = new Map();
+  const watcher = new ResizeObserver((entries) => {
+    for (const { target } of entries) {
+      const chart = charts.get(target), width = Math.floor(target.clientWidth);
+      if (chart && width && width !== chart.width) draw(target);
+    }
+  });
+  function draw(place) {
+    const chart = charts.get(place);
+    chart.width = Math.floor(place.clientWidth);
+    if (chart.width) place.replaceChildren(chart.make(chart.width));
+  }
+  /** Draw what `make(width)` returns, an element of Plot, into a place; the returned function draws it anew. */
+  function chart(place, make) {
+    charts.set(place, { make, width: 0 });
+    watcher.observe(place);  // which draws it, once the page stands
+    return () => draw(place);
+  }
+
+  /** A number with four significant digits, as the tables have it. */
+  const digits = (value) => (typeof value !== "number" ? String(value ?? "") : Number(value.toPrecision(4)).toString());
+  const rows = (table) => rowsOf(table).filter((row) => !row.hidden);
+  /** Show all rows of a table again. */
+  const clear = (table) => table.clear();
+  return { data, chart, digits, rows, clear };
+})();
