@@ -132,9 +132,7 @@ def export_onnx(
     >>> bool(report), report.residual_weight_norm, [output.name for output in report.outputs], bool(again)
     (True, 0, ['output'], True)
     """
-    check_installed()
-    check_timeout(timeout)
-    refuse_other_than_path(path, "an output")
+    target = _target(path, timeout)
     exporters, notes = exporters_for(unwrapped(module), exporter)
     question = question_of(
         module,
@@ -151,10 +149,10 @@ def export_onnx(
         outliers=outliers,
     )
     steps = TimedSteps(steps_progress(progress))
-    left = (clean_beside if clean else named_leftovers)(model_path(path))
+    left = (clean_beside if clean else named_leftovers)(target)
     other = next((each for each in EXPORTERS if each not in exporters), None)
     export = _Export(
-        question, model_path(path), exporters[0], other, opset, external_data, timeout, (*left, *notes), steps
+        question, target, exporters[0], other, opset, external_data, timeout, (*left, *notes), steps
     )
     old = own_data_of(export.target) if force else ()
     with evaluating(question.module) as forget:
@@ -162,17 +160,21 @@ def export_onnx(
         with scratch_folder(export.target, force=force) as folder, _errors_name(folder, export.target):
             report, made, written = _first_good(export, exporters, reference, folder, forget)
             if report:
-                if record:
-                    size = record_export(
-                        written.path, question.module, report, {**made.folded, **written.folded}
-                    )
-                    report = replace(report, size=size)
+                report = _recorded(report, question.module, made, written) if record else report
                 mark_replaced(folder, old)
                 put_in_place(written.path.parent, export.target, force=force)
                 report = _noted(report, remove_unused(old, export.target, ()))
             elif keep_failed:
                 report = _noted(report, write_failed(made.exported, written.fold, export.target, force=force))
     return report
+
+
+def _target(path: StrPath, timeout: float) -> Path:
+    """The path of the model to write. Raises for what can be said before anything is run."""
+    check_installed()
+    check_timeout(timeout)
+    refuse_other_than_path(path, "an output")
+    return model_path(path)
 
 
 @contextmanager
@@ -195,6 +197,12 @@ def _written(folder: Path, target: Path) -> Path:
     return folder / "folded" / target.name
 
 
+def _recorded(report: ExportReport, module: Exportable, made: _Made, written: _Written) -> ExportReport:
+    """Write the record of an export behind its model; the report, with its size then."""
+    kinds = made.folded | {item.layer.name: item.layer.rule.kind for item in written.fold.layers}
+    return replace(report, size=record_export(written.path, module, report, kinds))
+
+
 def _noted(report: ExportReport, notes: Iterable[str]) -> ExportReport:
     return replace(report, notes=(*report.notes, *notes))
 
@@ -208,7 +216,7 @@ class _Made:
 
     exported: Checkpoint
     copy: Exportable
-    folded: Mapping[str, str]
+    folded: dict[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,11 +227,6 @@ class _Written:
     fold: OnnxFold
     named: int
     model: CheckedModel
-
-    @property
-    def folded(self) -> dict[str, str]:
-        """The kinds of the layers that were folded in the graph."""
-        return {item.layer.name: item.layer.rule.kind for item in self.fold.layers}
 
 
 #: A report, and the files of which it speaks: as exported, and as written.

@@ -27,8 +27,9 @@ from wnconvert.storage.workers import Workers
 from wnconvert.tensors.containers import Container
 from wnconvert.verbs.conversion.convert import Result, conversion_result
 from wnconvert.verbs.conversion.executor import execute
-from wnconvert.verbs.conversion.onnx.record import append_record, sha256_of, without_record
+from wnconvert.verbs.conversion.onnx.record import append_record, without_record
 from wnconvert.verbs.conversion.verify.structure import check_structure
+from wnconvert.verbs.shared.digests import sha256_of
 from wnconvert.verbs.shared.options import RunOptions
 
 if TYPE_CHECKING:
@@ -202,7 +203,6 @@ def convert_onnx(
 
 def _step(checkpoint: Checkpoint, fold: OnnxFold, checked: FoldCheck) -> dict[str, Any]:
     """The record of a fold."""
-    with Source(checkpoint.shards, opener=checkpoint.reopen) as source:
-        digests = sha256_of(source.files)
+    digests = [sha256_of(path) for path in checkpoint.shards]
     kinds = {item.layer.name: item.layer.rule.kind for item in fold.layers}
     return made_step("fold", sha256=digests, folded=kinds, proof=checked.by, tolerance=checked.tolerance)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,28 +11,14 @@ from typing import Any
 from wnconvert.onnx.file.provenance import metadata_entry
 from wnconvert.onnx.file.reader import OnnxFile
 from wnconvert.onnx.graph.plan import OnnxFold
-from wnconvert.tensors.blocks import BLOCK_BYTES
-from wnconvert.tensors.files import ReadableFile
 
-__all__ = ["append_record", "sha256_of", "without_record"]
+__all__ = ["append_record", "without_record"]
 
 
 def without_record(opened: OnnxFile, fold: OnnxFold) -> OnnxFold:
     """A fold that leaves out the source's own record: another one takes its place, or none."""
     dropped = fold.edits.dropped | opened.provenance.starts
     return replace(fold, edits=replace(fold.edits, dropped=dropped))
-
-
-def sha256_of(files: Iterable[ReadableFile]) -> list[str]:
-    """The SHA-256 of each file, in hexadecimal digits."""
-    return [_digest(file) for file in files]
-
-
-def _digest(file: ReadableFile) -> str:
-    found = hashlib.sha256()
-    for at in range(0, file.size, BLOCK_BYTES):
-        found.update(file.read(at, min(BLOCK_BYTES, file.size - at)))
-    return found.hexdigest()
 
 
 def append_record(path: Path, before: Sequence[Mapping[str, Any]], step: Mapping[str, Any]) -> int:
