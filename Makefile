@@ -89,7 +89,7 @@ fixtures: $(DEV)/stamp
 	$(DEV)/bin/python fixtures/make.py
 
 golden: $(DEV)/stamp
-	$(PYTEST) --refresh tests/whole/test_golden.py tests/whole/test_docs.py
+	$(PYTEST) --refresh tests/whole/test_golden.py tests/whole/test_docs.py tests/whole/test_notebook.py
 
 clean:
 	rm -f wnconvert/numerics/kernel/*.library

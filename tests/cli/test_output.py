@@ -14,7 +14,7 @@ import pytest
 from tests.cli.test_files import VARIABLES, environment, on_terminal, run
 from tests.helpers.golden import FIXTURES
 from tests.helpers.tool import run_here
-from wnconvert.reports.inspections import inspection_text
+from wnconvert.reports.text.inspections import inspection_text
 from wnconvert.verbs.inspection.inspect import inspect_file
 
 BIG = FIXTURES / "hifigan.safetensors"

@@ -120,7 +120,7 @@ def test_little_memory_ends_in_words_or_well(mebibytes: int, tmp_path: Path) -> 
     # What is large is imported before: Python 3.11 itself may hang in an import for which memory is short.
     code = (
         "import resource, sys, wnconvert.cli, wnconvert.verbs.conversion.files.fold\n"
-        "import wnconvert.reports.conversions, wnconvert.numerics.folding\n"
+        "import wnconvert.reports.text.conversions, wnconvert.numerics.folding\n"
         f"pages = int(open('/proc/self/statm').read().split()[0]); left = {mebibytes} << 20\n"
         "resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + left,) * 2)\n"
         "sys.argv = ['wnconvert', 'fold', 'in.pt']; wnconvert.cli.main()"

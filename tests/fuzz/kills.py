@@ -391,7 +391,7 @@ def _copy_fixture(name: str, to: Path) -> None:
 
 #: What the children need, by words of what they run.
 _MODULES = {
-    "": "cli.files cli.export reports.conversions verbs.conversion.files.fold "
+    "": "cli.files cli.export reports.text.conversions verbs.conversion.files.fold "
     "verbs.conversion.folders.convert",
     "onnx": "verbs.conversion.onnx.check",
     "export": "verbs.export.export",

@@ -139,7 +139,8 @@ def _class(thing: type) -> str:
         head = f"class {thing.__name__}(tuple):"
     fields = dataclasses.fields(thing) if dataclasses.is_dataclass(thing) else ()
     lines = [f"    {field.name}: {field.type}" for field in fields]
-    for name, member in vars(thing).items():
+    ours = [kind for kind in thing.__mro__ if kind.__module__.startswith("wnconvert.")]
+    for name, member in (pair for kind in ours for pair in vars(kind).items()):
         if name.startswith("_"):
             continue
         if isinstance(member, property):

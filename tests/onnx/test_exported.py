@@ -22,7 +22,7 @@ from tests.bench.measure import run as measured
 from tests.helpers.states import output_of
 from tests.whole.test_memory import MOST, WNCONVERT
 from wnconvert import fold_file, inspect_file
-from wnconvert.reports.inspections import inspection_text
+from wnconvert.reports.text.inspections import inspection_text
 
 EXPORTERS = ("dynamo", "torchscript")
 

@@ -25,8 +25,8 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 #: What stands at the top, from what everything is made of to what shows it. A package imports only what
 #: stands left of it; those that share a place do not import each other.
 ORDER = (
-    "errors heap signals subnormals | messages | tensors | layers | numerics | plan | formats onnx source | "
-    "storage | verbs | reports | cli"
+    "errors heap shown signals subnormals | messages | tensors | layers | numerics | plan | "
+    "formats onnx source | storage | verbs | reports | cli"
 )
 #: The same for the folders of `verbs`, of which only these arrows run between two that share a place.
 VERBS = (
@@ -38,7 +38,8 @@ ARROWS = {("modules", "inspection")}
 ONLY_IN: dict[str, tuple[str, ...]] = {
     "click": ("cli",),
     "tqdm": ("cli", "verbs/shared/progress.py"),
-    "matplotlib": ("reports",),
+    "matplotlib": ("reports", "shown.py"),
+    "pandas": ("reports", "shown.py"),
     "jinja2": ("reports/html",),
 }
 #: Packages that no module may import but inside a function, except in these places.
@@ -56,10 +57,11 @@ NOT_AT_THE_TOP: dict[str, tuple[str, ...]] = {
     "libcst": (),
     "matplotlib": (),
     "jinja2": (),
+    "pandas": (),
     "distributed": (),
 }
 #: What `wnconvert --help` may not pay for.
-HEAVY = {"torch", "numpy", "onnx", "onnxruntime", "matplotlib", "jinja2", "transformers", "libcst"}
+HEAVY = {"torch", "numpy", "onnx", "onnxruntime", "matplotlib", "pandas", "jinja2", "transformers", "libcst"}
 #: What comes with an extra, so that a module that needs it cannot be imported everywhere.
 EXTRAS = {"torch", "onnx", "onnxscript", "onnxruntime", "matplotlib", "jinja2", "libcst"}
 

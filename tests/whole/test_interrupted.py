@@ -49,7 +49,7 @@ def interrupted_at(moment: str, *arguments: str, name: str = "SIGINT") -> subpro
         "wnconvert.cli.files",
         "wnconvert.cli.words",
         "numpy",
-        "wnconvert.reports.conversions",
+        "wnconvert.reports.text.conversions",
     ],
 )
 def test_ctrl_c_while_it_is_loaded_is_told_in_words(moment: str, tmp_path: Path) -> None:

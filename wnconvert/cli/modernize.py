@@ -82,7 +82,7 @@ def modernize(src: tuple[str, ...], *, diff: bool, check: bool, output: Output, 
     decided is listed with what to do. Only --verify runs code, and nothing is written without --write. A line
     with the comment "# wnconvert: keep" stays as it is.
     """
-    from wnconvert.reports.modernizations import modernize_line, modernize_text
+    from wnconvert.reports.text.modernizations import modernize_line, modernize_text
     from wnconvert.verbs.modernization.modernize import modernize_code
 
     report = modernize_code(*src, **options)

@@ -70,6 +70,7 @@ def open_safetensors(file: ReadableFile) -> Tree:
         metadata={key: value for key, value in metadata.items() if key != METADATA_KEY},
         record=history.steps,
         notes=history.notes,
+        recorded_by=history.versions,
     )
 
 

@@ -18,6 +18,7 @@ from wnconvert.layers.schemes import Layer
 from wnconvert.layers.telling.neighbours import is_square
 from wnconvert.messages import counted, listed, short_repr
 from wnconvert.plan.steps import Step
+from wnconvert.shown import Shown
 from wnconvert.tensors.containers import Container
 from wnconvert.tensors.dtypes import DType
 
@@ -152,7 +153,7 @@ class PlannedShard:
 
 
 @dataclass(frozen=True, slots=True, repr=False)
-class Plan:
+class Plan(Shown):
     """A whole conversion: the output holds these state dicts, without what is dropped.
 
     ``verb`` is ``"fold"``, ``"split"`` or ``"migrate"``. ``only`` is the path of the one state dict that

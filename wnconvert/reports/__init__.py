@@ -1,14 +1,11 @@
-"""Results as text, pictures and pages.
+"""Results as text, tables, frames, pictures and pages.
 
-tables          tables: terminal, Markdown, CSV
-conversions     plans and results as text
-inspections     inspections as text
-fleets          many files as text
-exports         exports and checks as text
-comparisons     comparisons as text
-loads           whether a folder loads, as text
-modernizations  what changes in code, as text
-recipes         recipes that a model tells, as text
-plots           pictures of magnitudes
-html            results as pages of HTML
+tables     tables: terminal, Markdown, HTML, CSV
+text       results as the command line prints them
+plots      pictures of magnitudes
+drawings   the numbers of one result on axes of matplotlib
+frames     results as frames of pandas
+cards      the sections of a model card
+html       results as pages of HTML
+notebooks  what a result shows of itself
 """

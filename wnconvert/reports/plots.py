@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from wnconvert.errors import ArgumentError, FormatError, InputError, OutputError
-from wnconvert.messages import printable, refuse_other_than_path, to_install
+from wnconvert.messages import option, printable, refuse_other_than_path, to_install
 from wnconvert.reports.tables import shortened
 from wnconvert.storage.checkpoint import open_checkpoint
 from wnconvert.storage.staging import check_target, staged
@@ -21,7 +21,15 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.axis import Axis
 
-__all__ = ["check_picture", "plot_magnitudes"]
+__all__ = [
+    "check_magnitudes",
+    "check_matplotlib",
+    "check_picture",
+    "draw_boxes",
+    "name_rows",
+    "picture_inches",
+    "plot_magnitudes",
+]
 
 
 _SUFFIXES = (".png", ".svg", ".pdf")
@@ -44,8 +52,7 @@ def check_picture(path: str | Path, *, force: bool) -> None:
     refuse_other_than_path(path, "a picture")
     if Path(path).suffix not in _SUFFIXES:
         raise ArgumentError(f"{path} is none of {', '.join(_SUFFIXES)}", fix="--plot FILE.png")
-    if find_spec("matplotlib") is None:
-        raise ArgumentError("pictures need matplotlib", fix=to_install("matplotlib"))
+    check_matplotlib()
     if _is_checkpoint(path):
         raise OutputError(
             "it is a checkpoint, and no picture is drawn over one",
@@ -53,6 +60,26 @@ def check_picture(path: str | Path, *, force: bool) -> None:
             fix="choose another --plot FILE",
         )
     check_target(Path(path), force=force, option="--plot FILE")
+
+
+def check_matplotlib() -> None:
+    """Raise ``ArgumentError`` if matplotlib, which draws, is not installed."""
+    if find_spec("matplotlib") is None:
+        raise ArgumentError("pictures need matplotlib", fix=to_install("matplotlib"))
+
+
+def check_magnitudes(found: Sequence[Inspection]) -> int:
+    """How many layers have magnitudes. Raises ``ArgumentError`` if none has: there is nothing to draw."""
+    drawn = sum(layer.g is not None for inspection in found for layer in inspection.layers)
+    if not drawn:
+        reads = f"{option('full', True)} reads those of folded layers"
+        raise ArgumentError("there are no magnitudes to draw", fix=reads)
+    return drawn
+
+
+def picture_inches(rows: int) -> tuple[float, float]:
+    """The width and height, in inches, of a picture with so many rows."""
+    return 9, 1 + _ROW_INCHES * min(max(rows, 8), _NAMED)
 
 
 def _is_checkpoint(path: str | Path) -> bool:
@@ -77,12 +104,10 @@ def plot_magnitudes(found: Sequence[Inspection], path: str | Path, *, force: boo
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    drawn = [layer for inspection in found for layer in inspection.layers if layer.g is not None]
-    if not drawn:
-        raise ArgumentError("there are no magnitudes to draw", fix="--full reads those of folded layers")
+    drawn = check_magnitudes(found)
     if len(found) == 1:
-        figure = Figure(figsize=(9, 1 + _ROW_INCHES * min(max(len(drawn), 8), _NAMED)), layout="constrained")
-        _boxes(figure.subplots(), found[0])
+        figure = Figure(figsize=picture_inches(drawn), layout="constrained")
+        draw_boxes(figure.subplots(), found[0])
     else:
         figure = Figure(figsize=(9, 5), layout="constrained")
         _lines(figure.subplots(), found)
@@ -99,7 +124,8 @@ def _values(spread: Spread) -> tuple[float, ...]:
     return spread.min, spread.q1, spread.median, spread.q3, spread.max
 
 
-def _boxes(axes: Axes, found: Inspection) -> None:
+def draw_boxes(axes: Axes, found: Inspection) -> None:
+    """Draw |g| of one file: a box of quartiles for each layer, with whiskers to its least and greatest."""
     several = len({layer.state_dict for layer in found.layers}) > 1
     layers = [
         (f"{layer.state_dict}: {layer.name}" if several else layer.name, layer.g)
@@ -135,16 +161,21 @@ def _boxes(axes: Axes, found: Inspection) -> None:
     _log(axes.xaxis, axes.set_xscale)
     zero = "; 0 stands at the left edge" if has_zero else ""
     axes.set_xlabel(f"|g| over a layer's rows: least, quartiles, greatest{zero}")
-    step = -(-len(layers) // _NAMED)
+    name_rows(axes, [name for name, _ in layers])
+    axes.set_title(printable(Path(found.source).name), fontsize=10, parse_math=False)
+
+
+def name_rows(axes: Axes, names: Sequence[str]) -> None:
+    """Name the rows of a picture from its top down; of more than can be read, every few."""
+    step = -(-len(names) // _NAMED)
     axes.set_yticks(
-        range(0, len(layers), step),
-        [shortened(printable(name), 40) for name, _ in layers[::step]],
+        range(0, len(names), step),
+        [shortened(printable(name), 40) for name in names[::step]],
         fontsize=6.5,
         parse_math=False,
     )
-    axes.set_ylim(len(layers) - 0.5, -0.5)
+    axes.set_ylim(len(names) - 0.5, -0.5)
     axes.grid(axis="x", which="both", alpha=0.25)
-    axes.set_title(printable(Path(found.source).name), fontsize=10, parse_math=False)
 
 
 def _lines(axes: Axes, found: Sequence[Inspection]) -> None:

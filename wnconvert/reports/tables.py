@@ -1,8 +1,9 @@
-"""Tables of text: aligned for a terminal, as Markdown, as CSV; long names are shortened in the middle."""
+"""Tables of text: aligned for a terminal, as Markdown, HTML, CSV; long names are shortened in the middle."""
 
 from __future__ import annotations
 
 import csv
+import html
 import io
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -15,6 +16,7 @@ __all__ = [
     "Table",
     "bytes_text",
     "exact_text",
+    "html_text",
     "layer_table",
     "markdown_text",
     "number_text",
@@ -54,6 +56,31 @@ class Table:
         rows = tuple(tuple(map(markdown_text, row)) for row in self.rows)
         right = frozenset(map(markdown_text, self.right))
         return Table(tuple(map(markdown_text, self.heads)), rows, right)._rendered("github")
+
+    def html(self, most: int) -> str:
+        """A table of HTML that shows the first ``most`` rows, and counts the others.
+
+        >>> print(Table(("layer",), (("<b>",), ("c",), ("d",))).html(1))
+        <table><thead><tr><th style="text-align:left">layer</th></tr></thead><tbody>
+        <tr><td style="text-align:left">&lt;b&gt;</td></tr>
+        <tr><td style="text-align:left" colspan="1">… 2 more</td></tr>
+        </tbody></table>
+        """
+        sides = ["right" if head in self.right else "left" for head in self.heads]
+
+        def row(cells: Sequence[str], kind: str) -> str:
+            shown = (
+                f'<{kind} style="text-align:{side}">{html_text(cell)}</{kind}>'
+                for cell, side in zip(cells, sides, strict=True)
+            )
+            return f"<tr>{''.join(shown)}</tr>"
+
+        lines = [f"<table><thead>{row(self.heads, 'th')}</thead><tbody>"]
+        lines += [row(cells, "td") for cells in self.rows[:most]]
+        if left := len(self.rows[most:]):
+            more = f'<td style="text-align:left" colspan="{len(self.heads)}">… {left} more</td>'
+            lines.append(f"<tr>{more}</tr>")
+        return "\n".join([*lines, "</tbody></table>"])
 
     def csv(self) -> str:
         """Comma-separated values with a head line; quotes where needed.
@@ -140,6 +167,15 @@ def markdown_text(text: str) -> str:
     """
     shown = _MARKDOWN.sub(lambda found: "".join(f"\\{char}" for char in found[0]), printable(text))
     return f"<code>{shown}</code>" if "@" in text or "#" in text else shown
+
+
+def html_text(text: str) -> str:
+    r"""A text that HTML shows as it is, whatever is in it.
+
+    >>> print(html_text("<b>" + chr(27)))
+    &lt;b&gt;\x1b
+    """
+    return html.escape(printable(text))
 
 
 def _csv_text(text: str) -> str:

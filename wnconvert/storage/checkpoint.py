@@ -150,7 +150,7 @@ def _doubted(opened: Checkpoint) -> Checkpoint:
     if believable(tree.record, {state.path: len(state.entries) for state in tree.state_dicts}):
         return opened
     note = "its wnconvert record has far more layers than it has tensors, and is left out"
-    return replace(opened, tree=replace(tree, record=(), notes=(*tree.notes, note)))
+    return replace(opened, tree=replace(tree, record=(), recorded_by=(), notes=(*tree.notes, note)))
 
 
 def _with_part_notes(opened: Checkpoint) -> Checkpoint:

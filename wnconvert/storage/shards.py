@@ -8,7 +8,7 @@ their order.
 from __future__ import annotations
 
 import re
-from collections.abc import Hashable, Iterable, Iterator, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
@@ -186,8 +186,14 @@ def merged(trees: Mapping[str, Tree]) -> Tree:
         state_dicts=(StateDict("", tuple(entries), modules=_modules(states)),),
         metadata=_metadata(trees),
         record=tuple(chain.from_iterable(tree.record for tree in trees.values())),
-        notes=tuple(dict.fromkeys(chain.from_iterable(tree.notes for tree in trees.values()))),
+        notes=_once(tree.notes for tree in trees.values()),
+        recorded_by=_once(tree.recorded_by for tree in trees.values()),
     )
+
+
+def _once(texts: Iterable[Sequence[str]]) -> tuple[str, ...]:
+    """All texts, each once, in their order."""
+    return tuple(dict.fromkeys(chain.from_iterable(texts)))
 
 
 def joined(trees: Mapping[str, Tree], firsts: Mapping[str, int]) -> Tree:
@@ -213,6 +219,7 @@ def joined(trees: Mapping[str, Tree], firsts: Mapping[str, int]) -> Tree:
             if "" in step["state_dicts"]
         ),
         notes=tuple(f"{name}: {note}" for name, tree in trees.items() for note in tree.notes),
+        recorded_by=_once(tree.recorded_by for tree in trees.values()),
     )
 
 

@@ -205,8 +205,8 @@ class Sibling:
 class Tree:
     """The contents of a checkpoint: names, dtypes and shapes.
 
-    ``metadata`` is safetensors' own; ``record`` was left in the file by earlier runs of wnconvert; ``notes``
-    are the reader's.
+    ``metadata`` is safetensors' own; ``record`` was left in the file by earlier runs of wnconvert, the last
+    of them of the version ``recorded_by`` (of several files, of these versions); ``notes`` are the reader's.
     """
 
     state_dicts: tuple[StateDict, ...]
@@ -215,6 +215,7 @@ class Tree:
     metadata: Mapping[str, str] = field(default_factory=dict)
     record: tuple[Mapping[str, Any], ...] = ()
     notes: tuple[str, ...] = ()
+    recorded_by: tuple[str, ...] = ()
 
     def state_dict(self, path: str) -> StateDict:
         """The state dict at a path. Raises ``KeyError`` where there is none."""

@@ -18,7 +18,7 @@ from tests.helpers.live_models import norm
 from tests.helpers.onnx_graphs import looping
 from wnconvert import ExportReport, check_onnx, export_onnx, fold_file
 from wnconvert.errors import ArgumentError, FormatError, InputError, WnconvertError
-from wnconvert.reports.exports import proof_text
+from wnconvert.reports.text.exports import proof_text
 
 
 class Mixed(nn.Module):

@@ -22,7 +22,7 @@ from tests.helpers.live_models import norm, portrait
 from tests.helpers.marks import crossed, some
 from wnconvert import ExportReport, check_onnx, export_onnx
 from wnconvert.errors import ArgumentError, InputError, OutputError, WnconvertError
-from wnconvert.reports.exports import proof_text
+from wnconvert.reports.text.exports import proof_text
 from wnconvert.verbs.export.exporters import EXPORTERS, Exporter
 from wnconvert.verbs.models.proof.report import TimedStep
 from wnconvert.verbs.modules.convert import folded

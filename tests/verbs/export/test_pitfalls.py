@@ -18,7 +18,7 @@ from tests.helpers.live_models import norm
 from tests.helpers.marks import crossed
 from wnconvert import check_onnx, export_onnx
 from wnconvert.errors import ArgumentError, InputError, LayerError
-from wnconvert.reports.exports import proof_text
+from wnconvert.reports.text.exports import proof_text
 from wnconvert.verbs.export.exporters import EXPORTERS, Exporter
 
 X = ["x=float32[B,4]"]

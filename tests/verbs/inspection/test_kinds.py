@@ -11,7 +11,7 @@ from torch.nn.utils import parametrizations
 
 from tests.layers.kinds.test_others import BIGGAN, pruned, spectral, weight_norm
 from wnconvert import inspect_state_dict
-from wnconvert.reports.inspections import inspection_text
+from wnconvert.reports.text.inspections import inspection_text
 from wnconvert.verbs.inspection.magnitudes import LayerStats, SpectralStats
 
 

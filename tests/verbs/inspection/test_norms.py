@@ -14,7 +14,7 @@ from torch import nn
 
 from tests.helpers.tool import run_here as run
 from wnconvert import inspect_file, inspect_state_dict
-from wnconvert.reports.inspections import inspection_text
+from wnconvert.reports.text.inspections import inspection_text
 from wnconvert.verbs.inspection.result import NormSummary
 
 

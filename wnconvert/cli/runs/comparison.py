@@ -110,7 +110,7 @@ def _weights(
     a: str, b: str, output: Output, width: int | None, options: Mapping[str, Any], *, no_progress: bool
 ) -> int:
     """Compare two checkpoints."""
-    from wnconvert.reports.comparisons import comparison_line, comparison_text
+    from wnconvert.reports.text.comparisons import comparison_line, comparison_text
     from wnconvert.verbs.comparison.compare import compare_files
 
     with progress_bar(f"{Path(a).name} {Path(b).name}", shown=output.steps and not no_progress) as progress:
@@ -124,8 +124,8 @@ def _weights(
 
 def _graphs(a: str, b: str, output: Output, width: int | None, options: Mapping[str, Any]) -> int:
     """Compare two ONNX models."""
-    from wnconvert.reports.comparisons import models_line, models_text
-    from wnconvert.reports.exports import step_text
+    from wnconvert.reports.text.comparisons import models_line, models_text
+    from wnconvert.reports.text.exports import step_text
     from wnconvert.verbs.export.pairs.compare import compare_onnx
 
     lines = StepLines()

@@ -68,7 +68,7 @@ def _convert_one(
     **options: Any,
 ) -> None:
     """Run a verb on a file, or plan it, and print the result."""
-    from wnconvert.reports.conversions import plan_line, plan_text, result_line, result_text
+    from wnconvert.reports.text.conversions import plan_line, plan_text, result_line, result_text
     from wnconvert.storage.files import kind_of
     from wnconvert.verbs.conversion.places.piped import goes_to_stdout
     from wnconvert.verbs.conversion.targets import kind_of_verb, target_of

@@ -55,7 +55,9 @@ def show_inspections(
     _check_outputs(plot, html, is_one=request is None, force=force)
     written: tuple[str, ...] = ()
     if request is None:
-        whole = _one(src[0], options | (_ON_A_PAGE if html is not None else {}), no_progress=no_progress)
+        whole = _one(
+            src[0], _with_page(src[0], options) if html is not None else options, no_progress=no_progress
+        )
         results, found = [], [_asked(whole, sort, top, options)]
         written = _written(whole, html, force=force)
     else:
@@ -71,7 +73,7 @@ def show_inspections(
     else:
         put_files(results, style=style, top=top, width=width)
     if request is not None and full and style not in ("csv", "json"):
-        from wnconvert.reports.inspections import healths_text
+        from wnconvert.reports.text.inspections import healths_text
 
         put(healths_text(found))
     for note in (*drawn, *written):
@@ -113,8 +115,17 @@ def _check_outputs(plot: str | None, html: str | None, *, is_one: bool, force: b
         check_page(html, force=force)
 
 
-#: What is looked up for a page, whether or not the report on stdout shows it.
-_ON_A_PAGE = {"tensors": True, "metadata": True, "sha256": True}
+#: The SHA-256 of more bytes than these takes longer than all else: it is on a page only if it is asked for.
+_QUICKLY_HASHED = 1 << 30
+
+
+def _with_page(path: str, options: dict[str, Any]) -> dict[str, Any]:
+    """The options of an inspection of which a page is made, whatever the report on stdout shows."""
+    from wnconvert.storage.files import located
+    from wnconvert.verbs.fleet.digests import size_of
+
+    is_quick = size_of(located(path)) <= _QUICKLY_HASHED
+    return options | {"tensors": True, "metadata": True, "sha256": options["sha256"] or is_quick}
 
 
 def _one(path: str, options: dict[str, Any], *, no_progress: bool) -> Inspection:
@@ -126,7 +137,7 @@ def _one(path: str, options: dict[str, Any], *, no_progress: bool) -> Inspection
 
 def _asked(whole: Inspection, sort: str | None, top: int | None, options: dict[str, Any]) -> Inspection:
     """What of an inspection the report on stdout was asked for."""
-    from wnconvert.reports.inspections import arranged
+    from wnconvert.reports.text.inspections import arranged
 
     asked = replace(
         whole,
@@ -157,7 +168,7 @@ def _drawn(found: Sequence[Inspection], plot: str | None, *, force: bool) -> tup
 
 
 def _put_one(found: Inspection, style: str, width: int | None) -> None:
-    from wnconvert.reports.inspections import inspection_text
+    from wnconvert.reports.text.inspections import inspection_text
 
     if style == "json":
         put_json(found.to_dict())
@@ -166,6 +177,6 @@ def _put_one(found: Inspection, style: str, width: int | None) -> None:
 
 
 def _put_drift(found: Sequence[Inspection], style: str, top: int | None, width: int | None) -> None:
-    from wnconvert.reports.inspections import moves_text
+    from wnconvert.reports.text.inspections import moves_text
 
     put(moves_text(found, style=style, top=top, width=width))

@@ -28,7 +28,7 @@ def convert_many(
     options: Mapping[str, Any],
 ) -> int:
     """Run a verb on many files, and print a row for each as it is done; the exit code."""
-    from wnconvert.reports.fleets import fleet_data, fleet_line, fleet_notes, fleet_row
+    from wnconvert.reports.text.fleets import fleet_data, fleet_line, fleet_notes, fleet_row
     from wnconvert.verbs.fleet.files import planned_fleet
     from wnconvert.verbs.fleet.result import exit_code_of
 
@@ -56,7 +56,7 @@ def compare_many(a: str, b: str, *, output: Output, options: Mapping[str, Any]) 
 
     if not holds_several(a, b):
         return None
-    from wnconvert.reports.fleets import folders_line, folders_text
+    from wnconvert.reports.text.fleets import folders_line, folders_text
 
     found = compare_folders(a, b, **options)
     output.result(found.to_dict, lambda: folders_text(found), lambda: folders_line(found))
@@ -85,7 +85,7 @@ def inspect_many(src: Sequence[str], request: FleetRequest, options: Mapping[str
 
 def put_files(results: Sequence[FileResult], *, style: str, top: int | None, width: int | None) -> None:
     """Print a row for each of many files that were inspected, or all of them as JSON."""
-    from wnconvert.reports.fleets import files_table
+    from wnconvert.reports.text.fleets import files_table
 
     if style == "json":
         every = [it.inspection.to_dict() if it.inspection else it.to_dict() for it in results]

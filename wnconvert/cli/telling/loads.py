@@ -29,7 +29,7 @@ def loads(folder: str, *, output: Output, wide: bool) -> int:
     shapes are compared. What is missing would be random. No code in the folder is run. Exit code 0: all are
     there and no others, 1: tensors are missing, unexpected or of another shape.
     """
-    from wnconvert.reports.loads import loads_line, loads_text
+    from wnconvert.reports.text.loads import loads_line, loads_text
     from wnconvert.verbs.loads.loads import loads_folder
 
     with stdout_to_stderr():  # what the libraries print is not part of the report

@@ -115,6 +115,7 @@ class TorchFile:
             metadata=self.history.metadata,
             record=self.history.steps,
             notes=(*self._notes(), *self.history.notes),
+            recorded_by=self.history.versions,
         )
 
     def renamed(self, names: Mapping[str, NewNames]) -> TorchFile:

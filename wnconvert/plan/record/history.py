@@ -11,6 +11,7 @@ and shapes.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
@@ -49,15 +50,21 @@ __all__ = [
 #: The record of a zip archive, and the key of safetensors' metadata, that hold the record.
 RECORD_NAME = "wnconvert.json"
 METADATA_KEY = "wnconvert"
+#: What a record may call a version.
+_VERSION = re.compile(r"[0-9][0-9A-Za-z.+!-]{0,39}")
 
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """The steps that earlier runs recorded, and safetensors' metadata that was kept with them."""
+    """The steps that earlier runs recorded, and safetensors' metadata that was kept with them.
+
+    ``versions`` holds that of the wnconvert which wrote the record, where it says a sensible one.
+    """
 
     steps: tuple[Mapping[str, Any], ...] = ()
     metadata: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    versions: tuple[str, ...] = ()
 
 
 NO_HISTORY = History()
@@ -80,7 +87,9 @@ def read_history(text: bytes | str) -> History:
         return History(notes=("its wnconvert record makes no sense and is left out",))
     metadata = {str(key): str(value) for key, value in record.get("metadata", {}).items()}
     metadata.pop(METADATA_KEY, None)  # which would go out as safetensors' own: a record in the record
-    return History(tuple(record["history"]), metadata)
+    version = record.get("version")
+    said = (version,) if isinstance(version, str) and _VERSION.fullmatch(version) else ()
+    return History(tuple(record["history"]), metadata, versions=said)
 
 
 def _is_record(record: Any) -> bool:

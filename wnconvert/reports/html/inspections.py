@@ -13,8 +13,8 @@ from wnconvert.layers.schemes import FORMS
 from wnconvert.messages import counted
 from wnconvert.reports.html.modules import ModuleBranch, module_tree
 from wnconvert.reports.html.page import Page
-from wnconvert.reports.inspections import inspection_facts, inspection_rows
 from wnconvert.reports.tables import Table, bytes_text
+from wnconvert.reports.text.inspections import inspection_facts, inspection_rows
 from wnconvert.verbs.inspection.distributions import Distribution, RowPlaces
 from wnconvert.verbs.inspection.magnitudes import Flag, FlagKind, LayerStats, Spread
 from wnconvert.verbs.inspection.result import Inspection

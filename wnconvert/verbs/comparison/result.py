@@ -8,6 +8,7 @@ from typing import Any
 
 from wnconvert.messages import short_repr
 from wnconvert.numerics.distance import Needed, rounded_up
+from wnconvert.shown import Drawn
 
 __all__ = ["COLUMNS", "Comparison", "Difference", "Operand", "qualified"]
 
@@ -36,7 +37,9 @@ class Difference:
     infinity that the other side does not have. The other numbers are over all elements that are finite on
     both sides: ``max_abs`` = max |a-b|, ``max_rel`` = max |a-b|/|b| (infinite if only b is 0), ``ulps`` in
     units of the coarser dtype, ``cosine``, ``snr_db`` = 10·log₁₀ Σb²/Σ(a-b)²; None if they have no value.
-    ``worst`` is the index of the first unmatched element, else of the largest |a-b|.
+    ``worst`` is the index of the first unmatched element, else of the largest |a-b|; ``worst_a`` and
+    ``worst_b`` are the elements there. ``spread`` counts the elements that are 0, 1, 2 to 3, 4 to 7, … ulps
+    apart, up to the largest.
     """
 
     name: str
@@ -52,6 +55,9 @@ class Difference:
     cosine: float | None = None
     snr_db: float | None = None
     worst: tuple[int, ...] | None = None
+    worst_a: float | None = None
+    worst_b: float | None = None
+    spread: tuple[int, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """The difference as JSON-able data; an infinite ``max_rel`` is null."""
@@ -64,7 +70,7 @@ def _is_plain(value: object) -> bool:
 
 
 @dataclass(frozen=True, slots=True, repr=False)
-class Comparison:
+class Comparison(Drawn):
     """The result of a comparison; true if both sides are equal within the tolerance.
 
     ``a`` and ``b`` name the sides, ``pairs`` the paths of the state dicts that were compared. Counts are of

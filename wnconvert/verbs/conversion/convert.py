@@ -12,6 +12,7 @@ from typing import Any
 
 from wnconvert.messages import counted, short_repr
 from wnconvert.plan.plan import Plan, PlannedLayer
+from wnconvert.shown import Shown
 from wnconvert.storage.checkpoint import Checkpoint
 from wnconvert.storage.files import check_as_seen, common_mode
 from wnconvert.storage.layouts import layout_of
@@ -27,7 +28,7 @@ __all__ = ["Result", "conversion_result", "convert", "nothing_written"]
 
 
 @dataclass(frozen=True, slots=True, repr=False)
-class Result:
+class Result(Shown):
     """The result of a conversion. ``seconds`` is wall time; ``verified`` names the reader that checked it.
 
     ``proof`` is that of the output with its model, where that was asked for.

@@ -6,14 +6,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from glob import escape
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import torch
-from torch.export import ExportedProgram
-
-from wnconvert.errors import ArgumentError, LayerError, VerifyError, WnconvertError
+from wnconvert.errors import ArgumentError, VerifyError, WnconvertError
 from wnconvert.layers.kinds.table import ALL
 from wnconvert.layers.schemes import Selection
 from wnconvert.messages import counted, listed, refuse_other_than_path
@@ -28,8 +24,9 @@ from wnconvert.verbs.conversion.onnx.check import check_installed
 from wnconvert.verbs.conversion.onnx.fold import own_data_of, remove_unused
 from wnconvert.verbs.conversion.targets import StrPath, clean_beside
 from wnconvert.verbs.conversion.verify.structure import check_structure
+from wnconvert.verbs.export.cards import check_card, write_card
 from wnconvert.verbs.export.check import CheckedModel, check_model, first_run, prove_beside, reference_text
-from wnconvert.verbs.export.exporters import AGES, EXPORTERS, Exporter, export_raw
+from wnconvert.verbs.export.exporters import AGES, EXPORTERS, Exporter, export_raw, folded_copy
 from wnconvert.verbs.export.graph import (
     check_exported,
     check_no_residual,
@@ -44,7 +41,6 @@ from wnconvert.verbs.export.graph import (
 )
 from wnconvert.verbs.export.ports import ports_of
 from wnconvert.verbs.export.request import (
-    Data,
     ExporterOption,
     Question,
     Reference,
@@ -62,9 +58,7 @@ from wnconvert.verbs.models.proof.proof import ATOL, RTOL
 from wnconvert.verbs.models.proof.report import ExportReport, TimedSteps
 from wnconvert.verbs.models.proof.running import evaluating
 from wnconvert.verbs.models.proof.samples import export_arrays
-from wnconvert.verbs.modules.convert import folded
-from wnconvert.verbs.modules.finding.live import find_live
-from wnconvert.verbs.modules.folding.copies import CopyError
+from wnconvert.verbs.models.proof.signatures import Data
 from wnconvert.verbs.shared.leftovers import named_leftovers
 from wnconvert.verbs.shared.options import TIMEOUT, check_timeout
 from wnconvert.verbs.shared.progress import StepsProgress, steps_progress
@@ -95,6 +89,7 @@ def export_onnx(
     record: bool = True,
     force: bool = False,
     clean: bool = False,
+    card: StrPath | None = None,
     progress: StepsProgress = False,
 ) -> ExportReport:
     """Export a module to ONNX with weight norm folded, and prove that the result computes the same.
@@ -113,9 +108,10 @@ def export_onnx(
     Returns a report that is true if all outputs are equal within ``atol + rtol·|module's|``: all elements but
     a share of ``outliers``, which needs ``min_snr``, the least SNR of each sample in decibels. ``data`` are
     files of arrays, or arrays by name, to prove on beside drawn samples. Only then is a file written to
-    ``path``; otherwise ``keep_failed`` keeps it as ``model.failed.onnx``. What killed runs left beside it is
-    named in notes; ``clean`` deletes it. Its metadata have a record of what was done, unless ``record`` is
-    false: the SHA-256 of the module's weights, the layers that were folded, and the proof.
+    ``path``, and to ``card`` a model card for the hub in Markdown: its weights, SHA-256 and proof; otherwise
+    ``keep_failed`` keeps it as ``model.failed.onnx``. What killed runs left beside it is named in notes;
+    ``clean`` deletes it. ``force`` replaces the files that are there. The metadata of the model have a record
+    unless ``record`` is false: the SHA-256 of the module's weights, the layers folded, and the proof.
 
     Raises ``WnconvertError``: ``ArgumentError`` for inputs that the module does not have, or if the exporter
     refuses the module; ``InputError`` for a stochastic module; ``LayerError``, ``OutputError``,
@@ -132,7 +128,7 @@ def export_onnx(
     >>> bool(report), report.residual_weight_norm, [output.name for output in report.outputs], bool(again)
     (True, 0, ['output'], True)
     """
-    target = _target(path, timeout)
+    target = _target(path, timeout, card, force=force)
     exporters, notes = exporters_for(unwrapped(module), exporter)
     question = question_of(
         module,
@@ -164,16 +160,20 @@ def export_onnx(
                 mark_replaced(folder, old)
                 put_in_place(written.path.parent, export.target, force=force)
                 report = _noted(report, remove_unused(old, export.target, ()))
+                if card is not None:
+                    report = _noted(report, write_card(card, report, force=force))
             elif keep_failed:
                 report = _noted(report, write_failed(made.exported, written.fold, export.target, force=force))
     return report
 
 
-def _target(path: StrPath, timeout: float) -> Path:
+def _target(path: StrPath, timeout: float, card: StrPath | None, *, force: bool) -> Path:
     """The path of the model to write. Raises for what can be said before anything is run."""
     check_installed()
     check_timeout(timeout)
     refuse_other_than_path(path, "an output")
+    if card is not None:
+        check_card(card, model_path(path), force=force)
     return model_path(path)
 
 
@@ -261,7 +261,7 @@ class _Export:
 
     def make(self, reference: Reference, folder: Path) -> _Made:
         """Export a folded copy of the module with torch, and open the file."""
-        copy, in_copy = _copy(self.question.module, self.steps)
+        copy, in_copy = folded_copy(self.question.module, self.steps)
         path = _raw(folder)
         path.parent.mkdir(parents=True)
         with self.steps("export", f"by torch's {AGES[self.exporter]} exporter") as step:
@@ -372,27 +372,3 @@ def _followed(export: _Export, by: Exporter, why: str) -> _Export:
     """The export with a note that it is by this exporter, and why."""
     note = f"torch's {AGES[by]} exporter was used, since the newer one failed: {why}"
     return replace(export, notes=(*export.notes, note))
-
-
-def _copy(module: Exportable, steps: TimedSteps) -> tuple[Exportable, dict[str, str]]:
-    """A folded copy to export, and the kinds of its layers; some models can only be folded in the graph."""
-    if isinstance(module, (ExportedProgram, torch.jit.ScriptModule)):
-        return module, {}
-    with steps("fold", "a copy of the module") as step:
-        found, refused = find_live(module, ALL), find_live(module).refused
-        layers = {live.layer.name: live.layer.rule.kind for live in found.layers}
-        # What is computed in a way that no fold knows is left to the exporter; weight norm is not.
-        known = {name for item in refused if not item.in_graph for name in item.names}
-        left = [name for item in found.refused for name in item.names if name not in known]
-        try:
-            copy = folded(module, exclude=map(escape, left), kinds=ALL).to("cpu")
-        except CopyError as error:  # its fix is to fold in place, which does not help here
-            error.fix = "before the export, remove the attributes that cannot be copied from the module"
-            raise
-        except LayerError as error:  # its fix names options of a fold, which an export does not have
-            error.fix = f"fold before the export, as a checkpoint or with fold_module: {error.fix}"
-            raise
-        for each in copy.modules():
-            each.training = False
-        step.detail = f"{counted(len(layers), 'layer')} in a copy"
-    return copy, layers

@@ -234,6 +234,7 @@ def _inspect_found(  # noqa: PLR0917 -- a tree, what was found in it, and what `
         if request.full
         else None,
         norms=norm_rows(tree, elements, request.selection) if request.full else None,
+        recorded_by=tree.recorded_by,
     )
 
 

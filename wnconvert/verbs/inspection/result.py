@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from wnconvert.messages import counted, short_repr
+from wnconvert.shown import Drawn
 from wnconvert.verbs.inspection.health import Health
 from wnconvert.verbs.inspection.magnitudes import LayerStats
 
@@ -91,7 +92,7 @@ class TensorSummary:
 
 
 @dataclass(frozen=True, slots=True, repr=False)
-class Inspection:
+class Inspection(Drawn):
     """The contents of a checkpoint or state dict; sizes in bytes.
 
     ``parameters`` counts elements that are stored, each once, ``dtypes`` the same by dtype,
@@ -104,6 +105,7 @@ class Inspection:
     ``metadata`` (of a safetensors file or an ONNX model) are None unless they are asked for, ``norms`` unless
     all was read; ``sha256`` (of a folder: that of the list which ``sha256sum`` prints of its files) is empty
     unless it is asked for.
+    ``recorded_by`` are the versions of wnconvert that wrote its record, if it has one.
     """
 
     source: str
@@ -131,6 +133,7 @@ class Inspection:
     metadata: Mapping[str, str] | None = None
     norms: tuple[NormSummary, ...] | None = None
     sha256: str = ""
+    recorded_by: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         what = f" of {self.source}" if self.source else ""
@@ -175,6 +178,7 @@ class Inspection:
             if self.tensors is None
             else [asdict(item) | {"shape": list(item.shape)} for item in self.tensors],
             "metadata": None if self.metadata is None else dict(self.metadata),
+            "recorded_by": list(self.recorded_by),
         }
 
 

@@ -19,13 +19,15 @@ from wnconvert.onnx.file.reader import OnnxFile, stored_in
 from wnconvert.onnx.file.unchanged import check_unchanged
 from wnconvert.onnx.graph.plan import OnnxFold
 from wnconvert.onnx.runtime.process import Runtime
-from wnconvert.storage.checkpoint import Checkpoint, open_checkpoint
+from wnconvert.storage.checkpoint import Checkpoint
 from wnconvert.storage.files import local_path
 from wnconvert.storage.sources import Source
 from wnconvert.tensors.blocks import BLOCK_BYTES
+from wnconvert.tensors.containers import Container
 from wnconvert.tensors.tree import ByteRange, StoredTensor
 from wnconvert.verbs.conversion.onnx.layers import compare_layers, layer_tolerance
 from wnconvert.verbs.conversion.onnx.run import compare_whole, whole_tolerance
+from wnconvert.verbs.conversion.verify.structure import check_structure
 from wnconvert.verbs.shared.options import Proving
 
 __all__ = ["FoldCheck", "check_fold", "check_installed", "refused"]
@@ -75,7 +77,7 @@ def check_fold(
     model, or if it holds or computes something else.
     """
     original = local_path(opened.path, "onnxruntime runs it where it lies")
-    written = open_checkpoint(path)
+    written = check_structure(path, Container.ONNX)
     kept = _kept(opened, fold, written) if verify else ""
     with contextlib.ExitStack() as stack:
         # It starts while onnx's checker works.

@@ -24,11 +24,9 @@ from wnconvert.storage.sources import Source
 from wnconvert.storage.staging import file_in, free_name, put_in_place, scratch_folder
 from wnconvert.storage.stores.temporary import mark_replaced
 from wnconvert.storage.workers import Workers
-from wnconvert.tensors.containers import Container
 from wnconvert.verbs.conversion.convert import Result, conversion_result
 from wnconvert.verbs.conversion.executor import execute
 from wnconvert.verbs.conversion.onnx.record import append_record, without_record
-from wnconvert.verbs.conversion.verify.structure import check_structure
 from wnconvert.verbs.shared.digests import sha256_of
 from wnconvert.verbs.shared.options import RunOptions
 
@@ -174,7 +172,6 @@ def convert_onnx(
         folder.mkdir(0o700)
         workers = Workers(options.threads, options.progress)
         notes = write_model(checkpoint, layouts, folder, output, numbers=options.numbers, workers=workers)
-        check_structure(folder / output.name, Container.ONNX)
         checked = check_fold(
             opened,
             fold,

@@ -118,10 +118,13 @@ def compare_layers(
                 lost = comparison.with_formula()
             losses[tensor.layer] = losses.get(tensor.layer, _NOTHING) + lost
         nodes = NormNodes(slices, Slices(written.onnx, new.files), runtime)
+        made: dict[str, list[NewTensor]] = {}
+        for tensor in fold.edits.tensors:
+            made.setdefault(tensor.layer, []).append(tensor)
         for layer in fold.layers:
             if layer.behind is not None:
                 name = layer.layer.name
-                for tensor in (each for each in fold.edits.tensors if each.layer == name):
+                for tensor in made[name]:
                     comparison = _Comparison(tensor, _of(stored, tensor), new, old, numbers)
                     losses[name] = losses.get(name, _NOTHING) + comparison.with_formula()
                 if not nodes.agree(layer):

@@ -10,10 +10,11 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from wnconvert.messages import counted, short_repr
+from wnconvert.shown import Drawn
 from wnconvert.verbs.models.proof.outputs import OutputProof
 from wnconvert.verbs.models.proof.proof import Proof
 
-if TYPE_CHECKING:  # it loads torch, which the comparison of two ONNX models does without
+if TYPE_CHECKING:  # which loads torch
     from wnconvert.verbs.models.proof.handed import HandedProof
 
 __all__ = ["ExportReport", "TimedStep", "TimedSteps", "as_json", "proof_data"]
@@ -63,7 +64,7 @@ class TimedSteps:
 
 
 @dataclass(frozen=True, slots=True, repr=False)
-class ExportReport:
+class ExportReport(Drawn):
     """The result of an export or a check; true if the model is equal to its reference.
 
     ``model`` is the path of the model, ``size`` its bytes with external data, and ``reference`` describes

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -26,8 +26,11 @@ __all__ = [
     "healths_text",
     "inspection_facts",
     "inspection_rows",
+    "inspection_tables",
     "inspection_text",
     "moves_text",
+    "rounding_text",
+    "weights_section",
 ]
 
 
@@ -71,16 +74,43 @@ def inspection_text(
 
     ``alarm`` marks what is dangerous.
     """
-    tables = [*_metadata_tables(found), *_row_tables(found, style)]
     if style == "csv":
+        tables = [*_metadata_tables(found), *_row_tables(found, style)]
         return tables[0].csv() if found.tensors is None else tables[-1].csv()
-    tables = [table for table in tables if table.rows]
+    tables = inspection_tables(found)
     if style == "markdown":
-        facts = "\n".join(f"- **{name}**: {markdown_text(text)}" for name, text in inspection_facts(found))
-        return "\n\n".join([facts, *(table.markdown() for table in tables)])
+        return weights_section(found)
     said = ((f"{name + ':':<13} {printable(text)}", name) for name, text in inspection_facts(found))
     facts = "\n".join(alarm(line) if name == "DANGER" else line for line, name in said)
     return "\n\n".join([facts, *(table.text(width) for table in tables)])
+
+
+def weights_section(found: Inspection) -> str:
+    """An inspection in Markdown, as a section of a model card: what is folded, the facts, the tables."""
+    facts = "\n".join(f"- **{name}**: {markdown_text(text)}" for name, text in inspection_facts(found))
+    folded = [sentence] if (sentence := _folded(found)) else []
+    tables = [table.markdown() for table in inspection_tables(found)]
+    return "\n\n".join(["## Weights", *folded, facts, *tables])
+
+
+def _folded(found: Inspection) -> str:
+    """What the record of a file says of its folded layers, as a sentence; empty without any."""
+    count = sum(state.layers.get("folded", 0) for state in found.state_dicts)
+    if not count:
+        return ""
+    versions = f" {listed(found.recorded_by)}" if found.recorded_by else ""
+    said = f"{counted(count, 'layer')} folded with wnconvert{versions}, {rounding_text(found.dtypes)}"
+    return f"{said}, by the record in the file."
+
+
+def rounding_text(dtypes: Collection[str]) -> str:
+    """How near folded weights of some dtypes are to the exact ones."""
+    return "correctly rounded" + (" (float64: within 4 ulp)" if "float64" in dtypes else "")
+
+
+def inspection_tables(found: Inspection) -> list[Table]:
+    """The tables of an inspection that have rows: its metadata, then its tensors or layers."""
+    return [table for table in (*_metadata_tables(found), *_row_tables(found, "table")) if table.rows]
 
 
 def _metadata_tables(found: Inspection) -> list[Table]:

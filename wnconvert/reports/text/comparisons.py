@@ -5,12 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from wnconvert.messages import counted, few, listed, printable
-from wnconvert.reports.exports import outputs_table, reasons, samples_text
 from wnconvert.reports.tables import Table, number_text
+from wnconvert.reports.text.exports import proof_table, reasons, samples_text
 from wnconvert.verbs.comparison.result import Comparison, Difference, Operand
 from wnconvert.verbs.export.pairs.result import OnnxComparison
 
-__all__ = ["comparison_line", "comparison_text", "models_line", "models_text"]
+__all__ = [
+    "comparison_line",
+    "comparison_more",
+    "comparison_table",
+    "comparison_text",
+    "models_line",
+    "models_text",
+]
 
 
 _NUMBERS = ("different", "max abs", "max rel", "ulps", "cosine", "SNR dB", "worst at")
@@ -20,19 +27,24 @@ _SPARE = ("cosine", "max rel", "worst at", "different", "SNR dB")
 
 def comparison_text(found: Comparison, width: int | None = None, alarm: Callable[[str], str] = str) -> str:
     """The output of ``compare``; names are shortened to fit ``width``, and ``alarm`` marks a difference."""
+    table = comparison_table(found)
+    lines = [] if table is None else [table.text(width)]
+    return "\n".join([*lines, *map(printable, comparison_more(found)), comparison_line(found, alarm)])
+
+
+def comparison_table(found: Comparison) -> Table | None:
+    """The tensors that differ, or None without any."""
+    several = len(found.pairs) > 1
+    heads = ("name", "tensor", *_NUMBERS)
+    rows = tuple(_row(item, several=several) for item in found.differing)
+    return Table(heads, rows, frozenset(_NUMBERS), elastic=("name", "tensor"), spare=_SPARE) if rows else None
+
+
+def comparison_more(found: Comparison) -> list[str]:
+    """Names on one side only, and what would have passed."""
     lines = [f"only in {found.a}: {listed(found.only_in_a)}"] if found.only_in_a else []
     lines += [f"only in {found.b}: {listed(found.only_in_b)}"] if found.only_in_b else []
-    lines += [found.advice] if found.advice else []
-    return "\n".join([*_table(found, width), *map(printable, lines), comparison_line(found, alarm)])
-
-
-def _table(found: Comparison, width: int | None) -> list[str]:
-    """A row for each difference, as one text; empty without one."""
-    several = len(found.pairs) > 1
-    rows = tuple(_row(item, several=several) for item in found.differing)
-    heads = ("name", "tensor", *_NUMBERS)
-    table = Table(heads, rows, frozenset(_NUMBERS), elastic=("name", "tensor"), spare=_SPARE)
-    return [table.text(width)] if rows else []
+    return [*lines, *filter(None, (found.advice,))]
 
 
 def comparison_line(found: Comparison, alarm: Callable[[str], str] = str) -> str:
@@ -50,10 +62,13 @@ def comparison_line(found: Comparison, alarm: Callable[[str], str] = str) -> str
 def models_text(found: OnnxComparison, width: int | None = None, alarm: Callable[[str], str] = str) -> str:
     """The output of ``compare`` of two ONNX models: weights, outputs, and what decides."""
     weights, proof = found.initializers.weights, found.proof
-    lines = [*_table(weights, width), *map(printable, _weights(found))]
+    differing = comparison_table(weights)
+    lines = [] if differing is None else [differing.text(width)]
+    lines += map(printable, _weights(found))
     if proof is None:
         return "\n".join([*lines, models_line(found, alarm)])
-    lines += outputs_table(proof, width)
+    table = proof_table(proof)
+    lines += [] if table is None else [table.text(width)]
     if found:
         return "\n".join([*lines, models_line(found, alarm)])
     spoiled = [f"weight {name} differs by more than rounding" for name in found.spoiled]

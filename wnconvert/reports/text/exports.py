@@ -1,8 +1,10 @@
-"""Exports and checks as text: a line for each step, a row for each output, and the verdict in words."""
+"""Exports and checks as text: steps, outputs, the verdict in words; and what a model takes, as a list."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from wnconvert.messages import counted, few, listed, printable
 from wnconvert.numerics.rounding import FLOAT_FORMATS
@@ -12,7 +14,20 @@ from wnconvert.verbs.models.proof.proof import Proof
 from wnconvert.verbs.models.proof.report import ExportReport, TimedStep
 from wnconvert.verbs.models.proof.samples import Sample
 
-__all__ = ["outputs_table", "proof_line", "proof_text", "reasons", "samples_text", "step_text"]
+if TYPE_CHECKING:  # it loads torch
+    from wnconvert.verbs.models.loading.prepared import ModelInputs
+
+__all__ = [
+    "inputs_line",
+    "inputs_text",
+    "proof_line",
+    "proof_more",
+    "proof_table",
+    "proof_text",
+    "reasons",
+    "samples_text",
+    "step_text",
+]
 
 
 _HEADS = ("output", "shape", "max abs", "max rel", "SNR dB", "worst at", "needs atol", "or rtol")
@@ -34,22 +49,53 @@ def step_text(step: TimedStep) -> str:
     return printable(f"{step.name:<9}{seconds:>7}  {step.detail}").rstrip()
 
 
+def inputs_text(found: ModelInputs, width: int | None = None) -> str:
+    """The arguments of forward, with what is proposed for each; and what gives the needed ones."""
+    rows = tuple(
+        (printable(each.name), "yes" if each.needed else "no", printable(each.default), printable(each.text))
+        for each in found.proposal.arguments
+    )
+    heads = ("argument", "needed", "default", "proposed --input")
+    lines = [Table(heads, rows, elastic=("argument",), spare=("default",)).text(width)] if rows else []
+    lines += ["inputs of any other name are taken too"] if found.takes_others and not rows else []
+    if found.proposal.settings:
+        said = json.dumps(dict(found.proposal.settings))
+        lines.append(
+            f"it draws noise: no two runs are the same, and nothing is proven, without --kwargs '{said}'"
+        )
+    if any("…" in text for text in found.proposal.inputs):
+        lines.append("put a dtype and a shape in place of …, such as float32[1,80,T]")
+    return "\n".join([*lines, inputs_line(found)])
+
+
+def inputs_line(found: ModelInputs) -> str:
+    """What gives the inputs that are needed, in one line."""
+    return printable(f"{found.class_name}: {found.typed or 'no input is needed by name'}")
+
+
 def proof_text(report: ExportReport, width: int | None = None, alarm: Callable[[str], str] = str) -> str:
     """The report without its steps: the outputs, the model, and whether it is equal to its reference.
 
     ``alarm`` marks a difference.
     """
-    lines = [*outputs_table(report.proof, width), printable(_model(report))]
+    table = proof_table(report.proof)
+    lines = [] if table is None else [table.text(width)]
+    return "\n".join([*lines, *proof_more(report, alarm)])
+
+
+def proof_more(report: ExportReport, alarm: Callable[[str], str] = str) -> list[str]:
+    """The model, and the verdict: what was equal, or all that differs; each line is printable."""
+    model = printable(_model(report))
     if report:
-        return "\n".join([*lines, proof_line(report)])
+        return [model, proof_line(report)]
     why = [*few([*_weights(report), *reasons(report.proof)]), *filter(None, (report.advice,))]
-    return "\n".join([*lines, f"{_different(report, alarm)}:", *map(printable, why)])
+    return [model, f"{_different(report, alarm)}:", *map(printable, why)]
 
 
-def outputs_table(proof: Proof, width: int | None) -> list[str]:
-    """A row for each output, as one text; empty without outputs."""
+def proof_table(proof: Proof) -> Table | None:
+    """A row for each output, or None without any."""
     rows = tuple(map(_row, proof.outputs))
-    return [Table(_HEADS, rows, _RIGHT, elastic=("output",), spare=_SPARE).text(width)] if rows else []
+    return Table(_HEADS, rows, _RIGHT, elastic=("output",), spare=_SPARE) if rows else None
 
 
 def proof_line(report: ExportReport, alarm: Callable[[str], str] = str) -> str:

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from wnconvert.messages import counted, listed, printable, told
-from wnconvert.reports.comparisons import comparison_line
 from wnconvert.reports.tables import Table, bytes_text
+from wnconvert.reports.text.comparisons import comparison_line
 from wnconvert.verbs.fleet.comparing import FileComparison, FolderComparison
 from wnconvert.verbs.fleet.result import FileResult
 from wnconvert.verbs.inspection.result import Inspection

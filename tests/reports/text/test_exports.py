@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from wnconvert.reports.exports import proof_text, step_text
+from wnconvert.reports.text.exports import proof_text, step_text
 from wnconvert.tensors.blocks import Array
 from wnconvert.verbs.models.proof.causes.steady import NumericFunction
 from wnconvert.verbs.models.proof.proof import prove

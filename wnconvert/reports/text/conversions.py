@@ -8,13 +8,22 @@ from typing import TYPE_CHECKING
 from wnconvert.layers.rules import Norm
 from wnconvert.messages import counted, few, listed, printable
 from wnconvert.plan.plan import Plan
-from wnconvert.reports.tables import bytes_text, layer_table
+from wnconvert.reports.tables import Table, bytes_text, layer_table
 from wnconvert.tensors.containers import Container
 
 if TYPE_CHECKING:
     from wnconvert.verbs.conversion.convert import Result
 
-__all__ = ["plan_line", "plan_text", "result_line", "result_text"]
+__all__ = [
+    "plan_counts",
+    "plan_line",
+    "plan_more",
+    "plan_table",
+    "plan_text",
+    "result_line",
+    "result_text",
+    "verified_lines",
+]
 
 
 def plan_text(plan: Plan, output: str, most: int | None = None) -> str:
@@ -24,24 +33,25 @@ def plan_text(plan: Plan, output: str, most: int | None = None) -> str:
 
 def plan_line(plan: Plan, output: str) -> str:
     """The last line of ``--dry-run``: what would be written."""
-    return f"would write {printable(output) if plan.writes else 'nothing'}: {_counts(plan)}"
+    return f"would write {printable(output) if plan.writes else 'nothing'}: {plan_counts(plan)}"
 
 
 def result_text(result: Result, most: int | None = None) -> str:
     """The output of a conversion: the layers (the first ``most``), what goes along, and the last line."""
     details = [] if result.output is None else _details(result.plan, most)
-    return "\n".join([*details, *_verified(result), result_line(result)])
+    return "\n".join([*details, *verified_lines(result), result_line(result)])
 
 
 def result_line(result: Result) -> str:
     """The last line of a conversion: counts, bytes and time."""
     if result.output is None:
-        return f"nothing is written: {_counts(result.plan)}"
+        return f"nothing is written: {plan_counts(result.plan)}"
     sizes = f"{bytes_text(result.bytes_in)} in, {bytes_text(result.bytes_out)} out"
-    return f"{printable(str(result.output))}: {_counts(result.plan)}; {sizes}, in {result.seconds:.2f} s"
+    return f"{printable(str(result.output))}: {plan_counts(result.plan)}; {sizes}, in {result.seconds:.2f} s"
 
 
-def _verified(result: Result) -> list[str]:
+def verified_lines(result: Result) -> list[str]:
+    """What was checked and proven of an output."""
     done = "checked" if result.plan.container is Container.ONNX else "read back and recomputed"
     lines = [f"{done} by {result.verified}"] if result.verified else []
     if (proof := result.proof) is not None:
@@ -51,23 +61,29 @@ def _verified(result: Result) -> list[str]:
 
 
 def _details(plan: Plan, most: int | None) -> list[str]:
-    return [*_layers(plan, most), *_files(plan), *_dropped(plan)]
+    return [*_layers(plan, most), *plan_more(plan)]
 
 
 def _layers(plan: Plan, most: int | None) -> list[str]:
     """The layers as a table; of more than ``most`` (a line is not left out for one layer) the first ones."""
-    if not plan.layers:
+    if (table := plan_table(plan)) is None:
         return []
+    left = 0 if most is None else len(table.rows) - most
+    if left <= 1:
+        return [table.text()]
+    return [replace(table, rows=table.rows[:most]).text(), f"… {left} more (--list)"]
+
+
+def plan_table(plan: Plan) -> Table | None:
+    """The layers of a plan, or None without any."""
+    if not plan.layers:
+        return None
     columns = list(_COLUMNS[plan.verb])
     if any(row.kind != Norm.kind for row in plan.layers):
         columns = ["name", "kind", *columns[1:]]
     if any(row.norm for row in plan.layers):
         columns.insert(1, "norm")
-    table = layer_table([row.to_dict() for row in plan.layers], columns)
-    left = 0 if most is None else len(table.rows) - most
-    if left <= 1:
-        return [table.text()]
-    return [replace(table, rows=table.rows[:most]).text(), f"… {left} more (--list)"]
+    return layer_table([row.to_dict() for row in plan.layers], columns)
 
 
 # All layers become plain by a fold and are plain before a split, so no column says so.
@@ -80,7 +96,8 @@ _DONE = {"fold": "folded", "split": "split", "migrate": "migrated"}
 _ALREADY = {"split": "split already", "migrate": "in that form already"}
 
 
-def _counts(plan: Plan) -> str:
+def plan_counts(plan: Plan) -> str:
+    """How much of what a plan does, in words."""
     steps = [step for planned in plan.state_dicts for step in planned.steps]
     keeps = [step for step in steps if step.is_tensor and step.kept is not None]
     cast = sum(step.dtype is not None for step in keeps)
@@ -99,6 +116,11 @@ def _counts(plan: Plan) -> str:
     elif plan.writes and (kept or not cast):
         counts.append(f"{counted(kept, 'tensor')} kept")
     return ", ".join(counts)
+
+
+def plan_more(plan: Plan) -> list[str]:
+    """What a plan has beside its layers: the files of a folder, and what is left out."""
+    return [*_files(plan), *_dropped(plan)]
 
 
 def _files(plan: Plan) -> list[str]:

@@ -10,8 +10,8 @@ from tests.helpers.golden import FIXTURES
 from tests.helpers.infos import new_pair, pair, state_at
 from wnconvert import Plan, fold_file
 from wnconvert.plan.fold import plan_fold
-from wnconvert.reports.conversions import plan_text, result_text
 from wnconvert.reports.tables import bytes_text
+from wnconvert.reports.text.conversions import plan_text, result_text
 from wnconvert.tensors.containers import Container
 from wnconvert.tensors.dtypes import dtype_named
 from wnconvert.tensors.tree import Sibling, StateDict, Tree
