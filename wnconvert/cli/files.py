@@ -14,6 +14,7 @@ from wnconvert.cli.options import (
     JSON,
     NO_PROGRESS,
     PROOFS,
+    RECORD,
     THREADS,
     TIME_LIMIT,
     TOLD,
@@ -70,6 +71,7 @@ FORMAT_CHOICES = ("table", "json", "csv", "markdown")
     help="A file that tells what keys do not: which norms fold into which layers, and with which eps.",
 )
 @TOLD
+@RECORD
 @click.option(
     "--keep-norms",
     is_flag=True,

@@ -174,7 +174,21 @@ def _is_ones(tensor: Leaf) -> bool:
 
 def _drafts(model: Model, index: Index, groups: _Groups, leaves: Sequence[Leaf]) -> Sequence[_Draft]:
     """The layers of these groups that something uses, or that are refused."""
-    drafts = [_draft(model, index, key, groups, leaves) for key in groups]
+    users: dict[int, list[Meaning]] = {}
+    for key in groups:
+        for number in key.numbers:
+            users.setdefault(number, []).append(key)
+    beside = {key: [other for other in users[key.original] if other != key] for key in groups}
+    drafts = [
+        _draft(
+            model,
+            index,
+            _Draft(key, {role: leaves[number] for role, number in key.tensors}),
+            group,
+            [groups[other] for other in beside[key]],
+        )
+        for key, group in groups.items()
+    ]
     kept = [draft for draft in drafts if draft.weights or draft.passed or draft.reason]
     _judge_functions(index, kept)
     return [draft for draft in kept if not (draft.reason and _is_any_product(draft))]
@@ -194,15 +208,23 @@ def _named(drafts: Iterable[_Draft]) -> Sequence[tuple[str, _Draft]]:
     ]
 
 
-def _draft(model: Model, index: Index, key: Meaning, groups: _Groups, leaves: Sequence[Leaf]) -> _Draft:
-    """The layer of one meaning: the layouts of its weight to store, and the values that they replace."""
-    draft = _Draft(key, {role: leaves[number] for role, number in key.tensors})
+def _draft(
+    model: Model,
+    index: Index,
+    draft: _Draft,
+    group: Sequence[_Sighting],
+    others: Sequence[Sequence[_Sighting]],
+) -> _Draft:
+    """The layer of one meaning: the layouts of its weight to store, and the values that they replace.
+
+    ``group`` are the values that are its weight, ``others`` those that are other weights of its original.
+    """
     stored_in = draft.original.value[0]
     home = index.roots[stored_in]
     in_function = isinstance(index.scopes[home], OnnxFunction)
-    gone = _gone_with_others(index, groups, key)
+    gone = _gone_with_others(index, others, group)
     stacks: dict[tuple[str, tuple[int, ...]], list[_Sighting]] = {}
-    for sighting in groups[key]:
+    for sighting in group:
         root = index.roots[sighting.seen.place[0]]
         if in_function and root == home and sighting.seen.calls:
             continue  # a tensor that a function stores is the same in every call
@@ -233,15 +255,16 @@ def _draft(model: Model, index: Index, key: Meaning, groups: _Groups, leaves: Se
     return draft
 
 
-def _gone_with_others(index: Index, groups: _Groups, key: Meaning) -> Collection[int]:
+def _gone_with_others(
+    index: Index, others: Iterable[Sequence[_Sighting]], own: Sequence[_Sighting]
+) -> Collection[int]:
     """The nodes that nothing uses once the other weights of the same original are stored.
 
     1·v/‖v‖ has the form of weight norm, but may be a step on the way to g·v/‖v‖, as w·mask is on the way to
     what is made of a masked weight.
     """
-    others = (group for other, group in groups.items() if other != key and key.original in other.numbers)
     places = set().union(*map(_places, others))
-    return removal(index, places - _places(groups[key])).nodes if places else ()
+    return removal(index, places - _places(own)).nodes if places else ()
 
 
 def _places(group: Iterable[_Sighting]) -> set[ValueId]:

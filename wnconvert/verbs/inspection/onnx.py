@@ -74,6 +74,7 @@ def graph_layers(
     made = rows_made(rows, workers)
     refused = ((item.name, item.reason) for item in found.refused)
     notes = [*told(refused, " is refused: ", " are refused: "), *hints_on(found.others, (), ())]
+    notes += opened.provenance.notes
     if opened.has_training:
         notes.append("the file has training graphs, which use weights too")
     return GraphInspection(made, _fold_in_words(found, computed, made.rows), computed, tuple(notes))

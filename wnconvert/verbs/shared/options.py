@@ -105,8 +105,8 @@ class RunOptions:
     ``threads`` is None for the processors at hand, at most 4. ``progress`` is called with the bytes done and
     the bytes in all, never from two threads at once. An output that is ``passing`` is read at once, then
     deleted. ``prove`` is called with an output before it is put in place. ``executor`` writes each file of a
-    folder on a disk as a job of its own, with so many ``threads``. Raises ``ArgumentError`` for less than one
-    thread.
+    folder on a disk as a job of its own, with so many ``threads``. ``record`` puts a record of what was done
+    into an ONNX model. Raises ``ArgumentError`` for less than one thread.
     """
 
     force: bool = False
@@ -118,6 +118,7 @@ class RunOptions:
     passing: bool = False
     prove: Prove | None = field(default=None, repr=False, compare=False)
     executor: Executor | None = field(default=None, repr=False, compare=False)
+    record: bool = True
 
     def __post_init__(self) -> None:
         """Check the number of threads."""
