@@ -1,23 +1,25 @@
-"""Products of powers of stored tensors and of sums of such products, by shapes alone.
+"""Products of powers of stored tensors, of sums of such products and of guarded ones, by shapes alone.
 
-A *monomial* is a value such as g·v·(Σv²)^(-1/2) or w·(Σu·w·v)^(-1). Its shape is a tuple of *dims*, each made
-of *atoms*: an atom is an axis of size > 1 of some tensor, or a part of one, and a dim is the product of its
-atoms in C order (``()`` is a dim of size 1). Atoms are numbered in order, and each factor names the atoms
-along which each axis of its tensor runs. What a sum does not run over is taken out of it, and a sum within a
-sum is one sum, so values are equal if their monomials are, and mostly the other way round, however the graph
-computes them.
+A *monomial* is a value such as g·v·(Σv²)^(-1/2) or w·(Σu·w·v)^(-1), times a number. Its shape is a tuple of
+*dims*, each made of *atoms*: an atom is an axis of size > 1 of some tensor, or a part of one, and a dim is
+the product of its atoms in C order (``()`` is a dim of size 1). Atoms are numbered in order, and each factor
+names the atoms along which each axis of its tensor runs. What a sum does not run over is taken out of it, and
+a sum within a sum is one sum, so values are equal if their monomials are, and mostly the other way round,
+however the graph computes them.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import pairwise
 from typing import TypeAlias
 
 __all__ = [
+    "ADDED",
+    "LARGER",
     "SUM",
     "VALUE",
     "Dims",
@@ -26,11 +28,14 @@ __all__ = [
     "Powers",
     "atoms_of",
     "expanded",
+    "guarded",
+    "in_any_order",
     "laid_out",
     "leaf",
     "limited",
     "magnitude",
     "multiplied",
+    "numbers_in",
     "ones",
     "power",
     "product_of",
@@ -39,6 +44,7 @@ __all__ = [
     "tensor_numbers",
     "transposed",
     "unsqueezed",
+    "with_numbers",
 ]
 
 
@@ -46,8 +52,11 @@ Dims: TypeAlias = tuple[tuple[int, ...], ...]
 
 #: The kinds of factors: a tensor itself, its absolute value, or a sum.
 VALUE, MAGNITUDE, SUM = "value", "magnitude", "sum"
+#: Factors with a guard: the larger of a product and a number, or the sum of both; all are positive.
+LARGER, ADDED = "larger", "added"
 
 _MOST_TENSORS = 32  # weight norm, masked, within spectral norm has 13
+_MOST_BITS = 4096  # of a number: a quotient of two float64 has at most 2,100
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -55,7 +64,9 @@ class Factor:
     """A stored tensor (by number), its magnitude, or a sum of the product ``of``, whose atoms have ``sizes``.
 
     ``axes`` has the atoms along which each axis of the tensor runs; of a sum (tensor -1), those along which
-    each atom of its product runs. ``()`` is an axis of size 1, or an atom that is summed over.
+    each atom of its product runs. ``()`` is an axis of size 1, or an atom that is summed over. A guarded
+    factor (tensor -1) is like a sum over nothing: of ``number`` times ``of``, and ``eps``. ``all`` is the
+    number that all elements of a tensor are, if they are known to be one.
     """
 
     tensor: int
@@ -63,6 +74,9 @@ class Factor:
     axes: tuple[tuple[int, ...], ...]
     of: Powers = ()
     sizes: tuple[int, ...] = ()
+    number: Fraction = Fraction(1)
+    eps: Fraction = Fraction(0)
+    all: Fraction | None = None
 
     @property
     def atoms(self) -> tuple[int, ...]:
@@ -76,10 +90,11 @@ Powers: TypeAlias = tuple[tuple[Factor, Fraction], ...]
 
 @dataclass(frozen=True, slots=True)
 class Monomial:
-    """A product of powers of factors; ``dims`` holds the sizes of its atoms."""
+    """A number times a product of powers of factors; ``dims`` holds the sizes of its atoms."""
 
     dims: Dims
     factors: Powers
+    number: Fraction = Fraction(1)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -89,12 +104,12 @@ class Monomial:
 
 def tensor_numbers(powers: Powers) -> frozenset[int]:
     """The numbers of all tensors in a product, those in its sums among them."""
-    own = {factor.tensor for factor, _ in powers if factor.kind != SUM}
+    own = {factor.tensor for factor, _ in powers if factor.tensor >= 0}
     return frozenset(own.union(*(tensor_numbers(factor.of) for factor, _ in powers)))
 
 
-def leaf(number: int, shape: Sequence[int]) -> Monomial | None:
-    """The monomial of a stored tensor; None if it has no elements.
+def leaf(number: int, shape: Sequence[int], all_of_it: Fraction | None = None) -> Monomial | None:
+    """The monomial of a stored tensor, all of whose elements may be one number; None if it has none.
 
     >>> leaf(0, (8, 1, 3)).dims, leaf(0, (8, 1, 3)).factors[0][0].axes
     (((8,), (), (3,)), ((0,), (), (1,)))
@@ -103,12 +118,12 @@ def leaf(number: int, shape: Sequence[int]) -> Monomial | None:
         return None
     long = [axis for axis, size in enumerate(shape) if size != 1]
     axes = tuple((long.index(axis),) if size != 1 else () for axis, size in enumerate(shape))
-    return Monomial(_dims_of(shape), ((Factor(number, VALUE, axes), Fraction(1)),))
+    return Monomial(_dims_of(shape), ((Factor(number, VALUE, axes, all=all_of_it), Fraction(1)),))
 
 
-def ones(shape: Sequence[int]) -> Monomial | None:
-    """The monomial of a tensor of ones; None if it has no elements."""
-    return None if 0 in shape else Monomial(_dims_of(shape), ())
+def ones(shape: Sequence[int], number: Fraction = Fraction(1)) -> Monomial | None:
+    """The monomial of a tensor of ones, or of another number; None without elements, or if that is 0."""
+    return None if 0 in shape or not number else Monomial(_dims_of(shape), (), number)
 
 
 def _dims_of(shape: Iterable[int]) -> Dims:
@@ -162,7 +177,8 @@ def transposed(monomial: Monomial, order: Sequence[int]) -> Monomial | None:
     atoms = atoms_of(monomial.dims)
     moved = [atom for axis in order for atom in atoms[axis]]
     places = {atom: (place,) for place, atom in enumerate(moved)}
-    return Monomial(tuple(monomial.dims[axis] for axis in order), renumbered(monomial.factors, places))
+    dims = tuple(monomial.dims[axis] for axis in order)
+    return Monomial(dims, renumbered(monomial.factors, places), monomial.number)
 
 
 def laid_out(monomial: Monomial, axes: Sequence[Sequence[int]]) -> Monomial:
@@ -171,7 +187,7 @@ def laid_out(monomial: Monomial, axes: Sequence[Sequence[int]]) -> Monomial:
     moved = [atom for axis in axes for atom in axis]
     places = {atom: (place,) for place, atom in enumerate(moved)}
     dims = tuple(tuple(sizes[atom] for atom in axis) for axis in axes)
-    return Monomial(dims, renumbered(monomial.factors, places))
+    return Monomial(dims, renumbered(monomial.factors, places), monomial.number)
 
 
 def regrouped(monomial: Monomial, shape: Sequence[int]) -> Monomial | None:
@@ -244,16 +260,19 @@ def multiplied(a: Monomial, b: Monomial) -> Monomial | None:
         *renumbered(a.factors, dict(enumerate(places_a))),
         *renumbered(b.factors, dict(enumerate(places_b))),
     )
-    return limited(tuple(dims), product_of(factors))
+    return limited(tuple(dims), product_of(factors), a.number * b.number)
 
 
-def limited(dims: Dims, factors: Powers) -> Monomial | None:
+def limited(dims: Dims, factors: Powers, number: Fraction = Fraction(1)) -> Monomial | None:
     """A monomial, if it is not too large."""
-    return Monomial(dims, factors) if _count(factors) <= _MOST_TENSORS else None
+    is_small = _count(factors) <= _MOST_TENSORS and number.denominator.bit_length() <= _MOST_BITS
+    return (
+        Monomial(dims, factors, number) if is_small and number.numerator.bit_length() <= _MOST_BITS else None
+    )
 
 
 def _count(powers: Powers) -> int:
-    return sum(_count(factor.of) if factor.kind == SUM else 1 for factor, _ in powers)
+    return sum(1 if factor.tensor >= 0 else _count(factor.of) for factor, _ in powers)
 
 
 def _cut_both(a: Sequence[int], b: Sequence[int]) -> tuple[int, ...] | None:
@@ -307,14 +326,110 @@ def power(monomial: Monomial, exponent: Fraction) -> Monomial | None:
         return None
     if any(new.denominator != 1 for factor, new in parts if factor.kind == VALUE):
         return None
-    return Monomial(monomial.dims, product_of(parts))
+    number = _number_to(monomial.number, exponent)
+    if number is None:
+        inside = guarded(monomial, ADDED, Fraction(0))
+        return power(inside, exponent) if inside is not None else None
+    return limited(monomial.dims, product_of(parts), number)
+
+
+def _number_to(number: Fraction, exponent: Fraction) -> Fraction | None:
+    """A power of a number; None if it is not rational."""
+    if exponent.denominator == 1:
+        return number**exponent.numerator
+    up, down = (math.isqrt(max(part, 0)) for part in (number.numerator, number.denominator))
+    is_square = (up**2, down**2) == (number.numerator, number.denominator)
+    return Fraction(up, down) ** exponent.numerator if is_square else None
+
+
+def guarded(monomial: Monomial, kind: str, eps: Fraction) -> Monomial | None:
+    """The larger of a value and of a number, or their sum; None if the value may be negative.
+
+    >>> squares = power(leaf(0, (8,)), Fraction(2))
+    >>> guarded(squares, LARGER, Fraction(1)).factors[0][0].kind, guarded(leaf(0, (8,)), LARGER, Fraction(1))
+    ('larger', None)
+    """
+    unknown = tuple(part for part in monomial.factors if not part[0].all or part[0].all < 0)
+    if monomial.number <= 0 or eps < 0 or not _is_product_positive(unknown):
+        return None
+    sizes = [size for dim in monomial.dims for size in dim]
+    product = sorted(monomial.factors, key=in_any_order)
+    atoms = list(dict.fromkeys(atom for factor, _ in product for atom in factor.atoms))
+    of = renumbered(tuple(product), {atom: (place,) for place, atom in enumerate(atoms)})
+    axes = tuple((atom,) for atom in atoms)
+    made = Factor(-1, kind, axes, of, tuple(sizes[atom] for atom in atoms), monomial.number, eps)
+    return limited(monomial.dims, ((made, Fraction(1)),))
+
+
+def in_any_order(part: tuple[Factor, Fraction]) -> tuple[Factor, Fraction, Factor]:
+    """A key for sorting that looks at the numbers of atoms last: these are not the same everywhere."""
+    factor, exponent = part
+    return replace(factor, axes=tuple((0,) * len(axis) for axis in factor.axes)), exponent, factor
+
+
+def _is_product_positive(factors: Powers) -> bool:
+    return all(exponent % 2 == 0 or _is_positive(factor) for factor, exponent in factors)
 
 
 def _is_positive(factor: Factor) -> bool:
     """Whether a factor is known not to be negative."""
     if factor.kind == SUM:
-        return all(exponent % 2 == 0 or _is_positive(part) for part, exponent in factor.of)
-    return factor.kind == MAGNITUDE
+        return _is_product_positive(factor.of)
+    return factor.kind in (MAGNITUDE, LARGER, ADDED)
+
+
+def numbers_in(powers: Powers) -> dict[int, Fraction]:
+    """The tensors in a product that are one number, and which."""
+    found = {factor.tensor: factor.all for factor, _ in powers if factor.all is not None}
+    for factor, _ in powers:
+        found |= numbers_in(factor.of)
+    return found
+
+
+def with_numbers(monomial: Monomial, tensors: Collection[int]) -> Monomial | None:
+    """The value with some tensors as the one number that each holds; None if that is not rational.
+
+    >>> with_numbers(multiplied(leaf(0, (8,)), leaf(1, (), Fraction(3))), {1}).number
+    Fraction(3, 1)
+    """
+    if not tensors:
+        return monomial
+    found = _without(monomial.factors, tensors)
+    return limited(monomial.dims, found[0], monomial.number * found[1]) if found is not None else None
+
+
+def _without(factors: Powers, tensors: Collection[int]) -> tuple[Powers, Fraction] | None:
+    """A product without some tensors, and what they make of it."""
+    left: list[tuple[Factor, Fraction]] = []
+    made = Fraction(1)
+    for factor, exponent in factors:
+        if factor.tensor in tensors:
+            number = factor.all or Fraction(0)
+            by = _number_to(abs(number) if factor.kind == MAGNITUDE else number, exponent) if number else None
+            if by is None:
+                return None
+            made *= by
+        elif factor.kind in (LARGER, ADDED):
+            inside = _without(factor.of, tensors)
+            if inside is None:
+                return None
+            left.append((_reopened(factor, *inside), exponent))
+        else:
+            left.append((factor, exponent))
+    return product_of(left), made
+
+
+def _reopened(factor: Factor, of: Powers, number: Fraction) -> Factor:
+    """A guarded factor with another product in it, which runs along some of its atoms."""
+    used = sorted({atom for part, _ in of for atom in part.atoms})
+    places = {atom: (place,) for place, atom in enumerate(used)}
+    return replace(
+        factor,
+        of=renumbered(of, places),
+        axes=tuple(factor.axes[atom] for atom in used),
+        sizes=tuple(factor.sizes[atom] for atom in used),
+        number=factor.number * number,
+    )
 
 
 def magnitude(monomial: Monomial) -> Monomial | None:
@@ -325,4 +440,4 @@ def magnitude(monomial: Monomial) -> Monomial | None:
         (replace(factor, kind=MAGNITUDE) if factor.kind == VALUE else factor, exponent)
         for factor, exponent in monomial.factors
     ]
-    return Monomial(monomial.dims, product_of(parts))
+    return Monomial(monomial.dims, product_of(parts), abs(monomial.number))

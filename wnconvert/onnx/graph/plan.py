@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from wnconvert.errors import LayerError
+from wnconvert.layers.kinds.formulas import formula_notes
 from wnconvert.layers.kinds.others import hints_on
 from wnconvert.layers.kinds.table import WORDS
 from wnconvert.layers.rules import NormBehind
@@ -72,7 +73,8 @@ def plan_onnx(opened: OnnxFile, selection: Selection = Selection()) -> OnnxFold:
         item for item in layers if item.layer.name in made
     )  # others are removed with the scope that stores them
     planned = tuple(_planned(model, state, layers, changed) for state in tree.state_dicts)
-    notes = [*tree.notes, *idle_excludes(selection, names), *_notes(model, changed, layers)]
+    formulas = formula_notes(item.layer for item in layers)
+    notes = [*tree.notes, *idle_excludes(selection, names), *_notes(model, changed, layers), *formulas]
     stay = found.stay if NormBehind.kind in selection.kinds else ()
     notes += told(((norm.name, norm.reason) for norm in stay), " stays: ", " stay: ")
     hints = tuple(hints_on(found.others, selection.kinds, (item.layer for item in found.layers)))
