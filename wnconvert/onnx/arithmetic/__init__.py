@@ -1,10 +1,11 @@
 """What the nodes of an ONNX model compute of its stored tensors, symbolically.
 
 constants     evaluation of shape arithmetic
-known         what is known of a value
 monomials     products of powers of tensors, by shapes alone
+powers        powers of monomials, and guarded ones
 sums          sums of such products, and products of matrices
 rowwise       sums of products of elements and of means of rows
+known         what is known of a value
 rowoperators  the result of an operator on such sums
 guards        the result of an operator that guards a value
 operators     the result of an operator, as far as its inputs are known

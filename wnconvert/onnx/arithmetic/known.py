@@ -13,11 +13,11 @@ from wnconvert.onnx.arithmetic.rowwise import RowValue
 from wnconvert.tensors.blocks import Array
 from wnconvert.tensors.dtypes import DType
 
-__all__ = ["HALVES", "Compared", "KnownValue"]
+__all__ = ["HALF_DTYPES", "Compared", "KnownValue"]
 
 
 #: The dtypes to which values are rounded so that a wider one gives them no more digits.
-HALVES = ("float16", "bfloat16")
+HALF_DTYPES = ("float16", "bfloat16")
 
 
 @dataclass(frozen=True, slots=True)

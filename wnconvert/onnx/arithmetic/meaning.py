@@ -20,18 +20,15 @@ from wnconvert.onnx.arithmetic.monomials import (
     VALUE,
     Factor,
     Monomial,
-    guarded,
     laid_out,
     leaf,
     multiplied,
-    numbers_in,
     ones,
-    power,
     regrouped,
     tensor_numbers,
     transposed,
-    with_numbers,
 )
+from wnconvert.onnx.arithmetic.powers import guarded, numbers_in, power, with_numbers
 from wnconvert.onnx.arithmetic.sums import matrix_product, summed
 from wnconvert.tensors.tree import Dim, Shape
 

@@ -12,17 +12,16 @@ import numpy as np
 from wnconvert.numerics.rounding import cast
 from wnconvert.onnx.arithmetic.constants import MOST_ELEMENTS, axes_of, evaluate, flag_attribute
 from wnconvert.onnx.arithmetic.guards import GUARDS, compared_by
-from wnconvert.onnx.arithmetic.known import HALVES, KnownValue
+from wnconvert.onnx.arithmetic.known import HALF_DTYPES, KnownValue
 from wnconvert.onnx.arithmetic.monomials import (
     Monomial,
     expanded,
-    magnitude,
     multiplied,
-    power,
     regrouped,
     transposed,
     unsqueezed,
 )
+from wnconvert.onnx.arithmetic.powers import magnitude, power
 from wnconvert.onnx.arithmetic.rowoperators import RowInput, row_result
 from wnconvert.onnx.arithmetic.rowwise import RowValue
 from wnconvert.onnx.arithmetic.sums import matrix_product, summed
@@ -135,7 +134,7 @@ def _dtype(
         return _cast_to(inputs, settings)
     dtype = known[1].dtype if op == "Where" and len(known) > 1 else known[0].dtype
     arithmetic = op not in _VIEWS
-    return dtype, any(value.coarse for value in known) or (arithmetic and dtype.name in HALVES)
+    return dtype, any(value.coarse for value in known) or (arithmetic and dtype.name in HALF_DTYPES)
 
 
 def _cast_to(inputs: Sequence[KnownValue | None], settings: Mapping[str, Any]) -> tuple[DType | None, bool]:
@@ -150,7 +149,7 @@ def _cast_to(inputs: Sequence[KnownValue | None], settings: Mapping[str, Any]) -
     widens = source.dtype.is_float8 or (
         target.foldable and source.dtype.foldable and target.holds(source.dtype)
     )
-    return target, source.coarse or (not widens and target.name in HALVES)
+    return target, source.coarse or (not widens and target.name in HALF_DTYPES)
 
 
 _Inputs: TypeAlias = Sequence[KnownValue | None]

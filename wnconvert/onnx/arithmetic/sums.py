@@ -29,7 +29,8 @@ __all__ = ["matrix_product", "summed"]
 def summed(monomial: Monomial, axes: Iterable[int], *, keepdims: bool) -> Monomial | None:
     """The sum over axes; None if it would run over an axis along which no tensor runs.
 
-    >>> from wnconvert.onnx.arithmetic.monomials import leaf, power
+    >>> from wnconvert.onnx.arithmetic.monomials import leaf
+    >>> from wnconvert.onnx.arithmetic.powers import power
     >>> total = summed(power(leaf(0, (8, 4, 3)), Fraction(2)), (1, 2), keepdims=True)
     >>> total.dims, total.factors[0][0].kind, total.factors[0][0].axes
     (((8,), (), ()), 'sum', ((0,), (), ()))

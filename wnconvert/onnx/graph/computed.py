@@ -8,7 +8,7 @@ from typing import TypeAlias
 
 from wnconvert.layers.rules import ORIGINAL, Mask
 from wnconvert.layers.schemes import Layer, Refused
-from wnconvert.onnx.arithmetic.known import HALVES
+from wnconvert.onnx.arithmetic.known import HALF_DTYPES
 from wnconvert.onnx.arithmetic.meaning import Meaning, meaning_of
 from wnconvert.onnx.arithmetic.monomials import VALUE, Factor
 from wnconvert.onnx.arithmetic.rowwise import RowValue
@@ -131,7 +131,7 @@ class _Draft:
 def _sighting(seen: SeenValue, leaves: Sequence[Leaf], shapes: Sequence[Shape]) -> _Sighting | None:
     """A value as a weight; None if it is none, or if no strides describe its layout."""
     monomial, rows = seen.value.monomial, seen.value.rows
-    if seen.value.coarse and seen.value.dtype.name not in HALVES:
+    if seen.value.coarse and seen.value.dtype.name not in HALF_DTYPES:
         return None  # digits that float16 has lost do not come back
     if monomial is None or len(monomial.factors) < 2:
         return _standardized(seen, rows, leaves) if rows is not None else None
