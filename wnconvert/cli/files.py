@@ -61,8 +61,8 @@ FORMAT_CHOICES = ("table", "json", "csv", "markdown")
 @globs("Fold")
 @kinds_option(
     "What to fold: weight, spectral, prune; all is these three; spectral-step is spectral norm of ports "
-    "that take a step in eval; of an ONNX model also norm (batch norm) and standardize. A layer under "
-    "several needs all of them."
+    "that take a step in eval; of an ONNX model also unit (rows of length 1), norm (batch norm) and "
+    "standardize. A layer under several needs all of them."
 )
 @click.option(
     "--recipe",

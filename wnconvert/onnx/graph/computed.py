@@ -8,12 +8,13 @@ from typing import TypeAlias
 
 from wnconvert.layers.rules import ORIGINAL, Mask, Rule
 from wnconvert.layers.schemes import Layer, Refused
+from wnconvert.onnx.arithmetic.known import HALF_DTYPES
 from wnconvert.onnx.arithmetic.meaning import Meaning, meaning_of
-from wnconvert.onnx.arithmetic.monomials import VALUE, Factor, tensor_numbers
+from wnconvert.onnx.arithmetic.monomials import VALUE, Factor
 from wnconvert.onnx.arithmetic.rowwise import RowValue
 from wnconvert.onnx.arithmetic.standardized import standardization_of
 from wnconvert.onnx.file.model import Constant, Graph, Model, OnnxFunction
-from wnconvert.onnx.graph.index import Index, ValueId, removal, unique_name
+from wnconvert.onnx.graph.index import Index, ValueId, may_be_replaced, removal, unique_name
 from wnconvert.onnx.graph.names import has_name_of, weight_name
 from wnconvert.onnx.graph.neighbours import Behind
 from wnconvert.onnx.graph.values import Leaf, SeenValue, Symbols
@@ -136,15 +137,11 @@ class _Draft:
 def _sighting(seen: SeenValue, leaves: Sequence[Leaf], shapes: Sequence[Shape]) -> _Sighting | None:
     """A value as a weight; None if it is none, or if no strides describe its layout."""
     monomial, rows = seen.value.monomial, seen.value.rows
+    if seen.value.coarse and seen.value.dtype.name not in HALF_DTYPES:
+        return None  # digits that float16 has lost do not come back
     if monomial is None or len(monomial.factors) < 2:
         return _standardized(seen, rows, leaves) if rows is not None else None
-    units = {number for number in tensor_numbers(monomial.factors) if _is_ones(leaves[number])}
-    found = meaning_of(
-        monomial,
-        shapes,
-        units,
-        lambda number, rule: has_name_of(leaves[number].value[1], rule),
-    )
+    found = meaning_of(monomial, shapes, lambda number, rule: has_name_of(leaves[number].value[1], rule))
     if found is None:
         return None
     meaning, original = found
@@ -165,11 +162,6 @@ def _standardized(seen: SeenValue, rows: RowValue, leaves: Sequence[Leaf]) -> _S
     dims = tuple(tuple(size for *_, size in dim) for dim in rows.dims)
     view = weight_view(dims, Factor(rows.whole, VALUE, axes), meaning.rule, parts, seen.value.dtype)
     return _Sighting(meaning, seen, view) if view is not None else None
-
-
-def _is_ones(tensor: Leaf) -> bool:
-    values = tensor.constant.values
-    return values is not None and all(value == 1 for value in values)
 
 
 def _drafts(model: Model, index: Index, groups: _Groups, leaves: Sequence[Leaf]) -> Sequence[_Draft]:
@@ -306,7 +298,7 @@ def why_unfit(model: Model, index: Index, tensor: Leaf) -> tuple[str, str] | Non
             f"the elements of {name} are not stored end to end",
             "save the model again with raw_data (onnx.numpy_helper.from_array), or ",
         )
-    if (model.ir_version >= 4 or path) and tensor.value in index.inputs:
+    if may_be_replaced(index, model.ir_version, tensor.value):
         remedy = (
             "export again with keep_initializers_as_inputs=False, or take it out of the inputs "
             "(python -m onnxruntime.tools.remove_initializer_from_input), or "

@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 
 from wnconvert.errors import ArgumentError, VerifyError, WnconvertError
 from wnconvert.layers.kinds.table import ALL
+from wnconvert.layers.rules import Unit
 from wnconvert.layers.schemes import Selection
 from wnconvert.messages import counted, listed, refuse_other_than_path
 from wnconvert.onnx.graph.edits import renamed
@@ -291,7 +292,7 @@ class _Export:
         """Fold what is left in the graph of weight norm and all other kinds, name the initializers, write."""
         graph, path = graph_of(made.exported), _written(folder, self.target)
         with self.steps("fold", "weight norm that the exporter left in the graph") as step:
-            fold = plan_onnx(graph, Selection(kinds=ALL))
+            fold = plan_onnx(graph, Selection(kinds=(*ALL, Unit.kind)))
             left = f"{counted(len(fold.layers), 'layer')} that the exporter left in the graph"
             step.detail = left if fold.layers else "no weight norm was left in the graph"
         with self.steps("name", "initializers after layers") as step:

@@ -147,9 +147,9 @@ def fold_file(
     (``"float16"`` or ``"fp16"``, ``torch.bfloat16``, ``numpy.float32`` …) folds and casts in one rounding.
     ``kinds`` are those of the layers to fold: ``"weight"`` norm, ``"spectral"`` norm, ``"prune"``,
     ``"spectral-step"`` (ports that take a step in eval), ``"all"`` for the first three, and of an ONNX model
-    ``"norm"`` (batch norm) and ``"standardize"``; a layer under several needs all of them. ``recipe``, a
-    ``Recipe`` or its file, tells what keys do not: which norms fold into
-    which layers, and what classes make of their weights. Without one, ``norm`` says which norms fold: those
+    ``"unit"`` (rows of length 1), ``"norm"`` (batch norm) and ``"standardize"``; a layer under several needs
+    all of them. ``recipe``, a ``Recipe`` or its file, tells what keys do not: which norms fold into which
+    layers, and what classes make of their weights. Without one, ``norm`` says which norms fold: those
     of which names tell the layer (``"by-names"``), or pairs (``"NORM=LAYER"``), all with ``eps``.
     ``standardize`` are globs on weights that their classes standardize, by ``std`` (``"biased"`` or
     ``"unbiased"``), with ``eps`` added to the variance or to the deviation (``eps_at``, ``"var"`` or
