@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from tests.helpers.runner import Runner
 from wnconvert import ArgumentError, ExportReport, OutputError, export_onnx, inspect_state_dict
 from wnconvert.reports.cards import card_text
 
-ASKED = {"inputs": "input=float32[B,3]", "exporter": "torchscript", "samples": 2}
+ASKED: dict[str, Any] = {"inputs": "input=float32[B,3]", "exporter": "torchscript", "samples": 2}
 
 
 @pytest.fixture(scope="module")
