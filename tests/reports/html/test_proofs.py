@@ -16,6 +16,7 @@ from tests.helpers.reports import export_report
 from tests.helpers.runner import Runner
 from tests.reports.html.test_comparisons import data_in
 from tests.reports.html.test_page import ODD, Tags
+from wnconvert.plan.plan import ComputedWeight
 from wnconvert.reports.html.page import page_text, write_page
 from wnconvert.reports.html.proofs import proof_page
 from wnconvert.reports.html.signals import picture_of, wave_of
@@ -121,6 +122,14 @@ def test_a_page_has_each_output_beside_its_tolerance(off: float, css: str) -> No
         "B = 2",
     ):
         assert said in text
+
+
+def test_weights_that_are_still_computed_are_named_with_the_reason() -> None:
+    computed = (ComputedWeight("", "dec.0.weight", "Sin, Mul", "node", "no rule", "fold it before"),)
+    text = page_text(proof_page(replace(export_report(), computed=computed, residual_weight_norm=0), "x"))
+    assert "<td>Sin, Mul</td><td>no rule (fold it before)</td>" in text
+    assert "<dt>still computed</dt><dd>1 weight</dd>" in text
+    assert 'id="computed"' not in page_text(proof_page(export_report(), "x"))
 
 
 def test_the_policy_allows_sounds_in_the_page_and_no_others() -> None:

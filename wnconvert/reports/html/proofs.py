@@ -87,8 +87,9 @@ def _facts(report: ExportReport, sha256: str) -> Iterator[tuple[str, str]]:
         graph = f", {report.folded_in_graph} in the graph" if report.folded_in_graph else ""
         yield "folded", f"{counted(report.folded_in_module, 'layer')} in the module{graph}, correctly rounded"
     if report.residual_weight_norm is not None:
-        left = report.residual_weight_norm
-        yield "still computed", f"{counted(left, 'layer')} of weight norm" if left else "no weight norm"
+        norms = counted(report.residual_weight_norm, "layer") if report.residual_weight_norm else "none"
+        yield "weight norm left", norms
+        yield "still computed", counted(len(report.computed), "weight") if report.computed else "no weight"
     if report.layers:
         off = max(layer.distance for layer in report.layers)
         yield "weights", f"{counted(len(report.layers), 'layer')} compared, at most {off:.3g} off"
