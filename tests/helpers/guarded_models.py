@@ -76,23 +76,23 @@ _COUNT, _ROWS = 12, 6
 _ROOT = Fraction(_f32(math.sqrt(1 / _COUNT)))
 
 SPELLED: dict[str, Spelled] = {
-    "g * F.normalize(v.flatten(1))": Spelled(lambda v, g: g * _flat(v), _norm(1e-12)),
+    "g * F.normalize(v)": Spelled(lambda v, g: g * _flat(v), _norm(1e-12)),
     "F.normalize(v)": Spelled(lambda v, g: _flat(v), _unit(1e-12)),
     "16 * F.normalize(v)": Spelled(lambda v, g: 16 * _flat(v), _unit(1e-12, 16)),
-    "g * v / ‖v‖.clamp(min=eps)": Spelled(lambda v, g: g * v / _length(v).clamp(min=1e-5), _norm(1e-5)),
-    "g * v / maximum(‖v‖, eps)": Spelled(
+    "g*v / norm.clamp(min=eps)": Spelled(lambda v, g: g * v / _length(v).clamp(min=1e-5), _norm(1e-5)),
+    "g*v / maximum(norm, eps)": Spelled(
         lambda v, g: g * v / torch.maximum(_length(v), torch.tensor(1e-5)), _norm(1e-5)
     ),
-    "g * v / where(‖v‖ > eps, ‖v‖, eps)": Spelled(_chosen, _norm(1e-3)),
-    "g * v / (‖v‖ + eps)": Spelled(lambda v, g: g * v / (_length(v) + 1e-8), _norm(1e-8, "norm")),
-    "g * v * rsqrt(Σv² + eps)": Spelled(
+    "g*v / where(norm > eps, norm, eps)": Spelled(_chosen, _norm(1e-3)),
+    "g*v / (norm + eps)": Spelled(lambda v, g: g * v / (_length(v) + 1e-8), _norm(1e-8, "norm")),
+    "g*v * rsqrt(squares + eps)": Spelled(
         lambda v, g: g * v * torch.rsqrt((v * v).sum((1, 2), keepdim=True) + 1e-6), _norm(1e-6, "squares")
     ),
-    "g * v * rsqrt(mean v² + eps)": Spelled(
+    "g*v * rsqrt(mean + eps)": Spelled(
         lambda v, g: g * v * torch.rsqrt(v.square().mean((1, 2), keepdim=True) + 1e-6),
         _norm(1e-6, "squares", Fraction(1, _COUNT)),
     ),
-    "g * v * rsqrt(max(Σv², eps))": Spelled(
+    "g*v * rsqrt(max(squares, eps))": Spelled(
         lambda v, g: g * v * torch.rsqrt(v.square().sum((1, 2), keepdim=True).clamp_min(1e-12)),
         _norm(1e-12, "max of squares"),
     ),

@@ -17,7 +17,7 @@ from wnconvert.layers.rules import Rule
 
 
 @crossed(name=SPELLED, exporter=EXPORTERS[::-1], opset=(18, *(opset for opset in OPSETS if opset != 18)))
-def test_each_spelling_of_each_exporter_and_opset_is_folded_with_the_nearest_numbers(
+def test_each_spelling_is_folded_to_the_nearest_numbers(
     name: str, exporter: str, opset: int, tmp_path: Path
 ) -> None:
     exported(name, exporter, opset, tmp_path / "in.onnx")
