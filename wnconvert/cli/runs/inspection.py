@@ -57,8 +57,7 @@ def show_inspections(
     written: tuple[str, ...] = ()
     if request is None:
         whole = _one(src[0], options | (_ON_A_PAGE if html is not None else {}), no_progress=no_progress)
-        results, found = [], [whole]
-        shown = [_asked(whole, sort, top, options)]
+        results, found, shown = [], [whole], [_asked(whole, sort, top, options)]
         written = _written(whole, html, force=force)
     else:
         results = inspect_many(src, request, options)
