@@ -10,7 +10,7 @@ import argparse
 import tempfile
 from pathlib import Path
 
-from tests.bench import checkpoints, fleets, stores, targets
+from tests.bench import checkpoints, fleets, pages, stores, targets
 from tests.bench.builds import build_of
 from tests.bench.measure import machine
 from tests.bench.rows import HEAD, line
@@ -18,7 +18,8 @@ from tests.bench.rows import HEAD, line
 #: The last commit before files were written past the page cache.
 BEFORE = "c2f5b07"
 
-_ALONE = {bench.__name__: bench for bench in (*checkpoints.BENCHES, *stores.BENCHES, *fleets.BENCHES)}
+_OTHERS = (*stores.BENCHES, *fleets.BENCHES, *pages.BENCHES)
+_ALONE = {bench.__name__: bench for bench in (*checkpoints.BENCHES, *_OTHERS)}
 _BESIDE = {bench.__name__: bench for bench in targets.BENCHES}
 
 

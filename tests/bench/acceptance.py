@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from tests.bench import judge
 from tests.bench.nets import Tcn
 from wnconvert.layers.schemes import Layer
-from wnconvert.verbs.models.proof.functions import input_names
+from wnconvert.verbs.models.proof.inputs.forwards import forward_of
 from wnconvert.verbs.modules.convert import fold_module
 from wnconvert.verbs.recipes.recipe import recipe_of
 
@@ -177,7 +177,7 @@ def measured(name: str) -> Figures:
     began, model = time.perf_counter(), MODELS[name]
     torch.manual_seed(1)
     module = scramble(model.make())
-    called = "input_ids" if model.ids else input_names(module)[0][0]
+    called = "input_ids" if model.ids else forward_of(module).names[0]
     recipe = recipe_of(module, inputs=f"{called}={model.inputs()}")
     x = torch.randint(0, model.ids, model.shape) if model.ids else torch.randn(model.shape)
     exact, plain = _run(copy.deepcopy(module).double(), x.double() if not model.ids else x), _run(module, x)

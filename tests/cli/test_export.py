@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from tests.cli.test_files import VARIABLES, environment
-from tests.helpers.export_models import vocoder
-from tests.helpers.golden import ROOT
+from tests.helpers.export_models import scripted, vocoder
+from tests.helpers.golden import FIXTURES, ROOT
 from tests.helpers.tool import Ended, run_here
 
 MODELS = "tests.helpers.export_models"
@@ -218,6 +218,58 @@ def test_a_slip_is_told_before_the_models_own_code_runs(
     assert done.returncode == 2
     assert says in done.stderr
     assert "it runs" not in done.stderr
+
+
+#: An input, and what is said of it where forward takes mel and ids.
+SLIPS = {
+    "name": ("mle=float32[1,T]", "no input 'mle'"),
+    "none": ("", "the model needs its inputs: mel, ids"),
+    "lacking": ("mel=float32[1,T]", "forward needs ids too"),
+    "file": ("mel=float32[1,T]=@absent.npz", "absent.npz"),
+    "dtype": ("mel=float23[1,T]", "no dtype is called float23"),
+    "axis": ("mel=float32[1,T?]", "'T?' is not a size"),
+    "values": ("mel=float32[3]=0,1", "2 values do not fit the shape [3]"),
+    "tied": ("mel=int64[1]=L", "no input has the size L"),
+}
+
+
+@pytest.mark.parametrize("slip", SLIPS)
+@pytest.mark.parametrize("verb", ["export", "check", "recipe", "fold"])
+def test_inputs_that_a_model_does_not_take_are_told_before_it_is_built(
+    tmp_path: Path, verb: str, slip: str
+) -> None:
+    asked, says = SLIPS[slip]
+    (tmp_path / "net.py").write_text(
+        "from torch import nn\nclass Net(nn.Module):\n    def forward(self, mel, ids): pass\n"
+        "def make() -> Net:\n    open('built', 'w')\n    return Net()\n"
+    )
+    model = f"{tmp_path}/net.py:make"
+    words: dict[str, tuple[str | Path, ...]] = {
+        "export": (model, "-o", tmp_path / "m.onnx"),
+        "check": (FIXTURES / "tcn.onnx", model),
+        "recipe": (model,),
+        "fold": (FIXTURES / "plain.pt", "--model", model, "-o", tmp_path / "out.pt"),
+    }
+    done = run_here(verb, *words[verb], *(("--input", asked) if asked else ()), folder=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert says in done.stderr
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name != "__pycache__") == ["net.py"]
+
+
+def test_the_list_of_inputs_needs_no_output_and_says_what_to_type(tmp_path: Path) -> None:
+    done = run("export", f"{MODELS}:Speech", "--list-inputs")
+    assert done.returncode == 0, done.stderr
+    *table, last = done.stdout.splitlines()
+    assert [line.split()[:2] for line in table[2:5]] == [["mel", "yes"], ["ids", "yes"], ["gain", "no"]]
+    assert last == "Speech: --input 'mel=float32[1,80,T]' --input 'ids=int64[1,L]<100'"
+    assert run("export", f"{MODELS}:Speech", "--list-inputs", "--quiet").stdout.splitlines() == [last]
+    torch.jit.save(scripted(torch.nn.Linear(3, 2)), tmp_path / "script.pt")
+    listed = json.loads(run("export", tmp_path / "script.pt", "--list-inputs", "--json").stdout)
+    assert listed["built"] is True
+    assert [each["text"] for each in listed["arguments"]] == ["input=float32[…]"]
+    lacking = run("export", f"{MODELS}:Speech", *MEL)
+    assert lacking.returncode == 2
+    assert "-o" in lacking.stderr
 
 
 def test_inputs_of_the_users_are_named_and_a_wrong_file_is_told_before_the_models_code_runs(

@@ -45,6 +45,7 @@ OF_THE_CLI = {
     "html",
     "verbose",
     "drift",
+    "list_inputs",
 }  # fmt: skip
 OF_PYTHON = {"progress", "on_plan", "dynamic", "prove", "executor", "made_by"}
 #: Options for many files, which the functions that end in _files have.
@@ -54,7 +55,7 @@ OF_MODEL = {"weights", "kwargs", "only", "strip_prefix", "trust"}
 #: What makes fold's ``prove``, what ``check_checkpoint`` has beside what ``check_onnx`` has, what
 #: ``write_recipe`` does with what ``trace_recipe`` tells, and what ``compare_onnx`` has.
 AROUND = {
-    "fold": {"model", "inputs", "ranges", "kwargs", "rtol", "atol"},
+    "fold": {"model", "inputs", "data", "ranges", "kwargs", "rtol", "atol"},
     "check": {"recipe"},
     "recipe": {"out", "force", "dry_run"},
     "compare": {"inputs", "ranges", "data", "min_snr", "outliers", "samples", "seed", "timeout"},

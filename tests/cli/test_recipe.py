@@ -114,7 +114,7 @@ def test_arguments_reach_the_factory(here: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (("net.py:make",), "Missing option '--input'"),
+        (("net.py:make",), "needs its inputs"),
         (("net.py:other", *INPUT), "other"),
         (("nothing.py:make", *INPUT), "nothing.py"),
         (("net.py:broken", *INPUT), "no weights here"),

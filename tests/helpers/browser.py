@@ -69,6 +69,24 @@ class Browser:
         self.run("arguments[0].scrollIntoView({block: 'center'})", found)
         found.click()
 
+    def choose(self, css: str, value: str) -> None:
+        """Choose an option of a select by its value."""
+        from selenium.webdriver.support.select import Select
+
+        Select(self.one(css)).select_by_value(value)
+
+    def type(self, css: str, text: str) -> None:
+        """Put a text into a field, in the place of what is there."""
+        field = self.one(css)
+        field.clear()
+        field.send_keys(text or " \ue003")  # a field that is cleared says so only after a key
+
+    def until(self, script: str) -> None:
+        """Wait until a script in the page returns what is true."""
+        from selenium.webdriver.support.wait import WebDriverWait
+
+        WebDriverWait(self.driver, 60, 0.02).until(lambda driver: driver.execute_script(script))
+
     def one(self, css: str) -> Any:
         """The first element of a selector."""
         return self.driver.find_element("css selector", css)
@@ -76,7 +94,7 @@ class Browser:
     def texts(self, css: str) -> list[str]:
         """The texts of all elements of a selector that can be seen."""
         found = "[...document.querySelectorAll(arguments[0])]"
-        return list(self.run(f"return {found}.filter(e => e.offsetParent).map(e => e.innerText)", css))
+        return list(self.run(f"return {found}.filter(e => e.checkVisibility()).map(e => e.innerText)", css))
 
     def hover(self, element: Any, x: int = 0, y: int = 0) -> None:
         """Move the mouse to a place in an element, counted from its middle."""

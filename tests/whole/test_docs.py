@@ -462,6 +462,14 @@ def test_the_json_of_exports_and_checks_is_as_documented(tmp_path: Path) -> None
     _hold(found, "Of export and check")
 
 
+def test_the_json_of_a_list_of_inputs_is_as_documented(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"architectures": ["VitsModel"]}')
+    found = [_json("export", model, "--list-inputs", "--json") for model in (tmp_path, "torch.nn:Linear")]
+    settings = [item.pop("settings") for item in found]
+    assert settings == [{"noise_scale": 0.0, "noise_scale_duration": 0.0}, {}]
+    _hold([{**item, "settings": {}} for item in found], "Of the list of inputs")
+
+
 def test_the_json_of_a_recipe_is_as_documented(tmp_path: Path) -> None:
     _, asked = _normed(tmp_path)
     found = _json("recipe", *asked, "-o", tmp_path / "net.toml", "--json")

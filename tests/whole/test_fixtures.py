@@ -26,16 +26,19 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_every_file_has_the_bytes_that_its_seed_gives(built: Path) -> None:
     # The one place where torch's version matters; constraints.txt pins it.
-    # magnitudes.png is README's picture, drawn by one of README's own commands.
-    # vocoder.py and old_vocoder are a user's own code, normed.toml a user's recipe.
+    # magnitudes.png is drawn by a command of the docs, page.png by picture.py.
+    # vocoder.py, speech.py and old_vocoder are a user's own code, normed.toml a user's recipe.
     others = {
         "golden",
         "make.py",
         "vocoder.py",
+        "speech.py",
         "old_vocoder",
         "normed.toml",
         "__pycache__",
         "magnitudes.png",
+        "page.png",
+        "picture.py",
     }
     names = {path.name for path in FIXTURES.iterdir()} - others
     assert names == {path.name for path in built.iterdir()}

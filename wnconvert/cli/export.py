@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from wnconvert.cli.completion import state_dicts
-from wnconvert.cli.options import CLEAN, TIME_LIMIT, epilog, with_options, with_output
+from wnconvert.cli.options import CLEAN, RECORD, TIME_LIMIT, epilog, with_options, with_output
 from wnconvert.cli.runs.start import check_torch
 from wnconvert.cli.terminal import StepLines, alarm, fitting_width, stdout_to_stderr
 from wnconvert.errors import ArgumentError, OutputError
@@ -33,7 +33,11 @@ _MODEL = with_options(
         metavar="CKPT",
         help="Load the weights of this checkpoint, of any kind and form.",
     ),
-    click.option("--kwargs", metavar="JSON|@FILE", help="Arguments of the factory, as a JSON object."),
+    click.option(
+        "--kwargs",
+        metavar="JSON|@FILE",
+        help="Arguments of the factory, or settings of a FOLDER's config, as a JSON object.",
+    ),
     click.option(
         "--only",
         metavar="PATH",
@@ -59,10 +63,10 @@ _FED = with_options(
         "inputs",
         metavar="NAME=DTYPE[SHAPE]",
         multiple=True,
-        required=True,
         help="An input, e.g. 'mel=float32[1,80,T]' or 'ids=int64[1,L]<100'; a letter is a dynamic size. "
         "'mel:x=…' is forward's mel, and x in the ONNX model. Behind the shape its values: '=0,1,0', '=L' "
-        "(the size L), '=0..1' (drawn between), '=@FILE.npz' (an example).",
+        "(the size L), '=0..1' (drawn between), '=@FILE.npz' (an example).  [default: those proposed for a "
+        "FOLDER]",
     ),
     click.option(
         "--inputs",
@@ -147,8 +151,12 @@ _REPORTING = with_options(
     "out",
     type=click.Path(),
     metavar="OUT",
-    required=True,
-    help="ONNX file to write.",
+    help="ONNX file to write.  [required, but for --list-inputs]",
+)
+@click.option(
+    "--list-inputs",
+    is_flag=True,
+    help="List the arguments of forward, and a text for each that is needed, and export nothing.",
 )
 @_MODEL
 @_FED
@@ -165,31 +173,46 @@ _REPORTING = with_options(
 @click.option("--external-data", is_flag=True, help="Write the weights to a file beside OUT.")
 @_PROOF
 @click.option("--keep-failed", is_flag=True, help="Keep a model that is not equal, with .failed in its name.")
-@click.option("-f", "--force", is_flag=True, help="Replace OUT if it exists.")
+@RECORD
+@click.option(
+    "--card",
+    type=click.Path(),
+    metavar="FILE.md",
+    help="Write a model card for the hub too: the weights, their SHA-256, the proof.",
+)
+@click.option("-f", "--force", is_flag=True, help="Replace OUT, and the card, if they exist.")
 @CLEAN
 @_REPORTING
-def export(model: str, out: str, **options: Any) -> int:
+def export(model: str, out: str | None, *, list_inputs: bool, **options: Any) -> int:
     """Export a model to ONNX with weight norm folded, and prove that it is equal.
 
-    MODEL is package.module:factory or path/to/file.py:factory, which is run; or the file of a .pt2 exported
-    program or a TorchScript archive. The unfolded module in torch is compared with OUT in onnxruntime, at
-    other sizes than the exported ones. Exit code 1: they differ, and OUT is not written.
+    MODEL is package.module:factory or path/to/file.py:factory, which is run; a FOLDER whose config.json names
+    a class of transformers or diffusers; or the file of a .pt2 exported program or a TorchScript archive. The
+    unfolded module in torch is compared with OUT in onnxruntime, at other sizes than the exported ones. Exit
+    code 1: they differ, and OUT is not written.
     """
     check_torch()
     built, shown = _taken(options, _BUILT), _taken(options, _SHOWN)
+    if list_inputs:
+        return _list_inputs(model, built, **shown)
+    if out is None:
+        raise click.MissingParameter(param_hint="'-o' / '--out' / '--output'", param_type="option")
     _check_texts(options)
 
     from wnconvert.storage.staging import check_target
+    from wnconvert.verbs.export.cards import check_card
     from wnconvert.verbs.export.export import export_onnx
     from wnconvert.verbs.export.request import model_path
 
     _check_other(out, model, built["weights"])
     check_target(model_path(out), force=options["force"])
+    if options["card"] is not None:
+        check_card(options["card"], model_path(out), force=options["force"])
 
-    def run(module: Any, progress: Callable[[Any], None]) -> Any:
-        return export_onnx(module, out, progress=progress, **options)
+    def run(module: Any, fed: Mapping[str, Any], progress: Callable[[Any], None]) -> Any:
+        return export_onnx(module, out, progress=progress, **fed, **options)
 
-    return _prove(run, model, built, **shown)
+    return _prove(run, model, built, _taken(options, _FED_BY), **shown)
 
 
 @click.command(
@@ -229,29 +252,43 @@ def check(path: str, model: str, **options: Any) -> int:
         del options["timeout"]
         if options.pop("require_folded"):
             raise ArgumentError("--require-folded is of ONNX models, and FILE is a folded checkpoint")
-    return _prove(partial(run, path, options), model, built, **shown)
+    fed = _taken(options, _FED_BY)
+    return _prove(partial(run, path, options), model, built, fed, **shown)
 
 
-def _check_graph(path: str, options: Mapping[str, Any], module: Any, progress: Callable[[Any], None]) -> Any:
+def _check_graph(
+    path: str,
+    options: Mapping[str, Any],
+    module: Any,
+    fed: Mapping[str, Any],
+    progress: Callable[[Any], None],
+) -> Any:
     """Check an ONNX model."""
     from wnconvert.verbs.export.check import check_onnx
 
-    return check_onnx(path, module, progress=progress, **options)
+    return check_onnx(path, module, progress=progress, **fed, **options)
 
 
-def _check_folded(path: str, options: Mapping[str, Any], module: Any, progress: Callable[[Any], None]) -> Any:
+def _check_folded(
+    path: str,
+    options: Mapping[str, Any],
+    module: Any,
+    fed: Mapping[str, Any],
+    progress: Callable[[Any], None],
+) -> Any:
     """Check a folded checkpoint, by a recipe of its model if none is given."""
     from wnconvert.verbs.export.folds import check_checkpoint
     from wnconvert.verbs.recipes.recipe import recipe_of
 
     told = options["recipe"]
     if told is None:
-        told = recipe_of(module, inputs=options["inputs"], ranges=options["ranges"], progress=progress)
-    return check_checkpoint(path, module, progress=progress, **{**options, "recipe": told})
+        told = recipe_of(module, progress=progress, **fed)
+    return check_checkpoint(path, module, progress=progress, **fed, **{**options, "recipe": told})
 
 
-#: The options that choose the model, and those that choose what is printed.
+#: The options that choose the model, what it is fed with, and what is printed.
 _BUILT = ("weights", "kwargs", "only", "strip_prefix", "trust")
+_FED_BY = ("inputs", "ranges", "data")
 _SHOWN = ("output", "wide")
 
 
@@ -274,16 +311,34 @@ def _check_texts(options: Mapping[str, Any]) -> None:
     from wnconvert.verbs.models.proof.samples import samples_of
     from wnconvert.verbs.models.proof.signatures import signature_of
 
-    signature = signature_of(options["inputs"], options["ranges"], data=options["data"])
-    samples_of(signature, options["samples"], options["seed"])
+    if options["inputs"]:  # those of a folder are known when its class is
+        signature = signature_of(options["inputs"], options["ranges"], data=options["data"])
+        samples_of(signature, options["samples"], options["seed"])
     check_outputs(options["outputs"])
     Leniency(options["min_snr"], options["outliers"])
 
 
+def _list_inputs(model: str, built: Mapping[str, Any], *, output: Output, wide: bool) -> int:
+    """Print what the model takes."""
+    from wnconvert.reports.text.exports import inputs_line, inputs_text
+    from wnconvert.verbs.models.loading.prepared import inputs_of
+
+    with stdout_to_stderr():  # the model's own prints are not part of the list
+        found = inputs_of(model, kwargs=built["kwargs"], trust=built["trust"])
+    output.notes(found.notes)
+    output.result(
+        found.to_dict,
+        lambda: inputs_text(found, fitting_width(wide=wide)),
+        lambda: inputs_line(found),
+    )
+    return 0
+
+
 def _prove(
-    run: Callable[[Any, Callable[[Any], None]], Any],
+    run: Callable[[Any, Mapping[str, Any], Callable[[Any], None]], Any],
     model: str,
     built: Mapping[str, Any],
+    fed: Mapping[str, Any],
     *,
     output: Output,
     wide: bool,
@@ -292,7 +347,7 @@ def _prove(
     from dataclasses import replace
 
     from wnconvert.reports.text.exports import proof_line, proof_text, step_text
-    from wnconvert.verbs.models.loading.model import prepared
+    from wnconvert.verbs.models.loading.prepared import prepared
 
     lines = StepLines()
 
@@ -302,8 +357,8 @@ def _prove(
 
     # The model's own prints are not part of the report.
     with stdout_to_stderr(), contextlib.closing(lines):
-        made = prepared(model, progress=progress, **built)
-        report = run(made.module, progress)
+        made = prepared(model, progress=progress, **fed, **built)
+        report = run(made.module, {**fed, "inputs": made.inputs, "ranges": made.ranges}, progress)
     report = replace(report, steps=(*made.steps, *report.steps), notes=(*made.notes, *report.notes))
     output.notes(report.notes)
     output.result(

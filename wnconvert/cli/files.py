@@ -14,6 +14,7 @@ from wnconvert.cli.options import (
     JSON,
     NO_PROGRESS,
     PROOFS,
+    RECORD,
     THREADS,
     TIME_LIMIT,
     TOLD,
@@ -60,8 +61,8 @@ FORMAT_CHOICES = ("table", "json", "csv", "markdown")
 @globs("Fold")
 @kinds_option(
     "What to fold: weight, spectral, prune; all is these three; spectral-step is spectral norm of ports "
-    "that take a step in eval; of an ONNX model also norm (batch norm) and standardize. A layer under "
-    "several needs all of them."
+    "that take a step in eval; of an ONNX model also unit (rows of length 1), norm (batch norm) and "
+    "standardize. A layer under several needs all of them."
 )
 @click.option(
     "--recipe",
@@ -70,6 +71,7 @@ FORMAT_CHOICES = ("table", "json", "csv", "markdown")
     help="A file that tells what keys do not: which norms fold into which layers, and with which eps.",
 )
 @TOLD
+@RECORD
 @click.option(
     "--keep-norms",
     is_flag=True,

@@ -21,6 +21,7 @@ __all__ = [
     "JSON",
     "NO_PROGRESS",
     "PROOFS",
+    "RECORD",
     "THREADS",
     "TIME_LIMIT",
     "TOLD",
@@ -117,6 +118,11 @@ class Conversion(click.Command):
 
 #: The choices of ``--proof``; a test compares them with those that Python takes.
 PROOFS = ("model", "layers", "none")
+RECORD = click.option(
+    "--record/--no-record",
+    default=True,
+    help="Keep a record of what was done in the output; of an ONNX model in its metadata.  [default: record]",
+)
 TIME_LIMIT = click.option(
     "--timeout",
     type=click.FloatRange(min=0, min_open=True),

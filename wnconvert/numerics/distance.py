@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,8 @@ __all__ = ["Measure", "Needed", "Tolerance", "ToleranceTest", "bites", "needed",
 
 #: Elements that are compared at a time if bits differ: their float64 scratch stays in cache.
 _BITE = 1 << 15
+#: The steps of a spread: distances of as many bits, from none to all 64, and one for rounding up to float64.
+_STEPS = 66
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +184,8 @@ class Measure:
     """The distance of two tensors, gathered block by block; without a ``judge``, bit for bit.
 
     Fields as in ``Difference``. ``rtol`` and ``atol`` are the least that pass, each together with the other
-    as it was given; ``worst`` is a place in C order.
+    as it was given; ``worst`` is a place in C order, ``worst_pair`` the elements there. ``spread`` counts the
+    elements that are 0, 1, 2 to 3, 4 to 7, … ulps apart.
     """
 
     judge: ToleranceTest | None
@@ -198,6 +201,8 @@ class Measure:
     squares_b: float = 0.0
     products: float = 0.0
     noise: float = 0.0
+    worst_pair: tuple[float, float] | None = None
+    spread: NDArray[np.int64] = field(default_factory=lambda: np.zeros(_STEPS, np.int64))
 
     def add(self, start: int, left: Array, right: Array) -> None:
         """Add the same elements of both tensors, the first of them at ``start``."""
@@ -232,6 +237,7 @@ class Measure:
         self.different += int(np.count_nonzero(apart))
 
     def _add_same(self, left: Array) -> None:
+        self.spread[0] += left.size
         a = scratch("a", left.shape, np.float64)
         np.copyto(a, left)
         square = _dot(a, a)
@@ -249,20 +255,25 @@ class Measure:
         self.noise += _dot(gap.d, gap.d)
         if gap.unmatched.any():
             if not self.unmatched:
-                self.worst = start + int(gap.unmatched.argmax())
+                self._worst_at(start, int(gap.unmatched.argmax()), left, right)
             self.unmatched += int(np.count_nonzero(gap.unmatched))
         top = float(gap.d.max())
         if top > self.max_abs:
             self.max_abs = top
             if not self.unmatched:
-                self.worst = start + int(gap.d.argmax())
+                self._worst_at(start, int(gap.d.argmax()), left, right)
         with ieee():
             size = np.abs(gap.b, out=scratch("size", gap.b.shape, np.float64))
             self.max_rel = max(self.max_rel, float(_quotients(gap.d, size).max()))
         self.ulps = max(self.ulps, int(gap.ulps.max()))
+        steps = np.frexp(gap.ulps.astype(np.float64))[1]  # the bits of a distance: 0, 1, 2, 2, 3, …
+        self.spread += np.bincount(steps, minlength=_STEPS)
         self.different += int(np.count_nonzero(gap.out))
         rtol, atol = judge.needed(gap)
         self.rtol, self.atol = max(self.rtol, rtol), max(self.atol, atol)
+
+    def _worst_at(self, start: int, at: int, left: Array, right: Array) -> None:
+        self.worst, self.worst_pair = start + at, (float(left[at]), float(right[at]))
 
 
 def _dot(x: Floats, y: Floats) -> float:

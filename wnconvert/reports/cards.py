@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from wnconvert import __version__
 from wnconvert.messages import counted
 from wnconvert.reports.tables import markdown_text
@@ -19,7 +21,8 @@ _METADATA = "---\nlibrary_name: onnx\ntags:\n- onnx\n- wnconvert\n---"
 
 def card_text(found: Inspection, report: ExportReport) -> str:
     """The card of an ONNX model: metadata for the hub, how it was made, its weights, its proof."""
-    name = report.model.rpartition("/")[2]
+    name = report.model.rpartition("/")[2]  # where it lies here is of no use to others
+    found, report = replace(found, source=name), replace(report, model=name)
     head = [_METADATA, f"# {markdown_text(name)}", _made(found, report)]
     return "\n\n".join([*head, weights_section(found), _proof(report)]) + "\n"
 
@@ -37,6 +40,4 @@ def _proof(report: ExportReport) -> str:
     """The verdict and the outputs, with every figure of the proof."""
     table = proof_table(report.proof)
     lines = [markdown_text(line) for line in proof_more(report)]
-    samples = ", ".join(str(sample) for sample in report.proof.samples)
-    lines.append(f"Samples: {markdown_text(samples)}.")
     return "\n\n".join(["## Proof", *([table.markdown()] if table else []), *lines])

@@ -56,7 +56,8 @@ def show_inspections(
     _check_outputs(plot, html, is_one=request is None, force=force)
     written: tuple[str, ...] = ()
     if request is None:
-        whole = _one(src[0], options | (_ON_A_PAGE if html is not None else {}), no_progress=no_progress)
+        asked = options if html is None else _with_page(src[0], options)
+        whole = _one(src[0], asked, no_progress=no_progress)
         results, found, shown = [], [whole], [_asked(whole, sort, top, options)]
         written = _written(whole, html, force=force)
     else:
@@ -115,8 +116,17 @@ def _check_outputs(plot: str | None, html: str | None, *, is_one: bool, force: b
         check_page(html, force=force)
 
 
-#: What is looked up for a page, whether or not the report on stdout shows it.
-_ON_A_PAGE = {"tensors": True, "metadata": True, "sha256": True}
+#: The SHA-256 of more bytes than these takes longer than all else: it is on a page only if it is asked for.
+_QUICKLY_HASHED = 1 << 30
+
+
+def _with_page(path: str, options: dict[str, Any]) -> dict[str, Any]:
+    """The options of an inspection of which a page is made, whatever the report on stdout shows."""
+    from wnconvert.storage.files import located
+    from wnconvert.verbs.fleet.digests import size_of
+
+    is_quick = size_of(located(path)) <= _QUICKLY_HASHED
+    return options | {"tensors": True, "metadata": True, "sha256": options["sha256"] or is_quick}
 
 
 def _one(path: str, options: dict[str, Any], *, no_progress: bool) -> Inspection:

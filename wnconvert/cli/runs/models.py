@@ -23,8 +23,9 @@ BY_MODEL = with_options(
     click.option(
         "--model",
         metavar="MODEL",
-        help="The model of SRC, package.module:factory or path/to/file.py:factory, which is run: it tells "
-        "the recipe if nothing else does, and proves the output before it is put in place. Needs --input.",
+        help="The model of SRC, package.module:factory or path/to/file.py:factory, which is run, or a FOLDER "
+        "as of export: it tells the recipe if nothing else does, and proves the output before it is put in "
+        "place. Needs --input, but for a FOLDER.",
     ),
     click.option(
         "--input",
@@ -32,6 +33,15 @@ BY_MODEL = with_options(
         metavar="NAME=DTYPE[SHAPE]",
         multiple=True,
         help="With --model: an input of it, as export has them, e.g. 'x=float32[1,3,H,W]' (repeatable).",
+    ),
+    click.option(
+        "--inputs",
+        "data",
+        type=click.Path(),
+        metavar="FILE",
+        multiple=True,
+        help="With --model: prove on your own inputs too, an .npz with each by its name, or an .npy of one "
+        "(repeatable).",
     ),
     click.option(
         "--range",
@@ -53,7 +63,9 @@ BY_MODEL = with_options(
     click.option("--atol", type=click.FloatRange(min=0), default=1e-5, show_default=True, help="See --rtol."),
 )
 #: The options above, as a command has them.
-_OURS = ("model", "inputs", "ranges", "kwargs", "rtol", "atol")
+_OURS = ("model", "inputs", "data", "ranges", "kwargs", "rtol", "atol")
+#: The options that say nothing without a model, by their names.
+_OF_A_MODEL = {"inputs": "--input", "data": "--inputs", "ranges": "--range", "kwargs": "--kwargs"}
 
 
 def told_by_model(src: tuple[str, ...], options: Mapping[str, Any]) -> dict[str, Any]:
@@ -63,14 +75,12 @@ def told_by_model(src: tuple[str, ...], options: Mapping[str, Any]) -> dict[str,
     Raises ``ArgumentError`` for --input without --model, and the other way round; for several files.
     """
     left = {name: value for name, value in options.items() if name not in _OURS}
-    model, inputs = options["model"], options["inputs"]
+    model = options["model"]
     if model is None:
-        given = next((name for name in ("inputs", "ranges", "kwargs") if options[name]), None)
+        given = next((text for name, text in _OF_A_MODEL.items() if options[name]), None)
         if given is not None:
-            raise ArgumentError(f"--{given.removesuffix('s')} is of a model", fix="give --model too")
+            raise ArgumentError(f"{given} is of a model", fix="give --model too")
         return left
-    if not inputs:
-        raise ArgumentError("--model is run, and needs its inputs", fix="--input 'x=float32[1,3,224,224]'")
     if len(src) != 1 or options["recursive"] or not Path(src[0]).exists():
         raise ArgumentError("--model is that of one checkpoint", fix="give one SRC that is on this disk")
     from wnconvert.verbs.shared.told import Said, asked_of
@@ -82,10 +92,13 @@ def told_by_model(src: tuple[str, ...], options: Mapping[str, Any]) -> dict[str,
 
     no_graph(open_checkpoint(src[0]), "the checkpoint of --model")
     from wnconvert.verbs.export.folds import prove_checkpoint
-    from wnconvert.verbs.models.loading.model import prepared
+    from wnconvert.verbs.models.loading.prepared import prepared
+    from wnconvert.verbs.models.proof.signatures import signature_of
     from wnconvert.verbs.recipes.recipe import recipe_of
 
-    asked: dict[str, Any] = {"inputs": inputs, "ranges": options["ranges"]}
+    fed: dict[str, Any] = {name: options[name] for name in ("inputs", "ranges", "data")}
+    if fed["inputs"]:
+        signature_of(**fed)  # errors in it come before the model's code runs
     with stdout_to_stderr():  # the model's own prints
         made = prepared(
             model,
@@ -93,7 +106,9 @@ def told_by_model(src: tuple[str, ...], options: Mapping[str, Any]) -> dict[str,
             kwargs=options["kwargs"],
             only=options["only"],
             strip_prefix=options["strip_prefix"],
+            **fed,
         )
+        asked = {**fed, "inputs": made.inputs, "ranges": made.ranges}
         if not is_told or (left["recipe"] is not None and left["keep_norms"]):
             told = recipe_of(cast(Any, made.module), made_by=model, **asked)
             left["recipe"] = _as_told(left["recipe"], told) if is_told else told

@@ -35,7 +35,11 @@ __all__ = ["recipe"]
     metavar="OUT",
     help="TOML file to write.  [default: the recipe goes to stdout]",
 )
-@click.option("--kwargs", metavar="JSON|@FILE", help="Arguments of the factory, as a JSON object.")
+@click.option(
+    "--kwargs",
+    metavar="JSON|@FILE",
+    help="Arguments of the factory, or settings of a FOLDER's config, as a JSON object.",
+)
 @click.option(
     "--trust", is_flag=True, help="Load a pickled module, and let it run code. Only for files that you trust."
 )
@@ -44,8 +48,16 @@ __all__ = ["recipe"]
     "inputs",
     metavar="NAME=DTYPE[SHAPE]",
     multiple=True,
-    required=True,
-    help="An input, e.g. 'x=float32[1,3,224,224]' or 'mel=float32[1,80,T]'; a letter is a dynamic size.",
+    help="An input as of export, e.g. 'x=float32[1,3,224,224]' or 'mel=float32[1,80,T]'; a letter is a "
+    "dynamic size.  [default: those proposed for a FOLDER]",
+)
+@click.option(
+    "--inputs",
+    "data",
+    type=click.Path(),
+    metavar="FILE",
+    multiple=True,
+    help="Prove on your own inputs too: an .npz with each by its name, or an .npy of one (repeatable).",
 )
 @click.option(
     "--range",
@@ -71,10 +83,10 @@ __all__ = ["recipe"]
 def recipe(model: str, out: str | None, *, output: Output, **options: Any) -> int:
     """Tell which norms of a model fold into which layers, and prove it.
 
-    MODEL is package.module:factory or path/to/file.py:factory, which is run; its weights do not matter. A
-    forward is followed operator by operator. Then the model, with drawn numbers, is run in float64 unfolded
-    and folded by the recipe, and both must be equal to 1e-11. `wnconvert fold CKPT --recipe OUT` folds any
-    checkpoint of this model, without its code.
+    MODEL is package.module:factory or path/to/file.py:factory, which is run, or a FOLDER as of export; its
+    weights do not matter. A forward is followed operator by operator. Then the model, with drawn numbers, is
+    run in float64 unfolded and folded by the recipe, and both must be equal to 1e-11. `wnconvert fold CKPT
+    --recipe OUT` folds any checkpoint of this model, without its code.
     """
     check_torch()
 
@@ -108,7 +120,9 @@ def _check(written: str | None, options: Mapping[str, Any], *, force: bool) -> N
     from wnconvert.verbs.models.proof.samples import samples_of
     from wnconvert.verbs.models.proof.signatures import signature_of
 
-    samples_of(signature_of(options["inputs"], options["ranges"]), options["samples"], options["seed"])
+    if options["inputs"]:  # those of a folder are known when its class is
+        signature = signature_of(options["inputs"], options["ranges"], data=options["data"])
+        samples_of(signature, options["samples"], options["seed"])
     if written is not None:
         check_target(output_path(written), force=force)
 
@@ -116,7 +130,7 @@ def _check(written: str | None, options: Mapping[str, Any], *, force: bool) -> N
 def _traced(model: str, built: Mapping[str, Any], options: Mapping[str, Any], output: Output) -> RecipeReport:
     """The report on a model, its steps shown as they go."""
     from wnconvert.reports.text.exports import step_text
-    from wnconvert.verbs.models.loading.model import prepared
+    from wnconvert.verbs.models.loading.prepared import prepared
     from wnconvert.verbs.recipes.recipe import trace_recipe
 
     lines = StepLines()
@@ -126,5 +140,7 @@ def _traced(model: str, built: Mapping[str, Any], options: Mapping[str, Any], ou
             (lines.begin if step.seconds is None else lines.end)(step_text(step))
 
     with stdout_to_stderr(), contextlib.closing(lines):  # the model's own prints are not part of the report
-        made = prepared(model, progress=progress, **built)
-        return trace_recipe(cast(Any, made.module), made_by=model, progress=progress, **options)
+        fed = {name: options[name] for name in ("inputs", "ranges", "data")}
+        made = prepared(model, progress=progress, **fed, **built)
+        asked = {**options, "inputs": made.inputs, "ranges": made.ranges}
+        return trace_recipe(cast(Any, made.module), made_by=model, progress=progress, **asked)

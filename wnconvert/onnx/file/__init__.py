@@ -3,6 +3,7 @@
 wire         protobuf's wire format
 model        an ONNX model as data; edits
 tensors      where tensors lie, in the model or beside it
+provenance   what wnconvert did to a model, in its metadata
 reader       an ONNX file opened
 description  what a model says of itself
 fields       the fields of messages that an edit touches

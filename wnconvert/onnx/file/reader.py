@@ -14,6 +14,7 @@ from pathlib import PurePath
 from wnconvert.errors import FormatError
 from wnconvert.messages import printable
 from wnconvert.onnx.file.model import Attribute, Constant, Graph, GraphScope, Model, Node, OnnxFunction, Port
+from wnconvert.onnx.file.provenance import NO_PROVENANCE, Provenance, provenance_in
 from wnconvert.onnx.file.tensors import Tensors, stated_sizes
 from wnconvert.onnx.file.wire import BYTES, VARINT, Message, Wire, WireField
 from wnconvert.tensors.files import GET_AGAIN, ReadableFile
@@ -40,7 +41,7 @@ class OnnxFile:
     """An opened ONNX file: its model, and its files (the model is shard 0, data files follow).
 
     ``externals`` has the bytes of each tensor in a data file by the start of its record. ``has_training``
-    where the file holds training graphs too, which use weights by name.
+    where it holds training graphs too, which use weights by name; ``provenance`` is wnconvert's own record.
     """
 
     path: PurePath
@@ -50,6 +51,7 @@ class OnnxFile:
     externals: Mapping[int, ByteRange]
     version: str
     has_training: bool = False
+    provenance: Provenance = NO_PROVENANCE
 
     def tree(self) -> Tree:
         """Every scope that stores tensors as a state dict at the scope's path."""
@@ -138,6 +140,7 @@ class _Reader:
             externals=self.tensors.externals,
             version=_version(ir_version, opsets, producer),
             has_training=20 in top,
+            provenance=provenance_in(wire, top.get(14, ())),
         )
 
     def count(self, more: int = 1) -> None:

@@ -18,6 +18,7 @@ __all__ = [
     "BYTES",
     "FIXED32",
     "FIXED64",
+    "MOST_READ",
     "VARINT",
     "Message",
     "Wire",

@@ -8,12 +8,13 @@ from typing import TypeAlias
 
 from wnconvert.layers.rules import ORIGINAL, Mask, Rule
 from wnconvert.layers.schemes import Layer, Refused
+from wnconvert.onnx.arithmetic.known import HALF_DTYPES
 from wnconvert.onnx.arithmetic.meaning import Meaning, meaning_of
-from wnconvert.onnx.arithmetic.monomials import VALUE, Factor, tensor_numbers
+from wnconvert.onnx.arithmetic.monomials import VALUE, Factor
 from wnconvert.onnx.arithmetic.rowwise import RowValue
 from wnconvert.onnx.arithmetic.standardized import standardization_of
 from wnconvert.onnx.file.model import Constant, Graph, Model, OnnxFunction
-from wnconvert.onnx.graph.index import Index, ValueId, removal, unique_name
+from wnconvert.onnx.graph.index import Index, ValueId, may_be_replaced, removal, unique_name
 from wnconvert.onnx.graph.names import has_name_of, weight_name
 from wnconvert.onnx.graph.neighbours import Behind
 from wnconvert.onnx.graph.values import Leaf, SeenValue, Symbols
@@ -136,15 +137,11 @@ class _Draft:
 def _sighting(seen: SeenValue, leaves: Sequence[Leaf], shapes: Sequence[Shape]) -> _Sighting | None:
     """A value as a weight; None if it is none, or if no strides describe its layout."""
     monomial, rows = seen.value.monomial, seen.value.rows
+    if seen.value.coarse and seen.value.dtype.name not in HALF_DTYPES:
+        return None  # digits that float16 has lost do not come back
     if monomial is None or len(monomial.factors) < 2:
         return _standardized(seen, rows, leaves) if rows is not None else None
-    units = {number for number in tensor_numbers(monomial.factors) if _is_ones(leaves[number])}
-    found = meaning_of(
-        monomial,
-        shapes,
-        units,
-        lambda number, rule: has_name_of(leaves[number].value[1], rule),
-    )
+    found = meaning_of(monomial, shapes, lambda number, rule: has_name_of(leaves[number].value[1], rule))
     if found is None:
         return None
     meaning, original = found
@@ -167,14 +164,23 @@ def _standardized(seen: SeenValue, rows: RowValue, leaves: Sequence[Leaf]) -> _S
     return _Sighting(meaning, seen, view) if view is not None else None
 
 
-def _is_ones(tensor: Leaf) -> bool:
-    values = tensor.constant.values
-    return values is not None and all(value == 1 for value in values)
-
-
 def _drafts(model: Model, index: Index, groups: _Groups, leaves: Sequence[Leaf]) -> Sequence[_Draft]:
     """The layers of these groups that something uses, or that are refused."""
-    drafts = [_draft(model, index, key, groups, leaves) for key in groups]
+    users: dict[int, list[Meaning]] = {}
+    for key in groups:
+        for number in key.numbers:
+            users.setdefault(number, []).append(key)
+    beside = {key: [other for other in users[key.original] if other != key] for key in groups}
+    drafts = [
+        _draft(
+            model,
+            index,
+            _Draft(key, {role: leaves[number] for role, number in key.tensors}),
+            group,
+            [groups[other] for other in beside[key]],
+        )
+        for key, group in groups.items()
+    ]
     kept = [draft for draft in drafts if draft.weights or draft.passed or draft.reason]
     _judge_functions(index, kept)
     return [draft for draft in kept if not (draft.reason and _is_any_product(draft))]
@@ -194,15 +200,23 @@ def _named(drafts: Iterable[_Draft]) -> Sequence[tuple[str, _Draft]]:
     ]
 
 
-def _draft(model: Model, index: Index, key: Meaning, groups: _Groups, leaves: Sequence[Leaf]) -> _Draft:
-    """The layer of one meaning: the layouts of its weight to store, and the values that they replace."""
-    draft = _Draft(key, {role: leaves[number] for role, number in key.tensors})
+def _draft(
+    model: Model,
+    index: Index,
+    draft: _Draft,
+    group: Sequence[_Sighting],
+    others: Sequence[Sequence[_Sighting]],
+) -> _Draft:
+    """The layer of one meaning: the layouts of its weight to store, and the values that they replace.
+
+    ``group`` are the values that are its weight, ``others`` those that are other weights of its original.
+    """
     stored_in = draft.original.value[0]
     home = index.roots[stored_in]
     in_function = isinstance(index.scopes[home], OnnxFunction)
-    gone = _gone_with_others(index, groups, key)
+    gone = _gone_with_others(index, others, group)
     stacks: dict[tuple[str, tuple[int, ...]], list[_Sighting]] = {}
-    for sighting in groups[key]:
+    for sighting in group:
         root = index.roots[sighting.seen.place[0]]
         if in_function and root == home and sighting.seen.calls:
             continue  # a tensor that a function stores is the same in every call
@@ -233,15 +247,16 @@ def _draft(model: Model, index: Index, key: Meaning, groups: _Groups, leaves: Se
     return draft
 
 
-def _gone_with_others(index: Index, groups: _Groups, key: Meaning) -> Collection[int]:
+def _gone_with_others(
+    index: Index, others: Iterable[Sequence[_Sighting]], own: Sequence[_Sighting]
+) -> Collection[int]:
     """The nodes that nothing uses once the other weights of the same original are stored.
 
     1·v/‖v‖ has the form of weight norm, but may be a step on the way to g·v/‖v‖, as w·mask is on the way to
     what is made of a masked weight.
     """
-    others = (group for other, group in groups.items() if other != key and key.original in other.numbers)
     places = set().union(*map(_places, others))
-    return removal(index, places - _places(groups[key])).nodes if places else ()
+    return removal(index, places - _places(own)).nodes if places else ()
 
 
 def _places(group: Iterable[_Sighting]) -> set[ValueId]:
@@ -283,7 +298,7 @@ def why_unfit(model: Model, index: Index, tensor: Leaf) -> tuple[str, str] | Non
             f"the elements of {name} are not stored end to end",
             "save the model again with raw_data (onnx.numpy_helper.from_array), or ",
         )
-    if (model.ir_version >= 4 or path) and tensor.value in index.inputs:
+    if may_be_replaced(index, model.ir_version, tensor.value):
         remedy = (
             "export again with keep_initializers_as_inputs=False, or take it out of the inputs "
             "(python -m onnxruntime.tools.remove_initializer_from_input), or "

@@ -61,6 +61,7 @@ def find_graph_layers(model: Model, kinds: Collection[str] = ("weight",)) -> Gra
     every = (*layers, *others)
     makers = {value: item for item in every for weight in item.weights for value in weight.values}
     folds = _Folds(model, index, symbols, {item.layer.name for item in every})
+    places = {id(item): (home, at) for home in (layers, others) for at, item in enumerate(home)}
     for norm in norms_behind(model, index, symbols):
         if isinstance(norm, Stays):
             stay.append(norm)
@@ -72,8 +73,9 @@ def find_graph_layers(model: Model, kinds: Collection[str] = ("weight",)) -> Gra
             stay.append(Stays(norm.name, str(error)))
             continue
         home = layers if set(made.layer.rule.kinds) <= set(kinds) else others
-        if before is not None and before in home:
-            home[home.index(before)] = made
+        there, at = places.get(id(before), (layers, -1))
+        if at >= 0 and there is home:
+            home[at] = made
         else:
             home.append(made)
     left = tuple(item.layer for item in others)

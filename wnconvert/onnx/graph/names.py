@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 
-from wnconvert.layers.rules import Rule, Standardize
+from wnconvert.layers.rules import Rule, Standardize, Unit
 
 __all__ = ["has_name_of", "name_by_tensor", "weight_name"]
 
 
 #: What each kind appends to the name of its original, where hooks compute the weight.
-_HOOKED = {"weight": "_v", "spectral": "_orig", "prune": "_orig"}
+_HOOKED = {"weight": "_v", "spectral": "_orig", "prune": "_orig", "unit": ""}
 #: What hooks append to the name of a weight for any tensor that it is computed of.
 _PARTS = ("_v", "_g", "_orig", "_mask")
 #: Names that an exporter gives to values without one.
@@ -44,7 +44,7 @@ def has_name_of(original: str, rule: Rule) -> bool:
 
 def _named(original: str, rule: Rule) -> str:
     """The name of the weight; empty if the original is named in another way."""
-    if rule.kinds == (Standardize.kind,):
+    if rule.kinds in ((Standardize.kind,), (Unit.kind,)):
         return original
     part = f"original{'1' * ('weight' in rule.kinds)}{'_orig' * ('prune' in rule.kinds)}"
     if (match := _PARAMETRIZED.fullmatch(original)) and match["part"] == part:

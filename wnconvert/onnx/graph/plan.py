@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from wnconvert.errors import LayerError
+from wnconvert.layers.kinds.formulas import formula_notes
 from wnconvert.layers.kinds.others import hints_on
 from wnconvert.layers.kinds.table import WORDS, in_words
 from wnconvert.layers.rules import NormBehind
@@ -91,7 +92,9 @@ def plan_onnx(
         item for item in layers if item.layer.name in made
     )  # others are removed with the scope that stores them
     planned = tuple(_planned(model, state, layers, changed, evaluated) for state in tree.state_dicts)
-    notes = [*tree.notes, *idle_excludes(selection, names), *_notes(model, changed, layers, evaluated)]
+    formulas = formula_notes(item.layer for item in layers)
+    more = (*_notes(model, changed, layers, evaluated), *formulas)
+    notes = [*tree.notes, *idle_excludes(selection, names), *more]
     stay = found.stay if NormBehind.kind in selection.kinds else ()
     notes += told(((norm.name, norm.reason) for norm in stay), " stays: ", " stay: ")
     hints = tuple(hints_on(found.others, selection.kinds, (item.layer for item in found.layers)))

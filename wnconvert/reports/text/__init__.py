@@ -2,9 +2,9 @@
 
 conversions     plans and results as text
 inspections     inspections as text
+exports         exports and checks as text
 comparisons     comparisons as text
 fleets          many files as text
-exports         exports and checks as text
 loads           whether a folder loads, as text
 modernizations  what changes in code, as text
 recipes         recipes that a model tells, as text

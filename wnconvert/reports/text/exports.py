@@ -1,8 +1,10 @@
-"""Exports and checks as text: a line for each step, a row for each output, and the verdict in words."""
+"""Exports and checks as text: steps, outputs, the verdict in words; and what a model takes, as a list."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from wnconvert.messages import counted, few, listed, printable
 from wnconvert.numerics.rounding import FLOAT_FORMATS
@@ -12,7 +14,12 @@ from wnconvert.verbs.models.proof.proof import Proof
 from wnconvert.verbs.models.proof.report import ExportReport, TimedStep
 from wnconvert.verbs.models.proof.samples import Sample
 
+if TYPE_CHECKING:  # it loads torch
+    from wnconvert.verbs.models.loading.prepared import ModelInputs
+
 __all__ = [
+    "inputs_line",
+    "inputs_text",
     "proof_line",
     "proof_more",
     "proof_table",
@@ -40,6 +47,30 @@ def step_text(step: TimedStep) -> str:
     """
     seconds = "..." if step.seconds is None else f"{step.seconds:.1f} s"
     return printable(f"{step.name:<9}{seconds:>7}  {step.detail}").rstrip()
+
+
+def inputs_text(found: ModelInputs, width: int | None = None) -> str:
+    """The arguments of forward, with what is proposed for each; and what gives the needed ones."""
+    rows = tuple(
+        (printable(each.name), "yes" if each.needed else "no", printable(each.default), printable(each.text))
+        for each in found.proposal.arguments
+    )
+    heads = ("argument", "needed", "default", "proposed --input")
+    lines = [Table(heads, rows, elastic=("argument",), spare=("default",)).text(width)] if rows else []
+    lines += ["inputs of any other name are taken too"] if found.takes_others and not rows else []
+    if found.proposal.settings:
+        said = json.dumps(dict(found.proposal.settings))
+        lines.append(
+            f"it draws noise: no two runs are the same, and nothing is proven, without --kwargs '{said}'"
+        )
+    if any("…" in text for text in found.proposal.inputs):
+        lines.append("put a dtype and a shape in place of …, such as float32[1,80,T]")
+    return "\n".join([*lines, inputs_line(found)])
+
+
+def inputs_line(found: ModelInputs) -> str:
+    """What gives the inputs that are needed, in one line."""
+    return printable(f"{found.class_name}: {found.typed or 'no input is needed by name'}")
 
 
 def proof_text(report: ExportReport, width: int | None = None, alarm: Callable[[str], str] = str) -> str:

@@ -6,14 +6,16 @@ import json
 from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any
 
 from wnconvert.errors import InputError
+from wnconvert.messages import listed, printable
 from wnconvert.storage.files import kind_of, open_file
+from wnconvert.storage.folder.components import find_components
 from wnconvert.storage.stores.store import PathKind
 
-__all__ = ["CONFIG", "NamedClass", "named_class"]
+__all__ = ["CONFIG", "NamedClass", "class_of_folder", "named_class"]
 
 
 CONFIG = "config.json"
@@ -54,3 +56,28 @@ def named_class(folder: PurePath) -> NamedClass | None:
         case [str(name), *_]:
             return NamedClass("transformers", name, config)
     return None
+
+
+def class_of_folder(root: Path) -> NamedClass:
+    """The class that the config of a folder on this disk names.
+
+    Raises ``InputError`` for what is no folder or no checkpoint of one model, and where no class is named.
+    """
+    where = printable(str(root))
+    if root.is_file():
+        raise InputError("a file, which does not say what class loads it", where=where, fix="give its folder")
+    if not root.is_dir():
+        raise InputError("no such folder", where=where, fix="check the path")
+    named = named_class(root)
+    if named is None:
+        if components := find_components(root):
+            names = listed((printable(str(root / name)) for name in components), 8)
+            raise InputError("a pipeline of several models", where=where, fix=f"name one of them: {names}")
+        there = (root / CONFIG).exists()
+        said = f"its {CONFIG} names no class" if there else f"there is no {CONFIG} that names a class"
+        raise InputError(
+            said,
+            where=where,
+            fix="give a folder as save_pretrained writes it: architectures or _class_name name the class",
+        )
+    return named

@@ -37,7 +37,9 @@ class Difference:
     infinity that the other side does not have. The other numbers are over all elements that are finite on
     both sides: ``max_abs`` = max |a-b|, ``max_rel`` = max |a-b|/|b| (infinite if only b is 0), ``ulps`` in
     units of the coarser dtype, ``cosine``, ``snr_db`` = 10·log₁₀ Σb²/Σ(a-b)²; None if they have no value.
-    ``worst`` is the index of the first unmatched element, else of the largest |a-b|.
+    ``worst`` is the index of the first unmatched element, else of the largest |a-b|; ``worst_a`` and
+    ``worst_b`` are the elements there. ``spread`` counts the elements that are 0, 1, 2 to 3, 4 to 7, … ulps
+    apart, up to the largest.
     """
 
     name: str
@@ -53,6 +55,9 @@ class Difference:
     cosine: float | None = None
     snr_db: float | None = None
     worst: tuple[int, ...] | None = None
+    worst_a: float | None = None
+    worst_b: float | None = None
+    spread: tuple[int, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """The difference as JSON-able data; an infinite ``max_rel`` is null."""

@@ -27,13 +27,14 @@ from wnconvert.verbs.export.graph import (
     residual_of,
 )
 from wnconvert.verbs.export.ports import Ports, ports_of
-from wnconvert.verbs.export.request import Data, Question, Reference, names_in, question_of, remedy_of
+from wnconvert.verbs.export.request import Question, Reference, names_in, question_of, remedy_of
 from wnconvert.verbs.models.proof.causes.steady import Run
 from wnconvert.verbs.models.proof.functions import Exportable
 from wnconvert.verbs.models.proof.inputs.texts import Range
 from wnconvert.verbs.models.proof.proof import ATOL, RTOL, Proof, prove
 from wnconvert.verbs.models.proof.report import ExportReport, TimedSteps
 from wnconvert.verbs.models.proof.running import evaluating
+from wnconvert.verbs.models.proof.signatures import Data
 from wnconvert.verbs.modules.finding.live import find_live
 from wnconvert.verbs.shared.options import TIMEOUT, check_timeout
 from wnconvert.verbs.shared.progress import StepsProgress, steps_progress

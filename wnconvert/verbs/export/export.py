@@ -6,15 +6,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from glob import escape
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import torch
-from torch.export import ExportedProgram
-
-from wnconvert.errors import ArgumentError, LayerError, VerifyError, WnconvertError
+from wnconvert.errors import ArgumentError, VerifyError, WnconvertError
 from wnconvert.layers.kinds.table import ALL
+from wnconvert.layers.rules import Unit
 from wnconvert.layers.schemes import Selection
 from wnconvert.messages import counted, listed, refuse_other_than_path
 from wnconvert.onnx.graph.edits import renamed
@@ -28,8 +25,9 @@ from wnconvert.verbs.conversion.onnx.check import check_installed
 from wnconvert.verbs.conversion.onnx.fold import own_data_of, remove_unused
 from wnconvert.verbs.conversion.targets import StrPath, clean_beside
 from wnconvert.verbs.conversion.verify.structure import check_structure
+from wnconvert.verbs.export.cards import check_card, write_card
 from wnconvert.verbs.export.check import CheckedModel, check_model, first_run, prove_beside, reference_text
-from wnconvert.verbs.export.exporters import AGES, EXPORTERS, Exporter, export_raw
+from wnconvert.verbs.export.exporters import AGES, EXPORTERS, Exporter, export_raw, folded_copy
 from wnconvert.verbs.export.graph import (
     check_exported,
     check_no_residual,
@@ -37,13 +35,13 @@ from wnconvert.verbs.export.graph import (
     naming_of,
     nodes_of,
     parameters_of,
+    record_export,
     take_out_data,
     write_failed,
     write_folded,
 )
 from wnconvert.verbs.export.ports import ports_of
 from wnconvert.verbs.export.request import (
-    Data,
     ExporterOption,
     Question,
     Reference,
@@ -61,9 +59,7 @@ from wnconvert.verbs.models.proof.proof import ATOL, RTOL
 from wnconvert.verbs.models.proof.report import ExportReport, TimedSteps
 from wnconvert.verbs.models.proof.running import evaluating
 from wnconvert.verbs.models.proof.samples import export_arrays
-from wnconvert.verbs.modules.convert import folded
-from wnconvert.verbs.modules.finding.live import find_live
-from wnconvert.verbs.modules.folding.copies import CopyError
+from wnconvert.verbs.models.proof.signatures import Data
 from wnconvert.verbs.shared.leftovers import named_leftovers
 from wnconvert.verbs.shared.options import TIMEOUT, check_timeout
 from wnconvert.verbs.shared.progress import StepsProgress, steps_progress
@@ -92,8 +88,10 @@ def export_onnx(
     timeout: float = TIMEOUT,
     require_folded: bool = False,
     keep_failed: bool = False,
+    record: bool = True,
     force: bool = False,
     clean: bool = False,
+    card: StrPath | None = None,
     progress: StepsProgress = False,
 ) -> ExportReport:
     """Export a module to ONNX with weight norm folded, and prove that the result computes the same.
@@ -112,8 +110,10 @@ def export_onnx(
     Returns a report that is true if all outputs are equal within ``atol + rtol·|module's|``: all elements but
     a share of ``outliers``, which needs ``min_snr``, the least SNR of each sample in decibels. ``data`` are
     files of arrays, or arrays by name, to prove on beside drawn samples. Only then is a file written to
-    ``path``; otherwise ``keep_failed`` keeps it as ``model.failed.onnx``. What killed runs left beside it is
-    named in notes; ``clean`` deletes it.
+    ``path``, and to ``card`` a model card for the hub in Markdown: its weights, SHA-256 and proof; otherwise
+    ``keep_failed`` keeps it as ``model.failed.onnx``. What killed runs left beside it is named in notes;
+    ``clean`` deletes it. ``force`` replaces the files that are there. The metadata of the model have a record
+    unless ``record`` is false: the SHA-256 of the module's weights, the layers folded, and the proof.
 
     Raises ``WnconvertError``: ``ArgumentError`` for inputs that the module does not have, or if the exporter
     refuses the module; ``InputError`` for a stochastic module; ``LayerError``, ``OutputError``,
@@ -131,9 +131,7 @@ def export_onnx(
     >>> bool(report), report.residual_weight_norm, [output.name for output in report.outputs], bool(again)
     (True, 0, ['output'], True)
     """
-    check_installed()
-    check_timeout(timeout)
-    refuse_other_than_path(path, "an output")
+    target = _target(path, timeout, card, force=force)
     exporters, notes = exporters_for(unwrapped(module), exporter)
     question = question_of(
         module,
@@ -150,22 +148,35 @@ def export_onnx(
         outliers=outliers,
     )
     steps = TimedSteps(steps_progress(progress))
-    left = (clean_beside if clean else named_leftovers)(model_path(path))
+    left = (clean_beside if clean else named_leftovers)(target)
     other = next((each for each in EXPORTERS if each not in exporters), None)
     asked = (opset, external_data, timeout, require_folded, (*left, *notes))
-    export = _Export(question, model_path(path), exporters[0], other, *asked, steps)
+    export = _Export(question, target, exporters[0], other, *asked, steps)
     old = own_data_of(export.target) if force else ()
     with evaluating(question.module) as forget:
         reference = export.reference(forget)
         with scratch_folder(export.target, force=force) as folder, _errors_name(folder, export.target):
             report, made, written = _first_good(export, exporters, reference, folder, forget)
             if report:
+                report = _recorded(report, question.module, made, written) if record else report
                 mark_replaced(folder, old)
                 put_in_place(written.path.parent, export.target, force=force)
                 report = _noted(report, remove_unused(old, export.target, ()))
+                if card is not None:
+                    report = _noted(report, write_card(card, report, force=force))
             elif keep_failed:
                 report = _noted(report, write_failed(made.exported, written.fold, export.target, force=force))
     return report
+
+
+def _target(path: StrPath, timeout: float, card: StrPath | None, *, force: bool) -> Path:
+    """The path of the model to write. Raises for what can be said before anything is run."""
+    check_installed()
+    check_timeout(timeout)
+    refuse_other_than_path(path, "an output")
+    if card is not None:
+        check_card(card, model_path(path), force=force)
+    return model_path(path)
 
 
 @contextmanager
@@ -188,6 +199,12 @@ def _written(folder: Path, target: Path) -> Path:
     return folder / "folded" / target.name
 
 
+def _recorded(report: ExportReport, module: Exportable, made: _Made, written: _Written) -> ExportReport:
+    """Write the record of an export behind its model; the report, with its size then."""
+    kinds = made.folded | {item.layer.name: item.layer.rule.kind for item in written.fold.layers}
+    return replace(report, size=record_export(written.path, module, report, kinds))
+
+
 def _noted(report: ExportReport, notes: Iterable[str]) -> ExportReport:
     return replace(report, notes=(*report.notes, *notes))
 
@@ -197,11 +214,11 @@ def _noted(report: ExportReport, notes: Iterable[str]) -> ExportReport:
 
 @dataclass(frozen=True, slots=True)
 class _Made:
-    """The file of torch's exporter, opened; the copy that was exported; the number of layers folded in it."""
+    """The file of torch's exporter, opened; the copy that was exported, and the kinds of its layers."""
 
     exported: Checkpoint
     copy: Exportable
-    layers: int
+    folded: dict[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,7 +264,7 @@ class _Export:
 
     def make(self, reference: Reference, folder: Path) -> _Made:
         """Export a folded copy of the module with torch, and open the file."""
-        copy, layers = _copy(self.question.module, self.steps)
+        copy, in_copy = folded_copy(self.question.module, self.steps)
         path = _raw(folder)
         path.parent.mkdir(parents=True)
         with self.steps("export", f"by torch's {AGES[self.exporter]} exporter") as step:
@@ -269,13 +286,13 @@ class _Export:
             opset = graph.model.opsets.get("", 0)
             check_opset(self.opset, opset)
             step.detail = f"opset {opset}, {counted(nodes_of(graph), 'node')}"
-        return _Made(exported, copy, layers)
+        return _Made(exported, copy, in_copy)
 
     def fold_and_name(self, made: _Made, folder: Path) -> _Written:
         """Fold what is left in the graph of weight norm and all other kinds, name the initializers, write."""
         graph, path = graph_of(made.exported), _written(folder, self.target)
         with self.steps("fold", "weight norm that the exporter left in the graph") as step:
-            fold = plan_onnx(graph, Selection(kinds=ALL))
+            fold = plan_onnx(graph, Selection(kinds=(*ALL, Unit.kind)))
             left = f"{counted(len(fold.layers), 'layer')} that the exporter left in the graph"
             step.detail = left if fold.layers else "no weight norm was left in the graph"
         with self.steps("name", "initializers after layers") as step:
@@ -311,7 +328,7 @@ class _Export:
             exporter=self.exporter,
             nodes_exported=nodes_of(graph_of(made.exported)),
             nodes=written.model.nodes,
-            folded_in_module=made.layers,
+            folded_in_module=len(made.folded),
             folded_in_graph=len(written.fold.layers),
             initializers_named=written.named,
             steps=tuple(self.steps.every),
@@ -360,27 +377,3 @@ def _followed(export: _Export, by: Exporter, why: str) -> _Export:
     """The export with a note that it is by this exporter, and why."""
     note = f"torch's {AGES[by]} exporter was used, since the newer one failed: {why}"
     return replace(export, notes=(*export.notes, note))
-
-
-def _copy(module: Exportable, steps: TimedSteps) -> tuple[Exportable, int]:
-    """A folded copy to export, and its number of layers; some models can only be folded in the graph."""
-    if isinstance(module, (ExportedProgram, torch.jit.ScriptModule)):
-        return module, 0
-    with steps("fold", "a copy of the module") as step:
-        found, refused = find_live(module, ALL), find_live(module).refused
-        layers = len(found.layers)
-        # What is computed in a way that no fold knows is left to the exporter; weight norm is not.
-        known = {name for item in refused if not item.in_graph for name in item.names}
-        left = [name for item in found.refused for name in item.names if name not in known]
-        try:
-            copy = folded(module, exclude=map(escape, left), kinds=ALL).to("cpu")
-        except CopyError as error:  # its fix is to fold in place, which does not help here
-            error.fix = "before the export, remove the attributes that cannot be copied from the module"
-            raise
-        except LayerError as error:  # its fix names options of a fold, which an export does not have
-            error.fix = f"fold before the export, as a checkpoint or with fold_module: {error.fix}"
-            raise
-        for each in copy.modules():
-            each.training = False
-        step.detail = f"{counted(layers, 'layer')} in a copy"
-    return copy, layers

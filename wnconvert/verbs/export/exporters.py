@@ -12,6 +12,7 @@ import inspect
 import re
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
+from glob import escape
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, TypeAlias
@@ -20,8 +21,9 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from wnconvert.errors import ArgumentError
-from wnconvert.messages import listed, to_install
+from wnconvert.errors import ArgumentError, LayerError
+from wnconvert.layers.kinds.table import ALL
+from wnconvert.messages import counted, listed, to_install
 from wnconvert.storage.staging import translated
 from wnconvert.verbs.models.proof.causes.steady import errors_name_sizes
 from wnconvert.verbs.models.proof.functions import (
@@ -32,11 +34,15 @@ from wnconvert.verbs.models.proof.functions import (
     places_of,
     tensors_at,
 )
+from wnconvert.verbs.models.proof.report import TimedSteps
 from wnconvert.verbs.models.proof.running import evaluating, quiet_torch
 from wnconvert.verbs.models.proof.samples import export_sample
 from wnconvert.verbs.models.proof.signatures import Signature
+from wnconvert.verbs.modules.convert import folded
+from wnconvert.verbs.modules.finding.live import find_live
+from wnconvert.verbs.modules.folding.copies import CopyError
 
-__all__ = ["AGES", "EXPORTERS", "Exporter", "export_raw", "has_dynamo"]
+__all__ = ["AGES", "EXPORTERS", "Exporter", "export_raw", "folded_copy", "has_dynamo"]
 
 
 #: An exporter of torch's.
@@ -317,3 +323,27 @@ def _to_try(other: Exporter | None, message: str, letters: Mapping[str, Mapping[
         return "choose another --opset, or leave it out"
     fixed = ", a number in place of each letter" if dynamic else ""
     return f"try {exporter}a higher --opset{fixed}, or a forward without that operation"
+
+
+def folded_copy(module: Exportable, steps: TimedSteps) -> tuple[Exportable, dict[str, str]]:
+    """A folded copy to export, and the kinds of its layers; some models can only be folded in the graph."""
+    if isinstance(module, (ExportedProgram, torch.jit.ScriptModule)):
+        return module, {}
+    with steps("fold", "a copy of the module") as step:
+        found, refused = find_live(module, ALL), find_live(module).refused
+        layers = {live.layer.name: live.layer.rule.kind for live in found.layers}
+        # What is computed in a way that no fold knows is left to the exporter; weight norm is not.
+        known = {name for item in refused if not item.in_graph for name in item.names}
+        left = [name for item in found.refused for name in item.names if name not in known]
+        try:
+            copy = folded(module, exclude=map(escape, left), kinds=ALL).to("cpu")
+        except CopyError as error:  # its fix is to fold in place, which does not help here
+            error.fix = "before the export, remove the attributes that cannot be copied from the module"
+            raise
+        except LayerError as error:  # its fix names options of a fold, which an export does not have
+            error.fix = f"fold before the export, as a checkpoint or with fold_module: {error.fix}"
+            raise
+        for each in copy.modules():
+            each.training = False
+        step.detail = f"{counted(len(layers), 'layer')} in a copy"
+    return copy, layers

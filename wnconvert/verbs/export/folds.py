@@ -26,7 +26,7 @@ from wnconvert.storage.checkpoint import open_checkpoint
 from wnconvert.storage.files import located
 from wnconvert.tensors.blocks import Array
 from wnconvert.verbs.export.check import first_run, reference_text
-from wnconvert.verbs.export.request import Data, Question, question_of
+from wnconvert.verbs.export.request import Question, question_of
 from wnconvert.verbs.export.told import folds_of_layers
 from wnconvert.verbs.models.loading.weights import load_weights
 from wnconvert.verbs.models.proof.causes.steady import Run
@@ -37,6 +37,7 @@ from wnconvert.verbs.models.proof.proof import ATOL, RTOL, Proof, prove
 from wnconvert.verbs.models.proof.report import ExportReport, TimedSteps
 from wnconvert.verbs.models.proof.running import evaluating
 from wnconvert.verbs.models.proof.samples import arrays
+from wnconvert.verbs.models.proof.signatures import Data
 from wnconvert.verbs.modules.convert import fold_module
 from wnconvert.verbs.modules.finding.live import find_live
 from wnconvert.verbs.modules.folding.copies import copied

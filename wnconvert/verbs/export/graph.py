@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from wnconvert.errors import ArgumentError, InputError, UnfoldedError, VerifyErr
 from wnconvert.layers.kinds.table import ALL
 from wnconvert.messages import counted, listed
 from wnconvert.onnx.file.model import Graph
+from wnconvert.onnx.file.provenance import made_step
 from wnconvert.onnx.file.reader import OnnxFile
 from wnconvert.onnx.graph.layers import find_graph_layers
 from wnconvert.onnx.graph.plan import OnnxFold, weights_computed
@@ -27,9 +29,11 @@ from wnconvert.tensors.blocks import Array
 from wnconvert.tensors.memory import array_of
 from wnconvert.verbs.conversion.onnx.check import refused
 from wnconvert.verbs.conversion.onnx.fold import model_layouts, own_data_of, remove_unused, write_model
+from wnconvert.verbs.conversion.onnx.record import append_record
 from wnconvert.verbs.conversion.state_dict import fold_state_dict
 from wnconvert.verbs.export.names import biases_of, names_of
 from wnconvert.verbs.models.proof.functions import Exportable
+from wnconvert.verbs.models.proof.report import ExportReport
 
 __all__ = [
     "check_exported",
@@ -41,6 +45,7 @@ __all__ = [
     "naming_of",
     "nodes_of",
     "parameters_of",
+    "record_export",
     "residual_of",
     "take_out_data",
     "write_failed",
@@ -174,6 +179,40 @@ def take_out_data(path: Path) -> None:
 
     model = onnx.load(str(path))
     onnx.save_model(model, str(path), save_as_external_data=True, location=f"{path.name}.data")
+
+
+def record_export(path: Path, module: Exportable, report: ExportReport, folded: Mapping[str, str]) -> int:
+    """Write the record of an export behind the model that is proven; the bytes of the model then.
+
+    ``folded`` are the kinds of the layers that were folded. The source is told by the SHA-256 of the module's
+    tensors: of name, dtype, shape and bytes of each, by their names.
+    """
+    proof = report.proof
+    tolerance: dict[str, float | None] = {
+        "rtol": proof.rtol,
+        "atol": proof.atol,
+        "min_snr": proof.leniency.min_snr,
+    }
+    samples = f"{counted(len(proof.samples), 'sample')} in onnxruntime"
+    step = made_step(
+        "export",
+        sha256=[_digest(module)],
+        folded=folded,
+        proof=f"{samples} beside {report.reference}",
+        tolerance={**tolerance, "outliers": proof.leniency.outliers},
+    )
+    return report.size + append_record(path, (), step)
+
+
+def _digest(model: Exportable) -> str:
+    found = hashlib.sha256()
+    named = dict((*model.named_parameters(), *model.named_buffers()))
+    for name in sorted(named):
+        value = named[name].detach()
+        found.update(f"{name}:{value.dtype}:{list(value.shape)};".encode())
+        if not value.is_meta and value.layout is torch.strided and not value.is_quantized:
+            found.update(value.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()
 
 
 def write_failed(exported: Checkpoint, fold: OnnxFold, target: Path, *, force: bool) -> tuple[str, ...]:

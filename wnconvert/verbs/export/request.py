@@ -24,21 +24,19 @@ from wnconvert.verbs.export.exporters import AGES, EXPORTERS, Exporter, has_dyna
 from wnconvert.verbs.models.proof.causes.steady import NumericFunction, Run, steady_run
 from wnconvert.verbs.models.proof.functions import (
     Exportable,
-    check_inputs,
     function_of,
-    input_names,
     unwrapped,
 )
+from wnconvert.verbs.models.proof.inputs.forwards import forward_of
 from wnconvert.verbs.models.proof.inputs.texts import Range, check_outputs
 from wnconvert.verbs.models.proof.outputs import Leniency
 from wnconvert.verbs.models.proof.proof import Proof
 from wnconvert.verbs.models.proof.samples import Sample, samples_of
-from wnconvert.verbs.models.proof.signatures import Signature, signature_of
+from wnconvert.verbs.models.proof.signatures import Data, Signature, signature_of
 from wnconvert.verbs.modules.finding.live import find_live
 from wnconvert.verbs.shared.options import texts_of
 
 __all__ = [
-    "Data",
     "ExporterOption",
     "Question",
     "Reference",
@@ -53,8 +51,6 @@ __all__ = [
 ]
 
 
-#: The user's own inputs: a file of arrays, or arrays by name.
-Data: TypeAlias = StrPath | Mapping[str, Any]
 #: Which of torch's exporters: one of them, or the newer and, where that fails, the older.
 ExporterOption: TypeAlias = Literal["auto", "dynamo", "torchscript"]
 _ONNX = "-o OUT.onnx"
@@ -169,14 +165,12 @@ def _signature(
     data: Iterable[Data],
 ) -> Signature:
     """The signature, with its inputs in the order in which the model takes them."""
-    known, _, _ = input_names(model)
-    signature = signature_of(inputs, ranges, dynamic=dynamic, names=known, data=data)
-    check_inputs(model, signature.names)
+    forward = forward_of(model)
+    signature = signature_of(inputs, ranges, dynamic=dynamic, names=forward.names, data=data)
+    forward.check(signature.names)
     if isinstance(model, ExportedProgram):
         _check_program(model, signature)
-    order = {name: at for at, name in enumerate(known)}
-    ordered = sorted(signature.inputs, key=lambda spec: order.get(spec.name, len(order)))
-    return replace(signature, inputs=tuple(ordered))
+    return signature.in_order(forward.names)
 
 
 def _check_program(program: ExportedProgram, signature: Signature) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from wnconvert.layers.kinds.formulas import formula_notes
 from wnconvert.layers.kinds.others import hints_on
 from wnconvert.layers.rules import ORIGINAL, G
 from wnconvert.messages import counted, told
@@ -74,6 +75,7 @@ def graph_layers(
     made = rows_made(rows, workers)
     refused = ((item.name, item.reason) for item in found.refused)
     notes = [*told(refused, " is refused: ", " are refused: "), *hints_on(found.others, (), ())]
+    notes += [*opened.provenance.notes, *formula_notes(item.layer for item in found.layers)]
     if opened.has_training:
         notes.append("the file has training graphs, which use weights too")
     return GraphInspection(made, _fold_in_words(found, computed, made.rows), computed, tuple(notes))

@@ -8,7 +8,6 @@ device, and its names compared.
 from __future__ import annotations
 
 import importlib
-import importlib.util
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,11 +15,12 @@ from typing import Any, TypeAlias
 
 import torch
 
-from wnconvert.errors import ArgumentError, InputError
-from wnconvert.messages import printable, to_install
+from wnconvert.errors import InputError
+from wnconvert.messages import printable
 from wnconvert.storage.folder.config import CONFIG, NamedClass
 from wnconvert.tensors.tree import TensorInfo
 from wnconvert.verbs.loads.result import Misfit
+from wnconvert.verbs.models.loading.folders import library_class
 from wnconvert.verbs.models.proof.functions import error_text
 from wnconvert.verbs.models.proof.running import quiet_torch
 
@@ -46,46 +46,20 @@ def fit_of(named: NamedClass, folder: Path, infos: Infos) -> Fit:
     Raises ``ArgumentError`` if the library is not installed, ``InputError`` if it does not have the class, or
     cannot build it.
     """
-    if importlib.util.find_spec(named.library) is None:
-        raise ArgumentError(
-            f"{printable(named.name)} is a class of {named.library}, which is not installed",
-            fix=to_install(named.library),
-        )
+    cls = library_class(named, folder)
+    version = str(importlib.import_module(named.library).__version__)
     with quiet_torch():
-        library = importlib.import_module(named.library)
-        cls = _class(library, named, folder)
         try:
-            fit = _LIBRARIES[named.library].fit(cls, named, folder, infos)
+            fit = _FITS[named.library](cls, named, folder, infos)
         except Exception as error:
             said = error_text(error) or type(error).__name__
-            what = f"{named.library} {library.__version__} cannot build {printable(named.name)}"
+            what = f"{named.library} {version} cannot build {printable(named.name)}"
             raise InputError(
                 f"{what}: {printable(said)}",
                 where=str(folder / CONFIG),
                 fix=f"try {named.name}.from_pretrained itself, or another version of {named.library}",
             ) from error
-    return replace(fit, version=library.__version__)
-
-
-def _class(library: Any, named: NamedClass, folder: Path) -> Any:
-    """The class itself, which must be one of the library's models: the name is only a text in a file."""
-    try:
-        cls = getattr(library, named.name, None)
-        base = getattr(library, _LIBRARIES[named.library].base)
-    except Exception as error:  # an import inside of it fails
-        raise InputError(
-            f"{named.library} cannot import {printable(named.name)}: {error_text(error)}", where=str(folder)
-        ) from error
-    if not isinstance(cls, type) or not issubclass(cls, base):
-        own = "auto_map" in named.config
-        raise InputError(
-            f"{named.library} {library.__version__} has no model that is called {printable(named.name)}",
-            where=str(folder / CONFIG),
-            fix="its code lies beside the weights, and is not run"
-            if own
-            else f"install the version of {named.library} that wrote the folder",
-        )
-    return cls
+    return replace(fit, version=version)
 
 
 def _of_transformers(cls: Any, _: NamedClass, folder: Path, infos: Infos) -> Fit:
@@ -137,15 +111,7 @@ def _of_diffusers(cls: Any, named: NamedClass, _: Path, infos: Infos) -> Fit:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Library:
-    """The class that all models of a library have, and how one is held against tensors."""
-
-    base: str
-    fit: Callable[[Any, NamedClass, Path, Infos], Fit]
-
-
-_LIBRARIES = {
-    "transformers": _Library("PreTrainedModel", _of_transformers),
-    "diffusers": _Library("ModelMixin", _of_diffusers),
+_FITS: Mapping[str, Callable[[Any, NamedClass, Path, Infos], Fit]] = {
+    "transformers": _of_transformers,
+    "diffusers": _of_diffusers,
 }

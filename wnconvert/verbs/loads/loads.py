@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from wnconvert.errors import InputError
-from wnconvert.messages import listed, printable, refuse_other_than_path
+from wnconvert.messages import refuse_other_than_path
 from wnconvert.storage.checkpoint import open_checkpoint
 from wnconvert.storage.files import local_path, located
-from wnconvert.storage.folder.components import find_components
-from wnconvert.storage.folder.config import CONFIG, NamedClass, named_class
+from wnconvert.storage.folder.config import class_of_folder
 from wnconvert.storage.folder.links import is_entry, snapshot_in
 from wnconvert.verbs.loads.result import LoadReport
 
@@ -30,7 +28,7 @@ def loads_folder(folder: str | Path) -> LoadReport:
     refuse_other_than_path(folder, "a folder")
     given = located(folder)
     root = local_path(snapshot_in(given) if is_entry(given) else given, "from_pretrained reads it")
-    named = _named(root)
+    named = class_of_folder(root)
     checkpoint = open_checkpoint(given)
     infos = {
         name: tensor.info for state in checkpoint.tree.state_dicts for name, tensor in state.tensors.items()
@@ -49,24 +47,3 @@ def loads_folder(folder: str | Path) -> LoadReport:
         misfits=fit.misfits,
         notes=checkpoint.tree.notes,
     )
-
-
-def _named(root: Path) -> NamedClass:
-    where = printable(str(root))
-    if root.is_file():
-        raise InputError("a file, which does not say what class loads it", where=where, fix="give its folder")
-    if not root.is_dir():
-        raise InputError("no such folder", where=where, fix="check the path")
-    named = named_class(root)
-    if named is None:
-        if components := find_components(root):
-            names = listed((printable(str(root / name)) for name in components), 8)
-            raise InputError("a pipeline of several models", where=where, fix=f"name one of them: {names}")
-        there = (root / CONFIG).exists()
-        said = f"its {CONFIG} names no class" if there else f"there is no {CONFIG} that names a class"
-        raise InputError(
-            said,
-            where=where,
-            fix="give a folder as save_pretrained writes it: architectures or _class_name name the class",
-        )
-    return named

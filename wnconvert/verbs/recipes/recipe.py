@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,12 +12,13 @@ from torch.export import ExportedProgram
 from wnconvert.errors import ArgumentError
 from wnconvert.layers.recipes import Recipe
 from wnconvert.messages import counted
-from wnconvert.verbs.models.proof.functions import check_inputs, input_names, unwrapped
+from wnconvert.verbs.models.proof.functions import unwrapped
+from wnconvert.verbs.models.proof.inputs.forwards import forward_of
 from wnconvert.verbs.models.proof.inputs.texts import Range
 from wnconvert.verbs.models.proof.report import TimedSteps
 from wnconvert.verbs.models.proof.running import evaluating
 from wnconvert.verbs.models.proof.samples import Sample, samples_of
-from wnconvert.verbs.models.proof.signatures import Signature, signature_of
+from wnconvert.verbs.models.proof.signatures import Data, Signature, signature_of
 from wnconvert.verbs.recipes.finding.told import Told
 from wnconvert.verbs.recipes.proving.prove import prove_recipe
 from wnconvert.verbs.recipes.result import RecipeReport
@@ -35,6 +35,7 @@ def recipe_of(
     inputs: Any,
     dynamic: Mapping[str, Mapping[int, str]] | None = None,
     ranges: Iterable[str] | Mapping[str, Range | tuple[int, int]] = (),
+    data: Iterable[Data] = (),
     made_by: str = "",
     samples: int = 4,
     seed: int = 0,
@@ -54,6 +55,7 @@ def recipe_of(
         inputs=inputs,
         dynamic=dynamic,
         ranges=ranges,
+        data=data,
         made_by=made_by,
         samples=samples,
         seed=seed,
@@ -67,6 +69,7 @@ def trace_recipe(
     inputs: Any,
     dynamic: Mapping[str, Mapping[int, str]] | None = None,
     ranges: Iterable[str] | Mapping[str, Range | tuple[int, int]] = (),
+    data: Iterable[Data] = (),
     made_by: str = "",
     samples: int = 4,
     seed: int = 0,
@@ -74,13 +77,14 @@ def trace_recipe(
 ) -> RecipeReport:
     """Find which norms of a module fold into which layers, and why the others stay, and prove the recipe.
 
-    ``inputs``, ``dynamic`` and ``ranges`` are those of ``export_onnx``. The module is run once at each size
-    of ``samples``, in eval mode, every operator is followed, and a norm folds only if it computes with its
-    own statistics, alone behind one layer that is used once. Then a copy of the module with drawn numbers is
-    run in float64, unfolded and folded by the recipe, on all samples: they are equal to 1e-11 (each fold by
-    itself, where the model magnifies rounding by more), or an error is raised. Images and volumes are smaller
-    there if the same layers and norms run in the same order. The module is left as it was, and its own
-    numbers do not matter. ``made_by`` is what the recipe says of its origin, by default the class's name.
+    ``inputs``, ``dynamic``, ``ranges`` and ``data`` are those of ``export_onnx``. The module is run once at
+    each size of ``samples``, in eval mode, every operator is followed, and a norm folds only if it computes
+    with its own statistics, alone behind one layer that is used once. Then a copy of the module with drawn
+    numbers is run in float64, unfolded and folded by the recipe, on all samples: they are equal to 1e-11
+    (each fold by itself, where the model magnifies rounding by more), or an error is raised. Images and
+    volumes are smaller there if the same layers and norms run in the same order. The module is left as it
+    was, and its own numbers do not matter. ``made_by`` is what the recipe says of its origin, by default the
+    class's name.
 
     Returns a report with the ``recipe``, and with each norm that stays and the reason. Raises
     ``ArgumentError`` for inputs that the module does not take, for one on the meta device and for one that
@@ -91,7 +95,7 @@ def trace_recipe(
     (Left(name='3', reason='behind an activation'),)
     """
     module = _checked(module)
-    signature = _signature(module, inputs, ranges, dynamic)
+    signature = _signature(module, inputs, ranges, dynamic, data)
     drawn = samples_of(signature, samples, seed)
     steps = TimedSteps(steps_progress(progress))
     with evaluating(module) as forget, torch.no_grad():
@@ -131,14 +135,13 @@ def _signature(
     inputs: Any,
     ranges: Any,
     dynamic: Mapping[str, Mapping[int, str]] | None,
+    data: Iterable[Data],
 ) -> Signature:
     """The signature, with its inputs in the order in which the module takes them."""
-    known, _, _ = input_names(module)
-    signature = signature_of(inputs, ranges, dynamic=dynamic, names=known)
-    check_inputs(module, signature.names)
-    order = {name: at for at, name in enumerate(known)}
-    ordered = sorted(signature.inputs, key=lambda spec: order.get(spec.name, len(order)))
-    return replace(signature, inputs=tuple(ordered))
+    forward = forward_of(module)
+    signature = signature_of(inputs, ranges, dynamic=dynamic, names=forward.names, data=data)
+    forward.check(signature.names)
+    return signature.in_order(forward.names)
 
 
 def _told(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 from wnconvert.errors import ArgumentError
 from wnconvert.layers.kinds.table import ALL, SHOWN, WORDS
 from wnconvert.layers.recipes import Recipe
-from wnconvert.layers.rules import Norm, NormBehind, Standardize
+from wnconvert.layers.rules import Norm, NormBehind, Standardize, Unit
 from wnconvert.layers.schemes import FORMS, Selection
 from wnconvert.layers.telling.asked import Asked
 from wnconvert.messages import option
@@ -59,7 +59,7 @@ DTYPE_CHOICES = ("float16", "bfloat16", "float32")
 ZERO_ROWS_CHOICES = ("error", "zero")
 PROOF_CHOICES = ("model", "layers", "none")
 #: The kinds of layers that a graph shows, beside those that keys do: it says what stands next to what.
-IN_GRAPHS = (*SHOWN, Standardize.kind, NormBehind.kind)
+IN_GRAPHS = (*SHOWN, Standardize.kind, Unit.kind, NormBehind.kind)
 #: The seconds that onnxruntime may work on a model in all, unless others are given.
 TIMEOUT = 600.0
 
@@ -105,8 +105,8 @@ class RunOptions:
     ``threads`` is None for the processors at hand, at most 4. ``progress`` is called with the bytes done and
     the bytes in all, never from two threads at once. An output that is ``passing`` is read at once, then
     deleted. ``prove`` is called with an output before it is put in place. ``executor`` writes each file of a
-    folder on a disk as a job of its own, with so many ``threads``. Raises ``ArgumentError`` for less than one
-    thread.
+    folder on a disk as a job of its own, with so many ``threads``. ``record`` puts a record of what was done
+    into an ONNX model. Raises ``ArgumentError`` for less than one thread.
     """
 
     force: bool = False
@@ -118,6 +118,7 @@ class RunOptions:
     passing: bool = False
     prove: Prove | None = field(default=None, repr=False, compare=False)
     executor: Executor | None = field(default=None, repr=False, compare=False)
+    record: bool = True
 
     def __post_init__(self) -> None:
         """Check the number of threads."""

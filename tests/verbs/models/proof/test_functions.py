@@ -9,13 +9,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.helpers.export_models import Branching, scripted, speech, vocoder
+from tests.helpers.export_models import Branching, vocoder
 from wnconvert.errors import ArgumentError, InputError
 from wnconvert.tensors.dtypes import DTYPES
 from wnconvert.verbs.models.proof.functions import (
-    check_inputs,
     function_of,
-    input_names,
     named_outputs,
     tensors_of,
     unwrapped,
@@ -51,24 +49,6 @@ def test_inputs_of_variadic_forwards_come_too() -> None:
     found = function_of(Variadic())({"first": ONE, "a": ONE * 10, "b": ONE * 100})
     assert found == {"output": ONE * (1 + 20 + 400)}
     assert list(function_of(Keywords())({"a": ONE, "b": ONE})) == ["a", "b"]
-
-
-def test_names_of_inputs_are_those_of_forward() -> None:
-    assert input_names(speech()) == (["mel", "ids", "gain"], ["mel", "ids"], False)
-    assert input_names(Variadic())[2]
-    assert input_names(scripted(nn.Linear(3, 2))) == (["input"], ["input"], False)
-
-
-def test_inputs_are_checked_against_forward() -> None:
-    check_inputs(speech(), ["ids", "mel"])
-    check_inputs(Keywords(), ["whatever"])
-    with pytest.raises(ArgumentError, match="no input 'idx'") as caught:
-        check_inputs(speech(), ["idx", "mel"])
-    assert "did you mean ids?" in caught.value.fix
-    with pytest.raises(ArgumentError, match="forward needs ids too"):
-        check_inputs(speech(), ["mel"])
-    with pytest.raises(ArgumentError, match=r"no input 'a\.b'"):
-        check_inputs(Keywords(), ["a.b"])
 
 
 def test_outputs_are_flattened_in_torchs_order() -> None:

@@ -6,6 +6,7 @@ With ``dry_run`` it returns the very plan that it would run.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, cast, overload
 
@@ -90,6 +91,7 @@ def fold_file(
     gain: str | None = None,
     scale: float | str | None = None,
     keep_norms: bool = False,
+    record: bool = True,
     dim: DimOption = AUTO,
     zero_rows: ZeroRows = "error",
     allow_nonfinite: bool = False,
@@ -145,15 +147,17 @@ def fold_file(
     (``"float16"`` or ``"fp16"``, ``torch.bfloat16``, ``numpy.float32`` …) folds and casts in one rounding.
     ``kinds`` are those of the layers to fold: ``"weight"`` norm, ``"spectral"`` norm, ``"prune"``,
     ``"spectral-step"`` (ports that take a step in eval), ``"all"`` for the first three, and of an ONNX model
-    ``"norm"`` (batch norm) and ``"standardize"``; a layer under several needs all of them. ``recipe``, a
-    ``Recipe`` or its file, tells what keys do not: which norms fold into
-    which layers, and what classes make of their weights. Without one, ``norm`` says which norms fold: those
+    ``"unit"`` (rows of length 1), ``"norm"`` (batch norm) and ``"standardize"``; a layer under several needs
+    all of them. ``recipe``, a ``Recipe`` or its file, tells what keys do not: which norms fold into which
+    layers, and what classes make of their weights. Without one, ``norm`` says which norms fold: those
     of which names tell the layer (``"by-names"``), or pairs (``"NORM=LAYER"``), all with ``eps``.
     ``standardize`` are globs on weights that their classes standardize, by ``std`` (``"biased"`` or
     ``"unbiased"``), with ``eps`` added to the variance or to the deviation (``eps_at``, ``"var"`` or
     ``"std"``); ``gain`` is the name of their γ, ``scale`` a factor, or ``"X/fan"`` for X · fan_in ** -0.5.
     A norm's keys go away and its layer has a bias; with ``keep_norms`` the keys stay those of the source's
     class, and the norms do nothing but add that bias.
+    The output keeps a record of what was done, with which ``split`` undoes it; that of an ONNX model, in its
+    metadata, tells the source and the proof. With ``record=False`` it has none.
     ``prove`` is called with the new checkpoint and the plan before it is put in place, as
     ``prove_checkpoint(module, inputs=…)`` gives it; then the result has a ``proof``.
     ``dim`` is an axis, None for the whole tensor, or ``"auto"``: read from shapes. ``zero_rows`` is
@@ -204,6 +208,7 @@ def _fold(src: StrPath, out: StrPath | None, given: FoldOptions, *, dry_run: boo
         bytes_progress(given["progress"]),
         prove=given["prove"],
         executor=given["executor"],
+        record=given["record"],
     )
     return run_conversion(request, make_plan, plan_graph=plan_graph, options=options)
 
@@ -237,6 +242,7 @@ def _plan_by_keys(
     selection: Selection,
     of_graphs: Mapping[str, bool],
     is_proven: bool,
+    record: bool,
     **options: Any,
 ) -> Plan:
     """The plan of a checkpoint. Raises ``ArgumentError`` for kinds and options that only graphs have."""
@@ -247,6 +253,7 @@ def _plan_by_keys(
         )
     kinds_of(selection.kinds)
     plan = plan_fold(tree, container, selection=selection, **options)
+    plan = plan if record else replace(plan, record=())
     return plan if is_proven else plan.doubted()
 
 
@@ -267,6 +274,7 @@ def _planners(selection: Selection, given: FoldOptions) -> tuple[MakePlan, Calla
         selection=selection,
         of_graphs={option(name, True): given[name] for name in ("constants", "require_folded")},
         is_proven=given["prove"] is not None,
+        record=given["record"],
         only=given["only"],
         dtype=dtype_of(given["dtype"]),
         keep_norms=given["keep_norms"],

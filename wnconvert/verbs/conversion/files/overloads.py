@@ -53,6 +53,7 @@ class FoldOptions(_Options, total=False):
     dtype: AnyDType | None
     kinds: Iterable[str]
     recipe: StrPath | Recipe | None
+    record: bool
     norm: Iterable[str]
     standardize: Iterable[str]
     eps: float | None

@@ -6,5 +6,6 @@ evaluated  weights that no rule knows, against the original's arithmetic
 layers   a folded model's layers against the original's arithmetic
 run      both models run on made-up inputs
 check    a folded model against the original: its bytes, onnx's checker, and both of these
+record   what was done, behind a model that is proven
 fold     an ONNX model folded, checked and put in place
 """

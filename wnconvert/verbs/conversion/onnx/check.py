@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from wnconvert.errors import InputError, VerifyError
@@ -18,17 +19,19 @@ from wnconvert.onnx.file.reader import OnnxFile, stored_in
 from wnconvert.onnx.file.unchanged import check_unchanged
 from wnconvert.onnx.graph.plan import OnnxFold
 from wnconvert.onnx.runtime.process import Runtime
-from wnconvert.storage.checkpoint import Checkpoint, open_checkpoint
+from wnconvert.storage.checkpoint import Checkpoint
 from wnconvert.storage.files import local_path
 from wnconvert.storage.sources import Source
 from wnconvert.tensors.blocks import BLOCK_BYTES
+from wnconvert.tensors.containers import Container
 from wnconvert.tensors.tree import ByteRange, StoredTensor
 from wnconvert.verbs.conversion.onnx.evaluated import compare_evaluated
-from wnconvert.verbs.conversion.onnx.layers import compare_layers
-from wnconvert.verbs.conversion.onnx.run import compare_whole
+from wnconvert.verbs.conversion.onnx.layers import compare_layers, layer_tolerance
+from wnconvert.verbs.conversion.onnx.run import compare_whole, whole_tolerance
+from wnconvert.verbs.conversion.verify.structure import check_structure
 from wnconvert.verbs.shared.options import Proving
 
-__all__ = ["check_fold", "check_installed", "refused"]
+__all__ = ["FoldCheck", "check_fold", "check_installed", "refused"]
 
 
 def check_installed(*, runs: bool = True) -> None:
@@ -46,6 +49,19 @@ def check_installed(*, runs: bool = True) -> None:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class FoldCheck:
+    """A check that a folded model passed: what was compared, in words, notes, and the tolerances.
+
+    These are ``layers_rtol``, of each element of a weight, and ``outputs_of_largest``, a part of the largest
+    element of an output, where the whole model was run.
+    """
+
+    by: str
+    notes: tuple[str, ...]
+    tolerance: Mapping[str, float | None] = field(default_factory=dict)
+
+
 def check_fold(
     opened: OnnxFile,
     fold: OnnxFold,
@@ -54,22 +70,22 @@ def check_fold(
     *,
     verify: bool = False,
     proving: Proving = Proving(),  # noqa: B008 - frozen
-) -> tuple[str, tuple[str, ...]]:
-    """Check the folded model at ``path`` against the original; what was compared, in words, and notes.
+) -> FoldCheck:
+    """Check the folded model at ``path`` against the original.
 
     Everything in the model except the edits is compared byte by byte; with ``verify``, tensors in data files
     too; ``proving`` says what is run, and how long. Raises ``VerifyError`` if onnx's checker refuses the new
     model, or if it holds or computes something else.
     """
     original = local_path(opened.path, "onnxruntime runs it where it lies")
-    written = open_checkpoint(path)
+    written = check_structure(path, Container.ONNX)
     kept = _kept(opened, fold, written) if verify else ""
     with contextlib.ExitStack() as stack:
         # It starts while onnx's checker works.
         runtime = stack.enter_context(Runtime(proving.timeout)) if proving.runs else None
         notes = list(_checked(original, path))
         try:
-            done, more = _run(opened, fold, written, runtime, numbers=numbers, proving=proving)
+            ran = _run(opened, fold, written, runtime, numbers=numbers, proving=proving)
         except VerifyError as error:
             # An invalid graph may be ambiguous, and readers may differ on it.
             if why := refused(original):
@@ -77,9 +93,9 @@ def check_fold(
             raise
     with Source(opened.shards[:1]) as before, Source((path,)) as after:
         check_unchanged(before.files[0], opened, fold.edits, after.files[0])
-    done += [kept] * bool(kept)
-    by = "onnx.checker" + (f" and onnxruntime: {', '.join(done)}" if done else "")
-    return by, (*notes, *more)
+    done = [ran.by, kept] if ran.by and kept else [ran.by or kept]
+    by = "onnx.checker" + (f" and onnxruntime: {', '.join(done)}" if any(done) else "")
+    return FoldCheck(by, (*notes, *ran.notes), ran.tolerance)
 
 
 def _run(
@@ -90,23 +106,26 @@ def _run(
     *,
     numbers: RowPolicy,
     proving: Proving,
-) -> tuple[list[str], list[str]]:
-    """Run what is asked for, in ``runtime`` if there is one; what was compared, and notes."""
+) -> FoldCheck:
+    """Run what is asked for, in ``runtime`` if there is one."""
     if runtime is None:
-        return [], []
+        return FoldCheck("", ())
     layers = compare_layers(opened, fold, written, numbers, runtime)
     done = [f"{counted(layers.alone, 'layer')} against the original's own arithmetic"] * bool(layers.alone)
     done += [f"{counted(count, 'layer')} against {formula}" for formula, count in layers.by_formula.items()]
     evaluated = compare_evaluated(opened, fold, written, runtime)
     done += [f"{counted(evaluated.alone, 'evaluated weight')} likewise"] * bool(evaluated.alone)
     notes = [*layers.notes, *evaluated.notes]
+    dtypes = {tensor.dtype.name for tensor in fold.edits.tensors}
+    tolerance: dict[str, float | None] = {"layers_rtol": layer_tolerance(dtypes)}
     if proving.proof == "model":
         both = Path(opened.path), Path(written.path)
-        dtypes = {tensor.dtype.name for tensor in fold.edits.tensors}
         whole, more = compare_whole(*both, runtime, numbers, dtypes=dtypes, otherwise=layers.otherwise)
         done += [f"the whole model on {whole}"] * bool(whole)
         notes += more
-    return done, notes
+        if whole:
+            tolerance["outputs_of_largest"] = whole_tolerance(dtypes)
+    return FoldCheck(", ".join(done), tuple(notes), tolerance)
 
 
 def refused(path: Path, *, full_check: bool = False) -> str:

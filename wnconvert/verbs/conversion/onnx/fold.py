@@ -11,10 +11,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path, PurePath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from wnconvert.errors import InputError, OutputError, WnconvertError
 from wnconvert.numerics.rows import RowPolicy, Wider
+from wnconvert.onnx.file.provenance import made_step
 from wnconvert.onnx.file.reader import looks_like_onnx
 from wnconvert.plan.layout import Layout
 from wnconvert.storage.checkpoint import Checkpoint, open_checkpoint
@@ -23,15 +24,16 @@ from wnconvert.storage.sources import Source
 from wnconvert.storage.staging import file_in, free_name, put_in_place, scratch_folder
 from wnconvert.storage.stores.temporary import mark_replaced
 from wnconvert.storage.workers import Workers
-from wnconvert.tensors.containers import Container
 from wnconvert.verbs.conversion.convert import Result, conversion_result
 from wnconvert.verbs.conversion.executor import execute
-from wnconvert.verbs.conversion.verify.structure import check_structure
+from wnconvert.verbs.conversion.onnx.record import append_record, without_record
+from wnconvert.verbs.shared.digests import sha256_of
 from wnconvert.verbs.shared.options import RunOptions
 
 if TYPE_CHECKING:
     from wnconvert.onnx.file.reader import OnnxFile
     from wnconvert.onnx.graph.plan import OnnxFold
+    from wnconvert.verbs.conversion.onnx.check import FoldCheck
 
 __all__ = ["convert_onnx", "model_layouts", "own_data_of", "remove_unused", "write_model"]
 
@@ -152,6 +154,8 @@ def convert_onnx(
     opened = checkpoint.onnx
     assert opened is not None  # noqa: S101 - the plan was made from it
     check_installed(runs=options.proving.runs)
+    if fold.layers:
+        fold = without_record(opened, fold)
     _check_apart(output, checkpoint.shards[1:])
     layouts = model_layouts(opened, fold, output)
     size = sum(layout.size for layout in layouts.values())
@@ -168,8 +172,7 @@ def convert_onnx(
         folder.mkdir(0o700)
         workers = Workers(options.threads, options.progress)
         notes = write_model(checkpoint, layouts, folder, output, numbers=options.numbers, workers=workers)
-        check_structure(folder / output.name, Container.ONNX)
-        verified, more = check_fold(
+        checked = check_fold(
             opened,
             fold,
             folder / output.name,
@@ -177,6 +180,10 @@ def convert_onnx(
             verify=options.verify,
             proving=options.proving,
         )
+        if options.record and fold.layers:
+            size += append_record(
+                folder / output.name, opened.provenance.steps, _step(checkpoint, fold, checked)
+            )
         put_in_place(folder, output, force=options.force, check=last_look)
         deleted = tuple(remove_unused(old, output, () if in_place else checkpoint.shards))
     return conversion_result(
@@ -186,6 +193,13 @@ def convert_onnx(
         began,
         bytes_in=bytes_in,
         bytes_out=size,
-        notes=(*notes, *more, *deleted),
-        verified=verified,
+        notes=(*notes, *checked.notes, *deleted),
+        verified=checked.by,
     )
+
+
+def _step(checkpoint: Checkpoint, fold: OnnxFold, checked: FoldCheck) -> dict[str, Any]:
+    """The record of a fold."""
+    digests = [sha256_of(path) for path in checkpoint.shards]
+    kinds = {item.layer.name: item.layer.rule.kind for item in fold.layers}
+    return made_step("fold", sha256=digests, folded=kinds, proof=checked.by, tolerance=checked.tolerance)

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from wnconvert.errors import VerifyError, WnconvertError
+from wnconvert.layers.kinds.formulas import formula_in_words
 from wnconvert.layers.rules import ORIGINAL, G, Rule, Standardize
 from wnconvert.messages import REPORT_BUG, counted, listed, printable, told
 from wnconvert.numerics.rounding import FLOAT_FORMATS
@@ -31,10 +32,10 @@ from wnconvert.storage.sources import Source
 from wnconvert.tensors.blocks import Array, Block, blocks, reader_of
 from wnconvert.tensors.dtypes import DType
 from wnconvert.tensors.tree import Dim, StoredTensor, rows_of
-from wnconvert.verbs.conversion.onnx.formula import Formula, bias_in_full, formula_in_words, norms_axis
+from wnconvert.verbs.conversion.onnx.formula import Formula, bias_in_full, norms_axis
 from wnconvert.verbs.conversion.onnx.norms import NormNodes
 
-__all__ = ["LayersCompared", "compare_layers"]
+__all__ = ["LayersCompared", "compare_layers", "layer_tolerance"]
 
 
 #: How far an element that onnxruntime computes may be off, relatively: it rounds at every step.
@@ -118,10 +119,13 @@ def compare_layers(
                 lost = comparison.with_formula()
             losses[tensor.layer] = losses.get(tensor.layer, _NOTHING) + lost
         nodes = NormNodes(slices, Slices(written.onnx, new.files), runtime)
+        made: dict[str, list[NewTensor]] = {}
+        for tensor in fold.edits.tensors:
+            made.setdefault(tensor.layer, []).append(tensor)
         for layer in fold.layers:
             if layer.behind is not None:
                 name = layer.layer.name
-                for tensor in (each for each in fold.edits.tensors if each.layer == name):
+                for tensor in made[name]:
                     comparison = _Comparison(tensor, _of(stored, tensor), new, old, numbers)
                     losses[name] = losses.get(name, _NOTHING) + comparison.with_formula()
                 if not nodes.agree(layer):
@@ -129,6 +133,11 @@ def compare_layers(
     otherwise = tuple(name for name, lost in losses.items() if lost.strays)
     notes = (*_lost_notes(losses, fold), *_formula_notes(by_formula))
     return LayersCompared(len(fold.layers) - len(by_formula), Counter(by_formula.values()), otherwise, notes)
+
+
+def layer_tolerance(dtypes: Iterable[str]) -> float:
+    """How far an element of a weight of one of these dtypes may be off, relatively."""
+    return max((_RTOL[dtype] for dtype in dtypes), default=0.0)
 
 
 def _of(stored: Mapping[str, StoredTensor], tensor: NewTensor) -> StoredTensor:

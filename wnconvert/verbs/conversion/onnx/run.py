@@ -17,7 +17,7 @@ from wnconvert.onnx.runtime.words import NoAnswerError
 from wnconvert.tensors.blocks import Array
 from wnconvert.tensors.dtypes import DType
 
-__all__ = ["compare_whole"]
+__all__ = ["compare_whole", "whole_tolerance"]
 
 #: How far an output may be off, as a part of its greatest value: rounding adds up through the network, that
 #: of the weights, too, whose dtype may be another.
@@ -60,6 +60,11 @@ def compare_whole(
     for name, values in expected.items():
         notes += _compare_output(name, found[name], values, numbers, dtypes)
     return _shapes_text(feeds), few(notes)
+
+
+def whole_tolerance(dtypes: Collection[str]) -> float:
+    """How far an output may be off where weights have these dtypes, as a part of its largest element."""
+    return max((_WHOLE[dtype] for dtype in dtypes), default=0.0)
 
 
 _ALONE = "each layer was compared alone"
@@ -163,7 +168,7 @@ def _compare_output(
     # NaN of the original, from zero rows or squares that underflow, may be numbers now, and infinities stay.
     new = np.isinf(a) & (a != b)
     alike = bool(np.isfinite(a[finite]).all()) and (numbers.allow_nonfinite or not new.any())
-    part = max(_WHOLE[dtype] for dtype in (expected.dtype.name, *dtypes))
+    part = whole_tolerance({expected.dtype.name, *dtypes})
     if not alike or not off <= part * most:
         raise VerifyError(
             f"output {shown} is off by {off:.3g}, and its greatest value is {most:.3g}; nothing is kept",

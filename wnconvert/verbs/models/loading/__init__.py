@@ -6,5 +6,8 @@ programs       .pt2 files, loaded only if torch could have written them
 script_texts   whether the code of a TorchScript archive only computes
 scripts        TorchScript archives, loaded only if it does
 weights        a checkpoint loaded into a module, strictly
-model          MODEL of the command line: built or read, its weights loaded
+factories      the user's code, imported and called
+folders        the model of a folder, built by the installed class that its config names
+model          MODEL of the command line: found, built or read
+prepared       a model with its inputs settled and its weights loaded; the list of its inputs
 """

@@ -1,48 +1,53 @@
-"""The model to export: built by a factory, or read from a file that holds one.
+"""The model that is named: built by a factory, by its class for a folder, or read from a file that holds one.
 
-A factory is the user's own code, and is run. A file is data: an exported program must be as torch writes it
-(``programs``), the code of a TorchScript archive must only compute (``scripts``), and only ``trust`` lets a
-file do more, or run Python code that it holds or names.
+A factory is the user's own code, and is run. A folder and a file are data: an exported program must be as
+torch writes it (``programs``), the code of a TorchScript archive must only compute (``scripts``), and only
+``trust`` lets a file do more, or run Python code that it holds or names. What a model will take is told
+before it is built, as far as that is sure.
 """
 
 from __future__ import annotations
 
-import contextlib
-import importlib.util
-import inspect
 import json
-import sys
-import traceback
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import nn
 from torch.export import ExportedProgram
 
-import wnconvert
-from wnconvert.errors import ArgumentError, InputError, WnconvertError
+from wnconvert.errors import ArgumentError, InputError
 from wnconvert.messages import listed, printable, refuse_other_than_path
 from wnconvert.storage.checkpoint import Checkpoint, open_checkpoint
 from wnconvert.storage.files import located, unchanging
+from wnconvert.storage.folder.config import named_class
 from wnconvert.tensors.containers import Container
+from wnconvert.verbs.models.loading.factories import (
+    HOW,
+    STOPS,
+    can_be_imported,
+    factory_of,
+    find_beside,
+    made_by,
+    said,
+)
+from wnconvert.verbs.models.loading.folders import folder_model, settings_of
 from wnconvert.verbs.models.loading.programs import is_exported_program, load_exported_program
 from wnconvert.verbs.models.loading.scripts import load_script
-from wnconvert.verbs.models.loading.weights import load_weights
 from wnconvert.verbs.models.proof.functions import Exportable
-from wnconvert.verbs.models.proof.report import TimedStep, TimedSteps
+from wnconvert.verbs.models.proof.inputs.forwards import (
+    Forward,
+    class_promised,
+    forward_of,
+    forward_of_class,
+)
+from wnconvert.verbs.models.proof.inputs.proposed import Proposal, proposed_by_names
 
-__all__ = ["Prepared", "build", "kwargs_of", "prepared"]
-
-
-_HOW = "MODEL is package.module:factory, path/to/file.py:factory, a .pt2 or a TorchScript archive"
-#: Exceptions that are not a failure of the user's code; all others are, BaseException included.
-_STOPS = (KeyboardInterrupt, GeneratorExit)
+__all__ = ["Found", "build", "find_model", "kwargs_of"]
 
 
 def kwargs_of(text: str) -> dict[str, Any]:
@@ -69,174 +74,118 @@ def kwargs_of(text: str) -> dict[str, Any]:
     return found
 
 
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What MODEL names, before it is built, and what builds it.
+
+    ``class_name`` and ``forward`` are those of the model to come, as far as they are sure, and ``proposal``
+    has texts for its inputs. ``weights`` is where they lie if the user names no others.
+    """
+
+    build: Callable[[], Exportable]
+    class_name: str = ""
+    forward: Forward | None = None
+    proposal: Proposal | None = None
+    weights: Path | None = None
+    notes: tuple[str, ...] = ()
+
+
 def build(
     model: str, *, kwargs: Mapping[str, Any] | None = None, trust: bool = False, only: str | None = None
 ) -> Exportable:
-    """Build or read the model that ``model`` names.
+    """Build or read the model that ``model`` names; that of a folder without its weights.
 
-    ``package.module:factory`` and ``path/to/file.py:factory`` import code and call the factory with
-    ``kwargs``: a function or a class, or else a module that exists already; its name may have dots. In a
-    file with several pickled modules, ``only`` is the path of the one to take.
+    The arguments and errors are those of ``find_model``. Raises ``ArgumentError`` for a factory that fails
+    too, and ``InputError`` for a file without a model, or with one that only ``trust`` may load.
+    """
+    return find_model(model, kwargs=kwargs, trust=trust, only=only).build()
 
-    Raises ``ArgumentError`` for a factory that does not exist or fails; ``InputError`` for a file without a
-    model, or with one that only ``trust`` may load.
+
+def find_model(
+    model: str, *, kwargs: Mapping[str, Any] | None = None, trust: bool = False, only: str | None = None
+) -> Found:
+    """Find what ``model`` names, and what the model will take; nothing is built yet.
+
+    ``package.module:factory`` and ``path/to/file.py:factory`` import code, to call the factory with
+    ``kwargs``: a function or a class, or else a module that exists already; its name may have dots. A folder
+    is built by the class of transformers or diffusers in its ``config.json``, with ``kwargs`` in place of
+    settings there. In a file with several pickled modules, ``only`` is the path of the one to take.
+
+    Raises ``ArgumentError`` for a factory that does not exist, ``InputError`` for a file or folder that does
+    not name a model.
     """
     refuse_other_than_path(model, "a model")
     where, colon, name = model.rpartition(":")
-    if colon and where and name and not Path(model).is_file():
-        _find_beside(Path(where).parent if _is_file(where) else Path())
-        return _made(_attribute(_imported(where), where, name), model, kwargs or {})
-    if colon and where and not name and not Path(model).exists():
+    path = Path(model)
+    if colon and where and name and not path.exists():
+        return _of_factory(factory_of(where, name), model, kwargs or {})
+    if colon and where and not name and not path.exists():
         raise ArgumentError(
             f"{printable(where)} does not name a factory", fix=f"write {printable(where)}:NAME"
         )
+    if path.is_dir():
+        return _of_folder(path, kwargs or {}, trust=trust)
     if kwargs:
         raise ArgumentError("--kwargs are for a factory, and MODEL is a file", fix="leave --kwargs out")
-    path = Path(model)
     if not path.exists():
-        near = f"{model}:NAME, for a factory in it" if _can_be_imported(model) else _HOW
+        near = f"{model}:NAME, for a factory in it" if can_be_imported(model) else HOW
         raise InputError("there is no such file", where=printable(model), fix=near)
     if path.suffix == ".py":
         raise ArgumentError(
             f"{printable(model)} does not name a factory", fix=f"write {printable(model)}:NAME"
         )
     if is_exported_program(path):
-        return load_exported_program(path, trust=trust)
-    checkpoint = open_checkpoint(path)
-    with unchanging(checkpoint.seen):
-        return _held(path, checkpoint, trust=trust, only=only)
+        return Found(partial(load_exported_program, path, trust=trust))
+    return Found(partial(_held, path, trust=trust, only=only))
 
 
-# -- factories
-
-
-def _is_file(where: str) -> bool:
-    return where.endswith(".py") or "/" in where
-
-
-def _can_be_imported(model: str) -> bool:
-    if not all(part.isidentifier() for part in model.split(".")):
-        return False
-    _find_beside(Path())
-    with contextlib.suppress(ImportError, ValueError):
-        return importlib.util.find_spec(model.partition(".")[0]) is not None
-    return False
-
-
-def _find_beside(folder: Path) -> None:
-    """Let modules in a folder be imported, as for a script that is run there."""
-    place = str(folder.resolve())
-    if place not in sys.path:
-        sys.path.insert(0, place)
-
-
-def _imported(where: str) -> ModuleType:
-    """The module of a path or dotted name; a file is run anew."""
-    try:
-        if not _is_file(where):
-            return importlib.import_module(where)
-        path = Path(where)
-        if not path.is_file():
-            raise ArgumentError("there is no such file", where=printable(where), fix=_HOW)
-        spec = importlib.util.spec_from_file_location(path.stem, path)
-        if spec is None or spec.loader is None:
-            raise ArgumentError("it is not a Python file", where=printable(where), fix=_HOW)
-        module = importlib.util.module_from_spec(spec)
-        sys.modules.setdefault(path.stem, module)  # dataclasses look their module up
-        spec.loader.exec_module(module)
-    except WnconvertError:
-        raise
-    except ModuleNotFoundError as error:
-        lacking = error.name or ""
-        if _is_file(where) or not f"{where}.".startswith(f"{lacking}."):
-            fix = f"install {printable(lacking)}, or run in the environment of the model"
-            raise ArgumentError(
-                f"it imports {printable(lacking)}, which is not installed", where=printable(where), fix=fix
-            ) from error
-        raise ArgumentError(
-            f"there is no module {printable(lacking)}",
-            where=printable(where),
-            fix="run in the folder that holds it, install it, or name its file: path/to/file.py:factory",
-        ) from error
-    except _STOPS:
-        raise
-    except BaseException as error:
-        raise _fails(where, error, "importing it") from error
-    return module
-
-
-def _attribute(module: ModuleType, where: str, name: str) -> Any:
-    found: Any = module
-    for part in name.split("."):
-        if not hasattr(found, part):
-            public = [each for each in dir(found) if not each.startswith("_")]
-            near = get_close_matches(part, public, 3)
-            made = [each for each in public if _makes_modules(getattr(found, each, None), module)]
-            fix = f"did you mean {listed(near)}?" if near else f"it has {listed(made) or 'no factory'}"
-            raise ArgumentError(f"it has no {printable(part)}", where=printable(where), fix=printable(fix))
-        found = getattr(found, part)
-    return found
-
-
-def _makes_modules(value: Any, module: ModuleType) -> bool:
-    if isinstance(value, nn.Module):
-        return True
-    own = getattr(value, "__module__", None) == module.__name__
-    return own and (inspect.isfunction(value) or (inspect.isclass(value) and issubclass(value, nn.Module)))
-
-
-def _made(factory: Any, model: str, kwargs: Mapping[str, Any]) -> Exportable:
-    """Call a factory, or take the module that it is."""
+def _of_factory(factory: Any, model: str, kwargs: Mapping[str, Any]) -> Found:
+    build = partial(made_by, factory, model, kwargs)
     if isinstance(factory, (nn.Module, ExportedProgram)):
-        if kwargs:
-            raise ArgumentError(f"{printable(model)} is a module already: leave --kwargs out")
-        return factory
-    if not callable(factory):
-        kind = type(factory).__name__
+        return Found(build, type(factory).__name__, forward_of(factory))
+    cls = class_promised(factory)
+    forward = None if cls is None else forward_of_class(cls)
+    if cls is None or forward is None:
+        return Found(build)
+    known = settings_of(cls, _config_of(kwargs))
+    if known is None:
+        return Found(build, cls.__name__, forward, proposed_by_names(forward))
+    proposal = known[0].proposal(forward, known[1])
+    return Found(build, cls.__name__, proposal.narrowed(forward), proposal)
+
+
+def _config_of(kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The config of a folder that is given to ``from_pretrained``; empty where none is on this disk."""
+    name = kwargs.get("pretrained_model_name_or_path")
+    named = named_class(located(name)) if isinstance(name, str) and Path(name).is_dir() else None
+    return {} if named is None else named.config
+
+
+def _of_folder(path: Path, kwargs: Mapping[str, Any], *, trust: bool) -> Found:
+    if trust:
         raise ArgumentError(
-            f"it is a {kind}, which cannot be called to make a model", where=printable(model), fix=_HOW
+            "--trust is of a file: code in a folder is never run", fix="leave --trust out, or name a factory"
         )
-    try:
-        found = factory(**kwargs)
-    except _STOPS:
-        raise
-    except BaseException as error:
-        raise _fails(model, error, "calling it") from error
-    if not isinstance(found, (nn.Module, ExportedProgram)):
-        kind = type(found).__name__
-        raise ArgumentError(
-            f"it returns a {kind}, not an nn.Module",
-            where=printable(model),
-            fix="name a factory that returns the module to export",
-        )
-    return found
-
-
-def _fails(model: str, error: BaseException, doing: str) -> ArgumentError:
-    """The error for a failure of the user's code, with its message and the line."""
-    frames = traceback.extract_tb(error.__traceback__)
-    own = [frame for frame in frames if not _is_ours(Path(frame.filename))]
-    own = [frame for frame in own if not frame.filename.startswith("<")]
-    at = f" ({Path(own[-1].filename).name}, line {own[-1].lineno})" if own else ""
-    fix = "give its arguments by --kwargs '{…}'" if isinstance(error, TypeError) else "mend the code there"
-    return ArgumentError(f"{doing} fails: {_said(error)}{at}", where=printable(model), fix=fix)
-
-
-def _is_ours(path: Path) -> bool:
-    """Whether a file is part of this package or of the machinery that imports modules."""
-    return Path(wnconvert.__file__).parent in path.parents or path.parent.name == "importlib"
-
-
-def _said(error: BaseException) -> str:
-    """The class of an error, with its message if it has one."""
-    text = str(error).strip().split("\n")[0]
-    return printable(f"{type(error).__name__}: {text}" if text else type(error).__name__)
+    found = folder_model(path, kwargs)
+    forward = forward_of_class(found.cls)
+    if forward is None:  # another version of the library may build its classes in other ways
+        return Found(found.build, found.cls.__name__, weights=found.root, notes=found.notes)
+    proposal = found.known.proposal(forward, found.settings)
+    narrowed = proposal.narrowed(forward)
+    return Found(found.build, found.cls.__name__, narrowed, proposal, found.root, found.notes)
 
 
 # -- files
 
 
-def _held(path: Path, checkpoint: Checkpoint, *, trust: bool, only: str | None) -> nn.Module:
+def _held(path: Path, *, trust: bool, only: str | None) -> nn.Module:
+    """The module in a file, which does not change while it is read."""
+    checkpoint = open_checkpoint(path)
+    with unchanging(checkpoint.seen):
+        return _module_in(path, checkpoint, trust=trust, only=only)
+
+
+def _module_in(path: Path, checkpoint: Checkpoint, *, trust: bool, only: str | None) -> nn.Module:
     """The module in a TorchScript archive or in a whole pickled module."""
     if checkpoint.container is Container.TORCHSCRIPT:
         return load_script(path, trust=trust)
@@ -269,16 +218,16 @@ def _trusted(path: Path, modules: list[str], only: str | None) -> nn.Module:
         raise ArgumentError(
             f"{len(modules)} modules are in it: {listed(shown)}", fix=f"choose one, such as --only {shown[0]}"
         )
-    _find_beside(Path())
+    find_beside(Path())
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about classes whose source has changed
             found = torch.load(path, map_location="cpu", weights_only=False)
-    except _STOPS:
+    except STOPS:
         raise
     except BaseException as error:
         raise InputError(
-            f"torch cannot load it: {_said(error)}",
+            f"torch cannot load it: {said(error)}",
             where=str(path),
             fix="run in the folder of the model's code, or name its factory with --weights",
         ) from error
@@ -287,43 +236,3 @@ def _trusted(path: Path, modules: list[str], only: str | None) -> nn.Module:
     if not isinstance(found, nn.Module):
         raise InputError(f"it holds a {type(found).__name__}, not an nn.Module", where=str(path))
     return found
-
-
-@dataclass(frozen=True, slots=True)
-class Prepared:
-    """A model ready to be exported, and the steps that made it."""
-
-    module: Exportable
-    steps: tuple[TimedStep, ...]
-    notes: tuple[str, ...] = ()
-
-
-def prepared(
-    model: str,
-    *,
-    weights: str | None = None,
-    kwargs: str | None = None,
-    only: str | None = None,
-    strip_prefix: Iterable[str] = (),
-    trust: bool = False,
-    progress: Callable[[TimedStep], None] = lambda step: None,
-) -> Prepared:
-    """Build what ``model`` names, with ``kwargs`` as JSON, and load ``weights`` into it.
-
-    ``progress`` is called as each step begins and ends. Raises the errors of ``build`` and ``load_weights``.
-    """
-    arguments = None if kwargs is None else kwargs_of(kwargs)
-    if weights is not None:
-        open_checkpoint(weights)  # errors in it come before the model's code runs
-    steps = TimedSteps(progress)
-    with steps("build", model) as step:
-        made = build(model, kwargs=arguments, trust=trust, only=only if weights is None else None)
-        step.detail = type(made).__name__
-    notes: tuple[str, ...] = ()
-    if weights is not None:
-        with steps("load", weights) as step:
-            loaded = load_weights(made, located(weights), only=only, strip_prefix=strip_prefix)
-            step.detail, notes = str(loaded), loaded.notes
-    elif not Path(model).is_file():
-        notes = ("no --weights are given: the model keeps the weights of its factory",)
-    return Prepared(made, tuple(steps.every), notes)

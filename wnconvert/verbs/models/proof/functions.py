@@ -6,7 +6,6 @@ import dataclasses
 import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
-from difflib import get_close_matches
 from itertools import takewhile
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -18,19 +17,18 @@ from torch.utils import _pytree as pytree
 
 import wnconvert
 from wnconvert.errors import ArgumentError, InputError
-from wnconvert.messages import listed, printable
+from wnconvert.messages import listed
 from wnconvert.tensors.blocks import Array
 from wnconvert.tensors.memory import array_of, made_like
 from wnconvert.verbs.models.proof.causes.steady import NumericFunction
+from wnconvert.verbs.models.proof.inputs.forwards import forward_of
 
 __all__ = [
     "EITHER_WAY",
     "Exportable",
     "caller",
-    "check_inputs",
     "error_text",
     "function_of",
-    "input_names",
     "named_outputs",
     "places_of",
     "run_model",
@@ -60,49 +58,6 @@ def unwrapped(model: Exportable) -> Exportable:
     return model
 
 
-def input_names(model: Exportable) -> tuple[list[str], list[str], bool]:
-    """The names of the inputs of a model, those of the required ones, and whether it takes other inputs too.
-
-    >>> input_names(nn.Linear(3, 2))
-    (['input'], ['input'], False)
-    """
-    if isinstance(model, ExportedProgram):
-        names = list(model.graph_signature.user_inputs)
-        return [str(name) for name in names], [str(name) for name in names], False
-    if isinstance(model, torch.jit.ScriptModule):
-        schema: Any = model.forward
-        arguments = schema.schema.arguments[1:]
-        required = [each.name for each in arguments if not each.has_default_value()]
-        return [each.name for each in arguments], required, False
-    parameters = inspect.signature(model.forward).parameters
-    named = [name for name, each in parameters.items() if each.kind not in _VARIADIC]
-    required = [name for name in named if parameters[name].default is inspect.Parameter.empty]
-    return named, required, any(each.kind in _VARIADIC for each in parameters.values())
-
-
-def check_inputs(model: Exportable, names: Sequence[str]) -> None:
-    """Raise ``ArgumentError`` for a name that is not an input of the model, and for a missing input."""
-    known, required, takes_others = input_names(model)
-    what = "the exported program" if isinstance(model, ExportedProgram) else "forward"
-    has = f"the inputs of {what} are: {listed(map(printable, known)) or '(there are none)'}"
-    for name in names:
-        if name not in known and (not takes_others or not name.isidentifier()):
-            near = get_close_matches(name, known, 1)
-            fix = f"did you mean {printable(near[0])}? {has}" if near else has
-            free = [printable(each) for each in (*required, *known) if each not in names]
-            if free:
-                both = f"{free[0]}:{printable(name)}"
-                fix += f"; if {printable(name)} is the ONNX model's name of {free[0]}, give '{both}=…'"
-            raise ArgumentError(f"the model has no input {printable(name)!r}", fix=fix)
-    lacking = [name for name in required if name not in names]
-    if lacking:
-        more = " ".join(f"--input '{printable(name)}=float32[…]'" for name in lacking[:4])
-        raise ArgumentError(
-            f"{what} needs {listed(map(printable, lacking))} too",
-            fix=f"give {more}, with its dtype and shape",
-        )
-
-
 def _positional(program: ExportedProgram) -> int:
     """The number of inputs of an exported program that come by position; these are the first."""
     arguments, keywords = program.module_call_graph[0].signature.in_spec.children()
@@ -127,7 +82,7 @@ def run_model(model: nn.Module, inputs: Mapping[str, Tensor], by_position: int |
             return model(*(inputs[name] for name in first), **others)
         if isinstance(model, torch.jit.ScriptModule):
             # By position if possible: a traced model may have lost the names.
-            in_order = list(inputs) == input_names(model)[0][: len(inputs)]
+            in_order = list(inputs) == [*forward_of(model).names[: len(inputs)]]
             return model(*inputs.values()) if in_order else model(**inputs)
         return caller(model, model.forward, list(inputs))(*inputs.values())
     except (Exception, SystemExit) as error:

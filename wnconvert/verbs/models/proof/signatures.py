@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -30,7 +30,11 @@ from wnconvert.verbs.models.proof.inputs.texts import (
 from wnconvert.verbs.models.proof.inputs.values import Tied
 from wnconvert.verbs.shared.options import texts_of
 
-__all__ = ["Given", "Signature", "exported_sizes", "ranges_of", "signature_from", "signature_of"]
+__all__ = ["Data", "Given", "Signature", "exported_sizes", "ranges_of", "signature_from", "signature_of"]
+
+
+#: The user's own inputs: a file of arrays, or arrays by name.
+Data: TypeAlias = str | os.PathLike[str] | Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +64,12 @@ class Signature:
     def names(self) -> tuple[str, ...]:
         """The names of the inputs."""
         return tuple(spec.name for spec in self.inputs)
+
+    def in_order(self, names: Sequence[str]) -> Signature:
+        """The same with its inputs in the order in which a model takes them; others come last."""
+        order = {name: at for at, name in enumerate(names)}
+        ordered = sorted(self.inputs, key=lambda spec: order.get(spec.name, len(order)))
+        return replace(self, inputs=tuple(ordered))
 
 
 # -- signatures
