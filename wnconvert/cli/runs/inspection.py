@@ -56,11 +56,9 @@ def show_inspections(
     _check_outputs(plot, html, force=force)
     written: tuple[str, ...] = ()
     if request is None:
-        whole = _one(
-            src[0], _with_page(src[0], options) if html is not None else options, no_progress=no_progress
-        )
-        results, found = [], [whole]
-        shown = [_asked(whole, sort, top, options)]
+        read = options if html is None else _with_page(src[0], options)
+        whole = _one(src[0], read, no_progress=no_progress)
+        results, found, shown = [], [whole], [_asked(whole, sort, top, options)]
         written = _written([whole], html, force=force)
     else:
         results = inspect_many(src, request, options)
@@ -83,8 +81,12 @@ def show_inspections(
         mention(note)
     if any(result.error for result in results):
         return 2
-    left = require_folded and any(item.unfolded for item in found)
-    return int(left or (check and not all(item.health for item in found)))
+    return int(any(_lacks(item, check=check, require_folded=require_folded) for item in found))
+
+
+def _lacks(found: Inspection, *, check: bool, require_folded: bool) -> bool:
+    """Whether a file lacks what is required of it: health, or that its weights are stored as such."""
+    return bool((check and not found.health) or (require_folded and found.unfolded))
 
 
 def _check_of_one(sort: str | None, *, full: bool, drift: bool) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -91,8 +90,7 @@ def check_onnx(
     steps = TimedSteps(steps_progress(progress))
     checkpoint = open_checkpoint(source)
     with unchanging(checkpoint.seen):
-        check = partial(check_given, target=source)
-        model = check_model(checkpoint, steps, check, require_folded=require_folded)
+        model = check_model(checkpoint, steps, check_given, require_folded=require_folded)
         with Runtime(timeout) as runtime, evaluating(question.module) as forget:
             opened = runtime.open(source)
             ports = ports_of(opened, question.signature)

@@ -160,13 +160,25 @@ def export_onnx(
             if report:
                 report = _recorded(report, question.module, made, written) if record else report
                 mark_replaced(folder, old)
-                put_in_place(written.path.parent, export.target, force=force)
-                report = _noted(report, remove_unused(old, export.target, ()))
-                if card is not None:
-                    report = _noted(report, write_card(card, report, force=force))
+                report = _in_place(report, written, export.target, old, card, force=force)
             elif keep_failed:
                 report = _noted(report, write_failed(made.exported, written.fold, export.target, force=force))
     return report
+
+
+def _in_place(
+    report: ExportReport,
+    written: _Written,
+    target: Path,
+    old: Sequence[Path],
+    card: StrPath | None,
+    *,
+    force: bool,
+) -> ExportReport:
+    """Put a model that is equal in place of ``old`` files, then its card; the report with notes on both."""
+    put_in_place(written.path.parent, target, force=force)
+    report = _noted(report, remove_unused(old, target, ()))
+    return report if card is None else _noted(report, write_card(card, report, force=force))
 
 
 def _target(path: StrPath, timeout: float, card: StrPath | None, *, force: bool) -> Path:

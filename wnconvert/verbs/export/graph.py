@@ -234,10 +234,10 @@ def write_failed(exported: Checkpoint, fold: OnnxFold, target: Path, *, force: b
 _REPORT = "please report it as a bug"
 
 
-def check_given(graph: OnnxFile, target: Path) -> None:
+def check_given(graph: OnnxFile) -> None:
     """Raise ``InputError`` if onnx's checker refuses a model."""
     if said := refused(Path(graph.path), full_check=True):
-        raise InputError(f"onnx.checker refuses it: {said}", where=str(target), fix="export it again")
+        raise InputError(f"onnx.checker refuses it: {said}", where=str(graph.path), fix="export it again")
 
 
 def check_exported(graph: OnnxFile, raw: OnnxFile, target: Path) -> None:
