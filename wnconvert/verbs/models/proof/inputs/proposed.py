@@ -14,9 +14,9 @@ from wnconvert.verbs.models.proof.inputs.texts import FEEDABLE, Range
 
 __all__ = [
     "KNOWN",
+    "Argument",
     "KnownClass",
     "Proposal",
-    "Argument",
     "known_class",
     "proposed_by_names",
     "proposed_for_program",
