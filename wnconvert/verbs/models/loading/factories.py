@@ -21,7 +21,7 @@ from wnconvert.errors import ArgumentError, WnconvertError
 from wnconvert.messages import listed, printable
 from wnconvert.verbs.models.proof.functions import Exportable
 
-__all__ = ["HOW", "STOPS", "can_be_imported", "factory_of", "find_beside", "made_by", "said"]
+__all__ = ["HOW", "STOPS", "can_be_imported", "factory_of", "import_beside", "made_by", "said"]
 
 
 #: What a model is named by.
@@ -38,7 +38,7 @@ def factory_of(where: str, name: str) -> Any:
 
     Raises ``ArgumentError`` for what is not there, and for code that fails.
     """
-    find_beside(Path(where).parent if _is_file(where) else Path())
+    import_beside(Path(where).parent if _is_file(where) else Path())
     return _attribute(_imported(where), where, name)
 
 
@@ -50,13 +50,13 @@ def can_be_imported(model: str) -> bool:
     """Whether a text names a module, as where ``:factory`` was left out."""
     if not all(part.isidentifier() for part in model.split(".")):
         return False
-    find_beside(Path())
+    import_beside(Path())
     with contextlib.suppress(ImportError, ValueError):
         return importlib.util.find_spec(model.partition(".")[0]) is not None
     return False
 
 
-def find_beside(folder: Path) -> None:
+def import_beside(folder: Path) -> None:
     """Let modules in a folder be imported, as for a script that is run there."""
     place = str(folder.resolve())
     if place not in sys.path:
