@@ -7,7 +7,8 @@ import importlib.util
 import inspect
 import sys
 import traceback
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from types import ModuleType
@@ -39,7 +40,16 @@ def factory_of(where: str, name: str) -> Any:
     Raises ``ArgumentError`` for what is not there, and for code that fails.
     """
     import_beside(Path(where).parent if _is_file(where) else Path())
-    return _attribute(_imported(where), where, name)
+    with _unwarned():
+        return _attribute(_imported(where), where, name)
+
+
+@contextlib.contextmanager
+def _unwarned() -> Iterator[None]:
+    """What torch warns of in the user's code, such as old weight norm, is no failure, whatever -W says."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def _is_file(where: str) -> bool:
@@ -130,7 +140,8 @@ def made_by(factory: Any, model: str, kwargs: Mapping[str, Any]) -> Exportable:
             f"it is a {kind}, which cannot be called to make a model", where=printable(model), fix=HOW
         )
     try:
-        found = factory(**kwargs)
+        with _unwarned():
+            found = factory(**kwargs)
     except STOPS:
         raise
     except BaseException as error:
