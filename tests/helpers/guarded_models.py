@@ -53,7 +53,8 @@ def _unit(eps: float, scale: float = 1.0) -> Unit:
 
 
 def _length(v: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(v, dim=(1, 2), keepdim=True)
+    norms: Tensor = torch.linalg.vector_norm(v, dim=(1, 2), keepdim=True)
+    return norms
 
 
 def _chosen(v: Tensor, g: Tensor) -> Tensor:
