@@ -69,7 +69,7 @@ def _edm2(v: Tensor, _g: Tensor) -> Tensor:
 
 
 def _flat(v: Tensor) -> Tensor:
-    return functional.normalize(v.flatten(1)).view_as(v)
+    return torch.as_tensor(functional.normalize(v.flatten(1))).view_as(v)
 
 
 #: Elements of a row, and rows.
