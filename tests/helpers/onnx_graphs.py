@@ -374,7 +374,7 @@ class Build:
             return self.op("Unsqueeze", x, self.ints(*axes))
         return self.op("Unsqueeze", x, axes=list(axes))
 
-    def graph(self, outputs: Sequence[str], inputs: Mapping[str, Sequence[int]] = {}) -> GraphProto:
+    def graph(self, outputs: Sequence[str], inputs: Mapping[str, Sequence[int | None]] = {}) -> GraphProto:
         """What was built, as a graph of float32 inputs and outputs (of the first input's rank, any sizes)."""
         rank = len(next(iter(inputs.values()))) if inputs else None
         any_size = None if rank is None else [None] * rank

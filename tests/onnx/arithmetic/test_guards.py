@@ -323,6 +323,32 @@ def test_a_cosine_head_keeps_what_it_does_with_its_input() -> None:
     check_folded(b.model(["y"], {"x": (2, 6)}), Unit(0, LEAST), left=6)
 
 
+def test_the_columns_of_a_head_are_divided_where_it_is_stored_transposed() -> None:
+    b = Build(18)
+    w = b.tensor("head.weight", numbers(6, 4))
+    b.op("MatMul", "x", b.op("Div", w, b.op("Max", length(b, w, (0,)), eps(b))), name="y")
+    check_folded(b.model(["y"], {"x": (2, 6)}), Unit(1, LEAST))
+
+
+def test_an_eps_that_a_caller_may_replace_is_no_constant() -> None:
+    b = Build(18)
+    v, _ = weight(b)
+    made = b.op("Div", v, b.op("Max", length(b, v), b.tensor("eps", np.array(EPS, np.float32))))
+    model = used(b, made)
+    model.graph.input.append(onnx.helper.make_tensor_value_info("eps", TensorProto.FLOAT, []))
+    check_untouched(model)
+
+
+def test_an_output_that_is_unit_rows_is_refused_and_said() -> None:
+    b = Build(18)
+    v, _ = weight(b)
+    b.op("Div", v, b.op("Max", length(b, v), eps(b)), name="z")
+    b.op("Identity", "x", name="y")
+    found = find_graph_layers(model_of(b.model(["y", "z"], {"x": SHAPE})), KINDS)
+    assert not found.layers
+    assert [refused.name for refused in found.refused] == ["conv.weight_v"]
+
+
 def test_a_step_on_the_way_to_a_guarded_weight_is_no_layer() -> None:
     b = Build(18)
     v, _ = weight(b)

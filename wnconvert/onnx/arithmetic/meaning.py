@@ -171,6 +171,8 @@ def _norms(original: Shape, shapes: Sequence[Shape], value: Monomial) -> Sequenc
 
 def _units(original: Shape, _: Sequence[Shape], value: Monomial) -> Sequence[Unit]:
     """Over all axes, or all but one; what it is multiplied by is the number of the value."""
+    if not any(exponent < 0 for _, exponent in value.factors):
+        return []
     dims: Sequence[Dim] = [None, *(axis for axis, size in enumerate(original) if size > 1)]
     guards = (None, *_guards(value))
     return [Unit(dim, guard, value.number) for guard in guards for dim in dims]

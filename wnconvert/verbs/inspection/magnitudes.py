@@ -294,21 +294,28 @@ def _with_v(
         flags.append(Flag(FlagKind.OVERFLOWS_FLOAT16))
     if untouched:
         flags.append(Flag(FlagKind.UNTOUCHED))
-    found = RowDetails(
-        of_g.distribution(),
-        negative=row_places((rows.start, values < 0) for rows, values in g.windows()),
-        zero=row_places((rows.start, values == 0) for rows, values in g.windows()),
-        dead=row_places([(0, norms == 0)]),
-        nonfinite=row_places(
-            (rows.start, ~(np.isfinite(values) & np.isfinite(norms[rows]))) for rows, values in g.windows()
-        ),
-    )
+    with_places = _with_places(stats.flagged(*flags), g, norms, RowDetails(of_g.distribution()))
     of_v, of_ratio = _summary(norms), _summary(ratio)
-    details = replace(found, norm=of_v.distribution(), ratio=of_ratio.distribution())
+    details = replace(with_places, norm=of_v.distribution(), ratio=of_ratio.distribution())
     with_v = replace(
         stats, norm=of_v.spread, ratio=of_ratio.spread, zero_rows=report.zero.count, details=details
     )
     return with_v.flagged(*flags)
+
+
+def _with_places(stats: LayerStats, g: RowValues, norms: Floats, details: RowDetails) -> RowDetails:
+    """The details of a layer with the rows that its flags tell of; without a flag none is looked for."""
+    flags = {flag.kind for flag in stats.odd}
+    if FlagKind.NEGATIVE_G in flags:
+        details = replace(details, negative=row_places((rows.start, v < 0) for rows, v in g.windows()))
+    if FlagKind.ZERO_G in flags:
+        details = replace(details, zero=row_places((rows.start, v == 0) for rows, v in g.windows()))
+    if FlagKind.ZERO_ROWS in flags:
+        details = replace(details, dead=row_places([(0, norms == 0)]))
+    if flags & _NONFINITE:
+        finite = ((rows.start, np.isfinite(v) & np.isfinite(norms[rows])) for rows, v in g.windows())
+        details = replace(details, nonfinite=row_places((first, ~mask) for first, mask in finite))
+    return details
 
 
 def _overflows(elements: Elements, stats: LayerStats, ratio: Floats, g: RowValues, v: StoredTensor) -> bool:

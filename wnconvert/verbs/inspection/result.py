@@ -9,7 +9,7 @@ from typing import Any
 
 from wnconvert.messages import counted, short_repr
 from wnconvert.plan.plan import ComputedWeight
-from wnconvert.shown import Drawn
+from wnconvert.shown import Paged
 from wnconvert.verbs.inspection.health import Health
 from wnconvert.verbs.inspection.magnitudes import LayerStats
 
@@ -93,7 +93,7 @@ class TensorSummary:
 
 
 @dataclass(frozen=True, slots=True, repr=False)
-class Inspection(Drawn):
+class Inspection(Paged):
     """The contents of a checkpoint or state dict; sizes in bytes.
 
     ``parameters`` counts elements that are stored, each once, ``dtypes`` the same by dtype,
@@ -108,6 +108,7 @@ class Inspection(Drawn):
     unless it is asked for. ``computed`` are weights that an ONNX model computes at every run and that do not
     fold; ``unfolded`` names these, and all layers that are not plain.
     ``recorded_by`` are the versions of wnconvert that wrote its record, if it has one.
+    ``step`` is the name and the number of the step of training that the file says it is of.
     """
 
     source: str
@@ -137,6 +138,7 @@ class Inspection(Drawn):
     computed: tuple[ComputedWeight, ...] = ()
     sha256: str = ""
     recorded_by: tuple[str, ...] = ()
+    step: tuple[str, int] | None = None
 
     @property
     def unfolded(self) -> tuple[str, ...]:
@@ -190,6 +192,7 @@ class Inspection(Drawn):
             else [asdict(item) | {"shape": list(item.shape)} for item in self.tensors],
             "metadata": None if self.metadata is None else dict(self.metadata),
             "recorded_by": list(self.recorded_by),
+            "step": None if self.step is None else self.step[1],
         }
 
 

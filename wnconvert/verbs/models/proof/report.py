@@ -144,11 +144,17 @@ def proof_data(proof: Proof) -> dict[str, Any]:
             {"seed": sample.seed, "sizes": dict(sample.sizes), "source": sample.source or None}
             for sample in proof.samples
         ],
-        "outputs": [{**as_json(asdict(output)), "passed": output.passed} for output in proof.outputs],
+        "outputs": [_output_data(output) for output in proof.outputs],
         "mismatches": list(proof.mismatches),
         "reference_seconds": proof.reference_seconds,
         "candidate_seconds": proof.candidate_seconds,
     }
+
+
+def _output_data(output: OutputProof) -> dict[str, Any]:
+    plain: dict[str, Any] = as_json(asdict(output))
+    del plain["pair"]  # elements are no part of a report
+    return plain | {"passed": output.passed}
 
 
 def as_json(value: Any) -> Any:
