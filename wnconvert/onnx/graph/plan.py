@@ -184,7 +184,7 @@ class _Chosen:
         if not reason and self.evaluation is None:
             reason, fix = (
                 "no rule knows its arithmetic",
-                f"{option('constants', True)} evaluates it in float64",
+                f"fold with {option('constants', True)} evaluates it in float64",
             )
         elif not reason and not self.selection.wants(weight.name):
             reason = f"{option('layers')} and {option('exclude')} leave it out"
