@@ -6,13 +6,15 @@ DEV := .venv
 LIGHT := .venv-demo
 DEMO := build/demo
 
-.PHONY: help demo test run-tests quick full packages check bench fuzz fixtures golden clean
+.PHONY: help demo test run-tests quick full test-newest test-oldest packages check bench fuzz fixtures golden clean
 
 help:
 	@echo "make demo      install the light package (no torch), fold a checkpoint, show the result"
 	@echo "make test      install everything; run ruff, mypy and the tests, on every core"
 	@echo "make quick     run the tests that need no torch"
 	@echo "make full      run the many combinations that make test leaves out"
+	@echo "make test-newest  run the tests on the newest releases (Python 3.13)"
+	@echo "make test-oldest  run the tests on the oldest releases that pyproject.toml allows (Python 3.10)"
 	@echo "make packages  install packages with such models (pinned), and try the verbs on their classes"
 	@echo "make bench     run the benchmarks of tests/bench"
 	@echo "make fuzz      damage files and command lines for an hour, and see what the verbs do (tests/fuzz)"
@@ -66,6 +68,19 @@ check: $(DEV)/stamp
 full: $(DEV)/stamp
 	$(PYTEST) $(SPREAD) -m full
 
+# The same tests on other releases than those of constraints.txt, each in an environment of its own.
+NEWEST_PYTHON ?= python3.13
+OLDEST_PYTHON ?= python3.10
+.venv-newest/stamp: OTHER_PYTHON = $(NEWEST_PYTHON)
+.venv-oldest/stamp: OTHER_PYTHON = $(OLDEST_PYTHON)
+.venv-newest/stamp .venv-oldest/stamp: .venv-%/stamp: pyproject.toml constraints-%.txt $(KERNEL)
+	$(OTHER_PYTHON) -m venv .venv-$*
+	.venv-$*/bin/python -m pip install --quiet --constraint constraints-$*.txt --editable '.[dev]'
+	@touch $@
+
+test-newest test-oldest: test-%: .venv-%/stamp
+	.venv-$*/bin/python -m pytest $(SPREAD)
+
 # In an environment of its own: these packages ask for versions that do not fit together.
 PACKAGES := .venv-packages
 $(PACKAGES)/stamp: pyproject.toml constraints.txt tests/packages/requirements.txt
@@ -93,5 +108,5 @@ golden: $(DEV)/stamp
 
 clean:
 	rm -f wnconvert/numerics/kernel/*.library
-	rm -rf $(DEV) $(LIGHT) $(PACKAGES) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(DEV) $(LIGHT) $(PACKAGES) .venv-newest .venv-oldest build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

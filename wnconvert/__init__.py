@@ -13,7 +13,7 @@ Recipes              recipe_of, trace_recipe, read_recipe, write_recipe; Recipe,
 Results              Plan, Result, FileResult, Inspection, Comparison, FolderComparison, OnnxComparison,
                      LoadReport, ModernizeReport, ExportReport, Layers
 Errors               WnconvertError: ArgumentError, InputError (FormatError), LayerError (NumbersError),
-                     OutputError, TooFewLayersError, VerifyError
+                     OutputError, TooFewLayersError, UnfoldedError, VerifyError
 
 ``help(wnconvert.fold_file)`` says more of one of them. All else in this package is internal.
 
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
         NumbersError,
         OutputError,
         TooFewLayersError,
+        UnfoldedError,
         VerifyError,
         WnconvertError,
     )
@@ -97,6 +98,7 @@ __all__ = [
     "RecipeReport",
     "Result",
     "TooFewLayersError",
+    "UnfoldedError",
     "VerifyError",
     "WnconvertError",
     "__version__",

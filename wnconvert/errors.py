@@ -8,6 +8,7 @@
     │   └── NumbersError    a layer that is refused for its numbers: zero rows, NaN, overflow
     ├── OutputError         a target that cannot be written: it exists, its folder does not, disk full
     ├── TooFewLayersError   fewer layers would change than are required; exit code 1
+    ├── UnfoldedError       a model would still compute weights at every run; exit code 1
     └── VerifyError         the output was read back and differs from the plan; exit code 1
 
 What the system does not give stays what it is (``MemoryError``, ``OSError``); the command line tells it in
@@ -28,6 +29,7 @@ __all__ = [
     "NumbersError",
     "OutputError",
     "TooFewLayersError",
+    "UnfoldedError",
     "VerifyError",
     "WnconvertError",
 ]
@@ -135,6 +137,12 @@ class OutputError(WnconvertError):
 
 class TooFewLayersError(WnconvertError):
     """Fewer layers would be converted than the caller requires; nothing is written."""
+
+    exit_code = 1
+
+
+class UnfoldedError(WnconvertError):
+    """A model computes weights at every run, and the caller requires that they are stored."""
 
     exit_code = 1
 

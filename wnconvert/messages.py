@@ -190,13 +190,16 @@ def option(name: str, *value: object, glob: str = "", metavar: str = "") -> str:
     >>> with options_as_python():
     ...     option("zero_rows", "zero"), option("dim", None), option("like", metavar="REF")
     ('zero_rows="zero"', 'dim=None', 'like=…')
+    >>> with options_as_python():
+    ...     option("atol", "1e-05")
+    'atol=1e-05'
     >>> option("strip_prefix", "module.", "dec.")
     '--strip-prefix module. --strip-prefix dec.'
     """
     if _in_python.get():
         if glob:
             return f"{name}='{glob}'"
-        given = [f'"{each}"' if isinstance(each, str) else str(each) for each in value]
+        given = [f'"{each}"' if isinstance(each, str) and not _is_bare(each) else str(each) for each in value]
         return f"{name}=[{', '.join(given)}]" if len(given) > 1 else f"{name}={given[0] if given else '…'}"
     dashed = f"--{name.replace('_', '-')}"
     if glob or metavar:
@@ -204,6 +207,17 @@ def option(name: str, *value: object, glob: str = "", metavar: str = "") -> str:
     if not value or value[0] is True:
         return dashed
     return " ".join(f"{dashed} {'none' if each is None else each}" for each in value)
+
+
+def _is_bare(value: object) -> bool:
+    """Whether Python has a value without quotes: what is no text, and a number that was rounded to one."""
+    if not isinstance(value, str):
+        return True
+    try:
+        float(value)
+    except ValueError:
+        return False
+    return True
 
 
 @contextmanager

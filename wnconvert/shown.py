@@ -7,13 +7,14 @@ looked up by name when it is first asked for, as public names are; that is done 
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Protocol, cast
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol, cast, overload
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from pandas import DataFrame
 
-__all__ = ["Drawn", "Showing", "Shown", "showing"]
+__all__ = ["Drawn", "Paged", "Showing", "Shown", "showing"]
 
 
 class Showing(Protocol):
@@ -33,6 +34,14 @@ class Showing(Protocol):
 
     def model_card(self, found: Shown, report: Shown) -> str:
         """The model card of an ONNX model, of its inspection and the report of its export."""
+        ...
+
+    def page_html(self, result: Paged) -> str:
+        """A result as a page of its own."""
+        ...
+
+    def write_page_of(self, result: Paged, path: str | Path, *, force: bool) -> None:
+        """Write the page of a result."""
         ...
 
 
@@ -68,3 +77,28 @@ class Drawn(Shown):
         Raises ``ArgumentError`` if matplotlib is not installed, or if there is nothing to draw.
         """
         return showing().drawing(self, ax)
+
+
+class Paged(Drawn):
+    """A result that becomes a page."""
+
+    __slots__ = ()
+
+    @overload
+    def to_html(self) -> str: ...
+
+    @overload
+    def to_html(self, path: str | Path, *, force: bool = False) -> None: ...
+
+    def to_html(self, path: str | Path | None = None, *, force: bool = False) -> str | None:
+        """The result as a page: one file of HTML that opens in a browser without a network.
+
+        With a ``path`` the page is written there, and nothing returned; without one its text is returned, as
+        for the ``srcdoc`` of an iframe. What was not read is not on it. Raises ``ArgumentError`` if Jinja2 is
+        not installed or the path ends otherwise than in ``.html``, and ``OutputError`` if the file exists,
+        unless ``force``.
+        """
+        if path is None:
+            return showing().page_html(self)
+        showing().write_page_of(self, path, force=force)
+        return None

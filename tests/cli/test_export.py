@@ -263,7 +263,7 @@ def test_the_list_of_inputs_needs_no_output_and_says_what_to_type(tmp_path: Path
     assert [line.split()[:2] for line in table[2:5]] == [["mel", "yes"], ["ids", "yes"], ["gain", "no"]]
     assert last == "Speech: --input 'mel=float32[1,80,T]' --input 'ids=int64[1,L]<100'"
     assert run("export", f"{MODELS}:Speech", "--list-inputs", "--quiet").stdout.splitlines() == [last]
-    torch.jit.save(scripted(torch.nn.Linear(3, 2)), tmp_path / "script.pt")
+    scripted(torch.nn.Linear(3, 2)).save(str(tmp_path / "script.pt"))
     listed = json.loads(run("export", tmp_path / "script.pt", "--list-inputs", "--json").stdout)
     assert listed["built"] is True
     assert [each["text"] for each in listed["arguments"]] == ["input=float32[…]"]

@@ -125,7 +125,7 @@ def test_a_command_has_the_options_and_defaults_of_its_python_twin(name: str) ->
     given = {called.get(at, at): value for at, value in context.params.items()}
     apart = OF_THE_CLI | OF_FLEETS | (OF_MODEL if called else set())
     apart |= AROUND.get(name, set())
-    apart |= {"force"} if name == "inspect" else set()  # it is for the picture
+    apart |= {"force"} if name in ("inspect", "compare", "check") else set()  # it is for pictures and pages
     assert set(given) - apart == set(parameters) - OF_PYTHON
     needed = FILES - {"out"} | {"inputs"}
     defaults = {at: given[at] for at in parameters if at in given and at not in needed}

@@ -6,6 +6,7 @@ import json
 import runpy
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -52,6 +53,20 @@ def test_the_model_tells_the_norms_and_proves_the_output(folder: Path) -> None:
     )
     assert (result["proof"]["samples"], result["proof"]["layers"]) == (4, 1)
     assert list(torch.load(folder / "net.folded.pt")) == ["0.weight", "0.bias"]
+
+
+def test_the_output_is_proven_on_the_users_own_inputs_too(folder: Path) -> None:
+    np.savez(folder / "own.npz", input=np.ones((1, 3, 21), np.float32))
+    np.savez(folder / "other.npz", x=np.ones((1, 3, 21), np.float32))
+    wrong = fold(folder, "--inputs", "other.npz")
+    assert wrong.returncode == 2
+    assert "no input is called x" in wrong.stderr
+    assert not (folder / "net.folded.pt").exists()
+    ended = fold(folder, "--inputs", "own.npz", "--json")
+    assert ended.returncode == 0, ended.stderr
+    assert json.loads(ended.stdout)["proof"]["samples"] == 5
+    alone = run_here("fold", "net.pt", "--inputs", "own.npz", folder=folder)
+    assert "--inputs is of a model" in alone.stderr
 
 
 @pytest.mark.parametrize("said", ["by-names", "1=0"])

@@ -6,6 +6,7 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -101,6 +102,17 @@ def test_json_has_the_recipe_and_what_stays_and_a_dry_run_writes_nothing(here: P
     assert [fold["weight"] for fold in report["recipe"]["folds"]] == ["0.weight", "3.weight", "0.weight"]
     assert report["left"] == [{"name": "5", "reason": "behind an activation"}]
     assert {name for name in listing(here).keys() - before.keys() if "__pycache__" not in name} == set()
+
+
+def test_a_recipe_is_proven_on_the_users_own_inputs_too(here: Path) -> None:
+    np.savez(here / "own.npz", input=np.full((2, 3, 9, 8), 2, np.float32))
+    done = run(here, "net.py:make", *INPUT, "--inputs", "own.npz", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["samples"] == 5
+    np.savez(here / "other.npz", input=np.ones((2, 3, 9, 7), np.float32))
+    wrong = run(here, "net.py:broken", *INPUT, "--inputs", "other.npz")
+    assert wrong.returncode == 2
+    assert "input is float32[2,3,9,7], and the input is float32[2,3,9,8]" in wrong.stderr
 
 
 def test_arguments_reach_the_factory(here: Path) -> None:

@@ -24,6 +24,7 @@ from torch.nn.utils.parametrize import remove_parametrizations
 from torch.utils.serialization import config
 
 from tests.helpers.bad_files import zipped
+from tests.helpers.deprecated import deprecated
 from tests.helpers.golden import FIXTURES
 from wnconvert.errors import ArgumentError, FormatError, InputError
 from wnconvert.formats.pickle.values import Dict
@@ -991,8 +992,7 @@ class Around(nn.Module):
 
 
 def _scripted(module: nn.Module, path: Path) -> None:
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", category=DeprecationWarning, message=".*torch.jit.*")
+    with deprecated():
         torch.jit.save(torch.jit.script(module), path)
 
 

@@ -6,6 +6,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import torch
 from torch import Tensor, nn
@@ -132,6 +133,16 @@ def reshaping(path: Path, *shape: int) -> Path:
     x = b.op("Reshape", "x", b.ints(*shape))
     b.op("Mul", x, x, name="output")
     sizes: Any = {"x": ("B", "T", 2)}
+    onnx.save(b.model(["output"], sizes), str(path))
+    return path
+
+
+def waving(path: Path) -> Path:
+    """A model that computes two weights of stored tensors at every run, of which one can be evaluated."""
+    b = Build(17)
+    first, second = (b.tensor(f"{name}.weight", np.eye(4, dtype=np.float32)) for name in ("a", "b"))
+    b.op("MatMul", b.op("MatMul", "x", b.op("Sin", first)), b.op("Round", second), name="output")
+    sizes: Any = {"x": ("B", 4)}
     onnx.save(b.model(["output"], sizes), str(path))
     return path
 

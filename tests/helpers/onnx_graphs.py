@@ -238,9 +238,10 @@ def _weight(source: Read, tensor: NewTensor) -> np.ndarray[Any, Any]:
             case rules.Mask():
                 w = w * parts["mask"]
             case rules.Norm(dim=dim):
-                others = tuple(axis for axis in range(w.ndim) if axis != dim)
                 g = parts["g"].reshape([-1 if axis == dim else 1 for axis in range(w.ndim)])
-                w = g * w / np.sqrt(np.square(w).sum(others, keepdims=True))
+                w = g * w / _norms_of(operation, w)
+            case rules.Unit():
+                w = float(operation.scale) * w / _norms_of(operation, w)
             case rules.Spectral(dim=int(dim)):
                 matrix = np.moveaxis(w, dim, 0).reshape(w.shape[dim], -1)
                 w = w / (parts["u"].reshape(-1) @ matrix @ parts["v"].reshape(-1))
@@ -251,6 +252,22 @@ def _weight(source: Read, tensor: NewTensor) -> np.ndarray[Any, Any]:
             case _:
                 raise NotImplementedError(operation)
     return w.astype(tensor.dtype.numpy())
+
+
+def _norms_of(how: rules.Norm | rules.Unit, w: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """What rows are divided by."""
+    others = tuple(axis for axis in range(w.ndim) if axis != how.dim)
+    squares = np.square(w).sum(others, keepdims=True)
+    if how.guard is None:
+        return np.asarray(np.sqrt(squares))
+    share, eps = float(how.guard.share), how.guard.eps
+    made = {
+        "max": lambda: np.maximum(np.sqrt(squares) * share, eps),
+        "max of squares": lambda: np.sqrt(np.maximum(squares * share, eps)),
+        "norm": lambda: np.sqrt(squares) * share + eps,
+        "squares": lambda: np.sqrt(squares * share + eps),
+    }
+    return np.asarray(made[how.guard.at]())
 
 
 def _standardized(
@@ -357,7 +374,7 @@ class Build:
             return self.op("Unsqueeze", x, self.ints(*axes))
         return self.op("Unsqueeze", x, axes=list(axes))
 
-    def graph(self, outputs: Sequence[str], inputs: Mapping[str, Sequence[int]] = {}) -> GraphProto:
+    def graph(self, outputs: Sequence[str], inputs: Mapping[str, Sequence[int | None]] = {}) -> GraphProto:
         """What was built, as a graph of float32 inputs and outputs (of the first input's rank, any sizes)."""
         rank = len(next(iter(inputs.values()))) if inputs else None
         any_size = None if rank is None else [None] * rank

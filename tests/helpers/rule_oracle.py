@@ -15,6 +15,7 @@ from tests.helpers.oracle import DTYPES, Array, nearest_root
 from wnconvert.layers.rules import (
     AffineBefore,
     Equalized,
+    Guard,
     Mask,
     Neighbour,
     Norm,
@@ -76,7 +77,10 @@ def _factors(
             sums[row[index]] = sums.get(row[index], Fraction(0)) + value**2
         g = [float(x) for x in arrays["g"].ravel()]
         return (
-            {index: Fraction(g[row[index]]) ** 2 / sums[row[index]] for index in values},
+            {
+                index: Fraction(g[row[index]]) ** 2 / _divisor_square(operation.guard, sums[row[index]])
+                for index in values
+            },
             {index: math.copysign(1.0, g[row[index]]) for index in values},
         )
     if isinstance(operation, (Unit, Equalized)):
@@ -115,15 +119,28 @@ def _scaled(operation: Unit | Equalized, values: Numbers) -> tuple[Numbers, dict
     if isinstance(operation, Unit):
         for indices in _rows(values, operation.dim):
             total = sum((values[index] ** 2 for index in indices), Fraction(0))
-            squares.update(dict.fromkeys(indices, scale / max(total, Fraction(operation.eps) ** 2)))
+            squares.update(dict.fromkeys(indices, scale / _divisor_square(operation.guard, total)))
     return squares, dict.fromkeys(values, sign)
 
 
-def _rows(values: Numbers, dim: int) -> list[list[tuple[int, ...]]]:
+def _divisor_square(guard: Guard | None, total: Fraction) -> Fraction:
+    """The square of what a row with this sum of squares is divided by."""
+    if guard is None:
+        return total
+    eps = Fraction(guard.eps)
+    return {
+        "max": max(total * guard.share**2, eps**2),
+        "max of squares": max(total * guard.share, eps),
+        "norm": (_root(total) * guard.share + eps) ** 2,
+        "squares": total * guard.share + eps,
+    }[guard.at]
+
+
+def _rows(values: Numbers, dim: int | None) -> list[list[tuple[int, ...]]]:
     """The indices of the elements of each row."""
     found: dict[int, list[tuple[int, ...]]] = {}
     for index in values:
-        found.setdefault(index[dim], []).append(index)
+        found.setdefault(0 if dim is None else index[dim], []).append(index)
     return list(found.values())
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import warnings
 import zipfile
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from fixtures.make import foreign
+from tests.helpers.deprecated import deprecated
 from tests.helpers.infos import halves
 from wnconvert import Result
 
@@ -47,8 +47,7 @@ def state_dicts(path: Path) -> dict[str, State]:
     )
     archive.seek(0)
     if is_script:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", category=DeprecationWarning, message=".*torch.jit.*")
+        with deprecated():
             return {"": torch.jit.load(archive).state_dict()}  # type: ignore[no-untyped-call]
     with foreign("acme_tts.configs", "AudioConfig"), foreign("glow", "WaveGlow", "WN", base=nn.Module):
         tree = torch.load(archive, map_location="cpu", weights_only=False)

@@ -31,6 +31,7 @@ from packaging.version import Version
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
+from tests.helpers.deprecated import deprecated
 from tests.helpers.infos import halves
 
 FORMS = ("legacy", "parametrize")
@@ -142,11 +143,7 @@ def inside(model: str, name: str) -> Any:
 
 
 def _looked_up(module: str, name: str) -> Any:
-    with warnings.catch_warnings():
-        # In transformers 5.20, SEW-D and VITS script functions while they are imported.
-        warnings.filterwarnings(
-            "ignore", category=DeprecationWarning, message=".*torch.jit.script.* is deprec"
-        )
+    with deprecated():  # SEW-D and VITS script functions while they are imported
         return getattr(import_module(module), name)
 
 

@@ -19,6 +19,7 @@ from wnconvert.errors import LayerError
 from wnconvert.layers.rules import (
     AffineBefore,
     Equalized,
+    Guard,
     Mask,
     Neighbour,
     Norm,
@@ -71,7 +72,7 @@ def computed(shape: tuple[int, ...]) -> list[Operation]:
             Standardize(axis, "biased", "var", 1e-5, 1.7, gain=True),
             Standardize(axis, "unbiased", "std", 1e-5),
             Standardize(axis, "biased", "max", 1e-4, fan=3, gain=True, shift=True),
-            Unit(axis, 1e-12, -1.5),
+            Unit(axis, Guard(1e-12), Fraction(-1.5)),
         ]
     return made
 

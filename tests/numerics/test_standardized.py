@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from tests.helpers.rule_oracle import exact_weight
 from tests.helpers.standardized import VARIANTS as VARIANTS_IN_TORCH
 from tests.numerics.test_rules import fold
 from wnconvert.errors import LayerError
-from wnconvert.layers.rules import Equalized, Mask, NormBehind, Rule, Spectral, Standardize, Unit
+from wnconvert.layers.rules import Equalized, Guard, Mask, NormBehind, Rule, Spectral, Standardize, Unit
 from wnconvert.numerics.rows import RowPolicy, RowReport, Rows
 
 SHAPES = ((3, 4), (4, 3, 5), (3, 2, 2, 3), (2, 40))
@@ -67,7 +68,7 @@ def test_unit_rows_are_the_nearest_values(dtype: str, out: str, eps: float) -> N
     for seed, shape in enumerate(SHAPES):
         for dim in (0, 1):
             for factor in (1.0, -3.3, 0.1):
-                rule = Rule((Unit(dim, eps, factor),))
+                rule = Rule((Unit(dim, Guard(eps) if eps else None, Fraction(factor)),))
                 arrays = arrays_for(rule, seed, shape, dtype, 1e-3)
                 arrays["original"][arrays["original"] == 0] = 1
                 for limit in (8, 1 << 20):
@@ -157,7 +158,7 @@ def test_parts_of_other_sizes_and_stacks_that_have_no_meaning_are_refused() -> N
     with pytest.raises(LayerError, match=r"gain \(4,\) does not fit weight \(3, 4\) along dim 0"):
         fold(Rule((standard,)), {"original": weight, "gain": weight[0]}, "float32")
     vectors = {"u": weight[:, 0], "v": weight[0], "gain": weight[:, 0], "original": weight}
-    for operation in (standard, Unit(0, 1e-12), Equalized(0.5)):
+    for operation in (standard, Unit(0, Guard(1e-12)), Equalized(0.5)):
         for rule in (Rule((operation, Spectral(0))), Rule((operation, operation))):
             with pytest.raises(LayerError, match="does not come after"):
                 fold(rule, vectors, "float32")
@@ -165,10 +166,10 @@ def test_parts_of_other_sizes_and_stacks_that_have_no_meaning_are_refused() -> N
 
 def test_a_zero_row_is_zero_as_a_unit_row_unless_its_eps_is_zero() -> None:
     arrays = {"original": np.array([[0, -0.0], [3, 4]], np.float32)}
-    w, report = fold(Rule((Unit(0, 1e-12),)), arrays, "float32")
+    w, report = fold(Rule((Unit(0, Guard(1e-12)),)), arrays, "float32")
     assert w.tolist() == [[0, 0], [np.float32(0.6), np.float32(0.8)]]
     assert not RowPolicy().problems(report)
-    assert fold(Rule((Unit(0, 0.0),)), arrays, "float32")[1].zero == Rows(1, (0,))
+    assert fold(Rule((Unit(0),)), arrays, "float32")[1].zero == Rows(1, (0,))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -204,7 +205,7 @@ def test_masks_beneath_are_rounded_with_all_else_once(dtype: str, out: str, of_m
         "original": normal(1, (3, 4), dtype),
         "mask": np.resize([1, 0.5, 0], (3, 4)).astype(DTYPES[dtype]),
     }
-    for other in (Unit(1, 1e-12, 3.0), Equalized(0.3)):
+    for other in (Unit(1, Guard(1e-12), Fraction(3)), Equalized(0.3)):
         rule = Rule((Mask(), other))
         assert same(fold(rule, arrays, out)[0], exact_weight(rule, arrays, out))
 
@@ -216,7 +217,11 @@ def beside(seed: int, count: int, dtype: str) -> dict[str, Array]:
 @crossed(dtype=DTYPES, out=NARROW, dim=(0, 1))
 def test_a_norm_behind_is_rounded_with_all_beneath_it_once(dtype: str, out: str, dim: int) -> None:
     shape = (4, 6, 5)
-    beneath: list[Standardize | Unit | Equalized] = [*VARIANTS.values(), Unit(0, 1e-12, 3.0), Equalized(-0.3)]
+    beneath: list[Standardize | Unit | Equalized] = [
+        *VARIANTS.values(),
+        Unit(0, Guard(1e-12), Fraction(3)),
+        Equalized(-0.3),
+    ]
     for seed, operation in enumerate(beneath):
         arrays = {"original": normal(seed, shape, dtype), **beside(seed + 3, shape[dim], dtype)}
         for role in operation.roles:
@@ -272,7 +277,7 @@ def test_no_variant_is_another() -> None:
 def test_unit_rows_are_those_of_torch(eps: float) -> None:
     weight = normal(4, (5, 7), "float64", 0.1)
     made = functional.normalize(torch.from_numpy(weight), dim=1, eps=eps) * 16.0
-    found = fold(Rule((Unit(0, eps, 16.0),)), {"original": weight}, "float64")[0]
+    found = fold(Rule((Unit(0, Guard(eps), Fraction(16)),)), {"original": weight}, "float64")[0]
     np.testing.assert_allclose(found, made.numpy(), rtol=1e-15)
 
 

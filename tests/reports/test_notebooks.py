@@ -102,6 +102,16 @@ def test_a_report_shows_a_row_for_each_output_and_its_verdict(off: float, verdic
     assert verdict in text
 
 
+def test_what_would_have_passed_is_said_as_python_spells_it(tmp_path: Path) -> None:
+    for result, said in (
+        (comparison(tmp_path), "atol=0.5 or rtol=0.334"),
+        (export_report(1.0), "rtol=2.2 would"),
+    ):
+        text = html(result)
+        assert said in text
+        assert "--" not in text
+
+
 def test_every_text_of_a_file_is_escaped(tmp_path: Path) -> None:
     pair = {
         f"{HOSTILE}.weight_g": np.ones((2, 1), np.float32),

@@ -29,7 +29,7 @@ from safetensors.numpy import save_file
 import wnconvert
 from tests.helpers import pages
 from tests.helpers.clusters import dask_cluster
-from tests.helpers.export_models import reshaping
+from tests.helpers.export_models import reshaping, waving
 from tests.helpers.golden import ANYTHING, ROOT, Step, differences, parse, run, run_process, sandbox, says
 from tests.helpers.pages import DOCS, FENCE, HELP, LINKED, PAGES, PYTHON, README, page_id
 from tests.helpers.servers import VARIABLES, s3_server
@@ -311,12 +311,15 @@ def test_the_json_of_conversions_is_as_documented(tmp_path: Path) -> None:
     net, build = _normed(tmp_path)
     named = "--norm", "by-names", "--eps", "1e-5"
     plans.append(_json("fold", net, *named, "--json", "--dry-run"))
+    waves = waving(tmp_path / "waves.onnx")
+    plans.append(_json("fold", waves, "--constants", "--json", "--dry-run"))
     _hold(plans, "Of fold, split and migrate")
     results = [
         _json("fold", fixtures / "lightning.ckpt", "--json"),
         _json("fold", fixtures / "sharded", "--json", "--verify"),
         _json("fold", fixtures / "gan.pt", "--only", "generator", "--json"),
         _json("fold", fixtures / "tcn.onnx", "--json"),
+        _json("fold", waves, "--constants", "--json"),
         _json("migrate", fixtures / "g_02500000", "--json"),
         _json("fold", net, *named, "--model", *build, "--json"),
     ]
@@ -353,8 +356,10 @@ def test_the_json_of_inspections_is_as_documented(tmp_path: Path) -> None:
     found.append(_json("inspect", norm, "--format", "json"))
     normed, _ = _normed(tmp_path)
     found.append(_json("inspect", normed, "--full", "--json"))
+    waves = waving(tmp_path / "waves.onnx")
+    found.append(_json("inspect", waves, "--json"))
     _hold(found, "Of inspect")
-    both = (*(fixtures / name for name in (*names[:2], names[-1])), norm, normed)
+    both = (*(fixtures / name for name in (*names[:2], names[-1])), norm, normed, waves)
     several = _json("inspect", *both, "--full", "--tensors", "--metadata", "--json")
     assert sorted(several) == ["files", "schema"]
     _hold(several["files"], "Of inspect")
@@ -446,6 +451,8 @@ def test_the_json_of_exports_and_checks_is_as_documented(tmp_path: Path) -> None
     found.append(
         _json("check", fixed, "tests.helpers.export_models:Squared", "--input", "x=float32[1,T,2]", "--json")
     )
+    waves, squared = waving(tmp_path / "waves.onnx"), "tests.helpers.export_models:Squared"
+    found.append(_json("check", waves, squared, "--input", "x=float32[B,4]", "--json"))
     net, asked_of_net = _normed(tmp_path)
     recipe = "--recipe", tmp_path / "net.toml"
     _json("recipe", *asked_of_net, "-o", recipe[1], "--json")

@@ -6,18 +6,22 @@ import contextlib
 import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from wnconvert.cli.completion import state_dicts
 from wnconvert.cli.options import CLEAN, RECORD, TIME_LIMIT, epilog, with_options, with_output
+from wnconvert.cli.runs.pages import FORCE_PAGE, PAGE, PageFile
 from wnconvert.cli.runs.start import check_torch
 from wnconvert.cli.terminal import StepLines, alarm, fitting_width, stdout_to_stderr
 from wnconvert.errors import ArgumentError, OutputError
 
 if TYPE_CHECKING:
     from wnconvert.cli.output import Output
+    from wnconvert.reports.html.page import Page
+    from wnconvert.verbs.models.proof.report import ExportReport
 
 __all__ = ["EXPORTER_CHOICES", "check", "export"]
 
@@ -125,6 +129,11 @@ _PROOF = with_options(
         "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the inputs."
     ),
     TIME_LIMIT,
+    click.option(
+        "--require-folded",
+        is_flag=True,
+        help="Exit with 1 if the ONNX model computes a weight of stored tensors at every run.",
+    ),
 )
 _REPORTING = with_options(
     click.option("--wide", is_flag=True, help="Show long names whole, however wide the terminal is."),
@@ -175,8 +184,9 @@ _REPORTING = with_options(
     metavar="FILE.md",
     help="Write a model card for the hub too: the weights, their SHA-256, the proof.",
 )
-@click.option("-f", "--force", is_flag=True, help="Replace OUT, and the card, if they exist.")
+@click.option("-f", "--force", is_flag=True, help="Replace OUT, and the card and the page, if they exist.")
 @CLEAN
+@PAGE
 @_REPORTING
 def export(model: str, out: str | None, *, list_inputs: bool, **options: Any) -> int:
     """Export a model to ONNX with weight norm folded, and prove that it is equal.
@@ -187,6 +197,8 @@ def export(model: str, out: str | None, *, list_inputs: bool, **options: Any) ->
     code 1: they differ, and OUT is not written.
     """
     check_torch()
+    page = PageFile(options.pop("html"), options["force"])
+    page.check()
     built, shown = _taken(options, _BUILT), _taken(options, _SHOWN)
     if list_inputs:
         return _list_inputs(model, built, **shown)
@@ -207,7 +219,7 @@ def export(model: str, out: str | None, *, list_inputs: bool, **options: Any) ->
     def run(module: Any, fed: Mapping[str, Any], progress: Callable[[Any], None]) -> Any:
         return export_onnx(module, out, progress=progress, **fed, **options)
 
-    return _prove(run, model, built, _taken(options, _FED_BY), **shown)
+    return _prove(run, model, built, _taken(options, _FED_BY), page=page, **shown)
 
 
 @click.command(
@@ -224,6 +236,8 @@ def export(model: str, out: str | None, *, list_inputs: bool, **options: Any) ->
 )
 @_FED
 @_PROOF
+@PAGE
+@FORCE_PAGE
 @_REPORTING
 def check(path: str, model: str, **options: Any) -> int:
     """Check that an ONNX model, or a folded checkpoint, computes the same as a module.
@@ -233,6 +247,8 @@ def check(path: str, model: str, **options: Any) -> int:
     Then --weights is the checkpoint from before the fold. Exit code 0: they are equal, 1: they differ.
     """
     check_torch()
+    page = PageFile(options.pop("html"), options.pop("force"))
+    page.check()
     built, shown = _taken(options, _BUILT), _taken(options, _SHOWN)
     _check_texts(options)
 
@@ -245,8 +261,10 @@ def check(path: str, model: str, **options: Any) -> int:
     if run is _check_folded:
         options |= {"recipe": recipe, "only": built["only"], "strip_prefix": built["strip_prefix"]}
         del options["timeout"]
+        if options.pop("require_folded"):
+            raise ArgumentError("--require-folded is of ONNX models, and FILE is a folded checkpoint")
     fed = _taken(options, _FED_BY)
-    return _prove(partial(run, path, options), model, built, fed, **shown)
+    return _prove(partial(run, path, options), model, built, fed, page=page, **shown)
 
 
 def _check_graph(
@@ -333,6 +351,7 @@ def _prove(
     built: Mapping[str, Any],
     fed: Mapping[str, Any],
     *,
+    page: PageFile,
     output: Output,
     wide: bool,
 ) -> int:
@@ -353,6 +372,7 @@ def _prove(
         made = prepared(model, progress=progress, **fed, **built)
         report = run(made.module, {**fed, "inputs": made.inputs, "ranges": made.ranges}, progress)
     report = replace(report, steps=(*made.steps, *report.steps), notes=(*made.notes, *report.notes))
+    page.write(lambda: _page(report))
     output.notes(report.notes)
     output.result(
         report.to_dict,
@@ -360,3 +380,13 @@ def _prove(
         lambda: proof_line(report, alarm),
     )
     return 0 if report else 1
+
+
+def _page(report: ExportReport) -> Page:
+    """The page of a proof, with the SHA-256 of the model where that was written."""
+    from wnconvert.reports.html.proofs import proof_page
+    from wnconvert.verbs.shared.digests import sha256_of
+
+    model = Path(report.model)
+    about = f"wnconvert {'check' if report.exporter is None else 'export'}"
+    return proof_page(report, about, sha256_of(model) if model.exists() else "")

@@ -35,6 +35,7 @@ from wnconvert.cli.runs.fleets import FLEET, FLEET_TO_READ
 from wnconvert.cli.runs.inspection import show_inspections
 from wnconvert.cli.runs.many import compare_many
 from wnconvert.cli.runs.models import BY_MODEL, told_by_model
+from wnconvert.cli.runs.pages import FORCE_PAGE, PAGE, PageFile
 from wnconvert.cli.runs.start import load_lightly
 
 if TYPE_CHECKING:
@@ -61,8 +62,8 @@ FORMAT_CHOICES = ("table", "json", "csv", "markdown")
 @globs("Fold")
 @kinds_option(
     "What to fold: weight, spectral, prune; all is these three; spectral-step is spectral norm of ports "
-    "that take a step in eval; of an ONNX model also norm (batch norm) and standardize. A layer under "
-    "several needs all of them."
+    "that take a step in eval; of an ONNX model also unit (rows of length 1), norm (batch norm) and "
+    "standardize. A layer under several needs all of them."
 )
 @click.option(
     "--recipe",
@@ -105,6 +106,17 @@ FORMAT_CHOICES = ("table", "json", "csv", "markdown")
     "layer and the whole model, the layers alone, or nothing.",
 )
 @TIME_LIMIT
+@click.option(
+    "--constants",
+    is_flag=True,
+    help="Evaluate weights that an ONNX model computes in a way that no rule knows, in float64, and store "
+    "them, rounded once.",
+)
+@click.option(
+    "--require-folded",
+    is_flag=True,
+    help="Exit with 1, and write nothing, if an ONNX model would still compute a weight at every run.",
+)
 @BY_MODEL
 @FLEET
 @WRITING
@@ -200,6 +212,11 @@ def migrate(src: tuple[str, ...], out: str | None, **options: Any) -> int:
     help="As --full; exit code 1 if there are NaN, infinities, zero rows, half pairs or empty tensors.",
 )
 @click.option(
+    "--require-folded",
+    is_flag=True,
+    help="Exit code 1 if a weight is not stored as such: g and v, or arithmetic in an ONNX model.",
+)
+@click.option(
     "--all", "all_weights", is_flag=True, help="Show every plain weight of two or more dimensions too."
 )
 @click.option(
@@ -235,7 +252,8 @@ def migrate(src: tuple[str, ...], out: str | None, **options: Any) -> int:
     "--html",
     type=click.Path(),
     metavar="FILE",
-    help="Write a page of one checkpoint that opens in a browser, offline; all is read, as with --full.",
+    help="Write a page that opens in a browser, offline: of one checkpoint all that --full reads, of several "
+    "how their layers moved from step to step.",
 )
 @click.option("-f", "--force", is_flag=True, help="Replace the picture or the page if it exists.")
 @click.option(
@@ -308,10 +326,22 @@ def inspect(src: tuple[str, ...], *, json: bool, **options: Any) -> int:
 @click.option(
     "--wide", is_flag=True, help="Show long names in full, even if they are wider than the terminal."
 )
+@PAGE
+@FORCE_PAGE
 @with_output
 @VERBOSE
 @NO_PROGRESS
-def compare(a: str, b: str, *, output: Output, wide: bool, no_progress: bool, **options: Any) -> int:
+def compare(
+    a: str,
+    b: str,
+    *,
+    output: Output,
+    wide: bool,
+    no_progress: bool,
+    html: str | None,
+    force: bool,
+    **options: Any,
+) -> int:
     """Check whether two checkpoints hold the same weights, or two ONNX models agree.
 
     They may differ in form, container and nesting: weight-normalized layers are compared by the weights that
@@ -319,6 +349,8 @@ def compare(a: str, b: str, *, output: Output, wide: bool, no_progress: bool, **
     checkpoints are compared file by file. Exit code 0: equal, 1: different.
     """
     load_lightly()
-    if (code := compare_many(a, b, output=output, options=options)) is not None:
+    page = PageFile(html, force)
+    page.check()
+    if (code := compare_many(a, b, output=output, page=page, options=options)) is not None:
         return code
-    return compare_one(a, b, output=output, wide=wide, no_progress=no_progress, options=options)
+    return compare_one(a, b, output=output, page=page, wide=wide, no_progress=no_progress, options=options)

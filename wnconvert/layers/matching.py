@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from fractions import Fraction
 
 from wnconvert.errors import LayerError
 from wnconvert.layers.recipes import Recipe, RecipeFold, named_tensors, names_digest
@@ -17,6 +18,7 @@ from wnconvert.layers.rules import (
     ORIGINAL,
     AffineBefore,
     Equalized,
+    Guard,
     Neighbour,
     NormBefore,
     NormBehind,
@@ -283,7 +285,9 @@ def _own(fold: RecipeFold) -> Operation:
     if fold.kind == "standardize":
         has = bool(fold.gain), bool(fold.shift)
         return Standardize(fold.dim, fold.std, fold.eps_at, eps, fold.scale, fold.fan, *has)
-    return Unit(fold.dim, eps, fold.scale) if fold.kind == "unit" else Equalized(fold.scale)
+    if fold.kind == "unit":
+        return Unit(fold.dim, Guard(eps) if eps else None, Fraction(fold.scale))
+    return Equalized(fold.scale)
 
 
 def _with_norm(layer: Layer, fold: RecipeFold, known: Keyed) -> Layer:

@@ -7,6 +7,7 @@ the proof of its rounding; which names show it is told in this package.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import ClassVar, Literal, TypeAlias
 
 from wnconvert.tensors.tree import Dim, Shape, rows_of
@@ -18,6 +19,8 @@ __all__ = [
     "EpsAt",
     "Equalized",
     "G",
+    "Guard",
+    "GuardAt",
     "Mask",
     "Neighbour",
     "Norm",
@@ -46,6 +49,26 @@ BIAS = "bias"
 Std: TypeAlias = Literal["biased", "unbiased"]
 #: Where eps stands: √(V + eps), √V + eps, or √max(V·fan, eps).
 EpsAt: TypeAlias = Literal["var", "std", "max"]
+#: Where the eps of a guarded norm stands: max(k·‖w‖, eps), √max(k·Σw², eps), k·‖w‖ + eps, or √(k·Σw² + eps).
+GuardAt: TypeAlias = Literal["max", "max of squares", "norm", "squares"]
+
+
+@dataclass(frozen=True, slots=True)
+class Guard:
+    """What keeps a row from being divided by 0: an eps, and where it stands beside the norm.
+
+    ``share`` is the k that multiplies the norm, or the sum of squares, before: 1/n makes a mean of the sum.
+    An eps of 0 keeps from nothing: it is that of a mean without an eps.
+    """
+
+    eps: float
+    at: GuardAt = "max"
+    share: Fraction = Fraction(1)
+
+    @property
+    def is_least(self) -> bool:
+        """Whether a norm that is large enough is not changed by it."""
+        return self.at in ("max", "max of squares")
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,11 +86,15 @@ class Mask:
 
 @dataclass(frozen=True, slots=True)
 class Norm:
-    """g·w/‖w‖, the norm over all axes but ``dim`` (None: over all): ``torch.nn.utils.weight_norm``."""
+    """g·w/‖w‖, the norm over all axes but ``dim`` (None: over all): ``torch.nn.utils.weight_norm``.
+
+    With a ``guard`` it is g·``torch.nn.functional.normalize(w)``, and what is like it.
+    """
 
     roles: ClassVar[tuple[str, ...]] = (G,)
     kind: ClassVar[str] = "weight"
     dim: Dim
+    guard: Guard | None = None
 
     def norms(self, shape: Shape) -> int:
         """Number of norms of a weight of that shape."""
@@ -161,13 +188,16 @@ class Standardize:
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """scale·w/max(‖w‖, eps), by rows: the weight's half of a cosine head; nGPT."""
+    """scale·w/‖w‖ by rows (``dim`` None: of all), the norm with a ``guard``.
+
+    It is the weight's half of a cosine head, and what nGPT and EDM2 make of weights.
+    """
 
     roles: ClassVar[tuple[str, ...]] = ()
     kind: ClassVar[str] = "unit"
-    dim: int
-    eps: float
-    scale: float = 1.0
+    dim: Dim
+    guard: Guard | None = None
+    scale: Fraction = Fraction(1)
 
     def norms(self, shape: Shape) -> int:
         """Number of norms of a weight of that shape."""

@@ -266,7 +266,8 @@ class Measure:
             size = np.abs(gap.b, out=scratch("size", gap.b.shape, np.float64))
             self.max_rel = max(self.max_rel, float(_quotients(gap.d, size).max()))
         self.ulps = max(self.ulps, int(gap.ulps.max()))
-        steps = np.frexp(gap.ulps.astype(np.float64))[1]  # the bits of a distance: 0, 1, 2, 2, 3, …
+        matched = gap.ulps[~gap.unmatched] if gap.unmatched.any() else gap.ulps
+        steps = np.frexp(matched.astype(np.float64))[1]  # the bits of a distance: 0, 1, 2, 2, 3, …
         self.spread += np.bincount(steps, minlength=_STEPS)
         self.different += int(np.count_nonzero(gap.out))
         rtol, atol = judge.needed(gap)

@@ -114,6 +114,12 @@ class RowPolicy:
         what = "one element is" if overflow == 1 else f"{overflow} elements are"
         return (Problem(f"{what} too large for {dtype}", option("dtype", "bfloat16")),)
 
+    def nonfinite_problems(self, count: int) -> tuple[Problem, ...]:
+        """The problem of ``count`` elements that are computed as NaN or infinity."""
+        if not count or self.allow_nonfinite:
+            return ()
+        return (Problem(f"{count} of its elements are NaN or infinite", option("allow_nonfinite", True)),)
+
     def note(self, report: RowReport) -> str:
         """A note on a layer that was folded under this policy, or ``""``."""
         if report.divisor and (said := report.divisor.note()):

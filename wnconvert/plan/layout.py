@@ -21,6 +21,7 @@ __all__ = [
     "Checked",
     "CopyBytes",
     "Directions",
+    "Evaluate",
     "Filled",
     "FoldBias",
     "FoldLayer",
@@ -136,6 +137,28 @@ class FoldBias:
     def effort(self, size: int) -> int:
         """About the bytes that are written."""
         return size
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluate:
+    """A tensor that an ONNX ``model`` (its bytes) makes of ``parts``, each an input of it, in float64.
+
+    It is rounded once, to ``dtype``.
+    """
+
+    model: bytes = field(repr=False)
+    parts: tuple[tuple[str, StoredTensor], ...]
+    dtype: DType
+    where: str = field(default="", compare=False)
+
+    @property
+    def reads(self) -> Iterable[StoredTensor]:
+        """The tensors that are read element by element."""
+        return (tensor for _, tensor in self.parts)
+
+    def effort(self, size: int) -> int:
+        """The bytes that are read or written, whichever are more."""
+        return max(size, sum(tensor.info.nbytes for tensor in self.reads))
 
 
 @dataclass(frozen=True, slots=True)

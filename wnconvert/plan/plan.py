@@ -7,7 +7,7 @@ prints it, and ``verbs.conversion`` runs exactly it.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -16,13 +16,23 @@ from wnconvert.layers.rows import LayerRow
 from wnconvert.layers.rules import Norm
 from wnconvert.layers.schemes import Layer
 from wnconvert.layers.telling.neighbours import is_square
-from wnconvert.messages import counted, listed, short_repr
+from wnconvert.messages import counted, listed, printable, short_repr, told
 from wnconvert.plan.steps import Step
 from wnconvert.shown import Shown
 from wnconvert.tensors.containers import Container
 from wnconvert.tensors.dtypes import DType
 
-__all__ = ["Change", "LeftOut", "NormLeft", "Plan", "PlannedLayer", "PlannedShard", "PlannedStateDict"]
+__all__ = [
+    "Change",
+    "ComputedWeight",
+    "LeftOut",
+    "NormLeft",
+    "Plan",
+    "PlannedConstant",
+    "PlannedLayer",
+    "PlannedShard",
+    "PlannedStateDict",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +154,63 @@ class NormLeft:
 
 
 @dataclass(frozen=True, slots=True)
+class ComputedWeight:
+    """A weight that a graph still computes of stored tensors at every run; ``state_dict`` is a path.
+
+    ``what`` computes it: a kind of layer in words, or operators. ``node`` is the first that uses it.
+    ``reason`` says why it is not folded, ``fix`` what folds it, or nothing.
+    """
+
+    state_dict: str
+    name: str
+    what: str
+    node: str
+    reason: str
+    fix: str = ""
+
+    @staticmethod
+    def in_words(weights: Sequence[ComputedWeight]) -> str:
+        """How many such weights there are, with their names.
+
+        >>> ComputedWeight.in_words([ComputedWeight("", "dec.0.weight", "Sin, Mul", "", "")])
+        '1 weight is computed at every run: dec.0.weight (Sin, Mul)'
+        """
+        names = listed((f"{printable(each.name)} ({printable(each.what)})" for each in weights), 6)
+        are = "is" if len(weights) == 1 else "are"
+        return f"{counted(len(weights), 'weight')} {are} computed at every run: {names}"
+
+    @staticmethod
+    def told(weights: Sequence[ComputedWeight]) -> list[str]:
+        """Such weights as notes: how many, then why they are not folded; nothing if there are none.
+
+        >>> weight = ComputedWeight("", "a", "Sin", "", "no rule knows it", "--constants folds it")
+        >>> for note in ComputedWeight.told([weight]):
+        ...     print(note)
+        1 weight is computed at every run: a (Sin)
+        a is not folded: no rule knows it (--constants folds it)
+        """
+        if not weights:
+            return []
+        said = (
+            (printable(each.name), f"{each.reason} ({each.fix})" if each.fix else each.reason)
+            for each in weights
+        )
+        reasons = told(said, " is not folded: ", " are not folded: ")
+        return [ComputedWeight.in_words(weights), *reasons]
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedConstant:
+    """A weight that no rule knows: the ``operators`` of a graph, evaluated in float64 and rounded once."""
+
+    state_dict: str
+    name: str
+    operators: tuple[str, ...]
+    shape: tuple[int, ...]
+    dtype: str
+
+
+@dataclass(frozen=True, slots=True)
 class PlannedShard:
     """A file of weights in a folder: its name, its tensors in order, and the bytes that these take."""
 
@@ -165,7 +232,8 @@ class Plan(Shown):
     where no layer changes and no option asks for an output: then nothing is written. ``kinds`` are those of
     the layers that were looked for; ``unwanted`` counts those of a recipe that the selection leaves out;
     ``hints`` say which others are there, and what folds them. ``left`` are the norms that names do not tell
-    the layer of, where these were to be folded.
+    the layer of, where these were to be folded. ``computed`` are the weights that an ONNX model computes of
+    stored tensors at every run, and that stay so; ``constants`` are those that are evaluated and stored.
     """
 
     verb: str
@@ -185,6 +253,8 @@ class Plan(Shown):
     unwanted: int = 0
     hints: tuple[str, ...] = ()
     left: tuple[NormLeft, ...] = ()
+    computed: tuple[ComputedWeight, ...] = ()
+    constants: tuple[PlannedConstant, ...] = ()
 
     @property
     def layers(self) -> list[PlannedLayer]:
@@ -269,5 +339,10 @@ class Plan(Shown):
             "copied": list(self.copied),
             "dropped": [{"path": item.path, "why": item.why} for item in self.dropped],
             "norms_left": [asdict(item) for item in self.left],
+            "constants": [
+                asdict(item) | {"operators": list(item.operators), "shape": list(item.shape)}
+                for item in self.constants
+            ],
+            "computed": [asdict(item) for item in self.computed],
             "notes": list(self.notes),
         }

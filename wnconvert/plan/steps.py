@@ -10,11 +10,31 @@ from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
 from wnconvert.layers.schemes import Layer
-from wnconvert.plan.layout import CopyBytes, Directions, Filled, FoldBias, FoldLayer, Gather, Norms, Work
+from wnconvert.plan.layout import (
+    CopyBytes,
+    Directions,
+    Evaluate,
+    Filled,
+    FoldBias,
+    FoldLayer,
+    Gather,
+    Norms,
+    Work,
+)
 from wnconvert.tensors.dtypes import DType
 from wnconvert.tensors.tree import Shape, StoredTensor, TensorInfo
 
-__all__ = ["Bias", "Direction", "Fold", "Keep", "MadeTensor", "Magnitude", "Neutral", "Step"]
+__all__ = [
+    "Bias",
+    "Direction",
+    "EvaluateConstant",
+    "Fold",
+    "Keep",
+    "MadeTensor",
+    "Magnitude",
+    "Neutral",
+    "Step",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,3 +291,31 @@ def _nameless(tensor: StoredTensor) -> StoredTensor:
     """The tensor without its name, so that tensors of the same bytes are equal."""
     info = TensorInfo("", tensor.info.dtype, tensor.info.shape)
     return StoredTensor(info, tensor.storage, tensor.offset, tensor.strides, tensor.location)
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluateConstant:
+    """Put a weight that an ONNX graph computes in a way that no rule knows, by evaluating it."""
+
+    name: str
+    shape: Shape
+    work: Evaluate
+    kept: ClassVar[None] = None
+    layer: ClassVar[None] = None
+    is_tensor: ClassVar[bool] = True
+    is_as_it_was: ClassVar[bool] = False
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The tensors that it is made of."""
+        return tuple(tensor.info.name for _, tensor in self.work.parts)
+
+    @property
+    def dtype(self) -> DType:
+        """The dtype of the weight."""
+        return self.work.dtype
+
+    def made_of(self, tensors: Mapping[str, StoredTensor], path: str = "") -> MadeTensor:  # noqa: ARG002
+        """The weight, beside the first of the tensors that it is made of."""
+        like = tensors[self.sources[0]]
+        return MadeTensor(TensorInfo(self.name, self.dtype, self.shape), self.work, like)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import singledispatch
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from wnconvert.messages import few, options_as_python
@@ -12,6 +13,8 @@ from wnconvert.plan.plan import Plan
 from wnconvert.reports.cards import card_text
 from wnconvert.reports.drawings import drawn_on
 from wnconvert.reports.frames import frame_of
+from wnconvert.reports.html.inspections import inspection_page
+from wnconvert.reports.html.page import Page, page_text, write_page
 from wnconvert.reports.tables import Table, html_text
 from wnconvert.reports.text.comparisons import comparison_line, comparison_more, comparison_table
 from wnconvert.reports.text.conversions import (
@@ -23,7 +26,7 @@ from wnconvert.reports.text.conversions import (
 )
 from wnconvert.reports.text.exports import proof_more, proof_table
 from wnconvert.reports.text.inspections import inspection_facts, inspection_tables
-from wnconvert.shown import Drawn, Shown
+from wnconvert.shown import Drawn, Paged, Shown
 from wnconvert.verbs.comparison.result import Comparison
 from wnconvert.verbs.conversion.convert import Result
 from wnconvert.verbs.inspection.result import Inspection
@@ -33,7 +36,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from pandas import DataFrame
 
-__all__ = ["MOST_ROWS", "cell_html", "drawing", "frame", "model_card"]
+__all__ = ["MOST_ROWS", "cell_html", "drawing", "frame", "model_card", "page_html", "write_page_of"]
 
 
 #: The most rows of a table in a cell.
@@ -61,6 +64,26 @@ def frame(result: Shown) -> DataFrame:
 def drawing(result: Drawn, ax: Axes | None) -> Axes:
     """The axes on which the numbers of a result were drawn."""
     return drawn_on(result, ax)
+
+
+def page_html(result: Paged) -> str:
+    """A result as a page of its own."""
+    return page_text(_page(result))
+
+
+def write_page_of(result: Paged, path: str | Path, *, force: bool) -> None:
+    """Write the page of a result."""
+    write_page(_page(result), path, force=force)
+
+
+@singledispatch
+def _page(result: Paged) -> Page:
+    raise TypeError(f"{type(result).__name__} has no page")
+
+
+@_page.register
+def _page_of_inspection(found: Inspection) -> Page:
+    return inspection_page(found)
 
 
 def model_card(found: Shown, report: Shown) -> str:

@@ -26,6 +26,7 @@ __all__ = [
     "check_matplotlib",
     "check_picture",
     "draw_boxes",
+    "is_checkpoint",
     "name_rows",
     "picture_inches",
     "plot_magnitudes",
@@ -53,7 +54,7 @@ def check_picture(path: str | Path, *, force: bool) -> None:
     if Path(path).suffix not in _SUFFIXES:
         raise ArgumentError(f"{path} is none of {', '.join(_SUFFIXES)}", fix="--plot FILE.png")
     check_matplotlib()
-    if _is_checkpoint(path):
+    if is_checkpoint(path):
         raise OutputError(
             "it is a checkpoint, and no picture is drawn over one",
             where=str(path),
@@ -82,7 +83,7 @@ def picture_inches(rows: int) -> tuple[float, float]:
     return 9, 1 + _ROW_INCHES * min(max(rows, 8), _NAMED)
 
 
-def _is_checkpoint(path: str | Path) -> bool:
+def is_checkpoint(path: str | Path) -> bool:
     """Whether a file is a checkpoint by its content, whole or damaged."""
     try:
         open_checkpoint(path)

@@ -248,7 +248,7 @@ def layer_table(
 
 def _cell(row: Mapping[str, Any], column: str, number: Callable[[float | None], str]) -> str:
     value = row[column]
-    if column in ("dim", "shape") and row["form"] == "refused":
+    if column in ("dim", "shape") and row["form"] in ("refused", "computed"):
         return ""  # it is not known
     if column == "dim":
         return "none" if value is None else str(value)

@@ -138,6 +138,23 @@ def test_a_page_is_never_replaced_unless_that_is_asked_for(tmp_path: Path) -> No
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_a_page_is_never_written_over_a_checkpoint(tmp_path: Path) -> None:
+    path = tmp_path / "x.html"
+    path.write_bytes((FIXTURES / "gan.pt").read_bytes())
+    with pytest.raises(OutputError, match="it is a checkpoint"):
+        write_page(odd_page(), path, force=True)
+    assert path.read_bytes() == (FIXTURES / "gan.pt").read_bytes()
+
+
+def test_a_result_gives_its_page_as_text_or_writes_it(tmp_path: Path) -> None:
+    found = inspect_file(FIXTURES / "gan.pt", full=True)
+    found.to_html(tmp_path / "x.html")
+    assert (tmp_path / "x.html").read_text() == found.to_html() == page_text(inspection_page(found))
+    with pytest.raises(OutputError, match="it exists"):
+        found.to_html(tmp_path / "x.html")
+    found.to_html(tmp_path / "x.html", force=True)
+
+
 def test_another_suffix_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ArgumentError, match=r"is none of \.html, \.htm"):
         check_page(tmp_path / "x.pdf")

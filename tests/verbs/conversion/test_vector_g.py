@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from tests.helpers.deprecated import deprecated
 from tests.helpers.live_models import legacy, new
 from tests.helpers.runner import Runner
 from tests.helpers.states import State, load, same
@@ -106,8 +106,7 @@ def test_it_comes_from_torchs_old_format_and_from_torchscript_too(tmp_path: Path
     module.add_module("fc", nn.Module())
     for name, value in tensors.items():
         module.get_submodule("fc").register_parameter(name.removeprefix("fc."), nn.Parameter(value))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
+    with deprecated():
         torch.jit.script(module).save(tmp_path / "script.pt")  # type: ignore[no-untyped-call]
     for name in ("old.pt", "script.pt"):
         migrate_file(tmp_path / name, tmp_path / "out.pt", verify=True, force=True)

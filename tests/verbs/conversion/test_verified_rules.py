@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,17 @@ import pytest
 
 from tests.verbs.conversion.test_verified_numbers import check
 from wnconvert.errors import VerifyError
-from wnconvert.layers.rules import Equalized, Mask, Norm, Rule, Spectral, SpectralStep, Standardize, Unit
+from wnconvert.layers.rules import (
+    Equalized,
+    Guard,
+    Mask,
+    Norm,
+    Rule,
+    Spectral,
+    SpectralStep,
+    Standardize,
+    Unit,
+)
 from wnconvert.layers.schemes import Layer
 from wnconvert.numerics.folding import Folding
 from wnconvert.numerics.rules.parts import RulePart
@@ -32,8 +43,8 @@ RULES = [
     Rule((Mask(), Norm(1), Spectral(0))),
     Rule((SpectralStep(0),)),
     Rule((Equalized(0.3),)),
-    Rule((Unit(0, 1e-12, 3.0),)),
-    Rule((Mask(), Unit(1, 1e-12))),
+    Rule((Unit(0, Guard(1e-12), Fraction(3)),)),
+    Rule((Mask(), Unit(1, Guard(1e-12)))),
     Rule((Standardize(0, "biased", "var", 1e-8),)),
     Rule((Standardize(1, "unbiased", "std", 1e-5, gain=True, scale=0.2),)),
     Rule((Standardize(2, "biased", "max", 1e-4, fan=48),)),
@@ -109,7 +120,7 @@ def test_another_kind_of_standardization_does_not_pass(out: str) -> None:
         Standardize(0, "biased", "var", 1e-3),
         Standardize(0, "biased", "var", 1e-5, scale=1.001),
         Standardize(1, "biased", "var", 1e-5),
-        Unit(0, 1e-5),
+        Unit(0, Guard(1e-5)),
     ]
     parts = parts_of(Rule((made,)), "float64" if out == "float64" else "float32", (8, 8, 5))
     w = folded(Rule((made,)), parts, out)
@@ -151,7 +162,7 @@ def test_blocks_of_a_large_weight_add_up() -> None:
         Rule((Spectral(1),)),
         Rule((Norm(0), Spectral(1))),
         Rule((standard,)),
-        Rule((Unit(1, 0.0),)),
+        Rule((Unit(1),)),
     ):
         parts = parts_of(rule, "float32", (96, 64, 99))
         w = folded(rule, parts, "float32")

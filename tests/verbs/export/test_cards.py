@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from tests.helpers.runner import Runner
 from wnconvert import ArgumentError, ExportReport, OutputError, export_onnx, inspect_state_dict
 from wnconvert.reports.cards import card_text
 
-ASKED = {"inputs": "input=float32[B,3]", "exporter": "torchscript", "samples": 2}
+ASKED: dict[str, Any] = {"inputs": "input=float32[B,3]", "exporter": "torchscript", "samples": 2}
 
 
 @pytest.fixture(scope="module")
@@ -83,14 +84,9 @@ def test_a_card_is_a_file_of_markdown(tmp_path: Path) -> None:
 def test_names_in_a_card_are_no_markdown_and_no_metadata() -> None:
     odd = "---\nlicense: x\n---|<b>@me"
     found = inspect_state_dict({f"{odd}.weight_g": np.ones((2, 1)), f"{odd}.weight_v": np.ones((2, 3))})
-    text = card_text(found, replace(export_report(name=odd, model=odd), reference=odd))
+    report = replace(export_report(name=odd, model=odd), reference=odd, folded_in_module=1)
+    text = card_text(found, report)
     assert text.count("\n---\n") == 1
     assert "<b>" not in text
     assert text.startswith("---\nlibrary_name: onnx\n")
-    assert "correctly rounded (float64: within 4 ulp)" in replace_folded(found)
-
-
-def replace_folded(found: object) -> str:
-    """The card of an export that folded a layer."""
-    report = replace(export_report(), folded_in_module=1)
-    return card_text(found, report)  # type: ignore[arg-type]
+    assert "correctly rounded (float64: within 4 ulp)" in text

@@ -127,6 +127,59 @@ def test_a_bias_that_is_dropped_is_found(
     assert not check_onnx(bad, model, inputs=MEL, ranges=RANGES, **SETTINGS[settings])
 
 
+def change_all(array: Any) -> Any:
+    return array * np.float32(1.01)
+
+
+def change_one(array: Any) -> Any:
+    found = array.copy()
+    found.reshape(-1)[np.abs(found).argmax()] *= np.float32(1.01)
+    return found
+
+
+def drop(array: Any) -> Any:
+    return np.zeros_like(array)
+
+
+def swap(array: Any) -> Any:
+    return np.ascontiguousarray(array[..., ::-1])
+
+
+@pytest.fixture(scope="module")
+def long(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, nn.Module]:
+    path, model = tmp_path_factory.mktemp("long") / "vocoder.onnx", vocoder()
+    assert export_onnx(model, path, inputs=MEL, ranges=RANGES, exporter="torchscript")
+    return path, model
+
+
+@pytest.mark.parametrize(
+    ("name", "spoil"),
+    [
+        *((name, change) for name in ("conv_pre", "up", "proj") for change in (change_all, change_one)),
+        *((name, swap) for name in ("conv_pre", "up")),
+        *((f"{name}.bias", drop) for name in ("conv_pre", "up", "proj")),
+    ],
+    ids=lambda value: getattr(value, "__name__", None),
+)
+def test_what_is_spoiled_is_found_where_a_few_of_many_elements_may_be_off(
+    long: tuple[Path, nn.Module], tmp_path: Path, name: str, spoil: Callable[[Any], Any]
+) -> None:
+    path, model = long
+    wave = ["T=20000..20002"]  # 120,000 elements, of which one may be off
+    assert check_onnx(path, model, inputs=MEL, ranges=wave, samples=1, **SETTINGS["few outliers"])
+    proto = onnx.load(str(path))
+    called = name if name.endswith("bias") else f"{name}.weight"
+    (tensor,) = (each for each in proto.graph.initializer if each.name == called)
+    changed = spoil(onnx.numpy_helper.to_array(tensor))
+    tensor.CopyFrom(onnx.numpy_helper.from_array(changed, called))
+    onnx.save(proto, str(tmp_path / "bad.onnx"))
+    report = check_onnx(
+        tmp_path / "bad.onnx", model, inputs=MEL, ranges=wave, samples=1, **SETTINGS["few outliers"]
+    )
+    assert not report
+    assert report.outputs[0].out_of_tolerance > 1 or report.outputs[0].noisy
+
+
 @pytest.mark.parametrize("settings", SETTINGS)
 def test_an_axis_that_is_swapped_is_found(
     good: Path, model: nn.Module, tmp_path: Path, settings: str

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import io
 import pickle
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +13,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize
 
+from tests.helpers.deprecated import deprecated
 from tests.helpers.infos import halves
 from tests.helpers.live_models import (
     FLOATS,
@@ -294,8 +294,7 @@ def test_a_folded_module_can_be_traced_scripted_and_compiled(form: Form) -> None
     model, x = model_of("cnn", form).eval(), input_of("cnn")
     fold_module(model)
     expected = model(x)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", category=DeprecationWarning)
+    with deprecated():
         torch.testing.assert_close(torch.jit.script(model)(x), expected)
         torch.testing.assert_close(torch.jit.trace(model, x)(x), expected)  # type: ignore[no-untyped-call]
     torch.testing.assert_close(torch.compile(model, backend="eager")(x), expected)

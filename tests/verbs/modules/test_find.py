@@ -14,6 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.utils import parametrizations, parametrize, prune
 from torch.nn.utils.weight_norm import WeightNorm
 
+from tests.helpers.deprecated import deprecated
 from tests.helpers.infos import halves
 from tests.helpers.live_models import (
     OTHER,
@@ -227,8 +228,7 @@ def test_the_meta_device_has_nothing_to_fold_but_can_be_migrated(form: Form) -> 
 
 
 def test_torchscript_is_refused_where_weight_norm_is_in_it() -> None:
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", category=DeprecationWarning)
+    with deprecated():
         traced = torch.jit.trace(norm(nn.Linear(3, 2)), torch.ones(1, 3))  # type: ignore[no-untyped-call]
         plain = torch.jit.script(nn.Linear(3, 2))
     model = nn.ModuleDict({"fine": norm(nn.Linear(3, 2)), "traced": traced, "plain": plain})

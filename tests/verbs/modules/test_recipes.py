@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import pickle
-import warnings
 from typing import Any
 
 import numpy as np
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils import parametrizations
 
+from tests.helpers.deprecated import deprecated
 from tests.helpers.live_models import portrait
 from tests.helpers.normed_models import NORMED, Standardized, behind, every_normed, scrambled, standardized
 from tests.helpers.rule_oracle import exact_bias, exact_weight
@@ -213,8 +213,7 @@ def tied() -> nn.Module:
 
 
 def scripted() -> nn.Module:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
+    with deprecated():
         made: nn.Module = torch.jit.script(nn.Conv2d(4, 6, 1))
         return made
 

@@ -15,6 +15,9 @@ from wnconvert.errors import ArgumentError
 
 if TYPE_CHECKING:
     from wnconvert.cli.output import Output
+    from wnconvert.cli.runs.pages import PageFile
+    from wnconvert.reports.html.page import Page
+    from wnconvert.verbs.comparison.result import Comparison
 
 __all__ = ["BY_RUNNING", "compare_one"]
 
@@ -82,17 +85,31 @@ _OF_GRAPHS = ("inputs", "data", "ranges", "min_snr", "outliers", "samples", "see
 
 
 def compare_one(
-    a: str, b: str, *, output: Output, wide: bool, no_progress: bool, options: Mapping[str, Any]
+    a: str,
+    b: str,
+    *,
+    output: Output,
+    page: PageFile,
+    wide: bool,
+    no_progress: bool,
+    options: Mapping[str, Any],
 ) -> int:
-    """Compare two files, and print what differs; the exit code."""
+    """Compare two files, print what differs, and write the page that is asked for; the exit code."""
     from wnconvert.storage.checkpoint import open_checkpoint
 
     width = fitting_width(wide=wide)
     if any(open_checkpoint(each).onnx is not None for each in (a, b)):
+        if page.path is not None:
+            raise click.UsageError("--html is for two checkpoints")
         return _graphs(a, b, output, width, _without(options, _OF_CHECKPOINTS, "checkpoints"))
-    return _weights(
-        a, b, output, width, _without(options, _OF_GRAPHS, "ONNX models"), no_progress=no_progress
-    )
+    given = _without(options, _OF_GRAPHS, "ONNX models")
+    with progress_bar(f"{Path(a).name} {Path(b).name}", shown=output.steps and not no_progress) as progress:
+        from wnconvert.verbs.comparison.compare import compare_files
+
+        found = compare_files(a, b, progress=progress, **given)
+    page.write(lambda: _page(found))
+    _put_weights(found, output, width)
+    return 0 if found else 1
 
 
 def _without(options: Mapping[str, Any], names: tuple[str, ...], those: str) -> dict[str, Any]:
@@ -106,20 +123,20 @@ def _without(options: Mapping[str, Any], names: tuple[str, ...], those: str) -> 
     return {name: value for name, value in options.items() if name not in names}
 
 
-def _weights(
-    a: str, b: str, output: Output, width: int | None, options: Mapping[str, Any], *, no_progress: bool
-) -> int:
-    """Compare two checkpoints."""
-    from wnconvert.reports.text.comparisons import comparison_line, comparison_text
-    from wnconvert.verbs.comparison.compare import compare_files
+def _page(found: Comparison) -> Page:
+    from wnconvert.reports.html.comparisons import comparison_page
 
-    with progress_bar(f"{Path(a).name} {Path(b).name}", shown=output.steps and not no_progress) as progress:
-        found = compare_files(a, b, progress=progress, **options)
+    return comparison_page(found)
+
+
+def _put_weights(found: Comparison, output: Output, width: int | None) -> None:
+    """Print the comparison of two checkpoints."""
+    from wnconvert.reports.text.comparisons import comparison_line, comparison_text
+
     output.notes(found.notes)
     output.result(
         found.to_dict, lambda: comparison_text(found, width, alarm), lambda: comparison_line(found, alarm)
     )
-    return 0 if found else 1
 
 
 def _graphs(a: str, b: str, output: Output, width: int | None, options: Mapping[str, Any]) -> int:

@@ -30,6 +30,7 @@ def show_inspections(
     cluster: str | None,
     style: str,
     check: bool,
+    require_folded: bool,
     full: bool,
     drift: bool,
     sort: str | None,
@@ -44,30 +45,30 @@ def show_inspections(
     """Inspect the files that are named, and print what is in them; the exit code."""
     if style == "json":
         errors_as_json(click.get_current_context())
-    options["full"] = full = full or check or html is not None
     request = fleet_asked(
         src, recursive=recursive, jobs=jobs, keep_going=keep_going, report=report, cluster=cluster
     )
+    options["full"] = full = full or check or (html is not None and request is None)
     if request is None:
         _check_of_one(sort, full=full, drift=drift)
     else:
         _check_of_several(sort, lists=style != "json" and (options["tensors"] or options["metadata"]))
-    _check_outputs(plot, html, is_one=request is None, force=force)
+    _check_outputs(plot, html, force=force)
     written: tuple[str, ...] = ()
     if request is None:
-        whole = _one(
-            src[0], _with_page(src[0], options) if html is not None else options, no_progress=no_progress
-        )
-        results, found = [], [_asked(whole, sort, top, options)]
-        written = _written(whole, html, force=force)
+        read = options if html is None else _with_page(src[0], options)
+        whole = _one(src[0], read, no_progress=no_progress)
+        results, found, shown = [], [whole], [_asked(whole, sort, top, options)]
+        written = _written([whole], html, force=force)
     else:
         results = inspect_many(src, request, options)
-        found = [result.inspection for result in results if result.inspection is not None]
+        shown = found = [result.inspection for result in results if result.inspection is not None]
+        written = _written(found, html, force=force)
     # Picture and page come before the report: an error has stdout, and its JSON, for itself.
-    drawn = _drawn(found, plot, force=force)
+    drawn = _drawn(shown, plot, force=force)
     width = fitting_width(wide=wide)
     if request is None:
-        _put_one(found[0], style, width)
+        _put_one(shown[0], style, width)
     elif drift and style != "json":
         _put_drift(found, style, top, width)
     else:
@@ -80,7 +81,12 @@ def show_inspections(
         mention(note)
     if any(result.error for result in results):
         return 2
-    return int(check and not all(item.health for item in found))
+    return int(any(_lacks(item, check=check, require_folded=require_folded) for item in found))
+
+
+def _lacks(found: Inspection, *, check: bool, require_folded: bool) -> bool:
+    """Whether a file lacks what is required of it: health, or that its weights are stored as such."""
+    return bool((check and not found.health) or (require_folded and found.unfolded))
 
 
 def _check_of_one(sort: str | None, *, full: bool, drift: bool) -> None:
@@ -101,7 +107,7 @@ def _check_of_several(sort: str | None, *, lists: bool) -> None:
         raise click.UsageError("--tensors and --metadata are for one file; with --json also for several")
 
 
-def _check_outputs(plot: str | None, html: str | None, *, is_one: bool, force: bool) -> None:
+def _check_outputs(plot: str | None, html: str | None, *, force: bool) -> None:
     """Raise for a picture or a page that cannot be written, before anything is read."""
     if plot is not None:
         from wnconvert.reports.plots import check_picture
@@ -110,8 +116,6 @@ def _check_outputs(plot: str | None, html: str | None, *, is_one: bool, force: b
     if html is not None:
         from wnconvert.reports.html.page import check_page
 
-        if not is_one:
-            raise click.UsageError("--html is for one file")
         check_page(html, force=force)
 
 
@@ -148,14 +152,16 @@ def _asked(whole: Inspection, sort: str | None, top: int | None, options: dict[s
     return arranged(asked, sort=sort, top=top)
 
 
-def _written(whole: Inspection, html: str | None, *, force: bool) -> tuple[str, ...]:
-    """Write the page that is asked for, of all layers; what there is to say of it."""
+def _written(found: Sequence[Inspection], html: str | None, *, force: bool) -> tuple[str, ...]:
+    """Write the page that is asked for: of one file with all layers, of several how they moved."""
     if html is None:
         return ()
     from wnconvert.reports.html.inspections import inspection_page
     from wnconvert.reports.html.page import write_page
+    from wnconvert.reports.html.runs import run_page
 
-    return (f"the page is in {printable(html)}", *write_page(inspection_page(whole), html, force=force))
+    page = inspection_page(found[0]) if len(found) == 1 else run_page(found)
+    return (f"the page is in {printable(html)}", *write_page(page, html, force=force))
 
 
 def _drawn(found: Sequence[Inspection], plot: str | None, *, force: bool) -> tuple[str, ...]:

@@ -7,11 +7,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import click
+
 from wnconvert.cli.errors import say_error
 from wnconvert.cli.terminal import put, put_json
 
 if TYPE_CHECKING:
     from wnconvert.cli.output import Output
+    from wnconvert.cli.runs.pages import PageFile
     from wnconvert.verbs.fleet.fleet import FleetRequest
     from wnconvert.verbs.fleet.result import FileResult
 
@@ -48,7 +51,7 @@ def convert_many(
     return exit_code_of(results)
 
 
-def compare_many(a: str, b: str, *, output: Output, options: Mapping[str, Any]) -> int | None:
+def compare_many(a: str, b: str, *, output: Output, page: PageFile, options: Mapping[str, Any]) -> int | None:
     """Compare two folders of several checkpoints, and print what came of it; None where they are none."""
     if not (Path(a).is_dir() or "://" in a) or not (Path(b).is_dir() or "://" in b):  # which most are
         return None
@@ -56,6 +59,8 @@ def compare_many(a: str, b: str, *, output: Output, options: Mapping[str, Any]) 
 
     if not holds_several(a, b):
         return None
+    if page.path is not None:
+        raise click.UsageError("--html is for two checkpoints")
     from wnconvert.reports.text.fleets import folders_line, folders_text
 
     found = compare_folders(a, b, **options)

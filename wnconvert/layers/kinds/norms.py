@@ -77,7 +77,7 @@ NORMS = {
             "cosine normalization",
             "nothing: a plain `weight`",
             "no",
-            "it divides by the length of its input too",
+            "it divides by the length of its input too; of an ONNX file, `--kinds unit` folds its weight",
         ),
         NormWords(
             "weight standardization",

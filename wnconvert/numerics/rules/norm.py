@@ -68,6 +68,10 @@ class NormScale:
         """The sums of all rows, in a reading of their own."""
         return self.source.sums()
 
+    def divisors(self, sums: Sums) -> Sums:
+        """The squares of what rows are divided by."""
+        return sums
+
     def ladder(self, row: int, sums: Sums, at: int) -> Iterator[Bounds]:
         """Ever narrower bounds on the square of a row's factor; ``sums[at]`` is the sum known so far."""
         square = Fraction(float(self.g.at(slice(row, row + 1))[0])) ** 2
@@ -86,11 +90,12 @@ class NormScale:
     def narrow(self, sums: Sums, rows: slice) -> NarrowFactors:
         """Factors for ``products``; odd rows are counted."""
         g, first = self.g.at(rows), rows.start
-        root, steps = sums.root(), _steps(sums)
+        divisors = self.divisors(sums)
+        root, steps = divisors.root(), _steps(divisors)
         size = np.abs(g)
         factor = g / root
-        plain = np.maximum.reduce(size) < self.large and np.minimum.reduce(sums.high) > 0
-        odd = None if plain and np.maximum.reduce(sums.high) < math.inf else self._odd(sums, g, first)
+        plain = np.maximum.reduce(size) < self.large and np.minimum.reduce(divisors.high) > 0
+        odd = None if plain and np.maximum.reduce(divisors.high) < math.inf else self._odd(divisors, g, first)
         upper = factor * (1 + steps * UNIT)
         if self.may_keep and (
             np.minimum.reduce(np.abs(factor - 1)) <= self.near or np.minimum.reduce(size) < self.small
@@ -104,28 +109,29 @@ class NormScale:
     def wide(self, sums: Sums, rows: slice, *, tell: bool) -> WideFactors:
         """Factors for ``wide_products``; with ``tell``, odd rows are counted."""
         g, first = self.g.at(rows), rows.start
-        zero, nonfinite = sums.high == 0, ~(np.isfinite(g) & np.isfinite(sums.high))
+        divisors = self.divisors(sums)
+        zero, nonfinite = divisors.high == 0, ~(np.isfinite(g) & np.isfinite(divisors.high))
         kept = self._kept(sums, g, first) if self.may_keep else np.zeros(len(g), bool)
         mantissa, exponent = np.frexp(g)
-        mantissa = mantissa / sums.root()
-        exponent = np.where(np.isfinite(g), exponent, 0) - sums.exponent
+        mantissa = mantissa / divisors.root()
+        exponent = np.where(np.isfinite(g), exponent, 0) - divisors.exponent
         mantissa[kept], exponent[kept] = 1, 0
         mantissa[zero], exponent[zero] = 0, 0
         if "float64" not in (self.source.dtype, self.out):
             # 2^±900 times any v but 0 is out of range, as the exact product would be.
             exponent = np.clip(exponent, -900, 900)
         if tell:
-            self._odd(sums, g, first)
+            self._odd(divisors, g, first)
             self.tally.add("kept", kept, first)
         large = ~nonfinite & (np.abs(g) >= self.large)
         exact = kept | nonfinite | zero
-        factors = WideFactors(mantissa, exponent, _steps(sums), exact, large, nonfinite)
+        factors = WideFactors(mantissa, exponent, _steps(divisors), exact, large, nonfinite)
         return self.common.on_wide(factors) if self.common else factors
 
-    def _odd(self, sums: Sums, g: Floats, first: int) -> NDArray[np.bool_]:
+    def _odd(self, divisors: Sums, g: Floats, first: int) -> NDArray[np.bool_]:
         """The rows without factors of the narrow kind, which are counted but for too large ones."""
-        zero = sums.high == 0
-        finite = np.isfinite(g) & np.isfinite(sums.high)
+        zero = divisors.high == 0
+        finite = np.isfinite(g) & np.isfinite(divisors.high)
         self.tally.add("zero", zero, first)
         self.tally.add("zero_with_g", zero & (g != 0), first)
         self.tally.add("nonfinite", ~finite, first)

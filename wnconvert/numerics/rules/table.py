@@ -6,6 +6,7 @@ A new kind of operation is a file beside this one, and a function here.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from functools import singledispatch
 from typing import Protocol
 
@@ -15,6 +16,7 @@ from wnconvert.layers.rules import (
     ORIGINAL,
     AffineBefore,
     Equalized,
+    Guard,
     Mask,
     Neighbour,
     Norm,
@@ -37,9 +39,9 @@ from wnconvert.numerics.rules.channels.scale import ChannelScale
 from wnconvert.numerics.rules.channels.vector import channels_of
 from wnconvert.numerics.rules.computed.equalized import EqualizedScale
 from wnconvert.numerics.rules.computed.formula import Standard
+from wnconvert.numerics.rules.computed.guarded import GuardedScale
 from wnconvert.numerics.rules.computed.moments import MomentSource
 from wnconvert.numerics.rules.computed.standard import StandardScale
-from wnconvert.numerics.rules.computed.unit import UnitScale
 from wnconvert.numerics.rules.factors import Alone, Common, Scale
 from wnconvert.numerics.rules.mask import exactly_masked, masked
 from wnconvert.numerics.rules.norm import NormScale
@@ -124,21 +126,27 @@ def _norm(operation: Norm, stage: Stage, parts: RuleParts) -> Stage:
     if g.count != rows_of(stage.shape, operation.dim):
         raise LayerError(f"g {g.shape} does not fit v {stage.shape} along dim {operation.dim}")
     _refuse_second(operation, stage.scale, stage.common)
-    norms = NormScale(stage.source(operation.dim, g.name), g.rows(), stage.out, keeps=stage.is_alone)
-    return replace(stage, scale=norms)
+    source = stage.source(operation.dim, g.name, *_wide_by(operation.guard))
+    keeps = stage.is_alone
+    if operation.guard is None:
+        return replace(stage, scale=NormScale(source, g.rows(), stage.out, keeps=keeps))
+    scale = GuardedScale(source, g.rows(), None, operation.guard, stage.out, keeps=keeps)
+    return replace(stage, scale=scale)
 
 
 @applied.register
 def _unit_vector(operation: UnitVector, stage: Stage, _parts: RuleParts) -> Stage:
     _refuse_second(operation, stage.scale, stage.common)
-    return replace(stage, scale=UnitScale(stage.source(None), operation.eps, 1.0, stage.out))
+    guard = Guard(operation.eps) if operation.eps else None
+    source = stage.source(None, *_wide_by(guard))
+    return replace(stage, scale=GuardedScale.of_one(source, Fraction(1), guard, stage.out))
 
 
 @applied.register
 def _unit(operation: Unit, stage: Stage, _parts: RuleParts) -> Stage:
     _refuse_second(operation, stage.scale, stage.common)
-    source = stage.source(operation.dim, *_wide_if_far(operation.scale))
-    return replace(stage, scale=UnitScale(source, operation.eps, operation.scale, stage.out))
+    source = stage.source(operation.dim, *_wide_if_far(operation.scale), *_wide_by(operation.guard))
+    return replace(stage, scale=GuardedScale.of_one(source, operation.scale, operation.guard, stage.out))
 
 
 @applied.register
@@ -168,9 +176,15 @@ def _standardize(operation: Standardize, stage: Stage, parts: RuleParts) -> Stag
     return replace(stage, scale=scale)
 
 
-def _wide_if_far(factor: float) -> tuple[str, ...]:
+def _wide_by(guard: Guard | None) -> tuple[str, ...]:
+    """The dtype that the numbers of a guard have, if they are none that narrow sums are added to."""
+    return (*_wide_if_far(guard.eps), *_wide_if_far(guard.share)) if guard else ()
+
+
+def _wide_if_far(number: float | Fraction) -> tuple[str, ...]:
     """The dtype that a constant factor has, if it is none that products of at most 24 bits are made with."""
-    return () if not factor or 2.0**-200 < abs(factor) < 2.0**200 else ("float64",)
+    size = abs(Fraction(number))
+    return () if not size or 2.0**-200 < size < 2.0**200 else ("float64",)
 
 
 @applied.register

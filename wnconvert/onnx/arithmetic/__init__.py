@@ -2,9 +2,12 @@
 
 constants     evaluation of shape arithmetic
 monomials     products of powers of tensors, by shapes alone
+powers        powers of monomials, and guarded ones
 sums          sums of such products, and products of matrices
 rowwise       sums of products of elements and of means of rows
+known         what is known of a value
 rowoperators  the result of an operator on such sums
+guards        the result of an operator that guards a value
 operators     the result of an operator, as far as its inputs are known
 meaning       the rule by which a monomial is a weight
 standardized  the formula of weight standardization that a sum of such products is

@@ -8,26 +8,29 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from fractions import Fraction
 from itertools import combinations, permutations, product
 from typing import TypeAlias
 
-from wnconvert.layers.rules import ORIGINAL, Mask, Norm, Operation, Rule, Spectral
+from wnconvert.layers.rules import ORIGINAL, Guard, GuardAt, Mask, Norm, Operation, Rule, Spectral, Unit
 from wnconvert.onnx.arithmetic.monomials import (
+    ADDED,
+    LARGER,
     VALUE,
     Factor,
     Monomial,
     laid_out,
     leaf,
     multiplied,
-    power,
+    ones,
     regrouped,
     tensor_numbers,
     transposed,
 )
+from wnconvert.onnx.arithmetic.powers import guarded, numbers_in, power, with_numbers
 from wnconvert.onnx.arithmetic.sums import matrix_product, summed
-from wnconvert.tensors.tree import Shape
+from wnconvert.tensors.tree import Dim, Shape
 
 __all__ = ["Meaning", "meaning_of"]
 
@@ -55,33 +58,51 @@ _Shapes: TypeAlias = Sequence[Shape]
 
 
 def meaning_of(
-    monomial: Monomial, shapes: _Shapes, units: Collection[int], is_original: Callable[[int, Rule], bool]
+    monomial: Monomial,
+    shapes: _Shapes,
+    is_original: Callable[[int, Rule], bool],
 ) -> tuple[Meaning, Factor] | None:
     """The rule by which a value is a weight, and the factor in it that is the original; None if it is none.
 
-    ``units`` are the tensors of ones: they count for nothing, unless the rule needs them. Of w·m either may
-    be the mask: ``is_original`` says which tensors have names of an original by a rule.
+    Of tensors that are one number, ones count for nothing, unless the rule needs them; others are tensors of
+    the rule, or else numbers in it. Of w·m either may be the mask: ``is_original`` says which tensors have
+    names of an original by a rule.
     """
-    ones = [factor for factor, _ in monomial.factors if factor.kind == VALUE and factor.tensor in units]
-    ones.sort(key=lambda factor: -len(factor.axes))
-    for kept in _some_of(ones):
-        factors = tuple(part for part in monomial.factors if part[0] in kept or part[0] not in ones)
-        bare = replace(monomial, factors=factors)
-        found = [
-            (Meaning(rule, tensors), original)
-            for original in _originals(bare)
-            for rule, tensors in _carried_out(laid_out(bare, original.axes), original.tensor, shapes)
-        ]
-        named = (one for one in found if is_original(one[1].tensor, one[0].rule))
-        if found:
-            return next(named, found[0])
+    for stacks in _STACKS:
+        for bare in _readings(monomial):
+            found = [
+                (Meaning(rule, tensors), original)
+                for original in _originals(bare)
+                for rule, tensors in _carried_out(
+                    laid_out(bare, original.axes), original.tensor, shapes, stacks
+                )
+            ]
+            named = (one for one in found if is_original(one[1].tensor, one[0].rule))
+            if found:
+                return next(named, found[0])
     return None
 
 
-def _some_of(factors: Sequence[Factor]) -> Iterator[Collection[Factor]]:
-    """Some of the factors, from none to all."""
-    for count in range(len(factors) + 1):
-        yield from combinations(factors, count)
+def _readings(monomial: Monomial) -> Iterator[Monomial]:
+    """A value with some of its tensors that are one number taken for that: sooner ones than others."""
+    numbers = numbers_in(monomial.factors)
+    ones_of = sorted(tensor for tensor, number in numbers.items() if number == 1)[:_MOST_HELD]
+    others = sorted(tensor for tensor, number in numbers.items() if number != 1)[:_MOST_HELD]
+    for taken in _some_of(others):
+        for kept in _some_of(ones_of):
+            made = with_numbers(monomial, {*taken, *ones_of}.difference(kept))
+            if made is not None:
+                yield made
+
+
+#: The most tensors of one number in a value that are read in both ways.
+_MOST_HELD = 6
+
+
+def _some_of(tensors: Sequence[int]) -> Iterator[Collection[int]]:
+    """Some of the tensors, from none to all."""
+    for count in range(len(tensors) + 1):
+        yield from combinations(tensors, count)
 
 
 def _originals(monomial: Monomial) -> Iterator[Factor]:
@@ -94,31 +115,38 @@ def _originals(monomial: Monomial) -> Iterator[Factor]:
 
 
 def _carried_out(
-    value: Monomial, original: int, shapes: _Shapes
+    value: Monomial, original: int, shapes: _Shapes, stacks: Sequence[tuple[_Found, ...]]
 ) -> Iterator[tuple[Rule, tuple[tuple[str, int], ...]]]:
-    """The rules that make a value of the tensor ``original``, whose axes are the value's dims."""
-    others = tensor_numbers(value.factors) - {original}
-    for operations in _STACKS:
-        names = [role for operation in operations for role in operation.roles]
+    """The rules of some stacks that make a value of the tensor ``original``, whose axes are its dims."""
+    others, numbers = tensor_numbers(value.factors) - {original}, numbers_in(value.factors)
+    for stack in stacks:
+        names = [role for kind in stack for role in kind.roles]
         if len(names) != len(others):
             continue
         for order in permutations(sorted(others)):
             tensors = dict(zip(names, order, strict=True))
             choices = (
-                _CHOICES[kind](shapes[original], [shapes[tensors[role]] for role in kind.roles])
-                for kind in operations
+                _CHOICES[kind](shapes[original], [shapes[tensors[role]] for role in kind.roles], value)
+                for kind in stack
             )
             for chosen in product(*choices):
                 rule = Rule(chosen)
-                if _made(rule, original, tensors, shapes) == value:
+                if _made(rule, {ORIGINAL: original, **tensors}, shapes, numbers) == value:
                     yield rule, ((ORIGINAL, original), *tensors.items())
 
 
-def _made(rule: Rule, original: int, tensors: Mapping[str, int], shapes: _Shapes) -> Monomial | None:
-    """The value of a rule."""
-    value = leaf(original, shapes[original])
+def _made(
+    rule: Rule, tensors: Mapping[str, int], shapes: _Shapes, numbers: Mapping[int, Fraction]
+) -> Monomial | None:
+    """The value of a rule; ``numbers`` are the tensors that are one number."""
+
+    def part(role: str) -> Monomial | None:
+        tensor = tensors[role]
+        return leaf(tensor, shapes[tensor], numbers.get(tensor))
+
+    value = part(ORIGINAL)
     for operation in rule.operations:
-        parts = [leaf(tensors[role], shapes[tensors[role]]) for role in operation.roles]
+        parts = [part(role) for role in operation.roles]
         if value is None or None in parts:
             return None
         value = _APPLIED[type(operation)](operation, value, *parts)
@@ -128,19 +156,48 @@ def _made(rule: Rule, original: int, tensors: Mapping[str, int], shapes: _Shapes
 # -- each operation: where it may run, as the sizes of its tensors say, and what it does
 
 
-def _masks(original: Shape, shapes: Sequence[Shape]) -> Sequence[Mask]:
+def _masks(original: Shape, shapes: Sequence[Shape], _: Monomial) -> Sequence[Mask]:
     return [Mask()] if shapes[0] == original and math.prod(original) > 1 else []
 
 
-def _norms(original: Shape, shapes: Sequence[Shape]) -> Sequence[Norm]:
+def _norms(original: Shape, shapes: Sequence[Shape], value: Monomial) -> Sequence[Norm]:
     """Along each axis that g fits; a single g is read as ``wnconvert.layers.dims`` reads it."""
     (g,) = shapes
+    dims: Sequence[Dim] = [axis for axis, size in enumerate(original) if size == math.prod(g)]
     if math.prod(g) == 1:
-        return [Norm(0 if original[:1] == (1,) and len(g) == len(original) else None)]
-    return [Norm(axis) for axis, size in enumerate(original) if size == math.prod(g)]
+        dims = [0 if original[:1] == (1,) and len(g) == len(original) else None]
+    return [Norm(dim, guard) for guard in (None, *_guards(value)) for dim in dims]
 
 
-def _spectrals(original: Shape, shapes: Sequence[Shape]) -> Sequence[Spectral]:
+def _units(original: Shape, _: Sequence[Shape], value: Monomial) -> Sequence[Unit]:
+    """Over all axes, or all but one; what it is multiplied by is the number of the value."""
+    if not any(exponent < 0 for _, exponent in value.factors):
+        return []
+    dims: Sequence[Dim] = [None, *(axis for axis, size in enumerate(original) if size > 1)]
+    guards = (None, *_guards(value))
+    return [Unit(dim, guard, value.number) for guard in guards for dim in dims]
+
+
+def _guards(value: Monomial) -> Iterator[Guard]:
+    """The guards of the norms that a value is divided by."""
+    for factor, exponent in value.factors:
+        at = _GUARDED.get((factor.kind, exponent))
+        if at is not None:
+            eps = float(factor.eps)
+            if eps == factor.eps:
+                yield Guard(eps, at, factor.number)
+
+
+#: Where eps stands in the guarded factors of a weight: in a norm, or among its squares.
+_GUARDED: Mapping[tuple[str, Fraction], GuardAt] = {
+    (LARGER, Fraction(-1)): "max",
+    (LARGER, Fraction(-1, 2)): "max of squares",
+    (ADDED, Fraction(-1)): "norm",
+    (ADDED, Fraction(-1, 2)): "squares",
+}
+
+
+def _spectrals(original: Shape, shapes: Sequence[Shape], _: Monomial) -> Sequence[Spectral]:
     """Along each axis that u fits, where v fits all others; both are vectors."""
     u, v = map(math.prod, shapes)
     if u * v != math.prod(original) or any(sum(size > 1 for size in shape) > 1 for shape in shapes):
@@ -153,14 +210,33 @@ def _masked(_: Mask, value: Monomial, mask: Monomial) -> Monomial | None:
 
 
 def _normed(norm: Norm, value: Monomial, g: Monomial) -> Monomial | None:
-    squares = power(value, Fraction(2))
-    others = [axis for axis in range(len(value.dims)) if axis != norm.dim]
-    total = summed(squares, others, keepdims=True) if squares is not None else None
-    inverse = power(total, Fraction(-1, 2)) if total is not None else None
+    direction = _direction(value, norm.dim, norm.guard)
     kept = [size if axis == norm.dim else 1 for axis, size in enumerate(value.shape)]
     rows = regrouped(g, kept)
-    direction = multiplied(value, inverse) if inverse is not None else None
     return multiplied(direction, rows) if direction is not None and rows is not None else None
+
+
+def _unit(unit: Unit, value: Monomial) -> Monomial | None:
+    made, scale = _direction(value, unit.dim, unit.guard), ones((), unit.scale)
+    return multiplied(made, scale) if made is not None and scale is not None else None
+
+
+def _direction(value: Monomial, dim: Dim, guard: Guard | None) -> Monomial | None:
+    """A value divided by its norm, with a guard or without."""
+    squares = power(value, Fraction(2))
+    others = [axis for axis in range(len(value.dims)) if axis != dim]
+    total = summed(squares, others, keepdims=True) if squares is not None else None
+    if total is not None and guard is not None:
+        by_squares = "squares" in guard.at
+        share = ones((), guard.share)
+        inside = total if by_squares else power(total, Fraction(1, 2))
+        inside = multiplied(inside, share) if inside is not None and share is not None else None
+        kind = LARGER if guard.is_least else ADDED
+        total = guarded(inside, kind, Fraction(guard.eps)) if inside is not None else None
+        inverse = power(total, Fraction(-1, 2) if by_squares else Fraction(-1)) if total else None
+    else:
+        inverse = power(total, Fraction(-1, 2)) if total is not None else None
+    return multiplied(value, inverse) if inverse is not None else None
 
 
 def _divided(spectral: Spectral, value: Monomial, u: Monomial, v: Monomial) -> Monomial | None:
@@ -178,25 +254,32 @@ def _divided(spectral: Spectral, value: Monomial, u: Monomial, v: Monomial) -> M
     return multiplied(value, inverse) if inverse is not None else None
 
 
-_Found: TypeAlias = type[Mask] | type[Norm] | type[Spectral]
-_CHOICES: dict[_Found, Callable[[Shape, Sequence[Shape]], Sequence[Operation]]] = {
-    Mask: _masks,
-    Norm: _norms,
-    Spectral: _spectrals,
-}
 _APPLIED: dict[type[Operation], Callable[..., Monomial | None]] = {
     Mask: _masked,
     Norm: _normed,
     Spectral: _divided,
+    Unit: _unit,
 }
 
-#: The operations that are looked for together, innermost first.
-_STACKS: tuple[tuple[_Found, ...], ...] = (
-    (Norm,),
-    (Mask,),
-    (Spectral,),
-    (Mask, Norm),
-    (Mask, Spectral),
-    (Norm, Spectral),
-    (Mask, Norm, Spectral),
+
+_Found: TypeAlias = type[Mask] | type[Norm] | type[Spectral] | type[Unit]
+_CHOICES: dict[_Found, Callable[[Shape, Sequence[Shape], Monomial], Sequence[Operation]]] = {
+    Mask: _masks,
+    Norm: _norms,
+    Spectral: _spectrals,
+    Unit: _units,
+}
+
+#: The operations that are looked for together, innermost first; unit rows only where it is nothing else.
+_STACKS: tuple[Sequence[tuple[_Found, ...]], ...] = (
+    (
+        (Norm,),
+        (Mask,),
+        (Spectral,),
+        (Mask, Norm),
+        (Mask, Spectral),
+        (Norm, Spectral),
+        (Mask, Norm, Spectral),
+    ),
+    ((Unit,), (Mask, Unit)),
 )

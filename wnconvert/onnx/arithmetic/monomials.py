@@ -1,11 +1,11 @@
-"""Products of powers of stored tensors and of sums of such products, by shapes alone.
+"""Products of powers of stored tensors, of sums of such products and of guarded ones, by shapes alone.
 
-A *monomial* is a value such as g·v·(Σv²)^(-1/2) or w·(Σu·w·v)^(-1). Its shape is a tuple of *dims*, each made
-of *atoms*: an atom is an axis of size > 1 of some tensor, or a part of one, and a dim is the product of its
-atoms in C order (``()`` is a dim of size 1). Atoms are numbered in order, and each factor names the atoms
-along which each axis of its tensor runs. What a sum does not run over is taken out of it, and a sum within a
-sum is one sum, so values are equal if their monomials are, and mostly the other way round, however the graph
-computes them.
+A *monomial* is a value such as g·v·(Σv²)^(-1/2) or w·(Σu·w·v)^(-1), times a number. Its shape is a tuple of
+*dims*, each made of *atoms*: an atom is an axis of size > 1 of some tensor, or a part of one, and a dim is
+the product of its atoms in C order (``()`` is a dim of size 1). Atoms are numbered in order, and each factor
+names the atoms along which each axis of its tensor runs. What a sum does not run over is taken out of it, and
+a sum within a sum is one sum, so values are equal if their monomials are, and mostly the other way round,
+however the graph computes them.
 """
 
 from __future__ import annotations
@@ -18,6 +18,9 @@ from itertools import pairwise
 from typing import TypeAlias
 
 __all__ = [
+    "ADDED",
+    "LARGER",
+    "MAGNITUDE",
     "SUM",
     "VALUE",
     "Dims",
@@ -26,13 +29,12 @@ __all__ = [
     "Powers",
     "atoms_of",
     "expanded",
+    "in_any_order",
     "laid_out",
     "leaf",
     "limited",
-    "magnitude",
     "multiplied",
     "ones",
-    "power",
     "product_of",
     "regrouped",
     "renumbered",
@@ -46,8 +48,11 @@ Dims: TypeAlias = tuple[tuple[int, ...], ...]
 
 #: The kinds of factors: a tensor itself, its absolute value, or a sum.
 VALUE, MAGNITUDE, SUM = "value", "magnitude", "sum"
+#: Factors with a guard: the larger of a product and a number, or the sum of both; all are positive.
+LARGER, ADDED = "larger", "added"
 
 _MOST_TENSORS = 32  # weight norm, masked, within spectral norm has 13
+_MOST_BITS = 4096  # of a number: a quotient of two float64 has at most 2,100
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -55,7 +60,9 @@ class Factor:
     """A stored tensor (by number), its magnitude, or a sum of the product ``of``, whose atoms have ``sizes``.
 
     ``axes`` has the atoms along which each axis of the tensor runs; of a sum (tensor -1), those along which
-    each atom of its product runs. ``()`` is an axis of size 1, or an atom that is summed over.
+    each atom of its product runs. ``()`` is an axis of size 1, or an atom that is summed over. A guarded
+    factor (tensor -1) is like a sum over nothing: of ``number`` times ``of``, and ``eps``. ``all`` is the
+    number that all elements of a tensor are, if they are known to be one.
     """
 
     tensor: int
@@ -63,6 +70,9 @@ class Factor:
     axes: tuple[tuple[int, ...], ...]
     of: Powers = ()
     sizes: tuple[int, ...] = ()
+    number: Fraction = Fraction(1)
+    eps: Fraction = Fraction(0)
+    all: Fraction | None = None
 
     @property
     def atoms(self) -> tuple[int, ...]:
@@ -76,10 +86,11 @@ Powers: TypeAlias = tuple[tuple[Factor, Fraction], ...]
 
 @dataclass(frozen=True, slots=True)
 class Monomial:
-    """A product of powers of factors; ``dims`` holds the sizes of its atoms."""
+    """A number times a product of powers of factors; ``dims`` holds the sizes of its atoms."""
 
     dims: Dims
     factors: Powers
+    number: Fraction = Fraction(1)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -89,12 +100,12 @@ class Monomial:
 
 def tensor_numbers(powers: Powers) -> frozenset[int]:
     """The numbers of all tensors in a product, those in its sums among them."""
-    own = {factor.tensor for factor, _ in powers if factor.kind != SUM}
+    own = {factor.tensor for factor, _ in powers if factor.tensor >= 0}
     return frozenset(own.union(*(tensor_numbers(factor.of) for factor, _ in powers)))
 
 
-def leaf(number: int, shape: Sequence[int]) -> Monomial | None:
-    """The monomial of a stored tensor; None if it has no elements.
+def leaf(number: int, shape: Sequence[int], all_of_it: Fraction | None = None) -> Monomial | None:
+    """The monomial of a stored tensor, all of whose elements may be one number; None if it has none.
 
     >>> leaf(0, (8, 1, 3)).dims, leaf(0, (8, 1, 3)).factors[0][0].axes
     (((8,), (), (3,)), ((0,), (), (1,)))
@@ -103,12 +114,12 @@ def leaf(number: int, shape: Sequence[int]) -> Monomial | None:
         return None
     long = [axis for axis, size in enumerate(shape) if size != 1]
     axes = tuple((long.index(axis),) if size != 1 else () for axis, size in enumerate(shape))
-    return Monomial(_dims_of(shape), ((Factor(number, VALUE, axes), Fraction(1)),))
+    return Monomial(_dims_of(shape), ((Factor(number, VALUE, axes, all=all_of_it), Fraction(1)),))
 
 
-def ones(shape: Sequence[int]) -> Monomial | None:
-    """The monomial of a tensor of ones; None if it has no elements."""
-    return None if 0 in shape else Monomial(_dims_of(shape), ())
+def ones(shape: Sequence[int], number: Fraction = Fraction(1)) -> Monomial | None:
+    """The monomial of a tensor of ones, or of another number; None without elements, or if that is 0."""
+    return None if 0 in shape or not number else Monomial(_dims_of(shape), (), number)
 
 
 def _dims_of(shape: Iterable[int]) -> Dims:
@@ -162,7 +173,8 @@ def transposed(monomial: Monomial, order: Sequence[int]) -> Monomial | None:
     atoms = atoms_of(monomial.dims)
     moved = [atom for axis in order for atom in atoms[axis]]
     places = {atom: (place,) for place, atom in enumerate(moved)}
-    return Monomial(tuple(monomial.dims[axis] for axis in order), renumbered(monomial.factors, places))
+    dims = tuple(monomial.dims[axis] for axis in order)
+    return Monomial(dims, renumbered(monomial.factors, places), monomial.number)
 
 
 def laid_out(monomial: Monomial, axes: Sequence[Sequence[int]]) -> Monomial:
@@ -171,7 +183,7 @@ def laid_out(monomial: Monomial, axes: Sequence[Sequence[int]]) -> Monomial:
     moved = [atom for axis in axes for atom in axis]
     places = {atom: (place,) for place, atom in enumerate(moved)}
     dims = tuple(tuple(sizes[atom] for atom in axis) for axis in axes)
-    return Monomial(dims, renumbered(monomial.factors, places))
+    return Monomial(dims, renumbered(monomial.factors, places), monomial.number)
 
 
 def regrouped(monomial: Monomial, shape: Sequence[int]) -> Monomial | None:
@@ -244,16 +256,19 @@ def multiplied(a: Monomial, b: Monomial) -> Monomial | None:
         *renumbered(a.factors, dict(enumerate(places_a))),
         *renumbered(b.factors, dict(enumerate(places_b))),
     )
-    return limited(tuple(dims), product_of(factors))
+    return limited(tuple(dims), product_of(factors), a.number * b.number)
 
 
-def limited(dims: Dims, factors: Powers) -> Monomial | None:
+def limited(dims: Dims, factors: Powers, number: Fraction = Fraction(1)) -> Monomial | None:
     """A monomial, if it is not too large."""
-    return Monomial(dims, factors) if _count(factors) <= _MOST_TENSORS else None
+    is_small = _count(factors) <= _MOST_TENSORS and number.denominator.bit_length() <= _MOST_BITS
+    return (
+        Monomial(dims, factors, number) if is_small and number.numerator.bit_length() <= _MOST_BITS else None
+    )
 
 
 def _count(powers: Powers) -> int:
-    return sum(_count(factor.of) if factor.kind == SUM else 1 for factor, _ in powers)
+    return sum(1 if factor.tensor >= 0 else _count(factor.of) for factor, _ in powers)
 
 
 def _cut_both(a: Sequence[int], b: Sequence[int]) -> tuple[int, ...] | None:
@@ -286,43 +301,7 @@ def _parts_of(coarse: Sequence[int], fine: Sequence[int], at: int) -> Iterable[t
         yield tuple(part)
 
 
-def power(monomial: Monomial, exponent: Fraction) -> Monomial | None:
-    """A power: any whole one, or a half of a monomial that is known not to be negative; else None.
-
-    >>> square = power(leaf(0, (8,)), Fraction(2))
-    >>> power(square, Fraction(1, 2)) == magnitude(leaf(0, (8,))), power(leaf(0, (8,)), Fraction(1, 2))
-    (True, None)
-    """
-    if exponent.denominator not in {1, 2} or abs(exponent) > 4:
-        return None
-    parts: list[tuple[Factor, Fraction]] = []
-    for factor, old in monomial.factors:
-        if exponent.denominator == 1 or _is_positive(factor):
-            parts.append((factor, old * exponent))
-        elif factor.kind == VALUE and old % 2 == 0:  # √(x²) is |x|
-            parts.append((replace(factor, kind=MAGNITUDE), old * exponent))
-        else:
-            return None
-    if any(abs(new) > 8 or new.denominator > 2 for _, new in parts):
-        return None
-    if any(new.denominator != 1 for factor, new in parts if factor.kind == VALUE):
-        return None
-    return Monomial(monomial.dims, product_of(parts))
-
-
-def _is_positive(factor: Factor) -> bool:
-    """Whether a factor is known not to be negative."""
-    if factor.kind == SUM:
-        return all(exponent % 2 == 0 or _is_positive(part) for part, exponent in factor.of)
-    return factor.kind == MAGNITUDE
-
-
-def magnitude(monomial: Monomial) -> Monomial | None:
-    """The absolute value of a monomial; None if a sum may be negative."""
-    if any(factor.kind == SUM and not _is_positive(factor) for factor, _ in monomial.factors):
-        return None
-    parts = [
-        (replace(factor, kind=MAGNITUDE) if factor.kind == VALUE else factor, exponent)
-        for factor, exponent in monomial.factors
-    ]
-    return Monomial(monomial.dims, product_of(parts))
+def in_any_order(part: tuple[Factor, Fraction]) -> tuple[Factor, Fraction, Factor]:
+    """A key for sorting that looks at the numbers of atoms last: these are not the same everywhere."""
+    factor, exponent = part
+    return replace(factor, axes=tuple((0,) * len(axis) for axis in factor.axes)), exponent, factor

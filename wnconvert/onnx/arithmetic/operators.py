@@ -4,24 +4,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, TypeAlias
 
 import numpy as np
 
+from wnconvert.numerics.rounding import cast
 from wnconvert.onnx.arithmetic.constants import MOST_ELEMENTS, axes_of, evaluate, flag_attribute
+from wnconvert.onnx.arithmetic.guards import GUARDS, compared_by
+from wnconvert.onnx.arithmetic.known import HALF_DTYPES, KnownValue
 from wnconvert.onnx.arithmetic.monomials import (
     Monomial,
     expanded,
-    magnitude,
     multiplied,
-    ones,
-    power,
     regrouped,
     transposed,
     unsqueezed,
 )
+from wnconvert.onnx.arithmetic.powers import magnitude, power
 from wnconvert.onnx.arithmetic.rowoperators import RowInput, row_result
 from wnconvert.onnx.arithmetic.rowwise import RowValue
 from wnconvert.onnx.arithmetic.sums import matrix_product, summed
@@ -30,7 +30,7 @@ from wnconvert.onnx.file.tensors import CODES
 from wnconvert.tensors.blocks import Array
 from wnconvert.tensors.dtypes import DTYPES, DType
 
-__all__ = ["KnownValue", "numbers_as_array", "result_of"]
+__all__ = ["numbers_as_array", "result_of"]
 
 
 #: The dtypes to which casts are followed, by their codes.
@@ -38,34 +38,10 @@ _CASTS = {
     CODES[name]: DTYPES[name]
     for name in ("float32", "int32", "int64", "bool", "float16", "float64", "bfloat16")
 }
-_HALVES = {"float16", "bfloat16"}
 _INT64, _BOOL, _FLOAT32 = DTYPES["int64"], DTYPES["bool"], DTYPES["float32"]
 
 #: The powers that norms are made with.
 _EXPONENTS = {Fraction(number) for number in ("2", "1", "1/2", "-1/2", "-1", "-2")}
-
-
-@dataclass(frozen=True, slots=True)
-class KnownValue:
-    """A value of which something is known: shape and dtype, and its numbers, its monomial, or more.
-
-    ``rows`` is what it is by the rows of a tensor. ``coarse`` is true if it was rounded to float16 or
-    bfloat16 on the way, so that a wider dtype gives it no more digits.
-    """
-
-    shape: tuple[int, ...]
-    dtype: DType
-    numbers: Array | None = None
-    monomial: Monomial | None = None
-    coarse: bool = False
-    rows: RowValue | None = None
-
-    @property
-    def product(self) -> Monomial | None:
-        """The value as a factor: its monomial, or that of ones if all its numbers are 1."""
-        if self.monomial is None and self.numbers is not None and bool(np.all(self.numbers == 1)):
-            return ones(self.shape)
-        return self.monomial
 
 
 def numbers_as_array(values: Sequence[int | float], shape: tuple[int, ...], dtype: DType) -> Array | None:
@@ -82,7 +58,7 @@ def result_of(op: str, inputs: Sequence[KnownValue | None], settings: Mapping[st
     if op in {"Mul", "Div", "Pow", "Add", "Sub"} and "axis" in settings:
         return None  # opset 6 and older broadcast in another way
     numbers = _numbers(op, inputs, settings)
-    first = inputs[0]
+    first = inputs[0] if inputs else None
     rule = _RULES.get(op)
     monomial = None
     if rule is not None and first is not None:
@@ -90,15 +66,24 @@ def result_of(op: str, inputs: Sequence[KnownValue | None], settings: Mapping[st
             monomial = rule(inputs, settings)
         except (KeyError, IndexError, TypeError, ValueError):
             monomial = None  # against the specification
-    rows = _rows(op, inputs, settings)
-    shape = next((each.shape for each in (numbers, monomial, rows) if each is not None), None)
+    rows, compared = _rows(op, inputs, settings), compared_by(op, inputs)
+    known = (numbers, monomial, rows, compared.value if compared else None)
+    shape = next((each.shape for each in known if each is not None), None)
     dtype, coarse = _dtype(op, inputs, settings) if shape is not None else (None, False)
     if shape is None or dtype is None or (monomial is not None and monomial.shape != shape):
         return None
+    if numbers is not None and dtype.foldable:
+        numbers = _rounded(numbers, dtype)
     fitting = rows if rows is not None and rows.shape == shape and dtype.foldable else None
-    if numbers is None and monomial is None and fitting is None:
+    if numbers is None and monomial is None and fitting is None and compared is None:
         return None
-    return KnownValue(shape, dtype, numbers, monomial, coarse, fitting)
+    return KnownValue(shape, dtype, numbers, monomial, coarse, fitting, compared)
+
+
+def _rounded(numbers: Array, dtype: DType) -> Array:
+    """Numbers as the values of a float dtype that they become."""
+    with np.errstate(all="ignore"):
+        return cast(np.asarray(numbers, np.float64), dtype.name).astype(np.float64)
 
 
 def _rows(op: str, inputs: Sequence[KnownValue | None], settings: Mapping[str, Any]) -> RowValue | None:
@@ -140,7 +125,7 @@ def _dtype(
     known = [value for value in inputs if value is not None]
     if op in {"Shape", "Size"}:
         return _INT64, False
-    if op in {"Equal", "Greater", "Less", "Not", "And", "Or"}:
+    if op in {"Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Not", "And", "Or"}:
         return _BOOL, False
     if op == "ConstantOfShape":
         fill = settings.get("value")
@@ -149,7 +134,7 @@ def _dtype(
         return _cast_to(inputs, settings)
     dtype = known[1].dtype if op == "Where" and len(known) > 1 else known[0].dtype
     arithmetic = op not in _VIEWS
-    return dtype, any(value.coarse for value in known) or (arithmetic and dtype.name in _HALVES)
+    return dtype, any(value.coarse for value in known) or (arithmetic and dtype.name in HALF_DTYPES)
 
 
 def _cast_to(inputs: Sequence[KnownValue | None], settings: Mapping[str, Any]) -> tuple[DType | None, bool]:
@@ -164,9 +149,7 @@ def _cast_to(inputs: Sequence[KnownValue | None], settings: Mapping[str, Any]) -
     widens = source.dtype.is_float8 or (
         target.foldable and source.dtype.foldable and target.holds(source.dtype)
     )
-    if source.coarse and widens and target != source.dtype:
-        return None, False  # digits that float16 has lost do not come back
-    return target, source.coarse or (not widens and target.name in _HALVES)
+    return target, source.coarse or (not widens and target.name in HALF_DTYPES)
 
 
 _Inputs: TypeAlias = Sequence[KnownValue | None]
@@ -338,6 +321,14 @@ def _sums(before: int, after: Fraction) -> _Rule:
     return rule
 
 
+def _mean(inputs: _Inputs, settings: Mapping[str, Any]) -> Monomial | None:
+    total, monomial = _sums(1, Fraction(1))(inputs, settings), _one(inputs)
+    if total is None or monomial is None:
+        return None
+    share = Fraction(math.prod(total.shape), math.prod(monomial.shape))
+    return multiplied(total, Monomial((), (), share))
+
+
 def _normalized(inputs: _Inputs, settings: Mapping[str, Any]) -> Monomial | None:
     """The input divided by its norm along one axis."""
     monomial, axis = _one(inputs), settings.get("axis", -1)
@@ -354,6 +345,7 @@ _HALF = Fraction(1, 2)
 _VIEWS = {"Expand", "Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze", "Abs"}
 
 _RULES: dict[str, _Rule] = {
+    **GUARDS,
     "Abs": _absolute,
     "Cast": _cast,
     "CastLike": _cast,
@@ -368,6 +360,7 @@ _RULES: dict[str, _Rule] = {
     "Pow": _power,
     "Reciprocal": _to_the(Fraction(-1)),
     "ReduceL2": _sums(2, _HALF),
+    "ReduceMean": _mean,
     "ReduceSum": _sums(1, Fraction(1)),
     "ReduceSumSquare": _sums(2, Fraction(1)),
     "Reshape": _reshape,

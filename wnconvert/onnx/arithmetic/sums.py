@@ -7,7 +7,6 @@ they come in its product. So it is the same in whatever order a graph sums and m
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import replace
 from fractions import Fraction
 
 from wnconvert.onnx.arithmetic.monomials import (
@@ -15,6 +14,7 @@ from wnconvert.onnx.arithmetic.monomials import (
     Factor,
     Monomial,
     atoms_of,
+    in_any_order,
     limited,
     multiplied,
     product_of,
@@ -29,7 +29,8 @@ __all__ = ["matrix_product", "summed"]
 def summed(monomial: Monomial, axes: Iterable[int], *, keepdims: bool) -> Monomial | None:
     """The sum over axes; None if it would run over an axis along which no tensor runs.
 
-    >>> from wnconvert.onnx.arithmetic.monomials import leaf, power
+    >>> from wnconvert.onnx.arithmetic.monomials import leaf
+    >>> from wnconvert.onnx.arithmetic.powers import power
     >>> total = summed(power(leaf(0, (8, 4, 3)), Fraction(2)), (1, 2), keepdims=True)
     >>> total.dims, total.factors[0][0].kind, total.factors[0][0].axes
     (((8,), (), ()), 'sum', ((0,), (), ()))
@@ -48,7 +49,8 @@ def summed(monomial: Monomial, axes: Iterable[int], *, keepdims: bool) -> Monomi
     dims = tuple(
         () if axis in gone else dim for axis, dim in enumerate(monomial.dims) if keepdims or axis not in gone
     )
-    return limited(dims, renumbered(product_of(factors), {atom: (place,) for place, atom in enumerate(kept)}))
+    places = {atom: (place,) for place, atom in enumerate(kept)}
+    return limited(dims, renumbered(product_of(factors), places), monomial.number)
 
 
 def _sum(parts: Sequence[tuple[Factor, Fraction]], over: Collection[int], sizes: Mapping[int, int]) -> Factor:
@@ -67,17 +69,11 @@ def _sum(parts: Sequence[tuple[Factor, Fraction]], over: Collection[int], sizes:
                 sizes[new] = size
                 places[atom] = (new,)
         opened += renumbered(factor.of, places)
-    product = sorted(product_of(opened), key=_in_any_order)
+    product = sorted(product_of(opened), key=in_any_order)
     atoms = list(dict.fromkeys(atom for factor, _ in product for atom in factor.atoms))
     of = renumbered(tuple(product), {atom: (place,) for place, atom in enumerate(atoms)})
     axes = tuple(() if atom in over else (atom,) for atom in atoms)
     return Factor(-1, SUM, axes, of, tuple(sizes[atom] for atom in atoms))
-
-
-def _in_any_order(part: tuple[Factor, Fraction]) -> tuple[Factor, Fraction, Factor]:
-    """A key for sorting that looks at the numbers of atoms last: these are not the same everywhere."""
-    factor, exponent = part
-    return replace(factor, axes=tuple((0,) * len(axis) for axis in factor.axes)), exponent, factor
 
 
 def matrix_product(a: Monomial, b: Monomial) -> Monomial | None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from wnconvert.layers.rules import ORIGINAL, Rule
-from wnconvert.plan.layout import FoldBias, FoldLayer
+from wnconvert.plan.layout import Evaluate, FoldBias, FoldLayer
 from wnconvert.tensors.dtypes import DType
 from wnconvert.tensors.tree import ByteRange, Shape, StoredTensor, TensorInfo
 
@@ -152,12 +152,12 @@ class NewTensor:
     name: str
     layer: str
     shape: Shape
-    work: FoldLayer | FoldBias
+    work: FoldLayer | FoldBias | Evaluate
 
     @property
     def rule(self) -> Rule:
-        """How its layer is computed."""
-        return self.work.rule
+        """How its layer is computed; no operation where no rule knows that."""
+        return Rule(()) if isinstance(self.work, Evaluate) else self.work.rule
 
     @property
     def parts(self) -> tuple[tuple[str, StoredTensor], ...]:
@@ -173,6 +173,13 @@ class NewTensor:
     def original(self) -> StoredTensor:
         """The elements that the rule starts from."""
         return dict(self.parts)[ORIGINAL]
+
+    @property
+    def is_external(self) -> bool:
+        """Whether it goes into a data file: where its original lies in one, or one of its parts."""
+        if isinstance(self.work, Evaluate):
+            return any(part.storage.shard for _, part in self.parts)
+        return bool(self.original.storage.shard)
 
 
 @dataclass(frozen=True, slots=True)

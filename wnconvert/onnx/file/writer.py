@@ -185,7 +185,7 @@ class ModelWriter:
         size = math.prod(tensor.shape) * tensor.dtype.itemsize
         head = b"".join(int_record(1, length) for length in tensor.shape)
         head += int_record(2, CODES[tensor.dtype.name]) + bytes_record(8, tensor.name.encode())
-        if tensor.original.storage.shard:
+        if tensor.is_external:
             return [head, self.external(size, tensor.work), int_record(14, EXTERNAL)]
         return [head, length_head(9, size), _Made(size, tensor.work)]
 

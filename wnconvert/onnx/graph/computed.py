@@ -6,24 +6,26 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
-from wnconvert.layers.rules import ORIGINAL, Mask
+from wnconvert.layers.rules import ORIGINAL, Mask, Rule
 from wnconvert.layers.schemes import Layer, Refused
+from wnconvert.onnx.arithmetic.known import HALF_DTYPES
 from wnconvert.onnx.arithmetic.meaning import Meaning, meaning_of
-from wnconvert.onnx.arithmetic.monomials import VALUE, Factor, tensor_numbers
+from wnconvert.onnx.arithmetic.monomials import VALUE, Factor
 from wnconvert.onnx.arithmetic.rowwise import RowValue
 from wnconvert.onnx.arithmetic.standardized import standardization_of
 from wnconvert.onnx.file.model import Constant, Graph, Model, OnnxFunction
-from wnconvert.onnx.graph.index import Index, ValueId, removal, unique_name
+from wnconvert.onnx.graph.index import Index, ValueId, may_be_replaced, removal, unique_name
 from wnconvert.onnx.graph.names import has_name_of, weight_name
 from wnconvert.onnx.graph.neighbours import Behind
 from wnconvert.onnx.graph.values import Leaf, SeenValue, Symbols
 from wnconvert.onnx.graph.views import View, bases_of, calls_of, trees_of, weight_view
 from wnconvert.tensors.tree import Shape
 
-__all__ = ["Computed", "FunctionWeight", "GraphLayer", "Weight", "computed_layers", "why_unfit"]
+__all__ = ["INLINE", "Computed", "FunctionWeight", "GraphLayer", "Weight", "computed_layers", "why_unfit"]
 
 
-_INLINE = "inline the model's functions first (onnx.inliner.inline_local_functions)"
+#: What makes a graph of calls of functions.
+INLINE = "inline the model's functions first (onnx.inliner.inline_local_functions)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,11 +65,12 @@ class GraphLayer:
 class Computed:
     """The layers whose weights are computed, in the order of their arithmetic, and those that are refused.
 
-    ``others`` are the layers that need another kind than those that were asked for.
+    ``others`` are the layers that need another kind than those that were asked for. Each of ``refused`` has
+    the stored tensor that it starts from, and its rule.
     """
 
     layers: tuple[GraphLayer, ...]
-    refused: tuple[Refused, ...]
+    refused: tuple[tuple[ValueId, Rule, Refused], ...]
     others: tuple[GraphLayer, ...] = ()
 
 
@@ -86,7 +89,11 @@ def computed_layers(model: Model, index: Index, symbols: Symbols, kinds: Collect
             every.setdefault(sighting.key, []).append(sighting)
     wanted = {key: group for key, group in every.items() if set(key.rule.kinds) <= set(kinds)}
     drafts = _named(_drafts(model, index, wanted, leaves))
-    refused = (Refused(name, draft.reason, draft.remedy) for name, draft in drafts if draft.reason)
+    refused = (
+        (draft.original.value, draft.key.rule, Refused(name, draft.reason, draft.remedy))
+        for name, draft in drafts
+        if draft.reason
+    )
     layers = (_layer(name, draft) for name, draft in drafts if not draft.reason)
     others = _named(_drafts(model, index, every, leaves) if len(wanted) < len(every) else ())
     left = (_layer(name, draft) for name, draft in others if draft.key not in wanted)
@@ -130,15 +137,11 @@ class _Draft:
 def _sighting(seen: SeenValue, leaves: Sequence[Leaf], shapes: Sequence[Shape]) -> _Sighting | None:
     """A value as a weight; None if it is none, or if no strides describe its layout."""
     monomial, rows = seen.value.monomial, seen.value.rows
+    if seen.value.coarse and seen.value.dtype.name not in HALF_DTYPES:
+        return None  # digits that float16 has lost do not come back
     if monomial is None or len(monomial.factors) < 2:
         return _standardized(seen, rows, leaves) if rows is not None else None
-    units = {number for number in tensor_numbers(monomial.factors) if _is_ones(leaves[number])}
-    found = meaning_of(
-        monomial,
-        shapes,
-        units,
-        lambda number, rule: has_name_of(leaves[number].value[1], rule),
-    )
+    found = meaning_of(monomial, shapes, lambda number, rule: has_name_of(leaves[number].value[1], rule))
     if found is None:
         return None
     meaning, original = found
@@ -159,11 +162,6 @@ def _standardized(seen: SeenValue, rows: RowValue, leaves: Sequence[Leaf]) -> _S
     dims = tuple(tuple(size for *_, size in dim) for dim in rows.dims)
     view = weight_view(dims, Factor(rows.whole, VALUE, axes), meaning.rule, parts, seen.value.dtype)
     return _Sighting(meaning, seen, view) if view is not None else None
-
-
-def _is_ones(tensor: Leaf) -> bool:
-    values = tensor.constant.values
-    return values is not None and all(value == 1 for value in values)
 
 
 def _drafts(model: Model, index: Index, groups: _Groups, leaves: Sequence[Leaf]) -> Sequence[_Draft]:
@@ -239,9 +237,7 @@ def _draft(
                 local.setdefault(view, []).extend(stands_for)
             elif in_function:
                 name = index.scopes[home]
-                draft.refuse(
-                    f"it is stored in a function and used outside of it ({_describe(name)})", _INLINE
-                )
+                draft.refuse(f"it is stored in a function and used outside of it ({_describe(name)})", INLINE)
             else:
                 passed += [FunctionWeight(root, value, calls, view) for value in stands_for]
     draft.weights = tuple(Weight(view, tuple(values)) for view, values in local.items())
@@ -275,7 +271,7 @@ def _output(index: Index, value: ValueId) -> tuple[str, str]:
     """Why a weight that is an output is refused, and what to do."""
     scope = index.scopes[value[0]]
     if isinstance(scope, OnnxFunction):
-        return f"{_describe(scope)} both uses and returns it", _INLINE
+        return f"{_describe(scope)} both uses and returns it", INLINE
     return (
         f"the computed weight is itself an output, {value[1]}, of {_describe(scope)}",
         "take it out of the outputs",
@@ -302,7 +298,7 @@ def why_unfit(model: Model, index: Index, tensor: Leaf) -> tuple[str, str] | Non
             f"the elements of {name} are not stored end to end",
             "save the model again with raw_data (onnx.numpy_helper.from_array), or ",
         )
-    if (model.ir_version >= 4 or path) and tensor.value in index.inputs:
+    if may_be_replaced(index, model.ir_version, tensor.value):
         remedy = (
             "export again with keep_initializers_as_inputs=False, or take it out of the inputs "
             "(python -m onnxruntime.tools.remove_initializer_from_input), or "
@@ -327,7 +323,7 @@ def _judge_functions(index: Index, drafts: Sequence[_Draft]) -> None:
             for passed in draft.passed:
                 if not draft.reason and (passed.function, passed.value) in wrong:
                     scope = index.scopes[passed.function]
-                    draft.refuse(f"{_describe(scope)} computes it in some of its calls only", _INLINE)
+                    draft.refuse(f"{_describe(scope)} computes it in some of its calls only", INLINE)
 
 
 def _layer(name: str, draft: _Draft) -> GraphLayer:

@@ -11,17 +11,22 @@ from wnconvert.onnx.file.model import GraphEdits, Model, NewNode, NewTensor, Nod
 from wnconvert.onnx.graph.computed import GraphLayer
 from wnconvert.onnx.graph.index import Index, Removal, ValueId, index_of, removal, unique_name
 from wnconvert.onnx.graph.views import View, calls_of
+from wnconvert.onnx.graph.weights import EvaluatedWeight
 from wnconvert.plan.layout import FoldBias, FoldLayer
 
 __all__ = ["fold_edits", "renamed"]
 
 
-#: A tensor to store: the number of its layer, and its layout.
-_Key = tuple[int, View]
+#: A tensor to store: the number of its layer, and its layout; or a weight that is evaluated.
+_Key = tuple[int, View] | EvaluatedWeight
 
 
-def fold_edits(model: Model, layers: Sequence[GraphLayer]) -> GraphEdits:
+def fold_edits(
+    model: Model, layers: Sequence[GraphLayer], evaluated: Sequence[EvaluatedWeight] = ()
+) -> GraphEdits:
     """The changes that fold ``layers``, some or all of those that ``find_graph_layers`` found in ``model``.
+
+    Weights that are ``evaluated`` are stored too.
 
     Each weight becomes one tensor in the scope of its original, and nodes that used the computed weight use
     that. Nodes and tensors that nothing uses any more are removed, with the layers that are stored in them. A
@@ -31,7 +36,7 @@ def fold_edits(model: Model, layers: Sequence[GraphLayer]) -> GraphEdits:
     Raises ``LayerError`` if a function computes several weights of which only some are wanted.
     """
     index = index_of(model)
-    surgery = _Surgery(index, layers)
+    surgery = _Surgery(index, layers, evaluated)
     gone = removal(index, surgery.replaced, surgery.released())
     surgery.name_tensors(gone)
     return GraphEdits(
@@ -64,23 +69,25 @@ class _Formal:
     """A weight that becomes an input of a function: each of its calls passes one tensor."""
 
     function: str
-    tensors: frozenset[tuple[tuple[int, ...], _Key]]
+    tensors: frozenset[tuple[tuple[int, ...], tuple[int, View]]]
 
 
 class _Surgery:
     """The replacement of each computed weight: a tensor, or an input of a function."""
 
-    def __init__(self, index: Index, layers: Sequence[GraphLayer]) -> None:
+    def __init__(
+        self, index: Index, layers: Sequence[GraphLayer], evaluated: Sequence[EvaluatedWeight]
+    ) -> None:
         self.index = index
         self.layers = layers
-        self.names: dict[_Key, str] = {}
-        self.replaced: dict[ValueId, _Key | _Formal] = {}
+        self.names: dict[_Key, str] = dict.fromkeys(evaluated, "")
+        self.replaced: dict[ValueId, _Key | _Formal] = {each.made: each for each in evaluated}
         self.added: dict[str, list[_Formal]] = {}
         self.handed: dict[int, list[_Key | _Formal]] = {}
         self.formal_names: dict[_Formal, str] = {}
         self.norms = {number: each.behind for number, each in enumerate(layers) if each.behind is not None}
         self.biases: dict[int, str] = {}
-        passed: dict[tuple[str, ValueId], dict[tuple[int, ...], _Key]] = {}
+        passed: dict[tuple[str, ValueId], dict[tuple[int, ...], tuple[int, View]]] = {}
         for number, layer in enumerate(layers):
             for weight in layer.weights:
                 self.names[number, weight.view] = ""
@@ -122,7 +129,8 @@ class _Surgery:
         left.subtract(name for _, name in gone.values)
         taken = {name for name, count in left.items() if count > 0}
         for key in self.names:
-            self.names[key] = unique_name(self.layers[key[0]].layer.name, taken)
+            weight = key.name if isinstance(key, EvaluatedWeight) else self.layers[key[0]].layer.name
+            self.names[key] = unique_name(weight, taken)
         for formals in self.added.values():
             for formal in formals:
                 number = min(number for _, (number, _) in formal.tensors)
@@ -134,7 +142,11 @@ class _Surgery:
 
     def tensors(self, gone: Removal) -> Iterator[NewTensor]:
         """The tensors to store: weights, each with the bias of a layer that takes a norm."""
-        for (number, view), name in self.names.items():
+        for key, name in self.names.items():
+            if isinstance(key, EvaluatedWeight):
+                yield NewTensor(key.made[0], name, key.name, key.shape, key.work)
+                continue
+            number, view = key
             item = self.layers[number]
             if item.path in gone.scopes:
                 continue

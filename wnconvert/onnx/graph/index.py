@@ -16,6 +16,7 @@ __all__ = [
     "function_key",
     "in_dependency_order",
     "index_of",
+    "may_be_replaced",
     "removal",
     "unique_name",
 ]
@@ -131,6 +132,11 @@ def _define(index: Index, scope: GraphScope) -> None:
         for graph in node.graphs:
             index.parents[graph.path] = path
             index.roots[graph.path] = index.roots[path]
+
+
+def may_be_replaced(index: Index, ir_version: int, value: ValueId) -> bool:
+    """Whether a stored tensor is an input too, so that a caller may give another; old models name all so."""
+    return (ir_version >= 4 or bool(value[0])) and value in index.inputs
 
 
 def in_dependency_order(nodes: Sequence[Node]) -> Sequence[Node]:

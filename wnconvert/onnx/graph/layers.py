@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -17,7 +17,7 @@ from wnconvert.onnx.graph.values import Leaf, Symbols, symbolic_values
 from wnconvert.onnx.graph.views import View, weight_view
 from wnconvert.tensors.tree import Shape, StoredTensor, TensorInfo, contiguous_strides
 
-__all__ = ["GraphLayers", "find_graph_layers"]
+__all__ = ["GraphLayers", "KnownLayer", "find_graph_layers"]
 
 
 #: The most nodes between a number and a vector of it.
@@ -25,17 +25,28 @@ _MOST_STEPS = 4
 
 
 @dataclass(frozen=True, slots=True)
+class KnownLayer:
+    """A layer that a stored tensor shows, folded or not; ``refused`` says why it must not be."""
+
+    name: str
+    rule: Rule
+    refused: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class GraphLayers:
     """The layers of a model in the order of their arithmetic, and those that cannot be folded.
 
     ``others`` are the layers that need another kind than those that were asked for, ``stay`` the norms with
-    running statistics that fold into no layer.
+    running statistics that fold into no layer. ``known`` are all of these layers by the stored tensors that
+    they start from.
     """
 
     layers: tuple[GraphLayer, ...]
     refused: tuple[Refused, ...]
     others: tuple[Layer, ...] = ()
     stay: tuple[Stays, ...] = ()
+    known: Mapping[ValueId, KnownLayer] = field(default_factory=dict)
 
 
 def find_graph_layers(model: Model, kinds: Collection[str] = ("weight",)) -> GraphLayers:
@@ -68,7 +79,13 @@ def find_graph_layers(model: Model, kinds: Collection[str] = ("weight",)) -> Gra
         else:
             home.append(made)
     left = tuple(item.layer for item in others)
-    return GraphLayers(tuple(layers), computed.refused, left, tuple(stay))
+    known = {
+        (item.path, item.parts[ORIGINAL].name): KnownLayer(item.layer.name, item.layer.rule)
+        for item in (*others, *layers)  # what folds counts
+    }
+    known |= {start: KnownLayer(no.name, rule, no.reason) for start, rule, no in computed.refused}
+    refused = tuple(no for *_, no in computed.refused)
+    return GraphLayers(tuple(layers), refused, left, tuple(stay), known)
 
 
 @dataclass(frozen=True, slots=True)

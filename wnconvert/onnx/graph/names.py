@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import re
 
-from wnconvert.layers.rules import Rule, Standardize
+from wnconvert.layers.rules import Rule, Standardize, Unit
 
-__all__ = ["has_name_of", "weight_name"]
+__all__ = ["has_name_of", "name_by_tensor", "weight_name"]
 
 
 #: What each kind appends to the name of its original, where hooks compute the weight.
-_HOOKED = {"weight": "_v", "spectral": "_orig", "prune": "_orig"}
+_HOOKED = {"weight": "_v", "spectral": "_orig", "prune": "_orig", "unit": ""}
+#: What hooks append to the name of a weight for any tensor that it is computed of.
+_PARTS = ("_v", "_g", "_orig", "_mask")
+#: Names that an exporter gives to values without one.
+_NUMBERED = re.compile(r"(?:.*::)?(?:\w+_)?\d+")
 _PARAMETRIZED = re.compile(r"(?s:(?P<owner>(?:.*\.)?))parametrizations\.(?P<param>[^.]+)\.(?P<part>[^.]+)")
 
 
@@ -40,10 +44,25 @@ def has_name_of(original: str, rule: Rule) -> bool:
 
 def _named(original: str, rule: Rule) -> str:
     """The name of the weight; empty if the original is named in another way."""
-    if rule.kinds == (Standardize.kind,):
+    if rule.kinds in ((Standardize.kind,), (Unit.kind,)):
         return original
     part = f"original{'1' * ('weight' in rule.kinds)}{'_orig' * ('prune' in rule.kinds)}"
     if (match := _PARAMETRIZED.fullmatch(original)) and match["part"] == part:
         return match["owner"] + match["param"]
     weight = original.removesuffix("".join(_HOOKED[kind] for kind in reversed(rule.kinds)))
     return "" if weight == original or weight.endswith(".") else weight
+
+
+def name_by_tensor(tensor: str) -> str:
+    """The name of a weight that is computed in any way, from that of its largest tensor; empty for a number.
+
+    >>> name_by_tensor("dec.conv.weight_v"), name_by_tensor("dec.parametrizations.weight.original1")
+    ('dec.conv.weight', 'dec.weight')
+    >>> name_by_tensor("kernel"), name_by_tensor("onnx::Mul_12")
+    ('kernel', '')
+    """
+    if match := _PARAMETRIZED.fullmatch(tensor):
+        return f"{match['owner']}{match['param']}"
+    part = next((part for part in _PARTS if tensor.endswith(part) and tensor != part), "")
+    name = tensor.removesuffix(part)
+    return "" if not name or name.endswith(".") or _NUMBERED.fullmatch(name) else name

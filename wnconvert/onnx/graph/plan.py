@@ -2,35 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from wnconvert.errors import LayerError
+from wnconvert.layers.kinds.formulas import formula_notes
 from wnconvert.layers.kinds.others import hints_on
-from wnconvert.layers.kinds.table import WORDS
+from wnconvert.layers.kinds.table import WORDS, in_words
 from wnconvert.layers.rules import NormBehind
 from wnconvert.layers.schemes import Selection
-from wnconvert.messages import counted, listed, option, told
-from wnconvert.onnx.file.model import GraphEdits, Model
+from wnconvert.messages import counted, listed, option, printable, told
+from wnconvert.onnx.file.model import GraphEdits, Model, OnnxFunction
 from wnconvert.onnx.file.reader import OnnxFile
-from wnconvert.onnx.graph.computed import GraphLayer
+from wnconvert.onnx.graph.computed import INLINE, GraphLayer
 from wnconvert.onnx.graph.edits import fold_edits
-from wnconvert.onnx.graph.layers import find_graph_layers
-from wnconvert.plan.plan import Change, Plan, PlannedStateDict
+from wnconvert.onnx.graph.index import Index, ValueId, index_of, removal
+from wnconvert.onnx.graph.layers import GraphLayers, KnownLayer, find_graph_layers
+from wnconvert.onnx.graph.weights import EVALUATED, EvaluatedWeight, RunWeight, weights_at_run
+from wnconvert.plan.plan import Change, ComputedWeight, Plan, PlannedConstant, PlannedStateDict
 from wnconvert.plan.selection.wanted import check_refused, check_selection, idle_excludes
-from wnconvert.plan.steps import Bias, Fold, Keep, Step
+from wnconvert.plan.steps import Bias, EvaluateConstant, Fold, Keep, Step
 from wnconvert.tensors.containers import Container
 from wnconvert.tensors.dtypes import DType
 from wnconvert.tensors.tree import StateDict
 
-__all__ = ["OnnxFold", "plan_onnx"]
+__all__ = ["Evaluation", "OnnxFold", "plan_onnx", "weights_computed", "weights_left"]
 
 
 @dataclass(frozen=True, slots=True)
 class OnnxFold:
     """A plan, the layers that it folds, how many are left as they are, and the changes of the model.
 
-    ``stay`` counts norms that do not fold, each of which has a note.
+    ``stay`` counts norms that do not fold, each of which has a note; ``evaluated`` are weights of no rule.
     """
 
     plan: Plan
@@ -38,6 +42,7 @@ class OnnxFold:
     edits: GraphEdits
     left: int = 0
     stay: int = 0
+    evaluated: tuple[EvaluatedWeight, ...] = ()
 
     @property
     def why_nothing(self) -> str:
@@ -47,41 +52,189 @@ class OnnxFold:
             return f"{globs} leave out {counted(self.left, 'layer')}, all that there are"
         if self.stay:
             return f"the graph has {counted(self.stay, 'norm')} that {'stays' if self.stay == 1 else 'stay'}"
-        return f"no {' or '.join(map(_bare, self.plan.kinds))} is left in the graph"
+        known = " that wnconvert knows" if self.plan.computed else ""
+        return f"no {' or '.join(map(_bare, self.plan.kinds))}{known} is left in the graph"
 
 
-def plan_onnx(opened: OnnxFile, selection: Selection = Selection()) -> OnnxFold:  # noqa: B008 - frozen
+#: Plans the evaluation of a weight, or says why it is not evaluated.
+Evaluation: TypeAlias = Callable[[RunWeight], EvaluatedWeight | str]
+
+
+def plan_onnx(
+    opened: OnnxFile,
+    selection: Selection = Selection(),  # noqa: B008 - frozen
+    evaluation: Evaluation | None = None,
+) -> OnnxFold:
     """Plan the folding of every wanted layer of an ONNX model.
 
-    Raises ``LayerError`` if layers are refused, ``ArgumentError`` if the selection matches nothing.
+    What no rule knows is evaluated where there is an ``evaluation``. Raises ``LayerError`` if layers are
+    refused, ``ArgumentError`` if the selection matches nothing.
     """
     model, tree = opened.model, opened.tree()
     found = find_graph_layers(model, selection.kinds)
+    layers = tuple(item for item in found.layers if selection.wants(item.layer.name))
+    at_run = _at_run(model, found, layers)
     names = [*(item.layer.name for item in found.layers), *(no.name for no in found.refused)]
+    names += [weight.name for weight in at_run] if evaluation is not None else []
     check_selection(selection, names)
     check_refused({"": [no for no in found.refused if selection.wants(no.name)]}, "folded")
-    layers = tuple(item for item in found.layers if selection.wants(item.layer.name))
-    if layers and opened.has_training:
+    chosen = _Chosen(index_of(model), found, selection, evaluation)
+    evaluated, left = chosen.among(at_run, {item.layer.name for item in layers})
+    if (layers or evaluated) and opened.has_training:
         raise LayerError(
             "the file has training graphs, which use the weights that folding would remove",
             fix="export the model for inference",
         )
-    changed = fold_edits(model, layers)
+    layers = chosen.beside(layers, evaluated)
+    changed = fold_edits(model, layers, evaluated)
     made = {tensor.layer for tensor in changed.tensors}
     layers = tuple(
         item for item in layers if item.layer.name in made
     )  # others are removed with the scope that stores them
-    planned = tuple(_planned(model, state, layers, changed) for state in tree.state_dicts)
-    notes = [*tree.notes, *idle_excludes(selection, names), *_notes(model, changed, layers)]
+    planned = tuple(_planned(model, state, layers, changed, evaluated) for state in tree.state_dicts)
+    formulas = formula_notes(item.layer for item in layers)
+    more = (*_notes(model, changed, layers, evaluated), *formulas)
+    notes = [*tree.notes, *idle_excludes(selection, names), *more]
     stay = found.stay if NormBehind.kind in selection.kinds else ()
     notes += told(((norm.name, norm.reason) for norm in stay), " stays: ", " stay: ")
     hints = tuple(hints_on(found.others, selection.kinds, (item.layer for item in found.layers)))
-    plan = Plan("fold", Container.ONNX, planned, notes=tuple(notes), kinds=selection.kinds, hints=hints)
-    return OnnxFold(plan, layers, changed, len(found.layers) - len(layers), len(stay))
+    plan = Plan(
+        "fold",
+        Container.ONNX,
+        planned,
+        notes=(*notes, *ComputedWeight.told(left)),
+        kinds=selection.kinds,
+        hints=hints,
+        computed=left,
+        constants=tuple(map(_constant, evaluated)),
+    )
+    unfolded = sum(not selection.wants(item.layer.name) for item in found.layers)
+    return OnnxFold(plan, layers, changed, unfolded, len(stay), evaluated)
+
+
+def weights_left(model: Model, found: GraphLayers) -> tuple[ComputedWeight, ...]:
+    """The weights that a model computes of stored tensors at every run, once all layers are folded.
+
+    ``found`` are the layers of some kinds. No tensor is read.
+    """
+    chosen = _Chosen(index_of(model), found, Selection(), None)
+    at_run = _at_run(model, found, found.layers)
+    return chosen.among(at_run, {item.layer.name for item in found.layers})[1]
+
+
+def weights_computed(model: Model, found: GraphLayers) -> tuple[ComputedWeight, ...]:
+    """The same of a model as it is, of which no layer is folded."""
+    chosen = _Chosen(index_of(model), found, Selection(), None, "nothing folded it yet")
+    return chosen.among(_at_run(model, found, ()), ())[1]
+
+
+def _at_run(model: Model, found: GraphLayers, folded: Sequence[GraphLayer]) -> tuple[RunWeight, ...]:
+    """The weights that a model computes at every run once some of the layers are ``folded``."""
+    names: dict[ValueId, str] = {}
+    for item in folded:
+        for weight in item.weights:
+            names |= dict.fromkeys(weight.values, item.layer.name)
+        names |= {passed.value: item.layer.name for passed in item.passed}
+    return weights_at_run(model, index_of(model), names, found.known)
+
+
+@dataclass(frozen=True, slots=True)
+class _Chosen:
+    """Which of the weights that are computed at every run are evaluated, and why the others are left.
+
+    ``unwanted`` says why a layer of a kind that was asked for is not folded.
+    """
+
+    index: Index
+    found: GraphLayers
+    selection: Selection
+    evaluation: Evaluation | None
+    unwanted: str = ""
+
+    def among(
+        self, at_run: Sequence[RunWeight], folded: Collection[str]
+    ) -> tuple[tuple[EvaluatedWeight, ...], tuple[ComputedWeight, ...]]:
+        """The weights that are evaluated, each once, and those that are left beside ``folded`` layers."""
+        evaluated: dict[ValueId, EvaluatedWeight] = {}
+        left: list[ComputedWeight] = []
+        for weight in at_run:
+            layer = self.found.known.get(weight.layer) if weight.layer is not None else None
+            if layer is not None and layer.name not in folded:
+                left.append(self.left_layer(weight, layer))
+            elif weight.made not in evaluated:
+                made = self.evaluated(weight)
+                if isinstance(made, EvaluatedWeight):
+                    evaluated[weight.made] = made
+                else:
+                    left.append(made)
+        return tuple(evaluated.values()), tuple(left)
+
+    def left_layer(self, weight: RunWeight, layer: KnownLayer) -> ComputedWeight:
+        """A layer that a rule knows, with the reason why it is not folded."""
+        kinds, reason, fix = layer.rule.kinds, layer.refused, ""
+        if not reason and layer.name in {other.name for other in self.found.others}:
+            reason, fix = "another kind was asked for", f"{option('kinds', ','.join(kinds))} folds it"
+        globs = f"{option('layers')} and {option('exclude')} leave it out"
+        reason = reason or self.unwanted or globs
+        return ComputedWeight(weight.value[0], layer.name, in_words(kinds), weight.node, reason, fix)
+
+    def evaluated(self, weight: RunWeight) -> EvaluatedWeight | ComputedWeight:
+        """A weight that no rule knows, evaluated; or why it is not."""
+        reason, fix = self.obstacle(weight), ""
+        if not reason and self.evaluation is None:
+            reason, fix = (
+                "no rule knows its arithmetic",
+                f"{option('constants', True)} evaluates it in float64",
+            )
+        elif not reason and not self.selection.wants(weight.name):
+            reason = f"{option('layers')} and {option('exclude')} leave it out"
+        elif not reason and self.evaluation is not None:
+            made = self.evaluation(weight)
+            if isinstance(made, EvaluatedWeight):
+                return made
+            reason = f"no rule knows its arithmetic, and {made}"
+        what = listed(weight.operators, 4)
+        return ComputedWeight(weight.value[0], weight.name, what, weight.node, reason, fix)
+
+    def obstacle(self, weight: RunWeight) -> str:
+        """Why a weight can be folded in no way; nothing if it may be evaluated."""
+        if weight.flow:
+            return f"{weight.flow} decides at every run what it is"
+        if strange := [op for op in weight.operators if op not in EVALUATED]:
+            return f"no rule knows its arithmetic, and {strange[0]} is not evaluated"
+        if isinstance(self.index.scopes[self.index.roots[weight.made[0]]], OnnxFunction):
+            return f"no rule knows its arithmetic, and a function computes it ({INLINE})"
+        if weight.made in self.index.outputs:
+            return f"it is itself an output, {printable(weight.made[1])}"
+        return ""
+
+    def beside(
+        self, layers: Sequence[GraphLayer], evaluated: Sequence[EvaluatedWeight]
+    ) -> tuple[GraphLayer, ...]:
+        """The layers that something still uses beside what is evaluated."""
+        gone = removal(self.index, [each.made for each in evaluated]).nodes
+
+        def is_used(value: ValueId) -> bool:
+            return any(node.record.start not in gone for _, node in self.index.users.get(value, ()))
+
+        return tuple(
+            item
+            for item in layers
+            if item.passed or any(is_used(value) for weight in item.weights for value in weight.values)
+        )
+
+
+def _constant(weight: EvaluatedWeight) -> PlannedConstant:
+    path, _ = weight.made
+    return PlannedConstant(path, weight.name, weight.operators, weight.shape, str(weight.work.dtype))
 
 
 def _planned(
-    model: Model, state: StateDict, layers: Sequence[GraphLayer], changed: GraphEdits
+    model: Model,
+    state: StateDict,
+    layers: Sequence[GraphLayer],
+    changed: GraphEdits,
+    evaluated: Sequence[EvaluatedWeight],
 ) -> PlannedStateDict:
     """The plan of a scope: the tensors that stay, and each new weight in the place of its original."""
     dtypes: dict[str, DType] = {tensor.layer: tensor.dtype for tensor in changed.tensors}
@@ -98,6 +251,8 @@ def _planned(
         if entry.name not in gone:
             steps.append(Keep(entry.name, entry.name, is_tensor=entry.tensor is not None))
         steps += after.get(entry.name, ())
+    here_too = (weight for weight in evaluated if weight.made[0] == state.path)
+    steps += (EvaluateConstant(weight.name, weight.shape, weight.work) for weight in here_too)
     changes = tuple(Change(layer, None, dtypes[layer.name]) for layer in here)
     return PlannedStateDict(state.path, tuple(steps), changes)
 
@@ -113,14 +268,19 @@ def _gone(model: Model, path: str, changed: GraphEdits) -> Iterator[str]:
             yield from node.outputs
 
 
-def _notes(model: Model, changed: GraphEdits, layers: Sequence[GraphLayer]) -> Iterator[str]:
+def _notes(
+    model: Model,
+    changed: GraphEdits,
+    layers: Sequence[GraphLayer],
+    evaluated: Sequence[EvaluatedWeight],
+) -> Iterator[str]:
     inputs = [port.name for port in model.graph.inputs if port.record.start in changed.dropped]
     if inputs:
         yield f"inputs that only repeated stored tensors go with them: {listed(inputs, 6)}"
     nodes = sum(node.record.start in changed.dropped for scope in model.scopes() for node in scope.nodes)
     if nodes:
         kinds = dict.fromkeys(kind for item in layers for kind in item.layer.rule.kinds)
-        what = " and ".join(map(_bare, kinds))
+        what = " and ".join([*map(_bare, kinds), *(["weights that are evaluated"] if evaluated else [])])
         yield f"left out with the {what}: {counted(nodes, 'node')} that nothing uses any more"
 
 

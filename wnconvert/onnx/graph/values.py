@@ -13,11 +13,12 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from wnconvert.onnx.arithmetic.known import KnownValue
 from wnconvert.onnx.arithmetic.monomials import VALUE, Factor, leaf
-from wnconvert.onnx.arithmetic.operators import KnownValue, numbers_as_array, result_of
+from wnconvert.onnx.arithmetic.operators import numbers_as_array, result_of
 from wnconvert.onnx.arithmetic.rowwise import leaf_rows
 from wnconvert.onnx.file.model import Attribute, Constant, Graph, GraphScope, Model, Node, OnnxFunction
-from wnconvert.onnx.graph.index import Index, ValueId, in_dependency_order
+from wnconvert.onnx.graph.index import Index, ValueId, in_dependency_order, may_be_replaced
 from wnconvert.tensors.blocks import Array
 from wnconvert.tensors.dtypes import DTYPES, DType
 from wnconvert.tensors.tree import ByteRange, StoredTensor, TensorInfo, contiguous_strides
@@ -85,7 +86,8 @@ class Symbols:
             return None
         ((factor, exponent),) = found.monomial.factors
         atoms = factor.atoms
-        whole = factor.kind == VALUE and exponent == 1 and len(atoms) == len(set(atoms))
+        once = exponent == 1 and found.monomial.number == 1
+        whole = factor.kind == VALUE and once and len(atoms) == len(set(atoms))
         if not whole or len(atoms) != sum(map(len, found.monomial.dims)):
             return None
         leaf = self.leaves[factor.tensor]
@@ -96,7 +98,7 @@ class Symbols:
 
 def symbolic_values(model: Model, index: Index) -> Symbols:
     """What is known of the values of a model."""
-    walk = _Walk(index)
+    walk = _Walk(index, model.ir_version)
     walk.scope(model.graph, ChainMap(), (), {})
     for function in model.functions:
         walk.alone(function)
@@ -110,6 +112,7 @@ class _UnknownError(Exception):
 @dataclass(slots=True)
 class _Walk:
     index: Index
+    ir_version: int
     leaves: list[Leaf] = field(default_factory=list)
     numbers: dict[ValueId, int] = field(default_factory=dict)
     seen: list[SeenValue] = field(default_factory=list)
@@ -153,14 +156,15 @@ class _Walk:
         if info is None:
             return None
         numbers = None
-        if constant.values is not None:
+        if constant.values is not None and not may_be_replaced(self.index, self.ir_version, place):
             numbers = numbers_as_array(constant.values, info.shape, info.dtype)
         monomial = rows = None
         if info.dtype.foldable or info.dtype.is_float8:
             number = self.numbers.setdefault(place, len(self.leaves))
             if number == len(self.leaves):
                 self.leaves.append(Leaf(place, constant, info))
-            monomial, rows = leaf(number, info.shape), leaf_rows(number, info.shape)
+            all_of_it = KnownValue(info.shape, info.dtype, numbers).number
+            monomial, rows = leaf(number, info.shape, all_of_it), leaf_rows(number, info.shape)
         return KnownValue(info.shape, info.dtype, numbers, monomial, rows=rows)
 
     def node(

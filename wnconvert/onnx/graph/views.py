@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TypeAlias
 
-from wnconvert.layers.rules import ORIGINAL, Mask, Norm, Operation, Rule, Spectral, Standardize
+from wnconvert.layers.rules import ORIGINAL, Mask, Norm, Operation, Rule, Spectral, Standardize, Unit
 from wnconvert.onnx.arithmetic.monomials import Dims, Factor
 from wnconvert.onnx.file.model import OnnxFunction
 from wnconvert.onnx.graph.index import Index, ValueId
@@ -75,10 +75,10 @@ def _turned(operation: Operation, shape: Shape, places: Sequence[tuple[int, ...]
     match operation:
         case Norm(dim=int(dim)):
             # One norm for all is that of the whole tensor.
-            return Norm(_place(dim, places) if shape[dim] != 1 else None)
+            return replace(operation, dim=_place(dim, places) if shape[dim] != 1 else None)
         case Spectral(dim=int(dim)):
             return Spectral(_place(dim, places) if shape[dim] != 1 else _place(None, places))
-        case Standardize(dim=int(dim)):
+        case Standardize(dim=int(dim)) | Unit(dim=int(dim)):
             return replace(operation, dim=_place(dim, places))
     return operation
 

@@ -3,4 +3,8 @@
 page         Page: what a page is made of; how it becomes a file
 modules      the tree of modules that the names of layers and tensors show
 inspections  an inspection as a page
+runs         a training run as a page
+comparisons  a comparison as a page
+signals      an output as a waveform or a picture
+proofs       a proof as a page
 """

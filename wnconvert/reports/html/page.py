@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wnconvert import __version__
-from wnconvert.errors import ArgumentError
+from wnconvert.errors import ArgumentError, OutputError
 from wnconvert.messages import printable, refuse_other_than_path
+from wnconvert.reports.plots import is_checkpoint
 from wnconvert.reports.tables import bytes_text
 from wnconvert.storage.staging import check_target, staged
 from wnconvert.verbs.shared.leftovers import cleaned_leftovers
@@ -71,12 +72,18 @@ def check_page(path: str | Path, *, force: bool = False) -> None:
     """Raise for a page that cannot be written there, before anything is read.
 
     ``ArgumentError``: another suffix than ``.html``, or Jinja2 is not installed; ``OutputError``: the file
-    exists (and there is no ``force``), or its folder does not.
+    exists (and there is no ``force``, or it is a checkpoint), or its folder does not.
     """
     refuse_other_than_path(path, "a page")
     if Path(path).suffix not in _SUFFIXES:
-        raise ArgumentError(f"{path} is none of {', '.join(_SUFFIXES)}", fix="--html FILE.html")
+        raise ArgumentError(f"{path} is none of {', '.join(_SUFFIXES)}", fix="end its name in .html")
     _check_jinja()
+    if is_checkpoint(path):
+        raise OutputError(
+            "it is a checkpoint, and no page is written over one",
+            where=str(path),
+            fix="choose another --html FILE",
+        )
     check_target(Path(path), force=force, option="--html FILE")
 
 

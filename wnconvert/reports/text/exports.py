@@ -138,15 +138,17 @@ def _place(worst: Worst | None) -> str:
 
 
 def _model(report: ExportReport) -> str:
-    """The model in a line: bytes, opset, nodes, and how much weight norm is left."""
+    """The model in a line: bytes, opset, nodes, and which weights it still computes at every run."""
     parts = [bytes_text(report.size)]
     parts += [f"opset {report.opset}"] if report.opset is not None else []
     if report.nodes is not None:
         exported = f" ({report.nodes_exported} as exported)" if report.nodes_exported is not None else ""
         parts.append(f"{counted(report.nodes, 'node')}{exported}")
     if report.residual_weight_norm is not None:
-        left = report.residual_weight_norm
-        parts.append(f"{counted(left, 'layer')} of weight norm left" if left else "no weight norm left")
+        left, computed = report.residual_weight_norm, len(report.computed)
+        none = f"no weight norm{' that wnconvert knows' if computed else ''} left"
+        parts.append(f"{counted(left, 'layer')} of weight norm left" if left else none)
+        parts += [f"{counted(computed, 'weight')} computed at every run"] if computed > left else []
     name = f"{report.model}, not written" if report.exporter and not report else report.model
     return f"{name}: {', '.join(parts)}"
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from wnconvert.layers.rules import Norm
 from wnconvert.messages import counted, few, listed, option, printable
+from wnconvert.plan.plan import ComputedWeight
 from wnconvert.reports.tables import (
     Table,
     bytes_text,
@@ -183,6 +184,7 @@ def inspection_facts(found: Inspection) -> Iterator[tuple[str, str]]:
         told = f"; {_told(kind.told, kind.count)}" if kind.told is not None else ""
         yield "also", f"{kind.count} × {kind.kind} (as {example}), {folds}: {kind.how}{flag}{told}"
     yield from (("norms", text) for text in _norms(found.norms or ()))
+    yield from (("computed", text) for text in ComputedWeight.told(found.computed))
     yield "fold", found.fold
     if found.split:
         yield "split", found.split

@@ -6,7 +6,7 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from wnconvert.messages import short_repr
+from wnconvert.messages import option, short_repr
 from wnconvert.numerics.distance import Needed, rounded_up
 from wnconvert.shown import Drawn
 
@@ -140,9 +140,9 @@ class Comparison(Drawn):
             return []
         ways = []
         if need.atol is not None:
-            ways.append(f"--atol {rounded_up(need.atol)}" + (f" --rtol {self.rtol!r}" if self.rtol else ""))
+            ways.append(_way("atol", need.atol) + (f" {option('rtol', self.rtol)}" if self.rtol else ""))
         if need.rtol is not None:
-            ways.append(f"--rtol {rounded_up(need.rtol)}" + (f" --atol {self.atol!r}" if self.atol else ""))
+            ways.append(_way("rtol", need.rtol) + (f" {option('atol', self.atol)}" if self.atol else ""))
         return ways
 
     def rows(self) -> list[tuple[Any, ...]]:
@@ -188,6 +188,11 @@ class Comparison(Drawn):
             "only_in_b": list(self.only_in_b),
             "notes": list(self.notes),
         }
+
+
+def _way(name: str, need: float) -> str:
+    """A tolerance that would have passed, as an option."""
+    return option(name, rounded_up(need))
 
 
 def qualified(path: str, name: str) -> str:

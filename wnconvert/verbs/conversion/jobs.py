@@ -49,6 +49,7 @@ class Request:
     rewrites: bool = False
     drop_foreign: bool = False
     require_layers: int | None = None
+    require_folded: bool = False
     clean: bool = False
     dry_run: bool = False
     on_plan: Callable[[Plan], None] | None = None

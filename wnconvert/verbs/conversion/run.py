@@ -16,19 +16,21 @@ from wnconvert.errors import (
     LayerError,
     OutputError,
     TooFewLayersError,
+    UnfoldedError,
     WnconvertError,
 )
 from wnconvert.layers.schemes import Selection
 from wnconvert.messages import counted, listed, refuse_other_than_path
 from wnconvert.plan.names.renaming import Renaming
 from wnconvert.plan.names.trees import NewNames, renamed_keys, weights_of
-from wnconvert.plan.plan import Plan
+from wnconvert.plan.plan import ComputedWeight, Plan
 from wnconvert.plan.selection.foreign import without_foreign
 from wnconvert.plan.selection.scope import choose
 from wnconvert.storage.checkpoint import Checkpoint, container_of, no_graph, open_checkpoint
 from wnconvert.storage.files import blaming_changes, located, seen_in
 from wnconvert.storage.layouts import fitted
 from wnconvert.storage.shards import DEFAULT_SHARD_SIZE
+from wnconvert.storage.sources import Source
 from wnconvert.storage.stores.store import Address
 from wnconvert.tensors.containers import Container
 from wnconvert.tensors.tree import Tree
@@ -246,10 +248,11 @@ def _stored_job(
 def _settled(job: Job, checkpoint: Checkpoint, target: Target, request: Request, *, force: bool) -> Job:
     """The job, whose plan notes why nothing changes, and what is lost or replaced.
 
-    Raises ``TooFewLayersError`` where more layers are required.
+    Raises ``TooFewLayersError`` where more layers are required, ``UnfoldedError`` where no weight may be
+    computed at every run.
     """
     plan, notes = job.plan, [*job.plan.notes, *job.plan.hints]
-    count, look = len(plan.changes), f"wnconvert inspect {request.src}"
+    count, look = len(plan.changes) + len(plan.constants), f"wnconvert inspect {request.src}"
     why = "" if count else job.why_nothing(plan)
     if request.require_layers is not None and count < request.require_layers:
         because = f": {why}" if why else ""
@@ -257,6 +260,9 @@ def _settled(job: Job, checkpoint: Checkpoint, target: Target, request: Request,
             f"{counted(count, 'layer')} to {plan.verb}, and {request.require_layers} asked for{because}",
             fix=f"{look} shows what is in it",
         )
+    if request.require_folded and plan.computed:
+        heading, *reasons = ComputedWeight.told(plan.computed)
+        raise UnfoldedError(heading, fix="; ".join(reasons))
     writes = bool(count) or _is_asked_for(plan, checkpoint, target, request)
     if why:
         ending = "" if writes else "; nothing is written (--copy writes a copy)"
@@ -305,8 +311,13 @@ def _check_fits(checkpoint: Checkpoint, target: Target, request: Request) -> Non
 _TELLING = ("recipe", "norm", "standardize")
 
 
-def plan_onnx_fold(opened: OnnxFile, *, selection: Selection, others: Mapping[str, object]) -> OnnxFold:
-    """The fold of an ONNX model; ``ArgumentError`` for one of ``others``, which only checkpoints have."""
+def plan_onnx_fold(
+    opened: OnnxFile, *, selection: Selection, others: Mapping[str, object], constants: bool
+) -> OnnxFold:
+    """The fold of an ONNX model; ``ArgumentError`` for one of ``others``, which only checkpoints have.
+
+    With ``constants`` weights that no rule knows are evaluated.
+    """
     from wnconvert.onnx.graph.plan import plan_onnx
 
     if told := next((name for name in _TELLING if others.get(f"--{name}") is not None), ""):
@@ -316,7 +327,15 @@ def plan_onnx_fold(opened: OnnxFile, *, selection: Selection, others: Mapping[st
             f"only checkpoints take {listed(given)}, and this is an ONNX model",
             fix="leave it out; --layers and --exclude choose layers",
         )
-    return plan_onnx(opened, selection)
+    if not constants:
+        return plan_onnx(opened, selection)
+    from wnconvert.onnx.evaluation import evaluation_by
+    from wnconvert.onnx.slices import Slices
+    from wnconvert.verbs.conversion.onnx.check import check_installed
+
+    check_installed(runs=False)
+    with Source(opened.shards) as source:
+        return plan_onnx(opened, selection, evaluation_by(Slices(opened, source.files)))
 
 
 def _check_not_frozen(checkpoint: Checkpoint) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,11 +13,19 @@ from torch.export import ExportedProgram
 from wnconvert.messages import counted, refuse_other_than_path
 from wnconvert.onnx.file.reader import OnnxFile
 from wnconvert.onnx.runtime.process import Runtime
+from wnconvert.plan.plan import ComputedWeight
 from wnconvert.storage.checkpoint import Checkpoint, open_checkpoint
 from wnconvert.storage.files import local_path, located, status_of, unchanging
 from wnconvert.verbs.conversion.onnx.check import check_installed
 from wnconvert.verbs.conversion.targets import StrPath
-from wnconvert.verbs.export.graph import check_given, graph_of, nodes_of, residual_of
+from wnconvert.verbs.export.graph import (
+    check_folded,
+    check_given,
+    computed_in,
+    graph_of,
+    nodes_of,
+    residual_of,
+)
 from wnconvert.verbs.export.ports import Ports, ports_of
 from wnconvert.verbs.export.request import Question, Reference, names_in, question_of, remedy_of
 from wnconvert.verbs.models.proof.causes.steady import Run
@@ -50,6 +58,7 @@ def check_onnx(
     samples: int = 4,
     seed: int = 0,
     timeout: float = TIMEOUT,
+    require_folded: bool = False,
     progress: StepsProgress = False,
 ) -> ExportReport:
     """Run an ONNX model in onnxruntime beside a module in torch, and compare.
@@ -57,7 +66,8 @@ def check_onnx(
     The arguments are those of ``export_onnx``. Inputs and outputs are paired by name, or in their order where
     the names of the module and the model differ; ``"mel:x=float32[1,80,T]"`` is the module's ``mel``, which
     the model calls ``x``. Returns a report that is true if all outputs are equal. Raises the errors of
-    ``export_onnx``. The module is left as it was. ``export_onnx`` has an example.
+    ``export_onnx``; nothing is run where ``require_folded`` is not met. The module is left as it was.
+    ``export_onnx`` has an example.
     """
     check_installed()
     check_timeout(timeout)
@@ -80,7 +90,7 @@ def check_onnx(
     steps = TimedSteps(steps_progress(progress))
     checkpoint = open_checkpoint(source)
     with unchanging(checkpoint.seen):
-        model = check_model(checkpoint, steps, partial(check_given, target=source))
+        model = check_model(checkpoint, steps, check_given, require_folded=require_folded)
         with Runtime(timeout) as runtime, evaluating(question.module) as forget:
             opened = runtime.open(source)
             ports = ports_of(opened, question.signature)
@@ -94,9 +104,10 @@ def check_onnx(
         proof=proof,
         opset=model.opset,
         residual_weight_norm=len(model.residual),
+        computed=model.computed,
         nodes=model.nodes,
         steps=tuple(steps.every),
-        notes=(*question.signature.notes, *ports.notes, *proof.notes),
+        notes=(*question.signature.notes, *ports.notes, *proof.notes, *model.notes),
         remedy=remedy_of(proof, question.module, None),
     )
 
@@ -125,11 +136,20 @@ def reference_text(model: Exportable) -> str:
 
 @dataclass(frozen=True, slots=True)
 class CheckedModel:
-    """A model that onnx's checker accepted, its bytes, and the layers whose weight norm is left in it."""
+    """A model that onnx's checker accepted, its bytes, and the layers whose weight norm is left in it.
+
+    ``computed`` are all weights that it computes of stored tensors at every run.
+    """
 
     graph: OnnxFile
     size: int
     residual: tuple[str, ...]
+    computed: tuple[ComputedWeight, ...]
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Notes on the weights that it computes."""
+        return tuple(ComputedWeight.told(self.computed))
 
     @property
     def opset(self) -> int | None:
@@ -142,14 +162,23 @@ class CheckedModel:
         return nodes_of(self.graph)
 
 
-def check_model(opened: Checkpoint, steps: TimedSteps, check: Callable[[OnnxFile], None]) -> CheckedModel:
-    """Run ``check``, which calls onnx's checker, on an opened model, and look for weight norm in it."""
+def check_model(
+    opened: Checkpoint, steps: TimedSteps, check: Callable[[OnnxFile], None], *, require_folded: bool
+) -> CheckedModel:
+    """Run ``check``, which calls onnx's checker, on an opened model, and look for weight norm in it.
+
+    Raises ``UnfoldedError`` with ``require_folded`` if it computes weights at every run.
+    """
     with steps("check", "the file, with onnx.checker") as step:
         graph = graph_of(opened)
         check(graph)
-        residual = residual_of(graph)
+        residual, computed = residual_of(graph), computed_in(graph)
         step.detail = f"onnx.checker; {counted(len(residual), 'layer')} of weight norm left"
-    return CheckedModel(graph, sum(status_of(shard).size for shard in opened.shards), residual)
+        if len(computed) > len(residual):
+            step.detail += f", {counted(len(computed), 'weight')} computed at every run"
+    if require_folded:
+        check_folded(computed, Path(opened.path))
+    return CheckedModel(graph, sum(status_of(shard).size for shard in opened.shards), residual, computed)
 
 
 def prove_beside(

@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 
 from wnconvert.errors import ArgumentError, VerifyError, WnconvertError
 from wnconvert.layers.kinds.table import ALL
+from wnconvert.layers.rules import Unit
 from wnconvert.layers.schemes import Selection
 from wnconvert.messages import counted, listed, refuse_other_than_path
 from wnconvert.onnx.graph.edits import renamed
@@ -85,6 +86,7 @@ def export_onnx(
     samples: int = 4,
     seed: int = 0,
     timeout: float = TIMEOUT,
+    require_folded: bool = False,
     keep_failed: bool = False,
     record: bool = True,
     force: bool = False,
@@ -115,7 +117,8 @@ def export_onnx(
 
     Raises ``WnconvertError``: ``ArgumentError`` for inputs that the module does not have, or if the exporter
     refuses the module; ``InputError`` for a stochastic module; ``LayerError``, ``OutputError``,
-    ``VerifyError``. Nothing is written then. Source of the exporters: ``torch.onnx.export``.
+    ``VerifyError``, and with ``require_folded`` ``UnfoldedError`` where the graph would compute a weight of
+    stored tensors at every run. Nothing is written then. Source of the exporters: ``torch.onnx.export``.
 
     >>> from tempfile import TemporaryDirectory
     >>> from torch.nn.utils.parametrizations import weight_norm
@@ -147,9 +150,8 @@ def export_onnx(
     steps = TimedSteps(steps_progress(progress))
     left = (clean_beside if clean else named_leftovers)(target)
     other = next((each for each in EXPORTERS if each not in exporters), None)
-    export = _Export(
-        question, target, exporters[0], other, opset, external_data, timeout, (*left, *notes), steps
-    )
+    asked = (opset, external_data, timeout, require_folded, (*left, *notes))
+    export = _Export(question, target, exporters[0], other, *asked, steps)
     old = own_data_of(export.target) if force else ()
     with evaluating(question.module) as forget:
         reference = export.reference(forget)
@@ -158,13 +160,25 @@ def export_onnx(
             if report:
                 report = _recorded(report, question.module, made, written) if record else report
                 mark_replaced(folder, old)
-                put_in_place(written.path.parent, export.target, force=force)
-                report = _noted(report, remove_unused(old, export.target, ()))
-                if card is not None:
-                    report = _noted(report, write_card(card, report, force=force))
+                report = _in_place(report, written, export.target, old, card, force=force)
             elif keep_failed:
                 report = _noted(report, write_failed(made.exported, written.fold, export.target, force=force))
     return report
+
+
+def _in_place(
+    report: ExportReport,
+    written: _Written,
+    target: Path,
+    old: Sequence[Path],
+    card: StrPath | None,
+    *,
+    force: bool,
+) -> ExportReport:
+    """Put a model that is equal in place of ``old`` files, then its card; the report with notes on both."""
+    put_in_place(written.path.parent, target, force=force)
+    report = _noted(report, remove_unused(old, target, ()))
+    return report if card is None else _noted(report, write_card(card, report, force=force))
 
 
 def _target(path: StrPath, timeout: float, card: StrPath | None, *, force: bool) -> Path:
@@ -244,6 +258,7 @@ class _Export:
     opset: int | None
     external_data: bool
     timeout: float
+    require_folded: bool
     notes: tuple[str, ...]
     steps: TimedSteps
 
@@ -289,7 +304,7 @@ class _Export:
         """Fold what is left in the graph of weight norm and all other kinds, name the initializers, write."""
         graph, path = graph_of(made.exported), _written(folder, self.target)
         with self.steps("fold", "weight norm that the exporter left in the graph") as step:
-            fold = plan_onnx(graph, Selection(kinds=ALL))
+            fold = plan_onnx(graph, Selection(kinds=(*ALL, Unit.kind)))
             left = f"{counted(len(fold.layers), 'layer')} that the exporter left in the graph"
             step.detail = left if fold.layers else "no weight norm was left in the graph"
         with self.steps("name", "initializers after layers") as step:
@@ -299,7 +314,8 @@ class _Export:
         path.parent.mkdir()
         write_folded(made.exported, fold, path.parent, self.target)
         check = partial(check_exported, raw=graph, target=self.target)
-        model = check_model(check_structure(path, Container.ONNX), self.steps, check)
+        opened, required = check_structure(path, Container.ONNX), self.require_folded
+        model = check_model(opened, self.steps, check, require_folded=required)
         check_no_residual(model.residual, self.target)
         return _Written(path, fold, len(new), model)
 
@@ -320,6 +336,7 @@ class _Export:
             proof=proof,
             opset=written.model.opset,
             residual_weight_norm=len(written.model.residual),
+            computed=written.model.computed,
             exporter=self.exporter,
             nodes_exported=nodes_of(graph_of(made.exported)),
             nodes=written.model.nodes,
@@ -327,7 +344,7 @@ class _Export:
             folded_in_graph=len(written.fold.layers),
             initializers_named=written.named,
             steps=tuple(self.steps.every),
-            notes=(*self.notes, *signature.notes, *ports.notes, *proof.notes),
+            notes=(*self.notes, *signature.notes, *ports.notes, *proof.notes, *written.model.notes),
             remedy=remedy_of(proof, self.question.module, self.exporter),
         )
 

@@ -12,13 +12,15 @@ from typing import Any
 import torch
 from torch.export import ExportedProgram
 
-from wnconvert.errors import ArgumentError, InputError, VerifyError, WnconvertError
+from wnconvert.errors import ArgumentError, InputError, UnfoldedError, VerifyError, WnconvertError
+from wnconvert.layers.kinds.table import ALL
 from wnconvert.messages import counted, listed
 from wnconvert.onnx.file.model import Graph
 from wnconvert.onnx.file.provenance import made_step
 from wnconvert.onnx.file.reader import OnnxFile
 from wnconvert.onnx.graph.layers import find_graph_layers
-from wnconvert.onnx.graph.plan import OnnxFold
+from wnconvert.onnx.graph.plan import OnnxFold, weights_computed
+from wnconvert.plan.plan import ComputedWeight
 from wnconvert.storage.checkpoint import Checkpoint
 from wnconvert.storage.sources import Source
 from wnconvert.storage.staging import check_target, free_name, staged_folder
@@ -35,8 +37,10 @@ from wnconvert.verbs.models.proof.report import ExportReport
 
 __all__ = [
     "check_exported",
+    "check_folded",
     "check_given",
     "check_no_residual",
+    "computed_in",
     "graph_of",
     "naming_of",
     "nodes_of",
@@ -69,6 +73,12 @@ def residual_of(graph: OnnxFile) -> tuple[str, ...]:
     """The names of layers whose weight norm the model still computes."""
     found = find_graph_layers(graph.model)
     return (*(item.layer.name for item in found.layers), *(refusal.name for refusal in found.refused))
+
+
+def computed_in(graph: OnnxFile) -> tuple[ComputedWeight, ...]:
+    """The weights that the model computes of stored tensors at every run, those of known layers too."""
+    found = find_graph_layers(graph.model, ALL)
+    return weights_computed(graph.model, found)
 
 
 # -- names
@@ -224,10 +234,10 @@ def write_failed(exported: Checkpoint, fold: OnnxFold, target: Path, *, force: b
 _REPORT = "please report it as a bug"
 
 
-def check_given(graph: OnnxFile, target: Path) -> None:
+def check_given(graph: OnnxFile) -> None:
     """Raise ``InputError`` if onnx's checker refuses a model."""
     if said := refused(Path(graph.path), full_check=True):
-        raise InputError(f"onnx.checker refuses it: {said}", where=str(target), fix="export it again")
+        raise InputError(f"onnx.checker refuses it: {said}", where=str(graph.path), fix="export it again")
 
 
 def check_exported(graph: OnnxFile, raw: OnnxFile, target: Path) -> None:
@@ -251,3 +261,10 @@ def check_no_residual(names: Sequence[str], target: Path) -> None:
         raise VerifyError(
             f"weight norm is left in the graph: {listed(names)}", where=str(target), fix=_REPORT
         )
+
+
+def check_folded(weights: Sequence[ComputedWeight], target: Path) -> None:
+    """Raise ``UnfoldedError`` if a model computes weights at every run."""
+    if weights:
+        heading, *reasons = ComputedWeight.told(weights)
+        raise UnfoldedError(heading, where=str(target), fix="; ".join(reasons))

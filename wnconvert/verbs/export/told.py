@@ -53,7 +53,9 @@ def _folds(layer: Layer) -> Iterator[RecipeFold]:
                 dim=operation.dim,
             )
         elif isinstance(operation, Unit):
-            yield RecipeFold("unit", layer.name, eps=operation.eps, scale=operation.scale, dim=operation.dim)
+            eps = operation.guard.eps if operation.guard else 0.0
+            dim = operation.dim or 0
+            yield RecipeFold("unit", layer.name, eps=eps, scale=float(operation.scale), dim=dim)
         elif isinstance(operation, Equalized):
             yield RecipeFold("equalized", layer.name, scale=operation.scale)
     if (neighbour := layer.rule.neighbour) is not None:

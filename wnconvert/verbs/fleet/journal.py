@@ -30,7 +30,9 @@ __all__ = ["Journal", "asked"]
 
 
 #: Options that change how a verb works, and not what it writes.
-_HOW = frozenset("threads force clean verify progress on_plan dry_run proof timeout require_layers".split())
+_HOW = frozenset(
+    "threads force clean verify progress on_plan dry_run proof timeout require_layers require_folded".split()
+)
 #: What came of a file that need not be done again.
 _SETTLED = ("done", "nothing")
 #: What is read back of a line.

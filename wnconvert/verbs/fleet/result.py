@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
-from wnconvert.errors import TooFewLayersError, WnconvertError
+from wnconvert.errors import TooFewLayersError, UnfoldedError, WnconvertError
 from wnconvert.messages import counted, printable, short_repr
 from wnconvert.verbs.inspection.result import Inspection
 
@@ -90,4 +90,4 @@ def exit_code_of(results: Iterable[FileResult]) -> int:
 
 def state_of_error(error: WnconvertError) -> State:
     """What an error makes of a file: too few layers are no failure, and other files go on."""
-    return "lacking" if isinstance(error, TooFewLayersError) else "failed"
+    return "lacking" if isinstance(error, (TooFewLayersError, UnfoldedError)) else "failed"

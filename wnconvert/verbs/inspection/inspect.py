@@ -44,6 +44,7 @@ from wnconvert.verbs.inspection.summaries.contents import metadata_of, tensor_ro
 from wnconvert.verbs.inspection.summaries.counts import bytes_held, counts_of
 from wnconvert.verbs.inspection.summaries.kinds import kinds_in
 from wnconvert.verbs.inspection.summaries.norms import norm_rows
+from wnconvert.verbs.inspection.summaries.steps import step_in
 from wnconvert.verbs.shared.digests import sha256_beside
 from wnconvert.verbs.shared.progress import Progress, bytes_progress
 from wnconvert.verbs.shared.recipes import refuse_recipe
@@ -235,6 +236,7 @@ def _inspect_found(  # noqa: PLR0917 -- a tree, what was found in it, and what `
         else None,
         norms=norm_rows(tree, elements, request.selection) if request.full else None,
         recorded_by=tree.recorded_by,
+        step=step_in((), tree.metadata),
     )
 
 

@@ -30,6 +30,7 @@ __all__ = [
     "LayerStats",
     "SpectralStats",
     "Spread",
+    "computed_layer",
     "layer_stats",
     "other_stats",
     "plain_layer",
@@ -86,6 +87,7 @@ class FlagKind(Enum):
     TIED = "tied to another layer"
     PLAIN_SIBLING = "plain among normalized siblings"
     REFUSED = "refused"
+    COMPUTED = "computed at every run"
     UNTRAINED = "never trained"
     NO_SIGMA = "σ is 0, NaN or inf"
 
@@ -111,9 +113,10 @@ class Flag:
 class LayerStats(LayerRow):
     """A layer's magnitudes and flags.
 
-    ``form`` is ``"legacy"``, ``"parametrize"``, ``"folded"`` (by the record of a fold), ``"plain"`` or
-    ``"refused"``. ``g`` is the spread of |g|, None if it was not read or has no finite value. ``norm`` (‖v‖),
-    ``ratio`` (|g|/‖v‖) and ``zero_rows`` are None unless v was read. ``odd`` holds the flags as data.
+    ``form`` is ``"legacy"``, ``"parametrize"``, ``"folded"`` (by the record of a fold), ``"plain"``,
+    ``"refused"`` or ``"computed"`` (by a graph, at every run). ``g`` is the spread of |g|, None if it was not
+    read or has no finite value. ``norm`` (‖v‖), ``ratio`` (|g|/‖v‖) and ``zero_rows`` are None unless v was
+    read. ``odd`` holds the flags as data.
 
     ``kind`` is what computes the weight, the innermost first: ``"weight"``, ``"prune+spectral"``.
     ``spectral`` and ``zeros``, the share of the mask that is 0, are None unless all was read, and so are the
@@ -247,6 +250,11 @@ def refused_layer(path: str, name: str) -> LayerStats:
     return LayerStats(path, name, "refused", None, (), "", 0, odd=(Flag(FlagKind.REFUSED),))
 
 
+def computed_layer(path: str, name: str) -> LayerStats:
+    """The row of a weight that a graph computes: nothing of it is read."""
+    return LayerStats(path, name, "computed", None, (), "", 0, odd=(Flag(FlagKind.COMPUTED),))
+
+
 def plain_layer(path: str, tensor: StoredTensor, *, form: str, dim: int | None) -> LayerStats:
     """The row of a plain weight without its magnitudes: no element is read."""
     info = tensor.info
@@ -286,21 +294,28 @@ def _with_v(
         flags.append(Flag(FlagKind.OVERFLOWS_FLOAT16))
     if untouched:
         flags.append(Flag(FlagKind.UNTOUCHED))
-    found = RowDetails(
-        of_g.distribution(),
-        negative=row_places((rows.start, values < 0) for rows, values in g.windows()),
-        zero=row_places((rows.start, values == 0) for rows, values in g.windows()),
-        dead=row_places([(0, norms == 0)]),
-        nonfinite=row_places(
-            (rows.start, ~(np.isfinite(values) & np.isfinite(norms[rows]))) for rows, values in g.windows()
-        ),
-    )
+    with_places = _with_places(stats.flagged(*flags), g, norms, RowDetails(of_g.distribution()))
     of_v, of_ratio = _summary(norms), _summary(ratio)
-    details = replace(found, norm=of_v.distribution(), ratio=of_ratio.distribution())
+    details = replace(with_places, norm=of_v.distribution(), ratio=of_ratio.distribution())
     with_v = replace(
         stats, norm=of_v.spread, ratio=of_ratio.spread, zero_rows=report.zero.count, details=details
     )
     return with_v.flagged(*flags)
+
+
+def _with_places(stats: LayerStats, g: RowValues, norms: Floats, details: RowDetails) -> RowDetails:
+    """The details of a layer with the rows that its flags tell of; without a flag none is looked for."""
+    flags = {flag.kind for flag in stats.odd}
+    if FlagKind.NEGATIVE_G in flags:
+        details = replace(details, negative=row_places((rows.start, v < 0) for rows, v in g.windows()))
+    if FlagKind.ZERO_G in flags:
+        details = replace(details, zero=row_places((rows.start, v == 0) for rows, v in g.windows()))
+    if FlagKind.ZERO_ROWS in flags:
+        details = replace(details, dead=row_places([(0, norms == 0)]))
+    if flags & _NONFINITE:
+        finite = ((rows.start, np.isfinite(v) & np.isfinite(norms[rows])) for rows, v in g.windows())
+        details = replace(details, nonfinite=row_places((first, ~mask) for first, mask in finite))
+    return details
 
 
 def _overflows(elements: Elements, stats: LayerStats, ratio: Floats, g: RowValues, v: StoredTensor) -> bool:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from wnconvert.layers.kinds.formulas import formula_notes
 from wnconvert.layers.kinds.others import hints_on
 from wnconvert.layers.rules import ORIGINAL, G
 from wnconvert.messages import counted, told
@@ -15,6 +16,8 @@ from wnconvert.onnx.file.model import Node
 from wnconvert.onnx.file.reader import OnnxFile, stored_in
 from wnconvert.onnx.graph.index import Index, ValueId, index_of
 from wnconvert.onnx.graph.layers import GraphLayers, find_graph_layers
+from wnconvert.onnx.graph.plan import weights_left
+from wnconvert.plan.plan import ComputedWeight
 from wnconvert.storage.checkpoint import Checkpoint
 from wnconvert.storage.files import status_of
 from wnconvert.storage.sources import Source
@@ -25,7 +28,15 @@ from wnconvert.verbs.inspection.health import Fault, health_of
 from wnconvert.verbs.inspection.magnitudes import LayerStats
 from wnconvert.verbs.inspection.request import InspectRequest
 from wnconvert.verbs.inspection.result import Inspection, StateDictSummary
-from wnconvert.verbs.inspection.rows import MadeRows, RowTask, layer_task, plain_task, refused_task, rows_made
+from wnconvert.verbs.inspection.rows import (
+    MadeRows,
+    RowTask,
+    computed_task,
+    layer_task,
+    plain_task,
+    refused_task,
+    rows_made,
+)
 from wnconvert.verbs.inspection.summaries.counts import bytes_held, counts_of
 
 if TYPE_CHECKING:
@@ -36,10 +47,14 @@ __all__ = ["GraphInspection", "graph_layers", "inspect_onnx"]
 
 @dataclass(frozen=True, slots=True)
 class GraphInspection:
-    """The rows of an inspection, by the paths of their scopes; ``fold`` is the forecast of folding."""
+    """The rows of an inspection, by the paths of their scopes; ``fold`` is the forecast of folding.
+
+    ``computed`` are the weights that would still be computed at every run after it.
+    """
 
     made: MadeRows
     fold: str
+    computed: tuple[ComputedWeight, ...] = ()
     notes: tuple[str, ...] = ()
 
 
@@ -53,15 +68,17 @@ def graph_layers(
     of two and more dimensions.
     """
     found = find_graph_layers(opened.model)
+    computed = weights_left(opened.model, found)
     halves = {(item.path, half.name) for item in found.layers for half in item.parts.values()}
     plain = _plain(opened, elements, request, halves)
-    made = rows_made((*_normed(elements, found, request), *plain), workers)
+    rows = (*_normed(elements, found, request), *_computed(computed, found, request), *plain)
+    made = rows_made(rows, workers)
     refused = ((item.name, item.reason) for item in found.refused)
     notes = [*told(refused, " is refused: ", " are refused: "), *hints_on(found.others, (), ())]
-    notes += opened.provenance.notes
+    notes += [*opened.provenance.notes, *formula_notes(item.layer for item in found.layers)]
     if opened.has_training:
         notes.append("the file has training graphs, which use weights too")
-    return GraphInspection(made, _fold_in_words(found, made.rows), tuple(notes))
+    return GraphInspection(made, _fold_in_words(found, computed, made.rows), computed, tuple(notes))
 
 
 def _normed(elements: Elements, found: GraphLayers, request: InspectRequest) -> Iterator[RowTask]:
@@ -72,6 +89,16 @@ def _normed(elements: Elements, found: GraphLayers, request: InspectRequest) -> 
     for refused in found.refused:
         if request.selection.wants(refused.name):
             yield refused_task("", refused.name)
+
+
+def _computed(
+    computed: Iterable[ComputedWeight], found: GraphLayers, request: InspectRequest
+) -> Iterator[RowTask]:
+    """The weights that are computed in a way that does not fold, but for those that are refused."""
+    refused = {item.name for item in found.refused}
+    for weight in computed:
+        if weight.name not in refused and request.selection.wants(weight.name):
+            yield computed_task(weight.state_dict, weight.name)
 
 
 def _plain(
@@ -120,7 +147,7 @@ def _dim(node: Node, name: str) -> int | None:
     return None
 
 
-def _fold_in_words(found: GraphLayers, rows: Sequence[LayerStats]) -> str:
+def _fold_in_words(found: GraphLayers, computed: Sequence[ComputedWeight], rows: Sequence[LayerStats]) -> str:
     bad = [row.name for row in rows if row.form == "onnx" and row.has_nonfinite]
     zero = [row.name for row in rows if row.form == "onnx" and row.zero_rows]
     if bad or zero:
@@ -130,7 +157,8 @@ def _fold_in_words(found: GraphLayers, rows: Sequence[LayerStats]) -> str:
         return f"would refuse {first.name}: {first.reason} ({first.fix})"
     if found.layers:
         return f"would make {counted(len(found.layers), 'plain weight')}"
-    return "nothing to fold: no weight norm is left in the graph"
+    known = " that wnconvert knows" if computed else ""
+    return f"nothing to fold: no weight norm{known} is left in the graph"
 
 
 def inspect_onnx(checkpoint: Checkpoint, opened: OnnxFile, request: InspectRequest) -> Inspection:
@@ -166,6 +194,7 @@ def inspect_onnx(checkpoint: Checkpoint, opened: OnnxFile, request: InspectReque
         migrate="",
         notes=(*checkpoint.tree.notes, *found.notes),
         health=health,
+        computed=found.computed,
     )
 
 

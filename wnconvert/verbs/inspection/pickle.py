@@ -12,6 +12,7 @@ from wnconvert.formats.torch.records import read_storage
 from wnconvert.storage.checkpoint import Checkpoint
 from wnconvert.tensors.containers import Container
 from wnconvert.verbs.inspection.result import Inspection, SiblingSummary
+from wnconvert.verbs.inspection.summaries.steps import step_in
 
 __all__ = ["with_pickle"]
 
@@ -34,6 +35,7 @@ def with_pickle(found: Inspection, checkpoint: Checkpoint, opened: TorchFile) ->
         foreign=() if script else tuple(foreign_names(opened.pickle.root)),
         dangerous=() if script else tuple(dangerous_names(opened.pickle.root)),
         notes=(*found.notes, *([FROZEN] if opened.is_frozen else [])),
+        step=step_in(siblings, checkpoint.tree.metadata),
     )
 
 

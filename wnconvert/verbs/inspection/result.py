@@ -8,7 +8,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from wnconvert.messages import counted, short_repr
-from wnconvert.shown import Drawn
+from wnconvert.plan.plan import ComputedWeight
+from wnconvert.shown import Paged
 from wnconvert.verbs.inspection.health import Health
 from wnconvert.verbs.inspection.magnitudes import LayerStats
 
@@ -92,7 +93,7 @@ class TensorSummary:
 
 
 @dataclass(frozen=True, slots=True, repr=False)
-class Inspection(Drawn):
+class Inspection(Paged):
     """The contents of a checkpoint or state dict; sizes in bytes.
 
     ``parameters`` counts elements that are stored, each once, ``dtypes`` the same by dtype,
@@ -104,8 +105,10 @@ class Inspection(Drawn):
     record of a fold) and ``migrate`` (empty for an ONNX model) are forecasts of these verbs. ``tensors`` and
     ``metadata`` (of a safetensors file or an ONNX model) are None unless they are asked for, ``norms`` unless
     all was read; ``sha256`` (of a folder: that of the list which ``sha256sum`` prints of its files) is empty
-    unless it is asked for.
+    unless it is asked for. ``computed`` are weights that an ONNX model computes at every run and that do not
+    fold; ``unfolded`` names these, and all layers that are not plain.
     ``recorded_by`` are the versions of wnconvert that wrote its record, if it has one.
+    ``step`` is the name and the number of the step of training that the file says it is of.
     """
 
     source: str
@@ -132,8 +135,17 @@ class Inspection(Drawn):
     tensors: tuple[TensorSummary, ...] | None = None
     metadata: Mapping[str, str] | None = None
     norms: tuple[NormSummary, ...] | None = None
+    computed: tuple[ComputedWeight, ...] = ()
     sha256: str = ""
     recorded_by: tuple[str, ...] = ()
+    step: tuple[str, int] | None = None
+
+    @property
+    def unfolded(self) -> tuple[str, ...]:
+        """The names of the weights that are not stored as such: of layers in any form, and computed ones."""
+        stored = ("plain", "folded")
+        names = (layer.name for layer in self.layers if layer.form not in stored)
+        return tuple(dict.fromkeys((*names, *(weight.name for weight in self.computed))))
 
     def __repr__(self) -> str:
         what = f" of {self.source}" if self.source else ""
@@ -173,12 +185,14 @@ class Inspection(Drawn):
         return plain | {
             "layers": [item.to_dict() for item in self.layers],
             "kinds": [asdict(item) for item in self.kinds],
+            "computed": [asdict(item) for item in self.computed],
             "norms": None if self.norms is None else [asdict(item) for item in self.norms],
             "tensors": None
             if self.tensors is None
             else [asdict(item) | {"shape": list(item.shape)} for item in self.tensors],
             "metadata": None if self.metadata is None else dict(self.metadata),
             "recorded_by": list(self.recorded_by),
+            "step": None if self.step is None else self.step[1],
         }
 
 

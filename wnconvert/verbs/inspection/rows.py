@@ -15,6 +15,7 @@ from wnconvert.verbs.inspection.magnitudes import (
     Flag,
     FlagKind,
     LayerStats,
+    computed_layer,
     layer_stats,
     other_stats,
     plain_layer,
@@ -26,6 +27,7 @@ from wnconvert.verbs.inspection.request import InspectRequest
 __all__ = [
     "MadeRows",
     "RowTask",
+    "computed_task",
     "layer_task",
     "other_task",
     "plain_task",
@@ -93,6 +95,11 @@ def plain_task(
 def refused_task(path: str, name: str) -> RowTask:
     """The row of a layer that is refused."""
     return RowTask(lambda: refused_layer(path, name))
+
+
+def computed_task(path: str, name: str) -> RowTask:
+    """The row of a weight that a graph computes in a way that does not fold."""
+    return RowTask(lambda: computed_layer(path, name))
 
 
 def row_tasks(

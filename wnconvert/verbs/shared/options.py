@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 from wnconvert.errors import ArgumentError
 from wnconvert.layers.kinds.table import ALL, SHOWN, WORDS
 from wnconvert.layers.recipes import Recipe
-from wnconvert.layers.rules import Norm, NormBehind, Standardize
+from wnconvert.layers.rules import Norm, NormBehind, Standardize, Unit
 from wnconvert.layers.schemes import FORMS, Selection
 from wnconvert.layers.telling.asked import Asked
 from wnconvert.messages import option
@@ -59,7 +59,7 @@ DTYPE_CHOICES = ("float16", "bfloat16", "float32")
 ZERO_ROWS_CHOICES = ("error", "zero")
 PROOF_CHOICES = ("model", "layers", "none")
 #: The kinds of layers that a graph shows, beside those that keys do: it says what stands next to what.
-IN_GRAPHS = (*SHOWN, Standardize.kind, NormBehind.kind)
+IN_GRAPHS = (*SHOWN, Standardize.kind, Unit.kind, NormBehind.kind)
 #: The seconds that onnxruntime may work on a model in all, unless others are given.
 TIMEOUT = 600.0
 

@@ -15,6 +15,7 @@ from torch import nn
 
 from tests.helpers import zoo
 from tests.helpers.marks import some
+from tests.helpers.tool import run_here
 from wnconvert import fold_file
 from wnconvert.errors import ArgumentError, InputError, WnconvertError
 from wnconvert.verbs.models.loading import prepared as preparing
@@ -140,6 +141,22 @@ def test_ranges_and_settings_that_are_given_replace_those_proposed(vits: tuple[P
     made = prepared(str(vits[0]), inputs=(), ranges=["L=9..11"], kwargs=QUIET)
     assert made.ranges == ("L=9..11",)
     assert getattr(made.module, "noise_scale") == 0.0  # noqa: B009
+
+
+def test_fold_recipe_and_check_take_a_folder(vits: tuple[Path, nn.Module], tmp_path: Path) -> None:
+    model = str(vits[0]), "--kwargs", QUIET, "--range", "L=5..9"
+    folded = tmp_path / "folded"
+    ended = run_here("fold", vits[0], "--model", *model, "-o", folded, "--json")
+    assert ended.returncode == 0, ended.stderr
+    assert json.loads(ended.stdout)["proof"]["samples"] == 4
+    ended = run_here("check", folded, *model, "--json")
+    assert ended.returncode == 0, ended.stderr
+    report = json.loads(ended.stdout)
+    assert (report["equal"], len(report["samples"])) == (True, 4)
+    assert any("the inputs are those proposed" in note for note in report["notes"])
+    ended = run_here("recipe", *model, "--json")
+    assert ended.returncode == 0, ended.stderr
+    assert json.loads(ended.stdout)["samples"] == 4
 
 
 # -- what is never run

@@ -431,6 +431,11 @@ def test_a_size_that_is_no_short_arithmetic_is_refused(text: str, real: Path, tm
         "max(*L)",
         "max(1, key=abs)",
         "f'{1}' == 1",
+        "torch.sym_max",
+        "torch.sym_max(torch, 1)",
+        "torch.sym_max.__globals__",
+        "torch.sym_not(1)",
+        "torch.hub.load(1, 2)",
     ],
 )
 def test_a_guard_that_is_no_comparison_of_sizes_is_refused(text: str, real: Path, tmp_path: Path) -> None:
@@ -445,6 +450,7 @@ def test_a_guard_that_is_no_comparison_of_sizes_is_refused(text: str, real: Path
         "math.floor(1.5*torch.sym_float(L['x'].size()[1])) % 4 == L['x'].storage_offset()",
         "(1 if L['x'].size()[0] > 2 else 3) < math.inf",
         "max(1, L['x'].size()[2]**2) // 7 >= abs(L['n'])",
+        "torch.sym_max(1, torch.sym_min(9, math.trunc(1.5*torch.sym_float(L['x'].size()[2])))) != 1",
     ],
 )
 def test_guards_of_other_shapes_are_taken(text: str, real: Path, tmp_path: Path) -> None:

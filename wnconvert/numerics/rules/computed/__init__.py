@@ -1,6 +1,6 @@
 """What a class computes of its own weight: unit rows, one factor, standardized rows.
 
-unit       c / max(|w|, eps) of rows
+guarded    g / d of rows, d their norm with a guard
 equalized  c of all elements
 moments    sums of rows, and of their squares
 formula    a standardized element between bounds

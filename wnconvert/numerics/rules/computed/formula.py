@@ -13,7 +13,7 @@ from itertools import count
 
 from wnconvert.layers.rules import Standardize
 from wnconvert.numerics.rules.factors import Bounds
-from wnconvert.numerics.rules.spectral.roots import rational_root, root_between
+from wnconvert.numerics.rules.spectral.roots import roots_between
 
 __all__ = ["Standard"]
 
@@ -59,8 +59,8 @@ class Standard:
         """Bounds on d, with roots to so many bits."""
         square = self.divisor_square(variance)
         if square:
-            return _roots(square, bits)
-        least, most = _roots(variance, bits)
+            return roots_between(square, bits)
+        least, most = roots_between(variance, bits)
         return least + Fraction(self.operation.eps), most + Fraction(self.operation.eps)
 
     def results(
@@ -95,17 +95,6 @@ class Standard:
 def _centred(value: float, total: Fraction, length: int) -> Fraction:
     """w − S/n."""
     return Fraction(value) - total / length
-
-
-def _roots(square: Bounds, bits: int) -> Bounds:
-    """Bounds on the root of a number that is not negative, to so many bits; exact of a rational one's."""
-    least, most = (_root(end, bits) for end in square)
-    return least[0], most[1]
-
-
-def _root(square: Fraction, bits: int) -> Bounds:
-    exact = rational_root(square)
-    return root_between(square, bits) if exact is None else (exact, exact)
 
 
 def _signed_square(ends: Bounds) -> Bounds:

@@ -13,7 +13,15 @@ from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from itertools import count
 
-__all__ = ["by_root", "cut", "rational_root", "refined_sum", "root_between", "sum_over_roots"]
+__all__ = [
+    "by_root",
+    "cut",
+    "rational_root",
+    "refined_sum",
+    "root_between",
+    "roots_between",
+    "sum_over_roots",
+]
 
 
 #: A lower and an upper bound.
@@ -31,6 +39,21 @@ def root_between(square: Fraction, bits: int) -> _Bounds:
     scaled = square * Fraction(4) ** power
     below = math.isqrt(scaled.numerator // scaled.denominator)
     return Fraction(below) / Fraction(2) ** power, Fraction(below + 1) / Fraction(2) ** power
+
+
+def roots_between(squares: _Bounds, bits: int) -> _Bounds:
+    """Bounds on the root of a number that is not negative, given those on it; exact of a rational one's.
+
+    >>> roots_between((Fraction(9, 4), Fraction(4)), 128)
+    (Fraction(3, 2), Fraction(2, 1))
+    """
+    least, most = (_root(end, bits) for end in squares)
+    return least[0], most[1]
+
+
+def _root(square: Fraction, bits: int) -> _Bounds:
+    exact = rational_root(square)
+    return root_between(square, bits) if exact is None else (exact, exact)
 
 
 def cut(value: Fraction, bits: int) -> _Bounds:

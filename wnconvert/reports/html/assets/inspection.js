@@ -125,7 +125,7 @@
     dead: "dead: v is 0", zero: "dead: g is 0", negative: "negative g", nonfinite: "NaN or infinity",
   };
   function details(layer) {
-    const found = layer.details ?? {}, cell = document.createElement("td"), charts = element("div", "", "spreads");
+    const found = layer.details ?? {}, charts = element("div", "", "spreads");
     for (const [name, sign] of Object.entries(MEASURES)) {
       if (!found[name]) continue;
       const figure = document.createElement("figure"), box = element("div", "", "chart"), zeros = found[name][2];
@@ -144,24 +144,10 @@
       places.append(element("dt", sign), element("dd",
         `min ${wn.digits(of[MIN])}, quartiles ${wn.digits(of[Q1])}, ${wn.digits(of[MEDIAN])}, ${wn.digits(of[Q3])}, max ${wn.digits(of[MAX])}; mean ${wn.digits(of[MEAN])}`));
     }
-    cell.append(charts, places);
-    return cell;
+    return [charts, places];
   }
 
-  function toggle(row) {
-    const button = row.querySelector("button");
-    row.isOpen = !row.isOpen;
-    row.classList.toggle("open", row.isOpen);
-    button.setAttribute("aria-expanded", String(row.isOpen));
-    if (!row.details) {
-      const cell = details(layers[row.dataset.row]);
-      cell.colSpan = row.cells.length;
-      row.details = element("tr", "", "details");
-      row.details.append(cell);
-      row.after(row.details);
-    }
-    row.details.hidden = !row.isOpen;
-  }
+  const toggle = table && wn.openRows(table, (row) => details(layers[row.dataset.row]));
 
   function reveal(at) {
     const row = document.getElementById(`layer-${at}`);
@@ -169,19 +155,6 @@
     if (!row.isOpen) toggle(row);
     row.scrollIntoView({ block: "center" });
     row.querySelector("button").focus({ preventScroll: true });
-  }
-
-  if (table) {
-    for (const row of table.tBodies[0].rows) {
-      const name = row.querySelector("th"), button = element("button", name.textContent);
-      button.type = "button";
-      button.setAttribute("aria-expanded", "false");
-      name.replaceChildren(button);
-    }
-    table.addEventListener("click", (event) => {
-      const row = event.target.closest("tr[data-row]");
-      if (row && getSelection().isCollapsed) toggle(row);
-    });
   }
 
   // -- links to layers, and the tree of modules

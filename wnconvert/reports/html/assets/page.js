@@ -119,5 +119,48 @@ const wn = (() => {
   const rows = (table) => rowsOf(table).filter((row) => !row.hidden);
   /** Show all rows of a table again. */
   const clear = (table) => table.clear();
-  return { data, chart, digits, rows, clear };
+
+  /** Let rows open: what `make(row)` returns stands below one. The returned function opens and closes a row. */
+  function openRows(table, make) {
+    function toggle(row) {
+      row.isOpen = !row.isOpen;
+      row.classList.toggle("open", row.isOpen);
+      row.querySelector("button").setAttribute("aria-expanded", String(row.isOpen));
+      if (!row.details) {
+        const cell = document.createElement("td");
+        cell.colSpan = row.cells.length;
+        cell.append(...make(row));
+        row.details = document.createElement("tr");
+        row.details.className = "details";
+        row.details.append(cell);
+        row.after(row.details);
+      }
+      row.details.hidden = !row.isOpen;
+    }
+    for (const row of rowsOf(table)) {
+      const name = row.querySelector("th"), button = document.createElement("button");
+      button.textContent = name.textContent;
+      button.type = "button";
+      button.setAttribute("aria-expanded", "false");
+      name.replaceChildren(button);
+    }
+    table.classList.add("opens");
+    table.addEventListener("click", (event) => {
+      const row = event.target.closest("tr[data-row]");
+      if (row && getSelection().isCollapsed) toggle(row);
+    });
+    return toggle;
+  }
+
+  /** Radio buttons in a place, one for each [value, text]; `chosen(value)` is called when another is chosen. */
+  function choices(place, pairs, chosen) {
+    for (const [at, [value, text]] of pairs.entries()) {
+      const label = document.createElement("label"), input = document.createElement("input");
+      Object.assign(input, { type: "radio", name: place.id, value, checked: at === 0 });
+      input.addEventListener("change", () => chosen(value));
+      label.append(input, text);
+      place.append(label);
+    }
+  }
+  return { data, chart, digits, rows, clear, openRows, choices };
 })();

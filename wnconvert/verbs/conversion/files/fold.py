@@ -10,9 +10,11 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, cast, overload
 
+from wnconvert.errors import ArgumentError
 from wnconvert.layers.dims import AUTO
 from wnconvert.layers.schemes import Selection
 from wnconvert.layers.telling.asked import SaidStandardize
+from wnconvert.messages import listed, option
 from wnconvert.plan.fold import plan_fold
 from wnconvert.storage.shards import DEFAULT_SHARD_SIZE
 from wnconvert.tensors.dtypes import AnyDType
@@ -100,6 +102,8 @@ def fold_file(
     timeout: float = TIMEOUT,
     copy: bool = False,
     require_layers: int | None = None,
+    constants: bool = False,
+    require_folded: bool = False,
     as_folder: bool = False,
     in_place: bool = False,
     max_shard_size: str | int = DEFAULT_SHARD_SIZE,
@@ -131,7 +135,9 @@ def fold_file(
 
     If no layer changes, nothing is written, ``Result.output`` is None and a note says why; unless ``copy``,
     ``only``, ``dtype``, ``drop_foreign``, new names or another container ask for one. With fewer layers than
-    ``require_layers`` nothing is written, and ``TooFewLayersError`` is raised.
+    ``require_layers`` nothing is written, and ``TooFewLayersError`` is raised; with ``require_folded``,
+    ``UnfoldedError`` if an ONNX model would still compute a weight of stored tensors at every run.
+    ``constants`` evaluates in float64 the weights of an ONNX model that no rule knows, and rounds once.
 
     ``only`` is the path of the one state dict to keep. ``drop_foreign`` leaves out what lies beside the
     state dicts and names classes or functions that ``torch.load(weights_only=True)`` does not know. Names are
@@ -141,9 +147,9 @@ def fold_file(
     (``"float16"`` or ``"fp16"``, ``torch.bfloat16``, ``numpy.float32`` …) folds and casts in one rounding.
     ``kinds`` are those of the layers to fold: ``"weight"`` norm, ``"spectral"`` norm, ``"prune"``,
     ``"spectral-step"`` (ports that take a step in eval), ``"all"`` for the first three, and of an ONNX model
-    ``"norm"`` (batch norm) and ``"standardize"``; a layer under several needs all of them. ``recipe``, a
-    ``Recipe`` or its file, tells what keys do not: which norms fold into
-    which layers, and what classes make of their weights. Without one, ``norm`` says which norms fold: those
+    ``"unit"`` (rows of length 1), ``"norm"`` (batch norm) and ``"standardize"``; a layer under several needs
+    all of them. ``recipe``, a ``Recipe`` or its file, tells what keys do not: which norms fold into which
+    layers, and what classes make of their weights. Without one, ``norm`` says which norms fold: those
     of which names tell the layer (``"by-names"``), or pairs (``"NORM=LAYER"``), all with ``eps``.
     ``standardize`` are globs on weights that their classes standardize, by ``std`` (``"biased"`` or
     ``"unbiased"``), with ``eps`` added to the variance or to the deviation (``eps_at``, ``"var"`` or
@@ -161,7 +167,7 @@ def fold_file(
     nothing is written and the ``Plan`` is returned.
 
     Raises ``WnconvertError``: ``InputError``, ``LayerError``, ``NumbersError``, ``OutputError``,
-    ``ArgumentError``, ``TooFewLayersError``, ``VerifyError``; nothing is written then.
+    ``ArgumentError``, ``TooFewLayersError``, ``UnfoldedError``, ``VerifyError``; nothing is written then.
 
     >>> plan = fold_file("fixtures/g_02500000", dry_run=True)
     >>> len(plan.layers), plan.layers[0].name
@@ -188,6 +194,7 @@ def _fold(src: StrPath, out: StrPath | None, given: FoldOptions, *, dry_run: boo
         copy=given["copy"],
         rewrites=given["dtype"] is not None,
         require_layers=given["require_layers"],
+        require_folded=given["require_folded"],
         clean=given["clean"],
         dry_run=dry_run,
         on_plan=given["on_plan"],
@@ -229,9 +236,21 @@ def _selection(given: FoldOptions) -> Selection:
 
 
 def _plan_by_keys(
-    tree: Tree, container: Container, *, selection: Selection, is_proven: bool, record: bool, **options: Any
+    tree: Tree,
+    container: Container,
+    *,
+    selection: Selection,
+    of_graphs: Mapping[str, bool],
+    is_proven: bool,
+    record: bool,
+    **options: Any,
 ) -> Plan:
-    """The plan of a checkpoint. Raises ``ArgumentError`` for kinds that only graphs show."""
+    """The plan of a checkpoint. Raises ``ArgumentError`` for kinds and options that only graphs have."""
+    if given := [name for name, value in of_graphs.items() if value]:
+        raise ArgumentError(
+            f"only ONNX models, which compute weights, take {listed(given)}, and this is a checkpoint",
+            fix=f"leave it out; {option('require_layers')} tells whether layers were folded",
+        )
     kinds_of(selection.kinds)
     plan = plan_fold(tree, container, selection=selection, **options)
     plan = plan if record else replace(plan, record=())
@@ -253,6 +272,7 @@ def _planners(selection: Selection, given: FoldOptions) -> tuple[MakePlan, Calla
     make_plan = partial(
         _plan_by_keys,
         selection=selection,
+        of_graphs={option(name, True): given[name] for name in ("constants", "require_folded")},
         is_proven=given["prove"] is not None,
         record=given["record"],
         only=given["only"],
@@ -260,4 +280,6 @@ def _planners(selection: Selection, given: FoldOptions) -> tuple[MakePlan, Calla
         keep_norms=given["keep_norms"],
         keep_optimizer=given["keep_optimizer"],
     )
-    return make_plan, partial(plan_onnx_fold, selection=selection, others=others)
+    return make_plan, partial(
+        plan_onnx_fold, selection=selection, others=others, constants=given["constants"]
+    )

@@ -62,6 +62,8 @@ class FoldOptions(_Options, total=False):
     gain: str | None
     scale: float | str | None
     keep_norms: bool
+    constants: bool
+    require_folded: bool
     dim: DimOption
     zero_rows: ZeroRows
     allow_nonfinite: bool

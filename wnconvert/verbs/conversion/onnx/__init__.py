@@ -2,6 +2,7 @@
 
 formula  the weight of one layer, read in blocks
 norms    layers with the norms behind them, run on made-up inputs
+evaluated  weights that no rule knows, against the original's arithmetic
 layers   a folded model's layers against the original's arithmetic
 run      both models run on made-up inputs
 check    a folded model against the original: its bytes, onnx's checker, and both of these

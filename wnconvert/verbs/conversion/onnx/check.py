@@ -26,6 +26,7 @@ from wnconvert.storage.sources import Source
 from wnconvert.tensors.blocks import BLOCK_BYTES
 from wnconvert.tensors.containers import Container
 from wnconvert.tensors.tree import ByteRange, StoredTensor
+from wnconvert.verbs.conversion.onnx.evaluated import compare_evaluated
 from wnconvert.verbs.conversion.onnx.layers import compare_layers, layer_tolerance
 from wnconvert.verbs.conversion.onnx.run import compare_whole, whole_tolerance
 from wnconvert.verbs.conversion.verify.structure import check_structure
@@ -114,7 +115,9 @@ def _run(
     layers = compare_layers(opened, fold, written, numbers, runtime)
     done = [f"{counted(layers.alone, 'layer')} against the original's own arithmetic"] * bool(layers.alone)
     done += [f"{counted(count, 'layer')} against {formula}" for formula, count in layers.by_formula.items()]
-    notes = list(layers.notes)
+    evaluated = compare_evaluated(opened, fold, written, runtime)
+    done += [f"{counted(evaluated.alone, 'evaluated weight')} likewise"] * bool(evaluated.alone)
+    notes = [*layers.notes, *evaluated.notes]
     dtypes = {tensor.dtype.name for tensor in fold.edits.tensors}
     tolerance: dict[str, float | None] = {"layers_rtol": layer_tolerance(dtypes)}
     if proving.proof == "model":

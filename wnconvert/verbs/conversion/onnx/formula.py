@@ -9,39 +9,40 @@ from functools import cached_property
 
 import numpy as np
 
-from wnconvert.layers.rules import BIAS, ORIGINAL, G, Mask, Norm, NormBehind, Rule, Spectral, Standardize
+from wnconvert.layers.rules import (
+    BIAS,
+    ORIGINAL,
+    G,
+    Guard,
+    Norm,
+    NormBehind,
+    Rule,
+    Spectral,
+    Standardize,
+    Unit,
+)
 from wnconvert.numerics.rounding import FLOAT_FORMATS
 from wnconvert.storage.sources import Source
 from wnconvert.tensors.blocks import Array, Block, blocks
 from wnconvert.tensors.dtypes import DType
 from wnconvert.tensors.tree import Dim, Shape, StoredTensor, rows_of
 
-__all__ = ["Formula", "bias_in_full", "formula_in_words", "norms_axis"]
+__all__ = ["Formula", "bias_in_full", "norms_axis"]
 
 
-_IN_WORDS = {
-    Norm: "g·v/‖v‖",
-    Spectral: "w/σ",
-    Mask: "w·mask",
-    Standardize: "(w - mean)·γ/d",
-    NormBehind: "w·γ/√(v + eps)",
-}
 #: How much smaller than its terms a sum may be, in units of its dtype, before it is a matter of rounding.
 _CANCELS = 64
 
 
-def formula_in_words(rule: Rule) -> str:
-    """What a rule computes.
-
-    >>> formula_in_words(Rule((Mask(), Norm(0))))
-    'g·v/‖v‖ of w·mask'
-    """
-    return " of ".join(_IN_WORDS[type(operation)] for operation in reversed(rule.operations))
-
-
 def norms_axis(rule: Rule) -> Dim:
-    """The axis that weight norm's norms are not summed over; None without one."""
-    return next((operation.dim for operation in rule.operations if isinstance(operation, Norm)), None)
+    """The axis that the norms of rows are not summed over; None without one."""
+    norm = _norm_of(rule)
+    return norm.dim if norm else None
+
+
+def _norm_of(rule: Rule) -> Norm | Unit | None:
+    """The operation that divides rows by their norms."""
+    return next((each for each in rule.operations if isinstance(each, (Norm, Unit))), None)
 
 
 @dataclass(frozen=True)
@@ -75,11 +76,11 @@ class Formula:
         form = FLOAT_FORMATS[dtype.name]
         largest, least = float(form.value(form.inf - 1)), float(form.value(1 << form.digits - 1))
         strays = np.zeros(rows_of(self._shape, self._dim), np.bool_)
-        if G in self._by_role:
+        if self._norm is not None:
             g, top, norms = np.abs(self._magnitudes), self._tops, self._norms
             count = math.prod(self._shape) // max(norms.size, 1)
             with np.errstate(all="ignore"):
-                steps = [norms**2, norms**2 / count, top**2, g * top, g / norms]
+                steps = [norms**2, norms**2 / count, top**2, g * top, g / self._divisors]
                 for step in steps:
                     strays |= (step > largest) | ((step < least) & (g > 0))
         if self._spectral is not None:
@@ -101,6 +102,10 @@ class Formula:
         return norms_axis(self.rule)
 
     @property
+    def _norm(self) -> Norm | Unit | None:
+        return _norm_of(self.rule)
+
+    @property
     def _spectral(self) -> Spectral | None:
         return next((each for each in self.rule.operations if isinstance(each, Spectral)), None)
 
@@ -114,7 +119,7 @@ class Formula:
     def _unscaled(self, block: Block) -> Array:
         """The elements before they are divided by σ."""
         made = self._read(block)
-        if G in self._by_role:
+        if self._norm is not None:
             top, scale = (each[block.rows].reshape(1, -1, 1) for each in (self._tops, self._scale))
             with np.errstate(all="ignore"):
                 made = made / top * scale
@@ -185,18 +190,24 @@ class Formula:
         """The factor of each channel of a norm behind the layer."""
         return _factors_of(self.rule, self.source, self._by_role)
 
-    # -- weight norm
+    # -- rows divided by their norms
 
     @cached_property
     def _magnitudes(self) -> Array:
-        return self._vector(G)
+        """What multiplies each row."""
+        norm = self._norm
+        if not isinstance(norm, Unit):
+            return self._vector(G)
+        return np.full(rows_of(self._shape, self._dim), float(norm.scale))
 
     @cached_property
     def _tops(self) -> Array:
-        """The largest magnitude of every row."""
+        """The largest magnitude of every row; 1 of a row of zeros that a guard divides by its eps."""
         tops = np.zeros(rows_of(self._shape, self._dim))
         for block in self._blocks():
             tops[block.rows] = np.maximum(tops[block.rows], np.abs(self._read(block)).max(axis=(0, 2)))
+        if self._norm is not None and self._norm.guard is not None:
+            tops[tops == 0] = 1.0
         return tops
 
     @cached_property
@@ -216,9 +227,19 @@ class Formula:
         return norms
 
     @cached_property
+    def _divisors(self) -> Array:
+        """What every row is divided by."""
+        assert self._norm is not None  # noqa: S101 - else it is not asked for
+        return _divisors_of(self._norm.guard, self._norms)
+
+    @cached_property
     def _scale(self) -> Array:
+        assert self._norm is not None  # noqa: S101 - else it is not asked for
         with np.errstate(all="ignore"):
-            scale: Array = self._magnitudes / self._parts
+            if self._norm.guard is None:
+                scale: Array = self._magnitudes / self._parts
+            else:
+                scale = self._magnitudes * (self._tops / self._divisors)
         return scale
 
     # -- spectral norm
@@ -253,6 +274,17 @@ class Formula:
                 image += np.bincount(row, products, rows)
                 terms += np.bincount(row, np.abs(products), rows)
         return image, terms
+
+
+def _divisors_of(guard: Guard | None, norms: Array) -> Array:
+    """What rows of these norms are divided by."""
+    if guard is None:
+        return norms
+    by_squares, share = "squares" in guard.at, float(guard.share)
+    with np.errstate(all="ignore"):
+        inside = share * (norms**2 if by_squares else norms)
+        guarded: Array = np.maximum(inside, guard.eps) if guard.is_least else inside + guard.eps
+        return np.sqrt(guarded) if by_squares else guarded
 
 
 # -- a norm behind the layer

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from wnconvert.errors import VerifyError, WnconvertError
+from wnconvert.layers.kinds.formulas import formula_in_words
 from wnconvert.layers.rules import ORIGINAL, G, Rule, Standardize
 from wnconvert.messages import REPORT_BUG, counted, listed, printable, told
 from wnconvert.numerics.rounding import FLOAT_FORMATS
@@ -31,7 +32,7 @@ from wnconvert.storage.sources import Source
 from wnconvert.tensors.blocks import Array, Block, blocks, reader_of
 from wnconvert.tensors.dtypes import DType
 from wnconvert.tensors.tree import Dim, StoredTensor, rows_of
-from wnconvert.verbs.conversion.onnx.formula import Formula, bias_in_full, formula_in_words, norms_axis
+from wnconvert.verbs.conversion.onnx.formula import Formula, bias_in_full, norms_axis
 from wnconvert.verbs.conversion.onnx.norms import NormNodes
 
 __all__ = ["LayersCompared", "compare_layers", "layer_tolerance"]

@@ -19,6 +19,7 @@ from wnconvert.layers.rules import (
     AffineBefore,
     Equalized,
     G,
+    Guard,
     Mask,
     Neighbour,
     Norm,
@@ -33,7 +34,7 @@ from wnconvert.layers.rules import (
     UnitVector,
 )
 from wnconvert.tensors.blocks import Array, Block, Elements
-from wnconvert.tensors.tree import Dim, StoredTensor
+from wnconvert.tensors.tree import Dim, StoredTensor, rows_of
 from wnconvert.verbs.conversion.verify.arithmetic import Reals
 from wnconvert.verbs.conversion.verify.pieces import pieces_of
 
@@ -175,19 +176,35 @@ def _norm(operation: Norm, values: Values, parts: RuleTensors) -> Values:
         else:
             sums[block.rows] += np.square(x).sum(axis=(0, 2))
         adds += max(x.shape[0], 1) * _PAIRWISE
-    norms = np.sqrt(sums)
-    scale = np.where(norms == 0, 0, g / norms)
+    divisors = _guarded(operation.guard, sums)
+    scale = np.where(divisors == 0, 0, g / divisors)
     dim = operation.dim
     return values.times(
-        lambda block: scale[values.rows(block, dim)], (adds / 2 + 6) * parts.eps + values.error
+        lambda block: scale[values.rows(block, dim)], (adds / 2 + 12) * parts.eps + values.error
     )
+
+
+def _guarded(guard: Guard | None, sums: Reals) -> Reals:
+    """What rows are divided by, of the sums of their squares."""
+    if guard is None:
+        return np.asarray(np.sqrt(sums))
+    share = sums.dtype.type(guard.share.numerator) / sums.dtype.type(guard.share.denominator)
+    if guard.at == "max":
+        return np.asarray(np.maximum(np.sqrt(sums) * share, guard.eps))
+    if guard.at == "norm":
+        return np.asarray(np.sqrt(sums) * share + guard.eps)
+    inside = np.maximum(sums * share, guard.eps) if guard.is_least else sums * share + guard.eps
+    return np.asarray(np.sqrt(inside))
 
 
 @made.register
 def _unit_rows(operation: Unit, values: Values, parts: RuleTensors) -> Values:
     sums, adds = _of_rows(values, operation.dim, parts.real, lambda _, x: np.square(x))
-    scale, dim = operation.scale / np.maximum(np.sqrt(sums), operation.eps), operation.dim
-    error = (adds / 2 + 6) * parts.eps + values.error
+    real, dim = parts.real.type, operation.dim
+    factor = real(operation.scale.numerator) / real(operation.scale.denominator)
+    divisors = _guarded(operation.guard, sums)
+    scale = np.where(divisors == 0, 0, factor / np.where(divisors == 0, 1, divisors))
+    error = (adds / 2 + 12) * parts.eps + values.error
     return values.times(lambda block: scale[values.rows(block, dim)], error)
 
 
@@ -197,10 +214,10 @@ def _equalized(operation: Equalized, values: Values, parts: RuleTensors) -> Valu
 
 
 def _of_rows(
-    values: Values, dim: int, real: np.dtype[Any], of: Callable[[Block, Reals], Reals]
+    values: Values, dim: Dim, real: np.dtype[Any], of: Callable[[Block, Reals], Reals]
 ) -> tuple[Reals, int]:
     """The sum of a function of the values of each row, and through how many additions a term goes."""
-    found, adds = np.zeros(values.tensor.info.shape[dim], real), 0
+    found, adds = np.zeros(rows_of(values.tensor.info.shape, dim), real), 0
     for block in values.pieces:
         terms = of(block, values.read(block))
         np.add.at(found, values.rows(block, dim).reshape(-1), terms.reshape(-1))

@@ -7,7 +7,8 @@ import importlib.util
 import inspect
 import sys
 import traceback
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from types import ModuleType
@@ -21,7 +22,7 @@ from wnconvert.errors import ArgumentError, WnconvertError
 from wnconvert.messages import listed, printable
 from wnconvert.verbs.models.proof.functions import Exportable
 
-__all__ = ["HOW", "STOPS", "can_be_imported", "factory_of", "find_beside", "made_by", "said"]
+__all__ = ["HOW", "STOPS", "can_be_imported", "factory_of", "import_beside", "made_by", "said"]
 
 
 #: What a model is named by.
@@ -38,8 +39,17 @@ def factory_of(where: str, name: str) -> Any:
 
     Raises ``ArgumentError`` for what is not there, and for code that fails.
     """
-    find_beside(Path(where).parent if _is_file(where) else Path())
-    return _attribute(_imported(where), where, name)
+    import_beside(Path(where).parent if _is_file(where) else Path())
+    with _unwarned():
+        return _attribute(_imported(where), where, name)
+
+
+@contextlib.contextmanager
+def _unwarned() -> Iterator[None]:
+    """What torch warns of in the user's code, such as old weight norm, is no failure, whatever -W says."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def _is_file(where: str) -> bool:
@@ -50,13 +60,13 @@ def can_be_imported(model: str) -> bool:
     """Whether a text names a module, as where ``:factory`` was left out."""
     if not all(part.isidentifier() for part in model.split(".")):
         return False
-    find_beside(Path())
+    import_beside(Path())
     with contextlib.suppress(ImportError, ValueError):
         return importlib.util.find_spec(model.partition(".")[0]) is not None
     return False
 
 
-def find_beside(folder: Path) -> None:
+def import_beside(folder: Path) -> None:
     """Let modules in a folder be imported, as for a script that is run there."""
     place = str(folder.resolve())
     if place not in sys.path:
@@ -130,7 +140,8 @@ def made_by(factory: Any, model: str, kwargs: Mapping[str, Any]) -> Exportable:
             f"it is a {kind}, which cannot be called to make a model", where=printable(model), fix=HOW
         )
     try:
-        found = factory(**kwargs)
+        with _unwarned():
+            found = factory(**kwargs)
     except STOPS:
         raise
     except BaseException as error:

@@ -27,7 +27,7 @@ from wnconvert.verbs.models.proof.functions import error_text
 from wnconvert.verbs.models.proof.inputs.proposed import KnownClass, known_class
 from wnconvert.verbs.models.proof.running import quiet_torch
 
-__all__ = ["FolderModel", "folder_model", "library_class", "settings_of"]
+__all__ = ["FolderModel", "class_settings", "folder_model", "library_class"]
 
 
 #: The class that all models of a library have.
@@ -88,7 +88,7 @@ def folder_model(path: Path, kwargs: Mapping[str, Any]) -> FolderModel:
     return FolderModel(root, cls, known, config, settings, tuple(_notes(named)))
 
 
-def settings_of(cls: type, config: Mapping[str, Any]) -> tuple[KnownClass, Mapping[str, Any]] | None:
+def class_settings(cls: type, config: Mapping[str, Any]) -> tuple[KnownClass, Mapping[str, Any]] | None:
     """The row of a class of a library, and all settings with a config; None if it is not in the table."""
     library, _, _ = cls.__module__.partition(".")
     known = known_class(library, cls.__name__)

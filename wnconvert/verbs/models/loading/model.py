@@ -31,11 +31,11 @@ from wnconvert.verbs.models.loading.factories import (
     STOPS,
     can_be_imported,
     factory_of,
-    find_beside,
+    import_beside,
     made_by,
     said,
 )
-from wnconvert.verbs.models.loading.folders import folder_model, settings_of
+from wnconvert.verbs.models.loading.folders import class_settings, folder_model
 from wnconvert.verbs.models.loading.programs import is_exported_program, load_exported_program
 from wnconvert.verbs.models.loading.scripts import load_script
 from wnconvert.verbs.models.proof.functions import Exportable
@@ -47,7 +47,7 @@ from wnconvert.verbs.models.proof.inputs.forwards import (
 )
 from wnconvert.verbs.models.proof.inputs.proposed import Proposal, proposed_by_names
 
-__all__ = ["Found", "build", "find_model", "kwargs_of"]
+__all__ = ["FoundModel", "build", "find_model", "kwargs_of"]
 
 
 def kwargs_of(text: str) -> dict[str, Any]:
@@ -75,7 +75,7 @@ def kwargs_of(text: str) -> dict[str, Any]:
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class FoundModel:
     """What MODEL names, before it is built, and what builds it.
 
     ``class_name`` and ``forward`` are those of the model to come, as far as they are sure, and ``proposal``
@@ -103,7 +103,7 @@ def build(
 
 def find_model(
     model: str, *, kwargs: Mapping[str, Any] | None = None, trust: bool = False, only: str | None = None
-) -> Found:
+) -> FoundModel:
     """Find what ``model`` names, and what the model will take; nothing is built yet.
 
     ``package.module:factory`` and ``path/to/file.py:factory`` import code, to call the factory with
@@ -135,23 +135,23 @@ def find_model(
             f"{printable(model)} does not name a factory", fix=f"write {printable(model)}:NAME"
         )
     if is_exported_program(path):
-        return Found(partial(load_exported_program, path, trust=trust))
-    return Found(partial(_held, path, trust=trust, only=only))
+        return FoundModel(partial(load_exported_program, path, trust=trust))
+    return FoundModel(partial(_held, path, trust=trust, only=only))
 
 
-def _of_factory(factory: Any, model: str, kwargs: Mapping[str, Any]) -> Found:
-    build = partial(made_by, factory, model, kwargs)
+def _of_factory(factory: Any, model: str, kwargs: Mapping[str, Any]) -> FoundModel:
+    made = partial(made_by, factory, model, kwargs)
     if isinstance(factory, (nn.Module, ExportedProgram)):
-        return Found(build, type(factory).__name__, forward_of(factory))
+        return FoundModel(made, type(factory).__name__, forward_of(factory))
     cls = class_promised(factory)
     forward = None if cls is None else forward_of_class(cls)
     if cls is None or forward is None:
-        return Found(build)
-    known = settings_of(cls, _config_of(kwargs))
+        return FoundModel(made)
+    known = class_settings(cls, _config_of(kwargs))
     if known is None:
-        return Found(build, cls.__name__, forward, proposed_by_names(forward))
+        return FoundModel(made, cls.__name__, forward, proposed_by_names(forward))
     proposal = known[0].proposal(forward, known[1])
-    return Found(build, cls.__name__, proposal.narrowed(forward), proposal)
+    return FoundModel(made, cls.__name__, proposal.narrowed(forward), proposal)
 
 
 def _config_of(kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -161,7 +161,7 @@ def _config_of(kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
     return {} if named is None else named.config
 
 
-def _of_folder(path: Path, kwargs: Mapping[str, Any], *, trust: bool) -> Found:
+def _of_folder(path: Path, kwargs: Mapping[str, Any], *, trust: bool) -> FoundModel:
     if trust:
         raise ArgumentError(
             "--trust is of a file: code in a folder is never run", fix="leave --trust out, or name a factory"
@@ -169,10 +169,10 @@ def _of_folder(path: Path, kwargs: Mapping[str, Any], *, trust: bool) -> Found:
     found = folder_model(path, kwargs)
     forward = forward_of_class(found.cls)
     if forward is None:  # another version of the library may build its classes in other ways
-        return Found(found.build, found.cls.__name__, weights=found.root, notes=found.notes)
+        return FoundModel(found.build, found.cls.__name__, weights=found.root, notes=found.notes)
     proposal = found.known.proposal(forward, found.settings)
     narrowed = proposal.narrowed(forward)
-    return Found(found.build, found.cls.__name__, narrowed, proposal, found.root, found.notes)
+    return FoundModel(found.build, found.cls.__name__, narrowed, proposal, found.root, found.notes)
 
 
 # -- files
@@ -218,7 +218,7 @@ def _trusted(path: Path, modules: list[str], only: str | None) -> nn.Module:
         raise ArgumentError(
             f"{len(modules)} modules are in it: {listed(shown)}", fix=f"choose one, such as --only {shown[0]}"
         )
-    find_beside(Path())
+    import_beside(Path())
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about classes whose source has changed

@@ -14,7 +14,7 @@ from wnconvert.errors import ArgumentError
 from wnconvert.messages import listed, printable
 from wnconvert.storage.checkpoint import open_checkpoint
 from wnconvert.storage.files import located
-from wnconvert.verbs.models.loading.model import Found, find_model, kwargs_of
+from wnconvert.verbs.models.loading.model import FoundModel, find_model, kwargs_of
 from wnconvert.verbs.models.loading.weights import load_weights
 from wnconvert.verbs.models.proof.functions import Exportable
 from wnconvert.verbs.models.proof.inputs.forwards import Forward, forward_of
@@ -87,7 +87,7 @@ def prepared(
 
 
 def _settled(
-    found: Found, model: str, inputs: tuple[str, ...], ranges: tuple[str, ...]
+    found: FoundModel, model: str, inputs: tuple[str, ...], ranges: tuple[str, ...]
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The inputs and ranges that are given, or those proposed for a folder; ranges that are given come first.
 
@@ -111,7 +111,7 @@ def _settled(
     )
 
 
-def _check_steady(found: Found) -> None:
+def _check_steady(found: FoundModel) -> None:
     """Raise ``ArgumentError`` for a folder whose config has its model draw noise, which no proof can bear."""
     if found.weights is not None and found.proposal is not None and found.proposal.settings:
         said = json.dumps(dict(found.proposal.settings))

@@ -157,10 +157,11 @@ def _is_function(name: str, args: list[ast.expr], keywords: list[ast.keyword]) -
 
 
 _IN_GUARDS = re.compile(r"[\w '\[\](),.+*/%<>=!:-]*", re.ASCII)
+#: What torch's printers of Python write (torch/utils/_sympy/printers.py); sym_max and sym_min since 2.14.
 _CALLED_IN_GUARDS = frozenset(
     """
     max min abs round math.floor math.ceil math.trunc math.sqrt math.log2 torch.sym_float torch._sym_sqrt
-    IsNonOverlappingAndDenseIndicator
+    torch.sym_max torch.sym_min IsNonOverlappingAndDenseIndicator
     """.split()
 )
 

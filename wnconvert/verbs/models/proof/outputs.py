@@ -16,13 +16,15 @@ from wnconvert.tensors.blocks import Array
 from wnconvert.tensors.dtypes import DTYPES, DType
 from wnconvert.verbs.models.proof.samples import Sample
 
-__all__ = ["STRICT", "Leniency", "OutputMeter", "OutputProof", "Worst", "flat"]
+__all__ = ["STRICT", "Leniency", "OutputMeter", "OutputPair", "OutputProof", "Worst", "flat"]
 
 
 #: How many elements are converted to float64 at a time.
 _BITE = 1 << 20
 #: An output that would pass by atol alone must be this near, as a part of its largest value.
 LEAST_RTOL = 1e-3
+#: Outputs of more elements are not kept to be shown.
+_MOST_KEPT = 1 << 22
 #: Advice rounds a tolerance up by less than this factor.
 _ROUNDED = 1.1
 
@@ -69,6 +71,18 @@ class Leniency:
         return share + ("" if self.min_snr is None else f", SNR at least {self.min_snr:g} dB")
 
 
+class OutputPair:
+    """An output in one sample, of the reference and of the candidate, kept to be shown; copies are itself."""
+
+    __slots__ = ("candidate", "reference", "sample")
+
+    def __init__(self, reference: Array, candidate: Array, sample: Sample) -> None:
+        self.reference, self.candidate, self.sample = reference, candidate, sample
+
+    def __deepcopy__(self, memo: object) -> OutputPair:
+        return self
+
+
 #: All elements must be within the tolerance, and no SNR is asked for.
 STRICT = Leniency()
 
@@ -87,7 +101,8 @@ class OutputProof:
     and a is off by more than the rtol (at least ``LEAST_RTOL``) of the largest b, so another model would
     have passed. ``least_snr_db`` is the SNR of the sample in which it is least; ``noisy``: that is less than
     what is asked. ``few``: those out of tolerance are no more than may be. ``alike``: all elements of b, two
-    or more, are one number or NaN, which proves little.
+    or more, are one number or NaN, which proves little. ``pair`` is the output on both sides, in the sample
+    of the worst element, else in the first; None of a very large one.
     """
 
     name: str
@@ -109,6 +124,7 @@ class OutputProof:
     least_snr_db: float | None = None
     few: bool = False
     noisy: bool = False
+    pair: OutputPair | None = field(default=None, compare=False, repr=False)
 
     @property
     def passed(self) -> bool:
@@ -144,6 +160,7 @@ class OutputMeter:
     shape: tuple[int, ...] = ()
     worst: Worst | None = None
     least_snr: float = math.inf
+    pair: OutputPair | None = None
     measure: Measure = field(init=False)
 
     def __post_init__(self) -> None:
@@ -195,6 +212,7 @@ class OutputMeter:
             self.worst = Worst(index, *values, sample.seed, dict(sample.sizes), sample.source)
         if here is not None or not self.elements:
             self.shape = expected.shape
+            self.pair = OutputPair(expected, found, sample) if expected.size <= _MOST_KEPT else None
         self.elements += right.size
 
     def result(self) -> OutputProof:
@@ -230,6 +248,7 @@ class OutputMeter:
             few=tolerable and 0 < self.out <= self.leniency.outliers * self.elements * parts,
             noisy=not self.is_exact and least is not None and self.least_snr < least,
             alike=self.elements > 1 and self.span[0] >= self.span[1],
+            pair=self.pair,
         )
 
     def _is_unproven(self, atol: float, rtol: float) -> bool:

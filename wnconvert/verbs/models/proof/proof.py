@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from wnconvert.errors import ArgumentError, InputError, VerifyError
-from wnconvert.messages import printable
+from wnconvert.messages import option, printable
 from wnconvert.numerics.distance import Needed, Tolerance, rounded_up
 from wnconvert.tensors.blocks import Array
 from wnconvert.tensors.dtypes import DTYPES
@@ -121,11 +121,11 @@ class Proof:
         need = None if self.mismatches else self.needed
         if need is None:
             return "no tolerance would have passed"
-        ways = [f"--atol {rounded_up(need.atol)}"] if need.atol is not None else []
-        ways += [f"--rtol {rounded_up(need.rtol)}"] if need.rtol is not None else []
+        ways = [option("atol", rounded_up(need.atol))] if need.atol is not None else []
+        ways += [option("rtol", rounded_up(need.rtol))] if need.rtol is not None else []
         if any(output.noisy for output in self.outputs):
             least = math.floor(min(o.least_snr_db for o in self.outputs if o.least_snr_db is not None))
-            noisy = [f"--min-snr {least}"] if least > 0 else []
+            noisy = [option("min_snr", least)] if least > 0 else []
             ways = [f"{way} with {noisy[0]}" for way in ways if noisy] if self._is_out else noisy
         elif lenient := self._lenient:
             ways.append(lenient)
@@ -148,7 +148,7 @@ class Proof:
             or any(each.unproven for each in out)
         ):
             return ""
-        return f"--outliers {rounded_up(share)} --min-snr {LEAST_SNR:g}"
+        return f"{option('outliers', rounded_up(share))} {option('min_snr', f'{LEAST_SNR:g}')}"
 
 
 def prove(

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from wnconvert.messages import counted, short_repr
+from wnconvert.plan.plan import ComputedWeight
 from wnconvert.shown import Drawn
 from wnconvert.verbs.models.proof.outputs import OutputProof
 from wnconvert.verbs.models.proof.proof import Proof
@@ -68,7 +69,8 @@ class ExportReport(Drawn):
     """The result of an export or a check; true if the model is equal to its reference.
 
     ``model`` is the path of the model, ``size`` its bytes with external data, and ``reference`` describes
-    the module. ``remedy`` is what to do where the exporter is at fault. Only an export sets the exporter,
+    the module. ``computed`` are the weights that the model computes of stored tensors at every run.
+    ``remedy`` is what to do where the exporter is at fault. Only an export sets the exporter,
     ``nodes_exported``, the numbers of layers that were folded in the module and in the graph, and the number
     of initializers that were named; a check leaves them None. Only the check of a checkpoint has the
     ``layers``, whose weights it compares.
@@ -80,6 +82,7 @@ class ExportReport(Drawn):
     proof: Proof
     opset: int | None = None
     residual_weight_norm: int | None = None
+    computed: tuple[ComputedWeight, ...] = ()
     exporter: str | None = None
     nodes_exported: int | None = None
     nodes: int | None = None
@@ -141,11 +144,17 @@ def proof_data(proof: Proof) -> dict[str, Any]:
             {"seed": sample.seed, "sizes": dict(sample.sizes), "source": sample.source or None}
             for sample in proof.samples
         ],
-        "outputs": [{**as_json(asdict(output)), "passed": output.passed} for output in proof.outputs],
+        "outputs": [_output_data(output) for output in proof.outputs],
         "mismatches": list(proof.mismatches),
         "reference_seconds": proof.reference_seconds,
         "candidate_seconds": proof.candidate_seconds,
     }
+
+
+def _output_data(output: OutputProof) -> dict[str, Any]:
+    plain: dict[str, Any] = as_json(asdict(output))
+    del plain["pair"]  # elements are no part of a report
+    return plain | {"passed": output.passed}
 
 
 def as_json(value: Any) -> Any:

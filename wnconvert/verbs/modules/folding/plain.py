@@ -203,7 +203,8 @@ def _weight(rule: Rule, w: Tensor, given: Mapping[str, Tensor]) -> Tensor:
             w = _standardized(operation, w, given)
         elif isinstance(operation, Unit):
             axes = [axis for axis in range(w.dim()) if axis != operation.dim]
-            w = operation.scale * w / w.square().sum(axes, keepdim=True).sqrt().clamp_min(operation.eps)
+            eps = operation.guard.eps if operation.guard else 0.0
+            w = float(operation.scale) * w / w.square().sum(axes, keepdim=True).sqrt().clamp_min(eps)
         elif isinstance(operation, Equalized):
             w = operation.scale * w
     return w

@@ -14,9 +14,9 @@ from wnconvert.verbs.models.proof.inputs.texts import FEEDABLE, Range
 
 __all__ = [
     "KNOWN",
+    "Argument",
     "KnownClass",
     "Proposal",
-    "Proposed",
     "known_class",
     "proposed_by_names",
     "proposed_for_program",
@@ -24,7 +24,7 @@ __all__ = [
 
 
 @dataclass(frozen=True, slots=True)
-class Proposed:
+class Argument:
     """An argument of forward: its ``default`` as Python writes it, if any, and the text that is proposed.
 
     ``needed``: the model does not run without it, whatever its default. ``text`` may be empty.
@@ -43,7 +43,7 @@ class Proposal:
     ``settings`` are those that its config would need for two runs to be the same.
     """
 
-    arguments: tuple[Proposed, ...]
+    arguments: tuple[Argument, ...]
     ranges: tuple[str, ...] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
 
@@ -82,7 +82,7 @@ class KnownClass:
         texts = {text.partition("=")[0]: text.format_map(config) for text in self.inputs}
         return Proposal(
             tuple(
-                Proposed(name, name in texts, forward.defaults.get(name, ""), texts.get(name, ""))
+                Argument(name, name in texts, forward.defaults.get(name, ""), texts.get(name, ""))
                 for name in (*texts, *(name for name in forward.names if name not in texts))
             ),
             self.ranges,
@@ -175,9 +175,9 @@ def proposed_by_names(forward: Forward) -> Proposal:
     """
     return Proposal(
         tuple(
-            Proposed(name, name in forward.needed, forward.defaults.get(name, ""), f"{name}={_usual(name)}")
+            Argument(name, name in forward.needed, forward.defaults.get(name, ""), f"{name}={_usual(name)}")
             if name in forward.needed or _usual(name) != _UNKNOWN
-            else Proposed(name, needed=False, default=forward.defaults.get(name, ""))
+            else Argument(name, needed=False, default=forward.defaults.get(name, ""))
             for name in forward.names
         )
     )
@@ -202,11 +202,11 @@ def proposed_for_program(program: ExportedProgram) -> Proposal:
         value: Any = values.get(name)
         dtype = str(getattr(value, "dtype", "")).removeprefix("torch.")
         if dtype not in FEEDABLE:
-            found.append(Proposed(name, needed=True, text=f"{name}={_UNKNOWN}"))
+            found.append(Argument(name, needed=True, text=f"{name}={_UNKNOWN}"))
             continue
         sizes = [str(size) if isinstance(size, int) else _letter(str(size), letters) for size in value.shape]
         bound = "<100" if "int" in dtype else ""
-        found.append(Proposed(name, needed=True, text=f"{name}={dtype}[{','.join(sizes)}]{bound}"))
+        found.append(Argument(name, needed=True, text=f"{name}={dtype}[{','.join(sizes)}]{bound}"))
     spans = {str(symbol): span for symbol, span in program.range_constraints.items()}
     ranges = (f"{letter}={_range(spans[size])}" for size, letter in letters.items() if size in spans)
     return Proposal(tuple(found), tuple(ranges))
