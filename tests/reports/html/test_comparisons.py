@@ -34,7 +34,8 @@ def data_in(text: str) -> Any:
 def test_distances_are_counted_in_powers_of_two_and_none_is_lost(tmp_path: Path) -> None:
     base = np.float32(1)
     apart = [0, 1, 2, 3, 4, 7, 8, 1000]
-    values = (np.full(len(apart), base).view(np.uint32) + np.uint32(apart)).view(np.float32)
+    codes = np.full(len(apart), base).view(np.uint32) + np.array(apart, np.uint32)
+    values = codes.astype(np.uint32).view(np.float32)
     save_file({"w": np.append(values, np.float32(np.nan))}, tmp_path / "a")
     save_file({"w": np.full(len(apart) + 1, base)}, tmp_path / "b")
     (found,) = compare_files(tmp_path / "a", tmp_path / "b").differing

@@ -72,7 +72,13 @@ def test_a_sound_is_a_wav_file_of_the_same_samples() -> None:
 
 @pytest.mark.parametrize(
     "values",
-    [TONE.astype(np.int32), TONE.astype(np.complex64), TONE.reshape(2, 2000), np.float32([1.0]), TONE > 0],
+    [
+        TONE.astype(np.int32),
+        TONE.astype(np.complex64),
+        TONE.reshape(2, 2000),
+        np.ones(1, np.float32),
+        TONE > 0,
+    ],
     ids=["integers", "complex", "two rows", "one number", "bools"],
 )
 def test_what_is_not_one_row_of_real_floats_is_no_waveform(values: np.ndarray) -> None:
