@@ -73,6 +73,14 @@ def test_a_page_of_what_is_equal_says_so() -> None:
     assert 'id="overview"' not in text
 
 
+def test_a_comparison_is_a_page_in_python_too(tmp_path: Path) -> None:
+    found = comparison(tmp_path)
+    found.to_html(tmp_path / "x.html")
+    text = (tmp_path / "x.html").read_text()
+    assert text == found.to_html()
+    assert "the other values would pass with atol=0.5" in text
+
+
 def test_odd_names_are_texts_in_the_page(tmp_path: Path) -> None:
     found = comparison(tmp_path)
     differing = tuple(replace(found.differing[1], name=odd) for odd in ODD)

@@ -156,6 +156,10 @@ def test_odd_names_are_texts_in_the_page() -> None:
     assert not set(text) & {"\x1b", "\u202e", "\udc80"}
 
 
+def test_a_report_is_a_page_in_python_too() -> None:
+    assert export_report().to_html() == page_text(proof_page(export_report(), "wnconvert check"))
+
+
 def test_the_json_of_a_report_has_no_elements_of_outputs() -> None:
     (output,) = heard_report().to_dict()["outputs"][:1]
     assert "pair" not in output
