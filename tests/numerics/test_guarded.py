@@ -52,7 +52,7 @@ def test_each_element_is_the_nearest_value(
 
 @pytest.mark.parametrize("at", PLACES)
 def test_values_between_two_others_go_to_the_even_one(at: GuardAt) -> None:
-    v = np.float32([[3, 4], [30, 40], [0.75, 1]])
+    v = np.array([[3, 4], [30, 40], [0.75, 1]], np.float32)
     eps = {"max": 8.0, "max of squares": 64.0, "norm": 3.0, "squares": 39.0}[at]
     for tie in range(1, 200, 2):
         g = np.full(3, np.float32((1024 + tie / 2) / 4 * 8), np.float32)
@@ -107,9 +107,9 @@ def test_a_row_that_is_its_own_weight_is_that_only_above_the_least_norm() -> Non
 
 def test_what_is_not_finite_or_too_large_is_reported() -> None:
     guard = Guard(float(np.float32(1e-12)))
-    arrays = {"original": np.float32([[1, np.nan], [2, 1]]), "g": np.float32([1, 1])}
+    arrays = {"original": np.array([[1, np.nan], [2, 1]], np.float32), "g": np.float32([1, 1])}
     assert fold(Rule((Norm(0, guard),)), arrays, "float32")[1].nonfinite == Rows(1, (0,))
-    arrays = {"original": np.float32([[1e-13, 0]]), "g": np.float32([3e38])}
+    arrays = {"original": np.array([[1e-13, 0]], np.float32), "g": np.float32([3e38])}
     assert not fold(Rule((Norm(0, guard),)), arrays, "float32")[1].overflow.count
     arrays = {"original": np.float32([[1, 0]]), "g": np.float32([7e4])}
     assert fold(Rule((Norm(0, guard),)), arrays, "float16")[1].overflow == Rows(1, (0,))
