@@ -199,7 +199,7 @@ def option(name: str, *value: object, glob: str = "", metavar: str = "") -> str:
     if _in_python.get():
         if glob:
             return f"{name}='{glob}'"
-        given = [f'"{each}"' if isinstance(each, str) and not _is_bare(each) else str(each) for each in value]
+        given = [str(each) if _is_bare(each) else f'"{each}"' for each in value]
         return f"{name}=[{', '.join(given)}]" if len(given) > 1 else f"{name}={given[0] if given else '…'}"
     dashed = f"--{name.replace('_', '-')}"
     if glob or metavar:

@@ -53,7 +53,8 @@ def _unit(eps: float, scale: float = 1.0) -> Unit:
 
 
 def _length(v: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(v, dim=(1, 2), keepdim=True)
+    norms: Tensor = torch.linalg.vector_norm(v, dim=(1, 2), keepdim=True)
+    return norms
 
 
 def _chosen(v: Tensor, g: Tensor) -> Tensor:
@@ -68,7 +69,7 @@ def _edm2(v: Tensor, _g: Tensor) -> Tensor:
 
 
 def _flat(v: Tensor) -> Tensor:
-    return functional.normalize(v.flatten(1)).view_as(v)
+    return torch.as_tensor(functional.normalize(v.flatten(1))).view_as(v)
 
 
 #: Elements of a row, and rows.

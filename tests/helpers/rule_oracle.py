@@ -229,9 +229,10 @@ def _dot(a: list[Fraction], b: list[Fraction]) -> Fraction:
 
 
 def _root(square: Fraction) -> Fraction:
-    """√square, exactly where it is rational, else to 600 bits."""
+    """√square, exactly where it is rational, else to 600 bits and more."""
     up, down = math.isqrt(square.numerator), math.isqrt(square.denominator)
     if (up**2, down**2) == (square.numerator, square.denominator):
         return Fraction(up, down)
-    scaled = square * 4**_BITS
-    return Fraction(math.isqrt(scaled.numerator // scaled.denominator), 2**_BITS)
+    bits = _BITS + max(square.denominator.bit_length() - square.numerator.bit_length(), 0) // 2
+    scaled = square * 4**bits
+    return Fraction(math.isqrt(scaled.numerator // scaled.denominator), 2**bits)

@@ -13,8 +13,10 @@ from wnconvert.plan.plan import Plan
 from wnconvert.reports.cards import card_text
 from wnconvert.reports.drawings import drawn_on
 from wnconvert.reports.frames import frame_of
+from wnconvert.reports.html.comparisons import comparison_page
 from wnconvert.reports.html.inspections import inspection_page
 from wnconvert.reports.html.page import Page, page_text, write_page
+from wnconvert.reports.html.proofs import proof_page
 from wnconvert.reports.tables import Table, html_text
 from wnconvert.reports.text.comparisons import comparison_line, comparison_more, comparison_table
 from wnconvert.reports.text.conversions import (
@@ -84,6 +86,18 @@ def _page(result: Paged) -> Page:
 @_page.register
 def _page_of_inspection(found: Inspection) -> Page:
     return inspection_page(found)
+
+
+@_page.register
+def _page_of_comparison(found: Comparison) -> Page:
+    with options_as_python():
+        return comparison_page(found)
+
+
+@_page.register
+def _page_of_report(report: ExportReport) -> Page:
+    with options_as_python():
+        return proof_page(report, f"wnconvert {'check' if report.exporter is None else 'export'}")
 
 
 def model_card(found: Shown, report: Shown) -> str:

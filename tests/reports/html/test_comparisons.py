@@ -34,7 +34,8 @@ def data_in(text: str) -> Any:
 def test_distances_are_counted_in_powers_of_two_and_none_is_lost(tmp_path: Path) -> None:
     base = np.float32(1)
     apart = [0, 1, 2, 3, 4, 7, 8, 1000]
-    values = (np.full(len(apart), base).view(np.uint32) + np.uint32(apart)).view(np.float32)
+    codes = np.full(len(apart), base).view(np.uint32) + np.array(apart, np.uint32)
+    values = codes.astype(np.uint32).view(np.float32)
     save_file({"w": np.append(values, np.float32(np.nan))}, tmp_path / "a")
     save_file({"w": np.full(len(apart) + 1, base)}, tmp_path / "b")
     (found,) = compare_files(tmp_path / "a", tmp_path / "b").differing
@@ -70,6 +71,14 @@ def test_a_page_of_what_is_equal_says_so() -> None:
     assert "None: all 156 tensors are equal." in text
     assert 'class="notice fine"' in text
     assert 'id="overview"' not in text
+
+
+def test_a_comparison_is_a_page_in_python_too(tmp_path: Path) -> None:
+    found = comparison(tmp_path)
+    found.to_html(tmp_path / "x.html")
+    text = (tmp_path / "x.html").read_text()
+    assert text == found.to_html()
+    assert "the other values would pass with atol=0.5" in text
 
 
 def test_odd_names_are_texts_in_the_page(tmp_path: Path) -> None:

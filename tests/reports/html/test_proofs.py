@@ -72,7 +72,13 @@ def test_a_sound_is_a_wav_file_of_the_same_samples() -> None:
 
 @pytest.mark.parametrize(
     "values",
-    [TONE.astype(np.int32), TONE.astype(np.complex64), TONE.reshape(2, 2000), np.float32([1.0]), TONE > 0],
+    [
+        TONE.astype(np.int32),
+        TONE.astype(np.complex64),
+        TONE.reshape(2, 2000),
+        np.ones(1, np.float32),
+        TONE > 0,
+    ],
     ids=["integers", "complex", "two rows", "one number", "bools"],
 )
 def test_what_is_not_one_row_of_real_floats_is_no_waveform(values: np.ndarray) -> None:
@@ -148,6 +154,10 @@ def test_odd_names_are_texts_in_the_page() -> None:
     for name in ("script", "style", "img", "audio"):
         assert Tags(text).count(name) == Tags(plain).count(name)
     assert not set(text) & {"\x1b", "\u202e", "\udc80"}
+
+
+def test_a_report_is_a_page_in_python_too() -> None:
+    assert export_report().to_html() == page_text(proof_page(export_report(), "wnconvert check"))
 
 
 def test_the_json_of_a_report_has_no_elements_of_outputs() -> None:

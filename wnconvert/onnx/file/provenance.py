@@ -21,6 +21,7 @@ __all__ = [
     "NO_PROVENANCE",
     "PROVENANCE_KEY",
     "Provenance",
+    "is_provenance",
     "made_step",
     "metadata_entry",
     "provenance_in",
@@ -63,14 +64,20 @@ def read_provenance(text: str, starts: Iterable[int]) -> Provenance:
     return Provenance(tuple(steps), found, notes)
 
 
+def is_provenance(wire: Wire, record: WireField) -> bool:
+    """Whether a record of a model is an entry of its metadata under the key."""
+    if record.number != _METADATA:
+        return False
+    key = {item.number: item for item in wire.records(record)}.get(1)
+    return key is not None and wire.span(key.body, key.end - key.body) == PROVENANCE_KEY.encode()
+
+
 def provenance_in(wire: Wire, entries: Iterable[WireField]) -> Provenance:
     """What stands under the key in the metadata of a model; the last of several counts."""
     texts: dict[int, WireField | None] = {}
     for entry in entries:
-        parts = {item.number: item for item in wire.records(entry)}
-        key = parts.get(1)
-        if key is not None and key.end - key.body == len(PROVENANCE_KEY) and wire.text(key) == PROVENANCE_KEY:
-            texts[entry.start] = parts.get(2)
+        if is_provenance(wire, entry):
+            texts[entry.start] = {item.number: item for item in wire.records(entry)}.get(2)
     if not texts:
         return NO_PROVENANCE
     value = list(texts.values())[-1]

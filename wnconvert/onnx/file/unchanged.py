@@ -18,6 +18,7 @@ from wnconvert.onnx.file.fields import (
     external_key,
 )
 from wnconvert.onnx.file.model import GraphEdits
+from wnconvert.onnx.file.provenance import is_provenance
 from wnconvert.onnx.file.reader import OnnxFile
 from wnconvert.onnx.file.wire import Message, Wire, WireField
 from wnconvert.tensors.blocks import BLOCK_BYTES
@@ -85,6 +86,8 @@ class _Compared:
                 (renamed and record.number == TENSOR_NAME)
                 or (external and record.number == ENTRY and external_key(wire, record) in PLACE)
             )
+        if kind == "model":  # wnconvert's own record is written behind what is proven
+            return is_provenance
         names = self.edited.names_of(kind, start)
         return lambda wire, record: record.number in names
 

@@ -141,6 +141,22 @@ class Wire:
         return FormatError(f"it is damaged at byte {at}: {what}", fix=GET_AGAIN)
 
     def _record(self, at: int, end: int) -> WireField:
+        return self._short(at, end) or self._any(at, end)
+
+    def _short(self, at: int, end: int) -> WireField | None:
+        """A record in the window whose tag and length, or number, are a byte each, as nearly all are."""
+        place, data = at - self._start, self._data
+        if not 0 <= place < len(data) - 1 or at + 2 > end:
+            return None
+        tag, value = data[place], data[place + 1]
+        if tag >= 0x80 or value >= 0x80 or tag < 8:
+            return None
+        if tag & 7 == BYTES:
+            stop = at + 2 + value
+            return WireField(tag >> 3, BYTES, at, at + 2, stop, 0) if stop <= end else None
+        return WireField(tag >> 3, VARINT, at, at + 1, at + 2, value) if tag & 7 == VARINT else None
+
+    def _any(self, at: int, end: int) -> WireField:
         # A tag and a length take at most 20 bytes.
         head = self._bytes(at, min(2 * _LONGEST_VARINT, end - at))
         tag, used = self._varint(head, 0, at)

@@ -13,6 +13,7 @@ from threading import Thread
 from typing import Any, NoReturn
 
 from wnconvert.errors import InputError, WnconvertError
+from wnconvert.heap import keep_large_apart
 from wnconvert.messages import printable
 from wnconvert.onnx.runtime.frames import MODEL, Frame, receive, send
 from wnconvert.onnx.runtime.memory import limit_memory
@@ -25,6 +26,7 @@ __all__ = ["serve"]
 
 def serve() -> NoReturn:
     """Answer, one request after the other; the process ends when nobody can ask any more."""
+    keep_large_apart()  # what one model needed is not what the next has
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the other process's, which ends this one
     asked, answers = FileIO(os.dup(0)), FileIO(os.dup(1), "w")
     nowhere = os.open(os.devnull, os.O_RDWR)

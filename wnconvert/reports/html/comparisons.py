@@ -28,6 +28,7 @@ def comparison_page(found: Comparison) -> Page:
     shown = {
         "found": found,
         "verdict": comparison_line(found),
+        "advice": found.advice,
         "facts": list(_facts(found)),
         "columns": [(head, _css(head, numbers)) for head in (*heads, *_WORST)] if rows else [],
         "rows": [

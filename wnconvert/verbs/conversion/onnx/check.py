@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from wnconvert.errors import InputError, VerifyError
+from wnconvert.heap import give_back
 from wnconvert.messages import REPORT_BUG, counted, listed, printable, to_install
 from wnconvert.numerics.rows import RowPolicy
 from wnconvert.onnx.file.model import Constant, Node, OnnxFunction
@@ -84,6 +85,7 @@ def check_fold(
         # It starts while onnx's checker works.
         runtime = stack.enter_context(Runtime(proving.timeout)) if proving.runs else None
         notes = list(_checked(original, path))
+        give_back()  # the checker had the whole model in memory
         try:
             ran = _run(opened, fold, written, runtime, numbers=numbers, proving=proving)
         except VerifyError as error:

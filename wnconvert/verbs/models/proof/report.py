@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from wnconvert.messages import counted, short_repr
 from wnconvert.plan.plan import ComputedWeight
-from wnconvert.shown import Drawn
+from wnconvert.shown import Paged
 from wnconvert.verbs.models.proof.outputs import OutputProof
 from wnconvert.verbs.models.proof.proof import Proof
 
@@ -65,7 +65,7 @@ class TimedSteps:
 
 
 @dataclass(frozen=True, slots=True, repr=False)
-class ExportReport(Drawn):
+class ExportReport(Paged):
     """The result of an export or a check; true if the model is equal to its reference.
 
     ``model`` is the path of the model, ``size`` its bytes with external data, and ``reference`` describes
