@@ -54,16 +54,14 @@ def show_inspections(
     else:
         _check_of_several(sort, lists=style != "json" and (options["tensors"] or options["metadata"]))
     _check_outputs(plot, html, force=force)
-    written: tuple[str, ...] = ()
     if request is None:
         read = options if html is None else _with_page(src[0], options)
-        whole = _one(src[0], read, no_progress=no_progress)
-        results, found, shown = [], [whole], [_asked(whole, sort, top, options)]
-        written = _written([whole], html, force=force)
+        found = [_one(src[0], read, no_progress=no_progress)]
+        results, shown = [], [_asked(found[0], sort, top, options)]
     else:
         results = inspect_many(src, request, options)
         shown = found = [result.inspection for result in results if result.inspection is not None]
-        written = _written(found, html, force=force)
+    written = _written(found, html, force=force)
     # Picture and page come before the report: an error has stdout, and its JSON, for itself.
     drawn = _drawn(shown, plot, force=force)
     width = fitting_width(wide=wide)

@@ -73,12 +73,13 @@ def plan_onnx(
     model, tree = opened.model, opened.tree()
     found = find_graph_layers(model, selection.kinds)
     layers = tuple(item for item in found.layers if selection.wants(item.layer.name))
-    at_run = _at_run(model, found, layers)
+    index = index_of(model)
+    at_run = _at_run(model, index, found, layers)
     names = [*(item.layer.name for item in found.layers), *(no.name for no in found.refused)]
     names += [weight.name for weight in at_run] if evaluation is not None else []
     check_selection(selection, names)
     check_refused({"": [no for no in found.refused if selection.wants(no.name)]}, "folded")
-    chosen = _Chosen(index_of(model), found, selection, evaluation)
+    chosen = _Chosen(index, found, selection, evaluation)
     evaluated, left = chosen.among(at_run, {item.layer.name for item in layers})
     if (layers or evaluated) and opened.has_training:
         raise LayerError(
@@ -117,25 +118,29 @@ def weights_left(model: Model, found: GraphLayers) -> tuple[ComputedWeight, ...]
 
     ``found`` are the layers of some kinds. No tensor is read.
     """
-    chosen = _Chosen(index_of(model), found, Selection(), None)
-    at_run = _at_run(model, found, found.layers)
+    index = index_of(model)
+    chosen = _Chosen(index, found, Selection(), None)
+    at_run = _at_run(model, index, found, found.layers)
     return chosen.among(at_run, {item.layer.name for item in found.layers})[1]
 
 
 def weights_computed(model: Model, found: GraphLayers) -> tuple[ComputedWeight, ...]:
     """The same of a model as it is, of which no layer is folded."""
-    chosen = _Chosen(index_of(model), found, Selection(), None, "nothing folded it yet")
-    return chosen.among(_at_run(model, found, ()), ())[1]
+    index = index_of(model)
+    chosen = _Chosen(index, found, Selection(), None, "nothing folded it yet")
+    return chosen.among(_at_run(model, index, found, ()), ())[1]
 
 
-def _at_run(model: Model, found: GraphLayers, folded: Sequence[GraphLayer]) -> tuple[RunWeight, ...]:
+def _at_run(
+    model: Model, index: Index, found: GraphLayers, folded: Sequence[GraphLayer]
+) -> tuple[RunWeight, ...]:
     """The weights that a model computes at every run once some of the layers are ``folded``."""
     names: dict[ValueId, str] = {}
     for item in folded:
         for weight in item.weights:
             names |= dict.fromkeys(weight.values, item.layer.name)
         names |= {passed.value: item.layer.name for passed in item.passed}
-    return weights_at_run(model, index_of(model), names, found.known)
+    return weights_at_run(model, index, names, found.known)
 
 
 @dataclass(frozen=True, slots=True)
