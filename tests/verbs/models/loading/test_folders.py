@@ -251,9 +251,6 @@ def test_weights_of_another_dtype_are_said(copy: Path) -> None:
     assert {value.dtype for value in made.module.parameters()} == {torch.float32}
 
 
-OOBLECK = ("encoder_hidden_size", "decoder_channels", "decoder_input_channels")
-
-
 @pytest.mark.full
 @pytest.mark.parametrize(
     ("name", "settings"),
@@ -262,7 +259,7 @@ OOBLECK = ("encoder_hidden_size", "decoder_channels", "decoder_input_channels")
         ("MiniMaxMusic3Vocoder", {"latent_channels": 8, "decoder_input_dim": 8, "decoder_hidden_dim": 32}),
         (
             "AutoencoderOobleck",
-            {"encoder_hidden_size": 4, "decoder_channels": 4, "decoder_input_channels": 4},
+            {"encoder_hidden_size": 8, "decoder_channels": 4, "decoder_input_channels": 4},
         ),
     ],
 )

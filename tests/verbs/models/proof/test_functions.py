@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections import OrderedDict
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from tests.helpers.export_models import Branching, vocoder
 from wnconvert.errors import ArgumentError, InputError
@@ -168,3 +171,14 @@ def test_what_is_wrapped_around_a_module_is_taken_off() -> None:
     compiled: Any = torch.compile(nn.DataParallel(model), backend="eager")
     assert unwrapped(compiled) is model
     assert unwrapped(model) is model
+
+
+def test_a_dataclass_that_torch_knows_without_its_keys_is_opened() -> None:
+    @dataclasses.dataclass
+    class Decoded(OrderedDict[str, Tensor]):  # as diffusers has them
+        sample: Tensor
+
+    pytree.register_pytree_node(Decoded, lambda it: ([it.sample], None), lambda values, _: Decoded(*values))
+    zero = torch.zeros(1)
+    assert [name for name, _ in named_outputs(Decoded(zero))] == ["sample"]
+    assert [name for name, _ in named_outputs({"a": Decoded(zero), "b": (zero, None)})] == ["a.sample", "b.0"]

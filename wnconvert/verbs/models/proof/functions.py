@@ -185,7 +185,10 @@ def _leaves(found: Any, around: tuple[int, ...] = ()) -> list[tuple[tuple[Any, .
 
     ``around`` are the ids of the dataclasses around ``found``: a dataclass may hold itself.
     """
-    leaves, _ = pytree.tree_flatten_with_path(found)
+    try:
+        leaves, _ = pytree.tree_flatten_with_path(found)
+    except ValueError:  # diffusers' outputs are known to torch without their keys, and are dataclasses
+        leaves, _ = pytree.tree_flatten_with_path(found, is_leaf=dataclasses.is_dataclass)
     every: list[tuple[tuple[Any, ...], Any]] = []
     for path, leaf in leaves:
         is_open = dataclasses.is_dataclass(leaf) and not isinstance(
