@@ -54,7 +54,6 @@ def show_inspections(
     else:
         _check_of_several(sort, lists=style != "json" and (options["tensors"] or options["metadata"]))
     _check_outputs(plot, html, force=force)
-    written: tuple[str, ...] = ()
     if request is None:
         read = options if html is None else _with_page(src[0], options)
         whole = _one(src[0], read, no_progress=no_progress)
