@@ -13,7 +13,7 @@ import click
 
 from wnconvert.cli.completion import state_dicts
 from wnconvert.cli.options import CLEAN, RECORD, TIME_LIMIT, epilog, with_options, with_output
-from wnconvert.cli.runs.pages import FORCE_PAGE, PAGE, PageFile
+from wnconvert.cli.runs.pages import FORCE_PAGE, HTML_PAGE, PageFile
 from wnconvert.cli.runs.start import check_torch
 from wnconvert.cli.terminal import StepLines, alarm, fitting_width, stdout_to_stderr
 from wnconvert.errors import ArgumentError, OutputError
@@ -186,7 +186,7 @@ _REPORTING = with_options(
 )
 @click.option("-f", "--force", is_flag=True, help="Replace OUT, and the card and the page, if they exist.")
 @CLEAN
-@PAGE
+@HTML_PAGE
 @_REPORTING
 def export(model: str, out: str | None, *, list_inputs: bool, **options: Any) -> int:
     """Export a model to ONNX with weight norm folded, and prove that it is equal.
@@ -236,7 +236,7 @@ def export(model: str, out: str | None, *, list_inputs: bool, **options: Any) ->
 )
 @_FED
 @_PROOF
-@PAGE
+@HTML_PAGE
 @FORCE_PAGE
 @_REPORTING
 def check(path: str, model: str, **options: Any) -> int:

@@ -35,7 +35,7 @@ from wnconvert.cli.runs.fleets import FLEET, FLEET_TO_READ
 from wnconvert.cli.runs.inspection import show_inspections
 from wnconvert.cli.runs.many import compare_many
 from wnconvert.cli.runs.models import BY_MODEL, told_by_model
-from wnconvert.cli.runs.pages import FORCE_PAGE, PAGE, PageFile
+from wnconvert.cli.runs.pages import FORCE_PAGE, HTML_PAGE, PageFile
 from wnconvert.cli.runs.start import load_lightly
 
 if TYPE_CHECKING:
@@ -326,7 +326,7 @@ def inspect(src: tuple[str, ...], *, json: bool, **options: Any) -> int:
 @click.option(
     "--wide", is_flag=True, help="Show long names in full, even if they are wider than the terminal."
 )
-@PAGE
+@HTML_PAGE
 @FORCE_PAGE
 @with_output
 @VERBOSE

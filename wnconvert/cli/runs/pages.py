@@ -14,10 +14,10 @@ from wnconvert.messages import printable
 if TYPE_CHECKING:
     from wnconvert.reports.html.page import Page
 
-__all__ = ["FORCE_PAGE", "PAGE", "PageFile"]
+__all__ = ["FORCE_PAGE", "HTML_PAGE", "PageFile"]
 
 
-PAGE = click.option(
+HTML_PAGE = click.option(
     "--html",
     type=click.Path(),
     metavar="FILE",
