@@ -116,7 +116,7 @@ def coded(x: Floats, dtype: str, kind: str, *, shifted: bool = False, scale_dtyp
     scale = np.asarray(top * 2 / (most - least), scale_dtype)
     zero = np.full(scale.shape, 0.0 if least < 0 else (least + most + 1) // 2)
     if shifted:
-        zero += np.random.default_rng(1).integers(-2, 3, scale.shape)
+        zero += np.random.default_rng(1).integers(1, 3, scale.shape)
     wide, moved = spread(scale.astype(np.float64)), spread(zero)
     raw = x / wide
     codes = raw if dtype.startswith("float8") else np.clip(np.rint(raw) + moved, least, most)
