@@ -11,7 +11,7 @@ import pytest
 from wnconvert.errors import FormatError
 from wnconvert.tensors.files import MemoryFile
 from wnconvert.tensors.tree import ByteRange
-from wnconvert.tensors.views import Assembled, Chunk, Held
+from wnconvert.tensors.views.assembled import Assembled, Chunk, Held
 
 
 class Counted(MemoryFile):

@@ -98,6 +98,12 @@ FORMAT_CHOICES = ("table", "json", "csv", "markdown")
 )
 @DROPS_OPTIMIZER
 @click.option(
+    "--requantize",
+    is_flag=True,
+    help="Store the weights of an ONNX model whose v is stored as codes (int8) as codes again, by the same "
+    "scheme, and say how far they are.",
+)
+@click.option(
     "--proof",
     type=click.Choice(PROOFS),
     default="model",

@@ -35,7 +35,7 @@ from wnconvert.tensors.dtypes import DTYPES, DType
 from wnconvert.tensors.files import PartOfFile, ReadableFile
 from wnconvert.tensors.limits import PICKLE, megabytes
 from wnconvert.tensors.tree import ByteRange, StoredTensor, TensorInfo, contiguous_strides
-from wnconvert.tensors.views import Assembled, Chunk, FileView
+from wnconvert.tensors.views.assembled import Assembled, Chunk, FileView
 
 __all__ = ["DistributedFile", "open_distributed"]
 

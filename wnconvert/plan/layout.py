@@ -10,11 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import ClassVar, Protocol
+from typing import ClassVar, Literal, Protocol
 
 from wnconvert.layers.rules import ORIGINAL, G, Norm, Rule
 from wnconvert.tensors.dtypes import DType
 from wnconvert.tensors.tree import ByteRange, Dim, StoredTensor
+from wnconvert.tensors.views.quantization import Elementwise, Quantization
 
 __all__ = [
     "Blob",
@@ -25,11 +26,13 @@ __all__ = [
     "Filled",
     "FoldBias",
     "FoldLayer",
+    "FoldThrough",
     "Gather",
     "Layout",
     "Norms",
     "Part",
     "Parts",
+    "Requantized",
     "Work",
 ]
 
@@ -113,6 +116,85 @@ class FoldLayer:
     def effort(self, size: int) -> int:
         """About the bytes that are written."""
         return size
+
+
+@dataclass(frozen=True, slots=True)
+class FoldThrough:
+    """What ``steps`` make of a folded weight, one after another, each rounded as the graph rounds it."""
+
+    fold: FoldLayer
+    steps: tuple[Elementwise, ...]
+
+    @property
+    def where(self) -> str:
+        """The layer that is made."""
+        return self.fold.where
+
+    @property
+    def rule(self) -> Rule:
+        """How the weight is computed that the steps start from."""
+        return self.fold.rule
+
+    @property
+    def parts(self) -> tuple[tuple[str, StoredTensor], ...]:
+        """The tensors of that weight, by their roles."""
+        return self.fold.parts
+
+    @property
+    def dtype(self) -> DType:
+        """The dtype of what the last step makes."""
+        return self.steps[-1].dtype
+
+    @property
+    def reads(self) -> Iterable[StoredTensor]:
+        """The tensors that are read element by element."""
+        return (*self.fold.reads, *(tensor for step in self.steps for tensor in step.reads))
+
+    def effort(self, size: int) -> int:
+        """About the bytes that are read."""
+        return max(size, dict(self.fold.parts)[ORIGINAL].info.nbytes)
+
+
+@dataclass(frozen=True, slots=True)
+class Requantized:
+    """A folded weight as codes, by the scheme ``how`` of its original: these, their scale, or their zero.
+
+    The scale and the zero of ``how`` are the original's, for their shapes: new ones are chosen by the weight.
+    """
+
+    fold: FoldLayer
+    how: Quantization
+    part: Literal["codes", "scale", "zero"]
+
+    @property
+    def where(self) -> str:
+        """The layer that is made."""
+        return self.fold.where
+
+    @property
+    def rule(self) -> Rule:
+        """How the weight is computed."""
+        return self.fold.rule
+
+    @property
+    def parts(self) -> tuple[tuple[str, StoredTensor], ...]:
+        """The tensors of that weight, by their roles."""
+        return self.fold.parts
+
+    @property
+    def dtype(self) -> DType:
+        """The dtype of what is made."""
+        return self.how.scale.info.dtype if self.part == "scale" else self.how.dtype
+
+    @property
+    def reads(self) -> Iterable[StoredTensor]:
+        """The tensors that are read element by element."""
+        zero = () if self.how.zero is None else (self.how.zero,)
+        return (*self.fold.reads, *zero)
+
+    def effort(self, size: int) -> int:
+        """About the bytes that are read."""
+        return max(size, dict(self.fold.parts)[ORIGINAL].info.nbytes)
 
 
 @dataclass(frozen=True, slots=True)

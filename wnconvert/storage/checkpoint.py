@@ -30,7 +30,7 @@ from wnconvert.storage.stores.store import PathKind
 from wnconvert.tensors.containers import Container
 from wnconvert.tensors.files import Identity, ReadableFile
 from wnconvert.tensors.tree import Tree
-from wnconvert.tensors.views import FileView
+from wnconvert.tensors.views.assembled import FileView
 
 if TYPE_CHECKING:
     from wnconvert.formats.torch.reader import TorchFile

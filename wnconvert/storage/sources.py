@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import PurePath
 from types import TracebackType
 from typing import Any
@@ -20,7 +21,8 @@ from wnconvert.storage.stores.kept import MOST_OPEN, KeptFiles
 from wnconvert.tensors.blocks import BLOCK_BYTES, Array, Block, Read
 from wnconvert.tensors.files import FarFile, ReadableFile
 from wnconvert.tensors.tree import ByteRange, StoredTensor
-from wnconvert.tensors.views import FileView
+from wnconvert.tensors.views.assembled import FileView
+from wnconvert.tensors.views.quantization import ViewedTensor
 
 __all__ = ["Source"]
 
@@ -35,7 +37,8 @@ class Source:
     """The opened files of a checkpoint; close it, or use it in a ``with`` statement.
 
     ``on_read`` is called with the number of bytes of every reading, from any thread. ``opener`` opens each
-    of the ``shards``, at once if they are few, else when it is read; views are opened over those before them.
+    of the ``shards``, at once if they are few, else when it is read; views are opened over those before them,
+    that of a ``ViewedTensor`` when it is read.
     """
 
     def __init__(
@@ -47,6 +50,8 @@ class Source:
         self._on_read = on_read
         self._local = threading.local()
         self.files: list[ReadableFile] = []
+        self._viewed: dict[FileView, int] = {}
+        self._opening = threading.Lock()
         self._kept = KeptFiles(opener)
         is_few = sum(not isinstance(shard, FileView) for shard in shards) <= MOST_OPEN
         open_one = opener if is_few else self._kept.file
@@ -105,7 +110,8 @@ class Source:
         """Fetch tensors that are read soon, where a file is far: in as few journeys as can be."""
         ranges: dict[int, list[ByteRange]] = {}
         for tensor in tensors:
-            ranges.setdefault(tensor.data.shard, []).append(tensor.data)
+            if not isinstance(tensor, ViewedTensor):  # what a view is made of is read by itself
+                ranges.setdefault(tensor.data.shard, []).append(tensor.data)
         for shard, of_file in ranges.items():
             file = self.files[shard]
             if isinstance(file, FarFile):
@@ -119,6 +125,8 @@ class Source:
         """
         dtype = tensor.info.dtype
         kind = dtype.elements()
+        if isinstance(tensor, ViewedTensor):
+            tensor = self._placed(tensor)
         if not tensor.is_contiguous:
             return _Gathered(self, tensor, kind)
         start, size, shard = tensor.data.start, dtype.itemsize, tensor.data.shard
@@ -128,6 +136,15 @@ class Source:
             return np.frombuffer(data, kind).reshape(block.shape)
 
         return read
+
+    def _placed(self, tensor: ViewedTensor) -> StoredTensor:
+        """The tensor, with the number of its view among the files."""
+        with self._opening:
+            if tensor.made not in self._viewed:
+                self._viewed[tensor.made] = len(self.files)
+                self.files.append(tensor.made.over(self.files))
+            shard = self._viewed[tensor.made]
+        return replace(tensor, storage=replace(tensor.storage, shard=shard))
 
     def whole(self, tensor: StoredTensor) -> Array:
         """All elements of a foldable tensor, in its own shape (for magnitudes, which are small)."""

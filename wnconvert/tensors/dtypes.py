@@ -111,6 +111,8 @@ _ALL = (
     DType("float4_e2m1fn", 4, "F4"),
     DType("float6_e2m3fn", 6, "F6_E2M3"),
     DType("float6_e3m2fn", 6, "F6_E3M2"),
+    DType("int4", 4),
+    DType("uint4", 4),
     DType("qint8", 8, "", "QInt8Storage"),
     DType("quint8", 8, "", "QUInt8Storage"),
     DType("qint32", 32, "", "QInt32Storage"),

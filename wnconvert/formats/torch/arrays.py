@@ -16,7 +16,7 @@ from wnconvert.formats.pickle.values import Global, Object, Unwritten, Value
 from wnconvert.tensors.dtypes import DTYPES, DType
 from wnconvert.tensors.files import GET_AGAIN
 from wnconvert.tensors.tree import ByteRange, StoredTensor, TensorInfo, contiguous_strides
-from wnconvert.tensors.views import Held
+from wnconvert.tensors.views.assembled import Held
 
 __all__ = ["ArrayRecord", "HeldArrays", "is_array", "read_array", "with_content"]
 

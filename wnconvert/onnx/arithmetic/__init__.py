@@ -5,10 +5,12 @@ monomials     products of powers of tensors, by shapes alone
 powers        powers of monomials, and guarded ones
 sums          sums of such products, and products of matrices
 rowwise       sums of products of elements and of means of rows
+staged        products that are rounded to whole numbers on the way
 known         what is known of a value
 rowoperators  the result of an operator on such sums
 guards        the result of an operator that guards a value
 operators     the result of an operator, as far as its inputs are known
+codes         operators on codes, and the numbers that they stand for
 meaning       the rule by which a monomial is a weight
 standardized  the formula of weight standardization that a sum of such products is
 """

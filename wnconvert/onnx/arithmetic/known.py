@@ -10,6 +10,7 @@ import numpy as np
 
 from wnconvert.onnx.arithmetic.monomials import Monomial, ones
 from wnconvert.onnx.arithmetic.rowwise import RowValue
+from wnconvert.onnx.arithmetic.staged import Roundings
 from wnconvert.tensors.blocks import Array
 from wnconvert.tensors.dtypes import DType
 
@@ -33,8 +34,9 @@ class Compared:
 class KnownValue:
     """A value of which something is known: shape and dtype, and its numbers, its monomial, or more.
 
-    ``rows`` is what it is by the rows of a tensor. ``coarse`` is true if it was rounded to float16 or
-    bfloat16 on the way, so that a wider dtype gives it no more digits. ``compared`` is what truth values say.
+    ``rows`` is what it is by the rows of a tensor, ``staged`` what it is with roundings to whole numbers on
+    the way; then it has no monomial. ``coarse`` is true if it was rounded to float16 or bfloat16 on the way,
+    so that a wider dtype gives it no more digits. ``compared`` is what truth values say.
     """
 
     shape: tuple[int, ...]
@@ -44,6 +46,7 @@ class KnownValue:
     coarse: bool = False
     rows: RowValue | None = None
     compared: Compared | None = None
+    staged: Roundings | None = None
 
     @property
     def product(self) -> Monomial | None:

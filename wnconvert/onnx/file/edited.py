@@ -5,13 +5,22 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Mapping
 
-from wnconvert.onnx.file.fields import FUNCTION_INPUT, NODE_INPUT, NODE_NAME, NODE_OP, NODE_OUTPUT
+from wnconvert.onnx.file.fields import (
+    FUNCTION_INPUT,
+    NODE_ATTRIBUTE,
+    NODE_INPUT,
+    NODE_NAME,
+    NODE_OP,
+    NODE_OUTPUT,
+)
 from wnconvert.onnx.file.model import GraphEdits, NewNode, NewTensor
 from wnconvert.onnx.file.reader import OnnxFile
-from wnconvert.onnx.file.wire import Message, WireField, bytes_record
+from wnconvert.onnx.file.wire import Message, WireField, bytes_record, int_record
 from wnconvert.tensors.tree import ByteRange
 
 __all__ = ["EditedPlaces"]
+
+_WHOLE_NUMBER = 2  # AttributeProto.AttributeType
 
 
 class EditedPlaces:
@@ -69,4 +78,14 @@ def _content(node: NewNode) -> bytes:
         (NODE_NAME, node.name),
         (NODE_OP, node.op),
     )
-    return b"".join(bytes_record(number, text.encode()) for number, text in texts)
+    return b"".join(
+        (
+            *(bytes_record(number, text.encode()) for number, text in texts),
+            *(bytes_record(NODE_ATTRIBUTE, _attribute(*each)) for each in node.attributes),
+        )
+    )
+
+
+def _attribute(name: str, number: int) -> bytes:
+    """The content of an AttributeProto that is a whole number."""
+    return bytes_record(1, name.encode()) + int_record(3, number) + int_record(20, _WHOLE_NUMBER)

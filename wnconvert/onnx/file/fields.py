@@ -10,6 +10,7 @@ __all__ = [
     "FUNCTION_NODE",
     "GRAPH_TENSOR",
     "INSIDE",
+    "NODE_ATTRIBUTE",
     "NODE_INPUT",
     "NODE_NAME",
     "NODE_OP",
@@ -30,7 +31,7 @@ INSIDE: dict[str, dict[int, str]] = {
     "attribute": {5: "tensor", 6: "graph", 10: "tensor", 11: "graph", 22: "sparse", 23: "sparse"},
     "sparse": {1: "tensor", 2: "tensor"},
 }
-NODE_INPUT, NODE_OUTPUT, NODE_NAME, NODE_OP = 1, 2, 3, 4
+NODE_INPUT, NODE_OUTPUT, NODE_NAME, NODE_OP, NODE_ATTRIBUTE = 1, 2, 3, 4, 5
 FUNCTION_INPUT, FUNCTION_NODE, GRAPH_TENSOR = 4, 7, 5
 TENSOR_NAME, ENTRY = 8, 13
 PLACE = ("location", "offset", "length")

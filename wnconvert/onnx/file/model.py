@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from wnconvert.layers.rules import ORIGINAL, Rule
-from wnconvert.plan.layout import Evaluate, FoldBias, FoldLayer
+from wnconvert.plan.layout import Evaluate, FoldBias, FoldLayer, FoldThrough, Requantized
 from wnconvert.tensors.dtypes import DType
 from wnconvert.tensors.tree import ByteRange, Shape, StoredTensor, TensorInfo
 
@@ -36,7 +36,8 @@ class Constant:
 
     ``tensor`` is None where its elements do not lie end to end as numbers (strings, half precision spelled as
     varints). ``values`` are its elements in C order where they are few (at most 64) and numbers, else None.
-    ``info`` is there wherever dtype and shape are known, with ``tensor`` or without.
+    ``info`` is there wherever dtype and shape are known, with ``tensor`` or without. ``held`` are elements of
+    one byte each that stand as varints.
     """
 
     name: str
@@ -45,6 +46,12 @@ class Constant:
     record: ByteRange
     is_external: bool = False
     info: TensorInfo | None = None
+    held: StoredTensor | None = None
+
+    @property
+    def elements(self) -> StoredTensor | None:
+        """Its elements, wherever they stand; None if they can only be told one by one."""
+        return self.tensor or self.held
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +159,7 @@ class NewTensor:
     name: str
     layer: str
     shape: Shape
-    work: FoldLayer | FoldBias | Evaluate
+    work: FoldLayer | FoldThrough | Requantized | FoldBias | Evaluate
 
     @property
     def rule(self) -> Rule:
@@ -184,12 +191,13 @@ class NewTensor:
 
 @dataclass(frozen=True, slots=True)
 class NewNode:
-    """A node of the ONNX domain, without attributes, in the place of another."""
+    """A node of the ONNX domain in the place of another, with ``attributes`` that are whole numbers."""
 
     name: str
     op: str
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
+    attributes: tuple[tuple[str, int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,8 @@ from wnconvert.onnx.file.wire import BYTES, Wire, WireField
 from wnconvert.tensors.dtypes import DTYPES, DType
 from wnconvert.tensors.files import GET_AGAIN, ReadableFile
 from wnconvert.tensors.tree import ByteRange, StoredTensor, TensorInfo, contiguous_strides
+from wnconvert.tensors.views.assembled import Held
+from wnconvert.tensors.views.quantization import ViewedTensor
 
 __all__ = ["CODES", "EXTERNAL", "Tensors", "stated_sizes"]
 
@@ -45,11 +47,13 @@ CODES: dict[str, int] = {
     "float8_e4m3fnuz": 18,
     "float8_e5m2": 19,
     "float8_e5m2fnuz": 20,
+    "uint4": 21,
+    "int4": 22,
     "float8_e8m0fnu": 24,
 }
 _DTYPES = {code: DTYPES[name] for name, code in CODES.items()}
 _BITS = {code: dtype.bits for code, dtype in _DTYPES.items()}
-_BITS |= {21: 4, 22: 4, 23: 4, 25: 2, 26: 2, 27: 6, 28: 6}  # uint4, int4, float4, uint2, int2, float6
+_BITS |= {23: 4, 25: 2, 26: 2, 27: 6, 28: 6}  # float4, uint2, int2, float6
 _STRING = 8
 
 # The fields that hold elements as numbers, and those whose elements lie end to end: their code and size.
@@ -75,6 +79,8 @@ _STRUCT = {
     "bool": "B",
 }
 _FEW = 64
+#: Elements of a tensor that is held in memory, where its bytes stand as varints: as many zero points.
+_MOST_HELD = 1 << 16
 _MOST_DIMS = 64
 
 
@@ -136,7 +142,8 @@ class Tensors:
         info = TensorInfo(parts.name, dtype, tuple(parts.dims))
         stored = None if data is None else StoredTensor(info, data, 0, contiguous_strides(info.shape))
         values = self._values(parts, dtype, numel, data, shown) if numel <= _FEW else None
-        return Constant(parts.name, stored, values, record.range, parts.is_external, info)
+        held = self._held(parts, info) if data is None and numel <= _MOST_HELD else None
+        return Constant(parts.name, stored, values, record.range, parts.is_external, info, held)
 
     def _parts(self, record: WireField) -> _Parts:
         wire, parts = self._wire, _Parts()
@@ -220,6 +227,16 @@ class Tensors:
             )
             return _numbers(bits, dtype)
         return tuple(found)
+
+    def _held(self, parts: _Parts, info: TensorInfo) -> StoredTensor | None:
+        """A tensor of bytes that stand as varints, as zero points do; None for other dtypes."""
+        if info.dtype.name not in {"int8", "uint8"}:
+            return None
+        found = [whole for run in parts.runs for whole in self._wire.wholes(run)]
+        if len(found) != info.numel:
+            return None
+        made = Held(bytes(whole & 255 for whole in found))
+        return ViewedTensor(info, ByteRange(0, info.nbytes), 0, contiguous_strides(info.shape), made=made)
 
     def _bytes(self, data: ByteRange) -> bytes:
         if not data.size:

@@ -182,7 +182,7 @@ class ModelWriter:
 
     def stored(self, tensor: NewTensor) -> list[_Part]:
         """The content of a TensorProto: where its original lay outside, so does it."""
-        size = math.prod(tensor.shape) * tensor.dtype.itemsize
+        size = (math.prod(tensor.shape) * tensor.dtype.bits + 7) // 8
         head = b"".join(int_record(1, length) for length in tensor.shape)
         head += int_record(2, CODES[tensor.dtype.name]) + bytes_record(8, tensor.name.encode())
         if tensor.is_external:

@@ -6,12 +6,13 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
-from wnconvert.layers.rules import ORIGINAL, Mask, Rule
+from wnconvert.layers.rules import ORIGINAL, G, Mask, Norm, Rule, Unit
 from wnconvert.layers.schemes import Layer, Refused
 from wnconvert.onnx.arithmetic.known import HALF_DTYPES
 from wnconvert.onnx.arithmetic.meaning import Meaning, meaning_of
-from wnconvert.onnx.arithmetic.monomials import VALUE, Factor
+from wnconvert.onnx.arithmetic.monomials import VALUE, Factor, Monomial
 from wnconvert.onnx.arithmetic.rowwise import RowValue
+from wnconvert.onnx.arithmetic.staged import Roundings
 from wnconvert.onnx.arithmetic.standardized import standardization_of
 from wnconvert.onnx.file.model import Constant, Graph, Model, OnnxFunction
 from wnconvert.onnx.graph.index import Index, ValueId, may_be_replaced, removal, unique_name
@@ -20,6 +21,7 @@ from wnconvert.onnx.graph.neighbours import Behind
 from wnconvert.onnx.graph.values import Leaf, SeenValue, Symbols
 from wnconvert.onnx.graph.views import View, bases_of, calls_of, trees_of, weight_view
 from wnconvert.tensors.tree import Shape
+from wnconvert.tensors.views.quantization import Quantization
 
 __all__ = ["INLINE", "Computed", "FunctionWeight", "GraphLayer", "Weight", "computed_layers", "why_unfit"]
 
@@ -30,10 +32,14 @@ INLINE = "inline the model's functions first (onnx.inliner.inline_local_function
 
 @dataclass(frozen=True, slots=True)
 class Weight:
-    """A layout in which a weight will be stored, and the values of the model that it replaces."""
+    """A layout in which a weight will be stored, and the values of the model that it replaces.
+
+    ``codes`` is the scheme by which it is stored as codes; None: as numbers.
+    """
 
     view: View
     values: tuple[ValueId, ...]
+    codes: Quantization | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,15 +145,45 @@ def _sighting(seen: SeenValue, leaves: Sequence[Leaf], shapes: Sequence[Shape]) 
     monomial, rows = seen.value.monomial, seen.value.rows
     if seen.value.coarse and seen.value.dtype.name not in HALF_DTYPES:
         return None  # digits that float16 has lost do not come back
+    if seen.value.staged is not None:
+        return _rounded(seen, seen.value.staged, leaves, shapes)
     if monomial is None or len(monomial.factors) < 2:
         return _standardized(seen, rows, leaves) if rows is not None else None
-    found = meaning_of(monomial, shapes, lambda number, rule: has_name_of(leaves[number].value[1], rule))
+    found = _meaning(monomial, leaves, shapes)
     if found is None:
         return None
     meaning, original = found
     parts = {role: leaves[number].stored for role, number in meaning.tensors}
     view = weight_view(monomial.dims, original, meaning.rule, parts, seen.value.dtype)
     return _Sighting(meaning, seen, view) if view is not None else None
+
+
+def _meaning(
+    monomial: Monomial, leaves: Sequence[Leaf], shapes: Sequence[Shape]
+) -> tuple[Meaning, Factor] | None:
+    return meaning_of(monomial, shapes, lambda number, rule: has_name_of(leaves[number].value[1], rule))
+
+
+def _rounded(
+    seen: SeenValue, staged: Roundings, leaves: Sequence[Leaf], shapes: Sequence[Shape]
+) -> _Sighting | None:
+    """A value that is rounded on its way as a weight: what dequantizes its codes is a use of them."""
+    found = None if staged.is_dequantized else _meaning(staged.of, leaves, shapes)
+    if found is None:
+        return None
+    meaning, original = found
+    parts = {role: leaves[number].stored for role, number in meaning.tensors}
+    view = weight_view(staged.of.dims, original, meaning.rule, parts, staged.dtype)
+    if view is None:
+        return None
+    if staged.factors:  # the norm is divided by first, and g comes after a rounding
+        *inner, norm = view.rule.operations
+        late = {dict(meaning.tensors).get(G)}
+        if not isinstance(norm, Norm) or set(staged.factors) != late:
+            return None
+        rule = Rule((*inner, Unit(norm.dim)))
+        view = replace(view, rule=rule, parts=tuple(part for part in view.parts if part[0] != G))
+    return _Sighting(meaning, seen, replace(view, steps=staged.steps))
 
 
 def _standardized(seen: SeenValue, rows: RowValue, leaves: Sequence[Leaf]) -> _Sighting | None:
@@ -298,13 +334,16 @@ def why_unfit(model: Model, index: Index, tensor: Leaf) -> tuple[str, str] | Non
             f"the elements of {name} are not stored end to end",
             "save the model again with raw_data (onnx.numpy_helper.from_array), or ",
         )
-    if may_be_replaced(index, model.ir_version, tensor.value):
+    given = [
+        each for each in (tensor.value, *tensor.beside) if may_be_replaced(index, model.ir_version, each)
+    ]
+    if given:
         remedy = (
             "export again with keep_initializers_as_inputs=False, or take it out of the inputs "
             "(python -m onnxruntime.tools.remove_initializer_from_input), or "
         )
         where = _describe(index.scopes[path])
-        return f"{name} is an input of {where} too, so a caller may replace it", remedy
+        return f"{given[0][1]} is an input of {where} too, so a caller may replace it", remedy
     return None
 
 

@@ -6,13 +6,16 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from wnconvert.errors import LayerError
+from wnconvert.layers.rules import ORIGINAL
 from wnconvert.messages import listed
 from wnconvert.onnx.file.model import GraphEdits, Model, NewNode, NewTensor, Node, OnnxFunction, Port
 from wnconvert.onnx.graph.computed import GraphLayer
 from wnconvert.onnx.graph.index import Index, Removal, ValueId, index_of, removal, unique_name
+from wnconvert.onnx.graph.names import CODES_SUFFIX
 from wnconvert.onnx.graph.views import View, calls_of
 from wnconvert.onnx.graph.weights import EvaluatedWeight
-from wnconvert.plan.layout import FoldBias, FoldLayer
+from wnconvert.plan.layout import FoldBias, FoldLayer, Requantized
+from wnconvert.tensors.views.quantization import Quantization
 
 __all__ = ["fold_edits", "renamed"]
 
@@ -49,11 +52,14 @@ def fold_edits(
             if norm.bias is not None
         },
         nodes={
-            norm.norm.record.start: NewNode(
-                norm.norm.name, "Add", (norm.norm.inputs[0], surgery.biases[number]), norm.norm.outputs
-            )
-            for number, norm in surgery.norms.items()
-            if norm.bias is None
+            **{
+                norm.norm.record.start: NewNode(
+                    norm.norm.name, "Add", (norm.norm.inputs[0], surgery.biases[number]), norm.norm.outputs
+                )
+                for number, norm in surgery.norms.items()
+                if norm.bias is None
+            },
+            **surgery.dequantizing(),
         },
         formals=surgery.formals(gone),
     )
@@ -72,6 +78,37 @@ class _Formal:
     tensors: frozenset[tuple[tuple[int, ...], tuple[int, View]]]
 
 
+@dataclass(slots=True)
+class _Coded:
+    """A weight that is stored as codes: their scheme, and the node that made the weight, in its scope.
+
+    ``scale`` and ``zero`` are the names of these; ``""``: none.
+    """
+
+    how: Quantization
+    path: str
+    maker: Node
+    scale: str = ""
+    zero: str = ""
+
+    @property
+    def attributes(self) -> tuple[tuple[str, int], ...]:
+        """Those of the node that makes numbers of the codes."""
+        if self.how.axis is None:
+            return ()
+        block = (("block_size", self.how.block),) if self.how.block else ()
+        return (("axis", self.how.axis), *block)
+
+    def tensors(self, path: str, name: str, layer: str, fold: FoldLayer) -> Iterator[NewTensor]:
+        """Zero, scale and codes, which are called ``name``."""
+        shape = dict(fold.parts)[ORIGINAL].info.shape
+        beside = self.how.scale.info.shape if self.how.axis is None else self.how.scale_shape(shape)
+        if self.zero:
+            yield NewTensor(path, self.zero, layer, beside, Requantized(fold, self.how, "zero"))
+        yield NewTensor(path, self.scale, layer, beside, Requantized(fold, self.how, "scale"))
+        yield NewTensor(path, name, layer, shape, Requantized(fold, self.how, "codes"))
+
+
 class _Surgery:
     """The replacement of each computed weight: a tensor, or an input of a function."""
 
@@ -87,10 +124,15 @@ class _Surgery:
         self.formal_names: dict[_Formal, str] = {}
         self.norms = {number: each.behind for number, each in enumerate(layers) if each.behind is not None}
         self.biases: dict[int, str] = {}
+        self.coded: dict[_Key, _Coded] = {}
         passed: dict[tuple[str, ValueId], dict[tuple[int, ...], tuple[int, View]]] = {}
         for number, layer in enumerate(layers):
             for weight in layer.weights:
                 self.names[number, weight.view] = ""
+                if weight.codes is not None:
+                    (value,) = weight.values
+                    self.coded[number, weight.view] = _Coded(weight.codes, value[0], index.makers[value])
+                    continue
                 self.replaced.update(dict.fromkeys(weight.values, (number, weight.view)))
             for one in layer.passed:
                 self.names[number, one.view] = ""
@@ -129,8 +171,12 @@ class _Surgery:
         left.subtract(name for _, name in gone.values)
         taken = {name for name, count in left.items() if count > 0}
         for key in self.names:
-            weight = key.name if isinstance(key, EvaluatedWeight) else self.layers[key[0]].layer.name
-            self.names[key] = unique_name(weight, taken)
+            name = key.name if isinstance(key, EvaluatedWeight) else self.layers[key[0]].layer.name
+            if (coded := self.coded.get(key)) is not None:
+                coded.scale = unique_name(f"{name}_scale", taken)
+                coded.zero = unique_name(f"{name}_zero_point", taken) if coded.how.zero is not None else ""
+                name += CODES_SUFFIX
+            self.names[key] = unique_name(name, taken)
         for formals in self.added.values():
             for formal in formals:
                 number = min(number for _, (number, _) in formal.tensors)
@@ -151,15 +197,22 @@ class _Surgery:
             if item.path in gone.scopes:
                 continue
             layer, shape = item.layer, view.original.info.shape
-            work = FoldLayer(view.rule, view.parts, view.dtype, f"layer {layer.name}")
-            yield NewTensor(item.path, name, layer.name, shape, work)
+            where = f"layer {layer.name}"
+            if (coded := self.coded.get((number, view))) is not None:
+                yield from coded.tensors(
+                    item.path, name, layer.name, FoldLayer(view.rule, view.parts, view.dtype, where)
+                )
+                continue
+            yield NewTensor(item.path, name, layer.name, shape, view.work(where))
             if (norm := self.norms.get(number)) is not None:
                 bias = FoldBias(view.rule, view.parts, view.dtype, f"the bias of layer {layer.name}")
                 shape = (*layer.bias_shape, *(1,) * norm.ones)
                 yield NewTensor(item.path, self.biases[number], layer.name, shape, bias)
 
     def released(self) -> Iterator[tuple[str, str]]:
-        """What norms and biases used: a scope, and the name of a value."""
+        """What norms and biases used, and what made weights: a scope, and the name of a value."""
+        for coded in self.coded.values():
+            yield from ((coded.path, name) for name in coded.maker.inputs)
         for norm in self.norms.values():
             yield from ((norm.path, name) for name in norm.norm.inputs[1:])
             if norm.bias is not None and norm.bias.value is not None:
@@ -172,6 +225,19 @@ class _Surgery:
                 yield norm.norm.record.start
                 types = self.index.scopes[norm.path].values
                 yield from (port.record.start for port in types if port.name == norm.norm.inputs[0])
+
+    def dequantizing(self) -> dict[int, NewNode]:
+        """The nodes that make numbers of codes, each in the place of the last that computed the weight."""
+        return {
+            coded.maker.record.start: NewNode(
+                coded.maker.name,
+                "DequantizeLinear",
+                tuple(filter(None, (self.names[key], coded.scale, coded.zero))),
+                coded.maker.outputs,
+                coded.attributes,
+            )
+            for key, coded in self.coded.items()
+        }
 
     def _name(self, source: _Key | _Formal) -> str:
         return self.formal_names[source] if isinstance(source, _Formal) else self.names[source]

@@ -6,11 +6,13 @@ import re
 
 from wnconvert.layers.rules import Rule, Standardize, Unit
 
-__all__ = ["has_name_of", "name_by_tensor", "weight_name"]
+__all__ = ["CODES_SUFFIX", "has_name_of", "name_by_tensor", "weight_name"]
 
 
 #: What each kind appends to the name of its original, where hooks compute the weight.
 _HOOKED = {"weight": "_v", "spectral": "_orig", "prune": "_orig", "unit": ""}
+#: What onnxruntime's quantizer appends to the name of a tensor that it stores as codes.
+CODES_SUFFIX = "_quantized"
 #: What hooks append to the name of a weight for any tensor that it is computed of.
 _PARTS = ("_v", "_g", "_orig", "_mask")
 #: Names that an exporter gives to values without one.
@@ -26,9 +28,12 @@ def weight_name(original: str, rule: Rule) -> str:
     ('dec.conv.weight', 'kernel.folded')
     >>> weight_name("dec.weight_orig_orig", Rule((Mask(), Spectral(0))))
     'dec.weight'
+    >>> weight_name("conv.weight_v_quantized", Rule((Norm(0),)))
+    'conv.weight'
     >>> weight_name("dec.parametrizations.weight.original1_orig", Rule((Mask(), Norm(0))))
     'dec.weight'
     """
+    original = original.removesuffix(CODES_SUFFIX)
     return _named(original, rule) or f"{original}.folded"
 
 
@@ -39,7 +44,7 @@ def has_name_of(original: str, rule: Rule) -> bool:
     >>> has_name_of("weight_orig", Rule((Mask(),))), has_name_of("weight_mask", Rule((Mask(),)))
     (True, False)
     """
-    return bool(_named(original, rule))
+    return bool(_named(original.removesuffix(CODES_SUFFIX), rule))
 
 
 def _named(original: str, rule: Rule) -> str:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 from wnconvert.errors import LayerError
 from wnconvert.layers.kinds.formulas import formula_notes
 from wnconvert.layers.kinds.others import hints_on
 from wnconvert.layers.kinds.table import WORDS, in_words
-from wnconvert.layers.rules import NormBehind
+from wnconvert.layers.rules import ORIGINAL, NormBehind
 from wnconvert.layers.schemes import Selection
 from wnconvert.messages import counted, listed, option, printable, told
 from wnconvert.onnx.file.model import GraphEdits, Model, OnnxFunction
@@ -19,6 +19,7 @@ from wnconvert.onnx.graph.computed import INLINE, GraphLayer
 from wnconvert.onnx.graph.edits import fold_edits
 from wnconvert.onnx.graph.index import Index, ValueId, index_of, removal
 from wnconvert.onnx.graph.layers import GraphLayers, KnownLayer, find_graph_layers
+from wnconvert.onnx.graph.views import NoCodesError, codes_in
 from wnconvert.onnx.graph.weights import EVALUATED, EvaluatedWeight, RunWeight, weights_at_run
 from wnconvert.plan.plan import Change, ComputedWeight, Plan, PlannedConstant, PlannedStateDict
 from wnconvert.plan.selection.wanted import check_refused, check_selection, idle_excludes
@@ -26,6 +27,8 @@ from wnconvert.plan.steps import Bias, EvaluateConstant, Fold, Keep, Step
 from wnconvert.tensors.containers import Container
 from wnconvert.tensors.dtypes import DType
 from wnconvert.tensors.tree import StateDict
+from wnconvert.tensors.views.dequantized import Dequantized
+from wnconvert.tensors.views.quantization import ViewedTensor
 
 __all__ = ["Evaluation", "OnnxFold", "plan_onnx", "weights_computed", "weights_left"]
 
@@ -64,10 +67,13 @@ def plan_onnx(
     opened: OnnxFile,
     selection: Selection = Selection(),  # noqa: B008 - frozen
     evaluation: Evaluation | None = None,
+    *,
+    requantize: bool = False,
 ) -> OnnxFold:
     """Plan the folding of every wanted layer of an ONNX model.
 
-    What no rule knows is evaluated where there is an ``evaluation``. Raises ``LayerError`` if layers are
+    What no rule knows is evaluated where there is an ``evaluation``. With ``requantize`` a weight whose
+    original is stored as codes becomes codes by the same scheme. Raises ``LayerError`` if layers are
     refused, ``ArgumentError`` if the selection matches nothing.
     """
     model, tree = opened.model, opened.tree()
@@ -86,7 +92,7 @@ def plan_onnx(
             "the file has training graphs, which use the weights that folding would remove",
             fix="export the model for inference",
         )
-    layers = chosen.beside(layers, evaluated)
+    layers, said = _in_codes(model, chosen.beside(layers, evaluated), requantize=requantize)
     changed = fold_edits(model, layers, evaluated)
     made = {tensor.layer for tensor in changed.tensors}
     layers = tuple(
@@ -94,7 +100,7 @@ def plan_onnx(
     )  # others are removed with the scope that stores them
     planned = tuple(_planned(model, state, layers, changed, evaluated) for state in tree.state_dicts)
     formulas = formula_notes(item.layer for item in layers)
-    more = (*_notes(model, changed, layers, evaluated), *formulas)
+    more = (*_notes(model, changed, layers, evaluated), *formulas, *said)
     notes = [*tree.notes, *idle_excludes(selection, names), *more]
     stay = found.stay if NormBehind.kind in selection.kinds else ()
     notes += told(((norm.name, norm.reason) for norm in stay), " stays: ", " stay: ")
@@ -232,6 +238,47 @@ class _Chosen:
 def _constant(weight: EvaluatedWeight) -> PlannedConstant:
     path, _ = weight.made
     return PlannedConstant(path, weight.name, weight.operators, weight.shape, str(weight.work.dtype))
+
+
+def _in_codes(
+    model: Model, layers: tuple[GraphLayer, ...], *, requantize: bool
+) -> tuple[tuple[GraphLayer, ...], list[str]]:
+    """Layers of which those with a v in codes become codes, if that is asked for; notes on what does not."""
+    index = index_of(model)
+    made, left, grown = list(layers), [], 0
+    for at, layer in enumerate(layers):
+        original = layer.parts[ORIGINAL].tensor
+        of = original.made if isinstance(original, ViewedTensor) else None
+        if (
+            original is None
+            or not isinstance(of, Dequantized)
+            or any(each.view.steps for each in layer.weights)
+        ):
+            continue
+        try:
+            made[at] = _as_codes(model, index, layer, of) if requantize else layer
+        except NoCodesError as error:
+            left.append((layer.layer.name, str(error)))
+        grown += 0 if requantize else original.info.nbytes - of.codes.info.nbytes
+    notes = told(left, " is stored as numbers: ", " are stored as numbers: ")
+    if grown:
+        what = f"weights whose v is stored in codes become numbers, which take {grown:,} bytes more"
+        notes.append(f"{what}; {option('requantize', True)} stores codes again")
+    return tuple(made), notes
+
+
+def _as_codes(model: Model, index: Index, layer: GraphLayer, of: Dequantized) -> GraphLayer:
+    """A layer that is stored by the scheme of its v. Raises ``NoCodesError``."""
+    used = [value for weight in layer.weights for value in weight.values]
+    in_function = isinstance(index.scopes[index.roots[layer.path]], OnnxFunction)
+    if layer.passed or in_function or len(used) != 1 or used[0] not in index.makers:
+        raise NoCodesError("its weight is used in several places, or by a function")
+    if layer.behind is not None:
+        raise NoCodesError("a norm is folded into it")
+    weight = layer.weights[0]
+    return replace(
+        layer, weights=(replace(weight, codes=codes_in(weight.view, of, model.opsets.get("", 0))),)
+    )
 
 
 def _planned(

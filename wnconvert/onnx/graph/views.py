@@ -17,10 +17,13 @@ from wnconvert.layers.rules import ORIGINAL, Mask, Norm, Operation, Rule, Spectr
 from wnconvert.onnx.arithmetic.monomials import Dims, Factor
 from wnconvert.onnx.file.model import OnnxFunction
 from wnconvert.onnx.graph.index import Index, ValueId
+from wnconvert.plan.layout import FoldLayer, FoldThrough
 from wnconvert.tensors.dtypes import DType
-from wnconvert.tensors.tree import Shape, StoredTensor, TensorInfo
+from wnconvert.tensors.tree import Shape, StoredTensor, TensorInfo, contiguous_strides
+from wnconvert.tensors.views.dequantized import Dequantized
+from wnconvert.tensors.views.quantization import Elementwise, Quantization
 
-__all__ = ["View", "ViewTree", "bases_of", "calls_of", "trees_of", "weight_view"]
+__all__ = ["NoCodesError", "View", "ViewTree", "bases_of", "calls_of", "codes_in", "trees_of", "weight_view"]
 
 
 #: The tensors of a weight, by their roles.
@@ -31,17 +34,24 @@ _Parts: TypeAlias = tuple[tuple[str, StoredTensor], ...]
 class View:
     """A layout of a weight: the shape and strides of its original among ``parts``, by their roles.
 
-    The dims of ``rule`` are axes of it, and what belongs to elements or columns lies in its order.
+    The dims of ``rule`` are axes of it, and what belongs to elements or columns lies in its order. ``steps``
+    are what is done with each element then.
     """
 
     rule: Rule
     parts: _Parts
     dtype: DType
+    steps: tuple[Elementwise, ...] = ()
 
     @property
     def original(self) -> StoredTensor:
         """The elements that the rule starts from."""
         return dict(self.parts)[ORIGINAL]
+
+    def work(self, where: str = "") -> FoldLayer | FoldThrough:
+        """What makes its elements."""
+        fold = FoldLayer(self.rule, self.parts, self.dtype, where)
+        return FoldThrough(fold, self.steps) if self.steps else fold
 
 
 def weight_view(
@@ -116,6 +126,32 @@ def _laid(stored: StoredTensor, places: Sequence[tuple[int, ...]]) -> StoredTens
             strides[place] = strides[behind] * shape[behind] if behind < len(shape) else 1
     info = TensorInfo(stored.info.name, stored.info.dtype, tuple(shape))
     return replace(stored, info=info, strides=tuple(strides))
+
+
+class NoCodesError(Exception):
+    """Why a weight cannot be stored as codes."""
+
+
+def codes_in(view: View, made: Dequantized, opset: int) -> Quantization:
+    """The scheme of codes of which a weight's original is ``made``, for the weight in its layout.
+
+    Raises ``NoCodesError`` where there is none, or where the opset has no such codes.
+    """
+    how, own = made.how, contiguous_strides(made.codes.info.shape)
+    if how.dtype.is_float8:
+        raise NoCodesError(f"its codes are {how.dtype}")
+    if how.axis is not None:
+        laid = zip(view.original.info.shape, view.original.strides, strict=True)
+        place = made.codes.info.shape[how.axis], own[how.axis]
+        axis = next((at for at, each in enumerate(laid) if each == place), None)
+        if axis is None or (how.block and view.original.strides != own):
+            raise NoCodesError("its weight lies in another order than its codes")
+        how = replace(how, axis=axis)
+    plain = how.dtype.name in {"int8", "uint8"} and not how.block
+    needed = 21 if not plain else 13 if how.axis is not None else 10
+    if opset < needed:
+        raise NoCodesError(f"such codes need opset {needed}")
+    return how
 
 
 @dataclass(frozen=True, slots=True)

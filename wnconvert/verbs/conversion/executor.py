@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import singledispatch
 from typing import Any, Protocol
@@ -48,7 +49,7 @@ from wnconvert.storage.workers import Workers
 from wnconvert.tensors.blocks import BLOCK_BYTES, Array, Block, Elements, Read, blocks, scratch
 from wnconvert.tensors.tree import ByteRange, StoredTensor
 
-__all__ = ["Outcome", "Sink", "execute", "make_tensor", "notes_of", "outcomes"]
+__all__ = ["Outcome", "Sink", "execute", "folding_of", "make_tensor", "notes_of", "outcome_of", "outcomes"]
 
 
 # Between two such pieces that the system copies, progress is told, and another thread's failure noticed.
@@ -329,17 +330,28 @@ def _parts_of(parts: Sequence[tuple[str, StoredTensor]], source: Elements) -> di
     }
 
 
-@make_tensor.register
-def _fold(work: FoldLayer, source: Elements, out: Sink, numbers: RowPolicy) -> Outcome:
+@contextmanager
+def folding_of(work: FoldLayer, source: Elements) -> Iterator[Folding]:
+    """The fold of a layer; errors that are raised inside name it."""
     try:
-        folding = Folding(work.rule, _parts_of(work.parts, source), work.dtype)
-        for _, w in folding.blocks(lambda block: out.room(block, folding.form.dtype)):
-            out.made(w)
+        yield Folding(work.rule, _parts_of(work.parts, source), work.dtype)
     except LayerError as error:  # u and v may be too large, or a mask of other numbers
         error.where = error.where or work.where
         raise
+
+
+def outcome_of(folding: Folding, work: FoldLayer, numbers: RowPolicy) -> Outcome:
+    """What a fold that is done has to tell."""
     report = folding.report()
     return Outcome(numbers.making(work.dtype.name).problems(report), numbers.note(report))
+
+
+@make_tensor.register
+def _fold(work: FoldLayer, source: Elements, out: Sink, numbers: RowPolicy) -> Outcome:
+    with folding_of(work, source) as folding:
+        for _, w in folding.blocks(lambda block: out.room(block, folding.form.dtype)):
+            out.made(w)
+    return outcome_of(folding, work, numbers)
 
 
 @make_tensor.register

@@ -312,11 +312,17 @@ _TELLING = ("recipe", "norm", "standardize")
 
 
 def plan_onnx_fold(
-    opened: OnnxFile, *, selection: Selection, others: Mapping[str, object], constants: bool
+    opened: OnnxFile,
+    *,
+    selection: Selection,
+    others: Mapping[str, object],
+    constants: bool,
+    requantize: bool = False,
 ) -> OnnxFold:
     """The fold of an ONNX model; ``ArgumentError`` for one of ``others``, which only checkpoints have.
 
-    With ``constants`` weights that no rule knows are evaluated.
+    With ``constants`` weights that no rule knows are evaluated, with ``requantize`` those whose original is
+    stored as codes become codes.
     """
     from wnconvert.onnx.graph.plan import plan_onnx
 
@@ -328,14 +334,15 @@ def plan_onnx_fold(
             fix="leave it out; --layers and --exclude choose layers",
         )
     if not constants:
-        return plan_onnx(opened, selection)
+        return plan_onnx(opened, selection, requantize=requantize)
     from wnconvert.onnx.evaluation import evaluation_by
     from wnconvert.onnx.slices import Slices
     from wnconvert.verbs.conversion.onnx.check import check_installed
 
     check_installed(runs=False)
     with Source(opened.shards) as source:
-        return plan_onnx(opened, selection, evaluation_by(Slices(opened, source.files)))
+        evaluation = evaluation_by(Slices(opened, source.files))
+        return plan_onnx(opened, selection, evaluation, requantize=requantize)
 
 
 def _check_not_frozen(checkpoint: Checkpoint) -> None:

@@ -14,6 +14,7 @@ from wnconvert.layers.rules import ORIGINAL, G
 from wnconvert.messages import counted, told
 from wnconvert.onnx.file.model import Node
 from wnconvert.onnx.file.reader import OnnxFile, stored_in
+from wnconvert.onnx.graph.computed import GraphLayer
 from wnconvert.onnx.graph.index import Index, ValueId, index_of
 from wnconvert.onnx.graph.layers import GraphLayers, find_graph_layers
 from wnconvert.onnx.graph.plan import weights_left
@@ -24,6 +25,8 @@ from wnconvert.storage.sources import Source
 from wnconvert.storage.workers import Workers
 from wnconvert.tensors.blocks import Elements
 from wnconvert.tensors.tree import StateDict, StoredTensor
+from wnconvert.tensors.views.dequantized import Dequantized
+from wnconvert.tensors.views.quantization import Quantize, ViewedTensor
 from wnconvert.verbs.inspection.health import Fault, health_of
 from wnconvert.verbs.inspection.magnitudes import LayerStats
 from wnconvert.verbs.inspection.request import InspectRequest
@@ -76,6 +79,7 @@ def graph_layers(
     refused = ((item.name, item.reason) for item in found.refused)
     notes = [*told(refused, " is refused: ", " are refused: "), *hints_on(found.others, (), ())]
     notes += [*opened.provenance.notes, *formula_notes(item.layer for item in found.layers)]
+    notes += told(_schemes(found.layers), " has ", " have ")
     if opened.has_training:
         notes.append("the file has training graphs, which use weights too")
     return GraphInspection(made, _fold_in_words(found, computed, made.rows), computed, tuple(notes))
@@ -99,6 +103,19 @@ def _computed(
     for weight in computed:
         if weight.name not in refused and request.selection.wants(weight.name):
             yield computed_task(weight.state_dict, weight.name)
+
+
+def _schemes(layers: Iterable[GraphLayer]) -> Iterator[tuple[str, str]]:
+    """Which layers have tensors in codes, or are rounded to codes by the graph, and how."""
+    for item in layers:
+        for role, part in item.parts.items():
+            made = part.tensor.made if isinstance(part.tensor, ViewedTensor) else None
+            if isinstance(made, Dequantized):
+                yield item.layer.name, f"{'v' if role == ORIGINAL else role} in codes ({made.how})"
+        last = {weight.view.steps[-1] for weight in item.weights if weight.view.steps}
+        for step in last:
+            if isinstance(step, Quantize):
+                yield item.layer.name, f"a weight that the graph rounds to codes at every run ({step.how})"
 
 
 def _plain(

@@ -97,6 +97,7 @@ def fold_file(
     allow_nonfinite: bool = False,
     keep_optimizer: bool = False,
     drop_foreign: bool = False,
+    requantize: bool = False,
     proof: ProofOption = "model",
     prove: Prove | None = None,
     timeout: float = TIMEOUT,
@@ -154,6 +155,8 @@ def fold_file(
     ``standardize`` are globs on weights that their classes standardize, by ``std`` (``"biased"`` or
     ``"unbiased"``), with ``eps`` added to the variance or to the deviation (``eps_at``, ``"var"`` or
     ``"std"``); ``gain`` is the name of their γ, ``scale`` a factor, or ``"X/fan"`` for X · fan_in ** -0.5.
+    Of an ONNX model ``requantize`` stores a weight whose v is stored as codes (int8, say) as codes again, by
+    the same scheme: the notes say how far it is from the folded weight, which is stored in full without it.
     A norm's keys go away and its layer has a bias; with ``keep_norms`` the keys stay those of the source's
     class, and the norms do nothing but add that bias.
     The output keeps a record of what was done, with which ``split`` undoes it; that of an ONNX model, in its
@@ -272,7 +275,7 @@ def _planners(selection: Selection, given: FoldOptions) -> tuple[MakePlan, Calla
     make_plan = partial(
         _plan_by_keys,
         selection=selection,
-        of_graphs={option(name, True): given[name] for name in ("constants", "require_folded")},
+        of_graphs={option(name, True): given[name] for name in ("constants", "require_folded", "requantize")},
         is_proven=given["prove"] is not None,
         record=given["record"],
         only=given["only"],
@@ -281,5 +284,9 @@ def _planners(selection: Selection, given: FoldOptions) -> tuple[MakePlan, Calla
         keep_optimizer=given["keep_optimizer"],
     )
     return make_plan, partial(
-        plan_onnx_fold, selection=selection, others=others, constants=given["constants"]
+        plan_onnx_fold,
+        selection=selection,
+        others=others,
+        constants=given["constants"],
+        requantize=given["requantize"],
     )

@@ -68,6 +68,7 @@ class FoldOptions(_Options, total=False):
     zero_rows: ZeroRows
     allow_nonfinite: bool
     keep_optimizer: bool
+    requantize: bool
     proof: ProofOption
     prove: Prove | None
     timeout: float

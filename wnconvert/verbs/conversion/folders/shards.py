@@ -23,7 +23,7 @@ from wnconvert.storage.sources import Source
 from wnconvert.storage.staging import file_in, translated
 from wnconvert.storage.stores.system import sync_file
 from wnconvert.storage.workers import Workers
-from wnconvert.tensors.views import FileView
+from wnconvert.tensors.views.assembled import FileView
 from wnconvert.verbs.conversion.executor import Outcome, outcomes
 
 __all__ = ["ShardJob", "hand_out", "write_shard"]

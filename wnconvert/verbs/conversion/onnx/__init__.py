@@ -1,11 +1,13 @@
 """Fold on ONNX models.
 
-formula  the weight of one layer, read in blocks
-norms    layers with the norms behind them, run on made-up inputs
+rounded    weights that are rounded to whole numbers
+formula    the weight of one layer, read in blocks
+compared   a new tensor beside what the original says that it is
+norms      layers with the norms behind them, run on made-up inputs
 evaluated  weights that no rule knows, against the original's arithmetic
-layers   a folded model's layers against the original's arithmetic
-run      both models run on made-up inputs
-check    a folded model against the original: its bytes, onnx's checker, and both of these
-record   what was done, behind a model that is proven
-fold     an ONNX model folded, checked and put in place
+layers     a folded model's layers against the original's arithmetic
+run        both models run on made-up inputs
+check      a folded model against the original: its bytes, onnx's checker, and both of these
+record     what was done, behind a model that is proven
+fold       an ONNX model folded, checked and put in place
 """

@@ -20,15 +20,17 @@ from wnconvert.onnx.file.reader import OnnxFile, stored_in
 from wnconvert.onnx.file.unchanged import check_unchanged
 from wnconvert.onnx.graph.plan import OnnxFold
 from wnconvert.onnx.runtime.process import Runtime
+from wnconvert.plan.layout import Requantized
 from wnconvert.storage.checkpoint import Checkpoint
 from wnconvert.storage.files import local_path
 from wnconvert.storage.sources import Source
 from wnconvert.tensors.blocks import BLOCK_BYTES
 from wnconvert.tensors.containers import Container
 from wnconvert.tensors.tree import ByteRange, StoredTensor
+from wnconvert.verbs.conversion.onnx.compared import layer_tolerance
 from wnconvert.verbs.conversion.onnx.evaluated import compare_evaluated
-from wnconvert.verbs.conversion.onnx.layers import compare_layers, layer_tolerance
-from wnconvert.verbs.conversion.onnx.run import compare_whole, whole_tolerance
+from wnconvert.verbs.conversion.onnx.layers import compare_layers
+from wnconvert.verbs.conversion.onnx.run import REQUANTIZED, WHOLE_NUMBERS, compare_whole, whole_tolerance
 from wnconvert.verbs.conversion.verify.structure import check_structure
 from wnconvert.verbs.shared.options import Proving
 
@@ -118,16 +120,26 @@ def _run(
     evaluated = compare_evaluated(opened, fold, written, runtime)
     done += [f"{counted(evaluated.alone, 'evaluated weight')} likewise"] * bool(evaluated.alone)
     notes = [*layers.notes, *evaluated.notes]
-    dtypes = {tensor.dtype.name for tensor in fold.edits.tensors}
+    dtypes = {tensor.dtype.name for tensor in fold.edits.tensors if tensor.dtype.foldable}
     tolerance: dict[str, float | None] = {"layers_rtol": layer_tolerance(dtypes)}
     if proving.proof == "model":
         both = Path(opened.path), Path(written.path)
+        if written.onnx is not None and _rounds(written.onnx):
+            dtypes.add(WHOLE_NUMBERS)
+        if any(isinstance(tensor.work, Requantized) for tensor in fold.edits.tensors):
+            dtypes.add(REQUANTIZED)
         whole, more = compare_whole(*both, runtime, numbers, dtypes=dtypes, otherwise=layers.otherwise)
         done += [f"the whole model on {whole}"] * bool(whole)
         notes += more
         if whole:
             tolerance["outputs_of_largest"] = whole_tolerance(dtypes)
     return FoldCheck(", ".join(done), tuple(notes), tolerance)
+
+
+def _rounds(opened: OnnxFile) -> bool:
+    """Whether a model rounds to whole numbers at run time, so that a last digit may become a quantum."""
+    ops = {node.op for scope in opened.model.scopes() for node in scope.nodes}
+    return any(op.endswith("QuantizeLinear") or op.startswith("QLinear") for op in ops)
 
 
 def refused(path: Path, *, full_check: bool = False) -> str:

@@ -17,11 +17,17 @@ from wnconvert.onnx.runtime.words import NoAnswerError
 from wnconvert.tensors.blocks import Array
 from wnconvert.tensors.dtypes import DType
 
-__all__ = ["compare_whole", "whole_tolerance"]
+__all__ = ["REQUANTIZED", "WHOLE_NUMBERS", "compare_whole", "whole_tolerance"]
 
 #: How far an output may be off, as a part of its greatest value: rounding adds up through the network, that
 #: of the weights, too, whose dtype may be another.
 _WHOLE = {"float64": 1e-7, "float32": 2e-3, "float16": 2e-2, "bfloat16": 5e-2}
+#: The dtype of a model that rounds to whole numbers at run time: two of the 127 that are the greatest value.
+WHOLE_NUMBERS = "whole numbers"
+_WHOLE[WHOLE_NUMBERS] = 2 / 127
+#: The dtype of weights that are rounded to codes on purpose: how far outputs are is told, and no fault.
+REQUANTIZED = "codes"
+_WHOLE[REQUANTIZED] = math.inf
 #: The part of whole numbers that may differ: a network picks them, and two choices may be nearly as good.
 _PICKED = 0.01
 #: Sizes to try for the batch axis, and for all other dynamic axes.
@@ -169,11 +175,14 @@ def _compare_output(
     new = np.isinf(a) & (a != b)
     alike = bool(np.isfinite(a[finite]).all()) and (numbers.allow_nonfinite or not new.any())
     part = whole_tolerance({expected.dtype.name, *dtypes})
-    if not alike or not off <= part * most:
+    if not alike or not (off <= part * most or part == math.inf):
         raise VerifyError(
             f"output {shown} is off by {off:.3g}, and its greatest value is {most:.3g}; nothing is kept",
             fix=REPORT_BUG,
         )
+    if REQUANTIZED in dtypes and (noise := float(np.sum((a - b)[finite] ** 2))):
+        snr = 10 * math.log10(float(np.sum(b[finite] ** 2)) / noise)
+        return [f"output {shown} beside that of the original: SNR {snr:.1f} dB"]
     return [f"output {shown} of the original has no finite value"] * bool(b.size and not finite.any())
 
 
