@@ -74,7 +74,7 @@ def test_every_word_means_a_command_or_an_option_and_is_none_itself() -> None:
         (["fold", "x", "--overwrite"], "did you mean --force? See wnconvert fold --help"),
         (["fold", "x", "--fp16"], "did you mean --dtype float16? See wnconvert fold --help"),
         (["fold", "x", "-v"], "did you mean --list? See wnconvert fold --help"),
-        (["compare", "a", "b", "--overwrite"], "wnconvert compare --help"),  # which has no --force
+        (["modernize", "a", "--overwrite"], "wnconvert modernize --help"),  # which has no --force
         (["migrate", "x", "--fp16"], "wnconvert migrate --help"),
     ],
 )

@@ -86,7 +86,7 @@ def test_a_guard_and_a_mask_and_a_norm_behind_are_rounded_once() -> None:
 
 
 def test_rows_of_zeros_are_zero_under_a_guard_and_reported_without_one() -> None:
-    arrays = {"original": np.float32([[3, 4], [0, 0]]), "g": np.float32([1, 2])}
+    arrays = {"original": np.array([[3, 4], [0, 0]], np.float32), "g": np.array([1, 2], np.float32)}
     for at in PLACES:
         w, report = fold(Rule((Norm(0, Guard(1e-12, at)),)), arrays, "float32")
         assert not w[1].any()
@@ -107,9 +107,9 @@ def test_a_row_that_is_its_own_weight_is_that_only_above_the_least_norm() -> Non
 
 def test_what_is_not_finite_or_too_large_is_reported() -> None:
     guard = Guard(float(np.float32(1e-12)))
-    arrays = {"original": np.array([[1, np.nan], [2, 1]], np.float32), "g": np.float32([1, 1])}
+    arrays = {"original": np.array([[1, np.nan], [2, 1]], np.float32), "g": np.array([1, 1], np.float32)}
     assert fold(Rule((Norm(0, guard),)), arrays, "float32")[1].nonfinite == Rows(1, (0,))
-    arrays = {"original": np.array([[1e-13, 0]], np.float32), "g": np.float32([3e38])}
+    arrays = {"original": np.array([[1e-13, 0]], np.float32), "g": np.array([3e38], np.float32)}
     assert not fold(Rule((Norm(0, guard),)), arrays, "float32")[1].overflow.count
-    arrays = {"original": np.float32([[1, 0]]), "g": np.float32([7e4])}
+    arrays = {"original": np.array([[1, 0]], np.float32), "g": np.array([7e4], np.float32)}
     assert fold(Rule((Norm(0, guard),)), arrays, "float16")[1].overflow == Rows(1, (0,))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from wnconvert.cli.completion import state_dicts
-from wnconvert.cli.options import CLEAN, RECORD, TIME_LIMIT, epilog, with_options, with_output
+from wnconvert.cli.options import CLEAN, NO_RECORD, TIME_LIMIT, epilog, with_options, with_output
 from wnconvert.cli.runs.pages import FORCE_PAGE, HTML_PAGE, PageFile
 from wnconvert.cli.runs.start import check_torch
 from wnconvert.cli.terminal import StepLines, alarm, fitting_width, stdout_to_stderr
@@ -177,7 +177,7 @@ _REPORTING = with_options(
 @click.option("--external-data", is_flag=True, help="Write the weights to a file beside OUT.")
 @_PROOF
 @click.option("--keep-failed", is_flag=True, help="Keep a model that is not equal, with .failed in its name.")
-@RECORD
+@NO_RECORD
 @click.option(
     "--card",
     type=click.Path(),

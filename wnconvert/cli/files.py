@@ -13,8 +13,8 @@ from wnconvert.cli.options import (
     FORM_CHOICES,
     JSON,
     NO_PROGRESS,
+    NO_RECORD,
     PROOFS,
-    RECORD,
     THREADS,
     TIME_LIMIT,
     TOLD,
@@ -72,7 +72,7 @@ FORMAT_CHOICES = ("table", "json", "csv", "markdown")
     help="A file that tells what keys do not: which norms fold into which layers, and with which eps.",
 )
 @TOLD
-@RECORD
+@NO_RECORD
 @click.option(
     "--keep-norms",
     is_flag=True,

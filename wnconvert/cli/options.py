@@ -20,8 +20,8 @@ __all__ = [
     "FORM_CHOICES",
     "JSON",
     "NO_PROGRESS",
+    "NO_RECORD",
     "PROOFS",
-    "RECORD",
     "THREADS",
     "TIME_LIMIT",
     "TOLD",
@@ -118,7 +118,7 @@ class Conversion(click.Command):
 
 #: The choices of ``--proof``; a test compares them with those that Python takes.
 PROOFS = ("model", "layers", "none")
-RECORD = click.option(
+NO_RECORD = click.option(
     "--record/--no-record",
     default=True,
     help="Keep a record of what was done in the output; of an ONNX model in its metadata.  [default: record]",

@@ -1,9 +1,7 @@
 """What the nodes of an ONNX model compute of its stored tensors, symbolically.
 
 constants     evaluation of shape arithmetic
-monomials     products of powers of tensors, by shapes alone
-powers        powers of monomials, and guarded ones
-sums          sums of such products, and products of matrices
+products      products of powers of tensors, and sums of them
 rowwise       sums of products of elements and of means of rows
 staged        products that are rounded to whole numbers on the way
 known         what is known of a value

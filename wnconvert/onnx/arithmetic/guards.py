@@ -8,8 +8,8 @@ from typing import Any, TypeAlias
 
 from wnconvert.numerics.rounding import FLOAT_FORMATS
 from wnconvert.onnx.arithmetic.known import Compared, KnownValue
-from wnconvert.onnx.arithmetic.monomials import ADDED, LARGER, Monomial, expanded
-from wnconvert.onnx.arithmetic.powers import guarded
+from wnconvert.onnx.arithmetic.products.monomials import ADDED, LARGER, Monomial, expanded
+from wnconvert.onnx.arithmetic.products.powers import guarded
 from wnconvert.tensors.dtypes import DType
 
 __all__ = ["GUARDS", "compared_by"]

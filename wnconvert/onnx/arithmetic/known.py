@@ -8,7 +8,7 @@ from fractions import Fraction
 
 import numpy as np
 
-from wnconvert.onnx.arithmetic.monomials import Monomial, ones
+from wnconvert.onnx.arithmetic.products.monomials import Monomial, ones
 from wnconvert.onnx.arithmetic.rowwise import RowValue
 from wnconvert.onnx.arithmetic.staged import Roundings
 from wnconvert.tensors.blocks import Array

@@ -14,7 +14,7 @@ from itertools import combinations, permutations, product
 from typing import TypeAlias
 
 from wnconvert.layers.rules import ORIGINAL, Guard, GuardAt, Mask, Norm, Operation, Rule, Spectral, Unit
-from wnconvert.onnx.arithmetic.monomials import (
+from wnconvert.onnx.arithmetic.products.monomials import (
     ADDED,
     LARGER,
     VALUE,
@@ -28,8 +28,8 @@ from wnconvert.onnx.arithmetic.monomials import (
     tensor_numbers,
     transposed,
 )
-from wnconvert.onnx.arithmetic.powers import guarded, numbers_in, power, with_numbers
-from wnconvert.onnx.arithmetic.sums import matrix_product, summed
+from wnconvert.onnx.arithmetic.products.powers import guarded, numbers_in, power, with_numbers
+from wnconvert.onnx.arithmetic.products.sums import matrix_product, summed
 from wnconvert.tensors.tree import Dim, Shape
 
 __all__ = ["Meaning", "meaning_of"]

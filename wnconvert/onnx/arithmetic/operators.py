@@ -13,7 +13,7 @@ from wnconvert.numerics.rounding import cast
 from wnconvert.onnx.arithmetic.constants import MOST_ELEMENTS, axes_of, evaluate, flag_attribute
 from wnconvert.onnx.arithmetic.guards import GUARDS, compared_by
 from wnconvert.onnx.arithmetic.known import HALF_DTYPES, KnownValue
-from wnconvert.onnx.arithmetic.monomials import (
+from wnconvert.onnx.arithmetic.products.monomials import (
     Monomial,
     expanded,
     multiplied,
@@ -21,10 +21,10 @@ from wnconvert.onnx.arithmetic.monomials import (
     transposed,
     unsqueezed,
 )
-from wnconvert.onnx.arithmetic.powers import magnitude, power
+from wnconvert.onnx.arithmetic.products.powers import magnitude, power
+from wnconvert.onnx.arithmetic.products.sums import matrix_product, summed
 from wnconvert.onnx.arithmetic.rowoperators import RowInput, row_result
 from wnconvert.onnx.arithmetic.rowwise import RowValue
-from wnconvert.onnx.arithmetic.sums import matrix_product, summed
 from wnconvert.onnx.file.model import Constant
 from wnconvert.onnx.file.tensors import CODES
 from wnconvert.tensors.blocks import Array

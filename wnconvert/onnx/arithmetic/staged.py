@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-from wnconvert.onnx.arithmetic.monomials import VALUE, Monomial, multiplied
+from wnconvert.onnx.arithmetic.products.monomials import VALUE, Monomial, multiplied
 from wnconvert.tensors.dtypes import DType
 from wnconvert.tensors.tree import StoredTensor
 from wnconvert.tensors.views.quantization import Dequantize, Elementwise, Quantization, Quantize, Times

@@ -10,7 +10,7 @@ from wnconvert.layers.rules import ORIGINAL, G, Mask, Norm, Rule, Unit
 from wnconvert.layers.schemes import Layer, Refused
 from wnconvert.onnx.arithmetic.known import HALF_DTYPES
 from wnconvert.onnx.arithmetic.meaning import Meaning, meaning_of
-from wnconvert.onnx.arithmetic.monomials import VALUE, Factor, Monomial
+from wnconvert.onnx.arithmetic.products.monomials import VALUE, Factor, Monomial
 from wnconvert.onnx.arithmetic.rowwise import RowValue
 from wnconvert.onnx.arithmetic.staged import Roundings
 from wnconvert.onnx.arithmetic.standardized import standardization_of

@@ -15,8 +15,8 @@ import numpy as np
 
 from wnconvert.onnx.arithmetic.codes import quantization_of, staged_value, start_of
 from wnconvert.onnx.arithmetic.known import KnownValue
-from wnconvert.onnx.arithmetic.monomials import VALUE, Factor, leaf
 from wnconvert.onnx.arithmetic.operators import numbers_as_array, result_of
+from wnconvert.onnx.arithmetic.products.monomials import VALUE, Factor, leaf
 from wnconvert.onnx.arithmetic.rowwise import leaf_rows
 from wnconvert.onnx.file.model import Attribute, Constant, Graph, GraphScope, Model, Node, OnnxFunction
 from wnconvert.onnx.graph.index import Index, ValueId, in_dependency_order, may_be_replaced

@@ -14,7 +14,7 @@ from itertools import pairwise
 from typing import TypeAlias
 
 from wnconvert.layers.rules import ORIGINAL, Mask, Norm, Operation, Rule, Spectral, Standardize, Unit
-from wnconvert.onnx.arithmetic.monomials import Dims, Factor
+from wnconvert.onnx.arithmetic.products.monomials import Dims, Factor
 from wnconvert.onnx.file.model import OnnxFunction
 from wnconvert.onnx.graph.index import Index, ValueId
 from wnconvert.plan.layout import FoldLayer, FoldThrough

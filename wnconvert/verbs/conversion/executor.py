@@ -32,7 +32,6 @@ from wnconvert.plan.layout import (
     Checked,
     CopyBytes,
     Directions,
-    Evaluate,
     Filled,
     FoldBias,
     FoldLayer,
@@ -368,18 +367,6 @@ def _note_on_batches(batches: StoredTensor | None, source: Elements) -> str:
         return ""
     (seen,) = source.reader(batches)(Block(0, (1, 1, 1), 0)).reshape(-1)
     return "" if seen else "the norm has seen no batch (num_batches_tracked is 0), so it was never trained"
-
-
-@make_tensor.register
-def _evaluate(work: Evaluate, source: Elements, out: Sink, numbers: RowPolicy) -> Outcome:
-    from wnconvert.onnx.evaluation import evaluated
-
-    values = evaluated(work.model, {name: source.whole(tensor) for name, tensor in work.parts})
-    made = cast_block(values, work.dtype.name)
-    out.array(made)
-    nonfinite = int(np.count_nonzero(~np.isfinite(values)))
-    problems = numbers.cast_problems(count_overflow(values, made), work.dtype)
-    return Outcome((*numbers.nonfinite_problems(nonfinite), *problems))
 
 
 @make_tensor.register

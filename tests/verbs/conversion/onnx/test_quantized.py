@@ -192,9 +192,9 @@ def test_a_layer_without_codes_of_its_own_is_folded_in_float(tmp_path: Path) -> 
 def test_a_code_that_is_wrong_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = quantize(vocoder(), tmp_path, op_types_to_quantize=["Conv", "ConvTranspose"])
     true = dequantized.coded
-    from wnconvert.verbs.conversion.onnx import rounded
+    from wnconvert.verbs.conversion.onnx import works
 
-    monkeypatch.setattr(rounded, "coded", lambda x, zero, dtype: true(np.floor(x), zero, dtype))
+    monkeypatch.setattr(works, "coded", lambda x, zero, dtype: true(np.floor(x), zero, dtype))
     with pytest.raises(VerifyError, match=r"layer \w+\.weight is .* where the original computes"):
         fold_file(path, tmp_path / "out.onnx")
     assert not (tmp_path / "out.onnx").exists()
@@ -482,14 +482,14 @@ def test_codes_of_a_transposed_weight_have_their_scales_along_its_own_axis(tmp_p
 
 
 def test_codes_again_that_are_wrong_are_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from wnconvert.verbs.conversion.onnx import rounded
+    from wnconvert.verbs.conversion.onnx import works
 
     true = dequantized.coded
-    monkeypatch.setattr(rounded, "coded", lambda x, zero, dtype: true(x + 2, zero, dtype))
+    monkeypatch.setattr(works, "coded", lambda x, zero, dtype: true(x + 2, zero, dtype))
     with pytest.raises(VerifyError, match=r"layer conv\.weight is .* behind its codes"):
         fold_file(saved(weighted(coded(V, "int8", "axis"), G), tmp_path), requantize=True)
 
 
 def test_checkpoints_are_not_asked_for_codes(tmp_path: Path) -> None:
-    with pytest.raises(ArgumentError, match="only ONNX models, .* take --requantize"):
+    with pytest.raises(ArgumentError, match=r"only ONNX models, .* take --requantize"):
         fold_file(FIXTURES / "hifigan.safetensors", tmp_path / "out.safetensors", requantize=True)

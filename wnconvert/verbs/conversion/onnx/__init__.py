@@ -1,6 +1,6 @@
 """Fold on ONNX models.
 
-rounded    weights that are rounded to whole numbers
+works      weights that are rounded to whole numbers, and weights that no rule knows
 formula    the weight of one layer, read in blocks
 compared   a new tensor beside what the original says that it is
 norms      layers with the norms behind them, run on made-up inputs

@@ -24,7 +24,7 @@ from wnconvert.tensors.tree import Dim, StoredTensor, rows_of
 from wnconvert.tensors.views.dequantized import scale_places
 from wnconvert.tensors.views.quantization import Dequantize
 from wnconvert.verbs.conversion.onnx.formula import Formula, bias_in_full, norms_axis
-from wnconvert.verbs.conversion.onnx.rounded import Steps, small_tensor
+from wnconvert.verbs.conversion.onnx.works import Steps, small_tensor
 
 __all__ = [
     "NOTHING_LOST",

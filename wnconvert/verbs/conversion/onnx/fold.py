@@ -26,7 +26,7 @@ from wnconvert.storage.stores.temporary import mark_replaced
 from wnconvert.storage.workers import Workers
 from wnconvert.verbs.conversion.convert import Result, conversion_result
 from wnconvert.verbs.conversion.executor import execute
-from wnconvert.verbs.conversion.onnx import rounded as _rounded  # noqa: F401 - a kind of work that it does
+from wnconvert.verbs.conversion.onnx import works as _works  # noqa: F401 - kinds of work that it does
 from wnconvert.verbs.conversion.onnx.record import append_record, without_record
 from wnconvert.verbs.shared.digests import sha256_of
 from wnconvert.verbs.shared.options import RunOptions

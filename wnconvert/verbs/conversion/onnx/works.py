@@ -1,4 +1,4 @@
-"""Weights that are rounded to whole numbers: what the graph does with each element, done by us.
+"""The kinds of work that only graphs have: weights rounded to whole numbers, and weights that no rule knows.
 
 QuantizeLinear, DequantizeLinear and Mul are one operation of IEEE 754 on each element (QuantizeLinear is two:
 the division and the rounding), so every runtime makes the same of the same weight. The weight they start from
@@ -16,8 +16,10 @@ from functools import cached_property
 import numpy as np
 
 from wnconvert.numerics.folding import Folding
+from wnconvert.numerics.kernel.choice import cast_block
+from wnconvert.numerics.rounding import count_overflow
 from wnconvert.numerics.rows import RowPolicy
-from wnconvert.plan.layout import FoldThrough, Requantized
+from wnconvert.plan.layout import Evaluate, FoldThrough, Requantized
 from wnconvert.tensors.blocks import Array, Block, Elements, Floats
 from wnconvert.tensors.tree import Shape, StoredTensor
 from wnconvert.tensors.views.dequantized import (
@@ -191,3 +193,15 @@ def _chosen(how: Quantization, ends: tuple[Floats, Floats], middle: int | None) 
     if middle is not None:
         return scale, np.full_like(scale, middle)
     return scale, np.where(void, 0, np.clip(np.rint(lowest - least / scale), lowest, highest))
+
+
+@make_tensor.register
+def _evaluate(work: Evaluate, source: Elements, out: Sink, numbers: RowPolicy) -> Outcome:
+    from wnconvert.onnx.evaluation import evaluated
+
+    values = evaluated(work.model, {name: source.whole(tensor) for name, tensor in work.parts})
+    made = cast_block(values, work.dtype.name)
+    out.array(made)
+    nonfinite = int(np.count_nonzero(~np.isfinite(values)))
+    problems = numbers.cast_problems(count_overflow(values, made), work.dtype)
+    return Outcome((*numbers.nonfinite_problems(nonfinite), *problems))

@@ -7,7 +7,7 @@ from collections.abc import Collection
 from dataclasses import replace
 from fractions import Fraction
 
-from wnconvert.onnx.arithmetic.monomials import (
+from wnconvert.onnx.arithmetic.products.monomials import (
     ADDED,
     LARGER,
     MAGNITUDE,
@@ -28,7 +28,7 @@ __all__ = ["guarded", "magnitude", "numbers_in", "power", "with_numbers"]
 def power(monomial: Monomial, exponent: Fraction) -> Monomial | None:
     """A power: any whole one, or a half of a monomial that is known not to be negative; else None.
 
-    >>> from wnconvert.onnx.arithmetic.monomials import leaf
+    >>> from wnconvert.onnx.arithmetic.products.monomials import leaf
     >>> square = power(leaf(0, (8,)), Fraction(2))
     >>> power(square, Fraction(1, 2)) == magnitude(leaf(0, (8,))), power(leaf(0, (8,)), Fraction(1, 2))
     (True, None)
@@ -66,7 +66,7 @@ def _number_to(number: Fraction, exponent: Fraction) -> Fraction | None:
 def guarded(monomial: Monomial, kind: str, eps: Fraction) -> Monomial | None:
     """The larger of a value and of a number, or their sum; None if the value may be negative.
 
-    >>> from wnconvert.onnx.arithmetic.monomials import leaf
+    >>> from wnconvert.onnx.arithmetic.products.monomials import leaf
     >>> squares = power(leaf(0, (8,)), Fraction(2))
     >>> guarded(squares, LARGER, Fraction(1)).factors[0][0].kind, guarded(leaf(0, (8,)), LARGER, Fraction(1))
     ('larger', None)
@@ -105,7 +105,7 @@ def numbers_in(powers: Powers) -> dict[int, Fraction]:
 def with_numbers(monomial: Monomial, tensors: Collection[int]) -> Monomial | None:
     """The value with some tensors as the one number that each holds; None if that is not rational.
 
-    >>> from wnconvert.onnx.arithmetic.monomials import leaf, multiplied
+    >>> from wnconvert.onnx.arithmetic.products.monomials import leaf, multiplied
     >>> with_numbers(multiplied(leaf(0, (8,)), leaf(1, (), Fraction(3))), {1}).number
     Fraction(3, 1)
     """

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from fractions import Fraction
 
-from wnconvert.onnx.arithmetic.monomials import (
+from wnconvert.onnx.arithmetic.products.monomials import (
     SUM,
     Factor,
     Monomial,
@@ -29,8 +29,8 @@ __all__ = ["matrix_product", "summed"]
 def summed(monomial: Monomial, axes: Iterable[int], *, keepdims: bool) -> Monomial | None:
     """The sum over axes; None if it would run over an axis along which no tensor runs.
 
-    >>> from wnconvert.onnx.arithmetic.monomials import leaf
-    >>> from wnconvert.onnx.arithmetic.powers import power
+    >>> from wnconvert.onnx.arithmetic.products.monomials import leaf
+    >>> from wnconvert.onnx.arithmetic.products.powers import power
     >>> total = summed(power(leaf(0, (8, 4, 3)), Fraction(2)), (1, 2), keepdims=True)
     >>> total.dims, total.factors[0][0].kind, total.factors[0][0].axes
     (((8,), (), ()), 'sum', ((0,), (), ()))
@@ -79,7 +79,7 @@ def _sum(parts: Sequence[tuple[Factor, Fraction]], over: Collection[int], sizes:
 def matrix_product(a: Monomial, b: Monomial) -> Monomial | None:
     """The product of matrices (of stacks of them, or vectors) as numpy's ``matmul`` has it; None if unknown.
 
-    >>> from wnconvert.onnx.arithmetic.monomials import leaf
+    >>> from wnconvert.onnx.arithmetic.products.monomials import leaf
     >>> u, w = leaf(0, (8,)), leaf(1, (8, 3))
     >>> matrix_product(u, w).shape, matrix_product(w, u)
     ((3,), None)
