@@ -17,7 +17,7 @@ from tests.helpers.export_models import Noisy, Squared, reshaping, scramble, spe
 from tests.helpers.live_models import norm
 from tests.helpers.onnx_graphs import looping
 from wnconvert import ExportReport, check_onnx, export_onnx, fold_file
-from wnconvert.errors import ArgumentError, FormatError, InputError, WnconvertError
+from wnconvert.errors import ArgumentError, FormatError, InputError, UnfoldedError, WnconvertError
 from wnconvert.reports.text.exports import proof_text
 
 
@@ -265,6 +265,39 @@ def test_weight_norm_that_is_left_is_counted_and_folding_the_file_takes_it_out(
     folded = check_onnx(tmp_path / "folded.onnx", model, inputs=MEL, ranges=RANGES)
     assert folded
     assert folded.residual_weight_norm == 0
+
+
+class Squashed(nn.Module):
+    """A linear layer whose weight an exporter leaves to be computed: the tanh of what is stored."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.before = nn.Linear(4, 4)
+        self.stored = nn.Parameter(torch.randn(3, 4))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.linear(self.before(x), torch.tanh(self.stored))
+
+
+def test_a_weight_that_is_computed_at_every_run_ends_an_export_and_a_check_that_want_none(
+    tmp_path: Path,
+) -> None:
+    torch.manual_seed(4)
+    path, model = tmp_path / "m.onnx", Squashed().eval()
+    asked: dict[str, Any] = {"inputs": ["x=float32[B,4]"], "exporter": "torchscript"}
+    with pytest.raises(UnfoldedError, match="1 weight is computed at every run: stored") as caught:
+        export_onnx(model, path, require_folded=True, **asked)
+    assert caught.value.exit_code == 1
+    assert not [*tmp_path.iterdir()]
+    report = export_onnx(model, path, **asked)
+    assert [weight.name for weight in report.computed] == ["stored"]
+    with pytest.raises(UnfoldedError, match="1 weight is computed at every run: stored"):
+        check_onnx(path, model, inputs=asked["inputs"], require_folded=True)
+    folded = tmp_path / "folded.onnx"
+    fold_file(path, folded, constants=True)
+    again = check_onnx(folded, model, inputs=asked["inputs"], require_folded=True)
+    assert again
+    assert not again.computed
 
 
 # -- what is refused
