@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import operator
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
+import mpmath  # type: ignore[import-untyped,unused-ignore]
 import numpy as np
 import onnx
 import pytest
@@ -21,6 +23,7 @@ from wnconvert import fold_file, inspect_file
 from wnconvert.errors import ArgumentError, NumbersError, UnfoldedError
 from wnconvert.numerics.rounding import cast
 from wnconvert.onnx import evaluation
+from wnconvert.onnx.graph import weights
 
 RNG = np.random.default_rng(11)
 
@@ -142,23 +145,109 @@ def test_what_is_evaluated_is_what_the_nodes_make_in_float64(case: str, tmp_path
     np.testing.assert_allclose(weight.reshape(4, 4), expected, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("op", ["Exp", "Log", "Sqrt", "Sin", "Cos", "Tanh", "Sigmoid", "Reciprocal"])
-def test_operators_are_evaluated_in_float64_and_not_in_float32(op: str) -> None:
-    import mpmath  # type: ignore[import-untyped,unused-ignore]  # which torch brings
+Function: TypeAlias = Callable[[list[Any], list[Any]], list[Any]]
 
-    x = np.abs(RNG.standard_normal(64)).astype(np.float32) + np.float32(0.1)
-    b = Build()
-    b.op(op, "x", name="y")
-    proto = b.model(["y"], {"x": [64]})
+
+def by_element(name: str) -> Function:
+    """A function of mpmath on each element of x."""
+    function = getattr(mpmath, name.lower())
+    return lambda x, _: [function(v) for v in x]
+
+
+#: What operators make of a row x of 12 numbers between 0.1 and 0.9 and a row y of others, in exact numbers.
+EXACT: dict[str, tuple[dict[str, Any], Function]] = {
+    **{
+        op: ({}, by_element(op))
+        for op in "Exp Log Sqrt Sin Cos Tan Asin Acos Atan Sinh Cosh Tanh Asinh Atanh".split()
+    },
+    "Acosh": ({}, lambda x, _: [mpmath.acosh(v) for v in x]),
+    "Neg": ({}, lambda x, _: [-v for v in x]),
+    "Abs": ({}, lambda x, _: [abs(v) for v in x]),
+    "Relu": ({}, lambda x, _: [max(v, 0) for v in x]),
+    "Reciprocal": ({}, lambda x, _: [1 / v for v in x]),
+    "Sigmoid": ({}, lambda x, _: [1 / (1 + mpmath.exp(-v)) for v in x]),
+    "Softplus": ({}, lambda x, _: [mpmath.log(1 + mpmath.exp(v)) for v in x]),
+    "Softsign": ({}, lambda x, _: [v / (1 + abs(v)) for v in x]),
+    "LeakyRelu": ({"alpha": 0.25}, lambda x, _: [v if v > 0 else v / 4 for v in x]),
+    "Elu": ({"alpha": 1.5}, lambda x, _: [v if v > 0 else 1.5 * (mpmath.exp(v) - 1) for v in x]),
+    "Celu": ({"alpha": 2.0}, lambda x, _: [max(v, 0) + min(0, 2 * (mpmath.exp(v / 2) - 1)) for v in x]),
+    "Selu": (
+        {"alpha": 1.5, "gamma": 1.25},
+        lambda x, _: [1.25 * (v if v > 0 else 1.5 * mpmath.exp(v) - 1.5) for v in x],
+    ),
+    "Add": ({}, lambda x, y: [a + b for a, b in zip(x, y, strict=True)]),
+    "Sub": ({}, lambda x, y: [a - b for a, b in zip(x, y, strict=True)]),
+    "Mul": ({}, lambda x, y: [a * b for a, b in zip(x, y, strict=True)]),
+    "Div": ({}, lambda x, y: [a / b for a, b in zip(x, y, strict=True)]),
+    "Pow": ({}, lambda x, y: [abs(a) ** b for a, b in zip(x, y, strict=True)]),
+    "Max": ({}, lambda x, y: [*map(max, x, y)]),
+    "Min": ({}, lambda x, y: [*map(min, x, y)]),
+    "Sum": ({}, lambda x, y: [a + b for a, b in zip(x, y, strict=True)]),
+    "Mean": ({}, lambda x, y: [(a + b) / 2 for a, b in zip(x, y, strict=True)]),
+    "MatMul": ({}, lambda x, y: [sum(map(operator.mul, x, y))]),
+    "Einsum": ({"equation": "i,i->i"}, lambda x, y: [a * b for a, b in zip(x, y, strict=True)]),
+    "ReduceSum": ({}, lambda x, _: [sum(x)]),
+    "ReduceMean": ({}, lambda x, _: [sum(x) / len(x)]),
+    "ReduceMax": ({}, lambda x, _: [max(x)]),
+    "ReduceMin": ({}, lambda x, _: [min(x)]),
+    "ReduceProd": ({}, lambda x, _: [mpmath.fprod(x)]),
+    "ReduceL1": ({}, lambda x, _: [sum(map(abs, x))]),
+    "ReduceL2": ({}, lambda x, _: [mpmath.sqrt(sum(v * v for v in x))]),
+    "ReduceSumSquare": ({}, lambda x, _: [sum(v * v for v in x)]),
+    "ReduceLogSum": ({}, lambda x, _: [mpmath.log(sum(x))]),
+    "ReduceLogSumExp": ({}, lambda x, _: [mpmath.log(sum(map(mpmath.exp, x)))]),
+    "Softmax": ({}, lambda x, _: [mpmath.exp(v) / sum(map(mpmath.exp, x)) for v in x]),
+    "LogSoftmax": ({}, lambda x, _: [mpmath.log(mpmath.exp(v) / sum(map(mpmath.exp, x))) for v in x]),
+}
+#: Those of two inputs; those whose numbers may be negative; and those that have cases above or below.
+TWO = frozenset("Add Sub Mul Div Pow Max Min Sum Mean MatMul Einsum".split())
+SIGNED = frozenset("Neg Abs Relu Softsign LeakyRelu Elu Celu Selu Sigmoid Softplus Tanh ReduceL1".split())
+ELSEWHERE = frozenset("Clip Gemm CumSum Where Trilu".split())
+
+
+def test_each_operator_that_is_evaluated_is_held_against_exact_numbers() -> None:
+    assert set(EXACT) | ELSEWHERE == weights.EVALUATED
+
+
+@pytest.mark.parametrize("op", EXACT)
+def test_operators_are_evaluated_in_float64_and_not_in_float32(op: str) -> None:
+    attributes, function = EXACT[op]
+    x = RNG.uniform(0.1, 0.9, 12).astype(np.float32) + np.float32(op == "Acosh")
+    x = np.where(np.arange(12) % 3 == 0, -x, x) if op in SIGNED else x
+    y = RNG.uniform(0.1, 0.9, 12).astype(np.float32)
+    given = {"x": x, "y": y} if op in TWO else {"x": x}
+    b = Build(17)
+    b.op(op, *given, name="z", **attributes)
+    proto = b.model(["z"], {name: [12] for name in given})
     for port in (*proto.graph.input, *proto.graph.output):
         port.type.tensor_type.elem_type = TensorProto.DOUBLE
-    found = evaluation.evaluated(proto.SerializeToString(), {"x": x})
-    functions = {"Sigmoid": lambda v: 1 / (1 + mpmath.exp(-v)), "Reciprocal": lambda v: 1 / v}
+    found = evaluation.evaluated(proto.SerializeToString(), given).reshape(-1)
     with mpmath.workprec(300):
-        function = functions.get(op) or getattr(mpmath, op.lower())
-        exact = [function(mpmath.mpf(float(value))) for value in x]
-        off = max(abs(mpmath.mpf(float(a)) / b - 1) for a, b in zip(found, exact, strict=True))
-    assert off < 1e-14
+        exact = function([mpmath.mpf(float(v)) for v in x], [mpmath.mpf(float(v)) for v in y])
+        far = [abs(mpmath.mpf(float(a)) - b) / max(1, abs(b)) for a, b in zip(found, exact, strict=True)]
+    assert max(far) < 2e-15
+
+
+def test_sums_choices_and_products_of_matrices_are_evaluated_in_float64() -> None:
+    x = RNG.standard_normal((3, 3)).astype(np.float32)
+    wide = x.astype(np.float64)
+    cases: list[tuple[Callable[[Build], str], Any]] = [
+        (lambda b: b.op("CumSum", "x", b.number(1, np.int64)), np.cumsum(wide, 1)),
+        (lambda b: b.op("Gemm", "x", "x", "x", alpha=0.5, transB=1), 0.5 * (wide @ wide.T) + wide),
+        (lambda b: b.op("Exp", b.op("Trilu", "x", upper=1)), np.exp(np.triu(wide))),
+        (
+            lambda b: b.op("Where", b.tensor("c", np.eye(3, dtype=bool)), b.op("Exp", "x"), "x"),
+            np.where(np.eye(3, dtype=bool), np.exp(wide), wide),
+        ),
+    ]
+    for built, expected in cases:
+        b = Build(17)
+        made = built(b)
+        proto = b.model([made], {"x": [3, 3]})
+        for port in (*proto.graph.input, *proto.graph.output):
+            port.type.tensor_type.elem_type = TensorProto.DOUBLE
+        found = evaluation.evaluated(proto.SerializeToString(), {"x": x})
+        np.testing.assert_allclose(found, expected, rtol=1e-15, atol=1e-15)
 
 
 def test_a_bfloat16_weight_is_rounded_once(tmp_path: Path) -> None:
