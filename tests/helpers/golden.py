@@ -31,6 +31,8 @@ GOLDEN = FIXTURES / "golden"
 ANYTHING = "..."
 
 _TIME = re.compile(r"\bin \d+(?:\.\d+)? s\b")
+#: A step that is done: its name, its seconds, what it made.
+_STEP = re.compile(r"(?m)^([a-z]+) +\d+\.\d s(?=  )")
 _RUN = {"wnconvert", "python", "ls"}
 
 #: A command in which one of these stands outside of quotes needs a shell.
@@ -124,8 +126,10 @@ def steady(text: str) -> str:
 
     >>> steady("78 layers in 0.12 s")
     '78 layers in N s'
+    >>> steady("load       0.2 s  1 input, 1 output")
+    'load N s  1 input, 1 output'
     """
-    return _TIME.sub("in N s", text)
+    return _STEP.sub(r"\1 N s", _TIME.sub("in N s", text))
 
 
 def says(written: str, printed: str) -> bool:
