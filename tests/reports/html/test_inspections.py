@@ -311,3 +311,53 @@ def test_a_command_to_copy_is_one_that_a_shell_reads(name: str, word: str) -> No
     found = replace(inspect_file(FIXTURES / "gan.pt"), source=name)
     verbs = inspection_page(found).shown["verbs"]
     assert verbs[0].command == f"wnconvert fold {word}"
+
+
+def test_a_model_of_onnx_and_other_normalizations_have_their_commands() -> None:
+    model, kinds, plain = FIXTURES / "normed.onnx", FIXTURES / "kinds.pt", FIXTURES / "misfit.safetensors"
+    assert f">wnconvert fold {model}<" in page_text(inspection_page(inspect_file(model)))
+    words = "prune,spectral,weight"
+    assert f">wnconvert fold {kinds} --kinds {words}<" in page_text(inspection_page(inspect_file(kinds)))
+    assert "--kinds" not in str(inspection_page(inspect_file(plain)).shown["verbs"])
+
+
+def test_the_command_for_other_normalizations_folds_them_all(run: Runner, tmp_path: Path) -> None:
+    found = inspect_file(FIXTURES / "kinds.pt")
+    command = next(
+        verb.command for verb in inspection_page(found).shown["verbs"] if "--kinds" in verb.command
+    )
+    done = run(*command.split()[1:], "-o", tmp_path / "out.pt")
+    assert done.returncode == 0, done.stderr
+    assert not inspect_file(tmp_path / "out.pt").kinds
+
+
+def test_a_file_without_tensors_has_no_tree(browser: Browser, made: Made, tmp_path: Path) -> None:
+    save_file({}, tmp_path / "none.safetensors")
+    page = made(tmp_path / "none.safetensors", "--full")
+    browser.open(page)
+    assert browser.texts("h2") == ["Layers"]
+    browser.quiet(page)
+
+
+def test_a_long_name_stands_beside_its_mark_and_level_with_its_numbers(
+    browser: Browser, made: Made, tmp_path: Path
+) -> None:
+    ones = np.ones((2, 3), np.float32)
+    save_file({f"{'x' * 300}.weight_g": ones[:, :1], f"{'x' * 300}.weight_v": ones}, tmp_path / "long")
+    browser.open(made(tmp_path / "long"))
+    range_of = "const r = document.createRange(); r.selectNodeContents(arguments[0]);"
+    top = f"{range_of} return r.getClientRects()[0].top"
+    name, number = (browser.one(f"#layers tbody tr {css}") for css in ("button", "td.number"))
+    assert abs(browser.run(top, name) - browser.run(top, number)) < 4
+    assert browser.texts(".tools output") == ["1 row"]
+
+
+def test_every_line_of_a_logarithmic_axis_has_its_number(
+    browser: Browser, made: Made, tmp_path: Path
+) -> None:
+    g = np.array([[0.04], [3]], np.float32)
+    save_file({"a.weight_g": g, "a.weight_v": np.ones((2, 3), np.float32)}, tmp_path / "wide")
+    browser.open(made(tmp_path / "wide"))
+    texts = "document.querySelectorAll(\"#overview [aria-label='y-axis tick label'] text\")"
+    ticks = browser.run(f"return [...{texts}].map((each) => each.textContent)")
+    assert ticks == ["0.05", "0.1", "0.2", "0.5", "1", "2"]

@@ -110,6 +110,28 @@ def test_a_picture_is_a_png_of_the_same_pixels() -> None:
     assert picture_of(pair(np.zeros((4, 7, 100), np.float32))) is None
 
 
+def test_a_picture_of_several_planes_is_that_of_the_worst_element() -> None:
+    planes = np.arange(3, dtype=np.float32)[None, :, None, None] * np.ones((1, 1, 9, 9), np.float32)
+    shown = picture_of(pair(planes), (0, 2, 4, 4))
+    assert shown is not None
+    assert (shown[0].black, shown[0].white) == (2, 2)
+    report = heard_report()
+    output = report.outputs[0]
+    assert output.worst is not None
+    output = replace(output, pair=pair(planes), worst=replace(output.worst, index=(0, 1, 3, 3)))
+    report = replace(report, proof=replace(report.proof, outputs=(output,)))
+    assert "In the sample T = 4000, the plane [0, 1], that of" in page_text(proof_page(report, "check"))
+
+
+def test_what_is_no_number_is_said_where_it_is_drawn_as_0() -> None:
+    report = heard_report()
+    output = replace(report.outputs[0], pair=OutputPair(TONE, np.full_like(TONE, np.nan), SAMPLE))
+    spoilt = replace(report, proof=replace(report.proof, outputs=(output,)))
+    said = "NaN and infinities are drawn as 0"
+    assert said in page_text(proof_page(spoilt, "check"))
+    assert said not in page_text(proof_page(report, "check"))
+
+
 @pytest.mark.parametrize(("off", "css"), [(1e-6, "fine"), (1.0, "danger")])
 def test_a_page_has_each_output_beside_its_tolerance(off: float, css: str) -> None:
     report = export_report(off)

@@ -114,9 +114,20 @@ def test_in_a_browser_the_slider_shows_each_step(browser: Browser, tmp_path: Pat
         browser.screen(f"run-{width}")
     browser.resize(1280)
     assert browser.texts("#chosen") == ["step 3,000"]
-    assert browser.run("return document.querySelectorAll('.multiples svg').length") == 6
+    assert browser.run("return document.querySelectorAll('.multiples svg').length") == 5, (
+        "the sixth never moved"
+    )
     browser.run("const s = document.getElementById('step'); s.value = 1; s.dispatchEvent(new Event('input'))")
     assert browser.texts("#chosen") == ["step 2,000"]
     cells = browser.texts("#layers tbody tr:first-child > *")
     assert (cells[0], cells[4]) == ("head.weight", "2.534")
     browser.quiet(page)
+
+
+def test_a_layer_that_never_moved_is_not_among_those_that_moved_most() -> None:
+    runs = {
+        scale: run_page([inspect_state_dict(pair()), inspect_state_dict(pair(scale))]) for scale in (1.0, 2.0)
+    }
+    assert {scale: page.data["moved"] for scale, page in runs.items()} == {1.0: 0, 2.0: 1}
+    assert "moved most, on" not in page_text(runs[1.0])
+    assert "The layer that moved most, on its own scale." in page_text(runs[2.0])

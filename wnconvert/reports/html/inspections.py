@@ -28,7 +28,11 @@ _HEAD = ("parameters", "buffers", "devices", "state dict", "sibling")
 _CALM = {FlagKind.UNTOUCHED, FlagKind.TIED, FlagKind.PLAIN_SIBLING}
 #: The columns that stay where the screen is narrow.
 _NARROW = {"layer", "|g| mean", "flags"}
+#: The widths of columns, in words of the style.
+_WIDTHS = {"flags": "flags", "dim": "short", "rows": "short", "kind": "word long-word"}
 _DIGITS = 6
+#: The form of layers in a graph that are folded.
+_GRAPH = "onnx"
 
 
 def inspection_page(found: Inspection) -> Page:
@@ -47,7 +51,7 @@ def inspection_page(found: Inspection) -> Page:
         "forms": list(dict.fromkeys(layer.form for layer in found.layers)),
         "columns": [(head, _css(head, table)) for head in table.heads],
         "rows": list(zip(table.rows, map(_marks, found.layers), strict=True)),
-        "trees": list(_trees(found)),
+        "trees": [tree for tree in _trees(found) if tree.children or tree.layers or tree.parameters],
         "has_parameters": found.tensors is not None,
         "has_magnitudes": any(layer.g for layer in found.layers),
         "has_details": any(layer.details for layer in found.layers),
@@ -89,12 +93,23 @@ def _verbs(found: Inspection) -> Iterator[_Verb]:
     def verb(name: str, would: str, options: str = "", *, can: bool) -> _Verb:
         return _Verb(name, would, f"wnconvert {name} {source}{options}" if can and source else "")
 
-    yield verb("fold", found.fold, can=not forms.isdisjoint(FORMS))
+    yield verb("fold", found.fold, can=not forms.isdisjoint((*FORMS, _GRAPH)))
+    if kinds := _other_kinds(found, forms):
+        would = "with the other normalizations below that fold exactly"
+        yield verb("fold", would, f" --kinds {kinds}", can=True)
     if found.split:
         yield verb("split", found.split, can="folded" in forms)
     if found.migrate:
         way = "" if "legacy" in forms else " --to legacy"
         yield verb("migrate", found.migrate, way, can=not forms.isdisjoint(FORMS))
+
+
+def _other_kinds(found: Inspection, forms: set[str]) -> str:
+    """The words of ``--kinds`` that fold all that folds, if that is more than weight norm."""
+    words = [word for kind in found.kinds for word in kind.kinds.split(",") if word]
+    if not words:
+        return ""
+    return ",".join(dict.fromkeys([*(["weight"] if not forms.isdisjoint(FORMS) else []), *words]))
 
 
 def _shell_word(text: str) -> str:
@@ -150,7 +165,7 @@ def _flag_counts(layers: Sequence[LayerStats]) -> list[tuple[str, int, str]]:
 
 
 def _css(head: str, table: Table) -> str:
-    width = "flags" if head == "flags" else "short" if head in ("dim", "rows") else "word"
+    width = _WIDTHS.get(head, "word")
     number = ["number"] if head in table.right else []
     return " ".join([*number, *([] if head == "layer" else [width]), *([] if head in _NARROW else ["wide"])])
 

@@ -10,6 +10,8 @@ from importlib.util import find_spec
 from pathlib import PurePath
 from typing import Any
 
+import numpy as np
+
 from wnconvert import __version__
 from wnconvert.messages import counted
 from wnconvert.reports.html.page import Page
@@ -25,13 +27,13 @@ __all__ = ["proof_page"]
 _COLUMNS = (
     ("output", ""),
     ("dtype", "word wide"),
-    ("shape", "word wide"),
+    ("shape", "word long-word wide"),
     ("elements", "number wide"),
     ("max abs", "number"),
     ("allowed", "number"),
     ("max rel", "number wide"),
     ("SNR dB", "number"),
-    ("worst at", "word wide"),
+    ("worst at", "word long-word wide"),
     ("reference", "number wide"),
     ("candidate", "number wide"),
     ("outside", "number wide"),
@@ -143,6 +145,7 @@ class _Seen:
 
     name: str
     sample: str
+    is_finite: bool
     waves: tuple[tuple[str, Wave], ...]
     pictures: tuple[tuple[str, Picture], ...]
 
@@ -152,10 +155,26 @@ def _seen(output: OutputProof) -> Iterator[_Seen]:
     pair = output.pair
     if pair is None or not pair.reference.size:
         return
+    is_finite = all(bool(np.isfinite(values).all()) for values in (pair.reference, pair.candidate))
+    index = () if output.worst is None else output.worst.index
     if (waves := wave_of(pair)) is not None:
-        yield _Seen(output.name, str(pair.sample), tuple(zip(_WORDS, waves, strict=True)), ())
-    elif (pictures := picture_of(pair)) is not None:
-        yield _Seen(output.name, str(pair.sample), (), tuple(zip(_WORDS, pictures, strict=True)))
+        yield _Seen(output.name, str(pair.sample), is_finite, tuple(zip(_WORDS, waves, strict=True)), ())
+    elif (pictures := picture_of(pair, index)) is not None:
+        plane = _plane_in_words(index, pair.reference.shape)
+        yield _Seen(
+            output.name, f"{pair.sample}{plane}", is_finite, (), tuple(zip(_WORDS, pictures, strict=True))
+        )
+
+
+def _plane_in_words(index: tuple[int, ...], shape: tuple[int, ...]) -> str:
+    """Which plane of an output a picture shows, where there are several.
+
+    >>> _plane_in_words((0, 2, 5, 7), (1, 3, 64, 64)), _plane_in_words((), (1, 64, 64))
+    (', the plane [0, 2]', '')
+    """
+    if math.prod(shape[:-2]) == 1:
+        return ""
+    return f", the plane [{', '.join(map(str, index[:-2] or (0,) * (len(shape) - 2)))}]"
 
 
 def _wave_data(word: str, wave: Wave) -> dict[str, Any]:

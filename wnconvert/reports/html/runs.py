@@ -98,10 +98,11 @@ def run_page(found: Sequence[Inspection]) -> Page:
         ],
         "still": still,
         "last": len(run.numbers) - 1,
-        "multiples": min(len(moved), _MULTIPLES),
+        "multiples": min(len(moved) - len(still), _MULTIPLES),
     }
     data = {
         "steps": list(run.numbers),
+        "moved": len(moved) - len(still),
         "layers": [{"name": move.name, "means": [_rounded(value) for value in move.means]} for move in moved],
     }
     return Page("run", _title(run), "wnconvert inspect", shown, data)

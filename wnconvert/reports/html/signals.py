@@ -82,22 +82,25 @@ def _wav(row: Floats) -> str:
     return _uri("audio/wav", head + struct.pack("<4sI", b"data", len(data)) + data)
 
 
-def picture_of(pair: OutputPair) -> tuple[Picture, Picture, Picture] | None:
-    """The reference, the candidate and |difference|; None of what has not two axes that are long enough."""
-    a, b = (_plane(values) for values in (pair.reference, pair.candidate))
+def picture_of(pair: OutputPair, index: tuple[int, ...] = ()) -> tuple[Picture, Picture, Picture] | None:
+    """The reference, the candidate and |difference|; None of what has not two axes that are long enough.
+
+    Of more than two axes the plane is that of the element at ``index``, without one the first.
+    """
+    a, b = (_plane(values, index) for values in (pair.reference, pair.candidate))
     if a is None or b is None:
         return None
     apart = np.abs(b - a)
     return _picture(a, a), _picture(b, a), _picture(apart, np.append(apart, 0))
 
 
-def _plane(values: Array) -> Floats | None:
-    """The last two axes, of the first place of the others."""
+def _plane(values: Array, index: tuple[int, ...]) -> Floats | None:
+    """The last two axes, at the place of an element, or else the first place, of the others."""
     if values.dtype.kind in "bc" or values.ndim < 2 or min(values.shape[-2:]) < _LEAST_PIXELS:
         return None
-    first: Array = values.reshape(-1, *values.shape[-2:])[0]
-    down, across = (-(-size // _MOST_PIXELS) for size in first.shape)
-    return np.nan_to_num(first[::down, ::across].astype(np.float64), posinf=0, neginf=0)
+    plane: Array = values[index[:-2] or (0,) * (values.ndim - 2)]
+    down, across = (-(-size // _MOST_PIXELS) for size in plane.shape)
+    return np.nan_to_num(plane[::down, ::across].astype(np.float64), posinf=0, neginf=0)
 
 
 def _picture(plane: Floats, scale: Floats) -> Picture:

@@ -7,19 +7,20 @@
   if (place) {
     const there = Object.keys(MEASURES).filter((name) => rows.some((row) => row[name] > 0));
     let measure = there[0];
+    const short = (value) => (value >= 1e6 ? value.toExponential().replace("+", "") : wn.digits(value));
 
     function overview(width) {
       const shown = wn.rows(table).map((row) => rows[row.dataset.row]);
       const drawn = shown.map((row, x) => ({ row, x, value: row[measure] })).filter((each) => each.value > 0);
       document.getElementById("overview-note").textContent =
-        `${drawn.length} of ${shown.length} tensors${measure === "SNR dB" ? "; more decibels are nearer" : ", logarithmic axis"}`;
+        `${drawn.length} of ${wn.counted(shown.length, "tensor")}${measure === "SNR dB" ? "; more decibels are nearer" : ", logarithmic axis"}`;
       return Plot.plot({
         width, height: Math.min(300, Math.max(200, width * 0.3)), marginLeft: 64, marginRight: 12, marginBottom: 12, marginTop: 12,
         ariaLabel: `${MEASURES[measure]} of ${drawn.length} tensors`,
         x: { domain: [-0.5, Math.max(shown.length - 0.5, 0.5)], axis: null },
         y: { type: measure === "SNR dB" ? "linear" : "log", label: null, grid: true, nice: true },
         marks: [
-          Plot.axisY({ tickSize: 0, tickFormat: wn.digits, fill: "var(--soft)", ticks: 5 }),
+          Plot.axisY({ tickSize: 0, tickFormat: short, fill: "var(--soft)", ticks: 5 }),
           Plot.dot(drawn, { x: "x", y: "value", r: 3, fill: "var(--accent)" }),
           Plot.tip(drawn, Plot.pointer({
             x: "x", y: "value", fill: "var(--raised)", stroke: "var(--line)", lineWidth: 32,
@@ -48,7 +49,7 @@
       y: { label: null, grid: true },
       marks: [
         Plot.barY(bars, { x: "step", y: "count", fill: "var(--accent)", insetLeft: 0.5, insetRight: 0.5,
-          title: ({ count, step }) => `${count.toLocaleString("en")} elements\n${ends(step)} ulps apart`,
+          title: ({ count, step }) => `${wn.counted(count, "element")}\n${ends(step)} ulps apart`,
           tip: { fill: "var(--raised)", stroke: "var(--line)", format: { x: false, y: false } } }),
         Plot.ruleY([0], { stroke: "var(--soft)" }),
       ],
@@ -65,7 +66,7 @@
       }
       const box = document.createElement("div");
       box.className = "chart";
-      caption.textContent = `${d3.sum(spread).toLocaleString("en")} elements by their distance`;
+      caption.textContent = `${wn.counted(d3.sum(spread), "element")} by distance`;
       figure.append(caption, box);
       wn.chart(box, histogram(spread));
       return [figure];

@@ -40,9 +40,10 @@
       const positive = drawn.flatMap(({ of }) => of.filter((value) => value > 0));
       const least = d3.min(positive) ?? 1, greatest = d3.max(positive) ?? 1;
       const hasZero = drawn.some(({ of }) => of[MIN] <= 0), edge = hasZero ? least / 2 : least;
+      const marked = positive.length ? ticks(edge, greatest) : [];
       const clamp = (value) => Math.max(value, edge);
       document.getElementById("overview-note").textContent =
-        `${drawn.length} layers, logarithmic axis${hasZero ? "; 0 stands at the lower edge" : ""}`;
+        `${wn.counted(drawn.length, "layer")}, logarithmic axis${hasZero ? "; 0 stands at the lower edge" : ""}`;
       const thick = Math.max(1, Math.min(9, (width - 60) / Math.max(drawn.length, 1) * 0.6));
       const colour = (each) => (each.bad ? "var(--alarm)" : "var(--accent)");
       const room = width / Math.max(drawn.length, 1);
@@ -52,8 +53,8 @@
         x: { type: "linear", domain: [-0.5, Math.max(drawn.length - 0.5, 0.5)], axis: null },
         y: { type: "log", domain: [edge * 0.95, greatest * 1.05], label: null },
         marks: [
-          Plot.gridY(ticks(edge, greatest), { stroke: "var(--line)", strokeOpacity: 1 }),
-          Plot.axisY(ticks(edge, greatest), { tickFormat: wn.digits, tickSize: 0, fill: "var(--soft)" }),
+          Plot.gridY(marked, { stroke: "var(--line)", strokeOpacity: 1 }),
+          Plot.axisY(marked, { text: wn.digits, tickSize: 0, fill: "var(--soft)" }),
           Plot.ruleX(groups(drawn).slice(1), { x: (d) => d.from - 0.5, stroke: "var(--line)" }),
           Plot.text(groups(drawn).filter((d) => (d.to - d.from + 1) * room > 7 * d.head.length + 4), {
             x: (d) => (d.from + d.to) / 2, frameAnchor: "bottom", dy: 18, text: "head", fill: "var(--soft)",
@@ -67,7 +68,7 @@
               layer.name,
               `min ${wn.digits(of[MIN])}   q1 ${wn.digits(of[Q1])}   median ${wn.digits(of[MEDIAN])}`,
               `mean ${wn.digits(of[MEAN])}   q3 ${wn.digits(of[Q3])}   max ${wn.digits(of[MAX])}`,
-              `${layer.rows} rows${layer.odd.length ? `; ${layer.odd.join(", ")}` : ""}`,
+              `${wn.counted(layer.rows, "row")}${layer.odd.length ? `; ${layer.odd.join(", ")}` : ""}`,
             ].join("\n"),
           })),
         ],
@@ -108,13 +109,13 @@
       x: { type: "log", domain: narrow ? [least * 0.5, least * 2] : [least, greatest], label: null },
       y: { label: null },
       marks: [
-        Plot.axisX(narrow ? [least] : ticks(least, greatest), { tickFormat: wn.digits, tickSize: 3, fill: "var(--soft)", stroke: "var(--line)" }),
+        Plot.axisX(narrow ? [least] : ticks(least, greatest), { text: wn.digits, tickSize: 3, fill: "var(--soft)", stroke: "var(--line)" }),
         Plot.axisY(d3.ticks(0, d3.max(counts), 3).filter(Number.isInteger), { tickFormat: wn.digits, tickSize: 0, fill: "var(--soft)" }),
         Plot.rectY(bars, {
           x1: (d) => (narrow ? d.from * 0.97 : d.from), x2: (d) => (narrow ? d.from * 1.03 : d.to), y: "count",
           fill: "var(--accent)", insetLeft: 0.5, insetRight: 0.5,
           tip: { fill: "var(--raised)", stroke: "var(--line)", format: { x: false, x1: false, x2: false, y: false } },
-          title: (d) => `${d.count} rows\n${wn.digits(d.from)} to ${wn.digits(d.to)}`,
+          title: (d) => `${wn.counted(d.count, "row")}\n${wn.digits(d.from)} to ${wn.digits(d.to)}`,
         }),
         Plot.ruleY([0], { stroke: "var(--soft)" }),
       ],
@@ -129,7 +130,7 @@
     for (const [name, sign] of Object.entries(MEASURES)) {
       if (!found[name]) continue;
       const figure = document.createElement("figure"), box = element("div", "", "chart"), zeros = found[name][2];
-      figure.append(element("figcaption", `${sign} over ${layer.rows} rows${zeros ? `, ${zeros} of them 0` : ""}`), box);
+      figure.append(element("figcaption", `${sign} over ${wn.counted(layer.rows, "row")}${zeros ? `, ${zeros} of them 0` : ""}`), box);
       charts.append(figure);
       wn.chart(box, histogram(found[name]));
     }
@@ -144,6 +145,7 @@
       places.append(element("dt", sign), element("dd",
         `min ${wn.digits(of[MIN])}, quartiles ${wn.digits(of[Q1])}, ${wn.digits(of[MEDIAN])}, ${wn.digits(of[Q3])}, max ${wn.digits(of[MAX])}; mean ${wn.digits(of[MEAN])}`));
     }
+    if (!charts.hasChildNodes() && !places.hasChildNodes()) return [element("p", "No row of this layer was read, or none has finite values.", "soft")];
     return [charts, places];
   }
 
@@ -166,6 +168,6 @@
     });
   }
   const setAll = (open) => { for (const each of document.querySelectorAll(".tree details")) each.open = open; };
-  document.getElementById("unfold").addEventListener("click", () => setAll(true));
-  document.getElementById("enfold").addEventListener("click", () => setAll(false));
+  document.getElementById("unfold")?.addEventListener("click", () => setAll(true));
+  document.getElementById("enfold")?.addEventListener("click", () => setAll(false));
 })();

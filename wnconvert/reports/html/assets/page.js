@@ -36,8 +36,10 @@ const wn = (() => {
     });
   }
 
+  const counted = (count, word) => `${count.toLocaleString("en")} ${word}${count === 1 ? "" : "s"}`;
+
   // -- tables: rows are `tr[data-row]`; what belongs to one stands below it, as `row.details`
-  const number = (text) => (text === "" ? NaN : Number(text.replaceAll(",", "").replace("%", "")));
+  const number = (text) => (text === "" ? NaN : Number(text.replaceAll(",", "").replace("%", "").replace("inf", "Infinity")));
   const byText = new Intl.Collator("en", { numeric: true }).compare;
   const rowsOf = (table) => [...table.tBodies[0].rows].filter((row) => "row" in row.dataset);
 
@@ -82,7 +84,7 @@ const wn = (() => {
         left += fits;
         all += 1;
       }
-      if (said) said.textContent = left === all ? `${all} rows` : `${left} of ${all} rows`;
+      if (said) said.textContent = left === all ? counted(all, "row") : `${left.toLocaleString("en")} of ${counted(all, "row")}`;
       table.dispatchEvent(new CustomEvent("arranged"));
     };
     table.clear = () => {
@@ -162,5 +164,5 @@ const wn = (() => {
       place.append(label);
     }
   }
-  return { data, chart, digits, rows, clear, openRows, choices };
+  return { data, chart, counted, digits, rows, clear, openRows, choices };
 })();

@@ -1,9 +1,9 @@
 "use strict";
 // A run: the drift of all layers, the values at a step that is chosen, and the layers one by one.
 (() => {
-  const { steps, layers } = wn.data, table = document.getElementById("layers");
+  const { steps, layers, moved } = wn.data, table = document.getElementById("layers");
   const slider = document.getElementById("step"), chosen = document.getElementById("chosen");
-  const COLOURED = 6, colours = d3.schemeTableau10;
+  const COLOURED = Math.min(6, moved), colours = d3.schemeTableau10;
   const first = layers.map(({ means }) => means.find((value) => value !== null));
   const points = (at) => steps
     .map((step, place) => ({ at, step, value: layers[at].means[place] }))
