@@ -145,7 +145,7 @@
       places.append(element("dt", sign), element("dd",
         `min ${wn.digits(of[MIN])}, quartiles ${wn.digits(of[Q1])}, ${wn.digits(of[MEDIAN])}, ${wn.digits(of[Q3])}, max ${wn.digits(of[MAX])}; mean ${wn.digits(of[MEAN])}`));
     }
-    if (!charts.hasChildNodes() && !places.hasChildNodes()) return [element("p", "No row of this layer was read, or none has finite values.", "soft")];
+    if (!charts.hasChildNodes() && !places.hasChildNodes()) return [element("p", "There are no magnitudes of its rows.", "soft")];
     return [charts, places];
   }
 
