@@ -29,11 +29,10 @@ from wnconvert.cli.options import (
     target,
     with_output,
 )
-from wnconvert.cli.runs.comparison import BY_RUNNING, compare_one
+from wnconvert.cli.runs.comparison import BY_RUNNING, compare_many, compare_one
 from wnconvert.cli.runs.conversion import convert_files
 from wnconvert.cli.runs.fleets import FLEET, FLEET_TO_READ
 from wnconvert.cli.runs.inspection import show_inspections
-from wnconvert.cli.runs.many import compare_many
 from wnconvert.cli.runs.models import BY_MODEL, told_by_model
 from wnconvert.cli.runs.pages import FORCE_PAGE, HTML_PAGE, PageFile
 from wnconvert.cli.runs.start import load_lightly

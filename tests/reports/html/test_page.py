@@ -166,9 +166,7 @@ def test_without_jinja_the_extra_is_named_before_anything_is_read(
     monkeypatch.setattr(pages, "find_spec", lambda _: None)
     done = run("inspect", "no_such_file.pt", "--html", tmp_path / "x.html")
     assert done.returncode == 2
-    assert done.stderr == (
-        "error: pages need Jinja2\nfix: pip install 'wnconvert[html]', or pip install jinja2\n"
-    )
+    assert done.stderr == "error: pages need Jinja2\nfix: pip install '.[html]'\n"
     with pytest.raises(ArgumentError, match="pages need Jinja2"):
         page_text(odd_page())
 

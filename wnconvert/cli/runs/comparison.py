@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from wnconvert.cli.errors import say_error
 from wnconvert.cli.options import TIME_LIMIT, with_options
 from wnconvert.cli.terminal import StepLines, alarm, fitting_width, progress_bar
 from wnconvert.errors import ArgumentError
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from wnconvert.reports.html.page import Page
     from wnconvert.verbs.comparison.result import Comparison
 
-__all__ = ["BY_RUNNING", "compare_one"]
+__all__ = ["BY_RUNNING", "compare_many", "compare_one"]
 
 
 #: What two ONNX models are run on, and how near their outputs must be.
@@ -82,6 +83,26 @@ BY_RUNNING = with_options(
 #: What is said of checkpoints alone, and what of ONNX models alone.
 _OF_CHECKPOINTS = ("strip_prefix", "only", "layers", "exclude", "recipe")
 _OF_GRAPHS = ("inputs", "data", "ranges", "min_snr", "outliers", "samples", "seed", "timeout")
+
+
+def compare_many(a: str, b: str, *, output: Output, page: PageFile, options: Mapping[str, Any]) -> int | None:
+    """Compare two folders of several checkpoints, and print what came of it; None where they are none."""
+    if not (Path(a).is_dir() or "://" in a) or not (Path(b).is_dir() or "://" in b):  # which most are
+        return None
+    from wnconvert.verbs.fleet.comparing import compare_folders, holds_several
+
+    if not holds_several(a, b):
+        return None
+    if page.path is not None:
+        raise click.UsageError("--html is for two checkpoints")
+    from wnconvert.reports.text.fleets import folders_line, folders_text
+
+    found = compare_folders(a, b, **_without(options, _OF_GRAPHS, "ONNX models"))
+    output.result(found.to_dict, lambda: folders_text(found), lambda: folders_line(found))
+    for item in found.files:
+        if item.error is not None:
+            say_error(item.error)
+    return found.exit_code
 
 
 def compare_one(

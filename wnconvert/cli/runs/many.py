@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import click
 
 from wnconvert.cli.errors import say_error
 from wnconvert.cli.terminal import put, put_json
 
 if TYPE_CHECKING:
     from wnconvert.cli.output import Output
-    from wnconvert.cli.runs.pages import PageFile
     from wnconvert.verbs.fleet.fleet import FleetRequest
     from wnconvert.verbs.fleet.result import FileResult
 
-__all__ = ["compare_many", "convert_many", "inspect_many", "put_files"]
+__all__ = ["convert_many", "inspect_many", "put_files"]
 
 
 def convert_many(
@@ -49,26 +45,6 @@ def convert_many(
     ended = (verb, results, len(fleet.jobs) - len(results), time.perf_counter() - began)
     output.result(lambda: fleet_data(*ended), lambda: fleet_line(*ended), lambda: fleet_line(*ended))
     return exit_code_of(results)
-
-
-def compare_many(a: str, b: str, *, output: Output, page: PageFile, options: Mapping[str, Any]) -> int | None:
-    """Compare two folders of several checkpoints, and print what came of it; None where they are none."""
-    if not (Path(a).is_dir() or "://" in a) or not (Path(b).is_dir() or "://" in b):  # which most are
-        return None
-    from wnconvert.verbs.fleet.comparing import compare_folders, holds_several
-
-    if not holds_several(a, b):
-        return None
-    if page.path is not None:
-        raise click.UsageError("--html is for two checkpoints")
-    from wnconvert.reports.text.fleets import folders_line, folders_text
-
-    found = compare_folders(a, b, **options)
-    output.result(found.to_dict, lambda: folders_text(found), lambda: folders_line(found))
-    for item in found.files:
-        if item.error is not None:
-            say_error(item.error)
-    return found.exit_code
 
 
 def inspect_many(src: Sequence[str], request: FleetRequest, options: Mapping[str, Any]) -> list[FileResult]:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from wnconvert import __version__
 from wnconvert.errors import ArgumentError, OutputError
-from wnconvert.messages import printable, refuse_other_than_path
+from wnconvert.messages import printable, refuse_other_than_path, to_install
 from wnconvert.reports.plots import is_checkpoint
 from wnconvert.reports.tables import bytes_text
 from wnconvert.storage.staging import check_target, staged
@@ -89,7 +89,7 @@ def check_page(path: str | Path, *, force: bool = False) -> None:
 
 def _check_jinja() -> None:
     if find_spec("jinja2") is None:
-        raise ArgumentError("pages need Jinja2", fix="pip install 'wnconvert[html]', or pip install jinja2")
+        raise ArgumentError("pages need Jinja2", fix=to_install("'.[html]'"))
 
 
 def write_page(page: Page, path: str | Path, *, force: bool = False) -> tuple[str, ...]:
