@@ -476,7 +476,7 @@ def test_a_plan_is_jsonable_and_says_what_it_does() -> None:
     data = json.loads(json.dumps(plan.to_dict()))
     assert data["schema"] == 1
     keys = "schema verb container only layers already renamed writes state_dicts shards copied dropped notes"
-    keys += " norms_left"
+    keys += " norms_left computed constants"
     assert set(data) == set(keys.split())
     assert data["layers"][1] == {
         "state_dict": "discriminator",

@@ -33,7 +33,7 @@ STEP: dict[str, Any] = {"verb": "fold", "state_dicts": {"generator": [{"name": "
 
 def test_what_is_written_is_read_back() -> None:
     text = write_history([STEP, STEP], {"format": "pt", "é": "ü"})
-    assert read_history(text) == History((STEP, STEP), {"format": "pt", "é": "ü"})
+    assert read_history(text) == History((STEP, STEP), {"format": "pt", "é": "ü"}, versions=(__version__,))
     assert read_history(text.encode()) == read_history(text)
 
 

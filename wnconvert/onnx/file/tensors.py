@@ -209,6 +209,8 @@ class Tensors:
         """The elements of a small tensor as numbers."""
         if data is not None:
             return _numbers(self._bytes(data), dtype)
+        if dtype.bits < 8:  # several elements share a number
+            return None
         found: list[int | float] = []
         for run in parts.runs:
             code = _RUNS.get(run.number)

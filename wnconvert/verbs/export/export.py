@@ -120,6 +120,7 @@ def export_onnx(
     ``VerifyError``, and with ``require_folded`` ``UnfoldedError`` where the graph would compute a weight of
     stored tensors at every run. Nothing is written then. Source of the exporters: ``torch.onnx.export``.
 
+    >>> import torch
     >>> from tempfile import TemporaryDirectory
     >>> from torch.nn.utils.parametrizations import weight_norm
     >>> from wnconvert import check_onnx

@@ -23,6 +23,7 @@ def refused_by_system(error: Exception) -> WnconvertError | None:
     """What the system does not give in words: memory, threads, room, names; None for what must be a bug."""
     unloaded = isinstance(error, ImportError) and any(words in str(error) for words in _NOT_LOADED)
     unloaded |= isinstance(error, SystemError) and _LOST in str(error)
+    unloaded |= isinstance(error, OSError) and error.errno == errno.ENOMEM
     if isinstance(error, MemoryError) or unloaded:
         detail = "" if unloaded else str(error)
         what = f"not enough memory ({detail})" if detail else "not enough memory"

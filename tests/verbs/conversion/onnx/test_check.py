@@ -20,7 +20,7 @@ from wnconvert.numerics.rows import RowPolicy
 from wnconvert.onnx.file.reader import OnnxFile
 from wnconvert.onnx.graph.plan import OnnxFold, plan_onnx
 from wnconvert.storage.checkpoint import open_checkpoint
-from wnconvert.verbs.conversion.onnx import layers as onnx_layers
+from wnconvert.verbs.conversion.onnx import compared
 from wnconvert.verbs.conversion.onnx.check import check_fold
 
 RNG = np.random.default_rng(11)
@@ -218,7 +218,7 @@ def test_where_the_check_fails_no_file_is_there(
     def refuse(*_: object, **__: object) -> None:
         raise VerifyError("no")
 
-    monkeypatch.setattr(onnx_layers, "_near", refuse)
+    monkeypatch.setattr(compared, "_near", refuse)
     with pytest.raises(VerifyError):
         fold_file(source, tmp_path / "out.onnx")
     assert not list(tmp_path.iterdir())

@@ -76,7 +76,7 @@ def compare_onnx(
 
     >>> found = compare_onnx("fixtures/tcn.onnx", "fixtures/tcn.onnx", samples=1)
     >>> bool(found), found.proof.measured, found.initializers.weights.layers
-    (True, 'the same to the bit', 8)
+    (True, 'the same to the bit', 6)
     """
     check_timeout(timeout)
     leniency = Leniency(min_snr, outliers)
