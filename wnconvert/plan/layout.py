@@ -119,52 +119,10 @@ class FoldLayer:
 
 
 @dataclass(frozen=True, slots=True)
-class FoldThrough:
-    """What ``steps`` make of a folded weight, one after another, each rounded as the graph rounds it."""
+class _OfFolded:
+    """Work that begins with a folded weight."""
 
     fold: FoldLayer
-    steps: tuple[Elementwise, ...]
-
-    @property
-    def where(self) -> str:
-        """The layer that is made."""
-        return self.fold.where
-
-    @property
-    def rule(self) -> Rule:
-        """How the weight is computed that the steps start from."""
-        return self.fold.rule
-
-    @property
-    def parts(self) -> tuple[tuple[str, StoredTensor], ...]:
-        """The tensors of that weight, by their roles."""
-        return self.fold.parts
-
-    @property
-    def dtype(self) -> DType:
-        """The dtype of what the last step makes."""
-        return self.steps[-1].dtype
-
-    @property
-    def reads(self) -> Iterable[StoredTensor]:
-        """The tensors that are read element by element."""
-        return (*self.fold.reads, *(tensor for step in self.steps for tensor in step.reads))
-
-    def effort(self, size: int) -> int:
-        """About the bytes that are read."""
-        return max(size, dict(self.fold.parts)[ORIGINAL].info.nbytes)
-
-
-@dataclass(frozen=True, slots=True)
-class Requantized:
-    """A folded weight as codes, by the scheme ``how`` of its original: these, their scale, or their zero.
-
-    The scale and the zero of ``how`` are the original's, for their shapes: new ones are chosen by the weight.
-    """
-
-    fold: FoldLayer
-    how: Quantization
-    part: Literal["codes", "scale", "zero"]
 
     @property
     def where(self) -> str:
@@ -181,6 +139,38 @@ class Requantized:
         """The tensors of that weight, by their roles."""
         return self.fold.parts
 
+    def effort(self, size: int) -> int:
+        """About the bytes that are read."""
+        return max(size, dict(self.fold.parts)[ORIGINAL].info.nbytes)
+
+
+@dataclass(frozen=True, slots=True)
+class FoldThrough(_OfFolded):
+    """What ``steps`` make of a folded weight, one after another, each rounded as the graph rounds it."""
+
+    steps: tuple[Elementwise, ...]
+
+    @property
+    def dtype(self) -> DType:
+        """The dtype of what the last step makes."""
+        return self.steps[-1].dtype
+
+    @property
+    def reads(self) -> Iterable[StoredTensor]:
+        """The tensors that are read element by element."""
+        return (*self.fold.reads, *(tensor for step in self.steps for tensor in step.reads))
+
+
+@dataclass(frozen=True, slots=True)
+class Requantized(_OfFolded):
+    """A folded weight as codes, by the scheme ``how`` of its original: these, their scale, or their zero.
+
+    The scale and the zero of ``how`` are the original's, for their shapes: new ones are chosen by the weight.
+    """
+
+    how: Quantization
+    part: Literal["codes", "scale", "zero"]
+
     @property
     def dtype(self) -> DType:
         """The dtype of what is made."""
@@ -191,10 +181,6 @@ class Requantized:
         """The tensors that are read element by element."""
         zero = () if self.how.zero is None else (self.how.zero,)
         return (*self.fold.reads, *zero)
-
-    def effort(self, size: int) -> int:
-        """About the bytes that are read."""
-        return max(size, dict(self.fold.parts)[ORIGINAL].info.nbytes)
 
 
 @dataclass(frozen=True, slots=True)
