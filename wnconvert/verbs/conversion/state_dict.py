@@ -47,7 +47,7 @@ from wnconvert.verbs.shared.options import (
     selection_of,
 )
 from wnconvert.verbs.shared.recipes import recipe_given
-from wnconvert.verbs.shared.told import Said, asked_of
+from wnconvert.verbs.shared.told import Said, asked_of, eps_alone
 
 __all__ = ["fold_state_dict", "migrate_state_dict", "split_state_dict"]
 
@@ -94,7 +94,8 @@ def fold_state_dict(
         opened = _opened(state_dict, renaming_of(strip_prefix, add_prefix, rename))
         numbers = numbers_of(zero_rows, allow_nonfinite=allow_nonfinite)
         said, told = Said(norm, standardize, eps, std, eps_at, gain, scale), recipe_given(recipe)
-        selection = selection_of(layers, exclude, dim, kinds, told, asked=asked_of(said, told))
+        asked, alone = asked_of(said, told), eps_alone(said, told)
+        selection = selection_of(layers, exclude, dim, kinds, told, asked=asked, eps=alone)
         plan = plan_fold(
             opened.tree,
             Container.TORCH_ZIP,
