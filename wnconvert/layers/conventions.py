@@ -1,12 +1,13 @@
 """How frameworks store weight norm: its keys, the axis of its norms, what it computes. One row each.
 
-No file says which axis is normed, nor with which eps: where shapes do not show the one, and where the other is
-not given, they are what the framework takes unless it is told otherwise.
+No file says which axis is normed, nor with which eps: where shapes do not show the one, and where the other
+is not given, they are what the framework takes unless it is told otherwise.
 
-Sources: ``torch.nn.utils.weight_norm``, ``physicsnemo.nn.WeightNormLinear``, ``paddle.nn.utils.weight_norm``
-(``functional.normalize``), ``equinox.nn.WeightNorm``, ``tensorflow_addons.layers.WeightNormalization`` and
-``tensorflow_probability.layers.weight_norm.WeightNorm`` (``tf.nn.l2_normalize``), ``flax.linen.WeightNorm`` and
-``flax.nnx.WeightNorm`` (``_l2_normalize``).
+Sources: ``torch.nn.utils.weight_norm``, ``physicsnemo.nn.WeightNormLinear``,
+``paddle.nn.utils.weight_norm`` (``functional.normalize``), ``equinox.nn.WeightNorm``,
+``tensorflow_addons.layers.WeightNormalization`` and
+``tensorflow_probability.layers.weight_norm.WeightNorm`` (``tf.nn.l2_normalize``), ``flax.linen.WeightNorm``
+and ``flax.nnx.WeightNorm`` (``_l2_normalize``).
 """
 
 from __future__ import annotations
@@ -44,9 +45,9 @@ Keys: TypeAlias = Callable[[str, str], tuple[str, str] | None]
 class Convention:
     """How a framework stores weight norm, and what it computes.
 
-    ``form`` is its word, ``library`` who has it. ``keys`` spells a layer; None where a name does not show how.
-    ``axes`` are those that norms belong to unless a shape shows another, the most usual first; ``guard`` is the
-    eps that is taken. ``is_torchs`` says whether torch has the form.
+    ``form`` is its word, ``library`` who has it. ``keys`` spells a layer; None where a name does not show
+    how. ``axes`` are those that norms belong to unless a shape shows another, the most usual first;
+    ``guard`` is the eps that is taken. ``is_torchs`` says whether torch has the form.
     """
 
     form: str
@@ -58,7 +59,7 @@ class Convention:
     is_torchs: bool = False
 
     def shape_of_g(self, g: Shape, v: Shape, dim: Dim) -> Shape | None:
-        """The shape of a ``g`` that belongs to axis ``dim`` of ``v``, as the framework has it; None if it cannot.
+        """The shape of a ``g`` that belongs to axis ``dim`` of ``v``, as it has it; None where it has none.
 
         >>> PADDLE.shape_of_g((8, 1, 1), (8, 4, 3), 0), PADDLE.shape_of_g((8, 1), (8, 8), 1) is None
         ((8,), True)
@@ -101,15 +102,13 @@ PARAMETRIZE = Convention("parametrize", "torch", _parametrize, is_torchs=True)
 PHYSICSNEMO = Convention("physicsnemo", "PhysicsNeMo", _physicsnemo, g="column")  # its weight is v
 PADDLE = Convention("paddle", "Paddle", _legacy, guard=Guard(1e-12, "max"), g="vector")
 EQUINOX = Convention("equinox", "Equinox", _equinox, g="axes")
-# Of TensorFlow Addons' always the last axis; of TensorFlow Probability's, of a transposed convolution, the one before it.
+# TensorFlow Addons takes the last axis of all kernels, TensorFlow Probability of a transposed one the other.
 KERAS = Convention("keras", "Keras", None, (-1, -2), Guard(1e-12, "max of squares"), "vector")
 FLAX = Convention("flax", "flax.linen", None, (-1,), _UNDER_ROOT, "vector")
 NNX = Convention("nnx", "flax.nnx", None, (-1,), _UNDER_ROOT, "vector")
 
-#: The known conventions by their words. A new one is a row, and a pattern in ``schemes`` or ``kinds.foreign``.
-CONVENTIONS = {
-    row.form: row for row in (LEGACY, PARAMETRIZE, PHYSICSNEMO, PADDLE, EQUINOX, KERAS, FLAX, NNX)
-}
+#: The known conventions by their words. A new one is a row, and its keys in ``schemes`` or ``kinds.foreign``.
+CONVENTIONS = {row.form: row for row in (LEGACY, PARAMETRIZE, PHYSICSNEMO, PADDLE, EQUINOX, KERAS, FLAX, NNX)}
 
 
 def norm_of(form: str, dim: Dim, eps: float | None = None) -> Norm:

@@ -34,7 +34,9 @@ class DimFit:
     note: str = ""
 
 
-def dim_of(g_shape: Shape, v_shape: Shape, dim: int | str | None = AUTO, *, axes: Sequence[int] = (0,)) -> DimFit:
+def dim_of(
+    g_shape: Shape, v_shape: Shape, dim: int | str | None = AUTO, *, axes: Sequence[int] = (0,)
+) -> DimFit:
     """Read ``dim`` of ``torch.nn.utils.weight_norm`` from the shapes of g and v.
 
     Given a ``dim`` (an axis, negative ones counted from the end; None or -1: the whole tensor, as torch
@@ -72,7 +74,9 @@ def _read(g: Shape, v: Shape, usual: Sequence[int]) -> DimFit:
             note = f"g {g} fits several axes of v {v}; axis {taken} is taken (else: fold {option('dim')})"
             return DimFit(taken, note)
         if axes:
-            raise LayerError(f"g {g} fits several axes of v {v}", fix=f"{option('dim', metavar='N')} says which")
+            raise LayerError(
+                f"g {g} fits several axes of v {v}", fix=f"{option('dim', metavar='N')} says which"
+            )
     raise LayerError(_misfit(g, v), fix="repair the checkpoint")
 
 

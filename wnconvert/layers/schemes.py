@@ -44,12 +44,12 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class Scheme:
-    """A convention whose layers are found by the ends of their keys: patterns of g, v, and what stands beside.
+    """A convention whose layers ends of keys show: patterns of g, of v, and of what stands beside.
 
     Each pattern captures ``owner`` (the module with its dot, or nothing) and ``param``; the weight is the
-    two together. ``beside`` matches keys that show another reparameterization stacked on the pair. ``may_have``
-    says quickly which keys no pattern can match. ``as_vector`` is another convention of the same keys, whose g
-    is a vector.
+    two together. ``beside`` matches keys that show another reparameterization stacked on the pair.
+    ``may_have`` says quickly which keys no pattern can match. ``as_vector`` is another convention of the
+    same keys, whose g is a vector.
     """
 
     convention: Convention
@@ -267,7 +267,7 @@ def renamed_halves(layer: Layer, namer: Callable[[str], str]) -> tuple[str, str]
 
 
 def in_form(layer: Layer, form: str) -> Layer | None:
-    """A layer as it is spelled in another form, with a g of the shape that this has; None where it has no such.
+    """A layer as it is spelled in another form, with a g of its shape; None where it has no such layer.
 
     Names alone change: a layer whose form has no keys of its own has its axes in another order, too.
     """

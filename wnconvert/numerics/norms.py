@@ -169,7 +169,7 @@ def as_float64(values: Array) -> Floats:
 
 
 class Divisors(Protocol):
-    """What rows are divided by in the place of ‖v‖: its square, of Σv², and bounds on that, of those on Σv²."""
+    """What rows are divided by in the place of ‖v‖: its square, and bounds on that, of Σv²."""
 
     def squares(self, sums: Sums) -> Sums:
         """The squares of rows."""
@@ -233,8 +233,8 @@ def norm_blocks(
     """The norms of a tensor's rows, correctly rounded to ``g_dtype``: shape (D,), and a report on odd rows.
 
     ``read`` as in ``Folding``, each block once (again only for a norm next to a midpoint). The report has
-    ``zero``, ``nonfinite`` and ``overflow``. With ``divisors`` they are what rows are divided by in the place of
-    their norms, but for a zero row, which stays 0.
+    ``zero``, ``nonfinite`` and ``overflow``. With ``divisors`` they are what rows are divided by in the
+    place of their norms, but for a zero row, which stays 0.
     """
     name = name_of(g_dtype)
     narrow = name_of(v_dtype) != "float64"

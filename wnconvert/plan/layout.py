@@ -255,7 +255,7 @@ class Filled:
 
 @dataclass(frozen=True, slots=True)
 class Norms:
-    """g = ‖w‖ of each row, correctly rounded to ``dtype``; with a ``guard``, what its fold divides the row by."""
+    """g = ‖w‖ of each row, correctly rounded to ``dtype``; with a ``guard``, what a fold divides it by."""
 
     w: StoredTensor
     dim: int | None

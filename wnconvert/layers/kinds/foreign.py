@@ -1,9 +1,9 @@
-"""Weight norm of frameworks that do not name it by the ends of its keys, one row each: wrappers around a layer.
+"""Weight norm of frameworks that wrap a layer, whose keys no common end shows: one row each.
 
-A wrapper's g has a place of its own, from which that of v follows: so a name in parts tells them, joined by dots
-or slashes. The weight has the name of its v. The names alone show nothing: shapes must fit, and nothing beside
-the two may speak against them. PhysicsNeMo's ``WeightFactLinear``, which has a ``g`` and a ``v`` and no norm, is
-not among them.
+A wrapper's g has a place of its own, from which that of v follows: so a name in parts tells them, joined by
+dots or slashes. The weight has the name of its v. The names alone show nothing: shapes must fit, and
+nothing beside the two may speak against them. PhysicsNeMo's ``WeightFactLinear``, which has a ``g`` and a
+``v`` and no norm, is not among them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from wnconvert.layers.dims import AUTO, dim_of
 from wnconvert.layers.evidence import EMPTY, EMPTY_FIX, MISFIT, NOT_FLOAT, PassedOver
 from wnconvert.layers.schemes import Layer, Refused, Selection
 from wnconvert.messages import listed, option
-from wnconvert.tensors.tree import TensorInfo
+from wnconvert.tensors.tree import Shape, TensorInfo
 
 __all__ = ["NO_WRAPPED", "FoundWrapped", "wrapped_layers"]
 
@@ -57,7 +57,7 @@ _DEEPEST = 64  # a name may be made to have very many dots
 
 
 def _flax(g: _Parts) -> Iterator[_Parts]:
-    """``WeightNorm_0/Dense_0/kernel/scale``: the kernel is in the wrapped module, beside the wrapper's scope."""
+    """``WeightNorm_0/Dense_0/kernel/scale``: the kernel is beside the scope of the wrapper."""
     if g[-1] == "scale" and 3 < len(g) <= _DEEPEST:
         for at in range(len(g) - 3):
             if g[-2] == "kernel" or _SCOPE.fullmatch(g[at]):
@@ -82,7 +82,7 @@ def _equinox(g: _Parts) -> Iterator[_Parts]:
 
 
 def _keras(g: _Parts) -> Iterator[_Parts]:
-    """``g`` and ``kernel`` in one scope, or the kernel in that of the layer, which is the only one beside g."""
+    """``g`` and ``kernel`` in one scope, or the kernel in that of the layer, the only one beside g."""
     if g[-1] == "g":
         yield (*g[:-1], "kernel")
         yield (*g[:-1], _ANY, "kernel")
@@ -150,9 +150,12 @@ class _Found:
         self.unwanted: list[str] = []
         self.passed: list[PassedOver] = []
         self.halves: list[str] = []
+        self.later: list[tuple[_Wrapper, TensorInfo, TensorInfo]] = []
 
     def all(self) -> FoundWrapped:
-        """What was found."""
+        """What was found; a g of one number is one where others of its convention are."""
+        for wrapper, g, v in self.later:
+            self._pair(wrapper, g, v, at_last=True)
         layers = (layer for name, layer in self.layers.items() if name not in self.refused)
         return FoundWrapped(
             tuple(layers),
@@ -175,7 +178,10 @@ class _Found:
                 self.halves.append(g.name)
                 return
 
-    def _pair(self, wrapper: _Wrapper, g: TensorInfo, v: TensorInfo) -> None:
+    def _has(self, convention: Convention) -> bool:
+        return any(layer.form == convention.form for layer in self.layers.values())
+
+    def _pair(self, wrapper: _Wrapper, g: TensorInfo, v: TensorInfo, *, at_last: bool = False) -> None:
         name, selection = v.name, self.selection
         if not selection.wants(name):
             self.unwanted.append(name)
@@ -183,7 +189,12 @@ class _Found:
         if name in self.layers:
             self.refused[name] = Refused(name, f"{self.layers[name].g.name} and {g.name} both claim it")
             return
-        against = _against(wrapper, g, v, self.there)
+        against = next(_against(wrapper, g, v, self.there), None)
+        if against is not None and against[0] == _NUMBER and not at_last:
+            self.later.append((wrapper, g, v))
+            return
+        if against is not None and against[0] == _NUMBER and self._has(wrapper.convention):
+            against = None
         if against is not None and (against[0] in _NO_LAYER or not selection.names(name)):
             self.passed.append(PassedOver(name, g.name, name, *against))
             return
@@ -199,31 +210,42 @@ class _Found:
                 self.passed.append(PassedOver(name, g.name, name, MISFIT, error.what))
 
 
+#: The weakness of a g of one number, which others of its convention outweigh.
+_NUMBER = "number"
 #: Weaknesses of what is no layer, whoever names it.
 _NO_LAYER = (NOT_FLOAT, MISFIT)
 
 
-def _against(wrapper: _Wrapper, g: TensorInfo, v: TensorInfo, there: _There) -> tuple[str, str] | None:
-    """What speaks against a pair that has the names of one, as a kind of reason and in words."""
+def _against(wrapper: _Wrapper, g: TensorInfo, v: TensorInfo, there: _There) -> Iterator[tuple[str, str]]:
+    """What speaks against a pair that has the names of one, each as a kind of reason and in words."""
     for info in (g, v):
         if not info.dtype.foldable:
-            return NOT_FLOAT, f"{info.name} is {info.dtype}, not a float that can be folded"
+            yield NOT_FLOAT, f"{info.name} is {info.dtype}, not a float that can be folded"
     if wrapper.is_sure:
-        return None
-    if len(v.shape) < 2:
-        return MISFIT, f"{v.name} has {len(v.shape)} axes, and is no kernel"
-    if wrapper.convention.g == "axes" and len(g.shape) != len(v.shape):
-        return MISFIT, f"g {g.shape} has not as many axes as v {v.shape}"
-    if wrapper.convention.g == "vector" and len(g.shape) != 1:
-        return MISFIT, f"g {g.shape} is not a vector"
-    if g.numel == 1 and v.shape[wrapper.convention.axes[0]] != 1:
-        return "number", f"{g.name} is one number, and may be a gain"
-    beside = there.beside[_parts(g.name)[:-1]]
-    if family := [name for name in beside if len(name) == 1 and name not in "gb"]:
-        return "family", f"{listed([g.name, *family], 4)} look like a family"
-    if {"recurrent_kernel", "gamma"} & {*beside, *there.beside[_parts(v.name)[:-1]]}:
-        return "other", f"what stands beside {v.name} may be what {g.name} belongs to"
-    return None
+        return
+    if misfit := _misfit(wrapper.convention, g.shape, v.shape):
+        yield MISFIT, misfit
+    elif g.numel == 1 and v.shape[wrapper.convention.axes[0]] != 1:
+        yield _NUMBER, f"{g.name} is one number, and may be a gain"
+    of_g, of_v = (there.beside[_parts(info.name)[:-1]] for info in (g, v))
+    if family := [name for name in of_g if len(name) == 1 and name not in "gb"]:
+        yield "family", f"it looks like one of a family, with {listed(family, 3)}"
+    for name in (*of_g, *of_v):
+        if name in _OTHERS:
+            yield "other", f"it may belong to the {name} beside it"
+
+
+#: What a g may belong to in the place of the kernel: the other kernel of an RNN, or a norm.
+_OTHERS = ("recurrent_kernel", "gamma")
+
+
+def _misfit(convention: Convention, g: Shape, v: Shape) -> str:
+    """Why a g has not the rank that the framework gives it; empty if it has."""
+    if len(v) < 2:
+        return f"v {v} is no kernel"
+    if convention.g == "axes":
+        return f"g {g} has not as many axes as v {v}" if len(g) != len(v) else ""
+    return f"g {g} is not a vector" if len(g) != 1 else ""
 
 
 def _layer(convention: Convention, g: TensorInfo, v: TensorInfo, selection: Selection) -> Layer:

@@ -1,12 +1,12 @@
 """Layers as they were before a step, and the rows of a record that hold them.
 
-A row holds all layers of one form, dim, shape and dtype: ``{"form": …, "dim": …, "names": [pattern, …], "g":
-{"shape": …, "dtype": …, "places": [run, …]}, "v": {…}}``; the names of g and v follow from the form. Earlier
-versions wrote a row for each layer, ``{"name": …, "form": …, "dim": …, "g": {"name": …, "shape": …, "dtype":
-…, "place": …}, "v": {…}}``, which are read too, and written of layers whose names do not follow from their form.
-``"eps"`` is that of a norm whose form has another by default. Layers of other kinds cannot be given back; a row has
-their names, ``{"kinds": ["prune", "spectral"], "names": [pattern, …]}``. Rows are input like any other: one
-that makes no sense holds no layers.
+A row holds all layers of one form, dim, shape and dtype: ``{"form": …, "dim": …, "names": [pattern, …],
+"g": {"shape": …, "dtype": …, "places": [run, …]}, "v": {…}}``; the names of g and v follow from the form.
+Earlier versions wrote a row for each layer, ``{"name": …, "form": …, "dim": …, "g": {"name": …, "shape": …,
+"dtype": …, "place": …}, "v": {…}}``, which are read too, and written of layers whose names do not follow
+from their form. ``"eps"`` is that of a norm whose form has another by default. Layers of other kinds cannot
+be given back; a row has their names, ``{"kinds": ["prune", "spectral"], "names": [pattern, …]}``. Rows are
+input like any other: one that makes no sense holds no layers.
 """
 
 from __future__ import annotations

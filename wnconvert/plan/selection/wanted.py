@@ -140,10 +140,10 @@ def check_eps(found: Iterable[FoundPairs], selection: Selection) -> None:
     """Raise ``ArgumentError`` for an eps that is given where no layer divides by a norm with one."""
     if selection.eps is None:
         return
-    with_eps = [form for form, each in CONVENTIONS.items() if each.guard is not None]
-    if not any(layer.form in with_eps for each in found for layer in each.layers):
+    forms = [form for form, each in CONVENTIONS.items() if each.guard is not None]
+    if not any(layer.form in forms for each in found for layer in each.layers):
         raise ArgumentError(
-            f"{option('eps')} belongs to {option('norm')}, or to layers of {listed(with_eps)}, and none is there",
+            f"{option('eps')} belongs to {option('norm')}, or to layers of {listed(forms)}: there are none",
             fix="say that too, or leave it out",
         )
 

@@ -47,8 +47,8 @@ class Said:
 def asked_of(said: Said, recipe: object = None) -> Asked | None:
     """What the options say; None where none of them is given.
 
-    No eps is assumed; alone, it is that of pairs (``eps_alone``). Raises ``ArgumentError`` for an option without those that it needs, and for several
-    that only a recipe can hold together.
+    No eps is assumed; alone, it is that of pairs (``eps_alone``). Raises ``ArgumentError`` for an option
+    without those that it needs, and for several that only a recipe can hold together.
 
     >>> asked_of(Said("by-names", eps=1e-5))
     ByNames(eps=1e-05)
