@@ -2,33 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from tests.helpers.export_models import Shaped
 from tests.helpers.runner import Runner
 from wnconvert import check_onnx, export_onnx
 from wnconvert.errors import NumbersError, UnfoldedError
 
 INPUTS = ["x=float32[B,4]"]
-
-
-class Shaped(nn.Module):
-    """A linear layer whose weight is a function of what is stored."""
-
-    def __init__(self, shape: Callable[[Tensor], Tensor] = torch.tanh, rows: int = 3) -> None:
-        super().__init__()
-        torch.manual_seed(4)
-        self.stored = nn.Parameter(torch.randn(rows, 4))
-        self.shape = shape
-
-    def forward(self, x: Tensor) -> Tensor:
-        return nn.functional.linear(x, self.shape(self.stored))
 
 
 def test_a_weight_of_no_rule_is_evaluated_and_the_export_is_proven_after(tmp_path: Path) -> None:
@@ -92,6 +79,7 @@ def test_numbers_that_are_none_are_refused(tmp_path: Path) -> None:
     assert not [*tmp_path.iterdir()]
 
 
+@pytest.mark.full
 def test_the_older_exporter_is_tried_where_the_newer_leaves_what_is_not_wanted(tmp_path: Path) -> None:
     """Of many elements: the newer exporter evaluates up to 8,192, the older one these operators."""
     model = Shaped(lambda w: torch.neg(w) * 2, 3000)
@@ -106,7 +94,14 @@ def test_the_older_exporter_is_tried_where_the_newer_leaves_what_is_not_wanted(t
 
 
 def test_the_command_line_says_the_same(run: Runner, tmp_path: Path) -> None:
-    asked = (f"{__file__}:Shaped", "--input", INPUTS[0], "--exporter", "torchscript", "--require-folded")
+    asked = (
+        "tests.helpers.export_models:Shaped",
+        "--input",
+        INPUTS[0],
+        "--exporter",
+        "torchscript",
+        "--require-folded",
+    )
     refused = run("export", *asked, "-o", tmp_path / "m.onnx")
     assert refused.returncode == 1
     assert "1 weight is computed at every run: stored (Tanh)" in refused.stderr
