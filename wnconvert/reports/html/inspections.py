@@ -69,7 +69,7 @@ def _faults(found: Inspection) -> Iterator[tuple[str, int | None]]:
     """Each fault in words, with the place of its layer in the table; None of a tensor that is no layer."""
     faults = found.health.faults if found.health is not None else ()
     places = {(layer.state_dict, layer.name): at for at, layer in enumerate(found.layers)}
-    yield from ((str(fault), places.get((fault.state_dict, fault.name))) for fault in faults[:_MOST_FAULTS])
+    yield from ((str(fault), places.get((fault.state_dict, fault.weight))) for fault in faults[:_MOST_FAULTS])
     if len(faults) > _MOST_FAULTS:
         yield f"and {len(faults) - _MOST_FAULTS:,} more", None
 

@@ -26,6 +26,7 @@ from wnconvert.storage.checkpoint import open_checkpoint
 from wnconvert.storage.files import located
 from wnconvert.tensors.blocks import Array
 from wnconvert.verbs.export.check import first_run, reference_text
+from wnconvert.verbs.export.graph import tensors_sha256
 from wnconvert.verbs.export.request import Question, question_of
 from wnconvert.verbs.export.told import folds_of_layers
 from wnconvert.verbs.models.loading.weights import load_weights
@@ -41,6 +42,7 @@ from wnconvert.verbs.models.proof.signatures import Data
 from wnconvert.verbs.modules.convert import fold_module
 from wnconvert.verbs.modules.finding.live import find_live
 from wnconvert.verbs.modules.folding.copies import copied
+from wnconvert.verbs.shared.digests import sha256_of_each
 from wnconvert.verbs.shared.options import renaming_of
 from wnconvert.verbs.shared.progress import StepsProgress, steps_progress
 from wnconvert.verbs.shared.proofs import ModelProof, Prove
@@ -120,14 +122,17 @@ def check_checkpoint(
                 layers = made.compared(module, question, stored, forget)
                 step.detail = f"handed to {counted(len(layers), 'layer')}"
             proof = _proof(question, made.module, first, steps, forget)
+    checkpoint = open_checkpoint(located(path))
     return ExportReport(
         model=str(path),
-        size=open_checkpoint(located(path)).size,
+        size=checkpoint.size,
         reference=reference_text(module),
         proof=proof,
         layers=layers,
         steps=tuple(steps.every),
         notes=(*loaded.notes, *question.signature.notes, *proof.notes),
+        sha256=sha256_of_each(checkpoint.shards),
+        reference_sha256=tensors_sha256(module),
     )
 
 

@@ -24,7 +24,8 @@ __all__ = ["Fault", "Health", "empty_tensors", "health_of"]
 class Fault:
     """What is wrong with a tensor, or the layer of that name.
 
-    ``kind`` is ``"nonfinite"``, ``"zero rows"`` (``count`` of them), ``"half"`` or ``"empty"``.
+    ``kind`` is ``"nonfinite"``, ``"zero rows"`` (``count`` of them), ``"half"`` or ``"empty"``. ``weight`` is
+    the name of the layer that the tensor is of: of a half, that of its pair.
     """
 
     kind: str
@@ -33,6 +34,7 @@ class Fault:
     count: int = 0
     nan: int = 0
     inf: int = 0
+    weight: str = ""
 
     def __str__(self) -> str:
         name = f"{self.state_dict}: {self.name}" if self.state_dict else self.name
@@ -67,7 +69,7 @@ def empty_tensors(tree: Tree) -> Iterator[Fault]:
     for state in tree.state_dicts:
         for name, tensor in state.tensors.items():
             if not tensor.info.numel and name.rpartition(".")[2] != "_extra_state":
-                yield Fault("empty", state.path, name)
+                yield Fault("empty", state.path, name, weight=name)
 
 
 def health_of(  # noqa: PLR0917 -- what is looked at, what is known of it, who looks
@@ -82,17 +84,17 @@ def health_of(  # noqa: PLR0917 -- what is looked at, what is known of it, who l
 
     ``found`` are faults so far. Tensors whose views are ``finite`` were read, and have nothing but numbers.
     """
-    chosen: list[tuple[str, StoredTensor]] = []
+    chosen: list[tuple[str, str, StoredTensor]] = []
     not_read: list[str] = []
     for state in tree.state_dicts:
         to_read, passed = _chosen(state, elements, selection)
-        chosen += ((state.path, tensor) for tensor in to_read)
+        chosen += ((state.path, weight, tensor) for weight, tensor in to_read)
         not_read += passed
-    unread = {tensor.view: tensor for _, tensor in chosen if tensor.view not in finite}
+    unread = {tensor.view: tensor for _, _, tensor in chosen if tensor.view not in finite}
     counts = _counts(elements, list(unread.values()), workers)
     faults = (
-        Fault("nonfinite", path, tensor.info.name, nan=nan, inf=inf)
-        for path, tensor in chosen
+        Fault("nonfinite", path, tensor.info.name, nan=nan, inf=inf, weight=weight)
+        for path, weight, tensor in chosen
         for nan, inf in (counts.get(tensor.view, (0, 0)),)
         if nan or inf
     )
@@ -119,18 +121,19 @@ def _count(elements: Elements, tensor: StoredTensor) -> tuple[int, int]:
 
 def _chosen(
     state: StateDict, elements: Elements, selection: Selection
-) -> tuple[list[StoredTensor], list[str]]:
-    """The float tensors of a state dict to read, and in words those that are passed over."""
+) -> tuple[list[tuple[str, StoredTensor]], list[str]]:
+    """The float tensors of a state dict to read, each with its weight, and in words those passed over."""
     weights = weights_of(state)
     floats = [item for item in state.tensors.values() if may_be_nonfinite(item.info.dtype)]
-    wanted = [tensor for tensor in floats if selection.wants(weights[tensor.info.name])]
-    chosen = [tensor for tensor in wanted if _is_readable(elements, tensor)]
+    named = [(weights[tensor.info.name], tensor) for tensor in floats]
+    wanted = [(weight, tensor) for weight, tensor in named if selection.wants(weight)]
+    chosen = [(weight, tensor) for weight, tensor in wanted if _is_readable(elements, tensor)]
     where = f"{state.path}: " if state.path else ""
     passed: list[str] = []
     if len(wanted) < len(floats):
         left = counted(len(floats) - len(wanted), "float tensor")
         passed.append(f"{where}{left} that {option('layers')} leaves out")
-    if unread := [tensor for tensor in wanted if not _is_readable(elements, tensor)]:
+    if unread := [tensor for _, tensor in wanted if not _is_readable(elements, tensor)]:
         passed.append(f"{where}{_named([tensor.info.name for tensor in unread])}, which cannot be read")
     if opaque := [entry.name for entry in state.entries if entry.is_opaque]:
         passed.append(f"{where}{_named(opaque)}, quantized, sparse or on the meta device")
