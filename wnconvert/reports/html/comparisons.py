@@ -31,8 +31,8 @@ _MOST_OF_MANY = 200
 class ShownComparison:
     """What a template shows of a comparison: a verdict, facts, columns, rows of cells (and why each differs).
 
-    ``noun`` is what is compared, and ``left_out`` the number of differences that are not shown. ``data`` is
-    what the script draws, by name.
+    ``noun`` is what is compared, ``has_distances`` whether there are several to draw, and ``left_out`` the
+    number of differences that are not shown. ``data`` is what the script draws, by name.
     """
 
     found: Comparison
@@ -44,7 +44,7 @@ class ShownComparison:
     rows: tuple[tuple[tuple[str, ...], str], ...]
     whys: tuple[str, ...]
     sides: tuple[tuple[str, str, tuple[str, ...]], ...]
-    has_values: bool
+    has_distances: bool
     left_out: int
     data: Mapping[str, Any]
 
@@ -70,9 +70,9 @@ def shown_comparison(found: Comparison, noun: str = "tensor", most: int | None =
         rows,
         tuple(dict.fromkeys(item.why for item in differing)),
         (("A", found.a, found.only_in_a), ("B", found.b, found.only_in_b)),
-        any(item.spread for item in differing),
+        sum(bool(item.spread) for item in differing) > 1,
         len(found.differing) - len(rows),
-        {"rows": drawn},
+        {"noun": noun, "rows": drawn},
     )
 
 
@@ -129,14 +129,14 @@ def _data(name: str, item: Difference) -> dict[str, Any]:
 
 _FILE_COLUMNS = (
     ("file", ""),
-    ("verdict", "word"),
+    ("verdict", "word long-word"),
     ("compared", "number wide"),
     ("different", "number"),
     ("only in A", "number wide"),
     ("only in B", "number wide"),
     ("ulps", "number"),
     ("max abs", "number wide"),
-    ("least SNR dB", "number wide"),
+    ("SNR dB", "number wide"),
 )
 
 
@@ -163,7 +163,7 @@ def folders_page(found: FolderComparison) -> Page:
         "verdicts": list(dict.fromkeys(pair.verdict for pair in pairs)),
         "sides": [("A", found.a, found.only_in_a), ("B", found.b, found.only_in_b)],
     }
-    data = [pair.compared.data if pair.compared else {"rows": []} for pair in pairs]
+    data = [pair.compared.data if pair.compared else {"noun": "tensor", "rows": []} for pair in pairs]
     title = sides_text(found.a, found.b)
     return Page("folders", title, ABOUT, shown, {"comparisons": data}, uses=("comparison",))
 
@@ -182,10 +182,12 @@ def _counts(found: Comparison) -> Iterator[str]:
     """The cells of a pair's row behind its verdict."""
     sizes = (found.compared, len(found.differing), len(found.only_in_a), len(found.only_in_b))
     yield from (f"{size:,}" for size in sizes)
-    yield from (
-        number_text(_extreme(most, found.differing, name))
+    ulps, *others = (
+        _extreme(most, found.differing, name)
         for most, name in ((max, "ulps"), (max, "max_abs"), (min, "snr_db"))
     )
+    yield "" if ulps is None else f"{ulps:,}"
+    yield from map(number_text, others)
 
 
 def _extreme(most: Any, items: Sequence[Difference], name: str) -> float | None:

@@ -1,6 +1,6 @@
 "use strict";
 // Comparisons: of each, how far apart the tensors are, and how many elements of each by how much.
-for (const [at, { rows }] of wn.data.comparisons.entries()) {
+for (const [at, { noun, rows }] of wn.data.comparisons.entries()) {
   const table = document.getElementById(`differing-${at}`), place = document.getElementById(`overview-${at}`);
   const MEASURES = { "ulps": "ulps", "max abs": "max |a−b|", "SNR dB": "SNR, dB" };
   if (place) {
@@ -12,10 +12,10 @@ for (const [at, { rows }] of wn.data.comparisons.entries()) {
       const shown = wn.rows(table).map((row) => rows[row.dataset.row]);
       const drawn = shown.map((row, x) => ({ row, x, value: row[measure] })).filter((each) => each.value > 0);
       document.getElementById(`overview-note-${at}`).textContent =
-        `${drawn.length} of ${wn.counted(shown.length, "tensor")}${measure === "SNR dB" ? "; more decibels are nearer" : ", logarithmic axis"}`;
+        `${drawn.length} of ${wn.counted(shown.length, noun)}${measure === "SNR dB" ? "; more decibels are nearer" : ", logarithmic axis"}`;
       return Plot.plot({
         width, height: Math.min(300, Math.max(200, width * 0.3)), marginLeft: 64, marginRight: 12, marginBottom: 12, marginTop: 12,
-        ariaLabel: `${MEASURES[measure]} of ${drawn.length} tensors`,
+        ariaLabel: `${MEASURES[measure]} of ${wn.counted(drawn.length, noun)}`,
         x: { domain: [-0.5, Math.max(shown.length - 0.5, 0.5)], axis: null },
         y: { type: measure === "SNR dB" ? "linear" : "log", label: null, grid: true, nice: true },
         marks: [

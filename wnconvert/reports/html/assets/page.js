@@ -201,6 +201,8 @@ const wn = (() => {
 
   /** How many elements are how far apart: 0, 1, 2 to 3, 4 to 7, … ulps; what opens below a row. */
   const ends = (step) => (step < 2 ? `${step}` : `${2 ** (step - 1)} to ${2 ** step - 1}`);
+  const raised = (power) => `2${[...String(power)].map((digit) => "⁰¹²³⁴⁵⁶⁷⁸⁹"[digit]).join("")}`;
+  const start = (step) => (step < 2 ? `${step}` : `${step < 11 ? 2 ** (step - 1) : raised(step - 1)}+`);
   function distances(spread, otherwise) {
     const figure = document.createElement("figure"), caption = document.createElement("figcaption");
     figure.append(caption);
@@ -216,8 +218,8 @@ const wn = (() => {
     chart(box, (width) => Plot.plot({
       width, height: 150, marginLeft: 56, marginRight: 12, marginBottom: 34, marginTop: 8,
       ariaLabel: "Numbers of elements by their distance in ulps",
-      x: { type: "band", label: "ulps apart", tickFormat: (step) => (step < 2 ? `${step}` : `${digits(2 ** (step - 1))}+`),
-           ticks: bars.filter((_, at) => at % Math.ceil(bars.length / (width / 60)) === 0).map(({ step }) => step) },
+      x: { type: "band", label: "ulps apart", tickFormat: start,
+           ticks: bars.filter((_, at) => at % Math.ceil(bars.length / (width / 48)) === 0).map(({ step }) => step) },
       y: { label: null, grid: true },
       marks: [
         Plot.barY(bars, { x: "step", y: "count", fill: "var(--accent)", insetLeft: 0.5, insetRight: 0.5,
