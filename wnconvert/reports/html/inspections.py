@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
 
@@ -202,7 +202,10 @@ def _data(layer: LayerStats) -> dict[str, Any]:
 
 
 def _spread(spread: Spread | None) -> list[float] | None:
-    return None if spread is None else [_rounded(value) for value in asdict(spread).values()]
+    if spread is None:
+        return None
+    values = (spread.min, spread.q1, spread.median, spread.mean, spread.q3, spread.max)
+    return list(map(_rounded, values))
 
 
 def _distribution(found: Distribution | None) -> list[Any] | None:

@@ -190,10 +190,12 @@ def _as_json(data: Mapping[str, Any]) -> str:
 
 
 def _plain(value: Any) -> Any:
+    if isinstance(value, float):  # which most are
+        return value if math.isfinite(value) else str(value)
     if isinstance(value, str):
         return printable(value)
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
+    if value is None or isinstance(value, int):
+        return value
     if isinstance(value, Mapping):
         return {printable(key): _plain(each) for key, each in value.items()}
     if isinstance(value, Sequence):

@@ -84,19 +84,20 @@ def health_of(  # noqa: PLR0917 -- what is looked at, what is known of it, who l
 
     ``found`` are faults so far. Tensors whose views are ``finite`` were read, and have nothing but numbers.
     """
-    chosen: list[tuple[str, str, StoredTensor]] = []
+    chosen: list[tuple[str, StoredTensor]] = []
     not_read: list[str] = []
     for state in tree.state_dicts:
         to_read, passed = _chosen(state, elements, selection)
-        chosen += ((state.path, weight, tensor) for weight, tensor in to_read)
+        chosen += ((state.path, tensor) for tensor in to_read)
         not_read += passed
-    unread = {tensor.view: tensor for _, _, tensor in chosen if tensor.view not in finite}
+    unread = {tensor.view: tensor for _, tensor in chosen if tensor.view not in finite}
     counts = _counts(elements, list(unread.values()), workers)
+    odd = [(path, tensor) for path, tensor in chosen if any(counts.get(tensor.view, (0, 0)))]
+    weights = {path: weights_of(tree.state_dict(path)) for path in {path for path, _ in odd}}
     faults = (
-        Fault("nonfinite", path, tensor.info.name, nan=nan, inf=inf, weight=weight)
-        for path, weight, tensor in chosen
-        for nan, inf in (counts.get(tensor.view, (0, 0)),)
-        if nan or inf
+        Fault("nonfinite", path, name, nan=nan, inf=inf, weight=weights[path][name])
+        for path, tensor in odd
+        for name, (nan, inf) in ((tensor.info.name, counts[tensor.view]),)
     )
     return Health((*faults, *found, *empty_tensors(tree)), len(chosen), (*not_read, *_beside(tree)))
 
@@ -121,19 +122,18 @@ def _count(elements: Elements, tensor: StoredTensor) -> tuple[int, int]:
 
 def _chosen(
     state: StateDict, elements: Elements, selection: Selection
-) -> tuple[list[tuple[str, StoredTensor]], list[str]]:
-    """The float tensors of a state dict to read, each with its weight, and in words those passed over."""
-    weights = weights_of(state)
+) -> tuple[list[StoredTensor], list[str]]:
+    """The float tensors of a state dict to read, and in words those that are passed over."""
     floats = [item for item in state.tensors.values() if may_be_nonfinite(item.info.dtype)]
-    named = [(weights[tensor.info.name], tensor) for tensor in floats]
-    wanted = [(weight, tensor) for weight, tensor in named if selection.wants(weight)]
-    chosen = [(weight, tensor) for weight, tensor in wanted if _is_readable(elements, tensor)]
+    weights = {} if selection.wants_all else weights_of(state)
+    wanted = [it for it in floats if selection.wants(weights.get(it.info.name, it.info.name))]
+    chosen = [tensor for tensor in wanted if _is_readable(elements, tensor)]
     where = f"{state.path}: " if state.path else ""
     passed: list[str] = []
     if len(wanted) < len(floats):
         left = counted(len(floats) - len(wanted), "float tensor")
         passed.append(f"{where}{left} that {option('layers')} leaves out")
-    if unread := [tensor for _, tensor in wanted if not _is_readable(elements, tensor)]:
+    if unread := [tensor for tensor in wanted if not _is_readable(elements, tensor)]:
         passed.append(f"{where}{_named([tensor.info.name for tensor in unread])}, which cannot be read")
     if opaque := [entry.name for entry in state.entries if entry.is_opaque]:
         passed.append(f"{where}{_named(opaque)}, quantized, sparse or on the meta device")
