@@ -93,12 +93,7 @@ def check_onnx(
     checkpoint = open_checkpoint(source)
     with unchanging(checkpoint.seen), sha256_beside(*checkpoint.shards) as digests:
         model = check_model(checkpoint, steps, check_given, require_folded=require_folded)
-        with Runtime(timeout) as runtime, evaluating(question.module) as forget:
-            opened = runtime.open(source)
-            ports = ports_of(opened, question.signature)
-            first = first_run(question, steps)
-            names = question.outputs or names_in(opened, tuple(first.outputs))
-            proof = prove_beside(question, Reference.of(question, names, first), ports, steps, forget)
+        ports, proof = _proven(source, question, steps, timeout)
         sha256 = dict(zip((path.name for path in checkpoint.shards), digests(), strict=True))
     return ExportReport(
         model=str(source),
@@ -115,6 +110,16 @@ def check_onnx(
         sha256=sha256,
         reference_sha256=tensors_sha256(question.module),
     )
+
+
+def _proven(source: Path, question: Question, steps: TimedSteps, timeout: float) -> tuple[Ports, Proof]:
+    """Run a model beside its module; how their inputs and outputs were paired, and what came of it."""
+    with Runtime(timeout) as runtime, evaluating(question.module) as forget:
+        opened = runtime.open(source)
+        ports = ports_of(opened, question.signature)
+        first = first_run(question, steps)
+        names = question.outputs or names_in(opened, tuple(first.outputs))
+        return ports, prove_beside(question, Reference.of(question, names, first), ports, steps, forget)
 
 
 def first_run(question: Question, steps: TimedSteps) -> Run:

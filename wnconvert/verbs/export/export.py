@@ -162,7 +162,6 @@ def export_onnx(
             report, made, written = _first_good(export, exporters, reference, folder, forget)
             if report:
                 report = _recorded(report, made, written) if record else report
-                report = replace(report, sha256=sha256_of_each(files_below(written.path.parent)))
                 mark_replaced(folder, old)
                 report = _in_place(report, written, export.target, old, card, force=force)
             elif keep_failed:
@@ -179,7 +178,11 @@ def _in_place(
     *,
     force: bool,
 ) -> ExportReport:
-    """Put a model that is equal in place of ``old`` files, then its card; the report with notes on both."""
+    """Put a model that is equal in place of ``old`` files, then its card; the report with notes on both.
+
+    It has the SHA-256 of each file then.
+    """
+    report = replace(report, sha256=sha256_of_each(files_below(written.path.parent)))
     put_in_place(written.path.parent, target, force=force)
     report = _noted(report, remove_unused(old, target, ()))
     return report if card is None else _noted(report, write_card(card, report, force=force))

@@ -105,9 +105,7 @@ def check_checkpoint(
         min_snr=min_snr,
         outliers=outliers,
     )
-    module = question.module
-    if not isinstance(module, nn.Module) or isinstance(module, torch.jit.ScriptModule):
-        raise ArgumentError("a program holds its own weights", fix="give the nn.Module that it was made of")
+    module = _module_of(question)
     steps = TimedSteps(steps_progress(progress))
     told = recipe_given(recipe)
     with evaluating(module) as forget:
@@ -118,9 +116,7 @@ def check_checkpoint(
             step.detail = f"{counted(len(made.layers), 'layer')} folded, {loaded}"
         first = first_run(question, steps)
         with evaluating(made.module):
-            with steps("weights", "handed to layers") as step:
-                layers = made.compared(module, question, stored, forget)
-                step.detail = f"handed to {counted(len(layers), 'layer')}"
+            layers = _compared(module, made, question, stored, steps, forget)
             proof = _proof(question, made.module, first, steps, forget)
     checkpoint = open_checkpoint(located(path))
     return ExportReport(
@@ -134,6 +130,29 @@ def check_checkpoint(
         sha256=sha256_of_each(checkpoint.shards),
         reference_sha256=tensors_sha256(module),
     )
+
+
+def _module_of(question: Question) -> nn.Module:
+    """The module that weights are loaded into. Raises ``ArgumentError`` for a program."""
+    module = question.module
+    if not isinstance(module, nn.Module) or isinstance(module, torch.jit.ScriptModule):
+        raise ArgumentError("a program holds its own weights", fix="give the nn.Module that it was made of")
+    return module
+
+
+def _compared(  # noqa: PLR0917 -- both models, and what ``check_checkpoint`` knows of them
+    module: nn.Module,
+    made: _Folded,
+    question: Question,
+    stored: Mapping[str, torch.dtype],
+    steps: TimedSteps,
+    forget: Callable[[], None],
+) -> tuple[HandedProof, ...]:
+    """Compare the weights that the layers of both models are handed."""
+    with steps("weights", "handed to layers") as step:
+        layers = made.compared(module, question, stored, forget)
+        step.detail = f"handed to {counted(len(layers), 'layer')}"
+    return layers
 
 
 def _proof(
