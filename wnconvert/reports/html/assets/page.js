@@ -128,7 +128,7 @@ const wn = (() => {
       const { left, top, width, height } = marks[at].getBoundingClientRect();
       send("pointermove", { clientX: left + width / 2, clientY: top + height / 2 });
       requestAnimationFrame(() => {
-        spoken.textContent = [...made.querySelectorAll("[aria-label=tip] text tspan")].map((line) => line.textContent.trim()).filter(Boolean).join(", ");
+        spoken.textContent = [...made.querySelectorAll("[aria-label=tip] text tspan")].map((line) => line.textContent.replaceAll("\u200b", "").trim()).filter(Boolean).join(", ");
       });
     };
     const steps = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1, PageDown: 10, PageUp: -10, Home: -Infinity, End: Infinity };
