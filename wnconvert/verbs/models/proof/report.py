@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from wnconvert.messages import counted, short_repr
-from wnconvert.plan.plan import ComputedWeight
+from wnconvert.plan.plan import ComputedWeight, PlannedConstant
 from wnconvert.shown import Paged
 from wnconvert.verbs.models.proof.outputs import OutputProof
 from wnconvert.verbs.models.proof.proof import Proof
@@ -69,7 +69,8 @@ class ExportReport(Paged):
     """The result of an export or a check; true if the model is equal to its reference.
 
     ``model`` is the path of the model, ``size`` its bytes with external data, and ``reference`` describes
-    the module. ``computed`` are the weights that the model computes of stored tensors at every run.
+    the module. ``computed`` are the weights that the model computes of stored tensors at every run,
+    ``constants`` those that an export evaluated in float64 and stored.
     ``remedy`` is what to do where the exporter is at fault. Only an export sets the exporter,
     ``nodes_exported``, the numbers of layers that were folded in the module and in the graph, and the number
     of initializers that were named; a check leaves them None. Only the check of a checkpoint has the
@@ -83,6 +84,7 @@ class ExportReport(Paged):
     opset: int | None = None
     residual_weight_norm: int | None = None
     computed: tuple[ComputedWeight, ...] = ()
+    constants: tuple[PlannedConstant, ...] = ()
     exporter: str | None = None
     nodes_exported: int | None = None
     nodes: int | None = None
