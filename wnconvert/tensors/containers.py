@@ -69,6 +69,8 @@ class Container(str, Enum):
     EXPORTED = "exported program", replace(_TORCH, noun="an exported program", hub_name="")
     DISTRIBUTED = "torch.distributed.checkpoint", replace(_TORCH, hub_name="")
     NPZ = "npz", Facts("numpy", "an .npz file", (".npz",), keeps_texts=False)
+    FLAX = "flax msgpack", Facts("flax", "a flax file")
+    PADDLE = "Paddle pickle", Facts("paddle", "a Paddle file")
     ONNX = "ONNX", Facts("onnx", "an ONNX model", (".onnx",), holds_trees=True, shares_memory=True)
 
     def __str__(self) -> str:

@@ -62,6 +62,8 @@ __all__ = ["open_reference", "plan_onnx_fold", "run_conversion"]
 _ONLY_READ = {
     Container.TORCHSCRIPT: "its code",
     Container.EXPORTED: "its graph",
+    Container.FLAX: "MessagePack",
+    Container.PADDLE: "the pickle of Paddle",
     Container.DISTRIBUTED: "the layout of torch.distributed.checkpoint",
 }
 

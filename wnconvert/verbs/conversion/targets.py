@@ -48,7 +48,7 @@ _SUFFIXES = tuple(
     sorted((suffix for container in Container for suffix in container.facts.suffixes), key=len, reverse=True)
 )
 # What is only read, and the suffix of what is written of it: a program's weights are a state dict.
-_BECOMES = {".pt2": ".pt"}
+_BECOMES = {".pt2": ".pt", ".msgpack": ".safetensors", ".pdparams": ".safetensors"}
 
 
 @dataclass(frozen=True, slots=True)
