@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wnconvert.errors import FormatError
-from wnconvert.formats.msgpack import Extension, Items, Map, Raw, Token, Values
-from wnconvert.tensors.files import Forward, MemoryFile
+from wnconvert.formats.msgpack import Extended, Items, Map, MessagePack, Raw, Token
+from wnconvert.tensors.files import FrontToBack, MemoryFile
 
 LEAVES = (
     st.none()
@@ -29,14 +29,14 @@ TREES = st.recursive(
 )
 
 
-def built(values: Values, data: bytes) -> Any:
+def built(values: MessagePack, data: bytes) -> Any:
     """The value that tokens describe."""
     token: Token = values.next()
     if isinstance(token, Map):
         return {built(values, data): built(values, data) for _ in range(token.count)}
     if isinstance(token, Items):
         return [built(values, data) for _ in range(token.count)]
-    if isinstance(token, Extension):
+    if isinstance(token, Extended):
         values.go_past(token)
         return msgpack.ExtType(token.code, data[token.data.start : token.data.end])
     if isinstance(token, Raw):
@@ -48,7 +48,7 @@ def built(values: Values, data: bytes) -> Any:
 @given(TREES, st.booleans())
 def test_the_tokens_are_what_msgpack_unpacks(tree: Any, single: bool) -> None:
     data: bytes = msgpack.packb(tree, use_single_float=single)
-    values = Values(MemoryFile(data))
+    values = MessagePack(MemoryFile(data))
     assert built(values, data) == msgpack.unpackb(data, strict_map_key=False)
     assert values.is_done
 
@@ -57,16 +57,16 @@ def test_the_tokens_are_what_msgpack_unpacks(tree: Any, single: bool) -> None:
 def test_every_width_of_a_length_is_read(size: int) -> None:
     for value in ("x" * size, bytes(size), [0] * size, msgpack.ExtType(5, bytes(size))):
         data: bytes = msgpack.packb({"a": value})
-        assert built(Values(MemoryFile(data)), data) == {"a": value}
+        assert built(MessagePack(MemoryFile(data)), data) == {"a": value}
 
 
 @given(st.binary(max_size=64))
 def test_any_bytes_are_values_or_refused(data: bytes) -> None:
-    values = Values(MemoryFile(data))
+    values = MessagePack(MemoryFile(data))
     with contextlib.suppress(FormatError):
         while not values.is_done:
             token = values.next()
-            if isinstance(token, Extension):
+            if isinstance(token, Extended):
                 values.go_past(token)
 
 
@@ -79,13 +79,13 @@ def test_long_bytes_are_gone_past_and_not_read() -> None:
             return super().read(at, size)
 
     data: bytes = msgpack.packb([bytes(1 << 20)] * 20)
-    assert built(Values(Counting(data)), data) == [bytes(1 << 20)] * 20
+    assert built(MessagePack(Counting(data)), data) == [bytes(1 << 20)] * 20
     assert sum(asked) < len(data) // 100
 
 
 @given(st.binary(min_size=1, max_size=300), st.data())
 def test_bytes_are_taken_one_after_another(data: bytes, chance: st.DataObject) -> None:
-    forward, at = Forward(MemoryFile(data)), 0
+    forward, at = FrontToBack(MemoryFile(data)), 0
     while at < len(data):
         size = chance.draw(st.integers(1, len(data) - at))
         if chance.draw(st.booleans()):

@@ -19,8 +19,8 @@ import pytest
 from fixtures.make import FIXTURES as MADE
 from tests.helpers.golden import FIXTURES
 from wnconvert.errors import FormatError, InputError, WnconvertError
-from wnconvert.storage.checkpoint import container_of, open_checkpoint
-from wnconvert.tensors.containers import Container
+from wnconvert.storage.checkpoint import open_checkpoint
+from wnconvert.tensors.containers import Container, container_of
 
 CONTAINERS = {
     "legacy_nonzip.pth": "torch legacy",

@@ -353,8 +353,8 @@ class Reconstructed:
         self.state = state
 
     def __reduce__(self) -> tuple[object, ...]:
-        reconstruct, args, _ = np.zeros(1).__reduce__()
-        return reconstruct, args, (1, *self.state)
+        made: Any = np.zeros(1).__reduce__()
+        return made[0], made[1], (1, *self.state)
 
 
 def paddle_array(says: str, *state: object) -> Damaged:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeGuard
 
 from wnconvert.errors import FormatError, InputError
-from wnconvert.formats.msgpack import Extension, Items, Map, Raw, Token, Values
+from wnconvert.formats.msgpack import Extended, Items, Map, MessagePack, Raw, Token
 from wnconvert.messages import printable
 from wnconvert.tensors.dtypes import DTYPES, DType
 from wnconvert.tensors.files import GET_AGAIN, ReadableFile
@@ -40,8 +40,7 @@ _COMPLEX = 2
 _CHUNKED = "__msgpack_chunked_array__"
 # What flax calls the states of optimizers: moments of what cannot be converted with the weights.
 _OPTIMIZERS = ("opt_state", "optimizer", "optimizer_state")
-# Values and names of a file are bounded by its arrays and its bytes: 144 MiB, as a pickle may take, and more
-# with each array.
+# Values and names of a file are bounded by its arrays and its bytes: 144 MiB, and more with each array.
 _MOST_VALUES, _VALUES_PER_ARRAY = 1_000_000, 400
 _MOST_NAMED, _NAMED_PER_BYTE = 16 << 20, 16
 _MAX_DEPTH = 200
@@ -111,7 +110,7 @@ class _Reader:
 
     def __init__(self, file: ReadableFile) -> None:
         self.file = file
-        self.values = Values(file)
+        self.values = MessagePack(file)
         self.tensors: list[StoredTensor] = []
         self.views: list[Assembled] = []
         self.optimizers = _Aside("states of optimizers are left out")
@@ -194,12 +193,12 @@ class _Reader:
             if not level.is_aside:
                 self.tensors.append(made)
             return
-        if isinstance(value, Extension):
+        if isinstance(value, Extended):
             self.values.go_past(value)
         if not level.is_aside:
             self.others.add(f"{name} ({_kind(value)})")
 
-    def array(self, name: str, value: Extension) -> StoredTensor:
+    def array(self, name: str, value: Extended) -> StoredTensor:
         """The array that an extension holds: its shape, the name of its dtype, its bytes in C order."""
         self.arrays += 1
         wrong = FormatError(f"its array {printable(name)} is not as flax writes one", fix=GET_AGAIN)
@@ -276,8 +275,8 @@ def _dtype(name: str, kind: str) -> DType:
     return found
 
 
-def _is_array(value: Token) -> TypeGuard[Extension]:
-    return isinstance(value, Extension) and value.code in _ARRAYS
+def _is_array(value: Token) -> TypeGuard[Extended]:
+    return isinstance(value, Extended) and value.code in _ARRAYS
 
 
 def _is_size(value: object) -> bool:
@@ -285,7 +284,7 @@ def _is_size(value: object) -> bool:
 
 
 def _kind(value: Token) -> str:
-    if isinstance(value, Extension):
+    if isinstance(value, Extended):
         return "a complex number" if value.code == _COMPLEX else "an extension"
     if isinstance(value, Raw):
         return "a long text" if value.is_text else "bytes"

@@ -4,7 +4,7 @@ Only lengths and short texts are read, so a file takes the time of its structure
 https://github.com/msgpack/msgpack/blob/master/spec.md
 
 >>> from wnconvert.tensors.files import MemoryFile
->>> values = Values(MemoryFile(b"\x81\xa1a\xc4\x02xy"))
+>>> values = MessagePack(MemoryFile(b"\x81\xa1a\xc4\x02xy"))
 >>> values.next(), values.next(), values.next()
 (Map(count=1), 'a', Raw(data=ByteRange(start=5, size=2, shard=0), is_text=False))
 """
@@ -17,11 +17,11 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from wnconvert.errors import FormatError
-from wnconvert.tensors.files import GET_AGAIN, Forward, ReadableFile
+from wnconvert.tensors.files import GET_AGAIN, FrontToBack, ReadableFile
 from wnconvert.tensors.limits import MESSAGEPACK, megabytes
 from wnconvert.tensors.tree import ByteRange
 
-__all__ = ["Extension", "Items", "Map", "Raw", "Token", "Values"]
+__all__ = ["Extended", "Items", "Map", "MessagePack", "Raw", "Token"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ class Raw:
 
 
 @dataclass(frozen=True, slots=True)
-class Extension:
+class Extended:
     """An extension by its code. What it holds comes next: it is read as values, or gone past."""
 
     code: int
@@ -55,7 +55,7 @@ class Extension:
 
 
 #: What stands at a place of a file; a text that is a name is a ``str``.
-Token: TypeAlias = Map | Items | Raw | Extension | str | int | float | bool | None
+Token: TypeAlias = Map | Items | Raw | Extended | str | int | float | bool | None
 
 _LONGEST_NAME = 64 << 10
 _CONSTANTS: dict[int, Token] = {0xC0: None, 0xC2: False, 0xC3: True}
@@ -65,14 +65,14 @@ _NUMBERS = {
 }
 
 
-class Values:
+class MessagePack:
     """The values of a file, from its first byte on.
 
     Raises ``FormatError`` for what is not MessagePack, ends too early, or is more structure than the limit.
     """
 
     def __init__(self, file: ReadableFile) -> None:
-        self._bytes = Forward(file)
+        self._bytes = FrontToBack(file)
 
     @property
     def at(self) -> int:
@@ -89,7 +89,7 @@ class Values:
         """The bytes that were read so far."""
         return self._bytes.taken
 
-    def go_past(self, value: Extension) -> None:
+    def go_past(self, value: Extended) -> None:
         """Go past what an extension holds, of which nothing was read."""
         self._bytes.skip(value.data.size)
 
@@ -146,9 +146,9 @@ class Values:
         except UnicodeDecodeError as error:
             raise FormatError(f"its text at {self.at - size} is not UTF-8", fix=GET_AGAIN) from error
 
-    def _extension(self, size: int) -> Extension:
+    def _extension(self, size: int) -> Extended:
         code = int.from_bytes(self._bytes.take(1), "big", signed=True)
-        return Extension(code, ByteRange(self.at, size))
+        return Extended(code, ByteRange(self.at, size))
 
     def _raw(self, size: int, *, is_text: bool = False) -> Raw:
         data = ByteRange(self.at, size)

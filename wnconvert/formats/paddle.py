@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
-from wnconvert.errors import FormatError
+from wnconvert.errors import FormatError, InputError
 from wnconvert.formats.pickle.skimming import load_skimmed
 from wnconvert.formats.pickle.values import Dict, Object, Value
 from wnconvert.formats.torch.arrays import HeldArrays, is_array
@@ -50,17 +50,17 @@ class PaddleFile:
     views: tuple[FileView, ...]
 
 
-def open_paddle(file: ReadableFile) -> PaddleFile | None:
-    """Read the structure of a file of Paddle; None for a pickle without a mapping of arrays.
+def open_paddle(file: ReadableFile) -> PaddleFile:
+    """Read the structure of a file of Paddle.
 
-    Raises ``FormatError`` for one that is damaged, and what ``load`` refuses.
+    Raises ``FormatError`` for one that is damaged, ``InputError`` for a pickle without a mapping of arrays.
     """
     pickle = load_skimmed(file)
     _unwrap(pickle.nodes)
     slices = _take_own_keys(pickle.root)
     contents = find_contents(pickle.root, pickle.end)
     if not any(is_array(value) for state in contents.state_dicts for _, value in state.items):
-        return None
+        raise InputError("a plain pickle", fix="save it with torch.save")
     arrays = HeldArrays.of((value for state in contents.state_dicts for _, value in state.items), 1)
     views = list(arrays.views)
     states = [

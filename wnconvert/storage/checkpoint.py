@@ -40,7 +40,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Checkpoint",
-    "container_of",
     "no_graph",
     "open_checkpoint",
     "read_checkpoint",
@@ -100,16 +99,6 @@ class Checkpoint:
                 for path, component in self.components.items()
             },
         )
-
-
-def container_of(path: PurePath) -> Container:
-    """The container that a target's suffix asks for; torch's where it asks for none.
-
-    >>> print(container_of(PurePath("model.safetensors")), container_of(PurePath("g_1.folded")), sep=", ")
-    safetensors, torch zip
-    """
-    suffix = path.suffix.lower()
-    return next((found for found in Container if suffix in found.facts.suffixes), Container.TORCH_ZIP)
 
 
 def no_graph(checkpoint: Checkpoint, what: str) -> Checkpoint:
@@ -245,8 +234,6 @@ def _read_paddle(file: ReadableFile, path: PurePath) -> Checkpoint:
     from wnconvert.formats.paddle import open_paddle
 
     opened = open_paddle(file)
-    if opened is None:
-        raise unknown_file(file, path.name)
     return Checkpoint(path, Container.PADDLE, file.size, opened.tree, (path,), views=opened.views)
 
 

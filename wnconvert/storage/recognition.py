@@ -189,7 +189,6 @@ _OTHERS = (
     (4, b"TFL3", "a TensorFlow Lite model (.tflite)", _MADE_OF),
     (4, b"ET12", "an ExecuTorch program (.pte)", _MADE_OF),
     (0, b"\x93NUMPY", "a NumPy array", _IN_PYTHON.format("{NAME: numpy.load(FILE)}")),
-    *((0, b"\x80%c" % version, "a plain pickle", "save it with torch.save") for version in range(6)),
 )
 # The same for texts, which may begin with white space, in any case.
 _TEXTS = (

@@ -18,7 +18,7 @@ from wnconvert.tensors.tree import ByteRange, repeated
 __all__ = [
     "GET_AGAIN",
     "FarFile",
-    "Forward",
+    "FrontToBack",
     "Head",
     "Identity",
     "MemoryFile",
@@ -169,12 +169,12 @@ _FIRST_WINDOW = 4 << 10
 _WINDOW = 64 << 10
 
 
-class Forward:
+class FrontToBack:
     """Bytes of a file from ``start`` up to ``end``, taken one after another or skipped.
 
     They are read in windows that grow while nothing is skipped, so that little is read in vain.
 
-    >>> some = Forward(MemoryFile(b"abcdefgh"), 1)
+    >>> some = FrontToBack(MemoryFile(b"abcdefgh"), 1)
     >>> some.take(2), some.skip(3), some.take(1), some.left, some.taken
     (b'bc', None, b'g', 1, 3)
     """

@@ -16,7 +16,7 @@ from wnconvert.formats.pickle.machine import refuse
 from wnconvert.formats.pickle.opcodes import LENGTHS, OPCODES, SIZES
 from wnconvert.formats.pickle.reader import load
 from wnconvert.formats.pickle.values import PersistentId, Pickle, Value
-from wnconvert.tensors.files import GET_AGAIN, Forward, ReadableFile
+from wnconvert.tensors.files import GET_AGAIN, FrontToBack, ReadableFile
 from wnconvert.tensors.limits import PICKLE, megabytes
 from wnconvert.tensors.tree import ByteRange
 
@@ -73,7 +73,7 @@ class _Skimmer:
     """Goes through a pickle, operation by operation."""
 
     def __init__(self, file: ReadableFile) -> None:
-        self.bytes = Forward(file)
+        self.bytes = FrontToBack(file)
         self.kept = bytearray()
         self.encoders: set[int] = set()  # the memo entries that hold `_codecs.encode`
 

@@ -10,12 +10,12 @@ from typing import Any, TypeAlias, TypeVar
 
 from wnconvert.errors import ArgumentError, InputError, OutputError
 from wnconvert.messages import refuse_other_than_path
-from wnconvert.storage.checkpoint import Checkpoint, container_of, no_graph
+from wnconvert.storage.checkpoint import Checkpoint, no_graph
 from wnconvert.storage.files import kind_of, listing_of, located, output_path, real_of, stored_output
 from wnconvert.storage.folder.links import cache_of
 from wnconvert.storage.folder.weights import part_notes
 from wnconvert.storage.stores.store import Address, PathKind
-from wnconvert.tensors.containers import Container
+from wnconvert.tensors.containers import Container, container_of
 from wnconvert.tensors.suffixes import check_true_name
 from wnconvert.verbs.shared.leftovers import cleaned_leftovers
 
