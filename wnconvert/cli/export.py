@@ -171,7 +171,14 @@ _REPORTING = with_options(
     type=click.Choice(EXPORTER_CHOICES),
     default="auto",
     show_default=True,
-    help="torch's newer exporter (dynamo) or its older one; auto: the older where the newer fails.",
+    help="torch's newer exporter (dynamo) or its older one; auto: the older where the newer fails, or leaves "
+    "what --require-folded forbids.",
+)
+@click.option(
+    "--constants",
+    is_flag=True,
+    help="Evaluate weights that the exporter leaves to be computed at every run in a way that no rule knows, "
+    "in float64, and store them, rounded once.",
 )
 @click.option("--external-data", is_flag=True, help="Write the weights to a file beside OUT.")
 @_PROOF

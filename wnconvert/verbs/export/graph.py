@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,7 @@ __all__ = [
     "check_no_residual",
     "computed_in",
     "graph_of",
+    "left_in_graph",
     "naming_of",
     "nodes_of",
     "parameters_of",
@@ -49,6 +50,7 @@ __all__ = [
     "residual_of",
     "take_out_data",
     "tensors_sha256",
+    "with_reasons",
     "write_failed",
     "write_folded",
 ]
@@ -80,6 +82,25 @@ def computed_in(graph: OnnxFile) -> tuple[ComputedWeight, ...]:
     """The weights that the model computes of stored tensors at every run, those of known layers too."""
     found = find_graph_layers(graph.model, ALL)
     return weights_computed(graph.model, found)
+
+
+def left_in_graph(fold: OnnxFold) -> str:
+    """What an exporter left in the graph and a fold takes out of it, in words."""
+    layers = f"{counted(len(fold.layers), 'layer')} that the exporter left in the graph"
+    said = layers if fold.layers else "no weight norm was left in the graph"
+    constants = counted(len(fold.evaluated), "weight")
+    return f"{said}, {constants} evaluated in float64" if fold.evaluated else said
+
+
+def with_reasons(computed: Sequence[ComputedWeight], fold: OnnxFold | None) -> tuple[ComputedWeight, ...]:
+    """Weights that a model computes, with the reasons of the fold that left them, if there was one.
+
+    Names of tensors may be others since; the nodes that use them are the same.
+    """
+    known = () if fold is None else fold.plan.computed
+    left = {(weight.state_dict, weight.node): weight for weight in known}
+    found = ((weight, left.get((weight.state_dict, weight.node), weight)) for weight in computed)
+    return tuple(replace(weight, reason=same.reason, fix=same.fix) for weight, same in found)
 
 
 # -- names

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from wnconvert.messages import counted, short_repr
-from wnconvert.plan.plan import ComputedWeight
+from wnconvert.plan.plan import ComputedWeight, PlannedConstant
 from wnconvert.shown import Drawn, Paged
 from wnconvert.verbs.models.proof.outputs import OutputProof
 from wnconvert.verbs.models.proof.proof import Proof
@@ -69,7 +69,8 @@ class ExportReport(Paged, Drawn):
     """The result of an export or a check; true if the model is equal to its reference.
 
     ``model`` is the path of the model, ``size`` its bytes with external data, and ``reference`` describes
-    the module. ``computed`` are the weights that the model computes of stored tensors at every run.
+    the module. ``computed`` are the weights that the model computes of stored tensors at every run,
+    ``constants`` those that an export evaluated in float64 and stored.
     ``sha256`` has that of each file that was proven, by its name, and ``reference_sha256`` that of the
     module's parameters and buffers: of name, dtype, shape and bytes of each, by their names. ``remedy`` is
     what to do where the exporter is at fault. Only an export sets the exporter,
@@ -85,6 +86,7 @@ class ExportReport(Paged, Drawn):
     opset: int | None = None
     residual_weight_norm: int | None = None
     computed: tuple[ComputedWeight, ...] = ()
+    constants: tuple[PlannedConstant, ...] = ()
     exporter: str | None = None
     nodes_exported: int | None = None
     nodes: int | None = None
