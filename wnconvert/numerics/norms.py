@@ -26,8 +26,8 @@ from wnconvert.numerics.sums import (
     Totals,
     Way,
     accurate_sums,
+    end_to_end,
     exact_sum,
-    joined,
     merge,
 )
 from wnconvert.tensors.blocks import (
@@ -136,10 +136,10 @@ class RowSource:
             held.append(self.block_sums(self.read(block)))
             rows += block.shape[1]
             if rows >= _AT_ONCE:
-                yield first, joined(held)
+                yield first, end_to_end(held)
                 held, first, rows = [], first + rows, 0
         if held:
-            yield first, joined(held)
+            yield first, end_to_end(held)
 
     def _accurate(self, rows: slice) -> Sums:
         """Accurate sums of some rows, in a reading of all blocks that hold one of them."""

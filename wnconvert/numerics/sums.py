@@ -23,9 +23,9 @@ __all__ = [
     "Way",
     "accurate_sums",
     "careful_sums",
+    "end_to_end",
     "exact_sum",
     "fast_sums",
-    "joined",
     "merge",
 ]
 
@@ -218,7 +218,7 @@ def _normalize(sums: Sums) -> None:
     sums.high, sums.low = high, np.where(np.isfinite(high), low, 0.0)
 
 
-def joined(parts: Sequence[Sums]) -> Sums:
+def end_to_end(parts: Sequence[Sums]) -> Sums:
     """The sums of rows, of which each part has some, in their order."""
     if len(parts) == 1:
         return parts[0]

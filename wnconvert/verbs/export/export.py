@@ -152,11 +152,10 @@ def export_onnx(
         min_snr=min_snr,
         outliers=outliers,
     )
-    steps = TimedSteps(steps_progress(progress))
     left = (clean_beside if clean else named_leftovers)(target)
     other = next((each for each in EXPORTERS if each not in exporters), None)
     asked = (opset, external_data, timeout, constants, require_folded, (*left, *notes))
-    export = _Export(question, target, exporters[0], other, *asked, steps)
+    export = _Export(question, target, exporters[0], other, *asked, TimedSteps(steps_progress(progress)))
     old = own_data_of(export.target) if force else ()
     with evaluating(question.module) as forget:
         reference = export.reference(forget)
@@ -180,10 +179,7 @@ def _in_place(
     *,
     force: bool,
 ) -> ExportReport:
-    """Put a model that is equal in place of ``old`` files, then its card; the report with notes on both.
-
-    It has the SHA-256 of each file then.
-    """
+    """Put an equal model in place of ``old`` files, then its card; the report with hashes and notes."""
     report = replace(report, sha256=sha256_of_each(files_below(written.path.parent)))
     put_in_place(written.path.parent, target, force=force)
     report = _noted(report, remove_unused(old, target, ()))
