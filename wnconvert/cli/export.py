@@ -6,7 +6,6 @@ import contextlib
 import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -390,10 +389,6 @@ def _prove(
 
 
 def _page(report: ExportReport) -> Page:
-    """The page of a proof, with the SHA-256 of the model where that was written."""
     from wnconvert.reports.html.proofs import proof_page
-    from wnconvert.verbs.shared.digests import sha256_of
 
-    model = Path(report.model)
-    about = f"wnconvert {'check' if report.exporter is None else 'export'}"
-    return proof_page(report, about, sha256_of(model) if model.exists() else "")
+    return proof_page(report)

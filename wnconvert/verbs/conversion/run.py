@@ -26,12 +26,12 @@ from wnconvert.plan.names.trees import NewNames, renamed_keys, weights_of
 from wnconvert.plan.plan import ComputedWeight, Plan
 from wnconvert.plan.selection.foreign import without_foreign
 from wnconvert.plan.selection.scope import choose
-from wnconvert.storage.checkpoint import Checkpoint, container_of, no_graph, open_checkpoint
+from wnconvert.storage.checkpoint import Checkpoint, no_graph, open_checkpoint
 from wnconvert.storage.files import blaming_changes, located, seen_in
 from wnconvert.storage.layouts import fitted
 from wnconvert.storage.shards import DEFAULT_SHARD_SIZE
 from wnconvert.storage.stores.store import Address
-from wnconvert.tensors.containers import Container
+from wnconvert.tensors.containers import Container, container_of
 from wnconvert.tensors.tree import Tree
 from wnconvert.verbs.conversion.jobs import Job, Request, file_job, folder_job, onnx_job
 from wnconvert.verbs.conversion.places.piped import check_piped, goes_to_stdout, to_stdout
@@ -61,6 +61,8 @@ __all__ = ["open_reference", "plan_onnx_fold", "run_conversion"]
 _ONLY_READ = {
     Container.TORCHSCRIPT: "its code",
     Container.EXPORTED: "its graph",
+    Container.FLAX: "MessagePack",
+    Container.PADDLE: "the pickle of Paddle",
     Container.DISTRIBUTED: "the layout of torch.distributed.checkpoint",
 }
 

@@ -26,6 +26,7 @@ from wnconvert.verbs.export.graph import (
     graph_of,
     nodes_of,
     residual_of,
+    tensors_sha256,
     with_reasons,
 )
 from wnconvert.verbs.export.ports import Ports, ports_of
@@ -38,6 +39,7 @@ from wnconvert.verbs.models.proof.report import ExportReport, TimedSteps
 from wnconvert.verbs.models.proof.running import evaluating
 from wnconvert.verbs.models.proof.signatures import Data
 from wnconvert.verbs.modules.finding.live import find_live
+from wnconvert.verbs.shared.digests import sha256_beside
 from wnconvert.verbs.shared.options import TIMEOUT, check_timeout
 from wnconvert.verbs.shared.progress import StepsProgress, steps_progress
 
@@ -91,14 +93,10 @@ def check_onnx(
     source = local_path(located(path), "onnxruntime reads it")
     steps = TimedSteps(steps_progress(progress))
     checkpoint = open_checkpoint(source)
-    with unchanging(checkpoint.seen):
+    with unchanging(checkpoint.seen), sha256_beside(*checkpoint.shards) as digests:
         model = check_model(checkpoint, steps, check_given, require_folded=require_folded)
-        with Runtime(timeout) as runtime, evaluating(question.module) as forget:
-            opened = runtime.open(source)
-            ports = ports_of(opened, question.signature)
-            first = first_run(question, steps)
-            names = question.outputs or names_in(opened, tuple(first.outputs))
-            proof = prove_beside(question, Reference.of(question, names, first), ports, steps, forget)
+        ports, proof = _proven(source, question, steps, timeout)
+        sha256 = dict(zip((path.name for path in checkpoint.shards), digests(), strict=True))
     return ExportReport(
         model=str(source),
         size=model.size,
@@ -111,7 +109,19 @@ def check_onnx(
         steps=tuple(steps.every),
         notes=(*question.signature.notes, *ports.notes, *proof.notes, *model.notes),
         remedy=remedy_of(proof, question.module, None),
+        sha256=sha256,
+        reference_sha256=tensors_sha256(question.module),
     )
+
+
+def _proven(source: Path, question: Question, steps: TimedSteps, timeout: float) -> tuple[Ports, Proof]:
+    """Run a model beside its module; how their inputs and outputs were paired, and what came of it."""
+    with Runtime(timeout) as runtime, evaluating(question.module) as forget:
+        opened = runtime.open(source)
+        ports = ports_of(opened, question.signature)
+        first = first_run(question, steps)
+        names = question.outputs or names_in(opened, tuple(first.outputs))
+        return ports, prove_beside(question, Reference.of(question, names, first), ports, steps, forget)
 
 
 def first_run(question: Question, steps: TimedSteps) -> Run:

@@ -38,6 +38,7 @@ from wnconvert.verbs.export.graph import (
     parameters_of,
     record_export,
     take_out_data,
+    tensors_sha256,
     write_failed,
     write_folded,
 )
@@ -61,6 +62,7 @@ from wnconvert.verbs.models.proof.report import ExportReport, TimedSteps
 from wnconvert.verbs.models.proof.running import evaluating
 from wnconvert.verbs.models.proof.samples import export_arrays
 from wnconvert.verbs.models.proof.signatures import Data
+from wnconvert.verbs.shared.digests import files_below, sha256_of_each
 from wnconvert.verbs.shared.leftovers import named_leftovers
 from wnconvert.verbs.shared.options import TIMEOUT, check_timeout
 from wnconvert.verbs.shared.progress import StepsProgress, steps_progress
@@ -150,18 +152,17 @@ def export_onnx(
         min_snr=min_snr,
         outliers=outliers,
     )
-    steps = TimedSteps(steps_progress(progress))
     left = (clean_beside if clean else named_leftovers)(target)
     other = next((each for each in EXPORTERS if each not in exporters), None)
     asked = (opset, external_data, timeout, constants, require_folded, (*left, *notes))
-    export = _Export(question, target, exporters[0], other, *asked, steps)
+    export = _Export(question, target, exporters[0], other, *asked, TimedSteps(steps_progress(progress)))
     old = own_data_of(export.target) if force else ()
     with evaluating(question.module) as forget:
         reference = export.reference(forget)
         with scratch_folder(export.target, force=force) as folder, _errors_name(folder, export.target):
             report, made, written = _first_good(export, exporters, reference, folder, forget)
             if report:
-                report = _recorded(report, question.module, made, written) if record else report
+                report = _recorded(report, made, written) if record else report
                 mark_replaced(folder, old)
                 report = _in_place(report, written, export.target, old, card, force=force)
             elif keep_failed:
@@ -178,7 +179,8 @@ def _in_place(
     *,
     force: bool,
 ) -> ExportReport:
-    """Put a model that is equal in place of ``old`` files, then its card; the report with notes on both."""
+    """Put an equal model in place of ``old`` files, then its card; the report with hashes and notes."""
+    report = replace(report, sha256=sha256_of_each(files_below(written.path.parent)))
     put_in_place(written.path.parent, target, force=force)
     report = _noted(report, remove_unused(old, target, ()))
     return report if card is None else _noted(report, write_card(card, report, force=force))
@@ -214,10 +216,10 @@ def _written(folder: Path, target: Path) -> Path:
     return folder / "folded" / target.name
 
 
-def _recorded(report: ExportReport, module: Exportable, made: _Made, written: _Written) -> ExportReport:
+def _recorded(report: ExportReport, made: _Made, written: _Written) -> ExportReport:
     """Write the record of an export behind its model; the report, with its size then."""
     kinds = made.folded | {item.layer.name: item.layer.rule.kind for item in written.fold.layers}
-    return replace(report, size=record_export(written.path, module, report, kinds))
+    return replace(report, size=record_export(written.path, report, kinds))
 
 
 def _noted(report: ExportReport, notes: Iterable[str]) -> ExportReport:
@@ -350,6 +352,7 @@ class _Export:
             steps=tuple(self.steps.every),
             notes=(*self.notes, *signature.notes, *ports.notes, *proof.notes, *written.model.notes),
             remedy=remedy_of(proof, self.question.module, self.exporter),
+            reference_sha256=tensors_sha256(self.question.module),
         )
 
 

@@ -49,6 +49,7 @@ __all__ = [
     "record_export",
     "residual_of",
     "take_out_data",
+    "tensors_sha256",
     "with_reasons",
     "write_failed",
     "write_folded",
@@ -201,11 +202,11 @@ def take_out_data(path: Path) -> None:
     onnx.save_model(model, str(path), save_as_external_data=True, location=f"{path.name}.data")
 
 
-def record_export(path: Path, module: Exportable, report: ExportReport, folded: Mapping[str, str]) -> int:
+def record_export(path: Path, report: ExportReport, folded: Mapping[str, str]) -> int:
     """Write the record of an export behind the model that is proven; the bytes of the model then.
 
     ``folded`` are the kinds of the layers that were folded. The source is told by the SHA-256 of the module's
-    tensors: of name, dtype, shape and bytes of each, by their names.
+    tensors.
     """
     proof = report.proof
     tolerance: dict[str, float | None] = {
@@ -216,7 +217,7 @@ def record_export(path: Path, module: Exportable, report: ExportReport, folded: 
     samples = f"{counted(len(proof.samples), 'sample')} in onnxruntime"
     step = made_step(
         "export",
-        sha256=[_digest(module)],
+        sha256=[report.reference_sha256],
         folded=folded,
         proof=f"{samples} beside {report.reference}",
         tolerance={**tolerance, "outliers": proof.leniency.outliers},
@@ -224,7 +225,8 @@ def record_export(path: Path, module: Exportable, report: ExportReport, folded: 
     return report.size + append_record(path, (), step)
 
 
-def _digest(model: Exportable) -> str:
+def tensors_sha256(model: Exportable) -> str:
+    """The SHA-256 of a module's tensors: of name, dtype, shape and bytes of each, by their names."""
     found = hashlib.sha256()
     named = dict((*model.named_parameters(), *model.named_buffers()))
     for name in sorted(named):
