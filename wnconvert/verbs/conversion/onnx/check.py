@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -36,7 +37,7 @@ from wnconvert.verbs.conversion.onnx.run import REQUANTIZED, WHOLE_NUMBERS, comp
 from wnconvert.verbs.conversion.verify.structure import check_structure
 from wnconvert.verbs.shared.options import Proving
 
-__all__ = ["FoldCheck", "check_fold", "check_installed", "refused"]
+__all__ = ["FoldCheck", "check_fold", "check_installed", "made_ready", "refused"]
 
 
 def check_installed(*, runs: bool = True) -> None:
@@ -52,6 +53,21 @@ def check_installed(*, runs: bool = True) -> None:
             f"an ONNX model is checked before it is put in place, and {listed(missing)} {are} not installed",
             fix=to_install(*missing),
         )
+
+
+@contextlib.contextmanager
+def made_ready(proving: Proving) -> Iterator[Runtime | None]:
+    """Start what checks a new model, and import onnx, while the body runs; it gets onnxruntime's process.
+
+    There is none where nothing shall be run.
+    """
+    imports = threading.Thread(target=importlib.import_module, args=("onnx.checker",))
+    imports.start()
+    try:
+        with Runtime(proving.timeout) if proving.runs else contextlib.nullcontext() as runtime:
+            yield runtime
+    finally:
+        imports.join()
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,19 +91,20 @@ def check_fold(
     *,
     verify: bool = False,
     proving: Proving = Proving(),  # noqa: B008 - frozen
+    runtime: Runtime | None = None,
 ) -> FoldCheck:
     """Check the folded model at ``path`` against the original.
 
     Everything in the model except the edits is compared byte by byte; with ``verify``, tensors in data files
-    too; ``proving`` says what is run, and how long. Raises ``VerifyError`` if onnx's checker refuses the new
-    model, or if it holds or computes something else.
+    too; ``proving`` says what is run, and how long, in ``runtime`` if that has been started already. Raises
+    ``VerifyError`` if onnx's checker refuses the new model, or if it holds or computes something else.
     """
     original = local_path(opened.path, "onnxruntime runs it where it lies")
     written = check_structure(path, Container.ONNX)
     kept = _kept(opened, fold, written) if verify else ""
     with contextlib.ExitStack() as stack:
-        # It starts while onnx's checker works.
-        runtime = stack.enter_context(Runtime(proving.timeout)) if proving.runs else None
+        if runtime is None and proving.runs:
+            runtime = stack.enter_context(Runtime(proving.timeout))
         notes = list(_checked(original, written, whole=verify))
         give_back()  # the checker had the model in memory
         try:
