@@ -36,9 +36,12 @@ def stored(folder: Path, rounds: int) -> Iterator[Row]:
         )
         ours: Command = ["env", *variables, "AWS_DEFAULT_REGION=us-east-1", *fold_there]
         remote = f":s3,provider=Rclone,access_key_id={KEY},secret_access_key={SECRET},endpoint='{url}':box"
-        fold = shlex.join(
-            map(str, NOW.command("fold", "in.safetensors", "-o", "out.safetensors", "--force", "-q"))
-        )
+        here = (
+            folder / "in.safetensors",
+            "-o",
+            folder / "out.safetensors",
+        )  # whole: builds run in their own folder
+        fold = shlex.join(map(str, NOW.command("fold", *here, "--force", "-q")))
         script = f'cd "$1" && {fetch} && {fold} && {send}'
         other: Command = ["sh", "-c", script, "sh", folder, tool("rclone"), remote]
         runs, others = in_turns(rounds, ours, other, memory=True)

@@ -245,6 +245,7 @@ def test_an_array_is_read_as_numpy_reads_it_without_calling_it() -> None:
             record = read_array(load(pickle.dumps(value, protocol)).root)
             assert record is not None, (protocol, name)
             assert record.dtype is not None
+            assert isinstance(record.content, bytes)
             assert (record.shape, record.dtype.name) == (value.shape, value.dtype.name)
             flat = np.frombuffer(record.content, value.dtype)
             steps = tuple(step * value.itemsize for step in record.strides)

@@ -5,6 +5,7 @@ values       changes that fit any run of bytes, and what they are drawn from
 pickles      pickles: operations made, left out, doubled, swapped and given other arguments
 zips         zip archives: every field of their headers and directory
 safetensors  safetensors files: the JSON of their headers
+flax         files of flax: values of MessagePack, and heads of arrays
 npz          NumPy's archives: the heads of their arrays
 onnx         ONNX models: the fields of their messages
 folders      folders: the index, the shards, and torch.distributed's metadata

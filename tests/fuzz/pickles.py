@@ -19,6 +19,7 @@ __all__ = ["case", "mutated", "operations"]
 _FIXTURES = Path(__file__).parents[2] / "fixtures"
 _ZIPS = ("sovits.pth", "plain.pt", "tied.pt", "gan.pt", "lightning.ckpt", "waveglow_module.pt", "scripted.pt")
 _LEGACY = "legacy_nonzip.pth"
+_PADDLE = ("paddle.pdparams", "paddle_protocol2.pdparams", "paddle_nested.pdparams")
 _GLOBALS = (
     *("collections OrderedDict", "torch._utils _rebuild_tensor_v2", "torch._utils _rebuild_parameter"),
     *("torch FloatStorage", "torch HalfStorage", "torch DoubleStorage", "torch LongStorage", "torch Size"),
@@ -34,6 +35,8 @@ def case(random: Random) -> Case:
         made = _legacy(random)
     elif random.random() < 0.4:
         made = _grown(random)
+    elif random.random() < 0.2:
+        made = mutated(random, (_FIXTURES / "frameworks" / random.choice(_PADDLE)).read_bytes())
     else:
         records = dict(records_of((_FIXTURES / random.choice(_ZIPS)).read_bytes()))
         name = random.choice([name for name in records if name.endswith("data.pkl")])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from random import Random
 
-from tests.fuzz import commands, folders, npz, onnx, pickles, safetensors, zips
+from tests.fuzz import commands, flax, folders, npz, onnx, pickles, safetensors, zips
 from tests.fuzz.case import Case
 
 __all__ = ["TARGETS", "made"]
@@ -16,6 +16,7 @@ TARGETS: Mapping[str, Callable[[Random], Case]] = {
     "zips": zips.case,
     "safetensors": safetensors.case,
     "npz": npz.case,
+    "flax": flax.case,
     "onnx": onnx.case,
     "folders": folders.case,
     "commands": commands.case,

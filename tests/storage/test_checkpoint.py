@@ -19,8 +19,8 @@ import pytest
 from fixtures.make import FIXTURES as MADE
 from tests.helpers.golden import FIXTURES
 from wnconvert.errors import FormatError, InputError, WnconvertError
-from wnconvert.storage.checkpoint import container_of, open_checkpoint
-from wnconvert.tensors.containers import Container
+from wnconvert.storage.checkpoint import open_checkpoint
+from wnconvert.tensors.containers import Container, container_of
 
 CONTAINERS = {
     "legacy_nonzip.pth": "torch legacy",
@@ -149,12 +149,8 @@ FOREIGN: dict[str, tuple[bytes, str]] = {
     "AOTInductor": (zipped("g/archive_format", "g/data/aotinductor/model/g.so"), "a compiled package"),
     "a zip with a checkpoint": (zipped("run/model.pt"), "a zip archive with a checkpoint in it"),
     "NeMo": (tar("./model_config.yaml"), "a NeMo archive (.nemo)"),
-    "Flax": (b"\x81\xa6params\x81\xa6kernel\xc7", "a MessagePack file (.msgpack: Flax)"),
-    "a large Flax": (b"\xde\0\x20\xd9\x06params\x81", "a MessagePack file (.msgpack: Flax)"),
-    "Paddle": (
-        pickle.dumps({"w": np.zeros(9999), "StructuredToParameterName@@": {"w": "w_0"}}, protocol=2),
-        "a PaddlePaddle state dict (.pdparams)",
-    ),
+    "MessagePack": (b"\x81\xa6params\x81\xa6kernel\xc0", "a MessagePack file without an array of flax"),
+    "large MessagePack": (b"\xde\0\x01\xd9\x06params\x81\x05\x05", "a MessagePack file without an array"),
     "ExecuTorch": (b"\x1c\0\0\0ET12" + bytes(20), "an ExecuTorch program (.pte)"),
     "TensorFlow Lite": (b"\x1c\0\0\0TFL3" + bytes(20), "a TensorFlow Lite model (.tflite)"),
     "GGUF": (b"GGUF\x03\x00\x00\x00" + bytes(20), "a GGUF file"),
@@ -184,7 +180,6 @@ def test_what_is_no_checkpoint_is_told_by_what_it_is(kind: str, name: str, tmp_p
 NAMED = {
     "model.mlmodel": (b"\x08\x04\x12\x02\x52\x00\xa2\x1f\x02\x08\x01", "a Core ML model (.mlmodel)"),
     "saved_model.pb": (b"\x08\x01\x12\x04\x0a\x02\x12\x00", "a TensorFlow graph (.pb)"),
-    "g.pdparams": (pickle.dumps({"w": np.zeros(3)}), "a PaddlePaddle state dict (.pdparams)"),
     "g.pdmodel": (b"\x0a\x02\x08\x00", "a PaddlePaddle program (.pdmodel)"),
 }
 

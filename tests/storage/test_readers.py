@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import re
 import shutil
 import struct
@@ -12,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
+import msgpack
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
@@ -269,6 +271,138 @@ class TestNpz(ReaderContract):
         "absurd: big-endian": npz(npy(description=">f4") + bytes(8), "array b is >f4"),
         "absurd: fields": npz(npy(description=[("x", "<f4")]) + bytes(8), "not an array of little-endian"),
         "absurd: not an array's name": npz(b"{}", "member config.json is not an array", "config.json"),
+    }
+
+
+# -- flax
+
+
+def flax(value: object, says: str, more: bytes = b"") -> Damaged:
+    """A file of a good array and this value."""
+    good = msgpack.ExtType(1, msgpack.packb(((2,), "float32", bytes(8))))
+    packed = msgpack.packb({"a": good, "b": value}, use_bin_type=True)
+    return Damaged(lambda folder: written(packed + more, folder), says)
+
+
+def flax_array(*parts: object, says: str) -> Damaged:
+    return flax(msgpack.ExtType(1, msgpack.packb(parts, use_bin_type=True)), says)
+
+
+def flax_bytes(content: bytes, says: str) -> Damaged:
+    return Damaged(lambda folder: written(b"\x82\xa1a\x05\xa1b" + content, folder), says)
+
+
+CHUNK = msgpack.ExtType(1, msgpack.packb(((2,), "float32", bytes(8))))
+
+
+def flax_chunks(says: str, **parts: object) -> Damaged:
+    """An array in chunks, two of two elements, but for these parts."""
+    whole = {"shape": {"0": 2, "1": 2}, "chunks": {"0": CHUNK, "1": CHUNK}}
+    return flax({"__msgpack_chunked_array__": True, **whole, **parts}, says)
+
+
+class TestFlax(ReaderContract):
+    WHOLE = ("frameworks/flax_chunked.msgpack",)
+    CANNOT: ClassVar = {"overlapping": "values follow one another"}
+    DAMAGED: ClassVar = {
+        "twice: a key": Damaged(
+            lambda folder: written(b"\x82\xa1a\x05\xa1a\x05", folder), "its key a is twice"
+        ),
+        "twice: a name": Damaged(
+            lambda folder: written(msgpack.packb({"a/b": CHUNK, "a": {"b": CHUNK}}), folder), "two arrays"
+        ),
+        "outside: too few elements": flax_array([2], "float32", bytes(7), says="needs 8 bytes and has 7"),
+        "outside: too many": flax_array([2], "float32", bytes(9), says="needs 8 bytes and has 9"),
+        "outside: a shape": flax_array([1 << 62, 1 << 62], "float32", bytes(8), says="array b needs"),
+        "outside: a count": flax_bytes(b"\xdf\xff\xff\xff\xff", "4294967295 values should stand"),
+        "outside: a length": flax_bytes(b"\xc6\xff\xff\xff\xff", "it ends before 4294967295 bytes"),
+        "outside: an extension": flax_bytes(b"\xc9\xff\xff\xff\xff\x05", "it ends before"),
+        "outside: an array in it": flax_bytes(b"\xd4\x01\x93\x90\xa1f\xc4\x01x", "not as flax writes one"),
+        "outside: more": flax(5, "goes on behind its last value", b"\xc0"),
+        "absurd: an opcode": flax_bytes(b"\xc1", "its byte c1"),
+        "absurd: a text": flax_bytes(b"\xa1\xff", "is not UTF-8"),
+        "absurd: a key": Damaged(lambda folder: written(b"\x81\xa1a\x81\xc3\x05", folder), "is not a text"),
+        "absurd: deep": flax_bytes(b"\x81\xa1x" * 300 + b"\x05", "nests more than 200 deep"),
+        "absurd: no array": flax_array("a text", says="not as flax writes one"),
+        "absurd: no shape": flax_array(2, "float32", bytes(8), says="not as flax writes one"),
+        "absurd: a negative shape": flax_array([-2], "float32", bytes(8), says="not as flax writes one"),
+        "absurd: a truth value": flax_array([True, 2], "float32", bytes(8), says="not as flax writes one"),
+        "absurd: a hundred axes": flax_array([1] * 100, "float32", bytes(4), says="not as flax writes one"),
+        "absurd: bytes that are a text": flax_array([2], "float32", "12345678", says="not as flax writes"),
+        "absurd: an unknown dtype": flax_array([2], "float31", bytes(8), says="is of float31"),
+        "absurd: fewer chunks": flax_chunks("the chunks of b are not", chunks={"0": CHUNK}),
+        "absurd: no chunks": flax_chunks("the chunks of b are not", chunks={}),
+        "absurd: chunks in another order": flax_chunks("the chunks", chunks={"1": CHUNK, "0": CHUNK}),
+        "absurd: a chunk that is none": flax_chunks("the chunks of b are not", chunks={"0": CHUNK, "1": 5}),
+        "absurd: a shape of chunks": flax_chunks("the chunks of b are not", shape={"0": -4}),
+        "absurd: another part": flax_chunks("the chunks of b are not", more=5),
+    }
+
+
+# -- Paddle
+
+
+def paddle(tree: object, says: str, protocol: int = 4) -> Damaged:
+    return Damaged(lambda folder: written(pickle.dumps(tree, protocol), folder), says)
+
+
+class Reconstructed:
+    """Pickled as an array with any state."""
+
+    def __init__(self, *state: object) -> None:
+        self.state = state
+
+    def __reduce__(self) -> tuple[object, ...]:
+        made: Any = np.zeros(1).__reduce__()
+        return made[0], made[1], (1, *self.state)
+
+
+def paddle_array(says: str, *state: object) -> Damaged:
+    return paddle({"a": np.zeros(2), "b": Reconstructed(*state)}, says)
+
+
+F4 = np.dtype("<f4")
+#: The opcodes of one array, without those around a pickle.
+ONE_ARRAY = pickle.dumps(np.zeros(2, F4), 3)[2:-1]
+SLICED = {"w@@.0": np.zeros(4, "f4"), "w@@.1": np.zeros(2, "f4")}
+
+
+def paddle_slices(says: str, **how: object) -> Damaged:
+    """An array in two slices, cut as this says."""
+    cut = {"OriginShape": (2, 3), "slices": [*SLICED], **how}
+    return paddle({**SLICED, "UnpackBigParamInfor@@": {"w": cut}}, says, 2)
+
+
+class TestPaddle(ReaderContract):
+    WHOLE = ("frameworks/paddle_protocol2.pdparams",)
+    CANNOT: ClassVar = {"overlapping": "two names may be one array"}
+    DAMAGED: ClassVar = {
+        "twice: a key": Damaged(
+            lambda folder: written(
+                b"\x80\x04}(\x8c\x01a" + ONE_ARRAY + b"\x8c\x01a" + ONE_ARRAY + b"u.", folder
+            ),
+            "the key 'a' twice",
+        ),
+        "outside: too few elements": paddle_array("has 7 bytes", (2,), F4, False, bytes(7)),
+        "outside: too many": paddle_array("has 9 bytes", (2,), F4, False, bytes(9)),
+        "outside: a shape": paddle_array("has 8 bytes", (1 << 62, 1 << 62), F4, False, bytes(8)),
+        "outside: a length": Damaged(
+            lambda folder: written(b"\x80\x04}\x8c\x01aB\xff\xff\xff\xffs.", folder), "it ends before"
+        ),
+        "outside: more": Damaged(
+            lambda folder: written(pickle.dumps({"a": np.zeros(2)}) + b"x", folder), "1 more bytes"
+        ),
+        "outside: storages": Damaged(
+            lambda folder: written(b"\x80\x04}\x8c\x01aK\x01Qs.", folder), "not in the file"
+        ),
+        "absurd: a negative shape": paddle_array("absurd shape", (-2,), F4, False, bytes(8)),
+        "absurd: a hundred axes": paddle_array("absurd shape", (1,) * 100, F4, False, bytes(4)),
+        "absurd: an opcode": Damaged(
+            lambda folder: written(b"\x80\x04}\xffs.", folder), "ff is not an opcode"
+        ),
+        "absurd: slices that are missing": paddle_slices("slices of w do not fit", slices=["w@@.0", "x"]),
+        "absurd: slices of another shape": paddle_slices("slices of w do not fit", OriginShape=(2, 4)),
+        "absurd: no slices": paddle_slices("slices of w make no sense", slices=[]),
     }
 
 

@@ -14,7 +14,7 @@ from tests.helpers.contracts import WriterContract
 
 
 class TestSafetensors(WriterContract):
-    SOURCES = ("hifigan.safetensors", "legacy_nonzip.pth")
+    SOURCES = ("hifigan.safetensors", "legacy_nonzip.pth", "frameworks/paddle_protocol2.pdparams")
     SUFFIX = ".safetensors"
 
     def read(self, path: Path) -> dict[str, Any]:
@@ -22,7 +22,7 @@ class TestSafetensors(WriterContract):
 
 
 class TestTorchZip(WriterContract):
-    SOURCES = ("g_02500000", "hifigan.safetensors", "sovits.pth")
+    SOURCES = ("g_02500000", "hifigan.safetensors", "sovits.pth", "frameworks/paddle_nested.pdparams")
     SUFFIX = ".pt"
 
     def read(self, path: Path) -> dict[str, Any]:
@@ -33,7 +33,7 @@ class TestTorchZip(WriterContract):
 
 
 class TestNpz(WriterContract):
-    SOURCES = ("g_02500000", "hifigan.safetensors", "sovits.pth", "arrays.npz")
+    SOURCES = ("g_02500000", "hifigan.safetensors", "sovits.pth", "arrays.npz", "frameworks/paddle.pdparams")
     SUFFIX = ".npz"
 
     def read(self, path: Path) -> dict[str, Any]:

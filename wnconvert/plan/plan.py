@@ -201,13 +201,22 @@ class ComputedWeight:
 
 @dataclass(frozen=True, slots=True)
 class PlannedConstant:
-    """A weight that no rule knows: the ``operators`` of a graph, evaluated in float64 and rounded once."""
+    """A weight that no rule knows: the ``operators`` of a graph, evaluated in float64 and rounded once.
+
+    >>> print(PlannedConstant("", "dec.weight", ("Sin", "Mul"), (4, 4), "float32"))
+    dec.weight (float32 4×4): Sin and Mul, evaluated in float64 and exact only to that
+    """
 
     state_dict: str
     name: str
     operators: tuple[str, ...]
     shape: tuple[int, ...]
     dtype: str
+
+    def __str__(self) -> str:
+        shape = "×".join(map(str, self.shape)) or "()"
+        how = f"{listed(self.operators, 6)}, evaluated in float64 and exact only to that"
+        return f"{printable(self.name)} ({self.dtype} {shape}): {how}"
 
 
 @dataclass(frozen=True, slots=True)

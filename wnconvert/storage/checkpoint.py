@@ -40,7 +40,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Checkpoint",
-    "container_of",
     "no_graph",
     "open_checkpoint",
     "read_checkpoint",
@@ -100,16 +99,6 @@ class Checkpoint:
                 for path, component in self.components.items()
             },
         )
-
-
-def container_of(path: PurePath) -> Container:
-    """The container that a target's suffix asks for; torch's where it asks for none.
-
-    >>> print(container_of(PurePath("model.safetensors")), container_of(PurePath("g_1.folded")), sep=", ")
-    safetensors, torch zip
-    """
-    suffix = path.suffix.lower()
-    return next((found for found in Container if suffix in found.facts.suffixes), Container.TORCH_ZIP)
 
 
 def no_graph(checkpoint: Checkpoint, what: str) -> Checkpoint:
@@ -234,6 +223,20 @@ def _of_torch(opened: TorchFile, file: ReadableFile, path: PurePath) -> Checkpoi
     return Checkpoint(path, opened.container, file.size, tree, (path,), opened, views=opened.arrays.views)
 
 
+def _read_flax(file: ReadableFile, path: PurePath) -> Checkpoint:
+    from wnconvert.formats.flax import open_flax
+
+    opened = open_flax(file)
+    return Checkpoint(path, Container.FLAX, file.size, opened.tree, (path,), views=opened.views)
+
+
+def _read_paddle(file: ReadableFile, path: PurePath) -> Checkpoint:
+    from wnconvert.formats.paddle import open_paddle
+
+    opened = open_paddle(file)
+    return Checkpoint(path, Container.PADDLE, file.size, opened.tree, (path,), views=opened.views)
+
+
 def _read_onnx(file: ReadableFile, path: PurePath) -> Checkpoint:
     from wnconvert.onnx.file.reader import looks_like_onnx, open_onnx
 
@@ -255,6 +258,8 @@ _READERS: dict[Container, Callable[[ReadableFile, PurePath], Checkpoint]] = {
     Container.SAFETENSORS: _read_safetensors,
     Container.TORCH_ZIP: _read_zip,
     Container.TORCH_LEGACY: _read_torch_legacy,
+    Container.FLAX: _read_flax,
+    Container.PADDLE: _read_paddle,
     Container.ONNX: _read_onnx,
 }
 # The same for zip archives, whose directory is read already.

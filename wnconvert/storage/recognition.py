@@ -31,6 +31,8 @@ __all__ = [
 #: How many of the first bytes are looked at.
 HEAD = 512
 
+# paddle.save writes pickles of these; that of its first versions was Python's own.
+_PADDLES_PROTOCOLS = (b"\2", b"\3", b"\4", b"\5")
 # The pickled magic number of torch's legacy format: LONG1 of ten bytes, or its digits (protocols 0 and 1).
 _LEGACY_MAGIC = (b"\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19", b"L119547037146038801333356L")
 
@@ -50,7 +52,9 @@ def container_in(head: bytes) -> Container | None:
         return Container.TORCH_ZIP
     if any(magic in head[:32] for magic in _LEGACY_MAGIC):
         return Container.TORCH_LEGACY
-    return None
+    if head[:1] == b"\x80" and head[1:2] in _PADDLES_PROTOCOLS:
+        return Container.PADDLE  # or another pickle, which its reader tells
+    return Container.FLAX if _is_msgpack(head) else None
 
 
 def is_index(head: bytes, name: str) -> bool:
@@ -185,7 +189,6 @@ _OTHERS = (
     (4, b"TFL3", "a TensorFlow Lite model (.tflite)", _MADE_OF),
     (4, b"ET12", "an ExecuTorch program (.pte)", _MADE_OF),
     (0, b"\x93NUMPY", "a NumPy array", _IN_PYTHON.format("{NAME: numpy.load(FILE)}")),
-    *((0, b"\x80%c" % version, "a plain pickle", "save it with torch.save") for version in range(6)),
 )
 # The same for texts, which may begin with white space, in any case.
 _TEXTS = (
@@ -211,18 +214,6 @@ _NAMES = (
         "name the .pdparams that it was made of",
     ),
 )
-# Pickles of Paddle, which begin as any pickle, and mappings of MessagePack, which have no mark.
-_PICKLE = 0x80
-_PADDLES = b"StructuredToParameterName@@"  # a key that paddle.save adds behind the others
-_TAIL = 64 << 10
-_PADDLE = (
-    "a PaddlePaddle state dict (.pdparams)",
-    _IN_PYTHON.format("paddle.load(FILE, return_numpy=True)"),
-)
-_FLAX = (
-    "a MessagePack file (.msgpack: Flax)",
-    _IN_PYTHON.format("flax.serialization.msgpack_restore"),
-)
 
 
 def unknown_file(file: ReadableFile, name: str = "") -> InputError:
@@ -241,12 +232,6 @@ def _kinds(file: ReadableFile, name: str) -> Iterator[tuple[str, str]]:
     for begins, has, what, fix in _TEXTS:
         if text.startswith(begins) and has in text:
             yield what, fix
-    if head[0] == _PICKLE and len(head) > 1 and head[1] < 6:
-        tail = file.read(max(size - _TAIL, 0), min(size, _TAIL))
-        if _PADDLES in head + tail or name.endswith((".pdparams", ".pdopt")):
-            yield _PADDLE
-    if _is_msgpack(head):
-        yield _FLAX
     for at, magic, what, fix in _OTHERS:
         if head[at : at + len(magic)] == magic:
             yield what, fix
@@ -255,7 +240,7 @@ def _kinds(file: ReadableFile, name: str) -> Iterator[tuple[str, str]]:
             yield what, fix
     yield (
         "not a checkpoint of a known format",
-        "wnconvert reads safetensors, .npz, ONNX, and what torch.save and torch.export.save write",
+        "wnconvert reads safetensors, .npz, ONNX, and what torch, flax and Paddle save",
     )
 
 
@@ -265,7 +250,7 @@ def _is_msgpack(head: bytes) -> bool:
     >>> _is_msgpack(b"\x81\xa6params\x80"), _is_msgpack(b"\x80\x02}q")
     (True, False)
     """
-    many = {0xDE: 3, 0xDF: 5}.get(head[0], 1 if 0x80 < head[0] < 0x90 else 0)
+    many = {0xDE: 3, 0xDF: 5}.get(head[0], 1 if 0x80 < head[0] < 0x90 else 0) if head else 0
     key = head[many:] if many else b""
     length = (
         key[0] - 0xA0 if key and 0xA0 < key[0] < 0xC0 else key[1] if key[:1] == b"\xd9" and key[1:] else 0

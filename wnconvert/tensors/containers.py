@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from enum import Enum
+from pathlib import PurePath
 
-__all__ = ["Container", "Facts"]
+__all__ = ["Container", "Facts", "container_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +70,8 @@ class Container(str, Enum):
     EXPORTED = "exported program", replace(_TORCH, noun="an exported program", hub_name="")
     DISTRIBUTED = "torch.distributed.checkpoint", replace(_TORCH, hub_name="")
     NPZ = "npz", Facts("numpy", "an .npz file", (".npz",), keeps_texts=False)
+    FLAX = "flax msgpack", Facts("flax", "a flax file")
+    PADDLE = "Paddle pickle", Facts("paddle", "a Paddle file")
     ONNX = "ONNX", Facts("onnx", "an ONNX model", (".onnx",), holds_trees=True, shares_memory=True)
 
     def __str__(self) -> str:
@@ -84,3 +87,14 @@ class Container(str, Enum):
         return next(
             found for found in cls if found.facts.suffixes and found.facts.hub_name.endswith(f".{suffix}")
         )
+
+
+def container_of(path: PurePath) -> Container:
+    """The container that a target's suffix asks for; torch's where it asks for none.
+
+    >>> from pathlib import PurePath
+    >>> print(container_of(PurePath("model.safetensors")), container_of(PurePath("g_1.folded")), sep=", ")
+    safetensors, torch zip
+    """
+    suffix = path.suffix.lower()
+    return next((found for found in Container if suffix in found.facts.suffixes), Container.TORCH_ZIP)

@@ -18,6 +18,7 @@ from wnconvert.tensors.tree import ByteRange, repeated
 __all__ = [
     "GET_AGAIN",
     "FarFile",
+    "FrontToBack",
     "Head",
     "Identity",
     "MemoryFile",
@@ -162,6 +163,58 @@ class PartOfFile:
     def _check(self, end: int) -> None:
         if end > self.size:
             raise became_shorter()
+
+
+_FIRST_WINDOW = 4 << 10
+_WINDOW = 64 << 10
+
+
+class FrontToBack:
+    """Bytes of a file from ``start`` up to ``end``, taken one after another or skipped.
+
+    They are read in windows that grow while nothing is skipped, so that little is read in vain.
+
+    >>> some = FrontToBack(MemoryFile(b"abcdefgh"), 1)
+    >>> some.take(2), some.skip(3), some.take(1), some.left, some.taken
+    (b'bc', None, b'g', 1, 3)
+    """
+
+    def __init__(self, file: ReadableFile, start: int = 0, end: int | None = None) -> None:
+        self._file = file
+        self._end = file.size if end is None else end
+        self._window = _FIRST_WINDOW
+        self._held = b""
+        self._first = self.at = start
+        #: The bytes that were taken, without those that were skipped.
+        self.taken = 0
+
+    @property
+    def left(self) -> int:
+        """The bytes that are neither taken nor skipped yet."""
+        return self._end - self.at
+
+    def take(self, size: int) -> bytes:
+        """The next ``size`` bytes. Raises ``FormatError`` where there are fewer."""
+        inside = self.at - self._first
+        if inside + size > len(self._held):
+            self._check(size)
+            count = min(max(size, self._window), self.left)
+            self._first, self._held, inside = self.at, self._file.read(self.at, count), 0
+            self._window = min(4 * self._window, _WINDOW)
+        self.at += size
+        self.taken += size
+        return self._held[inside : inside + size]
+
+    def skip(self, size: int) -> None:
+        """Go past ``size`` bytes. Raises ``FormatError`` where there are fewer."""
+        self._check(size)
+        self.at += size
+        if self.at >= self._first + len(self._held):
+            self._window = _FIRST_WINDOW
+
+    def _check(self, size: int) -> None:
+        if size > self.left:
+            raise FormatError(f"it ends before {size} bytes that should stand at {self.at}", fix=GET_AGAIN)
 
 
 def became_shorter(where: str = "") -> FormatError:

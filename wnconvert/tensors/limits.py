@@ -6,7 +6,7 @@ being believed, and lies far beyond what real files have.
 
 from __future__ import annotations
 
-__all__ = ["INDEX", "PICKLE", "RECORD", "SAFETENSORS_HEADER", "ZIP_DIRECTORY", "megabytes"]
+__all__ = ["INDEX", "MESSAGEPACK", "PICKLE", "RECORD", "SAFETENSORS_HEADER", "ZIP_DIRECTORY", "megabytes"]
 
 
 #: The bytes of a safetensors header: ``MAX_HEADER_SIZE`` of the safetensors library.
@@ -14,6 +14,9 @@ SAFETENSORS_HEADER = 100_000_000
 
 #: The bytes of a pickle. One of a million tensors takes 130 MB.
 PICKLE = 1 << 30
+
+#: The bytes of a MessagePack file beside its arrays. One of a million arrays takes 100 MB.
+MESSAGEPACK = 1 << 28
 
 #: The bytes of a zip archive's directory. One of a million storages takes 90 MB.
 ZIP_DIRECTORY = 1 << 30

@@ -20,7 +20,11 @@ _KINDS = (
     (".keras", "a Keras model", _TENSORFLOW),
     (".tflite", "a TensorFlow Lite model", _TENSORFLOW),
     (".pb", "a TensorFlow graph", _TENSORFLOW),
-    (".msgpack", "a Flax checkpoint", "-o OUT.npz, whose arrays flax.serialization can write"),
+    (
+        ".msgpack",
+        "a flax checkpoint",
+        "-o OUT.npz, whose names flax.traverse_util.unflatten_dict nests: sep='/'",
+    ),
     (
         ".mlpackage .mlmodel",
         "a Core ML model",

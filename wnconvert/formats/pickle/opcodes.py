@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-__all__ = ["ARGUMENTS", "COSTS", "OPCODES", "PROTOCOLS", "PUSH_ARGUMENT"]
+__all__ = ["ARGUMENTS", "COSTS", "LENGTHS", "OPCODES", "PROTOCOLS", "PUSH_ARGUMENT", "SIZES"]
 
 
 #: The opcode of each operation, by its name.
@@ -51,6 +51,18 @@ ARGUMENTS: dict[int, Callable[[Any], Any]] = {
     for opcode in pickletools.opcodes
     if opcode.arg is not None
 }
+
+_ARGUMENT_SIZES = {ord(opcode.code): opcode.arg.n if opcode.arg else 0 for opcode in pickletools.opcodes}
+#: The bytes of an argument, by the opcode, where they are always as many.
+SIZES = {code: size for code, size in _ARGUMENT_SIZES.items() if size >= 0}
+_WIDTHS = {
+    pickletools.TAKEN_FROM_ARGUMENT1: 1,
+    pickletools.TAKEN_FROM_ARGUMENT4: 4,
+    pickletools.TAKEN_FROM_ARGUMENT4U: 4,
+    pickletools.TAKEN_FROM_ARGUMENT8U: 8,
+}
+#: The bytes of the length that stands before an argument, by the opcode; all other arguments are lines.
+LENGTHS = {code: _WIDTHS[size] for code, size in _ARGUMENT_SIZES.items() if size in _WIDTHS}
 
 #: The names of operations that put their argument on the stack, and do no more.
 PUSH_ARGUMENT = frozenset(

@@ -12,11 +12,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from wnconvert.errors import FormatError
+from wnconvert.formats.pickle.skimming import Span, span_of
 from wnconvert.formats.pickle.values import Global, Object, Unwritten, Value
 from wnconvert.tensors.dtypes import DTYPES, DType
 from wnconvert.tensors.files import GET_AGAIN
 from wnconvert.tensors.tree import ByteRange, StoredTensor, TensorInfo, contiguous_strides
-from wnconvert.tensors.views.assembled import Held
+from wnconvert.tensors.views.assembled import Decoded, FileView, Held
 
 __all__ = ["ArrayRecord", "HeldArrays", "is_array", "read_array", "with_content"]
 
@@ -45,13 +46,28 @@ _MOST_AXES = 64
 
 @dataclass(frozen=True, slots=True)
 class ArrayRecord:
-    """An array as its record states it; strides count elements. ``dtype`` is None for one of objects."""
+    """An array as its record states it; strides count elements. ``dtype`` is None for one of objects.
+
+    Its ``content`` is a span where the bytes were not read.
+    """
 
     dtype: DType | None
     shape: tuple[int, ...]
     strides: tuple[int, ...]
-    content: bytes
+    content: bytes | Span
     is_swapped: bool = False
+
+    @property
+    def view(self) -> FileView | None:
+        """What gives its bytes; None where they lie in the file as they are."""
+        if isinstance(self.content, bytes):
+            return Held(self.content)
+        return Decoded(self.content.data, self.nbytes) if self.content.is_text else None
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes of its elements."""
+        return math.prod(self.shape) * (self.dtype.itemsize if self.dtype else 0)
 
 
 def is_array(value: Value) -> bool:
@@ -88,9 +104,10 @@ def read_array(value: Value, known: dict[int, bytes] | None = None) -> ArrayReco
     sizes: tuple[int, ...] = tuple(shape)
     if dtype is None:
         return ArrayRecord(None, sizes, (), b"")
-    data = _bytes_of(content, {} if known is None else known)
-    if len(data) != math.prod(sizes) * dtype.itemsize:
-        raise FormatError(f"an array of shape {sizes} has {len(data)} bytes", fix=GET_AGAIN)
+    data = _content_of(content, {} if known is None else known)
+    least, most = _lengths(data)
+    if not least <= math.prod(sizes) * dtype.itemsize <= most:
+        raise FormatError(f"an array of shape {sizes} has {most} bytes", fix=GET_AGAIN)
     if order == "F":
         backwards = contiguous_strides(sizes[::-1])
         return ArrayRecord(dtype, sizes, backwards[::-1], data, is_swapped)
@@ -115,7 +132,15 @@ def _dtype(kind: Value) -> tuple[DType | None, bool]:
     return (DTYPES[name] if name else None), order == ">"
 
 
-def _bytes_of(content: Value, known: dict[int, bytes]) -> bytes:
+def _lengths(content: bytes | Span) -> tuple[int, int]:
+    """How many bytes a content can be: of a text that was not read, each character takes one or two."""
+    if isinstance(content, bytes):
+        return len(content), len(content)
+    size = content.data.size
+    return (-(-size // 2) if content.is_text else size), size
+
+
+def _content_of(content: Value, known: dict[int, bytes]) -> bytes | Span:
     """The bytes of an array as data: bytes, or a text whose characters they are."""
     text = content
     if isinstance(content, Object) and isinstance(content.args, tuple):
@@ -123,6 +148,8 @@ def _bytes_of(content: Value, known: dict[int, bytes]) -> bytes:
             text = content.args[0]
         elif content.is_call_of("__builtin__.bytes", "builtins.bytes") and not content.args:
             text = b""
+    if span := span_of(text):
+        return span
     if id(text) not in known:
         try:
             known[id(text)] = text.encode("latin-1") if isinstance(text, str) else bytes(memoryview(text))
@@ -137,40 +164,44 @@ def _is_count(value: Value) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class HeldArrays:
-    """Arrays of a file by the ``id`` of their records, each with the number of the view of its bytes."""
+    """Arrays of a file by the ``id`` of their records, each with the place of its bytes.
 
-    records: Mapping[int, tuple[int, ArrayRecord]]
+    ``views`` give the bytes of those that do not lie in the file as they are.
+    """
+
+    records: Mapping[int, tuple[ByteRange, ArrayRecord]]
+    views: tuple[FileView, ...]
 
     @classmethod
     def of(cls, values: Iterable[Value], first: int) -> HeldArrays:
         """The arrays among some values, each once, their views numbered from ``first`` on."""
-        found: dict[int, tuple[int, ArrayRecord]] = {}
+        found: dict[int, tuple[ByteRange, ArrayRecord]] = {}
+        views: list[FileView] = []
         known: dict[int, bytes] = {}
         for value in values:
-            if id(value) not in found and (record := read_array(value, known)):
-                found[id(value)] = first + len(found), record
-        return cls(found)
-
-    @property
-    def views(self) -> tuple[Held, ...]:
-        """The bytes of each, in order."""
-        return tuple(Held(record.content) for _, record in self.records.values())
+            if id(value) in found or (record := read_array(value, known)) is None:
+                continue
+            if (view := record.view) is not None:
+                found[id(value)] = ByteRange(0, record.nbytes, first + len(views)), record
+                views.append(view)
+            elif isinstance(record.content, Span):
+                found[id(value)] = record.content.data, record
+        return cls(found, tuple(views))
 
     def stored(self, name: str, value: Value) -> StoredTensor | None:
         """An array as a view of its bytes; None for one of objects, or another value.
 
         Raises ``FormatError`` for big-endian numbers.
         """
-        number, record = self.records.get(id(value), (0, None))
-        if record is None or record.dtype is None:
+        data, record = self.records.get(id(value), (None, None))
+        if data is None or record is None or record.dtype is None:
             return None
         if record.is_swapped:
             raise FormatError(
                 f"{name} is an array of big-endian numbers",
                 fix='save array.astype(array.dtype.newbyteorder("=")) of it',
             )
-        info = TensorInfo(name, record.dtype, record.shape)
-        return StoredTensor(info, ByteRange(0, len(record.content), number), 0, record.strides)
+        return StoredTensor(TensorInfo(name, record.dtype, record.shape), data, 0, record.strides)
 
 
 # -- making

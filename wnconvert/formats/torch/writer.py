@@ -202,8 +202,10 @@ class _Editor:
             if any(step.kept is not None and step.dtype for step in planned.steps):
                 self._note_views(planned)
         if self.source is None or self.source.container is Container.TORCHSCRIPT:
-            made = [(planned.path, state_dict_node(self._pairs(planned, {}))) for planned in plan.state_dicts]
-            return made[0][1] if len(made) == 1 else Dict(list(made))
+            pairs = {planned.path: self._pairs(planned, {}) for planned in plan.state_dicts}
+            root = pairs.pop("", [])
+            below = ((path, state_dict_node(items)) for path, items in pairs.items())
+            return state_dict_node([*root, *below])
         found = {state.path: state for state in self.source.contents.state_dicts}
         self._straighten_views()
         for planned in plan.state_dicts:

@@ -122,16 +122,7 @@ def plan_counts(plan: Plan) -> str:
 
 def plan_more(plan: Plan) -> list[str]:
     """What a plan has beside its layers: evaluated weights, the files of a folder, and what is left out."""
-    return [*_constants(plan), *_files(plan), *_dropped(plan)]
-
-
-def _constants(plan: Plan) -> list[str]:
-    """The weights that are evaluated, a line each."""
-    return few(
-        f"{printable(item.name)} ({item.dtype} {'×'.join(map(str, item.shape)) or '()'}): "
-        f"{listed(item.operators, 6)}, evaluated in float64 and exact only to that"
-        for item in plan.constants
-    )
+    return [*few(map(str, plan.constants)), *_files(plan), *_dropped(plan)]
 
 
 def _files(plan: Plan) -> list[str]:

@@ -1,4 +1,4 @@
-"""Files that are made of others: tensors that lie in chunks, and bytes that are in memory already.
+"""Files that are made of others: tensors in chunks, bytes that are in memory already, bytes that are a text.
 
 A view is frozen data. The source of a checkpoint's bytes opens it over the files that it is made of, and
 reads it as it reads a file; nothing is put together but what is asked for.
@@ -7,15 +7,18 @@ reads it as it reads a file; nothing is put together but what is asked for.
 from __future__ import annotations
 
 import math
+import threading
 from abc import ABC, abstractmethod
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from wnconvert.tensors.files import Identity, MemoryFile, ReadableFile, became_shorter
+from wnconvert.errors import FormatError
+from wnconvert.tensors.files import GET_AGAIN, Identity, MemoryFile, ReadableFile, became_shorter
 from wnconvert.tensors.tree import ByteRange
 
-__all__ = ["Assembled", "Chunk", "FileView", "Held"]
+__all__ = ["Assembled", "Chunk", "Decoded", "FileView", "Held"]
 
 
 class FileView(ABC):
@@ -35,6 +38,22 @@ class Held(FileView):
     def over(self, files: Sequence[ReadableFile]) -> ReadableFile:  # noqa: ARG002
         """The bytes as a file."""
         return MemoryFile(self.content)
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded(FileView):
+    r"""``size`` bytes that are a text of a file, in UTF-8: each of them is a character.
+
+    >>> Decoded(ByteRange(1, 3), 2).over([MemoryFile(b"aa\xc3\xbf")]).read(0, 2)
+    b'a\xff'
+    """
+
+    text: ByteRange
+    size: int
+
+    def over(self, files: Sequence[ReadableFile]) -> ReadableFile:
+        """The bytes as a file."""
+        return _DecodedFile(self, files[self.text.shard])
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,3 +176,64 @@ class _AssembledFile:
             )
             pieces[which] = first, piece
         return piece[start - first : start - first + size]
+
+
+class _DecodedFile:
+    """Reads bytes that are a text, from the last place before them that was met so far."""
+
+    path: Path | None = None
+    identity: Identity | None = None
+
+    def __init__(self, made: Decoded, file: ReadableFile) -> None:
+        self._text = made.text
+        self._file = file
+        self.size = made.size
+        # The bytes that were met, and the place in the text of each: a pair for each piece.
+        self._met: list[tuple[int, int]] = [(0, 0)]
+        self._growing = threading.Lock()
+
+    def read(self, at: int, size: int, /) -> bytes:
+        """All of ``size`` bytes, beginning at byte ``at``."""
+        if at + size > self.size:
+            raise became_shorter()
+        found = bytearray()
+        first, place = self._met[bisect_right(self._met, (at, self._text.size)) - 1]
+        while first + len(found) < at + size or (at + size == self.size and place < self._text.size):
+            if first + len(found) <= at:
+                first, found = first + len(found), bytearray()
+            piece, taken = self._piece(place)
+            found += piece
+            place += taken
+            self._meet(first + len(found), place)
+        if at + size == self.size and first + len(found) != self.size:
+            raise _not_as_long()
+        return bytes(found[at - first : at - first + size])
+
+    def read_into(self, at: int, buffer: memoryview, /) -> None:
+        """Fill a buffer with the bytes that begin at byte ``at``."""
+        buffer[:] = self.read(at, len(buffer))
+
+    def close(self) -> None:
+        """Let go of it: the file belongs to whoever opened it."""
+
+    def _piece(self, place: int) -> tuple[bytes, int]:
+        """The bytes of a piece of the text, and how long that is: no character is cut."""
+        count = min(_PIECE, self._text.size - place)
+        if not count:
+            raise _not_as_long()
+        text = self._file.read(self._text.start + place, count)
+        if text[-1] >= 0xC0 and len(text) > 1:  # the first half of a character
+            text = text[:-1]
+        try:
+            return text.decode().encode("latin-1"), len(text)
+        except UnicodeError as error:
+            raise FormatError("the text of an array in it is damaged", fix=GET_AGAIN) from error
+
+    def _meet(self, at: int, place: int) -> None:
+        with self._growing:
+            if at > self._met[-1][0]:
+                self._met.append((at, place))
+
+
+def _not_as_long() -> FormatError:
+    return FormatError("the text of an array in it is not as long as its shape says", fix=GET_AGAIN)

@@ -26,13 +26,12 @@ from wnconvert.plan.names.trees import NewNames, renamed_keys, weights_of
 from wnconvert.plan.plan import ComputedWeight, Plan
 from wnconvert.plan.selection.foreign import without_foreign
 from wnconvert.plan.selection.scope import choose
-from wnconvert.storage.checkpoint import Checkpoint, container_of, no_graph, open_checkpoint
+from wnconvert.storage.checkpoint import Checkpoint, no_graph, open_checkpoint
 from wnconvert.storage.files import blaming_changes, located, seen_in
 from wnconvert.storage.layouts import fitted
 from wnconvert.storage.shards import DEFAULT_SHARD_SIZE
-from wnconvert.storage.sources import Source
 from wnconvert.storage.stores.store import Address
-from wnconvert.tensors.containers import Container
+from wnconvert.tensors.containers import Container, container_of
 from wnconvert.tensors.tree import Tree
 from wnconvert.verbs.conversion.jobs import Job, Request, file_job, folder_job, onnx_job
 from wnconvert.verbs.conversion.places.piped import check_piped, goes_to_stdout, to_stdout
@@ -62,6 +61,8 @@ __all__ = ["open_reference", "plan_onnx_fold", "run_conversion"]
 _ONLY_READ = {
     Container.TORCHSCRIPT: "its code",
     Container.EXPORTED: "its graph",
+    Container.FLAX: "MessagePack",
+    Container.PADDLE: "the pickle of Paddle",
     Container.DISTRIBUTED: "the layout of torch.distributed.checkpoint",
 }
 
@@ -324,7 +325,7 @@ def plan_onnx_fold(
     With ``constants`` weights that no rule knows are evaluated, with ``requantize`` those whose original is
     stored as codes become codes.
     """
-    from wnconvert.onnx.graph.plan import plan_onnx
+    from wnconvert.verbs.conversion.onnx.fold import plan_fold
 
     if told := next((name for name in _TELLING if others.get(f"--{name}") is not None), ""):
         refuse_recipe(told)
@@ -333,16 +334,7 @@ def plan_onnx_fold(
             f"only checkpoints take {listed(given)}, and this is an ONNX model",
             fix="leave it out; --layers and --exclude choose layers",
         )
-    if not constants:
-        return plan_onnx(opened, selection, requantize=requantize)
-    from wnconvert.onnx.evaluation import evaluation_by
-    from wnconvert.onnx.slices import Slices
-    from wnconvert.verbs.conversion.onnx.check import check_installed
-
-    check_installed(runs=False)
-    with Source(opened.shards) as source:
-        evaluation = evaluation_by(Slices(opened, source.files))
-        return plan_onnx(opened, selection, evaluation, requantize=requantize)
+    return plan_fold(opened, selection, constants=constants, requantize=requantize)
 
 
 def _check_not_frozen(checkpoint: Checkpoint) -> None:

@@ -10,12 +10,12 @@ from typing import Any, TypeAlias, TypeVar
 
 from wnconvert.errors import ArgumentError, InputError, OutputError
 from wnconvert.messages import refuse_other_than_path
-from wnconvert.storage.checkpoint import Checkpoint, container_of, no_graph
+from wnconvert.storage.checkpoint import Checkpoint, no_graph
 from wnconvert.storage.files import kind_of, listing_of, located, output_path, real_of, stored_output
 from wnconvert.storage.folder.links import cache_of
 from wnconvert.storage.folder.weights import part_notes
 from wnconvert.storage.stores.store import Address, PathKind
-from wnconvert.tensors.containers import Container
+from wnconvert.tensors.containers import Container, container_of
 from wnconvert.tensors.suffixes import check_true_name
 from wnconvert.verbs.shared.leftovers import cleaned_leftovers
 
@@ -48,7 +48,7 @@ _SUFFIXES = tuple(
     sorted((suffix for container in Container for suffix in container.facts.suffixes), key=len, reverse=True)
 )
 # What is only read, and the suffix of what is written of it: a program's weights are a state dict.
-_BECOMES = {".pt2": ".pt"}
+_BECOMES = {".pt2": ".pt", ".msgpack": ".safetensors", ".pdparams": ".safetensors"}
 
 
 @dataclass(frozen=True, slots=True)

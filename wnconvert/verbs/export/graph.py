@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,12 +42,15 @@ __all__ = [
     "check_no_residual",
     "computed_in",
     "graph_of",
+    "left_in_graph",
     "naming_of",
     "nodes_of",
     "parameters_of",
     "record_export",
     "residual_of",
     "take_out_data",
+    "tensors_sha256",
+    "with_reasons",
     "write_failed",
     "write_folded",
 ]
@@ -79,6 +82,25 @@ def computed_in(graph: OnnxFile) -> tuple[ComputedWeight, ...]:
     """The weights that the model computes of stored tensors at every run, those of known layers too."""
     found = find_graph_layers(graph.model, ALL)
     return weights_computed(graph.model, found)
+
+
+def left_in_graph(fold: OnnxFold) -> str:
+    """What an exporter left in the graph and a fold takes out of it, in words."""
+    layers = f"{counted(len(fold.layers), 'layer')} that the exporter left in the graph"
+    said = layers if fold.layers else "no weight norm was left in the graph"
+    constants = counted(len(fold.evaluated), "weight")
+    return f"{said}, {constants} evaluated in float64" if fold.evaluated else said
+
+
+def with_reasons(computed: Sequence[ComputedWeight], fold: OnnxFold | None) -> tuple[ComputedWeight, ...]:
+    """Weights that a model computes, with the reasons of the fold that left them, if there was one.
+
+    Names of tensors may be others since; the nodes that use them are the same.
+    """
+    known = () if fold is None else fold.plan.computed
+    left = {(weight.state_dict, weight.node): weight for weight in known}
+    found = ((weight, left.get((weight.state_dict, weight.node), weight)) for weight in computed)
+    return tuple(replace(weight, reason=same.reason, fix=same.fix) for weight, same in found)
 
 
 # -- names
@@ -182,11 +204,11 @@ def take_out_data(path: Path) -> None:
     onnx.save_model(model, str(path), save_as_external_data=True, location=f"{path.name}.data")
 
 
-def record_export(path: Path, module: Exportable, report: ExportReport, folded: Mapping[str, str]) -> int:
+def record_export(path: Path, report: ExportReport, folded: Mapping[str, str]) -> int:
     """Write the record of an export behind the model that is proven; the bytes of the model then.
 
     ``folded`` are the kinds of the layers that were folded. The source is told by the SHA-256 of the module's
-    tensors: of name, dtype, shape and bytes of each, by their names.
+    tensors.
     """
     proof = report.proof
     tolerance: dict[str, float | None] = {
@@ -197,7 +219,7 @@ def record_export(path: Path, module: Exportable, report: ExportReport, folded: 
     samples = f"{counted(len(proof.samples), 'sample')} in onnxruntime"
     step = made_step(
         "export",
-        sha256=[_digest(module)],
+        sha256=[report.reference_sha256],
         folded=folded,
         proof=f"{samples} beside {report.reference}",
         tolerance={**tolerance, "outliers": proof.leniency.outliers},
@@ -205,7 +227,8 @@ def record_export(path: Path, module: Exportable, report: ExportReport, folded: 
     return report.size + append_record(path, (), step)
 
 
-def _digest(model: Exportable) -> str:
+def tensors_sha256(model: Exportable) -> str:
+    """The SHA-256 of a module's tensors: of name, dtype, shape and bytes of each, by their names."""
     found = hashlib.sha256()
     named = dict((*model.named_parameters(), *model.named_buffers()))
     for name in sorted(named):

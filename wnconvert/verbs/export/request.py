@@ -15,9 +15,8 @@ from wnconvert.errors import ArgumentError
 from wnconvert.messages import listed, option, printable
 from wnconvert.numerics.distance import Tolerance
 from wnconvert.onnx.runtime.process import Opened
-from wnconvert.storage.checkpoint import container_of
 from wnconvert.storage.files import output_path
-from wnconvert.tensors.containers import Container
+from wnconvert.tensors.containers import Container, container_of
 from wnconvert.tensors.suffixes import check_true_name
 from wnconvert.verbs.conversion.targets import StrPath, has_suffix
 from wnconvert.verbs.export.exporters import AGES, EXPORTERS, Exporter, has_dynamo

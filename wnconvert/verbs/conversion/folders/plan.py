@@ -9,12 +9,12 @@ from typing import TypeAlias
 from wnconvert.errors import ArgumentError, OutputError
 from wnconvert.messages import listed
 from wnconvert.plan.plan import LeftOut, Plan, PlannedShard, PlannedStateDict
-from wnconvert.storage.checkpoint import Checkpoint, container_of
+from wnconvert.storage.checkpoint import Checkpoint
 from wnconvert.storage.folder.beside import OtherFiles, find_beside, find_others
 from wnconvert.storage.folder.weights import Folder, is_weights
 from wnconvert.storage.layouts import fitted
 from wnconvert.storage.shards import DEFAULT_SHARD_SIZE, Naming, bytes_of, parts_of, sharded
-from wnconvert.tensors.containers import Container
+from wnconvert.tensors.containers import Container, container_of
 from wnconvert.tensors.tree import Tree
 from wnconvert.verbs.conversion.folders.parts import FolderPart, FolderPlan
 

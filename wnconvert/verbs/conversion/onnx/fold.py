@@ -14,6 +14,7 @@ from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 from wnconvert.errors import InputError, OutputError, WnconvertError
+from wnconvert.layers.schemes import Selection
 from wnconvert.numerics.rows import RowPolicy, Wider
 from wnconvert.onnx.file.provenance import made_step
 from wnconvert.onnx.file.reader import looks_like_onnx
@@ -36,7 +37,29 @@ if TYPE_CHECKING:
     from wnconvert.onnx.graph.plan import OnnxFold
     from wnconvert.verbs.conversion.onnx.check import FoldCheck
 
-__all__ = ["convert_onnx", "model_layouts", "own_data_of", "remove_unused", "write_model"]
+__all__ = ["convert_onnx", "model_layouts", "own_data_of", "plan_fold", "remove_unused", "write_model"]
+
+
+def plan_fold(
+    opened: OnnxFile, selection: Selection, *, constants: bool, requantize: bool = False
+) -> OnnxFold:
+    """Plan the fold of an ONNX model as ``plan_onnx`` does.
+
+    With ``constants`` weights that no rule knows are evaluated. Raises ``InputError`` if onnx, which does
+    that, is not installed.
+    """
+    from wnconvert.onnx.graph.plan import plan_onnx
+
+    if not constants:
+        return plan_onnx(opened, selection, requantize=requantize)
+    from wnconvert.onnx.evaluation import evaluation_by
+    from wnconvert.onnx.slices import Slices
+    from wnconvert.verbs.conversion.onnx.check import check_installed
+
+    check_installed(runs=False)
+    with Source(opened.shards) as source:
+        evaluation = evaluation_by(Slices(opened, source.files))
+        return plan_onnx(opened, selection, evaluation, requantize=requantize)
 
 
 def own_data_of(target: Path) -> tuple[Path, ...]:

@@ -26,7 +26,8 @@ __all__ = ["REQUANTIZED", "WHOLE_NUMBERS", "compare_whole", "whole_tolerance"]
 #: How far an output may be off, as a part of its greatest value: rounding adds up through the network, that
 #: of the weights, too, whose dtype may be another.
 _WHOLE = {"float64": 1e-7, "float32": 2e-3, "float16": 2e-2, "bfloat16": 5e-2}
-#: The dtype of a model that rounds to whole numbers at run time: two of the 127 that are the greatest value.
+#: The dtype of a model that rounds to whole numbers at run time, where the weights are not the original's own
+#: to the last digit: two of the 127 that are the greatest value.
 WHOLE_NUMBERS = "whole numbers"
 _WHOLE[WHOLE_NUMBERS] = 2 / 127
 #: The dtype of weights that are rounded to codes on purpose: how far outputs are is told, and no fault.

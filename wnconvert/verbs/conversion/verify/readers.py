@@ -116,11 +116,16 @@ def _torch_reader(checkpoint: Checkpoint, paths: Sequence[PurePath]) -> Open:
         reason = re.search(r"WeightsUnpickler error: (.+?)(?: was not|$)", str(error), re.MULTILINE)
         raise _TorchMissing(reason[1] if reason else type(error).__name__) from error
     root = roots[0] if len(roots) == 1 else {name: value for part in roots for name, value in part.items()}
-    # Models of a pipeline that go into one file stand in it by their names.
+    # Models of a pipeline that go into one file stand in it by their names, and so do state dicts of a file
+    # that is not torch's.
     keys = (
         {state.path: state.keys for state in checkpoint.torch.contents.state_dicts}
         if checkpoint.torch
-        else {name: (name,) for name in checkpoint.components if isinstance(root.get(name), dict)}
+        else {
+            state.path: (state.path,)
+            for state in checkpoint.tree.state_dicts
+            if isinstance(root.get(state.path), dict)
+        }
     )
 
     def open_tensor(state: str, name: str) -> ReadBack:
