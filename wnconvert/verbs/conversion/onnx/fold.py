@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
@@ -199,7 +199,8 @@ def convert_onnx(
         folder.mkdir(0o700)
         workers = Workers(options.threads, options.progress)
         notes = write_model(checkpoint, layouts, folder, output, numbers=options.numbers, workers=workers)
-        with _digests(checkpoint if options.record and fold.layers else None) as digests:
+        recorded = checkpoint.shards if options.record and fold.layers else ()
+        with sha256_beside(*recorded) as digests:
             checked = check_fold(
                 opened,
                 fold,
@@ -224,15 +225,6 @@ def convert_onnx(
         notes=(*notes, *checked.notes, *deleted),
         verified=checked.by,
     )
-
-
-@contextmanager
-def _digests(checkpoint: Checkpoint | None) -> Iterator[Callable[[], list[str]]]:
-    """Compute the SHA-256 of the files of a source while the body runs; none where there is no source."""
-    with ExitStack() as stack:
-        shards = checkpoint.shards if checkpoint is not None else ()
-        every = [stack.enter_context(sha256_beside(path)) for path in shards]
-        yield lambda: [each() for each in every]
 
 
 def _step(fold: OnnxFold, sha256: Sequence[str], checked: FoldCheck) -> dict[str, Any]:
