@@ -19,7 +19,7 @@ from wnconvert.onnx.graph.names import name_by_tensor
 from wnconvert.plan.layout import Evaluate
 from wnconvert.tensors.tree import Shape
 
-__all__ = ["EVALUATED", "EvaluatedWeight", "RunWeight", "weights_at_run"]
+__all__ = ["EVALUATED", "QUOTIENTS", "EvaluatedWeight", "RunWeight", "weights_at_run"]
 
 
 #: Operators that only onnxruntime has, by which of their inputs are weights, or scales for blocks of them.
@@ -74,6 +74,9 @@ EVALUATED = frozenset(
     "MatMul Gemm Einsum ReduceSum ReduceMean ReduceMax ReduceMin ReduceProd ReduceL1 ReduceL2 ReduceLogSum "
     "ReduceLogSumExp ReduceSumSquare Softmax LogSoftmax CumSum Where Trilu".split()
 )
+#: Operators that make quotients of stored tensors, whose elements are rational numbers; those that divide.
+_DIVIDE = frozenset(("Div", "Reciprocal"))
+QUOTIENTS = _DIVIDE | {"Mul", "Clip", "Max", "Min"}
 #: The domains whose operators are known to make the same of the same inputs.
 _KNOWN = frozenset(("", "com.microsoft"))
 #: The most nodes of functions to walk in all: every call walks a body again, and calls nest.
@@ -100,6 +103,11 @@ class RunWeight:
     made: ValueId
     layer: ValueId | None = None
     flow: str = ""
+
+    @property
+    def is_quotient(self) -> bool:
+        """Whether it is a quotient of stored tensors, such as v over a norm that an exporter has stored."""
+        return QUOTIENTS.issuperset(self.operators) and not _DIVIDE.isdisjoint(self.operators)
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ from wnconvert.onnx.file.provenance import made_step
 from wnconvert.onnx.file.reader import OnnxFile
 from wnconvert.onnx.graph.layers import find_graph_layers
 from wnconvert.onnx.graph.plan import OnnxFold, weights_computed
-from wnconvert.plan.plan import ComputedWeight
+from wnconvert.plan.plan import ComputedWeight, PlannedConstant
 from wnconvert.storage.checkpoint import Checkpoint
 from wnconvert.storage.sources import Source
 from wnconvert.storage.staging import check_target, free_name, staged_folder
@@ -88,8 +88,7 @@ def left_in_graph(fold: OnnxFold) -> str:
     """What an exporter left in the graph and a fold takes out of it, in words."""
     layers = f"{counted(len(fold.layers), 'layer')} that the exporter left in the graph"
     said = layers if fold.layers else "no weight norm was left in the graph"
-    constants = counted(len(fold.evaluated), "weight")
-    return f"{said}, {constants} evaluated in float64" if fold.evaluated else said
+    return ", ".join([said, *PlannedConstant.counts(fold.plan.constants)])
 
 
 def with_reasons(computed: Sequence[ComputedWeight], fold: OnnxFold | None) -> tuple[ComputedWeight, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import onnx
@@ -22,6 +22,7 @@ from wnconvert.verbs.conversion.onnx import check
 from wnconvert.verbs.conversion.onnx.layers import LayersCompared
 from wnconvert.verbs.shared.options import Proving
 
+Proof = Literal["model", "layers", "none"]
 Spoil = Callable[[ModelProto], None]
 
 
@@ -102,7 +103,7 @@ def quantized(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path,
     return made
 
 
-def checked(source: Path, path: Path, proof: str = "model") -> check.FoldCheck:
+def checked(source: Path, path: Path, proof: Proof = "model") -> check.FoldCheck:
     opened = open_checkpoint(source)
     assert opened.onnx is not None
     return check.check_fold(
@@ -130,7 +131,7 @@ def test_what_is_not_spoiled_passes(
     ],
 )
 def test_a_spoiled_graph_is_caught_whatever_is_run(
-    kind: str, proof: str, quantized: dict[str, tuple[Path, Path]], tmp_path: Path
+    kind: str, proof: Proof, quantized: dict[str, tuple[Path, Path]], tmp_path: Path
 ) -> None:
     form, spoil = SPOILED[kind]
     source, folded = quantized[form]

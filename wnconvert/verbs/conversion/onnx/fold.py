@@ -8,8 +8,9 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import replace
+from functools import cache
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +35,8 @@ from wnconvert.verbs.shared.options import RunOptions
 
 if TYPE_CHECKING:
     from wnconvert.onnx.file.reader import OnnxFile
-    from wnconvert.onnx.graph.plan import OnnxFold
+    from wnconvert.onnx.graph.plan import Evaluation, OnnxFold
+    from wnconvert.onnx.graph.weights import EvaluatedWeight, RunWeight
     from wnconvert.verbs.conversion.onnx.check import FoldCheck
 
 __all__ = ["convert_onnx", "model_layouts", "own_data_of", "plan_fold", "remove_unused", "write_model"]
@@ -43,23 +45,27 @@ __all__ = ["convert_onnx", "model_layouts", "own_data_of", "plan_fold", "remove_
 def plan_fold(
     opened: OnnxFile, selection: Selection, *, constants: bool, requantize: bool = False
 ) -> OnnxFold:
-    """Plan the fold of an ONNX model as ``plan_onnx`` does.
+    """Plan the fold of an ONNX model as ``plan_onnx`` does, which evaluates what no rule knows.
 
-    With ``constants`` weights that no rule knows are evaluated. Raises ``InputError`` if onnx, which does
-    that, is not installed.
+    Raises ``InputError`` if onnx, which does that, is not installed and something is to be evaluated.
     """
     from wnconvert.onnx.graph.plan import plan_onnx
 
-    if not constants:
-        return plan_onnx(opened, selection, requantize=requantize)
-    from wnconvert.onnx.evaluation import evaluation_by
-    from wnconvert.onnx.slices import Slices
-    from wnconvert.verbs.conversion.onnx.check import check_installed
+    with ExitStack() as stack:
 
-    check_installed(runs=False)
-    with Source(opened.shards) as source:
-        evaluation = evaluation_by(Slices(opened, source.files))
-        return plan_onnx(opened, selection, evaluation, requantize=requantize)
+        @cache
+        def first_needed() -> Evaluation:
+            from wnconvert.onnx.evaluation import evaluation_by
+            from wnconvert.onnx.slices import Slices
+            from wnconvert.verbs.conversion.onnx.check import check_installed
+
+            check_installed(runs=False)
+            return evaluation_by(Slices(opened, stack.enter_context(Source(opened.shards)).files))
+
+        def evaluation(weight: RunWeight) -> EvaluatedWeight | str:
+            return first_needed()(weight)
+
+        return plan_onnx(opened, selection, evaluation, constants=constants, requantize=requantize)
 
 
 def own_data_of(target: Path) -> tuple[Path, ...]:
