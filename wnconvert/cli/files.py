@@ -183,7 +183,8 @@ def split(src: tuple[str, ...], out: str | None, **options: Any) -> int:
     type=click.Choice(FORM_CHOICES),
     default="parametrize",
     show_default=True,
-    help="parametrize: the names of torch 2.1 and later; legacy: weight_g and weight_v.",
+    help="parametrize: the names of torch 2.1 and later; legacy: weight_g and weight_v; those of other "
+    "frameworks where names alone change.",
 )
 @globs("Migrate")
 @kinds_option("What to migrate: weight, spectral; all is these two, and what is pruned beneath them.")

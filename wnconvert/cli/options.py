@@ -44,7 +44,7 @@ __all__ = [
 FIRST_LAYERS = 5
 
 #: The choices of ``--to`` of ``split`` and ``migrate``; a test compares them with the forms that exist.
-FORM_CHOICES = ("parametrize", "legacy")
+FORM_CHOICES = ("parametrize", "legacy", "paddle", "physicsnemo", "equinox")
 
 # The control character \b keeps click from filling the paragraph.
 EXIT_CODES = """\b

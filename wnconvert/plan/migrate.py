@@ -7,8 +7,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from wnconvert.errors import LayerError
+from wnconvert.layers.conventions import CONVENTIONS
 from wnconvert.layers.dims import dim_of
 from wnconvert.layers.find import FoundPairs
+from wnconvert.layers.kinds.formulas import formula_in_words
 from wnconvert.layers.kinds.others import as_form
 from wnconvert.layers.kinds.table import in_words
 from wnconvert.layers.rules import Spectral
@@ -105,13 +107,19 @@ def _kinds_notes(layers: Iterable[Layer], to: str) -> Iterable[str]:
     """Notes on layers that have no other form, and on what the other form does otherwise in training."""
     alone: Counter[tuple[str, ...]] = Counter()
     spectral = 0
+    others: dict[str, list[str]] = {}
     for layer in layers:
-        if layer.form != to:
+        if is_pair(layer) and CONVENTIONS[layer.form].keys is None:
+            others.setdefault(layer.form, []).append(layer.name)
+        elif layer.form != to:
             alone[layer.rule.kinds] += as_form(layer, to) is None
             spectral += _moves(layer, to) and Spectral.kind in layer.rule.kinds
     for kinds, count in (+alone).items():
         stays = "stays as it is" if count == 1 else "stay as they are"
-        yield f"{counted(count, 'layer')} of {in_words(kinds)} {stays}: torch has no {to} form of it"
+        whose = CONVENTIONS[to].library
+        yield f"{counted(count, 'layer')} of {in_words(kinds)} {stays}: {whose} has no {to} form of it"
+    for form, names in others.items():
+        yield f"{listed(names, 3)}: the axes of {form} kernels are in another order, so names alone do not do"
     if spectral:
         yield (
             f"{counted(spectral, 'layer')} of spectral norm: in eval no bit changes; the next training step "
@@ -129,6 +137,12 @@ def _made_notes(states: Sequence[StateDict], planned: Sequence[PlannedStateDict]
             was, now = shaped[0]
             more = f", and {len(shaped) - 1} more so" if len(shaped) > 1 else ""
             yield f"{was.g.name} {was.g.shape} is written in the shape {now.g.shape}{more}"
+        if apart := [(was, now) for was, now in halves if was.guard != now.guard]:
+            was, now = apart[0]
+            yield (
+                f"{listed([each.name for each, _ in apart], 3)}: {was.form} computes "
+                f"{formula_in_words(was.rule)}, {now.form} {formula_in_words(now.rule)}"
+            )
         yield from needs_naming(state, item)
 
 

@@ -24,6 +24,7 @@ from wnconvert.numerics.kernel.choice import cast_block
 from wnconvert.numerics.norms import norm_blocks
 from wnconvert.numerics.rounding import FLOAT_FORMATS, count_overflow
 from wnconvert.numerics.rows import Problem, RowPolicy, raise_problems, split_note, split_problems
+from wnconvert.numerics.rules.computed.guarded import GuardedNorm
 from wnconvert.numerics.rules.neighbours import fold_bias
 from wnconvert.numerics.rules.parts import RulePart
 from wnconvert.numerics.splitting import direction_blocks
@@ -378,7 +379,9 @@ def _filled(work: Filled, _source: Elements, out: Sink, _numbers: RowPolicy) -> 
 @make_tensor.register
 def _norms(work: Norms, source: Elements, out: Sink, _numbers: RowPolicy) -> Outcome:
     info = work.w.info
-    g, report = norm_blocks(source.reader(work.w), info.shape, work.dim, info.dtype, work.dtype)
+    divisors = GuardedNorm(work.guard) if work.guard else None
+    read = source.reader(work.w)
+    g, report = norm_blocks(read, info.shape, work.dim, info.dtype, work.dtype, divisors=divisors)
     out.passed(max(info.nbytes - g.nbytes, 0))
     out.array(g)
     return Outcome(split_problems(report, work.dtype), split_note(report))

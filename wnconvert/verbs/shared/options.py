@@ -29,6 +29,7 @@ __all__ = [
     "ZERO_ROWS_CHOICES",
     "DimOption",
     "Form",
+    "NamedForm",
     "ProofOption",
     "Proving",
     "RunOptions",
@@ -45,8 +46,10 @@ __all__ = [
 ]
 
 
-#: A form that pairs can have.
+#: A form that a live pair can have.
 Form: TypeAlias = Literal["legacy", "parametrize"]
+#: A form that a pair in a file, or in a state dict, can be given.
+NamedForm: TypeAlias = Literal["legacy", "parametrize", "physicsnemo", "paddle", "equinox"]
 #: What to do with a row whose ‖v‖ is 0.
 ZeroRows: TypeAlias = Literal["error", "zero"]
 #: An axis, None for the whole tensor, "auto" to read it from g's shape.
@@ -159,10 +162,10 @@ def renaming_of(
     return Renaming.of(texts_of(strip_prefix), pairs, add_prefix)
 
 
-def check_form(to: str | None) -> None:
-    """Raise ``ArgumentError`` if ``to`` is neither None nor a form that a pair can have."""
-    if to is not None and to not in FORMS:
-        raise ArgumentError(f"there is no form {to!r}", fix=f"one of {', '.join(FORMS)}")
+def check_form(to: str | None, forms: Collection[str] = FORMS) -> None:
+    """Raise ``ArgumentError`` if ``to`` is neither None nor one of the ``forms`` that a pair can be given."""
+    if to is not None and to not in forms:
+        raise ArgumentError(f"there is no form {to!r}", fix=f"one of {', '.join(forms)}")
 
 
 def numbers_of(zero_rows: str, *, allow_nonfinite: bool) -> RowPolicy:
@@ -204,19 +207,22 @@ def selection_of(
     recipe: Recipe | None = None,
     *,
     asked: Asked | None = None,
+    eps: float | None = None,
     shown: Collection[str] = SHOWN,
 ) -> Selection:
     """The selection of ``--layers``, ``--exclude`` (globs), ``--dim``, ``--kinds`` and ``--recipe``.
 
-    ``asked`` is what is said in place of a recipe; ``shown`` are the kinds that there are. Raises
-    ``ArgumentError``.
+    ``asked`` is what is said in place of a recipe, ``eps`` that of pairs; ``shown`` are the kinds that there
+    are. Raises ``ArgumentError``.
     """
     if isinstance(dim, str) and dim != "auto":
         raise ArgumentError(
             f"dim {dim!r} is not an axis", fix="a number, None for the whole tensor, or 'auto'"
         )
     wanted = kinds_of(kinds, shown)
-    return Selection(texts_of(layers), texts_of(exclude), dim, kinds=wanted, recipe=recipe, asked=asked)
+    return Selection(
+        texts_of(layers), texts_of(exclude), dim, kinds=wanted, recipe=recipe, asked=asked, eps=eps
+    )
 
 
 def texts_of(texts: Iterable[str]) -> tuple[str, ...]:

@@ -10,12 +10,13 @@ from functools import partial
 from typing import TYPE_CHECKING, Literal, cast, overload
 
 from wnconvert.layers.dims import AUTO
+from wnconvert.layers.schemes import NAMED_FORMS
 from wnconvert.storage.shards import DEFAULT_SHARD_SIZE
 from wnconvert.verbs.conversion.jobs import Request
 from wnconvert.verbs.conversion.run import run_conversion
 from wnconvert.verbs.conversion.targets import StrPath
 from wnconvert.verbs.shared.options import (
-    Form,
+    NamedForm,
     RunOptions,
     check_form,
     renaming_of,
@@ -55,7 +56,7 @@ def migrate_file(
     src: StrPath,
     out: StrPath | None = None,
     *,
-    to: Form = "parametrize",
+    to: NamedForm = "parametrize",
     only: str | None = None,
     strip_prefix: Iterable[str] = (),
     add_prefix: str = "",
@@ -104,7 +105,7 @@ def _migrate(src: StrPath, out: StrPath | None, given: MigrateOptions, *, dry_ru
     from wnconvert.plan.migrate import plan_migrate
 
     to = given["to"]
-    check_form(str(to))  # here None is not a choice
+    check_form(str(to), NAMED_FORMS)  # here None is not a choice
     request = Request(
         src,
         out,

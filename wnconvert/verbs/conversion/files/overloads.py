@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TypedDict
 
 from wnconvert.tensors.dtypes import AnyDType
 from wnconvert.verbs.conversion.targets import StrPath
-from wnconvert.verbs.shared.options import DimOption, Form, ProofOption, ZeroRows
+from wnconvert.verbs.shared.options import DimOption, NamedForm, ProofOption, ZeroRows
 from wnconvert.verbs.shared.progress import Progress
 from wnconvert.verbs.shared.proofs import Prove
 
@@ -77,7 +77,7 @@ class FoldOptions(_Options, total=False):
 class SplitOptions(_Options, total=False):
     """What split takes."""
 
-    to: Form | None
+    to: NamedForm | None
     like: StrPath | None
     dim: DimOption
     keep_optimizer: bool
@@ -86,6 +86,6 @@ class SplitOptions(_Options, total=False):
 class MigrateOptions(_Options, total=False):
     """What migrate takes."""
 
-    to: Form
+    to: NamedForm
     kinds: Iterable[str]
     drop_optimizer: bool
