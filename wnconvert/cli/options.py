@@ -18,6 +18,7 @@ __all__ = [
     "EXIT_CODES",
     "FIRST_LAYERS",
     "FORM_CHOICES",
+    "FRAMEWORK_CHOICES",
     "JSON",
     "NO_PROGRESS",
     "NO_RECORD",
@@ -44,6 +45,7 @@ __all__ = [
 FIRST_LAYERS = 5
 
 #: The choices of ``--to`` of ``split`` and ``migrate``; a test compares them with the forms that exist.
+FRAMEWORK_CHOICES = ("torch", "flax", "nnx", "mlx")
 FORM_CHOICES = ("parametrize", "legacy", "paddle", "physicsnemo", "equinox")
 
 # The control character \b keeps click from filling the paragraph.
