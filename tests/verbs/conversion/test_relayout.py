@@ -226,6 +226,15 @@ def test_what_nothing_tells_is_refused(case: str, tmp_path: Path) -> None:
     assert not (tmp_path / "out.npz").exists()
 
 
+def test_what_is_said_must_fit_the_bias(tmp_path: Path) -> None:
+    source = written(tmp_path, {"ups.0.weight": (8, 6, 4), "ups.0.bias": (6,)})
+    with pytest.raises(
+        WnconvertError, match="a convolution layer of 8 outputs, and its bias has 6"
+    ) as caught:
+        migrate_file(source, tmp_path / "out.npz", to="mlx", framework="torch", layout=["*=convolution"])
+    assert "'*=convolution'" in caught.value.fix
+
+
 @pytest.mark.parametrize(
     ("shapes", "says"),
     [

@@ -238,6 +238,8 @@ def _told_by_bias(shape: Shape, bias: int | None) -> KernelKind | str:
 
 def _misfit(kind: KernelKind, in_torch: Shape, bias: int | None) -> str:
     """Why a kernel of a kind cannot be taken elsewhere, or nothing."""
+    if kind in ("linear", "convolution") and bias is not None and bias != in_torch[0]:
+        return f"it would be a {kind} layer of {in_torch[0]} outputs, and its bias has {bias}"
     if kind in ("transposed", "transpose-kernel") and bias is not None and bias != in_torch[1]:
         return f"a transposed convolution in groups: a bias of {bias}, {in_torch[1]} outputs in a group"
     return ""
@@ -310,7 +312,9 @@ class _Taking:
             LayerError,
             f"{counted(len(self.untold), 'tensor')} whose axes are not told",
             self.untold,
-            fix=f"{option('layout', metavar='GLOB=KIND')} says what they are: {', '.join(KERNEL_KINDS)}",
+            fix=f"{option('layout', metavar='GLOB=KIND')} says what they are, of "
+            f"{', '.join(KERNEL_KINDS)}: {option('layout', glob='ups.*=transposed')} "
+            f"{option('layout', glob='*=convolution')}",
         )
         if (twice := repeated(entry.name for entry in self.entries)) is not None:
             raise LayerError(f"two tensors would be called {printable(twice)}", fix="--rename one of them")
