@@ -57,7 +57,8 @@ def weight(state: State, module: str) -> Tensor:
         return state[f"{module}.weight"]
     g, v = (state[f"{module}.parametrizations.weight.original{at}"] for at in (0, 1))
     axes = [axis for axis in range(v.ndim) if g.ndim == 0 or g.shape[axis] == 1]
-    return v * (g / torch.linalg.vector_norm(v, dim=axes, keepdim=True))
+    made: Tensor = v * (g / torch.linalg.vector_norm(v, dim=axes, keepdim=True))
+    return made
 
 
 def test_torch_computes_what_flax_computed(tmp_path: Path) -> None:

@@ -21,9 +21,9 @@ from wnconvert.plan.names.kernels import (
     KERNEL_KINDS,
     Framework,
     KernelKind,
-    axes_of,
     dim_taken_to,
     fits_rank,
+    kernel_axes,
     shape_in_torch,
     taken_to,
 )
@@ -329,7 +329,7 @@ class _Taking:
         kind = self._kind(tensor, place, pair) if rank > 1 else None
         if rank > 1 and kind is None:
             return
-        source, target = (axes_of(each, kind or "as-is", rank) for each in (self.source, self.to))
+        source, target = (kernel_axes(each, kind or "as-is", rank) for each in (self.source, self.to))
         if kind is not None:
             self.kinds[kind] = self.kinds.get(kind, 0) + (source != target)
         made = taken_to(tensor, source, target)
@@ -370,7 +370,7 @@ class _Taking:
         wrong = (
             kind
             if known is None
-            else _misfit(known, shape_in_torch(shape, axes_of(self.source, known, len(shape))), bias)
+            else _misfit(known, shape_in_torch(shape, kernel_axes(self.source, known, len(shape))), bias)
         )
         if wrong:
             self.untold.append((f"{printable(name)} {shape}", wrong))

@@ -18,9 +18,9 @@ __all__ = [
     "Axes",
     "Framework",
     "KernelKind",
-    "axes_of",
     "dim_taken_to",
     "fits_rank",
+    "kernel_axes",
     "shape_in_torch",
     "taken_to",
 ]
@@ -62,14 +62,14 @@ def fits_rank(kind: KernelKind, rank: int) -> bool:
     return rank > 2 if kind in _CONVOLUTIONS else rank == 2 or kind == "as-is"
 
 
-def axes_of(framework: Framework, kind: KernelKind, rank: int) -> Axes:
+def kernel_axes(framework: Framework, kind: KernelKind, rank: int) -> Axes:
     """The axes of a kernel in a framework.
 
     torch has (out, in, …) and, of a transposed convolution, (in, out, …).
 
-    >>> axes_of("flax", "convolution", 3), axes_of("mlx", "transposed", 3)
+    >>> kernel_axes("flax", "convolution", 3), kernel_axes("mlx", "transposed", 3)
     (Axes(order=(2, 1, 0), backwards=()), Axes(order=(2, 0, 1), backwards=()))
-    >>> axes_of("flax", "transposed", 4)
+    >>> kernel_axes("flax", "transposed", 4)
     Axes(order=(2, 3, 0, 1), backwards=(2, 3))
     """
     every, last = tuple(range(rank)), rank - 1

@@ -16,7 +16,7 @@ from wnconvert.messages import option
 from wnconvert.plan.names.frameworks import Relayout, check_framework, said_kinds
 from wnconvert.plan.names.kernels import FRAMEWORKS, Framework
 from wnconvert.storage.shards import DEFAULT_SHARD_SIZE
-from wnconvert.verbs.conversion.files.relayout import laid_out
+from wnconvert.verbs.conversion.files.relayout import as_framework_has_it
 from wnconvert.verbs.conversion.jobs import Request
 from wnconvert.verbs.conversion.run import run_conversion
 from wnconvert.verbs.conversion.targets import StrPath
@@ -141,7 +141,7 @@ def _migrate(src: StrPath, out: StrPath | None, given: MigrateOptions, *, dry_ru
         out,
         to,
         renaming=renaming_of(given["strip_prefix"], given["add_prefix"], given["rename"]),
-        relayout=partial(laid_out, asked=relayout, only=given["only"]) if relayout else None,
+        relayout=partial(as_framework_has_it, asked=relayout, only=given["only"]) if relayout else None,
         only=given["only"],
         max_shard_size=given["max_shard_size"],
         as_folder=given["as_folder"],

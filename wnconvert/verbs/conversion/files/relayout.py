@@ -18,14 +18,14 @@ from wnconvert.verbs.conversion.targets import Target
 if TYPE_CHECKING:
     from wnconvert.verbs.conversion.folders.plan import MakePlan
 
-__all__ = ["laid_out"]
+__all__ = ["as_framework_has_it"]
 
 
 #: What safetensors say of the framework that saved them, where that is not torch.
 _SAVED_BY = {"flax": "flax", "nnx": "flax", "mlx": "mlx"}
 
 
-def laid_out(
+def as_framework_has_it(
     checkpoint: Checkpoint, target: Target, asked: Relayout, only: str | None
 ) -> tuple[Checkpoint, MakePlan]:
     """A checkpoint as another framework has it; bytes stay where they are until its file is written.
