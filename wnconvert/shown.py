@@ -79,7 +79,7 @@ class Drawn(Shown):
         return showing().drawing(self, ax)
 
 
-class Paged(Drawn):
+class Paged:
     """A result that becomes a page."""
 
     __slots__ = ()

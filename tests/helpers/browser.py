@@ -116,6 +116,7 @@ class Browser:
         """A picture of the whole page, for people to look at."""
         SCREENS.mkdir(parents=True, exist_ok=True)
         path = SCREENS / f"{name}.png"
+        self.run("scrollTo(0, 0)")
         whole = self.driver.execute_cdp_cmd("Page.captureScreenshot", {"captureBeyondViewport": True})
         path.write_bytes(base64.b64decode(whole["data"]))
         return path

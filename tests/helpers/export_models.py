@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +121,19 @@ def speech(form: str = "parametrize") -> Any:
     made = Speech(form)
     scramble(made, 6)
     return made
+
+
+class Shaped(nn.Module):
+    """A linear layer whose weight is a function of what is stored, which exporters leave to be computed."""
+
+    def __init__(self, shape: Callable[[Tensor], Tensor] = torch.tanh, rows: int = 3) -> None:
+        super().__init__()
+        torch.manual_seed(4)
+        self.stored = nn.Parameter(torch.randn(rows, 4))
+        self.shape = shape
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(x, self.shape(self.stored))
 
 
 class Squared(nn.Module):

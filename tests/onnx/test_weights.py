@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 from onnx import ModelProto, TensorProto, helper
 
 from tests.helpers.onnx_graphs import Build, model_of
+from wnconvert.onnx.graph import weights
 from wnconvert.onnx.graph.layers import find_graph_layers
 from wnconvert.onnx.graph.plan import weights_computed, weights_left
 from wnconvert.plan.plan import ComputedWeight
@@ -44,7 +46,8 @@ def used(op: str, at: int, domain: str = "") -> ModelProto:
     """A graph in which input ``at`` of an operator is a computed weight, and every other is at run time."""
     b = Build()
     w = sine(b)
-    count = {"QLinearConv": 9, "QLinearMatMul": 8, "LSTM": 3, "GRU": 3, "RNN": 3, "QGemm": 9}.get(op, 2)
+    many = {"QLinearConv": 9, "QLinearMatMul": 8, "LSTM": 3, "GRU": 3, "RNN": 3, "QGemm": 9}
+    count = {**many, "MatMulNBits": 3, "QMoE": 10}.get(op, 2)
     b.op(op, *(w if place == at else "x" for place in range(count)), name="y", domain=domain)
     return helper.make_model(b.graph(["y"], {"x": [4, 4]}), opset_imports=[helper.make_opsetid("", 17)])
 
@@ -64,10 +67,40 @@ def test_a_weight_is_found_at_each_operator_that_has_one(op: str, at: int) -> No
     assert names(used(op, at)) == [("dec.weight", "Sin")]
 
 
-@pytest.mark.parametrize(("op", "at"), [("FusedConv", 1), ("FusedMatMul", 0), ("QGemm", 3)])
+@pytest.mark.parametrize(
+    ("op", "at"),
+    [
+        ("FusedConv", 1),
+        ("FusedMatMul", 0),
+        ("QGemm", 3),
+        ("QLinearConv", 3),
+        *(("MatMulNBits", at) for at in (1, 2)),
+        *(("QMoE", at) for at in (2, 3, 9)),
+    ],
+)
 def test_a_weight_is_found_at_operators_of_onnxruntime(op: str, at: int) -> None:
     assert names(used(op, at, "com.microsoft")) == [("dec.weight", "Sin")]
     assert not names(used(op, at, "com.example"))
+
+
+#: What onnxruntime calls the inputs that are weights, or scales for each block of one.
+WEIGHTS = r"[AaBbWwR]|weights?|[qk]v?_weight|global_weight|\w+_experts_weights|\w+_embedding|data|absmax"
+
+
+def test_the_rows_of_onnxruntimes_operators_are_those_of_its_own_schemas() -> None:
+    from onnxruntime.capi.onnxruntime_pybind11_state import get_all_operator_schema
+
+    schemas = {each.name: each for each in get_all_operator_schema() if each.domain == "com.microsoft"}
+    rows = {op: at for (domain, op), at in weights._WEIGHTS.items() if domain == "com.microsoft"}
+    known = rows.keys() & schemas.keys()
+    assert len(known) > 20  # an older onnxruntime lacks some
+    for op in known:
+        inputs = [each.name for each in schemas[op].inputs]
+        assert all(
+            re.fullmatch(rf"{WEIGHTS}|(fc\d_)?scales", inputs[at])
+            for at in rows[op] or ()
+            if at < len(inputs)
+        ), op
 
 
 @pytest.mark.parametrize(
@@ -96,6 +129,11 @@ def clipped(b: Build) -> str:
     return b.op("Div", v, b.op("ReduceMax", v, axes=[1]))
 
 
+def halved(b: Build) -> str:
+    """A scale that is computed of constants."""
+    return b.op("Mul", b.number(2), b.number(0.5))
+
+
 COMPUTED: dict[str, tuple[Callable[[Build], str], str]] = {
     "sine": (sine, "Sin"),
     "wrong norm": (clipped, "ReduceMax, Div"),
@@ -116,6 +154,18 @@ COMPUTED: dict[str, tuple[Callable[[Build], str], str]] = {
     "cast, then scaled": (
         lambda b: b.op(
             "Mul", b.op("Cast", stored(b, "dec.weight", (4, 4), np.int8), to=1), stored(b, "s", (4, 1))
+        ),
+        "Mul",
+    ),
+    "of a computed scale": (
+        lambda b: b.op("DequantizeLinear", stored(b, "dec.weight", (4, 4), np.int8), halved(b)),
+        "Mul",
+    ),
+    "of a computed scale and back": (
+        lambda b: b.op(
+            "DequantizeLinear",
+            b.op("QuantizeLinear", stored(b, "dec.weight", (4, 4)), b.number(2)),
+            halved(b),
         ),
         "Mul",
     ),

@@ -453,6 +453,14 @@ def test_the_json_of_exports_and_checks_is_as_documented(tmp_path: Path) -> None
     )
     waves, squared = waving(tmp_path / "waves.onnx"), "tests.helpers.export_models:Squared"
     found.append(_json("check", waves, squared, "--input", "x=float32[B,4]", "--json"))
+    shaped = (
+        "tests.helpers.export_models:Shaped",
+        "--input",
+        "x=float32[B,4]",
+        "-o",
+        tmp_path / "shaped.onnx",
+    )
+    found.append(_json("export", *shaped, "--exporter", "torchscript", "--constants", "--json"))
     net, asked_of_net = _normed(tmp_path)
     recipe = "--recipe", tmp_path / "net.toml"
     _json("recipe", *asked_of_net, "-o", recipe[1], "--json")

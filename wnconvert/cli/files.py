@@ -10,9 +10,9 @@ from wnconvert.cli.completion import layers, state_dicts
 from wnconvert.cli.options import (
     CAST_CHOICES,
     DROPS_OPTIMIZER,
-    FORM_CHOICES,
     FRAMEWORK_CHOICES,
     JSON,
+    NAMED_FORM_CHOICES,
     NO_PROGRESS,
     NO_RECORD,
     PROOFS,
@@ -149,7 +149,7 @@ def fold(src: tuple[str, ...], out: str | None, **options: Any) -> int:
 )
 @click.option(
     "--to",
-    type=click.Choice(FORM_CHOICES),
+    type=click.Choice(NAMED_FORM_CHOICES),
     help="The form to write.  [default: as recorded, or as in REF, else parametrize]",
 )
 @globs("Split")
@@ -181,7 +181,7 @@ def split(src: tuple[str, ...], out: str | None, **options: Any) -> int:
 @target(".parametrize or .legacy")
 @click.option(
     "--to",
-    type=click.Choice((*FORM_CHOICES, *FRAMEWORK_CHOICES)),
+    type=click.Choice((*NAMED_FORM_CHOICES, *FRAMEWORK_CHOICES)),
     default="parametrize",
     show_default=True,
     help="parametrize: the names of torch 2.1 and later; legacy: weight_g and weight_v; those of other "

@@ -334,6 +334,11 @@ class Selection:
     asked: Asked | None = None
     eps: float | None = None
 
+    @property
+    def wants_all(self) -> bool:
+        """Whether no layer is left out by its name."""
+        return not (self.layers or self.exclude)
+
     def wants(self, name: str) -> bool:
         """Whether the layer of this name is to be converted."""
         if self.layers and not any(fnmatchcase(name, glob) for glob in self.layers):

@@ -223,6 +223,11 @@ class Measure:
         return self.products / norms if 0 < norms < math.inf else None
 
     @property
+    def steps_apart(self) -> tuple[int, ...]:
+        """The spread without the empty steps at its end."""
+        return tuple(np.trim_zeros(self.spread, "b").tolist())
+
+    @property
     def snr_db(self) -> float | None:
         """10·log₁₀ Σb²/Σ(a-b)²; None if it has no value."""
         if not (0 < self.noise < math.inf and 0 < self.squares_b < math.inf):

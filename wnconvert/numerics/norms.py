@@ -27,6 +27,7 @@ from wnconvert.numerics.sums import (
     Totals,
     Way,
     accurate_sums,
+    end_to_end,
     exact_sum,
     merge,
 )
@@ -49,6 +50,8 @@ __all__ = ["Divisors", "RowSource", "arithmetic", "as_float64", "norm_blocks", "
 _FEW, _LARGE = 8, 1 << 22
 #: Rows that are summed again one by one, each in a reading of its own.
 _ASKED = 2
+#: Rows whose norms are rounded at once, of as many blocks as hold them: a call costs as much as a thousand.
+_AT_ONCE = 1 << 14
 #: Elements that numpy copies at a time: where rows are longer, it need not repeat their factor in a buffer.
 _BUFFER = 512
 
@@ -126,6 +129,19 @@ class RowSource:
             totals.add(block.rows, self.block_sums(self.read(block)))
         return totals.sums()
 
+    def sums_of_whole_rows(self) -> Iterator[tuple[int, Sums]]:
+        """The sums of rows that lie in one block each, many at a time, with the first row of each part."""
+        held: list[Sums] = []
+        first = rows = 0
+        for block in self.blocks():
+            held.append(self.block_sums(self.read(block)))
+            rows += block.shape[1]
+            if rows >= _AT_ONCE:
+                yield first, end_to_end(held)
+                held, first, rows = [], first + rows, 0
+        if held:
+            yield first, end_to_end(held)
+
     def _accurate(self, rows: slice) -> Sums:
         """Accurate sums of some rows, in a reading of all blocks that hold one of them."""
         count = rows.stop - rows.start
@@ -146,17 +162,24 @@ class RowSource:
 
     def _again(self, row: int) -> tuple[Fraction, Fraction]:
         """Bounds on Σv² of a row, from a sum that is more accurate; who asks for a few rows gets all."""
-        if self.whole_rows and self.block is not None:
-            values = self.values[:, row - self.block.row : row - self.block.row + 1]
-            return accurate_sums(values.astype(np.float64)).bounds(0)
+        if self.whole_rows:
+            return accurate_sums(self._row(row).astype(np.float64)).bounds(0)
         self.asked += 1
         if self.asked > _ASKED and self.again is None:
             self.again = self._accurate(slice(0, self.count))
         return self.again.bounds(row) if self.again else self._accurate(slice(row, row + 1)).bounds(0)
 
+    def _row(self, row: int) -> Array:
+        """The values of a row that lies in one block, which is at work from now on."""
+        block = self.block
+        if block is None or not block.row <= row < block.rows.stop:
+            block = next(each for each in self.blocks() if each.row <= row < each.rows.stop)
+            self.take(block)
+        return self.values[:, row - block.row : row - block.row + 1]
+
     def _pieces(self, row: int) -> Iterator[Floats]:
-        if self.whole_rows and self.block is not None:
-            yield self.values[:, row - self.block.row].astype(np.float64).ravel()
+        if self.whole_rows:
+            yield self._row(row).astype(np.float64).ravel()
             return
         for block in self.blocks():
             if block.row <= row < block.row + block.shape[1]:
@@ -258,8 +281,8 @@ def norm_blocks(
 
     with arithmetic():
         if source.whole_rows:
-            for block in source.blocks():
-                put(block.row, source.block_sums(source.take(block)))
+            for first, sums in source.sums_of_whole_rows():
+                put(first, sums)
         elif source.count:
             sums = source.sums()
             for rows in runs(source.count):

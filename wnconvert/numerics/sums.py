@@ -7,7 +7,7 @@ Source: Rump, Ogita and Oishi 2008, "Accurate floating-point summation" (the err
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -23,6 +23,7 @@ __all__ = [
     "Way",
     "accurate_sums",
     "careful_sums",
+    "end_to_end",
     "exact_sum",
     "fast_sums",
     "merge",
@@ -215,6 +216,18 @@ def _normalize(sums: Sums) -> None:
     high = sums.high + sums.low
     low = sums.low - (high - sums.high)
     sums.high, sums.low = high, np.where(np.isfinite(high), low, 0.0)
+
+
+def end_to_end(parts: Sequence[Sums]) -> Sums:
+    """The sums of rows, of which each part has some, in their order."""
+    if len(parts) == 1:
+        return parts[0]
+    return Sums(
+        np.concatenate([part.high for part in parts]),
+        np.concatenate([part.low for part in parts]),
+        np.concatenate([part.exponent for part in parts]),
+        max(part.error for part in parts),
+    )
 
 
 def merge(into: Sums, rows: slice, part: Sums) -> None:

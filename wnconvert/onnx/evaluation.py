@@ -13,16 +13,18 @@ from typing import Any
 
 import numpy as np
 
+from wnconvert.numerics.rounding import cast
 from wnconvert.onnx.file.model import Constant
 from wnconvert.onnx.file.tensors import CODES
+from wnconvert.onnx.fractions import as_fractions, to_odd
 from wnconvert.onnx.graph.plan import Evaluation
-from wnconvert.onnx.graph.weights import EVALUATED, EvaluatedWeight, RunWeight
+from wnconvert.onnx.graph.weights import EVALUATED, QUOTIENTS, EvaluatedWeight, RunWeight
 from wnconvert.onnx.slices import Slices, UnreachableError
 from wnconvert.plan.layout import Evaluate
 from wnconvert.tensors.blocks import Array
 from wnconvert.tensors.dtypes import DTYPES, FOLDABLE, DType
 
-__all__ = ["evaluated", "evaluation_by"]
+__all__ = ["evaluated", "evaluation_by", "quotients"]
 
 
 #: The most bytes that all values of one weight's arithmetic may take in float64.
@@ -35,6 +37,8 @@ _MOVES = frozenset(
 )
 #: Operators on whole numbers and truth values, as in shape arithmetic: on floats they would decide.
 _DECIDES = frozenset("Equal Greater GreaterOrEqual Less LessOrEqual Not And Or Sign Mod".split())
+#: So many float32 are multiplied and divided within the range of float64.
+_MOST_FACTORS = 6
 _FLOATS = {CODES[name]: DTYPES[name] for name in FOLDABLE}
 _DOUBLE = CODES["float64"]
 
@@ -90,9 +94,10 @@ def _planned(slices: Slices, weight: RunWeight) -> EvaluatedWeight:
         raise _NotEvaluatedError("it is made of whole numbers")
     _check_digits(model, types, dtype)
     parts = tuple((name, each.tensor) for name, each in cut.fed.items() if each.tensor is not None)
+    roundings = _roundings(model, types, dtype)
     lifted = _lifted(model, types)
     _evaluator(lifted)
-    work = Evaluate(lifted, parts, dtype, f"weight {weight.name}")
+    work = Evaluate(lifted, parts, dtype, f"weight {weight.name}", roundings)
     return EvaluatedWeight(weight.name, weight.made, weight.operators, types[output].shape, work)
 
 
@@ -107,6 +112,22 @@ def evaluated(model: bytes, parts: Mapping[str, Array]) -> Array:
     array = np.asarray(made, order="C")
     assert array.dtype == np.float64  # noqa: S101 - operators that are evaluated make what they are given
     return array
+
+
+def quotients(model: bytes, parts: Mapping[str, Array], dtype: DType, roundings: int) -> Array:
+    """The same of quotients and products: of each element the cast to ``dtype`` is the correctly rounded.
+
+    Each of the ``roundings`` is within 2⁻⁵³ of its result. Where both ends of that interval round alike, the
+    element is settled; the others are computed as fractions.
+    """
+    made = evaluated(model, parts)
+    spread = (roundings + 1) * 2.0**-53
+    with np.errstate(all="ignore"):
+        low, high = (cast(made * (1 + part), dtype.name) for part in (-spread, spread))
+        doubtful = (low != high) & np.isfinite(made)
+    if doubtful.any():
+        made[doubtful] = [to_odd(each) for each in as_fractions(model, parts)[doubtful]]
+    return made
 
 
 def _evaluator(model: bytes) -> Any:
@@ -190,6 +211,25 @@ def _check_digits(model: Any, types: Mapping[str, _Type], dtype: DType) -> None:
         narrows = node.op_type in ("Cast", "CastLike") and source is not None and not made.holds(source)
         if node.op_type in EVALUATED or narrows:
             raise _NotEvaluatedError(f"{node.op_type} rounds to {made} on the way to {dtype}")
+
+
+def _roundings(model: Any, types: Mapping[str, _Type], dtype: DType) -> int | None:
+    """How many steps of quotients and products round, in float64; None for other arithmetic, or too much."""
+    if any(each.code == _DOUBLE for each in (_Type(CODES[dtype.name], ()), *types.values())):
+        return None
+    factors: dict[str, int] = {}  # how many stored numbers are multiplied in a value, at most
+    roundings = 0
+    for node in model.graph.node:
+        inputs = [factors.get(name, 1) for name in node.input if name]
+        to_float = types[node.output[0]].code in _FLOATS
+        is_cast = node.op_type in ("Cast", "CastLike")
+        of_whole_numbers = is_cast and to_float and types[node.input[0]].code not in _FLOATS
+        if node.op_type not in QUOTIENTS | _MOVES or of_whole_numbers:
+            return None
+        multiplies = node.op_type in ("Mul", "Div", "Reciprocal")
+        roundings += multiplies
+        factors |= dict.fromkeys(node.output, sum(inputs) if multiplies else max(inputs, default=1))
+    return roundings if max(factors.values(), default=1) <= _MOST_FACTORS else None
 
 
 def _lifted(model: Any, types: Mapping[str, _Type]) -> bytes:

@@ -211,13 +211,15 @@ class FoldBias:
 class Evaluate:
     """A tensor that an ONNX ``model`` (its bytes) makes of ``parts``, each an input of it, in float64.
 
-    It is rounded once, to ``dtype``.
+    It is rounded once, to ``dtype``. If all of its arithmetic are quotients and products, of which so many
+    ``roundings`` round in float64, it is correctly rounded.
     """
 
     model: bytes = field(repr=False)
     parts: tuple[tuple[str, StoredTensor], ...]
     dtype: DType
     where: str = field(default="", compare=False)
+    roundings: int | None = None
 
     @property
     def reads(self) -> Iterable[StoredTensor]:

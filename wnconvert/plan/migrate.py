@@ -11,7 +11,7 @@ from wnconvert.layers.conventions import CONVENTIONS
 from wnconvert.layers.dims import dim_of
 from wnconvert.layers.find import FoundPairs
 from wnconvert.layers.kinds.formulas import formula_in_words
-from wnconvert.layers.kinds.others import as_form
+from wnconvert.layers.kinds.others import as_form, has_form
 from wnconvert.layers.kinds.table import in_words
 from wnconvert.layers.rules import Spectral
 from wnconvert.layers.schemes import Layer, Selection, is_pair
@@ -123,7 +123,7 @@ def plan_relaid(
 
 def _moves(layer: Layer, to: str) -> bool:
     """Whether a layer is of another form, and can have this one."""
-    return layer.form != to and as_form(layer, to) is not None
+    return layer.form != to and has_form(layer, to)
 
 
 def _kinds_notes(layers: Iterable[Layer], to: str) -> Iterable[str]:
@@ -135,7 +135,7 @@ def _kinds_notes(layers: Iterable[Layer], to: str) -> Iterable[str]:
         if is_pair(layer) and CONVENTIONS[layer.form].keys is None:
             others.setdefault(layer.form, []).append(layer.name)
         elif layer.form != to:
-            alone[layer.rule.kinds] += as_form(layer, to) is None
+            alone[layer.rule.kinds] += not has_form(layer, to)
             spectral += _moves(layer, to) and Spectral.kind in layer.rule.kinds
     for kinds, count in (+alone).items():
         stays = "stays as it is" if count == 1 else "stay as they are"

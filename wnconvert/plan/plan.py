@@ -201,13 +201,36 @@ class ComputedWeight:
 
 @dataclass(frozen=True, slots=True)
 class PlannedConstant:
-    """A weight that no rule knows: the ``operators`` of a graph, evaluated in float64 and rounded once."""
+    """A weight that no rule knows: the ``operators`` of a graph, evaluated and rounded once.
+
+    A quotient of stored tensors is ``exact``: correctly rounded. What else there is is evaluated in float64.
+
+    >>> print(PlannedConstant("", "dec.weight", ("Sin", "Mul"), (4, 4), "float32"))
+    dec.weight (float32 4×4): Sin, Mul, evaluated in float64 and exact only to that
+    >>> print(PlannedConstant("", "dec.weight", ("Div", "Mul"), (4, 4), "float32", exact=True))
+    dec.weight (float32 4×4): Div, Mul, a quotient of stored tensors, correctly rounded
+    """
 
     state_dict: str
     name: str
     operators: tuple[str, ...]
     shape: tuple[int, ...]
     dtype: str
+    exact: bool = False
+
+    @staticmethod
+    def counts(constants: Sequence[PlannedConstant]) -> list[str]:
+        """How many weights are stored, in words, by how exact they are; nothing where there are none."""
+        exact = sum(each.exact for each in constants)
+        quotients = [f"{counted(exact, 'quotient')} of stored tensors"] if exact else []
+        others = len(constants) - exact
+        return [*quotients, *([f"{counted(others, 'weight')} evaluated in float64"] if others else [])]
+
+    def __str__(self) -> str:
+        shape = "×".join(map(str, self.shape)) or "()"
+        exact = "a quotient of stored tensors, correctly rounded"
+        how = exact if self.exact else "evaluated in float64 and exact only to that"
+        return f"{printable(self.name)} ({self.dtype} {shape}): {listed(self.operators, 6)}, {how}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,8 +13,9 @@ from wnconvert.plan.plan import Plan
 from wnconvert.reports.cards import card_text
 from wnconvert.reports.drawings import drawn_on
 from wnconvert.reports.frames import frame_of
-from wnconvert.reports.html.comparisons import comparison_page
+from wnconvert.reports.html.comparisons import comparison_page, folders_page
 from wnconvert.reports.html.inspections import inspection_page
+from wnconvert.reports.html.models import models_page
 from wnconvert.reports.html.page import Page, page_text, write_page
 from wnconvert.reports.html.proofs import proof_page
 from wnconvert.reports.tables import Table, html_text
@@ -31,6 +32,8 @@ from wnconvert.reports.text.inspections import inspection_facts, inspection_tabl
 from wnconvert.shown import Drawn, Paged, Shown
 from wnconvert.verbs.comparison.result import Comparison
 from wnconvert.verbs.conversion.convert import Result
+from wnconvert.verbs.export.pairs.result import OnnxComparison
+from wnconvert.verbs.fleet.comparing import FolderComparison
 from wnconvert.verbs.inspection.result import Inspection
 from wnconvert.verbs.models.proof.report import ExportReport
 
@@ -95,9 +98,21 @@ def _page_of_comparison(found: Comparison) -> Page:
 
 
 @_page.register
+def _page_of_folders(found: FolderComparison) -> Page:
+    with options_as_python():
+        return folders_page(found)
+
+
+@_page.register
+def _page_of_models(found: OnnxComparison) -> Page:
+    with options_as_python():
+        return models_page(found)
+
+
+@_page.register
 def _page_of_report(report: ExportReport) -> Page:
     with options_as_python():
-        return proof_page(report, f"wnconvert {'check' if report.exporter is None else 'export'}")
+        return proof_page(report)
 
 
 def model_card(found: Shown, report: Shown) -> str:

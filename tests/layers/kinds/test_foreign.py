@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import pytest
 
 from tests.helpers.infos import Shape, infos
@@ -16,7 +18,7 @@ from wnconvert.tensors.tree import Dim
 Tensors = dict[str, Shape]
 
 
-def found(tensors: Tensors, selection: Selection = Selection()) -> FoundPairs:  # noqa: B008 - frozen
+def found(tensors: Mapping[str, Shape], selection: Selection = Selection()) -> FoundPairs:  # noqa: B008 - frozen
     return find_pairs(infos(*tensors.items()), selection)
 
 
@@ -203,6 +205,10 @@ DECOYS: dict[str, tuple[Tensors, str]] = {
         "it may belong to the recurrent_kernel beside it",
     ),
     "several kernels below": ({"a/g": (4,), "a/q/kernel": (3, 4), "a/k/kernel": (3, 4)}, ""),
+    "moments": (
+        {"opt_state/0/mu/WeightNorm_0/a/kernel/scale": (4,), "opt_state/0/mu/a/kernel": (3, 4)},
+        "they are the state of an optimizer",
+    ),
     "elsewhere": ({"emb/g": (4,), "dense/kernel": (3, 4)}, ""),
     "a vector": ({"g": (4,), "kernel": (4,)}, "v (4,) is no kernel"),
     "a number": ({"a/g": (1,), "a/kernel": (3, 4)}, "a/g is one number"),

@@ -82,6 +82,7 @@ def test_dead_rows_of_a_spoiled_file_are_found_by_their_flag(browser: Browser, m
     page = made(FIXTURES / "zero_row.safetensors")
     browser.open(page)
     assert browser.texts("#health strong") == ["1 fault, 5 float tensors read"]
+    assert browser.texts("#health li") == ["dec.0.weight has 2 zero rows in v: 2, 5"]
     browser.choose("#flag", "zero rows in v")
     assert names(browser) == ["dec.0.weight"]
     assert browser.texts(".tools output") == ["1 of 2 rows"]
@@ -97,6 +98,28 @@ def test_a_fault_leads_to_its_layer(browser: Browser, made: Made) -> None:
     browser.click("#health a")
     assert browser.texts(".places dd")[0] == "2 rows: 2, 5"
     assert browser.run("return document.activeElement.textContent") == "dec.0.weight"
+
+
+def test_a_nan_leads_to_the_layer_that_it_is_in_and_so_does_its_address(
+    browser: Browser, made: Made, tmp_path: Path
+) -> None:
+    ones = np.ones((4, 3), np.float32)
+    layers = {f"{name}.weight_{part}": ones[:, :size] for name in "ab" for part, size in (("g", 1), ("v", 3))}
+    spoilt = ones.copy()
+    spoilt[2, 1] = np.nan
+    save_file(layers | {"b.weight_v": spoilt, "b.bias": spoilt[2].copy()}, tmp_path / "nan.safetensors")
+    page = made(tmp_path / "nan.safetensors")
+    browser.open(page)
+    assert browser.texts("#health li") == ["b.bias has 1 NaN", "b.weight_v has 1 NaN"]
+    assert browser.texts("#health a") == ["b.weight_v has 1 NaN"], "a bias is no layer"
+    browser.run("document.querySelector('#health a').focus()")
+    browser.keys("\ue007")  # Enter
+    assert browser.texts(".places dd")[0] == "1 row: 2"
+    assert browser.run("return document.activeElement.textContent") == "b.weight"
+    browser.quiet(page)
+    browser.driver.get("about:blank")
+    browser.driver.get(f"{page.as_uri()}#layer-1")
+    browser.until("return document.activeElement.textContent === 'b.weight'")
 
 
 def test_a_healthy_file_has_no_flag_to_choose_and_no_red(browser: Browser, made: Made) -> None:
@@ -185,6 +208,35 @@ def test_pointing_at_a_layer_names_it_and_a_click_opens_it(browser: Browser, mad
     browser.click("#overview")
     assert browser.texts(".spreads figcaption")[0] == "|g| over 24 rows"
     browser.quiet(page)
+
+
+def test_keys_go_from_layer_to_layer_in_the_picture_and_say_what_stands_there(
+    browser: Browser, made: Made
+) -> None:
+    page = made(FIXTURES / "vits.pth")
+    browser.open(page)
+    browser.until("return document.querySelector('#overview svg')")
+    first, second = names(browser)[:2]
+    browser.run("document.querySelector('#overview svg').focus()")
+    for key, name in (("", first), ("\ue014", second), ("\ue012", first)):  # right, left
+        browser.keys(key)
+        browser.until(f"return document.getElementById('spoken').textContent.includes('{name}, min ')")
+        assert name in browser.one("#overview [aria-label=tip]").text
+    browser.keys("\ue00c")  # Escape
+    browser.until("return !document.querySelector('#overview [aria-label=tip] text')")
+    browser.keys("\ue014", "\ue007")  # right, Enter
+    browser.until("return document.querySelector('tr.open')")
+    browser.quiet(page)
+
+
+def test_on_paper_all_modules_stand_open_and_afterwards_as_they_were(browser: Browser, made: Made) -> None:
+    browser.open(made(FIXTURES / "g_02500000"))
+    before = len(browser.texts(".tree a"))
+    assert browser.pdf().startswith(b"%PDF")
+    browser.run("dispatchEvent(new Event('beforeprint'))")
+    assert len(browser.texts(".tree a")) == 78
+    browser.run("dispatchEvent(new Event('afterprint'))")
+    assert len(browser.texts(".tree a")) == before < 78
 
 
 def test_another_measure_is_drawn_when_it_is_chosen(browser: Browser, made: Made) -> None:

@@ -6,6 +6,7 @@ import base64
 import io
 import wave
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -120,7 +121,7 @@ def test_a_picture_of_several_planes_is_that_of_the_worst_element() -> None:
     assert output.worst is not None
     output = replace(output, pair=pair(planes), worst=replace(output.worst, index=(0, 1, 3, 3)))
     report = replace(report, proof=replace(report.proof, outputs=(output,)))
-    assert "In the sample T = 4000, the plane [0, 1], that of" in page_text(proof_page(report, "check"))
+    assert "In the sample T = 4000, the plane [0, 1], that of" in page_text(proof_page(report))
 
 
 def test_what_is_no_number_is_said_where_it_is_drawn_as_0() -> None:
@@ -128,22 +129,23 @@ def test_what_is_no_number_is_said_where_it_is_drawn_as_0() -> None:
     output = replace(report.outputs[0], pair=OutputPair(TONE, np.full_like(TONE, np.nan), SAMPLE))
     spoilt = replace(report, proof=replace(report.proof, outputs=(output,)))
     said = "NaN and infinities are drawn as 0"
-    assert said in page_text(proof_page(spoilt, "check"))
-    assert said not in page_text(proof_page(report, "check"))
+    assert said in page_text(proof_page(spoilt))
+    assert said not in page_text(proof_page(report))
 
 
 @pytest.mark.parametrize(("off", "css"), [(1e-6, "fine"), (1.0, "danger")])
 def test_a_page_has_each_output_beside_its_tolerance(off: float, css: str) -> None:
-    report = export_report(off)
+    report = replace(export_report(off), sha256={"model.onnx": "ab" * 32}, reference_sha256="cd" * 32)
     (output,) = report.outputs
     assert output.worst is not None
-    text = page_text(proof_page(report, "wnconvert check", "ab" * 32))
+    text = page_text(proof_page(report))
     (drawn,) = data_in(text)["outputs"]
     assert drawn["found"] == output.max_abs
     assert drawn["allowed"] == pytest.approx(1e-5 + 1e-3 * abs(output.worst.reference))
     assert f'class="notice {css}"' in text
     for said in (
-        "ab" * 32,
+        f"<dd>{'ab' * 32}</dd>",
+        "cd" * 32,
         "[1, 2]",
         f"{output.worst.reference:.7g}",
         "9 as exported, 4 in the file",
@@ -154,14 +156,14 @@ def test_a_page_has_each_output_beside_its_tolerance(off: float, css: str) -> No
 
 def test_weights_that_are_still_computed_are_named_with_the_reason() -> None:
     computed = (ComputedWeight("", "dec.0.weight", "Sin, Mul", "node", "no rule", "fold it before"),)
-    text = page_text(proof_page(replace(export_report(), computed=computed, residual_weight_norm=0), "x"))
+    text = page_text(proof_page(replace(export_report(), computed=computed, residual_weight_norm=0)))
     assert "<td>Sin, Mul</td><td>no rule (fold it before)</td>" in text
     assert "<dt>still computed</dt><dd>1 weight</dd>" in text
-    assert 'id="computed"' not in page_text(proof_page(export_report(), "x"))
+    assert 'id="computed"' not in page_text(proof_page(export_report()))
 
 
 def test_the_policy_allows_sounds_in_the_page_and_no_others() -> None:
-    text = page_text(proof_page(heard_report(), "wnconvert export"))
+    text = page_text(proof_page(heard_report()))
     assert "media-src data:;" in text
     assert "unsafe" not in text.partition("</head>")[0]
     sources = [str(each["src"]) for tag, each in Tags(text).found if tag in ("audio", "img")]
@@ -171,15 +173,15 @@ def test_the_policy_allows_sounds_in_the_page_and_no_others() -> None:
 def test_odd_names_are_texts_in_the_page() -> None:
     odd = "".join(ODD)
     report = replace(export_report(1.0, odd, odd), reference=odd, notes=(odd,), remedy=odd)
-    text = page_text(proof_page(report, "wnconvert check"))
-    plain = page_text(proof_page(replace(export_report(1.0), notes=("a",)), "wnconvert check"))
+    text = page_text(proof_page(report))
+    plain = page_text(proof_page(replace(export_report(1.0), notes=("a",))))
     for name in ("script", "style", "img", "audio"):
         assert Tags(text).count(name) == Tags(plain).count(name)
     assert not set(text) & {"\x1b", "\u202e", "\udc80"}
 
 
 def test_a_report_is_a_page_in_python_too() -> None:
-    assert export_report().to_html() == page_text(proof_page(export_report(), "wnconvert check"))
+    assert export_report().to_html() == page_text(proof_page(export_report()))
 
 
 def test_the_json_of_a_report_has_no_elements_of_outputs() -> None:
@@ -199,6 +201,7 @@ def test_export_and_check_write_their_proof_as_a_page(run: Runner, tmp_path: Pat
     assert done.returncode == 0, done.stderr
     assert "folded" in page.read_text()
     assert data_in(page.read_text())["waves"][0]["word"] == "reference"
+    assert sha256(model.read_bytes()).hexdigest() in page.read_text()
     assert run("check", model, *asked, "--html", again, "--quiet").returncode == 0
     assert again.read_text().startswith("<!doctype html>")
     assert run("check", model, *asked, "--html", again).returncode == 2
@@ -206,7 +209,7 @@ def test_export_and_check_write_their_proof_as_a_page(run: Runner, tmp_path: Pat
 
 def test_in_a_browser_outputs_are_drawn_and_sounds_have_players(browser: Browser, tmp_path: Path) -> None:
     page = tmp_path / "proof.html"
-    write_page(proof_page(heard_report(), "wnconvert export"), page)
+    write_page(proof_page(heard_report()), page)
     for width in (1280, 375):
         browser.open(page, width=width)
         assert browser.overflow() <= 0

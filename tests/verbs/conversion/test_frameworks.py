@@ -193,7 +193,7 @@ def test_equinox_migrates_by_names_and_shapes_of_g_and_back(to: Any) -> None:
 
 
 def test_physicsnemos_form_is_given_to_linear_layers_alone(tmp_path: Path) -> None:
-    there = {
+    there: Arrays = {
         "fc.weight_g": np.ones((4, 1), np.float32),
         "fc.weight_v": np.ones((4, 3), np.float32),
         "conv.weight_g": np.ones((4, 1, 1), np.float32),
@@ -215,7 +215,7 @@ def test_kernels_whose_axes_have_another_order_do_not_migrate_by_names_and_it_is
 
 
 def test_another_formula_is_said_where_names_change(tmp_path: Path) -> None:
-    there = {"fc.weight_g": np.ones(4, np.float32), "fc.weight_v": np.ones((4, 3), np.float32)}
+    there: Arrays = {"fc.weight_g": np.ones(4, np.float32), "fc.weight_v": np.ones((4, 3), np.float32)}
     np.savez(tmp_path / "in.npz", **there)
     result = migrate_file(tmp_path / "in.npz", tmp_path / "out.npz", to="legacy")
     assert "fc.weight: paddle computes g·v/max(‖v‖, 1e-12), legacy g·v/‖v‖" in result.notes
@@ -255,7 +255,7 @@ def test_names_with_a_prefix_more_are_stripped_of_it(tmp_path: Path) -> None:
 
 
 def test_the_root_of_an_eps_and_a_square_is_rounded_correctly() -> None:
-    w = np.float32([[3, 1e-6], [4, 0]])
+    w = np.array([[3, 1e-6], [4, 0]], np.float32)
     split = split_state_dict(
         {"a/kernel": w},
         like={

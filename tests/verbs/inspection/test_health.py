@@ -196,7 +196,15 @@ def test_check_exits_with_1_where_something_is_wrong_and_0_where_nothing_is(tmp_
     assert as_json.returncode == 1
     assert json.loads(as_json.stdout)["health"] == {
         "faults": [
-            {"kind": "nonfinite", "state_dict": "", "name": "1.running_var", "count": 0, "nan": 1, "inf": 0}
+            {
+                "kind": "nonfinite",
+                "state_dict": "",
+                "name": "1.running_var",
+                "count": 0,
+                "nan": 1,
+                "inf": 0,
+                "weight": "1.running_var",
+            }
         ],
         "read": 9,
         "not_read": [],

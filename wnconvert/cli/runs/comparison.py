@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from wnconvert.cli.runs.pages import PageFile
     from wnconvert.reports.html.page import Page
     from wnconvert.verbs.comparison.result import Comparison
+    from wnconvert.verbs.export.pairs.result import OnnxComparison
+    from wnconvert.verbs.fleet.comparing import FolderComparison
 
 __all__ = ["BY_RUNNING", "compare_many", "compare_one"]
 
@@ -93,11 +95,10 @@ def compare_many(a: str, b: str, *, output: Output, page: PageFile, options: Map
 
     if not holds_several(a, b):
         return None
-    if page.path is not None:
-        raise click.UsageError("--html is for two checkpoints")
     from wnconvert.reports.text.fleets import folders_line, folders_text
 
     found = compare_folders(a, b, **_without(options, _OF_GRAPHS, "ONNX models"))
+    page.write(lambda: _page_of_folders(found))
     output.result(found.to_dict, lambda: folders_text(found), lambda: folders_line(found))
     for item in found.files:
         if item.error is not None:
@@ -120,9 +121,7 @@ def compare_one(
 
     width = fitting_width(wide=wide)
     if any(open_checkpoint(each).onnx is not None for each in (a, b)):
-        if page.path is not None:
-            raise click.UsageError("--html is for two checkpoints")
-        return _graphs(a, b, output, width, _without(options, _OF_CHECKPOINTS, "checkpoints"))
+        return _graphs(a, b, output, page, width, _without(options, _OF_CHECKPOINTS, "checkpoints"))
     given = _without(options, _OF_GRAPHS, "ONNX models")
     with progress_bar(f"{Path(a).name} {Path(b).name}", shown=output.steps and not no_progress) as progress:
         from wnconvert.verbs.comparison.compare import compare_files
@@ -150,6 +149,18 @@ def _page(found: Comparison) -> Page:
     return comparison_page(found)
 
 
+def _page_of_folders(found: FolderComparison) -> Page:
+    from wnconvert.reports.html.comparisons import folders_page
+
+    return folders_page(found)
+
+
+def _page_of_models(found: OnnxComparison) -> Page:
+    from wnconvert.reports.html.models import models_page
+
+    return models_page(found)
+
+
 def _put_weights(found: Comparison, output: Output, width: int | None) -> None:
     """Print the comparison of two checkpoints."""
     from wnconvert.reports.text.comparisons import comparison_line, comparison_text
@@ -160,7 +171,9 @@ def _put_weights(found: Comparison, output: Output, width: int | None) -> None:
     )
 
 
-def _graphs(a: str, b: str, output: Output, width: int | None, options: Mapping[str, Any]) -> int:
+def _graphs(  # noqa: PLR0917 -- as ``compare_one``
+    a: str, b: str, output: Output, page: PageFile, width: int | None, options: Mapping[str, Any]
+) -> int:
     """Compare two ONNX models."""
     from wnconvert.reports.text.comparisons import models_line, models_text
     from wnconvert.reports.text.exports import step_text
@@ -174,6 +187,7 @@ def _graphs(a: str, b: str, output: Output, width: int | None, options: Mapping[
 
     with contextlib.closing(lines):
         found = compare_onnx(a, b, progress=progress, **options)
+    page.write(lambda: _page_of_models(found))
     output.notes(found.notes)
     output.result(found.to_dict, lambda: models_text(found, width, alarm), lambda: models_line(found, alarm))
     return 0 if found else 1

@@ -221,6 +221,8 @@ def _against(wrapper: _Wrapper, g: TensorInfo, v: TensorInfo, there: _There) -> 
     for info in (g, v):
         if not info.dtype.foldable:
             yield NOT_FLOAT, f"{info.name} is {info.dtype}, not a float that can be folded"
+    if not _STATES.isdisjoint(_parts(g.name)):
+        yield "state", "they are the state of an optimizer"
     if wrapper.is_sure:
         return
     if misfit := _misfit(wrapper.convention, g.shape, v.shape):
@@ -235,6 +237,8 @@ def _against(wrapper: _Wrapper, g: TensorInfo, v: TensorInfo, there: _There) -> 
             yield "other", f"it may belong to the {name} beside it"
 
 
+#: Parts of names of an optimizer's moments, which have the names of what they are of.
+_STATES = frozenset(("opt_state", "optimizer", "optimizer_state"))
 #: What a g may belong to in the place of the kernel: the other kernel of an RNN, or a norm.
 _OTHERS = ("recurrent_kernel", "gamma")
 

@@ -11,15 +11,16 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from wnconvert.errors import LayerError
+from wnconvert.layers.conventions import CONVENTIONS
 from wnconvert.layers.dims import dim_of, refuse_large, spectral_dim
 from wnconvert.layers.evidence import EMPTY, EMPTY_FIX
 from wnconvert.layers.kinds.table import KINDS, WORDS, Kind, in_words, stems_of
 from wnconvert.layers.rules import ORIGINAL, G, Mask, Norm, Operation, Rule, Spectral, SpectralStep, Stored
-from wnconvert.layers.schemes import Layer, Refused, Selection, in_form, is_pair, owner_of
+from wnconvert.layers.schemes import FORMS, Layer, Refused, Selection, in_form, is_pair, owner_of
 from wnconvert.messages import counted, option
 from wnconvert.tensors.tree import TensorInfo
 
-__all__ = ["NO_OTHERS", "FoundOthers", "along", "as_form", "hints_on", "other_layers"]
+__all__ = ["NO_OTHERS", "FoundOthers", "along", "as_form", "has_form", "hints_on", "other_layers"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -297,8 +298,7 @@ def as_form(layer: Layer, form: str) -> Layer | None:
     """
     if is_pair(layer):
         return in_form(layer, form)
-    operations = tuple(map(type, layer.rule.operations))
-    kind = next((each for each in _FOLDING if (each.form, each.operations) == (form, operations)), None)
+    kind = _kind_of(layer, form)
     if kind is None:
         return None
     owner = owner_of(layer.name)
@@ -306,6 +306,20 @@ def as_form(layer: Layer, form: str) -> Layer | None:
     stem = inner if form == "parametrize" else layer.name.removesuffix(kind.weight)
     parts = {role: replace(layer.parts[role], name=stem + key) for role, key in kind.parts.items()}
     return replace(layer, form=form, parts=parts, note="", unread=())
+
+
+def has_form(layer: Layer, form: str) -> bool:
+    """Whether another form has such a layer."""
+    if not is_pair(layer):
+        return _kind_of(layer, form) is not None
+    if form in FORMS:  # which have a pair of any name and shape
+        return CONVENTIONS[layer.form].keys is not None
+    return in_form(layer, form) is not None
+
+
+def _kind_of(layer: Layer, form: str) -> Kind | None:
+    operations = tuple(map(type, layer.rule.operations))
+    return next((each for each in _FOLDING if (each.form, each.operations) == (form, operations)), None)
 
 
 def hints_on(

@@ -10,7 +10,7 @@ from wnconvert.errors import LayerError
 from wnconvert.layers.kinds.formulas import formula_notes
 from wnconvert.layers.kinds.others import hints_on
 from wnconvert.layers.kinds.table import WORDS, in_words
-from wnconvert.layers.rules import ORIGINAL, NormBehind
+from wnconvert.layers.rules import ORIGINAL, Norm, NormBehind
 from wnconvert.layers.schemes import Selection
 from wnconvert.messages import counted, listed, option, printable, told
 from wnconvert.onnx.file.model import GraphEdits, Model, OnnxFunction
@@ -31,6 +31,11 @@ from wnconvert.tensors.views.dequantized import Dequantized
 from wnconvert.tensors.views.quantization import ViewedTensor
 
 __all__ = ["Evaluation", "OnnxFold", "plan_onnx", "weights_computed", "weights_left"]
+
+
+_NO_RULE = "no rule knows its arithmetic"
+_CONSTANTS = f"fold with {option('constants', True)} evaluates it in float64"
+_OTHER_KIND = "another kind was asked for"
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,13 +73,15 @@ def plan_onnx(
     selection: Selection = Selection(),  # noqa: B008 - frozen
     evaluation: Evaluation | None = None,
     *,
+    constants: bool = False,
     requantize: bool = False,
 ) -> OnnxFold:
     """Plan the folding of every wanted layer of an ONNX model.
 
-    What no rule knows is evaluated where there is an ``evaluation``. With ``requantize`` a weight whose
-    original is stored as codes becomes codes by the same scheme. Raises ``LayerError`` if layers are
-    refused, ``ArgumentError`` if the selection matches nothing.
+    Where there is an ``evaluation``, quotients of stored tensors are evaluated if weight norm was asked for,
+    since v over its stored norm is one; with ``constants`` all that no rule knows. With ``requantize`` a
+    weight whose original is stored as codes becomes codes by the same scheme. Raises ``LayerError`` if layers
+    are refused, ``ArgumentError`` if the selection matches nothing.
     """
     model, tree = opened.model, opened.tree()
     found = find_graph_layers(model, selection.kinds)
@@ -82,10 +89,10 @@ def plan_onnx(
     index = index_of(model)
     at_run = _at_run(model, index, found, layers)
     names = [*(item.layer.name for item in found.layers), *(no.name for no in found.refused)]
-    names += [weight.name for weight in at_run] if evaluation is not None else []
+    chosen = _Chosen(index, found, selection, evaluation, constants=constants)
+    names += [weight.name for weight in at_run if chosen.may_be_evaluated(weight)]
     check_selection(selection, names)
     check_refused({"": [no for no in found.refused if selection.wants(no.name)]}, "folded")
-    chosen = _Chosen(index, found, selection, evaluation)
     evaluated, left = chosen.among(at_run, {item.layer.name for item in layers})
     if (layers or evaluated) and opened.has_training:
         raise LayerError(
@@ -161,6 +168,12 @@ class _Chosen:
     selection: Selection
     evaluation: Evaluation | None
     unwanted: str = ""
+    constants: bool = False
+
+    def may_be_evaluated(self, weight: RunWeight) -> bool:
+        """Whether a weight of no rule is evaluated if that can be done."""
+        by_itself = weight.is_quotient and Norm.kind in self.selection.kinds
+        return self.evaluation is not None and (self.constants or by_itself)
 
     def among(
         self, at_run: Sequence[RunWeight], folded: Collection[str]
@@ -184,7 +197,7 @@ class _Chosen:
         """A layer that a rule knows, with the reason why it is not folded."""
         kinds, reason, fix = layer.rule.kinds, layer.refused, ""
         if not reason and layer.name in {other.name for other in self.found.others}:
-            reason, fix = "another kind was asked for", f"{option('kinds', ','.join(kinds))} folds it"
+            reason, fix = _OTHER_KIND, f"{option('kinds', ','.join(kinds))} folds it"
         globs = f"{option('layers')} and {option('exclude')} leave it out"
         reason = reason or self.unwanted or globs
         return ComputedWeight(weight.value[0], layer.name, in_words(kinds), weight.node, reason, fix)
@@ -192,29 +205,37 @@ class _Chosen:
     def evaluated(self, weight: RunWeight) -> EvaluatedWeight | ComputedWeight:
         """A weight that no rule knows, evaluated; or why it is not."""
         reason, fix = self.obstacle(weight), ""
-        if not reason and self.evaluation is None:
-            reason, fix = (
-                "no rule knows its arithmetic",
-                f"fold with {option('constants', True)} evaluates it in float64",
-            )
+        if not reason and not self.may_be_evaluated(weight):
+            reason, fix = self.unasked(weight)
         elif not reason and not self.selection.wants(weight.name):
             reason = f"{option('layers')} and {option('exclude')} leave it out"
         elif not reason and self.evaluation is not None:
             made = self.evaluation(weight)
-            if isinstance(made, EvaluatedWeight):
+            if isinstance(made, EvaluatedWeight) and (self.constants or made.work.roundings is not None):
                 return made
-            reason = f"no rule knows its arithmetic, and {made}"
+            if isinstance(made, EvaluatedWeight):
+                reason, fix = _NO_RULE, _CONSTANTS
+            else:
+                reason = f"{_NO_RULE}, and {made}"
         what = listed(weight.operators, 4)
         return ComputedWeight(weight.value[0], weight.name, what, weight.node, reason, fix)
+
+    def unasked(self, weight: RunWeight) -> tuple[str, str]:
+        """Why a weight that could be evaluated is not, and what does it."""
+        if not weight.is_quotient:
+            return _NO_RULE, _CONSTANTS
+        if Norm.kind not in self.selection.kinds:
+            return _OTHER_KIND, f"{option('kinds', Norm.kind)} folds it"
+        return "nothing folded it yet", "fold stores it: it is a quotient of stored tensors"
 
     def obstacle(self, weight: RunWeight) -> str:
         """Why a weight can be folded in no way; nothing if it may be evaluated."""
         if weight.flow:
             return f"{weight.flow} decides at every run what it is"
         if strange := [op for op in weight.operators if op not in EVALUATED]:
-            return f"no rule knows its arithmetic, and {strange[0]} is not evaluated"
+            return f"{_NO_RULE}, and {strange[0]} is not evaluated"
         if isinstance(self.index.scopes[self.index.roots[weight.made[0]]], OnnxFunction):
-            return f"no rule knows its arithmetic, and a function computes it ({INLINE})"
+            return f"{_NO_RULE}, and a function computes it ({INLINE})"
         if weight.made in self.index.outputs:
             return f"it is itself an output, {printable(weight.made[1])}"
         return ""
@@ -237,7 +258,8 @@ class _Chosen:
 
 def _constant(weight: EvaluatedWeight) -> PlannedConstant:
     path, _ = weight.made
-    return PlannedConstant(path, weight.name, weight.operators, weight.shape, str(weight.work.dtype))
+    exact = weight.work.roundings is not None
+    return PlannedConstant(path, weight.name, weight.operators, weight.shape, str(weight.work.dtype), exact)
 
 
 def _in_codes(

@@ -19,9 +19,26 @@ from wnconvert.onnx.graph.names import name_by_tensor
 from wnconvert.plan.layout import Evaluate
 from wnconvert.tensors.tree import Shape
 
-__all__ = ["EVALUATED", "EvaluatedWeight", "RunWeight", "weights_at_run"]
+__all__ = ["EVALUATED", "QUOTIENTS", "EvaluatedWeight", "RunWeight", "weights_at_run"]
 
 
+#: Operators that only onnxruntime has, by which of their inputs are weights, or scales for blocks of them.
+_OF_ONNXRUNTIME = {
+    (0,): "TorchEmbedding",
+    (1,): "FusedConv NhwcConv NhwcFusedConv ConvTransposeWithDynamicPads Attention PackedAttention "
+    "QAttention DecoderMaskedSelfAttention DynamicQuantizeMatMul MatMulFpQ4 GemmFastGelu",
+    (0, 1): "FusedGemm FusedMatMul FusedMatMulActivation TransposeMatMul GemmFloat8 MatMulInteger16 "
+    "MatMulIntegerToFloat",
+    (1, 2): "MatMulNBits MatMulBnb4 AttnLSTM DynamicQuantizeLSTM",
+    (0, 2): "GatherBlockQuantized QOrderedMatMul",
+    (3,): "QLinearConv",
+    (0, 3): "QGemm",
+    (2, 3): "DecoderAttention",
+    (1, 4): "LongformerAttention",
+    (2, 3, 4): "EmbedLayerNormalization",
+    (2, 4, 6): "MoE",
+    (2, 3, 5, 6, 8, 9): "QMoE",
+}
 #: Operators by domain, and which of their inputs are weights; None: all of them.
 _WEIGHTS: Mapping[tuple[str, str], Collection[int] | None] = {
     **{("", op): (1,) for op in ("Conv", "ConvTranspose", "ConvInteger", "DeformConv")},
@@ -31,18 +48,17 @@ _WEIGHTS: Mapping[tuple[str, str], Collection[int] | None] = {
     ("", "QLinearMatMul"): (0, 3),
     ("", "Einsum"): None,
     ("", "Gather"): (0,),
-    **{("com.microsoft", op): (1,) for op in ("FusedConv", "NhwcFusedConv", "Attention", "QAttention")},
-    **{("com.microsoft", op): (0, 1) for op in ("FusedGemm", "FusedMatMul", "MatMulIntegerToFloat")},
-    ("com.microsoft", "DynamicQuantizeMatMul"): (1,),
-    ("com.microsoft", "QGemm"): (0, 3),
+    **{("com.microsoft", op): positions for positions, ops in _OF_ONNXRUNTIME.items() for op in ops.split()},
 }
 #: Operators that give elements another dtype: what they make is another weight, in fewer or more bytes.
 _CASTS = frozenset(("Cast", "CastLike"))
-#: Operators that move elements or repeat them, or scale whole numbers: the first input has the elements.
+#: Operators that move elements or repeat them: the first input has the elements.
 _MOVES = frozenset(
     "Identity Transpose Reshape Squeeze Unsqueeze Flatten Slice Split Gather GatherElements GatherND Expand "
-    "Tile Pad DepthToSpace SpaceToDepth DequantizeLinear QuantizeLinear".split()
+    "Tile Pad DepthToSpace SpaceToDepth".split()
 )
+#: Operators between elements and codes of them, by a scale and a zero point.
+_CODES = frozenset(("DequantizeLinear", "QuantizeLinear"))
 #: Operators whose result has no element of an input.
 _MAKES = frozenset(("Shape", "Size", "ConstantOfShape", "Range"))
 #: Operators that make something else of the same inputs at every run, or may.
@@ -58,6 +74,9 @@ EVALUATED = frozenset(
     "MatMul Gemm Einsum ReduceSum ReduceMean ReduceMax ReduceMin ReduceProd ReduceL1 ReduceL2 ReduceLogSum "
     "ReduceLogSumExp ReduceSumSquare Softmax LogSoftmax CumSum Where Trilu".split()
 )
+#: Operators that make quotients of stored tensors, whose elements are rational numbers; those that divide.
+_DIVIDE = frozenset(("Div", "Reciprocal"))
+QUOTIENTS = _DIVIDE | {"Mul", "Clip", "Max", "Min"}
 #: The domains whose operators are known to make the same of the same inputs.
 _KNOWN = frozenset(("", "com.microsoft"))
 #: The most nodes of functions to walk in all: every call walks a body again, and calls nest.
@@ -84,6 +103,11 @@ class RunWeight:
     made: ValueId
     layer: ValueId | None = None
     flow: str = ""
+
+    @property
+    def is_quotient(self) -> bool:
+        """Whether it is a quotient of stored tensors, such as v over a norm that an exporter has stored."""
+        return QUOTIENTS.issuperset(self.operators) and not _DIVIDE.isdisjoint(self.operators)
 
 
 @dataclass(frozen=True, slots=True)
@@ -280,6 +304,8 @@ def _result(node: Node, inputs: Sequence[_Known], path: str, walk: _Walk) -> _Kn
     joined = _Known()
     for each in inputs:
         joined = joined.joined(each)
-    if node.op == "Concat":
-        return joined
-    return replace(joined, operators=tuple(dict.fromkeys((*joined.operators, node.op))))
+    if node.op in _CODES:  # where the elements or the scale alone are computed, these are what is evaluated
+        computed = [each for each in inputs if each.operators]
+        return replace(joined, made=computed[0].made if len(computed) == 1 else None)
+    own = () if node.op == "Concat" else (node.op,)
+    return replace(joined, operators=tuple(dict.fromkeys((*joined.operators, *own))))

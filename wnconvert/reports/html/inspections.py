@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
 
@@ -70,7 +70,13 @@ def _faults(found: Inspection) -> Iterator[tuple[str, int | None]]:
     """Each fault in words, with the place of its layer in the table; None of a tensor that is no layer."""
     faults = found.health.faults if found.health is not None else ()
     places = {(layer.state_dict, layer.name): at for at, layer in enumerate(found.layers)}
-    yield from ((str(fault), places.get((fault.state_dict, fault.name))) for fault in faults[:_MOST_FAULTS])
+    for fault in faults[:_MOST_FAULTS]:
+        at = places.get((fault.state_dict, fault.weight))
+        details = None if at is None else found.layers[at].details
+        if fault.kind == "zero rows" and details is not None:
+            yield f"{fault}: {_ranges(details.dead)}", at
+        else:
+            yield str(fault), at
     if len(faults) > _MOST_FAULTS:
         yield f"and {len(faults) - _MOST_FAULTS:,} more", None
 
@@ -203,7 +209,10 @@ def _data(layer: LayerStats) -> dict[str, Any]:
 
 
 def _spread(spread: Spread | None) -> list[float] | None:
-    return None if spread is None else [_rounded(value) for value in asdict(spread).values()]
+    if spread is None:
+        return None
+    values = (spread.min, spread.q1, spread.median, spread.mean, spread.q3, spread.max)
+    return list(map(_rounded, values))
 
 
 def _distribution(found: Distribution | None) -> list[Any] | None:
@@ -220,5 +229,10 @@ def _places(places: RowPlaces) -> str:
     """Rows by index, as "2 rows: 3, 5" with ranges; "" for none."""
     if not places.count:
         return ""
+    return f"{counted(places.count, 'row')}: {_ranges(places)}"
+
+
+def _ranges(places: RowPlaces) -> str:
+    """Rows by index, as "3, 5 to 8"."""
     ranges = ", ".join(f"{a}" if a == b else f"{a} to {b}" for a, b in places.ranges)
-    return f"{counted(places.count, 'row')}: {ranges}{'' if places.is_whole else ', …'}"
+    return f"{ranges}{'' if places.is_whole else ', …'}"

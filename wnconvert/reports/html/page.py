@@ -57,7 +57,7 @@ class Page:
     ``assets/KIND.css`` where there are such. ``title`` is the head of the page, ``about`` the line above
     it, such as the command. ``shown`` is what the template shows, by name. ``data`` is what scripts draw:
     numbers, texts, lists and mappings by text. ``media`` allows sounds and pictures that are in the page as
-    ``data:`` URIs.
+    ``data:`` URIs. ``uses`` are other kinds whose scripts and styles draw parts of it.
     """
 
     kind: str
@@ -66,6 +66,12 @@ class Page:
     shown: Mapping[str, Any]
     data: Mapping[str, Any] = field(default_factory=dict)
     media: bool = False
+    uses: tuple[str, ...] = ()
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The names of the assets of its own, which stand behind those of every page."""
+        return (*self.uses, self.kind)
 
 
 def check_page(path: str | Path, *, force: bool = False) -> None:
@@ -110,8 +116,9 @@ def page_text(page: Page) -> str:
     Raises ``ArgumentError`` if Jinja2 is not installed.
     """
     _check_jinja()
-    scripts = [_asset(name) for name in (*_LIBRARIES, "page.js", f"{page.kind}.js") if _is_asset(name)]
-    styles = [_asset(name) for name in ("page.css", f"{page.kind}.css") if _is_asset(name)]
+    names = ("page", *page.parts)
+    scripts = list(map(_asset, (*_LIBRARIES, *(f"{name}.js" for name in names if _is_asset(f"{name}.js")))))
+    styles = [_asset(f"{name}.css") for name in names if _is_asset(f"{name}.css")]
     return (
         _environment()
         .get_template(f"{page.kind}.html")
@@ -183,10 +190,12 @@ def _as_json(data: Mapping[str, Any]) -> str:
 
 
 def _plain(value: Any) -> Any:
+    if isinstance(value, float):  # which most are
+        return value if math.isfinite(value) else str(value)
     if isinstance(value, str):
         return printable(value)
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
+    if value is None or isinstance(value, int):
+        return value
     if isinstance(value, Mapping):
         return {printable(key): _plain(each) for key, each in value.items()}
     if isinstance(value, Sequence):

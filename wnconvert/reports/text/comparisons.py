@@ -16,7 +16,9 @@ __all__ = [
     "comparison_table",
     "comparison_text",
     "models_line",
+    "models_more",
     "models_text",
+    "models_verdict",
 ]
 
 
@@ -71,25 +73,32 @@ def models_text(found: OnnxComparison, width: int | None = None, alarm: Callable
     lines += [] if table is None else [table.text(width)]
     if found:
         return "\n".join([*lines, models_line(found, alarm)])
-    spoiled = [f"weight {name} differs by more than rounding" for name in found.spoiled]
-    why = [*few([*spoiled, *reasons(proof)]), *filter(None, (found.advice,))]
-    return "\n".join([*lines, f"{_apart(found, alarm)}:", *map(printable, why)])
+    return "\n".join([*lines, f"{models_verdict(found, alarm)}:", *map(printable, models_more(found))])
 
 
 def models_line(found: OnnxComparison, alarm: Callable[[str], str] = str) -> str:
-    """The last line of ``compare`` of two ONNX models: the verdict."""
+    """The last line of ``compare`` of two ONNX models: the verdict, and what would have changed it."""
+    advice = f": {printable(found.advice)}" if found.advice else ""
+    return f"{models_verdict(found, alarm)}{advice}"
+
+
+def models_verdict(found: OnnxComparison, alarm: Callable[[str], str] = str) -> str:
+    """Whether two ONNX models are equal, and on what."""
     proof = found.proof
     if proof is None:
-        verdict = "equal in their weights" if found else alarm("different")
-        return f"{verdict}; nothing was run" + (f": {found.advice}" if found.advice else "")
+        return f"{'equal in their weights' if found else alarm('different')}; nothing was run"
     if not found:
-        return f"{_apart(found, alarm)}: {printable(found.advice)}"
+        return f"{alarm('different')} on {printable(samples_text(proof))}"
     return printable(f"equal on {samples_text(proof)}, within {proof.tolerance}: {proof.measured}")
 
 
-def _apart(found: OnnxComparison, alarm: Callable[[str], str]) -> str:
-    assert found.proof is not None  # noqa: S101 - its samples are told
-    return f"{alarm('different')} on {printable(samples_text(found.proof))}"
+def models_more(found: OnnxComparison) -> list[str]:
+    """Why two ONNX models differ, and what would have changed that; empty if they are equal."""
+    if found:
+        return []
+    spoiled = [f"weight {name} differs by more than rounding" for name in found.spoiled]
+    why = few([*spoiled, *(reasons(found.proof) if found.proof is not None else ())])
+    return [*why, *filter(None, (found.advice,))]
 
 
 def _weights(found: OnnxComparison) -> list[str]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from wnconvert.layers.rules import Norm
 from wnconvert.messages import counted, few, listed, printable
-from wnconvert.plan.plan import Plan
+from wnconvert.plan.plan import Plan, PlannedConstant
 from wnconvert.reports.tables import Table, bytes_text, layer_table
 from wnconvert.tensors.containers import Container
 
@@ -103,8 +103,7 @@ def plan_counts(plan: Plan) -> str:
     cast = sum(step.dtype is not None for step in keeps)
     kept = sum(step.dtype is None and step.name == step.kept for step in keeps)
     counts = [f"{counted(len(plan.layers), 'layer')} {_DONE[plan.verb]}"]
-    if plan.constants:
-        counts.append(f"{counted(len(plan.constants), 'weight')} evaluated in float64")
+    counts += PlannedConstant.counts(plan.constants)
     if plan.norms:
         counts.append(f"{counted(plan.norms, 'norm')} folded into them")
     if plan.already:
@@ -122,16 +121,7 @@ def plan_counts(plan: Plan) -> str:
 
 def plan_more(plan: Plan) -> list[str]:
     """What a plan has beside its layers: evaluated weights, the files of a folder, and what is left out."""
-    return [*_constants(plan), *_files(plan), *_dropped(plan)]
-
-
-def _constants(plan: Plan) -> list[str]:
-    """The weights that are evaluated, a line each."""
-    return few(
-        f"{printable(item.name)} ({item.dtype} {'×'.join(map(str, item.shape)) or '()'}): "
-        f"{listed(item.operators, 6)}, evaluated in float64 and exact only to that"
-        for item in plan.constants
-    )
+    return [*few(map(str, plan.constants)), *_files(plan), *_dropped(plan)]
 
 
 def _files(plan: Plan) -> list[str]:

@@ -21,6 +21,7 @@ __all__ = [
     "fleet_row",
     "folders_line",
     "folders_text",
+    "pair_text",
 ]
 
 
@@ -90,7 +91,7 @@ def fleet_data(verb: str, results: Sequence[FileResult], left: int, seconds: flo
 
 def folders_text(found: FolderComparison) -> str:
     """Two folders that were compared: a row for each pair of files, then what only one has, then counts."""
-    lines = [f"{_pair(item)}: {_verdict(item)}" for item in found.files]
+    lines = [f"{pair_text(item)}: {_verdict(item)}" for item in found.files]
     lines += [f"only in {found.a}: {listed(found.only_in_a)}"] if found.only_in_a else []
     lines += [f"only in {found.b}: {listed(found.only_in_b)}"] if found.only_in_b else []
     return "\n".join([*map(printable, lines), folders_line(found)])
@@ -106,7 +107,8 @@ def folders_line(found: FolderComparison) -> str:
     return f"{'equal' if found else 'different'}: {counted(len(found.files), 'pair')} of files: {said}"
 
 
-def _pair(item: FileComparison) -> str:
+def pair_text(item: FileComparison) -> str:
+    """Two files in a few words: their place in both folders, or both places."""
     return item.a if item.a == item.b else f"{item.a} | {item.b}"
 
 

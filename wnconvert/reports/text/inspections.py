@@ -19,6 +19,7 @@ from wnconvert.reports.tables import (
     number_text,
 )
 from wnconvert.tensors.containers import Container
+from wnconvert.verbs.inspection.magnitudes import LayerStats
 from wnconvert.verbs.inspection.result import Inspection, NormSummary, moves
 
 __all__ = [
@@ -57,7 +58,7 @@ def arranged(found: Inspection, *, sort: str | None = None, top: int | None = No
     layers = list(found.layers)
     if sort is not None:
         key = _sort_key(SORTS[sort])
-        layers.sort(key=lambda layer: key(_flat(layer.to_dict())))
+        layers.sort(key=lambda layer: key(_flat(layer)))
     tensors = found.tensors
     if tensors is not None:
         tensors = tuple(sorted(tensors, key=lambda it: it.name) if sort == "name" else tensors)[:top]
@@ -130,7 +131,7 @@ def _row_tables(found: Inspection, style: str) -> list[Table]:
 
 def inspection_rows(found: Inspection, style: str = "table") -> Table:
     """The layers of an inspection as a table, all columns for CSV, else those that differ from row to row."""
-    layers = [_flat(item.to_dict()) for item in found.layers]
+    layers = list(map(_flat, found.layers))
     of_v = ["‖v‖ mean", "g/‖v‖ min", "g/‖v‖ max"] if any(row["norm"] for row in layers) else []
     kind = ["kind"] if any(row["kind"] != Norm.kind for row in layers) else []
     of_g = [f"|g| {part}" for part in _PARTS] if not kind or any(row["g"] for row in layers) else []
@@ -144,12 +145,22 @@ def inspection_rows(found: Inspection, style: str = "table") -> Table:
     return layer_table(layers, [column for column in columns if column not in dull])
 
 
-def _flat(layer: dict[str, Any]) -> dict[str, Any]:
-    """A layer with the numbers of its spreads as columns."""
-    for name, sign in (("g", "|g|"), ("norm", "‖v‖"), ("ratio", "g/‖v‖")):
-        layer |= {f"{sign} {part}": layer[name][part] if layer[name] else None for part in _PARTS}
-    spectral = layer["spectral"] or {}
-    return layer | {head: spectral.get(name) for head, name in _SPECTRAL.items()}
+#: What of a layer is a column, or says which columns there are.
+_OWN = (
+    *("state_dict", "name", "kind", "form", "dim", "shape", "dtype", "rows"),
+    *("zero_rows", "zeros", "flags", "g", "norm"),
+)
+
+
+def _flat(layer: LayerStats) -> dict[str, Any]:
+    """A layer as a row, with the numbers of its spreads as columns."""
+    row = {name: getattr(layer, name) for name in _OWN}
+    for sign, spread in (("|g|", layer.g), ("‖v‖", layer.norm), ("g/‖v‖", layer.ratio)):
+        row |= {f"{sign} {part}": None if spread is None else getattr(spread, part) for part in _PARTS}
+    spectral = layer.spectral
+    return row | {
+        head: None if spectral is None else getattr(spectral, name) for head, name in _SPECTRAL.items()
+    }
 
 
 #: The columns of spectral norm, each with its name in the data.

@@ -118,11 +118,6 @@ def computed_item(name: str, step: Step, layer: Layer, tensors: Mapping[str, Sto
     return Item(name, step.name, layer.form, parts[ORIGINAL], layer.rule, parts, bias)
 
 
-def _spread(measure: Measure) -> tuple[int, ...]:
-    """The spread of a measure without the empty steps at its end."""
-    return tuple(np.trim_zeros(measure.spread, "b").tolist())
-
-
 def difference_of(pair: Pair, measure: Measure | None) -> Difference:
     """The report on a pair; without a measure, its elements were not read."""
     plain = Difference(pair.a.name, pair.state_dict, pair.a.operand, pair.b.operand, pair.why)
@@ -143,7 +138,7 @@ def difference_of(pair: Pair, measure: Measure | None) -> Difference:
         unmatched=measure.unmatched,
         worst_a=measure.worst_pair and measure.worst_pair[0],
         worst_b=measure.worst_pair and measure.worst_pair[1],
-        spread=_spread(measure),
+        spread=measure.steps_apart,
         max_abs=measure.max_abs,
         max_rel=measure.max_rel,
         ulps=measure.ulps,

@@ -8,7 +8,7 @@ from typing import Any
 
 from wnconvert.messages import option, short_repr
 from wnconvert.numerics.distance import Needed, rounded_up
-from wnconvert.shown import Paged
+from wnconvert.shown import Drawn, Paged
 
 __all__ = ["COLUMNS", "Comparison", "Difference", "Operand", "qualified"]
 
@@ -70,7 +70,7 @@ def _is_plain(value: object) -> bool:
 
 
 @dataclass(frozen=True, slots=True, repr=False)
-class Comparison(Paged):
+class Comparison(Paged, Drawn):
     """The result of a comparison; true if both sides are equal within the tolerance.
 
     ``a`` and ``b`` name the sides, ``pairs`` the paths of the state dicts that were compared. Counts are of

@@ -30,7 +30,6 @@ from wnconvert.storage.checkpoint import Checkpoint, no_graph, open_checkpoint
 from wnconvert.storage.files import blaming_changes, located, seen_in
 from wnconvert.storage.layouts import fitted
 from wnconvert.storage.shards import DEFAULT_SHARD_SIZE
-from wnconvert.storage.sources import Source
 from wnconvert.storage.stores.store import Address
 from wnconvert.tensors.containers import Container, container_of
 from wnconvert.tensors.tree import Tree
@@ -328,7 +327,7 @@ def plan_onnx_fold(
     With ``constants`` weights that no rule knows are evaluated, with ``requantize`` those whose original is
     stored as codes become codes.
     """
-    from wnconvert.onnx.graph.plan import plan_onnx
+    from wnconvert.verbs.conversion.onnx.fold import plan_fold
 
     if told := next((name for name in _TELLING if others.get(f"--{name}") is not None), ""):
         refuse_recipe(told)
@@ -337,16 +336,7 @@ def plan_onnx_fold(
             f"only checkpoints take {listed(given)}, and this is an ONNX model",
             fix="leave it out; --layers and --exclude choose layers",
         )
-    if not constants:
-        return plan_onnx(opened, selection, requantize=requantize)
-    from wnconvert.onnx.evaluation import evaluation_by
-    from wnconvert.onnx.slices import Slices
-    from wnconvert.verbs.conversion.onnx.check import check_installed
-
-    check_installed(runs=False)
-    with Source(opened.shards) as source:
-        evaluation = evaluation_by(Slices(opened, source.files))
-        return plan_onnx(opened, selection, evaluation, requantize=requantize)
+    return plan_fold(opened, selection, constants=constants, requantize=requantize)
 
 
 def _check_not_frozen(checkpoint: Checkpoint) -> None:

@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch.export import ExportedProgram
 
-from wnconvert.messages import counted, refuse_other_than_path
+from wnconvert.messages import counted, few, refuse_other_than_path
 from wnconvert.onnx.file.reader import OnnxFile
+from wnconvert.onnx.graph.plan import OnnxFold
 from wnconvert.onnx.runtime.process import Runtime
-from wnconvert.plan.plan import ComputedWeight
+from wnconvert.plan.plan import ComputedWeight, PlannedConstant
 from wnconvert.storage.checkpoint import Checkpoint, open_checkpoint
 from wnconvert.storage.files import local_path, located, status_of, unchanging
 from wnconvert.verbs.conversion.onnx.check import check_installed
@@ -25,6 +26,8 @@ from wnconvert.verbs.export.graph import (
     graph_of,
     nodes_of,
     residual_of,
+    tensors_sha256,
+    with_reasons,
 )
 from wnconvert.verbs.export.ports import Ports, ports_of
 from wnconvert.verbs.export.request import Question, Reference, names_in, question_of, remedy_of
@@ -36,6 +39,7 @@ from wnconvert.verbs.models.proof.report import ExportReport, TimedSteps
 from wnconvert.verbs.models.proof.running import evaluating
 from wnconvert.verbs.models.proof.signatures import Data
 from wnconvert.verbs.modules.finding.live import find_live
+from wnconvert.verbs.shared.digests import sha256_beside
 from wnconvert.verbs.shared.options import TIMEOUT, check_timeout
 from wnconvert.verbs.shared.progress import StepsProgress, steps_progress
 
@@ -89,14 +93,10 @@ def check_onnx(
     source = local_path(located(path), "onnxruntime reads it")
     steps = TimedSteps(steps_progress(progress))
     checkpoint = open_checkpoint(source)
-    with unchanging(checkpoint.seen):
+    with unchanging(checkpoint.seen), sha256_beside(*checkpoint.shards) as digests:
         model = check_model(checkpoint, steps, check_given, require_folded=require_folded)
-        with Runtime(timeout) as runtime, evaluating(question.module) as forget:
-            opened = runtime.open(source)
-            ports = ports_of(opened, question.signature)
-            first = first_run(question, steps)
-            names = question.outputs or names_in(opened, tuple(first.outputs))
-            proof = prove_beside(question, Reference.of(question, names, first), ports, steps, forget)
+        ports, proof = _proven(source, question, steps, timeout)
+        sha256 = dict(zip((path.name for path in checkpoint.shards), digests(), strict=True))
     return ExportReport(
         model=str(source),
         size=model.size,
@@ -109,7 +109,19 @@ def check_onnx(
         steps=tuple(steps.every),
         notes=(*question.signature.notes, *ports.notes, *proof.notes, *model.notes),
         remedy=remedy_of(proof, question.module, None),
+        sha256=sha256,
+        reference_sha256=tensors_sha256(question.module),
     )
+
+
+def _proven(source: Path, question: Question, steps: TimedSteps, timeout: float) -> tuple[Ports, Proof]:
+    """Run a model beside its module; how their inputs and outputs were paired, and what came of it."""
+    with Runtime(timeout) as runtime, evaluating(question.module) as forget:
+        opened = runtime.open(source)
+        ports = ports_of(opened, question.signature)
+        first = first_run(question, steps)
+        names = question.outputs or names_in(opened, tuple(first.outputs))
+        return ports, prove_beside(question, Reference.of(question, names, first), ports, steps, forget)
 
 
 def first_run(question: Question, steps: TimedSteps) -> Run:
@@ -138,18 +150,20 @@ def reference_text(model: Exportable) -> str:
 class CheckedModel:
     """A model that onnx's checker accepted, its bytes, and the layers whose weight norm is left in it.
 
-    ``computed`` are all weights that it computes of stored tensors at every run.
+    ``computed`` are all weights that it computes of stored tensors at every run, ``constants`` those that
+    were evaluated.
     """
 
     graph: OnnxFile
     size: int
     residual: tuple[str, ...]
     computed: tuple[ComputedWeight, ...]
+    constants: tuple[PlannedConstant, ...] = ()
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Notes on the weights that it computes."""
-        return tuple(ComputedWeight.told(self.computed))
+        """Notes on the weights that were evaluated, and on those that it computes."""
+        return (*few(map(str, self.constants)), *ComputedWeight.told(self.computed))
 
     @property
     def opset(self) -> int | None:
@@ -163,22 +177,29 @@ class CheckedModel:
 
 
 def check_model(
-    opened: Checkpoint, steps: TimedSteps, check: Callable[[OnnxFile], None], *, require_folded: bool
+    opened: Checkpoint,
+    steps: TimedSteps,
+    check: Callable[[OnnxFile], None],
+    *,
+    require_folded: bool,
+    fold: OnnxFold | None = None,
 ) -> CheckedModel:
     """Run ``check``, which calls onnx's checker, on an opened model, and look for weight norm in it.
 
-    Raises ``UnfoldedError`` with ``require_folded`` if it computes weights at every run.
+    ``fold`` is what made the model, which knows why it left weights to be computed. Raises ``UnfoldedError``
+    with ``require_folded`` if it computes weights at every run.
     """
     with steps("check", "the file, with onnx.checker") as step:
         graph = graph_of(opened)
         check(graph)
-        residual, computed = residual_of(graph), computed_in(graph)
+        residual, computed = residual_of(graph), with_reasons(computed_in(graph), fold)
         step.detail = f"onnx.checker; {counted(len(residual), 'layer')} of weight norm left"
         if len(computed) > len(residual):
             step.detail += f", {counted(len(computed), 'weight')} computed at every run"
     if require_folded:
         check_folded(computed, Path(opened.path))
-    return CheckedModel(graph, sum(status_of(shard).size for shard in opened.shards), residual, computed)
+    size = sum(status_of(shard).size for shard in opened.shards)
+    return CheckedModel(graph, size, residual, computed, () if fold is None else fold.plan.constants)
 
 
 def prove_beside(

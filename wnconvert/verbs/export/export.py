@@ -9,20 +9,20 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from wnconvert.errors import ArgumentError, VerifyError, WnconvertError
+from wnconvert.errors import ArgumentError, UnfoldedError, VerifyError, WnconvertError
 from wnconvert.layers.kinds.table import ALL
 from wnconvert.layers.rules import Unit
 from wnconvert.layers.schemes import Selection
 from wnconvert.messages import counted, listed, refuse_other_than_path
 from wnconvert.onnx.graph.edits import renamed
-from wnconvert.onnx.graph.plan import OnnxFold, plan_onnx
+from wnconvert.onnx.graph.plan import OnnxFold
 from wnconvert.onnx.runtime.process import Runtime
 from wnconvert.storage.checkpoint import Checkpoint, open_checkpoint
 from wnconvert.storage.staging import put_in_place, scratch_folder
 from wnconvert.storage.stores.temporary import mark_replaced
 from wnconvert.tensors.containers import Container
 from wnconvert.verbs.conversion.onnx.check import check_installed
-from wnconvert.verbs.conversion.onnx.fold import own_data_of, remove_unused
+from wnconvert.verbs.conversion.onnx.fold import own_data_of, plan_fold, remove_unused
 from wnconvert.verbs.conversion.targets import StrPath, clean_beside
 from wnconvert.verbs.conversion.verify.structure import check_structure
 from wnconvert.verbs.export.cards import check_card, write_card
@@ -32,11 +32,13 @@ from wnconvert.verbs.export.graph import (
     check_exported,
     check_no_residual,
     graph_of,
+    left_in_graph,
     naming_of,
     nodes_of,
     parameters_of,
     record_export,
     take_out_data,
+    tensors_sha256,
     write_failed,
     write_folded,
 )
@@ -60,6 +62,7 @@ from wnconvert.verbs.models.proof.report import ExportReport, TimedSteps
 from wnconvert.verbs.models.proof.running import evaluating
 from wnconvert.verbs.models.proof.samples import export_arrays
 from wnconvert.verbs.models.proof.signatures import Data
+from wnconvert.verbs.shared.digests import files_below, sha256_of_each
 from wnconvert.verbs.shared.leftovers import named_leftovers
 from wnconvert.verbs.shared.options import TIMEOUT, check_timeout
 from wnconvert.verbs.shared.progress import StepsProgress, steps_progress
@@ -86,6 +89,7 @@ def export_onnx(
     samples: int = 4,
     seed: int = 0,
     timeout: float = TIMEOUT,
+    constants: bool = False,
     require_folded: bool = False,
     keep_failed: bool = False,
     record: bool = True,
@@ -101,10 +105,10 @@ def export_onnx(
     and ``ranges`` gives the sizes of letters (``"T=16..400"``). ``outputs`` are the names of the outputs,
     flattened. A copy of the module is folded, and torch exports it in eval mode (``exporter``: ``"dynamo"``,
     ``"torchscript"``, or ``"auto"``, the first and, where that fails, the second, which a note says); weight
-    norm that is left in the graph is folded there. Then the module itself,
-    unfolded and in eval mode, is compared with the file in onnxruntime, on ``samples`` of other values and
-    sizes than the exported ones; onnxruntime may work for ``timeout`` seconds in all. The module is left as
-    it was. ``progress`` is called with each step as it
+    norm that is left in the graph is folded there. ``constants`` evaluates other weights that it computes at
+    every run, in float64. Then the module itself, unfolded and in eval mode, is compared with the file in
+    onnxruntime, on ``samples`` of other values and sizes than the exported ones; onnxruntime may work for
+    ``timeout`` seconds in all. The module is left as it was. ``progress`` is called with each step as it
     begins, and again, with its seconds, as it ends; or True for a bar.
 
     Returns a report that is true if all outputs are equal within ``atol + rtol·|module's|``: all elements but
@@ -117,8 +121,8 @@ def export_onnx(
 
     Raises ``WnconvertError``: ``ArgumentError`` for inputs that the module does not have, or if the exporter
     refuses the module; ``InputError`` for a stochastic module; ``LayerError``, ``OutputError``,
-    ``VerifyError``, and with ``require_folded`` ``UnfoldedError`` where the graph would compute a weight of
-    stored tensors at every run. Nothing is written then. Source of the exporters: ``torch.onnx.export``.
+    ``VerifyError``, and with ``require_folded`` ``UnfoldedError`` where a weight of stored tensors would be
+    computed at every run. Nothing is written then. Source of the exporters: ``torch.onnx.export``.
 
     >>> import torch
     >>> from tempfile import TemporaryDirectory
@@ -148,18 +152,17 @@ def export_onnx(
         min_snr=min_snr,
         outliers=outliers,
     )
-    steps = TimedSteps(steps_progress(progress))
     left = (clean_beside if clean else named_leftovers)(target)
     other = next((each for each in EXPORTERS if each not in exporters), None)
-    asked = (opset, external_data, timeout, require_folded, (*left, *notes))
-    export = _Export(question, target, exporters[0], other, *asked, steps)
+    asked = (opset, external_data, timeout, constants, require_folded, (*left, *notes))
+    export = _Export(question, target, exporters[0], other, *asked, TimedSteps(steps_progress(progress)))
     old = own_data_of(export.target) if force else ()
     with evaluating(question.module) as forget:
         reference = export.reference(forget)
         with scratch_folder(export.target, force=force) as folder, _errors_name(folder, export.target):
             report, made, written = _first_good(export, exporters, reference, folder, forget)
             if report:
-                report = _recorded(report, question.module, made, written) if record else report
+                report = _recorded(report, made, written) if record else report
                 mark_replaced(folder, old)
                 report = _in_place(report, written, export.target, old, card, force=force)
             elif keep_failed:
@@ -176,7 +179,8 @@ def _in_place(
     *,
     force: bool,
 ) -> ExportReport:
-    """Put a model that is equal in place of ``old`` files, then its card; the report with notes on both."""
+    """Put an equal model in place of ``old`` files, then its card; the report with hashes and notes."""
+    report = replace(report, sha256=sha256_of_each(files_below(written.path.parent)))
     put_in_place(written.path.parent, target, force=force)
     report = _noted(report, remove_unused(old, target, ()))
     return report if card is None else _noted(report, write_card(card, report, force=force))
@@ -212,10 +216,10 @@ def _written(folder: Path, target: Path) -> Path:
     return folder / "folded" / target.name
 
 
-def _recorded(report: ExportReport, module: Exportable, made: _Made, written: _Written) -> ExportReport:
+def _recorded(report: ExportReport, made: _Made, written: _Written) -> ExportReport:
     """Write the record of an export behind its model; the report, with its size then."""
     kinds = made.folded | {item.layer.name: item.layer.rule.kind for item in written.fold.layers}
-    return replace(report, size=record_export(written.path, module, report, kinds))
+    return replace(report, size=record_export(written.path, report, kinds))
 
 
 def _noted(report: ExportReport, notes: Iterable[str]) -> ExportReport:
@@ -259,6 +263,7 @@ class _Export:
     opset: int | None
     external_data: bool
     timeout: float
+    constants: bool
     require_folded: bool
     notes: tuple[str, ...]
     steps: TimedSteps
@@ -305,9 +310,8 @@ class _Export:
         """Fold what is left in the graph of weight norm and all other kinds, name the initializers, write."""
         graph, path = graph_of(made.exported), _written(folder, self.target)
         with self.steps("fold", "weight norm that the exporter left in the graph") as step:
-            fold = plan_onnx(graph, Selection(kinds=(*ALL, Unit.kind)))
-            left = f"{counted(len(fold.layers), 'layer')} that the exporter left in the graph"
-            step.detail = left if fold.layers else "no weight norm was left in the graph"
+            fold = plan_fold(graph, Selection(kinds=(*ALL, Unit.kind)), constants=self.constants)
+            step.detail = left_in_graph(fold)
         with self.steps("name", "initializers after layers") as step:
             naming = naming_of(made.exported, fold, parameters_of(made.copy))
             new, step.detail = naming.new, str(naming)
@@ -316,7 +320,7 @@ class _Export:
         write_folded(made.exported, fold, path.parent, self.target)
         check = partial(check_exported, raw=graph, target=self.target)
         opened, required = check_structure(path, Container.ONNX), self.require_folded
-        model = check_model(opened, self.steps, check, require_folded=required)
+        model = check_model(opened, self.steps, check, require_folded=required, fold=fold)
         check_no_residual(model.residual, self.target)
         return _Written(path, fold, len(new), model)
 
@@ -338,6 +342,7 @@ class _Export:
             opset=written.model.opset,
             residual_weight_norm=len(written.model.residual),
             computed=written.model.computed,
+            constants=written.model.constants,
             exporter=self.exporter,
             nodes_exported=nodes_of(graph_of(made.exported)),
             nodes=written.model.nodes,
@@ -347,6 +352,7 @@ class _Export:
             steps=tuple(self.steps.every),
             notes=(*self.notes, *signature.notes, *ports.notes, *proof.notes, *written.model.notes),
             remedy=remedy_of(proof, self.question.module, self.exporter),
+            reference_sha256=tensors_sha256(self.question.module),
         )
 
 
@@ -365,7 +371,7 @@ def _first_good(
     forget()
     try:
         done = replace(export, exporter=exporter).run(reference, folder / exporter, forget)
-    except (ArgumentError, VerifyError) as error:
+    except (ArgumentError, UnfoldedError, VerifyError) as error:
         if not others:
             raise
         try:

@@ -26,6 +26,7 @@ from wnconvert.storage.checkpoint import open_checkpoint
 from wnconvert.storage.files import located
 from wnconvert.tensors.blocks import Array
 from wnconvert.verbs.export.check import first_run, reference_text
+from wnconvert.verbs.export.graph import tensors_sha256
 from wnconvert.verbs.export.request import Question, question_of
 from wnconvert.verbs.export.told import folds_of_layers
 from wnconvert.verbs.models.loading.weights import load_weights
@@ -41,6 +42,7 @@ from wnconvert.verbs.models.proof.signatures import Data
 from wnconvert.verbs.modules.convert import fold_module
 from wnconvert.verbs.modules.finding.live import find_live
 from wnconvert.verbs.modules.folding.copies import copied
+from wnconvert.verbs.shared.digests import sha256_of_each
 from wnconvert.verbs.shared.options import renaming_of
 from wnconvert.verbs.shared.progress import StepsProgress, steps_progress
 from wnconvert.verbs.shared.proofs import ModelProof, Prove
@@ -103,9 +105,7 @@ def check_checkpoint(
         min_snr=min_snr,
         outliers=outliers,
     )
-    module = question.module
-    if not isinstance(module, nn.Module) or isinstance(module, torch.jit.ScriptModule):
-        raise ArgumentError("a program holds its own weights", fix="give the nn.Module that it was made of")
+    module = _module_of(question)
     steps = TimedSteps(steps_progress(progress))
     told = recipe_given(recipe)
     with evaluating(module) as forget:
@@ -116,19 +116,43 @@ def check_checkpoint(
             step.detail = f"{counted(len(made.layers), 'layer')} folded, {loaded}"
         first = first_run(question, steps)
         with evaluating(made.module):
-            with steps("weights", "handed to layers") as step:
-                layers = made.compared(module, question, stored, forget)
-                step.detail = f"handed to {counted(len(layers), 'layer')}"
+            layers = _compared(module, made, question, stored, steps, forget)
             proof = _proof(question, made.module, first, steps, forget)
+    checkpoint = open_checkpoint(located(path))
     return ExportReport(
         model=str(path),
-        size=open_checkpoint(located(path)).size,
+        size=checkpoint.size,
         reference=reference_text(module),
         proof=proof,
         layers=layers,
         steps=tuple(steps.every),
         notes=(*loaded.notes, *question.signature.notes, *proof.notes),
+        sha256=sha256_of_each(checkpoint.shards),
+        reference_sha256=tensors_sha256(module),
     )
+
+
+def _module_of(question: Question) -> nn.Module:
+    """The module that weights are loaded into. Raises ``ArgumentError`` for a program."""
+    module = question.module
+    if not isinstance(module, nn.Module) or isinstance(module, torch.jit.ScriptModule):
+        raise ArgumentError("a program holds its own weights", fix="give the nn.Module that it was made of")
+    return module
+
+
+def _compared(  # noqa: PLR0917 -- both models, and what ``check_checkpoint`` knows of them
+    module: nn.Module,
+    made: _Folded,
+    question: Question,
+    stored: Mapping[str, torch.dtype],
+    steps: TimedSteps,
+    forget: Callable[[], None],
+) -> tuple[HandedProof, ...]:
+    """Compare the weights that the layers of both models are handed."""
+    with steps("weights", "handed to layers") as step:
+        layers = made.compared(module, question, stored, forget)
+        step.detail = f"handed to {counted(len(layers), 'layer')}"
+    return layers
 
 
 def _proof(

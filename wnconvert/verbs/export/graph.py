@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from wnconvert.onnx.file.provenance import made_step
 from wnconvert.onnx.file.reader import OnnxFile
 from wnconvert.onnx.graph.layers import find_graph_layers
 from wnconvert.onnx.graph.plan import OnnxFold, weights_computed
-from wnconvert.plan.plan import ComputedWeight
+from wnconvert.plan.plan import ComputedWeight, PlannedConstant
 from wnconvert.storage.checkpoint import Checkpoint
 from wnconvert.storage.sources import Source
 from wnconvert.storage.staging import check_target, free_name, staged_folder
@@ -42,12 +42,15 @@ __all__ = [
     "check_no_residual",
     "computed_in",
     "graph_of",
+    "left_in_graph",
     "naming_of",
     "nodes_of",
     "parameters_of",
     "record_export",
     "residual_of",
     "take_out_data",
+    "tensors_sha256",
+    "with_reasons",
     "write_failed",
     "write_folded",
 ]
@@ -79,6 +82,24 @@ def computed_in(graph: OnnxFile) -> tuple[ComputedWeight, ...]:
     """The weights that the model computes of stored tensors at every run, those of known layers too."""
     found = find_graph_layers(graph.model, ALL)
     return weights_computed(graph.model, found)
+
+
+def left_in_graph(fold: OnnxFold) -> str:
+    """What an exporter left in the graph and a fold takes out of it, in words."""
+    layers = f"{counted(len(fold.layers), 'layer')} that the exporter left in the graph"
+    said = layers if fold.layers else "no weight norm was left in the graph"
+    return ", ".join([said, *PlannedConstant.counts(fold.plan.constants)])
+
+
+def with_reasons(computed: Sequence[ComputedWeight], fold: OnnxFold | None) -> tuple[ComputedWeight, ...]:
+    """Weights that a model computes, with the reasons of the fold that left them, if there was one.
+
+    Names of tensors may be others since; the nodes that use them are the same.
+    """
+    known = () if fold is None else fold.plan.computed
+    left = {(weight.state_dict, weight.node): weight for weight in known}
+    found = ((weight, left.get((weight.state_dict, weight.node), weight)) for weight in computed)
+    return tuple(replace(weight, reason=same.reason, fix=same.fix) for weight, same in found)
 
 
 # -- names
@@ -153,10 +174,11 @@ def naming_of(exported: Checkpoint, fold: OnnxFold, parameters: Mapping[str, Arr
             taken |= {constant.name for constant in scope.constants} | {port.name for port in scope.inputs}
     names = names_of(found, parameters)
     operands = [node.inputs[1:] for node in graph.nodes if node.op in _CONVOLUTIONS and len(node.inputs) == 3]
-    free = [name for name in found if name not in parameters]
+    free = {name: array for name, array in found.items() if name not in parameters}
     names |= biases_of([(weight, bias) for weight, bias in operands if bias in free], names)
-    new = {old: new for old, new in names.items() if new not in taken | (found.keys() - names.keys())}
-    others = [name for name in free if name not in new and found[name].size > 1]
+    taken |= found.keys() - names.keys()
+    new = {old: new for old, new in names.items() if new not in taken}
+    others = [name for name, array in free.items() if name not in new and array.size > 1]
     return NamedInitializers(new, len(found) - len(free), len(others))
 
 
@@ -181,11 +203,11 @@ def take_out_data(path: Path) -> None:
     onnx.save_model(model, str(path), save_as_external_data=True, location=f"{path.name}.data")
 
 
-def record_export(path: Path, module: Exportable, report: ExportReport, folded: Mapping[str, str]) -> int:
+def record_export(path: Path, report: ExportReport, folded: Mapping[str, str]) -> int:
     """Write the record of an export behind the model that is proven; the bytes of the model then.
 
     ``folded`` are the kinds of the layers that were folded. The source is told by the SHA-256 of the module's
-    tensors: of name, dtype, shape and bytes of each, by their names.
+    tensors.
     """
     proof = report.proof
     tolerance: dict[str, float | None] = {
@@ -196,7 +218,7 @@ def record_export(path: Path, module: Exportable, report: ExportReport, folded: 
     samples = f"{counted(len(proof.samples), 'sample')} in onnxruntime"
     step = made_step(
         "export",
-        sha256=[_digest(module)],
+        sha256=[report.reference_sha256],
         folded=folded,
         proof=f"{samples} beside {report.reference}",
         tolerance={**tolerance, "outliers": proof.leniency.outliers},
@@ -204,7 +226,8 @@ def record_export(path: Path, module: Exportable, report: ExportReport, folded: 
     return report.size + append_record(path, (), step)
 
 
-def _digest(model: Exportable) -> str:
+def tensors_sha256(model: Exportable) -> str:
+    """The SHA-256 of a module's tensors: of name, dtype, shape and bytes of each, by their names."""
     found = hashlib.sha256()
     named = dict((*model.named_parameters(), *model.named_buffers()))
     for name in sorted(named):

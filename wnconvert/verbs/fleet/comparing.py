@@ -12,6 +12,7 @@ from typing import Any
 
 from wnconvert.errors import WnconvertError
 from wnconvert.messages import counted, short_repr
+from wnconvert.shown import Paged
 from wnconvert.storage.files import Name, kind_of, located
 from wnconvert.storage.stores.store import PathKind
 from wnconvert.tensors.containers import Container
@@ -52,7 +53,7 @@ class FileComparison:
 
 
 @dataclass(frozen=True, slots=True, repr=False)
-class FolderComparison:
+class FolderComparison(Paged):
     """Two folders compared; true if every file has its equal in the other. Places are below the folders."""
 
     a: str

@@ -24,7 +24,8 @@ __all__ = ["Fault", "Health", "empty_tensors", "health_of"]
 class Fault:
     """What is wrong with a tensor, or the layer of that name.
 
-    ``kind`` is ``"nonfinite"``, ``"zero rows"`` (``count`` of them), ``"half"`` or ``"empty"``.
+    ``kind`` is ``"nonfinite"``, ``"zero rows"`` (``count`` of them), ``"half"`` or ``"empty"``. ``weight`` is
+    the name of the layer that the tensor is of: of a half, that of its pair.
     """
 
     kind: str
@@ -33,6 +34,7 @@ class Fault:
     count: int = 0
     nan: int = 0
     inf: int = 0
+    weight: str = ""
 
     def __str__(self) -> str:
         name = f"{self.state_dict}: {self.name}" if self.state_dict else self.name
@@ -67,7 +69,7 @@ def empty_tensors(tree: Tree) -> Iterator[Fault]:
     for state in tree.state_dicts:
         for name, tensor in state.tensors.items():
             if not tensor.info.numel and name.rpartition(".")[2] != "_extra_state":
-                yield Fault("empty", state.path, name)
+                yield Fault("empty", state.path, name, weight=name)
 
 
 def health_of(  # noqa: PLR0917 -- what is looked at, what is known of it, who looks
@@ -90,11 +92,12 @@ def health_of(  # noqa: PLR0917 -- what is looked at, what is known of it, who l
         not_read += passed
     unread = {tensor.view: tensor for _, tensor in chosen if tensor.view not in finite}
     counts = _counts(elements, list(unread.values()), workers)
+    odd = [(path, tensor) for path, tensor in chosen if any(counts.get(tensor.view, (0, 0)))]
+    weights = {path: weights_of(tree.state_dict(path)) for path in {path for path, _ in odd}}
     faults = (
-        Fault("nonfinite", path, tensor.info.name, nan=nan, inf=inf)
-        for path, tensor in chosen
-        for nan, inf in (counts.get(tensor.view, (0, 0)),)
-        if nan or inf
+        Fault("nonfinite", path, name, nan=nan, inf=inf, weight=weights[path][name])
+        for path, tensor in odd
+        for name, (nan, inf) in ((tensor.info.name, counts[tensor.view]),)
     )
     return Health((*faults, *found, *empty_tensors(tree)), len(chosen), (*not_read, *_beside(tree)))
 
@@ -121,9 +124,9 @@ def _chosen(
     state: StateDict, elements: Elements, selection: Selection
 ) -> tuple[list[StoredTensor], list[str]]:
     """The float tensors of a state dict to read, and in words those that are passed over."""
-    weights = weights_of(state)
     floats = [item for item in state.tensors.values() if may_be_nonfinite(item.info.dtype)]
-    wanted = [tensor for tensor in floats if selection.wants(weights[tensor.info.name])]
+    weights = {} if selection.wants_all else weights_of(state)
+    wanted = [it for it in floats if selection.wants(weights.get(it.info.name, it.info.name))]
     chosen = [tensor for tensor in wanted if _is_readable(elements, tensor)]
     where = f"{state.path}: " if state.path else ""
     passed: list[str] = []

@@ -88,13 +88,13 @@ def inspect_file(
     path = located(src)
     checkpoint = open_checkpoint(path)
     request = request_of(layers, full=full, all_weights=all_weights, recipe=recipe)
-    with unchanging(checkpoint.seen), sha256_beside(path if sha256 else None) as digest:
+    with unchanging(checkpoint.seen), sha256_beside(*([path] if sha256 else [])) as digests:
         found = _inspect_any(checkpoint, path, request, bytes_progress(progress))
         return replace(
             found,
             tensors=tensor_rows(checkpoint.tree, request.selection) if tensors else None,
             metadata=metadata_of(checkpoint) if metadata else None,
-            sha256=digest(),
+            sha256="".join(digests()),
         )
 
 
@@ -250,7 +250,7 @@ def _zero_rows(rows: Iterable[LayerStats]) -> Iterator[Fault]:
     """The layers whose v has zero rows; those of a folded weight were let through when it was folded."""
     for row in rows:
         if row.form in CONVENTIONS and row.zero_rows and not row.has_eps:
-            yield Fault("zero rows", row.state_dict, row.name, row.zero_rows)
+            yield Fault("zero rows", row.state_dict, row.name, row.zero_rows, weight=row.name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -289,7 +289,7 @@ def _inspect_state(  # noqa: PLR0917 -- one state dict of those that ``inspect_t
         bytes_held(tensors.values()),
         {form: count for form, count in forms.items() if count},
     )
-    halves = tuple(Fault("half", state.path, half) for half in found.halves)
+    halves = tuple(Fault("half", state.path, half, weight=half) for half in found.halves)
     return _StateInspection(summary, made, tuple(_notes(found, explained, request)), halves)
 
 

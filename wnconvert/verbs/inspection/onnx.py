@@ -185,7 +185,7 @@ def inspect_onnx(checkpoint: Checkpoint, opened: OnnxFile, request: InspectReque
         workers = Workers(None if request.reads_weights else 1)
         found = graph_layers(opened, source, request, workers)
         faults = (
-            Fault("zero rows", row.state_dict, row.name, row.zero_rows)
+            Fault("zero rows", row.state_dict, row.name, row.zero_rows, weight=row.name)
             for row in found.made.rows
             if row.form == "onnx" and row.zero_rows
         )

@@ -9,7 +9,7 @@ from typing import Any
 
 from wnconvert.messages import counted, short_repr
 from wnconvert.plan.plan import ComputedWeight
-from wnconvert.shown import Paged
+from wnconvert.shown import Drawn, Paged
 from wnconvert.verbs.inspection.health import Health
 from wnconvert.verbs.inspection.magnitudes import LayerStats
 
@@ -93,7 +93,7 @@ class TensorSummary:
 
 
 @dataclass(frozen=True, slots=True, repr=False)
-class Inspection(Paged):
+class Inspection(Paged, Drawn):
     """The contents of a checkpoint or state dict; sizes in bytes.
 
     ``parameters`` counts elements that are stored, each once, ``dtypes`` the same by dtype,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from pathlib import PurePath
@@ -13,7 +13,7 @@ from wnconvert.storage.files import kind_of, listing_of, open_file
 from wnconvert.storage.stores.store import PathKind
 from wnconvert.storage.workers import Cancelled
 
-__all__ = ["files_below", "sha256_beside", "sha256_of"]
+__all__ = ["files_below", "sha256_beside", "sha256_of", "sha256_of_each"]
 
 
 _BLOCK = 1 << 20
@@ -36,14 +36,19 @@ def sha256_of(path: PurePath, check: Callable[[], None] = lambda: None) -> str:
     return hashlib.sha256("".join(lines).encode(errors="surrogateescape")).hexdigest()
 
 
-@contextmanager
-def sha256_beside(path: PurePath | None) -> Iterator[Callable[[], str]]:
-    """Compute a SHA-256 on a thread of its own while the body runs, which asks for it when it has ended.
+def sha256_of_each(paths: Iterable[PurePath]) -> dict[str, str]:
+    """The SHA-256 of files, by their names."""
+    return {path.name: sha256_of(path) for path in paths}
 
-    Without a path it is empty. Where the body ends with an error, the thread ends soon.
+
+@contextmanager
+def sha256_beside(*paths: PurePath) -> Iterator[Callable[[], tuple[str, ...]]]:
+    """Compute the SHA-256 of paths on a thread while the body runs, which asks for them when it has ended.
+
+    Where the body ends with an error, the thread ends soon.
     """
-    if path is None:
-        yield lambda: ""
+    if not paths:
+        yield tuple
         return
     ended = threading.Event()
 
@@ -52,7 +57,7 @@ def sha256_beside(path: PurePath | None) -> Iterator[Callable[[], str]]:
             raise Cancelled
 
     with ThreadPoolExecutor(1) as pool:
-        found = pool.submit(sha256_of, path, check)
+        found = pool.submit(lambda: tuple(sha256_of(path, check) for path in paths))
         try:
             yield found.result
         finally:

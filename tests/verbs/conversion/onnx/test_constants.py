@@ -416,3 +416,60 @@ def test_the_command_line_says_the_same(run: Runner, tmp_path: Path) -> None:
     assert done.returncode == 0
     assert "Sin, evaluated in float64 and exact only to that" in done.stdout
     assert run("inspect", tmp_path / "m.folded.onnx", "--require-folded").returncode == 0
+
+
+# -- operators of onnxruntime that take codes by themselves
+
+
+def four_bits() -> ModelProto:
+    """A product with codes of four bits, as onnxruntime's own quantizer makes it."""
+    from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
+
+    b = Build(21)
+    b.op("MatMul", "x", stored(b, "dec.weight", (64, 32)), name="y")
+    quantizer = MatMulNBitsQuantizer(b.model(["y"], {"x": [2, 64]}), bits=4, block_size=32, is_symmetric=True)
+    quantizer.process()
+    made: ModelProto = quantizer.model.model
+    assert [node.op_type for node in made.graph.node] == ["MatMulNBits"]
+    return made
+
+
+def with_computed(model: ModelProto, at: int, op: str, other: Any) -> ModelProto:
+    """The model with input ``at`` of its node computed of what is stored there and another constant."""
+    (node,) = model.graph.node
+    model.graph.node.insert(0, helper.make_node(op, [node.input[at], "other"], ["computed"], "scaling"))
+    model.graph.node[1].input[at] = "computed"
+    model.graph.initializer.append(numpy_helper.from_array(other, "other"))
+    return model
+
+
+def test_scales_of_codes_of_four_bits_that_are_computed_are_named_and_evaluated(tmp_path: Path) -> None:
+    plain = four_bits()
+    assert not inspect_file(write(tmp_path / "plain.onnx", plain)).computed
+    proto = with_computed(plain, 2, "Mul", np.float32(3))
+    source = write(tmp_path / "m.onnx", proto)
+    (weight,) = inspect_file(source).computed
+    assert (weight.name, weight.what) == ("dec.weight_scales", "Mul")
+    with pytest.raises(UnfoldedError, match=r"1 weight is computed at every run: dec\.weight_scales"):
+        fold_file(source, require_folded=True)
+    made = output_of(fold_file(source, constants=True, require_folded=True))
+    assert [node.op_type for node in onnx.load(made).graph.node] == ["MatMulNBits"]
+    x = {"x": RNG.standard_normal((2, 64)).astype(np.float32)}
+    assert np.array_equal(run_model(onnx.load(made), x)[0], run_model(proto, x)[0])
+
+
+def test_codes_of_four_bits_that_are_computed_are_left_with_the_reason(tmp_path: Path) -> None:
+    proto = with_computed(four_bits(), 1, "BitwiseXor", np.uint8(255))
+    (weight,) = fold_file(write(tmp_path / "m.onnx", proto), constants=True, dry_run=True).computed
+    assert weight.name.startswith("dec.weight")
+    assert "BitwiseXor is not evaluated" in weight.reason
+
+
+def test_a_scale_behind_dequantizelinear_that_is_computed_is_evaluated_alone(tmp_path: Path) -> None:
+    proto = product(
+        lambda b: b.op("DequantizeLinear", stored(b, "w", (4, 4), np.int8), b.op("Exp", b.number(-1.5)))
+    )
+    made = onnx.load(output_of(fold_file(write(tmp_path / "m.onnx", proto), constants=True)))
+    assert [node.op_type for node in made.graph.node] == ["DequantizeLinear", "MatMul"]
+    scale = numpy_helper.to_array(made.graph.initializer[-1])
+    assert scale == np.float32(np.exp(np.float64(np.float32(-1.5))))

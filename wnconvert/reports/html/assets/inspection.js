@@ -167,6 +167,12 @@
       reveal(Number(link.dataset.layer));
     });
   }
+  const named = () => {
+    const at = Number(location.hash.match(/^#layer-(\d+)$/)?.[1] ?? NaN);
+    if (at < layers.length) reveal(at);
+  };
+  addEventListener("hashchange", named);
+  requestAnimationFrame(named);
   const setAll = (open) => { for (const each of document.querySelectorAll(".tree details")) each.open = open; };
   document.getElementById("unfold")?.addEventListener("click", () => setAll(true));
   document.getElementById("enfold")?.addEventListener("click", () => setAll(false));

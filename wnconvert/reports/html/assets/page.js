@@ -105,10 +105,44 @@ const wn = (() => {
     }
   });
   function draw(place) {
-    const chart = charts.get(place);
+    const chart = charts.get(place), hadFocus = place.contains(document.activeElement);
     chart.width = Math.floor(place.clientWidth);
-    if (chart.width) place.replaceChildren(chart.make(chart.width));
+    if (!chart.width) return;
+    const made = chart.make(chart.width);
+    place.replaceChildren(made);
+    if (made.querySelector("[aria-label=tip]")) steer(made);
+    if (hadFocus) made.focus({ preventScroll: true });
   }
+
+  // -- what a chart tells of its marks is told by keys too: arrows go from mark to mark, as a pointer would
+  const spoken = document.getElementById("spoken");
+  function steer(made) {
+    const marks = [...made.querySelectorAll("[aria-label=dot] circle, [aria-label=bar] rect, [aria-label=rect] rect")];
+    if (!marks.length) return;
+    let at = -1;
+    made.tabIndex = 0;
+    made.setAttribute("aria-description", "Arrow keys go from mark to mark.");
+    const send = (kind, where) => made.dispatchEvent(new PointerEvent(kind, { bubbles: true, pointerType: "mouse", ...where }));
+    const go = (to) => {
+      at = Math.max(0, Math.min(marks.length - 1, to));
+      const { left, top, width, height } = marks[at].getBoundingClientRect();
+      send("pointermove", { clientX: left + width / 2, clientY: top + height / 2 });
+      requestAnimationFrame(() => {
+        spoken.textContent = [...made.querySelectorAll("[aria-label=tip] text tspan")].map((line) => line.textContent.replaceAll("\u200b", "").trim()).filter(Boolean).join(", ");
+      });
+    };
+    const steps = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1, PageDown: 10, PageUp: -10, Home: -Infinity, End: Infinity };
+    made.addEventListener("keydown", (event) => {
+      if (event.key in steps) go(at < 0 && steps[event.key] < Infinity ? 0 : at + steps[event.key]);
+      else if (event.key === "Escape") send("pointerleave");
+      else if (event.key === "Enter") made.dispatchEvent(new MouseEvent("click", { bubbles: true }));
+      else return;
+      event.preventDefault();
+    });
+    made.addEventListener("focus", () => { if (made.matches(":focus-visible")) go(Math.max(at, 0)); });
+    made.addEventListener("blur", () => send("pointerleave"));
+  }
+
   /** Draw what `make(width)` returns, an element of Plot, into a place; the returned function draws it anew. */
   function chart(place, make) {
     charts.set(place, { make, width: 0 });
@@ -164,5 +198,63 @@ const wn = (() => {
       place.append(label);
     }
   }
-  return { data, chart, counted, digits, rows, clear, openRows, choices };
+
+  /** How many elements are how far apart: 0, 1, 2 to 3, 4 to 7, … ulps; what opens below a row. */
+  const ends = (step) => (step < 2 ? `${step}` : `${2 ** (step - 1)} to ${2 ** step - 1}`);
+  const raised = (power) => `2${[...String(power)].map((digit) => "⁰¹²³⁴⁵⁶⁷⁸⁹"[digit]).join("")}`;
+  const start = (step) => (step < 2 ? `${step}` : `${step < 11 ? 2 ** (step - 1) : raised(step - 1)}+`);
+  function distances(spread, otherwise) {
+    const figure = document.createElement("figure"), caption = document.createElement("figcaption");
+    figure.append(caption);
+    if (!spread.length) {
+      caption.textContent = otherwise;
+      return [figure];
+    }
+    const first = spread.findIndex(Boolean), box = document.createElement("div");
+    const bars = spread.map((count, step) => ({ count, step })).filter(({ step }) => step >= first);
+    caption.textContent = `${counted(d3.sum(spread), "element")} by distance`;
+    box.className = "chart";
+    figure.append(box);
+    chart(box, (width) => Plot.plot({
+      width, height: 150, marginLeft: 56, marginRight: 12, marginBottom: 34, marginTop: 8,
+      ariaLabel: "Numbers of elements by their distance in ulps",
+      x: { type: "band", label: "ulps apart", tickFormat: start,
+           ticks: bars.filter((_, at) => at % Math.ceil(bars.length / (width / 48)) === 0).map(({ step }) => step) },
+      y: { label: null, grid: true },
+      marks: [
+        Plot.barY(bars, { x: "step", y: "count", fill: "var(--accent)", insetLeft: 0.5, insetRight: 0.5,
+          title: ({ count, step }) => `${counted(count, "element")}\n${ends(step)} ulps apart`,
+          tip: { fill: "var(--raised)", stroke: "var(--line)", format: { x: false, y: false } } }),
+        Plot.ruleY([0], { stroke: "var(--soft)" }),
+      ],
+    }));
+    return [figure];
+  }
+
+  // -- what a link leads to is opened, where it lies in something closed
+  function unfold(id) {
+    const target = id ? document.getElementById(id) : null;
+    for (let each = target?.closest("details"); each; each = each.parentElement.closest("details")) each.open = true;
+    return target;
+  }
+  document.addEventListener("click", (event) => {
+    const link = event.defaultPrevented ? null : event.target.closest("a[href^='#']");
+    if (link) unfold(link.hash.slice(1));
+  });
+  const hash = () => { unfold(location.hash.slice(1))?.scrollIntoView(); };
+  addEventListener("hashchange", hash);
+  requestAnimationFrame(hash);
+
+  // -- on paper nothing can be opened: what is closed stands open there, and all charts are drawn
+  let closed = [];
+  addEventListener("beforeprint", () => {
+    closed = [...document.querySelectorAll("details:not([open])")];
+    for (const each of closed) each.open = true;
+    for (const [place, each] of charts) if (!each.width) draw(place);
+  });
+  addEventListener("afterprint", () => {
+    for (const each of closed) each.open = false;
+    closed = [];
+  });
+  return { data, chart, counted, digits, rows, clear, openRows, choices, distances };
 })();

@@ -3,7 +3,8 @@
 (() => {
   const { outputs, waves } = wn.data;
   const differing = outputs.filter(({ found }) => found > 0);
-  const place = document.getElementById("overview");
+  const place = document.getElementById("overview"), table = document.getElementById("outputs");
+  if (table) wn.openRows(table, (row) => wn.distances(outputs[row.dataset.row].spread, "Integers and bools must be equal."));
   if (differing.length) {
     wn.chart(place, (width) => Plot.plot({
       width, height: 54 + 22 * differing.length, marginLeft: Math.min(160, width * 0.3), marginRight: 12, marginBottom: 28, marginTop: 8,
@@ -18,7 +19,7 @@
           tip: { fill: "var(--raised)", stroke: "var(--line)", format: { x: false, y: false } } }),
       ],
     }));
-  } else place.closest("figure").remove();
+  } else place?.closest("figure").remove();
 
   const places = [...document.querySelectorAll(".wave")];
   for (const [at, wave] of waves.entries()) {

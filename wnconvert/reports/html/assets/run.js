@@ -24,7 +24,8 @@
       marks: [
         Plot.ruleX([step()], { stroke: "var(--soft)", strokeDasharray: "3,3" }),
         Plot.lineY(grey, { x: "step", y: "part", z: "at", stroke: "var(--soft)", strokeOpacity: 0.35, strokeWidth: 1 }),
-        Plot.lineY(bright.flatMap(relative), { x: "step", y: "part", z: "at", stroke: ({ at }) => colours[at], strokeWidth: 1.75, marker: steps.length < 30 }),
+        Plot.lineY(bright.flatMap(relative), { x: "step", y: "part", z: "at", stroke: ({ at }) => colours[at], strokeWidth: 1.75 }),
+        Plot.dot(bright.flatMap(relative), { x: "step", y: "part", r: steps.length < 30 ? 3 : 1.5, fill: ({ at }) => colours[at] }),
         Plot.tip(all, Plot.pointer({
           x: "step", y: "part", fill: "var(--raised)", stroke: "var(--line)", lineWidth: 32,
           title: ({ at, step: here, value, part }) => `${layers[at].name}\nstep ${here.toLocaleString("en")}: ${wn.digits(value)}, ${(part * 100).toFixed(1)}% of the first`,

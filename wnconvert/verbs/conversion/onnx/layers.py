@@ -51,13 +51,15 @@ _AXES = 8
 class LayersCompared:
     """What was compared: how many layers with their own arithmetic, how many with which formula; notes.
 
-    ``otherwise`` are the layers that the original computes as other finite numbers than they are.
+    ``otherwise`` are the layers that the original computes as other finite numbers than they are; ``rounded``
+    counts the elements that it rounds to another whole number.
     """
 
     alone: int
     by_formula: Mapping[str, int]
     otherwise: tuple[str, ...]
     notes: tuple[str, ...]
+    rounded: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,15 +116,15 @@ def compare_layers(
                 by_formula[tensor.layer] = formula_in_words(tensor.rule)
                 lost = comparison.with_formula()
             losses[tensor.layer] = losses.get(tensor.layer, NOTHING_LOST) + lost
+        made: dict[str, list[NewTensor]] = {}
+        for tensor in fold.edits.tensors:
+            made.setdefault(tensor.layer, []).append(tensor)
         apart = {
-            layer.layer.name: compare_codes(fold.edits.tensors, layer.layer.name, stored, new, old)
+            layer.layer.name: compare_codes(made[layer.layer.name], stored, new, old)
             for layer in fold.layers
             if any(weight.codes is not None for weight in layer.weights)
         }
         nodes = NormNodes(slices, Slices(written.onnx, new.files), runtime)
-        made: dict[str, list[NewTensor]] = {}
-        for tensor in fold.edits.tensors:
-            made.setdefault(tensor.layer, []).append(tensor)
         for layer in fold.layers:
             if layer.behind is not None:
                 name = layer.layer.name
@@ -135,7 +137,8 @@ def compare_layers(
     notes = (*_lost_notes(losses, fold), *_formula_notes(by_formula), *_code_notes(apart))
     formulas = Counter(by_formula.values())
     formulas.update(formula_in_words(each.layer.rule) for each in fold.layers if each.layer.name in apart)
-    return LayersCompared(len(fold.layers) - formulas.total(), formulas, otherwise, notes)
+    rounded = sum(lost.rounded for lost in losses.values())
+    return LayersCompared(len(fold.layers) - formulas.total(), formulas, otherwise, notes, rounded)
 
 
 def _of(stored: Mapping[str, StoredTensor], tensor: NewTensor) -> StoredTensor:

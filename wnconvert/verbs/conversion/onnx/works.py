@@ -197,9 +197,13 @@ def _chosen(how: Quantization, ends: tuple[Floats, Floats], middle: int | None) 
 
 @make_tensor.register
 def _evaluate(work: Evaluate, source: Elements, out: Sink, numbers: RowPolicy) -> Outcome:
-    from wnconvert.onnx.evaluation import evaluated
+    from wnconvert.onnx.evaluation import evaluated, quotients
 
-    values = evaluated(work.model, {name: source.whole(tensor) for name, tensor in work.parts})
+    parts = {name: source.whole(tensor) for name, tensor in work.parts}
+    if work.roundings is None:
+        values = evaluated(work.model, parts)
+    else:
+        values = quotients(work.model, parts, work.dtype, work.roundings)
     made = cast_block(values, work.dtype.name)
     out.array(made)
     nonfinite = int(np.count_nonzero(~np.isfinite(values)))

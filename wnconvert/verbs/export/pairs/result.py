@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from wnconvert.messages import counted, short_repr
+from wnconvert.shown import Paged
 from wnconvert.verbs.comparison.initializers import Initializers
 from wnconvert.verbs.models.proof.proof import Proof
 from wnconvert.verbs.models.proof.report import TimedStep, proof_data
@@ -14,7 +15,7 @@ __all__ = ["OnnxComparison"]
 
 
 @dataclass(frozen=True, slots=True, repr=False)
-class OnnxComparison:
+class OnnxComparison(Paged):
     """Two ONNX models compared; true if they compute the same.
 
     ``initializers`` tell which weights are equal, which are only renamed, and how far the others are apart.

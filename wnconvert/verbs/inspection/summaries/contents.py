@@ -23,8 +23,8 @@ def tensor_rows(tree: Tree, selection: Selection) -> tuple[TensorSummary, ...]:
 
 def _rows(state: StateDict, selection: Selection) -> Iterator[TensorSummary]:
     infos = [tensor.info for tensor in state.tensors.values()]
-    layers = (layer for layer in pairs_in(state).layers if selection.wants(layer.name))
-    halves = {half.name for layer in layers for half in layer.halves}
+    layers = () if selection.wants_all else pairs_in(state).layers
+    halves = {half.name for layer in layers if selection.wants(layer.name) for half in layer.halves}
     for info in infos:
         if info.name in halves or selection.wants(info.name):
             yield TensorSummary(state.path, info.name, str(info.dtype), info.shape, info.nbytes)

@@ -101,8 +101,9 @@ class OutputProof:
     and a is off by more than the rtol (at least ``LEAST_RTOL``) of the largest b, so another model would
     have passed. ``least_snr_db`` is the SNR of the sample in which it is least; ``noisy``: that is less than
     what is asked. ``few``: those out of tolerance are no more than may be. ``alike``: all elements of b, two
-    or more, are one number or NaN, which proves little. ``pair`` is the output on both sides, in the sample
-    of the worst element, else in the first; None of a very large one.
+    or more, are one number or NaN, which proves little. ``spread`` counts the elements, of complex numbers
+    their parts, that are 0, 1, 2 to 3, 4 to 7, … ulps apart; it is empty of integers and bools. ``pair`` is
+    the output on both sides, in the sample of the worst element, else in the first; None of a very large one.
     """
 
     name: str
@@ -124,6 +125,7 @@ class OutputProof:
     least_snr_db: float | None = None
     few: bool = False
     noisy: bool = False
+    spread: tuple[int, ...] = ()
     pair: OutputPair | None = field(default=None, compare=False, repr=False)
 
     @property
@@ -248,6 +250,7 @@ class OutputMeter:
             few=tolerable and 0 < self.out <= self.leniency.outliers * self.elements * parts,
             noisy=not self.is_exact and least is not None and self.least_snr < least,
             alike=self.elements > 1 and self.span[0] >= self.span[1],
+            spread=() if self.is_exact else measure.steps_apart,
             pair=self.pair,
         )
 

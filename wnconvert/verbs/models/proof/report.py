@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from wnconvert.messages import counted, short_repr
-from wnconvert.plan.plan import ComputedWeight
-from wnconvert.shown import Paged
+from wnconvert.plan.plan import ComputedWeight, PlannedConstant
+from wnconvert.shown import Drawn, Paged
 from wnconvert.verbs.models.proof.outputs import OutputProof
 from wnconvert.verbs.models.proof.proof import Proof
 
@@ -65,12 +65,15 @@ class TimedSteps:
 
 
 @dataclass(frozen=True, slots=True, repr=False)
-class ExportReport(Paged):
+class ExportReport(Paged, Drawn):
     """The result of an export or a check; true if the model is equal to its reference.
 
     ``model`` is the path of the model, ``size`` its bytes with external data, and ``reference`` describes
-    the module. ``computed`` are the weights that the model computes of stored tensors at every run.
-    ``remedy`` is what to do where the exporter is at fault. Only an export sets the exporter,
+    the module. ``computed`` are the weights that the model computes of stored tensors at every run,
+    ``constants`` those that an export evaluated in float64 and stored.
+    ``sha256`` has that of each file that was proven, by its name, and ``reference_sha256`` that of the
+    module's parameters and buffers: of name, dtype, shape and bytes of each, by their names. ``remedy`` is
+    what to do where the exporter is at fault. Only an export sets the exporter,
     ``nodes_exported``, the numbers of layers that were folded in the module and in the graph, and the number
     of initializers that were named; a check leaves them None. Only the check of a checkpoint has the
     ``layers``, whose weights it compares.
@@ -83,6 +86,7 @@ class ExportReport(Paged):
     opset: int | None = None
     residual_weight_norm: int | None = None
     computed: tuple[ComputedWeight, ...] = ()
+    constants: tuple[PlannedConstant, ...] = ()
     exporter: str | None = None
     nodes_exported: int | None = None
     nodes: int | None = None
@@ -93,6 +97,8 @@ class ExportReport(Paged):
     steps: tuple[TimedStep, ...] = ()
     notes: tuple[str, ...] = ()
     remedy: str = ""
+    sha256: Mapping[str, str] = field(default_factory=dict)
+    reference_sha256: str = ""
 
     def __bool__(self) -> bool:
         return bool(self.proof) and all(layer.passed for layer in self.layers)

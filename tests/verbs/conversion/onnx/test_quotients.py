@@ -1,0 +1,267 @@
+"""Quotients of stored tensors, as exporters leave them that store the norm: folded, and correctly rounded."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import onnx
+import pytest
+import torch
+from numpy.typing import NDArray
+from onnx import TensorProto, numpy_helper
+from torch import Tensor, nn
+
+from tests.helpers.onnx_graphs import Build
+from tests.helpers.runner import Runner
+from tests.helpers.states import output_of
+from tests.verbs.conversion.onnx.test_constants import arrays, product, write
+from wnconvert import export_onnx, fold_file, inspect_file
+from wnconvert.numerics.rounding import cast
+from wnconvert.onnx import evaluation
+from wnconvert.onnx.fractions import to_odd
+from wnconvert.verbs.models.proof.running import quiet_torch
+
+RNG = np.random.default_rng(3)
+
+
+class Normalized(nn.Module):
+    """Weight norm over two axes, of which torch's older exporter stores the norm (opset 17 and below)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(2)
+        self.v = nn.Parameter(torch.randn(4, 6, 3))
+        self.g = nn.Parameter(torch.rand(4, 1, 1) + 0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.g * nn.functional.normalize(self.v, dim=(1, 2))
+        return nn.functional.conv1d(x, weight)
+
+
+def rounded(exact: Any, dtype: str = "float32") -> NDArray[Any]:
+    """Fractions, correctly rounded: to odd, and then to the dtype."""
+    return cast(np.vectorize(to_odd, otypes=[float])(exact), dtype)
+
+
+def fractions(array: Any) -> Any:
+    return np.vectorize(lambda x: Fraction(float(x)), otypes=[object])(array)
+
+
+@pytest.mark.parametrize("opset", [13, pytest.param(17, marks=pytest.mark.full)])
+def test_the_stored_norm_of_torchs_older_exporter_is_divided_by_correctly_rounded(
+    tmp_path: Path, opset: int
+) -> None:
+    path, x = tmp_path / "m.onnx", (torch.randn(1, 6, 9),)
+    with quiet_torch():
+        torch.onnx.export(Normalized().eval(), x, str(path), opset_version=opset, dynamo=False)
+    stored = arrays(path)
+    (norm,) = (array for name, array in stored.items() if "Clip" in name)
+    result = fold_file(path, require_folded=True)
+    assert [node.op_type for node in onnx.load(output_of(result)).graph.node] == ["Conv"]
+    (constant,) = result.plan.constants
+    assert str(constant) == (
+        "v (float32 4×6×3): Clip, Div, Mul, a quotient of stored tensors, correctly rounded"
+    )
+    weight = arrays(output_of(result))["v"]
+    least = Fraction(float(np.float32(1e-12)))
+    exact = fractions(stored["v"]) * fractions(stored["g"]) / np.maximum(fractions(norm), least)
+    assert weight.tobytes() == rounded(exact).tobytes()
+
+
+def test_an_export_has_it_folded(tmp_path: Path) -> None:
+    report = export_onnx(
+        Normalized(),
+        tmp_path / "m.onnx",
+        inputs=["x=float32[1,6,T]"],
+        exporter="torchscript",
+        opset=13,
+        require_folded=True,
+    )
+    assert report
+    assert [constant.exact for constant in report.constants] == [True]
+    assert [step.detail for step in report.steps if step.name == "fold"][1] == (
+        "no weight norm was left in the graph, 1 quotient of stored tensors"
+    )
+
+
+def stored(b: Build, name: str, dtype: Any = np.float32) -> str:
+    return b.tensor(name, (RNG.uniform(0.1, 4, (4, 4))).astype(dtype))
+
+
+#: Quotients of v, n and g, and what they are in fractions.
+QUOTIENTS: dict[str, tuple[Callable[[Build], str], Callable[[Any, Any, Any], Any], int]] = {
+    "g(v/n)": (lambda b: b.op("Mul", "g", b.op("Div", "v", "n")), lambda v, n, g: g * v / n, 17),
+    "v(g/n)": (lambda b: b.op("Mul", "v", b.op("Div", "g", "n")), lambda v, n, g: g * v / n, 17),
+    "by a reciprocal": (
+        lambda b: b.op("Mul", "v", b.op("Mul", "g", b.op("Reciprocal", "n"))),
+        lambda v, n, g: g * v / n,
+        17,
+    ),
+    "guarded by Max": (
+        lambda b: b.op("Div", "v", b.op("Max", "n", b.number(0.7))),
+        lambda v, n, _: v / np.maximum(n, Fraction(float(np.float32(0.7)))),
+        17,
+    ),
+    "guarded from above": (
+        lambda b: b.op("Div", "v", b.op("Min", "n", "g")),
+        lambda v, n, g: v / np.minimum(n, g),
+        17,
+    ),
+    "clipped by attributes": (
+        lambda b: b.op("Div", "v", b.op("Clip", "n", min=0.75, max=2.5)),
+        lambda v, n, _: v / np.minimum(np.maximum(n, Fraction(3, 4)), Fraction(5, 2)),
+        9,
+    ),
+    "moved": (
+        lambda b: b.op("Transpose", b.op("Div", b.op("Transpose", "v"), b.op("Reshape", "n", b.ints(4, 4)))),
+        lambda v, n, _: (v.T / n).T,
+        17,
+    ),
+}
+
+
+@pytest.mark.parametrize("case", QUOTIENTS)
+def test_each_quotient_is_correctly_rounded(case: str, tmp_path: Path) -> None:
+    build, exact, opset = QUOTIENTS[case]
+
+    def built(b: Build) -> str:
+        for name in "vng":
+            stored(b, name)
+        return build(b)
+
+    proto = product(built, opset)
+    result = fold_file(write(tmp_path / "m.onnx", proto), require_folded=True)
+    kept = {each.name: fractions(numpy_helper.to_array(each)) for each in proto.graph.initializer}
+    (constant,) = result.plan.constants
+    weight = arrays(output_of(result))[constant.name]
+    expected = rounded(exact(*(kept[name] for name in "vng")))
+    assert weight.T.tobytes() == expected.tobytes() or weight.tobytes() == expected.tobytes()
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_halves_are_rounded_once(dtype: str) -> None:
+    b = Build(17)
+    b.op("Mul", "g", b.op("Div", "v", "n"), name="z")
+    proto = b.model(["z"], {name: [4096] for name in "vng"})
+    for port in (*proto.graph.input, *proto.graph.output):
+        port.type.tensor_type.elem_type = TensorProto.DOUBLE
+    kind = np.float16 if dtype == "float16" else ml_dtypes.bfloat16
+    parts = {name: RNG.uniform(0.1, 4, 4096).astype(kind) for name in "vng"}
+    from wnconvert.tensors.dtypes import DTYPES
+
+    made = evaluation.quotients(proto.SerializeToString(), parts, DTYPES[dtype], 2)
+    v, n, g = (fractions(parts[name]) for name in "vng")
+    assert cast(made, dtype).tobytes() == rounded(g * v / n, dtype).tobytes()
+
+
+def test_what_float64_rounds_to_the_wrong_side_of_a_midpoint_is_settled_by_fractions(tmp_path: Path) -> None:
+    """147·(v/49) is 3·v, of 25 bits and odd: midway between two numbers of float32."""
+    v = np.arange(11180001, 11184801, 2).astype(np.float32)
+    n, g = np.full(v.shape, 49, np.float32), np.full(v.shape, 147, np.float32)
+    in_float64 = (g.astype(np.float64) * (v.astype(np.float64) / n.astype(np.float64))).astype(np.float32)
+    exact = (3 * v.astype(np.float64)).astype(np.float32)
+    assert (in_float64 != exact).any()
+
+    def built(b: Build) -> str:
+        for name, array in (("v", v), ("n", n), ("g", g)):
+            b.tensor(name, array.reshape(4, -1))
+        return b.op("Mul", "g", b.op("Div", "v", "n"))
+
+    result = fold_file(write(tmp_path / "m.onnx", product(built)), proof="none")
+    (constant,) = result.plan.constants
+    assert arrays(output_of(result))[constant.name].tobytes() == exact.tobytes()
+
+
+def quotient(b: Build) -> str:
+    return b.op("Div", stored(b, "v"), stored(b, "n"))
+
+
+#: What looks like it: products, which may be masks; quotients of something else; what is not exact.
+LEFT: dict[str, tuple[Callable[[Build], str], str]] = {
+    "product": (lambda b: b.op("Mul", stored(b, "v"), stored(b, "n")), ""),
+    "sum in it": (
+        lambda b: b.op("Div", stored(b, "v"), b.op("Add", stored(b, "n"), b.number(1e-3))),
+        "no rule knows its arithmetic",
+    ),
+    "root in it": (
+        lambda b: b.op("Div", stored(b, "v"), b.op("Sqrt", stored(b, "n"))),
+        "no rule knows its arithmetic",
+    ),
+    "of float64": (
+        lambda b: b.op("Cast", b.op("Div", stored(b, "v", np.float64), stored(b, "n", np.float64)), to=1),
+        "no rule knows its arithmetic",
+    ),
+    "of whole numbers": (
+        lambda b: b.op("Div", b.op("Cast", stored(b, "v", np.int8), to=1), stored(b, "n")),
+        "no rule knows its arithmetic",
+    ),
+    "of codes": (
+        lambda b: b.op(
+            "Div", b.op("DequantizeLinear", stored(b, "v", np.int8), b.number(0.1)), stored(b, "n")
+        ),
+        "no rule knows its arithmetic",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", LEFT)
+def test_what_looks_like_it_is_left(case: str, tmp_path: Path) -> None:
+    build, reason = LEFT[case]
+    plan = fold_file(write(tmp_path / "m.onnx", product(build)), dry_run=True)
+    assert not plan.constants
+    assert len(plan.computed) == 1
+    assert reason in plan.computed[0].reason
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda b: b.op("Div", stored(b, "v"), "x"),
+        lambda b: b.op("Div", stored(b, "v"), b.op("RandomNormal", shape=[4, 4])),
+    ],
+)
+def test_a_quotient_of_what_is_no_constant_is_none(build: Callable[[Build], str], tmp_path: Path) -> None:
+    plan = fold_file(write(tmp_path / "m.onnx", product(build)), dry_run=True)
+    assert not plan.constants
+    assert not plan.computed
+
+
+def test_it_is_folded_where_weight_norm_is_asked_for_and_its_name_is_wanted(tmp_path: Path) -> None:
+    source = write(tmp_path / "m.onnx", product(quotient))
+    assert fold_file(source, dry_run=True).constants
+    assert fold_file(source, dry_run=True, layers=["v"]).constants
+    (kinds,) = fold_file(source, dry_run=True, kinds=["spectral"]).computed
+    assert (kinds.reason, kinds.fix) == ("another kind was asked for", "--kinds weight folds it")
+    (left,) = fold_file(source, dry_run=True, exclude=["v"]).computed
+    assert "leave it out" in left.reason
+    (seen,) = inspect_file(source).computed
+    assert seen.fix == "fold stores it: it is a quotient of stored tensors"
+
+
+def test_a_quotient_by_zero_is_refused_unless_it_is_allowed(tmp_path: Path) -> None:
+    from wnconvert.errors import NumbersError
+
+    def built(b: Build) -> str:
+        return b.op("Div", stored(b, "v"), b.tensor("n", np.eye(4, dtype=np.float32)))
+
+    source = write(tmp_path / "m.onnx", product(built))
+    with pytest.raises(NumbersError, match="NaN or infinite"):
+        fold_file(source)
+    made = fold_file(source, allow_nonfinite=True)
+    assert np.isinf(arrays(output_of(made))["v"]).sum() == 12
+
+
+def test_the_command_line_says_the_same(run: Runner, tmp_path: Path) -> None:
+    source = write(tmp_path / "m.onnx", product(quotient))
+    done = run("fold", source, "--require-folded")
+    assert done.returncode == 0
+    assert "v (float32 4×4): Div, a quotient of stored tensors, correctly rounded" in done.stdout
+    assert "0 layers folded, 1 quotient of stored tensors" in done.stdout
+    seen = json.loads(run("fold", source, "--dry-run", "--json").stdout)
+    assert [(each["name"], each["exact"]) for each in seen["constants"]] == [("v", True)]
