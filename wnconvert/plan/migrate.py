@@ -16,7 +16,7 @@ from wnconvert.layers.kinds.table import in_words
 from wnconvert.layers.rules import Spectral
 from wnconvert.layers.schemes import Layer, Selection, is_pair
 from wnconvert.messages import counted, listed, option
-from wnconvert.plan.names.frameworks import Retold
+from wnconvert.plan.names.frameworks import InFramework
 from wnconvert.plan.order import is_buffer, restored
 from wnconvert.plan.plan import Change, Plan, PlannedStateDict
 from wnconvert.plan.record.history import Record, origins, without_layers
@@ -100,7 +100,7 @@ def plan_migrate(
 
 
 def plan_relaid(
-    tree: Tree, container: Container, *, relaid: Mapping[str, Retold], only: str | None = None
+    tree: Tree, container: Container, *, relaid: Mapping[str, InFramework], only: str | None = None
 ) -> Plan:
     """Plan a file of ``container`` of a ``tree`` whose state dict has another framework's layout already.
 

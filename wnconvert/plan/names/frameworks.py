@@ -30,7 +30,7 @@ from wnconvert.plan.names.kernels import (
 from wnconvert.tensors.containers import Container
 from wnconvert.tensors.tree import Entry, Shape, StateDict, StoredTensor, Tree, repeated
 
-__all__ = ["Relayout", "Retold", "check_framework", "framework_of", "retold", "said_kinds"]
+__all__ = ["InFramework", "Relayout", "check_framework", "framework_of", "in_framework", "said_kinds"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ class Relayout:
 
 
 @dataclass(frozen=True, slots=True)
-class Retold:
+class InFramework:
     """A state dict as another framework has it, the pairs before and after, and what is to be said of it."""
 
     state: StateDict
@@ -248,7 +248,7 @@ def _misfit(kind: KernelKind, in_torch: Shape, bias: int | None) -> str:
 # -- taking
 
 
-def retold(tree: Tree, state: StateDict, container: Container, asked: Relayout) -> Retold:
+def in_framework(tree: Tree, state: StateDict, container: Container, asked: Relayout) -> InFramework:
     """A state dict as another framework has it.
 
     Raises ``ArgumentError`` where its own framework is not told, or is the one asked for, and ``LayerError``
@@ -296,7 +296,7 @@ class _Taking:
         pair = self.pairs.get(name)
         return _place(name if pair is None else pair.name, self.source)
 
-    def done(self) -> Retold:
+    def done(self) -> InFramework:
         """All of them."""
         if self.to == "flax" and self.pairs:
             first = next(iter(self.pairs.values()))
@@ -319,7 +319,7 @@ class _Taking:
         if (twice := repeated(entry.name for entry in self.entries)) is not None:
             raise LayerError(f"two tensors would be called {printable(twice)}", fix="--rename one of them")
         state = StateDict(self.state.path, tuple(self.entries))
-        return Retold(state, tuple(self.made), tuple(self._notes()))
+        return InFramework(state, tuple(self.made), tuple(self._notes()))
 
     def _take(self, tensor: StoredTensor, place: _Place) -> None:
         pair, rank = self.pairs.get(tensor.info.name), len(tensor.info.shape)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from wnconvert.errors import ArgumentError
 from wnconvert.messages import listed, option
 from wnconvert.plan.migrate import plan_relaid
-from wnconvert.plan.names.frameworks import Relayout, retold
+from wnconvert.plan.names.frameworks import Relayout, in_framework
 from wnconvert.plan.selection.scope import choose
 from wnconvert.storage.checkpoint import Checkpoint, no_graph
 from wnconvert.tensors.containers import container_of
@@ -30,7 +30,7 @@ def as_framework_has_it(
 ) -> tuple[Checkpoint, MakePlan]:
     """A checkpoint as another framework has it; bytes stay where they are until its file is written.
 
-    Raises ``ArgumentError`` for a target that the framework does not read, and as ``retold`` does.
+    Raises ``ArgumentError`` for a target that the framework does not read, and as ``in_framework`` does.
     """
     no_graph(checkpoint, "migrated")
     if target.is_folder:
@@ -45,7 +45,7 @@ def as_framework_has_it(
             fix=f"{option('only', metavar='PATH')} names it",
         )
     tree = checkpoint.tree
-    made = retold(tree, states[0], checkpoint.container, asked)
+    made = in_framework(tree, states[0], checkpoint.container, asked)
     beside = [path for path in (*tree.optimizers, *(item.path for item in tree.siblings)) if path]
     left = [f"what is not a tensor of it is left out: {listed(beside, 6)}"] if beside else []
     metadata = {"format": _SAVED_BY[asked.to]} if asked.to in _SAVED_BY else {}
