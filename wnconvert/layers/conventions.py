@@ -31,6 +31,7 @@ __all__ = [
     "PARAMETRIZE",
     "PHYSICSNEMO",
     "Convention",
+    "has_eps",
     "norm_of",
 ]
 
@@ -109,6 +110,15 @@ NNX = Convention("nnx", "flax.nnx", None, (-1,), _UNDER_ROOT, "vector")
 
 #: The known conventions by their words. A new one is a row, and its keys in ``schemes`` or ``kinds.foreign``.
 CONVENTIONS = {row.form: row for row in (LEGACY, PARAMETRIZE, PHYSICSNEMO, PADDLE, EQUINOX, KERAS, FLAX, NNX)}
+
+
+def has_eps(form: str) -> bool:
+    """Whether a form divides rows by norms with an eps, so that a zero row makes zeros.
+
+    >>> has_eps("flax"), has_eps("legacy"), has_eps("plain")
+    (True, False, False)
+    """
+    return form in CONVENTIONS and CONVENTIONS[form].guard is not None
 
 
 def norm_of(form: str, dim: Dim, eps: float | None = None) -> Norm:
