@@ -41,10 +41,15 @@ class UnreachableError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Slice:
-    """A model of one value, as bytes, and the tensors that it is to be fed with, by its names for them."""
+    """A model of one value, as bytes, and the tensors that it is to be fed with, by its names for them.
+
+    Its names say nothing, so that the same arithmetic of another layer is the same model. ``given`` is that
+    of a value that is to be fed too.
+    """
 
     model: bytes
     fed: dict[str, Constant]
+    given: str = ""
 
 
 class Slices:
@@ -81,14 +86,15 @@ class Slices:
             name = cut.value(value, calls)
         except RecursionError as error:  # hundreds of nodes in a row, or nodes in a ring
             raise UnreachableError(value[1]) from error
-        output = helper.make_tensor_value_info(name, CODES[dtype.name], None)
+        named = cut.renamed()
+        output = helper.make_tensor_value_info(named[name], CODES[dtype.name], None)
         inputs = [
-            helper.make_tensor_value_info(name, CODES[info.dtype.name], [None] * len(info.shape))
+            helper.make_tensor_value_info(named[name], CODES[info.dtype.name], [None] * len(info.shape))
             for name, constant in cut.fed.items()
             if (info := constant.info) is not None
         ]
         if given is not None:
-            inputs.append(helper.make_tensor_value_info(given[1], CODES[dtype.name], None))
+            inputs.append(helper.make_tensor_value_info(named[given[1]], CODES[dtype.name], None))
         graph = helper.make_graph(cut.nodes, "value", inputs, [output], cut.tensors)
         opsets = [helper.make_opsetid(*item) for item in self.opened.model.opsets.items()]
         made: ModelProto = helper.make_model(
@@ -97,8 +103,9 @@ class Slices:
             functions=cut.functions(),
             ir_version=max(self.opened.model.ir_version, 4),  # before, each tensor must be an input too
         )
+        fed = {named[name]: constant for name, constant in cut.fed.items()}
         try:
-            return Slice(made.SerializeToString(), cut.fed)
+            return Slice(made.SerializeToString(), fed, named[given[1]] if given is not None else "")
         except (EncodeError, ValueError) as error:  # past 2 GiB
             raise UnreachableError(value[1]) from error
 
@@ -254,6 +261,26 @@ class _Cut:
         made.name = name
         return made
 
+    def renamed(self) -> dict[str, str]:
+        """Name all values by their places, where no body of a node uses them; the new names by the old."""
+        old = dict.fromkeys(self.names.values())
+        old |= dict.fromkeys(name for node in self.nodes for name in (*node.input, *node.output) if name)
+        attributes = [attribute for node in self.nodes for attribute in node.attribute]
+        if any(attribute.HasField("g") or attribute.graphs for attribute in attributes):
+            return {name: name for name in old}
+        new = {name: f"value {at}" for at, name in enumerate(old)} | {"": ""}
+        for node in self.nodes:
+            for names in (node.input, node.output):
+                names[:] = [new[name] for name in names]
+            _without(node, "name", "doc_string", "metadata_props")
+        for attribute in attributes:
+            if attribute.HasField("t"):  # else it would be there from now on
+                _without(attribute.t, "name", "doc_string")
+        for tensor in self.tensors:
+            tensor.name = new[tensor.name]
+            _without(tensor, "doc_string")
+        return new
+
     def functions(self) -> list[Any]:
         from onnx import FunctionProto
 
@@ -261,6 +288,12 @@ class _Cut:
             return []
         functions = self.slices.opened.model.functions
         return [self.slices.message(FunctionProto, item.record) for item in functions]
+
+
+def _without(message: Any, *fields: str) -> None:
+    """Leave out fields of a message."""
+    for name in fields:
+        message.ClearField(name)
 
 
 def _stored_in(node: Node | None) -> Constant | None:

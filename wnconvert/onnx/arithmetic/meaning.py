@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
+from functools import lru_cache
 from itertools import combinations, permutations, product
 from typing import TypeAlias
 
@@ -25,6 +26,7 @@ from wnconvert.onnx.arithmetic.products.monomials import (
     multiplied,
     ones,
     regrouped,
+    retold,
     tensor_numbers,
     transposed,
 )
@@ -35,12 +37,16 @@ from wnconvert.tensors.tree import Dim, Shape
 __all__ = ["Meaning", "meaning_of"]
 
 
+#: Which tensor (by number) has each role of a rule.
+_Roles: TypeAlias = tuple[tuple[str, int], ...]
+
+
 @dataclass(frozen=True, slots=True)
 class Meaning:
     """A rule, and which tensor (by number) has each of its roles; equal for equal weights."""
 
     rule: Rule
-    tensors: tuple[tuple[str, int], ...]
+    tensors: _Roles
 
     @property
     def numbers(self) -> frozenset[int]:
@@ -68,19 +74,38 @@ def meaning_of(
     the rule, or else numbers in it. Of w·m either may be the mask: ``is_original`` says which tensors have
     names of an original by a rule.
     """
+    own = sorted(tensor_numbers(monomial.factors))
+    places = {number: place for place, number in enumerate(own)}
+    told = replace(monomial, factors=retold(monomial.factors, places))
+    found = [
+        (
+            Meaning(rule, tuple((role, own[place]) for role, place in tensors)),
+            replace(original, tensor=own[original.tensor]),
+        )
+        for rule, tensors, original in _found(told, tuple(shapes[number] for number in own))
+    ]
+    named = (one for one in found if is_original(one[1].tensor, one[0].rule))
+    return next(named, found[0]) if found else None
+
+
+@lru_cache(maxsize=256)
+def _found(monomial: Monomial, shapes: _Shapes) -> Sequence[tuple[Rule, _Roles, Factor]]:
+    """The rules that make a value, with their tensors and originals, of the first reading that has any.
+
+    Of many layers most are alike but for the tensors, so tensors have the numbers of their places here.
+    """
     for stacks in _STACKS:
         for bare in _readings(monomial):
             found = [
-                (Meaning(rule, tensors), original)
+                (rule, tensors, original)
                 for original in _originals(bare)
                 for rule, tensors in _carried_out(
                     laid_out(bare, original.axes), original.tensor, shapes, stacks
                 )
             ]
-            named = (one for one in found if is_original(one[1].tensor, one[0].rule))
             if found:
-                return next(named, found[0])
-    return None
+                return found
+    return ()
 
 
 def _readings(monomial: Monomial) -> Iterator[Monomial]:
@@ -116,7 +141,7 @@ def _originals(monomial: Monomial) -> Iterator[Factor]:
 
 def _carried_out(
     value: Monomial, original: int, shapes: _Shapes, stacks: Sequence[tuple[_Found, ...]]
-) -> Iterator[tuple[Rule, tuple[tuple[str, int], ...]]]:
+) -> Iterator[tuple[Rule, _Roles]]:
     """The rules of some stacks that make a value of the tensor ``original``, whose axes are its dims."""
     others, numbers = tensor_numbers(value.factors) - {original}, numbers_in(value.factors)
     for stack in stacks:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from wnconvert.onnx.file.wire import Wire, WireField
+from wnconvert.onnx.file.wire import Wire, WireField, bytes_record
 
 __all__ = [
     "ENTRY",
@@ -17,6 +17,7 @@ __all__ = [
     "NODE_OUTPUT",
     "PLACE",
     "TENSOR_NAME",
+    "external_entries",
     "external_key",
 ]
 
@@ -41,3 +42,12 @@ def external_key(wire: Wire, record: WireField) -> str:
     """The key of an entry of external data."""
     keys = [wire.text(item) for item in wire.records(record) if item.number == 1]
     return keys[-1] if keys else ""
+
+
+def external_entries(location: str, start: int, size: int) -> bytes:
+    """The entries of a TensorProto that say where its bytes lie."""
+    entries = zip(PLACE, (location, str(start), str(size)), strict=True)
+    return b"".join(
+        bytes_record(ENTRY, bytes_record(1, key.encode()) + bytes_record(2, value.encode()))
+        for key, value in entries
+    )

@@ -20,6 +20,7 @@ from wnconvert.onnx.file.fields import (
     INSIDE,
     PLACE,
     TENSOR_NAME,
+    external_entries,
     external_key,
 )
 from wnconvert.onnx.file.model import GraphEdits, NewTensor
@@ -163,11 +164,7 @@ class ModelWriter:
     def external(self, size: int, work: Work) -> bytes:
         """The entries that tell where a tensor lies in the new data file."""
         start = self.data.place(size, work)
-        entries = (("location", self.data_name), ("offset", str(start)), ("length", str(size)))
-        return b"".join(
-            bytes_record(13, bytes_record(1, key.encode()) + bytes_record(2, value.encode()))
-            for key, value in entries
-        )
+        return external_entries(self.data_name, start, size)
 
     def added(self, kind: str, tensor: NewTensor) -> list[_Part]:
         """A new tensor: an initializer of a graph, or a Constant node of a function."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -223,8 +224,8 @@ class _Surgery:
         for norm in self.norms.values():
             if norm.bias is not None:
                 yield norm.norm.record.start
-                types = self.index.scopes[norm.path].values
-                yield from (port.record.start for port in types if port.name == norm.norm.inputs[0])
+                types = self.index.types.get((norm.path, norm.norm.inputs[0]), ())
+                yield from (port.record.start for port in types)
 
     def dequantizing(self) -> dict[int, NewNode]:
         """The nodes that make numbers of codes, each in the place of the last that computed the weight."""
@@ -361,9 +362,8 @@ def _check_names(index: Index, edits: GraphEdits, names: Mapping[str, str], know
         if ("", old) in index.outputs or old in ports:
             raise LayerError(f"{old} is an input or output of the graph and keeps its name", fix=fix)
     taken = _left(index, edits) - names.keys() | {tensor.name for tensor in edits.tensors} - names.keys()
-    new_names = list(names.values())
-    for new in new_names:
-        if new in taken or new_names.count(new) > 1 or not new:
+    for new, count in Counter(names.values()).items():
+        if new in taken or count > 1 or not new:
             raise LayerError(f"{new or 'the empty name'} is taken by another value", fix=fix)
 
 

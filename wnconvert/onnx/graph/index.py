@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
-from wnconvert.onnx.file.model import Constant, Graph, GraphScope, Model, Node, OnnxFunction
+from wnconvert.onnx.file.model import Constant, Graph, GraphScope, Model, Node, OnnxFunction, Port
 
 __all__ = [
     "Index",
@@ -52,8 +52,9 @@ class Index:
 
     ``parents`` has the scope around each subgraph; ``roots`` the graph or function that contains a scope;
     ``users`` the nodes that use a value (one entry for each use), with the path of their scope; ``calls``
-    the nodes that call a function, by the function's path. ``inputs`` are the inputs of graphs. ``formals``
-    are the inputs of functions, and those inputs of graphs that have no stored tensor as a default.
+    the nodes that call a function, by the function's path. ``inputs`` are the inputs of graphs, ``types``
+    the types that are stated of other values. ``formals`` are the inputs of functions, and those inputs of
+    graphs that have no stored tensor as a default.
     """
 
     scopes: dict[str, GraphScope] = field(default_factory=dict)
@@ -64,7 +65,8 @@ class Index:
     formals: set[ValueId] = field(default_factory=set)
     makers: dict[ValueId, Node] = field(default_factory=dict)
     users: dict[ValueId, list[tuple[str, Node]]] = field(default_factory=dict)
-    inputs: set[ValueId] = field(default_factory=set)
+    inputs: dict[ValueId, Port] = field(default_factory=dict)
+    types: dict[ValueId, list[Port]] = field(default_factory=dict)
     outputs: set[ValueId] = field(default_factory=set)
     calls: dict[str, list[tuple[str, Node]]] = field(default_factory=dict)
 
@@ -121,11 +123,13 @@ def _define(index: Index, scope: GraphScope) -> None:
     if isinstance(scope, Graph):
         for constant in scope.constants:
             index.constants[path, constant.name] = constant
-        ports = {(path, port.name) for port in scope.inputs}
+        ports = {(path, port.name): port for port in scope.inputs}
         index.inputs |= ports
-        index.formals |= ports - index.constants.keys()
+        index.formals |= ports.keys() - index.constants.keys()
     else:
         index.formals |= {(path, name) for name in scope.inputs}
+    for port in scope.values:
+        index.types.setdefault((path, port.name), []).append(port)
     for node in scope.nodes:
         for name in filter(None, node.outputs):
             index.makers[path, name] = node
@@ -205,10 +209,12 @@ def removal(index: Index, replaced: Collection[ValueId], released: Iterable[tupl
 
 
 class _Removing:
+    """A removal under way; ``counts`` and ``calls`` are those that differ from the index by now."""
+
     def __init__(self, index: Index) -> None:
         self.index = index
-        self.counts = {value: len(users) for value, users in index.users.items()}
-        self.calls = {path: len(calls) for path, calls in index.calls.items()}
+        self.counts: dict[ValueId, int] = {}
+        self.calls: dict[str, int] = {}
         self.gone = Removal()
         self.waiting: list[ValueId] = []
 
@@ -220,19 +226,20 @@ class _Removing:
         self.waiting += sorted(replaced, reverse=True)
         while self.waiting:
             self._unused(self.waiting.pop())
-        for path, scope in self.index.scopes.items():
-            self.gone.records |= {
-                port.record.start for port in scope.values if (path, port.name) in self.gone.values
-            }
-        graph = self.index.scopes[""]
-        if isinstance(graph, Graph):  # before IR 4 initializers are listed as inputs too
-            gone = {port.record.start for port in graph.inputs if ("", port.name) in self.gone.values}
-            self.gone.records |= gone
+        for value in self.gone.values:
+            self.gone.records.update(port.record.start for port in self.index.types.get(value, ()))
+            if not value[0] and value in self.index.inputs:  # before IR 4 initializers are inputs too
+                self.gone.records.add(self.index.inputs[value].record.start)
         return self.gone
+
+    def _uses(self, value: ValueId) -> int:
+        """How many uses of a value are left."""
+        changed = self.counts.get(value)
+        return len(self.index.users.get(value, ())) if changed is None else changed
 
     def _unused(self, value: ValueId) -> None:
         index = self.index
-        if self.counts.get(value) or value in index.outputs or value in self.gone.values:
+        if self._uses(value) or value in index.outputs or value in self.gone.values:
             return
         if value in index.constants:
             self.gone.values.add(value)
@@ -240,7 +247,7 @@ class _Removing:
         elif value in index.makers:
             node, path = index.makers[value], value[0]
             made = [(path, name) for name in node.outputs if name]
-            if not any(self.counts.get(other) or other in index.outputs for other in made):
+            if not any(self._uses(other) or other in index.outputs for other in made):
                 self.gone.values.update(made)
                 self.gone.records.add(node.record.start)
                 self._drop(path, node)
@@ -263,8 +270,9 @@ class _Removing:
                 self._release(path, name)
         self.gone.nodes.add(node.record.start)
         if function is not None:
-            self.calls[function.path] -= 1
-            if not self.calls[function.path]:
+            left = self.calls.get(function.path, len(self.index.calls[function.path])) - 1
+            self.calls[function.path] = left
+            if not left:
                 self.gone.records.add(function.record.start)
                 self._drop_inside(function)
         for graph in node.graphs:
@@ -277,8 +285,8 @@ class _Removing:
 
     def _release(self, path: str, name: str) -> None:
         value = self.index.resolve(path, name) if name else None
-        if value is None or not self.counts.get(value):
+        if value is None or not (left := self._uses(value)):
             return
-        self.counts[value] -= 1
-        if not self.counts[value] and value[0] not in self.gone.scopes:
+        self.counts[value] = left - 1
+        if left == 1 and value[0] not in self.gone.scopes:
             self.waiting.append(value)

@@ -270,10 +270,11 @@ class _Search:
     def stated(self, path: str, name: str) -> int | None:
         """The rank that a model states for a value of a graph."""
         value = self.index.resolve(path, name)
-        scope = self.index.scopes[value[0]] if value is not None else None
-        ports = (*scope.inputs, *scope.values) if isinstance(scope, Graph) else ()
-        sizes = (port.sizes for port in ports if port.name == name)
-        return next((len(each) for each in sizes if each is not None), None)
+        if value is None or not isinstance(self.index.scopes[value[0]], Graph):
+            return None
+        ports = [self.index.inputs[value]] if value in self.index.inputs else []
+        ports += self.index.types.get(value, ())
+        return next((len(port.sizes) for port in ports if port.sizes is not None), None)
 
 
 #: Operators whose result has the rank of their first input.

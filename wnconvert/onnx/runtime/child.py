@@ -8,6 +8,7 @@ import sys
 import traceback
 from collections.abc import Callable, Mapping
 from io import FileIO
+from pathlib import Path
 from queue import SimpleQueue
 from threading import Thread
 from typing import Any, NoReturn
@@ -22,6 +23,10 @@ from wnconvert.onnx.runtime.words import no_memory
 from wnconvert.tensors.blocks import Array
 
 __all__ = ["serve"]
+
+
+#: So many models are kept that were given by their bytes, unless they are larger than this.
+_MOST_KEPT, _SMALL = 32, 1 << 20
 
 
 def serve() -> NoReturn:
@@ -70,7 +75,7 @@ class _Models:
 
     def __init__(self) -> None:
         self.sessions: dict[int, Session] = {}
-        self.last: tuple[bytes, Session] | None = None
+        self.kept: dict[bytes, Session] = {}
         self.todo: dict[str, Callable[[Mapping[str, Any], Mapping[str, Array]], Frame]] = {
             "start": self.start,
             "load": self.load,
@@ -90,9 +95,15 @@ class _Models:
             limit_memory(said["memory"])
         return {}, {}
 
-    def load(self, said: Mapping[str, Any], _: Mapping[str, Array]) -> Frame:
-        """Load a model; its ports."""
-        session = self.sessions[said["model"]] = load_session(said["path"], optimize=said["optimize"])
+    def load(self, said: Mapping[str, Any], arrays: Mapping[str, Array]) -> Frame:
+        """Load a model, or an outline of it; its ports."""
+        path, optimize = said["path"], said["optimize"]
+        if MODEL in arrays:
+            folder = str(Path(path).resolve().parent)
+            session = load_session(arrays[MODEL].tobytes(), optimize=optimize, folder=folder)
+        else:
+            session = load_session(path, optimize=optimize)
+        self.sessions[said["model"]] = session
         inputs, outputs = (
             [(port.name, port.kind, port.shape) for port in ports]
             for ports in (session.inputs, session.outputs)
@@ -109,10 +120,11 @@ class _Models:
         return {}, {}
 
     def compute(self, _: Mapping[str, Any], arrays: Mapping[str, Array]) -> Frame:
-        """The outputs of a model by its bytes, its nodes run as they are; the last one is kept."""
+        """The outputs of a model by its bytes, its nodes run as they are; the last few are kept."""
         feeds = dict(arrays)
         model = feeds.pop(MODEL).tobytes()
-        if self.last is None or self.last[0] != model:
-            self.last = None  # not two at a time
-            self.last = model, load_session(model, optimize=False)
-        return {}, self.last[1].run(feeds)
+        if model not in self.kept:
+            if len(self.kept) == _MOST_KEPT or len(model) > _SMALL:
+                self.kept.clear()
+            self.kept[model] = load_session(model, optimize=False, threads=1)
+        return {}, self.kept[model].run(feeds)

@@ -67,9 +67,10 @@ class Opened:
         return found
 
     def close(self) -> None:
-        """Give its memory back."""
+        """Give its memory back; that of a process that is over is the system's."""
         assert self.loaded is not None  # noqa: S101 - it was opened by a `Runtime`
-        self.loaded.ask({"do": "forget"}, {})
+        if not self.loaded.process.is_over:
+            self.loaded.ask({"do": "forget"}, {})
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,9 +109,10 @@ class Runtime:
         if self._process is not None:
             self._process.end()
 
-    def open(self, path: Path, *, optimize: bool = True) -> Opened:
+    def open(self, path: Path, *, optimize: bool = True, outline: bytes | None = None) -> Opened:
         """Load a model with its external data from beside it; without ``optimize`` its nodes run as they are.
 
+        An ``outline`` of the model takes its place, of which large tensors lie in the model, and are mapped.
         Raises ``InputError`` (or ``FormatError``) for a model that onnxruntime cannot load,
         ``NoAnswerError`` if there is no answer.
         """
@@ -118,7 +120,9 @@ class Runtime:
             _check_file(path)
             self._models += 1
             loaded = _Loaded(self._running(), self._models)
-            answer, _ = loaded.ask({"do": "load", "path": str(path.absolute()), "optimize": optimize}, {})
+            said = {"do": "load", "path": str(path.absolute()), "optimize": optimize}
+            arrays = {} if outline is None else {MODEL: np.frombuffer(outline, np.uint8)}
+            answer, _ = loaded.ask(said, arrays)
         inputs, outputs = (
             tuple(ValueInfo.of(*port) for port in answer[ports]) for ports in ("inputs", "outputs")
         )

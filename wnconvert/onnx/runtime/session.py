@@ -20,6 +20,7 @@ __all__ = ["Session", "load_session", "onnxruntime"]
 
 
 _BFLOAT16 = 16  # TensorProto.DataType
+_DATA_FOLDER = "session.model_external_initializers_file_folder_path"
 _FATAL = 4  # onnxruntime writes nothing to stderr below this severity
 
 
@@ -53,21 +54,29 @@ class Session:
         return {name: np.asarray(array) for name, array in zip(names, found, strict=True)}
 
 
-def load_session(model: str | bytes, *, optimize: bool) -> Session:
+def load_session(
+    model: str | bytes, *, optimize: bool, folder: str = "", threads: int | None = None
+) -> Session:
     """Load a model from its path, with its external data from beside it, or from its bytes.
 
-    Without ``optimize`` the nodes are run as they are in the file. Raises ``InputError`` (or ``FormatError``)
-    for a model that cannot be loaded.
+    The external data of a model by its bytes lie in ``folder``, and are mapped. Without ``optimize`` the
+    nodes are run as they are in the file, and memory is given back as soon as it is free. A run takes so many
+    ``threads``, all processors if None. Raises ``InputError`` (or ``FormatError``) for a model that cannot be
+    loaded.
     """
     runtime = onnxruntime()
     options = runtime.SessionOptions()
     options.log_severity_level = _FATAL
     levels = runtime.GraphOptimizationLevel
     options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimize else levels.ORT_DISABLE_ALL
-    options.intra_op_num_threads = processors()
+    # An arena keeps what it has had, for runs that are timed; a pattern of all tensors is for many runs.
+    options.enable_cpu_mem_arena = options.enable_mem_pattern = optimize
+    options.intra_op_num_threads = threads or processors()
     options.inter_op_num_threads = 1
     # A thread that waits for work must not keep a processor busy.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if folder:
+        options.add_session_config_entry(_DATA_FOLDER, folder)
     try:
         own = runtime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     except _errors(runtime) as error:

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
 
-from wnconvert.layers.schemes import FORMS
+from wnconvert.layers.conventions import CONVENTIONS
+from wnconvert.layers.schemes import NAMED_FORMS
 from wnconvert.messages import counted
 from wnconvert.reports.html.modules import ModuleBranch, module_tree
 from wnconvert.reports.html.page import Page
@@ -99,7 +100,7 @@ def _verbs(found: Inspection) -> Iterator[_Verb]:
     def verb(name: str, would: str, options: str = "", *, can: bool) -> _Verb:
         return _Verb(name, would, f"wnconvert {name} {source}{options}" if can and source else "")
 
-    yield verb("fold", found.fold, can=not forms.isdisjoint((*FORMS, _GRAPH)))
+    yield verb("fold", found.fold, can=not forms.isdisjoint((*CONVENTIONS, _GRAPH)))
     if kinds := _other_kinds(found, forms):
         would = "with the other normalizations below that fold exactly"
         yield verb("fold", would, f" --kinds {kinds}", can=True)
@@ -107,7 +108,7 @@ def _verbs(found: Inspection) -> Iterator[_Verb]:
         yield verb("split", found.split, can="folded" in forms)
     if found.migrate:
         way = "" if "legacy" in forms else " --to legacy"
-        yield verb("migrate", found.migrate, way, can=not forms.isdisjoint(FORMS))
+        yield verb("migrate", found.migrate, way, can=not forms.isdisjoint(NAMED_FORMS))
 
 
 def _other_kinds(found: Inspection, forms: set[str]) -> str:
@@ -115,7 +116,7 @@ def _other_kinds(found: Inspection, forms: set[str]) -> str:
     words = [word for kind in found.kinds for word in kind.kinds.split(",") if word]
     if not words:
         return ""
-    return ",".join(dict.fromkeys([*(["weight"] if not forms.isdisjoint(FORMS) else []), *words]))
+    return ",".join(dict.fromkeys([*(["weight"] if not forms.isdisjoint(CONVENTIONS) else []), *words]))
 
 
 def _shell_word(text: str) -> str:

@@ -379,7 +379,13 @@ def _filled(work: Filled, _source: Elements, out: Sink, _numbers: RowPolicy) -> 
 @make_tensor.register
 def _norms(work: Norms, source: Elements, out: Sink, _numbers: RowPolicy) -> Outcome:
     info = work.w.info
-    g, report = norm_blocks(source.reader(work.w), info.shape, work.dim, info.dtype, work.dtype)
+    divisors = None
+    if work.guard:
+        from wnconvert.numerics.rules.computed.guarded import GuardedNorm  # of frameworks that have an eps
+
+        divisors = GuardedNorm(work.guard)
+    read = source.reader(work.w)
+    g, report = norm_blocks(read, info.shape, work.dim, info.dtype, work.dtype, divisors=divisors)
     out.passed(max(info.nbytes - g.nbytes, 0))
     out.array(g)
     return Outcome(split_problems(report, work.dtype), split_note(report))

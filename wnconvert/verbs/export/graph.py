@@ -174,10 +174,11 @@ def naming_of(exported: Checkpoint, fold: OnnxFold, parameters: Mapping[str, Arr
             taken |= {constant.name for constant in scope.constants} | {port.name for port in scope.inputs}
     names = names_of(found, parameters)
     operands = [node.inputs[1:] for node in graph.nodes if node.op in _CONVOLUTIONS and len(node.inputs) == 3]
-    free = [name for name in found if name not in parameters]
+    free = {name: array for name, array in found.items() if name not in parameters}
     names |= biases_of([(weight, bias) for weight, bias in operands if bias in free], names)
-    new = {old: new for old, new in names.items() if new not in taken | (found.keys() - names.keys())}
-    others = [name for name in free if name not in new and found[name].size > 1]
+    taken |= found.keys() - names.keys()
+    new = {old: new for old, new in names.items() if new not in taken}
+    others = [name for name, array in free.items() if name not in new and array.size > 1]
     return NamedInitializers(new, len(found) - len(free), len(others))
 
 

@@ -80,11 +80,13 @@ def biases_of(operands: Iterable[tuple[str, str]], names: Mapping[str, str]) -> 
     {'onnx::Conv_16': 'c.bias'}
     """
     found: dict[str, str] = {}
+    taken = set(names.values())
     for weight, bias in operands:
         owner, dot, own = names.get(weight, weight).rpartition(".")
         name = f"{owner}{dot}bias"
-        if own == "weight" and bias not in names and name not in (*found.values(), *names.values()):
-            found.setdefault(bias, name)
+        if own == "weight" and bias not in names and bias not in found and name not in taken:
+            found[bias] = name
+            taken.add(name)
     return found
 
 
@@ -109,11 +111,9 @@ def _print(array: Array) -> _Print:
 def _paired(wanted: list[str], free: list[str], alike: Callable[[str, str], bool]) -> dict[str, str]:
     """Pairs that are alike, if neither side has another partner."""
     partners = {name: [other for other in free if alike(name, other)] for name in wanted}
-    claims = [other for others in partners.values() for other in others]
+    claims = Counter(other for others in partners.values() for other in others)
     return {
-        name: others[0]
-        for name, others in partners.items()
-        if len(others) == 1 and claims.count(others[0]) == 1
+        name: others[0] for name, others in partners.items() if len(others) == 1 and claims[others[0]] == 1
     }
 
 

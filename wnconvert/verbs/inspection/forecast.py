@@ -29,7 +29,7 @@ def fold_in_words(
 
     ``known`` as for a plan, by a selection without the ``recipe``.
     """
-    bad = [row.name for row in rows if row.has_nonfinite or (row.zero_rows and row.norm)]
+    bad = [row.name for row in rows if row.has_nonfinite or (row.zero_rows and row.norm and not row.has_eps)]
     if bad:
         return f"would refuse the numbers of {listed(bad, 3)} (see the flags)"
     try:

@@ -13,10 +13,11 @@ from dataclasses import dataclass, replace
 from pathlib import PurePath
 from typing import Any
 
+from wnconvert.layers.conventions import CONVENTIONS
 from wnconvert.layers.evidence import notes_on_passed
 from wnconvert.layers.find import FoundPairs, pairs_in
 from wnconvert.layers.recipes import Recipe
-from wnconvert.layers.schemes import FORMS, Selection
+from wnconvert.layers.schemes import Selection
 from wnconvert.messages import counted, listed, option, options_as_python, refuse_other_than_path, told
 from wnconvert.plan.record.history import origins
 from wnconvert.plan.selection.wanted import fitting_layers
@@ -247,7 +248,7 @@ def _empty_note(tree: Tree) -> Iterator[str]:
 def _zero_rows(rows: Iterable[LayerStats]) -> Iterator[Fault]:
     """The layers whose v has zero rows; those of a folded weight were let through when it was folded."""
     for row in rows:
-        if row.form in FORMS and row.zero_rows:
+        if row.form in CONVENTIONS and row.zero_rows and not row.has_eps:
             yield Fault("zero rows", row.state_dict, row.name, row.zero_rows, weight=row.name)
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from wnconvert.layers.conventions import CONVENTIONS
 from wnconvert.layers.rows import LayerRow
 from wnconvert.layers.rules import ORIGINAL, G, Mask, Norm, Spectral
 from wnconvert.layers.schemes import Layer
@@ -137,6 +138,11 @@ class LayerStats(LayerRow):
     def flags(self) -> tuple[str, ...]:
         """The flags in words."""
         return tuple(map(str, self.odd))
+
+    @property
+    def has_eps(self) -> bool:
+        """Whether rows are divided by a norm with an eps, so that a zero row makes zeros."""
+        return self.form in CONVENTIONS and CONVENTIONS[self.form].guard is not None
 
     @property
     def has_nonfinite(self) -> bool:

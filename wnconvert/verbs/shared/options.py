@@ -27,6 +27,7 @@ __all__ = [
     "ZERO_ROWS_CHOICES",
     "DimOption",
     "Form",
+    "NamedForm",
     "ProofOption",
     "Proving",
     "RunOptions",
@@ -40,8 +41,10 @@ __all__ = [
 ]
 
 
-#: A form that pairs can have.
+#: A form that a live pair can have.
 Form: TypeAlias = Literal["legacy", "parametrize"]
+#: A form that a pair in a file, or in a state dict, can be given.
+NamedForm: TypeAlias = Literal["legacy", "parametrize", "physicsnemo", "paddle", "equinox"]
 #: What to do with a row whose ‖v‖ is 0.
 ZeroRows: TypeAlias = Literal["error", "zero"]
 #: An axis, None for the whole tensor, "auto" to read it from g's shape.
@@ -154,10 +157,10 @@ def renaming_of(
     return Renaming.of(texts_of(strip_prefix), pairs, add_prefix)
 
 
-def check_form(to: str | None) -> None:
-    """Raise ``ArgumentError`` if ``to`` is neither None nor a form that a pair can have."""
-    if to is not None and to not in FORMS:
-        raise ArgumentError(f"there is no form {to!r}", fix=f"one of {', '.join(FORMS)}")
+def check_form(to: str | None, forms: Collection[str] = FORMS) -> None:
+    """Raise ``ArgumentError`` if ``to`` is neither None nor one of the ``forms`` that a pair can be given."""
+    if to is not None and to not in forms:
+        raise ArgumentError(f"there is no form {to!r}", fix=f"one of {', '.join(forms)}")
 
 
 def numbers_of(zero_rows: str, *, allow_nonfinite: bool) -> RowPolicy:

@@ -48,19 +48,22 @@ def selection_of(
     recipe: Recipe | None = None,
     *,
     asked: Asked | None = None,
+    eps: float | None = None,
     shown: Collection[str] = SHOWN,
 ) -> Selection:
     """The selection of ``--layers``, ``--exclude`` (globs), ``--dim``, ``--kinds`` and ``--recipe``.
 
-    ``asked`` is what is said in place of a recipe; ``shown`` are the kinds that there are. Raises
-    ``ArgumentError``.
+    ``asked`` is what is said in place of a recipe, ``eps`` that of pairs; ``shown`` are the kinds that there
+    are. Raises ``ArgumentError``.
     """
     if isinstance(dim, str) and dim != "auto":
         raise ArgumentError(
             f"dim {dim!r} is not an axis", fix="a number, None for the whole tensor, or 'auto'"
         )
     wanted = kinds_of(kinds, shown)
-    return Selection(texts_of(layers), texts_of(exclude), dim, kinds=wanted, recipe=recipe, asked=asked)
+    return Selection(
+        texts_of(layers), texts_of(exclude), dim, kinds=wanted, recipe=recipe, asked=asked, eps=eps
+    )
 
 
 def texts_of(texts: Iterable[str]) -> tuple[str, ...]:

@@ -218,7 +218,7 @@ def test_where_the_check_fails_no_file_is_there(
     def refuse(*_: object, **__: object) -> None:
         raise VerifyError("no")
 
-    monkeypatch.setattr(compared, "_near", refuse)
+    monkeypatch.setattr(compared, "_clearly_near", refuse)
     with pytest.raises(VerifyError):
         fold_file(source, tmp_path / "out.onnx")
     assert not list(tmp_path.iterdir())

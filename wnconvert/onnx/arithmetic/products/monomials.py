@@ -38,6 +38,7 @@ __all__ = [
     "product_of",
     "regrouped",
     "renumbered",
+    "retold",
     "tensor_numbers",
     "transposed",
     "unsqueezed",
@@ -102,6 +103,21 @@ def tensor_numbers(powers: Powers) -> frozenset[int]:
     """The numbers of all tensors in a product, those in its sums among them."""
     own = {factor.tensor for factor, _ in powers if factor.tensor >= 0}
     return frozenset(own.union(*(tensor_numbers(factor.of) for factor, _ in powers)))
+
+
+def retold(powers: Powers, numbers: Mapping[int, int]) -> Powers:
+    """A product of other tensors: for tensor i the tensor ``numbers[i]``, in the same order.
+
+    >>> [factor.tensor for factor, _ in retold(leaf(0, (8,)).factors, {0: 4})]
+    [4]
+    """
+    return tuple((_retold(factor, numbers), exponent) for factor, exponent in powers)
+
+
+def _retold(factor: Factor, numbers: Mapping[int, int]) -> Factor:
+    if factor.tensor >= 0:
+        return replace(factor, tensor=numbers[factor.tensor])
+    return replace(factor, of=retold(factor.of, numbers))
 
 
 def leaf(number: int, shape: Sequence[int], all_of_it: Fraction | None = None) -> Monomial | None:

@@ -37,7 +37,7 @@ from wnconvert.verbs.shared.progress import Progress, bytes_progress
 from wnconvert.verbs.shared.proofs import Prove
 from wnconvert.verbs.shared.recipes import recipe_given
 from wnconvert.verbs.shared.selections import kinds_of, selection_of
-from wnconvert.verbs.shared.told import Said, asked_of
+from wnconvert.verbs.shared.told import Said, asked_of, eps_alone
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor
@@ -233,6 +233,7 @@ def _selection(given: FoldOptions) -> Selection:
         given["kinds"],
         recipe_given(given["recipe"]),
         asked=asked_of(said, given["recipe"]),
+        eps=eps_alone(said, given["recipe"]),
         shown=IN_GRAPHS,
     )
 

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import threading
 from collections.abc import Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,13 +18,14 @@ from wnconvert.heap import give_back
 from wnconvert.messages import REPORT_BUG, counted, listed, printable, to_install
 from wnconvert.numerics.rows import RowPolicy
 from wnconvert.onnx.file.model import Constant, Node, OnnxFunction
+from wnconvert.onnx.file.outline import NOWHERE, outline_of
 from wnconvert.onnx.file.reader import OnnxFile, stored_in
 from wnconvert.onnx.file.unchanged import check_unchanged
 from wnconvert.onnx.graph.plan import OnnxFold
 from wnconvert.onnx.runtime.process import Runtime
 from wnconvert.plan.layout import Requantized
 from wnconvert.storage.checkpoint import Checkpoint
-from wnconvert.storage.files import local_path
+from wnconvert.storage.files import local_path, open_file
 from wnconvert.storage.sources import Source
 from wnconvert.tensors.blocks import BLOCK_BYTES
 from wnconvert.tensors.containers import Container
@@ -34,7 +37,7 @@ from wnconvert.verbs.conversion.onnx.run import REQUANTIZED, WHOLE_NUMBERS, comp
 from wnconvert.verbs.conversion.verify.structure import check_structure
 from wnconvert.verbs.shared.options import Proving
 
-__all__ = ["FoldCheck", "check_fold", "check_installed", "refused"]
+__all__ = ["FoldCheck", "check_fold", "check_installed", "made_ready", "refused"]
 
 
 def check_installed(*, runs: bool = True) -> None:
@@ -50,6 +53,21 @@ def check_installed(*, runs: bool = True) -> None:
             f"an ONNX model is checked before it is put in place, and {listed(missing)} {are} not installed",
             fix=to_install(*missing),
         )
+
+
+@contextlib.contextmanager
+def made_ready(proving: Proving) -> Iterator[Runtime | None]:
+    """Start what checks a new model, and import onnx, while the body runs; it gets onnxruntime's process.
+
+    There is none where nothing shall be run.
+    """
+    imports = threading.Thread(target=importlib.import_module, args=("onnx.checker",))
+    imports.start()
+    try:
+        with Runtime(proving.timeout) if proving.runs else contextlib.nullcontext() as runtime:
+            yield runtime
+    finally:
+        imports.join()
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,21 +91,22 @@ def check_fold(
     *,
     verify: bool = False,
     proving: Proving = Proving(),  # noqa: B008 - frozen
+    runtime: Runtime | None = None,
 ) -> FoldCheck:
     """Check the folded model at ``path`` against the original.
 
     Everything in the model except the edits is compared byte by byte; with ``verify``, tensors in data files
-    too; ``proving`` says what is run, and how long. Raises ``VerifyError`` if onnx's checker refuses the new
-    model, or if it holds or computes something else.
+    too; ``proving`` says what is run, and how long, in ``runtime`` if that has been started already. Raises
+    ``VerifyError`` if onnx's checker refuses the new model, or if it holds or computes something else.
     """
     original = local_path(opened.path, "onnxruntime runs it where it lies")
     written = check_structure(path, Container.ONNX)
     kept = _kept(opened, fold, written) if verify else ""
     with contextlib.ExitStack() as stack:
-        # It starts while onnx's checker works.
-        runtime = stack.enter_context(Runtime(proving.timeout)) if proving.runs else None
-        notes = list(_checked(original, path))
-        give_back()  # the checker had the whole model in memory
+        if runtime is None and proving.runs:
+            runtime = stack.enter_context(Runtime(proving.timeout))
+        notes = list(_checked(original, written, whole=verify))
+        give_back()  # the checker had the model in memory
         try:
             ran = _run(opened, fold, written, runtime, numbers=numbers, proving=proving)
         except VerifyError as error:
@@ -123,14 +142,15 @@ def _run(
     dtypes = {tensor.dtype.name for tensor in fold.edits.tensors if tensor.dtype.foldable}
     tolerance: dict[str, float | None] = {"layers_rtol": layer_tolerance(dtypes)}
     if proving.proof == "model":
-        both = Path(opened.path), Path(written.path)
+        assert written.onnx is not None  # noqa: S101 - it was read back before
         # Codes that are those of the original make what it makes; a last digit may become a quantum.
-        may_differ = bool(dtypes) or layers.rounded > 0
-        if written.onnx is not None and may_differ and _rounds(written.onnx):
+        if (dtypes or layers.rounded) and _rounds(written.onnx):
             dtypes.add(WHOLE_NUMBERS)
         if any(isinstance(tensor.work, Requantized) for tensor in fold.edits.tensors):
             dtypes.add(REQUANTIZED)
-        whole, more = compare_whole(*both, runtime, numbers, dtypes=dtypes, otherwise=layers.otherwise)
+        whole, more = compare_whole(
+            opened, written.onnx, runtime, numbers, dtypes=dtypes, otherwise=layers.otherwise
+        )
         done += [f"the whole model on {whole}"] * bool(whole)
         notes += more
         if whole:
@@ -144,7 +164,7 @@ def _rounds(opened: OnnxFile) -> bool:
     return any(op.endswith("QuantizeLinear") or op.startswith("QLinear") for op in ops)
 
 
-def refused(path: Path, *, full_check: bool = False) -> str:
+def refused(model: Path | bytes, *, full_check: bool = False) -> str:
     """Why onnx's checker refuses a model; empty if it does not. ``full_check`` checks shapes too.
 
     Raises ``MemoryError`` if it needs more memory than there is.
@@ -152,7 +172,7 @@ def refused(path: Path, *, full_check: bool = False) -> str:
     import onnx.checker
 
     try:
-        onnx.checker.check_model(str(path), full_check=full_check)
+        onnx.checker.check_model(model if isinstance(model, bytes) else str(model), full_check=full_check)
     except MemoryError:  # which says nothing of the model
         raise
     except Exception as error:  # noqa: BLE001 - it raises what its C++ raises
@@ -160,13 +180,26 @@ def refused(path: Path, *, full_check: bool = False) -> str:
     return ""
 
 
-def _checked(original: Path, path: Path) -> Iterator[str]:
-    """Check a model with onnx's checker; yields a note if it refuses the original too."""
-    if why := refused(path):
+def _checked(original: Path, written: Checkpoint, *, whole: bool) -> Iterator[str]:
+    """Check a model with onnx's checker; yields a note if it refuses the original too.
+
+    The checker gets the ``whole`` file, or all of it but the elements of large tensors: of these it asks for
+    their number alone, and our reader has held that against their shapes.
+    """
+    if why := refused(Path(written.path) if whole else _in_outline(written)):
         before = refused(original)
         if not before:
             raise VerifyError(f"onnx.checker refuses the new model ({why}); nothing is kept", fix=REPORT_BUG)
         yield f"onnx.checker refuses the original too: {before}"
+
+
+def _in_outline(written: Checkpoint) -> Path | bytes:
+    """An outline of a model for onnx's checker; the path of one with data files, which it looks for."""
+    path = Path(written.path)
+    if written.onnx is None or len(written.shards) > 1:
+        return path
+    with closing(open_file(path)) as file:
+        return outline_of(file, written.onnx, NOWHERE)
 
 
 def _kept(opened: OnnxFile, fold: OnnxFold, written: Checkpoint) -> str:

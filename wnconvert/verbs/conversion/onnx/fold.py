@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from functools import cache
@@ -30,7 +30,7 @@ from wnconvert.verbs.conversion.convert import Result, conversion_result
 from wnconvert.verbs.conversion.executor import execute
 from wnconvert.verbs.conversion.onnx import works as _works  # noqa: F401 - kinds of work that it does
 from wnconvert.verbs.conversion.onnx.record import append_record, without_record
-from wnconvert.verbs.shared.digests import sha256_of
+from wnconvert.verbs.shared.digests import sha256_beside
 from wnconvert.verbs.shared.options import RunOptions
 
 if TYPE_CHECKING:
@@ -39,10 +39,10 @@ if TYPE_CHECKING:
     from wnconvert.onnx.graph.weights import EvaluatedWeight, RunWeight
     from wnconvert.verbs.conversion.onnx.check import FoldCheck
 
-__all__ = ["convert_onnx", "model_layouts", "own_data_of", "plan_fold", "remove_unused", "write_model"]
+__all__ = ["convert_onnx", "model_layouts", "own_data_of", "plan_graph_fold", "remove_unused", "write_model"]
 
 
-def plan_fold(
+def plan_graph_fold(
     opened: OnnxFile, selection: Selection, *, constants: bool, requantize: bool = False
 ) -> OnnxFold:
     """Plan the fold of an ONNX model as ``plan_onnx`` does, which evaluates what no rule knows.
@@ -178,7 +178,7 @@ def convert_onnx(
 
     Raises as ``convert`` does, and ``InputError`` if onnx or onnxruntime is not there to check the result.
     """
-    from wnconvert.verbs.conversion.onnx.check import check_fold, check_installed
+    from wnconvert.verbs.conversion.onnx.check import check_fold, check_installed, made_ready
 
     began = time.perf_counter()
     opened = checkpoint.onnx
@@ -197,23 +197,28 @@ def convert_onnx(
         mark_replaced(scratch, old)  # in place these are the source's own: another name would be a change
 
     in_place = real_of(output) == real_of(checkpoint.path)
-    with scratch_folder(output, force=options.force, size=size) as scratch:
+    with (
+        scratch_folder(output, force=options.force, size=size) as scratch,
+        made_ready(options.proving) as runtime,
+    ):
         folder = scratch / "new"
         folder.mkdir(0o700)
         workers = Workers(options.threads, options.progress)
         notes = write_model(checkpoint, layouts, folder, output, numbers=options.numbers, workers=workers)
-        checked = check_fold(
-            opened,
-            fold,
-            folder / output.name,
-            options.numbers,
-            verify=options.verify,
-            proving=options.proving,
-        )
-        if options.record and fold.layers:
-            size += append_record(
-                folder / output.name, opened.provenance.steps, _step(checkpoint, fold, checked)
+        recorded = checkpoint.shards if options.record and fold.layers else ()
+        with sha256_beside(*recorded) as digests:
+            checked = check_fold(
+                opened,
+                fold,
+                folder / output.name,
+                options.numbers,
+                verify=options.verify,
+                proving=options.proving,
+                runtime=runtime,
             )
+            if sha256 := digests():
+                step = _step(fold, sha256, checked)
+                size += append_record(folder / output.name, opened.provenance.steps, step)
         put_in_place(folder, output, force=options.force, check=last_look)
         deleted = tuple(remove_unused(old, output, () if in_place else checkpoint.shards))
     return conversion_result(
@@ -228,8 +233,7 @@ def convert_onnx(
     )
 
 
-def _step(checkpoint: Checkpoint, fold: OnnxFold, checked: FoldCheck) -> dict[str, Any]:
+def _step(fold: OnnxFold, sha256: Sequence[str], checked: FoldCheck) -> dict[str, Any]:
     """The record of a fold."""
-    digests = [sha256_of(path) for path in checkpoint.shards]
     kinds = {item.layer.name: item.layer.rule.kind for item in fold.layers}
-    return made_step("fold", sha256=digests, folded=kinds, proof=checked.by, tolerance=checked.tolerance)
+    return made_step("fold", sha256=sha256, folded=kinds, proof=checked.by, tolerance=checked.tolerance)

@@ -116,15 +116,15 @@ def compare_layers(
                 by_formula[tensor.layer] = formula_in_words(tensor.rule)
                 lost = comparison.with_formula()
             losses[tensor.layer] = losses.get(tensor.layer, NOTHING_LOST) + lost
+        made: dict[str, list[NewTensor]] = {}
+        for tensor in fold.edits.tensors:
+            made.setdefault(tensor.layer, []).append(tensor)
         apart = {
-            layer.layer.name: compare_codes(fold.edits.tensors, layer.layer.name, stored, new, old)
+            layer.layer.name: compare_codes(made[layer.layer.name], stored, new, old)
             for layer in fold.layers
             if any(weight.codes is not None for weight in layer.weights)
         }
         nodes = NormNodes(slices, Slices(written.onnx, new.files), runtime)
-        made: dict[str, list[NewTensor]] = {}
-        for tensor in fold.edits.tensors:
-            made.setdefault(tensor.layer, []).append(tensor)
         for layer in fold.layers:
             if layer.behind is not None:
                 name = layer.layer.name

@@ -63,7 +63,7 @@ class NormNodes:
         if given is None:
             raise UnreachableError(norm.path)
         cut = model.cut((norm.path, norm.norm.outputs[0]), (), view.dtype, given=given)
-        feeds = {given[1]: x}
+        feeds = {cut.given: x}
         for name, constant in cut.fed.items():
             assert constant.tensor is not None  # noqa: S101 - only such are fed
             data = model.bytes(constant.tensor.data)

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import closing, suppress
+from functools import partial
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 
 from wnconvert.errors import InputError, VerifyError, WnconvertError
 from wnconvert.messages import REPORT_BUG, counted, few, listed, printable
 from wnconvert.numerics.rows import RowPolicy
+from wnconvert.onnx.file.outline import outline_of
+from wnconvert.onnx.file.reader import OnnxFile
 from wnconvert.onnx.runtime.ports import ValueInfo
 from wnconvert.onnx.runtime.process import Opened, Runtime
 from wnconvert.onnx.runtime.words import NoAnswerError
+from wnconvert.storage.files import open_file
 from wnconvert.tensors.blocks import Array
 from wnconvert.tensors.dtypes import DType
 
@@ -38,8 +44,8 @@ _MOST_MADE_UP = 1 << 22
 
 
 def compare_whole(
-    original: Path,
-    path: Path,
+    original: OnnxFile,
+    written: OnnxFile,
     runtime: Runtime,
     numbers: RowPolicy,
     *,
@@ -54,18 +60,34 @@ def compare_whole(
     if otherwise:
         names = listed(map(printable, otherwise), 6)
         return "", [f"the whole model was not run: the original computes {names} otherwise; {_ALONE}"]
+
+    def compared(opened: Callable[[OnnxFile, Runtime], Opened]) -> tuple[str, list[str]]:
+        both = partial(opened, original, runtime), partial(opened, written, runtime)
+        return _both(*both, numbers, dtypes)
+
     try:
-        feeds, expected, why = _of_original(original, runtime)
-        if not expected:
-            return "", [f"{why}; {_ALONE}"]
-        found = runtime.open(path, optimize=False).run(feeds)
+        return compared(_mapped)
     except NoAnswerError as error:
+        with suppress(NoAnswerError):  # a kernel that writes to its tensors cannot where these are mapped
+            return compared(_whole)
         return "", [f"the whole model was not run ({error.what}); {_ALONE}"]
-    notes: list[str] = []
-    if list(found) != list(expected):
-        raise VerifyError("the new model has other outputs; nothing is kept", fix=REPORT_BUG)
-    for name, values in expected.items():
-        notes += _compare_output(name, found[name], values, numbers, dtypes)
+
+
+def _both(
+    original: _Open, written: _Open, numbers: RowPolicy, dtypes: Collection[str]
+) -> tuple[str, list[str]]:
+    """Run both models, one after the other, since two at once would take twice the memory."""
+    feeds, expected, why = _of_original(original)
+    if not expected:
+        return "", [f"{why}; {_ALONE}"]
+    with closing(written()) as after:
+        found = after.run(feeds)
+    try:
+        notes = _compared(found, expected, numbers, dtypes)
+    except VerifyError:
+        if _is_steady(original, feeds):
+            raise
+        return "", [f"the original computes different outputs in each run; {_ALONE}"]
     return _shapes_text(feeds), few(notes)
 
 
@@ -77,21 +99,45 @@ def whole_tolerance(dtypes: Collection[str]) -> float:
 _ALONE = "each layer was compared alone"
 
 
-def _of_original(original: Path, runtime: Runtime) -> tuple[dict[str, Array], dict[str, Array], str]:
+def _mapped(model: OnnxFile, runtime: Runtime) -> Opened:
+    """Load a model whose nodes are run as they are; its large tensors are mapped, which takes no memory."""
+    path = Path(model.path)
+    name = path.resolve().name
+    if len(model.shards) > 1 or not name.isprintable():  # it is small; or its name is no text of ONNX
+        return _whole(model, runtime)
+    with closing(open_file(path)) as file:
+        outline = outline_of(file, model, name)
+    return runtime.open(path, optimize=False, outline=outline)
+
+
+def _whole(model: OnnxFile, runtime: Runtime) -> Opened:
+    """Load the whole of it."""
+    return runtime.open(Path(model.path), optimize=False)
+
+
+#: Loads one of the models.
+_Open: TypeAlias = Callable[[], Opened]
+
+
+def _of_original(original: _Open) -> tuple[dict[str, Array], dict[str, Array], str]:
     """Inputs on which the original runs, with its outputs; or why there are none."""
     try:
-        before = runtime.open(original, optimize=False)
+        before = original()
     except NoAnswerError:
         raise
     except WnconvertError as error:
         return {}, {}, f"the whole model was not run ({error.what})"
-    feeds, expected, why = _first_that_runs(before)
+    with closing(before):
+        feeds, expected, why = _first_that_runs(before)
     if not expected:
         return {}, {}, f"the whole model was not run on made-up inputs ({why})"
-    if not _same(expected, before.run(feeds)):
-        return {}, {}, "the original computes different outputs in each run"
-    before.close()  # two models at once would take twice the memory
     return feeds, expected, ""
+
+
+def _is_steady(original: _Open, feeds: Mapping[str, Array]) -> bool:
+    """Whether the original computes the same twice in one session; each session may draw the same first."""
+    with closing(original()) as before:
+        return _same(before.run(feeds), before.run(feeds))
 
 
 def _first_that_runs(opened: Opened) -> tuple[dict[str, Array], dict[str, Array], str]:
@@ -151,6 +197,21 @@ def _made_up(port: ValueInfo, sizes: Sequence[int], whole: int | None) -> Array:
 
 def _same(a: Mapping[str, Array], b: Mapping[str, Array]) -> bool:
     return all(a[name].tobytes() == b[name].tobytes() for name in a)
+
+
+def _compared(
+    found: Mapping[str, Array],
+    expected: Mapping[str, Array],
+    numbers: RowPolicy,
+    dtypes: Collection[str],
+) -> list[str]:
+    """Compare the outputs of both models; returns notes. Raises ``VerifyError``."""
+    if list(found) != list(expected):
+        raise VerifyError("the new model has other outputs; nothing is kept", fix=REPORT_BUG)
+    notes: list[str] = []
+    for name, values in expected.items():
+        notes += _compare_output(name, found[name], values, numbers, dtypes)
+    return notes
 
 
 def _compare_output(
