@@ -45,8 +45,7 @@ __all__ = [
 #: How many layers a conversion prints if ``--list`` does not ask for all.
 FIRST_LAYERS = 5
 
-#: The forms of torch's, and those that ``--to`` of ``split`` and ``migrate`` gives; a test compares them with
-#: those that exist.
+#: The forms of torch's, and those that ``--to`` of ``split`` and ``migrate`` gives; a test compares both.
 FORM_CHOICES = ("parametrize", "legacy")
 NAMED_FORM_CHOICES = (*FORM_CHOICES, "paddle", "physicsnemo", "equinox")
 #: The frameworks that ``migrate --to`` takes a file to.

@@ -327,7 +327,7 @@ def plan_onnx_fold(
     With ``constants`` weights that no rule knows are evaluated, with ``requantize`` those whose original is
     stored as codes become codes.
     """
-    from wnconvert.verbs.conversion.onnx.fold import plan_fold
+    from wnconvert.verbs.conversion.onnx.fold import plan_graph_fold
 
     if told := next((name for name in _TELLING if others.get(f"--{name}") is not None), ""):
         refuse_recipe(told)
@@ -336,7 +336,7 @@ def plan_onnx_fold(
             f"only checkpoints take {listed(given)}, and this is an ONNX model",
             fix="leave it out; --layers and --exclude choose layers",
         )
-    return plan_fold(opened, selection, constants=constants, requantize=requantize)
+    return plan_graph_fold(opened, selection, constants=constants, requantize=requantize)
 
 
 def _check_not_frozen(checkpoint: Checkpoint) -> None:
