@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
+from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.nn.parallel import DistributedDataParallel
 
 from tests.helpers.distributed import one_rank
@@ -117,7 +118,11 @@ def test_a_module_beside_ddp_is_folded_and_wrapped_afterwards() -> None:
 
 
 def sharded(form: Form = "parametrize") -> Any:
-    return fully_shard(model_in(form), mesh=init_device_mesh("cpu", (1,)), reshard_after_forward=False)
+    # torch 2.5 has it in a module of its own.
+    fsdp: Any = torch.distributed.fsdp
+    if not hasattr(fsdp, "fully_shard"):
+        fsdp = importlib.import_module("torch.distributed._composable.fsdp")
+    return fsdp.fully_shard(model_in(form), mesh=init_device_mesh("cpu", (1,)), reshard_after_forward=False)
 
 
 @some("used", {"as made": False, "after a forward": True}, ["after a forward"])
