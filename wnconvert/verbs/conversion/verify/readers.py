@@ -175,8 +175,8 @@ def check_zip(path: PurePath, *, contents: bool) -> None:
 def _numpy_reader(_source: Checkpoint, paths: Sequence[PurePath], _own: Open) -> Iterator[Reading]:
     """Reads with ``numpy.load``, one array at a time, which tests its checksum.
 
-    Threads take turns: a record that ``zipfile`` of Python 3.12 and 3.13 opens begins where another thread has
-    left the file.
+    Threads take turns: ``zipfile`` of Python 3.12 and 3.13 opens a record where another thread has left the
+    file.
     """
     from zipfile import BadZipFile
 
