@@ -143,8 +143,8 @@ def onnx(folder: Path, rounds: int) -> Iterator[Row]:
         others: dict[str, Command] = {name: [path, source, target] for name, path in tools.items() if path}
         ours, *runs = in_turns(rounds, NOW.fold(source, target), *others.values(), target=target, memory=True)
         for name, run_of in zip(others, runs, strict=True):
-            bound = 0.5 if name == "onnxsim" else 0  # it is that of one of them
-            yield Row(f"HiFi-GAN, 50 MB, `.onnx` ({exporter})", ours, f"`{name}`", run_of, bound)
+            what = f"HiFi-GAN, 50 MB, `.onnx` ({exporter})"
+            yield Row(what, ours, f"`{name}`", run_of, 0.5, 135 * MIB)
         source.unlink()
 
 
@@ -158,7 +158,7 @@ def export(folder: Path, rounds: int) -> Iterator[Row]:
     ours = NOW.command("export", factory, "-o", target, *options)
     usual: Command = [sys.executable, "-m", "tests.bench.usual_export", target]
     runs, others = in_turns(rounds, ours, usual, target=target)
-    yield Row("`export`, HiFi-GAN, 78 layers", runs, "torch's exporter, one run", others, 1.2)
+    yield Row("`export`, HiFi-GAN, 78 layers", runs, "torch's exporter, one run", others, 0.7)
 
 
 def resnet(folder: Path, rounds: int) -> Iterator[Row]:

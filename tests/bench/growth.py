@@ -1,6 +1,7 @@
 """How work grows with the number of layers, as a Markdown table: CPU time, memory, and the exponent.
 
-``python -m tests.bench.growth [--layers 1000 4000 …] [--folder DIR]``; a layer is g, v and a bias, tiny.
+``python -m tests.bench.growth [--layers 1000 4000 …] [--folder DIR] [--suffix .onnx]``; a layer is g, v and a
+bias, tiny. A graph computes each weight of g and v, and runs the layers one behind the other.
 """
 
 from __future__ import annotations
@@ -15,15 +16,19 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+import onnx
 import torch
+from onnx import helper, numpy_helper
 from safetensors.torch import save_file
 
 from tests.bench.measure import Command, machine
 
 LAYERS = (1000, 4000, 16000, 64000)
-#: Between these the exponent is told.
+#: Between these the exponent is told: of checkpoints, and of graphs.
 EXPONENT = (4000, 64000)
-SUFFIXES = (".safetensors", ".pt")
+GRAPHS = (1000, 10000)
+SUFFIXES = (".safetensors", ".pt", ".onnx")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +41,9 @@ class Cost:
 
 def write(path: Path, layers: int) -> None:
     """A file of so many layers with regular names."""
+    if path.suffix == ".onnx":
+        write_graph(path, layers)
+        return
     tensors = {
         f"model.layers.{at}.conv.{name}": torch.full(shape, 1.5)
         for at in range(layers)
@@ -45,6 +53,29 @@ def write(path: Path, layers: int) -> None:
         save_file(tensors, path)
     else:
         torch.save(tensors, path)
+
+
+def write_graph(path: Path, layers: int) -> None:
+    """A model of so many layers, one behind the other, as torch's older exporter spells weight norm."""
+    random = np.random.default_rng(0)
+    nodes: list[onnx.NodeProto] = []
+    tensors = [numpy_helper.from_array(np.int64([1]), "axes")]
+    last = "x"
+    for at in range(layers):
+        g, v, bias = (f"model.layers.{at}.conv.{name}" for name in ("weight_g", "weight_v", "bias"))
+        for name, shape in ((g, (4, 1)), (v, (4, 4)), (bias, (4,))):
+            numbers = np.abs(random.standard_normal(shape, np.float32))
+            tensors.append(numpy_helper.from_array(numbers, name))
+        nodes += [
+            helper.make_node("ReduceL2", [v, "axes"], [f"norm_{at}"], keepdims=1),
+            helper.make_node("Div", [v, f"norm_{at}"], [f"unit_{at}"]),
+            helper.make_node("Mul", [f"unit_{at}", g], [f"weight_{at}"]),
+            helper.make_node("Gemm", [last, f"weight_{at}", bias], [f"sum_{at}"], transB=1),
+            helper.make_node("Tanh", [f"sum_{at}"], [last := f"out_{at}"]),
+        ]
+    ports = ([helper.make_tensor_value_info(name, 1, ["B", 4])] for name in ("x", last))
+    graph = helper.make_graph(nodes, "graph", *ports, tensors)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8), path)
 
 
 def cost(command: Command) -> Cost:
@@ -82,6 +113,9 @@ def verbs(folder: Path, suffix: str) -> Iterator[tuple[str, Command]]:
     yield "inspect", [*tool, "inspect", source]
     yield "fold", [*tool, "fold", source, "-o", folded, "--force", "--quiet"]
     yield "fold --dry-run", [*tool, "fold", source, "--dry-run"]
+    if suffix == ".onnx":
+        yield "fold --proof layers", [*tool, "fold", source, *out, "--proof", "layers"]
+        return
     yield "split (record)", [*tool, "split", folded, *out]
     yield "split --like", [*tool, "split", folded, "--like", source, *out]
     yield "split --layers", [*tool, "split", folded, "--layers", "*.conv.weight", "--dim", "0", *out]
@@ -92,7 +126,7 @@ def verbs(folder: Path, suffix: str) -> Iterator[tuple[str, Command]]:
 
 def exponent(costs: dict[int, Cost]) -> float | None:
     """The power of the number of layers with which the time grows."""
-    few, many = EXPONENT
+    few, many = EXPONENT if EXPONENT[1] in costs else GRAPHS
     if few not in costs or many not in costs:
         return None
     return math.log(costs[many].seconds / costs[few].seconds) / math.log(many / few)
@@ -102,6 +136,7 @@ def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--layers", type=int, nargs="*", default=LAYERS)
+    parser.add_argument("--suffix", choices=SUFFIXES, nargs="*", default=SUFFIXES)
     parser.add_argument("--folder", type=Path, default=Path("build"))
     options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)
@@ -113,7 +148,7 @@ def main() -> None:
         )
     )
     print(_line(["---"] * (len(options.layers) + 4)), flush=True)
-    for suffix in SUFFIXES:
+    for suffix in options.suffix:
         table: dict[str, dict[int, Cost]] = {}
         for count in options.layers:
             with tempfile.TemporaryDirectory(dir=options.folder, prefix="growth-") as folder:

@@ -26,6 +26,8 @@ _ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "PY
 class Runs:
     """What runs of one command took: seconds each, and the most anonymous memory (0: not looked at).
 
+    That is of a process and those that it has started, together.
+
     ``user`` are the seconds that processors spent on each, without those in the kernel.
     """
 
@@ -66,14 +68,25 @@ def run(
 
 
 def _most_anonymous(process: subprocess.Popen[bytes]) -> int:
-    """The largest ``RssAnon`` of a process until it ends (``ru_maxrss`` counts mapped files and misleads)."""
+    """The largest sum of ``RssAnon`` of a process and of those below it, until it ends.
+
+    ``ru_maxrss`` counts mapped files and misleads.
+    """
     most = 0
-    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-        while not os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG):
-            found = re.search(r"RssAnon:\s+(\d+) kB", Path(f"/proc/{process.pid}/status").read_text())
-            most = max(most, int(found[1]) * 1024 if found else 0)
-            time.sleep(0.004)
+    while not os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG):
+        most = max(most, _anonymous(process.pid))
+        time.sleep(0.004)
     return most
+
+
+def _anonymous(process: int) -> int:
+    """What a process and those below it hold."""
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        found = re.search(r"RssAnon:\s+(\d+) kB", Path(f"/proc/{process}/status").read_text())
+        below = Path(f"/proc/{process}/task").glob("*/children")
+        children = [int(each) for threads in below for each in threads.read_text().split()]
+        return (int(found[1]) * 1024 if found else 0) + sum(map(_anonymous, children))
+    return 0
 
 
 def bytes_read(command: Command) -> int:

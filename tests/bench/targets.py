@@ -154,4 +154,19 @@ def full(folder: Path, rounds: int, _before: Build) -> Iterator[Row]:
         yield Row("`inspect --full`, 2 GiB", ours, "`cat > /dev/null`", cat, 2, _MEMORY)
 
 
-BENCHES = (disk, processors, kinds, standardized, norms, copies, verify, huge, beginning, full)
+def graphs(folder: Path, rounds: int, before: Build) -> Iterator[Row]:
+    """ONNX models beside the build before: the time of processors, and memory of all processes."""
+    from tests.bench import models
+
+    source, target = folder / "hifigan.onnx", folder / "out.onnx"
+    for exporter, dynamo in (("torchscript", False), ("dynamo", True)):
+        models.export(source, dynamo=dynamo)
+        commands = NOW.fold(source, target), before.fold(source, target)
+        ours, old = in_turns(rounds, *commands, target=target, memory=True)
+        what = f"`fold`, HiFi-GAN, 50 MB `.onnx` ({exporter})"
+        yield Row(what, ours, "the build before", old, 1, 135 * MIB)
+        yield Row(f"user CPU of {what}", ours.in_user(), "the build before", old.in_user(), 1)
+        source.unlink()
+
+
+BENCHES = (disk, processors, kinds, standardized, norms, copies, verify, huge, beginning, full, graphs)

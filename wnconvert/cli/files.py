@@ -10,6 +10,7 @@ from wnconvert.cli.completion import layers, state_dicts
 from wnconvert.cli.options import (
     CAST_CHOICES,
     DROPS_OPTIMIZER,
+    FRAMEWORK_CHOICES,
     JSON,
     NAMED_FORM_CHOICES,
     NO_PROGRESS,
@@ -180,11 +181,24 @@ def split(src: tuple[str, ...], out: str | None, **options: Any) -> int:
 @target(".parametrize or .legacy")
 @click.option(
     "--to",
-    type=click.Choice(NAMED_FORM_CHOICES),
+    type=click.Choice((*NAMED_FORM_CHOICES, *FRAMEWORK_CHOICES)),
     default="parametrize",
     show_default=True,
     help="parametrize: the names of torch 2.1 and later; legacy: weight_g and weight_v; those of other "
-    "frameworks where names alone change.",
+    "frameworks where names alone change. A framework (torch, flax, nnx, mlx): the whole file as it has it, "
+    "the axes of kernels too.",
+)
+@click.option(
+    "--framework",
+    type=click.Choice(FRAMEWORK_CHOICES),
+    help="The framework whose layout the source has, where neither names nor the file tell it.",
+)
+@click.option(
+    "--layout",
+    multiple=True,
+    metavar="GLOB=KIND",
+    help="What tensors are whose axes nothing tells: linear, embedding, convolution, transposed, "
+    "transpose-kernel (flax), as-is. Repeatable; the first that fits counts.",
 )
 @globs("Migrate")
 @kinds_option("What to migrate: weight, spectral; all is these two, and what is pruned beneath them.")

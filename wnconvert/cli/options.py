@@ -18,6 +18,7 @@ __all__ = [
     "EXIT_CODES",
     "FIRST_LAYERS",
     "FORM_CHOICES",
+    "FRAMEWORK_CHOICES",
     "JSON",
     "NAMED_FORM_CHOICES",
     "NO_PROGRESS",
@@ -44,10 +45,11 @@ __all__ = [
 #: How many layers a conversion prints if ``--list`` does not ask for all.
 FIRST_LAYERS = 5
 
-#: The forms of torch's, and those that ``--to`` of ``split`` and ``migrate`` gives; a test compares them with the
-#: forms that exist.
+#: The forms of torch's, and those that ``--to`` of ``split`` and ``migrate`` gives; a test compares both.
 FORM_CHOICES = ("parametrize", "legacy")
 NAMED_FORM_CHOICES = (*FORM_CHOICES, "paddle", "physicsnemo", "equinox")
+#: The frameworks that ``migrate --to`` takes a file to.
+FRAMEWORK_CHOICES = ("torch", "flax", "nnx", "mlx")
 
 # The control character \b keeps click from filling the paragraph.
 EXIT_CODES = """\b

@@ -16,6 +16,7 @@ from wnconvert.layers.kinds.table import in_words
 from wnconvert.layers.rules import Spectral
 from wnconvert.layers.schemes import Layer, Selection, is_pair
 from wnconvert.messages import counted, listed, option
+from wnconvert.plan.names.frameworks import InFramework
 from wnconvert.plan.order import is_buffer, restored
 from wnconvert.plan.plan import Change, Plan, PlannedStateDict
 from wnconvert.plan.record.history import Record, origins, without_layers
@@ -28,7 +29,7 @@ from wnconvert.plan.steps import Keep
 from wnconvert.tensors.containers import Container
 from wnconvert.tensors.tree import Shape, StateDict, Tree
 
-__all__ = ["plan_migrate"]
+__all__ = ["plan_migrate", "plan_relaid"]
 
 
 def plan_migrate(
@@ -96,6 +97,28 @@ def plan_migrate(
     )
     hints = draft.hints("migrates", lambda layer: _moves(layer, to))
     return replace(plan, kinds=selection.kinds, hints=tuple(hints))
+
+
+def plan_relaid(
+    tree: Tree, container: Container, *, relaid: Mapping[str, InFramework], only: str | None = None
+) -> Plan:
+    """Plan a file of ``container`` of a ``tree`` whose state dict has another framework's layout already.
+
+    ``relaid`` holds it by its path, with the pairs that it had and has.
+    """
+    draft = FoundDraft.of("migrate", tree, container, Selection(), only)
+    planned = tuple(
+        replace(
+            kept_as_is(state),
+            changes=tuple(
+                Change(before, after, before.original.dtype) for before, after in relaid[state.path].pairs
+            ),
+        )
+        for state in draft.states
+    )
+    notes = (note for state in draft.states for note in relaid[state.path].notes)
+    plan = draft.plan(planned, record=(), notes=notes)
+    return replace(plan, renamed=sum(len(state.entries) for state in draft.states))
 
 
 def _moves(layer: Layer, to: str) -> bool:

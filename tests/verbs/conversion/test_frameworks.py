@@ -12,11 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 import safetensors.numpy
+import torch
 
 from tests.helpers.golden import FIXTURES
 from tests.helpers.oracle import nearest_root
 from tests.helpers.rule_oracle import exact_weight
 from tests.helpers.runner import Runner, listing
+from tests.helpers.states import load
 from wnconvert import (
     compare_files,
     fold_file,
@@ -266,3 +268,34 @@ def test_the_root_of_an_eps_and_a_square_is_rounded_correctly() -> None:
     eps = Fraction(1e-12)
     exact = [sum(Fraction(float(x)) ** 2 for x in column) + eps for column in w.T]
     assert split["WeightNorm_0/a/kernel/scale"].tolist() == [nearest_root(each, "float32") for each in exact]
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "forms"),
+    [
+        ("paddle.pdparams", "paddle", ["paddle", "paddle", "legacy", "paddle", "paddle"]),
+        ("flax_nnx.msgpack", "flax_nnx", ["nnx", "nnx"]),
+    ],
+)
+def test_the_frameworks_own_files_fold_to_what_they_compute(
+    name: str, file: str, forms: list[str], tmp_path: Path
+) -> None:
+    result = fold_file(FRAMEWORKS / name, tmp_path / "out.safetensors", verify=True)
+    assert [layer.form for layer in result.layers] == forms
+    folded = arrays(tmp_path / "out.safetensors")
+    for key, theirs in expected(file).items():
+        np.testing.assert_array_max_ulp(folded[key], theirs, 4)
+    assert compare_files(FRAMEWORKS / name, tmp_path / "out.safetensors")
+    split_file(tmp_path / "out.safetensors", tmp_path / "split.safetensors", like=FRAMEWORKS / name)
+    assert compare_files(FRAMEWORKS / name, tmp_path / "split.safetensors")
+
+
+def test_a_torch_file_may_hold_such_names_and_gives_them_back_by_its_record(tmp_path: Path) -> None:
+    there = {key: torch.from_numpy(value) for key, value in arrays(FRAMEWORKS / "flax_linen.npz").items()}
+    torch.save({"params": there, "step": 3}, tmp_path / "in.pt")
+    fold_file(tmp_path / "in.pt", tmp_path / "folded.pt", verify=True)
+    folded = load(tmp_path / "folded.pt")
+    assert folded["step"] == 3
+    assert "WeightNorm_0/Dense_0/kernel/scale" not in folded["params"]
+    split_file(tmp_path / "folded.pt", tmp_path / "split.pt", verify=True)
+    assert list(load(tmp_path / "split.pt")["params"]) == list(there)

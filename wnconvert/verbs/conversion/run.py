@@ -195,6 +195,8 @@ def _job(
     checkpoint = opened.renamed(names) if names else opened
     _check_fits(checkpoint, target, request)
     make_plan = partial(_named, make_plan, names)
+    if request.relayout is not None:
+        checkpoint, make_plan = request.relayout(checkpoint, target)
     if request.drop_foreign:
         make_plan = partial(without_foreign, make_plan)
     if isinstance(target.path, Address):
@@ -254,7 +256,7 @@ def _settled(job: Job, checkpoint: Checkpoint, target: Target, request: Request,
     """
     plan, notes = job.plan, [*job.plan.notes, *job.plan.hints]
     count, look = len(plan.changes) + len(plan.constants), f"wnconvert inspect {request.src}"
-    why = "" if count else job.why_nothing(plan)
+    why = "" if count or request.relayout else job.why_nothing(plan)
     if request.require_layers is not None and count < request.require_layers:
         because = f": {why}" if why else ""
         raise TooFewLayersError(

@@ -57,7 +57,7 @@ from wnconvert.verbs.export.request import (
 )
 from wnconvert.verbs.models.proof.functions import Exportable, tensors_of, unwrapped
 from wnconvert.verbs.models.proof.inputs.texts import Range
-from wnconvert.verbs.models.proof.proof import ATOL, RTOL
+from wnconvert.verbs.models.proof.proof import ATOL, RTOL, Proof
 from wnconvert.verbs.models.proof.report import ExportReport, TimedSteps
 from wnconvert.verbs.models.proof.running import evaluating
 from wnconvert.verbs.models.proof.samples import export_arrays
@@ -275,10 +275,16 @@ class _Export:
         return Reference.of(self.question, output_names(self.question, first), first)
 
     def run(self, reference: Reference, folder: Path, forget: Callable[[], None]) -> _Done:
-        """Export, fold and prove, with files in a folder that is not there yet."""
-        made = self.make(reference, folder)
-        written = self.fold_and_name(made, folder)
-        return self.prove(made, written, reference, forget), made, written
+        """Export, fold, and compare in onnxruntime with the module; files go into a folder of their own."""
+        signature = self.question.signature
+        with Runtime(self.timeout) as runtime:  # it starts while torch exports
+            made = self.make(reference, folder)
+            written = self.fold_and_name(made, folder)
+            opened = replace(runtime.open(written.path), path=self.target)  # the path that errors name
+            check_dynamic(opened, signature, self.exporter)
+            ports = ports_of(opened, signature)
+            proof = prove_beside(self.question, reference, ports, self.steps, forget)
+        return self.report(made, written, proof, (*signature.notes, *ports.notes)), made, written
 
     def make(self, reference: Reference, folder: Path) -> _Made:
         """Export a folded copy of the module with torch, and open the file."""
@@ -296,6 +302,7 @@ class _Export:
                 opset=self.opset,
                 external_data=self.external_data,
                 other=self.other,
+                sample=self.question.first,
             )
             if self.external_data and self.exporter == "torchscript":
                 take_out_data(path)
@@ -324,16 +331,8 @@ class _Export:
         check_no_residual(model.residual, self.target)
         return _Written(path, fold, len(new), model)
 
-    def prove(
-        self, made: _Made, written: _Written, reference: Reference, forget: Callable[[], None]
-    ) -> ExportReport:
-        """Compare the written model in onnxruntime with the module; the report of this and all stages."""
-        signature = self.question.signature
-        with Runtime(self.timeout) as runtime:
-            opened = replace(runtime.open(written.path), path=self.target)  # the path that errors name
-            check_dynamic(opened, signature, self.exporter)
-            ports = ports_of(opened, signature)
-            proof = prove_beside(self.question, reference, ports, self.steps, forget)
+    def report(self, made: _Made, written: _Written, proof: Proof, notes: Iterable[str]) -> ExportReport:
+        """The report of all stages, with notes on ports and samples."""
         return ExportReport(
             model=str(self.target),
             size=written.model.size,
@@ -350,7 +349,7 @@ class _Export:
             folded_in_graph=len(written.fold.layers),
             initializers_named=written.named,
             steps=tuple(self.steps.every),
-            notes=(*self.notes, *signature.notes, *ports.notes, *proof.notes, *written.model.notes),
+            notes=(*self.notes, *notes, *proof.notes, *written.model.notes),
             remedy=remedy_of(proof, self.question.module, self.exporter),
             reference_sha256=tensors_sha256(self.question.module),
         )

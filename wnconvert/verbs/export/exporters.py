@@ -36,7 +36,7 @@ from wnconvert.verbs.models.proof.functions import (
 )
 from wnconvert.verbs.models.proof.report import TimedSteps
 from wnconvert.verbs.models.proof.running import evaluating, quiet_torch
-from wnconvert.verbs.models.proof.samples import export_sample
+from wnconvert.verbs.models.proof.samples import Sample, export_sample
 from wnconvert.verbs.models.proof.signatures import Signature
 from wnconvert.verbs.modules.convert import folded
 from wnconvert.verbs.modules.finding.live import find_live
@@ -79,9 +79,11 @@ def export_raw(
     opset: int | None = None,
     external_data: bool = False,
     other: Exporter | None = None,
+    sample: tuple[Sample, Mapping[str, Tensor]] | None = None,
 ) -> None:
     """Export a model to ONNX with one of torch's exporters: in eval mode, without gradients.
 
+    Before that it is run once, on a ``sample`` with its values, or on ``inputs``, which may take longer.
     ``model`` must be a copy, because its ``forward`` is replaced. ``outputs`` are the names of all outputs.
     With ``external_data`` weights may be written to files beside ``path``. The files do not name any path of
     this machine. Raises ``ArgumentError`` with torch's message if the exporter refuses the model; its fix
@@ -101,7 +103,7 @@ def export_raw(
         )
     letters = _letters(signature)
     if isinstance(model, nn.Module) and not isinstance(model, torch.jit.ScriptModule):
-        places = _tried(model, inputs, signature, exporter)
+        places = _tried(model, *(sample or (export_sample(signature), inputs)), exporter)
         _flatten(model, list(inputs), places)
     own = (_for_dynamo if exporter == "dynamo" else _for_torchscript)(model, inputs, letters, signature)
     common: dict[str, Any] = {
@@ -190,16 +192,14 @@ def _for_torchscript(
     return {"model": model, "args": tuple(inputs.values()), "dynamic_axes": axes, "dynamo": False}
 
 
-def _tried(
-    model: nn.Module, inputs: Mapping[str, Tensor], signature: Signature, exporter: str
-) -> tuple[int, ...]:
-    """Run a model on the inputs for the export; the places of tensors among the leaves of its output.
+def _tried(model: nn.Module, sample: Sample, inputs: Mapping[str, Tensor], exporter: str) -> tuple[int, ...]:
+    """Run a model on the inputs of a sample; the places of tensors among the leaves of its output.
 
     Raises ``ArgumentError`` if it fails, and for a forward on which torch's newer exporter crashes the
     process: one that writes to ``.data`` of a parameter, which is exported as ``aten.set_``.
     """
     before = _marks(model)
-    with evaluating(model), errors_name_sizes(export_sample(signature)):
+    with evaluating(model), errors_name_sizes(sample):
         places = places_of(model, inputs)
         after = _marks(model)
         # A write that torch counts as a new version is exported well: max_norm of an embedding.

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from wnconvert.errors import ArgumentError
@@ -24,13 +24,14 @@ from wnconvert.verbs.models.proof.causes.steady import NumericFunction, Run, ste
 from wnconvert.verbs.models.proof.functions import (
     Exportable,
     function_of,
+    tensors_of,
     unwrapped,
 )
 from wnconvert.verbs.models.proof.inputs.forwards import forward_of
 from wnconvert.verbs.models.proof.inputs.texts import Range, check_outputs
 from wnconvert.verbs.models.proof.outputs import Leniency
 from wnconvert.verbs.models.proof.proof import Proof
-from wnconvert.verbs.models.proof.samples import Sample, samples_of
+from wnconvert.verbs.models.proof.samples import Sample, arrays, samples_of
 from wnconvert.verbs.models.proof.signatures import Data, Signature, signature_of
 from wnconvert.verbs.modules.finding.live import find_live
 from wnconvert.verbs.shared.options import texts_of
@@ -69,6 +70,11 @@ class Question:
     rtol: float
     atol: float
     leniency: Leniency
+
+    @property
+    def first(self) -> tuple[Sample, dict[str, Tensor]]:
+        """The first sample, with its inputs as tensors."""
+        return self.samples[0], tensors_of(arrays(self.signature, self.samples[0]))
 
     def first_run(self) -> Run:
         """The outputs of the module for the first sample. Raises as ``steady_run`` does."""

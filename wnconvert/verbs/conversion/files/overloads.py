@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, TypedDict
 
+from wnconvert.plan.names.kernels import Framework
 from wnconvert.tensors.dtypes import AnyDType
 from wnconvert.verbs.conversion.targets import StrPath
 from wnconvert.verbs.shared.options import DimOption, NamedForm, ProofOption, ZeroRows
@@ -86,6 +87,8 @@ class SplitOptions(_Options, total=False):
 class MigrateOptions(_Options, total=False):
     """What migrate takes."""
 
-    to: NamedForm
+    to: NamedForm | Framework
+    framework: Framework | None
+    layout: Iterable[str]
     kinds: Iterable[str]
     drop_optimizer: bool
