@@ -28,6 +28,9 @@ from wnconvert.verbs.models.proof.running import quiet_torch
 pytestmark = pytest.mark.filterwarnings("ignore")  # of these packages themselves
 
 FORMS = ("legacy", "parametrize")
+# They have no types.
+traced_by_torch: Any = torch.jit.trace
+quantize_dynamic_by_torch: Any = torch.ao.quantization.quantize_dynamic
 #: How far the outputs of a tool that computes in float32 may be off, as a part of the largest.
 RIGHT = 1.5e-6
 #: ncnn stores weights in half precision.
@@ -120,7 +123,7 @@ def test_openvino_folds_a_traced_module(form: str, dim: int | None) -> None:
     import openvino
 
     for model in (plain := Convolutions(form, dim), folded(plain)):
-        made = openvino.convert_model(torch.jit.trace(model, MEL), example_input=MEL)
+        made = openvino.convert_model(traced_by_torch(model, MEL), example_input=MEL)
         assert not ARITHMETIC & {op.get_type_name() for op in made.get_ops()}
         assert distance(in_openvino(made, MEL), plain) <= RIGHT
 
@@ -151,7 +154,7 @@ def test_coremltools_folds_weight_norm(form: str) -> None:
     weights = [value.numpy() for name, value in folded(plain).state_dict().items() if name.endswith("weight")]
     for model in (plain, folded(plain)):
         made = coremltools.convert(
-            torch.jit.trace(model, MEL),
+            traced_by_torch(model, MEL),
             inputs=[coremltools.TensorType(shape=MEL.shape)],
             compute_precision=coremltools.precision.FLOAT32,
         )
@@ -243,7 +246,7 @@ def test_pnnx_takes_every_axis_of_legacy_weight_norm_for_the_first(
 @pytest.mark.parametrize("form", FORMS)
 def test_a_trace_that_is_frozen_has_no_norm_left(form: str) -> None:
     for model in (plain := Convolutions(form), folded(plain)):
-        traced: Any = torch.jit.freeze(torch.jit.trace(model, MEL))
+        traced: Any = torch.jit.freeze(traced_by_torch(model, MEL))
         assert not {"aten::norm", "aten::_weight_norm"} & {node.kind() for node in traced.graph.nodes()}
         assert distance(traced(MEL).detach(), plain) <= RIGHT
 
@@ -337,7 +340,7 @@ def test_quantize_static_takes_weights_for_activations_where_the_norm_is_left(
 ) -> None:
     from onnxruntime.quantization import CalibrationDataReader, quantize_static
 
-    class Mels(CalibrationDataReader):  # type: ignore[misc]
+    class Mels(CalibrationDataReader):
         def __init__(self) -> None:
             self.left = iter([MEL.numpy()])
 
@@ -428,8 +431,8 @@ def test_onnxscripts_optimizer_leaves_layers_of_more_than_8192_elements(tmp_path
 def test_torchs_own_dynamic_quantization_takes_what_is_folded_alone(form: str) -> None:
     plain = Linears(form)
     with pytest.raises((RuntimeError, AssertionError)):
-        torch.ao.quantization.quantize_dynamic(plain, {nn.Linear})
-    made = torch.ao.quantization.quantize_dynamic(folded(plain), {nn.Linear})
+        quantize_dynamic_by_torch(plain, {nn.Linear})
+    made = quantize_dynamic_by_torch(folded(plain), {nn.Linear})
     assert distance(made(ROWS), plain) <= CODES
 
 

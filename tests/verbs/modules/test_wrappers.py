@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -14,7 +13,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.nn.parallel import DistributedDataParallel
 
-from tests.helpers.distributed import one_rank
+from tests.helpers.distributed import fully_shard, one_rank
 from tests.helpers.live_models import FORMS, both_forms, new, norm, portrait
 from tests.helpers.marks import some
 from wnconvert import (
@@ -118,11 +117,7 @@ def test_a_module_beside_ddp_is_folded_and_wrapped_afterwards() -> None:
 
 
 def sharded(form: Form = "parametrize") -> Any:
-    # torch 2.5 has it in a module of its own.
-    fsdp: Any = torch.distributed.fsdp
-    if not hasattr(fsdp, "fully_shard"):
-        fsdp = importlib.import_module("torch.distributed._composable.fsdp")
-    return fsdp.fully_shard(model_in(form), mesh=init_device_mesh("cpu", (1,)), reshard_after_forward=False)
+    return fully_shard(model_in(form), mesh=init_device_mesh("cpu", (1,)), reshard_after_forward=False)
 
 
 @some("used", {"as made": False, "after a forward": True}, ["after a forward"])
