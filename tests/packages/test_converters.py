@@ -28,9 +28,6 @@ from wnconvert.verbs.models.proof.running import quiet_torch
 pytestmark = pytest.mark.filterwarnings("ignore")  # of these packages themselves
 
 FORMS = ("legacy", "parametrize")
-# They have no types.
-traced_by_torch: Any = torch.jit.trace
-quantize_dynamic_by_torch: Any = torch.ao.quantization.quantize_dynamic
 #: How far the outputs of a tool that computes in float32 may be off, as a part of the largest.
 RIGHT = 1.5e-6
 #: ncnn stores weights in half precision.
@@ -123,7 +120,8 @@ def test_openvino_folds_a_traced_module(form: str, dim: int | None) -> None:
     import openvino
 
     for model in (plain := Convolutions(form, dim), folded(plain)):
-        made = openvino.convert_model(traced_by_torch(model, MEL), example_input=MEL)
+        traced = torch.jit.trace(model, MEL)  # type: ignore[no-untyped-call]
+        made = openvino.convert_model(traced, example_input=MEL)
         assert not ARITHMETIC & {op.get_type_name() for op in made.get_ops()}
         assert distance(in_openvino(made, MEL), plain) <= RIGHT
 
@@ -154,7 +152,7 @@ def test_coremltools_folds_weight_norm(form: str) -> None:
     weights = [value.numpy() for name, value in folded(plain).state_dict().items() if name.endswith("weight")]
     for model in (plain, folded(plain)):
         made = coremltools.convert(
-            traced_by_torch(model, MEL),
+            torch.jit.trace(model, MEL),  # type: ignore[no-untyped-call]
             inputs=[coremltools.TensorType(shape=MEL.shape)],
             compute_precision=coremltools.precision.FLOAT32,
         )
@@ -246,7 +244,7 @@ def test_pnnx_takes_every_axis_of_legacy_weight_norm_for_the_first(
 @pytest.mark.parametrize("form", FORMS)
 def test_a_trace_that_is_frozen_has_no_norm_left(form: str) -> None:
     for model in (plain := Convolutions(form), folded(plain)):
-        traced: Any = torch.jit.freeze(traced_by_torch(model, MEL))
+        traced: Any = torch.jit.freeze(torch.jit.trace(model, MEL))  # type: ignore[no-untyped-call]
         assert not {"aten::norm", "aten::_weight_norm"} & {node.kind() for node in traced.graph.nodes()}
         assert distance(traced(MEL).detach(), plain) <= RIGHT
 
@@ -431,8 +429,8 @@ def test_onnxscripts_optimizer_leaves_layers_of_more_than_8192_elements(tmp_path
 def test_torchs_own_dynamic_quantization_takes_what_is_folded_alone(form: str) -> None:
     plain = Linears(form)
     with pytest.raises((RuntimeError, AssertionError)):
-        quantize_dynamic_by_torch(plain, {nn.Linear})
-    made = quantize_dynamic_by_torch(folded(plain), {nn.Linear})
+        torch.ao.quantization.quantize_dynamic(plain, {nn.Linear})  # type: ignore[no-untyped-call]
+    made = torch.ao.quantization.quantize_dynamic(folded(plain), {nn.Linear})  # type: ignore[no-untyped-call]
     assert distance(made(ROWS), plain) <= CODES
 
 

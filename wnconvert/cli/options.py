@@ -295,7 +295,13 @@ TOLD = with_options(
         multiple=True,
         help="Fold weights that their classes standardize, with --std, --eps-at and --eps (repeatable).",
     ),
-    click.option("--eps", type=float, metavar="E", help="The eps of these, which no checkpoint has."),
+    click.option(
+        "--eps",
+        type=float,
+        metavar="E",
+        help="The eps of these, which no checkpoint has; alone, that of weight norm as flax, Keras or Paddle "
+        "has it (default 1e-12; 0: none).",
+    ),
     click.option(
         "--std",
         type=click.Choice(["biased", "unbiased"]),

@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 from wnconvert.errors import LayerError
 from wnconvert.layers.dims import dim_of
@@ -28,10 +29,11 @@ from wnconvert.layers.kinds.others import FoundOthers, other_layers
 from wnconvert.layers.matching import Keyed, Matched, matched
 from wnconvert.layers.rules import Norm
 from wnconvert.layers.schemes import SCHEMES, Layer, Refused, Scheme, Selection, owner_of
-from wnconvert.layers.telling.neighbours import LeftNorm
-from wnconvert.layers.telling.resolved import resolved
 from wnconvert.messages import option
 from wnconvert.tensors.tree import StateDict, TensorInfo
+
+if TYPE_CHECKING:
+    from wnconvert.layers.telling.neighbours import LeftNorm
 
 __all__ = ["FoundPairs", "find_pairs", "pairs_in"]
 
@@ -66,6 +68,8 @@ def pairs_in(
     infos = (tensor.info for tensor in state.tensors.values())
     if selection.asked is None:
         return find_pairs(infos, selection, state.parametrized)
+    from wnconvert.layers.telling.resolved import resolved  # which few selections ask for
+
     told = resolved(state, selection.asked)
     found = find_pairs(infos, replace(selection, recipe=told.recipe), state.parametrized)
     doubtful = (Refused(name, why, fix) for name, why, fix in told.doubtful if selection.wants(name))

@@ -19,7 +19,6 @@ from wnconvert.layers.find import FoundPairs, pairs_in
 from wnconvert.layers.recipes import Recipe
 from wnconvert.layers.schemes import Selection
 from wnconvert.messages import counted, listed, option, options_as_python, refuse_other_than_path, told
-from wnconvert.numerics.finite import may_be_nonfinite
 from wnconvert.plan.record.history import origins
 from wnconvert.plan.selection.wanted import fitting_layers
 from wnconvert.storage.checkpoint import Checkpoint, open_checkpoint
@@ -298,6 +297,8 @@ def _to_read(state: StateDict, found: FoundPairs, request: InspectRequest) -> It
     wants = request.selection.wants
     if not request.reads_weights:
         return (state.tensors[layer.g.name] for layer in found.layers if wants(layer.name))
+    from wnconvert.numerics.finite import may_be_nonfinite  # which g alone does not need
+
     weights = {half.name: layer.name for layer in found.layers for half in layer.halves}
     floats = (item for item in state.tensors.values() if may_be_nonfinite(item.info.dtype))
     return (item for item in floats if wants(weights.get(item.info.name, item.info.name)))

@@ -28,10 +28,6 @@ from wnconvert.onnx.fractions import to_odd
 from wnconvert.verbs.models.proof.running import quiet_torch
 
 RNG = np.random.default_rng(3)
-# Of arrays of fractions, which their types do not know.
-larger: Any = np.maximum
-smaller: Any = np.minimum
-normalize: Any = nn.functional.normalize  # its dim may be a tuple
 
 
 class Normalized(nn.Module):
@@ -44,13 +40,18 @@ class Normalized(nn.Module):
         self.g = nn.Parameter(torch.rand(4, 1, 1) + 0.5)
 
     def forward(self, x: Tensor) -> Tensor:
-        weight = self.g * normalize(self.v, dim=(1, 2))
+        weight = self.g * nn.functional.normalize(self.v, dim=(1, 2))  # type: ignore[arg-type]  # torch takes several
         return nn.functional.conv1d(x, weight)
 
 
 def rounded(exact: Any, dtype: str = "float32") -> NDArray[Any]:
     """Fractions, correctly rounded: to odd, and then to the dtype."""
     return cast(np.vectorize(to_odd, otypes=[float])(exact), dtype)
+
+
+def number(value: float) -> Any:
+    """A float32, exactly."""
+    return Fraction(float(np.float32(value)))
 
 
 def fractions(array: Any) -> Any:
@@ -73,8 +74,7 @@ def test_the_stored_norm_of_torchs_older_exporter_is_divided_by_correctly_rounde
         "v (float32 4×6×3): Clip, Div, Mul, a quotient of stored tensors, correctly rounded"
     )
     weight = arrays(output_of(result))["v"]
-    least = Fraction(float(np.float32(1e-12)))
-    exact = fractions(stored["v"]) * fractions(stored["g"]) / larger(fractions(norm), least)
+    exact = fractions(stored["v"]) * fractions(stored["g"]) / np.maximum(fractions(norm), number(1e-12))
     assert weight.tobytes() == rounded(exact).tobytes()
 
 
@@ -109,17 +109,17 @@ QUOTIENTS: dict[str, tuple[Callable[[Build], str], Callable[[Any, Any, Any], Any
     ),
     "guarded by Max": (
         lambda b: b.op("Div", "v", b.op("Max", "n", b.number(0.7))),
-        lambda v, n, _: v / larger(n, Fraction(float(np.float32(0.7)))),
+        lambda v, n, _: v / np.maximum(n, number(0.7)),
         17,
     ),
     "guarded from above": (
         lambda b: b.op("Div", "v", b.op("Min", "n", "g")),
-        lambda v, n, g: v / smaller(n, g),
+        lambda v, n, g: v / np.minimum(n, g),
         17,
     ),
     "clipped by attributes": (
         lambda b: b.op("Div", "v", b.op("Clip", "n", min=0.75, max=2.5)),
-        lambda v, n, _: v / smaller(larger(n, Fraction(3, 4)), Fraction(5, 2)),
+        lambda v, n, _: v / np.minimum(np.maximum(n, number(0.75)), number(2.5)),
         9,
     ),
     "moved": (
