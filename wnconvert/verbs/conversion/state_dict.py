@@ -45,9 +45,9 @@ from wnconvert.verbs.shared.options import (
     dtype_of,
     numbers_of,
     renaming_of,
-    selection_of,
 )
 from wnconvert.verbs.shared.recipes import recipe_given
+from wnconvert.verbs.shared.selections import selection_of
 from wnconvert.verbs.shared.told import Said, asked_of, eps_alone
 
 __all__ = ["fold_state_dict", "migrate_state_dict", "split_state_dict"]

@@ -18,7 +18,7 @@ from wnconvert.layers.rules import ORIGINAL, G, Mask, Norm, Spectral
 from wnconvert.layers.schemes import Layer
 from wnconvert.messages import counted
 from wnconvert.tensors.blocks import Array, Block, Elements, Floats, RowValues, blocks
-from wnconvert.tensors.tree import Dim, StoredTensor
+from wnconvert.tensors.tree import Dim, StoredTensor, rows_of
 from wnconvert.verbs.inspection.distributions import Distribution, RowDetails, distribution_of, row_places
 
 if TYPE_CHECKING:
@@ -262,8 +262,7 @@ def computed_layer(path: str, name: str) -> LayerStats:
 def plain_layer(path: str, tensor: StoredTensor, *, form: str, dim: int | None) -> LayerStats:
     """The row of a plain weight without its magnitudes: no element is read."""
     info = tensor.info
-    rows = 1 if dim is None else info.shape[dim]
-    return LayerStats(path, info.name, form, dim, info.shape, str(info.dtype), rows)
+    return LayerStats(path, info.name, form, dim, info.shape, str(info.dtype), rows_of(info.shape, dim))
 
 
 def plain_stats(

@@ -13,7 +13,7 @@ from wnconvert.layers.recipes import OPS, Op
 from wnconvert.layers.rules import Std
 from wnconvert.layers.telling.asked import Asked, ByNames, SaidNorms, SaidPair, SaidStandardize
 from wnconvert.messages import listed, option, printable
-from wnconvert.verbs.shared.options import texts_of
+from wnconvert.verbs.shared.selections import texts_of
 
 __all__ = ["BY_NAMES", "EPS_AT_CHOICES", "STD_CHOICES", "Said", "asked_of", "eps_alone"]
 

@@ -30,14 +30,13 @@ from wnconvert.verbs.shared.options import (
     RunOptions,
     ZeroRows,
     dtype_of,
-    kinds_of,
     numbers_of,
     renaming_of,
-    selection_of,
 )
 from wnconvert.verbs.shared.progress import Progress, bytes_progress
 from wnconvert.verbs.shared.proofs import Prove
 from wnconvert.verbs.shared.recipes import recipe_given
+from wnconvert.verbs.shared.selections import kinds_of, selection_of
 from wnconvert.verbs.shared.told import Said, asked_of, eps_alone
 
 if TYPE_CHECKING:

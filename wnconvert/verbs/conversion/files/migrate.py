@@ -20,15 +20,9 @@ from wnconvert.verbs.conversion.files.relayout import as_framework_has_it
 from wnconvert.verbs.conversion.jobs import Request
 from wnconvert.verbs.conversion.run import run_conversion
 from wnconvert.verbs.conversion.targets import StrPath
-from wnconvert.verbs.shared.options import (
-    NamedForm,
-    RunOptions,
-    check_form,
-    renaming_of,
-    selection_of,
-    texts_of,
-)
+from wnconvert.verbs.shared.options import NamedForm, RunOptions, check_form, renaming_of
 from wnconvert.verbs.shared.progress import Progress, bytes_progress
+from wnconvert.verbs.shared.selections import selection_of, texts_of
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor

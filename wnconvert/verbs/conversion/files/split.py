@@ -15,15 +15,9 @@ from wnconvert.storage.shards import DEFAULT_SHARD_SIZE
 from wnconvert.verbs.conversion.jobs import Request
 from wnconvert.verbs.conversion.run import open_reference, run_conversion
 from wnconvert.verbs.conversion.targets import StrPath
-from wnconvert.verbs.shared.options import (
-    DimOption,
-    NamedForm,
-    RunOptions,
-    check_form,
-    renaming_of,
-    selection_of,
-)
+from wnconvert.verbs.shared.options import DimOption, NamedForm, RunOptions, check_form, renaming_of
 from wnconvert.verbs.shared.progress import Progress, bytes_progress
+from wnconvert.verbs.shared.selections import selection_of
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor
