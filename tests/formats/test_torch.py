@@ -549,6 +549,14 @@ def test_what_is_no_tensor_stays_in_its_place(tmp_path: Path) -> None:
     assert (got["nested"], got[5]) == ({"deep": [1, 2]}, "five")
 
 
+def test_a_state_dict_below_a_key_that_is_a_hash_is_found(tmp_path: Path) -> None:
+    key = 1 << 63
+    torch.save({key: legacy(nn.Linear(3, 2)).state_dict()}, path := tmp_path / "in.pt")
+    got = torch.load(fold(path))
+    assert list(got) == [key]
+    assert set(got[key]) == {"weight", "bias"}
+
+
 def test_keys_that_are_no_strings_stay(tmp_path: Path) -> None:
     state: dict[Any, Any] = {**pair(), (1, 2): 3, 1 << 100: 4, None: 5, 2.5: 6}
     got = folded({"m": state, 7: {8: pair()}}, tmp_path)

@@ -130,8 +130,9 @@ def fold(src: tuple[str, ...], out: str | None, **options: Any) -> int:
     """Fold g and v into plain weights.
 
     SRC is a checkpoint of any kind: safetensors, a file of any version of torch.save, a whole pickled
-    module, a TorchScript archive, an exported program (.pt2), a folder of torch.distributed.checkpoint, or
-    a folder as on the Hugging Face hub (or its index), whose other files are copied. Every state dict in
+    module, a TorchScript archive, an exported program (.pt2), a folder of torch.distributed.checkpoint, an
+    .npz file, flax's .msgpack, Paddle's .pdparams, or a folder as on the Hugging Face hub (or its index),
+    whose other files are copied. Every state dict in
     it is folded, in both forms of weight norm. SRC may also be an ONNX model: weights that its graph
     computes from g and v become stored weights, and the rest stays byte for byte; the result is run
     beside the original before it is put in place.
