@@ -48,7 +48,8 @@ class Convention:
 
     ``form`` is its word, ``library`` who has it. ``keys`` spells a layer; None where a name does not show
     how. ``axes`` are those that norms belong to unless a shape shows another, the most usual first;
-    ``guard`` is the eps that is taken. ``is_torchs`` says whether torch has the form.
+    ``guard`` is the eps that is taken; where others write such a pair too, so that nothing ``is_sure``, only
+    if one is given. ``is_torchs`` says whether torch has the form.
     """
 
     form: str
@@ -58,6 +59,7 @@ class Convention:
     guard: Guard | None = None
     g: GShape = "torch"
     is_torchs: bool = False
+    is_sure: bool = True
 
     def shape_of_g(self, g: Shape, v: Shape, dim: Dim) -> Shape | None:
         """The shape of a ``g`` that belongs to axis ``dim`` of ``v``, as it has it; None where it has none.
@@ -101,7 +103,7 @@ _UNDER_ROOT = Guard(1e-12, "squares")
 LEGACY = Convention("legacy", "torch", _legacy, is_torchs=True)
 PARAMETRIZE = Convention("parametrize", "torch", _parametrize, is_torchs=True)
 PHYSICSNEMO = Convention("physicsnemo", "PhysicsNeMo", _physicsnemo, g="column")  # its weight is v
-PADDLE = Convention("paddle", "Paddle", _legacy, guard=Guard(1e-12, "max"), g="vector")
+PADDLE = Convention("paddle", "Paddle", _legacy, guard=Guard(1e-12, "max"), g="vector", is_sure=False)
 EQUINOX = Convention("equinox", "Equinox", _equinox, g="axes")
 # TensorFlow Addons takes the last axis of all kernels, TensorFlow Probability of a transposed one the other.
 KERAS = Convention("keras", "Keras", None, (-1, -2), Guard(1e-12, "max of squares"), "vector")
@@ -113,12 +115,12 @@ CONVENTIONS = {row.form: row for row in (LEGACY, PARAMETRIZE, PHYSICSNEMO, PADDL
 
 
 def has_eps(form: str) -> bool:
-    """Whether a form divides rows by norms with an eps, so that a zero row makes zeros.
+    """Whether a form takes an eps without being told, so that a zero row makes zeros.
 
-    >>> has_eps("flax"), has_eps("legacy"), has_eps("plain")
-    (True, False, False)
+    >>> has_eps("flax"), has_eps("paddle"), has_eps("legacy"), has_eps("plain")
+    (True, False, False, False)
     """
-    return form in CONVENTIONS and CONVENTIONS[form].guard is not None
+    return form in CONVENTIONS and norm_of(form, 0).guard is not None
 
 
 def norm_of(form: str, dim: Dim, eps: float | None = None) -> Norm:
@@ -126,8 +128,12 @@ def norm_of(form: str, dim: Dim, eps: float | None = None) -> Norm:
 
     >>> norm_of("flax", 1).guard, norm_of("legacy", 0).guard, norm_of("flax", 1, 0.0).guard
     (Guard(eps=1e-12, at='squares', share=Fraction(1, 1)), None, None)
+    >>> norm_of("paddle", 0).guard, norm_of("paddle", 0, 1e-12).guard.at
+    (None, 'max')
     """
-    guard = CONVENTIONS[form].guard if form in CONVENTIONS else None
-    if guard is not None and eps is not None:
-        guard = Guard(eps, guard.at) if eps else None
-    return Norm(dim, guard)
+    row = CONVENTIONS.get(form)
+    if row is None or row.guard is None:
+        return Norm(dim)
+    if eps is None:
+        return Norm(dim, row.guard if row.is_sure else None)
+    return Norm(dim, Guard(eps, row.guard.at) if eps else None)

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from wnconvert.errors import ArgumentError, LayerError
-from wnconvert.layers.conventions import CONVENTIONS, has_eps
+from wnconvert.layers.conventions import CONVENTIONS
 from wnconvert.layers.dims import dim_of
 from wnconvert.layers.evidence import notes_on_passed
 from wnconvert.layers.find import FoundPairs, pairs_in
@@ -140,7 +140,7 @@ def check_eps(found: Iterable[FoundPairs], selection: Selection) -> None:
     """Raise ``ArgumentError`` for an eps that is given where no layer divides by a norm with one."""
     if selection.eps is None:
         return
-    forms = list(filter(has_eps, CONVENTIONS))
+    forms = [form for form, row in CONVENTIONS.items() if row.guard is not None]
     if not any(layer.form in forms for each in found for layer in each.layers):
         raise ArgumentError(
             f"{option('eps')} belongs to {option('norm')}, or to layers of {listed(forms)}: there are none",
