@@ -27,9 +27,9 @@ LARGE = np.random.default_rng(0).standard_normal((256, 96)).astype("f")
 
 def saved(path: Path, *nodes: Any, rank: int, **tensors: Any) -> Path:
     """A model of some nodes from x, whose last axis is one of the tensors', to y."""
-    ports = ([helper.make_tensor_value_info(name, 1, [None] * rank)] for name in "xy")
+    x, y = (helper.make_tensor_value_info(name, 1, [None] * rank) for name in "xy")
     stored = [numpy_helper.from_array(np.asarray(each), name) for name, each in tensors.items()]
-    graph = helper.make_graph(nodes, "graph", *ports, stored)
+    graph = helper.make_graph(nodes, "graph", [x], [y], stored)
     onnx.save(helper.make_model(graph, ir_version=8, opset_imports=[helper.make_opsetid("", 17)]), path)
     return path
 
@@ -110,7 +110,7 @@ def test_layers_with_one_arithmetic_are_one_model(tmp_path: Path) -> None:
     for name in ("first", "second"):
         g, v = b.tensor(f"{name}.g", np.ones((4, 1), "f")), b.tensor(f"{name}.v", np.ones((4, 4), "f"))
         weights.append(COMBINED["g(v/n)"](b, g, v, NORMS["ReduceL2"](b, v, (4, 4), 0)))
-        x = b.op("MatMul", x, weights[-1], name="y" if name == "second" else None)
+        x = b.op("MatMul", x, weights[-1], name="y" if name == "second" else "")
     graph = b.graph(["y"])
     onnx.save(
         helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)]), path := tmp_path / "m.onnx"
