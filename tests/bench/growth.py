@@ -59,7 +59,7 @@ def write_graph(path: Path, layers: int) -> None:
     """A model of so many layers, one behind the other, as torch's older exporter spells weight norm."""
     random = np.random.default_rng(0)
     nodes: list[onnx.NodeProto] = []
-    tensors = [numpy_helper.from_array(np.array([1], np.int64), "axes")]
+    tensors = [numpy_helper.from_array(np.array([1]), "axes")]
     last = "x"
     for at in range(layers):
         g, v, bias = (f"model.layers.{at}.conv.{name}" for name in ("weight_g", "weight_v", "bias"))
@@ -73,8 +73,8 @@ def write_graph(path: Path, layers: int) -> None:
             helper.make_node("Gemm", [last, f"weight_{at}", bias], [f"sum_{at}"], transB=1),
             helper.make_node("Tanh", [f"sum_{at}"], [last := f"out_{at}"]),
         ]
-    x, y = (helper.make_tensor_value_info(name, 1, ["B", 4]) for name in ("x", last))
-    graph = helper.make_graph(nodes, "graph", [x], [y], tensors)
+    inputs, outputs = ([helper.make_tensor_value_info(name, 1, ["B", 4])] for name in ("x", last))
+    graph = helper.make_graph(nodes, "graph", inputs, outputs, tensors)
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8), path)
 
 

@@ -31,9 +31,10 @@ from tests.helpers.tool import Ended, run_here
 from wnconvert.cli import cli
 from wnconvert.cli.export import EXPORTER_CHOICES
 from wnconvert.cli.files import SORT_CHOICES
-from wnconvert.cli.options import FORM_CHOICES
+from wnconvert.cli.options import FRAMEWORK_CHOICES, NAMED_FORM_CHOICES
 from wnconvert.errors import VerifyError
 from wnconvert.layers import schemes
+from wnconvert.plan.names import kernels
 from wnconvert.reports.text import inspections as inspection_report
 from wnconvert.verbs.export import exporters
 from wnconvert.verbs.shared.options import DTYPE_CHOICES, PROOF_CHOICES, ZERO_ROWS_CHOICES
@@ -174,7 +175,11 @@ def test_exporters_are_those_that_python_takes() -> None:
 
 
 def test_forms_are_those_that_a_pair_can_have() -> None:
-    assert set(FORM_CHOICES) == set(schemes.FORMS)
+    assert set(NAMED_FORM_CHOICES) == set(schemes.NAMED_FORMS)
+
+
+def test_frameworks_are_those_whose_layout_is_known() -> None:
+    assert FRAMEWORK_CHOICES == kernels.FRAMEWORKS
 
 
 def test_inspect_sorts_by_what_the_report_can_sort_by() -> None:

@@ -170,7 +170,7 @@ def test_what_is_not_equal_by_the_tolerance_is_1_and_leaves_what_stands_there(fo
         (("net1.pt", "--model", "net.py:net"), "the model is run, and needs its inputs"),
         (("net1.pt", *INPUT), "--input is of a model"),
         (("net1.pt", "net2.pt", "--model", "net.py:net", *INPUT), "--model is that of one checkpoint"),
-        (("net1.pt", "--model", "net.py:net", *INPUT, "--eps", "1e-3"), "--eps belongs to --norm"),
+        (("net1.pt", "--model", "net.py:net", *INPUT, "--eps", "1e-3"), "--eps have no place beside it"),
         (("net1.pt", "--model", "net.py:nett", *INPUT), "did you mean net"),
         (("net1.pt", "--model", "net.py:other", *INPUT), "missing"),
         (("net1.pt", "--model", "net.py:net", "--kwargs", '{"width": 7}', *INPUT), "shape"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,25 @@ def test_a_source_of_any_kind_is_folded_into_one(tmp_path: Path, name: str) -> N
     made = fold_file(FIXTURES / name, tmp_path / "x.npz", verify=True)
     assert made.verified
     assert compare_files(FIXTURES / name, output_of(made))
+
+
+def test_threads_that_verify_an_archive_take_turns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python 3.12 and 3.13 open a record where another thread left the file: numpy reads other bytes then."""
+    reading, most = 0, 0
+    read = np.lib.npyio.NpzFile.__getitem__
+
+    def watched(archive: Any, name: str) -> Any:
+        nonlocal reading, most
+        reading += 1
+        most = max(most, reading)
+        time.sleep(0.002)
+        array = read(archive, name)
+        reading -= 1
+        return array
+
+    monkeypatch.setattr(np.lib.npyio.NpzFile, "__getitem__", watched)
+    fold_file(FIXTURES / "g_02500000", tmp_path / "x.npz", verify=True, threads=4)
+    assert most == 1
 
 
 @pytest.mark.parametrize("name", DTYPES_OF_NUMPY)

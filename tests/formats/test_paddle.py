@@ -12,7 +12,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tests.formats.test_flax import FRAMEWORKS, arrays
@@ -165,6 +165,7 @@ def test_many_arrays_are_no_attack(protocol: int) -> None:
 
 
 @given(st.binary(max_size=60))
+@example(data=b"\x96" + bytes(7) + b"\x80")  # BYTEARRAY8 of 2**63 bytes
 def test_any_bytes_are_a_pickle_or_refused(data: bytes) -> None:
     with contextlib.suppress(FormatError):
         load_skimmed(MemoryFile(b"\x80\x02" + data))

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from torch import distributed
 from torch._C._distributed_c10d import FileStore
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-__all__ = ["one_of_ranks", "one_rank"]
+__all__ = ["fully_shard", "one_of_ranks", "one_rank"]
+
+
+_COMPOSABLE = "torch.distributed._composable.fsdp"
+_FSDP: Any = importlib.import_module("torch.distributed.fsdp")
+#: FSDP2's function, which torch 2.5 has in a module of its own.
+fully_shard: Any = (
+    _FSDP if hasattr(_FSDP, "fully_shard") else importlib.import_module(_COMPOSABLE)
+).fully_shard
 
 
 @contextmanager

@@ -47,6 +47,13 @@ def new_pair(name: str, shape: Shape = (8, 4, 3), dtype: str = "float32") -> lis
     ]
 
 
+def flax_halves(names: Iterable[str]) -> dict[str, tuple[str, str]]:
+    """The names of g and v by that of v, of layers of flax whose scope is the first part of a name."""
+    scales = [name for name in names if name.startswith("WeightNorm_") and name.endswith("/kernel/scale")]
+    kernels = {name: name.partition(".")[2].removesuffix("/kernel/scale") + ".kernel" for name in scales}
+    return {kernel: (scale, kernel) for scale, kernel in kernels.items()}
+
+
 def halves(names: Iterable[str]) -> dict[str, tuple[str, str]]:
     """The names of g and v by the weight's: an enumeration of its own, by spelling alone."""
     every, found = set(names), {}

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from fixtures.make import foreign
 from tests.helpers.deprecated import deprecated
-from tests.helpers.infos import halves
+from tests.helpers.infos import flax_halves, halves
 from wnconvert import Result
 
 State = dict[str, Any]  # a state dict may hold more than tensors
@@ -79,7 +79,8 @@ def hold(
     Every weight must be within a unit in the last place of the float64 fold (rows of zeros are zero), at
     the place of its first half; everything else must be equal bit for bit, or to torch's cast of it.
     """
-    pairs = {weight: both for weight, both in halves(before).items() if weight not in exclude}
+    every = halves(before) | flax_halves(before)
+    pairs = {weight: both for weight, both in every.items() if weight not in exclude}
     weight_of = {half: weight for weight, both in pairs.items() for half in both}
     assert list(after) == list(dict.fromkeys(weight_of.get(name, name) for name in before))
     for name, value in after.items():
@@ -104,7 +105,8 @@ def folded64(g: Tensor, v: Tensor) -> Tensor:
     if g.numel() == 1:
         return wide_g.reshape(()) * wide_v / wide_v.square().sum().sqrt()
     if g.dim() == 1 and v.dim() > 1:
-        wide_g = wide_g.reshape(-1, *[1] * (v.dim() - 1))  # by hand: of ours, only the first axis fits
+        rest = [1] * (v.dim() - 1)  # by hand: of ours, only the first axis fits, or the last (flax)
+        wide_g = wide_g.reshape(-1, *rest) if len(wide_g) == len(v) else wide_g.reshape(*rest, -1)
     axes = [axis for axis in range(v.dim()) if wide_g.shape[axis] == 1]
     norm = wide_v.square().sum(dim=axes, keepdim=True).sqrt() if axes else wide_v.abs()
     return wide_g * wide_v / norm

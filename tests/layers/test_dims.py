@@ -48,7 +48,6 @@ MISFITS: list[tuple[str, Shape, Shape]] = [
     ("as large as v", (16, 8, 3), (16, 8, 3)),
     ("another rank", (16, 1), (16, 8, 3)),
     ("a higher rank", (16, 1, 1, 1), (16, 8, 3)),
-    ("several axes, not the first", (8,), (16, 8, 8)),
     ("v is one number", (3,), ()),
     ("no element", (0,), (16, 8, 3)),
 ]
@@ -67,6 +66,14 @@ def test_a_g_that_fits_no_axis_is_refused_with_both_shapes(g: Shape, v: Shape) -
         dim_of(g, v)
     assert str(caught.value) == f"g {g} does not fit v {v}"
     assert caught.value.fix
+
+
+def test_a_flat_g_that_fits_several_axes_but_none_of_the_usual_is_refused_and_the_option_said() -> None:
+    with pytest.raises(LayerError, match=r"g \(8,\) fits several axes of v \(16, 8, 8\)") as caught:
+        dim_of((8,), (16, 8, 8))
+    assert caught.value.fix == "--dim N says which"
+    assert dim_of((8,), (16, 8, 8), axes=(-1,)).dim == 2
+    assert dim_of((8,), (8, 8, 4), axes=(-1, -2)).dim == 1
 
 
 def test_a_flat_g_that_fits_several_axes_takes_the_first_and_says_so() -> None:

@@ -27,9 +27,9 @@ LARGE = np.random.default_rng(0).standard_normal((256, 96)).astype("f")
 
 def saved(path: Path, *nodes: Any, rank: int, **tensors: Any) -> Path:
     """A model of some nodes from x, whose last axis is one of the tensors', to y."""
-    x, y = (helper.make_tensor_value_info(name, 1, [None] * rank) for name in "xy")
+    inputs, outputs = ([helper.make_tensor_value_info(name, 1, [None] * rank)] for name in "xy")
     stored = [numpy_helper.from_array(np.asarray(each), name) for name, each in tensors.items()]
-    graph = helper.make_graph(nodes, "graph", [x], [y], stored)
+    graph = helper.make_graph(nodes, "graph", inputs, outputs, stored)
     onnx.save(helper.make_model(graph, ir_version=8, opset_imports=[helper.make_opsetid("", 17)]), path)
     return path
 

@@ -23,8 +23,8 @@ from tests.helpers.marks import some
 from tests.helpers.zoo import ROWS, SEEDS, Row, of
 from wnconvert import fold_file, loads_folder, migrate_file
 from wnconvert.errors import InputError
-from wnconvert.layers.classes import CLASSES, built_class
 from wnconvert.layers.find import find_pairs
+from wnconvert.layers.kinds.classes import CLASSES, built_class
 from wnconvert.verbs.models.proof.running import quiet_torch
 
 TRANSFORMERS = {

@@ -10,8 +10,9 @@ from wnconvert.cli.completion import layers, state_dicts
 from wnconvert.cli.options import (
     CAST_CHOICES,
     DROPS_OPTIMIZER,
-    FORM_CHOICES,
+    FRAMEWORK_CHOICES,
     JSON,
+    NAMED_FORM_CHOICES,
     NO_PROGRESS,
     NO_RECORD,
     PROOFS,
@@ -129,8 +130,9 @@ def fold(src: tuple[str, ...], out: str | None, **options: Any) -> int:
     """Fold g and v into plain weights.
 
     SRC is a checkpoint of any kind: safetensors, a file of any version of torch.save, a whole pickled
-    module, a TorchScript archive, an exported program (.pt2), a folder of torch.distributed.checkpoint, or
-    a folder as on the Hugging Face hub (or its index), whose other files are copied. Every state dict in
+    module, a TorchScript archive, an exported program (.pt2), a folder of torch.distributed.checkpoint, an
+    .npz file, flax's .msgpack, Paddle's .pdparams, or a folder as on the Hugging Face hub (or its index),
+    whose other files are copied. Every state dict in
     it is folded, in both forms of weight norm. SRC may also be an ONNX model: weights that its graph
     computes from g and v become stored weights, and the rest stays byte for byte; the result is run
     beside the original before it is put in place.
@@ -148,7 +150,7 @@ def fold(src: tuple[str, ...], out: str | None, **options: Any) -> int:
 )
 @click.option(
     "--to",
-    type=click.Choice(FORM_CHOICES),
+    type=click.Choice(NAMED_FORM_CHOICES),
     help="The form to write.  [default: as recorded, or as in REF, else parametrize]",
 )
 @globs("Split")
@@ -180,10 +182,24 @@ def split(src: tuple[str, ...], out: str | None, **options: Any) -> int:
 @target(".parametrize or .legacy")
 @click.option(
     "--to",
-    type=click.Choice(FORM_CHOICES),
+    type=click.Choice((*NAMED_FORM_CHOICES, *FRAMEWORK_CHOICES)),
     default="parametrize",
     show_default=True,
-    help="parametrize: the names of torch 2.1 and later; legacy: weight_g and weight_v.",
+    help="parametrize: the names of torch 2.1 and later; legacy: weight_g and weight_v; those of other "
+    "frameworks where names alone change. A framework (torch, flax, nnx, mlx): the whole file as it has it, "
+    "the axes of kernels too.",
+)
+@click.option(
+    "--framework",
+    type=click.Choice(FRAMEWORK_CHOICES),
+    help="The framework whose layout the source has, where neither names nor the file tell it.",
+)
+@click.option(
+    "--layout",
+    multiple=True,
+    metavar="GLOB=KIND",
+    help="What tensors are whose axes nothing tells: linear, embedding, convolution, transposed, "
+    "transpose-kernel (flax), as-is. Repeatable; the first that fits counts.",
 )
 @globs("Migrate")
 @kinds_option("What to migrate: weight, spectral; all is these two, and what is pruned beneath them.")

@@ -18,7 +18,9 @@ __all__ = [
     "EXIT_CODES",
     "FIRST_LAYERS",
     "FORM_CHOICES",
+    "FRAMEWORK_CHOICES",
     "JSON",
+    "NAMED_FORM_CHOICES",
     "NO_PROGRESS",
     "NO_RECORD",
     "PROOFS",
@@ -43,8 +45,11 @@ __all__ = [
 #: How many layers a conversion prints if ``--list`` does not ask for all.
 FIRST_LAYERS = 5
 
-#: The choices of ``--to`` of ``split`` and ``migrate``; a test compares them with the forms that exist.
+#: The forms of torch's, and those that ``--to`` of ``split`` and ``migrate`` gives; a test compares both.
 FORM_CHOICES = ("parametrize", "legacy")
+NAMED_FORM_CHOICES = (*FORM_CHOICES, "paddle", "physicsnemo", "equinox")
+#: The frameworks that ``migrate --to`` takes a file to.
+FRAMEWORK_CHOICES = ("torch", "flax", "nnx", "mlx")
 
 # The control character \b keeps click from filling the paragraph.
 EXIT_CODES = """\b
@@ -290,7 +295,13 @@ TOLD = with_options(
         multiple=True,
         help="Fold weights that their classes standardize, with --std, --eps-at and --eps (repeatable).",
     ),
-    click.option("--eps", type=float, metavar="E", help="The eps of these, which no checkpoint has."),
+    click.option(
+        "--eps",
+        type=float,
+        metavar="E",
+        help="The eps of these, which no checkpoint has; alone, that of weight norm as flax, Keras or Paddle "
+        "has it (default 1e-12; 0: none).",
+    ),
     click.option(
         "--std",
         type=click.Choice(["biased", "unbiased"]),

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -46,7 +45,13 @@ _BAR_NAME = 28
 def fitting_width(*, wide: bool) -> int | None:
     """The width that tables must fit: the terminal's, or COLUMNS; None in a pipe."""
     fits = sys.stdout.isatty() or "COLUMNS" in os.environ
-    return shutil.get_terminal_size().columns if fits and not wide else None
+    return _columns() if fits and not wide else None
+
+
+def _columns() -> int:
+    import shutil  # with all that compresses, which a pipe does not need
+
+    return shutil.get_terminal_size().columns
 
 
 #: Where a text of what is wrong begins and ends: two characters that Unicode leaves to programs.
@@ -154,7 +159,7 @@ class StepLines:
     def begin(self, text: str) -> None:
         """Say that a step begins."""
         if sys.stderr.isatty():
-            self._open = text[: shutil.get_terminal_size().columns - 1]
+            self._open = text[: _columns() - 1]
             mention(self._open, end="")
         else:
             mention(text)

@@ -7,7 +7,7 @@ so the naming rules can be used without it.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -34,11 +34,14 @@ class DimFit:
     note: str = ""
 
 
-def dim_of(g_shape: Shape, v_shape: Shape, dim: int | str | None = AUTO) -> DimFit:
+def dim_of(
+    g_shape: Shape, v_shape: Shape, dim: int | str | None = AUTO, *, axes: Sequence[int] = (0,)
+) -> DimFit:
     """Read ``dim`` of ``torch.nn.utils.weight_norm`` from the shapes of g and v.
 
     Given a ``dim`` (an axis, negative ones counted from the end; None or -1: the whole tensor, as torch
-    has it), checks that g fits it instead.
+    has it), checks that g fits it instead. Where g is a vector and fits several, the first of
+    ``axes`` that it fits is taken, with a note.
 
     Raises ``LayerError`` with both shapes where g fits no axis, or not the given one.
 
@@ -46,13 +49,15 @@ def dim_of(g_shape: Shape, v_shape: Shape, dim: int | str | None = AUTO) -> DimF
     (0, 2)
     >>> dim_of((), (30, 20)).dim is None
     True
+    >>> dim_of((8,), (8, 8)).dim, dim_of((8,), (8, 8), axes=(-1,)).dim
+    (0, 1)
     """
     if dim == AUTO:
-        return _read(g_shape, v_shape)
+        return _read(g_shape, v_shape, axes)
     return DimFit(_check(g_shape, v_shape, dim))
 
 
-def _read(g: Shape, v: Shape) -> DimFit:
+def _read(g: Shape, v: Shape, usual: Sequence[int]) -> DimFit:
     if math.prod(g) == 1:
         # One norm for everything. Where v has a size-1 axis 0 that is the same numbers as dim 0.
         return DimFit(0 if len(g) == len(v) > 0 and v[0] == 1 else None)
@@ -64,9 +69,13 @@ def _read(g: Shape, v: Shape) -> DimFit:
         axes = [axis for axis, size in enumerate(v) if size == g[0]]
         if len(axes) == 1:
             return DimFit(axes[0])
-        if axes and axes[0] == 0:
-            return DimFit(
-                0, f"g {g} fits several axes of v {v}; axis 0 is taken (else: fold {option('dim')})"
+        taken = next((axis % len(v) for axis in usual if v and axis % len(v) in axes), None)
+        if taken is not None:
+            note = f"g {g} fits several axes of v {v}; axis {taken} is taken (else: fold {option('dim')})"
+            return DimFit(taken, note)
+        if axes:
+            raise LayerError(
+                f"g {g} fits several axes of v {v}", fix=f"{option('dim', metavar='N')} says which"
             )
     raise LayerError(_misfit(g, v), fix="repair the checkpoint")
 

@@ -17,6 +17,7 @@ from wnconvert.tensors.tree import TensorInfo
 __all__ = [
     "EMPTY",
     "EMPTY_FIX",
+    "MISFIT",
     "NOT_FLOAT",
     "Module",
     "PassedOver",
@@ -28,6 +29,8 @@ __all__ = [
 
 #: The weakness of a pair of integers, which no option makes a layer.
 NOT_FLOAT = "dtype"
+#: That of a pair of which g does not fit v, where the names alone do not show a layer.
+MISFIT = "misfit"
 
 #: Why a layer without elements is refused, and what to do.
 EMPTY = "empty: saved from one rank of a sharded training"
@@ -149,7 +152,7 @@ def notes_on_passed(passed: Sequence[PassedOver]) -> Iterable[str]:
             takes = f"; {option('layers', glob=item.name)} takes them"
             yield (
                 f"{item.g} and {item.v} are not taken for weight norm: {item.why}"
-                f"{takes if item.weakness != NOT_FLOAT else ''}"
+                f"{takes if item.weakness not in (NOT_FLOAT, MISFIT) else ''}"
             )
         if len(items) > _MOST_NOTES:
             more = counted(len(items) - _MOST_NOTES, "more pair")

@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 from wnconvert.errors import LayerError
 from wnconvert.layers.dims import dim_of
@@ -23,14 +24,16 @@ from wnconvert.layers.evidence import (
     is_bias,
     weakness_of,
 )
+from wnconvert.layers.kinds.foreign import NO_WRAPPED, wrapped_layers
 from wnconvert.layers.kinds.others import FoundOthers, other_layers
 from wnconvert.layers.matching import Keyed, Matched, matched
 from wnconvert.layers.rules import Norm
 from wnconvert.layers.schemes import SCHEMES, Layer, Refused, Scheme, Selection, owner_of
-from wnconvert.layers.telling.neighbours import LeftNorm
-from wnconvert.layers.telling.resolved import resolved
 from wnconvert.messages import option
 from wnconvert.tensors.tree import StateDict, TensorInfo
+
+if TYPE_CHECKING:
+    from wnconvert.layers.telling.neighbours import LeftNorm
 
 __all__ = ["FoundPairs", "find_pairs", "pairs_in"]
 
@@ -65,6 +68,8 @@ def pairs_in(
     infos = (tensor.info for tensor in state.tensors.values())
     if selection.asked is None:
         return find_pairs(infos, selection, state.parametrized)
+    from wnconvert.layers.telling.resolved import resolved  # which few selections ask for
+
     told = resolved(state, selection.asked)
     found = find_pairs(infos, replace(selection, recipe=told.recipe), state.parametrized)
     doubtful = (Refused(name, why, fix) for name, why, fix in told.doubtful if selection.wants(name))
@@ -89,7 +94,7 @@ def find_pairs(
     """
     there = _There(infos, parametrized)
     others = other_layers(there.names.values(), selection, parametrized)
-    pairs = _pairs(there, selection, others)
+    pairs = _with_wrapped(_pairs(there, selection, others), there, selection)
     if Norm.kind not in selection.kinds:
         left = (*pairs.layers, *others.left)
         found = FoundPairs(others.layers, others.refused, others.unwanted, (), others=left)
@@ -133,6 +138,21 @@ def _with_others(pairs: FoundPairs, others: FoundOthers) -> FoundPairs:
     )
 
 
+def _with_wrapped(pairs: FoundPairs, there: _There, selection: Selection) -> FoundPairs:
+    """Pairs, and those of other frameworks' wrappers."""
+    wrapped = wrapped_layers(there.names, selection)
+    if wrapped is NO_WRAPPED:
+        return pairs
+    return replace(
+        pairs,
+        layers=(*pairs.layers, *wrapped.layers),
+        refused=(*pairs.refused, *wrapped.refused),
+        unwanted=(*pairs.unwanted, *wrapped.unwanted),
+        halves=(*pairs.halves, *wrapped.halves),
+        passed=(*pairs.passed, *wrapped.passed),
+    )
+
+
 def _pairs(there: _There, selection: Selection, others: FoundOthers) -> FoundPairs:
     """The pairs, but for those that are a part of ``others``."""
     layers: list[Layer] = []
@@ -161,12 +181,13 @@ def _pairs(there: _There, selection: Selection, others: FoundOthers) -> FoundPai
             remedy = EMPTY_FIX if reason == EMPTY else alone.remedy(group)
             refused.append(Refused(group.weight, reason, remedy))
         else:
+            convention = group.scheme.convention_of(g, v)
             try:
-                fit = dim_of(g.shape, v.shape, selection.dim)
+                fit = dim_of(g.shape, v.shape, selection.dim, axes=convention.axes)
             except LayerError as error:
                 refused.append(Refused(group.weight, error.what, error.fix))
             else:
-                layer = Layer.of_pair(group.weight, group.scheme.form, fit.dim, g, v)
+                layer = Layer.of_pair(group.weight, convention.form, fit.dim, g, v, selection.eps)
                 layers.append(replace(layer, note=fit.note))
     return FoundPairs(tuple(layers), tuple(refused), tuple(unwanted), tuple(halves), tuple(passed))
 

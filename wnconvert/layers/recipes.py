@@ -6,7 +6,6 @@ told, it is a list of folds. It is written as TOML and read as data: nothing in 
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -213,6 +212,8 @@ def names_digest(tensors: Iterable[tuple[str, Shape]]) -> str:
     >>> names_digest([("b", (2,)), ("a", ())]) == names_digest([("a", ()), ("b", (2,))])
     True
     """
+    import hashlib  # which only a digest needs
+
     lines = sorted({f"{name}\0{','.join(map(str, shape))}\n" for name, shape in tensors})
     return f"sha256:{hashlib.sha256(''.join(lines).encode()).hexdigest()}"
 

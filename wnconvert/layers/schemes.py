@@ -8,15 +8,25 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from glob import escape
 
-from wnconvert.layers.dims import AUTO, torchs_g_shape
+from wnconvert.layers.conventions import (
+    CONVENTIONS,
+    LEGACY,
+    PADDLE,
+    PARAMETRIZE,
+    PHYSICSNEMO,
+    Convention,
+    norm_of,
+)
+from wnconvert.layers.dims import AUTO
 from wnconvert.layers.recipes import Recipe
-from wnconvert.layers.rules import BIAS, ORIGINAL, G, Mask, Norm, NormBehind, Rule
+from wnconvert.layers.rules import BIAS, ORIGINAL, G, Guard, Mask, Norm, NormBehind, Rule
 from wnconvert.layers.telling.asked import Asked
 from wnconvert.messages import option
 from wnconvert.tensors.tree import Dim, TensorInfo
 
 __all__ = [
     "FORMS",
+    "NAMED_FORMS",
     "SCHEMES",
     "Layer",
     "Refused",
@@ -26,6 +36,7 @@ __all__ = [
     "in_form",
     "is_pair",
     "owner_of",
+    "renamed_halves",
     "spelled",
     "spellings",
 ]
@@ -33,58 +44,72 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class Scheme:
-    """One way to spell a layer: patterns of the keys of g and v, and of what must not stand beside them.
+    """A convention whose layers ends of keys show: patterns of g, of v, and of what stands beside.
 
     Each pattern captures ``owner`` (the module with its dot, or nothing) and ``param``; the weight is the
     two together. ``beside`` matches keys that show another reparameterization stacked on the pair.
-    ``spelling`` gives the keys back: of g and of v, from owner and param. ``may_have`` says quickly which
-    keys no pattern can match. ``is_torchs`` says whether torch has the form, so that layers can be given it.
+    ``may_have`` says quickly which keys no pattern can match. ``as_vector`` is another convention of the
+    same keys, whose g is a vector.
     """
 
-    form: str
-    spelling: tuple[str, str]
+    convention: Convention
     g: re.Pattern[str]
     v: re.Pattern[str]
     beside: re.Pattern[str]
     may_have: Callable[[str], bool]
-    is_torchs: bool = True
+    as_vector: Convention | None = None
+
+    @property
+    def form(self) -> str:
+        """The word of its convention."""
+        return self.convention.form
+
+    @property
+    def is_torchs(self) -> bool:
+        """Whether torch has the form."""
+        return self.convention.is_torchs
+
+    def convention_of(self, g: TensorInfo, v: TensorInfo) -> Convention:
+        """The convention of a pair, by the shape of its g."""
+        if self.as_vector is not None and len(g.shape) == 1 < len(v.shape) and g.numel > 1:
+            return self.as_vector
+        return self.convention
 
 
 _OWNER = r"(?s:(?P<owner>(?:.*\.)?))"  # a name may hold a line break
 _LEGACY = _OWNER + r"(?P<param>[^.]+?)_"
 _PARAMETRIZE = _OWNER + r"parametrizations\.(?P<param>[^.]+)\."
 
-#: The known conventions. A new one is a new row (and a fixture that shows it).
+#: The conventions that ends of keys show. A new one is a new row (and a fixture that shows it).
 SCHEMES: tuple[Scheme, ...] = (
     Scheme(
-        form="legacy",  # torch.nn.utils.weight_norm
-        spelling=("{owner}{param}_g", "{owner}{param}_v"),
+        LEGACY,
         g=re.compile(_LEGACY + "g"),
         v=re.compile(_LEGACY + "v"),
         beside=re.compile(_LEGACY + "(?:[gv]_)?(?:orig|mask|u)"),  # spectral norm, prune
         may_have=lambda key: key.endswith(("_g", "_v", "_orig", "_mask", "_u")),
+        as_vector=PADDLE,
     ),
     Scheme(
-        form="parametrize",  # torch.nn.utils.parametrizations.weight_norm
-        spelling=("{owner}parametrizations.{param}.original0", "{owner}parametrizations.{param}.original1"),
+        PARAMETRIZE,
         g=re.compile(_PARAMETRIZE + "original0"),
         v=re.compile(_PARAMETRIZE + "original1"),
         beside=re.compile(_PARAMETRIZE + r"(?:\d+\..*|original(?![01]$).*)"),
         may_have=lambda key: "parametrizations." in key,
     ),
     Scheme(
-        form="physicsnemo",  # physicsnemo.nn.WeightNormLinear: its weight is v
-        spelling=("{owner}{param}_g", "{owner}{param}"),
+        PHYSICSNEMO,
         g=re.compile(_OWNER + "(?P<param>weight)_g"),
         v=re.compile(_OWNER + "(?P<param>weight)"),
         beside=re.compile(_OWNER + "(?P<param>weight)_(?:orig|mask|u)"),
         may_have=lambda key: key.endswith(("weight", "weight_g", "weight_orig", "weight_mask", "weight_u")),
-        is_torchs=False,
     ),
 )
 
-#: The forms that a layer can be given: torch's.
-FORMS = tuple(scheme.form for scheme in SCHEMES if scheme.is_torchs)
+#: The forms that torch has: those that a live layer can be given.
+FORMS = tuple(each.form for each in CONVENTIONS.values() if each.is_torchs)
+#: The forms whose keys follow from the name of a weight, so that a layer in a file gets one by names alone.
+NAMED_FORMS = tuple(each.form for each in CONVENTIONS.values() if each.keys is not None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,9 +133,14 @@ class Layer:
     grade: str = "keys"
 
     @classmethod
-    def of_pair(cls, name: str, form: str, dim: Dim, g: TensorInfo, v: TensorInfo) -> Layer:
-        """A weight-normalized layer; ``dim`` is the axis that the norm is not summed over, None: all are."""
-        return cls(name, form, Rule((Norm(dim),)), {ORIGINAL: v, G: g})
+    def of_pair(  # noqa: PLR0917 -- a pair, as a row of a record has it
+        cls, name: str, form: str, dim: Dim, g: TensorInfo, v: TensorInfo, eps: float | None = None
+    ) -> Layer:
+        """A weight-normalized layer; ``dim`` is the axis that the norm is not summed over, None: all are.
+
+        Where its form divides by a norm with an eps, that is ``eps``, or the one that its framework takes.
+        """
+        return cls(name, form, Rule((norm_of(form, dim, eps),)), {ORIGINAL: v, G: g})
 
     @property
     def original(self) -> TensorInfo:
@@ -176,6 +206,12 @@ class Layer:
         return self.original
 
     @property
+    def guard(self) -> Guard | None:
+        """The eps of its norm, and where it stands; None if rows are divided by their norms alone."""
+        norm = next((each for each in self.rule.operations if isinstance(each, Norm)), None)
+        return norm.guard if norm else None
+
+    @property
     def halves(self) -> tuple[TensorInfo, TensorInfo]:
         """g and v."""
         return self.g, self.v
@@ -200,34 +236,48 @@ def owner_of(weight: str) -> str:
 
 
 def spelled(form: str, weight: str) -> tuple[str, str] | None:
-    """The keys of g and v of a weight in a form; None for a form that is not known.
+    """The keys of g and v of a weight in a form; None where the form is not known, or has none of that name.
 
     >>> spelled("legacy", "conv.weight"), spelled("parametrize", "weight")[1]
     (('conv.weight_g', 'conv.weight_v'), 'parametrizations.weight.original1')
     """
+    keys = CONVENTIONS[form].keys if form in CONVENTIONS else None
     owner = owner_of(weight)
-    for scheme in SCHEMES:
-        if scheme.form == form:
-            g, v = (key.format(owner=owner, param=weight[len(owner) :]) for key in scheme.spelling)
-            return g, v
-    return None
+    return None if keys is None else keys(owner, weight[len(owner) :])
 
 
 def spellings(weight: str) -> tuple[str, ...]:
-    """The keys of the halves of a weight in every known form.
+    """The keys of the halves of a weight in every form that has it.
 
     >>> spellings("weight")[:2]
     ('weight_g', 'weight_v')
     """
-    return tuple(half for scheme in SCHEMES for half in spelled(scheme.form, weight) or ())
+    return tuple(half for form in NAMED_FORMS for half in spelled(form, weight) or ())
 
 
-def in_form(layer: Layer, form: str) -> Layer:
-    """A layer as it is spelled in another (known) form, with a g of the shape that torch loads."""
+def renamed_halves(layer: Layer, namer: Callable[[str], str]) -> tuple[str, str]:
+    """The keys that the halves of a layer have once ``namer`` gives new names.
+
+    A pair goes by the name of its weight where its form spells it so; else each half goes by its own.
+    """
+    own = (layer.g.name, layer.v.name)
+    if spelled(layer.form, layer.name) != own:
+        return namer(own[0]), namer(own[1])
+    return spelled(layer.form, namer(layer.name)) or (namer(own[0]), namer(own[1]))
+
+
+def in_form(layer: Layer, form: str) -> Layer | None:
+    """A layer as it is spelled in another form, with a g of its shape; None where it has no such layer.
+
+    Names alone change: a layer whose form has no keys of its own has its axes in another order, too.
+    """
+    convention = CONVENTIONS[form]
     keys = spelled(form, layer.name)
-    assert keys is not None  # noqa: S101 - options know the forms
-    g = replace(layer.g, name=keys[0], shape=torchs_g_shape(layer.g.shape, layer.v.shape, layer.dim))
-    return replace(layer.with_halves(g, replace(layer.v, name=keys[1])), form=form)
+    shape = convention.shape_of_g(layer.g.shape, layer.v.shape, layer.dim)
+    if keys is None or shape is None or CONVENTIONS[layer.form].keys is None:
+        return None
+    g, v = replace(layer.g, name=keys[0], shape=shape), replace(layer.v, name=keys[1])
+    return Layer.of_pair(layer.name, form, layer.dim, g, v)
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,6 +316,8 @@ class Selection:
     ``kinds`` are those of layers that are wanted; of others a ``recipe`` tells, or what is ``asked`` for in
     its place, of which each state dict makes a recipe of its own.
 
+    ``eps`` is that of norms whose form has one, in the place of the framework's own.
+
     ``named`` are weights that are said to be layers, whatever else their names could mean; so are those that
     ``layers`` names without wildcards.
 
@@ -280,6 +332,7 @@ class Selection:
     kinds: tuple[str, ...] = (Norm.kind,)
     recipe: Recipe | None = None
     asked: Asked | None = None
+    eps: float | None = None
 
     @property
     def wants_all(self) -> bool:

@@ -9,9 +9,10 @@ Source: Rump, Ogita and Oishi 2008, "Accurate floating-point summation" (in ``su
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from fractions import Fraction
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,7 +43,7 @@ from wnconvert.tensors.blocks import (
 )
 from wnconvert.tensors.tree import Dim, rows_of
 
-__all__ = ["RowSource", "arithmetic", "as_float64", "norm_blocks", "norms", "round_norms"]
+__all__ = ["Divisors", "RowSource", "arithmetic", "as_float64", "norm_blocks", "norms", "round_norms"]
 
 
 #: A tensor of so few rows is one whose rows are long, and one of so many elements has some that are open.
@@ -190,10 +191,26 @@ def as_float64(values: Array) -> Floats:
     return loaded(values, 0)
 
 
-def round_norms(source: RowSource, sums: Sums, first: int, name: str, wanted: Floats | None = None) -> Floats:
-    """‖v‖ of the rows from ``first`` on, correctly rounded to dtype ``name``, as float64.
+class Divisors(Protocol):
+    """What rows are divided by in the place of ‖v‖: its square, and bounds on that, of Σv²."""
 
-    If ``wanted`` is given, only norms that may equal it are rounded correctly; others are within a few ulp.
+    def squares(self, sums: Sums) -> Sums:
+        """The squares of rows."""
+
+    def bounds(self, rungs: Iterator[tuple[Fraction, Fraction]]) -> Iterator[tuple[Fraction, Fraction]]:
+        """Ever narrower bounds on the square of a row."""
+
+
+def round_norms(
+    sums: Sums,
+    ladder: Callable[[int], Iterator[tuple[Fraction, Fraction]]],
+    name: str,
+    wanted: Floats | None = None,
+) -> Floats:
+    """The roots of ``sums``, correctly rounded to dtype ``name``, as float64: ‖v‖ of rows.
+
+    ``ladder`` gives ever narrower bounds on the sum at an index. If ``wanted`` is given, only norms that may
+    equal it are rounded correctly; others are within a few ulp.
     """
     root = sums.root()
     if name == "float64":
@@ -218,7 +235,7 @@ def round_norms(source: RowSource, sums: Sums, first: int, name: str, wanted: Fl
     form = FLOAT_FORMATS[name]
     for at in np.flatnonzero(unsure).tolist():
         code = found = int(cast(low[at : at + 1], name).view(form.codes)[0])
-        for least, most in source.ladder(first + at, sums, at):
+        for least, most in ladder(at):
             found = form.nearest_root(least, code)
             if found == form.nearest_root(most, found):
                 break
@@ -234,11 +251,13 @@ def norm_blocks(
     g_dtype: DTypeLike,
     *,
     limit: int = BLOCK_BYTES,
+    divisors: Divisors | None = None,
 ) -> tuple[Array, RowReport]:
     """The norms of a tensor's rows, correctly rounded to ``g_dtype``: shape (D,), and a report on odd rows.
 
     ``read`` as in ``Folding``, each block once (again only for a norm next to a midpoint). The report has
-    ``zero``, ``nonfinite`` and ``overflow``.
+    ``zero``, ``nonfinite`` and ``overflow``. With ``divisors`` they are what rows are divided by in the
+    place of their norms, but for a zero row, which stays 0.
     """
     name = name_of(g_dtype)
     narrow = name_of(v_dtype) != "float64"
@@ -248,7 +267,13 @@ def norm_blocks(
     tally = RowTally()
 
     def put(first: int, sums: Sums) -> None:
-        norms, finite = round_norms(source, sums, first, name), np.isfinite(sums.high)
+        def ladder(at: int) -> Iterator[tuple[Fraction, Fraction]]:
+            rungs = source.ladder(first + at, sums, at)
+            return divisors.bounds(rungs) if divisors else rungs
+
+        finite = np.isfinite(sums.high)
+        norms = round_norms(divisors.squares(sums) if divisors else sums, ladder, name)
+        norms[sums.high == 0] = 0
         found[first : first + len(norms)] = cast(norms, name)
         tally.add("zero", sums.high == 0, first)
         tally.add("nonfinite", ~finite, first)

@@ -222,8 +222,12 @@ def end_to_end(parts: Sequence[Sums]) -> Sums:
     """The sums of rows, of which each part has some, in their order."""
     if len(parts) == 1:
         return parts[0]
-    columns = ([getattr(part, name) for part in parts] for name in ("high", "low", "exponent"))
-    return Sums(*map(np.concatenate, columns), max(part.error for part in parts))
+    return Sums(
+        np.concatenate([part.high for part in parts]),
+        np.concatenate([part.low for part in parts]),
+        np.concatenate([part.exponent for part in parts]),
+        max(part.error for part in parts),
+    )
 
 
 def merge(into: Sums, rows: slice, part: Sums) -> None:

@@ -14,7 +14,7 @@ from wnconvert.plan.norms import NormSteps, refused_to_keep, steps_beside
 from wnconvert.plan.plan import Change, Plan, PlannedStateDict
 from wnconvert.plan.record.origins import Origin, origin_of
 from wnconvert.plan.selection.draft import FoundDraft
-from wnconvert.plan.selection.wanted import optimizer_is_stale
+from wnconvert.plan.selection.wanted import check_eps, optimizer_is_stale
 from wnconvert.plan.steps import Fold, Keep, Step
 from wnconvert.tensors.containers import Container
 from wnconvert.tensors.dtypes import DType
@@ -49,6 +49,7 @@ def plan_fold(
     draft = FoundDraft.of("fold", tree, container, selection, only, known=known)
     draft.check_refused(draft.refused)
     draft.check_fits()
+    check_eps(draft.found.values(), selection)
     draft.refuse_modules(
         state.path
         for state in draft.states

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal, Protocol
 
-from wnconvert.layers.rules import ORIGINAL, G, Norm, Rule
+from wnconvert.layers.rules import ORIGINAL, G, Guard, Norm, Rule
 from wnconvert.tensors.dtypes import DType
 from wnconvert.tensors.tree import ByteRange, Dim, StoredTensor
 from wnconvert.tensors.views.quantization import Elementwise, Quantization
@@ -257,11 +257,12 @@ class Filled:
 
 @dataclass(frozen=True, slots=True)
 class Norms:
-    """g = ‖w‖ of each row, correctly rounded to ``dtype``."""
+    """g = ‖w‖ of each row, correctly rounded to ``dtype``; with a ``guard``, what a fold divides it by."""
 
     w: StoredTensor
     dim: int | None
     dtype: DType
+    guard: Guard | None = None
     where: str = field(default="", compare=False)
 
     @property

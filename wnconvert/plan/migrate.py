@@ -7,13 +7,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from wnconvert.errors import LayerError
+from wnconvert.layers.conventions import CONVENTIONS
 from wnconvert.layers.dims import dim_of
 from wnconvert.layers.find import FoundPairs
+from wnconvert.layers.kinds.formulas import formula_in_words
 from wnconvert.layers.kinds.others import as_form, has_form
 from wnconvert.layers.kinds.table import in_words
 from wnconvert.layers.rules import Spectral
 from wnconvert.layers.schemes import Layer, Selection, is_pair
 from wnconvert.messages import counted, listed, option
+from wnconvert.plan.names.frameworks import InFramework
 from wnconvert.plan.order import is_buffer, restored
 from wnconvert.plan.plan import Change, Plan, PlannedStateDict
 from wnconvert.plan.record.history import Record, origins, without_layers
@@ -26,7 +29,7 @@ from wnconvert.plan.steps import Keep
 from wnconvert.tensors.containers import Container
 from wnconvert.tensors.tree import Shape, StateDict, Tree
 
-__all__ = ["plan_migrate"]
+__all__ = ["plan_migrate", "plan_relaid"]
 
 
 def plan_migrate(
@@ -96,6 +99,28 @@ def plan_migrate(
     return replace(plan, kinds=selection.kinds, hints=tuple(hints))
 
 
+def plan_relaid(
+    tree: Tree, container: Container, *, relaid: Mapping[str, InFramework], only: str | None = None
+) -> Plan:
+    """Plan a file of ``container`` of a ``tree`` whose state dict has another framework's layout already.
+
+    ``relaid`` holds it by its path, with the pairs that it had and has.
+    """
+    draft = FoundDraft.of("migrate", tree, container, Selection(), only)
+    planned = tuple(
+        replace(
+            kept_as_is(state),
+            changes=tuple(
+                Change(before, after, before.original.dtype) for before, after in relaid[state.path].pairs
+            ),
+        )
+        for state in draft.states
+    )
+    notes = (note for state in draft.states for note in relaid[state.path].notes)
+    plan = draft.plan(planned, record=(), notes=notes)
+    return replace(plan, renamed=sum(len(state.entries) for state in draft.states))
+
+
 def _moves(layer: Layer, to: str) -> bool:
     """Whether a layer is of another form, and can have this one."""
     return layer.form != to and has_form(layer, to)
@@ -105,13 +130,19 @@ def _kinds_notes(layers: Iterable[Layer], to: str) -> Iterable[str]:
     """Notes on layers that have no other form, and on what the other form does otherwise in training."""
     alone: Counter[tuple[str, ...]] = Counter()
     spectral = 0
+    others: dict[str, list[str]] = {}
     for layer in layers:
-        if layer.form != to:
+        if is_pair(layer) and CONVENTIONS[layer.form].keys is None:
+            others.setdefault(layer.form, []).append(layer.name)
+        elif layer.form != to:
             alone[layer.rule.kinds] += not has_form(layer, to)
             spectral += _moves(layer, to) and Spectral.kind in layer.rule.kinds
     for kinds, count in (+alone).items():
         stays = "stays as it is" if count == 1 else "stay as they are"
-        yield f"{counted(count, 'layer')} of {in_words(kinds)} {stays}: torch has no {to} form of it"
+        whose = CONVENTIONS[to].library
+        yield f"{counted(count, 'layer')} of {in_words(kinds)} {stays}: {whose} has no {to} form of it"
+    for form, names in others.items():
+        yield f"{listed(names, 3)}: the axes of {form} kernels are in another order, so names alone do not do"
     if spectral:
         yield (
             f"{counted(spectral, 'layer')} of spectral norm: in eval no bit changes; the next training step "
@@ -129,6 +160,12 @@ def _made_notes(states: Sequence[StateDict], planned: Sequence[PlannedStateDict]
             was, now = shaped[0]
             more = f", and {len(shaped) - 1} more so" if len(shaped) > 1 else ""
             yield f"{was.g.name} {was.g.shape} is written in the shape {now.g.shape}{more}"
+        if apart := [(was, now) for was, now in halves if was.guard != now.guard]:
+            was, now = apart[0]
+            yield (
+                f"{listed([each.name for each, _ in apart], 3)}: {was.form} computes "
+                f"{formula_in_words(was.rule)}, {now.form} {formula_in_words(now.rule)}"
+            )
         yield from needs_naming(state, item)
 
 

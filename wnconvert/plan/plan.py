@@ -15,7 +15,6 @@ from wnconvert.layers.kinds.table import in_words
 from wnconvert.layers.rows import LayerRow
 from wnconvert.layers.rules import Norm
 from wnconvert.layers.schemes import Layer
-from wnconvert.layers.telling.neighbours import is_square
 from wnconvert.messages import counted, listed, printable, short_repr, told
 from wnconvert.plan.steps import Step
 from wnconvert.shown import Shown
@@ -320,6 +319,8 @@ class Plan(Shown):
             for grade, why in (("names", "told by names"), ("said", "folded as said"))
             if grades[grade]
         ]
+        from wnconvert.layers.telling.neighbours import is_square  # which few plans ask for
+
         square = sum(row.grade == "names" and is_square(row.shape) for row in doubted)
         if square:
             notes.append(

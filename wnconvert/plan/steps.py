@@ -238,7 +238,10 @@ class _Half(_Computed):
 
 @dataclass(frozen=True, slots=True)
 class Magnitude(_Half):
-    """Put g = ‖w‖ under the name of g; w is the plain weight that ``layer`` is named after."""
+    """Put g = ‖w‖ under the name of g; w is the plain weight that ``layer`` is named after.
+
+    Where a fold divides by a norm with an eps, g is that, so that the fold gives w.
+    """
 
     layer: Layer
 
@@ -255,7 +258,8 @@ class Magnitude(_Half):
     def made_of(self, tensors: Mapping[str, StoredTensor], path: str = "") -> MadeTensor:
         """g, a norm for each row of the weight."""
         layer, w = self.layer, tensors[self.layer.name]
-        return MadeTensor(layer.g, Norms(_nameless(w), layer.dim, layer.g.dtype, _where(path, layer)), w)
+        work = Norms(_nameless(w), layer.dim, layer.g.dtype, layer.guard, _where(path, layer))
+        return MadeTensor(layer.g, work, w)
 
 
 @dataclass(frozen=True, slots=True)

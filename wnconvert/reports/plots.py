@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import io
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from wnconvert.errors import ArgumentError, FormatError, InputError, OutputError
 from wnconvert.messages import option, printable, refuse_other_than_path, to_install
@@ -150,7 +151,7 @@ def draw_boxes(axes: Axes, found: Inspection) -> None:
     axes.bxp(
         boxes,
         positions=range(len(layers)),
-        orientation="horizontal",
+        **_lying(axes),
         widths=0.6,
         showfliers=False,
         patch_artist=True,
@@ -164,6 +165,12 @@ def draw_boxes(axes: Axes, found: Inspection) -> None:
     axes.set_xlabel(f"|g| over a layer's rows: least, quartiles, greatest{zero}")
     name_rows(axes, [name for name, _ in layers])
     axes.set_title(printable(Path(found.source).name), fontsize=10, parse_math=False)
+
+
+def _lying(axes: Axes) -> dict[str, Any]:
+    """What draws boxes along the x axis; matplotlib has another word for it from 3.10 on."""
+    known = inspect.signature(axes.bxp).parameters
+    return {"orientation": "horizontal"} if "orientation" in known else {"vert": False}
 
 
 def name_rows(axes: Axes, names: Sequence[str]) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import html
 import io
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -87,6 +85,8 @@ class Table:
 
         A cell that a spreadsheet would compute has a ``'`` before it.
         """
+        import csv  # which tables on a terminal do not need
+
         out = io.StringIO()
         writer = csv.writer(out, lineterminator="\n")
         writer.writerows(map(_csv_text, row) for row in (self.heads, *self.rows))
@@ -175,6 +175,8 @@ def html_text(text: str) -> str:
     >>> print(html_text("<b>" + chr(27)))
     &lt;b&gt;\x1b
     """
+    import html
+
     return html.escape(printable(text))
 
 

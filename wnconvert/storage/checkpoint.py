@@ -88,6 +88,10 @@ class Checkpoint:
             return self.folder.files
         return tuple(str(path.relative_to(self.path)) for path in self.shards) if self.components else ()
 
+    def with_tree(self, tree: Tree) -> Checkpoint:
+        """The same files, read as another tree of tensors in them; what else a torch file holds is gone."""
+        return replace(self, tree=tree, torch=None)
+
     def renamed(self, names: Mapping[str, NewNames]) -> Checkpoint:
         """The same checkpoint, whose state dicts have new names, by their paths."""
         return replace(

@@ -189,7 +189,11 @@ class _Gathered:
         self.tile = np.empty(0, self.kind)  # never two
         tile = np.empty((min(most // behind, shape[axis] - int(index[axis])), *shape[axis + 1 :]), self.kind)
         start = self.tensor.storage.start + self.tensor.offset * self.kind.itemsize + offset
-        self.gather(tile, start, self.strides[axis:])
+        strides = self.strides[axis:]
+        # An axis that runs backwards is read forwards, and put the other way round.
+        start += sum((size - 1) * step for size, step in zip(tile.shape, strides, strict=True) if step < 0)
+        turned = tile[tuple(slice(None, None, -1 if step < 0 else 1) for step in strides)]
+        self.gather(turned, start, tuple(map(abs, strides)))
         self.tile = tile.reshape(-1)
 
     def gather(self, out: Array, start: int, strides: tuple[int, ...]) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -115,6 +115,24 @@ class StoredTensor:
         )
         strides = tuple(step * stride for stride in contiguous_strides(shape))
         return replace(self, info=replace(self.info, shape=shape), strides=strides)
+
+    def transposed(self, axes: Sequence[int], backwards: Collection[int] = ()) -> StoredTensor:
+        """The same elements with axis ``axes[i]`` as axis i, where those that are ``backwards`` run so.
+
+        >>> from wnconvert.tensors.dtypes import dtype_named
+        >>> info = TensorInfo("w", dtype_named("float32"), (3, 2))
+        >>> made = StoredTensor(info, ByteRange(0, 24), 0, (2, 1)).transposed((1, 0), {1})
+        >>> made.info.shape, made.offset, made.strides
+        ((2, 3), 4, (1, -2))
+        """
+        shape = tuple(self.info.shape[axis] for axis in axes)
+        strides = [self.strides[axis] for axis in axes]
+        offset = self.offset
+        for axis in backwards if self.info.numel else ():
+            offset += (shape[axis] - 1) * strides[axis]
+            strides[axis] = -strides[axis]
+        info = replace(self.info, shape=shape)
+        return replace(self, info=info, offset=offset, strides=tuple(strides))
 
     def in_bytes(self) -> StoredTensor:
         """Elements of 4 or 6 bits as the bytes in which they lie end to end; any other tensor as it is."""

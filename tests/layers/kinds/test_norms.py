@@ -6,7 +6,7 @@ from pathlib import Path
 
 from wnconvert.layers.kinds.norms import NORMS, norms_table
 from wnconvert.layers.kinds.table import KINDS
-from wnconvert.layers.schemes import SCHEMES
+from wnconvert.layers.schemes import spellings
 
 ROOT = Path(__file__).parents[3]
 
@@ -45,4 +45,4 @@ def test_the_keys_of_the_table_are_those_that_are_looked_for() -> None:
         if kind.name in ("batch norm", "switchable norm"):
             assert all(f"`{key}`" in NORMS[kind.name].shows for key in kind.keys)
     assert "original0" in NORMS["weight norm"].shows
-    assert any(scheme.spelling[1].endswith("original1") for scheme in SCHEMES)
+    assert any(v.endswith("original1") for v in spellings("weight"))

@@ -109,11 +109,10 @@ def test_in_a_browser_a_row_opens_sorts_and_filters(browser: Browser, tmp_path: 
         browser.open(page, width=width)
         assert browser.overflow() <= 0
         browser.click("#differing-0 tbody th button")
-        assert browser.run("return document.querySelectorAll('tr.details svg rect').length") >= 2
+        browser.until("return document.querySelectorAll('tr.details svg rect').length >= 2")
         browser.screen(f"comparison-{width}")
     browser.resize(1280)
-    dots = "return document.querySelectorAll('#overview-0 svg circle').length"
-    assert browser.run(dots) == 5
+    browser.until("return document.querySelectorAll('#overview-0 svg circle').length === 5")
     browser.run(
         "const s = document.querySelector('input[type=search]'); s.value = 'head'; "
         "s.dispatchEvent(new Event('input'))"

@@ -82,6 +82,7 @@ def test_dead_rows_of_a_spoiled_file_are_found_by_their_flag(browser: Browser, m
     page = made(FIXTURES / "zero_row.safetensors")
     browser.open(page)
     assert browser.texts("#health strong") == ["1 fault, 5 float tensors read"]
+    assert browser.texts("#health li") == ["dec.0.weight has 2 zero rows in v: 2, 5"]
     browser.choose("#flag", "zero rows in v")
     assert names(browser) == ["dec.0.weight"]
     assert browser.texts(".tools output") == ["1 of 2 rows"]

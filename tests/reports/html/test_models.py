@@ -87,6 +87,6 @@ def test_in_a_browser_weights_and_outputs_open(
         for table in ("outputs", "differing-0"):
             browser.click(f"#{table} tbody th button")
             browser.until(f"return document.querySelector('#{table} tr.details svg rect')")
-        assert browser.run("return document.querySelectorAll('#overview svg circle').length") == 1
+        browser.until("return document.querySelectorAll('#overview svg circle').length === 1")
         browser.screen(f"models-{width}")
     browser.quiet(page)

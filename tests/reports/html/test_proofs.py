@@ -214,7 +214,7 @@ def test_in_a_browser_outputs_are_drawn_and_sounds_have_players(browser: Browser
         browser.open(page, width=width)
         assert browser.overflow() <= 0
         browser.screen(f"proof-{width}")
-    assert browser.run("return document.querySelectorAll('.wave svg path').length") >= 3
+    browser.until("return document.querySelectorAll('.wave svg path').length >= 3")
     assert browser.run("return [...document.querySelectorAll('audio')].length") == 2
     assert browser.run("return [...document.images].every((each) => each.naturalWidth === 40)")
     assert browser.run(

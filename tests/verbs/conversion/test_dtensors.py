@@ -10,10 +10,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 
-from tests.helpers.distributed import one_of_ranks
+from tests.helpers.distributed import fully_shard, one_of_ranks
 from tests.helpers.live_models import FORMS, both_forms, norm, trained
 from tests.helpers.states import same
 from wnconvert import (

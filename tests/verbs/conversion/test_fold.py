@@ -39,7 +39,7 @@ LAYERS: dict[str, tuple[int, dict[str, Any]]] = {
     "plain.pt": (0, {}),
     "scripted.pt": (2, {}),
     "sovits.pth": (1, {}),
-    "spellings.safetensors": (2, {"exclude": ["cell.b"]}),
+    "spellings.safetensors": (3, {"exclude": ["cell.b"]}),
     "stack.safetensors": (1, {"exclude": ["both.weight"]}),
     **{f"step_{at}.safetensors": (6, {}) for at in (1000, 2000, 3000)},
     "tied.pt": (3, {}),

@@ -899,7 +899,7 @@ def test_a_form_that_is_not_known_is_refused(run: Runner, form: Form, tmp_path: 
     for wrong in (f"{form}s", "", "folded", "plain"):
         with pytest.raises(ArgumentError, match=f"no form '{wrong}'") as caught:
             migrate_file(source, to=wrong)
-        assert caught.value.fix == "one of legacy, parametrize"
+        assert caught.value.fix == "one of legacy, parametrize, physicsnemo, paddle, equinox"
         with pytest.raises(ArgumentError, match=f"no form '{wrong}'"):
             migrate_state_dict(load(source), to=wrong)
     assert list(listing(tmp_path)) == ["tied.pt"]

@@ -835,12 +835,13 @@ def test_what_a_fold_would_not_find_again_is_not_split(
     assert not (tmp_path / "in.split.safetensors").exists()
 
 
-def test_a_recorded_g_that_fits_several_axes_is_written_in_torchs_shape(tmp_path: Path) -> None:
+def test_a_recorded_vector_that_fits_several_axes_stays_one_and_the_option_is_said(tmp_path: Path) -> None:
     state = {"w_g": torch.tensor([1.0, 2, 3]), "w_v": torch.arange(9.0).reshape(3, 3) + 1}
     plain = fold(write(state, tmp_path / "in.pt"), "plain.pt", dim=1)
-    pair = split(plain, "pair.pt")
-    assert read(pair)["w_g"].shape == (1, 3)
-    assert same(read(fold(pair))["w"], read(plain)["w"])
+    result = split_file(plain, tmp_path / "pair.pt")
+    assert "w: the next fold needs --dim 1, which a vector does not show" in result.notes
+    assert read(tmp_path / "pair.pt")["w_g"].shape == (3,)
+    assert same(read(fold(tmp_path / "pair.pt", dim=1))["w"], read(plain)["w"])
     plain = fold(tmp_path / "in.pt", "rows.pt", dim=0)
     assert read(split(plain, "rows.split.pt"))["w_g"].shape == (3,)
 

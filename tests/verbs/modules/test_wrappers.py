@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
+from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.nn.parallel import DistributedDataParallel
 
-from tests.helpers.distributed import one_rank
+from tests.helpers.distributed import fully_shard, one_rank
 from tests.helpers.live_models import FORMS, both_forms, new, norm, portrait
 from tests.helpers.marks import some
 from wnconvert import (

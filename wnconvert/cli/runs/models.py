@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import click
 
@@ -13,8 +13,10 @@ from wnconvert.cli.options import with_options
 from wnconvert.cli.runs.start import check_torch
 from wnconvert.cli.terminal import stdout_to_stderr
 from wnconvert.errors import ArgumentError, LayerError
-from wnconvert.layers.recipes import Recipe, norms_untold
 from wnconvert.messages import listed, printable
+
+if TYPE_CHECKING:
+    from wnconvert.layers.recipes import Recipe
 
 __all__ = ["BY_MODEL", "told_by_model"]
 
@@ -127,6 +129,7 @@ def _as_told(path: str, told: Recipe) -> Recipe:
     Outputs hardly show an eps that is a little off, and a norm that is kept is not replaced in the model, so
     that nothing else would. Raises ``LayerError``.
     """
+    from wnconvert.layers.recipes import norms_untold
     from wnconvert.verbs.shared.recipes import recipe_given
 
     given = recipe_given(path)

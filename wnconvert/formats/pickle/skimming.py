@@ -129,20 +129,14 @@ class _Skimmer:
         """What has a length: bytes are marked and gone past, all else is kept."""
         size = int.from_bytes(length, "little")
         if is_text or (code in _BYTES and size > 1):  # one byte is a part of how NumPy spells an array
-            mark = _MARK.pack(
-                b"(", b"\x8a\x08", self.bytes.at, b"\x8a\x08", size, _FLAGS[is_text], b"t", b"Q"
-            )
-            self.kept += mark
-            self.bytes.skip(size)
+            at = self.bytes.at
+            self.bytes.skip(size)  # first: a size may be longer than any file, and than what a mark holds
+            numbers = b"\x8a\x08", at, b"\x8a\x08", size  # LONG1 of eight bytes each
+            self.kept += _MARK.pack(b"(", *numbers, _FLAGS[is_text], b"t", b"Q")
         else:
             if size > PICKLE:
                 raise refuse(f"has a text of {size} bytes")
             self.kept += bytes((code,)) + length + self.bytes.take(size)
-
-
-def _mark(start: int, size: int, *, is_text: bool) -> bytes:
-    """What pushes a span in the place of its bytes."""
-    return _MARK.pack(b"(", b"\x8a\x08", start, b"\x8a\x08", size, _FLAGS[is_text], b"t", b"Q")
 
 
 def _number(code: int, argument: bytes) -> int:

@@ -209,6 +209,10 @@ def _set_items(value: Value) -> set[str]:
 # -- finding
 
 
+#: Bits of a number that is a key: hashes are, and one of thousands takes long to be written in digits.
+_LONGEST_KEY = 512
+
+
 def _children(value: Value) -> Iterator[tuple[Key, Value, Value]]:
     """The values below a value: the key of each, the value that directly holds it, and itself.
 
@@ -219,7 +223,7 @@ def _children(value: Value) -> Iterator[tuple[Key, Value, Value]]:
             yield index, value, item
         return
     for key, item in mapping_pairs(value) or ():
-        if isinstance(key, str) or (isinstance(key, int) and key.bit_length() < 64):
+        if isinstance(key, str) or (isinstance(key, int) and key.bit_length() <= _LONGEST_KEY):
             yield key, value, item
     if not isinstance(value, Object):
         return

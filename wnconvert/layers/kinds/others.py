@@ -11,11 +11,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from wnconvert.errors import LayerError
+from wnconvert.layers.conventions import CONVENTIONS
 from wnconvert.layers.dims import dim_of, refuse_large, spectral_dim
 from wnconvert.layers.evidence import EMPTY, EMPTY_FIX
 from wnconvert.layers.kinds.table import KINDS, WORDS, Kind, in_words, stems_of
 from wnconvert.layers.rules import ORIGINAL, G, Mask, Norm, Operation, Rule, Spectral, SpectralStep, Stored
-from wnconvert.layers.schemes import Layer, Refused, Selection, in_form, is_pair, owner_of
+from wnconvert.layers.schemes import FORMS, Layer, Refused, Selection, in_form, is_pair, owner_of
 from wnconvert.messages import counted, option
 from wnconvert.tensors.tree import TensorInfo
 
@@ -308,8 +309,12 @@ def as_form(layer: Layer, form: str) -> Layer | None:
 
 
 def has_form(layer: Layer, form: str) -> bool:
-    """Whether another form has such a kind of layer."""
-    return is_pair(layer) or _kind_of(layer, form) is not None
+    """Whether another form has such a layer."""
+    if not is_pair(layer):
+        return _kind_of(layer, form) is not None
+    if form in FORMS:  # which have a pair of any name and shape
+        return CONVENTIONS[layer.form].keys is not None
+    return in_form(layer, form) is not None
 
 
 def _kind_of(layer: Layer, form: str) -> Kind | None:

@@ -10,7 +10,6 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from wnconvert.layers.kinds.foreign import LIBRARIES, find_foreign
 from wnconvert.layers.kinds.norms import NORMS
 from wnconvert.layers.rules import (
     ORIGINAL,
@@ -319,17 +318,6 @@ KINDS: tuple[Kind, ...] = (
     ),
 )
 
-#: Weight norm that torch does not spell so; ``find_foreign`` finds it.
-_FOREIGN = {
-    library: Kind(
-        f"weight norm ({library})",
-        (),
-        "if known",
-        f"where its names are read, which they are not yet: weight = {formula}",
-    )
-    for library, formula in LIBRARIES.items()
-}
-
 # What the rows above have behind the name of a weight, and weight norm has.
 _ENDS = {"_g", "_v"}.union(key for kind in KINDS for key in kind.keys if key.startswith("_"))
 
@@ -377,7 +365,7 @@ class FoundKind:
 
 
 def find_kinds(infos: Iterable[TensorInfo]) -> tuple[FoundKind, ...]:
-    """Count each kind among the tensors of a state dict; weight norm itself is not, but as others spell it.
+    """Count each kind among the tensors of a state dict; weight norm itself is not.
 
     >>> from wnconvert.tensors.dtypes import dtype_named
     >>> keys = ["bn.weight", "bn.bias", "bn.running_mean", "bn.running_var"]
@@ -385,16 +373,9 @@ def find_kinds(infos: Iterable[TensorInfo]) -> tuple[FoundKind, ...]:
     ...     TensorInfo(key, dtype_named("float32"), (8,)) for key in keys)]
     [('batch norm', 1)]
     """
-    every = list(infos)
     found: dict[Kind, list[str]] = {}
-    for stem, keys in stems_of(every).items():
+    for stem, keys in stems_of(infos).items():
         kind = next((kind for kind in KINDS if kind.shows(keys)), None)
         if kind is not None:
             found.setdefault(kind, []).append(stem.rstrip(".") or ".")
-    for pair in find_foreign(every):
-        found.setdefault(_FOREIGN[pair.library], []).append(pair.g)
-    return tuple(
-        FoundKind(kind, len(found[kind]), found[kind][0])
-        for kind in (*_FOREIGN.values(), *KINDS)
-        if kind in found
-    )
+    return tuple(FoundKind(kind, len(found[kind]), found[kind][0]) for kind in KINDS if kind in found)

@@ -72,10 +72,14 @@ class NormScale:
         """The squares of what rows are divided by."""
         return sums
 
+    def rungs(self, row: int, sums: Sums, at: int) -> Iterator[Bounds]:
+        """Ever narrower bounds on the square of what a row is divided by; ``sums[at]`` is the sum so far."""
+        return self.source.ladder(row, sums, at)
+
     def ladder(self, row: int, sums: Sums, at: int) -> Iterator[Bounds]:
-        """Ever narrower bounds on the square of a row's factor; ``sums[at]`` is the sum known so far."""
+        """Ever narrower bounds on the square of a row's factor."""
         square = Fraction(float(self.g.at(slice(row, row + 1))[0])) ** 2
-        rungs = ((square / most, square / least) for least, most in self.source.ladder(row, sums, at))
+        rungs = ((square / most, square / least) for least, most in self.rungs(row, sums, at))
         return both(rungs, iter(self.common.squares)) if self.common else rungs
 
     def results(self, value: float, row: int, sums: Sums, at: int) -> Iterator[Bounds]:
@@ -139,8 +143,8 @@ class NormScale:
         return odd
 
     def _kept(self, sums: Sums, g: Floats, first: int) -> NDArray[np.bool_]:
-        """The rows whose g is the rounded norm, so that w is v."""
-        norm = round_norms(self.source, sums, first, self.g.dtype, g)
+        """The rows whose g is the rounded norm (or what stands in its place), so that w is v."""
+        norm = round_norms(self.divisors(sums), lambda at: self.rungs(first + at, sums, at), self.g.dtype, g)
         kept: NDArray[np.bool_] = (norm == g) & np.isfinite(g) & np.isfinite(sums.high) & (sums.high != 0)
         return kept
 

@@ -1,6 +1,7 @@
 """The arithmetic of each operation of a rule: what it makes of a fold, from the innermost outwards.
 
-A new kind of operation is a file beside this one, and a function here.
+A new kind of operation is a file beside this one, and a function here. Each function imports what its
+operation needs, so that a fold of weight norm loads no other arithmetic.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import singledispatch
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from wnconvert.errors import LayerError
 from wnconvert.layers.dims import refuse_large
@@ -35,25 +36,16 @@ from wnconvert.numerics.kernel.plain import keeps_subnormals
 from wnconvert.numerics.norms import RowSource
 from wnconvert.numerics.rounding import name_of
 from wnconvert.numerics.rows import Divisor
-from wnconvert.numerics.rules.channels.scale import ChannelScale
-from wnconvert.numerics.rules.channels.vector import channels_of
-from wnconvert.numerics.rules.computed.equalized import EqualizedScale
-from wnconvert.numerics.rules.computed.formula import Standard
-from wnconvert.numerics.rules.computed.guarded import GuardedScale
-from wnconvert.numerics.rules.computed.moments import MomentSource
-from wnconvert.numerics.rules.computed.standard import StandardScale
 from wnconvert.numerics.rules.factors import Alone, Common, Scale
-from wnconvert.numerics.rules.mask import exactly_masked, masked
 from wnconvert.numerics.rules.norm import NormScale
 from wnconvert.numerics.rules.parts import RuleParts
-from wnconvert.numerics.rules.spectral.matrix import Matrix
-from wnconvert.numerics.rules.spectral.normed import NormedSpectralFactor
-from wnconvert.numerics.rules.spectral.sigma import SpectralFactor
-from wnconvert.numerics.rules.spectral.square import SquareFactor
-from wnconvert.numerics.rules.spectral.step import StepFactor
 from wnconvert.numerics.sums import Way, accurate_sums
 from wnconvert.tensors.blocks import Read
 from wnconvert.tensors.tree import Dim, rows_of
+
+if TYPE_CHECKING:
+    from wnconvert.numerics.rules.spectral.matrix import Matrix
+    from wnconvert.numerics.rules.spectral.sigma import SpectralFactor
 
 __all__ = ["CommonFactor", "Stage", "stage_of"]
 
@@ -107,6 +99,8 @@ def applied(operation: Operation, stage: Stage, parts: RuleParts) -> Stage:
 
 @applied.register
 def _mask(operation: Mask, stage: Stage, parts: RuleParts) -> Stage:
+    from wnconvert.numerics.rules.mask import exactly_masked, masked
+
     mask = parts["mask"]
     name_of(mask.dtype)
     if mask.shape != stage.shape:
@@ -130,12 +124,16 @@ def _norm(operation: Norm, stage: Stage, parts: RuleParts) -> Stage:
     keeps = stage.is_alone
     if operation.guard is None:
         return replace(stage, scale=NormScale(source, g.rows(), stage.out, keeps=keeps))
+    from wnconvert.numerics.rules.computed.guarded import GuardedScale
+
     scale = GuardedScale(source, g.rows(), None, operation.guard, stage.out, keeps=keeps)
     return replace(stage, scale=scale)
 
 
 @applied.register
 def _unit_vector(operation: UnitVector, stage: Stage, _parts: RuleParts) -> Stage:
+    from wnconvert.numerics.rules.computed.guarded import GuardedScale
+
     _refuse_second(operation, stage.scale, stage.common)
     guard = Guard(operation.eps) if operation.eps else None
     source = stage.source(None, *_wide_by(guard))
@@ -144,6 +142,8 @@ def _unit_vector(operation: UnitVector, stage: Stage, _parts: RuleParts) -> Stag
 
 @applied.register
 def _unit(operation: Unit, stage: Stage, _parts: RuleParts) -> Stage:
+    from wnconvert.numerics.rules.computed.guarded import GuardedScale
+
     _refuse_second(operation, stage.scale, stage.common)
     source = stage.source(operation.dim, *_wide_if_far(operation.scale), *_wide_by(operation.guard))
     return replace(stage, scale=GuardedScale.of_one(source, operation.scale, operation.guard, stage.out))
@@ -151,6 +151,8 @@ def _unit(operation: Unit, stage: Stage, _parts: RuleParts) -> Stage:
 
 @applied.register
 def _equalized(operation: Equalized, stage: Stage, _parts: RuleParts) -> Stage:
+    from wnconvert.numerics.rules.computed.equalized import EqualizedScale
+
     _refuse_second(operation, stage.scale, stage.common)
     source = stage.source(None, *_wide_if_far(operation.scale))
     return replace(stage, scale=EqualizedScale(source, operation.scale, stage.out))
@@ -158,6 +160,10 @@ def _equalized(operation: Equalized, stage: Stage, _parts: RuleParts) -> Stage:
 
 @applied.register
 def _standardize(operation: Standardize, stage: Stage, parts: RuleParts) -> Stage:
+    from wnconvert.numerics.rules.computed.formula import Standard
+    from wnconvert.numerics.rules.computed.moments import MomentSource
+    from wnconvert.numerics.rules.computed.standard import StandardScale
+
     _refuse_second(operation, stage.scale, stage.common)
     count = rows_of(stage.shape, operation.dim)
     values = {}
@@ -189,6 +195,9 @@ def _wide_if_far(number: float | Fraction) -> tuple[str, ...]:
 
 @applied.register
 def _spectral(operation: Spectral, stage: Stage, parts: RuleParts) -> Stage:
+    from wnconvert.numerics.rules.spectral.matrix import Matrix
+    from wnconvert.numerics.rules.spectral.square import SquareFactor
+
     _refuse_second(operation, stage.common, None if type(stage.scale) is NormScale else stage.scale)
     dims = (0, 1) if operation.dim is None else (operation.dim,)
     matrices = [Matrix(stage.read, stage.shape, dim, stage.dtype, stage.limit) for dim in dims]
@@ -199,12 +208,19 @@ def _spectral(operation: Spectral, stage: Stage, parts: RuleParts) -> Stage:
 
 def _sigma_factor(stage: Stage, matrix: Matrix, parts: RuleParts) -> SpectralFactor:
     if isinstance(stage.scale, NormScale):
+        from wnconvert.numerics.rules.spectral.normed import NormedSpectralFactor
+
         return NormedSpectralFactor(matrix, parts["u"], parts["v"], stage.out, stage.scale)
+    from wnconvert.numerics.rules.spectral.sigma import SpectralFactor
+
     return SpectralFactor(matrix, parts["u"], parts["v"], stage.out)
 
 
 @applied.register
 def _step(operation: SpectralStep, stage: Stage, parts: RuleParts) -> Stage:
+    from wnconvert.numerics.rules.spectral.matrix import Matrix
+    from wnconvert.numerics.rules.spectral.step import StepFactor
+
     _refuse_second(operation, stage.scale, stage.common)
     matrix = Matrix(stage.read, stage.shape, operation.dim, stage.dtype, stage.limit)
     alone = Alone(stage.source(None), stage.out)
@@ -215,6 +231,9 @@ def _step(operation: SpectralStep, stage: Stage, parts: RuleParts) -> Stage:
 @applied.register(NormBefore)
 @applied.register(AffineBefore)
 def _neighbour(operation: Neighbour, stage: Stage, parts: RuleParts) -> Stage:
+    from wnconvert.numerics.rules.channels.scale import ChannelScale
+    from wnconvert.numerics.rules.channels.vector import channels_of
+
     inner = None if isinstance(stage.scale, Alone) else stage.scale
     rows = stage.source(None)
     channels = channels_of(operation, parts, stage.shape)

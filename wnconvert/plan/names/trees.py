@@ -12,7 +12,7 @@ from typing import TypeAlias
 
 from wnconvert.errors import ArgumentError
 from wnconvert.layers.find import pairs_in
-from wnconvert.layers.schemes import owner_of, spelled
+from wnconvert.layers.schemes import owner_of, renamed_halves
 from wnconvert.messages import counted, printable, raise_listed
 from wnconvert.plan.names.renaming import Renaming
 from wnconvert.plan.record.history import renamed_record
@@ -103,7 +103,7 @@ def _new_keys(state: StateDict, namer: _Namer, ours: Mapping[str, str]) -> dict[
     keys = {entry.name: namer(entry.name) if entry.name in ours else entry.name for entry in state.entries}
     for layer in pairs_in(state).layers:
         new = namer(layer.name)
-        for half, name in zip(layer.halves, spelled(layer.form, new) or (), strict=True):
+        for half, name in zip(layer.halves, renamed_halves(layer, namer), strict=True):
             keys[half.name] = name if new != layer.name else half.name
     return keys
 

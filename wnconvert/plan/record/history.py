@@ -18,7 +18,7 @@ from types import MappingProxyType
 from typing import Any, TypeAlias
 
 from wnconvert import __version__
-from wnconvert.layers.schemes import Layer, spelled
+from wnconvert.layers.schemes import Layer, renamed_halves
 from wnconvert.plan.record.origins import (
     Origin,
     Row,
@@ -208,7 +208,7 @@ def renamed_record(
 
 def _renamed(origin: Origin, namer: Callable[[str], str]) -> Origin:
     layer, name = origin.layer, namer(origin.layer.name)
-    g, v = spelled(layer.form, name) or (layer.g.name, layer.v.name)
+    g, v = renamed_halves(layer, namer)
     new = layer.with_halves(replace(layer.g, name=g), replace(layer.v, name=v))
     return replace(origin, layer=replace(new, name=name))
 

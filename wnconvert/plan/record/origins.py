@@ -1,20 +1,23 @@
 """Layers as they were before a step, and the rows of a record that hold them.
 
-A row holds all layers of one form, dim, shape and dtype: ``{"form": …, "dim": …, "names": [pattern, …], "g":
-{"shape": …, "dtype": …, "places": [run, …]}, "v": {…}}``; the names of g and v follow from the form. Earlier
-versions wrote a row for each layer, ``{"name": …, "form": …, "dim": …, "g": {"name": …, "shape": …, "dtype":
-…, "place": …}, "v": {…}}``, which are read too. Layers of other kinds cannot be given back; a row has
-their names, ``{"kinds": ["prune", "spectral"], "names": [pattern, …]}``. Rows are input like any other: one
-that makes no sense holds no layers.
+A row holds all layers of one form, dim, shape and dtype: ``{"form": …, "dim": …, "names": [pattern, …],
+"g": {"shape": …, "dtype": …, "places": [run, …]}, "v": {…}}``; the names of g and v follow from the form.
+Earlier versions wrote a row for each layer, ``{"name": …, "form": …, "dim": …, "g": {"name": …, "shape": …,
+"dtype": …, "place": …}, "v": {…}}``, which are read too, and written of layers whose names do not follow
+from their form. ``"eps"`` is that of a norm whose form has another by default. Layers of other kinds cannot
+be given back; a row has their names, ``{"kinds": ["prune", "spectral"], "names": [pattern, …]}``. Rows are
+input like any other: one that makes no sense holds no layers.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+from wnconvert.layers.conventions import CONVENTIONS, norm_of
 from wnconvert.layers.kinds.table import WORDS
 from wnconvert.layers.schemes import Layer, is_pair, spelled
 from wnconvert.plan.record.patterns import (
@@ -61,10 +64,37 @@ def origin_of(layer: Layer, place: Mapping[str, int]) -> Origin:
 
 def record_rows(origins: Iterable[Origin]) -> list[Row]:
     """The rows that hold these layers."""
+    every = list(origins)
+    alone = [_row_of_one(origin) for origin in every if not _is_spelled(origin.layer)]
+    return [*_rows_of_spelled(origin for origin in every if _is_spelled(origin.layer)), *alone]
+
+
+def _is_spelled(layer: Layer) -> bool:
+    """Whether the names of g and v follow from the form and the name of the weight."""
+    return spelled(layer.form, layer.name) == (layer.g.name, layer.v.name)
+
+
+def _row_of_one(origin: Origin) -> Row:
+    layer = origin.layer
+    halves = {
+        half: {"name": info.name, "shape": list(info.shape), "dtype": str(info.dtype), "place": place}
+        for half, info, place in zip("gv", layer.halves, origin.places, strict=True)
+    }
+    return {"name": layer.name, "form": layer.form, "dim": layer.dim, **_eps_of(layer), **halves}
+
+
+def _eps_of(layer: Layer) -> dict[str, float]:
+    """The eps of a layer where it is not its form's own, as a part of a row."""
+    if layer.guard == norm_of(layer.form, layer.dim).guard:
+        return {}
+    return {"eps": layer.guard.eps if layer.guard else 0.0}
+
+
+def _rows_of_spelled(origins: Iterable[Origin]) -> list[Row]:
     kinds: dict[tuple[object, ...], dict[tuple[str, ...], list[tuple[tuple[int, ...], Origin]]]] = {}
     for origin in origins:
         layer = origin.layer
-        kind = (layer.form, layer.dim, *((half.shape, half.dtype.name) for half in layer.halves))
+        kind = (layer.form, layer.dim, layer.guard, *((half.shape, half.dtype.name) for half in layer.halves))
         texts, numbers = skeleton(layer.name)
         kinds.setdefault(kind, {}).setdefault(texts, []).append((numbers, origin))
     return [_row(alike) for alike in kinds.values()]
@@ -86,7 +116,7 @@ def _row(alike: Mapping[tuple[str, ...], Sequence[tuple[tuple[int, ...], Origin]
         }
         for at, (half, info) in enumerate((("g", layer.g), ("v", layer.v)))
     }
-    return {"form": layer.form, "dim": layer.dim, "names": names, **halves}
+    return {"form": layer.form, "dim": layer.dim, **_eps_of(layer), "names": names, **halves}
 
 
 def rows_of_gone(layers: Iterable[Layer]) -> list[Row]:
@@ -164,7 +194,8 @@ def _of_row(row: Mapping[str, Any]) -> list[Origin]:
     g, v = (_half(row.get(half)) for half in "gv")
     if not isinstance(form, str) or not isinstance(names, list) or g is None or v is None:
         return []
-    if not _fits(dim, v[1]):
+    eps = row.get("eps")
+    if not _fits(dim, v[1]) or not _is_eps(eps):
         return []
     try:
         counts = {sum(map(count_names, names)), *(count_numbers(half[2]) for half in (g, v))}
@@ -180,7 +211,7 @@ def _of_row(row: Mapping[str, Any]) -> list[Origin]:
         if halves is None:
             return []
         of_g, of_v = TensorInfo(halves[0], *_kind(g)), TensorInfo(halves[1], *_kind(v))
-        made.append(Origin(Layer.of_pair(name, form, dim, of_g, of_v), place))
+        made.append(Origin(Layer.of_pair(name, form, dim, of_g, of_v, eps), place))
     return made
 
 
@@ -207,9 +238,20 @@ def _of_layer(data: Row) -> Origin | None:
     g, v = _named_half(data.get("g")), _named_half(data.get("v"))
     if not isinstance(name, str) or not isinstance(form, str) or g is None or v is None:
         return None
-    if not _fits(dim, v[0].shape) or spelled(form, name) != (g[0].name, v[0].name):
+    eps = data.get("eps")
+    if not _fits(dim, v[0].shape) or not _is_eps(eps) or not _is_named(form, name, g[0].name, v[0].name):
         return None
-    return Origin(Layer.of_pair(name, form, dim, g[0], v[0]), (g[1], v[1]))
+    return Origin(Layer.of_pair(name, form, dim, g[0], v[0], eps), (g[1], v[1]))
+
+
+def _is_named(form: str, name: str, g: str, v: str) -> bool:
+    """Whether a form has a layer of these names; that of a wrapper has the name of its v."""
+    return spelled(form, name) == (g, v) or (form in CONVENTIONS and v == name != g)
+
+
+def _is_eps(value: Any) -> bool:
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return value is None or (is_number and 0 <= value < math.inf)
 
 
 def _named_half(data: Any) -> tuple[TensorInfo, int] | None:

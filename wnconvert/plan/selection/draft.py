@@ -12,7 +12,6 @@ from types import MappingProxyType
 from typing import Any
 
 from wnconvert.layers.find import FoundPairs
-from wnconvert.layers.kinds.foreign import find_foreign, notes_on_foreign
 from wnconvert.layers.kinds.others import hints_on
 from wnconvert.layers.schemes import Layer, Refused, Selection
 from wnconvert.plan.plan import LeftOut, NormLeft, Plan, PlannedStateDict
@@ -180,13 +179,12 @@ class FoundDraft(Draft):
         check_names_tell(found)
 
     def found_notes(self) -> Iterable[str]:
-        """Notes for the user on the layers that were found, and on those that another library spells."""
+        """Notes for the user on the layers that were found."""
         found = {state.shown: self.found[state.path] for state in self.states}
         yield from notes_on_misfits(found, self.selection)
         yield from notes_on_left(found)
         for state in self.states:
             yield from notes_on(self.found[state.path])
-            yield from notes_on_foreign(find_foreign(tensor.info for tensor in state.tensors.values()))
 
     def left_norms(self) -> Iterable[NormLeft]:
         """The norms that names do not tell the layer of, state dict by state dict."""

@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from wnconvert.errors import ArgumentError, LayerError
+from wnconvert.layers.conventions import CONVENTIONS, has_eps
 from wnconvert.layers.dims import dim_of
 from wnconvert.layers.evidence import notes_on_passed
 from wnconvert.layers.find import FoundPairs, pairs_in
@@ -17,6 +18,7 @@ from wnconvert.plan.selection.ties import refused_for_ties
 from wnconvert.tensors.tree import StateDict
 
 __all__ = [
+    "check_eps",
     "check_names_tell",
     "check_recipe_fits",
     "check_refused",
@@ -131,6 +133,18 @@ def check_recipe_fits(found: Mapping[str, FoundPairs], selection: Selection) -> 
             f"{_teller(selection)} fits none of {len(found)} state dicts",
             [(_of_state(path), f"{_teller(selection)} does not fit: {why}") for path, why in near or misfits],
             fix=f"{_own(selection)}; --strip-prefix where the names have a prefix more",
+        )
+
+
+def check_eps(found: Iterable[FoundPairs], selection: Selection) -> None:
+    """Raise ``ArgumentError`` for an eps that is given where no layer divides by a norm with one."""
+    if selection.eps is None:
+        return
+    forms = list(filter(has_eps, CONVENTIONS))
+    if not any(layer.form in forms for each in found for layer in each.layers):
+        raise ArgumentError(
+            f"{option('eps')} belongs to {option('norm')}, or to layers of {listed(forms)}: there are none",
+            fix="say that too, or leave it out",
         )
 
 

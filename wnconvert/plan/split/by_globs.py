@@ -7,8 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from wnconvert.errors import ArgumentError
+from wnconvert.layers.conventions import LEGACY
 from wnconvert.layers.dims import g_shape
-from wnconvert.layers.schemes import Layer, Selection, owner_of, spelled
+from wnconvert.layers.schemes import FORMS, Layer, Selection, owner_of, spelled
 from wnconvert.messages import listed, option
 from wnconvert.plan.record.history import origins
 from wnconvert.plan.selection.scope import in_torch_order
@@ -24,6 +25,7 @@ def as_globs_say(
 ) -> dict[str, SplitRequest]:
     """Request tensors that are named in full, and those like weights that a wildcard matches."""
     form = to or "parametrize"
+    first = form if form in FORMS else LEGACY.form  # which becomes the form that is asked for
     wishes: dict[str, SplitRequest] = {}
     passed: dict[str, list[str]] = {}
     for state in chosen:
@@ -37,7 +39,7 @@ def as_globs_say(
             if why:
                 passed.setdefault(why, []).append(name)
             else:
-                there.want(_layer_along(info, selection.dim, form))
+                there.want(_layer_along(info, selection.dim, first))
         order = in_torch_order(there.order(), there.layers.values())
         wish = there.wish(order, form, names=[*plain, *there.split])
         said = _dims_of_record(tree, state, there.layers)

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from wnconvert.errors import LayerError
+from wnconvert.layers.conventions import CONVENTIONS
 from wnconvert.layers.dims import dim_of, g_shape
 from wnconvert.layers.evidence import EMPTY, EMPTY_FIX
 from wnconvert.layers.schemes import Layer, Refused, Selection, in_form, spellings
@@ -87,8 +88,9 @@ class Candidates:
         # Only where g holds every value of the weight's dtype is the fold of the split the weight again.
         finer = dtype == layer.v.dtype and layer.g.dtype.foldable and layer.g.dtype.holds(dtype)
         g, v = layer.g.shape, layer.v.shape
-        # A plain vector that fits several axes would be read along the first of them.
-        is_clear = layer.g.numel == 1 or dim_of(g, v).dim == layer.dim
+        # Of torch's, a vector that fits several axes would be read along the first of them.
+        convention = CONVENTIONS[layer.form]
+        is_clear = layer.g.numel == 1 or not convention.is_torchs or dim_of(g, v).dim == layer.dim
         shape = g if is_clear else g_shape(v, layer.dim)
         self.layers[name] = layer.with_halves(
             replace(layer.g, dtype=layer.g.dtype if finer else dtype, shape=shape),
@@ -140,10 +142,16 @@ class Candidates:
         refused = {no.name: no for no in (*self.refused, *self._conflicts())}
         other = [layer for layer in self.layers.values() if to not in (None, layer.form)]
         if to is not None and other:
-            after = {layer.name: in_form(layer, to) for layer in other}
+            made = {layer.name: in_form(layer, to) for layer in other}
+            after = {name: layer for name, layer in made.items() if layer is not None}
+            refused |= {
+                name: Refused(name, f"{to} spells no layer of its name and shapes")
+                for name in made.keys() - after.keys()
+            }
             new = {
                 old.name: half.name
                 for layer in other
+                if layer.name in after
                 for old, half in zip(layer.halves, after[layer.name].halves, strict=True)
             }
             order = in_torch_order([new.get(name, name) for name in order], after.values())

@@ -10,9 +10,10 @@ from dataclasses import replace
 from typing import Any
 
 from wnconvert.errors import ArgumentError
+from wnconvert.layers.conventions import CONVENTIONS
 from wnconvert.layers.dims import AUTO
 from wnconvert.layers.kinds.table import in_words
-from wnconvert.layers.schemes import Refused, Selection
+from wnconvert.layers.schemes import Layer, Refused, Selection
 from wnconvert.messages import counted, few, listed, option
 from wnconvert.plan.names.renaming import Renaming
 from wnconvert.plan.plan import Change, Plan, PlannedStateDict
@@ -26,7 +27,7 @@ from wnconvert.plan.split.by_reference import as_like, as_named_in
 from wnconvert.plan.split.candidates import SplitRequest, as_recorded
 from wnconvert.plan.steps import Direction, Keep, Magnitude, Step
 from wnconvert.tensors.containers import Container
-from wnconvert.tensors.tree import StateDict, Tree
+from wnconvert.tensors.tree import Dim, StateDict, Tree
 
 __all__ = ["plan_split", "wishes_for"]
 
@@ -66,7 +67,7 @@ def plan_split(
     both = list(zip(draft.states, planned, strict=True))
     draft.check_refused({state.path: tuple(_not_found_again(state, item)) for state, item in both})
     more = few(note for state, item in both for note in _untied(state, item))
-    more += [note for state, item in both for note in needs_naming(state, item)]
+    more += [note for state, item in both for note in (*needs_naming(state, item), *_needs_dim(state, item))]
     return draft.plan(
         planned,
         record=_record(draft, planned, mine),
@@ -124,11 +125,28 @@ def _not_found_again(state: StateDict, planned: PlannedStateDict) -> Iterable[Re
     for name, layer in layers.items():
         if name not in again:
             reason = reasons.get(name, "no layer has such a name")
-        elif again[name].dim != layer.dim and layer.g.numel != 1:
+        elif _is_read_otherwise(layer, again[name]) and CONVENTIONS[layer.form].is_torchs:
             reason = f"its g {layer.g.shape} would be read along dim {again[name].dim}, not {layer.dim}"
         else:
             continue
         yield Refused(name, f"a fold would not find it again: {reason}")
+
+
+def _is_read_otherwise(layer: Layer, again: Layer) -> bool:
+    """Whether a layer's g would be read along another dim than its own."""
+    return again.dim != layer.dim and layer.g.numel != 1
+
+
+def _needs_dim(state: StateDict, planned: PlannedStateDict) -> Iterable[str]:
+    """A note on each dim of layers that are found again along another one, since their g is a vector."""
+    layers = {change.name: change.layer for change in planned.changes}
+    found = found_in_output(state, planned, Selection(named=frozenset(layers))).layers if layers else ()
+    dims: dict[Dim, list[str]] = {}
+    for again in found:
+        if again.name in layers and _is_read_otherwise(layers[again.name], again):
+            dims.setdefault(layers[again.name].dim, []).append(again.name)
+    for dim, names in dims.items():
+        yield f"{listed(names, 3)}: the next fold needs {option('dim', dim)}, which a vector does not show"
 
 
 def _untied(state: StateDict, planned: PlannedStateDict) -> Iterable[str]:

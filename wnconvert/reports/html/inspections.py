@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
 
-from wnconvert.layers.schemes import FORMS
+from wnconvert.layers.conventions import CONVENTIONS
+from wnconvert.layers.schemes import NAMED_FORMS
 from wnconvert.messages import counted
 from wnconvert.reports.html.modules import ModuleBranch, module_tree
 from wnconvert.reports.html.page import Page
@@ -69,7 +70,13 @@ def _faults(found: Inspection) -> Iterator[tuple[str, int | None]]:
     """Each fault in words, with the place of its layer in the table; None of a tensor that is no layer."""
     faults = found.health.faults if found.health is not None else ()
     places = {(layer.state_dict, layer.name): at for at, layer in enumerate(found.layers)}
-    yield from ((str(fault), places.get((fault.state_dict, fault.weight))) for fault in faults[:_MOST_FAULTS])
+    for fault in faults[:_MOST_FAULTS]:
+        at = places.get((fault.state_dict, fault.weight))
+        details = None if at is None else found.layers[at].details
+        if fault.kind == "zero rows" and details is not None:
+            yield f"{fault}: {_ranges(details.dead)}", at
+        else:
+            yield str(fault), at
     if len(faults) > _MOST_FAULTS:
         yield f"and {len(faults) - _MOST_FAULTS:,} more", None
 
@@ -93,7 +100,7 @@ def _verbs(found: Inspection) -> Iterator[_Verb]:
     def verb(name: str, would: str, options: str = "", *, can: bool) -> _Verb:
         return _Verb(name, would, f"wnconvert {name} {source}{options}" if can and source else "")
 
-    yield verb("fold", found.fold, can=not forms.isdisjoint((*FORMS, _GRAPH)))
+    yield verb("fold", found.fold, can=not forms.isdisjoint((*CONVENTIONS, _GRAPH)))
     if kinds := _other_kinds(found, forms):
         would = "with the other normalizations below that fold exactly"
         yield verb("fold", would, f" --kinds {kinds}", can=True)
@@ -101,7 +108,7 @@ def _verbs(found: Inspection) -> Iterator[_Verb]:
         yield verb("split", found.split, can="folded" in forms)
     if found.migrate:
         way = "" if "legacy" in forms else " --to legacy"
-        yield verb("migrate", found.migrate, way, can=not forms.isdisjoint(FORMS))
+        yield verb("migrate", found.migrate, way, can=not forms.isdisjoint(NAMED_FORMS))
 
 
 def _other_kinds(found: Inspection, forms: set[str]) -> str:
@@ -109,7 +116,7 @@ def _other_kinds(found: Inspection, forms: set[str]) -> str:
     words = [word for kind in found.kinds for word in kind.kinds.split(",") if word]
     if not words:
         return ""
-    return ",".join(dict.fromkeys([*(["weight"] if not forms.isdisjoint(FORMS) else []), *words]))
+    return ",".join(dict.fromkeys([*(["weight"] if not forms.isdisjoint(CONVENTIONS) else []), *words]))
 
 
 def _shell_word(text: str) -> str:
@@ -222,5 +229,10 @@ def _places(places: RowPlaces) -> str:
     """Rows by index, as "2 rows: 3, 5" with ranges; "" for none."""
     if not places.count:
         return ""
+    return f"{counted(places.count, 'row')}: {_ranges(places)}"
+
+
+def _ranges(places: RowPlaces) -> str:
+    """Rows by index, as "3, 5 to 8"."""
     ranges = ", ".join(f"{a}" if a == b else f"{a} to {b}" for a, b in places.ranges)
-    return f"{counted(places.count, 'row')}: {ranges}{'' if places.is_whole else ', …'}"
+    return f"{ranges}{'' if places.is_whole else ', …'}"

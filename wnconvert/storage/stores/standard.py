@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import stat
 import sys
 from collections.abc import Iterator
@@ -92,6 +91,7 @@ def _spooled(stream: Any) -> int:
         descriptor = stream.fileno()
         if stat.S_ISREG(os.fstat(descriptor).st_mode) and not os.lseek(descriptor, 0, os.SEEK_CUR):
             return os.dup(descriptor)
+    import shutil
     import tempfile  # which few need
 
     with tempfile.TemporaryFile(prefix="wnconvert-") as made:
@@ -115,6 +115,8 @@ def _check_standard_output() -> None:
 @contextlib.contextmanager
 def standard_output(name: str) -> Iterator[Path]:
     """A path with that name; the file that is made there goes to stdout if the block ends well."""
+    import shutil
+
     _check_standard_output()
     try:
         folder, let_go = held_folder(spooled_beside(), 0o700)
@@ -147,6 +149,8 @@ def spooled_beside() -> Path:
 
 
 def _copy_out(made: IO[bytes]) -> None:
+    import shutil
+
     sys.stdout.flush()
     try:
         made.seek(_sent(made))

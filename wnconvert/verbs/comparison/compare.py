@@ -41,9 +41,10 @@ from wnconvert.verbs.comparison.items import difference_of
 from wnconvert.verbs.comparison.pairing import Rules, Side, paired
 from wnconvert.verbs.comparison.readings import Readings
 from wnconvert.verbs.comparison.result import Comparison
-from wnconvert.verbs.shared.options import renaming_of, selection_of, texts_of
+from wnconvert.verbs.shared.options import renaming_of
 from wnconvert.verbs.shared.progress import Progress, bytes_progress
 from wnconvert.verbs.shared.recipes import recipe_given
+from wnconvert.verbs.shared.selections import selection_of, texts_of
 
 __all__ = ["compare_files", "compare_state_dicts"]
 

@@ -24,7 +24,6 @@ from wnconvert.numerics.kernel.choice import cast_block
 from wnconvert.numerics.norms import norm_blocks
 from wnconvert.numerics.rounding import FLOAT_FORMATS, count_overflow
 from wnconvert.numerics.rows import Problem, RowPolicy, raise_problems, split_note, split_problems
-from wnconvert.numerics.rules.neighbours import fold_bias
 from wnconvert.numerics.rules.parts import RulePart
 from wnconvert.numerics.splitting import direction_blocks
 from wnconvert.plan.layout import (
@@ -355,6 +354,8 @@ def _fold(work: FoldLayer, source: Elements, out: Sink, numbers: RowPolicy) -> O
 
 @make_tensor.register
 def _bias(work: FoldBias, source: Elements, out: Sink, numbers: RowPolicy) -> Outcome:
+    from wnconvert.numerics.rules.neighbours import fold_bias  # of norms behind and before layers
+
     bias, report = fold_bias(work.rule, _parts_of(work.parts, source), work.dtype)
     out.array(bias)
     notes = filter(None, (numbers.note(report), _note_on_batches(work.batches, source)))
@@ -378,7 +379,13 @@ def _filled(work: Filled, _source: Elements, out: Sink, _numbers: RowPolicy) -> 
 @make_tensor.register
 def _norms(work: Norms, source: Elements, out: Sink, _numbers: RowPolicy) -> Outcome:
     info = work.w.info
-    g, report = norm_blocks(source.reader(work.w), info.shape, work.dim, info.dtype, work.dtype)
+    divisors = None
+    if work.guard:
+        from wnconvert.numerics.rules.computed.guarded import GuardedNorm  # of frameworks that have an eps
+
+        divisors = GuardedNorm(work.guard)
+    read = source.reader(work.w)
+    g, report = norm_blocks(read, info.shape, work.dim, info.dtype, work.dtype, divisors=divisors)
     out.passed(max(info.nbytes - g.nbytes, 0))
     out.array(g)
     return Outcome(split_problems(report, work.dtype), split_note(report))

@@ -15,7 +15,7 @@ from wnconvert.storage.checkpoint import Checkpoint
 from wnconvert.storage.files import Seen, seen_in
 from wnconvert.storage.shards import DEFAULT_SHARD_SIZE, bytes_of
 from wnconvert.storage.staging import check_target
-from wnconvert.verbs.conversion.targets import StrPath, check_apart, check_not_read
+from wnconvert.verbs.conversion.targets import StrPath, Target, check_apart, check_not_read
 from wnconvert.verbs.shared.options import RunOptions, check_count
 
 if TYPE_CHECKING:
@@ -31,7 +31,8 @@ class Request:
     """What is converted, into what, and what must hold for it.
 
     ``kind`` is put into the default name of the output. ``reference`` is ``like``, opened: a rule of
-    ``renaming`` may meet its names alone. ``rewrites`` says that an option asks for an output
+    ``renaming`` may meet its names alone. ``relayout`` gives the checkpoint as another framework has it, and
+    what plans the output then. ``rewrites`` says that an option asks for an output
     even where no layer changes. Other fields as the options of ``fold_file``.
     """
 
@@ -41,6 +42,7 @@ class Request:
     like: StrPath | None = None
     reference: Checkpoint | None = None
     renaming: Renaming = Renaming()  # noqa: RUF009 - frozen
+    relayout: Callable[[Checkpoint, Target], tuple[Checkpoint, MakePlan]] | None = None
     only: str | None = None
     max_shard_size: str | int = DEFAULT_SHARD_SIZE
     as_folder: bool = False

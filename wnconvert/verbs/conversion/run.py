@@ -195,6 +195,8 @@ def _job(
     checkpoint = opened.renamed(names) if names else opened
     _check_fits(checkpoint, target, request)
     make_plan = partial(_named, make_plan, names)
+    if request.relayout is not None:
+        checkpoint, make_plan = request.relayout(checkpoint, target)
     if request.drop_foreign:
         make_plan = partial(without_foreign, make_plan)
     if isinstance(target.path, Address):
@@ -254,7 +256,7 @@ def _settled(job: Job, checkpoint: Checkpoint, target: Target, request: Request,
     """
     plan, notes = job.plan, [*job.plan.notes, *job.plan.hints]
     count, look = len(plan.changes) + len(plan.constants), f"wnconvert inspect {request.src}"
-    why = "" if count else job.why_nothing(plan)
+    why = "" if count or request.relayout else job.why_nothing(plan)
     if request.require_layers is not None and count < request.require_layers:
         because = f": {why}" if why else ""
         raise TooFewLayersError(
@@ -325,7 +327,7 @@ def plan_onnx_fold(
     With ``constants`` weights that no rule knows are evaluated, with ``requantize`` those whose original is
     stored as codes become codes.
     """
-    from wnconvert.verbs.conversion.onnx.fold import plan_fold
+    from wnconvert.verbs.conversion.onnx.fold import plan_graph_fold
 
     if told := next((name for name in _TELLING if others.get(f"--{name}") is not None), ""):
         refuse_recipe(told)
@@ -334,7 +336,7 @@ def plan_onnx_fold(
             f"only checkpoints take {listed(given)}, and this is an ONNX model",
             fix="leave it out; --layers and --exclude choose layers",
         )
-    return plan_fold(opened, selection, constants=constants, requantize=requantize)
+    return plan_graph_fold(opened, selection, constants=constants, requantize=requantize)
 
 
 def _check_not_frozen(checkpoint: Checkpoint) -> None:

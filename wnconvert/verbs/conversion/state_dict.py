@@ -17,6 +17,7 @@ import numpy as np
 from wnconvert.errors import LayerError
 from wnconvert.layers.dims import AUTO
 from wnconvert.layers.recipes import Recipe
+from wnconvert.layers.schemes import NAMED_FORMS
 from wnconvert.messages import options_as_python, raise_listed
 from wnconvert.numerics.rows import Problem, RowPolicy, raise_problems
 from wnconvert.numerics.splitting import directions
@@ -38,16 +39,16 @@ from wnconvert.tensors.tree import ByteRange, StoredTensor, TensorInfo, Tree, co
 from wnconvert.verbs.conversion.executor import make_tensor
 from wnconvert.verbs.shared.options import (
     DimOption,
-    Form,
+    NamedForm,
     ZeroRows,
     check_form,
     dtype_of,
     numbers_of,
     renaming_of,
-    selection_of,
 )
 from wnconvert.verbs.shared.recipes import recipe_given
-from wnconvert.verbs.shared.told import Said, asked_of
+from wnconvert.verbs.shared.selections import selection_of
+from wnconvert.verbs.shared.told import Said, asked_of, eps_alone
 
 __all__ = ["fold_state_dict", "migrate_state_dict", "split_state_dict"]
 
@@ -94,7 +95,8 @@ def fold_state_dict(
         opened = _opened(state_dict, renaming_of(strip_prefix, add_prefix, rename))
         numbers = numbers_of(zero_rows, allow_nonfinite=allow_nonfinite)
         said, told = Said(norm, standardize, eps, std, eps_at, gain, scale), recipe_given(recipe)
-        selection = selection_of(layers, exclude, dim, kinds, told, asked=asked_of(said, told))
+        asked, alone = asked_of(said, told), eps_alone(said, told)
+        selection = selection_of(layers, exclude, dim, kinds, told, asked=asked, eps=alone)
         plan = plan_fold(
             opened.tree,
             Container.TORCH_ZIP,
@@ -108,7 +110,7 @@ def fold_state_dict(
 def split_state_dict(
     state_dict: Mapping[str, Any],
     *,
-    to: Form | None = None,
+    to: NamedForm | None = None,
     like: Mapping[str, Any] | None = None,
     strip_prefix: Iterable[str] = (),
     add_prefix: str = "",
@@ -130,7 +132,7 @@ def split_state_dict(
     {'conv.weight_g': [[5.0]], 'conv.weight_v': [[3.0, 4.0]]}
     """
     with options_as_python():
-        check_form(to)
+        check_form(to, NAMED_FORMS)
         renaming = renaming_of(strip_prefix, add_prefix, rename)
         reference = None if like is None else tree_of(like)[0]
         opened = _opened(state_dict, renaming, reference)
@@ -148,7 +150,7 @@ def split_state_dict(
 def migrate_state_dict(
     state_dict: Mapping[str, Any],
     *,
-    to: Form = "parametrize",
+    to: NamedForm = "parametrize",
     strip_prefix: Iterable[str] = (),
     add_prefix: str = "",
     rename: Iterable[str] | Mapping[str, str] = (),
@@ -159,15 +161,16 @@ def migrate_state_dict(
     """Give the layers of a state dict the names of the other form; the values are the very same objects.
 
     (But for a g of a shape that torch does not load, such as a vector: it is a view in torch's shape.)
-    ``to`` is ``"parametrize"`` or ``"legacy"``; other options and the result as for ``fold_state_dict``,
-    the order of keys and ``_metadata`` as torch has them. Raises as ``migrate_file`` does.
+    ``to`` is ``"parametrize"``, ``"legacy"``, ``"paddle"``, ``"physicsnemo"`` or ``"equinox"``; other
+    options and the result as for ``fold_state_dict``, the order of keys and ``_metadata`` as torch has
+    them. Raises as ``migrate_file`` does.
 
     >>> import numpy as np
     >>> list(migrate_state_dict({"weight_g": np.float32([[10]]), "weight_v": np.float32([[3, 4]])}))
     ['parametrizations.weight.original0', 'parametrizations.weight.original1']
     """
     with options_as_python():
-        check_form(str(to))  # here None is not a choice
+        check_form(str(to), NAMED_FORMS)  # here None is not a choice
         opened = _opened(state_dict, renaming_of(strip_prefix, add_prefix, rename))
         selection = selection_of(layers, exclude, AUTO, kinds)
         plan = plan_migrate(opened.tree, Container.TORCH_ZIP, to=to, selection=selection)

@@ -22,7 +22,7 @@ from wnconvert.storage.staging import put_in_place, scratch_folder
 from wnconvert.storage.stores.temporary import mark_replaced
 from wnconvert.tensors.containers import Container
 from wnconvert.verbs.conversion.onnx.check import check_installed
-from wnconvert.verbs.conversion.onnx.fold import own_data_of, plan_fold, remove_unused
+from wnconvert.verbs.conversion.onnx.fold import own_data_of, plan_graph_fold, remove_unused
 from wnconvert.verbs.conversion.targets import StrPath, clean_beside
 from wnconvert.verbs.conversion.verify.structure import check_structure
 from wnconvert.verbs.export.cards import check_card, write_card
@@ -317,7 +317,7 @@ class _Export:
         """Fold what is left in the graph of weight norm and all other kinds, name the initializers, write."""
         graph, path = graph_of(made.exported), _written(folder, self.target)
         with self.steps("fold", "weight norm that the exporter left in the graph") as step:
-            fold = plan_fold(graph, Selection(kinds=(*ALL, Unit.kind)), constants=self.constants)
+            fold = plan_graph_fold(graph, Selection(kinds=(*ALL, Unit.kind)), constants=self.constants)
             step.detail = left_in_graph(fold)
         with self.steps("name", "initializers after layers") as step:
             naming = naming_of(made.exported, fold, parameters_of(made.copy))

@@ -34,7 +34,7 @@ from wnconvert.verbs.models.proof.proof import Proof
 from wnconvert.verbs.models.proof.samples import Sample, arrays, samples_of
 from wnconvert.verbs.models.proof.signatures import Data, Signature, signature_of
 from wnconvert.verbs.modules.finding.live import find_live
-from wnconvert.verbs.shared.options import texts_of
+from wnconvert.verbs.shared.selections import texts_of
 
 __all__ = [
     "ExporterOption",

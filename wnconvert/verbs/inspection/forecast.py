@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from wnconvert.errors import LayerError
+from wnconvert.layers.conventions import has_eps
 from wnconvert.layers.find import FoundPairs
 from wnconvert.layers.recipes import Recipe
 from wnconvert.layers.schemes import FORMS, Selection
@@ -29,7 +30,11 @@ def fold_in_words(
 
     ``known`` as for a plan, by a selection without the ``recipe``.
     """
-    bad = [row.name for row in rows if row.has_nonfinite or (row.zero_rows and row.norm)]
+    bad = [
+        row.name
+        for row in rows
+        if row.has_nonfinite or (row.zero_rows and row.norm and not has_eps(row.form))
+    ]
     if bad:
         return f"would refuse the numbers of {listed(bad, 3)} (see the flags)"
     try:

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 from wnconvert.layers.schemes import Selection
 from wnconvert.messages import counted, listed, option
-from wnconvert.numerics.finite import count_nonfinite, may_be_nonfinite
 from wnconvert.plan.names.trees import weights_of
 from wnconvert.storage.workers import Workers
 from wnconvert.tensors.blocks import Elements, blocks
@@ -112,6 +111,8 @@ def _counts(
 
 
 def _count(elements: Elements, tensor: StoredTensor) -> tuple[int, int]:
+    from wnconvert.numerics.finite import count_nonfinite
+
     info, read = tensor.info, elements.reader(tensor)
     nan = inf = 0
     for block in blocks(info.shape, None, info.dtype.itemsize):
@@ -124,6 +125,8 @@ def _chosen(
     state: StateDict, elements: Elements, selection: Selection
 ) -> tuple[list[StoredTensor], list[str]]:
     """The float tensors of a state dict to read, and in words those that are passed over."""
+    from wnconvert.numerics.finite import may_be_nonfinite  # as ``count_nonfinite``, g alone does not need it
+
     floats = [item for item in state.tensors.values() if may_be_nonfinite(item.info.dtype)]
     weights = {} if selection.wants_all else weights_of(state)
     wanted = [it for it in floats if selection.wants(weights.get(it.info.name, it.info.name))]

@@ -13,12 +13,12 @@ from dataclasses import dataclass, replace
 from pathlib import PurePath
 from typing import Any
 
+from wnconvert.layers.conventions import CONVENTIONS, has_eps
 from wnconvert.layers.evidence import notes_on_passed
 from wnconvert.layers.find import FoundPairs, pairs_in
 from wnconvert.layers.recipes import Recipe
-from wnconvert.layers.schemes import FORMS, Selection
+from wnconvert.layers.schemes import Selection
 from wnconvert.messages import counted, listed, option, options_as_python, refuse_other_than_path, told
-from wnconvert.numerics.finite import may_be_nonfinite
 from wnconvert.plan.record.history import origins
 from wnconvert.plan.selection.wanted import fitting_layers
 from wnconvert.storage.checkpoint import Checkpoint, open_checkpoint
@@ -248,7 +248,7 @@ def _empty_note(tree: Tree) -> Iterator[str]:
 def _zero_rows(rows: Iterable[LayerStats]) -> Iterator[Fault]:
     """The layers whose v has zero rows; those of a folded weight were let through when it was folded."""
     for row in rows:
-        if row.form in FORMS and row.zero_rows:
+        if row.form in CONVENTIONS and row.zero_rows and not has_eps(row.form):
             yield Fault("zero rows", row.state_dict, row.name, row.zero_rows, weight=row.name)
 
 
@@ -297,6 +297,8 @@ def _to_read(state: StateDict, found: FoundPairs, request: InspectRequest) -> It
     wants = request.selection.wants
     if not request.reads_weights:
         return (state.tensors[layer.g.name] for layer in found.layers if wants(layer.name))
+    from wnconvert.numerics.finite import may_be_nonfinite  # which g alone does not need
+
     weights = {half.name: layer.name for layer in found.layers for half in layer.halves}
     floats = (item for item in state.tensors.values() if may_be_nonfinite(item.info.dtype))
     return (item for item in floats if wants(weights.get(item.info.name, item.info.name)))

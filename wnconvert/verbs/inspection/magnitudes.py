@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from enum import Enum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,12 +17,12 @@ from wnconvert.layers.rows import LayerRow
 from wnconvert.layers.rules import ORIGINAL, G, Mask, Norm, Spectral
 from wnconvert.layers.schemes import Layer
 from wnconvert.messages import counted
-from wnconvert.numerics.norms import norm_blocks
-from wnconvert.numerics.rounding import FLOAT_FORMATS
-from wnconvert.numerics.rules.parts import RulePart
 from wnconvert.tensors.blocks import Array, Block, Elements, Floats, RowValues, blocks
-from wnconvert.tensors.tree import Dim, StoredTensor
+from wnconvert.tensors.tree import Dim, StoredTensor, rows_of
 from wnconvert.verbs.inspection.distributions import Distribution, RowDetails, distribution_of, row_places
+
+if TYPE_CHECKING:
+    from wnconvert.numerics.rules.parts import RulePart
 
 __all__ = [
     "Flag",
@@ -186,6 +186,8 @@ def other_stats(
     )
     if not full:
         return row
+    from wnconvert.numerics.rules.parts import RulePart  # as all arithmetic: g alone does not need it
+
     read = {
         role: RulePart(elements.reader(part), part.info.shape, part.info.dtype)
         for role, part in parts.items()
@@ -202,6 +204,8 @@ def other_stats(
 
 def _zeros(mask: RulePart) -> float:
     """The share of a mask that is 0."""
+    from wnconvert.numerics.rounding import FLOAT_FORMATS
+
     parts = blocks(mask.shape, None, FLOAT_FORMATS[mask.name].dtype.itemsize)
     kept = sum(int(np.count_nonzero(mask.read(block))) for block in parts)
     return 1 - kept / mask.count if mask.count else 0.0
@@ -217,7 +221,7 @@ def _masked(original: RulePart, mask: RulePart | None) -> RulePart:
         values = original.read(block)
         return (values.astype(np.float64) * kept).astype(values.dtype)
 
-    return RulePart(read, original.shape, original.dtype)
+    return replace(original, read=read)
 
 
 def _spectral(original: RulePart, u: RulePart, v: RulePart, dim: Dim) -> SpectralStats:
@@ -258,8 +262,7 @@ def computed_layer(path: str, name: str) -> LayerStats:
 def plain_layer(path: str, tensor: StoredTensor, *, form: str, dim: int | None) -> LayerStats:
     """The row of a plain weight without its magnitudes: no element is read."""
     info = tensor.info
-    rows = 1 if dim is None else info.shape[dim]
-    return LayerStats(path, info.name, form, dim, info.shape, str(info.dtype), rows)
+    return LayerStats(path, info.name, form, dim, info.shape, str(info.dtype), rows_of(info.shape, dim))
 
 
 def plain_stats(
@@ -267,6 +270,8 @@ def plain_stats(
 ) -> LayerStats:
     """The row of a plain weight; its magnitudes are the norms of its rows along ``dim``."""
     stats, info = plain_layer(path, tensor, form=form, dim=dim), tensor.info
+    from wnconvert.numerics.norms import norm_blocks
+
     norms, report = norm_blocks(elements.reader(tensor), info.shape, dim, info.dtype, "float64")
     odd = (Flag(FlagKind.NONFINITE_WEIGHT),) if report.nonfinite.count else ()
     zero, nonfinite = row_places([(0, norms == 0)]), row_places([(0, ~np.isfinite(norms))])
@@ -278,6 +283,8 @@ def plain_stats(
 def _with_v(
     elements: Elements, stats: LayerStats, g: RowValues, v: StoredTensor, of_g: _Summary
 ) -> LayerStats:
+    from wnconvert.numerics.norms import norm_blocks
+
     norms, report = norm_blocks(elements.reader(v), stats.shape, stats.dim, v.info.dtype, "float64")
     ratio, untouched = np.empty(len(norms)), bool(norms.any() and np.isfinite(norms).all())
     for rows, values in g.windows():

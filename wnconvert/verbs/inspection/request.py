@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from wnconvert.layers.recipes import Recipe
 from wnconvert.layers.schemes import Selection
-from wnconvert.verbs.shared.options import selection_of
 from wnconvert.verbs.shared.recipes import recipe_given
+from wnconvert.verbs.shared.selections import selection_of
 
 __all__ = ["InspectRequest", "request_of"]
 

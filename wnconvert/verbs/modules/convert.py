@@ -28,14 +28,9 @@ from wnconvert.verbs.modules.outside import read_from_outside, warn_of_changes
 from wnconvert.verbs.modules.selection import TIED_FIX, Layers, raise_refused, refuse_in_ddp, select
 from wnconvert.verbs.modules.surgery import fold_to, refresh_flat_weights
 from wnconvert.verbs.modules.undo import UndoableEdits
-from wnconvert.verbs.shared.options import (
-    Form,
-    ZeroRows,
-    check_form,
-    numbers_of,
-    selection_of,
-)
+from wnconvert.verbs.shared.options import Form, ZeroRows, check_form, numbers_of
 from wnconvert.verbs.shared.recipes import recipe_given
+from wnconvert.verbs.shared.selections import selection_of
 
 __all__ = ["fold_module", "folded", "migrate_module", "weights_folded"]
 

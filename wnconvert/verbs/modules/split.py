@@ -34,7 +34,8 @@ from wnconvert.verbs.modules.selection import (
 )
 from wnconvert.verbs.modules.surgery import made_as, refresh_flat_weights, settings_of
 from wnconvert.verbs.modules.undo import UndoableEdits
-from wnconvert.verbs.shared.options import DimOption, Form, check_form, selection_of
+from wnconvert.verbs.shared.options import DimOption, Form, check_form
+from wnconvert.verbs.shared.selections import selection_of
 
 __all__ = ["split_module"]
 

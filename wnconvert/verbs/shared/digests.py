@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from pathlib import PurePath
 
@@ -32,6 +30,8 @@ def sha256_of(path: PurePath, check: Callable[[], None] = lambda: None) -> str:
     """
     if kind_of(path) is not PathKind.FOLDER:
         return _of_file(path, check)
+    import hashlib
+
     lines = (f"{_of_file(file, check)}  {file.relative_to(path).as_posix()}\n" for file in files_below(path))
     return hashlib.sha256("".join(lines).encode(errors="surrogateescape")).hexdigest()
 
@@ -50,6 +50,8 @@ def sha256_beside(*paths: PurePath) -> Iterator[Callable[[], tuple[str, ...]]]:
     if not paths:
         yield tuple
         return
+    from concurrent.futures import ThreadPoolExecutor  # which loads logging
+
     ended = threading.Event()
 
     def check() -> None:
@@ -65,6 +67,8 @@ def sha256_beside(*paths: PurePath) -> Iterator[Callable[[], tuple[str, ...]]]:
 
 
 def _of_file(path: PurePath, check: Callable[[], None]) -> str:
+    import hashlib  # which most commands do not need
+
     found = hashlib.sha256()
     with closing(open_file(path)) as file:
         buffer = memoryview(bytearray(_BLOCK))

@@ -7,16 +7,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from wnconvert.errors import ArgumentError
-from wnconvert.layers.kinds.table import ALL, SHOWN, WORDS
-from wnconvert.layers.recipes import Recipe
-from wnconvert.layers.rules import Norm, NormBehind, Standardize, Unit
-from wnconvert.layers.schemes import FORMS, Selection
-from wnconvert.layers.telling.asked import Asked
-from wnconvert.messages import option
+from wnconvert.layers.kinds.table import SHOWN
+from wnconvert.layers.rules import NormBehind, Standardize, Unit
+from wnconvert.layers.schemes import FORMS
 from wnconvert.numerics.rows import RowPolicy
 from wnconvert.plan.names.renaming import Renaming
 from wnconvert.tensors.dtypes import AnyDType, DType, dtype_named, dtype_word
 from wnconvert.verbs.shared.proofs import Prove
+from wnconvert.verbs.shared.selections import texts_of
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor
@@ -29,6 +27,7 @@ __all__ = [
     "ZERO_ROWS_CHOICES",
     "DimOption",
     "Form",
+    "NamedForm",
     "ProofOption",
     "Proving",
     "RunOptions",
@@ -37,16 +36,15 @@ __all__ = [
     "check_form",
     "check_timeout",
     "dtype_of",
-    "kinds_of",
     "numbers_of",
     "renaming_of",
-    "selection_of",
-    "texts_of",
 ]
 
 
-#: A form that pairs can have.
+#: A form that a live pair can have.
 Form: TypeAlias = Literal["legacy", "parametrize"]
+#: A form that a pair in a file, or in a state dict, can be given.
+NamedForm: TypeAlias = Literal["legacy", "parametrize", "physicsnemo", "paddle", "equinox"]
 #: What to do with a row whose ‖v‖ is 0.
 ZeroRows: TypeAlias = Literal["error", "zero"]
 #: An axis, None for the whole tensor, "auto" to read it from g's shape.
@@ -159,10 +157,10 @@ def renaming_of(
     return Renaming.of(texts_of(strip_prefix), pairs, add_prefix)
 
 
-def check_form(to: str | None) -> None:
-    """Raise ``ArgumentError`` if ``to`` is neither None nor a form that a pair can have."""
-    if to is not None and to not in FORMS:
-        raise ArgumentError(f"there is no form {to!r}", fix=f"one of {', '.join(FORMS)}")
+def check_form(to: str | None, forms: Collection[str] = FORMS) -> None:
+    """Raise ``ArgumentError`` if ``to`` is neither None nor one of the ``forms`` that a pair can be given."""
+    if to is not None and to not in forms:
+        raise ArgumentError(f"there is no form {to!r}", fix=f"one of {', '.join(forms)}")
 
 
 def numbers_of(zero_rows: str, *, allow_nonfinite: bool) -> RowPolicy:
@@ -172,63 +170,3 @@ def numbers_of(zero_rows: str, *, allow_nonfinite: bool) -> RowPolicy:
             f"zero_rows {zero_rows!r} is not offered", fix=f"one of {', '.join(ZERO_ROWS_CHOICES)}"
         )
     return RowPolicy(zero_rows, allow_nonfinite)
-
-
-def kinds_of(kinds: Iterable[str], shown: Collection[str] = SHOWN) -> tuple[str, ...]:
-    """The kinds of layers that ``--kinds`` names, in words with commas between them or several words.
-
-    Raises ``ArgumentError`` for one that is not among those that are ``shown``, and for none.
-
-    >>> kinds_of("weight,prune"), kinds_of("all"), kinds_of(["spectral-step"])
-    (('weight', 'prune'), ('weight', 'spectral', 'prune'), ('spectral-step',))
-    """
-    words = [word.strip() for text in texts_of(kinds) for word in text.split(",")]
-    every = dict.fromkeys(kind for word in words for kind in (ALL if word == "all" else (word,)))
-    unknown = [word for word in every if word not in shown]
-    if unknown and unknown[0] in WORDS:
-        raise ArgumentError(
-            f"keys do not show {WORDS[unknown[0]]}, so --kinds {unknown[0]} is for ONNX models alone",
-            fix=f"{option('recipe', metavar='FILE')} tells where it is; keys show {', '.join(shown)}",
-        )
-    if unknown or not every:
-        what = f"there is no kind {unknown[0]!r:.80}" if unknown else "no kind is named"
-        raise ArgumentError(what, fix=f"some of {', '.join(shown)}, or all, which is {', '.join(ALL)}")
-    return tuple(every)
-
-
-def selection_of(
-    layers: Iterable[str],
-    exclude: Iterable[str],
-    dim: int | str | None,
-    kinds: Iterable[str] = (Norm.kind,),
-    recipe: Recipe | None = None,
-    *,
-    asked: Asked | None = None,
-    shown: Collection[str] = SHOWN,
-) -> Selection:
-    """The selection of ``--layers``, ``--exclude`` (globs), ``--dim``, ``--kinds`` and ``--recipe``.
-
-    ``asked`` is what is said in place of a recipe; ``shown`` are the kinds that there are. Raises
-    ``ArgumentError``.
-    """
-    if isinstance(dim, str) and dim != "auto":
-        raise ArgumentError(
-            f"dim {dim!r} is not an axis", fix="a number, None for the whole tensor, or 'auto'"
-        )
-    wanted = kinds_of(kinds, shown)
-    return Selection(texts_of(layers), texts_of(exclude), dim, kinds=wanted, recipe=recipe, asked=asked)
-
-
-def texts_of(texts: Iterable[str]) -> tuple[str, ...]:
-    """One string, or several, as a tuple. Raises ``ArgumentError`` for anything else.
-
-    >>> texts_of("dec.*"), texts_of(["enc.*", "dec.*"])
-    (('dec.*',), ('enc.*', 'dec.*'))
-    """
-    given: object = texts
-    if isinstance(given, str):
-        return (given,)
-    every = tuple(given) if isinstance(given, Iterable) else (given,)
-    if not all(isinstance(text, str) for text in every):
-        raise ArgumentError(f"{given!r:.80} is not a list of strings", fix="a str, or a list of them")
-    return every

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from wnconvert.errors import ArgumentError, InputError
-from wnconvert.formats.recipes import MOST_BYTES, parse_recipe, recipe_text
 from wnconvert.layers.recipes import Recipe
 from wnconvert.messages import option, refuse_other_than_path
 
@@ -25,6 +24,8 @@ def read_recipe(path: str | os.PathLike[str]) -> Recipe:
     >>> [(fold.norm, fold.weight) for fold in read_recipe("fixtures/normed.toml").folds][:1]
     [('stem.bn', 'stem.conv.weight')]
     """
+    from wnconvert.formats.recipes import MOST_BYTES, parse_recipe  # which loads what reads TOML
+
     refuse_other_than_path(path, "a recipe")
     try:
         with Path(path).open("rb") as file:
@@ -40,6 +41,7 @@ def write_recipe(recipe: Recipe, path: str | os.PathLike[str], *, force: bool = 
 
     Raises ``OutputError`` where it cannot be written.
     """
+    from wnconvert.formats.recipes import recipe_text
     from wnconvert.storage.staging import staged
 
     refuse_other_than_path(path, "a recipe")

@@ -13,9 +13,9 @@ from wnconvert.layers.recipes import OPS, Op
 from wnconvert.layers.rules import Std
 from wnconvert.layers.telling.asked import Asked, ByNames, SaidNorms, SaidPair, SaidStandardize
 from wnconvert.messages import listed, option, printable
-from wnconvert.verbs.shared.options import texts_of
+from wnconvert.verbs.shared.selections import texts_of
 
-__all__ = ["BY_NAMES", "EPS_AT_CHOICES", "STD_CHOICES", "Said", "asked_of"]
+__all__ = ["BY_NAMES", "EPS_AT_CHOICES", "STD_CHOICES", "Said", "asked_of", "eps_alone"]
 
 
 #: The word for the norms whose layers names tell.
@@ -47,8 +47,8 @@ class Said:
 def asked_of(said: Said, recipe: object = None) -> Asked | None:
     """What the options say; None where none of them is given.
 
-    No eps is assumed. Raises ``ArgumentError`` for an option without those that it needs, and for several
-    that only a recipe can hold together.
+    No eps is assumed; alone, it is that of pairs (``eps_alone``). Raises ``ArgumentError`` for an option
+    without those that it needs, and for several that only a recipe can hold together.
 
     >>> asked_of(Said("by-names", eps=1e-5))
     ByNames(eps=1e-05)
@@ -71,9 +71,17 @@ def asked_of(said: Said, recipe: object = None) -> Asked | None:
         raise ArgumentError(f"{option(idle)} belongs to {option('standardize')}", fix="say that too")
     if norms:
         return _norms(norms, _eps_of(said.eps, "norm"))
-    if said.eps is not None:
-        raise ArgumentError(f"{option('eps')} belongs to {option('norm')}", fix="say that too")
     return None
+
+
+def eps_alone(said: Said, recipe: object = None) -> float | None:
+    """The eps that is said of pairs whose framework divides by a norm with one; None where none is.
+
+    >>> eps_alone(Said(eps=1e-3)), eps_alone(Said("by-names", eps=1e-5))
+    (0.001, None)
+    """
+    is_of_norms = recipe is not None or texts_of(said.norm) or texts_of(said.standardize)
+    return None if said.eps is None or is_of_norms else _eps_of(said.eps, "eps")
 
 
 def _eps_of(eps: object, name: str) -> float:

@@ -40,13 +40,18 @@ class Normalized(nn.Module):
         self.g = nn.Parameter(torch.rand(4, 1, 1) + 0.5)
 
     def forward(self, x: Tensor) -> Tensor:
-        weight = self.g * nn.functional.normalize(self.v, dim=(1, 2))
+        weight = self.g * nn.functional.normalize(self.v, dim=(1, 2))  # type: ignore[arg-type]  # torch takes several
         return nn.functional.conv1d(x, weight)
 
 
 def rounded(exact: Any, dtype: str = "float32") -> NDArray[Any]:
     """Fractions, correctly rounded: to odd, and then to the dtype."""
     return cast(np.vectorize(to_odd, otypes=[float])(exact), dtype)
+
+
+def number(value: float) -> Any:
+    """A float32, exactly."""
+    return Fraction(float(np.float32(value)))
 
 
 def fractions(array: Any) -> Any:
@@ -69,8 +74,7 @@ def test_the_stored_norm_of_torchs_older_exporter_is_divided_by_correctly_rounde
         "v (float32 4×6×3): Clip, Div, Mul, a quotient of stored tensors, correctly rounded"
     )
     weight = arrays(output_of(result))["v"]
-    least = Fraction(float(np.float32(1e-12)))
-    exact = fractions(stored["v"]) * fractions(stored["g"]) / np.maximum(fractions(norm), least)
+    exact = fractions(stored["v"]) * fractions(stored["g"]) / np.maximum(fractions(norm), number(1e-12))
     assert weight.tobytes() == rounded(exact).tobytes()
 
 
@@ -105,7 +109,7 @@ QUOTIENTS: dict[str, tuple[Callable[[Build], str], Callable[[Any, Any, Any], Any
     ),
     "guarded by Max": (
         lambda b: b.op("Div", "v", b.op("Max", "n", b.number(0.7))),
-        lambda v, n, _: v / np.maximum(n, Fraction(float(np.float32(0.7)))),
+        lambda v, n, _: v / np.maximum(n, number(0.7)),
         17,
     ),
     "guarded from above": (
@@ -115,7 +119,7 @@ QUOTIENTS: dict[str, tuple[Callable[[Build], str], Callable[[Any, Any, Any], Any
     ),
     "clipped by attributes": (
         lambda b: b.op("Div", "v", b.op("Clip", "n", min=0.75, max=2.5)),
-        lambda v, n, _: v / np.minimum(np.maximum(n, Fraction(3, 4)), Fraction(5, 2)),
+        lambda v, n, _: v / np.minimum(np.maximum(n, number(0.75)), number(2.5)),
         9,
     ),
     "moved": (

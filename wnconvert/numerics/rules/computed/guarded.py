@@ -14,7 +14,6 @@ from fractions import Fraction
 from itertools import count
 
 import numpy as np
-from numpy.typing import NDArray
 
 from wnconvert.layers.rules import Guard
 from wnconvert.numerics.norms import RowSource
@@ -22,7 +21,7 @@ from wnconvert.numerics.rules.factors import Bounds, both
 from wnconvert.numerics.rules.norm import NormScale
 from wnconvert.numerics.rules.spectral.roots import roots_between
 from wnconvert.numerics.sums import UNIT, Sums
-from wnconvert.tensors.blocks import Floats, RowValues
+from wnconvert.tensors.blocks import RowValues
 
 __all__ = ["GuardedNorm", "GuardedScale"]
 
@@ -71,13 +70,6 @@ class GuardedNorm:
             made = np.square(np.sqrt(high) + np.sqrt(least))
         return Sums(made, np.zeros(len(made)), exponent, sums.error + _ERROR)
 
-    def is_below(self, sums: Sums) -> NDArray[np.bool_]:
-        """The rows whose d may be eps."""
-        share, eps = _scaled(self._of_squares), _scaled(self._eps_square)
-        high = np.ldexp(sums.high * share[0], 2 * (sums.exponent + share[1] - eps[1]))
-        below: NDArray[np.bool_] = high <= eps[0] * (1 + 2.0**-20)
-        return below
-
     def bounds(self, rungs: Iterator[Bounds]) -> Iterator[Bounds]:
         """Ever narrower bounds on d² of a row, given those on its Σw²; without end if it is not rational."""
         share, eps = self._of_squares, self._eps_square
@@ -123,7 +115,7 @@ class GuardedScale(NormScale):
         *,
         keeps: bool = False,
     ) -> None:
-        is_norm = guard is not None and guard.is_least and guard.share == 1
+        is_norm = guard is not None and guard.share == 1
         super().__init__(source, g, out, keeps=keeps and is_norm)
         self.exact = exact
         self.guarded = GuardedNorm(guard) if guard else None
@@ -144,21 +136,18 @@ class GuardedScale(NormScale):
         made = Sums(made.high, made.low, made.exponent, made.error + 2 * UNIT)
         return made.flat() if self.is_narrow else made
 
+    def rungs(self, row: int, sums: Sums, at: int) -> Iterator[Bounds]:
+        """Ever narrower bounds on d² of a row."""
+        rungs = super().rungs(row, sums, at)
+        return self.guarded.bounds(rungs) if self.guarded else rungs
+
     def ladder(self, row: int, sums: Sums, at: int) -> Iterator[Bounds]:
         """Ever narrower bounds on the square of a row's factor."""
         factor = self.exact
         if factor is None:
             factor = Fraction(float(self.g.at(slice(row, row + 1))[0]))
-        divisors = self.source.ladder(row, sums, at)
-        if self.guarded:
-            divisors = self.guarded.bounds(divisors)
-        rungs = ((factor**2 / most, factor**2 / least) for least, most in divisors)
+        rungs = ((factor**2 / most, factor**2 / least) for least, most in self.rungs(row, sums, at))
         return both(rungs, iter(self.common.squares)) if self.common else rungs
-
-    def _kept(self, sums: Sums, g: Floats, first: int) -> NDArray[np.bool_]:
-        """The rows whose g is the rounded norm, which no guard changes."""
-        kept = super()._kept(sums, g, first)
-        return kept & ~self.guarded.is_below(sums) if self.guarded else kept
 
 
 def _as_float(value: Fraction) -> float:

@@ -3,5 +3,6 @@
 overloads  the options of each verb, for type checkers
 fold       fold_file
 split      split_file
+relayout   a checkpoint as another framework has it
 migrate    migrate_file
 """

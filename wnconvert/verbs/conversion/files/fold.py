@@ -30,15 +30,14 @@ from wnconvert.verbs.shared.options import (
     RunOptions,
     ZeroRows,
     dtype_of,
-    kinds_of,
     numbers_of,
     renaming_of,
-    selection_of,
 )
 from wnconvert.verbs.shared.progress import Progress, bytes_progress
 from wnconvert.verbs.shared.proofs import Prove
 from wnconvert.verbs.shared.recipes import recipe_given
-from wnconvert.verbs.shared.told import Said, asked_of
+from wnconvert.verbs.shared.selections import kinds_of, selection_of
+from wnconvert.verbs.shared.told import Said, asked_of, eps_alone
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor
@@ -151,7 +150,8 @@ def fold_file(
     ``"unit"`` (rows of length 1), ``"norm"`` (batch norm) and ``"standardize"``; a layer under several needs
     all of them. ``recipe``, a ``Recipe`` or its file, tells what keys do not: which norms fold into which
     layers, and what classes make of their weights. Without one, ``norm`` says which norms fold: those
-    of which names tell the layer (``"by-names"``), or pairs (``"NORM=LAYER"``), all with ``eps``.
+    of which names tell the layer (``"by-names"``), or pairs (``"NORM=LAYER"``), all with ``eps``. Alone,
+    ``eps`` is that of weight norm of frameworks that have one (flax, Keras, Paddle), in place of their own.
     ``standardize`` are globs on weights that their classes standardize, by ``std`` (``"biased"`` or
     ``"unbiased"``), with ``eps`` added to the variance or to the deviation (``eps_at``, ``"var"`` or
     ``"std"``); ``gain`` is the name of their γ, ``scale`` a factor, or ``"X/fan"`` for X · fan_in ** -0.5.
@@ -234,6 +234,7 @@ def _selection(given: FoldOptions) -> Selection:
         given["kinds"],
         recipe_given(given["recipe"]),
         asked=asked_of(said, given["recipe"]),
+        eps=eps_alone(said, given["recipe"]),
         shown=IN_GRAPHS,
     )
 

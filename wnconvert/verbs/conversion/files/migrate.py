@@ -9,19 +9,20 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Literal, cast, overload
 
+from wnconvert.errors import ArgumentError
 from wnconvert.layers.dims import AUTO
+from wnconvert.layers.schemes import NAMED_FORMS
+from wnconvert.messages import option
+from wnconvert.plan.names.frameworks import Relayout, check_framework, said_kinds
+from wnconvert.plan.names.kernels import FRAMEWORKS, Framework
 from wnconvert.storage.shards import DEFAULT_SHARD_SIZE
+from wnconvert.verbs.conversion.files.relayout import as_framework_has_it
 from wnconvert.verbs.conversion.jobs import Request
 from wnconvert.verbs.conversion.run import run_conversion
 from wnconvert.verbs.conversion.targets import StrPath
-from wnconvert.verbs.shared.options import (
-    Form,
-    RunOptions,
-    check_form,
-    renaming_of,
-    selection_of,
-)
+from wnconvert.verbs.shared.options import NamedForm, RunOptions, check_form, renaming_of
 from wnconvert.verbs.shared.progress import Progress, bytes_progress
+from wnconvert.verbs.shared.selections import selection_of, texts_of
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor
@@ -55,7 +56,9 @@ def migrate_file(
     src: StrPath,
     out: StrPath | None = None,
     *,
-    to: Form = "parametrize",
+    to: NamedForm | Framework = "parametrize",
+    framework: Framework | None = None,
+    layout: Iterable[str] = (),
     only: str | None = None,
     strip_prefix: Iterable[str] = (),
     add_prefix: str = "",
@@ -89,6 +92,11 @@ def migrate_file(
     ``fold_file``: ``"spectral"`` norm computes the same in eval, to the bit; prune has no other form. Other
     options as for ``fold_file``.
 
+    ``to`` may also be a framework: ``"torch"``, ``"flax"`` (linen), ``"nnx"`` or ``"mlx"``. The file becomes
+    what that framework loads: names, the axes of kernels, the shapes of g. ``framework`` is that of the
+    source, where neither names nor the file tell it; ``layout`` are kinds of kernels that nothing tells,
+    each ``GLOB=KIND``.
+
     Raises as ``fold_file`` does; ``LayerError`` also for a whole pickled module.
 
     >>> plan = migrate_file("fixtures/g_02500000", dry_run=True)
@@ -99,17 +107,35 @@ def migrate_file(
     return _migrate(src, out, cast("MigrateOptions", locals()), dry_run=dry_run)
 
 
+def _relayout(given: MigrateOptions) -> Relayout | None:
+    """The framework that a file is taken to; None where it is one of torch's forms."""
+    to, source, said = given["to"], given["framework"], said_kinds(texts_of(given["layout"]))
+    if to not in FRAMEWORKS:
+        if source or said:
+            raise ArgumentError(
+                f"{to} is a form, and frameworks differ in their layout",
+                fix=f"{option('to', metavar='FRAMEWORK')}, one of {', '.join(FRAMEWORKS)}",
+            )
+        return None
+    if given["layers"] or given["exclude"]:
+        raise ArgumentError(f"--to {to} takes the whole file", fix="leave --layers and --exclude out")
+    return Relayout(check_framework(to), check_framework(source) if source else None, said)
+
+
 def _migrate(src: StrPath, out: StrPath | None, given: MigrateOptions, *, dry_run: bool) -> Result | Plan:
     """Migrate, or plan it, with all of the options given."""
     from wnconvert.plan.migrate import plan_migrate
 
     to = given["to"]
-    check_form(str(to))  # here None is not a choice
+    relayout = _relayout(given)
+    if relayout is None:
+        check_form(str(to), NAMED_FORMS)  # here None is not a choice
     request = Request(
         src,
         out,
         to,
         renaming=renaming_of(given["strip_prefix"], given["add_prefix"], given["rename"]),
+        relayout=partial(as_framework_has_it, asked=relayout, only=given["only"]) if relayout else None,
         only=given["only"],
         max_shard_size=given["max_shard_size"],
         as_folder=given["as_folder"],

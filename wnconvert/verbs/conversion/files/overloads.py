@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, TypedDict
 
+from wnconvert.plan.names.kernels import Framework
 from wnconvert.tensors.dtypes import AnyDType
 from wnconvert.verbs.conversion.targets import StrPath
-from wnconvert.verbs.shared.options import DimOption, Form, ProofOption, ZeroRows
+from wnconvert.verbs.shared.options import DimOption, NamedForm, ProofOption, ZeroRows
 from wnconvert.verbs.shared.progress import Progress
 from wnconvert.verbs.shared.proofs import Prove
 
@@ -77,7 +78,7 @@ class FoldOptions(_Options, total=False):
 class SplitOptions(_Options, total=False):
     """What split takes."""
 
-    to: Form | None
+    to: NamedForm | None
     like: StrPath | None
     dim: DimOption
     keep_optimizer: bool
@@ -86,6 +87,8 @@ class SplitOptions(_Options, total=False):
 class MigrateOptions(_Options, total=False):
     """What migrate takes."""
 
-    to: Form
+    to: NamedForm | Framework
+    framework: Framework | None
+    layout: Iterable[str]
     kinds: Iterable[str]
     drop_optimizer: bool

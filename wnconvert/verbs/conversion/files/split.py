@@ -10,19 +10,14 @@ from functools import partial
 from typing import TYPE_CHECKING, Literal, cast, overload
 
 from wnconvert.layers.dims import AUTO
+from wnconvert.layers.schemes import NAMED_FORMS
 from wnconvert.storage.shards import DEFAULT_SHARD_SIZE
 from wnconvert.verbs.conversion.jobs import Request
 from wnconvert.verbs.conversion.run import open_reference, run_conversion
 from wnconvert.verbs.conversion.targets import StrPath
-from wnconvert.verbs.shared.options import (
-    DimOption,
-    Form,
-    RunOptions,
-    check_form,
-    renaming_of,
-    selection_of,
-)
+from wnconvert.verbs.shared.options import DimOption, NamedForm, RunOptions, check_form, renaming_of
 from wnconvert.verbs.shared.progress import Progress, bytes_progress
+from wnconvert.verbs.shared.selections import selection_of
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor
@@ -56,7 +51,7 @@ def split_file(
     src: StrPath,
     out: StrPath | None = None,
     *,
-    to: Form | None = None,
+    to: NamedForm | None = None,
     like: StrPath | None = None,
     only: str | None = None,
     strip_prefix: Iterable[str] = (),
@@ -105,7 +100,7 @@ def _split(src: StrPath, out: StrPath | None, given: SplitOptions, *, dry_run: b
     """Split, or plan it, with all of the options given."""
     from wnconvert.plan.split.plan import plan_split
 
-    check_form(given["to"])
+    check_form(given["to"], NAMED_FORMS)
     like = None if given["like"] is None else open_reference(given["like"])
     renaming = renaming_of(given["strip_prefix"], given["add_prefix"], given["rename"])
     request = Request(

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import PurePath
 
 from wnconvert.errors import InputError
-from wnconvert.layers.classes import BuiltClass, built_class
+from wnconvert.layers.kinds.classes import BuiltClass, built_class
 from wnconvert.messages import counted, listed, option, printable
 from wnconvert.plan.plan import Change, Plan
 from wnconvert.storage.checkpoint import Checkpoint

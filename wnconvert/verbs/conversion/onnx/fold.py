@@ -39,10 +39,10 @@ if TYPE_CHECKING:
     from wnconvert.onnx.graph.weights import EvaluatedWeight, RunWeight
     from wnconvert.verbs.conversion.onnx.check import FoldCheck
 
-__all__ = ["convert_onnx", "model_layouts", "own_data_of", "plan_fold", "remove_unused", "write_model"]
+__all__ = ["convert_onnx", "model_layouts", "own_data_of", "plan_graph_fold", "remove_unused", "write_model"]
 
 
-def plan_fold(
+def plan_graph_fold(
     opened: OnnxFile, selection: Selection, *, constants: bool, requantize: bool = False
 ) -> OnnxFold:
     """Plan the fold of an ONNX model as ``plan_onnx`` does, which evaluates what no rule knows.

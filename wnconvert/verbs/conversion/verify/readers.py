@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -172,14 +173,20 @@ def check_zip(path: PurePath, *, contents: bool) -> None:
 
 @contextmanager
 def _numpy_reader(_source: Checkpoint, paths: Sequence[PurePath], _own: Open) -> Iterator[Reading]:
-    """Reads with ``numpy.load``, one array at a time, which tests its checksum."""
+    """Reads with ``numpy.load``, one array at a time, which tests its checksum.
+
+    Threads take turns: ``zipfile`` of Python 3.12 and 3.13 opens a record where another thread has left the
+    file.
+    """
     from zipfile import BadZipFile
 
+    turns = threading.Lock()
     with np.load(paths[0], allow_pickle=False) as archive:
 
         def open_tensor(_state: str, name: str) -> ReadBack:
             try:
-                array = archive[name]
+                with turns:
+                    array = archive[name]
             except (BadZipFile, ValueError, KeyError) as error:
                 raise VerifyError(
                     f"numpy does not read {name} ({error}); nothing is kept", fix=REPORT_BUG

@@ -38,7 +38,7 @@ from wnconvert.tensors.tree import Dim, StoredTensor, rows_of
 from wnconvert.verbs.conversion.verify.arithmetic import Reals
 from wnconvert.verbs.conversion.verify.pieces import pieces_of
 
-__all__ = ["RuleTensors", "Values", "channel_factors", "computed_values", "weight_of"]
+__all__ = ["RuleTensors", "Values", "channel_factors", "computed_values", "divisors_of", "weight_of"]
 
 
 def _nowhere(_block: Block) -> float:
@@ -176,7 +176,7 @@ def _norm(operation: Norm, values: Values, parts: RuleTensors) -> Values:
         else:
             sums[block.rows] += np.square(x).sum(axis=(0, 2))
         adds += max(x.shape[0], 1) * _PAIRWISE
-    divisors = _guarded(operation.guard, sums)
+    divisors = divisors_of(operation.guard, sums)
     scale = np.where(divisors == 0, 0, g / divisors)
     dim = operation.dim
     return values.times(
@@ -184,7 +184,7 @@ def _norm(operation: Norm, values: Values, parts: RuleTensors) -> Values:
     )
 
 
-def _guarded(guard: Guard | None, sums: Reals) -> Reals:
+def divisors_of(guard: Guard | None, sums: Reals) -> Reals:
     """What rows are divided by, of the sums of their squares."""
     if guard is None:
         return np.asarray(np.sqrt(sums))
@@ -202,7 +202,7 @@ def _unit_rows(operation: Unit, values: Values, parts: RuleTensors) -> Values:
     sums, adds = _of_rows(values, operation.dim, parts.real, lambda _, x: np.square(x))
     real, dim = parts.real.type, operation.dim
     factor = real(operation.scale.numerator) / real(operation.scale.denominator)
-    divisors = _guarded(operation.guard, sums)
+    divisors = divisors_of(operation.guard, sums)
     scale = np.where(divisors == 0, 0, factor / np.where(divisors == 0, 1, divisors))
     error = (adds / 2 + 12) * parts.eps + values.error
     return values.times(lambda block: scale[values.rows(block, dim)], error)

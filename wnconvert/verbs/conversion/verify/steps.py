@@ -32,7 +32,7 @@ from wnconvert.verbs.conversion.verify.arithmetic import (
 from wnconvert.verbs.conversion.verify.biases import computed_bias
 from wnconvert.verbs.conversion.verify.pieces import Group, Piece, groups, pieces_of
 from wnconvert.verbs.conversion.verify.readers import ReadBack
-from wnconvert.verbs.conversion.verify.rules import computed_values
+from wnconvert.verbs.conversion.verify.rules import computed_values, divisors_of
 
 __all__ = ["Both", "check_step"]
 
@@ -149,7 +149,7 @@ def _all_of(info: TensorInfo) -> Iterator[tuple[Block, Piece]]:
 
 
 def _check_pair(fold: Fold, both: Both) -> None:
-    """w = g·v/‖v‖ of every row."""
+    """w = g·v/‖v‖ of every row, the norm with the eps of the layer."""
     g, v = (both.tensors[half.name] for half in fold.layer.halves)
     real = real_for(v.info.dtype, fold.dtype)
     read_back, read, read_g = (
@@ -163,7 +163,7 @@ def _check_pair(fold: Fold, both: Both) -> None:
             of_rows, sums = read_g(rows), np.zeros(rows.stop - rows.start, real)
             for block, _ in group:
                 sums[_within(rows, block)] += squares(read(block)[1])
-            norms = np.sqrt(sums)
+            norms = divisors_of(fold.layer.guard, sums)
             for block, piece in group:
                 at, found, (values, x) = _within(rows, block), read_back(block, piece), read(block)
                 if not are_quotients(found, values, of_rows[at], norms[at], x=x, adds=adds):
@@ -196,7 +196,7 @@ def _check_split(step: Direction, both: Both) -> None:
             raise VerifyError(
                 f"layer {layer.name} was read back, and v is not w; nothing is kept", fix=REPORT_BUG
             )
-        _check_norms(layer, both, np.sqrt(sums), _adds(group))
+        _check_norms(layer, both, np.where(sums == 0, 0, divisors_of(layer.guard, sums)), _adds(group))
 
 
 def _check_norms(layer: Layer, both: Both, norms: Array, adds: int) -> None:

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from wnconvert.layers.schemes import Selection
-from wnconvert.layers.telling.arrangement import Arrangement
 from wnconvert.tensors.blocks import Array, Elements, Floats, blocks
 from wnconvert.tensors.memory import InMemory
 from wnconvert.tensors.tree import StateDict, StoredTensor, Tree
@@ -26,6 +25,8 @@ def norm_rows(tree: Tree, elements: Elements, selection: Selection) -> tuple[Nor
 
 
 def _rows(state: StateDict, elements: Elements, selection: Selection) -> Iterator[NormSummary]:
+    from wnconvert.layers.telling.arrangement import Arrangement  # which g alone does not need
+
     for norm in Arrangement(state).norms:
         tensors = {end: tensor for end in _READ if (tensor := state.tensors.get(f"{norm}.{end}"))}
         variance = tensors["running_var"]

@@ -28,7 +28,7 @@ from wnconvert.verbs.models.proof.inputs.texts import (
     port_names,
 )
 from wnconvert.verbs.models.proof.inputs.values import Tied
-from wnconvert.verbs.shared.options import texts_of
+from wnconvert.verbs.shared.selections import texts_of
 
 __all__ = ["Data", "Given", "Signature", "exported_sizes", "ranges_of", "signature_from", "signature_of"]
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from wnconvert.layers.classes import CLASSES, built_class
+from wnconvert.layers.kinds.classes import CLASSES, built_class
 
 POSITIONS = "encoder.pos_conv_embed.conv.weight"
 
