@@ -10,7 +10,6 @@ from wnconvert.errors import LayerError
 from wnconvert.layers.conventions import CONVENTIONS
 from wnconvert.layers.dims import dim_of
 from wnconvert.layers.find import FoundPairs
-from wnconvert.layers.kinds.formulas import formula_in_words
 from wnconvert.layers.kinds.others import as_form, has_form
 from wnconvert.layers.kinds.table import in_words
 from wnconvert.layers.rules import Spectral
@@ -160,12 +159,6 @@ def _made_notes(states: Sequence[StateDict], planned: Sequence[PlannedStateDict]
             was, now = shaped[0]
             more = f", and {len(shaped) - 1} more so" if len(shaped) > 1 else ""
             yield f"{was.g.name} {was.g.shape} is written in the shape {now.g.shape}{more}"
-        if apart := [(was, now) for was, now in halves if was.guard != now.guard]:
-            was, now = apart[0]
-            yield (
-                f"{listed([each.name for each, _ in apart], 3)}: {was.form} computes "
-                f"{formula_in_words(was.rule)}, {now.form} {formula_in_words(now.rule)}"
-            )
         yield from needs_naming(state, item)
 
 

@@ -216,11 +216,27 @@ def test_kernels_whose_axes_have_another_order_do_not_migrate_by_names_and_it_is
     assert any("names alone do not do" in note for note in result.notes)
 
 
-def test_another_formula_is_said_where_names_change(tmp_path: Path) -> None:
+def test_a_vector_may_be_torchs_so_the_eps_of_paddle_is_asked_for(tmp_path: Path) -> None:
+    there: Arrays = {"fc.weight_g": np.ones(4, np.float32), "fc.weight_v": np.ones((4, 3), np.float32)}
+    there["fc.weight_v"][1] = 0
+    there["fc.weight_v"][2] = 1e-14
+    np.savez(path := tmp_path / "in.npz", **there)
+    with pytest.raises(LayerError, match="zero"):
+        fold_file(path)
+    fold_file(path, out := tmp_path / "out.npz", zero_rows="zero")
+    weight = arrays(out)["fc.weight"]
+    assert not weight[1].any()
+    assert np.allclose(weight[2], 3**-0.5)
+    fold_file(path, out, eps=1e-12, force=True)
+    weight = arrays(out)["fc.weight"]
+    assert not weight[1].any()
+    assert np.allclose(weight[2], 0.01)
+
+
+def test_a_vector_is_written_as_torch_has_it(tmp_path: Path) -> None:
     there: Arrays = {"fc.weight_g": np.ones(4, np.float32), "fc.weight_v": np.ones((4, 3), np.float32)}
     np.savez(tmp_path / "in.npz", **there)
-    result = migrate_file(tmp_path / "in.npz", tmp_path / "out.npz", to="legacy")
-    assert "fc.weight: paddle computes g·v/max(‖v‖, 1e-12), legacy g·v/‖v‖" in result.notes
+    migrate_file(tmp_path / "in.npz", tmp_path / "out.npz", to="legacy")
     assert shapes(arrays(tmp_path / "out.npz"))["fc.weight_g"] == (4, 1)
 
 
