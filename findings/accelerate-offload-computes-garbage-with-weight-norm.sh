@@ -6,7 +6,7 @@
 # wrapped forward has brought them, so that it normalizes the placeholders. What comes out differs from run to
 # run, up to 1e26. torch.nn.utils.parametrizations computes in forward, and is right.
 #
-# Seen: the legacy form off by 0.9 of the largest output and more; the other form and a plain layer by 0.
+# Seen: the legacy form off by 0.9 to 1e27 of the largest output; the other form and a plain layer by 0.
 #
 # Ends with 0 while that is so; with 1 once the legacy form is right, or raises.
 set -eu

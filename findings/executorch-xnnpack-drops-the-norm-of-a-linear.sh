@@ -6,7 +6,7 @@
 # weight_norm() g is ‖v‖ and nothing differs; once trained, everything does. Without the partitioner, or in the
 # form of torch.nn.utils.parametrizations, the norm is computed at every run, and the outputs are right.
 #
-# Seen: off by 0.3 to 0.6 of the largest output; the other form and without XNNPACK 2e-7.
+# Seen: off by 0.2 of the largest output; the other form, and without XNNPACK, 1e-7.
 #
 # Ends with 0 while that is so; with 1 once the outputs are right.
 set -eu
