@@ -25,7 +25,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_every_file_has_the_bytes_that_its_seed_gives(built: Path) -> None:
-    # The one place where torch's version matters; constraints.txt pins it. Another one writes another program.
+    # The one place where torch's version matters, which constraints.txt pins: another writes another program.
     # magnitudes.png is drawn by a command of the docs, page.png by picture.py.
     # vocoder.py, speech.py and old_vocoder are a user's own code, normed.toml a user's recipe.
     others = {

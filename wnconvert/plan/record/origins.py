@@ -245,8 +245,9 @@ def _of_layer(data: Row) -> Origin | None:
 
 
 def _is_named(form: str, name: str, g: str, v: str) -> bool:
-    """Whether a form has a layer of these names; that of a wrapper has the name of its v."""
-    return spelled(form, name) == (g, v) or (form in CONVENTIONS and v == name != g)
+    """Whether a form has a layer of these names; one that it does not spell has the name of its v."""
+    keys = spelled(form, name)
+    return (g, v) == keys if keys else form in CONVENTIONS and v == name != g
 
 
 def _is_eps(value: Any) -> bool:
