@@ -2,8 +2,9 @@
 
 One JSON object under the key ``wnconvert``: ``{"schema": 1, "version": …, "history": [step, …]}``. A step
 has the ``verb`` and the ``version``, the ``sha256`` of what it was made of, the layers that were ``folded``
-and how many they are, and the ``proof`` that it passed, with its ``tolerance``. The record of a file is input
-like any other: it is shown and carried over, and nothing is believed of it.
+and how many they are, the ``constants`` that were evaluated, if any, and the ``proof`` that it passed, with its
+``tolerance``. The record of a file is input like any other: it is shown and carried over, and nothing is
+believed of it.
 """
 
 from __future__ import annotations
@@ -89,7 +90,9 @@ def _in_words(step: Mapping[str, Any]) -> str:
     verb, version, layers = (step[key] for key in ("verb", "version", "layers"))
     if not (isinstance(verb, str) and isinstance(version, str) and isinstance(layers, int)):
         raise TypeError
-    return printable(f"made by wnconvert {version}: {verb} of {counted(layers, 'layer')}")
+    constants = step.get("constants", [])
+    evaluated = f", {counted(len(constants), 'weight')} evaluated" if constants else ""
+    return printable(f"made by wnconvert {version}: {verb} of {counted(layers, 'layer')}{evaluated}")
 
 
 def made_step(
@@ -99,14 +102,19 @@ def made_step(
     folded: Mapping[str, str],
     proof: str,
     tolerance: Mapping[str, float | None],
+    constants: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """A step: ``sha256`` of each file of the source, ``folded`` layers with their kinds, the proof."""
+    """A step: ``sha256`` of each file of the source, ``folded`` layers with their kinds, the proof.
+
+    ``constants`` are weights that no rule knows, by their names.
+    """
     return {
         "verb": verb,
         "version": __version__,
         "sha256": list(sha256),
         "layers": len(folded),
         "folded": dict(list(folded.items())[:_MOST_NAMES]),
+        **({"constants": list(constants[:_MOST_NAMES])} if constants else {}),
         "proof": proof,
         "tolerance": dict(tolerance),
     }

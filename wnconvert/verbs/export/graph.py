@@ -222,6 +222,7 @@ def record_export(path: Path, report: ExportReport, folded: Mapping[str, str]) -
         folded=folded,
         proof=f"{samples} beside {report.reference}",
         tolerance={**tolerance, "outliers": proof.leniency.outliers},
+        constants=[item.name for item in report.constants],
     )
     return report.size + append_record(path, (), step)
 

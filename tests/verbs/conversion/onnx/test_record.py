@@ -16,6 +16,7 @@ from torch.nn.utils.parametrizations import weight_norm
 
 from tests.helpers.golden import FIXTURES
 from tests.helpers.tool import run_here
+from tests.verbs.conversion.onnx.test_constants import product, sine, write
 from wnconvert import (
     ArgumentError,
     compare_onnx,
@@ -42,6 +43,16 @@ def with_metadata(path: Path, target: Path, *texts: str) -> Path:
     model.metadata_props.add(key="author", value="somebody")
     onnx.save(model, str(target))
     return target
+
+
+def test_weights_that_were_evaluated_stand_in_the_record(tmp_path: Path) -> None:
+    fold_file(write(tmp_path / "in.onnx", product(sine)), out := tmp_path / "out.onnx", constants=True)
+    found = record(out)
+    assert found is not None
+    (step,) = found["history"]
+    assert (step["layers"], step["folded"]) == (0, {})
+    assert len(step["constants"]) == 1
+    assert any("fold of 0 layers, 1 weight evaluated" in note for note in inspect_file(out).notes)
 
 
 def test_a_folded_model_says_of_what_it_was_made_and_what_was_proven(tmp_path: Path) -> None:

@@ -205,7 +205,7 @@ def convert_onnx(
         folder.mkdir(0o700)
         workers = Workers(options.threads, options.progress)
         notes = write_model(checkpoint, layouts, folder, output, numbers=options.numbers, workers=workers)
-        recorded = checkpoint.shards if options.record and fold.layers else ()
+        recorded = checkpoint.shards if options.record and (fold.layers or fold.evaluated) else ()
         with sha256_beside(*recorded) as digests:
             checked = check_fold(
                 opened,
@@ -236,4 +236,11 @@ def convert_onnx(
 def _step(fold: OnnxFold, sha256: Sequence[str], checked: FoldCheck) -> dict[str, Any]:
     """The record of a fold."""
     kinds = {item.layer.name: item.layer.rule.kind for item in fold.layers}
-    return made_step("fold", sha256=sha256, folded=kinds, proof=checked.by, tolerance=checked.tolerance)
+    return made_step(
+        "fold",
+        sha256=sha256,
+        folded=kinds,
+        proof=checked.by,
+        tolerance=checked.tolerance,
+        constants=[item.name for item in fold.plan.constants],
+    )

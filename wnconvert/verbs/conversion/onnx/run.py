@@ -11,7 +11,7 @@ from typing import TypeAlias
 
 import numpy as np
 
-from wnconvert.errors import InputError, VerifyError, WnconvertError
+from wnconvert.errors import FormatError, InputError, VerifyError, WnconvertError
 from wnconvert.messages import REPORT_BUG, counted, few, listed, printable
 from wnconvert.numerics.rows import RowPolicy
 from wnconvert.onnx.file.outline import outline_of
@@ -107,7 +107,10 @@ def _mapped(model: OnnxFile, runtime: Runtime) -> Opened:
         return _whole(model, runtime)
     with closing(open_file(path)) as file:
         outline = outline_of(file, model, name)
-    return runtime.open(path, optimize=False, outline=outline)
+    try:
+        return runtime.open(path, optimize=False, outline=outline)
+    except FormatError:  # what onnxruntime 1.18 says of external data of a model that it gets by its bytes
+        return _whole(model, runtime)
 
 
 def _whole(model: OnnxFile, runtime: Runtime) -> Opened:
