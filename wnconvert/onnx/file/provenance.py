@@ -2,9 +2,9 @@
 
 One JSON object under the key ``wnconvert``: ``{"schema": 1, "version": …, "history": [step, …]}``. A step
 has the ``verb`` and the ``version``, the ``sha256`` of what it was made of, the layers that were ``folded``
-and how many they are, the ``constants`` that were evaluated, if any, and the ``proof`` that it passed, with its
-``tolerance``. The record of a file is input like any other: it is shown and carried over, and nothing is
-believed of it.
+and how many they are, the ``constants`` that were evaluated, if any, and the ``proof`` that it passed, with
+its ``tolerance``. The record of a file is input like any other: it is shown and carried over, and nothing
+is believed of it.
 """
 
 from __future__ import annotations
