@@ -348,7 +348,15 @@ def test_g_of_mlx_on_the_first_axis_tells_nothing(tmp_path: Path) -> None:
 
 
 def test_what_shapes_alone_tell_is_named(tmp_path: Path) -> None:
-    shapes = {"bi.weight": (4, 5, 6), "bi.bias": (4,), "act.weight": (8,), "c.weight": (8, 8), "c.bias": (8,)}
+    shapes = {
+        "bi.weight": (4, 5, 6),
+        "bi.bias": (4,),
+        "act.weight": (8,),
+        "c.weight": (8, 8),
+        "c.bias": (8,),
+        "d.weight": (8, 5),
+        "d.bias": (8,),
+    }
     result = migrate_file(written(tmp_path, shapes), tmp_path / "o.npz", to="flax", framework="torch")
     (note,) = (note for note in result.notes if note.startswith("by their shapes alone"))
     assert "convolution: bi; the scale of a norm: act; linear: c (" in note

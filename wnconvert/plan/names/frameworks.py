@@ -28,7 +28,7 @@ from wnconvert.plan.names.kernels import (
     taken_to,
 )
 from wnconvert.plan.names.places import COUNTS, Names, Place, leaf_of, parts_of, place_of
-from wnconvert.plan.names.told import misfit, told
+from wnconvert.plan.names.told import may_be_other, misfit, told
 from wnconvert.tensors.containers import Container
 from wnconvert.tensors.tree import Entry, StateDict, StoredTensor, Tree, repeated
 
@@ -178,8 +178,8 @@ class _Taking:
             self.untold,
             fix=f"{option('layout', metavar='GLOB=KIND')} says what they are, of "
             f"{', '.join(KERNEL_KINDS)}: {option('layout', glob='ups.*=transposed')} "
-            f"{option('layout', glob='*=convolution')}; "
-            f"Keras's Conv2DTranspose is a transpose-kernel",
+            f"{option('layout', glob='*=convolution')}"
+            f"{'; Conv2DTranspose of Keras is a transpose-kernel' if self.source == 'flax' else ''}",
         )
         if (twice := repeated(entry.name for entry in self.entries)) is not None:
             raise LayerError(f"two tensors would be called {printable(twice)}", fix="--rename one of them")
@@ -231,7 +231,7 @@ class _Taking:
             else told(place, shape, bias, pair, self.source)
         )
         known = next((each for each in KERNEL_KINDS if each == kind), None)
-        if not said and known and place.called == "weight":
+        if not said and known and place.called == "weight" and may_be_other(known, shape, bias):
             self.by_shape.setdefault(known, []).append(place.owner)
         wrong = (
             kind

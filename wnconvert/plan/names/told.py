@@ -9,7 +9,7 @@ from wnconvert.plan.names.kernels import Framework, KernelKind
 from wnconvert.plan.names.places import Place
 from wnconvert.tensors.tree import Shape
 
-__all__ = ["misfit", "told"]
+__all__ = ["may_be_other", "misfit", "told"]
 
 
 #: What frameworks call kernels.
@@ -83,3 +83,16 @@ def misfit(kind: KernelKind, in_torch: Shape, bias: int | None) -> str:
     if kind in ("transposed", "transpose-kernel") and bias is not None and bias != in_torch[1]:
         return f"a transposed convolution in groups: a bias of {bias}, {in_torch[1]} outputs in a group"
     return ""
+
+
+def may_be_other(kind: KernelKind, shape: Shape, bias: int | None) -> bool:
+    """Whether another module of torch has a weight of this shape, which nothing would tell.
+
+    ``nn.Bilinear`` has (out, in, in) and the bias of a convolution, transformers' ``Conv1D`` (in, out).
+
+    >>> may_be_other("convolution", (4, 5, 6), 4), may_be_other("linear", (4, 5), 4)
+    (True, False)
+    """
+    if kind == "linear":
+        return bias is None or shape[0] == shape[1]
+    return kind == "convolution" and len(shape) == 3
