@@ -450,3 +450,13 @@ def test_workers_have_the_environment_of_their_run(monkeypatch: pytest.MonkeyPat
         monkeypatch.setenv("WNCONVERT_TRIED", value)
         with opened_workplace(2) as place:
             assert place.executor.submit(os.getenv, "WNCONVERT_TRIED").result() == value
+
+
+def test_a_folder_that_is_made_for_outputs_that_fail_goes_again(tmp_path: Path) -> None:
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "bad.pt").write_bytes(b"none")
+    for out in ("new/below", "kept"):
+        (result,) = migrate_files([tmp_path / "bad.pt"], tmp_path / out, jobs=1)
+        assert result.state == "failed"
+    assert not (tmp_path / "new").exists()
+    assert (tmp_path / "kept").is_dir()

@@ -27,8 +27,8 @@ from wnconvert.plan.names.kernels import (
     shape_in_torch,
     taken_to,
 )
-from wnconvert.plan.names.places import COUNTS, Names, Place, leaf_of, parts_of, place_of
-from wnconvert.plan.names.told import may_be_other, misfit, told
+from wnconvert.plan.names.places import COUNTS, Names, TensorPlace, leaf_of, name_parts, place_of
+from wnconvert.plan.names.told import kind_told, may_be_other, misfit
 from wnconvert.tensors.containers import Container
 from wnconvert.tensors.tree import Entry, StateDict, StoredTensor, Tree, repeated
 
@@ -102,7 +102,7 @@ def framework_of(tree: Tree, state: StateDict, container: Container) -> Framewor
         )
         return None if has_kernel else "torch"
     if is_flax:
-        return "nnx" if any("layer_instance" in parts_of(name) for name in state.tensors) else "flax"
+        return "nnx" if any("layer_instance" in name_parts(name) for name in state.tensors) else "flax"
     saved_by: dict[str | None, Framework] = {"pt": "torch", "mlx": "mlx"}
     return saved_by.get(tree.metadata.get("format"))
 
@@ -156,7 +156,7 @@ class _Taking:
         self.kinds: dict[KernelKind, int] = {}
         self.by_shape: dict[str, list[str]] = {}
 
-    def _place_of(self, name: str) -> Place:
+    def _place_of(self, name: str) -> TensorPlace:
         pair = self.pairs.get(name)
         return place_of(name if pair is None else pair.name, self.source)
 
@@ -186,7 +186,7 @@ class _Taking:
         state = StateDict(self.state.path, tuple(self.entries))
         return InFramework(state, tuple(self.made), tuple(self._notes()))
 
-    def _take(self, tensor: StoredTensor, place: Place) -> None:
+    def _take(self, tensor: StoredTensor, place: TensorPlace) -> None:
         pair, rank = self.pairs.get(tensor.info.name), len(tensor.info.shape)
         if place.called == "weight" and rank < 2 and tensor.info.numel == 1 and self.to in ("flax", "nnx"):
             self.untold.append((printable(place.name), "it may be PReLU's slope, which flax calls otherwise"))
@@ -210,7 +210,7 @@ class _Taking:
         self.entries.append(Entry(name, made))
         return made
 
-    def _put_pair(self, pair: Layer, place: Place, v: StoredTensor, dim: int | None) -> None:
+    def _put_pair(self, pair: Layer, place: TensorPlace, v: StoredTensor, dim: int | None) -> None:
         names, g = self.names.of_pair(place), self.state.tensors[pair.g.name]
         shape = (pair.rows,) if self.to == "nnx" and dim is not None else g_shape(v.info.shape, dim)
         made_g = self._put(names[0], g.shaped(shape))
@@ -219,7 +219,7 @@ class _Taking:
         name = names[1] if self.to == "nnx" else place.name
         self.made.append((pair, Layer.of_pair(name, form, dim, made_g.info, made_v.info)))
 
-    def _kind(self, tensor: StoredTensor, place: Place, pair: Layer | None) -> KernelKind | None:
+    def _kind(self, tensor: StoredTensor, place: TensorPlace, pair: Layer | None) -> KernelKind | None:
         """What a tensor of two axes or more is; None where it is not told, which is noted."""
         name, shape = tensor.info.name, tensor.info.shape
         sizes = self.biases.get(place.owner, ())
@@ -228,7 +228,7 @@ class _Taking:
         kind: KernelKind | str = said or (
             f"its bias has {len(sizes)} axes, as where layers are stacked"
             if len(sizes) > 1
-            else told(place, shape, bias, pair, self.source)
+            else kind_told(place, shape, bias, pair, self.source)
         )
         known = next((each for each in KERNEL_KINDS if each == kind), None)
         if not said and known and place.called == "weight" and may_be_other(known, shape, bias):
@@ -243,7 +243,7 @@ class _Taking:
             return None
         return known
 
-    def _said(self, tensor: StoredTensor, place: Place) -> KernelKind | None:
+    def _said(self, tensor: StoredTensor, place: TensorPlace) -> KernelKind | None:
         """What a tensor is said to be, by the first glob that means it and whose kind it can be."""
         name, rank = tensor.info.name, len(tensor.info.shape)
         return next(

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 
 from wnconvert.layers.schemes import Layer
 from wnconvert.plan.names.kernels import Framework, KernelKind
-from wnconvert.plan.names.places import Place
+from wnconvert.plan.names.places import TensorPlace
 from wnconvert.tensors.tree import Shape
 
-__all__ = ["may_be_other", "misfit", "told"]
+__all__ = ["kind_told", "may_be_other", "misfit"]
 
 
 #: What frameworks call kernels.
@@ -24,8 +24,8 @@ _MODULES: Mapping[str, KernelKind] = {"Conv": "convolution", "ConvTranspose": "t
 _LIFTS = ("Scan", "Vmap")
 
 
-def told(
-    place: Place, shape: Shape, bias: int | None, pair: Layer | None, source: Framework
+def kind_told(
+    place: TensorPlace, shape: Shape, bias: int | None, pair: Layer | None, source: Framework
 ) -> KernelKind | str:
     """What a tensor of two axes or more is, or why that is not told; ``bias`` is the size of its bias."""
     if place.called not in _KERNELS[source]:
@@ -39,7 +39,9 @@ def told(
     return _told_by_bias(shape, bias)
 
 
-def _told_of_matrix(place: Place, shape: Shape, bias: int | None, pair: Layer | None) -> KernelKind | str:
+def _told_of_matrix(
+    place: TensorPlace, shape: Shape, bias: int | None, pair: Layer | None
+) -> KernelKind | str:
     if place.called == "embedding":
         return "embedding"
     if place.called == "kernel" or pair is not None or bias == shape[0]:
@@ -47,7 +49,7 @@ def _told_of_matrix(place: Place, shape: Shape, bias: int | None, pair: Layer | 
     return "it may be a linear layer without a bias, or an embedding"
 
 
-def _told_by_flax(place: Place, shape: Shape, bias: int | None) -> KernelKind | str:
+def _told_by_flax(place: TensorPlace, shape: Shape, bias: int | None) -> KernelKind | str:
     module = place.owner.rpartition(".")[2]
     begin, _, number = module.rpartition("_")
     kind = _MODULES.get(begin) if number.isdigit() else None

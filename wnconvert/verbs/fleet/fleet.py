@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, ThreadPoolExecutor, wait
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from wnconvert.errors import ArgumentError, InputError, WnconvertError
-from wnconvert.storage.files import Name, is_opened, kind_of, output_path
+from wnconvert.storage.files import Name, is_opened, kind_of, located, output_path
 from wnconvert.storage.stores.store import Address
 from wnconvert.tensors.blocks import processors
 from wnconvert.verbs.conversion.targets import StrPath, address_of
@@ -73,8 +74,14 @@ class Fleet:
         width = request.jobs or processors()
         if len(jobs) < width and not any(job.has_shards for job in jobs):
             width = max(len(jobs), 1)
-        with opened_workplace(width, request.cluster, request.executor) as place:
-            yield from _results(iter(jobs), place, journal, keep_going=request.keep_going)
+        missing = _missing_folders(jobs)
+        try:
+            with opened_workplace(width, request.cluster, request.executor) as place:
+                yield from _results(iter(jobs), place, journal, keep_going=request.keep_going)
+        finally:
+            for folder in missing:
+                with suppress(OSError):  # something is in it, or it was never made
+                    folder.rmdir()
         if journal is not None:
             journal.close()
 
@@ -145,6 +152,14 @@ def _looked(
         yield from lookers.map(look, jobs)
     finally:
         lookers.shutdown(cancel_futures=True)
+
+
+def _missing_folders(jobs: Iterable[FileJob]) -> list[Path]:
+    """The folders of outputs that are not there yet, inner ones first: those left empty go again."""
+    outputs = (located(job.output) for job in jobs if job.output is not None)
+    parents = {parent for path in outputs if isinstance(path, Path) for parent in path.parents}
+    missing = (parent for parent in parents if not parent.exists())
+    return sorted(missing, key=lambda parent: len(parent.parts), reverse=True)
 
 
 def _fitted(job: FileJob, place: Workplace, *, is_led: bool) -> FileJob:
