@@ -65,7 +65,7 @@ def compare_evaluated(
 def _notes(unrun: list[str]) -> Iterator[str]:
     if unrun:
         names = listed(map(printable, unrun), 6)
-        yield f"onnxruntime cannot run the arithmetic of {names} alone: compared in the whole model only"
+        yield f"onnxruntime cannot run the arithmetic of {names} alone: only the whole model compares it"
 
 
 def _computed(weight: EvaluatedWeight, slices: Slices, source: Source, runtime: Runtime) -> Array | None:
