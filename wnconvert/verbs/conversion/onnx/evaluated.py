@@ -74,7 +74,7 @@ def _notes(unrun: list[str], infinite: list[str]) -> Iterator[str]:
         yield f"the original makes NaN or infinite elements of {names}, which are no measure"
     if unrun:
         names = listed(map(printable, unrun), 6)
-        yield f"onnxruntime cannot run the arithmetic of {names} alone: compared in the whole model only"
+        yield f"onnxruntime cannot run the arithmetic of {names} alone: only the whole model compares it"
 
 
 def _computed(weight: EvaluatedWeight, slices: Slices, source: Source, runtime: Runtime) -> Array | None:
