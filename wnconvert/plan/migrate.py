@@ -13,7 +13,7 @@ from wnconvert.layers.find import FoundPairs
 from wnconvert.layers.kinds.others import as_form, has_form
 from wnconvert.layers.kinds.table import in_words
 from wnconvert.layers.rules import Spectral
-from wnconvert.layers.schemes import Layer, Selection, is_pair
+from wnconvert.layers.schemes import FORMS, Layer, Selection, is_pair
 from wnconvert.messages import counted, listed, option
 from wnconvert.plan.names.frameworks import InFramework
 from wnconvert.plan.order import is_buffer, restored
@@ -88,6 +88,7 @@ def plan_migrate(
         if drop_optimizer
         else (),
         already=sum(layer.form == to for item in found for layer in item.layers),
+        formless=sum(layer.form != to and not has_form(layer, to) for item in found for layer in item.layers),
         notes=(
             *draft.found_notes(),
             *_made_notes(draft.states, planned),
@@ -139,7 +140,8 @@ def _kinds_notes(layers: Iterable[Layer], to: str) -> Iterable[str]:
     for kinds, count in (+alone).items():
         stays = "stays as it is" if count == 1 else "stay as they are"
         whose = CONVENTIONS[to].library
-        yield f"{counted(count, 'layer')} of {in_words(kinds)} {stays}: {whose} has no {to} form of it"
+        form = f"{to} form of it" if to in FORMS else "weight norm of such a name and shape"
+        yield f"{counted(count, 'layer')} of {in_words(kinds)} {stays}: {whose} has no {form}"
     for form, names in others.items():
         yield f"{listed(names, 3)}: the axes of {form} kernels are in another order, so names alone do not do"
     if spectral:

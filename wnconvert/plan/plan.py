@@ -252,7 +252,8 @@ class Plan(Shown):
     index if they are several, and ``copied`` are the paths of files that are copied as they are. ``renamed``
     counts the keys of the source that have a new name because the user asked for it. ``writes`` is False
     where no layer changes and no option asks for an output: then nothing is written. ``kinds`` are those of
-    the layers that were looked for; ``unwanted`` counts those of a recipe that the selection leaves out;
+    the layers that were looked for; ``unwanted`` counts those of a recipe that the selection leaves out,
+    ``formless`` those that cannot have the form that is asked for;
     ``hints`` say which others are there, and what folds them. ``left`` are the norms that names do not tell
     the layer of, where these were to be folded. ``computed`` are the weights that an ONNX model computes of
     stored tensors at every run, and that stay so; ``constants`` are those that are evaluated and stored.
@@ -273,6 +274,7 @@ class Plan(Shown):
     writes: bool = True
     kinds: tuple[str, ...] = (Norm.kind,)
     unwanted: int = 0
+    formless: int = 0
     hints: tuple[str, ...] = ()
     left: tuple[NormLeft, ...] = ()
     computed: tuple[ComputedWeight, ...] = ()

@@ -205,7 +205,11 @@ def test_physicsnemos_form_is_given_to_linear_layers_alone(tmp_path: Path) -> No
     assert set(moved) == {"fc.weight_g", "fc.weight", "conv.weight_g", "conv.weight_v"}
     np.savez(tmp_path / "in.npz", **there)
     result = migrate_file(tmp_path / "in.npz", tmp_path / "out.npz", to="physicsnemo")
-    assert "1 layer of weight norm stays as it is: PhysicsNeMo has no physicsnemo form of it" in result.notes
+    assert any("PhysicsNeMo has no weight norm of such a name and shape" in note for note in result.notes)
+    only = {name: array for name, array in there.items() if name.startswith("conv")}
+    np.savez(tmp_path / "conv.npz", **only)
+    result = migrate_file(tmp_path / "conv.npz", tmp_path / "out2.npz", to="physicsnemo")
+    assert "nothing to migrate: none of its layers can have that form" in result.notes[-1]
     with pytest.raises(LayerError, match="physicsnemo spells no layer of its name and shapes"):
         split_state_dict({"conv.weight": there["conv.weight_v"]}, layers="*", dim=0, to="physicsnemo")
 

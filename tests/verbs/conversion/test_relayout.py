@@ -109,7 +109,7 @@ def test_torch_computes_what_mlx_computed(is_folded: bool, tmp_path: Path) -> No
     if is_folded:
         fold_file(source, tmp_path / "folded.npz")
         source = tmp_path / "folded.npz"
-    state = in_torch(source, tmp_path, framework="mlx", layout=kinds if is_folded else [])
+    state = in_torch(source, tmp_path, framework="mlx", layout=kinds)
     x, y = expected("mlx")
     x = functional.leaky_relu(
         functional.conv1d(x, weight(state, "conv_pre"), state["conv_pre.bias"], padding=1)
@@ -135,7 +135,7 @@ MODEL = {
     "tokens.weight": (11, 3),
     "alpha": (6,),
 }
-KINDS = ["tokens.*=embedding"]
+KINDS = ["tokens.*=embedding", "pre.*=convolution"]
 IN_FLAX = {
     "params/pre/kernel": (2, 1, 0),
     "params/ups/0/kernel": (2, 0, 1),  # and its first axis backwards
@@ -186,7 +186,7 @@ def test_pairs_go_there_and_back(form: Any, to: Any, tmp_path: Path) -> None:
     plain = {name: shape for name, shape in MODEL.items() if name.split(".")[0] in ("pre", "lin")}
     source, split, out = written(tmp_path, plain), tmp_path / "split.pt", tmp_path / "out.safetensors"
     split_file(source, split, layers=["*.weight"], dim=0, to=form)
-    result = migrate_file(split, out, to=to)
+    result = migrate_file(split, out, to=to, layout=KINDS)
     assert [(row.form, row.to) for row in result.plan.layers] == [
         (form, {"nnx": "nnx", "mlx": "legacy"}[to])
     ] * 2
@@ -202,8 +202,9 @@ def test_pairs_go_there_and_back(form: Any, to: Any, tmp_path: Path) -> None:
 
 #: Shapes beside a bias, with what they are in torch, and what is said of those that nothing tells.
 TOLD: dict[str, tuple[Sequence[int], Sequence[int] | None, str]] = {
-    "a convolution": ((8, 4, 3), (8,), ""),
-    "a convolution in groups": ((8, 2, 3), (8,), ""),
+    "a convolution": ((8, 5, 3), (8,), ""),
+    "a convolution, or a transposed one in groups": ((8, 2, 3), (8,), "its bias fits both"),
+    "layers that are stacked": ((3, 8, 4), (3, 8), "its bias has 2 axes"),
     "a transposed one": ((4, 8, 3), (8,), ""),
     "a square one": ((8, 8, 3), (8,), "its bias fits both"),
     "a depthwise one": ((8, 1, 3), (8,), "its bias fits both"),
@@ -239,10 +240,12 @@ def test_what_is_said_must_fit_the_bias(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("shapes", "says"),
     [
-        ({"up/kernel": (3, 4, 8), "up/bias": (8,)}, "not called Conv_N or ConvTranspose_N"),
+        ({"up/kernel": (3, 4, 8), "up/bias": (8,)}, "nothing tells what it is"),
         ({"ConvTranspose_0/kernel": (3, 8, 8), "ConvTranspose_0/bias": (8,)}, "transpose_kernel"),
         ({"ConvTranspose_0/kernel": (3, 4, 8)}, "transpose_kernel"),
-        ({"query/kernel": (16, 4, 4), "query/bias": (4, 4)}, "not called Conv_N"),  # heads of attention
+        ({"query/kernel": (16, 4, 4), "query/bias": (4, 4)}, "its bias has 2 axes"),  # heads of attention
+        ({"0/kernel": (3, 4, 8), "0/bias": (8,)}, "nothing tells what it is"),
+        ({"ScanBlock_0/Conv_0/kernel": (3, 5, 4, 8)}, "layers may be stacked"),
         ({"a/kernel": (3, 4), "pos": (1, 7, 16)}, "pos is no name of a kernel"),
     ],
 )
@@ -270,7 +273,7 @@ def test_what_is_said_counts_and_the_first_that_fits(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "out", "says"),
     [
-        ({"to": "flax"}, "out.npz", "torch's and MLX's alike"),
+        ({"to": "flax"}, "out.npz", "nothing in it tells which framework"),
         ({"to": "mlx", "framework": "mlx"}, "out.npz", "the layout of mlx already"),
         ({"to": "mlx", "framework": "torch"}, "out.pt", "mlx does not read torch files"),
         ({"to": "mlx", "framework": "torch", "layers": ["a*"]}, "out.npz", "takes the whole file"),
@@ -300,3 +303,93 @@ def test_counts_of_batches_and_the_rest_of_a_torch_file_are_left_out(tmp_path: P
     assert {*loaded(tmp_path / "out.npz")} == {"bn/scale", "bn/bias"}
     assert "num_batches_tracked is left out: flax does not count batches" in result.plan.notes
     assert any("optimizer" in note and "epoch" in note for note in result.plan.notes)
+
+
+def saved(folder: Path, state: State, name: str = "in.pt") -> Path:
+    """A torch file of a state dict."""
+    torch.save(state, folder / name)
+    return folder / name
+
+
+def test_a_module_called_as_flax_calls_tensors_is_torchs(tmp_path: Path) -> None:
+    state = {
+        "embedding.weight": torch.randn(7, 8),
+        "kernel.weight": torch.randn(8, 8),
+        "kernel.bias": torch.zeros(8),
+    }
+    source, out = saved(tmp_path, state), tmp_path / "out.npz"
+    migrate_file(source, out, to="flax", layout=["embedding.*=embedding"])
+    assert np.array_equal(loaded(out)["kernel/kernel"], state["kernel.weight"].T)
+    with pytest.raises(WnconvertError, match="nothing in it tells which framework"):
+        migrate_file(saved(tmp_path, {"fc.kernel": torch.randn(3, 4)}), tmp_path / "no.npz", to="flax")
+    with pytest.raises(WnconvertError, match="kernel is no name of a kernel"):
+        migrate_file(tmp_path / "in.pt", tmp_path / "no.npz", to="flax", framework="torch")
+
+
+def test_what_is_no_plain_tensor_is_said(tmp_path: Path) -> None:
+    linear = {"0.weight": torch.randn(4, 3), "0.bias": torch.zeros(4)}
+    sparse = {**linear, "fc.weight": torch.randn(4, 3).to_sparse()}
+    result = migrate_file(saved(tmp_path, sparse), tmp_path / "out.npz", to="flax")
+    assert "left out: fc.weight: no plain tensor" in result.notes
+    both = {"generator": linear, "disc": linear, "step": 3}
+    torch.save(both, tmp_path / "two.pt")
+    result = migrate_file(tmp_path / "two.pt", tmp_path / "two.npz", to="flax", only="generator")
+    assert any("disc" in note and "step" in note for note in result.notes)
+    assert not any(note.startswith("left out:") for note in result.notes)
+
+
+def test_g_of_mlx_on_the_first_axis_tells_nothing(tmp_path: Path) -> None:
+    pair = {"up.weight_g": (5, 1, 1), "up.weight_v": (5, 3, 6), "up.bias": (5,)}
+    source = written(tmp_path, pair)
+    with pytest.raises(WnconvertError, match="MLX has the outputs first in both"):
+        migrate_file(source, tmp_path / "out.pt", to="torch", framework="mlx")
+    state = in_torch(source, tmp_path, framework="mlx", layout=["*=transposed"])
+    assert state["up.parametrizations.weight.original1"].shape == (6, 5, 3)
+
+
+def test_what_shapes_alone_tell_is_named(tmp_path: Path) -> None:
+    shapes = {
+        "bi.weight": (4, 5, 6),
+        "bi.bias": (4,),
+        "act.weight": (8,),
+        "c.weight": (8, 8),
+        "c.bias": (8,),
+        "d.weight": (8, 5),
+        "d.bias": (8,),
+    }
+    result = migrate_file(written(tmp_path, shapes), tmp_path / "o.npz", to="flax", framework="torch")
+    (note,) = (note for note in result.notes if note.startswith("by their shapes alone"))
+    assert "convolution: bi; the scale of a norm: act; linear: c (" in note
+    assert not any(
+        note.startswith("by their shapes alone")
+        for note in migrate_file(
+            written(tmp_path, {"Dense_0/kernel": (3, 4)}), tmp_path / "o.pt", to="torch"
+        ).notes
+    )
+
+
+def test_only_batch_stats_are_statistics(tmp_path: Path) -> None:
+    shapes = {"params/head/mean": (3,), "batch_stats/bn/mean": (3,), "params/bn/scale": (3,)}
+    state = in_torch(written(tmp_path, shapes), tmp_path, framework="flax")
+    assert {*state} == {"head.mean", "bn.running_mean", "bn.weight"}
+
+
+def test_a_module_called_params_comes_back(tmp_path: Path) -> None:
+    state = {"params.fc.weight": torch.randn(4, 3), "params.fc.bias": torch.zeros(4)}
+    migrate_file(saved(tmp_path, state), tmp_path / "out.npz", to="flax")
+    assert {*loaded(tmp_path / "out.npz")} == {"params/params/fc/kernel", "params/params/fc/bias"}
+    assert {*in_torch(tmp_path / "out.npz", tmp_path)} == {*state}
+
+
+def test_nnx_is_told_of_its_axes_and_of_negative_magnitudes(tmp_path: Path) -> None:
+    pair = {"fc.weight_g": torch.tensor(-2.0), "fc.weight_v": torch.randn(4, 3)}
+    notes = migrate_file(saved(tmp_path, pair), tmp_path / "out.npz", to="nnx").notes
+    assert any("feature_axes" in note and note.endswith(" None") for note in notes)
+    assert any("a negative g" in note for note in notes)
+
+
+@pytest.mark.parametrize("name", ["keras3.npz", "tfa.npz", "equinox.npz", "paddle.pdparams"])
+def test_layouts_of_other_frameworks_are_not_guessed(name: str, tmp_path: Path) -> None:
+    with pytest.raises(WnconvertError, match="nothing in it tells which framework") as caught:
+        migrate_file(FRAMEWORKS / name, tmp_path / "out.pt", to="torch")
+    assert "Keras" in caught.value.fix

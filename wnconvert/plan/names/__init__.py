@@ -5,5 +5,7 @@ wrappers    names seen through the wrappers of torch.compile, FSDP and checkpoin
 prefixes    the prefix by which the names of two sides differ
 trees       a tree, its record and its modules under their new names
 kernels     how frameworks order the axes of kernels
+places      how frameworks call the tensors of a module
+told        what kernels are, by names and by the sizes of biases
 frameworks  a state dict as another framework has it: its names, its axes, the shapes of g
 """

@@ -103,6 +103,7 @@ class Draft:
         record: tuple[Mapping[str, Any], ...],
         optimizers: tuple[LeftOut, ...] = (),
         already: int = 0,
+        formless: int = 0,
         notes: Iterable[str] = (),
     ) -> Plan:
         """The plan that puts ``planned``, and leaves out ``optimizers`` and what the scope leaves out."""
@@ -115,6 +116,7 @@ class Draft:
             only=self.scope.only,
             dropped=(*optimizers, *self.scope.dropped, *texts),
             already=already,
+            formless=formless,
             record=record,
             notes=(
                 *self.tree.notes,

@@ -38,8 +38,9 @@ def why_nothing(plan: Plan, tree: Tree) -> str:
     if plan.verb == "split":
         return "none of its weights is one to split"
     found = [layer for state in states for layer in pairs_in(state, Selection(kinds=plan.kinds)).layers]
-    if found and plan.verb == "migrate" and not any(map(_has_two_forms, found)):
-        return "none of its layers has another form"
+    if plan.formless:
+        can = "can have that form" if any(map(_has_two_forms, found)) else "has another form"
+        return f"none of its layers {can}"
     if count := len(found) or plan.unwanted:
         globs = f"{option('layers')} and {option('exclude')}"
         return f"{globs} leave out {counted(count, 'layer')}, all that there are"
